@@ -1,0 +1,48 @@
+"""moesim simulates mixture-of-experts inference on a GPU that cannot hold all experts.
+
+The public API is small: load a trace and a scenario, run, look at the result. Names resolve on
+first use, so that `import moesim` stays cheap and the torch extra stays optional.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from moesim.scenario import Scenario, load_scenario
+    from moesim.simulate import Result, run
+    from moesim.trace import Trace, load_trace
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Result",
+    "Scenario",
+    "Trace",
+    "__version__",
+    "load_scenario",
+    "load_trace",
+    "run",
+]
+
+_HOME = {
+    "Result": "moesim.simulate",
+    "Scenario": "moesim.scenario",
+    "Trace": "moesim.trace",
+    "load_scenario": "moesim.scenario",
+    "load_trace": "moesim.trace",
+    "run": "moesim.simulate",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'moesim' has no attribute {name!r}")
+    value = getattr(import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,29 @@
+"""The public API is small, resolves, and costs nothing until it is used."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+import moesim
+
+HEAVY = ("torch", "pandas", "matplotlib", "scipy", "transformers", "pyarrow")
+
+
+@pytest.mark.parametrize("name", moesim.__all__)
+def test_every_public_name_resolves(name: str) -> None:
+    assert getattr(moesim, name) is getattr(moesim, name)
+    assert name in dir(moesim)
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'runn'"):
+        _ = moesim.runn
+
+
+def test_importing_moesim_loads_nothing_heavy() -> None:
+    code = f"import sys, moesim; print([m for m in {HEAVY!r} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
