@@ -1,0 +1,69 @@
+"""Files that are either whole or absent: write under a temporary name, rename when done.
+
+Everything moesim leaves behind (traces, run directories) goes through here, so that a crash, a
+full disk or Ctrl-C never leaves something half-written under its final name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from moesim.errors import OutputError
+
+
+@contextmanager
+def output_errors(path: Path) -> Iterator[None]:
+    """Turn an operating-system failure (full disk, read-only folder) into an `OutputError`."""
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(path, error.strerror or str(error)) from error
+
+
+@contextmanager
+def whole_folder(path: Path, *, force: bool = False) -> Iterator[Path]:
+    """Yield a temporary sibling of `path` that becomes `path` when the block ends well.
+
+    On any exception the temporary folder is removed and `path` is left as it was. An existing
+    `path` is refused unless `force` is set, and is only replaced once the new one is whole.
+    """
+    path = Path(path)
+    with output_errors(path):
+        if path.exists() and not force:
+            raise OutputError(path, "already exists; choose another name or pass --force")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.partial-", dir=path.parent))
+    try:
+        with output_errors(path):
+            yield partial
+            umask = os.umask(0)
+            os.umask(umask)
+            partial.chmod(0o777 & ~umask)  # mkdtemp made it private
+            if path.exists():
+                old = partial.with_name(partial.name + ".old")
+                path.rename(old)
+                partial.rename(path)
+                shutil.rmtree(old)
+            else:
+                partial.rename(path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as stable, readable JSON (sorted as given, one trailing newline)."""
+    path.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()

@@ -1,0 +1,21 @@
+"""Traces: the format, reading, writing, health checks, importers, synthetic ones."""
+
+from moesim.trace.importers import IMPORTERS, from_esft, from_npz
+from moesim.trace.meta import TraceMeta
+from moesim.trace.reader import load_trace, validate_trace
+from moesim.trace.synthetic import SyntheticKnobs, synthesize
+from moesim.trace.trace import Trace
+from moesim.trace.writer import TraceWriter
+
+__all__ = [
+    "IMPORTERS",
+    "SyntheticKnobs",
+    "Trace",
+    "TraceMeta",
+    "TraceWriter",
+    "from_esft",
+    "from_npz",
+    "load_trace",
+    "synthesize",
+    "validate_trace",
+]

@@ -1,0 +1,98 @@
+"""Health checks: what must hold of every row and request of a trace.
+
+Each check raises `TraceError` naming the file, the offset (row, layer, place) and the rule.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from moesim.errors import TraceError
+from moesim.trace.meta import Role, TraceMeta
+
+Array = npt.NDArray[Any]
+_CHUNK_ROWS = 16_384  # bounds the scratch memory of a check
+
+
+def check_shard(
+    meta: TraceMeta, role: Role, array: Array, *, file: str, first_row: int = 0
+) -> None:
+    """Check the values of one shard, `(rows, *meta.row_shape(role))`."""
+    check = _check_ids if role in ("expert_ids", "predictions") else _check_numbers
+    for start in range(0, len(array), _CHUNK_ROWS):
+        check(meta, array[start : start + _CHUNK_ROWS], file, first_row + start)
+
+
+def _check_ids(meta: TraceMeta, ids: Array, file: str, first_row: int) -> None:
+    wrong = (ids >= meta.num_experts) & (ids != meta.unused)
+    if wrong.any():
+        where = _first(wrong)
+        raise TraceError(
+            file,
+            _place(where, first_row),
+            f"expert id {int(ids[where])} is out of range for {meta.num_experts} experts",
+        )
+    ordered = np.sort(ids, axis=-1)
+    repeated = (ordered[..., 1:] == ordered[..., :-1]) & (ordered[..., 1:] != meta.unused)
+    if repeated.any():
+        where = _first(repeated)
+        raise TraceError(
+            file,
+            _place(where[:-1], first_row),
+            f"expert id {int(ordered[..., 1:][where])} is repeated in a row",
+        )
+
+
+def _check_numbers(meta: TraceMeta, values: Array, file: str, first_row: int) -> None:
+    wrong = ~(np.isfinite(values) & (values >= 0))
+    if wrong.any():
+        where = _first(wrong)
+        raise TraceError(
+            file,
+            _place(where, first_row),
+            f"weight {float(values[where])} must be finite and not negative",
+        )
+
+
+def _first(mask: Array) -> tuple[int, ...]:
+    return tuple(int(i) for i in np.unravel_index(int(np.argmax(mask)), mask.shape))
+
+
+def _place(where: tuple[int, ...], first_row: int) -> str:
+    names = ("row", "layer", "place") if len(where) <= 3 else ("row", "layer", "depth", "place")
+    numbers = (where[0] + first_row, *where[1:])
+    return ", ".join(f"{name} {number}" for name, number in zip(names, numbers, strict=False))
+
+
+def check_requests(meta: TraceMeta, requests: dict[str, Array], num_rows: int, file: str) -> None:
+    """Check that the request table covers the rows exactly, in order, with the right lengths."""
+    prompt, output = requests["prompt_tokens"], requests["output_tokens"]
+    rows, first = requests["num_rows"], requests["first_row"]
+    recorded = meta.prompt_rows == "recorded"
+    expected = output - 1 + (prompt if recorded else 0)
+    rules = (
+        ((prompt < 1), "prompt_tokens must be at least 1"),
+        ((output < 1), "output_tokens must be at least 1"),
+        (
+            rows != expected,
+            "num_rows must be prompt + output - 1" if recorded else "num_rows must be output - 1",
+        ),
+        (
+            first != np.concatenate(([0], np.cumsum(rows)[:-1])),
+            "first_row must follow the rows of the request before",
+        ),
+    )
+    for wrong, rule in rules:
+        if wrong.any():
+            raise TraceError(file, f"request {int(np.argmax(wrong))}", rule)
+    if int(rows.sum()) != num_rows:
+        raise TraceError(
+            file, "num_rows", f"requests cover {int(rows.sum())} rows, the shards hold {num_rows}"
+        )
+    arrival = requests["arrival_s"]
+    bad = ~np.isnan(arrival) & ((arrival < 0) | np.isinf(arrival))
+    if bad.any():
+        raise TraceError(file, f"request {int(np.argmax(bad))}", "arrival_s must be ≥ 0 and finite")

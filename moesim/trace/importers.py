@@ -1,0 +1,59 @@
+"""Other people's recordings, turned into traces: one function each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from moesim.errors import TraceError
+from moesim.trace.trace import Trace
+
+
+def from_npz(path: str | Path, *, num_experts: int | None = None, **meta: Any) -> Trace:
+    """An `.npz` with `expert_ids` (rows, layers, k), `seq_len` (requests,) and, optionally,
+    `gate_weights`: the form recommended to anyone with arrays of their own.
+
+    Raises `TraceError` for a missing array or one that breaks the format.
+    """
+    file = Path(path)
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            data = {name: arrays[name] for name in arrays.files}
+    except (OSError, ValueError, EOFError, TypeError) as error:
+        raise TraceError(file, "", f"is not a readable .npz: {error}") from None
+    for name in ("expert_ids", "seq_len"):
+        if name not in data:
+            raise TraceError(file, name, f"missing; the file has {', '.join(sorted(data))}")
+    ids = data["expert_ids"]
+    if num_experts is None:
+        num_experts = int(ids.max()) + 1 if ids.size else 0
+    provenance = {"imported_from": file.name, "format": "npz"}
+    return Trace.from_arrays(
+        expert_ids=ids,
+        seq_len=data["seq_len"],
+        num_experts=num_experts,
+        gate_weights=data.get("gate_weights"),
+        domain=meta.pop("domain", file.stem),
+        provenance={**provenance, **meta.pop("provenance", {})},
+        **{"model": file.stem, **meta},
+    )
+
+
+def from_esft(path: str | Path, **meta: Any) -> Trace:
+    """Routing of DeepSeek-V2-Lite as published by deepseek-ai/ESFT (results/expert_scores),
+    packed as `.npz`: 26 MoE layers (model layers 1-26) of 64 experts, top-6, teacher-forced.
+    """
+    known: dict[str, Any] = {
+        "num_experts": 64,
+        "model": "deepseek-v2-lite",
+        "layer_map": tuple(range(1, 27)),
+        "num_shared_experts": 2,
+        "provenance": {"source": "deepseek-ai/ESFT results/expert_scores", "forced": True},
+    }
+    return from_npz(path, **{**known, **meta})
+
+
+IMPORTERS: dict[str, Callable[..., Trace]] = {"npz": from_npz, "esft": from_esft}

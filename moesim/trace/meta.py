@@ -1,0 +1,200 @@
+"""What a trace says about itself: the header, `trace.json`.
+
+The header is written last and lists every other file of the folder with its size and SHA-256
+(shards also with their role, first row, shape and dtype). A folder without one is not a trace.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from moesim.errors import TraceError
+
+FORMAT = "moesim-trace"
+VERSION = "1.0"
+HEADER = "trace.json"
+REQUESTS = "requests.parquet"
+
+Role = Literal["expert_ids", "gate_weights", "predictions", "probabilities"]
+ROLES: tuple[Role, ...] = ("expert_ids", "gate_weights", "predictions", "probabilities")
+ROUTERS = ("layerwise", "pregated", "decoupled", "static")
+
+
+@dataclass(frozen=True, slots=True)
+class TraceMeta:
+    """Shape and provenance of a trace.
+
+    `num_layers` counts MoE layers; `layer_map[l]` is the model layer of trace layer l (None: the
+    same). `router` says what routing is known ahead (see `docs/design.md`). `prompt_rows` is
+    `absent` where only decoded tokens were recorded. `normalised`: the gate weights of a row sum
+    to one. `model_config` is the Hugging Face `config.json`, from which real sizes are costed.
+    """
+
+    num_layers: int
+    num_experts: int
+    top_k: int
+    model: str = "unknown"
+    revision: str | None = None
+    config_hash: str | None = None
+    router: str = "layerwise"
+    normalised: bool = False
+    num_shared_experts: int = 0
+    expert_bytes: int | None = None
+    layer_map: tuple[int, ...] | None = None
+    prompt_rows: str = "recorded"
+    prediction_depth: int = 0
+    synthetic: bool = False
+    model_config: dict[str, Any] | None = None
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def problem(self) -> str | None:
+        """The first rule this header breaks, in words, or None."""
+        for name in ("num_layers", "num_experts", "top_k"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                return f"{name} must be a positive integer, not {value!r}"
+        if self.top_k > self.num_experts:
+            return f"top_k ({self.top_k}) exceeds num_experts ({self.num_experts})"
+        if self.num_experts > 65_535:
+            return f"num_experts ({self.num_experts}) exceeds 65535"
+        if self.router not in ROUTERS:
+            return f"router {self.router!r} is none of {', '.join(ROUTERS)}"
+        if self.prompt_rows not in ("recorded", "absent"):
+            return f"prompt_rows must be 'recorded' or 'absent', not {self.prompt_rows!r}"
+        if not isinstance(self.prediction_depth, int) or self.prediction_depth < 0:
+            return f"prediction_depth must be an integer ≥ 0, not {self.prediction_depth!r}"
+        if self.layer_map is not None and (
+            len(self.layer_map) != self.num_layers
+            or any(b <= a for a, b in zip(self.layer_map, self.layer_map[1:], strict=False))
+        ):
+            return f"layer_map must list {self.num_layers} model layers in rising order"
+        return None
+
+    @property
+    def id_dtype(self) -> npt.DTypeLike:
+        """The smallest unsigned type whose maximum is at least `num_experts`."""
+        return np.uint8 if self.num_experts <= 255 else np.uint16
+
+    @property
+    def unused(self) -> int:
+        """The id that marks a place a router left unused: the id type's maximum."""
+        return int(np.iinfo(self.id_dtype).max)
+
+    @property
+    def model_layers(self) -> tuple[int, ...]:
+        """The model layer of each trace layer."""
+        return self.layer_map or tuple(range(self.num_layers))
+
+    def row_shape(self, role: Role) -> tuple[int, ...]:
+        """Shape of one row (one token) of a routing array."""
+        layers, k = self.num_layers, self.top_k
+        return {
+            "expert_ids": (layers, k),
+            "gate_weights": (layers, k),
+            "predictions": (layers, self.prediction_depth, k),
+            "probabilities": (layers, self.num_experts),
+        }[role]
+
+    def dtype(self, role: Role) -> npt.DTypeLike:
+        """Stored type of a routing array."""
+        return self.id_dtype if role in ("expert_ids", "predictions") else np.float16
+
+
+@dataclass(frozen=True, slots=True)
+class FileEntry:
+    """One file of a trace folder, as its header lists it; `role` only for routing shards."""
+
+    path: str
+    bytes: int
+    sha256: str
+    role: Role | None = None
+    first_row: int | None = None
+    shape: tuple[int, ...] | None = None
+    dtype: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """The parsed `trace.json`."""
+
+    version: str
+    meta: TraceMeta
+    num_rows: int
+    num_requests: int
+    files: tuple[FileEntry, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        files = [
+            {key: value for key, value in asdict(entry).items() if value is not None}
+            for entry in self.files
+        ]
+        return {
+            "format": FORMAT,
+            "version": self.version,
+            "num_rows": self.num_rows,
+            "num_requests": self.num_requests,
+            **asdict(self.meta),
+            "files": files,
+        }
+
+
+def read_header(folder: Path) -> Header:
+    """Parse and check `trace.json`. Raises `TraceError` naming the file, the field and the rule."""
+    path = folder / HEADER
+    if not folder.is_dir():
+        raise TraceError(folder, "", "no such trace folder")
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise TraceError(
+            path, "", "missing: the folder is not a trace, or its recording never finished"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise TraceError(path, _json_place(error), f"is not readable JSON ({error})") from None
+    if not isinstance(raw, dict) or raw.get("format") != FORMAT:
+        raise TraceError(path, "format", f"must be {FORMAT!r}")
+    version = str(raw.get("version", ""))
+    if version.split(".")[0] != VERSION.split(".")[0]:
+        raise TraceError(
+            path, "version", f"{version!r} is unknown; this moesim reads {VERSION.split('.')[0]}.x"
+        )
+    try:
+        meta_names = {entry.name for entry in fields(TraceMeta)}
+        known = {key: value for key, value in raw.items() if key in meta_names}
+        if known.get("layer_map") is not None:
+            known["layer_map"] = tuple(int(layer) for layer in known["layer_map"])
+        meta = TraceMeta(**known)
+        files = tuple(_file_entry(entry) for entry in raw["files"])
+        header = Header(version, meta, int(raw["num_rows"]), int(raw["num_requests"]), files)
+    except (TypeError, KeyError, ValueError, AttributeError) as error:
+        raise TraceError(path, "", f"a field is missing or of the wrong type: {error}") from None
+    if problem := meta.problem():
+        raise TraceError(path, "", problem)
+    if header.num_rows < 1 or header.num_requests < 1:
+        raise TraceError(path, "num_rows", "a trace needs at least one row and one request")
+    return header
+
+
+def _file_entry(raw: dict[str, Any]) -> FileEntry:
+    names = {entry.name for entry in fields(FileEntry)}
+    known = {key: value for key, value in raw.items() if key in names}
+    name = known["path"]
+    if not isinstance(name, str) or Path(name).name != name:
+        raise ValueError(f"file name {name!r} must be a plain name inside the folder")
+    if known.get("role") is not None and known["role"] not in ROLES:
+        raise ValueError(f"role {known['role']!r} is none of {', '.join(ROLES)}")
+    if known.get("shape") is not None:
+        known["shape"] = tuple(int(size) for size in known["shape"])
+    return FileEntry(**known)
+
+
+def _json_place(error: Exception) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        return f"line {error.lineno}, column {error.colno}"
+    return ""

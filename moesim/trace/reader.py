@@ -1,0 +1,141 @@
+"""Opening a trace folder: sizes and shapes are checked, values stay on disk until asked for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from moesim.errors import TraceError
+from moesim.files import sha256
+from moesim.trace.health import check_requests, check_shard
+from moesim.trace.meta import HEADER, REQUESTS, ROLES, FileEntry, Header, Role, read_header
+from moesim.trace.rows import Rows
+from moesim.trace.trace import REQUEST_COLUMNS, Trace
+
+
+def load_trace(path: str | Path) -> Trace:
+    """Open a trace folder, memory-mapped: big traces open at once.
+
+    Checks the header, the size, shape and type of every shard, and the request table; values and
+    hashes are checked by `validate_trace`. Raises `TraceError` naming file, place and reason.
+    """
+    folder = Path(path)
+    header = read_header(folder)
+    for entry in header.files:
+        _check_size(folder, entry)
+    arrays = {
+        role: Rows(shards) for role in ROLES if (shards := _open_shards(folder, header, role))
+    }
+    if "expert_ids" not in arrays:
+        raise TraceError(folder / HEADER, "files", "lists no expert_ids shard")
+    if not any(entry.path == REQUESTS for entry in header.files):
+        raise TraceError(folder / HEADER, "files", f"does not list {REQUESTS}")
+    for role, rows in arrays.items():
+        if len(rows) != header.num_rows:
+            raise TraceError(
+                folder / HEADER, "num_rows", f"is {header.num_rows}, {role} has {len(rows)}"
+            )
+    requests = _read_requests(folder / REQUESTS)
+    if len(requests["num_rows"]) != header.num_requests:
+        raise TraceError(
+            folder / REQUESTS,
+            "",
+            f"has {len(requests['num_rows'])} requests, the header says {header.num_requests}",
+        )
+    check_requests(header.meta, requests, header.num_rows, str(folder / REQUESTS))
+    return Trace(header.meta, requests, arrays, folder)
+
+
+def validate_trace(path: str | Path) -> Trace:
+    """Open a trace and check everything: hashes of all files, then every value."""
+    folder = Path(path)
+    trace = load_trace(folder)
+    header = read_header(folder)
+    for entry in header.files:
+        found = sha256(folder / entry.path)
+        if found != entry.sha256:
+            raise TraceError(
+                folder / entry.path,
+                f"bytes 0..{entry.bytes}",
+                f"SHA-256 is {found[:12]}…, the header says {entry.sha256[:12]}…: "
+                "the file was changed, damaged or exchanged",
+            )
+    for entry in header.files:
+        if entry.role is not None:
+            file = folder / entry.path
+            array = _open_shard(file, header, entry)
+            check_shard(
+                header.meta, entry.role, array, file=str(file), first_row=entry.first_row or 0
+            )
+    return trace
+
+
+def _check_size(folder: Path, entry: FileEntry) -> None:
+    file = folder / entry.path
+    try:
+        size = file.stat().st_size
+    except OSError as error:
+        raise TraceError(file, "", f"cannot be read ({error.strerror})") from None
+    if size != entry.bytes:
+        raise TraceError(
+            file,
+            f"byte {min(size, entry.bytes)}",
+            f"the file has {size} bytes, the header says {entry.bytes}",
+        )
+
+
+def _open_shards(folder: Path, header: Header, role: Role) -> list[npt.NDArray[Any]]:
+    entries = sorted(
+        (entry for entry in header.files if entry.role == role),
+        key=lambda entry: entry.first_row or 0,
+    )
+    shards = []
+    next_row = 0
+    for entry in entries:
+        if entry.first_row != next_row:
+            raise TraceError(
+                folder / entry.path,
+                f"row {entry.first_row}",
+                f"shards leave a gap or overlap: expected row {next_row} next",
+            )
+        shards.append(_open_shard(folder / entry.path, header, entry))
+        next_row += len(shards[-1])
+    return shards
+
+
+def _open_shard(file: Path, header: Header, entry: FileEntry) -> npt.NDArray[Any]:
+    assert entry.role is not None
+    try:
+        array = np.load(file, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise TraceError(file, "", f"is not a readable array: {error}") from None
+    expected = header.meta.row_shape(entry.role)
+    if not isinstance(array, np.ndarray) or array.shape[1:] != expected:
+        raise TraceError(file, "shape", f"is {array.shape}, rows must be {expected}")
+    if array.dtype != header.meta.dtype(entry.role) or array.shape != entry.shape:
+        raise TraceError(
+            file,
+            "shape",
+            f"is {array.dtype} {array.shape}, the header says {entry.dtype} {entry.shape}",
+        )
+    return array
+
+
+def _read_requests(file: Path) -> dict[str, npt.NDArray[Any]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(file, columns=list(REQUEST_COLUMNS), use_threads=False)
+        columns = {name: table.column(name).to_numpy() for name in REQUEST_COLUMNS}
+    except (OSError, pa.ArrowException, KeyError) as error:
+        raise TraceError(file, "", f"is not a readable request table: {error}") from None
+    for name in ("prompt_tokens", "output_tokens", "first_row", "num_rows"):
+        if not np.issubdtype(columns[name].dtype, np.integer):
+            raise TraceError(file, name, f"must hold whole numbers, not {columns[name].dtype}")
+    if not np.issubdtype(columns["arrival_s"].dtype, np.floating):
+        raise TraceError(file, "arrival_s", "must hold numbers (seconds)")
+    return columns

@@ -1,0 +1,59 @@
+"""Rows spread over shards, read as one array without loading them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+
+
+class Rows:
+    """A read-only array whose first axis (tokens) runs over several shards.
+
+    Indexing with a slice or an array of row numbers copies just those rows; one shard (the
+    usual case) costs nothing over numpy itself. `np.asarray(rows)` loads everything.
+    """
+
+    __slots__ = ("_shards", "_starts", "dtype", "shape")
+
+    def __init__(self, shards: Sequence[Array]) -> None:
+        self._shards = list(shards)
+        sizes = [len(shard) for shard in shards]
+        self._starts = np.concatenate(([0], np.cumsum(sizes))).astype(np.int64)
+        self.shape: tuple[int, ...] = (int(self._starts[-1]), *shards[0].shape[1:])
+        self.dtype = shards[0].dtype
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, index: Any) -> Array:
+        if len(self._shards) == 1:
+            return np.asarray(self._shards[0][index])
+        if isinstance(index, slice):
+            return self._take(np.arange(*index.indices(len(self))))
+        rows = np.asarray(index)
+        if rows.dtype == bool:
+            rows = np.flatnonzero(rows)
+        taken = self._take(rows.reshape(-1))
+        return taken.reshape(*rows.shape, *self.shape[1:])
+
+    def _take(self, rows: npt.NDArray[np.int64]) -> Array:
+        rows = np.where(rows < 0, rows + len(self), rows)
+        out = np.empty((len(rows), *self.shape[1:]), self.dtype)
+        owner = np.searchsorted(self._starts, rows, side="right") - 1
+        for number in np.unique(owner):
+            mine = owner == number
+            out[mine] = self._shards[number][rows[mine] - self._starts[number]]
+        return out
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
+        whole = np.concatenate(self._shards) if len(self._shards) > 1 else self._shards[0]
+        return np.asarray(whole, dtype=dtype)
+
+    def pieces(self) -> list[tuple[int, Array]]:
+        """(first row, shard) pairs, for one pass over everything in bounded memory."""
+        return list(zip(self._starts[:-1].tolist(), self._shards, strict=True))

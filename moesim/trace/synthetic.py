@@ -1,0 +1,109 @@
+"""Synthetic routing with stated knobs: for tests and what-ifs, always marked `synthetic`.
+
+Real traces are the default everywhere. Uniform routing (`skew=0`, `stickiness=0`) gives every
+policy a hit rate of capacity ÷ experts: a good oracle and a bad workload.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from moesim.errors import UsageError
+from moesim.trace.trace import Trace
+
+
+@dataclass(frozen=True, slots=True)
+class SyntheticKnobs:
+    """What a synthetic trace looks like.
+
+    `skew`: exponent of a Zipf law over experts, in an order of its own for each layer;
+    `stickiness`: chance that a token repeats the previous token's experts at a layer;
+    `layer_correlation`: chance that a layer's experts follow, through a fixed permutation, from
+    the layer before; `prediction_accuracy`: chance that a recorded prediction is the truth.
+    Stickiness is applied last, so that it holds exactly.
+    """
+
+    requests: int = 32
+    prompt_tokens: int = 32
+    output_tokens: int = 32
+    num_layers: int = 8
+    num_experts: int = 16
+    top_k: int = 2
+    skew: float = 0.8
+    stickiness: float = 0.2
+    layer_correlation: float = 0.3
+    prediction_depth: int = 0
+    prediction_accuracy: float = 0.9
+    seed: int = 0
+
+    def problem(self) -> str | None:
+        """The first rule these knobs break, or None."""
+        for name in ("requests", "prompt_tokens", "output_tokens", "num_layers", "top_k"):
+            if getattr(self, name) < 1:
+                return f"{name} must be at least 1, not {getattr(self, name)}"
+        if self.top_k > self.num_experts:
+            return f"top_k ({self.top_k}) exceeds num_experts ({self.num_experts})"
+        for name in ("stickiness", "layer_correlation", "prediction_accuracy"):
+            if not 0 <= getattr(self, name) <= 1:
+                return f"{name} must lie between 0 and 1, not {getattr(self, name)}"
+        if not 0 <= self.skew < 100 or self.prediction_depth < 0:
+            return "skew and prediction_depth must not be negative"
+        return None
+
+
+def synthesize(knobs: SyntheticKnobs) -> Trace:
+    """Draw a trace. Raises `UsageError` for knobs that make no sense."""
+    if problem := knobs.problem():
+        raise UsageError(f"synthetic trace: {problem}")
+    rng = np.random.default_rng(np.random.SeedSequence(knobs.seed, spawn_key=(0x7ACE,)))
+    rows_each = knobs.prompt_tokens + knobs.output_tokens - 1
+    ids = np.concatenate([_sequence(knobs, rng, rows_each) for _ in range(knobs.requests)])
+    predictions = _predictions(knobs, rng, ids) if knobs.prediction_depth else None
+    return Trace.from_arrays(
+        expert_ids=ids,
+        seq_len=np.full(knobs.requests, rows_each),
+        prompt_tokens=np.full(knobs.requests, knobs.prompt_tokens),
+        num_experts=knobs.num_experts,
+        gate_weights=np.full(ids.shape, 1 / knobs.top_k),
+        predictions=predictions,
+        normalised=True,
+        synthetic=True,
+        model="synthetic",
+        domain="synthetic",
+        provenance={"knobs": asdict(knobs)},
+    )
+
+
+def _sequence(knobs: SyntheticKnobs, rng: np.random.Generator, rows: int) -> npt.NDArray[np.int64]:
+    layers, experts, k = knobs.num_layers, knobs.num_experts, knobs.top_k
+    world = np.random.default_rng(knobs.seed)  # popularity orders are the model's, not the text's
+    popularity = -knobs.skew * np.log(np.arange(1, experts + 1))
+    ids_LTK = np.empty((layers, rows, k), np.int64)
+    for layer in range(layers):
+        order, follow = world.permutation(experts), world.permutation(experts)
+        scores = popularity[None, :] + rng.gumbel(size=(rows, experts))
+        drawn = order[np.argsort(-scores, axis=1)[:, :k]]
+        if layer:
+            linked = rng.random(rows) < knobs.layer_correlation
+            drawn[linked] = follow[ids_LTK[layer - 1, linked]]
+        source = np.arange(rows)
+        source[1:][rng.random(rows - 1) < knobs.stickiness] = 0
+        ids_LTK[layer] = drawn[np.maximum.accumulate(source)]
+    return ids_LTK.transpose(1, 0, 2)
+
+
+def _predictions(
+    knobs: SyntheticKnobs, rng: np.random.Generator, ids: npt.NDArray[np.int64]
+) -> npt.NDArray[np.int64]:
+    rows, layers, k = ids.shape
+    out = np.full((rows, layers, knobs.prediction_depth, k), -1, np.int64)
+    for layer in range(layers):
+        for depth in range(min(knobs.prediction_depth, layers - 1 - layer)):
+            truth = ids[:, layer + 1 + depth]
+            noise = rng.random((rows, knobs.num_experts)).argsort(axis=1)[:, :k]
+            right = rng.random((rows, 1)) < knobs.prediction_accuracy
+            out[:, layer, depth] = np.where(right, truth, noise)
+    return out

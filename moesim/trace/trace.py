@@ -1,0 +1,219 @@
+"""A trace: what a real MoE model's routers decided, token by token and layer by layer.
+
+Arrays are indexed `[row, layer, place]`; a row is one token passing through the model. A
+request of P prompt and O output tokens owns P + O - 1 consecutive rows: its prompt's, then one
+for each decoded token but the last (which is never fed back).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from moesim.errors import TraceError
+from moesim.trace.health import check_requests, check_shard
+from moesim.trace.meta import ROLES, TraceMeta
+from moesim.trace.rows import Rows
+
+Array = npt.NDArray[Any]
+REQUEST_COLUMNS = (
+    "prompt_tokens",
+    "output_tokens",
+    "arrival_s",
+    "domain",
+    "first_row",
+    "num_rows",
+)
+
+
+class Trace:
+    """Routing decisions and the requests they belong to; immutable.
+
+    Attributes: `meta`; `requests`, a dict of equally long columns (`prompt_tokens`,
+    `output_tokens`, `arrival_s` in seconds or NaN, `domain` or "", `first_row`, `num_rows`);
+    `expert_ids` uint (rows, layers, k), unused places hold `meta.unused`; `gate_weights` float16
+    (rows, layers, k) or None; `predictions` uint (rows, layers, depth, k) or None, where
+    `[t, l, d]` was guessed at layer l for layer l + 1 + d; `probabilities` (rows, layers,
+    experts) or None; `path`, the folder or None for a trace in memory.
+    """
+
+    def __init__(
+        self,
+        meta: TraceMeta,
+        requests: dict[str, Array],
+        arrays: Mapping[Any, Rows],
+        path: Path | None = None,
+    ) -> None:
+        self.meta = meta
+        self.requests = requests
+        self.path = path
+        self.expert_ids = arrays["expert_ids"]
+        self.gate_weights = arrays.get("gate_weights")
+        self.predictions = arrays.get("predictions")
+        self.probabilities = arrays.get("probabilities")
+
+    @classmethod
+    def from_arrays(
+        cls,
+        *,
+        expert_ids: npt.ArrayLike,
+        seq_len: npt.ArrayLike,
+        num_experts: int,
+        gate_weights: npt.ArrayLike | None = None,
+        prompt_tokens: npt.ArrayLike | None = None,
+        predictions: npt.ArrayLike | None = None,
+        probabilities: npt.ArrayLike | None = None,
+        domain: Sequence[str] | str | None = None,
+        arrival_s: npt.ArrayLike | None = None,
+        **meta: Any,
+    ) -> Trace:
+        """Make a trace from arrays of your own.
+
+        `expert_ids` (rows, layers, k) integers, -1 where a place is unused; `seq_len` (requests,):
+        rows of each request, consecutive; `prompt_tokens` (requests,): how many of them are prompt
+        rows (default: all, so that a request is a prompt and one output token). `predictions`
+        (rows, layers, depth, k); `probabilities` (rows, layers, experts). Further keywords are
+        fields of `TraceMeta` (`model`, `router`, `expert_bytes`, …).
+
+        Raises `TraceError` where the arrays disagree or break a rule of the format.
+        """
+        ids = np.asarray(expert_ids)
+        if ids.ndim != 3 or not np.issubdtype(ids.dtype, np.integer):
+            raise TraceError(
+                "expert_ids", "", f"must be integers (rows, layers, k), not {ids.dtype} {ids.shape}"
+            )
+        guesses = None if predictions is None else np.asarray(predictions)
+        header = TraceMeta(
+            num_layers=ids.shape[1],
+            num_experts=num_experts,
+            top_k=ids.shape[2],
+            prediction_depth=0 if guesses is None else int(guesses.shape[2]),
+            **meta,
+        )
+        if problem := header.problem():
+            raise TraceError("from_arrays", "", problem)
+        if header.prompt_rows == "absent" and prompt_tokens is None:
+            raise TraceError("prompt_tokens", "", "must be given when prompt rows are absent")
+        lengths = np.atleast_1d(np.asarray(seq_len, dtype=np.int64))
+        requests = _request_columns(header, lengths, prompt_tokens, domain, arrival_s)
+        given = {
+            "expert_ids": ids,
+            "gate_weights": gate_weights,
+            "predictions": guesses,
+            "probabilities": probabilities,
+        }
+        arrays: dict[str, Rows] = {}
+        for role in ROLES:
+            if given[role] is None:
+                continue
+            array = as_stored(header, role, np.asarray(given[role]))
+            if len(array) != len(ids):
+                raise TraceError(role, "", f"has {len(array)} rows, expert_ids has {len(ids)}")
+            check_shard(header, role, array, file=role)
+            arrays[role] = Rows([array])
+        if len(ids) == 0 or len(lengths) == 0:
+            raise TraceError("expert_ids", "", "a trace needs at least one row and one request")
+        check_requests(header, requests, len(ids), "seq_len")
+        return cls(header, requests, arrays)
+
+    num_rows = property(lambda self: len(self.expert_ids))
+    num_requests = property(lambda self: len(self.requests["num_rows"]))
+    num_layers = property(lambda self: self.meta.num_layers)
+    num_experts = property(lambda self: self.meta.num_experts)
+    top_k = property(lambda self: self.meta.top_k)
+
+    def __repr__(self) -> str:
+        return (
+            f"<Trace {self.meta.model}: {self.num_requests} requests, {self.num_rows} rows, "
+            f"{self.num_layers} layers x {self.num_experts} experts, top-{self.top_k}>"
+        )
+
+    def slice(self, request: int) -> slice:
+        """The rows of one request."""
+        first = int(self.requests["first_row"][request])
+        return slice(first, first + int(self.requests["num_rows"][request]))
+
+    def save(self, path: str | Path, *, force: bool = False) -> Trace:
+        """Write the trace as a folder and return it as loaded from there.
+
+        Raises `OutputError` where the folder exists (unless `force`) or cannot be written.
+        """
+        from moesim.trace.writer import TraceWriter
+
+        columns = self.requests
+        with TraceWriter(path, self.meta, force=force) as writer:
+            for number in range(self.num_requests):
+                rows = self.slice(number)
+                arrival = float(columns["arrival_s"][number])
+                writer.add_request(
+                    expert_ids=self.expert_ids[rows],
+                    gate_weights=None if self.gate_weights is None else self.gate_weights[rows],
+                    predictions=None if self.predictions is None else self.predictions[rows],
+                    probabilities=None if self.probabilities is None else self.probabilities[rows],
+                    prompt_tokens=int(columns["prompt_tokens"][number]),
+                    output_tokens=int(columns["output_tokens"][number]),
+                    arrival_s=None if np.isnan(arrival) else arrival,
+                    domain=str(columns["domain"][number]) or None,
+                )
+        return writer.trace
+
+    def with_meta(self, **changes: Any) -> Trace:
+        """The same rows under a changed header (a name, a router kind, …)."""
+        arrays = {role: getattr(self, role) for role in ROLES if getattr(self, role) is not None}
+        return Trace(replace(self.meta, **changes), self.requests, arrays)
+
+
+def as_stored(meta: TraceMeta, role: Any, array: Array) -> Array:
+    """Check an array's shape and bring it to its stored type; -1 becomes `meta.unused`."""
+    if array.shape[1:] != meta.row_shape(role):
+        raise TraceError(
+            role, "", f"rows must have shape {meta.row_shape(role)}, not {array.shape[1:]}"
+        )
+    if role in ("gate_weights", "probabilities"):
+        return array.astype(np.float16, copy=False)
+    if not np.issubdtype(array.dtype, np.integer):
+        raise TraceError(role, "", f"must hold integers, not {array.dtype}")
+    if array.dtype == meta.id_dtype:
+        return array
+    wide = array.astype(np.int64)
+    wide[(wide == -1) | (wide == np.iinfo(array.dtype).max)] = meta.unused
+    wrong = (wide < 0) | (wide > meta.unused)
+    if wrong.any():
+        row, layer, *_ = np.argwhere(wrong)[0].tolist()
+        raise TraceError(
+            role,
+            f"row {row}, layer {layer}",
+            f"expert id {int(wide[wrong][0])} is out of range for {meta.num_experts} experts",
+        )
+    return wide.astype(meta.id_dtype)
+
+
+def _request_columns(
+    meta: TraceMeta,
+    lengths: npt.NDArray[np.int64],
+    prompt_tokens: npt.ArrayLike | None,
+    domain: Sequence[str] | str | None,
+    arrival_s: npt.ArrayLike | None,
+) -> dict[str, Array]:
+    count = len(lengths)
+    prompt = lengths if prompt_tokens is None else np.asarray(prompt_tokens, dtype=np.int64)
+    output = lengths + 1 - (prompt if meta.prompt_rows == "recorded" else 0)
+    domains = [domain] * count if isinstance(domain, str) else list(domain or [""] * count)
+    arrivals = np.full(count, np.nan) if arrival_s is None else np.asarray(arrival_s, dtype=float)
+    columns: dict[str, Array] = {
+        "prompt_tokens": prompt,
+        "output_tokens": output,
+        "arrival_s": arrivals,
+        "domain": np.array(domains, dtype=object),
+        "first_row": np.concatenate(([0], np.cumsum(lengths)[:-1])).astype(np.int64),
+        "num_rows": lengths,
+    }
+    for name, column in columns.items():
+        if column.shape != (count,):
+            raise TraceError(name, "", f"must have {count} entries (one a request)")
+    return columns

@@ -1,0 +1,219 @@
+"""Writing a trace: append requests, shards go to disk as they fill, the header comes last."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from moesim.errors import TraceError
+from moesim.files import output_errors, sha256, whole_folder, write_json
+from moesim.trace.health import check_requests, check_shard
+from moesim.trace.meta import (
+    HEADER,
+    REQUESTS,
+    ROLES,
+    VERSION,
+    FileEntry,
+    Header,
+    Role,
+    TraceMeta,
+)
+from moesim.trace.trace import REQUEST_COLUMNS, Trace, as_stored
+
+
+class TraceWriter:
+    """Appends requests to a trace folder; the folder appears under its name when all is whole.
+
+    Use as a context manager, or call `close()`. An exception inside the block, or `abort()`,
+    leaves nothing behind. Raises `TraceError` for a request that breaks the format and
+    `OutputError` where the disk does.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        meta: TraceMeta,
+        *,
+        shard_rows: int = 65_536,
+        force: bool = False,
+    ) -> None:
+        if problem := meta.problem():
+            raise TraceError(path, "", problem)
+        try:
+            json.dumps([meta.model_config, meta.provenance], allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise TraceError(path, "provenance", f"must be plain JSON: {error}") from None
+        self.path = Path(path)
+        self.meta = meta
+        self._shard_rows = shard_rows
+        self._pending: dict[Role, list[npt.NDArray[Any]]] = {}
+        self._pending_rows = 0
+        self._num_rows = 0
+        self._num_shards = 0
+        self._requests: dict[str, list[Any]] = {name: [] for name in REQUEST_COLUMNS}
+        self._files: list[FileEntry] = []
+        self._trace: Trace | None = None
+        self._folder: AbstractContextManager[Path] | None = whole_folder(self.path, force=force)
+        self._partial = self._folder.__enter__()
+
+    def add_request(
+        self,
+        *,
+        expert_ids: npt.ArrayLike,
+        gate_weights: npt.ArrayLike | None = None,
+        predictions: npt.ArrayLike | None = None,
+        probabilities: npt.ArrayLike | None = None,
+        prompt_tokens: int,
+        output_tokens: int,
+        arrival_s: float | None = None,
+        domain: str | None = None,
+    ) -> None:
+        """Append one request; arrays as in `Trace`, -1 for unused places, prompt rows first."""
+        given = {
+            "expert_ids": expert_ids,
+            "gate_weights": gate_weights,
+            "predictions": predictions,
+            "probabilities": probabilities,
+        }
+        stored = {
+            role: as_stored(self.meta, role, np.asarray(given[role]))
+            for role in ROLES
+            if given[role] is not None
+        }
+        number = len(self._requests["num_rows"])
+        if number and stored.keys() != self._pending.keys():
+            raise TraceError(
+                self.path, f"request {number}", "has other arrays than the requests before it"
+            )
+        rows = len(stored["expert_ids"])
+        expected = output_tokens - 1
+        expected += prompt_tokens if self.meta.prompt_rows == "recorded" else 0
+        for role, array in stored.items():
+            if len(array) != expected:
+                raise TraceError(
+                    self.path,
+                    f"request {number}, {role}",
+                    f"{prompt_tokens} prompt and {output_tokens} output tokens need {expected} "
+                    f"rows, not {len(array)}",
+                )
+            check_shard(self.meta, role, array, file=role, first_row=self._num_rows)
+            self._pending.setdefault(role, []).append(array)
+        values = (
+            prompt_tokens,
+            output_tokens,
+            float("nan") if arrival_s is None else arrival_s,
+            domain or "",
+            self._num_rows,
+            rows,
+        )
+        for name, value in zip(REQUEST_COLUMNS, values, strict=True):
+            self._requests[name].append(value)
+        self._num_rows += rows
+        self._pending_rows += rows
+        if self._pending_rows >= self._shard_rows:
+            self._flush()
+
+    def _flush(self) -> None:
+        if not self._pending_rows:
+            return
+        first_row = self._num_rows - self._pending_rows
+        for role, arrays in self._pending.items():
+            array = np.concatenate(arrays)
+            name = f"{role}-{self._num_shards:05d}.npy"
+            self._add_file(
+                name,
+                lambda path, array=array: np.save(path, array, allow_pickle=False),  # type: ignore[misc]
+                role=role,
+                first_row=first_row,
+                shape=array.shape,
+                dtype=str(array.dtype),
+            )
+            arrays.clear()
+        self._num_shards += 1
+        self._pending_rows = 0
+
+    def _add_file(self, name: str, write: Callable[[Path], object], **shard: Any) -> None:
+        path = self._partial / name
+        with output_errors(self.path):
+            write(path)
+            entry = FileEntry(name, path.stat().st_size, sha256(path), **shard)
+        self._files.append(entry)
+
+    def close(self) -> Trace:
+        """Write what is left, the header last, and move the folder to its final name."""
+        from moesim.trace.reader import load_trace
+
+        if self._folder is None:
+            return self.trace
+        try:
+            if not self._num_rows:
+                raise TraceError(self.path, "", "a trace needs at least one row")
+            self._flush()
+            columns = {name: np.asarray(self._requests[name]) for name in REQUEST_COLUMNS}
+            check_requests(self.meta, columns, self._num_rows, REQUESTS)
+            self._add_file(REQUESTS, lambda path: _write_requests(path, self._requests))
+            header = Header(
+                VERSION, self.meta, self._num_rows, len(columns["num_rows"]), tuple(self._files)
+            )
+            with output_errors(self.path):
+                write_json(self._partial / HEADER, header.as_dict())
+        except BaseException:
+            self.abort()
+            raise
+        folder, self._folder = self._folder, None
+        folder.__exit__(None, None, None)
+        self._trace = load_trace(self.path)
+        return self._trace
+
+    def abort(self) -> None:
+        """Give up: remove everything written so far."""
+        if self._folder is not None:
+            folder, self._folder = self._folder, None
+            stop = RuntimeError("trace abandoned")
+            try:
+                folder.__exit__(RuntimeError, stop, None)
+            except RuntimeError as error:
+                if error is not stop:
+                    raise
+
+    @property
+    def trace(self) -> Trace:
+        """The finished trace; only after `close()`."""
+        if self._trace is None:
+            raise TraceError(self.path, "", "the trace is not finished yet")
+        return self._trace
+
+    def __enter__(self) -> TraceWriter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self.abort()
+
+
+def _write_requests(path: Path, requests: dict[str, list[Any]]) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    types = {"arrival_s": pa.float64(), "domain": pa.string()}
+    table = pa.table(
+        {
+            name: pa.array(values, type=types.get(name, pa.int64()))
+            for name, values in requests.items()
+        }
+    )
+    pq.write_table(table, path)
