@@ -20,6 +20,7 @@ __all__ = [
     "parse_bandwidth",
     "parse_bytes",
     "parse_duration_ns",
+    "parse_flops",
     "parse_share",
 ]
 
@@ -43,6 +44,11 @@ DURATIONS_NS: Final = {
     "s": 10**9,
     "min": 60 * 10**9,
 }
+FLOPS: Final = {
+    f"{prefix}{unit}": size
+    for unit in ("FLOPS", "FLOP/s")
+    for prefix, size in (("", 1), ("G", 10**9), ("T", 10**12), ("P", 10**15))
+}
 BANDWIDTHS: Final = {f"{unit}/s": size for unit, size in BYTES.items()}
 
 # Bounded, so that no text makes an astronomically long integer.
@@ -64,6 +70,11 @@ def parse_duration_ns(value: object) -> int:
 def parse_bandwidth(value: object) -> int:
     """Bytes per second of "32GB/s" or a bare number. ValueError where it is none."""
     return _parse(value, "a bandwidth", BANDWIDTHS, "32GB/s")
+
+
+def parse_flops(value: object) -> int:
+    """Operations per second of "312TFLOPS" or a bare number. ValueError where it is none."""
+    return _parse(value, "a compute rate", FLOPS, "312TFLOPS")
 
 
 def parse_share(value: object) -> float:

@@ -17,6 +17,7 @@ from moesim.units import (
     parse_bandwidth,
     parse_bytes,
     parse_duration_ns,
+    parse_flops,
     parse_share,
 )
 
@@ -47,6 +48,7 @@ def test_durations_and_bandwidths_are_read_exactly() -> None:
     assert parse_duration_ns("0.1s") == 100_000_000
     assert parse_duration_ns("2min") == 120_000_000_000
     assert parse_bandwidth("32GB/s") == 32 * 10**9
+    assert parse_flops("165.2 TFLOPS") == parse_flops("165.2TFLOP/s") == 1652 * 10**11
     assert parse_bandwidth("12.3 GiB/s") == round(12.3 * 2**30)
 
 
@@ -68,7 +70,7 @@ def test_durations_and_bandwidths_are_read_exactly() -> None:
         ([1], "[1] is not a size"),
         ("0.1B", "smaller than the unit"),
         ("1e30GB", "too large"),
-        ("1e999999999", "write a number and a unit"),
+        ("1e999999999", "no unit 'e999999999'"),
     ],
 )
 def test_what_is_no_size_is_refused_in_plain_words(value: object, says: str) -> None:

@@ -1,1 +1,34 @@
 """What the machine is: cards, links, model shapes, and what an operation costs on them."""
+
+from moesim.hardware.cost import CostModel
+from moesim.hardware.hardware import Figure, Hardware, Link, hardware_names, load_hardware
+from moesim.hardware.ops import BatchShape, Dense, Experts, Front, Op, Tail
+from moesim.hardware.shapes import (
+    Mla,
+    ModelShape,
+    load_shape,
+    named_shape,
+    shape_from_config,
+    shape_names,
+)
+
+__all__ = [
+    "BatchShape",
+    "CostModel",
+    "Dense",
+    "Experts",
+    "Figure",
+    "Front",
+    "Hardware",
+    "Link",
+    "Mla",
+    "ModelShape",
+    "Op",
+    "Tail",
+    "hardware_names",
+    "load_hardware",
+    "load_shape",
+    "named_shape",
+    "shape_from_config",
+    "shape_names",
+]

@@ -1,0 +1,244 @@
+"""Shapes agree with what is published of the models."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from moesim.errors import UsageError
+from moesim.hardware import ModelShape, load_shape, named_shape, shape_from_config, shape_names
+
+# Bytes of one expert in bf16, and all experts' gigabytes; the known total of parameters.
+KNOWN = {
+    "mixtral-8x7b": (352_321_536, 90.2, 46.7e9),
+    "mixtral-8x22b": (603_979_776, 270.6, 140.6e9),
+    "qwen1.5-moe-a2.7b": (17_301_504, 24.9, 14.3e9),
+    "qwen3-30b-a3b": (9_437_184, 58.0, 30.5e9),
+    "olmoe-1b-7b": (12_582_912, 12.9, 6.9e9),
+    "deepseek-v2-lite": (17_301_504, 28.8, 15.7e9),
+    "deepseek-v3": (88_080_384, 1307.8, 671e9),
+    "gpt-oss-20b": (49_766_400, 38.2, 20.9e9),
+    "gpt-oss-120b": (49_766_400, 229.3, 116.8e9),
+    "phi-3.5-moe": (157_286_400, 80.5, 41.9e9),
+}
+
+
+def test_the_table_holds_these_models() -> None:
+    assert shape_names() == sorted(KNOWN)
+    assert all(named_shape(name).source for name in KNOWN)
+
+
+@pytest.mark.parametrize("name", sorted(KNOWN))
+def test_sizes_agree_with_the_published_ones(name: str) -> None:
+    expert_bytes, all_experts_gb, total = KNOWN[name]
+    shape = named_shape(name)
+    halves = shape.with_bits(expert_bits=16)
+    assert halves.expert_bytes == expert_bytes
+    num_experts = len(shape.moe_layers) * shape.num_experts
+    assert num_experts * halves.expert_bytes / 1e9 == pytest.approx(all_experts_gb, abs=0.06)
+    assert shape.total_params == pytest.approx(total, rel=0.02)
+    assert shape.fixed_bytes == 2 * shape.fixed_params
+    assert shape.fixed_params + num_experts * shape.expert_params == shape.total_params
+
+
+def test_kv_entries_follow_the_kind_of_attention() -> None:
+    assert named_shape("mixtral-8x7b").kv_bytes_per_token == 2 * 32 * 8 * 128 * 2
+    assert named_shape("deepseek-v3").kv_bytes_per_token == 61 * 576 * 2
+    assert named_shape("mixtral-8x7b").with_bits(kv_bits=8).kv_bytes_per_token == 65536
+
+
+def test_quantised_experts_round_up_to_whole_bytes() -> None:
+    assert named_shape("gpt-oss-20b").expert_bytes == 24_883_200 * 17 // 32
+    shape = named_shape("mixtral-8x7b").with_bits(expert_bits=4.5)
+    assert shape.expert_bytes == 176_160_768 * 9 // 16
+    assert shape.fixed_bytes == named_shape("mixtral-8x7b").fixed_bytes
+
+
+def test_an_unknown_name_is_answered_with_a_near_one() -> None:
+    with pytest.raises(UsageError, match="did you mean 'mixtral-8x7b'"):
+        named_shape("mixtral-8x7")
+
+
+def sizes(shape: ModelShape) -> tuple[Any, ...]:
+    return (
+        *(shape.num_layers, shape.hidden, shape.expert_ffn, shape.num_experts, shape.top_k),
+        *(shape.num_heads, shape.num_kv_heads, shape.vocabulary, shape.dense_layers),
+        *(shape.shared_ffn, shape.dense_ffn, shape.mla, shape.windowed_layers, shape.window),
+        *(shape.attention_params, shape.total_params, shape.expert_bits),
+    )
+
+
+CONFIGS: dict[str, dict[str, Any]] = {
+    "mixtral-8x7b": {
+        "model_type": "mixtral",
+        "num_hidden_layers": 32,
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_local_experts": 8,
+        "num_experts_per_tok": 2,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "vocab_size": 32000,
+        "sliding_window": None,
+        "tie_word_embeddings": False,
+        "torch_dtype": "bfloat16",
+    },
+    "qwen3-30b-a3b": {
+        "model_type": "qwen3_moe",
+        "num_hidden_layers": 48,
+        "hidden_size": 2048,
+        "intermediate_size": 6144,
+        "moe_intermediate_size": 768,
+        "num_experts": 128,
+        "num_experts_per_tok": 8,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 4,
+        "head_dim": 128,
+        "vocab_size": 151936,
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": [],
+        "sliding_window": None,
+        "use_sliding_window": False,
+    },
+    "qwen1.5-moe-a2.7b": {
+        "model_type": "qwen2_moe",
+        "num_hidden_layers": 24,
+        "hidden_size": 2048,
+        "intermediate_size": 5632,
+        "moe_intermediate_size": 1408,
+        "shared_expert_intermediate_size": 5632,
+        "num_experts": 60,
+        "num_experts_per_tok": 4,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 16,
+        "vocab_size": 151936,
+        "sliding_window": 32768,
+        "use_sliding_window": False,
+    },
+    "olmoe-1b-7b": {
+        "model_type": "olmoe",
+        "num_hidden_layers": 16,
+        "hidden_size": 2048,
+        "intermediate_size": 1024,
+        "num_experts": 64,
+        "num_experts_per_tok": 8,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 16,
+        "vocab_size": 50304,
+    },
+    "deepseek-v2-lite": {
+        "model_type": "deepseek_v2",
+        "num_hidden_layers": 27,
+        "hidden_size": 2048,
+        "intermediate_size": 10944,
+        "moe_intermediate_size": 1408,
+        "n_routed_experts": 64,
+        "n_shared_experts": 2,
+        "num_experts_per_tok": 6,
+        "first_k_dense_replace": 1,
+        "moe_layer_freq": 1,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 16,
+        "kv_lora_rank": 512,
+        "q_lora_rank": None,
+        "qk_nope_head_dim": 128,
+        "qk_rope_head_dim": 64,
+        "v_head_dim": 128,
+        "vocab_size": 102400,
+    },
+    "gpt-oss-20b": {
+        "model_type": "gpt_oss",
+        "num_hidden_layers": 24,
+        "hidden_size": 2880,
+        "intermediate_size": 2880,
+        "num_local_experts": 32,
+        "num_experts_per_tok": 4,
+        "num_attention_heads": 64,
+        "num_key_value_heads": 8,
+        "head_dim": 64,
+        "sliding_window": 128,
+        "layer_types": ["sliding_attention", "full_attention"] * 12,
+        "vocab_size": 201088,
+        "quantization_config": {"quant_method": "mxfp4"},
+    },
+}
+
+
+@pytest.mark.parametrize("name", sorted(CONFIGS))
+def test_a_config_gives_the_shape_of_the_table(name: str) -> None:
+    assert sizes(shape_from_config(CONFIGS[name])) == sizes(named_shape(name))
+
+
+def test_precisions_come_from_the_config() -> None:
+    base = CONFIGS["mixtral-8x7b"]
+    assert shape_from_config({**base, "torch_dtype": "float32"}).expert_bits == 32
+    quantised = {**base, "quantization_config": {"quant_method": "gptq", "bits": 4}}
+    assert shape_from_config(quantised).expert_bits == 4
+    assert shape_from_config(quantised).weight_bits == 16
+    fp8 = {**base, "quantization_config": {"quant_method": "fp8"}}
+    assert shape_from_config(fp8).expert_bits == 8
+
+
+def test_a_text_part_inside_a_config_is_found() -> None:
+    nested = {"model_type": "outer", "text_config": CONFIGS["olmoe-1b-7b"]}
+    assert sizes(shape_from_config(nested)) == sizes(named_shape("olmoe-1b-7b"))
+
+
+def test_dense_layers_are_found_between_sparse_ones() -> None:
+    base = CONFIGS["qwen3-30b-a3b"]
+    shape = shape_from_config({**base, "decoder_sparse_step": 2, "mlp_only_layers": [1]})
+    assert shape.dense_layers[:4] == (0, 1, 2, 4)
+    assert shape.dense_ffn == 6144
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"num_local_experts": None}, "lacks num_local_experts or num_experts"),
+        ({"hidden_size": "big"}, "hidden_size = 'big'"),
+        ({"hidden_size": -1}, "hidden_size = -1"),
+        ({"vocab_size": True}, "vocab_size = True"),
+    ],
+)
+def test_what_is_no_moe_config_is_refused(change: dict[str, Any], says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        shape_from_config({**CONFIGS["mixtral-8x7b"], **change})
+
+
+def test_a_config_file_is_read_and_its_errors_name_it(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(CONFIGS["mixtral-8x7b"]))
+    assert load_shape(path).total_params == named_shape("mixtral-8x7b").total_params
+    for text, says in (("{", "is not JSON"), ("[]", "JSON object"), ("{}", "lacks")):
+        path.write_text(text)
+        with pytest.raises(UsageError, match=says) as caught:
+            load_shape(path)
+        assert str(path) in str(caught.value)
+    with pytest.raises(UsageError, match="cannot be read"):
+        load_shape(tmp_path / "none.json")
+
+
+@pytest.mark.parametrize(
+    ("module", "cls"),
+    [
+        ("mixtral", "MixtralConfig"),
+        ("qwen2_moe", "Qwen2MoeConfig"),
+        ("qwen3_moe", "Qwen3MoeConfig"),
+        ("olmoe", "OlmoeConfig"),
+        ("deepseek_v2", "DeepseekV2Config"),
+        ("deepseek_v3", "DeepseekV3Config"),
+        ("gpt_oss", "GptOssConfig"),
+        ("phimoe", "PhimoeConfig"),
+        ("granitemoe", "GraniteMoeConfig"),
+    ],
+)
+def test_the_configs_that_transformers_writes_are_read(module: str, cls: str) -> None:
+    models = pytest.importorskip("transformers.models")
+    config = getattr(getattr(models, module), cls)(num_experts_per_tok=2)
+    shape = shape_from_config(json.loads(config.to_json_string(use_diff=False)))
+    assert shape.num_layers == config.num_hidden_layers
+    assert shape.top_k == 2 <= shape.num_experts
+    assert 0 < len(shape.moe_layers) <= shape.num_layers
