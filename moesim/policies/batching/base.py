@@ -1,0 +1,76 @@
+"""Batching: which queued requests, and how many of their tokens, form the next step.
+
+A policy orders candidates; `fill` then hands out the token budget in that order. A decoding
+request needs one token, a prefilling one as many as it has left (chunked prefill: it takes what
+the budget leaves). Memory is the server's business: it may preempt or hold back what is planned.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+from moesim.policies.registry import NoOptions
+
+
+class Candidate(Protocol):
+    """What batching sees of a request."""
+
+    @property
+    def index(self) -> int:
+        """Order of arrival."""
+
+    @property
+    def decoding(self) -> bool:
+        """Its prompt (and whatever a preemption lost) is computed: it needs one token a step."""
+
+    @property
+    def tokens_wanted(self) -> int:
+        """Tokens it could use in the next step."""
+
+
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """`running` hold KV blocks, in order of admission; `waiting` do not, in order of arrival."""
+
+    running: Sequence[Any]
+    waiting: Sequence[Any]
+    token_budget: int
+    free_sequences: int
+
+
+Plan = list[tuple[Any, int]]
+
+
+class Batching(ABC):
+    """Base of all batching policies."""
+
+    name: ClassVar[str]
+    Options: ClassVar[type[Any]] = NoOptions
+
+    def __init__(self, options: Any = None) -> None:
+        self.options = self.Options() if options is None else options
+
+    @abstractmethod
+    def plan(self, queue: Queue) -> Plan:
+        """(request, tokens) pairs of the next step, most important first."""
+
+
+def fill(queue: Queue, order: Iterable[Any]) -> Plan:
+    """Hand out the token budget in the given order; at most `free_sequences` waiting requests."""
+    plan: Plan = []
+    left, free = queue.token_budget, queue.free_sequences
+    holding = set(map(id, queue.running))
+    for request in order:
+        if not left:
+            break
+        if id(request) not in holding:
+            if not free:
+                continue
+            free -= 1
+        tokens = min(left, request.tokens_wanted)
+        plan.append((request, tokens))
+        left -= tokens
+    return plan

@@ -1,0 +1,23 @@
+"""Eviction policies: which experts keep a slot after a layer event. One idea per file."""
+
+from moesim.policies.eviction.base import CacheContext, Eviction, Ranked
+from moesim.policies.eviction.fifo import FIFO
+from moesim.policies.eviction.lfu import LFU, LFUDecay, LFUInCache
+from moesim.policies.eviction.lru import LRU
+from moesim.policies.eviction.min import MIN
+from moesim.policies.eviction.random import Random
+from moesim.policies.eviction.static import Static
+
+__all__ = [
+    "FIFO",
+    "LFU",
+    "LRU",
+    "MIN",
+    "CacheContext",
+    "Eviction",
+    "LFUDecay",
+    "LFUInCache",
+    "Random",
+    "Ranked",
+    "Static",
+]

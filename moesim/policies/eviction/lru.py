@@ -1,0 +1,39 @@
+"""Least recently used: what was touched longest ago leaves first.
+
+The touch order inside a layer event is first appearance in the batch, then stored order. Used
+per layer by mixtral-offloading (Eliseev & Mazur 2023, arXiv 2312.17238).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from itertools import islice
+
+from moesim.policies.eviction.base import Eviction
+from moesim.policies.registry import register
+from moesim.policies.view import Key, View
+
+
+@register("eviction", "lru")
+class LRU(Eviction):
+    """The book is the recency order, least recent first."""
+
+    stack = True
+
+    def decide(self, view: View) -> Collection[Key]:
+        book = self.book
+        for key in view.union:
+            book[key] = None
+            book.move_to_end(key)
+        excess = len(book) - self.capacity
+        if excess <= 0:
+            return ()
+        if excess == 1:
+            return (book.popitem(last=False)[0],)
+        leavers = list(islice(book, excess))
+        for key in leavers:
+            del book[key]
+        return leavers
+
+    def victim(self, spare: Collection[Key]) -> Key | None:
+        return next((key for key in self.book if key not in spare), None)

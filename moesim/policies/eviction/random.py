@@ -1,0 +1,44 @@
+"""Random: any resident or wanted key may leave, all equally likely. A floor for real policies."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+from moesim.policies.eviction.base import CacheContext, Eviction
+from moesim.policies.registry import register
+from moesim.policies.view import Key, View
+
+
+@register("eviction", "random")
+class Random(Eviction):
+    """Draws leavers without replacement from the run's own stream for evictions."""
+
+    def __init__(self, context: CacheContext, options: Any = None) -> None:
+        super().__init__(context, options)
+        self._rng = context.rng
+
+    def decide(self, view: View) -> Collection[Key]:
+        book = self.book
+        for key in view.union:
+            book[key] = None
+        excess = len(book) - self.capacity
+        if excess <= 0:
+            return ()
+        wanted = set(view.union) if self.always else frozenset[Key]()
+        first = self._draw([key for key in book if key not in wanted], excess)
+        leavers = first + self._draw([key for key in view.union if wanted], excess - len(first))
+        for key in leavers:
+            del book[key]
+        return leavers
+
+    def _draw(self, pool: list[Key], count: int) -> list[Key]:
+        if count >= len(pool):
+            return pool
+        if count == 1:
+            return [pool[int(self._rng.integers(len(pool)))]]
+        return [pool[i] for i in self._rng.permutation(len(pool))[:count].tolist()]
+
+    def victim(self, spare: Collection[Key]) -> Key | None:
+        pool = [key for key in self.book if key not in spare]
+        return self._draw(pool, 1)[0] if pool else None

@@ -1,0 +1,8 @@
+"""Prefetch policies: which experts to fetch before they are asked for."""
+
+from moesim.policies.prefetch.base import DepthOptions, Prefetch
+from moesim.policies.prefetch.none import NoPrefetch
+from moesim.policies.prefetch.oracle import Oracle
+from moesim.policies.prefetch.predicted import Predicted
+
+__all__ = ["DepthOptions", "NoPrefetch", "Oracle", "Predicted", "Prefetch"]

@@ -1,0 +1,19 @@
+"""No prefetch: everything is loaded on demand. The baseline."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from moesim.policies.prefetch.base import Prefetch
+from moesim.policies.registry import register
+from moesim.policies.view import Key, View
+
+
+@register("prefetch", "none")
+class NoPrefetch(Prefetch):
+    """Never asks for anything."""
+
+    active = False
+
+    def wanted(self, view: View) -> Sequence[Key]:
+        return ()

@@ -1,0 +1,114 @@
+"""Where policies are found by name: built-in ones, and those of installed packages.
+
+A policy is a class with a family, a name and typed options:
+
+    @register("eviction", "lru")
+    class LRU(Eviction): ...
+
+Packages add their own through the entry-point group `moesim.policies`: each entry point names a
+module whose import registers its classes.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from functools import cache
+from typing import Any, TypeVar
+
+from moesim.errors import UsageError
+
+FAMILIES = ("eviction", "prefetch", "batching", "placement")
+GROUP = "moesim.policies"
+
+Class = TypeVar("Class", bound=type)
+
+
+@dataclass(frozen=True, slots=True)
+class NoOptions:
+    """The options of a policy that has none."""
+
+
+_registry: dict[tuple[str, str], type] = {}
+_aliases: dict[tuple[str, str], str] = {}
+
+
+def register(family: str, name: str, *aliases: str) -> Callable[[Class], Class]:
+    """Class decorator: file the class under `family` and `name`; returns the class unchanged."""
+    if family not in FAMILIES:
+        raise UsageError(f"policy family {family!r} is none of {', '.join(FAMILIES)}")
+
+    def file(policy: Class) -> Class:
+        for spelling in (name, *aliases):
+            if (family, spelling) in _registry or (family, spelling) in _aliases:
+                raise UsageError(f"{family} policy {spelling!r} is registered twice")
+        _registry[family, name] = policy
+        _aliases.update({(family, alias): name for alias in aliases})
+        policy.name = name
+        return policy
+
+    return file
+
+
+@cache
+def _load_all() -> None:
+    from importlib.metadata import entry_points
+
+    for family in FAMILIES:
+        importlib.import_module(f"moesim.policies.{family}")
+    for point in entry_points(group=GROUP):
+        try:
+            point.load()
+        except UsageError:
+            raise
+        except Exception as error:
+            raise UsageError(
+                f"policy package {point.value!r} (entry point {point.name!r}) "
+                f"cannot be loaded: {error!r}"
+            ) from error
+
+
+def names(family: str) -> list[str]:
+    """The registered names of a family, sorted."""
+    _load_all()
+    return sorted(name for owner, name in _registry if owner == family)
+
+
+def find(family: str, name: str) -> type[Any]:
+    """The class filed under a name (`-` and `_` are the same). Raises `UsageError` with near
+    matches for an unknown name."""
+    _load_all()
+    key = (family, name.replace("-", "_"))
+    key = (family, _aliases.get(key, key[1]))
+    if key not in _registry:
+        known = names(family)
+        near = difflib.get_close_matches(key[1], known, n=3, cutoff=0.5)
+        hint = f"; did you mean {' or '.join(near)}?" if near else f"; known: {', '.join(known)}"
+        raise UsageError(f"unknown {family} policy {name!r}{hint}")
+    return _registry[key]
+
+
+def parse_options(policy: type[Any], options: Mapping[str, Any]) -> Any:
+    """Build a policy's `Options` from plain values. Raises `UsageError` naming option and rule."""
+    kind = getattr(policy, "Options", NoOptions)
+    assert is_dataclass(kind)
+    known = [field.name for field in fields(kind)]
+    for name in options:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+            hint = (
+                f"; did you mean {near[0]}?" if near else f"; it has: {', '.join(known) or 'none'}"
+            )
+            raise UsageError(f"policy {policy.name!r} has no option {name!r}{hint}")
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        return TypeAdapter(kind).validate_python(dict(options))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise UsageError(
+            f"policy {policy.name!r}, option {where}: {first['msg']} (got {first['input']!r})"
+        ) from None

@@ -1,0 +1,43 @@
+"""The view: all that a policy may know at one layer event. There is no other way to the future.
+
+Keys are integers, `layer * num_experts + expert`, with layers counted as in the trace.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+Key = int
+
+
+class View:
+    """One layer event, as policies see it.
+
+    `layer`: the layer whose routing was just decided (-1 at the start of a step, before any is);
+    `union`: the distinct keys wanted now, in order of first appearance in the batch; `tokens`:
+    how many rows want each, in the same order. Subclasses open windows on recorded predictions
+    and on whatever future the model's router really reveals.
+    """
+
+    __slots__ = ("layer", "tokens", "union")
+
+    def __init__(self, layer: int, union: Sequence[Key], tokens: Sequence[int] = ()) -> None:
+        self.layer = layer
+        self.union = union
+        self.tokens = tokens
+
+    def predicted(self, depth: int) -> Sequence[Key]:
+        """Keys that predictions recorded at this layer name for layer + `depth` (may be wrong);
+        empty where nothing was recorded."""
+        return ()
+
+    def exact(self, depth: int) -> Sequence[Key]:
+        """Keys that layer + `depth` of this step will want, where the router reveals them.
+
+        Raises `PolicyViolation` beyond what it reveals; empty past the last layer.
+        """
+        return ()
+
+    def gate_weights(self) -> Sequence[float]:
+        """Summed gate weight of each key of the union; empty where none was recorded."""
+        return ()
