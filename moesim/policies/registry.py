@@ -46,7 +46,7 @@ def register(family: str, name: str, *aliases: str) -> Callable[[Class], Class]:
                 raise UsageError(f"{family} policy {spelling!r} is registered twice")
         _registry[family, name] = policy
         _aliases.update({(family, alias): name for alias in aliases})
-        policy.name = name
+        policy.name = name  # type: ignore[attr-defined]
         return policy
 
     return file
