@@ -61,6 +61,8 @@ class Document:
     data: dict[str, Any]
     places: dict[KeyPath, str] = field(default_factory=dict)
     key_places: dict[KeyPath, str] = field(default_factory=dict)
+    has_lines: bool = True
+    """False for data that came from Python: then `file` alone is the place."""
 
     def place(self, path: KeyPath, *, key: bool = False) -> str:
         """Where `path` was written, or else the nearest thing around it."""
@@ -69,7 +71,7 @@ class Document:
         for end in range(len(path), 0, -1):
             if path[:end] in self.places:
                 return self.places[path[:end]]
-        return f"{self.file}:1:1"
+        return f"{self.file}:1:1" if self.has_lines else self.file
 
     def at(self, path: KeyPath) -> Any:
         """The value at `path`; None where there is none."""
@@ -92,9 +94,7 @@ class Document:
         Raises:
             ScenarioError: something on the way is a value, not a mapping.
         """
-        made = Document(
-            self.file, copy.deepcopy(self.data), dict(self.places), dict(self.key_places)
-        )
+        made = copy.deepcopy(self)
         here = made.data
         for depth in range(1, len(path)):
             prefix = path[:depth]
@@ -114,6 +114,7 @@ class Document:
                         ]
                     )
                 here[str(path[depth - 1])] = inner
+                made.places[prefix] = place
             here = inner
         here[str(path[-1])] = copy.deepcopy(value)
         for places in (made.places, made.key_places):
@@ -195,11 +196,12 @@ class _Reader:
             line = text.count("\n", 0, error.position) + 1
             self.problems.append(
                 f"{self.file}:{line}:1: cannot be read as YAML: the character "
-                f"#x{ord(text[error.position]):04x} is not allowed"
+                f"#x{error.character:04x} is not allowed"
             )
         except RecursionError:
             self.problems.append(f"{self.file}:1:1: cannot be read as YAML: nested too deeply")
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, ValueError, OverflowError) as error:
+            # PyYAML itself trips over escapes beyond Unicode, like "\\UFFFFFFFF".
             self.problems.append(f"{self.file}:1:1: cannot be read as YAML: {error}")
         else:
             return None if node is None else self.value(node, ())
@@ -222,9 +224,9 @@ class _Reader:
                 self.complain(node.start_mark, "too large or nested too deeply")
             self.num_values = _MAX_VALUES + 2
             return None
-        if isinstance(node, yaml.MappingNode):
+        if isinstance(node, yaml.MappingNode) and node.tag == _TAG + "map":
             return self.mapping(node, path)
-        if isinstance(node, yaml.SequenceNode):
+        if isinstance(node, yaml.SequenceNode) and node.tag == _TAG + "seq":
             return [self.value(item, (*path, i)) for i, item in enumerate(node.value)]
         return self.scalar(node)
 
@@ -254,7 +256,7 @@ class _Reader:
 
     def scalar(self, node: yaml.Node) -> Any:
         text = str(node.value)
-        kind = node.tag.removeprefix(_TAG)
+        kind = node.tag.removeprefix(_TAG) if isinstance(node, yaml.ScalarNode) else ""
         try:
             if kind == "str":
                 return text

@@ -7,6 +7,7 @@ place in the file, the value, the rule, and a near match or an example of a righ
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -63,6 +64,7 @@ def _problem(
 ) -> tuple[tuple[Any, ...], str]:
     """A sort key (document order) and the text of one pydantic error."""
     path = _real_path(document, error["loc"])
+    path = (*path, *error.get("ctx", {}).get("at", ()))
     unknown = error["type"] == "extra_forbidden"
     place = document.place(path, key=unknown)
     key = f"{dotted(path)}: " if path else ""
@@ -157,7 +159,7 @@ def _example(owner: type[BaseModel] | None, path: KeyPath) -> str:
     if field is None or not field.examples:
         return ""
     example = field.examples[0]
-    shown = example if isinstance(example, str) else repr(example)
+    shown = example if isinstance(example, str) else json.dumps(example)
     return f"; write for example `{path[-1]}: {shown}`"
 
 

@@ -8,6 +8,7 @@ it is a `Hardware` of plain integers; what a scenario overrides becomes assumed 
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -174,7 +175,7 @@ def load_hardware(name_or_path: str | Path, overrides: Mapping[str, Any] | None 
         UsageError: there is no such profile.
     """
     profile = _read_profile(str(name_or_path))
-    document = Document("hardware", {k: v for k, v in (overrides or {}).items() if v is not None})
+    document = Document("hardware", dict(overrides or {}), has_lines=False)
     changes = validate(document, HardwareOverrides).model_dump(exclude_none=True)
     return _resolve(profile, changes)
 
@@ -182,8 +183,8 @@ def load_hardware(name_or_path: str | Path, overrides: Mapping[str, Any] | None 
 def check_hardware_name(name_or_path: str) -> str | None:
     """What is wrong with a profile's name or path; None if there is such a profile."""
     if _is_path(name_or_path):
-        path = Path(name_or_path)
-        return None if path.is_file() else f"there is no hardware profile {str(path)!r}"
+        exists = os.path.isfile(name_or_path)
+        return None if exists else f"there is no hardware profile {name_or_path!r}"
     if name_or_path in hardware_names():
         return None
     near = difflib.get_close_matches(name_or_path.lower(), hardware_names(), 1, 0.4)

@@ -1,0 +1,47 @@
+"""One YAML file says one run, or with `sweep:` a grid of them; here it is read and checked."""
+
+from moesim.scenario.amounts import Amount
+from moesim.scenario.loader import load_scenario
+from moesim.scenario.scenario import Scenario
+from moesim.scenario.schema import json_schema
+from moesim.scenario.sections import (
+    AllAtOnce,
+    Batching,
+    Cache,
+    Csv,
+    Gamma,
+    HardwareChoice,
+    Lengths,
+    Memory,
+    ModelChoice,
+    Placement,
+    Poisson,
+    Prefetch,
+    Recorded,
+    Timeline,
+    Workload,
+)
+from moesim.scenario.sweep import expand_sweep
+
+__all__ = [
+    "AllAtOnce",
+    "Amount",
+    "Batching",
+    "Cache",
+    "Csv",
+    "Gamma",
+    "HardwareChoice",
+    "Lengths",
+    "Memory",
+    "ModelChoice",
+    "Placement",
+    "Poisson",
+    "Prefetch",
+    "Recorded",
+    "Scenario",
+    "Timeline",
+    "Workload",
+    "expand_sweep",
+    "json_schema",
+    "load_scenario",
+]

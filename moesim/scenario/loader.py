@@ -1,0 +1,79 @@
+"""From a YAML file and `--set` overrides to a scenario, or to all of its mistakes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from moesim.document import Document, load_document, parse_value
+from moesim.errors import ScenarioError
+from moesim.scenario.scenario import Scenario, key_path
+from moesim.scenario.sections import BASE_DIR, SHORTHANDS
+from moesim.scenario.sweep import expand_sweep
+from moesim.validation import validate
+
+__all__ = ["load_scenario"]
+
+
+def load_scenario(
+    source: str | os.PathLike[str] | Mapping[str, Any], overrides: Sequence[str] = ()
+) -> Scenario:
+    """Read and check a scenario with every point of its sweep.
+
+    `source` is a YAML file, or a mapping, whose paths start at the working directory. `overrides`
+    are `"cache.policy=lru"`: a dotted key and a value in YAML; an overridden key is no longer
+    swept.
+
+    Raises:
+        ScenarioError: with every mistake, each with its file:line:column or `--set` key.
+    """
+    if isinstance(source, Mapping):
+        document = Document("scenario", dict(source), has_lines=False)
+        base_dir = Path()
+    else:
+        document = load_document(source)
+        base_dir = Path(source).parent
+        if "name" not in document.data and Path(source).stem:
+            document.data["name"] = Path(source).stem
+    document, problems = _override(document, overrides)
+    try:
+        scenario = build(document, base_dir)
+        expand_sweep(scenario)
+    except ScenarioError as error:
+        raise ScenarioError(error.problems + problems) from None
+    if problems:
+        raise ScenarioError(problems)
+    return scenario
+
+
+def build(document: Document, base_dir: Path) -> Scenario:
+    """The scenario that a document is, its sweep left unexpanded. Raises ScenarioError."""
+    scenario = validate(document, Scenario, {BASE_DIR: base_dir})
+    scenario._document = document
+    scenario._base_dir = base_dir
+    return scenario
+
+
+def _override(document: Document, overrides: Sequence[str]) -> tuple[Document, list[str]]:
+    """The document with all overrides that can be read, and what is wrong with the others."""
+    problems: list[str] = []
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        key = key.strip()
+        place = f"--set {key}"
+        if not equals or not all(key.split(".")):
+            problems.append(f"--set {override}: write a dotted key and a value, as in seed=1")
+            continue
+        try:
+            value = parse_value(text, place)
+            document = document.with_value(key_path(key), value, place, SHORTHANDS)
+        except ScenarioError as error:
+            problems += error.problems
+            continue
+        sweep = document.data.get("sweep")
+        if isinstance(sweep, dict):
+            for swept in [s for s in sweep if s == key or s.startswith(f"{key}.")]:
+                del sweep[swept]
+    return document, problems

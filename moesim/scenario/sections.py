@@ -1,0 +1,345 @@
+"""The parts of a scenario, as its YAML file spells them.
+
+Every field says what it is in its description, which editors show; every default is here. A
+section that is mostly one name may be written as that name: `hardware: t4` is short for
+`hardware: {profile: t4}` (see `SHORTHANDS`).
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    PlainSerializer,
+    ValidationInfo,
+    WithJsonSchema,
+)
+
+from moesim.document import KeyPath
+from moesim.hardware.hardware import HardwareOverrides, check_hardware_name
+from moesim.hardware.shapes import check_shape_name
+from moesim.quantities import Bits, Bytes, Count, PositiveCount, PositiveNumber
+from moesim.scenario.amounts import Amount, KvAmount, SlotsAmount
+from moesim.validation import Strict, near_match
+
+__all__ = [
+    "SHORTHANDS",
+    "Arrivals",
+    "Batching",
+    "Cache",
+    "HardwareChoice",
+    "Lengths",
+    "Memory",
+    "ModelChoice",
+    "Options",
+    "Placement",
+    "Prefetch",
+    "Text",
+    "Timeline",
+    "Workload",
+]
+
+BASE_DIR: Final = "base_dir"
+"""Key of the validation context: where relative paths start. Without it no path is checked."""
+
+SHORTHANDS: Final[dict[KeyPath, str]] = {
+    ("model",): "shape",
+    ("hardware",): "profile",
+    ("workload", "arrivals"): "kind",
+    ("batching",): "policy",
+    ("cache",): "policy",
+    ("prefetch",): "policy",
+    ("placement",): "policy",
+}
+
+
+def _short(key: str) -> BeforeValidator:
+    return BeforeValidator(lambda value: {key: value} if isinstance(value, str) else value)
+
+
+def _from_base(value: str, info: ValidationInfo) -> str | None:
+    """The path as seen from the scenario's folder; None where that folder is not known."""
+    base = info.context.get(BASE_DIR) if info.context else None
+    return None if base is None else os.path.join(base, value)
+
+
+def _existing(what: str, exists: Callable[[str], bool]) -> AfterValidator:
+    def check(value: str, info: ValidationInfo) -> str:
+        path = _from_base(value, info)
+        if not value or (path is not None and not exists(path)):
+            raise ValueError(f"there is no {what} {value!r}; paths start at this file's folder")
+        return value
+
+    return AfterValidator(check)
+
+
+def _known_profile(value: str, info: ValidationInfo) -> str:
+    is_path = value.endswith((".yaml", ".yml"))
+    seen = _from_base(value, info) if is_path else value
+    if seen is not None and (wrong := check_hardware_name(seen)):
+        raise ValueError(wrong)
+    return value
+
+
+def _known_shape(value: str, info: ValidationInfo) -> str:
+    if value == "trace":
+        return value
+    if value.endswith(".json"):
+        path = _from_base(value, info)
+        if path is not None and not os.path.isfile(path):
+            raise ValueError(f"there is no file {value!r}; paths start at this file's folder")
+    elif wrong := check_shape_name(value):
+        raise ValueError(f"{wrong}, or `trace` for the shape in the trace's header")
+    return value
+
+
+def _finite_throughout(value: Any) -> Any:
+    """Options go to policies and into results as they are, so they must be plain and finite."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{value!r} must be a finite number")
+    if isinstance(value, dict | list):
+        for inner in value.values() if isinstance(value, dict) else value:
+            _finite_throughout(inner)
+    return value
+
+
+def _recorded_is_none(value: Any) -> Any:
+    if value == "recorded":
+        return None
+    if isinstance(value, str) or value is None:
+        hint = near_match(value, ["recorded"]) if value else ""
+        raise ValueError(f"{value!r} is neither recorded nor {{prompt: 128, output: 32}}{hint}")
+    return value
+
+
+Text = Annotated[str, Field(min_length=1)]
+Options = Annotated[dict[str, Any], AfterValidator(_finite_throughout)]
+
+
+class ModelChoice(Strict):
+    """Whose sizes are costed."""
+
+    shape: Annotated[str, AfterValidator(_known_shape)] = Field(
+        "trace",
+        description="`trace` (the shape in the trace's header), a shipped model, or the path of a "
+        "Hugging Face config.json.",
+        examples=["mixtral-8x7b"],
+    )
+    expert_bits: Bits | None = Field(
+        None, description="Bits of a stored expert weight, like 4.5.", examples=[4.5]
+    )
+    weight_bits: Bits | None = Field(
+        None, description="Bits of every other stored weight.", examples=[16]
+    )
+    kv_bits: Bits | None = Field(None, description="Bits of a KV cache entry.", examples=[16])
+
+
+class HardwareChoice(HardwareOverrides):
+    """The machine: a profile, and the figures that differ from it."""
+
+    profile: Annotated[str, AfterValidator(_known_profile)] = Field(
+        description="A shipped profile, or the path of your own .yaml.", examples=["rtx-4090"]
+    )
+    pinned: bool = Field(
+        True, description="Experts lie in page-locked host memory.", examples=[True]
+    )
+
+    def overrides(self) -> dict[str, Any]:
+        """What `load_hardware` takes beside the profile."""
+        return self.model_dump(exclude={"profile", "pinned"}, exclude_none=True)
+
+
+class Memory(Strict):
+    """How GPU memory is divided. Only one of KV blocks and expert slots may take the rest."""
+
+    capacity: Bytes | None = Field(
+        None, description="GPU memory to use; by default all of the card's.", examples=["24GiB"]
+    )
+    kv: KvAmount = Field(
+        Amount("auto"), description="KV blocks: auto, rest, a size or a share of the capacity."
+    )
+    kv_block_tokens: PositiveCount = Field(16, description="Tokens in one KV block.", examples=[16])
+    staging: PositiveCount = Field(
+        2,
+        description="Expert-sized buffers for experts that get no slot.",
+        examples=[2],
+    )
+    activations: Annotated[
+        Bytes | None,
+        BeforeValidator(lambda value: None if value == "auto" else value),
+        PlainSerializer(lambda value: "auto" if value is None else value),
+    ] = Field(None, description="Room for activations: auto or a size.", examples=["512MiB"])
+
+
+class AllAtOnce(Strict):
+    """Every request is there at time zero."""
+
+    kind: Literal["all_at_once"] = "all_at_once"
+
+
+class Poisson(Strict):
+    """Independent arrivals: exponential gaps."""
+
+    kind: Literal["poisson"]
+    rate_per_s: PositiveNumber = Field(description="Mean requests a second.", examples=[2.0])
+
+
+class Gamma(Strict):
+    """Gamma-distributed gaps: bursts where the burstiness exceeds 1."""
+
+    kind: Literal["gamma"]
+    rate_per_s: PositiveNumber = Field(description="Mean requests a second.", examples=[2.0])
+    burstiness: PositiveNumber = Field(
+        description="Coefficient of variation of the gaps; 1 is Poisson.", examples=[4.0]
+    )
+
+
+class Recorded(Strict):
+    """The arrival times in the trace."""
+
+    kind: Literal["recorded"]
+    time_scale: PositiveNumber = Field(
+        1.0, description="Multiplies the times: 0.5 is twice as fast.", examples=[1.0]
+    )
+
+
+class Csv(Strict):
+    """Arrival times and lengths from a CSV file."""
+
+    kind: Literal["csv"]
+    path: Annotated[str, _existing("file", os.path.isfile)] = Field(
+        description="The file.", examples=["arrivals.csv"]
+    )
+    format: Literal["plain", "azure"] = Field(
+        "plain", description="plain (arrival_s, prompt_tokens, output_tokens) or Azure's columns."
+    )
+    time_scale: PositiveNumber = Field(
+        1.0, description="Multiplies the times: 0.5 is twice as fast.", examples=[1.0]
+    )
+
+
+Arrivals = Annotated[
+    AllAtOnce | Poisson | Gamma | Recorded | Csv, Field(discriminator="kind"), _short("kind")
+]
+
+
+class Lengths(Strict):
+    """The same lengths for every request."""
+
+    prompt: PositiveCount = Field(description="Prompt tokens.", examples=[128])
+    output: PositiveCount = Field(description="Generated tokens.", examples=[32])
+
+
+class Workload(Strict):
+    """Which requests of the trace arrive, when, and how long they are."""
+
+    requests: PositiveCount | None = Field(
+        None, description="How many; by default all of the trace.", examples=[100]
+    )
+    order: Literal["recorded", "shuffled", "resampled"] = Field(
+        "recorded", description="As recorded, permuted by the seed, or drawn with replacement."
+    )
+    domains: Annotated[list[Text], Field(min_length=1)] | None = Field(
+        None, description="Only requests of these domains.", examples=[["code"]]
+    )
+    arrivals: Arrivals = Field(AllAtOnce(), description="When requests arrive.")
+    lengths: Annotated[
+        Lengths | None,
+        BeforeValidator(_recorded_is_none),
+        PlainSerializer(lambda value: "recorded" if value is None else value.model_dump()),
+    ] = Field(None, description="`recorded`, or fixed: {prompt: 128, output: 32}.")
+    prefill: Literal["recorded", "skip", "resample"] = Field(
+        "recorded", description="What stands for prompt rows that a trace may lack."
+    )
+
+
+class Batching(Strict):
+    """Which tokens form a step."""
+
+    policy: Text = Field(
+        "decode_first",
+        description="prefill_first, decode_first, fcfs or a plug-in.",
+        examples=["decode_first"],
+    )
+    options: Options = Field({}, description="The policy's own options.")
+    token_budget: PositiveCount = Field(512, description="Most tokens in one step.", examples=[512])
+    max_sequences: PositiveCount = Field(
+        32, description="Most requests running at once.", examples=[32]
+    )
+
+
+class Cache(Strict):
+    """Which experts keep a slot in GPU memory."""
+
+    policy: Text = Field("lru", description="The eviction policy.", examples=["lru"])
+    options: Options = Field({}, description="The policy's own options.")
+    scope: Literal["per_layer", "global"] = Field(
+        "per_layer", description="Each layer has its own slots, or all share them."
+    )
+    slots: SlotsAmount = Field(
+        Amount("rest"),
+        description="Expert slots in all: rest, a count, a size, a share of all experts, or a "
+        "number for each layer.",
+    )
+    admission: Literal["bypass", "always"] = Field(
+        "bypass", description="Whether a just-used expert may be dropped at once."
+    )
+    write_back: bool = Field(
+        False, description="Copy evicted experts back to the host.", examples=[False]
+    )
+
+
+class Prefetch(Strict):
+    """Which experts are fetched before they are needed."""
+
+    policy: Text = Field("none", description="none, oracle, predicted or a plug-in.")
+    options: Options = Field({}, description="The policy's own options, like {depth: 1}.")
+    cancel: bool = Field(
+        False, description="Cancel prefetches that turn out useless.", examples=[False]
+    )
+
+
+class Placement(Strict):
+    """Where a missing expert runs."""
+
+    policy: Text = Field("copy", description="copy (to the GPU) or a plug-in.")
+    options: Options = Field({}, description="The policy's own options.")
+
+
+class Timeline(Strict):
+    """The steps whose lanes are kept in detail."""
+
+    first_step: Count = Field(0, description="The first step kept.", examples=[0])
+    steps: Count = Field(20, description="How many steps are kept.", examples=[20])
+
+
+TracePath = Annotated[str, _existing("trace folder", os.path.isdir)]
+Model = Annotated[ModelChoice, _short("shape")]
+HardwareField = Annotated[HardwareChoice, _short("profile")]
+BatchingField = Annotated[Batching, _short("policy")]
+CacheField = Annotated[Cache, _short("policy")]
+PrefetchField = Annotated[Prefetch, _short("policy")]
+PlacementField = Annotated[Placement, _short("policy")]
+Sweep = Annotated[
+    dict[str, Annotated[list[Any], Field(min_length=1)]],
+    BeforeValidator(lambda value: {} if value is None else value),
+    AfterValidator(_finite_throughout),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {
+                    "type": "object",
+                    "additionalProperties": {"type": "array", "minItems": 1},
+                },
+                {"type": "null"},
+            ],
+            "examples": [{"cache.policy": ["lru", "lfu"], "seed": [0, 1, 2]}],
+        }
+    ),
+]
