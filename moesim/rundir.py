@@ -1,0 +1,141 @@
+"""The run directory: written under a temporary name, renamed when whole, `manifest.json` last.
+
+Running the same thing again (same resolved scenario, trace and moesim code) is a no-op, so that
+sweeps resume. Everything but the manifest's wall time is the same bytes each time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import time
+from collections.abc import Callable, Mapping
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from moesim.errors import OutputError
+from moesim.files import output_errors, sha256, whole_folder, write_json
+from moesim.scenario import Scenario
+from moesim.simulate import Result
+
+MANIFEST = "manifest.json"
+TABLES = ("requests", "steps", "layers", "timeline")
+_VERSIONS = ("simpy", "numpy", "pyarrow")
+
+
+def fingerprint(scenario: Scenario) -> str:
+    """SHA-256 of everything that decides the outcome: scenario, trace, code."""
+    parts = {
+        "scenario": {**scenario.resolved(), "trace": None},
+        "trace": trace_hash(scenario),
+        "inputs": _input_hashes(scenario),
+        "code": code_hash(),
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def trace_hash(scenario: Scenario) -> str:
+    """Hash of the trace's header, which lists the hash of every other file."""
+    header = scenario.trace_path / "trace.json"
+    return sha256(header) if header.is_file() else "absent"
+
+
+def _input_hashes(scenario: Scenario) -> list[str]:
+    """Other files that a scenario reads: arrivals, profiles, configurations."""
+    named = [
+        getattr(scenario.workload.arrivals, "path", ""),
+        scenario.hardware.profile,
+        scenario.model.shape,
+        f"{scenario.cache.options.get('profile', '')}/trace.json",
+    ]
+    paths = [scenario.path(text) for text in named if text]
+    return [sha256(path) for path in paths if path.is_file()]
+
+
+@cache
+def code_hash() -> str:
+    """SHA-256 over moesim's own source and data files."""
+    root = Path(__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(root.rglob("*")):
+        if path.suffix in (".py", ".yaml") and "__pycache__" not in path.parts:
+            digest.update(path.relative_to(root).as_posix().encode())
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def reuse(scenario: Scenario, out: Path, *, force: bool) -> Result | None:
+    """The result in `out` if it is this very run. Raises `OutputError` if it is another one."""
+    if force or not out.exists():
+        return None
+    try:
+        manifest = json.loads((out / MANIFEST).read_text(encoding="utf-8"))
+        if manifest["fingerprint"] == fingerprint(scenario):
+            return _read(scenario, out)
+    except (OSError, ValueError, KeyError, TypeError):
+        raise OutputError(
+            out, "exists and is no whole run directory; pass --force to replace it"
+        ) from None
+    raise OutputError(out, "holds another run; choose another --out, or pass --force to replace it")
+
+
+def _read(scenario: Scenario, out: Path) -> Result:
+    import pyarrow.parquet as pq
+
+    summary = json.loads((out / "summary.json").read_text(encoding="utf-8"))
+    columns = {name: pq.read_table(out / f"{name}.parquet").to_pydict() for name in TABLES}
+    return Result(scenario, summary, columns, out)
+
+
+def write(
+    scenario: Scenario,
+    out: Path,
+    simulate: Callable[[], Result],
+    *,
+    force: bool = False,
+    point: Mapping[str, Any] | None = None,
+) -> Result:
+    """Simulate and write; `out` appears when everything is in it."""
+    print_of_run = fingerprint(scenario)
+    with whole_folder(out, force=force) as folder:
+        started = time.perf_counter()
+        result = simulate()
+        simulated = time.perf_counter() - started
+        _write_files(result, folder, out)
+        with output_errors(out):
+            write_json(
+                folder / MANIFEST,
+                {
+                    "fingerprint": print_of_run,
+                    "point": dict(point or {}),
+                    "seed": scenario.seed,
+                    "versions": {
+                        "moesim": version("moesim"),
+                        "python": platform.python_version(),
+                        **{name: version(name) for name in _VERSIONS},
+                    },
+                    "inputs": {"trace": trace_hash(scenario), "code": code_hash()},
+                    "outputs": {path.name: sha256(path) for path in sorted(folder.iterdir())},
+                    "layer_events": result.summary["layer_events"],
+                    "simulated_s": result.summary["makespan_s"],
+                    "wall_s": round(simulated, 3),
+                },
+            )
+    return Result(result.scenario, result.summary, result.columns, out)
+
+
+def _write_files(result: Result, folder: Path, out: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    import yaml
+
+    with output_errors(out):
+        resolved = result.scenario.resolved(relative_to=out.resolve())
+        text = yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True)
+        (folder / "scenario.yaml").write_text(text, encoding="utf-8")
+        write_json(folder / "summary.json", result.summary)
+        for name in TABLES:
+            pq.write_table(pa.table(dict(result.columns[name])), folder / f"{name}.parquet")

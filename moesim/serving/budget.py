@@ -1,0 +1,159 @@
+"""One budget of GPU memory: fixed weights + KV blocks + expert slots + staging + activations.
+
+The split is fixed at the start. Either KV blocks or expert slots may take the rest. What cannot
+fit is refused before anything runs, with the numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from moesim.errors import BudgetError
+from moesim.units import format_bytes
+
+if TYPE_CHECKING:
+    from moesim.hardware.shapes import ModelShape
+    from moesim.scenario import Amount, Scenario
+
+_ACTIVATION_BYTES = 2  # 16-bit activations, whatever the weights
+_LOGIT_BYTES = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """Bytes of each part, and what they amount to in slots and blocks."""
+
+    capacity_bytes: int
+    fixed_bytes: int
+    activations_bytes: int
+    staging_bytes: int
+    slots: int
+    slots_bytes: int
+    kv_blocks: int
+    kv_bytes: int
+
+    @property
+    def used_bytes(self) -> int:
+        return (
+            self.fixed_bytes
+            + self.activations_bytes
+            + self.staging_bytes
+            + self.slots_bytes
+            + self.kv_bytes
+        )
+
+
+def plan_budget(
+    scenario: Scenario, shape: ModelShape, vram_bytes: int, kv_tokens: Sequence[int]
+) -> Budget:
+    """Split the memory. `kv_tokens`: most KV entries each request will hold.
+
+    Raises `BudgetError` with all numbers where the parts exceed the whole.
+    """
+    memory, cache = scenario.memory, scenario.cache
+    capacity = memory.capacity if memory.capacity is not None else vram_bytes
+    expert = shape.expert_bytes
+    block = memory.kv_block_tokens * shape.kv_bytes_per_token
+    activations = (
+        memory.activations if memory.activations is not None else _activations(scenario, shape)
+    )
+    parts = {
+        "fixed weights": shape.fixed_bytes,
+        "activations": activations,
+        f"{memory.staging} staging buffers": memory.staging * expert,
+    }
+    left = capacity - sum(parts.values())
+    if left < 0:
+        raise _too_little(scenario, capacity, parts, "leave nothing for KV blocks and experts")
+    total_experts = len(shape.moe_layers) * shape.num_experts
+    wanted_blocks = _useful_blocks(scenario, kv_tokens)
+    longest = max(-(-tokens // memory.kv_block_tokens) for tokens in kv_tokens)
+
+    slots = _slots(cache.slots, shape, capacity)
+    blocks = _blocks(memory.kv, block, capacity)
+    if blocks is None and memory.kv.kind == "auto":
+        room = left - slots * expert if slots is not None else left // 2
+        blocks = min(wanted_blocks, max(longest, room // block if block else wanted_blocks))
+    if slots is None:
+        assert blocks is not None
+        slots = max(0, min(total_experts, (left - blocks * block) // expert))
+    if blocks is None:
+        blocks = max(0, (left - slots * expert) // block)
+    slots = min(slots, total_experts)
+    parts["KV blocks"] = blocks * block
+    parts[f"{slots} expert slots"] = slots * expert
+    if sum(parts.values()) > capacity:
+        raise _too_little(scenario, capacity, parts, "exceed the memory")
+    if blocks < longest:
+        parts["KV blocks of the longest request"] = longest * block
+        if blocks == 0 or blocks < min(-(-t // memory.kv_block_tokens) for t in kv_tokens):
+            raise _too_little(scenario, capacity, parts, "leave too few KV blocks for any request")
+    return Budget(
+        capacity_bytes=capacity,
+        fixed_bytes=shape.fixed_bytes,
+        activations_bytes=activations,
+        staging_bytes=memory.staging * expert,
+        slots=slots,
+        slots_bytes=slots * expert,
+        kv_blocks=blocks,
+        kv_bytes=blocks * block,
+    )
+
+
+def split_slots(total: int, num_layers: int, num_experts: int) -> list[int]:
+    """Slots of each layer: the floor, the remainder to the first layers, none above `experts`."""
+    each, more = divmod(total, num_layers)
+    return [min(num_experts, each + (layer < more)) for layer in range(num_layers)]
+
+
+def _activations(scenario: Scenario, shape: ModelShape) -> int:
+    """Assumed: residual stream, attention and FFN intermediates of one layer for a full step's
+    tokens, and the logits of all sequences."""
+    widths = 4 * shape.hidden + 3 * shape.top_k * shape.expert_ffn + shape.shared_ffn
+    widths += (shape.num_heads + 2 * shape.num_kv_heads) * shape.head_dim + shape.dense_ffn
+    tokens = scenario.batching.token_budget
+    logits = min(scenario.batching.max_sequences, tokens) * shape.vocabulary * _LOGIT_BYTES
+    return tokens * widths * _ACTIVATION_BYTES + logits
+
+
+def _useful_blocks(scenario: Scenario, kv_tokens: Sequence[int]) -> int:
+    """Blocks that the longest requests need if as many run at once as may."""
+    block_tokens = scenario.memory.kv_block_tokens
+    most = sorted((-(-tokens // block_tokens) for tokens in kv_tokens), reverse=True)
+    return sum(most[: scenario.batching.max_sequences])
+
+
+def _slots(amount: Amount, shape: ModelShape, capacity: int) -> int | None:
+    layers = len(shape.moe_layers)
+    total = layers * shape.num_experts
+    match amount.kind:
+        case "count":
+            return int(amount.value)
+        case "per_layer":
+            return int(amount.value) * layers
+        case "share":
+            return round(amount.value * total)
+        case "bytes":
+            return int(amount.value) // shape.expert_bytes
+    return None
+
+
+def _blocks(amount: Amount, block: int, capacity: int) -> int | None:
+    match amount.kind:
+        case "bytes":
+            return int(amount.value) // block
+        case "share":
+            return int(capacity * amount.value) // block
+    return None
+
+
+def _too_little(scenario: Scenario, capacity: int, parts: dict[str, int], what: str) -> BudgetError:
+    lines = [f"  {name}: {format_bytes(size)} ({size} bytes)" for name, size in parts.items()]
+    return BudgetError(
+        f"{scenario.mark('memory')}: impossible memory: the parts {what}\n"
+        + "\n".join([*lines, f"  of {format_bytes(capacity)} ({capacity} bytes)"])
+        + "\n  try a larger memory.capacity, fewer cache.slots, smaller memory.kv or fewer "
+        "model.expert_bits / model.weight_bits"
+    )

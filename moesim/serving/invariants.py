@@ -1,0 +1,50 @@
+"""What must hold when a run ends; the numbers are those of docs/invariants.md.
+
+Other invariants are checked where they could break, while the run goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+from moesim.errors import InvariantError
+from moesim.serving.kv import BlockPool
+from moesim.serving.ledger import Ledger
+from moesim.serving.request import Request
+
+
+def check_run(
+    requests: Sequence[Request], ledger: Ledger, pool: BlockPool, flying_bytes: int
+) -> None:
+    """Raises `InvariantError` for the first rule that does not hold."""
+    _check_requests(requests)
+    held = sum(request.blocks for request in requests)
+    if held + pool.free != pool.total or held:
+        raise InvariantError(3, f"{held} KV blocks held and {pool.free} free of {pool.total}")
+    misses = sum(ledger.accesses) - sum(ledger.hits) - sum(ledger.late_hits)
+    if misses != sum(ledger.demand_copies):
+        raise InvariantError(6, f"{misses} misses, {sum(ledger.demand_copies)} demand copies")
+    issued = ledger.demand_bytes + ledger.prefetch_bytes
+    if issued != ledger.finished_bytes + flying_bytes:
+        raise InvariantError(
+            7,
+            f"{issued} bytes issued, {ledger.finished_bytes} finished, {flying_bytes} in flight",
+        )
+
+
+def _check_requests(requests: Sequence[Request]) -> None:
+    for request in requests:
+        if request.status not in ("finished", "rejected"):
+            raise InvariantError(1, f"request {request.index} ends as {request.status}")
+        if request.status == "rejected":
+            continue
+        moments = [request.arrival_ns, request.scheduled_ns, *request.token_ns]
+        if any(later < earlier for earlier, later in pairwise(moments)):
+            raise InvariantError(8, f"request {request.index} lives backwards: {moments}")
+        if len(request.token_ns) != request.output_tokens:
+            raise InvariantError(
+                1,
+                f"request {request.index} has {len(request.token_ns)} tokens of "
+                f"{request.output_tokens}",
+            )

@@ -1,0 +1,41 @@
+"""KV blocks: attention memory handed out in blocks of a fixed number of tokens."""
+
+from __future__ import annotations
+
+from moesim.errors import InvariantError
+from moesim.serving.request import Request
+
+
+class BlockPool:
+    """`total` blocks of `block_tokens` tokens; free + held = total at all times."""
+
+    def __init__(self, total: int, block_tokens: int) -> None:
+        self.total = total
+        self.block_tokens = block_tokens
+        self.free = total
+        self.peak = 0
+
+    def blocks_for(self, tokens: int) -> int:
+        """Blocks that hold `tokens` entries."""
+        return -(-tokens // self.block_tokens)
+
+    def missing(self, request: Request, tokens: int) -> int:
+        """Blocks to add before `tokens` more rows of the request fit."""
+        return max(0, self.blocks_for(request.position + tokens) - request.blocks)
+
+    def grow(self, request: Request, tokens: int) -> bool:
+        """Take the blocks that `tokens` more rows need; False (and nothing taken) if too few."""
+        need = self.missing(request, tokens)
+        if need > self.free:
+            return False
+        self.free -= need
+        request.blocks += need
+        self.peak = max(self.peak, self.total - self.free)
+        return True
+
+    def release(self, request: Request) -> None:
+        """Give back all blocks of a request."""
+        self.free += request.blocks
+        request.blocks = 0
+        if self.free > self.total:
+            raise InvariantError(3, f"{self.free} KV blocks are free of {self.total}")

@@ -1,0 +1,176 @@
+"""The routing of one step: what each layer's routers decided for the rows of the batch.
+
+Ids come from the trace, on every machine. The view handed to policies is cut from here, and
+shows no more of the future than the model's router really reveals.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from moesim.errors import PolicyViolation, TraceError
+from moesim.policies.view import Key, View
+
+if TYPE_CHECKING:
+    from moesim.trace import Trace
+
+_VECTORISE_ABOVE = 96  # assignments a layer; below, plain lists are faster
+
+
+class StepRouting:
+    """Unions and token counts of one step, layer by layer.
+
+    `unions[l]`: distinct keys of layer l in order of first appearance (batch order, then stored
+    order); `tokens[l]`: how many rows want each.
+    """
+
+    __slots__ = ("_source", "rows", "tokens", "unions")
+
+    def __init__(self, source: RoutingSource, rows: npt.NDArray[np.int64]) -> None:
+        self._source = source
+        self.rows = rows
+        self.unions, self.tokens = source.unions(rows)
+
+    def predicted(self, layer: int, depth: int) -> Sequence[Key]:
+        """Distinct keys of layer + depth that predictions recorded at `layer` name."""
+        return self._source.predicted(self.rows, layer, depth)
+
+    def gate_weights(self, layer: int) -> Sequence[float]:
+        """Summed gate weight of each key of `unions[layer]`."""
+        return self._source.gate_weights(self.rows, layer, self.unions[layer])
+
+
+class StepView(View):
+    """A view of one layer event of a step; `reach` is how many layers ahead routing is known."""
+
+    __slots__ = ("_owner", "_reach", "_routing")
+
+    def __init__(
+        self,
+        layer: int,
+        union: Sequence[Key],
+        tokens: Sequence[int],
+        routing: StepRouting,
+        reach: int,
+        owner: str,
+    ) -> None:
+        self.layer = layer
+        self.union = union
+        self.tokens = tokens
+        self._routing = routing
+        self._reach = reach
+        self._owner = owner
+
+    def predicted(self, depth: int) -> Sequence[Key]:
+        if depth < 1:
+            raise PolicyViolation(self._owner, depth, "predictions start one layer ahead")
+        return self._routing.predicted(self.layer, depth) if self.layer >= 0 else ()
+
+    def exact(self, depth: int) -> Sequence[Key]:
+        if not 0 <= depth <= self._reach:
+            raise PolicyViolation(
+                self._owner,
+                f"layer {self.layer} + {depth}",
+                f"looks past the view: this router reveals {self._reach} layers ahead",
+            )
+        layer = self.layer + depth
+        unions = self._routing.unions
+        return unions[layer] if 0 <= layer < len(unions) else ()
+
+    def gate_weights(self) -> Sequence[float]:
+        return self._routing.gate_weights(self.layer) if self.layer >= 0 else ()
+
+
+class RoutingSource:
+    """Reads a trace row by row as keys, `layer * experts + expert`."""
+
+    def __init__(self, trace: Trace) -> None:
+        self.num_layers = trace.num_layers
+        self.num_experts = trace.num_experts
+        self.top_k = trace.top_k
+        self._trace = trace
+        self._ids = trace.expert_ids
+        self._unused = trace.meta.unused
+        self._base_L1 = (np.arange(self.num_layers) * self.num_experts)[:, None]
+
+    def unions(self, rows: npt.NDArray[np.int64]) -> tuple[list[list[Key]], list[list[int]]]:
+        """Per layer: distinct keys in order of first appearance, and rows wanting each."""
+        ids_BLK = self._ids[rows]
+        unused = ids_BLK == self._unused
+        full = not unused.any()
+        if not full:
+            ids_BLK = np.where(unused, 0, ids_BLK)
+        if int(ids_BLK.max()) >= self.num_experts:
+            row = int(rows[int(np.argmax(ids_BLK.max(axis=(1, 2))))])
+            raise TraceError(
+                self._trace.path or "trace",
+                f"row {row}",
+                f"expert id {int(ids_BLK.max())} is out of range for {self.num_experts} experts",
+            )
+        keys_BLK = ids_BLK.astype(np.int64) + self._base_L1
+        if len(rows) == 1 and full:
+            unions = keys_BLK[0].tolist()
+            return unions, [_ONES[: self.top_k]] * self.num_layers
+        keys_BLK[unused] = -1
+        if len(rows) * self.top_k > _VECTORISE_ABOVE:
+            return self._vectorised(keys_BLK)
+        flat_LN = keys_BLK.transpose(1, 0, 2).reshape(self.num_layers, -1).tolist()
+        counts = [_count(keys) for keys in flat_LN]
+        return [list(c) for c in counts], [list(c.values()) for c in counts]
+
+    def _vectorised(
+        self, keys_BLK: npt.NDArray[np.int64]
+    ) -> tuple[list[list[int]], list[list[int]]]:
+        layers, experts = self.num_layers, self.num_experts
+        flat_LN = keys_BLK.transpose(1, 0, 2).reshape(layers, -1)
+        flat = flat_LN.reshape(-1)
+        used = np.flatnonzero(flat >= 0)
+        counts_LE = np.bincount(flat[used], minlength=layers * experts).reshape(layers, experts)
+        first = np.full(layers * experts, flat.size, np.int64)
+        first[flat[used[::-1]]] = used[::-1]  # the last write wins: the first appearance
+        order_LE = np.argsort(first.reshape(layers, experts), axis=1, kind="stable")
+        sizes = (counts_LE > 0).sum(axis=1).tolist()
+        tokens_LE = np.take_along_axis(counts_LE, order_LE, axis=1).tolist()
+        keys_LE = (order_LE + self._base_L1).tolist()
+        return (
+            [keys[:size] for keys, size in zip(keys_LE, sizes, strict=True)],
+            [tokens[:size] for tokens, size in zip(tokens_LE, sizes, strict=True)],
+        )
+
+    def predicted(self, rows: npt.NDArray[np.int64], layer: int, depth: int) -> list[Key]:
+        recorded = self._trace.predictions
+        if recorded is None or depth > recorded.shape[2] or layer + depth >= self.num_layers:
+            return []
+        base = (layer + depth) * self.num_experts
+        ids = recorded[rows][:, layer, depth - 1].reshape(-1).tolist()
+        return [base + expert for expert in dict.fromkeys(ids) if expert != self._unused]
+
+    def gate_weights(
+        self, rows: npt.NDArray[np.int64], layer: int, union: Sequence[Key]
+    ) -> list[float]:
+        recorded = self._trace.gate_weights
+        if recorded is None:
+            return []
+        base = layer * self.num_experts
+        sums: dict[Key, float] = dict.fromkeys(union, 0.0)
+        ids: Any = self._ids[rows][:, layer].reshape(-1).tolist()
+        weights: Any = recorded[rows][:, layer].reshape(-1).tolist()
+        for expert, weight in zip(ids, weights, strict=True):
+            if expert != self._unused:
+                sums[base + expert] += weight
+        return list(sums.values())
+
+
+_ONES = [1] * 256
+
+
+def _count(keys: list[Key]) -> dict[Key, int]:
+    counts: dict[Key, int] = {}
+    for key in keys:
+        if key >= 0:
+            counts[key] = counts.get(key, 0) + 1
+    return counts

@@ -1,0 +1,252 @@
+"""The workload: which requests arrive, when, how long they are, and which trace rows they replay.
+
+The same for every policy (common random numbers): each choice draws from a stream of its own.
+A request longer than its recorded sequence goes on with the next sequences of the same domain;
+the tiled share is reported.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from moesim.errors import ScenarioError
+from moesim.scenario.sections import Csv, Gamma, Poisson, Recorded
+from moesim.serving.request import Request
+from moesim.streams import stream
+
+if TYPE_CHECKING:
+    from moesim.scenario import Scenario
+    from moesim.trace import Trace
+
+_SECOND_NS = 1_000_000_000
+_CSV_COLUMNS = {
+    "plain": ("arrival_s", "prompt_tokens", "output_tokens"),
+    "azure": ("TIMESTAMP", "ContextTokens", "GeneratedTokens"),
+}
+
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Arrivals:
+    """Arrival times in nanoseconds, rising, and lengths where the source gives them."""
+
+    times_ns: Ints
+    prompt_tokens: Ints | None = None
+    output_tokens: Ints | None = None
+
+
+def build_workload(scenario: Scenario, trace: Trace) -> list[Request]:
+    """The requests of a scenario in order of arrival. Raises `ScenarioError` for a workload that
+    the trace cannot supply."""
+    plan = scenario.workload
+    pool = _pool(scenario, trace)
+    arrivals = _arrivals(scenario, trace, pool, _wanted(scenario, len(pool)))
+    chosen = _choose(scenario, pool, len(arrivals.times_ns))
+    if isinstance(plan.arrivals, Recorded):
+        chosen = chosen[np.argsort(trace.requests["arrival_s"][chosen], kind="stable")]
+    prompts = arrivals.prompt_tokens
+    outputs = arrivals.output_tokens
+    if prompts is None or outputs is None:
+        if plan.lengths is not None:
+            prompts = np.full(len(chosen), plan.lengths.prompt)
+            outputs = np.full(len(chosen), plan.lengths.output)
+        else:
+            prompts = trace.requests["prompt_tokens"][chosen]
+            outputs = trace.requests["output_tokens"][chosen]
+    supply = _Supply(trace, pool, plan.prefill, stream(scenario.seed, "resampled rows"))
+    requests = []
+    for index, source in enumerate(chosen.tolist()):
+        prompt, output = int(prompts[index]), int(outputs[index])
+        rows, tiled = supply.rows(source, prompt, output)
+        requests.append(
+            Request(
+                index,
+                arrival_ns=int(arrivals.times_ns[index]),
+                prompt_tokens=prompt,
+                output_tokens=output,
+                rows=rows,
+                domain=str(trace.requests["domain"][source]),
+                tiled_rows=tiled,
+                prefill_skipped=plan.prefill == "skip",
+            )
+        )
+    return requests
+
+
+def _pool(scenario: Scenario, trace: Trace) -> Ints:
+    """The trace's requests that may be drawn."""
+    plan = scenario.workload
+    if trace.meta.prompt_rows == "absent" and plan.prefill == "recorded":
+        raise ScenarioError.at(
+            scenario,
+            "workload.prefill",
+            "the trace holds no prompt rows; choose `skip` (start with the first decoded token) "
+            "or `resample` (draw them from decoded rows of the same domain)",
+        )
+    domains = trace.requests["domain"]
+    if plan.domains is None:
+        pool = np.arange(trace.num_requests)
+    else:
+        known = set(domains.tolist())
+        if missing := [name for name in plan.domains if name not in known]:
+            raise ScenarioError.at(
+                scenario,
+                "workload.domains",
+                f"the trace has no domain {missing[0]!r}; it has {', '.join(sorted(known))}",
+            )
+        pool = np.flatnonzero(np.isin(domains, np.array(plan.domains, dtype=object)))
+    pool = pool[trace.requests["num_rows"][pool] > 0]
+    if not len(pool):
+        raise ScenarioError.at(scenario, "workload", "no request of the trace has any rows")
+    return pool
+
+
+def _wanted(scenario: Scenario, available: int) -> int:
+    return scenario.workload.requests or available
+
+
+def _choose(scenario: Scenario, pool: Ints, count: int) -> Ints:
+    """Which recorded request stands behind each arrival; the pool repeats where it is too small."""
+    order = scenario.workload.order
+    rng = stream(scenario.seed, "request order")
+    if order == "resampled":
+        return rng.choice(pool, size=count, replace=True)
+    if order == "shuffled":
+        pool = rng.permutation(pool)
+    return np.resize(pool, count)
+
+
+def _arrivals(scenario: Scenario, trace: Trace, pool: Ints, count: int) -> Arrivals:
+    how = scenario.workload.arrivals
+    rng = stream(scenario.seed, "arrivals")
+    if isinstance(how, Csv):
+        return _from_csv(scenario, how)
+    if isinstance(how, Recorded):
+        times = np.sort(trace.requests["arrival_s"][_choose(scenario, pool, count)])
+        if np.isnan(times).any():
+            raise ScenarioError.at(
+                scenario, "workload.arrivals", "the trace records no arrival times"
+            )
+        return Arrivals(_whole_ns((times - times[0]) * how.time_scale))
+    if isinstance(how, Poisson):
+        gaps = rng.exponential(1 / how.rate_per_s, count)
+    elif isinstance(how, Gamma):
+        shape = 1 / how.burstiness**2
+        gaps = rng.gamma(shape, 1 / (how.rate_per_s * shape), count)
+    else:
+        gaps = np.zeros(count)
+    return Arrivals(_whole_ns(np.cumsum(gaps)))
+
+
+def _whole_ns(seconds: npt.NDArray[np.float64]) -> Ints:
+    return np.rint(seconds * _SECOND_NS).astype(np.int64)
+
+
+def _from_csv(scenario: Scenario, how: Csv) -> Arrivals:
+    """Arrivals and lengths of a CSV file; lines are checked one by one."""
+    path = scenario.path(how.path)
+    columns = _CSV_COLUMNS[how.format]
+    limit = scenario.workload.requests
+    rows: list[tuple[Any, int, int]] = []
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as handle:
+            reader = csv.DictReader(handle)
+            if missing := [name for name in columns if name not in (reader.fieldnames or ())]:
+                raise _csv_error(scenario, path, 1, f"has no column {missing[0]!r}")
+            for row in reader:
+                if limit is not None and len(rows) == limit:
+                    break
+                try:
+                    rows.append(_csv_row([row[name] for name in columns], how.format))
+                except (ValueError, TypeError) as error:
+                    raise _csv_error(scenario, path, reader.line_num, str(error)) from None
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise _csv_error(scenario, path, 1, f"cannot be read: {error}") from None
+    if not rows:
+        raise _csv_error(scenario, path, 1, "holds no requests")
+    times, prompts, outputs = zip(*rows, strict=True)
+    moments = np.array(times)
+    if how.format == "azure":
+        times_ns = (moments - moments[0]).astype("timedelta64[ns]").astype(np.int64)
+        times_ns = np.rint(times_ns * how.time_scale).astype(np.int64)
+    else:
+        times_ns = _whole_ns(moments.astype(float) * how.time_scale)
+    if (np.diff(times_ns) < 0).any():
+        line = int(np.argmax(np.diff(times_ns) < 0)) + 3
+        raise _csv_error(scenario, path, line, "arrives before the request above it")
+    return Arrivals(times_ns, np.array(prompts), np.array(outputs))
+
+
+def _csv_row(cells: Sequence[str], kind: str) -> tuple[Any, int, int]:
+    moment: Any = np.datetime64(cells[0].strip()) if kind == "azure" else float(cells[0])
+    if kind == "plain" and not 0 <= moment < float("inf"):
+        raise ValueError(f"arrival {cells[0]!r} must be seconds ≥ 0")
+    prompt, output = int(cells[1]), int(cells[2])
+    if prompt < 1 or output < 1:
+        raise ValueError(f"lengths {prompt} and {output} must be at least 1")
+    return moment, prompt, output
+
+
+def _csv_error(scenario: Scenario, path: Path, line: int, reason: str) -> ScenarioError:
+    return ScenarioError.at(scenario, "workload.arrivals", f"{path}:{line}: {reason}")
+
+
+class _Supply:
+    """Finds trace rows for requests of any length."""
+
+    def __init__(self, trace: Trace, pool: Ints, prefill: str, rng: np.random.Generator) -> None:
+        self._trace = trace
+        self._rng = rng
+        self._resample = prefill == "resample"
+        self._skip = prefill == "skip"
+        self._absent = trace.meta.prompt_rows == "absent"
+        self._by_domain: dict[str, list[int]] = {}
+        for request in pool.tolist():
+            self._by_domain.setdefault(str(trace.requests["domain"][request]), []).append(request)
+
+    def rows(self, source: int, prompt: int, output: int) -> tuple[Ints, int]:
+        """Rows of a request that starts like `source`, and how many of them are tiled."""
+        if self._skip:
+            return self._tile(source, output - 1, decode_only=not self._absent)
+        if self._resample:
+            decoded, tiled = self._tile(source, output - 1, decode_only=not self._absent)
+            everything = self._decode_rows(source)
+            return np.concatenate((self._rng.choice(everything, prompt), decoded)), tiled
+        return self._tile(source, prompt + output - 1, decode_only=False)
+
+    def _own(self, request: int, decode_only: bool) -> Ints:
+        rows = self._trace.slice(request)
+        skipped = int(self._trace.requests["prompt_tokens"][request]) if decode_only else 0
+        return np.arange(rows.start + skipped, rows.stop)
+
+    def _tile(self, source: int, count: int, *, decode_only: bool) -> tuple[Ints, int]:
+        """`count` rows: the request's own, then those of the next ones of its domain."""
+        own = self._own(source, decode_only)
+        if len(own) >= count:
+            return own[:count], 0
+        others = self._by_domain[str(self._trace.requests["domain"][source])]
+        at = others.index(source)
+        pieces, have, passed = [own], len(own), 0
+        while have < count:
+            at = (at + 1) % len(others)
+            piece = self._own(others[at], decode_only)
+            pieces.append(piece)
+            have += len(piece)
+            passed = 0 if len(piece) else passed + 1
+            if passed > len(others):  # nobody in the domain has such rows: take any
+                pieces.append(self._own(source, decode_only=False))
+                have += len(pieces[-1])
+        return np.concatenate(pieces)[:count], count - len(own)
+
+    def _decode_rows(self, source: int) -> Ints:
+        others = self._by_domain[str(self._trace.requests["domain"][source])]
+        rows = np.concatenate([self._own(other, not self._absent) for other in others])
+        return rows if len(rows) else self._own(source, decode_only=False)
