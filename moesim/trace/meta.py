@@ -1,11 +1,13 @@
 """What a trace says about itself: the header, `trace.json`.
 
 The header is written last and lists every other file of the folder with its size and SHA-256
-(shards also with their role, first row, shape and dtype). A folder without one is not a trace.
+(shards also with their role, first row, shape and dtype), and carries a hash of itself. A folder
+without one is not a trace.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -19,6 +21,7 @@ from moesim.errors import TraceError
 FORMAT = "moesim-trace"
 VERSION = "1.0"
 HEADER = "trace.json"
+SELF_HASH = "header_sha256"
 REQUESTS = "requests.parquet"
 
 Role = Literal["expert_ids", "gate_weights", "predictions", "probabilities"]
@@ -134,7 +137,7 @@ class Header:
             {key: value for key, value in asdict(entry).items() if value is not None}
             for entry in self.files
         ]
-        return {
+        header: dict[str, Any] = {
             "format": FORMAT,
             "version": self.version,
             "num_rows": self.num_rows,
@@ -142,22 +145,15 @@ class Header:
             **asdict(self.meta),
             "files": files,
         }
+        header = json.loads(json.dumps(header))  # what a reader will see: keys are strings
+        return {**header, SELF_HASH: _self_hash(header)}
 
 
 def read_header(folder: Path) -> Header:
     """Parse and check `trace.json`. Raises `TraceError` naming the file, the field and the rule."""
     path = folder / HEADER
-    if not folder.is_dir():
-        raise TraceError(folder, "", "no such trace folder")
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise TraceError(
-            path, "", "missing: the folder is not a trace, or its recording never finished"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise TraceError(path, _json_place(error), f"is not readable JSON ({error})") from None
-    if not isinstance(raw, dict) or raw.get("format") != FORMAT:
+    raw = _read_json(folder)
+    if raw.get("format") != FORMAT:
         raise TraceError(path, "format", f"must be {FORMAT!r}")
     version = str(raw.get("version", ""))
     if version.split(".")[0] != VERSION.split(".")[0]:
@@ -179,6 +175,39 @@ def read_header(folder: Path) -> Header:
     if header.num_rows < 1 or header.num_requests < 1:
         raise TraceError(path, "num_rows", "a trace needs at least one row and one request")
     return header
+
+
+def check_self_hash(folder: Path) -> None:
+    """Check that `trace.json` is as it was written: damage to it would go unseen otherwise."""
+    raw = _read_json(folder)
+    found = raw.pop(SELF_HASH, None)
+    if found != _self_hash(raw):
+        raise TraceError(
+            folder / HEADER, SELF_HASH, "does not match: the header was changed or damaged"
+        )
+
+
+def _self_hash(header: dict[str, Any]) -> str:
+    """SHA-256 of the header's other fields, as JSON without spaces and with sorted keys."""
+    text = json.dumps(header, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode("ascii")).hexdigest()
+
+
+def _read_json(folder: Path) -> dict[str, Any]:
+    path = folder / HEADER
+    if not folder.is_dir():
+        raise TraceError(folder, "", "no such trace folder")
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise TraceError(
+            path, "", "missing: the folder is not a trace, or its recording never finished"
+        ) from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise TraceError(path, _json_place(error), f"is not readable JSON ({error})") from None
+    if not isinstance(raw, dict):
+        raise TraceError(path, "", "must hold a JSON object")
+    return raw
 
 
 def _file_entry(raw: dict[str, Any]) -> FileEntry:

@@ -11,7 +11,16 @@ import numpy.typing as npt
 from moesim.errors import TraceError
 from moesim.files import sha256
 from moesim.trace.health import check_requests, check_shard
-from moesim.trace.meta import HEADER, REQUESTS, ROLES, FileEntry, Header, Role, read_header
+from moesim.trace.meta import (
+    HEADER,
+    REQUESTS,
+    ROLES,
+    FileEntry,
+    Header,
+    Role,
+    check_self_hash,
+    read_header,
+)
 from moesim.trace.rows import Rows
 from moesim.trace.trace import REQUEST_COLUMNS, Trace
 
@@ -53,6 +62,7 @@ def validate_trace(path: str | Path) -> Trace:
     """Open a trace and check everything: hashes of all files, then every value."""
     folder = Path(path)
     trace = load_trace(folder)
+    check_self_hash(folder)
     header = read_header(folder)
     for entry in header.files:
         found = sha256(folder / entry.path)
