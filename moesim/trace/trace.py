@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from operator import index
 from pathlib import Path
 from typing import Any
 
@@ -88,9 +89,13 @@ class Trace:
                 "expert_ids", "", f"must be integers (rows, layers, k), not {ids.dtype} {ids.shape}"
             )
         guesses = None if predictions is None else np.asarray(predictions)
+        if guesses is not None and guesses.ndim != 4:
+            raise TraceError(
+                "predictions", "", f"must be (rows, layers, depth, k), not {guesses.shape}"
+            )
         header = TraceMeta(
             num_layers=ids.shape[1],
-            num_experts=num_experts,
+            num_experts=index(num_experts),
             top_k=ids.shape[2],
             prediction_depth=0 if guesses is None else int(guesses.shape[2]),
             **meta,
@@ -99,7 +104,9 @@ class Trace:
             raise TraceError("from_arrays", "", problem)
         if header.prompt_rows == "absent" and prompt_tokens is None:
             raise TraceError("prompt_tokens", "", "must be given when prompt rows are absent")
-        lengths = np.atleast_1d(np.asarray(seq_len, dtype=np.int64))
+        lengths = _whole_numbers("seq_len", seq_len)
+        if len(ids) == 0 or len(lengths) == 0:
+            raise TraceError("expert_ids", "", "a trace needs at least one row and one request")
         requests = _request_columns(header, lengths, prompt_tokens, domain, arrival_s)
         given = {
             "expert_ids": ids,
@@ -116,8 +123,6 @@ class Trace:
                 raise TraceError(role, "", f"has {len(array)} rows, expert_ids has {len(ids)}")
             check_shard(header, role, array, file=role)
             arrays[role] = Rows([array])
-        if len(ids) == 0 or len(lengths) == 0:
-            raise TraceError("expert_ids", "", "a trace needs at least one row and one request")
         check_requests(header, requests, len(ids), "seq_len")
         return cls(header, requests, arrays)
 
@@ -169,19 +174,27 @@ class Trace:
 
 
 def as_stored(meta: TraceMeta, role: Any, array: Array) -> Array:
-    """Check an array's shape and bring it to its stored type; -1 becomes `meta.unused`."""
+    """Check an array's shape and copy it to its stored type; -1 becomes `meta.unused`, and so
+    does the maximum of the given type where it names no expert."""
     if array.shape[1:] != meta.row_shape(role):
         raise TraceError(
             role, "", f"rows must have shape {meta.row_shape(role)}, not {array.shape[1:]}"
         )
+    whole = np.issubdtype(array.dtype, np.integer)
     if role in ("gate_weights", "probabilities"):
-        return array.astype(np.float16, copy=False)
-    if not np.issubdtype(array.dtype, np.integer):
+        if not whole and not np.issubdtype(array.dtype, np.floating):
+            raise TraceError(role, "", f"must hold numbers, not {array.dtype}")
+        with np.errstate(over="ignore"):  # what does not fit becomes infinite, and is refused
+            return array.astype(np.float16)
+    if not whole:
         raise TraceError(role, "", f"must hold integers, not {array.dtype}")
     if array.dtype == meta.id_dtype:
-        return array
+        return array.copy()
     wide = array.astype(np.int64)
-    wide[(wide == -1) | (wide == np.iinfo(array.dtype).max)] = meta.unused
+    spare = int(np.iinfo(array.dtype).max)
+    if spare >= meta.num_experts:
+        wide[array == spare] = meta.unused
+    wide[wide == -1] = meta.unused
     wrong = (wide < 0) | (wide > meta.unused)
     if wrong.any():
         row, layer, *_ = np.argwhere(wrong)[0].tolist()
@@ -201,19 +214,31 @@ def _request_columns(
     arrival_s: npt.ArrayLike | None,
 ) -> dict[str, Array]:
     count = len(lengths)
-    prompt = lengths if prompt_tokens is None else np.asarray(prompt_tokens, dtype=np.int64)
-    output = lengths + 1 - (prompt if meta.prompt_rows == "recorded" else 0)
-    domains = [domain] * count if isinstance(domain, str) else list(domain or [""] * count)
-    arrivals = np.full(count, np.nan) if arrival_s is None else np.asarray(arrival_s, dtype=float)
+    prompt = lengths if prompt_tokens is None else _whole_numbers("prompt_tokens", prompt_tokens)
+    domains = [domain] * count if isinstance(domain, str) or domain is None else list(domain)
+    try:
+        arrivals = np.full(count, np.nan) if arrival_s is None else np.asarray(arrival_s, float)
+    except (TypeError, ValueError):
+        raise TraceError("arrival_s", "", "must hold numbers (seconds)") from None
     columns: dict[str, Array] = {
         "prompt_tokens": prompt,
-        "output_tokens": output,
         "arrival_s": arrivals,
-        "domain": np.array(domains, dtype=object),
+        "domain": np.array(["" if name is None else str(name) for name in domains], dtype=object),
         "first_row": np.concatenate(([0], np.cumsum(lengths)[:-1])).astype(np.int64),
         "num_rows": lengths,
     }
     for name, column in columns.items():
         if column.shape != (count,):
             raise TraceError(name, "", f"must have {count} entries (one a request)")
-    return columns
+    recorded = prompt if meta.prompt_rows == "recorded" else 0
+    return {**columns, "output_tokens": lengths + 1 - recorded}
+
+
+def _whole_numbers(name: str, values: npt.ArrayLike) -> npt.NDArray[np.int64]:
+    try:
+        array = np.atleast_1d(np.asarray(values))
+    except ValueError as error:
+        raise TraceError(name, "", f"must hold one number a request: {error}") from None
+    if array.size and not np.issubdtype(array.dtype, np.integer):
+        raise TraceError(name, "", f"must hold whole numbers, not {array.dtype}")
+    return array.astype(np.int64)
