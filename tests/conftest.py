@@ -1,0 +1,41 @@
+"""What all tests share: settings of hypothesis, the shared data, a tiny trace."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+from tiny_traces import tiny_trace
+
+from moesim.trace import Trace, from_esft
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+# The same examples in every run; `--hypothesis-profile=explore` looks for new ones.
+settings.register_profile("moesim", deadline=None, derandomize=True, database=None)
+settings.register_profile("explore", deadline=None, max_examples=2000)
+settings.load_profile("moesim")
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real data that lives beside the repository and is never part of it."""
+    if not SHARED.is_dir():
+        pytest.skip("the shared data (../shared) is not here")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def esft(shared: Path) -> Callable[[str], Trace]:
+    """Real routing of DeepSeek-V2-Lite, by task: intent, law, summary, translation."""
+    folder = shared / "data/routing/esft_deepseek_v2_lite"
+    return cache(lambda task: from_esft(folder / f"{task}.npz"))
+
+
+@pytest.fixture
+def tiny() -> Trace:
+    """Three requests, 11 rows, two layers of five experts, top-2, with every optional array."""
+    return tiny_trace()
