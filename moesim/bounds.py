@@ -23,7 +23,7 @@ def bounds_summary(outcome: Outcome, summary: dict[str, Any]) -> dict[str, Any]:
     from moesim.simulate import simulate
 
     plan = outcome.plan
-    unions = outcome.ledger.unions()
+    unions = outcome.ledger.layer_events()
     accesses = sum(map(len, unions))
     distinct = len({key for union in unions for key in union})
     everything = plan.trace.num_layers * plan.trace.num_experts

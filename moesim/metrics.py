@@ -73,9 +73,11 @@ def throughput_summary(requests: Sequence[Request], now_ns: int) -> dict[str, An
 
 
 def cache_summary(ledger: Ledger) -> dict[str, Any]:
-    """Hits over distinct experts of layer events; tokens weigh each expert by its rows."""
-    accesses, events = sum(ledger.accesses), sum(ledger.events)
+    """Hits over distinct experts of layer events; the token hit rate weighs each by its rows."""
+    by_layer = ledger.accesses_by_layer()
+    events, accesses = (int(column.sum()) for column in by_layer)
     hits, late = sum(ledger.hits), sum(ledger.late_hits)
+    rows = sum(ledger.rows)
     return {
         "steps": len(ledger.steps),
         "layer_events": events,
@@ -85,7 +87,7 @@ def cache_summary(ledger: Ledger) -> dict[str, Any]:
         "misses": accesses - hits - late,
         "expert_hit_rate": ratio(hits + late, accesses),
         "late_hit_rate": ratio(late, accesses),
-        "token_hit_rate": ratio(sum(ledger.token_hits), sum(ledger.tokens)),
+        "token_hit_rate": ratio(rows - sum(ledger.missed_rows), rows),
         "unique_experts_per_event_mean": ratio(accesses, events),
         "waves_max": ledger.waves_max,
         "waves_mean": ratio(ledger.waves_sum, ledger.waves_events),
@@ -93,18 +95,21 @@ def cache_summary(ledger: Ledger) -> dict[str, Any]:
 
 
 def bytes_summary(ledger: Ledger, expert_bytes: int, unused_prefetches: int) -> dict[str, Any]:
-    """Bytes by kind. A prefetch is useful (used, on time), late (used, but waited for), wasted
-    (evicted unused) or unused (resident and unused when the run ended)."""
+    """Bytes by kind, of finished copies. A prefetched expert is useful (used, on time), late
+    (used, but waited for), wasted (evicted unused) or unused (resident or on its way, and unused,
+    when the run ended)."""
+    moved = ledger.moved_bytes
     return {
-        "h2d_bytes": ledger.demand_bytes + ledger.prefetch_bytes,
-        "demand_bytes": ledger.demand_bytes,
-        "prefetch_bytes": ledger.prefetch_bytes,
+        "h2d_bytes": moved["demand"] + moved["prefetch"],
+        "demand_bytes": moved["demand"],
+        "prefetch_bytes": moved["prefetch"],
         "prefetch_useful_bytes": ledger.prefetch_useful * expert_bytes,
         "prefetch_late_bytes": ledger.prefetch_late * expert_bytes,
         "prefetch_wasted_bytes": ledger.prefetch_wasted * expert_bytes,
         "prefetch_unused_bytes": unused_prefetches * expert_bytes,
         "prefetch_refused": ledger.prefetch_refused,
-        "d2h_bytes": ledger.write_back_bytes + ledger.readback_bytes,
+        "d2h_bytes": moved["write_back"] + moved["readback"],
+        "write_back_bytes": moved["write_back"],
     }
 
 
@@ -116,23 +121,22 @@ def time_summary(ledger: Ledger, now_ns: int) -> dict[str, Any]:
     stalls = {cause: sum(ledger.stall_ns[i]) for i, cause in enumerate(CAUSES)}
     stalled = sum(stalls.values())
     return {
-        "busy_s": ledger.gpu_busy_ns / _S,
+        "busy_s": ledger.busy_ns["gpu"] / _S,
         "stall_s": stalled / _S,
         **{f"stall_{cause}_s": value / _S for cause, value in stalls.items()},
         "idle_s": (now_ns - ledger.stepping_ns) / _S,
         "stall_share": ratio(stalled, ledger.stepping_ns),
-        "gpu_busy_share": ratio(ledger.gpu_busy_ns, now_ns),
-        "h2d_busy_share": ratio(ledger.h2d_busy_ns, now_ns),
-        "d2h_busy_share": ratio(ledger.d2h_busy_ns, now_ns),
+        "gpu_busy_share": ratio(ledger.busy_ns["gpu"], now_ns),
+        "h2d_busy_share": ratio(ledger.busy_ns["h2d"], now_ns),
+        "d2h_busy_share": ratio(ledger.busy_ns["d2h"], now_ns),
     }
 
 
 def layer_columns(ledger: Ledger, model_layers: Sequence[int], expert_bytes: int) -> dict[str, Any]:
     """Columns of `layers.parquet`, one row a trace layer."""
-    events = np.array(ledger.events)
-    accesses, hits, late = (
-        np.array(column) for column in (ledger.accesses, ledger.hits, ledger.late_hits)
-    )
+    events, accesses = ledger.accesses_by_layer()
+    hits, late = np.array(ledger.hits), np.array(ledger.late_hits)
+    rows = np.array(ledger.rows)
     stalls = {
         f"stall_{cause}_ns": np.array(ledger.stall_ns[i][:-1]) for i, cause in enumerate(CAUSES)
     }
@@ -144,8 +148,8 @@ def layer_columns(ledger: Ledger, model_layers: Sequence[int], expert_bytes: int
         "hits": hits,
         "late_hits": late,
         "misses": accesses - hits - late,
-        "tokens": np.array(ledger.tokens),
-        "token_hits": np.array(ledger.token_hits),
+        "tokens": rows,
+        "token_hits": rows - np.array(ledger.missed_rows),
         "unique_experts_mean": accesses / np.maximum(events, 1),
         **stalls,
         "demand_bytes": np.array(ledger.demand_copies) * expert_bytes,

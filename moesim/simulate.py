@@ -96,7 +96,6 @@ class Outcome:
     caches: Sequence[ExpertCache]
     pool: BlockPool
     now_ns: int
-    flying_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,7 +286,7 @@ def _popularity(plan: Plan, profile: str | None) -> dict[Key, int]:
 def _rehearse(plan: Plan) -> list[list[Key]]:
     """The layer events of a workload that arrives at once: they do not depend on any time, so a
     run under another eviction policy shows them all."""
-    return simulate(plan, eviction="lru").ledger.unions()
+    return simulate(plan, eviction="lru").ledger.layer_events()
 
 
 def group_by_cache(plan: Plan, unions: Sequence[list[Key]]) -> list[list[list[Key]]]:
@@ -312,8 +311,7 @@ def simulate(plan: Plan, *, eviction: str | None = None, free_link: bool = False
     env = simpy.Environment()
     machine = SimMachine(env, SimPrices(plan.cost, free_link=free_link))
     server = build_server(plan, machine, eviction=eviction)
-    env.process(server.run())
-    env.run()
+    env.run(until=env.process(server.run()))  # a copy still in flight then moves no clock
     return finish(plan, server, machine.now_ns)
 
 
@@ -321,8 +319,8 @@ def finish(plan: Plan, server: Server, now_ns: int) -> Outcome:
     """Close the books of a server that has ended, and check that they balance."""
     pool = server.scheduler.pool
     flying = server.ledger.finish(now_ns)
-    check_run(server.requests, server.ledger, pool, flying)
-    return Outcome(plan, server.requests, server.ledger, server.caches, pool, now_ns, flying)
+    check_run(server.requests, server.ledger, pool, plan.cost.expert_bytes, flying)
+    return Outcome(plan, server.requests, server.ledger, server.caches, pool, now_ns)
 
 
 def _result(plan: Plan) -> Result:

@@ -49,9 +49,10 @@ class CostModel:
 
     def compute_ns(self, op: Op) -> int:
         """Nanoseconds that the GPU lane is busy with `op`."""
-        if isinstance(op, Experts):
-            known = self._experts_memo.get(op.tokens)
-            return known if known is not None else self.experts_ns(op.tokens)
+        if type(op) is Experts:
+            tokens = op[2]
+            known = self._experts_memo.get(tokens)
+            return known if known is not None else self.experts_ns(tokens)
         if isinstance(op, Front):
             return self.front_ns(op.layer, op.batch)
         if isinstance(op, Dense):

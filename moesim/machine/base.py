@@ -11,7 +11,7 @@ At equal times: completions first, then the server, then lanes start work.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from typing import Any, Final, Literal, Protocol
 
 from moesim.hardware.ops import Op
@@ -74,8 +74,9 @@ class Machine(Protocol):
     def done(self, ticket: Ticket) -> bool:
         """Whether it finished at or before `now_ns`."""
 
-    def wait_any(self, tickets: Sequence[Ticket], until_ns: int | None = None) -> Wait:
-        """`yield from` it: resumes as soon as one ticket is done or `until_ns` has come."""
+    def wait_any(self, tickets: Sequence[Ticket], until_ns: int | None = None) -> Iterable[Any]:
+        """`yield from` it: resumes as soon as one ticket is done or `until_ns` has come. The time
+        may have moved on before the first `yield`, so do nothing between call and `yield from`."""
 
     def close(self) -> None:
         """Give up lanes, threads and memory."""

@@ -12,7 +12,8 @@ ends.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import simpy
 
@@ -22,8 +23,8 @@ from moesim.machine.base import (
     D2H,
     DEMAND,
     FAR,
-    GPU,
     H2D,
+    LANES,
     PREFETCH,
     READBACK,
     Direction,
@@ -73,28 +74,34 @@ class _Lane:
                     soonest, chosen = start, queue[0]
         return soonest, chosen
 
-    def start_chunk(self, job: _Job, start_ns: int) -> None:
-        """Begin the next chunk; the last one settles the job."""
+    def start_chunk(self, job: _Job, start_ns: int) -> bool:
+        """Begin the next chunk; the last one settles the job, and the answer is True."""
         if job.start_ns == FAR:
             job.start_ns = start_ns
         self.free_ns = start_ns + job.chunks.pop(0)
-        if not job.chunks:
-            job.finish_ns = self.free_ns
-            self.queues[0 if self.queues[0] and self.queues[0][0] is job else 1].popleft()
+        if job.chunks:
+            return False
+        job.finish_ns = self.free_ns
+        urgent, prefetches = self.queues
+        (urgent if urgent and urgent[0] is job else prefetches).popleft()
+        return True
 
-    def settle_urgent(self, now_ns: int) -> None:
-        """Settle the most urgent jobs for which nothing issued later can matter."""
-        queue = self.queues[0]
+    def settle_urgent(self, now_ns: int) -> int:
+        """Settle the most urgent jobs for which nothing issued later can matter; how many."""
+        queue = self.queues[DEMAND]
+        settled = 0
         while queue:
             job = queue[0]
             start = max(self.free_ns, now_ns)
             if job.ready_ns() > start:
-                return
+                break
+            settled += 1
             if job.start_ns == FAR:
                 job.start_ns = start
             self.free_ns = job.finish_ns = start + sum(job.chunks)
             job.chunks.clear()
             queue.popleft()
+        return settled
 
 
 class SimMachine:
@@ -105,25 +112,24 @@ class SimMachine:
         self.now_ns = int(env.now)
         self._prices = prices
         self._compute_ns = prices.compute_ns
-        self._chunk_memo: dict[tuple[str, bool, int], list[int]] = {}
-        self._gpu = _Lane(GPU)
-        self._lanes = {GPU: self._gpu, H2D: _Lane(H2D), D2H: _Lane(D2H)}
+        self._lanes = {name: _Lane(name) for name in LANES}
         self._all = tuple(self._lanes.values())
+        self._chunk_memo: dict[str, dict[int, list[int]]] = {H2D: {}, D2H: {}, "readback": {}}
+        self._unsettled = 0
 
     def compute(self, lane: str, op: Op, after: Sequence[Ticket] = ()) -> Ticket:
-        it = self._gpu if lane == GPU else self._lanes[lane]
         duration = self._compute_ns(op)
-        if not it.queues[0]:
-            start = it.free_ns if it.free_ns > self.now_ns else self.now_ns
-            for ticket in after:
-                if ticket.finish_ns > start:
-                    start = ticket.finish_ns
-            if start < FAR:
-                it.free_ns = finish = start + duration
-                return Ticket(start, finish, duration)
-        job = _Job(it, [duration], after, op)
-        it.queues[0].append(job)
-        return job
+        it = self._lanes[lane]
+        start = it.free_ns
+        if start < self.now_ns:
+            start = self.now_ns
+        for ticket in after:
+            if ticket.finish_ns > start:
+                start = ticket.finish_ns
+        if start < FAR and not it.queues[DEMAND]:
+            it.free_ns = finish = start + duration
+            return Ticket(start, finish, duration)
+        return self._queue(it, DEMAND, [duration], after, op)
 
     def copy(
         self,
@@ -133,28 +139,36 @@ class SimMachine:
         priority: int,
         after: Sequence[Ticket] = (),
     ) -> Ticket:
-        lane = self._lanes[direction]
-        chunks = self._chunks(direction, key, nbytes)
-        if priority == DEMAND and not lane.queues[0]:
-            start = lane.free_ns if lane.free_ns > self.now_ns else self.now_ns
-            for ticket in after:
-                if ticket.finish_ns > start:
-                    break
-            else:
-                duration = chunks[0] if len(chunks) == 1 else sum(chunks)
-                lane.free_ns = finish = start + duration
-                return Ticket(start, finish, duration)
-        job = _Job(lane, list(chunks), after, f"copy of key {key}")
-        lane.queues[priority].append(job)
-        return job
-
-    def _chunks(self, direction: Direction, key: int, nbytes: int) -> list[int]:
-        kind = (direction, key == READBACK, nbytes)
-        chunks = self._chunk_memo.get(kind)
+        memo = self._chunk_memo["readback" if key == READBACK else direction]
+        chunks = memo.get(nbytes)
         if chunks is None:
-            chunks = chunk_durations(self._prices, direction, key, nbytes)
-            self._chunk_memo[kind] = chunks
-        return chunks
+            chunks = memo[nbytes] = chunk_durations(self._prices, direction, key, nbytes)
+        lane = self._lanes[direction]
+        if priority == DEMAND and not lane.queues[DEMAND]:
+            start = lane.free_ns
+            if start < self.now_ns:
+                start = self.now_ns
+            ready = start
+            for ticket in after:
+                if ticket.finish_ns > ready:
+                    ready = ticket.finish_ns
+            # A copy that has to wait leaves a gap, into which a prefetch issued later may slip.
+            # Prefetches only ever come in, so on the way out nothing can.
+            if ready == start or (direction == D2H and ready < FAR):
+                duration = chunks[0] if len(chunks) == 1 else sum(chunks)
+                lane.free_ns = finish = ready + duration
+                return Ticket(ready, finish, duration)
+        elif priority == PREFETCH and direction == D2H:
+            raise ValueError("prefetches go to the device, not from it")
+        return self._queue(lane, priority, list(chunks), after, f"copy of key {key}")
+
+    def _queue(
+        self, lane: _Lane, priority: int, chunks: list[int], after: Sequence[Ticket], what: object
+    ) -> Ticket:
+        job = _Job(lane, chunks, after, what)
+        lane.queues[priority].append(job)
+        self._unsettled += 1
+        return job
 
     def promote(self, ticket: Ticket) -> None:
         if ticket.finish_ns < FAR or not isinstance(ticket, _Job):
@@ -163,17 +177,30 @@ class SimMachine:
         if ticket in lane.queues[PREFETCH]:
             lane.queues[PREFETCH].remove(ticket)
             lane.queues[DEMAND].append(ticket)
-        lane.settle_urgent(self.now_ns)
+        self._unsettled -= lane.settle_urgent(self.now_ns)
 
     def done(self, ticket: Ticket) -> bool:
         return ticket.finish_ns <= self.now_ns
 
-    def wait_any(self, tickets: Sequence[Ticket], until_ns: int | None = None) -> Wait:
-        target = self._settle_until(tickets, FAR if until_ns is None else until_ns)
+    def wait_any(self, tickets: Sequence[Ticket], until_ns: int | None = None) -> Iterable[Any]:
+        target = FAR if until_ns is None else until_ns
+        if self._unsettled:
+            target = self._settle_until(tickets, target)
+        else:
+            for ticket in tickets:
+                if ticket.finish_ns < target:
+                    target = ticket.finish_ns
+        if target >= FAR:
+            raise InvariantError(14, f"the server waits for ever; pending: {self._pending()}")
         if self.env.peek() <= target:
-            yield self.env.timeout(target - self.env.now)
+            return self._let_others_run(target)
         if target > self.now_ns:
             self.now_ns = target
+        return ()
+
+    def _let_others_run(self, target_ns: int) -> Wait:
+        yield self.env.timeout(max(0, target_ns - self.env.now))
+        self.now_ns = max(self.now_ns, target_ns)
 
     def _settle_until(self, tickets: Sequence[Ticket], until_ns: int) -> int:
         """The instant at which the server resumes; lanes are settled up to, not at, it."""
@@ -184,16 +211,14 @@ class SimMachine:
                     target = ticket.finish_ns
             soonest, chosen = FAR, None
             for lane in self._all:
-                if lane.queues[0] or lane.queues[1]:
+                if lane.queues[DEMAND] or lane.queues[PREFETCH]:
                     start, job = lane.next_start(self.now_ns)
                     if start < soonest:
                         soonest, chosen = start, job
             if chosen is None or soonest >= target:
-                break
-            chosen.lane.start_chunk(chosen, soonest)
-        if target >= FAR:
-            raise InvariantError(14, f"the server waits for ever; pending: {self._pending()}")
-        return target
+                return target
+            if chosen.lane.start_chunk(chosen, soonest):
+                self._unsettled -= 1
 
     def _pending(self) -> str:
         jobs = [job for lane in self._all for queue in lane.queues for job in queue]

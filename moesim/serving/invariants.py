@@ -15,22 +15,21 @@ from moesim.serving.request import Request
 
 
 def check_run(
-    requests: Sequence[Request], ledger: Ledger, pool: BlockPool, flying_bytes: int
+    requests: Sequence[Request], ledger: Ledger, pool: BlockPool, expert_bytes: int, flying: int
 ) -> None:
     """Raises `InvariantError` for the first rule that does not hold."""
     _check_requests(requests)
     held = sum(request.blocks for request in requests)
     if held + pool.free != pool.total or held:
         raise InvariantError(3, f"{held} KV blocks held and {pool.free} free of {pool.total}")
-    misses = sum(ledger.accesses) - sum(ledger.hits) - sum(ledger.late_hits)
-    if misses != sum(ledger.demand_copies):
-        raise InvariantError(6, f"{misses} misses, {sum(ledger.demand_copies)} demand copies")
-    issued = ledger.demand_bytes + ledger.prefetch_bytes
-    if issued != ledger.finished_bytes + flying_bytes:
-        raise InvariantError(
-            7,
-            f"{issued} bytes issued, {ledger.finished_bytes} finished, {flying_bytes} in flight",
-        )
+    accesses = int(ledger.accesses_by_layer()[1].sum())
+    hits, misses = sum(ledger.hits) + sum(ledger.late_hits), sum(ledger.demand_copies)
+    if hits + misses != accesses:
+        raise InvariantError(6, f"{hits} hits + {misses} misses are not {accesses} accesses")
+    issued = (misses + sum(ledger.prefetch_copies) - flying) * expert_bytes
+    moved = ledger.moved_bytes["demand"] + ledger.moved_bytes["prefetch"]
+    if issued != moved:
+        raise InvariantError(7, f"copies of {issued} bytes are done, {moved} were booked")
 
 
 def _check_requests(requests: Sequence[Request]) -> None:

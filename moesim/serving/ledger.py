@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import chain
+from operator import add, sub
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ CAUSE_READBACK, CAUSE_DEMAND, CAUSE_LATE, CAUSE_OTHER = range(4)
 CAUSES = ("readback", "demand", "late", "other")
 FRONT, DENSE, TAIL = 4, 5, 6  # kinds of GPU work beside experts, whose kind is their cause
 _KINDS = ("experts", "experts", "experts", "experts", "front", "dense", "tail")
+_LANE_OF = {"demand": "h2d", "prefetch": "h2d", "write_back": "d2h", "readback": "d2h"}
 _LOG_CHUNK = 1 << 16
 
 STEP_COLUMNS = (
@@ -46,11 +48,16 @@ TIMELINE_COLUMNS = ("lane", "kind", "start_ns", "finish_ns", "step", "layer", "e
 
 
 # (ticket, kind, layer, key, bytes, what had to be done before its buffer was overwritten)
-_Copy = tuple[Ticket, str, int, Key, int, Sequence[Ticket]]
+Copy = tuple[Ticket, str, int, Key, int, Sequence[Ticket]]
 
 
 class Ledger:
-    """Counters and rows of one run. Per-layer lists are indexed by trace layer."""
+    """Counters and rows of one run. Per-layer lists are indexed by trace layer.
+
+    The server appends to three lists as it issues work: `work`, GPU operations as (ticket, when
+    issued, kind, layer, the copy that brings its expert or None), where the kind is a cause
+    (experts), FRONT, DENSE or TAIL; `copies`; and `unions`, each layer event's distinct keys.
+    """
 
     def __init__(
         self, num_layers: int, num_experts: int, *, first_step: int = 0, steps: int = 0
@@ -59,12 +66,13 @@ class Ledger:
         self.num_layers = num_layers
         self.num_experts = num_experts
         self.issued_ns = 0  # the instant of the server's last wait: when work is being issued
-        self.events = [0 for _ in layers]
-        self.accesses = [0 for _ in layers]
+        self.work: list[tuple[Ticket, int, int, int, Ticket | None]] = []
+        self.copies: list[Copy] = []
+        self.unions: list[Sequence[Key]] = []
         self.hits = [0 for _ in layers]
         self.late_hits = [0 for _ in layers]
-        self.tokens = [0 for _ in layers]
-        self.token_hits = [0 for _ in layers]
+        self.rows = [0 for _ in layers]
+        self.missed_rows = [0 for _ in layers]
         self.demand_copies = [0 for _ in layers]
         self.prefetch_copies = [0 for _ in layers]
         self.stall_ns = [[0 for _ in range(num_layers + 1)] for _ in CAUSES]
@@ -72,122 +80,63 @@ class Ledger:
         self.prefetch_late = 0
         self.prefetch_wasted = 0
         self.prefetch_refused = 0
-        self.demand_bytes = 0
-        self.prefetch_bytes = 0
-        self.write_back_bytes = 0
-        self.readback_bytes = 0
-        self.finished_bytes = 0
+        self.moved_bytes = {"demand": 0, "prefetch": 0, "write_back": 0, "readback": 0}
+        self.busy_ns = {"gpu": 0, "h2d": 0, "d2h": 0}
         self.waves_max = 0
         self.waves_sum = 0
         self.waves_events = 0
-        self.gpu_busy_ns = 0
-        self.h2d_busy_ns = 0
-        self.d2h_busy_ns = 0
         self.stepping_ns = 0
         self.steps: list[tuple[int, ...]] = []
         self.timeline: list[tuple[str, str, int, int, int, int, int]] = []
         self._window = range(first_step, first_step + steps)
-        self._work: list[tuple[Ticket, int, int, int, Ticket | None]] = []
-        self._copies: list[_Copy] = []
-        self._log: list[Sequence[Key]] = []
         self._packed: list[tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]] = []
         self._last_demand_ns = 0
         self._step_start_ns = 0
         self._step_base = (0, 0, 0, 0)
-        self._step_waves = 0
+        self._step_accesses = 0
 
-    # --- noted by the server, as it issues work ---
-
-    def computed(
-        self, ticket: Ticket, kind: int, layer: int, landing: Ticket | None = None
-    ) -> None:
-        """GPU work; its kind is one of the causes (experts), FRONT, DENSE or TAIL. `landing` is
-        the copy that brings its expert."""
-        self._work.append((ticket, self.issued_ns, kind, layer, landing))
-
-    def copied_on_demand(
-        self, ticket: Ticket, layer: int, key: Key, nbytes: int, after: Sequence[Ticket]
-    ) -> None:
-        self.demand_copies[layer] += 1
-        self.demand_bytes += nbytes
-        self._copies.append((ticket, "demand", layer, key, nbytes, after))
-
-    def prefetched(
-        self, ticket: Ticket, layer: int, key: Key, nbytes: int, after: Sequence[Ticket]
-    ) -> None:
-        self.prefetch_copies[layer] += 1
-        self.prefetch_bytes += nbytes
-        self._copies.append((ticket, "prefetch", layer, key, nbytes, after))
-
-    def written_back(self, ticket: Ticket, key: Key, nbytes: int, after: Sequence[Ticket]) -> None:
-        self.write_back_bytes += nbytes
-        layer = key // self.num_experts
-        self._copies.append((ticket, "write_back", layer, key, nbytes, after))
-
-    def read_back(self, ticket: Ticket, layer: int, nbytes: int) -> None:
-        self.readback_bytes += nbytes
-        self._copies.append((ticket, "readback", layer, -1, nbytes, ()))
-
-    def event(
-        self,
-        layer: int,
-        union: Sequence[Key],
-        tokens: Sequence[int],
-        hits: int,
-        late: int,
-        missed_tokens: int,
-        waves: int,
-        useful: int,
-    ) -> None:
-        """One layer event, classified."""
-        rows = sum(tokens)
-        self.events[layer] += 1
-        self.accesses[layer] += len(union)
-        self.hits[layer] += hits
-        if late:
-            self.late_hits[layer] += late
-        self.tokens[layer] += rows
-        self.token_hits[layer] += rows - missed_tokens
-        if useful:
-            self.prefetch_useful += useful
-        if waves:
-            self.waves_events += 1
-            self.waves_sum += waves
-            self._step_waves += waves
-            if waves > self.waves_max:
-                self.waves_max = waves
-        self._log.append(union)
+    def waves(self, number: int) -> None:
+        """A layer event loaded experts in so many rounds through its staging buffers."""
+        self.waves_events += 1
+        self.waves_sum += number
+        if number > self.waves_max:
+            self.waves_max = number
 
     # --- at the borders of a step, when all tickets of the step are done ---
 
-    def begin_step(self, now_ns: int) -> None:
+    def begin_step(
+        self, now_ns: int, unions: Sequence[Sequence[Key]], rows: Sequence[Sequence[int]]
+    ) -> None:
+        """A step starts with this routing: per layer, distinct keys and the rows wanting each."""
         if now_ns < self._step_start_ns:
             raise InvariantError(15, f"the clock went back to {now_ns} ns")
         self.issued_ns = self._step_start_ns = now_ns
+        self.rows = list(map(add, self.rows, map(sum, rows)))
+        self._step_accesses = sum(map(len, unions))
         self._step_base = self._totals()
-        self._step_waves = 0
 
     def _totals(self) -> tuple[int, int, int, int]:
-        return (
-            sum(self.accesses),
-            sum(self.hits),
-            sum(self.late_hits),
-            self.demand_bytes + self.prefetch_bytes,
-        )
+        copied = sum(self.demand_copies) + sum(self.prefetch_copies)
+        return sum(self.hits), sum(self.late_hits), copied, self.waves_sum
 
     def end_step(
-        self, now_ns: int, *, prefill_tokens: int, decode_tokens: int, sequences: int, blocks: int
+        self,
+        now_ns: int,
+        *,
+        prefill_tokens: int,
+        decode_tokens: int,
+        sequences: int,
+        blocks: int,
+        expert_bytes: int,
     ) -> None:
         """Read the times of the step's work; `now_ns` is when its tokens were known to the host."""
         number = len(self.steps)
         stalled = self._attribute(now_ns)
         if number in self._window:
             self._show(number)
-        self._work.clear()
+        self.work.clear()
         self._collect(now_ns, number)
-        accesses, hits, late, moved = (
-            now - before for now, before in zip(self._totals(), self._step_base, strict=True)
-        )
+        hits, late, copied, waves = map(sub, self._totals(), self._step_base)
         self.stepping_ns += now_ns - self._step_start_ns
         self.steps.append(
             (
@@ -198,17 +147,17 @@ class Ledger:
                 prefill_tokens,
                 decode_tokens,
                 sequences,
-                accesses,
+                self._step_accesses,
                 hits,
                 late,
-                accesses - hits - late,
-                moved,
+                self._step_accesses - hits - late,
+                copied * expert_bytes,
                 stalled,
-                self._step_waves,
+                waves,
                 blocks,
             )
         )
-        if len(self._log) >= _LOG_CHUNK:
+        if len(self.unions) >= _LOG_CHUNK:
             self._pack()
 
     def _attribute(self, now_ns: int) -> int:
@@ -216,7 +165,7 @@ class Ledger:
         clock = self._step_start_ns
         readback = self.stall_ns[CAUSE_READBACK]
         stalled = busy = 0
-        for ticket, issued, kind, layer, landing in self._work:
+        for ticket, issued, kind, layer, landing in self.work:
             start = ticket.start_ns
             gap = start - clock
             if gap:
@@ -234,62 +183,59 @@ class Ledger:
                 raise InvariantError(4, f"an expert is computed at {start} ns, before it landed")
             clock = ticket.finish_ns
             busy += clock - start
-        self.gpu_busy_ns += busy
+        self.busy_ns["gpu"] += busy
         readback[self.num_layers] += now_ns - clock
         return stalled + now_ns - clock
 
     def _collect(self, now_ns: int, step: int) -> None:
         """Book the copies that are finished; the others stay for a later step."""
         flying = []
-        for entry in self._copies:
+        moved, busy = self.moved_bytes, self.busy_ns
+        shown = step in self._window
+        for entry in self.copies:
             ticket, kind, _, key, nbytes, after = entry
             if ticket.finish_ns > now_ns:
                 flying.append(entry)
                 continue
             for reader in after:
                 if ticket.start_ns < reader.finish_ns:
-                    raise InvariantError(5, f"the copy of key {key} overwrites a slot in use")
+                    raise InvariantError(5, f"the copy of key {key} overwrites what is in use")
             if kind == "demand":
                 if ticket.start_ns < self._last_demand_ns:
                     raise InvariantError(9, f"two demand copies overlap at {ticket.start_ns} ns")
                 self._last_demand_ns = ticket.finish_ns
-                self.h2d_busy_ns += ticket.busy_ns
-                self.finished_bytes += nbytes
-            elif kind == "prefetch":
-                self.h2d_busy_ns += ticket.busy_ns
-                self.finished_bytes += nbytes
-            else:
-                self.d2h_busy_ns += ticket.busy_ns
-            if step in self._window:
+            moved[kind] += nbytes
+            busy[_LANE_OF[kind]] += ticket.busy_ns
+            if shown:
                 self._show_copy(entry, step)
-        self._copies = flying
+        self.copies = flying
 
     def finish(self, now_ns: int) -> int:
-        """Close the books; answers the bytes of copies still in flight."""
+        """Close the books; answers the number of expert copies still in flight."""
         self._collect(now_ns, len(self.steps) - 1)
-        return sum(copy[4] for copy in self._copies if copy[1] in ("demand", "prefetch"))
+        self._pack()
+        return sum(copy[1] in ("demand", "prefetch") for copy in self.copies)
 
     def _show(self, step: int) -> None:
-        for ticket, _, kind, layer, _ in self._work:
+        for ticket, _, kind, layer, _ in self.work:
             entry = ("gpu", _KINDS[kind], ticket.start_ns, ticket.finish_ns, step, layer, -1)
             self.timeline.append(entry)
 
-    def _show_copy(self, copy: _Copy, step: int) -> None:
+    def _show_copy(self, copy: Copy, step: int) -> None:
         ticket, kind, layer, key, *_ = copy
-        lane = "h2d" if kind in ("demand", "prefetch") else "d2h"
         expert = key % self.num_experts if key >= 0 else -1
-        entry = (lane, kind, ticket.start_ns, ticket.finish_ns, step, layer, expert)
+        entry = (_LANE_OF[kind], kind, ticket.start_ns, ticket.finish_ns, step, layer, expert)
         self.timeline.append(entry)
 
     # --- read afterwards ---
 
     def _pack(self) -> None:
-        sizes = np.fromiter(map(len, self._log), np.int32, len(self._log))
-        keys = np.fromiter(chain.from_iterable(self._log), np.int32, int(sizes.sum()))
+        sizes = np.fromiter(map(len, self.unions), np.int32, len(self.unions))
+        keys = np.fromiter(chain.from_iterable(self.unions), np.int32, int(sizes.sum()))
         self._packed.append((sizes, keys))
-        self._log = []
+        self.unions = []
 
-    def unions(self) -> list[list[Key]]:
+    def layer_events(self) -> list[list[Key]]:
         """All layer events in order, as their unions; the layer of a key is key ÷ experts."""
         self._pack()
         result: list[list[Key]] = []
@@ -298,6 +244,17 @@ class Ledger:
             flat = keys.tolist()
             result += [flat[s:e] for s, e in zip([0, *ends], ends, strict=False)]
         return result
+
+    def accesses_by_layer(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Layer events and accesses of each layer, counted from the log of unions."""
+        events = np.zeros(self.num_layers, np.int64)
+        accesses = np.zeros(self.num_layers, np.int64)
+        for sizes, keys in self._packed:
+            layers = keys // self.num_experts
+            accesses += np.bincount(layers, minlength=self.num_layers)
+            lasts = np.cumsum(sizes)[sizes > 0] - 1
+            events += np.bincount(layers[lasts], minlength=self.num_layers)
+        return events, accesses
 
     def step_columns(self) -> dict[str, Any]:
         """Columns of `steps.parquet`."""

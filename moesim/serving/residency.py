@@ -20,8 +20,6 @@ from moesim.policies.eviction.base import Eviction
 from moesim.policies.view import Key, View
 from moesim.serving.ledger import CAUSE_DEMAND, CAUSE_LATE, CAUSE_READBACK, Ledger
 
-_ONE = (1,)
-
 
 class Slot:
     """Room for one expert. `landing`: the copy that fills it, until known to be done; `reader`:
@@ -71,6 +69,8 @@ class ExpertCache:
     ) -> None:
         self.policy = policy
         self.capacity = policy.capacity
+        self.expert_bytes = sizes.nbytes
+        self._decide = policy.decide
         self.slots: dict[Key, Slot] = {}
         self._machine = machine
         self._ledger = ledger
@@ -94,135 +94,131 @@ class ExpertCache:
 
     def event(self, layer: int, view: View) -> None:
         """Run one layer event: classify, decide, then issue computations and copies."""
-        machine, slots, ledger = self._machine, self.slots, self._ledger
-        tokens = view.tokens
+        machine, ledger, slots = self._machine, self._ledger, self.slots
         ready: list[Key] = []
-        ready_tokens: list[int] = []
-        late: list[tuple[Key, int]] = []
+        rows_ready: list[int] = []
+        held: list[Slot] = []
         missing: list[tuple[Key, int]] = []
-        useful = 0
-        for key, rows in zip(view.union, tokens, strict=True):
+        late: list[tuple[Key, int]] = []
+        for key, rows in zip(view.union, view.tokens, strict=True):
             slot = slots.get(key)
             if slot is None:
                 missing.append((key, rows))
-                continue
-            landing = slot.landing
-            if landing is not None:
-                if not machine.done(landing):
-                    late.append((key, rows))
-                    continue
-                slot.landing = None
-            if slot.fresh:
-                slot.fresh = False
-                useful += 1
-            ready.append(key)
-            ready_tokens.append(rows)
-        leavers = self.policy.decide(view)
+            elif slot.landing is None or self._landed(slot):
+                ready.append(key)
+                rows_ready.append(rows)
+                held.append(slot)
+            else:
+                late.append((key, rows))
+        leavers = self._decide(view)
 
         if ready:
-            ticket = machine.compute(GPU, Experts(layer, tuple(ready), tuple(ready_tokens)))
-            ledger.computed(ticket, CAUSE_READBACK, layer)
-            for key in ready:
-                slots[key].reader = ticket
+            reader = machine.compute(GPU, Experts(layer, tuple(ready), tuple(rows_ready)))
+            ledger.work.append((reader, ledger.issued_ns, CAUSE_READBACK, layer, None))
+            ledger.hits[layer] += len(ready)
+            for slot in held:
+                slot.reader = reader
         if late:
             self._compute_late(layer, late)
-        waves = 0
-        if missing or leavers:
-            waves = self._load(layer, missing, leavers)
-        ledger.event(
-            layer,
-            view.union,
-            tokens,
-            len(ready),
-            len(late),
-            sum(rows for _, rows in missing),
-            waves,
-            useful,
-        )
+        bypass = self._release(missing, leavers) if leavers else None
+        if missing:
+            self._load(layer, missing, bypass)
+        ledger.unions.append(view.union)
+
+    def _landed(self, slot: Slot) -> bool:
+        """Whether the prefetch that fills the slot is done; its first use makes it useful."""
+        assert slot.landing is not None
+        if not self._machine.done(slot.landing):
+            return False
+        slot.landing = None
+        if slot.fresh:
+            slot.fresh = False
+            self._ledger.prefetch_useful += 1
+        return True
 
     def _compute_late(self, layer: int, late: list[tuple[Key, int]]) -> None:
         """Promote copies in flight, in the order they were issued, and compute as they land."""
+        ledger = self._ledger
         late.sort(key=lambda item: self.slots[item[0]].issued)
         for key, rows in late:
             slot = self.slots[key]
             landing = slot.landing
             assert landing is not None
             self._machine.promote(landing)
-            slot.reader = ticket = self._machine.compute(
-                GPU, Experts(layer, (key,), (rows,)), (landing,)
-            )
-            self._ledger.computed(ticket, CAUSE_LATE, layer, landing)
+            op = Experts(layer, (key,), (rows,))
+            slot.reader = reader = self._machine.compute(GPU, op, (landing,))
+            ledger.work.append((reader, ledger.issued_ns, CAUSE_LATE, layer, landing))
             if slot.fresh:
                 slot.fresh = False
-                self._ledger.prefetch_late += 1
+                ledger.prefetch_late += 1
+        ledger.late_hits[layer] += len(late)
 
-    def _load(self, layer: int, missing: list[tuple[Key, int]], leavers: Collection[Key]) -> int:
-        """Free the leavers' slots, copy the missing experts in, compute them; count the waves."""
-        machine, slots, nbytes = self._machine, self.slots, self._sizes.nbytes
-        free = self._free
-        bypass = self._release(missing, leavers) if leavers else frozenset[Key]()
+    def _load(
+        self, layer: int, missing: list[tuple[Key, int]], bypass: Collection[Key] | None
+    ) -> None:
+        """Copy the missing experts in, into free slots or through staging, and compute them."""
+        machine, ledger, free = self._machine, self._ledger, self._free
+        copy, compute, nbytes = machine.copy, machine.compute, self._sizes.nbytes
+        issued_ns, missed_rows = ledger.issued_ns, 0
         for key, rows in missing:
-            if key in bypass:
+            if bypass and key in bypass:
                 slot = self._staging.take()
             elif free:
-                slot = free.pop()
-                slots[key] = slot
+                self.slots[key] = slot = free.pop()
             else:
                 raise PolicyViolation(
                     self.policy.name, key, f"keeps more than {self.capacity} keys"
                 )
             after = _busy_with(slot, machine)
-            landing = machine.copy(H2D, key, nbytes, DEMAND, after)
-            ticket = machine.compute(
-                GPU, Experts(layer, (key,), _ONE if rows == 1 else (rows,)), (landing,)
-            )
-            slot.landing = landing
-            slot.reader = ticket
-            slot.fresh = False
-            self._ledger.copied_on_demand(landing, layer, key, nbytes, after)
-            self._ledger.computed(ticket, CAUSE_DEMAND, layer, landing)
-        if not missing:
-            return 0
-        return max(1, -(-len(bypass) // len(self._staging.buffers)))
+            landing = copy(H2D, key, nbytes, DEMAND, after)
+            slot.reader = reader = compute(GPU, Experts(layer, (key,), (rows,)), (landing,))
+            slot.landing = None  # whoever comes next waits for the reader, who waits for the copy
+            ledger.copies.append((landing, "demand", layer, key, nbytes, after))
+            ledger.work.append((reader, issued_ns, CAUSE_DEMAND, layer, landing))
+            missed_rows += rows
+        ledger.demand_copies[layer] += len(missing)
+        ledger.missed_rows[layer] += missed_rows
+        ledger.waves(max(1, -(-len(bypass) // len(self._staging.buffers))) if bypass else 1)
 
-    def _release(
-        self, missing: list[tuple[Key, int]], leavers: Collection[Key]
-    ) -> set[Key] | frozenset[Key]:
+    def _release(self, missing: list[tuple[Key, int]], leavers: Collection[Key]) -> Collection[Key]:
         """Take the slots of resident leavers; answer the missing keys that get none.
 
         Slots that are free now are handed out first, those still being read last.
         """
-        slots = self.slots
-        bypass = set()
+        slots, free = self.slots, self._free
+        bypass = []
         for key in leavers:
             slot = slots.pop(key, None)
             if slot is None:
-                bypass.add(key)
-            else:
+                bypass.append(key)
+                continue
+            if slot.landing is not None or self._sizes.write_back:
                 self._vacate(key, slot)
-                self._free.append(slot)
-        if bypass and (len(bypass) > len(missing) or not bypass <= {key for key, _ in missing}):
-            wrong = sorted(bypass - {key for key, _ in missing})
+            free.append(slot)
+        if bypass and (
+            len(set(bypass)) < len(bypass) or not {key for key, _ in missing}.issuperset(bypass)
+        ):
             raise PolicyViolation(
-                self.policy.name, wrong, "leaves and is neither resident nor wanted"
+                self.policy.name, bypass, "leaves, and is neither resident nor wanted"
             )
-        if len(self._free) > 1:
-            now = self._machine.done
-            self._free.sort(key=lambda slot: slot.reader is None or now(slot.reader))
+        if len(free) > 1:
+            done = self._machine.done
+            free.sort(key=lambda slot: slot.reader is None or done(slot.reader))
         return bypass
 
     def _vacate(self, key: Key, slot: Slot) -> None:
-        """The slot's expert leaves: a copy in flight lands first; unused prefetches are counted."""
+        """The slot's expert leaves: a copy in flight lands first, and is written back if asked."""
+        ledger, machine, nbytes = self._ledger, self._machine, self._sizes.nbytes
         if slot.fresh:
             slot.fresh = False
-            self._ledger.prefetch_wasted += 1
+            ledger.prefetch_wasted += 1
         if slot.landing is not None:
-            self._machine.promote(slot.landing)
+            machine.promote(slot.landing)
         if self._sizes.write_back:
-            after = _busy_with(slot, self._machine)
-            nbytes = self._sizes.nbytes
-            slot.reader = ticket = self._machine.copy(D2H, key, nbytes, DEMAND, after)
-            self._ledger.written_back(ticket, key, nbytes, after)
+            after = _busy_with(slot, machine)
+            slot.reader = back = machine.copy(D2H, key, nbytes, DEMAND, after)
+            layer = key // ledger.num_experts
+            ledger.copies.append((back, "write_back", layer, key, nbytes, after))
 
     def prefetch(self, layer: int, key: Key, spare: Collection[Key]) -> bool:
         """Issue a prefetch of an absent key; False if the policy refuses it a slot."""
@@ -240,13 +236,15 @@ class ExpertCache:
             self._vacate(victim, slot)
         policy.insert(key)
         after = _busy_with(slot, self._machine)
-        landing = self._machine.copy(H2D, key, self._sizes.nbytes, PREFETCH, after)
+        nbytes = self._sizes.nbytes
+        landing = self._machine.copy(H2D, key, nbytes, PREFETCH, after)
         slot.landing = landing
         slot.reader = None
         slot.fresh = True
         slot.issued = next(self._issues)
         slots[key] = slot
-        self._ledger.prefetched(landing, layer, key, self._sizes.nbytes, after)
+        self._ledger.copies.append((landing, "prefetch", layer, key, nbytes, after))
+        self._ledger.prefetch_copies[layer] += 1
         return True
 
     @property
@@ -256,11 +254,7 @@ class ExpertCache:
 
 
 def _busy_with(slot: Slot, machine: Machine) -> Sequence[Ticket]:
-    """What must be done before the slot may be overwritten: its last reader, or the copy that
-    still fills it (whoever reads it waits for that copy)."""
-    last = slot.reader if slot.reader is not None else slot.landing
-    if last is None or machine.done(last):
-        last = slot.landing
-        if last is None or machine.done(last):
-            return ()
-    return (last,)
+    """What must be done before the slot may be overwritten: its last reader, who waits for the
+    copy that fills it, or that copy if nobody has read it."""
+    last = slot.landing if slot.reader is None else slot.reader
+    return () if last is None or machine.done(last) else (last,)

@@ -45,25 +45,22 @@ class StepRouting:
 
 
 class StepView(View):
-    """A view of one layer event of a step; `reach` is how many layers ahead routing is known."""
+    """The view of a step, moved from layer to layer: what it shows holds until the server moves
+    on. `reach` is how many layers ahead routing is known."""
 
     __slots__ = ("_owner", "_reach", "_routing")
 
-    def __init__(
-        self,
-        layer: int,
-        union: Sequence[Key],
-        tokens: Sequence[int],
-        routing: StepRouting,
-        reach: int,
-        owner: str,
-    ) -> None:
-        self.layer = layer
-        self.union = union
-        self.tokens = tokens
+    def __init__(self, routing: StepRouting, reach: int, owner: str) -> None:
+        super().__init__(-1, ())
         self._routing = routing
         self._reach = reach
         self._owner = owner
+
+    def move_to(self, layer: int) -> None:
+        """Show the layer event of `layer`."""
+        self.layer = layer
+        self.union = self._routing.unions[layer]
+        self.tokens = self._routing.tokens[layer]
 
     def predicted(self, depth: int) -> Sequence[Key]:
         if depth < 1:

@@ -76,6 +76,7 @@ class Server:
         self._reach = self._num_layers if prefetch.clairvoyant else reach
         self._sequential = sequential
         self._next_arrival = 0
+        self._expert_bytes = caches[0].expert_bytes
         self._rows = sum(request.max_kv_tokens for request in requests)
         self._distinct_caches = list({id(cache): cache for cache in caches}.values())
 
@@ -114,44 +115,48 @@ class Server:
     def _step(self, plan: Plan) -> Wait:
         machine, ledger, layers = self.machine, self.ledger, self._layers
         started_ns = machine.now_ns
-        ledger.begin_step(started_ns)
         batch, prefill = self._form(plan, started_ns)
         rows = np.concatenate([request.next_rows(tokens) for request, tokens in plan])
         routing = StepRouting(self._routing, rows)
+        ledger.begin_step(started_ns, routing.unions, routing.tokens)
+        compute, copy, wait_any = machine.compute, machine.copy, machine.wait_any
+        work, copies = ledger.work, ledger.copies
         id_bytes = _ID_BYTES * len(rows) * self._routing.top_k
         prefetching = self._prefetch.active
+        view = StepView(routing, self._reach, self._prefetch.name)
         if prefetching:
-            self._issue_prefetches(StepView(-1, (), (), routing, self._reach, self._prefetch.name))
+            self._issue_prefetches(view)
 
-        for layer, (union, tokens) in enumerate(zip(routing.unions, routing.tokens, strict=True)):
+        for layer, cache in enumerate(self.caches):
+            issued_ns = ledger.issued_ns
             for dense in layers.dense_before[layer]:
-                ticket = machine.compute(GPU, Dense(dense, batch))
-                ledger.computed(ticket, DENSE, layer)
-            model_layer = layers.model_layers[layer]
-            front = machine.compute(GPU, Front(model_layer, batch))
-            ledger.computed(front, FRONT, layer)
-            known = machine.copy(D2H, READBACK, id_bytes, DEMAND, (front,))
-            ledger.read_back(known, layer, id_bytes)
-            yield from machine.wait_any((known,))
+                ticket = compute(GPU, Dense(dense, batch))
+                work.append((ticket, issued_ns, DENSE, layer, None))
+            front = compute(GPU, Front(layers.model_layers[layer], batch))
+            work.append((front, issued_ns, FRONT, layer, None))
+            known = copy(D2H, READBACK, id_bytes, DEMAND, (front,))
+            copies.append((known, "readback", layer, READBACK, id_bytes, ()))
+            yield from wait_any((known,))
             ledger.issued_ns = machine.now_ns
-            cache = self.caches[layer]
-            view = StepView(layer, union, tokens, routing, self._reach, cache.policy.name)
+            view.move_to(layer)
             if self._sequential:
-                for key, count in zip(union, tokens, strict=True):
+                for key, count in zip(view.union, view.tokens, strict=True):
                     cache.event(layer, View(layer, (key,), (count,)))
             else:
                 cache.event(layer, view)
             if prefetching:
                 self._issue_prefetches(view)
 
-        for dense in layers.dense_before[-1]:
-            ledger.computed(machine.compute(GPU, Dense(dense, batch)), DENSE, self._num_layers)
-        tail = machine.compute(GPU, Tail(batch))
-        ledger.computed(tail, TAIL, self._num_layers)
+        last = self._num_layers
+        for dense in layers.dense_before[last]:
+            ticket = compute(GPU, Dense(dense, batch))
+            work.append((ticket, ledger.issued_ns, DENSE, last, None))
+        tail = compute(GPU, Tail(batch))
+        work.append((tail, ledger.issued_ns, TAIL, last, None))
         sampled_bytes = _ID_BYTES * max(1, batch.sampled)
-        known = machine.copy(D2H, READBACK, sampled_bytes, DEMAND, (tail,))
-        ledger.read_back(known, self._num_layers, sampled_bytes)
-        yield from machine.wait_any((known,))
+        known = copy(D2H, READBACK, sampled_bytes, DEMAND, (tail,))
+        copies.append((known, "readback", last, READBACK, sampled_bytes, ()))
+        yield from wait_any((known,))
         self._finish(plan, prefill)
 
     def _form(self, plan: Plan, now_ns: int) -> tuple[BatchShape, int]:
@@ -202,6 +207,7 @@ class Server:
             decode_tokens=total - prefill,
             sequences=len(plan),
             blocks=blocks,
+            expert_bytes=self._expert_bytes,
         )
         turn = len(self.ledger.steps) % len(self._distinct_caches)
         self._distinct_caches[turn].audit()

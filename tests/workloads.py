@@ -1,0 +1,147 @@
+"""Random little workloads, and the machines they are run on."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import simpy
+
+from moesim.machine.events import EventMachine
+from moesim.machine.sim import SimMachine
+from moesim.scenario import Scenario
+from moesim.simulate import Outcome, Plan, SimPrices, build_server, finish, prepare
+from moesim.trace import SyntheticKnobs, Trace, synthesize
+
+TINY_CONFIG = {
+    "model_type": "mixtral",
+    "hidden_size": 512,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 8,
+    "head_dim": 64,
+    "intermediate_size": 1024,
+    "num_local_experts": 8,
+    "num_experts_per_tok": 2,
+    "vocab_size": 1000,
+}
+
+Make = Callable[[simpy.Environment, SimPrices], Any]
+
+
+def tiny_trace(**knobs: Any) -> Trace:
+    """A synthetic trace of 4 layers of 8 experts, top-2, whose sizes can be costed."""
+    shape = {"num_layers": 4, "num_experts": 8, "top_k": 2, "prediction_depth": 2}
+    trace = synthesize(SyntheticKnobs(**{**shape, "prediction_accuracy": 0.5, **knobs}))
+    return trace.with_meta(model_config=TINY_CONFIG)
+
+
+def tiny_scenario(**changes: Any) -> dict[str, Any]:
+    """A scenario as plain data; sections given in `changes` replace the defaults'."""
+    return {"trace": "in memory", "hardware": "rtx-4090", "bounds": False, **changes}
+
+
+def plan_of(scenario: dict[str, Any], trace: Trace) -> Plan:
+    """A plan for a trace in memory."""
+    return prepare(Scenario.model_validate(scenario), trace)
+
+
+def run_on(plan: Plan, make: Make = SimMachine) -> Outcome:
+    """Serve a plan on a machine of the caller's making."""
+    env = simpy.Environment()
+    machine = make(env, SimPrices(plan.cost))
+    server = build_server(plan, machine)
+    env.run(until=env.process(server.run()))
+    return finish(plan, server, machine.now_ns)
+
+
+def shuffled(seed: int) -> Make:
+    """An event machine that shuffles ties inside their class."""
+    return lambda env, prices: EventMachine(env, prices, np.random.default_rng(seed))
+
+
+def random_case(seed: int, *, at_once: bool = False) -> tuple[dict[str, Any], Trace]:
+    """A random scenario and trace: any policies, scopes, capacities, links and arrivals."""
+    rng = random.Random(seed)
+    trace = tiny_trace(
+        requests=rng.randint(1, 6),
+        prompt_tokens=rng.randint(1, 9),
+        output_tokens=rng.randint(1, 8),
+        seed=seed,
+        stickiness=rng.choice([0, 0.3, 0.8]),
+    )
+    link: dict[str, Any] = {
+        "bandwidth": rng.choice([1, 3, 20, 200]) * 10**9,
+        "latency": f"{rng.randint(0, 30)}us",
+    }
+    if rng.random() < 0.5:
+        link["chunk"] = rng.choice(["100kB", "1MB"])
+    eviction = rng.choice(
+        ["lru", "lfu", "fifo", "random", "static", "lfu_decay", "lfu_in_cache", "min"]
+    )
+    cache: dict[str, Any] = {
+        "policy": eviction,
+        "scope": rng.choice(["per_layer", "global"]),
+        "slots": rng.randint(0, 32),
+    }
+    if eviction != "static":
+        cache["admission"] = rng.choice(["bypass", "always"])
+        cache["write_back"] = rng.random() < 0.3
+    prefetch: dict[str, Any] = {"policy": rng.choice(["none", "predicted", "oracle"])}
+    if prefetch["policy"] != "none":
+        prefetch["options"] = {"depth": rng.randint(1, 3)}
+    arrivals: Any = "all_at_once"
+    if not at_once and eviction != "min" and rng.random() < 0.5:
+        arrivals = {"kind": "poisson", "rate_per_s": rng.choice([10, 300, 3000])}
+    scenario = tiny_scenario(
+        hardware={
+            "profile": "rtx-4090",
+            "h2d": link,
+            "kernel_overhead": f"{rng.randint(0, 20)}us",
+        },
+        memory={
+            "staging": rng.randint(1, 3),
+            "kv_block_tokens": rng.choice([1, 4]),
+            "kv": "auto" if rng.random() < 0.5 else rng.randint(18, 40) * 16384,
+        },
+        batching={
+            "policy": rng.choice(["decode_first", "prefill_first", "fcfs"]),
+            "token_budget": rng.randint(1, 12),
+            "max_sequences": rng.randint(1, 5),
+        },
+        cache=cache,
+        prefetch=prefetch,
+        replay=rng.choice(["atomic", "atomic", "sequential"]),
+        workload={"arrivals": arrivals},
+        timeline={"steps": 1000},
+    )
+    return scenario, trace
+
+
+def everything(outcome: Outcome) -> tuple[Any, ...]:
+    """All that a run says, times included."""
+    ledger = outcome.ledger
+    return (
+        outcome.now_ns,
+        ledger.hits,
+        ledger.late_hits,
+        ledger.stall_ns,
+        ledger.steps,
+        [request.token_ns for request in outcome.requests],
+        sorted(ledger.timeline),
+        ledger.busy_ns,
+        ledger.moved_bytes,
+        (ledger.prefetch_useful, ledger.prefetch_late, ledger.prefetch_wasted),
+    )
+
+
+def decisions(outcome: Outcome) -> tuple[Any, ...]:
+    """What was decided, without times: step compositions, misses, evictions, bytes."""
+    ledger = outcome.ledger
+    hits = [on_time + late for on_time, late in zip(ledger.hits, ledger.late_hits, strict=True)]
+    steps = [(*row[3:8], row[10], row[11], row[14]) for row in ledger.steps]
+    caches = [list(cache.slots) for cache in outcome.caches]
+    copies = (ledger.demand_copies, ledger.prefetch_copies, ledger.prefetch_wasted)
+    return hits, steps, caches, copies, ledger.layer_events()
