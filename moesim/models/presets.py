@@ -1,0 +1,68 @@
+"""Presets: the shapes of the models that `moesim models train` makes.
+
+Both are Qwen3-MoE in transformers' classes, with 16 experts of which a token uses two, renormalised
+weights, and the usual auxiliary loss for load balance (Fedus et al., 2022, "Switch Transformers").
+`shallow` has few, wider layers; `deep` has many narrow ones, so that looking several layers ahead
+means something.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Preset:
+    """A model's shape and how long it learns. One step sees `batch_size` x `context` tokens."""
+
+    num_layers: int
+    hidden: int
+    expert_ffn: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    num_experts: int = 16
+    top_k: int = 2
+    vocabulary: int = 2048
+    context: int = 128
+    batch_size: int = 16
+    steps: int = 800
+    learning_rate: float = 3e-3
+    balance: float = 0.01  # weight of the load-balancing loss
+
+    def config(self, vocabulary: int, end_token: int) -> dict[str, Any]:
+        """Arguments of `Qwen3MoeConfig`."""
+        return {
+            "vocab_size": vocabulary,
+            "hidden_size": self.hidden,
+            "intermediate_size": 2 * self.hidden,
+            "num_hidden_layers": self.num_layers,
+            "num_attention_heads": self.num_heads,
+            "num_key_value_heads": self.num_kv_heads,
+            "head_dim": self.head_dim,
+            "moe_intermediate_size": self.expert_ffn,
+            "num_experts": self.num_experts,
+            "num_experts_per_tok": self.top_k,
+            "norm_topk_prob": True,
+            "router_aux_loss_coef": self.balance,
+            "max_position_embeddings": 4 * self.context,
+            "tie_word_embeddings": True,
+            "bos_token_id": end_token,
+            "eos_token_id": end_token,
+            "pad_token_id": end_token,
+        }
+
+
+PRESETS: Mapping[str, Preset] = MappingProxyType(
+    {
+        "shallow": Preset(
+            num_layers=4, hidden=128, expert_ffn=128, num_heads=4, num_kv_heads=2, head_dim=32
+        ),
+        "deep": Preset(
+            num_layers=12, hidden=96, expert_ffn=96, num_heads=4, num_kv_heads=2, head_dim=24
+        ),
+    }
+)

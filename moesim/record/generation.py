@@ -1,0 +1,318 @@
+"""From prompts to a trace: `generate()` as it always runs, in batches, with the recorder attached.
+
+A request of p prompt tokens that generates n has p + n - 1 rows: its prompt's, then one for every
+generated token but the last, which is never fed back. In a batch, shorter prompts are padded on the
+left and finished requests go on until the last one is; both are cut away here. An encoder-decoder
+records its decoder, whose prompt is the start token.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from moesim.errors import OutputError, TraceError, UsageError
+from moesim.record.header import describe, is_normalised, training_record
+from moesim.record.loading import load_model
+from moesim.record.prompts import Prompt, read_prompts
+from moesim.record.recorder import Recorder, Recording
+from moesim.trace import Trace, TraceMeta, TraceWriter
+
+Progress = Callable[[int, int], None]  # requests done, requests in all
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """A tokenized prompt. `limit` is the most tokens it may generate."""
+
+    tokens: tuple[int, ...]
+    limit: int
+    domain: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """What one request leaves in the trace: arrays as in `Recording`, of its own rows alone."""
+
+    prompt_tokens: int
+    output_tokens: int
+    domain: str | None
+    arrays: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How the next token is chosen: greedily at temperature 0, else drawn with this seed."""
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.temperature < 0:
+            raise UsageError(f"temperature ({self.temperature}) must be at least 0 (greedy)")
+        if not 0 < self.top_p <= 1:
+            raise UsageError(f"top_p ({self.top_p}) must be above 0 and at most 1")
+
+
+def record(
+    model: Any,
+    tokenizer: Any,
+    prompts: str | Path | Sequence[Prompt | str],
+    out: str | Path,
+    *,
+    max_new_tokens: int = 32,
+    batch_size: int = 8,
+    prediction_depth: int = 0,
+    probabilities: bool = False,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    max_prompt_tokens: int | None = None,
+    provenance: dict[str, Any] | None = None,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> Trace:
+    """Generate from `prompts` and write what the routers decided as a trace folder at `out`.
+
+    `model` is a model object, a Hub id or a local folder; `tokenizer` may be None for the latter
+    two, and for prompts given as tokens. `prompts` are a file (`read_prompts`), texts or `Prompt`s,
+    one request each and in this order. `prediction_depth` records what the gates of that many
+    following layers say of each layer's hidden state; `probabilities` the routers' full scores, as
+    distributions. `temperature` 0 is greedy. Longer prompts are cut to `max_prompt_tokens`.
+    `provenance` is added to the header's. The state of torch's random generator, the model's mode
+    and its hooks are left as they were.
+
+    Raises `UsageError` for a model or prompts that cannot be recorded, `OutputError` if `out`
+    exists (without `force`) or cannot be written, `TraceError` if rows do not add up.
+    """
+    sampling = Sampling(temperature, top_p, seed)
+    at_least_one = {
+        "max_new_tokens": max_new_tokens,
+        "batch_size": batch_size,
+        "max_prompt_tokens": max_prompt_tokens,
+    }
+    for name, value in at_least_one.items():
+        if value is not None and value < 1:
+            raise UsageError(f"{name} ({value}) must be at least 1")
+    if Path(out).exists() and not force:
+        raise OutputError(out, "already exists; choose another name or pass --force")
+    source, asked = _prompts(prompts)
+    if isinstance(model, str | Path):
+        model, own_tokenizer = load_model(model)
+        tokenizer = tokenizer or own_tokenizer
+    requests = [_tokenize(p, tokenizer, max_new_tokens, max_prompt_tokens) for p in asked]
+    recorder = Recorder(model, prediction_depth=prediction_depth, probabilities=probabilities)
+    story = {
+        **(provenance or {}),
+        "source": "recorded from a running model",
+        "prompts": {**source, "requests": len(requests)},
+        "generation": {
+            "max_new_tokens": max_new_tokens,
+            "batch_size": batch_size,
+            "max_prompt_tokens": max_prompt_tokens,
+            "temperature": temperature,
+            "top_p": top_p,
+            "seed": seed if temperature else None,
+        },
+    }
+    with ExitStack() as stack:
+        stack.enter_context(_evaluating(model))
+        stack.enter_context(_seeded(model.device, seed))
+        writer: TraceWriter | None = None
+        for start in range(0, len(requests), batch_size):
+            batch = requests[start : start + batch_size]
+            rows = _record_batch(recorder, model, batch, sampling, start)
+            if writer is None:
+                meta = _header(recorder, model, rows, story)
+                writer = stack.enter_context(TraceWriter(out, meta, force=force))
+            for request in rows:
+                writer.add_request(
+                    **request.arrays,
+                    prompt_tokens=request.prompt_tokens,
+                    output_tokens=request.output_tokens,
+                    domain=request.domain,
+                )
+            if progress is not None:
+                progress(start + len(batch), len(requests))
+        assert writer is not None
+        return writer.close()
+
+
+def _header(
+    recorder: Recorder, model: Any, rows: Sequence[_Rows], story: dict[str, Any]
+) -> TraceMeta:
+    """The header, once the first batch has shown how many experts a row has, and their weights."""
+    weights = np.concatenate([request.arrays["gate_weights"] for request in rows])
+    facts: dict[str, Any] = {"device": model.device.type}
+    if recorder.scoring is not None:
+        facts["probabilities"] = recorder.scoring
+    if (training := training_record(model)) is not None:
+        facts["training"] = training
+    return describe(
+        model,
+        recorder.layers,
+        top_k=weights.shape[-1],
+        normalised=is_normalised(weights),
+        prediction_depth=recorder.prediction_depth,
+        provenance={**story, **facts},
+    )
+
+
+def _prompts(prompts: str | Path | Sequence[Prompt | str]) -> tuple[dict[str, Any], list[Prompt]]:
+    if isinstance(prompts, str | Path):
+        asked = read_prompts(prompts)
+        path = Path(prompts)
+        return {"file": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}, asked
+    asked = [
+        replace(Prompt(p) if isinstance(p, str) else p, where=f"prompt {number}")
+        for number, p in enumerate(prompts)
+    ]
+    if not asked:
+        raise UsageError("no prompts were given")
+    text = "\0".join(p.text if p.tokens is None else str(p.tokens) for p in asked)
+    return {"sha256": hashlib.sha256(text.encode()).hexdigest()}, asked
+
+
+def _tokenize(prompt: Prompt, tokenizer: Any, limit: int, longest: int | None) -> _Request:
+    if prompt.tokens is not None:
+        tokens = tuple(prompt.tokens)
+    elif tokenizer is None:
+        raise UsageError(f"{prompt.where}: a text needs a tokenizer, and the model has none")
+    else:
+        tokens = tuple(tokenizer(prompt.text)["input_ids"])
+    if not tokens:
+        raise UsageError(f"{prompt.where}: the tokenizer makes no tokens of this prompt")
+    return _Request(tokens[:longest], prompt.max_new_tokens or limit, prompt.domain)
+
+
+def _record_batch(
+    recorder: Recorder, model: Any, batch: Sequence[_Request], sampling: Sampling, first: int
+) -> list[_Rows]:
+    """Generate for a batch, and cut every request's rows out of what was recorded."""
+    width = max(len(request.tokens) for request in batch)
+    end = _end_tokens(model)
+    pad = _token(model, "pad_token_id")
+    pad = (*end, 0)[0] if pad is None else int(pad)
+    ids = torch.tensor([[pad] * (width - len(r.tokens)) + list(r.tokens) for r in batch])
+    mask = torch.tensor([[0] * (width - len(r.tokens)) + [1] * len(r.tokens) for r in batch])
+    with recorder, torch.no_grad():
+        generated = model.generate(
+            input_ids=ids.to(model.device),
+            attention_mask=mask.to(model.device),
+            generation_config=_generation_config(
+                model, max(r.limit for r in batch), pad, end, sampling
+            ),
+        )
+        recording = recorder.take()
+    if model.config.is_encoder_decoder:
+        width, lengths = 1, [1] * len(batch)  # the decoder's prompt is its start token
+    else:
+        lengths = [len(request.tokens) for request in batch]
+    columns = generated.shape[1] - 1
+    if recording.num_columns != columns or recording.expert_ids.shape[0] != len(batch):
+        raise TraceError(
+            "",
+            f"requests {first} to {first + len(batch) - 1}",
+            f"{len(batch)} sequences of {generated.shape[1]} tokens need {len(batch)} x {columns} "
+            f"rows in each of {len(recorder.layers)} layers, but "
+            f"{recording.expert_ids.shape[0]} x {recording.num_columns} were recorded",
+        )
+    outputs = generated[:, width:].tolist()
+    return [
+        _cut(
+            recording,
+            number,
+            width - length,
+            length,
+            _num_output(output, request.limit, end),
+            request,
+        )
+        for number, (request, length, output) in enumerate(
+            zip(batch, lengths, outputs, strict=True)
+        )
+    ]
+
+
+def _cut(
+    recording: Recording, number: int, start: int, prompt: int, output: int, request: _Request
+) -> _Rows:
+    own = slice(start, start + prompt + output - 1)
+    arrays = {
+        name: array[number, own]
+        for name in Recording.__slots__
+        if (array := getattr(recording, name)) is not None
+    }
+    return _Rows(prompt, output, request.domain, arrays)
+
+
+def _num_output(output: Sequence[int], limit: int, end: Sequence[int]) -> int:
+    """Tokens a request generated: up to its limit, or to the first end token, which counts."""
+    for number, token in enumerate(output[:limit], start=1):
+        if token in end:
+            return number
+    return min(limit, len(output))
+
+
+def _end_tokens(model: Any) -> list[int]:
+    end = _token(model, "eos_token_id")
+    if end is None:
+        return []
+    return [int(token) for token in end] if isinstance(end, list | tuple) else [int(end)]
+
+
+def _token(model: Any, name: str) -> Any:
+    for place in (getattr(model, "generation_config", None), model.config):
+        if getattr(place, name, None) is not None:
+            return getattr(place, name)
+    return None
+
+
+def _generation_config(model: Any, limit: int, pad: int, end: list[int], sampling: Sampling) -> Any:
+    """A generation config of our own, so that none of the model's defaults changes the geometry."""
+    from transformers import GenerationConfig
+
+    drawn = sampling.temperature > 0
+    return GenerationConfig(  # type: ignore[no-untyped-call]
+        max_new_tokens=limit,
+        do_sample=drawn,
+        num_beams=1,
+        num_return_sequences=1,
+        return_dict_in_generate=False,
+        repetition_penalty=1.0,
+        use_cache=True,
+        pad_token_id=pad,
+        eos_token_id=end or None,
+        decoder_start_token_id=getattr(model.config, "decoder_start_token_id", None),
+        **(
+            {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
+            if drawn
+            else {}
+        ),
+    )
+
+
+@contextmanager
+def _evaluating(model: Any) -> Any:
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+
+
+@contextmanager
+def _seeded(device: torch.device, seed: int) -> Any:
+    """Seed torch for the block, and give its generators their state back afterwards."""
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        yield

@@ -1,0 +1,111 @@
+"""The header of a recorded trace: what the model is, and how it was made to speak.
+
+Nothing in it names the machine: a local model is its folder's name, a file its name and hash.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import transformers
+from torch import nn
+
+import moesim
+from moesim.record.routers import MoeLayer
+from moesim.trace import TraceMeta
+
+TRAINING_RECORD = "training.json"  # what `moesim models train` leaves beside a model
+
+
+def describe(
+    model: nn.Module,
+    layers: Sequence[MoeLayer],
+    *,
+    top_k: int,
+    normalised: bool,
+    prediction_depth: int,
+    provenance: dict[str, Any],
+) -> TraceMeta:
+    """The header of a trace recorded from `model`."""
+    config = model_config(model)
+    canonical = json.dumps(config, sort_keys=True).encode()
+    numbers = tuple(layer.model_layer for layer in layers)
+    rising = all(a < b for a, b in pairwise(numbers))
+    return TraceMeta(
+        num_layers=len(layers),
+        num_experts=layers[0].num_experts,
+        top_k=top_k,
+        model=model_name(model),
+        revision=getattr(model.config, "_commit_hash", None),
+        config_hash=hashlib.sha256(canonical).hexdigest(),
+        router="layerwise",
+        normalised=normalised,
+        num_shared_experts=_num_shared_experts(config, layers[0].block),
+        expert_bytes=layers[0].expert_bytes,
+        layer_map=numbers if rising else None,
+        prediction_depth=prediction_depth,
+        model_config=config,
+        provenance={**provenance, "dtype": _dtype(model), "versions": versions()},
+    )
+
+
+def model_config(model: Any) -> dict[str, Any]:
+    """The model's `config.json`, without the name of the folder it was loaded from."""
+    config: dict[str, Any] = json.loads(model.config.to_json_string(use_diff=False))
+    config.pop("_name_or_path", None)
+    return config
+
+
+def model_name(model: Any) -> str:
+    """Hub id, name of the local folder, or class: whichever is the first known."""
+    name = str(getattr(model.config, "_name_or_path", "") or "")
+    if not name:
+        return type(model).__name__
+    path = Path(name)
+    return path.resolve().name if path.is_absolute() or path.exists() else name
+
+
+def training_record(model: Any) -> dict[str, Any] | None:
+    """How the model was trained, if `moesim models train` made the folder it came from."""
+    path = Path(str(getattr(model.config, "_name_or_path", "") or ".")) / TRAINING_RECORD
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return record if isinstance(record, dict) else None
+
+
+def versions() -> dict[str, str]:
+    """Versions of everything that may change what is recorded."""
+    return {
+        "moesim": moesim.__version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def is_normalised(weights_RLk: npt.NDArray[np.float32]) -> bool:
+    """Whether the gate weights of every row and layer sum to one, up to bfloat16 rounding."""
+    return bool(np.all(np.abs(weights_RLk.sum(axis=-1) - 1) < 2e-2))
+
+
+def _dtype(model: Any) -> str:
+    return str(model.dtype).removeprefix("torch.")
+
+
+def _num_shared_experts(config: dict[str, Any], block: nn.Module) -> int:
+    for key in ("n_shared_experts", "num_shared_experts", "moe_num_shared_experts"):
+        if isinstance(config.get(key), int):
+            return int(config[key])
+    return int(any("shared" in name and "gate" not in name for name, _ in block.named_children()))

@@ -1,0 +1,65 @@
+"""A model and its tokenizer, from a Hub id or a local folder; weights from safetensors only."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from moesim.errors import UsageError
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+def load_model(
+    name: str | Path,
+    *,
+    revision: str | None = None,
+    device: str = "cpu",
+    dtype: str = "auto",
+) -> tuple[Any, Any]:
+    """(model in evaluation mode on `device`, tokenizer or None where the model comes without one).
+
+    `dtype` is `auto` (as stored) or a type of torch. Raises `UsageError` saying what is wrong.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+
+    if dtype not in DTYPES:
+        raise UsageError(f"unknown dtype {dtype!r}: choose one of {', '.join(DTYPES)}")
+    target = _device(device)
+    folder = Path(name).expanduser()
+    local = folder.is_dir()
+    if local and not (folder / "config.json").is_file():
+        raise UsageError(f"{name}: no config.json in this folder; is it a saved model?")
+    if not local and (folder.is_absolute() or str(name).startswith((".", "~"))):
+        raise UsageError(f"{name}: no such folder")
+    source = str(folder) if local else str(name)
+    options: dict[str, Any] = {"revision": revision, "local_files_only": local}
+    try:
+        config = AutoConfig.from_pretrained(source, **options)
+        factory = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+        model = factory.from_pretrained(
+            source, config=config, dtype=dtype, use_safetensors=True, **options
+        )
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{name}: cannot load this model: {_first_line(error)}") from error
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, **options)
+    except (OSError, ValueError, KeyError):
+        tokenizer = None
+    return model.eval().to(target), tokenizer
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UsageError(f"unknown device {name!r}: try cpu, cuda or cuda:0") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UsageError(f"device {name!r}: torch sees no CUDA device here; try cpu")
+    return device
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0]
