@@ -1,0 +1,327 @@
+"""Several runs side by side: what differs between them, and which of it is being compared.
+
+Runs that differ in their seed alone are one *row*. The other keys that differ are of two kinds:
+*policy keys* say how the server decides (everything under `cache`, `prefetch`, `batching` and
+`placement`, and `replay`, the size of the cache excepted), *setting keys* say in what world it
+does (trace, hardware, memory, workload, and the size of the cache). The values of the policy keys
+name a *variant*; variants are compared within one setting, never across two. Where no policy key
+differs, the settings themselves are what is compared.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from moesim.errors import UsageError
+from moesim.report.metrics import HEADLINE, HIT_RATE_MEANS, Metric, costs
+from moesim.report.names import MIN_LABEL, policy_label
+from moesim.report.runs import Run
+from moesim.report.statistics import Estimate, estimate
+
+__all__ = ["Comparison", "Row", "compare_runs", "value_at"]
+
+CAPACITY_KEYS: Final = ("cache.slots", "memory.capacity")
+POLICY_SECTIONS: Final = ("cache", "prefetch", "batching", "placement", "replay")
+IGNORED: Final = frozenset({"name", "seed", "sweep", "timeline", "bounds"})
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """The runs of one point of the grid, one a seed, in the order of their seeds."""
+
+    runs: tuple[Run, ...]
+    variant: str
+    values: Mapping[str, Any]
+    facet: str
+    """The setting without the size of the cache; "" where there is one only."""
+    capacity: str
+    """The size of the cache as text; "" where it does not vary."""
+
+    @property
+    def setting(self) -> str:
+        return ", ".join(part for part in (self.facet, self.capacity) if part)
+
+    @property
+    def slots_per_layer(self) -> float:
+        """Expert slots a layer, on average over the layers; NaN where the run does not say."""
+        return self.mean("cache_slots") / self.mean("num_layers")
+
+    @property
+    def knows_the_future(self) -> bool:
+        """Whether the variant is a bound and no policy: MIN, or anything learnt in hindsight."""
+        return MIN_LABEL in self.variant or "oracle" in self.variant
+
+    @property
+    def seeds(self) -> tuple[int | None, ...]:
+        return tuple(run.seed for run in self.runs)
+
+    def mean(self, key: str) -> float:
+        """Mean of a summary's number over the seeds that define it; NaN where none does."""
+        return estimate(run.value(key) for run in self.runs).mean
+
+    def estimate(self, metric: Metric) -> Estimate:
+        """Mean over the seeds, and its interval."""
+        return estimate(metric.of(run) for run in self.runs)
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Rows in the order of the sweep, and what a reader must be told about them."""
+
+    rows: tuple[Row, ...]
+    policy_keys: tuple[str, ...]
+    setting_keys: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def runs(self) -> list[Run]:
+        return [run for row in self.rows for run in row.runs]
+
+    @property
+    def variants(self) -> list[str]:
+        return list(dict.fromkeys(row.variant for row in self.rows))
+
+    @property
+    def facets(self) -> list[str]:
+        return list(dict.fromkeys(row.facet for row in self.rows))
+
+    @property
+    def settings(self) -> list[str]:
+        """Every setting, cache sizes ascending within a facet."""
+        rows = sorted(self.rows, key=lambda row: (self.facets.index(row.facet), _size(row)))
+        return list(dict.fromkeys(row.setting for row in rows))
+
+    def within(self, setting: str) -> list[Row]:
+        """The rows of one setting, in the order of the variants."""
+        rows = [row for row in self.rows if row.setting == setting]
+        return sorted(rows, key=lambda row: self.variants.index(row.variant))
+
+    def series(self, facet: str, variant: str) -> list[Row]:
+        """One variant over the sizes of the cache, ascending."""
+        rows = [row for row in self.rows if (row.facet, row.variant) == (facet, variant)]
+        return sorted(rows, key=_size)
+
+    @property
+    def headline(self) -> tuple[Metric, ...]:
+        """What is compared, each metric in the unit that suits all rows."""
+        return tuple(
+            metric.in_readable_unit(row.mean(metric.key) for row in self.rows)
+            for metric in HEADLINE
+        )
+
+    @property
+    def num_capacities(self) -> int:
+        """How many different cache sizes there are."""
+        return len({round(size, 6) for size in map(_size, self.rows)})
+
+    @property
+    def seeds(self) -> list[int]:
+        """All seeds, ascending."""
+        return sorted({run.seed for run in self.runs if run.seed is not None})
+
+    def caption(self, *, hit_rate: bool = False) -> str:
+        """What stands under a figure: what was run, how often, and what the numbers are."""
+        runs = self.runs
+        text = (
+            f"{_spelt(run.text('requests') for run in runs)} requests a run, {_seeds(self.rows)}; "
+            f"trace {_spelt(run.trace for run in runs)} costed as "
+            f"{_spelt(run.text('model') for run in runs)} on "
+            f"{_spelt(run.text('hardware') for run in runs)}; {_spelt(map(costs, runs))}."
+        )
+        return f"{text} {HIT_RATE_MEANS}." if hit_rate else text
+
+
+def compare_runs(runs: Sequence[Run]) -> Comparison:
+    """Group runs into rows by what differs between them.
+
+    Raises:
+        UsageError: there are no runs.
+    """
+    if not runs:
+        raise UsageError("no runs to compare; name at least one run directory")
+    keys = _varying(runs)
+    policy_keys = tuple(k for k in keys if k.split(".")[0] in POLICY_SECTIONS)
+    policy_keys = tuple(k for k in policy_keys if k not in CAPACITY_KEYS)
+    facet_keys = tuple(k for k in keys if k not in policy_keys and k not in CAPACITY_KEYS)
+    if facet_keys and not policy_keys:
+        policy_keys, facet_keys = facet_keys, ()
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        groups.setdefault(_identity(value_at(run, key) for key in keys), []).append(run)
+    notes = _notes(runs)
+    rows = []
+    for members in groups.values():
+        one_a_seed = {run.seed: run for run in reversed(members)}
+        if len(one_a_seed) < len(members):
+            notes.append(
+                f"{members[0].path} and {len(members) - len(one_a_seed)} more differ neither in "
+                "scenario nor in seed: only the first of each seed counts"
+            )
+        chosen = sorted(one_a_seed.values(), key=lambda run: (run.seed is None, run.seed or 0))
+        varying_capacity = any(key in CAPACITY_KEYS for key in keys)
+        rows.append(_row(tuple(chosen), keys, policy_keys, facet_keys, varying_capacity))
+    setting_keys = tuple(key for key in keys if key not in policy_keys)
+    return Comparison(tuple(rows), policy_keys, setting_keys, (*notes, *_seed_notes(rows)))
+
+
+def value_at(run: Run, key: str) -> Any:
+    """The value of a dotted scenario key: as the sweep wrote it, or else as resolved; the trace
+    by its name."""
+    if key in run.point:
+        return run.point[key]
+    if key == "trace":
+        return run.trace
+    value: Any = run.scenario
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value
+
+
+def _row(
+    runs: tuple[Run, ...],
+    keys: Sequence[str],
+    policy_keys: Sequence[str],
+    facet_keys: Sequence[str],
+    varying_capacity: bool,
+) -> Row:
+    run = runs[0]
+    row = Row(
+        runs,
+        _variant(run, policy_keys),
+        {key: value_at(run, key) for key in keys},
+        ", ".join(f"{_short(key)} = {_plain(value_at(run, key))}" for key in facet_keys),
+        "",
+    )
+    if not varying_capacity:
+        return row
+    slots, experts = row.slots_per_layer, row.mean("num_experts")
+    capacity = f"{slots:g} of {experts:g} experts a layer"
+    return Row(runs, row.variant, row.values, row.facet, capacity)
+
+
+def _variant(run: Run, policy_keys: Sequence[str]) -> str:
+    """The values of the policy keys as a label; the eviction policy where none differs."""
+    parts = []
+    for key in policy_keys or ("cache.policy",):
+        value = value_at(run, key)
+        if key == "cache.policy":
+            options = run.scenario.get("cache", {}).get("options")
+            parts.append(policy_label(str(value or run.text("cache_policy")), options))
+        elif key.endswith(".policy"):
+            parts.append(f"{value} {key.split('.')[0]}".replace("_", "-"))
+        else:
+            parts.append(f"{_short(key)} = {_plain(value)}")
+    return ", ".join(parts)
+
+
+def _varying(runs: Sequence[Run]) -> list[str]:
+    """Dotted keys whose values differ between the runs: the sweep's first, in its order."""
+    swept = list(dict.fromkeys(key for run in runs for key in run.point if key not in IGNORED))
+    keys = [key for key in swept if _differs(value_at(run, key) for run in runs)]
+    for path in _differences([run.world for run in runs]):
+        if path.split(".")[0] in IGNORED or any(_inside(path, key) for key in swept):
+            continue
+        keys.append(path)
+    return keys
+
+
+def _differences(values: Sequence[Any], prefix: str = "") -> Iterable[str]:
+    """Dotted paths, as deep as all values are mappings, at which they are not all equal."""
+    if all(isinstance(value, Mapping) for value in values):
+        for key in dict.fromkeys(key for value in values for key in value):
+            inner = [value.get(key) for value in values]
+            yield from _differences(inner, f"{prefix}.{key}" if prefix else str(key))
+    elif _differs(values):
+        yield prefix
+
+
+def _inside(path: str, key: str) -> bool:
+    return path == key or path.startswith(f"{key}.")
+
+
+def _differs(values: Iterable[Any]) -> bool:
+    return len({_identity([value]) for value in values}) > 1
+
+
+def _identity(values: Iterable[Any]) -> str:
+    return json.dumps(list(values), sort_keys=True, default=str)
+
+
+def _size(row: Row) -> float:
+    return row.slots_per_layer
+
+
+def _short(key: str) -> str:
+    """A dotted key without what its last part already says."""
+    parts = [part for part in key.split(".") if part not in ("options", "policy", "kind")]
+    return parts[-1] if parts else key
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return " ".join(f"{k} {_plain(v)}" for k, v in value.items() if v is not None)
+    return "none" if value is None else Path(value).name if _is_path(value) else str(value)
+
+
+def _is_path(value: Any) -> bool:
+    return isinstance(value, str) and "/" in value and not value.endswith("/layer")
+
+
+def _spelt(values: Iterable[str]) -> str:
+    """The different values, for a caption."""
+    values = list(dict.fromkeys(values))
+    if len(values) > 3:
+        return f"{values[0]} … {values[-1]} ({len(values)} values)"
+    return " / ".join(values)
+
+
+def _seeds(rows: Sequence[Row]) -> str:
+    counts = sorted({len(row.runs) for row in rows})
+    seeds = sorted({run.seed for row in rows for run in row.runs if run.seed is not None})
+    names = ", ".join(map(str, seeds)) if len(seeds) <= 8 else f"{seeds[0]} … {seeds[-1]}"
+    if counts[-1] == 1:
+        return f"seed {names}, so no intervals"
+    n = "–".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
+    return f"seeds {names}; intervals: 95 % t-interval over n = {n} seeds"
+
+
+def _notes(runs: Sequence[Run]) -> list[str]:
+    """What all runs together make it necessary to say."""
+    notes = []
+    if _differs(run.world.get("trace") for run in runs):
+        traces = ", ".join(dict.fromkeys(run.trace for run in runs))
+        notes.append(
+            f"WARNING: these runs replay different traces ({traces}); compare numbers within a "
+            "trace only"
+        )
+    if len({costs(run) for run in runs}) > 1:
+        notes.append("WARNING: costs are assumed in some of these runs and measured in others")
+    for note in dict.fromkeys(note for run in runs for note in run.notes):
+        concerned = sum(note in run.notes for run in runs)
+        notes.append(
+            note if concerned == len(runs) else f"{note} ({concerned} of {len(runs)} runs)"
+        )
+    return notes
+
+
+def _seed_notes(rows: Sequence[Row]) -> list[str]:
+    counts = {len(row.runs) for row in rows}
+    if counts == {1}:
+        return ["one seed a point: no intervals; sweep the seed (seed: [0, 1, 2]) to get them"]
+    notes = [
+        "± is half the 95 % t-interval over the seeds; every variant meets the same workload at "
+        "the same seed"
+    ]
+    if len(counts) > 1:
+        notes.append(f"points have different numbers of seeds ({min(counts)} to {max(counts)})")
+    estimates = [row.estimate(metric) for row in rows for metric in HEADLINE]
+    if all(made.half == 0 for made in estimates if made.half is not None):
+        notes.append(
+            "the seeds changed nothing: the workload draws nothing at random; set "
+            "workload.order: resampled for intervals that mean something"
+        )
+    return notes

@@ -1,0 +1,34 @@
+"""A comparison as a folder: tables as CSV and Markdown, figures, and the command that made it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from moesim.report.chart import write_whole
+from moesim.report.comparison import Comparison
+from moesim.report.several import plots_for_comparison
+from moesim.report.tables import as_markdown, write_csvs
+
+__all__ = ["write_comparison"]
+
+
+def write_comparison(
+    comparison: Comparison,
+    folder: Path,
+    *,
+    name: str,
+    command: str,
+    failures: Sequence[str] = (),
+    plots: bool = True,
+) -> None:
+    """Write `compare.csv`, `runs.csv`, `compare.md` and, with `plots`, `plots/` into `folder`.
+
+    `command` is what made the comparison, `failures` one line for each point that is missing.
+
+    Raises:
+        OutputError: something cannot be written.
+    """
+    write_csvs(comparison, folder)
+    charts = plots_for_comparison(comparison, folder / "plots") if plots else []
+    write_whole(folder / "compare.md", as_markdown(name, comparison, charts, command, failures))

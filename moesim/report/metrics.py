@@ -1,0 +1,116 @@
+"""What a report says of a run: which numbers of its summary, in which unit, which way is better."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Final
+
+from moesim.report.names import policy_label
+from moesim.report.runs import Run
+from moesim.report.statistics import Estimate
+
+__all__ = [
+    "HEADLINE",
+    "HIT_RATE",
+    "HIT_RATE_MEANS",
+    "STALL_CAUSES",
+    "UNDEFINED",
+    "Metric",
+    "costs",
+    "number",
+    "run_caption",
+]
+
+UNDEFINED: Final = "undefined"
+HIT_RATE_MEANS: Final = (
+    "Expert hit rate = (hits + late hits) ÷ accesses, over the distinct experts of each layer event"
+)
+STALL_CAUSES: Final = {
+    "demand": "demand copy",
+    "late": "late prefetch",
+    "readback": "router readback",
+    "other": "other",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One number of `summary.json`, shown as `value × scale` in `unit`."""
+
+    key: str
+    label: str
+    unit: str
+    scale: float = 1.0
+    higher_is_better: bool = False
+    is_share: bool = False
+    """Differences are then in points of a hundred, not relative."""
+
+    @property
+    def title(self) -> str:
+        """Label and unit, as over a column or along an axis."""
+        return f"{self.label} ({self.unit})"
+
+    def of(self, run: Run) -> float:
+        """The value in `unit`; NaN where the run leaves it undefined."""
+        return run.value(self.key) * self.scale
+
+    def in_readable_unit(self, values: Iterable[float]) -> Metric:
+        """The same, in seconds rather than milliseconds where values reach twenty seconds."""
+        if self.unit == "ms" and any(value >= 20_000 for value in values):
+            return replace(self, unit="s", scale=self.scale / 1000)
+        return self
+
+    def text(self, estimate: Estimate) -> str:
+        """Mean ± half-interval, to the digits that the interval leaves; "undefined" for NaN."""
+        if not estimate.defined:
+            return UNDEFINED
+        if not estimate.half:
+            mean = number(estimate.mean)
+            return mean if estimate.half is None else f"{mean} ± 0"
+        digits = max(0, min(6, 1 - math.floor(math.log10(estimate.half))))
+        return f"{estimate.mean:.{digits}f} ± {estimate.half:.{digits}f}"
+
+
+HIT_RATE: Final = Metric(
+    "expert_hit_rate", "expert hit rate", "%", 100, higher_is_better=True, is_share=True
+)
+HEADLINE: Final = (
+    Metric("output_tokens_per_s", "throughput", "output tokens/s", higher_is_better=True),
+    Metric("ttft_p95_ms", "TTFT p95", "ms"),
+    Metric("tpot_mean_ms", "TPOT mean", "ms"),
+    Metric("e2e_p95_ms", "end-to-end p95", "ms"),
+    HIT_RATE,
+    Metric("h2d_bytes", "copied to GPU", "GiB", 2.0**-30),
+    Metric("stall_share", "stalled", "% of step time", 100, is_share=True),
+)
+
+
+def number(value: float) -> str:
+    """Four significant digits without an exponent: 1234, 12.35, 0.01235; "undefined" for NaN."""
+    if math.isnan(value):
+        return UNDEFINED
+    if value == 0:
+        return "0"
+    digits = max(0, min(9, 3 - math.floor(math.log10(abs(value)))))
+    text = f"{value:.{digits}f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def costs(run: Run) -> str:
+    """What the times of a run are worth: simulated, from assumed or from measured costs."""
+    kind = run.text("cost_kind")
+    source = {"assumed": "assumed (datasheet)", "measured": "measured"}.get(kind, kind)
+    return f"simulated; costs {source}"
+
+
+def run_caption(run: Run) -> str:
+    """What stands under every figure of one run."""
+    return (
+        f"{run.text('requests')} requests, seed {run.text('seed')}; trace {run.trace} "
+        f"costed as {run.text('model')} on {run.text('hardware')}; "
+        f"{policy_label(run.text('cache_policy'), run.scenario.get('cache', {}).get('options'))} "
+        f"with {run.value('cache_slots') / run.value('num_layers'):g} of "
+        f"{run.text('num_experts')} experts a layer; {costs(run)}."
+    )

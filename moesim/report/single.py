@@ -1,0 +1,207 @@
+"""The charts of one run: latencies, stalls, hits by layer, and the lanes of a window."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from moesim.report.chart import Chart, grid, mark_undefined, save_charts
+from moesim.report.distribution import LATENCIES, cdf, latency_axis, latency_scale
+from moesim.report.lanes import lane_timeline
+from moesim.report.metrics import HIT_RATE_MEANS, STALL_CAUSES, run_caption
+from moesim.report.runs import Run, latencies_ns, load_run
+from moesim.report.style import OUTCOMES, STALLS
+
+if TYPE_CHECKING:
+    import numpy as np
+    from matplotlib.axes import Axes
+    from numpy.typing import NDArray
+
+__all__ = ["hits_by_layer", "latency_cdf", "plots_for_run", "stall_breakdown"]
+
+LINE: Final = "#0072B2"
+QUANTILES: Final = ((50, "p50"), (95, "p95"), (99, "p99"))
+
+
+def plots_for_run(run_dir: str | Path, folder: str | Path | None = None) -> Path:
+    """Draw every chart of a run into `folder` (the run's own `plots`), which is returned.
+
+    PNG, SVG and the data as CSV of `latency_cdf`, `stall_breakdown`, `hits_by_layer` and
+    `lane_timeline`; what was there before is replaced.
+
+    Raises:
+        UsageError: `run_dir` is not a run directory.
+        MoesimError: it is half-written or damaged.
+        OutputError: the plots cannot be written.
+    """
+    run = load_run(run_dir)
+    folder = run.path / "plots" if folder is None else Path(folder)
+    charts = (latency_cdf, stall_breakdown, hits_by_layer, lane_timeline)
+    save_charts(folder, [partial(chart, run) for chart in charts])
+    return folder
+
+
+def latency_cdf(run: Run) -> Chart:
+    """Which share of requests (of tokens, for inter-token latency) waited at most how long."""
+    chart = grid(
+        "latency_cdf",
+        "Latency distributions",
+        f"Latency distributions with p50, p95 and p99 marked. {run_caption(run)}",
+        ("latency", "value_ns", "share"),
+        shape=(2, 2),
+        height_in=4.0,
+    )
+    samples = latencies_ns(run)
+    panels = [axes for row in chart.axes for axes in row]
+    for axes, (name, label) in zip(panels, LATENCIES.items(), strict=True):
+        sample = samples[name]
+        axes.set_title(name.upper())
+        if not len(sample):
+            mark_undefined(axes, NO_SAMPLE[name])
+            continue
+        scale, unit = latency_axis(axes, [sample])
+        values, shares = cdf(sample)
+        axes.plot([values[0] / scale, *values / scale], [0, *shares], drawstyle="steps-post",
+                  color=LINE)  # fmt: skip
+        _mark_quantiles(axes, sample, scale, unit)
+        axes.set_ylim(0, 1.02)
+        axes.set_xlabel(f"{label} ({unit})")
+        axes.set_ylabel(f"share of {len(sample)} {'gaps' if name == 'itl' else 'requests'}")
+        for value, share in zip(values, shares, strict=True):
+            chart.record(name, float(value), float(share))
+    return chart
+
+
+NO_SAMPLE: Final = {
+    "ttft": "no request got a token",
+    "tpot": "no request has two tokens",
+    "itl": "no request has two tokens",
+    "e2e": "no request finished",
+}
+
+
+def stall_breakdown(run: Run) -> Chart:
+    """Where the GPU lane's time went: in all by cause, and the stalls layer by layer."""
+    import numpy as np
+
+    chart = grid(
+        "stall_breakdown",
+        "Stalls by cause and by layer",
+        "Time of the GPU lane by what it did or waited for (left, share of the makespan), and its "
+        f"stalls by the layer that was waiting, in the same colours (right). {run_caption(run)}",
+        ("scope", "layer", "cause", "seconds"),
+        shape=(1, 2),
+        height_in=2.7,
+        widths=(1, 1.7),
+    )
+    total, by_layer = chart.axes[0]
+    seconds = {"compute": run.value("busy_s")}
+    seconds |= {label: run.value(f"stall_{cause}_s") for cause, label in STALL_CAUSES.items()}
+    seconds["idle"] = run.value("idle_s")
+    colors = [LINE, *(STALLS[cause][0] for cause in STALL_CAUSES), "#FFFFFF"]
+    hatches = ["", *(STALLS[cause][1] for cause in STALL_CAUSES), ""]
+    makespan = run.value("makespan_s")
+    for place, (label, value) in enumerate(seconds.items()):
+        total.barh(place, np.nan_to_num(value), color=colors[place], hatch=hatches[place],
+                   edgecolor="#444444", linewidth=0.5, height=0.7)  # fmt: skip
+        share = f" {value / makespan:.1%}" if makespan > 0 else ""
+        text = f" {value:.3g} s{share and ',' + share}" if value == value else " undefined"
+        total.text(np.nan_to_num(value), place, text, va="center", fontsize=7)
+        chart.record("run", None, label, value)
+    total.set_yticks(range(len(seconds)), list(seconds))
+    total.invert_yaxis()
+    total.grid(False, axis="y")
+    total.set_xlim(0, np.nanmax([1e-9, *seconds.values()]) * 1.6)
+    total.set_xlabel("time (s)")
+    total.set_title("GPU lane")
+    _stalls_by_layer(chart, by_layer, run)
+    return chart
+
+
+def hits_by_layer(run: Run) -> Chart:
+    """Of each layer's accesses: found resident, found in flight, missed."""
+    import numpy as np
+
+    chart = grid(
+        "hits_by_layer",
+        "Hits by layer",
+        f"Accesses of each layer by outcome. {run_caption(run)} {HIT_RATE_MEANS}.",
+        ("layer", "model_layer", "accesses", "hits", "late_hits", "misses"),
+        height_in=2.7,
+    )
+    axes = chart.axes[0][0]
+    table = run.table("layers", chart.columns)
+    for row in zip(*(table[column].tolist() for column in chart.columns), strict=True):
+        chart.record(*row)
+    accesses = table["accesses"].astype(np.float64)
+    if not accesses.sum():
+        mark_undefined(axes, "no expert was accessed")
+        return chart
+    parts = {
+        label: table[column].astype(np.float64) / np.maximum(accesses, 1)
+        for label, column in (("hit", "hits"), ("late hit", "late_hits"), ("miss", "misses"))
+    }
+    _stack(axes, table["layer"], parts, OUTCOMES)
+    rate = run.value("expert_hit_rate")
+    if rate == rate:
+        axes.axhline(rate, color="black", linewidth=1, linestyle=(0, (4, 2)),
+                     label=f"all layers: {rate:.1%} hit or late")  # fmt: skip
+    axes.set_ylim(0, 1)
+    axes.set_ylabel("share of accesses")
+    axes.set_xlabel("layer (numbered as in the trace)")
+    handles, labels = axes.get_legend_handles_labels()
+    order = sorted(range(len(labels)), key=lambda place: labels[place].startswith("all"))
+    chart.figure.legend([handles[i] for i in order], [labels[i] for i in order],
+                        loc="outside upper right", ncols=4)  # fmt: skip
+    return chart
+
+
+def _mark_quantiles(axes: Axes, sample: NDArray[np.float64], scale: float, unit: str) -> None:
+    """Dots on the curve at p50, p95 and p99, their values above the panel."""
+    import numpy as np
+
+    texts = []
+    for percent, name in QUANTILES:
+        value = float(np.percentile(sample, percent, method="inverted_cdf"))
+        axes.plot(value / scale, percent / 100, "o", color="black", markersize=3.5, zorder=3)
+        texts.append(f"{name} {value / scale:.4g}")
+    axes.set_title(f"{', '.join(texts)} {unit}", loc="right", fontsize=7.5, fontweight="normal")
+
+
+def _stalls_by_layer(chart: Chart, axes: Axes, run: Run) -> None:
+    import numpy as np
+
+    columns = [f"stall_{cause}_ns" for cause in STALL_CAUSES]
+    table = run.table("layers", ["layer", *columns])
+    layers = table["layer"]
+    parts: dict[str, Any] = {}
+    for cause, column in zip(STALL_CAUSES, columns, strict=True):
+        parts[cause] = table[column].astype(np.float64)
+        for layer, value in zip(layers.tolist(), parts[cause].tolist(), strict=True):
+            chart.record("layer", layer, STALL_CAUSES[cause], value / 1e9)
+    axes.set_title("Stalls by layer")
+    if not sum(part.sum() for part in parts.values()):
+        mark_undefined(axes, "nothing stalled")
+        return
+    scale, unit = latency_scale(float(sum(parts.values()).max()))
+    _stack(axes, layers, {cause: part / scale for cause, part in parts.items()}, STALLS)
+    axes.set_xlabel("layer (numbered as in the trace)")
+    axes.set_ylabel(f"stalled ({unit})")
+
+
+def _stack(
+    axes: Axes, layers: Any, parts: dict[str, Any], look: dict[str, tuple[str, str]]
+) -> None:
+    """Stacked bars, one a layer."""
+    from matplotlib.ticker import MaxNLocator
+
+    below = 0.0
+    for label, heights in parts.items():
+        color, hatch = look[label]
+        axes.bar(layers, heights, bottom=below, color=color, hatch=hatch, edgecolor="#444444",
+                 linewidth=0.4, width=0.82, label=label)  # fmt: skip
+        below = below + heights
+    axes.set_xlim(min(layers) - 0.6, max(layers) + 0.6)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(False, axis="x")

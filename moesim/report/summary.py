@@ -1,0 +1,188 @@
+"""The summary of one run as tables: what was run, how fast, why not faster, and what to doubt."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final, TextIO
+
+from moesim.report.metrics import STALL_CAUSES, UNDEFINED, costs, number
+from moesim.report.names import MIN_LABEL, policy_label
+from moesim.report.runs import Run, load_run
+from moesim.report.tabular import Table, write_tables
+from moesim.units import format_bytes
+
+__all__ = ["print_summary", "summary_tables"]
+
+LATENCIES: Final = ("ttft", "tpot", "itl", "e2e")
+POINTS: Final = ("mean", "p50", "p90", "p95", "p99")
+
+
+def print_summary(run_dir: str | Path, stream: TextIO | None = None) -> None:
+    """Write the tables of a run to `stream` (standard output): in colour on a terminal.
+
+    Raises:
+        UsageError: `run_dir` is not a run directory.
+        MoesimError: it is half-written or damaged.
+    """
+    write_tables(summary_tables(load_run(run_dir)), stream)
+
+
+def summary_tables(run: Run) -> list[Table]:
+    """What ran, latency, throughput, cache, bytes, stalls, bounds, memory and notes."""
+    parts = (_what, _latency, _cache, _bytes, _time, _bounds)
+    made = [*(part(run) for part in parts), *_verdict(run), _memory(run)]
+    if run.notes:
+        notes = Table("notes")
+        for note in run.notes:
+            notes.add(f"- {note}")
+        made.append(notes)
+    return made
+
+
+def _what(run: Run) -> Table:
+    table = Table(f"{run.text('name')}: {costs(run)}")
+    options = run.scenario.get("cache", {}).get("options")
+    policy = policy_label(run.text("cache_policy"), options)
+    slots = number(run.value("cache_slots") / run.value("num_layers"))
+    table.add("trace", f"{run.trace} (routing of {run.text('trace')})")
+    table.add("costed as", f"{run.text('model')} on {run.text('hardware')}")
+    table.add(
+        "cache",
+        f"{policy}, {run.text('cache_scope').replace('_', ' ')}, {run.text('cache_slots')} slots "
+        f"({slots} of {run.text('num_experts')} experts a layer)",
+    )
+    table.add("prefetch", run.text("prefetch_policy"))
+    table.add("batching", f"{run.text('batching_policy')}, seed {run.text('seed')}")
+    table.add(
+        "requests",
+        f"{run.text('finished')} of {run.text('requests')} finished"
+        + "".join(
+            f", {run.text(key)} {key}"
+            for key in ("rejected", "running", "queued", "preemptions")
+            if run.value(key) > 0
+        ),
+    )
+    table.add(
+        "throughput",
+        f"{number(run.value('output_tokens_per_s'))} output tokens/s, "
+        f"{number(run.value('requests_per_s'))} requests/s "
+        f"over {number(run.value('makespan_s'))} s",
+    )
+    _align_left(table)
+    return table
+
+
+def _latency(run: Run) -> Table:
+    table = Table("latency (ms)", ["", *POINTS])
+    for name in LATENCIES:
+        values = (run.value(f"{name}_{point}_ms") for point in POINTS)
+        table.add(name.upper(), *map(number, values))
+    return table
+
+
+def _cache(run: Run) -> Table:
+    table = Table("expert accesses", ["", "count", "share"])
+    for label, key in (("hits", "hits"), ("late hits", "late_hits"), ("misses", "misses")):
+        table.add(label, run.text(key), _share(run.value(key) / _positive(run.value("accesses"))))
+    table.add("all", run.text("accesses"), "")
+    table.add("expert hit rate", "", _share(run.value("expert_hit_rate")))
+    table.add("token hit rate", "", _share(run.value("token_hit_rate")))
+    table.add(
+        "distinct experts a layer event", number(run.value("unique_experts_per_event_mean")), ""
+    )
+    waves = f"{number(run.value('waves_mean'))} (most {number(run.value('waves_max'))})"
+    table.add("waves a layer event", waves, "")
+    return table
+
+
+def _bytes(run: Run) -> Table:
+    table = Table("bytes moved", ["", "size", "share of host to GPU"])
+    total = _positive(run.value("h2d_bytes"))
+    for label, key in (
+        ("host to GPU", "h2d_bytes"),
+        ("  on demand", "demand_bytes"),
+        ("  prefetched", "prefetch_bytes"),
+        ("    useful", "prefetch_useful_bytes"),
+        ("    late", "prefetch_late_bytes"),
+        ("    wasted", "prefetch_wasted_bytes"),
+        ("    unused at the end", "prefetch_unused_bytes"),
+    ):
+        table.add(label, _size(run.value(key)), _share(run.value(key) / total))
+    table.add("loaded before the start", _size(run.value("load_bytes")), "")
+    table.add("GPU to host", _size(run.value("d2h_bytes")), "")
+    return table
+
+
+def _time(run: Run) -> Table:
+    table = Table("where the GPU's time went", ["", "seconds", "share of makespan"])
+    makespan = _positive(run.value("makespan_s"))
+    rows = [("computing", "busy_s"), ("stalled", "stall_s")]
+    rows += [(f"  {label}", f"stall_{cause}_s") for cause, label in STALL_CAUSES.items()]
+    for label, key in [*rows, ("idle, no request", "idle_s")]:
+        table.add(label, number(run.value(key)), _share(run.value(key) / makespan))
+    for label, key in (("host-to-GPU link busy", "h2d"), ("GPU-to-host link busy", "d2h")):
+        table.add(label, "", _share(run.value(f"{key}_busy_share")))
+    return table
+
+
+def _bounds(run: Run) -> Table:
+    table = Table("bounds", ["", "expert hit rate", "makespan (s)", "E2E p95 (ms)"])
+    for label, rate, makespan, latency in (
+        ("this run", "expert_hit_rate", "makespan_s", "e2e_p95_ms"),
+        (MIN_LABEL, "min_hit_rate", "", ""),
+        ("infinite cache", "infinite_cache_hit_rate", "infinite_cache_makespan_s",
+         "infinite_cache_e2e_p95_ms"),
+        ("infinite link", "", "infinite_link_makespan_s", "infinite_link_e2e_p95_ms"),
+    ):  # fmt: skip
+        table.add(
+            label,
+            _share(run.value(rate)) if rate else "",
+            number(run.value(makespan)) if makespan else "",
+            number(run.value(latency)) if latency else "",
+        )
+    return table
+
+
+def _verdict(run: Run) -> list[Table]:
+    if run.summary.get("verdict") is None:
+        return []
+    reason = run.summary.get("verdict_reason")
+    return [Table(f"limited by the {run.text('verdict')}" + (f": {reason}" if reason else ""))]
+
+
+def _memory(run: Run) -> Table:
+    table = Table("GPU memory", ["", "size", "share"])
+    total = _positive(run.value("vram_bytes"))
+    for label, key in (
+        ("fixed weights", "fixed_bytes"),
+        ("KV blocks", "kv_bytes"),
+        ("expert slots", "slots_bytes"),
+        ("staging buffers", "staging_bytes"),
+        ("activations", "activations_bytes"),
+        ("budget", "vram_bytes"),
+        ("peak use", "peak_vram_bytes"),
+    ):
+        table.add(label, _size(run.value(key)), _share(run.value(key) / total))
+    return table
+
+
+def _align_left(table: Table) -> None:
+    """Pad the second column, which is text here, since numbers are set to the right."""
+    from moesim.report.tabular import Cell
+
+    width = max(len(row[1].text) for row in table.rows)
+    for row in table.rows:
+        row[1] = Cell(row[1].text.ljust(width))
+
+
+def _share(value: float) -> str:
+    return UNDEFINED if value != value else f"{value:.1%}"
+
+
+def _size(value: float) -> str:
+    return UNDEFINED if value != value else format_bytes(int(value))
+
+
+def _positive(value: float) -> float:
+    """`value`, or NaN where a share of it would be undefined."""
+    return value if value > 0 else float("nan")
