@@ -1,0 +1,229 @@
+"""`moesim compare` runs a sweep and compares its points; `moesim report` reads finished runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+import traceback
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+from moesim.errors import MoesimError, UsageError
+
+if TYPE_CHECKING:
+    from moesim.report import Comparison, Run
+    from moesim.sweep import Outcome, Point
+
+__all__ = ["register"]
+
+_MOST_FAILURES: Final = 20
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a key, like cache.policy=lru."),
+]
+OutOption = Annotated[Path | None, typer.Option(help="The folder to write into.")]
+PlotsOption = Annotated[bool, typer.Option("--plots/--no-plots", help="Draw figures.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the table as JSON instead.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this file to the application."""
+    app.command()(compare)
+    app.command()(report)
+
+
+def compare(
+    scenario: Annotated[Path, typer.Argument(help="A scenario with a `sweep:`.")],
+    overrides: Overrides = None,
+    out: OutOption = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes; by default one a processor.")
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Run again what is already there.")
+    ] = False,
+    plots: PlotsOption = True,
+    as_json: JsonOption = False,
+) -> None:
+    """Run every point of a scenario's sweep and compare them in tables and figures.
+
+    Points that are already there are not run again. Seeds in the sweep become 95 % intervals.
+    The last line printed is the folder with compare.csv, compare.md and plots/.
+    """
+    from moesim.report import compare_runs, load_run, write_comparison
+    from moesim.scenario import load_scenario
+    from moesim.sweep import check_points, points_of, unfinished
+
+    loaded = load_scenario(scenario, overrides or ())
+    if not loaded.sweep:
+        raise UsageError(
+            f"{scenario}: has no `sweep:`, so there is nothing to compare; "
+            f"run it with: moesim run {shlex.quote(str(scenario))}"
+        )
+    folder = out or Path("runs") / f"{loaded.name}-compare"
+    points = points_of(loaded, folder / "runs")
+    missing = points if force else unfinished(points)
+    check_points(missing)
+    failures = _run_points(missing, len(points), workers or os.cpu_count() or 1, force=force)
+    failed = {point.folder for point, _ in failures}
+    runs = [load_run(point.folder) for point in points if point.folder not in failed]
+    lines = [f"{point.label}: {_described(error).splitlines()[0]}" for point, error in failures]
+    if runs:
+        comparison = compare_runs(runs)
+        write_comparison(
+            comparison,
+            folder,
+            name=loaded.name,
+            command=_command(scenario, overrides or (), out, plots=plots),
+            failures=lines,
+            plots=plots,
+        )
+        _print(comparison, folder, lines, as_json=as_json)
+    if failures:
+        _tell_failures(failures, len(points))
+        usage = all(isinstance(error, UsageError) for _, error in failures)
+        raise typer.Exit(2 if usage and not runs else 1)
+
+
+def report(
+    runs: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Run directories, or folders that `moesim compare` made."),
+    ] = None,
+    out: OutOption = None,
+    plots: PlotsOption = True,
+    as_json: JsonOption = False,
+) -> None:
+    """Make tables and figures again from finished runs, without simulating.
+
+    One run is summarised, and its figures drawn into its own plots folder unless --out says
+    otherwise; several are compared. The last line printed is the folder written to.
+    """
+    from moesim.report import compare_runs, load_runs, write_comparison
+
+    paths = runs or []
+    loaded = load_runs(paths)
+    if len(loaded) == 1:
+        _report_one(loaded[0], out, plots=plots, as_json=as_json)
+        return
+    comparison = compare_runs(loaded)
+    folder = out or (paths[0] if len(paths) == 1 else Path("runs") / "report")
+    names = list(dict.fromkeys(run.text("name") for run in loaded))
+    write_comparison(
+        comparison,
+        folder,
+        name=names[0] if len(names) == 1 else "report",
+        command=shlex.join(["moesim", "report", *map(str, paths), *_out(out)]),
+        plots=plots,
+    )
+    _print(comparison, folder, [], as_json=as_json)
+
+
+def _report_one(run: Run, out: Path | None, *, plots: bool, as_json: bool) -> None:
+    from moesim.report import plots_for_run, print_summary
+
+    folder = out or run.path
+    if plots:
+        plots_for_run(run.path, folder / "plots")
+    if as_json:
+        _write_json({"out": str(folder), "summary": dict(run.summary)})
+        return
+    print_summary(run.path)
+    typer.echo(f"\n{folder}")
+
+
+def _run_points(
+    points: Sequence[Point], total: int, workers: int, *, force: bool
+) -> list[tuple[Point, Exception]]:
+    """Simulate points; those that failed, in order, with their errors. `total` counts also the
+    points that were there already."""
+    from moesim.sweep import LocalProcesses, simulate_points
+
+    failures: dict[int, Exception] = {}
+    done = total - len(points)
+    try:
+        with (
+            closing(simulate_points(points, LocalProcesses(workers), force=force)) as outcomes,
+            _progress(outcomes, done, total) as shown,
+        ):
+            for outcome in shown:
+                if outcome.error is None:
+                    done += 1
+                else:
+                    failures[outcome.index] = outcome.error
+    except KeyboardInterrupt:
+        typer.echo(
+            f"interrupted: {done} of {total} points are done and kept; "
+            "the same command goes on from there",
+            err=True,
+        )
+        raise typer.Exit(130) from None
+    return [(points[index], error) for index, error in sorted(failures.items())]
+
+
+@contextmanager
+def _progress(outcomes: Iterable[Outcome], done: int, total: int) -> Iterator[Iterable[Outcome]]:
+    """The same outcomes, with a progress bar on standard error if that is a terminal."""
+    if not sys.stderr.isatty():
+        yield outcomes
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+    from rich.progress import TimeRemainingColumn as Remaining
+
+    columns = (TextColumn("points"), BarColumn(), MofNCompleteColumn(), Remaining())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        yield bar.track(outcomes, total=total, completed=done)
+
+
+def _print(comparison: Comparison, folder: Path, failures: Sequence[str], *, as_json: bool) -> None:
+    from moesim.report.tables import as_json as plain_data
+    from moesim.report.tables import tables
+    from moesim.report.tabular import write_tables
+
+    if as_json:
+        _write_json({"out": str(folder), **plain_data(comparison), "failures": list(failures)})
+        return
+    write_tables(tables(comparison))
+    typer.echo()
+    for note in comparison.notes:
+        typer.echo(f"- {note}")
+    typer.echo(f"\n{folder}")
+
+
+def _tell_failures(failures: Sequence[tuple[Point, Exception]], total: int) -> None:
+    typer.echo(f"{len(failures)} of {total} points failed:", err=True)
+    for point, error in failures[:_MOST_FAILURES]:
+        typer.echo(f"  {point.label}: {_described(error)}", err=True)
+    if len(failures) > _MOST_FAILURES:
+        typer.echo(f"  and {len(failures) - _MOST_FAILURES} more", err=True)
+    unforeseen = [error for _, error in failures if not isinstance(error, MoesimError)]
+    if unforeseen:
+        typer.echo("\nthe first one that is a mistake of moesim's own:", err=True)
+        typer.echo("".join(traceback.format_exception(unforeseen[0])), err=True)
+
+
+def _command(scenario: Path, overrides: Sequence[str], out: Path | None, *, plots: bool) -> str:
+    """The command line that makes this comparison, without what does not change it."""
+    sets = [part for override in overrides for part in ("--set", override)]
+    rest = [] if plots else ["--no-plots"]
+    return shlex.join(["moesim", "compare", str(scenario), *sets, *_out(out), *rest])
+
+
+def _out(out: Path | None) -> list[str]:
+    return [] if out is None else ["--out", str(out)]
+
+
+def _described(error: Exception) -> str:
+    return str(error) if isinstance(error, MoesimError) else f"{type(error).__name__}: {error}"
+
+
+def _write_json(value: Any) -> None:
+    typer.echo(json.dumps(value, indent=1, allow_nan=False))

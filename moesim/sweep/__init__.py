@@ -1,0 +1,16 @@
+"""Many scenarios: the points of a grid, and the processes that simulate them."""
+
+from moesim.sweep.backend import Backend, Outcome
+from moesim.sweep.local import LocalProcesses
+from moesim.sweep.points import Point, check_points, points_of, simulate_points, unfinished
+
+__all__ = [
+    "Backend",
+    "LocalProcesses",
+    "Outcome",
+    "Point",
+    "check_points",
+    "points_of",
+    "simulate_points",
+    "unfinished",
+]
