@@ -37,6 +37,11 @@ def fingerprint(scenario: Scenario) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
+def default_path(scenario: Scenario) -> Path:
+    """Where a run goes that is told no place: a folder of its own under `runs/`."""
+    return Path("runs") / f"{scenario.name}-{fingerprint(scenario)[:10]}"
+
+
 def trace_hash(scenario: Scenario) -> str:
     """Hash of the trace's header, which lists the hash of every other file."""
     header = scenario.trace_path / "trace.json"
@@ -67,13 +72,23 @@ def code_hash() -> str:
     return digest.hexdigest()
 
 
-def reuse(scenario: Scenario, out: Path, *, force: bool) -> Result | None:
-    """The result in `out` if it is this very run. Raises `OutputError` if it is another one."""
+def _draw(folder: Path) -> None:
+    from moesim.report import plots_for_run
+
+    plots_for_run(folder)
+
+
+def reuse(scenario: Scenario, out: Path, *, force: bool, draw: bool = False) -> Result | None:
+    """The result in `out` if it is this very run, with its plots drawn if they are missing.
+
+    Raises `OutputError` if it is another one."""
     if force or not out.exists():
         return None
     try:
         manifest = json.loads((out / MANIFEST).read_text(encoding="utf-8"))
         if manifest["fingerprint"] == fingerprint(scenario):
+            if draw and not (out / "plots").is_dir():
+                _draw(out)
             return _read(scenario, out)
     except (OSError, ValueError, KeyError, TypeError):
         raise OutputError(
@@ -96,9 +111,10 @@ def write(
     simulate: Callable[[], Result],
     *,
     force: bool = False,
+    draw: bool = False,
     point: Mapping[str, Any] | None = None,
 ) -> Result:
-    """Simulate and write; `out` appears when everything is in it."""
+    """Simulate and write; `out` appears when everything is in it, plots included."""
     print_of_run = fingerprint(scenario)
     with whole_folder(out, force=force) as folder:
         started = time.perf_counter()
@@ -124,6 +140,8 @@ def write(
                     "wall_s": round(simulated, 3),
                 },
             )
+        if draw:
+            _draw(folder)
     return Result(result.scenario, result.summary, result.columns, out)
 
 

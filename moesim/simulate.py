@@ -122,12 +122,13 @@ def run(
     *,
     out: str | Path | None = None,
     force: bool = False,
+    draw: bool = False,
     point: Mapping[str, Any] | None = None,
 ) -> Result:
     """Simulate a scenario: an object, a file, or plain data.
 
     With `out`, everything is written to that run directory; if it already holds this very run
-    (same scenario, trace and code), nothing is done. `point` are the sweep values it stands for.
+    (same scenario, trace and code), nothing is done. `draw` adds the plots; `point` are the sweep values it stands for.
 
     Raises `ScenarioError`, `BudgetError`, `TraceError`, `PolicyViolation`, `OutputError`.
     """
@@ -143,10 +144,11 @@ def run(
         return _result(prepare(scenario))
     from moesim.rundir import reuse, write
 
-    known = reuse(scenario, Path(out), force=force)
+    known = reuse(scenario, Path(out), force=force, draw=draw)
     if known is not None:
         return known
-    return write(scenario, Path(out), lambda: _result(prepare(scenario)), force=force, point=point)
+    plan = prepare(scenario)
+    return write(scenario, Path(out), lambda: _result(plan), force=force, draw=draw, point=point)
 
 
 def prepare(scenario: Scenario, trace: Trace | None = None) -> Plan:

@@ -1,0 +1,61 @@
+"""The command line: `moesim …`. Thin commands; whatever is heavy is imported inside them.
+
+Data goes to stdout, progress and messages to stderr. Exit codes: 0 done, 1 failed (a bad trace, a
+broken invariant, a full disk), 2 usage or scenario error, 3 a stated threshold was not met, 130
+interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from moesim.cli import compare, inspect, models, record, run, trace
+from moesim.errors import MoesimError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="moesim",
+    help="Simulate mixture-of-experts inference on a GPU that cannot hold all experts.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from moesim import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def moesim(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_version, is_eager=True, help="Print the version and stop."
+        ),
+    ] = False,
+) -> None:
+    """Simulate mixture-of-experts inference on a GPU that cannot hold all experts."""
+
+
+for group in (run, compare, inspect, record, models, trace):
+    group.register(app)
+
+
+def main() -> None:
+    """The console script: errors that moesim foresees are one message and an exit code."""
+    try:
+        app()
+    except MoesimError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,50 @@
+"""`moesim run`: one scenario, one run directory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["register"]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command of this file to the application."""
+    app.command()(run)
+
+
+def run(
+    scenario: Annotated[Path, typer.Argument(help="The scenario's YAML file.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Override a key, like cache.policy=lru."),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The run directory itself [default: runs/NAME-FINGERPRINT]."),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace what is there.")] = False,
+    plots: Annotated[bool, typer.Option("--plots/--no-plots", help="Draw figures.")] = True,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the summary as JSON instead of tables.")
+    ] = False,
+) -> None:
+    """Simulate a scenario; the last line printed is the run directory."""
+    import json
+
+    from moesim.rundir import default_path
+    from moesim.scenario import load_scenario
+    from moesim.simulate import run as simulate
+
+    loaded = load_scenario(scenario, overrides or ())
+    folder = out if out is not None else default_path(loaded)
+    result = simulate(loaded, out=folder, force=force, draw=plots)
+    if as_json:
+        typer.echo(json.dumps(result.summary, indent=1))
+    else:
+        from moesim.report import print_summary
+
+        print_summary(folder)
+    typer.echo(str(folder))

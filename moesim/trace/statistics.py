@@ -1,0 +1,77 @@
+"""How a trace's routing looks: the few numbers that decide which policies can work on it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from moesim.trace.trace import Trace
+
+
+def describe(trace: Trace) -> dict[str, Any]:
+    """Header, size, domains, and measured locality of a trace, as plain data."""
+    meta = trace.meta
+    names, counts = np.unique(trace.requests["domain"].astype(str), return_counts=True)
+    prompt, output = trace.requests["prompt_tokens"], trace.requests["output_tokens"]
+    return {
+        "model": meta.model,
+        "synthetic": meta.synthetic,
+        "router": meta.router,
+        "layers": meta.num_layers,
+        "experts": meta.num_experts,
+        "top_k": meta.top_k,
+        "requests": trace.num_requests,
+        "rows": trace.num_rows,
+        "prompt_rows": meta.prompt_rows,
+        "prompt_tokens": f"{prompt.min()} to {prompt.max()}",
+        "output_tokens": f"{output.min()} to {output.max()}",
+        "domains": dict(zip(names.tolist(), counts.tolist(), strict=True)),
+        "gate_weights": trace.gate_weights is not None,
+        "prediction_depth": meta.prediction_depth,
+        "prediction_recall": prediction_recall(trace),
+        "adjacent_token_overlap": round(adjacent_overlap(trace), 4),
+        "overlap_by_chance": round(meta.top_k / meta.num_experts, 4),
+        "load_skew": [round(value, 2) for value in load_skew(trace)],
+        "provenance": meta.provenance,
+    }
+
+
+def adjacent_overlap(trace: Trace) -> float:
+    """Mean share of a token's experts that the token before it (same request) used as well."""
+    ids = np.asarray(trace.expert_ids[:])
+    if len(ids) < 2:
+        return 0.0
+    inside = np.ones(len(ids) - 1, bool)
+    inside[trace.requests["first_row"][1:][trace.requests["num_rows"][1:] > 0] - 1] = False
+    now, before = ids[1:][inside], ids[:-1][inside]
+    used = now != trace.meta.unused
+    same = (now[..., :, None] == before[..., None, :]).any(axis=-1) & used
+    return float(same.sum() / max(1, used.sum()))
+
+
+def load_skew(trace: Trace) -> list[float]:
+    """For each layer, uses of its most popular expert over the mean."""
+    result = []
+    for layer in range(trace.num_layers):
+        ids = np.asarray(trace.expert_ids[:])[:, layer]
+        counts = np.bincount(ids[ids != trace.meta.unused], minlength=trace.num_experts)
+        result.append(float(counts.max() / max(counts.mean(), 1e-9)))
+    return result
+
+
+def prediction_recall(trace: Trace) -> list[float] | None:
+    """For each depth, the share of truly used experts that had been predicted; None if nothing
+    was recorded."""
+    if trace.predictions is None:
+        return None
+    ids, guesses = np.asarray(trace.expert_ids[:]), np.asarray(trace.predictions[:])
+    recall = []
+    for depth in range(1, guesses.shape[2] + 1):
+        truth = ids[:, depth:]
+        guess = guesses[:, : trace.num_layers - depth, depth - 1]
+        used = truth != trace.meta.unused
+        right = (truth[..., :, None] == guess[..., None, :]).any(axis=-1) & used
+        recall.append(round(float(right.sum() / max(1, used.sum())), 4))
+    return recall
