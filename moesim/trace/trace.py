@@ -185,11 +185,11 @@ def as_stored(meta: TraceMeta, role: Any, array: Array) -> Array:
         if not whole and not np.issubdtype(array.dtype, np.floating):
             raise TraceError(role, "", f"must hold numbers, not {array.dtype}")
         with np.errstate(over="ignore"):  # what does not fit becomes infinite, and is refused
-            return array.astype(np.float16)
+            return array.astype(np.float16, order="C")
     if not whole:
         raise TraceError(role, "", f"must hold integers, not {array.dtype}")
     if array.dtype == meta.id_dtype:
-        return array.copy()
+        return array.copy(order="C")
     wide = array.astype(np.int64)
     spare = int(np.iinfo(array.dtype).max)
     if spare >= meta.num_experts:
@@ -203,7 +203,7 @@ def as_stored(meta: TraceMeta, role: Any, array: Array) -> Array:
             f"row {row}, layer {layer}",
             f"expert id {int(wide[wrong][0])} is out of range for {meta.num_experts} experts",
         )
-    return wide.astype(meta.id_dtype)
+    return wide.astype(meta.id_dtype, order="C")
 
 
 def _request_columns(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -82,12 +83,14 @@ class TraceWriter:
             "predictions": predictions,
             "probabilities": probabilities,
         }
+        number = len(self._requests["num_rows"])
+        if problem := _request_problem(prompt_tokens, output_tokens, arrival_s):
+            raise TraceError(self.path, f"request {number}", problem)
         stored = {
             role: as_stored(self.meta, role, np.asarray(given[role]))
             for role in ROLES
             if given[role] is not None
         }
-        number = len(self._requests["num_rows"])
         if number and stored.keys() != self._pending.keys():
             raise TraceError(
                 self.path, f"request {number}", "has other arrays than the requests before it"
@@ -104,6 +107,7 @@ class TraceWriter:
                     f"rows, not {len(array)}",
                 )
             check_shard(self.meta, role, array, file=role, first_row=self._num_rows)
+        for role, array in stored.items():
             self._pending.setdefault(role, []).append(array)
         values = (
             prompt_tokens,
@@ -129,7 +133,7 @@ class TraceWriter:
             name = f"{role}-{self._num_shards:05d}.npy"
             self._add_file(
                 name,
-                lambda path, array=array: np.save(path, array, allow_pickle=False),  # type: ignore[misc]
+                partial(_write_array, array=array),
                 role=role,
                 first_row=first_row,
                 shape=array.shape,
@@ -203,6 +207,23 @@ class TraceWriter:
             self.close()
         else:
             self.abort()
+
+
+def _request_problem(prompt_tokens: int, output_tokens: int, arrival_s: float | None) -> str | None:
+    for name, value in (("prompt_tokens", prompt_tokens), ("output_tokens", output_tokens)):
+        if value < 1:
+            return f"{name} must be at least 1, not {value}"
+    if arrival_s is not None and not (np.isnan(arrival_s) or 0 <= arrival_s < float("inf")):
+        return f"arrival_s must be ≥ 0 and finite, not {arrival_s}"
+    return None
+
+
+def _write_array(path: Path, array: npt.NDArray[Any]) -> None:
+    # Unlike `np.save`, says why it could not (a full disk, a limit) instead of how much it wrote.
+    with path.open("wb") as file:
+        header = np.lib.format.header_data_from_array_1_0(array)
+        np.lib.format.write_array_header_1_0(file, header)
+        file.write(array.data)
 
 
 def _write_requests(path: Path, requests: dict[str, list[Any]]) -> None:
