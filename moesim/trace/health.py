@@ -15,6 +15,12 @@ from moesim.trace.meta import Role, TraceMeta
 
 Array = npt.NDArray[Any]
 _CHUNK_ROWS = 16_384  # bounds the scratch memory of a check
+_AXES: dict[Role, tuple[str, ...]] = {
+    "expert_ids": ("row", "layer", "place"),
+    "gate_weights": ("row", "layer", "place"),
+    "predictions": ("row", "layer", "depth", "place"),
+    "probabilities": ("row", "layer", "expert"),
+}
 
 
 def check_shard(
@@ -23,16 +29,16 @@ def check_shard(
     """Check the values of one shard, `(rows, *meta.row_shape(role))`."""
     check = _check_ids if role in ("expert_ids", "predictions") else _check_numbers
     for start in range(0, len(array), _CHUNK_ROWS):
-        check(meta, array[start : start + _CHUNK_ROWS], file, first_row + start)
+        check(meta, role, array[start : start + _CHUNK_ROWS], file, first_row + start)
 
 
-def _check_ids(meta: TraceMeta, ids: Array, file: str, first_row: int) -> None:
+def _check_ids(meta: TraceMeta, role: Role, ids: Array, file: str, first_row: int) -> None:
     wrong = (ids >= meta.num_experts) & (ids != meta.unused)
     if wrong.any():
         where = _first(wrong)
         raise TraceError(
             file,
-            _place(where, first_row),
+            _place(role, where, first_row),
             f"expert id {int(ids[where])} is out of range for {meta.num_experts} experts",
         )
     ordered = np.sort(ids, axis=-1)
@@ -41,18 +47,18 @@ def _check_ids(meta: TraceMeta, ids: Array, file: str, first_row: int) -> None:
         where = _first(repeated)
         raise TraceError(
             file,
-            _place(where[:-1], first_row),
+            _place(role, where[:-1], first_row),
             f"expert id {int(ordered[..., 1:][where])} is repeated in a row",
         )
 
 
-def _check_numbers(meta: TraceMeta, values: Array, file: str, first_row: int) -> None:
+def _check_numbers(meta: TraceMeta, role: Role, values: Array, file: str, first_row: int) -> None:
     wrong = ~(np.isfinite(values) & (values >= 0))
     if wrong.any():
         where = _first(wrong)
         raise TraceError(
             file,
-            _place(where, first_row),
+            _place(role, where, first_row),
             f"weight {float(values[where])} must be finite and not negative",
         )
 
@@ -61,10 +67,9 @@ def _first(mask: Array) -> tuple[int, ...]:
     return tuple(int(i) for i in np.unravel_index(int(np.argmax(mask)), mask.shape))
 
 
-def _place(where: tuple[int, ...], first_row: int) -> str:
-    names = ("row", "layer", "place") if len(where) <= 3 else ("row", "layer", "depth", "place")
+def _place(role: Role, where: tuple[int, ...], first_row: int) -> str:
     numbers = (where[0] + first_row, *where[1:])
-    return ", ".join(f"{name} {number}" for name, number in zip(names, numbers, strict=False))
+    return ", ".join(f"{axis} {n}" for axis, n in zip(_AXES[role], numbers, strict=False))
 
 
 def check_requests(meta: TraceMeta, requests: dict[str, Array], num_rows: int, file: str) -> None:
@@ -76,6 +81,7 @@ def check_requests(meta: TraceMeta, requests: dict[str, Array], num_rows: int, f
     rules = (
         ((prompt < 1), "prompt_tokens must be at least 1"),
         ((output < 1), "output_tokens must be at least 1"),
+        ((rows < 0), "num_rows must not be negative"),
         (
             rows != expected,
             "num_rows must be prompt + output - 1" if recorded else "num_rows must be output - 1",

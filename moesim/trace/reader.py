@@ -148,4 +148,6 @@ def _read_requests(file: Path) -> dict[str, npt.NDArray[Any]]:
             raise TraceError(file, name, f"must hold whole numbers, not {columns[name].dtype}")
     if not np.issubdtype(columns["arrival_s"].dtype, np.floating):
         raise TraceError(file, "arrival_s", "must hold numbers (seconds)")
+    if not all(isinstance(name, str) for name in columns["domain"]):
+        raise TraceError(file, "domain", "must hold text, empty where unknown")
     return columns
