@@ -14,8 +14,8 @@ Array = npt.NDArray[Any]
 class Rows:
     """A read-only array whose first axis (tokens) runs over several shards.
 
-    Indexing with a slice or an array of row numbers copies just those rows; one shard (the
-    usual case) costs nothing over numpy itself. `np.asarray(rows)` loads everything.
+    Indexing with a number, a slice or an array of row numbers copies just those rows; one shard
+    (the usual case) costs nothing over numpy itself. `np.asarray(rows)` loads everything.
     """
 
     __slots__ = ("_shards", "_starts", "dtype", "shape")
@@ -35,6 +35,12 @@ class Rows:
             return np.asarray(self._shards[0][index])
         if isinstance(index, slice):
             return self._take(np.arange(*index.indices(len(self))))
+        if isinstance(index, tuple):
+            first, *rest = index
+            if not isinstance(first, (int, np.integer, slice)):
+                raise TypeError("with further axes, rows are indexed by a number or a slice")
+            across = [slice(None)] if isinstance(first, slice) else []
+            return np.asarray(self[first][(*across, *rest)])
         rows = np.asarray(index)
         if rows.dtype == bool:
             rows = np.flatnonzero(rows)
