@@ -163,6 +163,8 @@ def test_rows_over_shards_read_as_one_array(data: st.DataObject) -> None:
         | hnp.arrays(np.int64, st.integers(0, 9), elements=st.integers(-12, 11))
         | hnp.arrays(np.int64, (2, 3), elements=st.integers(0, 11))
         | hnp.arrays(bool, 12)
+        | st.tuples(st.integers(-12, 11), st.integers(-2, 1))
+        | st.tuples(st.slices(12), st.integers(-2, 1) | st.slices(2))
     )
     np.testing.assert_array_equal(rows[index], whole[index])
     np.testing.assert_array_equal(np.asarray(rows), whole)
@@ -196,6 +198,12 @@ def test_a_trace_keeps_no_hold_on_the_arrays_it_was_made_from() -> None:
     weights[:] = 0
     assert trace.expert_ids[:].tolist() == before
     assert float(trace.gate_weights[:].min()) == 0.5
+
+
+def test_the_memory_order_of_what_is_given_does_not_matter(tiny: Trace, tmp_path: Path) -> None:
+    turned = {name: np.asfortranarray(array) for name, array in tiny_arrays().items()}
+    tiny_trace(**turned).save(tmp_path / "trace")
+    assert_same(tiny, validate_trace(tmp_path / "trace"))
 
 
 def test_a_changed_header_leaves_the_rows(tiny: Trace) -> None:
