@@ -167,18 +167,18 @@ def _header(
 
 
 def _prompts(prompts: str | Path | Sequence[Prompt | str]) -> tuple[dict[str, Any], list[Prompt]]:
+    """What the header says of the prompts, and the prompts."""
+    source: dict[str, Any] = {}
     if isinstance(prompts, str | Path):
-        asked = read_prompts(prompts)
-        path = Path(prompts)
-        return {"file": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}, asked
-    asked = [
-        replace(Prompt(p) if isinstance(p, str) else p, where=f"prompt {number}")
-        for number, p in enumerate(prompts)
-    ]
+        source["file"] = Path(prompts).name
+        prompts = read_prompts(prompts)
+    texts = [Prompt(p) if isinstance(p, str) else p for p in prompts]
+    asked = [replace(p, where=p.where or f"prompt {n}") for n, p in enumerate(texts)]
     if not asked:
         raise UsageError("no prompts were given")
-    text = "\0".join(p.text if p.tokens is None else str(p.tokens) for p in asked)
-    return {"sha256": hashlib.sha256(text.encode()).hexdigest()}, asked
+    content = "\0".join(p.text if p.tokens is None else str(p.tokens) for p in asked)
+    source["sha256"] = hashlib.sha256(content.encode()).hexdigest()
+    return source, asked
 
 
 def _tokenize(prompt: Prompt, tokenizer: Any, limit: int, longest: int | None) -> _Request:

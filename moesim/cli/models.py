@@ -1,0 +1,154 @@
+"""`moesim models`: train the small real models, and cut prompts for them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from moesim.models import Corpus, Evaluation
+
+__all__ = ["register"]
+
+TextOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--text",
+        metavar="DOMAIN=PATH",
+        help="Text of your own: a file or a folder; may be repeated [default: source, "
+        "documentation, licences and names, found on this machine].",
+    ),
+]
+CharactersOption = Annotated[
+    int, typer.Option("--characters", min=1000, help="Most characters of a domain.")
+]
+ForceOption = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the sub-commands of this file to the application."""
+    group = typer.Typer(no_args_is_help=True, help="Train small models whose routing is real.")
+    group.command()(train)
+    group.command()(prompts)
+    app.add_typer(group, name="models")
+
+
+def train(
+    out: Annotated[Path, typer.Option(help="The model folder to write.")],
+    preset: Annotated[str, typer.Option(help="shallow or deep.")] = "shallow",
+    text: TextOption = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Training steps [default: the preset's].")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of weights and windows.")] = 0,
+    evaluate_every: Annotated[int, typer.Option(min=1, help="Steps between evaluations.")] = 100,
+    characters: CharactersOption = 2_000_000,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="CPU threads [default: torch's own choice].")
+    ] = None,
+    force: ForceOption = False,
+) -> None:
+    """Train a small mixture-of-experts language model on real text; needs moesim[torch].
+
+    Prints the validation loss as it falls; the last line printed is the model's folder.
+    """
+    from moesim.cli.progress import progress
+    from moesim.cli.record import spell
+    from moesim.errors import OutputError
+    from moesim.record.extra import prepare_torch
+
+    if out.exists() and not force:
+        raise OutputError(out, "already exists; choose another name or pass --force")
+    prepare_torch("training a model")
+    import torch
+    from transformers.utils import logging
+
+    from moesim.models import train as train_model
+
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    if threads is not None:
+        torch.set_num_threads(threads)
+    command = spell(
+        ["models", "train"],
+        {
+            "preset": preset,
+            "out": out,
+            "text": [f"{domain}={path.name}" for domain, path in _named(text).items()],
+            "steps": steps,
+            "seed": seed,
+            "characters": characters,
+            "threads": threads,
+        },
+    )
+    corpus = _corpus(text, characters)
+    with progress() as show:
+        trained = train_model(
+            preset,
+            corpus,
+            out,
+            steps=steps,
+            seed=seed,
+            evaluate_every=evaluate_every,
+            force=force,
+            on_step=None if show is None else lambda done, of: show("steps", done, of),
+            on_evaluation=_echo,
+            provenance={"command": command},
+        )
+    first, last = trained.evaluations[0], trained.evaluations[-1]
+    typer.echo(
+        f"{trained.num_parameters:,} parameters; "
+        f"validation loss {first.loss:.3f} -> {last.loss:.3f}"
+    )
+    typer.echo(str(out))
+
+
+def prompts(
+    out: Annotated[Path, typer.Option(help="The JSONL file to write.")],
+    per_domain: Annotated[int, typer.Option(min=1, help="Prompts of each domain.")] = 40,
+    text: TextOption = None,
+    characters: CharactersOption = 2_000_000,
+    shortest: Annotated[int, typer.Option(min=1, help="Characters of a prompt, at least.")] = 40,
+    longest: Annotated[int, typer.Option(min=1, help="Characters of a prompt, at most.")] = 240,
+    fewest: Annotated[int, typer.Option(min=1, help="Tokens to generate, at least.")] = 16,
+    most: Annotated[int, typer.Option(min=1, help="Tokens to generate, at most.")] = 48,
+    seed: Annotated[int, typer.Option(help="Seed of the choice.")] = 0,
+    force: ForceOption = False,
+) -> None:
+    """Cut prompts from the text that training holds out; the last line printed is the file."""
+    from moesim.models import cut_prompts, write_prompts
+
+    cut = cut_prompts(
+        _corpus(text, characters),
+        per_domain=per_domain,
+        characters=(shortest, longest),
+        new_tokens=(fewest, most),
+        seed=seed,
+    )
+    typer.echo(str(write_prompts(cut, out, force=force)))
+
+
+def _corpus(text: list[str] | None, characters: int) -> Corpus:
+    from moesim.models import built_in_corpus, read_corpus
+
+    return read_corpus(_named(text), characters) if text else built_in_corpus(characters)
+
+
+def _named(text: list[str] | None) -> dict[str, Path]:
+    from moesim.errors import UsageError
+
+    named: dict[str, Path] = {}
+    for pair in text or ():
+        domain, equals, path = pair.partition("=")
+        if not (domain and equals and path):
+            raise UsageError(f"--text {pair!r}: expected DOMAIN=PATH, like law=texts/law")
+        if domain in named:
+            raise UsageError(f"--text {pair!r}: domain {domain!r} is named twice")
+        named[domain] = Path(path)
+    return named
+
+
+def _echo(evaluation: Evaluation) -> None:
+    domains = "  ".join(f"{name} {loss:.3f}" for name, loss in evaluation.by_domain.items())
+    typer.echo(f"step {evaluation.step:>5}  validation loss {evaluation.loss:.3f}  ({domains})")
