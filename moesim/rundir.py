@@ -16,6 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from moesim import __version__
 from moesim.errors import OutputError
 from moesim.files import output_errors, sha256, whole_folder, write_json
 from moesim.scenario import Scenario
@@ -129,7 +130,7 @@ def write(
                     "point": dict(point or {}),
                     "seed": scenario.seed,
                     "versions": {
-                        "moesim": version("moesim"),
+                        "moesim": __version__,
                         "python": platform.python_version(),
                         **{name: version(name) for name in _VERSIONS},
                     },

@@ -12,7 +12,7 @@ from moesim.policies.view import Key, View
 
 @register("eviction", "fifo")
 class FIFO(Eviction):
-    """The book is the order of arrival, oldest first."""
+    """What came in longest ago leaves first: the book is the order of arrival."""
 
     def decide(self, view: View) -> Collection[Key]:
         book = self.book

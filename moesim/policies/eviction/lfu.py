@@ -22,7 +22,7 @@ _RESCALE_ABOVE = 1e200
 
 @register("eviction", "lfu", "lfu_cumulative")
 class LFU(Ranked):
-    """Ranks by (count over the whole run, recency)."""
+    """The lowest count over the whole run leaves first, resident or not; ties by recency."""
 
     stack = True
 
@@ -42,7 +42,7 @@ class LFU(Ranked):
 
 @register("eviction", "lfu_in_cache")
 class LFUInCache(LFU):
-    """As `lfu`, but a key that leaves starts again from nothing."""
+    """The lowest count since it came in leaves first; a key that leaves is forgotten."""
 
     stack = False
 
@@ -60,8 +60,10 @@ class DecayOptions:
 
 @register("eviction", "lfu_decay")
 class LFUDecay(Ranked):
-    """Counts fade by `decay` per layer event: growing the newest count instead keeps ranks of
-    untouched keys as they are."""
+    """The lowest count leaves first, where counts fade by `decay` per layer event.
+
+    Growing the weight of the newest count instead leaves the ranks of untouched keys alone.
+    """
 
     stack = True
     Options = DecayOptions

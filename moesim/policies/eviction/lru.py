@@ -16,7 +16,7 @@ from moesim.policies.view import Key, View
 
 @register("eviction", "lru")
 class LRU(Eviction):
-    """The book is the recency order, least recent first."""
+    """What was touched longest ago leaves first: the book is the order of recency."""
 
     stack = True
 

@@ -19,7 +19,7 @@ _NEVER = float("inf")
 
 @register("eviction", "min", "belady")
 class MIN(Ranked):
-    """Ranks by the index of the next layer event that wants the key; never again ranks last."""
+    """What is wanted again furthest in the future leaves first: a bound on misses."""
 
     clairvoyant = True
     stack = True

@@ -12,7 +12,7 @@ from moesim.policies.view import Key, View
 
 @register("eviction", "random")
 class Random(Eviction):
-    """Draws leavers without replacement from the run's own stream for evictions."""
+    """Any of residents and wanted leaves, all equally likely: a floor for real policies."""
 
     def __init__(self, context: CacheContext, options: Any = None) -> None:
         super().__init__(context, options)

@@ -26,7 +26,7 @@ class StaticOptions:
 
 @register("eviction", "static")
 class Static(Eviction):
-    """Keeps the `capacity` keys with the highest counts; ties go to the lower key."""
+    """The keys with the highest counts in a profile trace stay for ever; ties: the lower key."""
 
     Options = StaticOptions
 

@@ -11,7 +11,7 @@ from moesim.policies.view import Key, View
 
 @register("prefetch", "none")
 class NoPrefetch(Prefetch):
-    """Never asks for anything."""
+    """Fetches nothing early: everything is loaded on demand."""
 
     active = False
 

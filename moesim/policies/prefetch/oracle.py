@@ -11,7 +11,7 @@ from moesim.policies.view import Key, View
 
 @register("prefetch", "oracle")
 class Oracle(Prefetch):
-    """Looks ahead in the step's own routing, nearest layer first."""
+    """Asks for the true experts of the next `depth` layers of the step: a bound."""
 
     clairvoyant = True
     Options = DepthOptions
