@@ -1,9 +1,10 @@
 """Presets: the shapes of the models that `moesim models train` makes.
 
-Both are Qwen3-MoE in transformers' classes, with 16 experts of which a token uses two, renormalised
-weights, and the usual auxiliary loss for load balance (Fedus et al., 2022, "Switch Transformers").
-`shallow` has few, wider layers; `deep` has many narrow ones, so that looking several layers ahead
-means something.
+Both are Qwen3-MoE in transformers' classes, a token uses two experts, with renormalised weights and
+the usual auxiliary loss for load balance (Fedus et al., 2022, "Switch Transformers"). `shallow` has
+few, wider layers of 16 experts. `deep` has the routing shape of Mixtral-8x7B (32 layers of 8 experts,
+top-2) in narrow layers, so that its traces can be costed with Mixtral's real sizes and looking
+several layers ahead means something.
 """
 
 from __future__ import annotations
@@ -62,7 +63,13 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
             num_layers=4, hidden=128, expert_ffn=128, num_heads=4, num_kv_heads=2, head_dim=32
         ),
         "deep": Preset(
-            num_layers=12, hidden=96, expert_ffn=96, num_heads=4, num_kv_heads=2, head_dim=24
+            num_layers=32,
+            hidden=64,
+            expert_ffn=64,
+            num_heads=4,
+            num_kv_heads=2,
+            head_dim=16,
+            num_experts=8,
         ),
     }
 )
