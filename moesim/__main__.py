@@ -1,0 +1,5 @@
+"""`python -m moesim` is the console script."""
+
+from moesim.cli import main
+
+main()

@@ -1,0 +1,196 @@
+"""The command line: exit codes, what goes to stdout, what a mistake looks like."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from workloads import tiny_trace
+
+MOESIM = [sys.executable, "-m", "moesim"]
+
+
+def moesim(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*MOESIM, *map(str, arguments)], capture_output=True, text=True, cwd=cwd, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a trace and a scenario."""
+    home = tmp_path_factory.mktemp("home")
+    tiny_trace(requests=4).save(home / "trace")
+    (home / "x.yaml").write_text("trace: trace\nhardware: rtx-4090\ncache: {slots: 4/layer}\n")
+    return home
+
+
+def test_run_writes_a_run_directory_and_names_it_last(home: Path) -> None:
+    done = moesim("run", home / "x.yaml", "--out", home / "run")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == str(home / "run")
+    summary = json.loads((home / "run" / "summary.json").read_text())
+    for key in (
+        "expert_hit_rate",
+        "ttft_p95_ms",
+        "tpot_mean_ms",
+        "e2e_p95_ms",
+        "output_tokens_per_s",
+        "h2d_bytes",
+        "stall_share",
+    ):
+        assert summary[key] is not None
+    plots = {path.stem for path in (home / "run" / "plots").glob("*.png")}
+    assert plots == {"latency_cdf", "stall_breakdown", "hits_by_layer", "lane_timeline"}
+
+
+def test_set_overrides_the_file_and_no_plots_leaves_them_out(home: Path) -> None:
+    arguments = ("run", home / "x.yaml", "--set", "cache.policy=fifo", "--set", "seed=3")
+    done = moesim(*arguments, "--no-plots", "--json", "--out", home / "fifo")
+    assert done.returncode == 0, done.stderr
+    summary = json.loads("\n".join(done.stdout.splitlines()[:-1]))
+    assert (summary["cache_policy"], summary["seed"]) == ("fifo", 3)
+    assert not (home / "fifo" / "plots").exists()
+
+
+def test_curve_prints_json_by_policy_and_capacity(home: Path) -> None:
+    done = moesim("curve", home / "trace", "--policy", "lru", "--policy", "min", "--json")
+    rates = json.loads(done.stdout)
+    assert list(rates) == ["lru", "min"]
+    assert list(rates["lru"]) == [str(capacity) for capacity in range(1, 9)]
+    assert all(rates["min"][c] >= rates["lru"][c] for c in rates["lru"])
+    some = json.loads(
+        moesim("curve", home / "trace", "--policy", "lru", "--capacity", "2,4", "--json").stdout
+    )
+    assert some["lru"] == {c: rates["lru"][c] for c in ("2", "4")}
+
+
+@pytest.mark.parametrize(
+    ("text", "fragments"),
+    [
+        ("trace: trace\nhardware: rtx-4091\n", ["x.yaml:2:11", "rtx-4090"]),
+        ("trace: trace\nhardware: t4\ncashe: {}\n", ["x.yaml:3:1", "cache"]),
+        ("trace: trace\nhardware: t4\ncache: {policy: lruu}\n", ["x.yaml:3:17", "lru"]),
+        ("trace: trace\nhardware: t4\ntrace: trace\n", ["x.yaml:3:1"]),
+        ("trace: trace\nhardware: t4\ncache: {slots: -3}\n", ["x.yaml:3:16"]),
+        ("trace: trace\nhardware: t4\nmodel: mixtral-8x7b\n", ["x.yaml:3:8", "4 MoE layers", "32"]),
+        ("", ["x.yaml"]),
+        ("trace: [\n", ["x.yaml"]),
+        (
+            "trace: trace\nhardware: t4\nworkload: {arrivals: {kind: recorded}}\n",
+            ["no arrival times"],
+        ),
+        (
+            "trace: trace\nhardware: t4\nprefetch: {policy: oracle, options: {deth: 1}}\n",
+            ["x.yaml:3", "depth"],
+        ),
+    ],
+)
+def test_a_wrong_scenario_is_exit_2_with_its_place(
+    home: Path, tmp_path: Path, text: str, fragments: list[str]
+) -> None:
+    (tmp_path / "trace").symlink_to(home / "trace")
+    (tmp_path / "x.yaml").write_text(text)
+    done = moesim("run", "x.yaml", cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    for fragment in fragments:
+        assert fragment in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["trace", "x.yaml"]
+
+
+def test_all_mistakes_are_told_at_once(home: Path, tmp_path: Path) -> None:
+    (tmp_path / "x.yaml").write_text("trace: nope\nhardware: t5\nseed: minus one\n")
+    done = moesim("run", tmp_path / "x.yaml")
+    assert done.returncode == 2
+    for place in ("x.yaml:1:8", "x.yaml:2:11", "x.yaml:3:7"):
+        assert place in done.stderr
+
+
+def test_a_sweep_is_refused_by_run_which_names_compare(home: Path) -> None:
+    (home / "sweep.yaml").write_text("trace: trace\nhardware: t4\nsweep: {seed: [0, 1]}\n")
+    done = moesim("run", home / "sweep.yaml")
+    assert (done.returncode, "compare" in done.stderr) == (2, True)
+
+
+def test_impossible_memory_is_refused_with_the_numbers(home: Path) -> None:
+    done = moesim("run", home / "x.yaml", "--set", "memory.capacity=1MiB", "--out", home / "no")
+    assert done.returncode == 2
+    assert "fixed weights" in done.stderr
+    assert "1048576 bytes" in done.stderr
+    assert not (home / "no").exists()
+
+
+def test_a_broken_trace_is_exit_1_naming_file_and_place(home: Path, tmp_path: Path) -> None:
+    import shutil
+
+    shutil.copytree(home / "trace", tmp_path / "bad")
+    shard = tmp_path / "bad" / "expert_ids-00000.npy"
+    data = bytearray(shard.read_bytes())
+    data[-5] ^= 0xFF
+    shard.write_bytes(bytes(data))
+    done = moesim("trace", "validate", tmp_path / "bad")
+    assert done.returncode == 1
+    assert "expert_ids-00000.npy" in done.stderr
+    assert moesim("trace", "validate", home / "trace").returncode == 0
+    shard.write_bytes(bytes(data[:-7]))
+    (tmp_path / "y.yaml").write_text("trace: bad\nhardware: t4\n")
+    done = moesim("run", tmp_path / "y.yaml")
+    assert (done.returncode, "expert_ids-00000.npy" in done.stderr) == (1, True)
+
+
+def test_a_place_that_cannot_be_written_is_exit_1_naming_it(home: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    done = moesim("run", home / "x.yaml", "--out", tmp_path / "file" / "run", "--no-plots")
+    assert done.returncode == 1
+    assert str(tmp_path / "file") in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_interrupting_a_run_is_exit_130_and_leaves_nothing_behind(
+    home: Path, tmp_path: Path
+) -> None:
+    arguments = ["run", str(home / "x.yaml"), "--out", str(tmp_path / "run")]
+    many = ["--set", "workload.requests=20000", "--set", "workload.order=resampled"]
+    process = subprocess.Popen(
+        [*MOESIM, *arguments, *many], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 60
+    while not any(tmp_path.iterdir()) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "Traceback" not in errors
+    assert not any(tmp_path.iterdir())
+
+
+def test_the_smaller_commands_work(home: Path, tmp_path: Path) -> None:
+    assert "adjacent_token_overlap" in moesim("trace", "info", home / "trace").stdout
+    assert "lru" in json.loads(moesim("policies", "--json").stdout)["eviction"]
+    assert json.loads(moesim("schema").stdout)["title"] == "moesim scenario"
+    done = moesim("trace", "synth", tmp_path / "s", "--requests", "2", "--layers", "2")
+    assert done.returncode == 0
+    assert moesim("trace", "validate", tmp_path / "s").returncode == 0
+    again = moesim("trace", "synth", tmp_path / "s")
+    assert (again.returncode, "--force" in again.stderr) == (1, True)
+
+
+def test_help_loads_nothing_heavy() -> None:
+    code = (
+        "import sys; sys.argv = ['moesim', '--help']\n"
+        "import moesim.cli\n"
+        "try: moesim.cli.main()\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'pandas', 'matplotlib', 'scipy', 'transformers', 'numpy', 'pyarrow'}\n"
+        "print(sorted(heavy & set(sys.modules)), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.strip() == "[]"
