@@ -10,8 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass, field, fields
+from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +27,7 @@ REQUESTS = "requests.parquet"
 
 Role = Literal["expert_ids", "gate_weights", "predictions", "probabilities"]
 ROLES: tuple[Role, ...] = ("expert_ids", "gate_weights", "predictions", "probabilities")
+Parsed = TypeVar("Parsed")
 ROUTERS = ("layerwise", "pregated", "decoupled", "static")
 
 
@@ -58,10 +60,18 @@ class TraceMeta:
 
     def problem(self) -> str | None:
         """The first rule this header breaks, in words, or None."""
+        for entry in fields(self):
+            try:
+                json.dumps(getattr(self, entry.name), allow_nan=False)
+            except (TypeError, ValueError) as error:
+                return f"{entry.name} must be plain JSON: {error}"
+        try:
+            _parse(TraceMeta, asdict(self))
+        except _WrongTypeError as error:
+            return str(error)
         for name in ("num_layers", "num_experts", "top_k"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                return f"{name} must be a positive integer, not {value!r}"
+            if getattr(self, name) < 1:
+                return f"{name} must be at least 1, not {getattr(self, name)}"
         if self.top_k > self.num_experts:
             return f"top_k ({self.top_k}) exceeds num_experts ({self.num_experts})"
         if self.num_experts > 65_535:
@@ -70,10 +80,14 @@ class TraceMeta:
             return f"router {self.router!r} is none of {', '.join(ROUTERS)}"
         if self.prompt_rows not in ("recorded", "absent"):
             return f"prompt_rows must be 'recorded' or 'absent', not {self.prompt_rows!r}"
-        if not isinstance(self.prediction_depth, int) or self.prediction_depth < 0:
-            return f"prediction_depth must be an integer ≥ 0, not {self.prediction_depth!r}"
+        for name in ("prediction_depth", "num_shared_experts"):
+            if getattr(self, name) < 0:
+                return f"{name} must not be negative, not {getattr(self, name)}"
+        if self.expert_bytes is not None and self.expert_bytes < 1:
+            return f"expert_bytes must be at least 1, not {self.expert_bytes}"
         if self.layer_map is not None and (
             len(self.layer_map) != self.num_layers
+            or self.layer_map[0] < 0
             or any(b <= a for a, b in zip(self.layer_map, self.layer_map[1:], strict=False))
         ):
             return f"layer_map must list {self.num_layers} model layers in rising order"
@@ -161,20 +175,16 @@ def read_header(folder: Path) -> Header:
             path, "version", f"{version!r} is unknown; this moesim reads {VERSION.split('.')[0]}.x"
         )
     try:
-        meta_names = {entry.name for entry in fields(TraceMeta)}
-        known = {key: value for key, value in raw.items() if key in meta_names}
-        if known.get("layer_map") is not None:
-            known["layer_map"] = tuple(int(layer) for layer in known["layer_map"])
-        meta = TraceMeta(**known)
-        files = tuple(_file_entry(entry) for entry in raw["files"])
-        header = Header(version, meta, int(raw["num_rows"]), int(raw["num_requests"]), files)
-    except (TypeError, KeyError, ValueError, AttributeError) as error:
-        raise TraceError(path, "", f"a field is missing or of the wrong type: {error}") from None
+        meta = _parse(TraceMeta, raw)
+        counts = _parse(_Counts, raw)
+        files = tuple(_file_entry(entry) for entry in counts.files)
+    except _WrongTypeError as error:
+        raise TraceError(path, error.where, error.reason) from None
     if problem := meta.problem():
         raise TraceError(path, "", problem)
-    if header.num_rows < 1 or header.num_requests < 1:
+    if counts.num_rows < 1 or counts.num_requests < 1:
         raise TraceError(path, "num_rows", "a trace needs at least one row and one request")
-    return header
+    return Header(version, meta, counts.num_rows, counts.num_requests, files)
 
 
 def check_self_hash(folder: Path) -> None:
@@ -210,17 +220,50 @@ def _read_json(folder: Path) -> dict[str, Any]:
     return raw
 
 
+@dataclass(frozen=True, slots=True)
+class _Counts:
+    num_rows: int
+    num_requests: int
+    files: tuple[dict[str, Any], ...]
+
+
 def _file_entry(raw: dict[str, Any]) -> FileEntry:
-    names = {entry.name for entry in fields(FileEntry)}
-    known = {key: value for key, value in raw.items() if key in names}
-    name = known["path"]
-    if not isinstance(name, str) or Path(name).name != name:
-        raise ValueError(f"file name {name!r} must be a plain name inside the folder")
-    if known.get("role") is not None and known["role"] not in ROLES:
-        raise ValueError(f"role {known['role']!r} is none of {', '.join(ROLES)}")
-    if known.get("shape") is not None:
-        known["shape"] = tuple(int(size) for size in known["shape"])
-    return FileEntry(**known)
+    entry = _parse(FileEntry, raw)
+    if Path(entry.path).name != entry.path or entry.path == ".." or not entry.path.isprintable():
+        raise _WrongTypeError(
+            "files", f"file name {entry.path!r} must be a plain name inside the folder"
+        )
+    return entry
+
+
+class _WrongTypeError(ValueError):
+    """A field (`where`) is missing or of the wrong type (`reason`)."""
+
+    def __init__(self, where: str, reason: str) -> None:
+        super().__init__(f"{where}: {reason}")
+        self.where = where
+        self.reason = reason
+
+
+def _parse(kind: type[Parsed], raw: dict[str, Any]) -> Parsed:
+    """The dataclass `kind` from plain JSON, types checked strictly, unknown fields left out."""
+    from pydantic import ValidationError
+
+    try:
+        parsed: Parsed = _adapter(cast(Any, kind)).validate_json(json.dumps(raw), strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        got = "" if first["type"] == "missing" else f", not {str(first['input'])[:80]!r}"
+        raise _WrongTypeError(where, first["msg"].lower() + got) from None
+    return parsed
+
+
+@cache
+def _adapter(kind: type[Any]) -> Any:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(kind)
 
 
 def _json_place(error: Exception) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
@@ -47,10 +46,6 @@ class TraceWriter:
     ) -> None:
         if problem := meta.problem():
             raise TraceError(path, "", problem)
-        try:
-            json.dumps([meta.model_config, meta.provenance], allow_nan=False)
-        except (TypeError, ValueError) as error:
-            raise TraceError(path, "provenance", f"must be plain JSON: {error}") from None
         self.path = Path(path)
         self.meta = meta
         self._shard_rows = shard_rows
