@@ -293,7 +293,7 @@ BAD_ARRAYS: dict[str, tuple[dict[str, Any], str]] = {
         | {"seq_len": [], "prompt_tokens": None, "domain": None, "arrival_s": None},
         "at least one",
     ),
-    "no experts": ({"num_experts": 0}, "num_experts.*positive"),
+    "no experts": ({"num_experts": 0}, "num_experts.*at least 1"),
     "more choices than experts": ({"num_experts": 1}, "top_k.*exceeds"),
     "an unknown router": ({"router": "psychic"}, "psychic.*layerwise"),
     "layers in falling order": ({"layer_map": (3, 1)}, "layer_map.*rising"),
