@@ -37,3 +37,15 @@ def test_policies_named_in_the_changelog_exist() -> None:
     for family in ("eviction", "prefetch", "batching"):
         for policy in names(family):
             assert policy in text
+
+
+def test_every_key_of_a_summary_is_explained() -> None:
+    from workloads import tiny_scenario, tiny_trace
+
+    from moesim.scenario import Scenario
+    from moesim.simulate import prepare, result_of
+
+    scenario = Scenario.model_validate({**tiny_scenario(cache="lru"), "bounds": True})
+    summary = result_of(prepare(scenario, tiny_trace(requests=2))).summary
+    text = (ROOT / "docs/results.md").read_text()
+    assert [key for key in summary if f"`{key}`" not in text] == []
