@@ -17,8 +17,8 @@ TextOption = Annotated[
     typer.Option(
         "--text",
         metavar="DOMAIN=PATH",
-        help="Text of your own: a file or a folder; may be repeated [default: source, "
-        "documentation, licences and names, found on this machine].",
+        help="Text of your own: a file or a folder; may be repeated (default: source, "
+        "documentation, licences and names, found on this machine).",
     ),
 ]
 CharactersOption = Annotated[
@@ -40,17 +40,17 @@ def train(
     preset: Annotated[str, typer.Option(help="shallow or deep.")] = "shallow",
     text: TextOption = None,
     steps: Annotated[
-        int | None, typer.Option(min=1, help="Training steps [default: the preset's].")
+        int | None, typer.Option(min=1, help="Training steps (default: the preset's).")
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of weights and windows.")] = 0,
     evaluate_every: Annotated[int, typer.Option(min=1, help="Steps between evaluations.")] = 100,
     characters: CharactersOption = 2_000_000,
     threads: Annotated[
-        int | None, typer.Option(min=1, help="CPU threads [default: torch's own choice].")
+        int | None, typer.Option(min=1, help="CPU threads (default: torch's own choice).")
     ] = None,
     force: ForceOption = False,
 ) -> None:
-    """Train a small mixture-of-experts language model on real text; needs moesim[torch].
+    """Train a small mixture-of-experts language model on real text; needs the torch extra.
 
     Prints the validation loss as it falls; the last line printed is the model's folder.
     """

@@ -59,11 +59,11 @@ def record(
         str, typer.Option(help="auto (as stored), float32, bfloat16 or float16.")
     ] = "auto",
     threads: Annotated[
-        int | None, typer.Option(min=1, help="CPU threads [default: torch's own choice].")
+        int | None, typer.Option(min=1, help="CPU threads (default: torch's own choice).")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing trace.")] = False,
 ) -> None:
-    """Generate from prompts with a real model and record its routing; needs moesim[torch].
+    """Generate from prompts with a real model and record its routing; needs the torch extra.
 
     The last line printed is the trace's folder.
     """

@@ -20,10 +20,12 @@ import sys
 import sysconfig
 import unicodedata
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib import metadata
 from pathlib import Path
+from typing import Self
 
 from moesim.errors import UsageError
 
@@ -35,17 +37,15 @@ _HELD_OUT = 8  # one document in so many, and at least one
 _SHORTEST = 200  # characters of a document worth having
 
 
+_Source = tuple[str, Callable[[], str | None]]  # a document's name, and how to read it
+
+
 @dataclass(frozen=True, slots=True)
 class Document:
     """A text with a name that means the same on every machine (no absolute path)."""
 
     name: str
     text: str
-
-    @property
-    def order(self) -> int:
-        """A number that depends on the name alone and is otherwise arbitrary."""
-        return int.from_bytes(hashlib.sha256(self.name.encode()).digest()[:8], "big")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +54,27 @@ class Corpus:
 
     train: Mapping[str, tuple[Document, ...]]
     validation: Mapping[str, tuple[Document, ...]]
+
+    @classmethod
+    def split(cls, domains: Mapping[str, Sequence[Document]]) -> Self:
+        """Hold out an eighth of every domain's documents, and at least one.
+
+        Raises `UsageError` for a domain of fewer than two documents.
+        """
+        train: dict[str, tuple[Document, ...]] = {}
+        validation: dict[str, tuple[Document, ...]] = {}
+        for domain, documents in domains.items():
+            if len(documents) < 2:
+                raise UsageError(
+                    f"domain {domain!r} has {len(documents)} documents of {_SHORTEST} characters "
+                    "or more; at least 2 are needed, one of them held out for validation"
+                )
+            held_out = {d.name for d in documents if _order(d.name) % _HELD_OUT == 0}
+            if not 0 < len(held_out) < len(documents):
+                held_out = {documents[0].name}
+            validation[domain] = tuple(d for d in documents if d.name in held_out)
+            train[domain] = tuple(d for d in documents if d.name not in held_out)
+        return cls(train, validation)
 
     @property
     def domains(self) -> tuple[str, ...]:
@@ -75,16 +96,14 @@ class Corpus:
 
 
 def built_in_corpus(budget: int = 2_000_000) -> Corpus:
-    """The four domains above, each of at most about `budget` characters."""
-    source = list(_source())
-    return _split(
+    """The four domains above, each of about `budget` characters at most."""
+    return Corpus.split(
         {
-            "source": source,
-            "documentation": _unrepeated([*_topics(), *_docstrings(source)]),
-            "licences": _unrepeated(_licences()),
-            "names": list(_unicode_names()),
-        },
-        budget,
+            "source": _chosen(_modules(), budget),
+            "documentation": _chosen([*_topics(), *_docstrings()], budget, prose=True),
+            "licences": _chosen(_licences(), budget, prose=True),
+            "names": _chosen(_unicode_names(), budget),
+        }
     )
 
 
@@ -94,113 +113,114 @@ def read_corpus(paths: Mapping[str, Path], budget: int = 2_000_000) -> Corpus:
     A single file is cut at blank lines into documents, so that a part can be held out.
     Raises `UsageError` for a path without text, or with too little to hold some of it out.
     """
-    return _split({domain: _read(domain, path) for domain, path in paths.items()}, budget)
+    return Corpus.split({d: _chosen(_own(d, path), budget) for d, path in paths.items()})
 
 
-def _split(domains: Mapping[str, Sequence[Document]], budget: int) -> Corpus:
-    train: dict[str, tuple[Document, ...]] = {}
-    validation: dict[str, tuple[Document, ...]] = {}
-    for domain, documents in domains.items():
-        chosen = _within(documents, budget)
-        if len(chosen) < 2:
-            raise UsageError(
-                f"domain {domain!r} has {len(chosen)} documents of {_SHORTEST} characters or more; "
-                "at least 2 are needed, one of them held out for validation"
-            )
-        held_out = [d for d in chosen if d.order % _HELD_OUT == 0] or chosen[:1]
-        if len(held_out) == len(chosen):
-            held_out = chosen[:1]
-        validation[domain] = tuple(held_out)
-        train[domain] = tuple(d for d in chosen if d not in held_out)
-    return Corpus(train, validation)
-
-
-def _within(documents: Iterable[Document], budget: int) -> list[Document]:
+def _chosen(sources: Iterable[_Source], budget: int, *, prose: bool = False) -> list[Document]:
+    """Documents in the order of their names' hashes, up to a budget of characters."""
     chosen: list[Document] = []
+    seen: set[str] = set()
     total = 0
-    long_enough = (d for d in documents if len(d.text) >= _SHORTEST)
-    for document in sorted(long_enough, key=lambda d: (d.order, d.name)):
+    for name, read in sorted(sources, key=lambda source: (_order(source[0]), source[0])):
         if total >= budget:
             break
-        # No one document (torch's licence is a novel) may fill a domain.
-        text = document.text[: max(_SHORTEST, budget // 20)]
-        chosen.append(Document(document.name, text))
-        total += len(text)
+        text = read() or ""
+        if prose:
+            text = _unrepeated(text, seen)
+        # No one document (the licence of torch is a novel) may fill a domain.
+        text = text[: max(_SHORTEST, budget // 20)]
+        if len(text) >= _SHORTEST:
+            chosen.append(Document(name, text))
+            total += len(text)
     return chosen
 
 
-def _source() -> Iterator[Document]:
+def _unrepeated(text: str, seen: set[str]) -> str:
+    """`text` without the paragraphs already in `seen`, which grows by the others."""
+    kept = []
+    for paragraph in re.split(r"\n\s*\n", text):
+        key = " ".join(paragraph.split()).lower()
+        if key and key not in seen:
+            seen.add(key)
+            kept.append(paragraph)
+    return "\n\n".join(kept)
+
+
+def _modules() -> Iterator[_Source]:
     root = Path(sysconfig.get_path("stdlib"))
-    for path in sorted(root.rglob("*.py")):
+    for path in root.rglob("*.py"):
         name = path.relative_to(root)
         if not _SKIPPED.intersection(name.parts):
-            yield from _file(path, name.as_posix())
+            yield name.as_posix(), partial(_text, path)
 
 
-def _topics() -> Iterator[Document]:
+def _topics() -> Iterator[_Source]:
     from pydoc_data import topics
 
-    for name, text in sorted(topics.topics.items()):
-        yield Document(f"topic {name}", text)
+    for name, text in topics.topics.items():
+        yield f"topic {name}", partial(str, text)
 
 
-def _docstrings(modules: Iterable[Document]) -> Iterator[Document]:
-    """All docstrings of each module, as one document that goes by the module's name."""
+def _docstrings() -> Iterator[_Source]:
+    for name, read in _modules():
+        yield name, partial(_docstrings_in, read)
+
+
+def _docstrings_in(read: Callable[[], str | None]) -> str | None:
+    """All docstrings of a module."""
     documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-    for module in modules:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", SyntaxWarning)  # an old escape in somebody's string
-            try:
-                tree = ast.parse(module.text)
-            except (SyntaxError, ValueError):
-                continue
-        nodes = (node for node in ast.walk(tree) if isinstance(node, documented))
-        found = [text for node in nodes if (text := ast.get_docstring(node))]
-        yield Document(module.name, "\n\n".join(found))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SyntaxWarning)  # an old escape in somebody's string
+        try:
+            tree = ast.parse(read() or "")
+        except (SyntaxError, ValueError):
+            return None
+    nodes = (node for node in ast.walk(tree) if isinstance(node, documented))
+    return "\n\n".join(text for node in nodes if (text := ast.get_docstring(node)))
 
 
-def _licences() -> Iterator[Document]:
+def _licences() -> Iterator[_Source]:
     places = [Path(sysconfig.get_path("stdlib")), Path(sys.base_prefix)]
-    for path in (place / "LICENSE.txt" for place in places):
-        if path.is_file():
-            yield from _file(path, "python LICENSE.txt")
-            break
-    for path in sorted(Path("/usr/share/common-licenses").glob("*")):
+    own = [path for place in places if (path := place / "LICENSE.txt").is_file()]
+    for path in own[:1]:
+        yield "python LICENSE.txt", partial(_text, path)
+    for path in Path("/usr/share/common-licenses").glob("*"):
         if path.is_file() and not path.is_symlink():
-            yield from _file(path, f"common {path.name}")
-    packages = {dist.name: dist for dist in metadata.distributions() if dist.name}
-    for name, package in sorted(packages.items()):
-        for file in sorted(package.files or [], key=str):
+            yield f"common {path.name}", partial(_text, path)
+    packages = {package.name: package for package in metadata.distributions() if package.name}
+    for name, package in packages.items():
+        for file in package.files or []:
             if _LICENCE_NAME.search(file.name) and file.suffix in ("", ".txt", ".md", ".rst"):
-                yield from _file(Path(str(file.locate())), f"{name} {file.name}")
+                yield f"{name} {file.name}", partial(_text, Path(str(file.locate())))
 
 
-def _unicode_names() -> Iterator[Document]:
-    """Lines such as `00E9 LATIN SMALL LETTER E WITH ACUTE`, 128 code points a document."""
+def _unicode_names() -> Iterator[_Source]:
     for start in range(0x20, 0x1FB00, 128):
-        lines = [
-            f"{code:04X} {name}"
-            for code in range(start, start + 128)
-            if (name := unicodedata.name(chr(code), ""))
-            and not name.startswith(("CJK", "HANGUL S"))
-        ]
-        if lines:
-            yield Document(f"code points from {start:04X}", "\n".join(lines) + "\n")
+        yield f"code points from {start:04X}", partial(_names_from, start)
 
 
-def _read(domain: str, path: Path) -> list[Document]:
+def _names_from(start: int) -> str:
+    """Lines such as `00E9 LATIN SMALL LETTER E WITH ACUTE` for 128 code points."""
+    named = ((code, unicodedata.name(chr(code), "")) for code in range(start, start + 128))
+    # The names of ideographs and Hangul syllables only spell the code point.
+    return "".join(
+        f"{code:04X} {name}\n"
+        for code, name in named
+        if name and not name.startswith(("CJK", "HANGUL S"))
+    )
+
+
+def _own(domain: str, path: Path) -> list[_Source]:
+    found: list[_Source]
     if path.is_dir():
-        files = sorted(p for p in path.rglob("*") if p.is_file())
-        found = [d for p in files for d in _file(p, p.relative_to(path).as_posix())]
+        files = (file for file in path.rglob("*") if file.is_file())
+        found = [(file.relative_to(path).as_posix(), partial(_text, file)) for file in files]
     elif path.is_file():
-        found = [
-            Document(f"{path.name} part {number}", part)
-            for whole in _file(path, path.name)
-            for number, part in enumerate(_parts(whole.text))
-        ]
+        parts = _parts(_text(path) or "")
+        found = [(f"{path.name} part {n}", partial(str, part)) for n, part in enumerate(parts)]
     else:
         raise UsageError(f"domain {domain!r}: {path}: no such file or folder")
-    if not found:
+    if not any(read() for _, read in found):
         raise UsageError(f"domain {domain!r}: {path}: no UTF-8 text in it")
     return found
 
@@ -217,28 +237,16 @@ def _parts(text: str, size: int = 4000) -> Iterator[str]:
         yield part
 
 
-def _file(path: Path, name: str) -> Iterator[Document]:
+def _text(path: Path) -> str | None:
     try:
-        text = path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
-        return
-    if text.strip():
-        yield Document(name, text)
+        return None
 
 
-def _unrepeated(documents: Iterable[Document]) -> list[Document]:
-    """The documents without the paragraphs that an earlier one has."""
-    seen: set[str] = set()
-    kept = []
-    for document in documents:
-        paragraphs = []
-        for paragraph in re.split(r"\n\s*\n", document.text):
-            key = " ".join(paragraph.split()).lower()
-            if key and key not in seen:
-                seen.add(key)
-                paragraphs.append(paragraph)
-        kept.append(Document(document.name, "\n\n".join(paragraphs)))
-    return kept
+def _order(name: str) -> int:
+    """A number that depends on the name alone and is otherwise arbitrary."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
 
 
 def _hash(documents: Iterable[Document]) -> str:
