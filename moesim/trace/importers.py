@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from moesim.errors import TraceError
 from moesim.trace.trace import Trace
@@ -16,30 +17,46 @@ def from_npz(path: str | Path, *, num_experts: int | None = None, **meta: Any) -
     """An `.npz` with `expert_ids` (rows, layers, k), `seq_len` (requests,) and, optionally,
     `gate_weights`: the form recommended to anyone with arrays of their own.
 
-    Raises `TraceError` for a missing array or one that breaks the format.
+    `num_experts` defaults to the highest id plus one. Raises `TraceError` for a missing array or
+    one that breaks the format.
     """
     file = Path(path)
     try:
-        with np.load(file, allow_pickle=False) as arrays:
+        with file.open("rb") as handle, np.load(handle, allow_pickle=False) as arrays:
             data = {name: arrays[name] for name in arrays.files}
-    except (OSError, ValueError, EOFError, TypeError) as error:
+    except Exception as error:  # zip, zlib and numpy each raise their own on a damaged file
         raise TraceError(file, "", f"is not a readable .npz: {error}") from None
     for name in ("expert_ids", "seq_len"):
         if name not in data:
             raise TraceError(file, name, f"missing; the file has {', '.join(sorted(data))}")
     ids = data["expert_ids"]
-    if num_experts is None:
-        num_experts = int(ids.max()) + 1 if ids.size else 0
     provenance = {"imported_from": file.name, "format": "npz"}
-    return Trace.from_arrays(
-        expert_ids=ids,
-        seq_len=data["seq_len"],
-        num_experts=num_experts,
-        gate_weights=data.get("gate_weights"),
-        domain=meta.pop("domain", file.stem),
-        provenance={**provenance, **meta.pop("provenance", {})},
-        **{"model": file.stem, **meta},
-    )
+    try:
+        return Trace.from_arrays(
+            expert_ids=ids,
+            seq_len=data["seq_len"],
+            num_experts=_count_experts(ids) if num_experts is None else num_experts,
+            gate_weights=data.get("gate_weights"),
+            domain=meta.pop("domain", file.stem),
+            provenance={**provenance, **meta.pop("provenance", {})},
+            **{"model": file.stem, **meta},
+        )
+    except TraceError as error:
+        where = ", ".join(part for part in (error.file, error.where) if part)
+        raise TraceError(file, where, error.reason) from None
+
+
+def _count_experts(ids: npt.NDArray[Any]) -> int:
+    if not ids.size or not np.issubdtype(ids.dtype, np.integer):
+        return 65_535  # whatever: the arrays will be refused for a better reason
+    highest = int(ids.max())
+    if ids.dtype.kind == "u" and highest == np.iinfo(ids.dtype).max:
+        raise TraceError(
+            "expert_ids",
+            "",
+            f"only num_experts can say whether id {highest} is an unused place or an expert",
+        )
+    return highest + 1
 
 
 def from_esft(path: str | Path, **meta: Any) -> Trace:

@@ -254,7 +254,7 @@ def _parse(kind: type[Parsed], raw: dict[str, Any]) -> Parsed:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        got = "" if first["type"] == "missing" else f", not {str(first['input'])[:80]!r}"
+        got = "" if first["type"] == "missing" else f", not {repr(first['input'])[:80]}"
         raise _WrongTypeError(where, first["msg"].lower() + got) from None
     return parsed
 

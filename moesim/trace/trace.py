@@ -101,7 +101,7 @@ class Trace:
             **meta,
         )
         if problem := header.problem():
-            raise TraceError("from_arrays", "", problem)
+            raise TraceError("header", "", problem)
         if header.prompt_rows == "absent" and prompt_tokens is None:
             raise TraceError("prompt_tokens", "", "must be given when prompt rows are absent")
         lengths = _whole_numbers("seq_len", seq_len)
