@@ -22,8 +22,9 @@ class SyntheticKnobs:
     `skew`: exponent of a Zipf law over experts, in an order of its own for each layer;
     `stickiness`: chance that a token repeats the previous token's experts at a layer;
     `layer_correlation`: chance that a layer's experts follow, through a fixed permutation, from
-    the layer before; `prediction_accuracy`: chance that a recorded prediction is the truth.
-    Stickiness is applied last, so that it holds exactly.
+    the layer before, where it is not sticky; `prediction_accuracy`: chance that a recorded
+    prediction is the truth. Stickiness is applied last: it holds exactly at the first layer and
+    at least elsewhere, where following a layer that repeats is repeating too.
     """
 
     requests: int = 32
@@ -49,8 +50,13 @@ class SyntheticKnobs:
         for name in ("stickiness", "layer_correlation", "prediction_accuracy"):
             if not 0 <= getattr(self, name) <= 1:
                 return f"{name} must lie between 0 and 1, not {getattr(self, name)}"
-        if not 0 <= self.skew < 100 or self.prediction_depth < 0:
-            return "skew and prediction_depth must not be negative"
+        if self.num_experts > 65_535:
+            return f"num_experts ({self.num_experts}) exceeds 65535"
+        if not 0 <= self.skew < 100:
+            return f"skew must lie between 0 and 100, not {self.skew}"
+        for name in ("prediction_depth", "seed"):
+            if getattr(self, name) < 0:
+                return f"{name} must not be negative, not {getattr(self, name)}"
         return None
 
 
