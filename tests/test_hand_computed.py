@@ -1,0 +1,270 @@
+"""Runs so small that their time is a sum one can write down, to the nanosecond.
+
+Each expectation is spelled in prices of operations and copies, in the order in which lanes work
+through them; one is followed down to the digits.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from workloads import TINY_CONFIG, everything, plan_of, run_on, tiny_scenario
+
+from moesim.hardware import BatchShape, CostModel
+from moesim.machine.events import EventMachine
+from moesim.simulate import Outcome, Plan
+from moesim.trace import Trace
+
+LAYERS, TOP_K = 4, 2
+both_configs = pytest.mark.parametrize("dense", [(), (0, 3)], ids=["all MoE", "two dense layers"])
+
+
+def trace_of(rows: Any, *, prompt: int | None = None, dense: tuple[int, ...] = ()) -> Trace:
+    """One request with these rows (rows, layers, k); `dense` model layers have no experts."""
+    ids = np.asarray(rows)
+    config = {**TINY_CONFIG, "num_hidden_layers": ids.shape[1] + len(dense)}
+    if dense:
+        kinds = ["dense" if layer in dense else "sparse" for layer in range(ids.shape[1] + 2)]
+        config |= {"mlp_layer_types": kinds, "moe_intermediate_size": 1024}
+        config |= {"intermediate_size": 2048}
+    return Trace.from_arrays(
+        expert_ids=ids,
+        seq_len=[len(ids)],
+        prompt_tokens=[len(ids) if prompt is None else prompt],
+        num_experts=8,
+        model_config=config,
+    )
+
+
+def same_experts(rows: int) -> Any:
+    """Every row wants experts 2 and 5 of every layer."""
+    return np.tile([2, 5], (rows, LAYERS, 1))
+
+
+def serve(trace: Trace, **changes: Any) -> tuple[Plan, Outcome]:
+    """Run on both simulated machines, which must agree."""
+    plan = plan_of(tiny_scenario(timeline={"steps": 1000}, **changes), trace)
+    outcome = run_on(plan)
+    assert everything(outcome) == everything(run_on(plan, EventMachine))
+    return plan, outcome
+
+
+class Bill:
+    """Prices by their short names."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.cost: CostModel = plan.cost
+        self.hardware = plan.cost.hardware
+        self.dense = plan.cost.shape.dense_layers
+
+    def back(self, count: int) -> int:
+        """`count` ids of 4 bytes reach the host."""
+        return self.hardware.readback_latency_ns + self.cost.copy_ns("d2h", 4 * count)
+
+    def resident_step(self, tokens: int, entries: int, pairs: int, experts: int = 2) -> int:
+        """A step whose experts are all there: nothing overlaps, everything is in a row."""
+        cost, batch = self.cost, BatchShape(tokens, entries, pairs, 1)
+        layer = (
+            cost.front_ns(0, batch)
+            + self.back(tokens * TOP_K)
+            + cost.experts_ns((tokens,) * experts)
+        )
+        denses = sum(cost.dense_ns(model_layer, batch) for model_layer in self.dense)
+        return LAYERS * layer + denses + cost.tail_ns(batch) + self.back(1)
+
+    def cold_step(self, tokens: int, entries: int, pairs: int) -> int:
+        """A step that copies two experts a layer: the first is computed under the second copy."""
+        cost, batch = self.cost, BatchShape(tokens, entries, pairs, 1)
+        copy, work = cost.copy_ns("h2d", cost.expert_bytes), cost.experts_ns((tokens,))
+        layer = cost.front_ns(0, batch) + self.back(tokens * TOP_K)
+        layer += copy + max(copy, work) + work
+        denses = sum(cost.dense_ns(model_layer, batch) for model_layer in self.dense)
+        return LAYERS * layer + denses + cost.tail_ns(batch) + self.back(1)
+
+
+@both_configs
+def test_a_request_whose_experts_stay_is_one_cold_step_and_then_resident_ones(
+    dense: tuple[int, ...],
+) -> None:
+    """A prompt of 3, 4 answers: one prefill step, then 3 decode steps of 4, 5, 6 entries."""
+    plan, outcome = serve(trace_of(same_experts(6), prompt=3, dense=dense))
+    bill = Bill(plan)
+    expected = [bill.cold_step(3, 3, 6)]
+    for entries in (4, 5, 6):
+        expected.append(expected[-1] + bill.resident_step(1, entries, entries))
+    assert outcome.requests[0].token_ns == expected
+    assert outcome.now_ns == expected[-1]
+
+
+def test_the_first_step_down_to_the_digits() -> None:
+    """A prompt of one token on an RTX 4090 with round figures.
+
+    1 byte a picosecond is reached in GPU memory, 20 GB/s on the link, arithmetic is cheap:
+    - an expert has 3 * 512 * 1024 weights of 2 bytes = 3,145,728 B: 3146 ns to read, and
+      157,287 ns to copy after 10,000 ns of latency;
+    - a front has 4 * 512 * 512 weights of attention, 512 * 8 of router, 2 * 512 of norms:
+      2,107,392 B, one entry read and one written (2 * 2 * 8 * 64 * 2 = 4096 B): 2112 ns;
+    - the tail reads one embedding row and the head: 1024 + 1,024,000 B: 1026 ns;
+    - two ids of 4 bytes come back in 1000 + 10,000 + 1 ns, a token in as much;
+    - each operation has an overhead of 5000 ns.
+    """
+    hardware = {
+        "profile": "rtx-4090",
+        "memory_bandwidth": 10**12,
+        "memory_efficiency": "100%",
+        "flops": 10**15,
+        "kernel_overhead": "5us",
+        "h2d": {"bandwidth": "20GB/s", "latency": "10us"},
+        "d2h": {"bandwidth": "20GB/s", "latency": "10us"},
+        "readback_latency": "1us",
+    }
+    _, outcome = serve(trace_of(same_experts(1)), hardware=hardware)
+    front, back, copy, expert = 2112 + 5000, 1000 + 10_000 + 1, 10_000 + 157_287, 3146 + 5000
+    layer = front + back + 2 * copy + expert
+    assert outcome.now_ns == 4 * layer + (1026 + 5000) + back == 1_460_359
+
+
+def test_chunked_prefill_adds_its_steps_up() -> None:
+    """A prompt of 5 in steps of 2, 2 and 1: only the last one samples a token."""
+    plan, outcome = serve(
+        trace_of(same_experts(5)), batching={"token_budget": 2}, cache={"slots": "100%"}
+    )
+    cost, bill = plan.cost, Bill(plan)
+    batches = [BatchShape(2, 2, 3, 0), BatchShape(2, 4, 7, 0), BatchShape(1, 5, 5, 1)]
+    expected = 0
+    for number, batch in enumerate(batches):
+        layer = cost.front_ns(0, batch) + bill.back(batch.tokens * TOP_K)
+        work = cost.experts_ns((batch.tokens,))
+        copy = cost.copy_ns("h2d", cost.expert_bytes)
+        experts = cost.experts_ns((batch.tokens,) * 2) if number else 2 * copy + work
+        expected += LAYERS * (layer + experts) + cost.tail_ns(batch) + bill.back(1)
+    assert outcome.requests[0].token_ns == [expected]
+
+
+def test_two_requests_in_one_step_share_it() -> None:
+    """Two prompts of one row with different experts: four are loaded, one after another."""
+    rows = np.array([[[0, 1]] * LAYERS, [[2, 3]] * LAYERS])
+    trace = Trace.from_arrays(
+        expert_ids=rows, seq_len=[1, 1], num_experts=8, model_config=TINY_CONFIG
+    )
+    plan, outcome = serve(trace)
+    cost, bill, batch = plan.cost, Bill(plan), BatchShape(2, 2, 2, 2)
+    copy, work = cost.copy_ns("h2d", cost.expert_bytes), cost.experts_ns((1,))
+    assert copy > work
+    layer = cost.front_ns(0, batch) + bill.back(4) + 4 * copy + work
+    expected = LAYERS * layer + cost.tail_ns(batch) + bill.back(2)
+    assert [request.token_ns for request in outcome.requests] == [[expected], [expected]]
+
+
+def test_without_slots_two_staging_buffers_alternate() -> None:
+    """Three experts through two buffers: the third copy waits until the first is computed."""
+    rows = np.array([[[0, 1]] * LAYERS, [[0, 2]] * LAYERS])
+    slow = {"profile": "rtx-4090", "memory_bandwidth": "2GB/s"}  # computing outlasts copying
+    plan, outcome = serve(trace_of(rows), hardware=slow, cache={"slots": 0}, memory={"staging": 2})
+    cost, bill, batch = plan.cost, Bill(plan), BatchShape(2, 2, 3, 1)
+    copy = cost.copy_ns("h2d", cost.expert_bytes)
+    first, second = cost.experts_ns((2,)), cost.experts_ns((1,))
+    assert second > copy
+    first_done = copy + first
+    second_done = first_done + second
+    third_done = max(second_done, first_done + copy) + second
+    layer = cost.front_ns(0, batch) + bill.back(4) + third_done
+    assert outcome.now_ns == LAYERS * layer + cost.tail_ns(batch) + bill.back(1)
+    assert outcome.ledger.waves_max == 2
+
+
+def test_a_late_hit_waits_for_the_rest_of_its_copy_only() -> None:
+    """Oracle prefetch of one layer ahead on a slow link: all but the first layer's experts are on
+    their way when they are wanted, right behind the copies before them."""
+    slow = {"profile": "rtx-4090", "h2d": {"bandwidth": "1GB/s", "latency": "10us"}}
+    plan, outcome = serve(trace_of(same_experts(1)), hardware=slow, prefetch={"policy": "oracle"})
+    cost, bill, batch = plan.cost, Bill(plan), BatchShape(1, 1, 1, 1)
+    copy, work = cost.copy_ns("h2d", cost.expert_bytes), cost.experts_ns((1,))
+    front = cost.front_ns(0, batch) + bill.back(2)
+    assert copy > front + work
+    # The oracle asks at the start of the step, for layer 0: at once its copies begin.
+    landed = [copy * number for number in range(1, 2 * LAYERS + 1)]
+    clock = 0
+    for layer in range(LAYERS):
+        asked = clock + front
+        if layer == 0:
+            assert asked < landed[0]
+        first = max(asked, landed[2 * layer]) + work
+        clock = max(first, landed[2 * layer + 1]) + work
+    assert outcome.now_ns == clock + cost.tail_ns(batch) + bill.back(1)
+    ledger = outcome.ledger
+    assert (sum(ledger.hits), sum(ledger.late_hits)) == (0, 2 * LAYERS)
+    assert ledger.prefetch_late == 2 * LAYERS
+
+
+def test_a_prefetch_that_lands_in_time_costs_nothing() -> None:
+    """With computing slower than copying, only the first layer waits for its experts."""
+    slow = {"profile": "rtx-4090", "memory_bandwidth": "1GB/s"}
+    plan, outcome = serve(trace_of(same_experts(1)), hardware=slow, prefetch={"policy": "oracle"})
+    cost, bill, batch = plan.cost, Bill(plan), BatchShape(1, 1, 1, 1)
+    copy = cost.copy_ns("h2d", cost.expert_bytes)
+    front = cost.front_ns(0, batch) + bill.back(2)
+    assert 2 * copy < front
+    step = LAYERS * (front + cost.experts_ns((1, 1))) + cost.tail_ns(batch) + bill.back(1)
+    assert outcome.now_ns == step
+    assert sum(outcome.ledger.hits) == 2 * LAYERS
+    assert outcome.ledger.prefetch_useful == 2 * LAYERS
+
+
+def test_a_demand_copy_overtakes_a_queued_prefetch_at_its_chunk() -> None:
+    """Layer 0's experts are wanted while predictions for layer 1 are being copied in chunks.
+
+    Layer 1's true experts are not those predicted: their copies go at the first chunk boundary
+    after they were asked for."""
+    rows = np.array([[[0, 1], [0, 1], [0, 1], [0, 1]]])
+    guesses = np.full((1, LAYERS, 1, TOP_K), -1)
+    guesses[0, 0, 0] = [6, 7]
+    trace = Trace.from_arrays(
+        expert_ids=rows,
+        seq_len=[1],
+        num_experts=8,
+        predictions=guesses,
+        model_config=TINY_CONFIG,
+    )
+    chunk = 500_000
+    slow = {
+        "profile": "rtx-4090",
+        "h2d": {"bandwidth": "1GB/s", "latency": "10us", "chunk": chunk},
+    }
+    plan, outcome = serve(trace, hardware=slow, prefetch={"policy": "predicted"})
+    cost, bill, batch = plan.cost, Bill(plan), BatchShape(1, 1, 1, 1)
+    copy, work = cost.copy_ns("h2d", cost.expert_bytes), cost.experts_ns((1,))
+    front = cost.front_ns(0, batch) + bill.back(2)
+    landed = front + 2 * copy  # layer 0, both missing
+    prefetched = landed  # when the link starts on the prediction for layer 1
+    asked = landed + work + front  # layer 1 is known, and its experts are missing
+    boundary = prefetched + cost.copy_ns("h2d", chunk)
+    while boundary < asked:
+        boundary += cost.copy_ns("h2d", 2 * chunk) - cost.copy_ns("h2d", chunk)
+    clock = boundary + 2 * copy + work
+    for _ in range(2):  # layers 2 and 3: the rest of the prefetches lies between
+        asked = clock + front
+        demands = [row for row in outcome.ledger.timeline if row[1] == "demand"]
+        start = min(row[2] for row in demands if row[2] >= asked)
+        assert start - asked < cost.copy_ns("h2d", 2 * chunk) - cost.copy_ns("h2d", chunk)
+        clock = start + 2 * copy + work
+    assert outcome.now_ns == clock + cost.tail_ns(batch) + bill.back(1)
+    demands = sorted(row[2] for row in outcome.ledger.timeline if row[1] == "demand")
+    assert demands[2] == boundary
+
+
+def test_a_request_that_arrives_later_starts_when_it_arrives(tmp_path: Any) -> None:
+    """Two requests far apart never meet: the second costs a resident step from its arrival."""
+    (tmp_path / "far.csv").write_text(
+        "arrival_s,prompt_tokens,output_tokens\n0.001,1,1\n5,1,1\n", encoding="utf-8"
+    )
+    path = str(tmp_path / "far.csv")
+    trace = trace_of(same_experts(1))
+    workload = {"arrivals": {"kind": "csv", "path": path}}
+    plan, outcome = serve(trace, workload=workload, cache={"slots": "100%"})
+    bill = Bill(plan)
+    first, second = outcome.requests
+    assert first.token_ns == [1_000_000 + bill.cold_step(1, 1, 1)]
+    assert second.token_ns == [5_000_000_000 + bill.resident_step(1, 1, 1)]
