@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from moesim.errors import ScenarioError, UsageError
 from moesim.hardware.cost import CostModel
-from moesim.hardware.ops import Op
+from moesim.hardware.ops import BatchShape, Op
 from moesim.metrics import (
     bytes_summary,
     cache_summary,
@@ -26,12 +26,13 @@ from moesim.scenario import Scenario, load_scenario
 from moesim.serving.budget import Budget, plan_budget, split_slots
 from moesim.serving.invariants import check_run
 from moesim.serving.kv import BlockPool
+from moesim.serving.layers import LayerPlan
 from moesim.serving.ledger import Ledger
 from moesim.serving.request import Request
 from moesim.serving.residency import ExpertCache, ExpertSizes, Staging
 from moesim.serving.routing import RoutingSource
 from moesim.serving.scheduler import Scheduler
-from moesim.serving.server import LayerPlan, Server
+from moesim.serving.server import Server
 from moesim.serving.workload import build_workload
 from moesim.streams import stream
 from moesim.trace import Trace, load_trace
@@ -52,6 +53,8 @@ class SimPrices:
 
     def __init__(self, cost: CostModel, *, free_link: bool = False) -> None:
         self.compute_ns: Callable[[Op], int] = cost.compute_ns
+        self.experts_ns: Callable[[tuple[int, ...]], int] = cost.experts_ns
+        self.layers_ns: Callable[[BatchShape], Sequence[int]] = cost.layers_ns
         self._cost = cost
         self._free_link = free_link
 
@@ -141,14 +144,14 @@ def run(
             scenario, "sweep", "one run takes no sweep; use `moesim compare` for the whole grid"
         )
     if out is None:
-        return _result(prepare(scenario))
+        return result_of(prepare(scenario))
     from moesim.rundir import reuse, write
 
     known = reuse(scenario, Path(out), force=force, draw=draw)
     if known is not None:
         return known
     plan = prepare(scenario)
-    return write(scenario, Path(out), lambda: _result(plan), force=force, draw=draw, point=point)
+    return write(scenario, Path(out), lambda: result_of(plan), force=force, draw=draw, point=point)
 
 
 def prepare(scenario: Scenario, trace: Trace | None = None) -> Plan:
@@ -207,7 +210,7 @@ def build_server(plan: Plan, machine: Machine, *, eviction: str | None = None) -
     scenario, trace = plan.scenario, plan.trace
     requests = build_workload(scenario, trace)
     ledger = Ledger(
-        trace.num_layers,
+        plan.layers,
         trace.num_experts,
         first_step=scenario.timeline.first_step,
         steps=scenario.timeline.steps,
@@ -325,7 +328,7 @@ def finish(plan: Plan, server: Server, now_ns: int) -> Outcome:
     return Outcome(plan, server.requests, server.ledger, server.caches, pool, now_ns)
 
 
-def _result(plan: Plan) -> Result:
+def result_of(plan: Plan) -> Result:
     outcome = simulate(plan)
     summary = summarise(outcome)
     if plan.scenario.bounds:

@@ -36,8 +36,13 @@ class CostModel:
         self._flops_per_s = max(1, round(hardware.flops_per_s * hardware.compute_efficiency))
         self._bytes_per_s = max(1, round(hardware.memory_bytes_per_s * hardware.memory_efficiency))
         self._windowed = frozenset(shape.windowed_layers) if shape.window else frozenset()
-        self._front_bytes = stored_bytes(shape.front_params, shape.weight_bits)
-        self._dense_bytes = stored_bytes(shape.dense_params, shape.weight_bits)
+        self._dense = frozenset(shape.dense_layers)
+        kinds = [(n in self._dense, n in self._windowed) for n in range(shape.num_layers)]
+        self._alike = [kinds.index(kind) for kind in kinds]  # the first layer of the same price
+        self._front_params = shape.front_params
+        self._dense_params = shape.dense_params
+        self._front_bytes = stored_bytes(self._front_params, shape.weight_bits)
+        self._dense_bytes = stored_bytes(self._dense_params, shape.weight_bits)
         self._head_params = shape.hidden * shape.vocabulary
         self._head_bytes = stored_bytes(self._head_params, shape.weight_bits)
         self._row_bytes = stored_bytes(shape.hidden, shape.weight_bits)
@@ -49,7 +54,7 @@ class CostModel:
 
     def compute_ns(self, op: Op) -> int:
         """Nanoseconds that the GPU lane is busy with `op`."""
-        if type(op) is Experts:
+        if isinstance(op, Experts):
             tokens = op[2]
             known = self._experts_memo.get(tokens)
             return known if known is not None else self.experts_ns(tokens)
@@ -80,7 +85,7 @@ class CostModel:
         key = (layer in self._windowed, batch)
         known = self._front_memo.get(key)
         if known is None:
-            known = self._layer_ns(key[0], batch, self.shape.front_params, self._front_bytes)
+            known = self._layer_ns(key[0], batch, self._front_params, self._front_bytes)
             _remember(self._front_memo, key, known)
         return known
 
@@ -89,9 +94,17 @@ class CostModel:
         key = (layer in self._windowed, batch)
         known = self._dense_memo.get(key)
         if known is None:
-            known = self._layer_ns(key[0], batch, self.shape.dense_params, self._dense_bytes)
+            known = self._layer_ns(key[0], batch, self._dense_params, self._dense_bytes)
             _remember(self._dense_memo, key, known)
         return known
+
+    def layers_ns(self, batch: BatchShape) -> list[int]:
+        """Each model layer without its routed experts: its front, or all of it if dense."""
+        prices = {
+            first: (self.dense_ns if first in self._dense else self.front_ns)(first, batch)
+            for first in set(self._alike)
+        }
+        return [prices[first] for first in self._alike]
 
     def tail_ns(self, batch: BatchShape) -> int:
         """Embedding rows, and the LM head (2·sampled·hidden·vocabulary) where rows are sampled."""

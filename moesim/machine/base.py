@@ -7,14 +7,17 @@ is why machines that fold time and machines that live through it agree. Adding a
 callback or an "on idle" hook would break this.
 
 At equal times: completions first, then the server, then lanes start work.
+
+A machine may also know a shortcut, `Folding`, for what the server would say with the seven.
 """
 
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Sequence
-from typing import Any, Final, Literal, Protocol
+from typing import Any, Final, Literal, Protocol, runtime_checkable
 
-from moesim.hardware.ops import Op
+from moesim.hardware.ops import BatchShape, Op
+from moesim.machine.passage import Event, Passage, StepBytes
 
 GPU: Final = "gpu"
 H2D: Final = "h2d"
@@ -82,11 +85,31 @@ class Machine(Protocol):
         """Give up lanes, threads and memory."""
 
 
+@runtime_checkable
+class Folding(Protocol):
+    """A machine that knows beforehand how a step will go whose experts are all decided."""
+
+    def fold(self, batch: BatchShape, events: Sequence[Event], sizes: StepBytes) -> Passage:
+        """Issue a whole step on idle lanes; `wait_any((), until_ns=passage.finish_ns)` follows.
+
+        Stands for exactly what the server's walk through the layers asks of the seven members:
+        for each layer its front, the readback of its ids and the wait for them, then one
+        computation of the experts that are resident, then a demand copy and a computation for
+        each expert copied in; at last the tail, and the readback of the sampled tokens.
+        """
+
+
 class Prices(Protocol):
     """What a simulated machine asks its cost model."""
 
     def compute_ns(self, op: Op) -> int:
         """Duration of an operation."""
+
+    def experts_ns(self, tokens: tuple[int, ...]) -> int:
+        """Duration of `Experts` with these rows, of whatever layer and keys."""
+
+    def layers_ns(self, batch: BatchShape) -> Sequence[int]:
+        """Duration of each model layer without its routed experts: its `Front`, or `Dense`."""
 
     def copy_ns(self, direction: Direction, nbytes: int) -> int:
         """Duration of a copy of `nbytes` in one go."""

@@ -18,7 +18,7 @@ from typing import Any
 import simpy
 
 from moesim.errors import InvariantError
-from moesim.hardware.ops import Op
+from moesim.hardware.ops import BatchShape, Op, Tail
 from moesim.machine.base import (
     D2H,
     DEMAND,
@@ -33,6 +33,9 @@ from moesim.machine.base import (
     Wait,
     chunk_durations,
 )
+from moesim.machine.passage import Course, Event, Passage, Shape, StepBytes
+
+_MEMO_LIMIT = 1 << 14
 
 
 class _Job(Ticket):
@@ -115,6 +118,7 @@ class SimMachine:
         self._lanes = {name: _Lane(name) for name in LANES}
         self._all = tuple(self._lanes.values())
         self._chunk_memo: dict[str, dict[int, list[int]]] = {H2D: {}, D2H: {}, "readback": {}}
+        self._courses: dict[int, dict[Shape, Course]] = {}
         self._unsettled = 0
 
     def compute(self, lane: str, op: Op, after: Sequence[Ticket] = ()) -> Ticket:
@@ -139,10 +143,7 @@ class SimMachine:
         priority: int,
         after: Sequence[Ticket] = (),
     ) -> Ticket:
-        memo = self._chunk_memo["readback" if key == READBACK else direction]
-        chunks = memo.get(nbytes)
-        if chunks is None:
-            chunks = memo[nbytes] = chunk_durations(self._prices, direction, key, nbytes)
+        chunks = self._chunks(direction, key, nbytes)
         lane = self._lanes[direction]
         if priority == DEMAND and not lane.queues[DEMAND]:
             start = lane.free_ns
@@ -161,6 +162,40 @@ class SimMachine:
         elif priority == PREFETCH and direction == D2H:
             raise ValueError("prefetches go to the device, not from it")
         return self._queue(lane, priority, list(chunks), after, f"copy of key {key}")
+
+    def _chunks(self, direction: Direction, key: int, nbytes: int) -> list[int]:
+        memo = self._chunk_memo["readback" if key == READBACK else direction]
+        chunks = memo.get(nbytes)
+        if chunks is None:
+            chunks = memo[nbytes] = chunk_durations(self._prices, direction, key, nbytes)
+        return chunks
+
+    def fold(self, batch: BatchShape, events: Sequence[Event], sizes: StepBytes) -> Passage:
+        """See `Folding.fold`. Whoever else lives in SimPy's time cannot touch these lanes, so
+        the step's times stand whatever happens meanwhile."""
+        now = self.now_ns
+        if self._unsettled or any(lane.free_ns > now for lane in self._all):
+            raise InvariantError(14, f"a step is folded while work is under way: {self._pending()}")
+        known = self._courses.setdefault(sizes.expert, {})
+        courses = [known.get(event[2]) or self._course(event[2], sizes.expert) for event in events]
+        layers_ns = self._prices.layers_ns(batch)
+        tail_ns = self._compute_ns(Tail(batch))
+        ids_ns, sampled_ns = (
+            self._chunks(D2H, READBACK, nbytes)[0] for nbytes in (sizes.ids, sizes.sampled)
+        )
+        finish = now + sum(layers_ns) + len(events) * ids_ns + tail_ns + sampled_ns
+        finish += sum([course.duration_ns for course in courses])
+        for lane in self._all:
+            lane.free_ns = finish
+        return Passage(sizes, now, finish, layers_ns, ids_ns, courses, tail_ns, sampled_ns)
+
+    def _course(self, shape: Shape, expert_bytes: int) -> Course:
+        known = self._courses[expert_bytes]
+        if len(known) >= _MEMO_LIMIT:
+            known.clear()
+        copy_ns = sum(self._chunks(H2D, 0, expert_bytes))
+        course = known[shape] = Course(shape, self._prices.experts_ns, copy_ns)
+        return course
 
     def _queue(
         self, lane: _Lane, priority: int, chunks: list[int], after: Sequence[Ticket], what: object

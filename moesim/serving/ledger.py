@@ -18,7 +18,10 @@ import numpy.typing as npt
 
 from moesim.errors import InvariantError
 from moesim.machine.base import Ticket
+from moesim.machine.passage import Event, Passage
 from moesim.policies.view import Key
+from moesim.serving.booking import LoggedStep, StepFacts, book
+from moesim.serving.layers import LayerPlan
 
 CAUSE_READBACK, CAUSE_DEMAND, CAUSE_LATE, CAUSE_OTHER = range(4)
 CAUSES = ("readback", "demand", "late", "other")
@@ -26,6 +29,7 @@ FRONT, DENSE, TAIL = 4, 5, 6  # kinds of GPU work beside experts, whose kind is 
 _KINDS = ("experts", "experts", "experts", "experts", "front", "dense", "tail")
 _LANE_OF = {"demand": "h2d", "prefetch": "h2d", "write_back": "d2h", "readback": "d2h"}
 _LOG_CHUNK = 1 << 16
+_BOOK_EVERY = 128
 
 STEP_COLUMNS = (
     "step",
@@ -60,10 +64,12 @@ class Ledger:
     """
 
     def __init__(
-        self, num_layers: int, num_experts: int, *, first_step: int = 0, steps: int = 0
+        self, plan: LayerPlan, num_experts: int, *, first_step: int = 0, steps: int = 0
     ) -> None:
+        num_layers = len(plan.model_layers)
         layers = range(num_layers)
         self.num_layers = num_layers
+        self._layers = plan
         self.num_experts = num_experts
         self.issued_ns = 0  # the instant of the server's last wait: when work is being issued
         self.work: list[tuple[Ticket, int, int, int, Ticket | None]] = []
@@ -76,6 +82,8 @@ class Ledger:
         self.demand_copies = [0 for _ in layers]
         self.prefetch_copies = [0 for _ in layers]
         self.stall_ns = [[0 for _ in range(num_layers + 1)] for _ in CAUSES]
+        self.demand_stall_ns = self.stall_ns[CAUSE_DEMAND]
+        self.readback_stall_ns = self.stall_ns[CAUSE_READBACK]
         self.prefetch_useful = 0
         self.prefetch_late = 0
         self.prefetch_wasted = 0
@@ -86,8 +94,10 @@ class Ledger:
         self.waves_sum = 0
         self.waves_events = 0
         self.stepping_ns = 0
+        self.num_steps = 0
         self.steps: list[tuple[int, ...]] = []
         self.timeline: list[tuple[str, str, int, int, int, int, int]] = []
+        self._passages: list[LoggedStep] = []
         self._window = range(first_step, first_step + steps)
         self._packed: list[tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]] = []
         self._last_demand_ns = 0
@@ -119,18 +129,10 @@ class Ledger:
         copied = sum(self.demand_copies) + sum(self.prefetch_copies)
         return sum(self.hits), sum(self.late_hits), copied, self.waves_sum
 
-    def end_step(
-        self,
-        now_ns: int,
-        *,
-        prefill_tokens: int,
-        decode_tokens: int,
-        sequences: int,
-        blocks: int,
-        expert_bytes: int,
-    ) -> None:
+    def end_step(self, now_ns: int, facts: StepFacts, expert_bytes: int) -> None:
         """Read the times of the step's work; `now_ns` is when its tokens were known to the host."""
-        number = len(self.steps)
+        number = self.num_steps
+        self.num_steps += 1
         stalled = self._attribute(now_ns)
         if number in self._window:
             self._show(number)
@@ -143,10 +145,10 @@ class Ledger:
                 number,
                 self._step_start_ns,
                 now_ns,
-                prefill_tokens + decode_tokens,
-                prefill_tokens,
-                decode_tokens,
-                sequences,
+                facts.prefill_tokens + facts.decode_tokens,
+                facts.prefill_tokens,
+                facts.decode_tokens,
+                facts.sequences,
                 self._step_accesses,
                 hits,
                 late,
@@ -154,9 +156,32 @@ class Ledger:
                 copied * expert_bytes,
                 stalled,
                 waves,
-                blocks,
+                facts.blocks,
             )
         )
+        if len(self.unions) >= _LOG_CHUNK:
+            self._pack()
+
+    def log_passage(
+        self,
+        passage: Passage,
+        events: Sequence[Event],
+        unions: Sequence[Sequence[Key]],
+        facts: StepFacts,
+    ) -> None:
+        """A folded step, with its layer events."""
+        if self.num_steps in self._window:
+            self._show_passage(passage, events)
+        self._passages.append(LoggedStep(self.num_steps, passage, facts))
+        self.num_steps += 1
+        self.unions += unions
+        if len(self._passages) >= _BOOK_EVERY:
+            self._book()
+
+    def _book(self) -> None:
+        if self._passages:
+            book(self, self._passages)
+            self._passages = []
         if len(self.unions) >= _LOG_CHUNK:
             self._pack()
 
@@ -212,6 +237,7 @@ class Ledger:
 
     def finish(self, now_ns: int) -> int:
         """Close the books; answers the number of expert copies still in flight."""
+        self._book()
         self._collect(now_ns, len(self.steps) - 1)
         self._pack()
         return sum(copy[1] in ("demand", "prefetch") for copy in self.copies)
@@ -226,6 +252,34 @@ class Ledger:
         expert = key % self.num_experts if key >= 0 else -1
         entry = (_LANE_OF[kind], kind, ticket.start_ns, ticket.finish_ns, step, layer, expert)
         self.timeline.append(entry)
+
+    def _show_passage(self, passage: Passage, events: Sequence[Event]) -> None:
+        """The rows that `_show` and `_show_copy` give for a step walked through."""
+        step, clock = self.num_steps, passage.start_ns
+
+        def show(lane: str, kind: str, start: int, finish: int, layer: int, key: int = -1) -> int:
+            expert = key % self.num_experts if key >= 0 else -1
+            self.timeline.append((lane, kind, start, finish, step, layer, expert))
+            return finish
+
+        for layer, (course, event) in enumerate(zip(passage.courses, events, strict=True)):
+            for dense in self._layers.dense_before[layer]:
+                clock = show("gpu", "dense", clock, clock + passage.layers_ns[dense], layer)
+            front_ns = passage.layers_ns[self._layers.model_layers[layer]]
+            clock = show("gpu", "front", clock, clock + front_ns, layer)
+            clock = show("d2h", "readback", clock, clock + passage.ids_ns, layer)
+            ready, missing, _ = event
+            computed = course.computed if ready else course.computed[1:]
+            for start, finish in computed:
+                show("gpu", "experts", clock + start, clock + finish, layer)
+            for key, (start, finish) in zip(missing, course.copied, strict=True):
+                show("h2d", "demand", clock + start, clock + finish, layer, key)
+            clock += course.duration_ns
+        last = self.num_layers
+        for dense in self._layers.dense_before[last]:
+            clock = show("gpu", "dense", clock, clock + passage.layers_ns[dense], last)
+        clock = show("gpu", "tail", clock, clock + passage.tail_ns, last)
+        show("d2h", "readback", clock, clock + passage.sampled_ns, last)
 
     # --- read afterwards ---
 

@@ -16,9 +16,12 @@ from itertools import count
 from moesim.errors import InvariantError, PolicyViolation
 from moesim.hardware.ops import Experts
 from moesim.machine.base import D2H, DEMAND, GPU, H2D, PREFETCH, Machine, Ticket
+from moesim.machine.passage import FREE, Event
 from moesim.policies.eviction.base import Eviction
 from moesim.policies.view import Key, View
 from moesim.serving.ledger import CAUSE_DEMAND, CAUSE_LATE, CAUSE_READBACK, Ledger
+
+_STRAY_LEAVER = "leaves, and is neither resident nor wanted"
 
 
 class Slot:
@@ -70,6 +73,7 @@ class ExpertCache:
         self.policy = policy
         self.capacity = policy.capacity
         self.expert_bytes = sizes.nbytes
+        self.write_back = sizes.write_back
         self._decide = policy.decide
         self.slots: dict[Key, Slot] = {}
         self._machine = machine
@@ -86,7 +90,7 @@ class ExpertCache:
         """The policy's book equals the residency; slots are conserved."""
         if self.policy.book.keys() != self.slots.keys():
             wrong = self.policy.book.keys() ^ self.slots.keys()
-            raise PolicyViolation(self.policy.name, sorted(wrong), "its book is not the residency")
+            raise self._violation(sorted(wrong), "its book is not the residency")
         if len(self.slots) + len(self._free) != self.capacity:
             raise InvariantError(
                 2, f"{len(self.slots)} + {len(self._free)} slots of {self.capacity}"
@@ -124,6 +128,69 @@ class ExpertCache:
         if missing:
             self._load(layer, missing, bypass)
         ledger.unions.append(view.union)
+
+    def decide(self, view: View) -> Event:
+        """Decide one layer event that begins on idle lanes, with no copy under way.
+
+        The same as `event`, less the issuing: then slots are free or read by this very event,
+        and what must be waited for needs no tickets.
+        """
+        slots, free, union, tokens = self.slots, self._free, view.union, view.tokens
+        missing = [key for key in union if key not in slots]
+        ready: Sequence[Key] = ()
+        ready_rows: tuple[int, ...] = ()
+        rows_missing: tuple[int, ...] = ()
+        if not missing:
+            ready, ready_rows = union, tuple(tokens)
+        elif len(missing) == len(union):
+            rows_missing = tuple(tokens)
+        else:
+            ready = [key for key in union if key in slots]
+            rows = dict(zip(union, tokens, strict=True))
+            ready_rows = tuple([rows[key] for key in ready])
+            rows_missing = tuple([rows[key] for key in missing])
+        leavers = self._decide(view)
+        after: tuple[int, ...] = ()
+        try:
+            if leavers and not set(union).isdisjoint(leavers):
+                after = self._share_out(ready, missing, leavers)
+            else:
+                for key in leavers:
+                    free.append(slots.pop(key))
+                for key in missing:
+                    slots[key] = free.pop()
+        except KeyError as error:
+            raise self._violation(error.args[0], _STRAY_LEAVER) from None
+        except IndexError:
+            raise self._violation(missing, f"keeps more than {self.capacity} keys") from None
+        return ready, missing, (ready_rows, rows_missing, after)
+
+    def _share_out(
+        self, ready: Sequence[Key], missing: Sequence[Key], leavers: Collection[Key]
+    ) -> tuple[int, ...]:
+        """Give slots to those that stay, staging buffers to the others; answers what each copy
+        must wait for. Slots that are free now go first, those read by this event last."""
+        slots, free = self.slots, self._free
+        bypass = set(leavers).intersection(missing)
+        leaving = [key for key in leavers if key not in bypass]
+        read = set(ready).intersection(leaving)
+        if len(leaving) + len(bypass) < len(leavers):
+            raise self._violation(leavers, "leave, one of them twice")
+        free[:0] = [slots.pop(key) for key in leaving if key in read]
+        free += [slots.pop(key) for key in leaving if key not in read]
+        idle = len(free) - len(read)
+        staged: list[int] = []
+        after = []
+        for number, key in enumerate(missing, 1):
+            if key in bypass:
+                staged.append(number)
+                wave_before = len(staged) - len(self._staging.buffers)
+                after.append(staged[wave_before - 1] if wave_before > 0 else FREE)
+            else:
+                slots[key] = free.pop()
+                after.append(FREE if idle > 0 else 0)
+                idle -= 1
+        return tuple(after)
 
     def _landed(self, slot: Slot) -> bool:
         """Whether the prefetch that fills the slot is done; its first use makes it useful."""
@@ -166,9 +233,7 @@ class ExpertCache:
             elif free:
                 self.slots[key] = slot = free.pop()
             else:
-                raise PolicyViolation(
-                    self.policy.name, key, f"keeps more than {self.capacity} keys"
-                )
+                raise self._violation(key, f"keeps more than {self.capacity} keys")
             after = _busy_with(slot, machine)
             landing = copy(H2D, key, nbytes, DEMAND, after)
             slot.reader = reader = compute(GPU, Experts(layer, (key,), (rows,)), (landing,))
@@ -192,15 +257,13 @@ class ExpertCache:
             if slot is None:
                 bypass.append(key)
                 continue
-            if slot.landing is not None or self._sizes.write_back:
+            if slot.landing is not None or self.write_back:
                 self._vacate(key, slot)
             free.append(slot)
         if bypass and (
             len(set(bypass)) < len(bypass) or not {key for key, _ in missing}.issuperset(bypass)
         ):
-            raise PolicyViolation(
-                self.policy.name, bypass, "leaves, and is neither resident nor wanted"
-            )
+            raise self._violation(bypass, _STRAY_LEAVER)
         if len(free) > 1:
             done = self._machine.done
             free.sort(key=lambda slot: slot.reader is None or done(slot.reader))
@@ -214,11 +277,14 @@ class ExpertCache:
             ledger.prefetch_wasted += 1
         if slot.landing is not None:
             machine.promote(slot.landing)
-        if self._sizes.write_back:
+        if self.write_back:
             after = _busy_with(slot, machine)
             slot.reader = back = machine.copy(D2H, key, nbytes, DEMAND, after)
             layer = key // ledger.num_experts
             ledger.copies.append((back, "write_back", layer, key, nbytes, after))
+
+    def _violation(self, key: object, reason: str) -> PolicyViolation:
+        return PolicyViolation(self.policy.name, key, reason)
 
     def prefetch(self, layer: int, key: Key, spare: Collection[Key]) -> bool:
         """Issue a prefetch of an absent key; False if the policy refuses it a slot."""
@@ -230,7 +296,7 @@ class ExpertCache:
             if victim is None:
                 return False
             if victim not in slots or victim in spare:
-                raise PolicyViolation(policy.name, victim, "cannot leave for a prefetch")
+                raise self._violation(victim, "cannot leave for a prefetch")
             slot = slots.pop(victim)
             policy.remove(victim)
             self._vacate(victim, slot)

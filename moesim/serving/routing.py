@@ -6,7 +6,7 @@ shows no more of the future than the model's router really reveals.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -62,6 +62,14 @@ class StepView(View):
         self.union = self._routing.unions[layer]
         self.tokens = self._routing.tokens[layer]
 
+    def layers(self) -> Iterator[StepView]:
+        """Itself, moved to layer after layer."""
+        for layer, union in enumerate(self._routing.unions):
+            self.layer = layer
+            self.union = union
+            self.tokens = self._routing.tokens[layer]
+            yield self
+
     def predicted(self, depth: int) -> Sequence[Key]:
         if depth < 1:
             raise PolicyViolation(self._owner, depth, "predictions start one layer ahead")
@@ -94,7 +102,7 @@ class RoutingSource:
         self._unused = trace.meta.unused
         self._base_L1 = (np.arange(self.num_layers) * self.num_experts)[:, None]
 
-    def unions(self, rows: npt.NDArray[np.int64]) -> tuple[list[list[Key]], list[list[int]]]:
+    def unions(self, rows: npt.NDArray[np.int64]) -> tuple[list[list[Key]], list[tuple[int, ...]]]:
         """Per layer: distinct keys in order of first appearance, and rows wanting each."""
         ids_BLK = self._ids[rows]
         unused = ids_BLK == self._unused
@@ -117,11 +125,11 @@ class RoutingSource:
             return self._vectorised(keys_BLK)
         flat_LN = keys_BLK.transpose(1, 0, 2).reshape(self.num_layers, -1).tolist()
         counts = [_count(keys) for keys in flat_LN]
-        return [list(c) for c in counts], [list(c.values()) for c in counts]
+        return [list(c) for c in counts], [tuple(c.values()) for c in counts]
 
     def _vectorised(
         self, keys_BLK: npt.NDArray[np.int64]
-    ) -> tuple[list[list[int]], list[list[int]]]:
+    ) -> tuple[list[list[Key]], list[tuple[int, ...]]]:
         layers, experts = self.num_layers, self.num_experts
         flat_LN = keys_BLK.transpose(1, 0, 2).reshape(layers, -1)
         flat = flat_LN.reshape(-1)
@@ -135,7 +143,7 @@ class RoutingSource:
         keys_LE = (order_LE + self._base_L1).tolist()
         return (
             [keys[:size] for keys, size in zip(keys_LE, sizes, strict=True)],
-            [tokens[:size] for tokens, size in zip(tokens_LE, sizes, strict=True)],
+            [tuple(tokens[:size]) for tokens, size in zip(tokens_LE, sizes, strict=True)],
         )
 
     def predicted(self, rows: npt.NDArray[np.int64], layer: int, depth: int) -> list[Key]:
@@ -162,7 +170,7 @@ class RoutingSource:
         return list(sums.values())
 
 
-_ONES = [1] * 256
+_ONES = (1,) * 256
 
 
 def _count(keys: list[Key]) -> dict[Key, int]:

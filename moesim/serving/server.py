@@ -8,17 +8,18 @@ host, and the layer event is decided and issued; at the end the sampled tokens c
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 
 from moesim.errors import InvariantError
 from moesim.hardware.ops import BatchShape, Dense, Front, Tail
-from moesim.machine.base import D2H, DEMAND, GPU, READBACK, Machine, Wait
+from moesim.machine.base import D2H, DEMAND, GPU, READBACK, Folding, Machine, Wait
+from moesim.machine.passage import StepBytes
 from moesim.policies.batching.base import Plan
 from moesim.policies.prefetch.base import Prefetch
 from moesim.policies.view import View
+from moesim.serving.booking import StepFacts
+from moesim.serving.layers import LayerPlan
 from moesim.serving.ledger import DENSE, FRONT, TAIL, Ledger
 from moesim.serving.request import Request
 from moesim.serving.residency import ExpertCache
@@ -26,21 +27,6 @@ from moesim.serving.routing import RoutingSource, StepRouting, StepView
 from moesim.serving.scheduler import Scheduler
 
 _ID_BYTES = 4  # an expert id or a sampled token on its way to the host
-
-
-@dataclass(frozen=True, slots=True)
-class LayerPlan:
-    """The model as the server walks it: `dense_before[l]` are the model layers without routed
-    experts before trace layer l (the last entry: after all), `model_layers[l]` is its own."""
-
-    model_layers: tuple[int, ...]
-    dense_before: tuple[tuple[int, ...], ...]
-
-    @classmethod
-    def of(cls, model_layers: Sequence[int], num_layers: int) -> LayerPlan:
-        bounds = [-1, *model_layers, num_layers]
-        gaps = [tuple(range(low + 1, high)) for low, high in pairwise(bounds)]
-        return cls(tuple(model_layers), tuple(gaps))
 
 
 class Server:
@@ -77,6 +63,9 @@ class Server:
         self._sequential = sequential
         self._next_arrival = 0
         self._expert_bytes = caches[0].expert_bytes
+        # Without copies under way a step has no surprises: it can be decided before it is timed.
+        surprises = prefetch.active or sequential or caches[0].write_back
+        self._fold = machine.fold if isinstance(machine, Folding) and not surprises else None
         self._rows = sum(request.max_kv_tokens for request in requests)
         self._distinct_caches = list({id(cache): cache for cache in caches}.values())
 
@@ -113,17 +102,36 @@ class Server:
                 self.scheduler.arrive(request)
 
     def _step(self, plan: Plan) -> Wait:
-        machine, ledger, layers = self.machine, self.ledger, self._layers
-        started_ns = machine.now_ns
-        batch, prefill = self._form(plan, started_ns)
+        now = self.machine.now_ns
+        batch, prefill = self._form(plan, now)
         rows = np.concatenate([request.next_rows(tokens) for request, tokens in plan])
         routing = StepRouting(self._routing, rows)
-        ledger.begin_step(started_ns, routing.unions, routing.tokens)
+        view = StepView(routing, self._reach, self._prefetch.name)
+        sizes = StepBytes(
+            self._expert_bytes,
+            _ID_BYTES * len(rows) * self._routing.top_k,
+            _ID_BYTES * max(1, batch.sampled),
+        )
+        pool = self.scheduler.pool
+        facts = StepFacts(prefill, batch.tokens - prefill, len(plan), pool.total - pool.free)
+        if self._fold is not None:
+            layers = zip(self.caches, view.layers(), strict=True)
+            events = [cache.decide(shown) for cache, shown in layers]
+            passage = self._fold(batch, events, sizes)
+            yield from self.machine.wait_any((), until_ns=passage.finish_ns)
+            self.ledger.log_passage(passage, events, routing.unions, facts)
+        else:
+            self.ledger.begin_step(now, routing.unions, routing.tokens)
+            yield from self._walk(batch, sizes, view)
+            self.ledger.end_step(self.machine.now_ns, facts, self._expert_bytes)
+        self._finish(plan)
+
+    def _walk(self, batch: BatchShape, sizes: StepBytes, view: StepView) -> Wait:
+        """One step, layer by layer."""
+        machine, ledger, layers = self.machine, self.ledger, self._layers
         compute, copy, wait_any = machine.compute, machine.copy, machine.wait_any
         work, copies = ledger.work, ledger.copies
-        id_bytes = _ID_BYTES * len(rows) * self._routing.top_k
         prefetching = self._prefetch.active
-        view = StepView(routing, self._reach, self._prefetch.name)
         if prefetching:
             self._issue_prefetches(view)
 
@@ -134,8 +142,8 @@ class Server:
                 work.append((ticket, issued_ns, DENSE, layer, None))
             front = compute(GPU, Front(layers.model_layers[layer], batch))
             work.append((front, issued_ns, FRONT, layer, None))
-            known = copy(D2H, READBACK, id_bytes, DEMAND, (front,))
-            copies.append((known, "readback", layer, READBACK, id_bytes, ()))
+            known = copy(D2H, READBACK, sizes.ids, DEMAND, (front,))
+            copies.append((known, "readback", layer, READBACK, sizes.ids, ()))
             yield from wait_any((known,))
             ledger.issued_ns = machine.now_ns
             view.move_to(layer)
@@ -153,11 +161,9 @@ class Server:
             work.append((ticket, ledger.issued_ns, DENSE, last, None))
         tail = compute(GPU, Tail(batch))
         work.append((tail, ledger.issued_ns, TAIL, last, None))
-        sampled_bytes = _ID_BYTES * max(1, batch.sampled)
-        known = copy(D2H, READBACK, sampled_bytes, DEMAND, (tail,))
-        copies.append((known, "readback", last, READBACK, sampled_bytes, ()))
+        known = copy(D2H, READBACK, sizes.sampled, DEMAND, (tail,))
+        copies.append((known, "readback", last, READBACK, sizes.sampled, ()))
         yield from wait_any((known,))
-        self._finish(plan, prefill)
 
     def _form(self, plan: Plan, now_ns: int) -> tuple[BatchShape, int]:
         """Advance the planned requests; answer the batch's shape and its prefill tokens."""
@@ -188,29 +194,18 @@ class Server:
             if key not in cache.slots and not cache.prefetch(layer, key, spare):
                 self.ledger.prefetch_refused += 1
 
-    def _finish(self, plan: Plan, prefill: int) -> None:
-        """The step's tokens are known: move requests on, close the books of the step."""
+    def _finish(self, plan: Plan) -> None:
+        """The step's tokens are known: move requests on."""
         now = self.machine.now_ns
-        total = 0
-        blocks = sum(request.blocks for request in self.scheduler.running)
         for request, tokens in plan:
-            total += tokens
             request.position += tokens
             if request.position == request.target:
                 request.emitted += 1
                 request.token_ns.append(now)
                 if request.finished:
                     self.scheduler.finish(request)
-        self.ledger.end_step(
-            now,
-            prefill_tokens=prefill,
-            decode_tokens=total - prefill,
-            sequences=len(plan),
-            blocks=blocks,
-            expert_bytes=self._expert_bytes,
-        )
-        turn = len(self.ledger.steps) % len(self._distinct_caches)
-        self._distinct_caches[turn].audit()
+        steps = self.ledger.num_steps
+        self._distinct_caches[steps % len(self._distinct_caches)].audit()
         # Each step computes at least one row, and a preemption loses at most all of them.
-        if len(self.ledger.steps) > self._rows * (2 + self.scheduler.preemptions):
-            raise InvariantError(14, f"{len(self.ledger.steps)} steps without an end in sight")
+        if steps > self._rows * (2 + self.scheduler.preemptions):
+            raise InvariantError(14, f"{steps} steps without an end in sight")
