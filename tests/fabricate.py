@@ -170,8 +170,8 @@ def _requests(
     rng: np.random.Generator, count: int, tokens: int, finish_ns: np.ndarray
 ) -> dict[str, Any]:
     first = np.sort(rng.integers(0, max(1, len(finish_ns) - tokens), count))
-    times = [[int(finish_ns[f + i]) for i in range(tokens)] for f in first]
-    arrival = np.maximum(0, np.array([t[0] for t in times]) - rng.integers(5, 80, count) * MS)
+    times = [[int(finish_ns[(f + i) % len(finish_ns)]) for i in range(tokens)] for f in first]
+    arrival = np.maximum(0, np.array([t[0] for t in times], int) - rng.integers(5, 80, count) * MS)
     return {
         "request": np.arange(count), "domain": [f"d{i % 3}" for i in range(count)],
         "arrival_ns": arrival, "scheduled_ns": arrival + 1,
@@ -207,7 +207,7 @@ def _latencies(table: dict[str, Any], tokens: int) -> dict[str, float | None]:
     samples = {
         "ttft": first - arrival,
         "tpot": (finish - first) / (tokens - 1) if tokens > 1 else np.empty(0),
-        "itl": np.diff(np.array(table["token_ns"]), axis=1).ravel(),
+        "itl": np.diff(np.array(table["token_ns"]).reshape(-1, tokens), axis=1).ravel(),
         "e2e": finish - arrival,
     }
     made: dict[str, float | None] = {}

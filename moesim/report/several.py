@@ -264,10 +264,11 @@ def _bound(
     points = []
     for size, rows in _by_size(comparison, facet):
         one = estimate(row.mean(key) * HIT_RATE.scale for row in rows)
-        points.append((size, one.mean))
-        share = size / rows[0].mean("num_experts")
-        chart.record(facet, label, size, share, one.mean, None, None, one.n)
-    axes.plot(*zip(*points, strict=True), label=label, zorder=1.9, **BOUNDS[label])
+        if one.defined:
+            points.append((size, one.mean))
+            share = size / rows[0].mean("num_experts")
+            chart.record(facet, label, size, share, one.mean, None, None, one.n)
+    _dashed(axes, label, points)
 
 
 def _throughput_bound(
@@ -282,12 +283,20 @@ def _throughput_bound(
             run.value("output_tokens") / run.value(key) if run.value(key) else float("nan")
             for run in runs
         )
+        if not one.defined:
+            continue
         points.append((size, one.mean))
         share = size / rows[0].mean("num_experts")
         chart.record(
             facet, "throughput", "output tokens/s", label, size, share, one.mean, None, None, one.n
         )
-    axes.plot(*zip(*points, strict=True), label=label, zorder=1.9, **BOUNDS[label])
+    _dashed(axes, label, points)
+
+
+def _dashed(axes: Axes, label: str, points: Sequence[tuple[float, float]]) -> None:
+    """A bound as a line; nothing where the runs computed no bounds."""
+    if points:
+        axes.plot(*zip(*points, strict=True), label=label, zorder=1.9, **BOUNDS[label])
 
 
 def _by_size(comparison: Comparison, facet: str) -> list[tuple[float, list[Row]]]:

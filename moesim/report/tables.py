@@ -119,7 +119,8 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
 
 
 def _means(setting: str, rows: Sequence[Row], headline: Sequence[Metric]) -> Table:
-    metrics = (*headline, BOUND)
+    bounded = any(row.estimate(BOUND).defined for row in rows)
+    metrics = (*headline, BOUND) if bounded else headline
     table = Table(setting, ["", *(metric.title for metric in metrics)])
     columns = []
     for metric in metrics:

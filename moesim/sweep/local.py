@@ -123,7 +123,6 @@ class _Ended(BaseException):
 def _begin() -> None:
     """What a worker does first."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, _raise_ended)
     threading.Thread(target=_follow_parent, daemon=True).start()
 
 
@@ -139,9 +138,15 @@ def _follow_parent() -> None:
 
 
 def _call(work: Callable[[Task], object], task: Task) -> None:
-    """Do one task; its result stays in the worker, since only what it wrote matters."""
+    """Do one task; its result stays in the worker, since only what it wrote matters.
+
+    Told to end, a worker unwinds its task first; between tasks it simply dies.
+    """
+    signal.signal(signal.SIGTERM, _raise_ended)
     try:
-        work(task)
+        try:
+            work(task)
+        finally:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
     except _Ended:
-        # Having unwound, leave at once: the pool would hand out the next task.
-        os._exit(1)
+        os._exit(1)  # returning would let the pool hand out the next task

@@ -108,7 +108,7 @@ def slug(values: Mapping[str, Any]) -> str:
     """A folder name for these values: legible, usable on every file system, never ambiguous."""
     exact = ",".join(f"{key}={_plain(value)}" for key, value in values.items())
     safe = re.sub(r"[^A-Za-z0-9._=,%+-]+", "-", exact)
-    if safe == exact and len(safe) <= _LONGEST:
+    if safe == exact and len(safe) <= _LONGEST and not any(map(_looks_like_data, values.values())):
         return safe
     checksum = zlib.crc32(json.dumps(dict(values), sort_keys=True).encode())
     return f"{safe[:_LONGEST]}-{checksum:08x}"
@@ -123,6 +123,17 @@ def _fingerprint_in(folder: Path) -> str | None:
         return str(manifest["fingerprint"])
     except (OSError, ValueError, KeyError, TypeError):
         return "unknown"
+
+
+def _looks_like_data(value: Any) -> bool:
+    """Whether a text would be spelt as a number, true, false or null is."""
+    if not isinstance(value, str):
+        return False
+    try:
+        json.loads(value)
+    except ValueError:
+        return False
+    return True
 
 
 def _plain(value: Any) -> str:

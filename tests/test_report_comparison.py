@@ -1,0 +1,191 @@
+"""What is compared with what, and what a reader is told about it."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fabricate import run_directory
+
+from moesim.errors import UsageError
+from moesim.report import Comparison, Run, compare_runs, load_run
+from moesim.report.names import policy_label
+
+Sweep = dict[str, list[Any]]
+ARGUMENTS = {
+    "cache.policy": "policy",
+    "cache.slots": "slots_per_layer",
+    "prefetch.policy": "prefetch",
+    "hardware": "hardware",
+    "trace": "trace",
+    "seed": "seed",
+}
+
+
+def runs_of(folder: Path, sweep: Sweep, **fixed: Any) -> list[Run]:
+    """Run directories of the grid of these values, in its order."""
+    runs = []
+    for number, values in enumerate(itertools.product(*sweep.values())):
+        point = dict(zip(sweep, values, strict=True))
+        arguments = {ARGUMENTS[key]: value for key, value in point.items()}
+        path = run_directory(
+            folder / f"{number:03}",
+            point=point,
+            steps=2,
+            requests=2,
+            output_tokens=2,
+            **(fixed | arguments),
+        )
+        runs.append(load_run(path))
+    return runs
+
+
+def compared(folder: Path, sweep: Sweep, **fixed: Any) -> Comparison:
+    return compare_runs(runs_of(folder, sweep, **fixed))
+
+
+def test_nothing_cannot_be_compared() -> None:
+    with pytest.raises(UsageError, match="no runs to compare"):
+        compare_runs([])
+
+
+def test_seeds_become_one_row_with_an_interval(tmp_path: Path) -> None:
+    made = compared(tmp_path, {"cache.policy": ["lru", "lfu"], "seed": [2, 0, 1]})
+    assert [row.variant for row in made.rows] == ["LRU", "LFU"]
+    assert made.rows[0].seeds == (0, 1, 2)
+    assert made.rows[0].estimate(made.headline[0]).n == 3
+    assert "seeds 0, 1, 2; intervals: 95 % t-interval over n = 3 seeds" in made.caption()
+
+
+def test_one_seed_has_no_interval_and_says_so(tmp_path: Path) -> None:
+    made = compared(tmp_path, {"cache.policy": ["lru", "lfu"]})
+    assert made.rows[0].estimate(made.headline[0]).half is None
+    assert "seed 0, so no intervals" in made.caption()
+    assert any("no intervals; sweep the seed" in note for note in made.notes)
+
+
+def test_seeds_that_change_nothing_are_told(tmp_path: Path) -> None:
+    runs = [load_run(run_directory(tmp_path / str(seed), seed=0)) for seed in (0, 1)]
+    twin = Run(runs[1].path, {**runs[1].summary, "seed": 1}, {}, {**runs[1].scenario, "seed": 1})
+    assert any("the seeds changed nothing" in note for note in compare_runs([runs[0], twin]).notes)
+
+
+def test_policies_are_compared_within_a_setting(tmp_path: Path) -> None:
+    made = compared(
+        tmp_path, {"hardware": ["t4", "rtx-4090"], "cache.policy": ["lru", "lfu", "fifo"]}
+    )
+    assert made.policy_keys == ("cache.policy",)
+    assert made.setting_keys == ("hardware",)
+    assert made.settings == ["hardware = t4", "hardware = rtx-4090"]
+    assert [row.variant for row in made.within("hardware = t4")] == ["LRU", "LFU", "FIFO"]
+
+
+def test_sizes_of_the_cache_ascend_by_number_and_not_by_text(tmp_path: Path) -> None:
+    made = compared(tmp_path, {"cache.slots": [12, 2, 8], "cache.policy": ["lru", "lfu"]})
+    assert made.settings == [f"{size} of 16 experts a layer" for size in (2, 8, 12)]
+    assert [row.slots_per_layer for row in made.series("", "LRU")] == [2, 8, 12]
+    assert made.num_capacities == 3
+
+
+def test_where_no_policy_differs_the_settings_are_compared(tmp_path: Path) -> None:
+    made = compared(tmp_path, {"hardware": ["t4", "rtx-4090"]})
+    assert made.variants == ["hardware = t4", "hardware = rtx-4090"]
+    assert made.settings == [""]
+
+
+def test_a_single_run_is_a_comparison_of_one(tmp_path: Path) -> None:
+    made = compared(tmp_path, {"seed": [0]})
+    assert (made.variants, made.settings) == (["LRU"], [""])
+
+
+def test_a_variant_names_all_policies_that_differ(tmp_path: Path) -> None:
+    made = compared(
+        tmp_path, {"cache.policy": ["lru", "min"], "prefetch.policy": ["none", "oracle"]}
+    )
+    assert made.variants == [
+        "LRU, none prefetch",
+        "LRU, oracle prefetch",
+        "MIN (misses), none prefetch",
+        "MIN (misses), oracle prefetch",
+    ]
+    assert [row.knows_the_future for row in made.rows] == [False, True, True, True]
+
+
+def test_runs_without_points_are_told_apart_by_their_scenarios(tmp_path: Path) -> None:
+    runs = [
+        load_run(run_directory(tmp_path / f"{policy}{seed}", policy=policy, seed=seed))
+        for policy in ("lru", "lfu")
+        for seed in (0, 1)
+    ]
+    made = compare_runs(runs)
+    assert made.policy_keys == ("cache.policy",)
+    assert [len(row.runs) for row in made.rows] == [2, 2]
+
+
+def test_two_sweeps_that_differ_elsewhere_are_not_thrown_together(tmp_path: Path) -> None:
+    sweep: Sweep = {"cache.policy": ["lru", "lfu"]}
+    runs = [
+        *runs_of(tmp_path / "a", sweep, hardware="t4"),
+        *runs_of(tmp_path / "b", sweep, hardware="rtx-4090"),
+    ]
+    made = compare_runs(runs)
+    assert made.settings == ["profile = t4", "profile = rtx-4090"]
+    assert len(made.rows) == 4
+
+
+def test_different_traces_are_told_loudly_and_kept_apart(tmp_path: Path) -> None:
+    made = compared(tmp_path, {"trace": ["a", "b"], "cache.policy": ["lru", "lfu"]})
+    assert made.notes[0].startswith("WARNING: these runs replay different traces (a, b)")
+    assert made.facets == ["trace = a", "trace = b"]
+
+
+def test_measured_and_assumed_costs_are_not_mixed_silently(tmp_path: Path) -> None:
+    paths = [
+        run_directory(tmp_path / kind, policy=policy, summary={"cost_kind": kind})
+        for kind, policy in (("assumed", "lru"), ("measured", "lfu"))
+    ]
+    notes = compare_runs([load_run(path) for path in paths]).notes
+    assert any("assumed in some of these runs and measured in others" in note for note in notes)
+
+
+def test_a_note_of_some_runs_says_of_how_many(tmp_path: Path) -> None:
+    lru = load_run(run_directory(tmp_path / "lru"))
+    static = load_run(
+        run_directory(tmp_path / "static", policy="static", summary={"notes": ["hindsight"]})
+    )
+    assert "hindsight (1 of 2 runs)" in compare_runs([lru, static]).notes
+
+
+def test_the_same_scenario_and_seed_twice_counts_once_and_is_told(tmp_path: Path) -> None:
+    runs = [load_run(run_directory(tmp_path / name)) for name in ("a", "b")]
+    made = compare_runs(runs)
+    assert [run.path.name for run in made.runs] == ["a"]
+    assert any("only the first of each seed counts" in note for note in made.notes)
+
+
+def test_long_latencies_are_shown_in_seconds(tmp_path: Path) -> None:
+    slow = {"ttft_p95_ms": 45_000.0}
+    run = load_run(run_directory(tmp_path / "run", summary=slow))
+    metrics = {metric.key: metric for metric in compare_runs([run]).headline}
+    assert metrics["ttft_p95_ms"].title == "TTFT p95 (s)"
+    assert metrics["ttft_p95_ms"].of(run) == 45
+    assert metrics["tpot_mean_ms"].unit == "ms"
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "label"),
+    [
+        ("lru", None, "LRU"),
+        ("lfu-cumulative", None, "LFU"),
+        ("belady", None, "MIN (misses)"),
+        ("static", {}, "static (oracle)"),
+        ("static", {"profile": "../traces/other"}, "static"),
+        ("acme", None, "acme"),
+    ],
+)
+def test_policies_are_spelt_as_the_field_does(
+    name: str, options: dict[str, Any] | None, label: str
+) -> None:
+    assert policy_label(name, options) == label

@@ -1,0 +1,242 @@
+"""Tables: what is best, what is worst, what is lost, and the same in every form."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from pathlib import Path
+
+import pytest
+from fabricate import run_directory
+
+from moesim.report import compare_runs, load_run, print_summary, write_comparison
+from moesim.report.comparison import Comparison
+from moesim.report.metrics import HIT_RATE, Metric, number
+from moesim.report.statistics import Estimate
+from moesim.report.summary import summary_tables
+from moesim.report.tables import as_json, tables
+from moesim.report.tabular import Table, markdown, plain, write_tables
+
+SPEED = {"output_tokens_per_s": (10.0, 20.0, 40.0), "e2e_p95_ms": (50.0, 80.0, 80.0)}
+
+
+@pytest.fixture
+def three(tmp_path: Path) -> Comparison:
+    """LRU, LFU and MIN: LFU is faster and has the longer tail; MIN is a bound."""
+    runs = []
+    for place, policy in enumerate(("lru", "lfu", "min")):
+        for seed in (0, 1):
+            values = {key: value[place] * (1 + seed) for key, value in SPEED.items()}
+            path = run_directory(
+                tmp_path / f"{policy}{seed}",
+                policy=policy,
+                seed=seed,
+                summary={**values, "expert_hit_rate": 0.5 + place / 10, "tpot_mean_ms": None},
+            )
+            runs.append(load_run(path))
+    return compare_runs(runs)
+
+
+class Terminal(io.StringIO):
+    """A stream that says it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def column(table: Table, title: str) -> list[str]:
+    place = list(table.columns).index(title)
+    return [f"{row[place].text}|{row[place].mark}" for row in table.rows]
+
+
+def test_best_and_worst_are_marked_in_the_direction_of_the_metric(three: Comparison) -> None:
+    means = tables(three)[0]
+    assert [cell.split("|")[1] for cell in column(means, "throughput (output tokens/s)")] == [
+        "worst",
+        "best",
+        "",
+    ]
+    assert [cell.split("|")[1] for cell in column(means, "end-to-end p95 (ms)")] == [
+        "best",
+        "worst",
+        "",
+    ]
+
+
+def test_a_loss_stands_beside_a_gain(three: Comparison) -> None:
+    differences = tables(three)[1]
+    lfu = dict(zip(differences.columns, (cell.text for cell in differences.rows[0]), strict=True))
+    assert lfu["throughput"] == "+100.0 ± 0.0 % better"
+    assert lfu["end-to-end p95"] == "+60.0 ± 0.0 % worse"
+    assert lfu["expert hit rate"] == "+10.0 ± 0.0 points better"
+
+
+def test_undefined_is_said_in_every_table(three: Comparison) -> None:
+    means, differences = tables(three)
+    assert column(means, "TPOT mean (ms)") == ["undefined|"] * 3
+    assert column(differences, "TPOT mean") == ["undefined|"] * 2
+
+
+def test_a_difference_within_the_noise_is_unresolved(tmp_path: Path) -> None:
+    values = {"lru": (10.0, 20.0), "lfu": (12.0, 19.0)}
+    runs = [
+        run_directory(
+            tmp_path / f"{policy}{seed}",
+            policy=policy,
+            seed=seed,
+            summary={"output_tokens_per_s": made},
+        )
+        for policy, pair in values.items()
+        for seed, made in enumerate(pair)
+    ]
+    differences = tables(compare_runs([load_run(run) for run in runs]))[1]
+    assert column(differences, "throughput")[0].split("|")[0].endswith("unresolved")
+
+
+def test_equal_variants_are_neither_best_nor_worst(tmp_path: Path) -> None:
+    runs = [
+        run_directory(tmp_path / policy, policy=policy, summary={"stall_share": 0.5})
+        for policy in ("lru", "lfu")
+    ]
+    means, differences = tables(compare_runs([load_run(run) for run in runs]))
+    assert column(means, "stalled (% of step time)") == ["50|", "50|"]
+    assert column(differences, "stalled") == ["same|"]
+
+
+@pytest.mark.parametrize(
+    ("estimate", "text"),
+    [
+        (Estimate(math.nan, None, 0), "undefined"),
+        (Estimate(12.3456, None, 1), "12.35"),
+        (Estimate(12.3456, 0.0, 3), "12.35 ± 0"),
+        (Estimate(12.3456, 0.02, 3), "12.346 ± 0.020"),
+        (Estimate(1234.5, 56.7, 3), "1234 ± 57"),
+        (Estimate(0.5, 1234.0, 3), "0 ± 1234"),
+    ],
+)
+def test_a_mean_has_the_digits_its_interval_leaves(estimate: Estimate, text: str) -> None:
+    assert Metric("x", "x", "ms").text(estimate) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.0, "0"), (math.nan, "undefined"), (1234567.0, "1234567"), (0.00012346, "0.0001235")],
+)
+def test_numbers_have_four_digits_and_no_exponent(value: float, text: str) -> None:
+    assert number(value) == text
+
+
+def test_the_document_embeds_figures_that_exist_and_the_command(
+    three: Comparison, tmp_path: Path
+) -> None:
+    folder = tmp_path / "out"
+    write_comparison(
+        three, folder, name="demo", command="moesim compare demo.yaml", failures=["seed=9: full"]
+    )
+    text = (folder / "compare.md").read_text()
+    assert text.startswith("# demo\n")
+    assert "```sh\nmoesim compare demo.yaml\n```" in text
+    assert "- seed=9: full" in text
+    embedded = [line.split("](")[1][:-1] for line in text.splitlines() if line.startswith("![")]
+    assert embedded
+    assert all((folder / path).is_file() for path in embedded)
+    assert not [path for path in folder.iterdir() if path.name.startswith(".")]
+
+
+def test_a_document_without_plots_embeds_none(three: Comparison, tmp_path: Path) -> None:
+    write_comparison(three, tmp_path / "out", name="x", command="x", plots=False)
+    assert "![" not in (tmp_path / "out" / "compare.md").read_text()
+    assert not (tmp_path / "out" / "plots").exists()
+
+
+def test_the_csv_has_a_row_a_point_and_one_a_run(three: Comparison, tmp_path: Path) -> None:
+    write_comparison(three, tmp_path, name="x", command="x", plots=False)
+    with (tmp_path / "compare.csv").open(newline="") as lines:
+        points = list(csv.DictReader(lines))
+    with (tmp_path / "runs.csv").open(newline="") as lines:
+        runs = list(csv.DictReader(lines))
+    assert [row["variant"] for row in points] == ["LRU", "LFU", "MIN (misses)"]
+    assert float(points[1]["output_tokens_per_s"]) == 30
+    assert float(points[1]["output_tokens_per_s_half_interval"]) == pytest.approx(12.7062 * 10)
+    assert "tpot_mean_ms" not in points[0]
+    assert (points[0]["n"], points[0]["seeds"]) == ("2", "0 1")
+    assert [row["run"] for row in runs][:3] == ["lru0", "lru1", "lfu0"]
+    assert runs[3]["output_tokens_per_s"] == "40"
+
+
+def test_the_json_is_strict_and_says_the_same(three: Comparison) -> None:
+    data = json.loads(json.dumps(as_json(three), allow_nan=False))
+    lfu = data["rows"][1]
+    assert lfu["metrics"]["output_tokens_per_s"] == {
+        "mean": 30.0,
+        "half_interval": pytest.approx(127.062, rel=1e-4),
+        "n": 2,
+    }
+
+
+def test_a_piped_table_is_plain_and_aligned(three: Comparison) -> None:
+    stream = io.StringIO()
+    write_tables(tables(three)[:1], stream)
+    header, *lines = stream.getvalue().splitlines()
+    assert "\x1b" not in stream.getvalue()
+    ends = {line.index(" ± ") for line in lines}
+    assert len(lines) == 3
+    assert max(ends) < header.index("throughput (output tokens/s)") + 28
+
+
+def test_a_terminal_gets_a_table_with_all_its_numbers(
+    three: Comparison, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "220")
+    stream = Terminal()
+    write_tables(tables(three), stream)
+    assert "better" in stream.getvalue()
+    assert "worse" in stream.getvalue()
+
+
+def test_markdown_cells_cannot_break_the_table() -> None:
+    table = Table("", ["a|b", "c"])
+    table.add("x\ny", "1|2")
+    assert markdown(table).splitlines() == ["| a\\|b | c |", "|---|--:|", "| x y | 1\\|2 |"]
+
+
+def test_a_table_without_rows_is_its_title() -> None:
+    assert plain(Table("limited by the link")) == "limited by the link"
+
+
+def test_the_summary_shows_every_block(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    print_summary(run_directory(tmp_path / "run", policy="static"))
+    text = capsys.readouterr().out
+    for part in (
+        "simulated; costs assumed (datasheet)",
+        "static (oracle)",
+        "latency (ms)",
+        "expert accesses",
+        "bytes moved",
+        "where the GPU's time went",
+        "MIN (misses)",
+        "limited by the working set: even MIN misses 21 %",
+        "GPU memory",
+        "- trace of shallow costed as mixtral-8x7b",
+    ):
+        assert part in text
+
+
+def test_a_summary_of_nulls_says_undefined(tmp_path: Path) -> None:
+    summary = dict.fromkeys(load_run(run_directory(tmp_path / "whole")).summary)
+    run = load_run(run_directory(tmp_path / "run", summary=summary))
+    text = "\n".join(plain(table) for table in summary_tables(run))
+    assert "nan" not in text
+    assert text.count("undefined") > 40
+
+
+def test_a_summary_on_a_terminal_does_not_fail(tmp_path: Path) -> None:
+    stream = Terminal()
+    print_summary(run_directory(tmp_path / "run"), stream)
+    assert "latency (ms)" in stream.getvalue()
+
+
+def test_the_hit_rate_is_a_share_of_a_hundred() -> None:
+    assert (HIT_RATE.scale, HIT_RATE.is_share) == (100, True)

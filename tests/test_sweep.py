@@ -1,0 +1,173 @@
+"""Points and the processes that do them: nothing lost, nothing left behind."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from moesim.errors import TraceError
+from moesim.sweep import LocalProcesses
+from moesim.sweep.backend import WorkerDied
+from moesim.sweep.points import slug
+
+WORKERS = [1, 2]
+
+
+def write_square(task: tuple[Path, int]) -> None:
+    """Write number² to a file named by the number."""
+    folder, number = task
+    if number == 2:
+        raise TraceError("a.npy", "row 2", "is odd")
+    if number == 3:
+        raise RuntimeError("not foreseen")
+    (folder / str(number)).write_text(str(number**2))
+
+
+def die_on_two(task: tuple[Path, int]) -> None:
+    """As a process does that is killed for its memory."""
+    folder, number = task
+    if number == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    (folder / str(number)).write_text("")
+
+
+def linger(task: tuple[Path, int]) -> None:
+    """Take long, and clean up when told to end."""
+    folder, number = task
+    try:
+        (folder / f"{number}.begun").write_text(str(os.getpid()))
+        time.sleep(60)
+    finally:
+        (folder / f"{number}.cleaned").write_text("")
+
+
+@pytest.mark.parametrize("workers", WORKERS)
+def test_every_task_has_one_outcome_and_failures_stop_nothing(tmp_path: Path, workers: int) -> None:
+    tasks = [(tmp_path, number) for number in range(6)]
+    outcomes = {o.index: o.error for o in LocalProcesses(workers).outcomes(write_square, tasks)}
+    assert sorted(outcomes) == list(range(6))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0", "1", "4", "5"]
+    assert isinstance(outcomes[2], TraceError)
+    assert str(outcomes[2]) == "a.npy: row 2: is odd"
+    assert isinstance(outcomes[3], RuntimeError)
+
+
+def test_no_tasks_are_no_outcomes() -> None:
+    assert list(LocalProcesses(4).outcomes(write_square, [])) == []
+
+
+def test_workers_are_at_least_one() -> None:
+    with pytest.raises(ValueError, match=r"workers \(0\) must be at least 1"):
+        LocalProcesses(0)
+
+
+def test_a_worker_that_dies_costs_its_own_task_only(tmp_path: Path) -> None:
+    tasks = [(tmp_path, number) for number in range(5)]
+    outcomes = {o.index: o.error for o in LocalProcesses(2).outcomes(die_on_two, tasks)}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0", "1", "3", "4"]
+    assert [index for index, error in outcomes.items() if error is not None] == [2]
+    assert isinstance(outcomes[2], WorkerDied)
+    assert "out of memory" in str(outcomes[2])
+
+
+def test_closing_early_ends_the_workers_which_clean_up(tmp_path: Path) -> None:
+    tasks = [(tmp_path, 0), (tmp_path, 1), (tmp_path, 2), (tmp_path, 3)]
+    before = set(multiprocessing.active_children())
+    code = LocalProcesses(2).outcomes(linger_or_return, tasks)
+    assert next(code).error is None
+    while not (tmp_path / "1.begun").exists():
+        time.sleep(0.01)
+    started = time.monotonic()
+    code.close()
+    assert time.monotonic() - started < 5
+    assert set(multiprocessing.active_children()) <= before
+    assert (tmp_path / "1.cleaned").exists()
+    begun = {path.stem for path in tmp_path.glob("*.begun")}
+    assert begun == {path.stem for path in tmp_path.glob("*.cleaned")}
+
+
+def linger_or_return(task: tuple[Path, int]) -> None:
+    """The first task ends at once, the others linger."""
+    if task[1] > 0:
+        linger(task)
+
+
+def test_workers_do_not_outlive_a_parent_that_is_killed(tmp_path: Path) -> None:
+    script = tmp_path / "parent.py"
+    script.write_text(
+        textwrap.dedent(
+            f"""
+            import sys
+            from pathlib import Path
+            sys.path.insert(0, {str(Path(__file__).parent)!r})
+            from test_sweep import linger
+            from moesim.sweep import LocalProcesses
+            if __name__ == "__main__":
+                tasks = [(Path({str(tmp_path)!r}), number) for number in range(2)]
+                list(LocalProcesses(2).outcomes(linger, tasks))
+            """
+        )
+    )
+    parent = subprocess.Popen([sys.executable, str(script)])
+    marks = [tmp_path / f"{number}.begun" for number in range(2)]
+    wait_until(lambda: all(mark.exists() and mark.read_text() for mark in marks))
+    workers = [int(mark.read_text()) for mark in marks]
+    parent.kill()
+    parent.wait()
+    wait_until(lambda: not any(map(is_alive, workers)))
+
+
+def wait_until(true: Any, patience_s: float = 30) -> None:
+    deadline = time.monotonic() + patience_s
+    while not true():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)
+
+
+def is_alive(process: int) -> bool:
+    """Whether a process runs (one that ended and was not reaped does not)."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize(
+    ("values", "name"),
+    [
+        ({"cache.policy": "lru", "seed": 0}, "cache.policy=lru,seed=0"),
+        ({"cache.slots": "25%"}, "cache.slots=25%"),
+        ({"bounds": True, "memory.capacity": None}, "bounds=true,memory.capacity=null"),
+    ],
+)
+def test_a_folder_is_named_by_its_values(values: dict[str, Any], name: str) -> None:
+    assert slug(values) == name
+
+
+def test_values_that_no_file_system_takes_are_spelt_out_and_told_apart() -> None:
+    awkward = [
+        "4/layer",
+        "4:layer",
+        "4 layer",
+        "../x",
+        {"kind": "gamma", "rate_per_s": 2},
+        "x" * 300,
+    ]
+    names = [slug({"key": value}) for value in awkward]
+    assert len(set(names)) == len(awkward)
+    for name in names:
+        assert len(name) < 150
+        assert not set(name) & set('/\\:*?"<>| {}')
+
+
+def test_a_number_and_the_same_as_text_are_told_apart() -> None:
+    assert len({slug({"a": value}) for value in (1, "1", [1], True, "true", None, "null")}) == 7
