@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from bisect import insort
 from collections.abc import Sequence
+from operator import index
+from typing import NoReturn
 
 from moesim.errors import InvariantError, PolicyViolation
 from moesim.policies.batching.base import Batching, Plan, Queue
@@ -75,7 +77,11 @@ class Scheduler:
     def _ask(self, waiting: Sequence[Request]) -> Plan:
         free_sequences = self._max_sequences - len(self.running)
         queue = Queue(tuple(self.running), tuple(waiting), self._token_budget, free_sequences)
-        plan = self._policy.plan(queue)
+        answer = self._policy.plan(queue)
+        try:
+            plan = [(request, index(tokens)) for request, tokens in answer]
+        except (TypeError, ValueError):
+            self._refuse("step", "is no list of pairs: a request and a whole number of tokens")
         known = {id(request) for request in (*self.running, *waiting)}
         seen: set[int] = set()
         total = admitted = 0
@@ -95,7 +101,7 @@ class Scheduler:
             self._refuse("step", f"admits {admitted} requests, {free_sequences} may enter")
         return plan
 
-    def _refuse(self, key: object, reason: str) -> None:
+    def _refuse(self, key: object, reason: str) -> NoReturn:
         name = f"request {key.index}" if isinstance(key, Request) else key
         raise PolicyViolation(self._policy.name, name, reason)
 
