@@ -1,0 +1,387 @@
+"""Steps are formed under the token budget, the sequence cap and KV memory; nobody is lost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from watching import enlist
+from workloads import plan_of, run_on, tiny_scenario, tiny_trace
+
+from moesim.errors import PolicyViolation
+from moesim.policies import find
+from moesim.policies.batching import Batching, Queue, fill
+from moesim.serving.kv import BlockPool
+from moesim.serving.request import Request
+from moesim.serving.scheduler import Scheduler
+from moesim.simulate import Outcome, summarise
+
+ORDERS = ["decode_first", "prefill_first", "fcfs"]
+every_order = pytest.mark.parametrize("order", ORDERS)
+
+
+def request(index: int, prompt: int, output: int) -> Request:
+    """A request whose rows are numbered from 1000 * index."""
+    return Request(
+        index,
+        arrival_ns=0,
+        prompt_tokens=prompt,
+        output_tokens=output,
+        rows=np.arange(1000 * index, 1000 * index + prompt + output - 1),
+    )
+
+
+def scheduler(
+    order: str | Batching = "decode_first",
+    *,
+    blocks: int = 1000,
+    block_tokens: int = 1,
+    budget: int = 8,
+    cap: int = 4,
+) -> Scheduler:
+    policy = find("batching", order)() if isinstance(order, str) else order
+    pool = BlockPool(blocks, block_tokens)
+    return Scheduler(policy, pool, token_budget=budget, max_sequences=cap)
+
+
+def advance(queue: Scheduler, plan: list[tuple[Request, int]]) -> list[Request]:
+    """What the server does when a step is over; answers the requests that got a token."""
+    spoke = []
+    for one, tokens in plan:
+        one.position += tokens
+        if one.position == one.target:
+            one.emitted += 1
+            spoke.append(one)
+            if one.finished:
+                queue.finish(one)
+    return spoke
+
+
+def serve(queue: Scheduler, requests: list[Request]) -> list[list[tuple[int, int]]]:
+    """All steps as (index, tokens) pairs, until nothing is queued."""
+    for one in requests:
+        queue.arrive(one)
+    steps = []
+    while plan := queue.next_step():
+        steps.append([(one.index, tokens) for one, tokens in plan])
+        advance(queue, plan)
+    return steps
+
+
+# --- the three orders, step by step -------------------------------------------------------------
+
+
+def test_decode_first_gives_prompts_what_decodes_leave() -> None:
+    steps = serve(scheduler("decode_first", budget=4), [request(0, 2, 3), request(1, 6, 1)])
+    assert steps == [[(0, 2), (1, 2)], [(0, 1), (1, 3)], [(0, 1), (1, 1)]]
+
+
+def test_prefill_first_lets_decodes_wait_for_prompts() -> None:
+    steps = serve(scheduler("prefill_first", budget=4), [request(0, 2, 3), request(1, 6, 1)])
+    assert steps == [[(0, 2), (1, 2)], [(1, 4)], [(0, 1)], [(0, 1)]]
+
+
+def test_first_come_first_served_never_looks_at_the_phase() -> None:
+    requests = [request(0, 6, 2), request(1, 1, 3), request(2, 2, 1)]
+    steps = serve(scheduler("fcfs", budget=4), requests)
+    assert steps == [[(0, 4)], [(0, 2), (1, 1), (2, 1)], [(0, 1), (1, 1), (2, 1)], [(1, 1)]]
+
+
+def test_one_token_budget_serves_one_row_a_step() -> None:
+    steps = serve(scheduler("fcfs", budget=1), [request(0, 3, 2), request(1, 1, 1)])
+    assert steps == [[(0, 1)]] * 4 + [[(1, 1)]]
+
+
+def test_the_sequence_cap_holds_requests_back_until_one_ends() -> None:
+    requests = [request(index, 1, 2) for index in range(3)]
+    steps = serve(scheduler(cap=1), requests)
+    assert steps == [[(0, 1)], [(0, 1)], [(1, 1)], [(1, 1)], [(2, 1)], [(2, 1)]]
+
+
+@every_order
+def test_chunked_prefill_takes_rows_in_order_and_each_once(order: str) -> None:
+    queue = scheduler(order, budget=3)
+    requests = [request(index, 4 + index, 3) for index in range(4)]
+    rows: dict[int, list[int]] = {one.index: [] for one in requests}
+    for one in requests:
+        queue.arrive(one)
+    while plan := queue.next_step():
+        for one, tokens in plan:
+            rows[one.index] += one.next_rows(tokens).tolist()
+        advance(queue, plan)
+    for one in requests:
+        assert rows[one.index] == one.rows.tolist()
+        assert len(one.rows) == one.prompt_tokens + one.output_tokens - 1
+
+
+# --- memory ---------------------------------------------------------------------------------------
+
+
+def test_what_could_never_fit_is_rejected_on_arrival() -> None:
+    queue = scheduler(blocks=3, block_tokens=4)
+    fits, too_long = request(0, 10, 3), request(1, 10, 4)
+    assert fits.max_kv_tokens == 12
+    assert queue.arrive(fits)
+    assert not queue.arrive(too_long)
+    assert too_long.status == "rejected"
+    assert serve(queue, []) != []
+    assert fits.status == "finished"
+
+
+def test_the_youngest_running_request_is_preempted_and_starts_over() -> None:
+    """Five blocks of one token: at 3 + 2 rows the older one needs a block of the younger."""
+    queue = scheduler("fcfs", blocks=5, budget=8)
+    older, younger = request(0, 2, 4), request(1, 2, 3)
+    steps = serve(queue, [older, younger])
+    assert steps[:2] == [[(0, 2), (1, 2)], [(0, 1)]]
+    assert younger.preemptions == queue.preemptions == 1
+    assert older.preemptions == 0
+    # Its one token was emitted before: its prompt and that token's row are computed in one go.
+    assert steps[2:] == [[(0, 1)], [(0, 1)], [(1, 3)], [(1, 1)]]
+    assert older.status == younger.status == "finished"
+    assert queue.pool.free == queue.pool.total == 5
+
+
+def test_a_preempted_request_goes_back_in_front_of_later_arrivals() -> None:
+    queue = scheduler("decode_first", blocks=6, cap=2)
+    requests = [request(0, 2, 5), request(1, 2, 5), request(2, 1, 2)]
+    serve(queue, requests)
+    assert requests[1].preemptions == 1
+    assert all(one.status == "finished" for one in requests)
+
+
+def test_blocks_are_taken_when_a_row_starts_a_new_one_and_all_come_back() -> None:
+    queue = scheduler(blocks=10, block_tokens=4, budget=3)
+    one = request(0, 6, 4)
+    queue.arrive(one)
+    held = []
+    while plan := queue.next_step():
+        held.append((one.position + plan[0][1], one.blocks))
+        advance(queue, plan)
+    assert held == [(3, 1), (6, 2), (7, 2), (8, 2), (9, 3)]
+    assert (queue.pool.free, queue.pool.peak) == (10, 3)
+
+
+# --- random lives ---------------------------------------------------------------------------------
+
+
+class Lives(RuleBasedStateMachine):
+    """Requests arrive and steps happen in any order; what must hold is checked after each."""
+
+    @initialize(
+        order=st.sampled_from(ORDERS),
+        blocks=st.integers(2, 12),
+        block_tokens=st.integers(1, 4),
+        budget=st.integers(1, 9),
+        cap=st.integers(1, 4),
+    )
+    def open(self, order: str, **knobs: int) -> None:
+        self.queue = scheduler(order, **knobs)
+        self.knobs = knobs
+        self.requests: list[Request] = []
+        self.computed: dict[int, int] = {}
+        self.lost: dict[int, int] = {}
+
+    @rule(prompt=st.integers(1, 20), output=st.integers(1, 8))
+    def arrive(self, prompt: int, output: int) -> None:
+        one = request(len(self.requests), prompt, output)
+        self.requests.append(one)
+        self.computed[one.index] = self.lost[one.index] = 0
+        room = self.knobs["blocks"] * self.knobs["block_tokens"]
+        assert self.queue.arrive(one) == (prompt + output - 1 <= room)
+
+    @precondition(lambda self: self.requests)
+    @rule()
+    def step(self) -> None:
+        before = {one.index: (one.position, one.preemptions) for one in self.requests}
+        plan = self.queue.next_step()
+        alive = [one for one in self.requests if one.status in ("waiting", "running")]
+        assert bool(plan) == bool(alive), "a step is empty only where nobody is queued"
+        for one in self.requests:
+            position, preemptions = before[one.index]
+            assert one.preemptions <= preemptions + 1
+            if one.preemptions > preemptions:
+                assert one.position == 0
+                self.lost[one.index] += position
+        indices = [one.index for one, _ in plan]
+        assert len(set(indices)) == len(indices)
+        assert sum(tokens for _, tokens in plan) <= self.knobs["budget"]
+        assert len(self.queue.running) <= self.knobs["cap"]
+        for one, tokens in plan:
+            assert one.status == "running"
+            assert 1 <= tokens <= one.tokens_wanted
+            held = one.blocks * self.knobs["block_tokens"]
+            assert held - self.knobs["block_tokens"] < one.position + tokens <= held
+            self.computed[one.index] += tokens
+        advance(self.queue, plan)
+
+    @invariant()
+    def nobody_is_lost_or_doubled(self) -> None:
+        if not hasattr(self, "queue"):
+            return
+        waiting, running = self.queue.waiting, self.queue.running
+        places = [id(one) for one in (*waiting, *running)]
+        assert len(set(places)) == len(places)
+        for one in self.requests:
+            queued = one in waiting, one in running
+            expected = {"waiting": (True, False), "running": (False, True)}
+            assert queued == expected.get(one.status, (False, False)), one.status
+        assert [one.index for one in waiting] == sorted(one.index for one in waiting)
+
+    @invariant()
+    def blocks_are_conserved(self) -> None:
+        if not hasattr(self, "queue"):
+            return
+        pool = self.queue.pool
+        assert pool.free + sum(one.blocks for one in self.requests) == pool.total
+        assert all(one.blocks == 0 for one in self.requests if one not in self.queue.running)
+
+    def teardown(self) -> None:
+        """Everything that arrived ends, and has computed its rows once, plus what it lost."""
+        if not hasattr(self, "queue"):
+            return
+        for _ in range(20_000):
+            if not any(one.status in ("waiting", "running") for one in self.requests):
+                break
+            self.step()
+            self.nobody_is_lost_or_doubled()
+            self.blocks_are_conserved()
+        for one in self.requests:
+            if one.status != "rejected":
+                assert one.status == "finished"
+                rows = one.prompt_tokens + one.output_tokens - 1
+                assert self.computed[one.index] == rows + self.lost[one.index]
+
+
+TestLives = Lives.TestCase
+TestLives.settings = settings(max_examples=150, stateful_step_count=25)
+
+
+# --- inside a run ---------------------------------------------------------------------------------
+
+
+def tight_run(order: str, blocks: int) -> Outcome:
+    scenario = tiny_scenario(
+        memory={"kv": blocks * 16384, "kv_block_tokens": 1},
+        batching={"policy": order, "token_budget": 7, "max_sequences": 4},
+    )
+    return run_on(plan_of(scenario, tiny_trace(requests=6, prompt_tokens=5, output_tokens=6)))
+
+
+@every_order
+def test_preempted_rows_are_touched_again_and_counted(order: str) -> None:
+    roomy, tight = tight_run(order, 200), tight_run(order, 13)
+    own = 6 * (5 + 6 - 1)
+    rows = {name: summarise(run)["steps"] for name, run in (("roomy", roomy), ("tight", tight))}
+    computed = int(roomy.ledger.step_columns()["tokens"].sum())
+    again = int(tight.ledger.step_columns()["tokens"].sum())
+    assert summarise(roomy)["preemptions"] == 0
+    assert computed == own
+    assert summarise(tight)["preemptions"] > 0
+    assert again > own
+    for outcome, tokens in ((roomy, computed), (tight, again)):
+        assert sum(outcome.ledger.rows) == tokens * 4 * 2  # layers, top-k
+        assert all(len(one.token_ns) == 6 for one in outcome.requests)
+        columns = outcome.ledger.step_columns()
+        assert (columns["prefill_tokens"] + columns["decode_tokens"] == columns["tokens"]).all()
+        assert columns["kv_blocks"].max() <= outcome.plan.budget.kv_blocks
+        assert columns["sequences"].max() <= 4
+        assert columns["tokens"].max() <= 7
+    # The first recomputed row counts as prefill: without preemption that is prompt rows only.
+    assert int(roomy.ledger.step_columns()["prefill_tokens"].sum()) == 6 * 5
+    assert int(tight.ledger.step_columns()["prefill_tokens"].sum()) > 6 * 5
+    assert rows["tight"] > rows["roomy"]
+
+
+def test_a_run_rejects_what_never_fits_and_serves_the_rest(tmp_path: Any) -> None:
+    (tmp_path / "lengths.csv").write_text(
+        "arrival_s,prompt_tokens,output_tokens\n0,4,2\n0,40,2\n0,3,3\n", encoding="utf-8"
+    )
+    scenario = tiny_scenario(
+        memory={"kv": 10 * 16384, "kv_block_tokens": 1},
+        workload={"arrivals": {"kind": "csv", "path": str(tmp_path / "lengths.csv")}},
+    )
+    outcome = run_on(plan_of(scenario, tiny_trace(requests=3)))
+    assert [one.status for one in outcome.requests] == ["finished", "rejected", "finished"]
+    summary = summarise(outcome)
+    assert (summary["finished"], summary["rejected"], summary["queued"]) == (2, 1, 0)
+    assert any("rejected" in note for note in summary["notes"])
+    assert outcome.requests[1].token_ns == []
+
+
+@settings(max_examples=60)
+@given(st.integers(1, 5), st.integers(1, 12), st.integers(1, 9), st.sampled_from(ORDERS))
+def test_a_run_computes_prompt_plus_output_less_one_rows(
+    prompt: int, budget: int, output: int, order: str
+) -> None:
+    scenario = tiny_scenario(batching={"policy": order, "token_budget": budget})
+    trace = tiny_trace(requests=3, prompt_tokens=prompt, output_tokens=output)
+    outcome = run_on(plan_of(scenario, trace))
+    assert int(outcome.ledger.step_columns()["tokens"].sum()) == 3 * (prompt + output - 1)
+    assert [len(one.token_ns) for one in outcome.requests] == [output] * 3
+
+
+# --- nonsense -------------------------------------------------------------------------------------
+
+
+class Nonsense(Batching):
+    """Answers whatever it is told to."""
+
+    answer: Callable[[Queue], Any]
+
+    def plan(self, queue: Queue) -> Any:
+        return type(self).answer(queue)
+
+
+def everyone(queue: Queue) -> list[Any]:
+    return [*queue.running, *queue.waiting]
+
+
+NONSENSE: list[tuple[str, Callable[[Queue], Any], str, str]] = [
+    ("plans one twice", lambda q: [(q.waiting[0], 1)] * 2, "request 0", "twice"),
+    ("no token", lambda q: [(q.waiting[0], 0)], "request 0", "0 tokens"),
+    ("negative", lambda q: [(q.waiting[0], -1)], "request 0", "-1 tokens"),
+    ("more than wanted", lambda q: [(q.waiting[0], 6)], "request 0", "wants 5"),
+    ("over the budget", lambda q: [(r, 5) for r in everyone(q)[:2]], "step", "budget of 8"),
+    ("a stranger", lambda q: [(request(7, 5, 1), 1)], "request 7", "not in the queue"),
+    ("nobody", lambda q: [], "step", "empty step"),
+    ("half a token", lambda q: [(q.waiting[0], 1.5)], "step", "whole number of tokens"),
+    ("no request", lambda q: [("everyone", 1)], "everyone", "not in the queue"),
+    ("nothing at all", lambda q: None, "step", "no list of pairs"),
+    ("not pairs", lambda q: everyone(q), "step", "no list of pairs"),
+]
+
+
+@pytest.mark.parametrize(
+    ("answer", "key", "reason"), [case[1:] for case in NONSENSE], ids=[c[0] for c in NONSENSE]
+)
+def test_nonsense_of_a_batching_policy_is_named(
+    monkeypatch: pytest.MonkeyPatch, answer: Any, key: str, reason: str
+) -> None:
+    name = enlist(monkeypatch, "batching", Nonsense)
+    monkeypatch.setattr(Nonsense, "answer", staticmethod(answer), raising=False)
+    trace = tiny_trace(requests=6, prompt_tokens=5, output_tokens=2)
+    batching = {"policy": name, "token_budget": 8, "max_sequences": 4}
+    with pytest.raises(PolicyViolation) as caught:
+        run_on(plan_of(tiny_scenario(batching=batching), trace))
+    assert (caught.value.policy, caught.value.key) == (name, key)
+    assert reason in caught.value.reason
+    assert name in str(caught.value)
+    assert caught.value.exit_code == 1
+
+
+def test_a_policy_may_leave_requests_out_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Serving only the last one in line is unkind, but allowed: nobody is lost by it."""
+    name = enlist(monkeypatch, "batching", Nonsense)
+    monkeypatch.setattr(
+        Nonsense, "answer", staticmethod(lambda q: fill(q, everyone(q)[-1:])), raising=False
+    )
+    scenario = tiny_scenario(batching={"policy": name, "max_sequences": 2})
+    outcome = run_on(plan_of(scenario, tiny_trace(requests=4, prompt_tokens=3, output_tokens=2)))
+    assert all(one.status == "finished" for one in outcome.requests)
+    assert outcome.ledger.step_columns()["sequences"].max() == 1
