@@ -1,0 +1,104 @@
+"""Eviction the naive way: who stays is worked out anew at every event from the whole history.
+
+A policy is a function `worth(key, past, before)`; of residents ∪ union those worth most stay.
+`past` are the events so far, the present one last; `before[i]` who was resident before event i.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from fractions import Fraction
+from itertools import combinations
+from typing import Any
+
+Event = Sequence[int]
+Worth = Callable[[int, Sequence[Event], Sequence[set[int]]], Any]
+Outcome = tuple[set[int], set[int]]
+
+
+def replay(
+    worth: Worth, events: Sequence[Event], capacity: int, always: bool = False
+) -> list[Outcome]:
+    """Hits, and residents afterwards, of each event."""
+    before: list[set[int]] = [set()]
+    outcomes = []
+    for index, event in enumerate(events):
+        past = events[: index + 1]
+
+        def order(key: int, past: Sequence[Event] = past, event: Event = event) -> Any:
+            return (always and key in event, worth(key, past, before))
+
+        candidates = sorted(before[-1].union(event), key=order, reverse=True)
+        outcomes.append((before[-1].intersection(event), set(candidates[:capacity])))
+        before.append(outcomes[-1][1])
+    return outcomes
+
+
+def entered(key: int, past: Sequence[Event], before: Sequence[set[int]]) -> int:
+    """The event at which the key came in last (the present one for a newcomer)."""
+    return max(i for i, event in enumerate(past) if key in event and key not in before[i])
+
+
+def lru(key: int, past: Sequence[Event], _: Any = None) -> Any:
+    return max((i, list(event).index(key)) for i, event in enumerate(past) if key in event)
+
+
+def fifo(key: int, past: Sequence[Event], before: Sequence[set[int]]) -> Any:
+    arrival = entered(key, past, before)
+    return (arrival, list(past[arrival]).index(key))
+
+
+def lfu(key: int, past: Sequence[Event], _: Any) -> Any:
+    return (sum(key in event for event in past), lru(key, past))
+
+
+def lfu_in_cache(key: int, past: Sequence[Event], before: Sequence[set[int]]) -> Any:
+    return (sum(key in event for event in past[entered(key, past, before) :]), lru(key, past))
+
+
+def lfu_decay(decay: float) -> Worth:
+    fade = Fraction(decay)
+
+    def worth(key: int, past: Sequence[Event], _: Any) -> Any:
+        uses = (fade**age for age, event in enumerate(reversed(past)) if key in event)
+        return (sum(uses), lru(key, past))
+
+    return worth
+
+
+def furthest_next_use(events: Sequence[Event]) -> Worth:
+    def worth(key: int, past: Sequence[Event], _: Any) -> Any:
+        waits = (i for i, event in enumerate(events[len(past) :]) if key in event)
+        return (-next(waits, len(events)), -key)
+
+    return worth
+
+
+def static(events: Sequence[Event], universe: Sequence[int], capacity: int) -> list[Outcome]:
+    """Who is wanted most over the whole run is resident for ever."""
+    counts = Counter(key for event in events for key in event)
+    kept = set(sorted(universe, key=lambda key: (-counts[key], key))[:capacity])
+    return [(kept.intersection(event), kept) for event in events]
+
+
+def most_hits(events: Sequence[Event], capacity: int, always: bool = False) -> int:
+    """The best that any sequence of keep-sets can do, by trying all of them."""
+    best: dict[frozenset[int], int] = {frozenset(): 0}
+    for event in events:
+        after: dict[frozenset[int], int] = {}
+        for resident, hits in best.items():
+            for kept in _keep_sets(resident, frozenset(event), capacity, always):
+                after[kept] = max(after.get(kept, 0), hits + len(resident.intersection(event)))
+        best = after
+    return max(best.values())
+
+
+def _keep_sets(
+    resident: frozenset[int], wanted: frozenset[int], capacity: int, always: bool
+) -> Iterator[frozenset[int]]:
+    for size in range(capacity + 1):
+        for kept in map(frozenset, combinations(resident | wanted, size)):
+            admitted = len(kept & wanted)
+            if not always or admitted == min(capacity, len(wanted)):
+                yield kept
