@@ -9,6 +9,7 @@ ids are known, and used wherever the shape comes up again.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import repeat
 from typing import NamedTuple
 
 # What decides an event's course: rows of the experts that are resident, computed in one call;
@@ -44,17 +45,18 @@ class Course:
         residents, loads, after = shape
         gpu = experts_ns(residents) if residents else 0
         link = 0
+        price = {rows: experts_ns((rows,)) for rows in set(loads)}
         computed = [(0, gpu)]
         copied = []
-        for number, rows in enumerate(loads):
+        for rows, reader in zip(loads, after or repeat(FREE), strict=False):
             start = link
-            if after and after[number] != FREE:
-                start = max(link, computed[after[number]][1])
+            if reader != FREE and computed[reader][1] > start:
+                start = computed[reader][1]
             link = start + copy_ns
             copied.append((start, link))
-            begin = max(gpu, link)
-            gpu = begin + experts_ns((rows,))
-            computed.append((begin, gpu))
+            start = link if link > gpu else gpu
+            gpu = start + price[rows]
+            computed.append((start, gpu))
         self.shape = shape
         self.computed = computed
         self.copied = copied

@@ -58,9 +58,9 @@ Copy = tuple[Ticket, str, int, Key, int, Sequence[Ticket]]
 class Ledger:
     """Counters and rows of one run. Per-layer lists are indexed by trace layer.
 
-    The server appends to three lists as it issues work: `work`, GPU operations as (ticket, when
+    The server appends to two lists as it issues work: `work`, GPU operations as (ticket, when
     issued, kind, layer, the copy that brings its expert or None), where the kind is a cause
-    (experts), FRONT, DENSE or TAIL; `copies`; and `unions`, each layer event's distinct keys.
+    (experts), FRONT, DENSE or TAIL; and `copies`. A folded step comes as one passage instead.
     """
 
     def __init__(
@@ -74,7 +74,8 @@ class Ledger:
         self.issued_ns = 0  # the instant of the server's last wait: when work is being issued
         self.work: list[tuple[Ticket, int, int, int, Ticket | None]] = []
         self.copies: list[Copy] = []
-        self.unions: list[Sequence[Key]] = []
+        self._union_keys: list[Key] = []
+        self._union_sizes: list[int] = []
         self.hits = [0 for _ in layers]
         self.late_hits = [0 for _ in layers]
         self.rows = [0 for _ in layers]
@@ -159,8 +160,6 @@ class Ledger:
                 facts.blocks,
             )
         )
-        if len(self.unions) >= _LOG_CHUNK:
-            self._pack()
 
     def log_passage(
         self,
@@ -174,16 +173,22 @@ class Ledger:
             self._show_passage(passage, events)
         self._passages.append(LoggedStep(self.num_steps, passage, facts))
         self.num_steps += 1
-        self.unions += unions
+        self.log_unions(unions)
         if len(self._passages) >= _BOOK_EVERY:
             self._book()
+
+    def log_unions(self, unions: Sequence[Sequence[Key]]) -> None:
+        """The next layer events. Laid end to end: a list for each would keep Python's garbage
+        collector busy."""
+        self._union_keys += chain.from_iterable(unions)
+        self._union_sizes += map(len, unions)
+        if len(self._union_keys) >= _LOG_CHUNK:
+            self._pack()
 
     def _book(self) -> None:
         if self._passages:
             book(self, self._passages)
             self._passages = []
-        if len(self.unions) >= _LOG_CHUNK:
-            self._pack()
 
     def _attribute(self, now_ns: int) -> int:
         """GPU idle time of the step, booked by cause and layer; answers its sum."""
@@ -284,10 +289,9 @@ class Ledger:
     # --- read afterwards ---
 
     def _pack(self) -> None:
-        sizes = np.fromiter(map(len, self.unions), np.int32, len(self.unions))
-        keys = np.fromiter(chain.from_iterable(self.unions), np.int32, int(sizes.sum()))
+        sizes, keys = (np.array(log, np.int32) for log in (self._union_sizes, self._union_keys))
         self._packed.append((sizes, keys))
-        self.unions = []
+        self._union_sizes, self._union_keys = [], []
 
     def layer_events(self) -> list[list[Key]]:
         """All layer events in order, as their unions; the layer of a key is key ÷ experts."""

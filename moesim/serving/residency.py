@@ -21,6 +21,7 @@ from moesim.policies.eviction.base import Eviction
 from moesim.policies.view import Key, View
 from moesim.serving.ledger import CAUSE_DEMAND, CAUSE_LATE, CAUSE_READBACK, Ledger
 
+_NONE: tuple[int, ...] = ()
 _STRAY_LEAVER = "leaves, and is neither resident nor wanted"
 
 
@@ -127,7 +128,7 @@ class ExpertCache:
         bypass = self._release(missing, leavers) if leavers else None
         if missing:
             self._load(layer, missing, bypass)
-        ledger.unions.append(view.union)
+        ledger.log_unions((view.union,))
 
     def decide(self, view: View) -> Event:
         """Decide one layer event that begins on idle lanes, with no copy under way.
@@ -137,18 +138,12 @@ class ExpertCache:
         """
         slots, free, union, tokens = self.slots, self._free, view.union, view.tokens
         missing = [key for key in union if key not in slots]
-        ready: Sequence[Key] = ()
-        ready_rows: tuple[int, ...] = ()
-        rows_missing: tuple[int, ...] = ()
         if not missing:
-            ready, ready_rows = union, tuple(tokens)
+            ready, ready_rows, rows_missing = union, tuple(tokens), _NONE
         elif len(missing) == len(union):
-            rows_missing = tuple(tokens)
+            ready, ready_rows, rows_missing = _NONE, _NONE, tuple(tokens)
         else:
-            ready = [key for key in union if key in slots]
-            rows = dict(zip(union, tokens, strict=True))
-            ready_rows = tuple([rows[key] for key in ready])
-            rows_missing = tuple([rows[key] for key in missing])
+            ready, ready_rows, rows_missing = _split(union, tokens, slots)
         leavers = self._decide(view)
         after: tuple[int, ...] = ()
         try:
@@ -317,6 +312,20 @@ class ExpertCache:
     def unused_prefetches(self) -> int:
         """Prefetched experts that still wait for their first use."""
         return sum(slot.fresh for slot in self.slots.values())
+
+
+def _split(
+    union: Sequence[Key], tokens: Sequence[int], slots: Collection[Key]
+) -> tuple[Sequence[Key], tuple[int, ...], tuple[int, ...]]:
+    """The residents, their rows, and the rows of the others."""
+    ready, rows_ready, rows_missing = [], [], []
+    for key, rows in zip(union, tokens, strict=True):
+        if key in slots:
+            ready.append(key)
+            rows_ready.append(rows)
+        else:
+            rows_missing.append(rows)
+    return ready, tuple(rows_ready), tuple(rows_missing)
 
 
 def _busy_with(slot: Slot, machine: Machine) -> Sequence[Ticket]:

@@ -105,27 +105,32 @@ class RoutingSource:
     def unions(self, rows: npt.NDArray[np.int64]) -> tuple[list[list[Key]], list[tuple[int, ...]]]:
         """Per layer: distinct keys in order of first appearance, and rows wanting each."""
         ids_BLK = self._ids[rows]
-        unused = ids_BLK == self._unused
-        full = not unused.any()
-        if not full:
-            ids_BLK = np.where(unused, 0, ids_BLK)
-        if int(ids_BLK.max()) >= self.num_experts:
-            row = int(rows[int(np.argmax(ids_BLK.max(axis=(1, 2))))])
-            raise TraceError(
-                self._trace.path or "trace",
-                f"row {row}",
-                f"expert id {int(ids_BLK.max())} is out of range for {self.num_experts} experts",
-            )
-        keys_BLK = ids_BLK.astype(np.int64) + self._base_L1
-        if len(rows) == 1 and full:
-            unions = keys_BLK[0].tolist()
-            return unions, [_ONES[: self.top_k]] * self.num_layers
-        keys_BLK[unused] = -1
+        if int(ids_BLK.max()) < self.num_experts:
+            keys_BLK = ids_BLK + self._base_L1
+            if len(rows) == 1:
+                return keys_BLK[0].tolist(), [_ONES[: self.top_k]] * self.num_layers
+        else:
+            keys_BLK = self._keys_with_gaps(ids_BLK, rows)
         if len(rows) * self.top_k > _VECTORISE_ABOVE:
             return self._vectorised(keys_BLK)
         flat_LN = keys_BLK.transpose(1, 0, 2).reshape(self.num_layers, -1).tolist()
         counts = [_count(keys) for keys in flat_LN]
         return [list(c) for c in counts], [tuple(c.values()) for c in counts]
+
+    def _keys_with_gaps(
+        self, ids_BLK: npt.NDArray[Any], rows: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.int64]:
+        """Keys where some places are unused (-1). Raises `TraceError` for ids out of range."""
+        unused = ids_BLK == self._unused
+        worst_B = np.where(unused, 0, ids_BLK).max(axis=(1, 2))
+        row = int(np.argmax(worst_B))
+        if worst_B[row] >= self.num_experts:
+            raise TraceError(
+                self._trace.path or "trace",
+                f"row {int(rows[row])}",
+                f"expert id {int(worst_B[row])} is out of range for {self.num_experts} experts",
+            )
+        return np.where(unused, -1, ids_BLK + self._base_L1)
 
     def _vectorised(
         self, keys_BLK: npt.NDArray[np.int64]
