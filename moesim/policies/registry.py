@@ -36,20 +36,28 @@ _aliases: dict[tuple[str, str], str] = {}
 
 
 def register(family: str, name: str, *aliases: str) -> Callable[[Class], Class]:
-    """Class decorator: file the class under `family` and `name`; returns the class unchanged."""
-    if family not in FAMILIES:
-        raise UsageError(f"policy family {family!r} is none of {', '.join(FAMILIES)}")
+    """Class decorator: file the class under `family` and `name` (`-` and `_` are the same);
+    returns the class itself."""
+    _check_family(family)
+    filed, *others = (spelling.replace("-", "_") for spelling in (name, *aliases))
 
     def file(policy: Class) -> Class:
-        for spelling in (name, *aliases):
-            if (family, spelling) in _registry or (family, spelling) in _aliases:
+        taken = {spelling for owner, spelling in (*_registry, *_aliases) if owner == family}
+        for spelling in (filed, *others):
+            if spelling in taken:
                 raise UsageError(f"{family} policy {spelling!r} is registered twice")
-        _registry[family, name] = policy
-        _aliases.update({(family, alias): name for alias in aliases})
-        policy.name = name  # type: ignore[attr-defined]
+            taken.add(spelling)
+        _registry[family, filed] = policy
+        _aliases.update({(family, other): filed for other in others})
+        policy.name = filed  # type: ignore[attr-defined]
         return policy
 
     return file
+
+
+def _check_family(family: str) -> None:
+    if family not in FAMILIES:
+        raise UsageError(f"policy family {family!r} is none of {', '.join(FAMILIES)}")
 
 
 @cache
@@ -59,15 +67,24 @@ def _load_all() -> None:
     for family in FAMILIES:
         importlib.import_module(f"moesim.policies.{family}")
     for point in entry_points(group=GROUP):
+        before = dict(_registry), dict(_aliases)
         try:
             point.load()
-        except UsageError:
-            raise
         except Exception as error:
+            # Forget what it registered, so that the next try tells the same story.
+            _restore(_registry, before[0])
+            _restore(_aliases, before[1])
+            if isinstance(error, UsageError):
+                raise
             raise UsageError(
                 f"policy package {point.value!r} (entry point {point.name!r}) "
                 f"cannot be loaded: {error!r}"
             ) from error
+
+
+def _restore(table: dict[Any, Any], kept: dict[Any, Any]) -> None:
+    table.clear()
+    table.update(kept)
 
 
 def names(family: str) -> list[str]:
@@ -79,6 +96,7 @@ def names(family: str) -> list[str]:
 def find(family: str, name: str) -> type[Any]:
     """The class filed under a name (`-` and `_` are the same). Raises `UsageError` with near
     matches for an unknown name."""
+    _check_family(family)
     _load_all()
     key = (family, name.replace("-", "_"))
     key = (family, _aliases.get(key, key[1]))
@@ -97,18 +115,24 @@ def parse_options(policy: type[Any], options: Mapping[str, Any]) -> Any:
     known = [field.name for field in fields(kind)]
     for name in options:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+            near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
             hint = (
                 f"; did you mean {near[0]}?" if near else f"; it has: {', '.join(known) or 'none'}"
             )
             raise UsageError(f"policy {policy.name!r} has no option {name!r}{hint}")
     from pydantic import TypeAdapter, ValidationError
+    from pydantic_core import PydanticSerializationError, to_json
 
     try:
-        return TypeAdapter(kind).validate_python(dict(options))
+        # As JSON, since only then do strict types take a list for a tuple and text for a path.
+        plain = to_json(dict(options), inf_nan_mode="constants")
+        return TypeAdapter(kind).validate_json(plain, strict=True)
+    except PydanticSerializationError as error:
+        raise UsageError(f"policy {policy.name!r}, options: {error}") from None
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise UsageError(
-            f"policy {policy.name!r}, option {where}: {first['msg']} (got {first['input']!r})"
+            f"policy {policy.name!r}{f', option {where}' if where else ''}: {first['msg']} "
+            f"(got {first['input']!r})"
         ) from None
