@@ -287,7 +287,7 @@ def test_what_else_differs_changes_the_line_and_not_the_colour(tmp_path: Path) -
         for prefetch in ("none", "predicted"):
             run_directory(tmp_path / f"{policy}-{prefetch}", policy=policy, prefetch=prefetch)
     looks = styles(compare_runs(load_runs(sorted(tmp_path.iterdir()))))
-    plain, fetched = looks["LRU, none prefetch"], looks["LRU, predicted prefetch"]
+    plain, fetched = looks["LRU, no prefetch"], looks["LRU, predicted prefetch"]
     assert plain.color == fetched.color == POLICIES["LRU"][0]
     assert plain.line != fetched.line
 

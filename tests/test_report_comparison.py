@@ -105,9 +105,9 @@ def test_a_variant_names_all_policies_that_differ(tmp_path: Path) -> None:
         tmp_path, {"cache.policy": ["lru", "min"], "prefetch.policy": ["none", "oracle"]}
     )
     assert made.variants == [
-        "LRU, none prefetch",
+        "LRU, no prefetch",
         "LRU, oracle prefetch",
-        "MIN (misses), none prefetch",
+        "MIN (misses), no prefetch",
         "MIN (misses), oracle prefetch",
     ]
     assert [row.knows_the_future for row in made.rows] == [False, True, True, True]

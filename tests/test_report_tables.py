@@ -17,7 +17,7 @@ from moesim.report.metrics import HIT_RATE, Metric, number
 from moesim.report.statistics import Estimate
 from moesim.report.summary import summary_tables
 from moesim.report.tables import as_json, tables
-from moesim.report.tabular import Table, markdown, plain, write_tables
+from moesim.report.tabular import Cell, Table, markdown, plain, write_tables
 
 SPEED = {"output_tokens_per_s": (10.0, 20.0, 40.0), "e2e_p95_ms": (50.0, 80.0, 80.0)}
 
@@ -53,12 +53,12 @@ def column(table: Table, title: str) -> list[str]:
 
 def test_best_and_worst_are_marked_in_the_direction_of_the_metric(three: Comparison) -> None:
     means = tables(three)[0]
-    assert [cell.split("|")[1] for cell in column(means, "throughput (output tokens/s)")] == [
+    assert [cell.split("|")[1] for cell in column(means, "throughput (tokens/s)")] == [
         "worst",
         "best",
         "",
     ]
-    assert [cell.split("|")[1] for cell in column(means, "end-to-end p95 (ms)")] == [
+    assert [cell.split("|")[1] for cell in column(means, "E2E p95 (ms)")] == [
         "best",
         "worst",
         "",
@@ -67,16 +67,19 @@ def test_best_and_worst_are_marked_in_the_direction_of_the_metric(three: Compari
 
 def test_a_loss_stands_beside_a_gain(three: Comparison) -> None:
     differences = tables(three)[1]
-    lfu = dict(zip(differences.columns, (cell.text for cell in differences.rows[0]), strict=True))
-    assert lfu["throughput"] == "+100.0 ± 0.0 % better"
-    assert lfu["end-to-end p95"] == "+60.0 ± 0.0 % worse"
-    assert lfu["expert hit rate"] == "+10.0 ± 0.0 points better"
+    lfu = dict(zip(differences.columns, differences.rows[0], strict=True))
+    assert lfu["throughput (%)"] == Cell("+100.0 ± 0.0", "better")
+    assert lfu["E2E p95 (%)"] == Cell("+60.0 ± 0.0", "worse")
+    assert lfu["expert hit rate (points)"] == Cell("+10.0 ± 0.0", "better")
+    text = markdown(differences)
+    assert "+100.0 ± 0.0 better | " in text
+    assert "+60.0 ± 0.0 worse | " in text
 
 
 def test_undefined_is_said_in_every_table(three: Comparison) -> None:
     means, differences = tables(three)
     assert column(means, "TPOT mean (ms)") == ["undefined|"] * 3
-    assert column(differences, "TPOT mean") == ["undefined|"] * 2
+    assert column(differences, "TPOT mean (%)") == ["undefined|"] * 2
 
 
 def test_a_difference_within_the_noise_is_unresolved(tmp_path: Path) -> None:
@@ -92,7 +95,7 @@ def test_a_difference_within_the_noise_is_unresolved(tmp_path: Path) -> None:
         for seed, made in enumerate(pair)
     ]
     differences = tables(compare_runs([load_run(run) for run in runs]))[1]
-    assert column(differences, "throughput")[0].split("|")[0].endswith("unresolved")
+    assert column(differences, "throughput (%)")[0].endswith("|")
 
 
 def test_equal_variants_are_neither_best_nor_worst(tmp_path: Path) -> None:
@@ -102,7 +105,7 @@ def test_equal_variants_are_neither_best_nor_worst(tmp_path: Path) -> None:
     ]
     means, differences = tables(compare_runs([load_run(run) for run in runs]))
     assert column(means, "stalled (% of step time)") == ["50|", "50|"]
-    assert column(differences, "stalled") == ["same|"]
+    assert column(differences, "stalled (points)") == ["same|"]
 
 
 @pytest.mark.parametrize(
@@ -183,7 +186,7 @@ def test_a_piped_table_is_plain_and_aligned(three: Comparison) -> None:
     assert "\x1b" not in stream.getvalue()
     ends = {line.index(" ± ") for line in lines}
     assert len(lines) == 3
-    assert max(ends) < header.index("throughput (output tokens/s)") + 28
+    assert max(ends) < header.index("throughput (tokens/s)") + 28
 
 
 def test_a_terminal_gets_a_table_with_all_its_numbers(
@@ -192,8 +195,8 @@ def test_a_terminal_gets_a_table_with_all_its_numbers(
     monkeypatch.setenv("COLUMNS", "220")
     stream = Terminal()
     write_tables(tables(three), stream)
-    assert "better" in stream.getvalue()
-    assert "worse" in stream.getvalue()
+    assert "+100.0 ± 0.0 ▲" in stream.getvalue()
+    assert "+60.0 ± 0.0 ▼" in stream.getvalue()
 
 
 def test_markdown_cells_cannot_break_the_table() -> None:

@@ -184,8 +184,8 @@ def _progress(outcomes: Iterable[Outcome], done: int, total: int) -> Iterator[It
 
 
 def _print(comparison: Comparison, folder: Path, failures: Sequence[str], *, as_json: bool) -> None:
+    from moesim.report.tables import SIGNS, tables
     from moesim.report.tables import as_json as plain_data
-    from moesim.report.tables import tables
     from moesim.report.tabular import write_tables
 
     if as_json:
@@ -193,7 +193,7 @@ def _print(comparison: Comparison, folder: Path, failures: Sequence[str], *, as_
         return
     write_tables(tables(comparison))
     typer.echo()
-    for note in comparison.notes:
+    for note in (SIGNS, *comparison.notes):
         typer.echo(f"- {note}")
     typer.echo(f"\n{folder}")
 

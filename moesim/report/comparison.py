@@ -119,6 +119,11 @@ class Comparison:
         return len({round(size, 6) for size in map(_size, self.rows)})
 
     @property
+    def has_intervals(self) -> bool:
+        """Whether any row has more than one seed."""
+        return any(len(row.runs) > 1 for row in self.rows)
+
+    @property
     def seeds(self) -> list[int]:
         """All seeds, ascending."""
         return sorted({run.seed for run in self.runs if run.seed is not None})
@@ -212,7 +217,8 @@ def _variant(run: Run, policy_keys: Sequence[str]) -> str:
             options = run.scenario.get("cache", {}).get("options")
             parts.append(policy_label(str(value or run.text("cache_policy")), options))
         elif key.endswith(".policy"):
-            parts.append(f"{value} {key.split('.')[0]}".replace("_", "-"))
+            family = key.split(".")[0]
+            parts.append(f"{'no' if value == 'none' else value} {family}".replace("_", "-"))
         else:
             parts.append(f"{_short(key)} = {_plain(value)}")
     return ", ".join(parts)

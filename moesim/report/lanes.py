@@ -24,8 +24,8 @@ __all__ = ["lane_timeline"]
 LANES: Final = ("gpu", "h2d", "d2h")
 LANE_LABELS: Final = ("GPU\ncompute", "host to\nGPU copy", "GPU to\nhost copy")
 COLUMNS: Final = ("lane", "kind", "start_ns", "finish_ns", "step", "layer", "expert")
-LEGIBLE: Final = 240
-"""The most rectangles in a window: about 40 pixels of figure width for each GPU operation."""
+LEGIBLE: Final = 130
+"""The most rectangles in a window of the width of a page."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -77,10 +77,10 @@ HIT_RATE: Final = Metric(
     "expert_hit_rate", "expert hit rate", "%", 100, higher_is_better=True, is_share=True
 )
 HEADLINE: Final = (
-    Metric("output_tokens_per_s", "throughput", "output tokens/s", higher_is_better=True),
+    Metric("output_tokens_per_s", "throughput", "tokens/s", higher_is_better=True),
     Metric("ttft_p95_ms", "TTFT p95", "ms"),
     Metric("tpot_mean_ms", "TPOT mean", "ms"),
-    Metric("e2e_p95_ms", "end-to-end p95", "ms"),
+    Metric("e2e_p95_ms", "E2E p95", "ms"),
     HIT_RATE,
     Metric("h2d_bytes", "copied to GPU", "GiB", 2.0**-30),
     Metric("stall_share", "stalled", "% of step time", 100, is_share=True),

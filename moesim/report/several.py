@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -22,6 +23,7 @@ __all__ = ["plots_for_comparison"]
 
 MOST_PANELS: Final = 6
 MOST_SETTINGS: Final = 3
+OUTPUT_ONLY: Final = "Throughput counts output tokens."
 MIN_BOUND, INFINITE_CACHE, INFINITE_LINK = BOUNDS
 SIDE_BY_SIDE: Final = ("output_tokens_per_s", "ttft_p95_ms", "tpot_mean_ms", "expert_hit_rate")
 AGAINST_CAPACITY: Final = ("output_tokens_per_s", "ttft_p95_ms", "tpot_mean_ms", "stall_share")
@@ -55,8 +57,8 @@ def hit_rate_against_capacity(comparison: Comparison) -> Chart | None:
         "Hit rate against capacity",
         f"Hit rate against the size of the cache{_left_out(comparison.facets, facets)}. "
         "Dashed and dotted lines are bounds: MIN re-scores each run's own layer events offline "
-        f"(mean over the runs at a capacity), an infinite cache misses first uses only. Shaded: "
-        f"intervals. {comparison.caption(hit_rate=True)}",
+        f"(mean over the runs at a capacity), an infinite cache misses first uses only. "
+        f"{_shaded(comparison)}{comparison.caption(hit_rate=True)}",
         ("setting", "line", "slots_per_layer", "share_of_experts", "mean", "low", "high", "n"),
         shape=_tiles(len(facets)),
         height_in=3.1 if len(facets) == 1 else 2.5 * _tiles(len(facets))[0],
@@ -90,7 +92,7 @@ def metrics_against_capacity(comparison: Comparison) -> Chart | None:
         "Performance against capacity",
         f"Performance against the size of the cache{_left_out(comparison.facets, facets)}. Bounds: "
         "the same workload with a cache that holds every expert, and with a link that takes no "
-        f"time. {comparison.caption()}",
+        f"time. {OUTPUT_ONLY} {_shaded(comparison)}{comparison.caption()}",
         ("setting", "metric", "unit", "line", "slots_per_layer", "share_of_experts", "mean", "low",
          "high", "n"),
         shape=(2 * len(facets), 2),
@@ -120,7 +122,7 @@ def metrics_against_capacity(comparison: Comparison) -> Chart | None:
             axes.set_title(", ".join(part for part in (metric.label, facet) if part))
             _capacity_axis(axes, [row for row in comparison.rows if row.facet == facet], top=False)
             if axes.has_data() and not axes.texts:
-                axes.set_ylim(bottom=0)
+                axes.set_ylim(0, axes.get_ylim()[1] * 1.04)
     _shared_legend(chart)
     return chart
 
@@ -136,7 +138,7 @@ def side_by_side(comparison: Comparison) -> Chart:
         "side_by_side",
         "Policies side by side",
         f"Each variant's mean with its interval{_left_out(comparison.settings, settings)}; black "
-        "ticks in the hit-rate panel are the MIN bound (misses). "
+        f"ticks in the hit-rate panel are the MIN bound (misses). {OUTPUT_ONLY} "
         f"{comparison.caption(hit_rate=True)}",
         ("setting", "metric", "unit", "variant", "mean", "low", "high", "n"),
         shape=(len(settings), len(metrics)),
@@ -222,7 +224,7 @@ def stalls_side_by_side(comparison: Comparison) -> Chart:
         axes.tick_params(left=not column)
         axes.set_xlabel("time (s)")
         axes.grid(False, axis="y")
-        axes.set_title(setting)
+        axes.set_title("\n".join(textwrap.wrap(setting, 76 // len(settings))))
     axes.set_xlim(0, longest * 1.05 or 1)
     _shared_legend(chart, wide=True)
     return chart
@@ -288,7 +290,7 @@ def _throughput_bound(
         points.append((size, one.mean))
         share = size / rows[0].mean("num_experts")
         chart.record(
-            facet, "throughput", "output tokens/s", label, size, share, one.mean, None, None, one.n
+            facet, "throughput", "tokens/s", label, size, share, one.mean, None, None, one.n
         )
     _dashed(axes, label, points)
 
@@ -351,6 +353,8 @@ def _dots(
             axes.plot(bound, place, "|", color="black", markersize=8, markeredgewidth=1.4)
             chart.record(setting, MIN_BOUND, "%", row.variant, bound, None, None, one.n)
     axes.margins(x=0.12)
+    if not any(row.estimate(metric).defined for row in rows):
+        axes.tick_params(bottom=False, labelbottom=False)
 
 
 def _overlay(
@@ -395,6 +399,10 @@ def _chosen(settings: Sequence[str]) -> list[str]:
     if len(settings) <= MOST_SETTINGS:
         return list(settings)
     return [settings[0], settings[len(settings) // 2], settings[-1]]
+
+
+def _shaded(comparison: Comparison) -> str:
+    return "Shaded: intervals. " if comparison.has_intervals else ""
 
 
 def _left_out(every: Sequence[str], shown: Sequence[str]) -> str:

@@ -28,7 +28,7 @@ POLICIES: Final = {
     "static": ("#882255", "P"),
     "static (oracle)": ("#882255", "P"),
     "MIN (misses)": ("#000000", "*"),
-    "none prefetch": ("#8C8C8C", "o"),
+    "no prefetch": ("#8C8C8C", "o"),
     "oracle prefetch": ("#000000", "*"),
     "predicted prefetch": ("#0072B2", "s"),
     "prefill-first batching": ("#D55E00", "s"),

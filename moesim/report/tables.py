@@ -59,10 +59,15 @@ def as_markdown(
 
 
 LEGEND: Final = (
-    "The best mean of a column is **bold**, the worst in _italics_; variants that know the future "
-    "(MIN, oracle) are bounds and not ranked. Differences are to the "
-    "first variant, relative or in percentage points, taken seed by seed; *unresolved* where the "
-    "95 % interval includes zero."
+    "Throughput counts output tokens. The best mean of a column is **bold**, the worst in "
+    "_italics_; variants that know the future (MIN, oracle) are bounds and not ranked. Differences "
+    "are to the first variant, relative or in percentage points, taken seed by seed; neither "
+    "better nor worse where the 95 % interval includes zero."
+)
+
+
+SIGNS: Final = (
+    "▲ best or better, ▼ worst or worse; a difference without a sign is within its interval"
 )
 
 
@@ -147,7 +152,9 @@ def _marks(estimates: Sequence[Estimate], ranked: Sequence[bool], metric: Metric
 def _differences(setting: str, rows: Sequence[Row]) -> Table:
     base = next((row for row in rows if not row.knows_the_future), rows[0])
     title = f"Difference to {base.variant}" + (f": {setting}" if setting else "")
-    table = Table(title, ["", *(metric.label for metric in HEADLINE)])
+    units = ("points" if metric.is_share else "%" for metric in HEADLINE)
+    headers = [f"{metric.label} ({unit})" for metric, unit in zip(HEADLINE, units, strict=True)]
+    table = Table(title, ["", *headers])
     for row in rows:
         if row is base:
             continue
@@ -155,23 +162,24 @@ def _differences(setting: str, rows: Sequence[Row]) -> Table:
     return table
 
 
-def _difference(row: Row, base: Row, metric: Metric) -> str:
-    """For example "+4.2 ± 0.8 % worse"; pairs by seed, so that the workload cancels."""
+def _difference(row: Row, base: Row, metric: Metric) -> Cell:
+    """For example "+4.2 ± 0.8", worse; paired by seed, so that the workload cancels. Neither
+    better nor worse where the interval includes zero."""
     others = {run.seed: metric.of(run) for run in base.runs}
     pairs = [(metric.of(run), others[run.seed]) for run in row.runs if run.seed in others]
     made = difference(
         [value for value, _ in pairs], [value for _, value in pairs], relative=not metric.is_share
     )
     if not made.defined:
-        return UNDEFINED
+        return Cell(UNDEFINED)
     if made.mean == 0 and not made.half:
-        return "same"
-    scale, unit = (1, "points") if metric.is_share else (100, "%")
+        return Cell("same")
+    scale = 1 if metric.is_share else 100
     half = "" if made.half is None else f" ± {made.half * scale:.1f}"
     resolved = made.half is None or abs(made.mean) > made.half
     better = (made.mean > 0) == metric.higher_is_better
-    verdict = ("better" if better else "worse") if resolved else "unresolved"
-    return f"{made.mean * scale:+.1f}{half} {unit} {verdict}"
+    mark = ("better" if better else "worse") if resolved else ""
+    return Cell(f"{made.mean * scale:+.1f}{half}", mark)
 
 
 def _csv_row(comparison: Comparison, row: Row, keys: Iterable[str]) -> list[Any]:

@@ -5,18 +5,21 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TextIO
+from typing import Final, TextIO
 
 __all__ = ["Cell", "Table", "markdown", "plain", "write_tables"]
+
+_SIGNS: Final = {"best": " ▲", "better": " ▲", "worst": " ▼", "worse": " ▼"}
+_COLORS: Final = {"best": "green", "better": "green", "worst": "red", "worse": "red"}
 
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """A text, and whether it is the best or the worst of those it is compared with."""
+    """A text, and how it does: "best" or "worst" of a column, "better" or "worse" than the
+    baseline, or nothing of that."""
 
     text: str
     mark: str = ""
-    """ "best", "worst" or nothing."""
 
 
 @dataclass(slots=True)
@@ -33,7 +36,7 @@ class Table:
 
 
 def plain(table: Table) -> str:
-    """Aligned text without any markup; ▲ marks the best and ▼ the worst."""
+    """Aligned text without any markup; ▲ marks what is best or better, ▼ what is worst or worse."""
     body = [[_marked(cell) for cell in row] for row in table.rows]
     lines = [list(table.columns), *body] if any(table.columns) else body
     count = max(map(len, lines), default=0)
@@ -49,13 +52,13 @@ def plain(table: Table) -> str:
 
 
 def markdown(table: Table) -> str:
-    """A Markdown table; the best is bold, the worst in italics."""
+    """A Markdown table; the best is bold, the worst in italics, better and worse are words."""
     lines = [f"### {table.title}", ""] if table.title else []
     lines.append("| " + " | ".join(map(_escaped, table.columns)) + " |")
     lines.append("|" + "|".join(["---", *["--:"] * (len(table.columns) - 1)]) + "|")
-    around = {"best": "**", "worst": "_"}
+    forms = {"best": "**{}**", "worst": "_{}_", "better": "{} better", "worse": "{} worse"}
     for row in table.rows:
-        cells = [f"{around.get(c.mark, '')}{_escaped(c.text)}{around.get(c.mark, '')}" for c in row]
+        cells = [forms.get(cell.mark, "{}").format(_escaped(cell.text)) for cell in row]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -83,13 +86,12 @@ def write_tables(tables: Iterable[Table], stream: TextIO | None = None) -> None:
         for place, column in enumerate(table.columns):
             made.add_column(Text(column), justify="right" if place else "left")
         for row in table.rows:
-            colors = {"best": "green", "worst": "red"}
-            made.add_row(*(Text(_marked(cell), colors.get(cell.mark, "")) for cell in row))
+            made.add_row(*(Text(_marked(cell), _COLORS.get(cell.mark, "")) for cell in row))
         console.print(made)
 
 
 def _marked(cell: Cell) -> str:
-    return cell.text + {"best": " ▲", "worst": " ▼"}.get(cell.mark, "")
+    return cell.text + _SIGNS.get(cell.mark, "")
 
 
 def _escaped(text: str) -> str:
