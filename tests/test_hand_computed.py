@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from workloads import TINY_CONFIG, everything, plan_of, run_on, tiny_scenario
+from costed import costed_trace
+from workloads import everything, plan_of, run_on, tiny_scenario
 
 from moesim.hardware import BatchShape, CostModel
 from moesim.machine.events import EventMachine
@@ -19,23 +20,6 @@ from moesim.trace import Trace
 
 LAYERS, TOP_K = 4, 2
 both_configs = pytest.mark.parametrize("dense", [(), (0, 3)], ids=["all MoE", "two dense layers"])
-
-
-def trace_of(rows: Any, *, prompt: int | None = None, dense: tuple[int, ...] = ()) -> Trace:
-    """One request with these rows (rows, layers, k); `dense` model layers have no experts."""
-    ids = np.asarray(rows)
-    config = {**TINY_CONFIG, "num_hidden_layers": ids.shape[1] + len(dense)}
-    if dense:
-        kinds = ["dense" if layer in dense else "sparse" for layer in range(ids.shape[1] + 2)]
-        config |= {"mlp_layer_types": kinds, "moe_intermediate_size": 1024}
-        config |= {"intermediate_size": 2048}
-    return Trace.from_arrays(
-        expert_ids=ids,
-        seq_len=[len(ids)],
-        prompt_tokens=[len(ids) if prompt is None else prompt],
-        num_experts=8,
-        model_config=config,
-    )
 
 
 def same_experts(rows: int) -> Any:
@@ -89,7 +73,7 @@ def test_a_request_whose_experts_stay_is_one_cold_step_and_then_resident_ones(
     dense: tuple[int, ...],
 ) -> None:
     """A prompt of 3, 4 answers: one prefill step, then 3 decode steps of 4, 5, 6 entries."""
-    plan, outcome = serve(trace_of(same_experts(6), prompt=3, dense=dense))
+    plan, outcome = serve(costed_trace(same_experts(6), prompt=3, dense=dense))
     bill = Bill(plan)
     expected = [bill.cold_step(3, 3, 6)]
     for entries in (4, 5, 6):
@@ -120,7 +104,7 @@ def test_the_first_step_down_to_the_digits() -> None:
         "d2h": {"bandwidth": "20GB/s", "latency": "10us"},
         "readback_latency": "1us",
     }
-    _, outcome = serve(trace_of(same_experts(1)), hardware=hardware)
+    _, outcome = serve(costed_trace(same_experts(1)), hardware=hardware)
     front, back, copy, expert = 2112 + 5000, 1000 + 10_000 + 1, 10_000 + 157_287, 3146 + 5000
     layer = front + back + 2 * copy + expert
     assert outcome.now_ns == 4 * layer + (1026 + 5000) + back == 1_460_359
@@ -129,7 +113,7 @@ def test_the_first_step_down_to_the_digits() -> None:
 def test_chunked_prefill_adds_its_steps_up() -> None:
     """A prompt of 5 in steps of 2, 2 and 1: only the last one samples a token."""
     plan, outcome = serve(
-        trace_of(same_experts(5)), batching={"token_budget": 2}, cache={"slots": "100%"}
+        costed_trace(same_experts(5)), batching={"token_budget": 2}, cache={"slots": "100%"}
     )
     cost, bill = plan.cost, Bill(plan)
     batches = [BatchShape(2, 2, 3, 0), BatchShape(2, 4, 7, 0), BatchShape(1, 5, 5, 1)]
@@ -146,9 +130,7 @@ def test_chunked_prefill_adds_its_steps_up() -> None:
 def test_two_requests_in_one_step_share_it() -> None:
     """Two prompts of one row with different experts: four are loaded, one after another."""
     rows = np.array([[[0, 1]] * LAYERS, [[2, 3]] * LAYERS])
-    trace = Trace.from_arrays(
-        expert_ids=rows, seq_len=[1, 1], num_experts=8, model_config=TINY_CONFIG
-    )
+    trace = costed_trace(rows, seq_len=[1, 1])
     plan, outcome = serve(trace)
     cost, bill, batch = plan.cost, Bill(plan), BatchShape(2, 2, 2, 2)
     copy, work = cost.copy_ns("h2d", cost.expert_bytes), cost.experts_ns((1,))
@@ -162,7 +144,9 @@ def test_without_slots_two_staging_buffers_alternate() -> None:
     """Three experts through two buffers: the third copy waits until the first is computed."""
     rows = np.array([[[0, 1]] * LAYERS, [[0, 2]] * LAYERS])
     slow = {"profile": "rtx-4090", "memory_bandwidth": "2GB/s"}  # computing outlasts copying
-    plan, outcome = serve(trace_of(rows), hardware=slow, cache={"slots": 0}, memory={"staging": 2})
+    plan, outcome = serve(
+        costed_trace(rows), hardware=slow, cache={"slots": 0}, memory={"staging": 2}
+    )
     cost, bill, batch = plan.cost, Bill(plan), BatchShape(2, 2, 3, 1)
     copy = cost.copy_ns("h2d", cost.expert_bytes)
     first, second = cost.experts_ns((2,)), cost.experts_ns((1,))
@@ -179,7 +163,9 @@ def test_a_late_hit_waits_for_the_rest_of_its_copy_only() -> None:
     """Oracle prefetch of one layer ahead on a slow link: all but the first layer's experts are on
     their way when they are wanted, right behind the copies before them."""
     slow = {"profile": "rtx-4090", "h2d": {"bandwidth": "1GB/s", "latency": "10us"}}
-    plan, outcome = serve(trace_of(same_experts(1)), hardware=slow, prefetch={"policy": "oracle"})
+    plan, outcome = serve(
+        costed_trace(same_experts(1)), hardware=slow, prefetch={"policy": "oracle"}
+    )
     cost, bill, batch = plan.cost, Bill(plan), BatchShape(1, 1, 1, 1)
     copy, work = cost.copy_ns("h2d", cost.expert_bytes), cost.experts_ns((1,))
     front = cost.front_ns(0, batch) + bill.back(2)
@@ -202,7 +188,9 @@ def test_a_late_hit_waits_for_the_rest_of_its_copy_only() -> None:
 def test_a_prefetch_that_lands_in_time_costs_nothing() -> None:
     """With computing slower than copying, only the first layer waits for its experts."""
     slow = {"profile": "rtx-4090", "memory_bandwidth": "1GB/s"}
-    plan, outcome = serve(trace_of(same_experts(1)), hardware=slow, prefetch={"policy": "oracle"})
+    plan, outcome = serve(
+        costed_trace(same_experts(1)), hardware=slow, prefetch={"policy": "oracle"}
+    )
     cost, bill, batch = plan.cost, Bill(plan), BatchShape(1, 1, 1, 1)
     copy = cost.copy_ns("h2d", cost.expert_bytes)
     front = cost.front_ns(0, batch) + bill.back(2)
@@ -221,13 +209,7 @@ def test_a_demand_copy_overtakes_a_queued_prefetch_at_its_chunk() -> None:
     rows = np.array([[[0, 1], [0, 1], [0, 1], [0, 1]]])
     guesses = np.full((1, LAYERS, 1, TOP_K), -1)
     guesses[0, 0, 0] = [6, 7]
-    trace = Trace.from_arrays(
-        expert_ids=rows,
-        seq_len=[1],
-        num_experts=8,
-        predictions=guesses,
-        model_config=TINY_CONFIG,
-    )
+    trace = costed_trace(rows, predictions=guesses)
     chunk = 500_000
     slow = {
         "profile": "rtx-4090",
@@ -261,7 +243,7 @@ def test_a_request_that_arrives_later_starts_when_it_arrives(tmp_path: Any) -> N
         "arrival_s,prompt_tokens,output_tokens\n0.001,1,1\n5,1,1\n", encoding="utf-8"
     )
     path = str(tmp_path / "far.csv")
-    trace = trace_of(same_experts(1))
+    trace = costed_trace(same_experts(1))
     workload = {"arrivals": {"kind": "csv", "path": path}}
     plan, outcome = serve(trace, workload=workload, cache={"slots": "100%"})
     bill = Bill(plan)

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from costed import costed_trace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scripted import (
@@ -28,28 +29,17 @@ from scripted import (
     play,
     read_out,
 )
-from workloads import TINY_CONFIG, plan_of, run_on, shuffled, tiny_scenario
+from workloads import plan_of, run_on, shuffled, tiny_scenario
 
 from moesim.errors import InvariantError
 from moesim.machine.events import EventMachine
 from moesim.machine.sim import SimMachine
 from moesim.simulate import SimPrices
-from moesim.trace import Trace
 
 MACHINES = [SimMachine, EventMachine, shuffled(5)]
 NAMES = ["folded", "events", "shuffled"]
 both_machines = pytest.mark.parametrize("make", MACHINES, ids=NAMES)
-
-
-def one_expert_trace(ids: Any, **changes: Any) -> Trace:
-    """A trace whose sizes can be costed, of one request with these rows."""
-    given = {"seq_len": [len(ids)], "num_experts": 8, "model_config": TINY_CONFIG, **changes}
-    return Trace.from_arrays(expert_ids=ids, **given)
-
-
-@pytest.fixture
-def one_expert() -> Trace:
-    return one_expert_trace(np.tile([0, 1], (1, 4, 1)))
+ONE_ROW = np.tile([0, 1], (1, 4, 1))  # one row that wants experts 0 and 1 of four layers
 
 
 def lindley(gaps: list[int], services: list[int]) -> list[tuple[int, int]]:
@@ -85,8 +75,8 @@ def test_a_lane_serves_in_order_as_lindley_says(
 
 
 @both_machines
-def test_real_copies_of_a_busy_link_wait_as_lindley_says(make: Any, one_expert: Trace) -> None:
-    prices = SimPrices(plan_of(tiny_scenario(), one_expert).cost)
+def test_real_copies_of_a_busy_link_wait_as_lindley_says(make: Any) -> None:
+    prices = SimPrices(plan_of(tiny_scenario(), costed_trace(ONE_ROW)).cost)
     rng = np.random.default_rng(7)
     sizes = rng.integers(1, 4_000_000, 3000).tolist()
     services = [10_000 + math.ceil(size * 10**9 / (25 * 10**9)) for size in sizes]
@@ -260,8 +250,7 @@ def test_poisson_copies_wait_as_long_as_in_m_d_1(rho: float) -> None:
 def test_a_whole_server_of_equal_requests_is_m_d_1() -> None:
     """One at a time, one prompt token and one answer, all experts resident: every request takes
     as long as every other, and waits for its turn as M/D/1 says."""
-    ids = np.tile([0, 1], (1, 4, 1))
-    trace = one_expert_trace(ids)
+    trace = costed_trace(ONE_ROW)
     rho, count = 0.5, 24_000
     scenario = tiny_scenario(
         batching={"max_sequences": 1},
