@@ -1,0 +1,64 @@
+"""A prefetch policy asks for what its view shows, nearest layer first, and sees no more."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+
+from moesim.policies import View, find
+
+
+class Window(View):
+    """Shows two layers ahead; guesses and truth differ, and what was looked at is kept."""
+
+    def __init__(self) -> None:
+        super().__init__(3, [30, 31], [2, 1])
+        self.looks: list[tuple[str, int]] = []
+
+    def predicted(self, depth: int) -> Sequence[int]:
+        self.looks.append(("predicted", depth))
+        return {1: [40, 41], 2: [50]}.get(depth, [])
+
+    def exact(self, depth: int) -> Sequence[int]:
+        self.looks.append(("exact", depth))
+        return {1: [42], 2: [52, 51]}.get(depth, [])
+
+
+@pytest.mark.parametrize(
+    ("name", "depth", "expected"),
+    [
+        ("predicted", 1, [40, 41]),
+        ("predicted", 2, [40, 41, 50]),
+        ("predicted", 5, [40, 41, 50]),
+        ("oracle", 1, [42]),
+        ("oracle", 2, [42, 52, 51]),
+    ],
+)
+def test_the_nearest_layer_comes_first(name: str, depth: int, expected: list[int]) -> None:
+    policy = find("prefetch", name)
+    window = Window()
+    assert policy(policy.Options(depth)).wanted(window) == expected
+    kind = "exact" if name == "oracle" else "predicted"
+    assert window.looks == [(kind, ahead) for ahead in range(1, depth + 1)]
+
+
+def test_no_prefetch_asks_for_nothing_and_looks_nowhere() -> None:
+    policy, window = find("prefetch", "none")(), Window()
+    assert list(policy.wanted(window)) == []
+    assert window.looks == []
+    assert not policy.active
+
+
+def test_only_the_oracle_is_clairvoyant() -> None:
+    assert [find("prefetch", name).clairvoyant for name in ("none", "predicted", "oracle")] == [
+        False,
+        False,
+        True,
+    ]
+
+
+def test_a_plain_view_shows_no_future() -> None:
+    view = View(0, [1, 2])
+    assert list(view.predicted(1)) == list(view.exact(1)) == list(view.gate_weights()) == []
+    assert list(view.tokens) == []
