@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import os
 import subprocess
 import sys
@@ -174,6 +175,16 @@ def test_the_data_of_the_latency_chart_are_the_sample(drawn: Path) -> None:
     table = load_run(drawn).table("requests", ["arrival_ns", "first_token_ns"])
     assert ttft == sorted((table["first_token_ns"] - table["arrival_ns"]).tolist())
     assert [row["share"] for row in rows if row["latency"] == "ttft"][-1] == "1"
+
+
+def test_quantiles_in_the_chart_are_those_of_the_summary(drawn: Path) -> None:
+    run = load_run(drawn)
+    with house_style():
+        chart = latency_cdf(run)
+    panels = itertools.chain(*chart.axes)
+    for axes, name in zip(panels, ("ttft", "tpot", "itl", "e2e"), strict=True):
+        p50, p95, p99 = (run.value(f"{name}_{p}_ms") for p in ("p50", "p95", "p99"))
+        assert axes.get_title("right") == f"p50 {p50:.4g}, p95 {p95:.4g}, p99 {p99:.4g} ms"
 
 
 def test_a_cdf_of_many_values_is_thinned_and_keeps_its_ends() -> None:

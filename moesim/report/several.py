@@ -56,9 +56,9 @@ def hit_rate_against_capacity(comparison: Comparison) -> Chart | None:
         "hit_rate_capacity",
         "Hit rate against capacity",
         f"Hit rate against the size of the cache{_left_out(comparison.facets, facets)}. "
-        "Dashed and dotted lines are bounds: MIN re-scores each run's own layer events offline "
-        f"(mean over the runs at a capacity), an infinite cache misses first uses only. "
-        f"{_shaded(comparison)}{comparison.caption(hit_rate=True)}",
+        "Dashed and dotted lines are bounds: MIN re-scores each run's own layer events "
+        "offline without prefetching (mean over the runs at a capacity), an infinite cache misses "
+        f"first uses only. {_shaded(comparison)}{comparison.caption(hit_rate=True)}",
         ("setting", "line", "slots_per_layer", "share_of_experts", "mean", "low", "high", "n"),
         shape=_tiles(len(facets)),
         height_in=3.1 if len(facets) == 1 else 2.5 * _tiles(len(facets))[0],
@@ -138,7 +138,7 @@ def side_by_side(comparison: Comparison) -> Chart:
         "side_by_side",
         "Policies side by side",
         f"Each variant's mean with its interval{_left_out(comparison.settings, settings)}; black "
-        f"ticks in the hit-rate panel are the MIN bound (misses). {OUTPUT_ONLY} "
+        f"ticks in the hit-rate panel are the MIN bound (misses, no prefetching). {OUTPUT_ONLY} "
         f"{comparison.caption(hit_rate=True)}",
         ("setting", "metric", "unit", "variant", "mean", "low", "high", "n"),
         shape=(len(settings), len(metrics)),

@@ -163,7 +163,7 @@ def _mark_quantiles(axes: Axes, sample: NDArray[np.float64], scale: float, unit:
 
     texts = []
     for percent, name in QUANTILES:
-        value = float(np.percentile(sample, percent, method="inverted_cdf"))
+        value = float(np.percentile(sample, percent))
         axes.plot(value / scale, percent / 100, "o", color="black", markersize=3.5, zorder=3)
         texts.append(f"{name} {value / scale:.4g}")
     axes.set_title(f"{', '.join(texts)} {unit}", loc="right", fontsize=7.5, fontweight="normal")

@@ -129,7 +129,7 @@ def _bounds(run: Run) -> Table:
     table = Table("bounds", ["", "expert hit rate", "makespan (s)", "E2E p95 (ms)"])
     for label, rate, makespan, latency in (
         ("this run", "expert_hit_rate", "makespan_s", "e2e_p95_ms"),
-        (MIN_LABEL, "min_hit_rate", "", ""),
+        (f"{MIN_LABEL}, no prefetch", "min_hit_rate", "", ""),
         ("infinite cache", "infinite_cache_hit_rate", "infinite_cache_makespan_s",
          "infinite_cache_e2e_p95_ms"),
         ("infinite link", "", "infinite_link_makespan_s", "infinite_link_e2e_p95_ms"),
