@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from moesim.errors import InvariantError
+from moesim.errors import InvariantError, PolicyViolation
 from moesim.hardware.ops import BatchShape, Dense, Front, Tail
 from moesim.machine.base import D2H, DEMAND, GPU, READBACK, Folding, Machine, Wait
 from moesim.machine.passage import StepBytes
@@ -33,7 +33,8 @@ class Server:
     """Serves `requests` (in order of arrival) on a machine, with given caches and policies.
 
     `caches[l]` is the cache of trace layer l (the same object for all layers if global);
-    `reach` is how many layers ahead the router reveals its choices within a step.
+    `reach` is how many layers ahead the router reveals its choices within a step; a clairvoyant
+    prefetch policy, and nobody else, sees them all.
     """
 
     def __init__(
@@ -59,7 +60,8 @@ class Server:
         self._routing = routing
         self._layers = layers
         self._num_layers = routing.num_layers
-        self._reach = self._num_layers if prefetch.clairvoyant else reach
+        self._reach = reach
+        self._foresight = self._num_layers if prefetch.clairvoyant else reach
         self._sequential = sequential
         self._next_arrival = 0
         self._expert_bytes = caches[0].expert_bytes
@@ -106,7 +108,6 @@ class Server:
         batch, prefill = self._form(plan, now)
         rows = np.concatenate([request.next_rows(tokens) for request, tokens in plan])
         routing = StepRouting(self._routing, rows)
-        view = StepView(routing, self._reach, self._prefetch.name)
         sizes = StepBytes(
             self._expert_bytes,
             _ID_BYTES * len(rows) * self._routing.top_k,
@@ -115,25 +116,31 @@ class Server:
         pool = self.scheduler.pool
         facts = StepFacts(prefill, batch.tokens - prefill, len(plan), pool.total - pool.free)
         if self._fold is not None:
-            layers = zip(self.caches, view.layers(), strict=True)
+            layers = zip(self.caches, self._view(routing).layers(), strict=True)
             events = [cache.decide(shown) for cache, shown in layers]
             passage = self._fold(batch, events, sizes)
             yield from self.machine.wait_any((), until_ns=passage.finish_ns)
             self.ledger.log_passage(passage, events, routing.unions, facts)
         else:
             self.ledger.begin_step(now, routing.unions, routing.tokens)
-            yield from self._walk(batch, sizes, view)
+            yield from self._walk(batch, sizes, routing)
             self.ledger.end_step(self.machine.now_ns, facts, self._expert_bytes)
         self._finish(plan)
 
-    def _walk(self, batch: BatchShape, sizes: StepBytes, view: StepView) -> Wait:
+    def _view(self, routing: StepRouting) -> StepView:
+        """What eviction policies see of a step."""
+        return StepView(routing, self._reach, self.caches[0].policy.name)
+
+    def _walk(self, batch: BatchShape, sizes: StepBytes, routing: StepRouting) -> Wait:
         """One step, layer by layer."""
         machine, ledger, layers = self.machine, self.ledger, self._layers
         compute, copy, wait_any = machine.compute, machine.copy, machine.wait_any
         work, copies = ledger.work, ledger.copies
         prefetching = self._prefetch.active
+        view = self._view(routing)
+        ahead = StepView(routing, self._foresight, self._prefetch.name)
         if prefetching:
-            self._issue_prefetches(view)
+            self._issue_prefetches(ahead)
 
         for layer, cache in enumerate(self.caches):
             issued_ns = ledger.issued_ns
@@ -153,7 +160,8 @@ class Server:
             else:
                 cache.event(layer, view)
             if prefetching:
-                self._issue_prefetches(view)
+                ahead.move_to(layer)
+                self._issue_prefetches(ahead)
 
         last = self._num_layers
         for dense in layers.dense_before[last]:
@@ -190,6 +198,8 @@ class Server:
         experts = self._routing.num_experts
         for key in dict.fromkeys(keys):
             layer = key // experts
+            if not 0 <= layer < self._num_layers:
+                raise PolicyViolation(self._prefetch.name, key, "is no expert of this model")
             cache = self.caches[layer]
             if key not in cache.slots and not cache.prefetch(layer, key, spare):
                 self.ledger.prefetch_refused += 1
