@@ -84,6 +84,10 @@ class ExpertCache:
         self._issues = count()
         self._free = [Slot() for _ in range(self.capacity)]
         for key in policy.preload():
+            if not self._free:
+                raise self._violation(key, f"is preloaded beyond {self.capacity} slots")
+            if key in self.slots or key not in policy.book:
+                raise self._violation(key, "is preloaded twice, or not in its own book")
             self.slots[key] = self._free.pop()
         self.preloaded = len(self.slots)
 
