@@ -3,7 +3,7 @@
 An interrupt belongs to the parent. Workers never see Ctrl-C (they start with it blocked); the
 parent tells them to end, they unwind, so that half-written folders are removed, and whoever
 does not end in time is killed. A worker whose parent is gone ends by itself. When a worker dies,
-the tasks that were lost with it are done again one by one, so that the guilty one is known.
+the tasks that were under way are done again one by one, so that the guilty one is known.
 """
 
 from __future__ import annotations
@@ -45,14 +45,18 @@ class LocalProcesses:
             for index, task in numbered.items():
                 yield Outcome(index, _attempt(work, task))
             return
-        lost = []
-        for outcome in _pool(work, numbered, self.workers):
-            if isinstance(outcome.error, WorkerDied):
-                lost.append(outcome.index)
-            else:
-                yield outcome
-        for index in lost:
-            yield from _pool(work, {index: numbered[index]}, 1)
+        while numbered:
+            lost = []
+            for outcome in _pool(work, numbered, self.workers):
+                if isinstance(outcome.error, WorkerDied):
+                    lost.append(outcome.index)
+                else:
+                    yield outcome
+            lost.sort()
+            # Tasks start in order and one is handed out in advance, so these had begun.
+            for index in lost[: self.workers + 1]:
+                yield from _pool(work, {index: numbered[index]}, 1)
+            numbered = {index: numbered[index] for index in lost[self.workers + 1 :]}
 
 
 def _attempt(work: Callable[[Task], object], task: Task) -> Exception | None:
