@@ -270,6 +270,17 @@ def test_every_caption_says_requests_seeds_and_what_is_assumed(
         assert "Expert hit rate = (hits + late hits)" in captions[name]
 
 
+def test_runs_without_bounds_get_none_drawn_and_say_so(tmp_path: Path) -> None:
+    keys = ("min_hit_rate", "infinite_cache_hit_rate", "infinite_cache_makespan_s",
+            "infinite_link_makespan_s")  # fmt: skip
+    comparison = sweep(tmp_path / "runs", summary=dict.fromkeys(keys))
+    with house_style():
+        chart = hit_rate_against_capacity(comparison)
+    assert chart is not None
+    assert {line.get_label() for line in chart.axes[0][0].lines} == {"LRU", "LFU"}
+    assert "These runs computed no bounds." in chart.caption
+
+
 def named(tmp_path: Path, policies: list[str]) -> Comparison:
     for policy in policies:
         path = tmp_path / policy

@@ -23,6 +23,16 @@ __all__ = ["plots_for_comparison"]
 
 MOST_PANELS: Final = 6
 MOST_SETTINGS: Final = 3
+HIT_BOUNDS: Final = (
+    "Dashed and dotted lines are bounds: MIN re-scores each run's own layer events offline without "
+    "prefetching (mean over the runs at a capacity), an infinite cache misses first uses only."
+)
+TIME_BOUNDS: Final = (
+    "Bounds: the same workload with a cache that holds every expert, and with a link that takes no "
+    "time."
+)
+TICKS: Final = "Black ticks in the hit-rate panel are the MIN bound (misses, no prefetching)."
+NO_BOUNDS: Final = "These runs computed no bounds."
 OUTPUT_ONLY: Final = "Throughput counts output tokens."
 MIN_BOUND, INFINITE_CACHE, INFINITE_LINK = BOUNDS
 SIDE_BY_SIDE: Final = ("output_tokens_per_s", "ttft_p95_ms", "tpot_mean_ms", "expert_hit_rate")
@@ -56,9 +66,8 @@ def hit_rate_against_capacity(comparison: Comparison) -> Chart | None:
         "hit_rate_capacity",
         "Hit rate against capacity",
         f"Hit rate against the size of the cache{_left_out(comparison.facets, facets)}. "
-        "Dashed and dotted lines are bounds: MIN re-scores each run's own layer events "
-        "offline without prefetching (mean over the runs at a capacity), an infinite cache misses "
-        f"first uses only. {_shaded(comparison)}{comparison.caption(hit_rate=True)}",
+        f"{HIT_BOUNDS if _bounded(comparison) else NO_BOUNDS} {_shaded(comparison)}"
+        f"{comparison.caption(hit_rate=True)}",
         ("setting", "line", "slots_per_layer", "share_of_experts", "mean", "low", "high", "n"),
         shape=_tiles(len(facets)),
         height_in=3.1 if len(facets) == 1 else 2.5 * _tiles(len(facets))[0],
@@ -90,9 +99,9 @@ def metrics_against_capacity(comparison: Comparison) -> Chart | None:
     chart = grid(
         "metrics_capacity",
         "Performance against capacity",
-        f"Performance against the size of the cache{_left_out(comparison.facets, facets)}. Bounds: "
-        "the same workload with a cache that holds every expert, and with a link that takes no "
-        f"time. {OUTPUT_ONLY} {_shaded(comparison)}{comparison.caption()}",
+        f"Performance against the size of the cache{_left_out(comparison.facets, facets)}. "
+        f"{TIME_BOUNDS if _bounded(comparison) else NO_BOUNDS} {OUTPUT_ONLY} "
+        f"{_shaded(comparison)}{comparison.caption()}",
         ("setting", "metric", "unit", "line", "slots_per_layer", "share_of_experts", "mean", "low",
          "high", "n"),
         shape=(2 * len(facets), 2),
@@ -137,8 +146,8 @@ def side_by_side(comparison: Comparison) -> Chart:
     chart = grid(
         "side_by_side",
         "Policies side by side",
-        f"Each variant's mean with its interval{_left_out(comparison.settings, settings)}; black "
-        f"ticks in the hit-rate panel are the MIN bound (misses, no prefetching). {OUTPUT_ONLY} "
+        f"Each variant's mean with its interval{_left_out(comparison.settings, settings)}. "
+        f"{TICKS if _bounded(comparison) else NO_BOUNDS} {OUTPUT_ONLY} "
         f"{comparison.caption(hit_rate=True)}",
         ("setting", "metric", "unit", "variant", "mean", "low", "high", "n"),
         shape=(len(settings), len(metrics)),
@@ -399,6 +408,12 @@ def _chosen(settings: Sequence[str]) -> list[str]:
     if len(settings) <= MOST_SETTINGS:
         return list(settings)
     return [settings[0], settings[len(settings) // 2], settings[-1]]
+
+
+def _bounded(comparison: Comparison) -> bool:
+    """Whether any run computed its bounds."""
+    keys = ("min_hit_rate", "infinite_cache_hit_rate", "infinite_cache_makespan_s")
+    return any(run.value(key) == run.value(key) for run in comparison.runs for key in keys)
 
 
 def _shaded(comparison: Comparison) -> str:
