@@ -9,18 +9,21 @@ ids are known, and used wherever the shape comes up again.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import repeat
+from itertools import compress, repeat
+from operator import not_
 from typing import NamedTuple
 
-# What decides an event's course: rows of the experts that are resident, computed in one call;
-# rows of each expert that is copied in, in order; and for each of those the computation that
-# must be done before its buffer is overwritten: 0 the residents', j that of the j-th copied in,
-# FREE none (empty: none for all).
-Shape = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
+# What decides an event's course: the rows that want each expert of the union; which of these
+# experts are absent and copied in (empty: none); and, for each copy, the computation that must
+# be done before its buffer is overwritten: RESIDENTS for the one call over all that were there,
+# j for that of the j-th expert copied in, FREE for none (empty: none for all).
+Shape = tuple[tuple[int, ...], tuple[bool, ...], tuple[int, ...]]
+RESIDENTS = 0
 FREE = -1
 
-# A layer event as it was decided: keys resident, keys copied in, and its shape.
-Event = tuple[Sequence[int], Sequence[int], Shape]
+# A layer event as it was decided: the keys that are copied in, and its shape.
+Event = tuple[Sequence[int], Shape]
+_MEMO_LIMIT = 1 << 14
 
 
 class StepBytes(NamedTuple):
@@ -34,33 +37,54 @@ class StepBytes(NamedTuple):
 class Course:
     """How an event of one shape goes, in ns from when its ids are known.
 
-    `computed`: (start, finish) of each computation, the residents' first; `copied`: of each copy.
+    `residents` and `loads` are the rows of the experts that were there and of those copied in;
+    `after` as in its shape. `computed`: (start, finish) of each computation, the residents' first
+    (empty where there are none); `copied`: of each copy.
     """
 
-    __slots__ = ("computed", "copied", "duration_ns", "shape")
+    __slots__ = ("after", "computed", "copied", "duration_ns", "loads", "residents")
 
     def __init__(
         self, shape: Shape, experts_ns: Callable[[tuple[int, ...]], int], copy_ns: int
     ) -> None:
-        residents, loads, after = shape
+        rows, absent, after = shape
+        loads = tuple(compress(rows, absent))
+        residents = tuple(compress(rows, map(not_, absent))) if absent else rows
         gpu = experts_ns(residents) if residents else 0
         link = 0
-        price = {rows: experts_ns((rows,)) for rows in set(loads)}
+        price = {count: experts_ns((count,)) for count in set(loads)}
         computed = [(0, gpu)]
         copied = []
-        for rows, reader in zip(loads, after or repeat(FREE), strict=False):
+        for count, reader in zip(loads, after or repeat(FREE), strict=False):
             start = link
             if reader != FREE and computed[reader][1] > start:
                 start = computed[reader][1]
             link = start + copy_ns
             copied.append((start, link))
             start = link if link > gpu else gpu
-            gpu = start + price[rows]
+            gpu = start + price[count]
             computed.append((start, gpu))
-        self.shape = shape
+        self.residents = residents
+        self.loads = loads
+        self.after = after
         self.computed = computed
         self.copied = copied
         self.duration_ns = gpu
+
+
+class Courses(dict[Shape, Course]):
+    """The courses worked out so far; asked for another one, it works that out too."""
+
+    def __init__(self, experts_ns: Callable[[tuple[int, ...]], int], copy_ns: int) -> None:
+        super().__init__()
+        self._experts_ns = experts_ns
+        self._copy_ns = copy_ns
+
+    def __missing__(self, shape: Shape) -> Course:
+        if len(self) >= _MEMO_LIMIT:
+            self.clear()  # large batches hardly ever repeat a shape
+        course = self[shape] = Course(shape, self._experts_ns, self._copy_ns)
+        return course
 
 
 class Passage(NamedTuple):

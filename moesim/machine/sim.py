@@ -33,9 +33,7 @@ from moesim.machine.base import (
     Wait,
     chunk_durations,
 )
-from moesim.machine.passage import Course, Event, Passage, Shape, StepBytes
-
-_MEMO_LIMIT = 1 << 14
+from moesim.machine.passage import Courses, Event, Passage, StepBytes
 
 
 class _Job(Ticket):
@@ -118,7 +116,7 @@ class SimMachine:
         self._lanes = {name: _Lane(name) for name in LANES}
         self._all = tuple(self._lanes.values())
         self._chunk_memo: dict[str, dict[int, list[int]]] = {H2D: {}, D2H: {}, "readback": {}}
-        self._courses: dict[int, dict[Shape, Course]] = {}
+        self._courses: dict[int, Courses] = {}
         self._unsettled = 0
 
     def compute(self, lane: str, op: Op, after: Sequence[Ticket] = ()) -> Ticket:
@@ -174,28 +172,26 @@ class SimMachine:
         """See `Folding.fold`. Whoever else lives in SimPy's time cannot touch these lanes, so
         the step's times stand whatever happens meanwhile."""
         now = self.now_ns
-        if self._unsettled or any(lane.free_ns > now for lane in self._all):
+        if self._unsettled or max([lane.free_ns for lane in self._all]) > now:
             raise InvariantError(14, f"a step is folded while work is under way: {self._pending()}")
-        known = self._courses.setdefault(sizes.expert, {})
-        courses = [known.get(event[2]) or self._course(event[2], sizes.expert) for event in events]
+        known = self._courses.get(sizes.expert)
+        if known is None:
+            known = self._courses_for(sizes.expert)
+        courses = [known[shape] for _, shape in events]
         layers_ns = self._prices.layers_ns(batch)
         tail_ns = self._compute_ns(Tail(batch))
-        ids_ns, sampled_ns = (
-            self._chunks(D2H, READBACK, nbytes)[0] for nbytes in (sizes.ids, sizes.sampled)
-        )
-        finish = now + sum(layers_ns) + len(events) * ids_ns + tail_ns + sampled_ns
+        ids_ns = self._chunks(D2H, READBACK, sizes.ids)[0]
+        sampled_ns = self._chunks(D2H, READBACK, sizes.sampled)[0]
+        finish = now + sum(layers_ns) + len(courses) * ids_ns + tail_ns + sampled_ns
         finish += sum([course.duration_ns for course in courses])
         for lane in self._all:
             lane.free_ns = finish
         return Passage(sizes, now, finish, layers_ns, ids_ns, courses, tail_ns, sampled_ns)
 
-    def _course(self, shape: Shape, expert_bytes: int) -> Course:
-        known = self._courses[expert_bytes]
-        if len(known) >= _MEMO_LIMIT:
-            known.clear()
+    def _courses_for(self, expert_bytes: int) -> Courses:
         copy_ns = sum(self._chunks(H2D, 0, expert_bytes))
-        course = known[shape] = Course(shape, self._prices.experts_ns, copy_ns)
-        return course
+        courses = self._courses[expert_bytes] = Courses(self._prices.experts_ns, copy_ns)
+        return courses
 
     def _queue(
         self, lane: _Lane, priority: int, chunks: list[int], after: Sequence[Ticket], what: object

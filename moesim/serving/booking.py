@@ -147,14 +147,14 @@ def _measure(courses: Sequence[Sequence[Course]]) -> npt.NDArray[np.int64]:
 def _adds(course: Course) -> tuple[int, ...]:
     """What an event of this course adds to the columns above."""
     check_course(course)
-    residents, loads, after = course.shape
+    residents, loads = course.residents, course.loads
     busy = sum(finish - start for start, finish in course.computed)
     return (
         len(residents),
         len(loads),
         sum(residents) + sum(loads),
         sum(loads),
-        _waves(after) if loads else 0,
+        _waves(course.after) if loads else 0,
         busy,
         course.duration_ns - busy,
         sum(finish - start for start, finish in course.copied),
@@ -172,7 +172,7 @@ def _waves(after: Sequence[int]) -> int:
 
 def check_course(course: Course) -> None:
     """Raises `InvariantError` if work overlaps, or an expert is used or overwritten too soon."""
-    _, loads, after = course.shape
+    loads, after = course.loads, course.after
     computed, copied = course.computed, course.copied
     if (len(computed), len(copied)) != (len(loads) + 1, len(loads)):
         raise InvariantError(6, f"{len(loads)} misses make {len(copied)} copies")
@@ -180,16 +180,16 @@ def check_course(course: Course) -> None:
         clock = 0
         for start, finish in spans:
             if not clock <= start <= finish:
-                raise InvariantError(9, f"{what} of {course.shape} overlap at {start} ns")
+                raise InvariantError(9, f"{what} of one layer event overlap at {start} ns")
             clock = finish
     for (start, _), (_, landed) in zip(computed[1:], copied, strict=True):
         if start < landed:
             raise InvariantError(4, f"an expert is computed at {start} ns, before it landed")
     for reader, (start, _) in zip(after, copied, strict=False):
         if reader != FREE and start < computed[reader][1]:
-            raise InvariantError(5, f"a copy of {course.shape} overwrites what is in use")
+            raise InvariantError(5, f"a copy at {start} ns overwrites what is in use")
     if course.duration_ns != computed[-1][1]:
-        raise InvariantError(9, f"{course.shape} is over before its work is")
+        raise InvariantError(9, f"an event of {course.duration_ns} ns is over before its work is")
 
 
 def _column(values: Sequence[int]) -> npt.NDArray[np.int64]:

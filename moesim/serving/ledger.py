@@ -273,8 +273,8 @@ class Ledger:
             front_ns = passage.layers_ns[self._layers.model_layers[layer]]
             clock = show("gpu", "front", clock, clock + front_ns, layer)
             clock = show("d2h", "readback", clock, clock + passage.ids_ns, layer)
-            ready, missing, _ = event
-            computed = course.computed if ready else course.computed[1:]
+            missing, _ = event
+            computed = course.computed if course.residents else course.computed[1:]
             for start, finish in computed:
                 show("gpu", "experts", clock + start, clock + finish, layer)
             for key, (start, finish) in zip(missing, course.copied, strict=True):

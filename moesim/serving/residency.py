@@ -16,12 +16,11 @@ from itertools import count
 from moesim.errors import InvariantError, PolicyViolation
 from moesim.hardware.ops import Experts
 from moesim.machine.base import D2H, DEMAND, GPU, H2D, PREFETCH, Machine, Ticket
-from moesim.machine.passage import FREE, Event
+from moesim.machine.passage import FREE, RESIDENTS, Event
 from moesim.policies.eviction.base import Eviction
 from moesim.policies.view import Key, View
 from moesim.serving.ledger import CAUSE_DEMAND, CAUSE_LATE, CAUSE_READBACK, Ledger
 
-_NONE: tuple[int, ...] = ()
 _STRAY_LEAVER = "leaves, and is neither resident nor wanted"
 
 
@@ -140,20 +139,18 @@ class ExpertCache:
         The same as `event`, less the issuing: then slots are free or read by this very event,
         and what must be waited for needs no tickets.
         """
-        slots, free, union, tokens = self.slots, self._free, view.union, view.tokens
+        slots, union = self.slots, view.union
         missing = [key for key in union if key not in slots]
-        if not missing:
-            ready, ready_rows, rows_missing = union, tuple(tokens), _NONE
-        elif len(missing) == len(union):
-            ready, ready_rows, rows_missing = _NONE, _NONE, tuple(tokens)
-        else:
-            ready, ready_rows, rows_missing = _split(union, tokens, slots)
         leavers = self._decide(view)
+        if not missing and not leavers:
+            return missing, (tuple(view.tokens), (), ())
+        absent = tuple([key not in slots for key in union])
         after: tuple[int, ...] = ()
         try:
             if leavers and not set(union).isdisjoint(leavers):
-                after = self._share_out(ready, missing, leavers)
+                after = self._share_out(union, missing, leavers)
             else:
+                free = self._free
                 for key in leavers:
                     free.append(slots.pop(key))
                 for key in missing:
@@ -162,19 +159,19 @@ class ExpertCache:
             raise self._violation(error.args[0], _STRAY_LEAVER) from None
         except IndexError:
             raise self._violation(missing, f"keeps more than {self.capacity} keys") from None
-        return ready, missing, (ready_rows, rows_missing, after)
+        return missing, (tuple(view.tokens), absent, after)
 
     def _share_out(
-        self, ready: Sequence[Key], missing: Sequence[Key], leavers: Collection[Key]
+        self, union: Sequence[Key], missing: Sequence[Key], leavers: Collection[Key]
     ) -> tuple[int, ...]:
         """Give slots to those that stay, staging buffers to the others; answers what each copy
         must wait for. Slots that are free now go first, those read by this event last."""
         slots, free = self.slots, self._free
         bypass = set(leavers).intersection(missing)
         leaving = [key for key in leavers if key not in bypass]
-        read = set(ready).intersection(leaving)
         if len(leaving) + len(bypass) < len(leavers):
             raise self._violation(leavers, "leave, one of them twice")
+        read = set(union).intersection(leaving)
         free[:0] = [slots.pop(key) for key in leaving if key in read]
         free += [slots.pop(key) for key in leaving if key not in read]
         idle = len(free) - len(read)
@@ -187,7 +184,7 @@ class ExpertCache:
                 after.append(staged[wave_before - 1] if wave_before > 0 else FREE)
             else:
                 slots[key] = free.pop()
-                after.append(FREE if idle > 0 else 0)
+                after.append(FREE if idle > 0 else RESIDENTS)
                 idle -= 1
         return tuple(after)
 
@@ -316,20 +313,6 @@ class ExpertCache:
     def unused_prefetches(self) -> int:
         """Prefetched experts that still wait for their first use."""
         return sum(slot.fresh for slot in self.slots.values())
-
-
-def _split(
-    union: Sequence[Key], tokens: Sequence[int], slots: Collection[Key]
-) -> tuple[Sequence[Key], tuple[int, ...], tuple[int, ...]]:
-    """The residents, their rows, and the rows of the others."""
-    ready, rows_ready, rows_missing = [], [], []
-    for key, rows in zip(union, tokens, strict=True):
-        if key in slots:
-            ready.append(key)
-            rows_ready.append(rows)
-        else:
-            rows_missing.append(rows)
-    return ready, tuple(rows_ready), tuple(rows_missing)
 
 
 def _busy_with(slot: Slot, machine: Machine) -> Sequence[Ticket]:

@@ -7,7 +7,6 @@ per layer by mixtral-offloading (Eliseev & Mazur 2023, arXiv 2312.17238).
 from __future__ import annotations
 
 from collections.abc import Collection
-from itertools import islice
 
 from moesim.policies.eviction.base import Eviction
 from moesim.policies.registry import register
@@ -23,17 +22,16 @@ class LRU(Eviction):
     def decide(self, view: View) -> Collection[Key]:
         book = self.book
         for key in view.union:
-            book[key] = None
-            book.move_to_end(key)
+            if key in book:
+                book.move_to_end(key)
+            else:
+                book[key] = None
         excess = len(book) - self.capacity
         if excess <= 0:
             return ()
         if excess == 1:
             return (book.popitem(last=False)[0],)
-        leavers = list(islice(book, excess))
-        for key in leavers:
-            del book[key]
-        return leavers
+        return [book.popitem(last=False)[0] for _ in range(excess)]
 
     def victim(self, spare: Collection[Key]) -> Key | None:
         return next((key for key in self.book if key not in spare), None)
