@@ -17,17 +17,12 @@ from fabricate import LAYERS, SKILL, run_directory
 
 from moesim.errors import OutputError
 from moesim.report import compare_runs, load_run, load_runs, plots_for_run
+from moesim.report.capacity import hit_rate_against_capacity, metrics_against_capacity
 from moesim.report.chart import save_charts, write_csv
 from moesim.report.comparison import Comparison
 from moesim.report.distribution import cdf, latency_scale
 from moesim.report.lanes import LEGIBLE, choose_window, lane_timeline
-from moesim.report.several import (
-    hit_rate_against_capacity,
-    latency_cdfs,
-    metrics_against_capacity,
-    plots_for_comparison,
-    side_by_side,
-)
+from moesim.report.several import latency_cdfs, plots_for_comparison, side_by_side
 from moesim.report.single import hits_by_layer, latency_cdf, stall_breakdown
 from moesim.report.style import BOUNDS, OTHERS, POLICIES, house_style, styles
 
