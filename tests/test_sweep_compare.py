@@ -132,6 +132,12 @@ def test_a_mistake_in_the_sweep_is_refused_before_anything_runs(home: Path, tmp_
     assert not (tmp_path / "out").exists()
 
 
+def test_a_folder_that_cannot_be_written_is_found_before_anything_runs(home: Path) -> None:
+    result = moesim("compare", home / "demo.yaml", "--out", home / "demo.yaml" / "out")
+    assert isinstance(result.exception, OutputError)
+    assert "demo.yaml/out/runs" in str(result.exception)
+
+
 def test_other_runs_are_not_overwritten_without_force(home: Path, tmp_path: Path) -> None:
     folder = tmp_path / "out"
     shutil.copytree(home / "done", folder)

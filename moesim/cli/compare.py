@@ -10,11 +10,13 @@ import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
 from moesim.errors import MoesimError, UsageError
+from moesim.files import output_errors
 
 if TYPE_CHECKING:
     from moesim.report import Comparison, Run
@@ -71,6 +73,7 @@ def compare(
     points = points_of(loaded, folder / "runs")
     missing = points if force else unfinished(points)
     check_points(missing)
+    _check_writable(folder / "runs")
     failures = _run_points(missing, len(points), workers or os.cpu_count() or 1, force=force)
     failed = {point.folder for point, _ in failures}
     runs = [load_run(point.folder) for point in points if point.folder not in failed]
@@ -124,6 +127,14 @@ def report(
         plots=plots,
     )
     _print(comparison, folder, [], as_json=as_json)
+
+
+def _check_writable(folder: Path) -> None:
+    """Find out before anything runs, not once for each point."""
+    with output_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):
+            pass
 
 
 def _report_one(run: Run, out: Path | None, *, plots: bool, as_json: bool) -> None:
