@@ -8,7 +8,8 @@ the tiled share is reported.
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moesim.errors import ScenarioError
+from moesim.machine.base import FAR
 from moesim.scenario.sections import Csv, Gamma, Poisson, Recorded
 from moesim.serving.request import Request
 from moesim.streams import stream
@@ -30,6 +32,7 @@ _CSV_COLUMNS = {
     "plain": ("arrival_s", "prompt_tokens", "output_tokens"),
     "azure": ("TIMESTAMP", "ContextTokens", "GeneratedTokens"),
 }
+_TIMESTAMP = re.compile(r"(\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d(?:\.\d{1,9})?)(?:Z|\+00:00)?")
 
 Ints = npt.NDArray[np.int64]
 
@@ -135,7 +138,7 @@ def _arrivals(scenario: Scenario, trace: Trace, pool: Ints, count: int) -> Arriv
             raise ScenarioError.at(
                 scenario, "workload.arrivals", "the trace records no arrival times"
             )
-        return Arrivals(_whole_ns((times - times[0]) * how.time_scale))
+        return Arrivals(_whole_ns(scenario, (times - times[0]) * how.time_scale))
     if isinstance(how, Poisson):
         gaps = rng.exponential(1 / how.rate_per_s, count)
     elif isinstance(how, Gamma):
@@ -143,11 +146,18 @@ def _arrivals(scenario: Scenario, trace: Trace, pool: Ints, count: int) -> Arriv
         gaps = rng.gamma(shape, 1 / (how.rate_per_s * shape), count)
     else:
         gaps = np.zeros(count)
-    return Arrivals(_whole_ns(np.cumsum(gaps)))
+    return Arrivals(_whole_ns(scenario, np.cumsum(gaps)))
 
 
-def _whole_ns(seconds: npt.NDArray[np.float64]) -> Ints:
-    return np.rint(seconds * _SECOND_NS).astype(np.int64)
+def _whole_ns(scenario: Scenario, seconds: npt.NDArray[np.float64]) -> Ints:
+    times_ns = seconds * _SECOND_NS
+    if times_ns.max() >= FAR:
+        raise ScenarioError.at(
+            scenario,
+            "workload.arrivals",
+            f"a request arrives after {seconds.max():g} s, too late to count in nanoseconds",
+        )
+    return np.rint(times_ns).astype(np.int64)
 
 
 def _from_csv(scenario: Scenario, how: Csv) -> Arrivals:
@@ -155,6 +165,7 @@ def _from_csv(scenario: Scenario, how: Csv) -> Arrivals:
     path = scenario.path(how.path)
     columns = _CSV_COLUMNS[how.format]
     limit = scenario.workload.requests
+    lines: list[int] = []
     rows: list[tuple[Any, int, int]] = []
     try:
         with path.open(newline="", encoding="utf-8-sig") as handle:
@@ -165,9 +176,10 @@ def _from_csv(scenario: Scenario, how: Csv) -> Arrivals:
                 if limit is not None and len(rows) == limit:
                     break
                 try:
-                    rows.append(_csv_row([row[name] for name in columns], how.format))
-                except (ValueError, TypeError) as error:
+                    rows.append(_csv_row(row, columns))
+                except ValueError as error:
                     raise _csv_error(scenario, path, reader.line_num, str(error)) from None
+                lines.append(reader.line_num)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise _csv_error(scenario, path, 1, f"cannot be read: {error}") from None
     if not rows:
@@ -175,24 +187,38 @@ def _from_csv(scenario: Scenario, how: Csv) -> Arrivals:
     times, prompts, outputs = zip(*rows, strict=True)
     moments = np.array(times)
     if how.format == "azure":
-        times_ns = (moments - moments[0]).astype("timedelta64[ns]").astype(np.int64)
-        times_ns = np.rint(times_ns * how.time_scale).astype(np.int64)
-    else:
-        times_ns = _whole_ns(moments.astype(float) * how.time_scale)
-    if (np.diff(times_ns) < 0).any():
-        line = int(np.argmax(np.diff(times_ns) < 0)) + 3
+        moments = (moments - moments[0]).astype("timedelta64[ns]").astype(np.int64) / _SECOND_NS
+    late = np.flatnonzero(np.diff(moments) < 0)
+    if len(late):
+        line = lines[int(late[0]) + 1]
         raise _csv_error(scenario, path, line, "arrives before the request above it")
+    times_ns = _whole_ns(scenario, moments * how.time_scale)
     return Arrivals(times_ns, np.array(prompts), np.array(outputs))
 
 
-def _csv_row(cells: Sequence[str], kind: str) -> tuple[Any, int, int]:
-    moment: Any = np.datetime64(cells[0].strip()) if kind == "azure" else float(cells[0])
-    if kind == "plain" and not 0 <= moment < float("inf"):
-        raise ValueError(f"arrival {cells[0]!r} must be seconds ≥ 0")
-    prompt, output = int(cells[1]), int(cells[2])
-    if prompt < 1 or output < 1:
-        raise ValueError(f"lengths {prompt} and {output} must be at least 1")
-    return moment, prompt, output
+def _csv_row(row: Mapping[str, str | None], columns: tuple[str, ...]) -> tuple[Any, int, int]:
+    """Arrival, prompt and output tokens of one line. Raises `ValueError` with the reason."""
+    cells = [(row[name] or "").strip() for name in columns]
+    if not all(cells):
+        raise ValueError(f"column {columns[cells.index('')]!r} is empty")
+    when, prompt, output = cells
+    moment: Any
+    if columns[0] == "TIMESTAMP":
+        stamp = _TIMESTAMP.fullmatch(when)
+        if stamp is None:
+            raise ValueError(f"{when!r} is no UTC time like 2023-11-16 18:17:03.9799600")
+        moment = np.datetime64(stamp[1])
+    else:
+        moment = float(when)
+        if not 0 <= moment < float("inf"):
+            raise ValueError(f"arrival {when!r} must be seconds ≥ 0")
+    return moment, _length(prompt), _length(output)
+
+
+def _length(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise ValueError(f"length {text!r} must be a whole number, at least 1")
+    return int(text)
 
 
 def _csv_error(scenario: Scenario, path: Path, line: int, reason: str) -> ScenarioError:
