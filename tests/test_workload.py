@@ -1,0 +1,449 @@
+"""Which requests arrive, when, how long they are and which trace rows they replay."""
+
+from __future__ import annotations
+
+import csv
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from costed import costed_trace
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from workloads import plan_of, run_on, tiny_scenario, tiny_trace
+
+from moesim.errors import ScenarioError
+from moesim.scenario import Scenario
+from moesim.serving.request import Request
+from moesim.serving.workload import build_workload
+from moesim.simulate import summarise
+from moesim.trace import Trace
+
+
+def workload(trace: Trace, seed: int = 0, **section: Any) -> list[Request]:
+    return build_workload(
+        Scenario.model_validate(tiny_scenario(workload=section, seed=seed)), trace
+    )
+
+
+def arrivals_s(requests: list[Request]) -> Any:
+    return np.array([one.arrival_ns for one in requests]) / 1e9
+
+
+# --- arrivals -------------------------------------------------------------------------------------
+
+COUNT = 40_000
+_Z = 4.0  # of a fixed seed, so that it either holds for ever or never
+
+
+@pytest.fixture(scope="module")
+def single() -> Trace:
+    return tiny_trace(requests=1, prompt_tokens=1, output_tokens=1)
+
+
+@pytest.mark.parametrize("rate", [0.5, 40.0])
+def test_poisson_gaps_are_exponential_with_the_stated_rate(single: Trace, rate: float) -> None:
+    requests = workload(single, requests=COUNT, arrivals={"kind": "poisson", "rate_per_s": rate})
+    gaps = np.diff(arrivals_s(requests), prepend=0) * rate
+    assert len(gaps) == COUNT
+    assert abs(gaps.mean() - 1) < _Z / math.sqrt(COUNT)
+    # The squared coefficient of variation of n exponentials is 1 with a deviation of sqrt(8 / n).
+    assert abs(gaps.var() / gaps.mean() ** 2 - 1) < _Z * math.sqrt(8 / COUNT)
+    # The whole distribution, by Kolmogorov and Smirnov at a significance of 1e-4.
+    expected = 1 - np.exp(-np.sort(gaps))
+    assert np.abs(expected - np.arange(COUNT) / COUNT).max() < 2.23 / math.sqrt(COUNT)
+
+
+@pytest.mark.parametrize("burstiness", [0.5, 1.0, 3.0])
+def test_gamma_gaps_have_the_stated_rate_and_burstiness(single: Trace, burstiness: float) -> None:
+    requests = workload(
+        single,
+        requests=COUNT,
+        arrivals={"kind": "gamma", "rate_per_s": 8.0, "burstiness": burstiness},
+    )
+    gaps = np.diff(arrivals_s(requests), prepend=0) * 8.0
+    assert abs(gaps.mean() - 1) < _Z * burstiness / math.sqrt(COUNT)
+    squared = burstiness**2
+    # Gamma of mean 1: the variance has a relative deviation of sqrt((2 + 6 c²) / n).
+    assert abs(gaps.var() - squared) < _Z * squared * math.sqrt((2 + 6 * squared) / COUNT)
+
+
+def test_all_at_once_is_time_zero(single: Trace) -> None:
+    assert {one.arrival_ns for one in workload(single, requests=5)} == {0}
+
+
+def test_recorded_arrivals_start_at_zero_in_order_and_scale() -> None:
+    trace = costed_trace(
+        np.zeros((4, 1, 1), int),
+        seq_len=[1] * 4,
+        arrival_s=[7.5, 5.0, 6.0, 5.0],
+        domain=list("abcd"),
+    )
+    plain = workload(trace, arrivals="recorded")
+    assert [one.arrival_ns for one in plain] == [0, 0, 1_000_000_000, 2_500_000_000]
+    assert [one.domain for one in plain] == ["b", "d", "c", "a"]
+    assert [one.index for one in plain] == [0, 1, 2, 3]
+    scaled = workload(trace, arrivals={"kind": "recorded", "time_scale": 0.5})
+    assert [one.arrival_ns for one in scaled] == [0, 0, 500_000_000, 1_250_000_000]
+
+
+def test_a_trace_without_arrival_times_cannot_replay_them() -> None:
+    trace = costed_trace(np.zeros((2, 1, 1), int), seq_len=[1, 1], arrival_s=[1.0, math.nan])
+    with pytest.raises(ScenarioError, match=r"workload\.arrivals: the trace records no arrival"):
+        workload(trace, arrivals="recorded")
+
+
+# --- csv ------------------------------------------------------------------------------------------
+
+
+def from_csv(
+    folder: Path, text: str, trace: Trace | None = None, *, requests: int | None = None, **how: Any
+) -> list[Request]:
+    path = folder / "arrivals.csv"
+    path.write_text(text, encoding="utf-8", newline="")
+    arrivals = {"kind": "csv", "path": str(path), **how}
+    return workload(trace or tiny_trace(requests=2), arrivals=arrivals, requests=requests)
+
+
+PLAIN = "arrival_s,prompt_tokens,output_tokens\n"
+AZURE = "TIMESTAMP,ContextTokens,GeneratedTokens\n"
+
+
+def test_a_plain_csv_gives_arrivals_and_lengths(tmp_path: Path) -> None:
+    requests = from_csv(tmp_path, PLAIN + "0.25,3,2\n0.25,1,1\n1.5,40,7\n")
+    assert [(one.arrival_ns, one.prompt_tokens, one.output_tokens) for one in requests] == [
+        (250_000_000, 3, 2),
+        (250_000_000, 1, 1),
+        (1_500_000_000, 40, 7),
+    ]
+    assert [len(one.rows) for one in requests] == [4, 1, 46]
+
+
+def test_columns_may_come_in_any_order_and_with_others(tmp_path: Path) -> None:
+    text = "note,output_tokens,arrival_s,prompt_tokens\r\nx,2,0.5,3\r\n"
+    (one,) = from_csv(tmp_path, "\ufeff" + text, time_scale=2.0)
+    assert (one.arrival_ns, one.prompt_tokens, one.output_tokens) == (1_000_000_000, 3, 2)
+
+
+def test_an_azure_csv_has_seven_digits_of_a_second(tmp_path: Path) -> None:
+    text = AZURE + (
+        "2023-11-16 18:17:03.9799600,4808,10\r\n"
+        "2023-11-16 18:17:04.0319600,3180,8\r\n"
+        "2023-11-16 18:17:04.0319601,110,27\r\n"
+        "2023-11-16 18:18:04,1,1\r\n"
+    )
+    requests = from_csv(tmp_path, text, format="azure")
+    assert [one.arrival_ns for one in requests] == [0, 52_000_000, 52_000_100, 60_020_040_000]
+    assert [one.prompt_tokens for one in requests] == [4808, 3180, 110, 1]
+    assert [one.output_tokens for one in requests] == [10, 8, 27, 1]
+    slow = from_csv(tmp_path, text, format="azure", time_scale=10.0)
+    assert [one.arrival_ns for one in slow] == [0, 520_000_000, 520_001_000, 600_200_400_000]
+
+
+def test_the_real_azure_trace_is_read_whole(shared: Path) -> None:
+    path = shared / "data/requests/AzureLLMInferenceTrace_code.csv"
+    trace = tiny_trace(requests=1, prompt_tokens=9000, output_tokens=1)
+    arrivals = {"kind": "csv", "path": str(path), "format": "azure"}
+    requests = workload(trace, arrivals=arrivals)
+    with path.open(newline="", encoding="utf-8-sig") as handle:
+        rows = list(csv.DictReader(handle))
+    assert len(requests) == len(rows) > 8000
+    assert sum(one.prompt_tokens for one in requests) == sum(int(r["ContextTokens"]) for r in rows)
+    assert sum(one.output_tokens for one in requests) == sum(
+        int(r["GeneratedTokens"]) for r in rows
+    )
+    # Ten million ticks a second, by another route than the code's.
+    ticks = []
+    for row in rows:
+        clock, _, digits = row["TIMESTAMP"].partition(".")
+        hours, minutes, seconds = clock.split()[1].split(":")
+        whole = (int(hours) * 60 + int(minutes)) * 60 + int(seconds)
+        ticks.append(whole * 10**7 + int(digits.ljust(7, "0")))
+    assert [one.arrival_ns for one in requests] == [(tick - ticks[0]) * 100 for tick in ticks]
+    few = workload(trace, arrivals=arrivals, requests=50)
+    assert [one.arrival_ns for one in few] == [one.arrival_ns for one in requests[:50]]
+
+
+BAD_LINES = [
+    ("plain", PLAIN + "0,1,1\n0.5,x,1\n", 3, "'x'"),
+    ("plain", PLAIN + "0,1,1\n-1,1,1\n", 3, "≥ 0"),
+    ("plain", PLAIN + "nan,1,1\n", 2, "≥ 0"),
+    ("plain", PLAIN + "inf,1,1\n", 2, "≥ 0"),
+    ("plain", PLAIN + "0,0,1\n", 2, "at least 1"),
+    ("plain", PLAIN + "0,1,0\n", 2, "at least 1"),
+    ("plain", PLAIN + "0,1.5,1\n", 2, "1.5"),
+    ("plain", PLAIN + "0,1\n", 2, "column 'output_tokens' is empty"),
+    ("plain", PLAIN + ",1,1\n", 2, "column 'arrival_s' is empty"),
+    ("plain", PLAIN + "soon,1,1\n", 2, "soon"),
+    ("plain", PLAIN + "5,1,1\n4,1,1\n", 3, "before"),
+    ("plain", PLAIN + "5,1,1\n\n\n4,1,1\n", 5, "before"),
+    ("plain", PLAIN, 1, "no requests"),
+    ("plain", "", 1, "no column 'arrival_s'"),
+    ("plain", AZURE + "2023-11-16 18:17:03,1,1\n", 1, "no column 'arrival_s'"),
+    ("azure", PLAIN + "0,1,1\n", 1, "no column 'TIMESTAMP'"),
+    ("azure", AZURE + "2023-11-16 18:17:03,1,1\nyesterday,1,1\n", 3, "yesterday"),
+    ("azure", AZURE + "2023-13-16 18:17:03,1,1\n", 2, "2023-13-16"),
+    ("azure", AZURE + ",1,1\n", 2, "column 'TIMESTAMP' is empty"),
+    ("azure", AZURE + "2023-11-16 18:17:03+02:00,1,1\n", 2, "no UTC time"),
+    ("azure", AZURE + "NaT,1,1\n", 2, "NaT"),
+    ("azure", AZURE + "now,1,1\n", 2, "now"),
+    ("azure", AZURE + "2023-11-16 18:17:03,1,1\n2023-11-16 18:17:02,1,1\n", 3, "before"),
+]
+
+
+@pytest.mark.parametrize(("kind", "text", "line", "reason"), BAD_LINES)
+def test_a_bad_line_of_a_csv_is_named(
+    tmp_path: Path, kind: str, text: str, line: int, reason: str
+) -> None:
+    with pytest.raises(ScenarioError) as caught:
+        from_csv(tmp_path, text, format=kind)
+    (problem,) = caught.value.problems
+    assert f"{tmp_path / 'arrivals.csv'}:{line}: " in problem
+    assert reason in problem
+    assert caught.value.exit_code == 2
+
+
+def test_times_of_the_later_azure_traces_carry_their_zone(tmp_path: Path) -> None:
+    text = AZURE + "2024-05-10 00:00:00.009930+00:00,2162,5\n2024-05-10T00:00:00.017335Z,2399,6\n"
+    assert [one.arrival_ns for one in from_csv(tmp_path, text, format="azure")] == [0, 7_405_000]
+
+
+def test_an_arrival_too_late_to_count_in_nanoseconds_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ScenarioError, match=r"workload\.arrivals: .* after 1e\+12 s, too late"):
+        from_csv(tmp_path, PLAIN + "1e10,1,1\n", time_scale=100.0)
+    with pytest.raises(ScenarioError, match="too late"):
+        workload(tiny_trace(requests=1), arrivals={"kind": "poisson", "rate_per_s": 1e-12})
+
+
+def test_a_csv_that_is_no_text_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "arrivals.csv"
+    path.write_bytes(b"\xff\xfe\x00binary")
+    with pytest.raises(ScenarioError, match=r"arrivals\.csv:1: cannot be read"):
+        workload(tiny_trace(requests=1), arrivals={"kind": "csv", "path": str(path)})
+    path.unlink()
+    with pytest.raises(ScenarioError, match=r"arrivals\.csv:1: cannot be read"):
+        workload(tiny_trace(requests=1), arrivals={"kind": "csv", "path": str(path)})
+
+
+# --- which requests -------------------------------------------------------------------------------
+
+
+def many(requests: int = 12) -> Trace:
+    """One row each, of alternating domains."""
+    return costed_trace(
+        np.zeros((requests, 1, 1), int),
+        seq_len=[1] * requests,
+        domain=["code", "prose"] * (requests // 2),
+    )
+
+
+def sources(requests: list[Request]) -> list[int]:
+    return [int(one.rows[0]) for one in requests]
+
+
+def test_the_recorded_order_repeats_where_it_is_too_short() -> None:
+    assert sources(workload(many())) == list(range(12))
+    assert sources(workload(many(), requests=5)) == [0, 1, 2, 3, 4]
+    assert sources(workload(many(), requests=14)) == [*range(12), 0, 1]
+
+
+def test_a_shuffled_order_is_a_permutation_of_its_own_for_each_seed() -> None:
+    orders = [sources(workload(many(), seed, order="shuffled")) for seed in range(5)]
+    assert all(sorted(order) == list(range(12)) for order in orders)
+    assert len({tuple(order) for order in orders}) == 5
+    assert orders[3] == sources(workload(many(), 3, order="shuffled"))
+    fewer = sources(workload(many(), 3, order="shuffled", requests=4))
+    assert fewer == orders[3][:4]
+
+
+def test_a_resampled_order_draws_with_replacement() -> None:
+    drawn = sources(workload(many(), 1, order="resampled", requests=6000))
+    counts = np.bincount(drawn, minlength=12)
+    expected = 6000 / 12
+    assert ((counts - expected) ** 2 / expected).sum() < 33.1  # chi², 11 degrees, 0.05 %
+    assert drawn == sources(workload(many(), 1, order="resampled", requests=6000))
+    assert drawn != sources(workload(many(), 2, order="resampled", requests=6000))
+
+
+def test_domains_restrict_the_pool_and_unknown_ones_are_refused() -> None:
+    requests = workload(many(), domains=["prose"])
+    assert sources(requests) == [1, 3, 5, 7, 9, 11]
+    assert {one.domain for one in requests} == {"prose"}
+    with pytest.raises(ScenarioError, match=r"no domain 'poetry'; it has code, prose"):
+        workload(many(), domains=["prose", "poetry"])
+
+
+# --- which rows -----------------------------------------------------------------------------------
+
+
+def domains_trace() -> Trace:
+    """Requests of 3, 2 and 4 rows; the first and the last are of one domain."""
+    return costed_trace(
+        np.zeros((9, 1, 1), int),
+        seq_len=[3, 2, 4],
+        prompt_tokens=[2, 1, 2],
+        domain=["code", "prose", "code"],
+    )
+
+
+def test_a_request_longer_than_its_recording_goes_on_in_its_domain() -> None:
+    first, second, third = workload(domains_trace(), lengths={"prompt": 4, "output": 6})
+    assert first.rows.tolist() == [0, 1, 2, 5, 6, 7, 8, 0, 1]
+    assert second.rows.tolist() == [3, 4] * 4 + [3]
+    assert third.rows.tolist() == [5, 6, 7, 8, 0, 1, 2, 5, 6]
+    assert [one.tiled_rows for one in (first, second, third)] == [6, 7, 5]
+
+
+def test_tiling_stays_within_the_chosen_domains() -> None:
+    (only,) = workload(domains_trace(), domains=["prose"], lengths={"prompt": 4, "output": 1})
+    assert only.rows.tolist() == [3, 4, 3, 4]
+
+
+def test_the_tiled_share_is_reported() -> None:
+    trace = domains_trace()
+    scenario = tiny_scenario(workload={"lengths": {"prompt": 4, "output": 6}})
+    summary = summarise(run_on(plan_of(scenario, trace)))
+    assert summary["tiled_share"] == pytest.approx(18 / 27)
+    assert any("66.7% of the rows are tiled" in note for note in summary["notes"])
+    plain = summarise(run_on(plan_of(tiny_scenario(), trace)))
+    assert plain["tiled_share"] == 0
+    assert not any("tiled" in note for note in plain["notes"])
+
+
+def test_a_request_shorter_than_its_recording_takes_its_first_rows() -> None:
+    for one, first in zip(
+        workload(domains_trace(), lengths={"prompt": 1, "output": 2}), (0, 3, 5), strict=True
+    ):
+        assert one.rows.tolist() == [first, first + 1]
+        assert one.tiled_rows == 0
+
+
+@settings(max_examples=60)
+@given(st.integers(1, 30), st.integers(1, 30), st.sampled_from(["recorded", "skip", "resample"]))
+def test_every_request_has_exactly_the_rows_it_computes(
+    prompt: int, output: int, prefill: str
+) -> None:
+    lengths = {"prompt": prompt, "output": output}
+    for one in workload(domains_trace(), lengths=lengths, prefill=prefill):
+        own = set(range(3, 5)) if one.domain == "prose" else {0, 1, 2, 5, 6, 7, 8}
+        assert len(one.rows) == output - 1 + (prompt if prefill != "skip" else 0)
+        assert own.issuperset(one.rows.tolist())
+
+
+def absent_trace() -> Trace:
+    """Only decoded rows were recorded: 2 and 3 of them."""
+    return costed_trace(
+        np.zeros((5, 1, 1), int),
+        seq_len=[2, 3],
+        prompt_tokens=[7, 9],
+        prompt_rows="absent",
+        domain="code",
+    )
+
+
+def test_absent_prompt_rows_are_refused_unless_skipped_or_resampled() -> None:
+    with pytest.raises(ScenarioError, match=r"workload\.prefill: the trace holds no prompt rows"):
+        workload(absent_trace())
+    skipped = workload(absent_trace(), prefill="skip")
+    assert [(one.prompt_tokens, one.output_tokens) for one in skipped] == [(7, 3), (9, 4)]
+    assert [one.rows.tolist() for one in skipped] == [[0, 1], [2, 3, 4]]
+    resampled = workload(absent_trace(), prefill="resample")
+    assert [one.rows.tolist()[-count:] for one, count in zip(resampled, (2, 3), strict=True)] == [
+        [0, 1],
+        [2, 3, 4],
+    ]
+    assert [len(one.rows) for one in resampled] == [9, 12]
+
+
+def test_a_skipped_prefill_starts_with_the_first_decoded_token() -> None:
+    """Its first token is there when it is scheduled; the rest takes a step each."""
+    scenario = tiny_scenario(workload={"prefill": "skip"})
+    outcome = run_on(plan_of(scenario, absent_trace()))
+    for one, output in zip(outcome.requests, (3, 4), strict=True):
+        assert len(one.token_ns) == output
+        assert one.token_ns[0] == one.scheduled_ns == 0
+    columns = outcome.ledger.step_columns()
+    assert columns["prefill_tokens"].sum() == 0
+    assert columns["tokens"].tolist() == [2, 2, 1]
+    assert columns["kv_blocks"].tolist() == [2, 2, 1]  # 16 tokens a block: 8 and 10 entries
+    assert any("prefill: skip" in note for note in summarise(outcome)["notes"])
+
+
+def test_recorded_prompts_can_be_skipped_too() -> None:
+    requests = workload(domains_trace(), prefill="skip")
+    assert [one.rows.tolist() for one in requests] == [[2], [4], [7, 8]]
+
+
+def test_resampled_prompts_come_from_decoded_rows_of_the_domain() -> None:
+    requests = workload(
+        domains_trace(), seed=4, prefill="resample", lengths={"prompt": 400, "output": 1}
+    )
+    assert {row for one in requests for row in one.rows.tolist() if one.domain == "code"} == {
+        2,
+        7,
+        8,
+    }
+    again = workload(
+        domains_trace(), seed=4, prefill="resample", lengths={"prompt": 400, "output": 1}
+    )
+    assert all((a.rows == b.rows).all() for a, b in zip(requests, again, strict=True))
+    other = workload(
+        domains_trace(), seed=5, prefill="resample", lengths={"prompt": 400, "output": 1}
+    )
+    assert any((a.rows != b.rows).any() for a, b in zip(requests, other, strict=True))
+
+
+# --- common random numbers ------------------------------------------------------------------------
+
+
+def lives(**changes: Any) -> list[tuple[Any, ...]]:
+    """What the workload of a run was, whatever came of it."""
+    section = {
+        "requests": 30,
+        "order": "resampled",
+        "prefill": "resample",
+        "arrivals": {"kind": "gamma", "rate_per_s": 50.0, "burstiness": 2.0},
+    }
+    scenario = tiny_scenario(**{"workload": section, "seed": 9, **changes})
+    outcome = run_on(plan_of(scenario, tiny_trace(requests=6, prompt_tokens=3, output_tokens=3)))
+    return [
+        (one.arrival_ns, one.domain, one.prompt_tokens, one.output_tokens, one.rows.tolist())
+        for one in outcome.requests
+    ]
+
+
+def test_no_policy_shifts_the_workload() -> None:
+    """Each subsystem draws from a stream of its own: random eviction takes nothing from arrivals,
+    and more caches with streams of their own take nothing either."""
+    reference = lives()
+    for changes in (
+        {"cache": {"policy": "random", "slots": 8}},
+        {"cache": {"policy": "random", "slots": 8, "scope": "global"}},
+        {"cache": {"policy": "lfu", "slots": 3, "admission": "always"}},
+        {"prefetch": {"policy": "predicted"}},
+        {"batching": {"policy": "fcfs", "max_sequences": 2}},
+        {"hardware": "t4"},
+    ):
+        assert lives(**changes) == reference, changes
+    assert lives(seed=10) != reference
+
+
+def test_arrivals_order_and_resampled_rows_draw_from_streams_of_their_own() -> None:
+    trace = tiny_trace(requests=6, prompt_tokens=3, output_tokens=3)
+    poisson = {"kind": "poisson", "rate_per_s": 5.0}
+    plain = workload(trace, requests=20, arrivals=poisson)
+    shuffled = workload(trace, requests=20, arrivals=poisson, order="shuffled")
+    redrawn = workload(trace, requests=20, arrivals=poisson, prefill="resample")
+    at_once = workload(trace, requests=20, order="shuffled")
+    times = [one.arrival_ns for one in plain]
+    assert [one.arrival_ns for one in shuffled] == times
+    assert [one.arrival_ns for one in redrawn] == times
+    assert sources(at_once) == sources(shuffled) != sources(plain)
+
+
+def test_the_random_eviction_of_another_seed_meets_other_arrivals_but_one_seed_is_one_run() -> None:
+    changes = {"cache": {"policy": "random", "slots": 8}}
+    assert lives(**changes, seed=3) == lives(**changes, seed=3)
+    assert lives(**changes, seed=3) != lives(**changes, seed=4)
