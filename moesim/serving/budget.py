@@ -71,7 +71,7 @@ def plan_budget(
     wanted_blocks = _useful_blocks(scenario, kv_tokens)
     longest = max(-(-tokens // memory.kv_block_tokens) for tokens in kv_tokens)
 
-    slots = _slots(cache.slots, shape, capacity)
+    slots = _slots(cache.slots, shape)
     blocks = _blocks(memory.kv, block, capacity)
     if blocks is None and memory.kv.kind == "auto":
         room = left - slots * expert if slots is not None else left // 2
@@ -81,7 +81,6 @@ def plan_budget(
         slots = max(0, min(total_experts, (left - blocks * block) // expert))
     if blocks is None:
         blocks = max(0, (left - slots * expert) // block)
-    slots = min(slots, total_experts)
     parts["KV blocks"] = blocks * block
     parts[f"{slots} expert slots"] = slots * expert
     if sum(parts.values()) > capacity:
@@ -125,18 +124,19 @@ def _useful_blocks(scenario: Scenario, kv_tokens: Sequence[int]) -> int:
     return sum(most[: scenario.batching.max_sequences])
 
 
-def _slots(amount: Amount, shape: ModelShape, capacity: int) -> int | None:
+def _slots(amount: Amount, shape: ModelShape) -> int | None:
+    """Slots asked for, never more than there are experts; None for the rest."""
     layers = len(shape.moe_layers)
     total = layers * shape.num_experts
     match amount.kind:
         case "count":
-            return int(amount.value)
+            return min(total, int(amount.value))
         case "per_layer":
-            return int(amount.value) * layers
+            return min(total, int(amount.value) * layers)
         case "share":
             return round(amount.value * total)
         case "bytes":
-            return int(amount.value) // shape.expert_bytes
+            return min(total, int(amount.value) // shape.expert_bytes)
     return None
 
 
