@@ -267,7 +267,7 @@ TestLives.settings = settings(max_examples=150, stateful_step_count=25)
 
 def tight_run(order: str, blocks: int) -> Outcome:
     scenario = tiny_scenario(
-        memory={"kv": blocks * 16384, "kv_block_tokens": 1},
+        memory={"kv": blocks * 8192, "kv_block_tokens": 1},
         batching={"policy": order, "token_budget": 7, "max_sequences": 4},
     )
     return run_on(plan_of(scenario, tiny_trace(requests=6, prompt_tokens=5, output_tokens=6)))
@@ -275,7 +275,7 @@ def tight_run(order: str, blocks: int) -> Outcome:
 
 @every_order
 def test_preempted_rows_are_touched_again_and_counted(order: str) -> None:
-    roomy, tight = tight_run(order, 200), tight_run(order, 13)
+    roomy, tight = tight_run(order, 200), tight_run(order, 26)
     own = 6 * (5 + 6 - 1)
     rows = {name: summarise(run)["steps"] for name, run in (("roomy", roomy), ("tight", tight))}
     computed = int(roomy.ledger.step_columns()["tokens"].sum())
@@ -303,7 +303,7 @@ def test_a_run_rejects_what_never_fits_and_serves_the_rest(tmp_path: Any) -> Non
         "arrival_s,prompt_tokens,output_tokens\n0,4,2\n0,40,2\n0,3,3\n", encoding="utf-8"
     )
     scenario = tiny_scenario(
-        memory={"kv": 10 * 16384, "kv_block_tokens": 1},
+        memory={"kv": 20 * 8192, "kv_block_tokens": 1},
         workload={"arrivals": {"kind": "csv", "path": str(tmp_path / "lengths.csv")}},
     )
     outcome = run_on(plan_of(scenario, tiny_trace(requests=3)))
