@@ -138,9 +138,10 @@ def _readback_stalls(books: _Books) -> npt.NDArray[np.int64]:
 
 def _measure(courses: Sequence[Sequence[Course]]) -> npt.NDArray[np.int64]:
     """[steps, layers, columns] from the course of each event."""
-    row_of: dict[Course, int] = {}
-    rows = [row_of.setdefault(course, len(row_of)) for course in chain.from_iterable(courses)]
+    every = list(chain.from_iterable(courses))
+    row_of = {course: row for row, course in enumerate(dict.fromkeys(every))}
     table = np.array([_adds(course) for course in row_of], np.int64)
+    rows = np.fromiter(map(row_of.__getitem__, every), np.int64, len(every))
     return table[rows].reshape(len(courses), -1, table.shape[1])
 
 

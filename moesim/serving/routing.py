@@ -18,6 +18,7 @@ from moesim.policies.view import Key, View
 if TYPE_CHECKING:
     from moesim.trace import Trace
 
+_BLOCK_ROWS = 8
 _VECTORISE_ABOVE = 96  # assignments a layer; below, plain lists are faster
 
 
@@ -64,10 +65,8 @@ class StepView(View):
 
     def layers(self) -> Iterator[StepView]:
         """Itself, moved to layer after layer."""
-        for layer, union in enumerate(self._routing.unions):
-            self.layer = layer
-            self.union = union
-            self.tokens = self._routing.tokens[layer]
+        events = zip(self._routing.unions, self._routing.tokens, strict=True)
+        for self.layer, (self.union, self.tokens) in enumerate(events):
             yield self
 
     def predicted(self, depth: int) -> Sequence[Key]:
@@ -100,15 +99,18 @@ class RoutingSource:
         self._trace = trace
         self._ids = trace.expert_ids
         self._unused = trace.meta.unused
+        self._each_one_row = [(1,) * self.top_k] * self.num_layers
+        self._block_number = -1
+        self._block: list[list[list[Key]]] | None = None
         self._base_L1 = (np.arange(self.num_layers) * self.num_experts)[:, None]
 
     def unions(self, rows: npt.NDArray[np.int64]) -> tuple[list[list[Key]], list[tuple[int, ...]]]:
         """Per layer: distinct keys in order of first appearance, and rows wanting each."""
+        if len(rows) == 1 and (alone := self._alone(int(rows[0]))) is not None:
+            return alone, self._each_one_row
         ids_BLK = self._ids[rows]
         if int(ids_BLK.max()) < self.num_experts:
             keys_BLK = ids_BLK + self._base_L1
-            if len(rows) == 1:
-                return keys_BLK[0].tolist(), [_ONES[: self.top_k]] * self.num_layers
         else:
             keys_BLK = self._keys_with_gaps(ids_BLK, rows)
         if len(rows) * self.top_k > _VECTORISE_ABOVE:
@@ -116,6 +118,17 @@ class RoutingSource:
         flat_LN = keys_BLK.transpose(1, 0, 2).reshape(self.num_layers, -1).tolist()
         counts = [_count(keys) for keys in flat_LN]
         return [list(c) for c in counts], [tuple(c.values()) for c in counts]
+
+    def _alone(self, row: int) -> list[list[Key]] | None:
+        """Keys of one row, by layer; None if some of its block is unusual. A sequence decoded
+        alone reads row after row, so they are fetched a few at a time."""
+        number, place = divmod(row, _BLOCK_ROWS)
+        if number != self._block_number:
+            self._block_number = number
+            ids_BLK = self._ids[number * _BLOCK_ROWS : (number + 1) * _BLOCK_ROWS]
+            usual = int(ids_BLK.max()) < self.num_experts
+            self._block = (ids_BLK + self._base_L1).tolist() if usual else None
+        return self._block[place] if self._block is not None else None
 
     def _keys_with_gaps(
         self, ids_BLK: npt.NDArray[Any], rows: npt.NDArray[np.int64]
@@ -173,9 +186,6 @@ class RoutingSource:
             if expert != self._unused:
                 sums[base + expert] += weight
         return list(sums.values())
-
-
-_ONES = (1,) * 256
 
 
 def _count(keys: list[Key]) -> dict[Key, int]:
