@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import itertools
+import math
 import os
 import subprocess
 import sys
@@ -157,10 +158,17 @@ def test_a_run_in_which_nothing_is_defined_can_be_drawn(tmp_path: Path) -> None:
 
 def test_undefined_metrics_of_a_sweep_are_drawn_as_undefined(tmp_path: Path) -> None:
     comparison = sweep(tmp_path / "runs", output_tokens=1)
-    charts = (side_by_side, latency_cdfs, metrics_against_capacity)
-    save_charts(tmp_path / "plots", [partial(chart, comparison) for chart in charts])
-    rows = read_csv(tmp_path / "plots" / "side_by_side.csv")
-    assert {row["mean"] for row in rows if row["metric"] == "TPOT mean"} == {""}
+    with house_style():
+        dots, lines, curves = (
+            chart(comparison) for chart in (side_by_side, metrics_against_capacity, latency_cdfs)
+        )
+        dots.figure.canvas.draw()
+    assert [row[4] for row in dots.rows if row[1] == "TPOT mean"] == pytest.approx(
+        [math.nan] * 6, nan_ok=True
+    )
+    assert lines is not None
+    texts = [text.get_text() for row in curves.axes for axes in row for text in axes.texts]
+    assert texts == ["undefined"] * 3
 
 
 def test_the_data_of_the_latency_chart_are_the_sample(drawn: Path) -> None:
