@@ -15,11 +15,21 @@ if TYPE_CHECKING:
     from moesim.policies import Key
     from moesim.simulate import Outcome
 
+BOUND_KEYS = (
+    "min_hit_rate",
+    "infinite_cache_hit_rate",
+    "infinite_cache_makespan_s",
+    "infinite_cache_e2e_p95_ms",
+    "infinite_link_makespan_s",
+    "infinite_link_e2e_p95_ms",
+    "verdict",
+    "verdict_reason",
+)
 _COPY_BOUND_SHARE = 0.1
 
 
 def bounds_summary(outcome: Outcome, summary: dict[str, Any]) -> dict[str, Any]:
-    """The bounds' keys of `summary.json`, and the verdict."""
+    """The bounds' keys of `summary.json`, and the verdict: `BOUND_KEYS`."""
     from moesim.simulate import simulate
 
     plan = outcome.plan

@@ -331,10 +331,10 @@ def finish(plan: Plan, server: Server, now_ns: int) -> Outcome:
 def result_of(plan: Plan) -> Result:
     outcome = simulate(plan)
     summary = summarise(outcome)
-    if plan.scenario.bounds:
-        from moesim.bounds import bounds_summary
+    from moesim.bounds import BOUND_KEYS, bounds_summary
 
-        summary.update(bounds_summary(outcome, summary))
+    bounds = bounds_summary(outcome, summary) if plan.scenario.bounds else {}
+    summary.update({key: bounds.get(key) for key in BOUND_KEYS})
     columns = {
         "requests": request_columns(outcome.requests),
         "steps": outcome.ledger.step_columns(),
