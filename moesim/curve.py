@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappushpop
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -35,6 +36,7 @@ class Stream:
     unions: Sequence[Union]
     universe: Sequence[Key]
     seed: int
+    shape: tuple[int, int] | None = None  # layers and experts, which a profile must share
 
 
 def curve(
@@ -60,9 +62,13 @@ def curve(
         raise UsageError(f"capacities must be numbers ≥ 0, not {wanted}")
     if batch < 1:
         raise UsageError(f"batch must be at least 1, not {batch}")
+    if admission not in ("bypass", "always"):
+        raise UsageError(f"admission must be bypass or always, not {admission!r}")
     streams = list(_streams(trace, scope, batch, replay, seed))
     slots = [c if scope == "per_layer" else c * trace.num_layers for c in wanted]
     accesses = sum(len(union) for stream in streams for union in stream.unions)
+    if not accesses:
+        raise UsageError("no row of the trace uses any expert: there is no hit rate to speak of")
     result = {}
     for entry in policies:
         name, options = (entry, {}) if isinstance(entry, str) else entry
@@ -93,7 +99,8 @@ def _hits(
     policy: type[Eviction], options: Any, stream: Stream, slots: Sequence[int], admission: str
 ) -> np.ndarray[Any, np.dtype[np.int64]]:
     worth_it = len(slots) * _REPLAYS_PER_STACK_PASS >= len(stream.universe)
-    if policy.stack and admission == "bypass" and worth_it:
+    # Only a class that says so itself: one that inherits from it may decide otherwise.
+    if vars(policy).get("stack", False) and admission == "bypass" and worth_it:
         found = stack_hits(policy, options, stream, max(slots))
         return np.array([found[c] for c in slots])
     hits = []
@@ -108,7 +115,13 @@ def _context(stream: Stream, capacity: int, admission: str) -> CacheContext:
         if profile is not None:
             from moesim.trace import load_trace
 
-            return trace_popularity(load_trace(profile))
+            learnt = load_trace(profile)
+            if stream.shape not in (None, (learnt.num_layers, learnt.num_experts)):
+                raise UsageError(
+                    f"the profile {profile!r} has {learnt.num_layers} layers of "
+                    f"{learnt.num_experts} experts, the trace has other ones: {stream.shape}"
+                )
+            return trace_popularity(learnt)
         counts: dict[Key, int] = {}
         for union in stream.unions:
             for key in union:
@@ -142,11 +155,11 @@ def stack_hits(policy: type[Eviction], options: Any, stream: Stream, deepest: in
     The stack lists keys so that its first c are what a cache of c slots holds. Walking down it,
     level c adds one key to the candidates (residents of c ∪ union) and settles the best one left.
     """
-    depths = (
-        _recency_depths(stream)
-        if policy.name == "lru"
-        else _rank_depths(policy(_context(stream, len(stream.universe), "bypass"), options), stream)
-    )
+    if policy.name == "lru":
+        depths = _recency_depths(stream)
+    else:
+        full = policy(_context(stream, len(stream.universe), "bypass"), options)
+        depths = _rank_depths(full, stream) if isinstance(full, Ranked) else _fixed(full, stream)
     counts = np.bincount(np.fromiter(depths, np.int64), minlength=deepest + 1)
     return [0, *np.cumsum(counts)[:deepest].tolist()]
 
@@ -164,9 +177,14 @@ def _recency_depths(stream: Stream) -> Iterator[int]:
         known.update(union)
 
 
-def _rank_depths(policy: Eviction, stream: Stream) -> Iterator[int]:
+def _fixed(policy: Eviction, stream: Stream) -> Iterator[int]:
+    """Stack depth of each hit under a policy that starts loaded, best key first, and stays so."""
+    depth = {key: place for place, key in enumerate(policy.preload())}
+    return (depth[key] for union in stream.unions for key in union)
+
+
+def _rank_depths(policy: Ranked, stream: Stream) -> Iterator[int]:
     """Stack depth of each hit under a policy of capacity-free ranks."""
-    assert isinstance(policy, Ranked)
     stack: list[Key] = []
     rank = policy.rank
     for union in stream.unions:
@@ -220,7 +238,8 @@ def _streams(trace: Trace, scope: Scope, batch: int, replay: str, seed: int) -> 
             unions = [[key] for union in unions for key in union]
         elif replay != "atomic":
             raise UsageError(f"replay must be atomic or sequential, not {replay!r}")
-        yield Stream(unions, universe, seed * 100_003 + number)
+        shape = trace.num_layers, experts
+        yield Stream(unions, universe, seed * 100_003 + number, shape)
 
 
 def _lock_step(trace: Trace, batch: int) -> list[list[int]]:
@@ -230,7 +249,7 @@ def _lock_step(trace: Trace, batch: int) -> list[list[int]]:
     if batch == 1:
         return [[row] for request in rows for row in request]
     queue = iter([iter(request) for request in rows if len(request)])
-    active = [request for request, _ in zip(queue, range(batch), strict=False)]
+    active = list(islice(queue, batch))
     steps = []
     while active:
         step, going = [], []

@@ -41,7 +41,8 @@ class Eviction(ABC):
     """Base of all eviction policies; subclasses keep `book`, the residents in their own order.
 
     `clairvoyant` marks bounds that see the future; `stack` marks ranks that do not depend on
-    capacity, so that one pass gives the hit rate at every capacity (Mattson et al. 1970).
+    capacity, so that one pass gives the hit rate at every capacity (Mattson et al. 1970; a class
+    says it for itself alone, not for those that inherit from it).
     """
 
     name: ClassVar[str]

@@ -28,6 +28,7 @@ class StaticOptions:
 class Static(Eviction):
     """The keys with the highest counts in a profile trace stay for ever; ties: the lower key."""
 
+    stack = True
     Options = StaticOptions
 
     def __init__(self, context: CacheContext, options: Any = None) -> None:
