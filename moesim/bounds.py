@@ -89,9 +89,12 @@ def verdict(summary: dict[str, Any]) -> tuple[str, str]:
     slots_help = 1 - summary["infinite_cache_makespan_s"] / summary["makespan_s"]
     link_helps = 1 - summary["infinite_link_makespan_s"] / summary["makespan_s"]
     if slots_help >= link_helps / 2:
-        return "working set", (
-            waiting + f"even MIN hits only {best:.0%}, all experts resident would hit {all_in:.0%}"
+        limit = (
+            f"even MIN hits only {best:.0%}"
+            if mine <= best
+            else f"prefetch lifts hits to {mine:.0%}, but not all land in time"
         )
+        return "working set", waiting + f"{limit}; all experts resident would hit {all_in:.0%}"
     return "link", (
         waiting
         + f"a faster link saves up to {link_helps:.0%} of the time, more slots {slots_help:.0%}"

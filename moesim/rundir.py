@@ -24,6 +24,7 @@ from moesim.simulate import Result
 
 MANIFEST = "manifest.json"
 TABLES = ("requests", "steps", "layers", "timeline")
+_DECIDES_NOTHING = ("cli", "models", "record", "report", "sweep", "__pycache__")
 _VERSIONS = ("simpy", "numpy", "pyarrow")
 
 
@@ -63,11 +64,12 @@ def _input_hashes(scenario: Scenario) -> list[str]:
 
 @cache
 def code_hash() -> str:
-    """SHA-256 over moesim's own source and data files."""
+    """SHA-256 over those of moesim's own source and data files that can change a result."""
     root = Path(__file__).parent
     digest = hashlib.sha256()
     for path in sorted(root.rglob("*")):
-        if path.suffix in (".py", ".yaml") and "__pycache__" not in path.parts:
+        inside = path.relative_to(root).parts
+        if path.suffix in (".py", ".yaml") and inside[0] not in _DECIDES_NOTHING:
             digest.update(path.relative_to(root).as_posix().encode())
             digest.update(path.read_bytes())
     return digest.hexdigest()
