@@ -85,8 +85,9 @@ def reuse(scenario: Scenario, out: Path, *, force: bool, draw: bool = False) -> 
     """The result in `out` if it is this very run, with its plots drawn if they are missing.
 
     Raises `OutputError` if it is another one."""
-    if force or not out.exists():
-        return None
+    with output_errors(out):
+        if force or not out.exists():
+            return None
     try:
         manifest = json.loads((out / MANIFEST).read_text(encoding="utf-8"))
         if manifest["fingerprint"] == fingerprint(scenario):
