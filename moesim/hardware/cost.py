@@ -39,6 +39,7 @@ class CostModel:
         self._dense = frozenset(shape.dense_layers)
         kinds = [(n in self._dense, n in self._windowed) for n in range(shape.num_layers)]
         self._alike = [kinds.index(kind) for kind in kinds]  # the first layer of the same price
+        self._firsts = sorted(set(self._alike))
         self._front_params = shape.front_params
         self._dense_params = shape.dense_params
         self._front_bytes = stored_bytes(self._front_params, shape.weight_bits)
@@ -100,10 +101,10 @@ class CostModel:
 
     def layers_ns(self, batch: BatchShape) -> list[int]:
         """Each model layer without its routed experts: its front, or all of it if dense."""
-        prices = {
-            first: (self.dense_ns if first in self._dense else self.front_ns)(first, batch)
-            for first in set(self._alike)
-        }
+        prices = {}
+        for first in self._firsts:
+            dense = first in self._dense
+            prices[first] = self.dense_ns(first, batch) if dense else self.front_ns(first, batch)
         return [prices[first] for first in self._alike]
 
     def tail_ns(self, batch: BatchShape) -> int:

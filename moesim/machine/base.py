@@ -90,7 +90,8 @@ class Folding(Protocol):
     """A machine that knows beforehand how a step will go whose experts are all decided."""
 
     def fold(self, batch: BatchShape, events: Sequence[Event], sizes: StepBytes) -> Passage:
-        """Issue a whole step on idle lanes; `wait_any((), until_ns=passage.finish_ns)` follows.
+        """Issue a whole step on idle lanes, or right behind another that was issued so;
+        `wait_any((), until_ns=passage.finish_ns)` follows the last.
 
         Stands for exactly what the server's walk through the layers asks of the seven members:
         for each layer its front, the readback of its ids and the wait for them, then one

@@ -171,9 +171,11 @@ class SimMachine:
     def fold(self, batch: BatchShape, events: Sequence[Event], sizes: StepBytes) -> Passage:
         """See `Folding.fold`. Whoever else lives in SimPy's time cannot touch these lanes, so
         the step's times stand whatever happens meanwhile."""
-        now = self.now_ns
-        if self._unsettled or max([lane.free_ns for lane in self._all]) > now:
+        free = [lane.free_ns for lane in self._all]
+        start = max(free)
+        if self._unsettled or (start > self.now_ns and min(free) < start):
             raise InvariantError(14, f"a step is folded while work is under way: {self._pending()}")
+        start = max(start, self.now_ns)
         known = self._courses.get(sizes.expert)
         if known is None:
             known = self._courses_for(sizes.expert)
@@ -182,11 +184,11 @@ class SimMachine:
         tail_ns = self._compute_ns(Tail(batch))
         ids_ns = self._chunks(D2H, READBACK, sizes.ids)[0]
         sampled_ns = self._chunks(D2H, READBACK, sizes.sampled)[0]
-        finish = now + sum(layers_ns) + len(courses) * ids_ns + tail_ns + sampled_ns
+        finish = start + sum(layers_ns) + len(courses) * ids_ns + tail_ns + sampled_ns
         finish += sum([course.duration_ns for course in courses])
         for lane in self._all:
             lane.free_ns = finish
-        return Passage(sizes, now, finish, layers_ns, ids_ns, courses, tail_ns, sampled_ns)
+        return Passage(sizes, start, finish, layers_ns, ids_ns, courses, tail_ns, sampled_ns)
 
     def _courses_for(self, expert_bytes: int) -> Courses:
         copy_ns = sum(self._chunks(H2D, 0, expert_bytes))

@@ -145,21 +145,26 @@ class ExpertCache:
         if not missing and not leavers:
             return missing, (tuple(view.tokens), (), ())
         absent = tuple([key not in slots for key in union])
-        after: tuple[int, ...] = ()
+        return missing, (tuple(view.tokens), absent, self._move(union, missing, leavers))
+
+    def _move(
+        self, union: Sequence[Key], missing: Sequence[Key], leavers: Collection[Key]
+    ) -> tuple[int, ...]:
+        """Leavers lose their slots, and the missing that stay get them; answers what each copy
+        must wait for, or nothing if none must wait."""
+        slots, free = self.slots, self._free
         try:
             if leavers and not set(union).isdisjoint(leavers):
-                after = self._share_out(union, missing, leavers)
-            else:
-                free = self._free
-                for key in leavers:
-                    free.append(slots.pop(key))
-                for key in missing:
-                    slots[key] = free.pop()
+                return self._share_out(union, missing, leavers)
+            for key in leavers:
+                free.append(slots.pop(key))
+            for key in missing:
+                slots[key] = free.pop()
         except KeyError as error:
             raise self._violation(error.args[0], _STRAY_LEAVER) from None
         except IndexError:
             raise self._violation(missing, f"keeps more than {self.capacity} keys") from None
-        return missing, (tuple(view.tokens), absent, after)
+        return ()
 
     def _share_out(
         self, union: Sequence[Key], missing: Sequence[Key], leavers: Collection[Key]

@@ -7,26 +7,28 @@ host, and the layer event is decided and issued; at the end the sampled tokens c
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import numpy as np
+from collections.abc import Callable, Sequence
 
 from moesim.errors import InvariantError, PolicyViolation
 from moesim.hardware.ops import BatchShape, Dense, Front, Tail
 from moesim.machine.base import D2H, DEMAND, GPU, READBACK, Folding, Machine, Wait
-from moesim.machine.passage import StepBytes
-from moesim.policies.batching.base import Plan
+from moesim.machine.passage import Event, Passage, StepBytes
 from moesim.policies.prefetch.base import Prefetch
 from moesim.policies.view import View
-from moesim.serving.booking import StepFacts
 from moesim.serving.layers import LayerPlan
 from moesim.serving.ledger import DENSE, FRONT, TAIL, Ledger
 from moesim.serving.request import Request
 from moesim.serving.residency import ExpertCache
 from moesim.serving.routing import RoutingSource, StepRouting, StepView
 from moesim.serving.scheduler import Scheduler
+from moesim.serving.step import Step
 
 _ID_BYTES = 4  # an expert id or a sampled token on its way to the host
+# Layer events decided at a stretch: enough to share what steps have in common, few enough that
+# they are gone before Python's garbage collector looks at them.
+_STRETCH_EVENTS = 256
+
+Fold = Callable[[BatchShape, Sequence[Event], StepBytes], Passage]
 
 
 class Server:
@@ -64,21 +66,25 @@ class Server:
         self._foresight = self._num_layers if prefetch.clairvoyant else reach
         self._sequential = sequential
         self._next_arrival = 0
+        self._steps = 0
         self._expert_bytes = caches[0].expert_bytes
         # Without copies under way a step has no surprises: it can be decided before it is timed.
         surprises = prefetch.active or sequential or caches[0].write_back
         self._fold = machine.fold if isinstance(machine, Folding) and not surprises else None
+        self._stretch = 1 if self._fold is None else max(1, _STRETCH_EVENTS // self._num_layers)
         self._rows = sum(request.max_kv_tokens for request in requests)
         self._distinct_caches = list({id(cache): cache for cache in caches}.values())
 
     def run(self) -> Wait:
         """Serve everything; `yield from` it, or hand it to a machine's runner."""
-        machine, scheduler = self.machine, self.scheduler
+        machine = self.machine
         while True:
             self._receive()
-            plan = scheduler.next_step()
-            if plan:
-                yield from self._step(plan)
+            steps = self._form_steps()
+            if steps and self._fold is not None:
+                yield from self._glide(steps, self._fold)
+            elif steps:
+                yield from self._walk(steps[0])
             elif self._next_arrival < len(self.requests):
                 arrival = self.requests[self._next_arrival].arrival_ns
                 yield from machine.wait_any((), until_ns=arrival)
@@ -103,37 +109,58 @@ class Server:
             else:
                 self.scheduler.arrive(request)
 
-    def _step(self, plan: Plan) -> Wait:
-        now = self.machine.now_ns
-        batch, prefill = self._form(plan, now)
-        rows = np.concatenate([request.next_rows(tokens) for request, tokens in plan])
-        routing = StepRouting(self._routing, rows)
-        sizes = StepBytes(
+    def _form_steps(self) -> list[Step]:
+        """The next step; and if nobody is still to arrive, so that no clock can change what
+        follows, some of those after it."""
+        scheduler, pool = self.scheduler, self.scheduler.pool
+        steps: list[Step] = []
+        while len(steps) < self._stretch:
+            plan = scheduler.next_step()
+            if not plan:
+                break
+            step = Step(plan, pool.total - pool.free)
+            steps.append(step)
+            for request in step.finished:
+                scheduler.finish(request)
+            if self._next_arrival < len(self.requests):
+                break
+        return steps
+
+    def _glide(self, steps: Sequence[Step], fold: Fold) -> Wait:
+        """Steps in which nothing can surprise: decided first, then timed."""
+        routings = [StepRouting(self._routing, step.rows) for step in steps]
+        decided = [self._decide(routing) for routing in routings]
+        for step, routing, events in zip(steps, routings, decided, strict=True):
+            passage = fold(step.batch, events, self._sizes(step))
+            step.stamp(passage.start_ns, passage.finish_ns)
+            self.ledger.log_passage(passage, events, routing.unions, step.facts)
+        yield from self.machine.wait_any((), until_ns=passage.finish_ns)
+
+    def _decide(self, routing: StepRouting) -> list[Event]:
+        """The layer events of a step that nothing can surprise."""
+        layers = zip(self.caches, self._view(routing).layers(), strict=True)
+        events = [cache.decide(view) for cache, view in layers]
+        self._audit()
+        return events
+
+    def _sizes(self, step: Step) -> StepBytes:
+        """What the step copies; at least one token comes back, to say that it is over."""
+        return StepBytes(
             self._expert_bytes,
-            _ID_BYTES * len(rows) * self._routing.top_k,
-            _ID_BYTES * max(1, batch.sampled),
+            _ID_BYTES * len(step.rows) * self._routing.top_k,
+            _ID_BYTES * max(1, step.batch.sampled),
         )
-        pool = self.scheduler.pool
-        facts = StepFacts(prefill, batch.tokens - prefill, len(plan), pool.total - pool.free)
-        if self._fold is not None:
-            layers = zip(self.caches, self._view(routing).layers(), strict=True)
-            events = [cache.decide(shown) for cache, shown in layers]
-            passage = self._fold(batch, events, sizes)
-            yield from self.machine.wait_any((), until_ns=passage.finish_ns)
-            self.ledger.log_passage(passage, events, routing.unions, facts)
-        else:
-            self.ledger.begin_step(now, routing.unions, routing.tokens)
-            yield from self._walk(batch, sizes, routing)
-            self.ledger.end_step(self.machine.now_ns, facts, self._expert_bytes)
-        self._finish(plan)
 
     def _view(self, routing: StepRouting) -> StepView:
         """What eviction policies see of a step."""
         return StepView(routing, self._reach, self.caches[0].policy.name)
 
-    def _walk(self, batch: BatchShape, sizes: StepBytes, routing: StepRouting) -> Wait:
-        """One step, layer by layer."""
+    def _walk(self, step: Step) -> Wait:
+        """One step, layer by layer, on any machine."""
         machine, ledger, layers = self.machine, self.ledger, self._layers
+        batch, sizes, started_ns = step.batch, self._sizes(step), machine.now_ns
+        routing = StepRouting(self._routing, step.rows)
+        ledger.begin_step(started_ns, routing.unions, routing.tokens)
         compute, copy, wait_any = machine.compute, machine.copy, machine.wait_any
         work, copies = ledger.work, ledger.copies
         prefetching = self._prefetch.active
@@ -172,22 +199,9 @@ class Server:
         known = copy(D2H, READBACK, sizes.sampled, DEMAND, (tail,))
         copies.append((known, "readback", last, READBACK, sizes.sampled, ()))
         yield from wait_any((known,))
-
-    def _form(self, plan: Plan, now_ns: int) -> tuple[BatchShape, int]:
-        """Advance the planned requests; answer the batch's shape and its prefill tokens."""
-        total = entries = pairs = sampled = prefill = 0
-        for request, tokens in plan:
-            if request.scheduled_ns < 0:
-                request.scheduled_ns = now_ns
-                request.token_ns += [now_ns] * request.emitted  # of a skipped prefill
-            if not request.decoding:
-                prefill += tokens
-            before = request.position
-            total += tokens
-            entries += before + tokens
-            pairs += tokens * before + tokens * (tokens + 1) // 2
-            sampled += tokens == request.tokens_wanted
-        return BatchShape(total, entries, pairs, sampled), prefill
+        step.stamp(started_ns, machine.now_ns)
+        ledger.end_step(machine.now_ns, step.facts, self._expert_bytes)
+        self._audit()
 
     def _issue_prefetches(self, view: StepView) -> None:
         """Fetch what the policy asks for and is absent, most urgent first."""
@@ -204,18 +218,10 @@ class Server:
             if key not in cache.slots and not cache.prefetch(layer, key, spare):
                 self.ledger.prefetch_refused += 1
 
-    def _finish(self, plan: Plan) -> None:
-        """The step's tokens are known: move requests on."""
-        now = self.machine.now_ns
-        for request, tokens in plan:
-            request.position += tokens
-            if request.position == request.target:
-                request.emitted += 1
-                request.token_ns.append(now)
-                if request.finished:
-                    self.scheduler.finish(request)
-        steps = self.ledger.num_steps
-        self._distinct_caches[steps % len(self._distinct_caches)].audit()
+    def _audit(self) -> None:
+        """After a step is decided: one of the caches is audited, and there is an end."""
+        self._steps += 1
+        self._distinct_caches[self._steps % len(self._distinct_caches)].audit()
         # Each step computes at least one row, and a preemption loses at most all of them.
-        if steps > self._rows * (2 + self.scheduler.preemptions):
-            raise InvariantError(14, f"{steps} steps without an end in sight")
+        if self._steps > self._rows * (2 + self.scheduler.preemptions):
+            raise InvariantError(14, f"{self._steps} steps without an end in sight")

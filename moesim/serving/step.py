@@ -1,0 +1,61 @@
+"""A step: the batch of one forward pass, formed before anybody knows when it will run.
+
+What a step consists of depends on requests and memory alone, so it may be formed ahead of its
+time; moments are written down when they are known.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from moesim.hardware.ops import BatchShape
+from moesim.machine.base import FAR
+from moesim.policies.batching.base import Plan
+from moesim.serving.booking import StepFacts
+from moesim.serving.request import Request
+
+
+class Step:
+    """Made from a plan, it moves the planned requests on by the rows they compute.
+
+    `rows` are those of the trace; `finished` the requests that emit their last token.
+    """
+
+    __slots__ = ("_emitting", "_newcomers", "batch", "facts", "finished", "rows")
+
+    def __init__(self, plan: Plan, blocks: int) -> None:
+        """`blocks`: KV blocks in use."""
+        total = entries = pairs = sampled = prefill = 0
+        rows = []
+        self.finished: list[Request] = []
+        self._emitting: list[Request] = []
+        self._newcomers: list[tuple[Request, int]] = []
+        for request, tokens in plan:
+            if request.scheduled_ns < 0:
+                request.scheduled_ns = FAR
+                self._newcomers.append((request, request.emitted))
+            if not request.decoding:
+                prefill += tokens
+            before = request.position
+            total += tokens
+            entries += before + tokens
+            pairs += tokens * before + tokens * (tokens + 1) // 2
+            rows.append(request.next_rows(tokens))
+            request.position += tokens
+            if request.position == request.target:
+                request.emitted += 1
+                sampled += 1
+                self._emitting.append(request)
+                if request.finished:
+                    self.finished.append(request)
+        self.rows = rows[0] if len(rows) == 1 else np.concatenate(rows)
+        self.batch = BatchShape(total, entries, pairs, sampled)
+        self.facts = StepFacts(prefill, total - prefill, len(plan), blocks)
+
+    def stamp(self, start_ns: int, finish_ns: int) -> None:
+        """It ran from `start_ns` until its tokens were known to the host."""
+        for request, emitted in self._newcomers:
+            request.scheduled_ns = start_ns
+            request.token_ns += [start_ns] * emitted  # of a skipped prefill
+        for request in self._emitting:
+            request.token_ns.append(finish_ns)
