@@ -47,4 +47,6 @@ def run(
         from moesim.report import print_summary
 
         print_summary(folder)
+        if plots:
+            typer.echo(f"\nplots are in {folder / 'plots'}")
     typer.echo(str(folder))
