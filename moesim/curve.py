@@ -196,7 +196,6 @@ def _rank_depths(policy: Ranked, stream: Stream) -> Iterator[int]:
         for depth, key in enumerate(stack):
             if key in wanted:
                 yield depth
-                wanted.discard(key)
                 stack[depth] = heappop(left)[1]
                 if not left:
                     break
