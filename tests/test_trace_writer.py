@@ -71,9 +71,11 @@ def test_an_exception_leaves_the_trace_that_was_to_be_replaced(tiny: Trace, tmp_
 
 
 def test_a_trace_without_rows_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(TraceError, match="at least one row"), TraceWriter(tmp_path / "t", META):
-        pass
+    writer = TraceWriter(tmp_path / "trace", META)
+    with pytest.raises(TraceError, match="at least one row"):
+        writer.close()
     assert list(tmp_path.iterdir()) == []
+    writer.abort()
 
 
 def test_an_abandoned_trace_leaves_nothing(tmp_path: Path) -> None:
