@@ -24,7 +24,7 @@ from moesim.policies import Key, find, parse_options
 from moesim.policies.eviction.base import CacheContext
 from moesim.scenario import Scenario, load_scenario
 from moesim.serving.budget import Budget, plan_budget, split_slots
-from moesim.serving.invariants import check_run
+from moesim.serving.invariants import check_lanes, check_run
 from moesim.serving.kv import BlockPool
 from moesim.serving.layers import LayerPlan
 from moesim.serving.ledger import Ledger
@@ -317,7 +317,9 @@ def simulate(plan: Plan, *, eviction: str | None = None, free_link: bool = False
     machine = SimMachine(env, SimPrices(plan.cost, free_link=free_link))
     server = build_server(plan, machine, eviction=eviction)
     env.run(until=env.process(server.run()))  # a copy still in flight then moves no clock
-    return finish(plan, server, machine.now_ns)
+    outcome = finish(plan, server, machine.now_ns)
+    check_lanes(outcome.ledger, outcome.now_ns)
+    return outcome
 
 
 def finish(plan: Plan, server: Server, now_ns: int) -> Outcome:

@@ -10,7 +10,7 @@ from itertools import pairwise
 
 from moesim.errors import InvariantError
 from moesim.serving.kv import BlockPool
-from moesim.serving.ledger import Ledger
+from moesim.serving.ledger import CAUSE_OTHER, Ledger
 from moesim.serving.request import Request
 
 
@@ -30,6 +30,17 @@ def check_run(
     moved = ledger.moved_bytes["demand"] + ledger.moved_bytes["prefetch"]
     if issued != moved:
         raise InvariantError(7, f"copies of {issued} bytes are done, {moved} were booked")
+
+
+def check_lanes(ledger: Ledger, now_ns: int) -> None:
+    """What more holds in virtual time, where work takes as long as it costs: no lane is busy for
+    longer than time went by, and the GPU is idle only for a cause."""
+    for lane, busy_ns in ledger.busy_ns.items():
+        if busy_ns > now_ns:
+            raise InvariantError(9, f"lane {lane} was busy for {busy_ns} ns of {now_ns} ns")
+    idle_ns = sum(ledger.stall_ns[CAUSE_OTHER])
+    if idle_ns:
+        raise InvariantError(10, f"the GPU idled {idle_ns} ns while it had work to do")
 
 
 def _check_requests(requests: Sequence[Request]) -> None:

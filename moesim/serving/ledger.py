@@ -103,6 +103,7 @@ class Ledger:
         self._packed: list[tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]] = []
         self._last_demand_ns = 0
         self._step_start_ns = 0
+        self._ended_ns = 0
         self._step_base = (0, 0, 0, 0)
         self._step_accesses = 0
 
@@ -119,7 +120,7 @@ class Ledger:
         self, now_ns: int, unions: Sequence[Sequence[Key]], rows: Sequence[Sequence[int]]
     ) -> None:
         """A step starts with this routing: per layer, distinct keys and the rows wanting each."""
-        if now_ns < self._step_start_ns:
+        if now_ns < self._ended_ns:
             raise InvariantError(15, f"the clock went back to {now_ns} ns")
         self.issued_ns = self._step_start_ns = now_ns
         self.rows = list(map(add, self.rows, map(sum, rows)))
@@ -139,6 +140,7 @@ class Ledger:
             self._show(number)
         self.work.clear()
         self._collect(now_ns, number)
+        self._ended_ns = now_ns
         hits, late, copied, waves = map(sub, self._totals(), self._step_base)
         self.stepping_ns += now_ns - self._step_start_ns
         self.steps.append(
@@ -213,6 +215,8 @@ class Ledger:
                 raise InvariantError(4, f"an expert is computed at {start} ns, before it landed")
             clock = ticket.finish_ns
             busy += clock - start
+        if now_ns < clock:
+            raise InvariantError(15, f"the clock is back at {now_ns} ns, before {clock} ns")
         self.busy_ns["gpu"] += busy
         readback[self.num_layers] += now_ns - clock
         return stalled + now_ns - clock
