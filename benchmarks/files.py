@@ -1,0 +1,138 @@
+"""What does a run cost beside its event loop? CPU time, as a share of raw SimPy timeouts.
+
+A thousand short requests from a synthetic trace on disk: reading scenario and trace, checking,
+building the workload, metrics and bounds, and writing the run directory: all but the event
+loops. The unit is 500,000 raw SimPy timeouts in the same process; rounds are
+interleaved and the median is printed. Imports and plots are reported apart.
+
+    python benchmarks/files.py
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+ROUNDS = 5
+TIMEOUTS = 500_000
+SCENARIO = """
+name: files
+trace: trace
+model: {shape: mixtral-8x7b, expert_bits: 4}
+hardware: rtx-4090
+cache: {policy: lru, slots: 4/layer}
+"""
+
+
+def import_everything() -> float:
+    """Import what a run needs; answers the CPU seconds."""
+    start = time.process_time()
+    import pyarrow.parquet
+    import simpy
+    import yaml
+
+    import moesim.bounds
+    import moesim.curve
+    import moesim.machine.sim
+    import moesim.policies.eviction
+    import moesim.rundir
+    import moesim.simulate
+    import moesim.trace
+
+    assert all((pyarrow, simpy, yaml, moesim))
+    return time.process_time() - start
+
+
+def timeouts_s() -> float:
+    """CPU seconds of raw SimPy timeouts."""
+    import simpy
+
+    def waiter(env: simpy.Environment) -> simpy.events.ProcessGenerator:
+        for _ in range(TIMEOUTS):
+            yield env.timeout(1)
+
+    env = simpy.Environment()
+    env.process(waiter(env))
+    start = time.process_time()
+    env.run()
+    return time.process_time() - start
+
+
+class Stopwatch:
+    """Adds up the CPU time inside a function."""
+
+    def __init__(self, function: Any) -> None:
+        self.function = function
+        self.spent_s = 0.0
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        start = time.process_time()
+        try:
+            return self.function(*args, **options)
+        finally:
+            self.spent_s += time.process_time() - start
+
+
+def beside_the_loop_s(folder: Path, *, draw: bool = False) -> tuple[float, float]:
+    """CPU seconds of one run outside and inside its event loops. Building a server and closing
+    its books are outside."""
+    import moesim.simulate as wiring
+
+    simulate, build, finish = map(Stopwatch, (wiring.simulate, wiring.build_server, wiring.finish))
+    wiring.simulate, wiring.build_server, wiring.finish = simulate, build, finish
+    try:
+        start = time.process_time()
+        wiring.run(folder / "files.yaml", out=folder / "run", force=True, draw=draw)
+        whole = time.process_time() - start
+    finally:
+        wiring.simulate = simulate.function
+        wiring.build_server, wiring.finish = build.function, finish.function
+    inside = simulate.spent_s - build.spent_s - finish.spent_s
+    return whole - inside, inside
+
+
+def prepare(folder: Path) -> None:
+    """The trace and the scenario."""
+    from moesim.trace import SyntheticKnobs, synthesize
+
+    knobs = SyntheticKnobs(
+        requests=1000,
+        prompt_tokens=8,
+        output_tokens=8,
+        num_layers=32,
+        num_experts=8,
+        top_k=2,
+        skew=0.4,
+        stickiness=0.25,
+    )
+    synthesize(knobs).save(folder / "trace")
+    (folder / "files.yaml").write_text(SCENARIO, encoding="utf-8")
+
+
+def main() -> None:
+    """Measure and print; the ratio first."""
+    imports = import_everything()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        prepare(folder)
+        beside, inside, unit = [], [], []
+        for _ in range(ROUNDS):
+            unit.append(timeouts_s())
+            outside, loop = beside_the_loop_s(folder)
+            beside.append(outside)
+            inside.append(loop)
+        plots = beside_the_loop_s(folder, draw=True)[0] - statistics.median(beside)
+    ratios = [spent / timeouts for spent, timeouts in zip(beside, unit, strict=True)]
+    print(f"ratio {statistics.median(ratios):.3f}")
+    print(f"ratio over {ROUNDS} rounds: {min(ratios):.3f} to {max(ratios):.3f}")
+    print(f"beside the event loop: {statistics.median(beside):.3f} s of CPU time")
+    print(f"{TIMEOUTS:,} raw SimPy timeouts: {statistics.median(unit):.3f} s")
+    print(f"event loops, of the run and its bounds: {statistics.median(inside):.3f} s")
+    print(f"imports, once: {imports:.3f} s; plots, with their imports: {plots:.3f} s")
+
+
+if __name__ == "__main__":
+    main()
