@@ -157,8 +157,8 @@ def test_the_course_of_an_event_is_what_one_works_out_by_hand() -> None:
     """Two residents with 3 rows; of the three copied in, the first overwrites a resident, the
     second finds a free buffer, the third the buffer of the second."""
     it = course((1, 4, 2, 5, 6), (False, True, False, True, True), (RESIDENTS, FREE, 2))
-    assert it.computed == [(0, 31), (131, 172), (231, 282), (382, 443)]
-    assert it.copied == [(31, 131), (131, 231), (282, 382)]
+    assert (it.starts, it.finishes) == ([0, 131, 231, 382], [31, 172, 282, 443])
+    assert (it.departures, it.landings) == ([31, 131, 282], [131, 231, 382])
     assert (it.residents, it.loads, it.duration_ns) == ((1, 2), (4, 5, 6), 443)
     check_course(it)
 
@@ -166,11 +166,11 @@ def test_the_course_of_an_event_is_what_one_works_out_by_hand() -> None:
 @pytest.mark.parametrize(
     ("number", "change"),
     [
-        (4, {"computed": [(0, 31), (130, 171), (231, 282)]}),
-        (5, {"copied": [(30, 130), (130, 230)]}),
-        (6, {"copied": [(31, 131)]}),
-        (9, {"copied": [(31, 131), (130, 230)]}),
-        (9, {"computed": [(0, 31), (131, 172), (171, 231)]}),
+        (4, {"starts": [0, 130, 231]}),
+        (5, {"departures": [30, 131]}),
+        (6, {"departures": [31]}),
+        (9, {"departures": [31, 130]}),
+        (9, {"starts": [0, 131, 171]}),
         (9, {"duration_ns": 281}),
     ],
 )

@@ -23,7 +23,7 @@ FREE = -1
 
 # A layer event as it was decided: the keys that are copied in, and its shape.
 Event = tuple[Sequence[int], Shape]
-_MEMO_LIMIT = 1 << 14
+_MEMO_LIMIT = 1 << 12
 
 
 class StepBytes(NamedTuple):
@@ -38,37 +38,45 @@ class Course:
     """How an event of one shape goes, in ns from when its ids are known.
 
     `residents` and `loads` are the rows of the experts that were there and of those copied in;
-    `after` as in its shape. `computed`: (start, finish) of each computation, the residents' first
-    (empty where there are none); `copied`: of each copy.
+    `after` as in its shape. Computations run from `starts` to `finishes`, the residents' first
+    (empty where there are none); copies from `departures` to `landings`.
     """
 
-    __slots__ = ("after", "computed", "copied", "duration_ns", "loads", "residents")
+    __slots__ = (
+        "after",
+        "departures",
+        "duration_ns",
+        "finishes",
+        "landings",
+        "loads",
+        "residents",
+        "starts",
+    )
 
     def __init__(
         self, shape: Shape, experts_ns: Callable[[tuple[int, ...]], int], copy_ns: int
     ) -> None:
-        rows, absent, after = shape
-        loads = tuple(compress(rows, absent))
-        residents = tuple(compress(rows, map(not_, absent))) if absent else rows
-        gpu = experts_ns(residents) if residents else 0
+        rows, absent, self.after = shape
+        self.loads = tuple(compress(rows, absent))
+        self.residents = tuple(compress(rows, map(not_, absent))) if absent else rows
+        price = {count: experts_ns((count,)) for count in set(self.loads)}
+        gpu = experts_ns(self.residents) if self.residents else 0
         link = 0
-        price = {count: experts_ns((count,)) for count in set(loads)}
-        computed = [(0, gpu)]
-        copied = []
-        for count, reader in zip(loads, after or repeat(FREE), strict=False):
-            start = link
-            if reader != FREE and computed[reader][1] > start:
-                start = computed[reader][1]
-            link = start + copy_ns
-            copied.append((start, link))
-            start = link if link > gpu else gpu
-            gpu = start + price[count]
-            computed.append((start, gpu))
-        self.residents = residents
-        self.loads = loads
-        self.after = after
-        self.computed = computed
-        self.copied = copied
+        starts, finishes = [0], [gpu]
+        departures, landings = [], []
+        for count, reader in zip(self.loads, self.after or repeat(FREE), strict=False):
+            if reader != FREE and finishes[reader] > link:
+                link = finishes[reader]
+            departures.append(link)
+            link += copy_ns
+            landings.append(link)
+            if link > gpu:
+                gpu = link
+            starts.append(gpu)
+            gpu += price[count]
+            finishes.append(gpu)
+        self.starts, self.finishes = starts, finishes
+        self.departures, self.landings = departures, landings
         self.duration_ns = gpu
 
 

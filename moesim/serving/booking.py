@@ -149,7 +149,7 @@ def _adds(course: Course) -> tuple[int, ...]:
     """What an event of this course adds to the columns above."""
     check_course(course)
     residents, loads = course.residents, course.loads
-    busy = sum(finish - start for start, finish in course.computed)
+    busy = sum(course.finishes) - sum(course.starts)
     return (
         len(residents),
         len(loads),
@@ -158,7 +158,7 @@ def _adds(course: Course) -> tuple[int, ...]:
         _waves(course.after) if loads else 0,
         busy,
         course.duration_ns - busy,
-        sum(finish - start for start, finish in course.copied),
+        sum(course.landings) - sum(course.departures),
     )
 
 
@@ -173,23 +173,23 @@ def _waves(after: Sequence[int]) -> int:
 
 def check_course(course: Course) -> None:
     """Raises `InvariantError` if work overlaps, or an expert is used or overwritten too soon."""
-    loads, after = course.loads, course.after
-    computed, copied = course.computed, course.copied
-    if (len(computed), len(copied)) != (len(loads) + 1, len(loads)):
-        raise InvariantError(6, f"{len(loads)} misses make {len(copied)} copies")
-    for spans, what in ((computed, "GPU work"), (copied, "demand copies")):
-        clock = 0
-        for start, finish in spans:
-            if not clock <= start <= finish:
-                raise InvariantError(9, f"{what} of one layer event overlap at {start} ns")
-            clock = finish
-    for (start, _), (_, landed) in zip(computed[1:], copied, strict=True):
-        if start < landed:
+    copies = {len(course.loads), len(course.departures), len(course.landings)}
+    if copies | {len(course.starts) - 1, len(course.finishes) - 1} != {len(course.loads)}:
+        raise InvariantError(6, f"{len(course.loads)} misses do not make as many copies")
+    for starts, finishes, what in (
+        (course.starts, course.finishes, "GPU work"),
+        (course.departures, course.landings, "demand copies"),
+    ):
+        moments = [0, *chain.from_iterable(zip(starts, finishes, strict=True))]
+        if moments != sorted(moments):
+            raise InvariantError(9, f"{what} of one layer event overlap: {moments}")
+    for start, landing in zip(course.starts[1:], course.landings, strict=True):
+        if start < landing:
             raise InvariantError(4, f"an expert is computed at {start} ns, before it landed")
-    for reader, (start, _) in zip(after, copied, strict=False):
-        if reader != FREE and start < computed[reader][1]:
-            raise InvariantError(5, f"a copy at {start} ns overwrites what is in use")
-    if course.duration_ns != computed[-1][1]:
+    for reader, departure in zip(course.after, course.departures, strict=False):
+        if reader != FREE and departure < course.finishes[reader]:
+            raise InvariantError(5, f"a copy at {departure} ns overwrites what is in use")
+    if course.duration_ns != course.finishes[-1]:
         raise InvariantError(9, f"an event of {course.duration_ns} ns is over before its work is")
 
 

@@ -278,10 +278,12 @@ class Ledger:
             clock = show("gpu", "front", clock, clock + front_ns, layer)
             clock = show("d2h", "readback", clock, clock + passage.ids_ns, layer)
             missing, _ = event
-            computed = course.computed if course.residents else course.computed[1:]
+            first = 0 if course.residents else 1
+            computed = zip(course.starts[first:], course.finishes[first:], strict=True)
             for start, finish in computed:
                 show("gpu", "experts", clock + start, clock + finish, layer)
-            for key, (start, finish) in zip(missing, course.copied, strict=True):
+            copies = zip(missing, course.departures, course.landings, strict=True)
+            for key, start, finish in copies:
                 show("h2d", "demand", clock + start, clock + finish, layer, key)
             clock += course.duration_ns
         last = self.num_layers

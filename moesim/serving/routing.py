@@ -6,7 +6,8 @@ shows no more of the future than the model's router really reveals.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,16 +30,24 @@ class StepRouting:
     order); `tokens[l]`: how many rows want each.
     """
 
-    __slots__ = ("_source", "rows", "tokens", "unions")
+    __slots__ = ("_guesses", "_source", "rows", "tokens", "unions")
 
     def __init__(self, source: RoutingSource, rows: npt.NDArray[np.int64]) -> None:
         self._source = source
         self.rows = rows
+        self._guesses: list[list[list[list[int]]]] | None = None
         self.unions, self.tokens = source.unions(rows)
 
     def predicted(self, layer: int, depth: int) -> Sequence[Key]:
         """Distinct keys of layer + depth that predictions recorded at `layer` name."""
-        return self._source.predicted(self.rows, layer, depth)
+        if self._guesses is None:
+            self._guesses = self._source.predictions(self.rows) or []
+        if layer + depth >= len(self.unions) or not self._guesses:
+            return []
+        if depth > len(self._guesses[0][layer]):
+            return []
+        guessed = [guesses[layer][depth - 1] for guesses in self._guesses]
+        return self._source.keys_at(layer + depth, chain.from_iterable(guessed))
 
     def gate_weights(self, layer: int) -> Sequence[float]:
         """Summed gate weight of each key of `unions[layer]`."""
@@ -164,13 +173,15 @@ class RoutingSource:
             [tuple(tokens[:size]) for tokens, size in zip(tokens_LE, sizes, strict=True)],
         )
 
-    def predicted(self, rows: npt.NDArray[np.int64], layer: int, depth: int) -> list[Key]:
+    def predictions(self, rows: npt.NDArray[np.int64]) -> list[list[list[list[int]]]] | None:
+        """Experts predicted by each of the rows: by row, layer and depth; None: not recorded."""
         recorded = self._trace.predictions
-        if recorded is None or depth > recorded.shape[2] or layer + depth >= self.num_layers:
-            return []
-        base = (layer + depth) * self.num_experts
-        ids = recorded[rows][:, layer, depth - 1].reshape(-1).tolist()
-        return [base + expert for expert in dict.fromkeys(ids) if expert != self._unused]
+        return None if recorded is None else recorded[rows].tolist()
+
+    def keys_at(self, layer: int, experts: Iterable[int]) -> list[Key]:
+        """Distinct keys of these experts of a layer, unused places left out."""
+        base = layer * self.num_experts
+        return [base + expert for expert in dict.fromkeys(experts) if expert != self._unused]
 
     def gate_weights(
         self, rows: npt.NDArray[np.int64], layer: int, union: Sequence[Key]

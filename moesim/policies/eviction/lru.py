@@ -34,4 +34,7 @@ class LRU(Eviction):
         return [book.popitem(last=False)[0] for _ in range(excess)]
 
     def victim(self, spare: Collection[Key]) -> Key | None:
-        return next((key for key in self.book if key not in spare), None)
+        for key in self.book:
+            if key not in spare:
+                return key
+        return None
