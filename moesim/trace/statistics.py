@@ -43,8 +43,10 @@ def adjacent_overlap(trace: Trace) -> float:
     ids = np.asarray(trace.expert_ids[:])
     if len(ids) < 2:
         return 0.0
+    starts = trace.requests["first_row"]
+    starts = starts[(starts > 0) & (starts < len(ids))]
     inside = np.ones(len(ids) - 1, bool)
-    inside[trace.requests["first_row"][1:][trace.requests["num_rows"][1:] > 0] - 1] = False
+    inside[starts - 1] = False
     now, before = ids[1:][inside], ids[:-1][inside]
     used = now != trace.meta.unused
     same = (now[..., :, None] == before[..., None, :]).any(axis=-1) & used
@@ -70,7 +72,7 @@ def prediction_recall(trace: Trace) -> list[float] | None:
     recall = []
     for depth in range(1, guesses.shape[2] + 1):
         truth = ids[:, depth:]
-        guess = guesses[:, : trace.num_layers - depth, depth - 1]
+        guess = guesses[:, : max(0, trace.num_layers - depth), depth - 1]
         used = truth != trace.meta.unused
         right = (truth[..., :, None] == guess[..., None, :]).any(axis=-1) & used
         recall.append(round(float(right.sum() / max(1, used.sum())), 4))
