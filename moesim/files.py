@@ -42,20 +42,29 @@ def whole_folder(path: Path, *, force: bool = False) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.partial-", dir=path.parent))
     try:
+        yield partial
         with output_errors(path):
-            yield partial
-            umask = os.umask(0)
-            os.umask(umask)
-            partial.chmod(0o777 & ~umask)  # mkdtemp made it private
-            if path.exists():
-                old = partial.with_name(partial.name + ".old")
-                path.rename(old)
-                partial.rename(path)
-                shutil.rmtree(old)
-            else:
-                partial.rename(path)
+            _publish(partial, path)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _publish(partial: Path, path: Path) -> None:
+    """Give a whole folder its final name; one that was there comes back if that fails."""
+    umask = os.umask(0)
+    os.umask(umask)
+    partial.chmod(0o777 & ~umask)  # mkdtemp made it private
+    if not path.exists():
+        partial.rename(path)
+        return
+    old = partial.with_name(partial.name + ".old")
+    path.rename(old)
+    try:
+        partial.rename(path)
+    except OSError:
+        old.rename(path)
+        raise
+    shutil.rmtree(old)
 
 
 def write_json(path: Path, value: Any) -> None:
