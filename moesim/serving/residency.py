@@ -131,7 +131,6 @@ class ExpertCache:
         bypass = self._release(missing, leavers) if leavers else None
         if missing:
             self._load(layer, missing, bypass)
-        ledger.log_unions((view.union,))
 
     def decide(self, view: View) -> Event:
         """Decide one layer event that begins on idle lanes, with no copy under way.

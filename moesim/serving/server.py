@@ -161,6 +161,10 @@ class Server:
         batch, sizes, started_ns = step.batch, self._sizes(step), machine.now_ns
         routing = StepRouting(self._routing, step.rows)
         ledger.begin_step(started_ns, routing.unions, routing.tokens)
+        if self._sequential:
+            ledger.log_unions([[key] for union in routing.unions for key in union])
+        else:
+            ledger.log_unions(routing.unions)
         compute, copy, wait_any = machine.compute, machine.copy, machine.wait_any
         work, copies = ledger.work, ledger.copies
         prefetching = self._prefetch.active
