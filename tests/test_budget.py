@@ -185,6 +185,18 @@ def test_whatever_is_asked_for_the_parts_fit_or_it_is_refused(
     assert plan.kv_bytes == plan.kv_blocks * block * ENTRY
 
 
+def test_memory_is_enough_or_too_little_by_one_byte() -> None:
+    exact = FIXED + 10 * 16 * ENTRY + 3 * EXPERT
+    asked: Any = {"memory": {"kv": 10 * 16 * ENTRY}, "cache": {"slots": 3}}
+    assert budget(exact, **asked).used_bytes == exact
+    with pytest.raises(BudgetError, match="exceed the memory"):
+        budget(exact - 1, **asked)
+    nothing: Any = {"memory": {"kv": 2 * 16 * ENTRY}, "cache": {"slots": 0}}
+    assert budget(FIXED + 2 * 16 * ENTRY, **nothing).slots == 0
+    with pytest.raises(BudgetError, match="exceed the memory"):
+        budget(FIXED + 2 * 16 * ENTRY - 1, **nothing)
+
+
 # --- impossible memory ----------------------------------------------------------------------------
 
 

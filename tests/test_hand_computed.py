@@ -110,10 +110,16 @@ def test_the_first_step_down_to_the_digits() -> None:
     assert outcome.now_ns == 4 * layer + (1026 + 5000) + back == 1_460_359
 
 
-def test_chunked_prefill_adds_its_steps_up() -> None:
-    """A prompt of 5 in steps of 2, 2 and 1: only the last one samples a token."""
+@pytest.mark.parametrize("flops", ["165.2TFLOPS", "1GFLOPS"], ids=["memory-bound", "arithmetic"])
+def test_chunked_prefill_adds_its_steps_up(flops: str) -> None:
+    """A prompt of 5 in steps of 2, 2 and 1: only the last one samples a token.
+
+    Where arithmetic is what takes time, each pair of a row and one at or before it counts."""
     plan, outcome = serve(
-        costed_trace(same_experts(5)), batching={"token_budget": 2}, cache={"slots": "100%"}
+        costed_trace(same_experts(5)),
+        hardware={"profile": "rtx-4090", "flops": flops},
+        batching={"token_budget": 2},
+        cache={"slots": "100%"},
     )
     cost, bill = plan.cost, Bill(plan)
     batches = [BatchShape(2, 2, 3, 0), BatchShape(2, 4, 7, 0), BatchShape(1, 5, 5, 1)]
@@ -122,7 +128,8 @@ def test_chunked_prefill_adds_its_steps_up() -> None:
         layer = cost.front_ns(0, batch) + bill.back(batch.tokens * TOP_K)
         work = cost.experts_ns((batch.tokens,))
         copy = cost.copy_ns("h2d", cost.expert_bytes)
-        experts = cost.experts_ns((batch.tokens,) * 2) if number else 2 * copy + work
+        cold = copy + max(copy, work) + work
+        experts = cost.experts_ns((batch.tokens,) * 2) if number else cold
         expected += LAYERS * (layer + experts) + cost.tail_ns(batch) + bill.back(1)
     assert outcome.requests[0].token_ns == [expected]
 

@@ -158,19 +158,29 @@ def test_any_capacity_works_and_nothing_needed_is_overwritten(slots: int) -> Non
 
 @pytest.mark.parametrize("block", range(4))
 def test_every_expert_computed_has_landed_before(block: int) -> None:
+    """And so has every expert that is written back."""
+    written = 0
     for seed in range(block, 60, 4):
-        plan = plan_of(*random_case(5000 + seed))
+        scenario, trace = random_case(5000 + seed)
+        if seed % 3 == 0 and scenario["cache"]["policy"] != "static":
+            scenario["cache"]["write_back"] = True
+            scenario["prefetch"] = {"policy": "predicted", "options": {"depth": 2}}
+        plan = plan_of(scenario, trace)
         outcome, machine = watch(plan)
         loaded = {key for cache in outcome.caches for key in cache.policy.preload()}
         landed: dict[int, int] = {}
         for work in machine.log:
             if work.lane == "h2d":
                 landed[work.keys[0]] = work.finish
+            if work.lane == "d2h" and work.kind == "copy":
+                assert work.start >= landed[work.keys[0]], seed
+                written += 1
             for key in work.keys if work.kind == "experts" else ():
                 assert key in landed or key in loaded, seed
                 assert work.start >= landed.get(key, 0), seed
         spans = experts_alive(machine, outcome.now_ns)
         assert most_at_once(spans) <= sum(plan.slots) + plan.scenario.memory.staging, seed
+    assert written > 0
 
 
 @both_machines
@@ -222,6 +232,30 @@ def test_a_victim_in_flight_lands_before_its_slot_is_reused() -> None:
     assert right.start >= wrong.finish
     ledger = outcome.ledger
     assert (ledger.prefetch_wasted, sum(ledger.late_hits), sum(ledger.hits)) == (1, 0, 0)
+
+
+class FetchesInOrder(Prefetch):
+    """Asks for certain keys once, in this order."""
+
+    order = (2 * EXPERTS + 1, 3 * EXPERTS + 1, 1 * EXPERTS + 7)
+
+    def wanted(self, view: View) -> Any:
+        return self.order if view.layer == 0 else ()
+
+
+@both_machines
+def test_a_victim_in_flight_goes_before_prefetches_that_nobody_waits_for(
+    monkeypatch: pytest.MonkeyPatch, make: Any
+) -> None:
+    """Layer 1 needs the slot of a prefetch that is third in line: it is promoted past the second,
+    so that the copy behind it can begin."""
+    name = enlist(monkeypatch, "prefetch", FetchesInOrder)
+    slow = {"profile": "rtx-4090", "h2d": {"bandwidth": "100MB/s"}}
+    scenario = tiny_scenario(hardware=slow, cache={"slots": "1/layer"}, prefetch={"policy": name})
+    _, machine = watch(plan_of(scenario, costed_trace(np.ones((1, LAYERS, 1), int))), make)
+    copies = sorted(machine.on("h2d"), key=lambda work: work.start)
+    first, second, wrong = FetchesInOrder.order
+    assert [work.keys[0] for work in copies] == [1, first, wrong, EXPERTS + 1, second]
 
 
 class Counter(LRU):

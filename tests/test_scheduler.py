@@ -86,6 +86,23 @@ def test_prefill_first_lets_decodes_wait_for_prompts() -> None:
     assert steps == [[(0, 2), (1, 2)], [(1, 4)], [(0, 1)], [(0, 1)]]
 
 
+def test_prefill_first_puts_waiting_prompts_before_running_decodes() -> None:
+    requests = [request(0, 2, 3), request(1, 3, 1)]
+    assert serve(scheduler("prefill_first", budget=2), requests) == [
+        [(0, 2)],
+        [(1, 2)],
+        [(1, 1), (0, 1)],
+        [(0, 1)],
+    ]
+    requests = [request(0, 2, 3), request(1, 3, 1)]
+    assert serve(scheduler("decode_first", budget=2), requests) == [
+        [(0, 2)],
+        [(0, 1), (1, 1)],
+        [(0, 1), (1, 1)],
+        [(1, 1)],
+    ]
+
+
 def test_first_come_first_served_never_looks_at_the_phase() -> None:
     requests = [request(0, 6, 2), request(1, 1, 3), request(2, 2, 1)]
     steps = serve(scheduler("fcfs", budget=4), requests)

@@ -12,13 +12,17 @@ import pytest
 from costed import costed_trace
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from watching import enlist
 from workloads import plan_of, run_on, tiny_scenario, tiny_trace
 
 from moesim.errors import ScenarioError
+from moesim.policies.eviction import Random
+from moesim.policies.view import View
 from moesim.scenario import Scenario
 from moesim.serving.request import Request
 from moesim.serving.workload import build_workload
 from moesim.simulate import summarise
+from moesim.streams import stream
 from moesim.trace import Trace
 
 
@@ -441,6 +445,43 @@ def test_arrivals_order_and_resampled_rows_draw_from_streams_of_their_own() -> N
     assert [one.arrival_ns for one in shuffled] == times
     assert [one.arrival_ns for one in redrawn] == times
     assert sources(at_once) == sources(shuffled) != sources(plain)
+
+
+def test_streams_are_told_apart_by_seed_name_and_number() -> None:
+    draws = {
+        key: stream(*key).integers(1 << 62)
+        for key in [(0, "arrivals"), (1, "arrivals"), (0, "eviction", 0), (0, "eviction", 1)]
+    }
+    assert len(set(draws.values())) == 4
+    assert draws[0, "arrivals"] == stream(0, "arrivals").integers(1 << 62)
+
+
+def test_arrivals_come_from_the_stream_of_that_name() -> None:
+    """No other subsystem's numbers stand behind them."""
+    trace = tiny_trace(requests=1)
+    times = workload(trace, 7, requests=9, arrivals={"kind": "poisson", "rate_per_s": 2.0})
+    drawn = np.cumsum(stream(7, "arrivals").exponential(1 / 2.0, 9))
+    assert [one.arrival_ns for one in times] == np.rint(drawn * 1e9).astype(int).tolist()
+    order = workload(many(), 7, order="resampled")
+    assert sources(order) == stream(7, "request order").choice(12, 12).tolist()
+
+
+def test_each_cache_draws_for_itself_and_from_its_own_stream(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Two layers that want the same experts evict different ones."""
+    drawn: dict[int, list[int]] = {}
+
+    class Draws(Random):
+        def decide(self, view: View) -> Any:
+            drawn.setdefault(view.layer, []).append(int(self._rng.integers(1 << 62)))
+            return super().decide(view)
+
+    name = enlist(monkeypatch, "eviction", Draws)
+    trace = tiny_trace(requests=1, prompt_tokens=1, output_tokens=1)
+    run_on(plan_of(tiny_scenario(cache={"policy": name, "slots": 8}, seed=3), trace))
+    expected = {n: [int(stream(3, "eviction", n).integers(1 << 62))] for n in range(4)}
+    assert drawn == expected
 
 
 def test_the_random_eviction_of_another_seed_meets_other_arrivals_but_one_seed_is_one_run() -> None:
