@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
-from workloads import plan_of, random_case, run_on, tiny_scenario, tiny_trace
+from workloads import TINY_CONFIG, plan_of, random_case, run_on, tiny_scenario, tiny_trace
 
 from moesim.bounds import BOUND_KEYS, bounds_summary, min_hits, verdict
 from moesim.errors import ScenarioError
@@ -203,3 +204,15 @@ def test_the_verdict_names_what_to_change_first() -> None:
 def test_clairvoyant_policies_are_the_only_bounds_among_policies() -> None:
     marked = [name for name in names("eviction") if find("eviction", name).clairvoyant]
     assert marked == ["min"]
+
+
+@pytest.mark.parametrize("scope", ["per_layer", "global"])
+def test_live_min_lives_through_layer_events_that_want_nobody(scope: str) -> None:
+    ids = np.full((4, 4, 2), -1)
+    ids[0], ids[2], ids[3, :2] = [0, 1], [1, 2], [0, 3]
+    trace = Trace.from_arrays(expert_ids=ids, seq_len=[4], num_experts=8, model_config=TINY_CONFIG)
+    scenario = tiny_scenario(
+        cache={"policy": "min", "scope": scope, "slots": 8}, batching={"token_budget": 1}
+    )
+    outcome = run_on(plan_of(scenario, trace))
+    assert sum(outcome.ledger.hits) == min_hits(outcome, outcome.ledger.layer_events()) > 0

@@ -31,12 +31,14 @@ class MIN(Ranked):
                 "min needs to know all layer events beforehand, which is possible only where all "
                 "requests arrive at once; every report scores MIN offline anyway"
             )
-        self._future = context.future
+        self._future = [union for union in context.future if union]
         self._event = 0
-        self._next, first = next_uses(context.future)
+        self._next, first = next_uses(self._future)
         self.rank = {key: (first.get(key, _NEVER), key) for key in context.universe}
 
     def observe(self, view: View) -> None:
+        if not view.union:  # a router may leave all its places unused: nobody is promised such
+            return
         index = self._event
         if index >= len(self._future) or list(self._future[index]) != list(view.union):
             raise InvariantError(13, f"layer event {index} is not the one MIN was promised")
