@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections import OrderedDict
 from collections.abc import Iterator
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 from costed import costed_trace
 from watching import enlist, experts_alive, most_at_once, watch
-from workloads import decisions, plan_of, random_case, run_on, tiny_scenario, tiny_trace
+from workloads import everything, plan_of, random_case, run_on, tiny_scenario, tiny_trace
 
 from moesim.errors import PolicyViolation
 from moesim.machine.events import EventMachine
@@ -564,7 +565,39 @@ def test_a_policy_may_refuse_prefetches_and_they_are_counted(
     assert sum(none.ledger.prefetch_copies) == 0
 
 
-def test_both_machines_see_the_same_decisions_of_any_policy() -> None:
-    for seed in range(30):
-        plan = plan_of(*random_case(7000 + seed))
-        assert decisions(run_on(plan)) == decisions(run_on(plan, EventMachine)), seed
+def odd_case(seed: int) -> tuple[dict[str, Any], Trace]:
+    """A random case with what is rare: places left unused, even all of a layer event; layers
+    without experts; prompts skipped or resampled; lengths that tile; bursts."""
+    scenario, trace = random_case(seed)
+    rng = random.Random(seed)
+    ids, guesses = (np.asarray(a[:]).astype(int) for a in (trace.expert_ids, trace.predictions))
+    guesses[guesses == trace.meta.unused] = -1
+    unused = np.random.default_rng(seed).random(ids.shape) < rng.choice([0.1, 0.5, 0.9])
+    trace = costed_trace(
+        np.where(unused, -1, ids),
+        dense=rng.choice([(), (0, 3)]),
+        seq_len=trace.requests["num_rows"],
+        prompt_tokens=trace.requests["prompt_tokens"],
+        predictions=guesses,
+    )
+    workload = scenario["workload"]
+    workload["prefill"] = rng.choice(["recorded", "skip", "resample"])
+    workload["order"] = rng.choice(["recorded", "shuffled", "resampled"])
+    workload["requests"] = rng.choice([None, 1, 3, 9])
+    if rng.random() < 0.4:
+        workload["lengths"] = {"prompt": rng.randint(1, 12), "output": rng.randint(1, 10)}
+        scenario["memory"]["kv"] = rng.choice(["auto", 24 * 16384, 50 * 16384])
+    if isinstance(workload["arrivals"], dict):
+        burst = {"kind": "gamma", "burstiness": rng.choice([0.5, 3.0])}
+        workload["arrivals"] = burst | {"rate_per_s": rng.choice([10.0, 500.0, 5000.0])}
+    return scenario, trace
+
+
+@pytest.mark.parametrize("block", range(4))
+def test_machines_agree_on_what_is_rare(block: int) -> None:
+    """Folded step by step, folded layer by layer, and one event per chunk."""
+    for seed in range(block, 80, 4):
+        plan = plan_of(*odd_case(7000 + seed))
+        expected = everything(run_on(plan, EventMachine))
+        assert everything(run_on(plan)) == expected, seed
+        assert everything(watch(plan, SimMachine)[0]) == expected, seed

@@ -469,7 +469,7 @@ def test_arrivals_come_from_the_stream_of_that_name() -> None:
 def test_each_cache_draws_for_itself_and_from_its_own_stream(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Two layers that want the same experts evict different ones."""
+    """Its number is part of the stream's name, so that another cache shifts none."""
     drawn: dict[int, list[int]] = {}
 
     class Draws(Random):
