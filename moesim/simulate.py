@@ -131,7 +131,8 @@ def run(
     """Simulate a scenario: an object, a file, or plain data.
 
     With `out`, everything is written to that run directory; if it already holds this very run
-    (same scenario, trace and code), nothing is done. `draw` adds the plots; `point` are the sweep values it stands for.
+    (same scenario, trace and code), nothing is done. `draw` adds the plots; `point` are the sweep
+    values it stands for.
 
     Raises `ScenarioError`, `BudgetError`, `TraceError`, `PolicyViolation`, `OutputError`.
     """
