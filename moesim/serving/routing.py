@@ -56,12 +56,20 @@ class StepRouting:
 
 class StepView(View):
     """The view of a step, moved from layer to layer: what it shows holds until the server moves
-    on. `reach` is how many layers ahead routing is known."""
+    on. `reach` is how many layers ahead routing is known; past the last layer it goes on with
+    `next_unions`, what is known of the step after."""
 
-    __slots__ = ("_owner", "_reach", "_routing")
+    __slots__ = ("_next_unions", "_owner", "_reach", "_routing")
 
-    def __init__(self, routing: StepRouting, reach: int, owner: str) -> None:
+    def __init__(
+        self,
+        routing: StepRouting,
+        reach: int,
+        owner: str,
+        next_unions: Sequence[Sequence[Key]] = (),
+    ) -> None:
         super().__init__(-1, ())
+        self._next_unions = next_unions
         self._routing = routing
         self._reach = reach
         self._owner = owner
@@ -91,7 +99,9 @@ class StepView(View):
                 f"looks past the view: this router reveals {self._reach} layers ahead",
             )
         layer = self.layer + depth
-        unions = self._routing.unions
+        unions: Sequence[Sequence[Key]] = self._routing.unions
+        if layer >= len(unions):
+            layer, unions = layer - len(unions), self._next_unions
         return unions[layer] if 0 <= layer < len(unions) else ()
 
     def gate_weights(self) -> Sequence[float]:

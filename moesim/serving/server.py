@@ -23,6 +23,7 @@ from moesim.serving.routing import RoutingSource, StepRouting, StepView
 from moesim.serving.scheduler import Scheduler
 from moesim.serving.step import Step
 
+_EVERYTHING = 1 << 30  # layers ahead that a clairvoyant policy may ask for
 _ID_BYTES = 4  # an expert id or a sampled token on its way to the host
 # Layer events decided at a stretch: enough to share what steps have in common, few enough that
 # they are gone before Python's garbage collector looks at them.
@@ -63,7 +64,7 @@ class Server:
         self._layers = layers
         self._num_layers = routing.num_layers
         self._reach = reach
-        self._foresight = self._num_layers if prefetch.clairvoyant else reach
+        self._foresight = _EVERYTHING if prefetch.clairvoyant else reach
         self._sequential = sequential
         self._next_arrival = 0
         self._steps = 0
@@ -155,6 +156,13 @@ class Server:
         """What eviction policies see of a step."""
         return StepView(routing, self._reach, self.caches[0].policy.name)
 
+    def _view_ahead(self, step: Step, routing: StepRouting) -> StepView:
+        """What the prefetch policy sees of a step; a clairvoyant one also sees into the next, as
+        far as its tokens are known."""
+        known = step.known_ahead if self._prefetch.clairvoyant else ()
+        next_unions = self._routing.unions(step.known_ahead)[0] if len(known) else ()
+        return StepView(routing, self._foresight, self._prefetch.name, next_unions)
+
     def _walk(self, step: Step) -> Wait:
         """One step, layer by layer, on any machine."""
         machine, ledger, layers = self.machine, self.ledger, self._layers
@@ -169,7 +177,7 @@ class Server:
         work, copies = ledger.work, ledger.copies
         prefetching = self._prefetch.active
         view = self._view(routing)
-        ahead = StepView(routing, self._foresight, self._prefetch.name)
+        ahead = self._view_ahead(step, routing)
         if prefetching:
             self._issue_prefetches(ahead)
 

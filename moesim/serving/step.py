@@ -18,15 +18,19 @@ from moesim.serving.request import Request
 class Step:
     """Made from a plan, it moves the planned requests on by the rows they compute.
 
-    `rows` are those of the trace; `finished` the requests that emit their last token.
+    `rows` are those of the trace; `finished` the requests that emit their last token;
+    `known_ahead` the rows after these whose tokens are known already: as many again of each
+    request that is still inside its prompt (or recomputes). A decoded token is known only when
+    the step is over.
     """
 
-    __slots__ = ("_emitting", "_newcomers", "batch", "facts", "finished", "rows")
+    __slots__ = ("_emitting", "_newcomers", "batch", "facts", "finished", "known_ahead", "rows")
 
     def __init__(self, plan: Plan, blocks: int) -> None:
         """`blocks`: KV blocks in use."""
         total = entries = pairs = sampled = prefill = 0
         rows = []
+        ahead = []
         self.finished: list[Request] = []
         self._emitting: list[Request] = []
         self._newcomers: list[tuple[Request, int]] = []
@@ -48,7 +52,10 @@ class Step:
                 self._emitting.append(request)
                 if request.finished:
                     self.finished.append(request)
+            else:
+                ahead.append(request.next_rows(min(tokens, request.tokens_wanted)))
         self.rows = rows[0] if len(rows) == 1 else np.concatenate(rows)
+        self.known_ahead = np.concatenate(ahead) if ahead else rows[0][:0]
         self.batch = BatchShape(total, entries, pairs, sampled)
         self.facts = StepFacts(prefill, total - prefill, len(plan), blocks)
 

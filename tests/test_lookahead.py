@@ -1,0 +1,72 @@
+"""How far the oracle sees: to the end of the step, and on where the next tokens are known."""
+
+from __future__ import annotations
+
+import numpy as np
+from workloads import TINY_CONFIG, plan_of, run_on, tiny_scenario
+
+from moesim.serving.request import Request
+from moesim.serving.routing import RoutingSource, StepRouting, StepView
+from moesim.serving.step import Step
+from moesim.trace import Trace
+
+PROMPT, OUTPUT = 6, 3
+
+
+def changing_trace() -> Trace:
+    """One request whose rows want other experts each time, the same in all four layers."""
+    rows = PROMPT + OUTPUT - 1
+    ids = np.repeat(np.array([[[(2 * r) % 8, (2 * r + 1) % 8]] for r in range(rows)]), 4, axis=1)
+    return Trace.from_arrays(
+        expert_ids=ids,
+        seq_len=[rows],
+        prompt_tokens=[PROMPT],
+        num_experts=8,
+        model_config=TINY_CONFIG,
+    )
+
+
+def test_rows_ahead_are_known_inside_a_prompt_and_nowhere_else() -> None:
+    rows = np.arange(PROMPT + OUTPUT - 1)
+    request = Request(0, arrival_ns=0, prompt_tokens=PROMPT, output_tokens=OUTPUT, rows=rows)
+    known = [Step([(request, tokens)], 0).known_ahead.tolist() for tokens in (4, 2, 1)]
+    assert known == [[4, 5], [], []]
+
+
+def test_the_view_wraps_into_the_next_step_as_far_as_it_is_known() -> None:
+    source = RoutingSource(changing_trace())
+    step, after = np.array([0]), np.array([1])
+    view = StepView(StepRouting(source, step), 99, "oracle", source.unions(after)[0])
+    view.move_to(3)
+    assert list(view.exact(1)) == [2, 3]
+    assert list(view.exact(2)) == [8 + 2, 8 + 3]
+    assert list(view.exact(5)) == []
+
+
+def test_experts_of_the_next_chunk_of_a_prompt_are_fetched_in_the_step_before() -> None:
+    scenario = tiny_scenario(
+        hardware={"profile": "rtx-4090", "kernel_overhead": "1ms"},  # computing hides any copy
+        batching={"token_budget": 1},
+        cache={"policy": "lru", "slots": "4/layer"},
+        prefetch={"policy": "oracle", "options": {"depth": 1}},
+        timeline={"steps": 100},
+    )
+    ledger = run_on(plan_of(scenario, changing_trace())).ledger
+    columns = ledger.timeline_columns()
+    fetched = [
+        start
+        for kind, layer, start in zip(
+            columns["kind"], columns["layer"], columns["start_ns"], strict=True
+        )
+        if (kind, layer) == ("prefetch", 0)
+    ]
+    begun = ledger.step_columns()["start_ns"].tolist()
+    early = [start < begun[number // 2] for number, start in enumerate(fetched)]  # two a step
+    # Of the first step nothing was known before; of a decoded token, only when its step begins.
+    assert early == [False] * 2 + [True] * 2 * (PROMPT - 1) + [False] * 2 * (OUTPUT - 1)
+
+
+def test_looking_further_than_there_are_layers_is_no_mistake() -> None:
+    scenario = tiny_scenario(prefetch={"policy": "oracle", "options": {"depth": 40}})
+    ledger = run_on(plan_of(scenario, changing_trace())).ledger
+    assert ledger.step_columns()["misses"].sum() == 0
