@@ -27,7 +27,7 @@ def curve(
     scope: Annotated[str, typer.Option(help="per_layer or global.")] = "per_layer",
     capacity: Annotated[
         str | None,
-        typer.Option(help="Experts per layer, like 4,8,16 [default: each from 1 to all]."),
+        typer.Option(help="Experts per layer, like 4,8,16 (default: each from 1 to all)."),
     ] = None,
     batch: Annotated[int, typer.Option(help="Requests that advance in lock-step.")] = 1,
     replay: Annotated[

@@ -23,7 +23,7 @@ def run(
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="The run directory itself [default: runs/NAME-FINGERPRINT]."),
+        typer.Option(help="The run directory itself (default: runs/NAME-FINGERPRINT)."),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace what is there.")] = False,
     plots: Annotated[bool, typer.Option("--plots/--no-plots", help="Draw figures.")] = True,

@@ -55,7 +55,7 @@ def convert(
         str, typer.Option("--format", help="npz (expert_ids, seq_len, gate_weights) or esft.")
     ] = "npz",
     num_experts: Annotated[
-        int | None, typer.Option(help="Experts of a layer [default: the highest id + 1].")
+        int | None, typer.Option(help="Experts of a layer (default: the highest id + 1).")
     ] = None,
     model: Annotated[str | None, typer.Option(help="What to call the model.")] = None,
     force: ForceOption = False,
