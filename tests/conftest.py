@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -11,6 +12,9 @@ from hypothesis import settings
 from tiny_traces import tiny_trace
 
 from moesim.trace import Trace, from_esft
+
+# Where the shell that starts the tests ignores Ctrl-C (a background job), children would too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
