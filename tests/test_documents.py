@@ -49,3 +49,28 @@ def test_every_key_of_a_summary_is_explained() -> None:
     summary = result_of(prepare(scenario, tiny_trace(requests=2))).summary
     text = (ROOT / "docs/results.md").read_text()
     assert [key for key in summary if f"`{key}`" not in text] == []
+
+
+def test_the_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import numpy as np
+
+    text = (ROOT / "README.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.S)
+    (tmp_path / "scenarios").symlink_to(ROOT / "scenarios")
+    monkeypatch.chdir(tmp_path)
+    names = {"ids": np.array([[[3, 5]], [[5, 9]]]), "lengths": [2]}
+    exec(code, names)  # the project's own text
+    assert (tmp_path / "traces/mine/trace.json").exists()
+
+
+def test_the_scenario_of_the_readme_is_one() -> None:
+    from yaml import safe_load
+
+    from moesim.scenario import Scenario
+    from moesim.serving.workload import build_workload
+    from moesim.trace import load_trace
+
+    text = (ROOT / "README.md").read_text()
+    (code,) = re.findall(r"```yaml\n(.*?)```", text, re.S)
+    scenario = Scenario.model_validate(safe_load(code))
+    assert len(build_workload(scenario, load_trace(ROOT / "traces/deep"))) == 16
