@@ -272,11 +272,15 @@ def child(
 
 
 def test_the_same_seed_writes_the_same_bytes_whatever_the_hash_seed(
-    tmp_path: Path, trace: Path
+    tmp_path: Path, trace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """And whoever edits the code meanwhile, whose hash is part of the manifest."""
     scenario = scenario_of(trace)
+    same_code = "from moesim import rundir; rundir.code_hash = lambda: 'code'"
+    monkeypatch.setattr(rundir, "code_hash", lambda: "code")
     for hash_seed in ("1", "77"):
-        assert not child(tmp_path / f"seed{hash_seed}", scenario, hash_seed=hash_seed).stderr
+        folder = tmp_path / f"seed{hash_seed}"
+        assert not child(folder, scenario, before=same_code, hash_seed=hash_seed).stderr
     run(scenario, out=tmp_path / "here")
     run(scenario, out=tmp_path / "more")
     written = [contents(tmp_path / name) for name in ("seed1", "seed77", "here", "more")]
@@ -445,7 +449,7 @@ def test_a_killed_run_leaves_nothing_under_the_final_name(
 def test_a_run_after_a_killed_one_is_whole(tmp_path: Path, trace: Path) -> None:
     scenario = scenario_of(trace, bounds=False)
     killed = child(tmp_path / "out", scenario, before=DIE + KILLED_AT["the first table"])
-    assert killed.returncode == -signal.SIGKILL
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
     run(scenario, out=tmp_path / "out")
     run(scenario, out=tmp_path / "undisturbed")
     assert contents(tmp_path / "out") == contents(tmp_path / "undisturbed")
