@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -29,24 +29,41 @@ def output_errors(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def whole_folder(path: Path, *, force: bool = False) -> Iterator[Path]:
+def whole_folder(
+    path: Path, *, force: bool = False, ours: Collection[str] | None = None
+) -> Iterator[Path]:
     """Yield a temporary sibling of `path` that becomes `path` when the block ends well.
 
     On any exception the temporary folder is removed and `path` is left as it was. An existing
-    `path` is refused unless `force` is set, and is only replaced once the new one is whole.
+    `path` is refused unless `force` is set, and is only replaced once the new one is whole. Of
+    `ours`, one file must be in a folder that is replaced, lest somebody's home goes by mistake;
+    None trusts the caller.
     """
     path = Path(path)
     with output_errors(path):
-        if path.exists() and not force:
-            raise OutputError(path, "already exists; choose another name or pass --force")
+        if path.exists():
+            _may_replace(path, force, ours)
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.partial-", dir=path.parent))
     try:
-        yield partial
         with output_errors(path):
+            yield partial
             _publish(partial, path)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _may_replace(path: Path, force: bool, ours: Collection[str] | None) -> None:
+    if not force:
+        raise OutputError(path, "already exists; choose another name or pass --force")
+    if not path.is_dir():
+        raise OutputError(path, "is a file, and no folder to replace")
+    if ours is not None:
+        inside = {entry.name for entry in path.iterdir()}
+        if inside and inside.isdisjoint(ours):
+            raise OutputError(
+                path, f"is replaced only where it holds {' or '.join(ours)}; choose another name"
+            )
 
 
 def _publish(partial: Path, path: Path) -> None:

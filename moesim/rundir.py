@@ -23,6 +23,7 @@ from moesim.scenario import Scenario
 from moesim.simulate import Result
 
 MANIFEST = "manifest.json"
+SUMMARY = "summary.json"
 TABLES = ("requests", "steps", "layers", "timeline")
 _DECIDES_NOTHING = ("cli", "models", "record", "report", "sweep", "__pycache__")
 _VERSIONS = ("simpy", "numpy", "pyarrow")
@@ -50,16 +51,16 @@ def trace_hash(scenario: Scenario) -> str:
     return sha256(header) if header.is_file() else "absent"
 
 
-def _input_hashes(scenario: Scenario) -> list[str]:
-    """Other files that a scenario reads: arrivals, profiles, configurations."""
-    named = [
-        getattr(scenario.workload.arrivals, "path", ""),
-        scenario.hardware.profile,
-        scenario.model.shape,
-        f"{scenario.cache.options.get('profile', '')}/trace.json",
-    ]
-    paths = [scenario.path(text) for text in named if text]
-    return [sha256(path) for path in paths if path.is_file()]
+def _input_hashes(scenario: Scenario) -> dict[str, str]:
+    """Other files that a scenario reads, by the key that names them, with their hashes."""
+    named = {
+        "workload.arrivals": getattr(scenario.workload.arrivals, "path", ""),
+        "hardware": scenario.hardware.profile,
+        "model": scenario.model.shape,
+        "cache.options.profile": f"{scenario.cache.options.get('profile', '')}/trace.json",
+    }
+    paths = {key: scenario.path(text) for key, text in named.items() if text}
+    return {key: sha256(path) for key, path in paths.items() if path.is_file()}
 
 
 @cache
@@ -104,7 +105,7 @@ def reuse(scenario: Scenario, out: Path, *, force: bool, draw: bool = False) -> 
 def _read(scenario: Scenario, out: Path) -> Result:
     import pyarrow.parquet as pq
 
-    summary = json.loads((out / "summary.json").read_text(encoding="utf-8"))
+    summary = json.loads((out / SUMMARY).read_text(encoding="utf-8"))
     columns = {name: pq.read_table(out / f"{name}.parquet").to_pydict() for name in TABLES}
     return Result(scenario, summary, columns, out)
 
@@ -120,7 +121,7 @@ def write(
 ) -> Result:
     """Simulate and write; `out` appears when everything is in it, plots included."""
     print_of_run = fingerprint(scenario)
-    with whole_folder(out, force=force) as folder:
+    with whole_folder(out, force=force, ours=(MANIFEST, SUMMARY)) as folder:
         started = time.perf_counter()
         result = simulate()
         simulated = time.perf_counter() - started
@@ -137,7 +138,11 @@ def write(
                         "python": platform.python_version(),
                         **{name: version(name) for name in _VERSIONS},
                     },
-                    "inputs": {"trace": trace_hash(scenario), "code": code_hash()},
+                    "inputs": {
+                        "trace": trace_hash(scenario),
+                        "code": code_hash(),
+                        **_input_hashes(scenario),
+                    },
                     "outputs": {path.name: sha256(path) for path in sorted(folder.iterdir())},
                     "layer_events": result.summary["layer_events"],
                     "simulated_s": result.summary["makespan_s"],
@@ -158,6 +163,6 @@ def _write_files(result: Result, folder: Path, out: Path) -> None:
         resolved = result.scenario.resolved(relative_to=out.resolve())
         text = yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True)
         (folder / "scenario.yaml").write_text(text, encoding="utf-8")
-        write_json(folder / "summary.json", result.summary)
+        write_json(folder / SUMMARY, result.summary)
         for name in TABLES:
             pq.write_table(pa.table(dict(result.columns[name])), folder / f"{name}.parquet")

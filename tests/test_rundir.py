@@ -559,3 +559,14 @@ def test_a_folder_that_may_not_be_entered_names_the_run_directory(
     with pytest.raises(OutputError, match="Permission denied") as caught:
         run(scenario_of(open_trace), out=shut / "out")
     assert caught.value.path == str(shut / "out")
+
+
+def test_force_replaces_no_folder_that_is_not_a_run(tmp_path: Path, trace: Path) -> None:
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "thesis.tex").write_text("years of work", encoding="utf-8")
+    (tmp_path / "file").write_text("a file", encoding="utf-8")
+    for name in ("home", "file"):
+        with pytest.raises(OutputError, match=name):
+            run(scenario_of(trace), out=tmp_path / name, force=True)
+    assert (tmp_path / "home" / "thesis.tex").read_text(encoding="utf-8") == "years of work"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "home", "trace"]

@@ -116,7 +116,7 @@ def train(
         "cpu_s": round(time.process_time() - cpu_started, 1),
         "versions": versions(),
     }
-    with whole_folder(Path(out), force=force) as folder:
+    with whole_folder(Path(out), force=force, ours=(TRAINING_RECORD,)) as folder:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         write_json(folder / TRAINING_RECORD, story)

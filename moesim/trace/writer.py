@@ -56,7 +56,9 @@ class TraceWriter:
         self._requests: dict[str, list[Any]] = {name: [] for name in REQUEST_COLUMNS}
         self._files: list[FileEntry] = []
         self._trace: Trace | None = None
-        self._folder: AbstractContextManager[Path] | None = whole_folder(self.path, force=force)
+        self._folder: AbstractContextManager[Path] | None = whole_folder(
+            self.path, force=force, ours=(HEADER,)
+        )
         self._partial = self._folder.__enter__()
 
     def add_request(
