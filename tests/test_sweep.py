@@ -90,7 +90,9 @@ def test_closing_early_ends_the_workers_which_clean_up(tmp_path: Path) -> None:
     started = time.monotonic()
     code.close()
     assert time.monotonic() - started < 5
-    assert set(multiprocessing.active_children()) <= before
+    while not set(multiprocessing.active_children()) <= before:  # whoever ended is still reaped
+        assert time.monotonic() - started < 5
+        time.sleep(0.01)
     assert (tmp_path / "1.cleaned").exists()
     begun = {path.stem for path in tmp_path.glob("*.begun")}
     assert begun == {path.stem for path in tmp_path.glob("*.cleaned")}

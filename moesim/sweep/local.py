@@ -105,6 +105,7 @@ def _end(processes: set[BaseProcess]) -> None:
         process.join(max(0.0, deadline - time.monotonic()))
         if process.is_alive():
             process.kill()
+            process.join()
 
 
 @contextmanager
