@@ -79,17 +79,19 @@ class Stopwatch:
 def beside_the_loop_s(folder: Path, *, draw: bool = False) -> tuple[float, float]:
     """CPU seconds of one run outside and inside its event loops. Building a server and closing
     its books are outside."""
-    import moesim.simulate as wiring
+    import moesim.simulate as running
+    from moesim import wiring
 
-    simulate, build, finish = map(Stopwatch, (wiring.simulate, wiring.build_server, wiring.finish))
-    wiring.simulate, wiring.build_server, wiring.finish = simulate, build, finish
+    parts = (running.simulate, wiring.build_server, running.finish)
+    simulate, build, finish = map(Stopwatch, parts)
+    running.simulate, wiring.build_server, running.finish = simulate, build, finish
     try:
         start = time.process_time()
-        wiring.run(folder / "files.yaml", out=folder / "run", force=True, draw=draw)
+        running.run(folder / "files.yaml", out=folder / "run", force=True, draw=draw)
         whole = time.process_time() - start
     finally:
-        wiring.simulate = simulate.function
-        wiring.build_server, wiring.finish = build.function, finish.function
+        running.simulate, running.finish = simulate.function, finish.function
+        wiring.build_server = build.function
     inside = simulate.spent_s - build.spent_s - finish.spent_s
     return whole - inside, inside
 

@@ -10,8 +10,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from moesim.result import Result
     from moesim.scenario import Scenario, load_scenario
-    from moesim.simulate import Result, run
+    from moesim.simulate import run
     from moesim.trace import Trace, load_trace
 
 __version__ = "0.1.0"
@@ -27,7 +28,7 @@ __all__ = [
 ]
 
 _HOME = {
-    "Result": "moesim.simulate",
+    "Result": "moesim.result",
     "Scenario": "moesim.scenario",
     "Trace": "moesim.trace",
     "load_scenario": "moesim.scenario",

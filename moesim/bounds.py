@@ -28,17 +28,16 @@ BOUND_KEYS = (
 _COPY_BOUND_SHARE = 0.1
 
 
-def bounds_summary(outcome: Outcome, summary: dict[str, Any]) -> dict[str, Any]:
-    """The bounds' keys of `summary.json`, and the verdict: `BOUND_KEYS`."""
-    from moesim.simulate import simulate
+def bounds_summary(
+    outcome: Outcome, summary: dict[str, Any], *, cached: Outcome, linked: Outcome
+) -> dict[str, Any]:
+    """The bounds' keys of `summary.json`, and the verdict: `BOUND_KEYS`.
 
-    plan = outcome.plan
+    `cached` is the run again with a slot for every expert, `linked` with free copies.
+    """
     unions = outcome.ledger.layer_events()
     accesses = sum(map(len, unions))
     distinct = len({key for union in unions for key in union})
-    everything = plan.trace.num_layers * plan.trace.num_experts
-    cached = simulate(plan.with_slots(everything), eviction="lru")
-    linked = simulate(plan, free_link=True)
     result: dict[str, Any] = {
         "min_hit_rate": ratio(min_hits(outcome, unions), accesses),
         "infinite_cache_hit_rate": ratio(accesses - distinct, accesses),
@@ -56,7 +55,7 @@ def min_hits(outcome: Outcome, unions: Sequence[list[Key]]) -> int:
 
     from moesim.curve import replay_hits
     from moesim.policies.eviction import MIN, CacheContext
-    from moesim.simulate import group_by_cache
+    from moesim.wiring import group_by_cache
 
     hits = 0
     groups = group_by_cache(outcome.plan, unions)

@@ -19,8 +19,8 @@ from typing import Any
 from moesim import __version__
 from moesim.errors import OutputError
 from moesim.files import output_errors, sha256, whole_folder, write_json
+from moesim.result import Result
 from moesim.scenario import Scenario
-from moesim.simulate import Result
 
 MANIFEST = "manifest.json"
 SUMMARY = "summary.json"

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from workloads import TINY_CONFIG, plan_of, random_case, run_on, tiny_scenario, tiny_trace
 
-from moesim.bounds import BOUND_KEYS, bounds_summary, min_hits, verdict
+from moesim.bounds import BOUND_KEYS, min_hits, verdict
 from moesim.errors import ScenarioError
 from moesim.policies import find, names
-from moesim.simulate import Outcome, Plan, result_of, simulate, summarise
+from moesim.simulate import Outcome, Plan, bounds_of, result_of, simulate, summarise
 from moesim.trace import Trace
 
 # Policies that load only what is asked for; `static` starts loaded, and is none of them.
@@ -103,7 +103,7 @@ def test_a_run_whose_arrivals_are_spread_still_has_its_min_score() -> None:
         workload={"arrivals": {"kind": "poisson", "rate_per_s": 50.0}}, cache={"slots": 12}
     )
     outcome = run_on(plan_of(scenario, crowd()))
-    summary = bounds_summary(outcome, summarise(outcome))
+    summary = bounds_of(outcome, summarise(outcome))
     assert summary["min_hit_rate"] > summarise(outcome)["expert_hit_rate"]
 
 
@@ -112,7 +112,7 @@ def test_a_run_whose_arrivals_are_spread_still_has_its_min_score() -> None:
 
 def bounds(plan: Plan) -> tuple[Outcome, dict[str, Any]]:
     outcome = simulate(plan)
-    return outcome, bounds_summary(outcome, summarise(outcome))
+    return outcome, bounds_of(outcome, summarise(outcome))
 
 
 @pytest.mark.parametrize("policy", ["lru", "lfu", "random"])
