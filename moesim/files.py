@@ -48,7 +48,7 @@ def whole_folder(
     try:
         with output_errors(path):
             yield partial
-            _publish(partial, path)
+            _publish(partial, path, force=force)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -66,7 +66,7 @@ def _may_replace(path: Path, force: bool, ours: Collection[str] | None) -> None:
             )
 
 
-def _publish(partial: Path, path: Path) -> None:
+def _publish(partial: Path, path: Path, *, force: bool) -> None:
     """Give a whole folder its final name; one that was there comes back if that fails."""
     umask = os.umask(0)
     os.umask(umask)
@@ -74,6 +74,8 @@ def _publish(partial: Path, path: Path) -> None:
     if not path.exists():
         partial.rename(path)
         return
+    if not force:
+        raise OutputError(path, "was written by somebody else meanwhile; choose another name")
     old = partial.with_name(partial.name + ".old")
     path.rename(old)
     try:
@@ -81,7 +83,10 @@ def _publish(partial: Path, path: Path) -> None:
     except OSError:
         old.rename(path)
         raise
-    shutil.rmtree(old)
+    if old.is_symlink():
+        old.unlink()  # what it points to is not ours
+    else:
+        shutil.rmtree(old)
 
 
 def write_json(path: Path, value: Any) -> None:
