@@ -347,6 +347,15 @@ def test_an_overridden_key_is_no_longer_swept(folder: Path) -> None:
     assert len(expand_sweep(read(folder, text, "sweep=null"))) == 1
 
 
+def test_an_override_that_a_sweep_would_undo_is_refused(folder: Path) -> None:
+    text = SHORT + "sweep: {cache: [lru, lfu], hardware.h2d: [{latency: 1us}]}\n"
+    said = problems(folder, text, "cache.slots=9", "hardware.h2d.chunk=1MiB", "hardware.vram=1GiB")
+    assert [line.split(";")[0] for line in said] == [
+        "--set cache.slots: the sweep sets all of cache at every point",
+        "--set hardware.h2d.chunk: the sweep sets all of hardware.h2d at every point",
+    ]
+
+
 def test_a_later_complaint_can_point_at_its_line(folder: Path) -> None:
     scenario = read(folder, SHORT + "cache: {policy: nope}\n")
     error = ScenarioError.at(scenario, "cache.policy", "no such policy")

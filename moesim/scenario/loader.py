@@ -76,4 +76,17 @@ def _override(document: Document, overrides: Sequence[str]) -> tuple[Document, l
         if isinstance(sweep, dict):
             for swept in [s for s in sweep if s == key or s.startswith(f"{key}.")]:
                 del sweep[swept]
-    return document, problems
+    return document, problems + _lost(document, overrides)
+
+
+def _lost(document: Document, overrides: Sequence[str]) -> list[str]:
+    """Overrides of which a sweep would leave nothing: it sets all of the section around them."""
+    sweep = document.data.get("sweep")
+    keys = [override.partition("=")[0].strip() for override in overrides]
+    return [
+        f"--set {key}: the sweep sets all of {swept} at every point; "
+        f"give sweep.{swept} the values that are meant, or set {swept} itself"
+        for key in dict.fromkeys(keys)
+        for swept in (sweep if isinstance(sweep, dict) else ())
+        if key.startswith(f"{swept}.")
+    ]
