@@ -122,7 +122,9 @@ def test_resolved_paths_follow_the_folder_they_are_read_in(folder: Path) -> None
     run.mkdir(parents=True, exist_ok=True)
     (folder / "mine.json").write_text("{}")
     text = "trace: trace\nhardware: t4\nmodel: mine.json\n"
+    text += "cache: {policy: static, options: {profile: other}}\n"
     plain = read(folder, text).resolved(relative_to=run)
+    assert plain["cache"]["options"] == {"profile": "../../other"}
     assert (plain["trace"], plain["model"]["shape"]) == ("../../trace", "../../mine.json")
     assert plain["hardware"]["profile"] == "t4"
     (run / "scenario.yaml").write_text(yaml.safe_dump(plain))

@@ -139,6 +139,8 @@ class Scenario(Strict):
             places.append((plain["model"], "shape"))
         if self.hardware.profile.endswith((".yaml", ".yml")):
             places.append((plain["hardware"], "profile"))
+        if self.cache.policy == "static" and self.cache.options.get("profile"):
+            places.append((plain["cache"]["options"], "profile"))
         for section, key in places:
             if key in section:
                 seen = os.path.relpath(self.path(section[key]), relative_to)
