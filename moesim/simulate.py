@@ -78,7 +78,7 @@ def run(
     if isinstance(scenario, str | Path):
         scenario = load_scenario(Path(scenario))
     elif not isinstance(scenario, Scenario):
-        scenario = Scenario.model_validate(dict(scenario))
+        scenario = load_scenario(scenario)
     if scenario.sweep:
         raise ScenarioError.at(
             scenario, "sweep", "one run takes no sweep; use `moesim compare` for the whole grid"
@@ -178,6 +178,12 @@ def summarise(outcome: Outcome) -> dict[str, Any]:
     }
 
 
+def _learnt_on(scenario: Scenario, profile: str | None) -> str:
+    if not profile or scenario.path(profile).resolve() == scenario.trace_path.resolve():
+        return "static was learnt on the replayed trace itself: hindsight, an oracle"
+    return f"static was learnt on the trace {profile}"
+
+
 def _notes(plan: Plan, outcome: Outcome) -> list[str]:
     """What a reader must know to not misread the numbers."""
     scenario, trace, shape = plan.scenario, plan.trace, plan.cost.shape
@@ -187,8 +193,8 @@ def _notes(plan: Plan, outcome: Outcome) -> list[str]:
     if trace.meta.synthetic:
         notes.append("the trace is synthetic")
     policy = find("eviction", scenario.cache.policy)
-    if policy.name == "static" and not scenario.cache.options.get("profile"):
-        notes.append("static was learnt on the replayed trace itself: hindsight, an oracle")
+    if policy.name == "static":
+        notes.append(_learnt_on(scenario, scenario.cache.options.get("profile")))
     if policy.name == "static" and scenario.bounds:
         notes.append("static starts loaded; MIN and the infinite cache start empty")
     if trace.meta.router != "layerwise":

@@ -207,6 +207,8 @@ def _popularity(plan: Plan, profile: str | None) -> dict[Key, int]:
 
     if profile is None:
         return trace_popularity(plan.trace)
+    if not plan.scenario.path(profile).is_dir():
+        raise UsageError(f"there is no trace folder {profile!r} to learn from")
     learnt = load_trace(plan.scenario.path(profile))
     if (learnt.num_layers, learnt.num_experts) != (plan.trace.num_layers, plan.trace.num_experts):
         raise UsageError(f"the profile {profile!r} is of another shape than the trace")

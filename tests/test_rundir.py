@@ -22,7 +22,7 @@ from costed import costed_trace
 from workloads import tiny_scenario, tiny_trace
 
 from moesim import rundir
-from moesim.errors import OutputError, TraceError
+from moesim.errors import OutputError, ScenarioError, TraceError
 from moesim.simulate import run
 
 FILES = {
@@ -570,3 +570,21 @@ def test_force_replaces_no_folder_that_is_not_a_run(tmp_path: Path, trace: Path)
             run(scenario_of(trace), out=tmp_path / name, force=True)
     assert (tmp_path / "home" / "thesis.tex").read_text(encoding="utf-8") == "years of work"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "home", "trace"]
+
+
+def test_a_static_placement_names_the_trace_it_learnt_from(tmp_path: Path, trace: Path) -> None:
+    shutil.copytree(trace, tmp_path / "other")
+
+    def notes(profile: str) -> list[str]:
+        cache = {"policy": "static", "options": {"profile": profile}, "slots": 8}
+        return run(scenario_of(trace, cache=cache)).summary["notes"]
+
+    assert f"static was learnt on the trace {tmp_path / 'other'}" in notes(str(tmp_path / "other"))
+    assert any("hindsight" in note for note in notes(f"{trace}/."))
+    with pytest.raises(ScenarioError, match="there is no trace folder 'nowhere'"):
+        notes("nowhere")
+
+
+def test_mistakes_in_plain_data_are_those_of_a_file() -> None:
+    with pytest.raises(ScenarioError, match="scenario: trace: is required and missing"):
+        run({"hardware": "t4"})
