@@ -16,7 +16,7 @@ import pytest
 from watching import Watched, Work, watch
 from workloads import plan_of, random_case, run_on, tiny_scenario, tiny_trace
 
-from moesim.errors import InvariantError
+from moesim.errors import InvariantError, UsageError
 from moesim.hardware.ops import Experts
 from moesim.machine.base import D2H, DEMAND, GPU, H2D, READBACK, Ticket
 from moesim.machine.events import EventMachine
@@ -404,6 +404,16 @@ def test_14_a_lost_copy_ends_the_run_and_is_named() -> None:
 
 def test_14_lost_ids_end_the_run() -> None:
     assert f"copy of key {READBACK} on d2h" in broken(14, LosesIds)
+
+
+@pytest.mark.parametrize("prefetch", ["none", "oracle"])
+@pytest.mark.parametrize("figures", [{"kernel_overhead": 10**17}, {"h2d": {"latency": 9 * 10**18}}])
+def test_hardware_too_slow_to_tell_the_time_is_no_broken_invariant(
+    prefetch: str, figures: dict[str, Any]
+) -> None:
+    slow = plan(hardware={"profile": "t4", **figures}, prefetch={"policy": prefetch})
+    with pytest.raises(UsageError, match="past 146 years"):
+        run_on(slow)
 
 
 def test_14_steps_without_progress_end_the_run(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 
 import simpy
 
-from moesim.errors import InvariantError
+from moesim.errors import InvariantError, UsageError
 from moesim.hardware.ops import BatchShape, Op, Tail
 from moesim.machine.base import (
     D2H,
@@ -186,6 +186,8 @@ class SimMachine:
         sampled_ns = self._chunks(D2H, READBACK, sizes.sampled)[0]
         finish = start + sum(layers_ns) + len(courses) * ids_ns + tail_ns + sampled_ns
         finish += sum([course.duration_ns for course in courses])
+        if finish >= FAR:
+            raise _too_slow()
         for lane in self._all:
             lane.free_ns = finish
         return Passage(sizes, start, finish, layers_ns, ids_ns, courses, tail_ns, sampled_ns)
@@ -224,6 +226,8 @@ class SimMachine:
                 if ticket.finish_ns < target:
                     target = ticket.finish_ns
         if target >= FAR:
+            if any(lane.free_ns >= FAR for lane in self._all):
+                raise _too_slow()
             raise InvariantError(14, f"the server waits for ever; pending: {self._pending()}")
         if self.env.peek() <= target:
             return self._let_others_run(target)
@@ -259,3 +263,10 @@ class SimMachine:
 
     def close(self) -> None:
         """Nothing to give up."""
+
+
+def _too_slow() -> UsageError:
+    return UsageError(
+        "the simulated time goes past 146 years; a figure of the hardware is too small, or has the "
+        "wrong unit, for this workload"
+    )
