@@ -178,6 +178,7 @@ BAD_LINES = [
     ("plain", PLAIN + "0,0,1\n", 2, "at least 1"),
     ("plain", PLAIN + "0,1,0\n", 2, "at least 1"),
     ("plain", PLAIN + "0,1.5,1\n", 2, "1.5"),
+    ("plain", PLAIN + "0,1,1\n1,1" + "0" * 400 + ",1\n", 3, "too large"),
     ("plain", PLAIN + "0,1\n", 2, "column 'output_tokens' is empty"),
     ("plain", PLAIN + ",1,1\n", 2, "column 'arrival_s' is empty"),
     ("plain", PLAIN + "soon,1,1\n", 2, "soon"),
@@ -219,6 +220,32 @@ def test_an_arrival_too_late_to_count_in_nanoseconds_is_refused(tmp_path: Path) 
         from_csv(tmp_path, PLAIN + "1e10,1,1\n", time_scale=100.0)
     with pytest.raises(ScenarioError, match="too late"):
         workload(tiny_trace(requests=1), arrivals={"kind": "poisson", "rate_per_s": 1e-12})
+
+
+@pytest.mark.parametrize("rate", [1e-300, 5e-324])
+@pytest.mark.parametrize("burstiness", [1e-200, 4.0, 1e17])
+def test_no_rate_or_burstiness_is_a_crash(rate: float, burstiness: float) -> None:
+    arrivals = {"kind": "gamma", "rate_per_s": rate, "burstiness": burstiness}
+    with pytest.raises(ScenarioError, match="too late"):
+        workload(tiny_trace(requests=2), arrivals=arrivals)
+
+
+def test_gaps_of_next_to_no_burstiness_are_even() -> None:
+    arrivals = {"kind": "gamma", "rate_per_s": 10.0, "burstiness": 1e-200}
+    requests = workload(tiny_trace(requests=3), arrivals=arrivals)
+    assert [one.arrival_ns for one in requests] == [10**8, 2 * 10**8, 3 * 10**8]
+
+
+def test_a_workload_that_no_memory_could_hold_is_refused() -> None:
+    too_many: list[dict[str, Any]] = [
+        {"requests": 4 * 10**18},
+        {"lengths": {"prompt": 10**9, "output": 1}},
+        {"requests": 1000, "lengths": {"prompt": 1, "output": 10**6}},
+        {"lengths": {"prompt": 2**62, "output": 2**62}},
+    ]
+    for section in too_many:
+        with pytest.raises(ScenarioError, match="at most 100,000,000 are simulated"):
+            workload(tiny_trace(requests=1), **section)
 
 
 def test_a_csv_that_is_no_text_is_named(tmp_path: Path) -> None:

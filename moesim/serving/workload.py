@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from moesim.trace import Trace
 
 _SECOND_NS = 1_000_000_000
+_EVEN = 1e-9  # gaps of a smaller coefficient of variation are all the same
+_MOST_TOKENS = 100_000_000  # more would fill the memory before anything is simulated
 _CSV_COLUMNS = {
     "plain": ("arrival_s", "prompt_tokens", "output_tokens"),
     "azure": ("TIMESTAMP", "ContextTokens", "GeneratedTokens"),
@@ -51,7 +53,9 @@ def build_workload(scenario: Scenario, trace: Trace) -> list[Request]:
     the trace cannot supply."""
     plan = scenario.workload
     pool = _pool(scenario, trace)
-    arrivals = _arrivals(scenario, trace, pool, _wanted(scenario, len(pool)))
+    wanted = plan.requests or len(pool)
+    _check_size(scenario, wanted)
+    arrivals = _arrivals(scenario, trace, pool, wanted)
     chosen = _choose(scenario, pool, len(arrivals.times_ns))
     if isinstance(plan.arrivals, Recorded):
         chosen = chosen[np.argsort(trace.requests["arrival_s"][chosen], kind="stable")]
@@ -64,6 +68,7 @@ def build_workload(scenario: Scenario, trace: Trace) -> list[Request]:
         else:
             prompts = trace.requests["prompt_tokens"][chosen]
             outputs = trace.requests["output_tokens"][chosen]
+    _check_size(scenario, float(np.sum(prompts, dtype=float) + np.sum(outputs, dtype=float)))
     supply = _Supply(trace, pool, plan.prefill, stream(scenario.seed, "resampled rows"))
     requests = []
     for index, source in enumerate(chosen.tolist()):
@@ -112,8 +117,13 @@ def _pool(scenario: Scenario, trace: Trace) -> Ints:
     return pool
 
 
-def _wanted(scenario: Scenario, available: int) -> int:
-    return scenario.workload.requests or available
+def _check_size(scenario: Scenario, tokens: float) -> None:
+    if tokens > _MOST_TOKENS:
+        raise ScenarioError.at(
+            scenario,
+            "workload",
+            f"asks for {tokens:.3g} tokens or more; at most {_MOST_TOKENS:,} are simulated at once",
+        )
 
 
 def _choose(scenario: Scenario, pool: Ints, count: int) -> Ints:
@@ -142,16 +152,18 @@ def _arrivals(scenario: Scenario, trace: Trace, pool: Ints, count: int) -> Arriv
     if isinstance(how, Poisson):
         gaps = rng.exponential(1 / how.rate_per_s, count)
     elif isinstance(how, Gamma):
-        shape = 1 / how.burstiness**2
-        gaps = rng.gamma(shape, 1 / (how.rate_per_s * shape), count)
+        shape = 1 / max(how.burstiness, _EVEN) ** 2
+        with np.errstate(divide="ignore"):
+            gaps = rng.gamma(shape, np.divide(1, how.rate_per_s * shape), count)
     else:
         gaps = np.zeros(count)
     return Arrivals(_whole_ns(scenario, np.cumsum(gaps)))
 
 
 def _whole_ns(scenario: Scenario, seconds: npt.NDArray[np.float64]) -> Ints:
-    times_ns = seconds * _SECOND_NS
-    if times_ns.max() >= FAR:
+    with np.errstate(over="ignore"):
+        times_ns = seconds * _SECOND_NS
+    if not times_ns.max() < FAR:  # nor where it is no number
         raise ScenarioError.at(
             scenario,
             "workload.arrivals",
@@ -218,6 +230,8 @@ def _csv_row(row: Mapping[str, str | None], columns: tuple[str, ...]) -> tuple[A
 def _length(text: str) -> int:
     if not text.isdecimal() or not int(text):
         raise ValueError(f"length {text!r} must be a whole number, at least 1")
+    if int(text) > _MOST_TOKENS:
+        raise ValueError(f"length {text!r} is too large; at most {_MOST_TOKENS:,} are simulated")
     return int(text)
 
 
