@@ -51,6 +51,20 @@ def test_every_key_of_a_summary_is_explained() -> None:
     assert [key for key in summary if f"`{key}`" not in text] == []
 
 
+def test_every_column_of_a_run_is_explained() -> None:
+    from workloads import tiny_scenario, tiny_trace
+
+    from moesim.scenario import Scenario
+    from moesim.simulate import prepare, result_of
+
+    scenario = Scenario.model_validate(tiny_scenario(cache="lru"))
+    result = result_of(prepare(scenario, tiny_trace(requests=2)))
+    _, columns = (ROOT / "docs/results.md").read_text().split("## Columns of the tables")
+    for name in ("requests", "steps", "layers", "timeline"):
+        section = next(line for line in columns.split("\n\n") if line.startswith(f"**{name}**"))
+        assert [key for key in result.table(name) if f"`{key}`" not in section] == []
+
+
 def test_the_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import numpy as np
 
@@ -58,7 +72,7 @@ def test_the_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.Monke
     (code,) = re.findall(r"```python\n(.*?)```", text, re.S)
     (tmp_path / "scenarios").symlink_to(ROOT / "scenarios")
     monkeypatch.chdir(tmp_path)
-    names = {"ids": np.array([[[3, 5]], [[5, 9]]]), "lengths": [2]}
+    names = {"ids": np.array([[[3, 5]], [[5, 9]]]), "lengths": [2], "prompts": [1]}
     exec(code, names)  # the project's own text
     assert (tmp_path / "traces/mine/trace.json").exists()
 
