@@ -266,8 +266,10 @@ def test_every_caption_says_requests_seeds_and_what_is_assumed(
     compared: tuple[Comparison, Path],
 ) -> None:
     captions = {name: (compared[1] / f"{name}.svg").read_text() for name in SWEEP_CHARTS}
-    for caption in captions.values():
-        assert "12 requests a run, seeds 0, 1; intervals: 95 % t-interval over n = 2" in caption
+    drawn = "12 requests a run, seeds 0, 1; intervals: 95 % t-interval over n = 2"
+    pooled = "12 requests a run, seeds 0, 1 (n = 2)"
+    for name, caption in captions.items():
+        assert (pooled if name in ("latency_cdf", "stall_breakdown") else drawn) in caption
         assert "simulated; costs assumed (datasheet)" in caption
     for name in ("hit_rate_capacity", "side_by_side"):
         assert "Expert hit rate = (hits + late hits)" in captions[name]

@@ -57,6 +57,7 @@ def test_seeds_become_one_row_with_an_interval(tmp_path: Path) -> None:
     assert made.rows[0].seeds == (0, 1, 2)
     assert made.rows[0].estimate(made.headline[0]).n == 3
     assert "seeds 0, 1, 2; intervals: 95 % t-interval over n = 3 seeds" in made.caption()
+    assert "seeds 0, 1, 2 (n = 3); trace" in made.caption(intervals=False)
 
 
 def test_one_seed_has_no_interval_and_says_so(tmp_path: Path) -> None:

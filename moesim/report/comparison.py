@@ -128,11 +128,14 @@ class Comparison:
         """All seeds, ascending."""
         return sorted({run.seed for run in self.runs if run.seed is not None})
 
-    def caption(self, *, hit_rate: bool = False) -> str:
-        """What stands under a figure: what was run, how often, and what the numbers are."""
+    def caption(self, *, hit_rate: bool = False, intervals: bool = True) -> str:
+        """What stands under a figure: what was run, how often, and what the numbers are.
+
+        `intervals` says that the figure draws them, where there are any."""
         runs = self.runs
         text = (
-            f"{_spelt(run.text('requests') for run in runs)} requests a run, {_seeds(self.rows)}; "
+            f"{_spelt(run.text('requests') for run in runs)} requests a run, "
+            f"{_seeds(self.rows, intervals)}; "
             f"trace {_spelt(run.trace for run in runs)} costed as "
             f"{_spelt(run.text('model') for run in runs)} on "
             f"{_spelt(run.text('hardware') for run in runs)}; {_spelt(map(costs, runs))}."
@@ -285,13 +288,15 @@ def _spelt(values: Iterable[str]) -> str:
     return " / ".join(values)
 
 
-def _seeds(rows: Sequence[Row]) -> str:
+def _seeds(rows: Sequence[Row], intervals: bool) -> str:
     counts = sorted({len(row.runs) for row in rows})
     seeds = sorted({run.seed for row in rows for run in row.runs if run.seed is not None})
     names = ", ".join(map(str, seeds)) if len(seeds) <= 8 else f"{seeds[0]} … {seeds[-1]}"
     if counts[-1] == 1:
-        return f"seed {names}, so no intervals"
+        return f"seed {names}, so no intervals" if intervals else f"seed {names}"
     n = "–".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
+    if not intervals:
+        return f"seeds {names} (n = {n})"
     return f"seeds {names}; intervals: 95 % t-interval over n = {n} seeds"
 
 

@@ -94,7 +94,7 @@ def latency_cdfs(comparison: Comparison) -> Chart:
         "latency_cdf",
         "Latency distributions",
         f"Latency distributions{left_out(comparison.settings, settings)}, the requests of all "
-        f"seeds pooled. {comparison.caption()}",
+        f"seeds pooled. {comparison.caption(intervals=False)}",
         ("setting", "latency", "variant", "value_ns", "share"),
         shape=(len(settings), len(names)),
         height_in=0.4 + 1.85 * len(settings),
@@ -122,7 +122,7 @@ def stalls_side_by_side(comparison: Comparison) -> Chart:
         "stall_breakdown",
         "Stalls by cause",
         f"Time of the GPU lane, mean over seeds{left_out(comparison.settings, settings)}; idle is "
-        f"time without any request. {comparison.caption()}",
+        f"time without any request. {comparison.caption(intervals=False)}",
         ("setting", "variant", "part", "seconds"),
         shape=(1, len(settings)),
         height_in=1.0 + 0.22 * len(variants),
