@@ -19,6 +19,7 @@ import numpy as np
 from moesim.errors import UsageError
 from moesim.policies import Key, View, find, parse_options
 from moesim.policies.eviction.base import CacheContext, Eviction, Ranked
+from moesim.trace.health import check_shard
 
 if TYPE_CHECKING:
     from moesim.trace import Trace
@@ -55,7 +56,8 @@ def curve(
 
     With scope `global` a capacity c is one cache of c × layers slots. `batch` requests advance in
     lock-step, one token each. `replay="sequential"` replays the union's experts one by one
-    instead: wrong, and offered only to show how wrong. Raises `UsageError` for bad arguments.
+    instead: wrong, and offered only to show how wrong. Raises `UsageError` for bad arguments and
+    `TraceError` for ids that no trace may hold.
     """
     wanted = list(capacities) if capacities is not None else list(range(1, trace.num_experts + 1))
     if not wanted or any(c < 0 for c in wanted):
@@ -64,6 +66,10 @@ def curve(
         raise UsageError(f"batch must be at least 1, not {batch}")
     if admission not in ("bypass", "always"):
         raise UsageError(f"admission must be bypass or always, not {admission!r}")
+    if seed < 0:
+        raise UsageError(f"seed must not be negative, not {seed}")
+    for first_row, shard in trace.expert_ids.pieces():
+        check_shard(trace.meta, "expert_ids", shard, file=str(trace.path), first_row=first_row)
     streams = list(_streams(trace, scope, batch, replay, seed))
     slots = [c if scope == "per_layer" else c * trace.num_layers for c in wanted]
     accesses = sum(len(union) for stream in streams for union in stream.unions)
@@ -101,8 +107,9 @@ def _hits(
     worth_it = len(slots) * _REPLAYS_PER_STACK_PASS >= len(stream.universe)
     # Only a class that says so itself: one that inherits from it may decide otherwise.
     if vars(policy).get("stack", False) and admission == "bypass" and worth_it:
-        found = stack_hits(policy, options, stream, max(slots))
-        return np.array([found[c] for c in slots])
+        deepest = len(stream.universe)  # more slots than keys are of no use
+        found = stack_hits(policy, options, stream, min(deepest, max(slots)))
+        return np.array([found[min(deepest, c)] for c in slots])
     hits = []
     for capacity in slots:
         cache = policy(_context(stream, capacity, admission), options)
@@ -248,7 +255,7 @@ def _lock_step(trace: Trace, batch: int) -> list[list[int]]:
     if batch == 1:
         return [[row] for request in rows for row in request]
     queue = iter([iter(request) for request in rows if len(request)])
-    active = list(islice(queue, batch))
+    active = list(islice(queue, min(batch, len(rows))))
     steps = []
     while active:
         step, going = [], []

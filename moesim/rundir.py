@@ -96,9 +96,9 @@ def reuse(scenario: Scenario, out: Path, *, force: bool, draw: bool = False) -> 
                 _draw(out)
             return _read(scenario, out)
     except (OSError, ValueError, KeyError, TypeError):
-        raise OutputError(
-            out, "exists and is no whole run directory; pass --force to replace it"
-        ) from None
+        ours = (out / MANIFEST).exists() or (out / SUMMARY).exists()  # all that --force replaces
+        way = "pass --force to replace it" if ours else "choose another --out"
+        raise OutputError(out, f"exists and is no whole run directory; {way}") from None
     raise OutputError(out, "holds another run; choose another --out, or pass --force to replace it")
 
 

@@ -18,7 +18,7 @@ from moesim.curve import Stream, curve, replay_hits, stack_hits
 from moesim.errors import TraceError, UsageError
 from moesim.policies import find, names
 from moesim.policies.eviction import LRU, CacheContext
-from moesim.trace import Trace
+from moesim.trace import Trace, load_trace
 
 TASKS = ["intent", "law", "summary", "translation"]
 Curve = dict[int, float]
@@ -339,6 +339,7 @@ BAD_ARGUMENTS: list[tuple[dict[str, Any], str]] = [
     ({"policies": ["static"], "admission": "always"}, "static never admits"),
     ({"capacities": []}, r"capacities must be numbers ≥ 0, not \[\]"),
     ({"capacities": [4, -1]}, "capacities must be"),
+    ({"seed": -1}, "seed must not be negative, not -1"),
     ({"batch": 0}, "batch must be at least 1, not 0"),
     ({"scope": "everywhere"}, "scope must be per_layer or global, not 'everywhere'"),
     ({"replay": "backwards"}, "replay must be atomic or sequential, not 'backwards'"),
@@ -356,3 +357,25 @@ def test_a_trace_that_wants_nothing_has_no_hit_rate() -> None:
     trace = Trace.from_arrays(expert_ids=[[[-1]]], seq_len=[1], num_experts=3)
     with pytest.raises(UsageError, match="no row of the trace uses any expert"):
         curve(trace, ["lru"])
+
+
+@pytest.mark.parametrize("scope", ["per_layer", "global"])
+def test_more_slots_than_experts_are_as_good_as_all(scope: Any) -> None:
+    trace = tiny_trace()
+    most, more, absurd = trace.num_experts, trace.num_experts + 1, 10**30
+    rates = curve(trace, ["lru", "lfu", "static", "fifo"], scope=scope, capacities=[most, more])
+    vast = curve(trace, ["lru", "lfu", "static", "fifo"], scope=scope, capacities=[absurd])
+    for name, rate in rates.items():
+        assert rate[most] == rate[more] == vast[name][absurd]
+    assert curve(trace, ["lru"], batch=absurd) == curve(trace, ["lru"], batch=trace.num_requests)
+
+
+def test_ids_that_no_trace_may_hold_are_found(tmp_path: Path) -> None:
+    for number, reason in ((77, "expert id 77 is out of range"), (0, "expert id 0 is repeated")):
+        path = tmp_path / str(number)
+        tiny_trace().save(path)
+        ids = np.load(path / "expert_ids-00000.npy")
+        ids[5, 1] = [0, number]
+        np.save(path / "expert_ids-00000.npy", ids)
+        with pytest.raises(TraceError, match=f"row 5, layer 1.*: {reason}"):
+            curve(load_trace(path), ["lfu"])

@@ -58,6 +58,19 @@ def test_the_caller_may_say_what_the_arrays_do_not(tmp_path: Path) -> None:
     assert trace.meta.provenance["by"] == "me"
 
 
+def test_an_npz_may_hold_all_that_a_trace_can(tmp_path: Path) -> None:
+    arrays = tiny_arrays()
+    optional = {name: arrays[name] for name in ("predictions", "probabilities")}
+    requests = {"prompt_tokens": [3, 2, 1], "arrival_s": [0.0, 1.5, np.nan]}
+    path = write_npz(tmp_path / "mine.npz", **optional, **requests)
+    expected = tiny_trace(
+        domain="mine",
+        model="mine",
+        provenance={"imported_from": "mine.npz", "format": "npz"},
+    )
+    assert_same(from_npz(path, num_experts=5), expected)
+
+
 def test_experts_are_counted_from_the_ids_where_nobody_says(tmp_path: Path) -> None:
     assert from_npz(write_npz(tmp_path / "mine.npz")).num_experts == 5
 

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from moesim.policies import View, find
+from moesim.errors import UsageError
+from moesim.policies import View, find, parse_options
 
 
 class Window(View):
@@ -41,6 +42,12 @@ def test_the_nearest_layer_comes_first(name: str, depth: int, expected: list[int
     assert policy(policy.Options(depth)).wanted(window) == expected
     kind = "exact" if name == "oracle" else "predicted"
     assert window.looks == [(kind, ahead) for ahead in range(1, depth + 1)]
+
+
+@pytest.mark.parametrize("depth", [0, 10**9])
+def test_a_depth_that_no_model_has_is_refused(depth: int) -> None:
+    with pytest.raises(UsageError, match="option depth"):
+        parse_options(find("prefetch", "predicted"), {"depth": depth})
 
 
 def test_no_prefetch_asks_for_nothing_and_looks_nowhere() -> None:

@@ -404,7 +404,7 @@ def test_a_run_directory_that_lost_a_file_is_refused(tmp_path: Path, trace: Path
 
 def test_a_file_in_the_way_is_refused(tmp_path: Path, trace: Path) -> None:
     (tmp_path / "out").write_text("mine", encoding="utf-8")
-    with pytest.raises(OutputError, match="no whole run directory"):
+    with pytest.raises(OutputError, match="no whole run directory; choose another --out"):
         run(scenario_of(trace), out=tmp_path / "out")
     with pytest.raises(OutputError) as caught:
         run(scenario_of(trace), out=tmp_path / "out" / "below")

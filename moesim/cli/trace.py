@@ -38,6 +38,8 @@ def info(
         return
     for key, value in about.items():
         text = json.dumps(value) if isinstance(value, dict | list) else value
+        if len(str(text)) > 400:
+            text = f"{text[:400]} ... (all of it: --json)"
         typer.echo(f"{key:<24} {text}")
 
 
@@ -52,7 +54,10 @@ def convert(
     source: Annotated[Path, typer.Argument(help="The file to read.")],
     out: Annotated[Path, typer.Argument(help="The trace folder to write.")],
     kind: Annotated[
-        str, typer.Option("--format", help="npz (expert_ids, seq_len, gate_weights) or esft.")
+        str,
+        typer.Option(
+            "--format", help="npz (expert_ids, seq_len; prompt_tokens, gate_weights, ...) or esft."
+        ),
     ] = "npz",
     num_experts: Annotated[
         int | None, typer.Option(help="Experts of a layer (default: the highest id + 1).")

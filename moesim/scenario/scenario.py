@@ -167,7 +167,7 @@ class Scenario(Strict):
             elif trace_config is None:
                 raise UsageError(
                     "the trace's header names no model configuration to take sizes from; "
-                    "name a model, like `model: mixtral-8x7b`"
+                    "name a model, like `model: mixtral-8x7b`, or the path of its config.json"
                 )
             else:
                 made = shape_from_config(trace_config)

@@ -73,7 +73,7 @@ def _existing(what: str, exists: Callable[[str], bool]) -> AfterValidator:
     def check(value: str, info: ValidationInfo) -> str:
         path = _from_base(value, info)
         if not value or (path is not None and not exists(path)):
-            raise ValueError(f"there is no {what} {value!r}; paths start at this file's folder")
+            raise ValueError(f"there is no {what} {value!r}; paths start at the scenario's folder")
         return value
 
     return AfterValidator(check)
@@ -93,7 +93,7 @@ def _known_shape(value: str, info: ValidationInfo) -> str:
     if value.endswith(".json"):
         path = _from_base(value, info)
         if path is not None and not os.path.isfile(path):
-            raise ValueError(f"there is no file {value!r}; paths start at this file's folder")
+            raise ValueError(f"there is no file {value!r}; paths start at the scenario's folder")
     elif wrong := check_shape_name(value):
         raise ValueError(f"{wrong}, or `trace` for the shape in the trace's header")
     return value

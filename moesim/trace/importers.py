@@ -12,10 +12,13 @@ import numpy.typing as npt
 from moesim.errors import TraceError
 from moesim.trace.trace import Trace
 
+_OPTIONAL = ("prompt_tokens", "gate_weights", "predictions", "probabilities", "arrival_s")
+
 
 def from_npz(path: str | Path, *, num_experts: int | None = None, **meta: Any) -> Trace:
     """An `.npz` with `expert_ids` (rows, layers, k), `seq_len` (requests,) and, optionally,
-    `gate_weights`: the form recommended to anyone with arrays of their own.
+    `prompt_tokens`, `gate_weights`, `predictions`, `probabilities`, `arrival_s`: the form
+    recommended to anyone with arrays of their own. They mean what `Trace.from_arrays` says.
 
     `num_experts` defaults to the highest id plus one. Raises `TraceError` for a missing array or
     one that breaks the format.
@@ -36,10 +39,9 @@ def from_npz(path: str | Path, *, num_experts: int | None = None, **meta: Any) -
             expert_ids=ids,
             seq_len=data["seq_len"],
             num_experts=_count_experts(ids) if num_experts is None else num_experts,
-            gate_weights=data.get("gate_weights"),
             domain=meta.pop("domain", file.stem),
             provenance={**provenance, **meta.pop("provenance", {})},
-            **{"model": file.stem, **meta},
+            **{"model": file.stem, **{name: data.get(name) for name in _OPTIONAL}, **meta},
         )
     except TraceError as error:
         where = ", ".join(part for part in (error.file, error.where) if part)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
-from annotated_types import Ge
+from annotated_types import Ge, Le
 
 from moesim.policies.registry import NoOptions
 from moesim.policies.view import Key, View
@@ -22,7 +22,7 @@ from moesim.policies.view import Key, View
 class DepthOptions:
     """`depth`: how many layers ahead to look."""
 
-    depth: Annotated[int, Ge(1)] = 1
+    depth: Annotated[int, Ge(1), Le(1000)] = 1  # more layers than any model has
 
 
 class Prefetch(ABC):
