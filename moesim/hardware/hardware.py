@@ -20,7 +20,7 @@ from pydantic import Field
 from moesim.document import Document, load_document
 from moesim.errors import UsageError
 from moesim.quantities import Bandwidth, Bytes, Duration, Flops, PositiveShare
-from moesim.validation import Strict, validate
+from moesim.strict import Strict, validate
 
 __all__ = [
     "Figure",

@@ -12,7 +12,7 @@ from moesim.errors import ScenarioError
 from moesim.scenario.scenario import Scenario, key_path
 from moesim.scenario.sections import BASE_DIR, SHORTHANDS
 from moesim.scenario.sweep import expand_sweep
-from moesim.validation import validate
+from moesim.strict import validate
 
 __all__ = ["load_scenario"]
 

@@ -34,7 +34,7 @@ from moesim.scenario.sections import (
     TracePath,
     Workload,
 )
-from moesim.validation import Strict
+from moesim.strict import Strict
 
 __all__ = ["Scenario", "key_path"]
 

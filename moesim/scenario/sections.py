@@ -26,7 +26,7 @@ from moesim.hardware.hardware import HardwareOverrides, check_hardware_name
 from moesim.hardware.shapes import check_shape_name
 from moesim.quantities import Bits, Bytes, Count, PositiveCount, PositiveNumber
 from moesim.scenario.amounts import Amount, KvAmount, SlotsAmount
-from moesim.validation import Strict, near_match
+from moesim.strict import Strict, near_match
 
 __all__ = [
     "SHORTHANDS",

@@ -10,7 +10,7 @@ from moesim.document import Document
 from moesim.errors import ScenarioError
 from moesim.scenario.scenario import Scenario, key_path
 from moesim.scenario.sections import BASE_DIR, SHORTHANDS
-from moesim.validation import validate
+from moesim.strict import validate
 
 __all__ = ["expand_sweep"]
 
