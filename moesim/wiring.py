@@ -23,7 +23,7 @@ from moesim.serving.layers import LayerPlan
 from moesim.serving.ledger import Ledger
 from moesim.serving.request import Request
 from moesim.serving.residency import ExpertCache, ExpertSizes, Staging
-from moesim.serving.routing import RoutingSource
+from moesim.serving.routing import RoutingSource, TraceRouting
 from moesim.serving.scheduler import Scheduler
 from moesim.serving.server import Server
 from moesim.serving.workload import build_workload
@@ -129,8 +129,15 @@ def _policy(scenario: Scenario, family: str, section: str) -> tuple[type[Any], A
         raise ScenarioError.at(scenario, f"{section}.options", str(error)) from None
 
 
-def build_server(plan: Plan, machine: Machine, *, eviction: str | None = None) -> Server:
-    """The server of a plan, on any machine. `eviction` overrides the policy (for rehearsals)."""
+def build_server(
+    plan: Plan,
+    machine: Machine,
+    *,
+    eviction: str | None = None,
+    routing: RoutingSource | None = None,
+) -> Server:
+    """The server of a plan, on any machine. `eviction` overrides the policy (for rehearsals),
+    `routing` the trace."""
     scenario, trace = plan.scenario, plan.trace
     requests = build_workload(scenario, trace)
     ledger = Ledger(
@@ -153,7 +160,7 @@ def build_server(plan: Plan, machine: Machine, *, eviction: str | None = None) -
         scheduler=scheduler,
         caches=_caches(plan, machine, ledger, requests, eviction),
         prefetch=prefetch(prefetch_options),
-        routing=RoutingSource(trace),
+        routing=routing or TraceRouting(trace),
         layers=plan.layers,
         ledger=ledger,
         sequential=scenario.replay == "sequential",

@@ -142,7 +142,9 @@ class ComputesTooSoon(Watched):
 class CopiesTooSoon(Watched):
     """Overwrites a buffer while it is read."""
 
-    def copy(self, direction: Any, key: int, nbytes: int, priority: int, after: Any = ()) -> Ticket:
+    def copy(
+        self, direction: Any, key: int, nbytes: int, priority: int, after: Any = (), slot: int = -1
+    ) -> Ticket:
         return super().copy(direction, key, nbytes, priority, () if direction == H2D else after)
 
 
@@ -274,7 +276,9 @@ class Overlaps(Watched):
         self._tamper(self.log[-1])
         return ticket
 
-    def copy(self, direction: Any, key: int, nbytes: int, priority: int, after: Any = ()) -> Ticket:
+    def copy(
+        self, direction: Any, key: int, nbytes: int, priority: int, after: Any = (), slot: int = -1
+    ) -> Ticket:
         ticket = super().copy(direction, key, nbytes, priority, after)
         self._tamper(self.log[-1])
         return ticket
@@ -304,7 +308,9 @@ class Idles(Watched):
 class Hurries(Watched):
     """Says that copies took the link a thousand times as long."""
 
-    def copy(self, direction: Any, key: int, nbytes: int, priority: int, after: Any = ()) -> Ticket:
+    def copy(
+        self, direction: Any, key: int, nbytes: int, priority: int, after: Any = (), slot: int = -1
+    ) -> Ticket:
         ticket = super().copy(direction, key, nbytes, priority, after)
         ticket.busy_ns *= 1000
         return ticket
@@ -384,7 +390,9 @@ def test_13_more_events_than_promised_are_noticed() -> None:
 class LosesACopy(Watched):
     """Its second copy to the device never begins."""
 
-    def copy(self, direction: Any, key: int, nbytes: int, priority: int, after: Any = ()) -> Ticket:
+    def copy(
+        self, direction: Any, key: int, nbytes: int, priority: int, after: Any = (), slot: int = -1
+    ) -> Ticket:
         lost = direction == H2D and any(work.lane == H2D for work in self.log)
         waits_for = (*after, Ticket()) if lost else after
         return super().copy(direction, key, nbytes, priority, waits_for)
@@ -393,7 +401,9 @@ class LosesACopy(Watched):
 class LosesIds(Watched):
     """The router's choice never reaches the host."""
 
-    def copy(self, direction: Any, key: int, nbytes: int, priority: int, after: Any = ()) -> Ticket:
+    def copy(
+        self, direction: Any, key: int, nbytes: int, priority: int, after: Any = (), slot: int = -1
+    ) -> Ticket:
         waits_for = (*after, Ticket()) if key == READBACK else after
         return super().copy(direction, key, nbytes, priority, waits_for)
 

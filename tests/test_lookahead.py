@@ -6,7 +6,7 @@ import numpy as np
 from workloads import TINY_CONFIG, plan_of, run_on, tiny_scenario
 
 from moesim.serving.request import Request
-from moesim.serving.routing import RoutingSource, StepRouting, StepView
+from moesim.serving.routing import StepView, TracedStep, TraceRouting
 from moesim.serving.step import Step
 from moesim.trace import Trace
 
@@ -34,9 +34,9 @@ def test_rows_ahead_are_known_inside_a_prompt_and_nowhere_else() -> None:
 
 
 def test_the_view_wraps_into_the_next_step_as_far_as_it_is_known() -> None:
-    source = RoutingSource(changing_trace())
+    source = TraceRouting(changing_trace())
     step, after = np.array([0]), np.array([1])
-    view = StepView(StepRouting(source, step), 99, "oracle", source.unions(after)[0])
+    view = StepView(TracedStep(source, step), 99, "oracle", source.unions(after)[0])
     view.move_to(3)
     assert list(view.exact(1)) == [2, 3]
     assert list(view.exact(2)) == [8 + 2, 8 + 3]

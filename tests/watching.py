@@ -68,9 +68,15 @@ class Watched:
         return ticket
 
     def copy(
-        self, direction: Any, key: int, nbytes: int, priority: int, after: Sequence[Ticket] = ()
+        self,
+        direction: Any,
+        key: int,
+        nbytes: int,
+        priority: int,
+        after: Sequence[Ticket] = (),
+        slot: int = -1,
     ) -> Ticket:
-        ticket: Ticket = self.machine.copy(direction, key, nbytes, priority, after)
+        ticket: Ticket = self.machine.copy(direction, key, nbytes, priority, after, slot)
         kind = "readback" if key == READBACK else "copy"
         work = Work(direction, kind, (key,), nbytes, priority, self.now_ns, tuple(after), ticket)
         self.log.append(work)

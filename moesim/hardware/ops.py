@@ -1,8 +1,9 @@
 """What a machine may be asked to compute, as data.
 
 The server names an operation; the simulated machine prices it, the real machine runs it. An
-operation is a tuple, so that it hashes fast and can key a memo of prices. Layers are model
-layers (dense ones included), experts are ids within a layer.
+operation is a tuple, so that it hashes fast and can key a memo of prices. Layers of fronts and
+dense layers are model layers, dense ones included; those of experts are trace layers, and their
+keys are those of the caches, `layer * experts + expert`.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ class BatchShape(NamedTuple):
     """(query, key) pairs attended in one layer, summed over the sequences of the step."""
     sampled: int
     """Rows whose logits are needed."""
+    sequences: int = 1
+    """Requests that take part."""
 
 
 class Front(NamedTuple):

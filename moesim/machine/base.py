@@ -28,6 +28,7 @@ DEMAND: Final = 0
 PREFETCH: Final = 1
 
 READBACK: Final = -1  # the "key" of router ids or sampled tokens on their way to the host
+NOWHERE: Final = -1  # the "slot" of a copy that touches no expert's buffer
 FAR: Final = 1 << 62  # later than everything: the finish of what is not settled yet
 
 Direction = Literal["h2d", "d2h"]
@@ -65,8 +66,10 @@ class Machine(Protocol):
         nbytes: int,
         priority: int,
         after: Sequence[Ticket] = (),
+        slot: int = NOWHERE,
     ) -> Ticket:
-        """Queue a copy of expert `key` (or `READBACK`) over the link."""
+        """Queue a copy of expert `key` (or `READBACK`) over the link; `slot` is the number of
+        the buffer in GPU memory that is written, or read on the way out."""
 
     def compute(self, lane: str, op: Op, after: Sequence[Ticket] = ()) -> Ticket:
         """Queue an operation, which one machine prices and another runs."""

@@ -20,6 +20,7 @@ from moesim.hardware.ops import Op
 from moesim.machine.base import (
     DEMAND,
     LANES,
+    NOWHERE,
     PREFETCH,
     Direction,
     Prices,
@@ -93,6 +94,7 @@ class EventMachine:
         nbytes: int,
         priority: int,
         after: Sequence[Ticket] = (),
+        slot: int = NOWHERE,
     ) -> Ticket:
         chunks = chunk_durations(self._prices, direction, key, nbytes)
         return self._issue(direction, chunks, priority, after)

@@ -25,6 +25,7 @@ from moesim.machine.base import (
     FAR,
     H2D,
     LANES,
+    NOWHERE,
     PREFETCH,
     READBACK,
     Direction,
@@ -140,6 +141,7 @@ class SimMachine:
         nbytes: int,
         priority: int,
         after: Sequence[Ticket] = (),
+        slot: int = NOWHERE,
     ) -> Ticket:
         chunks = self._chunks(direction, key, nbytes)
         lane = self._lanes[direction]

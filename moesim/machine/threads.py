@@ -19,6 +19,7 @@ from moesim.machine.base import (
     DEMAND,
     FAR,
     LANES,
+    NOWHERE,
     PREFETCH,
     Direction,
     Prices,
@@ -67,6 +68,7 @@ class ThreadMachine:
         nbytes: int,
         priority: int,
         after: Sequence[Ticket] = (),
+        slot: int = NOWHERE,
     ) -> Ticket:
         chunks = chunk_durations(self._prices, direction, key, nbytes)
         return self._queue(direction, priority, _Job(chunks, after, f"copy of key {key}"))

@@ -105,7 +105,6 @@ class Ledger:
         self._step_start_ns = 0
         self._ended_ns = 0
         self._step_base = (0, 0, 0, 0)
-        self._step_accesses = 0
 
     def waves(self, number: int) -> None:
         """A layer event loaded experts in so many rounds through its staging buffers."""
@@ -116,23 +115,31 @@ class Ledger:
 
     # --- at the borders of a step, when all tickets of the step are done ---
 
-    def begin_step(
-        self, now_ns: int, unions: Sequence[Sequence[Key]], rows: Sequence[Sequence[int]]
-    ) -> None:
-        """A step starts with this routing: per layer, distinct keys and the rows wanting each."""
+    def begin_step(self, now_ns: int) -> None:
+        """A step starts."""
         if now_ns < self._ended_ns:
             raise InvariantError(15, f"the clock went back to {now_ns} ns")
         self.issued_ns = self._step_start_ns = now_ns
-        self.rows = list(map(add, self.rows, map(sum, rows)))
-        self._step_accesses = sum(map(len, unions))
         self._step_base = self._totals()
 
     def _totals(self) -> tuple[int, int, int, int]:
         copied = sum(self.demand_copies) + sum(self.prefetch_copies)
         return sum(self.hits), sum(self.late_hits), copied, self.waves_sum
 
-    def end_step(self, now_ns: int, facts: StepFacts, expert_bytes: int) -> None:
-        """Read the times of the step's work; `now_ns` is when its tokens were known to the host."""
+    def end_step(
+        self,
+        now_ns: int,
+        facts: StepFacts,
+        expert_bytes: int,
+        unions: Sequence[Sequence[Key]],
+        rows: Sequence[Sequence[int]],
+    ) -> None:
+        """Read the times of the step's work; `now_ns` is when its tokens were known to the host.
+
+        `unions` and `rows`: of each layer, the distinct keys and the rows that wanted each.
+        """
+        self.rows = list(map(add, self.rows, map(sum, rows)))
+        accesses = sum(map(len, unions))
         number = self.num_steps
         self.num_steps += 1
         stalled = self._attribute(now_ns)
@@ -152,10 +159,10 @@ class Ledger:
                 facts.prefill_tokens,
                 facts.decode_tokens,
                 facts.sequences,
-                self._step_accesses,
+                accesses,
                 hits,
                 late,
-                self._step_accesses - hits - late,
+                accesses - hits - late,
                 copied * expert_bytes,
                 stalled,
                 waves,

@@ -25,12 +25,14 @@ _STRAY_LEAVER = "leaves, and is neither resident nor wanted"
 
 
 class Slot:
-    """Room for one expert. `landing`: the copy that fills it, until known to be done; `reader`:
-    the last computation that reads it; `fresh`: prefetched and not used so far."""
+    """Room for one expert. `number`: which of all buffers of its size; `landing`: the copy that
+    fills it, until known to be done; `reader`: the last computation that reads it; `fresh`:
+    prefetched and not used so far."""
 
-    __slots__ = ("fresh", "issued", "landing", "reader")
+    __slots__ = ("fresh", "issued", "landing", "number", "reader")
 
-    def __init__(self) -> None:
+    def __init__(self, number: int) -> None:
+        self.number = number
         self.landing: Ticket | None = None
         self.reader: Ticket | None = None
         self.fresh = False
@@ -46,11 +48,21 @@ class ExpertSizes:
 
 
 class Staging:
-    """Buffers through which experts pass that get no slot; reused round robin."""
+    """Buffers through which experts pass that get no slot; reused round robin.
+
+    They come first in the numbering of all expert-sized buffers of GPU memory; `total` counts
+    them and the slots made so far.
+    """
 
     def __init__(self, count: int) -> None:
-        self.buffers = [Slot() for _ in range(count)]
+        self.total = 0
+        self.buffers = self.slots(count)
         self._next = 0
+
+    def slots(self, count: int) -> list[Slot]:
+        """New buffers with the next numbers."""
+        first, self.total = self.total, self.total + count
+        return [Slot(number) for number in range(first, self.total)]
 
     def take(self) -> Slot:
         """The buffer whose last use lies furthest back."""
@@ -81,7 +93,7 @@ class ExpertCache:
         self._staging = staging
         self._sizes = sizes
         self._issues = count()
-        self._free = [Slot() for _ in range(self.capacity)]
+        self._free = staging.slots(self.capacity)
         for key in policy.preload():
             if not self._free:
                 raise self._violation(key, f"is preloaded beyond {self.capacity} slots")
@@ -235,7 +247,7 @@ class ExpertCache:
             else:
                 raise self._violation(key, f"keeps more than {self.capacity} keys")
             after = _busy_with(slot, machine)
-            landing = copy(H2D, key, nbytes, DEMAND, after)
+            landing = copy(H2D, key, nbytes, DEMAND, after, slot.number)
             slot.reader = reader = compute(GPU, Experts(layer, (key,), (rows,)), (landing,))
             slot.landing = None  # whoever comes next waits for the reader, who waits for the copy
             ledger.copies.append((landing, "demand", layer, key, nbytes, after))
@@ -279,7 +291,7 @@ class ExpertCache:
             machine.promote(slot.landing)
         if self.write_back:
             after = _busy_with(slot, machine)
-            slot.reader = back = machine.copy(D2H, key, nbytes, DEMAND, after)
+            slot.reader = back = machine.copy(D2H, key, nbytes, DEMAND, after, slot.number)
             layer = key // ledger.num_experts
             ledger.copies.append((back, "write_back", layer, key, nbytes, after))
 
@@ -303,7 +315,7 @@ class ExpertCache:
         policy.insert(key)
         after = _busy_with(slot, self._machine)
         nbytes = self._sizes.nbytes
-        landing = self._machine.copy(H2D, key, nbytes, PREFETCH, after)
+        landing = self._machine.copy(H2D, key, nbytes, PREFETCH, after, slot.number)
         slot.landing = landing
         slot.reader = None
         slot.fresh = True

@@ -1,14 +1,15 @@
 """The routing of one step: what each layer's routers decided for the rows of the batch.
 
-Ids come from the trace, on every machine. The view handed to policies is cut from here, and
-shows no more of the future than the model's router really reveals.
+Ids come from the trace, on every machine; only where text is generated do they come from the
+model that runs. The view handed to policies is cut from here, and shows no more of the future
+than the model's router really reveals.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -17,29 +18,60 @@ from moesim.errors import PolicyViolation, TraceError
 from moesim.policies.view import Key, View
 
 if TYPE_CHECKING:
+    from moesim.serving.step import Step
     from moesim.trace import Trace
 
 _BLOCK_ROWS = 8
 _VECTORISE_ABOVE = 96  # assignments a layer; below, plain lists are faster
 
 
-class StepRouting:
+class StepRouting(Protocol):
     """Unions and token counts of one step, layer by layer.
 
     `unions[l]`: distinct keys of layer l in order of first appearance (batch order, then stored
-    order); `tokens[l]`: how many rows want each.
+    order); `tokens[l]`: how many rows want each. Layer l is asked for once its ids have come back
+    to the host, and not before.
     """
+
+    @property
+    def unions(self) -> Sequence[Sequence[Key]]: ...
+
+    @property
+    def tokens(self) -> Sequence[Sequence[int]]: ...
+
+    def predicted(self, layer: int, depth: int) -> Sequence[Key]:
+        """Distinct keys of layer + depth that predictions made at `layer` name."""
+
+    def gate_weights(self, layer: int) -> Sequence[float]:
+        """Summed gate weight of each key of `unions[layer]`; empty where they are unknown."""
+
+
+class RoutingSource(Protocol):
+    """Where a server gets the ids that a step's tokens are routed to."""
+
+    num_layers: int
+    num_experts: int
+    top_k: int
+
+    def step(self, step: Step) -> StepRouting:
+        """The routing of a step that begins."""
+
+    def unions_ahead(self, step: Step) -> Sequence[Sequence[Key]]:
+        """Unions of the rows after this step's whose tokens are known already; empty if none."""
+
+
+class TracedStep:
+    """The routing of a step as a trace has it."""
 
     __slots__ = ("_guesses", "_source", "rows", "tokens", "unions")
 
-    def __init__(self, source: RoutingSource, rows: npt.NDArray[np.int64]) -> None:
+    def __init__(self, source: TraceRouting, rows: npt.NDArray[np.int64]) -> None:
         self._source = source
         self.rows = rows
         self._guesses: list[list[list[list[int]]]] | None = None
         self.unions, self.tokens = source.unions(rows)
 
     def predicted(self, layer: int, depth: int) -> Sequence[Key]:
-        """Distinct keys of layer + depth that predictions recorded at `layer` name."""
         if self._guesses is None:
             self._guesses = self._source.predictions(self.rows) or []
         if layer + depth >= len(self.unions) or not self._guesses:
@@ -50,7 +82,6 @@ class StepRouting:
         return self._source.keys_at(layer + depth, chain.from_iterable(guessed))
 
     def gate_weights(self, layer: int) -> Sequence[float]:
-        """Summed gate weight of each key of `unions[layer]`."""
         return self._source.gate_weights(self.rows, layer, self.unions[layer])
 
 
@@ -108,7 +139,7 @@ class StepView(View):
         return self._routing.gate_weights(self.layer) if self.layer >= 0 else ()
 
 
-class RoutingSource:
+class TraceRouting:
     """Reads a trace row by row as keys, `layer * experts + expert`."""
 
     def __init__(self, trace: Trace) -> None:
@@ -122,6 +153,12 @@ class RoutingSource:
         self._block_number = -1
         self._block: list[list[list[Key]]] | None = None
         self._base_L1 = (np.arange(self.num_layers) * self.num_experts)[:, None]
+
+    def step(self, step: Step) -> StepRouting:
+        return TracedStep(self, step.rows)
+
+    def unions_ahead(self, step: Step) -> Sequence[Sequence[Key]]:
+        return self.unions(step.known_ahead)[0] if len(step.known_ahead) else ()
 
     def unions(self, rows: npt.NDArray[np.int64]) -> tuple[list[list[Key]], list[tuple[int, ...]]]:
         """Per layer: distinct keys in order of first appearance, and rows wanting each."""

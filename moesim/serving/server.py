@@ -129,7 +129,7 @@ class Server:
 
     def _glide(self, steps: Sequence[Step], fold: Fold) -> Wait:
         """Steps in which nothing can surprise: decided first, then timed."""
-        routings = [StepRouting(self._routing, step.rows) for step in steps]
+        routings = [self._routing.step(step) for step in steps]
         decided = [self._decide(routing) for routing in routings]
         for step, routing, events in zip(steps, routings, decided, strict=True):
             passage = fold(step.batch, events, self._sizes(step))
@@ -159,20 +159,16 @@ class Server:
     def _view_ahead(self, step: Step, routing: StepRouting) -> StepView:
         """What the prefetch policy sees of a step; a clairvoyant one also sees into the next, as
         far as its tokens are known."""
-        known = step.known_ahead if self._prefetch.clairvoyant else ()
-        next_unions = self._routing.unions(step.known_ahead)[0] if len(known) else ()
+        clairvoyant = self._prefetch.clairvoyant
+        next_unions = self._routing.unions_ahead(step) if clairvoyant else ()
         return StepView(routing, self._foresight, self._prefetch.name, next_unions)
 
     def _walk(self, step: Step) -> Wait:
         """One step, layer by layer, on any machine."""
         machine, ledger, layers = self.machine, self.ledger, self._layers
         batch, sizes, started_ns = step.batch, self._sizes(step), machine.now_ns
-        routing = StepRouting(self._routing, step.rows)
-        ledger.begin_step(started_ns, routing.unions, routing.tokens)
-        if self._sequential:
-            ledger.log_unions([[key] for union in routing.unions for key in union])
-        else:
-            ledger.log_unions(routing.unions)
+        routing = self._routing.step(step)
+        ledger.begin_step(started_ns)
         compute, copy, wait_any = machine.compute, machine.copy, machine.wait_any
         work, copies = ledger.work, ledger.copies
         prefetching = self._prefetch.active
@@ -212,7 +208,9 @@ class Server:
         copies.append((known, "readback", last, READBACK, sizes.sampled, ()))
         yield from wait_any((known,))
         step.stamp(started_ns, machine.now_ns)
-        ledger.end_step(machine.now_ns, step.facts, self._expert_bytes)
+        unions = routing.unions
+        ledger.end_step(machine.now_ns, step.facts, self._expert_bytes, unions, routing.tokens)
+        ledger.log_unions([[k] for union in unions for k in union] if self._sequential else unions)
         self._audit()
 
     def _issue_prefetches(self, view: StepView) -> None:

@@ -18,19 +18,30 @@ from moesim.serving.request import Request
 class Step:
     """Made from a plan, it moves the planned requests on by the rows they compute.
 
-    `rows` are those of the trace; `finished` the requests that emit their last token;
+    `parts` are (request, first position, tokens, whether it emits a token), `rows` those of the
+    trace, in the same order; `finished` the requests that emit their last token;
     `known_ahead` the rows after these whose tokens are known already: as many again of each
     request that is still inside its prompt (or recomputes). A decoded token is known only when
     the step is over.
     """
 
-    __slots__ = ("_emitting", "_newcomers", "batch", "facts", "finished", "known_ahead", "rows")
+    __slots__ = (
+        "_emitting",
+        "_newcomers",
+        "batch",
+        "facts",
+        "finished",
+        "known_ahead",
+        "parts",
+        "rows",
+    )
 
     def __init__(self, plan: Plan, blocks: int) -> None:
         """`blocks`: KV blocks in use."""
         total = entries = pairs = sampled = prefill = 0
         rows = []
         ahead = []
+        self.parts: list[tuple[Request, int, int, bool]] = []
         self.finished: list[Request] = []
         self._emitting: list[Request] = []
         self._newcomers: list[tuple[Request, int]] = []
@@ -46,7 +57,9 @@ class Step:
             pairs += tokens * before + tokens * (tokens + 1) // 2
             rows.append(request.next_rows(tokens))
             request.position += tokens
-            if request.position == request.target:
+            emits = request.position == request.target
+            self.parts.append((request, before, tokens, emits))
+            if emits:
                 request.emitted += 1
                 sampled += 1
                 self._emitting.append(request)
@@ -56,7 +69,7 @@ class Step:
                 ahead.append(request.next_rows(min(tokens, request.tokens_wanted)))
         self.rows = rows[0] if len(rows) == 1 else np.concatenate(rows)
         self.known_ahead = np.concatenate(ahead) if ahead else rows[0][:0]
-        self.batch = BatchShape(total, entries, pairs, sampled)
+        self.batch = BatchShape(total, entries, pairs, sampled, len(plan))
         self.facts = StepFacts(prefill, total - prefill, len(plan), blocks)
 
     def stamp(self, start_ns: int, finish_ns: int) -> None:
