@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from moesim.errors import ScenarioError, UsageError
 from moesim.hardware.cost import CostModel
@@ -32,6 +32,8 @@ from moesim.trace import Trace, load_trace
 
 if TYPE_CHECKING:
     from moesim.machine.base import Direction, Machine
+    from moesim.policies.batching.base import Batching
+    from moesim.policies.eviction.base import Eviction
 
 
 class SimPrices:
@@ -57,6 +59,16 @@ class SimPrices:
         return self._cost.chunk_bytes(direction)
 
 
+class Between(Protocol):
+    """Stands between a server and its policies: notes what they answer, or answers instead."""
+
+    def batching(self, policy: Batching) -> Batching:
+        """What the scheduler asks instead of the scenario's policy."""
+
+    def eviction(self, cache: int, policy: Eviction) -> Eviction:
+        """What cache number `cache` asks instead of the scenario's policy."""
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
     """A scenario with everything loaded and checked that stays the same in all its simulations."""
@@ -67,6 +79,7 @@ class Plan:
     budget: Budget
     slots: tuple[int, ...]
     """Slots of each cache: one a layer, or a single one."""
+    between: Between | None = None
 
     @property
     def layers(self) -> LayerPlan:
@@ -148,8 +161,9 @@ def build_server(
     )
     batching, batching_options = _policy(scenario, "batching", "batching")
     prefetch, prefetch_options = _policy(scenario, "prefetch", "prefetch")
+    orders = batching(batching_options)
     scheduler = Scheduler(
-        batching(batching_options),
+        orders if plan.between is None else plan.between.batching(orders),
         BlockPool(plan.budget.kv_blocks, scenario.memory.kv_block_tokens),
         token_budget=scenario.batching.token_budget,
         max_sequences=scenario.batching.max_sequences,
@@ -198,6 +212,8 @@ def _caches(
             made = policy(context, options)
         except UsageError as error:
             raise ScenarioError.at(scenario, "cache.policy", str(error)) from None
+        if plan.between is not None:
+            made = plan.between.eviction(number, made)
         caches.append(ExpertCache(made, machine, ledger, staging, sizes))
     return caches if scenario.cache.scope == "per_layer" else caches * trace.num_layers
 
@@ -225,7 +241,7 @@ def _popularity(plan: Plan, profile: str | None) -> dict[Key, int]:
 def _rehearse(plan: Plan) -> list[list[Key]]:
     """The layer events of a workload that arrives at once: they do not depend on any time, so a
     run under another eviction policy shows them all."""
-    server, _ = serve(plan, eviction="lru")
+    server, _ = serve(replace(plan, between=None), eviction="lru")
     return server.ledger.layer_events()
 
 

@@ -41,8 +41,11 @@ class Scheduler:
         return True
 
     def next_step(self) -> Plan:
-        """(request, tokens) pairs with their KV blocks taken; empty only if nothing is queued."""
+        """(request, tokens) pairs with their KV blocks taken; empty if nothing is queued, or if
+        the policy would rather wait for the next arrival."""
         if not self.waiting and not self.running:
+            return []
+        if not self._policy.ready(self.running, self.waiting):
             return []
         for waiting in (self._admissible(), []):
             step = self._realise(self._ask(waiting))

@@ -53,6 +53,11 @@ class Batching(ABC):
     def __init__(self, options: Any = None) -> None:
         self.options = self.Options() if options is None else options
 
+    def ready(self, running: Sequence[Any], waiting: Sequence[Any]) -> bool:
+        """Whether to form a step now; False waits for the next arrival. Whoever waits for one
+        that never comes leaves requests unserved, which is an error."""
+        return True
+
     @abstractmethod
     def plan(self, queue: Queue) -> Plan:
         """(request, tokens) pairs of the next step, most important first."""

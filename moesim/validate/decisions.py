@@ -1,0 +1,146 @@
+"""What a server decided, as opposed to when: step compositions, misses, evictions and bytes.
+
+Two machines that run the same workload must decide the same. Policies are listened to on their
+way to the server; misses and prefetches are read from the journal of what the machine was asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from itertools import zip_longest
+from typing import Any
+
+from moesim.machine.base import DEMAND, H2D, READBACK
+from moesim.machine.journal import Record
+from moesim.policies.batching.base import Batching, Plan, Queue
+from moesim.policies.eviction.base import Eviction
+from moesim.policies.view import Key, View
+from moesim.validate.replay import Ask, Replay
+
+__all__ = ["Decisions", "Witness", "differences"]
+
+# (cache, "event", the leavers of a layer event in rising order), or (cache, "prefetch", victim).
+Departure = tuple[int, str, tuple[Key, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Decisions:
+    """All that was decided in one run.
+
+    `schedule`: the steps as the batching policy answered them, enough to `Replay` them; `misses`
+    (step, layer, key) and `prefetches` (step, key) in the order of issue; `evictions`: who left
+    which cache, event by event; `nbytes`: bytes asked for, by kind.
+    """
+
+    schedule: tuple[Ask, ...]
+    misses: tuple[tuple[int, int, Key], ...]
+    prefetches: tuple[tuple[int, Key], ...]
+    evictions: tuple[Departure, ...]
+    nbytes: dict[str, int]
+
+
+@dataclass(slots=True)
+class Witness:
+    """Stands between one server and its policies and notes what they answer; with a `script`, it
+    answers itself what forms a step."""
+
+    script: Sequence[Ask] | None = None
+    asks: list[Ask] = field(default_factory=list)
+    evictions: list[Departure] = field(default_factory=list)
+
+    def batching(self, policy: Batching) -> Batching:
+        return _Batching(policy if self.script is None else Replay(self.script), self.asks)
+
+    def eviction(self, cache: int, policy: Eviction) -> Eviction:
+        return _Eviction(cache, policy, self.evictions)
+
+    def decisions(self, records: Sequence[Record], num_experts: int) -> Decisions:
+        """What the run decided whose journal holds `records`."""
+        misses, prefetches = [], []
+        nbytes = {"demand": 0, "prefetch": 0, "write_back": 0, "readback": 0}
+        for record in records:
+            if record.op is not None:
+                continue
+            if record.key == READBACK:
+                kind = "readback"
+            elif record.lane != H2D:
+                kind = "write_back"
+            elif record.priority == DEMAND:
+                kind = "demand"
+                misses.append((record.step, record.key // num_experts, record.key))
+            else:
+                kind = "prefetch"
+                prefetches.append((record.step, record.key))
+            nbytes[kind] += record.nbytes
+        return Decisions(
+            tuple(self.asks), tuple(misses), tuple(prefetches), tuple(self.evictions), nbytes
+        )
+
+
+class _Batching(Batching):
+    """A batching policy that is listened to."""
+
+    def __init__(self, policy: Batching, asks: list[Ask]) -> None:
+        super().__init__(policy.options)
+        self.name = policy.name  # type: ignore[misc]
+        self.ready = policy.ready  # type: ignore[method-assign]
+        self._policy = policy
+        self._asks = asks
+
+    def plan(self, queue: Queue) -> Plan:
+        plan = self._policy.plan(queue)
+        self._asks.append(
+            tuple((request.index, request.position, tokens) for request, tokens in plan)
+        )
+        return plan
+
+
+class _Eviction(Eviction):
+    """An eviction policy that is listened to; the book is its own."""
+
+    def __init__(self, cache: int, policy: Eviction, heard: list[Departure]) -> None:
+        self.name = policy.name  # type: ignore[misc]
+        self.clairvoyant = policy.clairvoyant  # type: ignore[misc]
+        self.capacity = policy.capacity
+        self.always = policy.always
+        self.options = policy.options
+        self.book = policy.book
+        self.preload = policy.preload  # type: ignore[method-assign]
+        self.insert = policy.insert  # type: ignore[method-assign]
+        self.remove = policy.remove  # type: ignore[method-assign]
+        self._cache = cache
+        self._policy = policy
+        self._heard = heard
+
+    def decide(self, view: View) -> Collection[Key]:
+        leavers = self._policy.decide(view)
+        self._heard.append((self._cache, "event", tuple(sorted(leavers))))
+        return leavers
+
+    def victim(self, spare: Collection[Key]) -> Key | None:
+        victim = self._policy.victim(spare)
+        self._heard.append((self._cache, "prefetch", () if victim is None else (victim,)))
+        return victim
+
+
+def differences(real: Decisions, simulated: Decisions) -> list[str]:
+    """The first difference of each kind, in words; empty if the two decided the same."""
+    found = [
+        _first("step composition", real.schedule, simulated.schedule),
+        _first("miss (step, layer, key)", real.misses, simulated.misses),
+        _first("prefetch (step, key)", real.prefetches, simulated.prefetches),
+        _first("eviction (cache, for, keys)", real.evictions, simulated.evictions),
+    ]
+    for kind, count in real.nbytes.items():
+        if count != simulated.nbytes[kind]:
+            theirs = simulated.nbytes[kind]
+            found.append(f"{kind} bytes: {count:,} on the real machine, {theirs:,} simulated")
+    return [text for text in found if text]
+
+
+def _first(what: str, real: Sequence[Any], simulated: Sequence[Any]) -> str:
+    for number, (ours, theirs) in enumerate(zip_longest(real, simulated)):
+        if ours != theirs:
+            return f"{what} number {number}: {ours} on the real machine, {theirs} simulated"
+    return ""

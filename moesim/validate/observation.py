@@ -1,0 +1,122 @@
+"""What one run came to on one machine, in the units that validation compares: steps, layer
+events, requests and the whole.
+
+A layer event lasts from the end of its layer's `Front` (attention and router) to the end of the
+last computation of its experts: readback of the ids, waiting for copies and computing.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from moesim.hardware.ops import Experts, Front
+from moesim.machine.journal import Record
+from moesim.metrics import ratio
+from moesim.serving.server import Server
+from moesim.simulate import finish
+from moesim.validate.decisions import Decisions, Witness
+from moesim.wiring import Plan
+
+__all__ = ["Columns", "Observation", "observe"]
+
+Columns = dict[str, npt.NDArray[Any]]
+
+_STEPS = (
+    "step", "tokens", "prefill_tokens", "decode_tokens", "sequences", "accesses", "misses",
+    "late_hits",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """One run. Times in nanoseconds since its start, one entry a step, layer event or request.
+
+    `steps` and `events` have `start_ns` and `finish_ns` beside what they consisted of; `requests`
+    have -1 where a moment never came. `busy_share` is the share of time in steps that the compute
+    lane worked, `stall_share` the rest of it.
+    """
+
+    makespan_ns: int
+    steps: Columns
+    events: Columns
+    requests: Columns
+    busy_share: float
+    stall_share: float
+    decisions: Decisions
+
+
+def observe(
+    plan: Plan, server: Server, records: Sequence[Record], witness: Witness, now_ns: int
+) -> Observation:
+    """Read a run that has ended, from its server and the journal of its machine.
+
+    Raises:
+        InvariantError: the books of the run do not balance.
+    """
+    finish(plan, server, now_ns)
+    ledger = server.ledger
+    steps = ledger.step_columns()
+    stalled = sum(map(sum, ledger.stall_ns))
+    return Observation(
+        now_ns,
+        {name: steps[name] for name in (*_STEPS, "start_ns", "finish_ns")},
+        _events(records, plan),
+        _requests(server),
+        ratio(ledger.busy_ns["gpu"], ledger.stepping_ns) or 0.0,
+        ratio(stalled, ledger.stepping_ns) or 0.0,
+        witness.decisions(records, plan.trace.num_experts),
+    )
+
+
+def _events(records: Sequence[Record], plan: Plan) -> Columns:
+    """One row a layer event that wanted any expert, in order."""
+    trace_layer = {model: trace for trace, model in enumerate(plan.layers.model_layers)}
+    fronts: dict[tuple[int, int], Record] = {}
+    experts: dict[tuple[int, int], list[Record]] = defaultdict(list)
+    misses: Mapping[tuple[int, int], int] = _misses(records, plan.trace.num_experts)
+    for record in records:
+        if isinstance(record.op, Front):
+            fronts[record.step, trace_layer[record.op.layer]] = record
+        elif isinstance(record.op, Experts):
+            experts[record.step, record.op.layer].append(record)
+    rows = []
+    for (step, layer), computed in experts.items():
+        front = fronts[step, layer]
+        assert isinstance(front.op, Front)
+        keys = sum(len(record.op.keys) for record in computed if isinstance(record.op, Experts))
+        start = front.ticket.finish_ns
+        last = max(record.ticket.finish_ns for record in computed)
+        rows.append((step, layer, front.op.batch.tokens, keys, misses[step, layer], start, last))
+    names = ("step", "layer", "tokens", "accesses", "misses", "start_ns", "finish_ns")
+    table = np.array(rows, np.int64).reshape(-1, len(names))
+    return {name: table[:, place] for place, name in enumerate(names)}
+
+
+def _misses(records: Sequence[Record], num_experts: int) -> Mapping[tuple[int, int], int]:
+    counts: dict[tuple[int, int], int] = defaultdict(int)
+    for step, layer, _ in Witness().decisions(records, num_experts).misses:
+        counts[step, layer] += 1
+    return counts
+
+
+def _requests(server: Server) -> Columns:
+    requests = server.requests
+    moments = {
+        "arrival_ns": [request.arrival_ns for request in requests],
+        "first_token_ns": [request.token_ns[0] if request.token_ns else -1 for request in requests],
+        "finish_ns": [
+            request.token_ns[-1] if request.status == "finished" else -1 for request in requests
+        ],
+        "prompt_tokens": [request.prompt_tokens for request in requests],
+        "output_tokens": [request.output_tokens for request in requests],
+    }
+    return {
+        "request": np.arange(len(requests)),
+        **{name: np.array(values, np.int64) for name, values in moments.items()},
+    }
