@@ -8,6 +8,7 @@
      ├─ TraceError             1   a trace is broken: which file, where, why
      ├─ PolicyViolation        1   a policy answered nonsense: which policy, key, why
      ├─ InvariantError         1   the simulator broke one of its own rules
+     ├─ DeviceError            1   a device failed at its work: which device, at what, why
      ├─ OutputError            1   a result cannot be written: which path, why
      └─ ThresholdError         3   a stated threshold was not met
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BudgetError",
+    "DeviceError",
     "InvariantError",
     "MissingExtra",
     "MoesimError",
@@ -121,6 +123,19 @@ class InvariantError(MoesimError):
 
     def __str__(self) -> str:
         return f"invariant {self.number} is broken: {self.message}"
+
+
+class DeviceError(MoesimError):
+    """The real machine's `device` failed at `what`."""
+
+    def __init__(self, device: str, what: str, error: object) -> None:
+        self.device = device
+        self.what = what
+        self.reason = str(error) or repr(error)
+        super().__init__(device, what, self.reason)
+
+    def __str__(self) -> str:
+        return f"device {self.device!r} failed at {self.what}: {self.reason}"
 
 
 class OutputError(MoesimError):

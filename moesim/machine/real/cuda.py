@@ -1,0 +1,84 @@
+"""A CUDA GPU: computation on one stream, copies on a stream for each direction.
+
+What is handed in runs behind what its stream has already; events mark its ends and time it.
+There is no waiting for any of several events, so lanes poll. Nothing here has state of its own
+between lanes: who depends on whom is the machine's business.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from moesim.errors import UsageError
+from moesim.machine.base import D2H, GPU, H2D
+
+__all__ = ["CudaDevice"]
+
+
+class _Event:
+    """Two events around a piece of work, and the origin that their times count from."""
+
+    def __init__(self, origin: Any, origin_ns: int, first: Any, last: Any) -> None:
+        self._origin, self._origin_ns = origin, origin_ns
+        self._first, self._last = first, last
+
+    def done(self) -> bool:
+        return bool(self._last.query())
+
+    @property
+    def start_ns(self) -> int:
+        return self._since(self._first)
+
+    @property
+    def finish_ns(self) -> int:
+        return self._since(self._last)
+
+    def _since(self, event: Any) -> int:
+        return self._origin_ns + round(float(self._origin.elapsed_time(event)) * 1e6)
+
+
+class CudaDevice:
+    """The current CUDA device. Raises `UsageError` where there is none."""
+
+    name = "cuda"
+    torch_device = "cuda"
+    pins = True
+    outstanding = 2
+
+    def __init__(self) -> None:
+        import torch
+
+        if not torch.cuda.is_available():
+            raise UsageError(
+                f"no CUDA device is available to torch {torch.__version__}; "
+                "--device cpu runs the same on the processor"
+            )
+        self._torch: Any = torch
+        self._streams = {lane: self._torch.cuda.Stream() for lane in (GPU, H2D, D2H)}
+        self._origin = self._torch.cuda.Event(enable_timing=True)
+        torch.cuda.synchronize()
+        self._origin.record(torch.cuda.current_stream())
+        self._origin.synchronize()
+        self._origin_ns = time.monotonic_ns()
+
+    def submit(
+        self,
+        lane: str,
+        work: Callable[[], None],
+        *,
+        nbytes: int = 0,
+        goes_on: bool = False,
+        ready_ns: int = 0,
+    ) -> _Event:
+        first, last = (self._torch.cuda.Event(enable_timing=True) for _ in range(2))
+        stream = self._streams[lane]
+        with self._torch.cuda.stream(stream):
+            first.record(stream)
+            work()
+            last.record(stream)
+        return _Event(self._origin, self._origin_ns, first, last)
+
+    def close(self) -> None:
+        self._torch.cuda.synchronize()

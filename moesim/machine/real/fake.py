@@ -1,0 +1,88 @@
+"""A device that behaves as badly as a GPU may: everything comes late, and in any order.
+
+It stands for CUDA where there is none, so that the code for asynchronous devices is run by
+every test. Each lane has a thread of its own that does the work some time after it was handed
+in and says so some time after it was done; between lanes all orders occur.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+from moesim.machine.base import LANES
+
+__all__ = ["FakeDevice"]
+
+
+class _Late:
+    """The mark of work that will be done at some time."""
+
+    def __init__(self, work: Callable[[], None]) -> None:
+        self.work = work
+        self.start_ns = self.finish_ns = 0
+        self.over = False
+        self.error: BaseException | None = None
+
+    def done(self) -> bool:
+        if self.over and self.error is not None:
+            raise self.error
+        return self.over
+
+
+class FakeDevice:
+    """`latest_s`: the longest that work lies around before, and again after, it is done."""
+
+    name = "fake"
+    torch_device = "cpu"
+    pins = False
+    outstanding = 2
+
+    def __init__(self, *, latest_s: float = 0.001, seed: int = 0) -> None:
+        self._latest_s = latest_s
+        self._inbox: dict[str, queue.SimpleQueue[_Late | None]] = {}
+        self._threads = []
+        seeds = np.random.SeedSequence(seed).spawn(len(LANES))
+        for lane, entropy in zip(LANES, seeds, strict=True):
+            self._inbox[lane] = queue.SimpleQueue()
+            given = (self._inbox[lane], np.random.default_rng(entropy))
+            name = f"moesim-fake-{lane}"
+            self._threads.append(
+                threading.Thread(target=self._work, args=given, name=name, daemon=True)
+            )
+            self._threads[-1].start()
+
+    def submit(
+        self,
+        lane: str,
+        work: Callable[[], None],
+        *,
+        nbytes: int = 0,
+        goes_on: bool = False,
+        ready_ns: int = 0,
+    ) -> _Late:
+        mark = _Late(work)
+        self._inbox[lane].put(mark)
+        return mark
+
+    def _work(self, inbox: queue.SimpleQueue[_Late | None], rng: np.random.Generator) -> None:
+        while (mark := inbox.get()) is not None:
+            time.sleep(rng.random() * self._latest_s)
+            mark.start_ns = time.monotonic_ns()
+            try:
+                mark.work()
+            except BaseException as error:
+                mark.error = error
+            time.sleep(rng.random() * self._latest_s)
+            mark.finish_ns = time.monotonic_ns()
+            mark.over = True
+
+    def close(self) -> None:
+        for inbox in self._inbox.values():
+            inbox.put(None)
+        for thread in self._threads:
+            thread.join(timeout=5)

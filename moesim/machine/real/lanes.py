@@ -1,0 +1,196 @@
+"""A lane of the real machine: a thread that hands the most urgent eligible work to its device.
+
+Queued copies can be neither reordered nor called back once a device has them, so the lane keeps
+them to itself and hands in one or two at a time.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from moesim.machine.base import DEMAND, FAR, PREFETCH, Ticket
+from moesim.machine.real.device import Device, Mark
+
+__all__ = ["Job", "Lane", "Piece"]
+
+_POLL_S = 20e-6  # how often an asynchronous device is asked whether it is done
+
+
+class Piece(NamedTuple):
+    """A whole operation, or a chunk of a copy: work and the bytes of it that cross the link;
+    `goes_on`: it is not the first chunk."""
+
+    work: Callable[[], None]
+    nbytes: int = 0
+    goes_on: bool = False
+
+
+class Job(Ticket):
+    """A ticket with its pieces of work. `what` says what it is, in an error."""
+
+    __slots__ = ("after", "issued_ns", "pieces", "what")
+
+    def __init__(
+        self, pieces: Sequence[Piece], after: Sequence[Ticket], what: str, issued_ns: int
+    ) -> None:
+        super().__init__()
+        self.pieces = deque(pieces)
+        self.after = after
+        self.what = what
+        self.issued_ns = issued_ns
+
+    def eligible(self) -> bool:
+        """Whether all that it waits for is done."""
+        return all(ticket.finish_ns < FAR for ticket in self.after)
+
+    def ready_ns(self) -> int:
+        """Since when it could have begun."""
+        return max([self.issued_ns, *(ticket.finish_ns for ticket in self.after)])
+
+
+class Lane:
+    """One worker. All lanes of a machine share `lock`; `settled` is called, under it, with each
+    job that is done, `failed` with a job and what went wrong; `origin_ns` is the machine's zero.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        device: Device,
+        lock: threading.Lock,
+        origin_ns: int,
+        settled: Callable[[Job], None],
+        failed: Callable[[Job, BaseException], None],
+    ) -> None:
+        self.name = name
+        self.queues: tuple[deque[Job], deque[Job]] = (deque(), deque())
+        self.news = threading.Condition(lock)
+        self._flying: deque[tuple[Job, Mark, bool]] = deque()
+        self._device = device
+        self._origin_ns = origin_ns
+        self._settled = settled
+        self._failed = failed
+        self._current: Job | None = None  # while the device works on it in this very thread
+        self._closed = False
+        self._thread = threading.Thread(target=self._work, name=f"moesim-{name}", daemon=True)
+        self._thread.start()
+
+    # --- called by others, under the lock ---
+
+    def put(self, job: Job, priority: int) -> None:
+        self.queues[priority].append(job)
+        self.news.notify()
+
+    def promote(self, job: Job) -> None:
+        """Behind the demand copies issued so far."""
+        if job in self.queues[PREFETCH]:
+            self.queues[PREFETCH].remove(job)
+            self.queues[DEMAND].append(job)
+            self.news.notify()
+
+    def heard(self, ticket: Ticket) -> None:
+        """Wake up if the next job waits for this ticket."""
+        if any(queue and ticket in queue[0].after for queue in self.queues):
+            self.news.notify()
+
+    def close(self) -> None:
+        self._closed = True
+        self.news.notify()
+
+    def join(self, timeout_s: float) -> None:
+        """Not under the lock: wait for the worker to be gone, but not for ever."""
+        self._thread.join(timeout_s)
+
+    @property
+    def pending(self) -> list[str]:
+        """What is queued or under way, in words."""
+        jobs = [job for job, *_ in list(self._flying)]
+        jobs += [] if self._current is None else [self._current]
+        jobs += [job for queue in self.queues for job in queue]
+        return [job.what for job in dict.fromkeys(jobs)]
+
+    # --- the worker ---
+
+    def _work(self) -> None:
+        """Until closed and done with what the device has; or until something fails."""
+        while True:
+            with self.news:
+                piece = self._take()
+                while piece is None and not self._flying:
+                    if self._closed:
+                        return
+                    self.news.wait()
+                    piece = self._take()
+            if not (self._begin(piece) and self._collect()):
+                return
+            if self._flying and (piece is None or len(self._flying) == self._limit):
+                time.sleep(_POLL_S)
+
+    def _begin(self, taken: tuple[Job, Piece, bool] | None) -> bool:
+        """Hand in a piece; False if that failed."""
+        if taken is None:
+            return True
+        job, piece, last = taken
+        self._current = job
+        try:
+            mark = self._device.submit(
+                self.name,
+                piece.work,
+                nbytes=piece.nbytes,
+                goes_on=piece.goes_on,
+                ready_ns=job.ready_ns() + self._origin_ns,
+            )
+        except BaseException as error:
+            return self._fail(job, error)
+        self._flying.append((job, mark, last))
+        self._current = None
+        return True
+
+    def _collect(self) -> bool:
+        """Settle what is done; False if something failed."""
+        while self._flying:
+            job, mark, last = self._flying[0]
+            try:
+                if not mark.done():
+                    break
+                self._settle(job, mark, last)
+            except BaseException as error:
+                return self._fail(job, error)
+            self._flying.popleft()
+        return True
+
+    def _fail(self, job: Job, error: BaseException) -> bool:
+        with self.news:
+            self._failed(job, error)
+        return False
+
+    @property
+    def _limit(self) -> int:
+        return self._device.outstanding
+
+    def _take(self) -> tuple[Job, Piece, bool] | None:
+        """The next piece of the most urgent eligible job, and whether it is the job's last."""
+        if self._closed or len(self._flying) >= self._limit:
+            return None
+        for queue in self.queues:
+            if queue and queue[0].eligible():
+                job = queue[0]
+                piece = job.pieces.popleft()
+                if not job.pieces:
+                    queue.popleft()
+                return job, piece, not job.pieces
+        return None
+
+    def _settle(self, job: Job, mark: Mark, last: bool) -> None:
+        start, finish = mark.start_ns - self._origin_ns, mark.finish_ns - self._origin_ns
+        job.start_ns = min(job.start_ns, start)
+        job.busy_ns += finish - start
+        if last:
+            with self.news:
+                now = time.monotonic_ns() - self._origin_ns  # a device's clock may be ahead of ours
+                job.finish_ns = max(min(finish, now), job.start_ns)
+                self._settled(job)

@@ -1,0 +1,210 @@
+"""The real machine: lanes of a device, driven by the same server as the simulated machine.
+
+It is told which buffer each copy fills and remembers, from the moment of issue, which expert is
+where: the server's own book, kept a second time. A buffer carries the key of what has landed in
+it, so an expert that is computed from the wrong bytes, or overwritten meanwhile, is an error.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from moesim.errors import DeviceError, InvariantError
+from moesim.hardware.ops import Experts, Op
+from moesim.machine.base import (
+    D2H,
+    DEMAND,
+    H2D,
+    LANES,
+    NOWHERE,
+    READBACK,
+    Direction,
+    Ticket,
+)
+from moesim.machine.real.device import Device
+from moesim.machine.real.lanes import Job, Lane, Piece
+
+if TYPE_CHECKING:
+    from moesim.machine.real.executor import Executor
+
+__all__ = ["RealMachine"]
+
+
+class RealMachine:
+    """Runs one server in real time: `start` it, then drive it with `drive(server.run())`.
+
+    `chunk_bytes`: copies longer than this are cut; `patience_s`: a wait in which nothing at all
+    gets done for so long is taken for a hang.
+    """
+
+    def __init__(
+        self,
+        executor: Executor,
+        device: Device,
+        *,
+        chunk_bytes: int | None = None,
+        patience_s: float = 60.0,
+    ) -> None:
+        self.now_ns = 0
+        self._executor = executor
+        self._device = device
+        self._chunk_bytes = chunk_bytes
+        self._patience_s = patience_s
+        self._place: dict[int, int] = {}  # where each key is or will be, as of the last issue
+        self._holds: dict[int, int] = {}  # the key whose bytes a buffer holds whole
+        self._lock = threading.Lock()
+        self._news = threading.Condition(self._lock)
+        self._awaited: Sequence[Ticket] = ()
+        self._progress_s = time.monotonic()
+        self._failure: DeviceError | InvariantError | None = None
+        self._origin_ns = 0
+        self._lanes: dict[str, Lane] = {}
+
+    def start(self) -> None:
+        """Time zero."""
+        self._origin_ns = time.monotonic_ns()
+        self._lanes = {
+            name: Lane(name, self._device, self._lock, self._origin_ns, self._settled, self._failed)
+            for name in LANES
+        }
+
+    def preload(self, key: int, slot: int) -> None:
+        """Put an expert into its buffer before anything runs."""
+        self._executor.buffers[slot].copy_(self._executor.host_of(key))
+        self._place[key] = slot
+        self._holds[slot] = key
+
+    # --- what a server may ask for ---
+
+    def compute(self, lane: str, op: Op, after: Sequence[Ticket] = ()) -> Ticket:
+        if isinstance(op, Experts):
+            places = tuple([self._place[key] for key in op.keys])
+            work = partial(self._compute_experts, op, places)
+        else:
+            work = partial(self._executor.run, op)
+        what = f"{type(op).__name__} of layer {getattr(op, 'layer', '-')}"
+        return self._issue(lane, DEMAND, [Piece(work)], after, what)
+
+    def copy(
+        self,
+        direction: Direction,
+        key: int,
+        nbytes: int,
+        priority: int,
+        after: Sequence[Ticket] = (),
+        slot: int = NOWHERE,
+    ) -> Ticket:
+        if key == READBACK:
+            return self._issue(D2H, DEMAND, [Piece(self._executor.fetch)], after, "readback")
+        if direction == H2D:
+            self._place[key] = slot
+        what = f"copy of key {key} {direction} with buffer {slot}"
+        return self._issue(direction, priority, self._chunks(direction, key, slot), after, what)
+
+    def promote(self, ticket: Ticket) -> None:
+        assert isinstance(ticket, Job)
+        with self._lock:
+            self._lanes[H2D].promote(ticket)
+
+    def done(self, ticket: Ticket) -> bool:
+        return ticket.finish_ns <= self.now_ns
+
+    def wait_any(self, tickets: Sequence[Ticket], until_ns: int | None = None) -> Iterable[Any]:
+        with self._lock:
+            self._awaited = tickets
+            self._progress_s = time.monotonic()
+            while True:
+                if self._failure is not None:
+                    raise self._failure
+                self.now_ns = max(self.now_ns, time.monotonic_ns() - self._origin_ns)
+                if any(ticket.finish_ns <= self.now_ns for ticket in tickets):
+                    return ()
+                if until_ns is not None and until_ns <= self.now_ns:
+                    return ()
+                self._news.wait(self._doze_s(until_ns))
+
+    def close(self) -> None:
+        with self._lock:
+            for lane in self._lanes.values():
+                lane.close()
+        for lane in self._lanes.values():
+            lane.join(timeout_s=5.0)  # one that hangs is left behind: it is a daemon
+
+    # --- behind it ---
+
+    def _doze_s(self, until_ns: int | None) -> float:
+        """How long to wait for news. Raises `InvariantError` when there has been none too long."""
+        if until_ns is not None and not self._pending():
+            return (until_ns - self.now_ns) / 1e9
+        left = self._progress_s + self._patience_s - time.monotonic()
+        if left <= 0:
+            pending = ", ".join(self._pending()) or "nothing"
+            raise InvariantError(
+                14,
+                f"nothing got done on {self._device.name} for {self._patience_s:g} s; "
+                f"pending: {pending}",
+            )
+        return left if until_ns is None else min(left, (until_ns - self.now_ns) / 1e9)
+
+    def _pending(self) -> list[str]:
+        return [what for lane in self._lanes.values() for what in lane.pending]
+
+    def _issue(
+        self, lane: str, priority: int, pieces: list[Piece], after: Sequence[Ticket], what: str
+    ) -> Ticket:
+        job = Job(pieces, after, what, time.monotonic_ns() - self._origin_ns)
+        with self._lock:
+            self._lanes[lane].put(job, priority)
+        return job
+
+    def _chunks(self, direction: Direction, key: int, slot: int) -> list[Piece]:
+        """The pieces of an expert's copy; the buffer holds the key when the last has landed."""
+        host, buffer = self._executor.host_of(key), self._executor.buffers[slot]
+        target, source = (buffer, host) if direction == H2D else (host, buffer)
+        size, item = len(target), target.element_size()
+        step = size if self._chunk_bytes is None else max(1, self._chunk_bytes // item)
+        starts = range(0, size, step)
+        pieces = []
+        for start in starts:
+            stop = min(start + step, size)
+            move = partial(target[start:stop].copy_, source[start:stop], non_blocking=True)
+            if direction == H2D:
+                move = partial(self._fill, slot, move, key if stop == size else None)
+            pieces.append(Piece(move, (stop - start) * item, start > 0))
+        return pieces
+
+    def _fill(self, slot: int, move: Callable[[], Any], whole: int | None) -> None:
+        """Overwrite some of a buffer; with its last chunk the expert `whole` has landed in it."""
+        self._holds.pop(slot, None)
+        move()
+        if whole is not None:
+            self._holds[slot] = whole
+
+    def _compute_experts(self, op: Experts, places: Sequence[int]) -> None:
+        self._check(op, places, 4, "is computed before it landed")
+        self._executor.run(op, places)
+        self._check(op, places, 5, "is overwritten while it is computed")
+
+    def _check(self, op: Experts, places: Sequence[int], rule: int, wrong: str) -> None:
+        for key, place in zip(op.keys, places, strict=True):
+            if self._holds.get(place) != key:
+                raise InvariantError(rule, f"key {key} in buffer {place} {wrong}")
+
+    def _settled(self, job: Job) -> None:
+        self._progress_s = time.monotonic()
+        for lane in self._lanes.values():
+            lane.heard(job)
+        if job in self._awaited:
+            self._news.notify()
+
+    def _failed(self, job: Job, error: BaseException) -> None:
+        if self._failure is None:
+            if isinstance(error, InvariantError):
+                self._failure = error
+            else:
+                self._failure = DeviceError(self._device.name, job.what, error)
+        self._news.notify()
