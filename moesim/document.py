@@ -20,7 +20,7 @@ import yaml
 
 from moesim.errors import ScenarioError
 
-__all__ = ["Document", "KeyPath", "dotted", "load_document"]
+__all__ = ["Document", "KeyPath", "dotted", "dump_document", "load_document"]
 
 KeyPath = tuple[str | int, ...]
 
@@ -35,6 +35,13 @@ class _Loader(yaml.SafeLoader):
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012
 
 
+class _Dumper(yaml.SafeDumper):
+    """Quotes text that our loader, or any other, would take for something else."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
 for _kind, _pattern, _first in (
     ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
     ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
@@ -47,6 +54,7 @@ for _kind, _pattern, _first in (
     ),
 ):
     _Loader.add_implicit_resolver(_TAG + _kind, re.compile(rf"(?:{_pattern})\Z"), _first)
+    _Dumper.add_implicit_resolver(_TAG + _kind, re.compile(rf"(?:{_pattern})\Z"), _first)
 
 
 @dataclass(slots=True)
@@ -148,6 +156,11 @@ def load_document(path: str | os.PathLike[str]) -> Document:
         reason = error.strerror if isinstance(error, OSError) else error
         raise ScenarioError([f"{file}: cannot be read: {reason}"]) from error
     return parse_document(text, file)
+
+
+def dump_document(data: Mapping[str, Any]) -> str:
+    """Plain data as YAML that `parse_document` reads back as the very same."""
+    return yaml.dump(dict(data), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=98)
 
 
 def parse_document(text: str, file: str) -> Document:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from moesim.errors import ScenarioError, UsageError
 from moesim.hardware.cost import CostModel
+from moesim.hardware.operations import cost_of
 from moesim.hardware.ops import BatchShape, Op
 from moesim.policies import Key, find, parse_options
 from moesim.policies.eviction.base import CacheContext
@@ -53,7 +54,7 @@ class SimPrices:
         return 0 if self._free_link else self._cost.copy_ns(direction, nbytes)
 
     def readback_ns(self, nbytes: int) -> int:
-        return self._cost.hardware.readback_latency_ns + self._cost.copy_ns("d2h", nbytes)
+        return self._cost.readback_ns(nbytes)
 
     def chunk_bytes(self, direction: Direction) -> int | None:
         return self._cost.chunk_bytes(direction)
@@ -119,7 +120,7 @@ def prepare(scenario: Scenario, trace: Trace | None = None) -> Plan:
     requests = build_workload(scenario, trace)
     kv_tokens = [request.max_kv_tokens for request in requests]
     budget = plan_budget(scenario, shape, hardware.vram_bytes, kv_tokens)
-    cost = CostModel(hardware, shape, pinned=scenario.hardware.pinned)
+    cost = cost_of(hardware, shape, pinned=scenario.hardware.pinned)
     return Plan(scenario, trace, cost, budget, _slots_of_caches(scenario, trace, budget.slots))
 
 

@@ -9,8 +9,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moesim.document import Document, load_document, parse_document, parse_value
+from moesim.document import Document, dump_document, load_document, parse_document, parse_value
 from moesim.errors import ScenarioError
+
+LETTERS = st.text(st.characters(codec="utf-8", exclude_categories=["Cs", "Cc"]))
+KEYS = st.sampled_from(["a", "b", "c d", "1e3", "null", "true", "7"])
+PLAIN = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False)
+    | LETTERS
+    | st.sampled_from(["1e3", "on", "12:30", "0x10", "~", "=", "<<", "2026-11-23", "no", "1_0"])
+)
 
 
 def problems(text: str) -> list[str]:
@@ -150,3 +161,9 @@ def test_any_text_is_a_document_or_a_scenario_error(text: str) -> None:
         except ScenarioError as error:
             said = error.problems
             assert said
+
+
+@given(st.recursive(PLAIN, lambda inner: st.lists(inner) | st.dictionaries(KEYS, inner)))
+def test_what_is_dumped_is_read_back(value: Any) -> None:
+    text = dump_document({"key": value})
+    assert parse_document(text, "dumped").data == {"key": value}

@@ -2,6 +2,7 @@
 
 from moesim.hardware.cost import CostModel
 from moesim.hardware.hardware import Figure, Hardware, Link, hardware_names, load_hardware
+from moesim.hardware.operations import OperationCost, cost_of
 from moesim.hardware.ops import BatchShape, Dense, Experts, Front, Op, Tail
 from moesim.hardware.shapes import (
     Mla,
@@ -24,7 +25,9 @@ __all__ = [
     "Mla",
     "ModelShape",
     "Op",
+    "OperationCost",
     "Tail",
+    "cost_of",
     "hardware_names",
     "load_hardware",
     "load_shape",

@@ -15,7 +15,7 @@ from moesim.hardware.hardware import Hardware, Link
 from moesim.hardware.ops import BatchShape, Dense, Experts, Front, Op
 from moesim.hardware.shapes import ModelShape, stored_bytes
 
-__all__ = ["CostModel", "Direction", "copy_ns"]
+__all__ = ["CostModel", "Direction", "copy_ns", "remember"]
 
 Direction = Literal["h2d", "d2h"]
 _K = TypeVar("_K")
@@ -37,7 +37,7 @@ class CostModel:
         self._bytes_per_s = max(1, round(hardware.memory_bytes_per_s * hardware.memory_efficiency))
         self._windowed = frozenset(shape.windowed_layers) if shape.window else frozenset()
         self._dense = frozenset(shape.dense_layers)
-        kinds = [(n in self._dense, n in self._windowed) for n in range(shape.num_layers)]
+        kinds = [self._price_kind(layer) for layer in range(shape.num_layers)]
         self._alike = [kinds.index(kind) for kind in kinds]  # the first layer of the same price
         self._firsts = sorted(set(self._alike))
         self._front_params = shape.front_params
@@ -75,7 +75,7 @@ class CostModel:
         if known is None:
             rows = sum(self._expert_ns(count) for count in tokens)
             known = rows + self.hardware.kernel_overhead_ns if tokens else 0
-            _remember(self._experts_memo, tokens, known)
+            remember(self._experts_memo, tokens, known)
         return known
 
     def front_ns(self, layer: int, batch: BatchShape) -> int:
@@ -87,7 +87,7 @@ class CostModel:
         known = self._front_memo.get(key)
         if known is None:
             known = self._layer_ns(key[0], batch, self._front_params, self._front_bytes)
-            _remember(self._front_memo, key, known)
+            remember(self._front_memo, key, known)
         return known
 
     def dense_ns(self, layer: int, batch: BatchShape) -> int:
@@ -96,7 +96,7 @@ class CostModel:
         known = self._dense_memo.get(key)
         if known is None:
             known = self._layer_ns(key[0], batch, self._dense_params, self._dense_bytes)
-            _remember(self._dense_memo, key, known)
+            remember(self._dense_memo, key, known)
         return known
 
     def layers_ns(self, batch: BatchShape) -> list[int]:
@@ -114,7 +114,7 @@ class CostModel:
             flops = 2 * batch.sampled * self._head_params
             nbytes = batch.tokens * self._row_bytes + (self._head_bytes if batch.sampled else 0)
             known = self._roofline_ns(flops, nbytes) + self.hardware.kernel_overhead_ns
-            _remember(self._tail_memo, batch, known)
+            remember(self._tail_memo, batch, known)
         return known
 
     def copy_ns(self, direction: Direction, nbytes: int) -> int:
@@ -122,10 +122,18 @@ class CostModel:
         link = self.hardware.h2d if direction == "h2d" else self.hardware.d2h
         return copy_ns(link, nbytes, pinned=self.pinned)
 
+    def readback_ns(self, nbytes: int) -> int:
+        """Bringing `nbytes` of ids to the host, until the host knows them."""
+        return self.hardware.readback_latency_ns + self.copy_ns("d2h", nbytes)
+
     def chunk_bytes(self, direction: Direction) -> int | None:
         """Copies longer than this are cut; None: never."""
         link = self.hardware.h2d if direction == "h2d" else self.hardware.d2h
         return link.chunk_bytes
+
+    def _price_kind(self, layer: int) -> tuple[bool, ...]:
+        """Layers of one kind cost the same."""
+        return layer in self._dense, layer in self._windowed
 
     def _expert_ns(self, count: int) -> int:
         known = self._expert_memo.get(count)
@@ -174,7 +182,7 @@ def copy_ns(link: Link, nbytes: int, *, pinned: bool) -> int:
     return link.latency_ns - (-nbytes * _SECOND_NS // rate)
 
 
-def _remember(memo: dict[_K, int], key: _K, value: int) -> None:
+def remember(memo: dict[_K, int], key: _K, value: int) -> None:
     """A memo that starts afresh when it is full: batches of a long run are seldom the same."""
     if len(memo) >= _MEMO_LIMIT:
         memo.clear()

@@ -3,6 +3,8 @@
 A profile is a YAML file in which every figure has a value with its unit, a source, and a kind:
 `assumed` (a datasheet or reasoning) or `measured` (by calibration on that machine). Resolved,
 it is a `Hardware` of plain integers; what a scenario overrides becomes assumed by the scenario.
+A measured profile also says how and where it was `measured`, and may hold the durations of the
+`operations` of the models it was calibrated with.
 """
 
 from __future__ import annotations
@@ -13,12 +15,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Generic, Literal, TypeVar
+from typing import Annotated, Any, Final, Generic, Literal, Self, TypeVar
 
-from pydantic import Field
+from pydantic import Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from moesim.document import Document, load_document
 from moesim.errors import UsageError
+from moesim.hardware.measurement import OperationTimes, Overlap, Provenance, signature
+from moesim.hardware.shapes import ModelShape
 from moesim.quantities import Bandwidth, Bytes, Duration, Flops, PositiveShare
 from moesim.strict import Strict, validate
 
@@ -35,6 +40,16 @@ __all__ = [
 PROFILES = Path(__file__).parent / "profiles"
 Kind = Literal["assumed", "measured"]
 T = TypeVar("T")
+
+# The figures that an operation's measured duration takes the place of.
+_COMPUTE: Final = (
+    "flops",
+    "memory_bandwidth",
+    "compute_efficiency",
+    "memory_efficiency",
+    "kernel_overhead",
+    "readback_latency",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +93,23 @@ class Hardware:
     host_memory_bytes_per_s: int
     cpu_flops_per_s: int
     figures: Mapping[str, Figure] = field(default_factory=dict, compare=False, repr=False)
+    measured: Provenance | None = field(default=None, compare=False, repr=False)
+    overlap: Overlap | None = field(default=None, repr=False)
+    operations: tuple[OperationTimes, ...] = field(default=(), hash=False, repr=False)
+
+    def operations_of(self, shape: ModelShape) -> OperationTimes | None:
+        """What was measured of a model of exactly these sizes, if anything was.
+
+        Where one of the figures that they stand for was overridden, measured durations no longer
+        hold, and there are none.
+        """
+        if any(self.figures[key].kind == "assumed" for key in _COMPUTE if key in self.figures):
+            return None
+        wanted = signature(shape)
+        for times in self.operations:
+            if signature(times.shape.resolve()) == wanted:
+                return times
+        return None
 
     @property
     def cost_kind(self) -> Kind:
@@ -112,6 +144,23 @@ class _Profile(Strict):
     readback_latency: _Figure[Duration]
     host_memory_bandwidth: _Figure[Bandwidth]
     cpu_flops: _Figure[Flops]
+    measured: Provenance | None = None
+    overlap: Overlap | None = None
+    operations: list[OperationTimes] = Field(default=[])
+
+    @model_validator(mode="after")
+    def _one_of_each(self) -> Self:
+        seen: dict[ModelShape, int] = {}
+        for number, times in enumerate(self.operations):
+            shape = signature(times.shape.resolve())
+            if shape in seen:
+                raise PydanticCustomError(
+                    "same_shape",
+                    f"has the sizes of operations[{seen[shape]}]; keep one of them",
+                    {"at": ("operations", number, "shape")},
+                )
+            seen[shape] = number
+        return self
 
 
 class LinkOverrides(Strict):
@@ -255,4 +304,7 @@ def _resolve(profile: _Profile, changes: dict[str, Any]) -> Hardware:
         host_memory_bytes_per_s=top("host_memory_bandwidth"),
         cpu_flops_per_s=top("cpu_flops"),
         figures=figures,
+        measured=profile.measured,
+        overlap=profile.overlap,
+        operations=tuple(profile.operations),
     )
