@@ -8,55 +8,17 @@ from typing import Any
 import numpy as np
 import pytest
 import simpy
+from benches import on_threads, simulated
 from workloads import plan_of, random_case, tiny_scenario, tiny_trace
 
 from moesim.errors import UsageError
 from moesim.machine.journal import Journal
 from moesim.machine.sim import SimMachine
-from moesim.machine.threads import ThreadMachine, drive
 from moesim.policies.eviction.lru import LRU
 from moesim.simulate import Plan, SimPrices, build_server
-from moesim.validate import Observation, Replay, Witness, compare, differences, observe, spread_pct
+from moesim.validate import Replay, Witness, compare, differences, observe, spread_pct
 
 OPEN = {"arrivals": {"kind": "poisson", "rate_per_s": 300}}
-
-
-def simulated(plan: Plan, script: Any = None, *, slower: float = 1.0) -> Observation:
-    """One run in virtual time; `slower` multiplies all prices."""
-    witness = Witness(script)
-    plan = replace(plan, between=witness)
-    env = simpy.Environment()
-    journal = Journal(SimMachine(env, _Scaled(plan, slower)))
-    server = build_server(plan, journal)
-    env.run(until=env.process(server.run()))
-    return observe(plan, server, journal.records, witness, journal.now_ns)
-
-
-class _Scaled(SimPrices):
-    def __init__(self, plan: Plan, factor: float) -> None:
-        super().__init__(plan.cost)
-        price = self.compute_ns
-        self.compute_ns = lambda op: round(factor * price(op))
-        self._factor = factor
-
-    def copy_ns(self, direction: Any, nbytes: int) -> int:
-        return round(self._factor * super().copy_ns(direction, nbytes))
-
-    def readback_ns(self, nbytes: int) -> int:
-        return round(self._factor * super().readback_ns(nbytes))
-
-
-def on_threads(plan: Plan, script: Any = None) -> Observation:
-    """One run in real time, with all the noise of sleeping threads."""
-    witness = Witness(script)
-    plan = replace(plan, between=witness)
-    journal = Journal(ThreadMachine(SimPrices(plan.cost), speed=200.0))
-    try:
-        server = build_server(plan, journal)
-        drive(server.run())
-    finally:
-        journal.close()
-    return observe(plan, server, journal.records, witness, journal.now_ns)
 
 
 @pytest.mark.parametrize("seed", range(8))

@@ -152,9 +152,6 @@ def _summary(
     return {
         "decisions_equal": equal,
         "runs": len(real),
-        "steps": len(steps["real_ns"]),
-        "layer_events": len(tables["events"]["real_ns"]),
-        "requests": int(np.count_nonzero(durations == "e2e")),
         **_errors_of("step_time", steps),
         **_errors_of("event_time", tables["events"]),
         **_errors_of("ttft", _rows(tables["requests"], durations == "ttft")),
@@ -177,9 +174,13 @@ def _summary(
     }
 
 
-def _errors_of(name: str, table: Columns) -> dict[str, float | None]:
+def _errors_of(name: str, table: Columns) -> dict[str, int | float | None]:
     absolute = table["absolute_error_pct"]
+    real, simulated = (_median(table[key] / 1e6) for key in ("real_ns", "simulated_ns"))
     return {
+        f"{name}_rows": len(absolute),
+        f"{name}_real_median_ms": real,
+        f"{name}_simulated_median_ms": simulated,
         f"{name}_error_median_pct": _median(absolute),
         f"{name}_error_p90_pct": _quantile(absolute, 90),
         f"{name}_bias_median_pct": _median(table["error_pct"]),

@@ -1,0 +1,57 @@
+"""`moesim validate` as a function: measured costs, real runs, a simulation, and a folder.
+
+Everything is written under a temporary name and appears when it is whole, so an interrupted
+validation leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+from contextlib import closing
+from pathlib import Path
+
+from moesim.errors import ScenarioError
+from moesim.files import whole_folder
+from moesim.scenario import Scenario
+from moesim.validate.costs import PROFILE, measured_costs
+from moesim.validate.folder import OURS, write_validation
+from moesim.validate.runs import RealBench
+from moesim.validate.validation import Progress, Validation, validate_plan
+from moesim.wiring import prepare
+
+__all__ = ["validate_scenario"]
+
+
+def validate_scenario(
+    scenario: Scenario,
+    out: Path,
+    *,
+    device: str = "cpu",
+    runs: int = 5,
+    force: bool = False,
+    draw: bool = True,
+    progress: Progress | None = None,
+) -> Validation:
+    """Validate a scenario on a device and write the folder `out`.
+
+    If the scenario's hardware profile was not measured with its model on this very machine, a
+    brief calibration comes first, and its profile is kept in the folder.
+
+    Raises:
+        ScenarioError: the scenario is wrong, or its profile was measured on another machine.
+        UsageError: there is no such device here.
+        MissingExtra: torch is not installed.
+        OutputError: `out` cannot be written.
+        DeviceError, InvariantError: the real machine failed.
+    """
+    if scenario.sweep:
+        raise ScenarioError.at(
+            scenario, "sweep", "one validation takes no sweep; a study validates many scenarios"
+        )
+    plan = prepare(scenario)
+    with whole_folder(out, force=force, ours=OURS) as folder:
+        plan, facts = measured_costs(plan, device, folder, progress=progress)
+        with closing(RealBench(device, [plan])) as bench:
+            made = validate_plan(plan, bench, runs=runs, progress=progress)
+        profile = out.resolve() / PROFILE if (folder / PROFILE).exists() else None
+        write_validation(made, folder, out, draw=draw, facts=facts, profile=profile)
+    return made

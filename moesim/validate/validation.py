@@ -1,0 +1,132 @@
+"""Validate one scenario: run it for real a few times, simulate it once, compare.
+
+Where requests arrive over time, the first real run is batched freely and its schedule is replayed
+by all the others, real and simulated, so that what is compared is time. What the simulator would
+have scheduled itself is reported beside it, by other names (`open_...`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+
+from moesim.policies import find
+from moesim.validate.comparison import Comparison, compare
+from moesim.validate.observation import Observation
+from moesim.validate.replay import Ask
+from moesim.validate.runs import Bench, arrives_at_once, emulated_links, simulate_observed
+from moesim.wiring import Plan
+
+__all__ = ["Validation", "assess", "measure", "validate_plan"]
+
+WARMUPS: Final = 1
+OPEN_KEYS: Final = (
+    "open_total_time_bias_pct",
+    "open_ttft_mean_bias_pct",
+    "open_e2e_mean_bias_pct",
+    "open_steps_real",
+    "open_steps_simulated",
+)
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Validation:
+    """One scenario on one device: `summary` (flat, units in the names) and the rows behind it."""
+
+    plan: Plan
+    device: str
+    comparison: Comparison
+    summary: dict[str, Any]
+
+
+def validate_plan(
+    plan: Plan, bench: Bench, *, runs: int = 5, progress: Progress | None = None
+) -> Validation:
+    """Run `plan` on the bench `runs` times after a warm-up that does not count, and compare."""
+    real: list[Observation] = []
+    for number in range(WARMUPS + runs):
+        made = measure(plan, bench, real)
+        if number >= WARMUPS:
+            real.append(made)
+        if progress is not None:
+            progress("runs", number + 1, WARMUPS + runs)
+    return assess(plan, bench.device, real)
+
+
+def measure(plan: Plan, bench: Bench, earlier: Sequence[Observation]) -> Observation:
+    """One more real run, batched as the first of the `earlier` ones where that is a matter of
+    time."""
+    return bench.run(plan, _script(plan, earlier))
+
+
+def assess(plan: Plan, device: str, real: Sequence[Observation]) -> Validation:
+    """Compare finished real runs with the simulation."""
+    script = _script(plan, real)
+    comparison = compare(real, simulate_observed(plan, script))
+    beside = dict.fromkeys(OPEN_KEYS)
+    if script is not None:
+        beside = _open(real[0], simulate_observed(plan))
+    summary = {**_what(plan, device, replayed=script is not None), **comparison.summary, **beside}
+    return Validation(plan, device, comparison, summary)
+
+
+def _script(plan: Plan, earlier: Sequence[Observation]) -> tuple[Ask, ...] | None:
+    if not earlier or arrives_at_once(plan):
+        return None
+    return earlier[0].decisions.schedule
+
+
+def _what(plan: Plan, device: str, *, replayed: bool) -> dict[str, Any]:
+    scenario, hardware = plan.scenario, plan.cost.hardware
+    links = emulated_links(plan) if device == "cpu" else (None, None)
+    return {
+        "name": scenario.name,
+        "device": device,
+        "hardware": hardware.name,
+        "cost_kind": "measured" if hardware.operations_of(plan.cost.shape) else hardware.cost_kind,
+        "trace": plan.trace.meta.model,
+        "model": plan.cost.shape.name,
+        "cache_policy": find("eviction", scenario.cache.policy).name,
+        "cache_scope": scenario.cache.scope,
+        "cache_slots": sum(plan.slots),
+        "num_experts": plan.trace.num_experts,
+        "num_layers": plan.trace.num_layers,
+        "prefetch_policy": find("prefetch", scenario.prefetch.policy).name,
+        "batching_policy": find("batching", scenario.batching.policy).name,
+        "max_sequences": scenario.batching.max_sequences,
+        "token_budget": scenario.batching.token_budget,
+        "expert_bytes": plan.cost.expert_bytes,
+        "copy_ms": plan.cost.copy_ns("h2d", plan.cost.expert_bytes) / 1e6,
+        "link": "emulated" if links[0] is not None else "real",
+        "seed": scenario.seed,
+        "schedule": "replayed" if replayed else "all at once",
+        "warmup_runs": WARMUPS,
+    }
+
+
+def _open(real: Observation, simulated: Observation) -> dict[str, Any]:
+    """How well a simulation does that batches by itself: errors of means over requests, since
+    single steps no longer correspond."""
+
+    def mean(run: Observation, moment: str) -> float:
+        served = run.requests[moment] >= 0
+        waits = (run.requests[moment] - run.requests["arrival_ns"])[served]
+        return float(np.mean(waits)) if len(waits) else float("nan")
+
+    def bias(theirs: float, ours: float) -> float | None:
+        error = 100 * (ours - theirs) / theirs if theirs else float("nan")
+        return error if np.isfinite(error) else None
+
+    values = (
+        bias(real.makespan_ns, simulated.makespan_ns),
+        bias(mean(real, "first_token_ns"), mean(simulated, "first_token_ns")),
+        bias(mean(real, "finish_ns"), mean(simulated, "finish_ns")),
+        len(real.steps["step"]),
+        len(simulated.steps["step"]),
+    )
+    return dict(zip(OPEN_KEYS, values, strict=True))
