@@ -1,0 +1,184 @@
+"""Studies: split before they are measured, interleaved, killed and resumed, and honest."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from benches import PretendBench, simulated
+from workloads import plan_of, tiny_scenario, tiny_trace
+
+from moesim.errors import OutputError
+from moesim.report.study import study_errors, write_study
+from moesim.report.style import house_style
+from moesim.validate import compare, differences
+from moesim.validate.store import load_run, save_run
+from moesim.validate.study import Configuration, Study, rankings, split, verdict
+from moesim.wiring import Plan
+
+TRACE = tiny_trace(requests=3)
+RUNS = 3
+
+
+def configurations() -> tuple[list[Configuration], dict[str, Plan]]:
+    made, plans = [], {}
+    for policy in ("lru", "fifo", "random"):
+        for slots in (2, 4):
+            name = f"{policy}-{slots}"
+            scenario = tiny_scenario(name=name, cache={"policy": policy, "slots": f"{slots}/layer"})
+            plans[name] = plan_of(scenario, TRACE)
+            made.append(Configuration(name, f"{slots}", plans[name].scenario, slots == 2))
+    return made, plans
+
+
+class Dying(PretendBench):
+    """Is killed after some runs."""
+
+    def __init__(self, life: int) -> None:
+        super().__init__()
+        self._life = life
+
+    def run(self, plan: Plan, script: Any = None) -> Any:
+        if len(self.runs) == self._life:
+            raise KeyboardInterrupt
+        return super().run(plan, script)
+
+
+def study(folder: Path, **changes: Any) -> Study:
+    options = {"device": "pretend", "machine": {"cpu": "none"}, "runs": RUNS, **changes}
+    return Study(folder, configurations()[0], **options)
+
+
+def test_runs_of_different_configurations_take_turns(tmp_path: Path) -> None:
+    made, plans = configurations()
+    bench = PretendBench()
+    study(tmp_path).measure(plans, bench)
+    names = [one.name for one in made]
+    assert bench.runs == names * (1 + RUNS), "a warm-up each, then rounds"
+
+
+def test_a_killed_study_keeps_what_it_has_and_goes_on(tmp_path: Path) -> None:
+    made, plans = configurations()
+    with pytest.raises(KeyboardInterrupt):
+        study(tmp_path).measure(plans, Dying(6 + 6 + 6 + 2))  # two of the last round are done
+    begun = study(tmp_path)
+    assert sorted(begun.assess(plans)) == sorted(one.name for one in made[:2])
+    kept = {path: path.read_bytes() for path in tmp_path.rglob("*.npz")}
+    assert len(kept) == 14
+    bench = PretendBench()
+    begun.measure(plans, bench)
+    assert bench.runs == [one.name for one in made[2:]] * 2, "a warm-up and what was missing"
+    assert all(path.read_bytes() == content for path, content in kept.items())
+    assert len(begun.assess(plans)) == len(made)
+    idle = PretendBench()
+    begun.measure(plans, idle)
+    assert idle.runs == []
+
+
+def test_a_folder_of_another_study_is_refused(tmp_path: Path) -> None:
+    study(tmp_path)
+    with pytest.raises(OutputError, match="a study of another runs"):
+        study(tmp_path, runs=7)
+    with pytest.raises(OutputError, match="a study of another machine"):
+        study(tmp_path, machine={"cpu": "some other"})
+
+
+def test_a_run_on_disk_is_the_run(tmp_path: Path) -> None:
+    scenario = tiny_scenario(
+        cache={"policy": "lru", "slots": "3/layer"}, prefetch={"policy": "predicted"}
+    )
+    run = simulated(plan_of(scenario, TRACE))
+    save_run(tmp_path / "a/run-0.npz", run)
+    again = load_run(tmp_path / "a/run-0.npz")
+    assert again.decisions == run.decisions
+    assert not differences(again.decisions, run.decisions)
+    for table in ("steps", "events", "requests"):
+        for name, column in getattr(run, table).items():
+            assert np.array_equal(getattr(again, table)[name], column)
+    assert compare([again], run).summary["total_time_error_pct"] == 0
+    (tmp_path / "a/run-0.npz").write_bytes(b"PK")
+    with pytest.raises(OutputError, match="no finished run"):
+        load_run(tmp_path / "a/run-0.npz")
+
+
+def test_the_split_is_drawn_by_name_and_nothing_else() -> None:
+    names = [f"configuration {number}" for number in range(30)]
+    chosen = split(names)
+    assert len(chosen) == 10
+    assert split(list(reversed(names))) == chosen
+    assert chosen != set(sorted(names)[:10])
+
+
+def verdict_of(tmp_path: Path, **slower: float) -> Any:
+    """A study in which configurations are slower than simulated by a factor."""
+    made, plans = configurations()
+    results = {
+        one.name: compare(
+            [simulated(plans[one.name], slower=slower.get(one.name.replace("-", "_"), 1.0))] * RUNS,
+            simulated(plans[one.name]),
+        )
+        for one in made
+    }
+    return verdict(results, made), rankings(results, made), results, made
+
+
+def test_the_verdict_is_over_held_out_configurations(tmp_path: Path) -> None:
+    found, *_ = verdict_of(tmp_path, lru_4=3.0)
+    assert found.held_out == 3
+    assert found.total_error_worst_pct == pytest.approx(0)
+    found, *_ = verdict_of(tmp_path, lru_2=1.25)
+    assert found.worst == "lru-2"
+    assert found.total_error_worst_pct == pytest.approx(20, abs=0.1)
+    assert found.total_error_median_pct == pytest.approx(0)
+    assert found.missing == found.untestable == found.decisions_differ == []
+
+
+def test_rankings_that_part_are_named(tmp_path: Path) -> None:
+    found, pairs, *_ = verdict_of(tmp_path)
+    assert found.rankings_reversed == []
+    assert len(pairs) == 6, "three policies, two sizes"
+    assert {pair.group for pair in pairs} == {"2", "4"}
+    longest = max(pairs, key=lambda pair: abs(pair.real_pct))
+    fast = longest.first if longest.real_pct > 0 else longest.second
+    found, pairs, *_ = verdict_of(tmp_path, **{fast.replace("-", "_"): 5.0})
+    assert any(fast in pair for pair in found.rankings_reversed)
+
+
+def test_untestable_configurations_are_named_and_judge_nothing(tmp_path: Path) -> None:
+    _, _, results, made = verdict_of(tmp_path)
+    plan = configurations()[1]["fifo-2"]
+    noisy = [simulated(plan, slower=factor) for factor in (1, 2, 3)]
+    results["fifo-2"] = compare(noisy, simulated(plan))
+    results.pop("lru-4")
+    found = verdict(results, made)
+    assert found.untestable == ["fifo-2"]
+    assert found.held_out == 2
+    assert found.missing == ["lru-4"]
+
+
+def test_the_tables_say_it_all(tmp_path: Path) -> None:
+    made, plans = configurations()
+    begun = study(tmp_path / "study")
+    begun.measure(plans, PretendBench())
+    assessed = begun.assess(plans)
+    results = {name: one.comparison for name, one in assessed.items()}
+    rows = [
+        {"configuration": one.name, "held_out": one.held_out, **assessed[one.name].summary}
+        for one in made
+    ]
+    pairs = [{**asdict(p), "agrees": p.agrees} for p in rankings(results, made)]
+    said = asdict(verdict(results, made))
+    write_study(tmp_path, rows, said, pairs, title="A study", notes=["a note"])
+    text = (tmp_path / "study.md").read_text()
+    assert text.startswith("# A study\n\n- a note\n")
+    for one in made:
+        assert f"| {one.name} |" in text
+    assert "held-out" in text
+    assert (tmp_path / "plots/study_errors.png").exists()
+    assert len((tmp_path / "results.csv").read_text().splitlines()) == 1 + len(made)
+    noisy = [{**row, "testable": replace is None} for row in rows]
+    with house_style():
+        assert {row[1] for row in study_errors(noisy).rows} == {"untestable"}
