@@ -1,0 +1,192 @@
+"""Attention over a packed batch, with a KV store: what continuous batching asks of a model.
+
+The tokens of all sequences of a step stand in one row. Everything but attention treats each token
+by itself; attention is a function of ours that appends keys and values to the store and lets every
+sequence look at its own past. A sequence that starts again at position 0 overwrites what it had.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import AttentionInterface
+
+from moesim.errors import InvariantError, UsageError
+
+__all__ = ["KvStore", "Span", "attach"]
+
+_NAME = "moesim"  # what our attention is called in transformers' registry
+_STORE = "moesim_kv"  # the attribute by which an attention module finds the store
+
+
+class Span(NamedTuple):
+    """What one sequence computes in a step."""
+
+    sequence: int
+    """Request index."""
+    position: int
+    """Rows of it that are in the KV store already."""
+    tokens: int
+    capacity: int
+    """Most rows it will ever have there."""
+    samples: bool
+    """Whether its last row's logits are needed."""
+
+
+class KvStore:
+    """Keys and values `[KV heads, capacity, head width]` for each sequence and layer."""
+
+    def __init__(self) -> None:
+        self.layers_attended = 0
+        self._spans: Sequence[Span] = ()
+        self._kept: dict[int, dict[int, tuple[Tensor, Tensor]]] = {}
+        self._masks: dict[tuple[int, int | None], Tensor | None] = {}
+
+    def begin(self, spans: Sequence[Span]) -> None:
+        """A step begins: its rows are those of `spans`, one after another."""
+        self._spans = spans
+        self._masks.clear()
+        self.layers_attended = 0
+
+    def release(self, sequence: int) -> None:
+        """Forget a sequence; nothing happens if it is unknown."""
+        self._kept.pop(sequence, None)
+
+    def attend(
+        self,
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scaling: float | None,
+        window: int | None,
+        sinks: Tensor | None,
+    ) -> Tensor:
+        """`query [heads, T, width]` over all that its sequences have kept, `key` and `value
+        [KV heads, T, width]` included; answers `[T, heads, value width]`."""
+        self.layers_attended += 1
+        out = query.new_empty(query.shape[1], query.shape[0], value.shape[-1])
+        start = 0
+        for span in self._spans:
+            stop = start + span.tokens
+            keys, values = self._extend(layer, span, key[:, start:stop], value[:, start:stop])
+            mask = self._mask(span, window, query.device)
+            rows = query[:, start:stop]
+            if sinks is None:
+                part = _attention(rows, keys, values, mask, scaling)
+            else:
+                part = _sink_attention(rows, keys, values, mask, scaling, sinks)
+            out[start:stop] = part.transpose(0, 1)
+            start = stop
+        return out
+
+    def _extend(self, layer: int, span: Span, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Append; answers all that the span's sequence has kept."""
+        layers = self._kept.setdefault(span.sequence, {})
+        end = span.position + span.tokens
+        if layer not in layers and span.position == 0:
+            layers[layer] = (_room(key, span.capacity), _room(value, span.capacity))
+        if layer not in layers or end > layers[layer][0].shape[1]:
+            raise InvariantError(
+                3, f"sequence {span.sequence} has no room for rows {span.position} to {end - 1}"
+            )
+        keys, values = layers[layer]
+        keys[:, span.position : end] = key
+        values[:, span.position : end] = value
+        return keys[:, :end], values[:, :end]
+
+    def _mask(self, span: Span, window: int | None, device: torch.device) -> Tensor | None:
+        """Which of its kept rows each of the span's rows sees, `[tokens, kept]`; None: all."""
+        end = span.position + span.tokens
+        if window is not None and window >= end:
+            window = None
+        if span.tokens == 1 and window is None:
+            return None
+        known = (span.sequence, window)
+        if known not in self._masks:
+            rows = torch.arange(span.position, end, device=device)[:, None]
+            columns = torch.arange(end, device=device)[None, :]
+            seen = columns <= rows
+            if window is not None:
+                seen &= columns > rows - window
+            self._masks[known] = seen
+        return self._masks[known]
+
+
+def attach(model: nn.Module, store: KvStore) -> None:
+    """Let a Hugging Face model attend by way of `store`, and by no other.
+
+    Raises `UsageError` where the model's attention cannot be exchanged.
+    """
+    AttentionInterface.register(_NAME, _attend)
+    chosen: Any = model
+    chosen.set_attn_implementation(_NAME)
+    if chosen.config._attn_implementation != _NAME:
+        raise UsageError(f"{type(model).__name__} does not let its attention be exchanged")
+    for module in model.modules():
+        if hasattr(module, "layer_idx"):
+            setattr(module, _STORE, store)
+
+
+def _attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    s_aux: Tensor | None = None,
+    **options: Any,
+) -> tuple[Tensor, None]:
+    """What transformers calls; `query`, `key`, `value [1, heads, T, width]`."""
+    if options.get("softcap") is not None:
+        raise UsageError(f"{type(module).__name__} caps its scores, which is not supported")
+    window = sliding_window or getattr(module, "sliding_window", None) or None
+    store: KvStore = getattr(module, _STORE)
+    layer: Any = module.layer_idx
+    return store.attend(layer, query[0], key[0], value[0], scaling, window, s_aux)[None], None
+
+
+def _room(like: Tensor, capacity: int) -> Tensor:
+    return like.new_empty(like.shape[0], capacity, like.shape[2])
+
+
+def _attention(
+    query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scaling: float | None
+) -> Tensor:
+    groups = query.shape[0] // keys.shape[0]
+    if query.shape[1] == 1 and groups > 1:  # heads that share keys are as good as rows
+        rows = query.reshape(keys.shape[0], groups, query.shape[2])
+        out = functional.scaled_dot_product_attention(rows, keys, values, mask, scale=scaling)
+        return out.reshape(query.shape[0], 1, -1)
+    return functional.scaled_dot_product_attention(
+        query[None], keys[None], values[None], mask, scale=scaling, enable_gqa=groups > 1
+    )[0]
+
+
+def _sink_attention(
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    mask: Tensor | None,
+    scaling: float | None,
+    sinks: Tensor,
+) -> Tensor:
+    """With a place to look at that holds nothing, for each head (GPT-OSS)."""
+    groups = query.shape[0] // keys.shape[0]
+    keys = keys.repeat_interleave(groups, dim=0)
+    values = values.repeat_interleave(groups, dim=0)
+    scores = (
+        query @ keys.transpose(1, 2) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    )
+    if mask is not None:
+        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    nowhere = sinks.to(scores.dtype)[:, None, None].expand(-1, scores.shape[1], 1)
+    scores = torch.cat([scores, nowhere], dim=-1)
+    return scores.softmax(dim=-1)[..., :-1].to(values.dtype) @ values

@@ -1,0 +1,286 @@
+"""The executor: a real model's forward pass, cut into the operations that a server asks for.
+
+The forward pass of a Hugging Face model runs in a greenlet. Where it reaches the routed experts of
+a layer, or the end of a layer without any, it goes back to whoever asked, in the same thread, and
+goes on with the next operation: attention, router and layers are the model's own code. Experts run
+outside of it, from buffers that somebody else fills.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from greenlet import getcurrent, greenlet  # type: ignore[import-untyped]
+from torch import Tensor, nn
+
+from moesim.errors import InvariantError, UsageError
+from moesim.hardware.ops import Dense, Experts, Front, Op, Tail
+from moesim.machine.real.attention import KvStore, Span, attach
+from moesim.machine.real.experts import Early, LayerEvent, Pool, StandIn
+from moesim.record.routers import find_moe_layers
+
+__all__ = ["Batch", "Executor", "Span"]
+
+_Stop = tuple[type[Op], int]  # where a forward pass stands: the operation that just ended
+
+
+class Batch(NamedTuple):
+    """What a step computes; T rows are those of its spans, one after another."""
+
+    spans: tuple[Span, ...]
+    token_ids: Sequence[int] | None = None
+    """T of them; None: arbitrary ones."""
+    expert_ids: npt.NDArray[np.int64] | None = None
+    """`[T, L, k]`, -1 where unused: where rows go, instead of where the model's routers say."""
+    gate_weights: npt.NDArray[np.floating[Any]] | None = None
+    """`[T, L, k]`, with `expert_ids`; None: 1/k each."""
+
+
+class Executor:
+    """Runs `model`, which it takes over: its experts move to `host`, its attention is exchanged.
+
+    `buffers` expert-sized places on the model's device; `distinct_experts` bounds how many random
+    experts a model without weights gets (`models.shaped_model`); `pinned` page-locks the host's.
+    A step is `begin`, then `run` with `[Dense.., Front, Experts..]` for each MoE layer, `Dense..`,
+    `Tail`; a `fetch` after a `Front` makes `ids` known, and must come before its `Experts`; after
+    `Tail` it makes `sampled` known. `run` belongs to one thread, from `begin` to `Tail`.
+
+    Raises `UsageError` for a model that cannot be run so, naming what is not supported.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        buffers: int,
+        distinct_experts: int | None = None,
+        pinned: bool = False,
+        seed: int = 0,
+    ) -> None:
+        config = _checked_config(model)
+        self._model: Any = model.eval()
+        self._device = next(p.device for p in model.parameters() if not p.is_meta)
+        moe = find_moe_layers(model)
+        self.num_layers = len(moe)
+        self.num_experts = moe[0].num_experts
+        self._templates: list[Any] = [layer.experts for layer in moe]
+        self._pool = Pool(
+            self._templates,
+            self.num_experts,
+            buffers=buffers,
+            device=self._device,
+            distinct=distinct_experts,
+            pinned=pinned,
+            seed=seed,
+        )
+        self.top_k: int = config.num_experts_per_tok
+        self.host: Any = self._pool.host
+        self.buffers: Any = self._pool.buffers
+        self.expert_bytes = self._pool.expert_bytes
+        self.host_of: Callable[[int], Any] = self._pool.host_of
+        self._model_layers = [layer.model_layer for layer in moe]
+        self._shared: list[Early | None] = []
+        for number, layer in enumerate(moe):
+            self._replace(number, layer.block, layer.experts)
+        self._num_model_layers = self._watch_dense_layers(moe[0].name)
+        self._kv = KvStore()
+        attach(model, self._kv)
+        self._batch = Batch(())
+        self._pass: greenlet | None = None
+        self._event: LayerEvent | None = None
+        self._newest: Tensor | None = None  # what the next fetch brings
+        self._fetched = torch.empty(0)
+        self._ids: list[npt.NDArray[np.int64] | None] = []
+        self._ends: list[int] = []
+        self.logits = torch.empty(0)
+
+    # --- the server's side, between steps ---
+
+    def begin(self, batch: Batch) -> None:
+        """The next step. Raises `InvariantError` if arrays and spans disagree on T."""
+        total = sum(span.tokens for span in batch.spans)
+        for name, given in (("token_ids", batch.token_ids), ("expert_ids", batch.expert_ids)):
+            if given is not None and len(given) != total:
+                raise InvariantError(4, f"{total} rows in the step, {len(given)} {name}")
+        self._batch = batch
+        self._pass = self._event = self._newest = None
+        known = batch.expert_ids
+        self._ids = [None if known is None else known[:, x] for x in range(self.num_layers)]
+        self._kv.begin(batch.spans)
+
+    def ids(self, layer: int) -> npt.NDArray[np.int64]:
+        """`[T, k]`: experts chosen at trace layer `layer` of this step, -1 where unused; known
+        once they are fetched."""
+        ids = self._ids[layer]
+        if ids is None:
+            if self._event is None or self._event.layer != layer:
+                raise InvariantError(
+                    4, f"ids of layer {layer} were asked for before they are known"
+                )
+            ids = self._ids[layer] = self._fetched.numpy().astype(np.int64, copy=False)
+        return ids
+
+    def sampled(self) -> list[int]:
+        """The greedy token of each span of this step that samples, in order; known once fetched."""
+        return [int(token) for token in self._fetched.tolist()]
+
+    def release(self, sequence: int) -> None:
+        """Forget a sequence's keys and values."""
+        self._kv.release(sequence)
+
+    # --- the lanes' side ---
+
+    def run(self, op: Op, places: Sequence[int] = ()) -> None:
+        """Run one operation; for `Experts`, `places[i]` is the buffer of `op.keys[i]`.
+
+        Raises `InvariantError` for operations out of order, or experts whose rows are not as many
+        as the operation says.
+        """
+        with torch.inference_mode():
+            if isinstance(op, Experts):
+                self._run_experts(op, places)
+            else:
+                self._go_on(op)
+
+    def fetch(self) -> None:
+        """Bring the newest ids, or the sampled tokens, to the host."""
+        newest = self._newest
+        if newest is None:
+            raise InvariantError(4, "there is nothing to bring to the host")
+        if newest.device.type == "cpu":
+            self._fetched = newest
+            return
+        self._fetched = torch.empty(newest.shape, dtype=newest.dtype, pin_memory=True)
+        self._fetched.copy_(newest, non_blocking=True)
+
+    def close(self) -> None:
+        """Let go of everything; the executor is of no use afterwards."""
+        self._pass = self._event = self._model = None
+        self.host = self.buffers = self.logits = torch.empty(0)
+        self._pool = self._kv = None  # type: ignore[assignment]
+
+    # --- behind it ---
+
+    def _run_experts(self, op: Experts, places: Sequence[int]) -> None:
+        event = self._event
+        if event is None or event.layer != op.layer:
+            raise InvariantError(4, f"experts of layer {op.layer} before its router")
+        first = op.layer * self.num_experts
+        for key, tokens, place in zip(op.keys, op.tokens, places, strict=True):
+            event.compute(key - first, tokens, self._pool.weights_in(place))
+
+    def _go_on(self, op: Op) -> None:
+        """Let the forward pass run to the end of `op`."""
+        if self._pass is None:
+            self._pass = greenlet(self._forward)
+        asked = (type(op), getattr(op, "layer", 0))
+        reached: _Stop = self._pass.switch()
+        if reached != asked:
+            ours, theirs = (f"{kind.__name__} of layer {layer}" for kind, layer in (reached, asked))
+            raise InvariantError(4, f"the model came to the end of {ours}, asked for was {theirs}")
+
+    def _forward(self) -> _Stop:
+        """In the greenlet: the whole step, ending with the sampled tokens."""
+        spans = self._batch.spans
+        positions = np.concatenate([np.arange(s.position, s.position + s.tokens) for s in spans])
+        tokens: Any = self._batch.token_ids
+        if tokens is None:
+            tokens = positions % self._model.config.vocab_size
+        ends = np.cumsum([span.tokens for span in spans]) - 1
+        kept = [int(end) for end, span in zip(ends, spans, strict=True) if span.samples]
+        output = self._model(
+            input_ids=self._put(tokens)[None],
+            position_ids=self._put(positions)[None],
+            use_cache=False,
+            logits_to_keep=self._put(kept),
+        )
+        if self._kv.layers_attended != self._num_model_layers:
+            raise UsageError(
+                f"{type(self._model).__name__} attended in {self._kv.layers_attended} of its "
+                f"{self._num_model_layers} layers by the functions that can be exchanged; "
+                "supported are decoders all of whose layers do"
+            )
+        self.logits = output.logits[0]
+        self._newest = self.logits.argmax(dim=-1)
+        return Tail, 0
+
+    def _put(self, numbers: Any) -> Tensor:
+        host = torch.from_numpy(np.asarray(numbers, dtype=np.int64))
+        return host.to(self._device, non_blocking=True)
+
+    def _at_experts(self, layer: int, hidden: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
+        """In the greenlet: layer `layer` has come to its experts."""
+        shared = self._shared[layer]
+        if shared is not None:
+            shared.compute(hidden)
+        if self._batch.expert_ids is not None:
+            weights = self._recorded_weights(layer, hidden)
+        event = LayerEvent(
+            layer,
+            self._templates[layer],
+            self.num_experts,
+            hidden,
+            weights,
+            partial(self.ids, layer),
+        )
+        self._event, self._newest = event, ids
+        _pause(Front, self._model_layers[layer])
+        self._event = None
+        return event.total()
+
+    def _recorded_weights(self, layer: int, hidden: Tensor) -> Tensor:
+        recorded = self._batch.gate_weights
+        if recorded is None:
+            return hidden.new_full((len(hidden), self.top_k), 1 / self.top_k)
+        weights = torch.from_numpy(np.ascontiguousarray(recorded[:, layer]))
+        return weights.to(hidden.device, hidden.dtype)
+
+    def _replace(self, number: int, block: nn.Module, experts: nn.Module | None) -> None:
+        """Put our modules where layer `number` has its routed and its late shared experts."""
+        name = next(name for name, child in block.named_children() if child is experts)
+        setattr(block, name, StandIn(partial(self._at_experts, number)))
+        shared = getattr(block, "shared_experts", None)
+        early = Early(shared) if isinstance(shared, nn.Module) else None
+        if early is not None:
+            block.shared_experts = early
+        self._shared.append(early)
+
+    def _watch_dense_layers(self, name: str) -> int:
+        """Stop at the end of each layer without routed experts; answers how many layers there are.
+
+        `name` is the path of a MoE block: the number in it is its layer's."""
+        parts = name.split(".")
+        path = parts[: next(n for n, part in enumerate(parts) if part.isdigit())]
+        layers: Any = self._model.get_submodule(".".join(path))
+        for number, layer in enumerate(layers):
+            if number not in self._model_layers:
+                layer.register_forward_hook(lambda *_, number=number: _pause(Dense, number))
+        return len(layers)
+
+
+def _pause(kind: type[Op], layer: int) -> None:
+    """Back to whoever asked for the operation that is over; goes on with the next one."""
+    asked = getcurrent().parent
+    assert asked is not None
+    asked.switch((kind, layer))
+
+
+def _checked_config(model: nn.Module) -> Any:
+    config: Any = getattr(model, "config", None)
+    if config is None or config.is_encoder_decoder:
+        raise UsageError(
+            f"{type(model).__name__} is no Hugging Face decoder; only those can be run"
+        )
+    rope = getattr(config, "rope_parameters", None) or {}
+    kind = str(rope.get("rope_type", "default")) if isinstance(rope, dict) else "default"
+    if "dynamic" in kind or kind == "longrope":
+        raise UsageError(
+            f"{type(model).__name__} has {kind} rotary embeddings, which depend on the longest "
+            "sequence of a batch; supported are those that depend on the position alone"
+        )
+    return config

@@ -1,0 +1,247 @@
+"""Experts away from home: every weight of the routed experts on the host, a few in buffers.
+
+An expert is one row: its tensors flat, one after another. A model's own experts are emptied; in
+their place stands a module that stops the forward pass, so that somebody else brings experts into
+buffers and has them computed, in any order and in any number of calls. What they say is kept apart
+for each assignment and summed in expert order, so that the order of arrival changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from math import prod
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from moesim.errors import InvariantError, UsageError
+
+__all__ = ["Early", "LayerEvent", "Pool", "StandIn", "Weights", "fill_randomly"]
+
+_KINDS: Final = ("gate_up_proj", "up_proj", "down_proj")
+_KNOWN: Final = {name + suffix for name in _KINDS for suffix in ("", "_bias")}
+_BLOCK: Final = 1_000_003  # random numbers that are drawn, and repeated; no power of two
+_SCALE: Final = 0.02
+
+
+class Weights(NamedTuple):
+    """Views of one expert's row, as its family shapes them."""
+
+    up: Tensor
+    down: Tensor
+    up_bias: Tensor | None
+    down_bias: Tensor | None
+
+
+class Pool:
+    """`host [distinct experts, elements]` and `buffers [buffers, elements]` on the device.
+
+    Takes the weights out of `experts`, a model's modules in order of its MoE layers; those without
+    weights (on torch's meta device) get `distinct` random experts, which all layers share. `pinned`
+    keeps the host's in page-locked memory.
+
+    Raises `UsageError` for experts of a kind that is not known.
+    """
+
+    def __init__(
+        self,
+        experts: Sequence[nn.Module],
+        num_experts: int,
+        *,
+        buffers: int,
+        device: torch.device,
+        distinct: int | None = None,
+        pinned: bool = False,
+        seed: int = 0,
+    ) -> None:
+        like: Any = experts[0]
+        tensors = dict(like.named_parameters(recurse=False))
+        _check(like, tensors, num_experts)
+        self._shapes = {name: tuple(tensor.shape[1:]) for name, tensor in tensors.items()}
+        self._up = "gate_up_proj" if like.has_gate else "up_proj"
+        sizes = [prod(shape) for shape in self._shapes.values()]
+        self._edges = list(pairwise(np.cumsum([0, *sizes]).tolist()))
+        imaginary = any(tensor.is_meta for tensor in tensors.values())
+        every = len(experts) * num_experts
+        rows = min(distinct or every, every) if imaginary else every
+        dtype = tensors[self._up].dtype
+        self.host = torch.empty(rows, sum(sizes), dtype=dtype, pin_memory=pinned)
+        if imaginary:
+            fill_randomly(self.host, torch.Generator().manual_seed(seed))
+        for layer, module in enumerate(experts):
+            own = self.host[layer * num_experts : (layer + 1) * num_experts]
+            for name, (start, stop) in zip(self._shapes, self._edges, strict=True):
+                if not imaginary:
+                    own[:, start:stop].copy_(getattr(module, name).detach().flatten(1))
+                setattr(module, name, None)
+        self.buffers = torch.empty(buffers, sum(sizes), dtype=dtype, device=device)
+        self._views = [self._split(row) for row in self.buffers]
+
+    @property
+    def expert_bytes(self) -> int:
+        """Bytes of one expert."""
+        return self.host.shape[1] * self.host.element_size()
+
+    def host_of(self, key: int) -> Tensor:
+        """The row of an expert on the host, `[elements]`."""
+        return self.host[key % len(self.host)]
+
+    def weights_in(self, place: int) -> Weights:
+        """What is in a buffer, as an expert's weights."""
+        return self._views[place]
+
+    def _split(self, row: Tensor) -> Weights:
+        views = {
+            name: row[start:stop].view(shape)
+            for (name, shape), (start, stop) in zip(self._shapes.items(), self._edges, strict=True)
+        }
+        biases = (views.get(name + "_bias") for name in (self._up, "down_proj"))
+        return Weights(views[self._up], views["down_proj"], *biases)
+
+
+class LayerEvent:
+    """The rows of one layer on their way through their experts.
+
+    `hidden_TH` and `weights_Tk` are on the device; `ids_Tk`, on the host, has -1 where a place is
+    unused. `template` is the model's own module, which knows what to do between the projections.
+    """
+
+    def __init__(
+        self,
+        layer: int,
+        template: Any,
+        num_experts: int,
+        hidden_TH: Tensor,
+        weights_Tk: Tensor,
+        ids: Callable[[], npt.NDArray[np.int64]],
+    ) -> None:
+        self.layer = layer
+        self._template = template
+        self._num_experts = num_experts
+        self._hidden_TH = hidden_TH
+        self._weights_Tk = weights_Tk
+        self._ids = ids
+        self._arranged = False
+
+    def compute(self, expert: int, tokens: int, weights: Weights) -> None:
+        """Send its rows through one expert, whose number of rows the caller knows."""
+        self._arrange()
+        start, stop = self._edges[expert], self._edges[expert + 1]
+        if stop - start != tokens:
+            raise InvariantError(
+                4,
+                f"layer {self.layer}: {tokens} rows were announced for expert {expert}, "
+                f"{stop - start} are routed to it",
+            )
+        states = self._hidden_TH.index_select(0, self._rows[start:stop])
+        out = _swiglu(self._template, states, weights) * self._gates[start:stop]
+        self._outputs[start:stop] = out
+        self._left -= tokens
+
+    def total(self) -> Tensor:
+        """`[T, H]`: the weighted outputs of each row's experts, summed in expert order."""
+        self._arrange()
+        if self._left:
+            raise InvariantError(
+                4, f"layer {self.layer}: {self._left} of its assignments were never computed"
+            )
+        parts = self._outputs.index_select(0, self._slots).view(
+            len(self._hidden_TH), -1, self._outputs.shape[1]
+        )
+        total = parts[:, 0]
+        for place in range(1, parts.shape[1]):
+            total = total + parts[:, place]
+        return total
+
+    def _arrange(self) -> None:
+        """Sort the assignments by expert, within an expert by place and row, unused ones last."""
+        if self._arranged:
+            return
+        self._arranged = True
+        ids, device = self._ids().T.reshape(-1), self._hidden_TH.device
+        num_rows = len(self._hidden_TH)
+        ids = np.where(ids < 0, self._num_experts, ids)
+        order = np.argsort(ids, kind="stable")
+        rows = order % num_rows
+        counts = np.bincount(ids, minlength=self._num_experts + 1)
+        self._edges = [0, *np.cumsum(counts[:-1]).tolist()]
+        self._left = self._edges[-1]
+        slots = np.argsort(rows, kind="stable")
+        both = torch.from_numpy(np.stack([rows, slots, order])).to(device, non_blocking=True)
+        self._rows, self._slots = both[0], both[1]
+        self._gates = self._weights_Tk.T.reshape(-1)[both[2]][:, None]
+        self._outputs = self._hidden_TH.new_empty(len(order), self._hidden_TH.shape[1])
+        self._outputs[self._left :] = 0
+
+
+class StandIn(nn.Module):
+    """Stands where a model's experts stood, and hands what they are called with to `reached`."""
+
+    def __init__(self, reached: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self._reached = reached
+
+    def forward(self, hidden_TH: Tensor, ids_Tk: Tensor, weights_Tk: Tensor) -> Tensor:
+        return self._reached(hidden_TH, ids_Tk, weights_Tk)
+
+
+class Early(nn.Module):
+    """Shared experts, computed before the routed ones even where the model does so afterwards:
+    there is time while those are on their way."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+        self._result: Tensor | None = None
+
+    def compute(self, hidden_TH: Tensor) -> None:
+        self._result = self.inner(hidden_TH)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        result, self._result = self._result, None
+        assert result is not None
+        return result.view_as(hidden)
+
+
+def fill_randomly(tensor: Tensor, generator: torch.Generator, scale: float = _SCALE) -> None:
+    """Fill with normally distributed numbers that repeat themselves after a million."""
+    flat = tensor.view(-1)
+    count = min(_BLOCK, flat.numel())
+    block = torch.randn(count, generator=generator, dtype=torch.float32) * scale
+    block = block.to(flat.device, flat.dtype)
+    for start in range(0, flat.numel(), _BLOCK):
+        part = flat[start : start + _BLOCK]
+        part.copy_(block[: part.numel()])
+
+
+def _swiglu(template: Any, states: Tensor, weights: Weights) -> Tensor:
+    """One expert, in the steps of transformers' own loop over experts."""
+    inner = _project(template, states, weights.up, weights.up_bias)
+    inner = template._apply_gate(inner) if template.has_gate else template.act_fn(inner)
+    return _project(template, inner, weights.down, weights.down_bias)
+
+
+def _project(template: Any, states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    if not template.is_transposed:
+        return functional.linear(states, weight, bias)
+    out = states @ weight
+    return out if bias is None else out + bias
+
+
+def _check(experts: Any, tensors: dict[str, nn.Parameter], num_experts: int) -> None:
+    kind = type(experts).__name__
+    described = ("has_gate", "has_bias", "is_transposed", "_apply_gate")
+    known = all(hasattr(experts, name) for name in described)
+    if not known or getattr(experts, "has_post_expert_norm", False) or set(tensors) - _KNOWN:
+        raise UsageError(
+            f"experts of class {kind} cannot be run from buffers; supported are those that "
+            "transformers describes generically (Mixtral, Qwen2/3-MoE, OLMoE, DeepSeek V2/V3, "
+            "GPT-OSS, GraniteMoE, ...)"
+        )
+    if any(len(tensor) != num_experts for tensor in tensors.values()):
+        raise UsageError(f"{kind} has weights that are not {num_experts} experts' one by one")

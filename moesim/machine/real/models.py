@@ -1,0 +1,168 @@
+"""Models for the executor: real ones, and ones of any shape with random weights.
+
+What a computation takes depends on shapes, not on values. A *shaped model* has the layers of
+a real one, so that Mixtral's can be timed without Mixtral; where memory does not suffice for all
+of them, layers of a kind share their weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import nn
+
+from moesim.errors import UsageError
+from moesim.hardware.shapes import ModelShape
+from moesim.machine.real.experts import fill_randomly
+from moesim.record.loading import load_model as load_with_tokenizer
+from moesim.record.routers import find_moe_layers
+
+__all__ = ["load_model", "shaped_model"]
+
+DTYPES: Final = {
+    "float64": torch.float64,
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+_LAYERS_BYTES: Final = 1 << 30  # layers of a kind share weights beyond this
+
+
+def load_model(name: str | Path, *, dtype: str = "float32", device: str = "cpu") -> Any:
+    """A Hugging Face model by Hub id or folder, in evaluation mode, computing in `dtype`.
+
+    Raises `UsageError` saying what is wrong.
+    """
+    model, _ = load_with_tokenizer(name, device=device)
+    return model.to(_dtype(dtype))
+
+
+def shaped_model(
+    like: Mapping[str, Any] | ModelShape,
+    *,
+    dtype: str = "float32",
+    seed: int = 0,
+    device: str = "cpu",
+    distinct_layers: int | None = None,
+) -> Any:
+    """A model of the shape that a Hugging Face configuration or a `ModelShape` gives, with random
+    weights, and with routed experts that have none (the executor makes them up).
+
+    At most `distinct_layers` layers of a kind have weights of their own, the others share theirs;
+    None: as many as fit into a gigabyte, or one.
+
+    Raises `UsageError` for a shape or a kind of model that cannot be built.
+    """
+    from transformers import AutoModelForCausalLM
+
+    config = _config_of(like) if isinstance(like, ModelShape) else _config_from(like)
+    build: Any = AutoModelForCausalLM.from_config
+    with torch.device("meta"):
+        model = build(config, dtype=_dtype(dtype))
+    model.eval()
+    moe = find_moe_layers(model)
+    spared = {id(p) for layer in moe if layer.experts for p in layer.experts.parameters()}
+    path = moe[0].name.split(".")
+    layers: Any = model.get_submodule(".".join(path[: path.index(str(moe[0].model_layer))]))
+    _share_layers(layers, spared, distinct_layers)
+    _materialise(model, spared, torch.device(device), seed)
+    return model
+
+
+def _share_layers(layers: Iterable[nn.Module], spared: set[int], distinct: int | None) -> None:
+    """Give layers of a kind the same parameters, `distinct` sets of them in turn."""
+    kinds: dict[Any, list[nn.Module]] = {}
+    for layer in layers:
+        own = [(name, p) for name, p in layer.named_parameters() if id(p) not in spared]
+        kinds.setdefault(tuple((name, p.shape, p.dtype) for name, p in own), []).append(layer)
+    for kind, members in kinds.items():
+        nbytes = sum(shape.numel() * dtype.itemsize for _, shape, dtype in kind)
+        sets = distinct or max(1, _LAYERS_BYTES // max(1, nbytes))
+        for number, layer in enumerate(members[sets:]):
+            for name, _, _ in kind:
+                owner, _, last = name.rpartition(".")
+                shared = members[number % sets].get_submodule(owner)._parameters[last]
+                layer.get_submodule(owner)._parameters[last] = shared
+
+
+def _materialise(model: Any, spared: set[int], device: torch.device, seed: int) -> None:
+    """Random weights and working buffers in place of those on the meta device."""
+    generator = torch.Generator().manual_seed(seed)
+    made: dict[int, nn.Parameter] = {}
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is None or id(parameter) in spared:
+                continue
+            if id(parameter) not in made:
+                made[id(parameter)] = _random_parameter(name, parameter, device, generator)
+            module._parameters[name] = made[id(parameter)]
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = torch.zeros_like(buffer, device=device)
+        if "RotaryEmbedding" in type(module).__name__:
+            model._init_weights(module)
+
+
+def _random_parameter(
+    name: str, like: nn.Parameter, device: torch.device, generator: torch.Generator
+) -> nn.Parameter:
+    data = torch.empty_like(like, device=device)
+    if data.ndim > 1:
+        fill_randomly(data, generator)
+    else:
+        data.fill_(1.0 if name == "weight" else 0.0)  # norms; biases
+    return nn.Parameter(data, requires_grad=False)
+
+
+def _config_from(values: Mapping[str, Any]) -> Any:
+    """The configuration object of a `config.json`; weights are never quantised here."""
+    from transformers import CONFIG_MAPPING
+
+    kind = str(values.get("model_type"))
+    if kind not in CONFIG_MAPPING:
+        raise UsageError(
+            f"the model configuration has model_type {kind!r}, unknown to transformers"
+        )
+    kept = {key: value for key, value in values.items() if key != "quantization_config"}
+    return CONFIG_MAPPING[kind].from_dict(kept)
+
+
+def _config_of(shape: ModelShape) -> Any:
+    """A Qwen-MoE configuration with the sizes of a shape: Qwen2's where experts are shared."""
+    from transformers import Qwen2MoeConfig, Qwen3MoeConfig
+
+    partly_windowed = 0 < len(shape.windowed_layers) < shape.num_layers
+    if shape.mla is not None or partly_windowed:
+        reason = "latent attention" if shape.mla else "windows in some of its layers"
+        raise UsageError(
+            f"{shape.name} has {reason}, which its sizes alone do not describe; name the model's "
+            "config.json instead"
+        )
+    sizes: dict[str, Any] = {
+        "vocab_size": shape.vocabulary,
+        "hidden_size": shape.hidden,
+        "intermediate_size": shape.dense_ffn or shape.expert_ffn,
+        "moe_intermediate_size": shape.expert_ffn,
+        "num_hidden_layers": shape.num_layers,
+        "num_attention_heads": shape.num_heads,
+        "num_key_value_heads": shape.num_kv_heads,
+        "head_dim": shape.head_dim,
+        "num_experts": shape.num_experts,
+        "num_experts_per_tok": shape.top_k,
+        "mlp_only_layers": list(shape.dense_layers),
+        "tie_word_embeddings": shape.tied_embeddings,
+        "use_sliding_window": bool(shape.windowed_layers),
+        "sliding_window": shape.window,
+    }
+    if shape.shared_ffn:
+        return Qwen2MoeConfig(**sizes, shared_expert_intermediate_size=shape.shared_ffn)
+    return Qwen3MoeConfig(**sizes)
+
+
+def _dtype(name: str) -> torch.dtype:
+    if name not in DTYPES:
+        raise UsageError(f"unknown dtype {name!r}: choose one of {', '.join(DTYPES)}")
+    return DTYPES[name]

@@ -1,0 +1,93 @@
+"""A sequential driver of the executor, for its tests: no threads, no caches, no policies.
+
+Each expert is copied into some buffer just before it is computed, in an order that a seed decides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from moesim.hardware.ops import BatchShape, Dense, Experts, Front, Tail
+from moesim.machine.real.executor import Batch, Executor, Span
+
+BATCH = BatchShape(1, 1, 1, 1)
+
+
+def run_step(
+    executor: Executor, batch: Batch, model_layers: Sequence[int], num_layers: int, seed: int = 0
+) -> list[int]:
+    """Run a step of a model with `num_layers` layers; answers the sampled tokens."""
+    rng = np.random.default_rng(seed)
+    executor.begin(batch)
+    for layer in range(num_layers):
+        if layer not in model_layers:
+            executor.run(Dense(layer, BATCH))
+            continue
+        executor.run(Front(layer, BATCH))
+        executor.fetch()
+        run_experts(executor, model_layers.index(layer), rng)
+    executor.run(Tail(BATCH))
+    executor.fetch()
+    return executor.sampled()
+
+
+def run_experts(executor: Executor, layer: int, rng: np.random.Generator) -> None:
+    """All experts of a layer in random order, in as many calls as there are buffers for."""
+    ids = executor.ids(layer)
+    wanted = np.unique(ids[ids >= 0])
+    rng.shuffle(wanted)
+    buffers = len(executor.buffers)
+    for start in range(0, len(wanted), buffers):
+        experts = [int(expert) for expert in wanted[start : start + buffers]]
+        keys = tuple(layer * executor.num_experts + expert for expert in experts)
+        places = rng.permutation(buffers)[: len(keys)].tolist()
+        for key, place in zip(keys, places, strict=True):
+            executor.buffers[place].copy_(executor.host_of(key))
+        tokens = tuple(int((ids == expert).sum()) for expert in experts)
+        executor.run(Experts(layer, keys, tokens), places)
+
+
+class Sequences:
+    """Greedy texts, computed in whatever chunks are asked for; `logits` of each token sampled."""
+
+    def __init__(
+        self,
+        executor: Executor,
+        prompts: Sequence[Sequence[int]],
+        layers: Sequence[int],
+        total: int,
+    ) -> None:
+        self.tokens = [list(prompt) for prompt in prompts]
+        self.position = [0] * len(prompts)
+        self.logits: list[list[Any]] = [[] for _ in prompts]
+        self._executor = executor
+        self._layers = (layers, total)
+        self._steps = 0
+
+    def step(self, **chunks: int) -> None:
+        """Compute `s0=4, s2=1`: four rows of sequence 0, one of sequence 2."""
+        spans, ids = [], []
+        for name, count in chunks.items():
+            number = int(name[1:])
+            start, known = self.position[number], self.tokens[number]
+            assert start + count <= len(known)
+            self.position[number] += count
+            samples = self.position[number] == len(known)
+            spans.append(Span(number, start, count, 64, samples))
+            ids += known[start : start + count]
+        self._steps += 1
+        sampled = run_step(
+            self._executor, Batch(tuple(spans), ids), *self._layers, seed=self._steps
+        )
+        emitting = [span.sequence for span in spans if span.samples]
+        for row, (number, token) in enumerate(zip(emitting, sampled, strict=True)):
+            self.tokens[number].append(token)
+            self.logits[number].append(torch.clone(self._executor.logits[row]))
+
+    def preempt(self, number: int) -> None:
+        """It has to start again."""
+        self.position[number] = 0
