@@ -11,7 +11,6 @@ from contextlib import closing
 from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
-from moesim.hardware.hardware import Link
 from moesim.machine.journal import Journal
 from moesim.serving.workload import build_workload
 from moesim.validate.decisions import Witness
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
     from moesim.machine.real.device import Device
     from moesim.machine.real.executor import Executor
 
-__all__ = ["Bench", "RealBench", "arrives_at_once", "emulated_links", "simulate_observed"]
+__all__ = ["Bench", "RealBench", "arrives_at_once", "one_thread", "simulate_observed"]
 
 
 class Bench(Protocol):
@@ -54,15 +53,13 @@ def simulate_observed(plan: Plan, script: Sequence[Ask] | None = None) -> Observ
 class RealBench:
     """Runs plans with torch on a device: `cpu`, `cuda` or `fake`.
 
-    One executor a model, with as many buffers as the largest of `plans` needs. On the CPU, links
-    to which a plan's scenario gives a speed (`hardware.h2d`, `hardware.d2h`) are emulated.
+    One executor a model, with as many buffers as the largest of `plans` needs. On the CPU the
+    plan's links are emulated: no copy is reported before it would be over on them.
     """
 
     def __init__(self, device: str, plans: Sequence[Plan]) -> None:
         """Raises `MissingExtra` without torch."""
-        from moesim.record.extra import prepare_torch
-
-        prepare_torch("running on a real machine")
+        one_thread(device)
         self.device = device
         self._executors: dict[ModelShape, Executor] = {}
         self._largest: dict[ModelShape, Plan] = {}
@@ -91,8 +88,8 @@ class RealBench:
     def _open(self, plan: Plan) -> Device:
         from moesim.machine.real.device import open_device
 
-        links = emulated_links(plan) if self.device == "cpu" else (None, None)
-        return open_device(self.device, h2d=links[0], d2h=links[1])
+        hardware = plan.cost.hardware
+        return open_device(self.device, h2d=hardware.h2d, d2h=hardware.d2h)
 
     def _executor(self, plan: Plan, device: Device) -> Executor:
         from moesim.machine.real.run import executor_for
@@ -103,13 +100,16 @@ class RealBench:
         return self._executors[shape]
 
 
-def emulated_links(plan: Plan) -> tuple[Link | None, Link | None]:
-    """The links to the device and back whose speed the scenario itself gives; else None."""
-    choice, hardware = plan.scenario.hardware, plan.cost.hardware
-    return (
-        None if choice.h2d is None else hardware.h2d,
-        None if choice.d2h is None else hardware.d2h,
-    )
+def one_thread(device: str) -> None:
+    """On the CPU, compute in one thread: the copies have the other processors to themselves, as a
+    copy engine would. Raises `MissingExtra` without torch."""
+    from moesim.record.extra import prepare_torch
+
+    prepare_torch("running on a real machine")
+    import torch
+
+    if device != "cuda":
+        torch.set_num_threads(1)
 
 
 def arrives_at_once(plan: Plan) -> bool:

@@ -17,7 +17,7 @@ from moesim.policies import find
 from moesim.validate.comparison import Comparison, compare
 from moesim.validate.observation import Observation
 from moesim.validate.replay import Ask
-from moesim.validate.runs import Bench, arrives_at_once, emulated_links, simulate_observed
+from moesim.validate.runs import Bench, arrives_at_once, simulate_observed
 from moesim.wiring import Plan
 
 __all__ = ["Validation", "assess", "measure", "validate_plan"]
@@ -83,7 +83,6 @@ def _script(plan: Plan, earlier: Sequence[Observation]) -> tuple[Ask, ...] | Non
 
 def _what(plan: Plan, device: str, *, replayed: bool) -> dict[str, Any]:
     scenario, hardware = plan.scenario, plan.cost.hardware
-    links = emulated_links(plan) if device == "cpu" else (None, None)
     return {
         "name": scenario.name,
         "device": device,
@@ -102,7 +101,7 @@ def _what(plan: Plan, device: str, *, replayed: bool) -> dict[str, Any]:
         "token_budget": scenario.batching.token_budget,
         "expert_bytes": plan.cost.expert_bytes,
         "copy_ms": plan.cost.copy_ns("h2d", plan.cost.expert_bytes) / 1e6,
-        "link": "emulated" if links[0] is not None else "real",
+        "link": "emulated" if device == "cpu" else "real",
         "seed": scenario.seed,
         "schedule": "replayed" if replayed else "all at once",
         "warmup_runs": WARMUPS,
