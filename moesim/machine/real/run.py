@@ -1,0 +1,162 @@
+"""Serve a plan on the real machine, with the routing of its trace.
+
+The model computes everything, but which experts a token goes to is read from the trace, as in
+the simulation; so weights may be random and of any size.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from moesim.errors import BudgetError, ScenarioError
+from moesim.hardware.shapes import ModelShape
+from moesim.machine.journal import Journal
+from moesim.machine.real.device import Device
+from moesim.machine.real.executor import Batch, Executor, Span
+from moesim.machine.real.machine import RealMachine
+from moesim.machine.real.models import shaped_model
+from moesim.machine.threads import drive
+from moesim.serving.request import Request
+from moesim.serving.routing import StepRouting, TraceRouting
+from moesim.units import format_bytes
+from moesim.wiring import Plan, build_server
+
+if TYPE_CHECKING:
+    from moesim.serving.server import Server
+    from moesim.serving.step import Step
+    from moesim.trace import Trace
+
+__all__ = ["RealRun", "buffers_of", "executor_for", "run_real", "spans_of"]
+
+DTYPES: Final = {64: "float64", 32: "float32", 16: "bfloat16"}
+_DISTINCT_BYTES: Final = 2 << 30  # experts of random weights share storage beyond this
+
+
+@dataclass(frozen=True, slots=True)
+class RealRun:
+    """A server that has served everything, and what it asked of the machine, when."""
+
+    server: Server
+    journal: Journal
+    now_ns: int
+
+
+class ExecutedRouting(TraceRouting):
+    """The routing of a trace, with the executor told of each step that begins."""
+
+    def __init__(self, trace: Trace, executor: Executor) -> None:
+        super().__init__(trace)
+        self._recorded = trace
+        self._executor = executor
+        self._finished: list[Request] = []
+
+    def step(self, step: Step) -> StepRouting:
+        for request in self._finished:
+            self._executor.release(request.index)
+        self._finished = step.finished
+        trace = self._recorded
+        ids: Any = trace.expert_ids[step.rows].astype(np.int64)
+        ids[ids == trace.meta.unused] = -1
+        weights: Any = None if trace.gate_weights is None else trace.gate_weights[step.rows]
+        self._executor.begin(Batch(spans_of(step), None, ids, weights))
+        return super().step(step)
+
+
+def spans_of(step: Step) -> tuple[Span, ...]:
+    """What each request computes in a step."""
+    return tuple(
+        Span(request.index, position, tokens, request.max_kv_tokens, emits)
+        for request, position, tokens, emits in step.parts
+    )
+
+
+def run_real(
+    plan: Plan,
+    executor: Executor,
+    device: Device,
+    *,
+    patience_s: float = 60.0,
+) -> RealRun:
+    """Serve the plan's workload.
+
+    Raises `DeviceError` if the device fails, `InvariantError` if nothing happens for `patience_s`.
+    """
+    chunk_bytes = plan.cost.chunk_bytes("h2d")
+    machine = RealMachine(executor, device, chunk_bytes=chunk_bytes, patience_s=patience_s)
+    journal = Journal(machine)
+    routing = ExecutedRouting(plan.trace, executor)
+    server = build_server(plan, journal, routing=routing)
+    for cache in server.caches:
+        for key, slot in cache.slots.items():
+            machine.preload(key, slot.number)
+    machine.start()
+    try:
+        drive(server.run())
+    finally:
+        machine.close()
+        for request in server.requests:
+            executor.release(request.index)
+    return RealRun(server, journal, machine.now_ns)
+
+
+def buffers_of(plan: Plan) -> int:
+    """Expert-sized buffers that a plan's server uses: slots and staging."""
+    return sum(plan.slots) + plan.scenario.memory.staging
+
+
+def executor_for(plan: Plan, device: Device, *, seed: int = 0) -> Executor:
+    """An executor of the plan's shape with random weights.
+
+    The stored bits say the type: 64, 32 or 16 (bfloat16). Raises `ScenarioError` for other
+    bits, `BudgetError` if the weights would not fit into this machine's memory.
+    """
+    shape, scenario = plan.cost.shape, plan.scenario
+    if shape.expert_bits != shape.weight_bits or shape.expert_bits not in DTYPES:
+        raise ScenarioError.at(
+            scenario,
+            "model.expert_bits",
+            f"the real machine computes with weights of one type, of 64, 32 or 16 bits; here "
+            f"experts have {shape.expert_bits:g} and other weights {shape.weight_bits:g}",
+        )
+    every = plan.trace.num_layers * plan.trace.num_experts
+    distinct = max(1, min(_DISTINCT_BYTES // shape.expert_bytes, every))
+    pinned = device.pins and scenario.hardware.pinned
+    needed = (distinct + (0 if device.pins else buffers_of(plan))) * shape.expert_bytes
+    free = free_memory()
+    if needed > free:
+        raise BudgetError(
+            f"{distinct} experts and {buffers_of(plan)} buffers of {shape.expert_bytes} bytes need "
+            f"{format_bytes(needed)}; this machine has {format_bytes(free)} of free memory"
+        )
+    dtype = DTYPES[int(shape.expert_bits)]
+    model = shaped_model(_model_of(plan), dtype=dtype, seed=seed, device=device.torch_device)
+    executor = Executor(model, buffers=buffers_of(plan), distinct_experts=distinct, pinned=pinned)
+    if executor.expert_bytes != shape.expert_bytes:
+        raise ScenarioError.at(
+            scenario,
+            "model",
+            f"an expert of {shape.name} has {shape.expert_bytes} bytes, one of the model that "
+            f"was built for it {executor.expert_bytes}",
+        )
+    return executor
+
+
+def _model_of(plan: Plan) -> dict[str, Any] | ModelShape:
+    """What the shape was made from: a Hugging Face configuration, or the shape itself."""
+    choice = plan.scenario.model.shape
+    if choice == "trace":
+        config = plan.trace.meta.model_config
+        return plan.cost.shape if config is None else dict(config)
+    if choice.endswith(".json"):
+        return dict(json.loads(plan.scenario.path(choice).read_text(encoding="utf-8")))
+    return plan.cost.shape
+
+
+def free_memory() -> int:
+    """Bytes of this machine's memory that nobody uses."""
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
