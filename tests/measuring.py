@@ -45,6 +45,7 @@ def random_times(seed: int, shape: ModelShape) -> dict[str, Any]:
         "first": layer(),
         "tail": {"base_ns": some(50_000), "token_ns": some(900), "sampled_ns": some(9_000)},
         "readback": {"base_ns": some(30_000), "byte_ns": some(20)},
+        "copy_factor": 1 + some(2),
         "residuals": {
             "front": {
                 "fitted": 9,
@@ -52,6 +53,7 @@ def random_times(seed: int, shape: ModelShape) -> dict[str, Any]:
                 "error_median": 0.02,
                 "error_p90": 0.1,
                 "bias": -0.01,
+                "interval": 0.01,
             }
         },
     }

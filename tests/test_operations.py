@@ -123,7 +123,7 @@ def test_prices_are_exact_sums_rounded_up(seed: int, batch: BatchShape) -> None:
 def test_a_scenario_takes_measured_costs_where_its_shape_was_measured(tmp_path: Path) -> None:
     trace = tiny_trace()
     shape = tiny_shape()
-    times = random_times(3, shape)
+    times = {**random_times(3, shape), "copy_factor": 1.5}
     profile = str(measured_profile(tmp_path / "mine.yaml", times))
     plan = plan_of(tiny_scenario(hardware=profile), trace)
     assert isinstance(plan.cost, OperationCost)
@@ -140,7 +140,9 @@ def test_a_scenario_takes_measured_costs_where_its_shape_was_measured(tmp_path: 
     linked = plan_of(slower_link, trace)
     assert isinstance(linked.cost, OperationCost)
     assert linked.cost.hardware.cost_kind == "assumed"
-    assert linked.cost.copy_ns("h2d", 10**9) == 10**9 + linked.cost.hardware.h2d.latency_ns
+    alone = 10**9 + linked.cost.hardware.h2d.latency_ns
+    assert linked.cost.copy_ns("h2d", 10**9) == ceil(alone * Fraction(times["copy_factor"]))
+    assert linked.cost.copy_ns("d2h", 0) == linked.cost.hardware.d2h.latency_ns
 
 
 def test_the_names_of_shapes_do_not_matter_their_sizes_do(tmp_path: Path) -> None:

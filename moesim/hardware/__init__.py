@@ -1,7 +1,14 @@
 """What the machine is: cards, links, model shapes, and what an operation costs on them."""
 
 from moesim.hardware.cost import CostModel
-from moesim.hardware.hardware import Figure, Hardware, Link, hardware_names, load_hardware
+from moesim.hardware.hardware import (
+    Figure,
+    Hardware,
+    Link,
+    hardware_from,
+    hardware_names,
+    load_hardware,
+)
 from moesim.hardware.operations import OperationCost, cost_of
 from moesim.hardware.ops import BatchShape, Dense, Experts, Front, Op, Tail
 from moesim.hardware.shapes import (
@@ -28,6 +35,7 @@ __all__ = [
     "OperationCost",
     "Tail",
     "cost_of",
+    "hardware_from",
     "hardware_names",
     "load_hardware",
     "load_shape",

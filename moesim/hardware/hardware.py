@@ -33,6 +33,7 @@ __all__ = [
     "HardwareOverrides",
     "Link",
     "LinkOverrides",
+    "hardware_from",
     "hardware_names",
     "load_hardware",
 ]
@@ -227,6 +228,15 @@ def load_hardware(name_or_path: str | Path, overrides: Mapping[str, Any] | None 
     document = Document("hardware", dict(overrides or {}), has_lines=False)
     changes = validate(document, HardwareOverrides).model_dump(exclude_none=True)
     return _resolve(profile, changes)
+
+
+def hardware_from(data: Mapping[str, Any], file: str = "profile") -> Hardware:
+    """A profile given as plain data, as its YAML would hold it; `file` names it in messages.
+
+    Raises ScenarioError with all that is wrong with it.
+    """
+    document = Document(file, dict(data), has_lines=False)
+    return _resolve(validate(document, _Profile), {})
 
 
 def check_hardware_name(name_or_path: str) -> str | None:

@@ -110,6 +110,9 @@ class Residual(Strict):
     bias: Annotated[float, BeforeValidator(_number), Field(ge=-1e6, le=1e6)] = Field(
         description="Sum of predicted over sum of measured, less one."
     )
+    interval: Ratio = Field(
+        description="Half the 95 % interval of the median of predicted over measured."
+    )
 
 
 class _MlaProfile(Strict):
@@ -165,6 +168,9 @@ class OperationTimes(Strict):
     )
     tail: TailTimes
     readback: ReadbackTimes
+    copy_factor: Annotated[float, BeforeValidator(_number), Field(ge=1, le=1e3)] = Field(
+        1.0, description="How many times longer an expert's copy takes in a run than by itself."
+    )
     residuals: dict[str, Residual] = Field(default={})
 
     @model_validator(mode="after")

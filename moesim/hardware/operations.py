@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from fractions import Fraction
+from math import ceil
 from typing import Final, NamedTuple
 
-from moesim.hardware.cost import CostModel, remember
+from moesim.hardware.cost import CostModel, Direction, remember
 from moesim.hardware.hardware import Hardware
 from moesim.hardware.measurement import ExpertTable, LayerTimes, OperationTimes
 from moesim.hardware.ops import BatchShape
@@ -51,7 +52,8 @@ def cost_of(hardware: Hardware, shape: ModelShape, *, pinned: bool = True) -> Co
 class OperationCost(CostModel):
     """Prices of one model on one machine, as they were measured there.
 
-    Copies cost what the figures of the link say, as everywhere.
+    Copies cost what the figures of the link say, those of experts times what a run that computes
+    beside them makes of it.
     """
 
     def __init__(
@@ -74,6 +76,7 @@ class OperationCost(CostModel):
         self._tail_fs = tuple(
             map(_fs, (tail.base_ns, tail.token_ns, tail.sequence_ns, tail.sampled_ns))
         )
+        self._copy_factor = Fraction(times.copy_factor)
         self._readback_fs = _fs(times.readback.base_ns), _fs(times.readback.byte_ns)
 
     def experts_ns(self, tokens: tuple[int, ...]) -> int:
@@ -100,6 +103,11 @@ class OperationCost(CostModel):
         return _ceil_ns(
             base + token * batch.tokens + sequence * batch.sequences + sampled * batch.sampled
         )
+
+    def copy_ns(self, direction: Direction, nbytes: int) -> int:
+        """One copy with the link to itself, beside computations."""
+        alone = super().copy_ns(direction, nbytes)
+        return ceil(alone * self._copy_factor) if direction == "h2d" else alone
 
     def readback_ns(self, nbytes: int) -> int:
         """From the end of a front until the first work of its layer event begins."""

@@ -1,0 +1,161 @@
+"""The machine under calibration: serves designed workloads and hands back what its journal says."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from moesim.calibration.design import Design, Limits, Subject, design_plan
+from moesim.errors import BudgetError, MissingExtra
+from moesim.hardware.hardware import Hardware, Link, load_hardware
+from moesim.machine.journal import Record
+from moesim.units import format_bytes
+
+if TYPE_CHECKING:
+    from moesim.machine.real.device import Device
+
+__all__ = ["Bench", "DeviceBench", "machine_facts"]
+
+_SHARE_OF_MEMORY: Final = 0.4  # that expert slots may take
+_NO_LINK: Final = Link(0, 10**15, 10**15)
+
+
+class Bench(Protocol):
+    """What calibration needs of a machine."""
+
+    limits: Limits
+    """As asked for, with the expert slots that there is room for."""
+    link: Link | None
+    """The emulated link from host to device; None where copies are as fast as they are."""
+
+    def serve(self, design: Design) -> Sequence[Record]:
+        """Serve a workload; the journal of it."""
+
+    def close(self) -> None:
+        """Give up what it holds."""
+
+
+class DeviceBench:
+    """A real device, with one executor for all workloads."""
+
+    def __init__(
+        self,
+        subject: Subject,
+        device: str,
+        limits: Limits,
+        *,
+        h2d: Link | None = None,
+        d2h: Link | None = None,
+    ) -> None:
+        """Raises `UsageError` without such a device, `BudgetError` where memory is short,
+        `MissingExtra` without torch."""
+        if find_spec("torch") is None:
+            raise MissingExtra("torch", "calibration")
+        from moesim.machine.real.run import executor_for
+
+        self._subject = subject
+        self._name = device
+        self._links = {"h2d": h2d, "d2h": d2h} if device == "cpu" else {}
+        self.link = self._links.get("h2d")
+        self._hardware = _hardware(self.link)
+        opened = self.open()
+        try:
+            slots = _slots_with_room(subject, opened)
+            self.limits = replace(limits, slots=min(limits.slots, slots))
+            largest = Design(1, 1, (1,), (1,), self.limits.slots_of(subject.shape), 0.0, 0)
+            plan = design_plan(largest, subject, self._hardware)
+            self._executor: Any = executor_for(plan, opened)
+        finally:
+            opened.close()
+
+    def open(self) -> Device:
+        """The device, to be closed by the caller."""
+        from moesim.machine.real.device import open_device
+
+        return open_device(self._name, **self._links)
+
+    def serve(self, design: Design) -> Sequence[Record]:
+        from moesim.machine.real.run import run_real
+
+        plan = design_plan(design, self._subject, self._hardware)
+        return run_real(plan, self._executor, self.open()).journal.records
+
+    def close(self) -> None:
+        self._executor.close()
+
+
+def _hardware(link: Link | None) -> Hardware:
+    """A machine whose only figure that reaches a real device is the size of a chunk."""
+    card = load_hardware("a100-80gb")
+    return replace(card, h2d=link or _NO_LINK, d2h=_NO_LINK)
+
+
+def _slots_with_room(subject: Subject, device: Device) -> int:
+    """Expert slots in a share of the memory that is free."""
+    free = _free_bytes(device)
+    slots = int(free * _SHARE_OF_MEMORY) // subject.shape.expert_bytes
+    if slots < subject.shape.top_k:
+        raise BudgetError(
+            f"an expert of {subject.shape.name} has {format_bytes(subject.shape.expert_bytes)}; "
+            f"the device has {format_bytes(free)} of free memory, too little to time a few"
+        )
+    return slots
+
+
+def _free_bytes(device: Device) -> int:
+    if device.torch_device == "cpu":
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    import torch
+
+    return int(torch.cuda.mem_get_info()[0])
+
+
+def total_bytes(device: Device) -> int:
+    """Memory of the device: for a processor, that of the machine."""
+    if device.torch_device == "cpu":
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    import torch
+
+    return int(torch.cuda.mem_get_info()[1])
+
+
+def machine_facts(device: str) -> dict[str, str | int | float]:
+    """The machine as its own system describes it: what must be the same for figures to hold."""
+    import torch
+
+    from moesim import __version__
+
+    facts: dict[str, str | int | float] = {
+        "processor": _processor(),
+        "cores": os.cpu_count() or 1,
+        "memory_bytes": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "threads": torch.get_num_threads(),
+        "moesim": __version__,
+    }
+    if device == "cuda" and torch.cuda.is_available():
+        facts["gpu"] = torch.cuda.get_device_name()
+    return facts
+
+
+def today() -> str:
+    """The date, as profiles carry it."""
+    return time.strftime("%Y-%m-%d", time.gmtime())
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            for line in lines:
+                if line.startswith("model name"):
+                    return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or "unknown"

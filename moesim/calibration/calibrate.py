@@ -1,0 +1,279 @@
+"""Measure a machine: designed workloads until all intervals are narrow, or the time is over."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from moesim.calibration.bench import Bench, DeviceBench, machine_facts, today, total_bytes
+from moesim.calibration.copies import (
+    CopyPoint,
+    fit_copies,
+    measure_copies,
+    measure_overlap,
+    measure_rates,
+)
+from moesim.calibration.design import Design, Limits, Subject, designs
+from moesim.calibration.profile import Profile, figure
+from moesim.calibration.samples import Samples, read_journal
+from moesim.calibration.times import fit_times
+from moesim.errors import UsageError
+from moesim.hardware.cost import copy_ns
+from moesim.hardware.hardware import Link
+from moesim.hardware.measurement import OperationTimes
+
+if TYPE_CHECKING:
+    from moesim.wiring import Plan
+
+__all__ = ["Measurement", "Progress", "calibrate", "calibrate_plan", "measure"]
+
+Progress = Callable[[str, int, int], None]
+
+NARROW: Final = 0.02
+"""Half of a 95 % interval that counts as narrow, relative to the median."""
+
+_CYCLE: Final = 6  # workloads that cover all sizes of batches
+_COPIES_SHARE, _OVERLAP_SHARE, _RATES_SHARE = 0.1, 0.08, 0.05  # of the time
+_ROUND_SHARE: Final = 0.12  # of the time, at most, for one workload
+
+
+@dataclass(slots=True)
+class Measurement:
+    """What the designed workloads came to."""
+
+    samples: Samples
+    times: OperationTimes
+    rounds: int
+    narrow: bool
+
+
+def calibrate(
+    subject: Subject,
+    *,
+    device: str = "cpu",
+    h2d: Link | None = None,
+    d2h: Link | None = None,
+    limits: Limits | None = None,
+    budget_s: float = 60.0,
+    progress: Progress | None = None,
+    seed: int = 0,
+    command: str = "",
+) -> Profile:
+    """Measure this machine with a model of the subject's shape and random weights.
+
+    `h2d` and `d2h` emulate links, on the CPU only. `budget_s` bounds the time of measuring;
+    building the model comes on top. `progress(what, done, of)` is told of tenths of seconds.
+
+    Raises:
+        UsageError: there is no such device here, or the time is too short for a fit.
+        BudgetError: the model does not fit into the memory of the machine.
+        ScenarioError: no model can be built with such a shape.
+        MissingExtra: torch is not installed.
+        DeviceError, InvariantError: the machine failed.
+    """
+    if budget_s <= 0:
+        raise UsageError(f"a calibration takes time; the budget of {budget_s:g} s leaves none")
+    clock = _Clock(budget_s, progress)
+    shape = subject.shape
+    with closing(DeviceBench(subject, device, limits or Limits(), h2d=h2d, d2h=d2h)) as bench:
+        clock.start()
+        with closing(bench.open()) as opened:
+            memory = total_bytes(opened)
+            flops, moved = measure_rates(opened, shape, budget_s=_RATES_SHARE * budget_s)
+            copies = measure_copies(opened, shape.expert_bytes, budget_s=_COPIES_SHARE * budget_s)
+            overlap = measure_overlap(opened, shape, budget_s=_OVERLAP_SHARE * budget_s)
+            pins = opened.pins
+        clock.show()
+        found = measure(subject, bench, clock, seed=seed)
+        link = bench.link
+    lines = _links(copies, pins)
+    found.times = _with_copies(found, lines["h2d"] if link is None else link)
+    data = {
+        "name": f"{device} of this machine, with {shape.name}",
+        **_figures(found.times, subject, lines, flops=flops, moved=moved, memory=memory),
+        "measured": {
+            "device": device,
+            "date": today(),
+            "command": command,
+            "machine": machine_facts(device),
+        },
+        "overlap": overlap.model_dump(),
+        "operations": [found.times.model_dump(exclude_defaults=True)],
+    }
+    return Profile(data, found.times, found.samples, tuple(copies), found.rounds, found.narrow)
+
+
+def calibrate_plan(
+    plan: Plan,
+    *,
+    device: str = "cpu",
+    budget_s: float = 10.0,
+    progress: Progress | None = None,
+    seed: int = 0,
+    command: str = "",
+) -> Profile:
+    """Calibrate for one plan: with its model, its steps' sizes, and the links that it emulates.
+
+    Raises as `calibrate`.
+    """
+    scenario, hardware = plan.scenario, plan.cost.hardware
+    from moesim.serving.workload import build_workload
+
+    contexts = [request.max_kv_tokens for request in build_workload(scenario, plan.trace)]
+    limits = Limits(
+        sequences=min(scenario.batching.max_sequences, len(contexts)),
+        tokens=scenario.batching.token_budget,
+        context=max(contexts),
+    )
+    emulated = device == "cpu"
+    return calibrate(
+        Subject(plan.cost.shape, plan.trace.meta.model_config if _traced(plan) else None),
+        device=device,
+        h2d=hardware.h2d if emulated else None,
+        d2h=hardware.d2h if emulated else None,
+        limits=limits,
+        budget_s=budget_s,
+        progress=progress,
+        seed=seed,
+        command=command,
+    )
+
+
+def _traced(plan: Plan) -> bool:
+    return plan.scenario.model.shape == "trace"
+
+
+class _Clock:
+    """The time there is."""
+
+    def __init__(self, budget_s: float, progress: Progress | None = None) -> None:
+        self.budget_s = budget_s
+        self._progress = progress
+        self._began_s = time.monotonic()
+
+    def start(self) -> None:
+        self._began_s = time.monotonic()
+
+    @property
+    def left_s(self) -> float:
+        return self._began_s + self.budget_s - time.monotonic()
+
+    def show(self, *, done: bool = False) -> None:
+        if self._progress is not None:
+            whole = round(10 * self.budget_s)
+            spent = whole if done else min(whole, round(10 * (self.budget_s - self.left_s)))
+            self._progress("measuring", spent, whole)
+
+
+def measure(subject: Subject, bench: Bench, clock: _Clock | float, *, seed: int = 0) -> Measurement:
+    """Serve designed workloads until all intervals are narrow, or the time (in s) is over."""
+    if not isinstance(clock, _Clock):
+        clock = _Clock(clock)
+    samples = Samples()
+    rounds, narrow, row_s = 0, False, 0.0
+    source = designs(subject.shape, bench.limits, seed=seed)
+    warm_up = replace(next(source), prompts=(4, 4), outputs=(3, 3), sequences=2)
+    bench.serve(warm_up)
+    for design in source:
+        if row_s:
+            design = _shortened(design, int(_ROUND_SHARE * clock.budget_s / row_s))
+        began_s = time.monotonic()
+        samples.add(read_journal(bench.serve(design), link=bench.link))
+        row_s = (time.monotonic() - began_s) / design.rows
+        rounds += 1
+        clock.show()
+        if rounds % _CYCLE == 0 and rounds >= 2 * _CYCLE:
+            narrow = _is_narrow(fit_times(subject.shape, samples, seed=seed))
+        if narrow or clock.left_s <= 0:
+            break
+    times = fit_times(subject.shape, samples, seed=seed)
+    clock.show(done=True)
+    return Measurement(samples, times, rounds, _is_narrow(times))
+
+
+def _is_narrow(times: OperationTimes) -> bool:
+    return all(residual.interval <= NARROW for residual in times.residuals.values())
+
+
+def _shortened(design: Design, rows: int) -> Design:
+    """The same with at most about so many rows: shorter prompts first, then fewer requests."""
+    if design.rows <= rows:
+        return design
+    outputs = sum(design.outputs)
+    share = max(0.0, (rows - outputs) / max(1, sum(design.prompts)))
+    prompts = tuple(max(1, int(share * prompt)) for prompt in design.prompts)
+    keep = len(prompts)
+    while keep > 1 and sum(prompts[:keep]) + sum(design.outputs[:keep]) > rows + keep:
+        keep -= 1
+    return replace(design, prompts=prompts[:keep], outputs=design.outputs[:keep])
+
+
+def _links(copies: list[CopyPoint], pins: bool) -> dict[str, Link]:
+    """A line through the copies of each direction; memory that is never pinned is all alike."""
+    links = {}
+    for direction in ("h2d", "d2h"):
+        lines = [
+            fit_copies(copies, direction, pinned=pinned).coefficients
+            for pinned in ((True, False) if pins else (True, True))
+        ]
+        latency = min(line[0] for line in lines)
+        rates = [round(1e9 / max(line[1], 1e-6)) for line in lines]
+        links[direction] = Link(round(latency), *rates)
+    return links
+
+
+def _with_copies(found: Measurement, link: Link) -> OperationTimes:
+    """The times with what a run makes of an expert's copy."""
+    ratios = [ns / copy_ns(link, nbytes, pinned=True) for nbytes, ns in found.samples.copies]
+    factor = float(np.median(ratios)) if ratios else 1.0
+    return found.times.model_copy(update={"copy_factor": max(1.0, factor)})
+
+
+def _figures(
+    times: OperationTimes,
+    subject: Subject,
+    lines: Mapping[str, Link],
+    *,
+    flops: int,
+    moved: int,
+    memory: int,
+) -> dict[str, Any]:
+    """The figures of a profile, for models other than the one that was measured as well."""
+    shape, experts = subject.shape, times.experts
+    reading = shape.expert_bytes / max(experts.each_ns[0], 1.0) * 1e9
+    most, longest = experts.tokens[-1], max(experts.each_ns[-1], 1.0)
+    working = 2 * most * shape.expert_params / longest * 1e9
+    made: dict[str, Any] = {
+        "vram": figure(memory, "memory of the device, as its driver or system says"),
+        "flops": figure(flops, "a large matrix product, median of repeats"),
+        "memory_bandwidth": figure(moved, "a large copy within memory, read and written"),
+        "compute_efficiency": figure(
+            _share(working / flops), f"experts with {most} rows against the large product"
+        ),
+        "memory_efficiency": figure(
+            _share(reading / moved), "reading an expert's weights against the large copy"
+        ),
+        "kernel_overhead": figure(round(experts.call_ns), "a call over experts, beside its rows"),
+    }
+    for direction, link in lines.items():
+        way = "to" if direction == "h2d" else "from"
+        source = f"a line through copies {way} the device around the size of an expert"
+        made[direction] = {
+            "latency": figure(link.latency_ns, source),
+            "pinned_bandwidth": figure(link.pinned_bytes_per_s, source),
+            "pageable_bandwidth": figure(link.pageable_bytes_per_s, source),
+        }
+    readback = "from the end of a front to the first work of its layer event, in runs"
+    made["readback_latency"] = figure(round(times.readback.base_ns), readback)
+    made["host_memory_bandwidth"] = figure(moved, "as memory_bandwidth")
+    made["cpu_flops"] = figure(flops, "as flops")
+    return made
+
+
+def _share(value: float) -> float:
+    return float(min(1.0, max(1e-6, round(value, 4))))

@@ -1,0 +1,156 @@
+"""Designed workloads: what calibration serves, to see every kind of operation in all sizes.
+
+Rounds differ in how many sequences and tokens a step may have, in the lengths of prompts, in how
+popular experts are, and in how many have a slot: all of them, half, or hardly any. Experts are
+drawn at random from all layers, so weights are as cold in the processor's caches as in earnest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from moesim.hardware.cost import CostModel
+from moesim.hardware.hardware import Hardware, load_hardware
+from moesim.hardware.shapes import ModelShape
+from moesim.scenario import Scenario
+from moesim.serving.budget import plan_budget, split_slots
+from moesim.serving.workload import build_workload
+from moesim.trace import Trace
+from moesim.wiring import Plan
+
+__all__ = ["Design", "Limits", "Subject", "design_plan", "designs"]
+
+_CARD: Final = "a100-80gb"  # only its links' chunks reach a real machine, and they are replaced
+_ROOM: Final = 1 << 50  # memory is the machine's affair here, not the budget's
+_BATCHES: Final = (1, 8, 2, 32, 4, 16)
+_STAGING: Final = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """Whose operations are measured: the sizes, and the Hugging Face configuration to build a
+    model from (None: a plain one of these sizes)."""
+
+    shape: ModelShape
+    config: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The largest steps that matter, and the expert slots there is room for."""
+
+    sequences: int = 32
+    tokens: int = 256
+    context: int = 256
+    slots: int = 1 << 40
+
+    def slots_of(self, shape: ModelShape) -> int:
+        return max(0, min(self.slots, len(shape.moe_layers) * shape.num_experts))
+
+
+@dataclass(frozen=True, slots=True)
+class Design:
+    """One workload: `prompts[i]` and `outputs[i]` tokens of request i, all there at once."""
+
+    sequences: int
+    token_budget: int
+    prompts: tuple[int, ...]
+    outputs: tuple[int, ...]
+    slots: int
+    skew: float
+    seed: int
+
+    @property
+    def rows(self) -> int:
+        return sum(self.prompts) + sum(self.outputs) - len(self.prompts)
+
+
+def designs(shape: ModelShape, limits: Limits, *, seed: int = 0) -> Iterator[Design]:
+    """Workloads without end; each six cover all sizes of batches, each three all residencies."""
+    rng = np.random.default_rng(seed)
+    slots = limits.slots_of(shape)
+    residencies = (slots, slots // 2, min(slots, len(shape.moe_layers)))
+    batches = sorted({min(batch, limits.sequences) for batch in _BATCHES}, key=_order)
+    number = 0
+    while True:
+        for batch in batches:
+            requests = batch + batch // 2
+            longest = max(1, limits.context - 8)
+            prompts = np.exp(rng.uniform(0, np.log(longest + 1), requests)).astype(int)
+            if batch > 4:  # many long prompts would take all the time there is
+                prompts = np.minimum(prompts, max(1, longest // 4))
+            outputs = rng.integers(3, 9, requests)
+            budget = int(np.exp(rng.uniform(np.log(batch + 1), np.log(limits.tokens + 1))))
+            yield Design(
+                sequences=batch,
+                token_budget=max(batch, min(budget, limits.tokens)),
+                prompts=tuple(int(n) for n in np.clip(prompts, 1, longest)),
+                outputs=tuple(int(n) for n in outputs),
+                slots=residencies[number % len(residencies)],
+                skew=float(rng.choice([0.0, 0.8, 1.5])),
+                seed=int(rng.integers(2**31)),
+            )
+            number += 1
+        if len(batches) % len(residencies) == 0:
+            number += 1  # else a size of batch would always meet the same residency
+
+
+def _order(batch: int) -> int:
+    return _BATCHES.index(batch) if batch in _BATCHES else len(_BATCHES)
+
+
+def design_plan(design: Design, subject: Subject, hardware: Hardware | None = None) -> Plan:
+    """The workload as a plan, for any machine."""
+    shape = subject.shape
+    trace = _trace(design, subject)
+    scenario = Scenario.model_validate(
+        {
+            "name": "calibration",
+            "trace": "in memory",
+            "hardware": _CARD,
+            "memory": {"staging": _STAGING, "capacity": _ROOM},
+            "batching": {
+                "policy": "decode_first",
+                "token_budget": design.token_budget,
+                "max_sequences": design.sequences,
+            },
+            "cache": {"policy": "lru", "scope": "per_layer", "slots": design.slots},
+            "bounds": False,
+        }
+    )
+    requests = build_workload(scenario, trace)
+    kv_tokens = [request.max_kv_tokens for request in requests]
+    budget = plan_budget(scenario, shape, _ROOM, kv_tokens)
+    slots = tuple(split_slots(design.slots, trace.num_layers, trace.num_experts))
+    return Plan(scenario, trace, CostModel(hardware or load_hardware(_CARD), shape), budget, slots)
+
+
+def _trace(design: Design, subject: Subject) -> Trace:
+    shape = subject.shape
+    lengths = np.add(design.prompts, design.outputs) - 1
+    ids = _routes(design, shape, int(lengths.sum()))
+    return Trace.from_arrays(
+        expert_ids=ids,
+        seq_len=lengths,
+        prompt_tokens=design.prompts,
+        num_experts=shape.num_experts,
+        model=shape.name,
+        model_config=None if subject.config is None else dict(subject.config),
+        synthetic=True,
+    )
+
+
+def _routes(design: Design, shape: ModelShape, rows: int) -> npt.NDArray[np.int64]:
+    """Distinct experts for each row and layer, [rows, layers, k]: after a Zipf law over experts
+    in an order of its own for each layer (Gumbel's trick draws without replacement)."""
+    rng = np.random.default_rng(design.seed)
+    layers, experts = len(shape.moe_layers), shape.num_experts
+    ranks = rng.permuted(np.tile(np.arange(1, experts + 1), (layers, 1)), axis=1)
+    noise = rng.gumbel(size=(rows, layers, experts)).astype(np.float32)
+    scores = noise - design.skew * np.log(ranks)[None]
+    return np.argsort(-scores, axis=2)[:, :, : shape.top_k]

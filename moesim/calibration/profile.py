@@ -1,0 +1,100 @@
+"""A measured profile: the figures, the operations, and all raw points beside them."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+from moesim.calibration.copies import CopyPoint
+from moesim.calibration.samples import Samples
+from moesim.document import dump_document
+from moesim.files import output_errors
+from moesim.hardware.hardware import Hardware, hardware_from
+from moesim.hardware.measurement import OperationTimes
+from moesim.hardware.operations import OperationCost
+from moesim.wiring import Plan
+
+__all__ = ["Profile", "figure"]
+
+_COLUMNS: Final = (
+    *("kind", "duration_ns", "layer", "first", "tokens", "kv_tokens", "pairs", "sampled"),
+    *("sequences", "rows", "landed", "nbytes", "pinned"),
+)
+
+
+def figure(value: Any, source: str) -> dict[str, Any]:
+    """One measured figure, as profiles write it."""
+    return {"value": value, "kind": "measured", "source": source}
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """What a calibration came to. `data` is the profile as plain data."""
+
+    data: Mapping[str, Any]
+    times: OperationTimes
+    samples: Samples
+    copies: tuple[CopyPoint, ...]
+    rounds: int
+    narrow: bool
+    """Whether all intervals became narrow before the time was over."""
+
+    def hardware(self) -> Hardware:
+        """The profile, resolved."""
+        return hardware_from(self.data, "the measured profile")
+
+    def priced(self, plan: Plan) -> Plan:
+        """A plan with the measured operations as its costs; its memory and links stay its own."""
+        hardware = replace(plan.cost.hardware, operations=(self.times,))
+        cost = OperationCost(hardware, plan.cost.shape, self.times, pinned=plan.cost.pinned)
+        return replace(plan, cost=cost)
+
+    def write(self, path: str | os.PathLike[str]) -> None:
+        """Write the profile, and its raw points as CSV beside it. Raises `OutputError`."""
+        path = Path(path)
+        points = path.with_suffix(".points.csv")
+        measured = {**self.data["measured"], "points": points.name}
+        text = dump_document({**self.data, "measured": measured})
+        with output_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial = points.with_name(f".{points.name}.partial")
+            with partial.open("w", encoding="utf-8", newline="") as file:
+                writer = csv.DictWriter(file, _COLUMNS, lineterminator="\n")
+                writer.writeheader()
+                writer.writerows(self._rows())
+            partial.replace(points)
+            partial = path.with_name(f".{path.name}.partial")
+            partial.write_text(text, encoding="utf-8")
+            partial.replace(path)
+
+    def _rows(self) -> Iterator[dict[str, Any]]:
+        samples = self.samples
+        for work, ns in samples.experts:
+            rows = " ".join(map(str, work.tokens))
+            yield {
+                "kind": "experts",
+                "duration_ns": ns,
+                "rows": rows,
+                "landed": int(work.landed),
+            }
+        for kind, layers in (("front", samples.fronts), ("dense", samples.dense)):
+            for layer, ns in layers:
+                more = {"layer": layer.layer, "first": int(layer.first)}
+                yield {"kind": kind, "duration_ns": ns, **layer.batch._asdict(), **more}
+        for tail, ns in samples.tails:
+            batch = tail.batch._asdict()
+            yield {"kind": "tail", "duration_ns": ns, **batch, "nbytes": tail.nbytes}
+        for kind, sized in (("readback", samples.readbacks), ("expert copy", samples.copies)):
+            for nbytes, ns in sized:
+                yield {"kind": kind, "duration_ns": ns, "nbytes": nbytes}
+        for point in self.copies:
+            yield {
+                "kind": point.direction,
+                "duration_ns": point.duration_ns,
+                "nbytes": point.nbytes,
+                "pinned": int(point.pinned),
+            }

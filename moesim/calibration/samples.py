@@ -1,0 +1,173 @@
+"""From a run's journal to samples: how long each operation kept the run waiting.
+
+The simulated machine starts work the instant that it may; a real one wakes a thread first, or
+launches a kernel. So an operation's sample counts from the instant at which the simulated
+machine would have started it: the end of the operation before it on the GPU lane, or the landing
+of its expert. What the host does between a front and the first work of its layer event counts
+as readback, what it does between two steps as part of the tail. Late wake-ups of an emulated
+link do not add up, so a copy lands when it should have; the rest is the computation's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+from moesim.hardware.cost import copy_ns
+from moesim.hardware.hardware import Link
+from moesim.hardware.ops import BatchShape, Dense, Experts, Front, Tail
+from moesim.machine.base import DEMAND, GPU, H2D, READBACK, Ticket
+from moesim.machine.journal import Record
+
+__all__ = ["ExpertWork", "Layer", "Samples", "TailWork", "read_journal"]
+
+
+class ExpertWork(NamedTuple):
+    """One call over routed experts; `landed`: it waited for its expert's copy."""
+
+    tokens: tuple[int, ...]
+    landed: bool
+
+
+class Layer(NamedTuple):
+    """One layer without routed experts of one batch; `first` of its step."""
+
+    layer: int
+    batch: BatchShape
+    first: bool
+
+
+class TailWork(NamedTuple):
+    """The end of a step, until the next begins; `nbytes` of sampled tokens come back meanwhile."""
+
+    batch: BatchShape
+    nbytes: int
+
+
+@runtime_checkable
+class Waiting(Protocol):
+    """A ticket of the real machine."""
+
+    def ready_ns(self) -> int:
+        """Since when it could have begun."""
+
+
+@dataclass(slots=True)
+class Samples:
+    """(work, ns) of each kind; `readbacks` and `copies` from host to device by their bytes."""
+
+    experts: list[tuple[ExpertWork, int]] = field(default_factory=list)
+    fronts: list[tuple[Layer, int]] = field(default_factory=list)
+    dense: list[tuple[Layer, int]] = field(default_factory=list)
+    readbacks: list[tuple[int, int]] = field(default_factory=list)
+    tails: list[tuple[TailWork, int]] = field(default_factory=list)
+    copies: list[tuple[int, int]] = field(default_factory=list)
+
+    def add(self, other: Samples) -> None:
+        """Take in the samples of another run."""
+        for name in self.__slots__:
+            getattr(self, name).extend(getattr(other, name))
+
+
+def read_journal(
+    records: Sequence[Record], *, link: Link | None = None, skip_steps: int = 1
+) -> Samples:
+    """The samples of a run that is over, less its first steps. `link` is the emulated one."""
+    return _Reader(link, skip_steps).read(records)
+
+
+class _Reader:
+    """Walks through a journal in the order of issue, which on each lane is that of time."""
+
+    def __init__(self, link: Link | None, skip_steps: int) -> None:
+        self._link = link
+        self._skip_steps = skip_steps
+        self._samples = Samples()
+        self._counts = False
+        self._gpu_free_ns = 0  # the end of the operation before
+        self._front_ns = 0  # the end of the last front
+        self._ids_bytes: int | None = None  # read back for a layer event that has not begun
+        self._copy: Ticket | None = None  # the copy before
+        self._link_free_ns = 0  # when it ended, or should have on the emulated link
+        self._landing: dict[int, int] = {}  # when experts landed that were not computed so far
+        self._tail: tuple[BatchShape, int, int] | None = None  # of the step before
+        self._sampled_bytes = 0
+
+    def read(self, records: Sequence[Record]) -> Samples:
+        for record in records:
+            self._counts = record.step >= self._skip_steps
+            if record.key == READBACK and record.op is None:
+                if self._tail is None:
+                    self._ids_bytes = record.nbytes
+                else:
+                    self._sampled_bytes = record.nbytes
+            elif record.lane == H2D:
+                self._copied(record)
+            elif record.lane == GPU:
+                self._computed(record)
+        return self._samples
+
+    def _copied(self, record: Record) -> None:
+        """A copy: what it took, and when it would have landed had nobody been late."""
+        ticket, before = record.ticket, self._copy
+        if record.priority == DEMAND:
+            self._begin_event(ticket)
+        ready_ns = ticket.ready_ns() if isinstance(ticket, Waiting) else ticket.start_ns
+        follows = before is not None and ready_ns <= before.finish_ns
+        begun_ns = before.finish_ns if before is not None and follows else ticket.start_ns
+        if self._counts:
+            self._samples.copies.append((record.nbytes, ticket.finish_ns - begun_ns))
+        if self._link is None:
+            self._link_free_ns = ticket.finish_ns
+        else:
+            start_ns = self._link_free_ns if follows else ticket.start_ns
+            self._link_free_ns = start_ns + copy_ns(self._link, record.nbytes, pinned=True)
+        self._copy = ticket
+        self._landing[record.key] = self._link_free_ns
+
+    def _computed(self, record: Record) -> None:
+        op, ticket, samples = record.op, record.ticket, self._samples
+        first = self._tail is not None or not self._gpu_free_ns
+        begun_ns = ticket.start_ns if first else self._gpu_free_ns
+        self._end_step(ticket)
+        if isinstance(op, Experts):
+            landings = [self._landing.pop(key, 0) for key in op.keys]
+            landed = max(landings) > self._front_ns
+            if landed:
+                begun_ns = max(begun_ns, *landings)
+            elif self._begin_event(ticket):
+                begun_ns = ticket.start_ns
+            self._ids_bytes = None
+            self._take(samples.experts, ExpertWork(op.tokens, landed), ticket, begun_ns)
+        elif isinstance(op, Tail):
+            self._tail = op.batch, ticket.finish_ns - begun_ns, ticket.finish_ns
+        elif isinstance(op, Front):
+            self._front_ns = ticket.finish_ns
+            self._take(samples.fronts, Layer(op.layer, op.batch, first), ticket, begun_ns)
+        elif isinstance(op, Dense):
+            self._take(samples.dense, Layer(op.layer, op.batch, first), ticket, begun_ns)
+        self._gpu_free_ns = ticket.finish_ns
+
+    def _take(self, into: list[Any], work: Any, ticket: Ticket, begun_ns: int) -> None:
+        if self._counts:
+            into.append((work, ticket.finish_ns - begun_ns))
+
+    def _begin_event(self, first: Ticket) -> bool:
+        """The first work of a layer event ends its readback; whether it was the first."""
+        if self._ids_bytes is None:
+            return False
+        if self._counts:
+            self._samples.readbacks.append((self._ids_bytes, first.start_ns - self._front_ns))
+        self._ids_bytes = None
+        return True
+
+    def _end_step(self, first: Ticket) -> None:
+        """The first work of a step ends the tail of the one before."""
+        if self._tail is None:
+            return
+        batch, tail_ns, end_ns = self._tail
+        if self._counts:
+            work = TailWork(batch, self._sampled_bytes)
+            self._samples.tails.append((work, tail_ns + first.start_ns - end_ns))
+        self._tail = None

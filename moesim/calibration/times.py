@@ -1,0 +1,167 @@
+"""From samples to an entry of a profile: the times of one model's operations, fitted."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from itertools import pairwise
+from typing import Any, Final
+
+import numpy as np
+
+from moesim.calibration.fitting import Fit, Row, fit, pool, robust, split, verify
+from moesim.calibration.samples import ExpertWork, Layer, Samples, TailWork
+from moesim.errors import UsageError
+from moesim.hardware.measurement import (
+    ExpertTable,
+    LayerTimes,
+    OperationTimes,
+    ReadbackTimes,
+    Residual,
+    TailTimes,
+    shape_profile,
+)
+from moesim.hardware.operations import LayerWork, layer_work
+from moesim.hardware.shapes import ModelShape
+
+__all__ = ["fit_times"]
+
+# Rows at which the expert table may bend: nearly evenly spaced on a logarithmic scale.
+_KNOTS: Final = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
+
+
+def fit_times(shape: ModelShape, samples: Samples, *, seed: int = 0) -> OperationTimes:
+    """The times of `shape`'s operations, each kind fitted to half of its points.
+
+    Raises `UsageError` where a kind has too few points.
+    """
+    residuals: dict[str, Residual] = {}
+
+    def note(kind: str, made: Fit) -> tuple[float, ...]:
+        residuals[kind] = made.residual
+        return made.coefficients
+
+    _check(samples, shape)
+    base, byte = note("readback", fit(pool(samples.readbacks), lambda n: (1, n), seed=seed))
+    tails = [(work, max(1.0, ns - base - byte * work.nbytes)) for work, ns in samples.tails]
+    tail = note("tail", fit(pool(tails), _tail_parts, seed=seed))
+    layers = _Layers(shape, seed)
+    front, dense, first = layers.fit(samples)
+    residuals.update(layers.residuals)
+    experts, residuals["experts"] = _fit_experts(samples.experts, seed)
+    return OperationTimes(
+        shape=shape_profile(shape),
+        experts=experts,
+        front=front,
+        dense=dense,
+        first=first,
+        tail=TailTimes(base_ns=tail[0], token_ns=tail[1], sequence_ns=tail[2], sampled_ns=tail[3]),
+        readback=ReadbackTimes(base_ns=base, byte_ns=byte),
+        residuals=residuals,
+    )
+
+
+def _check(samples: Samples, shape: ModelShape) -> None:
+    """Every kind of operation of the model was seen."""
+    wanted = ["experts", "fronts", "readbacks", "tails"] + ["dense"] * bool(shape.dense_layers)
+    missing = [name for name in wanted if len(getattr(samples, name)) < 2]
+    if missing:
+        raise UsageError(
+            f"the measurements of {shape.name} hold too few {', '.join(missing)}; allow more time"
+        )
+
+
+def _tail_parts(work: TailWork) -> Row:
+    batch = work.batch
+    return 1, batch.tokens, batch.sequences, batch.sampled
+
+
+def _layer_parts(work: LayerWork) -> Row:
+    return 1, *work
+
+
+class _Layers:
+    """Fronts and dense layers; and what the first layer of a step takes beyond them."""
+
+    def __init__(self, shape: ModelShape, seed: int) -> None:
+        self._shape = shape
+        self._windowed = set(shape.windowed_layers)
+        self._seed = seed
+        self.residuals: dict[str, Residual] = {}
+
+    def fit(self, samples: Samples) -> tuple[LayerTimes, LayerTimes | None, LayerTimes]:
+        """Front, dense layer (None where there are none), and the first layer's surplus."""
+        made: dict[str, LayerTimes] = {}
+        surplus: list[tuple[Hashable, float]] = []
+        for kind, taken in (("front", samples.fronts), ("dense", samples.dense)):
+            if not taken:
+                continue
+            later = [(self._work(w), float(ns)) for w, ns in taken if not w.first]
+            begins = [(self._work(w), float(ns)) for w, ns in taken if w.first]
+            known = fit(pool(later or begins), _layer_parts, seed=self._seed)
+            self.residuals[kind] = known.residual
+            made[kind] = _times(known.coefficients)
+            if later and begins:
+                surplus += [((work, known.coefficients), ns) for work, ns in begins]
+        return made["front"], made.get("dense"), self._first(surplus)
+
+    def _first(self, surplus: Sequence[tuple[Any, float]]) -> LayerTimes:
+        points = pool(surplus)
+        if len(points) < 2:
+            return LayerTimes(base_ns=0.0)
+        fitted, held_out = split(points, self._seed)
+
+        def usual(work: Any) -> float:
+            return float(np.dot(_layer_parts(work[0]), work[1]))
+
+        found = robust(fitted, lambda work: _layer_parts(work[0]), usual)
+
+        def predict(work: Any) -> float:
+            return usual(work) + float(np.dot(_layer_parts(work[0]), found))
+
+        self.residuals["first"] = verify(held_out, predict, len(fitted))
+        return _times(tuple(found))
+
+    def _work(self, layer: Layer) -> LayerWork:
+        window = self._shape.window if layer.layer in self._windowed else None
+        return layer_work(layer.batch, window)
+
+
+def _times(found: Sequence[float]) -> LayerTimes:
+    base, token, sequence, entry, pair = found
+    return LayerTimes(
+        base_ns=base, token_ns=token, sequence_ns=sequence, kv_token_ns=entry, pair_ns=pair
+    )
+
+
+def _fit_experts(
+    samples: Sequence[tuple[ExpertWork, int]], seed: int
+) -> tuple[ExpertTable, Residual]:
+    """The table of rows, and what a call costs beside it."""
+    points = pool((tuple(sorted(work.tokens)), ns) for work, ns in samples)
+    fitted, _ = split(points, seed)
+    most = max(max(point.work) for point in fitted)
+    least = min(min(point.work) for point in fitted)
+    knots = [knot for knot in _KNOTS if least <= knot < most]
+    knots = sorted({least, *knots, most})
+
+    def parts(tokens: tuple[int, ...]) -> Row:
+        """A call of either kind, experts, and rows between each two knots."""
+        each = [0.0] * (len(knots) - 1)
+        for count in tokens:
+            for place, (low, high) in enumerate(pairwise(knots)):
+                beyond = count if place == len(each) - 1 else min(count, high)
+                each[place] += max(0, beyond - low)
+        alone = float(len(tokens) == 1)
+        return [1 - alone, alone, len(tokens), *each]
+
+    made = fit(points, parts, seed=seed)
+    call, alone, weights, *slopes = made.coefficients
+    if (
+        len({len(point.work) == 1 for point in fitted}) == 1
+    ):  # one kind was never seen; it is taken to be as the other
+        call = alone = max(call, alone)
+    each_ns = [weights]
+    for slope, (low, high) in zip(slopes, pairwise(knots), strict=True):
+        each_ns.append(each_ns[-1] + slope * (high - low))
+    table = ExpertTable(call_ns=call, alone_ns=alone, tokens=knots, each_ns=each_ns)
+    return table, made.residual

@@ -1,0 +1,286 @@
+"""Calibration finds again what is known: on a simulated machine with noise, and by hand."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import pytest
+import simpy
+from hypothesis import given
+from hypothesis import strategies as st
+from measuring import random_times, tiny_shape
+from scipy.optimize import nnls as scipy_nnls
+
+from moesim.calibration.calibrate import measure
+from moesim.calibration.design import Design, Limits, Subject, design_plan, designs
+from moesim.calibration.fitting import Point, fit, nnls, pool, robust, split
+from moesim.calibration.samples import read_journal
+from moesim.calibration.times import fit_times
+from moesim.errors import UsageError
+from moesim.hardware import BatchShape, CostModel, Link, load_hardware
+from moesim.hardware.measurement import OperationTimes
+from moesim.hardware.operations import OperationCost
+from moesim.machine.events import EventMachine
+from moesim.machine.journal import Journal, Record
+from moesim.wiring import SimPrices, build_server
+
+KNOWN = {
+    "experts": {
+        "call_ns": 20_000,
+        "alone_ns": 45_000,
+        "tokens": [1, 4, 16, 64],
+        "each_ns": [100_000, 130_000, 300_000, 900_000],
+    },
+    "front": {
+        "base_ns": 90_000,
+        "token_ns": 3000,
+        "sequence_ns": 12_000,
+        "kv_token_ns": 150,
+        "pair_ns": 20,
+    },
+    "first": {"base_ns": 40_000, "token_ns": 500},
+    "tail": {"base_ns": 70_000, "token_ns": 100, "sampled_ns": 9000},
+    "readback": {"base_ns": 30_000, "byte_ns": 12},
+}
+LIMITS = Limits(sequences=16, tokens=64, context=100)
+
+
+def known_cost(**changes: Any) -> OperationCost:
+    """Costs of the tiny shape that calibration is to find."""
+    shape = tiny_shape()
+    times = {"shape": random_times(0, shape)["shape"], **KNOWN, **changes}
+    return OperationCost(load_hardware("t4"), shape, OperationTimes.model_validate(times))
+
+
+class Noisy:
+    """Prices that are never twice the same: mostly a little more, sometimes a lot."""
+
+    def __init__(self, cost: CostModel, noise: float, seed: int) -> None:
+        self._prices = SimPrices(cost)
+        self._noise = noise
+        self._rng = random.Random(seed)
+        self.chunk_bytes = self._prices.chunk_bytes
+        self.experts_ns = self._prices.experts_ns
+        self.layers_ns = self._prices.layers_ns
+
+    def _late(self, duration_ns: int) -> int:
+        if not self._noise:
+            return duration_ns
+        factor = self._rng.lognormvariate(0, self._noise)
+        return round(duration_ns * factor * (5 if self._rng.random() < 0.03 else 1))
+
+    def compute_ns(self, op: Any) -> int:
+        return self._late(self._prices.compute_ns(op))
+
+    def copy_ns(self, direction: Any, nbytes: int) -> int:
+        return self._late(self._prices.copy_ns(direction, nbytes))
+
+    def readback_ns(self, nbytes: int) -> int:
+        return self._late(self._prices.readback_ns(nbytes))
+
+
+class SimBench:
+    """A bench whose machine is a simulated one with known costs."""
+
+    def __init__(self, cost: CostModel, noise: float = 0.0) -> None:
+        self.limits = LIMITS
+        self.link = None
+        self.served: list[Design] = []
+        self._cost = cost
+        self._noise = noise
+
+    def serve(self, design: Design) -> Sequence[Record]:
+        self.served.append(design)
+        plan = replace(design_plan(design, Subject(self._cost.shape)), cost=self._cost)
+        env = simpy.Environment()
+        prices: Any = Noisy(self._cost, self._noise, len(self.served))
+        journal = Journal(EventMachine(env, prices))
+        env.run(until=env.process(build_server(plan, journal).run()))
+        return journal.records
+
+    def close(self) -> None:
+        pass
+
+
+BATCHES = [BatchShape(*row) for row in ((1, 9, 9, 1, 1), (8, 200, 200, 8, 8), (40, 90, 900, 2, 6))]
+
+
+def predictions(cost: CostModel) -> list[int]:
+    """Prices of all kinds."""
+    found = [cost.experts_ns(rows) for rows in ((1,), (7,), (30,), (1, 1), (3, 9, 2, 5), (16,) * 8)]
+    for batch in BATCHES:
+        found += [cost.front_ns(0, batch), cost.front_ns(2, batch), cost.tail_ns(batch)]
+    return [*found, cost.readback_ns(8), cost.readback_ns(320)]
+
+
+def test_without_noise_every_price_is_found_again() -> None:
+    cost = known_cost()
+    found = measure(Subject(cost.shape), SimBench(cost), 0.7)
+    again = OperationCost(cost.hardware, cost.shape, found.times)
+    for one, other in zip(predictions(cost), predictions(again), strict=True):
+        assert other == pytest.approx(one, rel=1e-3)
+    assert all(residual.error_p90 < 1e-3 for residual in found.times.residuals.values())
+
+
+def test_with_noise_and_outliers_prices_are_near_and_the_stated_error_is_true() -> None:
+    cost = known_cost()
+    found = measure(Subject(cost.shape), SimBench(cost, noise=0.05), 1.5)
+    again = OperationCost(cost.hardware, cost.shape, found.times)
+    errors = [
+        abs(other / one - 1)
+        for one, other in zip(predictions(cost), predictions(again), strict=True)
+    ]
+    assert max(errors) < 0.12
+    assert float(np.median(errors)) < 0.03
+    for residual in found.times.residuals.values():
+        assert 0.005 < residual.error_median < 0.1
+        assert residual.fitted <= residual.held_out <= residual.fitted + 1
+
+
+def test_samples_are_the_prices_themselves() -> None:
+    cost = known_cost()
+    design = Design(4, 16, (9, 3, 20, 1, 7), (4, 5, 3, 6, 4), slots=9, skew=0.8, seed=5)
+    samples = read_journal(SimBench(cost).serve(design))
+    for work, ns in samples.experts:
+        assert ns == cost.experts_ns(work.tokens)
+        assert len(work.tokens) == 1 or not work.landed
+    for layer, ns in samples.fronts:
+        assert ns == cost.front_ns(layer.layer, layer.batch)
+        assert layer.first == (layer.layer == 0)
+    for nbytes, ns in samples.readbacks:
+        assert ns == cost.readback_ns(nbytes)
+    for tail, ns in samples.tails:
+        assert ns == cost.tail_ns(tail.batch) + cost.readback_ns(tail.nbytes)
+    for nbytes, ns in samples.copies:
+        assert ns == cost.copy_ns("h2d", nbytes)
+    assert min(map(len, (samples.experts, samples.copies, samples.readbacks))) > 20
+    assert {work.landed for work, _ in samples.experts} == {True, False}
+
+
+def test_late_wake_ups_of_an_emulated_link_count_once() -> None:
+    """Two copies back to back, the news of each 5 us late: the link itself was never late."""
+    from moesim.hardware.ops import Experts, Front
+    from moesim.machine.base import DEMAND, NOWHERE, READBACK, Ticket
+
+    batch = BatchShape(1, 1, 1, 1, 1)
+    link = Link(10, 10**9, 10**9)  # 110 ns for 100 bytes
+
+    class Late(Ticket):
+        def ready_ns(self) -> int:
+            return 150
+
+    def op(what: Any, start: int, finish: int) -> Record:
+        return Record("gpu", 0, what, NOWHERE, 0, 0, Ticket(start, finish))
+
+    def copy(key: int, start: int, finish: int) -> Record:
+        return Record("h2d", 0, None, key, 100, DEMAND, Late(start, finish))
+
+    records = [
+        op(Front(0, batch), 0, 100),
+        Record("d2h", 0, None, READBACK, 8, DEMAND, Ticket(100, 120)),
+        copy(1, 160, 275),  # due at 270
+        op(Experts(0, (1,), (1,)), 280, 300),
+        copy(2, 275, 385),  # due at 380, whenever it began
+        op(Experts(0, (2,), (1,)), 390, 400),
+    ]
+    samples = read_journal(records, link=link, skip_steps=0)
+    assert samples.readbacks == [(8, 60)]
+    assert [ns for _, ns in samples.experts] == [300 - 270, 400 - 380]
+    assert [ns for _, ns in samples.copies] == [115, 110]
+
+
+@given(
+    st.integers(1, 12).flatmap(
+        lambda parts: st.lists(
+            st.lists(st.integers(-9, 9), min_size=parts, max_size=parts), min_size=1, max_size=20
+        )
+    ),
+    st.integers(0, 2**32),
+)
+def test_nnls_is_as_good_as_scipys(rows: list[list[int]], seed: int) -> None:
+    a = np.array(rows, dtype=float)
+    b = np.random.default_rng(seed).normal(size=len(a))
+    found = nnls(a, b)
+    assert (found >= 0).all()
+    _, least = scipy_nnls(a, b)
+    assert np.linalg.norm(a @ found - b) == pytest.approx(least, abs=1e-6)
+
+
+def test_outliers_hardly_move_a_fit() -> None:
+    rng = np.random.default_rng(3)
+    points = []
+    for number in range(200):
+        x = rng.uniform(1, 50)
+        wrong = 20.0 if number % 8 == 0 else 1.0
+        points.append(Point(x, (100 + 7 * x) * rng.lognormal(0, 0.02) * wrong, 1))
+    base, slope = robust(points, lambda x: (1, x))
+    assert base == pytest.approx(100, rel=0.1)
+    assert slope == pytest.approx(7, rel=0.05)
+
+
+def test_at_most_half_of_the_points_are_fitted_over_the_whole_range() -> None:
+    for number in range(2, 40):
+        points = [Point(i, float(i * i + 1), 1) for i in range(number)]
+        fitted, held_out = split(points, seed=number)
+        assert len(fitted) == number // 2
+        assert {p.work for p in fitted} | {p.work for p in held_out} == set(range(number))
+        assert not {p.work for p in fitted} & {p.work for p in held_out}
+        assert min(p.work for p in fitted) <= 1
+        assert max(p.work for p in fitted) >= number - 3
+    with pytest.raises(UsageError, match="1 measured point is not enough"):
+        split([Point(0, 1.0, 1)])
+
+
+def test_what_is_held_out_is_not_fitted() -> None:
+    """A fit cannot know of an error that only points held out have."""
+    points = [Point(i, 10.0 + i, 1) for i in range(40)]
+    chosen = {point.work for point in split(points)[0]}
+    crooked = [p if p.work in chosen else replace(p, duration_ns=2 * p.duration_ns) for p in points]
+
+    def parts(work: Any) -> tuple[float, ...]:
+        return 1, work
+
+    # The order of durations decides the split, so the points are fitted as they were split.
+    fitted = [p for p in crooked if p.work in chosen]
+    assert robust(fitted, parts) == pytest.approx(fit(points, parts).coefficients)
+
+
+def test_repeats_become_one_point_at_their_median() -> None:
+    points = pool([("a", 5.0), ("b", 1.0), ("a", 1000.0), ("a", 6.0)])
+    assert points == [Point("a", 6.0, 3), Point("b", 1.0, 1)]
+
+
+def test_designs_cover_batches_and_residencies_within_the_limits() -> None:
+    shape = tiny_shape()
+    made = list(islice(designs(shape, LIMITS), 36))
+    assert {design.sequences for design in made} == {1, 2, 4, 8, 16}
+    met = {(design.sequences, design.slots) for design in made}
+    assert len(met) == 5 * 3
+    assert {slots for _, slots in met} == {32, 16, 4}
+    for design in made:
+        assert design.sequences <= design.token_budget <= LIMITS.tokens
+        assert max(map(sum, zip(design.prompts, design.outputs, strict=True))) <= LIMITS.context
+        plan = design_plan(design, Subject(shape))
+        assert len(plan.trace.expert_ids) == design.rows
+        assert sum(plan.slots) == design.slots
+    assert list(islice(designs(shape, LIMITS), 36)) == made
+    few = list(islice(designs(shape, replace(LIMITS, slots=3)), 9))
+    assert max(design.slots for design in few) == 3
+
+
+def test_the_time_is_kept_and_too_little_of_it_is_said() -> None:
+    cost = known_cost()
+    bench = SimBench(cost, noise=0.3)
+    found = measure(Subject(cost.shape), bench, 0.01)
+    assert found.rounds == 1
+    assert not found.narrow
+    assert math.isfinite(found.times.residuals["front"].error_p90)
+    empty = read_journal([])
+    with pytest.raises(UsageError, match="too few experts, fronts, readbacks, tails"):
+        fit_times(cost.shape, empty)
