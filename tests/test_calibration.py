@@ -238,17 +238,19 @@ def test_at_most_half_of_the_points_are_fitted_over_the_whole_range() -> None:
 
 
 def test_what_is_held_out_is_not_fitted() -> None:
-    """A fit cannot know of an error that only points held out have."""
-    points = [Point(i, 10.0 + i, 1) for i in range(40)]
-    chosen = {point.work for point in split(points)[0]}
-    crooked = [p if p.work in chosen else replace(p, duration_ns=2 * p.duration_ns) for p in points]
+    rng = np.random.default_rng(1)
+    points = [Point(i, (10.0 + i) * rng.lognormal(0, 0.2), 1) for i in range(41)]
 
     def parts(work: Any) -> tuple[float, ...]:
         return 1, work
 
-    # The order of durations decides the split, so the points are fitted as they were split.
-    fitted = [p for p in crooked if p.work in chosen]
-    assert robust(fitted, parts) == pytest.approx(fit(points, parts).coefficients)
+    fitted, held_out = split(points)
+    made = fit(points, parts)
+    base, slope = robust(fitted, parts)
+    assert made.coefficients == (base, slope)
+    errors = [abs((base + slope * p.work) / p.duration_ns - 1) for p in held_out]
+    assert (made.residual.fitted, made.residual.held_out) == (20, 21)
+    assert made.residual.error_median == pytest.approx(float(np.median(errors)))
 
 
 def test_repeats_become_one_point_at_their_median() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
@@ -26,6 +27,7 @@ from moesim.errors import UsageError
 from moesim.hardware.cost import copy_ns
 from moesim.hardware.hardware import Link
 from moesim.hardware.measurement import OperationTimes
+from moesim.serving.workload import build_workload
 
 if TYPE_CHECKING:
     from moesim.wiring import Plan
@@ -122,8 +124,6 @@ def calibrate_plan(
     Raises as `calibrate`.
     """
     scenario, hardware = plan.scenario, plan.cost.hardware
-    from moesim.serving.workload import build_workload
-
     contexts = [request.max_kv_tokens for request in build_workload(scenario, plan.trace)]
     limits = Limits(
         sequences=min(scenario.batching.max_sequences, len(contexts)),
@@ -132,7 +132,7 @@ def calibrate_plan(
     )
     emulated = device == "cpu"
     return calibrate(
-        Subject(plan.cost.shape, plan.trace.meta.model_config if _traced(plan) else None),
+        _subject(plan),
         device=device,
         h2d=hardware.h2d if emulated else None,
         d2h=hardware.d2h if emulated else None,
@@ -144,8 +144,13 @@ def calibrate_plan(
     )
 
 
-def _traced(plan: Plan) -> bool:
-    return plan.scenario.model.shape == "trace"
+def _subject(plan: Plan) -> Subject:
+    """The model of a plan, built from what its shape was read from."""
+    choice = plan.scenario.model.shape
+    if choice.endswith(".json"):
+        text = plan.scenario.path(choice).read_text(encoding="utf-8")
+        return Subject(plan.cost.shape, json.loads(text))
+    return Subject(plan.cost.shape, plan.trace.meta.model_config if choice == "trace" else None)
 
 
 class _Clock:

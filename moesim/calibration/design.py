@@ -7,8 +7,10 @@ drawn at random from all layers, so weights are as cold in the processor's cache
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -16,14 +18,14 @@ import numpy.typing as npt
 
 from moesim.hardware.cost import CostModel
 from moesim.hardware.hardware import Hardware, load_hardware
-from moesim.hardware.shapes import ModelShape
+from moesim.hardware.shapes import ModelShape, load_shape
 from moesim.scenario import Scenario
 from moesim.serving.budget import plan_budget, split_slots
 from moesim.serving.workload import build_workload
 from moesim.trace import Trace
 from moesim.wiring import Plan
 
-__all__ = ["Design", "Limits", "Subject", "design_plan", "designs"]
+__all__ = ["Design", "Limits", "Subject", "design_plan", "designs", "named_subject"]
 
 _CARD: Final = "a100-80gb"  # only its links' chunks reach a real machine, and they are replaced
 _ROOM: Final = 1 << 50  # memory is the machine's affair here, not the budget's
@@ -38,6 +40,18 @@ class Subject:
 
     shape: ModelShape
     config: Mapping[str, Any] | None = None
+
+
+def named_subject(name: str, bits: int | None = None) -> Subject:
+    """A shape of the shipped table, or of a `config.json` by path; `bits` of every weight.
+
+    Raises UsageError where there is none of that name, or its weights have several types.
+    """
+    shape = load_shape(name)
+    config = json.loads(Path(name).read_text(encoding="utf-8")) if name.endswith(".json") else None
+    if bits is not None:
+        shape = shape.with_bits(expert_bits=bits, weight_bits=bits)
+    return Subject(shape, config)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from moesim.cli import compare, inspect, models, record, run, trace, validate
+from moesim.cli import calibrate, compare, inspect, models, record, run, trace, validate
 from moesim.errors import MoesimError
 
 __all__ = ["app", "main"]
@@ -46,7 +46,7 @@ def moesim(
     """Simulate mixture-of-experts inference on a GPU that cannot hold all experts."""
 
 
-for group in (run, compare, validate, inspect, record, models, trace):
+for group in (run, compare, calibrate, validate, inspect, record, models, trace):
     group.register(app)
 
 
