@@ -7,7 +7,8 @@ sequence look at its own past. A sequence that starts again at position 0 overwr
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -117,19 +118,21 @@ class KvStore:
         return self._masks[known]
 
 
-def attach(model: nn.Module, store: KvStore) -> None:
-    """Let a Hugging Face model attend by way of `store`, and by no other.
+def attach(model: nn.Module, store: KvStore) -> Callable[[], None]:
+    """Let a Hugging Face model attend by way of `store`, and by no other; answers what undoes it.
 
     Raises `UsageError` where the model's attention cannot be exchanged.
     """
     AttentionInterface.register(_NAME, _attend)
     chosen: Any = model
+    before = chosen.config._attn_implementation
     chosen.set_attn_implementation(_NAME)
     if chosen.config._attn_implementation != _NAME:
         raise UsageError(f"{type(model).__name__} does not let its attention be exchanged")
     for module in model.modules():
         if hasattr(module, "layer_idx"):
             setattr(module, _STORE, store)
+    return partial(chosen.set_attn_implementation, before)
 
 
 def _attend(

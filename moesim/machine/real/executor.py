@@ -9,6 +9,7 @@ outside of it, from buffers that somebody else fills.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -42,10 +43,13 @@ class Batch(NamedTuple):
 
 
 class Executor:
-    """Runs `model`, which it takes over: its experts move to `host`, its attention is exchanged.
+    """Runs `model`, which it borrows: its experts move to `host`, its attention is exchanged, and
+    all but the experts moves to `device` (None: it is there); `close` gives it back on the host.
 
-    `buffers` expert-sized places on the model's device; `distinct_experts` bounds how many random
+    `buffers` expert-sized places on the device; `distinct_experts` bounds how many random
     experts a model without weights gets (`models.shaped_model`); `pinned` page-locks the host's.
+    With a `prediction_depth`, the routers of so many following layers are asked of each layer's
+    hidden state too.
     A step is `begin`, then `run` with `[Dense.., Front, Experts..]` for each MoE layer, `Dense..`,
     `Tail`; a `fetch` after a `Front` makes `ids` known, and must come before its `Experts`; after
     `Tail` it makes `sampled` known. `run` belongs to one thread, from `begin` to `Tail`.
@@ -59,13 +63,20 @@ class Executor:
         *,
         buffers: int,
         distinct_experts: int | None = None,
+        device: str | None = None,
         pinned: bool = False,
+        prediction_depth: int = 0,
         seed: int = 0,
     ) -> None:
         config = _checked_config(model)
         self._model: Any = model.eval()
-        self._device = next(p.device for p in model.parameters() if not p.is_meta)
-        moe = find_moe_layers(model)
+        there = next(p.device for p in model.parameters() if not p.is_meta)
+        self._device = there if device is None else torch.device(device)
+        self._moe = moe = find_moe_layers(model)
+        if prediction_depth:
+            for layer in moe[1:]:
+                layer.check_predictable()
+        self._prediction_depth = prediction_depth
         self.num_layers = len(moe)
         self.num_experts = moe[0].num_experts
         self._templates: list[Any] = [layer.experts for layer in moe]
@@ -83,20 +94,24 @@ class Executor:
         self.buffers: Any = self._pool.buffers
         self.expert_bytes = self._pool.expert_bytes
         self.host_of: Callable[[int], Any] = self._pool.host_of
-        self._model_layers = [layer.model_layer for layer in moe]
+        self.model_layers = [layer.model_layer for layer in moe]
         self._shared: list[Early | None] = []
-        for number, layer in enumerate(moe):
-            self._replace(number, layer.block, layer.experts)
-        self._num_model_layers = self._watch_dense_layers(moe[0].name)
         self._kv = KvStore()
-        attach(model, self._kv)
+        with ExitStack() as undo:
+            for number, layer in enumerate(moe):
+                self._replace(number, layer.block, layer.experts, undo)
+            self.num_model_layers = self._watch_dense_layers(moe[0].name, undo)
+            undo.callback(attach(model, self._kv))
+            if self._device != there:
+                model.to(self._device)
+                undo.callback(model.to, there)  # first of all, while the experts are elsewhere
+            self._undo = undo.pop_all()
         self._batch = Batch(())
         self._pass: greenlet | None = None
         self._event: LayerEvent | None = None
         self._newest: Tensor | None = None  # what the next fetch brings
         self._fetched = torch.empty(0)
         self._ids: list[npt.NDArray[np.int64] | None] = []
-        self._ends: list[int] = []
         self.logits = torch.empty(0)
 
     # --- the server's side, between steps ---
@@ -118,12 +133,13 @@ class Executor:
         once they are fetched."""
         ids = self._ids[layer]
         if ids is None:
-            if self._event is None or self._event.layer != layer:
-                raise InvariantError(
-                    4, f"ids of layer {layer} were asked for before they are known"
-                )
-            ids = self._ids[layer] = self._fetched.numpy().astype(np.int64, copy=False)
+            ids = self._ids[layer] = self._known(layer)[:, : self.top_k]
         return ids
+
+    def predicted(self, layer: int, depth: int) -> npt.NDArray[np.int64]:
+        """`[T, k]`: what the router `depth` layers on says of the hidden state at `layer`, the
+        layer whose ids were fetched last; `[T, 0]` where no router was asked."""
+        return self._known(layer)[:, depth * self.top_k : (depth + 1) * self.top_k]
 
     def sampled(self) -> list[int]:
         """The greedy token of each span of this step that samples, in order; known once fetched."""
@@ -159,12 +175,18 @@ class Executor:
         self._fetched.copy_(newest, non_blocking=True)
 
     def close(self) -> None:
-        """Let go of everything; the executor is of no use afterwards."""
-        self._pass = self._event = self._model = None
+        """Give the model back; the executor is of no use afterwards."""
+        self._undo.close()
+        self._pass = self._event = None
         self.host = self.buffers = self.logits = torch.empty(0)
-        self._pool = self._kv = None  # type: ignore[assignment]
 
     # --- behind it ---
+
+    def _known(self, layer: int) -> npt.NDArray[np.int64]:
+        """What was fetched at the layer event that is under way."""
+        if self._event is None or self._event.layer != layer:
+            raise InvariantError(4, f"ids of layer {layer} are asked for at another time")
+        return self._fetched.numpy().astype(np.int64, copy=False)
 
     def _run_experts(self, op: Experts, places: Sequence[int]) -> None:
         event = self._event
@@ -199,10 +221,10 @@ class Executor:
             use_cache=False,
             logits_to_keep=self._put(kept),
         )
-        if self._kv.layers_attended != self._num_model_layers:
+        if self._kv.layers_attended != self.num_model_layers:
             raise UsageError(
                 f"{type(self._model).__name__} attended in {self._kv.layers_attended} of its "
-                f"{self._num_model_layers} layers by the functions that can be exchanged; "
+                f"{self.num_model_layers} layers by the functions that can be exchanged; "
                 "supported are decoders all of whose layers do"
             )
         self.logits = output.logits[0]
@@ -228,10 +250,17 @@ class Executor:
             weights,
             partial(self.ids, layer),
         )
-        self._event, self._newest = event, ids
-        _pause(Front, self._model_layers[layer])
+        self._event, self._newest = event, self._with_predictions(layer, hidden, ids)
+        _pause(Front, self.model_layers[layer])
         self._event = None
         return event.total()
+
+    def _with_predictions(self, layer: int, hidden: Tensor, ids: Tensor) -> Tensor:
+        """`[T, k x (1 + depths)]`: the ids, then what later routers say."""
+        later = self._moe[layer + 1 : layer + 1 + self._prediction_depth]
+        return (
+            torch.cat([ids, *(router.choose(hidden).ids for router in later)], 1) if later else ids
+        )
 
     def _recorded_weights(self, layer: int, hidden: Tensor) -> Tensor:
         recorded = self._batch.gate_weights
@@ -240,17 +269,21 @@ class Executor:
         weights = torch.from_numpy(np.ascontiguousarray(recorded[:, layer]))
         return weights.to(hidden.device, hidden.dtype)
 
-    def _replace(self, number: int, block: nn.Module, experts: nn.Module | None) -> None:
+    def _replace(
+        self, number: int, block: nn.Module, experts: nn.Module | None, undo: ExitStack
+    ) -> None:
         """Put our modules where layer `number` has its routed and its late shared experts."""
         name = next(name for name, child in block.named_children() if child is experts)
         setattr(block, name, StandIn(partial(self._at_experts, number)))
+        undo.callback(setattr, block, name, experts)
         shared = getattr(block, "shared_experts", None)
         early = Early(shared) if isinstance(shared, nn.Module) else None
         if early is not None:
             block.shared_experts = early
+            undo.callback(setattr, block, "shared_experts", shared)
         self._shared.append(early)
 
-    def _watch_dense_layers(self, name: str) -> int:
+    def _watch_dense_layers(self, name: str, undo: ExitStack) -> int:
         """Stop at the end of each layer without routed experts; answers how many layers there are.
 
         `name` is the path of a MoE block: the number in it is its layer's."""
@@ -258,8 +291,9 @@ class Executor:
         path = parts[: next(n for n, part in enumerate(parts) if part.isdigit())]
         layers: Any = self._model.get_submodule(".".join(path))
         for number, layer in enumerate(layers):
-            if number not in self._model_layers:
-                layer.register_forward_hook(lambda *_, number=number: _pause(Dense, number))
+            if number not in self.model_layers:
+                hook = layer.register_forward_hook(lambda *_, number=number: _pause(Dense, number))
+                undo.callback(hook.remove)
         return len(layers)
 
 

@@ -1,9 +1,9 @@
 """Experts away from home: every weight of the routed experts on the host, a few in buffers.
 
-An expert is one row: its tensors flat, one after another. A model's own experts are emptied; in
-their place stands a module that stops the forward pass, so that somebody else brings experts into
-buffers and has them computed, in any order and in any number of calls. What they say is kept apart
-for each assignment and summed in expert order, so that the order of arrival changes nothing.
+An expert is one row: its tensors flat, one after another. In place of a model's own experts stands
+a module that stops the forward pass, so that somebody else brings experts into buffers and has them
+computed, in any order and in any number of calls. What they say is kept apart for each assignment
+and summed in expert order, so that the order of arrival changes nothing.
 """
 
 from __future__ import annotations
@@ -41,9 +41,10 @@ class Weights(NamedTuple):
 class Pool:
     """`host [distinct experts, elements]` and `buffers [buffers, elements]` on the device.
 
-    Takes the weights out of `experts`, a model's modules in order of its MoE layers; those without
-    weights (on torch's meta device) get `distinct` random experts, which all layers share. `pinned`
-    keeps the host's in page-locked memory.
+    `experts` are a model's modules in order of its MoE layers: their weights move to `host`, and
+    they keep a view of it. Those without weights (on torch's meta device) keep having none; for
+    them there are `distinct` random experts, which all layers share. `pinned` keeps the host's in
+    page-locked memory.
 
     Raises `UsageError` for experts of a kind that is not known.
     """
@@ -77,8 +78,9 @@ class Pool:
             own = self.host[layer * num_experts : (layer + 1) * num_experts]
             for name, (start, stop) in zip(self._shapes, self._edges, strict=True):
                 if not imaginary:
-                    own[:, start:stop].copy_(getattr(module, name).detach().flatten(1))
-                setattr(module, name, None)
+                    theirs = getattr(module, name)
+                    own[:, start:stop].copy_(theirs.detach().flatten(1))
+                    theirs.data = own[:, start:stop].view(num_experts, *self._shapes[name])
         self.buffers = torch.empty(buffers, sum(sizes), dtype=dtype, device=device)
         self._views = [self._split(row) for row in self.buffers]
 
