@@ -175,8 +175,16 @@ class _Clock:
             self._progress("measuring", spent, whole)
 
 
-def measure(subject: Subject, bench: Bench, clock: _Clock | float, *, seed: int = 0) -> Measurement:
-    """Serve designed workloads until all intervals are narrow, or the time (in s) is over."""
+def measure(
+    subject: Subject,
+    bench: Bench,
+    clock: _Clock | float,
+    *,
+    seed: int = 0,
+    most_rounds: int | None = None,
+) -> Measurement:
+    """Serve designed workloads until all intervals are narrow, the time (in s) is over, or there
+    were enough of them."""
     if not isinstance(clock, _Clock):
         clock = _Clock(clock)
     samples = Samples()
@@ -194,7 +202,7 @@ def measure(subject: Subject, bench: Bench, clock: _Clock | float, *, seed: int 
         clock.show()
         if rounds % _CYCLE == 0 and rounds >= 2 * _CYCLE:
             narrow = _is_narrow(fit_times(subject.shape, samples, seed=seed))
-        if narrow or clock.left_s <= 0:
+        if narrow or clock.left_s <= 0 or rounds == most_rounds:
             break
     times = fit_times(subject.shape, samples, seed=seed)
     clock.show(done=True)

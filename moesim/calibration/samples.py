@@ -87,7 +87,10 @@ class _Reader:
         self._counts = False
         self._gpu_free_ns = 0  # the end of the operation before
         self._front_ns = 0  # the end of the last front
-        self._ids_bytes: int | None = None  # read back for a layer event that has not begun
+        # Bytes read back for the layer event under way, and when its first work began: that of
+        # the copies if there are any, since the run waits for them.
+        self._event: tuple[int, int | None] | None = None
+        self._copies = 0  # of this layer event
         self._copy: Ticket | None = None  # the copy before
         self._link_free_ns = 0  # when it ended, or should have on the emulated link
         self._landing: dict[int, int] = {}  # when experts landed that were not computed so far
@@ -99,35 +102,42 @@ class _Reader:
             self._counts = record.step >= self._skip_steps
             if record.key == READBACK and record.op is None:
                 if self._tail is None:
-                    self._ids_bytes = record.nbytes
+                    self._event, self._copies = (record.nbytes, None), 0
                 else:
                     self._sampled_bytes = record.nbytes
             elif record.lane == H2D:
                 self._copied(record)
             elif record.lane == GPU:
                 self._computed(record)
+        self._end_event()
         return self._samples
 
     def _copied(self, record: Record) -> None:
         """A copy: what it took, and when it would have landed had nobody been late."""
         ticket, before = record.ticket, self._copy
-        if record.priority == DEMAND:
-            self._begin_event(ticket)
         ready_ns = ticket.ready_ns() if isinstance(ticket, Waiting) else ticket.start_ns
+        # An emulated link counts from when a copy could begin, whenever somebody wakes up for it.
+        start_ns = ticket.start_ns if self._link is None else ready_ns
         follows = before is not None and ready_ns <= before.finish_ns
-        begun_ns = before.finish_ns if before is not None and follows else ticket.start_ns
+        if before is not None and follows:
+            start_ns = before.finish_ns
+        elif record.priority == DEMAND and self._event is not None and not self._copies:
+            self._event = self._event[0], start_ns
+        self._copies += 1
         if self._counts:
-            self._samples.copies.append((record.nbytes, ticket.finish_ns - begun_ns))
+            self._samples.copies.append((record.nbytes, ticket.finish_ns - start_ns))
         if self._link is None:
             self._link_free_ns = ticket.finish_ns
         else:
-            start_ns = self._link_free_ns if follows else ticket.start_ns
-            self._link_free_ns = start_ns + copy_ns(self._link, record.nbytes, pinned=True)
+            due_ns = self._link_free_ns if follows else start_ns
+            self._link_free_ns = due_ns + copy_ns(self._link, record.nbytes, pinned=True)
         self._copy = ticket
         self._landing[record.key] = self._link_free_ns
 
     def _computed(self, record: Record) -> None:
         op, ticket, samples = record.op, record.ticket, self._samples
+        if not isinstance(op, Experts):
+            self._end_event()
         first = self._tail is not None or not self._gpu_free_ns
         begun_ns = ticket.start_ns if first else self._gpu_free_ns
         self._end_step(ticket)
@@ -136,9 +146,9 @@ class _Reader:
             landed = max(landings) > self._front_ns
             if landed:
                 begun_ns = max(begun_ns, *landings)
-            elif self._begin_event(ticket):
+            elif self._event is not None and self._event[1] is None:
                 begun_ns = ticket.start_ns
-            self._ids_bytes = None
+                self._event = self._event[0], begun_ns
             self._take(samples.experts, ExpertWork(op.tokens, landed), ticket, begun_ns)
         elif isinstance(op, Tail):
             self._tail = op.batch, ticket.finish_ns - begun_ns, ticket.finish_ns
@@ -153,14 +163,12 @@ class _Reader:
         if self._counts:
             into.append((work, ticket.finish_ns - begun_ns))
 
-    def _begin_event(self, first: Ticket) -> bool:
-        """The first work of a layer event ends its readback; whether it was the first."""
-        if self._ids_bytes is None:
-            return False
-        if self._counts:
-            self._samples.readbacks.append((self._ids_bytes, first.start_ns - self._front_ns))
-        self._ids_bytes = None
-        return True
+    def _end_event(self) -> None:
+        """All work of the last layer event is known: what came between its front and that."""
+        nbytes, begun_ns = self._event or (0, None)
+        if begun_ns is not None and self._counts:
+            self._samples.readbacks.append((nbytes, begun_ns - self._front_ns))
+        self._event = None
 
     def _end_step(self, first: Ticket) -> None:
         """The first work of a step ends the tail of the one before."""

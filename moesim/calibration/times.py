@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from moesim.calibration.fitting import Fit, Row, fit, pool, robust, split, verify
+from moesim.calibration.fitting import Fit, Row, fit, pool, robust, split, swelling, verify
 from moesim.calibration.samples import ExpertWork, Layer, Samples, TailWork
 from moesim.errors import UsageError
 from moesim.hardware.measurement import (
@@ -117,6 +117,11 @@ class _Layers:
 
         def predict(work: Any) -> float:
             return usual(work) + float(np.dot(_layer_parts(work[0]), found))
+
+        whole = sum(point.repeats * predict(point.work) for point in fitted)
+        own = sum(point.repeats * (predict(point.work) - usual(point.work)) for point in fitted)
+        if own > 0:
+            found = found * max(0.0, 1 + (swelling(fitted, predict) - 1) * whole / own)
 
         self.residuals["first"] = verify(held_out, predict, len(fitted))
         return _times(tuple(found))
