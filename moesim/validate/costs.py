@@ -1,7 +1,8 @@
 """Measured costs for a validation: those that the scenario names, or a brief calibration.
 
 Costs are of one machine: a profile that was measured elsewhere predicts another executor than
-the one that will run.
+the one that will run. On a CPU they are also of one link: how long an operation takes depends on
+how long its thread has slept, so a calibration emulates the link that the runs will have.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import Any, Final
 
 from moesim.errors import ScenarioError
 from moesim.hardware.hardware import Hardware
-from moesim.validate.runs import one_thread
+from moesim.validate.runs import ready_torch
 from moesim.validate.validation import Progress
 from moesim.wiring import Plan
 
@@ -45,7 +46,7 @@ def measured_costs(
     from moesim.calibration.bench import machine_facts
     from moesim.calibration.calibrate import calibrate_plan
 
-    one_thread(device)
+    ready_torch(device)
     here = machine_facts(device)
     scenario, hardware = plan.scenario, plan.cost.hardware
     if hardware.measured is not None:
@@ -60,7 +61,9 @@ def measured_costs(
                 "is here; calibrate with this scenario's model, or name an unmeasured profile",
             )
         return plan, {"machine": here, "calibrated": hardware.measured.date}
-    profile = calibrate_plan(plan, device=device, budget_s=budget_s, progress=progress)
+    profile = calibrate_plan(
+        quick_copies(plan), device=device, budget_s=budget_s, progress=progress
+    )
     profile.write(folder / PROFILE)
     facts = {
         "machine": here,

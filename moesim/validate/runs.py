@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from moesim.machine.real.device import Device
     from moesim.machine.real.executor import Executor
 
-__all__ = ["Bench", "RealBench", "arrives_at_once", "one_thread", "simulate_observed"]
+__all__ = ["Bench", "RealBench", "arrives_at_once", "ready_torch", "simulate_observed"]
 
 
 class Bench(Protocol):
@@ -59,7 +59,7 @@ class RealBench:
 
     def __init__(self, device: str, plans: Sequence[Plan]) -> None:
         """Raises `MissingExtra` without torch."""
-        one_thread(device)
+        ready_torch(device)
         self.device = device
         self._executors: dict[ModelShape, Executor] = {}
         self._largest: dict[ModelShape, Plan] = {}
@@ -100,16 +100,15 @@ class RealBench:
         return self._executors[shape]
 
 
-def one_thread(device: str) -> None:
-    """On the CPU, compute in one thread: the copies have the other processors to themselves, as a
-    copy engine would. Raises `MissingExtra` without torch."""
+def ready_torch(device: str) -> None:
+    """Make torch compute as it will in the runs. Raises `MissingExtra` without torch."""
     from moesim.record.extra import prepare_torch
 
     prepare_torch("running on a real machine")
-    import torch
-
     if device != "cuda":
-        torch.set_num_threads(1)
+        from moesim.machine.real.device import one_thread
+
+        one_thread()
 
 
 def arrives_at_once(plan: Plan) -> bool:

@@ -13,7 +13,7 @@ from typing import Protocol
 from moesim.errors import UsageError
 from moesim.hardware.hardware import Link
 
-__all__ = ["DEVICES", "Device", "Mark", "open_device"]
+__all__ = ["DEVICES", "Device", "Mark", "one_thread", "open_device"]
 
 DEVICES = ("cpu", "cuda", "fake")
 
@@ -60,10 +60,13 @@ class Device(Protocol):
 
 
 def open_device(name: str, *, h2d: Link | None = None, d2h: Link | None = None) -> Device:
-    """A device by name; `h2d` and `d2h` emulate links of such speeds, on the CPU only.
+    """A device by name; `h2d` and `d2h` emulate links of such speeds, on the CPU only, where from
+    now on torch computes in one thread.
 
     Raises `UsageError` for an unknown name, and for cuda where there is no GPU.
     """
+    if name in ("cpu", "fake"):
+        one_thread()
     if name == "cpu":
         from moesim.machine.real.cpu import CpuDevice
 
@@ -77,3 +80,11 @@ def open_device(name: str, *, h2d: Link | None = None, d2h: Link | None = None) 
 
         return FakeDevice()
     raise UsageError(f"there is no device {name!r}; there are {', '.join(DEVICES)}")
+
+
+def one_thread() -> None:
+    """Compute in one thread on the CPU: copies have the other processors to themselves, as with a
+    copy engine, and a measured duration means the same wherever it is used."""
+    import torch
+
+    torch.set_num_threads(1)
