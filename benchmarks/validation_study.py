@@ -8,7 +8,8 @@ by the hashes of their names, are calibration configurations; the others are hel
 measured once for each model and link; nothing beyond that is fitted. Runs are interleaved over all
 configurations and kept as they finish: after an interruption the same command goes on.
 
-On a CPU links are emulated: copies take 1 to 4 ms, so that the jitter of a sleep is small beside them, or as long as they do (`free`). On a GPU links are what they are, and host memory is
+On a CPU links are emulated: copies take 1 to 4 ms, so that the jitter of a sleep is small beside
+them, or as long as they do (`free`). On a GPU links are what they are, and host memory is
 page-locked or not.
 """
 
@@ -158,23 +159,19 @@ def plain(group: Group, policy: str, prefetch: str, device: str, name: str) -> d
 def costed(
     study: Study, groups: dict[str, Group], options: argparse.Namespace, show: Any
 ) -> dict[str, Plan]:
-    """The plans with measured costs: those of an earlier start, or measured now. One profile a
-    model serves all its emulated links; links that nothing holds back have one of their own."""
+    """The plans with measured costs: those of an earlier start, or measured now."""
     plans: dict[str, Plan] = {}
-    for name, file in {
-        one.name: profile_of(study, groups[one.name]) for one in study.configurations
-    }.items():
+    files = {one.name: profile_of(study, groups[one.name]) for one in study.configurations}
+    for file in dict.fromkeys(files.values()):
         if not file.exists():
-            alike = [
-                prepare(one.scenario)
-                for one in study.configurations
-                if profile_of(study, groups[one.name]) == file
-            ]
-            plan = max(alike, key=lambda plan: plan.scenario.batching.max_sequences)
-            quick = plan if groups[name].link == "free" else quick_copies(plan)
+            alike = [one for one in study.configurations if files[one.name] == file]
+            largest = max(alike, key=lambda one: groups[one.name].batch)
             say(f"calibrating {file.stem}", 0, 0)
             made = calibrate_plan(
-                quick, device=options.device, budget_s=options.calibration_s, progress=show
+                prepare(largest.scenario),
+                device=options.device,
+                budget_s=options.calibration_s,
+                progress=show,
             )
             made.write(file)
     for one in study.configurations:

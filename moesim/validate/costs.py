@@ -61,9 +61,7 @@ def measured_costs(
                 "is here; calibrate with this scenario's model, or name an unmeasured profile",
             )
         return plan, {"machine": here, "calibrated": hardware.measured.date}
-    profile = calibrate_plan(
-        quick_copies(plan), device=device, budget_s=budget_s, progress=progress
-    )
+    profile = calibrate_plan(plan, device=device, budget_s=budget_s, progress=progress)
     profile.write(folder / PROFILE)
     facts = {
         "machine": here,
