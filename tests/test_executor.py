@@ -150,12 +150,43 @@ def test_unused_places_count_for_nothing() -> None:
     executor = Executor(copy.deepcopy(model), buffers=2)
     spans = (Span(0, 0, 3, 3, True),)
     ids = np.array([[[1, -1]] * 3, [[-1, 4]] * 3, [[-1, -1]] * 3])
-    once = one_step(executor, model, Batch(spans, PROMPTS[0][:3], ids))
-    weights = np.full(ids.shape, 0.5)
-    weights[ids < 0] = 77
-    again = one_step(executor, model, Batch(spans, PROMPTS[0][:3], ids, weights))
-    assert torch.equal(once, again)
+    weights = np.where(ids < 0, 77, 0.5)
+    unused = one_step(executor, model, Batch(spans, PROMPTS[0][:3], ids, weights))
     assert executor.ids(0).tolist() == [[1, -1], [-1, 4], [-1, -1]]
+    nil = np.where(ids < 0, [2, 3], ids), np.where(ids < 0, 0, 0.5)
+    assert torch.equal(unused, one_step(executor, model, Batch(spans, PROMPTS[0][:3], *nil)))
+    shared = one_step(executor, model, Batch(spans, PROMPTS[0][:3], ids))  # 1/k each
+    assert torch.equal(unused, shared)
+
+
+def test_predictions_are_what_later_routers_say_of_an_earlier_hidden_state() -> None:
+    model = model_of("mixtral")
+    layers = find_moe_layers(model)
+    seen: list[Any] = []
+    hooks = [
+        layer.router.register_forward_hook(lambda _, args, __: seen.append(args[0]))
+        for layer in layers
+        if layer.router is not None
+    ]
+    plain_logits(model, PROMPTS[0])
+    for hook in hooks:
+        hook.remove()
+    executor = Executor(copy.deepcopy(model), buffers=2, prediction_depth=2)
+    executor.begin(Batch((Span(0, 0, len(PROMPTS[0]), 9, True),), PROMPTS[0]))
+    for layer in range(3):
+        executor.run(Front(layer, BATCH))
+        executor.fetch()
+        for depth in (1, 2):
+            ours = executor.predicted(layer, depth)
+            if layer + depth < 3:
+                theirs = layers[layer + depth].choose(seen[layer]).ids
+                assert np.array_equal(ours, theirs)
+            else:
+                assert ours.shape == (9, 0)
+        assert executor.ids(layer).shape == (9, 2)
+        run_experts(executor, layer, np.random.default_rng(0))
+    with pytest.raises(InvariantError, match="asked for at another time"):
+        executor.predicted(0, 1)
 
 
 def test_tokens_may_be_arbitrary_and_nobody_need_sample() -> None:

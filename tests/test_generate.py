@@ -141,6 +141,15 @@ def test_every_device_says_the_same(name: str) -> None:
         device.close()
 
 
+def test_sequences_are_forgotten_once_they_are_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    from moesim.machine.real.attention import KvStore
+
+    forgotten: list[int] = []
+    monkeypatch.setattr(KvStore, "release", lambda _, sequence: forgotten.append(sequence))
+    served("mixtral")
+    assert sorted(forgotten) == [0, 1, 2, 3]
+
+
 def test_static_placement_needs_a_profile() -> None:
     profile = {key: key % 5 for key in range(24)}
     ours = served("qwen3_moe", slots=12, eviction="static", profile=profile)

@@ -8,7 +8,6 @@ sequence look at its own past. A sequence that starts again at position 0 overwr
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -129,10 +128,16 @@ def attach(model: nn.Module, store: KvStore) -> Callable[[], None]:
     chosen.set_attn_implementation(_NAME)
     if chosen.config._attn_implementation != _NAME:
         raise UsageError(f"{type(model).__name__} does not let its attention be exchanged")
-    for module in model.modules():
-        if hasattr(module, "layer_idx"):
-            setattr(module, _STORE, store)
-    return partial(chosen.set_attn_implementation, before)
+    layers = [module for module in model.modules() if hasattr(module, "layer_idx")]
+    for module in layers:
+        setattr(module, _STORE, store)
+
+    def detach() -> None:
+        chosen.set_attn_implementation(before)
+        for module in layers:
+            delattr(module, _STORE)
+
+    return detach
 
 
 def _attend(
