@@ -243,6 +243,31 @@ def test_what_is_not_supported_is_named() -> None:
         Executor(model, buffers=1)
 
 
+class _Skips(torch.nn.Module):
+    """Attention of a kind of its own."""
+
+    def forward(self, hidden_states: Any, **_: Any) -> tuple[Any, None]:
+        return hidden_states, None
+
+
+def test_a_layer_that_attends_in_its_own_way_is_noticed() -> None:
+    model = tiny("mixtral")
+    model.model.layers[1].self_attn = _Skips()
+    executor = Executor(model, buffers=2)
+    with pytest.raises(UsageError, match="attended in 2 of its 3 layers"):
+        run_step(executor, Batch((Span(0, 0, 2, 2, True),), [3, 4]), [0, 1, 2], 3)
+
+
+def test_a_sequence_that_starts_again_may_be_longer() -> None:
+    model = model_of("mixtral")
+    executor = Executor(copy.deepcopy(model), buffers=2)
+    for length in (2, 5):
+        batch = Batch((Span(0, 0, length, length, True),), PROMPTS[0][:length])
+        logits = one_step(executor, model, batch)[0]
+        expected = plain_logits(model, PROMPTS[0][:length])[-1]
+        torch.testing.assert_close(logits, expected, rtol=0, atol=1e-9)
+
+
 @pytest.mark.parametrize("family", DECODERS)
 def test_a_shaped_model_is_the_model_with_other_weights(family: str) -> None:
     model = tiny(family)

@@ -88,9 +88,11 @@ class KvStore:
         """Append; answers all that the span's sequence has kept."""
         layers = self._kept.setdefault(span.sequence, {})
         end = span.position + span.tokens
-        if layer not in layers and span.position == 0:
+        room = layers[layer][0].shape[1] if layer in layers else 0
+        if span.position == 0 and room < span.capacity:
+            room = span.capacity
             layers[layer] = (_room(key, span.capacity), _room(value, span.capacity))
-        if layer not in layers or end > layers[layer][0].shape[1]:
+        if end > room:
             raise InvariantError(
                 3, f"sequence {span.sequence} has no room for rows {span.position} to {end - 1}"
             )
