@@ -5,8 +5,9 @@
 Configurations differ in model, cache size, batch, link speed, eviction policy and prefetch; those
 that differ in policies only form a group, within which policies are ranked. A third of them, drawn
 by the hashes of their names, are calibration configurations; the others are held out. Costs are
-measured once for each model and link; nothing beyond that is fitted. Runs are interleaved over all
-configurations and kept as they finish: after an interruption the same command goes on.
+measured once for each model and link; the calibration configurations fit two numbers more. Runs
+are interleaved over all configurations and kept as they finish: after an interruption the same
+command goes on.
 
 On a CPU links are emulated: copies take 1 to 4 ms, so that the jitter of a sleep is small beside
 them, or as long as they do (`free`). On a GPU links are what they are, and host memory is
@@ -30,8 +31,10 @@ from moesim.files import write_json
 from moesim.report.study import configuration_table, verdict_table, write_study
 from moesim.report.tabular import write_tables
 from moesim.scenario import Scenario, load_scenario
-from moesim.validate.runs import RealBench, ready_torch
+from moesim.validate.correction import Correction, corrected, fit_correction
+from moesim.validate.runs import RealBench, ready_torch, simulate_observed
 from moesim.validate.study import Configuration, Study, rankings, split, verdict
+from moesim.validate.validation import Validation
 from moesim.wiring import Plan, prepare
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -89,7 +92,13 @@ def main() -> None:
     made = [one for group in groups for one in configurations(group, options.device)]
     chosen = split([name for name, group, _ in made if group in GROUPS])
     members = [
-        Configuration(name, group.name, scenario, group in GROUPS and name not in chosen)
+        Configuration(
+            name,
+            group.name,
+            scenario,
+            held_out=group in GROUPS and name not in chosen,
+            calibrates=name in chosen,
+        )
         for name, group, scenario in made
     ]
     by_name = {name: group for name, group, _ in made}
@@ -190,34 +199,64 @@ def report(
     study: Study, plans: dict[str, Plan], groups: dict[str, Group], machine: dict[str, Any]
 ) -> None:
     """Tables and figures of what is finished."""
-    assessed = study.assess(plans)
-    rows = [
-        {"configuration": one.name, "group": one.group, "held_out": one.held_out,
-         **assessed[one.name].summary}
-        for one in study.configurations
-        if one.name in assessed
-    ]  # fmt: skip
-    parts = {
-        "": [one for one in study.configurations if groups[one.name] in GROUPS],
-        "apart": [one for one in study.configurations if groups[one.name] in APART],
-    }
-    facts = ", ".join(f"{key} {value}" for key, value in machine.items())
-    for part, members in parts.items():
-        names = {one.name for one in members}
-        results = {name: v.comparison for name, v in assessed.items() if name in names}
+    plain_ = study.assess(plans)
+    fitted = fit(study, plans, plain_)
+    made = study.assess({name: corrected(plan, fitted) for name, plan in plans.items()})
+    for folder, kind in ((study.folder, GROUPS), (study.folder / "apart", APART)):
+        members = [one for one in study.configurations if groups[one.name] in kind]
+        rows = [
+            {
+                "configuration": one.name,
+                "group": one.group,
+                "held_out": one.held_out,
+                "calibrates": one.calibrates,
+                **made[one.name].summary,
+                "uncorrected_bias_pct": plain_[one.name].summary["total_time_bias_pct"],
+                "uncorrected_step_error_pct": plain_[one.name].summary[
+                    "step_time_error_median_pct"
+                ],
+            }
+            for one in members
+            if one.name in made
+        ]
+        results, before = (
+            {one.name: which[one.name].comparison for one in members if one.name in which}
+            for which in (made, plain_)
+        )
         pairs = [{**asdict(p), "agrees": p.agrees} for p in rankings(results, members)]
-        said = asdict(verdict(results, members))
-        folder = study.folder / part
-        folder.mkdir(exist_ok=True)
-        shown = [row for row in rows if row["configuration"] in names]
+        said, uncorrected = asdict(verdict(results, members)), asdict(verdict(before, members))
+        facts = ", ".join(f"{key} {value}" for key, value in machine.items())
         notes = [
             f"measured on {study.device}: {facts}",
             f"{study.runs} runs each, interleaved, after a warm-up that does not count",
+            f"fitted to the calibration configurations: computation takes "
+            f"{fitted.compute_factor:.3f} times as long as calibrated, and starts on an expert "
+            f"that has just landed {fitted.landing_ns / 1000:.0f} µs later",
         ]
-        title = "Links that nothing holds back, and open arrivals" if part else "Validation study"
-        write_study(folder, shown, said, pairs, title=title, notes=notes)
-        write_json(folder / "verdict.json", said)
-        write_tables([configuration_table(shown), verdict_table(said)])
+        folder.mkdir(exist_ok=True)
+        title = "Validation study" if kind is GROUPS else "Free links, and open arrivals"
+        write_study(folder, rows, said, pairs, title=title, notes=notes, uncorrected=uncorrected)
+        write_json(
+            folder / "verdict.json",
+            {"verdict": said, "nothing_fitted": uncorrected, "fitted": asdict(fitted)},
+        )
+        write_tables([configuration_table(rows), verdict_table(said)])
+
+
+def fit(study: Study, plans: dict[str, Plan], assessed: dict[str, Validation]) -> Correction:
+    """The two numbers, from calibration configurations that are finished and testable."""
+    chosen = [
+        one.name
+        for one in study.configurations
+        if one.calibrates and one.name in assessed and assessed[one.name].summary["testable"]
+    ]
+    if not chosen:
+        return Correction()
+    return fit_correction(
+        [plans[name] for name in chosen],
+        [assessed[name].summary["real_total_s"] * 1e9 for name in chosen],
+        lambda plan: simulate_observed(plan).makespan_ns,
+    )
 
 
 def say(what: str, done: int, total: int) -> None:

@@ -9,12 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 from benches import PretendBench, simulated
+from measuring import measured_profile, random_times, tiny_shape
 from workloads import plan_of, tiny_scenario, tiny_trace
 
 from moesim.errors import OutputError
+from moesim.hardware.ops import BatchShape, Experts, Front, Tail
 from moesim.report.study import study_errors, write_study
 from moesim.report.style import house_style
 from moesim.validate import compare, differences
+from moesim.validate.correction import Correction, corrected, fit_correction
 from moesim.validate.store import load_run, save_run
 from moesim.validate.study import Configuration, Study, rankings, split, verdict
 from moesim.wiring import Plan
@@ -30,7 +33,9 @@ def configurations() -> tuple[list[Configuration], dict[str, Plan]]:
             name = f"{policy}-{slots}"
             scenario = tiny_scenario(name=name, cache={"policy": policy, "slots": f"{slots}/layer"})
             plans[name] = plan_of(scenario, TRACE)
-            made.append(Configuration(name, f"{slots}", plans[name].scenario, slots == 2))
+            made.append(
+                Configuration(name, f"{slots}", plans[name].scenario, slots == 2, slots == 4)
+            )
     return made, plans
 
 
@@ -166,7 +171,12 @@ def test_the_tables_say_it_all(tmp_path: Path) -> None:
     assessed = begun.assess(plans)
     results = {name: one.comparison for name, one in assessed.items()}
     rows = [
-        {"configuration": one.name, "held_out": one.held_out, **assessed[one.name].summary}
+        {
+            "configuration": one.name,
+            "held_out": one.held_out,
+            "calibrates": one.calibrates,
+            **assessed[one.name].summary,
+        }
         for one in made
     ]
     pairs = [{**asdict(p), "agrees": p.agrees} for p in rankings(results, made)]
@@ -182,3 +192,37 @@ def test_the_tables_say_it_all(tmp_path: Path) -> None:
     noisy = [{**row, "testable": replace is None} for row in rows]
     with house_style():
         assert {row[1] for row in study_errors(noisy).rows} == {"untestable"}
+
+
+def test_two_numbers_are_found_again(tmp_path: Path) -> None:
+    shape = tiny_shape()
+    profile = measured_profile(tmp_path / "measured.yaml", random_times(3, shape))
+    plans = [
+        plan_of(
+            tiny_scenario(
+                hardware={"profile": str(profile), "h2d": {"bandwidth": rate}},
+                cache={"policy": "lru", "slots": f"{slots}/layer"},
+            ),
+            TRACE,
+        )
+        for slots in (1, 3, 6)
+        for rate in ("2GB/s", "40GB/s")
+    ]
+    truth = Correction(1.25, 30_000.0)
+    real = [total_ns(corrected(plan, truth)) for plan in plans]
+    found = fit_correction(plans, real, total_ns)
+    assert found.compute_factor == pytest.approx(1.25, rel=0.01)
+    assert found.landing_ns == pytest.approx(30_000, rel=0.02)
+    assert corrected(plans[0], Correction()).cost.compute_ns(Tail(BATCH)) == plans[
+        0
+    ].cost.compute_ns(Tail(BATCH))
+    slower = corrected(plans[0], Correction(2.0)).cost
+    for op in (Tail(BATCH), Front(1, BATCH), Experts(0, (1, 2), (3, 4))):
+        assert slower.compute_ns(op) == pytest.approx(2 * plans[0].cost.compute_ns(op), abs=2)
+
+
+BATCH = BatchShape(5, 9, 20, 2, 2)
+
+
+def total_ns(plan: Plan) -> float:
+    return simulated(plan).makespan_ns

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 from moesim.report.chart import Chart, grid, mark_undefined, save_charts, write_csv, write_whole
 from moesim.report.metrics import number
-from moesim.report.names import policy_label
 from moesim.report.panels import shared_legend
 from moesim.report.tabular import Table, markdown
 
@@ -27,6 +26,7 @@ BAND_PCT: Final = 5.0
 KINDS: Final = {
     "held-out": ("#0072B2", "o"),
     "calibration": ("#E69F00", "s"),
+    "apart": ("#009E73", "^"),
     "untestable": ("#8C8C8C", "X"),
 }
 
@@ -39,9 +39,11 @@ def write_study(
     *,
     title: str,
     notes: Sequence[str],
+    uncorrected: Mapping[str, Any] | None = None,
     plots: bool = True,
 ) -> None:
-    """Write `results.csv`, `rankings.csv`, `study.md` and, with `plots`, `plots/`.
+    """Write `results.csv`, `rankings.csv`, `study.md` and, with `plots`, `plots/`. `uncorrected`
+    is the verdict without the numbers that were fitted to calibration configurations.
 
     Raises:
         OutputError: something cannot be written.
@@ -51,6 +53,8 @@ def write_study(
         write_csv(folder / f"{name}.csv", columns, ([row[c] for c in columns] for row in table))
     parts = [f"# {title}", "\n".join(f"- {note}" for note in notes)]
     parts.append(markdown(verdict_table(verdict)))
+    if uncorrected is not None:
+        parts.append(markdown(verdict_table(uncorrected, "Result with nothing fitted")))
     parts += [markdown(configuration_table(rows)), LEGEND]
     if rankings:
         parts.append(markdown(ranking_table(rankings)))
@@ -73,7 +77,8 @@ def configuration_table(rows: Sequence[Row]) -> Table:
         "Configurations",
         [
             "configuration", "split", "copy (ms)", "computing (%)", "stalled (%)", "real (s)",
-            "simulated (s)", "bias (%)", "step |error| (%)", "spread (%)", "decisions",
+            "simulated (s)", "bias (%)", "bias, nothing fitted (%)", "step |error| (%)",
+            "spread (%)", "decisions",
         ],
     )  # fmt: skip
     for row in rows:
@@ -86,6 +91,7 @@ def configuration_table(rows: Sequence[Row]) -> Table:
             number(row["real_total_s"]),
             number(row["simulated_total_s"]),
             f"{row['total_time_bias_pct']:+.1f}",
+            f"{row.get('uncorrected_bias_pct', row['total_time_bias_pct']):+.1f}",
             _percent(row["step_time_error_median_pct"]),
             f"{row['executor_spread_pct']:.1f}",
             "equal" if row["decisions_equal"] else "DIFFERENT",
@@ -93,11 +99,11 @@ def configuration_table(rows: Sequence[Row]) -> Table:
     return table
 
 
-def verdict_table(verdict: Mapping[str, Any]) -> Table:
+def verdict_table(verdict: Mapping[str, Any], title: str = "Result") -> Table:
     """What was promised, and what came out."""
     v = verdict
     finished = v["configurations"] - len(v["missing"])
-    table = Table("Result", ["what", "wanted", "found"])
+    table = Table(title, ["what", "wanted", "found"])
     table.add("configurations", "≥ 24", f"{finished} of {v['configurations']} finished")
     table.add("held-out and testable", "", str(v["held_out"]))
     table.add("step time, held-out, median |error|", "≤ 5 %", _percent(v["step_error_median_pct"]))
@@ -171,20 +177,12 @@ def study_errors(rows: Sequence[Row]) -> Chart:
 
 
 def kind_of(row: Row) -> str:
-    """`held-out` or `calibration`, or `untestable` whatever it was meant for."""
+    """`held-out`, `calibration` or `apart`; `untestable` whatever it was meant for."""
     if not row["testable"]:
         return "untestable"
-    return "held-out" if row["held_out"] else "calibration"
-
-
-def describe(row: Row) -> str:
-    """A configuration in words."""
-    cache = policy_label(row["cache_policy"])
-    return (
-        f"{row['model']}: {cache}, {row['cache_slots'] / row['num_layers']:g} of "
-        f"{row['num_experts']} slots a layer, {row['prefetch_policy']} prefetch, batches of "
-        f"{row['max_sequences']}, {number(row['copy_ms'])} ms a copy ({row['link']} link)"
-    )
+    if row["held_out"]:
+        return "held-out"
+    return "calibration" if row["calibrates"] else "apart"
 
 
 def _draw(

@@ -30,13 +30,13 @@ def measured_costs(
     device: str,
     folder: Path,
     *,
-    budget_s: float = BRIEF_S,
+    budget_s: float | None = None,
     progress: Progress | None = None,
 ) -> tuple[Plan, dict[str, Any]]:
     """The plan with costs measured on this machine, and what the manifest says about them.
 
     Unless the scenario's own profile was measured with this very model, a calibration of
-    `budget_s` seconds writes `profile.yaml` into `folder`.
+    `budget_s` seconds (by default a brief one) writes `profile.yaml` into `folder`.
 
     Raises:
         ScenarioError: the scenario's profile was measured on another machine or device, or with
@@ -46,6 +46,7 @@ def measured_costs(
     from moesim.calibration.bench import machine_facts
     from moesim.calibration.calibrate import calibrate_plan
 
+    budget_s = BRIEF_S if budget_s is None else budget_s
     ready_torch(device)
     here = machine_facts(device)
     scenario, hardware = plan.scenario, plan.cost.hardware

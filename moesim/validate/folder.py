@@ -39,10 +39,8 @@ def write_validation(
     *,
     draw: bool,
     facts: dict[str, Any] | None = None,
-    profile: Path | None = None,
 ) -> None:
-    """Write everything into `folder`, which will be `out`; `facts` join the manifest. `profile` is
-    the hardware profile to name in the scenario that is kept, if it is another one.
+    """Write everything into `folder`, which will be `out`; `facts` join the manifest.
 
     Raises:
         OutputError: something cannot be written.
@@ -50,9 +48,6 @@ def write_validation(
     import yaml
 
     scenario = made.plan.scenario
-    if profile is not None:
-        hardware = scenario.hardware.model_copy(update={"profile": str(profile)})
-        scenario = scenario.model_copy(update={"hardware": hardware})
     with output_errors(out):
         resolved = scenario.resolved(relative_to=out.resolve())
         text = yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 from moesim.errors import ScenarioError
 from moesim.files import whole_folder
 from moesim.scenario import Scenario
-from moesim.validate.costs import PROFILE, measured_costs
+from moesim.validate.costs import measured_costs
 from moesim.validate.folder import OURS, write_validation
 from moesim.validate.runs import RealBench
 from moesim.validate.validation import Progress, Validation, validate_plan
@@ -52,6 +52,5 @@ def validate_scenario(
         plan, facts = measured_costs(plan, device, folder, progress=progress)
         with closing(RealBench(device, [plan])) as bench:
             made = validate_plan(plan, bench, runs=runs, progress=progress)
-        profile = out.resolve() / PROFILE if (folder / PROFILE).exists() else None
-        write_validation(made, folder, out, draw=draw, facts=facts, profile=profile)
+        write_validation(made, folder, out, draw=draw, facts=facts)
     return made

@@ -36,12 +36,14 @@ POLICY_KEYS: Final = ("cache_policy", "prefetch_policy")
 
 @dataclass(frozen=True, slots=True)
 class Configuration:
-    """One workload of a study; `group` names those that differ in their policies only."""
+    """One workload of a study; `group` names those that differ in their policies only. One that
+    neither is held out nor `calibrates` is reported and judges nothing."""
 
     name: str
     group: str
     scenario: Scenario
     held_out: bool
+    calibrates: bool = False
 
 
 def split(names: Sequence[str], share: float = 1 / 3) -> set[str]:
@@ -147,7 +149,12 @@ def _defined(one: Configuration) -> dict[str, Any]:
     plain["model"] = {**plain["model"], "shape": Path(plain["model"]["shape"]).name}
     text = json.dumps(plain, sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()
-    return {"group": one.group, "held_out": one.held_out, "sha256": digest}
+    return {
+        "group": one.group,
+        "held_out": one.held_out,
+        "calibrates": one.calibrates,
+        "sha256": digest,
+    }
 
 
 @dataclass(frozen=True, slots=True)

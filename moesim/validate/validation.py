@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from moesim.hardware.operations import OperationCost
 from moesim.policies import find
 from moesim.validate.comparison import Comparison, compare
 from moesim.validate.observation import Observation
@@ -87,7 +88,7 @@ def _what(plan: Plan, device: str, *, replayed: bool) -> dict[str, Any]:
         "name": scenario.name,
         "device": device,
         "hardware": hardware.name,
-        "cost_kind": "measured" if hardware.operations_of(plan.cost.shape) else hardware.cost_kind,
+        "cost_kind": "measured" if isinstance(plan.cost, OperationCost) else hardware.cost_kind,
         "trace": plan.trace.meta.model,
         "model": plan.cost.shape.name,
         "cache_policy": find("eviction", scenario.cache.policy).name,
