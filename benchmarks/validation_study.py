@@ -139,7 +139,7 @@ def plain(group: Group, policy: str, prefetch: str, device: str, name: str) -> d
     if device == "cuda":
         hardware["pinned"] = group.link != "4ms"
     elif group.link == "free":
-        hardware["h2d"] = {"latency": "0us", "bandwidth": "1TB/s"}
+        hardware["h2d"] = {"latency": "0us", "bandwidth": "8GB/s"}
     else:
         copy_us = 1000 * float(group.link.removesuffix("ms")) - COPY_LATENCY_US
         rate = round(EXPERT_BYTES[group.model] / copy_us * 1e6)
