@@ -16,9 +16,11 @@ from moesim.hardware.cost import CostModel
 from moesim.hardware.operations import cost_of
 from moesim.hardware.ops import BatchShape, Op
 from moesim.policies import Key, find, parse_options
+from moesim.policies.batching.base import unknown_experts
 from moesim.policies.eviction.base import CacheContext
 from moesim.scenario import Scenario
 from moesim.serving.budget import Budget, plan_budget, split_slots
+from moesim.serving.knowledge import KNOWLEDGE
 from moesim.serving.kv import BlockPool
 from moesim.serving.layers import LayerPlan
 from moesim.serving.ledger import Ledger
@@ -113,6 +115,14 @@ def prepare(scenario: Scenario, trace: Trace | None = None) -> Plan:
         ("placement", "placement"),
     ):
         _policy(scenario, family, section)
+    batching, _ = _policy(scenario, "batching", "batching")
+    if batching.needs_routing and not KNOWLEDGE[trace.meta.router].queued:
+        raise ScenarioError.at(
+            scenario,
+            "batching.policy",
+            f"{batching.name} asks which experts queued tokens want; the trace's router is "
+            f"{trace.meta.router}, which reveals it layer by layer only",
+        )
     if scenario.prefetch.cancel:
         raise ScenarioError.at(
             scenario, "prefetch.cancel", "cancelling prefetches is not available yet"
@@ -154,6 +164,7 @@ def build_server(
     `routing` the trace."""
     scenario, trace = plan.scenario, plan.trace
     requests = build_workload(scenario, trace)
+    routing, knowledge = routing or TraceRouting(trace), KNOWLEDGE[trace.meta.router]
     ledger = Ledger(
         plan.layers,
         trace.num_experts,
@@ -168,6 +179,7 @@ def build_server(
         BlockPool(plan.budget.kv_blocks, scenario.memory.kv_block_tokens),
         token_budget=scenario.batching.token_budget,
         max_sequences=scenario.batching.max_sequences,
+        experts=routing.experts if knowledge.queued else unknown_experts,
     )
     return Server(
         machine,
@@ -175,9 +187,10 @@ def build_server(
         scheduler=scheduler,
         caches=_caches(plan, machine, ledger, requests, eviction),
         prefetch=prefetch(prefetch_options),
-        routing=routing or TraceRouting(trace),
+        routing=routing,
         layers=plan.layers,
         ledger=ledger,
+        knowledge=knowledge,
         sequential=scenario.replay == "sequential",
     )
 

@@ -184,7 +184,7 @@ class SimMachine:
         courses = [known[shape] for _, shape in events]
         layers_ns = self._prices.layers_ns(batch)
         tail_ns = self._compute_ns(Tail(batch))
-        ids_ns = self._chunks(D2H, READBACK, sizes.ids)[0]
+        ids_ns = self._chunks(D2H, READBACK, sizes.ids)[0] if sizes.ids else 0
         sampled_ns = self._chunks(D2H, READBACK, sizes.sampled)[0]
         finish = start + sum(layers_ns) + len(courses) * ids_ns + tail_ns + sampled_ns
         finish += sum([course.duration_ns for course in courses])

@@ -38,6 +38,11 @@ class View:
         """
         return ()
 
+    def next_use(self, key: Key) -> int | None:
+        """In how many layer events a key is wanted again, as far as the router has revealed it;
+        None: not within that. Steps yet to be formed are guessed at in order of arrival."""
+        return None
+
     def gate_weights(self) -> Sequence[float]:
         """Summed gate weight of each key of the union; empty where none was recorded."""
         return ()

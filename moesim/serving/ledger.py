@@ -283,7 +283,8 @@ class Ledger:
                 clock = show("gpu", "dense", clock, clock + passage.layers_ns[dense], layer)
             front_ns = passage.layers_ns[self._layers.model_layers[layer]]
             clock = show("gpu", "front", clock, clock + front_ns, layer)
-            clock = show("d2h", "readback", clock, clock + passage.ids_ns, layer)
+            if passage.sizes.ids:
+                clock = show("d2h", "readback", clock, clock + passage.ids_ns, layer)
             missing, _ = event
             first = 0 if course.residents else 1
             computed = zip(course.starts[first:], course.finishes[first:], strict=True)

@@ -7,7 +7,7 @@ than the model's router really reveals.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -18,6 +18,7 @@ from moesim.errors import PolicyViolation, TraceError
 from moesim.policies.view import Key, View
 
 if TYPE_CHECKING:
+    from moesim.serving.request import Request
     from moesim.serving.step import Step
     from moesim.trace import Trace
 
@@ -39,6 +40,10 @@ class StepRouting(Protocol):
     @property
     def tokens(self) -> Sequence[Sequence[int]]: ...
 
+    @property
+    def num_experts(self) -> int:
+        """Experts of a layer, as keys count them."""
+
     def predicted(self, layer: int, depth: int) -> Sequence[Key]:
         """Distinct keys of layer + depth that predictions made at `layer` name."""
 
@@ -56,8 +61,16 @@ class RoutingSource(Protocol):
     def step(self, step: Step) -> StepRouting:
         """The routing of a step that begins."""
 
-    def unions_ahead(self, step: Step) -> Sequence[Sequence[Key]]:
-        """Unions of the rows after this step's whose tokens are known already; empty if none."""
+    def unions(
+        self, rows: npt.NDArray[np.int64]
+    ) -> tuple[Sequence[Sequence[Key]], Sequence[Sequence[int]]]:
+        """Of rows whose tokens are known: per layer, distinct keys and rows wanting each."""
+
+    def first_uses(self, rows: npt.NDArray[np.int64]) -> Mapping[Key, int]:
+        """Of rows whose tokens are known: for each key that they want, the first that does."""
+
+    def experts(self, request: Request, tokens: int) -> Sequence[Sequence[int]]:
+        """For each of the next `tokens` rows of a request, its experts in the first layer."""
 
 
 class TracedStep:
@@ -70,6 +83,10 @@ class TracedStep:
         self.rows = rows
         self._guesses: list[list[list[list[int]]]] | None = None
         self.unions, self.tokens = source.unions(rows)
+
+    @property
+    def num_experts(self) -> int:
+        return int(self._source.num_experts)
 
     def predicted(self, layer: int, depth: int) -> Sequence[Key]:
         if self._guesses is None:
@@ -88,9 +105,10 @@ class TracedStep:
 class StepView(View):
     """The view of a step, moved from layer to layer: what it shows holds until the server moves
     on. `reach` is how many layers ahead routing is known; past the last layer it goes on with
-    `next_unions`, what is known of the step after."""
+    `next_unions`, what is known of the step after. `queue` tells of each key the first of the
+    queued rows that wants it."""
 
-    __slots__ = ("_next_unions", "_owner", "_reach", "_routing")
+    __slots__ = ("_next_unions", "_owner", "_queue", "_reach", "_routing")
 
     def __init__(
         self,
@@ -98,9 +116,11 @@ class StepView(View):
         reach: int,
         owner: str,
         next_unions: Sequence[Sequence[Key]] = (),
+        queue: Mapping[Key, int] | None = None,
     ) -> None:
         super().__init__(-1, ())
         self._next_unions = next_unions
+        self._queue = queue or {}
         self._routing = routing
         self._reach = reach
         self._owner = owner
@@ -135,6 +155,14 @@ class StepView(View):
             layer, unions = layer - len(unions), self._next_unions
         return unions[layer] if 0 <= layer < len(unions) else ()
 
+    def next_use(self, key: Key) -> int | None:
+        unions = self._routing.unions
+        here, its = self.layer, key // self._routing.num_experts
+        if here < its <= here + self._reach and key in unions[its]:
+            return its - here
+        row = self._queue.get(key)
+        return None if row is None else (row + 1) * len(unions) + its - here
+
     def gate_weights(self) -> Sequence[float]:
         return self._routing.gate_weights(self.layer) if self.layer >= 0 else ()
 
@@ -157,8 +185,17 @@ class TraceRouting:
     def step(self, step: Step) -> StepRouting:
         return TracedStep(self, step.rows)
 
-    def unions_ahead(self, step: Step) -> Sequence[Sequence[Key]]:
-        return self.unions(step.known_ahead)[0] if len(step.known_ahead) else ()
+    def first_uses(self, rows: npt.NDArray[np.int64]) -> Mapping[Key, int]:
+        ids_BLK = self._ids[rows]
+        keys_BLK = np.where(ids_BLK == self._unused, -1, ids_BLK + self._base_L1)
+        keys, first = np.unique(keys_BLK, return_index=True)
+        places = first // (self.num_layers * self.top_k)
+        return dict(zip(keys.tolist(), places.tolist(), strict=True))
+
+    def experts(self, request: Request, tokens: int) -> Sequence[Sequence[int]]:
+        unused = self._unused
+        ids_Bk: Any = self._ids[request.next_rows(tokens)][:, 0].tolist()
+        return [[expert for expert in ids if expert != unused] for ids in ids_Bk]
 
     def unions(self, rows: npt.NDArray[np.int64]) -> tuple[list[list[Key]], list[tuple[int, ...]]]:
         """Per layer: distinct keys in order of first appearance, and rows wanting each."""

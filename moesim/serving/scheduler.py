@@ -13,7 +13,7 @@ from operator import index
 from typing import NoReturn
 
 from moesim.errors import InvariantError, PolicyViolation
-from moesim.policies.batching.base import Batching, Plan, Queue
+from moesim.policies.batching.base import Batching, Experts, Plan, Queue, unknown_experts
 from moesim.serving.kv import BlockPool
 from moesim.serving.request import Request
 
@@ -22,9 +22,17 @@ class Scheduler:
     """Holds the waiting and the running requests."""
 
     def __init__(
-        self, policy: Batching, pool: BlockPool, *, token_budget: int, max_sequences: int
+        self,
+        policy: Batching,
+        pool: BlockPool,
+        *,
+        token_budget: int,
+        max_sequences: int,
+        experts: Experts = unknown_experts,
     ) -> None:
+        """`experts`: what the router reveals of queued tokens."""
         self._policy = policy
+        self._experts = experts
         self.pool = pool
         self._token_budget = token_budget
         self._max_sequences = max_sequences
@@ -79,7 +87,9 @@ class Scheduler:
 
     def _ask(self, waiting: Sequence[Request]) -> Plan:
         free_sequences = self._max_sequences - len(self.running)
-        queue = Queue(tuple(self.running), tuple(waiting), self._token_budget, free_sequences)
+        queue = Queue(
+            tuple(self.running), tuple(waiting), self._token_budget, free_sequences, self._experts
+        )
         answer = self._policy.plan(queue)
         try:
             plan = [(request, index(tokens)) for request, tokens in answer]

@@ -9,12 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
+import numpy.typing as npt
+
 from moesim.errors import InvariantError, PolicyViolation
 from moesim.hardware.ops import BatchShape, Dense, Front, Tail
 from moesim.machine.base import D2H, DEMAND, GPU, READBACK, Folding, Machine, Wait
 from moesim.machine.passage import Event, Passage, StepBytes
 from moesim.policies.prefetch.base import Prefetch
 from moesim.policies.view import View
+from moesim.serving.knowledge import EVERYTHING, KNOWLEDGE, Knowledge
 from moesim.serving.layers import LayerPlan
 from moesim.serving.ledger import DENSE, FRONT, TAIL, Ledger
 from moesim.serving.request import Request
@@ -23,7 +27,6 @@ from moesim.serving.routing import RoutingSource, StepRouting, StepView
 from moesim.serving.scheduler import Scheduler
 from moesim.serving.step import Step
 
-_EVERYTHING = 1 << 30  # layers ahead that a clairvoyant policy may ask for
 _ID_BYTES = 4  # an expert id or a sampled token on its way to the host
 # Layer events decided at a stretch: enough to share what steps have in common, few enough that
 # they are gone before Python's garbage collector looks at them.
@@ -36,8 +39,8 @@ class Server:
     """Serves `requests` (in order of arrival) on a machine, with given caches and policies.
 
     `caches[l]` is the cache of trace layer l (the same object for all layers if global);
-    `reach` is how many layers ahead the router reveals its choices within a step; a clairvoyant
-    prefetch policy, and nobody else, sees them all.
+    `knowledge` is what the router reveals ahead; a clairvoyant prefetch policy, and nobody else,
+    sees the whole step, and of the next one what has a token already.
     """
 
     def __init__(
@@ -51,7 +54,7 @@ class Server:
         routing: RoutingSource,
         layers: LayerPlan,
         ledger: Ledger,
-        reach: int = 0,
+        knowledge: Knowledge = KNOWLEDGE["layerwise"],
         sequential: bool = False,
     ) -> None:
         self.machine = machine
@@ -63,16 +66,18 @@ class Server:
         self._routing = routing
         self._layers = layers
         self._num_layers = routing.num_layers
-        self._reach = reach
-        self._foresight = _EVERYTHING if prefetch.clairvoyant else reach
+        self._knowledge = knowledge
+        self._foresight = EVERYTHING if prefetch.clairvoyant else knowledge.reach
         self._sequential = sequential
         self._next_arrival = 0
         self._steps = 0
         self._expert_bytes = caches[0].expert_bytes
         # Without copies under way a step has no surprises: it can be decided before it is timed.
-        surprises = prefetch.active or sequential or caches[0].write_back
+        surprises = prefetch.active or sequential or caches[0].write_back or not knowledge.uniform
         self._fold = machine.fold if isinstance(machine, Folding) and not surprises else None
-        self._stretch = 1 if self._fold is None else max(1, _STRETCH_EVENTS // self._num_layers)
+        # Who asks what is queued must be asked before the queue has moved on.
+        at_once = self._fold is not None and not caches[0].policy.looks_ahead
+        self._stretch = max(1, _STRETCH_EVENTS // self._num_layers) if at_once else 1
         self._rows = sum(request.max_kv_tokens for request in requests)
         self._distinct_caches = list({id(cache): cache for cache in caches}.values())
 
@@ -130,16 +135,16 @@ class Server:
     def _glide(self, steps: Sequence[Step], fold: Fold) -> Wait:
         """Steps in which nothing can surprise: decided first, then timed."""
         routings = [self._routing.step(step) for step in steps]
-        decided = [self._decide(routing) for routing in routings]
+        decided = [self._decide(*each) for each in zip(steps, routings, strict=True)]
         for step, routing, events in zip(steps, routings, decided, strict=True):
             passage = fold(step.batch, events, self._sizes(step))
             step.stamp(passage.start_ns, passage.finish_ns)
             self.ledger.log_passage(passage, events, routing.unions, step.facts)
         yield from self.machine.wait_any((), until_ns=passage.finish_ns)
 
-    def _decide(self, routing: StepRouting) -> list[Event]:
+    def _decide(self, step: Step, routing: StepRouting) -> list[Event]:
         """The layer events of a step that nothing can surprise."""
-        layers = zip(self.caches, self._view(routing).layers(), strict=True)
+        layers = zip(self.caches, self._view(step, routing).layers(), strict=True)
         events = [cache.decide(view) for cache, view in layers]
         self._audit()
         return events
@@ -148,19 +153,31 @@ class Server:
         """What the step copies; at least one token comes back, to say that it is over."""
         return StepBytes(
             self._expert_bytes,
-            _ID_BYTES * len(step.rows) * self._routing.top_k,
+            0 if self._knowledge.queued else _ID_BYTES * len(step.rows) * self._routing.top_k,
             _ID_BYTES * max(1, step.batch.sampled),
         )
 
-    def _view(self, routing: StepRouting) -> StepView:
+    def _view(self, step: Step, routing: StepRouting) -> StepView:
         """What eviction policies see of a step."""
-        return StepView(routing, self._reach, self.caches[0].policy.name)
+        policy = self.caches[0].policy
+        looks = policy.looks_ahead and self._knowledge.queued
+        queue = self._routing.first_uses(self._queued()) if looks else None
+        return StepView(routing, self._knowledge.reach, policy.name, queue=queue)
+
+    def _queued(self) -> npt.NDArray[np.int64]:
+        """Rows of queued tokens in the order in which they may come: of prompts that are under
+        way, then of those that wait. A decoding request's next token is not known yet."""
+        scheduler = self.scheduler
+        prompts = (r for r in scheduler.running if not (r.decoding or r.finished))
+        rows = [r.next_rows(r.tokens_wanted) for r in (*prompts, *scheduler.waiting)]
+        return np.concatenate(rows) if rows else np.zeros(0, np.int64)
 
     def _view_ahead(self, step: Step, routing: StepRouting) -> StepView:
-        """What the prefetch policy sees of a step; a clairvoyant one also sees into the next, as
-        far as its tokens are known."""
-        clairvoyant = self._prefetch.clairvoyant
-        next_unions = self._routing.unions_ahead(step) if clairvoyant else ()
+        """What the prefetch policy sees of a step; where queued tokens are known, and for a
+        clairvoyant one, also of the next."""
+        sees = self._prefetch.clairvoyant or self._knowledge.queued
+        known = step.known_ahead if sees and self._prefetch.active else ()
+        next_unions = self._routing.unions(step.known_ahead)[0] if len(known) else ()
         return StepView(routing, self._foresight, self._prefetch.name, next_unions)
 
     def _walk(self, step: Step) -> Wait:
@@ -171,8 +188,8 @@ class Server:
         ledger.begin_step(started_ns)
         compute, copy, wait_any = machine.compute, machine.copy, machine.wait_any
         work, copies = ledger.work, ledger.copies
-        prefetching = self._prefetch.active
-        view = self._view(routing)
+        knowledge, prefetching = self._knowledge, self._prefetch.active
+        view = self._view(step, routing)
         ahead = self._view_ahead(step, routing)
         if prefetching:
             self._issue_prefetches(ahead)
@@ -184,8 +201,10 @@ class Server:
                 work.append((ticket, issued_ns, DENSE, layer, None))
             front = compute(GPU, Front(layers.model_layers[layer], batch))
             work.append((front, issued_ns, FRONT, layer, None))
-            known = copy(D2H, READBACK, sizes.ids, DEMAND, (front,))
-            copies.append((known, "readback", layer, READBACK, sizes.ids, ()))
+            known = front
+            if knowledge.comes_back(layer):
+                known = copy(D2H, READBACK, sizes.ids, DEMAND, (front,))
+                copies.append((known, "readback", layer, READBACK, sizes.ids, ()))
             yield from wait_any((known,))
             ledger.issued_ns = machine.now_ns
             view.move_to(layer)

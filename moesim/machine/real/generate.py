@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from moesim.errors import UsageError
+from moesim.errors import InvariantError, UsageError
 from moesim.machine.journal import Journal
 from moesim.machine.real.device import Device, open_device
 from moesim.machine.real.executor import Batch, Executor
@@ -96,6 +96,7 @@ class LiveStep:
 
     def __init__(self, executor: Executor) -> None:
         self._executor = executor
+        self.num_experts = executor.num_experts
         self.unions = _AsKnown(executor.num_layers, lambda layer: list(self._counts(layer)))
         self.tokens = _AsKnown(
             executor.num_layers, lambda layer: tuple(self._counts(layer).values())
@@ -154,8 +155,14 @@ class LiveRouting:
             self._executor.release(request.index)
         self._last = None
 
-    def unions_ahead(self, step: Step) -> Sequence[Sequence[Key]]:
-        return ()
+    def unions(self, rows: object) -> NoReturn:
+        raise InvariantError(12, "a model that generates reveals nothing of tokens to come")
+
+    def first_uses(self, rows: object) -> NoReturn:
+        raise InvariantError(12, "a model that generates reveals nothing of tokens to come")
+
+    def experts(self, request: Request, tokens: int) -> NoReturn:
+        raise InvariantError(12, "a model that generates reveals nothing of tokens to come")
 
 
 def generate(

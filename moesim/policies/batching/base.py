@@ -8,10 +8,11 @@ the budget leaves). Memory is the server's business: it may preempt or hold back
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
+from moesim.errors import PolicyViolation
 from moesim.policies.registry import NoOptions
 
 
@@ -31,6 +32,20 @@ class Candidate(Protocol):
         """Tokens it could use in the next step."""
 
 
+Experts = Callable[[Any, int], Sequence[Sequence[int]]]
+"""Asked for a request and a number of tokens: for each of its next tokens, the experts that it
+wants in the first MoE layer, where a router decoupled from the layers reveals them."""
+
+
+def unknown_experts(request: Candidate, tokens: int) -> Sequence[Sequence[int]]:
+    """Of a router that decides layer by layer nothing is known before a step."""
+    raise PolicyViolation(
+        "batching",
+        f"request {request.index}",
+        "asks for experts of queued tokens, which this router does not reveal",
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Queue:
     """`running` hold KV blocks, in order of admission; `waiting` do not, in order of arrival."""
@@ -39,15 +54,18 @@ class Queue:
     waiting: Sequence[Any]
     token_budget: int
     free_sequences: int
+    experts: Experts = unknown_experts
 
 
 Plan = list[tuple[Any, int]]
 
 
 class Batching(ABC):
-    """Base of all batching policies."""
+    """Base of all batching policies. `needs_routing` ones ask which experts queued tokens want,
+    and work only with routers that reveal it."""
 
     name: ClassVar[str]
+    needs_routing: ClassVar[bool] = False
     Options: ClassVar[type[Any]] = NoOptions
 
     def __init__(self, options: Any = None) -> None:

@@ -3,6 +3,7 @@
 from moesim.policies.eviction.base import CacheContext, Eviction, Ranked
 from moesim.policies.eviction.fifo import FIFO
 from moesim.policies.eviction.lfu import LFU, LFUDecay, LFUInCache
+from moesim.policies.eviction.lookahead import LookAhead
 from moesim.policies.eviction.lru import LRU
 from moesim.policies.eviction.min import MIN
 from moesim.policies.eviction.random import Random
@@ -17,6 +18,7 @@ __all__ = [
     "Eviction",
     "LFUDecay",
     "LFUInCache",
+    "LookAhead",
     "Random",
     "Ranked",
     "Static",

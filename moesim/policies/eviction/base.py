@@ -40,13 +40,15 @@ class CacheContext:
 class Eviction(ABC):
     """Base of all eviction policies; subclasses keep `book`, the residents in their own order.
 
-    `clairvoyant` marks bounds that see the future; `stack` marks ranks that do not depend on
+    `clairvoyant` marks bounds that see the future, `looks_ahead` those that ask the view when a
+    key is wanted again; `stack` marks ranks that do not depend on
     capacity, so that one pass gives the hit rate at every capacity (Mattson et al. 1970; a class
     says it for itself alone, not for those that inherit from it).
     """
 
     name: ClassVar[str]
     clairvoyant: ClassVar[bool] = False
+    looks_ahead: ClassVar[bool] = False
     stack: ClassVar[bool] = False
     Options: ClassVar[type[Any]] = NoOptions
 
