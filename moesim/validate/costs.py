@@ -44,11 +44,11 @@ def measured_costs(
             other models only.
         MissingExtra: torch is not installed.
     """
+    ready_torch(device)  # before anything imports it
     from moesim.calibration.bench import machine_facts
     from moesim.calibration.calibrate import calibrate_plan
 
     budget_s = BRIEF_S if budget_s is None else budget_s
-    ready_torch(device)
     here = machine_facts(device)
     if device == "fake":
         return plan, {"machine": here, "calibrated": "no: a fake device is late at random"}
