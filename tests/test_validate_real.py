@@ -120,6 +120,22 @@ def test_a_profile_of_another_machine_is_refused_and_both_are_named(
     assert not (tmp_path / "out").exists()
 
 
+def test_only_a_profile_of_this_machine_and_device_is_accepted(tmp_path: Path) -> None:
+    from moesim.calibration.bench import machine_facts
+    from moesim.hardware import load_hardware
+
+    here = machine_facts("cpu")
+    profile = measured_profile(tmp_path / "ours.yaml")
+    data = yaml.safe_load(profile.read_text())
+    data["measured"]["machine"] = dict(here)
+    profile.write_text(yaml.safe_dump(data))
+    hardware = load_hardware(profile)
+    assert costs.check_machine(hardware, "cpu", here) is None
+    assert "device cuda" in str(costs.check_machine(hardware, "cuda", here))
+    for key in ("processor", "cores", "torch", "threads"):
+        assert key in str(costs.check_machine(hardware, "cpu", {**here, key: "else"})), key
+
+
 def test_a_profile_of_another_model_is_refused_and_both_are_named(
     scenario: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
