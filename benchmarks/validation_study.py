@@ -3,11 +3,11 @@
     python benchmarks/validation_study.py DIR [--device cpu|cuda]
 
 Configurations differ in model, cache size, batch, link speed, eviction policy and prefetch; those
-that differ in policies only form a group, within which policies are ranked. A third of them, drawn
-by the hashes of their names, are calibration configurations; the others are held out. Costs are
-measured once for each model and link; the calibration configurations fit two numbers more. Runs
-are interleaved over all configurations and kept as they finish: after an interruption the same
-command goes on.
+that differ in policies only form a group, within which policies are ranked. A third of each
+model's, drawn by the hashes of their names, are calibration configurations; the others are held
+out. Costs are measured once for each model and link; the calibration configurations fit two
+numbers more. Runs are interleaved over all configurations and kept as they finish: after an
+interruption the same command goes on.
 
 On a CPU links are emulated: copies take 1 to 4 ms, so that the jitter of a sleep is small beside
 them, or as long as they do (`free`). On a GPU links are what they are, and host memory is
@@ -90,7 +90,10 @@ def main() -> None:
     machine = machine_facts(options.device)
     groups = [*GROUPS, *APART]
     made = [one for group in groups for one in configurations(group, options.device)]
-    chosen = split([name for name, group, _ in made if group in GROUPS])
+    judged = [(name, group.model) for name, group, _ in made if group in GROUPS]
+    chosen: set[str] = set()
+    for model in MODELS:
+        chosen |= split([name for name, of in judged if of == model])
     members = [
         Configuration(
             name,

@@ -48,6 +48,7 @@ class SimPrices:
     def __init__(self, cost: CostModel, *, free_link: bool = False) -> None:
         self.compute_ns: Callable[[Op], int] = cost.compute_ns
         self.experts_ns: Callable[[tuple[int, ...]], int] = cost.experts_ns
+        self.landing_ns: int = cost.landing_ns
         self.layers_ns: Callable[[BatchShape], Sequence[int]] = cost.layers_ns
         self._cost = cost
         self._free_link = free_link

@@ -36,7 +36,6 @@ def random_times(seed: int, shape: ModelShape) -> dict[str, Any]:
         "shape": shape_profile(shape).model_dump(),
         "experts": {
             "call_ns": some(9_000),
-            "alone_ns": some(9_000),
             "tokens": tokens,
             "each_ns": sorted(some(90_000) for _ in tokens),
         },
@@ -45,6 +44,7 @@ def random_times(seed: int, shape: ModelShape) -> dict[str, Any]:
         "first": layer(),
         "tail": {"base_ns": some(50_000), "token_ns": some(900), "sampled_ns": some(9_000)},
         "readback": {"base_ns": some(30_000), "byte_ns": some(20)},
+        "landing_ns": some(60_000),
         "copy_factor": 1 + some(2),
         "residuals": {
             "front": {

@@ -36,6 +36,8 @@ class Tariff:
     def readback_ns(self, nbytes: int) -> int:
         return self.latency_ns + nbytes
 
+    landing_ns = 0
+
     def chunk_bytes(self, direction: str) -> int | None:
         return self.chunk if direction == H2D else None
 

@@ -21,6 +21,7 @@ from moesim.hardware import BatchShape, CostModel, Dense, Experts, Front, Tail, 
 from moesim.hardware.measurement import OperationTimes
 from moesim.hardware.operations import OperationCost
 from moesim.machine.events import EventMachine
+from moesim.machine.passage import Course
 from moesim.simulate import summarise
 
 COUNTS = st.integers(0, 5000)
@@ -41,15 +42,15 @@ def random_cost(seed: int) -> OperationCost:
 
 
 def test_the_expert_table_is_read_between_and_beyond_its_points() -> None:
-    table = {"call_ns": 100, "alone_ns": 1000, "tokens": [2, 4, 8], "each_ns": [10, 20, 60]}
+    table = {"call_ns": 100, "tokens": [2, 4, 8], "each_ns": [10, 20, 60]}
     cost = cost_with(experts=table)
     each = {0: 0, 1: 10, 2: 10, 3: 15, 4: 20, 5: 30, 8: 60, 9: 70, 18: 160}
     for count, expected in each.items():
-        assert cost.experts_ns((count,)) == 1000 + expected
+        assert cost.experts_ns((count,)) == 100 + expected
         assert cost.experts_ns((count, 4)) == 100 + expected + 20
     assert cost.experts_ns(()) == 0
     assert cost.compute_ns(Experts(1, (8, 9), (2, 8))) == 100 + 10 + 60
-    one = cost_with(experts={"call_ns": 0, "alone_ns": 0, "tokens": [4], "each_ns": [6]})
+    one = cost_with(experts={"call_ns": 0, "tokens": [4], "each_ns": [6]})
     assert [one.experts_ns((count,)) for count in (1, 4, 8, 9)] == [6, 6, 12, 14]
 
 
@@ -166,6 +167,18 @@ def test_the_folded_machine_equals_one_event_per_chunk(block: int, tmp_path: Pat
         plan = plan_of(scenario, trace)
         assert isinstance(plan.cost, OperationCost)
         assert everything(run_on(plan)) == everything(run_on(plan, EventMachine)), seed
+
+
+@pytest.mark.parametrize(("resident_ns", "start"), [(50, 107), (104, 107), (107, 107), (300, 300)])
+def test_who_waited_for_a_copy_begins_later_and_who_was_busy_does_not(
+    resident_ns: int, start: int
+) -> None:
+    """Copies take 100 ns; from a landing to the start of what has waited for it, 7 ns."""
+    prices = {(1,): resident_ns, (2,): 20}
+    course = Course(((1, 2), (False, True), ()), prices.__getitem__, 100, 7)
+    assert course.landings == [100]
+    assert course.starts == [0, start]
+    assert course.duration_ns == start + 20
 
 
 def test_a_profile_with_operations_is_read_back_as_it_was_written(tmp_path: Path) -> None:

@@ -56,11 +56,12 @@ def brief(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(costs, "BRIEF_S", 1.5)
 
 
-@pytest.mark.parametrize("device", ["cpu", "fake"])
 @pytest.mark.usefixtures("brief")
-def test_the_executor_decides_as_the_simulator(device: str, scenario: Path, tmp_path: Path) -> None:
+def test_costs_are_measured_and_the_executor_decides_as_the_simulator(
+    scenario: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "out"
-    done = validate(scenario, "--device", device, "--runs", 2, "--out", out, "--json")
+    done = validate(scenario, "--runs", 2, "--out", out, "--json")
     assert done.exit_code == 0, done.output
     summary = json.loads(done.stdout)
     assert summary["decisions_equal"] is True
@@ -71,6 +72,22 @@ def test_the_executor_decides_as_the_simulator(device: str, scenario: Path, tmp_
     manifest = json.loads((out / "manifest.json").read_text())
     assert manifest["machine"]["processor"]
     assert manifest["calibration_s"] == 1.5
+
+
+@pytest.mark.parametrize("prefetch", ["none", "predicted"])
+def test_a_device_that_is_late_at_random_decides_the_same(
+    prefetch: str, scenario: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    done = validate(
+        scenario, "--device", "fake", "--runs", 2, "--out", out, "--json", "--no-plots",
+        "--set", f"prefetch.policy={prefetch}",
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    summary = json.loads(done.stdout)
+    assert summary["decisions_equal"] is True
+    assert summary["cost_kind"] == "assumed"
+    assert not (out / "profile.yaml").exists()
 
 
 @pytest.mark.usefixtures("brief")
@@ -103,6 +120,22 @@ def test_a_profile_of_another_machine_is_refused_and_both_are_named(
     assert not (tmp_path / "out").exists()
 
 
+def test_only_a_profile_of_this_machine_and_device_is_accepted(tmp_path: Path) -> None:
+    from moesim.calibration.bench import machine_facts
+    from moesim.hardware import load_hardware
+
+    here = machine_facts("cpu")
+    profile = measured_profile(tmp_path / "ours.yaml")
+    data = yaml.safe_load(profile.read_text())
+    data["measured"]["machine"] = dict(here)
+    profile.write_text(yaml.safe_dump(data))
+    hardware = load_hardware(profile)
+    assert costs.check_machine(hardware, "cpu", here) is None
+    assert "device cuda" in str(costs.check_machine(hardware, "cuda", here))
+    for key in ("processor", "cores", "torch", "threads"):
+        assert key in str(costs.check_machine(hardware, "cpu", {**here, key: "else"})), key
+
+
 def test_a_profile_of_another_model_is_refused_and_both_are_named(
     scenario: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -128,7 +161,7 @@ def test_cuda_without_a_gpu_is_a_usage_error(scenario: Path, tmp_path: Path) -> 
         pytest.skip("there is a GPU here")
     done = validate(scenario, "--device", "cuda", "--out", tmp_path / "out")
     assert getattr(done.exception, "exit_code", None) == 2
-    assert "cuda" in str(done.exception)
+    assert "CUDA" in str(done.exception)
     assert not (tmp_path / "out").exists()
 
 

@@ -56,7 +56,6 @@ class DeviceBench:
         `MissingExtra` without torch."""
         if find_spec("torch") is None:
             raise MissingExtra("torch", "calibration")
-        _one_thread(device)
         from moesim.machine.real.run import executor_for
 
         self._subject = subject
@@ -88,14 +87,6 @@ class DeviceBench:
 
     def close(self) -> None:
         self._executor.close()
-
-
-def _one_thread(device: str) -> None:
-    """The processor computes in one thread; copies have the others, as a copy engine would."""
-    import torch
-
-    if device != "cuda":
-        torch.set_num_threads(1)
 
 
 def _hardware(link: Link | None) -> Hardware:

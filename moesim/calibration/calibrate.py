@@ -119,7 +119,7 @@ def calibrate_plan(
     seed: int = 0,
     command: str = "",
 ) -> Profile:
-    """Calibrate for one plan: with its model, its steps' sizes, and the links that it emulates.
+    """Calibrate for one plan: with its model, its slots, its steps' sizes and its links.
 
     Raises as `calibrate`.
     """
@@ -129,6 +129,7 @@ def calibrate_plan(
         sequences=min(scenario.batching.max_sequences, len(contexts)),
         tokens=scenario.batching.token_budget,
         context=max(contexts),
+        residencies=(sum(plan.slots),),
     )
     emulated = device == "cpu"
     return calibrate(

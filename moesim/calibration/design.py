@@ -56,12 +56,18 @@ def named_subject(name: str, bits: int | None = None) -> Subject:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The largest steps that matter, and the expert slots there is room for."""
+    """The largest steps that matter, and the expert slots there is room for.
+
+    `residencies` are the numbers of slots to try; by default all, half of them, and one a layer.
+    What a processor has to do takes longer where it often sleeps and its caches go cold, that
+    is, where steps wait for copies; so figures are truest near the residency they are of.
+    """
 
     sequences: int = 32
     tokens: int = 256
     context: int = 256
     slots: int = 1 << 40
+    residencies: tuple[int, ...] = ()
 
     def slots_of(self, shape: ModelShape) -> int:
         return max(0, min(self.slots, len(shape.moe_layers) * shape.num_experts))
@@ -88,7 +94,8 @@ def designs(shape: ModelShape, limits: Limits, *, seed: int = 0) -> Iterator[Des
     """Workloads without end; each six cover all sizes of batches, each three all residencies."""
     rng = np.random.default_rng(seed)
     slots = limits.slots_of(shape)
-    residencies = (slots, slots // 2, min(slots, len(shape.moe_layers)))
+    residencies = limits.residencies or (slots, slots // 2, len(shape.moe_layers))
+    residencies = tuple(min(slots, number) for number in residencies)
     batches = sorted({min(batch, limits.sequences) for batch in _BATCHES}, key=_order)
     number = 0
     while True:
@@ -110,7 +117,7 @@ def designs(shape: ModelShape, limits: Limits, *, seed: int = 0) -> Iterator[Des
                 seed=int(rng.integers(2**31)),
             )
             number += 1
-        if len(batches) % len(residencies) == 0:
+        if len(residencies) > 1 and len(batches) % len(residencies) == 0:
             number += 1  # else a size of batch would always meet the same residency
 
 
@@ -122,6 +129,8 @@ def design_plan(design: Design, subject: Subject, hardware: Hardware | None = No
     """The workload as a plan, for any machine."""
     shape = subject.shape
     trace = _trace(design, subject)
+    # All experts that have a slot from the start: not one step waits for a copy.
+    policy = "static" if design.slots >= trace.num_layers * trace.num_experts else "lru"
     scenario = Scenario.model_validate(
         {
             "name": "calibration",
@@ -133,7 +142,7 @@ def design_plan(design: Design, subject: Subject, hardware: Hardware | None = No
                 "token_budget": design.token_budget,
                 "max_sequences": design.sequences,
             },
-            "cache": {"policy": "lru", "scope": "per_layer", "slots": design.slots},
+            "cache": {"policy": policy, "scope": "per_layer", "slots": design.slots},
             "bounds": False,
         }
     )

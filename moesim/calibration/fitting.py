@@ -5,8 +5,8 @@ durations and their mean. Errors are relative, since a step is as often short as
 (another process had the processor) are weighed down after Huber (1964); coefficients are kept from
 being negative after Lawson and Hanson (1974), so that more work never costs less. Durations are
 skewed, and a run is a sum of many, so medians alone would fall short of it: at last all
-coefficients are scaled for the sum of the fitted durations to be right, those beyond three
-times what is usual counted as three times.
+coefficients are scaled for the sum of the fitted durations to be right, those beyond one and
+a half times what is usual counted as that much.
 """
 
 from __future__ import annotations
@@ -21,14 +21,26 @@ import numpy.typing as npt
 from moesim.errors import UsageError
 from moesim.hardware.measurement import Residual
 
-__all__ = ["Fit", "Point", "Row", "fit", "nnls", "pool", "robust", "split", "swelling", "verify"]
+__all__ = [
+    "_MOST",
+    "Fit",
+    "Point",
+    "Row",
+    "fit",
+    "nnls",
+    "pool",
+    "robust",
+    "split",
+    "swelling",
+    "verify",
+]
 
 Array = npt.NDArray[np.float64]
 Row = Sequence[float]
 
 _ROUNDS: Final = 12
 _HUBER: Final = 1.345  # in standard deviations: 95 % efficient where errors are normal
-_MOST: Final = 3.0  # times the usual duration: more has other causes
+_MOST: Final = 1.5  # times the usual duration: more has other causes
 _MAD: Final = 1.4826  # standard deviations to a median absolute deviation
 
 

@@ -22,7 +22,7 @@ __all__ = ["Profile", "figure"]
 
 _COLUMNS: Final = (
     *("kind", "duration_ns", "layer", "first", "tokens", "kv_tokens", "pairs", "sampled"),
-    *("sequences", "rows", "landed", "nbytes", "pinned"),
+    *("sequences", "cold", "rows", "landed", "nbytes", "pinned"),
 )
 
 
@@ -83,14 +83,18 @@ class Profile:
             }
         for kind, layers in (("front", samples.fronts), ("dense", samples.dense)):
             for layer, ns in layers:
-                more = {"layer": layer.layer, "first": int(layer.first)}
+                flags = {"first": int(layer.first), "cold": int(layer.cold)}
+                more = {"layer": layer.layer, **flags}
                 yield {"kind": kind, "duration_ns": ns, **layer.batch._asdict(), **more}
         for tail, ns in samples.tails:
             batch = tail.batch._asdict()
-            yield {"kind": "tail", "duration_ns": ns, **batch, "nbytes": tail.nbytes}
-        for kind, sized in (("readback", samples.readbacks), ("expert copy", samples.copies)):
-            for nbytes, ns in sized:
-                yield {"kind": kind, "duration_ns": ns, "nbytes": nbytes}
+            more = {"nbytes": tail.nbytes, "cold": int(tail.cold)}
+            yield {"kind": "tail", "duration_ns": ns, **batch, **more}
+        for back, ns in samples.readbacks:
+            more = {"nbytes": back.nbytes, "cold": int(back.cold)}
+            yield {"kind": "readback", "duration_ns": ns, **more}
+        for nbytes, ns in samples.copies:
+            yield {"kind": "expert copy", "duration_ns": ns, "nbytes": nbytes}
         for point in self.copies:
             yield {
                 "kind": point.direction,

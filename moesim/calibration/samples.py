@@ -20,29 +20,40 @@ from moesim.hardware.ops import BatchShape, Dense, Experts, Front, Tail
 from moesim.machine.base import DEMAND, GPU, H2D, READBACK, Ticket
 from moesim.machine.journal import Record
 
-__all__ = ["ExpertWork", "Layer", "Samples", "TailWork", "read_journal"]
+__all__ = ["ExpertWork", "Layer", "Readback", "Samples", "TailWork", "read_journal"]
 
 
 class ExpertWork(NamedTuple):
-    """One call over routed experts; `landed`: it waited for its expert's copy."""
+    """One call over routed experts; `landed`: the lane was idle until its expert's copy landed."""
 
     tokens: tuple[int, ...]
     landed: bool
 
 
 class Layer(NamedTuple):
-    """One layer without routed experts of one batch; `first` of its step."""
+    """One layer without routed experts of one batch; `first` of its step; `cold`: somewhere in
+    the step the lane waited for a copy, so threads have slept and caches are cold."""
 
     layer: int
     batch: BatchShape
     first: bool
+    cold: bool
+
+
+class Readback(NamedTuple):
+    """So many bytes of ids brought to the host; `cold` as of a layer."""
+
+    nbytes: int
+    cold: bool
 
 
 class TailWork(NamedTuple):
-    """The end of a step, until the next begins; `nbytes` of sampled tokens come back meanwhile."""
+    """The end of a step, until the next begins; `nbytes` of sampled tokens come back meanwhile;
+    `cold` as of a layer."""
 
     batch: BatchShape
     nbytes: int
+    cold: bool
 
 
 @runtime_checkable
@@ -55,12 +66,12 @@ class Waiting(Protocol):
 
 @dataclass(slots=True)
 class Samples:
-    """(work, ns) of each kind; `readbacks` and `copies` from host to device by their bytes."""
+    """(work, ns) of each kind; `copies` from host to device by their bytes."""
 
     experts: list[tuple[ExpertWork, int]] = field(default_factory=list)
     fronts: list[tuple[Layer, int]] = field(default_factory=list)
     dense: list[tuple[Layer, int]] = field(default_factory=list)
-    readbacks: list[tuple[int, int]] = field(default_factory=list)
+    readbacks: list[tuple[Readback, int]] = field(default_factory=list)
     tails: list[tuple[TailWork, int]] = field(default_factory=list)
     copies: list[tuple[int, int]] = field(default_factory=list)
 
@@ -74,13 +85,20 @@ def read_journal(
     records: Sequence[Record], *, link: Link | None = None, skip_steps: int = 1
 ) -> Samples:
     """The samples of a run that is over, less its first steps. `link` is the emulated one."""
-    return _Reader(link, skip_steps).read(records)
+    scout = _Reader(link, skip_steps)
+    scout.read(records)
+    return _Reader(link, skip_steps, frozenset(scout.waiting)).read(records)
 
 
 class _Reader:
     """Walks through a journal in the order of issue, which on each lane is that of time."""
 
-    def __init__(self, link: Link | None, skip_steps: int) -> None:
+    def __init__(
+        self, link: Link | None, skip_steps: int, cold: frozenset[int] = frozenset()
+    ) -> None:
+        """`cold`: the steps in which the lane is known to wait for copies."""
+        self.waiting: set[int] = set()
+        self._cold_steps = cold
         self._link = link
         self._skip_steps = skip_steps
         self._samples = Samples()
@@ -91,6 +109,9 @@ class _Reader:
         # the copies if there are any, since the run waits for them.
         self._event: tuple[int, int | None] | None = None
         self._copies = 0  # of this layer event
+        self._waited = False  # whether its last computation did, for a copy
+        self._step = 0
+        self._cold = False  # whether any of the step does
         self._copy: Ticket | None = None  # the copy before
         self._link_free_ns = 0  # when it ended, or should have on the emulated link
         self._landing: dict[int, int] = {}  # when experts landed that were not computed so far
@@ -100,6 +121,9 @@ class _Reader:
     def read(self, records: Sequence[Record]) -> Samples:
         for record in records:
             self._counts = record.step >= self._skip_steps
+            if record.step != self._step:
+                self._end_event()
+                self._step = record.step
             if record.key == READBACK and record.op is None:
                 if self._tail is None:
                     self._event, self._copies = (record.nbytes, None), 0
@@ -139,24 +163,29 @@ class _Reader:
         if not isinstance(op, Experts):
             self._end_event()
         first = self._tail is not None or not self._gpu_free_ns
+        cold_tail, self._cold = self._cold, self._step in self._cold_steps
         begun_ns = ticket.start_ns if first else self._gpu_free_ns
-        self._end_step(ticket)
+        self._end_step(ticket, cold_tail)
         if isinstance(op, Experts):
             landings = [self._landing.pop(key, 0) for key in op.keys]
-            landed = max(landings) > self._front_ns
-            if landed:
-                begun_ns = max(begun_ns, *landings)
+            self._waited = max(landings) > max(self._gpu_free_ns, self._front_ns)
+            if self._waited:
+                begun_ns = max(landings)
             elif self._event is not None and self._event[1] is None:
                 begun_ns = ticket.start_ns
                 self._event = self._event[0], begun_ns
-            self._take(samples.experts, ExpertWork(op.tokens, landed), ticket, begun_ns)
+            self._take(samples.experts, ExpertWork(op.tokens, self._waited), ticket, begun_ns)
         elif isinstance(op, Tail):
             self._tail = op.batch, ticket.finish_ns - begun_ns, ticket.finish_ns
         elif isinstance(op, Front):
             self._front_ns = ticket.finish_ns
-            self._take(samples.fronts, Layer(op.layer, op.batch, first), ticket, begun_ns)
+            self._take(
+                samples.fronts, Layer(op.layer, op.batch, first, self._cold), ticket, begun_ns
+            )
         elif isinstance(op, Dense):
-            self._take(samples.dense, Layer(op.layer, op.batch, first), ticket, begun_ns)
+            self._take(
+                samples.dense, Layer(op.layer, op.batch, first, self._cold), ticket, begun_ns
+            )
         self._gpu_free_ns = ticket.finish_ns
 
     def _take(self, into: list[Any], work: Any, ticket: Ticket, begun_ns: int) -> None:
@@ -167,15 +196,19 @@ class _Reader:
         """All work of the last layer event is known: what came between its front and that."""
         nbytes, begun_ns = self._event or (0, None)
         if begun_ns is not None and self._counts:
-            self._samples.readbacks.append((nbytes, begun_ns - self._front_ns))
-        self._event = None
+            self._samples.readbacks.append(
+                (Readback(nbytes, self._cold), begun_ns - self._front_ns)
+            )
+        if self._waited:
+            self.waiting.add(self._step)
+        self._event, self._waited = None, False
 
-    def _end_step(self, first: Ticket) -> None:
+    def _end_step(self, first: Ticket, cold: bool) -> None:
         """The first work of a step ends the tail of the one before."""
         if self._tail is None:
             return
         batch, tail_ns, end_ns = self._tail
         if self._counts:
-            work = TailWork(batch, self._sampled_bytes)
+            work = TailWork(batch, self._sampled_bytes, cold)
             self._samples.tails.append((work, tail_ns + first.start_ns - end_ns))
         self._tail = None

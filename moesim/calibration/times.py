@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, Final
 
 import numpy as np
 
 from moesim.calibration.fitting import Fit, Row, fit, pool, robust, split, swelling, verify
-from moesim.calibration.samples import ExpertWork, Layer, Samples, TailWork
+from moesim.calibration.samples import ExpertWork, Layer, Samples
 from moesim.errors import UsageError
 from moesim.hardware.measurement import (
     ExpertTable,
@@ -21,6 +21,7 @@ from moesim.hardware.measurement import (
     shape_profile,
 )
 from moesim.hardware.operations import LayerWork, layer_work
+from moesim.hardware.ops import BatchShape
 from moesim.hardware.shapes import ModelShape
 
 __all__ = ["fit_times"]
@@ -41,13 +42,14 @@ def fit_times(shape: ModelShape, samples: Samples, *, seed: int = 0) -> Operatio
         return made.coefficients
 
     _check(samples, shape)
-    base, byte = note("readback", fit(pool(samples.readbacks), lambda n: (1, n), seed=seed))
-    tails = [(work, max(1.0, ns - base - byte * work.nbytes)) for work, ns in samples.tails]
+    backs = [(work.nbytes, float(ns)) for work, ns in samples.readbacks]
+    base, byte = note("readback", fit(pool(backs), lambda n: (1, n), seed=seed))
+    tails = [(work.batch, max(1.0, ns - base - byte * work.nbytes)) for work, ns in samples.tails]
     tail = note("tail", fit(pool(tails), _tail_parts, seed=seed))
     layers = _Layers(shape, seed)
     front, dense, first = layers.fit(samples)
     residuals.update(layers.residuals)
-    experts, residuals["experts"] = _fit_experts(samples.experts, seed)
+    experts, landing, residuals["experts"] = _fit_experts(samples.experts, seed)
     return OperationTimes(
         shape=shape_profile(shape),
         experts=experts,
@@ -56,6 +58,7 @@ def fit_times(shape: ModelShape, samples: Samples, *, seed: int = 0) -> Operatio
         first=first,
         tail=TailTimes(base_ns=tail[0], token_ns=tail[1], sequence_ns=tail[2], sampled_ns=tail[3]),
         readback=ReadbackTimes(base_ns=base, byte_ns=byte),
+        landing_ns=landing,
         residuals=residuals,
     )
 
@@ -70,8 +73,7 @@ def _check(samples: Samples, shape: ModelShape) -> None:
         )
 
 
-def _tail_parts(work: TailWork) -> Row:
-    batch = work.batch
+def _tail_parts(batch: BatchShape) -> Row:
     return 1, batch.tokens, batch.sequences, batch.sampled
 
 
@@ -91,7 +93,7 @@ class _Layers:
     def fit(self, samples: Samples) -> tuple[LayerTimes, LayerTimes | None, LayerTimes]:
         """Front, dense layer (None where there are none), and the first layer's surplus."""
         made: dict[str, LayerTimes] = {}
-        surplus: list[tuple[Hashable, float]] = []
+        surplus: list[tuple[Any, float]] = []
         for kind, taken in (("front", samples.fronts), ("dense", samples.dense)):
             if not taken:
                 continue
@@ -140,33 +142,27 @@ def _times(found: Sequence[float]) -> LayerTimes:
 
 def _fit_experts(
     samples: Sequence[tuple[ExpertWork, int]], seed: int
-) -> tuple[ExpertTable, Residual]:
-    """The table of rows, and what a call costs beside it."""
-    points = pool((tuple(sorted(work.tokens)), ns) for work, ns in samples)
+) -> tuple[ExpertTable, float, Residual]:
+    """The table of rows, and from a landing to the start of a computation that has waited."""
+    points = pool((ExpertWork(tuple(sorted(work.tokens)), work.landed), ns) for work, ns in samples)
     fitted, _ = split(points, seed)
-    most = max(max(point.work) for point in fitted)
-    least = min(min(point.work) for point in fitted)
+    most = max(max(point.work.tokens) for point in fitted)
+    least = min(min(point.work.tokens) for point in fitted)
     knots = [knot for knot in _KNOTS if least <= knot < most]
     knots = sorted({least, *knots, most})
 
-    def parts(tokens: tuple[int, ...]) -> Row:
-        """A call of either kind, experts, and rows between each two knots."""
+    def parts(work: ExpertWork) -> Row:
+        """A call, a wait, experts, and rows between each two knots."""
         each = [0.0] * (len(knots) - 1)
-        for count in tokens:
+        for count in work.tokens:
             for place, (low, high) in enumerate(pairwise(knots)):
                 beyond = count if place == len(each) - 1 else min(count, high)
                 each[place] += max(0, beyond - low)
-        alone = float(len(tokens) == 1)
-        return [1 - alone, alone, len(tokens), *each]
+        return [1, float(work.landed), len(work.tokens), *each]
 
     made = fit(points, parts, seed=seed)
-    call, alone, weights, *slopes = made.coefficients
-    if (
-        len({len(point.work) == 1 for point in fitted}) == 1
-    ):  # one kind was never seen; it is taken to be as the other
-        call = alone = max(call, alone)
+    call, landing, weights, *slopes = made.coefficients
     each_ns = [weights]
     for slope, (low, high) in zip(slopes, pairwise(knots), strict=True):
         each_ns.append(each_ns[-1] + slope * (high - low))
-    table = ExpertTable(call_ns=call, alone_ns=alone, tokens=knots, each_ns=each_ns)
-    return table, made.residual
+    return ExpertTable(call_ns=call, tokens=knots, each_ns=each_ns), landing, made.residual

@@ -122,9 +122,10 @@ def _print(made: Profile) -> None:
             f"{held.error_p90:7.1%} {held.bias:+7.1%} {held.interval:9.1%}"
         )
     experts, h2d = made.times.experts, made.hardware().h2d
-    one = round(experts.alone_ns + experts.each_ns[0])
+    one = round(experts.call_ns + experts.each_ns[0])
     typer.echo(f"an expert with one row: {format_duration_ns(one)}")
     typer.echo(f"a front, at least: {format_duration_ns(round(made.times.front.base_ns))}")
+    typer.echo(f"after a landing: {format_duration_ns(round(made.times.landing_ns))}")
     typer.echo(f"readback: {format_duration_ns(round(made.times.readback.base_ns))}")
     typer.echo(f"copies in: {h2d.pinned_bytes_per_s / 1e9:.2f} GB/s, {h2d.latency_ns / 1e3:.0f} us")
     if not made.narrow:

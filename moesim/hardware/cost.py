@@ -27,6 +27,9 @@ _MEMO_LIMIT: Final = 1 << 16
 class CostModel:
     """Prices of one model on one machine; pure, the same answer for the same question."""
 
+    landing_ns: int = 0
+    """From the landing of a copy until a computation that has waited for it may begin."""
+
     def __init__(self, hardware: Hardware, shape: ModelShape, *, pinned: bool = True) -> None:
         """`pinned`: the host copies of the experts lie in page-locked memory."""
         self.hardware = hardware

@@ -45,13 +45,10 @@ Ratio = Annotated[float, BeforeValidator(_number), Field(ge=0, le=1e6)]
 class ExpertTable(Strict):
     """Routed experts: a call costs `call_ns`, and each of its experts what the table says.
 
-    Between the given numbers of rows it is linear, beyond the last as steep as before it. A call
-    over one expert costs `alone_ns` instead of `call_ns`: it mostly waits for a copy, and then
-    includes the time from the landing to the start of the computation.
+    Between the given numbers of rows it is linear, beyond the last as steep as before it.
     """
 
     call_ns: Nanoseconds
-    alone_ns: Nanoseconds
     tokens: Annotated[list[PositiveCount], Field(min_length=1)]
     each_ns: list[Nanoseconds]
 
@@ -168,6 +165,9 @@ class OperationTimes(Strict):
     )
     tail: TailTimes
     readback: ReadbackTimes
+    landing_ns: Nanoseconds = Field(
+        0.0, description="From a landing until a computation that has waited for it begins."
+    )
     copy_factor: Annotated[float, BeforeValidator(_number), Field(ge=1, le=1e3)] = Field(
         1.0, description="How many times longer an expert's copy takes in a run than by itself."
     )

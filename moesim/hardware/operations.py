@@ -68,7 +68,7 @@ class OperationCost(CostModel):
         self.times = times
         self._table = _Table(times.experts)
         self._call_fs = _fs(times.experts.call_ns)
-        self._alone_fs = _fs(times.experts.alone_ns)
+        self.landing_ns = ceil(times.landing_ns)
         self._front = _Layer(times.front)
         self._dense_times = _Layer(times.dense or times.front)
         self._first = _Layer(times.first)
@@ -83,9 +83,9 @@ class OperationCost(CostModel):
         """One grouped call, `tokens[i]` rows through its i-th expert; none cost nothing."""
         known = self._experts_memo.get(tokens)
         if known is None:
-            call = self._alone_fs if len(tokens) == 1 else self._call_fs
             each = sum(map(self._table.fs, tokens))
-            known = _ceil_ns(call + each) if tokens else 0
+            # No time at all would be a tie of everything that happens around it.
+            known = max(1, _ceil_ns(self._call_fs + each)) if tokens else 0
             remember(self._experts_memo, tokens, known)
         return known
 

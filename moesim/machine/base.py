@@ -106,6 +106,9 @@ class Folding(Protocol):
 class Prices(Protocol):
     """What a simulated machine asks its cost model."""
 
+    landing_ns: int
+    """From the landing of a copy until a computation that has waited for it may begin."""
+
     def compute_ns(self, op: Op) -> int:
         """Duration of an operation."""
 

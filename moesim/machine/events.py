@@ -51,10 +51,14 @@ class _At(simpy.Event):
 
 
 class _Job(Ticket):
-    __slots__ = ("after", "chunks", "finished", "priority")
+    __slots__ = ("after", "alarmed", "chunks", "delay_ns", "finished", "priority")
 
-    def __init__(self, chunks: list[int], after: Sequence[Ticket], priority: int) -> None:
+    def __init__(
+        self, chunks: list[int], after: Sequence[Ticket], priority: int, delay_ns: int
+    ) -> None:
         super().__init__(busy_ns=sum(chunks))
+        self.delay_ns = delay_ns
+        self.alarmed = False
         self.chunks = deque(chunks)
         self.after = after
         self.priority = priority
@@ -85,7 +89,8 @@ class EventMachine:
         return int(self.env.now)
 
     def compute(self, lane: str, op: Op, after: Sequence[Ticket] = ()) -> Ticket:
-        return self._issue(lane, [self._prices.compute_ns(op)], DEMAND, after)
+        landing_ns = self._prices.landing_ns
+        return self._issue(lane, [self._prices.compute_ns(op)], DEMAND, after, landing_ns)
 
     def copy(
         self,
@@ -100,9 +105,14 @@ class EventMachine:
         return self._issue(direction, chunks, priority, after)
 
     def _issue(
-        self, lane: str, chunks: list[int], priority: int, after: Sequence[Ticket]
+        self,
+        lane: str,
+        chunks: list[int],
+        priority: int,
+        after: Sequence[Ticket],
+        delay_ns: int = 0,
     ) -> Ticket:
-        job = _Job(chunks, after, priority)
+        job = _Job(chunks, after, priority, delay_ns)
         self._lanes[lane].queues[priority].append(job)
         self._plan_start()
         return job
@@ -162,6 +172,8 @@ class EventMachine:
         for queue in lane.queues:
             if queue and all(self.done(ticket) for ticket in queue[0].after):
                 job = queue[0]
+                if self._too_soon(job):
+                    continue
                 lane.current = job
                 if job.start_ns > self.now_ns:
                     job.start_ns = self.now_ns
@@ -172,6 +184,15 @@ class EventMachine:
                     partial(self._finish_chunk, lane, job),
                 )
                 return
+
+    def _too_soon(self, job: _Job) -> bool:
+        """Whether what it has waited for is done, but not for long enough; then it comes back."""
+        ready_ns = max((ticket.finish_ns for ticket in job.after), default=0) + job.delay_ns
+        wait_ns = ready_ns - self.now_ns
+        if wait_ns > 0 and job.after and not job.alarmed:
+            job.alarmed = True
+            _At(self.env, wait_ns, self._order(_START), self._start_lanes)
+        return wait_ns > 0 and bool(job.after)
 
     def _finish_chunk(self, lane: _Lane, job: _Job, _event: Any) -> None:
         lane.current = None

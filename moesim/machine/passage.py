@@ -54,7 +54,11 @@ class Course:
     )
 
     def __init__(
-        self, shape: Shape, experts_ns: Callable[[tuple[int, ...]], int], copy_ns: int
+        self,
+        shape: Shape,
+        experts_ns: Callable[[tuple[int, ...]], int],
+        copy_ns: int,
+        landing_ns: int = 0,
     ) -> None:
         rows, absent, self.after = shape
         self.loads = tuple(compress(rows, absent))
@@ -70,8 +74,8 @@ class Course:
             departures.append(link)
             link += copy_ns
             landings.append(link)
-            if link > gpu:
-                gpu = link
+            if link + landing_ns > gpu:
+                gpu = link + landing_ns
             starts.append(gpu)
             gpu += price[count]
             finishes.append(gpu)
@@ -83,15 +87,18 @@ class Course:
 class Courses(dict[Shape, Course]):
     """The courses worked out so far; asked for another one, it works that out too."""
 
-    def __init__(self, experts_ns: Callable[[tuple[int, ...]], int], copy_ns: int) -> None:
+    def __init__(
+        self, experts_ns: Callable[[tuple[int, ...]], int], copy_ns: int, landing_ns: int = 0
+    ) -> None:
         super().__init__()
         self._experts_ns = experts_ns
         self._copy_ns = copy_ns
+        self._landing_ns = landing_ns
 
     def __missing__(self, shape: Shape) -> Course:
         if len(self) >= _MEMO_LIMIT:
             self.clear()  # large batches hardly ever repeat a shape
-        course = self[shape] = Course(shape, self._experts_ns, self._copy_ns)
+        course = self[shape] = Course(shape, self._experts_ns, self._copy_ns, self._landing_ns)
         return course
 
 

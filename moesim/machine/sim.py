@@ -40,20 +40,26 @@ from moesim.machine.passage import Courses, Event, Passage, StepBytes
 class _Job(Ticket):
     """Work that is not settled yet: what it waits for and how long its chunks take."""
 
-    __slots__ = ("after", "chunks", "lane", "what")
+    __slots__ = ("after", "chunks", "delay_ns", "lane", "what")
 
     def __init__(
-        self, lane: _Lane, chunks: list[int], after: Sequence[Ticket], what: object
+        self,
+        lane: _Lane,
+        chunks: list[int],
+        after: Sequence[Ticket],
+        what: object,
+        delay_ns: int = 0,
     ) -> None:
         super().__init__(busy_ns=sum(chunks))
         self.lane = lane
         self.chunks = chunks
         self.after = after
         self.what = what
+        self.delay_ns = delay_ns
 
     def ready_ns(self) -> int:
-        """When the last thing it waits for finishes; FAR while that is unknown."""
-        return max((ticket.finish_ns for ticket in self.after), default=0)
+        """When it may begin as far as what it waits for goes; FAR or more while that is unknown."""
+        return max((ticket.finish_ns + self.delay_ns for ticket in self.after), default=0)
 
 
 class _Lane:
@@ -114,6 +120,7 @@ class SimMachine:
         self.now_ns = int(env.now)
         self._prices = prices
         self._compute_ns = prices.compute_ns
+        self._landing_ns = prices.landing_ns
         self._lanes = {name: _Lane(name) for name in LANES}
         self._all = tuple(self._lanes.values())
         self._chunk_memo: dict[str, dict[int, list[int]]] = {H2D: {}, D2H: {}, "readback": {}}
@@ -127,12 +134,13 @@ class SimMachine:
         if start < self.now_ns:
             start = self.now_ns
         for ticket in after:
-            if ticket.finish_ns > start:
-                start = ticket.finish_ns
+            ready = ticket.finish_ns + self._landing_ns
+            if ready > start:
+                start = ready
         if start < FAR and not it.queues[DEMAND]:
             it.free_ns = finish = start + duration
             return Ticket(start, finish, duration)
-        return self._queue(it, DEMAND, [duration], after, op)
+        return self._queue(it, DEMAND, [duration], after, op, self._landing_ns)
 
     def copy(
         self,
@@ -196,13 +204,21 @@ class SimMachine:
 
     def _courses_for(self, expert_bytes: int) -> Courses:
         copy_ns = sum(self._chunks(H2D, 0, expert_bytes))
-        courses = self._courses[expert_bytes] = Courses(self._prices.experts_ns, copy_ns)
+        courses = self._courses[expert_bytes] = Courses(
+            self._prices.experts_ns, copy_ns, self._landing_ns
+        )
         return courses
 
     def _queue(
-        self, lane: _Lane, priority: int, chunks: list[int], after: Sequence[Ticket], what: object
+        self,
+        lane: _Lane,
+        priority: int,
+        chunks: list[int],
+        after: Sequence[Ticket],
+        what: object,
+        delay_ns: int = 0,
     ) -> Ticket:
-        job = _Job(lane, chunks, after, what)
+        job = _Job(lane, chunks, after, what, delay_ns)
         lane.queues[priority].append(job)
         self._unsettled += 1
         return job

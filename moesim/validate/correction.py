@@ -92,14 +92,13 @@ def _corrected(times: OperationTimes, by: Correction) -> OperationTimes:
         }
         return part.model_copy(update=changes)
 
-    experts = scaled(times.experts)
-    experts = experts.model_copy(update={"alone_ns": experts.alone_ns + by.landing_ns})
     layers: dict[str, LayerTimes | None] = {
         key: None if (part := getattr(times, key)) is None else scaled(part)
         for key in ("front", "dense", "first")
     }
     changes = {
-        "experts": experts,
+        "experts": scaled(times.experts),
+        "landing_ns": times.landing_ns + by.landing_ns,
         **layers,
         "tail": scaled(times.tail),
         "readback": scaled(times.readback),

@@ -36,19 +36,22 @@ def measured_costs(
     """The plan with costs measured on this machine, and what the manifest says about them.
 
     Unless the scenario's own profile was measured with this very model, a calibration of
-    `budget_s` seconds (by default a brief one) writes `profile.yaml` into `folder`.
+    `budget_s` seconds (by default a brief one) writes `profile.yaml` into `folder`. The fake
+    device is there for its decisions, and keeps the scenario's costs.
 
     Raises:
         ScenarioError: the scenario's profile was measured on another machine or device, or with
             other models only.
         MissingExtra: torch is not installed.
     """
+    ready_torch(device)  # before anything imports it
     from moesim.calibration.bench import machine_facts
     from moesim.calibration.calibrate import calibrate_plan
 
     budget_s = BRIEF_S if budget_s is None else budget_s
-    ready_torch(device)
     here = machine_facts(device)
+    if device == "fake":
+        return plan, {"machine": here, "calibrated": "no: a fake device is late at random"}
     scenario, hardware = plan.scenario, plan.cost.hardware
     if hardware.measured is not None:
         if wrong := check_machine(hardware, device, here):
