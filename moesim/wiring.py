@@ -124,6 +124,14 @@ def prepare(scenario: Scenario, trace: Trace | None = None) -> Plan:
             f"{batching.name} asks which experts queued tokens want; the trace's router is "
             f"{trace.meta.router}, which reveals it layer by layer only",
         )
+    prefetch, options = _policy(scenario, "prefetch", "prefetch")
+    if prefetch.needs_routing and options.depth > KNOWLEDGE[trace.meta.router].reach:
+        raise ScenarioError.at(
+            scenario,
+            "prefetch.policy",
+            f"{prefetch.name} looks {options.depth} layers ahead; the trace's router is "
+            f"{trace.meta.router}, which reveals {KNOWLEDGE[trace.meta.router].reach}",
+        )
     if scenario.prefetch.cancel:
         raise ScenarioError.at(
             scenario, "prefetch.cancel", "cancelling prefetches is not available yet"

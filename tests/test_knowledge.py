@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pytest
+import simpy
 from workloads import (
+    TINY_CONFIG,
     decisions,
     everything,
     plan_of,
@@ -17,9 +20,12 @@ from workloads import (
     tiny_trace,
 )
 
+from moesim.errors import ScenarioError
+from moesim.hardware.ops import Experts
 from moesim.machine.events import EventMachine
+from moesim.machine.sim import SimMachine
 from moesim.serving.knowledge import KNOWLEDGE
-from moesim.simulate import Outcome
+from moesim.simulate import Outcome, build_server
 from moesim.trace import Trace
 
 AHEAD = {"policy": "oracle", "options": {"depth": 1}}
@@ -113,3 +119,68 @@ def test_look_ahead_hits_more_often_the_more_is_queued() -> None:
     lru, ahead, least = hits("lru"), hits("lookahead"), hits("min")
     assert lru < ahead <= least
     assert ahead > 0.9 * least
+
+
+@dataclass(frozen=True)
+class Simple:
+    """Prices of a model whose experts take a while to load and to compute, and nothing else."""
+
+    computing: int
+    loading: int
+    layers: int
+    landing_ns: int = 0
+
+    def compute_ns(self, op: Any) -> int:
+        return self.computing if isinstance(op, Experts) else 0
+
+    def experts_ns(self, tokens: tuple[int, ...]) -> int:
+        return self.computing
+
+    def layers_ns(self, batch: Any) -> list[int]:
+        return [0] * self.layers
+
+    def copy_ns(self, direction: str, nbytes: int) -> int:
+        return self.loading
+
+    def readback_ns(self, nbytes: int) -> int:
+        return 0
+
+    def chunk_bytes(self, direction: str) -> None:
+        return None
+
+
+@pytest.mark.parametrize(("c", "load"), [(5, 3), (3, 5), (4, 4), (1, 100), (100, 1)])
+@pytest.mark.parametrize("layers", [1, 2, 7])
+@pytest.mark.parametrize("prefetch", ["none", "layer_ahead"])
+def test_layer_ahead_takes_what_its_closed_form_says(
+    prefetch: str, layers: int, c: int, load: int
+) -> None:
+    """One token, nothing resident, L layers that load in l and compute in c: L (c + l) on demand,
+    c + l + (L - 1) max(c, l) a layer ahead."""
+    trace = tiny_trace(requests=1, prompt_tokens=1, output_tokens=1, num_layers=layers, top_k=1)
+    config = {**TINY_CONFIG, "num_hidden_layers": layers, "num_experts_per_tok": 1}
+    trace = trace.with_meta(router="decoupled", model_config=config)
+    scenario = tiny_scenario(prefetch=prefetch, cache={"policy": "lru", "slots": "1/layer"})
+    env = simpy.Environment()
+    machine = SimMachine(env, Simple(c, load, layers))  # type: ignore[arg-type]
+    server = build_server(plan_of(scenario, trace), machine)
+    env.run(until=env.process(server.run()))
+    ahead = c + load + (layers - 1) * max(c, load)
+    assert machine.now_ns == (ahead if prefetch == "layer_ahead" else layers * (c + load))
+
+
+def test_a_layerwise_router_reveals_nothing_to_fetch() -> None:
+    with pytest.raises(ScenarioError, match=r"layer_ahead looks 1 layers ahead.*reveals 0"):
+        plan_of(tiny_scenario(prefetch="layer_ahead"), tiny_trace())
+    deep = {"policy": "layer_ahead", "options": {"depth": 2}}
+    with pytest.raises(ScenarioError, match="pregated, which reveals 1"):
+        plan_of(tiny_scenario(prefetch=deep), tiny_trace().with_meta(router="pregated"))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_what_is_fetched_ahead_by_knowledge_is_never_wasted(seed: int) -> None:
+    trace = tiny_trace(requests=4, prompt_tokens=6, output_tokens=6, seed=seed, stickiness=0.2)
+    scenario = tiny_scenario(prefetch="layer_ahead", cache={"policy": "lru", "slots": "8/layer"})
+    ledger = run_on(plan_of(scenario, trace.with_meta(router="decoupled"))).ledger
+    assert sum(ledger.prefetch_copies) > 0
+    assert sum(ledger.demand_copies) == ledger.prefetch_wasted == 0
