@@ -218,7 +218,7 @@ def _against(chart: Chart, axes: Axes, panel: str, groups: list[Any]) -> None:
     if not len(pooled):
         mark_undefined(axes, "nothing was timed")
         return
-    scale, unit = latency_scale(float(np.median(pooled)))
+    scale, unit = latency_scale(float(pooled.max()))
     for (label, color, marker), table, chosen in groups:
         if not chosen.any():
             continue
