@@ -198,7 +198,10 @@ def _notes(plan: Plan, outcome: Outcome) -> list[str]:
     if policy.name == "static" and scenario.bounds:
         notes.append("static starts loaded; MIN and the infinite cache start empty")
     if trace.meta.router != "layerwise":
-        notes.append(f"the router is {trace.meta.router}; costed and shown as a layer-wise one")
+        notes.append(
+            f"the router is {trace.meta.router}: policies see its choices ahead, "
+            "its layers are costed as those of a layer-wise one"
+        )
     if policy.clairvoyant:
         notes.append(f"{policy.name} knows the future: a bound on misses, not a policy")
     if find("prefetch", scenario.prefetch.policy).clairvoyant:
