@@ -30,8 +30,10 @@ ORACLES: dict[str, Callable[[Events], naive.Worth]] = {
     "lfu_in_cache": lambda events: naive.lfu_in_cache,
     "lfu_decay": lambda events: naive.lfu_decay(0.99),
     "min": naive.furthest_next_use,
+    "min_window": lambda events: naive.seen_within(1, events),
+    "lookahead": lambda events: naive.lru,  # a view that reveals nothing
 }
-DEMAND = sorted(set(ORACLES) - {"min"} | {"random"})
+DEMAND = sorted(set(ORACLES) - {"min", "min_window"} | {"random"})
 ADMISSIONS = ["bypass", "always"]
 
 
@@ -94,6 +96,26 @@ def test_lfu_with_decay_equals_exact_fading_counts(
 ) -> None:
     policy = build("lfu_decay", events, capacity, decay=decay)
     assert outcomes(policy, events) == naive.replay(naive.lfu_decay(decay), events, capacity)
+
+
+@given(unions(), st.integers(0, EXPERTS), st.integers(1, 30), st.sampled_from(ADMISSIONS))
+def test_a_window_sees_so_far_and_no_further(
+    events: Events, capacity: int, window: int, admission: str
+) -> None:
+    policy = build("min_window", events, capacity, admission, window=window)
+    worth = naive.seen_within(window, events)
+    assert outcomes(policy, events) == naive.replay(worth, events, capacity, admission == "always")
+
+
+@given(unions(), st.integers(0, EXPERTS))
+def test_a_window_over_everything_hits_as_often_as_min(events: Events, capacity: int) -> None:
+    wide, least = (
+        sum(len(hits) for hits, _ in outcomes(build(*policy), events))
+        for policy in (("min_window", events, capacity, "bypass", 0), ("min", events, capacity))
+    )
+    assert wide <= least
+    whole = build("min_window", events, capacity, window=len(events) + 1)
+    assert sum(len(hits) for hits, _ in outcomes(whole, events)) == least
 
 
 @given(unions(), st.integers(0, EXPERTS), st.sampled_from([0.5, 0.9]))
@@ -287,7 +309,7 @@ def test_random_is_decided_by_its_stream_alone(
 
 def test_only_bounds_are_clairvoyant() -> None:
     seers = [name for name in names("eviction") if find("eviction", name).clairvoyant]
-    assert seers == ["min"]
+    assert seers == ["min", "min_window"]
 
 
 @pytest.mark.parametrize("name", DEMAND)

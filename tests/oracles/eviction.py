@@ -75,6 +75,17 @@ def furthest_next_use(events: Sequence[Event]) -> Worth:
     return worth
 
 
+def seen_within(window: int, events: Sequence[Event]) -> Worth:
+    """Whoever is wanted in the next `window` events that want anything, soonest first; then lru."""
+
+    def worth(key: int, past: Sequence[Event], _: Any) -> Any:
+        coming = [event for event in events[len(past) :] if event][:window]
+        wait = next((i for i, event in enumerate(coming) if key in event), window)
+        return (-wait, lru(key, past))
+
+    return worth
+
+
 def static(events: Sequence[Event], universe: Sequence[int], capacity: int) -> list[Outcome]:
     """Who is wanted most over the whole run is resident for ever."""
     counts = Counter(key for event in events for key in event)

@@ -8,12 +8,14 @@ from moesim.policies.eviction.lru import LRU
 from moesim.policies.eviction.min import MIN
 from moesim.policies.eviction.random import Random
 from moesim.policies.eviction.static import Static
+from moesim.policies.eviction.window import MINWindow
 
 __all__ = [
     "FIFO",
     "LFU",
     "LRU",
     "MIN",
+    "MINWindow",
     "CacheContext",
     "Eviction",
     "LFUDecay",
