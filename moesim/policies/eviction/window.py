@@ -31,6 +31,7 @@ class WindowOptions:
 class MINWindow(MIN):
     """What is wanted again latest within a window leaves after what is not; then as LRU."""
 
+    stack = False
     Options = WindowOptions
 
     def __init__(self, context: CacheContext, options: Any = None) -> None:
