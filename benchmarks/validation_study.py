@@ -5,9 +5,10 @@
 Configurations differ in model, cache size, batch, link speed, eviction policy and prefetch; those
 that differ in policies only form a group, within which policies are ranked. A third of each
 model's, drawn by the hashes of their names, are calibration configurations; the others are held
-out. Costs are measured once for each model and link; the calibration configurations fit two
-numbers more. Runs are interleaved over all configurations and kept as they finish: after an
-interruption the same command goes on.
+out. Costs are measured for each group, with workloads that calibration designs; the calibration
+configurations fit two numbers more. Runs are interleaved over all configurations, with a slice of
+calibration before each round, and kept as they finish: after an interruption the same command
+goes on.
 
 On a CPU links are emulated: copies take 1 to 4 ms, so that the jitter of a sleep is small beside
 them, or as long as they do (`free`). On a GPU links are what they are, and host memory is
@@ -24,10 +25,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from moesim.calibration.bench import machine_facts
-from moesim.calibration.calibrate import calibrate_plan
+from moesim.calibration.calibrate import Slices, calibrate_plan
+from moesim.calibration.samples import Samples
+from moesim.calibration.store import load_samples, save_samples
 from moesim.cli.progress import progress
+from moesim.document import dump_document, load_document
 from moesim.errors import MoesimError
-from moesim.files import write_json
+from moesim.files import output_errors, write_json
+from moesim.hardware.hardware import load_hardware
 from moesim.report.study import configuration_table, verdict_table, write_study
 from moesim.report.tabular import write_tables
 from moesim.scenario import Scenario, load_scenario
@@ -39,13 +44,18 @@ from moesim.wiring import Plan, prepare
 
 ROOT = Path(__file__).resolve().parents[1]
 MODELS = {
-    "deep": {"trace": str(ROOT / "traces/deep")},
+    "deep": {
+        "trace": str(ROOT / "traces/deep"),
+        "model": {"shape": str(ROOT / "benchmarks/deep.json")},
+    },
     "wide": {
         "trace": str(ROOT / "traces/shallow"),
         "model": {"shape": str(ROOT / "benchmarks/wide.json")},
     },
 }
-EXPERT_BYTES = {"deep": 49_152, "wide": 4_718_592}
+EXPERT_BYTES = {"deep": 1_572_864, "wide": 4_718_592}
+REQUESTS = {"deep": {1: 2, 4: 6, 8: 10}, "wide": {1: 5, 4: 14, 8: 24}}
+"""By batch: a run of one to three seconds, long enough for a hiccup of the machine to be small."""
 COPY_LATENCY_US = 50
 
 
@@ -67,8 +77,8 @@ class Group(NamedTuple):
 GROUPS = (
     Group("deep", 2, 1, "1ms"),
     Group("deep", 6, 4, "1ms"),
-    Group("deep", 5, 1, "2ms"),
-    Group("deep", 6, 8, "2ms"),
+    Group("deep", 5, 1, "4ms"),
+    Group("deep", 6, 8, "4ms"),
     Group("wide", 4, 1, "4ms"),
     Group("wide", 10, 4, "4ms"),
     Group("wide", 13, 8, "4ms"),
@@ -108,20 +118,27 @@ def main() -> None:
     study = Study(
         options.folder, members, device=options.device, machine=machine, runs=options.runs
     )
-    with progress() as show:
-        plans = costed(study, by_name, options, show)
-        if not options.report:
-            with closing(RealBench(options.device, list(plans.values()))) as bench:
-                study.measure(plans, bench, progress=show or say)
-    report(study, plans, by_name, machine)
+    plans = {one.name: prepare(one.scenario) for one in members}
+    of_group = {by_name[name]: plan for name, plan in plans.items()}
+    if not options.report:
+        with (
+            progress() as show,
+            closing(Costs(study, of_group, options)) as costs,
+            closing(RealBench(options.device, list(plans.values()))) as bench,
+        ):
+            study.measure(plans, bench, progress=show or say, before=costs.measure)
+    profiles = {group: priced(study, group, plan) for group, plan in of_group.items()}
+    costed = {one.name: with_profile(one.scenario, profiles[by_name[one.name]]) for one in members}
+    report(study, costed, by_name, machine)
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--device", choices=("cpu", "cuda", "fake"), default="cpu")
-    parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--calibration-s", type=float, default=45.0, help="a profile")
+    parser.add_argument("--runs", type=int, default=11)
+    parser.add_argument("--calibration-s", type=float, default=8.0, help="of a group, at first")
+    parser.add_argument("--slice-s", type=float, default=2.0, help="more, before each round")
     parser.add_argument("--report", action="store_true", help="from finished runs only")
     return parser.parse_args()
 
@@ -137,7 +154,6 @@ def configurations(group: Group, device: str) -> list[tuple[str, Group, Scenario
 
 def plain(group: Group, policy: str, prefetch: str, device: str, name: str) -> dict[str, Any]:
     """A scenario as plain data; the profile is replaced by the measured one."""
-    requests = {1: 3, 4: 8, 8: 12}[group.batch]
     hardware: dict[str, Any] = {"profile": "t4"}
     if device == "cuda":
         hardware["pinned"] = group.link != "4ms"
@@ -155,9 +171,9 @@ def plain(group: Group, policy: str, prefetch: str, device: str, name: str) -> d
         **MODELS[group.model],
         "hardware": hardware,
         "workload": {
-            "requests": requests,
+            "requests": REQUESTS[group.model][group.batch],
             "order": "shuffled",
-            "lengths": {"prompt": 12, "output": 10},
+            "lengths": {"prompt": 12, "output": 12},
             "arrivals": arrivals,
         },
         "batching": {"token_budget": 24, "max_sequences": group.batch},
@@ -168,34 +184,69 @@ def plain(group: Group, policy: str, prefetch: str, device: str, name: str) -> d
     }
 
 
-def costed(
-    study: Study, groups: dict[str, Group], options: argparse.Namespace, show: Any
-) -> dict[str, Plan]:
-    """The plans with measured costs: those of an earlier start, or measured now."""
-    plans: dict[str, Plan] = {}
-    files = {one.name: profile_of(study, groups[one.name]) for one in study.configurations}
-    for file in dict.fromkeys(files.values()):
-        if not file.exists():
-            alike = [one for one in study.configurations if files[one.name] == file]
-            largest = max(alike, key=lambda one: groups[one.name].batch)
-            say(f"calibrating {file.stem}", 0, 0)
-            made = calibrate_plan(
-                prepare(largest.scenario),
-                device=options.device,
-                budget_s=options.calibration_s,
-                progress=show,
-            )
-            made.write(file)
-    for one in study.configurations:
-        profile = str(files[one.name].resolve())
-        hardware = one.scenario.hardware.model_copy(update={"profile": profile})
-        plans[one.name] = prepare(one.scenario.model_copy(update={"hardware": hardware}))
-    return plans
+class Costs:
+    """Costs of each group: measured once in short, then a slice more before each round of runs, so
+    that what is calibrated and what is predicted have met the same weather."""
+
+    def __init__(self, study: Study, plans: dict[Group, Plan], options: argparse.Namespace) -> None:
+        self._study = study
+        self._plans = plans
+        self._options = options
+        self._open: dict[Group, Slices] = {}
+
+    def measure(self, number: int) -> None:
+        """A slice for each group that lacks it."""
+        for group, plan in self._plans.items():
+            if not profile_of(self._study, group).exists():
+                say(f"calibrating {group.name}", 0, 0)
+                device, budget_s = self._options.device, self._options.calibration_s
+                made = calibrate_plan(plan, device=device, budget_s=budget_s)
+                save_samples(samples_of(self._study, group) / "first.json", made.samples)
+                made.write(profile_of(self._study, group))
+            file = samples_of(self._study, group) / f"round-{number}.json"
+            if not file.exists():
+                if group not in self._open:
+                    self._open[group] = Slices(plan, device=self._options.device)
+                budget_s = self._options.slice_s
+                save_samples(file, self._open[group].sample(budget_s, seed=1 + number))
+
+    def close(self) -> None:
+        """Let go of the models."""
+        for one in self._open.values():
+            one.close()
+
+
+def priced(study: Study, group: Group, plan: Plan) -> Path:
+    """The profile of a group, its operations fitted to all slices."""
+    file = profile_of(study, group)
+    samples = Samples()
+    for each in sorted(samples_of(study, group).glob("*.json")):
+        samples.add(load_samples(each))
+    emulated = study.device == "cpu"
+    link = plan.cost.hardware.h2d if emulated else load_hardware(file).h2d
+    times = Slices.fit(plan.cost.shape, samples, link)
+    data = dict(load_document(file).data)
+    data["operations"] = [times.model_dump(exclude_defaults=True)]
+    fitted = file.with_suffix(".fitted.yaml")
+    with output_errors(fitted):
+        fitted.write_text(dump_document(data), encoding="utf-8")
+    return fitted
+
+
+def with_profile(scenario: Scenario, profile: Path) -> Plan:
+    """The plan of a scenario with the costs of a profile."""
+    hardware = scenario.hardware.model_copy(update={"profile": str(profile.resolve())})
+    return prepare(scenario.model_copy(update={"hardware": hardware}))
+
+
+def samples_of(study: Study, group: Group) -> Path:
+    """Where the samples of a group's slices are kept."""
+    return study.folder / "samples" / group.name
 
 
 def profile_of(study: Study, group: Group) -> Path:
-    """Where the costs of a group are kept: one profile a model and link."""
-    return study.folder / f"profiles/{group.model}-{group.link}.yaml"
+    """Where the costs of a group are kept."""
+    return study.folder / f"profiles/{group.name}.yaml"
 
 
 def report(

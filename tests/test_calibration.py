@@ -250,6 +250,15 @@ def test_at_most_half_of_the_points_are_fitted_over_the_whole_range() -> None:
         split([Point(0, 1.0, 1, 0.0)])
 
 
+def test_samples_of_one_and_the_same_work_are_fitted_and_checked_too() -> None:
+    first, second = pool([("ids", 10.0), ("ids", 30.0), ("ids", 12.0), ("ids", 34.0)])
+    assert (first.duration_ns, second.duration_ns) == (11.0, 32.0)
+    assert len(pool([("ids", 10.0)])) == 1
+    made = fit(pool([("ids", 10.0)] * 8), lambda work: [1.0])
+    assert made.coefficients == (10.0,)
+    assert (made.residual.fitted, made.residual.held_out) == (1, 1)
+
+
 def test_what_is_held_out_is_not_fitted() -> None:
     rng = np.random.default_rng(1)
     durations = [(10.0 + i) * float(rng.lognormal(0, 0.08)) for i in range(41)]

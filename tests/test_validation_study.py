@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,19 @@ def test_runs_of_different_configurations_take_turns(tmp_path: Path) -> None:
     assert bench.runs == names * (1 + RUNS), "a warm-up each, then rounds"
 
 
+def test_each_round_is_announced_and_none_that_is_done(tmp_path: Path) -> None:
+    made, plans = configurations()
+    bench, rounds = PretendBench(), []
+    study(tmp_path).measure(
+        plans, bench, before=lambda number: rounds.append((number, len(bench.runs)))
+    )
+    assert rounds == [(number, len(made) * (1 + number)) for number in range(RUNS)]
+    study(tmp_path, runs=RUNS + 1).measure(
+        plans, PretendBench(), before=lambda number: rounds.append((number, -1))
+    )
+    assert rounds[RUNS:] == [(RUNS, -1)]
+
+
 def test_a_killed_study_keeps_what_it_has_and_goes_on(tmp_path: Path) -> None:
     made, plans = configurations()
     with pytest.raises(KeyboardInterrupt):
@@ -85,10 +99,18 @@ def test_a_killed_study_keeps_what_it_has_and_goes_on(tmp_path: Path) -> None:
 
 def test_a_folder_of_another_study_is_refused(tmp_path: Path) -> None:
     study(tmp_path)
-    with pytest.raises(OutputError, match="a study of another runs"):
-        study(tmp_path, runs=7)
     with pytest.raises(OutputError, match="a study of another machine"):
         study(tmp_path, machine={"cpu": "some other"})
+
+
+def test_a_study_may_be_given_more_runs_later(tmp_path: Path) -> None:
+    begun = study(tmp_path)
+    before = json.loads((tmp_path / "study.json").read_text(encoding="utf-8"))
+    more = study(tmp_path, runs=7)
+    after = json.loads((tmp_path / "study.json").read_text(encoding="utf-8"))
+    assert after == {**before, "runs": 7}
+    name = begun.configurations[0].name
+    assert len(more.missing(name)) == 7 > len(begun.missing(name))
 
 
 def test_a_run_on_disk_is_the_run(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
@@ -30,9 +30,10 @@ from moesim.hardware.measurement import OperationTimes
 from moesim.serving.workload import build_workload
 
 if TYPE_CHECKING:
+    from moesim.hardware.shapes import ModelShape
     from moesim.wiring import Plan
 
-__all__ = ["Measurement", "Progress", "calibrate", "calibrate_plan", "measure"]
+__all__ = ["Measurement", "Progress", "Slices", "calibrate", "calibrate_plan", "measure"]
 
 Progress = Callable[[str, int, int], None]
 
@@ -94,7 +95,7 @@ def calibrate(
         found = measure(subject, bench, clock, seed=seed)
         link = bench.link
     lines = _links(copies, pins)
-    found.times = _with_copies(found, lines["h2d"] if link is None else link)
+    found.times = _with_copies(found.times, found.samples, lines["h2d"] if link is None else link)
     data = {
         "name": f"{device} of this machine, with {shape.name}",
         **_figures(found.times, subject, lines, flops=flops, moved=moved, memory=memory),
@@ -123,26 +124,61 @@ def calibrate_plan(
 
     Raises as `calibrate`.
     """
-    scenario, hardware = plan.scenario, plan.cost.hardware
-    contexts = [request.max_kv_tokens for request in build_workload(scenario, plan.trace)]
-    limits = Limits(
-        sequences=min(scenario.batching.max_sequences, len(contexts)),
-        tokens=scenario.batching.token_budget,
-        context=max(contexts),
-        residencies=(sum(plan.slots),),
-    )
-    emulated = device == "cpu"
     return calibrate(
         _subject(plan),
         device=device,
-        h2d=hardware.h2d if emulated else None,
-        d2h=hardware.d2h if emulated else None,
-        limits=limits,
+        **_emulated(plan, device),
+        limits=_limits(plan),
         budget_s=budget_s,
         progress=progress,
         seed=seed,
         command=command,
     )
+
+
+class Slices:
+    """A calibration for one plan that goes on a little at a time, between other measurements, so
+    that what is calibrated and what is predicted have met the same weather."""
+
+    def __init__(self, plan: Plan, *, device: str = "cpu") -> None:
+        """Raises as `calibrate`."""
+        self._subject = _subject(plan)
+        self._bench = DeviceBench(self._subject, device, _limits(plan), **_emulated(plan, device))
+
+    def sample(self, budget_s: float, *, seed: int) -> Samples:
+        """Samples of designed workloads that take about `budget_s`."""
+        found = Samples()
+        for more in _serve(self._subject, self._bench, _Clock(budget_s), seed):
+            found.add(more)
+        return found
+
+    @staticmethod
+    def fit(shape: ModelShape, samples: Samples, link: Link) -> OperationTimes:
+        """The times of a shape's operations from the samples of all slices. `link`: what copies
+        from host to device cost by themselves."""
+        return _with_copies(fit_times(shape, samples), samples, link)
+
+    def close(self) -> None:
+        """Let go of the model."""
+        self._bench.close()
+
+
+def _limits(plan: Plan) -> Limits:
+    """What a plan's steps can hold at most."""
+    batching = plan.scenario.batching
+    contexts = [request.max_kv_tokens for request in build_workload(plan.scenario, plan.trace)]
+    return Limits(
+        sequences=min(batching.max_sequences, len(contexts)),
+        tokens=batching.token_budget,
+        context=max(contexts),
+        residencies=(sum(plan.slots),),
+    )
+
+
+def _emulated(plan: Plan, device: str) -> dict[str, Link]:
+    """The plan's links where they are emulated."""
+    hardware = plan.cost.hardware
+    return {"h2d": hardware.h2d, "d2h": hardware.d2h} if device == "cpu" else {}
 
 
 def _subject(plan: Plan) -> Subject:
@@ -189,7 +225,22 @@ def measure(
     if not isinstance(clock, _Clock):
         clock = _Clock(clock)
     samples = Samples()
-    rounds, narrow, row_s = 0, False, 0.0
+    rounds, narrow = 0, False
+    for more in _serve(subject, bench, clock, seed):
+        samples.add(more)
+        rounds += 1
+        if rounds % _CYCLE == 0 and rounds >= 2 * _CYCLE:
+            narrow = _is_narrow(fit_times(subject.shape, samples, seed=seed))
+        if narrow or rounds == most_rounds:
+            break
+    times = fit_times(subject.shape, samples, seed=seed)
+    clock.show(done=True)
+    return Measurement(samples, times, rounds, _is_narrow(times))
+
+
+def _serve(subject: Subject, bench: Bench, clock: _Clock, seed: int) -> Iterator[Samples]:
+    """Designed workloads until the time is over; the samples of each. At least one."""
+    row_s = 0.0
     source = designs(subject.shape, bench.limits, seed=seed)
     warm_up = replace(next(source), prompts=(4, 4), outputs=(3, 3), sequences=2)
     bench.serve(warm_up)
@@ -197,17 +248,11 @@ def measure(
         if row_s:
             design = _shortened(design, int(_ROUND_SHARE * clock.budget_s / row_s))
         began_s = time.monotonic()
-        samples.add(read_journal(bench.serve(design), link=bench.link))
+        yield read_journal(bench.serve(design), link=bench.link)
         row_s = (time.monotonic() - began_s) / design.rows
-        rounds += 1
         clock.show()
-        if rounds % _CYCLE == 0 and rounds >= 2 * _CYCLE:
-            narrow = _is_narrow(fit_times(subject.shape, samples, seed=seed))
-        if narrow or clock.left_s <= 0 or rounds == most_rounds:
-            break
-    times = fit_times(subject.shape, samples, seed=seed)
-    clock.show(done=True)
-    return Measurement(samples, times, rounds, _is_narrow(times))
+        if clock.left_s <= 0:
+            return
 
 
 def _is_narrow(times: OperationTimes) -> bool:
@@ -241,11 +286,11 @@ def _links(copies: list[CopyPoint], pins: bool) -> dict[str, Link]:
     return links
 
 
-def _with_copies(found: Measurement, link: Link) -> OperationTimes:
+def _with_copies(times: OperationTimes, samples: Samples, link: Link) -> OperationTimes:
     """The times with what a run makes of an expert's copy."""
-    ratios = [ns / copy_ns(link, nbytes, pinned=True) for nbytes, ns in found.samples.copies]
+    ratios = [ns / copy_ns(link, nbytes, pinned=True) for nbytes, ns in samples.copies]
     factor = float(np.median(ratios)) if ratios else 1.0
-    return found.times.model_copy(update={"copy_factor": max(1.0, factor)})
+    return times.model_copy(update={"copy_factor": max(1.0, factor)})
 
 
 def _figures(

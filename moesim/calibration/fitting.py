@@ -63,10 +63,17 @@ class Fit:
 
 
 def pool(samples: Iterable[tuple[Hashable, float]]) -> list[Point]:
-    """Samples of the same work become one point, in the order of first appearance."""
+    """Samples of the same work become one point, in the order of first appearance.
+
+    Where all are of the same work, as where one sequence decodes alone, they become two, of every
+    other one, so that some can be held out.
+    """
     groups: dict[Hashable, list[float]] = {}
     for work, duration_ns in samples:
         groups.setdefault(work, []).append(duration_ns)
+    if len(groups) == 1:
+        ((work, group),) = groups.items()
+        return [_point(work, np.array(half)) for half in (group[::2], group[1::2]) if half]
     return [_point(work, np.array(group)) for work, group in groups.items()]
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -66,7 +66,7 @@ class Study:
         machine: Mapping[str, Any],
         runs: int = 5,
     ) -> None:
-        """Open a study, a new one or one that was begun.
+        """Open a study, a new one or one that was begun. It may be given more runs later.
 
         Raises:
             OutputError: the folder holds another study, or cannot be written.
@@ -82,11 +82,12 @@ class Study:
             "configurations": {one.name: _defined(one) for one in configurations},
         }
         known = self._known()
-        if known is None:
+        now = json.loads(json.dumps(definition))
+        if known is None or (known != now and {**known, "runs": runs} == now):
             with output_errors(folder):
                 folder.mkdir(parents=True, exist_ok=True)
                 write_json(folder / DEFINITION, definition)
-        elif known != json.loads(json.dumps(definition)):
+        elif known != now:
             wrong = [key for key in definition if known.get(key) != definition[key]]
             raise OutputError(
                 folder,
@@ -94,9 +95,15 @@ class Study:
             )
 
     def measure(
-        self, plans: Mapping[str, Plan], bench: Bench, *, progress: Progress | None = None
+        self,
+        plans: Mapping[str, Plan],
+        bench: Bench,
+        *,
+        progress: Progress | None = None,
+        before: Callable[[int], None] | None = None,
     ) -> None:
-        """Run what is missing, round by round, after a warm-up of each that does not count."""
+        """Run what is missing, round by round, after a warm-up of each that does not count;
+        `before` is called with the number of each round that has something to do."""
         left = [one for one in self.configurations if self.missing(one.name)]
         total = sum(len(self.missing(one.name)) for one in left)
         done = 0
@@ -104,6 +111,8 @@ class Study:
             for _ in range(WARMUPS):
                 measure(plans[one.name], bench, self.finished(one.name))
         for number in range(self.runs):
+            if before is not None and any(number in self.missing(one.name) for one in left):
+                before(number)
             for one in left:
                 if number not in self.missing(one.name):
                     continue
