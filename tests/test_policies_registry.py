@@ -17,9 +17,9 @@ from moesim.policies import FAMILIES, find, names, parse_options, register, regi
 from moesim.policies.registry import NoOptions
 
 EXPECTED = {
-    "eviction": "fifo lfu lfu_decay lfu_in_cache lru min random static",
-    "prefetch": "none oracle predicted",
-    "batching": "decode_first fcfs prefill_first",
+    "eviction": "fifo lfu lfu_decay lfu_in_cache lookahead lru min min_window random static",
+    "prefetch": "layer_ahead none oracle predicted",
+    "batching": "decode_first expert_aware fcfs prefill_first",
     "placement": "copy",
 }
 ALL = [(family, name) for family, known in EXPECTED.items() for name in known.split()]

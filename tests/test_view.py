@@ -27,7 +27,11 @@ from moesim.trace import Trace
 
 LAYERS, EXPERTS, TOP_K = 4, 8, 2
 EVICTIONS = [name for name in names("eviction") if not find("eviction", name).clairvoyant]
-PREFETCHES = [name for name in names("prefetch") if not find("prefetch", name).clairvoyant]
+PREFETCHES = [
+    name
+    for name in names("prefetch")
+    if not (find("prefetch", name).clairvoyant or find("prefetch", name).needs_routing)
+]  # of a layer-wise router
 CUTS = 10
 both_machines = pytest.mark.parametrize("make", [SimMachine, EventMachine])
 
