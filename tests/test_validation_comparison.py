@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import simpy
 from benches import on_threads, simulated
-from workloads import plan_of, random_case, tiny_scenario, tiny_trace
+from workloads import plan_of, random_case, run_on, tiny_scenario, tiny_trace
 
 from moesim.errors import UsageError
 from moesim.machine.journal import Journal
@@ -96,6 +96,17 @@ def test_a_machine_that_decides_otherwise_is_found_out(monkeypatch: pytest.Monke
     assert "miss" in said
     assert "demand bytes" in said
     assert not compare([good, good], good).differences
+
+
+def test_who_is_listened_to_sees_as_much_as_before() -> None:
+    trace = tiny_trace(requests=6, prompt_tokens=12, output_tokens=2, stickiness=0.0)
+    cache = {"policy": "lookahead", "slots": "3/layer"}
+    plan = plan_of(
+        tiny_scenario(cache=cache, batching={"token_budget": 1, "max_sequences": 1}),
+        trace.with_meta(router="decoupled"),
+    )
+    heard = simulated(plan)
+    assert int(heard.steps["misses"].sum()) == sum(run_on(plan).ledger.demand_copies)
 
 
 def test_each_kind_of_decision_is_compared_by_itself() -> None:

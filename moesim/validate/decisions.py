@@ -102,6 +102,7 @@ class _Eviction(Eviction):
     def __init__(self, cache: int, policy: Eviction, heard: list[Departure]) -> None:
         self.name = policy.name  # type: ignore[misc]
         self.clairvoyant = policy.clairvoyant  # type: ignore[misc]
+        self.looks_ahead = policy.looks_ahead  # type: ignore[misc]
         self.capacity = policy.capacity
         self.always = policy.always
         self.options = policy.options
