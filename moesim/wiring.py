@@ -6,6 +6,7 @@ for any machine, `serve` runs it on the simulated one.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -86,6 +87,21 @@ class Plan:
     between: Between | None = None
 
     @property
+    def buffers(self) -> int:
+        """Expert-sized buffers in GPU memory: slots and staging."""
+        return sum(self.slots) + self.scenario.memory.staging
+
+    @property
+    def model_config(self) -> dict[str, Any] | None:
+        """The Hugging Face configuration that sizes were read from; None for a shipped shape."""
+        choice = self.scenario.model.shape
+        if choice == "trace":
+            return self.trace.meta.model_config
+        if choice.endswith(".json"):
+            return dict(json.loads(self.scenario.path(choice).read_text(encoding="utf-8")))
+        return None
+
+    @property
     def layers(self) -> LayerPlan:
         shape = self.cost.shape
         return LayerPlan.of(shape.moe_layers, shape.num_layers)
@@ -109,29 +125,9 @@ def prepare(scenario: Scenario, trace: Trace | None = None) -> Plan:
             f"the trace has {ours[0]} MoE layers, {ours[1]} experts, top-{ours[2]}; "
             f"{shape.name} has {theirs[0]}, {theirs[1]}, top-{theirs[2]}",
         )
-    for family, section in (
-        ("eviction", "cache"),
-        ("prefetch", "prefetch"),
-        ("batching", "batching"),
-        ("placement", "placement"),
-    ):
+    for family, section in (("eviction", "cache"), ("placement", "placement")):
         _policy(scenario, family, section)
-    batching, _ = _policy(scenario, "batching", "batching")
-    if batching.needs_routing and not KNOWLEDGE[trace.meta.router].queued:
-        raise ScenarioError.at(
-            scenario,
-            "batching.policy",
-            f"{batching.name} asks which experts queued tokens want; the trace's router is "
-            f"{trace.meta.router}, which reveals it layer by layer only",
-        )
-    prefetch, options = _policy(scenario, "prefetch", "prefetch")
-    if prefetch.needs_routing and options.depth > KNOWLEDGE[trace.meta.router].reach:
-        raise ScenarioError.at(
-            scenario,
-            "prefetch.policy",
-            f"{prefetch.name} looks {options.depth} layers ahead; the trace's router is "
-            f"{trace.meta.router}, which reveals {KNOWLEDGE[trace.meta.router].reach}",
-        )
+    _check_knowledge(scenario, trace.meta.router)
     if scenario.prefetch.cancel:
         raise ScenarioError.at(
             scenario, "prefetch.cancel", "cancelling prefetches is not available yet"
@@ -141,6 +137,27 @@ def prepare(scenario: Scenario, trace: Trace | None = None) -> Plan:
     budget = plan_budget(scenario, shape, hardware.vram_bytes, kv_tokens)
     cost = cost_of(hardware, shape, pinned=scenario.hardware.pinned)
     return Plan(scenario, trace, cost, budget, _slots_of_caches(scenario, trace, budget.slots))
+
+
+def _check_knowledge(scenario: Scenario, router: str) -> None:
+    """No policy asks for more than the router reveals."""
+    knowledge = KNOWLEDGE[router]
+    batching, _ = _policy(scenario, "batching", "batching")
+    if batching.needs_routing and not knowledge.queued:
+        raise ScenarioError.at(
+            scenario,
+            "batching.policy",
+            f"{batching.name} asks which experts queued tokens want; the trace's router is "
+            f"{router}, which reveals it layer by layer only",
+        )
+    prefetch, options = _policy(scenario, "prefetch", "prefetch")
+    if prefetch.needs_routing and options.depth > knowledge.reach:
+        raise ScenarioError.at(
+            scenario,
+            "prefetch.policy",
+            f"{prefetch.name} looks {options.depth} layers ahead; the trace's router is "
+            f"{router}, which reveals {knowledge.reach}",
+        )
 
 
 def _slots_of_caches(scenario: Scenario, trace: Trace, total: int) -> tuple[int, ...]:

@@ -109,7 +109,9 @@ def _slots_with_room(subject: Subject, device: Device) -> int:
 
 def _free_bytes(device: Device) -> int:
     if device.torch_device == "cpu":
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        from moesim.machine.real.run import free_memory
+
+        return free_memory()
     import torch
 
     return int(torch.cuda.mem_get_info()[0])

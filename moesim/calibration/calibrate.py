@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
@@ -183,11 +182,7 @@ def _emulated(plan: Plan, device: str) -> dict[str, Link]:
 
 def _subject(plan: Plan) -> Subject:
     """The model of a plan, built from what its shape was read from."""
-    choice = plan.scenario.model.shape
-    if choice.endswith(".json"):
-        text = plan.scenario.path(choice).read_text(encoding="utf-8")
-        return Subject(plan.cost.shape, json.loads(text))
-    return Subject(plan.cost.shape, plan.trace.meta.model_config if choice == "trace" else None)
+    return Subject(plan.cost.shape, plan.model_config)
 
 
 class _Clock:

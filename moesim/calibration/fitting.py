@@ -22,7 +22,6 @@ from moesim.errors import UsageError
 from moesim.hardware.measurement import Residual
 
 __all__ = [
-    "_MOST",
     "Fit",
     "Point",
     "Row",

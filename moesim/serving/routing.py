@@ -186,9 +186,9 @@ class TraceRouting:
         return TracedStep(self, step.rows)
 
     def first_uses(self, rows: npt.NDArray[np.int64]) -> Mapping[Key, int]:
-        ids_BLK = self._ids[rows]
-        keys_BLK = np.where(ids_BLK == self._unused, -1, ids_BLK + self._base_L1)
-        keys, first = np.unique(keys_BLK, return_index=True)
+        if not len(rows):
+            return {}
+        keys, first = np.unique(self._keys(rows), return_index=True)
         places = first // (self.num_layers * self.top_k)
         return dict(zip(keys.tolist(), places.tolist(), strict=True))
 
@@ -201,15 +201,11 @@ class TraceRouting:
         """Per layer: distinct keys in order of first appearance, and rows wanting each."""
         if len(rows) == 1 and (alone := self._alone(int(rows[0]))) is not None:
             return alone, self._each_one_row
-        ids_BLK = self._ids[rows]
-        if int(ids_BLK.max()) < self.num_experts:
-            keys_BLK = ids_BLK + self._base_L1
-        else:
-            keys_BLK = self._keys_with_gaps(ids_BLK, rows)
+        keys_BLK = self._keys(rows)
         if len(rows) * self.top_k > _VECTORISE_ABOVE:
             return self._vectorised(keys_BLK)
         flat_LN = keys_BLK.transpose(1, 0, 2).reshape(self.num_layers, -1).tolist()
-        counts = [_count(keys) for keys in flat_LN]
+        counts = [count_keys(keys) for keys in flat_LN]
         return [list(c) for c in counts], [tuple(c.values()) for c in counts]
 
     def _alone(self, row: int) -> list[list[Key]] | None:
@@ -222,6 +218,13 @@ class TraceRouting:
             usual = int(ids_BLK.max()) < self.num_experts
             self._block = (ids_BLK + self._base_L1).tolist() if usual else None
         return self._block[place] if self._block is not None else None
+
+    def _keys(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Keys of rows, -1 where a place is unused. Raises `TraceError` for ids out of range."""
+        ids_BLK: Any = self._ids[rows]
+        if int(ids_BLK.max()) < self.num_experts:
+            return np.asarray(ids_BLK + self._base_L1)
+        return self._keys_with_gaps(ids_BLK, rows)
 
     def _keys_with_gaps(
         self, ids_BLK: npt.NDArray[Any], rows: npt.NDArray[np.int64]
@@ -283,7 +286,8 @@ class TraceRouting:
         return list(sums.values())
 
 
-def _count(keys: list[Key]) -> dict[Key, int]:
+def count_keys(keys: list[Key]) -> dict[Key, int]:
+    """How often each key occurs, in order of first appearance; unused places (-1) do not."""
     counts: dict[Key, int] = {}
     for key in keys:
         if key >= 0:

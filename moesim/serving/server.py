@@ -135,16 +135,16 @@ class Server:
     def _glide(self, steps: Sequence[Step], fold: Fold) -> Wait:
         """Steps in which nothing can surprise: decided first, then timed."""
         routings = [self._routing.step(step) for step in steps]
-        decided = [self._decide(*each) for each in zip(steps, routings, strict=True)]
+        decided = [self._decide(routing) for routing in routings]
         for step, routing, events in zip(steps, routings, decided, strict=True):
             passage = fold(step.batch, events, self._sizes(step))
             step.stamp(passage.start_ns, passage.finish_ns)
             self.ledger.log_passage(passage, events, routing.unions, step.facts)
         yield from self.machine.wait_any((), until_ns=passage.finish_ns)
 
-    def _decide(self, step: Step, routing: StepRouting) -> list[Event]:
+    def _decide(self, routing: StepRouting) -> list[Event]:
         """The layer events of a step that nothing can surprise."""
-        layers = zip(self.caches, self._view(step, routing).layers(), strict=True)
+        layers = zip(self.caches, self._view(routing).layers(), strict=True)
         events = [cache.decide(view) for cache, view in layers]
         self._audit()
         return events
@@ -157,7 +157,7 @@ class Server:
             _ID_BYTES * max(1, step.batch.sampled),
         )
 
-    def _view(self, step: Step, routing: StepRouting) -> StepView:
+    def _view(self, routing: StepRouting) -> StepView:
         """What eviction policies see of a step."""
         policy = self.caches[0].policy
         looks = policy.looks_ahead and self._knowledge.queued
@@ -189,7 +189,7 @@ class Server:
         compute, copy, wait_any = machine.compute, machine.copy, machine.wait_any
         work, copies = ledger.work, ledger.copies
         knowledge, prefetching = self._knowledge, self._prefetch.active
-        view = self._view(step, routing)
+        view = self._view(routing)
         ahead = self._view_ahead(step, routing)
         if prefetching:
             self._issue_prefetches(ahead)

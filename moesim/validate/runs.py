@@ -65,7 +65,7 @@ class RealBench:
         self._largest: dict[ModelShape, Plan] = {}
         for plan in plans:
             known = self._largest.setdefault(plan.cost.shape, plan)
-            if _buffers(plan) > _buffers(known):
+            if plan.buffers > known.buffers:
                 self._largest[plan.cost.shape] = plan
 
     def run(self, plan: Plan, script: Sequence[Ask] | None = None) -> Observation:
@@ -115,7 +115,3 @@ def arrives_at_once(plan: Plan) -> bool:
     """Whether all requests are there at time zero, so that no time can change a decision."""
     requests = build_workload(plan.scenario, plan.trace)
     return all(request.arrival_ns == 0 for request in requests)
-
-
-def _buffers(plan: Plan) -> int:
-    return sum(plan.slots) + plan.scenario.memory.staging

@@ -22,7 +22,6 @@ from moesim.machine.real.device import Device, open_device
 from moesim.machine.real.executor import Batch, Executor
 from moesim.machine.real.machine import RealMachine
 from moesim.machine.real.run import spans_of
-from moesim.machine.threads import drive
 from moesim.policies import Key, find, parse_options
 from moesim.policies.eviction.base import CacheContext
 from moesim.record.routers import MoeLayer, find_moe_layers
@@ -33,7 +32,7 @@ from moesim.serving.layers import LayerPlan
 from moesim.serving.ledger import Ledger
 from moesim.serving.request import Request
 from moesim.serving.residency import ExpertCache, ExpertSizes, Staging
-from moesim.serving.routing import StepRouting
+from moesim.serving.routing import StepRouting, count_keys
 from moesim.serving.scheduler import Scheduler
 from moesim.serving.server import Server
 from moesim.serving.step import Step
@@ -202,14 +201,9 @@ def generate(
         try:
             requests = _requests(prompts, max_new_tokens)
             server = _server(journal, requests, routing, serving, capacities, options)
-            for cache in server.caches:
-                for key, slot in cache.slots.items():
-                    machine.preload(key, slot.number)
-            machine.start()
-            drive(server.run())
+            machine.serve(server)
             routing.collect()
         finally:
-            machine.close()
             executor.close()
     finally:
         if opened is not device:
@@ -327,9 +321,5 @@ class _AsKnown(Sequence[Any]):
 
 
 def _count(ids: npt.NDArray[np.int64], base: int) -> dict[Key, int]:
-    """Rows that want each key, in order of first appearance; unused places are left out."""
-    counts: dict[Key, int] = {}
-    for expert in ids.reshape(-1).tolist():
-        if expert >= 0:
-            counts[base + expert] = counts.get(base + expert, 0) + 1
-    return counts
+    """Rows that want each key of a layer whose first key is `base`."""
+    return count_keys(np.where(ids < 0, -1, ids + base).reshape(-1).tolist())

@@ -27,15 +27,17 @@ from moesim.machine.base import (
 )
 from moesim.machine.real.device import Device
 from moesim.machine.real.lanes import Job, Lane, Piece
+from moesim.machine.threads import drive
 
 if TYPE_CHECKING:
     from moesim.machine.real.executor import Executor
+    from moesim.serving.server import Server
 
 __all__ = ["RealMachine"]
 
 
 class RealMachine:
-    """Runs one server in real time: `start` it, then drive it with `drive(server.run())`.
+    """Runs one server in real time, with `serve`.
 
     `chunk_bytes`: copies longer than this are cut; `patience_s`: a wait in which nothing at all
     gets done for so long is taken for a hang.
@@ -63,6 +65,17 @@ class RealMachine:
         self._failure: DeviceError | InvariantError | None = None
         self._origin_ns = 0
         self._lanes: dict[str, Lane] = {}
+
+    def serve(self, server: Server) -> None:
+        """Run a server that asks this machine to its end; nothing of the machine is left."""
+        for cache in dict.fromkeys(server.caches):
+            for key, slot in cache.slots.items():
+                self.preload(key, slot.number)
+        self.start()
+        try:
+            drive(server.run())
+        finally:
+            self.close()
 
     def start(self) -> None:
         """Time zero."""

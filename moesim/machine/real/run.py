@@ -6,7 +6,6 @@ the simulation; so weights may be random and of any size.
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -14,13 +13,11 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from moesim.errors import BudgetError, ScenarioError
-from moesim.hardware.shapes import ModelShape
 from moesim.machine.journal import Journal
 from moesim.machine.real.device import Device
 from moesim.machine.real.executor import Batch, Executor, Span
 from moesim.machine.real.machine import RealMachine
 from moesim.machine.real.models import shaped_model
-from moesim.machine.threads import drive
 from moesim.serving.request import Request
 from moesim.serving.routing import StepRouting, TraceRouting
 from moesim.units import format_bytes
@@ -31,7 +28,7 @@ if TYPE_CHECKING:
     from moesim.serving.step import Step
     from moesim.trace import Trace
 
-__all__ = ["RealRun", "buffers_of", "executor_for", "run_real", "spans_of"]
+__all__ = ["RealRun", "executor_for", "run_real", "spans_of"]
 
 DTYPES: Final = {64: "float64", 32: "float32", 16: "bfloat16"}
 _DISTINCT_BYTES: Final = 2 << 30  # experts of random weights share storage beyond this
@@ -51,7 +48,6 @@ class ExecutedRouting(TraceRouting):
 
     def __init__(self, trace: Trace, executor: Executor) -> None:
         super().__init__(trace)
-        self._recorded = trace
         self._executor = executor
         self._finished: list[Request] = []
 
@@ -59,7 +55,7 @@ class ExecutedRouting(TraceRouting):
         for request in self._finished:
             self._executor.release(request.index)
         self._finished = step.finished
-        trace = self._recorded
+        trace = self._trace
         ids: Any = trace.expert_ids[step.rows].astype(np.int64)
         ids[ids == trace.meta.unused] = -1
         weights: Any = None if trace.gate_weights is None else trace.gate_weights[step.rows]
@@ -91,22 +87,12 @@ def run_real(
     journal = Journal(machine)
     routing = ExecutedRouting(plan.trace, executor)
     server = build_server(plan, journal, routing=routing)
-    for cache in server.caches:
-        for key, slot in cache.slots.items():
-            machine.preload(key, slot.number)
-    machine.start()
     try:
-        drive(server.run())
+        machine.serve(server)
     finally:
-        machine.close()
         for request in server.requests:
             executor.release(request.index)
     return RealRun(server, journal, machine.now_ns)
-
-
-def buffers_of(plan: Plan) -> int:
-    """Expert-sized buffers that a plan's server uses: slots and staging."""
-    return sum(plan.slots) + plan.scenario.memory.staging
 
 
 def executor_for(plan: Plan, device: Device, *, seed: int = 0) -> Executor:
@@ -126,16 +112,18 @@ def executor_for(plan: Plan, device: Device, *, seed: int = 0) -> Executor:
     every = plan.trace.num_layers * plan.trace.num_experts
     distinct = max(1, min(_DISTINCT_BYTES // shape.expert_bytes, every))
     pinned = device.pins and scenario.hardware.pinned
-    needed = (distinct + (0 if device.pins else buffers_of(plan))) * shape.expert_bytes
+    needed = (distinct + (0 if device.pins else plan.buffers)) * shape.expert_bytes
     free = free_memory()
     if needed > free:
         raise BudgetError(
-            f"{distinct} experts and {buffers_of(plan)} buffers of {shape.expert_bytes} bytes need "
+            f"{distinct} experts and {plan.buffers} buffers of {shape.expert_bytes} bytes need "
             f"{format_bytes(needed)}; this machine has {format_bytes(free)} of free memory"
         )
     dtype = DTYPES[int(shape.expert_bits)]
-    model = shaped_model(_model_of(plan), dtype=dtype, seed=seed, device=device.torch_device)
-    executor = Executor(model, buffers=buffers_of(plan), distinct_experts=distinct, pinned=pinned)
+    model = shaped_model(
+        plan.model_config or shape, dtype=dtype, seed=seed, device=device.torch_device
+    )
+    executor = Executor(model, buffers=plan.buffers, distinct_experts=distinct, pinned=pinned)
     if executor.expert_bytes != shape.expert_bytes:
         raise ScenarioError.at(
             scenario,
@@ -144,17 +132,6 @@ def executor_for(plan: Plan, device: Device, *, seed: int = 0) -> Executor:
             f"was built for it {executor.expert_bytes}",
         )
     return executor
-
-
-def _model_of(plan: Plan) -> dict[str, Any] | ModelShape:
-    """What the shape was made from: a Hugging Face configuration, or the shape itself."""
-    choice = plan.scenario.model.shape
-    if choice == "trace":
-        config = plan.trace.meta.model_config
-        return plan.cost.shape if config is None else dict(config)
-    if choice.endswith(".json"):
-        return dict(json.loads(plan.scenario.path(choice).read_text(encoding="utf-8")))
-    return plan.cost.shape
 
 
 def free_memory() -> int:

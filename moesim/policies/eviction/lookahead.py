@@ -35,8 +35,7 @@ class LookAhead(Ranked):
             self._used[key] = self._clock + place
         self._clock += len(view.union)
         self._view = view
-        self._rank(view.union)
-        self._rank(self.book)
+        self._rank({*self.book, *view.union})
 
     def victim(self, spare: Collection[Key]) -> Key | None:
         self._rank(self.book)
