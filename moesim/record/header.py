@@ -47,7 +47,7 @@ def describe(
         model=model_name(model),
         revision=getattr(model.config, "_commit_hash", None),
         config_hash=hashlib.sha256(canonical).hexdigest(),
-        router="layerwise",
+        router=getattr(model.config, "routing", "layerwise"),
         normalised=normalised,
         num_shared_experts=_num_shared_experts(config, layers[0].block),
         expert_bytes=layers[0].expert_bytes,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 
 from moesim.errors import UsageError
 
+_OWN_KINDS = ("moesim.models.readme.model",)  # they register themselves with transformers
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -27,6 +29,7 @@ def load_model(
 
     if dtype not in DTYPES:
         raise UsageError(f"unknown dtype {dtype!r}: choose one of {', '.join(DTYPES)}")
+    know_own_kinds()
     target = _device(device)
     folder = Path(name).expanduser()
     local = folder.is_dir()
@@ -49,6 +52,12 @@ def load_model(
     except (OSError, ValueError, KeyError):
         tokenizer = None
     return model.eval().to(target), tokenizer
+
+
+def know_own_kinds() -> None:
+    """Let transformers find the kinds of model that this project defines."""
+    for module in _OWN_KINDS:
+        import_module(module)
 
 
 def _device(name: str) -> torch.device:

@@ -17,6 +17,7 @@ from torch import nn
 from moesim.errors import UsageError
 from moesim.hardware.shapes import ModelShape
 from moesim.machine.real.experts import fill_randomly
+from moesim.record.loading import know_own_kinds
 from moesim.record.loading import load_model as load_with_tokenizer
 from moesim.record.routers import find_moe_layers
 
@@ -121,6 +122,7 @@ def _config_from(values: Mapping[str, Any]) -> Any:
     """The configuration object of a `config.json`; weights are never quantised here."""
     from transformers import CONFIG_MAPPING
 
+    know_own_kinds()
     kind = str(values.get("model_type"))
     if kind not in CONFIG_MAPPING:
         raise UsageError(

@@ -1,0 +1,277 @@
+"""A dense language model refactored into a mixture of experts, as transformers sees it.
+
+`refactor` puts masks and routers in; `materialise` cuts the trained channels into experts of their
+own. Both make a `ReadMeForCausalLM`, which generates, saves and loads like any other model of
+transformers, and which the recorder and the real machine take as they take any other.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PreTrainedModel
+from transformers.generation.utils import GenerationMixin
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from moesim.errors import UsageError
+from moesim.models.readme.config import LAYOUTS, MODEL_TYPE, ROUTINGS, ReadMeConfig
+from moesim.models.readme.experts import (
+    ChannelExperts,
+    LayerRouter,
+    MaskedExperts,
+    PathRouter,
+    PermanentExpert,
+    RoutedFfn,
+    decide,
+)
+from moesim.models.readme.ffn import GatedFfn, find_ffns
+from moesim.models.readme.router import PreGatingRouter, RouterCache
+
+__all__ = ["ReadMeForCausalLM", "materialise", "refactor"]
+
+_ROUTED = "moesim_router_cache"  # where a KV cache of transformers carries the router's own
+
+
+class ReadMeForCausalLM(PreTrainedModel, GenerationMixin):
+    """`base`, a decoder whose FFNs are `RoutedFfn`s, and with decoupled routing `router`."""
+
+    config_class = ReadMeConfig
+    base_model_prefix = "base"
+    _supports_sdpa = True
+    _supports_attention_backend = True
+
+    def __init__(self, config: ReadMeConfig) -> None:
+        super().__init__(config)
+        _check(config)
+        build: Any = AutoModelForCausalLM.from_config
+        self.base = build(config.base)
+        self.router: PreGatingRouter | None = None
+        if config.routing == "decoupled":
+            self.router = PreGatingRouter(
+                config.vocab_size, config.num_experts, **(config.router or {})
+            )
+        for ffn in find_ffns(self.base):
+            _replace(self.base, ffn, _routed(config, ffn))
+        self.post_init()  # type: ignore[no-untyped-call]
+
+    @property
+    def blocks(self) -> list[RoutedFfn]:
+        """The layers' FFNs, in order."""
+        return [module for module in self.modules() if isinstance(module, RoutedFfn)]
+
+    def route(
+        self, input_ids: Tensor, *, seen: Tensor | None = None, cache: RouterCache | None = None
+    ) -> Tensor:
+        """Logits `[B, T, N]` of the decoupled router, before anything else is computed."""
+        assert self.router is not None
+        logits: Tensor = self.router(input_ids, seen=seen, cache=cache)
+        return logits
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        past_key_values: Any = None,
+        use_cache: bool | None = None,
+        path_ids: Tensor | None = None,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """As that of `base`. `path_ids [B, T]`: experts that `route` chose beforehand, where
+        outputs are not scaled; the router then does not run."""
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache(config=self.config.get_text_config())
+        if self.router is not None:
+            if path_ids is None:
+                logits = self._route(input_ids, attention_mask, past_key_values)
+                decision = decide(logits.flatten(0, 1), scaled=self.config.scaled)
+            else:
+                decision = self._given(path_ids)
+            for block in self.blocks:
+                gate: Any = block.router
+                gate.take(decision)
+        output: CausalLMOutputWithPast = self.base(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        return output
+
+    def _route(self, input_ids: Tensor, attention_mask: Tensor | None, past: Any) -> Tensor:
+        tokens = input_ids.shape[1]
+        seen = None if attention_mask is None else attention_mask[:, -tokens:].bool()
+        cache = None
+        if past is not None:
+            cache = getattr(past, _ROUTED, None) if past.get_seq_length() else None
+            if cache is None:
+                cache = RouterCache()
+                setattr(past, _ROUTED, cache)
+        return self.route(input_ids, seen=seen, cache=cache)
+
+    def _given(self, path_ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        if self.config.scaled:
+            raise UsageError("outputs are scaled by the router's probabilities: it must run")
+        ids = path_ids.reshape(-1, 1)
+        nothing = torch.zeros(
+            len(ids), self.config.num_experts, device=ids.device, dtype=self.dtype
+        )
+        return nothing, torch.ones_like(nothing[:, :1]), ids
+
+    def get_input_embeddings(self) -> Any:
+        return self.base.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.base.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> Any:
+        return self.base.get_output_embeddings()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """What is not loaded is set by `refactor` and `materialise`, or random as `base` has it."""
+        if isinstance(module, PreGatingRouter):
+            module.initialise()
+
+
+def refactor(
+    dense: Any,
+    masks_NLD: Tensor,
+    *,
+    routing: str = "decoupled",
+    scaled: bool = False,
+    router: dict[str, Any] | None = None,
+) -> ReadMeForCausalLM:
+    """A masked model with the weights of `dense` (copied) and experts of the given channels.
+
+    `masks_NLD`: which of the D channels of layer l expert n has. Routers are new, drawn from
+    torch's generator. Raises `UsageError` for a model without gated FFNs, or masks that do
+    not fit.
+    """
+    ffns = find_ffns(dense)
+    if any(linear.bias is not None for ffn in ffns for linear in _linears(ffn)):
+        raise UsageError(f"{type(dense).__name__} has biases in its FFNs, which are not supported")
+    shape = (len(ffns), ffns[0].width)
+    if masks_NLD.ndim != 3 or tuple(masks_NLD.shape[1:]) != shape:
+        raise UsageError(
+            f"masks of shape {tuple(masks_NLD.shape)} do not fit {shape[0]} layers of {shape[1]} "
+            "channels"
+        )
+    config = ReadMeConfig(
+        base=dense.config.to_dict(),
+        num_experts=len(masks_NLD),
+        expert_ffn=int(masks_NLD.sum(dim=2).max()),
+        routing=routing,
+        scaled=scaled,
+        router=router,
+    )
+    model = _build(config, dense)
+    states = dict(dense.state_dict())
+    for ffn, block, masks_ND in zip(ffns, model.blocks, masks_NLD.unbind(1), strict=True):
+        experts: Any = block.experts
+        experts.masks.copy_(masks_ND)
+        for name in ("gate_proj", "up_proj", "down_proj"):
+            weight = states.pop(f"{ffn.name}.{name}.weight")
+            getattr(experts.ffn, name).weight.data.copy_(weight)
+    _load_rest(model.base, states)
+    if model.router is not None:
+        model.router.initialise(dense.get_input_embeddings().weight.detach())
+    return model
+
+
+def materialise(masked: ReadMeForCausalLM, layout: str = "fused") -> ReadMeForCausalLM:
+    """The same model with experts of their own, `fused` or `unfused`.
+
+    Channels are padded with zeros to the widest of all layers. Raises `UsageError` for a model that
+    is not masked.
+    """
+    if masked.config.layout != "masked" or layout not in LAYOUTS[1:]:
+        raise UsageError(f"cannot make {layout!r} experts of a {masked.config.layout} model")
+    experts: list[Any] = [block.experts for block in masked.blocks]
+    masks_LND = torch.stack([each.masks for each in experts])
+    permanent_LD = masks_LND.all(dim=1)
+    if layout == "unfused":
+        masks_LND = masks_LND & ~permanent_LD[:, None]
+    config = ReadMeConfig(
+        **{
+            **masked.config.to_dict(),
+            "base": masked.config.base.to_dict(),
+            "layout": layout,
+            "expert_ffn": max(1, int(masks_LND.sum(dim=2).max())),
+            "shared_ffn": int(permanent_LD.sum(dim=1).max()) if layout == "unfused" else 0,
+        }
+    )
+    model = _build(config, masked)
+    states = masked.state_dict()
+    for name in [name for name in states if ".experts." in name]:
+        del states[name]
+    _load_rest(model, states)
+    for layer, block in enumerate(model.blocks):
+        cut: Any = block.experts
+        for number, mask_D in enumerate(masks_LND[layer]):
+            cut.fill(number, experts[layer].ffn, mask_D.nonzero()[:, 0])
+        if block.shared_experts is not None:
+            block.shared_experts.fill(experts[layer].ffn, permanent_LD[layer].nonzero()[:, 0])
+    return model
+
+
+def _linears(ffn: GatedFfn) -> tuple[nn.Linear, ...]:
+    return ffn.module.gate_proj, ffn.module.up_proj, ffn.module.down_proj
+
+
+def _build(config: ReadMeConfig, like: Any) -> ReadMeForCausalLM:
+    """A model of this configuration where, and of the type that, another one is."""
+    model: Any = ReadMeForCausalLM(config)
+    model.to(device=like.device, dtype=like.dtype)
+    model.config._name_or_path = getattr(like.config, "_name_or_path", "")
+    model.generation_config = like.generation_config
+    model.eval()
+    built: ReadMeForCausalLM = model
+    return built
+
+
+def _load_rest(model: Any, states: dict[str, Tensor]) -> None:
+    """Everything but the experts, which must be all that is missing."""
+    missing, unexpected = model.load_state_dict(states, strict=False)
+    mlp = (".experts.", ".shared_experts.", ".router.", ".ffn.")
+    if unexpected or any(not any(part in name for part in mlp) for name in missing):
+        raise UsageError(f"weights do not fit: unknown {unexpected}, missing {missing}")
+
+
+def _check(config: ReadMeConfig) -> None:
+    for name, known in (("routing", ROUTINGS), ("layout", LAYOUTS)):
+        if getattr(config, name) not in known:
+            raise UsageError(
+                f"unknown {name} {getattr(config, name)!r}: choose one of {', '.join(known)}"
+            )
+    if config.num_experts_per_tok != 1:
+        raise UsageError("a token takes one expert here (num_experts_per_tok: 1)")
+
+
+def _routed(config: ReadMeConfig, ffn: GatedFfn) -> RoutedFfn:
+    """What stands in place of one FFN, weights still to come."""
+    dense: Any = ffn.module
+    hidden, count = dense.gate_proj.in_features, config.num_experts
+    router: nn.Module
+    if config.routing == "decoupled":
+        router = PathRouter(count)
+    else:
+        router = LayerRouter(hidden, count, scaled=config.scaled)
+    if config.layout == "masked":
+        masks = torch.ones(count, ffn.width, dtype=torch.bool)
+        return RoutedFfn(router, MaskedExperts(dense, masks))
+    experts = ChannelExperts(count, hidden, config.expert_ffn, dense.act_fn)
+    permanent = None
+    if config.layout == "unfused":
+        permanent = PermanentExpert(hidden, max(1, config.shared_ffn), dense.act_fn)
+    return RoutedFfn(router, experts, permanent)
+
+
+def _replace(model: nn.Module, ffn: GatedFfn, by: nn.Module) -> None:
+    owner, _, name = ffn.name.rpartition(".")
+    setattr(model.get_submodule(owner), name, by)
+
+
+AutoConfig.register(MODEL_TYPE, ReadMeConfig, exist_ok=True)
+AutoModelForCausalLM.register(ReadMeConfig, ReadMeForCausalLM, exist_ok=True)
