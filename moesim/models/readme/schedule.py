@@ -1,0 +1,78 @@
+"""The schedule of tuning: rounds, each of them first routers, then experts.
+
+Source: table 2 of Read-ME (arXiv 2410.19123), whose own numbers are `PAPER`; section 3 speaks of
+joint training, section 5.1 and the released code alternate, and so do we.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from moesim.errors import UsageError
+
+Kind = Literal["router", "experts"]
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One part of a round. A step sees `batch` windows; the rate falls from `peak` as a cosine."""
+
+    round: int
+    kind: Kind
+    steps: int
+    batch: int
+    peak: float
+
+    @property
+    def name(self) -> str:
+        return f"round {self.round} {self.kind}"
+
+    def rate(self, step: int) -> float:
+        """The learning rate of step `step`, counted from 0."""
+        return self.peak * 0.5 * (1 + math.cos(math.pi * step / self.steps))
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """Rates fall by `decay` from one round to the next; batches count windows."""
+
+    rounds: int
+    router_steps: int
+    expert_steps: int
+    router_batch: int
+    expert_batch: int
+    router_rate: float = 5e-4
+    expert_rate: float = 5e-5
+    decay: float = 0.8
+    weight_decay: float = 0.01
+
+    def __post_init__(self) -> None:
+        for name in ("rounds", "router_steps", "expert_steps", "router_batch", "expert_batch"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name} ({getattr(self, name)}) must be at least 1")
+        for name in ("router_rate", "expert_rate", "decay"):
+            if not getattr(self, name) > 0:
+                raise UsageError(f"{name} ({getattr(self, name)}) must be above 0")
+
+    def stages(self, *, routers: bool = True) -> Iterator[Stage]:
+        """All of them in order; without `routers` (a single expert needs none) experts alone."""
+        for number in range(self.rounds):
+            fall = self.decay**number
+            if routers:
+                peak = self.router_rate * fall
+                yield Stage(number, "router", self.router_steps, self.router_batch, peak)
+            peak = self.expert_rate * fall
+            yield Stage(number, "experts", self.expert_steps, self.expert_batch, peak)
+
+    @property
+    def expert_windows(self) -> int:
+        """Windows that the experts see in all."""
+        return self.rounds * self.expert_steps * self.expert_batch
+
+
+PAPER: Final = Schedule(
+    rounds=8, router_steps=100, expert_steps=200, router_batch=64, expert_batch=128
+)

@@ -1,0 +1,350 @@
+"""Tuning: routers learn what experts fit, experts learn the language, in turn.
+
+A router stage changes routers alone and looks at the distillation loss alone; an expert stage
+changes everything but routers and looks at the language model's loss. Batches are drawn from a
+random stream of their own for every step, so that a run that was killed goes on from its last
+checkpoint as if nothing had happened.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from moesim.errors import MoesimError, TraceError
+from moesim.files import output_errors
+from moesim.models.readme import distill
+from moesim.models.readme.ffn import Variant
+from moesim.models.readme.model import ReadMeForCausalLM
+from moesim.models.readme.schedule import Schedule, Stage
+from moesim.streams import stream
+
+__all__ = ["Measured", "Tuned", "TuningText", "evaluate", "tune"]
+
+_SAVE_EVERY_S = 120.0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TuningText:
+    """What a model is tuned on and measured by, as token ids.
+
+    `pool [P, T]` and `targets [P, T, N]` (`[P, T, L, N]` for layer-wise routers) teach routers;
+    `train[domain] [W, T]` teaches experts; `held_out[domain] [V, T]` is learnt by nobody.
+    """
+
+    pool: Tensor
+    targets: Tensor
+    train: Mapping[str, Tensor]
+    held_out: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Where a model stands after a stage (or before all of them, `stage` is then `start`).
+
+    Losses are in nats a token: `validation` and `by_domain` of the language model on held-out text,
+    `training` the mean of the stage's own; `agreement` is the share of the pool's tokens for which
+    routers choose the target's expert. `tokens` counts those that experts have learnt from so far.
+    """
+
+    stage: str
+    validation: float
+    by_domain: Mapping[str, float]
+    training: float | None
+    agreement: float | None
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Tuned:
+    """A finished tuning."""
+
+    history: tuple[Measured, ...]
+    wall_s: float
+
+
+def tune(
+    model: ReadMeForCausalLM,
+    text: TuningText,
+    schedule: Schedule,
+    *,
+    variant: Variant = "paper",
+    seed: int = 0,
+    autocast: bool = False,
+    checkpoint: Path | None = None,
+    on_step: Callable[[str, int, int], None] | None = None,
+    on_stage: Callable[[Measured], None] | None = None,
+) -> Tuned:
+    """Tune a masked model in place, by the losses of `variant`.
+
+    `autocast` computes in bfloat16 and keeps weights as they are. With a `checkpoint` file, work
+    is saved there every two minutes and after each stage; if it exists, the run goes on from it.
+    `on_step(stage, done, of)` and `on_stage` report.
+    Raises `MoesimError` naming the step if a loss is not finite (the last checkpoint stays), or if
+    the checkpoint is of another run.
+    """
+    stages = list(schedule.stages(routers=model.config.num_experts > 1))
+    run = _Run(model, text, schedule, variant, seed, autocast, checkpoint, on_step)
+    run.restore()
+    if not run.history:
+        run.measure("start", None)
+        _report(on_stage, run.history[-1])
+    for number in range(run.stage, len(stages)):
+        run.go_through(stages[number])
+        _report(on_stage, run.history[-1])
+    return Tuned(tuple(run.history), run.wall_s)
+
+
+def evaluate(
+    model: Any, held_out: Mapping[str, Tensor], *, autocast: bool = False
+) -> dict[str, float]:
+    """Mean cross entropy of each domain's windows, nats a token; any causal language model."""
+    model.eval()
+    losses = {}
+    with torch.inference_mode(), _precision(model, autocast):
+        for domain, windows in held_out.items():
+            each = [float(_lm_loss(model, window[None])) for window in windows]
+            losses[domain] = sum(each) / len(each)
+    return losses
+
+
+class _Run:
+    """A tuning under way: what a checkpoint holds, and how it goes on."""
+
+    def __init__(
+        self,
+        model: ReadMeForCausalLM,
+        text: TuningText,
+        schedule: Schedule,
+        variant: Variant,
+        seed: int,
+        autocast: bool,
+        checkpoint: Path | None,
+        on_step: Callable[[str, int, int], None] | None,
+    ) -> None:
+        self.model = model
+        self.text = text
+        self.schedule = schedule
+        self.variant = variant
+        self.seed = seed
+        self.autocast = autocast
+        self.checkpoint = checkpoint
+        self.on_step = on_step
+        self.stage = 0
+        self.step = 0
+        self.wall_s = 0.0
+        self.losses: list[float] = []
+        self.history: list[Measured] = []
+        self._moments: dict[str, Tensor] = {}
+        self._since = time.perf_counter()
+        self._saved = self._since
+
+    def go_through(self, stage: Stage) -> None:
+        """What is left of a stage, then a look at where the model stands."""
+        parameters = _parameters(self.model, routers=stage.kind == "router")
+        optimizer = torch.optim.AdamW(
+            parameters.values(), lr=stage.peak, weight_decay=self.schedule.weight_decay
+        )
+        _put_moments(optimizer, parameters, self._moments)
+        for step in range(self.step, stage.steps):
+            for group in optimizer.param_groups:
+                group["lr"] = stage.rate(step)
+            self.losses.append(self._learn(optimizer, stage, step))
+            self.step = step + 1
+            if self.on_step is not None:
+                self.on_step(stage.name, self.step, stage.steps)
+            if time.perf_counter() - self._saved > _SAVE_EVERY_S and self.step < stage.steps:
+                self._moments = _moments(optimizer, parameters)
+                self.save()
+        training = sum(self.losses) / len(self.losses)
+        self.stage, self.step, self.losses, self._moments = self.stage + 1, 0, [], {}
+        self.measure(stage.name, training)
+
+    def measure(self, name: str, training: float | None) -> None:
+        """Note where the model stands, and save it."""
+        by_domain = evaluate(self.model, self.text.held_out, autocast=self.autocast)
+        done = list(self.schedule.stages(routers=self.model.config.num_experts > 1))[: self.stage]
+        windows = sum(stage.steps * stage.batch for stage in done if stage.kind == "experts")
+        measured = Measured(
+            name,
+            sum(by_domain.values()) / len(by_domain),
+            by_domain,
+            training,
+            self._agreement(),
+            windows * self.text.pool.shape[1],
+        )
+        self.history.append(measured)
+        self.save()
+
+    def _learn(self, optimizer: torch.optim.Optimizer, stage: Stage, step: int) -> float:
+        draw = stream(self.seed, f"tuning {stage.kind}", stage.round, step)
+        self.model.train()
+        with _precision(self.model, self.autocast):
+            if stage.kind == "router":
+                rows = torch.from_numpy(draw.integers(len(self.text.pool), size=stage.batch))
+                logits = _router_logits(self.model, self.text.pool[rows])
+                loss = distill.loss(logits, self.text.targets[rows], self.variant)
+            else:
+                loss = _lm_loss(self.model, _windows(self.text.train, stage.batch, draw))
+        if not torch.isfinite(loss):
+            kept = "" if self.checkpoint is None else f"; {self.checkpoint} holds the last good one"
+            raise MoesimError(
+                f"the loss is {loss.item()} at step {step + 1} of {stage.name}{kept}; "
+                "try a lower learning rate"
+            )
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        return float(loss)
+
+    def _agreement(self) -> float | None:
+        if self.model.config.num_experts == 1:
+            return None
+        self.model.eval()
+        some = slice(0, 8)
+        with torch.inference_mode(), _precision(self.model, self.autocast):
+            logits = _router_logits(self.model, self.text.pool[some])
+        return distill.agreement(logits, self.text.targets[some])
+
+    # --- checkpoints ---
+
+    def save(self) -> None:
+        """Everything needed to go on, in one file, whole or not at all."""
+        if self.checkpoint is None:
+            return
+        from safetensors.torch import save_file
+
+        story = {
+            "run": self._identity(),
+            "stage": self.stage,
+            "step": self.step,
+            "losses": self.losses,
+            "history": [asdict(measured) for measured in self.history],
+            "wall_s": self._wall(),
+        }
+        tensors = {f"model.{n}": p.detach() for n, p in self.model.named_parameters()}
+        tensors |= {f"moments.{n}": moment for n, moment in self._moments.items()}
+        partial = self.checkpoint.with_name(self.checkpoint.name + ".partial")
+        with output_errors(self.checkpoint):
+            save_file(
+                {name: tensor.contiguous() for name, tensor in tensors.items()},
+                partial,
+                metadata={"story": json.dumps(story)},
+            )
+            partial.replace(self.checkpoint)
+        self._saved = time.perf_counter()
+
+    def restore(self) -> None:
+        """Go on from the checkpoint, if there is one."""
+        if self.checkpoint is None or not self.checkpoint.exists():
+            return
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(self.checkpoint, "pt") as file:
+                story = json.loads(file.metadata()["story"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError, KeyError, ValueError) as error:
+            raise TraceError(self.checkpoint, "", f"is no checkpoint ({error})") from error
+        if story["run"] != self._identity():
+            raise MoesimError(
+                f"{self.checkpoint} belongs to another run ({story['run']}, not "
+                f"{self._identity()}); choose another folder or delete it"
+            )
+        with torch.no_grad():
+            for name, parameter in self.model.named_parameters():
+                parameter.copy_(tensors[f"model.{name}"])
+        prefix = "moments."
+        self._moments = {n[len(prefix) :]: t for n, t in tensors.items() if n.startswith(prefix)}
+        self.stage, self.step = story["stage"], story["step"]
+        self.losses, self.wall_s = story["losses"], story["wall_s"]
+        self.history = [Measured(**measured) for measured in story["history"]]
+
+    def _identity(self) -> dict[str, Any]:
+        return {
+            "schedule": asdict(self.schedule),
+            "variant": self.variant,
+            "seed": self.seed,
+            "routing": self.model.config.routing,
+            "num_experts": self.model.config.num_experts,
+        }
+
+    def _wall(self) -> float:
+        now = time.perf_counter()
+        self.wall_s += now - self._since
+        self._since = now
+        return self.wall_s
+
+
+def _parameters(model: ReadMeForCausalLM, *, routers: bool) -> dict[str, Tensor]:
+    """The parameters of routers, or all others; only these get gradients from now on."""
+    own = {id(p) for block in model.blocks for p in block.router.parameters()}
+    if model.router is not None:
+        own |= {id(p) for p in model.router.parameters()}
+    chosen = {}
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_((id(parameter) in own) == routers)
+        if parameter.requires_grad:
+            chosen[name] = parameter
+    return chosen
+
+
+def _router_logits(model: ReadMeForCausalLM, windows: Tensor) -> Tensor:
+    """`[W, T, N]` of the decoupled router, `[W, T, L, N]` of layer-wise ones."""
+    windows = windows.to(model.device)
+    if model.router is not None:
+        return model.route(windows).cpu()
+    model.base.base_model(input_ids=windows, use_cache=False)
+    layers: list[Any] = [block.router for block in model.blocks]
+    stacked = torch.stack([layer.logits for layer in layers], dim=1)
+    return stacked.view(*windows.shape, *stacked.shape[1:]).cpu()
+
+
+def _lm_loss(model: Any, windows: Tensor) -> Tensor:
+    windows = windows.to(model.device)
+    loss: Tensor = model(input_ids=windows, labels=windows, use_cache=False).loss
+    return loss
+
+
+def _windows(train: Mapping[str, Tensor], count: int, draw: np.random.Generator) -> Tensor:
+    """Windows of domains chosen evenly."""
+    domains: Sequence[str] = list(train)
+    chosen = [domains[int(each)] for each in draw.integers(len(domains), size=count)]
+    return torch.stack([train[d][int(draw.integers(len(train[d])))] for d in chosen])
+
+
+def _precision(model: Any, autocast: bool) -> Any:
+    return torch.autocast(model.device.type, torch.bfloat16, enabled=autocast)
+
+
+def _moments(optimizer: torch.optim.Optimizer, parameters: Mapping[str, Tensor]) -> dict[str, Any]:
+    """What AdamW remembers, as `name.key`."""
+    state = optimizer.state
+    return {
+        f"{name}.{key}": torch.as_tensor(value)
+        for name, parameter in parameters.items()
+        for key, value in state[parameter].items()
+    }
+
+
+def _put_moments(
+    optimizer: torch.optim.Optimizer,
+    parameters: Mapping[str, Tensor],
+    moments: Mapping[str, Tensor],
+) -> None:
+    for full_name, moment in moments.items():
+        name, _, key = full_name.rpartition(".")
+        optimizer.state[parameters[name]][key] = moment.clone()
+
+
+def _report(listener: Callable[[Measured], None] | None, measured: Measured) -> None:
+    if listener is not None:
+        listener(measured)
