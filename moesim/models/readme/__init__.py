@@ -1,1 +1,11 @@
-"""Read-ME: a dense model refactored into experts, with one router that is decoupled from it."""
+"""Read-ME's model side: a dense model becomes a mixture of experts with a router of its own.
+
+Cai et al., "Read-ME: Refactorizing LLMs as Router-Decoupled Mixture of Experts with System
+Co-Design", NeurIPS 2024 (arXiv 2410.19123). Where the paper and its released code disagree, both
+are here, named `paper` and `code`.
+
+    ffn.py      the gated FFNs of a dense model, and what runs through their channels
+    scores.py   how much each domain of text uses each channel
+    masks.py    each domain's share of the channels, and what all of them share
+    distill.py  which expert a token should take, as the dense model shows it
+"""

@@ -39,8 +39,8 @@ class GatedFfn:
 def find_ffns(model: Any) -> tuple[GatedFfn, ...]:
     """The gated FFNs of a dense decoder of transformers, one a layer, in order.
 
-    Raises `UsageError` naming the model's class where it has none, where a layer lacks one, where
-    `gate` and `up` are one matrix, where widths differ, or where it is a mixture of experts already
+    Raises `UsageError` naming the model's class where a layer lacks one or has several, where
+    `gate` and `up` are one matrix, where widths differ, or where there are experts already.
     """
     kind = type(model).__name__
     modules = dict(model.named_modules())

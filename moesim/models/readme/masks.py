@@ -1,0 +1,185 @@
+"""Masks: the channels that each expert takes from a dense model's FFNs.
+
+Expert i, of domain i, takes the channels that score highest there, layer by layer. Those that every
+expert takes are the *permanent* expert, which all tokens use; the rest of a mask is the expert's
+*own*. Experts overlap otherwise too.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from moesim.errors import UsageError
+from moesim.files import output_errors
+from moesim.models.readme.ffn import Variant
+from moesim.streams import stream
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Masks:
+    """`chosen` `[N, L, D]` (bool): the channels of the N experts, one a domain, in L layers.
+
+    `share` of the D channels was asked for; `origin` says how they were chosen: `paper`, `code` or
+    `random`. Raises `UsageError` for an expert without a channel.
+    """
+
+    domains: tuple[str, ...]
+    chosen: Tensor
+    share: float
+    origin: str
+
+    def __post_init__(self) -> None:
+        empty = (self.sizes == 0).nonzero().tolist()
+        if empty:
+            expert, layer = empty[0]
+            raise UsageError(
+                f"expert {expert} ({self.domains[expert]}) has no channel in layer {layer} "
+                f"(share {self.share}, {self.origin}); take a larger share"
+            )
+
+    @property
+    def permanent(self) -> Tensor:
+        """`[L, D]`: the channels that all experts have."""
+        return self.chosen.all(dim=0)
+
+    @property
+    def own(self) -> Tensor:
+        """`[N, L, D]`: the channels of each expert that are not permanent."""
+        return self.chosen & ~self.permanent
+
+    @property
+    def sizes(self) -> Tensor:
+        """`[N, L]`: how many channels each expert has in each layer."""
+        return self.chosen.sum(dim=-1)
+
+    @property
+    def overlap(self) -> Tensor:
+        """`[N, N]` float64: of expert i's channels in all layers, the share that j has too."""
+        flat = self.chosen.flatten(1).double()
+        return flat @ flat.T / flat.sum(dim=1, keepdim=True)
+
+    @property
+    def empty_own(self) -> list[tuple[int, int]]:
+        """(expert, layer) without channels of their own: fused experts work, unfused do not."""
+        return [(n, layer) for n, layer in (~self.own.any(dim=-1)).nonzero().tolist()]
+
+    def require_own(self) -> None:
+        """Raise `UsageError` where an expert has nothing beside the permanent one."""
+        if self.empty_own:
+            expert, layer = self.empty_own[0]
+            raise UsageError(
+                f"expert {expert} ({self.domains[expert]}) has no channel of its own in layer "
+                f"{layer}, and so would be empty beside a permanent expert; take another share, "
+                "domains that differ more, or fused experts"
+            )
+
+    def describe(self) -> dict[str, Any]:
+        """Sizes and overlaps as plain JSON; channels are means over layers."""
+        num_experts, num_layers, width = self.chosen.shape
+        permanent = int(self.permanent.sum())
+        return {
+            "domains": list(self.domains),
+            "origin": self.origin,
+            "share": self.share,
+            "layers": num_layers,
+            "width": width,
+            "channels": (self.sizes.sum(dim=1) / num_layers).tolist(),
+            "permanent_channels": permanent / num_layers,
+            "permanent_share_of_expert": permanent * num_experts / int(self.sizes.sum()),
+            "overlap": self.overlap.tolist(),
+            "empty_own": self.empty_own,
+        }
+
+    def save(self, path: str | Path) -> None:
+        """Write a safetensors file, whole or not at all. Raises `OutputError`."""
+        from safetensors.torch import save_file
+
+        path = Path(path)
+        partial = path.with_name(f".{path.name}.partial")
+        story = {"domains": json.dumps(self.domains), "share": repr(self.share)}
+        with output_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_file(
+                {"chosen": self.chosen.contiguous()}, partial, story | {"origin": self.origin}
+            )
+            partial.replace(path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """What `save` wrote. Raises `UsageError` for anything else."""
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(path, framework="pt") as file:
+                story, chosen = file.metadata(), file.get_tensor("chosen")
+            return cls(
+                tuple(json.loads(story["domains"])), chosen, float(story["share"]), story["origin"]
+            )
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise UsageError(f"{path}: no masks in this file: {error}") from error
+
+
+def check_masks(domains: Sequence[str], width: int, share: float, variant: Variant) -> None:
+    """Raise `UsageError` where masks cannot be, from what is known before any scoring."""
+    if len(domains) < 2:
+        raise UsageError(f"{len(domains)} domains: at least 2 are needed, one an expert")
+    if not 0 < share <= 1:
+        raise UsageError(f"share ({share}) must be above 0 and at most 1")
+    if len(domains) > width:
+        raise UsageError(
+            f"{len(domains)} experts are more than an FFN of {width} channels can be cut into"
+        )
+    if (kept := _kept(width, share, variant)) < 1:
+        raise UsageError(
+            f"share ({share}) of {width} channels leaves an expert {kept} channels "
+            f"({variant}); take a larger share"
+        )
+
+
+def top_masks(
+    scores: Tensor, domains: Sequence[str], share: float = 0.5, variant: Variant = "paper"
+) -> Masks:
+    """Each expert's highest-scoring channels of `scores` `[N, L, D]`, layer by layer.
+
+    With n = floor(share x D), `paper` takes the n highest (of equals the first). `code`, as
+    released, takes those strictly above the n-th highest: n - 1, or fewer among equals.
+    Raises `UsageError` as `check_masks` does, and where equals leave an expert without a channel.
+    """
+    width = scores.shape[-1]
+    check_masks(domains, width, share, variant)
+    ordered, order = scores.sort(dim=-1, descending=True, stable=True)
+    if variant == "code":
+        chosen = scores > ordered[..., num_channels(width, share) - 1, None]
+    else:
+        chosen = torch.zeros_like(scores, dtype=torch.bool)
+        chosen.scatter_(-1, order[..., : _kept(width, share, variant)], True)
+    return Masks(tuple(domains), chosen, share, variant)
+
+
+def random_masks(like: Masks, seed: int) -> Masks:
+    """As many channels for each expert and layer as in `like`, but drawn at random: a control."""
+    draw = stream(seed, "random masks")
+    chosen = torch.zeros_like(like.chosen)
+    for (expert, layer), size in zip(
+        torch.cartesian_prod(*map(torch.arange, like.sizes.shape)).tolist(),
+        like.sizes.flatten().tolist(),
+        strict=True,
+    ):
+        chosen[expert, layer, draw.permutation(like.chosen.shape[-1])[:size]] = True
+    return Masks(like.domains, chosen, like.share, "random")
+
+
+def num_channels(width: int, share: float) -> int:
+    """floor(share x width): the channels of an expert, and of a token's own mask."""
+    return int(share * width + 1e-9)  # 0.29 x 100 is 28.999... in floating point
+
+
+def _kept(width: int, share: float, variant: Variant) -> int:
+    return num_channels(width, share) - (variant == "code")
