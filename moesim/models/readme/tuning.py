@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from moesim.errors import MoesimError, TraceError
+from moesim.errors import MoesimError, OutputError
 from moesim.files import output_errors
 from moesim.models.readme import distill
 from moesim.models.readme.ffn import Variant
@@ -187,6 +187,7 @@ class _Run:
     def _learn(self, optimizer: torch.optim.Optimizer, stage: Stage, step: int) -> float:
         draw = stream(self.seed, f"tuning {stage.kind}", stage.round, step)
         self.model.train()
+        loss: Any
         with _precision(self.model, self.autocast):
             if stage.kind == "router":
                 rows = torch.from_numpy(draw.integers(len(self.text.pool), size=stage.batch))
@@ -203,13 +204,13 @@ class _Run:
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
-        return float(loss)
+        return float(loss.detach())
 
     def _agreement(self) -> float | None:
         if self.model.config.num_experts == 1:
             return None
-        self.model.eval()
         some = slice(0, 8)
+        self.model.train(False)
         with torch.inference_mode(), _precision(self.model, self.autocast):
             logits = _router_logits(self.model, self.text.pool[some])
         return distill.agreement(logits, self.text.targets[some])
@@ -253,7 +254,7 @@ class _Run:
                 story = json.loads(file.metadata()["story"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (SafetensorError, OSError, KeyError, ValueError) as error:
-            raise TraceError(self.checkpoint, "", f"is no checkpoint ({error})") from error
+            raise OutputError(self.checkpoint, f"is no checkpoint of a tuning ({error})") from error
         if story["run"] != self._identity():
             raise MoesimError(
                 f"{self.checkpoint} belongs to another run ({story['run']}, not "
@@ -284,7 +285,7 @@ class _Run:
         return self.wall_s
 
 
-def _parameters(model: ReadMeForCausalLM, *, routers: bool) -> dict[str, Tensor]:
+def _parameters(model: ReadMeForCausalLM, *, routers: bool) -> dict[str, nn.Parameter]:
     """The parameters of routers, or all others; only these get gradients from now on."""
     own = {id(p) for block in model.blocks for p in block.router.parameters()}
     if model.router is not None:
@@ -325,7 +326,9 @@ def _precision(model: Any, autocast: bool) -> Any:
     return torch.autocast(model.device.type, torch.bfloat16, enabled=autocast)
 
 
-def _moments(optimizer: torch.optim.Optimizer, parameters: Mapping[str, Tensor]) -> dict[str, Any]:
+def _moments(
+    optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]
+) -> dict[str, Any]:
     """What AdamW remembers, as `name.key`."""
     state = optimizer.state
     return {
@@ -337,7 +340,7 @@ def _moments(optimizer: torch.optim.Optimizer, parameters: Mapping[str, Tensor])
 
 def _put_moments(
     optimizer: torch.optim.Optimizer,
-    parameters: Mapping[str, Tensor],
+    parameters: Mapping[str, nn.Parameter],
     moments: Mapping[str, Tensor],
 ) -> None:
     for full_name, moment in moments.items():
