@@ -21,7 +21,7 @@ from moesim.errors import MissingExtra, MoesimError, OutputError, UsageError
 from moesim.models import (
     PRESETS,
     Corpus,
-    Preset,
+    MoePreset,
     built_in_corpus,
     cut_prompts,
     read_corpus,
@@ -32,7 +32,7 @@ from moesim.models.tokenizer import END, train_tokenizer
 from moesim.record import read_prompts, record
 from moesim.trace import load_trace, validate_trace
 
-TINY = Preset(
+TINY = MoePreset(
     num_layers=2,
     hidden=32,
     expert_ffn=32,
@@ -211,7 +211,9 @@ def test_an_interrupted_training_leaves_nothing(corpus: Corpus, tmp_path: Path) 
 
 
 def test_what_cannot_be_trained_is_said(corpus: Corpus, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="unknown preset 'huge': choose one of shallow, deep"):
+    with pytest.raises(
+        UsageError, match="unknown preset 'huge': choose one of shallow, deep, dense"
+    ):
         train("huge", corpus, tmp_path / "m")
     with pytest.raises(UsageError, match=r"steps \(0\) must be at least 1"):
         train(TINY, corpus, tmp_path / "m", steps=0)

@@ -67,6 +67,8 @@ def test_of_equal_scores_the_paper_takes_the_first_and_the_code_none() -> None:
     assert paper.chosen[0, 0].tolist() == [True, False, True, True, False, False]
     code = top_masks(scores, ("a", "b"), 0.5, "code")
     assert code.chosen[0, 0].tolist() == [True, False, False, False, False, False]
+    level = top_masks(torch.ones(2, 1, 3000).double(), ("a", "b"), 0.5)
+    assert level.chosen[:, :, :1500].all()
 
 
 def test_the_code_takes_one_channel_fewer(scores: Tensor) -> None:

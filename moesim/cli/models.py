@@ -37,7 +37,7 @@ def register(app: typer.Typer) -> None:
 
 def train(
     out: Annotated[Path, typer.Option(help="The model folder to write.")],
-    preset: Annotated[str, typer.Option(help="shallow or deep.")] = "shallow",
+    preset: Annotated[str, typer.Option(help="shallow, deep or dense.")] = "shallow",
     text: TextOption = None,
     steps: Annotated[
         int | None, typer.Option(min=1, help="Training steps (default: the preset's).")
@@ -50,7 +50,7 @@ def train(
     ] = None,
     force: ForceOption = False,
 ) -> None:
-    """Train a small mixture-of-experts language model on real text; needs the torch extra.
+    """Train a small language model, dense or of experts, on real text; needs the torch extra.
 
     Prints the validation loss as it falls; the last line printed is the model's folder.
     """

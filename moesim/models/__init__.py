@@ -1,4 +1,4 @@
-"""Models: small real mixture-of-experts language models that anyone can train without a download.
+"""Models: small real language models, dense or of experts, that need no download.
 
 A decoder-only model (transformers classes, from a config) learns text that every machine with
 Python has: its standard library's source, that library's documentation, licences, the names of
@@ -7,11 +7,14 @@ unlike random weights or a synthetic trace, though they route as *small* models 
 
     text.py       domains of text, read from this machine or from files, split for validation
     tokenizer.py  a byte-level BPE tokenizer trained on that text
-    presets.py    the shapes: shallow, deep
+    presets.py    the shapes: shallow, deep, dense
+    tokens.py     a domain's text as ids, and windows of them
     training.py   the loop: a fixed seed, a falling validation loss, a folder written whole
     prompting.py  prompts cut from the held-out text
+    dense.py      dense base models: one's own, and a pretrained one that comes in a package
+    readme/       Read-ME: a dense model refactored into experts
 
-torch and transformers load with the first use of `train`.
+torch and transformers load with the first use of `train` or `load_base`.
 """
 
 from __future__ import annotations
@@ -19,7 +22,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from moesim.models.presets import PRESETS, Preset
+from moesim.models.dense import load_base
+from moesim.models.presets import PRESETS, DensePreset, MoePreset, Preset
 from moesim.models.prompting import cut_prompts, write_prompts
 from moesim.models.text import Corpus, Document, built_in_corpus, read_corpus
 from moesim.record.extra import require_torch
@@ -30,11 +34,14 @@ if TYPE_CHECKING:
 __all__ = [
     "PRESETS",
     "Corpus",
+    "DensePreset",
     "Document",
     "Evaluation",
+    "MoePreset",
     "Preset",
     "built_in_corpus",
     "cut_prompts",
+    "load_base",
     "read_corpus",
     "train",
     "write_prompts",

@@ -1,10 +1,11 @@
 """Presets: the shapes of the models that `moesim models train` makes.
 
-Both are Qwen3-MoE in transformers' classes, a token uses two experts, with renormalised weights and
-the usual auxiliary loss for load balance (Fedus et al., 2022, "Switch Transformers"). `shallow` has
-few, wider layers of 16 experts. `deep` has the routing shape of Mixtral-8x7B (32 layers of 8
-experts, top-2) in narrow layers, so that its traces can be costed with Mixtral's real sizes and
-looking several layers ahead means something. The default steps take minutes on two cores.
+`shallow` and `deep` are Qwen3-MoE in transformers' classes, a token uses two experts, with
+renormalised weights and the usual auxiliary loss for load balance (Fedus et al., 2022, "Switch
+Transformers"). `shallow` has few, wider layers of 16 experts. `deep` has the routing shape of
+Mixtral-8x7B (32 layers of 8 experts, top-2) in narrow layers, so that its traces can be costed with
+Mixtral's real sizes and looking several layers ahead means something. `dense` is a Llama, to be
+refactored into a mixture of experts. The default steps take minutes on two cores.
 """
 
 from __future__ import annotations
@@ -12,43 +13,35 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import Any, ClassVar
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Preset:
     """A model's shape and how long it learns. One step sees `batch_size` x `context` tokens."""
 
+    family: ClassVar[str]  # of transformers: `{family}Config`, `{family}ForCausalLM`
+
     num_layers: int
     hidden: int
-    expert_ffn: int
     num_heads: int
     num_kv_heads: int
     head_dim: int
-    num_experts: int = 16
-    top_k: int = 2
     vocabulary: int = 2048
     context: int = 128
     batch_size: int = 8
     steps: int = 1600
     learning_rate: float = 3e-3
-    balance: float = 0.01  # weight of the load-balancing loss
 
     def config(self, vocabulary: int, end_token: int) -> dict[str, Any]:
-        """Arguments of `Qwen3MoeConfig`."""
+        """Arguments of the family's configuration."""
         return {
             "vocab_size": vocabulary,
             "hidden_size": self.hidden,
-            "intermediate_size": 2 * self.hidden,
             "num_hidden_layers": self.num_layers,
             "num_attention_heads": self.num_heads,
             "num_key_value_heads": self.num_kv_heads,
             "head_dim": self.head_dim,
-            "moe_intermediate_size": self.expert_ffn,
-            "num_experts": self.num_experts,
-            "num_experts_per_tok": self.top_k,
-            "norm_topk_prob": True,
-            "router_aux_loss_coef": self.balance,
             "max_position_embeddings": 4 * self.context,
             "tie_word_embeddings": True,
             "bos_token_id": end_token,
@@ -56,13 +49,60 @@ class Preset:
             "pad_token_id": end_token,
         }
 
+    @property
+    def learning(self) -> dict[str, Any]:
+        """What the model is called with, beside ids and labels, while it learns."""
+        return {}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DensePreset(Preset):
+    """A Llama: every token runs through the whole FFN of every layer."""
+
+    family: ClassVar[str] = "Llama"
+
+    ffn: int
+
+    def config(self, vocabulary: int, end_token: int) -> dict[str, Any]:
+        """Arguments of `LlamaConfig`."""
+        return {**Preset.config(self, vocabulary, end_token), "intermediate_size": self.ffn}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MoePreset(Preset):
+    """A Qwen3-MoE, whose routers learn to balance their experts."""
+
+    family: ClassVar[str] = "Qwen3Moe"
+
+    expert_ffn: int
+    num_experts: int = 16
+    top_k: int = 2
+    balance: float = 0.01  # weight of the load-balancing loss
+
+    def config(self, vocabulary: int, end_token: int) -> dict[str, Any]:
+        """Arguments of `Qwen3MoeConfig`."""
+        return {
+            **Preset.config(self, vocabulary, end_token),
+            "intermediate_size": 2 * self.hidden,
+            "moe_intermediate_size": self.expert_ffn,
+            "num_experts": self.num_experts,
+            "num_experts_per_tok": self.top_k,
+            "norm_topk_prob": True,
+            "router_aux_loss_coef": self.balance,
+        }
+
+    @property
+    def learning(self) -> dict[str, Any]:
+        """The logits of the routers are what the balance loss is made of."""
+        return {"output_router_logits": True}
+
 
 PRESETS: Mapping[str, Preset] = MappingProxyType(
     {
-        "shallow": Preset(
+        "shallow": MoePreset(
             num_layers=4, hidden=128, expert_ffn=128, num_heads=4, num_kv_heads=2, head_dim=32
         ),
-        "deep": Preset(
+        "deep": MoePreset(
             num_layers=32,
             hidden=64,
             expert_ffn=64,
@@ -71,6 +111,9 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
             head_dim=16,
             num_experts=8,
             steps=800,
+        ),
+        "dense": DensePreset(
+            num_layers=4, hidden=128, ffn=512, num_heads=4, num_kv_heads=4, head_dim=32
         ),
     }
 )

@@ -110,10 +110,13 @@ def built_in_corpus(budget: int = 2_000_000) -> Corpus:
 def read_corpus(paths: Mapping[str, Path], budget: int = 2_000_000) -> Corpus:
     """Domains of the user's own: each a text file or a folder of them (UTF-8, others skipped).
 
-    A single file is cut at blank lines into documents, so that a part can be held out.
+    A single file is cut into documents, so that a part can be held out: at blank lines, or at line
+    ends where it has none. Paragraphs met before are dropped, as collections repeat themselves.
     Raises `UsageError` for a path without text, or with too little to hold some of it out.
     """
-    return Corpus.split({d: _chosen(_own(d, path), budget) for d, path in paths.items()})
+    return Corpus.split(
+        {d: _chosen(_own(d, path), budget, prose=True) for d, path in paths.items()}
+    )
 
 
 def _chosen(sources: Iterable[_Source], budget: int, *, prose: bool = False) -> list[Document]:
@@ -216,7 +219,10 @@ def _own(domain: str, path: Path) -> list[_Source]:
         files = (file for file in path.rglob("*") if file.is_file())
         found = [(file.relative_to(path).as_posix(), partial(_text, file)) for file in files]
     elif path.is_file():
-        parts = _parts(_text(path) or "")
+        text = (_text(path) or "").strip()
+        if re.search(r"\n\s*\n", text) is None:
+            text = text.replace("\n", "\n\n")
+        parts = _parts(_unrepeated(text, set()))
         found = [(f"{path.name} part {n}", partial(str, part)) for n, part in enumerate(parts)]
     else:
         raise UsageError(f"domain {domain!r}: {path}: no such file or folder")

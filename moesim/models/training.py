@@ -1,10 +1,10 @@
-"""Training: a small mixture-of-experts language model learns the text of a corpus.
+"""Training: a small language model, dense or of experts, learns the text of a corpus.
 
 Every step draws `batch_size` windows of `context` tokens, each from a domain chosen evenly, so that
 no kind of text drowns the others. AdamW with a linear warm-up and a cosine decay; the loss is the
-cross entropy plus the balance term. The validation loss (cross entropy alone) is measured on fixed
-windows of the held-out documents of every domain. One seed fixes weights and windows; the text, the
-versions and the number of threads fix the rest.
+cross entropy plus, with experts, the balance term. The validation loss (cross entropy alone) is
+measured on fixed windows of the held-out documents of every domain. One seed fixes weights and
+windows; the text, the versions and the number of threads fix the rest.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from moesim.errors import MoesimError, OutputError, UsageError
@@ -25,9 +24,8 @@ from moesim.files import whole_folder, write_json
 from moesim.models.presets import PRESETS, Preset
 from moesim.models.text import Corpus
 from moesim.models.tokenizer import train_tokenizer
+from moesim.models.tokens import Tokens, spread_windows, token_streams
 from moesim.record.header import TRAINING_RECORD, versions
-
-Tokens = npt.NDArray[np.int64]
 
 _WARM_UP = 0.05  # of all steps
 _LOWEST = 0.1  # of the peak learning rate, at the end
@@ -83,10 +81,10 @@ def train(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         tokenizer = _tokenizer(corpus, shape.vocabulary)
-        streams = {d: _stream(tokenizer, corpus.train[d]) for d in corpus.domains}
+        streams = token_streams(tokenizer, corpus.train)
         held_out = {
-            d: _windows(_stream(tokenizer, corpus.validation[d]), shape.context)
-            for d in corpus.domains
+            domain: spread_windows(stream, _WINDOWS, shape.context)
+            for domain, stream in token_streams(tokenizer, corpus.validation).items()
         }
         model = _model(shape, tokenizer)
         evaluations = [_evaluate(model, held_out, 0)]
@@ -94,7 +92,7 @@ def train(
         optimizer, schedule = _optimizer(model, shape)
         draw = np.random.default_rng(np.random.SeedSequence(seed))
         for step in range(1, shape.steps + 1):
-            _learn(model, optimizer, _batch(streams, shape, draw), step)
+            _learn(model, optimizer, _batch(streams, shape, draw), shape, step)
             schedule.step()
             if on_step is not None:
                 on_step(step, shape.steps)
@@ -144,19 +142,6 @@ def _tokenizer(corpus: Corpus, vocabulary: int) -> Any:
     return train_tokenizer(texts(), vocabulary)
 
 
-def _stream(tokenizer: Any, documents: Any) -> Tokens:
-    """All documents of a domain as one run of tokens, each followed by the end token."""
-    encoded = tokenizer([d.text for d in documents], return_attention_mask=False)["input_ids"]
-    return np.concatenate([np.array([*ids, tokenizer.eos_token_id]) for ids in encoded])
-
-
-def _windows(stream: Tokens, context: int) -> torch.Tensor:
-    """Fixed windows (W, context), evenly spread; a short stream is repeated to fill one."""
-    stream = np.resize(stream, max(len(stream), context))
-    starts = np.linspace(0, len(stream) - context, num=_WINDOWS).astype(int)
-    return torch.from_numpy(np.stack([stream[s : s + context] for s in starts]))
-
-
 def _batch(streams: Mapping[str, Tokens], shape: Preset, draw: np.random.Generator) -> torch.Tensor:
     windows = []
     for domain in draw.choice(list(streams), size=shape.batch_size):
@@ -167,10 +152,12 @@ def _batch(streams: Mapping[str, Tokens], shape: Preset, draw: np.random.Generat
 
 
 def _model(shape: Preset, tokenizer: Any) -> Any:
-    from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+    import transformers
 
-    config = Qwen3MoeConfig(**shape.config(len(tokenizer), tokenizer.eos_token_id))
-    return Qwen3MoeForCausalLM(config)
+    config = getattr(transformers, f"{shape.family}Config")(
+        **shape.config(len(tokenizer), tokenizer.eos_token_id)
+    )
+    return getattr(transformers, f"{shape.family}ForCausalLM")(config)
 
 
 def _optimizer(model: Any, shape: Preset) -> tuple[torch.optim.Optimizer, Any]:
@@ -192,9 +179,11 @@ def _optimizer(model: Any, shape: Preset) -> tuple[torch.optim.Optimizer, Any]:
     return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, share)
 
 
-def _learn(model: Any, optimizer: torch.optim.Optimizer, tokens: torch.Tensor, step: int) -> None:
+def _learn(
+    model: Any, optimizer: torch.optim.Optimizer, tokens: torch.Tensor, shape: Preset, step: int
+) -> None:
     model.train()
-    loss = model(input_ids=tokens, labels=tokens, output_router_logits=True).loss
+    loss = model(input_ids=tokens, labels=tokens, **shape.learning).loss
     if not torch.isfinite(loss):
         raise MoesimError(
             f"the training loss is {loss.item()} at step {step}; nothing was saved; "
