@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import simpy
 from workloads import (
+    REFACTORED_CONFIG,
     TINY_CONFIG,
     decisions,
     everything,
@@ -25,7 +26,7 @@ from moesim.hardware.ops import Experts
 from moesim.machine.events import EventMachine
 from moesim.machine.sim import SimMachine
 from moesim.serving.knowledge import KNOWLEDGE
-from moesim.simulate import Outcome, build_server
+from moesim.simulate import Outcome, build_server, summarise
 from moesim.trace import Trace
 
 AHEAD = {"policy": "oracle", "options": {"depth": 1}}
@@ -58,10 +59,28 @@ def test_knowing_beforehand_changes_times_and_no_decision() -> None:
 def test_the_machines_agree_whatever_is_known(seed: int, router: str) -> None:
     scenario, trace = random_case(9000 + seed)
     scenario["cache"] = {"policy": "lookahead", "slots": 3 + 2 * seed}
-    plan = plan_of(scenario, trace.with_meta(router=router))
+    config = REFACTORED_CONFIG if router == "decoupled" else TINY_CONFIG
+    plan = plan_of(scenario, trace.with_meta(router=router, model_config=config))
     folded = everything(run_on(plan))
     assert everything(run_on(plan, lambda env, prices: EventMachine(env, prices))) == folded
     assert everything(run_on(plan, shuffled(seed))) == folded
+
+
+@pytest.mark.parametrize("router", ["layerwise", "decoupled"])
+@pytest.mark.parametrize("config", [TINY_CONFIG, REFACTORED_CONFIG], ids=["in layers", "ahead"])
+def test_notes_say_how_a_router_is_seen_and_how_it_is_costed(
+    router: str, config: dict[str, Any]
+) -> None:
+    trace = tiny_trace(requests=1).with_meta(router=router, model_config=config)
+    notes = [
+        n for n in summarise(run_on(plan_of(tiny_scenario(), trace)))["notes"] if "router" in n
+    ]
+    if router == "layerwise" and config is TINY_CONFIG:
+        assert not notes
+        return
+    (note,) = notes
+    assert ("choices ahead" in note) == (router == "decoupled")
+    assert ("in the tail of each step" in note) == (config is REFACTORED_CONFIG)
 
 
 def changed_after(trace: Trace, row: int) -> Trace:

@@ -28,6 +28,18 @@ TINY_CONFIG = {
     "vocab_size": 1000,
 }
 
+REFACTORED_CONFIG = {
+    "model_type": "moesim_readme",
+    "base": {**TINY_CONFIG, "model_type": "llama"},
+    "num_experts": 8,
+    "num_experts_per_tok": 2,
+    "expert_ffn": 1024,
+    "shared_ffn": 0,
+    "routing": "decoupled",
+    "router": {"hidden": 64, "heads": 4, "ffn": 64, "gated_mlp": False},
+}
+"""The same sizes with a decoupled router."""
+
 Make = Callable[[simpy.Environment, SimPrices], Any]
 
 
