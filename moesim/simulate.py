@@ -205,8 +205,11 @@ def _notes(plan: Plan, outcome: Outcome) -> list[str]:
     policy = find("eviction", scenario.cache.policy)
     if policy.name == "static":
         notes.append(_learnt_on(scenario, scenario.cache.options.get("profile")))
-    if policy.name == "static" and scenario.bounds:
-        notes.append("static starts loaded; MIN and the infinite cache start empty")
+    if first := scenario.cache.initial_layers:
+        notes.append(f"all experts of the first {first} MoE layers are resident from the start")
+    if scenario.bounds and (policy.name == "static" or first):
+        loaded = "static starts" if policy.name == "static" else "initial layers start"
+        notes.append(f"{loaded} loaded; MIN and the infinite cache start empty")
     if note := _router_note(trace.meta.router, shape):
         notes.append(note)
     if policy.clairvoyant:

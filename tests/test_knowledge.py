@@ -168,6 +168,18 @@ class Simple:
         return None
 
 
+def one_token_ns(layers: int, c: int, load: int, **scenario: Any) -> int:
+    """How long one token takes that wants one expert a layer of a decoupled model."""
+    trace = tiny_trace(requests=1, prompt_tokens=1, output_tokens=1, num_layers=layers, top_k=1)
+    config = {**TINY_CONFIG, "num_hidden_layers": layers, "num_experts_per_tok": 1}
+    trace = trace.with_meta(router="decoupled", model_config=config)
+    env = simpy.Environment()
+    machine = SimMachine(env, Simple(c, load, layers))  # type: ignore[arg-type]
+    server = build_server(plan_of(tiny_scenario(**scenario), trace), machine)
+    env.run(until=env.process(server.run()))
+    return machine.now_ns
+
+
 @pytest.mark.parametrize(("c", "load"), [(5, 3), (3, 5), (4, 4), (1, 100), (100, 1)])
 @pytest.mark.parametrize("layers", [1, 2, 7])
 @pytest.mark.parametrize("prefetch", ["none", "layer_ahead"])
@@ -176,16 +188,25 @@ def test_layer_ahead_takes_what_its_closed_form_says(
 ) -> None:
     """One token, nothing resident, L layers that load in l and compute in c: L (c + l) on demand,
     c + l + (L - 1) max(c, l) a layer ahead."""
-    trace = tiny_trace(requests=1, prompt_tokens=1, output_tokens=1, num_layers=layers, top_k=1)
-    config = {**TINY_CONFIG, "num_hidden_layers": layers, "num_experts_per_tok": 1}
-    trace = trace.with_meta(router="decoupled", model_config=config)
-    scenario = tiny_scenario(prefetch=prefetch, cache={"policy": "lru", "slots": "1/layer"})
-    env = simpy.Environment()
-    machine = SimMachine(env, Simple(c, load, layers))  # type: ignore[arg-type]
-    server = build_server(plan_of(scenario, trace), machine)
-    env.run(until=env.process(server.run()))
     ahead = c + load + (layers - 1) * max(c, load)
-    assert machine.now_ns == (ahead if prefetch == "layer_ahead" else layers * (c + load))
+    took = one_token_ns(layers, c, load, prefetch=prefetch, cache={"slots": "1/layer"})
+    assert took == (ahead if prefetch == "layer_ahead" else layers * (c + load))
+
+
+@pytest.mark.parametrize(("c", "load"), [(5, 3), (3, 5), (4, 4), (1, 100), (100, 1)])
+@pytest.mark.parametrize("initial", [1, 2, 7])
+@pytest.mark.parametrize("prefetch", ["none", "layer_ahead"])
+@pytest.mark.parametrize("scope", ["per_layer", "global"])
+def test_resident_initial_layers_hide_the_first_load_too(
+    scope: str, prefetch: str, initial: int, c: int, load: int
+) -> None:
+    """As above with the first n of L layers resident: n c + (L - n) (c + l) on demand,
+    n c + (L - n) max(c, l) a layer ahead, where no load is left bare."""
+    layers = 7
+    cache = {"initial_layers": initial, "scope": scope, "slots": 8 * initial + layers - initial}
+    each = max(c, load) if prefetch == "layer_ahead" else c + load
+    took = one_token_ns(layers, c, load, prefetch=prefetch, cache=cache)
+    assert took == initial * c + (layers - initial) * each
 
 
 def test_a_layerwise_router_reveals_nothing_to_fetch() -> None:

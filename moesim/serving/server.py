@@ -72,11 +72,12 @@ class Server:
         self._next_arrival = 0
         self._steps = 0
         self._expert_bytes = caches[0].expert_bytes
+        self._eviction = caches[-1].policy  # the first caches may hold initial layers for good
         # Without copies under way a step has no surprises: it can be decided before it is timed.
         surprises = prefetch.active or sequential or caches[0].write_back or not knowledge.uniform
         self._fold = machine.fold if isinstance(machine, Folding) and not surprises else None
         # Who asks what is queued must be asked before the queue has moved on.
-        at_once = self._fold is not None and not caches[0].policy.looks_ahead
+        at_once = self._fold is not None and not self._eviction.looks_ahead
         self._stretch = max(1, _STRETCH_EVENTS // self._num_layers) if at_once else 1
         self._rows = sum(request.max_kv_tokens for request in requests)
         self._distinct_caches = list({id(cache): cache for cache in caches}.values())
@@ -159,7 +160,7 @@ class Server:
 
     def _view(self, routing: StepRouting) -> StepView:
         """What eviction policies see of a step."""
-        policy = self.caches[0].policy
+        policy = self._eviction
         looks = policy.looks_ahead and self._knowledge.queued
         queue = self._routing.first_uses(self._queued()) if looks else None
         return StepView(routing, self._knowledge.reach, policy.name, queue=queue)
