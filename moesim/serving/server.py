@@ -136,16 +136,16 @@ class Server:
     def _glide(self, steps: Sequence[Step], fold: Fold) -> Wait:
         """Steps in which nothing can surprise: decided first, then timed."""
         routings = [self._routing.step(step) for step in steps]
-        decided = [self._decide(routing) for routing in routings]
+        decided = [self._decide(*pair) for pair in zip(steps, routings, strict=True)]
         for step, routing, events in zip(steps, routings, decided, strict=True):
             passage = fold(step.batch, events, self._sizes(step))
             step.stamp(passage.start_ns, passage.finish_ns)
             self.ledger.log_passage(passage, events, routing.unions, step.facts)
         yield from self.machine.wait_any((), until_ns=passage.finish_ns)
 
-    def _decide(self, routing: StepRouting) -> list[Event]:
+    def _decide(self, step: Step, routing: StepRouting) -> list[Event]:
         """The layer events of a step that nothing can surprise."""
-        layers = zip(self.caches, self._view(routing).layers(), strict=True)
+        layers = zip(self.caches, self._view(step, routing).layers(), strict=True)
         events = [cache.decide(view) for cache, view in layers]
         self._audit()
         return events
@@ -158,19 +158,19 @@ class Server:
             _ID_BYTES * max(1, step.batch.sampled),
         )
 
-    def _view(self, routing: StepRouting) -> StepView:
+    def _view(self, step: Step, routing: StepRouting) -> StepView:
         """What eviction policies see of a step."""
         policy = self._eviction
         looks = policy.looks_ahead and self._knowledge.queued
-        queue = self._routing.first_uses(self._queued()) if looks else None
+        queue = self._routing.first_uses(self._queued(step)) if looks else None
         return StepView(routing, self._knowledge.reach, policy.name, queue=queue)
 
-    def _queued(self) -> npt.NDArray[np.int64]:
-        """Rows of queued tokens in the order in which they may come: of prompts that are under
-        way, then of those that wait. A decoding request's next token is not known yet."""
-        scheduler = self.scheduler
-        prompts = (r for r in scheduler.running if not (r.decoding or r.finished))
-        rows = [r.next_rows(r.tokens_wanted) for r in (*prompts, *scheduler.waiting)]
+    def _queued(self, step: Step) -> npt.NDArray[np.int64]:
+        """Rows of tokens queued behind a step in the order in which they may come: of running
+        requests, then of those that wait. What the step samples is not known yet."""
+        scheduler, sampling = self.scheduler, set(map(id, step.emitting))
+        running = (request for request in scheduler.running if id(request) not in sampling)
+        rows = [r.next_rows(r.tokens_wanted) for r in (*running, *scheduler.waiting)]
         return np.concatenate(rows) if rows else np.zeros(0, np.int64)
 
     def _view_ahead(self, step: Step, routing: StepRouting) -> StepView:
@@ -190,7 +190,7 @@ class Server:
         compute, copy, wait_any = machine.compute, machine.copy, machine.wait_any
         work, copies = ledger.work, ledger.copies
         knowledge, prefetching = self._knowledge, self._prefetch.active
-        view = self._view(routing)
+        view = self._view(step, routing)
         ahead = self._view_ahead(step, routing)
         if prefetching:
             self._issue_prefetches(ahead)
