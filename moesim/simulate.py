@@ -17,6 +17,7 @@ from moesim.metrics import (
     layer_columns,
     ratio,
     request_columns,
+    starvation_summary,
     throughput_summary,
     time_summary,
 )
@@ -163,6 +164,7 @@ def summarise(outcome: Outcome) -> dict[str, Any]:
         "seed": scenario.seed,
         **throughput_summary(outcome.requests, outcome.now_ns),
         **latency_summary(outcome.requests),
+        **starvation_summary(outcome.requests),
         **cache_summary(ledger),
         **bytes_summary(ledger, plan.cost.expert_bytes, unused),
         "load_bytes": sum(cache.preloaded for cache in distinct) * plan.cost.expert_bytes,

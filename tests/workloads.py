@@ -142,6 +142,7 @@ def everything(outcome: Outcome) -> tuple[Any, ...]:
         ledger.stall_ns,
         ledger.steps,
         [request.token_ns for request in outcome.requests],
+        [(one.wait_steps, one.pause_steps, one.pause_ns) for one in outcome.requests],
         sorted(ledger.timeline),
         ledger.busy_ns,
         ledger.moved_bytes,

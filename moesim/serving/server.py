@@ -109,6 +109,7 @@ class Server:
             if request.arrival_ns > now:
                 return
             self._next_arrival += 1
+            request.due = self._steps
             if request.finished:  # its one token came with the skipped prefill
                 request.scheduled_ns = now
                 request.token_ns.append(now)
@@ -125,7 +126,7 @@ class Server:
             plan = scheduler.next_step()
             if not plan:
                 break
-            step = Step(plan, pool.total - pool.free)
+            step = Step(plan, self._steps + len(steps), pool.total - pool.free)
             steps.append(step)
             for request in step.finished:
                 scheduler.finish(request)

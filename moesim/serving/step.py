@@ -36,8 +36,8 @@ class Step:
         "rows",
     )
 
-    def __init__(self, plan: Plan, blocks: int) -> None:
-        """`blocks`: KV blocks in use."""
+    def __init__(self, plan: Plan, number: int, blocks: int) -> None:
+        """`number`: how many steps came before; `blocks`: KV blocks in use."""
         total = entries = pairs = sampled = prefill = 0
         rows = []
         ahead = []
@@ -46,6 +46,7 @@ class Step:
         self.emitting: list[Request] = []
         self._newcomers: list[tuple[Request, int]] = []
         for request, tokens in plan:
+            request.plan_in(number)
             if request.scheduled_ns < 0:
                 request.scheduled_ns = FAR
                 self._newcomers.append((request, request.emitted))
@@ -77,5 +78,7 @@ class Step:
         for request, emitted in self._newcomers:
             request.scheduled_ns = start_ns
             request.token_ns += [start_ns] * emitted  # of a skipped prefill
+        for request, *_ in self.parts:
+            request.serve(start_ns, finish_ns)
         for request in self.emitting:
             request.token_ns.append(finish_ns)
