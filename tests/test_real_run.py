@@ -68,6 +68,26 @@ def test_torch_decides_as_the_simulation_does(seed: int, device: Device) -> None
     assert decisions(finish(plan, done.server, done.now_ns)) == decisions(run_on(plan))
 
 
+@pytest.mark.parametrize("scope", ["per_layer", "global"])
+@pytest.mark.parametrize("seed", range(3))
+def test_torch_decides_as_the_simulation_does_by_what_a_decoupled_router_reveals(
+    seed: int, scope: str, device: Device
+) -> None:
+    """Expert-aware batching, look-ahead eviction and prefetch, with a resident first layer."""
+    scenario = tiny_scenario(
+        batching={"policy": "expert_aware", "token_budget": 3, "max_sequences": 4},
+        cache={"policy": "lookahead", "scope": scope, "initial_layers": 1, "slots": 8 + 10},
+        prefetch="layer_ahead",
+    )
+    trace = tiny_trace(requests=5, prompt_tokens=4, output_tokens=5, seed=seed, stickiness=0.3)
+    plan = small_plan(scenario, trace.with_meta(router="decoupled"))
+    done = run(plan, device)
+    outcome = finish(plan, done.server, done.now_ns)
+    assert decisions(outcome) == decisions(run_on(plan))
+    assert outcome.ledger.demand_copies[0] == outcome.ledger.prefetch_copies[0] == 0
+    assert sum(outcome.ledger.prefetch_copies) > 0
+
+
 def test_a_shipped_trace_is_executed_with_the_shape_in_its_header() -> None:
     scenario = tiny_scenario(
         model=BITS,
