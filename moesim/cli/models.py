@@ -1,4 +1,4 @@
-"""`moesim models`: train the small real models, and cut prompts for them."""
+"""`moesim models`: train small real models, refactor them, and cut prompts for them."""
 
 from __future__ import annotations
 
@@ -7,23 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from moesim.cli.readme import readme
+from moesim.cli.text import CharactersOption, TextOption, corpus_of, spell_text
+
 if TYPE_CHECKING:
-    from moesim.models import Corpus, Evaluation
+    from moesim.models import Evaluation
 
 __all__ = ["register"]
 
-TextOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--text",
-        metavar="DOMAIN=PATH",
-        help="Text of your own: a file or a folder; may be repeated (default: source, "
-        "documentation, licences and names, found on this machine).",
-    ),
-]
-CharactersOption = Annotated[
-    int, typer.Option("--characters", min=1000, help="Most characters of a domain.")
-]
 ForceOption = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
 
 
@@ -32,6 +23,7 @@ def register(app: typer.Typer) -> None:
     group = typer.Typer(no_args_is_help=True, help="Train small models whose routing is real.")
     group.command()(train)
     group.command()(prompts)
+    group.command()(readme)
     app.add_typer(group, name="models")
 
 
@@ -75,14 +67,14 @@ def train(
         {
             "preset": preset,
             "out": out,
-            "text": [f"{domain}={path.name}" for domain, path in _named(text).items()],
+            "text": spell_text(text),
             "steps": steps,
             "seed": seed,
             "characters": characters,
             "threads": threads,
         },
     )
-    corpus = _corpus(text, characters)
+    corpus = corpus_of(text, characters)
     with progress() as show:
         trained = train_model(
             preset,
@@ -120,33 +112,13 @@ def prompts(
     from moesim.models import cut_prompts, write_prompts
 
     cut = cut_prompts(
-        _corpus(text, characters),
+        corpus_of(text, characters),
         per_domain=per_domain,
         characters=(shortest, longest),
         new_tokens=(fewest, most),
         seed=seed,
     )
     typer.echo(str(write_prompts(cut, out, force=force)))
-
-
-def _corpus(text: list[str] | None, characters: int) -> Corpus:
-    from moesim.models import built_in_corpus, read_corpus
-
-    return read_corpus(_named(text), characters) if text else built_in_corpus(characters)
-
-
-def _named(text: list[str] | None) -> dict[str, Path]:
-    from moesim.errors import UsageError
-
-    named: dict[str, Path] = {}
-    for pair in text or ():
-        domain, equals, path = pair.partition("=")
-        if not (domain and equals and path):
-            raise UsageError(f"--text {pair!r}: expected DOMAIN=PATH, like law=texts/law")
-        if domain in named:
-            raise UsageError(f"--text {pair!r}: domain {domain!r} is named twice")
-        named[domain] = Path(path)
-    return named
 
 
 def _echo(evaluation: Evaluation) -> None:

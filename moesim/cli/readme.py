@@ -1,0 +1,148 @@
+"""`moesim models readme`: a dense model becomes mixtures of experts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from moesim.cli.text import CharactersOption, TextOption, corpus_of, spell_text
+
+if TYPE_CHECKING:
+    from moesim.models.readme.pipeline import Untuned
+    from moesim.models.readme.settings import Settings
+    from moesim.models.readme.tuning import Measured
+
+__all__ = ["readme"]
+
+
+def readme(
+    base: Annotated[
+        str, typer.Option(help="A dense model: a folder, a Hugging Face Hub id, or smollm2.")
+    ],
+    out: Annotated[
+        Path, typer.Option(help="The folder of checkpoints and models; a killed run goes on in it.")
+    ],
+    text: TextOption = None,
+    kinds: Annotated[
+        str, typer.Option(help="Of decoupled, layerwise and dense, some, separated by commas.")
+    ] = "decoupled,layerwise",
+    size: Annotated[
+        str | None,
+        typer.Option(help="small or smollm2: windows and schedule (default: as the base)."),
+    ] = None,
+    share: Annotated[float, typer.Option(help="Of the FFN's channels, an expert's share.")] = 0.5,
+    variant: Annotated[
+        str, typer.Option(help="paper or code: whose side is taken where they disagree.")
+    ] = "code",
+    control: Annotated[
+        str, typer.Option(help="none, random (channels) or shuffled (domains).")
+    ] = "none",
+    rounds: Annotated[
+        int | None, typer.Option(min=1, help="Rounds of tuning (default: the size's).")
+    ] = None,
+    expert_steps: Annotated[
+        int | None, typer.Option(min=1, help="Steps of experts in a round.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of windows, routers and controls.")] = 0,
+    characters: CharactersOption = 2_000_000,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="CPU threads (default: torch's own choice).")
+    ] = None,
+) -> None:
+    """Refactor a dense model into experts by domain (Read-ME), tune them, and a comparator.
+
+    Prints losses as they fall; the last lines printed are the models' folders. Needs the torch
+    extra.
+    """
+    from moesim.cli.progress import progress
+    from moesim.cli.record import spell
+    from moesim.record.extra import prepare_torch
+
+    prepare_torch("refactoring a model")
+    import torch
+    from transformers.utils import logging
+
+    from moesim.models.readme.pipeline import run
+
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    if threads is not None:
+        torch.set_num_threads(threads)
+    settings = _settings(size or ("smollm2" if base == "smollm2" else "small"), rounds)
+    settings = _changed(
+        settings, expert_steps, share=share, variant=variant, control=control, seed=seed
+    )
+    command = spell(
+        ["models", "readme"],
+        {
+            "base": base,
+            "out": out,
+            "text": spell_text(text),
+            "kinds": kinds,
+            "size": size,
+            "share": share,
+            "variant": variant,
+            "control": control,
+            "rounds": rounds,
+            "expert-steps": expert_steps,
+            "seed": seed,
+            "characters": characters,
+            "threads": threads,
+        },
+    )
+    with progress() as show:
+        folders = run(
+            base,
+            corpus_of(text, characters),
+            out,
+            settings,
+            kinds=[kind.strip() for kind in kinds.split(",")],
+            show=show,
+            on_untuned=_echo_untuned,
+            on_stage=_echo_stage,
+            provenance={"command": command},
+        )
+    for folder in folders.values():
+        typer.echo(str(folder))
+
+
+def _settings(size: str, rounds: int | None) -> Settings:
+    from dataclasses import replace
+
+    from moesim.errors import UsageError
+    from moesim.models.readme.settings import SIZES
+
+    if size not in SIZES:
+        raise UsageError(f"unknown size {size!r}: choose one of {', '.join(SIZES)}")
+    settings = SIZES[size]
+    if rounds is None:
+        return settings
+    return replace(settings, schedule=replace(settings.schedule, rounds=rounds))
+
+
+def _changed(settings: Settings, expert_steps: int | None, **changes: object) -> Settings:
+    from dataclasses import replace
+
+    if expert_steps is not None:
+        schedule = replace(settings.schedule, expert_steps=expert_steps)
+        settings = replace(settings, schedule=schedule)
+    return replace(settings, **changes)  # type: ignore[arg-type]
+
+
+def _echo_untuned(untuned: Untuned) -> None:
+    """The loss of each mask on each domain, before tuning."""
+    typer.echo("before tuning, nats a token:")
+    width = max(len(name) for name in ("dense model", *untuned.experts)) + 2
+    domains = list(untuned.dense)
+    typer.echo(f"{'':{width}}" + "".join(f"{domain:>12}" for domain in domains))
+    rows = {"dense model": untuned.dense, **untuned.experts}
+    for name, losses in rows.items():
+        typer.echo(f"{name:{width}}" + "".join(f"{losses[domain]:12.3f}" for domain in domains))
+
+
+def _echo_stage(kind: str, measured: Measured) -> None:
+    agreement = "" if measured.agreement is None else f"  routers agree {measured.agreement:.1%}"
+    typer.echo(
+        f"{kind:>10}  {measured.stage:16}  validation loss {measured.validation:.3f}{agreement}"
+    )

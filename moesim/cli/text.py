@@ -1,0 +1,52 @@
+"""The option `--text`, shared by the commands that read text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from moesim.models import Corpus
+
+__all__ = ["CharactersOption", "TextOption", "corpus_of", "spell_text"]
+
+TextOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--text",
+        metavar="DOMAIN=PATH",
+        help="Text of your own: a file or a folder; may be repeated (default: source, "
+        "documentation, licences and names, found on this machine).",
+    ),
+]
+CharactersOption = Annotated[
+    int, typer.Option("--characters", min=1000, help="Most characters of a domain.")
+]
+
+
+def corpus_of(text: list[str] | None, characters: int) -> Corpus:
+    """The named domains, or those found on every machine."""
+    from moesim.models import built_in_corpus, read_corpus
+
+    return read_corpus(_named(text), characters) if text else built_in_corpus(characters)
+
+
+def spell_text(text: list[str] | None) -> list[str]:
+    """The option again, naming no folder of this machine."""
+    return [f"{domain}={path.name}" for domain, path in _named(text).items()]
+
+
+def _named(text: list[str] | None) -> dict[str, Path]:
+    from moesim.errors import UsageError
+
+    named: dict[str, Path] = {}
+    for pair in text or ():
+        domain, equals, path = pair.partition("=")
+        if not (domain and equals and path):
+            raise UsageError(f"--text {pair!r}: expected DOMAIN=PATH, like law=texts/law")
+        if domain in named:
+            raise UsageError(f"--text {pair!r}: domain {domain!r} is named twice")
+        named[domain] = Path(path)
+    return named

@@ -1,0 +1,299 @@
+"""From a dense model to mixtures of experts: everything in order, each part kept when it is done.
+
+    out/run.json             what is made of what
+    out/scores.safetensors   channel scores by domain
+    out/masks.safetensors    the experts' channels
+    out/pool.safetensors     windows that teach routers, with their targets
+    out/untuned.json         losses of the dense model, and of each expert alone, before tuning
+    out/<kind>/              a finished model, that transformers loads; training.json in it
+    out/<kind>.safetensors   a checkpoint, while its tuning lasts
+
+Kinds: `decoupled`, one router for all layers that reads tokens; `layerwise`, the comparator, of the
+same experts with a router in each layer; `dense`, the dense model cut to the size of one expert by
+the mean of all domains' scores. All are tuned on the same windows in the same order.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from moesim.errors import OutputError, UsageError
+from moesim.files import output_errors, whole_folder, write_json
+from moesim.models.dense import load_base
+from moesim.models.readme.distill import targets
+from moesim.models.readme.ffn import find_ffns
+from moesim.models.readme.masks import Masks, check_masks, random_masks, top_masks
+from moesim.models.readme.model import ReadMeForCausalLM, materialise, refactor
+from moesim.models.readme.scores import channel_scores
+from moesim.models.readme.settings import KINDS, Settings
+from moesim.models.readme.tuning import Measured, TuningText, evaluate, tune
+from moesim.models.text import Corpus
+from moesim.models.tokens import draw_windows, shuffle_domains, token_streams
+from moesim.record.header import TRAINING_RECORD, versions
+
+__all__ = ["Untuned", "run"]
+
+Show = Callable[[str, int, int], None]
+Windows = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Untuned:
+    """Losses before any tuning, nats a token, by domain: of the dense model, and of each expert
+    alone (`experts[mask][domain]`), whatever router there will be."""
+
+    dense: Mapping[str, float]
+    experts: Mapping[str, Mapping[str, float]]
+    masks: Mapping[str, Any]
+
+
+def run(
+    base: str | Path,
+    corpus: Corpus,
+    out: str | Path,
+    settings: Settings,
+    *,
+    kinds: Sequence[str] = KINDS[:2],
+    show: Show | None = None,
+    on_untuned: Callable[[Untuned], None] | None = None,
+    on_stage: Callable[[str, Measured], None] | None = None,
+    provenance: Mapping[str, Any] | None = None,
+) -> dict[str, Path]:
+    """Refactor, tune and write models of `kinds`; answers their folders.
+
+    Whatever `out` already holds of this very run is not done again, so a run that was killed goes
+    on. `show(what, done, of)` reports progress, the others results as they come.
+    Raises `UsageError` for a base, a text or settings that cannot be refactored, before any long
+    work; `OutputError` if `out` holds something else.
+    """
+    for kind in kinds:
+        if kind not in KINDS:
+            raise UsageError(f"unknown kind {kind!r}: choose among {', '.join(KINDS)}")
+    out = Path(out)
+    _claim(out, _identity(base, corpus, settings))
+    dense, tokenizer = load_base(base)
+    check_masks(corpus.domains, find_ffns(dense)[0].width, settings.share, settings.variant)
+    work = _Work(out, settings, corpus, dense, tokenizer, show)
+    untuned = work.untuned()
+    if on_untuned is not None:
+        on_untuned(untuned)
+    for kind in kinds:
+        if (out / kind).exists():
+            continue
+        model, history = work.tuned(kind, on_stage)
+        story = {
+            **(provenance or {}),
+            **_identity(base, corpus, settings),
+            "kind": kind,
+            "masks": dict(untuned.masks),
+            "untuned": {"dense": untuned.dense, "experts": untuned.experts},
+            "history": [asdict(measured) for measured in history],
+            "versions": versions(),
+        }
+        with whole_folder(out / kind) as folder:
+            model.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+            write_json(folder / TRAINING_RECORD, story)
+        work.checkpoint(kind).unlink(missing_ok=True)
+    return {kind: out / kind for kind in kinds}
+
+
+class _Work:
+    """What the parts share: a dense model, its text as windows, and the folder of results."""
+
+    def __init__(
+        self,
+        out: Path,
+        settings: Settings,
+        corpus: Corpus,
+        dense: Any,
+        tokenizer: Any,
+        show: Show | None,
+    ) -> None:
+        self.out = out
+        self.settings = settings
+        self.dense = dense
+        self._show = show
+        streams = token_streams(tokenizer, corpus.train)
+        unseen = token_streams(tokenizer, corpus.validation)
+        length, seed = settings.context, settings.seed
+
+        def draw(of: Any, count: int, purpose: str) -> dict[str, Tensor]:
+            return draw_windows(of, count, length, seed, purpose)
+
+        self.held_out = draw(unseen, settings.held_out_windows, "held out")
+        self._to_score = draw(streams, settings.score_windows, "scoring")
+        self._pool = draw(streams, settings.pool_windows, "routing")
+        self._train = {
+            domain: torch.from_numpy(tokens[: len(tokens) // length * length].reshape(-1, length))
+            for domain, tokens in streams.items()
+        }
+
+    def scores(self) -> Tensor:
+        """`[N, L, D]`."""
+
+        def make() -> dict[str, Tensor]:
+            windows: Windows = self._to_score
+            if self.settings.control == "shuffled":
+                windows = shuffle_domains(windows, self.settings.seed)
+            variant = self.settings.variant
+            scored = channel_scores(
+                self.dense, windows, variant, on_window=self._showing("scoring channels")
+            )
+            return {"scores": scored}
+
+        return self._kept("scores", make)["scores"]
+
+    def masks(self) -> Masks:
+        settings = self.settings
+        masks = top_masks(self.scores(), tuple(self.held_out), settings.share, settings.variant)
+        if settings.control == "random":
+            masks = random_masks(masks, settings.seed)
+        masks.save(self.out / "masks.safetensors")
+        return masks
+
+    def text(self, *, layerwise: bool) -> TuningText:
+        """A decoupled router's targets are the sums of the layers'."""
+
+        def make() -> dict[str, Tensor]:
+            pool = torch.cat(list(self._pool.values()))
+            pool = pool[torch.randperm(len(pool), generator=torch.Generator().manual_seed(0))]
+            found = targets(
+                self.dense,
+                pool,
+                self.masks(),
+                self.settings.variant,
+                layerwise=True,
+                on_window=self._showing("finding targets"),
+            )
+            return {"pool": pool, "targets": found}
+
+        kept = self._kept("pool", make)
+        found = kept["targets"] if layerwise else kept["targets"].sum(dim=2)
+        return TuningText(kept["pool"], found, self._train, self.held_out)
+
+    def untuned(self) -> Untuned:
+        path = self.out / "untuned.json"
+        if not path.exists():
+            with output_errors(path):
+                partial = path.with_name(".untuned.json.partial")
+                write_json(partial, asdict(self._measure_untuned()))
+                partial.replace(path)
+        return Untuned(**json.loads(path.read_text(encoding="utf-8")))
+
+    def _measure_untuned(self) -> Untuned:
+        masks = self.masks()
+        done, of = 0, 1 + len(masks.domains)
+        autocast = self.settings.autocast
+
+        def look(model: Any) -> dict[str, float]:
+            nonlocal done
+            losses = evaluate(model, self.held_out, autocast=autocast)
+            done += 1
+            if self._show is not None:
+                self._show("measuring before tuning", done, of)
+            return losses
+
+        before = look(self.dense)
+        alone = {
+            domain: look(refactor(self.dense, masks.chosen[n : n + 1], router=_TINY_ROUTER))
+            for n, domain in enumerate(masks.domains)
+        }
+        return Untuned(before, alone, masks.describe())
+
+    def tuned(
+        self, kind: str, on_stage: Callable[[str, Measured], None] | None
+    ) -> tuple[ReadMeForCausalLM, Sequence[Measured]]:
+        """A finished model of one kind, its experts cut out."""
+        settings = self.settings
+        text = self.text(layerwise=kind == "layerwise")
+        model = self._masked(kind)
+        tuned = tune(
+            model,
+            text,
+            settings.schedule,
+            variant=settings.variant,
+            seed=settings.seed,
+            autocast=settings.autocast,
+            checkpoint=self.checkpoint(kind),
+            on_step=None if self._show is None else _prefixed(self._show, kind),
+            on_stage=None if on_stage is None else lambda measured: on_stage(kind, measured),
+        )
+        return materialise(model), tuned.history
+
+    def checkpoint(self, kind: str) -> Path:
+        return self.out / f"{kind}.safetensors"
+
+    def _masked(self, kind: str) -> ReadMeForCausalLM:
+        settings = self.settings
+        torch.manual_seed(settings.seed)
+        if kind == "dense":
+            pooled = self.scores().mean(dim=0, keepdim=True)
+            one = top_masks(pooled.expand(2, -1, -1), ("all", "all again"), settings.share)
+            return refactor(self.dense, one.chosen[:1], router=_TINY_ROUTER)
+        return refactor(
+            self.dense,
+            self.masks().chosen,
+            routing=kind,
+            scaled=settings.variant == "paper",
+            router=settings.router_options,
+        )
+
+    def _kept(self, name: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+        """Tensors of a file of this run, made first if there is none."""
+        from safetensors.torch import load_file, save_file
+
+        path = self.out / f"{name}.safetensors"
+        if not path.exists():
+            made = make()
+            with output_errors(path):
+                partial = path.with_name(f".{name}.partial")
+                save_file(made, partial)
+                partial.replace(path)
+        return load_file(path)
+
+    def _showing(self, what: str) -> Callable[[int, int], None] | None:
+        show = self._show
+        return None if show is None else lambda done, of: show(what, done, of)
+
+
+# A single expert is chosen by nobody, and has the smallest router there is.
+_TINY_ROUTER = {"hidden": 2, "heads": 1, "ffn": 1}
+
+
+def _prefixed(show: Show, kind: str) -> Show:
+    return lambda what, done, of: show(f"{kind}, {what}", done, of)
+
+
+def _identity(base: str | Path, corpus: Corpus, settings: Settings) -> dict[str, Any]:
+    """What makes two runs the same run; plain JSON."""
+    return json.loads(  # type: ignore[no-any-return]
+        json.dumps(
+            {"base": Path(base).name, "settings": asdict(settings), "text": corpus.describe()}
+        )
+    )
+
+
+def _claim(out: Path, identity: dict[str, Any]) -> None:
+    """Start in an empty folder, or go on in one of the same run."""
+    path = out / "run.json"
+    if path.exists():
+        if json.loads(path.read_text(encoding="utf-8")) != identity:
+            raise OutputError(
+                out, "holds another run (see its run.json); choose another folder or delete it"
+            )
+        return
+    if out.exists() and any(out.iterdir()):
+        raise OutputError(out, "exists and is not empty; choose another folder")
+    with output_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
+        partial = out / ".run.json.partial"
+        write_json(partial, identity)
+        partial.replace(path)

@@ -1,0 +1,80 @@
+"""What a refactoring is made of, as plain data; and two sets of it that take affordable time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, Final, Literal
+
+from moesim.errors import UsageError
+from moesim.models.readme.schedule import Schedule
+
+KINDS: Final = ("decoupled", "layerwise", "dense")
+CONTROLS: Final = ("none", "random", "shuffled")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Windows have `context` tokens; of each domain `score_windows` score channels, `pool_windows`
+    teach routers and `held_out_windows` measure.
+
+    `variant`: where the paper and its code disagree (scores, masks, distillation, the router's MLP,
+    and whether outputs are scaled by the router's probability), whose side is taken. `control`:
+    channels drawn at `random`, or scored on windows `shuffled` among the domains. `autocast`
+    computes in bfloat16.
+    """
+
+    schedule: Schedule
+    context: int
+    score_windows: int
+    pool_windows: int
+    held_out_windows: int
+    router: Mapping[str, Any] = field(default_factory=dict)
+    share: float = 0.5
+    variant: Literal["paper", "code"] = "code"
+    control: str = "none"
+    autocast: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("score_windows", "pool_windows", "held_out_windows"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name} ({getattr(self, name)}) must be at least 1")
+        if self.context < 2:
+            raise UsageError(f"context ({self.context}) must be at least 2")
+        for name, known in (("variant", ("paper", "code")), ("control", CONTROLS)):
+            if getattr(self, name) not in known:
+                raise UsageError(
+                    f"unknown {name} {getattr(self, name)!r}: choose one of {', '.join(known)}"
+                )
+
+    @property
+    def router_options(self) -> dict[str, Any]:
+        """Arguments of `PreGatingRouter`."""
+        mlp = "swiglu" if self.variant == "paper" else "silu"
+        return {"hidden": 512, "heads": 4, "ffn": 512, "mlp": mlp, **self.router}
+
+
+SIZES: Final[Mapping[str, Settings]] = MappingProxyType(
+    {
+        # For `moesim models train --preset dense`: some minutes.
+        "small": Settings(
+            Schedule(4, 100, 100, 16, 8, router_rate=2e-3, expert_rate=5e-4),
+            context=128,
+            score_windows=64,
+            pool_windows=256,
+            held_out_windows=48,
+            router={"hidden": 128, "ffn": 128},
+        ),
+        # For SmolLM2-135M on two cores: an hour or so.
+        "smollm2": Settings(
+            Schedule(4, 50, 25, 4, 2, router_rate=1e-3, expert_rate=1e-4),
+            context=512,
+            score_windows=8,
+            pool_windows=24,
+            held_out_windows=8,
+            autocast=True,
+        ),
+    }
+)
