@@ -120,7 +120,8 @@ def temporal_distance(
     near.set_ylabel("uses at this distance or less (%)")
     layers.set_xlabel("layer")
     layers.set_ylabel("overlap with the token before (%)")
-    layers.xaxis.set_major_locator(MaxNLocator(integer=True))
+    layers.set_xlim(-0.5, max(one.layer or 0 for one in found) + 0.5)
+    layers.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     layers.set_ylim(0, 100)
     if near.lines:
         near.set_ylim(top=100)

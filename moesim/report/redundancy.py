@@ -175,7 +175,8 @@ def mutual_information(found: Sequence[Redundancy], *, about: str) -> Chart:
     _shares(shares, found)
     for axes in (bits, shares):
         axes.set_xlabel("layer l (l-1 is the layer before it)")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set_xlim(found[0].layer - 0.5, found[-1].layer + 0.5)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
     shared_legend(chart, wide=True)
     return chart
