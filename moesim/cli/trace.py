@@ -1,4 +1,4 @@
-"""`moesim trace`: look at a trace, check it, make one from other data or from nothing."""
+"""`moesim trace`: look at a trace, measure its routing, check it, make one."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from moesim.cli.routing import locality, redundancy
 
 __all__ = ["register"]
 
@@ -19,6 +21,8 @@ def register(app: typer.Typer) -> None:
     group.command()(validate)
     group.command()(convert)
     group.command()(synth)
+    group.command()(redundancy)
+    group.command()(locality)
     app.add_typer(group, name="trace")
 
 

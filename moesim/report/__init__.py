@@ -1,7 +1,8 @@
 """What a simulation came to, for people: tables, figures and comparisons of run directories.
 
-Everything here reads run directories and nothing else, so a report can be made again without
-simulating. Only this package imports matplotlib, and only when something is drawn.
+Runs are reported from their run directories and nothing else, so a report can be made again
+without simulating; a trace's routing (`redundancy`, `locality`) from what `moesim.trace` measures.
+Only this package imports matplotlib, and only when something is drawn.
 """
 
 from moesim.report.comparison import Comparison, compare_runs

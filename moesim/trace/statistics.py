@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from moesim.trace.locality import follows, shared_places
+
 if TYPE_CHECKING:
     from moesim.trace.trace import Trace
 
@@ -41,16 +43,12 @@ def describe(trace: Trace) -> dict[str, Any]:
 def adjacent_overlap(trace: Trace) -> float:
     """Mean share of a token's experts that the token before it (same request) used as well."""
     ids = np.asarray(trace.expert_ids[:])
-    if len(ids) < 2:
+    inside = follows(trace)
+    if not inside.any():
         return 0.0
-    starts = trace.requests["first_row"]
-    starts = starts[(starts > 0) & (starts < len(ids))]
-    inside = np.ones(len(ids) - 1, bool)
-    inside[starts - 1] = False
-    now, before = ids[1:][inside], ids[:-1][inside]
+    now, before = ids[inside], ids[np.flatnonzero(inside) - 1]
     used = now != trace.meta.unused
-    same = (now[..., :, None] == before[..., None, :]).any(axis=-1) & used
-    return float(same.sum() / max(1, used.sum()))
+    return float(shared_places(now, before, trace.meta.unused).sum() / max(1, used.sum()))
 
 
 def load_skew(trace: Trace) -> list[float]:
