@@ -51,6 +51,19 @@ def latency_summary(requests: Sequence[Request]) -> dict[str, float | None]:
     return result
 
 
+def starvation_summary(requests: Sequence[Request]) -> dict[str, float | None]:
+    """The longest that a request was passed over, in ms and in steps of others: before its first
+    step (*wait*), and between two steps that served it (*pause*)."""
+    begun = [request for request in requests if request.scheduled_ns >= 0]
+    longest: dict[str, list[float]] = {
+        "wait_max_ms": [(one.scheduled_ns - one.arrival_ns) / _MS for one in begun],
+        "wait_max_steps": [one.wait_steps for one in begun],
+        "pause_max_ms": [one.pause_ns / _MS for one in begun],
+        "pause_max_steps": [one.pause_steps for one in begun],
+    }
+    return {key: max(values, default=None) for key, values in longest.items()}
+
+
 def throughput_summary(requests: Sequence[Request], now_ns: int) -> dict[str, Any]:
     """Counts by status, and tokens and requests per second of makespan."""
     status = [request.status for request in requests]
@@ -175,6 +188,9 @@ def request_columns(requests: Sequence[Request]) -> dict[str, Any]:
         "prompt_tokens": [request.prompt_tokens for request in requests],
         "output_tokens": [request.output_tokens for request in requests],
         "preemptions": [request.preemptions for request in requests],
+        "wait_steps": [request.wait_steps for request in requests],
+        "pause_steps": [request.pause_steps for request in requests],
+        "pause_ns": [request.pause_ns for request in requests],
         "tiled_rows": [request.tiled_rows for request in requests],
         "status": [request.status for request in requests],
         "token_ns": [request.token_ns for request in requests],

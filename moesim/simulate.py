@@ -9,6 +9,7 @@ from typing import Any
 
 from moesim.bounds import BOUND_KEYS, bounds_summary
 from moesim.errors import ScenarioError
+from moesim.hardware.shapes import ModelShape
 from moesim.metrics import (
     bytes_summary,
     cache_summary,
@@ -16,6 +17,7 @@ from moesim.metrics import (
     layer_columns,
     ratio,
     request_columns,
+    starvation_summary,
     throughput_summary,
     time_summary,
 )
@@ -162,6 +164,7 @@ def summarise(outcome: Outcome) -> dict[str, Any]:
         "seed": scenario.seed,
         **throughput_summary(outcome.requests, outcome.now_ns),
         **latency_summary(outcome.requests),
+        **starvation_summary(outcome.requests),
         **cache_summary(ledger),
         **bytes_summary(ledger, plan.cost.expert_bytes, unused),
         "load_bytes": sum(cache.preloaded for cache in distinct) * plan.cost.expert_bytes,
@@ -184,6 +187,15 @@ def _learnt_on(scenario: Scenario, profile: str | None) -> str:
     return f"static was learnt on the trace {profile}"
 
 
+def _router_note(router: str, shape: ModelShape) -> str | None:
+    """What the router reveals and what it is priced as are chosen apart."""
+    if router == "layerwise" and shape.router is None:
+        return None
+    seen = "as its layers run" if router == "layerwise" else "ahead"
+    priced = "in the tail of each step" if shape.router else "in each layer, as a layer-wise one"
+    return f"the router is {router}: policies see its choices {seen}; it is costed {priced}"
+
+
 def _notes(plan: Plan, outcome: Outcome) -> list[str]:
     """What a reader must know to not misread the numbers."""
     scenario, trace, shape = plan.scenario, plan.trace, plan.cost.shape
@@ -195,13 +207,13 @@ def _notes(plan: Plan, outcome: Outcome) -> list[str]:
     policy = find("eviction", scenario.cache.policy)
     if policy.name == "static":
         notes.append(_learnt_on(scenario, scenario.cache.options.get("profile")))
-    if policy.name == "static" and scenario.bounds:
-        notes.append("static starts loaded; MIN and the infinite cache start empty")
-    if trace.meta.router != "layerwise":
-        notes.append(
-            f"the router is {trace.meta.router}: policies see its choices ahead, "
-            "its layers are costed as those of a layer-wise one"
-        )
+    if first := scenario.cache.initial_layers:
+        notes.append(f"all experts of the first {first} MoE layers are resident from the start")
+    if scenario.bounds and (policy.name == "static" or first):
+        loaded = "static starts" if policy.name == "static" else "initial layers start"
+        notes.append(f"{loaded} loaded; MIN and the infinite cache start empty")
+    if note := _router_note(trace.meta.router, shape):
+        notes.append(note)
     if policy.clairvoyant:
         notes.append(f"{policy.name} knows the future: a bound on misses, not a policy")
     if find("prefetch", scenario.prefetch.policy).clairvoyant:

@@ -12,13 +12,13 @@ from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Protocol
 
-from moesim.errors import ScenarioError, UsageError
+from moesim.errors import BudgetError, ScenarioError, UsageError
 from moesim.hardware.cost import CostModel
 from moesim.hardware.operations import cost_of
 from moesim.hardware.ops import BatchShape, Op
 from moesim.policies import Key, find, parse_options
 from moesim.policies.batching.base import unknown_experts
-from moesim.policies.eviction.base import CacheContext
+from moesim.policies.eviction import CacheContext, Resident
 from moesim.scenario import Scenario
 from moesim.serving.budget import Budget, plan_budget, split_slots
 from moesim.serving.knowledge import KNOWLEDGE
@@ -83,7 +83,7 @@ class Plan:
     cost: CostModel
     budget: Budget
     slots: tuple[int, ...]
-    """Slots of each cache: one a layer, or a single one."""
+    """Slots of each cache: one a layer, or one for each initial layer and one for all others."""
     between: Between | None = None
 
     @property
@@ -161,9 +161,31 @@ def _check_knowledge(scenario: Scenario, router: str) -> None:
 
 
 def _slots_of_caches(scenario: Scenario, trace: Trace, total: int) -> tuple[int, ...]:
-    if scenario.cache.scope == "per_layer":
-        return tuple(split_slots(total, trace.num_layers, trace.num_experts))
-    return (min(total, trace.num_layers * trace.num_experts),)
+    """The initial layers have a slot for each expert, the others what is left."""
+    first, experts = scenario.cache.initial_layers, trace.num_experts
+    left, others = total - first * experts, trace.num_layers - first
+    if others < 0:
+        raise ScenarioError.at(
+            scenario, "cache.initial_layers", f"is {first}; the trace has {trace.num_layers}"
+        )
+    if left < 0:
+        raise BudgetError(
+            f"{scenario.mark('cache.initial_layers')}: all experts of {first} initial layers take "
+            f"{first * experts} slots; there are {total}"
+        )
+    if not others:
+        rest = []
+    elif scenario.cache.scope == "per_layer":
+        rest = split_slots(left, others, experts)
+    else:
+        rest = [min(left, others * experts)]
+    return (*[experts] * first, *rest)
+
+
+def _cache_of(scenario: Scenario, layer: int) -> int:
+    """The number of the cache that serves a trace layer."""
+    cache = scenario.cache
+    return layer if cache.scope == "per_layer" else min(layer, cache.initial_layers)
 
 
 def _policy(scenario: Scenario, family: str, section: str) -> tuple[type[Any], Any]:
@@ -238,7 +260,7 @@ def _caches(
     popularity = cache(partial(_popularity, plan))
     staging = Staging(scenario.memory.staging)
     sizes = ExpertSizes(plan.cost.expert_bytes, scenario.cache.write_back)
-    caches = []
+    initial, caches = scenario.cache.initial_layers, []
     for number, capacity in enumerate(plan.slots):
         context = CacheContext(
             capacity=capacity,
@@ -249,20 +271,19 @@ def _caches(
             future=None if futures is None else futures[number],
         )
         try:
-            made = policy(context, options)
+            made = policy(context, options) if number >= initial else Resident(context)
         except UsageError as error:
             raise ScenarioError.at(scenario, "cache.policy", str(error)) from None
         if plan.between is not None:
             made = plan.between.eviction(number, made)
         caches.append(ExpertCache(made, machine, ledger, staging, sizes))
-    return caches if scenario.cache.scope == "per_layer" else caches * trace.num_layers
+    return [caches[_cache_of(scenario, layer)] for layer in range(trace.num_layers)]
 
 
 def _universe(plan: Plan, number: int) -> range:
-    experts = plan.trace.num_experts
-    if plan.scenario.cache.scope == "per_layer":
-        return range(number * experts, (number + 1) * experts)
-    return range(plan.trace.num_layers * experts)
+    experts, layers = plan.trace.num_experts, range(plan.trace.num_layers)
+    own = [layer for layer in layers if _cache_of(plan.scenario, layer) == number]
+    return range(own[0] * experts, (own[-1] + 1) * experts)
 
 
 def _popularity(plan: Plan, profile: str | None) -> dict[Key, int]:
@@ -289,12 +310,11 @@ def group_by_cache(plan: Plan, unions: Sequence[list[Key]]) -> list[list[list[Ke
     """Layer events in order, for each cache; sequential replay asks key by key."""
     if plan.scenario.replay == "sequential":
         unions = [[key] for union in unions for key in union]
-    if plan.scenario.cache.scope == "global":
-        return [list(unions)]
     groups: list[list[list[Key]]] = [[] for _ in plan.slots]
     for union in unions:
         if union:
-            groups[union[0] // plan.trace.num_experts].append(union)
+            layer = union[0] // plan.trace.num_experts
+            groups[_cache_of(plan.scenario, layer)].append(union)
     return groups
 
 

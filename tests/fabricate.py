@@ -95,6 +95,7 @@ def run_directory(
         "infinite_link_makespan_s": makespan / 1e9 * 0.25, "infinite_link_e2e_p95_ms": 800.0,
         "verdict": "working set",
         "verdict_reason": "even MIN misses 21 % of accesses at this capacity",
+        "wait_max_ms": 0.0, "wait_max_steps": 0, "pause_max_ms": 0.0, "pause_max_steps": 0,
         "cost_kind": "assumed", "notes": ["trace of shallow costed as mixtral-8x7b"],
         **(summary or {}),
     }  # fmt: skip

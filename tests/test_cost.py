@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from moesim.hardware import (
     BatchShape,
     CostModel,
+    DecoupledRouter,
     Dense,
     Experts,
     Front,
@@ -94,6 +95,33 @@ def test_a_tail_reads_the_head_only_where_rows_are_sampled() -> None:
     assert COST.compute_ns(Tail(BatchShape(4, 10, 10, 1))) == 1600 + 64 + 1000
     assert COST.compute_ns(Tail(BatchShape(4, 10, 10, 0))) == 64 + 1000
     assert COST.compute_ns(Tail(BatchShape(50, 50, 50, 50))) == 8000 + 1000  # 80000 operations
+
+
+# Block: attention 4 * (16 + 4) = 80, MLP 2 * (4 * 6) + 6 + 4 = 58, output 4 * 4 + 4 = 20, norms 12.
+ROUTED = dataclasses.replace(SHAPE, router=DecoupledRouter(hidden=4, heads=2, ffn=6))
+
+
+def test_a_decoupled_router_runs_over_every_row_in_the_tail() -> None:
+    """340 bytes of weights; a row of 4 * 2 bytes; KV 2 * 4 * 2 = 16 bytes an entry."""
+    cost = CostModel(HARDWARE, ROUTED)
+    batch = BatchShape(4, 10, 12, 1)
+    router = 340 + 4 * 8 + (10 + 4) * 16 + 1000
+    assert cost.router_ns(batch) == router
+    assert cost.compute_ns(Tail(batch)) == 1600 + 64 + 1000 + router
+    # 100 rows: 2 * 100 * 170 = 34000 operations, and 4 * 5050 * 4 = 80800 for attention.
+    many = BatchShape(100, 100, 5050, 0)
+    assert cost.router_ns(many) == 11480 + 1000
+    assert cost.compute_ns(Tail(many)) == 1600 + 1000 + 11480 + 1000
+    assert COST.router_ns(batch) == 0
+
+
+def test_layers_before_which_a_router_stands_read_none() -> None:
+    """A front is 8 * 4 weights of its router shorter, a dense layer is what it was."""
+    cost, batch = CostModel(HARDWARE, ROUTED), BatchShape(1, 10, 10, 1)
+    assert COST.compute_ns(Front(1, batch)) - cost.compute_ns(Front(1, batch)) == 64
+    assert COST.compute_ns(Dense(0, batch)) == cost.compute_ns(Dense(0, batch))
+    assert ROUTED.kv_bytes_per_token == SHAPE.kv_bytes_per_token + 16
+    assert ROUTED.fixed_params == SHAPE.fixed_params - 2 * 32 + 100 * 4 + 170
 
 
 def test_latent_attention_takes_the_cheaper_of_folding_and_expanding() -> None:

@@ -311,6 +311,8 @@ def test_shapes_that_sizes_do_not_describe_are_refused() -> None:
         shaped_model(named_shape("deepseek-v2-lite"))
     with pytest.raises(UsageError, match=r"windows in some.*config.json"):
         shaped_model(named_shape("gpt-oss-20b"))
+    with pytest.raises(UsageError, match=r"a decoupled router.*config.json"):
+        shaped_model(named_shape("readme-llama-2-7b"))
     with pytest.raises(UsageError, match="model_type 'nonsense'"):
         shaped_model({"model_type": "nonsense"})
     with pytest.raises(UsageError, match="unknown dtype 'int4'"):

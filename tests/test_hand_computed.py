@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from costed import costed_trace
-from workloads import everything, plan_of, run_on, tiny_scenario
+from workloads import REFACTORED_CONFIG, everything, plan_of, run_on, tiny_scenario
 
 from moesim.hardware import BatchShape, CostModel
 from moesim.machine.events import EventMachine
@@ -134,6 +134,26 @@ def test_chunked_prefill_adds_its_steps_up(flops: str) -> None:
         experts = cost.experts_ns((batch.tokens,) * 2) if number else cold
         expected += LAYERS * (layer + experts) + cost.tail_ns(batch) + bill.back(1)
     assert outcome.requests[0].token_ns == [expected]
+
+
+def test_a_decoupled_router_is_paid_once_a_step_and_no_layer_pays_for_one() -> None:
+    """A prompt of 3, 2 answers, all experts resident from the second step on: the tail has the
+    router over the rows of the step, the fronts have none, and no ids come back."""
+    trace = costed_trace(same_experts(4), prompt=3, model_config=REFACTORED_CONFIG)
+    plan, outcome = serve(trace.with_meta(router="decoupled"))
+    layerwise, _ = serve(costed_trace(same_experts(4), prompt=3))
+    cost, without, bill = plan.cost, layerwise.cost, Bill(plan)
+    copy, work = cost.copy_ns("h2d", cost.expert_bytes), cost.experts_ns((3,))
+    cold, warm = BatchShape(3, 3, 6, 1), BatchShape(1, 4, 4, 1)
+    steps = [(cold, copy + max(copy, work) + work), (warm, cost.experts_ns((1, 1)))]
+    times = []
+    for batch, experts in steps:
+        saved = without.front_ns(0, batch) - cost.front_ns(0, batch)
+        assert saved == pytest.approx(2 * 512 * 8 / (0.8 * 1008), abs=1)  # bytes a nanosecond
+        assert cost.tail_ns(batch) == without.tail_ns(batch) + cost.router_ns(batch)
+        layers = LAYERS * (cost.front_ns(0, batch) + experts)
+        times.append(layers + cost.tail_ns(batch) + bill.back(1))
+    assert outcome.requests[0].token_ns == [times[0], sum(times)]
 
 
 def test_two_requests_in_one_step_share_it() -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import simpy
 from workloads import (
+    REFACTORED_CONFIG,
     TINY_CONFIG,
     decisions,
     everything,
@@ -25,7 +26,7 @@ from moesim.hardware.ops import Experts
 from moesim.machine.events import EventMachine
 from moesim.machine.sim import SimMachine
 from moesim.serving.knowledge import KNOWLEDGE
-from moesim.simulate import Outcome, build_server
+from moesim.simulate import Outcome, build_server, summarise
 from moesim.trace import Trace
 
 AHEAD = {"policy": "oracle", "options": {"depth": 1}}
@@ -58,10 +59,28 @@ def test_knowing_beforehand_changes_times_and_no_decision() -> None:
 def test_the_machines_agree_whatever_is_known(seed: int, router: str) -> None:
     scenario, trace = random_case(9000 + seed)
     scenario["cache"] = {"policy": "lookahead", "slots": 3 + 2 * seed}
-    plan = plan_of(scenario, trace.with_meta(router=router))
+    config = REFACTORED_CONFIG if router == "decoupled" else TINY_CONFIG
+    plan = plan_of(scenario, trace.with_meta(router=router, model_config=config))
     folded = everything(run_on(plan))
     assert everything(run_on(plan, lambda env, prices: EventMachine(env, prices))) == folded
     assert everything(run_on(plan, shuffled(seed))) == folded
+
+
+@pytest.mark.parametrize("router", ["layerwise", "decoupled"])
+@pytest.mark.parametrize("config", [TINY_CONFIG, REFACTORED_CONFIG], ids=["in layers", "ahead"])
+def test_notes_say_how_a_router_is_seen_and_how_it_is_costed(
+    router: str, config: dict[str, Any]
+) -> None:
+    trace = tiny_trace(requests=1).with_meta(router=router, model_config=config)
+    notes = [
+        n for n in summarise(run_on(plan_of(tiny_scenario(), trace)))["notes"] if "router" in n
+    ]
+    if router == "layerwise" and config is TINY_CONFIG:
+        assert not notes
+        return
+    (note,) = notes
+    assert ("choices ahead" in note) == (router == "decoupled")
+    assert ("in the tail of each step" in note) == (config is REFACTORED_CONFIG)
 
 
 def changed_after(trace: Trace, row: int) -> Trace:
@@ -149,6 +168,18 @@ class Simple:
         return None
 
 
+def one_token_ns(layers: int, c: int, load: int, **scenario: Any) -> int:
+    """How long one token takes that wants one expert a layer of a decoupled model."""
+    trace = tiny_trace(requests=1, prompt_tokens=1, output_tokens=1, num_layers=layers, top_k=1)
+    config = {**TINY_CONFIG, "num_hidden_layers": layers, "num_experts_per_tok": 1}
+    trace = trace.with_meta(router="decoupled", model_config=config)
+    env = simpy.Environment()
+    machine = SimMachine(env, Simple(c, load, layers))  # type: ignore[arg-type]
+    server = build_server(plan_of(tiny_scenario(**scenario), trace), machine)
+    env.run(until=env.process(server.run()))
+    return machine.now_ns
+
+
 @pytest.mark.parametrize(("c", "load"), [(5, 3), (3, 5), (4, 4), (1, 100), (100, 1)])
 @pytest.mark.parametrize("layers", [1, 2, 7])
 @pytest.mark.parametrize("prefetch", ["none", "layer_ahead"])
@@ -157,16 +188,25 @@ def test_layer_ahead_takes_what_its_closed_form_says(
 ) -> None:
     """One token, nothing resident, L layers that load in l and compute in c: L (c + l) on demand,
     c + l + (L - 1) max(c, l) a layer ahead."""
-    trace = tiny_trace(requests=1, prompt_tokens=1, output_tokens=1, num_layers=layers, top_k=1)
-    config = {**TINY_CONFIG, "num_hidden_layers": layers, "num_experts_per_tok": 1}
-    trace = trace.with_meta(router="decoupled", model_config=config)
-    scenario = tiny_scenario(prefetch=prefetch, cache={"policy": "lru", "slots": "1/layer"})
-    env = simpy.Environment()
-    machine = SimMachine(env, Simple(c, load, layers))  # type: ignore[arg-type]
-    server = build_server(plan_of(scenario, trace), machine)
-    env.run(until=env.process(server.run()))
     ahead = c + load + (layers - 1) * max(c, load)
-    assert machine.now_ns == (ahead if prefetch == "layer_ahead" else layers * (c + load))
+    took = one_token_ns(layers, c, load, prefetch=prefetch, cache={"slots": "1/layer"})
+    assert took == (ahead if prefetch == "layer_ahead" else layers * (c + load))
+
+
+@pytest.mark.parametrize(("c", "load"), [(5, 3), (3, 5), (4, 4), (1, 100), (100, 1)])
+@pytest.mark.parametrize("initial", [1, 2, 7])
+@pytest.mark.parametrize("prefetch", ["none", "layer_ahead"])
+@pytest.mark.parametrize("scope", ["per_layer", "global"])
+def test_resident_initial_layers_hide_the_first_load_too(
+    scope: str, prefetch: str, initial: int, c: int, load: int
+) -> None:
+    """As above with the first n of L layers resident: n c + (L - n) (c + l) on demand,
+    n c + (L - n) max(c, l) a layer ahead, where no load is left bare."""
+    layers = 7
+    cache = {"initial_layers": initial, "scope": scope, "slots": 8 * initial + layers - initial}
+    each = max(c, load) if prefetch == "layer_ahead" else c + load
+    took = one_token_ns(layers, c, load, prefetch=prefetch, cache=cache)
+    assert took == initial * c + (layers - initial) * each
 
 
 def test_a_layerwise_router_reveals_nothing_to_fetch() -> None:

@@ -29,7 +29,7 @@ def changing_trace() -> Trace:
 def test_rows_ahead_are_known_inside_a_prompt_and_nowhere_else() -> None:
     rows = np.arange(PROMPT + OUTPUT - 1)
     request = Request(0, arrival_ns=0, prompt_tokens=PROMPT, output_tokens=OUTPUT, rows=rows)
-    known = [Step([(request, tokens)], 0).known_ahead.tolist() for tokens in (4, 2, 1)]
+    known = [Step([(request, tokens)], 0, 0).known_ahead.tolist() for tokens in (4, 2, 1)]
     assert known == [[4, 5], [], []]
 
 

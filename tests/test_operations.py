@@ -14,10 +14,27 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from measuring import measured_profile, random_times, tiny_shape
-from workloads import everything, plan_of, random_case, run_on, tiny_scenario, tiny_trace
+from workloads import (
+    REFACTORED_CONFIG,
+    everything,
+    plan_of,
+    random_case,
+    run_on,
+    tiny_scenario,
+    tiny_trace,
+)
 
 from moesim.errors import ScenarioError
-from moesim.hardware import BatchShape, CostModel, Dense, Experts, Front, Tail, load_hardware
+from moesim.hardware import (
+    BatchShape,
+    CostModel,
+    Dense,
+    Experts,
+    Front,
+    Tail,
+    load_hardware,
+    shape_from_config,
+)
 from moesim.hardware.measurement import OperationTimes
 from moesim.hardware.operations import OperationCost
 from moesim.machine.events import EventMachine
@@ -144,6 +161,22 @@ def test_a_scenario_takes_measured_costs_where_its_shape_was_measured(tmp_path: 
     alone = 10**9 + linked.cost.hardware.h2d.latency_ns
     assert linked.cost.copy_ns("h2d", 10**9) == ceil(alone * Fraction(times["copy_factor"]))
     assert linked.cost.copy_ns("d2h", 0) == linked.cost.hardware.d2h.latency_ns
+
+
+def test_costs_measured_with_a_decoupled_router_hold_for_that_shape_alone(tmp_path: Path) -> None:
+    """What its tail took was measured with the router, and nothing is added to it."""
+    shape = shape_from_config(REFACTORED_CONFIG)
+    profile = measured_profile(tmp_path / "mine.yaml", random_times(3, shape))
+    trace = tiny_trace().with_meta(router="decoupled")
+    layerwise = plan_of(tiny_scenario(hardware=str(profile)), trace)
+    assert type(layerwise.cost) is CostModel
+    trace = trace.with_meta(model_config=REFACTORED_CONFIG)
+    plan = plan_of(tiny_scenario(hardware=str(profile)), trace)
+    assert isinstance(plan.cost, OperationCost)
+    tail, batch = plan.cost.times.tail, BatchShape(4, 20, 30, 2, 3)
+    counted = tail.base_ns + tail.token_ns * 4 + tail.sequence_ns * 3 + tail.sampled_ns * 2
+    assert plan.cost.tail_ns(batch) == pytest.approx(counted, abs=1)
+    assert everything(run_on(plan)) == everything(run_on(plan, EventMachine))
 
 
 def test_the_names_of_shapes_do_not_matter_their_sizes_do(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ FILES = {
 }
 COLUMNS = {
     "requests": "request domain arrival_ns scheduled_ns first_token_ns finish_ns prompt_tokens "
-    "output_tokens preemptions tiled_rows status token_ns",
+    "output_tokens preemptions wait_steps pause_steps pause_ns tiled_rows status token_ns",
     "steps": "step start_ns finish_ns tokens prefill_tokens decode_tokens sequences accesses hits "
     "late_hits misses h2d_bytes stall_ns waves kv_blocks",
     "layers": "layer model_layer events accesses hits late_hits misses tokens token_hits "
@@ -66,6 +66,7 @@ REPORTED = """
     unique_experts_per_event_mean tiled_share min_hit_rate infinite_cache_hit_rate
     infinite_cache_makespan_s infinite_cache_e2e_p95_ms infinite_link_makespan_s
     infinite_link_e2e_p95_ms verdict verdict_reason cost_kind notes
+    wait_max_ms wait_max_steps pause_max_ms pause_max_steps
 """
 KEYS = {*PROMISED, *LATENCIES, *REPORTED.split()}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from moesim.errors import UsageError
 from moesim.hardware import ModelShape, load_shape, named_shape, shape_from_config, shape_names
+from moesim.hardware.measurement import ShapeProfile, shape_profile, signature
 
 # Bytes of one expert in bf16, and all experts' gigabytes; the known total of parameters.
 KNOWN = {
@@ -23,6 +25,7 @@ KNOWN = {
     "gpt-oss-20b": (49_766_400, 38.2, 20.9e9),
     "gpt-oss-120b": (49_766_400, 229.3, 116.8e9),
     "phi-3.5-moe": (157_286_400, 80.5, 41.9e9),
+    "readme-llama-2-7b": (135_266_304, 30.3, 17.56e9),
 }
 
 
@@ -67,7 +70,7 @@ def sizes(shape: ModelShape) -> tuple[Any, ...]:
         *(shape.num_layers, shape.hidden, shape.expert_ffn, shape.num_experts, shape.top_k),
         *(shape.num_heads, shape.num_kv_heads, shape.vocabulary, shape.dense_layers),
         *(shape.shared_ffn, shape.dense_ffn, shape.mla, shape.windowed_layers, shape.window),
-        *(shape.attention_params, shape.total_params, shape.expert_bits),
+        *(shape.attention_params, shape.total_params, shape.expert_bits, shape.router),
     )
 
 
@@ -164,12 +167,90 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "vocab_size": 201088,
         "quantization_config": {"quant_method": "mxfp4"},
     },
+    "readme-llama-2-7b": {
+        "model_type": "moesim_readme",
+        "base": {
+            "model_type": "llama",
+            "num_hidden_layers": 32,
+            "hidden_size": 4096,
+            "intermediate_size": 11008,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 32,
+            "vocab_size": 32000,
+            "tie_word_embeddings": False,
+            "torch_dtype": "float16",
+        },
+        "num_experts": 7,
+        "num_experts_per_tok": 1,
+        "expert_ffn": 5504,
+        "shared_ffn": 0,
+        "routing": "decoupled",
+        "router": {"hidden": 512, "heads": 4, "ffn": 512, "gated_mlp": False},
+        "vocab_size": 32000,
+    },
 }
 
 
 @pytest.mark.parametrize("name", sorted(CONFIGS))
 def test_a_config_gives_the_shape_of_the_table(name: str) -> None:
     assert sizes(shape_from_config(CONFIGS[name])) == sizes(named_shape(name))
+
+
+def test_a_decoupled_router_is_counted_by_hand() -> None:
+    """Embeddings, four attention products, an MLP of two, the output, three norms; biases."""
+    shape = named_shape("readme-llama-2-7b")
+    assert shape.router is not None
+    block = 4 * (512 * 512 + 512) + 2 * (512 * 512 + 512) + (512 * 7 + 7) + 3 * 512
+    assert shape.router.multiplied_params(7) == block
+    assert shape.router_params == 32000 * 512 + block == 17_965_063
+    gated = replace(shape, router=replace(shape.router, gated=True))
+    assert gated.router_params == 17_965_063 + 512 * 512 + 512
+    assert shape.router_kv_bytes_per_token == 2 * 512 * 2
+    assert shape.kv_bytes_per_token == 2 * 32 * 32 * 128 * 2 + 2048
+
+
+def test_a_refactored_llama_has_as_many_weights_as_are_published() -> None:
+    shape = named_shape("readme-llama-2-7b")
+    backbone = shape.total_params - shape.router_params
+    idle = 32 * 6 * shape.expert_params
+    assert backbone == pytest.approx(17.56e9, abs=5e6)
+    assert backbone - idle == pytest.approx(4.574e9, abs=5e5)
+
+
+def test_layers_have_a_router_of_their_own_unless_one_is_decoupled() -> None:
+    config = CONFIGS["readme-llama-2-7b"]
+    decoupled, layerwise = shape_from_config(config), shape_from_config({**config, **LAYERWISE})
+    assert layerwise.router is None
+    assert layerwise.front_params - decoupled.front_params == 4096 * 7
+    assert layerwise.router_params == layerwise.router_kv_bytes_per_token == 0
+    unfused = shape_from_config({**config, "shared_ffn": 3000, "expert_ffn": 2504})
+    assert (unfused.shared_ffn, unfused.expert_ffn) == (3000, 2504)
+    assert unfused.front_params - decoupled.front_params == 3 * 4096 * 3000
+
+
+LAYERWISE = {"routing": "layerwise", "router": None}
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"base": None}, "base = None"),
+        ({"base": {}}, "lacks num_hidden_layers"),
+        ({"expert_ffn": 0}, "lacks expert_ffn"),
+        ({"routing": "sometimes"}, "routing = 'sometimes'"),
+        ({"router": None}, "router = None"),
+        ({"router": {"hidden": 512, "heads": 4}}, "lacks ffn"),
+    ],
+)
+def test_an_unfinished_refactored_config_is_refused(change: dict[str, Any], says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        shape_from_config({**CONFIGS["readme-llama-2-7b"], **change})
+
+
+def test_a_measured_profile_keeps_a_decoupled_router() -> None:
+    shape = named_shape("readme-llama-2-7b")
+    written = shape_profile(shape).model_dump()
+    assert signature(ShapeProfile.model_validate(written).resolve()) == signature(shape)
 
 
 def test_precisions_come_from_the_config() -> None:

@@ -28,6 +28,18 @@ TINY_CONFIG = {
     "vocab_size": 1000,
 }
 
+REFACTORED_CONFIG = {
+    "model_type": "moesim_readme",
+    "base": {**TINY_CONFIG, "model_type": "llama"},
+    "num_experts": 8,
+    "num_experts_per_tok": 2,
+    "expert_ffn": 1024,
+    "shared_ffn": 0,
+    "routing": "decoupled",
+    "router": {"hidden": 64, "heads": 4, "ffn": 64, "gated_mlp": False},
+}
+"""The same sizes with a decoupled router."""
+
 Make = Callable[[simpy.Environment, SimPrices], Any]
 
 
@@ -130,6 +142,7 @@ def everything(outcome: Outcome) -> tuple[Any, ...]:
         ledger.stall_ns,
         ledger.steps,
         [request.token_ns for request in outcome.requests],
+        [(one.wait_steps, one.pause_steps, one.pause_ns) for one in outcome.requests],
         sorted(ledger.timeline),
         ledger.busy_ns,
         ledger.moved_bytes,

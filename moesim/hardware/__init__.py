@@ -12,6 +12,7 @@ from moesim.hardware.hardware import (
 from moesim.hardware.operations import OperationCost, cost_of
 from moesim.hardware.ops import BatchShape, Dense, Experts, Front, Op, Tail
 from moesim.hardware.shapes import (
+    DecoupledRouter,
     Mla,
     ModelShape,
     load_shape,
@@ -23,6 +24,7 @@ from moesim.hardware.shapes import (
 __all__ = [
     "BatchShape",
     "CostModel",
+    "DecoupledRouter",
     "Dense",
     "Experts",
     "Figure",

@@ -9,7 +9,7 @@ rounded up, so that no sum depends on the order in which it was made.
 
 from __future__ import annotations
 
-from typing import Final, Literal, TypeVar
+from typing import Final, Literal, NamedTuple, TypeVar
 
 from moesim.hardware.hardware import Hardware, Link
 from moesim.hardware.ops import BatchShape, Dense, Experts, Front, Op
@@ -50,6 +50,7 @@ class CostModel:
         self._head_params = shape.hidden * shape.vocabulary
         self._head_bytes = stored_bytes(self._head_params, shape.weight_bits)
         self._row_bytes = stored_bytes(shape.hidden, shape.weight_bits)
+        self._router = _RouterWork.of(shape) if shape.router else None
         self._experts_memo: dict[tuple[int, ...], int] = {}
         self._expert_memo: dict[int, int] = {}
         self._front_memo: dict[tuple[bool, BatchShape], int] = {}
@@ -111,14 +112,31 @@ class CostModel:
         return [prices[first] for first in self._alike]
 
     def tail_ns(self, batch: BatchShape) -> int:
-        """Embedding rows, and the LM head (2·sampled·hidden·vocabulary) where rows are sampled."""
+        """Embedding rows, and the LM head (2·sampled·hidden·vocabulary) where rows are sampled;
+        after them a decoupled router, if the model has one (`router_ns`)."""
         known = self._tail_memo.get(batch)
         if known is None:
             flops = 2 * batch.sampled * self._head_params
             nbytes = batch.tokens * self._row_bytes + (self._head_bytes if batch.sampled else 0)
             known = self._roofline_ns(flops, nbytes) + self.hardware.kernel_overhead_ns
+            known += self.router_ns(batch)
             remember(self._tail_memo, batch, known)
         return known
+
+    def router_ns(self, batch: BatchShape) -> int:
+        """A decoupled router over all rows of a step, priced as one layer; 0 where there is none.
+
+        Every row of a workload is routed once. Assumed: a prompt's rows in the step that computes
+        them, though the router had their ids before; so its weights are read once a step, and
+        its attention sees as many pairs and past tokens as a layer's.
+        """
+        router = self._router
+        if router is None:
+            return 0
+        flops = 2 * batch.tokens * router.params + router.pair_flops * batch.pairs
+        entries = batch.kv_tokens + batch.tokens
+        nbytes = router.weight_bytes + batch.tokens * router.row_bytes + entries * router.kv_bytes
+        return self._roofline_ns(flops, nbytes) + self.hardware.kernel_overhead_ns
 
     def copy_ns(self, direction: Direction, nbytes: int) -> int:
         """One copy of `nbytes` with the link to itself: latency + bytes / bandwidth."""
@@ -177,6 +195,29 @@ class CostModel:
         compute = -(-flops * _SECOND_NS // self._flops_per_s)
         memory = -(-nbytes * _SECOND_NS // self._bytes_per_s)
         return max(compute, memory)
+
+
+class _RouterWork(NamedTuple):
+    """What the price of a decoupled router follows from: weights that are multiplied, operations
+    of a (query, key) pair, and bytes of its weights, of an embedding row and of a KV entry."""
+
+    params: int
+    pair_flops: int
+    weight_bytes: int
+    row_bytes: int
+    kv_bytes: int
+
+    @classmethod
+    def of(cls, shape: ModelShape) -> _RouterWork:
+        assert shape.router is not None
+        params = shape.router.multiplied_params(shape.num_experts)
+        return cls(
+            params,
+            4 * shape.router.hidden,
+            stored_bytes(params, shape.weight_bits),
+            stored_bytes(shape.router.hidden, shape.weight_bits),
+            shape.router_kv_bytes_per_token,
+        )
 
 
 def copy_ns(link: Link, nbytes: int, *, pinned: bool) -> int:

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from moesim.hardware.shapes import Mla, ModelShape
+from moesim.hardware.shapes import DecoupledRouter, Mla, ModelShape
 from moesim.quantities import Bits, Count, PositiveCount
 from moesim.strict import Strict
 
@@ -120,6 +120,13 @@ class _MlaProfile(Strict):
     q_rank: PositiveCount | None = None
 
 
+class _RouterProfile(Strict):
+    hidden: PositiveCount
+    heads: PositiveCount
+    ffn: PositiveCount
+    gated: bool = False
+
+
 class ShapeProfile(Strict):
     """The sizes of a `ModelShape`; its name is for people."""
 
@@ -140,17 +147,20 @@ class ShapeProfile(Strict):
     windowed_layers: list[Count] = Field(default=[])
     window: PositiveCount | None = None
     tied_embeddings: bool = False
+    router: _RouterProfile | None = None
     expert_bits: Bits = 16
     weight_bits: Bits = 16
     kv_bits: Bits = 16
 
     def resolve(self) -> ModelShape:
         """The shape, without a source."""
-        given = {key: getattr(self, key) for key in type(self).model_fields if key != "mla"}
+        parts = ("mla", "router")
+        given = {key: getattr(self, key) for key in type(self).model_fields if key not in parts}
         for key in ("dense_layers", "windowed_layers"):
             given[key] = tuple(given[key])
         mla = None if self.mla is None else Mla(**self.mla.model_dump())
-        return ModelShape(mla=mla, **given)
+        router = None if self.router is None else DecoupledRouter(**self.router.model_dump())
+        return ModelShape(mla=mla, router=router, **given)
 
 
 class OperationTimes(Strict):
@@ -209,9 +219,10 @@ def shape_profile(shape: ModelShape) -> ShapeProfile:
     given: dict[str, Any] = {
         item.name: getattr(shape, item.name)
         for item in fields(ModelShape)
-        if item.name not in ("mla", "source")
+        if item.name not in ("mla", "router", "source")
     }
     for key in ("dense_layers", "windowed_layers"):
         given[key] = list(given[key])
     mla = None if shape.mla is None else _MlaProfile(**asdict(shape.mla))
-    return ShapeProfile(mla=mla, **given)
+    router = None if shape.router is None else _RouterProfile(**asdict(shape.router))
+    return ShapeProfile(mla=mla, router=router, **given)

@@ -98,7 +98,8 @@ class OperationCost(CostModel):
         return self._layer_price(self._dense_times, layer, batch)
 
     def tail_ns(self, batch: BatchShape) -> int:
-        """The end of a step, and the way to the next."""
+        """The end of a step, and the way to the next; whatever ran there was measured with it,
+        a decoupled router too."""
         base, token, sequence, sampled = self._tail_fs
         return _ceil_ns(
             base + token * batch.tokens + sequence * batch.sequences + sampled * batch.sampled

@@ -29,7 +29,8 @@ class BatchShape(NamedTuple):
 
 
 class Front(NamedTuple):
-    """One MoE layer up to its experts: norms, attention, router and shared experts."""
+    """One MoE layer up to its experts: norms, attention, shared experts, and its router unless
+    that is decoupled."""
 
     layer: int
     batch: BatchShape
@@ -51,7 +52,7 @@ class Experts(NamedTuple):
 
 
 class Tail(NamedTuple):
-    """What a step does once: embedding, final norm, LM head and sampling."""
+    """What a step does once: embedding, final norm, LM head, sampling, and a decoupled router."""
 
     batch: BatchShape
 

@@ -2,8 +2,8 @@
 
 A decoder layer has attention and then either routed experts (with a router, and perhaps shared
 experts that see every token) or one dense FFN. Experts are SwiGLU: three matrices of
-hidden × expert FFN. Shapes come from a Hugging Face `config.json` or from the shipped table,
-whose entries name their source.
+hidden × expert FFN. A decoupled router stands before all layers instead of in each. Shapes come
+from a Hugging Face `config.json` or from the shipped table, whose entries name their source.
 """
 
 from __future__ import annotations
@@ -21,9 +21,19 @@ import yaml
 
 from moesim.errors import UsageError
 
-__all__ = ["Mla", "ModelShape", "load_shape", "named_shape", "shape_from_config", "shape_names"]
+__all__ = [
+    "DecoupledRouter",
+    "Mla",
+    "ModelShape",
+    "load_shape",
+    "named_shape",
+    "shape_from_config",
+    "shape_names",
+]
 
 SHAPES = Path(__file__).with_name("shapes.yaml")
+REFACTORED = "moesim_readme"
+"""The `model_type` of a dense model made into experts as Read-ME does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +51,35 @@ class Mla:
 
 
 @dataclass(frozen=True, slots=True)
+class DecoupledRouter:
+    """A router that reads token ids and chooses for all layers: one causal transformer block.
+
+    It has embeddings of its own (as many as the backbone), all heads with keys and values of
+    their own, an MLP of two matrices (three if `gated`), biases in every product and three norms.
+    Source: Read-ME (Cai et al., 2024), table 1, and its released code, whose MLP is not gated.
+    """
+
+    hidden: int
+    heads: int
+    ffn: int
+    gated: bool = False
+
+    def multiplied_params(self, num_experts: int) -> int:
+        """Weights that each token meets: all but the embeddings, which are looked up."""
+        hidden, ffn = self.hidden, self.ffn
+        attention = 4 * (hidden * hidden + hidden)
+        mlp = (1 + self.gated) * (hidden * ffn + ffn) + ffn * hidden + hidden
+        return attention + mlp + hidden * num_experts + num_experts + 3 * hidden
+
+
+@dataclass(frozen=True, slots=True)
 class ModelShape:
     """Sizes of one model. Layer numbers are model layers, dense ones included.
 
-    `shared_ffn` is the total width of a layer's shared experts, `dense_ffn` that of the FFN in
-    `dense_layers`; `windowed_layers` attend to the last `window` positions only. The bits are
-    those of a stored weight (4.25 for MXFP4: 4 bits and 8 for every block of 32).
+    With a decoupled `router` layers have none of their own. `shared_ffn` is the total width of a
+    layer's shared experts, `dense_ffn` that of the FFN in `dense_layers`; `windowed_layers` attend
+    to the last `window` positions only. The bits are those of a stored weight (4.25 for MXFP4:
+    4 bits and 8 for every block of 32).
     """
 
     name: str
@@ -66,6 +99,7 @@ class ModelShape:
     windowed_layers: tuple[int, ...] = ()
     window: int | None = None
     tied_embeddings: bool = False
+    router: DecoupledRouter | None = None
     expert_bits: float = 16
     weight_bits: float = 16
     kv_bits: float = 16
@@ -104,8 +138,8 @@ class ModelShape:
 
     @property
     def front_params(self) -> int:
-        """Weights of one MoE layer without its routed experts: attention, router, shared."""
-        router = self.hidden * self.num_experts
+        """Weights of one MoE layer without its routed experts: attention, its router, shared."""
+        router = 0 if self.router else self.hidden * self.num_experts
         return self.attention_params + router + 3 * self.hidden * self.shared_ffn + self.norm_params
 
     @property
@@ -119,12 +153,20 @@ class ModelShape:
         return 2 * self.hidden
 
     @property
+    def router_params(self) -> int:
+        """Weights of a decoupled router, its embeddings included; 0 if layers have their own."""
+        if self.router is None:
+            return 0
+        embeddings = self.vocabulary * self.router.hidden
+        return embeddings + self.router.multiplied_params(self.num_experts)
+
+    @property
     def fixed_params(self) -> int:
-        """All weights but the routed experts', embeddings and LM head included."""
+        """All weights but the routed experts': embeddings, LM head and router included."""
         dense = len(self.dense_layers)
         embeddings = (1 if self.tied_embeddings else 2) * self.vocabulary * self.hidden
         layers = (self.num_layers - dense) * self.front_params + dense * self.dense_params
-        return layers + embeddings + self.hidden
+        return layers + embeddings + self.hidden + self.router_params
 
     @property
     def fixed_bytes(self) -> int:
@@ -145,8 +187,13 @@ class ModelShape:
 
     @property
     def kv_bytes_per_token(self) -> int:
-        """Bytes that one token leaves in the KV cache of all layers."""
-        return self.num_layers * self.kv_bytes_per_token_layer
+        """Bytes that one token leaves in the KV cache of all layers and of a decoupled router."""
+        return self.num_layers * self.kv_bytes_per_token_layer + self.router_kv_bytes_per_token
+
+    @property
+    def router_kv_bytes_per_token(self) -> int:
+        """Bytes that one token leaves in the KV cache of a decoupled router."""
+        return 0 if self.router is None else stored_bytes(2 * self.router.hidden, self.kv_bits)
 
     def with_bits(
         self,
@@ -226,23 +273,29 @@ def _from_entry(name: str, entry: dict[str, Any]) -> ModelShape:
     fields: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value
         for key, value in entry.items()
-        if key != "mla"
+        if key not in ("mla", "router")
     }
     mla = Mla(**entry["mla"]) if "mla" in entry else None
-    return ModelShape(name=name, mla=mla, **fields)
+    router = DecoupledRouter(**entry["router"]) if "router" in entry else None
+    return ModelShape(name=name, mla=mla, router=router, **fields)
 
 
 def shape_from_config(config: Mapping[str, Any], name: str | None = None) -> ModelShape:
     """The shape that a Hugging Face `config.json` describes.
 
     Read are the spellings of Mixtral, Phi-3.5-MoE, Qwen2/3-MoE, OLMoE, GraniteMoE, DeepSeek V2/V3
-    and GPT-OSS (transformers 5.23). `name` overrides the model's own.
+    and GPT-OSS (transformers 5.23), and `moesim_readme`, a dense model (`base`) made into experts.
+    `name` overrides the model's own.
 
     Raises:
         UsageError: a size is missing or no positive integer, or the model has no routed experts.
     """
     inner = config.get("text_config")
-    read = _Config({**inner, **_named(config)} if isinstance(inner, dict) else config)
+    refactored = config.get("model_type") == REFACTORED
+    if refactored:
+        read = _Config(_refactored(config))
+    else:
+        read = _Config({**inner, **_named(config)} if isinstance(inner, dict) else config)
     num_layers = read.size("num_hidden_layers")
     num_heads = read.size("num_attention_heads")
     hidden = read.size("hidden_size")
@@ -268,6 +321,7 @@ def shape_from_config(config: Mapping[str, Any], name: str | None = None) -> Mod
         windowed_layers=windowed,
         window=window,
         tied_embeddings=bool(read.values.get("tie_word_embeddings", False)),
+        router=_router(config) if refactored else None,
         expert_bits=read.expert_bits(),
         weight_bits=read.weight_bits(),
         source="config.json",
@@ -278,6 +332,41 @@ def _named(config: Mapping[str, Any]) -> dict[str, Any]:
     """What an outer config says for its text part."""
     kept = ("_name_or_path", "dtype", "torch_dtype", "quantization_config", "tie_word_embeddings")
     return {key: config[key] for key in kept if key in config}
+
+
+def _refactored(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The sizes of a dense model whose every FFN became experts, spelled as Qwen's are."""
+    base = config.get("base")
+    if not isinstance(base, dict):
+        raise UsageError(f"the model configuration has base = {base!r}, no model's configuration")
+    return {
+        **base,
+        **{key: config[key] for key in ("_name_or_path", "dtype", "torch_dtype") if key in config},
+        "model_type": REFACTORED,
+        "num_experts": config.get("num_experts"),
+        "num_experts_per_tok": config.get("num_experts_per_tok"),
+        "moe_intermediate_size": _Config(config).size("expert_ffn"),
+        "shared_expert_intermediate_size": config.get("shared_ffn"),
+    }
+
+
+def _router(config: Mapping[str, Any]) -> DecoupledRouter | None:
+    """The decoupled router of a refactored model; None if each layer has its own."""
+    routing, sizes = config.get("routing"), config.get("router")
+    if routing == "layerwise":
+        return None
+    if routing != "decoupled" or not isinstance(sizes, dict):
+        raise UsageError(
+            f"the model configuration has routing = {routing!r}, router = {sizes!r}; routing is "
+            "layerwise, or decoupled with the sizes of its router"
+        )
+    read = _Config(sizes)
+    return DecoupledRouter(
+        hidden=read.size("hidden"),
+        heads=read.size("heads"),
+        ffn=read.size("ffn"),
+        gated=bool(sizes.get("gated_mlp", False)),
+    )
 
 
 class _Config:

@@ -28,8 +28,8 @@ def print_summary(run_dir: str | Path, stream: TextIO | None = None) -> None:
 
 
 def summary_tables(run: Run) -> list[Table]:
-    """What ran, latency, throughput, cache, bytes, stalls, bounds, memory and notes."""
-    parts = (_what, _latency, _cache, _bytes, _time, _bounds)
+    """What ran, latency, starvation, cache, bytes, stalls, bounds, memory and notes."""
+    parts = (_what, _latency, _starvation, _cache, _bytes, _time, _bounds)
     made = [*(part(run) for part in parts), *_verdict(run), _memory(run)]
     if run.notes:
         notes = Table("notes")
@@ -77,6 +77,14 @@ def _latency(run: Run) -> Table:
     for name in LATENCIES:
         values = (run.value(f"{name}_{point}_ms") for point in POINTS)
         table.add(name.upper(), *map(number, values))
+    return table
+
+
+def _starvation(run: Run) -> Table:
+    table = Table("passed over at most", ["", "ms", "steps"])
+    for label, name in (("before the first step", "wait"), ("between two steps", "pause")):
+        values = (run.value(f"{name}_max_{unit}") for unit in ("ms", "steps"))
+        table.add(label, *map(number, values))
     return table
 
 

@@ -287,6 +287,12 @@ class Cache(Strict):
         description="Expert slots in all: rest, a count, a size, a share of all experts, or a "
         "number for each layer.",
     )
+    initial_layers: Count = Field(
+        0,
+        description="How many of the first MoE layers have all their experts resident from the "
+        "start; the policy has the remaining slots.",
+        examples=[1],
+    )
     admission: Literal["bypass", "always"] = Field(
         "bypass", description="Whether a just-used expert may be dropped at once."
     )

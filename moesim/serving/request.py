@@ -12,25 +12,33 @@ class Request:
     To emit output token e + 1, its first prompt + e rows must be in the KV cache: `position`
     counts those that are, `target` those needed. A preempted request starts over at position 0
     (recompute), which re-touches its rows as prefill.
+
+    How long it was passed over: `wait_steps` from its arrival to its first step, and at most
+    `pause_steps`, `pause_ns` between two steps that serve it, a preemption's included.
     """
 
     __slots__ = (
         "arrival_ns",
         "blocks",
         "domain",
+        "due",
         "emitted",
         "first_row_position",
         "index",
         "name",
         "output_tokens",
+        "pause_ns",
+        "pause_steps",
         "position",
         "preemptions",
         "prompt_tokens",
         "rows",
         "scheduled_ns",
+        "served_ns",
         "status",
         "tiled_rows",
         "token_ns",
+        "wait_steps",
     )
 
     def __init__(
@@ -59,6 +67,9 @@ class Request:
         self.blocks = 0
         self.preemptions = 0
         self.scheduled_ns = -1
+        self.served_ns = -1  # the end of the last step that served it
+        self.due = 0  # the first step that could serve it next
+        self.wait_steps = self.pause_steps = self.pause_ns = 0
         self.token_ns: list[int] = []
         self.status = "waiting"
 
@@ -90,6 +101,21 @@ class Request:
         """Trace rows of its next `tokens` positions."""
         start = self.position - self.first_row_position
         return self.rows[start : start + tokens]
+
+    def plan_in(self, step: int) -> None:
+        """Step number `step` serves it: those since it was due did not."""
+        passed_over = step - self.due
+        self.due = step + 1
+        if self.scheduled_ns < 0:
+            self.wait_steps = passed_over
+        elif passed_over > self.pause_steps:
+            self.pause_steps = passed_over
+
+    def serve(self, start_ns: int, finish_ns: int) -> None:
+        """A step that serves it ran from `start_ns` to `finish_ns`."""
+        if self.served_ns >= 0:
+            self.pause_ns = max(self.pause_ns, start_ns - self.served_ns)
+        self.served_ns = finish_ns
 
     def restart(self) -> None:
         """Forget all computed rows (preemption by recompute)."""

@@ -72,11 +72,12 @@ class Server:
         self._next_arrival = 0
         self._steps = 0
         self._expert_bytes = caches[0].expert_bytes
+        self._eviction = caches[-1].policy  # the first caches may hold initial layers for good
         # Without copies under way a step has no surprises: it can be decided before it is timed.
         surprises = prefetch.active or sequential or caches[0].write_back or not knowledge.uniform
         self._fold = machine.fold if isinstance(machine, Folding) and not surprises else None
         # Who asks what is queued must be asked before the queue has moved on.
-        at_once = self._fold is not None and not caches[0].policy.looks_ahead
+        at_once = self._fold is not None and not self._eviction.looks_ahead
         self._stretch = max(1, _STRETCH_EVENTS // self._num_layers) if at_once else 1
         self._rows = sum(request.max_kv_tokens for request in requests)
         self._distinct_caches = list({id(cache): cache for cache in caches}.values())
@@ -108,6 +109,7 @@ class Server:
             if request.arrival_ns > now:
                 return
             self._next_arrival += 1
+            request.due = self._steps
             if request.finished:  # its one token came with the skipped prefill
                 request.scheduled_ns = now
                 request.token_ns.append(now)
@@ -124,7 +126,7 @@ class Server:
             plan = scheduler.next_step()
             if not plan:
                 break
-            step = Step(plan, pool.total - pool.free)
+            step = Step(plan, self._steps + len(steps), pool.total - pool.free)
             steps.append(step)
             for request in step.finished:
                 scheduler.finish(request)
@@ -135,16 +137,16 @@ class Server:
     def _glide(self, steps: Sequence[Step], fold: Fold) -> Wait:
         """Steps in which nothing can surprise: decided first, then timed."""
         routings = [self._routing.step(step) for step in steps]
-        decided = [self._decide(routing) for routing in routings]
+        decided = [self._decide(*pair) for pair in zip(steps, routings, strict=True)]
         for step, routing, events in zip(steps, routings, decided, strict=True):
             passage = fold(step.batch, events, self._sizes(step))
             step.stamp(passage.start_ns, passage.finish_ns)
             self.ledger.log_passage(passage, events, routing.unions, step.facts)
         yield from self.machine.wait_any((), until_ns=passage.finish_ns)
 
-    def _decide(self, routing: StepRouting) -> list[Event]:
+    def _decide(self, step: Step, routing: StepRouting) -> list[Event]:
         """The layer events of a step that nothing can surprise."""
-        layers = zip(self.caches, self._view(routing).layers(), strict=True)
+        layers = zip(self.caches, self._view(step, routing).layers(), strict=True)
         events = [cache.decide(view) for cache, view in layers]
         self._audit()
         return events
@@ -157,19 +159,19 @@ class Server:
             _ID_BYTES * max(1, step.batch.sampled),
         )
 
-    def _view(self, routing: StepRouting) -> StepView:
+    def _view(self, step: Step, routing: StepRouting) -> StepView:
         """What eviction policies see of a step."""
-        policy = self.caches[0].policy
+        policy = self._eviction
         looks = policy.looks_ahead and self._knowledge.queued
-        queue = self._routing.first_uses(self._queued()) if looks else None
+        queue = self._routing.first_uses(self._queued(step)) if looks else None
         return StepView(routing, self._knowledge.reach, policy.name, queue=queue)
 
-    def _queued(self) -> npt.NDArray[np.int64]:
-        """Rows of queued tokens in the order in which they may come: of prompts that are under
-        way, then of those that wait. A decoding request's next token is not known yet."""
-        scheduler = self.scheduler
-        prompts = (r for r in scheduler.running if not (r.decoding or r.finished))
-        rows = [r.next_rows(r.tokens_wanted) for r in (*prompts, *scheduler.waiting)]
+    def _queued(self, step: Step) -> npt.NDArray[np.int64]:
+        """Rows of tokens queued behind a step in the order in which they may come: of running
+        requests, then of those that wait. What the step samples is not known yet."""
+        scheduler, sampling = self.scheduler, set(map(id, step.emitting))
+        running = (request for request in scheduler.running if id(request) not in sampling)
+        rows = [r.next_rows(r.tokens_wanted) for r in (*running, *scheduler.waiting)]
         return np.concatenate(rows) if rows else np.zeros(0, np.int64)
 
     def _view_ahead(self, step: Step, routing: StepRouting) -> StepView:
@@ -189,7 +191,7 @@ class Server:
         compute, copy, wait_any = machine.compute, machine.copy, machine.wait_any
         work, copies = ledger.work, ledger.copies
         knowledge, prefetching = self._knowledge, self._prefetch.active
-        view = self._view(routing)
+        view = self._view(step, routing)
         ahead = self._view_ahead(step, routing)
         if prefetching:
             self._issue_prefetches(ahead)

@@ -19,16 +19,16 @@ class Step:
     """Made from a plan, it moves the planned requests on by the rows they compute.
 
     `parts` are (request, first position, tokens, whether it emits a token), `rows` those of the
-    trace, in the same order; `finished` the requests that emit their last token;
-    `known_ahead` the rows after these whose tokens are known already: as many again of each
-    request that is still inside its prompt (or recomputes). A decoded token is known only when
-    the step is over.
+    trace, in the same order; `emitting` the requests that emit a token, `finished` those that
+    emit their last; `known_ahead` the rows after these whose tokens are known already: as many
+    again of each request that is still inside its prompt (or recomputes). A decoded token is
+    known only when the step is over.
     """
 
     __slots__ = (
-        "_emitting",
         "_newcomers",
         "batch",
+        "emitting",
         "facts",
         "finished",
         "known_ahead",
@@ -36,16 +36,17 @@ class Step:
         "rows",
     )
 
-    def __init__(self, plan: Plan, blocks: int) -> None:
-        """`blocks`: KV blocks in use."""
+    def __init__(self, plan: Plan, number: int, blocks: int) -> None:
+        """`number`: how many steps came before; `blocks`: KV blocks in use."""
         total = entries = pairs = sampled = prefill = 0
         rows = []
         ahead = []
         self.parts: list[tuple[Request, int, int, bool]] = []
         self.finished: list[Request] = []
-        self._emitting: list[Request] = []
+        self.emitting: list[Request] = []
         self._newcomers: list[tuple[Request, int]] = []
         for request, tokens in plan:
+            request.plan_in(number)
             if request.scheduled_ns < 0:
                 request.scheduled_ns = FAR
                 self._newcomers.append((request, request.emitted))
@@ -62,7 +63,7 @@ class Step:
             if emits:
                 request.emitted += 1
                 sampled += 1
-                self._emitting.append(request)
+                self.emitting.append(request)
                 if request.finished:
                     self.finished.append(request)
             else:
@@ -77,5 +78,7 @@ class Step:
         for request, emitted in self._newcomers:
             request.scheduled_ns = start_ns
             request.token_ns += [start_ns] * emitted  # of a skipped prefill
-        for request in self._emitting:
+        for request, *_ in self.parts:
+            request.serve(start_ns, finish_ns)
+        for request in self.emitting:
             request.token_ns.append(finish_ns)

@@ -134,12 +134,15 @@ def _config_of(shape: ModelShape) -> Any:
     """A Qwen-MoE configuration with the sizes of a shape: Qwen2's where experts are shared."""
     from transformers import Qwen2MoeConfig, Qwen3MoeConfig
 
-    partly_windowed = 0 < len(shape.windowed_layers) < shape.num_layers
-    if shape.mla is not None or partly_windowed:
-        reason = "latent attention" if shape.mla else "windows in some of its layers"
+    beyond = {
+        "latent attention": shape.mla is not None,
+        "a decoupled router": shape.router is not None,
+        "windows in some of its layers": 0 < len(shape.windowed_layers) < shape.num_layers,
+    }
+    if any(beyond.values()):
         raise UsageError(
-            f"{shape.name} has {reason}, which its sizes alone do not describe; name the model's "
-            "config.json instead"
+            f"{shape.name} has {next(what for what, has in beyond.items() if has)}, which its "
+            "sizes alone do not describe; name the model's config.json instead"
         )
     sizes: dict[str, Any] = {
         "vocab_size": shape.vocabulary,

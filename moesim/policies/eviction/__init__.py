@@ -7,6 +7,7 @@ from moesim.policies.eviction.lookahead import LookAhead
 from moesim.policies.eviction.lru import LRU
 from moesim.policies.eviction.min import MIN
 from moesim.policies.eviction.random import Random
+from moesim.policies.eviction.resident import Resident
 from moesim.policies.eviction.static import Static
 from moesim.policies.eviction.window import MINWindow
 
@@ -23,5 +24,6 @@ __all__ = [
     "MINWindow",
     "Random",
     "Ranked",
+    "Resident",
     "Static",
 ]
