@@ -22,7 +22,8 @@ _S = 1_000_000_000
 
 def latency_summary(requests: Sequence[Request]) -> dict[str, float | None]:
     """Mean and percentiles, in ms, of time to first token (from arrival), time per output token
-    (first to last token ÷ tokens after the first), gaps between tokens, and end-to-end time."""
+    (first to last token ÷ tokens after the first), gaps between tokens, end-to-end time, and that
+    divided by the tokens generated (the normalised latency of Orca, vLLM and Read-ME)."""
     done = [request for request in requests if request.status == "finished"]
     started = [request for request in requests if request.token_ns]
     gaps = [np.diff(request.token_ns) for request in started if len(request.token_ns) > 1]
@@ -35,6 +36,9 @@ def latency_summary(requests: Sequence[Request]) -> dict[str, float | None]:
         ],
         "itl": np.concatenate(gaps) if gaps else [],
         "e2e": [request.token_ns[-1] - request.arrival_ns for request in done],
+        "normalised": [
+            (request.token_ns[-1] - request.arrival_ns) / request.output_tokens for request in done
+        ],
     }
     result: dict[str, float | None] = {}
     for name, values in samples.items():

@@ -15,6 +15,8 @@ from workloads import REFACTORED_CONFIG, everything, plan_of, run_on, tiny_scena
 
 from moesim.hardware import BatchShape, CostModel
 from moesim.machine.events import EventMachine
+from moesim.metrics import latency_summary
+from moesim.serving.request import Request
 from moesim.simulate import Outcome, Plan
 from moesim.trace import Trace
 
@@ -277,3 +279,20 @@ def test_a_request_that_arrives_later_starts_when_it_arrives(tmp_path: Any) -> N
     first, second = outcome.requests
     assert first.token_ns == [1_000_000 + bill.cold_step(1, 1, 1)]
     assert second.token_ns == [5_000_000_000 + bill.resident_step(1, 1, 1)]
+
+
+def test_normalised_latency_is_end_to_end_time_by_generated_tokens() -> None:
+    requests = []
+    for arrival_ns, token_ns in ((0, [4_000_000, 6_000_000]), (2_000_000, [9_000_000])):
+        request = Request(
+            len(requests),
+            arrival_ns=arrival_ns,
+            prompt_tokens=1,
+            output_tokens=len(token_ns),
+            rows=np.zeros(len(token_ns), np.int64),
+        )
+        request.token_ns, request.status = token_ns, "finished"
+        requests.append(request)
+    summary = latency_summary(requests)
+    assert summary["normalised_mean_ms"] == (6 / 2 + 7 / 1) / 2
+    assert summary["normalised_p50_ms"] == 5.0

@@ -46,7 +46,7 @@ COLUMNS = {
 }
 LATENCIES = [
     f"{name}_{point}_ms"
-    for name in ("ttft", "tpot", "itl", "e2e")
+    for name in ("ttft", "tpot", "itl", "e2e", "normalised")
     for point in ("mean", "p50", "p90", "p95", "p99")
 ]
 PROMISED = {"expert_hit_rate", "ttft_p95_ms", "tpot_mean_ms", "e2e_p95_ms"} | {

@@ -1,5 +1,6 @@
 """Traces: the format, reading, writing, health checks, importers, synthetic ones."""
 
+from moesim.trace.decoupled import DecoupledKnobs, synthesize_decoupled
 from moesim.trace.importers import IMPORTERS, from_esft, from_npz
 from moesim.trace.meta import TraceMeta
 from moesim.trace.reader import load_trace, validate_trace
@@ -9,6 +10,7 @@ from moesim.trace.writer import TraceWriter
 
 __all__ = [
     "IMPORTERS",
+    "DecoupledKnobs",
     "SyntheticKnobs",
     "Trace",
     "TraceMeta",
@@ -17,5 +19,6 @@ __all__ = [
     "from_npz",
     "load_trace",
     "synthesize",
+    "synthesize_decoupled",
     "validate_trace",
 ]

@@ -1,0 +1,108 @@
+"""Synthetic routing of a router that is decoupled from the layers: one expert for all of them.
+
+Read-ME (Cai et al., 2024, arXiv 2410.19123) routes a token once, to the same expert index in every
+layer, and finds that tokens often follow the expert of the token before. Here a request is a
+Markov chain: a token keeps the expert of the one before, or draws again by popularity.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from moesim.errors import UsageError
+from moesim.trace.trace import Trace
+
+
+@dataclass(frozen=True, slots=True)
+class DecoupledKnobs:
+    """What a synthetic decoupled trace looks like.
+
+    `skew`: exponent of a Zipf law over experts, in an order of its own for each of `domains`,
+    which requests take in turn; `persistence`: share of tokens whose expert is that of the token
+    before, by chance or not, so it is at least that of independent draws (1 / experts where
+    `skew` is 0). Lengths are the same for all requests or, if `geometric`, have these means.
+    """
+
+    requests: int = 32
+    prompt_tokens: int = 32
+    output_tokens: int = 32
+    geometric: bool = False
+    num_layers: int = 8
+    num_experts: int = 7
+    domains: int = 1
+    skew: float = 0.0
+    persistence: float = 0.713
+    seed: int = 0
+
+    @property
+    def popularity(self) -> npt.NDArray[np.float64]:
+        """Shares of tokens, of the most popular expert first."""
+        weights = np.arange(1, self.num_experts + 1) ** -float(self.skew)
+        return np.asarray(weights / weights.sum())
+
+    def problem(self) -> str | None:
+        """The first rule these knobs break, or None."""
+        sizes = ("requests", "prompt_tokens", "output_tokens", "num_layers", "num_experts")
+        for name in (*sizes, "domains"):
+            if getattr(self, name) < 1:
+                return f"{name} must be at least 1, not {getattr(self, name)}"
+        if self.num_experts > 65_535:
+            return f"num_experts ({self.num_experts}) exceeds 65535"
+        if not 0 <= self.skew < 100:
+            return f"skew must lie between 0 and 100, not {self.skew}"
+        least = float(np.square(self.popularity).sum())
+        if not least - 1e-9 <= self.persistence <= 1:
+            return (
+                f"persistence must lie between {least:.3f}, that of independent draws, and 1, "
+                f"not {self.persistence}"
+            )
+        if self.seed < 0:
+            return f"seed must not be negative, not {self.seed}"
+        return None
+
+
+def synthesize_decoupled(knobs: DecoupledKnobs) -> Trace:
+    """Draw a top-1 trace of router kind `decoupled`. Raises `UsageError` for impossible knobs."""
+    if problem := knobs.problem():
+        raise UsageError(f"synthetic decoupled trace: {problem}")
+    rng = np.random.default_rng(np.random.SeedSequence(knobs.seed, spawn_key=(0xDEC0,)))
+    prompts, outputs = (
+        rng.geometric(1 / mean, knobs.requests)
+        if knobs.geometric
+        else np.full(knobs.requests, mean)
+        for mean in (knobs.prompt_tokens, knobs.output_tokens)
+    )
+    orders = [rng.permutation(knobs.num_experts) for _ in range(knobs.domains)]
+    domains = np.arange(knobs.requests) % knobs.domains
+    lengths = prompts + outputs - 1
+    ids_B = np.concatenate(
+        [
+            orders[domain][_chain(knobs, rng, rows)]
+            for domain, rows in zip(domains.tolist(), lengths.tolist(), strict=True)
+        ]
+    )
+    return Trace.from_arrays(
+        expert_ids=np.broadcast_to(ids_B[:, None, None], (len(ids_B), knobs.num_layers, 1)),
+        seq_len=lengths,
+        prompt_tokens=prompts,
+        num_experts=knobs.num_experts,
+        domain=[f"synthetic {domain}" for domain in domains.tolist()],
+        router="decoupled",
+        synthetic=True,
+        model="synthetic",
+        provenance={"knobs": asdict(knobs)},
+    )
+
+
+def _chain(knobs: DecoupledKnobs, rng: np.random.Generator, rows: int) -> npt.NDArray[np.int64]:
+    """Ranks of popularity, row after row: stays with the chance that makes `persistence` true."""
+    popularity = knobs.popularity
+    by_chance = float(np.square(popularity).sum())
+    stays = (knobs.persistence - by_chance) / (1 - by_chance) if by_chance < 1 else 1.0
+    source = np.arange(rows)
+    source[1:][rng.random(rows - 1) < stays] = 0
+    drawn = rng.choice(knobs.num_experts, size=rows, p=popularity)
+    return np.asarray(drawn[np.maximum.accumulate(source)], np.int64)
