@@ -60,7 +60,7 @@ SIZES: Final[Mapping[str, Settings]] = MappingProxyType(
     {
         # For `moesim models train --preset dense`: some minutes.
         "small": Settings(
-            Schedule(4, 100, 100, 16, 8, router_rate=2e-3, expert_rate=5e-4),
+            Schedule(2, 100, 100, 8, 8, router_rate=2e-3, expert_rate=5e-4),
             context=128,
             score_windows=64,
             pool_windows=256,
