@@ -130,6 +130,13 @@ def test_where_a_prompt_queues_matters() -> None:
     assert served(policy(prefill="every").plan(queue_of(wants, 9))) == [1, 2, 3, 0]
 
 
+def test_more_experts_are_worth_no_more_than_the_batch_holds() -> None:
+    """Two experts would admit five prompts of 4 rows; where one prompt fits, one expert will do."""
+    wants = [[0, 1, 0, 1]] * 5 + [[5, 5, 5, 5]]
+    assert served(policy(prefill="every").plan(queue_of(wants, 4))) == [5]
+    assert served(policy(prefill="every").plan(queue_of(wants, 20))) == [0, 1, 2, 3, 4]
+
+
 def test_a_rare_expert_starves_unless_it_may_go_first_after_a_while() -> None:
     crowd = [[0] for _ in range(4)]
 

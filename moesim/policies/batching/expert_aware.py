@@ -9,7 +9,8 @@ first wins; and a prompt, whose tokens may want different experts, queues
 
 - `majority`: with the expert that most of its next tokens want (ties: the lowest), or
 - `every`: for all that they want at once: of all remaining requests the one whose missing experts
-  admit most tokens an expert goes next, with all whose experts are then chosen.
+  admit most tokens an expert (no more than the batch still holds) goes next, with all whose
+  experts are then chosen.
 
 Longest queue first starves rare experts. `max_wait` (not in the paper) lets whoever was passed
 over in so many steps go first, in order of arrival.
@@ -65,7 +66,7 @@ class ExpertAware(Batching):
         if self.options.prefill == "majority":
             rest = _longest_queue_first(others, wants, weight)
         else:
-            rest = _fewest_experts_first(others, wants, weight)
+            rest = _fewest_experts_first(others, wants, weight, queue.token_budget)
         plan = fill(queue, [*old, *rest])
         served = {request.index for request, _ in plan}
         present = [request.index for request in everyone if request.index not in served]
@@ -96,24 +97,24 @@ def _longest_queue_first(
 
 
 def _fewest_experts_first(
-    requests: Sequence[Any], wants: dict[int, Counter[int]], weight: dict[int, int]
+    requests: Sequence[Any], wants: dict[int, Counter[int]], weight: dict[int, int], room: int
 ) -> Iterator[Any]:
     left = list(requests)
     chosen: set[int] = set()
     while left:
         missing = [wants[request.index].keys() - chosen for request in left]
-        best = max(missing, key=lambda more: _worth(more, missing, left, weight))
+        sizes = [weight[request.index] for request in left]
+        best = max(missing, key=lambda more: _worth(more, missing, sizes, room))
         chosen |= best
         admitted = [request for request, more in zip(left, missing, strict=True) if more <= best]
+        room = max(0, room - sum(weight[request.index] for request in admitted))
         yield from admitted
         left = [request for request in left if request not in admitted]
 
 
-def _worth(
-    more: set[int], missing: Sequence[set[int]], left: Sequence[Any], weight: dict[int, int]
-) -> float:
+def _worth(more: set[int], missing: Sequence[set[int]], sizes: Sequence[int], room: int) -> float:
     """What these experts would admit, for each of them; whatever needs none goes at once."""
     if not more:
         return float("inf")
-    pairs = zip(left, missing, strict=True)
-    return sum(weight[request.index] for request, need in pairs if need <= more) / len(more)
+    admits = sum(size for size, need in zip(sizes, missing, strict=True) if need <= more)
+    return min(admits, room) / len(more)
