@@ -12,7 +12,8 @@ import numpy as np
 import torch
 
 from moesim.hardware.ops import BatchShape, Dense, Experts, Front, Tail
-from moesim.machine.real.executor import Batch, Executor, Span
+from moesim.machine.real.batch import Batch, Span
+from moesim.machine.real.executor import Executor
 
 BATCH = BatchShape(1, 1, 1, 1)
 

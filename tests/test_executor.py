@@ -17,7 +17,8 @@ from recording import FAMILIES, tiny  # noqa: E402
 from moesim.errors import InvariantError, UsageError  # noqa: E402
 from moesim.hardware.ops import Dense, Experts, Front, Tail  # noqa: E402
 from moesim.hardware.shapes import named_shape, shape_from_config  # noqa: E402
-from moesim.machine.real.executor import Batch, Executor, Span  # noqa: E402
+from moesim.machine.real.batch import Batch, Span  # noqa: E402
+from moesim.machine.real.executor import Executor  # noqa: E402
 from moesim.machine.real.models import shaped_model  # noqa: E402
 from moesim.record.header import model_config  # noqa: E402
 from moesim.record.routers import find_moe_layers  # noqa: E402

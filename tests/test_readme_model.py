@@ -202,8 +202,16 @@ def test_a_path_chosen_beforehand_is_taken() -> None:
         other = model(tokens, path_ids=(chosen + 1) % 4).logits
     assert torch.equal(same, logits_of(model, tokens))
     assert not torch.allclose(other, same)
-    with pytest.raises(UsageError, match="it must run"):
-        readme_model(scaled=True)(tokens, path_ids=chosen)
+
+
+def test_a_scaled_path_chosen_beforehand_is_taken_with_its_weights() -> None:
+    model, tokens = materialise(readme_model(scaled=True), "unfused"), some_tokens()
+    weights, chosen = model.route(tokens).softmax(-1).max(-1)
+    with torch.no_grad():
+        same = model(tokens, path_ids=chosen, path_weights=weights).logits
+    torch.testing.assert_close(same, logits_of(model, tokens), rtol=0, atol=1e-12)
+    with pytest.raises(UsageError, match="by the router's probabilities: they are needed"):
+        model(tokens, path_ids=chosen)
 
 
 @pytest.mark.parametrize("routing", ["decoupled", "layerwise"])

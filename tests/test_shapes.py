@@ -185,7 +185,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "expert_ffn": 5504,
         "shared_ffn": 0,
         "routing": "decoupled",
-        "router": {"hidden": 512, "heads": 4, "ffn": 512, "gated_mlp": False},
+        "router": {"hidden": 512, "heads": 4, "ffn": 512, "mlp": "silu"},
         "vocab_size": 32000,
     },
 }
@@ -205,6 +205,9 @@ def test_a_decoupled_router_is_counted_by_hand() -> None:
     assert shape.router_params == 32000 * 512 + block == 17_965_063
     gated = replace(shape, router=replace(shape.router, gated=True))
     assert gated.router_params == 17_965_063 + 512 * 512 + 512
+    config = CONFIGS["readme-llama-2-7b"]
+    spelled = shape_from_config({**config, "router": {**config["router"], "mlp": "swiglu"}})
+    assert spelled.router == gated.router
     assert shape.router_kv_bytes_per_token == 2 * 512 * 2
     assert shape.kv_bytes_per_token == 2 * 32 * 32 * 128 * 2 + 2048
 

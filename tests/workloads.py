@@ -36,7 +36,7 @@ REFACTORED_CONFIG = {
     "expert_ffn": 1024,
     "shared_ffn": 0,
     "routing": "decoupled",
-    "router": {"hidden": 64, "heads": 4, "ffn": 64, "gated_mlp": False},
+    "router": {"hidden": 64, "heads": 4, "ffn": 64, "mlp": "silu"},
 }
 """The same sizes with a decoupled router."""
 

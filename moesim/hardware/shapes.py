@@ -365,7 +365,7 @@ def _router(config: Mapping[str, Any]) -> DecoupledRouter | None:
         hidden=read.size("hidden"),
         heads=read.size("heads"),
         ffn=read.size("ffn"),
-        gated=bool(sizes.get("gated_mlp", False)),
+        gated=sizes.get("mlp") == "swiglu",
     )
 
 

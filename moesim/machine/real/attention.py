@@ -8,7 +8,7 @@ sequence look at its own past. A sequence that starts again at position 0 overwr
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,25 +16,12 @@ from torch.nn import functional
 from transformers import AttentionInterface
 
 from moesim.errors import InvariantError, UsageError
+from moesim.machine.real.batch import Span
 
-__all__ = ["KvStore", "Span", "attach"]
+__all__ = ["KvStore", "attach", "checked_config"]
 
 _NAME = "moesim"  # what our attention is called in transformers' registry
 _STORE = "moesim_kv"  # the attribute by which an attention module finds the store
-
-
-class Span(NamedTuple):
-    """What one sequence computes in a step."""
-
-    sequence: int
-    """Request index."""
-    position: int
-    """Rows of it that are in the KV store already."""
-    tokens: int
-    capacity: int
-    """Most rows it will ever have there."""
-    samples: bool
-    """Whether its last row's logits are needed."""
 
 
 class KvStore:
@@ -200,3 +187,20 @@ def _sink_attention(
     nowhere = sinks.to(scores.dtype)[:, None, None].expand(-1, scores.shape[1], 1)
     scores = torch.cat([scores, nowhere], dim=-1)
     return scores.softmax(dim=-1)[..., :-1].to(values.dtype) @ values
+
+
+def checked_config(model: nn.Module) -> Any:
+    """The model's configuration. Raises `UsageError` if its sequences cannot stand in one row."""
+    config: Any = getattr(model, "config", None)
+    if config is None or config.is_encoder_decoder:
+        raise UsageError(
+            f"{type(model).__name__} is no Hugging Face decoder; only those can be run"
+        )
+    rope = getattr(config.get_text_config(), "rope_parameters", None) or {}
+    kind = str(rope.get("rope_type", "default")) if isinstance(rope, dict) else "default"
+    if "dynamic" in kind or kind == "longrope":
+        raise UsageError(
+            f"{type(model).__name__} has {kind} rotary embeddings, which depend on the longest "
+            "sequence of a batch; supported are those that depend on the position alone"
+        )
+    return config

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,25 +21,15 @@ from torch import Tensor, nn
 
 from moesim.errors import InvariantError, UsageError
 from moesim.hardware.ops import Dense, Experts, Front, Op, Tail
-from moesim.machine.real.attention import KvStore, Span, attach
+from moesim.machine.real.attention import KvStore, attach, checked_config
+from moesim.machine.real.batch import Batch, positions_of
 from moesim.machine.real.experts import Early, LayerEvent, Pool, StandIn
+from moesim.machine.real.router import PackedRouter
 from moesim.record.routers import find_moe_layers
 
-__all__ = ["Batch", "Executor", "Span"]
+__all__ = ["Executor"]
 
 _Stop = tuple[type[Op], int]  # where a forward pass stands: the operation that just ended
-
-
-class Batch(NamedTuple):
-    """What a step computes; T rows are those of its spans, one after another."""
-
-    spans: tuple[Span, ...]
-    token_ids: Sequence[int] | None = None
-    """T of them; None: arbitrary ones."""
-    expert_ids: npt.NDArray[np.int64] | None = None
-    """`[T, L, k]`, -1 where unused: where rows go, instead of where the model's routers say."""
-    gate_weights: npt.NDArray[np.floating[Any]] | None = None
-    """`[T, L, k]`, with `expert_ids`; None: 1/k each."""
 
 
 class Executor:
@@ -53,6 +43,8 @@ class Executor:
     A step is `begin`, then `run` with `[Dense.., Front, Experts..]` for each MoE layer, `Dense..`,
     `Tail`; a `fetch` after a `Front` makes `ids` known, and must come before its `Experts`; after
     `Tail` it makes `sampled` known. `run` belongs to one thread, from `begin` to `Tail`.
+    A decoupled router has chosen before a step, whose batch says what: it runs over tokens that
+    arrive (`route`), and in `Tail` over those that are sampled (`sampled_routes`).
 
     Raises `UsageError` for a model that cannot be run so, naming what is not supported.
     """
@@ -68,7 +60,7 @@ class Executor:
         prediction_depth: int = 0,
         seed: int = 0,
     ) -> None:
-        config = _checked_config(model)
+        config = checked_config(model)
         self._model: Any = model.eval()
         there = next(p.device for p in model.parameters() if not p.is_meta)
         self._device = there if device is None else torch.device(device)
@@ -97,6 +89,7 @@ class Executor:
         self.model_layers = [layer.model_layer for layer in moe]
         self._shared: list[Early | None] = []
         self._kv = KvStore()
+        self._router = PackedRouter.of(model)
         with ExitStack() as undo:
             for number, layer in enumerate(moe):
                 self._replace(number, layer.block, layer.experts, undo)
@@ -117,11 +110,14 @@ class Executor:
     # --- the server's side, between steps ---
 
     def begin(self, batch: Batch) -> None:
-        """The next step. Raises `InvariantError` if arrays and spans disagree on T."""
+        """The next step. Raises `InvariantError` if arrays and spans disagree on T, or experts
+        are missing that a decoupled router has chosen before."""
         total = sum(span.tokens for span in batch.spans)
         for name, given in (("token_ids", batch.token_ids), ("expert_ids", batch.expert_ids)):
             if given is not None and len(given) != total:
                 raise InvariantError(4, f"{total} rows in the step, {len(given)} {name}")
+        if self._router is not None and batch.expert_ids is None:
+            raise InvariantError(4, "a decoupled router chooses experts before a step, not in it")
         self._batch = batch
         self._pass = self._event = self._newest = None
         known = batch.expert_ids
@@ -143,11 +139,24 @@ class Executor:
 
     def sampled(self) -> list[int]:
         """The greedy token of each span of this step that samples, in order; known once fetched."""
-        return [int(token) for token in self._fetched.tolist()]
+        return [int(token) for token in self._fetched[:, 0].tolist()]
+
+    def route(self, batch: Batch) -> npt.NDArray[np.float64]:
+        """`[T, 2]`: what a decoupled router says of tokens that arrive: expert and its weight."""
+        assert self._router is not None
+        with torch.inference_mode():
+            routes = self._router.route(self._put(batch.token_ids), batch.spans)
+            return np.asarray(routes.cpu().numpy())
+
+    def sampled_routes(self) -> npt.NDArray[np.float64]:
+        """`[samples, 2]`: what it says of the tokens of `sampled`."""
+        return np.asarray(self._fetched[:, 1:].numpy())
 
     def release(self, sequence: int) -> None:
         """Forget a sequence's keys and values."""
         self._kv.release(sequence)
+        if self._router is not None:
+            self._router.release(sequence)
 
     # --- the lanes' side ---
 
@@ -209,17 +218,19 @@ class Executor:
     def _forward(self) -> _Stop:
         """In the greenlet: the whole step, ending with the sampled tokens."""
         spans = self._batch.spans
-        positions = np.concatenate([np.arange(s.position, s.position + s.tokens) for s in spans])
+        positions = positions_of(spans)
         tokens: Any = self._batch.token_ids
         if tokens is None:
             tokens = positions % self._model.config.vocab_size
+        token_ids = self._put(tokens)
         ends = np.cumsum([span.tokens for span in spans]) - 1
         kept = [int(end) for end, span in zip(ends, spans, strict=True) if span.samples]
         output = self._model(
-            input_ids=self._put(tokens)[None],
+            input_ids=token_ids[None],
             position_ids=self._put(positions)[None],
             use_cache=False,
             logits_to_keep=self._put(kept),
+            **self._paths(),
         )
         if self._kv.layers_attended != self.num_model_layers:
             raise UsageError(
@@ -228,8 +239,30 @@ class Executor:
                 "supported are decoders all of whose layers do"
             )
         self.logits = output.logits[0]
-        self._newest = self.logits.argmax(dim=-1)
+        self._newest = self._sample(token_ids)
         return Tail, 0
+
+    def _paths(self) -> dict[str, Tensor]:
+        """What a decoupled model is told of its own router's choices."""
+        known = self._batch.expert_ids
+        if self._router is None or known is None:
+            return {}
+        ids, weights = self._put(known[:, 0, :1]), self._recorded_weights(0, self._model)
+        return {"path_ids": ids[None, :, 0], "path_weights": weights[None, :, 0]}
+
+    def _sample(self, token_ids: Tensor) -> Tensor:
+        """`[samples, 1]`: greedy tokens; `[samples, 3]`: where their router is decoupled, their
+        experts and weights too. Where tokens are arbitrary, it runs for the time it takes."""
+        tokens, spans = self.logits.argmax(dim=-1), self._batch.spans
+        if self._router is None:
+            return tokens[:, None]
+        if self._batch.token_ids is None:
+            self._router.route(token_ids, spans)
+            return tokens[:, None]
+        next_ones = [
+            s._replace(position=s.position + s.tokens, tokens=1) for s in spans if s.samples
+        ]
+        return torch.cat([tokens[:, None].double(), self._router.route(tokens, next_ones)], 1)
 
     def _put(self, numbers: Any) -> Tensor:
         host = torch.from_numpy(np.asarray(numbers, dtype=np.int64))
@@ -262,12 +295,14 @@ class Executor:
             torch.cat([ids, *(router.choose(hidden).ids for router in later)], 1) if later else ids
         )
 
-    def _recorded_weights(self, layer: int, hidden: Tensor) -> Tensor:
+    def _recorded_weights(self, layer: int, like: Any) -> Tensor:
+        """`[T, k]`, where and of the type that `like` is."""
         recorded = self._batch.gate_weights
         if recorded is None:
-            return hidden.new_full((len(hidden), self.top_k), 1 / self.top_k)
+            shape = (len(self.ids(layer)), self.top_k)
+            return torch.full(shape, 1 / self.top_k, device=like.device, dtype=like.dtype)
         weights = torch.from_numpy(np.ascontiguousarray(recorded[:, layer]))
-        return weights.to(hidden.device, hidden.dtype)
+        return weights.to(like.device, like.dtype)
 
     def _replace(
         self, number: int, block: nn.Module, experts: nn.Module | None, undo: ExitStack
@@ -302,19 +337,3 @@ def _pause(kind: type[Op], layer: int) -> None:
     asked = getcurrent().parent
     assert asked is not None
     asked.switch((kind, layer))
-
-
-def _checked_config(model: nn.Module) -> Any:
-    config: Any = getattr(model, "config", None)
-    if config is None or config.is_encoder_decoder:
-        raise UsageError(
-            f"{type(model).__name__} is no Hugging Face decoder; only those can be run"
-        )
-    rope = getattr(config, "rope_parameters", None) or {}
-    kind = str(rope.get("rope_type", "default")) if isinstance(rope, dict) else "default"
-    if "dynamic" in kind or kind == "longrope":
-        raise UsageError(
-            f"{type(model).__name__} has {kind} rotary embeddings, which depend on the longest "
-            "sequence of a batch; supported are those that depend on the position alone"
-        )
-    return config

@@ -1,41 +1,40 @@
 """Text from a real model whose experts do not all fit: a server on the real machine, routed live.
 
-Nothing is known beforehand here. The ids of each layer come from the model itself, once they are
-on the host, and so do the tokens that the next step begins with. What policies decide changes when
-a token appears, and never which.
+Nothing is known beforehand here but what the model's router reveals (`live.py`). What policies
+decide changes when a token appears, and never which.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NoReturn
+from itertools import pairwise
+from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from moesim.errors import InvariantError, UsageError
+from moesim.errors import UsageError
 from moesim.machine.journal import Journal
 from moesim.machine.real.device import Device, open_device
-from moesim.machine.real.executor import Batch, Executor
+from moesim.machine.real.executor import Executor
+from moesim.machine.real.live import LiveRouting, RevealedRouting
 from moesim.machine.real.machine import RealMachine
-from moesim.machine.real.run import spans_of
+from moesim.machine.real.router import PackedRouter
 from moesim.policies import Key, find, parse_options
+from moesim.policies.batching.base import unknown_experts
 from moesim.policies.eviction.base import CacheContext
 from moesim.record.routers import MoeLayer, find_moe_layers
 from moesim.serving.budget import split_slots
 from moesim.serving.invariants import check_run
+from moesim.serving.knowledge import KNOWLEDGE, Knowledge
 from moesim.serving.kv import BlockPool
-from moesim.serving.layers import LayerPlan
 from moesim.serving.ledger import Ledger
 from moesim.serving.request import Request
 from moesim.serving.residency import ExpertCache, ExpertSizes, Staging
-from moesim.serving.routing import StepRouting, count_keys
 from moesim.serving.scheduler import Scheduler
 from moesim.serving.server import Server
-from moesim.serving.step import Step
 from moesim.streams import stream
 
 __all__ = ["Generation", "Serving", "generate"]
@@ -58,6 +57,7 @@ class Serving:
     prefetch: str = "none"
     prefetch_options: Mapping[str, Any] | None = None
     batching: str = "decode_first"
+    batching_options: Mapping[str, Any] | None = None
     token_budget: int = 256
     max_sequences: int = 16
     kv_tokens: int | None = None
@@ -90,80 +90,6 @@ class Generation:
     now_ns: int
 
 
-class LiveStep:
-    """The routing of a step as it becomes known; layers that nobody could know yet have none."""
-
-    def __init__(self, executor: Executor) -> None:
-        self._executor = executor
-        self.num_experts = executor.num_experts
-        self.unions = _AsKnown(executor.num_layers, lambda layer: list(self._counts(layer)))
-        self.tokens = _AsKnown(
-            executor.num_layers, lambda layer: tuple(self._counts(layer).values())
-        )
-
-    def _counts(self, layer: int) -> dict[Key, int]:
-        return _count(self._executor.ids(layer), layer * self._executor.num_experts)
-
-    def predicted(self, layer: int, depth: int) -> Sequence[Key]:
-        executor = self._executor
-        if layer + depth >= executor.num_layers:
-            return ()
-        guessed = executor.predicted(layer, depth)
-        return list(_count(guessed, (layer + depth) * executor.num_experts))
-
-    def gate_weights(self, layer: int) -> Sequence[float]:
-        return ()  # they stay on the device
-
-
-class LiveRouting:
-    """Where ids come from when a model generates: from the model. It also keeps the texts, since
-    the tokens of a step are those that the step before it chose."""
-
-    def __init__(self, executor: Executor, prompts: Sequence[Sequence[int]]) -> None:
-        self.num_layers = executor.num_layers
-        self.num_experts = executor.num_experts
-        self.top_k = executor.top_k
-        self.expert_bytes = executor.expert_bytes
-        self.layer_plan = LayerPlan.of(executor.model_layers, executor.num_model_layers)
-        self.texts = [list(prompt) for prompt in prompts]
-        self.logits: list[list[Tensor]] = [[] for _ in prompts]
-        self._executor = executor
-        self._last: Step | None = None
-
-    def step(self, step: Step) -> StepRouting:
-        self.collect()
-        self._last = step
-        tokens = [
-            token
-            for request, position, count, _ in step.parts
-            for token in self.texts[request.index][position : position + count]
-        ]
-        self._executor.begin(Batch(spans_of(step), tokens))
-        return LiveStep(self._executor)
-
-    def collect(self) -> None:
-        """Take what the step that is over has chosen."""
-        if self._last is None:
-            return
-        emitting = [request.index for request, *_, emits in self._last.parts if emits]
-        logits = self._executor.logits.to("cpu", copy=True)
-        for row, (index, token) in enumerate(zip(emitting, self._executor.sampled(), strict=True)):
-            self.texts[index].append(token)
-            self.logits[index].append(logits[row])
-        for request in self._last.finished:
-            self._executor.release(request.index)
-        self._last = None
-
-    def unions(self, rows: object) -> NoReturn:
-        raise InvariantError(12, "a model that generates reveals nothing of tokens to come")
-
-    def first_uses(self, rows: object) -> NoReturn:
-        raise InvariantError(12, "a model that generates reveals nothing of tokens to come")
-
-    def experts(self, request: Request, tokens: int) -> NoReturn:
-        raise InvariantError(12, "a model that generates reveals nothing of tokens to come")
-
-
 def generate(
     model: nn.Module,
     prompts: Sequence[Sequence[int]],
@@ -185,6 +111,8 @@ def generate(
     if max_new_tokens < 1 or not all(prompts):
         raise UsageError("every prompt needs a token at least, and one to generate")
     options = parse_options(find("prefetch", serving.prefetch), serving.prefetch_options or {})
+    knowledge = KNOWLEDGE["layerwise" if PackedRouter.of(model) is None else "decoupled"]
+    _check_knowledge(model, serving, options, knowledge)
     capacities = _capacities(serving, find_moe_layers(model))
     opened = open_device(device) if isinstance(device, str) else device
     try:
@@ -193,13 +121,17 @@ def generate(
             buffers=sum(capacities) + serving.staging,
             device=opened.torch_device,
             pinned=opened.pins,
-            prediction_depth=getattr(options, "depth", 0),
+            prediction_depth=0 if knowledge.queued else getattr(options, "depth", 0),
         )
-        routing = LiveRouting(executor, prompts)
         machine = RealMachine(executor, opened, patience_s=patience_s)
         journal = Journal(machine)
         try:
             requests = _requests(prompts, max_new_tokens)
+            routing = (
+                RevealedRouting(executor, prompts, requests)
+                if knowledge.queued
+                else LiveRouting(executor, prompts)
+            )
             server = _server(journal, requests, routing, serving, capacities, options)
             machine.serve(server)
             routing.collect()
@@ -228,17 +160,30 @@ def _capacities(serving: Serving, layers: Sequence[MoeLayer]) -> list[int]:
     return [min(serving.slots, len(layers) * experts)]
 
 
+def _check_knowledge(
+    model: nn.Module, serving: Serving, prefetch_options: Any, knowledge: Knowledge
+) -> None:
+    """No policy asks for more than the model's router reveals."""
+    kind = f"the routers of {type(model).__name__} reveal theirs layer by layer"
+    if find("batching", serving.batching).needs_routing and not knowledge.queued:
+        raise UsageError(f"{serving.batching} asks which experts queued tokens want; {kind} only")
+    if find("prefetch", serving.prefetch).needs_routing and not knowledge.reach:
+        depth = prefetch_options.depth
+        raise UsageError(f"{serving.prefetch} looks {depth} layers ahead; {kind} only")
+
+
 def _requests(prompts: Sequence[Sequence[int]], new: int) -> list[Request]:
-    """All at once; their rows are in no trace."""
+    """All at once; their rows are in no trace, and each has its own."""
+    ends = np.cumsum([0, *(len(prompt) + new - 1 for prompt in prompts)]).tolist()
     return [
         Request(
             index,
             arrival_ns=0,
             prompt_tokens=len(prompt),
             output_tokens=new,
-            rows=np.arange(len(prompt) + new - 1),
+            rows=np.arange(*rows),
         )
-        for index, prompt in enumerate(prompts)
+        for index, (prompt, rows) in enumerate(zip(prompts, pairwise(ends), strict=True))
     ]
 
 
@@ -264,16 +209,18 @@ def _server(
         machine,
         requests,
         scheduler=Scheduler(
-            batching(parse_options(batching, {})),
+            batching(parse_options(batching, serving.batching_options or {})),
             BlockPool(room, 1),
             token_budget=serving.token_budget,
             max_sequences=serving.max_sequences,
+            experts=routing.experts if routing.knowledge.queued else unknown_experts,
         ),
         caches=_caches(machine, ledger, routing, serving, capacities),
         prefetch=find("prefetch", serving.prefetch)(prefetch_options),
         routing=routing,
         layers=plan,
         ledger=ledger,
+        knowledge=routing.knowledge,
     )
 
 
@@ -302,24 +249,3 @@ def _caches(
         made = policy(context, parse_options(policy, {}))
         caches.append(ExpertCache(made, machine, ledger, staging, sizes))
     return caches if serving.scope == "per_layer" else caches * routing.num_layers
-
-
-class _AsKnown(Sequence[Any]):
-    """One thing a layer, worked out when it is asked for."""
-
-    def __init__(self, num_layers: int, make: Callable[[int], Any]) -> None:
-        self._made: list[Any] = [None] * num_layers
-        self._make = make
-
-    def __len__(self) -> int:
-        return len(self._made)
-
-    def __getitem__(self, layer: Any) -> Any:
-        if self._made[layer] is None:
-            self._made[layer] = self._make(layer)
-        return self._made[layer]
-
-
-def _count(ids: npt.NDArray[np.int64], base: int) -> dict[Key, int]:
-    """Rows that want each key of a layer whose first key is `base`."""
-    return count_keys(np.where(ids < 0, -1, ids + base).reshape(-1).tolist())

@@ -104,7 +104,7 @@ def _materialise(model: Any, spared: set[int], device: torch.device, seed: int) 
             if buffer is not None:
                 module._buffers[name] = torch.zeros_like(buffer, device=device)
         if "RotaryEmbedding" in type(module).__name__:
-            model._init_weights(module)
+            model.base_model._init_weights(module)
 
 
 def _random_parameter(
@@ -129,6 +129,8 @@ def _config_from(values: Mapping[str, Any]) -> Any:
             f"the model configuration has model_type {kind!r}, unknown to transformers"
         )
     kept = {key: value for key, value in values.items() if key != "quantization_config"}
+    if kept.get("layout") == "masked":  # the form that is trained has no experts to copy
+        kept["layout"] = "fused"
     return CONFIG_MAPPING[kind].from_dict(kept)
 
 

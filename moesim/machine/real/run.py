@@ -14,8 +14,9 @@ import numpy as np
 
 from moesim.errors import BudgetError, ScenarioError
 from moesim.machine.journal import Journal
+from moesim.machine.real.batch import Batch, Span
 from moesim.machine.real.device import Device
-from moesim.machine.real.executor import Batch, Executor, Span
+from moesim.machine.real.executor import Executor
 from moesim.machine.real.machine import RealMachine
 from moesim.machine.real.models import shaped_model
 from moesim.serving.request import Request

@@ -76,10 +76,11 @@ class ReadMeForCausalLM(PreTrainedModel, GenerationMixin):
         past_key_values: Any = None,
         use_cache: bool | None = None,
         path_ids: Tensor | None = None,
+        path_weights: Tensor | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
-        """As that of `base`. `path_ids [B, T]`: experts that `route` chose beforehand, where
-        outputs are not scaled; the router then does not run."""
+        """As that of `base`. `path_ids [B, T]`: experts that `route` chose beforehand, and where
+        outputs are scaled, their `path_weights`; the router then does not run."""
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config.get_text_config())
         if self.router is not None:
@@ -87,7 +88,7 @@ class ReadMeForCausalLM(PreTrainedModel, GenerationMixin):
                 logits = self._route(input_ids, attention_mask, past_key_values)
                 decision = decide(logits.flatten(0, 1), scaled=self.config.scaled)
             else:
-                decision = self._given(path_ids)
+                decision = self._given(path_ids, path_weights)
             for block in self.blocks:
                 gate: Any = block.router
                 gate.take(decision)
@@ -111,14 +112,16 @@ class ReadMeForCausalLM(PreTrainedModel, GenerationMixin):
                 setattr(past, _ROUTED, cache)
         return self.route(input_ids, seen=seen, cache=cache)
 
-    def _given(self, path_ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        if self.config.scaled:
-            raise UsageError("outputs are scaled by the router's probabilities: it must run")
+    def _given(
+        self, path_ids: Tensor, path_weights: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         ids = path_ids.reshape(-1, 1)
-        nothing = torch.zeros(
-            len(ids), self.config.num_experts, device=ids.device, dtype=self.dtype
-        )
-        return nothing, torch.ones_like(nothing[:, :1]), ids
+        logits = torch.zeros(len(ids), self.config.num_experts, device=ids.device, dtype=self.dtype)
+        if not self.config.scaled:
+            return logits, torch.ones_like(logits[:, :1]), ids
+        if path_weights is None:
+            raise UsageError("outputs are scaled by the router's probabilities: they are needed")
+        return logits, path_weights.reshape(-1, 1), ids
 
     def get_input_embeddings(self) -> Any:
         return self.base.get_input_embeddings()

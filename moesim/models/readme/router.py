@@ -9,11 +9,18 @@ of attention are not scaled, and matrices have biases.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from moesim.errors import UsageError
+
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Of queries, keys and values `[B, heads, T, width]` of new tokens: what they attend to, of that
+shape. Scores are not scaled."""
 
 MLPS = ("silu", "swiglu")
 _ROPE_BASE = 10_000.0
@@ -100,8 +107,15 @@ class PreGatingRouter(nn.Module):
         With a `cache`, these are the tokens that follow those in it."""
         if seen is None:
             seen = torch.ones_like(token_ids, dtype=torch.bool)
+        cache = cache or RouterCache()
+        past = 0 if cache.seen is None else cache.seen.sum(dim=1, keepdim=True)
+        positions = (past + seen.cumsum(dim=1) - 1).clamp(min=0)
+        return self.run(token_ids, positions, partial(_look_back, seen=seen, cache=cache))
+
+    def run(self, token_ids: Tensor, positions: Tensor, attend: Attend) -> Tensor:
+        """The same for tokens at `positions [B, T]`, with attention of the caller's own."""
         x = self.embed(token_ids)
-        x = x + self._attend(self.attention_norm(x), seen, cache or RouterCache())
+        x = x + self._attention(self.attention_norm(x), positions, attend)
         inner = self.mlp_norm(x)
         gated = (
             functional.silu(self.up(inner))
@@ -112,27 +126,33 @@ class PreGatingRouter(nn.Module):
         logits: Tensor = self.head(self.final_norm(x))
         return logits
 
-    def _attend(self, x: Tensor, seen: Tensor, cache: RouterCache) -> Tensor:
+    def _attention(self, x: Tensor, positions: Tensor, attend: Attend) -> Tensor:
         batch, tokens, hidden = x.shape
-        before = cache.length
-        past = 0 if cache.seen is None else cache.seen.sum(dim=1, keepdim=True)
-        positions = (past + seen.cumsum(dim=1) - 1).clamp(min=0)
+        width = hidden // self.heads
 
         def heads(projected: Tensor) -> Tensor:
-            return projected.view(batch, tokens, self.heads, -1).transpose(1, 2)
+            return projected.view(batch, tokens, self.heads, width).transpose(1, 2)
 
         query = _rotate(heads(self.query(x)), positions)
         keys = _rotate(heads(self.key(x)), positions)
-        keys, values, all_seen = cache.extend(keys, heads(self.value(x)), seen)
-        rows = torch.arange(before, before + tokens, device=x.device)[:, None]
-        columns = torch.arange(before + tokens, device=x.device)[None, :]
-        # A padded place sees itself, so that no row of scores is empty; nobody reads what it says.
-        mask = ((columns <= rows) & all_seen[:, None, :]) | (columns == rows)
-        out = functional.scaled_dot_product_attention(
-            query, keys, values, attn_mask=mask[:, None], scale=1.0
-        )
+        out = attend(query, keys, heads(self.value(x)))
         attended: Tensor = self.output(out.transpose(1, 2).reshape(batch, tokens, hidden))
         return attended
+
+
+def _look_back(
+    query: Tensor, keys: Tensor, values: Tensor, *, seen: Tensor, cache: RouterCache
+) -> Tensor:
+    """Every sequence of a batch looks at what is in the cache, and at its own tokens so far."""
+    before, tokens = cache.length, query.shape[2]
+    keys, values, all_seen = cache.extend(keys, values, seen)
+    rows = torch.arange(before, before + tokens, device=query.device)[:, None]
+    columns = torch.arange(before + tokens, device=query.device)[None, :]
+    # A padded place sees itself, so that no row of scores is empty; nobody reads what it says.
+    mask = ((columns <= rows) & all_seen[:, None, :]) | (columns == rows)
+    return functional.scaled_dot_product_attention(
+        query, keys, values, attn_mask=mask[:, None], scale=1.0
+    )
 
 
 def _rotate(x: Tensor, positions: Tensor) -> Tensor:

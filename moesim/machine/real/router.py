@@ -1,0 +1,54 @@
+"""A decoupled router beside the executor: its own attention over sequences that stand in one row.
+
+It reads tokens, not hidden states, so it runs when tokens appear: over a prompt that arrives, and
+over what a step has sampled, in the step's tail.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from moesim.machine.real.attention import KvStore
+from moesim.machine.real.batch import Span, positions_of
+from moesim.models.readme.experts import decide
+from moesim.models.readme.router import PreGatingRouter
+
+__all__ = ["PackedRouter"]
+
+
+class PackedRouter:
+    """Runs the model's `router`, with keys and values of each sequence's tokens routed so far."""
+
+    def __init__(self, router: PreGatingRouter, *, scaled: bool) -> None:
+        self._router = router
+        self._scaled = scaled
+        self._kv = KvStore()
+
+    @classmethod
+    def of(cls, model: nn.Module) -> Self | None:
+        """That of a decoupled model; None for all others."""
+        router, config = getattr(model, "router", None), getattr(model, "config", None)
+        if not isinstance(router, PreGatingRouter):
+            return None
+        return cls(router, scaled=bool(getattr(config, "scaled", False)))
+
+    def route(self, token_ids_T: Tensor, spans: Sequence[Span]) -> Tensor:
+        """`[T, 2]`, float64: the expert of each token of `spans`, and its weight."""
+        # The last token of a sequence is routed like all others, though nothing computes it.
+        self._kv.begin([span._replace(capacity=span.capacity + 1) for span in spans])
+        positions = torch.from_numpy(positions_of(spans)).to(token_ids_T.device, non_blocking=True)
+        logits_1TN = self._router.run(token_ids_T[None], positions[None], self._attend)
+        _, weights_T1, ids_T1 = decide(logits_1TN[0], scaled=self._scaled)
+        return torch.cat([ids_T1.double(), weights_T1.double()], dim=1)
+
+    def release(self, sequence: int) -> None:
+        """Forget a sequence."""
+        self._kv.release(sequence)
+
+    def _attend(self, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        out_THw = self._kv.attend(0, query[0], keys[0], values[0], 1.0, None, None)
+        return out_THw.transpose(0, 1)[None]
