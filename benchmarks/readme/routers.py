@@ -4,9 +4,11 @@
 
 Both traces come from the same dense model (SmolLM2-135M), cut into the same experts and tuned on
 the same text: `layerwise` has a router in each layer, `decoupled` one for all. Each seed draws 32
-requests of the traces anew, the same for all rows, all there at once; at most 8 run at a time, 64
-tokens a step. Costs are assumed (the profile rtx-3060-12gb, bfloat16, the model's own sizes): the
-link is slow beside layers so small, as offloading mostly is. Nothing is fitted.
+requests of the traces anew, the same for all rows, all there at once. Two batches: 8 requests at a
+time and 64 tokens a step, where every running request takes part in every step; and 32 at a time
+but 16 tokens a step, where batching has something to choose from. Costs are assumed (the profile
+rtx-3060-12gb, bfloat16, the model's own sizes): the link is slow beside layers so small, as
+offloading mostly is. Nothing is fitted.
 
 Each of the three is switched on alone, then all together; `lookahead` runs with the default bypass,
 which drops an expert at once where others are known to be wanted earlier, and with `always`.
@@ -30,6 +32,8 @@ from moesim.trace.locality import locality, pooled
 TRACES: Final = Path(__file__).resolve().parents[2] / "traces"
 LAYERWISE, DECOUPLED = "readme-layerwise", "readme-decoupled"
 Summary = dict[str, Any]
+Batch = tuple[int, int]  # most requests at a time, most tokens a step
+BATCHES: Final[Sequence[Batch]] = ((8, 64), (32, 16))
 EXPERT_AWARE: Final = {"policy": "expert_aware"}
 ROWS: Final[Mapping[str, tuple[str, dict[str, Any]]]] = {
     "layerwise": (LAYERWISE, {}),
@@ -67,16 +71,18 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--traces", type=Path, default=TRACES)
     options = parser.parse_args()
-    for slots in (1, 2, 3):
-        print(markdown(by_part(options.traces, slots, range(options.seeds))), end="\n\n")
+    for batch in BATCHES:
+        for slots in (1, 2, 3):
+            print(markdown(by_part(options.traces, slots, batch, range(options.seeds))), end="\n\n")
     print(markdown(by_domain(options.traces)))
 
 
-def by_part(traces: Path, slots: int, seeds: Sequence[int]) -> Table:
+def by_part(traces: Path, slots: int, batch: Batch, seeds: Sequence[int]) -> Table:
     """One row a combination; latencies as changes against the layer-wise router, seed by seed."""
     experts = load_trace(traces / DECOUPLED).num_experts
     table = Table(
-        f"{slots} of {experts} experts a layer ({len(seeds)} seeds, 95 % intervals)",
+        f"{slots} of {experts} experts a layer, {batch[0]} requests at a time, {batch[1]} tokens a "
+        f"step ({len(seeds)} seeds, 95 % intervals)",
         [
             "router and policies",
             "hits (%)",
@@ -89,7 +95,7 @@ def by_part(traces: Path, slots: int, seeds: Sequence[int]) -> Table:
     )
     first: list[Summary] = []
     for name, (trace, policies) in counted(list(ROWS.items()), f"{slots} slots"):
-        seen = [simulated(traces / trace, slots, seed, policies) for seed in seeds]
+        seen = [simulated(traces / trace, slots, batch, seed, policies) for seed in seeds]
         first = first or seen
         table.add(
             name,
@@ -104,14 +110,18 @@ def by_part(traces: Path, slots: int, seeds: Sequence[int]) -> Table:
 
 
 def simulated(
-    trace: Path, slots: int, seed: int, policies: Mapping[str, Mapping[str, Any]]
+    trace: Path, slots: int, batch: Batch, seed: int, policies: Mapping[str, Mapping[str, Any]]
 ) -> Summary:
     """The summary of one run."""
     scenario: dict[str, Any] = {
         "trace": str(trace),
         "hardware": "rtx-3060-12gb",
         "workload": {"requests": 32, "order": "resampled"},
-        "batching": {"policy": "decode_first", "token_budget": 64, "max_sequences": 8},
+        "batching": {
+            "policy": "decode_first",
+            "max_sequences": batch[0],
+            "token_budget": batch[1],
+        },
         "cache": {"policy": "lru", "slots": f"{slots}/layer"},
         "bounds": False,
         "timeline": {"steps": 0},
