@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -164,6 +165,8 @@ def test_the_papers_side(tmp_path: Path, base: Path, corpus: Corpus) -> None:
     ("change", "message"),
     [
         ({"share": 1.5}, r"share \(1.5\)"),
+        ({"share": float("nan")}, r"share \(nan\)"),
+        ({"seed": -1}, r"seed \(-1\) must not be negative"),
         ({"share": 0.05}, r"share \(0.05\).*larger"),
         ({"score_windows": 500}, r"domain 'numbers' has .* tokens; 500 windows of 16 need 8,000"),
         ({"held_out_windows": 100}, "tokens; 100 windows"),
@@ -184,6 +187,65 @@ def test_what_cannot_be_is_refused_before_any_work(
     assert not shown
 
 
+def test_what_was_refused_does_not_keep_the_folder(
+    tmp_path: Path, base: Path, corpus: Corpus
+) -> None:
+    for change in ({"share": 0.05}, {"score_windows": 500}):
+        with pytest.raises(UsageError):
+            run(base, corpus, tmp_path / "out", replace(QUICK, **change))
+        assert not (tmp_path / "out").exists()
+
+
+def test_domains_in_another_order_are_another_run(whole: Path, base: Path, corpus: Corpus) -> None:
+    """Expert n is of domain n, in the scores that are kept too."""
+    turned = Corpus(*(dict(reversed(part.items())) for part in (corpus.train, corpus.validation)))
+    assert turned.describe() == corpus.describe()
+    with pytest.raises(OutputError, match="holds another run"):
+        run(base, turned, whole, QUICK)
+
+
+@pytest.mark.parametrize("name", ["run.json", "untuned.json", "scores.safetensors"])
+def test_damaged_files_are_named(
+    tmp_path: Path, whole: Path, base: Path, corpus: Corpus, name: str
+) -> None:
+    shutil.copytree(whole, tmp_path / "out")
+    shutil.rmtree(tmp_path / "out/decoupled")
+    damaged = tmp_path / "out" / name
+    damaged.write_bytes(damaged.read_bytes()[:40])
+    if name == "scores.safetensors":
+        (tmp_path / "out/untuned.json").unlink()
+    with pytest.raises(UsageError, match=rf"{name} is damaged"):
+        run(base, corpus, tmp_path / "out", QUICK)
+
+
+def test_tensors_of_something_else_are_no_pool(
+    tmp_path: Path, whole: Path, base: Path, corpus: Corpus
+) -> None:
+    shutil.copytree(whole, tmp_path / "out")
+    shutil.rmtree(tmp_path / "out/decoupled")
+    shutil.copy(whole / "scores.safetensors", tmp_path / "out/pool.safetensors")
+    with pytest.raises(UsageError, match=r"pool.safetensors is damaged"):
+        run(base, corpus, tmp_path / "out", QUICK)
+
+
+def test_a_run_killed_between_a_model_and_its_checkpoint_leaves_none(
+    tmp_path: Path, whole: Path, base: Path, corpus: Corpus
+) -> None:
+    shutil.copytree(whole, tmp_path / "out")
+    (tmp_path / "out/decoupled.safetensors").write_bytes(b"of a tuning that ended")
+    run(base, corpus, tmp_path / "out", QUICK)
+    assert not (tmp_path / "out/decoupled.safetensors").exists()
+
+
+def test_a_run_killed_as_it_claimed_its_folder_goes_on(
+    tmp_path: Path, base: Path, corpus: Corpus
+) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/.run.json.partial").write_text("{")
+    run(base, corpus, tmp_path / "out", QUICK, kinds=[])
+    assert (tmp_path / "out/run.json").exists()
+
+
 def test_bases_and_folders_that_do_not_fit(
     tmp_path: Path, whole: Path, base: Path, corpus: Corpus
 ) -> None:
@@ -193,6 +255,8 @@ def test_bases_and_folders_that_do_not_fit(
     (tmp_path / "mine/thesis.txt").write_text("years of work")
     with pytest.raises(OutputError, match="is not empty"):
         run(base, corpus, tmp_path / "mine", QUICK)
+    with pytest.raises(OutputError, match="is a file"):
+        run(base, corpus, tmp_path / "mine/thesis.txt", QUICK)
     with pytest.raises(UsageError, match="unknown kind 'sparse'"):
         run(base, corpus, tmp_path / "out", QUICK, kinds=["sparse"])
     gpt2 = _saved(tmp_path / "gpt2", corpus, "GPT2")

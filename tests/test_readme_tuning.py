@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from refactored import dense_model, readme_model, some_masks, some_tokens
+from safetensors.torch import save_file
 
 from moesim.errors import MoesimError, OutputError, UsageError
 from moesim.models.readme import tuning
@@ -127,9 +128,11 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
     assert tune(readme_model(), text(), QUICK, checkpoint=checkpoint).history[-1].tokens == 96
     with pytest.raises(MoesimError, match="belongs to another run"):
         tune(readme_model(), text(), QUICK, seed=1, checkpoint=checkpoint)
-    checkpoint.write_bytes(b"not tensors")
-    with pytest.raises(OutputError, match="is no checkpoint"):
-        tune(readme_model(), text(), QUICK, checkpoint=checkpoint)
+    save_file({"scores": torch.zeros(1)}, tmp_path / "scores.safetensors")
+    for other in (b"not tensors", (tmp_path / "scores.safetensors").read_bytes()):
+        checkpoint.write_bytes(other)
+        with pytest.raises(OutputError, match="is no checkpoint"):
+            tune(readme_model(), text(), QUICK, checkpoint=checkpoint)
 
 
 def test_a_loss_that_is_not_finite_stops(tmp_path: Path) -> None:

@@ -16,7 +16,8 @@ the mean of all domains' scores. All are tuned on the same windows in the same o
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,9 @@ __all__ = ["Untuned", "run"]
 
 Show = Callable[[str, int, int], None]
 Windows = Mapping[str, Tensor]
+
+_STORY = "run.json"
+_PARTIAL_STORY = f".{_STORY}.partial"
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,20 +81,23 @@ def run(
         if kind not in KINDS:
             raise UsageError(f"unknown kind {kind!r}: choose among {', '.join(KINDS)}")
     out = Path(out)
-    _claim(out, _identity(base, corpus, settings))
+    identity = _identity(base, corpus, settings)
+    _check_folder(out, identity)
     dense, tokenizer = load_base(base)
     check_masks(corpus.domains, find_ffns(dense)[0].width, settings.share, settings.variant)
     work = _Work(out, settings, corpus, dense, tokenizer, show)
+    _claim(out, identity)  # only now: what was refused must not keep others out
     untuned = work.untuned()
     if on_untuned is not None:
         on_untuned(untuned)
     for kind in kinds:
         if (out / kind).exists():
+            work.checkpoint(kind).unlink(missing_ok=True)  # killed before it could go
             continue
         model, history = work.tuned(kind, on_stage)
         story = {
             **(provenance or {}),
-            **_identity(base, corpus, settings),
+            **identity,
             "kind": kind,
             "masks": dict(untuned.masks),
             "untuned": {"dense": untuned.dense, "experts": untuned.experts},
@@ -149,7 +156,7 @@ class _Work:
             )
             return {"scores": scored}
 
-        return self._kept("scores", make)["scores"]
+        return self._kept("scores", ("scores",), make)["scores"]
 
     def masks(self) -> Masks:
         settings = self.settings
@@ -175,7 +182,7 @@ class _Work:
             )
             return {"pool": pool, "targets": found}
 
-        kept = self._kept("pool", make)
+        kept = self._kept("pool", ("pool", "targets"), make)
         found = kept["targets"] if layerwise else kept["targets"].sum(dim=2)
         return TuningText(kept["pool"], found, self._train, self.held_out)
 
@@ -186,7 +193,8 @@ class _Work:
                 partial = path.with_name(".untuned.json.partial")
                 write_json(partial, asdict(self._measure_untuned()))
                 partial.replace(path)
-        return Untuned(**json.loads(path.read_text(encoding="utf-8")))
+        with _damage(path):
+            return Untuned(**json.loads(path.read_text(encoding="utf-8")))
 
     def _measure_untuned(self) -> Untuned:
         masks = self.masks()
@@ -246,8 +254,10 @@ class _Work:
             router=settings.router_options,
         )
 
-    def _kept(self, name: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-        """Tensors of a file of this run, made first if there is none."""
+    def _kept(
+        self, name: str, parts: Sequence[str], make: Callable[[], dict[str, Tensor]]
+    ) -> dict[str, Tensor]:
+        """The tensors `parts` of a file of this run, made first if there is none."""
         from safetensors.torch import load_file, save_file
 
         path = self.out / f"{name}.safetensors"
@@ -257,7 +267,9 @@ class _Work:
                 partial = path.with_name(f".{name}.partial")
                 save_file(made, partial)
                 partial.replace(path)
-        return load_file(path)
+        with _damage(path):
+            found = load_file(path)
+            return {part: found[part] for part in parts}
 
     def _showing(self, what: str) -> Callable[[int, int], None] | None:
         show = self._show
@@ -281,19 +293,40 @@ def _identity(base: str | Path, corpus: Corpus, settings: Settings) -> dict[str,
     )
 
 
-def _claim(out: Path, identity: dict[str, Any]) -> None:
-    """Start in an empty folder, or go on in one of the same run."""
-    path = out / "run.json"
+def _check_folder(out: Path, identity: dict[str, Any]) -> None:
+    """Raise `OutputError` unless `out` is empty, or holds this very run."""
+    path = out / _STORY
+    if out.exists() and not out.is_dir():
+        raise OutputError(out, "is a file; choose a folder")
     if path.exists():
-        if json.loads(path.read_text(encoding="utf-8")) != identity:
+        with _damage(path):
+            known = json.loads(path.read_text(encoding="utf-8"))
+        # As text, in which order counts: experts are numbered as domains are ordered.
+        if json.dumps(known) != json.dumps(identity):
             raise OutputError(
-                out, "holds another run (see its run.json); choose another folder or delete it"
+                out, f"holds another run (see its {_STORY}); choose another folder or delete it"
             )
-        return
-    if out.exists() and any(out.iterdir()):
+    elif out.exists() and {each.name for each in out.iterdir()} - {_PARTIAL_STORY}:
         raise OutputError(out, "exists and is not empty; choose another folder")
+
+
+def _claim(out: Path, identity: dict[str, Any]) -> None:
+    """Say what the folder holds, unless it is said."""
+    if (out / _STORY).exists():
+        return
     with output_errors(out):
         out.mkdir(parents=True, exist_ok=True)
-        partial = out / ".run.json.partial"
+        partial = out / _PARTIAL_STORY
         write_json(partial, identity)
-        partial.replace(path)
+        partial.replace(out / _STORY)
+
+
+@contextmanager
+def _damage(path: Path) -> Iterator[None]:
+    """Turn whatever reading a file of this run meets into a `UsageError`."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise UsageError(f"{path} is damaged ({error}); delete it to have it made again") from error

@@ -43,6 +43,10 @@ class Settings:
                 raise UsageError(f"{name} ({getattr(self, name)}) must be at least 1")
         if self.context < 2:
             raise UsageError(f"context ({self.context}) must be at least 2")
+        if not 0 < self.share <= 1:
+            raise UsageError(f"share ({self.share}) must be above 0 and at most 1")
+        if self.seed < 0:
+            raise UsageError(f"seed ({self.seed}) must not be negative")
         for name, known in (("variant", ("paper", "code")), ("control", CONTROLS)):
             if getattr(self, name) not in known:
                 raise UsageError(

@@ -253,7 +253,7 @@ class _Run:
             with safe_open(self.checkpoint, "pt") as file:
                 story = json.loads(file.metadata()["story"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError, KeyError, ValueError) as error:
+        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
             raise OutputError(self.checkpoint, f"is no checkpoint of a tuning ({error})") from error
         if story["run"] != self._identity():
             raise MoesimError(
