@@ -12,6 +12,7 @@ from refactored import ROUTER, dense_model, readme_model, some_masks, some_token
 from torch.nn import functional
 
 from moesim.errors import UsageError
+from moesim.hardware.shapes import shape_from_config
 from moesim.machine.real.models import load_model
 from moesim.models.readme.experts import decide
 from moesim.models.readme.model import materialise, refactor
@@ -233,3 +234,47 @@ def test_what_is_recorded_is_what_was_routed(tmp_path: Path, routing: str) -> No
             eos_token_id=None,
         )
         assert ids_TL[:6, 0].tolist() == model.route(text).argmax(-1)[0, :-1].tolist()
+
+
+def test_a_cache_made_without_being_asked_for_has_the_router_too() -> None:
+    """`use_cache` is the configuration's to decide where a call does not."""
+    model, tokens = readme_model(), some_tokens(2, 9)
+    with torch.inference_mode():
+        first = model(tokens[:, :5])
+        rest = model(tokens[:, 5:], past_key_values=first.past_key_values)
+        whole = model(tokens, use_cache=False)
+    assert whole.past_key_values is None
+    torch.testing.assert_close(rest.logits, whole.logits[:, 5:])
+
+
+def test_a_cache_that_the_router_does_not_know_is_refused() -> None:
+    """Cut, or filled without the router: routing by half of the tokens would be silently wrong."""
+    model, tokens = readme_model(), some_tokens(2, 9)
+    with torch.inference_mode():
+        cut = model(tokens[:, :5]).past_key_values
+        cut.crop(-2)
+        with pytest.raises(UsageError, match="holds 3 tokens, of which the router has seen 5"):
+            model(tokens[:, 3:], past_key_values=cut)
+        given = model(tokens[:, :5], path_ids=torch.zeros(2, 5, dtype=torch.long)).past_key_values
+        with pytest.raises(UsageError, match="holds 5 tokens, of which the router has seen 0"):
+            model(tokens[:, 5:], past_key_values=given)
+
+
+def test_beams_need_no_cache() -> None:
+    tokens = some_tokens(2, 5)
+    options: dict[str, Any] = {"num_beams": 2, "max_new_tokens": 4, "do_sample": False}
+    with pytest.raises(UsageError, match="pass use_cache=False"):
+        readme_model().generate(tokens, **options)
+    assert readme_model().generate(tokens, **options, use_cache=False).shape == (2, 9)
+    assert readme_model(routing="layerwise").generate(tokens, **options).shape == (2, 9)
+
+
+@pytest.mark.parametrize("layout", ["fused", "unfused"])
+@pytest.mark.parametrize("mlp", ["silu", "swiglu"])
+def test_costed_sizes_are_those_of_the_model(mlp: str, layout: str) -> None:
+    """The simulator reads a configuration; nothing is as exact as counting."""
+    model = materialise(readme_model(router={**ROUTER, "mlp": mlp}), layout)
+    shape = shape_from_config(model.config.to_dict())
+    assert model.router is not None
+    assert shape.router_params == sum(p.numel() for p in model.router.parameters())
+    assert shape.total_params == sum(p.numel() for p in model.parameters())

@@ -81,6 +81,8 @@ class ReadMeForCausalLM(PreTrainedModel, GenerationMixin):
     ) -> CausalLMOutputWithPast:
         """As that of `base`. `path_ids [B, T]`: experts that `route` chose beforehand, and where
         outputs are scaled, their `path_weights`; the router then does not run."""
+        if use_cache is None:  # as `base` would decide, but its caches lack the router's
+            use_cache = getattr(self.config.get_text_config(), "use_cache", True)
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config.get_text_config())
         if self.router is not None:
@@ -104,12 +106,7 @@ class ReadMeForCausalLM(PreTrainedModel, GenerationMixin):
     def _route(self, input_ids: Tensor, attention_mask: Tensor | None, past: Any) -> Tensor:
         tokens = input_ids.shape[1]
         seen = None if attention_mask is None else attention_mask[:, -tokens:].bool()
-        cache = None
-        if past is not None:
-            cache = getattr(past, _ROUTED, None) if past.get_seq_length() else None
-            if cache is None:
-                cache = RouterCache()
-                setattr(past, _ROUTED, cache)
+        cache = None if past is None else _router_cache(past)
         return self.route(input_ids, seen=seen, cache=cache)
 
     def _given(
@@ -122,6 +119,14 @@ class ReadMeForCausalLM(PreTrainedModel, GenerationMixin):
         if path_weights is None:
             raise UsageError("outputs are scaled by the router's probabilities: they are needed")
         return logits, path_weights.reshape(-1, 1), ids
+
+    def _beam_search(self, *args: Any, **options: Any) -> Any:
+        if self.router is not None and options["generation_config"].use_cache:
+            raise UsageError(
+                "beam search reorders the sequences of a KV cache, which the router's own does not "
+                "follow; pass use_cache=False"
+            )
+        return super()._beam_search(*args, **options)
 
     def get_input_embeddings(self) -> Any:
         return self.base.get_input_embeddings()
@@ -217,6 +222,21 @@ def materialise(masked: ReadMeForCausalLM, layout: str = "fused") -> ReadMeForCa
         if block.shared_experts is not None:
             block.shared_experts.fill(experts[layer].ffn, permanent_LD[layer].nonzero()[:, 0])
     return model
+
+
+def _router_cache(past: Any) -> RouterCache:
+    """The router's part of a KV cache of transformers, which must know the same tokens."""
+    length = int(past.get_seq_length())
+    cache: RouterCache | None = getattr(past, _ROUTED, None) if length else None
+    if cache is None:
+        cache = RouterCache()
+        setattr(past, _ROUTED, cache)
+    if cache.length != length:
+        raise UsageError(
+            f"the KV cache holds {length} tokens, of which the router has seen {cache.length}: "
+            "give it a cache of this model's own, neither cut nor filled otherwise"
+        )
+    return cache
 
 
 def _linears(ffn: GatedFfn) -> tuple[nn.Linear, ...]:
