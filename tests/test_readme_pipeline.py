@@ -55,7 +55,7 @@ def base(tmp_path_factory: pytest.TempPathFactory, corpus: Corpus) -> Path:
     return _saved(tmp_path_factory.mktemp("base") / "dense", corpus, "Llama")
 
 
-def _saved(folder: Path, corpus: Corpus, family: str) -> Path:
+def _saved(folder: Path, corpus: Corpus, family: str, **changes: Any) -> Path:
     texts = (d.text for documents in corpus.train.values() for d in documents)
     tokenizer = train_tokenizer(texts, 300)
     sizes: dict[str, Any] = {"num_hidden_layers": 2, "vocab_size": len(tokenizer)}
@@ -64,7 +64,7 @@ def _saved(folder: Path, corpus: Corpus, family: str) -> Path:
         sizes |= {"num_key_value_heads": 2}
     else:
         sizes |= {"n_embd": 16, "n_head": 2, "bos_token_id": 0, "eos_token_id": 0}
-    config = getattr(transformers, f"{family}Config")(**sizes)
+    config = getattr(transformers, f"{family}Config")(**sizes, **changes)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         getattr(transformers, f"{family}{_HEADS[family]}")(config).save_pretrained(folder)
@@ -262,6 +262,11 @@ def test_bases_and_folders_that_do_not_fit(
     gpt2 = _saved(tmp_path / "gpt2", corpus, "GPT2")
     with pytest.raises(UsageError, match="GPT2LMHeadModel has no gated FFN"):
         run(gpt2, corpus, tmp_path / "out2", QUICK)
+    shown: list[str] = []
+    biased = _saved(tmp_path / "biased", corpus, "Llama", mlp_bias=True)
+    with pytest.raises(UsageError, match="has biases in its FFNs"):
+        run(biased, corpus, tmp_path / "out2", QUICK, show=lambda what, *_: shown.append(what))
+    assert not shown
     with pytest.raises(UsageError, match="is a mixture of experts already"):
         run(whole / "decoupled", corpus, tmp_path / "out3", QUICK)
 

@@ -40,7 +40,7 @@ def find_ffns(model: Any) -> tuple[GatedFfn, ...]:
     """The gated FFNs of a dense decoder of transformers, one a layer, in order.
 
     Raises `UsageError` naming the model's class where a layer lacks one or has several, where
-    `gate` and `up` are one matrix, where widths differ, or where there are experts already.
+    `gate` and `up` are one matrix, where widths differ, where there are biases, or experts already.
     """
     kind = type(model).__name__
     modules = dict(model.named_modules())
@@ -62,6 +62,8 @@ def find_ffns(model: Any) -> tuple[GatedFfn, ...]:
         )
     if len(widths := {ffn.width for ffn in found}) > 1:
         raise UsageError(f"{kind} has FFNs of {sorted(widths)} channels; one width is needed")
+    if any(getattr(ffn.module, part).bias is not None for ffn in found for part in _LINEAR):
+        raise UsageError(f"{kind} has biases in its FFNs, which are not supported")
     return found
 
 

@@ -158,8 +158,6 @@ def refactor(
     not fit.
     """
     ffns = find_ffns(dense)
-    if any(linear.bias is not None for ffn in ffns for linear in _linears(ffn)):
-        raise UsageError(f"{type(dense).__name__} has biases in its FFNs, which are not supported")
     shape = (len(ffns), ffns[0].width)
     if masks_NLD.ndim != 3 or tuple(masks_NLD.shape[1:]) != shape:
         raise UsageError(
@@ -237,10 +235,6 @@ def _router_cache(past: Any) -> RouterCache:
             "give it a cache of this model's own, neither cut nor filled otherwise"
         )
     return cache
-
-
-def _linears(ffn: GatedFfn) -> tuple[nn.Linear, ...]:
-    return ffn.module.gate_proj, ffn.module.up_proj, ffn.module.down_proj
 
 
 def _build(config: ReadMeConfig, like: Any) -> ReadMeForCausalLM:

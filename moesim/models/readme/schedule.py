@@ -67,11 +67,6 @@ class Schedule:
             peak = self.expert_rate * fall
             yield Stage(number, "experts", self.expert_steps, self.expert_batch, peak)
 
-    @property
-    def expert_windows(self) -> int:
-        """Windows that the experts see in all."""
-        return self.rounds * self.expert_steps * self.expert_batch
-
 
 PAPER: Final = Schedule(
     rounds=8, router_steps=100, expert_steps=200, router_batch=64, expert_batch=128

@@ -51,8 +51,9 @@ class Measured:
     """Where a model stands after a stage (or before all of them, `stage` is then `start`).
 
     Losses are in nats a token: `validation` and `by_domain` of the language model on held-out text,
-    `training` the mean of the stage's own; `agreement` is the share of the pool's tokens for which
-    routers choose the target's expert. `tokens` counts those that experts have learnt from so far.
+    `training` the mean of the stage's own; `agreement` is the share of tokens for which routers
+    choose the target's expert, in the pool's first windows (from which routers learn). `tokens`
+    counts those that experts have learnt from so far.
     """
 
     stage: str
