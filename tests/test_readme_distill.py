@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import kl_div
 
 from moesim.errors import UsageError
-from moesim.models.readme.distill import agreement, loss, targets
+from moesim.models.readme.distill import _soft_overlap, agreement, loss, targets
 from moesim.models.readme.ffn import Variant
 from moesim.models.readme.masks import Masks, top_masks
 from moesim.models.readme.scores import channel_scores
@@ -41,7 +41,7 @@ def naive_soft_overlap(inner: list[float], masks: Masks, layer: int, expert: int
     n = int(masks.own[0, layer].sum())
     total = 0.0
     for rank in (n - 1, 4 * n // 5, 3 * n // 5, 2 * n // 5, n // 5):
-        threshold = sorted(inner, reverse=True)[max(rank, 1) - 1]
+        threshold = sorted(inner, reverse=True)[rank]  # the code's index, which counts from 0
         for channel in range(WIDTH):
             if inner[channel] > threshold and masks.own[expert, layer, channel]:
                 total += 1 / (3 * n)
@@ -76,6 +76,19 @@ def test_targets_are_those_of_the_loops(model: Any, masks: Masks, variant: Varia
     each = targets(model, WINDOWS, masks, variant, layerwise=True)
     torch.testing.assert_close(each, naive, rtol=1e-4, atol=1e-4)
     assert not found.requires_grad
+
+
+def test_the_code_counts_as_many_channels_as_its_ranks_say() -> None:
+    """With five own channels the released indices are 4, 4, 3, 2, 1: of channels in falling order
+    the first exceeds five thresholds, then 4, 3, 2 and none."""
+    chosen = torch.zeros(6, 1, 10, dtype=torch.bool)
+    chosen[0, 0, :5] = True
+    for channel in range(5):
+        chosen[1 + channel, 0, channel] = True
+    masks = Masks(tuple("abcdef"), chosen, 0.5, "code")
+    falling_TD = torch.arange(10, 0, -1.0)[None]
+    scores_TN = _soft_overlap(falling_TD, masks.own[:, 0].T.float(), masks, 0)
+    torch.testing.assert_close(15 * scores_TN[0], torch.tensor([14.0, 5, 4, 3, 2, 0]))
 
 
 def test_the_code_s_signs_matter(model: Any, masks: Masks) -> None:

@@ -89,7 +89,7 @@ def _soft_overlap(inner_TD: Tensor, own_DN: Tensor, masks: Masks, layer: int) ->
     ordered_TD = inner_TD.sort(dim=1, descending=True).values
     importance_TD = torch.zeros_like(inner_TD)
     for rank in ranks:
-        importance_TD += inner_TD > ordered_TD[:, max(rank, 1) - 1, None]
+        importance_TD += inner_TD > ordered_TD[:, rank, None]  # exceeded by `rank` channels
     return importance_TD / (3 * n) @ own_DN
 
 
