@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from moesim.errors import UsageError
 from moesim.hardware import BatchShape, CostModel, load_hardware, named_shape
 from moesim.simulate import prepare, result_of
 from moesim.trace import DecoupledKnobs, synthesize_decoupled
@@ -29,12 +30,25 @@ def study(name: str) -> Any:
 
 
 table8, unique, prefetch = map(study, ("table8", "unique_experts", "prefetch"))
+accuracy = study("accuracy")
 COST = CostModel(load_hardware("a100-80gb"), named_shape("readme-llama-2-7b"))
 
 
 def wants(num_experts: int, batch: int) -> list[tuple[int, ...]]:
     """All that a batch of independent tokens may want, equally likely."""
     return list(product(range(num_experts), repeat=batch))
+
+
+@pytest.mark.parametrize("texts", [["arxiv"], ["arxiv="], ["a=.", "a=.."]])
+def test_accuracy_takes_domains_as_the_command_line_does(
+    texts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A domain without a folder is not whatever the working folder holds."""
+    options = [part for text in texts for part in ("--text", text)]
+    monkeypatch.setattr(sys, "argv", ["accuracy.py", str(tmp_path / "out"), *options])
+    monkeypatch.setattr(accuracy, "stories_of", lambda *_: pytest.fail("long work began"))
+    with pytest.raises(UsageError, match=r"expected DOMAIN=PATH|named twice"):
+        accuracy.main()
 
 
 # Table 8

@@ -34,7 +34,8 @@ from typing import Any
 
 from output import spread
 
-from moesim.models import Corpus, built_in_corpus, read_corpus
+from moesim.cli.text import corpus_of
+from moesim.models import Corpus
 from moesim.report.statistics import Estimate, estimate
 from moesim.report.tabular import Table, markdown
 
@@ -56,9 +57,7 @@ def main() -> None:
 
     logging.disable_progress_bar()
     torch.set_num_threads(options.threads)
-    pairs = [pair.partition("=") for pair in options.text or ()]
-    named = {domain: Path(path) for domain, _, path in pairs}
-    corpus = read_corpus(named) if named else built_in_corpus()
+    corpus = corpus_of(options.text, 2_000_000)
     seeds = range(options.seeds)
     stories = [stories_of(seed, corpus, options.out / f"seed-{seed}") for seed in seeds]
     for table in (by_model(stories), by_domain(stories), by_stage(stories), by_mask(stories)):
