@@ -126,7 +126,7 @@ class ReadMeForCausalLM(PreTrainedModel, GenerationMixin):
                 "beam search reorders the sequences of a KV cache, which the router's own does not "
                 "follow; pass use_cache=False"
             )
-        return super()._beam_search(*args, **options)
+        return super()._beam_search(*args, **options)  # type: ignore[misc]
 
     def get_input_embeddings(self) -> Any:
         return self.base.get_input_embeddings()
