@@ -299,7 +299,7 @@ def _check_folder(out: Path, identity: dict[str, Any]) -> None:
     if out.exists() and not out.is_dir():
         raise OutputError(out, "is a file; choose a folder")
     if path.exists():
-        with _damage(path):
+        with _damage(path, "choose another folder"):
             known = json.loads(path.read_text(encoding="utf-8"))
         # As text, in which order counts: experts are numbered as domains are ordered.
         if json.dumps(known) != json.dumps(identity):
@@ -322,11 +322,11 @@ def _claim(out: Path, identity: dict[str, Any]) -> None:
 
 
 @contextmanager
-def _damage(path: Path) -> Iterator[None]:
+def _damage(path: Path, remedy: str = "delete it to have it made again") -> Iterator[None]:
     """Turn whatever reading a file of this run meets into a `UsageError`."""
     from safetensors import SafetensorError
 
     try:
         yield
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise UsageError(f"{path} is damaged ({error}); delete it to have it made again") from error
+        raise UsageError(f"{path} is damaged ({error}); {remedy}") from error
