@@ -30,7 +30,7 @@ def study(name: str) -> Any:
 
 
 table8, unique, prefetch = map(study, ("table8", "unique_experts", "prefetch"))
-accuracy = study("accuracy")
+accuracy, routers = map(study, ("accuracy", "routers"))
 COST = CostModel(load_hardware("a100-80gb"), named_shape("readme-llama-2-7b"))
 
 
@@ -49,6 +49,17 @@ def test_accuracy_takes_domains_as_the_command_line_does(
     monkeypatch.setattr(accuracy, "stories_of", lambda *_: pytest.fail("long work began"))
     with pytest.raises(UsageError, match=r"expected DOMAIN=PATH|named twice"):
         accuracy.main()
+
+
+def test_routers_are_compared_on_the_same_requests(tmp_path: Path) -> None:
+    knobs = DecoupledKnobs(requests=3, prompt_tokens=4, output_tokens=3, num_layers=2)
+    synthesize_decoupled(knobs).save(tmp_path / routers.LAYERWISE)
+    synthesize_decoupled(knobs).save(tmp_path / routers.DECOUPLED)
+    routers.check_pair(tmp_path)
+    longer = synthesize_decoupled(replace(knobs, output_tokens=4))
+    longer.save(tmp_path / routers.DECOUPLED, force=True)
+    with pytest.raises(UsageError, match="differ in output_tokens"):
+        routers.check_pair(tmp_path)
 
 
 # Table 8

@@ -23,6 +23,7 @@ from typing import Any, Final
 
 from output import counted, spread
 
+from moesim.errors import UsageError
 from moesim.report.statistics import difference, estimate
 from moesim.report.tabular import Table, markdown
 from moesim.simulate import run
@@ -75,6 +76,18 @@ def main() -> None:
         for slots in (1, 2, 3):
             print(markdown(by_part(options.traces, slots, batch, range(options.seeds))), end="\n\n")
     print(markdown(by_domain(options.traces)))
+
+
+def check_pair(traces: Path) -> None:
+    """Raise `UsageError` unless both traces have the same requests, but for the routing."""
+    pair = [load_trace(traces / name) for name in (LAYERWISE, DECOUPLED)]
+    for column in ("domain", "prompt_tokens", "output_tokens"):
+        ours, theirs = (trace.requests[column].tolist() for trace in pair)
+        if ours != theirs:
+            raise UsageError(
+                f"{LAYERWISE} and {DECOUPLED} differ in {column}: record both from the same "
+                "prompts, so that all rows serve the same work"
+            )
 
 
 def by_part(traces: Path, slots: int, batch: Batch, seeds: Sequence[int]) -> Table:
