@@ -336,3 +336,11 @@ def test_without_torch_the_extra_is_named(
         done = CliRunner().invoke(app, words)
         assert isinstance(done.exception, MissingExtra)
         assert 'pip install "moesim[torch]"' in str(done.exception)
+
+
+@pytest.mark.parametrize("command", ["train", "prompts"])
+def test_seeds_are_not_negative(app: typer.Typer, command: str, tmp_path: Path) -> None:
+    words = ["models", command, "--out", str(tmp_path / "out"), "--seed", "-1"]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 2
+    assert "--seed" in done.output

@@ -34,7 +34,7 @@ def train(
     steps: Annotated[
         int | None, typer.Option(min=1, help="Training steps (default: the preset's).")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of weights and windows.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of weights and windows.")] = 0,
     evaluate_every: Annotated[int, typer.Option(min=1, help="Steps between evaluations.")] = 100,
     characters: CharactersOption = 2_000_000,
     threads: Annotated[
@@ -105,7 +105,7 @@ def prompts(
     longest: Annotated[int, typer.Option(min=1, help="Characters of a prompt, at most.")] = 240,
     fewest: Annotated[int, typer.Option(min=1, help="Tokens to generate, at least.")] = 16,
     most: Annotated[int, typer.Option(min=1, help="Tokens to generate, at most.")] = 48,
-    seed: Annotated[int, typer.Option(help="Seed of the choice.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the choice.")] = 0,
     force: ForceOption = False,
 ) -> None:
     """Cut prompts from the text that training holds out; the last line printed is the file."""
