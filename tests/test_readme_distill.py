@@ -154,6 +154,16 @@ def test_the_code_s_loss_is_its_formula_token_by_token() -> None:
     assert float(loss(logits, target, "code")) == pytest.approx(total / 10, rel=1e-5)
 
 
+def test_one_router_answers_to_the_target_of_each_layer() -> None:
+    """Two layers that disagree: the released code adds losses, not scores."""
+    logits = torch.tensor([[0.3, -0.2, 0.1]])
+    target = torch.tensor([[[3.0, 0.0, 0.0], [0.0, 1.0, 0.0]]])
+    each = [float(loss(logits, target[:, layer], "code")) for layer in range(2)]
+    assert float(loss(logits, target, "code")) == pytest.approx(sum(each) / 2, rel=1e-6)
+    assert float(loss(logits, target.sum(1), "code")) != pytest.approx(sum(each) / 2, rel=1e-2)
+    assert agreement(logits, target) == 0.5
+
+
 @pytest.mark.parametrize("variant", ["paper", "code"])
 def test_a_router_that_follows_the_gradient_agrees(variant: Variant) -> None:
     """Also where counts saturate the softmax: the gradient stays finite."""

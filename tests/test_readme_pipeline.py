@@ -14,6 +14,7 @@ import transformers
 
 from moesim.cli import app
 from moesim.errors import OutputError, UsageError
+from moesim.models.readme import pipeline
 from moesim.models.readme.model import ReadMeForCausalLM
 from moesim.models.readme.pipeline import run
 from moesim.models.readme.schedule import Schedule
@@ -159,6 +160,28 @@ def test_the_papers_side(tmp_path: Path, base: Path, corpus: Corpus) -> None:
     assert model.config.scaled
     assert model.config.router["mlp"] == "swiglu"
     assert model.config.expert_ffn == 12  # half of 24; the code's strict threshold leaves 11
+
+
+@pytest.mark.parametrize(("variant", "shape"), [("paper", (6, 16, 2)), ("code", (6, 16, 2, 2))])
+def test_what_teaches_a_decoupled_router(
+    tmp_path: Path,
+    base: Path,
+    corpus: Corpus,
+    variant: Any,
+    shape: tuple[int, ...],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """`paper` adds overlaps over layers, `code` has a loss for each."""
+    seen = []
+
+    def stop(_: Any, text: Any, *__: Any, **___: Any) -> None:
+        seen.append(text.targets.shape)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline, "tune", stop)
+    with pytest.raises(KeyboardInterrupt):
+        run(base, corpus, tmp_path / "out", replace(QUICK, variant=variant))
+    assert seen == [shape]
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,11 @@ is KL(softmax of the router || softmax of the overlaps). A softmax of counts is 
 
 `code` (as released): signed inner activations are compared with five order statistics, so that a
 channel scores 0 to 5 thirds of 1/n, where n is the first expert's number of own channels; an
-expert's score is the sum over its own channels, over layers where one router serves all, less the
-mean, times ten. The mean is over everything, and being the same for all experts of a token it
-changes neither the softmax nor the argmax. The loss is three parts of cross entropy with the best
-expert (label smoothing 0.5) and one part of cross entropy with the softmax of scores.
+expert's score is the sum over its own channels, less the mean, times ten. The mean is over
+everything, and being the same for all experts of a token it changes neither the softmax nor the
+argmax. The loss is three parts of cross entropy with the best expert (label smoothing 0.5) and one
+part of cross entropy with the softmax of scores; where one router serves all layers, it answers to
+the target of each (the code adds these losses up, here they are averaged).
 """
 
 from __future__ import annotations
@@ -98,8 +99,10 @@ def loss(
 ) -> Tensor:
     """The distillation loss of router `logits` `[..., N]` against `target` logits, in nats.
 
-    Mean over all leading dimensions: tokens, and layers where there is a router in each.
+    Mean over all leading dimensions: tokens, and layers where targets have them; `logits` without
+    them are of one router for all.
     """
+    logits = _for_each_layer(logits, target)
     log_router = logits.float().log_softmax(dim=-1)
     log_target = (target.float() / temperature).log_softmax(dim=-1)
     if variant == "paper":
@@ -112,5 +115,11 @@ def loss(
 
 
 def agreement(logits: Tensor, target: Tensor) -> float:
-    """The share of tokens whose best expert is the target's best."""
+    """The share of tokens (and layers, as in `loss`) whose best expert is the target's best."""
+    logits = _for_each_layer(logits, target)
     return float((logits.argmax(dim=-1) == target.argmax(dim=-1)).double().mean())
+
+
+def _for_each_layer(logits: Tensor, target: Tensor) -> Tensor:
+    """One router's logits `[..., N]` as those of all layers `[..., L, N]`, if that is asked."""
+    return logits.unsqueeze(-2).expand_as(target) if target.ndim > logits.ndim else logits

@@ -167,7 +167,7 @@ class _Work:
         return masks
 
     def text(self, *, layerwise: bool) -> TuningText:
-        """A decoupled router's targets are the sums of the layers'."""
+        """A decoupled router's targets are the sums of the layers' (`paper`) or all of theirs."""
 
         def make() -> dict[str, Tensor]:
             pool = torch.cat(list(self._pool.values()))
@@ -183,7 +183,9 @@ class _Work:
             return {"pool": pool, "targets": found}
 
         kept = self._kept("pool", ("pool", "targets"), make)
-        found = kept["targets"] if layerwise else kept["targets"].sum(dim=2)
+        found = kept["targets"]
+        if self.settings.variant == "paper" and not layerwise:
+            found = found.sum(dim=2)
         return TuningText(kept["pool"], found, self._train, self.held_out)
 
     def untuned(self) -> Untuned:

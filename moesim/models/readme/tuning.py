@@ -36,7 +36,7 @@ _SAVE_EVERY_S = 120.0
 class TuningText:
     """What a model is tuned on and measured by, as token ids.
 
-    `pool [P, T]` and `targets [P, T, N]` (`[P, T, L, N]` for layer-wise routers) teach routers;
+    `pool [P, T]` and `targets [P, T, N]` (`[P, T, L, N]` where layers teach apart) teach routers;
     `train[domain] [W, T]` teaches experts; `held_out[domain] [V, T]` is learnt by nobody.
     """
 
