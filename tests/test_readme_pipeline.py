@@ -96,6 +96,7 @@ def test_models_of_all_kinds_load_and_tell_their_story(whole: Path) -> None:
         assert tokenizer is not None
         assert model.config.layout == "fused"
         assert model.config.num_experts == (1 if kind == "dense" else 2)
+        assert model.config.expert_ffn == 11  # of 24: strictly above the twelfth
         story = json.loads((whole / kind / "training.json").read_text())
         assert story["kind"] == kind
         assert story["history"][0]["stage"] == "start"
@@ -274,6 +275,13 @@ def test_bases_and_folders_that_do_not_fit(
 ) -> None:
     with pytest.raises(OutputError, match="holds another run"):
         run(base, corpus, whole, replace(QUICK, seed=1))
+    retrained = tmp_path / base.name
+    shutil.copytree(base, retrained)
+    model, _ = load_model(retrained)
+    model.get_input_embeddings().weight.data.zero_()
+    model.save_pretrained(retrained)
+    with pytest.raises(OutputError, match="holds another run"):
+        run(retrained, corpus, whole, QUICK, kinds=KINDS)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/thesis.txt").write_text("years of work")
     with pytest.raises(OutputError, match="is not empty"):

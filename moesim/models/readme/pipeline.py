@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from moesim.errors import OutputError, UsageError
-from moesim.files import output_errors, whole_folder, write_json
+from moesim.files import output_errors, sha256, whole_folder, write_json
 from moesim.models.dense import load_base
 from moesim.models.readme.distill import targets
 from moesim.models.readme.ffn import find_ffns
@@ -246,7 +246,8 @@ class _Work:
         torch.manual_seed(settings.seed)
         if kind == "dense":
             pooled = self.scores().mean(dim=0, keepdim=True)
-            one = top_masks(pooled.expand(2, -1, -1), ("all", "all again"), settings.share)
+            twice = pooled.expand(2, -1, -1)  # masks are of two experts at least
+            one = top_masks(twice, ("all", "again"), settings.share, settings.variant)
             return refactor(self.dense, one.chosen[:1], router=_TINY_ROUTER)
         return refactor(
             self.dense,
@@ -290,9 +291,20 @@ def _identity(base: str | Path, corpus: Corpus, settings: Settings) -> dict[str,
     """What makes two runs the same run; plain JSON."""
     return json.loads(  # type: ignore[no-any-return]
         json.dumps(
-            {"base": Path(base).name, "settings": asdict(settings), "text": corpus.describe()}
+            {
+                "base": Path(base).name,
+                "weights": _weights_of(base),
+                "settings": asdict(settings),
+                "text": corpus.describe(),
+            }
         )
     )
+
+
+def _weights_of(base: str | Path) -> dict[str, str] | None:
+    """Hashes of a folder's weights; None of a model known by name."""
+    files = sorted(Path(base).glob("*.safetensors")) if Path(base).is_dir() else []
+    return {file.name: sha256(file) for file in files} or None
 
 
 def _check_folder(out: Path, identity: dict[str, Any]) -> None:
