@@ -132,14 +132,6 @@ def test_the_paper_s_loss_is_zero_at_equality_and_positive_elsewhere() -> None:
     assert float(loss(logits, target)) == pytest.approx(sum(one_by_one) / len(one_by_one), rel=1e-5)
 
 
-def test_temperature_divides_the_counts() -> None:
-    logits = torch.tensor([[1.0, 2.0, 0.0]])
-    target = torch.tensor([[30.0, 10.0, 20.0]])
-    assert float(loss(logits, target, temperature=10)) == pytest.approx(
-        float(loss(logits, target / 10)), rel=1e-6
-    )
-
-
 def test_the_code_s_loss_is_its_formula_token_by_token() -> None:
     draw = torch.Generator().manual_seed(1)
     logits, target = torch.randn(2, 2, 5, 3, generator=draw)

@@ -18,6 +18,7 @@ from moesim.models.readme.experts import decide
 from moesim.models.readme.model import materialise, refactor
 from moesim.models.readme.router import PreGatingRouter, RouterCache
 from moesim.record import record
+from moesim.record.header import model_config
 from moesim.record.prompts import Prompt
 
 KINDS = [
@@ -79,6 +80,10 @@ def test_sizes_of_forms() -> None:
     assert fused.config.expert_ffn == int(masks.sum(-1).max())
     assert unfused.config.shared_ffn == int(permanent.sum(-1).max())
     assert unfused.config.expert_ffn == int((masks & ~permanent).sum(-1).max())
+    alike = refactor(dense_model(), masks[:1].expand(2, -1, -1), router=ROUTER)
+    assert materialise(alike).config.expert_ffn == int(masks[0].sum(-1).max())
+    with pytest.raises(UsageError, match="expert 0 has no channel of its own in layer 0"):
+        materialise(alike, "unfused")
     with pytest.raises(UsageError, match="cannot make 'fused' experts of a fused model"):
         materialise(fused)
     with pytest.raises(UsageError, match="has biases in its FFNs"):
@@ -102,6 +107,12 @@ def router(request: pytest.FixtureRequest) -> PreGatingRouter:
         made.initialise()
         torch.nn.init.normal_(made.embed.weight)
     return made.eval()
+
+
+def test_a_router_of_unnamed_size_is_the_papers() -> None:
+    model = refactor(dense_model(), some_masks())
+    assert model.config.router == {"hidden": 512, "heads": 4, "ffn": 512, "mlp": "silu"}
+    assert shape_from_config(model_config(model)).router is not None
 
 
 def test_the_router_looks_at_no_later_token(router: PreGatingRouter) -> None:

@@ -6,8 +6,7 @@ mask. Targets depend on no router, so they are computed once.
 `paper` (equation 4): the overlap of expert j is the number of channels that mask j has in common
 with the token's own highest |inner activations|, as many as the share of the masks. The paper does
 not say how layers combine; here their counts add up, where one router serves all layers. The loss
-is KL(softmax of the router || softmax of the overlaps). A softmax of counts is all but one-hot;
-`temperature` divides the counts, and 1 is the paper's.
+is KL(softmax of the router || softmax of the overlaps). A softmax of counts is all but one-hot.
 
 `code` (as released): signed inner activations are compared with five order statistics, so that a
 channel scores 0 to 5 thirds of 1/n, where n is the first expert's number of own channels; an
@@ -94,9 +93,7 @@ def _soft_overlap(inner_TD: Tensor, own_DN: Tensor, masks: Masks, layer: int) ->
     return importance_TD / (3 * n) @ own_DN
 
 
-def loss(
-    logits: Tensor, target: Tensor, variant: Variant = "paper", *, temperature: float = 1.0
-) -> Tensor:
+def loss(logits: Tensor, target: Tensor, variant: Variant = "paper") -> Tensor:
     """The distillation loss of router `logits` `[..., N]` against `target` logits, in nats.
 
     Mean over all leading dimensions: tokens, and layers where targets have them; `logits` without
@@ -104,7 +101,7 @@ def loss(
     """
     logits = _for_each_layer(logits, target)
     log_router = logits.float().log_softmax(dim=-1)
-    log_target = (target.float() / temperature).log_softmax(dim=-1)
+    log_target = target.float().log_softmax(dim=-1)
     if variant == "paper":
         return (log_router.exp() * (log_router - log_target)).sum(dim=-1).mean()
     hard = cross_entropy(

@@ -67,18 +67,8 @@ class Masks:
 
     @property
     def empty_own(self) -> list[tuple[int, int]]:
-        """(expert, layer) without channels of their own: fused experts work, unfused do not."""
+        """(expert, layer) without channels of their own: unfused, such an expert would be empty."""
         return [(n, layer) for n, layer in (~self.own.any(dim=-1)).nonzero().tolist()]
-
-    def require_own(self) -> None:
-        """Raise `UsageError` where an expert has nothing beside the permanent one."""
-        if self.empty_own:
-            expert, layer = self.empty_own[0]
-            raise UsageError(
-                f"expert {expert} ({self.domains[expert]}) has no channel of its own in layer "
-                f"{layer}, and so would be empty beside a permanent expert; take another share, "
-                "domains that differ more, or fused experts"
-            )
 
     def describe(self) -> dict[str, Any]:
         """Sizes and overlaps as plain JSON; channels are means over layers."""

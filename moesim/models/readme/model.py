@@ -27,7 +27,7 @@ from moesim.models.readme.experts import (
     decide,
 )
 from moesim.models.readme.ffn import GatedFfn, find_ffns
-from moesim.models.readme.router import PreGatingRouter, RouterCache
+from moesim.models.readme.router import SIZES, PreGatingRouter, RouterCache
 
 __all__ = ["ReadMeForCausalLM", "materialise", "refactor"]
 
@@ -170,7 +170,7 @@ def refactor(
         expert_ffn=int(masks_NLD.sum(dim=2).max()),
         routing=routing,
         scaled=scaled,
-        router=router,
+        router={**SIZES, **(router or {})} if routing == "decoupled" else None,
     )
     model = _build(config, dense)
     states = dict(dense.state_dict())
@@ -199,6 +199,12 @@ def materialise(masked: ReadMeForCausalLM, layout: str = "fused") -> ReadMeForCa
     permanent_LD = masks_LND.all(dim=1)
     if layout == "unfused":
         masks_LND = masks_LND & ~permanent_LD[:, None]
+        if empty := (~masks_LND.any(dim=2)).nonzero().tolist():
+            layer, expert = empty[0]
+            raise UsageError(
+                f"expert {expert} has no channel of its own in layer {layer}, and would be empty "
+                "beside the permanent one; take another share, or fused experts"
+            )
     config = ReadMeConfig(
         **{
             **masked.config.to_dict(),

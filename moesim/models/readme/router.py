@@ -23,6 +23,7 @@ Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 shape. Scores are not scaled."""
 
 MLPS = ("silu", "swiglu")
+SIZES = {"hidden": 512, "heads": 4, "ffn": 512, "mlp": "silu"}  # the paper's, the code's MLP
 _ROPE_BASE = 10_000.0
 
 

@@ -57,7 +57,7 @@ class Settings:
     def router_options(self) -> dict[str, Any]:
         """Arguments of `PreGatingRouter`."""
         mlp = "swiglu" if self.variant == "paper" else "silu"
-        return {"hidden": 512, "heads": 4, "ffn": 512, "mlp": mlp, **self.router}
+        return {**self.router, "mlp": mlp}
 
 
 SIZES: Final[Mapping[str, Settings]] = MappingProxyType(
