@@ -443,7 +443,8 @@ def test_hardened_weights_have_at_most_k_non_zeros_and_all_the_mass(
     hard = dselect(inputs).weights
     assert int((hard != 0).sum(dim=1).max()) <= k
     torch.testing.assert_close(hard.sum(dim=1), torch.ones(20))
-    torch.testing.assert_close(selection.probabilities, hard)
+    dense = torch.zeros_like(hard).scatter_add(1, selection.ids.clamp(min=0), selection.weights)
+    torch.testing.assert_close(dense, hard)
     if n > k:
         assert int((soft != 0).sum(dim=1).max()) > k
 
@@ -457,23 +458,42 @@ def test_where_all_bits_are_binary_hardening_changes_nothing(n: int) -> None:
     assert dselect.binary_share() == 1
     soft = dselect().weights
     dselect.harden()
-    assert torch.equal(soft, dselect().weights)
+    torch.testing.assert_close(soft, dselect().weights, rtol=1e-6, atol=0)
 
 
-def test_hardening_rounds_bits_where_every_code_has_an_expert() -> None:
-    dselect = DSelectK(16, 1, tasks=50)
+def test_hardening_keeps_the_k_largest_weights() -> None:
+    torch.manual_seed(0)
+    dselect = DSelectK(16, 3, tasks=50)
     with torch.no_grad():
         dselect.z_logits.uniform_(-1, 1)
-    rounded = (dselect.z_logits[0] > 0).long()
-    expected = (rounded * torch.tensor([8, 4, 2, 1])).sum(dim=1)
-    assert dselect.select().ids[:, 0].tolist() == expected.tolist()
+    soft = dselect().weights.detach().numpy()
+    probabilities, weights, ids = dselect.select()
+    np.testing.assert_allclose(probabilities, soft / soft.sum(axis=1, keepdims=True), rtol=1e-5)
+    for task, row in enumerate(soft):
+        best = sorted(range(16), key=lambda expert: -row[expert])[:3]
+        kept = [expert for expert in best if row[expert] > 0]
+        assert [i for i in ids[task].tolist() if i >= 0] == kept
+        expected = row[kept] / row[kept].sum()
+        np.testing.assert_allclose(weights[task, : len(kept)], expected, rtol=1e-5)
 
 
-def test_a_code_without_expert_is_hardened_to_one_that_has() -> None:
-    dselect = DSelectK(6, 1)
+def test_an_undecided_bit_that_leaves_no_more_than_k_experts_is_not_rounded() -> None:
+    dselect = DSelectK(8, 2)
     with torch.no_grad():
-        dselect.z_logits.copy_(torch.tensor([[[0.9, 0.1, 0.8]]]))  # 111 is no expert; 101 is near
-    assert dselect.select().ids.tolist() == [[5]]
+        dselect.z_logits.copy_(torch.tensor([0.9, -0.9, 0.1]).expand(2, 1, 3))
+    soft = dselect().weights
+    assert soft[0].nonzero().flatten().tolist() == [4, 5]
+    dselect.harden()
+    torch.testing.assert_close(dselect().weights, soft)
+
+
+def test_where_no_mass_is_reachable_no_expert_is_selected() -> None:
+    dselect = DSelectK(6, 1).eval()
+    with torch.no_grad():
+        dselect.z_logits.copy_(torch.ones(1, 1, 3))  # 111 is the code of no expert
+    probabilities, weights, ids = dselect.select()
+    assert (weights.tolist(), ids.tolist()) == ([[0.0]], [[-1]])
+    assert probabilities.tolist() == dselect().weights.tolist() == [[0.0] * 6]
 
 
 def test_one_expert_has_no_bits_and_all_the_weight() -> None:

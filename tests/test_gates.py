@@ -191,6 +191,16 @@ def test_top_k_is_a_softmax_over_the_kept_scores(name: str) -> None:
         np.testing.assert_allclose(weights[row], expected, rtol=1e-5)
 
 
+def test_alone_a_kept_score_has_weight_one_and_learns_nothing_where_switch_does() -> None:
+    x = inputs(static=False)
+    slopes = {}
+    for gate in (TopK(N, 1, features=F), Switch(N, features=F, balance=0.0)):
+        gate.train()(x).weights.square().sum().backward()
+        slopes[type(gate)] = gate.scores.linear.weight.grad.abs().sum().item()
+    assert slopes[TopK] == 0
+    assert slopes[Switch] > 0
+
+
 def test_noise_has_the_learnt_deviation_and_only_in_training() -> None:
     gate = NoisyTopK(N, 1, tasks=1)
     with torch.no_grad():

@@ -25,9 +25,9 @@ class Gating(NamedTuple):
 
 
 class Selection(NamedTuple):
-    """At most k experts a row, the heaviest first."""
+    """At most k experts a row, the heaviest first; none where a gate has lost all weight."""
 
-    probabilities: Tensor  # (B, n), rows sum to one: what the gate thinks of all experts
+    probabilities: Tensor  # (B, n), rows sum to one: what they were chosen by
     weights: Tensor  # (B, k), 0 where a place is unused
     ids: Tensor  # (B, k) integers, -1 where a place is unused
 
@@ -152,6 +152,17 @@ def keep_largest(values_BN: Tensor, k: int) -> Tensor:
     """Which k of each row are the largest, `[B, n]` of bool; of equals, any."""
     ids = values_BN.topk(k, dim=-1).indices
     return torch.zeros_like(values_BN, dtype=torch.bool).scatter(-1, ids, True)
+
+
+def kept_of(weights_BN: Tensor, k: int) -> Tensor:
+    """The k largest of each row, rescaled to sum to one; zero elsewhere. No mass stays none."""
+    return scaled(weights_BN * keep_largest(weights_BN, k))
+
+
+def scaled(weights_BN: Tensor) -> Tensor:
+    """Rows that sum to one, but for those that are all zero."""
+    mass_B1 = weights_BN.sum(dim=-1, keepdim=True)
+    return weights_BN / torch.where(mass_B1 > 0, mass_B1, 1)
 
 
 def no_loss(like: Tensor) -> Tensor:

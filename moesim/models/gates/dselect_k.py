@@ -27,10 +27,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from moesim.errors import UsageError
-from moesim.models.gates.base import Gate, Gating, check_k, no_loss
+from moesim.models.gates.base import Gate, Gating, check_k, kept_of, no_loss, scaled
 
 Schedule = Callable[[int], float]
 Vector = TypeVar("Vector", Tensor, npt.NDArray[np.float64])
@@ -104,29 +103,31 @@ class DSelectK(Gate):
                 nn.init.uniform_(parameter, -bound, bound)
 
     def harden(self) -> None:
-        """From now on `forward` too gives what `select` does: at most k experts, exactly."""
+        """From now on `forward` too gives what `select` does: the k largest weights, rescaled.
+
+        Where no more than k are left, as when every bit is binary, that changes no weight.
+        """
         self.hardened.fill_(True)
 
     @torch.no_grad()
     def binary_share(self, inputs: Tensor | None = None) -> float:
-        """The share of bits that are exactly 0 or 1; where it is 1, hardening changes nothing."""
+        """The share of bits that are exactly 0 or 1: 1 once the gate has converged."""
         self._check(inputs)
         _, z_Bkm = self._parameters_of(None if self.static else inputs)
         return float((z_Bkm.abs() >= self.gamma / 2).double().mean()) if self.num_bits else 1.0
 
     def _mix(self, features_BF: Tensor | None) -> Gating:
         alpha_Bk, z_Bkm = self._parameters_of(features_BF)
-        if self.hardened:
-            weights_BN = _mixed(alpha_Bk, self._nearest(z_Bkm))
-            return Gating(weights_BN, no_loss(weights_BN))
         r_BkN = selectors(smooth_step(z_Bkm, self.gamma), self.num_experts)
         weights_BN = _mixed(alpha_Bk, r_BkN)
+        if self.hardened:
+            weights_BN = kept_of(weights_BN, self.k)
         return Gating(weights_BN, self._penalty(r_BkN) if self.training else no_loss(weights_BN))
 
     def _harden(self, features_BF: Tensor | None) -> tuple[Tensor, Tensor]:
         alpha_Bk, z_Bkm = self._parameters_of(features_BF)
-        weights_BN = _mixed(alpha_Bk, self._nearest(z_Bkm))
-        return weights_BN, weights_BN
+        q_BN = _mixed(alpha_Bk, selectors(smooth_step(z_Bkm, self.gamma), self.num_experts))
+        return scaled(q_BN), kept_of(q_BN, self.k)
 
     def _parameters_of(self, features_BF: Tensor | None) -> tuple[Tensor, Tensor]:
         """Alpha `[B, k]` and z `[B, k, m]` of each row."""
@@ -136,12 +137,6 @@ class DSelectK(Gate):
         assert isinstance(self.w_logits, nn.Module)
         z_BK = self.z_logits(features_BF)
         return self.w_logits(features_BF), z_BK.view(len(z_BK), self.k, self.num_bits)
-
-    def _nearest(self, z_Bkm: Tensor) -> Tensor:
-        """One-hot `[B, k, n]`: the expert whose code agrees best with a selector's bits."""
-        signs_Nm = 2 * codes(self.num_experts).to(z_Bkm) - 1
-        ids_Bk = (z_Bkm @ signs_Nm.T).argmax(dim=-1)
-        return functional.one_hot(ids_Bk, self.num_experts).to(z_Bkm)
 
     def _penalty(self, r_BkN: Tensor) -> Tensor:
         entropy_B = -(r_BkN * (r_BkN + _ENTROPY_FLOOR).log()).sum(dim=(1, 2))

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from moesim.errors import UsageError
-from moesim.models.gates.base import Gate, Gating, Scores, no_loss
-from moesim.models.gates.softmax import kept_of
+from moesim.models.gates.base import Gate, Gating, Scores, kept_of, no_loss
 
 
 class GumbelSoftmax(Gate):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from moesim.models.gates.base import Gate, Gating, Scores, keep_largest, no_loss
+from moesim.models.gates.base import Gate, Gating, Scores, kept_of, no_loss
 
 
 class Softmax(Gate):
@@ -24,9 +24,3 @@ class Softmax(Gate):
     def _harden(self, features_BF: Tensor | None) -> tuple[Tensor, Tensor]:
         probabilities_BN = self.scores(features_BF).softmax(dim=-1)
         return probabilities_BN, kept_of(probabilities_BN, self.k)
-
-
-def kept_of(probabilities_BN: Tensor, k: int) -> Tensor:
-    """The k largest of each row, rescaled to sum to one; zero elsewhere."""
-    kept_BN = probabilities_BN * keep_largest(probabilities_BN, k)
-    return kept_BN / kept_BN.sum(dim=-1, keepdim=True)

@@ -2,7 +2,8 @@
 
 Shazeer et al., "Outrageously Large Neural Networks: The Sparsely-Gated Mixture-of-Experts Layer",
 ICLR 2017 (arXiv 1701.06538), section 2.1. Not continuous: where two scores change places at the
-border, weight jumps from one expert to the other.
+border, weight jumps from one expert to the other. With k = 1 the one weight is always 1, and no
+gradient of the data loss reaches the scores.
 """
 
 from __future__ import annotations
