@@ -188,6 +188,13 @@ def test_scores_that_already_are_probabilities_are_recognised() -> None:
     )
 
 
+def test_unused_places_do_not_hide_that_scores_are_probabilities() -> None:
+    probabilities = torch.tensor([[0.75, 0.25, 0.0], [0.0, 1.0, 0.0]])
+    ids = torch.tensor([[0, 1], [1, -1]])
+    weights = torch.tensor([[0.75, 0.25], [1.0, 0.0]])
+    assert infer_scoring(Routing(ids, weights, probabilities)) == "probabilities"
+
+
 def test_router_logits_asked_of_the_model_are_not_disturbed() -> None:
     """transformers captures router outputs by hooks of its own; predictions must not reach them."""
     model = tiny("mixtral")

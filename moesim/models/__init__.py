@@ -13,6 +13,7 @@ unlike random weights or a synthetic trace, though they route as *small* models 
     prompting.py  prompts cut from the held-out text
     dense.py      dense base models: one's own, and a pretrained one that comes in a package
     readme/       Read-ME: a dense model refactored into experts
+    gates/        DSelect-k and the family of gates, for tasks and for tokens
 
 torch and transformers load with the first use of `train` or `load_base`.
 """

@@ -179,6 +179,7 @@ def infer_scoring(routing: Routing) -> str:
             continue
         chosen = scores.gather(1, routing.ids.clamp(min=0).long())
         ratio = routing.weights.float() / chosen.clamp(min=1e-20)
+        ratio = torch.where(routing.ids >= 0, ratio, ratio[:, :1])  # unused places come last
         spread = ratio.amax(dim=-1) / ratio.amin(dim=-1).clamp(min=1e-20)
         if bool((spread < 1.05).float().mean() > 0.95):
             return scoring

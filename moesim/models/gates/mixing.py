@@ -1,0 +1,69 @@
+"""Conditional computation: run an expert on just those rows in which it counts.
+
+With DSelect-k and Top-k a weight that is exactly zero has gradient exactly zero in every parameter,
+so that skipping its expert changes neither the output nor what is learnt. Straight-through gates
+learn from experts that have no weight, and lose that by it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from moesim.errors import UsageError
+
+Expert = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Activity:
+    """How much of the experts a batch of `rows` rows needs."""
+
+    rows: int
+    num_experts: int
+    pairs: int  # (row, expert) with a weight that is not zero
+    experts: int  # distinct experts that some row needs
+
+    @property
+    def share(self) -> float:
+        """Of the experts' FLOPs, were all of them run on every row."""
+        return self.pairs / (self.rows * self.num_experts)
+
+    def flops(self, flops_per_row: float) -> float:
+        """What the experts compute, if one of them takes `flops_per_row` for a row."""
+        return self.pairs * flops_per_row
+
+
+def activity(weights_BN: Tensor) -> Activity:
+    """Counts of the weights that are not exactly zero."""
+    used_BN = weights_BN.detach() != 0
+    rows, num_experts = used_BN.shape
+    return Activity(rows, num_experts, int(used_BN.sum()), int(used_BN.any(dim=0).sum()))
+
+
+def mix(weights_BN: Tensor, experts: Sequence[Expert], inputs_BF: Tensor) -> Tensor:
+    """sum over i of weights[:, i] · experts[i](inputs), `[B, O]`, skipping what has zero weight.
+
+    Raises `UsageError` where no expert has weight in any row.
+    """
+    out: Tensor | None = None
+    for expert, weights_B in zip(experts, weights_BN.T, strict=True):
+        rows = weights_B.detach().nonzero()[:, 0]
+        if not len(rows):
+            continue
+        states = expert(inputs_BF[rows]) * weights_B[rows, None]
+        if out is None:
+            out = states.new_zeros(len(inputs_BF), states.shape[1])
+        out = out.index_add(0, rows, states)
+    if out is None:
+        raise UsageError(f"none of the {len(experts)} experts has weight in any row")
+    return out
+
+
+def places(weights_BN: Tensor) -> tuple[Tensor, Tensor]:
+    """Dense weights as (weights `[B, n]`, ids `[B, n]`), -1 where a weight is zero."""
+    ids_N = torch.arange(weights_BN.shape[1], device=weights_BN.device)
+    return weights_BN, torch.where(weights_BN != 0, ids_N, -1)
