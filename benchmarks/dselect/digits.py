@@ -6,10 +6,11 @@ Pairs of real digits, composed as published, and experts and towers of the publi
 digits, pairs, experts and epochs than in the papers. The digits are split once, so that tuning sees
 no test digit; a seed draws pairs, first weights and batches. Both tasks weigh the same. Gates are
 static, one set of weights a task, unless --per-example. The learning rate is drawn from a wider
-range than the published one, which is for forty times as many steps.
+range than the published one, which is for some 77 times as many steps.
 
 Runs are kept in OUT, each whole, and a study that was killed goes on there. Needs the package
-mlxtend. About an hour on one core; gates can be shared out over processes with one OUT.
+mlxtend. About three quarters of an hour on one core; gates can be shared out over processes that
+have one OUT.
 """
 
 from __future__ import annotations
