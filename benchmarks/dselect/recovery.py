@@ -289,7 +289,7 @@ def by_difference(results: Results) -> Table:
         cells = []
         for key, digits, good in (("hard_loss", 3, -1), ("hard_exact", 2, 1)):
             less = difference(_ends(ours, key), _ends(runs, key), relative=False)
-            cells += [_text(less, digits, sign=True), reading(less, good)]
+            cells += [written(less, digits, sign=True), reading(less, good)]
         table.add(str(cell), gate, *cells)
     return table
 
@@ -332,10 +332,11 @@ def reading(less: Estimate, good: int) -> str:
 
 def spread(values: Sequence[float], digits: int) -> str:
     """A mean and half its 95 % interval over seeds."""
-    return _text(estimate(values), digits)
+    return written(estimate(values), digits)
 
 
-def _text(value: Estimate, digits: int, *, sign: bool = False) -> str:
+def written(value: Estimate, digits: int, *, sign: bool = False) -> str:
+    """A mean and half its interval, if it has one."""
     text = f"{value.mean:{'+' if sign else ''}.{digits}f}"
     return text if value.half is None else f"{text} ± {value.half:.{digits}f}"
 

@@ -14,6 +14,9 @@ unlike random weights or a synthetic trace, though they route as *small* models 
     dense.py      dense base models: one's own, and a pretrained one that comes in a package
     readme/       Read-ME: a dense model refactored into experts
     gates/        DSelect-k and the family of gates, for tasks and for tokens
+    multitask/    mixtures of shared experts, with a gate's weights and a tower for each task
+    digits.py     two overlaid digits, each to be told: Multi-MNIST
+    movielens.py  who watches what, and how they rate it
 
 torch and transformers load with the first use of `train` or `load_base`.
 """

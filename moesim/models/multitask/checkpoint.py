@@ -1,0 +1,49 @@
+"""A training under way in one safetensors file: its tensors, and its story as JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from moesim.errors import OutputError
+from moesim.files import output_errors
+
+
+def save(path: Path, story: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Write whole or not at all. Raises `OutputError`."""
+    from safetensors.torch import save_file
+
+    partial = path.with_name(path.name + ".partial")
+    with output_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(
+            {name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()},
+            partial,
+            metadata={"story": json.dumps(story)},
+        )
+        partial.replace(path)
+
+
+def load(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The story and the tensors. Raises `OutputError` for anything else than a checkpoint."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            story = json.loads(file.metadata()["story"])
+            return story, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        raise OutputError(path, f"is no checkpoint of a training ({error})") from error
+
+
+def part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names begin with a prefix, without it."""
+    return {
+        name.removeprefix(prefix): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(prefix)
+    }
