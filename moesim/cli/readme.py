@@ -135,10 +135,13 @@ def _echo_untuned(untuned: Untuned) -> None:
     typer.echo("before tuning, nats a token:")
     width = max(len(name) for name in ("dense model", *untuned.experts)) + 2
     domains = list(untuned.dense)
-    typer.echo(f"{'':{width}}" + "".join(f"{domain:>12}" for domain in domains))
+    column = max(10, *map(len, domains)) + 2
+    typer.echo(f"{'':{width}}" + "".join(f"{domain:>{column}}" for domain in domains))
     rows = {"dense model": untuned.dense, **untuned.experts}
     for name, losses in rows.items():
-        typer.echo(f"{name:{width}}" + "".join(f"{losses[domain]:12.3f}" for domain in domains))
+        typer.echo(
+            f"{name:{width}}" + "".join(f"{losses[domain]:{column}.3f}" for domain in domains)
+        )
 
 
 def _echo_stage(kind: str, measured: Measured) -> None:
