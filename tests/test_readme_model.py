@@ -226,6 +226,19 @@ def test_a_scaled_path_chosen_beforehand_is_taken_with_its_weights() -> None:
         model(tokens, path_ids=chosen)
 
 
+def test_a_trace_names_no_folder_of_this_machine(tmp_path: Path) -> None:
+    dense_model().save_pretrained(tmp_path / "dense")
+    dense = load_model(tmp_path / "dense", dtype="float64")
+    model = materialise(refactor(dense, some_masks(), router=ROUTER))
+    model.save_pretrained(tmp_path / "moe")
+    assert str(tmp_path) not in (tmp_path / "moe/config.json").read_text()
+    moe = load_model(tmp_path / "moe", dtype="float64")
+    moe.config.base._name_or_path = str(tmp_path / "dense")
+    trace = record(moe, None, [Prompt("", tokens=(1, 2, 3))], tmp_path / "trace")
+    assert trace.path is not None
+    assert str(tmp_path) not in (trace.path / "trace.json").read_text()
+
+
 @pytest.mark.parametrize("routing", ["decoupled", "layerwise"])
 def test_what_is_recorded_is_what_was_routed(tmp_path: Path, routing: str) -> None:
     model = materialise(readme_model(routing=routing))

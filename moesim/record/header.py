@@ -59,10 +59,17 @@ def describe(
 
 
 def model_config(model: Any) -> dict[str, Any]:
-    """The model's `config.json`, without the name of the folder it was loaded from."""
+    """The model's `config.json`, without the names of folders that it or its parts came from."""
     config: dict[str, Any] = json.loads(model.config.to_json_string(use_diff=False))
-    config.pop("_name_or_path", None)
-    return config
+    return _without_folders(config)
+
+
+def _without_folders(config: dict[str, Any]) -> dict[str, Any]:
+    return {
+        key: _without_folders(value) if isinstance(value, dict) else value
+        for key, value in config.items()
+        if key != "_name_or_path"
+    }
 
 
 def model_name(model: Any) -> str:

@@ -164,8 +164,9 @@ def refactor(
             f"masks of shape {tuple(masks_NLD.shape)} do not fit {shape[0]} layers of {shape[1]} "
             "channels"
         )
+    base = {key: value for key, value in dense.config.to_dict().items() if key != "_name_or_path"}
     config = ReadMeConfig(
-        base=dense.config.to_dict(),
+        base=base,
         num_experts=len(masks_NLD),
         expert_ffn=int(masks_NLD.sum(dim=2).max()),
         routing=routing,
