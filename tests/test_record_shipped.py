@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from moesim.trace import load_trace, validate_trace
 TRACES = Path(__file__).parent.parent / "traces"
 
 
-@pytest.mark.parametrize("name", ["shallow", "deep"])
+@pytest.mark.parametrize("name", ["shallow", "deep", "readme-decoupled", "readme-layerwise"])
 def test_a_shipped_trace_is_whole_small_and_varied(name: str) -> None:
     validate_trace(TRACES / name)
     assert sum(path.stat().st_size for path in (TRACES / name).iterdir()) <= 5_000_000
@@ -27,6 +28,21 @@ def test_a_shipped_trace_is_whole_small_and_varied(name: str) -> None:
     assert trace.gate_weights is not None
     assert trace.meta.model_config is not None
     assert trace.meta.expert_bytes is not None
+    header = (TRACES / name / "trace.json").read_text(encoding="utf-8")
+    assert not re.search(r'"/\w', header), "no path of the machine that recorded it"
+
+
+def test_two_routers_of_one_base_differ_in_the_router_alone() -> None:
+    decoupled, layerwise = (load_trace(TRACES / f"readme-{n}") for n in ("decoupled", "layerwise"))
+    assert (decoupled.meta.router, layerwise.meta.router) == ("decoupled", "layerwise")
+    for key in ("prompt_tokens", "domain"):
+        assert list(decoupled.requests[key]) == list(layerwise.requests[key])
+    assert decoupled.meta.expert_bytes == layerwise.meta.expert_bytes
+    ids_TL = np.asarray(decoupled.expert_ids)[:, :, 0]
+    assert (ids_TL == ids_TL[:, :1]).all()
+    assert not (np.asarray(layerwise.expert_ids)[:, 0] == layerwise.expert_ids[:, 1]).all()
+    base = [trace.meta.model_config["base"] for trace in (decoupled, layerwise)]  # type: ignore[index]
+    assert base[0] == base[1]
 
 
 @pytest.mark.parametrize("name", ["shallow", "deep"])
