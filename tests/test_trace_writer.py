@@ -228,7 +228,11 @@ for number in itertools.count():
 
 def test_being_killed_leaves_only_whole_traces_under_their_names(tmp_path: Path) -> None:
     interrupted = whole = 0
-    for attempt, random_delay in enumerate(random.Random(5).uniform(0, 0.05) for _ in range(6)):
+    draw = random.Random(5)
+    for attempt in range(60):  # where a kill lands is up to the machine; six usually do
+        if attempt >= 6 and interrupted:
+            break
+        random_delay = draw.uniform(0, 0.05)
         folder = tmp_path / str(attempt)
         folder.mkdir()
         with subprocess.Popen(
