@@ -89,6 +89,22 @@ def _publish(partial: Path, path: Path, *, force: bool) -> None:
         shutil.rmtree(old)
 
 
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Yield a temporary sibling of `path` to write, which becomes `path` when the block ends well.
+
+    An exception leaves `path` as it was. Raises `OutputError` where it cannot be written.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    with output_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield partial
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as stable, readable JSON (sorted as given, one trailing newline)."""
     path.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n", encoding="utf-8")

@@ -2,34 +2,21 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from studies import study
 
 from moesim.errors import MoesimError, UsageError
 from moesim.models.gates import TopK
 from moesim.report.statistics import Estimate
 
-FOLDER = Path(__file__).parents[1] / "benchmarks/dselect"
-
 torch.set_num_threads(1)
 
 
-def study(name: str) -> Any:
-    """A script of the folder as a module, imported as when it is run there."""
-    sys.path.insert(0, str(FOLDER))
-    try:
-        return importlib.import_module(name)
-    finally:
-        sys.path.remove(str(FOLDER))
-
-
-recovery = study("recovery")
+recovery = study("dselect", "recovery")
 CELL = recovery.Cell(4, 2, 3)
 SMALL = ["--cells", "4x2x3", "--trials", "2", "--seeds", "2", "--steps", "40"]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from moesim.errors import OutputError
-from moesim.files import whole_folder
+from moesim.files import whole_file, whole_folder
 
 
 def fill(path: Path, text: str, *, force: bool = False) -> None:
@@ -35,3 +35,23 @@ def test_force_replaces_a_link_and_not_what_it_points_to(tmp_path: Path) -> None
     assert (tmp_path / "out" / "file").read_text() == "ours"
     assert (tmp_path / "elsewhere" / "file").read_text() == "theirs"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["elsewhere", "out"]
+
+
+def interrupted(path: Path) -> None:
+    with whole_file(path) as partial:
+        partial.write_text("half")
+        raise KeyboardInterrupt
+
+
+def test_a_file_is_whole_or_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "file.txt"
+    with whole_file(path) as partial:
+        partial.write_text("first")
+        assert not path.exists()
+    assert path.read_text() == "first"
+    with pytest.raises(KeyboardInterrupt):
+        interrupted(path)
+    assert path.read_text() == "first"
+    assert [each.name for each in path.parent.iterdir()] == ["file.txt"]
+    with pytest.raises(OutputError, match=r"file\.txt"), whole_file(path / "below"):
+        pass

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from studies import study
 
 torch = pytest.importorskip("torch", reason="mixtures need the torch extra")
 
@@ -18,21 +17,12 @@ from test_movielens import made_up as made_up_ratings  # noqa: E402
 
 from moesim.errors import UsageError  # noqa: E402
 
-FOLDER = Path(__file__).parents[1] / "benchmarks/dselect"
-
 torch.set_num_threads(1)
 
 
-def study(name: str) -> Any:
-    """A script of the folder as a module, imported as when it is run there."""
-    sys.path.insert(0, str(FOLDER))
-    try:
-        return importlib.import_module(name)
-    finally:
-        sys.path.remove(str(FOLDER))
-
-
-multitask, digits, movielens = map(study, ("multitask", "digits", "movielens"))
+multitask, digits, movielens = (
+    study("dselect", name) for name in ("multitask", "digits", "movielens")
+)
 
 
 def world(**changes: Any) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import sys
 from dataclasses import replace
 from itertools import product
@@ -11,26 +10,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+from studies import study
 
 from moesim.errors import UsageError
 from moesim.hardware import BatchShape, CostModel, load_hardware, named_shape
 from moesim.simulate import prepare, result_of
 from moesim.trace import DecoupledKnobs, synthesize_decoupled
 
-FOLDER = Path(__file__).parents[1] / "benchmarks/readme"
-
-
-def study(name: str) -> Any:
-    """A script of the folder as a module, imported as when it is run there."""
-    sys.path.insert(0, str(FOLDER))
-    try:
-        return importlib.import_module(name)
-    finally:
-        sys.path.remove(str(FOLDER))
-
-
-table8, unique, prefetch = map(study, ("table8", "unique_experts", "prefetch"))
-accuracy, routers = map(study, ("accuracy", "routers"))
+table8, unique, prefetch = (
+    study("readme", name) for name in ("table8", "unique_experts", "prefetch")
+)
+accuracy = study("readme", "accuracy")
+routers = study("readme", "routers")
 COST = CostModel(load_hardware("a100-80gb"), named_shape("readme-llama-2-7b"))
 
 

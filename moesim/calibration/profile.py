@@ -12,7 +12,7 @@ from typing import Any, Final
 from moesim.calibration.copies import CopyPoint
 from moesim.calibration.samples import Samples
 from moesim.document import dump_document
-from moesim.files import output_errors
+from moesim.files import whole_file
 from moesim.hardware.hardware import Hardware, hardware_from
 from moesim.hardware.measurement import OperationTimes
 from moesim.hardware.operations import OperationCost
@@ -59,17 +59,12 @@ class Profile:
         points = path.with_suffix(".points.csv")
         measured = {**self.data["measured"], "points": points.name}
         text = dump_document({**self.data, "measured": measured})
-        with output_errors(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            partial = points.with_name(f".{points.name}.partial")
-            with partial.open("w", encoding="utf-8", newline="") as file:
-                writer = csv.DictWriter(file, _COLUMNS, lineterminator="\n")
-                writer.writeheader()
-                writer.writerows(self._rows())
-            partial.replace(points)
-            partial = path.with_name(f".{path.name}.partial")
+        with whole_file(points) as partial, partial.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, _COLUMNS, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(self._rows())
+        with whole_file(path) as partial:
             partial.write_text(text, encoding="utf-8")
-            partial.replace(path)
 
     def _rows(self) -> Iterator[dict[str, Any]]:
         samples = self.samples

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from moesim.calibration.samples import ExpertWork, Layer, Readback, Samples, TailWork
 from moesim.errors import OutputError
-from moesim.files import output_errors
+from moesim.files import whole_file
 from moesim.hardware.ops import BatchShape
 
 __all__ = ["load_samples", "save_samples"]
@@ -27,11 +27,8 @@ _READ: Final[dict[str, Callable[[Sequence[Any]], Any]]] = {
 def save_samples(path: Path, samples: Samples) -> None:
     """Write samples as JSON, whole or not at all. Raises `OutputError`."""
     text = json.dumps({name: getattr(samples, name) for name in _READ})
-    with output_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.partial")
+    with whole_file(path) as partial:
         partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
 
 
 def load_samples(path: Path) -> Samples:

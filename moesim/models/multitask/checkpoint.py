@@ -10,22 +10,19 @@ from typing import Any
 from torch import Tensor
 
 from moesim.errors import OutputError
-from moesim.files import output_errors
+from moesim.files import whole_file
 
 
 def save(path: Path, story: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
     """Write whole or not at all. Raises `OutputError`."""
     from safetensors.torch import save_file
 
-    partial = path.with_name(path.name + ".partial")
-    with output_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path) as partial:
         save_file(
             {name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()},
             partial,
             metadata={"story": json.dumps(story)},
         )
-        partial.replace(path)
 
 
 def load(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

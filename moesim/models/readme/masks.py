@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from moesim.errors import UsageError
-from moesim.files import output_errors
+from moesim.files import whole_file
 from moesim.models.readme.ffn import Variant
 from moesim.streams import stream
 
@@ -91,15 +91,11 @@ class Masks:
         """Write a safetensors file, whole or not at all. Raises `OutputError`."""
         from safetensors.torch import save_file
 
-        path = Path(path)
-        partial = path.with_name(f".{path.name}.partial")
         story = {"domains": json.dumps(self.domains), "share": repr(self.share)}
-        with output_errors(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(Path(path)) as partial:
             save_file(
                 {"chosen": self.chosen.contiguous()}, partial, story | {"origin": self.origin}
             )
-            partial.replace(path)
 
     @classmethod
     def load(cls, path: str | Path) -> Self:

@@ -19,6 +19,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ import torch
 from torch import Tensor
 
 from moesim.errors import OutputError, UsageError
-from moesim.files import output_errors, sha256, whole_folder, write_json
+from moesim.files import sha256, whole_file, whole_folder, write_json
 from moesim.models.dense import load_base
 from moesim.models.readme.distill import targets
 from moesim.models.readme.ffn import find_ffns
@@ -158,6 +159,7 @@ class _Work:
 
         return self._kept("scores", ("scores",), make)["scores"]
 
+    @cached_property
     def masks(self) -> Masks:
         settings = self.settings
         masks = top_masks(self.scores(), tuple(self.held_out), settings.share, settings.variant)
@@ -175,7 +177,7 @@ class _Work:
             found = targets(
                 self.dense,
                 pool,
-                self.masks(),
+                self.masks,
                 self.settings.variant,
                 layerwise=True,
                 on_window=self._showing("finding targets"),
@@ -191,15 +193,14 @@ class _Work:
     def untuned(self) -> Untuned:
         path = self.out / "untuned.json"
         if not path.exists():
-            with output_errors(path):
-                partial = path.with_name(".untuned.json.partial")
-                write_json(partial, asdict(self._measure_untuned()))
-                partial.replace(path)
+            measured = asdict(self._measure_untuned())
+            with whole_file(path) as partial:
+                write_json(partial, measured)
         with _damage(path):
             return Untuned(**json.loads(path.read_text(encoding="utf-8")))
 
     def _measure_untuned(self) -> Untuned:
-        masks = self.masks()
+        masks = self.masks
         done, of = 0, 1 + len(masks.domains)
         autocast = self.settings.autocast
 
@@ -251,7 +252,7 @@ class _Work:
             return refactor(self.dense, one.chosen[:1], router=_TINY_ROUTER)
         return refactor(
             self.dense,
-            self.masks().chosen,
+            self.masks.chosen,
             routing=kind,
             scaled=settings.variant == "paper",
             router=settings.router_options,
@@ -266,10 +267,8 @@ class _Work:
         path = self.out / f"{name}.safetensors"
         if not path.exists():
             made = make()
-            with output_errors(path):
-                partial = path.with_name(f".{name}.partial")
+            with whole_file(path) as partial:
                 save_file(made, partial)
-                partial.replace(path)
         with _damage(path):
             found = load_file(path)
             return {part: found[part] for part in parts}
@@ -328,11 +327,8 @@ def _claim(out: Path, identity: dict[str, Any]) -> None:
     """Say what the folder holds, unless it is said."""
     if (out / _STORY).exists():
         return
-    with output_errors(out):
-        out.mkdir(parents=True, exist_ok=True)
-        partial = out / _PARTIAL_STORY
+    with whole_file(out / _STORY) as partial:
         write_json(partial, identity)
-        partial.replace(out / _STORY)
 
 
 @contextmanager

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from moesim.errors import MoesimError, OutputError
-from moesim.files import output_errors
+from moesim.files import whole_file
 from moesim.models.readme import distill
 from moesim.models.readme.ffn import Variant
 from moesim.models.readme.model import ReadMeForCausalLM
@@ -234,14 +234,12 @@ class _Run:
         }
         tensors = {f"model.{n}": p.detach() for n, p in self.model.named_parameters()}
         tensors |= {f"moments.{n}": moment for n, moment in self._moments.items()}
-        partial = self.checkpoint.with_name(self.checkpoint.name + ".partial")
-        with output_errors(self.checkpoint):
+        with whole_file(self.checkpoint) as partial:
             save_file(
                 {name: tensor.contiguous() for name, tensor in tensors.items()},
                 partial,
                 metadata={"story": json.dumps(story)},
             )
-            partial.replace(self.checkpoint)
         self._saved = time.perf_counter()
 
     def restore(self) -> None:
