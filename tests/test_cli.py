@@ -194,3 +194,39 @@ def test_help_loads_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stderr.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    "hit",
+    [
+        "exec('raise KeyboardInterrupt')",  # as in the making of a dataclass
+        "fail_of_it()",
+    ],
+)
+def test_an_interrupt_that_hits_an_import_is_exit_130(hit: str, tmp_path: Path) -> None:
+    """However it comes out: by a mark that ends `python -m` by the signal, or as another error."""
+    code = f"""
+import os, signal
+from moesim import cli
+
+def fail_of_it():
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+    except KeyboardInterrupt as error:
+        raise ImportError("initialization failed") from error
+
+cli.app = lambda: {hit}
+cli.main()
+"""
+    (tmp_path / "console.py").write_text(code)
+    command = [sys.executable, "-m", "console"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 130, done.stderr
+    assert done.stderr == ""
+
+
+def test_an_error_without_an_interrupt_keeps_its_traceback() -> None:
+    code = "from moesim import cli; cli.app = lambda: 1 / 0; cli.main()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "ZeroDivisionError" in done.stderr

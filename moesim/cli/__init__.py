@@ -7,7 +7,10 @@ interrupted.
 
 from __future__ import annotations
 
+import signal
 import sys
+import threading
+from types import FrameType
 from typing import Annotated
 
 import typer
@@ -52,6 +55,7 @@ for group in (run, compare, calibrate, validate, inspect, record, models, trace)
 
 def main() -> None:
     """The console script: errors that moesim foresees are one message and an exit code."""
+    interrupts = _noted_interrupts()
     try:
         app()
     except MoesimError as error:
@@ -59,3 +63,26 @@ def main() -> None:
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)
+    except Exception:
+        # What an interrupt hits while it is imported may turn it into an error of its own.
+        if not interrupts:
+            raise
+        sys.exit(130)
+    finally:
+        # An interrupt that passes code made at run time (as dataclasses are) leaves a mark by which
+        # `python -m` dies of the signal, whatever the exit code; running any such code clears it.
+        exec("")
+
+
+def _noted_interrupts() -> list[int]:
+    """A list that every interrupt from now on is added to, before it is raised as ever."""
+    noted: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        noted.append(number)
+        signal.default_int_handler(number, frame)
+
+    ours = threading.current_thread() is threading.main_thread()
+    if ours and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, note)
+    return noted
