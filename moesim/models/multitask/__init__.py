@@ -1,9 +1,8 @@
 """The multi-task mixture: shared experts, a gate's weights for each task, a tower for each task.
 
-mixture.py     the network
-tasks.py       what is learnt from what: tasks, their losses, examples
-fitting.py     training, and how well a mixture does
-checkpoint.py  a training under way, in one file
+mixture.py  the network
+tasks.py    what is learnt from what: tasks, their losses, examples
+fitting.py  training, and how well a mixture does
 """
 
 from __future__ import annotations

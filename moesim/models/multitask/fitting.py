@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from moesim.errors import MoesimError, UsageError
-from moesim.models.multitask import checkpoint as checkpoints
+from moesim.models import checkpoint as checkpoints
 from moesim.models.multitask.mixture import Mixture
 from moesim.models.multitask.tasks import Examples, Task, total
 from moesim.streams import stream
@@ -218,15 +218,12 @@ class _Run:
     def _save(self) -> None:
         if self.checkpoint is None:
             return
-        moments = {
-            f"moments.{name}.{key}": torch.as_tensor(value)
-            for name, parameter in self.model.named_parameters()
-            for key, value in self.optimizer.state.get(parameter, {}).items()
-        }
+        moments = checkpoints.moments(self.optimizer, dict(self.model.named_parameters()))
         tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
         tensors |= {f"best.{name}": tensor for name, tensor in self.best_state.items()}
         story = {"run": self._identity(), "history": [asdict(epoch) for epoch in self.history]}
-        checkpoints.save(self.checkpoint, story, tensors | moments)
+        tensors |= {f"moments.{name}": moment for name, moment in moments.items()}
+        checkpoints.save(self.checkpoint, story, tensors)
 
     def restore(self) -> None:
         """Go on from the checkpoint, if there is one."""
@@ -240,10 +237,11 @@ class _Run:
             )
         self.model.load_state_dict(checkpoints.part(tensors, "model."))
         self.best_state = checkpoints.part(tensors, "best.")
-        parameters = dict(self.model.named_parameters())
-        for full_name, moment in checkpoints.part(tensors, "moments.").items():
-            name, _, key = full_name.rpartition(".")
-            self.optimizer.state[parameters[name]][key] = moment
+        checkpoints.put_moments(
+            self.optimizer,
+            dict(self.model.named_parameters()),
+            checkpoints.part(tensors, "moments."),
+        )
         self.history = [Epoch(**epoch) for epoch in story["history"]]
 
     def _identity(self) -> dict[str, Any]:

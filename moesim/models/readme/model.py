@@ -11,63 +11,34 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PreTrainedModel
-from transformers.generation.utils import GenerationMixin
+from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from moesim.errors import UsageError
+from moesim.models.experts import ChannelExperts, PermanentExpert, RoutedFfn
 from moesim.models.readme.config import LAYOUTS, MODEL_TYPE, ROUTINGS, ReadMeConfig
-from moesim.models.readme.experts import (
-    ChannelExperts,
-    LayerRouter,
-    MaskedExperts,
-    PathRouter,
-    PermanentExpert,
-    RoutedFfn,
-    decide,
-)
+from moesim.models.readme.experts import LayerRouter, MaskedExperts, PathRouter, decide
 from moesim.models.readme.ffn import GatedFfn, find_ffns
-from moesim.models.readme.router import SIZES, PreGatingRouter, RouterCache
+from moesim.models.readme.router import SIZES, PreGatingRouter
+from moesim.models.routed import RoutedForCausalLM
 
 __all__ = ["ReadMeForCausalLM", "materialise", "refactor"]
 
-_ROUTED = "moesim_router_cache"  # where a KV cache of transformers carries the router's own
 
-
-class ReadMeForCausalLM(PreTrainedModel, GenerationMixin):
-    """`base`, a decoder whose FFNs are `RoutedFfn`s, and with decoupled routing `router`."""
+class ReadMeForCausalLM(RoutedForCausalLM):
+    """`base`, whose FFNs are masked or cut into experts, and with decoupled routing `router`."""
 
     config_class = ReadMeConfig
-    base_model_prefix = "base"
-    _supports_sdpa = True
-    _supports_attention_backend = True
 
     def __init__(self, config: ReadMeConfig) -> None:
         super().__init__(config)
         _check(config)
-        build: Any = AutoModelForCausalLM.from_config
-        self.base = build(config.base)
-        self.router: PreGatingRouter | None = None
         if config.routing == "decoupled":
             self.router = PreGatingRouter(
                 config.vocab_size, config.num_experts, **(config.router or {})
             )
-        for ffn in find_ffns(self.base):
-            _replace(self.base, ffn, _routed(config, ffn))
+        self.exchange(lambda ffn: _routed(config, ffn))
         self.post_init()  # type: ignore[no-untyped-call]
-
-    @property
-    def blocks(self) -> list[RoutedFfn]:
-        """The layers' FFNs, in order."""
-        return [module for module in self.modules() if isinstance(module, RoutedFfn)]
-
-    def route(
-        self, input_ids: Tensor, *, seen: Tensor | None = None, cache: RouterCache | None = None
-    ) -> Tensor:
-        """Logits `[B, T, N]` of the decoupled router, before anything else is computed."""
-        assert self.router is not None
-        logits: Tensor = self.router(input_ids, seen=seen, cache=cache)
-        return logits
 
     def forward(
         self,
@@ -81,13 +52,10 @@ class ReadMeForCausalLM(PreTrainedModel, GenerationMixin):
     ) -> CausalLMOutputWithPast:
         """As that of `base`. `path_ids [B, T]`: experts that `route` chose beforehand, and where
         outputs are scaled, their `path_weights`; the router then does not run."""
-        if use_cache is None:  # as `base` would decide, but its caches lack the router's
-            use_cache = getattr(self.config.get_text_config(), "use_cache", True)
-        if use_cache and past_key_values is None:
-            past_key_values = DynamicCache(config=self.config.get_text_config())
+        use_cache, past_key_values = self.caching(use_cache, past_key_values)
         if self.router is not None:
             if path_ids is None:
-                logits = self._route(input_ids, attention_mask, past_key_values)
+                logits = self.route_ahead(input_ids, attention_mask, past_key_values)
                 decision = decide(logits.flatten(0, 1), scaled=self.config.scaled)
             else:
                 decision = self._given(path_ids, path_weights)
@@ -103,12 +71,6 @@ class ReadMeForCausalLM(PreTrainedModel, GenerationMixin):
         )
         return output
 
-    def _route(self, input_ids: Tensor, attention_mask: Tensor | None, past: Any) -> Tensor:
-        tokens = input_ids.shape[1]
-        seen = None if attention_mask is None else attention_mask[:, -tokens:].bool()
-        cache = None if past is None else _router_cache(past)
-        return self.route(input_ids, seen=seen, cache=cache)
-
     def _given(
         self, path_ids: Tensor, path_weights: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -119,28 +81,6 @@ class ReadMeForCausalLM(PreTrainedModel, GenerationMixin):
         if path_weights is None:
             raise UsageError("outputs are scaled by the router's probabilities: they are needed")
         return logits, path_weights.reshape(-1, 1), ids
-
-    def _beam_search(self, *args: Any, **options: Any) -> Any:
-        if self.router is not None and options["generation_config"].use_cache:
-            raise UsageError(
-                "beam search reorders the sequences of a KV cache, which the router's own does not "
-                "follow; pass use_cache=False"
-            )
-        return super()._beam_search(*args, **options)  # type: ignore[misc]
-
-    def get_input_embeddings(self) -> Any:
-        return self.base.get_input_embeddings()
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        self.base.set_input_embeddings(value)
-
-    def get_output_embeddings(self) -> Any:
-        return self.base.get_output_embeddings()
-
-    def _init_weights(self, module: nn.Module) -> None:
-        """What is not loaded is set by `refactor` and `materialise`, or random as `base` has it."""
-        if isinstance(module, PreGatingRouter):
-            module.initialise()
 
 
 def refactor(
@@ -229,21 +169,6 @@ def materialise(masked: ReadMeForCausalLM, layout: str = "fused") -> ReadMeForCa
     return model
 
 
-def _router_cache(past: Any) -> RouterCache:
-    """The router's part of a KV cache of transformers, which must know the same tokens."""
-    length = int(past.get_seq_length())
-    cache: RouterCache | None = getattr(past, _ROUTED, None) if length else None
-    if cache is None:
-        cache = RouterCache()
-        setattr(past, _ROUTED, cache)
-    if cache.length != length:
-        raise UsageError(
-            f"the KV cache holds {length} tokens, of which the router has seen {cache.length}: "
-            "give it a cache of this model's own, neither cut nor filled otherwise"
-        )
-    return cache
-
-
 def _build(config: ReadMeConfig, like: Any) -> ReadMeForCausalLM:
     """A model of this configuration where, and of the type that, another one is."""
     model: Any = ReadMeForCausalLM(config)
@@ -290,11 +215,6 @@ def _routed(config: ReadMeConfig, ffn: GatedFfn) -> RoutedFfn:
     if config.layout == "unfused":
         permanent = PermanentExpert(hidden, max(1, config.shared_ffn), dense.act_fn)
     return RoutedFfn(router, experts, permanent)
-
-
-def _replace(model: nn.Module, ffn: GatedFfn, by: nn.Module) -> None:
-    owner, _, name = ffn.name.rpartition(".")
-    setattr(model.get_submodule(owner), name, by)
 
 
 AutoConfig.register(MODEL_TYPE, ReadMeConfig, exist_ok=True)

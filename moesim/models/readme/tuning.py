@@ -8,7 +8,6 @@ checkpoint as if nothing had happened.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -19,8 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from moesim.errors import MoesimError, OutputError
-from moesim.files import whole_file
+from moesim.errors import MoesimError
+from moesim.models import checkpoint as checkpoints
 from moesim.models.readme import distill
 from moesim.models.readme.ffn import Variant
 from moesim.models.readme.model import ReadMeForCausalLM
@@ -154,7 +153,7 @@ class _Run:
         optimizer = torch.optim.AdamW(
             parameters.values(), lr=stage.peak, weight_decay=self.schedule.weight_decay
         )
-        _put_moments(optimizer, parameters, self._moments)
+        checkpoints.put_moments(optimizer, parameters, self._moments)
         for step in range(self.step, stage.steps):
             for group in optimizer.param_groups:
                 group["lr"] = stage.rate(step)
@@ -163,7 +162,7 @@ class _Run:
             if self.on_step is not None:
                 self.on_step(stage.name, self.step, stage.steps)
             if time.perf_counter() - self._saved > _SAVE_EVERY_S and self.step < stage.steps:
-                self._moments = _moments(optimizer, parameters)
+                self._moments = checkpoints.moments(optimizer, parameters)
                 self.save()
         training = sum(self.losses) / len(self.losses)
         self.stage, self.step, self.losses, self._moments = self.stage + 1, 0, [], {}
@@ -222,8 +221,6 @@ class _Run:
         """Everything needed to go on, in one file, whole or not at all."""
         if self.checkpoint is None:
             return
-        from safetensors.torch import save_file
-
         story = {
             "run": self._identity(),
             "stage": self.stage,
@@ -234,26 +231,14 @@ class _Run:
         }
         tensors = {f"model.{n}": p.detach() for n, p in self.model.named_parameters()}
         tensors |= {f"moments.{n}": moment for n, moment in self._moments.items()}
-        with whole_file(self.checkpoint) as partial:
-            save_file(
-                {name: tensor.contiguous() for name, tensor in tensors.items()},
-                partial,
-                metadata={"story": json.dumps(story)},
-            )
+        checkpoints.save(self.checkpoint, story, tensors)
         self._saved = time.perf_counter()
 
     def restore(self) -> None:
         """Go on from the checkpoint, if there is one."""
         if self.checkpoint is None or not self.checkpoint.exists():
             return
-        from safetensors import SafetensorError, safe_open
-
-        try:
-            with safe_open(self.checkpoint, "pt") as file:
-                story = json.loads(file.metadata()["story"])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-            raise OutputError(self.checkpoint, f"is no checkpoint of a tuning ({error})") from error
+        story, tensors = checkpoints.load(self.checkpoint)
         if story["run"] != self._identity():
             raise MoesimError(
                 f"{self.checkpoint} belongs to another run ({story['run']}, not "
@@ -262,8 +247,7 @@ class _Run:
         with torch.no_grad():
             for name, parameter in self.model.named_parameters():
                 parameter.copy_(tensors[f"model.{name}"])
-        prefix = "moments."
-        self._moments = {n[len(prefix) :]: t for n, t in tensors.items() if n.startswith(prefix)}
+        self._moments = checkpoints.part(tensors, "moments.")
         self.stage, self.step = story["stage"], story["step"]
         self.losses, self.wall_s = story["losses"], story["wall_s"]
         self.history = [Measured(**measured) for measured in story["history"]]
@@ -323,28 +307,6 @@ def _windows(train: Mapping[str, Tensor], count: int, draw: np.random.Generator)
 
 def _precision(model: Any, autocast: bool) -> Any:
     return torch.autocast(model.device.type, torch.bfloat16, enabled=autocast)
-
-
-def _moments(
-    optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]
-) -> dict[str, Any]:
-    """What AdamW remembers, as `name.key`."""
-    state = optimizer.state
-    return {
-        f"{name}.{key}": torch.as_tensor(value)
-        for name, parameter in parameters.items()
-        for key, value in state[parameter].items()
-    }
-
-
-def _put_moments(
-    optimizer: torch.optim.Optimizer,
-    parameters: Mapping[str, nn.Parameter],
-    moments: Mapping[str, Tensor],
-) -> None:
-    for full_name, moment in moments.items():
-        name, _, key = full_name.rpartition(".")
-        optimizer.state[parameters[name]][key] = moment.clone()
 
 
 def _report(listener: Callable[[Measured], None] | None, measured: Measured) -> None:

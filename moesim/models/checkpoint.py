@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from moesim.errors import OutputError
 from moesim.files import whole_file
@@ -19,7 +20,7 @@ def save(path: Path, story: Mapping[str, Any], tensors: Mapping[str, Tensor]) ->
 
     with whole_file(path) as partial:
         save_file(
-            {name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()},
+            {name: tensor.detach().contiguous() for name, tensor in tensors.items()},
             partial,
             metadata={"story": json.dumps(story)},
         )
@@ -44,3 +45,25 @@ def part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
         for name, tensor in tensors.items()
         if name.startswith(prefix)
     }
+
+
+def moments(
+    optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]
+) -> dict[str, Tensor]:
+    """What an optimizer remembers of parameters, as `name.key`."""
+    return {
+        f"{name}.{key}": torch.as_tensor(value)
+        for name, parameter in parameters.items()
+        for key, value in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def put_moments(
+    optimizer: torch.optim.Optimizer,
+    parameters: Mapping[str, nn.Parameter],
+    remembered: Mapping[str, Tensor],
+) -> None:
+    """Give an optimizer its memory back."""
+    for full_name, moment in remembered.items():
+        name, _, key = full_name.rpartition(".")
+        optimizer.state[parameters[name]][key] = moment.clone()
