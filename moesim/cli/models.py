@@ -11,7 +11,7 @@ from moesim.cli.readme import readme
 from moesim.cli.text import CharactersOption, TextOption, corpus_of, spell_text
 
 if TYPE_CHECKING:
-    from moesim.models import Evaluation
+    from moesim.models import Evaluation, Preset
 
 __all__ = ["register"]
 
@@ -29,7 +29,16 @@ def register(app: typer.Typer) -> None:
 
 def train(
     out: Annotated[Path, typer.Option(help="The model folder to write.")],
-    preset: Annotated[str, typer.Option(help="shallow, deep or dense.")] = "shallow",
+    preset: Annotated[str, typer.Option(help="shallow, deep, dense or gated.")] = "shallow",
+    gate: Annotated[
+        str | None, typer.Option(help="With gated: dselect_k, top_k, noisy_top_k, softmax, ...")
+    ] = None,
+    routed_by: Annotated[
+        str | None, typer.Option(help="What the gate reads: hidden, tokens, prefix or tasks.")
+    ] = None,
+    gate_option: Annotated[
+        list[str] | None, typer.Option(help="NAME=VALUE, of the gate; may be given repeatedly.")
+    ] = None,
     text: TextOption = None,
     steps: Annotated[
         int | None, typer.Option(min=1, help="Training steps (default: the preset's).")
@@ -44,7 +53,8 @@ def train(
 ) -> None:
     """Train a small language model, dense or of experts, on real text; needs the torch extra.
 
-    Prints the validation loss as it falls; the last line printed is the model's folder.
+    Prints the validation loss as it falls; the last line printed is the model's folder. A training
+    that was killed goes on when the command is given again, from OUT.checkpoint beside the folder.
     """
     from moesim.cli.progress import progress
     from moesim.cli.record import spell
@@ -66,6 +76,9 @@ def train(
         ["models", "train"],
         {
             "preset": preset,
+            "gate": gate,
+            "routed-by": routed_by,
+            "gate-option": gate_option,
             "out": out,
             "text": spell_text(text),
             "steps": steps,
@@ -74,19 +87,21 @@ def train(
             "threads": threads,
         },
     )
+    shape = _gated(preset, gate, routed_by, gate_option)
     corpus = corpus_of(text, characters)
     with progress() as show:
         trained = train_model(
-            preset,
+            shape,
             corpus,
             out,
             steps=steps,
             seed=seed,
             evaluate_every=evaluate_every,
             force=force,
+            checkpoint=out.with_name(f"{out.name}.checkpoint"),
             on_step=None if show is None else lambda done, of: show("steps", done, of),
             on_evaluation=_echo,
-            provenance={"command": command},
+            provenance={"command": command, "preset": preset},
         )
     first, last = trained.evaluations[0], trained.evaluations[-1]
     typer.echo(
@@ -94,6 +109,38 @@ def train(
         f"validation loss {first.loss:.3f} -> {last.loss:.3f}"
     )
     typer.echo(str(out))
+
+
+def _gated(
+    preset: str, gate: str | None, routed_by: str | None, options: list[str] | None
+) -> str | Preset:
+    """The preset, with the gate asked for; refused, before any work, where it cannot be."""
+    from dataclasses import replace
+
+    import yaml
+
+    from moesim.errors import UsageError
+    from moesim.models import PRESETS, GatedPreset
+
+    shape = PRESETS.get(preset)
+    if not isinstance(shape, GatedPreset):
+        if gate or routed_by or options:
+            raise UsageError(f"preset {preset} has no gate to choose; --preset gated has")
+        return preset
+    values = {}
+    for option in options or []:
+        name, equals, value = option.partition("=")
+        if not equals or not name:
+            raise UsageError(f"--gate-option {option!r}: expected NAME=VALUE, as in gamma=0.5")
+        values[name] = yaml.safe_load(value)
+    gate = gate or shape.gate
+    return replace(
+        shape,
+        gate=gate,
+        gate_options=values,
+        routed_by=routed_by or ("tokens" if gate == "hash" else shape.routed_by),
+        top_k=1 if gate == "switch" else shape.top_k,
+    )
 
 
 def prompts(

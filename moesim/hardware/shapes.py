@@ -32,8 +32,9 @@ __all__ = [
 ]
 
 SHAPES = Path(__file__).with_name("shapes.yaml")
-REFACTORED = "moesim_readme"
-"""The `model_type` of a dense model made into experts as Read-ME does."""
+EXCHANGED = ("moesim_readme", "moesim_gated")
+"""The `model_type`s of dense models (`base`) whose FFNs were exchanged for experts: as Read-ME
+does, and with any gate."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,16 +285,17 @@ def shape_from_config(config: Mapping[str, Any], name: str | None = None) -> Mod
     """The shape that a Hugging Face `config.json` describes.
 
     Read are the spellings of Mixtral, Phi-3.5-MoE, Qwen2/3-MoE, OLMoE, GraniteMoE, DeepSeek V2/V3
-    and GPT-OSS (transformers 5.23), and `moesim_readme`, a dense model (`base`) made into experts.
+    and GPT-OSS (transformers 5.23), and this project's own, dense models (`base`) whose FFNs were
+    exchanged for experts.
     `name` overrides the model's own.
 
     Raises:
         UsageError: a size is missing or no positive integer, or the model has no routed experts.
     """
     inner = config.get("text_config")
-    refactored = config.get("model_type") == REFACTORED
-    if refactored:
-        read = _Config(_refactored(config))
+    exchanged = config.get("model_type") in EXCHANGED
+    if exchanged:
+        read = _Config(_exchanged(config))
     else:
         read = _Config({**inner, **_named(config)} if isinstance(inner, dict) else config)
     num_layers = read.size("num_hidden_layers")
@@ -321,7 +323,7 @@ def shape_from_config(config: Mapping[str, Any], name: str | None = None) -> Mod
         windowed_layers=windowed,
         window=window,
         tied_embeddings=bool(read.values.get("tie_word_embeddings", False)),
-        router=_router(config) if refactored else None,
+        router=_router(config) if exchanged else None,
         expert_bits=read.expert_bits(),
         weight_bits=read.weight_bits(),
         source="config.json",
@@ -334,7 +336,7 @@ def _named(config: Mapping[str, Any]) -> dict[str, Any]:
     return {key: config[key] for key in kept if key in config}
 
 
-def _refactored(config: Mapping[str, Any]) -> dict[str, Any]:
+def _exchanged(config: Mapping[str, Any]) -> dict[str, Any]:
     """The sizes of a dense model whose every FFN became experts, spelled as Qwen's are."""
     base = config.get("base")
     if not isinstance(base, dict):
@@ -342,7 +344,7 @@ def _refactored(config: Mapping[str, Any]) -> dict[str, Any]:
     return {
         **base,
         **{key: config[key] for key in ("_name_or_path", "dtype", "torch_dtype") if key in config},
-        "model_type": REFACTORED,
+        "model_type": config.get("model_type"),
         "num_experts": config.get("num_experts"),
         "num_experts_per_tok": config.get("num_experts_per_tok"),
         "moe_intermediate_size": _Config(config).size("expert_ffn"),
@@ -351,9 +353,10 @@ def _refactored(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _router(config: Mapping[str, Any]) -> DecoupledRouter | None:
-    """The decoupled router of a refactored model; None if each layer has its own."""
+    """The router before all layers; None if each layer has its own (or a table of ids, which is
+    costed as one)."""
     routing, sizes = config.get("routing"), config.get("router")
-    if routing == "layerwise":
+    if routing == "layerwise" or config.get("routed_by") in ("tokens", "tasks"):
         return None
     if routing != "decoupled" or not isinstance(sizes, dict):
         raise UsageError(

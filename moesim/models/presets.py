@@ -5,13 +5,14 @@ renormalised weights and the usual auxiliary loss for load balance (Fedus et al.
 Transformers"). `shallow` has few, wider layers of 16 experts. `deep` has the routing shape of
 Mixtral-8x7B (32 layers of 8 experts, top-2) in narrow layers, so that its traces can be costed with
 Mixtral's real sizes and looking several layers ahead means something. `dense` is a Llama, to be
-refactored into a mixture of experts. The default steps take minutes on two cores.
+refactored into a mixture of experts. `gated` is a Llama whose FFNs are mixtures of 8 experts with
+any gate of `gates/`. The default steps take minutes on two cores.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, ClassVar
 
@@ -97,6 +98,29 @@ class MoePreset(Preset):
         return {"output_router_logits": True}
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatedPreset(Preset):
+    """A mixture with a gate of one's choice; see `gated.py` for what the fields mean.
+
+    Gates learn at `gate_factor` times the learning rate, without weight decay.
+    """
+
+    family: ClassVar[str] = "Llama"
+
+    expert_ffn: int
+    num_experts: int = 8
+    top_k: int = 2
+    gate: str = "top_k"
+    gate_options: Mapping[str, Any] = field(default_factory=dict)
+    gate_factor: float = 1.0
+    routed_by: str = "hidden"
+    router: Mapping[str, Any] | None = None
+
+    def config(self, vocabulary: int, end_token: int) -> dict[str, Any]:
+        """Arguments of the base's `LlamaConfig`, whose FFNs are exchanged."""
+        return {**Preset.config(self, vocabulary, end_token), "intermediate_size": self.expert_ffn}
+
+
 PRESETS: Mapping[str, Preset] = MappingProxyType(
     {
         "shallow": MoePreset(
@@ -114,6 +138,15 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
         ),
         "dense": DensePreset(
             num_layers=4, hidden=128, ffn=512, num_heads=4, num_kv_heads=4, head_dim=32
+        ),
+        "gated": GatedPreset(
+            num_layers=4,
+            hidden=96,
+            expert_ffn=96,
+            num_heads=4,
+            num_kv_heads=4,
+            head_dim=24,
+            router={"hidden": 64, "heads": 2, "ffn": 64},
         ),
     }
 )

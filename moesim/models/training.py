@@ -4,24 +4,28 @@ Every step draws `batch_size` windows of `context` tokens, each from a domain ch
 no kind of text drowns the others. AdamW with a linear warm-up and a cosine decay; the loss is the
 cross entropy plus, with experts, the balance term. The validation loss (cross entropy alone) is
 measured on fixed windows of the held-out documents of every domain. One seed fixes weights and
-windows; the text, the versions and the number of threads fix the rest.
+windows; the text, the versions and the number of threads fix the rest. A run that was killed goes
+on from its checkpoint, with the generators where they were, as if nothing had happened.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 import torch
 
 from moesim.errors import MoesimError, OutputError, UsageError
 from moesim.files import whole_folder, write_json
-from moesim.models.presets import PRESETS, Preset
+from moesim.models import checkpoint as checkpoints
+from moesim.models.presets import PRESETS, GatedPreset, Preset
 from moesim.models.text import Corpus
 from moesim.models.tokenizer import train_tokenizer
 from moesim.models.tokens import Tokens, spread_windows, token_streams
@@ -60,6 +64,7 @@ def train(
     seed: int = 0,
     evaluate_every: int = 100,
     force: bool = False,
+    checkpoint: Path | None = None,
     on_step: Callable[[int, int], None] | None = None,
     on_evaluation: Callable[[Evaluation], None] | None = None,
     provenance: Mapping[str, Any] | None = None,
@@ -67,58 +72,184 @@ def train(
     """Train a model and write it to the folder `out`, whole or not at all.
 
     The folder loads with `AutoModelForCausalLM` and `AutoTokenizer`, and holds `training.json`: the
-    preset, the text, the losses, the versions. `on_step(done, of)` and `on_evaluation` report.
+    preset, the text, the losses, the versions. With a `checkpoint` file, work is saved there at
+    every evaluation; if it exists, the run goes on from it, and once `out` is written it is
+    deleted. `on_step(done, of)` and `on_evaluation` report.
     Raises `UsageError` for an unknown preset or steps below 1, `OutputError` if `out` exists
-    (without `force`) or cannot be written, `MoesimError` naming the step if the loss is not finite.
+    (without `force`) or cannot be written, `MoesimError` naming the step if the loss is not finite
+    (the last checkpoint stays), or if the checkpoint is of another run.
     """
     shape = _preset(preset)
     shape = replace(shape, steps=shape.steps if steps is None else steps)
-    if shape.steps < 1:
-        raise UsageError(f"steps ({shape.steps}) must be at least 1")
+    for name, value in (("steps", shape.steps), ("evaluate_every", evaluate_every)):
+        if value < 1:
+            raise UsageError(f"{name} ({value}) must be at least 1")
+    if isinstance(shape, GatedPreset):
+        from moesim.models.gated import check_gate
+
+        check_gate(shape)
     if Path(out).exists() and not force:
         raise OutputError(out, "already exists; choose another name or pass --force")
-    started, cpu_started = time.perf_counter(), time.process_time()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         tokenizer = _tokenizer(corpus, shape.vocabulary)
-        streams = token_streams(tokenizer, corpus.train)
-        held_out = {
-            domain: spread_windows(stream, _WINDOWS, shape.context)
-            for domain, stream in token_streams(tokenizer, corpus.validation).items()
-        }
-        model = _model(shape, tokenizer)
-        evaluations = [_evaluate(model, held_out, 0)]
-        _report(on_evaluation, evaluations[-1])
-        optimizer, schedule = _optimizer(model, shape)
-        draw = np.random.default_rng(np.random.SeedSequence(seed))
-        for step in range(1, shape.steps + 1):
-            _learn(model, optimizer, _batch(streams, shape, draw), shape, step)
-            schedule.step()
+        run = _Run(shape, corpus, tokenizer, seed, checkpoint)
+        run.restore()
+        if not run.evaluations:
+            _report(on_evaluation, run.evaluate())
+        while run.step < shape.steps:
+            run.learn()
             if on_step is not None:
-                on_step(step, shape.steps)
-            if step % evaluate_every == 0 or step == shape.steps:
-                evaluations.append(_evaluate(model, held_out, step))
-                _report(on_evaluation, evaluations[-1])
-    num_parameters = sum(p.numel() for p in model.parameters())
+                on_step(run.step, shape.steps)
+            if run.step % evaluate_every == 0 or run.step == shape.steps:
+                _report(on_evaluation, run.evaluate())
+    num_parameters = sum(p.numel() for p in run.model.parameters())
+    wall_s, cpu_s = run.spent()
     story = {
-        **(provenance or {}),
         "preset": preset if isinstance(preset, str) else "custom",
+        **(provenance or {}),
         "shape": asdict(shape),
         "seed": seed,
         "parameters": num_parameters,
         "tokens_seen": shape.steps * shape.batch_size * shape.context,
         "text": corpus.describe(),
-        "validation_loss": [asdict(evaluation) for evaluation in evaluations],
+        "validation_loss": [asdict(evaluation) for evaluation in run.evaluations],
         "threads": torch.get_num_threads(),
-        "wall_s": round(time.perf_counter() - started, 1),
-        "cpu_s": round(time.process_time() - cpu_started, 1),
+        "wall_s": round(wall_s, 1),
+        "cpu_s": round(cpu_s, 1),
         "versions": versions(),
     }
     with whole_folder(Path(out), force=force, ours=(TRAINING_RECORD,)) as folder:
-        model.save_pretrained(folder)
+        run.model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         write_json(folder / TRAINING_RECORD, story)
-    return Trained(Path(out), tuple(evaluations), num_parameters)
+    if checkpoint is not None:
+        checkpoint.unlink(missing_ok=True)
+    return Trained(Path(out), tuple(run.evaluations), num_parameters)
+
+
+class _Run:
+    """A training under way: what a checkpoint holds, and how it goes on."""
+
+    def __init__(
+        self, shape: Preset, corpus: Corpus, tokenizer: Any, seed: int, checkpoint: Path | None
+    ) -> None:
+        self.shape = shape
+        self.seed = seed
+        self.checkpoint = checkpoint
+        self.streams = token_streams(tokenizer, corpus.train)
+        self.held_out = {
+            domain: spread_windows(stream, _WINDOWS, shape.context)
+            for domain, stream in token_streams(tokenizer, corpus.validation).items()
+        }
+        self.model = _model(shape, tokenizer, corpus.domains)
+        self.optimizer, self.schedule = _optimizer(self.model, shape)
+        self.draw = np.random.default_rng(np.random.SeedSequence(seed))
+        self.step = 0
+        self.evaluations: list[Evaluation] = []
+        self._before = (0.0, 0.0)  # wall and CPU seconds of the runs that this one goes on from
+        self._since = _clocks()
+
+    def learn(self) -> None:
+        """One step."""
+        tokens, domains = _batch(self.streams, self.shape, self.draw)
+        self.model.train()
+        more = {**self.shape.learning, **_inputs_of(self.model, domains)}
+        loss = self.model(input_ids=tokens, labels=tokens, **more).loss
+        if not torch.isfinite(loss):
+            kept = "nothing was saved"
+            if self.checkpoint is not None and self.checkpoint.exists():
+                kept = (
+                    f"{self.checkpoint} holds the last good state, of step "
+                    f"{self.evaluations[-1].step}; delete it to begin anew"
+                )
+            raise MoesimError(
+                f"the training loss is {loss.item()} at step {self.step + 1}; {kept}; "
+                "try a lower learning rate or another seed"
+            )
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.schedule.step()
+        self.step += 1
+
+    def evaluate(self) -> Evaluation:
+        """Note where the model stands, and save it."""
+        self.evaluations.append(_evaluate(self.model, self.held_out, self.step))
+        self._save()
+        return self.evaluations[-1]
+
+    def spent(self) -> tuple[float, float]:
+        """Wall and CPU seconds so far."""
+        pairs = zip(self._before, self._since, _clocks(), strict=True)
+        wall_s, cpu_s = (before + now - since for before, since, now in pairs)
+        return wall_s, cpu_s
+
+    def _save(self) -> None:
+        if self.checkpoint is None:
+            return
+        story = {
+            "run": self._identity(),
+            "step": self.step,
+            "evaluations": [asdict(evaluation) for evaluation in self.evaluations],
+            "draw": self.draw.bit_generator.state,
+            "spent": self.spent(),
+        }
+        named = dict(self.model.named_parameters())
+        tensors = {f"model.{name}": tensor for name, tensor in _state(self.model).items()}
+        moments = checkpoints.moments(self.optimizer, named)
+        tensors |= {f"moments.{name}": moment for name, moment in moments.items()}
+        checkpoints.save(self.checkpoint, story, tensors | {"torch": torch.get_rng_state()})
+
+    def restore(self) -> None:
+        """Go on from the checkpoint, if there is one."""
+        if self.checkpoint is None or not self.checkpoint.exists():
+            return
+        story, tensors = checkpoints.load(self.checkpoint)
+        if story["run"] != self._identity():
+            raise MoesimError(
+                f"{self.checkpoint} belongs to another run; choose another name or delete it"
+            )
+        with torch.no_grad():
+            for name, tensor in _state(self.model).items():
+                tensor.copy_(tensors[f"model.{name}"])
+        named = dict(self.model.named_parameters())
+        checkpoints.put_moments(self.optimizer, named, checkpoints.part(tensors, "moments."))
+        self.step = story["step"]
+        for _ in range(self.step):
+            self.schedule.step()
+        self.evaluations = [Evaluation(**evaluation) for evaluation in story["evaluations"]]
+        self.draw.bit_generator.state = story["draw"]
+        self._before = tuple(story["spent"])
+        torch.set_rng_state(tensors["torch"])
+
+    def _identity(self) -> dict[str, Any]:
+        """What must be equal for one run to go on where another stopped."""
+        tokens = [*self.streams.values(), *(held.numpy() for held in self.held_out.values())]
+        return {
+            "shape": json.loads(json.dumps(asdict(self.shape))),
+            "seed": self.seed,
+            "data": [crc32(np.ascontiguousarray(ids).tobytes()) for ids in tokens],
+        }
+
+
+def _clocks() -> tuple[float, float]:
+    return time.perf_counter(), time.process_time()
+
+
+def _state(model: Any) -> dict[str, torch.Tensor]:
+    """Parameters, each once, and buffers that are saved."""
+    kept = model.state_dict().keys()
+    return {
+        **dict(model.named_parameters()),
+        **{name: buffer for name, buffer in model.named_buffers() if name in kept},
+    }
+
+
+def _inputs_of(model: Any, domains: Sequence[str]) -> dict[str, torch.Tensor]:
+    """What a model that routes by domain is told beside ids."""
+    return model.inputs_of(domains) if hasattr(model, "inputs_of") else {}
 
 
 def _preset(preset: str | Preset) -> Preset:
@@ -142,29 +273,64 @@ def _tokenizer(corpus: Corpus, vocabulary: int) -> Any:
     return train_tokenizer(texts(), vocabulary)
 
 
-def _batch(streams: Mapping[str, Tokens], shape: Preset, draw: np.random.Generator) -> torch.Tensor:
+def _batch(
+    streams: Mapping[str, Tokens], shape: Preset, draw: np.random.Generator
+) -> tuple[torch.Tensor, list[str]]:
+    """Windows, and the domain of each."""
+    domains = [str(domain) for domain in draw.choice(list(streams), size=shape.batch_size)]
     windows = []
-    for domain in draw.choice(list(streams), size=shape.batch_size):
+    for domain in domains:
         stream = np.resize(streams[domain], max(len(streams[domain]), shape.context + 1))
         start = int(draw.integers(len(stream) - shape.context))
         windows.append(stream[start : start + shape.context])
-    return torch.from_numpy(np.stack(windows))
+    return torch.from_numpy(np.stack(windows)), domains
 
 
-def _model(shape: Preset, tokenizer: Any) -> Any:
+def _model(shape: Preset, tokenizer: Any, domains: Sequence[str]) -> Any:
     import transformers
 
     config = getattr(transformers, f"{shape.family}Config")(
         **shape.config(len(tokenizer), tokenizer.eos_token_id)
     )
-    return getattr(transformers, f"{shape.family}ForCausalLM")(config)
+    if not isinstance(shape, GatedPreset):
+        return getattr(transformers, f"{shape.family}ForCausalLM")(config)
+    from moesim.models.gated import GatedConfig, GatedForCausalLM
+
+    model: Any = GatedForCausalLM(
+        GatedConfig(
+            base=config.to_dict(),
+            num_experts=shape.num_experts,
+            num_experts_per_tok=shape.top_k,
+            expert_ffn=shape.expert_ffn,
+            gate=shape.gate,
+            gate_options=dict(shape.gate_options),
+            routed_by=shape.routed_by,
+            tasks=list(domains) if shape.routed_by == "tasks" else None,
+            router=dict(shape.router or {}) if shape.routed_by == "prefix" else None,
+        )
+    )
+    model.initialise()
+    return model
 
 
 def _optimizer(model: Any, shape: Preset) -> tuple[torch.optim.Optimizer, Any]:
-    matrices = [p for p in model.parameters() if p.ndim >= 2]
-    vectors = [p for p in model.parameters() if p.ndim < 2]
+    own: set[int] = set()
+    factor = 1.0
+    if isinstance(shape, GatedPreset):
+        own = {id(p) for router in model.routers for p in router.parameters()}
+        factor = shape.gate_factor
+    others = [p for p in model.parameters() if id(p) not in own]
+    groups = (
+        ([p for p in others if p.ndim >= 2], 0.1, 1.0),
+        ([p for p in others if p.ndim < 2], 0.0, 1.0),
+        ([p for p in model.parameters() if id(p) in own], 0.0, factor),
+    )
     optimizer = torch.optim.AdamW(
-        [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}],
+        [
+            {"params": params, "weight_decay": decay, "lr": shape.learning_rate * times}
+            for params, decay, times in groups
+            if params
+        ],
         lr=shape.learning_rate,
         betas=(0.9, 0.95),
     )
@@ -179,27 +345,17 @@ def _optimizer(model: Any, shape: Preset) -> tuple[torch.optim.Optimizer, Any]:
     return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, share)
 
 
-def _learn(
-    model: Any, optimizer: torch.optim.Optimizer, tokens: torch.Tensor, shape: Preset, step: int
-) -> None:
-    model.train()
-    loss = model(input_ids=tokens, labels=tokens, **shape.learning).loss
-    if not torch.isfinite(loss):
-        raise MoesimError(
-            f"the training loss is {loss.item()} at step {step}; nothing was saved; "
-            "try a lower learning rate or another seed"
-        )
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    optimizer.step()
-
-
 def _evaluate(model: Any, held_out: Mapping[str, torch.Tensor], step: int) -> Evaluation:
     model.eval()
     with torch.no_grad():
         by_domain = {
-            domain: float(model(input_ids=windows, labels=windows).loss)
+            domain: float(
+                model(
+                    input_ids=windows,
+                    labels=windows,
+                    **_inputs_of(model, [domain] * len(windows)),
+                ).loss
+            )
             for domain, windows in held_out.items()
         }
     return Evaluation(step, sum(by_domain.values()) / len(by_domain), by_domain)

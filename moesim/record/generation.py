@@ -203,6 +203,9 @@ def _record_batch(
     pad = (*end, 0)[0] if pad is None else int(pad)
     ids = torch.tensor([[pad] * (width - len(r.tokens)) + list(r.tokens) for r in batch])
     mask = torch.tensor([[0] * (width - len(r.tokens)) + [1] * len(r.tokens) for r in batch])
+    more: dict[str, Any] = {}
+    if hasattr(model, "inputs_of"):  # a model of ours whose gates may route by domain
+        more = model.inputs_of([request.domain for request in batch])
     with recorder, torch.no_grad():
         generated = model.generate(
             input_ids=ids.to(model.device),
@@ -210,6 +213,7 @@ def _record_batch(
             generation_config=_generation_config(
                 model, max(r.limit for r in batch), pad, end, sampling
             ),
+            **more,
         )
         recording = recorder.take()
     if model.config.is_encoder_decoder:

@@ -10,7 +10,10 @@ import torch
 
 from moesim.errors import UsageError
 
-_OWN_KINDS = ("moesim.models.readme.model",)  # they register themselves with transformers
+_OWN_KINDS = (
+    "moesim.models.readme.model",
+    "moesim.models.gated",
+)  # they register themselves with transformers
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 

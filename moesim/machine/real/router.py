@@ -12,6 +12,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
+from moesim.errors import UsageError
 from moesim.machine.real.attention import KvStore
 from moesim.machine.real.batch import Span, positions_of
 from moesim.models.readme.experts import decide
@@ -30,8 +31,14 @@ class PackedRouter:
 
     @classmethod
     def of(cls, model: nn.Module) -> Self | None:
-        """That of a decoupled model; None for all others."""
+        """That of a decoupled model; None where layers have routers of their own. Raises
+        `UsageError` for gates that read something else than the hidden state."""
         router, config = getattr(model, "router", None), getattr(model, "config", None)
+        if (routed_by := getattr(config, "routed_by", "hidden")) != "hidden":
+            raise UsageError(
+                f"{type(model).__name__} routes by {routed_by}; the real machine runs gates that "
+                "read a layer's hidden state, and Read-ME's router"
+            )
         if not isinstance(router, PreGatingRouter):
             return None
         return cls(router, scaled=bool(getattr(config, "scaled", False)))

@@ -9,16 +9,19 @@ hash.py       by id, drawn and not learnt
 gumbel.py     the largest of noisy scores, relaxed
 balance.py    losses that even out the experts' work
 mixing.py     experts run where they count, and counts of that
-router.py     any of them as the router of a language model
+router.py     any of them as the router of a language model's layer
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Final
+import difflib
+import inspect
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
 
+from moesim.errors import UsageError
 from moesim.models.gates.base import Gate, Gating, Selection
-from moesim.models.gates.dselect_k import DSelectK
+from moesim.models.gates.dselect_k import DSelectK, Ramp
 from moesim.models.gates.gumbel import GumbelSoftmax
 from moesim.models.gates.hash import Hash
 from moesim.models.gates.router import GateRouter
@@ -39,6 +42,7 @@ __all__ = [
     "Softmax",
     "Switch",
     "TopK",
+    "build",
 ]
 
 GATES: Final[Mapping[str, type[Gate]]] = {
@@ -50,3 +54,44 @@ GATES: Final[Mapping[str, type[Gate]]] = {
     "gumbel": GumbelSoftmax,
     "hash": Hash,
 }
+
+
+def build(
+    name: str,
+    num_experts: int,
+    k: int,
+    options: Mapping[str, Any] | None = None,
+    *,
+    features: int | None = None,
+    tasks: int = 1,
+) -> Gate:
+    """A gate by its name in `GATES`, with options as a configuration file holds them.
+
+    DSelect-k's `entropy` may be `[top, calls]`, a `Ramp`. Raises `UsageError` for an unknown name
+    or option (with what is near), and for what the gate itself refuses.
+    """
+    if name not in GATES:
+        raise UsageError(f"no gate is called {name!r}; {_near(name, GATES)}")
+    kind, given = GATES[name], dict(options or {})
+    known = [
+        option
+        for option in inspect.signature(kind).parameters
+        if option not in ("num_experts", "k", "features", "tasks")
+    ]
+    if unknown := sorted(set(given) - set(known)):
+        raise UsageError(
+            f"the gate {name} has no option {unknown[0]!r}; {_near(unknown[0], known)}"
+        )
+    if isinstance(given.get("entropy"), list | tuple):
+        given["entropy"] = Ramp(*given["entropy"])
+    if features is not None:
+        if name == "hash":
+            raise UsageError("hash routes by id and reads no hidden state: it is always static")
+        given["features"] = features
+    return kind(num_experts, k, tasks=tasks, **given)
+
+
+def _near(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, list(known), 1)
+    hint = f"did you mean {near[0]}? " if near else ""
+    return f"{hint}there are {', '.join(known) or 'none'}"

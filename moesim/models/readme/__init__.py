@@ -7,7 +7,7 @@ are here, named `paper` and `code`.
     ffn.py       the gated FFNs of a dense model, and what runs through their channels
     scores.py    how much each domain of text uses each channel
     masks.py     each domain's share of the channels, and what all of them share
-    experts.py   what stands in place of an FFN: routers, masked experts, experts of their own
+    experts.py   routers that choose one expert, and experts that are masks
     router.py    the router that reads token ids alone
     config.py, model.py  the refactored model, as transformers sees it
     distill.py   which expert a token should take, as the dense model shows it

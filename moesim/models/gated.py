@@ -1,0 +1,226 @@
+"""A small language model of experts with any gate as its router.
+
+Each layer's FFN is a mixture of `num_experts` smaller ones, weighed by a gate of the family in
+`gates/`. What the gate reads decides how far ahead routing is known:
+
+| routed_by | the gate reads | what it reveals (`routing`) |
+|---|---|---|
+| hidden | the layer's hidden state | layerwise |
+| tokens | the token's id, in each layer | decoupled |
+| prefix | the tokens so far, by Read-ME's router: one choice for all layers | decoupled |
+| tasks | the sequence's task (its domain), in each layer | static |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import MappingProxyType
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
+from transformers.configuration_utils import SubConfigSpec
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from moesim.errors import UsageError
+from moesim.models import gates
+from moesim.models.experts import ChannelExperts, RoutedFfn
+from moesim.models.gates import Gate, GateRouter
+from moesim.models.readme.experts import PathRouter
+from moesim.models.readme.ffn import GatedFfn
+from moesim.models.readme.router import PreGatingRouter
+from moesim.models.routed import RoutedForCausalLM
+
+__all__ = ["ROUTED_BY", "GatedConfig", "GatedForCausalLM", "check_gate"]
+
+MODEL_TYPE = "moesim_gated"
+ROUTED_BY: Final = MappingProxyType(
+    {"hidden": "layerwise", "tokens": "decoupled", "prefix": "decoupled", "tasks": "static"}
+)
+
+
+class GatedConfig(PreTrainedConfig):
+    """`base`: a dense decoder's configuration, whose FFNs become `num_experts` of `expert_ffn`.
+
+    `gate`, `gate_options`: a gate as `gates.build` takes it, that selects `num_experts_per_tok`.
+    `tasks`: the domains that are told apart where `routed_by` is tasks. `router`: the sizes of the
+    router where it is prefix, as `PreGatingRouter` takes them.
+    """
+
+    model_type = MODEL_TYPE
+    sub_configs_defaults = {  # noqa: RUF012
+        "base": SubConfigSpec(config_class=AutoConfig, model_type="llama")
+    }
+    base: dict[str, Any] | PreTrainedConfig | None = None
+    num_experts: int = 2
+    num_experts_per_tok: int = 1
+    expert_ffn: int = 1
+    gate: str = "top_k"
+    gate_options: dict[str, Any] | None = None
+    routed_by: str = "hidden"
+    routing: str = ""
+    tasks: list[str] | None = None
+    router: dict[str, Any] | None = None
+    vocab_size: int = 0
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)  # type: ignore[no-untyped-call]
+        base: Any = self.base
+        self.routing = ROUTED_BY.get(self.routed_by, "")
+        self.vocab_size = base.vocab_size
+        for name in ("bos_token_id", "eos_token_id", "pad_token_id", "tie_word_embeddings"):
+            setattr(self, name, getattr(base, name, None))
+
+    def get_text_config(self, *_: Any, **__: Any) -> Any:
+        """The dense model's, from which transformers learns of layers and caches."""
+        return self.base
+
+
+class GatedForCausalLM(RoutedForCausalLM):
+    """In training, experts of every weight that is not zero run, and the gates' losses are added
+    to the language model's; in evaluation at most k experts a token, never at random."""
+
+    config_class = GatedConfig
+
+    def __init__(self, config: GatedConfig) -> None:
+        super().__init__(config)
+        _check(config)
+        self.ahead: GateRouter | None = None
+        if config.routed_by == "prefix":
+            sizes = config.router or {}
+            width = PreGatingRouter(1, 1, **sizes).embed.embedding_dim
+            self.router = PreGatingRouter(config.vocab_size, width, **sizes)
+            self.ahead = GateRouter(_gate(config, features=width))
+        self.exchange(self._routed)
+        self.post_init()  # type: ignore[no-untyped-call]
+
+    def initialise(self, std: float = 0.02) -> None:
+        """Weights of a model that is trained from scratch, from torch's generator."""
+        for block in self.blocks:
+            experts: Any = block.experts
+            experts.initialise(std)
+        if self.router is not None:
+            self.router.initialise()
+
+    @property
+    def routers(self) -> list[GateRouter]:
+        """Those with a gate: one a layer, or the one before all layers."""
+        return [module for module in self.modules() if isinstance(module, GateRouter)]
+
+    def inputs_of(self, domains: Sequence[str | None]) -> dict[str, Tensor]:
+        """What `forward` wants beside ids for sequences of these domains. Raises `UsageError` for
+        a domain that gates by task do not know."""
+        tasks = self.config.tasks
+        if self.config.routed_by != "tasks":
+            return {}
+        if unknown := [domain for domain in domains if domain not in tasks]:
+            raise UsageError(
+                f"a sequence of domain {unknown[0]!r} cannot be routed: this model's gates know "
+                f"the tasks {', '.join(tasks)}"
+            )
+        ids = [tasks.index(domain) for domain in domains]
+        return {"task_ids": torch.tensor(ids, device=self.device)}
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        past_key_values: Any = None,
+        use_cache: bool | None = None,
+        task_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """As that of `base`; `task_ids [B]`: each sequence's task, where gates route by it."""
+        use_cache, past_key_values = self.caching(use_cache, past_key_values)
+        self._tell(input_ids, attention_mask, past_key_values, task_ids)
+        output: CausalLMOutputWithPast = self.base(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+            labels=labels,
+            **kwargs,
+        )
+        if self.training and output.loss is not None:
+            losses = [router.loss for router in self.routers if router.loss is not None]
+            output.loss = torch.stack([output.loss, *losses]).sum()
+        return output
+
+    def _tell(
+        self, input_ids: Tensor, attention_mask: Tensor | None, past: Any, task_ids: Tensor | None
+    ) -> None:
+        """Tell the layers' routers what they do not find in the hidden state."""
+        told: Any
+        if self.ahead is not None:
+            told = self.ahead(self.route_ahead(input_ids, attention_mask, past).flatten(0, 1))
+        elif self.config.routed_by == "tokens":
+            told = input_ids.flatten()
+        elif self.config.routed_by == "tasks":
+            if task_ids is None or len(task_ids) != len(input_ids):
+                raise UsageError(
+                    f"this model routes by task, and was told the tasks of "
+                    f"{0 if task_ids is None else len(task_ids)} sequences, of {len(input_ids)}: "
+                    "pass task_ids, as inputs_of gives them for domains"
+                )
+            told = task_ids.repeat_interleave(input_ids.shape[1])
+        else:
+            return
+        for block in self.blocks:
+            router: Any = block.router
+            router.take(told)
+
+    def _routed(self, ffn: GatedFfn) -> RoutedFfn:
+        config: Any = self.config
+        dense = ffn.module
+        hidden = dense.gate_proj.in_features
+        experts = ChannelExperts(config.num_experts, hidden, config.expert_ffn, dense.act_fn)
+        if config.routed_by == "prefix":
+            return RoutedFfn(PathRouter(config.num_experts), experts)
+        if config.routed_by == "hidden":
+            return RoutedFfn(GateRouter(_gate(config, features=hidden)), experts)
+        rows = len(config.tasks) if config.routed_by == "tasks" else config.vocab_size
+        return RoutedFfn(GateRouter(_gate(config, tasks=rows, layer=ffn.layer)), experts)
+
+
+def _gate(
+    config: GatedConfig, *, features: int | None = None, tasks: int = 1, layer: int = 0
+) -> Gate:
+    options = dict(config.gate_options or {})
+    if config.gate == "hash":  # each layer deals anew
+        options["seed"] = options.get("seed", 0) + layer
+    return gates.build(
+        config.gate,
+        config.num_experts,
+        config.num_experts_per_tok,
+        options,
+        features=features,
+        tasks=tasks,
+    )
+
+
+def check_gate(config: Any) -> None:
+    """Raise `UsageError` for a gate that no model can have; reads the fields of a `GatedConfig`
+    (or preset) that concern it."""
+    if config.routed_by not in ROUTED_BY:
+        raise UsageError(
+            f"unknown routed_by {config.routed_by!r}: choose one of {', '.join(ROUTED_BY)}"
+        )
+    if config.gate == "hash" and config.routed_by in ("hidden", "prefix"):
+        raise UsageError("hash routes by id: routed_by tokens or tasks")
+    k = config.num_experts_per_tok if isinstance(config, GatedConfig) else config.top_k
+    features = 1 if config.routed_by in ("hidden", "prefix") else None
+    gates.build(config.gate, config.num_experts, k, config.gate_options, features=features)
+
+
+def _check(config: GatedConfig) -> None:
+    check_gate(config)
+    if config.routed_by == "tasks" and not config.tasks:
+        raise UsageError("a model that routes by tasks needs the names of its tasks")
+    if config.expert_ffn < 1:
+        raise UsageError(f"expert_ffn ({config.expert_ffn}) must be at least 1")
+
+
+AutoConfig.register(MODEL_TYPE, GatedConfig, exist_ok=True)
+AutoModelForCausalLM.register(GatedConfig, GatedForCausalLM, exist_ok=True)
