@@ -141,11 +141,12 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
         ),
         "gated": GatedPreset(
             num_layers=4,
-            hidden=96,
-            expert_ffn=96,
+            hidden=64,
+            expert_ffn=64,
             num_heads=4,
             num_kv_heads=4,
-            head_dim=24,
+            head_dim=16,
+            vocabulary=1024,
             router={"hidden": 64, "heads": 2, "ffn": 64},
         ),
     }

@@ -1,0 +1,3 @@
+"""Stub until written."""
+def routing_of(trace): return ""
+def tables(*a): return []
