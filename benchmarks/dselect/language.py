@@ -174,6 +174,7 @@ class Study:
                 prompts,
                 folder,
                 temperature=0.8,
+                prediction_depth=1 if ROWS[name].routed_by == "hidden" else 0,
                 provenance={"command": command(self.options)},
                 progress=lambda done, of: say(f"{name}: {run}, recorded {done}/{of}"),
             )
