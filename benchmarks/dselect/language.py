@@ -274,9 +274,9 @@ def command(options: argparse.Namespace) -> str:
 
 _SIZES: Mapping[str, int] = {
     "trials": 4,
-    "trial_steps": 150,
+    "trial_steps": 100,
     "seeds": 3,
-    "steps": 600,
+    "steps": 500,
     "per_domain": 24,
     "characters": 1_000_000,
 }
