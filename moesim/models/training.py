@@ -143,7 +143,8 @@ class _Run:
             for domain, stream in token_streams(tokenizer, corpus.validation).items()
         }
         self.model = _model(shape, tokenizer, corpus.domains)
-        self.optimizer, self.schedule = _optimizer(self.model, shape)
+        self.optimizer = _optimizer(self.model, shape)
+        self._peaks = [group["lr"] for group in self.optimizer.param_groups]
         self.draw = np.random.default_rng(np.random.SeedSequence(seed))
         self.step = 0
         self.evaluations: list[Evaluation] = []
@@ -152,6 +153,8 @@ class _Run:
 
     def learn(self) -> None:
         """One step."""
+        for group, peak in zip(self.optimizer.param_groups, self._peaks, strict=True):
+            group["lr"] = peak * _share_of_peak(self.step, self.shape.steps)
         tokens, domains = _batch(self.streams, self.shape, self.draw)
         self.model.train()
         more = {**self.shape.learning, **_inputs_of(self.model, domains)}
@@ -171,7 +174,6 @@ class _Run:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
-        self.schedule.step()
         self.step += 1
 
     def evaluate(self) -> Evaluation:
@@ -217,8 +219,6 @@ class _Run:
         named = dict(self.model.named_parameters())
         checkpoints.put_moments(self.optimizer, named, checkpoints.part(tensors, "moments."))
         self.step = story["step"]
-        for _ in range(self.step):
-            self.schedule.step()
         self.evaluations = [Evaluation(**evaluation) for evaluation in story["evaluations"]]
         self.draw.bit_generator.state = story["draw"]
         self._before = tuple(story["spent"])
@@ -313,7 +313,7 @@ def _model(shape: Preset, tokenizer: Any, domains: Sequence[str]) -> Any:
     return model
 
 
-def _optimizer(model: Any, shape: Preset) -> tuple[torch.optim.Optimizer, Any]:
+def _optimizer(model: Any, shape: Preset) -> torch.optim.Optimizer:
     own: set[int] = set()
     factor = 1.0
     if isinstance(shape, GatedPreset):
@@ -325,7 +325,7 @@ def _optimizer(model: Any, shape: Preset) -> tuple[torch.optim.Optimizer, Any]:
         ([p for p in others if p.ndim < 2], 0.0, 1.0),
         ([p for p in model.parameters() if id(p) in own], 0.0, factor),
     )
-    optimizer = torch.optim.AdamW(
+    return torch.optim.AdamW(
         [
             {"params": params, "weight_decay": decay, "lr": shape.learning_rate * times}
             for params, decay, times in groups
@@ -334,15 +334,15 @@ def _optimizer(model: Any, shape: Preset) -> tuple[torch.optim.Optimizer, Any]:
         lr=shape.learning_rate,
         betas=(0.9, 0.95),
     )
-    warm_up = max(1, round(_WARM_UP * shape.steps))
 
-    def share(step: int) -> float:
-        if step < warm_up:
-            return (step + 1) / warm_up
-        done = (step - warm_up) / max(1, shape.steps - warm_up)
-        return _LOWEST + (1 - _LOWEST) * 0.5 * (1 + math.cos(math.pi * done))
 
-    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, share)
+def _share_of_peak(step: int, steps: int) -> float:
+    """Of the learning rate: a linear rise, then half a cosine down."""
+    warm_up = max(1, round(_WARM_UP * steps))
+    if step < warm_up:
+        return (step + 1) / warm_up
+    done = (step - warm_up) / max(1, steps - warm_up)
+    return _LOWEST + (1 - _LOWEST) * 0.5 * (1 + math.cos(math.pi * done))
 
 
 def _evaluate(model: Any, held_out: Mapping[str, torch.Tensor], step: int) -> Evaluation:
