@@ -33,6 +33,7 @@ from moesim.serving.server import Server
 from moesim.serving.workload import build_workload
 from moesim.streams import stream
 from moesim.trace import Trace, load_trace
+from moesim.trace.health import check_static
 
 if TYPE_CHECKING:
     from moesim.machine.base import Direction, Machine
@@ -128,6 +129,10 @@ def prepare(scenario: Scenario, trace: Trace | None = None) -> Plan:
     for family, section in (("eviction", "cache"), ("placement", "placement")):
         _policy(scenario, family, section)
     _check_knowledge(scenario, trace.meta.router)
+    # What policies are told of a static router's tokens to come is read from the first row of a
+    # request: were rows to differ, it would be false and nobody would notice. Opening a trace reads
+    # no values, so all are compared here, once, and for such traces only.
+    check_static(trace)
     if scenario.prefetch.cancel:
         raise ScenarioError.at(
             scenario, "prefetch.cancel", "cancelling prefetches is not available yet"

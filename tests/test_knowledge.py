@@ -17,6 +17,7 @@ from workloads import (
     random_case,
     run_on,
     shuffled,
+    static_trace,
     tiny_scenario,
     tiny_trace,
 )
@@ -33,7 +34,8 @@ AHEAD = {"policy": "oracle", "options": {"depth": 1}}
 
 
 def run(router: str, **changes: Any) -> Outcome:
-    trace = tiny_trace(requests=4, prompt_tokens=6, output_tokens=6).with_meta(router=router)
+    trace = tiny_trace(requests=4, prompt_tokens=6, output_tokens=6)
+    trace = static_trace(trace, 2) if router == "static" else trace.with_meta(router=router)
     batching = {"token_budget": 4, "max_sequences": 3}
     return run_on(plan_of(tiny_scenario(batching=batching, **changes), trace))
 
