@@ -55,13 +55,18 @@ class Scheduler:
             return []
         if not self._policy.ready(self.running, self.waiting):
             return []
-        for waiting in (self._admissible(), []):
-            step = self._realise(self._ask(waiting))
-            if step:
+        waiting = self._admissible()
+        while True:
+            preemptions = self.preemptions
+            if step := self._realise(self._ask(waiting)):
                 return step
-        raise PolicyViolation(
-            self._policy.name, "step", "formed an empty step while work is queued"
-        )
+            if not waiting and self.preemptions == preemptions:
+                raise PolicyViolation(
+                    self._policy.name, "step", "formed an empty step while work is queued"
+                )
+            # Nobody new is let in; or one that was planned alone found no block but its own and
+            # went, which leaves room for others. The last one that runs always fits.
+            waiting = []
 
     def finish(self, request: Request) -> None:
         """A request emitted its last token."""
