@@ -17,7 +17,7 @@ from moesim.hardware.cost import CostModel
 from moesim.hardware.operations import cost_of
 from moesim.hardware.ops import BatchShape, Op
 from moesim.policies import Key, find, parse_options
-from moesim.policies.batching.base import unknown_experts
+from moesim.policies.batching.base import unknown_experts, unknown_wants
 from moesim.policies.eviction import CacheContext, Resident
 from moesim.scenario import Scenario
 from moesim.serving.budget import Budget, plan_budget, split_slots
@@ -155,6 +155,13 @@ def _check_knowledge(scenario: Scenario, router: str) -> None:
             f"{batching.name} asks which experts queued tokens want; the trace's router is "
             f"{router}, which reveals it layer by layer only",
         )
+    if batching.needs_static and not knowledge.for_ever:
+        raise ScenarioError.at(
+            scenario,
+            "batching.policy",
+            f"{batching.name} asks what requests will ever want; the trace's router is {router}, "
+            "and only a static one reveals it",
+        )
     prefetch, options = _policy(scenario, "prefetch", "prefetch")
     if prefetch.needs_routing and options.depth > knowledge.reach:
         raise ScenarioError.at(
@@ -233,6 +240,7 @@ def build_server(
         token_budget=scenario.batching.token_budget,
         max_sequences=scenario.batching.max_sequences,
         experts=routing.experts if knowledge.queued else unknown_experts,
+        wants=routing.wants if knowledge.for_ever else unknown_wants,
     )
     return Server(
         machine,

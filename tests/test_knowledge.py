@@ -71,6 +71,7 @@ def test_the_machines_agree_whatever_is_known(seed: int, router: str) -> None:
     if router == "static":
         trace = static_trace(trace, min(3, trace.num_requests))
         scenario["prefetch"] = {"policy": "layer_ahead", "options": {"depth": 1 + seed}}
+        scenario["batching"]["policy"] = "task_aware"
     config = REFACTORED_CONFIG if router == "decoupled" else TINY_CONFIG
     plan = plan_of(scenario, trace.with_meta(router=router, model_config=config))
     folded = everything(run_on(plan))

@@ -120,7 +120,7 @@ def test_what_is_asked_of_the_router_is_what_exists(
 
 
 @pytest.mark.parametrize("kv", ["auto", 40 * 16384], ids=["roomy", "preempting"])
-@pytest.mark.parametrize("batching", ["decode_first"])
+@pytest.mark.parametrize("batching", ["task_aware", "decode_first"])
 @pytest.mark.parametrize("seed", range(4))
 def test_a_static_router_tells_of_everybody_and_reads_no_token_that_does_not_exist(
     seed: int, batching: str, kv: Any
