@@ -17,7 +17,7 @@ from moesim.hardware.cost import CostModel
 from moesim.hardware.operations import cost_of
 from moesim.hardware.ops import BatchShape, Op
 from moesim.policies import Key, find, parse_options
-from moesim.policies.batching.base import unknown_experts
+from moesim.policies.batching.base import unknown_experts, unknown_wants
 from moesim.policies.eviction import CacheContext, Resident
 from moesim.scenario import Scenario
 from moesim.serving.budget import Budget, plan_budget, split_slots
@@ -33,6 +33,7 @@ from moesim.serving.server import Server
 from moesim.serving.workload import build_workload
 from moesim.streams import stream
 from moesim.trace import Trace, load_trace
+from moesim.trace.health import check_static
 
 if TYPE_CHECKING:
     from moesim.machine.base import Direction, Machine
@@ -128,6 +129,10 @@ def prepare(scenario: Scenario, trace: Trace | None = None) -> Plan:
     for family, section in (("eviction", "cache"), ("placement", "placement")):
         _policy(scenario, family, section)
     _check_knowledge(scenario, trace.meta.router)
+    # What policies are told of a static router's tokens to come is read from the first row of a
+    # request: were rows to differ, it would be false and nobody would notice. Opening a trace reads
+    # no values, so all are compared here, once, and for such traces only.
+    check_static(trace)
     if scenario.prefetch.cancel:
         raise ScenarioError.at(
             scenario, "prefetch.cancel", "cancelling prefetches is not available yet"
@@ -149,6 +154,13 @@ def _check_knowledge(scenario: Scenario, router: str) -> None:
             "batching.policy",
             f"{batching.name} asks which experts queued tokens want; the trace's router is "
             f"{router}, which reveals it layer by layer only",
+        )
+    if batching.needs_static and not knowledge.for_ever:
+        raise ScenarioError.at(
+            scenario,
+            "batching.policy",
+            f"{batching.name} asks what requests will ever want; the trace's router is {router}, "
+            "and only a static one reveals it",
         )
     prefetch, options = _policy(scenario, "prefetch", "prefetch")
     if prefetch.needs_routing and options.depth > knowledge.reach:
@@ -228,6 +240,7 @@ def build_server(
         token_budget=scenario.batching.token_budget,
         max_sequences=scenario.batching.max_sequences,
         experts=routing.experts if knowledge.queued else unknown_experts,
+        wants=routing.wants if knowledge.for_ever else unknown_wants,
     )
     return Server(
         machine,

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pytest
 import simpy
+from costed import costed_trace
+from oracles.eviction import furthest_next_use, replay
+from watching import enlist
 from workloads import (
     REFACTORED_CONFIG,
     TINY_CONFIG,
@@ -17,6 +21,7 @@ from workloads import (
     random_case,
     run_on,
     shuffled,
+    static_trace,
     tiny_scenario,
     tiny_trace,
 )
@@ -25,6 +30,9 @@ from moesim.errors import ScenarioError
 from moesim.hardware.ops import Experts
 from moesim.machine.events import EventMachine
 from moesim.machine.sim import SimMachine
+from moesim.policies.eviction import LRU
+from moesim.policies.prefetch import Prefetch
+from moesim.policies.view import View
 from moesim.serving.knowledge import KNOWLEDGE
 from moesim.simulate import Outcome, build_server, summarise
 from moesim.trace import Trace
@@ -33,7 +41,8 @@ AHEAD = {"policy": "oracle", "options": {"depth": 1}}
 
 
 def run(router: str, **changes: Any) -> Outcome:
-    trace = tiny_trace(requests=4, prompt_tokens=6, output_tokens=6).with_meta(router=router)
+    trace = tiny_trace(requests=4, prompt_tokens=6, output_tokens=6)
+    trace = static_trace(trace, 2) if router == "static" else trace.with_meta(router=router)
     batching = {"token_budget": 4, "max_sequences": 3}
     return run_on(plan_of(tiny_scenario(batching=batching, **changes), trace))
 
@@ -54,11 +63,15 @@ def test_knowing_beforehand_changes_times_and_no_decision() -> None:
     assert decoupled.now_ns < layerwise.now_ns
 
 
-@pytest.mark.parametrize("router", ["pregated", "decoupled"])
+@pytest.mark.parametrize("router", ["pregated", "decoupled", "static"])
 @pytest.mark.parametrize("seed", range(10))
 def test_the_machines_agree_whatever_is_known(seed: int, router: str) -> None:
     scenario, trace = random_case(9000 + seed)
     scenario["cache"] = {"policy": "lookahead", "slots": 3 + 2 * seed}
+    if router == "static":
+        trace = static_trace(trace, min(3, trace.num_requests))
+        scenario["prefetch"] = {"policy": "layer_ahead", "options": {"depth": 1 + seed}}
+        scenario["batching"]["policy"] = "task_aware"
     config = REFACTORED_CONFIG if router == "decoupled" else TINY_CONFIG
     plan = plan_of(scenario, trace.with_meta(router=router, model_config=config))
     folded = everything(run_on(plan))
@@ -168,11 +181,16 @@ class Simple:
         return None
 
 
-def one_token_ns(layers: int, c: int, load: int, **scenario: Any) -> int:
-    """How long one token takes that wants one expert a layer of a decoupled model."""
-    trace = tiny_trace(requests=1, prompt_tokens=1, output_tokens=1, num_layers=layers, top_k=1)
+def tokens_ns(
+    layers: int, c: int, load: int, tokens: int = 1, router: str = "decoupled", **scenario: Any
+) -> int:
+    """How long a request of one prompt token takes that wants one expert a layer, always the
+    same."""
+    trace = tiny_trace(
+        requests=1, prompt_tokens=1, output_tokens=tokens, num_layers=layers, top_k=1, stickiness=1
+    )
     config = {**TINY_CONFIG, "num_hidden_layers": layers, "num_experts_per_tok": 1}
-    trace = trace.with_meta(router="decoupled", model_config=config)
+    trace = trace.with_meta(router=router, model_config=config)
     env = simpy.Environment()
     machine = SimMachine(env, Simple(c, load, layers))  # type: ignore[arg-type]
     server = build_server(plan_of(tiny_scenario(**scenario), trace), machine)
@@ -189,7 +207,7 @@ def test_layer_ahead_takes_what_its_closed_form_says(
     """One token, nothing resident, L layers that load in l and compute in c: L (c + l) on demand,
     c + l + (L - 1) max(c, l) a layer ahead."""
     ahead = c + load + (layers - 1) * max(c, load)
-    took = one_token_ns(layers, c, load, prefetch=prefetch, cache={"slots": "1/layer"})
+    took = tokens_ns(layers, c, load, prefetch=prefetch, cache={"slots": "1/layer"})
     assert took == (ahead if prefetch == "layer_ahead" else layers * (c + load))
 
 
@@ -205,8 +223,163 @@ def test_resident_initial_layers_hide_the_first_load_too(
     layers = 7
     cache = {"initial_layers": initial, "scope": scope, "slots": 8 * initial + layers - initial}
     each = max(c, load) if prefetch == "layer_ahead" else c + load
-    took = one_token_ns(layers, c, load, prefetch=prefetch, cache=cache)
+    took = tokens_ns(layers, c, load, prefetch=prefetch, cache=cache)
     assert took == initial * c + (layers - initial) * each
+
+
+@pytest.mark.parametrize(("c", "load"), [(5, 3), (3, 5), (4, 4), (1, 100), (100, 1)])
+@pytest.mark.parametrize("layers", [3, 7])
+@pytest.mark.parametrize("tokens", [1, 2, 6])
+@pytest.mark.parametrize("router", ["decoupled", "static"])
+def test_a_static_router_hides_the_first_load_of_decoded_tokens(
+    router: str, tokens: int, layers: int, c: int, load: int
+) -> None:
+    """Two slots for L layers, so every step loads all of them again. A decoupled router takes
+    c + l + (L - 1) max(c, l) a token, since layer 0 of the next is not known before it is sampled;
+    of a static one that is so of the first alone, and n tokens take c + l + (n L - 1) max(c, l)."""
+    took = tokens_ns(
+        layers,
+        c,
+        load,
+        tokens,
+        router,
+        prefetch="layer_ahead",
+        cache={"slots": 2, "scope": "global"},
+    )
+    bare = 1 if router == "static" else tokens
+    assert took == bare * (c + load) + (tokens * layers - bare) * max(c, load)
+
+
+# --- a static router, for ever --------------------------------------------------------------------
+
+A, B, C = ((1, 8 + 2), (3, 8 + 4), (5, 8 + 6))  # what three tasks want, by layer
+TWO, ROOMY = {"max_sequences": 2}, {"kv": "100MB"}  # at a time; whom memory keeps out, waits
+
+
+def three_tasks(router: str, outputs: Sequence[int] = (2, 3, 2)) -> Trace:
+    """A request of each task, of one prompt token."""
+    rows = [[[key % 8] for key in task] for task in (A, B, C)]
+    return costed_trace(
+        np.repeat(np.array(rows), outputs, axis=0),
+        seq_len=list(outputs),
+        prompt_tokens=[1, 1, 1],
+        domain=["a", "b", "c"],
+        router=router,
+    )
+
+
+class Fetches(Prefetch):
+    """Writes down all that it may see."""
+
+    seen: list[tuple[int, list[list[int]]]]
+
+    def wanted(self, view: View) -> Any:
+        self.seen.append((view.layer, [list(view.exact(depth)) for depth in range(1, 7)]))
+        return ()
+
+
+def seen_ahead(monkeypatch: pytest.MonkeyPatch, router: str) -> list[list[list[int]]]:
+    """At the start of each step: what the view shows of the next six layers."""
+    monkeypatch.setattr(Fetches, "seen", [], raising=False)
+    name = enlist(monkeypatch, "prefetch", Fetches)
+    scenario = tiny_scenario(prefetch={"policy": name}, batching=TWO, memory=ROOMY)
+    run_on(plan_of(scenario, three_tasks(router)))
+    return [ahead for layer, ahead in Fetches.seen if layer == -1]
+
+
+def test_the_view_of_a_static_router_goes_on_into_the_next_step(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Two at a time: a and b; a's last with b; b's last with c; c's last. Whoever goes on is seen
+    again; whoever ends is not, nor who comes instead."""
+    ab = [[A[0], B[0]], [A[1], B[1]]]
+    b, bc, c = [[B[0]], [B[1]]], [[B[0], C[0]], [B[1], C[1]]], [[C[0]], [C[1]]]
+    none: list[list[int]] = [[], []]
+    static = [[*ab, *ab, *none], [*ab, *b, *none], [*bc, *c, *none], [*c, *none, *none]]
+    assert seen_ahead(monkeypatch, "static") == static
+    decoupled = [[*now, *none, *none] for now in (ab, ab, bc, c)]
+    assert seen_ahead(monkeypatch, "decoupled") == decoupled
+
+
+class Evicts(LRU):
+    """Writes down when everything is wanted again."""
+
+    looks_ahead = True
+    seen: list[list[int | None]]
+
+    def decide(self, view: View) -> Any:
+        self.seen.append([view.next_use(key) for key in (*A, *B, *C)])
+        return super().decide(view)
+
+
+def seen_again(monkeypatch: pytest.MonkeyPatch, router: str) -> list[list[int | None]]:
+    monkeypatch.setattr(Evicts, "seen", [], raising=False)
+    name = enlist(monkeypatch, "eviction", Evicts)
+    scenario = tiny_scenario(cache={"policy": name}, batching=TWO, memory=ROOMY)
+    run_on(plan_of(scenario, three_tasks(router)))
+    return Evicts.seen
+
+
+def test_the_view_of_a_static_router_says_when_everything_is_wanted_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In each step's layer 0 and 1, of the keys of a, b and c: those that run and go on first, one
+    step each, then those that wait; never those that have ended."""
+    assert seen_again(monkeypatch, "static") == [
+        [2, 1, 4, 1, 6, 7],
+        [1, 2, 3, 4, 5, 6],
+        [None, 1, 2, 1, 4, 5],
+        [None, None, 1, 2, 3, 4],
+        [None, None, None, 1, 2, 1],
+        [None, None, None, None, 1, 2],
+        [None, None, None, None, None, 1],
+        [None] * 6,
+    ]
+    assert seen_again(monkeypatch, "decoupled") == [
+        [None, 1, None, 1, 2, 3],
+        [None, None, None, None, 1, 2],
+        [None, 1, None, 1, 2, 3],
+        [None, None, None, None, 1, 2],
+        [None, None, None, 1, None, 1],
+        [None] * 6,
+        [None, None, None, None, None, 1],
+        [None] * 6,
+    ]
+
+
+@pytest.mark.parametrize("scope", ["per_layer", "global"])
+@pytest.mark.parametrize("seed", range(8))
+def test_look_ahead_is_min_where_a_static_model_serves_one_request_at_a_time(
+    seed: int, scope: str
+) -> None:
+    """All are there from the start and go in order of arrival, so what is wanted next is known to
+    the end. The oracle replays the run's own layer events, whoever is wanted furthest leaving."""
+    trace = tiny_trace(requests=12, prompt_tokens=3, output_tokens=4, stickiness=0.0, seed=seed)
+    trace = static_trace(trace, 5)
+    slots = 3 + seed % 3
+
+    def hits(router: str, policy: str) -> int:
+        scenario = tiny_scenario(
+            batching={"token_budget": 1 + seed % 3, "max_sequences": 1},
+            cache={"policy": policy, "scope": scope, "slots": 4 * slots},
+        )
+        ledger = run_on(plan_of(scenario, trace.with_meta(router=router))).ledger
+        events = ledger.layer_events()
+        layers = [events] if scope == "global" else [events[layer::4] for layer in range(4)]
+        size = 4 * slots // len(layers)
+        best.append(
+            sum(
+                len(found)
+                for own in layers
+                for found, _ in replay(furthest_next_use(own), own, size)
+            )
+        )
+        return sum(ledger.hits)
+
+    best: list[int] = []
+    assert hits("static", "lookahead") == best[0]
+    assert hits("static", "lru") < best[1] == best[0]
+    assert hits("decoupled", "lookahead") <= best[0]
 
 
 def test_a_layerwise_router_reveals_nothing_to_fetch() -> None:

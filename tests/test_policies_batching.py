@@ -12,8 +12,12 @@ from hypothesis import strategies as st
 from moesim.policies import find, names
 from moesim.policies.batching import Plan, Queue
 
-# Those that need not know which experts are wanted; for the others see test_expert_aware.py.
-BLIND = [name for name in names("batching") if not find("batching", name).needs_routing]
+# Those that need not know which experts are wanted; the others have tests of their own.
+BLIND = [
+    name
+    for name in names("batching")
+    if not (find("batching", name).needs_routing or find("batching", name).needs_static)
+]
 
 
 @dataclass(frozen=True)

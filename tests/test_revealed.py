@@ -1,4 +1,5 @@
-"""A decoupled router reveals every queued token whose id exists, and no other.
+"""A decoupled router reveals every queued token whose id exists, and no other; a static one what
+all tokens of a request want, and no row is read for it whose token does not exist.
 
 What exists is judged from when tokens were known to the host: row p of a request belongs to its
 prompt, or to the output token whose moment is written down by then.
@@ -13,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import simpy
-from workloads import plan_of, tiny_scenario, tiny_trace
+from workloads import plan_of, static_trace, tiny_scenario, tiny_trace
 
 from moesim.machine.sim import SimMachine
 from moesim.policies.view import Key
@@ -36,6 +37,8 @@ class Questions(TraceRouting):
         self.batched: list[tuple[list[int], list[int]]] = []
         self.ahead: list[tuple[list[int], list[int]]] = []
         self.passed_over = 0
+        self.read: list[int] = []  # before their tokens existed
+        self.goes_on: list[list[int]] = []
         self._step: Step | None = None
 
     def existing(self, request: Request) -> list[int]:
@@ -44,6 +47,18 @@ class Questions(TraceRouting):
         rows = request.rows[: request.prompt_tokens + sampled]
         return [int(row) for row in rows[request.position :]] if not request.finished else []
 
+    def born(self) -> set[int]:
+        """Rows whose tokens exist."""
+        return {
+            row
+            for request in self.requests
+            for row in request.rows[: request.prompt_tokens + len(request.token_ns)].tolist()
+        }
+
+    def unfinished(self) -> list[int]:
+        """The first rows of requests that have arrived and go on after this step."""
+        return [int(request.rows[0]) for request in self.requests if not request.finished]
+
     def step(self, step: Step) -> Any:
         self._step = step
         return super().step(step)
@@ -51,6 +66,7 @@ class Questions(TraceRouting):
     def first_uses(self, rows: Rows) -> Mapping[Key, int]:
         there = [row for request in self.requests for row in self.existing(request)]
         self.queued.append((sorted(rows.tolist()), sorted(there)))
+        self.goes_on.append(self.unfinished())
         assert self._step is not None
         served = {id(request) for request, *_ in self._step.parts}
         self.passed_over += sum(r.decoding and id(r) not in served for r in self.requests)
@@ -64,6 +80,7 @@ class Questions(TraceRouting):
         if self._step is not None and rows is self._step.known_ahead:
             there = {row for request in self.requests for row in self.existing(request)}
             self.ahead.append((sorted(rows.tolist()), sorted(there.intersection(rows.tolist()))))
+        self.read += [row for row in rows.tolist() if row not in self.born()]
         return super().unions(rows)
 
 
@@ -95,10 +112,32 @@ def test_what_is_asked_of_the_router_is_what_exists(
     for asked, there in (*questions.queued, *questions.batched, *questions.ahead):
         assert asked == there
     assert questions.queued
+    assert not questions.read
     assert bool(questions.batched) == (batching == "expert_aware")
     assert bool(questions.ahead) == (prefetch == "layer_ahead")
     if batching != "decode_first":
         assert questions.passed_over  # sampled, and left for a later step
+
+
+@pytest.mark.parametrize("kv", ["auto", 40 * 16384], ids=["roomy", "preempting"])
+@pytest.mark.parametrize("batching", ["task_aware", "decode_first"])
+@pytest.mark.parametrize("seed", range(4))
+def test_a_static_router_tells_of_everybody_and_reads_no_token_that_does_not_exist(
+    seed: int, batching: str, kv: Any
+) -> None:
+    trace = tiny_trace(requests=6, prompt_tokens=7, output_tokens=6, seed=seed, stickiness=0.3)
+    scenario = tiny_scenario(
+        memory={"kv": kv, "kv_block_tokens": 4},
+        batching={"policy": batching, "token_budget": 3, "max_sequences": 5},
+        cache={"policy": "lookahead", "slots": "3/layer"},
+        prefetch="layer_ahead",
+    )
+    questions = served(plan_of(scenario, static_trace(trace, 3)))
+    assert questions.queued
+    assert not questions.read
+    for (asked, _), there in zip(questions.queued, questions.goes_on, strict=True):
+        assert asked == sorted(there)
+    assert any(len(there) < len(asked) for asked, there in questions.ahead)  # of decoded tokens
 
 
 def test_layer_0_of_a_decoded_token_is_fetched_as_its_step_begins() -> None:

@@ -184,6 +184,35 @@ def test_blocks_are_taken_when_a_row_starts_a_new_one_and_all_come_back() -> Non
     assert (queue.pool.free, queue.pool.peak) == (10, 3)
 
 
+class Scripted(Batching):
+    """Serves one request a step, in a stated order; then the one in line that came last."""
+
+    def __init__(self, *script: int) -> None:
+        super().__init__()
+        self.name = "scripted"  # type: ignore[misc]
+        self.script = list(script)
+
+    def plan(self, queue: Queue) -> Any:
+        known = {one.index: one for one in (*queue.running, *queue.waiting)}
+        index = self.script.pop(0) if self.script else max(known)
+        return fill(queue, [known[index]])
+
+
+def test_who_is_planned_alone_and_preempts_itself_leaves_the_step_to_others() -> None:
+    """Eight blocks: 0 holds five, 1 two of its prompt's six, 2 one. 2 finds none and goes; 1 needs
+    two, finds the one that 2 had, and goes as well; so the step is 0's."""
+    policy = Scripted(0, 1, 2, 0, 0, 0)
+    queue = scheduler(policy, blocks=8, budget=2)
+    requests = [request(0, 3, 6), request(1, 6, 2), request(2, 1, 8)]
+    for one in requests:
+        queue.arrive(one)
+    while policy.script:
+        advance(queue, queue.next_step())
+    assert [one.blocks for one in requests] == [5, 2, 1]
+    assert [(one.index, tokens) for one, tokens in queue.next_step()] == [(0, 1)]
+    assert [one.preemptions for one in requests] == [0, 1, 1]
+
+
 # --- random lives ---------------------------------------------------------------------------------
 
 

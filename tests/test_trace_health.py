@@ -10,12 +10,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from tiny_traces import adopt, edit_shard, save_sharded, tiny_arrays, tiny_trace
+from costed import costed_trace
+from tiny_traces import adopt, edit_header, edit_shard, save_sharded, tiny_arrays, tiny_trace
+from workloads import tiny_scenario
 
 from moesim.errors import TraceError
+from moesim.scenario import Scenario
 from moesim.trace import Trace, load_trace, validate_trace
 from moesim.trace.health import check_shard
 from moesim.trace.meta import Role, TraceMeta
+from moesim.wiring import prepare
 
 Place = tuple[int, ...]
 IDS, GUESSES = "expert_ids-00001.npy", "predictions-00001.npy"
@@ -171,3 +175,71 @@ def test_a_trace_of_decoded_rows_needs_no_prompt_rows(tmp_path: Path) -> None:
 def test_a_trace_may_leave_every_place_unused() -> None:
     trace = Trace.from_arrays(expert_ids=[[[-1]], [[-1]]], seq_len=[2], num_experts=3)
     assert trace.expert_ids[:].tolist() == [[[255]], [[255]]]
+
+
+# --- a router that is static per task -------------------------------------------------------------
+
+
+def static_folder(tmp_path: Path) -> Path:
+    """Four requests of 5, 2, 4 and 5 rows of two domains and of none, in shards of 7, 9 rows."""
+    domains = ["code", "prose", "", "code"]
+    ids = tiny_arrays()["expert_ids"]
+    rows = np.repeat(ids[[0, 1, 2, 0]], [5, 2, 4, 5], axis=0)
+    rows[3] = rows[3, :, ::-1]  # a set has no order
+    trace = Trace.from_arrays(
+        expert_ids=rows, seq_len=[5, 2, 4, 5], num_experts=5, domain=domains, router="static"
+    )
+    save_sharded(trace, tmp_path / "static", 6)
+    return tmp_path / "static"
+
+
+def test_a_static_trace_may_be_static(tmp_path: Path) -> None:
+    assert validate_trace(static_folder(tmp_path)).meta.router == "static"
+
+
+@pytest.mark.parametrize(
+    ("shard", "place", "value", "where"),
+    [
+        (0, (4, 1, 0), 3, "row 4, domain 'code', layer 1"),
+        (0, (6, 0, 1), 255, "row 6, domain 'prose', layer 0"),
+        (1, (3, 0, 0), 1, "row 10, domain '', layer 0"),
+        (1, (8, 1, 1), 1, "row 15, domain 'code', layer 1"),  # of a later request
+    ],
+)
+def test_a_static_trace_whose_rows_differ_within_a_domain_is_refused(
+    shard: int, place: Place, value: int, where: str, tmp_path: Path
+) -> None:
+    folder = static_folder(tmp_path)
+    name = f"expert_ids-{shard:05d}.npy"
+    was = np.load(folder / name)[place[:2]]
+    assert value not in was
+    edit_shard(folder, name, lambda array: array.__setitem__(place, value))
+    with pytest.raises(TraceError, match="a static router sends all rows of a domain") as caught:
+        validate_trace(folder)
+    assert caught.value.file == str(folder / name)
+    assert caught.value.where == where
+    known = [int(expert) for expert in was if expert != 255]
+    assert f"of that domain {sorted(known)};" in caught.value.reason
+    edit_header(folder, router="decoupled")
+    validate_trace(folder)  # of other routers nobody asks it
+
+
+@pytest.mark.parametrize("row", [16_383, 16_384, 49_999])
+def test_static_traces_are_compared_to_the_last_row(row: int) -> None:
+    ids = np.zeros((50_000, 1, 1), np.uint8)
+    ids[row] = 1
+    with pytest.raises(TraceError, match=f"expert_ids: row {row}, domain '', layer 0"):
+        Trace.from_arrays(expert_ids=ids, seq_len=[50_000], num_experts=2, router="static")
+
+
+def test_a_run_does_not_believe_a_header_that_says_static(tmp_path: Path) -> None:
+    """Opening a trace reads no values; a run does, and refuses what is not static."""
+    static = costed_trace(np.zeros((9, 2, 1), int), seq_len=[4, 5], router="static")
+    static.save(tmp_path / "trace")
+    prepare(Scenario.model_validate(tiny_scenario()), load_trace(tmp_path / "trace"))
+    name = "expert_ids-00000.npy"
+    edit_shard(tmp_path / "trace", name, lambda ids: ids.__setitem__((7, 1, 0), 3))
+    with pytest.raises(TraceError, match="row 7, domain '', layer 1: wants experts ") as caught:
+        prepare(Scenario.model_validate(tiny_scenario()), load_trace(tmp_path / "trace"))
+    assert caught.value.file == str(tmp_path / "trace" / name)
+    assert caught.value.exit_code == 1

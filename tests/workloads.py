@@ -50,6 +50,23 @@ def tiny_trace(**knobs: Any) -> Trace:
     return trace.with_meta(model_config=TINY_CONFIG)
 
 
+def static_trace(trace: Trace, tasks: int = 1) -> Trace:
+    """The same requests dealt to `tasks` tasks in turn, by a router that knows nothing but those:
+    all rows of a task go where the first row of its first request went."""
+    task_B = np.repeat(np.arange(trace.num_requests) % tasks, trace.requests["num_rows"])
+    first = [int(np.argmax(task_B == task)) for task in range(tasks)]
+    ids = np.asarray(trace.expert_ids[:])[first][task_B]
+    return Trace.from_arrays(
+        expert_ids=ids,
+        seq_len=trace.requests["num_rows"],
+        prompt_tokens=trace.requests["prompt_tokens"],
+        domain=[f"task {number % tasks}" for number in range(trace.num_requests)],
+        num_experts=trace.num_experts,
+        router="static",
+        model_config=trace.meta.model_config,
+    )
+
+
 def tiny_scenario(**changes: Any) -> dict[str, Any]:
     """A scenario as plain data; sections given in `changes` replace the defaults'."""
     return {"trace": "in memory", "hardware": "rtx-4090", "bounds": False, **changes}

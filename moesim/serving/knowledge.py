@@ -5,9 +5,11 @@
 | layerwise (Mixtral, Qwen, DeepSeek, ...) | a layer's ids, once its router has run |
 | pregated (Hwang et al., 2024, arXiv 2308.12066) | those of the next layer as well |
 | decoupled (Read-ME, arXiv 2410.19123) | all layers of every queued token, once it exists |
-| static (DSelect-k, arXiv 2106.03760, converged) | all tokens of a task |
+| static (DSelect-k, arXiv 2106.03760, converged) | all layers of every token of a task, for ever |
 
-A decoded token's successor is unknown to all of them: it does not exist yet.
+A decoded token's successor does not exist yet, so all but the last know nothing of it. A static
+router never looks at tokens: the task is known when a request arrives, and its first row tells of
+all others.
 """
 
 from __future__ import annotations
@@ -22,10 +24,12 @@ EVERYTHING: Final = 1 << 30
 @dataclass(frozen=True, slots=True)
 class Knowledge:
     """`reach`: how many layers ahead ids are known within a step; `queued`: ids of tokens that
-    wait for their step are known too, so none ever comes back to the host during one."""
+    wait for their step are known too, so none ever comes back to the host during one; `for_ever`:
+    so are those of tokens that do not exist yet, for all rows of a request are routed alike."""
 
     reach: int = 0
     queued: bool = False
+    for_ever: bool = False
 
     def comes_back(self, layer: int) -> bool:
         """Whether the host waits for the ids of trace layer `layer`: not if it knew them before."""
@@ -41,5 +45,5 @@ KNOWLEDGE: Final = {
     "layerwise": Knowledge(),
     "pregated": Knowledge(reach=1),
     "decoupled": Knowledge(EVERYTHING, queued=True),
-    "static": Knowledge(EVERYTHING, queued=True),
+    "static": Knowledge(EVERYTHING, queued=True, for_ever=True),
 }

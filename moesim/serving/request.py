@@ -97,6 +97,12 @@ class Request:
         """KV entries it holds when its last token appears."""
         return self.prompt_tokens + self.output_tokens - 1
 
+    @property
+    def first_row(self) -> npt.NDArray[np.int64]:
+        """The trace row of its first position alone: where all are routed alike, it tells of them
+        all. Its token is there when the request arrives."""
+        return self.rows[:1]
+
     def next_rows(self, tokens: int) -> npt.NDArray[np.int64]:
         """Trace rows of its next `tokens` positions."""
         start = self.position - self.first_row_position

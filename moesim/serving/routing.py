@@ -72,6 +72,9 @@ class RoutingSource(Protocol):
     def experts(self, request: Request, tokens: int) -> Sequence[Sequence[int]]:
         """For each of the next `tokens` rows of a request, its experts in the first layer."""
 
+    def wants(self, request: Request) -> frozenset[Key]:
+        """Of a request whose rows are all routed alike: the keys that each wants, of all layers."""
+
 
 class TracedStep:
     """The routing of a step as a trace has it."""
@@ -180,6 +183,7 @@ class TraceRouting:
         self._each_one_row = [(1,) * self.top_k] * self.num_layers
         self._block_number = -1
         self._block: list[list[list[Key]]] | None = None
+        self._wants: dict[int, frozenset[Key]] = {}  # by row: batching asks for them every step
         self._base_L1 = (np.arange(self.num_layers) * self.num_experts)[:, None]
 
     def step(self, step: Step) -> StepRouting:
@@ -196,6 +200,12 @@ class TraceRouting:
         unused = self._unused
         ids_Bk: Any = self._ids[request.next_rows(tokens)][:, 0].tolist()
         return [[expert for expert in ids if expert != unused] for ids in ids_Bk]
+
+    def wants(self, request: Request) -> frozenset[Key]:
+        row = int(request.first_row[0])
+        if row not in self._wants:
+            self._wants[row] = frozenset(chain.from_iterable(self.unions(request.first_row)[0]))
+        return self._wants[row]
 
     def unions(self, rows: npt.NDArray[np.int64]) -> tuple[list[list[Key]], list[tuple[int, ...]]]:
         """Per layer: distinct keys in order of first appearance, and rows wanting each."""

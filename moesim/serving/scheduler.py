@@ -13,7 +13,15 @@ from operator import index
 from typing import NoReturn
 
 from moesim.errors import InvariantError, PolicyViolation
-from moesim.policies.batching.base import Batching, Experts, Plan, Queue, unknown_experts
+from moesim.policies.batching.base import (
+    Batching,
+    Experts,
+    Plan,
+    Queue,
+    Wants,
+    unknown_experts,
+    unknown_wants,
+)
 from moesim.serving.kv import BlockPool
 from moesim.serving.request import Request
 
@@ -29,10 +37,11 @@ class Scheduler:
         token_budget: int,
         max_sequences: int,
         experts: Experts = unknown_experts,
+        wants: Wants = unknown_wants,
     ) -> None:
-        """`experts`: what the router reveals of queued tokens."""
+        """What the router reveals: `experts` of queued tokens, `wants` of all tokens for ever."""
         self._policy = policy
-        self._experts = experts
+        self._revealed = experts, wants
         self.pool = pool
         self._token_budget = token_budget
         self._max_sequences = max_sequences
@@ -55,13 +64,18 @@ class Scheduler:
             return []
         if not self._policy.ready(self.running, self.waiting):
             return []
-        for waiting in (self._admissible(), []):
-            step = self._realise(self._ask(waiting))
-            if step:
+        waiting = self._admissible()
+        while True:
+            preemptions = self.preemptions
+            if step := self._realise(self._ask(waiting)):
                 return step
-        raise PolicyViolation(
-            self._policy.name, "step", "formed an empty step while work is queued"
-        )
+            if not waiting and self.preemptions == preemptions:
+                raise PolicyViolation(
+                    self._policy.name, "step", "formed an empty step while work is queued"
+                )
+            # Nobody new is let in; or one that was planned alone found no block but its own and
+            # went, which leaves room for others. The last one that runs always fits.
+            waiting = []
 
     def finish(self, request: Request) -> None:
         """A request emitted its last token."""
@@ -88,7 +102,7 @@ class Scheduler:
     def _ask(self, waiting: Sequence[Request]) -> Plan:
         free_sequences = self._max_sequences - len(self.running)
         queue = Queue(
-            tuple(self.running), tuple(waiting), self._token_budget, free_sequences, self._experts
+            tuple(self.running), tuple(waiting), self._token_budget, free_sequences, *self._revealed
         )
         answer = self._policy.plan(queue)
         try:

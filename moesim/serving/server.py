@@ -126,7 +126,8 @@ class Server:
             plan = scheduler.next_step()
             if not plan:
                 break
-            step = Step(plan, self._steps + len(steps), pool.total - pool.free)
+            number, blocks = self._steps + len(steps), pool.total - pool.free
+            step = Step(plan, number, blocks, for_ever=self._knowledge.for_ever)
             steps.append(step)
             for request in step.finished:
                 scheduler.finish(request)
@@ -168,10 +169,16 @@ class Server:
 
     def _queued(self, step: Step) -> npt.NDArray[np.int64]:
         """Rows of tokens queued behind a step in the order in which they may come: of running
-        requests, then of those that wait. What the step samples is not known yet."""
-        scheduler, sampling = self.scheduler, set(map(id, step.emitting))
-        running = (request for request in scheduler.running if id(request) not in sampling)
-        rows = [r.next_rows(r.tokens_wanted) for r in (*running, *scheduler.waiting)]
+        requests, then of those that wait. What the step samples is not known yet, unless routing
+        is known for ever: then one row tells what a request wants in its next step and ever after.
+        """
+        scheduler = self.scheduler
+        if self._knowledge.for_ever:
+            rows = [request.first_row for request in (*scheduler.running, *scheduler.waiting)]
+        else:
+            sampling = set(map(id, step.emitting))
+            running = (request for request in scheduler.running if id(request) not in sampling)
+            rows = [r.next_rows(r.tokens_wanted) for r in (*running, *scheduler.waiting)]
         return np.concatenate(rows) if rows else np.zeros(0, np.int64)
 
     def _view_ahead(self, step: Step, routing: StepRouting) -> StepView:

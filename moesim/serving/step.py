@@ -22,7 +22,8 @@ class Step:
     trace, in the same order; `emitting` the requests that emit a token, `finished` those that
     emit their last; `known_ahead` the rows after these whose tokens are known already: as many
     again of each request that is still inside its prompt (or recomputes). A decoded token is
-    known only when the step is over.
+    known only when the step is over; but where routing is known `for_ever`, a request that emits
+    one and goes on counts too, by a row that is routed as the next will be.
     """
 
     __slots__ = (
@@ -36,7 +37,7 @@ class Step:
         "rows",
     )
 
-    def __init__(self, plan: Plan, number: int, blocks: int) -> None:
+    def __init__(self, plan: Plan, number: int, blocks: int, *, for_ever: bool = False) -> None:
         """`number`: how many steps came before; `blocks`: KV blocks in use."""
         total = entries = pairs = sampled = prefill = 0
         rows = []
@@ -66,6 +67,8 @@ class Step:
                 self.emitting.append(request)
                 if request.finished:
                     self.finished.append(request)
+                elif for_ever:
+                    ahead.append(request.first_row)  # not the next: nothing unborn is ever read
             else:
                 ahead.append(request.next_rows(min(tokens, request.tokens_wanted)))
         self.rows = rows[0] if len(rows) == 1 else np.concatenate(rows)

@@ -5,13 +5,16 @@ Each check raises `TraceError` naming the file, the offset (row, layer, place) a
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from moesim.errors import TraceError
-from moesim.trace.meta import Role, TraceMeta
+from moesim.trace.meta import Role, TraceMeta, read_header
+
+if TYPE_CHECKING:
+    from moesim.trace.trace import Trace
 
 Array = npt.NDArray[Any]
 _CHUNK_ROWS = 16_384  # bounds the scratch memory of a check
@@ -102,3 +105,43 @@ def check_requests(meta: TraceMeta, requests: dict[str, Array], num_rows: int, f
     bad = ~np.isnan(arrival) & ((arrival < 0) | np.isinf(arrival))
     if bad.any():
         raise TraceError(file, f"request {int(np.argmax(bad))}", "arrival_s must be ≥ 0 and finite")
+
+
+def check_static(trace: Trace) -> None:
+    """Check that a trace whose router is static per task is: in every layer, all rows of a domain
+    want the same set of experts. Requests without a domain are one task. Of other kinds of router
+    nothing is asked."""
+    if trace.meta.router != "static":
+        return
+    names, task_R = np.unique(trace.requests["domain"], return_inverse=True)
+    task_B = np.repeat(task_R, trace.requests["num_rows"])
+    present, first = np.unique(task_B, return_index=True)  # a request may have no rows
+    first_T = np.zeros(len(names), np.int64)
+    first_T[present] = first
+    wanted_TLK = np.sort(trace.expert_ids[first_T], axis=-1)
+    for start in range(0, trace.num_rows, _CHUNK_ROWS):
+        tasks = task_B[start : start + _CHUNK_ROWS]
+        ids_BLK = np.sort(trace.expert_ids[start : start + _CHUNK_ROWS], axis=-1)
+        other_BL = (ids_BLK != wanted_TLK[tasks]).any(axis=-1)
+        if other_BL.any():
+            place, layer = _first(other_BL)
+            row, task = start + place, int(tasks[place])
+            found, wanted = (
+                [int(expert) for expert in ids if expert != trace.meta.unused]
+                for ids in (ids_BLK[place, layer], wanted_TLK[task, layer])
+            )
+            raise TraceError(
+                _file_of(trace, row),
+                f"row {row}, domain {str(names[task])!r}, layer {layer}",
+                f"wants experts {found}, and row {int(first_T[task])} of that domain {wanted}; a "
+                "static router sends all rows of a domain to the same",
+            )
+
+
+def _file_of(trace: Trace, row: int) -> str:
+    """The shard that holds the ids of a row; of a trace in memory, their role."""
+    if trace.path is None:
+        return "expert_ids"
+    shards = (entry for entry in read_header(trace.path).files if entry.role == "expert_ids")
+    starts = {entry.first_row or 0: entry.path for entry in shards}
+    return str(trace.path / starts[max(start for start in starts if start <= row)])

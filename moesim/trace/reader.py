@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from moesim.errors import TraceError
 from moesim.files import sha256
-from moesim.trace.health import check_requests, check_shard
+from moesim.trace.health import check_requests, check_shard, check_static
 from moesim.trace.meta import (
     HEADER,
     REQUESTS,
@@ -84,6 +84,7 @@ def validate_trace(path: str | Path) -> Trace:
             check_shard(
                 header.meta, entry.role, array, file=str(file), first_row=entry.first_row or 0
             )
+    check_static(trace)
     return trace
 
 

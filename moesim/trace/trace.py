@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moesim.errors import TraceError
-from moesim.trace.health import check_requests, check_shard
+from moesim.trace.health import check_requests, check_shard, check_static
 from moesim.trace.meta import ROLES, TraceMeta
 from moesim.trace.rows import Rows
 
@@ -124,7 +124,9 @@ class Trace:
             check_shard(header, role, array, file=role)
             arrays[role] = Rows([array])
         check_requests(header, requests, len(ids), "seq_len")
-        return cls(header, requests, arrays)
+        trace = cls(header, requests, arrays)
+        check_static(trace)
+        return trace
 
     num_rows = property(lambda self: len(self.expert_ids))
     num_requests = property(lambda self: len(self.requests["num_rows"]))

@@ -23,7 +23,7 @@ from moesim.machine.real.live import LiveRouting, RevealedRouting
 from moesim.machine.real.machine import RealMachine
 from moesim.machine.real.router import PackedRouter
 from moesim.policies import Key, find, parse_options
-from moesim.policies.batching.base import unknown_experts
+from moesim.policies.batching.base import unknown_experts, unknown_wants
 from moesim.policies.eviction.base import CacheContext
 from moesim.record.routers import MoeLayer, find_moe_layers
 from moesim.serving.budget import split_slots
@@ -167,6 +167,11 @@ def _check_knowledge(
     kind = f"the routers of {type(model).__name__} reveal theirs layer by layer"
     if find("batching", serving.batching).needs_routing and not knowledge.queued:
         raise UsageError(f"{serving.batching} asks which experts queued tokens want; {kind} only")
+    if find("batching", serving.batching).needs_static and not knowledge.for_ever:
+        raise UsageError(
+            f"{serving.batching} asks what requests will ever want; those of a static router alone "
+            f"are known, and {type(model).__name__} has none"
+        )
     if find("prefetch", serving.prefetch).needs_routing and not knowledge.reach:
         depth = prefetch_options.depth
         raise UsageError(f"{serving.prefetch} looks {depth} layers ahead; {kind} only")
@@ -214,6 +219,7 @@ def _server(
             token_budget=serving.token_budget,
             max_sequences=serving.max_sequences,
             experts=routing.experts if routing.knowledge.queued else unknown_experts,
+            wants=routing.wants if routing.knowledge.for_ever else unknown_wants,
         ),
         caches=_caches(machine, ledger, routing, serving, capacities),
         prefetch=find("prefetch", serving.prefetch)(prefetch_options),

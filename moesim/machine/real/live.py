@@ -111,6 +111,9 @@ class LiveRouting:
     def experts(self, request: Request, tokens: int) -> Sequence[Sequence[int]]:
         raise InvariantError(12, _NOTHING)
 
+    def wants(self, request: Request) -> frozenset[Key]:
+        raise InvariantError(12, "no model that generates knows the routing of tokens to come")
+
 
 class RevealedStep(LiveStep):
     """The routing of a step that was known before it: a prediction is the truth."""

@@ -6,11 +6,14 @@ from moesim.policies.batching.base import (
     Experts,
     Plan,
     Queue,
+    Wants,
     fill,
     unknown_experts,
+    unknown_wants,
 )
 from moesim.policies.batching.expert_aware import ExpertAware
 from moesim.policies.batching.orders import DecodeFirst, FirstComeFirstServed, PrefillFirst
+from moesim.policies.batching.task_aware import TaskAware
 
 __all__ = [
     "Batching",
@@ -22,6 +25,9 @@ __all__ = [
     "Plan",
     "PrefillFirst",
     "Queue",
+    "TaskAware",
+    "Wants",
     "fill",
     "unknown_experts",
+    "unknown_wants",
 ]

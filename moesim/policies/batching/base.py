@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Protocol
 
 from moesim.errors import PolicyViolation
 from moesim.policies.registry import NoOptions
+from moesim.policies.view import Key
 
 
 class Candidate(Protocol):
@@ -46,6 +47,20 @@ def unknown_experts(request: Candidate, tokens: int) -> Sequence[Sequence[int]]:
     )
 
 
+Wants = Callable[[Any], frozenset[Key]]
+"""Asked for a request: the keys of all layers that each of its tokens wants, those to come as well,
+where a static router reveals them."""
+
+
+def unknown_wants(request: Candidate) -> frozenset[Key]:
+    """Of a router that looks at tokens nothing is known of those that do not exist."""
+    raise PolicyViolation(
+        "batching",
+        f"request {request.index}",
+        "asks what a request will ever want, which this router does not reveal",
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Queue:
     """`running` hold KV blocks, in order of admission; `waiting` do not, in order of arrival."""
@@ -55,6 +70,7 @@ class Queue:
     token_budget: int
     free_sequences: int
     experts: Experts = unknown_experts
+    wants: Wants = unknown_wants
 
 
 Plan = list[tuple[Any, int]]
@@ -62,10 +78,12 @@ Plan = list[tuple[Any, int]]
 
 class Batching(ABC):
     """Base of all batching policies. `needs_routing` ones ask which experts queued tokens want,
-    and work only with routers that reveal it."""
+    `needs_static` ones what requests will ever want; they work only with routers that reveal it.
+    """
 
     name: ClassVar[str]
     needs_routing: ClassVar[bool] = False
+    needs_static: ClassVar[bool] = False
     Options: ClassVar[type[Any]] = NoOptions
 
     def __init__(self, options: Any = None) -> None:

@@ -8,9 +8,7 @@ queue and who wins a tie. Here: queues are drained until the budget is spent or 
 first wins; and a prompt, whose tokens may want different experts, queues
 
 - `majority`: with the expert that most of its next tokens want (ties: the lowest), or
-- `every`: for all that they want at once: of all remaining requests the one whose missing experts
-  admit most tokens an expert (no more than the batch still holds) goes next, with all whose
-  experts are then chosen.
+- `every`: for all that they want at once, fewest experts first (`fewest.py`).
 
 Longest queue first starves rare experts. `max_wait` (not in the paper) lets whoever was passed
 over in so many steps go first, in order of arrival.
@@ -21,11 +19,14 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge
 
+from moesim.policies.batching.ageing import Ageing
 from moesim.policies.batching.base import Batching, Plan, Queue, fill
+from moesim.policies.batching.fewest import fewest_experts_first
 from moesim.policies.registry import register
 
 
@@ -48,7 +49,7 @@ class ExpertAware(Batching):
 
     def __init__(self, options: Any = None) -> None:
         super().__init__(options)
-        self._passed_over: Counter[int] = Counter()  # steps since it was last served
+        self._ageing = Ageing(self.options.max_wait)
 
     def plan(self, queue: Queue) -> Plan:
         everyone = sorted((*queue.running, *queue.waiting), key=lambda request: request.index)
@@ -61,26 +62,21 @@ class ExpertAware(Batching):
             )
             for request in everyone
         }
-        old = [request for request in everyone if self._is_old(request.index)]
-        others = [request for request in everyone if not self._is_old(request.index)]
+        old, others = self._ageing.split(everyone)
         if self.options.prefill == "majority":
             rest = _longest_queue_first(others, wants, weight)
         else:
-            rest = _fewest_experts_first(others, wants, weight, queue.token_budget)
+            sets = {index: frozenset(counts) for index, counts in wants.items()}
+            groups = fewest_experts_first(others, sets, weight, queue.token_budget)
+            rest = chain.from_iterable(groups)
         plan = fill(queue, [*old, *rest])
-        served = {request.index for request, _ in plan}
-        present = [request.index for request in everyone if request.index not in served]
-        self._passed_over = Counter({index: self._passed_over[index] + 1 for index in present})
+        self._ageing.note(everyone, plan)
         return plan
 
     def _weight(self, request: Any, queue: Queue) -> int:
         if self.options.unit == "requests":
             return 1
         return min(int(request.tokens_wanted), queue.token_budget)
-
-    def _is_old(self, index: int) -> bool:
-        limit = self.options.max_wait
-        return limit is not None and self._passed_over[index] >= limit
 
 
 def _longest_queue_first(
@@ -94,27 +90,3 @@ def _longest_queue_first(
     length = {e: sum(weight[request.index] for request in q) for e, q in queues.items()}
     for expert in sorted(queues, key=lambda e: (-length[e], queues[e][0].index)):
         yield from queues[expert]
-
-
-def _fewest_experts_first(
-    requests: Sequence[Any], wants: dict[int, Counter[int]], weight: dict[int, int], room: int
-) -> Iterator[Any]:
-    left = list(requests)
-    chosen: set[int] = set()
-    while left:
-        missing = [wants[request.index].keys() - chosen for request in left]
-        sizes = [weight[request.index] for request in left]
-        best = max(missing, key=lambda more: _worth(more, missing, sizes, room))
-        chosen |= best
-        admitted = [request for request, more in zip(left, missing, strict=True) if more <= best]
-        room = max(0, room - sum(weight[request.index] for request in admitted))
-        yield from admitted
-        left = [request for request in left if request not in admitted]
-
-
-def _worth(more: set[int], missing: Sequence[set[int]], sizes: Sequence[int], room: int) -> float:
-    """What these experts would admit, for each of them; whatever needs none goes at once."""
-    if not more:
-        return float("inf")
-    admits = sum(size for size, need in zip(sizes, missing, strict=True) if need <= more)
-    return min(admits, room) / len(more)
