@@ -12,6 +12,7 @@ Intervals are 95 % over seeds, each of a model trained anew.
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
@@ -45,6 +46,7 @@ AHEAD: Final = {"prefetch": {"policy": "layer_ahead"}}
 LOOKAHEAD: Final = {"cache": {"policy": "lookahead", "admission": "always"}}
 EXPERT_AWARE: Final = {"batching": {"policy": "expert_aware"}}
 TASK_AWARE: Final = {"batching": {"policy": "task_aware"}}
+ONE_CHOICE: Final = {"batching": {"policy": "task_aware", "options": {"mix": False}}}
 PREDICTED: Final = {"prefetch": {"policy": "predicted"}}
 OWN: Final[Mapping[str, Mapping[str, Policies]]] = {
     "layerwise": {"as all": {}, "+ prefetch of what is predicted": PREDICTED},
@@ -58,9 +60,10 @@ OWN: Final[Mapping[str, Mapping[str, Policies]]] = {
     "static": {
         "as all": {},
         "+ task-aware batching": TASK_AWARE,
+        "+ task-aware batching, unmixed": ONE_CHOICE,
         "+ look-ahead cache": LOOKAHEAD,
         "+ prefetch": AHEAD,
-        "+ all": {**TASK_AWARE, **LOOKAHEAD, **AHEAD},
+        "+ all": {**ONE_CHOICE, **LOOKAHEAD, **AHEAD},
     },
 }
 COLORS: Final = {
@@ -134,19 +137,15 @@ def simulated(
     traces: Sequence[Path], slots: int, batch: Batch, policies: Policies
 ) -> list[Summary]:
     """The summaries of a row, one a seed."""
-    frozen = tuple((section, tuple(chosen.items())) for section, chosen in sorted(policies.items()))
-    return [_simulated(path, slots, batch, seed, frozen) for seed, path in enumerate(traces)]
+    chosen = json.dumps(policies, sort_keys=True)
+    return [_simulated(path, slots, batch, seed, chosen) for seed, path in enumerate(traces)]
 
 
 @cache
-def _simulated(
-    trace: Path, slots: int, batch: Batch, seed: int, policies: tuple[Any, ...]
-) -> Summary:
-    chosen = {section: dict(options) for section, options in policies}
-    print(
-        f"\rserving {trace.parent.name}, {slots} slots, {batch}          ", end="", file=sys.stderr
-    )
-    return dict(run(scenario(trace, slots, batch, seed, chosen)).summary)
+def _simulated(trace: Path, slots: int, batch: Batch, seed: int, policies: str) -> Summary:
+    what = f"serving {trace.parent.name}, {slots} slots, {batch}"
+    print(f"\r{what:<70}", end="", file=sys.stderr, flush=True)
+    return dict(run(scenario(trace, slots, batch, seed, json.loads(policies))).summary)
 
 
 def mb_per_token(summary: Summary) -> float:
@@ -238,14 +237,14 @@ def quality_against_cost(traces: Traces, losses: Losses) -> Chart:
     chart = grid(
         "quality_cost",
         "What a gate reads and what it costs",
-        "Each point a gate (the legend says what it reads, if not a layer's hidden state); left "
-        "below is better. Validation loss of the model as served (measured), time from arrival to "
+        "Each point a gate (the legend says what it reads, if not a layer's hidden state); lower "
+        "left is better. Validation loss of the model as served (measured), time from arrival to "
         "last token by generated token (simulated; sizes of 4 layers of Mixtral-8x7B on "
         f"{HARDWARE}: assumed; {MIDDLE} of 8 experts a layer, {CHOOSY[0]} requests at a time, "
         f"{CHOOSY[1]} tokens a step). Left: decode first, LRU, no prefetch for all. Right: for "
-        "each the fastest of the policies that its router's knowledge allows. Circles: routing "
-        "known layer by layer; squares: of queued tokens; triangles: of tasks, for ever. Bars: "
-        f"95 % over n = {seeds} models trained anew.",
+        "each the fastest, on these runs, of those that its router's knowledge allows. Circles: "
+        "routing known layer by layer; squares: of queued tokens; triangles: of tasks, for ever. "
+        f"Bars: 95 % over n = {seeds} models trained anew.",
         ("row", "routing", "panel", "policies", "loss_nats", "loss_half", "ms_a_token", "ms_half"),
         shape=(1, 2),
         height_in=3.2,

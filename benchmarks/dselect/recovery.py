@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import recovery_plots
 import torch
 from torch import Tensor
 
@@ -361,6 +362,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--trials", type=int, default=16)
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--plot", type=Path, help="folder for plots (default: OUT/plots)")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     study = Study(options.out, trials=options.trials, seeds=options.seeds, steps=options.steps)
@@ -371,6 +373,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(file=sys.stderr)
     for make in TABLES:
         print(markdown(make(results)), end="\n\n")
+    recovery_plots.draw(options.plot or options.out / "plots", results)
 
 
 if __name__ == "__main__":
