@@ -75,6 +75,10 @@ def test_a_study_keeps_every_run_resumes_and_prints_losses_beside_wins(
         4,
         4,
     ]
+    drawn = {path.stem for path in (tmp_path / "plots").glob("*.png")}
+    assert drawn == {"recovery_trajectories", "gate_trajectories"}
+    looks = (tmp_path / "plots/gate_trajectories.csv").read_text().splitlines()
+    assert len(looks) == 1 + 3 * 4 * 21  # gates, experts, looks
     for header in ("At the end", "DSelect-k less the other gate", "Along training", "Chosen"):
         assert header in first
     assert any(word in first for word in ("ahead", "behind", "not seen"))
