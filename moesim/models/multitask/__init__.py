@@ -4,6 +4,8 @@ mixture.py     the network
 tasks.py       what is learnt from what: tasks, their losses, examples
 fitting.py     training, and how well a mixture does
 checkpoint.py  a training under way, in one file
+served.py      a trained mixture as inference runs it, a task at a time
+requests.py    streams of tasks, and their traces
 """
 
 from __future__ import annotations
