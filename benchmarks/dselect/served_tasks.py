@@ -15,7 +15,7 @@ step, so that latency is mostly waiting for others' work.
 
 Every gate has the same number of trials, on a problem that no table shows. --tuned names the folder
 of a `digits.py` study, whose first --trials trials of a gate are used instead where it has as many
-of the same kind; what it lacks (there, per-example gates) is tuned here, on the smaller problem.
+of the same kind; what it lacks (mostly per-example gates) is tuned here, on the smaller problem.
 Runs and traces are kept in OUT, each whole, and a study that was killed goes on there. Needs the
 package mlxtend. Some eleven minutes on one core.
 """
@@ -66,6 +66,7 @@ class Variant:
     runs: Sequence[Run]
     traces: Sequence[Path]
     shape: Path
+    tuned_here: bool
 
     @property
     def name(self) -> str:
@@ -81,8 +82,14 @@ class Study(multitask.Study):
         self.command = command
 
     def trials_of(self, gate: str) -> list[Run]:
-        """Those of the study that `--tuned` names, where it has them all; else made here."""
-        return self.elsewhere(gate) or super().trials_of(gate)
+        """Those of the study that `--tuned` names, where it has them all; else made here.
+
+        Those that were begun here are gone on with, however far that study has come since.
+        """
+        return (None if self.tuned_here(gate) else self.elsewhere(gate)) or super().trials_of(gate)
+
+    def tuned_here(self, gate: str) -> bool:
+        return (self.out / gate / "trial-0.json").exists()
 
     def elsewhere(self, gate: str) -> list[Run] | None:
         """Raises `UsageError` where trials are of other settings, or of another network."""
@@ -269,11 +276,12 @@ def by_difference(
 
 def by_setting(variants: Sequence[Variant]) -> Table:
     """What tuning chose, and where."""
-    table = Table("Chosen settings", ["gate", "setting"])
+    table = Table("Chosen settings", ["gate", "setting", "chosen on"])
     for variant in variants:
         setting = variant.runs[0]["setting"]
         said = {key: f"{v:.3g}" if key == "lr" else str(v) for key, v in setting.items()}
-        table.add(variant.name, ", ".join(f"{key} {value}" for key, value in said.items()))
+        where = "this problem" if variant.tuned_here else "that of digits.py"
+        table.add(variant.name, ", ".join(f"{k} {value}" for k, value in said.items()), where)
     return table
 
 
@@ -299,7 +307,8 @@ def variants_of(kept: Study, gates: Sequence[str]) -> list[Variant]:
         traces = [kept.trace(gate, seed) for seed in range(kept.seeds)]
         k = 1 if gate == "switch" else kept.world.k
         shape = shape_for(k, kept.world.n, kept.out)
-        variants.append(Variant(gate, kept.world.features is None, runs, traces, shape))
+        static, here = kept.world.features is None, kept.tuned_here(gate)
+        variants.append(Variant(gate, static, runs, traces, shape, here))
     return variants
 
 

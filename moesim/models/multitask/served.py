@@ -73,7 +73,7 @@ class TaskRouter(nn.Module):
 
 
 class MixtureExperts(nn.Module):
-    """Runs an expert on the rows that selected it, and nowhere else; -1 runs nothing."""
+    """Runs an expert on the rows that selected it, and nowhere else; -1, of weight 0, runs none."""
 
     def __init__(self, experts: Sequence[nn.Module]) -> None:
         super().__init__()
@@ -83,8 +83,7 @@ class MixtureExperts(nn.Module):
     def forward(self, features_R: Tensor, ids_RK: Tensor, weights_RK: Tensor) -> Tensor:
         """`[R, ...]` to `[R, H]`. Raises `UsageError` where no row has an expert."""
         empty_RN = weights_RK.new_zeros(len(weights_RK), self.num_experts)
-        used_RK = torch.where(ids_RK >= 0, weights_RK, 0)
-        weights_RN = empty_RN.scatter_add(1, ids_RK.clamp(min=0), used_RK)
+        weights_RN = empty_RN.scatter_add(1, ids_RK.clamp(min=0), weights_RK)
         return mix(weights_RN, list(self.experts), features_R)
 
 
