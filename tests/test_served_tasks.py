@@ -19,6 +19,7 @@ from test_digits import made_up  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
 from moesim.errors import OutputError, ScenarioError, UsageError  # noqa: E402
+from moesim.models import movielens  # noqa: E402
 from moesim.models.gates import GATES, DSelectK, Gate, Switch, TopK  # noqa: E402
 from moesim.models.multitask import Mixture  # noqa: E402
 from moesim.models.multitask.requests import (  # noqa: E402
@@ -88,6 +89,27 @@ def test_pictures_pass_a_trunk_and_reach_experts_as_they_are() -> None:
         whole = model(rows, hardened=True).outputs
         for task in TASKS:
             torch.testing.assert_close(ServedMixture(model)(rows[None], task)[0], whole[task])
+
+
+def test_users_and_movies_are_looked_up_and_their_trace_holds_no_ids(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = Mixture(
+        [movielens.expert(6) for _ in range(4)],
+        [TopK(4, 2, features=6) for _ in TASKS],
+        {task: movielens.tower() for task in TASKS},
+        trunk=movielens.Embeddings(300, 400, 3),
+    ).eval()
+    pairs = torch.tensor([[299, 399], [298, 398], [7, 9]])
+    served = ServedMixture(model)
+    with torch.no_grad():
+        whole = model(pairs, hardened=True).outputs["sum"]
+        torch.testing.assert_close(served(pairs[None], "sum")[0], whole)
+    trace = record_tasks(served, [TaskRequest("sum", pairs)], tmp_path / "trace")
+    assert trace.num_rows == 3
+    assert set(trace.requests) == {
+        *("prompt_tokens", "output_tokens", "arrival_s", "domain", "first_row", "num_rows")
+    }
+    assert np.asarray(trace.expert_ids[:]).max() < 4
 
 
 class Counting(nn.Linear):
