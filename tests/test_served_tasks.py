@@ -183,6 +183,7 @@ def test_a_place_that_a_gate_leaves_unused_holds_the_largest_id(tmp_path: Path) 
         same.z_logits.copy_(torch.tensor([[[9.0, -9]] * 2] * 2))
     trace = record_tasks(ServedMixture(mixture(same)), stream_of(), tmp_path / "trace")
     assert np.unique(np.asarray(trace.expert_ids[:]), axis=0).tolist() == [[[2, 255]]]
+    assert served_tasks.used(tmp_path / "trace") == (1, 1)
 
 
 def test_a_trace_holds_no_examples_and_says_how_it_came_to_be(tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ from typing import Any, Final
 
 import digits as study
 import multitask
+import numpy as np
 import recovery
 import torch
 from multitask import Run, Setting, World
@@ -47,6 +48,7 @@ from moesim.policies.registry import names
 from moesim.report.statistics import difference
 from moesim.report.tabular import Table, markdown
 from moesim.simulate import run as simulate
+from moesim.trace import load_trace
 
 SHAPE: Final = Path(__file__).parents[2] / "scenarios/shapes/mixtral-one-layer.json"
 CAPACITIES: Final = (1, 2, 3, 4, 6)
@@ -176,11 +178,11 @@ def shape_for(variant_k: int, experts: int, out: Path) -> Path:
 
 def policies_of(variant: Variant) -> dict[str, Policies]:
     """What can be had with a router: looking ahead needs one that is known ahead."""
-    rows: dict[str, Policies] = {"LRU": {}}
+    rows: dict[str, Policies] = {"decode first, LRU": {}}
     if variant.static:
-        rows["look-ahead cache and prefetch"] = AHEAD
+        rows["decode first, look-ahead cache and prefetch"] = AHEAD
         if "task_aware" in names("batching"):
-            rows["task-aware batching"] = {"batching": {"policy": "task_aware"}}
+            rows["task aware, LRU"] = {"batching": {"policy": "task_aware"}}
     return rows
 
 
@@ -190,8 +192,8 @@ def policies_of(variant: Variant) -> dict[str, Policies]:
 def by_loss(variants: Sequence[Variant], tasks: Sequence[str]) -> Table:
     """Measured: how well the tasks are done, and by how many experts."""
     table = Table(
-        "Measured: validation loss, hardened, in nats a picture",
-        ["gate", *tasks, "weighted sum", "experts of non-zero weight a task, before hardening"],
+        "Measured: validation loss, hardened, in nats a picture; experts in the trace",
+        ["gate", *tasks, "weighted sum", "experts a row", "distinct experts"],
     )
     for variant in variants:
         scores = [run["scores"]["validation"]["hardened"] for run in variant.runs]
@@ -199,9 +201,17 @@ def by_loss(variants: Sequence[Variant], tasks: Sequence[str]) -> Table:
             variant.name,
             *(spread([score[task]["loss"] for score in scores], 3) for task in tasks),
             spread([run["validation"] for run in variant.runs], 3),
-            spread([run["non_zeros"] for run in variant.runs], 2),
+            *(spread(values, 2) for values in zip(*map(used, variant.traces), strict=True)),
         )
     return table
+
+
+def used(trace: Path) -> tuple[float, float]:
+    """Experts a row, unused places left out, and distinct ones in all."""
+    loaded = load_trace(trace)
+    ids_R1K = np.asarray(loaded.expert_ids[:])
+    known = ids_R1K[ids_R1K != loaded.meta.unused]
+    return len(known) / loaded.num_rows, len(np.unique(known))
 
 
 def by_capacity(variants: Sequence[Variant], at: Callable[..., list[Served]], n: int) -> Table:
