@@ -117,8 +117,12 @@ def train(
     test: bool,
     checkpoint: Path | None = None,
     on_step: Callable[[int, int], None] | None = None,
+    keep: Callable[[Mixture, Run], None] | None = None,
 ) -> Run:
-    """One mixture, from its first weights to its scores. Raises `MoesimError` as `fit` does."""
+    """One mixture, from its first weights to its scores, and to `keep` before it is forgotten.
+
+    Raises `MoesimError` as `fit` does.
+    """
     rows = world.splits(seed)
     steps = world.epochs * -(-len(rows["train"]) // world.batch)
     torch.manual_seed(seed)
@@ -140,7 +144,7 @@ def train(
         some = rows["validation"].inputs[:512]
         weights_TBN, _ = model.weights(model.trunk(some))
         served = model(some, hardened=True).activity
-    return {
+    run = {
         "history": [asdict(epoch) for epoch in fitted.history],
         "best": fitted.best,
         "expert_flops": flops_per_row(model.experts[0], one),
@@ -158,6 +162,9 @@ def train(
         },
         "validation": weighted(world.tasks, evaluate(model, world.tasks, rows["validation"])),
     }
+    if keep is not None:
+        keep(model, run)
+    return run
 
 
 class Study:
@@ -171,14 +178,18 @@ class Study:
 
     def runs_of(self, gate: str) -> list[Run]:
         """The chosen setting's run of every seed, after tuning."""
-        trials = [
+        setting = best_setting(self.trials_of(gate))
+        return [self._kept(gate, f"seed-{seed}", setting, seed) for seed in range(self.seeds)]
+
+    def trials_of(self, gate: str) -> list[Run]:
+        """A run of each setting that is tried."""
+        return [
             self._kept(gate, f"trial-{number}", setting, TUNING_SEED)
             for number, setting in enumerate(draw_settings(gate, self.trials, self.world.rates))
         ]
-        best = min(trials, key=lambda run: run["validation"])
-        return [
-            self._kept(gate, f"seed-{seed}", best["setting"], seed) for seed in range(self.seeds)
-        ]
+
+    def keep(self, gate: str, setting: Setting, seed: int, model: Mixture, run: Run) -> None:
+        """Whatever else is to be kept of a seed's mixture; here nothing."""
 
     def _kept(self, gate: str, name: str, setting: Setting, seed: int) -> Run:
         file = self.out / gate / f"{name}.json"
@@ -194,9 +205,21 @@ class Study:
                 progress = f"{gate}: {name} of {self.trials} trials and {self.seeds} seeds"
                 print(f"\r{progress}, step {done}/{of}      ", end="", file=sys.stderr, flush=True)
 
+        def keep(model: Mixture, made: Run) -> None:
+            self.keep(gate, setting, seed, model, made)
+
         checkpoint = file.with_suffix(".safetensors")
         test = name.startswith("seed")
-        run = train(gate, self.world, setting, seed, test=test, checkpoint=checkpoint, on_step=show)
+        run = train(
+            gate,
+            self.world,
+            setting,
+            seed,
+            test=test,
+            checkpoint=checkpoint,
+            on_step=show,
+            keep=keep if test else None,
+        )
         run |= wanted
         partial = file.with_suffix(".partial")
         with output_errors(file):
@@ -204,6 +227,12 @@ class Study:
             partial.replace(file)
             checkpoint.unlink()
         return run
+
+
+def best_setting(trials: Sequence[Run]) -> Setting:
+    """That of the least validation loss, hardened; the first of equals."""
+    setting: Setting = min(trials, key=lambda run: run["validation"])["setting"]
+    return setting
 
 
 def by_gate(world: World, results: Results) -> Table:

@@ -124,7 +124,7 @@ def record(
         },
     }
     with ExitStack() as stack:
-        stack.enter_context(_evaluating(model))
+        stack.enter_context(evaluating(model))
         stack.enter_context(_seeded(model.device, seed))
         writer: TraceWriter | None = None
         for start in range(0, len(requests), batch_size):
@@ -304,7 +304,8 @@ def _generation_config(model: Any, limit: int, pad: int, end: list[int], samplin
 
 
 @contextmanager
-def _evaluating(model: Any) -> Any:
+def evaluating(model: Any) -> Any:
+    """In evaluation mode within the block, and as before afterwards."""
     training = model.training
     model.eval()
     try:

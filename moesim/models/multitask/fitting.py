@@ -131,6 +131,16 @@ def weighted(tasks: Sequence[Task], scores: dict[str, Score]) -> float:
     return sum(task.weight * scores[task.name].loss for task in tasks)
 
 
+def options_of(gate: nn.Module) -> dict[str, str]:
+    """A gate's kind and what it was made with; the rest of a module's state is private."""
+    options = {
+        key: repr(value)
+        for key, value in vars(gate).items()
+        if key != "training" and not key.startswith("_")
+    }
+    return options | {"kind": type(gate).__name__}
+
+
 class _Run:
     """A training under way: what a checkpoint holds, and how it goes on."""
 
@@ -250,7 +260,7 @@ class _Run:
         return {
             "settings": asdict(self.settings),
             "tasks": {task.name: task.weight for task in self.tasks},
-            "gates": [_options(gate) for gate in self.model.gates],
+            "gates": [options_of(gate) for gate in self.model.gates],
             "parameters": {n: list(p.shape) for n, p in self.model.named_parameters()},
             "data": [crc32(tensor.contiguous().numpy().tobytes()) for tensor in tensors],
         }
@@ -268,12 +278,6 @@ def _groups(model: Mixture, settings: Settings) -> list[dict[str, Any]]:
     others = [parameter for parameter in model.parameters() if id(parameter) not in own]
     groups = ((others, settings.rate), (gates, settings.rate * settings.gate_factor))
     return [{"params": parameters, "lr": rate} for parameters, rate in groups if parameters]
-
-
-def _options(gate: nn.Module) -> dict[str, str]:
-    """A gate's kind and what it was made with; the rest of a module's state is private."""
-    options = {key: repr(value) for key, value in vars(gate).items() if not key.startswith("_")}
-    return options | {"training": "", "kind": type(gate).__name__}
 
 
 def _score(task: Task, loss: float, right: float, count: float) -> Score:
