@@ -44,7 +44,6 @@ from moesim.models import digits
 from moesim.models.multitask import Mixture
 from moesim.models.multitask.requests import draw_requests, record_tasks
 from moesim.models.multitask.served import ServedMixture
-from moesim.policies.registry import names
 from moesim.report.statistics import difference
 from moesim.report.tabular import Table, markdown
 from moesim.simulate import run as simulate
@@ -55,6 +54,7 @@ CAPACITIES: Final = (1, 2, 3, 4, 6)
 SHOWN: Final = (2, 4)
 LENGTHS: Final = (8, 24)
 AHEAD: Final = {"cache": {"policy": "lookahead"}, "prefetch": {"policy": "layer_ahead"}}
+UNMIXED: Final = {"batching": {"policy": "task_aware", "options": {"mix": False}}}
 Policies = Mapping[str, Mapping[str, Any]]
 Served = dict[str, float]
 
@@ -181,8 +181,9 @@ def policies_of(variant: Variant) -> dict[str, Policies]:
     rows: dict[str, Policies] = {"decode first, LRU": {}}
     if variant.static:
         rows["decode first, look-ahead cache and prefetch"] = AHEAD
-        if "task_aware" in names("batching"):
-            rows["task aware, LRU"] = {"batching": {"policy": "task_aware"}}
+        rows["task-aware, LRU"] = {"batching": {"policy": "task_aware"}}
+        rows["task-aware unmixed, LRU"] = UNMIXED
+        rows["task-aware unmixed, look-ahead cache and prefetch"] = {**UNMIXED, **AHEAD}
     return rows
 
 
