@@ -42,7 +42,7 @@ def whole_folder(
     path = Path(path)
     with output_errors(path):
         if path.exists():
-            _may_replace(path, force, ours)
+            may_replace(path, force, ours)
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.partial-", dir=path.parent))
     try:
@@ -53,7 +53,8 @@ def whole_folder(
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _may_replace(path: Path, force: bool, ours: Collection[str] | None) -> None:
+def may_replace(path: Path, force: bool, ours: Collection[str] | None) -> None:
+    """Raise `OutputError` where `whole_folder` would not replace what is at `path`."""
     if not force:
         raise OutputError(path, "already exists; choose another name or pass --force")
     if not path.is_dir():

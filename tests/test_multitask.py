@@ -14,7 +14,7 @@ torch = pytest.importorskip("torch", reason="mixtures need the torch extra")
 from mixtures import TASKS, examples, gate, mixture  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
-from moesim.errors import MoesimError, OutputError, UsageError  # noqa: E402
+from moesim.errors import MoesimError, UsageError  # noqa: E402
 from moesim.models.gates import GATES, Softmax, TopK  # noqa: E402
 from moesim.models.gates.mixing import mix, mix_shared  # noqa: E402
 from moesim.models.multitask import (  # noqa: E402
@@ -295,7 +295,7 @@ def test_a_checkpoint_of_another_run_or_of_nothing_is_refused(tmp_path: Path) ->
         with pytest.raises(MoesimError, match="belongs to another run"):
             run(model, rows, settings)
     file.write_bytes(b"something else")
-    with pytest.raises(OutputError, match="is no checkpoint"):
+    with pytest.raises(MoesimError, match="is no checkpoint of a training"):
         run(mixture(), examples(40))
 
 

@@ -10,7 +10,7 @@ import torch
 from refactored import dense_model, readme_model, some_masks, some_tokens
 from safetensors.torch import save_file
 
-from moesim.errors import MoesimError, OutputError, UsageError
+from moesim.errors import MoesimError, UsageError
 from moesim.models.readme import tuning
 from moesim.models.readme.distill import targets
 from moesim.models.readme.masks import Masks
@@ -131,7 +131,7 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
     save_file({"scores": torch.zeros(1)}, tmp_path / "scores.safetensors")
     for other in (b"not tensors", (tmp_path / "scores.safetensors").read_bytes()):
         checkpoint.write_bytes(other)
-        with pytest.raises(OutputError, match="is no checkpoint"):
+        with pytest.raises(MoesimError, match="is no checkpoint of a training"):
             tune(readme_model(), text(), QUICK, checkpoint=checkpoint)
 
 

@@ -2,14 +2,17 @@
 
     python benchmarks/dselect/language.py OUT [--rows dselect_k top_k ...] [--seeds 3]
 
-Same text, windows, layers and experts for every row; only the gate, and what it reads, differ. Each
-gets four settings of its own space, each trained briefly on a seed that no table shows, of which
-the one with the least validation loss is kept; then all seeds are trained with it. Losses are those
-of the model as it is served, with at most k experts a token (`k` is 2, of 8; 1 for Switch).
+Same text, windows, layers, experts and their first weights for every row; only the gate, and what
+it reads, differ. Each gets four settings, of the same four learning rates and of its own options,
+each trained briefly on a seed that no table shows, of which the one with the least validation loss
+is kept; then all seeds are trained with it. That loss is measured on the windows that the tables
+show too. Losses are those of the model as it is served, with at most k experts a token (`k` is 2,
+of 8; 1 for Switch).
 
-Then every model is recorded by the standard recorder on the same prompts, and its trace is served
-in the simulator. Routing and losses are measured; serving is simulated, with sizes and hardware
-that are assumed: four of Mixtral-8x7B's layers on the profile rtx-3060-12gb.
+Then every model is recorded by the standard recorder on the same prompts, cut from held-out text,
+and generates as many tokens for each, end tokens or not; what it says is its own. Its trace is
+served in the simulator. Routing and losses are measured; serving is simulated, with sizes and
+hardware that are assumed: four of Mixtral-8x7B's layers on the profile rtx-3060-12gb.
 
 Text is what every machine with Python has, or that of `--text DOMAIN=PATH`. Models are kept in OUT,
 each whole, and a study that was killed goes on there. About an hour on one core.
@@ -22,25 +25,28 @@ import json
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import language_served
+import numpy as np
 import recovery
 import torch
 from recovery import spread
 
 from moesim.cli.text import corpus_of, spell_text
-from moesim.errors import UsageError
+from moesim.errors import MoesimError, UsageError
 from moesim.models import PRESETS, Corpus, GatedPreset, cut_prompts, train
 from moesim.models.gates import DSelectK
 from moesim.record import load_model, record
 from moesim.report.tabular import Table, markdown
 from moesim.streams import stream
+from moesim.trace import load_trace
 
 TUNING_SEED = recovery.TUNING_SEED
-RATES = (1e-3, 6e-3)  # log-uniform, of every gate
+RATES = (1.5e-3, 1.5e-2)  # log-uniform, one draw in each of as many strata as there are trials
 GATE_FACTORS = (1.0, 3.0, 10.0)  # of the rate, for gates
 BALANCE = (0.0, 0.01, 0.1)
 
@@ -80,18 +86,20 @@ Results = dict[str, list[Story]]
 
 
 def draw_settings(name: str, count: int) -> list[Setting]:
-    """So many settings of a row; the first few do not depend on the count."""
-    draw = stream(0, f"settings of {name}")
-    low, high = map(math.log, RATES)
+    """So many settings of a row: rates and factors that all rows share, and options of its own, no
+    combination twice before all were taken."""
+    shared, own = stream(0, "rates of all rows"), stream(0, f"options of {name}")
+    edges = np.linspace(*map(math.log, RATES), num=count + 1)
+    space = ROWS[name].space
+    combinations = [dict(zip(space, values, strict=True)) for values in product(*space.values())]
+    order = own.permutation(len(combinations))
     return [
         {
-            "learning_rate": float(math.exp(draw.uniform(low, high))),
-            "gate_factor": GATE_FACTORS[draw.integers(len(GATE_FACTORS))],
-            "gate_options": {
-                key: values[draw.integers(len(values))] for key, values in ROWS[name].space.items()
-            },
+            "learning_rate": float(math.exp(shared.uniform(edges[number], edges[number + 1]))),
+            "gate_factor": GATE_FACTORS[shared.integers(len(GATE_FACTORS))],
+            "gate_options": combinations[order[number % len(order)]],
         }
-        for _ in range(count)
+        for number in range(count)
     ]
 
 
@@ -127,15 +135,23 @@ class Study:
     def models_of(self, name: str) -> list[Story]:
         """The chosen setting's model of every seed, after tuning, with its trace."""
         settings = draw_settings(name, self.options.trials)
-        trials = [
-            self._trained(name, f"trial-{number}", setting, TUNING_SEED, self.options.trial_steps)
-            for number, setting in enumerate(settings)
-        ]
-        best = min(range(len(trials)), key=lambda number: final_loss(trials[number]))
+        losses = [self._tried(name, *numbered) for numbered in enumerate(settings)]
+        best = losses.index(min(losses))
         return [
             self._recorded(name, f"seed-{seed}", settings[best], seed)
             for seed in range(self.options.seeds)
         ]
+
+    def _tried(self, name: str, number: int, setting: Setting) -> float:
+        """The loss of a trial; infinite, if its loss did not stay finite."""
+        steps = self.options.trial_steps
+        try:
+            return final_loss(self._trained(name, f"trial-{number}", setting, TUNING_SEED, steps))
+        except UsageError:
+            raise
+        except MoesimError as error:
+            print(f"\n{name}, trial {number}: {error}", file=sys.stderr)
+            return math.inf
 
     def folder(self, name: str, run: str) -> Path:
         return self.out / name.replace(", ", "-").replace(" ", "-") / run
@@ -155,10 +171,9 @@ class Study:
                 provenance={"command": command(self.options), "row": name, "setting": setting},
             )
         story: Story = json.loads((folder / "training.json").read_text(encoding="utf-8"))
-        wanted = {"setting": setting, "seed": seed, "text": self.corpus.describe()}
-        if any(story[key] != value for key, value in wanted.items()) or (
-            story["shape"]["steps"] != steps
-        ):
+        shape = json.loads(json.dumps(asdict(preset)))
+        wanted = {"shape": shape, "setting": setting, "seed": seed, "text": self.corpus.describe()}
+        if any(story[key] != value for key, value in wanted.items()):
             raise UsageError(f"{folder} was made with other settings; choose another folder")
         return story
 
@@ -174,29 +189,34 @@ class Study:
                 prompts,
                 folder,
                 temperature=0.8,
+                ignore_end=True,
                 prediction_depth=1 if ROWS[name].routed_by == "hidden" else 0,
                 provenance={"command": command(self.options)},
                 progress=lambda done, of: say(f"{name}: {run}, recorded {done}/{of}"),
             )
+        wanted = self.options.per_domain * len(self.corpus.domains)
+        if load_trace(folder).num_requests != wanted:
+            raise UsageError(f"{folder} was made with other settings; choose another folder")
         return {**story, "trace": folder, **look(model, tokenizer, self.corpus)}
 
 
 @torch.no_grad()
 def look(model: Any, tokenizer: Any, corpus: Corpus) -> dict[str, float]:
-    """How sparse a gate is by itself, before all but its k largest weights are dropped."""
+    """How sparse a gate is by itself, in training mode, where nothing is cut to k."""
     seen: list[torch.Tensor] = []
     hooks = []
-    for router in model.routers:
-        router.training = True  # dense weights; its gate stays in evaluation mode
-        hooks.append(router.register_forward_hook(lambda _, __, output: seen.append(output[1])))
     binary: list[float] = []
     for router in model.routers:
+        router.train()
+        hooks.append(router.register_forward_hook(lambda _, __, output: seen.append(output[1])))
         if isinstance(router.gate, DSelectK):
             hooks.append(router.gate.register_forward_pre_hook(_note_bits(binary)))
-    for domain in corpus.domains:
-        text = corpus.validation[domain][0].text[:2000]
-        ids = tokenizer(text, return_tensors="pt")["input_ids"][:, :256]
-        model(input_ids=ids, **model.inputs_of([domain]))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        for domain in corpus.domains:
+            text = corpus.validation[domain][0].text[:2000]
+            ids = tokenizer(text, return_tensors="pt")["input_ids"][:, :256]
+            model(input_ids=ids, **model.inputs_of([domain]))
     for hook in hooks:
         hook.remove()
     model.eval()
@@ -219,7 +239,7 @@ def by_quality(results: Results) -> Table:
     table = Table(
         "Validation loss as served (nats a token), 95 % intervals over seeds",
         ["row", "routing", "parameters", "loss", "DSelect-k less this", "reading",
-         "non-zeros before the cut", "binary bits"],
+         "experts a token in training", "binary bits"],
     )  # fmt: skip
     ours = results.get("dselect_k")
     for name, stories in results.items():

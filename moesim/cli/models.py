@@ -83,6 +83,7 @@ def train(
             "text": spell_text(text),
             "steps": steps,
             "seed": seed,
+            "evaluate-every": evaluate_every,
             "characters": characters,
             "threads": threads,
         },
@@ -98,7 +99,7 @@ def train(
             seed=seed,
             evaluate_every=evaluate_every,
             force=force,
-            checkpoint=out.with_name(f"{out.name}.checkpoint"),
+            checkpoint=out.resolve().with_name(f"{out.resolve().name}.checkpoint"),
             on_step=None if show is None else lambda done, of: show("steps", done, of),
             on_evaluation=_echo,
             provenance={"command": command, "preset": preset},
@@ -117,12 +118,13 @@ def _gated(
     """The preset, with the gate asked for; refused, before any work, where it cannot be."""
     from dataclasses import replace
 
-    import yaml
-
+    from moesim.document import parse_value
     from moesim.errors import UsageError
     from moesim.models import PRESETS, GatedPreset
 
-    shape = PRESETS.get(preset)
+    if preset not in PRESETS:
+        raise UsageError(f"unknown preset {preset!r}: choose one of {', '.join(PRESETS)}")
+    shape = PRESETS[preset]
     if not isinstance(shape, GatedPreset):
         if gate or routed_by or options:
             raise UsageError(f"preset {preset} has no gate to choose; --preset gated has")
@@ -132,15 +134,19 @@ def _gated(
         name, equals, value = option.partition("=")
         if not equals or not name:
             raise UsageError(f"--gate-option {option!r}: expected NAME=VALUE, as in gamma=0.5")
-        values[name] = yaml.safe_load(value)
+        values[name] = parse_value(value, f"--gate-option {name}")
     gate = gate or shape.gate
-    return replace(
+    chosen = replace(
         shape,
         gate=gate,
         gate_options=values,
         routed_by=routed_by or ("tokens" if gate == "hash" else shape.routed_by),
         top_k=1 if gate == "switch" else shape.top_k,
     )
+    from moesim.models.gated import check_gate
+
+    check_gate(chosen)
+    return chosen
 
 
 def prompts(

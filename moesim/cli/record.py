@@ -53,6 +53,9 @@ def record(
     max_prompt_tokens: Annotated[
         int | None, typer.Option(min=1, help="Cut longer prompts to so many tokens.")
     ] = None,
+    ignore_end: Annotated[
+        bool, typer.Option("--ignore-end", help="Generate on past end tokens, to the limit.")
+    ] = False,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
     dtype: Annotated[
@@ -102,6 +105,7 @@ def record(
             "domain": domain,
             "limit": limit,
             "max-prompt-tokens": max_prompt_tokens,
+            "ignore-end": ignore_end,
             "revision": revision,
             "dtype": None if dtype == "auto" else dtype,
             "threads": threads,
@@ -122,6 +126,7 @@ def record(
             top_p=top_p,
             seed=seed,
             max_prompt_tokens=max_prompt_tokens,
+            ignore_end=ignore_end,
             provenance={"command": command},
             force=force,
             progress=None if show is None else lambda done, of: show("requests", done, of),

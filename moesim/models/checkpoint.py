@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from moesim.errors import OutputError
+from moesim.errors import MoesimError
 from moesim.files import whole_file
 
 
@@ -27,7 +27,7 @@ def save(path: Path, story: Mapping[str, Any], tensors: Mapping[str, Tensor]) ->
 
 
 def load(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The story and the tensors. Raises `OutputError` for anything else than a checkpoint."""
+    """The story and the tensors. Raises `MoesimError` for anything else than a checkpoint."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -35,7 +35,9 @@ def load(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             story = json.loads(file.metadata()["story"])
             return story, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-        raise OutputError(path, f"is no checkpoint of a training ({error})") from error
+        raise MoesimError(
+            f"{path} is no checkpoint of a training ({error}); delete it to begin anew"
+        ) from error
 
 
 def part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ Each layer's FFN is a mixture of `num_experts` smaller ones, weighed by a gate o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -93,10 +93,13 @@ class GatedForCausalLM(RoutedForCausalLM):
             self.router = PreGatingRouter(config.vocab_size, width, **sizes)
             self.ahead = GateRouter(_gate(config, features=width))
         self.exchange(self._routed)
+        for router in self.routers:  # a gate has drawn its own weights, which `base` would redraw
+            for module in router.modules():
+                module._is_hf_initialized = True  # type: ignore[assignment]
         self.post_init()  # type: ignore[no-untyped-call]
 
     def initialise(self, std: float = 0.02) -> None:
-        """Weights of a model that is trained from scratch, from torch's generator."""
+        """Experts of a model that is trained from scratch, then the router before the layers."""
         for block in self.blocks:
             experts: Any = block.experts
             experts.initialise(std)
@@ -209,9 +212,19 @@ def check_gate(config: Any) -> None:
         )
     if config.gate == "hash" and config.routed_by in ("hidden", "prefix"):
         raise UsageError("hash routes by id: routed_by tokens or tasks")
+    if config.routed_by == "prefix":
+        _check_router(config.router)
     k = config.num_experts_per_tok if isinstance(config, GatedConfig) else config.top_k
     features = 1 if config.routed_by in ("hidden", "prefix") else None
     gates.build(config.gate, config.num_experts, k, config.gate_options, features=features)
+
+
+def _check_router(sizes: Mapping[str, Any] | None) -> None:
+    if set(sizes or ()) - {"mlp"} != {"hidden", "heads", "ffn"}:
+        raise UsageError(
+            f"router {sizes!r}: a model that routes by prefix needs the sizes of the router before "
+            "its layers, hidden, heads and ffn (and may say mlp)"
+        )
 
 
 def _check(config: GatedConfig) -> None:

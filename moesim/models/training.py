@@ -22,8 +22,8 @@ from zlib import crc32
 import numpy as np
 import torch
 
-from moesim.errors import MoesimError, OutputError, UsageError
-from moesim.files import whole_folder, write_json
+from moesim.errors import MoesimError, UsageError
+from moesim.files import may_replace, whole_folder, write_json
 from moesim.models import checkpoint as checkpoints
 from moesim.models.presets import PRESETS, GatedPreset, Preset
 from moesim.models.text import Corpus
@@ -88,12 +88,12 @@ def train(
         from moesim.models.gated import check_gate
 
         check_gate(shape)
-    if Path(out).exists() and not force:
-        raise OutputError(out, "already exists; choose another name or pass --force")
+    if Path(out).exists():
+        may_replace(Path(out), force, (TRAINING_RECORD,))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         tokenizer = _tokenizer(corpus, shape.vocabulary)
-        run = _Run(shape, corpus, tokenizer, seed, checkpoint)
+        run = _Run(shape, corpus, tokenizer, seed, evaluate_every, checkpoint)
         run.restore()
         if not run.evaluations:
             _report(on_evaluation, run.evaluate())
@@ -132,17 +132,24 @@ class _Run:
     """A training under way: what a checkpoint holds, and how it goes on."""
 
     def __init__(
-        self, shape: Preset, corpus: Corpus, tokenizer: Any, seed: int, checkpoint: Path | None
+        self,
+        shape: Preset,
+        corpus: Corpus,
+        tokenizer: Any,
+        seed: int,
+        evaluate_every: int,
+        checkpoint: Path | None,
     ) -> None:
         self.shape = shape
         self.seed = seed
+        self.evaluate_every = evaluate_every
         self.checkpoint = checkpoint
         self.streams = token_streams(tokenizer, corpus.train)
         self.held_out = {
             domain: spread_windows(stream, _WINDOWS, shape.context)
             for domain, stream in token_streams(tokenizer, corpus.validation).items()
         }
-        self.model = _model(shape, tokenizer, corpus.domains)
+        self.model = _model(shape, tokenizer, corpus.domains, seed)
         self.optimizer = _optimizer(self.model, shape)
         self._peaks = [group["lr"] for group in self.optimizer.param_groups]
         self.draw = np.random.default_rng(np.random.SeedSequence(seed))
@@ -160,16 +167,7 @@ class _Run:
         more = {**self.shape.learning, **_inputs_of(self.model, domains)}
         loss = self.model(input_ids=tokens, labels=tokens, **more).loss
         if not torch.isfinite(loss):
-            kept = "nothing was saved"
-            if self.checkpoint is not None and self.checkpoint.exists():
-                kept = (
-                    f"{self.checkpoint} holds the last good state, of step "
-                    f"{self.evaluations[-1].step}; delete it to begin anew"
-                )
-            raise MoesimError(
-                f"the training loss is {loss.item()} at step {self.step + 1}; {kept}; "
-                "try a lower learning rate or another seed"
-            )
+            raise self._not_finite(f"the training loss is {loss.item()}", self.step + 1)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
@@ -177,10 +175,27 @@ class _Run:
         self.step += 1
 
     def evaluate(self) -> Evaluation:
-        """Note where the model stands, and save it."""
-        self.evaluations.append(_evaluate(self.model, self.held_out, self.step))
+        """Note where the model stands, and save it, unless it is broken."""
+        found = _evaluate(self.model, self.held_out, self.step)
+        if not math.isfinite(found.loss):
+            raise self._not_finite(f"the validation loss is {found.loss}", self.step)
+        for name, parameter in self.model.named_parameters():
+            if not bool(torch.isfinite(parameter).all()):
+                raise self._not_finite(f"a weight of {name} is not finite", self.step)
+        self.evaluations.append(found)
         self._save()
-        return self.evaluations[-1]
+        return found
+
+    def _not_finite(self, what: str, step: int) -> MoesimError:
+        kept = "nothing was saved"
+        if self.checkpoint is not None and self.checkpoint.exists():
+            kept = (
+                f"{self.checkpoint} holds the last good state, of step "
+                f"{self.evaluations[-1].step}; delete it to begin anew"
+            )
+        return MoesimError(
+            f"{what} at step {step}; {kept}; try a lower learning rate or another seed"
+        )
 
     def spent(self) -> tuple[float, float]:
         """Wall and CPU seconds so far."""
@@ -209,7 +224,7 @@ class _Run:
         if self.checkpoint is None or not self.checkpoint.exists():
             return
         story, tensors = checkpoints.load(self.checkpoint)
-        if story["run"] != self._identity():
+        if story.get("run") != self._identity():
             raise MoesimError(
                 f"{self.checkpoint} belongs to another run; choose another name or delete it"
             )
@@ -230,6 +245,8 @@ class _Run:
         return {
             "shape": json.loads(json.dumps(asdict(self.shape))),
             "seed": self.seed,
+            "evaluate_every": self.evaluate_every,
+            "domains": list(self.streams),
             "data": [crc32(np.ascontiguousarray(ids).tobytes()) for ids in tokens],
         }
 
@@ -286,7 +303,7 @@ def _batch(
     return torch.from_numpy(np.stack(windows)), domains
 
 
-def _model(shape: Preset, tokenizer: Any, domains: Sequence[str]) -> Any:
+def _model(shape: Preset, tokenizer: Any, domains: Sequence[str], seed: int) -> Any:
     import transformers
 
     config = getattr(transformers, f"{shape.family}Config")(
@@ -309,6 +326,7 @@ def _model(shape: Preset, tokenizer: Any, domains: Sequence[str]) -> Any:
             router=dict(shape.router or {}) if shape.routed_by == "prefix" else None,
         )
     )
+    torch.manual_seed(seed)  # whatever the gates drew, experts begin alike
     model.initialise()
     return model
 

@@ -54,6 +54,7 @@ class Sampling:
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int = 0
+    ignore_end: bool = False
 
     def __post_init__(self) -> None:
         if self.temperature < 0:
@@ -76,6 +77,7 @@ def record(
     top_p: float = 1.0,
     seed: int = 0,
     max_prompt_tokens: int | None = None,
+    ignore_end: bool = False,
     provenance: dict[str, Any] | None = None,
     force: bool = False,
     progress: Progress | None = None,
@@ -86,14 +88,15 @@ def record(
     two, and for prompts given as tokens. `prompts` are a file (`read_prompts`), texts or `Prompt`s,
     one request each and in this order. `prediction_depth` records what the gates of that many
     following layers say of each layer's hidden state; `probabilities` the routers' full scores, as
-    distributions. `temperature` 0 is greedy. Longer prompts are cut to `max_prompt_tokens`.
+    distributions. `temperature` 0 is greedy. Longer prompts are cut to `max_prompt_tokens`. With
+    `ignore_end` an end token is a token like any other, and every request generates its limit.
     `provenance` is added to the header's. The state of torch's random generator, the model's mode
     and its hooks are left as they were.
 
     Raises `UsageError` for a model or prompts that cannot be recorded, `OutputError` if `out`
     exists (without `force`) or cannot be written, `TraceError` if rows do not add up.
     """
-    sampling = Sampling(temperature, top_p, seed)
+    sampling = Sampling(temperature, top_p, seed, ignore_end)
     at_least_one = {
         "max_new_tokens": max_new_tokens,
         "batch_size": batch_size,
@@ -121,6 +124,7 @@ def record(
             "temperature": temperature,
             "top_p": top_p,
             "seed": seed if temperature else None,
+            **({"ignore_end": True} if ignore_end else {}),
         },
     }
     with ExitStack() as stack:
@@ -201,6 +205,8 @@ def _record_batch(
     end = _end_tokens(model)
     pad = _token(model, "pad_token_id")
     pad = (*end, 0)[0] if pad is None else int(pad)
+    if sampling.ignore_end:
+        end = []
     ids = torch.tensor([[pad] * (width - len(r.tokens)) + list(r.tokens) for r in batch])
     mask = torch.tensor([[0] * (width - len(r.tokens)) + [1] * len(r.tokens) for r in batch])
     more: dict[str, Any] = {}

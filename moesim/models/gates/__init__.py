@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
@@ -82,6 +83,8 @@ def build(
         raise UsageError(
             f"the gate {name} has no option {unknown[0]!r}; {_near(unknown[0], known)}"
         )
+    for option, value in given.items():
+        _check_option(name, option, value, inspect.signature(kind).parameters[option].default)
     if isinstance(given.get("entropy"), list | tuple):
         given["entropy"] = Ramp(*given["entropy"])
     if features is not None:
@@ -89,6 +92,26 @@ def build(
             raise UsageError("hash routes by id and reads no hidden state: it is always static")
         given["features"] = features
     return kind(num_experts, k, tasks=tasks, **given)
+
+
+def _check_option(gate: str, option: str, value: Any, default: Any) -> None:
+    """Raise `UsageError` for a value of another kind than the option's default."""
+    if option == "entropy" and isinstance(value, list | tuple):
+        if len(value) == 2 and _is_number(value[0]) and type(value[1]) is int and value[1] > 0:
+            return
+        raise UsageError(
+            f"{gate}: entropy {value!r} must be a number or [top, calls], such as [0.01, 500]"
+        )
+    if isinstance(default, float):
+        fits, wanted = _is_number(value), "a number that is finite and not negative"
+    else:
+        fits, wanted = type(value) is type(default), f"of type {type(default).__name__}"
+    if not fits:
+        raise UsageError(f"{gate}: {option} {value!r} must be {wanted}")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and type(value) is not bool and 0 <= value < math.inf
 
 
 def _near(name: str, known: Iterable[str]) -> str:
