@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,10 +13,13 @@ import pytest
 import torch
 from studies import study
 
-from moesim.errors import UsageError
+from moesim.errors import MoesimError, UsageError
 from moesim.models import PRESETS, built_in_corpus
 from moesim.models.gated import GatedConfig
-from moesim.trace import load_trace
+from moesim.models.gates import GumbelSoftmax
+from moesim.record import load_model
+from moesim.simulate import run as simulate
+from moesim.trace import Trace, load_trace
 
 language = study("dselect", "language")
 served = language.language_served
@@ -69,8 +74,19 @@ def test_a_folder_of_another_study_is_refused(made: Path) -> None:
 
 
 def test_every_gate_has_the_same_tuning_budget(made: Path) -> None:
-    for name in language.ROWS:
-        assert language.draw_settings(name, 2) == language.draw_settings(name, 5)[:2]
+    """The same rates and factors, and as many options of its own, none twice without need."""
+    drawn = {name: language.draw_settings(name, 4) for name in language.ROWS}
+    for name, settings in drawn.items():
+        for setting, other in zip(settings, drawn["top_k"], strict=True):
+            for key in ("learning_rate", "gate_factor"):
+                assert setting[key] == other[key]
+        space = language.ROWS[name].space
+        size = math.prod(len(values) for values in space.values())
+        options = {json.dumps(setting["gate_options"]) for setting in settings}
+        assert len(options) == min(4, size)
+    rates = [setting["learning_rate"] for setting in drawn["top_k"]]
+    assert rates == sorted(rates)
+    assert language.RATES[0] <= rates[0] < rates[-1] <= language.RATES[1]
     for row in ("dselect_k", "switch", "top_k-ahead", "top_k-by-task"):
         trials = sorted(path.name for path in (made / row).glob("trial-*"))
         assert trials == ["trial-0", "trial-1"]
@@ -85,7 +101,6 @@ def test_every_gate_has_the_same_tuning_budget(made: Path) -> None:
 
 
 def test_rows_differ_in_the_gate_alone(made: Path) -> None:
-    """The same first weights cannot be, since gates draw some; the same text and prompts can."""
     stories = [
         json.loads((made / row / "seed-1/training.json").read_text())
         for row in ("dselect_k", "switch", "top_k-by-task")
@@ -110,16 +125,53 @@ def test_traces_say_what_their_gates_reveal(made: Path) -> None:
 
 def test_traces_of_other_prompts_are_not_compared(made: Path, tmp_path: Path) -> None:
     paths = {"dselect_k": [made / "dselect_k/seed-0-trace"]}
-    other = load_trace(paths["dselect_k"][0])
-    fewer = {name: column[:-1] for name, column in other.requests.items()}
-    rows = int(fewer["num_rows"].sum())
-    from moesim.trace import Trace
+    ours = load_trace(paths["dselect_k"][0])
+    story = dict(ours.meta.provenance)
+    story["prompts"] = {**story["prompts"], "sha256": "0"}
+    ours.with_meta(provenance=story).save(tmp_path / "prompts")
+    with pytest.raises(UsageError, match="have other prompts: record them again"):
+        served.check_same_work({**paths, "other": [tmp_path / "prompts"]})
+    rows, prompts = ours.requests["num_rows"], ours.requests["prompt_tokens"]
+    domains = ours.requests["domain"].tolist()
+    ids = ours.expert_ids[:]
+    for column, domain, prompt in (
+        ("domain", None, prompts),
+        ("prompt_tokens", domains, rows),
+    ):
+        Trace.from_arrays(
+            expert_ids=ids, seq_len=rows, num_experts=8, domain=domain, prompt_tokens=prompt
+        ).save(tmp_path / column)
+        with pytest.raises(UsageError, match=f"differ in {column}: record them again"):
+            served.check_same_work({**paths, "other": [tmp_path / column]})
 
-    Trace.from_arrays(
-        expert_ids=other.expert_ids[:rows], seq_len=fewer["num_rows"], num_experts=8
-    ).save(tmp_path / "fewer")
-    with pytest.raises(UsageError, match="differ in domain: record them again"):
-        served.check_same_work({**paths, "other": [tmp_path / "fewer"]})
+
+def test_every_row_generates_as_many_tokens(made: Path) -> None:
+    asked = [load_trace(made / row / "seed-0-trace").requests for row in ("dselect_k", "switch")]
+    assert asked[0]["output_tokens"].tolist() == asked[1]["output_tokens"].tolist()
+    assert min(asked[0]["output_tokens"]) >= 16
+
+
+def test_other_numbers_of_prompts_or_other_sizes_are_refused(made: Path) -> None:
+    with pytest.raises(UsageError, match="trace was made with other settings"):
+        run(made, "--per-domain", "4")
+    wider = replace(PRESETS["gated"], hidden=32)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(language, "PRESETS", {"gated": wider})
+        with pytest.raises(UsageError, match="was made with other settings"):
+            language.main([str(made), "--rows", *ROWS, *SMALL])
+
+
+def test_a_trial_whose_loss_is_lost_is_not_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    def trained(self: Any, name: str, run: str, *_: Any) -> Any:
+        if run == "trial-0":
+            raise MoesimError("the training loss is nan at step 3")
+        return {"validation_loss": [{"loss": 5.0}]}
+
+    monkeypatch.setattr(language.Study, "_trained", trained)
+    monkeypatch.setattr(language.Study, "_recorded", lambda self, name, run, setting, seed: setting)
+    options = argparse.Namespace(trials=3, seeds=1, steps=1, trial_steps=1, per_domain=1)
+    study = language.Study(Path("nowhere"), None, options)
+    assert study.models_of("top_k") == [language.draw_settings("top_k", 3)[1]]
 
 
 def test_sizes_follow_the_trace(made: Path) -> None:
@@ -131,8 +183,6 @@ def test_sizes_follow_the_trace(made: Path) -> None:
 
 def test_sparsity_is_looked_at_before_the_cut(made: Path) -> None:
     corpus = built_in_corpus(30_000)
-    from moesim.record import load_model
-
     for row, non_zeros in (("top_k-by-task", 2.0), ("switch", 1.0)):
         model, tokenizer = load_model(made / row / "seed-0")
         assert isinstance(model.config, GatedConfig)
@@ -150,9 +200,23 @@ def test_sparsity_is_looked_at_before_the_cut(made: Path) -> None:
     assert (seen["non_zeros"], seen["binary"]) == (1.0, 1.0)
 
 
-def test_bytes_are_by_token_computed() -> None:
-    summary: dict[str, Any] = {"h2d_bytes": 6e6, "tokens_per_s": 4.0, "makespan_s": 0.5}
-    assert served.mb_per_token(summary) == 3.0
+def test_what_is_dense_in_training_is_said_to_be(made: Path) -> None:
+    model, tokenizer = load_model(made / "dselect_k/seed-0")
+    for router in model.routers:
+        router.gate = GumbelSoftmax(8, 2, features=router.gate.features)
+    assert language.look(model, tokenizer, built_in_corpus(30_000))["non_zeros"] == 8.0
+
+
+def test_bytes_and_time_are_by_token(made: Path) -> None:
+    paths = [made / "dselect_k/seed-0-trace"]
+    (seen,) = served.simulated(paths, 4, served.STEADY, {})
+    result = simulate(served.scenario(paths[0], 4, served.STEADY, 0, {}))
+    requests = result.columns["requests"]
+    prompts, outputs = sum(requests["prompt_tokens"]), sum(requests["output_tokens"])
+    copied = sum(result.columns["steps"]["h2d_bytes"])
+    assert served.mb_per_token(seen) == pytest.approx(copied / (prompts + outputs) / 1e6)
+    last_ns = max(requests["finish_ns"])
+    assert served.ms_per_token(seen) == pytest.approx(last_ns / 1e6 / outputs)
 
 
 @pytest.mark.parametrize("wrong", ["--trials", "--seeds", "--steps"])

@@ -21,8 +21,9 @@ from moesim.cli import models as models_cli
 from moesim.errors import MoesimError, OutputError, UsageError
 from moesim.hardware.shapes import shape_from_config
 from moesim.machine.real.generate import Serving, generate
-from moesim.models import Corpus, GatedPreset, built_in_corpus, train
-from moesim.models.gated import GatedConfig, GatedForCausalLM
+from moesim.models import Corpus, GatedPreset, built_in_corpus, checkpoint, train, training
+from moesim.models.gated import GatedConfig, GatedForCausalLM, check_gate
+from moesim.models.tokenizer import train_tokenizer
 from moesim.record import Prompt, Recorder, load_model, record
 from moesim.trace import validate_trace
 
@@ -126,6 +127,9 @@ def test_at_most_k_experts_run_and_the_recorder_sees_them(gate: str, routed_by: 
     model = made(gate, routed_by)
     ids, _, _ = batch()
     shape = (*ids.shape, -1)
+    read: list[torch.Tensor] = []
+    for router in model.routers:
+        router.register_forward_pre_hook(lambda _, args: read.append(args[0]))
     with torch.no_grad(), Recorder(model) as recorder:
         model(input_ids=ids, **told(model, len(ids)))
         recorded = recorder.take().expert_ids
@@ -138,7 +142,7 @@ def test_at_most_k_experts_run_and_the_recorder_sees_them(gate: str, routed_by: 
             tasks = told(model, len(ids))["task_ids"].repeat_interleave(ids.shape[1])
             chosen = router.gate.select(tasks).ids.view(shape)
         else:
-            continue
+            chosen = router.gate.select(read[index]).ids.view(shape)
         assert np.array_equal(recorded[:, :, index], chosen)
     if routed_by == "prefix":  # one choice for all layers
         assert (recorded == recorded[:, :, :1]).all()
@@ -194,6 +198,49 @@ def test_the_gates_losses_are_learnt_with_and_not_measured() -> None:
     assert extra >= 3 * 0.5  # three layers, each at least 1 where all is even
 
 
+@pytest.mark.parametrize("routed_by", ["hidden", "prefix", "tasks"])
+def test_gates_begin_as_they_draw_themselves(
+    routed_by: str, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not as the decoder that they stand in would have it."""
+
+    def first(gate: str, **options: Any) -> list[Any]:
+        shape = replace(TINY, gate=gate, gate_options=options, routed_by=routed_by)
+        model = training._Run(shape, corpus, tokenizer, 0, 1, None).model
+        return [router.gate for router in model.routers]
+
+    tokenizer = train_tokenizer(["some text to spell\n" * 30], 300)
+    for gamma in (0.3, 3.0):
+        for gate in first("dselect_k", gamma=gamma):
+            z = list(gate.z_logits.parameters()) if routed_by != "tasks" else [gate.z_logits]
+            for part in z:
+                assert 0 < float(part.detach().abs().max()) <= gamma / 100
+    for gate in first("noisy_top_k"):
+        assert all(not bool(part.any()) for part in gate.noise.parameters())
+
+
+def test_whatever_the_gate_all_else_begins_alike(corpus: Corpus) -> None:
+    tokenizer = train_tokenizer(["some text to spell\n" * 30], 300)
+
+    def first(**changes: Any) -> dict[str, torch.Tensor]:
+        shape = replace(TINY, **changes)
+        torch.manual_seed(5)  # as `train` does
+        model = training._Run(shape, corpus, tokenizer, 5, 1, None).model
+        return {
+            name: parameter
+            for name, parameter in model.named_parameters()
+            if "router" not in name and "ahead" not in name
+        }
+
+    plain = first(gate="top_k")
+    variants = ({"gate": "dselect_k"}, {"gate": "hash", "routed_by": "tokens"},
+                {"gate": "switch", "top_k": 1, "routed_by": "prefix"})  # fmt: skip
+    for changes in variants:
+        other = first(**changes)
+        assert plain.keys() == other.keys()
+        assert all(torch.equal(plain[name], other[name]) for name in plain)
+
+
 # Recording
 
 
@@ -211,6 +258,20 @@ def test_a_trace_says_how_far_ahead_its_routing_is_known(tmp_path: Path) -> None
         first, trace.requests["num_rows"], trace.requests["domain"], strict=True
     ):
         assert (ids[start : start + rows] == ids[first[TASKS.index(domain)]]).all()
+
+
+def test_without_end_tokens_every_request_generates_its_limit(tmp_path: Path) -> None:
+    model = made("top_k")
+    prompts = [Prompt(tokens=(3, 4 + n), max_new_tokens=9 + n) for n in range(6)]
+    model.generation_config.eos_token_id = list(range(2, 30))  # half of all there are
+    asked = [prompt.max_new_tokens for prompt in prompts]
+    options = {"temperature": 1.0, "seed": 1}
+    ended = record(model, None, prompts, tmp_path / "ended", **options)
+    assert ended.requests["output_tokens"].tolist() < asked
+    whole = record(model, None, prompts, tmp_path / "whole", ignore_end=True, **options)
+    assert whole.requests["output_tokens"].tolist() == asked
+    assert whole.meta.provenance["generation"]["ignore_end"] is True
+    assert not (whole.expert_ids[:] == whole.meta.unused).any()
 
 
 def test_a_task_that_gates_do_not_know_is_refused(tmp_path: Path) -> None:
@@ -334,9 +395,24 @@ def test_a_checkpoint_of_another_run_is_refused(corpus: Corpus, tmp_path: Path) 
     other = replace(TINY, gate="switch", top_k=1)
     with pytest.raises(MoesimError, match="belongs to another run"):
         train(other, corpus, tmp_path / "m", checkpoint=kept)
-    kept.write_bytes(b"nonsense")
-    with pytest.raises(OutputError, match="no checkpoint of a training"):
+    with pytest.raises(MoesimError, match="belongs to another run"):
+        train(TINY, corpus, tmp_path / "m", checkpoint=kept, evaluate_every=7)
+    checkpoint.save(kept, {"step": 1}, {"x": torch.zeros(1)})
+    with pytest.raises(MoesimError, match="belongs to another run"):
         train(TINY, corpus, tmp_path / "m", checkpoint=kept)
+    kept.write_bytes(b"nonsense")
+    with pytest.raises(MoesimError, match=r"is no checkpoint of a training .*delete it"):
+        train(TINY, corpus, tmp_path / "m", checkpoint=kept)
+
+
+def test_what_is_nobody_s_to_replace_is_refused_before_any_work(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "_tokenizer", lambda *_: pytest.fail("work began"))
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home/letter.txt").write_text("dear reader")
+    with pytest.raises(OutputError, match=r"replaced only where it holds training\.json"):
+        train(TINY, corpus, tmp_path / "home", force=True)
 
 
 def test_a_loss_that_is_not_finite_names_the_step_and_the_last_good_checkpoint(
@@ -346,6 +422,20 @@ def test_a_loss_that_is_not_finite_names_the_step_and_the_last_good_checkpoint(
     with pytest.raises(MoesimError, match=r"loss is nan at step 2; .*kept holds .*, of step 0"):
         train(shape, corpus, tmp_path / "m", checkpoint=tmp_path / "kept")
     assert (tmp_path / "kept").exists()
+
+
+@pytest.mark.parametrize(("every", "steps", "good"), [(1, 6, 0), (3, 6, 0), (1, 1, 0)])
+def test_a_broken_model_is_no_checkpoint(
+    every: int, steps: int, good: int, corpus: Corpus, tmp_path: Path
+) -> None:
+    """The step that broke it is found at the evaluation after it, at the latest."""
+    shape = replace(TINY, learning_rate=float("inf"), steps=steps)
+    kept = tmp_path / "kept"
+    with pytest.raises(MoesimError, match=rf"not finite|is nan .*kept holds .*, of step {good}"):
+        train(shape, corpus, tmp_path / "m", checkpoint=kept, evaluate_every=every)
+    assert not (tmp_path / "m").exists()
+    _, tensors = checkpoint.load(kept)
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values())
 
 
 def test_gates_learn_at_a_rate_of_their_own(corpus: Corpus, tmp_path: Path) -> None:
@@ -362,6 +452,14 @@ def test_gates_learn_at_a_rate_of_their_own(corpus: Corpus, tmp_path: Path) -> N
     assert not any(torch.equal(*pair) for pair in zip(still, moved, strict=True))
 
 
+@pytest.mark.parametrize(
+    "router", [None, {}, {"hiden": 8, "heads": 2, "ffn": 8}, {"hidden": 8, "heads": 2}]
+)
+def test_a_router_before_the_layers_needs_sizes(router: dict[str, int] | None) -> None:
+    with pytest.raises(UsageError, match="needs the sizes of the router before"):
+        check_gate(replace(TINY, routed_by="prefix", router=router))
+
+
 @pytest.fixture(scope="module")
 def app() -> typer.Typer:
     app = typer.Typer()
@@ -374,14 +472,14 @@ def test_the_command_trains_any_gate(
 ) -> None:
     monkeypatch.setattr("moesim.models.PRESETS", {"gated": TINY, "dense": object()})
     words = ["models", "train", "--preset", "gated", "--steps", "2", "--characters", "30000"]
-    chosen = ["--gate", "dselect_k", "--routed-by", "tasks", "--gate-option", "gamma=0.5"]
+    chosen = ["--gate", "dselect_k", "--routed-by", "tasks", "--gate-option", "gamma=5e-1"]
     done = CliRunner().invoke(
         app, [*words, *chosen, "--out", str(tmp_path / "m")], catch_exceptions=False
     )
     assert done.exit_code == 0, done.output
     story = json.loads((tmp_path / "m/training.json").read_text())
     assert story["preset"] == "gated"
-    assert "--gate dselect_k --routed-by tasks --gate-option gamma=0.5" in story["command"]
+    assert "--gate dselect_k --routed-by tasks --gate-option gamma=5e-1" in story["command"]
     model, _ = load_model(tmp_path / "m")
     assert model.routers[0].gate.gamma == 0.5
     assert model.config.routing == "static"
@@ -395,6 +493,19 @@ def test_the_command_trains_any_gate(
         (["--gate", "dselect_k", "--gate-option", "gamma=0"], r"gamma \(0\) must be positive"),
         (["--gate", "dselect_k", "--gate-option", "gama=1"], "did you mean gamma"),
         (["--gate", "top_k", "--gate-option", "balance"], "expected NAME=VALUE"),
+        (["--gate", "dselect_k", "--gate-option", "gamma=abc"], r"gamma 'abc' must be a number"),
+        (["--gate", "dselect_k", "--gate-option", "gamma=true"], r"gamma True must be a number"),
+        (["--gate", "dselect_k", "--gate-option", "gamma={"], "cannot be read as YAML"),
+        (["--gate", "dselect_k", "--gate-option", "entropy=[0.1]"], r"a number or \[top, calls\]"),
+        (["--gate", "dselect_k", "--gate-option", "entropy=[0.1, 0]"], r"or \[top, calls\]"),
+        (
+            ["--gate", "dselect_k", "--gate-option", "entropy=.nan"],
+            "a number that is finite",
+        ),
+        (["--gate", "top_k", "--gate-option", "balance=-1"], "finite and not negative"),
+        (["--gate", "gumbel", "--gate-option", "straight_through=no thanks"], "of type bool"),
+        (["--gate", "hash", "--gate-option", "seed=0.5"], "of type int"),
+        (["--preset", "gatd", "--gate", "top_k"], "unknown preset 'gatd': choose one of"),
         (["--gate", "hash", "--routed-by", "hidden"], "hash routes by id"),
         (["--routed-by", "moon"], "unknown routed_by 'moon': choose one of hidden"),
         (["--preset", "dense", "--gate", "top_k"], "preset dense has no gate to choose"),
@@ -407,13 +518,14 @@ def test_what_no_gate_can_be_is_refused_before_any_work(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("moesim.models.training._tokenizer", lambda *_: pytest.fail("work began"))
+    monkeypatch.setattr(models_cli, "corpus_of", lambda *_: pytest.fail("work began"))
     preset = [] if "--preset" in words else ["--preset", "gated"]
     done = CliRunner().invoke(
         app,
         ["models", "train", *preset, *words, "--out", str(tmp_path / "m"), "--characters", "2000"],
     )
-    assert isinstance(done.exception, UsageError)
-    with pytest.raises(UsageError, match=says):
+    assert isinstance(done.exception, MoesimError)
+    assert done.exception.exit_code == 2
+    with pytest.raises(MoesimError, match=says):
         raise done.exception
     assert not list(tmp_path.iterdir())

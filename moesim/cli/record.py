@@ -54,7 +54,7 @@ def record(
         int | None, typer.Option(min=1, help="Cut longer prompts to so many tokens.")
     ] = None,
     ignore_end: Annotated[
-        bool, typer.Option("--ignore-end", help="Generate on past end tokens, to the limit.")
+        bool, typer.Option("--ignore-end", help="Draw no end token: generate to the limit.")
     ] = False,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",

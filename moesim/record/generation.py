@@ -89,7 +89,7 @@ def record(
     one request each and in this order. `prediction_depth` records what the gates of that many
     following layers say of each layer's hidden state; `probabilities` the routers' full scores, as
     distributions. `temperature` 0 is greedy. Longer prompts are cut to `max_prompt_tokens`. With
-    `ignore_end` an end token is a token like any other, and every request generates its limit.
+    `ignore_end` no end token is ever drawn, and every request generates its limit.
     `provenance` is added to the header's. The state of torch's random generator, the model's mode
     and its hooks are left as they were.
 
@@ -205,8 +205,6 @@ def _record_batch(
     end = _end_tokens(model)
     pad = _token(model, "pad_token_id")
     pad = (*end, 0)[0] if pad is None else int(pad)
-    if sampling.ignore_end:
-        end = []
     ids = torch.tensor([[pad] * (width - len(r.tokens)) + list(r.tokens) for r in batch])
     mask = torch.tensor([[0] * (width - len(r.tokens)) + [1] * len(r.tokens) for r in batch])
     more: dict[str, Any] = {}
@@ -292,6 +290,7 @@ def _generation_config(model: Any, limit: int, pad: int, end: list[int], samplin
     drawn = sampling.temperature > 0
     return GenerationConfig(  # type: ignore[no-untyped-call]
         max_new_tokens=limit,
+        min_new_tokens=limit if sampling.ignore_end else None,
         do_sample=drawn,
         num_beams=1,
         num_return_sequences=1,
