@@ -54,6 +54,11 @@ def run(out: Path, *more: str, rows: list[str] = ROWS) -> str:
     return "\n".join(printed)
 
 
+def trace_of(out: Path, row: str) -> Path:
+    """Of the first seed."""
+    return out / "seed-0" / f"{language.slug(row)}-trace"
+
+
 def test_it_goes_on_where_it_was_and_says_the_same(
     made: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -87,14 +92,15 @@ def test_every_gate_has_the_same_tuning_budget(made: Path) -> None:
     rates = [setting["learning_rate"] for setting in drawn["top_k"]]
     assert rates == sorted(rates)
     assert language.RATES[0] <= rates[0] < rates[-1] <= language.RATES[1]
-    for row in ("dselect_k", "switch", "top_k-ahead", "top_k-by-task"):
-        trials = sorted(path.name for path in (made / row).glob("trial-*"))
-        assert trials == ["trial-0", "trial-1"]
+    trials = sorted(path.name for path in made.glob("trial-*"))
+    assert trials == ["trial-0", "trial-1"]
+    for row in ROWS:
+        models = [made / trial / language.slug(row) for trial in trials]
         best = min(
-            (json.loads((made / row / trial / "training.json").read_text()) for trial in trials),
+            (json.loads((model / "training.json").read_text()) for model in models),
             key=language.final_loss,
         )
-        chosen = json.loads((made / row / "seed-0/training.json").read_text())
+        chosen = json.loads((made / "seed-0" / language.slug(row) / "training.json").read_text())
         assert chosen["setting"] == best["setting"]
         assert chosen["seed"] == 0
         assert best["seed"] == language.TUNING_SEED
@@ -102,8 +108,8 @@ def test_every_gate_has_the_same_tuning_budget(made: Path) -> None:
 
 def test_rows_differ_in_the_gate_alone(made: Path) -> None:
     stories = [
-        json.loads((made / row / "seed-1/training.json").read_text())
-        for row in ("dselect_k", "switch", "top_k-by-task")
+        json.loads((made / "seed-1" / language.slug(row) / "training.json").read_text())
+        for row in ("dselect_k", "switch", "top_k, by task")
     ]
     for story in stories[1:]:
         assert story["text"] == stories[0]["text"]
@@ -113,18 +119,19 @@ def test_rows_differ_in_the_gate_alone(made: Path) -> None:
 
 
 def test_traces_say_what_their_gates_reveal(made: Path) -> None:
-    kinds = {"dselect_k": "layerwise", "top_k-ahead": "decoupled", "top_k-by-task": "static"}
+    kinds = {"dselect_k": "layerwise", "top_k, ahead": "decoupled", "top_k, by task": "static"}
     for row, kind in kinds.items():
-        trace = load_trace(made / row / "seed-0-trace")
+        trace = load_trace(trace_of(made, row))
         assert trace.meta.router == kind
+        assert trace.meta.model == language.slug(row)
         assert trace.meta.prediction_depth == (1 if kind == "layerwise" else 0)
-        assert str(made.parent) not in (made / row / "seed-0-trace/trace.json").read_text()
-    paths = {row: [made / row / "seed-0-trace"] for row in kinds}
+        assert str(made.parent) not in (trace_of(made, row) / "trace.json").read_text()
+    paths = {row: [trace_of(made, row)] for row in kinds}
     served.check_same_work(paths)
 
 
 def test_traces_of_other_prompts_are_not_compared(made: Path, tmp_path: Path) -> None:
-    paths = {"dselect_k": [made / "dselect_k/seed-0-trace"]}
+    paths = {"dselect_k": [trace_of(made, "dselect_k")]}
     ours = load_trace(paths["dselect_k"][0])
     story = dict(ours.meta.provenance)
     story["prompts"] = {**story["prompts"], "sha256": "0"}
@@ -146,7 +153,7 @@ def test_traces_of_other_prompts_are_not_compared(made: Path, tmp_path: Path) ->
 
 
 def test_every_row_generates_as_many_tokens(made: Path) -> None:
-    asked = [load_trace(made / row / "seed-0-trace").requests for row in ("dselect_k", "switch")]
+    asked = [load_trace(trace_of(made, row)).requests for row in ("dselect_k", "switch")]
     assert asked[0]["output_tokens"].tolist() == asked[1]["output_tokens"].tolist()
     assert min(asked[0]["output_tokens"]) >= 16
 
@@ -175,21 +182,21 @@ def test_a_trial_whose_loss_is_lost_is_not_chosen(monkeypatch: pytest.MonkeyPatc
 
 
 def test_sizes_follow_the_trace(made: Path) -> None:
-    assert served.sizes_of(made / "switch/seed-0-trace").name == "mixtral-4-layers-top1.json"
-    assert served.sizes_of(made / "dselect_k/seed-0-trace").name == "mixtral-4-layers-top2.json"
-    ahead = served.sizes_of(made / "top_k-ahead/seed-0-trace")
+    assert served.sizes_of(trace_of(made, "switch")).name == "mixtral-4-layers-top1.json"
+    assert served.sizes_of(trace_of(made, "dselect_k")).name == "mixtral-4-layers-top2.json"
+    ahead = served.sizes_of(trace_of(made, "top_k, ahead"))
     assert ahead.name == "mixtral-4-layers-ahead.json"
 
 
 def test_sparsity_is_looked_at_before_the_cut(made: Path) -> None:
     corpus = built_in_corpus(30_000)
-    for row, non_zeros in (("top_k-by-task", 2.0), ("switch", 1.0)):
-        model, tokenizer = load_model(made / row / "seed-0")
+    for row, non_zeros in (("top_k, by task", 2.0), ("switch", 1.0)):
+        model, tokenizer = load_model(made / "seed-0" / language.slug(row))
         assert isinstance(model.config, GatedConfig)
         seen = language.look(model, tokenizer, corpus)
         assert seen["non_zeros"] == non_zeros
         assert not model.routers[0].training
-    model, tokenizer = load_model(made / "dselect_k/seed-0")
+    model, tokenizer = load_model(made / "seed-0/gates-dselect-k")
     seen = language.look(model, tokenizer, corpus)
     assert 2 <= seen["non_zeros"] <= 8
     for router in model.routers:
@@ -201,14 +208,14 @@ def test_sparsity_is_looked_at_before_the_cut(made: Path) -> None:
 
 
 def test_what_is_dense_in_training_is_said_to_be(made: Path) -> None:
-    model, tokenizer = load_model(made / "dselect_k/seed-0")
+    model, tokenizer = load_model(made / "seed-0/gates-dselect-k")
     for router in model.routers:
         router.gate = GumbelSoftmax(8, 2, features=router.gate.features)
     assert language.look(model, tokenizer, built_in_corpus(30_000))["non_zeros"] == 8.0
 
 
 def test_bytes_and_time_are_by_token(made: Path) -> None:
-    paths = [made / "dselect_k/seed-0-trace"]
+    paths = [trace_of(made, "dselect_k")]
     (seen,) = served.simulated(paths, 4, served.STEADY, {})
     result = simulate(served.scenario(paths[0], 4, served.STEADY, 0, {}))
     requests = result.columns["requests"]

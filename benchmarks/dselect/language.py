@@ -85,6 +85,11 @@ Story = dict[str, Any]  # a model's training.json
 Results = dict[str, list[Story]]
 
 
+def slug(name: str) -> str:
+    """A row's name as a folder: what a model, and so its trace, is called."""
+    return "gates-" + name.replace(", ", "-").replace(" ", "-").replace("_", "-")
+
+
 def draw_settings(name: str, count: int) -> list[Setting]:
     """So many settings of a row: rates and factors that all rows share, and options of its own, no
     combination twice before all were taken."""
@@ -154,7 +159,8 @@ class Study:
             return math.inf
 
     def folder(self, name: str, run: str) -> Path:
-        return self.out / name.replace(", ", "-").replace(" ", "-") / run
+        """Where a row's model of a run is; its trace is beside it."""
+        return self.out / run / slug(name)
 
     def _trained(self, name: str, run: str, setting: Setting, seed: int, steps: int) -> Story:
         folder = self.folder(name, run)
@@ -179,8 +185,8 @@ class Study:
 
     def _recorded(self, name: str, run: str, setting: Setting, seed: int) -> Story:
         story = self._trained(name, run, setting, seed, self.options.steps)
-        folder = self.folder(name, f"{run}-trace")
         model, tokenizer = load_model(self.folder(name, run))
+        folder = self.folder(f"{name}-trace", run)
         if not folder.exists():
             prompts = cut_prompts(self.corpus, per_domain=self.options.per_domain)
             record(

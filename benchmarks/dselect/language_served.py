@@ -152,7 +152,7 @@ def simulated(
 
 @cache
 def _simulated(trace: Path, slots: int, batch: Batch, seed: int, policies: str) -> Summary:
-    what = f"serving {trace.parent.name}, {slots} slots, {batch}"
+    what = f"serving {trace.name}, {slots} slots, {batch}"
     print(f"\r{what:<70}", end="", file=sys.stderr, flush=True)
     return dict(run(scenario(trace, slots, batch, seed, json.loads(policies))).summary)
 
