@@ -36,6 +36,9 @@ def train(
     routed_by: Annotated[
         str | None, typer.Option(help="What the gate reads: hidden, tokens, prefix or tasks.")
     ] = None,
+    top_k: Annotated[
+        int | None, typer.Option(min=1, help="With gated: experts that a token selects.")
+    ] = None,
     gate_option: Annotated[
         list[str] | None, typer.Option(help="NAME=VALUE, of the gate; may be given repeatedly.")
     ] = None,
@@ -78,6 +81,7 @@ def train(
             "preset": preset,
             "gate": gate,
             "routed-by": routed_by,
+            "top-k": top_k,
             "gate-option": gate_option,
             "out": out,
             "text": spell_text(text),
@@ -88,7 +92,7 @@ def train(
             "threads": threads,
         },
     )
-    shape = _gated(preset, gate, routed_by, gate_option)
+    shape = _gated(preset, gate, routed_by, top_k, gate_option)
     corpus = corpus_of(text, characters)
     with progress() as show:
         trained = train_model(
@@ -113,7 +117,11 @@ def train(
 
 
 def _gated(
-    preset: str, gate: str | None, routed_by: str | None, options: list[str] | None
+    preset: str,
+    gate: str | None,
+    routed_by: str | None,
+    top_k: int | None,
+    options: list[str] | None,
 ) -> str | Preset:
     """The preset, with the gate asked for; refused, before any work, where it cannot be."""
     from dataclasses import replace
@@ -126,7 +134,7 @@ def _gated(
         raise UsageError(f"unknown preset {preset!r}: choose one of {', '.join(PRESETS)}")
     shape = PRESETS[preset]
     if not isinstance(shape, GatedPreset):
-        if gate or routed_by or options:
+        if gate or routed_by or top_k or options:
             raise UsageError(f"preset {preset} has no gate to choose; --preset gated has")
         return preset
     values = {}
@@ -141,7 +149,7 @@ def _gated(
         gate=gate,
         gate_options=values,
         routed_by=routed_by or ("tokens" if gate == "hash" else shape.routed_by),
-        top_k=1 if gate == "switch" else shape.top_k,
+        top_k=top_k or (1 if gate == "switch" else shape.top_k),
     )
     from moesim.models.gated import check_gate
 
