@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from patience import in_a_quiet_moment
 from workloads import decisions, plan_of, random_case, run_on
 
 from moesim.errors import DeviceError, InvariantError, UsageError
@@ -135,6 +136,10 @@ def test_demand_goes_before_what_is_queued_and_not_begun() -> None:
 
 
 def test_an_emulated_link_takes_its_time_and_no_more() -> None:
+    in_a_quiet_moment(_emulate_a_link)
+
+
+def _emulate_a_link() -> None:
     blocks: Any = Blocks(8, 8)
     link = Link(1_000_000, SIZE * 4 * 250, SIZE * 4 * 250)  # 1 ms and 4 ms
     machine = RealMachine(blocks, CpuDevice(h2d=link), chunk_bytes=SIZE * 2)
