@@ -15,7 +15,7 @@ served in the simulator. Routing and losses are measured; serving is simulated, 
 hardware that are assumed: four of Mixtral-8x7B's layers on the profile rtx-3060-12gb.
 
 Text is what every machine with Python has, or that of `--text DOMAIN=PATH`. Models are kept in OUT,
-each whole, and a study that was killed goes on there. About an hour on one core.
+each whole, and a study that was killed goes on there. Some forty minutes of one core.
 """
 
 from __future__ import annotations

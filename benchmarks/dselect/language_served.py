@@ -285,6 +285,7 @@ def quality_against_cost(traces: Traces, losses: Losses) -> Chart:
             chart.record(name, kind, panel, how, *_parts(loss), *_parts(cost))
         axes.set_xlabel("validation loss (nats a token)")
         axes.set_title("served alike" if panel == "alike" else "each by its own knowledge")
+    chart.axes[0][0].set_ylim(bottom=0)
     chart.axes[0][0].set_ylabel("ms a generated token")
     shared_legend(chart, wide=True)
     return chart
