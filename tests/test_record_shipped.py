@@ -68,3 +68,51 @@ def test_its_header_holds_the_commands_that_the_readme_gives(name: str) -> None:
     header = (TRACES / name / "trace.json").read_text(encoding="utf-8")
     assert "/home/" not in header
     assert "/tmp/" not in header
+
+
+GATES = {
+    "dselect-k": "layerwise",
+    "top-k": "layerwise",
+    "noisy-top-k": "layerwise",
+    "softmax": "layerwise",
+    "gumbel": "layerwise",
+    "switch": "layerwise",
+    "hash-by-token": "decoupled",
+    "top-k-ahead": "decoupled",
+    "dselect-k-ahead": "decoupled",
+    "dselect-k-by-task": "static",
+    "top-k-by-task": "static",
+}
+
+
+@pytest.mark.parametrize("name", GATES)
+def test_traces_of_gates_differ_in_the_gate_alone(name: str) -> None:
+    """The same prompts, lengths and text, and what each gate reveals is what it reads."""
+    folder, first = TRACES / f"gates-{name}", load_trace(TRACES / "gates-top-k")
+    trace = validate_trace(folder)
+    assert sum(path.stat().st_size for path in folder.iterdir()) <= 3_000_000
+    for key in ("prompt_tokens", "output_tokens", "domain"):
+        assert list(trace.requests[key]) == list(first.requests[key])
+    ours, theirs = trace.meta.provenance, first.meta.provenance
+    assert ours["prompts"]["sha256"] == theirs["prompts"]["sha256"]
+    assert ours["training"]["text"] == theirs["training"]["text"]
+    assert ours["training"]["tokens_seen"] == theirs["training"]["tokens_seen"]
+    assert trace.meta.router == GATES[name]
+    assert trace.meta.model == f"gates-{name}"
+    assert (trace.num_layers, trace.num_experts) == (4, 8)
+    assert ours["command"].startswith(f"moesim record --model build/language/seed-0/gates-{name} ")
+    header = (folder / "trace.json").read_text(encoding="utf-8")
+    assert not re.search(r'"/\w', header), "no path of the machine that recorded it"
+
+
+def test_of_gates_what_is_known_ahead_is_so() -> None:
+    """By token: the same token, the same experts, so at most as many sets as tokens. Ahead: one
+    choice for all layers. By task: one choice for a domain."""
+    ahead = load_trace(TRACES / "gates-top-k-ahead").expert_ids[:]
+    assert (ahead == ahead[:, :1]).all()
+    hashed = load_trace(TRACES / "gates-hash-by-token")
+    assert len(np.unique(hashed.expert_ids[:].reshape(hashed.num_rows, -1), axis=0)) <= 1024
+    by_task = load_trace(TRACES / "gates-dselect-k-by-task")
+    assert len(np.unique(by_task.expert_ids[:].reshape(by_task.num_rows, -1), axis=0)) <= 4
+    free = load_trace(TRACES / "gates-top-k")
+    assert len(np.unique(free.expert_ids[:].reshape(free.num_rows, -1), axis=0)) > 1024
