@@ -19,8 +19,7 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
-from transformers.configuration_utils import SubConfigSpec
+from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from moesim.errors import UsageError
@@ -30,7 +29,7 @@ from moesim.models.gates import Gate, GateRouter
 from moesim.models.readme.experts import PathRouter
 from moesim.models.readme.ffn import GatedFfn
 from moesim.models.readme.router import PreGatingRouter
-from moesim.models.routed import RoutedForCausalLM
+from moesim.models.routed import RoutedConfig, RoutedForCausalLM
 
 __all__ = ["ROUTED_BY", "GatedConfig", "GatedForCausalLM", "check_gate"]
 
@@ -40,8 +39,8 @@ ROUTED_BY: Final = MappingProxyType(
 )
 
 
-class GatedConfig(PreTrainedConfig):
-    """`base`: a dense decoder's configuration, whose FFNs become `num_experts` of `expert_ffn`.
+class GatedConfig(RoutedConfig):  # type: ignore[no-untyped-call]
+    """Of a model with a gate of any kind.
 
     `gate`, `gate_options`: a gate as `gates.build` takes it, that selects `num_experts_per_tok`.
     `tasks`: the domains that are told apart where `routed_by` is tasks. `router`: the sizes of the
@@ -49,32 +48,15 @@ class GatedConfig(PreTrainedConfig):
     """
 
     model_type = MODEL_TYPE
-    sub_configs_defaults = {  # noqa: RUF012
-        "base": SubConfigSpec(config_class=AutoConfig, model_type="llama")
-    }
-    base: dict[str, Any] | PreTrainedConfig | None = None
-    num_experts: int = 2
-    num_experts_per_tok: int = 1
     expert_ffn: int = 1
     gate: str = "top_k"
     gate_options: dict[str, Any] | None = None
     routed_by: str = "hidden"
-    routing: str = ""
     tasks: list[str] | None = None
-    router: dict[str, Any] | None = None
-    vocab_size: int = 0
 
     def __post_init__(self, **kwargs: Any) -> None:
-        super().__post_init__(**kwargs)  # type: ignore[no-untyped-call]
-        base: Any = self.base
+        super().__post_init__(**kwargs)
         self.routing = ROUTED_BY.get(self.routed_by, "")
-        self.vocab_size = base.vocab_size
-        for name in ("bos_token_id", "eos_token_id", "pad_token_id", "tie_word_embeddings"):
-            setattr(self, name, getattr(base, name, None))
-
-    def get_text_config(self, *_: Any, **__: Any) -> Any:
-        """The dense model's, from which transformers learns of layers and caches."""
-        return self.base
 
 
 class GatedForCausalLM(RoutedForCausalLM):

@@ -10,7 +10,14 @@ from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    DynamicCache,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+from transformers.configuration_utils import SubConfigSpec
 from transformers.generation.utils import GenerationMixin
 
 from moesim.errors import UsageError
@@ -19,6 +26,34 @@ from moesim.models.readme.ffn import GatedFfn, find_ffns
 from moesim.models.readme.router import PreGatingRouter, RouterCache
 
 _ROUTED = "moesim_router_cache"  # where a KV cache of transformers carries the router's own
+
+
+class RoutedConfig(PreTrainedConfig):
+    """`base`: the dense decoder's configuration, whose every FFN has become `num_experts` experts
+    of `expert_ffn` channels, of which a token uses `num_experts_per_tok`. `routing` is how far
+    ahead that is known, as in a trace's header."""
+
+    sub_configs_defaults = {  # noqa: RUF012
+        "base": SubConfigSpec(config_class=AutoConfig, model_type="llama")
+    }
+    base: dict[str, Any] | PreTrainedConfig | None = None
+    num_experts: int = 2
+    num_experts_per_tok: int = 1
+    expert_ffn: int = 0
+    routing: str = ""
+    router: dict[str, Any] | None = None
+    vocab_size: int = 0
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)  # type: ignore[no-untyped-call]
+        base: Any = self.base
+        self.vocab_size = base.vocab_size
+        for name in ("bos_token_id", "eos_token_id", "pad_token_id", "tie_word_embeddings"):
+            setattr(self, name, getattr(base, name, None))
+
+    def get_text_config(self, *_: Any, **__: Any) -> Any:
+        """The dense model's, from which transformers learns of layers and caches."""
+        return self.base
 
 
 class RoutedForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[no-untyped-call]
