@@ -114,6 +114,43 @@ def test_a_variant_names_all_policies_that_differ(tmp_path: Path) -> None:
     assert [row.knows_the_future for row in made.rows] == [False, True, True, True]
 
 
+def test_of_a_section_that_was_swept_whole_only_what_differs_is_named(tmp_path: Path) -> None:
+    common = {"token_budget": 16, "max_sequences": 32}
+    sections = [
+        {"policy": "decode_first", **common},
+        {"policy": "task_aware", **common},
+        {"policy": "task_aware", "options": {"mix": False}, **common},
+        {"policy": "task_aware", **common, "token_budget": 8},
+    ]
+    runs = [
+        load_run(
+            run_directory(
+                tmp_path / f"{number}-{seed}",
+                point={"batching": section, "seed": seed},
+                seed=seed,
+                steps=2,
+                requests=2,
+                output_tokens=2,
+            )
+        )
+        for number, section in enumerate(sections)
+        for seed in (0, 1)
+    ]
+    made = compare_runs(runs)
+    assert made.variants == [
+        "decode-first batching (token_budget 16)",
+        "task-aware batching (token_budget 16)",
+        "task-aware batching (token_budget 16 mix False)",
+        "task-aware batching (token_budget 8)",
+    ]
+    assert compare_runs(runs[:6]).variants == [
+        "decode-first batching",
+        "task-aware batching",
+        "task-aware batching (mix False)",
+    ]
+    assert [len(row.runs) for row in made.rows] == [2, 2, 2, 2]
+
+
 def test_runs_without_points_are_told_apart_by_their_scenarios(tmp_path: Path) -> None:
     runs = [
         load_run(run_directory(tmp_path / f"{policy}{seed}", policy=policy, seed=seed))

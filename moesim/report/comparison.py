@@ -161,6 +161,7 @@ def compare_runs(runs: Sequence[Run]) -> Comparison:
     for run in runs:
         groups.setdefault(_identity(value_at(run, key) for key in keys), []).append(run)
     notes = _notes(runs)
+    telling = {key: _telling(runs, key) for key in policy_keys}
     rows = []
     for members in groups.values():
         one_a_seed = {run.seed: run for run in reversed(members)}
@@ -171,7 +172,7 @@ def compare_runs(runs: Sequence[Run]) -> Comparison:
             )
         chosen = sorted(one_a_seed.values(), key=lambda run: (run.seed is None, run.seed or 0))
         varying_capacity = any(key in CAPACITY_KEYS for key in keys)
-        rows.append(_row(tuple(chosen), keys, policy_keys, facet_keys, varying_capacity))
+        rows.append(_row(tuple(chosen), keys, policy_keys, facet_keys, varying_capacity, telling))
     setting_keys = tuple(key for key in keys if key not in policy_keys)
     return Comparison(tuple(rows), policy_keys, setting_keys, (*notes, *_seed_notes(rows)))
 
@@ -195,11 +196,12 @@ def _row(
     policy_keys: Sequence[str],
     facet_keys: Sequence[str],
     varying_capacity: bool,
+    telling: Mapping[str, Mapping[str, Any]],
 ) -> Row:
     run = runs[0]
     row = Row(
         runs,
-        _variant(run, policy_keys),
+        _variant(run, policy_keys, telling),
         {key: value_at(run, key) for key in keys},
         ", ".join(f"{_short(key)} = {_plain(value_at(run, key))}" for key in facet_keys),
         "",
@@ -211,12 +213,31 @@ def _row(
     return Row(runs, row.variant, row.values, row.facet, capacity)
 
 
-def _variant(run: Run, policy_keys: Sequence[str]) -> str:
+def _telling(runs: Sequence[Run], key: str) -> dict[str, dict[str, Any]]:
+    """Of whole sections that were swept: by their identity, the entries that tell them apart."""
+    values = [value_at(run, key) for run in runs]
+    if not all(isinstance(value, Mapping) for value in values):
+        return {}
+    entries = dict.fromkeys(entry for value in values for entry in value)
+    kept = [entry for entry in entries if _differs(value.get(entry) for value in values)]
+    return {
+        _identity([value]): {entry: value[entry] for entry in kept if entry in value}
+        for value in values
+    }
+
+
+def _variant(run: Run, policy_keys: Sequence[str], telling: Mapping[str, Mapping[str, Any]]) -> str:
     """The values of the policy keys as a label; the eviction policy where none differs."""
     parts = []
     for key in policy_keys or ("cache.policy",):
-        value = value_at(run, key)
-        if key == "cache.policy":
+        value = telling.get(key, {}).get(_identity([value_at(run, key)]), value_at(run, key))
+        if isinstance(value, Mapping) and isinstance(value.get("policy"), str):
+            options = value.get("options")
+            rest = {k: v for k, v in value.items() if k not in ("policy", "options")}
+            rest |= options if isinstance(options, Mapping) else {}
+            named = f"{value['policy']} {key}".replace("_", "-")
+            parts.append(f"{named} ({_plain(rest)})" if rest else named)
+        elif key == "cache.policy":
             options = run.scenario.get("cache", {}).get("options")
             parts.append(policy_label(str(value or run.text("cache_policy")), options))
         elif key.endswith(".policy"):
