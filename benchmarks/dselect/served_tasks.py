@@ -239,13 +239,16 @@ def by_policy(variants: Sequence[Variant], at: Callable[..., list[Served]], slot
             "unique experts a layer event",
             "copied to the GPU, MB a row",
             "latency, mean (ms)",
+            "change, seed by seed (%)",
             "95th percentile (ms)",
             "GPU stalled (% of step time)",
         ],
     )
     for variant in variants:
+        first: list[Served] = []
         for name, policies in policies_of(variant).items():
             seen = at(variant, slots, policies)
+            first = first or seen
             table.add(
                 variant.name,
                 name,
@@ -253,10 +256,19 @@ def by_policy(variants: Sequence[Variant], at: Callable[..., list[Served]], slot
                 spread([s["unique_experts_per_event_mean"] for s in seen], 2),
                 spread([s["h2d_mb_per_row"] for s in seen], 1),
                 spread([s["e2e_mean_ms"] for s in seen], 0),
+                "" if seen is first else changed(seen, first),
                 spread([s["e2e_p95_ms"] for s in seen], 0),
                 spread([100 * s["stall_share"] for s in seen], 1),
             )
     return table
+
+
+def changed(seen: Sequence[Served], first: Sequence[Served]) -> str:
+    """Of mean latency, against the same gate's first row."""
+    less = difference([s["e2e_mean_ms"] for s in seen], [s["e2e_mean_ms"] for s in first])
+    return written(
+        replace(less, mean=100 * less.mean, half=less.half and 100 * less.half), 1, sign=True
+    )
 
 
 def by_difference(
