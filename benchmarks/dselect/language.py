@@ -37,7 +37,7 @@ import torch
 from recovery import spread
 
 from moesim.cli.text import corpus_of, spell_text
-from moesim.errors import MoesimError, UsageError
+from moesim.errors import MoesimError, OutputError, UsageError
 from moesim.models import PRESETS, Corpus, GatedPreset, cut_prompts, train
 from moesim.models.gates import DSelectK
 from moesim.record import load_model, record
@@ -126,7 +126,7 @@ def preset_of(name: str, setting: Setting, base: GatedPreset, steps: int) -> Gat
 
 
 class Study:
-    """Models kept in a folder: row / trial or seed. Refuses models made otherwise."""
+    """Models kept in a folder: trial or seed / row. Refuses models made otherwise."""
 
     def __init__(self, out: Path, corpus: Corpus, options: argparse.Namespace) -> None:
         for name in ("trials", "seeds", "steps", "trial_steps", "per_domain"):
@@ -152,7 +152,7 @@ class Study:
         steps = self.options.trial_steps
         try:
             return final_loss(self._trained(name, f"trial-{number}", setting, TUNING_SEED, steps))
-        except UsageError:
+        except (UsageError, OutputError):
             raise
         except MoesimError as error:
             print(f"\n{name}, trial {number}: {error}", file=sys.stderr)

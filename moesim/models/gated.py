@@ -192,8 +192,6 @@ def check_gate(config: Any) -> None:
         raise UsageError(
             f"unknown routed_by {config.routed_by!r}: choose one of {', '.join(ROUTED_BY)}"
         )
-    if config.gate == "hash" and config.routed_by in ("hidden", "prefix"):
-        raise UsageError("hash routes by id: routed_by tokens or tasks")
     if config.routed_by == "prefix":
         _check_router(config.router)
     k = config.num_experts_per_tok if isinstance(config, GatedConfig) else config.top_k

@@ -89,7 +89,7 @@ def build(
         given["entropy"] = Ramp(*given["entropy"])
     if features is not None:
         if name == "hash":
-            raise UsageError("hash routes by id and reads no hidden state: it is always static")
+            raise UsageError("hash routes by id, of a token or task, and reads no hidden state")
         given["features"] = features
     return kind(num_experts, k, tasks=tasks, **given)
 
