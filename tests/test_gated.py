@@ -122,6 +122,19 @@ def test_it_is_the_same_model_once_saved_and_loaded(
     assert again.config.routing == model.config.routing
 
 
+def test_special_tokens_and_ties_are_those_of_the_decoder_inside() -> None:
+    """transformers asks the outer configuration where a text ends and which weights are one."""
+    base = LlamaConfig(
+        vocab_size=50, hidden_size=16, intermediate_size=FFN, num_hidden_layers=1,
+        num_attention_heads=2, bos_token_id=5, eos_token_id=6, pad_token_id=7,
+        tie_word_embeddings=True,
+    )  # fmt: skip
+    config = GatedConfig(base=base.to_dict(), num_experts=N, num_experts_per_tok=K, expert_ffn=FFN)
+    assert (config.bos_token_id, config.eos_token_id, config.pad_token_id) == (5, 6, 7)
+    assert config.tie_word_embeddings is True
+    assert config.vocab_size == 50
+
+
 @every_variant
 def test_at_most_k_experts_run_and_the_recorder_sees_them(gate: str, routed_by: str) -> None:
     model = made(gate, routed_by)
