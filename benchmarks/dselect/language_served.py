@@ -292,7 +292,7 @@ def quality_against_cost(traces: Traces, losses: Losses) -> Chart:
 
 
 def hits_by_capacity(traces: Traces) -> Chart:
-    """Hit rate against capacity, and against MIN of the same events for the first seed."""
+    """Hit rate against capacity, all rows served alike."""
     seeds = len(next(iter(traces.values())))
     chart = grid(
         "hits_capacity",
