@@ -65,7 +65,7 @@ class SimPrices:
         return self._cost.chunk_bytes(direction)
 
 
-class Between(Protocol):
+class PolicyObserver(Protocol):
     """Stands between a server and its policies: notes what they answer, or answers instead."""
 
     def batching(self, policy: Batching) -> Batching:
@@ -85,7 +85,7 @@ class Plan:
     budget: Budget
     slots: tuple[int, ...]
     """Slots of each cache: one a layer, or one for each initial layer and one for all others."""
-    between: Between | None = None
+    observer: PolicyObserver | None = None
 
     @property
     def buffers(self) -> int:
@@ -233,9 +233,9 @@ def build_server(
     )
     batching, batching_options = _policy(scenario, "batching", "batching")
     prefetch, prefetch_options = _policy(scenario, "prefetch", "prefetch")
-    orders = batching(batching_options)
+    batching_policy = batching(batching_options)
     scheduler = Scheduler(
-        orders if plan.between is None else plan.between.batching(orders),
+        batching_policy if plan.observer is None else plan.observer.batching(batching_policy),
         BlockPool(plan.budget.kv_blocks, scenario.memory.kv_block_tokens),
         token_budget=scenario.batching.token_budget,
         max_sequences=scenario.batching.max_sequences,
@@ -287,8 +287,8 @@ def _caches(
             made = policy(context, options) if number >= initial else Resident(context)
         except UsageError as error:
             raise ScenarioError.at(scenario, "cache.policy", str(error)) from None
-        if plan.between is not None:
-            made = plan.between.eviction(number, made)
+        if plan.observer is not None:
+            made = plan.observer.eviction(number, made)
         caches.append(ExpertCache(made, machine, ledger, staging, sizes))
     return [caches[_cache_of(scenario, layer)] for layer in range(trace.num_layers)]
 
@@ -315,7 +315,7 @@ def _popularity(plan: Plan, profile: str | None) -> dict[Key, int]:
 def _rehearse(plan: Plan) -> list[list[Key]]:
     """The layer events of a workload that arrives at once: they do not depend on any time, so a
     run under another eviction policy shows them all."""
-    server, _ = serve(replace(plan, between=None), eviction="lru")
+    server, _ = serve(replace(plan, observer=None), eviction="lru")
     return server.ledger.layer_events()
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from paths import SHARED
 from tiny_traces import tiny_trace
 
 from moesim.trace import Trace, from_esft
@@ -16,7 +17,6 @@ from moesim.trace import Trace, from_esft
 # Where the shell that starts the tests ignores Ctrl-C (a background job), children would too.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 # The same examples in every run; `--hypothesis-profile=explore` looks for new ones.
 settings.register_profile("moesim", deadline=None, derandomize=True, database=None)

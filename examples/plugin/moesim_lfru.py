@@ -35,8 +35,8 @@ class LFRU(Eviction):
             self.remove(key)
         return leavers
 
-    def victim(self, spare: Collection[Key]) -> Key | None:
-        return min((key for key in self.book if key not in spare), key=self.worth, default=None)
+    def victim(self, protected: Collection[Key]) -> Key | None:
+        return min((key for key in self.book if key not in protected), key=self.worth, default=None)
 
     def insert(self, key: Key) -> None:
         super().insert(key)

@@ -11,10 +11,10 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from moesim.calibration.design import Design, Limits, Subject, design_plan
+from moesim.config.units import format_bytes
 from moesim.errors import BudgetError, MissingExtra
 from moesim.hardware.hardware import Hardware, Link, load_hardware
 from moesim.machine.journal import Record
-from moesim.units import format_bytes
 
 if TYPE_CHECKING:
     from moesim.machine.real.device import Device

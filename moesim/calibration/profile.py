@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from moesim.calibration.copies import CopyPoint
 from moesim.calibration.samples import Samples
-from moesim.document import dump_document
+from moesim.config.yaml_document import dump_document
 from moesim.files import whole_file
 from moesim.hardware.hardware import Hardware, hardware_from
 from moesim.hardware.measurement import OperationTimes

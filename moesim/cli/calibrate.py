@@ -47,8 +47,8 @@ def calibrate(
     import json
 
     from moesim.cli.progress import progress
+    from moesim.config.units import parse_duration_ns
     from moesim.errors import OutputError, UsageError
-    from moesim.units import parse_duration_ns
 
     if (model is None) == (scenario is None):
         raise UsageError("say whose operations to measure: give either --model or --scenario")
@@ -110,7 +110,7 @@ def _result(made: Profile, out: Path) -> dict[str, Any]:
 
 def _print(made: Profile) -> None:
     """Each kind of operation with its error on the points that were held out."""
-    from moesim.units import format_duration_ns
+    from moesim.config.units import format_duration_ns
 
     facts = made.data["measured"]["machine"]
     facts = ", ".join(f"{key} {value}" for key, value in facts.items())

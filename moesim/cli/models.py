@@ -126,7 +126,7 @@ def _gated(
     """The preset, with the gate asked for; refused, before any work, where it cannot be."""
     from dataclasses import replace
 
-    from moesim.document import parse_value
+    from moesim.config.yaml_document import parse_value
     from moesim.errors import UsageError
     from moesim.models import PRESETS, GatedPreset
 

@@ -20,12 +20,12 @@ from typing import Annotated, Any, Final, Generic, Literal, Self, TypeVar
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from moesim.document import Document, load_document
+from moesim.config.fields import Bandwidth, Bytes, Duration, Flops, PositiveShare
+from moesim.config.validation import Strict, validate
+from moesim.config.yaml_document import Document, load_document
 from moesim.errors import UsageError
 from moesim.hardware.measurement import OperationTimes, Overlap, Provenance, signature
 from moesim.hardware.shapes import ModelShape
-from moesim.quantities import Bandwidth, Bytes, Duration, Flops, PositiveShare
-from moesim.strict import Strict, validate
 
 __all__ = [
     "Figure",

@@ -14,9 +14,9 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from moesim.config.fields import Bits, Count, PositiveCount
+from moesim.config.validation import Strict
 from moesim.hardware.shapes import DecoupledRouter, Mla, ModelShape
-from moesim.quantities import Bits, Count, PositiveCount
-from moesim.strict import Strict
 
 __all__ = [
     "ExpertTable",
@@ -45,7 +45,7 @@ Ratio = Annotated[float, BeforeValidator(_number), Field(ge=0, le=1e6)]
 class ExpertTable(Strict):
     """Routed experts: a call costs `call_ns`, and each of its experts what the table says.
 
-    Between the given numbers of rows it is linear, beyond the last as steep as before it.
+    PolicyObserver the given numbers of rows it is linear, beyond the last as steep as before it.
     """
 
     call_ns: Nanoseconds

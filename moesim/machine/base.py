@@ -17,7 +17,7 @@ from collections.abc import Generator, Iterable, Sequence
 from typing import Any, Final, Literal, Protocol, runtime_checkable
 
 from moesim.hardware.ops import BatchShape, Op
-from moesim.machine.passage import Event, Passage, StepBytes
+from moesim.machine.step_times import Event, StepBytes, StepTimes
 
 GPU: Final = "gpu"
 H2D: Final = "h2d"
@@ -92,9 +92,9 @@ class Machine(Protocol):
 class Folding(Protocol):
     """A machine that knows beforehand how a step will go whose experts are all decided."""
 
-    def fold(self, batch: BatchShape, events: Sequence[Event], sizes: StepBytes) -> Passage:
+    def fold(self, batch: BatchShape, events: Sequence[Event], sizes: StepBytes) -> StepTimes:
         """Issue a whole step on idle lanes, or right behind another that was issued so;
-        `wait_any((), until_ns=passage.finish_ns)` follows the last.
+        `wait_any((), until_ns=step_times.finish_ns)` follows the last.
 
         Stands for exactly what the server's walk through the layers asks of the seven members:
         for each layer its front, the readback of its ids and the wait for them, then one

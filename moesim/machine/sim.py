@@ -34,7 +34,7 @@ from moesim.machine.base import (
     Wait,
     chunk_durations,
 )
-from moesim.machine.passage import Courses, Event, Passage, StepBytes
+from moesim.machine.step_times import Event, EventTimesMemo, StepBytes, StepTimes
 
 
 class _Job(Ticket):
@@ -124,7 +124,7 @@ class SimMachine:
         self._lanes = {name: _Lane(name) for name in LANES}
         self._all = tuple(self._lanes.values())
         self._chunk_memo: dict[str, dict[int, list[int]]] = {H2D: {}, D2H: {}, "readback": {}}
-        self._courses: dict[int, Courses] = {}
+        self._event_times: dict[int, EventTimesMemo] = {}
         self._unsettled = 0
 
     def compute(self, lane: str, op: Op, after: Sequence[Ticket] = ()) -> Ticket:
@@ -178,7 +178,7 @@ class SimMachine:
             chunks = memo[nbytes] = chunk_durations(self._prices, direction, key, nbytes)
         return chunks
 
-    def fold(self, batch: BatchShape, events: Sequence[Event], sizes: StepBytes) -> Passage:
+    def fold(self, batch: BatchShape, events: Sequence[Event], sizes: StepBytes) -> StepTimes:
         """See `Folding.fold`. Whoever else lives in SimPy's time cannot touch these lanes, so
         the step's times stand whatever happens meanwhile."""
         free = [lane.free_ns for lane in self._all]
@@ -186,28 +186,28 @@ class SimMachine:
         if self._unsettled or (start > self.now_ns and min(free) < start):
             raise InvariantError(14, f"a step is folded while work is under way: {self._pending()}")
         start = max(start, self.now_ns)
-        known = self._courses.get(sizes.expert)
-        if known is None:
-            known = self._courses_for(sizes.expert)
-        courses = [known[shape] for _, shape in events]
+        memo = self._event_times.get(sizes.expert)
+        if memo is None:
+            memo = self._memo_for(sizes.expert)
+        times = [memo[shape] for _, shape in events]
         layers_ns = self._prices.layers_ns(batch)
         tail_ns = self._compute_ns(Tail(batch))
         ids_ns = self._chunks(D2H, READBACK, sizes.ids)[0] if sizes.ids else 0
         sampled_ns = self._chunks(D2H, READBACK, sizes.sampled)[0]
-        finish = start + sum(layers_ns) + len(courses) * ids_ns + tail_ns + sampled_ns
-        finish += sum([course.duration_ns for course in courses])
+        finish = start + sum(layers_ns) + len(times) * ids_ns + tail_ns + sampled_ns
+        finish += sum([event.duration_ns for event in times])
         if finish >= FAR:
             raise _too_slow()
         for lane in self._all:
             lane.free_ns = finish
-        return Passage(sizes, start, finish, layers_ns, ids_ns, courses, tail_ns, sampled_ns)
+        return StepTimes(sizes, start, finish, layers_ns, ids_ns, times, tail_ns, sampled_ns)
 
-    def _courses_for(self, expert_bytes: int) -> Courses:
+    def _memo_for(self, expert_bytes: int) -> EventTimesMemo:
         copy_ns = sum(self._chunks(H2D, 0, expert_bytes))
-        courses = self._courses[expert_bytes] = Courses(
+        memo = self._event_times[expert_bytes] = EventTimesMemo(
             self._prices.experts_ns, copy_ns, self._landing_ns
         )
-        return courses
+        return memo
 
     def _queue(
         self,

@@ -219,7 +219,7 @@ def _read_json(file: Path) -> dict[str, Any]:
 
 
 def _read_scenario(file: Path) -> dict[str, Any]:
-    from moesim.document import load_document
+    from moesim.config.yaml_document import load_document
 
     _read_text(file)
     try:

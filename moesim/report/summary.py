@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final, TextIO
 
+from moesim.config.units import format_bytes
 from moesim.report.metrics import STALL_CAUSES, UNDEFINED, costs, number
 from moesim.report.names import MIN_LABEL, policy_label
 from moesim.report.runs import Run, load_run
 from moesim.report.tabular import Table, write_tables
-from moesim.units import format_bytes
 
 __all__ = ["print_summary", "summary_tables"]
 

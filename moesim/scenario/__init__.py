@@ -1,7 +1,7 @@
 """One YAML file says one run, or with `sweep:` a grid of them; here it is read and checked."""
 
-from moesim.scenario.amounts import Amount
 from moesim.scenario.loader import load_scenario
+from moesim.scenario.memory_share import MemoryShare
 from moesim.scenario.scenario import Scenario
 from moesim.scenario.schema import json_schema
 from moesim.scenario.sections import (
@@ -25,7 +25,6 @@ from moesim.scenario.sweep import expand_sweep
 
 __all__ = [
     "AllAtOnce",
-    "Amount",
     "Batching",
     "Cache",
     "Csv",
@@ -33,6 +32,7 @@ __all__ = [
     "HardwareChoice",
     "Lengths",
     "Memory",
+    "MemoryShare",
     "ModelChoice",
     "Placement",
     "Poisson",

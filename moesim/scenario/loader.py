@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from moesim.document import Document, load_document, parse_value
+from moesim.config.validation import validate
+from moesim.config.yaml_document import Document, load_document, parse_value
 from moesim.errors import ScenarioError
 from moesim.scenario.scenario import Scenario, key_path
 from moesim.scenario.sections import BASE_DIR, SHORTHANDS
 from moesim.scenario.sweep import expand_sweep
-from moesim.strict import validate
 
 __all__ = ["load_scenario"]
 

@@ -10,11 +10,12 @@ from typing import Any, Literal, Self
 from pydantic import Field, PrivateAttr, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from moesim.document import Document, KeyPath
+from moesim.config.fields import Count
+from moesim.config.validation import Strict
+from moesim.config.yaml_document import Document, KeyPath
 from moesim.errors import ScenarioError, UsageError
 from moesim.hardware.hardware import Hardware, load_hardware
 from moesim.hardware.shapes import ModelShape, load_shape, shape_from_config
-from moesim.quantities import Count
 from moesim.scenario.sections import (
     Batching,
     BatchingField,
@@ -34,7 +35,6 @@ from moesim.scenario.sections import (
     TracePath,
     Workload,
 )
-from moesim.strict import Strict
 
 __all__ = ["Scenario", "key_path"]
 

@@ -21,12 +21,12 @@ from pydantic import (
     WithJsonSchema,
 )
 
-from moesim.document import KeyPath
+from moesim.config.fields import Bits, Bytes, Count, PositiveCount, PositiveNumber
+from moesim.config.validation import Strict, near_match
+from moesim.config.yaml_document import KeyPath
 from moesim.hardware.hardware import HardwareOverrides, check_hardware_name
 from moesim.hardware.shapes import check_shape_name
-from moesim.quantities import Bits, Bytes, Count, PositiveCount, PositiveNumber
-from moesim.scenario.amounts import Amount, KvAmount, SlotsAmount
-from moesim.strict import Strict, near_match
+from moesim.scenario.memory_share import KvShare, MemoryShare, SlotsShare
 
 __all__ = [
     "SHORTHANDS",
@@ -161,8 +161,8 @@ class Memory(Strict):
     capacity: Bytes | None = Field(
         None, description="GPU memory to use; by default all of the card's.", examples=["24GiB"]
     )
-    kv: KvAmount = Field(
-        Amount("auto"), description="KV blocks: auto, rest, a size or a share of the capacity."
+    kv: KvShare = Field(
+        MemoryShare("auto"), description="KV blocks: auto, rest, a size or a share of the capacity."
     )
     kv_block_tokens: PositiveCount = Field(16, description="Tokens in one KV block.", examples=[16])
     staging: PositiveCount = Field(
@@ -282,8 +282,8 @@ class Cache(Strict):
     scope: Literal["per_layer", "global"] = Field(
         "per_layer", description="Each layer has its own slots, or all share them."
     )
-    slots: SlotsAmount = Field(
-        Amount("rest"),
+    slots: SlotsShare = Field(
+        MemoryShare("rest"),
         description="Expert slots in all: rest, a count, a size, a share of all experts, or a "
         "number for each layer.",
     )

@@ -6,11 +6,11 @@ import itertools
 import math
 from typing import Any, Final
 
-from moesim.document import Document
+from moesim.config.validation import validate
+from moesim.config.yaml_document import Document
 from moesim.errors import ScenarioError
 from moesim.scenario.scenario import Scenario, key_path
 from moesim.scenario.sections import BASE_DIR, SHORTHANDS
-from moesim.strict import validate
 
 __all__ = ["expand_sweep"]
 

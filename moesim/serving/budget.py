@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from moesim.config.units import format_bytes
 from moesim.errors import BudgetError
-from moesim.units import format_bytes
 
 if TYPE_CHECKING:
     from moesim.hardware.shapes import ModelShape
-    from moesim.scenario import Amount, Scenario
+    from moesim.scenario import MemoryShare, Scenario
 
 _ACTIVATION_BYTES = 2  # 16-bit activations, whatever the weights
 _LOGIT_BYTES = 4
@@ -124,7 +124,7 @@ def _useful_blocks(scenario: Scenario, kv_tokens: Sequence[int]) -> int:
     return sum(most[: scenario.batching.max_sequences])
 
 
-def _slots(amount: Amount, shape: ModelShape) -> int | None:
+def _slots(amount: MemoryShare, shape: ModelShape) -> int | None:
     """Slots asked for, never more than there are experts; None for the rest."""
     layers = len(shape.moe_layers)
     total = layers * shape.num_experts
@@ -140,7 +140,7 @@ def _slots(amount: Amount, shape: ModelShape) -> int | None:
     return None
 
 
-def _blocks(amount: Amount, block: int, capacity: int) -> int | None:
+def _blocks(amount: MemoryShare, block: int, capacity: int) -> int | None:
     match amount.kind:
         case "bytes":
             return int(amount.value) // block

@@ -18,10 +18,10 @@ import numpy.typing as npt
 
 from moesim.errors import InvariantError
 from moesim.machine.base import Ticket
-from moesim.machine.passage import Event, Passage
+from moesim.machine.step_times import Event, StepTimes
 from moesim.policies.view import Key
-from moesim.serving.booking import LoggedStep, StepFacts, book
 from moesim.serving.layers import LayerPlan
+from moesim.serving.step_sums import LoggedStep, StepFacts, book
 
 CAUSE_READBACK, CAUSE_DEMAND, CAUSE_LATE, CAUSE_OTHER = range(4)
 CAUSES = ("readback", "demand", "late", "other")
@@ -60,7 +60,7 @@ class Ledger:
 
     The server appends to two lists as it issues work: `work`, GPU operations as (ticket, when
     issued, kind, layer, the copy that brings its expert or None), where the kind is a cause
-    (experts), FRONT, DENSE or TAIL; and `copies`. A folded step comes as one passage instead.
+    (experts), FRONT, DENSE or TAIL; and `copies`. A folded step comes as one step_times instead.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class Ledger:
         self.num_steps = 0
         self.steps: list[tuple[int, ...]] = []
         self.timeline: list[tuple[str, str, int, int, int, int, int]] = []
-        self._passages: list[LoggedStep] = []
+        self._folded: list[LoggedStep] = []
         self._window = range(first_step, first_step + steps)
         self._packed: list[tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]] = []
         self._last_demand_ns = 0
@@ -170,20 +170,20 @@ class Ledger:
             )
         )
 
-    def log_passage(
+    def log_folded(
         self,
-        passage: Passage,
+        step_times: StepTimes,
         events: Sequence[Event],
         unions: Sequence[Sequence[Key]],
         facts: StepFacts,
     ) -> None:
         """A folded step, with its layer events."""
         if self.num_steps in self._window:
-            self._show_passage(passage, events)
-        self._passages.append(LoggedStep(self.num_steps, passage, facts))
+            self._show_step(step_times, events)
+        self._folded.append(LoggedStep(self.num_steps, step_times, facts))
         self.num_steps += 1
         self.log_unions(unions)
-        if len(self._passages) >= _BOOK_EVERY:
+        if len(self._folded) >= _BOOK_EVERY:
             self._book()
 
     def log_unions(self, unions: Sequence[Sequence[Key]]) -> None:
@@ -195,9 +195,9 @@ class Ledger:
             self._pack()
 
     def _book(self) -> None:
-        if self._passages:
-            book(self, self._passages)
-            self._passages = []
+        if self._folded:
+            book(self, self._folded)
+            self._folded = []
 
     def _attribute(self, now_ns: int) -> int:
         """GPU idle time of the step, booked by cause and layer; answers its sum."""
@@ -269,36 +269,36 @@ class Ledger:
         entry = (_LANE_OF[kind], kind, ticket.start_ns, ticket.finish_ns, step, layer, expert)
         self.timeline.append(entry)
 
-    def _show_passage(self, passage: Passage, events: Sequence[Event]) -> None:
+    def _show_step(self, step_times: StepTimes, events: Sequence[Event]) -> None:
         """The rows that `_show` and `_show_copy` give for a step walked through."""
-        step, clock = self.num_steps, passage.start_ns
+        step, clock = self.num_steps, step_times.start_ns
 
         def show(lane: str, kind: str, start: int, finish: int, layer: int, key: int = -1) -> int:
             expert = key % self.num_experts if key >= 0 else -1
             self.timeline.append((lane, kind, start, finish, step, layer, expert))
             return finish
 
-        for layer, (course, event) in enumerate(zip(passage.courses, events, strict=True)):
+        for layer, (times, event) in enumerate(zip(step_times.events, events, strict=True)):
             for dense in self._layers.dense_before[layer]:
-                clock = show("gpu", "dense", clock, clock + passage.layers_ns[dense], layer)
-            front_ns = passage.layers_ns[self._layers.model_layers[layer]]
+                clock = show("gpu", "dense", clock, clock + step_times.layers_ns[dense], layer)
+            front_ns = step_times.layers_ns[self._layers.model_layers[layer]]
             clock = show("gpu", "front", clock, clock + front_ns, layer)
-            if passage.sizes.ids:
-                clock = show("d2h", "readback", clock, clock + passage.ids_ns, layer)
+            if step_times.sizes.ids:
+                clock = show("d2h", "readback", clock, clock + step_times.ids_ns, layer)
             missing, _ = event
-            first = 0 if course.residents else 1
-            computed = zip(course.starts[first:], course.finishes[first:], strict=True)
+            first = 0 if times.residents else 1
+            computed = zip(times.starts[first:], times.finishes[first:], strict=True)
             for start, finish in computed:
                 show("gpu", "experts", clock + start, clock + finish, layer)
-            copies = zip(missing, course.departures, course.landings, strict=True)
+            copies = zip(missing, times.departures, times.landings, strict=True)
             for key, start, finish in copies:
                 show("h2d", "demand", clock + start, clock + finish, layer, key)
-            clock += course.duration_ns
+            clock += times.duration_ns
         last = self.num_layers
         for dense in self._layers.dense_before[last]:
-            clock = show("gpu", "dense", clock, clock + passage.layers_ns[dense], last)
-        clock = show("gpu", "tail", clock, clock + passage.tail_ns, last)
-        show("d2h", "readback", clock, clock + passage.sampled_ns, last)
+            clock = show("gpu", "dense", clock, clock + step_times.layers_ns[dense], last)
+        clock = show("gpu", "tail", clock, clock + step_times.tail_ns, last)
+        show("d2h", "readback", clock, clock + step_times.sampled_ns, last)
 
     # --- read afterwards ---
 

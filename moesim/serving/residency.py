@@ -16,7 +16,7 @@ from itertools import count
 from moesim.errors import InvariantError, PolicyViolation
 from moesim.hardware.ops import Experts
 from moesim.machine.base import D2H, DEMAND, GPU, H2D, PREFETCH, Machine, Ticket
-from moesim.machine.passage import FREE, RESIDENTS, Event
+from moesim.machine.step_times import FREE, RESIDENTS, Event
 from moesim.policies.eviction.base import Eviction
 from moesim.policies.view import Key, View
 from moesim.serving.ledger import CAUSE_DEMAND, CAUSE_LATE, CAUSE_READBACK, Ledger
@@ -298,16 +298,16 @@ class ExpertCache:
     def _violation(self, key: object, reason: str) -> PolicyViolation:
         return PolicyViolation(self.policy.name, key, reason)
 
-    def prefetch(self, layer: int, key: Key, spare: Collection[Key]) -> bool:
+    def prefetch(self, layer: int, key: Key, protected: Collection[Key]) -> bool:
         """Issue a prefetch of an absent key; False if the policy refuses it a slot."""
         policy, slots = self.policy, self.slots
         if self._free:
             slot = self._free.pop()
         else:
-            victim = policy.victim(spare) if self.capacity else None
+            victim = policy.victim(protected) if self.capacity else None
             if victim is None:
                 return False
-            if victim not in slots or victim in spare:
+            if victim not in slots or victim in protected:
                 raise self._violation(victim, "cannot leave for a prefetch")
             slot = slots.pop(victim)
             policy.remove(victim)

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from moesim.errors import InvariantError, PolicyViolation
 from moesim.hardware.ops import BatchShape, Dense, Front, Tail
 from moesim.machine.base import D2H, DEMAND, GPU, READBACK, Folding, Machine, Wait
-from moesim.machine.passage import Event, Passage, StepBytes
+from moesim.machine.step_times import Event, StepBytes, StepTimes
 from moesim.policies.prefetch.base import Prefetch
 from moesim.policies.view import View
 from moesim.serving.knowledge import EVERYTHING, KNOWLEDGE, Knowledge
@@ -32,7 +32,7 @@ _ID_BYTES = 4  # an expert id or a sampled token on its way to the host
 # they are gone before Python's garbage collector looks at them.
 _STRETCH_EVENTS = 256
 
-Fold = Callable[[BatchShape, Sequence[Event], StepBytes], Passage]
+Fold = Callable[[BatchShape, Sequence[Event], StepBytes], StepTimes]
 
 
 class Server:
@@ -140,10 +140,10 @@ class Server:
         routings = [self._routing.step(step) for step in steps]
         decided = [self._decide(*pair) for pair in zip(steps, routings, strict=True)]
         for step, routing, events in zip(steps, routings, decided, strict=True):
-            passage = fold(step.batch, events, self._sizes(step))
-            step.stamp(passage.start_ns, passage.finish_ns)
-            self.ledger.log_passage(passage, events, routing.unions, step.facts)
-        yield from self.machine.wait_any((), until_ns=passage.finish_ns)
+            step_times = fold(step.batch, events, self._sizes(step))
+            step.stamp(step_times.start_ns, step_times.finish_ns)
+            self.ledger.log_folded(step_times, events, routing.unions, step.facts)
+        yield from self.machine.wait_any((), until_ns=step_times.finish_ns)
 
     def _decide(self, step: Step, routing: StepRouting) -> list[Event]:
         """The layer events of a step that nothing can surprise."""
@@ -246,14 +246,14 @@ class Server:
         keys = self._prefetch.wanted(view)
         if not keys:
             return
-        spare = {*keys, *view.union}
+        protected = {*keys, *view.union}
         experts = self._routing.num_experts
         for key in dict.fromkeys(keys):
             layer = key // experts
             if not 0 <= layer < self._num_layers:
                 raise PolicyViolation(self._prefetch.name, key, "is no expert of this model")
             cache = self.caches[layer]
-            if key not in cache.slots and not cache.prefetch(layer, key, spare):
+            if key not in cache.slots and not cache.prefetch(layer, key, protected):
                 self.ledger.prefetch_refused += 1
 
     def _audit(self) -> None:

@@ -11,8 +11,8 @@ import numpy as np
 from moesim.hardware.ops import BatchShape
 from moesim.machine.base import FAR
 from moesim.policies.batching.base import Plan
-from moesim.serving.booking import StepFacts
 from moesim.serving.request import Request
+from moesim.serving.step_sums import StepFacts
 
 
 class Step:

@@ -119,8 +119,8 @@ class _Eviction(Eviction):
         self._heard.append((self._cache, "event", tuple(sorted(leavers))))
         return leavers
 
-    def victim(self, spare: Collection[Key]) -> Key | None:
-        victim = self._policy.victim(spare)
+    def victim(self, protected: Collection[Key]) -> Key | None:
+        victim = self._policy.victim(protected)
         self._heard.append((self._cache, "prefetch", () if victim is None else (victim,)))
         return victim
 

@@ -42,7 +42,7 @@ def simulate_observed(plan: Plan, script: Sequence[Ask] | None = None) -> Observ
     from moesim.machine.sim import SimMachine
 
     witness = Witness(script)
-    watched = replace(plan, between=witness)
+    watched = replace(plan, observer=witness)
     env = simpy.Environment()
     journal = Journal(SimMachine(env, SimPrices(plan.cost)))
     server = build_server(watched, journal)
@@ -74,7 +74,7 @@ class RealBench:
         from moesim.machine.real.run import run_real
 
         witness = Witness(script)
-        watched = replace(plan, between=witness)
+        watched = replace(plan, observer=witness)
         with closing(self._open(plan)) as device:
             made = run_real(watched, self._executor(plan, device), device)
         return observe(watched, made.server, made.journal.records, witness, made.now_ns)

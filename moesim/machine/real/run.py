@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from moesim.config.units import format_bytes
 from moesim.errors import BudgetError, ScenarioError
 from moesim.machine.journal import Journal
 from moesim.machine.real.batch import Batch, Span
@@ -21,7 +22,6 @@ from moesim.machine.real.machine import RealMachine
 from moesim.machine.real.models import shaped_model
 from moesim.serving.request import Request
 from moesim.serving.routing import StepRouting, TraceRouting
-from moesim.units import format_bytes
 from moesim.wiring import Plan, build_server
 
 if TYPE_CHECKING:

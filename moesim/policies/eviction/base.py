@@ -67,8 +67,8 @@ class Eviction(ABC):
         """See one layer event and answer the leavers, a subset of residents ∪ union."""
 
     @abstractmethod
-    def victim(self, spare: Collection[Key]) -> Key | None:
-        """Who leaves for a prefetched key, never one of `spare`; None refuses the prefetch."""
+    def victim(self, protected: Collection[Key]) -> Key | None:
+        """Who leaves for a prefetched key, never one of `protected`; None refuses the prefetch."""
 
     def insert(self, key: Key) -> None:
         """A prefetched key took a slot."""
@@ -116,8 +116,8 @@ class Ranked(Eviction):
         others = nlargest(count, (key for key in self.book if key not in wanted), key=rank)
         return others + nlargest(count - len(others), union, key=rank)
 
-    def victim(self, spare: Collection[Key]) -> Key | None:
+    def victim(self, protected: Collection[Key]) -> Key | None:
         rank = self.rank
         return max(
-            (key for key in self.book if key not in spare), key=rank.__getitem__, default=None
+            (key for key in self.book if key not in protected), key=rank.__getitem__, default=None
         )

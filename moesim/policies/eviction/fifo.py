@@ -27,5 +27,5 @@ class FIFO(Eviction):
             del book[key]
         return leavers
 
-    def victim(self, spare: Collection[Key]) -> Key | None:
-        return next((key for key in self.book if key not in spare), None)
+    def victim(self, protected: Collection[Key]) -> Key | None:
+        return next((key for key in self.book if key not in protected), None)

@@ -37,9 +37,9 @@ class LookAhead(Ranked):
         self._view = view
         self._rank({*self.book, *view.union})
 
-    def victim(self, spare: Collection[Key]) -> Key | None:
+    def victim(self, protected: Collection[Key]) -> Key | None:
         self._rank(self.book)
-        return super().victim(spare)
+        return super().victim(protected)
 
     def _rank(self, keys: Collection[Key]) -> None:
         view = self._view

@@ -33,8 +33,8 @@ class LRU(Eviction):
             return (book.popitem(last=False)[0],)
         return [book.popitem(last=False)[0] for _ in range(excess)]
 
-    def victim(self, spare: Collection[Key]) -> Key | None:
+    def victim(self, protected: Collection[Key]) -> Key | None:
         for key in self.book:
-            if key not in spare:
+            if key not in protected:
                 return key
         return None

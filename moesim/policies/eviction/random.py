@@ -39,6 +39,6 @@ class Random(Eviction):
             return [pool[int(self._rng.integers(len(pool)))]]
         return [pool[i] for i in self._rng.permutation(len(pool))[:count].tolist()]
 
-    def victim(self, spare: Collection[Key]) -> Key | None:
-        pool = [key for key in self.book if key not in spare]
+    def victim(self, protected: Collection[Key]) -> Key | None:
+        pool = [key for key in self.book if key not in protected]
         return self._draw(pool, 1)[0] if pool else None

@@ -29,5 +29,5 @@ class Resident(Eviction):
     def decide(self, view: View) -> Collection[Key]:
         return ()
 
-    def victim(self, spare: Collection[Key]) -> Key | None:
+    def victim(self, protected: Collection[Key]) -> Key | None:
         return None

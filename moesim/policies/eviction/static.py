@@ -48,5 +48,5 @@ class Static(Eviction):
         book = self.book
         return [key for key in view.union if key not in book]
 
-    def victim(self, spare: Collection[Key]) -> Key | None:
+    def victim(self, protected: Collection[Key]) -> Key | None:
         return None

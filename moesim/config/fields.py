@@ -1,0 +1,119 @@
+"""The quantities of `moesim.config.units` as fields of a pydantic model.
+
+Each accepts what its parser accepts, holds an integer in the base unit, and describes itself to
+editors with a pattern and examples.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field, PlainSerializer, WithJsonSchema
+
+from moesim.config.units import (
+    BANDWIDTHS,
+    BYTES,
+    DURATIONS_NS,
+    FLOPS,
+    parse_bandwidth,
+    parse_bytes,
+    parse_duration_ns,
+    parse_flops,
+    parse_share,
+)
+
+__all__ = [
+    "Bandwidth",
+    "Bits",
+    "Bytes",
+    "Count",
+    "Duration",
+    "Flops",
+    "PositiveCount",
+    "PositiveNumber",
+    "PositiveShare",
+    "quantity_pattern",
+]
+
+_NUMBER = r"([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?"
+
+
+def quantity_pattern(units: Iterable[str]) -> str:
+    """The regular expression of a number with one of `units`, for the JSON Schema."""
+    return rf"^\s*{_NUMBER}\s*({'|'.join(units)})\s*$"
+
+
+def _positive(parse: Callable[[object], int]) -> Callable[[object], int]:
+    def parse_positive(value: object) -> int:
+        number = parse(value)
+        if number == 0:
+            raise ValueError(f"{value!r} must be greater than zero")
+        return number
+
+    return parse_positive
+
+
+def _schema(units: Iterable[str], examples: list[Any], minimum: int) -> WithJsonSchema:
+    return WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string", "pattern": quantity_pattern(units)},
+                {"type": "number", "minimum": minimum},
+            ],
+            "examples": examples,
+        }
+    )
+
+
+def _whole(value: object) -> object:
+    """`1e3` is a whole number as well, although YAML reads a float."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _finite(value: object) -> object:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{value!r} must be a finite number")
+    return value
+
+
+def _share(value: object) -> float:
+    share = parse_share(value)
+    if share == 0:
+        raise ValueError(f"{value!r} must be greater than zero")
+    return share
+
+
+Bytes = Annotated[
+    int, BeforeValidator(_positive(parse_bytes)), _schema(BYTES, ["24GiB", "16.5MB"], 1)
+]
+Duration = Annotated[
+    int, BeforeValidator(parse_duration_ns), _schema(DURATIONS_NS, ["25us", "4ms"], 0)
+]
+Bandwidth = Annotated[
+    int, BeforeValidator(_positive(parse_bandwidth)), _schema(BANDWIDTHS, ["25GB/s"], 1)
+]
+Flops = Annotated[int, BeforeValidator(_positive(parse_flops)), _schema(FLOPS, ["312TFLOPS"], 1)]
+PositiveShare = Annotated[
+    float,
+    BeforeValidator(_share),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string", "pattern": quantity_pattern(["%"])},
+                {"type": "number", "exclusiveMinimum": 0, "maximum": 1},
+            ],
+            "examples": ["50%", 0.5],
+        }
+    ),
+]
+Count = Annotated[int, BeforeValidator(_whole), Field(ge=0, le=2**62)]
+PositiveCount = Annotated[int, BeforeValidator(_whole), Field(ge=1, le=2**62)]
+PositiveNumber = Annotated[float, BeforeValidator(_finite), Field(gt=0, lt=1e18)]
+Bits = Annotated[
+    float,
+    BeforeValidator(_finite),
+    Field(gt=0, le=64),
+    PlainSerializer(lambda bits: int(bits) if float(bits).is_integer() else bits),
+]

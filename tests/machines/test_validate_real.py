@@ -1,0 +1,212 @@
+"""`moesim validate` with torch: measured costs, a real executor, and what can go wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from measuring import measured_profile, random_times
+from paths import ROOT
+from typer.testing import CliRunner
+
+from moesim.cli import app
+from moesim.errors import MissingExtra, ScenarioError
+from moesim.record import extra
+from moesim.validate import costs
+
+torch = pytest.importorskip("torch", reason="the real machine needs the torch extra")
+
+SHIPPED = ROOT / "scenarios/validate.yaml"
+
+
+@pytest.fixture
+def scenario(tmp_path: Path) -> Path:
+    """A few steps of the shipped trace."""
+    return write(tmp_path / "few.yaml")
+
+
+def write(file: Path, **changes: Any) -> Path:
+    plain = {
+        "trace": str(ROOT / "traces/shallow"),
+        "hardware": {"profile": "t4", "h2d": {"latency": "20us", "bandwidth": "150MB/s"}},
+        "workload": {"requests": 3, "lengths": {"prompt": 6, "output": 4}},
+        "batching": {"token_budget": 8, "max_sequences": 2},
+        "cache": {"policy": "lru", "slots": "4/layer"},
+        **changes,
+    }
+    file.write_text(yaml.safe_dump(plain))
+    return file
+
+
+def validate(*arguments: str | Path) -> Any:
+    return CliRunner().invoke(app, ["validate", *map(str, arguments)])
+
+
+@pytest.fixture
+def brief(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measure too briefly to be right, and long enough to run."""
+    monkeypatch.setattr(costs, "BRIEF_S", 1.5)
+
+
+@pytest.mark.usefixtures("brief")
+def test_costs_are_measured_and_the_executor_decides_as_the_simulator(
+    scenario: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    done = validate(scenario, "--runs", 2, "--out", out, "--json")
+    assert done.exit_code == 0, done.output
+    summary = json.loads(done.stdout)
+    assert summary["decisions_equal"] is True
+    assert summary["cost_kind"] == "measured"
+    assert summary["step_time_rows"] > 5
+    assert (out / "profile.yaml").exists()
+    assert (out / "profile.points.csv").exists()
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest["machine"]["processor"]
+    assert manifest["calibration_s"] == 1.5
+
+
+@pytest.mark.parametrize("prefetch", ["none", "predicted"])
+def test_a_device_that_is_late_at_random_decides_the_same(
+    prefetch: str, scenario: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    done = validate(
+        scenario, "--device", "fake", "--runs", 2, "--out", out, "--json", "--no-plots",
+        "--set", f"prefetch.policy={prefetch}",
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    summary = json.loads(done.stdout)
+    assert summary["decisions_equal"] is True
+    assert summary["cost_kind"] == "assumed"
+    assert not (out / "profile.yaml").exists()
+
+
+@pytest.mark.usefixtures("brief")
+def test_open_arrivals_are_replayed_on_the_executor(tmp_path: Path) -> None:
+    arrivals = {"kind": "poisson", "rate_per_s": 40}
+    lengths = {"prompt": 6, "output": 4}
+    workload = {"requests": 4, "lengths": lengths, "arrivals": arrivals}
+    file = write(tmp_path / "open.yaml", workload=workload)
+    done = validate(file, "--runs", 3, "--out", tmp_path / "out", "--json", "--no-plots")
+    assert done.exit_code == 0, done.output
+    summary = json.loads(done.stdout)
+    assert summary["schedule"] == "replayed"
+    assert summary["decisions_equal"] is True
+
+
+def test_a_profile_of_another_machine_is_refused_and_both_are_named(
+    scenario: Path, tmp_path: Path
+) -> None:
+    profile = measured_profile(tmp_path / "theirs.yaml")
+    data = yaml.safe_load(profile.read_text())
+    data["measured"]["machine"] = {"processor": "Abacus 3000", "cores": 77}
+    profile.write_text(yaml.safe_dump(data))
+    done = validate(scenario, "--profile", profile, "--out", tmp_path / "out")
+    assert isinstance(done.exception, ScenarioError)
+    said = str(done.exception)
+    assert "Abacus 3000" in said
+    assert "cores 77" in said
+    assert f"cores {os.cpu_count()}" in said
+    assert "moesim calibrate" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_only_a_profile_of_this_machine_and_device_is_accepted(tmp_path: Path) -> None:
+    from moesim.calibration.bench import machine_facts
+    from moesim.hardware import load_hardware
+
+    here = machine_facts("cpu")
+    profile = measured_profile(tmp_path / "ours.yaml")
+    data = yaml.safe_load(profile.read_text())
+    data["measured"]["machine"] = dict(here)
+    profile.write_text(yaml.safe_dump(data))
+    hardware = load_hardware(profile)
+    assert costs.check_machine(hardware, "cpu", here) is None
+    assert "device cuda" in str(costs.check_machine(hardware, "cuda", here))
+    for key in ("processor", "cores", "torch", "threads"):
+        assert key in str(costs.check_machine(hardware, "cpu", {**here, key: "else"})), key
+
+
+def test_a_profile_of_another_model_is_refused_and_both_are_named(
+    scenario: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from measuring import tiny_shape
+
+    monkeypatch.setattr(costs, "check_machine", lambda *_: None)
+    profile = measured_profile(tmp_path / "ours.yaml", random_times(0, tiny_shape()))
+    done = validate(scenario, "--profile", profile, "--out", tmp_path / "out")
+    assert isinstance(done.exception, ScenarioError)
+    assert "mixtral" in str(done.exception)
+    assert "qwen3_moe" in str(done.exception)
+
+
+def test_a_trace_that_does_not_fit_the_model_is_refused(scenario: Path, tmp_path: Path) -> None:
+    done = validate(scenario, "--set", "model=mixtral-8x7b", "--out", tmp_path / "out")
+    assert getattr(done.exception, "exit_code", None) == 2
+    assert "4 MoE layers, 16 experts" in str(done.exception)
+    assert "32, 8" in str(done.exception)
+
+
+def test_cuda_without_a_gpu_is_a_usage_error(scenario: Path, tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    done = validate(scenario, "--device", "cuda", "--out", tmp_path / "out")
+    assert getattr(done.exception, "exit_code", None) == 2
+    assert "CUDA" in str(done.exception)
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_torch_it_says_what_to_install(
+    scenario: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(extra, "find_spec", lambda _: None)
+    done = validate(scenario, "--out", tmp_path / "out")
+    assert isinstance(done.exception, MissingExtra)
+    assert "moesim[torch]" in str(done.exception)
+
+
+@pytest.mark.parametrize("after_s", [4.0, 14.0])
+def test_an_interrupt_ends_with_130_and_leaves_nothing(after_s: float, tmp_path: Path) -> None:
+    """Once while it calibrates, once about where it runs."""
+    out = tmp_path / "kept/out"
+    command = [sys.executable, "-m", "moesim", "validate", SHIPPED, "--out", out]
+    started = subprocess.Popen(
+        [str(part) for part in command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    time.sleep(after_s)
+    started.send_signal(signal.SIGINT)
+    _, errors = started.communicate(timeout=30)
+    assert started.returncode == 130, errors
+    assert "Traceback" not in errors
+    assert not list((tmp_path / "kept").iterdir())
+
+
+@pytest.mark.slow
+def test_the_shipped_scenario_validates_itself_in_time(tmp_path: Path) -> None:
+    began_s = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-m", "moesim", "validate", str(SHIPPED), "--device", "cpu", "--json",
+         "--out", str(tmp_path / "out")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert time.monotonic() - began_s < 40
+    summary = json.loads(done.stdout)
+    assert summary["decisions_equal"] is True
+    assert summary["runs"] == 5
+    assert {"step_time_error_median_pct", "total_time_error_pct", "executor_spread_pct"} <= set(
+        summary
+    )
+    # Loose, since machines that test are busy: half or twice as long would be a wrong model.
+    assert summary["total_time_error_pct"] < 50

@@ -1,0 +1,175 @@
+"""The studies of multi-task mixtures do what their documents say, in small."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from study_scripts import study
+
+torch = pytest.importorskip("torch", reason="mixtures need the torch extra")
+
+from made_up_data import made_up_digits, made_up_ratings  # noqa: E402
+from mixtures import TASKS, examples, mixture  # noqa: E402
+
+from moesim.errors import UsageError  # noqa: E402
+
+torch.set_num_threads(1)
+
+
+multitask, digits, movielens = (
+    study("dselect", name) for name in ("multitask", "digits", "movielens")
+)
+
+
+def world(**changes: Any) -> Any:
+    """Made-up tasks; rows of the test split can be watched."""
+    rows = {name: examples(32, seed) for seed, name in enumerate(("train", "validation", "test"))}
+    options = {
+        "tasks": TASKS,
+        "splits": lambda seed: rows,
+        "network": lambda gates: mixture(*gates, seed=torch.initial_seed()),
+        "n": 4,
+        "k": 2,
+        "features": None,
+        "epochs": 2,
+        "batch": 16,
+        "rates": (1e-3, 1e-1),
+        "size": {"epochs": 2},
+    }
+    return multitask.World(**(options | changes))
+
+
+def test_every_gate_is_tuned_by_the_same_number_of_settings_of_its_own_space() -> None:
+    for gate, space in multitask.SPACES.items():
+        settings = multitask.draw_settings(gate, 60, (1e-3, 1e-2))
+        assert multitask.draw_settings(gate, 5, (1e-3, 1e-2)) == settings[:5]
+        rates = {setting["lr"] for setting in settings}
+        assert len(rates) == 60
+        assert min(rates) >= 1e-3
+        assert max(rates) <= 1e-2
+        for key, values in {**space, "gate_factor": multitask.GATE_FACTORS}.items():
+            assert {setting[key] for setting in settings} == set(values)
+
+
+def test_whatever_the_gate_experts_and_towers_of_a_seed_begin_alike() -> None:
+    drawn = []
+
+    def network(gates: Any) -> Any:
+        drawn.append(float(torch.rand(())))
+        return mixture(*gates)
+
+    here = world(network=network)
+    own = {"dselect_k": {"entropy": 0.0}, "noisy_top_k": {"balance": 0.1}}
+    for gate, seed in (("top_k", 0), ("noisy_top_k", 0), ("dselect_k", 0), ("top_k", 1)):
+        setting = {"lr": 1e-3, "gate_factor": 1.0, **own.get(gate, {})}
+        multitask.train(gate, here, setting, seed, test=False)
+    assert drawn[0] == drawn[1] == drawn[2] != drawn[3]
+
+
+@pytest.mark.parametrize("features", [None, 6])
+@pytest.mark.parametrize("gate", sorted(multitask.SPACES))
+def test_every_gate_runs_static_and_but_for_hash_per_example(
+    gate: str, features: int | None
+) -> None:
+    here = world(features=features)
+    setting = multitask.draw_settings(gate, 1, here.rates)[0]
+    if (gate, features) == ("hash", 6):
+        with pytest.raises(UsageError, match="hash routes by id"):
+            multitask.train(gate, here, setting, 0, test=True)
+        return
+    run = multitask.train(gate, here, setting, 0, test=True)
+    assert run["served_experts"] <= 4
+    assert run["expert_flops"] == 2 * 6 * 8
+    assert set(run["scores"]) == {"validation", "test"}
+    hardened = run["scores"]["validation"]["hardened"]
+    weighted = sum(task.weight * hardened[task.name]["loss"] for task in TASKS)
+    assert run["validation"] == weighted
+    assert weighted == pytest.approx(min(epoch["validation"] for epoch in run["history"]))
+
+
+def test_the_setting_with_the_least_validation_loss_is_kept_and_tuning_sees_no_test(
+    tmp_path: Path,
+) -> None:
+    runs = multitask.Study(tmp_path, world(), trials=4, seeds=1).runs_of("top_k")
+    trials = [json.loads(file.read_text()) for file in tmp_path.rglob("trial-*.json")]
+    assert len(trials) == 4
+    assert runs[0]["setting"] == min(trials, key=lambda run: run["validation"])["setting"]
+    assert {run["seed"] for run in trials} == {multitask.TUNING_SEED}
+    assert all(set(run["scores"]) == {"validation"} for run in trials)
+
+
+def test_a_run_that_was_killed_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
+    setting = multitask.draw_settings("dselect_k", 1, (1e-2, 1e-1))[0]
+    whole = multitask.train("dselect_k", world(), setting, 0, test=True)
+    steps: list[int] = []
+
+    def kill(done: int, of: int) -> None:
+        steps.append(done)
+        if done == 3:
+            raise KeyboardInterrupt
+
+    file = tmp_path / "seed-0.safetensors"
+    with pytest.raises(KeyboardInterrupt):
+        multitask.train("dselect_k", world(), setting, 0, test=True, checkpoint=file, on_step=kill)
+    again = multitask.train(
+        "dselect_k",
+        world(),
+        setting,
+        0,
+        test=True,
+        checkpoint=file,
+        on_step=lambda done, of: steps.append(done),
+    )
+    assert again == whole
+    assert steps == [1, 2, 3, 3, 4]
+
+
+def test_runs_made_otherwise_are_refused(tmp_path: Path) -> None:
+    multitask.Study(tmp_path, world(), trials=1, seeds=1).runs_of("top_k")
+    other = multitask.Study(tmp_path, world(size={"epochs": 3}), trials=1, seeds=1)
+    with pytest.raises(UsageError, match="made with other settings; choose another folder"):
+        other.runs_of("top_k")
+    with pytest.raises(UsageError, match=r"seeds \(0\) must be at least 1"):
+        multitask.Study(tmp_path, world(), trials=1, seeds=0)
+
+
+SMALL = ["--experts", "3", "--epochs", "2", "--trials", "1", "--seeds", "2"]
+DIGITS = [*SMALL, "--pairs", "32", "--held-out", "16", "--batch", "16"]
+RATINGS = [*SMALL, "--width", "4", "--batch", "64"]
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "made_up"),
+    [(digits, DIGITS, made_up_digits), (movielens, RATINGS, made_up_ratings)],
+    ids=["digits", "movielens"],
+)
+def test_a_study_keeps_every_run_resumes_and_prints_losses_beside_wins(
+    script: Any, arguments: list[str], made_up: Any, tmp_path: Path, capsys: Any
+) -> None:
+    script.main([str(tmp_path), *arguments], made_up())
+    first = capsys.readouterr().out
+    files = sorted(path for path in tmp_path.rglob("*") if path.is_file())
+    assert [len(list((tmp_path / gate).iterdir())) for gate in ("dselect_k", "top_k")] == [3, 3]
+    assert {file.suffix for file in files} == {".json"}  # no checkpoint outlives its run
+    for header in ("On test rows", "DSelect-k less", "experts' work", "along training", "Chosen"):
+        assert header in first
+    assert any(word in first for word in ("ahead", "behind", "not seen"))
+    before = {file: file.read_bytes() for file in files}
+    files[0].unlink()
+    files[-1].unlink()
+    script.main([str(tmp_path), *arguments], made_up())
+    assert capsys.readouterr().out == first
+    assert {file: file.read_bytes() for file in files} == before
+
+
+def test_too_many_selected_or_a_hash_of_examples_is_refused_before_any_run(tmp_path: Path) -> None:
+    for extra, match in (
+        (["--k", "4"], r"k \(4\)"),
+        (["--per-example", "--gates", "top_k", "hash"], "hash routes by id"),
+    ):
+        with pytest.raises(UsageError, match=match):
+            digits.main([str(tmp_path), *DIGITS, *extra], made_up_digits())
+    assert not list(tmp_path.iterdir())

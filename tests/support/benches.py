@@ -1,0 +1,73 @@
+"""Stand-ins for a real machine, observed as validation observes one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import simpy
+
+from moesim.machine.journal import Journal
+from moesim.machine.sim import SimMachine
+from moesim.machine.threads import ThreadMachine, drive
+from moesim.simulate import Plan, SimPrices, build_server
+from moesim.validate import Observation, Witness, observe
+
+
+def simulated(plan: Plan, script: Any = None, *, slower: float = 1.0) -> Observation:
+    """One run in virtual time; `slower` multiplies all prices."""
+    witness = Witness(script)
+    plan = replace(plan, observer=witness)
+    env = simpy.Environment()
+    journal = Journal(SimMachine(env, _Scaled(plan, slower)))
+    server = build_server(plan, journal)
+    env.run(until=env.process(server.run()))
+    return observe(plan, server, journal.records, witness, journal.now_ns)
+
+
+def on_threads(plan: Plan, script: Any = None, *, speed: float = 200.0) -> Observation:
+    """One run in real time, with all the noise of sleeping threads."""
+    witness = Witness(script)
+    plan = replace(plan, observer=witness)
+    journal = Journal(ThreadMachine(SimPrices(plan.cost), speed=speed))
+    try:
+        server = build_server(plan, journal)
+        drive(server.run())
+    finally:
+        journal.close()
+    return observe(plan, server, journal.records, witness, journal.now_ns)
+
+
+class PretendBench:
+    """Virtual time that is `slower` than it should be and a little different each time."""
+
+    def __init__(self, device: str = "pretend", plans: Sequence[Plan] = (), *, slower: float = 1.0):
+        self.device = device
+        self.slower = slower
+        self.runs: list[str] = []
+        self.closed = False
+        self._rng = np.random.default_rng(0)
+
+    def run(self, plan: Plan, script: Any = None) -> Observation:
+        self.runs.append(plan.scenario.name)
+        factor = self.slower * (1 + 0.01 * float(self._rng.random()))
+        return simulated(plan, script, slower=factor)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class _Scaled(SimPrices):
+    def __init__(self, plan: Plan, factor: float) -> None:
+        super().__init__(plan.cost)
+        price = self.compute_ns
+        self.compute_ns = lambda op: round(factor * price(op))
+        self._factor = factor
+
+    def copy_ns(self, direction: Any, nbytes: int) -> int:
+        return round(self._factor * super().copy_ns(direction, nbytes))
+
+    def readback_ns(self, nbytes: int) -> int:
+        return round(self._factor * super().readback_ns(nbytes))

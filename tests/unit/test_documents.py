@@ -1,0 +1,89 @@
+"""The documents say what is so."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from paths import ROOT
+
+
+def commands(text: str) -> list[str]:
+    return [
+        line for block in re.findall(r"```sh\n(.*?)```", text, re.S) for line in block.splitlines()
+    ]
+
+
+def test_ci_runs_exactly_the_test_command_of_the_readme() -> None:
+    test = next(line for line in commands((ROOT / "README.md").read_text()) if "pytest" in line)
+    assert test in (ROOT / ".ci/run").read_text().splitlines()
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/design.md"])
+def test_files_that_a_document_names_exist(name: str) -> None:
+    text = (ROOT / name).read_text()
+    named = re.findall(r"`((?:moesim|docs|scenarios|tests|examples|traces)/[\w./-]+)`", text)
+    missing = [path for path in named if not (ROOT / path).exists()]
+    assert named
+    assert missing == []
+
+
+def test_policies_named_in_the_changelog_exist() -> None:
+    from moesim.policies import names
+
+    text = (ROOT / "CHANGELOG.md").read_text()
+    for family in ("eviction", "prefetch", "batching"):
+        for policy in names(family):
+            assert policy in text
+
+
+def test_every_key_of_a_summary_is_explained() -> None:
+    from workloads import tiny_scenario, tiny_trace
+
+    from moesim.scenario import Scenario
+    from moesim.simulate import prepare, result_of
+
+    scenario = Scenario.model_validate({**tiny_scenario(cache="lru"), "bounds": True})
+    summary = result_of(prepare(scenario, tiny_trace(requests=2))).summary
+    text = (ROOT / "docs/results.md").read_text()
+    assert [key for key in summary if f"`{key}`" not in text] == []
+
+
+def test_every_column_of_a_run_is_explained() -> None:
+    from workloads import tiny_scenario, tiny_trace
+
+    from moesim.scenario import Scenario
+    from moesim.simulate import prepare, result_of
+
+    scenario = Scenario.model_validate(tiny_scenario(cache="lru"))
+    result = result_of(prepare(scenario, tiny_trace(requests=2)))
+    _, columns = (ROOT / "docs/results.md").read_text().split("## Columns of the tables")
+    for name in ("requests", "steps", "layers", "timeline"):
+        section = next(line for line in columns.split("\n\n") if line.startswith(f"**{name}**"))
+        assert [key for key in result.table(name) if f"`{key}`" not in section] == []
+
+
+def test_the_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import numpy as np
+
+    text = (ROOT / "README.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.S)
+    (tmp_path / "scenarios").symlink_to(ROOT / "scenarios")
+    monkeypatch.chdir(tmp_path)
+    names = {"ids": np.array([[[3, 5]], [[5, 9]]]), "lengths": [2], "prompts": [1]}
+    exec(code, names)  # the project's own text
+    assert (tmp_path / "traces/mine/trace.json").exists()
+
+
+def test_the_scenario_of_the_readme_is_one() -> None:
+    from yaml import safe_load
+
+    from moesim.scenario import Scenario
+    from moesim.serving.workload import build_workload
+    from moesim.trace import load_trace
+
+    text = (ROOT / "README.md").read_text()
+    (code,) = re.findall(r"```yaml\n(.*?)```", text, re.S)
+    scenario = Scenario.model_validate(safe_load(code))
+    assert len(build_workload(scenario, load_trace(ROOT / "traces/deep"))) == 16

@@ -1,0 +1,317 @@
+"""Policies are found by name, told apart, given typed options, and may come from elsewhere."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import pytest
+from annotated_types import Ge, Le
+
+from moesim.errors import UsageError
+from moesim.policies import FAMILIES, find, names, parse_options, register, registry
+from moesim.policies.registry import NoOptions
+
+EXPECTED = {
+    "eviction": "fifo lfu lfu_decay lfu_in_cache lookahead lru min min_window random static",
+    "prefetch": "layer_ahead none oracle predicted",
+    "batching": "decode_first expert_aware fcfs prefill_first task_aware",
+    "placement": "copy",
+}
+ALL = [(family, name) for family, known in EXPECTED.items() for name in known.split()]
+
+
+@pytest.fixture
+def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test registers is forgotten after it."""
+    names("eviction")
+    monkeypatch.setattr(registry, "_registry", dict(registry._registry))
+    monkeypatch.setattr(registry, "_aliases", dict(registry._aliases))
+
+
+def test_the_built_in_policies_are_these() -> None:
+    assert {family: " ".join(names(family)) for family in FAMILIES} == EXPECTED
+
+
+@pytest.mark.parametrize(("family", "name"), ALL)
+def test_a_built_in_policy_knows_its_name_says_what_it_is_and_has_typed_options(
+    family: str, name: str
+) -> None:
+    policy = find(family, name)
+    assert policy.name == name
+    assert policy.__doc__
+    assert is_dataclass(policy.Options)
+    assert parse_options(policy, {}) == policy.Options()
+    for field in fields(policy.Options):
+        assert f"`{field.name}`" in str(policy.Options.__doc__)
+
+
+@pytest.mark.parametrize(
+    ("spelling", "name"),
+    [
+        ("lfu-decay", "lfu_decay"),
+        ("lfu_cumulative", "lfu"),
+        ("lfu-cumulative", "lfu"),
+        ("belady", "min"),
+    ],
+)
+def test_a_name_has_other_spellings(spelling: str, name: str) -> None:
+    assert find("eviction", spelling) is find("eviction", name)
+
+
+@pytest.mark.parametrize(
+    ("name", "answer"),
+    [
+        ("lfu_deca", "did you mean lfu_decay"),
+        ("lruu", "did you mean lru"),
+        ("", "known: fifo, lfu, .*static"),
+        ("something else", "known: fifo, lfu, .*static"),
+    ],
+)
+def test_an_unknown_name_is_answered_with_near_matches_or_all(name: str, answer: str) -> None:
+    with pytest.raises(UsageError, match=f"unknown eviction policy '{name}'; {answer}"):
+        find("eviction", name)
+
+
+def test_a_name_of_another_family_is_unknown() -> None:
+    with pytest.raises(UsageError, match="unknown prefetch policy 'lru'"):
+        find("prefetch", "lru")
+
+
+def test_an_unknown_family_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"'cooking' is none of eviction, prefetch"):
+        register("cooking", "lru")
+    with pytest.raises(UsageError, match=r"'cooking' is none of eviction, prefetch"):
+        find("cooking", "lru")
+
+
+@pytest.mark.usefixtures("fresh")
+def test_the_decorator_returns_the_class_itself() -> None:
+    class Mine:
+        """Does nothing."""
+
+    assert register("eviction", "mine", "my_own")(Mine) is Mine
+    assert Mine.name == "mine"  # type: ignore[attr-defined]
+    assert find("eviction", "mine") is find("eviction", "my-own") is Mine
+    assert "mine" in names("eviction")
+    assert "my_own" not in names("eviction")
+    assert "mine" not in names("prefetch")
+
+
+@pytest.mark.usefixtures("fresh")
+def test_a_policy_may_be_registered_with_dashes() -> None:
+    @register("eviction", "two-words", "other-two")
+    class Mine:
+        """Does nothing."""
+
+    for spelling in ("two-words", "two_words", "other-two", "other_two"):
+        assert find("eviction", spelling) is Mine
+    with pytest.raises(UsageError, match="registered twice"):
+        register("eviction", "two_words")(type("Other", (), {}))
+
+
+@pytest.mark.usefixtures("fresh")
+@pytest.mark.parametrize(
+    "spellings", [("lru",), ("new", "lru"), ("belady",), ("new", "belady"), ("new", "new")]
+)
+def test_a_name_can_be_taken_only_once(spellings: tuple[str, ...]) -> None:
+    before = names("eviction")
+    with pytest.raises(UsageError, match=f"eviction policy '{spellings[-1]}' is registered twice"):
+        register("eviction", *spellings)(type("Mine", (), {}))
+    assert names("eviction") == before
+    register("prefetch", *dict.fromkeys(spellings))(type("Mine", (), {}))
+
+
+@dataclass(frozen=True, slots=True)
+class Inner:
+    depth: Annotated[int, Ge(1)] = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Knobs:
+    """Options of every kind that a policy may have."""
+
+    share: Annotated[float, Ge(0), Le(1)] = 0.5
+    count: Annotated[int, Ge(0)] = 0
+    profile: str | None = None
+    eager: bool = False
+    layers: tuple[int, ...] = ()
+    inner: Inner = Inner()
+
+    def __post_init__(self) -> None:
+        if self.eager and not self.count:
+            raise ValueError("eager needs a count")
+
+
+class Tunable:
+    name = "tunable"
+    Options = Knobs
+
+
+def test_options_arrive_typed() -> None:
+    given = {
+        "share": 1,
+        "count": 3,
+        "profile": "x",
+        "eager": True,
+        "layers": [1, 2],
+        "inner": {"depth": 2},
+    }
+    assert parse_options(Tunable, given) == Knobs(1.0, 3, "x", True, (1, 2), Inner(2))
+    assert isinstance(parse_options(Tunable, given).share, float)
+    assert parse_options(Tunable, {"profile": Path("a")}).profile == "a"
+    assert parse_options(type("Bare", (), {"name": "bare"}), {}) == NoOptions()
+
+
+BAD_OPTIONS: list[tuple[dict[Any, Any], str]] = [
+    ({"shar": 0.5}, "has no option 'shar'; did you mean share"),
+    ({"colour": 1}, "has no option 'colour'; did you mean count|it has: share, count, profile"),
+    ({3: 1}, "has no option 3; it has: share"),
+    ({"share": 1.5}, r"option share: .*less than or equal to 1.*\(got 1.5\)"),
+    ({"share": -0.1}, r"option share: .*greater than or equal to 0.*\(got -0.1\)"),
+    ({"share": float("nan")}, "option share"),
+    ({"share": "0.5"}, r"option share: .*valid number.*\(got '0.5'\)"),
+    ({"share": True}, "option share: .*valid number"),
+    ({"share": None}, "option share"),
+    ({"count": 1.0}, "option count: .*valid integer"),
+    ({"count": "many"}, "option count: .*valid integer"),
+    ({"count": True}, "option count: .*valid integer"),
+    ({"profile": 3}, "option profile: .*valid string"),
+    ({"eager": 1}, "option eager: .*valid boolean"),
+    ({"eager": "yes"}, "option eager: .*valid boolean"),
+    ({"eager": True}, "policy 'tunable': .*eager needs a count"),
+    ({"layers": 3}, "option layers"),
+    ({"layers": ["1"]}, r"option layers\.0: .*valid integer"),
+    ({"inner": {"depth": 0}}, r"option inner\.depth: .*greater"),
+    ({"inner": 3}, "option inner"),
+    pytest.param({"profile": object()}, "option", id="no plain data"),
+]
+
+
+@pytest.mark.parametrize(("given", "message"), BAD_OPTIONS, ids=str)
+def test_a_wrong_option_is_refused_by_name_and_rule(given: dict[Any, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        parse_options(Tunable, given)
+
+
+@pytest.mark.parametrize(
+    ("family", "name", "given", "message"),
+    [
+        ("eviction", "lru", {"depth": 1}, "'lru' has no option 'depth'; it has: none"),
+        ("eviction", "lfu_decay", {"decay": 0}, "option decay: .*greater than 0"),
+        ("eviction", "lfu_decay", {"decay": 1.01}, "option decay: .*less than or equal to 1"),
+        ("eviction", "static", {"profil": "x"}, "did you mean profile"),
+        ("prefetch", "predicted", {"depth": 0}, "option depth: .*greater than or equal to 1"),
+        ("prefetch", "oracle", {"depth": "2"}, "option depth: .*valid integer"),
+    ],
+)
+def test_built_in_options_have_their_range(
+    family: str, name: str, given: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        parse_options(find(family, name), given)
+
+
+PLUGIN = '''
+"""A package that brings an eviction policy of its own: the newest leaves first."""
+
+from dataclasses import dataclass
+
+from moesim.policies import register
+from moesim.policies.eviction import Eviction
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """`patience`: unused, but typed."""
+
+    patience: int = 0
+
+
+@register("eviction", "newest_out")
+class NewestOut(Eviction):
+    """The newest leaves first."""
+
+    Options = Options
+
+    def decide(self, view):
+        self.book.update(dict.fromkeys(view.union))
+        leavers = list(self.book)[self.capacity :]
+        for key in leavers:
+            del self.book[key]
+        return leavers
+
+    def victim(self, protected):
+        return next((key for key in reversed(self.book) if key not in protected), None)
+'''
+
+USE = """
+from moesim.curve import curve
+from moesim.policies import find, names, parse_options
+from moesim.trace import Trace
+
+assert "newest_out" in names("eviction"), names("eviction")
+assert parse_options(find("eviction", "newest-out"), {"patience": 3}).patience == 3
+ids = [[[0]], [[1]], [[0]], [[2]], [[0]]]
+trace = Trace.from_arrays(expert_ids=ids, seq_len=[5], num_experts=3)
+print(curve(trace, ["newest_out", "lru"], capacities=[1]))
+"""
+
+
+def install(folder: Path, module: str) -> None:
+    """What an installer leaves behind: a module, and metadata that names an entry point."""
+    (folder / "moesim_newest.py").write_text(module)
+    info = folder / "moesim_newest-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: moesim-newest\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[moesim.policies]\nnewest = moesim_newest\n")
+
+
+def run(folder: Path, code: str) -> subprocess.CompletedProcess[str]:
+    path = os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def test_an_installed_package_brings_its_policies(tmp_path: Path) -> None:
+    install(tmp_path, PLUGIN)
+    done = run(tmp_path, USE)
+    assert done.stderr == ""
+    assert done.stdout.strip() == "{'newest_out': {1: 0.4}, 'lru': {1: 0.0}}"
+    assert "newest_out" not in run(tmp_path.parent, USE).stdout
+
+
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [
+        ("import no_such_module", "moesim_newest.*'newest'.*cannot be loaded.*no_such_module"),
+        ("1 / 0", "moesim_newest.*cannot be loaded.*ZeroDivisionError"),
+        (PLUGIN + "1 / 0", "moesim_newest.*cannot be loaded.*ZeroDivisionError"),
+        (PLUGIN.replace("newest_out", "lru"), "eviction policy 'lru' is registered twice"),
+    ],
+)
+def test_a_package_that_cannot_be_loaded_is_named(
+    module: str, message: str, tmp_path: Path
+) -> None:
+    install(tmp_path, module)
+    code = (
+        "from moesim.errors import UsageError\nfrom moesim.policies import find\n"
+        "for _ in range(2):\n"
+        "    try:\n        find('eviction', 'lru')\n"
+        "    except UsageError as error:\n        print(error)\n"
+    )
+    done = run(tmp_path, code)
+    assert done.stderr == ""
+    first, second = done.stdout.splitlines()
+    assert first == second
+    with pytest.raises(UsageError, match=message):
+        raise UsageError(first)

@@ -1,0 +1,299 @@
+"""The knowledge boundary: what lies beyond the view changes no decision taken before it.
+
+A run is repeated with another future: from some layer event on, ids, gate weights and predictions
+are different. Everything decided up to there, by whatever policies, must be the same.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from costed import costed_trace
+from watching import enlist
+from workloads import TINY_CONFIG, plan_of, run_on, tiny_scenario, tiny_trace
+
+from moesim.errors import PolicyViolation
+from moesim.machine.events import EventMachine
+from moesim.machine.sim import SimMachine
+from moesim.policies import find, names
+from moesim.policies.batching import DecodeFirst
+from moesim.policies.eviction import LRU
+from moesim.policies.prefetch import Prefetch
+from moesim.policies.view import View
+from moesim.trace import Trace
+
+LAYERS, EXPERTS, TOP_K = 4, 8, 2
+EVICTIONS = [name for name in names("eviction") if not find("eviction", name).clairvoyant]
+PREFETCHES = [
+    name
+    for name in names("prefetch")
+    if not (find("prefetch", name).clairvoyant or find("prefetch", name).needs_routing)
+]  # of a layer-wise router
+CUTS = 10
+both_machines = pytest.mark.parametrize("make", [SimMachine, EventMachine])
+
+
+class Diary:
+    """What policies answered, each with the number of layer events decided by then; and the
+    trace rows of each step."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, eviction: str, prefetch: str) -> None:
+        self.entries: list[tuple[int, str, Any]] = []
+        self.steps: list[list[int]] = []
+        self._events = 0
+        caches, fetches = find("eviction", eviction), find("prefetch", prefetch)
+        decide, victim, wanted = caches.decide, caches.victim, fetches.wanted
+        plan = DecodeFirst.plan
+
+        def decided(policy: Any, view: View) -> Any:
+            answer = decide(policy, view)
+            self._events += 1
+            self._note("leave", (view.layer, sorted(view.union), sorted(answer)))
+            return answer
+
+        def given_up(policy: Any, protected: Any) -> Any:
+            answer = victim(policy, protected)
+            self._note("victim", answer)
+            return answer
+
+        def asked(policy: Any, view: View) -> Any:
+            answer = list(wanted(policy, view))
+            self._note("wanted", (view.layer, answer))
+            return answer
+
+        def planned(policy: Any, queue: Any) -> Any:
+            answer = plan(policy, queue)
+            parts = [one.rows[one.position : one.position + count] for one, count in answer]
+            self.steps.append([row for part in parts for row in part.tolist()])
+            return answer
+
+        monkeypatch.setattr(caches, "decide", decided)
+        monkeypatch.setattr(caches, "victim", given_up)
+        monkeypatch.setattr(fetches, "wanted", asked)
+        monkeypatch.setattr(DecodeFirst, "plan", planned)
+
+    def _note(self, kind: str, answer: Any) -> None:
+        self.entries.append((self._events, kind, answer))
+
+    def until(self, event: int) -> list[tuple[int, str, Any]]:
+        """All that was answered up to that layer event, counted from 1, and right after it."""
+        return [entry for entry in self.entries if entry[0] <= event]
+
+
+def arrays(trace: Trace) -> dict[str, Any]:
+    ids, guesses = np.asarray(trace.expert_ids[:]), np.asarray(trace.predictions[:])
+    return {
+        "expert_ids": ids.astype(int),
+        "predictions": np.where(guesses == trace.meta.unused, -1, guesses.astype(int)),
+        "gate_weights": np.asarray(trace.gate_weights[:]).astype(float),
+    }
+
+
+def with_another_future(trace: Trace, steps: list[list[int]], event: int, seed: int) -> Trace:
+    """Another trace that is the same up to layer event `event` (from 1) of the run."""
+    rng = np.random.default_rng(seed)
+    same = arrays(trace)
+    other = {
+        "expert_ids": rng.random((trace.num_rows, LAYERS, EXPERTS)).argsort(axis=-1)[..., :TOP_K],
+        "predictions": rng.integers(0, EXPERTS // 2, same["predictions"].shape) * 2 + [0, 1],
+        "gate_weights": rng.random(same["gate_weights"].shape),
+    }
+    step, layer = divmod(event - 1, LAYERS)
+    seen = np.zeros((trace.num_rows, LAYERS), bool)
+    for earlier in steps[:step]:
+        seen[earlier] = True
+    seen[steps[step], : layer + 1] = True
+    mixed = {
+        role: np.where(seen.reshape(seen.shape + (1,) * (same[role].ndim - 2)), same[role], values)
+        for role, values in other.items()
+    }
+    columns = {name: trace.requests[name] for name in ("prompt_tokens", "domain", "arrival_s")}
+    return Trace.from_arrays(
+        **mixed,
+        **columns,
+        seq_len=trace.requests["num_rows"],
+        num_experts=EXPERTS,
+        model_config=TINY_CONFIG,
+    )
+
+
+def diary_of(scenario: Any, trace: Trace, make: Any = SimMachine) -> Diary:
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        diary = Diary(monkeypatch, scenario["cache"]["policy"], scenario["prefetch"]["policy"])
+        run_on(plan_of(scenario, trace), make)
+    return diary
+
+
+def scenario_of(eviction: str, prefetch: str, scope: str, profile: Path) -> dict[str, Any]:
+    options = {"profile": str(profile)} if eviction == "static" else {}
+    return tiny_scenario(
+        cache={"policy": eviction, "scope": scope, "slots": 14, "options": options},
+        prefetch={"policy": prefetch, "options": {} if prefetch == "none" else {"depth": 2}},
+        batching={"token_budget": 5, "max_sequences": 3},
+    )
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> Trace:
+    """Four requests; on disk too, as the profile that `static` learns from."""
+    trace = tiny_trace(requests=4, prompt_tokens=4, output_tokens=4, prediction_accuracy=0.6)
+    return trace.save(tmp_path_factory.mktemp("view") / "trace")
+
+
+@pytest.mark.parametrize("scope", ["per_layer", "global"])
+@pytest.mark.parametrize("prefetch", PREFETCHES)
+@pytest.mark.parametrize("eviction", EVICTIONS)
+def test_another_future_changes_no_decision_taken_before_it(
+    recorded: Trace, eviction: str, prefetch: str, scope: str
+) -> None:
+    assert recorded.path is not None
+    scenario = scenario_of(eviction, prefetch, scope, recorded.path)
+    known = diary_of(scenario, recorded)
+    events = len(known.steps) * LAYERS
+    differs = 0
+    for cut in np.linspace(1, events - 1, CUTS).astype(int).tolist():
+        changed = with_another_future(recorded, known.steps, cut, seed=cut)
+        other = diary_of(scenario, changed)
+        assert other.steps == known.steps
+        assert other.until(cut) == known.until(cut), cut
+        differs += other.entries != known.entries
+    assert differs == CUTS, "the futures are all the same: nothing was shown"
+
+
+@pytest.mark.parametrize(("eviction", "prefetch"), [("min", "none"), ("lru", "oracle")])
+def test_clairvoyant_policies_do_look_beyond(recorded: Trace, eviction: str, prefetch: str) -> None:
+    """And are marked so. This also shows that the comparison above can fail."""
+    assert recorded.path is not None
+    scenario = scenario_of(eviction, prefetch, "per_layer", recorded.path)
+    known = diary_of(scenario, recorded)
+    looked = 0
+    for cut in range(9, len(known.steps) * LAYERS, 7):
+        changed = with_another_future(recorded, known.steps, cut, seed=cut)
+        looked += diary_of(scenario, changed).until(cut) != known.until(cut)
+    assert looked > 0
+    assert find("eviction", eviction).clairvoyant or find("prefetch", prefetch).clairvoyant
+
+
+def test_predictions_become_visible_at_their_layer_and_not_at_the_start_of_a_step() -> None:
+    """Guesses of layer 0 are asked for after layer 0, never before any layer is known."""
+    trace = tiny_trace(requests=1, prompt_tokens=1, output_tokens=3)
+    scenario = scenario_of("lru", "predicted", "per_layer", Path())
+    asked = [entry[2] for entry in diary_of(scenario, trace).entries if entry[1] == "wanted"]
+    assert [layer for layer, _ in asked] == [-1, 0, 1, 2, 3] * 3
+    for number, (layer, keys) in enumerate(asked):
+        row = number // (LAYERS + 1)
+        expected = [
+            (layer + depth) * EXPERTS + int(expert)
+            for depth in (1, 2)
+            if 0 <= layer < LAYERS - depth
+            for expert in trace.predictions[row][layer, depth - 1]
+        ]
+        assert keys == expected
+
+
+# --- looking past it ------------------------------------------------------------------------------
+
+
+class PeeksWhenEvicting(LRU):
+    def decide(self, view: View) -> Any:
+        view.exact(1)
+        return super().decide(view)
+
+
+class PeeksWhenFetching(Prefetch):
+    def wanted(self, view: View) -> Any:
+        return view.exact(1)
+
+
+class PeeksFarther(Prefetch):
+    def wanted(self, view: View) -> Any:
+        return view.exact(-1)
+
+
+class PredictsNow(Prefetch):
+    def wanted(self, view: View) -> Any:
+        return view.predicted(0)
+
+
+@both_machines
+@pytest.mark.parametrize("prefetch", ["none", "predicted", "oracle"])
+def test_an_eviction_policy_that_looks_ahead_is_refused_by_name(
+    monkeypatch: pytest.MonkeyPatch, make: Any, prefetch: str
+) -> None:
+    """Even beside an oracle prefetch, whose foresight is its own."""
+    name = enlist(monkeypatch, "eviction", PeeksWhenEvicting)
+    scenario = tiny_scenario(cache={"policy": name}, prefetch={"policy": prefetch})
+    with pytest.raises(PolicyViolation) as caught:
+        run_on(plan_of(scenario, tiny_trace(requests=1)), make)
+    assert caught.value.policy == name
+    assert caught.value.key == "layer 0 + 1"
+    assert "past the view" in caught.value.reason
+
+
+@both_machines
+@pytest.mark.parametrize(
+    ("policy", "key"),
+    [(PeeksWhenFetching, "layer -1 + 1"), (PeeksFarther, "layer -1 + -1"), (PredictsNow, 0)],
+)
+def test_a_prefetch_policy_that_looks_ahead_is_refused_by_name(
+    monkeypatch: pytest.MonkeyPatch, make: Any, policy: type[Any], key: Any
+) -> None:
+    name = enlist(monkeypatch, "prefetch", policy)
+    scenario = tiny_scenario(prefetch={"policy": name})
+    with pytest.raises(PolicyViolation) as caught:
+        run_on(plan_of(scenario, tiny_trace(requests=1)), make)
+    assert (caught.value.policy, caught.value.key) == (name, key)
+
+
+class Clairvoyant(Prefetch):
+    """Writes down how far it may see."""
+
+    clairvoyant = True
+    seen: list[tuple[int, list[list[int]]]]
+
+    def wanted(self, view: View) -> Any:
+        self.seen.append((view.layer, [list(view.exact(depth)) for depth in range(LAYERS + 1)]))
+        return ()
+
+
+def test_foresight_ends_with_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = np.array([[[0, 1], [2, 3], [4, 5], [6, 7]], [[1, 2], [3, 4], [5, 6], [7, 0]]])
+    monkeypatch.setattr(Clairvoyant, "seen", [], raising=False)
+    name = enlist(monkeypatch, "prefetch", Clairvoyant)
+    run_on(plan_of(tiny_scenario(prefetch={"policy": name}), costed_trace(rows, prompt=1)))
+    unions = [
+        [[layer * EXPERTS + expert for expert in rows[row, layer]] for layer in range(LAYERS)]
+        for row in range(2)
+    ]
+    expected = [
+        (layer, [[], *unions[row], [], [], [], []][layer + 1 : layer + 2 + LAYERS])
+        for row in range(2)
+        for layer in range(-1, LAYERS)
+    ]
+    assert Clairvoyant.seen == expected
+
+
+class Weighs(LRU):
+    """Writes down the gate weights it is shown."""
+
+    seen: list[tuple[list[int], list[float]]]
+
+    def decide(self, view: View) -> Any:
+        self.seen.append((list(view.union), list(view.gate_weights())))
+        return super().decide(view)
+
+
+@both_machines
+def test_gate_weights_are_summed_over_the_rows_of_the_batch(
+    monkeypatch: pytest.MonkeyPatch, make: Any
+) -> None:
+    rows = np.array([[[0, 1]], [[1, 5]], [[5, -1]]])
+    weights = np.array([[[0.75, 0.25]], [[0.5, 0.5]], [[0.125, 0]]])
+    monkeypatch.setattr(Weighs, "seen", [], raising=False)
+    name = enlist(monkeypatch, "eviction", Weighs)
+    trace = costed_trace(rows, gate_weights=weights)
+    run_on(plan_of(tiny_scenario(cache={"policy": name}), trace), make)
+    assert Weighs.seen == [([0, 1, 5], [0.75, 0.75, 0.625])]
