@@ -14,7 +14,7 @@ from hashlib import sha256
 from pathlib import Path
 
 import pytest
-from fabricate import run_directory
+from run_directories import run_directory
 from typer.testing import CliRunner, Result
 
 from moesim.cli import app

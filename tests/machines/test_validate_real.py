@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
-from measuring import measured_profile, random_times
+from measured_profiles import measured_profile, random_times
 from paths import ROOT
 from typer.testing import CliRunner
 
@@ -139,7 +139,7 @@ def test_only_a_profile_of_this_machine_and_device_is_accepted(tmp_path: Path) -
 def test_a_profile_of_another_model_is_refused_and_both_are_named(
     scenario: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from measuring import tiny_shape
+    from measured_profiles import tiny_shape
 
     monkeypatch.setattr(costs, "check_machine", lambda *_: None)
     profile = measured_profile(tmp_path / "ours.yaml", random_times(0, tiny_shape()))

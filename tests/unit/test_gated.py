@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import typer
-from recording import END, PAD, VOCABULARY, batch
+from router_models import END, PAD, VOCABULARY, batch
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, LlamaConfig
 from typer.testing import CliRunner

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from refactored import dense_model, readme_model, some_masks, some_tokens
+from refactored_models import dense_model, readme_model, some_masks, some_tokens
 from safetensors.torch import save_file
 
 from moesim.errors import MoesimError, UsageError

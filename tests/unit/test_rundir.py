@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from costed import costed_trace
+from costed_traces import costed_trace
 from workloads import tiny_scenario, tiny_trace
 
 from moesim import rundir

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import simpy
-from benches import on_threads, simulated
+from stand_in_machines import on_threads, simulated
 from workloads import plan_of, random_case, run_on, tiny_scenario, tiny_trace
 
 from moesim.errors import UsageError
