@@ -188,6 +188,7 @@ def interrupted(home: Path, out: Path, until: str) -> subprocess.CompletedProces
     return subprocess.CompletedProcess([], process.returncode, stdout, stderr)
 
 
+@pytest.mark.slow
 def test_ctrl_c_keeps_what_is_done_and_leaves_nothing_half_done(home: Path, tmp_path: Path) -> None:
     ended = interrupted(home, tmp_path / "out", "runs/cache*")
     assert ended.returncode == 130

@@ -362,6 +362,7 @@ def _quiet() -> Iterator[None]:
     logging.enable_progress_bar()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("gate", "routed_by", "options"),
     [

@@ -101,6 +101,7 @@ def linger_or_return(task: tuple[Path, int]) -> None:
         linger(task)
 
 
+@pytest.mark.slow
 def test_workers_do_not_outlive_a_parent_that_is_killed(tmp_path: Path) -> None:
     script = tmp_path / "parent.py"
     script.write_text(
