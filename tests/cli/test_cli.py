@@ -154,6 +154,7 @@ def test_a_place_that_cannot_be_written_is_exit_1_naming_it(home: Path, tmp_path
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_interrupting_a_run_is_exit_130_and_leaves_nothing_behind(
     home: Path, tmp_path: Path
 ) -> None:

@@ -36,6 +36,7 @@ def test_the_quickstart_runs_with_plots_bounds_and_a_verdict(tmp_path: Path) -> 
     assert len(list((out / "plots").glob("*.png"))) >= 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "path",
     [p for p in SCENARIOS if p.stem not in ("quickstart", "validate")],

@@ -14,7 +14,7 @@ from hashlib import sha256
 from pathlib import Path
 
 import pytest
-from fabricate import run_directory
+from run_directories import run_directory
 from typer.testing import CliRunner, Result
 
 from moesim.cli import app
@@ -184,10 +184,11 @@ def interrupted(home: Path, out: Path, until: str) -> subprocess.CompletedProces
         assert time.monotonic() < deadline
         time.sleep(0.005)
     os.killpg(process.pid, signal.SIGINT)
-    stdout, stderr = process.communicate(timeout=20)
+    stdout, stderr = process.communicate(timeout=120)
     return subprocess.CompletedProcess([], process.returncode, stdout, stderr)
 
 
+@pytest.mark.slow
 def test_ctrl_c_keeps_what_is_done_and_leaves_nothing_half_done(home: Path, tmp_path: Path) -> None:
     ended = interrupted(home, tmp_path / "out", "runs/cache*")
     assert ended.returncode == 130

@@ -11,8 +11,8 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from benches import PretendBench
 from paths import ROOT
+from stand_in_machines import PretendBench
 from typer.testing import CliRunner
 
 from moesim.cli import app

@@ -14,7 +14,7 @@ import pytest
 import simpy
 from hypothesis import given
 from hypothesis import strategies as st
-from measuring import random_times, tiny_shape
+from measured_profiles import random_times, tiny_shape
 from scipy.optimize import nnls as scipy_nnls
 
 from moesim.calibration.calibrate import measure

@@ -11,8 +11,8 @@ import pytest
 torch = pytest.importorskip("torch", reason="the executor needs the torch extra")
 
 import transformers as hf  # noqa: E402
-from driving import BATCH, Sequences, run_experts, run_step  # noqa: E402
-from recording import FAMILIES, tiny  # noqa: E402
+from executor_driver import BATCH, Sequences, run_experts, run_step  # noqa: E402
+from router_models import FAMILIES, tiny  # noqa: E402
 
 from moesim.errors import InvariantError, UsageError  # noqa: E402
 from moesim.hardware.ops import Dense, Experts, Front, Tail  # noqa: E402

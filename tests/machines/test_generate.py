@@ -14,7 +14,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="the real machine needs the torch extra")
 
-from recording import tiny  # noqa: E402
+from router_models import tiny  # noqa: E402
 
 from moesim.errors import DeviceError, UsageError  # noqa: E402
 from moesim.machine.real.device import DEVICES, open_device  # noqa: E402

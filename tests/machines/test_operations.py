@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from measuring import measured_profile, random_times, tiny_shape
+from measured_profiles import measured_profile, random_times, tiny_shape
 from workloads import (
     REFACTORED_CONFIG,
     everything,

@@ -15,8 +15,8 @@ from workloads import decisions, plan_of, run_on, tiny_scenario
 
 torch = pytest.importorskip("torch", reason="the real machine needs the torch extra")
 
-from benches import simulated  # noqa: E402
-from refactored import readme_model, some_tokens  # noqa: E402
+from refactored_models import readme_model, some_tokens  # noqa: E402
+from stand_in_machines import simulated  # noqa: E402
 
 from moesim.errors import InvariantError, UsageError  # noqa: E402
 from moesim.hardware.ops import Tail  # noqa: E402

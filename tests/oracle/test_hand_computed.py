@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from costed import costed_trace
+from costed_traces import costed_trace
 from workloads import REFACTORED_CONFIG, everything, plan_of, run_on, tiny_scenario
 
 from moesim.hardware import BatchShape, CostModel

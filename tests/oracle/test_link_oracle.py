@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from costed import costed_trace
+from costed_traces import costed_trace
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scripted import (
+from scripted_servers import (
     D2H,
     DEMAND,
     GPU,

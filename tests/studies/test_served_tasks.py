@@ -15,8 +15,8 @@ from study_scripts import study
 
 torch = pytest.importorskip("torch", reason="mixtures need the torch extra")
 
-from made_up_data import made_up_digits  # noqa: E402
-from mixtures import examples, gate, mixture  # noqa: E402
+from multitask_problem import examples, gate, mixture  # noqa: E402
+from random_datasets import made_up_digits  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
 from moesim.errors import OutputError, ScenarioError, UsageError  # noqa: E402

@@ -20,7 +20,10 @@ from moesim.policies import find, names
 from moesim.policies.eviction import LRU, CacheContext
 from moesim.trace import Trace, load_trace
 
-TASKS = ["intent", "law", "summary", "translation"]
+TASKS = [
+    "intent",
+    *(pytest.param(task, marks=pytest.mark.slow) for task in ("law", "summary", "translation")),
+]
 Curve = dict[int, float]
 
 # Name in the reference table: name here, scope, tolerance (its LFU breaks ties arbitrarily).
@@ -63,6 +66,7 @@ def test_the_toy_trace_has_twelve_hits_and_eighteen_misses(shared: Path) -> None
     assert (1 - rate) * 30 == pytest.approx(toy["expected"]["misses"]) == 18
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ["intent", "translation"])
 def test_replaying_ids_one_by_one_worsens_lru_and_leaves_static_alone(
     task: str, esft: Callable[[str], Trace]

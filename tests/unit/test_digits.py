@@ -9,7 +9,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="mixtures need the torch extra")
 
-from made_up_data import made_up_digits  # noqa: E402
+from random_datasets import made_up_digits  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from moesim.errors import MissingExtra, UsageError  # noqa: E402

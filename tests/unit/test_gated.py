@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import typer
-from recording import END, PAD, VOCABULARY, batch
+from router_models import END, PAD, VOCABULARY, batch
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, LlamaConfig
 from typer.testing import CliRunner
@@ -362,6 +362,7 @@ def _quiet() -> Iterator[None]:
     logging.enable_progress_bar()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("gate", "routed_by", "options"),
     [

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import typer
-from recording import PAD  # noqa: F401  (one thread)
+from router_models import PAD  # noqa: F401  (one thread)
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 

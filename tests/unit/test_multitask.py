@@ -11,7 +11,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="mixtures need the torch extra")
 
-from mixtures import TASKS, examples, gate, mixture  # noqa: E402
+from multitask_problem import TASKS, examples, gate, mixture  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
 from moesim.errors import MoesimError, UsageError  # noqa: E402

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from refactored import ROUTER, dense_model, readme_model, some_masks, some_tokens
+from refactored_models import ROUTER, dense_model, readme_model, some_masks, some_tokens
 from torch.nn import functional
 
 from moesim.errors import UsageError

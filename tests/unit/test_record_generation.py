@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import transformers as hf
-from recording import END, FAMILIES, PAD, VOCABULARY, batch, tiny
+from router_models import END, FAMILIES, PAD, VOCABULARY, batch, tiny
 
 from moesim.errors import OutputError, TraceError, UsageError
 from moesim.models.tokenizer import train_tokenizer

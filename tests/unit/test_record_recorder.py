@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pytest
 import torch
 import transformers as hf
-from recording import DECODERS, FAMILIES, batch, tiny
+from router_models import DECODERS, FAMILIES, batch, tiny
 from torch import nn
 
 from moesim.errors import TraceError, UsageError

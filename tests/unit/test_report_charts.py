@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fabricate import LAYERS, SKILL, run_directory
+from run_directories import LAYERS, SKILL, run_directory
 
 from moesim.errors import OutputError
 from moesim.report import compare_runs, load_run, load_runs, plots_for_run

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fabricate import run_directory
+from run_directories import run_directory
 
 from moesim.errors import UsageError
 from moesim.report import Comparison, Run, compare_runs, load_run

@@ -9,7 +9,7 @@ import math
 from pathlib import Path
 
 import pytest
-from fabricate import run_directory
+from run_directories import run_directory
 
 from moesim.report import compare_runs, load_run, print_summary, write_comparison
 from moesim.report.comparison import Comparison

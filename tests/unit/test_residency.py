@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from costed import costed_trace
-from watching import enlist, experts_alive, most_at_once, watch
+from costed_traces import costed_trace
+from watched_machines import enlist, experts_alive, most_at_once, watch
 from workloads import everything, plan_of, random_case, run_on, tiny_scenario, tiny_trace
 
 from moesim.errors import PolicyViolation

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from costed import costed_trace
+from costed_traces import costed_trace
 from workloads import tiny_scenario, tiny_trace
 
 from moesim import rundir
@@ -426,6 +426,7 @@ KILLED_AT = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", KILLED_AT)
 def test_a_killed_run_leaves_nothing_under_the_final_name(
     tmp_path: Path, trace: Path, moment: str
@@ -447,6 +448,7 @@ def test_a_killed_run_leaves_nothing_under_the_final_name(
         assert contents(tmp_path / "out") == whole
 
 
+@pytest.mark.slow
 def test_a_run_after_a_killed_one_is_whole(tmp_path: Path, trace: Path) -> None:
     scenario = scenario_of(trace, bounds=False)
     killed = child(tmp_path / "out", scenario, before=DIE + KILLED_AT["the first table"])

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from watching import enlist
+from watched_machines import enlist
 from workloads import plan_of, run_on, tiny_scenario, tiny_trace
 
 from moesim.errors import PolicyViolation

@@ -226,6 +226,7 @@ for number in itertools.count():
 """
 
 
+@pytest.mark.slow
 def test_being_killed_leaves_only_whole_traces_under_their_names(tmp_path: Path) -> None:
     interrupted = whole = 0
     draw = random.Random(5)

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from costed import costed_trace
-from watching import enlist
+from costed_traces import costed_trace
+from watched_machines import enlist
 from workloads import TINY_CONFIG, plan_of, run_on, tiny_scenario, tiny_trace
 
 from moesim.errors import PolicyViolation

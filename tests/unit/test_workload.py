@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from costed import costed_trace
+from costed_traces import costed_trace
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from watching import enlist
+from watched_machines import enlist
 from workloads import plan_of, run_on, tiny_scenario, tiny_trace
 
 from moesim.errors import ScenarioError
