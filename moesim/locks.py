@@ -1,0 +1,89 @@
+"""The lock of a path: one process at a time writes there.
+
+The lock is a file beside the path, held with `flock`. The kernel frees it when its holder ends,
+even by SIGKILL. A free lock is therefore proof that no live process is writing the path.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Final
+
+from moesim.errors import OutputError
+
+try:
+    import fcntl
+except ImportError:  # pragma: no cover - there is no flock on Windows
+    fcntl = None  # type: ignore[assignment]
+
+__all__ = ["exclusive"]
+
+# A link under this name could point to a file of another program: it is not followed.
+_FLAGS: Final = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
+
+
+@contextmanager
+def exclusive(path: Path, *, wait: bool = False) -> Iterator[bool]:
+    """Hold the lock of `path` in this block; yield False where the file system has no locks.
+
+    Where another process holds it, wait until that ends if `wait` is set.
+
+    Raises:
+        OutputError: another process holds the lock (the message says which), or nothing can be
+            written beside `path`.
+    """
+    file = path.with_name(f".{path.name}.moesim-lock")
+    handle = None if fcntl is None else _acquire(path, file, wait)
+    if handle is None:
+        yield False
+        return
+    try:
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, _holder().encode(), 0)
+        yield True
+    finally:
+        file.unlink(missing_ok=True)
+        os.close(handle)
+
+
+def _acquire(path: Path, file: Path, wait: bool) -> int | None:
+    while True:
+        try:
+            handle = os.open(file, _FLAGS, 0o666)
+        except OSError as error:
+            raise OutputError(path, error.strerror or str(error)) from error
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            if _is_file(handle, file):
+                return handle
+        except BlockingIOError:
+            holder = os.pread(handle, 200, 0).decode(errors="replace") or "another process"
+            os.close(handle)
+            raise OutputError(
+                path, f"is being written by {holder}; wait for it, or choose another name"
+            ) from None
+        except OSError:  # a file system without locks
+            os.close(handle)
+            file.unlink(missing_ok=True)
+            return None
+        except BaseException:
+            os.close(handle)
+            raise
+        os.close(handle)  # the holder before has removed the file, which locks nothing now
+
+
+def _is_file(handle: int, file: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(handle), os.stat(file))
+    except FileNotFoundError:
+        return False
+
+
+def _holder() -> str:
+    since = datetime.now().isoformat(sep=" ", timespec="seconds")
+    return f"process {os.getpid()} on {platform.node()} since {since}"
