@@ -171,11 +171,10 @@ def _run_points(
                     failures[outcome.index] = outcome.error
     except KeyboardInterrupt:
         typer.echo(
-            f"interrupted: {done} of {total} points are done and kept; "
-            "the same command goes on from there",
+            f"{done} of {total} points are done and kept; the same command continues from there",
             err=True,
         )
-        raise typer.Exit(130) from None
+        raise
     return [(points[index], error) for index, error in sorted(failures.items())]
 
 

@@ -171,8 +171,9 @@ def test_a_sweep_of_which_no_point_fits_is_a_usage_error(home: Path, tmp_path: P
     assert "8 of 8 points failed" in result.stderr
 
 
-def interrupted(home: Path, out: Path, until: str) -> subprocess.CompletedProcess[str]:
-    """`moesim compare` in a process group that gets Ctrl-C as soon as a file appears."""
+def interrupted(home: Path, out: Path, until: str, number: int) -> subprocess.CompletedProcess[str]:
+    """`moesim compare`, ended as soon as a file appears: by Ctrl-C, as a terminal sends it to all
+    its processes, or by a signal to the command alone."""
     code = "import sys; from moesim.cli import main; sys.argv[0] = 'moesim'; main()"
     process = subprocess.Popen(
         [sys.executable, "-c", code, "compare", str(home / "demo.yaml"), "--out", str(out),
@@ -183,15 +184,22 @@ def interrupted(home: Path, out: Path, until: str) -> subprocess.CompletedProces
     while not list(out.glob(until)) and process.poll() is None:
         assert time.monotonic() < deadline
         time.sleep(0.005)
-    os.killpg(process.pid, signal.SIGINT)
+    (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
     stdout, stderr = process.communicate(timeout=20)
     return subprocess.CompletedProcess([], process.returncode, stdout, stderr)
 
 
-def test_ctrl_c_keeps_what_is_done_and_leaves_nothing_half_done(home: Path, tmp_path: Path) -> None:
-    ended = interrupted(home, tmp_path / "out", "runs/cache*")
-    assert ended.returncode == 130
-    assert ended.stderr.startswith("interrupted: ")
+@pytest.mark.parametrize(
+    ("number", "code", "said"),
+    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")],
+)
+def test_a_signal_keeps_what_is_done_and_leaves_nothing_half_done(
+    home: Path, tmp_path: Path, number: int, code: int, said: str
+) -> None:
+    ended = interrupted(home, tmp_path / "out", "runs/cache*", number)
+    assert ended.returncode == code
+    assert " of 8 points are done and kept; " in ended.stderr
+    assert ended.stderr.splitlines()[-1] == said
     assert "Traceback" not in ended.stderr
     assert ended.stdout == ""
     left = list((tmp_path / "out" / "runs").iterdir())
