@@ -19,6 +19,7 @@ from typing import Any
 from moesim import __version__
 from moesim.errors import OutputError
 from moesim.files import output_errors, sha256, whole_folder, write_json
+from moesim.progress import Progress
 from moesim.result import Result
 from moesim.scenario import Scenario
 
@@ -76,9 +77,11 @@ def code_hash() -> str:
     return digest.hexdigest()
 
 
-def _draw(folder: Path) -> None:
+def _draw(folder: Path, progress: Progress | None = None) -> None:
     from moesim.report import plots_for_run
 
+    if progress is not None:
+        progress("figures", 0, 1)
     plots_for_run(folder)
 
 
@@ -118,6 +121,7 @@ def write(
     force: bool = False,
     draw: bool = False,
     point: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
 ) -> Result:
     """Simulate and write; `out` appears when everything is in it, plots included."""
     print_of_run = fingerprint(scenario)
@@ -150,7 +154,7 @@ def write(
                 },
             )
         if draw:
-            _draw(folder)
+            _draw(folder, progress)
     return Result(result.scenario, result.summary, result.columns, out)
 
 

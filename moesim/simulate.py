@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from moesim.metrics import (
     time_summary,
 )
 from moesim.policies import find
+from moesim.progress import Progress
 from moesim.result import Result
 from moesim.scenario import Scenario, load_scenario
 from moesim.serving.invariants import check_lanes, check_run
@@ -68,12 +70,14 @@ def run(
     force: bool = False,
     draw: bool = False,
     point: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
 ) -> Result:
     """Simulate a scenario: an object, a file, or plain data.
 
     With `out`, everything is written to that run directory; if it already holds this very run
     (same scenario, trace and code), nothing is done. `draw` adds the plots; `point` are the sweep
-    values it stands for.
+    values it stands for. `progress(what, done, total)` is told, after each step, how many rows of
+    the run and of its bounds are served.
 
     Raises `ScenarioError`, `BudgetError`, `TraceError`, `PolicyViolation`, `OutputError`.
     """
@@ -86,19 +90,31 @@ def run(
             scenario, "sweep", "one run takes no sweep; use `moesim compare` for the whole grid"
         )
     if out is None:
-        return result_of(prepare(scenario))
+        return result_of(prepare(scenario), progress)
     from moesim.rundir import reuse, write
 
     known = reuse(scenario, Path(out), force=force, draw=draw)
     if known is not None:
         return known
     plan = prepare(scenario)
-    return write(scenario, Path(out), lambda: result_of(plan), force=force, draw=draw, point=point)
+    simulated = partial(result_of, plan, progress)
+    return write(
+        scenario, Path(out), simulated, force=force, draw=draw, point=point, progress=progress
+    )
 
 
-def simulate(plan: Plan, *, eviction: str | None = None, free_link: bool = False) -> Outcome:
-    """Serve the plan's workload on the simulated machine."""
-    server, now_ns = serve(plan, eviction=eviction, free_link=free_link)
+def simulate(
+    plan: Plan,
+    *,
+    eviction: str | None = None,
+    free_link: bool = False,
+    what: str = "run",
+    progress: Progress | None = None,
+) -> Outcome:
+    """Serve the plan's workload on the simulated machine; `progress` is told under `what`."""
+    server, now_ns = serve(
+        plan, eviction=eviction, free_link=free_link, what=what, progress=progress
+    )
     outcome = finish(plan, server, now_ns)
     check_lanes(outcome.ledger, outcome.now_ns)
     return outcome
@@ -112,11 +128,11 @@ def finish(plan: Plan, server: Server, now_ns: int) -> Outcome:
     return Outcome(plan, server.requests, server.ledger, server.caches, pool, now_ns)
 
 
-def result_of(plan: Plan) -> Result:
+def result_of(plan: Plan, progress: Progress | None = None) -> Result:
     """Simulate a plan, with its bounds if the scenario asks for them."""
-    outcome = simulate(plan)
+    outcome = simulate(plan, progress=progress)
     summary = summarise(outcome)
-    bounds = bounds_of(outcome, summary) if plan.scenario.bounds else {}
+    bounds = bounds_of(outcome, summary, progress) if plan.scenario.bounds else {}
     summary.update({key: bounds.get(key) for key in BOUND_KEYS})
     columns = {
         "requests": request_columns(outcome.requests),
@@ -127,15 +143,19 @@ def result_of(plan: Plan) -> Result:
     return Result(plan.scenario, summary, columns)
 
 
-def bounds_of(outcome: Outcome, summary: dict[str, Any]) -> dict[str, Any]:
+def bounds_of(
+    outcome: Outcome, summary: dict[str, Any], progress: Progress | None = None
+) -> dict[str, Any]:
     """Simulate the bounds of an outcome and compare it with them."""
     plan = outcome.plan
     everything = plan.trace.num_layers * plan.trace.num_experts
     return bounds_summary(
         outcome,
         summary,
-        cached=simulate(plan.with_slots(everything), eviction="lru"),
-        linked=simulate(plan, free_link=True),
+        cached=simulate(
+            plan.with_slots(everything), eviction="lru", what="infinite cache", progress=progress
+        ),
+        linked=simulate(plan, free_link=True, what="infinite link", progress=progress),
     )
 
 

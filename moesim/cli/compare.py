@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import sys
@@ -11,10 +10,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
+from moesim.cli.output import echo_json
 from moesim.errors import MoesimError, UsageError
 from moesim.files import output_errors
 
@@ -144,7 +144,7 @@ def _report_one(run: Run, out: Path | None, *, plots: bool, as_json: bool) -> No
     if plots:
         plots_for_run(run.path, folder / "plots")
     if as_json:
-        _write_json({"out": str(folder), "summary": dict(run.summary)})
+        echo_json({"out": str(folder), "summary": dict(run.summary)})
         return
     print_summary(run.path)
     typer.echo(f"\n{folder}")
@@ -199,7 +199,7 @@ def _print(comparison: Comparison, folder: Path, failures: Sequence[str], *, as_
     from moesim.report.tabular import write_tables
 
     if as_json:
-        _write_json({"out": str(folder), **plain_data(comparison), "failures": list(failures)})
+        echo_json({"out": str(folder), **plain_data(comparison), "failures": list(failures)})
         return
     write_tables(tables(comparison))
     typer.echo()
@@ -233,7 +233,3 @@ def _out(out: Path | None) -> list[str]:
 
 def _described(error: Exception) -> str:
     return str(error) if isinstance(error, MoesimError) else f"{type(error).__name__}: {error}"
-
-
-def _write_json(value: Any) -> None:
-    typer.echo(json.dumps(value, indent=1, allow_nan=False))

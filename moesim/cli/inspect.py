@@ -42,8 +42,7 @@ def curve(
     Requests one after another, one token a step, caches never reset. A hit is a distinct expert
     of a layer event that was resident when the event began.
     """
-    import json
-
+    from moesim.cli.output import echo_json
     from moesim.cli.progress import progress
     from moesim.curve import curve as replayed
     from moesim.trace import load_trace
@@ -63,7 +62,7 @@ def curve(
             progress=show,
         )
     if as_json:
-        typer.echo(json.dumps(rates))
+        echo_json(rates)
         return
     sizes = list(rates[names[0]])
     width = max(8, *map(len, names)) + 2
@@ -75,9 +74,9 @@ def curve(
 
 def policies(as_json: JsonOption = False) -> None:
     """List every policy, with its options."""
-    import json
     from dataclasses import MISSING, fields
 
+    from moesim.cli.output import echo_json
     from moesim.policies import FAMILIES, find, names
     from moesim.policies.registry import NoOptions
 
@@ -95,7 +94,7 @@ def policies(as_json: JsonOption = False) -> None:
                 "what": " ".join(summary.split()),
             }
     if as_json:
-        typer.echo(json.dumps(listed, indent=1))
+        echo_json(listed)
         return
     for family, members in listed.items():
         typer.echo(f"{family}:")

@@ -72,6 +72,7 @@ def record(
     """
     from moesim.cli.progress import progress
     from moesim.errors import OutputError
+    from moesim.progress import counter
     from moesim.record.extra import prepare_torch
     from moesim.record.prompts import read_prompts
 
@@ -129,7 +130,7 @@ def record(
             ignore_end=ignore_end,
             provenance={"command": command},
             force=force,
-            progress=None if show is None else lambda done, of: show("requests", done, of),
+            progress=counter(show, "requests"),
         )
     requests = trace.requests["prompt_tokens"]
     meta = trace.meta

@@ -33,12 +33,13 @@ def info(
     """What a trace holds, where it is from, and how its routing looks."""
     import json
 
+    from moesim.cli.output import echo_json
     from moesim.trace import load_trace
     from moesim.trace.statistics import describe
 
     about = describe(load_trace(trace))
     if as_json:
-        typer.echo(json.dumps(about, indent=1))
+        echo_json(about)
         return
     for key, value in about.items():
         text = json.dumps(value) if isinstance(value, dict | list) else value
@@ -70,14 +71,18 @@ def convert(
     force: ForceOption = False,
 ) -> None:
     """Turn somebody else's recording into a trace."""
+    from moesim.cli.progress import progress
     from moesim.errors import UsageError
+    from moesim.progress import counter
     from moesim.trace import IMPORTERS
 
     if kind not in IMPORTERS:
         raise UsageError(f"--format {kind!r} is none of {', '.join(IMPORTERS)}")
     named = {"num_experts": num_experts, "model": model}
     given = {key: value for key, value in named.items() if value is not None}
-    trace = IMPORTERS[kind](source, **given).save(out, force=force)
+    with progress() as show:
+        found = IMPORTERS[kind](source, **given)
+        trace = found.save(out, force=force, progress=counter(show, "requests"))
     typer.echo(f"{trace}\n{out}")
 
 
@@ -104,6 +109,8 @@ def synth(
     force: ForceOption = False,
 ) -> None:
     """Draw a synthetic trace with stated knobs; it is marked as synthetic for ever."""
+    from moesim.cli.progress import progress
+    from moesim.progress import counter
     from moesim.trace import SyntheticKnobs, synthesize
 
     knobs = SyntheticKnobs(
@@ -120,5 +127,6 @@ def synth(
         prediction_accuracy=prediction_accuracy,
         seed=seed,
     )
-    trace = synthesize(knobs).save(out, force=force)
+    with progress() as show:
+        trace = synthesize(knobs).save(out, force=force, progress=counter(show, "requests"))
     typer.echo(f"{trace}\n{out}")

@@ -52,8 +52,7 @@ def validate(
     Without a measured profile of this machine, one is measured first, briefly. Exits 1 if the two
     decide differently, 3 if a stated error is exceeded. The last line printed is the folder.
     """
-    import json
-
+    from moesim.cli.output import echo_json
     from moesim.cli.progress import progress
     from moesim.scenario import load_scenario
     from moesim.validate.folder import default_folder
@@ -67,7 +66,7 @@ def validate(
             loaded, folder, device=device, runs=runs, force=force, draw=plots, progress=show
         )
     if as_json:
-        typer.echo(json.dumps({"out": str(folder), **made.summary}, indent=1, allow_nan=False))
+        echo_json({"out": str(folder), **made.summary})
     else:
         from moesim.report.tabular import write_tables
         from moesim.report.validation import validation_tables

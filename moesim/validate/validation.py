@@ -7,7 +7,7 @@ have scheduled itself is reported beside it, by other names (`open_...`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -15,6 +15,7 @@ import numpy as np
 
 from moesim.hardware.operations import OperationCost
 from moesim.policies import find
+from moesim.progress import Progress
 from moesim.validate.comparison import Comparison, compare
 from moesim.validate.observation import Observation
 from moesim.validate.replay import Ask
@@ -31,8 +32,6 @@ OPEN_KEYS: Final = (
     "open_steps_real",
     "open_steps_simulated",
 )
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, slots=True)

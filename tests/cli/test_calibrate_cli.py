@@ -41,7 +41,7 @@ def test_a_profile_is_written_that_scenarios_can_name(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["calibrate", *arguments])
     assert result.exit_code == 0, result.output
     said = json.loads(result.stdout)
-    assert said["profile"] == str(out)
+    assert said["out"] == str(out)
     assert {"experts", "front", "tail", "readback"} <= said["residuals"].keys()
 
     hardware = load_hardware(out)

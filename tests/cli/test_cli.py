@@ -54,8 +54,9 @@ def test_set_overrides_the_file_and_no_plots_leaves_them_out(home: Path) -> None
     arguments = ("run", home / "x.yaml", "--set", "cache.policy=fifo", "--set", "seed=3")
     done = moesim(*arguments, "--no-plots", "--json", "--out", home / "fifo")
     assert done.returncode == 0, done.stderr
-    summary = json.loads("\n".join(done.stdout.splitlines()[:-1]))
+    summary = json.loads(done.stdout)
     assert (summary["cache_policy"], summary["seed"]) == ("fifo", 3)
+    assert summary["out"] == str(home / "fifo")
     assert not (home / "fifo" / "plots").exists()
 
 
