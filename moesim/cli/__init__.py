@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from moesim.cli import calibrate, compare, inspect, models, record, run, trace, validate
+from moesim.cli import calibrate, compare, inspect, listing, models, record, run, trace, validate
 from moesim.cli.ending import run_to_its_end
 
 __all__ = ["app", "main"]
@@ -45,7 +45,7 @@ def moesim(
     """Simulate mixture-of-experts inference on a GPU that cannot hold all experts."""
 
 
-for group in (run, compare, calibrate, validate, inspect, record, models, trace):
+for group in (run, compare, calibrate, validate, inspect, listing, record, models, trace):
     group.register(app)
 
 

@@ -1,4 +1,4 @@
-"""Looking without running: `moesim curve`, `moesim policies`, `moesim schema`."""
+"""Looking without running: `moesim curve`, `moesim schema`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of 
 def register(app: typer.Typer) -> None:
     """Add the commands of this file to the application."""
     app.command()(curve)
-    app.command()(policies)
     app.command()(schema)
 
 
@@ -70,37 +69,6 @@ def curve(
     typer.echo("capacity" + "".join(f"{name:>{width}}" for name in names))
     for size in sizes:
         typer.echo(f"{size:8d}" + "".join(f"{rates[name][size]:>{width}.3f}" for name in names))
-
-
-def policies(as_json: JsonOption = False) -> None:
-    """List every policy, with its options."""
-    from dataclasses import MISSING, fields
-
-    from moesim.cli.output import echo_json
-    from moesim.policies import FAMILIES, find, names
-    from moesim.policies.registry import NoOptions
-
-    listed: dict[str, dict[str, Any]] = {}
-    for family in FAMILIES:
-        for name in names(family):
-            policy = find(family, name)
-            options = {
-                field.name: None if field.default is MISSING else field.default
-                for field in fields(getattr(policy, "Options", NoOptions))
-            }
-            summary = (policy.__doc__ or "").strip().split("\n\n")[0]
-            listed.setdefault(family, {})[name] = {
-                "options": options,
-                "what": " ".join(summary.split()),
-            }
-    if as_json:
-        echo_json(listed)
-        return
-    for family, members in listed.items():
-        typer.echo(f"{family}:")
-        for name, about in members.items():
-            knobs = ", ".join(f"{key}={value}" for key, value in about["options"].items())
-            typer.echo(f"  {name:<14} {about['what']}" + (f" [{knobs}]" if knobs else ""))
 
 
 def schema() -> None:
