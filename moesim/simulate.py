@@ -62,6 +62,11 @@ class Outcome:
     pool: BlockPool
     now_ns: int
 
+    def __repr__(self) -> str:
+        name, steps = self.plan.scenario.name, self.ledger.num_steps
+        requests = len(self.requests)
+        return f"<Outcome of {name}: {requests} requests, {steps} steps, {self.now_ns} ns>"
+
 
 def run(
     scenario: Scenario | str | Path | Mapping[str, Any],

@@ -88,6 +88,13 @@ class Plan:
     """Slots of each cache: one a layer, or one for each initial layer and one for all others."""
     observer: PolicyObserver | None = None
 
+    def __repr__(self) -> str:
+        shape, hardware = self.cost.shape.name, self.cost.hardware.name
+        return (
+            f"<Plan of {self.scenario.name}: {self.trace!r} as {shape} on {hardware}, "
+            f"{sum(self.slots)} slots>"
+        )
+
     @property
     def buffers(self) -> int:
         """Expert-sized buffers in GPU memory: slots and staging."""

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from moesim.errors import MoesimError, ScenarioError, UsageError
+from moesim.result import in_short
 
 if TYPE_CHECKING:
     import numpy as np
@@ -41,6 +42,9 @@ class Run:
     summary: Mapping[str, Any]
     manifest: Mapping[str, Any]
     scenario: Mapping[str, Any]
+
+    def __repr__(self) -> str:
+        return f"<Run {in_short(self.summary)}; {self.path}>"
 
     def value(self, key: str) -> float:
         """A number of the summary; NaN where it is null, absent or no number.

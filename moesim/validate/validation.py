@@ -8,7 +8,7 @@ have scheduled itself is reported beside it, by other names (`open_...`).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
@@ -41,7 +41,7 @@ class Validation:
     plan: Plan
     device: str
     comparison: Comparison
-    summary: dict[str, Any]
+    summary: dict[str, Any] = field(repr=False)
 
 
 def validate_plan(
