@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from moesim.errors import OutputError
-from moesim.locks import exclusive
+from moesim.locks import abandoned, exclusive
 
 _OLD = ".old"
 
@@ -63,6 +63,12 @@ def _partial(path: Path, *, wait: bool = False) -> Iterator[Path]:
             yield partial
         finally:
             shutil.rmtree(partial, ignore_errors=True)
+
+
+def clean_up(folder: Path) -> None:
+    """Remove what killed writers have left in `folder`, if there is such a folder."""
+    for path in abandoned(folder):
+        _remove_leftovers(path)
 
 
 def _remove_leftovers(path: Path) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Final
@@ -21,23 +21,26 @@ try:
 except ImportError:  # pragma: no cover - there is no flock on Windows
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["exclusive"]
+__all__ = ["abandoned", "exclusive"]
+
+_SUFFIX: Final = ".moesim-lock"
 
 # A link under this name could point to a file of another program: it is not followed.
 _FLAGS: Final = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
 
 
 @contextmanager
-def exclusive(path: Path, *, wait: bool = False) -> Iterator[bool]:
+def exclusive(path: Path, *, wait: bool = False, inside: bool = False) -> Iterator[bool]:
     """Hold the lock of `path` in this block; yield False where the file system has no locks.
 
-    Where another process holds it, wait until that ends if `wait` is set.
+    Where another process holds it, wait until that ends if `wait` is set. The lock's file is beside
+    `path`; or, with `inside`, in that folder, for one that stays while its contents change.
 
     Raises:
-        OutputError: another process holds the lock (the message says which), or nothing can be
-            written beside `path`.
+        OutputError: another process holds the lock (the message says which), or its file cannot
+            be written.
     """
-    file = path.with_name(f".{path.name}.moesim-lock")
+    file = path / _SUFFIX if inside else path.with_name(f".{path.name}{_SUFFIX}")
     handle = None if fcntl is None else _acquire(path, file, wait)
     if handle is None:
         yield False
@@ -49,6 +52,19 @@ def exclusive(path: Path, *, wait: bool = False) -> Iterator[bool]:
     finally:
         file.unlink(missing_ok=True)
         os.close(handle)
+
+
+def abandoned(folder: Path) -> Iterator[Path]:
+    """Yield each path in `folder` whose writer was killed, and hold its lock meanwhile.
+
+    A writer that ends in order removes its lock's file, so a file whose lock is free tells of one
+    that did not.
+    """
+    for file in sorted(folder.glob(f".*{_SUFFIX}")):
+        name = file.name.removesuffix(_SUFFIX)[1:]
+        with suppress(OutputError), exclusive(folder / name) as locked:
+            if locked:
+                yield folder / name
 
 
 def _acquire(path: Path, file: Path, wait: bool) -> int | None:

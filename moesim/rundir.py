@@ -93,8 +93,7 @@ def reuse(scenario: Scenario, out: Path, *, force: bool, draw: bool = False) -> 
         if force or not out.exists():
             return None
     try:
-        manifest = json.loads((out / MANIFEST).read_text(encoding="utf-8"))
-        if manifest["fingerprint"] == fingerprint(scenario):
+        if _fingerprint_in(out) == fingerprint(scenario):
             if draw and not (out / "plots").is_dir():
                 _draw(out)
             return _read(scenario, out)
@@ -103,6 +102,18 @@ def reuse(scenario: Scenario, out: Path, *, force: bool, draw: bool = False) -> 
         way = "pass --force to replace it" if ours else "choose another --out"
         raise OutputError(out, f"exists and is no whole run directory; {way}") from None
     raise OutputError(out, "holds another run; choose another --out, or pass --force to replace it")
+
+
+def holds(scenario: Scenario, out: Path) -> bool:
+    """Whether the folder `out` holds this very run."""
+    try:
+        return _fingerprint_in(out) == fingerprint(scenario)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _fingerprint_in(out: Path) -> Any:
+    return json.loads((out / MANIFEST).read_text(encoding="utf-8"))["fingerprint"]
 
 
 def _read(scenario: Scenario, out: Path) -> Result:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from moesim.bounds import BOUND_KEYS, bounds_summary
-from moesim.errors import ScenarioError
+from moesim.errors import OutputError, ScenarioError
 from moesim.hardware.shapes import ModelShape
 from moesim.metrics import (
     bytes_summary,
@@ -96,16 +96,23 @@ def run(
         )
     if out is None:
         return result_of(prepare(scenario), progress)
-    from moesim.rundir import reuse, write
+    from moesim.rundir import holds, reuse, write
 
-    known = reuse(scenario, Path(out), force=force, draw=draw)
+    out = Path(out)
+    known = reuse(scenario, out, force=force, draw=draw)
     if known is not None:
         return known
-    plan = prepare(scenario)
-    simulated = partial(result_of, plan, progress)
-    return write(
-        scenario, Path(out), simulated, force=force, draw=draw, point=point, progress=progress
-    )
+    simulated = partial(result_of, prepare(scenario), progress)
+    try:
+        return write(
+            scenario, out, simulated, force=force, draw=draw, point=point, progress=progress
+        )
+    except OutputError:
+        # Another process may have written this very run since we looked: it will do.
+        known = reuse(scenario, out, force=force, draw=draw) if holds(scenario, out) else None
+        if known is None:
+            raise
+        return known
 
 
 def simulate(

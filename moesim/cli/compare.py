@@ -16,7 +16,8 @@ import typer
 
 from moesim.cli.output import echo_json
 from moesim.errors import MoesimError, UsageError
-from moesim.files import output_errors
+from moesim.files import clean_up, output_errors
+from moesim.locks import exclusive
 
 if TYPE_CHECKING:
     from moesim.report import Comparison, Run
@@ -57,6 +58,7 @@ def compare(
     """Run every point of a scenario's sweep and compare them in tables and figures.
 
     Points that are already there are not run again. Seeds in the sweep become 95 % intervals.
+    A folder that another process is writing is refused.
     The last line printed is the folder with compare.csv, compare.md and plots/.
     """
     from moesim.report import compare_runs, load_run, write_comparison
@@ -74,20 +76,23 @@ def compare(
     missing = points if force else unfinished(points)
     check_points(missing)
     _check_writable(folder / "runs")
-    failures = _run_points(missing, len(points), workers or os.cpu_count() or 1, force=force)
-    failed = {point.folder for point, _ in failures}
-    runs = [load_run(point.folder) for point in points if point.folder not in failed]
-    lines = [f"{point.label}: {_described(error).splitlines()[0]}" for point, error in failures]
+    with exclusive(folder, inside=True):
+        clean_up(folder / "runs")
+        failures = _run_points(missing, len(points), workers or os.cpu_count() or 1, force=force)
+        failed = {point.folder for point, _ in failures}
+        runs = [load_run(point.folder) for point in points if point.folder not in failed]
+        lines = [f"{point.label}: {_described(error).splitlines()[0]}" for point, error in failures]
+        if runs:
+            comparison = compare_runs(runs)
+            write_comparison(
+                comparison,
+                folder,
+                name=loaded.name,
+                command=_command(scenario, overrides or (), out, plots=plots),
+                failures=lines,
+                plots=plots,
+            )
     if runs:
-        comparison = compare_runs(runs)
-        write_comparison(
-            comparison,
-            folder,
-            name=loaded.name,
-            command=_command(scenario, overrides or (), out, plots=plots),
-            failures=lines,
-            plots=plots,
-        )
         _print(comparison, folder, lines, as_json=as_json)
     if failures:
         _tell_failures(failures, len(points))
@@ -119,13 +124,15 @@ def report(
     comparison = compare_runs(loaded)
     folder = out or (paths[0] if len(paths) == 1 else Path("runs") / "report")
     names = list(dict.fromkeys(run.text("name") for run in loaded))
-    write_comparison(
-        comparison,
-        folder,
-        name=names[0] if len(names) == 1 else "report",
-        command=shlex.join(["moesim", "report", *map(str, paths), *_out(out)]),
-        plots=plots,
-    )
+    _check_writable(folder)
+    with exclusive(folder, inside=True):
+        write_comparison(
+            comparison,
+            folder,
+            name=names[0] if len(names) == 1 else "report",
+            command=shlex.join(["moesim", "report", *map(str, paths), *_out(out)]),
+            plots=plots,
+        )
     _print(comparison, folder, [], as_json=as_json)
 
 

@@ -34,6 +34,7 @@ def run(
     """Simulate a scenario; the last line printed is the run directory (with --json: its `out`)."""
     from moesim.cli.output import echo_json
     from moesim.cli.progress import progress
+    from moesim.files import clean_up
     from moesim.report import print_summary
     from moesim.rundir import default_path
     from moesim.scenario import load_scenario
@@ -41,6 +42,7 @@ def run(
 
     loaded = load_scenario(scenario, overrides or ())
     folder = out if out is not None else default_path(loaded)
+    clean_up(folder.parent)
     with progress() as show:
         result = simulate(loaded, out=folder, force=force, draw=plots, progress=show)
     if as_json:

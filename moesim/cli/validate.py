@@ -54,6 +54,7 @@ def validate(
     """
     from moesim.cli.output import echo_json
     from moesim.cli.progress import progress
+    from moesim.files import clean_up
     from moesim.scenario import load_scenario
     from moesim.validate.folder import default_folder
     from moesim.validate.session import validate_scenario
@@ -61,6 +62,7 @@ def validate(
     named = [f"hardware.profile={profile.resolve()}"] if profile is not None else []
     loaded = load_scenario(scenario, [*(overrides or ()), *named])
     folder = out if out is not None else default_folder(loaded.name)
+    clean_up(folder.parent)
     with progress() as show:
         made = validate_scenario(
             loaded, folder, device=device, runs=runs, force=force, draw=plots, progress=show

@@ -187,7 +187,9 @@ def _runs_inside(path: Path) -> list[Path]:
     with suppress(OSError, csv.Error, UnicodeDecodeError), (path / RUNS).open(newline="") as lines:
         for place, row in enumerate(csv.DictReader(lines)):
             known[row.get("run") or ""] = place
-    runs = [folder for folder in inner.iterdir() if (folder / MANIFEST).is_file()]
+    # A hidden folder is a run that is being written: it may vanish, or come under its own name.
+    visible = (folder for folder in inner.iterdir() if not folder.name.startswith("."))
+    runs = [folder for folder in visible if (folder / MANIFEST).is_file()]
     return sorted(runs, key=lambda run: (known.get(f"runs/{run.name}", len(known)), run.name))
 
 

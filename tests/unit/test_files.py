@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from moesim.errors import OutputError
-from moesim.files import whole_file, whole_folder
+from moesim.files import clean_up, whole_file, whole_folder
 from moesim.locks import exclusive
 
 
@@ -107,6 +107,19 @@ def test_what_a_killed_writer_left_is_removed_by_the_next(tmp_path: Path, writer
     (tmp_path / ".other.partial-x").mkdir()  # another path's
     fill(tmp_path / "out", "whole")
     assert {path.name for path in tmp_path.iterdir()} == {"out", ".other.partial-x"}
+
+
+def test_leftovers_of_every_killed_writer_and_of_no_other_are_cleaned_up(tmp_path: Path) -> None:
+    clean_up(tmp_path / "absent")
+    with writing(tmp_path / "dead"):
+        pass
+    (tmp_path / ".download.partial-x").mkdir()  # another program's
+    with writing(tmp_path / "alive") as process:
+        clean_up(tmp_path)
+        names = {path.name.partition(".partial-")[0] for path in tmp_path.iterdir()}
+        assert names == {".download", ".alive", ".alive.moesim-lock"}
+        process.communicate("\n")
+    assert {path.name for path in tmp_path.iterdir()} == {".download.partial-x", "alive"}
 
 
 def test_a_second_writer_is_refused_by_name_and_the_first_is_whole(tmp_path: Path) -> None:
