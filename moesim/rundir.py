@@ -112,8 +112,8 @@ def holds(scenario: Scenario, out: Path) -> bool:
         return False
 
 
-def _fingerprint_in(out: Path) -> Any:
-    return json.loads((out / MANIFEST).read_text(encoding="utf-8"))["fingerprint"]
+def _fingerprint_in(out: Path) -> str:
+    return str(json.loads((out / MANIFEST).read_text(encoding="utf-8"))["fingerprint"])
 
 
 def _read(scenario: Scenario, out: Path) -> Result:

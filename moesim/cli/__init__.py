@@ -19,6 +19,8 @@ __all__ = ["app", "main"]
 app = typer.Typer(
     name="moesim",
     help="Simulate mixture-of-experts inference on a GPU that cannot hold all experts.",
+    epilog="Exit codes: 0 done, 1 failed, 2 usage or scenario error, 3 a stated threshold was not "
+    "met, 130 interrupted, 143 terminated.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,

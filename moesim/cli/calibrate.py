@@ -22,7 +22,7 @@ def calibrate(
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     model: Annotated[
         str | None,
-        typer.Option(help="Whose sizes: a shape by name, or the path of a config.json."),
+        typer.Option(help="A model by name (see `moesim list models`), or a config.json's path."),
     ] = None,
     scenario: Annotated[
         Path | None,

@@ -31,7 +31,6 @@ Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a key, like cache.policy=lru."),
 ]
-OutOption = Annotated[Path | None, typer.Option(help="The folder to write into.")]
 PlotsOption = Annotated[bool, typer.Option("--plots/--no-plots", help="Draw figures.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the table as JSON instead.")]
 
@@ -45,9 +44,11 @@ def register(app: typer.Typer) -> None:
 def compare(
     scenario: Annotated[Path, typer.Argument(help="A scenario with a `sweep:`.")],
     overrides: Overrides = None,
-    out: OutOption = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The folder to write into (default: runs/NAME-compare).")
+    ] = None,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Processes; by default one a processor.")
+        int | None, typer.Option(min=1, help="Processes (default: one a processor).")
     ] = None,
     force: Annotated[
         bool, typer.Option("--force", help="Run again what is already there.")
@@ -105,7 +106,12 @@ def report(
         list[Path] | None,
         typer.Argument(help="Run directories, or folders that `moesim compare` made."),
     ] = None,
-    out: OutOption = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="The folder to write into (default: the folder given, or runs/report for several)."
+        ),
+    ] = None,
     plots: PlotsOption = True,
     as_json: JsonOption = False,
 ) -> None:

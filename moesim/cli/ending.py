@@ -6,6 +6,7 @@ left. The exit code is then 128 and the signal's number, as shells expect it.
 
 from __future__ import annotations
 
+import errno
 import signal
 import sys
 import threading
@@ -17,7 +18,7 @@ from typing import Final
 import typer
 
 from moesim.cli.progress import seconds_watched
-from moesim.errors import MoesimError
+from moesim.errors import MoesimError, OutputError
 
 __all__ = ["run_to_its_end"]
 
@@ -43,6 +44,8 @@ def run_to_its_end(command: Callable[[], object]) -> None:
         # An interrupt that arrives during an import may be turned into another error.
         if stops:
             _stop(stops[0])
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            error = OutputError("the output", error.strerror or str(error))
         if not isinstance(error, MoesimError):
             raise
         _say(f"error: {error}")
@@ -59,8 +62,10 @@ def _stop(number: int) -> None:
 
 
 def _say(text: str) -> None:
-    with suppress(OSError):  # where the terminal is gone, the exit code still tells
+    # Where the terminal is gone or the disk full, the exit code still tells.
+    with suppress(OSError):
         sys.stdout.flush()
+    with suppress(OSError):
         typer.echo(text, err=True)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Literal
 
 import typer
 
@@ -21,22 +21,32 @@ def register(app: typer.Typer) -> None:
 def curve(
     trace: Annotated[Path, typer.Argument(help="The trace's folder.")],
     policy: Annotated[
-        list[str], typer.Option("--policy", help="An eviction policy; repeat for several.")
+        list[str],
+        typer.Option(
+            "--policy",
+            help="An eviction policy (see `moesim list policies`); repeat for several.",
+        ),
     ],
-    scope: Annotated[str, typer.Option(help="per_layer or global.")] = "per_layer",
+    scope: Annotated[
+        Literal["per_layer", "global"], typer.Option(help="A cache a layer, or one for all.")
+    ] = "per_layer",
     capacity: Annotated[
         str | None,
         typer.Option(help="Experts per layer, like 4,8,16 (default: each from 1 to all)."),
     ] = None,
     batch: Annotated[int, typer.Option(help="Requests that advance in lock-step.")] = 1,
     replay: Annotated[
-        str, typer.Option(help="atomic, or sequential to see how wrong that is.")
+        Literal["atomic", "sequential"],
+        typer.Option(help="sequential replays ids one by one, to see how wrong that is."),
     ] = "atomic",
-    admission: Annotated[str, typer.Option(help="bypass or always.")] = "bypass",
+    admission: Annotated[
+        Literal["bypass", "always"],
+        typer.Option(help="Whether a fetched expert may pass the cache by, or always gets a slot."),
+    ] = "bypass",
     seed: Annotated[int, typer.Option(help="For policies that draw.")] = 0,
     as_json: JsonOption = False,
 ) -> None:
-    """Hit rate against capacity, by replaying a trace without any time.
+    """Print hit rate against capacity, by replaying a trace without any time.
 
     Requests one after another, one token a step, caches never reset. A hit is a distinct expert
     of a layer event that was resident when the event began.
@@ -52,11 +62,11 @@ def curve(
         rates = replayed(
             loaded,
             names,
-            scope=_one_of("--scope", scope, ("per_layer", "global")),
+            scope=scope,
             capacities=None if capacity is None else _numbers(capacity),
             batch=batch,
-            replay=_one_of("--replay", replay, ("atomic", "sequential")),
-            admission=_one_of("--admission", admission, ("bypass", "always")),
+            replay=replay,
+            admission=admission,
             seed=seed,
             progress=show,
         )
@@ -87,9 +97,3 @@ def _numbers(text: str) -> list[int]:
         raise typer.BadParameter(
             f"{text!r} is no list of whole numbers like 4,8,16", param_hint="--capacity"
         ) from None
-
-
-def _one_of(option: str, value: str, known: tuple[str, ...]) -> Any:
-    if value not in known:
-        raise typer.BadParameter(f"{value!r} is none of {', '.join(known)}", param_hint=option)
-    return value

@@ -47,11 +47,9 @@ def record(
     domain: Annotated[
         str | None, typer.Option(help="The domain of prompts that name none.")
     ] = None,
-    limit: Annotated[
-        int | None, typer.Option(min=1, help="Use only so many of the prompts.")
-    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Use only the first N prompts.")] = None,
     max_prompt_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Cut longer prompts to so many tokens.")
+        int | None, typer.Option(min=1, help="Cut longer prompts to N tokens.")
     ] = None,
     ignore_end: Annotated[
         bool, typer.Option("--ignore-end", help="Draw no end token: generate to the limit.")

@@ -30,7 +30,7 @@ def info(
     trace: Annotated[Path, typer.Argument(help="The trace's folder.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """What a trace holds, where it is from, and how its routing looks."""
+    """Show what a trace holds, where it is from, and how its routing looks."""
     import json
 
     from moesim.cli.output import echo_json
@@ -70,7 +70,7 @@ def convert(
     model: Annotated[str | None, typer.Option(help="What to call the model.")] = None,
     force: ForceOption = False,
 ) -> None:
-    """Turn somebody else's recording into a trace."""
+    """Turn a recording of another program into a trace."""
     from moesim.cli.progress import progress
     from moesim.errors import UsageError
     from moesim.progress import counter
@@ -108,7 +108,7 @@ def synth(
     seed: Annotated[int, typer.Option(help="Seeds everything.")] = 0,
     force: ForceOption = False,
 ) -> None:
-    """Draw a synthetic trace with stated knobs; it is marked as synthetic for ever."""
+    """Draw a synthetic trace with stated knobs; its header says that it is synthetic."""
     from moesim.cli.progress import progress
     from moesim.progress import counter
     from moesim.trace import SyntheticKnobs, synthesize

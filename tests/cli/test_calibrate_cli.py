@@ -76,7 +76,14 @@ def test_a_plan_is_calibrated_with_its_own_steps_and_links() -> None:
 
 
 def _calibrate(plan: Plan) -> None:
-    profile = calibrate_plan(plan, budget_s=2.0)
+    told: dict[str, list[tuple[int, int]]] = {}
+    profile = calibrate_plan(
+        plan,
+        budget_s=2.0,
+        progress=lambda phase, *numbers: told.setdefault(phase, []).append(numbers),
+    )
+    assert list(told) == ["building the model", "rates", "copies", "overlap", "operations"]
+    assert all(numbers[-1][0] == numbers[-1][1] for numbers in told.values())
     assert max(layer.batch.sequences for layer, _ in profile.samples.fronts) == 2
     assert max(layer.batch.tokens for layer, _ in profile.samples.fronts) <= 8
     h2d = profile.hardware().h2d

@@ -180,6 +180,18 @@ def test_a_run_that_a_signal_ends_says_so_and_leaves_nothing_behind(
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
+def test_output_that_finds_no_room_is_one_message() -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [*MOESIM, "list", "policies"], stdout=full, stderr=subprocess.PIPE, text=True,
+            check=False,
+        )  # fmt: skip
+    assert (done.returncode, done.stderr) == (
+        1, "error: cannot write the output: No space left on device\n"
+    )  # fmt: skip
+
+
 def test_a_signal_that_the_parent_ignores_stays_ignored() -> None:
     code = (
         "import os, signal; from moesim import cli; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
