@@ -180,6 +180,26 @@ def test_a_run_that_a_signal_ends_says_so_and_leaves_nothing_behind(
     assert not any(tmp_path.iterdir())
 
 
+def test_a_second_run_is_refused_by_name_and_a_killed_one_is_cleaned_up(
+    home: Path, tmp_path: Path
+) -> None:
+    arguments = ["run", str(home / "x.yaml"), "--no-plots", "--out"]
+    many = ["--set", "workload.requests=20000", "--set", "workload.order=resampled"]
+    with subprocess.Popen([*MOESIM, *arguments, str(tmp_path / "a"), *many]) as first:
+        try:
+            deadline = time.monotonic() + 60
+            while not any(tmp_path.glob(".a.partial-*")) and time.monotonic() < deadline:
+                time.sleep(0.02)
+            second = moesim(*arguments, tmp_path / "a")
+        finally:
+            first.kill()
+    assert second.returncode == 1
+    assert f"a: is being written by process {first.pid} on " in second.stderr
+    assert any(tmp_path.iterdir())
+    assert moesim(*arguments, tmp_path / "b").returncode == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["b"]
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
 def test_output_that_finds_no_room_is_one_message() -> None:
     with Path("/dev/full").open("w") as full:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typer.testing import CliRunner
 from workloads import TINY_CONFIG, tiny_trace
 
 from moesim.cli import app
+from moesim.cli.output import echo_json
 from moesim.validate import session
 
 SUCCEED: dict[str, list[list[str]]] = {
@@ -118,6 +120,11 @@ def cases(table: dict[str, list[list[str]]]) -> list[Any]:
 
 def test_every_command_with_json_is_tested() -> None:
     assert set(with_json()) == set(SUCCEED) == set(FAIL)
+
+
+def test_what_is_undefined_is_null(capsys: pytest.CaptureFixture[str]) -> None:
+    echo_json({"a": [math.nan, (math.inf,), 1.5]})
+    assert json.loads(capsys.readouterr().out) == {"a": [None, [None], 1.5]}
 
 
 @pytest.mark.parametrize(("command", "arguments"), cases(SUCCEED))

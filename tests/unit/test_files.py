@@ -148,6 +148,27 @@ def test_a_second_writer_of_a_file_waits_for_the_first(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+def test_who_has_waited_for_a_lock_holds_it_alone(tmp_path: Path) -> None:
+    """The lock's file that was waited for is gone: a new one must be locked."""
+    refusals: list[str] = []
+
+    def second() -> None:
+        with exclusive(tmp_path / "out", wait=True):
+            try:
+                with exclusive(tmp_path / "out"):
+                    pass
+            except OutputError as error:
+                refusals.append(error.reason)
+
+    with writing(tmp_path / "out") as process:
+        thread = threading.Thread(target=second)
+        thread.start()
+        thread.join(0.2)
+        process.communicate("\n")
+        thread.join()
+    assert [f"process {os.getpid()} " in reason for reason in refusals] == [True]
+
+
 def test_the_only_whole_folder_is_kept_where_its_replacement_was_killed(tmp_path: Path) -> None:
     old = tmp_path / ".out.partial-x.old"
     fill(old, "whole")
