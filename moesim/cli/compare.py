@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 import shlex
-import sys
 import traceback
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Annotated, Final
@@ -15,13 +14,14 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from moesim.cli.output import echo_json
+from moesim.cli.progress import progress
 from moesim.errors import MoesimError, UsageError
 from moesim.files import clean_up, output_errors
 from moesim.locks import exclusive
 
 if TYPE_CHECKING:
     from moesim.report import Comparison, Run
-    from moesim.sweep import Outcome, Point
+    from moesim.sweep import Point
 
 __all__ = ["register"]
 
@@ -175,13 +175,17 @@ def _run_points(
     try:
         with (
             closing(simulate_points(points, LocalProcesses(workers), force=force)) as outcomes,
-            _progress(outcomes, done, total) as shown,
+            progress() as show,
         ):
-            for outcome in shown:
+            if show is not None:
+                show("points", done, total)
+            for outcome in outcomes:
                 if outcome.error is None:
                     done += 1
                 else:
                     failures[outcome.index] = outcome.error
+                if show is not None:
+                    show("points", done + len(failures), total)
     except KeyboardInterrupt:
         typer.echo(
             f"{done} of {total} points are done and kept; the same command continues from there",
@@ -189,21 +193,6 @@ def _run_points(
         )
         raise
     return [(points[index], error) for index, error in sorted(failures.items())]
-
-
-@contextmanager
-def _progress(outcomes: Iterable[Outcome], done: int, total: int) -> Iterator[Iterable[Outcome]]:
-    """The same outcomes, with a progress bar on standard error if that is a terminal."""
-    if not sys.stderr.isatty():
-        yield outcomes
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-    from rich.progress import TimeRemainingColumn as Remaining
-
-    columns = (TextColumn("points"), BarColumn(), MofNCompleteColumn(), Remaining())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        yield bar.track(outcomes, total=total, completed=done)
 
 
 def _print(comparison: Comparison, folder: Path, failures: Sequence[str], *, as_json: bool) -> None:

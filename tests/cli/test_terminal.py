@@ -48,6 +48,9 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (home / "x.yaml").write_text(
         "trace: trace\nhardware: rtx-4090\nworkload: {requests: 100, order: resampled}\n"
     )
+    (home / "sweep.yaml").write_text(
+        "trace: trace\nhardware: rtx-4090\nbounds: false\nsweep: {seed: [0, 1]}\n"
+    )
     return home
 
 
@@ -85,6 +88,7 @@ def test_a_pipe_gets_no_progress(home: Path) -> None:
     [
         ["trace", "synth", "{home}/s", "--requests", "2"],
         ["curve", "{home}/trace", "--policy", "lru"],
+        ["compare", "{home}/sweep.yaml", "--workers", "1", "--no-plots", "--out", "{home}/c"],
         ["trace", "locality", "{home}/trace"],
         ["trace", "redundancy", "{home}/trace"],
     ],
@@ -94,3 +98,4 @@ def test_other_long_commands_show_progress_too(home: Path, arguments: list[str])
     code, _, shown = on_a_terminal([part.format(home=home) for part in arguments])
     assert code == 0, shown
     assert any("%" in line for line in shown)
+    assert shown[-1].startswith("done in ")
