@@ -8,7 +8,7 @@ IBM Systems Journal 1970, here with the whole union of an event as one access).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappushpop
 from itertools import islice
@@ -19,6 +19,7 @@ import numpy as np
 from moesim.errors import UsageError
 from moesim.policies import Key, View, find, parse_options
 from moesim.policies.eviction.base import CacheContext, Eviction, Ranked
+from moesim.progress import Progress
 from moesim.trace.health import check_shard
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def curve(
     replay: Literal["atomic", "sequential"] = "atomic",
     admission: str = "bypass",
     seed: int = 0,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, dict[int, float]]:
     """Hit rate of each policy at each capacity (experts per layer; default 1..experts).
 
@@ -82,9 +83,11 @@ def curve(
         parsed = parse_options(policy, options)
         hits = np.zeros(len(slots), np.int64)
         for done, stream in enumerate(streams):
-            hits += _hits(policy, parsed, stream, slots, admission)
             if progress is not None:
-                progress(name, done + 1, len(streams))
+                progress(name, done, len(streams))
+            hits += _hits(policy, parsed, stream, slots, admission)
+        if progress is not None:
+            progress(name, len(streams), len(streams))
         result[name] = {c: int(h) / accesses for c, h in zip(wanted, hits, strict=True)}
     return result
 

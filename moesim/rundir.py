@@ -19,6 +19,7 @@ from typing import Any
 from moesim import __version__
 from moesim.errors import OutputError
 from moesim.files import output_errors, sha256, whole_folder, write_json
+from moesim.progress import Progress
 from moesim.result import Result
 from moesim.scenario import Scenario
 
@@ -76,9 +77,11 @@ def code_hash() -> str:
     return digest.hexdigest()
 
 
-def _draw(folder: Path) -> None:
+def _draw(folder: Path, progress: Progress | None = None) -> None:
     from moesim.report import plots_for_run
 
+    if progress is not None:
+        progress("figures", 0, 1)
     plots_for_run(folder)
 
 
@@ -90,8 +93,7 @@ def reuse(scenario: Scenario, out: Path, *, force: bool, draw: bool = False) -> 
         if force or not out.exists():
             return None
     try:
-        manifest = json.loads((out / MANIFEST).read_text(encoding="utf-8"))
-        if manifest["fingerprint"] == fingerprint(scenario):
+        if _fingerprint_in(out) == fingerprint(scenario):
             if draw and not (out / "plots").is_dir():
                 _draw(out)
             return _read(scenario, out)
@@ -100,6 +102,18 @@ def reuse(scenario: Scenario, out: Path, *, force: bool, draw: bool = False) -> 
         way = "pass --force to replace it" if ours else "choose another --out"
         raise OutputError(out, f"exists and is no whole run directory; {way}") from None
     raise OutputError(out, "holds another run; choose another --out, or pass --force to replace it")
+
+
+def holds(scenario: Scenario, out: Path) -> bool:
+    """Whether the folder `out` holds this very run."""
+    try:
+        return _fingerprint_in(out) == fingerprint(scenario)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _fingerprint_in(out: Path) -> str:
+    return str(json.loads((out / MANIFEST).read_text(encoding="utf-8"))["fingerprint"])
 
 
 def _read(scenario: Scenario, out: Path) -> Result:
@@ -118,6 +132,7 @@ def write(
     force: bool = False,
     draw: bool = False,
     point: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
 ) -> Result:
     """Simulate and write; `out` appears when everything is in it, plots included."""
     print_of_run = fingerprint(scenario)
@@ -150,7 +165,7 @@ def write(
                 },
             )
         if draw:
-            _draw(folder)
+            _draw(folder, progress)
     return Result(result.scenario, result.summary, result.columns, out)
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from moesim.bounds import BOUND_KEYS, bounds_summary
-from moesim.errors import ScenarioError
+from moesim.errors import OutputError, ScenarioError
 from moesim.hardware.shapes import ModelShape
 from moesim.metrics import (
     bytes_summary,
@@ -22,6 +23,7 @@ from moesim.metrics import (
     time_summary,
 )
 from moesim.policies import find
+from moesim.progress import Progress
 from moesim.result import Result
 from moesim.scenario import Scenario, load_scenario
 from moesim.serving.invariants import check_lanes, check_run
@@ -60,6 +62,11 @@ class Outcome:
     pool: BlockPool
     now_ns: int
 
+    def __repr__(self) -> str:
+        name, steps = self.plan.scenario.name, self.ledger.num_steps
+        requests = len(self.requests)
+        return f"<Outcome of {name}: {requests} requests, {steps} steps, {self.now_ns} ns>"
+
 
 def run(
     scenario: Scenario | str | Path | Mapping[str, Any],
@@ -68,12 +75,14 @@ def run(
     force: bool = False,
     draw: bool = False,
     point: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
 ) -> Result:
     """Simulate a scenario: an object, a file, or plain data.
 
     With `out`, everything is written to that run directory; if it already holds this very run
     (same scenario, trace and code), nothing is done. `draw` adds the plots; `point` are the sweep
-    values it stands for.
+    values it stands for. `progress(what, done, total)` is told, after each step, how many rows of
+    the run and of its bounds are served.
 
     Raises `ScenarioError`, `BudgetError`, `TraceError`, `PolicyViolation`, `OutputError`.
     """
@@ -86,19 +95,38 @@ def run(
             scenario, "sweep", "one run takes no sweep; use `moesim compare` for the whole grid"
         )
     if out is None:
-        return result_of(prepare(scenario))
-    from moesim.rundir import reuse, write
+        return result_of(prepare(scenario), progress)
+    from moesim.rundir import holds, reuse, write
 
-    known = reuse(scenario, Path(out), force=force, draw=draw)
+    out = Path(out)
+    known = reuse(scenario, out, force=force, draw=draw)
     if known is not None:
         return known
-    plan = prepare(scenario)
-    return write(scenario, Path(out), lambda: result_of(plan), force=force, draw=draw, point=point)
+    simulated = partial(result_of, prepare(scenario), progress)
+    try:
+        return write(
+            scenario, out, simulated, force=force, draw=draw, point=point, progress=progress
+        )
+    except OutputError:
+        # Another process may have written this very run since we looked: it will do.
+        known = reuse(scenario, out, force=force, draw=draw) if holds(scenario, out) else None
+        if known is None:
+            raise
+        return known
 
 
-def simulate(plan: Plan, *, eviction: str | None = None, free_link: bool = False) -> Outcome:
-    """Serve the plan's workload on the simulated machine."""
-    server, now_ns = serve(plan, eviction=eviction, free_link=free_link)
+def simulate(
+    plan: Plan,
+    *,
+    eviction: str | None = None,
+    free_link: bool = False,
+    what: str = "run",
+    progress: Progress | None = None,
+) -> Outcome:
+    """Serve the plan's workload on the simulated machine; `progress` is told under `what`."""
+    server, now_ns = serve(
+        plan, eviction=eviction, free_link=free_link, what=what, progress=progress
+    )
     outcome = finish(plan, server, now_ns)
     check_lanes(outcome.ledger, outcome.now_ns)
     return outcome
@@ -112,11 +140,11 @@ def finish(plan: Plan, server: Server, now_ns: int) -> Outcome:
     return Outcome(plan, server.requests, server.ledger, server.caches, pool, now_ns)
 
 
-def result_of(plan: Plan) -> Result:
+def result_of(plan: Plan, progress: Progress | None = None) -> Result:
     """Simulate a plan, with its bounds if the scenario asks for them."""
-    outcome = simulate(plan)
+    outcome = simulate(plan, progress=progress)
     summary = summarise(outcome)
-    bounds = bounds_of(outcome, summary) if plan.scenario.bounds else {}
+    bounds = bounds_of(outcome, summary, progress) if plan.scenario.bounds else {}
     summary.update({key: bounds.get(key) for key in BOUND_KEYS})
     columns = {
         "requests": request_columns(outcome.requests),
@@ -127,15 +155,19 @@ def result_of(plan: Plan) -> Result:
     return Result(plan.scenario, summary, columns)
 
 
-def bounds_of(outcome: Outcome, summary: dict[str, Any]) -> dict[str, Any]:
+def bounds_of(
+    outcome: Outcome, summary: dict[str, Any], progress: Progress | None = None
+) -> dict[str, Any]:
     """Simulate the bounds of an outcome and compare it with them."""
     plan = outcome.plan
     everything = plan.trace.num_layers * plan.trace.num_experts
     return bounds_summary(
         outcome,
         summary,
-        cached=simulate(plan.with_slots(everything), eviction="lru"),
-        linked=simulate(plan, free_link=True),
+        cached=simulate(
+            plan.with_slots(everything), eviction="lru", what="infinite cache", progress=progress
+        ),
+        linked=simulate(plan, free_link=True, what="infinite link", progress=progress),
     )
 
 

@@ -19,6 +19,7 @@ from moesim.hardware.ops import BatchShape, Op
 from moesim.policies import Key, find, parse_options
 from moesim.policies.batching.base import unknown_experts, unknown_wants
 from moesim.policies.eviction import CacheContext, Resident
+from moesim.progress import Progress, counter
 from moesim.scenario import Scenario
 from moesim.serving.budget import Budget, plan_budget, split_slots
 from moesim.serving.knowledge import KNOWLEDGE
@@ -86,6 +87,13 @@ class Plan:
     slots: tuple[int, ...]
     """Slots of each cache: one a layer, or one for each initial layer and one for all others."""
     observer: PolicyObserver | None = None
+
+    def __repr__(self) -> str:
+        shape, hardware = self.cost.shape.name, self.cost.hardware.name
+        return (
+            f"<Plan of {self.scenario.name}: {self.trace!r} as {shape} on {hardware}, "
+            f"{sum(self.slots)} slots>"
+        )
 
     @property
     def buffers(self) -> int:
@@ -219,9 +227,11 @@ def build_server(
     *,
     eviction: str | None = None,
     routing: RoutingSource | None = None,
+    what: str = "run",
+    progress: Progress | None = None,
 ) -> Server:
     """The server of a plan, on any machine. `eviction` overrides the policy (for rehearsals),
-    `routing` the trace."""
+    `routing` the trace; `progress` is told of the run under the name `what`."""
     scenario, trace = plan.scenario, plan.trace
     requests = build_workload(scenario, trace)
     routing, knowledge = routing or TraceRouting(trace), KNOWLEDGE[trace.meta.router]
@@ -246,13 +256,16 @@ def build_server(
         machine,
         requests,
         scheduler=scheduler,
-        caches=_caches(plan, machine, ledger, requests, eviction),
+        caches=_caches(
+            plan, machine, ledger, requests, eviction, partial(_rehearse, plan, what, progress)
+        ),
         prefetch=prefetch(prefetch_options),
         routing=routing,
         layers=plan.layers,
         ledger=ledger,
         knowledge=knowledge,
         sequential=scenario.replay == "sequential",
+        progress=counter(progress, what),
     )
 
 
@@ -262,6 +275,7 @@ def _caches(
     ledger: Ledger,
     requests: Sequence[Request],
     eviction: str | None,
+    rehearse: Callable[[], list[list[Key]]],
 ) -> list[ExpertCache]:
     scenario, trace = plan.scenario, plan.trace
     policy, options = _policy(scenario, "eviction", "cache")
@@ -269,7 +283,7 @@ def _caches(
         policy, options = find("eviction", eviction), None
     futures: list[list[list[Key]]] | None = None
     if policy.clairvoyant and all(request.arrival_ns == 0 for request in requests):
-        futures = group_by_cache(plan, _rehearse(plan))
+        futures = group_by_cache(plan, rehearse())
     popularity = cache(partial(_popularity, plan))
     staging = Staging(scenario.memory.staging)
     sizes = ExpertSizes(plan.cost.expert_bytes, scenario.cache.write_back)
@@ -312,10 +326,11 @@ def _popularity(plan: Plan, profile: str | None) -> dict[Key, int]:
     return trace_popularity(learnt)
 
 
-def _rehearse(plan: Plan) -> list[list[Key]]:
+def _rehearse(plan: Plan, what: str, progress: Progress | None) -> list[list[Key]]:
     """The layer events of a workload that arrives at once: they do not depend on any time, so a
     run under another eviction policy shows them all."""
-    server, _ = serve(replace(plan, observer=None), eviction="lru")
+    plan = replace(plan, observer=None)
+    server, _ = serve(plan, eviction="lru", what=f"{what}: rehearsal", progress=progress)
     return server.ledger.layer_events()
 
 
@@ -332,7 +347,12 @@ def group_by_cache(plan: Plan, unions: Sequence[list[Key]]) -> list[list[list[Ke
 
 
 def serve(
-    plan: Plan, *, eviction: str | None = None, free_link: bool = False
+    plan: Plan,
+    *,
+    eviction: str | None = None,
+    free_link: bool = False,
+    what: str = "run",
+    progress: Progress | None = None,
 ) -> tuple[Server, int]:
     """Run a plan's server on the simulated machine to its end; answers when that was."""
     import simpy
@@ -341,6 +361,6 @@ def serve(
 
     env = simpy.Environment()
     machine = SimMachine(env, SimPrices(plan.cost, free_link=free_link))
-    server = build_server(plan, machine, eviction=eviction)
+    server = build_server(plan, machine, eviction=eviction, what=what, progress=progress)
     env.run(until=env.process(server.run()))  # a copy still in flight then moves no clock
     return server, machine.now_ns

@@ -39,7 +39,7 @@ def redundancy(
     plots: PlotsOption = True,
     force: ForceOption = False,
 ) -> None:
-    """What each layer's choice of experts tells of the next layer's, beside chance.
+    """Measure what each layer's choice of experts tells of the next layer's, beside chance.
 
     With --out the last line printed is the folder with redundancy.csv and plots/.
     """
@@ -79,7 +79,7 @@ def locality(
     plots: PlotsOption = True,
     force: ForceOption = False,
 ) -> None:
-    """How often a token uses the experts of the token before it, by domain, beside chance.
+    """Measure how often a token uses the experts of the token before it, beside chance.
 
     With --out the last line printed is the folder with locality.csv and plots/.
     """

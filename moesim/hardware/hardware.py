@@ -250,7 +250,8 @@ def check_hardware_name(name_or_path: str) -> str | None:
     hint = f"did you mean {near[0]!r}? " if near else ""
     return (
         f"no hardware profile is called {name_or_path!r}; {hint}"
-        f"there are {', '.join(hardware_names())}, or give the path of a .yaml file"
+        f"there are {', '.join(hardware_names())} (see `moesim list gpus`), "
+        "or give the path of a .yaml file"
     )
 
 

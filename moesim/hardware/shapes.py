@@ -237,7 +237,7 @@ def check_shape_name(name: str) -> str | None:
     hint = f"did you mean {near[0]!r}? " if near else ""
     return (
         f"no model shape is called {name!r}; {hint}there are {', '.join(shape_names())}, "
-        "or give the path of a config.json"
+        "or give the path of a config.json; see `moesim list models`"
     )
 
 

@@ -104,6 +104,7 @@ def find(family: str, name: str) -> type[Any]:
         known = names(family)
         near = difflib.get_close_matches(key[1], known, n=3, cutoff=0.5)
         hint = f"; did you mean {' or '.join(near)}?" if near else f"; known: {', '.join(known)}"
+        hint += " (see `moesim list policies`)"
         raise UsageError(f"unknown {family} policy {name!r}{hint}")
     return _registry[key]
 

@@ -10,14 +10,13 @@ from __future__ import annotations
 import csv
 import io
 import math
-import os
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from moesim.files import output_errors, whole_folder
+from moesim.files import whole_file, whole_folder
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -124,14 +123,8 @@ def write_whole(file: Path, text: str) -> None:
     Raises:
         OutputError: the file cannot be written.
     """
-    partial = file.with_name(f".{file.name}.partial-{os.getpid()}")
-    with output_errors(file):
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            partial.write_text(text, encoding="utf-8", newline="")
-            partial.replace(file)
-        finally:
-            partial.unlink(missing_ok=True)
+    with whole_file(file) as partial:
+        partial.write_text(text, encoding="utf-8", newline="")
 
 
 def _save(chart: Chart, folder: Path) -> None:

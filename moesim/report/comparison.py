@@ -41,6 +41,10 @@ class Row:
     capacity: str
     """The size of the cache as text; "" where it does not vary."""
 
+    def __repr__(self) -> str:
+        where = f" in {self.setting}" if self.setting else ""
+        return f"<Row {self.variant}{where}: {len(self.runs)} runs>"
+
     @property
     def setting(self) -> str:
         return ", ".join(part for part in (self.facet, self.capacity) if part)
@@ -76,6 +80,13 @@ class Comparison:
     policy_keys: tuple[str, ...]
     setting_keys: tuple[str, ...]
     notes: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        variants, settings = len(self.variants), len({row.setting for row in self.rows})
+        return (
+            f"<Comparison: {len(self.runs)} runs in {len(self.rows)} rows, "
+            f"{variants} variants, {settings} settings>"
+        )
 
     @property
     def runs(self) -> list[Run]:

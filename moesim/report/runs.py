@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from moesim.errors import MoesimError, ScenarioError, UsageError
+from moesim.result import in_short
 
 if TYPE_CHECKING:
     import numpy as np
@@ -41,6 +42,9 @@ class Run:
     summary: Mapping[str, Any]
     manifest: Mapping[str, Any]
     scenario: Mapping[str, Any]
+
+    def __repr__(self) -> str:
+        return f"<Run {in_short(self.summary)}; {self.path}>"
 
     def value(self, key: str) -> float:
         """A number of the summary; NaN where it is null, absent or no number.
@@ -183,7 +187,9 @@ def _runs_inside(path: Path) -> list[Path]:
     with suppress(OSError, csv.Error, UnicodeDecodeError), (path / RUNS).open(newline="") as lines:
         for place, row in enumerate(csv.DictReader(lines)):
             known[row.get("run") or ""] = place
-    runs = [folder for folder in inner.iterdir() if (folder / MANIFEST).is_file()]
+    # A hidden folder is a run that is being written: it may vanish, or come under its own name.
+    visible = (folder for folder in inner.iterdir() if not folder.name.startswith("."))
+    runs = [folder for folder in visible if (folder / MANIFEST).is_file()]
     return sorted(runs, key=lambda run: (known.get(f"runs/{run.name}", len(known)), run.name))
 
 

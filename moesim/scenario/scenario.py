@@ -98,6 +98,15 @@ class Scenario(Strict):
             )
         return self
 
+    def __repr__(self) -> str:
+        grid = f", sweep over {', '.join(self.sweep)}" if self.sweep else ""
+        return (
+            f"<Scenario {self.name}: {self.trace} as {self.model.shape} "
+            f"on {self.hardware.profile}, {self.cache.policy}{grid}>"
+        )
+
+    __str__ = __repr__
+
     @property
     def base_dir(self) -> Path:
         """The folder that relative paths start from."""

@@ -7,14 +7,15 @@ have scheduled itself is reported beside it, by other names (`open_...`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
 
 from moesim.hardware.operations import OperationCost
 from moesim.policies import find
+from moesim.progress import Progress
 from moesim.validate.comparison import Comparison, compare
 from moesim.validate.observation import Observation
 from moesim.validate.replay import Ask
@@ -32,8 +33,6 @@ OPEN_KEYS: Final = (
     "open_steps_simulated",
 )
 
-Progress = Callable[[str, int, int], None]
-
 
 @dataclass(frozen=True, slots=True)
 class Validation:
@@ -42,7 +41,7 @@ class Validation:
     plan: Plan
     device: str
     comparison: Comparison
-    summary: dict[str, Any]
+    summary: dict[str, Any] = field(repr=False)
 
 
 def validate_plan(

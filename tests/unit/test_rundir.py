@@ -485,6 +485,23 @@ def test_a_failed_replacement_leaves_the_old_run(
     assert {path.name for path in tmp_path.iterdir()} == {"trace", "out"}
 
 
+def test_a_run_that_another_process_finished_meanwhile_is_used(
+    tmp_path: Path, trace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scenario, out = scenario_of(trace, bounds=False), tmp_path / "out"
+    first = run(scenario, out=tmp_path / "first")
+
+    def overtaken(*_: Any) -> Any:
+        shutil.copytree(tmp_path / "first", out)
+        return first
+
+    monkeypatch.setattr("moesim.simulate.result_of", overtaken)
+    assert run(scenario, out=out).summary == first.summary
+    shutil.rmtree(out)
+    with pytest.raises(OutputError, match="written by another process meanwhile"):
+        run(scenario_of(trace, bounds=False, seed=8), out=out)
+
+
 # --- the file system says no ----------------------------------------------------------------------
 
 
