@@ -12,14 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 import simpy
-from hypothesis import given
-from hypothesis import strategies as st
 from measured_profiles import random_times, tiny_shape
-from scipy.optimize import nnls as scipy_nnls
 
 from moesim.calibration.calibrate import measure
 from moesim.calibration.design import Design, Limits, Subject, design_plan, designs
-from moesim.calibration.fitting import Point, fit, nnls, pool, robust, split
+from moesim.calibration.fitting import Point, fit, pool, robust, split
 from moesim.calibration.samples import Readback, read_journal
 from moesim.calibration.times import fit_times
 from moesim.errors import UsageError
@@ -196,23 +193,6 @@ def test_late_wake_ups_of_an_emulated_link_count_once() -> None:
     assert samples.readbacks == [(Readback(8, True), 50)]
     assert [ns for _, ns in samples.experts] == [300 - 260, 400 - 370]
     assert [ns for _, ns in samples.copies] == [125, 110]
-
-
-@given(
-    st.integers(1, 12).flatmap(
-        lambda parts: st.lists(
-            st.lists(st.integers(-9, 9), min_size=parts, max_size=parts), min_size=1, max_size=20
-        )
-    ),
-    st.integers(0, 2**32),
-)
-def test_nnls_is_as_good_as_scipys(rows: list[list[int]], seed: int) -> None:
-    a = np.array(rows, dtype=float)
-    b = np.random.default_rng(seed).normal(size=len(a))
-    found = nnls(a, b)
-    assert (found >= 0).all()
-    _, least = scipy_nnls(a, b)
-    assert np.linalg.norm(a @ found - b) == pytest.approx(least, abs=1e-6)
 
 
 def test_outliers_hardly_move_a_fit() -> None:
