@@ -23,6 +23,15 @@ settings.register_profile("moesim", deadline=None, derandomize=True, database=No
 settings.register_profile("explore", deadline=None, max_examples=2000)
 settings.load_profile("moesim")
 
+STUDIES = Path(__file__).parent / "studies"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark all tests of the studies slow: they train models and run whole programs, in small."""
+    for item in items:
+        if item.path.is_relative_to(STUDIES):
+            item.add_marker(pytest.mark.slow)
+
 
 @pytest.fixture(scope="session")
 def shared() -> Path:

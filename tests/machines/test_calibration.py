@@ -88,7 +88,7 @@ class SimBench:
 
     def __init__(self, cost: CostModel, noise: float = 0.0) -> None:
         self.limits = LIMITS
-        self.link = None
+        self.link: Link | None = None
         self.served: list[Design] = []
         self._cost = cost
         self._noise = noise
@@ -153,13 +153,13 @@ def test_samples_are_the_prices_themselves() -> None:
     for layer, ns in samples.fronts:
         assert ns == cost.front_ns(layer.layer, layer.batch)
         assert layer.first == (layer.layer == 0)
-    for nbytes, ns in samples.readbacks:
-        assert ns == cost.readback_ns(nbytes.nbytes)
+    for readback, ns in samples.readbacks:
+        assert ns == cost.readback_ns(readback.nbytes)
     for tail, ns in samples.tails:
         assert ns == cost.tail_ns(tail.batch) + cost.readback_ns(tail.nbytes)
     for nbytes, ns in samples.copies:
         assert ns == cost.copy_ns("h2d", nbytes)
-    assert min(map(len, (samples.experts, samples.copies, samples.readbacks))) > 20
+    assert min(len(samples.experts), len(samples.copies), len(samples.readbacks)) > 20
     assert {work.landed for work, _ in samples.experts} == {True, False}
 
 
