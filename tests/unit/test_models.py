@@ -147,17 +147,28 @@ def test_a_short_training_lowers_the_validation_loss(corpus: Corpus, tmp_path: P
 
 
 def test_the_balance_loss_is_learnt_with(corpus: Corpus, tmp_path: Path) -> None:
-    """A router punished hard for imbalance ends more even than one that is not."""
+    """The loss of a training step is the cross entropy plus the weighted balance loss."""
+    path = train(replace(TINY, balance=0.5), corpus, tmp_path / "m", steps=1).path
+    model = AutoModelForCausalLM.from_pretrained(path)
+    tokens = torch.arange(24).reshape(2, 12)
+    plain = model(input_ids=tokens, labels=tokens).loss
+    learnt = model(input_ids=tokens, labels=tokens, **TINY.learning)
+    assert learnt.aux_loss.item() > 0
+    torch.testing.assert_close(learnt.loss, plain + 0.5 * learnt.aux_loss)
 
-    def imbalance(balance: float) -> float:
-        shape = replace(TINY, balance=balance, learning_rate=1e-2)
-        path = train(shape, corpus, tmp_path / f"m{balance}", steps=40).path
-        prompts = cut_prompts(corpus, per_domain=2, new_tokens=(2, 2))
-        trace = record(str(path), None, prompts, tmp_path / f"t{balance}")
-        counts = torch.bincount(torch.as_tensor(trace.expert_ids[:].astype("int64")).flatten())
-        return float(counts.max() / counts.float().mean())
 
-    assert imbalance(1.0) < imbalance(0.0)
+def test_the_weight_of_the_balance_loss_changes_what_routers_learn(
+    corpus: Corpus, tmp_path: Path
+) -> None:
+    def routers(name: str, balance: float) -> list[torch.Tensor]:
+        path = train(replace(TINY, balance=balance), corpus, tmp_path / name, steps=2).path
+        states = AutoModelForCausalLM.from_pretrained(path).state_dict()
+        return [states[key] for key in sorted(states) if "mlp.gate." in key]
+
+    without, again, punished = routers("a", 0.0), routers("b", 0.0), routers("c", 1.0)
+    assert len(without) == TINY.num_layers
+    assert all(map(torch.equal, without, again))
+    assert not any(map(torch.equal, without, punished))
 
 
 def test_the_folder_loads_speaks_and_holds_no_pickle(trained: Path) -> None:
