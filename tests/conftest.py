@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Callable
 from functools import cache
@@ -13,6 +14,8 @@ from paths import SHARED
 from tiny_traces import tiny_trace
 
 from moesim.trace import Trace, from_esft
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before it is read: no test asks the network
 
 # Where the shell that starts the tests ignores Ctrl-C (a background job), children would too.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -315,9 +315,8 @@ def test_bases_and_folders_that_do_not_fit(
     ],
 )
 def test_the_command_line_says_what_is_wrong(
-    tmp_path: Path, base: Path, options: list[str], message: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, base: Path, options: list[str], message: str
 ) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     given = options if "--base" in options else ["--base", str(base), *options]
     with pytest.raises(UsageError, match=message):
         app(["models", "readme", "--out", str(tmp_path / "out"), *given], standalone_mode=False)
