@@ -27,7 +27,7 @@ import yaml
 from paths import ROOT
 
 TABLE = Path(__file__).with_name("mutations.yaml")
-HANGS_S = 600  # a mutation may make a loop endless
+HANGS_S = 300  # a mutation may make a loop endless
 _LEFT_OUT = (".git", ".venv", "__pycache__", ".*_cache", ".hypothesis", "runs", "reports")
 
 
