@@ -77,7 +77,8 @@ def passes(tree: Path, tests: Sequence[str]) -> bool:
     """Whether tests pass in a tree; those that hang do not."""
     # Bytecode is found by size and time of its source, which a mutation may leave as they are.
     env = {**os.environ, "PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
+    command += ["-m", "not slow", *tests]
     try:
         done = subprocess.run(command, cwd=tree, env=env, capture_output=True, timeout=HANGS_S)
     except subprocess.TimeoutExpired:
