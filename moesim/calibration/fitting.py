@@ -2,8 +2,9 @@
 
 A *point* is all repeats of one and the same work: what it consists of, the median of its
 durations and their mean. Errors are relative, since a step is as often short as long. Outliers
-(another process had the processor) are weighed down after Huber (1964); coefficients are kept from
-being negative after Lawson and Hanson (1974), so that more work never costs less. Durations are
+(another process had the processor) are weighed down after Huber (1964). The scale of the errors is
+estimated with the coefficients, so each round is one weighted least squares with coefficients that
+are not negative (scipy's `nnls`): more work never costs less. Durations are
 skewed, and a run is a sum of many, so medians alone would fall short of it: at last all
 coefficients are scaled for the sum of the fitted durations to be right, those beyond one and
 a half times what is usual counted as that much.
@@ -26,7 +27,6 @@ __all__ = [
     "Point",
     "Row",
     "fit",
-    "nnls",
     "pool",
     "robust",
     "split",
@@ -129,6 +129,8 @@ def robust(
 
     `known` is what a work takes besides, in ns; the coefficients are of the rest.
     """
+    from scipy.optimize import nnls  # slow to import
+
     rows = np.array([parts(point.work) for point in points], dtype=float)
     besides = np.array([known(point.work) if known else 0.0 for point in points])
     durations = np.array([max(point.duration_ns, 1.0) for point in points])
@@ -137,7 +139,7 @@ def robust(
     found = np.zeros(rows.shape[1])
     for _ in range(_ROUNDS):
         scale = weights * np.sqrt(trust)
-        found = nnls(rows * scale[:, None], (durations - besides) * scale)
+        found, _ = nnls(rows * scale[:, None], (durations - besides) * scale)
         errors = np.abs(rows @ found + besides - durations) / durations
         usual = _HUBER * _MAD * float(np.median(errors))
         if usual <= 0:
@@ -170,39 +172,3 @@ def verify(held_out: Sequence[Point], predict: Callable[[Any], float], fitted: i
         bias=1 / short - 1,
         interval=1.96 * 1.2533 * spread / np.sqrt(len(held_out)),
     )
-
-
-def nnls(rows: Array, values: Array) -> Array:
-    """The x ≥ 0 for which |rows · x − values| is least (Lawson and Hanson, 1974, chapter 23).
-
-    `rows` is [points, parts]; parts that no point has get 0.
-    """
-    norms = np.linalg.norm(rows, axis=0)
-    scale = np.where(norms > 0, norms, 1.0)
-    a = rows / scale
-    num_parts = a.shape[1]
-    x = np.zeros(num_parts)
-    active = np.zeros(num_parts, dtype=bool)  # the parts that are not held at 0
-    tolerance = 1e-10 * max(1.0, float(np.abs(a.T @ values).max(initial=0.0)))
-    for _ in range(5 * num_parts):
-        pull = np.where(active | (norms == 0), -np.inf, a.T @ (values - a @ x))
-        if pull.max(initial=-np.inf) <= tolerance:
-            break
-        active[int(pull.argmax())] = True
-        x = _settle(a, values, x, active)
-    return np.asarray(x / scale)
-
-
-def _settle(a: Array, values: Array, x: Array, active: npt.NDArray[np.bool_]) -> Array:
-    """The least squares of the active parts; those that would turn negative leave them."""
-    while True:
-        best = np.zeros(len(x))
-        best[active] = np.linalg.lstsq(a[:, active], values, rcond=None)[0]
-        falling = active & (best <= 0)
-        if not falling.any():
-            return best
-        step = float((x[falling] / np.maximum(x[falling] - best[falling], 1e-300)).min())
-        x = x + min(1.0, step) * (best - x)
-        leaving = falling & (x <= 1e-12 * max(1.0, float(np.abs(x).max())))
-        active &= ~(leaving if leaving.any() else falling)
-        x[~active] = 0.0

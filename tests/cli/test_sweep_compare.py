@@ -180,12 +180,12 @@ def interrupted(home: Path, out: Path, until: str, number: int) -> subprocess.Co
          "--workers", "2"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not list(out.glob(until)) and process.poll() is None:
         assert time.monotonic() < deadline
         time.sleep(0.005)
     (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
-    stdout, stderr = process.communicate(timeout=120)
+    stdout, stderr = process.communicate(timeout=300)
     return subprocess.CompletedProcess([], process.returncode, stdout, stderr)
 
 

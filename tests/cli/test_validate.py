@@ -71,7 +71,7 @@ def _no_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
-def validate(*arguments: str | Path) -> Any:
+def validate(*arguments: str | int | Path) -> Any:
     return CliRunner().invoke(app, ["validate", *map(str, arguments)])
 
 

@@ -178,7 +178,8 @@ def test_the_model_is_as_before() -> None:
 
 def test_what_makes_no_sense_is_refused() -> None:
     model = model_of("mixtral")
-    for policy in ({"eviction": "min"}, {"prefetch": "oracle"}):
+    clairvoyant: list[dict[str, Any]] = [{"eviction": "min"}, {"prefetch": "oracle"}]
+    for policy in clairvoyant:
         with pytest.raises(UsageError, match="sees the future"):
             Serving(**policy)
     with pytest.raises(UsageError, match=r"staging \(0\) must be at least 1"):
@@ -190,12 +191,12 @@ def test_what_makes_no_sense_is_refused() -> None:
 
 
 def test_a_device_that_fails_leaves_the_model_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    from moesim.machine.real import executor
+    from moesim.machine.real.experts import LayerEvent
 
     def fail(*_: Any) -> None:
         raise RuntimeError("a bit fell over")
 
-    monkeypatch.setattr(executor.LayerEvent, "compute", fail)
+    monkeypatch.setattr(LayerEvent, "compute", fail)
     with pytest.raises(DeviceError, match="a bit fell over"):
         served("mixtral", FakeDevice(latest_s=0.0001))
     monkeypatch.undo()

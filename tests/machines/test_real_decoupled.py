@@ -39,7 +39,9 @@ from moesim.simulate import Plan, finish  # noqa: E402
 from moesim.trace import Trace  # noqa: E402
 from moesim.validate import Witness  # noqa: E402
 
-PROMPTS = [some_tokens(1, length, seed=length)[0].tolist() for length in (9, 4, 1, 6, 13)]
+PROMPTS: list[Any] = [
+    some_tokens(1, length, seed=length)[0].tolist() for length in (9, 4, 1, 6, 13)
+]
 NEW = 6
 LAYERS, EXPERTS = 3, 4
 BATCHINGS = [("expert_aware", {"prefill": prefill}) for prefill in ("majority", "every")]
@@ -153,7 +155,8 @@ def test_the_model_is_as_before() -> None:
 @pytest.fixture(scope="module")
 def traces(tmp_path_factory: pytest.TempPathFactory) -> dict[Any, Trace]:
     """What the plain models' routers decided for the same prompts."""
-    folder, prompts = tmp_path_factory.mktemp("recorded"), [Prompt(tokens=p) for p in PROMPTS]
+    folder = tmp_path_factory.mktemp("recorded")
+    prompts = [Prompt(tokens=tuple(prompt)) for prompt in PROMPTS]
     return {
         variant: record(model_of(*variant), None, prompts, folder / str(number), max_new_tokens=NEW)
         for number, variant in enumerate(VARIANTS)
@@ -204,7 +207,7 @@ def check_decisions(ours: Generation, plan: Plan, departures: list[Any]) -> None
     assert (found.misses, found.prefetches) == (expected.misses, expected.prefetches)
     assert found.nbytes == expected.nbytes
     server = ours.server
-    end = SimpleNamespace(ledger=server.ledger, caches=list(dict.fromkeys(server.caches)))
+    end: Any = SimpleNamespace(ledger=server.ledger, caches=list(dict.fromkeys(server.caches)))
     assert decisions(end) == decisions(theirs)  # the unions of all layer events among them
 
 
@@ -260,7 +263,7 @@ def test_a_recorded_trace_is_executed_in_its_shape(
 def test_the_masked_form_is_executed_as_the_fused_one(
     tmp_path: Path, traces: dict[Any, Trace]
 ) -> None:
-    prompts = [Prompt(tokens=p) for p in PROMPTS]
+    prompts = [Prompt(tokens=tuple(p)) for p in PROMPTS]
     masked = record(endless(readme_model()), None, prompts, tmp_path / "masked", max_new_tokens=NEW)
     assert np.array_equal(masked.expert_ids, traces[VARIANTS[0]].expert_ids)
     executor = real.executor_for(plan_for(masked, 5, POLICIES[0]), open_device("cpu"))

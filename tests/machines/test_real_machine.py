@@ -106,7 +106,7 @@ def test_nothing_outlives_a_run(device: Device) -> None:
 
 
 def served(
-    machine: RealMachine, script: Callable[[], Any], at_last: Callable[[], None] = int
+    machine: RealMachine, script: Callable[[], Any], at_last: Callable[[], object] = int
 ) -> None:
     machine.start()
     try:

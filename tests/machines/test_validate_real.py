@@ -47,7 +47,7 @@ def write(file: Path, **changes: Any) -> Path:
     return file
 
 
-def validate(*arguments: str | Path) -> Any:
+def validate(*arguments: str | int | Path) -> Any:
     return CliRunner().invoke(app, ["validate", *map(str, arguments)])
 
 

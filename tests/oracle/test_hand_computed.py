@@ -262,8 +262,8 @@ def test_a_demand_copy_overtakes_a_queued_prefetch_at_its_chunk() -> None:
         assert start - asked < cost.copy_ns("h2d", 2 * chunk) - cost.copy_ns("h2d", chunk)
         clock = start + 2 * copy + work
     assert outcome.now_ns == clock + cost.tail_ns(batch) + bill.back(1)
-    demands = sorted(row[2] for row in outcome.ledger.timeline if row[1] == "demand")
-    assert demands[2] == boundary
+    starts = sorted(row[2] for row in outcome.ledger.timeline if row[1] == "demand")
+    assert starts[2] == boundary
 
 
 def test_a_request_that_arrives_later_starts_when_it_arrives(tmp_path: Any) -> None:
@@ -282,7 +282,7 @@ def test_a_request_that_arrives_later_starts_when_it_arrives(tmp_path: Any) -> N
 
 
 def test_normalised_latency_is_end_to_end_time_by_generated_tokens() -> None:
-    requests = []
+    requests: list[Request] = []
     for arrival_ns, token_ns in ((0, [4_000_000, 6_000_000]), (2_000_000, [9_000_000])):
         request = Request(
             len(requests),

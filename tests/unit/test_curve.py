@@ -27,7 +27,7 @@ TASKS = [
 Curve = dict[int, float]
 
 # Name in the reference table: name here, scope, tolerance (its LFU breaks ties arbitrarily).
-REFERENCE = {
+REFERENCE: dict[str, tuple[str, Any, float]] = {
     "LRU": ("lru", "per_layer", 0.001),
     "LFU": ("lfu", "per_layer", 0.002),
     "LFUd": ("lfu_decay", "per_layer", 0.002),

@@ -69,8 +69,8 @@ def _quiet() -> Iterator[None]:
 def test_this_machine_has_at_least_three_kinds_of_text(corpus: Corpus) -> None:
     assert corpus.domains == ("source", "documentation", "licences", "names")
     for domain, facts in corpus.describe().items():
-        assert facts["train_documents"] >= 1, domain
-        assert facts["validation_documents"] >= 1, domain
+        assert int(facts["train_documents"]) >= 1, domain
+        assert int(facts["validation_documents"]) >= 1, domain
         assert 10_000 < int(facts["characters"]) < 70_000, domain
 
 
@@ -172,7 +172,7 @@ def test_the_weight_of_the_balance_loss_changes_what_routers_learn(
 
 
 def test_the_folder_loads_speaks_and_holds_no_pickle(trained: Path) -> None:
-    model = AutoModelForCausalLM.from_pretrained(trained)
+    model: Any = AutoModelForCausalLM.from_pretrained(trained)
     tokenizer = AutoTokenizer.from_pretrained(trained)
     assert model.config.num_experts_per_tok == 2
     tokens = tokenizer("def main", return_tensors="pt")
@@ -235,6 +235,8 @@ def test_what_cannot_be_trained_is_said(corpus: Corpus, tmp_path: Path) -> None:
 
 def test_presets_are_a_shallow_and_a_deep_model_of_mixtral_s_routing_shape() -> None:
     shallow, deep = PRESETS["shallow"], PRESETS["deep"]
+    assert isinstance(shallow, MoePreset)
+    assert isinstance(deep, MoePreset)
     assert (shallow.num_layers, shallow.num_experts, shallow.top_k) == (4, 16, 2)
     assert (deep.num_layers, deep.num_experts, deep.top_k) == (32, 8, 2)
 

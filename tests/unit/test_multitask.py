@@ -344,7 +344,7 @@ def test_a_task_without_data_is_an_error_before_any_work() -> None:
 @pytest.mark.parametrize(
     ("option", "value"), [("epochs", 0), ("batch", 0), ("patience", 0), ("rate", 0.0)]
 )
-def test_impossible_settings_are_refused(option: str, value: float) -> None:
+def test_impossible_settings_are_refused(option: str, value: Any) -> None:
     with pytest.raises(UsageError, match=option):
         replace(QUICK, **{option: value})
 

@@ -103,6 +103,32 @@ def test_prefill_first_puts_waiting_prompts_before_running_decodes() -> None:
     ]
 
 
+def test_a_waiting_request_leaves_each_running_decode_a_block() -> None:
+    """Of four blocks two are free, of which the running request may need one."""
+    queue = scheduler("prefill_first", blocks=4)
+    queue.arrive(request(0, 2, 3))
+    advance(queue, queue.next_step())
+    assert serve(queue, [request(1, 2, 1)]) == [[(0, 1)], [(0, 1)], [(1, 2)]]
+    assert queue.preemptions == 0
+
+
+def test_a_preempted_request_queues_in_the_order_of_arrival() -> None:
+    class PassesOverTheFirst(Batching):
+        name = "passes_over_the_first"
+
+        def plan(self, queue: Queue) -> Any:
+            chosen = (*queue.running, *queue.waiting[1:])
+            return [(candidate, candidate.tokens_wanted) for candidate in chosen]
+
+    queue = scheduler(PassesOverTheFirst(), blocks=5)
+    for one in (request(0, 1, 1), request(1, 2, 3), request(2, 2, 3)):
+        queue.arrive(one)
+    advance(queue, queue.next_step())
+    queue.next_step()  # the fifth block goes to request 1, and request 2 loses its own
+    assert [one.index for one in queue.running] == [1]
+    assert [one.index for one in queue.waiting] == [0, 2]
+
+
 def test_first_come_first_served_never_looks_at_the_phase() -> None:
     requests = [request(0, 6, 2), request(1, 1, 3), request(2, 2, 1)]
     steps = serve(scheduler("fcfs", budget=4), requests)

@@ -110,7 +110,9 @@ def with_another_future(trace: Trace, steps: list[list[int]], event: int, seed: 
         role: np.where(seen.reshape(seen.shape + (1,) * (same[role].ndim - 2)), same[role], values)
         for role, values in other.items()
     }
-    columns = {name: trace.requests[name] for name in ("prompt_tokens", "domain", "arrival_s")}
+    columns: dict[str, Any] = {
+        name: trace.requests[name] for name in ("prompt_tokens", "domain", "arrival_s")
+    }
     return Trace.from_arrays(
         **mixed,
         **columns,

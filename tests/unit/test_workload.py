@@ -475,10 +475,8 @@ def test_arrivals_order_and_resampled_rows_draw_from_streams_of_their_own() -> N
 
 
 def test_streams_are_told_apart_by_seed_name_and_number() -> None:
-    draws = {
-        key: stream(*key).integers(1 << 62)
-        for key in [(0, "arrivals"), (1, "arrivals"), (0, "eviction", 0), (0, "eviction", 1)]
-    }
+    keys: list[Any] = [(0, "arrivals"), (1, "arrivals"), (0, "eviction", 0), (0, "eviction", 1)]
+    draws = {key: stream(*key).integers(1 << 62) for key in keys}
     assert len(set(draws.values())) == 4
     assert draws[0, "arrivals"] == stream(0, "arrivals").integers(1 << 62)
 
