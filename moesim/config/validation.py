@@ -6,17 +6,17 @@ place in the file, the value, the rule, and a near match or an example of a righ
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, model_validator
 
+from moesim.config.suggest import suggest
 from moesim.config.yaml_document import Document, KeyPath, dotted
 from moesim.errors import ScenarioError
 
-__all__ = ["Strict", "near_match", "validate"]
+__all__ = ["Strict", "validate"]
 
 _MODELS = "models"
 
@@ -50,13 +50,6 @@ def validate(document: Document, model: type[M], context: Mapping[str, Any] | No
     except ValidationError as error:
         found = [_problem(document, dict(item), notes[_MODELS]) for item in error.errors()]
         raise ScenarioError(list(dict.fromkeys(text for _, text in sorted(found)))) from None
-
-
-def near_match(word: str, known: list[str]) -> str:
-    """`"; did you mean 'x'?"`, or nothing where no known word is near."""
-    near = difflib.get_close_matches(word, known, 1, 0.6)
-    near = near or [name for name in known if name.lower() == word.lower()]
-    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def _problem(
@@ -104,8 +97,7 @@ def _message(
     match kind:
         case "extra_forbidden":
             known = sorted(owner.model_fields) if owner else []
-            hint = near_match(str(path[-1]), known)
-            return f"unknown key{hint or ('; known are ' + ', '.join(known) if known else '')}"
+            return f"unknown key{suggest(str(path[-1]), known, rest='known are' if known else '')}"
         case "missing":
             return "is required and missing" + _example(owner, path)
         case "value_error":
@@ -114,7 +106,7 @@ def _message(
             expected = context.get("expected") or context.get("expected_tags")
             said = context.get("tag", value)
             choices = [c.strip().strip("'") for c in _choices(str(expected))]
-            hint = near_match(said, choices) if isinstance(said, str) else ""
+            hint = suggest(said, choices) if isinstance(said, str) else ""
             return f"{_short(said)} is none of {', '.join(choices)}{hint}"
         case "union_tag_not_found":
             return f"needs {str(context['discriminator']).strip(chr(39))!r} to say which it is"

@@ -8,7 +8,6 @@ from a Hugging Face `config.json` or from the shipped table, whose entries name 
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -19,6 +18,7 @@ from typing import Any
 
 import yaml
 
+from moesim.config.suggest import suggest
 from moesim.errors import UsageError
 
 __all__ = [
@@ -233,12 +233,8 @@ def check_shape_name(name: str) -> str | None:
     """What is wrong with a model's name; None if the table has it."""
     if name in _table():
         return None
-    near = difflib.get_close_matches(name.lower(), shape_names(), 1, 0.4)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    return (
-        f"no model shape is called {name!r}; {hint}there are {', '.join(shape_names())}, "
-        "or give the path of a config.json"
-    )
+    hint = suggest(name, shape_names(), rest="there are")
+    return f"no model shape is called {name!r}{hint}; or give the path of a config.json"
 
 
 def load_shape(name_or_path: str | Path) -> ModelShape:

@@ -22,7 +22,8 @@ from pydantic import (
 )
 
 from moesim.config.fields import Bits, Bytes, Count, PositiveCount, PositiveNumber
-from moesim.config.validation import Strict, near_match
+from moesim.config.suggest import suggest
+from moesim.config.validation import Strict
 from moesim.config.yaml_document import KeyPath
 from moesim.hardware.hardware import HardwareOverrides, check_hardware_name
 from moesim.hardware.shapes import check_shape_name
@@ -113,7 +114,7 @@ def _recorded_is_none(value: Any) -> Any:
     if value == "recorded":
         return None
     if isinstance(value, str) or value is None:
-        hint = near_match(value, ["recorded"]) if value else ""
+        hint = suggest(value, ["recorded"]) if value else ""
         raise ValueError(f"{value!r} is neither recorded nor {{prompt: 128, output: 32}}{hint}")
     return value
 
