@@ -222,6 +222,16 @@ def shape_names() -> list[str]:
     return sorted(_table())
 
 
+def shapes_like(num_layers: int, num_experts: int, top_k: int) -> list[str]:
+    """Return the shipped models with this many MoE layers and experts, and this top-k."""
+    wanted = (num_layers, num_experts, top_k)
+    return [
+        name
+        for name, shape in sorted(_table().items())
+        if (len(shape.moe_layers), shape.num_experts, shape.top_k) == wanted
+    ]
+
+
 def named_shape(name: str) -> ModelShape:
     """A model of the shipped table. Raises UsageError where there is none of that name."""
     if wrong := check_shape_name(name):

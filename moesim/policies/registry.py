@@ -134,7 +134,6 @@ def path_options(family: str, policy: str | None = None) -> frozenset[str]:
     return frozenset().union(*map(_paths_in, policies))
 
 
-@cache
 def _paths_in(policy: type[Any]) -> frozenset[str]:
     hints = get_type_hints(getattr(policy, "Options", NoOptions))
     return frozenset(name for name, hint in hints.items() if hint is Path or Path in get_args(hint))

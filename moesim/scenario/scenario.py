@@ -5,17 +5,18 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Final, Literal, Self
 
 from pydantic import Field, PrivateAttr, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from moesim.config.fields import Count
 from moesim.config.validation import Strict
-from moesim.config.yaml_document import Document, KeyPath
+from moesim.config.yaml_document import Document, KeyPath, dotted
 from moesim.errors import ScenarioError, UsageError
 from moesim.hardware.hardware import Hardware, load_hardware
 from moesim.hardware.shapes import ModelShape, load_shape, shape_from_config
+from moesim.scenario.keys import key_path, map_paths, shorthands
 from moesim.scenario.sections import (
     Batching,
     BatchingField,
@@ -36,7 +37,7 @@ from moesim.scenario.sections import (
     Workload,
 )
 
-__all__ = ["Scenario", "key_path"]
+__all__ = ["SHORTHANDS", "Scenario"]
 
 
 class Scenario(Strict):
@@ -134,25 +135,37 @@ class Scenario(Strict):
             plain[section] = {key: given.pop(key), **given}
         if relative_to is None:
             return plain
-        places = [(plain, "trace"), (plain["workload"]["arrivals"], "path")]
-        if self.model.shape.endswith(".json"):
-            places.append((plain["model"], "shape"))
-        if self.hardware.profile.endswith((".yaml", ".yml")):
-            places.append((plain["hardware"], "profile"))
-        if self.cache.policy == "static" and self.cache.options.get("profile"):
-            places.append((plain["cache"]["options"], "profile"))
-        for section, key in places:
-            if key in section:
-                seen = os.path.relpath(self.path(section[key]), relative_to)
-                section[key] = Path(seen).as_posix()
-        return plain
+
+        def seen_from_there(_key: KeyPath, text: str) -> str:
+            # `..` behind a link leads elsewhere than it reads, so links are followed first.
+            path = os.path.relpath(os.path.realpath(self.path(text)), relative_to)
+            return Path(path).as_posix()
+
+        made: dict[str, Any] = map_paths(Scenario, (), plain, seen_from_there)
+        return made
+
+    def paths(self) -> dict[str, Path]:
+        """Return every file and folder that the scenario names, by its dotted key."""
+        named: dict[str, Path] = {}
+
+        def note(key: KeyPath, text: str) -> str:
+            named[dotted(key)] = self.path(text)
+            return text
+
+        map_paths(Scenario, (), {**self.resolved(), "sweep": {}}, note)
+        return named
 
     def load_hardware(self) -> Hardware:
         """The machine. Raises ScenarioError where a profile of your own is wrong."""
         profile = self.hardware.profile
         if profile.endswith((".yaml", ".yml")):
             profile = str(self.path(profile))
-        return load_hardware(profile, self.hardware.overrides())
+        try:
+            return load_hardware(profile, self.hardware.overrides())
+        except ScenarioError:
+            raise
+        except UsageError as error:
+            raise ScenarioError.at(self, "hardware", str(error)) from None
 
     def load_shape(self, trace_config: Mapping[str, Any] | None) -> ModelShape:
         """The model's sizes; `trace_config` is the Hugging Face config in the trace's header.
@@ -189,9 +202,4 @@ def _without_none(section: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def key_path(key: str) -> KeyPath:
-    """`"cache.policy"` as a path; behind `sweep.` the rest is one key."""
-    first, dot, rest = key.partition(".")
-    if first == "sweep" and dot:
-        return (first, rest)
-    return tuple(key.split("."))
+SHORTHANDS: Final = shorthands(Scenario)

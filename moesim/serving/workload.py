@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from moesim.config.suggest import suggest
 from moesim.errors import ScenarioError
 from moesim.machine.base import FAR
 from moesim.scenario.sections import Csv, Gamma, Poisson, Recorded
@@ -91,30 +92,57 @@ def build_workload(scenario: Scenario, trace: Trace) -> list[Request]:
 
 def _pool(scenario: Scenario, trace: Trace) -> Ints:
     """The trace's requests that may be drawn."""
-    plan = scenario.workload
-    if trace.meta.prompt_rows == "absent" and plan.prefill == "recorded":
+    check_prefill(scenario, trace)
+    check_domains(scenario, trace)
+    domains, wanted = trace.requests["domain"], scenario.workload.domains
+    pool = np.arange(trace.num_requests)
+    if wanted is not None:
+        pool = np.flatnonzero(np.isin(domains, np.array(wanted, dtype=object)))
+    pool = pool[trace.requests["num_rows"][pool] > 0]
+    if not len(pool):
+        raise ScenarioError.at(scenario, "workload", "no request of the trace has any rows")
+    return pool
+
+
+def check_prefill(scenario: Scenario, trace: Trace) -> None:
+    """Raise ScenarioError where prompt rows are to be replayed that the trace does not hold."""
+    if trace.meta.prompt_rows == "absent" and scenario.workload.prefill == "recorded":
         raise ScenarioError.at(
             scenario,
             "workload.prefill",
             "the trace holds no prompt rows; choose `skip` (start with the first decoded token) "
             "or `resample` (draw them from decoded rows of the same domain)",
         )
-    domains = trace.requests["domain"]
-    if plan.domains is None:
-        pool = np.arange(trace.num_requests)
-    else:
-        known = set(domains.tolist())
-        if missing := [name for name in plan.domains if name not in known]:
-            raise ScenarioError.at(
-                scenario,
-                "workload.domains",
-                f"the trace has no domain {missing[0]!r}; it has {', '.join(sorted(known))}",
-            )
-        pool = np.flatnonzero(np.isin(domains, np.array(plan.domains, dtype=object)))
-    pool = pool[trace.requests["num_rows"][pool] > 0]
-    if not len(pool):
-        raise ScenarioError.at(scenario, "workload", "no request of the trace has any rows")
-    return pool
+
+
+def check_domains(scenario: Scenario, trace: Trace) -> None:
+    """Raise ScenarioError with every domain that the trace does not have."""
+    held = sorted(set(trace.requests["domain"].tolist()) - {""})
+    mistakes = [
+        f"{scenario.document().place(('workload', 'domains', index))}: workload.domains[{index}]: "
+        f"the trace has no domain {name!r}{suggest(name, held, rest='it has')}"
+        for index, name in enumerate(scenario.workload.domains or ())
+        if name not in held
+    ]
+    if mistakes:
+        raise ScenarioError(mistakes)
+
+
+def check_arrivals(scenario: Scenario, trace: Trace) -> None:
+    """Raise ScenarioError for arrivals that cannot be read, or that the trace does not record."""
+    how = scenario.workload.arrivals
+    if isinstance(how, Csv):
+        _from_csv(scenario, how)
+    elif isinstance(how, Recorded) and np.isnan(trace.requests["arrival_s"]).any():
+        raise _no_times(scenario)
+
+
+def _no_times(scenario: Scenario) -> ScenarioError:
+    return ScenarioError.at(
+        scenario,
+        "workload.arrivals",
+        "the trace records no arrival times; choose all_at_once, poisson, gamma or csv",
+    )
 
 
 def _check_size(scenario: Scenario, tokens: float) -> None:
@@ -145,9 +173,7 @@ def _arrivals(scenario: Scenario, trace: Trace, pool: Ints, count: int) -> Arriv
     if isinstance(how, Recorded):
         times = np.sort(trace.requests["arrival_s"][_choose(scenario, pool, count)])
         if np.isnan(times).any():
-            raise ScenarioError.at(
-                scenario, "workload.arrivals", "the trace records no arrival times"
-            )
+            raise _no_times(scenario)
         return Arrivals(_whole_ns(scenario, (times - times[0]) * how.time_scale))
     if isinstance(how, Poisson):
         gaps = rng.exponential(1 / how.rate_per_s, count)

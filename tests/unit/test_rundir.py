@@ -582,7 +582,7 @@ def test_a_static_placement_names_the_trace_it_learnt_from(tmp_path: Path, trace
 
     assert f"static was learnt on the trace {tmp_path / 'other'}" in notes(str(tmp_path / "other"))
     assert any("hindsight" in note for note in notes(f"{trace}/."))
-    with pytest.raises(ScenarioError, match="there is no trace folder 'nowhere'"):
+    with pytest.raises(ScenarioError, match="there is no file or folder 'nowhere'"):
         notes("nowhere")
 
 
