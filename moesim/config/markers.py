@@ -28,7 +28,7 @@ from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 from moesim.config.suggest import suggest
 from moesim.config.yaml_document import KeyPath
 
-__all__ = ["BASE_DIR", "NO_PATH", "NoneAs", "PathTo", "Short", "marked"]
+__all__ = ["BASE_DIR", "NO_PATH", "NoneAs", "PathTo", "Short", "marked", "seen_from"]
 
 BASE_DIR: Final = "base_dir"
 """Key of the validation context: where relative paths start. Without it no path is checked."""
@@ -145,7 +145,11 @@ class PathTo:
         `typed`: it was given on the command line, and made relative to `base` afterwards.
         """
         at = os.path.join(base, value)
-        shown = os.path.relpath(os.path.realpath(at)) if typed and value else value
+        shown = (
+            os.path.relpath(os.path.realpath(at), os.path.realpath("."))
+            if typed and value
+            else value
+        )
         if not value or os.path.isabs(value):
             rule = ""
         elif typed:
@@ -164,6 +168,17 @@ class PathTo:
         except (OSError, ValueError):
             return []
         return [n for n in names if self.is_path(n) and self.exists(os.path.join(folder, n))]
+
+
+def seen_from(folder: str | os.PathLike[str], path: str | os.PathLike[str]) -> str:
+    """Return `path`, seen from the working directory, as seen from `folder`.
+
+    `..` behind a link leads elsewhere than it reads, so links are followed first. The last name
+    stays, because its ending may say what it is.
+    """
+    outside, name = os.path.split(os.fspath(path))
+    real = os.path.join(os.path.realpath(outside), name)
+    return Path(os.path.relpath(real, os.path.realpath(folder))).as_posix()
 
 
 def marked(model: type[BaseModel], kind: type[M]) -> Iterator[tuple[KeyPath, M]]:

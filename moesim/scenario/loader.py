@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from moesim.config.markers import BASE_DIR
+from moesim.config.markers import BASE_DIR, seen_from
 from moesim.config.validation import order, validate
 from moesim.config.yaml_document import Document, KeyPath, load_document, parse_value
 from moesim.errors import ScenarioError
@@ -70,8 +70,7 @@ def _override(
     def seen_from_base(_key: KeyPath, text: str) -> str:
         if not text or os.path.isabs(text):
             return text
-        path = os.path.relpath(os.path.realpath(text), os.path.realpath(base_dir))
-        return Path(path).as_posix()
+        return seen_from(base_dir, text)
 
     problems: list[str] = []
     for override in overrides:

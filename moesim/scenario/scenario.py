@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, Literal, Self
 
@@ -11,8 +10,9 @@ from pydantic import Field, PrivateAttr, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from moesim.config.fields import Count
+from moesim.config.markers import seen_from
 from moesim.config.validation import Strict
-from moesim.config.yaml_document import Document, KeyPath, dotted
+from moesim.config.yaml_document import Document, dotted, dump_document
 from moesim.errors import ScenarioError, UsageError
 from moesim.hardware.hardware import Hardware, load_hardware
 from moesim.hardware.shapes import ModelShape, load_shape, shape_from_config
@@ -123,37 +123,37 @@ class Scenario(Strict):
             return Document("scenario", self.resolved(), has_lines=False)
         return self._document
 
-    def resolved(self, relative_to: Path | None = None) -> dict[str, Any]:
+    def resolved(self, paths: Callable[[str, str], str] | None = None) -> dict[str, Any]:
         """The scenario as plain data with defaults filled in and units as integers.
 
-        Reading it again gives the same scenario. Paths stay as written, or are made relative to
-        the folder `relative_to`, in which the result is to be read.
+        Reading it again gives the same scenario. Paths stay as written, or become
+        `paths(key, path)`.
         """
         plain = self.model_dump(mode="json")
         for section, key in (("model", "shape"), ("hardware", "profile")):
             given = _without_none(plain[section])
             plain[section] = {key: given.pop(key), **given}
-        if relative_to is None:
+        if paths is None:
             return plain
+        moved: dict[str, Any] = map_paths(
+            Scenario, (), plain, lambda key, text: paths(dotted(key), text)
+        )
+        return moved
 
-        def seen_from_there(_key: KeyPath, text: str) -> str:
-            # `..` behind a link leads elsewhere than it reads, so links are followed first.
-            path = os.path.relpath(os.path.realpath(self.path(text)), relative_to)
-            return Path(path).as_posix()
-
-        made: dict[str, Any] = map_paths(Scenario, (), plain, seen_from_there)
-        return made
+    def resolved_in(self, folder: Path) -> dict[str, Any]:
+        """The same with paths as seen from `folder`, in which the result is to be read."""
+        return self.resolved(lambda _, path: seen_from(folder, self.path(path)))
 
     def paths(self) -> dict[str, Path]:
-        """Return every file and folder that the scenario names, by its dotted key."""
+        """Return every file and folder that the scenario itself names, by its dotted key."""
         named: dict[str, Path] = {}
-
-        def note(key: KeyPath, text: str) -> str:
-            named[dotted(key)] = self.path(text)
-            return text
-
-        map_paths(Scenario, (), {**self.resolved(), "sweep": {}}, note)
+        self.resolved(lambda key, text: str(named.setdefault(key, self.path(text))))
         return named
+
+    def write(self, file: Path, *, reader: Path) -> None:
+        """Write the resolved scenario into `file`, to be read again in the folder `reader`."""
+        text = dump_document(self.resolved_in(reader))
+        file.write_text(text, encoding="utf-8", newline="\n")
 
     def load_hardware(self) -> Hardware:
         """The machine. Raises ScenarioError where a profile of your own is wrong."""

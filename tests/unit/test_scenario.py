@@ -124,7 +124,7 @@ def test_resolved_paths_follow_the_folder_they_are_read_in(folder: Path) -> None
     (folder / "mine.json").write_text("{}")
     text = "trace: trace\nhardware: t4\nmodel: mine.json\n"
     text += "cache: {policy: static, options: {profile: other}}\n"
-    plain = read(folder, text).resolved(relative_to=run)
+    plain = read(folder, text).resolved_in(run)
     assert plain["cache"]["options"] == {"profile": "../../other"}
     assert (plain["trace"], plain["model"]["shape"]) == ("../../trace", "../../mine.json")
     assert plain["hardware"]["profile"] == "t4"
