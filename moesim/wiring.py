@@ -135,7 +135,8 @@ def _slots_of_caches(scenario: Scenario, trace: Trace, total: int) -> tuple[int,
     if left < 0:
         raise BudgetError(
             f"{scenario.mark('cache.initial_layers')}: all experts of {first} initial layers take "
-            f"{first * experts} slots; there are {total}"
+            f"{first * experts} slots; there are {total}; write cache.initial_layers: "
+            f"{total // experts}, or raise cache.slots"
         )
     if not others:
         rest = []

@@ -401,7 +401,8 @@ class _Config:
             kind = self.values.get("model_type", "unknown")
             raise UsageError(
                 f"the model configuration (model_type {kind!r}) lacks {' or '.join(keys)}; "
-                "only decoders with routed experts have a shape here"
+                "only decoders with routed experts have a shape here; "
+                f"name a shipped model instead, one of {', '.join(shape_names())}"
             )
         return value
 

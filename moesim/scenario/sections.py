@@ -62,7 +62,7 @@ TracePath = Annotated[
     PathTo(
         "trace folder",
         os.path.isdir,
-        remedy="record one with `moesim record`, or draw one with `moesim trace synth`",
+        remedy="make one with `moesim record`, `moesim trace convert` or `moesim trace synth`",
     ),
 ]
 

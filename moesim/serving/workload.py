@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -150,7 +150,8 @@ def _check_size(scenario: Scenario, tokens: float) -> None:
         raise ScenarioError.at(
             scenario,
             "workload",
-            f"asks for {tokens:.3g} tokens or more; at most {_MOST_TOKENS:,} are simulated at once",
+            f"asks for {tokens:.3g} tokens or more; at most {_MOST_TOKENS:,} are simulated at once"
+            "; lower workload.requests or workload.lengths",
         )
 
 
@@ -209,7 +210,7 @@ def _from_csv(scenario: Scenario, how: Csv) -> Arrivals:
         with path.open(newline="", encoding="utf-8-sig") as handle:
             reader = csv.DictReader(handle)
             if missing := [name for name in columns if name not in (reader.fieldnames or ())]:
-                raise _csv_error(scenario, path, 1, f"has no column {missing[0]!r}")
+                raise _csv_error(scenario, path, 1, _no_column(missing, reader.fieldnames or ()))
             for row in reader:
                 if limit is not None and len(rows) == limit:
                     break
@@ -221,7 +222,7 @@ def _from_csv(scenario: Scenario, how: Csv) -> Arrivals:
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise _csv_error(scenario, path, 1, f"cannot be read: {error}") from None
     if not rows:
-        raise _csv_error(scenario, path, 1, "holds no requests")
+        raise _csv_error(scenario, path, 1, "holds no requests; write one a line")
     times, prompts, outputs = zip(*rows, strict=True)
     moments = np.array(times)
     if how.format == "azure":
@@ -229,9 +230,21 @@ def _from_csv(scenario: Scenario, how: Csv) -> Arrivals:
     late = np.flatnonzero(np.diff(moments) < 0)
     if len(late):
         line = lines[int(late[0]) + 1]
-        raise _csv_error(scenario, path, line, "arrives before the request above it")
+        raise _csv_error(
+            scenario, path, line, "arrives before the request above it; sort the lines by time"
+        )
     times_ns = _whole_ns(scenario, moments * how.time_scale)
     return Arrivals(times_ns, np.array(prompts), np.array(outputs))
+
+
+def _no_column(missing: Sequence[str], there: Sequence[str]) -> str:
+    """Say which columns are missing, and which format the file has instead, if it has one."""
+    said = f"has no column {' and no column '.join(map(repr, missing))}"
+    for kind, columns in _CSV_COLUMNS.items():
+        if set(columns) <= set(there):
+            return f"{said}; its columns are those of `format: {kind}`"
+    formats = " or ".join(f"{', '.join(cols)} ({kind})" for kind, cols in _CSV_COLUMNS.items())
+    return f"{said}; it has {', '.join(there) or 'none'}; `format` says which it needs: {formats}"
 
 
 def _csv_row(row: Mapping[str, str | None], columns: tuple[str, ...]) -> tuple[Any, int, int]:
