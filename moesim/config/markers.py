@@ -28,7 +28,7 @@ from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 from moesim.config.suggest import suggest
 from moesim.config.yaml_document import KeyPath
 
-__all__ = ["BASE_DIR", "NO_PATH", "NoneAs", "PathTo", "Short", "marked", "seen_from"]
+__all__ = ["BASE_DIR", "NO_PATH", "NoneAs", "PathTo", "Short", "marked", "models_in", "seen_from"]
 
 BASE_DIR: Final = "base_dir"
 """Key of the validation context: where relative paths start. Without it no path is checked."""
@@ -187,13 +187,14 @@ def marked(model: type[BaseModel], kind: type[M]) -> Iterator[tuple[KeyPath, M]]
         for marker in field.metadata:
             if isinstance(marker, kind):
                 yield (name,), marker
-        for inner in _models_in(field.annotation):
+        for inner in models_in(field.annotation):
             for path, marker in marked(inner, kind):
                 yield (name, *path), marker
 
 
-def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+def models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    """Yield every model that a field of this type may hold."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
     for argument in get_args(annotation):
-        yield from _models_in(argument)
+        yield from models_in(argument)
