@@ -5,7 +5,8 @@ A policy is a class with a family, a name and typed options:
     @register("eviction", "lru")
     class LRU(Eviction): ...
 
-Packages add their own through the entry-point group `moesim.policies`: each entry point names a
+An option typed `Path` (or `Path | None`) holds a path: it starts at the scenario's folder, must
+exist, and its content is part of a run's fingerprint. Packages add their own through the entry-point group `moesim.policies`: each entry point names a
 module whose import registers its classes.
 """
 

@@ -114,3 +114,16 @@ def test_a_run_repeated_from_its_own_folder_is_the_same_run(folder: Path) -> Non
     assert {k: v for k, v in first.summary.items() if k not in skipped} == {
         k: v for k, v in again.summary.items() if k not in skipped
     }
+
+
+def test_a_path_that_climbs_out_of_a_linked_folder_is_written_as_it_leads(folder: Path) -> None:
+    (folder / "sub").mkdir()
+    (folder / "sub" / "x.yaml").write_text("trace: ../trace\nhardware: ../mine.yaml\n")
+    (folder / "runs" / "linked").symlink_to(folder / "sub")
+    scenario = load_scenario(folder / "runs" / "linked" / "x.yaml")
+    scenario.write(folder / "runs" / "deep" / "y.yaml", reader=folder / "runs" / "deep")
+    again = load_scenario(folder / "runs" / "deep" / "y.yaml")
+    assert {key: path.resolve() for key, path in again.paths().items()} == {
+        "trace": folder / "trace",
+        "hardware.profile": folder / "mine.yaml",
+    }
