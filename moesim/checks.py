@@ -79,14 +79,22 @@ def further_mistakes(
 
 
 def policy_of(scenario: Scenario, section: str) -> tuple[type[Any], Any]:
-    """Return the class and the options of a section's policy. Raise ScenarioError at its line."""
+    """Return the class and the options of a section's policy, paths seen from where we stand.
+
+    Raise ScenarioError at its line.
+    """
     chosen = getattr(scenario, section)
     try:
         policy = find(FAMILIES[section], chosen.policy)
     except UsageError as error:
         raise ScenarioError.at(scenario, f"{section}.policy", str(error)) from None
     try:
-        return policy, parse_options(policy, chosen.options)
+        named = path_options(FAMILIES[section], chosen.policy)
+        options = {
+            name: str(scenario.path(value)) if name in named and isinstance(value, str) else value
+            for name, value in chosen.options.items()
+        }
+        return policy, parse_options(policy, options)
     except UsageError as error:
         raise ScenarioError.at(scenario, f"{section}.options", str(error)) from None
 
@@ -97,7 +105,7 @@ def profile_trace(scenario: Scenario, trace: Trace, profile: Path) -> Trace:
     Raise ScenarioError where it is none, or has another shape.
     """
     try:
-        learnt = load_trace(scenario.path(str(profile)))
+        learnt = load_trace(profile)
     except TraceError as error:
         raise ScenarioError.at(scenario, "cache.options.profile", str(error)) from None
     shapes = [(each.num_layers, each.num_experts) for each in (learnt, trace)]

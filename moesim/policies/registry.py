@@ -5,8 +5,10 @@ A policy is a class with a family, a name and typed options:
     @register("eviction", "lru")
     class LRU(Eviction): ...
 
-An option typed `Path` (or `Path | None`) holds a path: it starts at the scenario's folder, must
-exist, and its content is part of a run's fingerprint. Packages add their own through the entry-point group `moesim.policies`: each entry point names a
+An option typed `Path` (or `Path | None`) holds a path. It starts at the scenario's folder and must
+exist. A file, or the header of a trace folder, is part of a run's fingerprint.
+
+Packages add their own through the entry-point group `moesim.policies`: each entry point names a
 module whose import registers its classes.
 """
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from workloads import TINY_CONFIG, tiny_trace
 
+from moesim.checks import policy_of
 from moesim.errors import ScenarioError
 from moesim.hardware.shapes import named_shape
 from moesim.scenario import load_scenario
@@ -228,3 +229,11 @@ def test_a_csv_of_another_format_names_it(
     arrivals = f"{{kind: csv, path: b.csv, format: {format_}}}"
     text = f"trace: traces/tiny\nhardware: t4\nworkload: {{arrivals: {arrivals}}}\n"
     assert hint in mistakes(folder, text)[0]
+
+
+def test_a_policy_gets_a_path_option_as_seen_from_the_working_directory(folder: Path) -> None:
+    text = "trace: traces/tiny\nhardware: t4\n"
+    text += "cache: {policy: static, options: {profile: here/mytrace}}\n"
+    (folder / "x.yaml").write_text(text, encoding="utf-8")
+    _, options = policy_of(load_scenario(folder / "x.yaml"), "cache")
+    assert options.profile == folder / "here" / "mytrace"

@@ -419,7 +419,7 @@ DIE = "import os, signal; die = lambda *_, **__: os.kill(os.getpid(), signal.SIG
 KILLED_AT = {
     "the first step": "import moesim.policies.batching as b; b.DecodeFirst.plan = die",
     "the last invariant": "import moesim.simulate as s; s.check_run = die",
-    "the first file": "import yaml; yaml.safe_dump = die",
+    "the first file": "import yaml; yaml.dump = die",
     "the first table": "import pyarrow.parquet as p; p.write_table = die",
     "the manifest": "import moesim.rundir as r; r.sha256 = die",
     "the rename": "import pathlib; pathlib.Path.rename = die",
