@@ -258,9 +258,7 @@ def _check_shape(scenario: Scenario, trace: Trace, shape: ModelShape) -> None:
     if ours != theirs:
         layers, experts, top_k = theirs
         fitting = [name for name in shapes_like(*ours) if name != scenario.model.shape]
-        models = (
-            f"of the shipped models, {' and '.join(fitting)} fit the trace; " if fitting else ""
-        )
+        models = f"these shipped models fit the trace: {', '.join(fitting)}; " if fitting else ""
         raise ScenarioError.at(
             scenario,
             "model",

@@ -158,7 +158,7 @@ class PathTo:
             rule = f"; a path in a scenario starts at its folder, {os.path.abspath(base)}"
         near = suggest(os.path.basename(at), self._beside(at)) if value else ""
         remedy = f"; {self.remedy}" if self.remedy and not near else ""
-        return f"there is no {self.what} {shown!r}{near}{rule}{remedy}"
+        return f"there is no {self.what} {shown!r}{rule}{remedy}{near}"
 
     def _beside(self, at: str) -> list[str]:
         """The names in the folder of a path that the field might hold."""

@@ -247,7 +247,7 @@ def check_hardware_name(name_or_path: str) -> str | None:
     if name_or_path in hardware_names():
         return None
     hint = suggest(name_or_path, hardware_names(), rest="there are")
-    return f"no hardware profile is called {name_or_path!r}{hint}; or give the path of a .yaml file"
+    return f"no hardware profile is called {name_or_path!r}, and it is no path of a .yaml{hint}"
 
 
 def _is_path(name_or_path: str) -> bool:

@@ -244,7 +244,7 @@ def check_shape_name(name: str) -> str | None:
     if name in _table():
         return None
     hint = suggest(name, shape_names(), rest="there are")
-    return f"no model shape is called {name!r}{hint}; or give the path of a config.json"
+    return f"no model shape is called {name!r}, and it is no path of a config.json{hint}"
 
 
 def load_shape(name_or_path: str | Path) -> ModelShape:

@@ -49,7 +49,7 @@ def _known_profile(value: str) -> str:
 
 def _known_shape(value: str) -> str:
     if value != "trace" and not value.endswith(_CONFIGS) and (wrong := check_shape_name(value)):
-        raise ValueError(f"{wrong}, or `trace` for the shape in the trace's header")
+        raise ValueError(wrong)
     return value
 
 
