@@ -237,8 +237,8 @@ def _check_placement(scenario: Scenario, policy: type[Any]) -> None:
         raise ScenarioError.at(
             scenario,
             "placement.policy",
-            f"{policy.name} would not be asked: a missing expert is always copied to the GPU yet; "
-            "leave the key out, or write copy",
+            f"{policy.name} would not be asked: so far a missing expert is always copied to the "
+            "GPU; leave the key out, or write copy",
         )
 
 

@@ -171,7 +171,7 @@ def _rule(kind: str, context: Mapping[str, Any]) -> str | None:
             return "must be a whole number"
         case "float_type" | "float_parsing" | "finite_number":
             return "must be a finite number"
-        case "string_type":
+        case "string_type" | "string_unicode":
             return "must be text"
         case "string_too_short" | "too_short":
             return "must not be empty"

@@ -280,7 +280,7 @@ class Placement(Strict):
     """Where a missing expert runs."""
 
     policy: Annotated[Text, PolicyOf("placement")] = Field(
-        "copy", description="copy (to the GPU) or a plug-in."
+        "copy", description="copy (to the GPU): no other acts yet."
     )
     options: Annotated[dict[str, Any], OptionsOf("placement")] = Field(
         {}, description="The policy's own options."
