@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappushpop
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -121,14 +122,14 @@ def _hits(
 
 
 def _context(stream: Stream, capacity: int, admission: str) -> CacheContext:
-    def popularity(profile: str | None) -> dict[Key, int]:
+    def popularity(profile: Path | None) -> dict[Key, int]:
         if profile is not None:
             from moesim.trace import load_trace
 
             learnt = load_trace(profile)
             if stream.shape not in (None, (learnt.num_layers, learnt.num_experts)):
                 raise UsageError(
-                    f"the profile {profile!r} has {learnt.num_layers} layers of "
+                    f"the profile {str(profile)!r} has {learnt.num_layers} layers of "
                     f"{learnt.num_experts} experts, the trace has other ones: {stream.shape}"
                 )
             return trace_popularity(learnt)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from moesim.config.suggest import suggest
 from moesim.errors import UsageError
 
 if TYPE_CHECKING:
@@ -40,10 +40,9 @@ class Result:
             UsageError: there is no such table.
         """
         if name not in self.columns:
-            near = difflib.get_close_matches(str(name), self.columns, 1)
-            hint = f"did you mean {near[0]!r}? " if near else ""
+            near = suggest(str(name), self.columns)
             raise UsageError(
-                f"a result has no table {name!r}; {hint}there are {', '.join(self.columns)}"
+                f"a result has no table {name!r}; there are {', '.join(self.columns)}{near}"
             )
         import pandas as pd
 

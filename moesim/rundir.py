@@ -33,7 +33,7 @@ _VERSIONS = ("simpy", "numpy", "pyarrow")
 def fingerprint(scenario: Scenario) -> str:
     """SHA-256 of everything that decides the outcome: scenario, trace, code."""
     parts = {
-        "scenario": {**scenario.resolved(), "trace": None},
+        "scenario": scenario.resolved(lambda key, _: key),
         "trace": trace_hash(scenario),
         "inputs": _input_hashes(scenario),
         "code": code_hash(),
@@ -53,15 +53,13 @@ def trace_hash(scenario: Scenario) -> str:
 
 
 def _input_hashes(scenario: Scenario) -> dict[str, str]:
-    """Other files that a scenario reads, by the key that names them, with their hashes."""
-    named = {
-        "workload.arrivals": getattr(scenario.workload.arrivals, "path", ""),
-        "hardware": scenario.hardware.profile,
-        "model": scenario.model.shape,
-        "cache.options.profile": f"{scenario.cache.options.get('profile', '')}/trace.json",
-    }
-    paths = {key: scenario.path(text) for key, text in named.items() if text}
-    return {key: sha256(path) for key, path in paths.items() if path.is_file()}
+    """Other files that a scenario reads, by the key that names them, with their hashes.
+
+    A folder is that of a trace, whose header lists the hashes of its files.
+    """
+    named = {key: path for key, path in scenario.paths().items() if key != "trace"}
+    read = {key: path / "trace.json" if path.is_dir() else path for key, path in named.items()}
+    return {key: sha256(path) for key, path in read.items() if path.is_file()}
 
 
 @cache
@@ -172,12 +170,9 @@ def write(
 def _write_files(result: Result, folder: Path, out: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
-    import yaml
 
     with output_errors(out):
-        resolved = result.scenario.resolved(relative_to=out.resolve())
-        text = yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True)
-        (folder / "scenario.yaml").write_text(text, encoding="utf-8")
+        result.scenario.write(folder / "scenario.yaml", reader=out)
         write_json(folder / SUMMARY, result.summary)
         for name in TABLES:
             pq.write_table(pa.table(dict(result.columns[name])), folder / f"{name}.parquet")

@@ -26,6 +26,7 @@ from moesim.policies import find
 from moesim.progress import Progress
 from moesim.result import Result
 from moesim.scenario import Scenario, load_scenario
+from moesim.scenario.unused import unused_keys
 from moesim.serving.invariants import check_lanes, check_run
 from moesim.serving.kv import BlockPool
 from moesim.serving.ledger import Ledger
@@ -231,7 +232,7 @@ def _router_note(router: str, shape: ModelShape) -> str | None:
 def _notes(plan: Plan, outcome: Outcome) -> list[str]:
     """What a reader must know to not misread the numbers."""
     scenario, trace, shape = plan.scenario, plan.trace, plan.cost.shape
-    notes = []
+    notes = unused_keys(scenario)
     if scenario.model.shape != "trace" and shape.name != trace.meta.model:
         notes.append(f"a trace of {trace.meta.model} is costed with the sizes of {shape.name}")
     if trace.meta.synthetic:

@@ -10,13 +10,15 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from moesim.checks import check_parts, policy_of, profile_trace
 from moesim.errors import BudgetError, ScenarioError, UsageError
 from moesim.hardware.cost import CostModel
 from moesim.hardware.operations import cost_of
 from moesim.hardware.ops import BatchShape, Op
-from moesim.policies import Key, find, parse_options
+from moesim.policies import Key, find
 from moesim.policies.batching.base import unknown_experts, unknown_wants
 from moesim.policies.eviction import CacheContext, Resident
 from moesim.progress import Progress, counter
@@ -123,75 +125,26 @@ class Plan:
 def prepare(scenario: Scenario, trace: Trace | None = None) -> Plan:
     """Load and check all parts; nothing is simulated yet."""
     trace = trace or load_trace(scenario.trace_path)
-    hardware = scenario.load_hardware()
-    shape = scenario.load_shape(trace.meta.model_config)
-    ours = (trace.num_layers, trace.num_experts, trace.top_k)
-    theirs = (len(shape.moe_layers), shape.num_experts, shape.top_k)
-    if ours != theirs:
-        raise ScenarioError.at(
-            scenario,
-            "model",
-            f"the trace has {ours[0]} MoE layers, {ours[1]} experts, top-{ours[2]}; "
-            f"{shape.name} has {theirs[0]}, {theirs[1]}, top-{theirs[2]}",
-        )
-    for family, section in (("eviction", "cache"), ("placement", "placement")):
-        _policy(scenario, family, section)
-    _check_knowledge(scenario, trace.meta.router)
+    parts = check_parts(scenario, trace)
     # What policies are told of a static router's tokens to come is read from the first row of a
     # request: were rows to differ, it would be false and nobody would notice. Opening a trace reads
     # no values, so all are compared here, once, and for such traces only.
     check_static(trace)
-    if scenario.prefetch.cancel:
-        raise ScenarioError.at(
-            scenario, "prefetch.cancel", "cancelling prefetches is not available yet"
-        )
-    requests = build_workload(scenario, trace)
-    kv_tokens = [request.max_kv_tokens for request in requests]
-    budget = plan_budget(scenario, shape, hardware.vram_bytes, kv_tokens)
-    cost = cost_of(hardware, shape, pinned=scenario.hardware.pinned)
+    kv_tokens = [request.max_kv_tokens for request in parts.requests]
+    budget = plan_budget(scenario, parts.shape, parts.hardware.vram_bytes, kv_tokens)
+    cost = cost_of(parts.hardware, parts.shape, pinned=scenario.hardware.pinned)
     return Plan(scenario, trace, cost, budget, _slots_of_caches(scenario, trace, budget.slots))
-
-
-def _check_knowledge(scenario: Scenario, router: str) -> None:
-    """No policy asks for more than the router reveals."""
-    knowledge = KNOWLEDGE[router]
-    batching, _ = _policy(scenario, "batching", "batching")
-    if batching.needs_routing and not knowledge.queued:
-        raise ScenarioError.at(
-            scenario,
-            "batching.policy",
-            f"{batching.name} asks which experts queued tokens want; the trace's router is "
-            f"{router}, which reveals it layer by layer only",
-        )
-    if batching.needs_static and not knowledge.for_ever:
-        raise ScenarioError.at(
-            scenario,
-            "batching.policy",
-            f"{batching.name} asks what requests will ever want; the trace's router is {router}, "
-            "and only a static one reveals it",
-        )
-    prefetch, options = _policy(scenario, "prefetch", "prefetch")
-    if prefetch.needs_routing and options.depth > knowledge.reach:
-        raise ScenarioError.at(
-            scenario,
-            "prefetch.policy",
-            f"{prefetch.name} looks {options.depth} layers ahead; the trace's router is "
-            f"{router}, which reveals {knowledge.reach}",
-        )
 
 
 def _slots_of_caches(scenario: Scenario, trace: Trace, total: int) -> tuple[int, ...]:
     """The initial layers have a slot for each expert, the others what is left."""
     first, experts = scenario.cache.initial_layers, trace.num_experts
     left, others = total - first * experts, trace.num_layers - first
-    if others < 0:
-        raise ScenarioError.at(
-            scenario, "cache.initial_layers", f"is {first}; the trace has {trace.num_layers}"
-        )
     if left < 0:
         raise BudgetError(
             f"{scenario.mark('cache.initial_layers')}: all experts of {first} initial layers take "
-            f"{first * experts} slots; there are {total}"
+            f"{first * experts} slots; there are {total}; write cache.initial_layers: "
+            f"{total // experts}, or raise cache.slots"
         )
     if not others:
         rest = []
@@ -206,19 +159,6 @@ def _cache_of(scenario: Scenario, layer: int) -> int:
     """The number of the cache that serves a trace layer."""
     cache = scenario.cache
     return layer if cache.scope == "per_layer" else min(layer, cache.initial_layers)
-
-
-def _policy(scenario: Scenario, family: str, section: str) -> tuple[type[Any], Any]:
-    """A policy's class and options; a mistake points at its line."""
-    chosen = getattr(scenario, section)
-    try:
-        policy = find(family, chosen.policy)
-    except UsageError as error:
-        raise ScenarioError.at(scenario, f"{section}.policy", str(error)) from None
-    try:
-        return policy, parse_options(policy, chosen.options)
-    except UsageError as error:
-        raise ScenarioError.at(scenario, f"{section}.options", str(error)) from None
 
 
 def build_server(
@@ -241,8 +181,8 @@ def build_server(
         first_step=scenario.timeline.first_step,
         steps=scenario.timeline.steps,
     )
-    batching, batching_options = _policy(scenario, "batching", "batching")
-    prefetch, prefetch_options = _policy(scenario, "prefetch", "prefetch")
+    batching, batching_options = policy_of(scenario, "batching")
+    prefetch, prefetch_options = policy_of(scenario, "prefetch")
     batching_policy = batching(batching_options)
     scheduler = Scheduler(
         batching_policy if plan.observer is None else plan.observer.batching(batching_policy),
@@ -278,7 +218,7 @@ def _caches(
     rehearse: Callable[[], list[list[Key]]],
 ) -> list[ExpertCache]:
     scenario, trace = plan.scenario, plan.trace
-    policy, options = _policy(scenario, "eviction", "cache")
+    policy, options = policy_of(scenario, "cache")
     if eviction is not None:
         policy, options = find("eviction", eviction), None
     futures: list[list[list[Key]]] | None = None
@@ -313,17 +253,12 @@ def _universe(plan: Plan, number: int) -> range:
     return range(own[0] * experts, (own[-1] + 1) * experts)
 
 
-def _popularity(plan: Plan, profile: str | None) -> dict[Key, int]:
+def _popularity(plan: Plan, profile: Path | None) -> dict[Key, int]:
     from moesim.curve import trace_popularity
 
     if profile is None:
         return trace_popularity(plan.trace)
-    if not plan.scenario.path(profile).is_dir():
-        raise UsageError(f"there is no trace folder {profile!r} to learn from")
-    learnt = load_trace(plan.scenario.path(profile))
-    if (learnt.num_layers, learnt.num_experts) != (plan.trace.num_layers, plan.trace.num_experts):
-        raise UsageError(f"the profile {profile!r} is of another shape than the trace")
-    return trace_popularity(learnt)
+    return trace_popularity(profile_trace(plan.scenario, plan.trace, profile))
 
 
 def _rehearse(plan: Plan, what: str, progress: Progress | None) -> list[list[Key]]:

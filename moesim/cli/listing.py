@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, Any, Final
 
@@ -28,11 +27,11 @@ def list_kind(
 ) -> None:
     """List the gpus, models or policies that a scenario can name, with figures and sources."""
     from moesim.cli.output import echo_json
+    from moesim.config.suggest import suggest
     from moesim.errors import UsageError
 
     if kind not in _KINDS:
-        near = difflib.get_close_matches(kind or "", _KINDS, 1)
-        hint = f"; did you mean `moesim list {near[0]}`?" if near else ""
+        hint = suggest(kind or "", _KINDS)
         given = "say what to list" if kind is None else f"there is no list of {kind!r}"
         raise UsageError(f"{given}: {', '.join(_KINDS)}{hint}")
     listed, show = _KINDS[kind]

@@ -52,6 +52,8 @@ def validate(
     Without a measured profile of this machine, one is measured first, briefly. Exits 1 if the two
     decide differently, 3 if a stated error is exceeded. The last line printed is the folder.
     """
+    import json
+
     from moesim.cli.output import echo_json
     from moesim.cli.progress import progress
     from moesim.files import clean_up
@@ -59,7 +61,7 @@ def validate(
     from moesim.validate.folder import default_folder
     from moesim.validate.session import validate_scenario
 
-    named = [f"hardware.profile={profile.resolve()}"] if profile is not None else []
+    named = [f"hardware.profile={json.dumps(str(profile))}"] if profile is not None else []
     loaded = load_scenario(scenario, [*(overrides or ()), *named])
     folder = out if out is not None else default_folder(loaded.name)
     clean_up(folder.parent)

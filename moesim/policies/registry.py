@@ -5,19 +5,23 @@ A policy is a class with a family, a name and typed options:
     @register("eviction", "lru")
     class LRU(Eviction): ...
 
+An option typed `Path` (or `Path | None`) holds a path. It starts at the scenario's folder and must
+exist. A file, or the header of a trace folder, is part of a run's fingerprint.
+
 Packages add their own through the entry-point group `moesim.policies`: each entry point names a
 module whose import registers its classes.
 """
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any, TypeVar, get_args, get_type_hints
 
+from moesim.config.suggest import suggest
 from moesim.errors import UsageError
 
 FAMILIES = ("eviction", "prefetch", "batching", "placement")
@@ -101,39 +105,74 @@ def find(family: str, name: str) -> type[Any]:
     key = (family, name.replace("-", "_"))
     key = (family, _aliases.get(key, key[1]))
     if key not in _registry:
-        known = names(family)
-        near = difflib.get_close_matches(key[1], known, n=3, cutoff=0.5)
-        hint = f"; did you mean {' or '.join(near)}?" if near else f"; known: {', '.join(known)}"
+        hint = suggest(name, names(family), rest="there are")
         hint += " (see `moesim list policies`)"
         raise UsageError(f"unknown {family} policy {name!r}{hint}")
     return _registry[key]
 
 
 def parse_options(policy: type[Any], options: Mapping[str, Any]) -> Any:
-    """Build a policy's `Options` from plain values. Raises `UsageError` naming option and rule."""
-    kind = getattr(policy, "Options", NoOptions)
-    assert is_dataclass(kind)
-    known = [field.name for field in fields(kind)]
-    for name in options:
-        if name not in known:
-            near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
-            hint = (
-                f"; did you mean {near[0]}?" if near else f"; it has: {', '.join(known) or 'none'}"
-            )
-            raise UsageError(f"policy {policy.name!r} has no option {name!r}{hint}")
+    """Build a policy's `Options` from plain values. Raise `UsageError` with all wrong options."""
+    parsed, mistakes = _parse(policy, options)
+    if mistakes:
+        raise UsageError("\n".join(message for _, message in mistakes))
+    return parsed
+
+
+def option_mistakes(
+    policy: type[Any], options: Mapping[str, Any]
+) -> list[tuple[tuple[str | int, ...], str]]:
+    """Return every wrong option: its path inside `options`, and what is wrong with it."""
+    return _parse(policy, options)[1]
+
+
+def path_options(family: str, policy: str | None = None) -> frozenset[str]:
+    """Return the names of the options that hold a path, which are typed `Path` or `Path | None`.
+
+    Without a `policy`, return those of all policies of the family.
+    """
+    try:
+        policies = [find(family, name) for name in ([policy] if policy else names(family))]
+    except UsageError:
+        return frozenset()
+    return frozenset().union(*map(_paths_in, policies))
+
+
+def _paths_in(policy: type[Any]) -> frozenset[str]:
+    hints = get_type_hints(getattr(policy, "Options", NoOptions))
+    return frozenset(name for name, hint in hints.items() if hint is Path or Path in get_args(hint))
+
+
+def _parse(
+    policy: type[Any], options: Mapping[str, Any]
+) -> tuple[Any, list[tuple[tuple[str | int, ...], str]]]:
     from pydantic import TypeAdapter, ValidationError
     from pydantic_core import PydanticSerializationError, to_json
 
+    kind = getattr(policy, "Options", NoOptions)
+    assert is_dataclass(kind)
+    known = [field.name for field in fields(kind)]
+    mistakes: list[tuple[tuple[str | int, ...], str]] = [
+        (
+            (name,),
+            f"policy {policy.name!r} has no option {name!r}"
+            f"{suggest(str(name), known, rest='it has:')}",
+        )
+        for name in options
+        if name not in known
+    ]
     try:
         # As JSON, since only then do strict types take a list for a tuple and text for a path.
-        plain = to_json(dict(options), inf_nan_mode="constants")
-        return TypeAdapter(kind).validate_json(plain, strict=True)
+        plain = to_json(
+            {name: value for name, value in options.items() if name in known},
+            inf_nan_mode="constants",
+        )
+        return TypeAdapter(kind).validate_json(plain, strict=True), mistakes
     except PydanticSerializationError as error:
-        raise UsageError(f"policy {policy.name!r}, options: {error}") from None
+        return None, [*mistakes, ((), f"policy {policy.name!r}, options: {error}")]
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise UsageError(
-            f"policy {policy.name!r}{f', option {where}' if where else ''}: {first['msg']} "
-            f"(got {first['input']!r})"
-        ) from None
+        for item in error.errors():
+            where = ".".join(str(part) for part in item["loc"])
+            about = f"policy {policy.name!r}{f', option {where}' if where else ''}"
+            mistakes.append((item["loc"], f"{about}: {item['msg']} (got {item['input']!r})"))
+        return None, mistakes

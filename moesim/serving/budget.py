@@ -6,8 +6,8 @@ fit is refused before anything runs, with the numbers.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from moesim.config.units import format_bytes
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _ACTIVATION_BYTES = 2  # 16-bit activations, whatever the weights
 _LOGIT_BYTES = 4
+_MIB = 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,14 +66,16 @@ def plan_budget(
         f"{memory.staging} staging buffers": memory.staging * expert,
     }
     left = capacity - sum(parts.values())
-    if left < 0:
-        raise _too_little(scenario, capacity, parts, "leave nothing for KV blocks and experts")
-    total_experts = len(shape.moe_layers) * shape.num_experts
-    wanted_blocks = _useful_blocks(scenario, kv_tokens)
     longest = max(-(-tokens // memory.kv_block_tokens) for tokens in kv_tokens)
-
     slots = _slots(cache.slots, shape)
     blocks = _blocks(memory.kv, block, capacity)
+    shortage = _Shortage(
+        scenario, capacity, parts, longest * block, expert, (blocks or 0) * block, slots or 0
+    )
+    if left < 0:
+        raise shortage.error("leave nothing for KV blocks and experts")
+    total_experts = len(shape.moe_layers) * shape.num_experts
+    wanted_blocks = _useful_blocks(scenario, kv_tokens)
     if blocks is None and memory.kv.kind == "auto":
         room = left - slots * expert if slots is not None else left // 2
         blocks = min(wanted_blocks, max(longest, room // block if block else wanted_blocks))
@@ -81,14 +84,12 @@ def plan_budget(
         slots = max(0, min(total_experts, (left - blocks * block) // expert))
     if blocks is None:
         blocks = max(0, (left - slots * expert) // block)
-    parts["KV blocks"] = blocks * block
-    parts[f"{slots} expert slots"] = slots * expert
-    if sum(parts.values()) > capacity:
-        raise _too_little(scenario, capacity, parts, "exceed the memory")
-    if blocks < longest:
-        parts["KV blocks of the longest request"] = longest * block
-        if blocks == 0 or blocks < min(-(-t // memory.kv_block_tokens) for t in kv_tokens):
-            raise _too_little(scenario, capacity, parts, "leave too few KV blocks for any request")
+    shortage = replace(shortage, kv=blocks * block, slots=slots)
+    if left < blocks * block + slots * expert:
+        raise shortage.error("exceed the memory")
+    shortest = min(-(-tokens // memory.kv_block_tokens) for tokens in kv_tokens)
+    if blocks == 0 or blocks < shortest:
+        raise shortage.error("leave too few KV blocks for any request")
     return Budget(
         capacity_bytes=capacity,
         fixed_bytes=shape.fixed_bytes,
@@ -149,11 +150,53 @@ def _blocks(amount: MemoryShare, block: int, capacity: int) -> int | None:
     return None
 
 
-def _too_little(scenario: Scenario, capacity: int, parts: dict[str, int], what: str) -> BudgetError:
-    lines = [f"  {name}: {format_bytes(size)} ({size} bytes)" for name, size in parts.items()]
-    return BudgetError(
-        f"{scenario.mark('memory')}: impossible memory: the parts {what}\n"
-        + "\n".join([*lines, f"  of {format_bytes(capacity)} ({capacity} bytes)"])
-        + "\n  try a larger memory.capacity, fewer cache.slots, smaller memory.kv or fewer "
-        "model.expert_bits / model.weight_bits"
-    )
+@dataclass(frozen=True, slots=True)
+class _Shortage:
+    """Parts that exceed the memory, in bytes, and what of them may change."""
+
+    scenario: Scenario
+    capacity: int
+    fixed: dict[str, int]
+    kv_needed: int
+    """Bytes of the KV blocks that the longest request fills."""
+    expert: int
+    kv: int = 0
+    slots: int = 0
+
+    def error(self, what: str) -> BudgetError:
+        parts = {**self.fixed, "KV blocks": self.kv}
+        parts[f"{self.slots} expert slots"] = self.slots * self.expert
+        if self.kv < self.kv_needed:
+            parts["KV blocks of the longest request"] = self.kv_needed
+        lines = [f"  {name}: {format_bytes(size)} ({size} bytes)" for name, size in parts.items()]
+        lines.append(f"  of {format_bytes(self.capacity)} ({self.capacity} bytes)")
+        remedies = [*self._remedies(), "fewer model.expert_bits or model.weight_bits"]
+        return BudgetError(
+            f"{self.scenario.mark('memory')}: impossible memory: the parts {what}\n"
+            + "\n".join(lines)
+            + f"\n  try {', or '.join(remedies)}"
+        )
+
+    def _remedies(self) -> Iterator[str]:
+        """Yield single changes that make everything fit, as `key: value`."""
+        fixed, held = sum(self.fixed.values()), self.slots * self.expert
+        kv = max(self.kv, self.kv_needed)
+        needed = fixed + kv + held
+        share = self.scenario.memory.kv
+        room = self.capacity - fixed - held
+        if share.kind in ("bytes", "share") and room >= self.kv_needed:
+            yield f"memory.kv: {min(room, kv)}B"
+        if share.kind == "bytes" and self.kv < self.kv_needed:
+            return  # nothing else gives the KV blocks more
+        if share.kind == "share" and 0 < share.value < 1:  # it grows with the capacity
+            needed = round((fixed + held) / (1 - share.value))
+            needed = max(needed, round(self.kv_needed / share.value)) + _MIB
+        if needed > self.capacity:
+            yield f"memory.capacity: {-(-needed // _MIB)}MiB"
+        staging = self.scenario.memory.staging
+        spare = staging + (self.capacity - fixed - kv - held) // self.expert
+        if 1 <= spare < staging:
+            yield f"memory.staging: {spare}"
+        slots = (self.capacity - fixed - kv) // self.expert
+        if 0 <= slots < self.slots:
+            yield f"cache.slots: {slots}"

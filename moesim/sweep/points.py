@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from moesim.config.validation import order
 from moesim.errors import BudgetError, OutputError, ScenarioError
 from moesim.sweep.backend import Backend, Outcome
 
@@ -72,7 +73,7 @@ def check_points(points: Sequence[Point]) -> None:
         except BudgetError:
             pass  # a size that does not fit is a result of its point, and no mistake in the file
     if problems:
-        raise ScenarioError(list(problems))
+        raise ScenarioError(sorted(problems, key=order))
 
 
 def unfinished(points: Sequence[Point]) -> list[Point]:

@@ -45,13 +45,9 @@ def write_validation(
     Raises:
         OutputError: something cannot be written.
     """
-    import yaml
-
     scenario = made.plan.scenario
     with output_errors(out):
-        resolved = scenario.resolved(relative_to=out.resolve())
-        text = yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True)
-        (folder / "scenario.yaml").write_text(text, encoding="utf-8")
+        scenario.write(folder / "scenario.yaml", reader=out)
         write_json(folder / SUMMARY, made.summary)
         write_json(folder / "differences.json", made.comparison.differences)
         write_tables(made.comparison, folder)

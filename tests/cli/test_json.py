@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import typer
-from benches import PretendBench
+from stand_in_machines import PretendBench
 from typer.testing import CliRunner
 from workloads import TINY_CONFIG, tiny_trace
 

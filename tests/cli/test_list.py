@@ -81,7 +81,7 @@ def test_every_policy_is_listed_with_its_options_under_both_spellings() -> None:
     ("arguments", "said"),
     [
         ([], "say what to list: gpus, models, policies"),
-        (["model"], "did you mean `moesim list models`"),
+        (["model"], "did you mean 'models'"),
         (["traces"], "there is no list of 'traces': gpus, models, policies"),
     ],
 )

@@ -128,7 +128,7 @@ def test_a_mistake_in_the_sweep_is_refused_before_anything_runs(home: Path, tmp_
     result = moesim("compare", home / "typo.yaml", "--out", tmp_path / "out")
     assert isinstance(result.exception, ScenarioError)
     assert "typo.yaml:8:" in str(result.exception)
-    assert "did you mean static" in str(result.exception)
+    assert "did you mean 'static'" in str(result.exception)
     assert not (tmp_path / "out").exists()
 
 

@@ -174,6 +174,7 @@ def test_whatever_is_asked_for_the_parts_fit_or_it_is_refused(
     except BudgetError as error:
         refusal = str(error)
     if refusal:
+        assert_remedies_help(refusal, vram, kv_tokens, memory, {"slots": slots})
         *parts, whole = [int(number) for number in re.findall(r"\((\d+) bytes\)", refusal)]
         assert whole == vram
         assert sum(parts) > vram or "for any request" in refusal
@@ -183,6 +184,38 @@ def test_whatever_is_asked_for_the_parts_fit_or_it_is_refused(
     assert plan.kv_blocks >= min(-(-tokens // block) for tokens in kv_tokens)
     assert plan.slots_bytes == plan.slots * EXPERT
     assert plan.kv_bytes == plan.kv_blocks * block * ENTRY
+
+
+def assert_remedies_help(
+    refusal: str, vram: int, kv_tokens: list[int], memory: dict[str, Any], cache: dict[str, Any]
+) -> None:
+    """Every `key: value` that a refusal names makes everything fit, without another change."""
+    for section, key, value in re.findall(
+        r"(memory|cache)\.(\w+): (\w+)", refusal.split("try ")[1]
+    ):
+        sections = {"memory": dict(memory), "cache": dict(cache)}
+        sections[section][key] = int(value) if value.isdigit() else value
+        made = budget(vram, kv_tokens, memory=sections["memory"], cache=sections["cache"])
+        assert made.used_bytes <= made.capacity_bytes
+
+
+@pytest.mark.parametrize(
+    ("vram", "memory", "cache", "remedy"),
+    [
+        (200_000, {}, {"slots": 8}, "cache.slots: 5"),
+        (200_000, {"kv": "1MiB"}, {"slots": 2}, "memory.kv: 57048B"),
+        (200_000, {"kv": 0}, {"slots": 2}, "memory.kv: 16384B"),
+        (200_000, {"staging": 100}, {}, "memory.staging: "),
+        (1, {}, {}, "memory.capacity: 1MiB"),
+    ],
+)
+def test_a_refusal_names_a_value_that_fits(
+    vram: int, memory: dict[str, Any], cache: dict[str, Any], remedy: str
+) -> None:
+    with pytest.raises(BudgetError) as caught:
+        budget(vram, memory=memory, cache=cache)
+    assert remedy in str(caught.value)
+    assert_remedies_help(str(caught.value), vram, [32], memory, cache)
 
 
 def test_memory_is_enough_or_too_little_by_one_byte() -> None:
@@ -208,7 +241,7 @@ def test_weights_that_do_not_fit_are_refused_with_the_numbers() -> None:
     assert f"fixed weights: 2.99 GiB ({mixtral.fixed_bytes} bytes)" in text
     assert f"of 2 GiB ({2 * 1024**3} bytes)" in text
     assert "leave nothing" in text
-    assert "try a larger memory.capacity" in text
+    assert "try memory.capacity: " in text
     assert caught.value.exit_code == 2
 
 

@@ -338,7 +338,7 @@ def test_a_policy_that_inherits_another_s_stack_is_replayed(
 
 
 BAD_ARGUMENTS: list[tuple[dict[str, Any], str]] = [
-    ({"policies": ["lruu"]}, "unknown eviction policy 'lruu'; did you mean lru"),
+    ({"policies": ["lruu"]}, "unknown eviction policy 'lruu'; did you mean 'lru'"),
     ({"policies": [("lru", {"depth": 1})]}, "no option 'depth'"),
     ({"policies": ["static"], "admission": "always"}, "static never admits"),
     ({"capacities": []}, r"capacities must be numbers ≥ 0, not \[\]"),
