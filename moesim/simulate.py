@@ -9,6 +9,7 @@ from typing import Any
 
 from moesim.bounds import BOUND_KEYS, bounds_summary
 from moesim.errors import ScenarioError
+from moesim.facts import knows_the_future, routing_facts
 from moesim.hardware.shapes import ModelShape
 from moesim.metrics import (
     bytes_summary,
@@ -153,6 +154,7 @@ def summarise(outcome: Outcome) -> dict[str, Any]:
         "model": shape.name,
         "hardware": scenario.hardware.profile,
         "cost_kind": plan.cost.hardware.cost_kind,
+        **routing_facts(scenario, trace.meta, shape),
         "cache_policy": find("eviction", scenario.cache.policy).name,
         "cache_scope": scenario.cache.scope,
         "cache_slots": total,
@@ -161,6 +163,7 @@ def summarise(outcome: Outcome) -> dict[str, Any]:
         "num_layers": trace.num_layers,
         "prefetch_policy": find("prefetch", scenario.prefetch.policy).name,
         "batching_policy": find("batching", scenario.batching.policy).name,
+        "knows_the_future": knows_the_future(scenario, hindsight=ledger.hindsight),
         "seed": scenario.seed,
         **throughput_summary(outcome.requests, outcome.now_ns),
         **latency_summary(outcome.requests),
@@ -181,10 +184,27 @@ def summarise(outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def _learnt_on(scenario: Scenario, profile: str | None) -> str:
-    if not profile or scenario.path(profile).resolve() == scenario.trace_path.resolve():
-        return "static was learnt on the replayed trace itself: hindsight, an oracle"
-    return f"static was learnt on the trace {profile}"
+def _foresight(scenario: Scenario, *, hindsight: bool) -> list[str]:
+    """What a reader must know of policies that see ahead, and of profiles that do not."""
+    eviction = find("eviction", scenario.cache.policy)
+    profile = scenario.cache.options.get("profile")
+    notes = [
+        f"{name} knows the future: a bound, not a policy"
+        for name in map(_as_said, knows_the_future(scenario))
+    ]
+    if hindsight:
+        notes.append(
+            f"{eviction.name} was learnt on the replayed trace itself: hindsight, an oracle"
+        )
+    elif profile:
+        notes.append(f"{eviction.name} was learnt on the trace {profile}")
+    return notes
+
+
+def _as_said(policy: str) -> str:
+    """Return `min eviction` for `eviction min`."""
+    family, _, name = policy.partition(" ")
+    return f"{name} {family}"
 
 
 def _router_note(router: str, shape: ModelShape) -> str | None:
@@ -200,13 +220,12 @@ def _notes(plan: Plan, outcome: Outcome) -> list[str]:
     """What a reader must know to not misread the numbers."""
     scenario, trace, shape = plan.scenario, plan.trace, plan.cost.shape
     notes = []
-    if scenario.model.shape != "trace" and shape.name != trace.meta.model:
+    if routing_facts(scenario, trace.meta, shape)["sizes"] == "foreign":
         notes.append(f"a trace of {trace.meta.model} is costed with the sizes of {shape.name}")
     if trace.meta.synthetic:
         notes.append("the trace is synthetic")
     policy = find("eviction", scenario.cache.policy)
-    if policy.name == "static":
-        notes.append(_learnt_on(scenario, scenario.cache.options.get("profile")))
+    notes += _foresight(scenario, hindsight=outcome.ledger.hindsight)
     if first := scenario.cache.initial_layers:
         notes.append(f"all experts of the first {first} MoE layers are resident from the start")
     if scenario.bounds and (policy.name == "static" or first):
@@ -214,10 +233,6 @@ def _notes(plan: Plan, outcome: Outcome) -> list[str]:
         notes.append(f"{loaded} loaded; MIN and the infinite cache start empty")
     if note := _router_note(trace.meta.router, shape):
         notes.append(note)
-    if policy.clairvoyant:
-        notes.append(f"{policy.name} knows the future: a bound on misses, not a policy")
-    if find("prefetch", scenario.prefetch.policy).clairvoyant:
-        notes.append("oracle prefetch knows the future of the step: a bound, not a policy")
     if scenario.replay == "sequential":
         notes.append("sequential replay inflates misses; it is offered only for contrast")
     if scenario.workload.prefill != "recorded":

@@ -270,7 +270,7 @@ def _caches(
     futures: list[list[list[Key]]] | None = None
     if policy.clairvoyant and all(request.arrival_ns == 0 for request in requests):
         futures = group_by_cache(plan, _rehearse(plan))
-    popularity = cache(partial(_popularity, plan))
+    popularity = cache(partial(_learnt, plan, ledger))
     staging = Staging(scenario.memory.staging)
     sizes = ExpertSizes(plan.cost.expert_bytes, scenario.cache.write_back)
     initial, caches = scenario.cache.initial_layers, []
@@ -297,6 +297,14 @@ def _universe(plan: Plan, number: int) -> range:
     experts, layers = plan.trace.num_experts, range(plan.trace.num_layers)
     own = [layer for layer in layers if _cache_of(plan.scenario, layer) == number]
     return range(own[0] * experts, (own[-1] + 1) * experts)
+
+
+def _learnt(plan: Plan, ledger: Ledger, profile: str | None) -> dict[Key, int]:
+    """What an eviction policy learns from a profile. The ledger notes a profile that counts just
+    what the replayed trace does: the policy then knows the future, whatever the profile's path."""
+    counts = _popularity(plan, profile)
+    ledger.hindsight |= profile is None or counts == _popularity(plan, None)
+    return counts
 
 
 def _popularity(plan: Plan, profile: str | None) -> dict[Key, int]:

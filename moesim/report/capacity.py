@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from moesim.report.chart import Chart, grid
+from moesim.report.chart import Chart, drawn, grid
 from moesim.report.comparison import Comparison, Row
-from moesim.report.metrics import HIT_RATE, Metric
+from moesim.report.metrics import HIT_RATE, HITS, Metric
 from moesim.report.panels import (
     MOST_SETTINGS,
     NO_BOUNDS,
     OUTPUT_ONLY,
     bounded,
     left_out,
+    named,
     shared_legend,
 )
 from moesim.report.statistics import estimate
@@ -25,10 +26,16 @@ if TYPE_CHECKING:
 __all__ = ["hit_rate_against_capacity", "metrics_against_capacity"]
 
 MOST_PANELS: Final = 6
+TITLE: Final = 44
+"""Characters of a line of a panel's title."""
 AGAINST_CAPACITY: Final = ("output_tokens_per_s", "ttft_p95_ms", "tpot_mean_ms", "stall_share")
 HIT_BOUNDS: Final = (
-    "Dashed and dotted lines are bounds: MIN re-scores each run's own layer events offline without "
-    "prefetching (mean over the runs at a capacity), an infinite cache misses first uses only."
+    "Dashed and dotted lines are bounds for runs that prefetch nothing, and drawn for those only: "
+    "MIN re-scores each run's own layer events offline (mean over the runs at a capacity), an "
+    "infinite cache misses first uses only. "
+)
+LATE: Final = (
+    "Faint lines above: hits and late hits together. No bound holds for runs that prefetch. "
 )
 TIME_BOUNDS: Final = (
     "Bounds: the same workload with a cache that holds every expert, and with a link that takes no "
@@ -45,9 +52,8 @@ def hit_rate_against_capacity(comparison: Comparison) -> Chart | None:
     chart = grid(
         "hit_rate_capacity",
         "Hit rate against capacity",
-        f"Hit rate against the size of the cache{left_out(comparison.facets, facets)}. "
-        f"{HIT_BOUNDS if bounded(comparison) else NO_BOUNDS} {_shaded(comparison)}"
-        f"{comparison.caption(hit_rate=True)}",
+        f"Hits in time against the size of the cache{left_out(comparison.facets, facets)}. "
+        f"{_hit_bounds(comparison)}{_shaded(comparison)}{comparison.caption(hits=True)}",
         ("setting", "line", "slots_per_layer", "share_of_experts", "mean", "low", "high", "n"),
         shape=_tiles(len(facets)),
         height_in=3.1 if len(facets) == 1 else 2.5 * _tiles(len(facets))[0],
@@ -56,16 +62,18 @@ def hit_rate_against_capacity(comparison: Comparison) -> Chart | None:
     for axes, facet in zip(_panels(chart, len(facets)), facets, strict=True):
         for variant in comparison.variants:
             rows = comparison.series(facet, variant)
-            _line(chart, axes, facet, rows, variant, looks[variant], HIT_RATE)
+            _line(chart, axes, facet, rows, comparison.label(variant), looks[variant], HITS)
+            if any(row.mean("late_hits") > 0 for row in rows):
+                _with_late(chart, axes, facet, rows, variant, looks[variant])
         for label, key in (
             (MIN_BOUND, "min_hit_rate"),
             (INFINITE_CACHE, "infinite_cache_hit_rate"),
         ):
             _bound(chart, axes, comparison, facet, label, key)
-        axes.set_ylabel("expert hit rate (%)")
+        axes.set_ylabel("hits (% of accesses)")
         _capacity_axis(axes, [row for row in comparison.rows if row.facet == facet])
         if facet:
-            axes.set_title(facet)
+            axes.set_title(drawn(facet, TITLE if len(facets) == 1 else TITLE // 2))
     shared_legend(chart)
     return chart
 
@@ -98,7 +106,7 @@ def metrics_against_capacity(comparison: Comparison) -> Chart | None:
                     axes,
                     facet,
                     rows,
-                    variant,
+                    comparison.label(variant),
                     looks[variant],
                     metric,
                     metric.label,
@@ -108,7 +116,8 @@ def metrics_against_capacity(comparison: Comparison) -> Chart | None:
                 for label in (INFINITE_CACHE, INFINITE_LINK):
                     _throughput_bound(chart, axes, comparison, facet, label)
             axes.set_ylabel(metric.title)
-            axes.set_title(", ".join(part for part in (metric.label, facet) if part))
+            title = ", ".join(part for part in (metric.label, facet) if part)
+            axes.set_title(drawn(title, TITLE // 2))
             _capacity_axis(axes, [row for row in comparison.rows if row.facet == facet], top=False)
             if axes.has_data() and not axes.texts:
                 axes.set_ylim(0, axes.get_ylim()[1] * 1.04)
@@ -126,7 +135,8 @@ def _line(
     metric: Metric,
     *extra: str,
 ) -> None:
-    """One variant over capacity, with the band of its interval; gaps where undefined."""
+    """One variant over capacity, with the band of its interval; gaps where undefined. `variant` is
+    its label."""
     import numpy as np
 
     if not rows:
@@ -135,7 +145,7 @@ def _line(
     made = [row.estimate(metric) for row in rows]
     mean = np.array([one.mean for one in made])
     axes.plot(size, mean, color=look.color, linestyle=look.line, marker=look.marker,
-              markerfacecolor=look.face, label=variant)  # fmt: skip
+              markerfacecolor=look.face, label=named(variant))  # fmt: skip
     low, high = np.array([one.low for one in made]), np.array([one.high for one in made])
     if (high > low).any():
         axes.fill_between(size, low, high, color=look.color, alpha=0.18, linewidth=0)
@@ -145,13 +155,34 @@ def _line(
         chart.record(facet, *extra, variant, row.slots_per_layer, share, one.mean, *interval, one.n)
 
 
+def _with_late(
+    chart: Chart, axes: Axes, facet: str, rows: Sequence[Row], variant: str, look: Style
+) -> None:
+    """Hits and late hits together, faintly: how much of a prefetching variant comes late."""
+    sizes = [row.slots_per_layer for row in rows]
+    made = [row.estimate(HIT_RATE) for row in rows]
+    axes.plot(sizes, [one.mean for one in made], color=look.color, linewidth=0.8, alpha=0.6,
+              linestyle=(0, (1, 1)))  # fmt: skip
+    for row, one in zip(rows, made, strict=True):
+        share = row.slots_per_layer / row.mean("num_experts")
+        line = f"{variant}: {HIT_RATE.label}"
+        chart.record(facet, line, row.slots_per_layer, share, one.mean, None, None, one.n)
+
+
+def _hit_bounds(comparison: Comparison) -> str:
+    late = LATE if any(row.mean("late_hits") > 0 for row in comparison.rows) else ""
+    if any(row.prefetches for row in comparison.rows) and not late:
+        late = "No bound holds for runs that prefetch. "
+    return (HIT_BOUNDS if bounded(comparison) else f"{NO_BOUNDS} ") + late
+
+
 def _bound(
     chart: Chart, axes: Axes, comparison: Comparison, facet: str, label: str, key: str
 ) -> None:
     """A bound on the hit rate: its mean over all runs of a capacity."""
     points = []
     for size, rows in _by_size(comparison, facet):
-        one = estimate(row.mean(key) * HIT_RATE.scale for row in rows)
+        one = estimate(row.hit_bound(key) * HITS.scale for row in rows)
         if one.defined:
             points.append((size, one.mean))
             share = size / rows[0].mean("num_experts")

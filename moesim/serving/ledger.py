@@ -85,6 +85,7 @@ class Ledger:
         self.stall_ns = [[0 for _ in range(num_layers + 1)] for _ in CAUSES]
         self.demand_stall_ns = self.stall_ns[CAUSE_DEMAND]
         self.readback_stall_ns = self.stall_ns[CAUSE_READBACK]
+        self.hindsight = False  # whether an eviction policy learnt on the replayed trace itself
         self.prefetch_useful = 0
         self.prefetch_late = 0
         self.prefetch_wasted = 0
