@@ -163,7 +163,7 @@ def summarise(outcome: Outcome) -> dict[str, Any]:
         "num_layers": trace.num_layers,
         "prefetch_policy": find("prefetch", scenario.prefetch.policy).name,
         "batching_policy": find("batching", scenario.batching.policy).name,
-        "knows_the_future": knows_the_future(scenario, hindsight=ledger.hindsight),
+        "knows_the_future": ", ".join(knows_the_future(scenario, hindsight=ledger.hindsight)),
         "seed": scenario.seed,
         **throughput_summary(outcome.requests, outcome.now_ns),
         **latency_summary(outcome.requests),

@@ -81,7 +81,7 @@ def _usual(run: Run, key: str, name: str, telling: Telling) -> str:
 def _section(name: str, told: Mapping[str, Any], whole: Mapping[str, Any]) -> str:
     """A section that was swept whole: its policy, and of the rest what tells it from others."""
     if not isinstance(whole.get("policy"), str):
-        return f"{name} = {entries(told) or '{}'}"
+        return f"{name} = {spelled(told)}"
     options = told.get("options")
     rest = {k: v for k, v in told.items() if k not in ("policy", "options")}
     rest |= options if isinstance(options, Mapping) else {}

@@ -63,8 +63,8 @@ def marked(text: str, mark: str) -> str:
 def foreseeing(run: Run) -> tuple[str, ...]:
     """Return the policies of a run that know the future, like `eviction min`."""
     told = run.summary.get("knows_the_future")
-    if isinstance(told, list):
-        return tuple(map(str, told))
+    if isinstance(told, str):
+        return tuple(told.split(", ")) if told else ()
     return tuple(
         f"{family} {name}"
         for family, section in POLICIES.items()

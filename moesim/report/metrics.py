@@ -29,8 +29,8 @@ __all__ = [
 
 UNDEFINED: Final = "undefined"
 HITS_MEAN: Final = (
-    "Hits, late hits and misses are shares of accesses, the distinct experts of each layer event: "
-    "resident in time, still on their way, not asked for before."
+    "A hit was resident in time, a late hit still on its way, a miss not asked for before; shares "
+    "of accesses, the distinct experts of each layer event."
 )
 STALL_CAUSES: Final = {
     "demand": "demand copy",
@@ -64,7 +64,7 @@ class Metric:
     def of(self, run: Run) -> float:
         """The value in `unit`; NaN where the run leaves it undefined."""
         whole = run.value(self.of_all) if self.of_all else 1.0
-        return run.value(self.key) / whole * self.scale if whole else math.nan
+        return run.value(self.key) * self.scale / whole if whole else math.nan
 
     def in_readable_unit(self, values: Iterable[float]) -> Metric:
         """The same, in seconds rather than milliseconds where values reach twenty seconds."""

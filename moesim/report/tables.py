@@ -11,7 +11,7 @@ from typing import Any, Final
 from moesim.config.spelling import exact
 from moesim.report.chart import Chart, write_csv
 from moesim.report.comparison import Comparison, Row
-from moesim.report.marks import FORESEES, foreseeing, marked
+from moesim.report.marks import FORESEES, marked
 from moesim.report.metrics import HEADLINE, UNDEFINED, Metric
 from moesim.report.runs import Run
 from moesim.report.statistics import Estimate, difference, estimate
@@ -96,9 +96,9 @@ def write_csvs(comparison: Comparison, folder: Path) -> None:
     )
     write_csv(
         folder / "runs.csv",
-        ["run", "variant", "setting", "foresight", *scalars],
+        ["run", "variant", "setting", *scalars],
         (
-            [_relative(run.path, folder), row.variant, row.setting, "; ".join(foreseeing(run)),
+            [_relative(run.path, folder), row.variant, row.setting,
              *(run.summary.get(key) for key in scalars)]
             for row in comparison.rows
             for run in row.runs
@@ -199,7 +199,7 @@ def _csv_row(comparison: Comparison, row: Row, keys: Iterable[str]) -> list[Any]
     return [
         row.variant,
         row.setting,
-        *(_swept(row.values[key]) for key in (*comparison.policy_keys, *comparison.setting_keys)),
+        *(exact(row.values[key]) for key in (*comparison.policy_keys, *comparison.setting_keys)),
         "yes" if row.knows_the_future else "no",
         comparison.mark([row]) or "recorded",
         row.slots_per_layer,
@@ -214,12 +214,6 @@ def _number_keys(runs: Sequence[Run]) -> list[str]:
     """Keys of the summaries that hold a number in some run, in the summary's order."""
     keys = dict.fromkeys(key for run in runs for key in run.summary if key not in NAMED)
     return [key for key in keys if any(not math.isnan(run.value(key)) for run in runs)]
-
-
-def _swept(value: Any) -> Any:
-    """A number as it is; anything else so that no two values are written alike."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return value if number else exact(value)
 
 
 def _scalar(value: Any) -> bool:

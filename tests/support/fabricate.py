@@ -66,7 +66,8 @@ def run_directory(
         "cache_policy": policy, "cache_scope": "per_layer",
         "cache_slots": round(slots_per_layer * layers), "cache_slots_per_layer": slots_per_layer,
         "num_experts": EXPERTS, "num_layers": layers, "prefetch_policy": prefetch,
-        "batching_policy": "decode_first", "seed": seed, "requests": requests,
+        "batching_policy": "decode_first", "routing": "recorded", "sizes": "own",
+        "knows_the_future": _foreseeing(policy, prefetch), "seed": seed, "requests": requests,
         "finished": requests, "rejected": 0, "running": 0, "queued": 0, "preemptions": 0,
         "output_tokens": requests * output_tokens, "steps": steps, "layer_events": steps * layers,
         "makespan_s": makespan / 1e9,
@@ -109,6 +110,12 @@ def run_directory(
     (folder / "scenario.yaml").write_text(yaml.safe_dump(scenario))
     _write_json(folder / "manifest.json", {"point": point or {}, "format": "moesim-run"})
     return folder
+
+
+def _foreseeing(policy: str, prefetch: str) -> str:
+    """As a run writes it; `static` has no profile here, so it learnt in hindsight."""
+    eviction = [f"eviction {policy}"] if policy in ("min", "static") else []
+    return ", ".join([*eviction, *(["prefetch oracle"] if prefetch == "oracle" else [])])
 
 
 def _machine(

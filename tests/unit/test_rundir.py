@@ -574,14 +574,16 @@ def test_force_replaces_no_folder_that_is_not_a_run(tmp_path: Path, trace: Path)
 
 
 def test_a_static_placement_names_the_trace_it_learnt_from(tmp_path: Path, trace: Path) -> None:
-    shutil.copytree(trace, tmp_path / "other")
+    tiny_trace(requests=3, seed=7).save(tmp_path / "other")
+    shutil.copytree(trace, tmp_path / "copy")
 
     def notes(profile: str) -> list[str]:
         cache = {"policy": "static", "options": {"profile": profile}, "slots": 8}
         return run(scenario_of(trace, cache=cache)).summary["notes"]
 
     assert f"static was learnt on the trace {tmp_path / 'other'}" in notes(str(tmp_path / "other"))
-    assert any("hindsight" in note for note in notes(f"{trace}/."))
+    for replayed in (f"{trace}/.", str(tmp_path / "copy")):
+        assert any("hindsight" in note for note in notes(replayed))
     with pytest.raises(ScenarioError, match="there is no trace folder 'nowhere'"):
         notes("nowhere")
 
