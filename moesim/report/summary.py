@@ -134,20 +134,23 @@ def _time(run: Run) -> Table:
 
 
 def _bounds(run: Run) -> Table:
-    table = Table("bounds", ["", "expert hit rate", "makespan (s)", "E2E p95 (ms)"])
-    for label, rate, makespan, latency in (
-        ("this run", "expert_hit_rate", "makespan_s", "e2e_p95_ms"),
-        (f"{MIN_LABEL}, no prefetch", "min_hit_rate", "", ""),
-        ("infinite cache", "infinite_cache_hit_rate", "infinite_cache_makespan_s",
-         "infinite_cache_e2e_p95_ms"),
-        ("infinite link", "", "infinite_link_makespan_s", "infinite_link_e2e_p95_ms"),
+    columns = ["", "expert hit rate", "time in steps (s)", "makespan (s)", "E2E p95 (ms)"]
+    table = Table("bounds", columns)
+    steps = run.value("busy_s") + run.value("stall_s")
+    table.add(
+        "this run",
+        _share(run.value("expert_hit_rate")),
+        *map(number, (steps, run.value("makespan_s"), run.value("e2e_p95_ms"))),
+    )
+    for label, name in (
+        (MIN_LABEL, "min"), ("infinite cache", "infinite_cache"), ("infinite link", "infinite_link")
     ):  # fmt: skip
-        table.add(
-            label,
-            _share(run.value(rate)) if rate else "",
-            number(run.value(makespan)) if makespan else "",
-            number(run.value(latency)) if latency else "",
-        )
+        keys = (f"{name}_{key}" for key in ("time_in_steps_s", "makespan_s", "e2e_p95_ms"))
+        times = [number(run.value(key)) if key in run.summary else "" for key in keys]
+        rate = f"{name}_hit_rate"
+        if rate in run.summary and run.text("prefetch_policy") != "none":
+            label += ", hit rate without prefetch"
+        table.add(label, _share(run.value(rate)) if rate in run.summary else "", *times)
     return table
 
 
