@@ -12,6 +12,7 @@ from moesim.report.capacity import hit_rate_against_capacity, metrics_against_ca
 from moesim.report.chart import Chart, grid, save_charts
 from moesim.report.comparison import Comparison, Row
 from moesim.report.distribution import LATENCIES, cdf, latency_axis
+from moesim.report.limits import HIT_LIMITS, MIN_BOUND, limit
 from moesim.report.metrics import HIT_RATE, STALL_CAUSES, Metric
 from moesim.report.panels import (
     MOST_SETTINGS,
@@ -22,16 +23,17 @@ from moesim.report.panels import (
     shared_legend,
 )
 from moesim.report.runs import latencies_ns
-from moesim.report.style import BOUNDS, STALLS, Style, styles
+from moesim.report.style import STALLS, Style, styles
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 __all__ = ["latency_cdfs", "plots_for_comparison", "side_by_side", "stalls_side_by_side"]
 
-MIN_BOUND: Final = next(iter(BOUNDS))
 SIDE_BY_SIDE: Final = ("output_tokens_per_s", "ttft_p95_ms", "tpot_mean_ms", "expert_hit_rate")
-TICKS: Final = "Black ticks in the hit-rate panel are the MIN bound (misses, no prefetching)."
+TICKS: Final = (
+    "Black ticks in the hit-rate panel are the MIN bound of variants that prefetch nothing."
+)
 
 
 def plots_for_comparison(comparison: Comparison, folder: Path) -> list[Chart]:
@@ -173,7 +175,7 @@ def _dots(
             continue
         axes.errorbar(one.mean, place, xerr=one.half or None, color=look.color, marker=look.marker,
                       markerfacecolor=look.face, capsize=2, elinewidth=1)  # fmt: skip
-        bound = row.mean("min_hit_rate") * HIT_RATE.scale
+        bound = limit(row, HIT_LIMITS[MIN_BOUND])
         if metric is HIT_RATE and bound == bound:
             axes.plot(bound, place, "|", color="black", markersize=8, markeredgewidth=1.4)
             chart.record(setting, MIN_BOUND, "%", row.variant, bound, None, None, one.n)

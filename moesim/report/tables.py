@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from moesim.report.chart import Chart, write_csv
 from moesim.report.comparison import Comparison, Row
+from moesim.report.limits import HIT_LIMITS, MIN_BOUND, limit
 from moesim.report.metrics import HEADLINE, UNDEFINED, Metric
 from moesim.report.runs import Run
 from moesim.report.statistics import Estimate, difference, estimate
@@ -124,18 +125,24 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
 
 
 def _means(setting: str, rows: Sequence[Row], headline: Sequence[Metric]) -> Table:
-    bounded = any(row.estimate(BOUND).defined for row in rows)
+    bounded = any(not math.isnan(limit(row, HIT_LIMITS[MIN_BOUND])) for row in rows)
     metrics = (*headline, BOUND) if bounded else headline
     table = Table(setting, ["", *(metric.title for metric in metrics)])
     columns = []
     for metric in metrics:
-        made = [row.estimate(metric) for row in rows]
+        made = [_estimate(row, metric) for row in rows]
         ranked = [metric is not BOUND and not row.knows_the_future for row in rows]
         marks = _marks(made, ranked, metric)
         columns.append([Cell(metric.text(e), mark) for e, mark in zip(made, marks, strict=True)])
     for place, row in enumerate(rows):
         table.add(row.variant, *(column[place] for column in columns))
     return table
+
+
+def _estimate(row: Row, metric: Metric) -> Estimate:
+    if metric is BOUND:
+        return estimate(HIT_LIMITS[MIN_BOUND](run) for run in row.runs)
+    return row.estimate(metric)
 
 
 def _marks(estimates: Sequence[Estimate], ranked: Sequence[bool], metric: Metric) -> list[str]:
