@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from moesim.bounds import BOUND_KEYS, bounds_summary
+from moesim.bounds import BOUND_KEYS, Loaded, Remedy, Steps, bounds_summary, endless, hindsight
 from moesim.errors import ScenarioError
 from moesim.facts import knows_the_future, routing_facts
 from moesim.hardware.shapes import ModelShape
@@ -23,11 +23,13 @@ from moesim.metrics import (
     time_summary,
 )
 from moesim.policies import find
+from moesim.policies.eviction import Eviction
 from moesim.result import Result
 from moesim.scenario import Scenario, load_scenario
 from moesim.serving.invariants import check_lanes, check_run
 from moesim.serving.kv import BlockPool
 from moesim.serving.ledger import Ledger
+from moesim.serving.replay import Ask
 from moesim.serving.request import Request
 from moesim.serving.residency import ExpertCache
 from moesim.serving.server import Server
@@ -60,6 +62,19 @@ class Outcome:
     caches: Sequence[ExpertCache]
     pool: BlockPool
     now_ns: int
+    schedule: Sequence[Ask] | None = None
+    """The steps as the batching policy formed them; None where all requests arrive at once, or
+    without bounds."""
+
+    @property
+    def distinct_caches(self) -> list[ExpertCache]:
+        """Each cache once, in the order of its number."""
+        return list({id(cache): cache for cache in self.caches}.values())
+
+    @property
+    def loaded(self) -> Loaded:
+        """Of each cache, the keys that were loaded before time zero."""
+        return [cache.preloaded for cache in self.distinct_caches]
 
 
 def run(
@@ -97,12 +112,25 @@ def run(
     return write(scenario, Path(out), lambda: result_of(plan), force=force, draw=draw, point=point)
 
 
-def simulate(plan: Plan, *, eviction: str | None = None, free_link: bool = False) -> Outcome:
-    """Serve the plan's workload on the simulated machine."""
-    server, now_ns = serve(plan, eviction=eviction, free_link=free_link)
-    outcome = finish(plan, server, now_ns)
+def simulate(
+    plan: Plan, *, eviction: str | None = None, free_link: bool = False, at_once: bool = False
+) -> Outcome:
+    """Serve the plan's workload on the simulated machine; `at_once` moves all arrivals to zero."""
+    asks: list[Ask] | None = None
+    if plan.scenario.bounds and plan.observer is None and _spread(plan.scenario):
+        asks = []
+        observed = replace(plan, observer=Steps(asks))
+    else:
+        observed = plan
+    server, now_ns = serve(observed, eviction=eviction, free_link=free_link, at_once=at_once)
+    outcome = replace(finish(plan, server, now_ns), schedule=asks)
     check_lanes(outcome.ledger, outcome.now_ns)
     return outcome
+
+
+def _spread(scenario: Scenario) -> bool:
+    """Whether requests may arrive at different times."""
+    return scenario.workload.arrivals.kind != "all_at_once"
 
 
 def finish(plan: Plan, server: Server, now_ns: int) -> Outcome:
@@ -117,7 +145,7 @@ def result_of(plan: Plan) -> Result:
     """Simulate a plan, with its bounds if the scenario asks for them."""
     outcome = simulate(plan)
     summary = summarise(outcome)
-    bounds = bounds_of(outcome, summary) if plan.scenario.bounds else {}
+    bounds = bounds_of(outcome) if plan.scenario.bounds else {}
     summary.update({key: bounds.get(key) for key in BOUND_KEYS})
     columns = {
         "requests": request_columns(outcome.requests),
@@ -128,16 +156,36 @@ def result_of(plan: Plan) -> Result:
     return Result(plan.scenario, summary, columns)
 
 
-def bounds_of(outcome: Outcome, summary: dict[str, Any]) -> dict[str, Any]:
-    """Simulate the bounds of an outcome and compare it with them."""
-    plan = outcome.plan
-    everything = plan.trace.num_layers * plan.trace.num_experts
-    return bounds_summary(
-        outcome,
-        summary,
-        cached=simulate(plan.with_slots(everything), eviction="lru"),
-        linked=simulate(plan, free_link=True),
-    )
+def bounds_of(outcome: Outcome) -> dict[str, Any]:
+    """Simulate the bounds of an outcome and compare it with them.
+
+    Where arrivals are spread out, a faster run would form other steps, and MIN's future would not
+    exist. There the remedies time the very steps that the run formed, without waiting in between.
+    """
+    plan, ledger, loaded = outcome.plan, outcome.ledger, outcome.loaded
+    roomy = plan.with_slots(plan.trace.num_layers * plan.trace.num_experts)
+    schedule = None
+    if any(request.arrival_ns for request in outcome.requests):
+        schedule = outcome.schedule
+        assert schedule is not None, "a run with bounds notes the steps that it forms"
+
+    def remedied(plan: Plan, evictions: Sequence[Eviction], steps: Sequence[Ask] | None) -> Outcome:
+        observed = replace(plan, observer=Remedy(evictions, steps))
+        return simulate(observed, eviction="lru", at_once=steps is not None)
+
+    best = remedied(plan, hindsight(outcome, ledger.layer_events()), schedule)
+    cached = remedied(roomy, endless(roomy.slots, loaded), None)
+    linked = simulate(plan, free_link=True)
+    steps_ns = {
+        "policy": best.ledger.stepping_ns,
+        "memory": cached.ledger.stepping_ns,
+        "link": linked.ledger.stepping_ns,
+    }
+    if schedule is not None:
+        same_steps = remedied(roomy, endless(roomy.slots, loaded), schedule)
+        steps_ns["memory"] = same_steps.ledger.stepping_ns
+        steps_ns["link"] = ledger.stepping_ns - sum(map(sum, ledger.copy_stalls_ns))
+    return bounds_summary(outcome, cached=cached, linked=linked, steps_ns=steps_ns)
 
 
 def summarise(outcome: Outcome) -> dict[str, Any]:
@@ -145,7 +193,7 @@ def summarise(outcome: Outcome) -> dict[str, Any]:
     plan, ledger = outcome.plan, outcome.ledger
     scenario, trace, budget, shape = plan.scenario, plan.trace, plan.budget, plan.cost.shape
     total = sum(plan.slots)
-    distinct = list({id(cache): cache for cache in outcome.caches}.values())
+    distinct = outcome.distinct_caches
     unused = sum(cache.unused_prefetches for cache in distinct)
     block_bytes = scenario.memory.kv_block_tokens * shape.kv_bytes_per_token
     return {
@@ -170,7 +218,7 @@ def summarise(outcome: Outcome) -> dict[str, Any]:
         **starvation_summary(outcome.requests),
         **cache_summary(ledger),
         **bytes_summary(ledger, plan.cost.expert_bytes, unused),
-        "load_bytes": sum(cache.preloaded for cache in distinct) * plan.cost.expert_bytes,
+        "load_bytes": sum(len(cache.preloaded) for cache in distinct) * plan.cost.expert_bytes,
         **time_summary(ledger, outcome.now_ns),
         "vram_bytes": budget.capacity_bytes,
         "fixed_bytes": budget.fixed_bytes,
@@ -224,13 +272,11 @@ def _notes(plan: Plan, outcome: Outcome) -> list[str]:
         notes.append(f"a trace of {trace.meta.model} is costed with the sizes of {shape.name}")
     if trace.meta.synthetic:
         notes.append("the trace is synthetic")
-    policy = find("eviction", scenario.cache.policy)
     notes += _foresight(scenario, hindsight=outcome.ledger.hindsight)
     if first := scenario.cache.initial_layers:
         notes.append(f"all experts of the first {first} MoE layers are resident from the start")
-    if scenario.bounds and (policy.name == "static" or first):
-        loaded = "static starts" if policy.name == "static" else "initial layers start"
-        notes.append(f"{loaded} loaded; MIN and the infinite cache start empty")
+    if scenario.bounds and any(request.arrival_ns for request in outcome.requests):
+        notes.append("arrivals are spread out: the verdict times the steps that this run formed")
     if note := _router_note(trace.meta.router, shape):
         notes.append(note)
     if scenario.replay == "sequential":

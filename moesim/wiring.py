@@ -219,11 +219,15 @@ def build_server(
     *,
     eviction: str | None = None,
     routing: RoutingSource | None = None,
+    at_once: bool = False,
 ) -> Server:
     """The server of a plan, on any machine. `eviction` overrides the policy (for rehearsals),
-    `routing` the trace."""
+    `routing` the trace; `at_once` moves all arrivals to zero."""
     scenario, trace = plan.scenario, plan.trace
     requests = build_workload(scenario, trace)
+    if at_once:
+        for request in requests:
+            request.arrival_ns = 0
     routing, knowledge = routing or TraceRouting(trace), KNOWLEDGE[trace.meta.router]
     ledger = Ledger(
         plan.layers,
@@ -277,7 +281,7 @@ def _caches(
     for number, capacity in enumerate(plan.slots):
         context = CacheContext(
             capacity=capacity,
-            universe=_universe(plan, number),
+            universe=universe_of(plan, number),
             admission=scenario.cache.admission,
             rng=stream(scenario.seed, "eviction", number),
             popularity=popularity,
@@ -293,7 +297,8 @@ def _caches(
     return [caches[_cache_of(scenario, layer)] for layer in range(trace.num_layers)]
 
 
-def _universe(plan: Plan, number: int) -> range:
+def universe_of(plan: Plan, number: int) -> range:
+    """The keys of all experts that cache `number` serves."""
     experts, layers = plan.trace.num_experts, range(plan.trace.num_layers)
     own = [layer for layer in layers if _cache_of(plan.scenario, layer) == number]
     return range(own[0] * experts, (own[-1] + 1) * experts)
@@ -340,7 +345,7 @@ def group_by_cache(plan: Plan, unions: Sequence[list[Key]]) -> list[list[list[Ke
 
 
 def serve(
-    plan: Plan, *, eviction: str | None = None, free_link: bool = False
+    plan: Plan, *, eviction: str | None = None, free_link: bool = False, at_once: bool = False
 ) -> tuple[Server, int]:
     """Run a plan's server on the simulated machine to its end; answers when that was."""
     import simpy
@@ -349,6 +354,6 @@ def serve(
 
     env = simpy.Environment()
     machine = SimMachine(env, SimPrices(plan.cost, free_link=free_link))
-    server = build_server(plan, machine, eviction=eviction)
+    server = build_server(plan, machine, eviction=eviction, at_once=at_once)
     env.run(until=env.process(server.run()))  # a copy still in flight then moves no clock
     return server, machine.now_ns

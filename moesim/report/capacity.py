@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from moesim.report.chart import Chart, drawn, grid
 from moesim.report.comparison import Comparison, Row
+from moesim.report.limits import HIT_LIMITS, TIME_LIMITS, limit
 from moesim.report.metrics import HIT_RATE, HITS, Metric
 from moesim.report.panels import (
     MOST_SETTINGS,
@@ -17,7 +19,7 @@ from moesim.report.panels import (
     named,
     shared_legend,
 )
-from moesim.report.statistics import estimate
+from moesim.report.runs import Run
 from moesim.report.style import BOUNDS, Style, styles
 
 if TYPE_CHECKING:
@@ -29,19 +31,19 @@ MOST_PANELS: Final = 6
 TITLE: Final = 44
 """Characters of a line of a panel's title."""
 AGAINST_CAPACITY: Final = ("output_tokens_per_s", "ttft_p95_ms", "tpot_mean_ms", "stall_share")
+OWN_BOUNDS: Final = "Variants whose bounds differ have their own, in their colours."
 HIT_BOUNDS: Final = (
-    "Dashed and dotted lines are bounds for runs that prefetch nothing, and drawn for those only: "
-    "MIN re-scores each run's own layer events offline (mean over the runs at a capacity), an "
-    "infinite cache misses first uses only. "
+    "Dashed and dotted lines are bounds for variants that prefetch nothing: MIN re-scores a run's "
+    f"own layer events offline, an infinite cache misses first uses only. {OWN_BOUNDS} "
 )
 LATE: Final = (
     "Faint lines above: hits and late hits together. No bound holds for runs that prefetch. "
 )
 TIME_BOUNDS: Final = (
-    "Bounds: the same workload with a cache that holds every expert, and with a link that takes no "
-    "time."
+    "Bounds, where all requests arrive at once: the same run with a link that takes no time, and "
+    "(without prefetching) with a cache that holds every expert once it was used. "
+    f"{OWN_BOUNDS}"
 )
-MIN_BOUND, INFINITE_CACHE, INFINITE_LINK = BOUNDS
 
 
 def hit_rate_against_capacity(comparison: Comparison) -> Chart | None:
@@ -62,14 +64,11 @@ def hit_rate_against_capacity(comparison: Comparison) -> Chart | None:
     for axes, facet in zip(_panels(chart, len(facets)), facets, strict=True):
         for variant in comparison.variants:
             rows = comparison.series(facet, variant)
-            _line(chart, axes, facet, rows, comparison.label(variant), looks[variant], HITS)
+            _line(chart, axes, facet, rows, looks[variant], HITS)
             if any(row.mean("late_hits") > 0 for row in rows):
                 _with_late(chart, axes, facet, rows, variant, looks[variant])
-        for label, key in (
-            (MIN_BOUND, "min_hit_rate"),
-            (INFINITE_CACHE, "infinite_cache_hit_rate"),
-        ):
-            _bound(chart, axes, comparison, facet, label, key)
+        for label, of in HIT_LIMITS.items():
+            _bound(chart, axes, comparison, facet, label, of, looks)
         axes.set_ylabel("hits (% of accesses)")
         _capacity_axis(axes, [row for row in comparison.rows if row.facet == facet])
         if facet:
@@ -106,15 +105,16 @@ def metrics_against_capacity(comparison: Comparison) -> Chart | None:
                     axes,
                     facet,
                     rows,
-                    comparison.label(variant),
                     looks[variant],
                     metric,
                     metric.label,
                     metric.unit,
                 )
             if metric.key == "output_tokens_per_s":
-                for label in (INFINITE_CACHE, INFINITE_LINK):
-                    _throughput_bound(chart, axes, comparison, facet, label)
+                for label, of in TIME_LIMITS.items():
+                    _bound(
+                        chart, axes, comparison, facet, label, of, looks, metric.label, metric.unit
+                    )
             axes.set_ylabel(metric.title)
             title = ", ".join(part for part in (metric.label, facet) if part)
             axes.set_title(drawn(title, TITLE // 2))
@@ -130,22 +130,21 @@ def _line(
     axes: Axes,
     facet: str,
     rows: Sequence[Row],
-    variant: str,
     look: Style,
     metric: Metric,
     *extra: str,
 ) -> None:
-    """One variant over capacity, with the band of its interval; gaps where undefined. `variant` is
-    its label."""
+    """One variant over capacity, with the band of its interval; gaps where undefined."""
     import numpy as np
 
     if not rows:
         return
+    variant, label = rows[0].variant, rows[0].label
     size = np.array([row.slots_per_layer for row in rows])
     made = [row.estimate(metric) for row in rows]
     mean = np.array([one.mean for one in made])
     axes.plot(size, mean, color=look.color, linestyle=look.line, marker=look.marker,
-              markerfacecolor=look.face, label=named(variant))  # fmt: skip
+              markerfacecolor=look.face, label=named(label))  # fmt: skip
     low, high = np.array([one.low for one in made]), np.array([one.high for one in made])
     if (high > low).any():
         axes.fill_between(size, low, high, color=look.color, alpha=0.18, linewidth=0)
@@ -177,53 +176,47 @@ def _hit_bounds(comparison: Comparison) -> str:
 
 
 def _bound(
-    chart: Chart, axes: Axes, comparison: Comparison, facet: str, label: str, key: str
+    chart: Chart,
+    axes: Axes,
+    comparison: Comparison,
+    facet: str,
+    label: str,
+    of: Callable[[Run], float],
+    looks: dict[str, Style],
+    *extra: str,
 ) -> None:
-    """A bound on the hit rate: its mean over all runs of a capacity."""
-    points = []
-    for size, rows in _by_size(comparison, facet):
-        one = estimate(row.hit_bound(key) * HITS.scale for row in rows)
-        if one.defined:
-            points.append((size, one.mean))
-            share = size / rows[0].mean("num_experts")
-            chart.record(facet, label, size, share, one.mean, None, None, one.n)
-    _dashed(axes, label, points)
+    """A bound as one line if it is the same for all variants, else each variant's in its colour."""
+    by_variant = {
+        variant: _points(comparison.series(facet, variant), of) for variant in comparison.variants
+    }
+    lines = {variant: points for variant, points in by_variant.items() if points}
+    common = _common(list(lines.values()))
+    experts = comparison.rows[0].mean("num_experts")
+    for variant, points in {"": common}.items() if common else lines.items():
+        name, look = label, BOUNDS[label]
+        if variant:
+            axes.plot([], [], label=label, **look)  # for the legend, once for all variants
+            name, look = f"{label} of {variant}", {**look, "color": looks[variant].color}
+        axes.plot(*zip(*sorted(points.items()), strict=True), label=f"_{name}" if variant else name,
+                  zorder=1.9, **look)  # fmt: skip
+        for size, value in sorted(points.items()):
+            chart.record(facet, *extra, name, size, size / experts, value, None, None, None)
 
 
-def _throughput_bound(
-    chart: Chart, axes: Axes, comparison: Comparison, facet: str, label: str
-) -> None:
-    """Output tokens over the makespan of an idealised run, at each capacity."""
-    key = f"{label.replace(' ', '_')}_makespan_s"
-    points = []
-    for size, rows in _by_size(comparison, facet):
-        runs = [run for row in rows for run in row.runs]
-        one = estimate(
-            run.value("output_tokens") / run.value(key) if run.value(key) else float("nan")
-            for run in runs
-        )
-        if not one.defined:
-            continue
-        points.append((size, one.mean))
-        share = size / rows[0].mean("num_experts")
-        chart.record(
-            facet, "throughput", "tokens/s", label, size, share, one.mean, None, None, one.n
-        )
-    _dashed(axes, label, points)
+def _points(rows: Sequence[Row], of: Callable[[Run], float]) -> dict[float, float]:
+    """A bound by slots a layer, where it holds."""
+    points = {round(row.slots_per_layer, 6): limit(row, of) for row in rows}
+    return {size: value for size, value in points.items() if not math.isnan(value)}
 
 
-def _dashed(axes: Axes, label: str, points: Sequence[tuple[float, float]]) -> None:
-    """A bound as a line; nothing where the runs computed no bounds."""
-    if points:
-        axes.plot(*zip(*points, strict=True), label=label, zorder=1.9, **BOUNDS[label])
-
-
-def _by_size(comparison: Comparison, facet: str) -> list[tuple[float, list[Row]]]:
-    sizes: dict[float, list[Row]] = {}
-    for row in comparison.rows:
-        if row.facet == facet:
-            sizes.setdefault(round(row.slots_per_layer, 6), []).append(row)
-    return sorted(sizes.items())
+def _common(lines: Sequence[dict[float, float]]) -> dict[float, float]:
+    """The one line that all lie on; empty where two of them differ at a size."""
+    common: dict[float, float] = {}
+    for points in lines:
+        for size, value in points.items():
+            if not math.isclose(common.setdefault(size, value), value, rel_tol=1e-9):
+                return {}
+    return common
 
 
 def _capacity_axis(axes: Axes, rows: Sequence[Row], *, top: bool = True) -> None:

@@ -70,13 +70,8 @@ class Row:
 
     @property
     def prefetches(self) -> bool:
-        """Whether anything was prefetched in any of the runs."""
+        """Whether any of the runs may prefetch."""
         return any(map(prefetches, self.runs))
-
-    def hit_bound(self, key: str) -> float:
-        """A bound on hits of the summary; NaN where anything is prefetched. MIN and the infinite
-        cache fetch on demand only, so they bound no run that prefetches."""
-        return float("nan") if self.prefetches else self.mean(key)
 
     @property
     def seeds(self) -> tuple[int | None, ...]:
@@ -107,13 +102,6 @@ class Comparison:
     @property
     def variants(self) -> list[str]:
         return list(dict.fromkeys(row.variant for row in self.rows))
-
-    def label(self, variant: str) -> str:
-        """A variant, marked where any of its rows knows the future."""
-        return next(
-            (row.label for row in self.rows if row.variant == variant and row.knows_the_future),
-            variant,
-        )
 
     @property
     def facets(self) -> list[str]:

@@ -74,9 +74,9 @@ def foreseeing(run: Run) -> tuple[str, ...]:
 
 
 def prefetches(run: Run) -> bool:
-    """Return whether anything was prefetched: no bound on hits then holds."""
-    keys = ("prefetch_bytes", "prefetch_unused_bytes", "late_hits")
-    return any(run.value(key) > 0 for key in keys)
+    """Return whether a run may prefetch. MIN and the infinite cache fetch on demand only, so they
+    bound no such run."""
+    return run.text("prefetch_policy") != "none"
 
 
 def _routing(run: Run) -> str:

@@ -11,6 +11,7 @@ from moesim.report.capacity import hit_rate_against_capacity, metrics_against_ca
 from moesim.report.chart import Chart, drawn, grid, save_charts
 from moesim.report.comparison import Comparison, Row
 from moesim.report.distribution import LATENCIES, cdf, latency_axis
+from moesim.report.limits import HIT_LIMITS, MIN_BOUND, limit
 from moesim.report.metrics import HIT_RATE, HITS, STALL_CAUSES, Metric
 from moesim.report.panels import (
     MOST_SETTINGS,
@@ -24,7 +25,7 @@ from moesim.report.panels import (
     titled,
 )
 from moesim.report.runs import latencies_ns
-from moesim.report.style import BOUNDS, STALLS, Style, styles
+from moesim.report.style import STALLS, Style, styles
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -33,10 +34,9 @@ __all__ = ["latency_cdfs", "plots_for_comparison", "side_by_side", "stalls_side_
 
 ACROSS: Final = 60
 """Characters of a title across the figure."""
-MIN_BOUND: Final = next(iter(BOUNDS))
 SIDE_BY_SIDE: Final = ("output_tokens_per_s", "ttft_p95_ms", "tpot_mean_ms", "hits")
 TICKS: Final = (
-    "Black ticks in the panel of hits are the MIN bound, for variants that prefetch nothing. "
+    "Black ticks in the panel of hits are the MIN bound of variants that prefetch nothing. "
 )
 LATE: Final = "Lines to the right of hits reach to hits and late hits together. "
 
@@ -199,7 +199,7 @@ def _beside_hits(chart: Chart, axes: Axes, setting: str, row: Row, place: int, l
                   linewidth=1, linestyle=(0, (1, 1)), marker="", zorder=1.9)  # fmt: skip
         axes.plot(both.mean, place, ".", color=look.color, markersize=4)
         chart.record(setting, HIT_RATE.label, "%", row.variant, both.mean, None, None, both.n)
-    bound = row.hit_bound("min_hit_rate") * HITS.scale
+    bound = limit(row, HIT_LIMITS[MIN_BOUND])
     if bound == bound:
         axes.plot(bound, place, "|", color="black", markersize=8, markeredgewidth=1.4)
         chart.record(setting, MIN_BOUND, "%", row.variant, bound, None, None, hits.n)

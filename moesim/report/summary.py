@@ -150,22 +150,23 @@ def _time(run: Run) -> Table:
 
 def _bounds(run: Run) -> Table:
     unbound = "; none on the hits of this run, which prefetches" if prefetches(run) else ""
-    table = Table(f"bounds{unbound}", ["", "hits", "late hits", "makespan (s)", "E2E p95 (ms)"])
-    for label, rate, late, makespan, latency in (
-        ("this run", HITS.of(run) / 100, _share(LATE_HITS.of(run) / 100), "makespan_s",
-         "e2e_p95_ms"),
-        (f"{MIN_LABEL}, no prefetch", run.value("min_hit_rate"), "", "", ""),
-        ("infinite cache", run.value("infinite_cache_hit_rate"), "", "infinite_cache_makespan_s",
-         "infinite_cache_e2e_p95_ms"),
-        ("infinite link", None, "", "infinite_link_makespan_s", "infinite_link_e2e_p95_ms"),
+    columns = ["", "hits", "late hits", "time in steps (s)", "makespan (s)", "E2E p95 (ms)"]
+    table = Table(f"bounds{unbound}", columns)
+    steps = run.value("busy_s") + run.value("stall_s")
+    table.add(
+        "this run",
+        *(_share(metric.of(run) / 100) for metric in (HITS, LATE_HITS)),
+        *map(number, (steps, run.value("makespan_s"), run.value("e2e_p95_ms"))),
+    )
+    for label, name in (
+        (MIN_LABEL, "min"), ("infinite cache", "infinite_cache"), ("infinite link", "infinite_link")
     ):  # fmt: skip
-        table.add(
-            label,
-            "" if rate is None else _share(rate),
-            late,
-            number(run.value(makespan)) if makespan else "",
-            number(run.value(latency)) if latency else "",
-        )
+        keys = (f"{name}_{key}" for key in ("time_in_steps_s", "makespan_s", "e2e_p95_ms"))
+        times = [number(run.value(key)) if key in run.summary else "" for key in keys]
+        rate = f"{name}_hit_rate"
+        if rate in run.summary and prefetches(run):
+            label += ", hits without prefetch"
+        table.add(label, _share(run.value(rate)) if rate in run.summary else "", "", *times)
     return table
 
 

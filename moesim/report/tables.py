@@ -11,6 +11,7 @@ from typing import Any, Final
 from moesim.config.spelling import exact
 from moesim.report.chart import Chart, write_csv
 from moesim.report.comparison import Comparison, Row
+from moesim.report.limits import HIT_LIMITS, MIN_BOUND, limit
 from moesim.report.marks import FORESEES, marked
 from moesim.report.metrics import HEADLINE, UNDEFINED, Metric
 from moesim.report.runs import Run
@@ -19,7 +20,7 @@ from moesim.report.tabular import Cell, Table, escaped, markdown
 
 __all__ = ["as_json", "as_markdown", "tables", "write_csvs"]
 
-BOUND: Final = Metric("min_hit_rate", "MIN, no prefetch", "% hits", 100)
+BOUND: Final = Metric("min_hit_rate", "MIN bound", "% hits", 100)
 NO_BOUND: Final = "no bound"
 """What stands for MIN in a row that prefetches."""
 NAMED: Final = frozenset({"seed", "num_experts", "num_layers", "cache_slots_per_layer"})
@@ -133,12 +134,12 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
 
 
 def _means(setting: str, rows: Sequence[Row], headline: Sequence[Metric]) -> Table:
-    bounded = any(row.mean(BOUND.key) == row.mean(BOUND.key) for row in rows)
+    bounded = any(not math.isnan(limit(row, HIT_LIMITS[MIN_BOUND])) for row in rows)
     metrics = (*headline, BOUND) if bounded else headline
     table = Table(setting, ["", *(metric.title for metric in metrics)])
     columns = []
     for metric in metrics:
-        made = [row.estimate(metric) for row in rows]
+        made = [_estimate(row, metric) for row in rows]
         marks = _marks(made, [not row.knows_the_future for row in rows], metric)
         columns.append([Cell(metric.text(e), mark) for e, mark in zip(made, marks, strict=True)])
     for place, row in enumerate(rows):
@@ -147,6 +148,12 @@ def _means(setting: str, rows: Sequence[Row], headline: Sequence[Metric]) -> Tab
             cells[-1] = Cell(NO_BOUND)
         table.add(row.label, *cells)
     return table
+
+
+def _estimate(row: Row, metric: Metric) -> Estimate:
+    if metric is BOUND:
+        return estimate(HIT_LIMITS[MIN_BOUND](run) for run in row.runs)
+    return row.estimate(metric)
 
 
 def _marks(estimates: Sequence[Estimate], ranked: Sequence[bool], metric: Metric) -> list[str]:

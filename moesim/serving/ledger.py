@@ -107,6 +107,11 @@ class Ledger:
         self._ended_ns = 0
         self._step_base = (0, 0, 0, 0)
 
+    @property
+    def copy_stalls_ns(self) -> tuple[list[int], list[int]]:
+        """Waits for copies of experts: on demand and late, by layer."""
+        return self.stall_ns[CAUSE_DEMAND], self.stall_ns[CAUSE_LATE]
+
     def waves(self, number: int) -> None:
         """A layer event loaded experts in so many rounds through its staging buffers."""
         self.waves_events += 1

@@ -15,9 +15,9 @@ import numpy as np
 
 from moesim.hardware.operations import OperationCost
 from moesim.policies import find
+from moesim.serving.replay import Ask
 from moesim.validate.comparison import Comparison, compare
 from moesim.validate.observation import Observation
-from moesim.validate.replay import Ask
 from moesim.validate.runs import Bench, arrives_at_once, simulate_observed
 from moesim.wiring import Plan
 

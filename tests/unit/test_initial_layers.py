@@ -118,7 +118,6 @@ def test_what_is_loaded_beforehand_is_said_apart_and_never_moves_again(scope: st
     ]
     notes = "\n".join(result_of(plan).summary["notes"])
     assert "all experts of the first 2 MoE layers are resident from the start" in notes
-    assert "initial layers start loaded; MIN and the infinite cache start empty" in notes
 
 
 @pytest.mark.parametrize("block", range(4))

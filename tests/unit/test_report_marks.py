@@ -76,7 +76,7 @@ def test_every_table_of_results_and_the_verdict_carry_the_mark(
     results = [table for table in shown if table.title not in ("GPU memory", "notes")]
     assert [f"[{mark}]" in table.title for table in results] == [bool(mark)] * len(results)
     (verdict,) = (table.title for table in shown if table.title.startswith("limited by"))
-    where = f"limited by the working set [{mark}]: " if mark else "limited by the working set: "
+    where = f"limited by the memory [{mark}]: " if mark else "limited by the memory: "
     assert verdict.startswith(where)
 
 
@@ -278,7 +278,7 @@ def test_min_bounds_hits_only_where_nothing_is_prefetched(tmp_path: Path) -> Non
     )
     comparison = compare_runs([demand, fetched])
     (means, _) = tables(comparison)
-    assert [text for text, _ in column(means, "MIN, no prefetch (% hits)")] == ["80", "no bound"]
+    assert [text for text, _ in column(means, "MIN bound (% hits)")] == ["80", "no bound"]
     with house_style():
         chart = side_by_side(comparison)
     bounds = {row[3] for row in chart.rows if row[1] == "MIN bound (misses)"}
