@@ -16,6 +16,7 @@ from moesim.report.runs import Run
 __all__ = [
     "FORESEES",
     "foreseeing",
+    "mark_of",
     "marked",
     "prefetches",
     "routing_mark",
@@ -28,11 +29,16 @@ FORESEES: Final = "knows the future"
 POLICIES: Final = {"eviction": "cache", "prefetch": "prefetch", "batching": "batching"}
 
 
+def mark_of(routing: Any, sizes: Any) -> str:
+    """Return the mark for these facts of a summary; "" for recorded routing with its own sizes."""
+    if routing == "synthetic":
+        return "synthetic routing"
+    return "foreign sizes" if sizes == "foreign" else ""
+
+
 def routing_mark(run: Run) -> str:
     """Return "synthetic routing", "foreign sizes", or "" where both are the model's own."""
-    if _routing(run) == "synthetic":
-        return "synthetic routing"
-    return "foreign sizes" if _sizes(run) == "foreign" else ""
+    return mark_of(_routing(run), _sizes(run))
 
 
 def routing_sentence(run: Run) -> str:

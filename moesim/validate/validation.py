@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from moesim.facts import routing_facts
 from moesim.hardware.operations import OperationCost
 from moesim.policies import find
 from moesim.serving.replay import Ask
@@ -90,6 +91,7 @@ def _what(plan: Plan, device: str, *, replayed: bool) -> dict[str, Any]:
         "hardware": hardware.name,
         "cost_kind": "measured" if isinstance(plan.cost, OperationCost) else hardware.cost_kind,
         "trace": plan.trace.meta.model,
+        **routing_facts(scenario, plan.trace.meta, plan.cost.shape),
         "model": plan.cost.shape.name,
         "cache_policy": find("eviction", scenario.cache.policy).name,
         "cache_scope": scenario.cache.scope,

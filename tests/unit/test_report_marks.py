@@ -303,3 +303,43 @@ def test_the_curve_of_hits_shows_late_hits_apart_and_no_bound_over_a_prefetch(
     }  # fmt: skip
     assert {row[4] for row in chart.rows if row[1] == "LRU"} == {57}
     assert "No bound holds for runs that prefetch." in chart.caption
+
+
+# --- surfaces that show routing without a run ---
+
+
+def test_a_validation_is_marked_in_its_table_and_captions() -> None:
+    from collections import defaultdict
+
+    from moesim.report.validation import _caption, validation_tables
+
+    summary: dict[str, Any] = defaultdict(lambda: 1, routing="synthetic", sizes="own")
+    assert validation_tables(summary)[0].title == "simulated against real [synthetic routing]"
+    assert _caption(summary).startswith("SYNTHETIC ROUTING. ")
+    summary["routing"] = "recorded"
+    assert validation_tables(summary)[0].title == "simulated against real"
+
+
+@pytest.mark.parametrize("command", ["curve", "redundancy", "locality"])
+def test_what_is_measured_on_a_synthetic_trace_says_so(tmp_path: Path, command: str) -> None:
+    from typer.testing import CliRunner
+    from workloads import tiny_trace
+
+    from moesim.cli import app
+
+    tiny_trace(requests=3, output_tokens=9).save(tmp_path / "trace")
+    words = ["curve"] if command == "curve" else ["trace", command]
+    more = ["--policy", "lru"] if command == "curve" else ["--shuffles", "2", "--no-plots"]
+    result = CliRunner().invoke(app, [*words, str(tmp_path / "trace"), *more])
+    assert result.exit_code == 0, result.output
+    assert "synthetic (synthetic)" in result.output.splitlines()[0]
+
+
+def test_the_caption_of_a_measured_trace_says_that_it_is_synthetic() -> None:
+    from workloads import tiny_trace
+
+    from moesim.cli.routing import _about
+
+    trace = tiny_trace(requests=2)
+    assert _about(Path("x"), trace, "").startswith("SYNTHETIC ROUTING: drawn at random")
+    assert _about(Path("x"), trace.with_meta(synthetic=False), "").startswith("Trace x")
