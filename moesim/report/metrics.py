@@ -84,15 +84,15 @@ class Metric:
 
 
 # Where an arrow may stand. Throughput and latencies are what a server is for, so each has a better
-# direction by itself. So has a share of accesses that waits for no copy, and one that waits for a
-# whole copy. The others have none:
-# - A late hit is better than a miss and worse than a hit. More of them can mean either.
+# direction by itself. So has the share of accesses that wait for no copy. The others have none:
+# - A late hit is better than a miss and worse than a hit. More of them can mean either. So can fewer
+#   misses: a prefetch may turn misses and hits into late hits, and take longer.
 # - A prefetch that saves time copies more than none; a loaded placement copies before the start.
 # - A share of time that is stalled also falls where computing gets slower, so that the slowest run
 #   can have the smallest.
 HITS: Final = Metric("hits", "hits", "%", 100, "higher", is_share=True, of_all="accesses")
 LATE_HITS: Final = Metric("late_hits", "late hits", "%", 100, is_share=True, of_all="accesses")
-MISSES: Final = Metric("misses", "misses", "%", 100, "lower", is_share=True, of_all="accesses")
+MISSES: Final = Metric("misses", "misses", "%", 100, is_share=True, of_all="accesses")
 HIT_RATE: Final = Metric("expert_hit_rate", "hits and late hits", "%", 100, is_share=True)
 """Both together, for bounds on hits. Never shown alone where any hit was late."""
 HEADLINE: Final = (

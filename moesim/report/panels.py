@@ -56,15 +56,15 @@ def shared_legend(chart: Chart, *, wide: bool = False) -> None:
         return
     longest = max(len(line) for label in entries for line in label.splitlines())
     columns = max(1, min(6, len(entries), WIDE_CHARACTERS // (longest + HANDLE_CHARACTERS)))
+    handles, names = list(entries.values()), list(entries)
     heights = [0.05 + 0.125 * (label.count("\n") + 1) for label in entries]
     if wide:
         _grow(chart, sum(heights) / columns - 0.175)
-        where = {"loc": "outside upper center", "ncols": columns}
+        chart.figure.legend(handles, names, loc="outside upper center", ncols=columns)
     else:
         caption_in = 0.13 * (chart.figure.get_supxlabel().count("\n") + 1)
         _grow(chart, sum(heights) + caption_in - chart.figure.get_figheight())
-        where = {"loc": "outside right upper"}
-    chart.figure.legend(entries.values(), entries.keys(), **where)
+        chart.figure.legend(handles, names, loc="outside right upper")
 
 
 def _grow(chart: Chart, inches: float) -> None:
