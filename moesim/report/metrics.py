@@ -112,5 +112,11 @@ def run_caption(run: Run) -> str:
         f"costed as {run.text('model')} on {run.text('hardware')}; "
         f"{policy_label(run.text('cache_policy'), run.scenario.get('cache', {}).get('options'))} "
         f"with {run.value('cache_slots') / run.value('num_layers'):g} of "
-        f"{run.text('num_experts')} experts a layer; {costs(run)}."
+        f"{run.text('num_experts')} experts a layer; {costs(run)}.{said(run.caveats)}"
     )
+
+
+def said(caveats: Iterable[str]) -> str:
+    """Caveats as the last sentence of a caption; nothing where there are none."""
+    text = "; ".join(caveats)
+    return f" Not as asked: {text}." if text else ""
