@@ -295,6 +295,22 @@ def test_remedies_of_spread_arrivals_time_the_steps_that_the_run_formed(block: i
             assert found["infinite_link_time_in_steps_s"] == time_in_steps_s(free), seed
 
 
+def test_remedies_are_not_charged_for_steps_that_a_faster_run_would_split() -> None:
+    """The slow run batches requests that meet in it; a faster one serves them one by one."""
+    slow = {"profile": "rtx-4090", "h2d": {"bandwidth": "1GB/s"}, "kernel_overhead": "1ms"}
+    scenario = tiny_scenario(
+        hardware=slow, cache={"slots": 8}, workload={"arrivals": RARELY}, bounds=True
+    )
+    outcome, found = bounds(plan_of(scenario, crowd()))
+    free = simulate(outcome.plan, free_link=True)
+    assert free.ledger.num_steps > outcome.ledger.num_steps
+    assert found["infinite_link_time_in_steps_s"] < time_in_steps_s(free)
+    roomy = simulate(plan_of({**scenario, "cache": {"slots": "100%"}}, crowd()))
+    assert roomy.ledger.num_steps > outcome.ledger.num_steps
+    assert found["infinite_cache_time_in_steps_s"] < time_in_steps_s(roomy)
+    assert found["infinite_cache_makespan_s"] == roomy.now_ns / 1e9
+
+
 # --- the verdict ----------------------------------------------------------------------------------
 
 
