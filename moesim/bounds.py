@@ -189,8 +189,7 @@ def _change(now_ns: int, then_ns: int) -> str:
 
 def _seconds(time_ns: int) -> str:
     seconds = time_ns / 1e9
-    digits = f"{seconds:#.3g}".rstrip(".") if seconds < 1000 else f"{seconds:,.0f}"
-    return f"{digits} s"
+    return f"{seconds:#.3g} s" if seconds < 99.95 else f"{seconds:,.0f} s"
 
 
 def _context(

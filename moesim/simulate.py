@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from moesim.bounds import BOUND_KEYS, Loaded, Remedy, Steps, bounds_summary, endless, hindsight
+from moesim.caveats import caveats
 from moesim.errors import ScenarioError
 from moesim.facts import knows_the_future, routing_facts
 from moesim.hardware.shapes import ModelShape
@@ -16,7 +17,6 @@ from moesim.metrics import (
     cache_summary,
     latency_summary,
     layer_columns,
-    ratio,
     request_columns,
     starvation_summary,
     throughput_summary,
@@ -26,6 +26,7 @@ from moesim.policies import find
 from moesim.policies.eviction import Eviction
 from moesim.result import Result
 from moesim.scenario import Scenario, load_scenario
+from moesim.serving.budget import useful_blocks
 from moesim.serving.invariants import check_lanes, check_run
 from moesim.serving.kv import BlockPool
 from moesim.serving.ledger import Ledger
@@ -193,7 +194,7 @@ def summarise(outcome: Outcome) -> dict[str, Any]:
     plan, ledger = outcome.plan, outcome.ledger
     scenario, trace, budget, shape = plan.scenario, plan.trace, plan.budget, plan.cost.shape
     total = sum(plan.slots)
-    distinct = outcome.distinct_caches
+    distinct, asked = outcome.distinct_caches, caveats(outcome)
     unused = sum(cache.unused_prefetches for cache in distinct)
     block_bytes = scenario.memory.kv_block_tokens * shape.kv_bytes_per_token
     return {
@@ -228,7 +229,8 @@ def summarise(outcome: Outcome) -> dict[str, Any]:
         "activations_bytes": budget.activations_bytes,
         "peak_vram_bytes": budget.used_bytes - budget.kv_bytes + outcome.pool.peak * block_bytes,
         "peak_kv_blocks": outcome.pool.peak,
-        "notes": _notes(plan, outcome),
+        "caveats": [short for short, _ in asked],
+        "notes": [*_notes(plan, outcome), *(full for _, full in asked)],
     }
 
 
@@ -283,9 +285,10 @@ def _notes(plan: Plan, outcome: Outcome) -> list[str]:
         notes.append("sequential replay inflates misses; it is offered only for contrast")
     if scenario.workload.prefill != "recorded":
         notes.append(f"prefill: {scenario.workload.prefill}; prompt rows are not the recorded ones")
-    if tiled := sum(request.tiled_rows for request in outcome.requests):
-        share = ratio(tiled, sum(len(request.rows) for request in outcome.requests)) or 0
-        notes.append(f"{share:.1%} of the rows are tiled from further sequences of the domain")
-    if rejected := sum(request.status == "rejected" for request in outcome.requests):
-        notes.append(f"{rejected} requests can never fit into KV memory and were rejected")
+    budget = plan.budget
+    useful = useful_blocks(scenario, [request.max_kv_tokens for request in outcome.requests])
+    if scenario.memory.kv.kind in ("bytes", "share") and budget.kv_blocks > useful:
+        notes.append(
+            f"memory.kv holds {budget.kv_blocks} KV blocks; these requests use at most {useful}"
+        )
     return notes

@@ -129,6 +129,7 @@ def prepare(scenario: Scenario, trace: Trace | None = None) -> Plan:
     for family, section in (("eviction", "cache"), ("placement", "placement")):
         _policy(scenario, family, section)
     _check_knowledge(scenario, trace.meta.router)
+    _check_predictions(scenario, trace)
     # What policies are told of a static router's tokens to come is read from the first row of a
     # request: were rows to differ, it would be false and nobody would notice. Opening a trace reads
     # no values, so all are compared here, once, and for such traces only.
@@ -169,6 +170,18 @@ def _check_knowledge(scenario: Scenario, router: str) -> None:
             "prefetch.policy",
             f"{prefetch.name} looks {options.depth} layers ahead; the trace's router is "
             f"{router}, which reveals {knowledge.reach}",
+        )
+
+
+def _check_predictions(scenario: Scenario, trace: Trace) -> None:
+    """A policy that fetches what is predicted needs a trace that recorded predictions."""
+    prefetch, _ = _policy(scenario, "prefetch", "prefetch")
+    if prefetch.needs_predictions and not trace.meta.prediction_depth:
+        raise ScenarioError.at(
+            scenario,
+            "prefetch.policy",
+            f"{prefetch.name} needs predictions, and the trace holds none; record it with "
+            "`moesim record --depth 1`, or choose another policy",
         )
 
 

@@ -10,7 +10,8 @@ differs, the settings themselves are what is compared.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -25,7 +26,7 @@ from moesim.report.marks import (
     shared_mark,
     shared_sentence,
 )
-from moesim.report.metrics import HEADLINE, HITS_MEAN, Metric, costs
+from moesim.report.metrics import HEADLINE, HITS_MEAN, Metric, costs, said
 from moesim.report.names import policy_label
 from moesim.report.runs import Run
 from moesim.report.statistics import Estimate, estimate
@@ -157,6 +158,7 @@ class Comparison:
             f"trace {_spelt(run.trace for run in runs)} costed as "
             f"{_spelt(run.text('model') for run in runs)} on "
             f"{_spelt(run.text('hardware') for run in runs)}; {_spelt(map(costs, runs))}."
+            f"{said(_counted(runs, lambda run: run.caveats))}"
         )
         return " ".join(filter(None, (shared_sentence(runs), text, HITS_MEAN if hits else "")))
 
@@ -289,12 +291,16 @@ def _notes(runs: Sequence[Run]) -> list[str]:
         )
     if len({costs(run) for run in runs}) > 1:
         notes.append("WARNING: costs are assumed in some of these runs and measured in others")
-    for note in dict.fromkeys(note for run in runs for note in run.notes):
-        concerned = sum(note in run.notes for run in runs)
-        notes.append(
-            note if concerned == len(runs) else f"{note} ({concerned} of {len(runs)} runs)"
-        )
-    return notes
+    return [*notes, *_counted(runs, lambda run: run.notes)]
+
+
+def _counted(runs: Sequence[Run], notes_of: Callable[[Run], Sequence[str]]) -> list[str]:
+    """Each different note of the runs once, with how many of them it concerns."""
+    counts = Counter(note for run in runs for note in dict.fromkeys(notes_of(run)))
+    return [
+        note if count == len(runs) else f"{note} ({count} of {len(runs)} runs)"
+        for note, count in counts.items()
+    ]
 
 
 def _seed_notes(rows: Sequence[Row]) -> list[str]:

@@ -85,8 +85,8 @@ class Metric:
 
 # Where an arrow may stand. Throughput and latencies are what a server is for, so each has a better
 # direction by itself. So has the share of accesses that wait for no copy. The others have none:
-# - A late hit is better than a miss and worse than a hit. More of them can mean either. So can fewer
-#   misses: a prefetch may turn misses and hits into late hits, and take longer.
+# - A late hit is better than a miss and worse than a hit. More of them can mean either, and so can
+#   fewer misses: a prefetch may turn misses and hits into late hits, and take longer.
 # - A prefetch that saves time copies more than none; a loaded placement copies before the start.
 # - A share of time that is stalled also falls where computing gets slower, so that the slowest run
 #   can have the smallest.
@@ -137,5 +137,11 @@ def _setting(run: Run) -> str:
         f"costed as {run.text('model')} on {run.text('hardware')}; "
         f"{policy_label(run.text('cache_policy'), run.scenario.get('cache', {}).get('options'))} "
         f"with {run.value('cache_slots') / run.value('num_layers'):g} of "
-        f"{run.text('num_experts')} experts a layer; {costs(run)}."
+        f"{run.text('num_experts')} experts a layer; {costs(run)}.{said(run.caveats)}"
     )
+
+
+def said(caveats: Iterable[str]) -> str:
+    """Caveats as the last sentence of a caption; nothing where there are none."""
+    text = "; ".join(caveats)
+    return f" Not as asked: {text}." if text else ""

@@ -102,6 +102,12 @@ class Run:
         notes = self.summary.get("notes")
         return [str(note) for note in notes] if isinstance(notes, list) else []
 
+    @property
+    def caveats(self) -> list[str]:
+        """What was asked for and could not be done, in a few words each."""
+        caveats = self.summary.get("caveats")
+        return [str(caveat) for caveat in caveats] if isinstance(caveats, list) else []
+
     def table(self, name: str, columns: Iterable[str]) -> dict[str, Column]:
         """Columns of `name`.parquet as arrays, one entry a row; a column of lists is an object
         array of arrays.

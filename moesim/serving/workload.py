@@ -52,7 +52,7 @@ def build_workload(scenario: Scenario, trace: Trace) -> list[Request]:
     """The requests of a scenario in order of arrival. Raises `ScenarioError` for a workload that
     the trace cannot supply."""
     plan = scenario.workload
-    pool = _pool(scenario, trace)
+    pool = drawn_from(scenario, trace)
     wanted = plan.requests or len(pool)
     _check_size(scenario, wanted)
     arrivals = _arrivals(scenario, trace, pool, wanted)
@@ -89,7 +89,7 @@ def build_workload(scenario: Scenario, trace: Trace) -> list[Request]:
     return requests
 
 
-def _pool(scenario: Scenario, trace: Trace) -> Ints:
+def drawn_from(scenario: Scenario, trace: Trace) -> Ints:
     """The trace's requests that may be drawn."""
     plan = scenario.workload
     if trace.meta.prompt_rows == "absent" and plan.prefill == "recorded":
@@ -114,6 +114,10 @@ def _pool(scenario: Scenario, trace: Trace) -> Ints:
     pool = pool[trace.requests["num_rows"][pool] > 0]
     if not len(pool):
         raise ScenarioError.at(scenario, "workload", "no request of the trace has any rows")
+    if empty := sorted(set(plan.domains or ()).difference(domains[pool].tolist())):
+        raise ScenarioError.at(
+            scenario, "workload.domains", f"no request of the domain {empty[0]!r} has any rows"
+        )
     return pool
 
 

@@ -135,8 +135,8 @@ def test_the_infinite_cache_has_compulsory_misses_only(policy: str) -> None:
 
 
 @pytest.mark.parametrize("block", range(4))
-def test_neither_more_memory_nor_a_faster_link_makes_a_run_longer(block: int) -> None:
-    """Where all requests arrive at once, so that steps are composed alike."""
+def test_neither_a_slot_for_every_expert_nor_a_free_link_makes_a_run_longer(block: int) -> None:
+    """Where all requests arrive at once, so that steps are composed alike. Written back or not."""
     for seed in range(block, 60, 4):
         scenario, trace = no_prefetch(9000 + seed, at_once=True)
         if scenario["cache"]["policy"] == "static":
@@ -148,6 +148,46 @@ def test_neither_more_memory_nor_a_faster_link_makes_a_run_longer(block: int) ->
         latency = summarise(outcome)["e2e_p95_ms"]
         assert summary["infinite_link_e2e_p95_ms"] <= latency, seed
         assert summary["infinite_cache_e2e_p95_ms"] <= latency, seed
+
+
+STACK_POLICIES = [name for name in names("eviction") if vars(find("eviction", name)).get("stack")]
+
+
+@pytest.mark.parametrize("policy", STACK_POLICIES)
+def test_more_slots_make_no_run_longer_whose_policy_keeps_what_fewer_would(policy: str) -> None:
+    """Of atomic events without prefetching or write-back, where all requests arrive at once."""
+    for seed in range(10):
+        scenario, trace = no_prefetch(9200 + seed, at_once=True)
+        cache = {**scenario["cache"], "policy": policy, "write_back": False}
+        cache["admission"] = "bypass" if policy == "static" else cache.get("admission", "bypass")
+        each = 4 if cache["scope"] == "per_layer" else 1
+        times, loads = [], []
+        for slots in range(0, 33, each * (1 + seed % 3)):
+            plan = plan_of(
+                {**scenario, "replay": "atomic", "cache": {**cache, "slots": slots}}, trace
+            )
+            outcome = run_on(plan)
+            times.append(outcome.now_ns)
+            loads.append(sum(outcome.ledger.demand_copies))
+        assert times == sorted(times, reverse=True), seed
+        assert loads == sorted(loads, reverse=True), seed
+
+
+def test_with_write_back_more_slots_can_make_a_run_longer() -> None:
+    """An expert without a slot is never evicted, so it is never written back."""
+
+    def served(slots: int, *, write_back: bool) -> tuple[int, int]:
+        cache = {"policy": "lru", "slots": slots, "write_back": write_back}
+        slow = {"profile": "rtx-4090", "h2d": {"bandwidth": "3GB/s"}, "d2h": {"bandwidth": "1GB/s"}}
+        outcome = run_on(plan_of(tiny_scenario(hardware=slow, cache=cache), crowd()))
+        return outcome.now_ns, hits(outcome)
+
+    (fewer_ns, fewer_hits), (more_ns, more_hits) = (
+        served(slots, write_back=True) for slots in (0, 12)
+    )
+    assert more_hits > fewer_hits
+    assert more_ns > fewer_ns
+    assert served(12, write_back=False)[0] < served(0, write_back=False)[0]
 
 
 @pytest.mark.parametrize("block", range(4))
@@ -253,6 +293,22 @@ def test_remedies_of_spread_arrivals_time_the_steps_that_the_run_formed(block: i
         free = simulate(outcome.plan, free_link=True)
         if len(outcome.requests) == 1:  # then a free link forms the same steps
             assert found["infinite_link_time_in_steps_s"] == time_in_steps_s(free), seed
+
+
+def test_remedies_are_not_charged_for_steps_that_a_faster_run_would_split() -> None:
+    """The slow run batches requests that meet in it; a faster one serves them one by one."""
+    slow = {"profile": "rtx-4090", "h2d": {"bandwidth": "1GB/s"}, "kernel_overhead": "1ms"}
+    scenario = tiny_scenario(
+        hardware=slow, cache={"slots": 8}, workload={"arrivals": RARELY}, bounds=True
+    )
+    outcome, found = bounds(plan_of(scenario, crowd()))
+    free = simulate(outcome.plan, free_link=True)
+    assert free.ledger.num_steps > outcome.ledger.num_steps
+    assert found["infinite_link_time_in_steps_s"] < time_in_steps_s(free)
+    roomy = simulate(plan_of({**scenario, "cache": {"slots": "100%"}}, crowd()))
+    assert roomy.ledger.num_steps > outcome.ledger.num_steps
+    assert found["infinite_cache_time_in_steps_s"] < time_in_steps_s(roomy)
+    assert found["infinite_cache_makespan_s"] == roomy.now_ns / 1e9
 
 
 # --- the verdict ----------------------------------------------------------------------------------

@@ -65,7 +65,8 @@ REPORTED = """
     slots_bytes staging_bytes activations_bytes peak_kv_blocks waves_max waves_mean
     unique_experts_per_event_mean tiled_share min_hit_rate infinite_cache_hit_rate
     infinite_cache_makespan_s infinite_cache_e2e_p95_ms infinite_link_makespan_s
-    infinite_link_e2e_p95_ms verdict verdict_reason cost_kind notes
+    infinite_link_e2e_p95_ms min_time_in_steps_s infinite_cache_time_in_steps_s
+    infinite_link_time_in_steps_s verdict verdict_reason cost_kind caveats notes
     wait_max_ms wait_max_steps pause_max_ms pause_max_steps
 """
 KEYS = {*PROMISED, *LATENCIES, *REPORTED.split()}
@@ -133,7 +134,7 @@ def test_the_summary_has_its_fixed_keys_and_only_plain_values(tmp_path: Path, tr
     for key in PROMISED:
         assert isinstance(summary[key], int | float), key
     assert all(
-        value is None or isinstance(value, str | int | float) or key == "notes"
+        value is None or isinstance(value, str | int | float) or key in ("notes", "caveats")
         for key, value in summary.items()
     )
 
