@@ -167,6 +167,8 @@ class _Checks:
         for section, check in (("batching", _check_batching), ("prefetch", _check_prefetch)):
             if (policy := policies[section]) is not None:
                 attempt(section, check, scenario, trace, knowledge, *policy)
+        if policies["prefetch"]:
+            attempt("prefetch.policy", _check_predictions, scenario, trace, policies["prefetch"][0])
         attempt("cache.initial_layers", _check_initial_layers, scenario, trace)
         if policies["cache"] and there["cache"]:
             attempt("cache.options", _check_profile, scenario, trace, *policies["cache"])
@@ -304,6 +306,17 @@ def _check_prefetch(
         f"{policy.name} looks {options.depth} layers ahead; the trace's router is "
         f"{trace.meta.router}, which reveals {knowledge.reach}; {remedy}",
     )
+
+
+def _check_predictions(scenario: Scenario, trace: Trace, policy: type[Any]) -> None:
+    """A policy that fetches what is predicted needs a trace that recorded predictions."""
+    if policy.needs_predictions and not trace.meta.prediction_depth:
+        raise ScenarioError.at(
+            scenario,
+            "prefetch.policy",
+            f"{policy.name} needs predictions, and the trace holds none; record it with "
+            "`moesim record --depth 1`, or choose another policy",
+        )
 
 
 def _check_initial_layers(scenario: Scenario, trace: Trace) -> None:

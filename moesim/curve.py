@@ -64,6 +64,10 @@ def curve(
     wanted = list(capacities) if capacities is not None else list(range(1, trace.num_experts + 1))
     if not wanted or any(c < 0 for c in wanted):
         raise UsageError(f"capacities must be numbers ≥ 0, not {wanted}")
+    if max(wanted) > trace.num_experts:
+        raise UsageError(
+            f"capacity {max(wanted)} is more than the {trace.num_experts} experts of a layer"
+        )
     if batch < 1:
         raise UsageError(f"batch must be at least 1, not {batch}")
     if admission not in ("bypass", "always"):

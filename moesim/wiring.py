@@ -169,11 +169,18 @@ def build_server(
     routing: RoutingSource | None = None,
     what: str = "run",
     progress: Progress | None = None,
+    at_once: bool = False,
 ) -> Server:
-    """The server of a plan, on any machine. `eviction` overrides the policy (for rehearsals),
-    `routing` the trace; `progress` is told of the run under the name `what`."""
+    """Return the server of a plan, on any machine.
+
+    `eviction` overrides the policy (for rehearsals), `routing` the trace; `at_once` moves all
+    arrivals to zero; `progress` is told of the run under the name `what`.
+    """
     scenario, trace = plan.scenario, plan.trace
     requests = build_workload(scenario, trace)
+    if at_once:
+        for request in requests:
+            request.arrival_ns = 0
     routing, knowledge = routing or TraceRouting(trace), KNOWLEDGE[trace.meta.router]
     ledger = Ledger(
         plan.layers,
@@ -224,14 +231,14 @@ def _caches(
     futures: list[list[list[Key]]] | None = None
     if policy.clairvoyant and all(request.arrival_ns == 0 for request in requests):
         futures = group_by_cache(plan, rehearse())
-    popularity = cache(partial(_popularity, plan))
+    popularity = cache(partial(_learnt, plan, ledger))
     staging = Staging(scenario.memory.staging)
     sizes = ExpertSizes(plan.cost.expert_bytes, scenario.cache.write_back)
     initial, caches = scenario.cache.initial_layers, []
     for number, capacity in enumerate(plan.slots):
         context = CacheContext(
             capacity=capacity,
-            universe=_universe(plan, number),
+            universe=universe_of(plan, number),
             admission=scenario.cache.admission,
             rng=stream(scenario.seed, "eviction", number),
             popularity=popularity,
@@ -247,10 +254,22 @@ def _caches(
     return [caches[_cache_of(scenario, layer)] for layer in range(trace.num_layers)]
 
 
-def _universe(plan: Plan, number: int) -> range:
+def universe_of(plan: Plan, number: int) -> range:
+    """The keys of all experts that cache `number` serves."""
     experts, layers = plan.trace.num_experts, range(plan.trace.num_layers)
     own = [layer for layer in layers if _cache_of(plan.scenario, layer) == number]
     return range(own[0] * experts, (own[-1] + 1) * experts)
+
+
+def _learnt(plan: Plan, ledger: Ledger, profile: Path | None) -> dict[Key, int]:
+    """Return what an eviction policy learns from a profile.
+
+    The ledger notes a profile that counts just what the replayed trace does: the policy then knows
+    the future, whatever the profile's path.
+    """
+    counts = _popularity(plan, profile)
+    ledger.hindsight |= profile is None or counts == _popularity(plan, None)
+    return counts
 
 
 def _popularity(plan: Plan, profile: Path | None) -> dict[Key, int]:
@@ -286,6 +305,7 @@ def serve(
     *,
     eviction: str | None = None,
     free_link: bool = False,
+    at_once: bool = False,
     what: str = "run",
     progress: Progress | None = None,
 ) -> tuple[Server, int]:
@@ -296,6 +316,8 @@ def serve(
 
     env = simpy.Environment()
     machine = SimMachine(env, SimPrices(plan.cost, free_link=free_link))
-    server = build_server(plan, machine, eviction=eviction, what=what, progress=progress)
+    server = build_server(
+        plan, machine, eviction=eviction, at_once=at_once, what=what, progress=progress
+    )
     env.run(until=env.process(server.run()))  # a copy still in flight then moves no clock
     return server, machine.now_ns

@@ -203,6 +203,7 @@ def _print(comparison: Comparison, folder: Path, failures: Sequence[str], *, as_
     if as_json:
         echo_json({"out": str(folder), **plain_data(comparison), "failures": list(failures)})
         return
+    typer.echo(f"{comparison.caption(hits=True)}\n")
     write_tables(tables(comparison))
     typer.echo()
     for note in (SIGNS, *comparison.notes):

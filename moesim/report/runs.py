@@ -72,11 +72,21 @@ class Run:
     def world(self) -> dict[str, Any]:
         """The resolved scenario with what must not depend on the folder it lies in: paths are
         absolute, and the trace is its hash where the manifest has one."""
-        world: dict[str, Any] = _with_absolute_paths(self.scenario, self.path)
-        inputs = self.manifest.get("inputs")
-        if isinstance(inputs, Mapping) and inputs.get("trace"):
-            world["trace"] = inputs["trace"]
+        world: dict[str, Any] = self.with_absolute_paths(self.scenario)
+        world["trace"] = self.trace_identity[1] or world.get("trace")
         return world
+
+    @property
+    def trace_identity(self) -> tuple[str, str]:
+        """The trace's path from the root, and its hash where the manifest has one, or else ""."""
+        path = self.with_absolute_paths(self.scenario.get("trace"))
+        inputs = self.manifest.get("inputs")
+        content = inputs.get("trace") if isinstance(inputs, Mapping) else None
+        return str(path), str(content or "")
+
+    def with_absolute_paths(self, value: Any) -> Any:
+        """A value of the scenario in which every relative path starts at the root."""
+        return _with_absolute_paths(value, self.path)
 
     @property
     def seed(self) -> int | None:
@@ -95,6 +105,12 @@ class Run:
         """What the run says of itself, for example which model its trace was costed as."""
         notes = self.summary.get("notes")
         return [str(note) for note in notes] if isinstance(notes, list) else []
+
+    @property
+    def caveats(self) -> list[str]:
+        """What was asked for and could not be done, in a few words each."""
+        caveats = self.summary.get("caveats")
+        return [str(caveat) for caveat in caveats] if isinstance(caveats, list) else []
 
     def table(self, name: str, columns: Iterable[str]) -> dict[str, Column]:
         """Columns of `name`.parquet as arrays, one entry a row; a column of lists is an object

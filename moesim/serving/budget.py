@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from moesim.config.units import format_bytes
-from moesim.errors import BudgetError
+from moesim.errors import BudgetError, ScenarioError
 
 if TYPE_CHECKING:
     from moesim.hardware.shapes import ModelShape
@@ -53,7 +53,7 @@ def plan_budget(
 
     Raises `BudgetError` with all numbers where the parts exceed the whole.
     """
-    memory, cache = scenario.memory, scenario.cache
+    memory = scenario.memory
     capacity = memory.capacity if memory.capacity is not None else vram_bytes
     expert = shape.expert_bytes
     block = memory.kv_block_tokens * shape.kv_bytes_per_token
@@ -67,7 +67,7 @@ def plan_budget(
     }
     left = capacity - sum(parts.values())
     longest = max(-(-tokens // memory.kv_block_tokens) for tokens in kv_tokens)
-    slots = _slots(cache.slots, shape)
+    slots = _slots(scenario, shape)
     blocks = _blocks(memory.kv, block, capacity)
     shortage = _Shortage(
         scenario, capacity, parts, longest * block, expert, (blocks or 0) * block, slots or 0
@@ -75,7 +75,7 @@ def plan_budget(
     if left < 0:
         raise shortage.error("leave nothing for KV blocks and experts")
     total_experts = len(shape.moe_layers) * shape.num_experts
-    wanted_blocks = _useful_blocks(scenario, kv_tokens)
+    wanted_blocks = useful_blocks(scenario, kv_tokens)
     if blocks is None and memory.kv.kind == "auto":
         room = left - slots * expert if slots is not None else left // 2
         blocks = min(wanted_blocks, max(longest, room // block if block else wanted_blocks))
@@ -118,22 +118,35 @@ def _activations(scenario: Scenario, shape: ModelShape) -> int:
     return tokens * widths * _ACTIVATION_BYTES + logits
 
 
-def _useful_blocks(scenario: Scenario, kv_tokens: Sequence[int]) -> int:
+def useful_blocks(scenario: Scenario, kv_tokens: Sequence[int]) -> int:
     """Blocks that the longest requests need if as many run at once as may."""
     block_tokens = scenario.memory.kv_block_tokens
     most = sorted((-(-tokens // block_tokens) for tokens in kv_tokens), reverse=True)
     return sum(most[: scenario.batching.max_sequences])
 
 
-def _slots(amount: MemoryShare, shape: ModelShape) -> int | None:
-    """Slots asked for, never more than there are experts; None for the rest."""
-    layers = len(shape.moe_layers)
+def _slots(scenario: Scenario, shape: ModelShape) -> int | None:
+    """Slots asked for; None for the rest. A size beyond all experts is used as far as they go; a
+    number beyond them is a mistake."""
+    amount, layers = scenario.cache.slots, len(shape.moe_layers)
     total = layers * shape.num_experts
     match amount.kind:
+        case "count" if amount.value > total:
+            raise ScenarioError.at(
+                scenario,
+                "cache.slots",
+                f"is {amount.value} in all; the model has {total} experts in {layers} MoE layers",
+            )
+        case "per_layer" if amount.value > shape.num_experts:
+            raise ScenarioError.at(
+                scenario,
+                "cache.slots",
+                f"is {amount.value} a layer; a layer of the model has {shape.num_experts} experts",
+            )
         case "count":
-            return min(total, int(amount.value))
+            return int(amount.value)
         case "per_layer":
-            return min(total, int(amount.value) * layers)
+            return int(amount.value) * layers
         case "share":
             return round(amount.value * total)
         case "bytes":

@@ -100,7 +100,7 @@ class ExpertCache:
             if key in self.slots or key not in policy.book:
                 raise self._violation(key, "is preloaded twice, or not in its own book")
             self.slots[key] = self._free.pop()
-        self.preloaded = len(self.slots)
+        self.preloaded = tuple(self.slots)
 
     def audit(self) -> None:
         """The policy's book equals the residency; slots are conserved."""

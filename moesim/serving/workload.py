@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moesim.config.suggest import suggest
+from moesim.config.yaml_document import dotted
 from moesim.errors import ScenarioError
 from moesim.machine.base import FAR
 from moesim.scenario.sections import Csv, Gamma, Poisson, Recorded
@@ -53,7 +54,7 @@ def build_workload(scenario: Scenario, trace: Trace) -> list[Request]:
     """The requests of a scenario in order of arrival. Raises `ScenarioError` for a workload that
     the trace cannot supply."""
     plan = scenario.workload
-    pool = _pool(scenario, trace)
+    pool = drawn_from(scenario, trace)
     wanted = plan.requests or len(pool)
     _check_size(scenario, wanted)
     arrivals = _arrivals(scenario, trace, pool, wanted)
@@ -90,15 +91,14 @@ def build_workload(scenario: Scenario, trace: Trace) -> list[Request]:
     return requests
 
 
-def _pool(scenario: Scenario, trace: Trace) -> Ints:
+def drawn_from(scenario: Scenario, trace: Trace) -> Ints:
     """The trace's requests that may be drawn."""
     check_prefill(scenario, trace)
     check_domains(scenario, trace)
     domains, wanted = trace.requests["domain"], scenario.workload.domains
-    pool = np.arange(trace.num_requests)
+    pool = np.flatnonzero(trace.requests["num_rows"] > 0)
     if wanted is not None:
-        pool = np.flatnonzero(np.isin(domains, np.array(wanted, dtype=object)))
-    pool = pool[trace.requests["num_rows"][pool] > 0]
+        pool = pool[np.isin(domains[pool], np.array(wanted, dtype=object))]
     if not len(pool):
         raise ScenarioError.at(scenario, "workload", "no request of the trace has any rows")
     return pool
@@ -116,14 +116,20 @@ def check_prefill(scenario: Scenario, trace: Trace) -> None:
 
 
 def check_domains(scenario: Scenario, trace: Trace) -> None:
-    """Raise ScenarioError with every domain that the trace does not have."""
-    held = sorted(set(trace.requests["domain"].tolist()) - {""})
-    mistakes = [
-        f"{scenario.document().place(('workload', 'domains', index))}: workload.domains[{index}]: "
-        f"the trace has no domain {name!r}{suggest(name, held, rest='it has')}"
-        for index, name in enumerate(scenario.workload.domains or ())
-        if name not in held
-    ]
+    """Raise ScenarioError with every domain that the trace lacks, or that has no rows in it."""
+    domains = trace.requests["domain"]
+    held = sorted(set(domains.tolist()) - {""})
+    with_rows = set(domains[trace.requests["num_rows"] > 0].tolist())
+    mistakes = []
+    for index, name in enumerate(scenario.workload.domains or ()):
+        if name not in held:
+            wrong = f"the trace has no domain {name!r}{suggest(name, held, rest='it has')}"
+        elif name not in with_rows:
+            wrong = f"no request of the domain {name!r} has any rows"
+        else:
+            continue
+        key = ("workload", "domains", index)
+        mistakes.append(f"{scenario.document().place(key)}: {dotted(key)}: {wrong}")
     if mistakes:
         raise ScenarioError(mistakes)
 

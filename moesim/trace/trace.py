@@ -136,8 +136,9 @@ class Trace:
     top_k = property(lambda self: self.meta.top_k)
 
     def __repr__(self) -> str:
+        name = f"{self.meta.model} (synthetic)" if self.meta.synthetic else self.meta.model
         return (
-            f"<Trace {self.meta.model}: {self.num_requests} requests, {self.num_rows} rows, "
+            f"<Trace {name}: {self.num_requests} requests, {self.num_rows} rows, "
             f"{self.num_layers} layers x {self.num_experts} experts, top-{self.top_k}>"
         )
 

@@ -13,12 +13,13 @@ from typing import Any, Final
 
 import numpy as np
 
+from moesim.facts import routing_facts
 from moesim.hardware.operations import OperationCost
 from moesim.policies import find
 from moesim.progress import Progress
+from moesim.serving.replay import Ask
 from moesim.validate.comparison import Comparison, compare
 from moesim.validate.observation import Observation
-from moesim.validate.replay import Ask
 from moesim.validate.runs import Bench, arrives_at_once, simulate_observed
 from moesim.wiring import Plan
 
@@ -89,6 +90,7 @@ def _what(plan: Plan, device: str, *, replayed: bool) -> dict[str, Any]:
         "hardware": hardware.name,
         "cost_kind": "measured" if isinstance(plan.cost, OperationCost) else hardware.cost_kind,
         "trace": plan.trace.meta.model,
+        **routing_facts(scenario, plan.trace.meta, plan.cost.shape),
         "model": plan.cost.shape.name,
         "cache_policy": find("eviction", scenario.cache.policy).name,
         "cache_scope": scenario.cache.scope,

@@ -11,7 +11,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from workloads import plan_of, run_on, tiny_scenario, tiny_trace
 
-from moesim.errors import BudgetError
+from moesim.errors import BudgetError, ScenarioError
 from moesim.hardware import ModelShape, named_shape, shape_from_config
 from moesim.scenario import Scenario
 from moesim.serving.budget import Budget, plan_budget, split_slots
@@ -76,7 +76,6 @@ FIXED = SHAPE.fixed_bytes + 1000 + 2 * EXPERT  # what is gone before slots and b
         (3, 3),
         ("3", 3),
         (0, 0),
-        (100, 8),
         (f"{5 * EXPERT}B", 5),
         (f"{6 * EXPERT - 1}B", 5),
         ("1GiB", 8),
@@ -85,7 +84,6 @@ FIXED = SHAPE.fixed_bytes + 1000 + 2 * EXPERT  # what is gone before slots and b
         ("100%", 8),
         ("1/layer", 2),
         ("4/layer", 8),
-        ("9/layer", 8),
         ("rest", 8),
     ],
 )
@@ -113,7 +111,20 @@ def test_the_rest_goes_to_kv_blocks_behind_slots_of_a_number() -> None:
     assert budget(room - 1, memory={"kv": "rest"}, cache={"slots": 3}).kv_blocks == 9
 
 
-@pytest.mark.parametrize("slots", [100, "12MiB", "9/layer"])
+@pytest.mark.parametrize(
+    ("slots", "message"),
+    [
+        (9, "is 9 in all; the model has 8 experts in 2 MoE layers"),
+        (10**9, "is 1000000000 in all"),
+        ("5/layer", "is 5 a layer; a layer of the model has 4 experts"),
+    ],
+)
+def test_a_number_of_slots_beyond_all_experts_is_a_mistake(slots: Any, message: str) -> None:
+    with pytest.raises(ScenarioError, match=f"^scenario: cache.slots: {message}"):
+        budget(cache={"slots": slots})
+
+
+@pytest.mark.parametrize("slots", ["9MiB", "12MiB"])
 def test_slots_beyond_all_experts_take_nothing_from_kv_blocks(slots: Any) -> None:
     """There are 8 experts: what was asked for beyond them is free for KV."""
     room = FIXED + 8 * EXPERT + 10 * 16 * ENTRY
@@ -157,7 +168,7 @@ def test_activations_are_estimated_from_the_step_unless_given() -> None:
     vram=st.integers(1, 4 * MIB),
     kv=st.one_of(st.sampled_from(["auto", "rest", "10%", "60%"]), st.integers(0, 2 * MIB)),
     slots=st.one_of(
-        st.sampled_from(["rest", "25%", "100%", "2/layer", "100kB", "1MiB"]), st.integers(0, 20)
+        st.sampled_from(["rest", "25%", "100%", "2/layer", "100kB", "1MiB"]), st.integers(0, 8)
     ),
     staging=st.integers(1, 4),
     block=st.integers(1, 64),
@@ -310,7 +321,7 @@ def test_split_slots_are_even_and_never_more_than_there_are(
 
 
 @pytest.mark.parametrize("scope", ["per_layer", "global"])
-@pytest.mark.parametrize("slots", [0, 1, 13, 32, 99, "40%", "3/layer"])
+@pytest.mark.parametrize("slots", [0, 1, 13, 32, "40%", "3/layer", "99GiB"])
 def test_a_run_has_the_slots_of_its_budget(scope: str, slots: Any) -> None:
     outcome = run_on(
         plan_of(

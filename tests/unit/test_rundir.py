@@ -65,7 +65,8 @@ REPORTED = """
     slots_bytes staging_bytes activations_bytes peak_kv_blocks waves_max waves_mean
     unique_experts_per_event_mean tiled_share min_hit_rate infinite_cache_hit_rate
     infinite_cache_makespan_s infinite_cache_e2e_p95_ms infinite_link_makespan_s
-    infinite_link_e2e_p95_ms verdict verdict_reason cost_kind notes
+    infinite_link_e2e_p95_ms min_time_in_steps_s infinite_cache_time_in_steps_s
+    infinite_link_time_in_steps_s verdict verdict_reason cost_kind caveats notes
     wait_max_ms wait_max_steps pause_max_ms pause_max_steps
 """
 KEYS = {*PROMISED, *LATENCIES, *REPORTED.split()}
@@ -133,7 +134,7 @@ def test_the_summary_has_its_fixed_keys_and_only_plain_values(tmp_path: Path, tr
     for key in PROMISED:
         assert isinstance(summary[key], int | float), key
     assert all(
-        value is None or isinstance(value, str | int | float) or key == "notes"
+        value is None or isinstance(value, str | int | float) or key in ("notes", "caveats")
         for key, value in summary.items()
     )
 
@@ -593,14 +594,16 @@ def test_force_replaces_no_folder_that_is_not_a_run(tmp_path: Path, trace: Path)
 
 
 def test_a_static_placement_names_the_trace_it_learnt_from(tmp_path: Path, trace: Path) -> None:
-    shutil.copytree(trace, tmp_path / "other")
+    tiny_trace(requests=3, seed=7).save(tmp_path / "other")
+    shutil.copytree(trace, tmp_path / "copy")
 
     def notes(profile: str) -> list[str]:
         cache = {"policy": "static", "options": {"profile": profile}, "slots": 8}
         return run(scenario_of(trace, cache=cache)).summary["notes"]
 
     assert f"static was learnt on the trace {tmp_path / 'other'}" in notes(str(tmp_path / "other"))
-    assert any("hindsight" in note for note in notes(f"{trace}/."))
+    for replayed in (f"{trace}/.", str(tmp_path / "copy")):
+        assert any("hindsight" in note for note in notes(replayed))
     with pytest.raises(ScenarioError, match="there is no file or folder 'nowhere'"):
         notes("nowhere")
 
