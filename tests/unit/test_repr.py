@@ -96,7 +96,7 @@ def test_a_corpus_does_not_show_its_text() -> None:
 def test_an_unknown_table_is_an_error_that_names_those_there_are() -> None:
     result = result_of(plan_of(tiny_scenario(), tiny_trace(requests=1)))
     with pytest.raises(
-        UsageError, match="no table 'step'; there are requests, .*did you mean 'steps'"
+        UsageError, match=r"no table 'step'; there are requests, .*did you mean 'steps'"
     ):
         result.table("step")
     with pytest.raises(UsageError, match="there are requests, steps, layers, timeline"):

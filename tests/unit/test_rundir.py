@@ -134,7 +134,7 @@ def test_the_summary_has_its_fixed_keys_and_only_plain_values(tmp_path: Path, tr
     for key in PROMISED:
         assert isinstance(summary[key], int | float), key
     assert all(
-        value is None or isinstance(value, str | int | float) or key in ("notes", "caveats")
+        value is None or isinstance(value, str | int | float) or key in ("caveats", "notes")
         for key, value in summary.items()
     )
 
