@@ -150,13 +150,13 @@ class ExpertCache:
         The same as `event`, less the issuing: then slots are free or read by this very event,
         and what must be waited for needs no tickets.
         """
-        slots, union = self.slots, view.union
+        slots, union, tokens = self.slots, view.union, view.tokens
         missing = [key for key in union if key not in slots]
         leavers = self._decide(view)
         if not missing and not leavers:
-            return missing, (tuple(view.tokens), (), ())
+            return missing, (tokens, (), ())
         absent = tuple([key not in slots for key in union])
-        return missing, (tuple(view.tokens), absent, self._move(union, missing, leavers))
+        return missing, (tokens, absent, self._move(union, missing, leavers))
 
     def _move(
         self, union: Sequence[Key], missing: Sequence[Key], leavers: Collection[Key]
