@@ -7,9 +7,10 @@ for any machine, `serve` runs it on the simulated one.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from moesim.errors import BudgetError, ScenarioError, UsageError
@@ -17,8 +18,8 @@ from moesim.hardware.cost import CostModel
 from moesim.hardware.operations import cost_of
 from moesim.hardware.ops import BatchShape, Op
 from moesim.policies import Key, find, parse_options
-from moesim.policies.batching.base import unknown_experts, unknown_wants
 from moesim.policies.eviction import CacheContext, Resident
+from moesim.policies.guard import find_policy, make_batching, make_eviction, make_prefetch
 from moesim.scenario import Scenario
 from moesim.serving.budget import Budget, plan_budget, split_slots
 from moesim.serving.knowledge import KNOWLEDGE
@@ -163,11 +164,12 @@ def _check_knowledge(scenario: Scenario, router: str) -> None:
             "and only a static one reveals it",
         )
     prefetch, options = _policy(scenario, "prefetch", "prefetch")
-    if prefetch.needs_routing and options.depth > knowledge.reach:
+    depth = getattr(options, "depth", 1)
+    if prefetch.needs_routing and depth > knowledge.reach:
         raise ScenarioError.at(
             scenario,
             "prefetch.policy",
-            f"{prefetch.name} looks {options.depth} layers ahead; the trace's router is "
+            f"{prefetch.name} looks {depth} layers ahead; the trace's router is "
             f"{router}, which reveals {knowledge.reach}",
         )
 
@@ -204,7 +206,7 @@ def _policy(scenario: Scenario, family: str, section: str) -> tuple[type[Any], A
     """A policy's class and options; a mistake points at its line."""
     chosen = getattr(scenario, section)
     try:
-        policy = find(family, chosen.policy)
+        policy = find_policy(family, chosen.policy)
     except UsageError as error:
         raise ScenarioError.at(scenario, f"{section}.policy", str(error)) from None
     try:
@@ -233,21 +235,21 @@ def build_server(
     )
     batching, batching_options = _policy(scenario, "batching", "batching")
     prefetch, prefetch_options = _policy(scenario, "prefetch", "prefetch")
-    batching_policy = batching(batching_options)
+    batching_policy = make_batching(batching, batching_options)
     scheduler = Scheduler(
         batching_policy if plan.observer is None else plan.observer.batching(batching_policy),
         BlockPool(plan.budget.kv_blocks, scenario.memory.kv_block_tokens),
         token_budget=scenario.batching.token_budget,
         max_sequences=scenario.batching.max_sequences,
-        experts=routing.experts if knowledge.queued else unknown_experts,
-        wants=routing.wants if knowledge.for_ever else unknown_wants,
+        experts=routing.experts if knowledge.queued else None,
+        wants=routing.wants if knowledge.for_ever else None,
     )
     return Server(
         machine,
         requests,
         scheduler=scheduler,
         caches=_caches(plan, machine, ledger, requests, eviction),
-        prefetch=prefetch(prefetch_options),
+        prefetch=make_prefetch(prefetch, prefetch_options),
         routing=routing,
         layers=plan.layers,
         ledger=ledger,
@@ -284,7 +286,9 @@ def _caches(
             future=None if futures is None else futures[number],
         )
         try:
-            made = policy(context, options) if number >= initial else Resident(context)
+            made = (
+                make_eviction(policy, context, options) if number >= initial else Resident(context)
+            )
         except UsageError as error:
             raise ScenarioError.at(scenario, "cache.policy", str(error)) from None
         if plan.observer is not None:
@@ -299,17 +303,18 @@ def _universe(plan: Plan, number: int) -> range:
     return range(own[0] * experts, (own[-1] + 1) * experts)
 
 
-def _popularity(plan: Plan, profile: str | None) -> dict[Key, int]:
+def _popularity(plan: Plan, profile: str | None) -> Mapping[Key, int]:
+    """Read-only, since all caches share it."""
     from moesim.curve import trace_popularity
 
     if profile is None:
-        return trace_popularity(plan.trace)
+        return MappingProxyType(trace_popularity(plan.trace))
     if not plan.scenario.path(profile).is_dir():
         raise UsageError(f"there is no trace folder {profile!r} to learn from")
     learnt = load_trace(plan.scenario.path(profile))
     if (learnt.num_layers, learnt.num_experts) != (plan.trace.num_layers, plan.trace.num_experts):
         raise UsageError(f"the profile {profile!r} is of another shape than the trace")
-    return trace_popularity(learnt)
+    return MappingProxyType(trace_popularity(learnt))
 
 
 def _rehearse(plan: Plan) -> list[list[Key]]:

@@ -18,7 +18,8 @@ from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
 from typing import Any, TypeVar
 
-from moesim.errors import UsageError
+from moesim.errors import PolicyViolation, UsageError
+from moesim.policies.blame import blamed
 
 FAMILIES = ("eviction", "prefetch", "batching", "placement")
 GROUP = "moesim.policies"
@@ -109,9 +110,14 @@ def find(family: str, name: str) -> type[Any]:
 
 
 def parse_options(policy: type[Any], options: Mapping[str, Any]) -> Any:
-    """Build a policy's `Options` from plain values. Raises `UsageError` naming option and rule."""
+    """Build a policy's `Options` from plain values.
+
+    Raises `UsageError` naming option and rule, `PolicyViolation` for a class of options that makes
+    no sense itself.
+    """
     kind = getattr(policy, "Options", NoOptions)
-    assert is_dataclass(kind)
+    if not (isinstance(kind, type) and is_dataclass(kind)):
+        raise PolicyViolation(policy.name, "Options", f"is {kind!r:.60}, and no dataclass")
     known = [field.name for field in fields(kind)]
     for name in options:
         if name not in known:
@@ -126,7 +132,9 @@ def parse_options(policy: type[Any], options: Mapping[str, Any]) -> Any:
     try:
         # As JSON, since only then do strict types take a list for a tuple and text for a path.
         plain = to_json(dict(options), inf_nan_mode="constants")
-        return TypeAdapter(kind).validate_json(plain, strict=True)
+        with blamed(policy, "Options"):
+            adapter = TypeAdapter(kind)
+        return _validated(policy, adapter, plain)
     except PydanticSerializationError as error:
         raise UsageError(f"policy {policy.name!r}, options: {error}") from None
     except ValidationError as error:
@@ -136,3 +144,16 @@ def parse_options(policy: type[Any], options: Mapping[str, Any]) -> Any:
             f"policy {policy.name!r}{f', option {where}' if where else ''}: {first['msg']} "
             f"(got {first['input']!r})"
         ) from None
+
+
+def _validated(policy: type[Any], adapter: Any, plain: bytes) -> Any:
+    """Options of plain values; what `__post_init__` raises beside a `ValueError` is no answer."""
+    from pydantic import ValidationError
+
+    try:
+        return adapter.validate_json(plain, strict=True)
+    except ValidationError:
+        raise
+    except Exception:
+        with blamed(policy, "Options"):
+            raise

@@ -228,9 +228,14 @@ class TraceRouting:
             self._block_number = number
             ids_BLK = self._ids[number * _BLOCK_ROWS : (number + 1) * _BLOCK_ROWS]
             usual = int(ids_BLK.max()) < self.num_experts
-            keys_BLK = (ids_BLK + self._base_L1).tolist() if usual else ()
-            self._block = [list(map(tuple, keys_LK)) for keys_LK in keys_BLK] or None
+            self._block = self._by_layer(ids_BLK + self._base_L1) if usual else None
         return self._block[place] if self._block is not None else None
+
+    def _by_layer(self, keys_BLK: npt.NDArray[np.int64]) -> list[list[tuple[Key, ...]]]:
+        """Keys of each row and layer. `zip` makes the tuples, faster than lists made into them."""
+        layers = self.num_layers
+        keys = list(zip(*keys_BLK.reshape(-1, self.top_k).T.tolist(), strict=True))
+        return [keys[start : start + layers] for start in range(0, len(keys), layers)]
 
     def _keys(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Keys of rows, -1 where a place is unused. Raises `TraceError` for ids out of range."""

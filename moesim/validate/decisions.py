@@ -84,6 +84,7 @@ class _Batching(Batching):
     def __init__(self, policy: Batching, asks: list[Ask]) -> None:
         super().__init__(policy.options)
         self.name = policy.name  # type: ignore[misc]
+        self.clairvoyant = policy.clairvoyant  # type: ignore[misc]
         self.ready = policy.ready  # type: ignore[method-assign]
         self._policy = policy
         self._asks = asks
@@ -106,13 +107,16 @@ class _Eviction(Eviction):
         self.capacity = policy.capacity
         self.always = policy.always
         self.options = policy.options
-        self.book = policy.book
         self.preload = policy.preload  # type: ignore[method-assign]
         self.insert = policy.insert  # type: ignore[method-assign]
         self.remove = policy.remove  # type: ignore[method-assign]
         self._cache = cache
         self._policy = policy
         self._heard = heard
+
+    @property
+    def book(self) -> Any:  # type: ignore[override]
+        return self._policy.book
 
     def decide(self, view: View) -> Collection[Key]:
         leavers = self._policy.decide(view)

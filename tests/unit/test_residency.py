@@ -432,17 +432,23 @@ class InventsOne(LRU):
         return leavers
 
 
-class PreloadsTooMuch(Static):
+class Loaded(Static):
+    """Static as learnt on the replayed trace."""
+
+    clairvoyant = True
+
+
+class PreloadsTooMuch(Loaded):
     def preload(self) -> Any:
         return range(self.capacity + 1)
 
 
-class PreloadsTwice(Static):
+class PreloadsTwice(Loaded):
     def preload(self) -> Any:
         return [key for key in list(self.book)[:1] for _ in range(2)]
 
 
-class PreloadsStrangers(Static):
+class PreloadsStrangers(Loaded):
     """Keys of another layer."""
 
     def preload(self) -> Any:

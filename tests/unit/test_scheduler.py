@@ -15,7 +15,7 @@ from workloads import plan_of, run_on, tiny_scenario, tiny_trace
 
 from moesim.errors import PolicyViolation
 from moesim.policies import find
-from moesim.policies.batching import Batching, Queue, fill
+from moesim.policies.batching import Batching, Candidate, Queue, fill
 from moesim.serving.kv import BlockPool
 from moesim.serving.request import Request
 from moesim.serving.scheduler import Scheduler
@@ -394,12 +394,13 @@ NONSENSE: list[tuple[str, Callable[[Queue], Any], str, str]] = [
     ("negative", lambda q: [(q.waiting[0], -1)], "request 0", "-1 tokens"),
     ("more than wanted", lambda q: [(q.waiting[0], 6)], "request 0", "wants 5"),
     ("over the budget", lambda q: [(r, 5) for r in everyone(q)[:2]], "step", "budget of 8"),
-    ("a stranger", lambda q: [(request(7, 5, 1), 1)], "request 7", "not in the queue"),
+    ("a stranger", lambda q: [(Candidate(7, 5), 1)], "request 7", "not in the queue"),
     ("nobody", lambda q: [], "step", "empty step"),
-    ("half a token", lambda q: [(q.waiting[0], 1.5)], "step", "whole number of tokens"),
-    ("no request", lambda q: [("everyone", 1)], "everyone", "not in the queue"),
-    ("nothing at all", lambda q: None, "step", "no list of pairs"),
-    ("not pairs", lambda q: everyone(q), "step", "no list of pairs"),
+    ("half a token", lambda q: [(q.waiting[0], 1.5)], "plan", "whole number of tokens"),
+    ("a bool", lambda q: [(q.waiting[0], True)], "plan", "whole number of tokens"),
+    ("no request", lambda q: [("everyone", 1)], "plan", "not in the queue"),
+    ("nothing at all", lambda q: None, "plan", "no list of pairs"),
+    ("not pairs", lambda q: everyone(q), "plan", "no list of pairs"),
 ]
 
 
