@@ -1,7 +1,7 @@
 """The run directory: written under a temporary name, renamed when whole, `manifest.json` last.
 
-Running the same thing again (same resolved scenario, trace and moesim code) is a no-op, so that
-sweeps resume. Everything but the manifest's wall time is the same bytes each time.
+Running the same thing again (same resolved scenario, trace, moesim code and sources of policies) is
+a no-op, so that sweeps resume. Everything but the manifest's wall time is the same bytes each time.
 """
 
 from __future__ import annotations
@@ -17,8 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from moesim import __version__
-from moesim.errors import OutputError
+from moesim.errors import OutputError, UsageError
 from moesim.files import output_errors, sha256, whole_folder, write_json
+from moesim.policies import find
+from moesim.policies.blame import is_foreign
+from moesim.policies.sources import source_hash
 from moesim.result import Result
 from moesim.scenario import Scenario
 
@@ -26,16 +29,23 @@ MANIFEST = "manifest.json"
 SUMMARY = "summary.json"
 TABLES = ("requests", "steps", "layers", "timeline")
 _DECIDES_NOTHING = ("cli", "models", "record", "report", "sweep", "__pycache__")
+_FAMILIES = {
+    "cache": "eviction",
+    "prefetch": "prefetch",
+    "batching": "batching",
+    "placement": "placement",
+}
 _VERSIONS = ("simpy", "numpy", "pyarrow")
 
 
 def fingerprint(scenario: Scenario) -> str:
-    """SHA-256 of everything that decides the outcome: scenario, trace, code."""
+    """SHA-256 of everything that decides the outcome: scenario, trace, code, policies."""
     parts = {
         "scenario": {**scenario.resolved(), "trace": None},
         "trace": trace_hash(scenario),
         "inputs": _input_hashes(scenario),
         "code": code_hash(),
+        "policies": policy_hashes(scenario),
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
@@ -61,6 +71,22 @@ def _input_hashes(scenario: Scenario) -> dict[str, str]:
     }
     paths = {key: scenario.path(text) for key, text in named.items() if text}
     return {key: sha256(path) for key, path in paths.items() if path.is_file()}
+
+
+def policy_hashes(scenario: Scenario) -> dict[str, str]:
+    """The sources of policies that are not moesim's own, by the key that names them.
+
+    Names that there are none of are left out; `prepare` refuses them and says where they stand.
+    """
+    hashes = {}
+    for section, family in _FAMILIES.items():
+        try:
+            policy = find(family, getattr(scenario, section).policy)
+        except UsageError:
+            continue
+        if is_foreign(policy):
+            hashes[f"{section}.policy"] = source_hash(policy)
+    return hashes
 
 
 @cache
@@ -142,6 +168,7 @@ def write(
                         "trace": trace_hash(scenario),
                         "code": code_hash(),
                         **_input_hashes(scenario),
+                        **policy_hashes(scenario),
                     },
                     "outputs": {path.name: sha256(path) for path in sorted(folder.iterdir())},
                     "layer_events": result.summary["layer_events"],

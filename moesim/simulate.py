@@ -72,8 +72,8 @@ def run(
     """Simulate a scenario: an object, a file, or plain data.
 
     With `out`, everything is written to that run directory; if it already holds this very run
-    (same scenario, trace and code), nothing is done. `draw` adds the plots; `point` are the sweep
-    values it stands for.
+    (same scenario, trace, code and policies), nothing is done. `draw` adds the plots; `point` are
+    the sweep values it stands for.
 
     Raises `ScenarioError`, `BudgetError`, `TraceError`, `PolicyViolation`, `OutputError`.
     """
@@ -218,6 +218,9 @@ def _notes(plan: Plan, outcome: Outcome) -> list[str]:
         notes.append(f"{policy.name} knows the future: a bound on misses, not a policy")
     if find("prefetch", scenario.prefetch.policy).clairvoyant:
         notes.append("oracle prefetch knows the future of the step: a bound, not a policy")
+    batching = find("batching", scenario.batching.policy)
+    if batching.clairvoyant:
+        notes.append(f"{batching.name} knows how long requests will be: a bound, not a policy")
     if scenario.replay == "sequential":
         notes.append("sequential replay inflates misses; it is offered only for contrast")
     if scenario.workload.prefill != "recorded":

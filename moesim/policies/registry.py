@@ -13,13 +13,16 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
 from typing import Any, TypeVar
 
 from moesim.errors import PolicyViolation, UsageError
-from moesim.policies.blame import blamed
+from moesim.policies.blame import blamed, is_foreign
+from moesim.policies.sources import note_loaded
 
 FAMILIES = ("eviction", "prefetch", "batching", "placement")
 GROUP = "moesim.policies"
@@ -51,6 +54,8 @@ def register(family: str, name: str, *aliases: str) -> Callable[[Class], Class]:
         _registry[family, filed] = policy
         _aliases.update({(family, other): filed for other in others})
         policy.name = filed  # type: ignore[attr-defined]
+        if is_foreign(policy):
+            note_loaded(policy)
         return policy
 
     return file
@@ -70,7 +75,8 @@ def _load_all() -> None:
     for point in entry_points(group=GROUP):
         before = dict(_registry), dict(_aliases)
         try:
-            point.load()
+            with _no_bytecode_written():
+                point.load()
         except Exception as error:
             # Forget what it registered, so that the next try tells the same story.
             _restore(_registry, before[0])
@@ -81,6 +87,17 @@ def _load_all() -> None:
                 f"policy package {point.value!r} (entry point {point.name!r}) "
                 f"cannot be loaded: {error!r}"
             ) from error
+
+
+@contextmanager
+def _no_bytecode_written() -> Iterator[None]:
+    """Python takes cached bytecode for current if the source has the same size and the same second.
+    A policy edited and run again by a script may well have both, so none is cached here."""
+    before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
+    try:
+        yield
+    finally:
+        sys.dont_write_bytecode = before
 
 
 def _restore(table: dict[Any, Any], kept: dict[Any, Any]) -> None:

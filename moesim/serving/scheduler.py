@@ -18,7 +18,6 @@ from moesim.policies.view import Key
 from moesim.serving.kv import BlockPool
 from moesim.serving.request import Request
 
-
 Batch = list[tuple[Request, int]]
 """Requests of a step, each with how many of its tokens are computed."""
 
@@ -135,13 +134,14 @@ class Scheduler:
             self._experts,
             self._wants,
         )
-        left = dict(zip(chain(queue.running, queue.waiting), chain(self.running, waiting)))
+        shown = (*queue.running, *queue.waiting)
+        left = dict(zip(shown, chain(self.running, waiting), strict=True))
         batch: Batch = []
         total = 0
         for candidate, tokens in self._policy.plan(queue):
             request = left.pop(candidate, None)
             if request is None:
-                twice = any(candidate is other for other in (*queue.running, *queue.waiting))
+                twice = candidate in shown
                 self._refuse(
                     candidate,
                     "is planned twice in one step" if twice else "is not in the queue it was shown",

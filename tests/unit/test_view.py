@@ -19,10 +19,10 @@ from moesim.errors import PolicyViolation
 from moesim.machine.events import EventMachine
 from moesim.machine.sim import SimMachine
 from moesim.policies import find, names
-from moesim.policies.batching import DecodeFirst
 from moesim.policies.eviction import LRU
 from moesim.policies.prefetch import Prefetch
 from moesim.policies.view import View
+from moesim.serving.scheduler import Scheduler
 from moesim.trace import Trace
 
 LAYERS, EXPERTS, TOP_K = 4, 8, 2
@@ -46,7 +46,7 @@ class Diary:
         self._events = 0
         caches, fetches = find("eviction", eviction), find("prefetch", prefetch)
         decide, victim, wanted = caches.decide, caches.victim, fetches.wanted
-        plan = DecodeFirst.plan
+        next_step = Scheduler.next_step
 
         def decided(policy: Any, view: View) -> Any:
             answer = decide(policy, view)
@@ -64,16 +64,17 @@ class Diary:
             self._note("wanted", (view.layer, answer))
             return answer
 
-        def planned(policy: Any, queue: Any) -> Any:
-            answer = plan(policy, queue)
-            parts = [one.rows[one.position : one.position + count] for one, count in answer]
-            self.steps.append([row for part in parts for row in part.tolist()])
-            return answer
+        def planned(scheduler: Scheduler) -> Any:
+            batch = next_step(scheduler)
+            if batch:
+                rows = [request.next_rows(count).tolist() for request, count in batch]
+                self.steps.append([row for part in rows for row in part])
+            return batch
 
         monkeypatch.setattr(caches, "decide", decided)
         monkeypatch.setattr(caches, "victim", given_up)
         monkeypatch.setattr(fetches, "wanted", asked)
-        monkeypatch.setattr(DecodeFirst, "plan", planned)
+        monkeypatch.setattr(Scheduler, "next_step", planned)
 
     def _note(self, kind: str, answer: Any) -> None:
         self.entries.append((self._events, kind, answer))
