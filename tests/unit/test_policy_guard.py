@@ -211,7 +211,7 @@ NO_KEYS: list[Any] = [
     ("family", "question"),
     [("eviction", "preload"), ("eviction", "decide"), ("prefetch", "wanted")],
 )
-@pytest.mark.parametrize("answer", NO_KEYS, ids=repr)
+@pytest.mark.parametrize("answer", NO_KEYS, ids=lambda answer: type(answer).__name__)
 def test_what_are_no_keys_is_a_violation(
     monkeypatch: pytest.MonkeyPatch, family: str, question: str, answer: Any
 ) -> None:
@@ -246,7 +246,7 @@ def test_ready_is_true_or_false(monkeypatch: pytest.MonkeyPatch, answer: Any) ->
 PLANS: list[tuple[str, Callable[[Queue], Any]]] = [
     ("nothing", lambda queue: None),
     ("a generator", lambda queue: ((request, 1) for request in queue.waiting)),
-    ("a mapping", lambda queue: {request: 1 for request in queue.waiting}),
+    ("a mapping", lambda queue: dict.fromkeys(queue.waiting, 1)),
     ("triples", lambda queue: [(request, 1, 1) for request in queue.waiting]),
     ("indices", lambda queue: [(request.index, 1) for request in queue.waiting]),
     ("what cannot be hashed", lambda queue: [([], 1)]),
