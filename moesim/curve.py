@@ -9,7 +9,7 @@ IBM Systems Journal 1970, here with the whole union of an event as one access).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from heapq import heapify, heappop, heappushpop
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal
@@ -20,7 +20,7 @@ from moesim.errors import PolicyViolation, UsageError
 from moesim.policies import Key, View, parse_options
 from moesim.policies.blame import blamed
 from moesim.policies.eviction.base import CacheContext, Eviction, Ranked
-from moesim.policies.guard import find_policy, make_eviction
+from moesim.policies.guard import find_policy, make_eviction, without_foresight
 from moesim.trace.health import check_shard
 
 if TYPE_CHECKING:
@@ -119,10 +119,7 @@ def _hits(
         return np.array([found[min(deepest, c)] for c in slots])
     hits = []
     for capacity in slots:
-        context = _context(stream, capacity, admission)
-        if not policy.clairvoyant:
-            context = replace(context, future=None)
-        cache = make_eviction(policy, context, options)
+        cache = make_eviction(policy, _context(stream, capacity, admission), options)
         hits.append(replay_hits(cache, stream.unions))
     return np.array(hits)
 
@@ -175,7 +172,8 @@ def stack_hits(policy: type[Eviction], options: Any, stream: Stream, deepest: in
     if policy.name == "lru":
         depths = _recency_depths(stream)
     else:
-        full = policy(_context(stream, len(stream.universe), "bypass"), options)
+        context = _context(stream, len(stream.universe), "bypass")
+        full = policy(without_foresight(policy, context), options)
         depths = _rank_depths(full, stream) if isinstance(full, Ranked) else _fixed(full, stream)
     counts = np.bincount(np.fromiter(depths, np.int64), minlength=deepest + 1)
     return [0, *np.cumsum(counts)[:deepest].tolist()]

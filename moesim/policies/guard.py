@@ -20,7 +20,7 @@ from moesim.policies.prefetch.base import Prefetch
 from moesim.policies.registry import find
 from moesim.policies.view import Key
 
-__all__ = ["find_policy", "make_batching", "make_eviction", "make_prefetch"]
+__all__ = ["find_policy", "make_batching", "make_eviction", "make_prefetch", "without_foresight"]
 
 _BASES: dict[str, type] = {"eviction": Eviction, "prefetch": Prefetch, "batching": Batching}
 
@@ -42,10 +42,8 @@ def make_eviction(policy: type[Eviction], context: CacheContext, options: Any) -
     """An eviction policy for one cache, guarded if it comes from outside moesim."""
     if not is_foreign(policy):
         return policy(context, options)
-    if not policy.clairvoyant:
-        context = replace(context, popularity=_without_hindsight(policy, context.popularity))
     with blamed(policy, "__init__"):
-        return _GuardedEviction(policy(context, options), context)
+        return _GuardedEviction(policy(without_foresight(policy, context), options), context)
 
 
 def make_prefetch(policy: type[Prefetch], options: Any) -> Prefetch:
@@ -62,6 +60,15 @@ def make_batching(policy: type[Batching], options: Any) -> Batching:
         return policy(options)
     with blamed(policy, "__init__"):
         return _GuardedBatching(policy(options))
+
+
+def without_foresight(policy: type[Eviction], context: CacheContext) -> CacheContext:
+    """The context less what tells of the future, for policies from outside that claim no sight of
+    it."""
+    if policy.clairvoyant or not is_foreign(policy):
+        return context
+    popularity = _without_hindsight(policy, context.popularity)
+    return replace(context, future=None, popularity=popularity)
 
 
 def _without_hindsight(
