@@ -432,3 +432,179 @@ def test_a_policy_may_leave_requests_out_of_a_step(monkeypatch: pytest.MonkeyPat
     outcome = run_on(plan_of(scenario, tiny_trace(requests=4, prompt_tokens=3, output_tokens=2)))
     assert all(one.status == "finished" for one in outcome.requests)
     assert outcome.ledger.step_columns()["sequences"].max() == 1
+
+
+# --- what a policy sees ---------------------------------------------------------------------------
+
+
+class Watches(Batching):
+    """Keeps all that it is shown."""
+
+    queues: list[Queue]
+    asked: list[tuple[Any, Any]]
+
+    def ready(self, running: Any, waiting: Any) -> bool:
+        self.asked.append((running, waiting))
+        return True
+
+    def plan(self, queue: Queue) -> Any:
+        self.queues.append(queue)
+        return fill(queue, (*queue.running, *queue.waiting))
+
+
+def watched(monkeypatch: pytest.MonkeyPatch, policy: type[Any] = Watches) -> Outcome:
+    """A run whose requests are preempted, too."""
+    monkeypatch.setattr(Watches, "queues", [], raising=False)
+    monkeypatch.setattr(Watches, "asked", [], raising=False)
+    scenario = tiny_scenario(
+        memory={"kv": 26 * 8192, "kv_block_tokens": 1},
+        batching={"policy": enlist(monkeypatch, "batching", policy), "token_budget": 7},
+    )
+    return run_on(plan_of(scenario, tiny_trace(requests=6, prompt_tokens=5, output_tokens=6)))
+
+
+def shown() -> list[Any]:
+    queues = [(queue.running, queue.waiting) for queue in Watches.queues]
+    return [part for pair in (*queues, *Watches.asked) for part in pair]
+
+
+SEEN = {"decoding", "emitted", "index", "position", "prompt_tokens", "tokens_wanted"}
+
+
+def public(candidate: Candidate) -> set[str]:
+    return {name for name in dir(candidate) if not name.startswith("_")}
+
+
+def test_a_policy_sees_of_requests_what_a_real_scheduler_knows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    outcome = watched(monkeypatch)
+    assert summarise(outcome)["preemptions"] > 0
+    candidates = {candidate for part in shown() for candidate in part}
+    assert {type(part) for part in shown()} == {tuple}
+    assert {type(candidate) for candidate in candidates} == {Candidate}
+    assert len(candidates) == len(outcome.requests), "one object stands for a request throughout"
+    for candidate in candidates:
+        assert public(candidate) == SEEN
+        for name in SEEN:
+            with pytest.raises(AttributeError):
+                setattr(candidate, name, 1)
+        # Nor is there a way to the request behind it.
+        inside = [getattr(candidate, name) for kind in (Candidate,) for name in kind.__slots__]
+        assert {type(value) for value in inside} == {int}
+
+
+class Clairvoyant(Watches):
+    """Shortest job first: it must know how long a job is."""
+
+    clairvoyant = True
+
+    def plan(self, queue: Queue) -> Any:
+        self.queues.append(queue)
+        order = sorted(
+            (*queue.running, *queue.waiting), key=lambda one: (one.output_tokens, -one.index)
+        )
+        return fill(queue, order)
+
+
+def test_only_a_clairvoyant_policy_sees_lengths_and_is_called_a_bound(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    plain = summarise(watched(monkeypatch))["notes"]
+    outcome = watched(monkeypatch, Clairvoyant)
+    for candidate in {candidate for part in shown() for candidate in part}:
+        assert public(candidate) == {*SEEN, "output_tokens"}
+        assert candidate.output_tokens == outcome.requests[candidate.index].output_tokens
+        with pytest.raises(AttributeError):
+            candidate.output_tokens = 1
+    note = "clairvoyant knows how long requests will be: a bound, not a policy"
+    assert note in summarise(outcome)["notes"]
+    assert not any("bound" in text for text in plain)
+
+
+def test_candidates_are_up_to_date_whenever_a_policy_is_asked() -> None:
+    policy = find("batching", "fcfs")()
+    queue = scheduler(policy, blocks=5, budget=8)
+    older, younger = request(0, 2, 4), request(1, 2, 3)
+    seen: list[list[tuple[int, ...]]] = []
+    plan = policy.plan
+
+    def note(asked: Queue) -> Any:
+        seen.append(
+            [
+                (one.index, one.prompt_tokens, one.emitted, one.position, one.tokens_wanted)
+                for one in (*asked.running, *asked.waiting)
+            ]
+        )
+        return plan(asked)
+
+    policy.plan = note
+    serve(queue, [older, younger])
+    assert seen[0] == [(0, 2, 0, 0, 2), (1, 2, 0, 0, 2)]
+    assert seen[1] == [(0, 2, 1, 2, 1), (1, 2, 1, 2, 1)]
+    assert (1, 2, 1, 0, 3) in seen[-2]  # preempted: its rows are lost, its token is not
+
+
+def asks(question: Callable[[Queue], Any]) -> Batching:
+    policy = Scripted()
+    plan = policy.plan
+
+    def first_ask(queue: Queue) -> Any:
+        question(queue)
+        return plan(queue)
+
+    policy.plan = first_ask  # type: ignore[method-assign]
+    return policy
+
+
+@pytest.mark.parametrize("tokens", [-1, 6, 1000])
+def test_experts_are_revealed_of_tokens_that_exist_and_no_others(tokens: int) -> None:
+    told: list[int] = []
+
+    def reveal(one: Request, count: int) -> list[list[int]]:
+        told.append(count)
+        return [[0]] * count
+
+    def served(count: int) -> None:
+        policy = asks(lambda queue: queue.experts(queue.waiting[0], count))
+        pool = BlockPool(100, 1)
+        queue = Scheduler(policy, pool, token_budget=8, max_sequences=2, experts=reveal)
+        queue.arrive(request(3, 5, 9))
+        queue.next_step()
+
+    served(5)
+    assert told == [5]
+    with pytest.raises(PolicyViolation, match=r"'scripted'.*request 3.*5 exist"):
+        served(tokens)
+    assert told == [5]
+
+
+@pytest.mark.parametrize(
+    ("question", "message"),
+    [
+        (lambda queue: queue.experts(queue.waiting[0], 1), "this router does not reveal"),
+        (lambda queue: queue.wants(queue.waiting[0]), "this router does not reveal"),
+    ],
+)
+def test_what_a_router_does_not_reveal_is_refused_by_the_name_of_who_asks(
+    question: Callable[[Queue], Any], message: str
+) -> None:
+    queue = scheduler(asks(question))
+    queue.arrive(request(3, 5, 9))
+    with pytest.raises(PolicyViolation, match=message) as caught:
+        queue.next_step()
+    assert (caught.value.policy, caught.value.key) == ("scripted", "request 3")
+
+
+def test_who_is_not_queued_is_not_asked_about() -> None:
+    policy = asks(lambda queue: queue.experts(Candidate(3, 5), 1))
+    queue = Scheduler(
+        policy,
+        BlockPool(100, 1),
+        token_budget=8,
+        max_sequences=2,
+        experts=lambda one, count: [[0]] * count,
+    )
+    queue.arrive(request(3, 5, 9))
+    with pytest.raises(PolicyViolation, match=r"request 3.*not queued"):
+        queue.next_step()
