@@ -184,6 +184,32 @@ def test_blocks_are_taken_when_a_row_starts_a_new_one_and_all_come_back() -> Non
     assert (queue.pool.free, queue.pool.peak) == (10, 3)
 
 
+def test_the_peak_is_of_the_fullest_moment_and_not_of_the_last() -> None:
+    pool = BlockPool(10, 4)
+    first, second = request(0, 20, 2), request(1, 20, 2)
+    assert pool.grow(first, 20)
+    assert pool.peak == 5
+    pool.release(first)
+    assert pool.grow(second, 4)
+    assert (pool.free, pool.peak) == (9, 5)
+
+
+def test_a_preempted_request_with_a_skipped_prefill_keeps_its_prompt() -> None:
+    """Its prompt has no rows: it starts over at the first row that it has."""
+    one = Request(
+        0,
+        arrival_ns=0,
+        prompt_tokens=3,
+        output_tokens=4,
+        rows=np.array([7, 8, 9]),
+        prefill_skipped=True,
+    )
+    one.position, one.emitted = 5, 3
+    one.restart()
+    assert (one.position, one.tokens_wanted) == (3, 3)
+    assert one.next_rows(one.tokens_wanted).tolist() == [7, 8, 9]
+
+
 class Scripted(Batching):
     """Serves one request a step, in a stated order; then the one in line that came last."""
 
@@ -432,6 +458,25 @@ def test_a_policy_may_leave_requests_out_of_a_step(monkeypatch: pytest.MonkeyPat
     outcome = run_on(plan_of(scenario, tiny_trace(requests=4, prompt_tokens=3, output_tokens=2)))
     assert all(one.status == "finished" for one in outcome.requests)
     assert outcome.ledger.step_columns()["sequences"].max() == 1
+
+
+class Greedy(Batching):
+    """Plans one token for all that it is shown, and counts them."""
+
+    most = 0
+
+    def plan(self, queue: Queue) -> Any:
+        self.most = max(self.most, len(everyone(queue)))
+        return [(one, 1) for one in everyone(queue)]
+
+
+def test_no_more_waiting_requests_are_shown_than_may_run() -> None:
+    policy = Greedy()
+    policy.name = "greedy"  # type: ignore[misc]
+    queue = scheduler(policy, cap=2)
+    steps = serve(queue, [request(index, 1, 3) for index in range(5)])
+    assert policy.most == 2
+    assert [len(step) for step in steps] == [2, 2, 2, 2, 2, 2, 1, 1, 1]
 
 
 # --- what a policy sees ---------------------------------------------------------------------------
