@@ -212,7 +212,7 @@ class _GuardedBatching(Batching):
         self.options = getattr(policy, "options", None)
         self._policy = policy
         if kind.ready is Batching.ready:
-            self.ready = policy.ready  # type: ignore[method-assign]
+            self.ready = policy.ready
 
     ready = _guarded("ready", _yes_or_no)
     plan = _guarded("plan", _pairs)

@@ -141,7 +141,7 @@ def _imports(file: Path) -> set[str]:
         tree = ast.parse(file.read_bytes())
     except (SyntaxError, ValueError):
         return set()
-    names = set()
+    names: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names.update(_top(alias.name) for alias in node.names)
