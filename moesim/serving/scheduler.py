@@ -104,10 +104,12 @@ class Scheduler:
 
     def _show(self, requests: Sequence[Request]) -> tuple[Candidate, ...]:
         """The candidates that stand for these requests, brought up to date."""
-        candidates = tuple([self._candidates[request] for request in requests])
-        for candidate, request in zip(candidates, requests, strict=True):
+        shown = []
+        for request in requests:
+            candidate = self._candidates[request]
             candidate._update(request.emitted, request.position)
-        return candidates
+            shown.append(candidate)
+        return tuple(shown)
 
     def _admissible(self) -> list[Request]:
         """The waiting requests whose next rows fit into free blocks, in order, without gaps."""
@@ -126,22 +128,17 @@ class Scheduler:
         return fitting
 
     def _ask(self, waiting: Sequence[Request]) -> Batch:
-        queue = Queue(
-            self._show(self.running),
-            self._show(waiting),
-            self._token_budget,
-            self._max_sequences - len(self.running),
-            self._experts,
-            self._wants,
-        )
-        shown = (*queue.running, *queue.waiting)
-        left = dict(zip(shown, chain(self.running, waiting), strict=True))
+        running = self.running
+        shown = self._show(running), self._show(waiting)
+        free = self._max_sequences - len(running)
+        queue = Queue(*shown, self._token_budget, free, self._experts, self._wants)
+        left = dict(zip(chain(*shown), chain(running, waiting), strict=True))
         batch: Batch = []
         total = 0
         for candidate, tokens in self._policy.plan(queue):
             request = left.pop(candidate, None)
             if request is None:
-                twice = candidate in shown
+                twice = candidate in chain(*shown)
                 self._refuse(
                     candidate,
                     "is planned twice in one step" if twice else "is not in the queue it was shown",

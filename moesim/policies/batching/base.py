@@ -24,12 +24,19 @@ class Candidate:
     before it asks. How many tokens a request will emit is not in it.
     """
 
-    __slots__ = ("_emitted", "_index", "_position", "_prompt_tokens")
+    __slots__ = (
+        "_decoding",
+        "_emitted",
+        "_index",
+        "_position",
+        "_prompt_tokens",
+        "_tokens_wanted",
+    )
 
     def __init__(self, index: int, prompt_tokens: int) -> None:
         self._index = index
         self._prompt_tokens = prompt_tokens
-        self._emitted = self._position = 0
+        self._update(0, 0)
 
     @property
     def index(self) -> int:
@@ -54,16 +61,19 @@ class Candidate:
     @property
     def tokens_wanted(self) -> int:
         """Tokens it could use in the next step."""
-        return self._prompt_tokens + self._emitted - self._position
+        return self._tokens_wanted
 
     @property
     def decoding(self) -> bool:
         """Its prompt (and whatever a preemption lost) is computed: it needs one token a step."""
-        return self._emitted > 0 and self.tokens_wanted == 1
+        return self._decoding
 
     def _update(self, emitted: int, position: int) -> None:
-        """For the scheduler alone."""
-        self._emitted, self._position = emitted, position
+        """For the scheduler alone. Policies ask more often than it does, so sums are made here."""
+        self._emitted = emitted
+        self._position = position
+        self._tokens_wanted = wanted = self._prompt_tokens + emitted - position
+        self._decoding = emitted > 0 and wanted == 1
 
     def __repr__(self) -> str:
         return f"request {self._index}"
