@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import platform
 import time
 from collections.abc import Callable, Mapping
@@ -62,21 +63,27 @@ def trace_hash(scenario: Scenario) -> str:
 
 
 def _input_hashes(scenario: Scenario) -> dict[str, str]:
-    """Other files that a scenario reads, by the key that names them, with their hashes."""
+    """Other files that a scenario reads, by the key that names them, with their hashes.
+
+    Any option of a policy may name a file or a trace."""
     named = {
         "workload.arrivals": getattr(scenario.workload.arrivals, "path", ""),
         "hardware": scenario.hardware.profile,
         "model": scenario.model.shape,
-        "cache.options.profile": f"{scenario.cache.options.get('profile', '')}/trace.json",
     }
+    for section in _FAMILIES:
+        for option, value in getattr(scenario, section).options.items():
+            if value and isinstance(value, str):
+                whole = os.path.isdir(scenario.path(value))
+                named[f"{section}.options.{option}"] = f"{value}/trace.json" if whole else value
     paths = {key: scenario.path(text) for key, text in named.items() if text}
-    return {key: sha256(path) for key, path in paths.items() if path.is_file()}
+    return {key: sha256(path) for key, path in paths.items() if os.path.isfile(path)}
 
 
 def policy_hashes(scenario: Scenario) -> dict[str, str]:
     """The sources of policies that are not moesim's own, by the key that names them.
 
-    Names that there are none of are left out; `prepare` refuses them and says where they stand.
+    Names of no policy are left out; `prepare` refuses them and says where they stand.
     """
     hashes = {}
     for section, family in _FAMILIES.items():
@@ -84,7 +91,7 @@ def policy_hashes(scenario: Scenario) -> dict[str, str]:
             policy = find(family, getattr(scenario, section).policy)
         except UsageError:
             continue
-        if is_foreign(policy):
+        if is_foreign(policy) and isinstance(policy, type):
             hashes[f"{section}.policy"] = source_hash(policy)
     return hashes
 

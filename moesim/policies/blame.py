@@ -19,6 +19,9 @@ _LONGEST = 300
 PASSED_ON = (MoesimError, MemoryError)
 """Errors that keep their kind: those that say already what is wrong, and a machine too small."""
 
+CAUGHT = (Exception, SystemExit)
+"""What a policy is blamed for. One that exits would end a run in silence, by its own exit code."""
+
 
 class Nonsense(Exception):
     """An answer of the wrong type; the message says of what type."""
@@ -29,7 +32,7 @@ def is_foreign(policy: object) -> bool:
     return getattr(policy, "__module__", "").partition(".")[0] != _PACKAGE
 
 
-def violation(name: str, question: str, error: Exception) -> PolicyViolation:
+def violation(name: str, question: str, error: BaseException) -> PolicyViolation:
     """The violation of policy `name`, which was asked `question` when `error` was raised."""
     return PolicyViolation(name, question, _one_line(error))
 
@@ -41,14 +44,14 @@ def blamed(policy: type, question: str) -> Iterator[None]:
         yield
     except PASSED_ON:
         raise
-    except Exception as error:
+    except CAUGHT as error:
         if not is_foreign(policy):
             raise
         name = getattr(policy, "name", policy.__name__)
         raise violation(str(name), question, error) from error
 
 
-def _one_line(error: Exception) -> str:
+def _one_line(error: BaseException) -> str:
     text = " ".join(str(error).split())
     if len(text) > _LONGEST:
         text = f"{text[:_LONGEST]} ..."

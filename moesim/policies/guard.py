@@ -14,7 +14,7 @@ from typing import Any
 
 from moesim.errors import PolicyViolation
 from moesim.policies.batching.base import Batching, Candidate
-from moesim.policies.blame import PASSED_ON, Nonsense, blamed, is_foreign, violation
+from moesim.policies.blame import CAUGHT, PASSED_ON, Nonsense, blamed, is_foreign, violation
 from moesim.policies.eviction.base import CacheContext, Eviction
 from moesim.policies.prefetch.base import Prefetch
 from moesim.policies.registry import find
@@ -146,7 +146,7 @@ def _guarded(question: str, accept: Callable[[Any], Any]) -> Any:
             return accept(getattr(self._policy, question)(*arguments))
         except PASSED_ON:
             raise
-        except Exception as error:
+        except CAUGHT as error:
             raise violation(self.name, question, error) from error
 
     return method

@@ -21,7 +21,7 @@ from functools import cache
 from typing import Any, TypeVar
 
 from moesim.errors import PolicyViolation, UsageError
-from moesim.policies.blame import blamed, is_foreign
+from moesim.policies.blame import CAUGHT, blamed, is_foreign
 from moesim.policies.sources import note_loaded
 
 FAMILIES = ("eviction", "prefetch", "batching", "placement")
@@ -54,7 +54,7 @@ def register(family: str, name: str, *aliases: str) -> Callable[[Class], Class]:
         _registry[family, filed] = policy
         _aliases.update({(family, other): filed for other in others})
         policy.name = filed  # type: ignore[attr-defined]
-        if is_foreign(policy):
+        if is_foreign(policy) and isinstance(policy, type):
             note_loaded(policy)
         return policy
 
@@ -77,7 +77,7 @@ def _load_all() -> None:
         try:
             with _no_bytecode_written():
                 point.load()
-        except Exception as error:
+        except CAUGHT as error:
             # Forget what it registered, so that the next try tells the same story.
             _restore(_registry, before[0])
             _restore(_aliases, before[1])

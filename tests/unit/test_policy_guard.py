@@ -78,7 +78,9 @@ def test_what_a_policy_raises_is_a_violation_that_keeps_the_cause(
     assert isinstance(error.__cause__, KeyError)
 
 
-@pytest.mark.parametrize("raised", [StopIteration, RecursionError, AssertionError("no"), OSError])
+@pytest.mark.parametrize(
+    "raised", [StopIteration, RecursionError, AssertionError("no"), OSError, SystemExit(0)]
+)
 def test_any_kind_of_error_is_a_violation(monkeypatch: pytest.MonkeyPatch, raised: Any) -> None:
     def fails(self: Any, view: View) -> Any:
         raise raised
@@ -87,7 +89,7 @@ def test_any_kind_of_error_is_a_violation(monkeypatch: pytest.MonkeyPatch, raise
     assert error.key == "decide"
 
 
-@pytest.mark.parametrize("raised", [KeyboardInterrupt, MemoryError, SystemExit])
+@pytest.mark.parametrize("raised", [KeyboardInterrupt, MemoryError])
 @pytest.mark.parametrize(("family", "question"), ASKED)
 def test_an_interrupt_and_a_full_memory_are_no_fault_of_a_policy(
     monkeypatch: pytest.MonkeyPatch, family: str, question: str, raised: Any

@@ -17,11 +17,12 @@ import yaml
 from watching import enlist
 from workloads import tiny_scenario, tiny_trace
 
-from moesim.errors import UsageError
+from moesim.errors import PolicyViolation, UsageError
 from moesim.policies import find, register, registry, sources
 from moesim.policies.sources import source_hash
 from moesim.rundir import fingerprint, policy_hashes
 from moesim.scenario import Scenario
+from moesim.simulate import prepare
 
 EVICTION = """
 from moesim.policies import register
@@ -275,6 +276,34 @@ def test_policies_of_all_families_count(
     write(folder, "own_policy.py", "class Policy: 'edited'\n")
     assert policy_hashes(made) != before
     assert fingerprint(made) != whole
+
+
+def test_what_is_no_class_is_left_to_those_who_refuse_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    find("eviction", "lru")
+    monkeypatch.setattr(registry, "_registry", dict(registry._registry))
+
+    @register("eviction", "a_function")  # type: ignore[type-var]
+    def policy() -> None:
+        """Is none."""
+
+    made = Scenario.model_validate(tiny_scenario(cache={"policy": "a_function"}))
+    assert policy_hashes(made) == {}
+    with pytest.raises(
+        PolicyViolation, match=r"no subclass of moesim\.policies\.eviction\.Eviction"
+    ):
+        prepare(made, tiny_trace(requests=1))
+
+
+@pytest.mark.parametrize("section", ["cache", "prefetch", "batching"])
+@pytest.mark.parametrize("name", ["weights.json", "trace/trace.json"])
+def test_files_that_options_name_count(folder: Path, section: str, name: str) -> None:
+    write(folder, name, "1")
+    options = {"learnt": str(folder / name.removesuffix("/trace.json")), "other": "x" * 5000}
+    made = Scenario.model_validate(tiny_scenario(**{section: {"policy": "p", "options": options}}))
+    before = fingerprint(made)
+    assert fingerprint(made) == before
+    write(folder, name, "2")
+    assert fingerprint(made) != before
 
 
 def test_an_edited_policy_never_gives_the_old_result(tmp_path: Path, trace: Path) -> None:
