@@ -19,6 +19,7 @@ from moesim.errors import ScenarioError, TraceError, UsageError
 from moesim.hardware.hardware import Hardware
 from moesim.hardware.shapes import ModelShape, shapes_like
 from moesim.policies import find, parse_options
+from moesim.policies.guard import find_policy
 from moesim.policies.registry import path_options
 from moesim.scenario.keys import key_path
 from moesim.serving.knowledge import KNOWLEDGE, Knowledge
@@ -85,7 +86,7 @@ def policy_of(scenario: Scenario, section: str) -> tuple[type[Any], Any]:
     """
     chosen = getattr(scenario, section)
     try:
-        policy = find(FAMILIES[section], chosen.policy)
+        policy = find_policy(FAMILIES[section], chosen.policy)
     except UsageError as error:
         raise ScenarioError.at(scenario, f"{section}.policy", str(error)) from None
     try:
@@ -294,7 +295,7 @@ def _revealed_by(reveals: Callable[[Knowledge], bool]) -> str:
 def _check_prefetch(
     scenario: Scenario, trace: Trace, knowledge: Knowledge, policy: type[Any], options: Any
 ) -> None:
-    if not policy.needs_routing or options.depth <= knowledge.reach:
+    if not policy.needs_routing or getattr(options, "depth", 1) <= knowledge.reach:
         return
     if knowledge.reach:
         remedy = f"write depth: {knowledge.reach}"
@@ -303,7 +304,7 @@ def _check_prefetch(
     raise ScenarioError.at(
         scenario,
         "prefetch.policy",
-        f"{policy.name} looks {options.depth} layers ahead; the trace's router is "
+        f"{policy.name} looks {getattr(options, 'depth', 1)} layers ahead; the trace's router is "
         f"{trace.meta.router}, which reveals {knowledge.reach}; {remedy}",
     )
 

@@ -17,9 +17,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from moesim.errors import UsageError
-from moesim.policies import Key, View, find, parse_options
+from moesim.errors import PolicyViolation, UsageError
+from moesim.policies import Key, View, parse_options
+from moesim.policies.blame import blamed
 from moesim.policies.eviction.base import CacheContext, Eviction, Ranked
+from moesim.policies.guard import find_policy, make_eviction, without_foresight
 from moesim.progress import Progress
 from moesim.trace.health import check_shard
 
@@ -84,7 +86,7 @@ def curve(
     result = {}
     for entry in policies:
         name, options = (entry, {}) if isinstance(entry, str) else entry
-        policy = find("eviction", name)
+        policy = find_policy("eviction", name)
         parsed = parse_options(policy, options)
         hits = np.zeros(len(slots), np.int64)
         for done, stream in enumerate(streams):
@@ -98,7 +100,9 @@ def curve(
 
 
 def replay_hits(policy: Eviction, unions: Iterable[Union], layer: int = 0) -> int:
-    """Hits of one cache over a sequence of layer events, one capacity: the plain way."""
+    """Hits of one cache over a sequence of layer events, one capacity: the plain way.
+
+    Raises `PolicyViolation` for a policy that keeps more than its capacity."""
     resident: set[Key] = set(policy.preload())
     hits = 0
     for union in unions:
@@ -106,6 +110,8 @@ def replay_hits(policy: Eviction, unions: Iterable[Union], layer: int = 0) -> in
         leavers = policy.decide(View(layer, union))
         resident.update(union)
         resident.difference_update(leavers)
+        if len(resident) > policy.capacity:
+            raise PolicyViolation(policy.name, union, f"keeps more than {policy.capacity} keys")
     return hits
 
 
@@ -116,11 +122,12 @@ def _hits(
     # Only a class that says so itself: one that inherits from it may decide otherwise.
     if vars(policy).get("stack", False) and admission == "bypass" and worth_it:
         deepest = len(stream.universe)  # more slots than keys are of no use
-        found = stack_hits(policy, options, stream, min(deepest, max(slots)))
+        with blamed(policy, "observe"):
+            found = stack_hits(policy, options, stream, min(deepest, max(slots)))
         return np.array([found[min(deepest, c)] for c in slots])
     hits = []
     for capacity in slots:
-        cache = policy(_context(stream, capacity, admission), options)
+        cache = make_eviction(policy, _context(stream, capacity, admission), options)
         hits.append(replay_hits(cache, stream.unions))
     return np.array(hits)
 
@@ -173,7 +180,8 @@ def stack_hits(policy: type[Eviction], options: Any, stream: Stream, deepest: in
     if policy.name == "lru":
         depths = _recency_depths(stream)
     else:
-        full = policy(_context(stream, len(stream.universe), "bypass"), options)
+        context = _context(stream, len(stream.universe), "bypass")
+        full = policy(without_foresight(policy, context), options)
         depths = _rank_depths(full, stream) if isinstance(full, Ranked) else _fixed(full, stream)
     counts = np.bincount(np.fromiter(depths, np.int64), minlength=deepest + 1)
     return [0, *np.cumsum(counts)[:deepest].tolist()]

@@ -1,7 +1,7 @@
 """The run directory: written under a temporary name, renamed when whole, `manifest.json` last.
 
-Running the same thing again (same resolved scenario, trace and moesim code) is a no-op, so that
-sweeps resume. Everything but the manifest's wall time is the same bytes each time.
+Running the same thing again (same resolved scenario, trace, moesim code and sources of policies) is
+a no-op, so that sweeps resume. Everything but the manifest's wall time is the same bytes each time.
 """
 
 from __future__ import annotations
@@ -17,8 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from moesim import __version__
-from moesim.errors import OutputError
+from moesim.errors import OutputError, UsageError
 from moesim.files import output_errors, sha256, whole_folder, write_json
+from moesim.policies import find
+from moesim.policies.blame import is_foreign
+from moesim.policies.sources import source_hash
 from moesim.progress import Progress
 from moesim.result import Result
 from moesim.scenario import Scenario
@@ -27,16 +30,23 @@ MANIFEST = "manifest.json"
 SUMMARY = "summary.json"
 TABLES = ("requests", "steps", "layers", "timeline")
 _DECIDES_NOTHING = ("cli", "models", "record", "report", "sweep", "__pycache__")
+_FAMILIES = {
+    "cache": "eviction",
+    "prefetch": "prefetch",
+    "batching": "batching",
+    "placement": "placement",
+}
 _VERSIONS = ("simpy", "numpy", "pyarrow")
 
 
 def fingerprint(scenario: Scenario) -> str:
-    """SHA-256 of everything that decides the outcome: scenario, trace, code."""
+    """SHA-256 of everything that decides the outcome: scenario, trace, code, policies."""
     parts = {
         "scenario": scenario.resolved(lambda key, _: key),
         "trace": trace_hash(scenario),
         "inputs": _input_hashes(scenario),
         "code": code_hash(),
+        "policies": policy_hashes(scenario),
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
@@ -55,11 +65,32 @@ def trace_hash(scenario: Scenario) -> str:
 def _input_hashes(scenario: Scenario) -> dict[str, str]:
     """Other files that a scenario reads, by the key that names them, with their hashes.
 
-    A folder is that of a trace, whose header lists the hashes of its files.
+    A folder is that of a trace, whose header lists the hashes of its files. Any option of a policy
+    may name a file or a trace, whatever its type.
     """
     named = {key: path for key, path in scenario.paths().items() if key != "trace"}
+    for section in _FAMILIES:
+        for option, value in getattr(scenario, section).options.items():
+            if value and isinstance(value, str):
+                named.setdefault(f"{section}.options.{option}", scenario.path(value))
     read = {key: path / "trace.json" if path.is_dir() else path for key, path in named.items()}
     return {key: sha256(path) for key, path in read.items() if path.is_file()}
+
+
+def policy_hashes(scenario: Scenario) -> dict[str, str]:
+    """Return the hashes of the sources of policies that are not moesim's own, by section.
+
+    Names of no policy are left out; `prepare` refuses them and says where they stand.
+    """
+    hashes = {}
+    for section, family in _FAMILIES.items():
+        try:
+            policy = find(family, getattr(scenario, section).policy)
+        except UsageError:
+            continue
+        if is_foreign(policy) and isinstance(policy, type):
+            hashes[f"{section}.policy"] = source_hash(policy)
+    return hashes
 
 
 @cache
@@ -155,6 +186,7 @@ def write(
                         "trace": trace_hash(scenario),
                         "code": code_hash(),
                         **_input_hashes(scenario),
+                        **policy_hashes(scenario),
                     },
                     "outputs": {path.name: sha256(path) for path in sorted(folder.iterdir())},
                     "layer_events": result.summary["layer_events"],

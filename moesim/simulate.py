@@ -98,9 +98,9 @@ def run(
     """Simulate a scenario: an object, a file, or plain data.
 
     With `out`, everything is written to that run directory; if it already holds this very run
-    (same scenario, trace and code), nothing is done. `draw` adds the plots; `point` are the sweep
-    values it stands for. `progress(what, done, total)` is told, after each step, how many rows of
-    the run and of its bounds are served.
+    (same scenario, trace, code and policies), nothing is done. `draw` adds the plots; `point` are
+    the sweep values it stands for. `progress(what, done, total)` is told, after each step, how many
+    rows of the run and of its bounds are served.
 
     Raises `ScenarioError`, `BudgetError`, `TraceError`, `PolicyViolation`, `OutputError`.
     """

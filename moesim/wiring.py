@@ -7,10 +7,11 @@ for any machine, `serve` runs it on the simulated one.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from moesim.checks import check_parts, policy_of, profile_trace
@@ -19,8 +20,8 @@ from moesim.hardware.cost import CostModel
 from moesim.hardware.operations import cost_of
 from moesim.hardware.ops import BatchShape, Op
 from moesim.policies import Key, find
-from moesim.policies.batching.base import unknown_experts, unknown_wants
 from moesim.policies.eviction import CacheContext, Resident
+from moesim.policies.guard import make_batching, make_eviction, make_prefetch
 from moesim.progress import Progress, counter
 from moesim.scenario import Scenario
 from moesim.serving.budget import Budget, plan_budget, split_slots
@@ -190,14 +191,14 @@ def build_server(
     )
     batching, batching_options = policy_of(scenario, "batching")
     prefetch, prefetch_options = policy_of(scenario, "prefetch")
-    batching_policy = batching(batching_options)
+    batching_policy = make_batching(batching, batching_options)
     scheduler = Scheduler(
         batching_policy if plan.observer is None else plan.observer.batching(batching_policy),
         BlockPool(plan.budget.kv_blocks, scenario.memory.kv_block_tokens),
         token_budget=scenario.batching.token_budget,
         max_sequences=scenario.batching.max_sequences,
-        experts=routing.experts if knowledge.queued else unknown_experts,
-        wants=routing.wants if knowledge.for_ever else unknown_wants,
+        experts=routing.experts if knowledge.queued else None,
+        wants=routing.wants if knowledge.for_ever else None,
     )
     return Server(
         machine,
@@ -206,7 +207,7 @@ def build_server(
         caches=_caches(
             plan, machine, ledger, requests, eviction, partial(_rehearse, plan, what, progress)
         ),
-        prefetch=prefetch(prefetch_options),
+        prefetch=make_prefetch(prefetch, prefetch_options),
         routing=routing,
         layers=plan.layers,
         ledger=ledger,
@@ -245,7 +246,9 @@ def _caches(
             future=None if futures is None else futures[number],
         )
         try:
-            made = policy(context, options) if number >= initial else Resident(context)
+            made = (
+                make_eviction(policy, context, options) if number >= initial else Resident(context)
+            )
         except UsageError as error:
             raise ScenarioError.at(scenario, "cache.policy", str(error)) from None
         if plan.observer is not None:
@@ -261,15 +264,15 @@ def universe_of(plan: Plan, number: int) -> range:
     return range(own[0] * experts, (own[-1] + 1) * experts)
 
 
-def _learnt(plan: Plan, ledger: Ledger, profile: Path | None) -> dict[Key, int]:
-    """Return what an eviction policy learns from a profile.
+def _learnt(plan: Plan, ledger: Ledger, profile: Path | None) -> Mapping[Key, int]:
+    """Return what an eviction policy learns from a profile, read-only: all caches share it.
 
     The ledger notes a profile that counts just what the replayed trace does: the policy then knows
     the future, whatever the profile's path.
     """
     counts = _popularity(plan, profile)
     ledger.hindsight |= profile is None or counts == _popularity(plan, None)
-    return counts
+    return MappingProxyType(counts)
 
 
 def _popularity(plan: Plan, profile: Path | None) -> dict[Key, int]:

@@ -15,14 +15,18 @@ module whose import registers its classes.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 
 from moesim.config.suggest import suggest
-from moesim.errors import UsageError
+from moesim.errors import PolicyViolation, UsageError
+from moesim.policies.blame import CAUGHT, blamed, is_foreign
+from moesim.policies.sources import note_loaded
 
 FAMILIES = ("eviction", "prefetch", "batching", "placement")
 GROUP = "moesim.policies"
@@ -54,6 +58,8 @@ def register(family: str, name: str, *aliases: str) -> Callable[[Class], Class]:
         _registry[family, filed] = policy
         _aliases.update({(family, other): filed for other in others})
         policy.name = filed  # type: ignore[attr-defined]
+        if is_foreign(policy) and isinstance(policy, type):
+            note_loaded(policy)
         return policy
 
     return file
@@ -73,8 +79,9 @@ def _load_all() -> None:
     for point in entry_points(group=GROUP):
         before = dict(_registry), dict(_aliases)
         try:
-            point.load()
-        except Exception as error:
+            with _no_bytecode_written():
+                point.load()
+        except CAUGHT as error:
             # Forget what it registered, so that the next try tells the same story.
             _restore(_registry, before[0])
             _restore(_aliases, before[1])
@@ -84,6 +91,17 @@ def _load_all() -> None:
                 f"policy package {point.value!r} (entry point {point.name!r}) "
                 f"cannot be loaded: {error!r}"
             ) from error
+
+
+@contextmanager
+def _no_bytecode_written() -> Iterator[None]:
+    """Python takes cached bytecode for current if the source has the same size and the same second.
+    A policy edited and run again by a script may well have both, so none is cached here."""
+    before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
+    try:
+        yield
+    finally:
+        sys.dont_write_bytecode = before
 
 
 def _restore(table: dict[Any, Any], kept: dict[Any, Any]) -> None:
@@ -112,7 +130,12 @@ def find(family: str, name: str) -> type[Any]:
 
 
 def parse_options(policy: type[Any], options: Mapping[str, Any]) -> Any:
-    """Build a policy's `Options` from plain values. Raise `UsageError` with all wrong options."""
+    """Build a policy's `Options` from plain values.
+
+    Raises:
+        UsageError: with all wrong options.
+        PolicyViolation: the class of options itself makes no sense.
+    """
     parsed, mistakes = _parse(policy, options)
     if mistakes:
         raise UsageError("\n".join(message for _, message in mistakes))
@@ -139,8 +162,17 @@ def path_options(family: str, policy: str | None = None) -> frozenset[str]:
 
 
 def _paths_in(policy: type[Any]) -> frozenset[str]:
-    hints = get_type_hints(getattr(policy, "Options", NoOptions))
+    with blamed(policy, "Options"):
+        hints = get_type_hints(_options_of(policy))
     return frozenset(name for name, hint in hints.items() if hint is Path or Path in get_args(hint))
+
+
+def _options_of(policy: type[Any]) -> type[Any]:
+    """Return the dataclass of a policy's options. Raise PolicyViolation where it is none."""
+    kind = getattr(policy, "Options", NoOptions)
+    if not (isinstance(kind, type) and is_dataclass(kind)):
+        raise PolicyViolation(policy.name, "Options", f"is {kind!r:.60}, and no dataclass")
+    return kind
 
 
 def _parse(
@@ -149,8 +181,7 @@ def _parse(
     from pydantic import TypeAdapter, ValidationError
     from pydantic_core import PydanticSerializationError, to_json
 
-    kind = getattr(policy, "Options", NoOptions)
-    assert is_dataclass(kind)
+    kind = _options_of(policy)
     known = [field.name for field in fields(kind)]
     mistakes: list[tuple[tuple[str | int, ...], str]] = [
         (
@@ -167,7 +198,9 @@ def _parse(
             {name: value for name, value in options.items() if name in known},
             inf_nan_mode="constants",
         )
-        return TypeAdapter(kind).validate_json(plain, strict=True), mistakes
+        with blamed(policy, "Options"):
+            adapter = TypeAdapter(kind)
+        return _validated(policy, adapter, plain), mistakes
     except PydanticSerializationError as error:
         return None, [*mistakes, ((), f"policy {policy.name!r}, options: {error}")]
     except ValidationError as error:
@@ -176,3 +209,16 @@ def _parse(
             about = f"policy {policy.name!r}{f', option {where}' if where else ''}"
             mistakes.append((item["loc"], f"{about}: {item['msg']} (got {item['input']!r})"))
         return None, mistakes
+
+
+def _validated(policy: type[Any], adapter: Any, plain: bytes) -> Any:
+    """Options of plain values; what `__post_init__` raises beside a `ValueError` is no answer."""
+    from pydantic import ValidationError
+
+    try:
+        return adapter.validate_json(plain, strict=True)
+    except ValidationError:
+        raise
+    except Exception:
+        with blamed(policy, "Options"):
+            raise

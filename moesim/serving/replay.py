@@ -66,6 +66,7 @@ class Noted(Batching):
     def __init__(self, policy: Batching, asks: list[Ask]) -> None:
         super().__init__(policy.options)
         self.name = policy.name  # type: ignore[misc]
+        self.clairvoyant = policy.clairvoyant  # type: ignore[misc]
         self.ready = policy.ready  # type: ignore[method-assign]
         self._policy = policy
         self._asks = asks

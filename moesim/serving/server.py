@@ -102,6 +102,7 @@ class Server:
                 arrival = self.requests[self._next_arrival].arrival_ns
                 yield from machine.wait_any((), until_ns=arrival)
             else:
+                self.scheduler.close()
                 break
             if self._progress is not None:
                 self._report(steps, self._progress)
@@ -160,8 +161,9 @@ class Server:
 
     def _decide(self, step: Step, routing: StepRouting) -> list[Event]:
         """The layer events of a step that nothing can surprise."""
-        layers = zip(self.caches, self._view(step, routing).layers(), strict=True)
-        events = [cache.decide(view) for cache, view in layers]
+        views = self._view(step, routing).layers()
+        layers = zip(self.caches, views, routing.unions, routing.tokens, strict=True)
+        events = [cache.decide(view, union, tokens) for cache, view, union, tokens in layers]
         self._audit()
         return events
 
@@ -259,7 +261,7 @@ class Server:
         keys = self._prefetch.wanted(view)
         if not keys:
             return
-        protected = {*keys, *view.union}
+        protected = frozenset((*keys, *view.union))
         experts = self._routing.num_experts
         for key in dict.fromkeys(keys):
             layer = key // experts

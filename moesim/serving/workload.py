@@ -318,17 +318,15 @@ class _Supply:
         if len(own) >= count:
             return own[:count], 0
         others = self._by_domain[str(self._trace.requests["domain"][source])]
+        if not any(len(self._own(other, decode_only)) for other in others):
+            # No request of the domain has such rows: take any of this one.
+            others, decode_only = [source], False
         at = others.index(source)
-        pieces, have, passed = [own], len(own), 0
+        pieces, have = [own], len(own)
         while have < count:
             at = (at + 1) % len(others)
-            piece = self._own(others[at], decode_only)
-            pieces.append(piece)
-            have += len(piece)
-            passed = 0 if len(piece) else passed + 1
-            if passed > len(others):  # nobody in the domain has such rows: take any
-                pieces.append(self._own(source, decode_only=False))
-                have += len(pieces[-1])
+            pieces.append(self._own(others[at], decode_only))
+            have += len(pieces[-1])
         return np.concatenate(pieces)[:count], count - len(own)
 
     def _decode_rows(self, source: int) -> Ints:

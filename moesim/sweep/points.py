@@ -78,7 +78,7 @@ def check_points(points: Sequence[Point]) -> None:
 
 
 def unfinished(points: Sequence[Point]) -> list[Point]:
-    """The points that are not there yet, made from the same scenario, trace and code.
+    """The points that are not there yet, made from the same scenario, trace, code and policies.
 
     Raises:
         OutputError: the folder of a point holds something else.
@@ -90,8 +90,9 @@ def unfinished(points: Sequence[Point]) -> list[Point]:
     if others:
         raise OutputError(
             others[0].folder.parent,
-            f"{len(others)} of its {len(points)} points were made from another scenario, trace or "
-            "version of moesim; choose another --out, or pass --force to run all points again",
+            f"{len(others)} of its {len(points)} points were made from another scenario, trace, "
+            "policy or version of moesim; choose another --out, or pass --force to run all points "
+            "again",
         )
     return [point for point in points if there[point.folder] is None]
 

@@ -88,13 +88,16 @@ class _Eviction(Eviction):
         self.capacity = policy.capacity
         self.always = policy.always
         self.options = policy.options
-        self.book = policy.book
         self.preload = policy.preload  # type: ignore[method-assign]
         self.insert = policy.insert  # type: ignore[method-assign]
         self.remove = policy.remove  # type: ignore[method-assign]
         self._cache = cache
         self._policy = policy
         self._heard = heard
+
+    @property
+    def book(self) -> Any:  # type: ignore[override]
+        return self._policy.book
 
     def decide(self, view: View) -> Collection[Key]:
         leavers = self._policy.decide(view)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from moesim import __version__
 from moesim.files import output_errors, sha256, write_json
 from moesim.report.chart import write_csv
-from moesim.rundir import MANIFEST, SUMMARY, code_hash, trace_hash
+from moesim.rundir import MANIFEST, SUMMARY, code_hash, policy_hashes, trace_hash
 
 if TYPE_CHECKING:
     from moesim.validate.comparison import Comparison
@@ -64,7 +64,11 @@ def write_validation(
                 "date": datetime.now(UTC).isoformat(timespec="seconds"),
                 "device": made.device,
                 "versions": {"moesim": __version__, "python": platform.python_version()},
-                "inputs": {"trace": trace_hash(scenario), "code": code_hash()},
+                "inputs": {
+                    "trace": trace_hash(scenario),
+                    "code": code_hash(),
+                    **policy_hashes(scenario),
+                },
                 **(facts or {}),
                 "outputs": {p.relative_to(folder).as_posix(): sha256(p) for p in outputs},
             },

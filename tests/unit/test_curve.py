@@ -288,6 +288,23 @@ def test_the_seed_moves_random_and_nothing_else() -> None:
     assert [name for name in policies if first[name] != other[name]] == ["random"]
 
 
+def test_caches_of_equal_layers_draw_for_themselves() -> None:
+    """Two layers that want the same: random evictions of the second are not those of the first."""
+    ids = np.random.default_rng(0).integers(0, 8, (200, 1, 1))
+    alone, twice = (
+        curve(
+            Trace.from_arrays(
+                expert_ids=np.tile(ids, (1, layers, 1)), seq_len=[200], num_experts=8
+            ),
+            ["random"],
+            seed=3,
+        )["random"]
+        for layers in (1, 2)
+    )
+    assert alone[8] == twice[8]
+    assert any(alone[capacity] != twice[capacity] for capacity in range(2, 8))
+
+
 def test_options_reach_the_policy() -> None:
     trace = tiny_trace()
     steep, flat = (curve(trace, [("lfu_decay", {"decay": d})])["lfu_decay"] for d in (0.01, 1.0))

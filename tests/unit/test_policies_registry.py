@@ -295,6 +295,7 @@ def test_an_installed_package_brings_its_policies(tmp_path: Path) -> None:
     [
         ("import no_such_module", "moesim_newest.*'newest'.*cannot be loaded.*no_such_module"),
         ("1 / 0", "moesim_newest.*cannot be loaded.*ZeroDivisionError"),
+        ("raise SystemExit(0)", "moesim_newest.*cannot be loaded.*SystemExit"),
         (PLUGIN + "1 / 0", "moesim_newest.*cannot be loaded.*ZeroDivisionError"),
         (PLUGIN.replace("newest_out", "lru"), "eviction policy 'lru' is registered twice"),
     ],
