@@ -6,6 +6,7 @@
      │   ├─ BudgetError            the memory asked for cannot exist, with the numbers
      │   └─ MissingExtra           an optional dependency is not installed
      ├─ TraceError             1   a trace is broken: which file, where, why
+     ├─ DamagedRun             1   a run directory is not as it was written: which file, why
      ├─ PolicyViolation        1   a policy answered nonsense: which policy, key, why
      ├─ InvariantError         1   the simulator broke one of its own rules
      ├─ DeviceError            1   a device failed at its work: which device, at what, why
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BudgetError",
+    "DamagedRun",
     "DeviceError",
     "InvariantError",
     "MissingExtra",
@@ -98,6 +100,18 @@ class TraceError(MoesimError):
 
     def __str__(self) -> str:
         return ": ".join(part for part in (self.file, self.where, self.reason) if part)
+
+
+class DamagedRun(MoesimError):
+    """A finished run cannot be read back: `file` is missing, or not as it was written."""
+
+    def __init__(self, file: str | os.PathLike[str], reason: str) -> None:
+        self.file = os.fspath(file)
+        self.reason = reason
+        super().__init__(self.file, reason)
+
+    def __str__(self) -> str:
+        return f"{self.file}: {self.reason}"
 
 
 class PolicyViolation(MoesimError):

@@ -11,12 +11,22 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from moesim.errors import OutputError
+from moesim.errors import OutputError, UsageError
+from moesim.inputs import open_regular
+
+
+def as_path(path: str | os.PathLike[str]) -> Path:
+    """Return a path that a person wrote, with `~` as the home folder. Raise `UsageError` where
+    no file system has such a path."""
+    text = os.fspath(path)
+    if "\0" in text:
+        raise UsageError(f"{text!r} is no path: it holds a NUL character")
+    return Path(os.path.expanduser(text))
 
 
 @contextmanager
@@ -111,7 +121,16 @@ def write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
+def write_parquet(path: Path, columns: Mapping[str, Any]) -> None:
+    """Write columns (anything that Arrow takes for one) as a Parquet file."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with path.open("wb") as file:  # a name like `s3:run` would be an address to Arrow
+        pq.write_table(pa.table(dict(columns)), file)
+
+
 def sha256(path: Path) -> str:
     """SHA-256 of a file's bytes, in hexadecimal."""
-    with path.open("rb") as handle:
+    with open_regular(path) as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()

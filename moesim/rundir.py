@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import platform
 import time
 from collections.abc import Callable, Mapping
@@ -17,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from moesim import __version__
-from moesim.errors import OutputError
-from moesim.files import output_errors, sha256, whole_folder, write_json
+from moesim.errors import DamagedRun, OutputError
+from moesim.files import output_errors, sha256, whole_folder, write_json, write_parquet
+from moesim.inputs import read_json
 from moesim.result import Result
 from moesim.scenario import Scenario
 
@@ -90,12 +92,13 @@ def reuse(scenario: Scenario, out: Path, *, force: bool, draw: bool = False) -> 
         if force or not out.exists():
             return None
     try:
-        manifest = json.loads((out / MANIFEST).read_text(encoding="utf-8"))
+        manifest = read_json(out / MANIFEST)
         if manifest["fingerprint"] == fingerprint(scenario):
+            found = _read(scenario, out)
             if draw and not (out / "plots").is_dir():
                 _draw(out)
-            return _read(scenario, out)
-    except (OSError, ValueError, KeyError, TypeError):
+            return found
+    except (OSError, ValueError, KeyError, TypeError, DamagedRun):
         ours = (out / MANIFEST).exists() or (out / SUMMARY).exists()  # all that --force replaces
         way = "pass --force to replace it" if ours else "choose another --out"
         raise OutputError(out, f"exists and is no whole run directory; {way}") from None
@@ -103,11 +106,11 @@ def reuse(scenario: Scenario, out: Path, *, force: bool, draw: bool = False) -> 
 
 
 def _read(scenario: Scenario, out: Path) -> Result:
-    import pyarrow.parquet as pq
+    from moesim.report.runs import load_run
 
-    summary = json.loads((out / SUMMARY).read_text(encoding="utf-8"))
-    columns = {name: pq.read_table(out / f"{name}.parquet").to_pydict() for name in TABLES}
-    return Result(scenario, summary, columns, out)
+    run = load_run(out)
+    columns = {name: run.arrow(name).to_pydict() for name in TABLES}
+    return Result(scenario, dict(run.summary), columns, out)
 
 
 def write(
@@ -155,14 +158,13 @@ def write(
 
 
 def _write_files(result: Result, folder: Path, out: Path) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
     import yaml
 
     with output_errors(out):
-        resolved = result.scenario.resolved(relative_to=out.resolve())
+        # Unlike `Path.resolve`, `realpath` takes a loop of links as it is.
+        resolved = result.scenario.resolved(relative_to=Path(os.path.realpath(out)))
         text = yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True)
         (folder / "scenario.yaml").write_text(text, encoding="utf-8")
         write_json(folder / SUMMARY, result.summary)
         for name in TABLES:
-            pq.write_table(pa.table(dict(result.columns[name])), folder / f"{name}.parquet")
+            write_parquet(folder / f"{name}.parquet", result.columns[name])

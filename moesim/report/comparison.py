@@ -238,8 +238,8 @@ def _variant(run: Run, policy_keys: Sequence[str], telling: Mapping[str, Mapping
             named = f"{value['policy']} {key}".replace("_", "-")
             parts.append(f"{named} ({_plain(rest)})" if rest else named)
         elif key == "cache.policy":
-            options = run.scenario.get("cache", {}).get("options")
-            parts.append(policy_label(str(value or run.text("cache_policy")), options))
+            policy = str(value or run.text("cache_policy"))
+            parts.append(policy_label(policy, run.cache_options))
         elif key.endswith(".policy"):
             family = key.split(".")[0]
             parts.append(f"{'no' if value == 'none' else value} {family}".replace("_", "-"))

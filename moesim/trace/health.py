@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 Array = npt.NDArray[Any]
 _CHUNK_ROWS = 16_384  # bounds the scratch memory of a check
+MOST_TOKENS = 2**31
+"""Tokens of the longest prompt or output that a trace may hold."""
 _AXES: dict[Role, tuple[str, ...]] = {
     "expert_ids": ("row", "layer", "place"),
     "gate_weights": ("row", "layer", "place"),
@@ -80,11 +82,16 @@ def check_requests(meta: TraceMeta, requests: dict[str, Array], num_rows: int, f
     prompt, output = requests["prompt_tokens"], requests["output_tokens"]
     rows, first = requests["num_rows"], requests["first_row"]
     recorded = meta.prompt_rows == "recorded"
-    expected = output - 1 + (prompt if recorded else 0)
+    with np.errstate(over="ignore"):  # what wraps around was refused by an earlier rule
+        expected = output - 1 + (prompt if recorded else 0)
+    too_long = f"must be at most {MOST_TOKENS:,}"
     rules = (
         ((prompt < 1), "prompt_tokens must be at least 1"),
+        ((prompt > MOST_TOKENS), f"prompt_tokens {too_long}"),
         ((output < 1), "output_tokens must be at least 1"),
+        ((output > MOST_TOKENS), f"output_tokens {too_long}"),
         ((rows < 0), "num_rows must not be negative"),
+        ((rows > num_rows), f"num_rows is more than the {num_rows} rows that the shards hold"),
         (
             rows != expected,
             "num_rows must be prompt + output - 1" if recorded else "num_rows must be output - 1",
@@ -97,9 +104,10 @@ def check_requests(meta: TraceMeta, requests: dict[str, Array], num_rows: int, f
     for wrong, rule in rules:
         if wrong.any():
             raise TraceError(file, f"request {int(np.argmax(wrong))}", rule)
-    if int(rows.sum()) != num_rows:
+    covered = sum(rows.tolist())  # a sum of numpy's would wrap around
+    if covered != num_rows:
         raise TraceError(
-            file, "num_rows", f"requests cover {int(rows.sum())} rows, the shards hold {num_rows}"
+            file, "num_rows", f"requests cover {covered} rows, the shards hold {num_rows}"
         )
     arrival = requests["arrival_s"]
     bad = ~np.isnan(arrival) & ((arrival < 0) | np.isinf(arrival))

@@ -6,13 +6,14 @@ says in its manifest from what, when and where it was measured.
 
 from __future__ import annotations
 
+import os
 import platform
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moesim import __version__
-from moesim.files import output_errors, sha256, write_json
+from moesim.files import output_errors, sha256, write_json, write_parquet
 from moesim.report.chart import write_csv
 from moesim.rundir import MANIFEST, SUMMARY, code_hash, trace_hash
 
@@ -49,7 +50,7 @@ def write_validation(
 
     scenario = made.plan.scenario
     with output_errors(out):
-        resolved = scenario.resolved(relative_to=out.resolve())
+        resolved = scenario.resolved(relative_to=Path(os.path.realpath(out)))
         text = yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True)
         (folder / "scenario.yaml").write_text(text, encoding="utf-8")
         write_json(folder / SUMMARY, made.summary)
@@ -77,11 +78,8 @@ def write_validation(
 
 def write_tables(comparison: Comparison, folder: Path) -> None:
     """Each table as Parquet and as CSV."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     for name, columns in comparison.tables.items():
-        pq.write_table(pa.table(dict(columns)), folder / f"{name}.parquet")
+        write_parquet(folder / f"{name}.parquet", columns)
         write_csv(folder / f"{name}.csv", list(columns), _rows(columns))
 
 
