@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Final
 
 if TYPE_CHECKING:
     from moesim.scenario import Scenario
@@ -42,6 +42,14 @@ __all__ = [
 ]
 
 
+_MOST_SHOWN: Final = 100
+_LONGEST: Final = 1000
+
+
+def _cut(message: str) -> str:
+    return message if len(message) <= _LONGEST else f"{message[: _LONGEST - 3]}..."
+
+
 class MoesimError(Exception):
     """The root: `except MoesimError` catches every failure that moesim foresees."""
 
@@ -55,14 +63,19 @@ class UsageError(MoesimError):
 
 
 class ScenarioError(UsageError):
-    """All mistakes of one scenario: `problems` holds one `file:line:column: message` each."""
+    """All mistakes of one scenario: `problems` holds one `file:line:column: message` each.
+
+    A message is cut where it repeats a value of thousands of characters, and the text of the error
+    shows the first hundred mistakes.
+    """
 
     def __init__(self, problems: Sequence[str]) -> None:
-        self.problems: list[str] = list(problems)
+        self.problems: list[str] = [_cut(problem) for problem in problems]
         super().__init__(self.problems)
 
     def __str__(self) -> str:
-        return "\n".join(self.problems)
+        shown, more = self.problems[:_MOST_SHOWN], len(self.problems) - _MOST_SHOWN
+        return "\n".join([*shown, *([f"and {more:,} more mistakes"] if more > 0 else ())])
 
     @classmethod
     def at(cls, scenario: Scenario, key: str, message: str) -> ScenarioError:
