@@ -50,7 +50,7 @@ def default_path(scenario: Scenario) -> Path:
 def trace_hash(scenario: Scenario) -> str:
     """Hash of the trace's header, which lists the hash of every other file."""
     header = scenario.trace_path / "trace.json"
-    return sha256(header) if header.is_file() else "absent"
+    return sha256(header) if os.path.isfile(header) else "absent"
 
 
 def _input_hashes(scenario: Scenario) -> dict[str, str]:
@@ -62,7 +62,7 @@ def _input_hashes(scenario: Scenario) -> dict[str, str]:
         "cache.options.profile": f"{scenario.cache.options.get('profile', '')}/trace.json",
     }
     paths = {key: scenario.path(text) for key, text in named.items() if text}
-    return {key: sha256(path) for key, path in paths.items() if path.is_file()}
+    return {key: sha256(path) for key, path in paths.items() if os.path.isfile(path)}
 
 
 @cache

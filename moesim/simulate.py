@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 from moesim.bounds import BOUND_KEYS, bounds_summary
 from moesim.errors import ScenarioError
+from moesim.files import as_path
 from moesim.hardware.shapes import ModelShape
 from moesim.metrics import (
     bytes_summary,
@@ -77,9 +79,7 @@ def run(
 
     Raises `ScenarioError`, `BudgetError`, `TraceError`, `PolicyViolation`, `OutputError`.
     """
-    if isinstance(scenario, str | Path):
-        scenario = load_scenario(Path(scenario))
-    elif not isinstance(scenario, Scenario):
+    if isinstance(scenario, str | Path) or not isinstance(scenario, Scenario):
         scenario = load_scenario(scenario)
     if scenario.sweep:
         raise ScenarioError.at(
@@ -89,11 +89,12 @@ def run(
         return result_of(prepare(scenario))
     from moesim.rundir import reuse, write
 
-    known = reuse(scenario, Path(out), force=force, draw=draw)
+    out = as_path(out)
+    known = reuse(scenario, out, force=force, draw=draw)
     if known is not None:
         return known
     plan = prepare(scenario)
-    return write(scenario, Path(out), lambda: result_of(plan), force=force, draw=draw, point=point)
+    return write(scenario, out, lambda: result_of(plan), force=force, draw=draw, point=point)
 
 
 def simulate(plan: Plan, *, eviction: str | None = None, free_link: bool = False) -> Outcome:
@@ -181,8 +182,12 @@ def summarise(outcome: Outcome) -> dict[str, Any]:
     }
 
 
+def _same(path: Path, other: Path) -> bool:
+    return os.path.realpath(path) == os.path.realpath(other)
+
+
 def _learnt_on(scenario: Scenario, profile: str | None) -> str:
-    if not profile or scenario.path(profile).resolve() == scenario.trace_path.resolve():
+    if not profile or _same(scenario.path(profile), scenario.trace_path):
         return "static was learnt on the replayed trace itself: hindsight, an oracle"
     return f"static was learnt on the trace {profile}"
 

@@ -6,6 +6,7 @@ for any machine, `serve` runs it on the simulated one.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -304,7 +305,7 @@ def _popularity(plan: Plan, profile: str | None) -> dict[Key, int]:
 
     if profile is None:
         return trace_popularity(plan.trace)
-    if not plan.scenario.path(profile).is_dir():
+    if not os.path.isdir(plan.scenario.path(profile)):
         raise UsageError(f"there is no trace folder {profile!r} to learn from")
     learnt = load_trace(plan.scenario.path(profile))
     if (learnt.num_layers, learnt.num_experts) != (plan.trace.num_layers, plan.trace.num_experts):

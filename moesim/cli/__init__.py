@@ -16,11 +16,12 @@ from typing import Annotated
 import typer
 
 from moesim.cli import calibrate, compare, inspect, models, record, run, trace, validate
+from moesim.cli.paths import App
 from moesim.errors import MoesimError
 
 __all__ = ["app", "main"]
 
-app = typer.Typer(
+app = App(
     name="moesim",
     help="Simulate mixture-of-experts inference on a GPU that cannot hold all experts.",
     no_args_is_help=True,

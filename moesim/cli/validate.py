@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -59,7 +60,7 @@ def validate(
     from moesim.validate.folder import default_folder
     from moesim.validate.session import validate_scenario
 
-    named = [f"hardware.profile={profile.resolve()}"] if profile is not None else []
+    named = [f"hardware.profile={os.path.realpath(profile)}"] if profile is not None else []
     loaded = load_scenario(scenario, [*(overrides or ()), *named])
     folder = out if out is not None else default_folder(loaded.name)
     with progress() as show:

@@ -24,6 +24,7 @@ from moesim.config.fields import Bandwidth, Bytes, Duration, Flops, PositiveShar
 from moesim.config.validation import Strict, validate
 from moesim.config.yaml_document import Document, load_document
 from moesim.errors import UsageError
+from moesim.files import as_path
 from moesim.hardware.measurement import OperationTimes, Overlap, Provenance, signature
 from moesim.hardware.shapes import ModelShape
 
@@ -242,7 +243,7 @@ def hardware_from(data: Mapping[str, Any], file: str = "profile") -> Hardware:
 def check_hardware_name(name_or_path: str) -> str | None:
     """What is wrong with a profile's name or path; None if there is such a profile."""
     if _is_path(name_or_path):
-        exists = os.path.isfile(name_or_path)
+        exists = os.path.isfile(as_path(name_or_path))
         return None if exists else f"there is no hardware profile {name_or_path!r}"
     if name_or_path in hardware_names():
         return None
@@ -267,7 +268,7 @@ def _read_profile(name_or_path: str) -> _Profile:
     if wrong := check_hardware_name(name_or_path):
         raise UsageError(wrong)
     if _is_path(name_or_path):
-        return validate(load_document(name_or_path), _Profile)
+        return validate(load_document(as_path(name_or_path)), _Profile)
     return _read_shipped(name_or_path)
 
 

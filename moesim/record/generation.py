@@ -9,6 +9,7 @@ records its decoder, whose prompt is the start token.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -19,6 +20,7 @@ import numpy as np
 import torch
 
 from moesim.errors import OutputError, TraceError, UsageError
+from moesim.files import as_path
 from moesim.record.header import describe, is_normalised, training_record
 from moesim.record.loading import load_model
 from moesim.record.prompts import Prompt, read_prompts
@@ -105,7 +107,8 @@ def record(
     for name, value in at_least_one.items():
         if value is not None and value < 1:
             raise UsageError(f"{name} ({value}) must be at least 1")
-    if Path(out).exists() and not force:
+    out = as_path(out)
+    if os.path.exists(out) and not force:
         raise OutputError(out, "already exists; choose another name or pass --force")
     source, asked = _prompts(prompts)
     if isinstance(model, str | Path):

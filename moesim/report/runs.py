@@ -200,7 +200,8 @@ def _runs_inside(path: Path) -> list[Path]:
     if os.path.exists(path / MANIFEST) or not os.path.isdir(inner):
         return [path]
     known: dict[str, int] = {}
-    with suppress(OSError, csv.Error, UnicodeDecodeError), (path / RUNS).open(newline="") as lines:
+    with suppress(OSError, csv.Error, UnicodeDecodeError):
+        lines = read_bytes(path / RUNS).decode().splitlines()
         for place, row in enumerate(csv.DictReader(lines)):
             known[row.get("run") or ""] = place
     runs = [folder for folder in inner.iterdir() if (folder / MANIFEST).is_file()]

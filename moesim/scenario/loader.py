@@ -10,6 +10,7 @@ from typing import Any
 from moesim.config.validation import validate
 from moesim.config.yaml_document import Document, load_document, parse_value
 from moesim.errors import ScenarioError
+from moesim.files import as_path
 from moesim.scenario.scenario import Scenario, key_path
 from moesim.scenario.sections import BASE_DIR, SHORTHANDS
 from moesim.scenario.sweep import expand_sweep
@@ -33,6 +34,7 @@ def load_scenario(
         document = Document("scenario", dict(source), has_lines=False)
         base_dir = Path()
     else:
+        source = as_path(source)
         document = load_document(source)
         base_dir = Path(source).parent
         if "name" not in document.data and Path(source).stem:

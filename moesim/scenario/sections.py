@@ -66,7 +66,7 @@ def _short(key: str) -> BeforeValidator:
 def _from_base(value: str, info: ValidationInfo) -> str | None:
     """The path as seen from the scenario's folder; None where that folder is not known."""
     base = info.context.get(BASE_DIR) if info.context else None
-    return None if base is None else os.path.join(base, value)
+    return None if base is None else os.path.join(base, os.path.expanduser(value))
 
 
 def _existing(what: str, exists: Callable[[str], bool]) -> AfterValidator:

@@ -7,6 +7,7 @@ that a sweep that grows finds its earlier runs again.
 from __future__ import annotations
 
 import json
+import os
 import re
 import zlib
 from collections.abc import Generator, Mapping, Sequence
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from moesim.errors import BudgetError, OutputError, ScenarioError
+from moesim.inputs import read_json
 from moesim.sweep.backend import Backend, Outcome
 
 if TYPE_CHECKING:
@@ -116,10 +118,10 @@ def slug(values: Mapping[str, Any]) -> str:
 
 def _fingerprint_in(folder: Path) -> str | None:
     """What the run in a folder was made from; None where there is no folder."""
-    if not folder.exists():
+    if not os.path.exists(folder):  # unlike `Path.exists`, False where the name is too long
         return None
     try:
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        manifest = read_json(folder / "manifest.json")
         return str(manifest["fingerprint"])
     except (OSError, ValueError, KeyError, TypeError):
         return "unknown"
