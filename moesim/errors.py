@@ -42,6 +42,18 @@ __all__ = [
 ]
 
 
+def shown(value: object, most: int = 60) -> str:
+    """Return a value for a message, cut at `most` characters.
+
+    Some values have no text: an integer of thousands of digits, or a list nested too deeply.
+    """
+    try:
+        text = repr(value)
+    except Exception:  # `__repr__` may be anyone's
+        return f"a value of type {type(value).__name__}"
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
 _MOST_SHOWN: Final = 100
 _LONGEST: Final = 1000
 

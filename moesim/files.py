@@ -16,16 +16,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from moesim.errors import OutputError, UsageError
+from moesim.errors import OutputError, UsageError, shown
 from moesim.inputs import open_regular
 
 
 def as_path(path: str | os.PathLike[str]) -> Path:
     """Return a path that a person wrote, with `~` as the home folder. Raise `UsageError` where
     no file system has such a path."""
-    text = os.fspath(path)
+    try:
+        text = os.fsdecode(path)
+    except TypeError:
+        raise UsageError(f"{shown(path)} is no path: it must be text or a Path") from None
     if "\0" in text:
-        raise UsageError(f"{text!r} is no path: it holds a NUL character")
+        raise UsageError(f"{shown(text)} is no path: it holds a NUL character")
     return Path(os.path.expanduser(text))
 
 

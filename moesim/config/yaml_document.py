@@ -17,10 +17,10 @@ from typing import Any, Final
 
 import yaml
 
-from moesim.errors import ScenarioError
+from moesim.errors import ScenarioError, shown
 from moesim.inputs import read_bytes
 
-__all__ = ["Document", "KeyPath", "dotted", "dump_document", "load_document"]
+__all__ = ["Document", "KeyPath", "dotted", "dump_document", "load_document", "plain_document"]
 
 KeyPath = tuple[str | int, ...]
 
@@ -180,6 +180,15 @@ def load_document(path: str | os.PathLike[str]) -> Document:
     return parse_document(text, file)
 
 
+def plain_document(data: Mapping[str, Any], name: str) -> Document:
+    """The document that data from Python is, all of it of the kinds that YAML has.
+
+    Raises:
+        ScenarioError: a key is no text, a value is of another kind, or there are too many.
+    """
+    return Document(name, _Copier(name).mapping(data, ()), has_lines=False)
+
+
 def dump_document(data: Mapping[str, Any]) -> str:
     """Plain data as YAML that `parse_document` reads back as the very same."""
     return yaml.dump(dict(data), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=98)
@@ -207,6 +216,38 @@ def parse_value(text: str, place: str) -> Any:
     if reader.problems:
         raise ScenarioError(reader.problems)
     return value
+
+
+class _Copier:
+    """Copies data from Python, within the same limits as a file."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.num_values = 0
+
+    def mapping(self, data: Mapping[str, Any], path: KeyPath) -> dict[str, Any]:
+        for key in data:
+            if not isinstance(key, str):
+                raise self.problem(path, f"the key {shown(key)} must be text")
+        return {key: self.value(value, (*path, key)) for key, value in data.items()}
+
+    def value(self, value: Any, path: KeyPath) -> Any:
+        self.num_values += 1
+        if self.num_values > _MAX_VALUES or len(path) > _MAX_DEPTH:
+            raise self.problem(path[:3], _TOO_LARGE)
+        if isinstance(value, Mapping):
+            return self.mapping(value, path)
+        if isinstance(value, list):
+            return [self.value(item, (*path, place)) for place, item in enumerate(value)]
+        if value is not None and not isinstance(value, str | int | float):
+            raise self.problem(path, f"{shown(value)} must be plain data, as a YAML file holds")
+        if isinstance(value, int) and value.bit_length() > 1000:
+            raise self.problem(path, "the number is too large")
+        return value
+
+    def problem(self, path: KeyPath, message: str) -> ScenarioError:
+        key = f"{dotted(path)}: " if path else ""
+        return ScenarioError([f"{self.name}: {key}{message}"])
 
 
 class _Reader:

@@ -22,7 +22,7 @@ from pydantic_core import PydanticCustomError
 
 from moesim.config.fields import Bandwidth, Bytes, Duration, Flops, PositiveShare
 from moesim.config.validation import Strict, validate
-from moesim.config.yaml_document import Document, load_document
+from moesim.config.yaml_document import load_document, plain_document
 from moesim.errors import UsageError
 from moesim.files import as_path
 from moesim.hardware.measurement import OperationTimes, Overlap, Provenance, signature
@@ -226,7 +226,7 @@ def load_hardware(name_or_path: str | Path, overrides: Mapping[str, Any] | None 
         UsageError: there is no such profile.
     """
     profile = _read_profile(str(name_or_path))
-    document = Document("hardware", dict(overrides or {}), has_lines=False)
+    document = plain_document(overrides or {}, "hardware")
     changes = validate(document, HardwareOverrides).model_dump(exclude_none=True)
     return _resolve(profile, changes)
 
@@ -236,7 +236,7 @@ def hardware_from(data: Mapping[str, Any], file: str = "profile") -> Hardware:
 
     Raises ScenarioError with all that is wrong with it.
     """
-    document = Document(file, dict(data), has_lines=False)
+    document = plain_document(data, file)
     return _resolve(validate(document, _Profile), {})
 
 

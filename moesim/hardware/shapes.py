@@ -18,7 +18,7 @@ from typing import Any, Final
 
 import yaml
 
-from moesim.errors import UsageError
+from moesim.errors import UsageError, shown
 from moesim.files import as_path
 from moesim.inputs import read_json
 
@@ -353,7 +353,7 @@ def _exchanged(config: Mapping[str, Any]) -> dict[str, Any]:
     base = config.get("base")
     if not isinstance(base, dict):
         raise UsageError(
-            f"the model configuration has base = {_shown(base)}, no model's configuration"
+            f"the model configuration has base = {shown(base)}, no model's configuration"
         )
     return {
         **base,
@@ -374,7 +374,7 @@ def _router(config: Mapping[str, Any]) -> DecoupledRouter | None:
         return None
     if routing != "decoupled" or not isinstance(sizes, dict):
         raise UsageError(
-            f"the model configuration has routing = {_shown(routing)}, router = {_shown(sizes)}; "
+            f"the model configuration has routing = {shown(routing)}, router = {shown(sizes)}; "
             "routing is layerwise, or decoupled with the sizes of its router"
         )
     read = _Config(sizes)
@@ -384,11 +384,6 @@ def _router(config: Mapping[str, Any]) -> DecoupledRouter | None:
         ffn=read.size("ffn"),
         gated=sizes.get("mlp") == "swiglu",
     )
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _is_count(value: Any) -> bool:
@@ -428,7 +423,7 @@ class _Config:
         for key, (rule, fits) in _KINDS.items():
             value = values.get(key)
             if value is not None and not fits(value):
-                raise UsageError(f"the model configuration has {key} = {_shown(value)}, not {rule}")
+                raise UsageError(f"the model configuration has {key} = {shown(value)}, not {rule}")
 
     def optional(self, *keys: str, most: int = MOST_SIZE) -> int | None:
         for key in keys:
@@ -437,11 +432,11 @@ class _Config:
                 continue
             if not _is_count(value):
                 raise UsageError(
-                    f"the model configuration has {key} = {_shown(value)}, no valid size"
+                    f"the model configuration has {key} = {shown(value)}, no valid size"
                 )
             if value > most:
                 raise UsageError(
-                    f"the model configuration has {key} = {_shown(value)}, which is too large; "
+                    f"the model configuration has {key} = {shown(value)}, which is too large; "
                     f"at most {most:,} are read"
                 )
             if value:
@@ -453,7 +448,7 @@ class _Config:
         if value is None:
             kind = self.values.get("model_type", "unknown")
             raise UsageError(
-                f"the model configuration (model_type {_shown(kind)}) lacks {' or '.join(keys)}; "
+                f"the model configuration (model_type {shown(kind)}) lacks {' or '.join(keys)}; "
                 "only decoders with routed experts have a shape here"
             )
         return value

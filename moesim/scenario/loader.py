@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from moesim.config.validation import validate
-from moesim.config.yaml_document import Document, load_document, parse_value
+from moesim.config.yaml_document import Document, load_document, parse_value, plain_document
 from moesim.errors import ScenarioError
 from moesim.files import as_path
 from moesim.scenario.scenario import Scenario, key_path
@@ -31,7 +31,7 @@ def load_scenario(
         ScenarioError: with every mistake, each with its file:line:column or `--set` key.
     """
     if isinstance(source, Mapping):
-        document = Document("scenario", dict(source), has_lines=False)
+        document = plain_document(source, "scenario")
         base_dir = Path()
     else:
         source = as_path(source)

@@ -19,7 +19,7 @@ from typing import Any, Literal, TypeVar, cast
 import numpy as np
 import numpy.typing as npt
 
-from moesim.errors import TraceError
+from moesim.errors import TraceError, shown
 from moesim.inputs import read_json
 
 FORMAT = "moesim-trace"
@@ -84,9 +84,9 @@ class TraceMeta:
         if self.num_experts > 65_535:
             return f"num_experts ({self.num_experts}) exceeds 65535"
         if self.router not in ROUTERS:
-            return f"router {self.router!r} is none of {', '.join(ROUTERS)}"
+            return f"router {shown(self.router)} is none of {', '.join(ROUTERS)}"
         if self.prompt_rows not in ("recorded", "absent"):
-            return f"prompt_rows must be 'recorded' or 'absent', not {self.prompt_rows!r}"
+            return f"prompt_rows must be 'recorded' or 'absent', not {shown(self.prompt_rows)}"
         for name in ("prediction_depth", "num_shared_experts"):
             if not 0 <= getattr(self, name) <= 65_535:
                 return f"{name} must lie between 0 and 65535, not {getattr(self, name)}"
@@ -271,7 +271,7 @@ def _parse(kind: type[Parsed], raw: dict[str, Any]) -> Parsed:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        got = "" if first["type"] == "missing" else f", not {repr(first['input'])[:80]}"
+        got = "" if first["type"] == "missing" else f", not {shown(first['input'], 80)}"
         raise _WrongTypeError(where, first["msg"].lower() + got) from None
     return parsed
 
