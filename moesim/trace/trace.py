@@ -265,7 +265,9 @@ def _array(name: str, values: npt.ArrayLike) -> Array:
     try:
         return np.asarray(values)
     except Exception as error:  # what is given may convert itself
-        raise TraceError(name, "", f"must be an array with one number in each place: {error}") from None
+        raise TraceError(
+            name, "", f"must be an array with one number in each place: {error}"
+        ) from None
 
 
 def _whole_numbers(name: str, values: npt.ArrayLike) -> npt.NDArray[np.int64]:
