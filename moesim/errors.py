@@ -51,15 +51,18 @@ def shown(value: object, most: int = 60) -> str:
         text = repr(value)
     except Exception:  # `__repr__` may be anyone's
         return f"a value of type {type(value).__name__}"
-    return text if len(text) <= most else f"{text[: most - 3]}..."
+    line = " ".join(text.splitlines())
+    return line if len(line) <= most else f"{line[: most - 3]}..."
 
 
 _MOST_SHOWN: Final = 100
 _LONGEST: Final = 1000
 
 
-def _cut(message: str) -> str:
-    return message if len(message) <= _LONGEST else f"{message[: _LONGEST - 3]}..."
+def _line(message: str) -> str:
+    """A message as one line that a terminal can show, whatever names and values it repeats."""
+    line = " ".join(message.splitlines())
+    return line if len(line) <= _LONGEST else f"{line[: _LONGEST - 3]}..."
 
 
 class MoesimError(Exception):
@@ -82,7 +85,7 @@ class ScenarioError(UsageError):
     """
 
     def __init__(self, problems: Sequence[str]) -> None:
-        self.problems: list[str] = [_cut(problem) for problem in problems]
+        self.problems: list[str] = [_line(problem) for problem in problems]
         super().__init__(self.problems)
 
     def __str__(self) -> str:
@@ -119,9 +122,9 @@ class TraceError(MoesimError):
 
     def __init__(self, file: str | os.PathLike[str], where: str, reason: str) -> None:
         self.file = os.fspath(file)
-        self.where = where
-        self.reason = reason
-        super().__init__(self.file, where, reason)
+        self.where = _line(where)
+        self.reason = _line(reason)
+        super().__init__(self.file, self.where, self.reason)
 
     def __str__(self) -> str:
         return ": ".join(part for part in (self.file, self.where, self.reason) if part)
@@ -132,8 +135,8 @@ class DamagedRun(MoesimError):
 
     def __init__(self, file: str | os.PathLike[str], reason: str) -> None:
         self.file = os.fspath(file)
-        self.reason = reason
-        super().__init__(self.file, reason)
+        self.reason = _line(reason)
+        super().__init__(self.file, self.reason)
 
     def __str__(self) -> str:
         return f"{self.file}: {self.reason}"
