@@ -47,7 +47,7 @@ def damaged_value(value: Any, rng: random.Random, nonsense: tuple[Any, ...] = NO
     if rng.random() < 0.25:
         del inner[path[-1]]
     else:
-        inner[path[-1]] = copy.deepcopy(rng.choice(nonsense))
+        inner[path[-1]] = rng.choice(nonsense)
     return value
 
 
