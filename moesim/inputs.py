@@ -9,10 +9,11 @@ because it takes a name like `s3:run` for an address.
 from __future__ import annotations
 
 import errno
+import io
 import os
 import stat
 from collections.abc import Sequence
-from typing import Any, BinaryIO, Final
+from typing import Any, Final
 
 __all__ = ["MOST_TEXT", "check_regular", "open_regular", "read_bytes", "read_json", "read_table"]
 
@@ -38,7 +39,7 @@ def check_regular(status: os.stat_result) -> None:
         raise OSError(errno.EINVAL, f"{kind}, not a regular file")
 
 
-def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
+def open_regular(path: str | os.PathLike[str]) -> io.BufferedReader:
     """Open a regular file for reading. Raise `OSError` for anything else."""
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     try:

@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import typer
 
@@ -20,19 +20,19 @@ from moesim.files import as_path
 
 __all__ = ["App"]
 
+F = TypeVar("F", bound=Callable[..., Any])
+
 _IMPOSSIBLE: Final = (errno.ENAMETOOLONG, errno.ELOOP)
 
 
 class App(typer.Typer):
     """An application whose commands take their paths as people mean them."""
 
-    def command(
-        self, *args: Any, **options: Any
-    ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    def command(self, name: str | None = None, **options: Any) -> Callable[[F], F]:
         """Register a command, as `typer.Typer` does."""
-        register = super().command(*args, **options)
+        register = super().command(name, **options)
 
-        def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        def decorate(function: F) -> F:
             register(_with_paths(function))
             return function
 

@@ -50,7 +50,7 @@ class _Loader(yaml.SafeLoader):
         self._num_nodes += 1
         self._depth += 1
         if self._num_nodes > _MAX_VALUES or self._depth > _MAX_DEPTH + 1:
-            mark = self.peek_event().start_mark
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
             raise yaml.composer.ComposerError(None, None, _TOO_LARGE, mark)
         node = super().compose_node(parent, index)
         self._depth -= 1

@@ -260,7 +260,7 @@ def _domains(domain: Sequence[str] | str | None, count: int) -> list[str]:
     return names
 
 
-def _array(name: str, values: npt.ArrayLike) -> Array:
+def _array(name: str, values: npt.ArrayLike | None) -> Array:
     """`values` as an array. Raise `TraceError` where they are none."""
     try:
         return np.asarray(values)
