@@ -16,6 +16,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import matplotlib.pyplot as plt
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from mutations import damage_table, damaged_bytes, damaged_value
@@ -135,6 +136,34 @@ def test_nonsense_behind_fitting_hashes_is_one_line_or_a_report(name: str, whole
             damage(run, name, rng)
             seal(run)
             refusal(run)
+
+
+@pytest.mark.parametrize(
+    ("table", "column", "values", "says"),
+    [
+        ("layers", "hits", ["x", "y"], "column hits must hold numbers, not object"),
+        ("layers", "hits", [1.0, float("nan")], "column hits must hold finite numbers"),
+        ("layers", "hits", [1, None], "column hits must hold finite numbers"),
+        ("steps", "start_ns", [0.0, 1e300], "column start_ns must hold finite numbers"),
+        ("timeline", "lane", [1, 2], "column lane must hold text"),
+        ("timeline", "kind", ["load", None], "column kind must hold text"),
+        ("requests", "token_ns", [1, 2], "column token_ns must hold lists of whole numbers"),
+        ("requests", "token_ns", [["x"], []], "column token_ns must hold lists of whole numbers"),
+    ],
+)
+def test_a_column_of_another_kind_is_named(
+    table: str, column: str, values: list[Any], says: str, whole: Path
+) -> None:
+    with copy_of(whole) as run:
+        file = run / f"{table}.parquet"
+        old = pq.read_table(file)
+        values = (values * old.num_rows)[: old.num_rows]
+        pq.write_table(old.set_column(old.column_names.index(column), column, [values]), file)
+        seal(run)
+        error = refusal(run)
+        assert isinstance(error, DamagedRun)
+        assert error.file == str(file)
+        assert error.reason.startswith(says)
 
 
 @pytest.mark.parametrize("name", FILES)
