@@ -159,3 +159,5 @@ def test_data_from_python_is_copied() -> None:
     assert document.data["a"]["b"] is not inner["b"]
     with pytest.raises(ScenarioError, match=r"^scenario: a\.b\[0\]: .*object.* plain data"):
         plain_document({"a": {"b": [object()]}}, "scenario")
+    with pytest.raises(ScenarioError, match=r"^scenario: a: the number is too large"):
+        plain_document({"a": 10**5000}, "scenario")

@@ -93,23 +93,26 @@ def test_nonsense_in_a_header_is_one_line_or_a_usable_trace(whole: Path) -> None
             refusal(folder)
 
 
-def test_row_counts_that_wrap_around_to_the_right_total_are_refused(whole: Path) -> None:
-    """In 64 bits, 2**63 + 2**63 + 11 rows are 11."""
-    half = 2**62
-    for prompt, output, rows in (
-        ([half, half, 2 * half - 1], [half + 1] * 3, [2 * half - 1] * 2 + [3]),
-        ([1, 1, 1], [half, half, half], [half] * 3),
-        ([5, 2, 1], [1, 1, 4], [11 + half, -half, 0]),
-    ):
-        for read in (load_trace, validate_trace):
-            with copy_of(whole) as folder:
-                starts = [0, *np.cumsum(rows, dtype=object)[:-1].tolist()]
-                first = [(start + 2**63) % 2**64 - 2**63 for start in starts]
-                set_counts(folder, pa.int64(), prompt_tokens=prompt, output_tokens=output,
-                           num_rows=rows, first_row=first)  # fmt: skip
-                error = refusal(folder, read)
-                assert error is not None
-                assert error.file.endswith("requests.parquet")
+@pytest.mark.parametrize(
+    ("prompt", "output", "says"),
+    [
+        ([2**62, 2**62, 7], [2**62, 2**62, 7], "request 0: prompt_tokens must be at most"),
+        ([2**63 - 1, 2**63 - 1, 7], [1, 1, 7], "request 0: prompt_tokens must be at most"),
+        ([1, 1, 7], [2**63 - 1, 2**63 - 1, 7], "request 0: output_tokens must be at most"),
+    ],
+)
+def test_row_counts_that_wrap_around_to_the_right_total_are_refused(
+    prompt: list[int], output: list[int], says: str, whole: Path
+) -> None:
+    """In 64 bits, two times 2**63 - 1 and 13 rows are the 11 that the shards hold."""
+    rows = [2**63 - 1, 2**63 - 1, 13]
+    for read in (load_trace, validate_trace):
+        with copy_of(whole) as folder:
+            set_counts(folder, pa.int64(), prompt_tokens=prompt, output_tokens=output,
+                       num_rows=rows, first_row=[0, 2**63 - 1, -2])  # fmt: skip
+            error = refusal(folder, read)
+            assert error is not None
+            assert says in str(error)
 
 
 def test_counts_of_a_narrow_type_do_not_wrap_around(whole: Path) -> None:
