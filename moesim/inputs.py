@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import errno
 import io
-import json
 import os
 import stat
 from collections.abc import Sequence
@@ -71,9 +70,7 @@ def read_json(path: str | os.PathLike[str]) -> Any:
     """
     from pydantic_core import from_json
 
-    data = read_bytes(path)
-    from_json(data)  # limits depth and digits, and says line and column, but rounds some numbers
-    return json.loads(data)
+    return from_json(read_bytes(path))
 
 
 def read_table(path: str | os.PathLike[str], columns: Sequence[str] | None = None) -> Any:
