@@ -6,6 +6,7 @@
      │   ├─ BudgetError            the memory asked for cannot exist, with the numbers
      │   └─ MissingExtra           an optional dependency is not installed
      ├─ TraceError             1   a trace is broken: which file, where, why
+     ├─ DamagedRun             1   a run directory is not as it was written: which file, why
      ├─ PolicyViolation        1   a policy answered nonsense: which policy, key, why
      ├─ InvariantError         1   the simulator broke one of its own rules
      ├─ DeviceError            1   a device failed at its work: which device, at what, why
@@ -20,13 +21,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Final
 
 if TYPE_CHECKING:
     from moesim.scenario import Scenario
 
 __all__ = [
     "BudgetError",
+    "DamagedRun",
     "DeviceError",
     "InvariantError",
     "MissingExtra",
@@ -38,6 +40,29 @@ __all__ = [
     "TraceError",
     "UsageError",
 ]
+
+
+def shown(value: object, most: int = 60) -> str:
+    """Return a value for a message, cut at `most` characters.
+
+    Some values have no text: an integer of thousands of digits, or a list nested too deeply.
+    """
+    try:
+        text = repr(value)
+    except Exception:  # `__repr__` may be anyone's
+        return f"a value of type {type(value).__name__}"
+    line = " ".join(text.splitlines())
+    return line if len(line) <= most else f"{line[: most - 3]}..."
+
+
+_MOST_SHOWN: Final = 100
+_LONGEST: Final = 1000
+
+
+def _line(message: str) -> str:
+    """A message as one line that a terminal can show, whatever names and values it repeats."""
+    line = " ".join(message.splitlines())
+    return line if len(line) <= _LONGEST else f"{line[: _LONGEST - 3]}..."
 
 
 class MoesimError(Exception):
@@ -53,14 +78,19 @@ class UsageError(MoesimError):
 
 
 class ScenarioError(UsageError):
-    """All mistakes of one scenario: `problems` holds one `file:line:column: message` each."""
+    """All mistakes of one scenario: `problems` holds one `file:line:column: message` each.
+
+    A message is cut where it repeats a value of thousands of characters, and the text of the error
+    shows the first hundred mistakes.
+    """
 
     def __init__(self, problems: Sequence[str]) -> None:
-        self.problems: list[str] = list(problems)
+        self.problems: list[str] = [_line(problem) for problem in problems]
         super().__init__(self.problems)
 
     def __str__(self) -> str:
-        return "\n".join(self.problems)
+        shown, more = self.problems[:_MOST_SHOWN], len(self.problems) - _MOST_SHOWN
+        return "\n".join([*shown, *([f"and {more:,} more mistakes"] if more > 0 else ())])
 
     @classmethod
     def at(cls, scenario: Scenario, key: str, message: str) -> ScenarioError:
@@ -93,12 +123,24 @@ class TraceError(MoesimError):
 
     def __init__(self, file: str | os.PathLike[str], where: str, reason: str) -> None:
         self.file = os.fspath(file)
-        self.where = where
-        self.reason = reason
-        super().__init__(self.file, where, reason)
+        self.where = _line(where)
+        self.reason = _line(reason)
+        super().__init__(self.file, self.where, self.reason)
 
     def __str__(self) -> str:
         return ": ".join(part for part in (self.file, self.where, self.reason) if part)
+
+
+class DamagedRun(MoesimError):
+    """A finished run cannot be read back: `file` is missing, or not as it was written."""
+
+    def __init__(self, file: str | os.PathLike[str], reason: str) -> None:
+        self.file = os.fspath(file)
+        self.reason = _line(reason)
+        super().__init__(self.file, self.reason)
+
+    def __str__(self) -> str:
+        return f"{self.file}: {self.reason}"
 
 
 class PolicyViolation(MoesimError):

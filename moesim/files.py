@@ -11,15 +11,28 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from moesim.errors import OutputError
+from moesim.errors import OutputError, UsageError, shown
+from moesim.inputs import open_regular
 from moesim.locks import abandoned, exclusive
 
 _OLD = ".old"
+
+
+def as_path(path: str | os.PathLike[str]) -> Path:
+    """Return a path that a person wrote, with `~` as the home folder. Raise `UsageError` where
+    no file system has such a path."""
+    try:
+        text = os.fsdecode(path)
+    except TypeError:
+        raise UsageError(f"{shown(path)} is no path: it must be text or a Path") from None
+    if "\0" in text:
+        raise UsageError(f"{shown(text)} is no path: it holds a NUL character")
+    return Path(os.path.expanduser(text))
 
 
 @contextmanager
@@ -140,7 +153,16 @@ def write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
+def write_parquet(path: Path, columns: Mapping[str, Any]) -> None:
+    """Write columns (anything that Arrow takes for one) as a Parquet file."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with path.open("wb") as file:  # a name like `s3:run` would be an address to Arrow
+        pq.write_table(pa.table(dict(columns)), file)
+
+
 def sha256(path: Path) -> str:
     """SHA-256 of a file's bytes, in hexadecimal."""
-    with path.open("rb") as handle:
+    with open_regular(path) as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import platform
 import time
 from collections.abc import Callable, Mapping
@@ -17,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from moesim import __version__
-from moesim.errors import OutputError, UsageError
-from moesim.files import output_errors, sha256, whole_folder, write_json
+from moesim.errors import DamagedRun, OutputError, UsageError
+from moesim.files import output_errors, sha256, whole_folder, write_json, write_parquet
+from moesim.inputs import read_json
 from moesim.policies import find
 from moesim.policies.blame import is_foreign
 from moesim.policies.sources import source_hash
@@ -59,7 +61,7 @@ def default_path(scenario: Scenario) -> Path:
 def trace_hash(scenario: Scenario) -> str:
     """Hash of the trace's header, which lists the hash of every other file."""
     header = scenario.trace_path / "trace.json"
-    return sha256(header) if header.is_file() else "absent"
+    return sha256(header) if os.path.isfile(header) else "absent"
 
 
 def _input_hashes(scenario: Scenario) -> dict[str, str]:
@@ -73,8 +75,9 @@ def _input_hashes(scenario: Scenario) -> dict[str, str]:
         for option, value in getattr(scenario, section).options.items():
             if value and isinstance(value, str):
                 named.setdefault(f"{section}.options.{option}", scenario.path(value))
-    read = {key: path / "trace.json" if path.is_dir() else path for key, path in named.items()}
-    return {key: sha256(path) for key, path in read.items() if path.is_file()}
+    whole = {key for key, path in named.items() if os.path.isdir(path)}
+    read = {key: path / "trace.json" if key in whole else path for key, path in named.items()}
+    return {key: sha256(path) for key, path in read.items() if os.path.isfile(path)}
 
 
 def policy_hashes(scenario: Scenario) -> dict[str, str]:
@@ -123,10 +126,11 @@ def reuse(scenario: Scenario, out: Path, *, force: bool, draw: bool = False) -> 
             return None
     try:
         if _fingerprint_in(out) == fingerprint(scenario):
+            found = _read(scenario, out)
             if draw and not (out / "plots").is_dir():
                 _draw(out)
-            return _read(scenario, out)
-    except (OSError, ValueError, KeyError, TypeError):
+            return found
+    except (OSError, ValueError, KeyError, TypeError, DamagedRun):
         ours = (out / MANIFEST).exists() or (out / SUMMARY).exists()  # all that --force replaces
         way = "pass --force to replace it" if ours else "choose another --out"
         raise OutputError(out, f"exists and is no whole run directory; {way}") from None
@@ -142,15 +146,15 @@ def holds(scenario: Scenario, out: Path) -> bool:
 
 
 def _fingerprint_in(out: Path) -> str:
-    return str(json.loads((out / MANIFEST).read_text(encoding="utf-8"))["fingerprint"])
+    return str(read_json(out / MANIFEST)["fingerprint"])
 
 
 def _read(scenario: Scenario, out: Path) -> Result:
-    import pyarrow.parquet as pq
+    from moesim.report.runs import load_run
 
-    summary = json.loads((out / SUMMARY).read_text(encoding="utf-8"))
-    columns = {name: pq.read_table(out / f"{name}.parquet").to_pydict() for name in TABLES}
-    return Result(scenario, summary, columns, out)
+    run = load_run(out)
+    columns = {name: run.arrow(name).to_pydict() for name in TABLES}
+    return Result(scenario, dict(run.summary), columns, out)
 
 
 def write(
@@ -200,11 +204,8 @@ def write(
 
 
 def _write_files(result: Result, folder: Path, out: Path) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     with output_errors(out):
         result.scenario.write(folder / "scenario.yaml", reader=out)
         write_json(folder / SUMMARY, result.summary)
         for name in TABLES:
-            pq.write_table(pa.table(dict(result.columns[name])), folder / f"{name}.parquet")
+            write_parquet(folder / f"{name}.parquet", result.columns[name])

@@ -12,6 +12,7 @@ from moesim.bounds import BOUND_KEYS, Loaded, Remedy, Steps, bounds_summary, end
 from moesim.caveats import caveats
 from moesim.errors import OutputError, ScenarioError
 from moesim.facts import knows_the_future, routing_facts
+from moesim.files import as_path
 from moesim.hardware.shapes import ModelShape
 from moesim.metrics import (
     bytes_summary,
@@ -104,9 +105,7 @@ def run(
 
     Raises `ScenarioError`, `BudgetError`, `TraceError`, `PolicyViolation`, `OutputError`.
     """
-    if isinstance(scenario, str | Path):
-        scenario = load_scenario(Path(scenario))
-    elif not isinstance(scenario, Scenario):
+    if isinstance(scenario, str | Path) or not isinstance(scenario, Scenario):
         scenario = load_scenario(scenario)
     if scenario.sweep:
         raise ScenarioError.at(
@@ -116,7 +115,7 @@ def run(
         return result_of(prepare(scenario), progress)
     from moesim.rundir import holds, reuse, write
 
-    out = Path(out)
+    out = as_path(out)
     known = reuse(scenario, out, force=force, draw=draw)
     if known is not None:
         return known

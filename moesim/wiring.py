@@ -6,7 +6,6 @@ for any machine, `serve` runs it on the simulated one.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -19,6 +18,7 @@ from moesim.errors import BudgetError, ScenarioError, UsageError
 from moesim.hardware.cost import CostModel
 from moesim.hardware.operations import cost_of
 from moesim.hardware.ops import BatchShape, Op
+from moesim.hardware.shapes import load_config
 from moesim.policies import Key, find
 from moesim.policies.eviction import CacheContext, Resident
 from moesim.policies.guard import make_batching, make_eviction, make_prefetch
@@ -110,7 +110,7 @@ class Plan:
         if choice == "trace":
             return self.trace.meta.model_config
         if choice.endswith(".json"):
-            return dict(json.loads(self.scenario.path(choice).read_text(encoding="utf-8")))
+            return load_config(self.scenario.path(choice))
         return None
 
     @property

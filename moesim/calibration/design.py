@@ -7,10 +7,8 @@ drawn at random from all layers, so weights are as cold in the processor's cache
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -18,7 +16,7 @@ import numpy.typing as npt
 
 from moesim.hardware.cost import CostModel
 from moesim.hardware.hardware import Hardware, load_hardware
-from moesim.hardware.shapes import ModelShape, load_shape
+from moesim.hardware.shapes import ModelShape, load_config, load_shape
 from moesim.scenario import Scenario
 from moesim.serving.budget import plan_budget, split_slots
 from moesim.serving.workload import build_workload
@@ -48,7 +46,7 @@ def named_subject(name: str, bits: int | None = None) -> Subject:
     Raises UsageError where there is none of that name, or its weights have several types.
     """
     shape = load_shape(name)
-    config = json.loads(Path(name).read_text(encoding="utf-8")) if name.endswith(".json") else None
+    config = load_config(name) if name.endswith(".json") else None
     if bits is not None:
         shape = shape.with_bits(expert_bits=bits, weight_bits=bits)
     return Subject(shape, config)

@@ -13,10 +13,11 @@ import typer
 
 from moesim.cli import calibrate, compare, inspect, listing, models, record, run, trace, validate
 from moesim.cli.ending import run_to_its_end
+from moesim.cli.paths import App
 
 __all__ = ["app", "main"]
 
-app = typer.Typer(
+app = App(
     name="moesim",
     help="Simulate mixture-of-experts inference on a GPU that cannot hold all experts.",
     epilog="Exit codes: 0 done, 1 failed, 2 usage or scenario error, 3 a stated threshold was not "

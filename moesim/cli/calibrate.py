@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -55,7 +56,7 @@ def calibrate(
         raise UsageError(f"--device {device!r} is none of cpu, cuda")
     if out.suffix not in (".yaml", ".yml"):
         raise UsageError(f"--out {str(out)!r} must end in .yaml, for scenarios to name it")
-    if out.exists() and not force:
+    if os.path.exists(out) and not force:
         raise OutputError(out, "already exists; choose another name or pass --force")
     try:
         budget_s = parse_duration_ns(budget) / 1e9

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from moesim.cli.paths import App
 from moesim.cli.readme import readme
 from moesim.cli.text import CharactersOption, TextOption, corpus_of, spell_text
 
@@ -20,7 +22,7 @@ ForceOption = Annotated[bool, typer.Option("--force", help="Replace what is ther
 
 def register(app: typer.Typer) -> None:
     """Add the sub-commands of this file to the application."""
-    group = typer.Typer(no_args_is_help=True, help="Train small models whose routing is real.")
+    group = App(no_args_is_help=True, help="Train small models whose routing is real.")
     group.command()(train)
     group.command()(prompts)
     group.command()(readme)
@@ -65,7 +67,7 @@ def train(
     from moesim.progress import counter
     from moesim.record.extra import prepare_torch
 
-    if out.exists() and not force:
+    if os.path.exists(out) and not force:
         raise OutputError(out, "already exists; choose another name or pass --force")
     prepare_torch("training a model")
     import torch
@@ -104,7 +106,7 @@ def train(
             seed=seed,
             evaluate_every=evaluate_every,
             force=force,
-            checkpoint=out.resolve().with_name(f"{out.resolve().name}.checkpoint"),
+            checkpoint=Path(f"{os.path.realpath(out)}.checkpoint"),
             on_step=counter(show, "steps"),
             on_evaluation=_echo,
             provenance={"command": command, "preset": preset},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from pathlib import Path
 from typing import Annotated
@@ -75,7 +76,7 @@ def record(
     from moesim.record.prompts import read_prompts
 
     asked = read_prompts(prompts, kind=kind, domain=domain)[:limit]
-    if out.exists() and not force:
+    if os.path.exists(out) and not force:
         raise OutputError(out, "already exists; choose another name or pass --force")
     prepare_torch("recording a model")
     import torch

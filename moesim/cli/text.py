@@ -40,6 +40,7 @@ def spell_text(text: list[str] | None) -> list[str]:
 
 def _named(text: list[str] | None) -> dict[str, Path]:
     from moesim.errors import UsageError
+    from moesim.files import as_path
 
     named: dict[str, Path] = {}
     for pair in text or ():
@@ -48,5 +49,5 @@ def _named(text: list[str] | None) -> dict[str, Path]:
             raise UsageError(f"--text {pair!r}: expected DOMAIN=PATH, like law=texts/law")
         if domain in named:
             raise UsageError(f"--text {pair!r}: domain {domain!r} is named twice")
-        named[domain] = Path(path)
+        named[domain] = as_path(path)
     return named

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from moesim.cli.paths import App
 from moesim.cli.routing import locality, redundancy
 
 __all__ = ["register"]
@@ -16,7 +17,7 @@ ForceOption = Annotated[bool, typer.Option("--force", help="Replace an existing 
 
 def register(app: typer.Typer) -> None:
     """Add the sub-commands of this file to the application."""
-    group = typer.Typer(no_args_is_help=True, help="Look at, check, convert and make traces.")
+    group = App(no_args_is_help=True, help="Look at, check, convert and make traces.")
     group.command()(info)
     group.command()(validate)
     group.command()(convert)

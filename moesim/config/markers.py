@@ -133,7 +133,7 @@ class PathTo:
     def _check(self, value: str, info: ValidationInfo) -> str:
         base = info.context.get(BASE_DIR) if info.context else None
         if self.is_path(value) and (not value or base is not None):
-            at = os.path.join(base or "", value)
+            at = os.path.join(base or "", os.path.expanduser(value))
             if not value or not self.exists(at):
                 details = {"value": value, "base": str(base or ""), "marker": self}
                 raise PydanticCustomError(NO_PATH, "there is no such path", details)
@@ -144,7 +144,7 @@ class PathTo:
 
         `typed`: it was given on the command line, and made relative to `base` afterwards.
         """
-        at = os.path.join(base, value)
+        at = os.path.join(base, os.path.expanduser(value))
         shown = (
             os.path.relpath(os.path.realpath(at), os.path.realpath("."))
             if typed and value

@@ -15,6 +15,8 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import Final
 
+from moesim.errors import shown
+
 __all__ = [
     "format_bytes",
     "format_duration_ns",
@@ -57,6 +59,7 @@ BANDWIDTHS: Final = {f"{unit}/s": size for unit, size in BYTES.items()}
 _NUMBER: Final = r"[+-]?(?:[0-9]{1,30}\.?[0-9]{0,30}|\.[0-9]{1,30})(?:[eE][+-]?[0-9]{1,3})?"
 _QUANTITY: Final = re.compile(rf"\s*({_NUMBER})\s*((?:[^\s\d]\S*)?)\s*")
 _LARGEST: Final = 2**63 - 1
+_LONGEST: Final = 500  # characters of a text that a message repeats
 
 
 def parse_bytes(value: object) -> int:
@@ -86,15 +89,15 @@ def parse_share(value: object) -> float:
     if isinstance(value, str):
         match = _QUANTITY.fullmatch(value)
         if match is None or match[2] not in ("", "%"):
-            raise ValueError(f"{value!r} is not {rule}")
+            raise ValueError(f"{shown(value, _LONGEST)} is not {rule}")
         number = float(Fraction(match[1]) / (100 if match[2] else 1))
     elif isinstance(value, int | float) and not isinstance(value, bool):
-        number = float(value)
+        number = value
     else:
-        raise ValueError(f"{value!r} is not {rule}")
+        raise ValueError(f"{shown(value, _LONGEST)} is not {rule}")
     if not 0 <= number <= 1:
-        raise ValueError(f"{value!r} is not {rule}")
-    return number
+        raise ValueError(f"{shown(value, _LONGEST)} is not {rule}")
+    return float(number)
 
 
 def format_share(share: float) -> str:
@@ -116,27 +119,37 @@ def format_duration_ns(duration_ns: int) -> str:
 def _parse(value: object, what: str, units: dict[str, int], example: str) -> int:
     """`value` in the base unit of `units`, as an integer from 0 to 2**63 - 1."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
-        raise ValueError(f'{value!r} is not {what}; write a number and a unit, like "{example}"')
+        raise ValueError(
+            f'{shown(value, _LONGEST)} is not {what}; write a number and a unit, like "{example}"'
+        )
     if isinstance(value, str):
         number = _parse_text(value, what, units, example)
-    elif math.isfinite(value):
+    elif isinstance(value, int) or math.isfinite(value):
         number = Fraction(value)
     else:
-        raise ValueError(f'{value!r} is not {what}: it must be finite, like "{example}"')
+        raise ValueError(
+            f'{shown(value, _LONGEST)} is not {what}: it must be finite, like "{example}"'
+        )
     if number < 0:
-        raise ValueError(f"{value!r} is not {what}: it must not be negative")
+        raise ValueError(f"{shown(value, _LONGEST)} is not {what}: it must not be negative")
     whole = round(number)
     if whole > _LARGEST:
-        raise ValueError(f'{value!r} is not {what}: it is too large; write one like "{example}"')
+        raise ValueError(
+            f'{shown(value, _LONGEST)} is not {what}: it is too large; write one like "{example}"'
+        )
     if whole == 0 and number > 0:
-        raise ValueError(f"{value!r} is not {what}: it is smaller than the unit it is counted in")
+        raise ValueError(
+            f"{shown(value, _LONGEST)} is not {what}: it is smaller than the unit it is counted in"
+        )
     return whole
 
 
 def _parse_text(text: str, what: str, units: dict[str, int], example: str) -> Fraction:
     match = _QUANTITY.fullmatch(text)
     if match is None:
-        raise ValueError(f'{text!r} is not {what}; write a number and a unit, like "{example}"')
+        raise ValueError(
+            f'{shown(text, _LONGEST)} is not {what}; write a number and a unit, like "{example}"'
+        )
     number, unit = match.groups()
     if not unit:
         return Fraction(number)
@@ -144,7 +157,8 @@ def _parse_text(text: str, what: str, units: dict[str, int], example: str) -> Fr
         near = [known for known in units if known.lower() == unit.lower()]
         hint = f"did you mean {near[0]}? " if near else ""
         raise ValueError(
-            f"{text!r} is not {what}: no unit {unit!r}; {hint}units are {', '.join(units)}, "
+            f"{shown(text, _LONGEST)} is not {what}: no unit {shown(unit)}; {hint}"
+            f"units are {', '.join(units)}, "
             f'as in "{example}"'
         )
     return Fraction(number) * units[unit]

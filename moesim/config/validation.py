@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, mod
 from moesim.config.markers import NO_PATH
 from moesim.config.suggest import suggest
 from moesim.config.yaml_document import Document, KeyPath, dotted
-from moesim.errors import ScenarioError
+from moesim.errors import ScenarioError, shown
 
 __all__ = ["COMMAND_LINE", "SEVERAL", "Fault", "Strict", "check", "order", "validate"]
 
@@ -153,11 +153,11 @@ def _message(
             said = context.get("tag", value)
             choices = [c.strip().strip("'") for c in _choices(str(expected))]
             hint = suggest(said, choices) if isinstance(said, str) else ""
-            return f"{_short(said)} is none of {', '.join(choices)}{hint}"
+            return f"{shown(said)} is none of {', '.join(choices)}{hint}"
         case "union_tag_not_found":
             return f"needs {str(context['discriminator']).strip(chr(39))!r} to say which it is"
     rule = _rule(kind, context)
-    return f"{rule or error['msg']}, not {_short(value)}{_example(owner, path)}"
+    return f"{rule or error['msg']}, not {shown(value)}{_example(owner, path)}"
 
 
 def _choices(expected: str) -> list[str]:
@@ -199,8 +199,3 @@ def _example(owner: type[BaseModel] | None, path: KeyPath) -> str:
     example = field.examples[0]
     shown = example if isinstance(example, str) else json.dumps(example)
     return f"; write for example `{path[-1]}: {shown}`"
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."

@@ -13,26 +13,48 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Final
 
 import yaml
 
-from moesim.errors import ScenarioError
+from moesim.errors import ScenarioError, shown
+from moesim.inputs import read_bytes
 
-__all__ = ["Document", "KeyPath", "dotted", "dump_document", "load_document"]
+__all__ = ["Document", "KeyPath", "dotted", "dump_document", "load_document", "plain_document"]
 
 KeyPath = tuple[str | int, ...]
 
+_MAX_BYTES: Final = 1 << 20
 _MAX_VALUES: Final = 100_000
 _MAX_DEPTH: Final = 40
+_MAX_PROBLEMS: Final = 100
+_MAX_MESSAGE: Final = 300
 _TAG: Final = "tag:yaml.org,2002:"
+_TOO_LARGE: Final = (
+    f"too large or nested too deeply (at most {_MAX_VALUES:,} keys and values, {_MAX_DEPTH} deep)"
+)
 
 
 class _Loader(yaml.SafeLoader):
     """A safe loader that knows the scalars of YAML 1.2's core schema and no others."""
 
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012
+
+    def __init__(self, stream: str) -> None:
+        super().__init__(stream)
+        self._num_nodes = 0
+        self._depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        """Stop while composing: a node takes 2 kB and 50 us, so a check afterwards is too late."""
+        self._num_nodes += 1
+        self._depth += 1
+        if self._num_nodes > _MAX_VALUES or self._depth > _MAX_DEPTH + 1:
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+            raise yaml.composer.ComposerError(None, None, _TOO_LARGE, mark)
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
 
 
 class _Dumper(yaml.SafeDumper):
@@ -165,7 +187,7 @@ def load_document(path: str | os.PathLike[str]) -> Document:
     """
     file = os.fspath(path)
     try:
-        raw = Path(path).read_bytes()
+        raw = read_bytes(path, _MAX_BYTES)
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ScenarioError([f"{file}: not UTF-8 text (byte {error.start})"]) from error
@@ -173,6 +195,15 @@ def load_document(path: str | os.PathLike[str]) -> Document:
         reason = error.strerror if isinstance(error, OSError) else error
         raise ScenarioError([f"{file}: cannot be read: {reason}"]) from error
     return parse_document(text, file)
+
+
+def plain_document(data: Mapping[str, Any], name: str) -> Document:
+    """The document that data from Python is, all of it of the kinds that YAML has.
+
+    Raises:
+        ScenarioError: a key is no text, a value is of another kind, or there are too many.
+    """
+    return Document(name, _Copier(name).mapping(data, ()), has_lines=False)
 
 
 def dump_document(data: Mapping[str, Any]) -> str:
@@ -184,14 +215,14 @@ def parse_document(text: str, file: str) -> Document:
     """The document that `text` is; `file` names it in messages. Raises ScenarioError."""
     reader = _Reader(file)
     value = reader.read(text)
-    if value is None and not reader.problems:
-        raise ScenarioError([f"{file}:1:1: the file is empty; it must hold keys and values"])
-    if not isinstance(value, dict):
-        reader.problems.append(
-            f"{file}:1:1: must hold keys and values (`key: value`), not {_kind_of(value)}"
-        )
     if reader.problems:
         raise ScenarioError(reader.problems)
+    if value is None:
+        raise ScenarioError([f"{file}:1:1: the file is empty; it must hold keys and values"])
+    if not isinstance(value, dict):
+        raise ScenarioError(
+            [f"{file}:1:1: must hold keys and values (`key: value`), not {_kind_of(value)}"]
+        )
     return Document(file, value, reader.places, reader.key_places)
 
 
@@ -202,6 +233,38 @@ def parse_value(text: str, place: str) -> Any:
     if reader.problems:
         raise ScenarioError(reader.problems)
     return value
+
+
+class _Copier:
+    """Copies data from Python, within the same limits as a file."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.num_values = 0
+
+    def mapping(self, data: Mapping[str, Any], path: KeyPath) -> dict[str, Any]:
+        for key in data:
+            if not isinstance(key, str):
+                raise self.problem(path, f"the key {shown(key)} must be text")
+        return {key: self.value(value, (*path, key)) for key, value in data.items()}
+
+    def value(self, value: Any, path: KeyPath) -> Any:
+        self.num_values += 1
+        if self.num_values > _MAX_VALUES or len(path) > _MAX_DEPTH:
+            raise self.problem(path[:3], _TOO_LARGE)
+        if isinstance(value, Mapping):
+            return self.mapping(value, path)
+        if isinstance(value, list):
+            return [self.value(item, (*path, place)) for place, item in enumerate(value)]
+        if value is not None and not isinstance(value, str | int | float):
+            raise self.problem(path, f"{shown(value)} must be plain data, as a YAML file holds")
+        if isinstance(value, int) and value.bit_length() > 1000:
+            raise self.problem(path, "the number is too large")
+        return value
+
+    def problem(self, path: KeyPath, message: str) -> ScenarioError:
+        key = f"{dotted(path)}: " if path else ""
+        return ScenarioError([f"{self.name}: {key}{message}"])
 
 
 class _Reader:
@@ -221,7 +284,8 @@ class _Reader:
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark or error.context_mark
             about = " ".join(filter(None, (error.problem, error.context))) or "not YAML"
-            self.complain(mark, f"cannot be read as YAML: {about}")
+            too_large = about == _TOO_LARGE
+            self.complain(mark, about if too_large else f"cannot be read as YAML: {about}")
         except yaml.reader.ReaderError as error:
             line = text.count("\n", 0, error.position) + 1
             self.problems.append(
@@ -243,7 +307,8 @@ class _Reader:
         return f"{self.file}:{mark.line + 1}:{mark.column + 1}" if mark else f"{self.file}:1:1"
 
     def complain(self, mark: yaml.Mark | None, message: str) -> None:
-        self.problems.append(f"{self.where(mark)}: {message}")
+        if len(self.problems) < _MAX_PROBLEMS:
+            self.problems.append(f"{self.where(mark)}: {message[:_MAX_MESSAGE]}")
 
     def value(self, node: yaml.Node, path: KeyPath) -> Any:
         self.places[path] = self.where(node.start_mark)
@@ -251,7 +316,7 @@ class _Reader:
         if len(path) > _MAX_DEPTH or self.num_values > _MAX_VALUES:
             # An alias may contain itself, or multiply without end.
             if self.num_values <= _MAX_VALUES + 1:
-                self.complain(node.start_mark, "too large or nested too deeply")
+                self.complain(node.start_mark, _TOO_LARGE)
             self.num_values = _MAX_VALUES + 2
             return None
         if isinstance(node, yaml.MappingNode) and node.tag == _TAG + "map":
@@ -309,4 +374,4 @@ class _Reader:
 
 
 def _kind_of(value: object) -> str:
-    return "a list" if isinstance(value, list) else f"the value {value!r}"
+    return "a list" if isinstance(value, list) else f"the value {repr(value)[:60]}"

@@ -22,8 +22,9 @@ from pydantic_core import PydanticCustomError
 from moesim.config.fields import Bandwidth, Bytes, Duration, Flops, PositiveShare
 from moesim.config.suggest import suggest
 from moesim.config.validation import Strict, validate
-from moesim.config.yaml_document import Document, load_document
+from moesim.config.yaml_document import load_document, plain_document
 from moesim.errors import UsageError
+from moesim.files import as_path
 from moesim.hardware.measurement import OperationTimes, Overlap, Provenance, signature
 from moesim.hardware.shapes import ModelShape
 
@@ -225,7 +226,7 @@ def load_hardware(name_or_path: str | Path, overrides: Mapping[str, Any] | None 
         UsageError: there is no such profile.
     """
     profile = _read_profile(str(name_or_path))
-    document = Document("hardware", dict(overrides or {}), has_lines=False)
+    document = plain_document(overrides or {}, "hardware")
     changes = validate(document, HardwareOverrides).model_dump(exclude_none=True)
     return _resolve(profile, changes)
 
@@ -235,14 +236,14 @@ def hardware_from(data: Mapping[str, Any], file: str = "profile") -> Hardware:
 
     Raises ScenarioError with all that is wrong with it.
     """
-    document = Document(file, dict(data), has_lines=False)
+    document = plain_document(data, file)
     return _resolve(validate(document, _Profile), {})
 
 
 def check_hardware_name(name_or_path: str) -> str | None:
     """What is wrong with a profile's name or path; None if there is such a profile."""
     if _is_path(name_or_path):
-        exists = os.path.isfile(name_or_path)
+        exists = os.path.isfile(as_path(name_or_path))
         return None if exists else f"there is no hardware profile {name_or_path!r}"
     if name_or_path in hardware_names():
         return None
@@ -266,7 +267,7 @@ def _read_profile(name_or_path: str) -> _Profile:
     if wrong := check_hardware_name(name_or_path):
         raise UsageError(wrong)
     if _is_path(name_or_path):
-        return validate(load_document(name_or_path), _Profile)
+        return validate(load_document(as_path(name_or_path)), _Profile)
     return _read_shipped(name_or_path)
 
 

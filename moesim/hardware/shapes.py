@@ -8,18 +8,19 @@ from a Hugging Face `config.json` or from the shipped table, whose entries name 
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import yaml
 
 from moesim.config.suggest import suggest
-from moesim.errors import UsageError
+from moesim.errors import UsageError, shown
+from moesim.files import as_path
+from moesim.inputs import read_json
 
 __all__ = [
     "DecoupledRouter",
@@ -32,6 +33,8 @@ __all__ = [
 ]
 
 SHAPES = Path(__file__).with_name("shapes.yaml")
+MOST_LAYERS: Final = 10_000
+MOST_SIZE: Final = 10_000_000
 EXCHANGED = ("moesim_readme", "moesim_gated")
 """The `model_type`s of dense models (`base`) whose FFNs were exchanged for experts: as Read-ME
 does, and with any gate."""
@@ -259,18 +262,24 @@ def load_shape(name_or_path: str | Path) -> ModelShape:
     text = str(name_or_path)
     if not text.endswith(".json"):
         return named_shape(text)
-    try:
-        config = json.loads(Path(text).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"{text}: cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise UsageError(f"{text}: is not JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise UsageError(f"{text}: must hold a JSON object")
+    config = load_config(text)
     try:
         return shape_from_config(config)
     except UsageError as error:
         raise UsageError(f"{text}: {error}") from error
+
+
+def load_config(path: str | Path) -> dict[str, Any]:
+    """Return what a `config.json` holds. Raise UsageError where it cannot be read."""
+    try:
+        config = read_json(as_path(path))
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise UsageError(f"{path}: is not JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise UsageError(f"{path}: must hold a JSON object")
+    return config
 
 
 @cache
@@ -307,20 +316,23 @@ def shape_from_config(config: Mapping[str, Any], name: str | None = None) -> Mod
         read = _Config(_exchanged(config))
     else:
         read = _Config({**inner, **_named(config)} if isinstance(inner, dict) else config)
-    num_layers = read.size("num_hidden_layers")
+    num_layers = read.size("num_hidden_layers", most=MOST_LAYERS)
+    num_experts = read.size("num_local_experts", "num_experts", "n_routed_experts", most=65_535)
     num_heads = read.size("num_attention_heads")
     hidden = read.size("hidden_size")
     ffn = read.optional("moe_intermediate_size")
     dense_ffn = read.size("intermediate_size") if ffn else 0
     dense_layers = read.dense_layers(num_layers)
+    if len(dense_layers) == num_layers:
+        raise UsageError("the model configuration has no layer with routed experts")
     windowed, window = read.windowed_layers(num_layers)
     return ModelShape(
         name=name or read.name(),
         num_layers=num_layers,
         hidden=hidden,
         expert_ffn=ffn or read.size("intermediate_size"),
-        num_experts=read.size("num_local_experts", "num_experts", "n_routed_experts"),
-        top_k=read.size("num_experts_per_tok", "experts_per_token"),
+        num_experts=num_experts,
+        top_k=read.size("num_experts_per_tok", "experts_per_token", most=num_experts),
         num_heads=num_heads,
         num_kv_heads=read.optional("num_key_value_heads") or num_heads,
         head_dim=read.optional("head_dim") or max(1, hidden // num_heads),
@@ -349,7 +361,9 @@ def _exchanged(config: Mapping[str, Any]) -> dict[str, Any]:
     """The sizes of a dense model whose every FFN became experts, spelled as Qwen's are."""
     base = config.get("base")
     if not isinstance(base, dict):
-        raise UsageError(f"the model configuration has base = {base!r}, no model's configuration")
+        raise UsageError(
+            f"the model configuration has base = {shown(base)}, no model's configuration"
+        )
     return {
         **base,
         **{key: config[key] for key in ("_name_or_path", "dtype", "torch_dtype") if key in config},
@@ -369,8 +383,8 @@ def _router(config: Mapping[str, Any]) -> DecoupledRouter | None:
         return None
     if routing != "decoupled" or not isinstance(sizes, dict):
         raise UsageError(
-            f"the model configuration has routing = {routing!r}, router = {sizes!r}; routing is "
-            "layerwise, or decoupled with the sizes of its router"
+            f"the model configuration has routing = {shown(routing)}, router = {shown(sizes)}; "
+            "routing is layerwise, or decoupled with the sizes of its router"
         )
     read = _Config(sizes)
     return DecoupledRouter(
@@ -381,29 +395,69 @@ def _router(config: Mapping[str, Any]) -> DecoupledRouter | None:
     )
 
 
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_list_of(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, list | tuple) and all(map(fits, value))
+
+
+_KINDS: Final[dict[str, tuple[str, Callable[[Any], bool]]]] = {
+    "model_type": ("text", _is_text),
+    "_name_or_path": ("text", _is_text),
+    "layer_types": ("a list of texts", _is_list_of(_is_text)),
+    "mlp_layer_types": ("a list of texts", _is_list_of(_is_text)),
+    "mlp_only_layers": ("a list of layer numbers", _is_list_of(_is_count)),
+    "use_sliding_window": ("true or false", lambda value: isinstance(value, bool)),
+    "tie_word_embeddings": ("true or false", lambda value: isinstance(value, bool)),
+    "text_config": ("a JSON object", lambda value: isinstance(value, Mapping)),
+    "quantization_config": ("a JSON object", lambda value: isinstance(value, Mapping)),
+}
+"""What the values must be that are no sizes; the sizes are checked as they are read."""
+
+
 class _Config:
-    """A `config.json` with its families' spellings of the same sizes."""
+    """A `config.json` with its families' spellings of the same sizes.
+
+    Raise `UsageError` for a value of the wrong kind, whichever family it belongs to.
+    """
 
     def __init__(self, values: Mapping[str, Any]) -> None:
         self.values = values
+        for key, (rule, fits) in _KINDS.items():
+            value = values.get(key)
+            if value is not None and not fits(value):
+                raise UsageError(f"the model configuration has {key} = {shown(value)}, not {rule}")
 
-    def optional(self, *keys: str) -> int | None:
+    def optional(self, *keys: str, most: int = MOST_SIZE) -> int | None:
         for key in keys:
             value = self.values.get(key)
             if value is None:
                 continue
-            if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-                raise UsageError(f"the model configuration has {key} = {value!r}, no valid size")
+            if not _is_count(value):
+                raise UsageError(
+                    f"the model configuration has {key} = {shown(value)}, no valid size"
+                )
+            if value > most:
+                raise UsageError(
+                    f"the model configuration has {key} = {shown(value)}, which is too large; "
+                    f"at most {most:,} are read"
+                )
             if value:
-                return value
+                return int(value)
         return None
 
-    def size(self, *keys: str) -> int:
-        value = self.optional(*keys)
+    def size(self, *keys: str, most: int = MOST_SIZE) -> int:
+        value = self.optional(*keys, most=most)
         if value is None:
             kind = self.values.get("model_type", "unknown")
             raise UsageError(
-                f"the model configuration (model_type {kind!r}) lacks {' or '.join(keys)}; "
+                f"the model configuration (model_type {shown(kind)}) lacks {' or '.join(keys)}; "
                 "only decoders with routed experts have a shape here; "
                 f"name a shipped model instead, one of {', '.join(shape_names())}"
             )
@@ -414,25 +468,34 @@ class _Config:
 
     def dense_layers(self, num_layers: int) -> tuple[int, ...]:
         """DeepSeek's first layers, or Qwen's `mlp_only_layers` and `decoder_sparse_step`."""
-        kinds = self.values.get("mlp_layer_types")
-        if isinstance(kinds, list):
-            return tuple(i for i, kind in enumerate(kinds[:num_layers]) if kind == "dense")
+        if kinds := self.kinds("mlp_layer_types", num_layers):
+            return tuple(i for i, kind in enumerate(kinds) if kind == "dense")
         first = self.optional("first_k_dense_replace") or 0
         every = self.optional("moe_layer_freq") or 1
         step = self.optional("decoder_sparse_step") or 1
-        only = self.values.get("mlp_only_layers") or ()
+        only = set(self.values.get("mlp_only_layers") or ())
         return tuple(
             layer
             for layer in range(num_layers)
             if layer < first or layer % every or (layer + 1) % step or layer in only
         )
 
+    def kinds(self, key: str, num_layers: int) -> list[str]:
+        """The kind of each layer; empty where the configuration does not list them."""
+        kinds: list[str] = self.values.get(key) or []
+        if kinds and len(kinds) < num_layers:
+            raise UsageError(
+                f"the model configuration has {key} of {len(kinds)} layers, and "
+                f"num_hidden_layers = {num_layers}"
+            )
+        return kinds[:num_layers]
+
     def windowed_layers(self, num_layers: int) -> tuple[tuple[int, ...], int | None]:
         window = self.optional("sliding_window")
         if window is None or self.values.get("use_sliding_window") is False:
             return (), None
-        kinds = self.values.get("layer_types") or ["sliding_attention"] * num_layers
-        windowed = tuple(i for i, kind in enumerate(kinds[:num_layers]) if "sliding" in str(kind))
+        kinds = self.kinds("layer_types", num_layers) or ["sliding_attention"] * num_layers
+        windowed = tuple(i for i, kind in enumerate(kinds) if "sliding" in kind)
         return windowed, window if windowed else None
 
     def shared_ffn(self) -> int:

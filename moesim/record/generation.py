@@ -9,7 +9,8 @@ records its decoder, whose prompt is the start token.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +20,7 @@ import numpy as np
 import torch
 
 from moesim.errors import OutputError, TraceError, UsageError
+from moesim.files import as_path
 from moesim.progress import Counter
 from moesim.record.header import describe, is_normalised, training_record
 from moesim.record.loading import load_model
@@ -104,12 +106,18 @@ def record(
     for name, value in at_least_one.items():
         if value is not None and value < 1:
             raise UsageError(f"{name} ({value}) must be at least 1")
-    if Path(out).exists() and not force:
+    out = as_path(out)
+    if os.path.exists(out) and not force:
         raise OutputError(out, "already exists; choose another name or pass --force")
     source, asked = _prompts(prompts)
     if isinstance(model, str | Path):
         model, own_tokenizer = load_model(model)
         tokenizer = tokenizer or own_tokenizer
+    if not callable(getattr(model, "generate", None)):
+        raise UsageError(
+            f"{type(model).__name__} cannot generate: give a model with a language-model head, "
+            "like one of AutoModelForCausalLM"
+        )
     requests = [_tokenize(p, tokenizer, max_new_tokens, max_prompt_tokens) for p in asked]
     recorder = Recorder(model, prediction_depth=prediction_depth, probabilities=probabilities)
     story = {
@@ -212,14 +220,15 @@ def _record_batch(
     if hasattr(model, "inputs_of"):  # a model of ours whose gates may route by domain
         more = model.inputs_of([request.domain for request in batch])
     with recorder, torch.no_grad():
-        generated = model.generate(
-            input_ids=ids.to(model.device),
-            attention_mask=mask.to(model.device),
-            generation_config=_generation_config(
-                model, max(r.limit for r in batch), pad, end, sampling
-            ),
-            **more,
-        )
+        with _refusals(model):
+            generated = model.generate(
+                input_ids=ids.to(model.device),
+                attention_mask=mask.to(model.device),
+                generation_config=_generation_config(
+                    model, max(r.limit for r in batch), pad, end, sampling
+                ),
+                **more,
+            )
         recording = recorder.take()
     if model.config.is_encoder_decoder:
         width, lengths = 1, [1] * len(batch)  # the decoder's prompt is its start token
@@ -248,6 +257,22 @@ def _record_batch(
             zip(batch, lengths, outputs, strict=True)
         )
     ]
+
+
+@contextmanager
+def _refusals(model: Any) -> Iterator[None]:
+    """Raise `UsageError` where a model of this class or configuration generates nothing."""
+    kind = type(model).__name__
+    try:
+        yield
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        hint = (
+            "; an encoder-decoder needs decoder_start_token_id in its configuration"
+            if getattr(model.config, "is_encoder_decoder", False)
+            else ""
+        )
+        raise UsageError(f"{kind} cannot generate from these prompts: {reason}{hint}") from error
 
 
 def _cut(

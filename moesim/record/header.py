@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import platform
 from collections.abc import Sequence
 from itertools import pairwise
@@ -78,7 +79,7 @@ def model_name(model: Any) -> str:
     if not name:
         return type(model).__name__
     path = Path(name)
-    return path.resolve().name if path.is_absolute() or path.exists() else name
+    return Path(os.path.realpath(path)).name if path.is_absolute() or os.path.exists(path) else name
 
 
 def training_record(model: Any) -> dict[str, Any] | None:

@@ -17,9 +17,13 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from moesim.errors import UsageError
+from moesim.files import as_path
+from moesim.inputs import read_bytes
+
+_MOST_BYTES: Final = 256 << 20
 
 KINDS = ("auto", "jsonl", "lines", "text")
 
@@ -47,7 +51,7 @@ def read_prompts(
 
     Raises `UsageError` with `file:line` for a missing or empty file, bad JSON, a wrong key or type.
     """
-    path = Path(path)
+    path = as_path(path)
     if kind not in KINDS:
         raise UsageError(f"unknown kind of prompts {kind!r}: choose one of {', '.join(KINDS)}")
     content = _read(path)
@@ -63,7 +67,7 @@ def read_prompts(
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return read_bytes(path, _MOST_BYTES).decode()
     except FileNotFoundError:
         raise UsageError(f"{path}: no such file of prompts") from None
     except UnicodeDecodeError as error:
@@ -111,6 +115,8 @@ def _json_prompt(line: str, where: str) -> Prompt:
         value: Any = json.loads(line)
     except json.JSONDecodeError as error:
         raise UsageError(f"{where}:{error.colno}: not JSON: {error.msg}") from None
+    except (RecursionError, ValueError) as error:  # nested too deeply, or an endless number
+        raise UsageError(f"{where}: not JSON: {error}") from None
     if isinstance(value, str):
         value = {"prompt": value}
     if not isinstance(value, dict):

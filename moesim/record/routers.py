@@ -78,6 +78,12 @@ class MoeLayer:
         floats = [t for t in flat if t.is_floating_point()]
         ids = next((t for t in flat if t.dtype in (torch.int32, torch.int64)), None)
         logits = next((t for t in floats if t.shape[1] == self.num_experts), None)
+        if ids is not None and ids.shape[1] == self.num_experts > 2 and int(ids.max()) <= 1:
+            raise UsageError(
+                f"cannot read the routing of {type(self.router or self.experts).__name__} at "
+                f"{self.name}: it shows a mask over all {self.num_experts} experts, where the ids "
+                "of the chosen ones are needed"
+            )
         if ids is not None:
             scores = [t for t in floats if t.shape == ids.shape]
             if scores:

@@ -219,7 +219,7 @@ def compare_runs(runs: Sequence[Run]) -> Comparison:
 
 def _policy(run: Run) -> str:
     """The eviction policy, which names a row where nothing differs."""
-    return policy_label(run.text("cache_policy"), run.scenario.get("cache", {}).get("options"))
+    return policy_label(run.text("cache_policy"), run.cache_options)
 
 
 def _with_capacities(rows: Sequence[Row], keys: Sequence[str]) -> list[Row]:

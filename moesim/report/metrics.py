@@ -135,7 +135,7 @@ def _setting(run: Run) -> str:
     return (
         f"{run.text('requests')} requests, seed {run.text('seed')}; trace {run.trace} "
         f"costed as {run.text('model')} on {run.text('hardware')}; "
-        f"{policy_label(run.text('cache_policy'), run.scenario.get('cache', {}).get('options'))} "
+        f"{policy_label(run.text('cache_policy'), run.cache_options)} "
         f"with {run.value('cache_slots') / run.value('num_layers'):g} of "
         f"{run.text('num_experts')} experts a layer; {costs(run)}.{said(run.caveats)}"
     )

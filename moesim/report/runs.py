@@ -7,16 +7,17 @@ else is read when asked for. What is undefined is `null` in `summary.json` and N
 from __future__ import annotations
 
 import csv
-import json
 import math
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from moesim.errors import MoesimError, ScenarioError, UsageError
+from moesim.errors import DamagedRun, ScenarioError, UsageError
+from moesim.files import as_path, sha256
+from moesim.inputs import read_bytes, read_json, read_table
 from moesim.result import in_short
 
 if TYPE_CHECKING:
@@ -30,6 +31,9 @@ __all__ = ["Run", "inter_token_ns", "latencies_ns", "load_run", "load_runs"]
 MANIFEST: Final = "manifest.json"
 SUMMARY: Final = "summary.json"
 SCENARIO: Final = "scenario.yaml"
+_TEXTS: Final = frozenset({"domain", "status", "lane", "kind"})
+_LISTS: Final = frozenset({"token_ns"})
+_REPAIR: Final = "run its scenario again with --force"
 RUNS: Final = "runs.csv"
 """In the folder of a comparison: its runs, in the order of the sweep."""
 
@@ -55,7 +59,8 @@ class Run:
         value = self.summary.get(key)
         if isinstance(value, bool) or not isinstance(value, int | float):
             return math.nan
-        return float(value)
+        # Larger numbers come from no run; charts and sums of them would overflow.
+        return float(value) if -1e30 < value < 1e30 else math.nan
 
     def text(self, key: str) -> str:
         """A name of the summary; "unknown" where it is null or absent."""
@@ -95,10 +100,17 @@ class Run:
         return value if isinstance(value, int) else None
 
     @property
+    def cache_options(self) -> Mapping[str, Any]:
+        """The options of the eviction policy; empty where the scenario names none."""
+        cache = self.scenario.get("cache")
+        options = cache.get("options") if isinstance(cache, Mapping) else None
+        return options if isinstance(options, Mapping) else {}
+
+    @property
     def point(self) -> Mapping[str, Any]:
         """The values of the sweep that this run is a point of; empty outside a sweep."""
-        point = self.manifest.get("point")
-        return point if isinstance(point, Mapping) else {}
+        point: Mapping[str, Any] = self.manifest.get("point", {})
+        return point
 
     @property
     def notes(self) -> list[str]:
@@ -117,11 +129,18 @@ class Run:
         array of arrays.
 
         Raises:
-            MoesimError: the file is missing, cannot be read or lacks a column.
+            DamagedRun: the file is missing, is not as it was written or lacks a column.
         """
-        columns = list(columns)
-        arrow = _read_parquet(self.path / f"{name}.parquet", columns)
-        return {column: arrow[column].to_numpy() for column in columns}
+        arrow = self.arrow(name, list(columns))
+        table = {column: arrow[column].to_numpy() for column in arrow.column_names}
+        for column, values in table.items():
+            if wrong := _wrong_values(column, values):
+                raise DamagedRun(self.path / f"{name}.parquet", f"column {column} {wrong}")
+        return table
+
+    def arrow(self, name: str, columns: list[str] | None = None) -> Any:
+        """The same as an Arrow table; all columns by default."""
+        return _read_parquet(self.path / f"{name}.parquet", columns, self.manifest)
 
 
 def load_run(path: str | Path) -> Run:
@@ -129,20 +148,21 @@ def load_run(path: str | Path) -> Run:
 
     Raises:
         UsageError: there is no such folder, or it is not a run directory.
-        MoesimError: it is half-written or damaged; the message names the file and the reason.
+        DamagedRun: it is half-written, or a file is not as it was written.
     """
-    folder = Path(path)
-    if not folder.exists():
+    folder = as_path(path)
+    if not os.path.exists(folder):
         raise UsageError(f"{folder}: there is no such run directory")
     if not folder.is_dir():
         raise UsageError(f"{folder}: is a file; give the run directory that `moesim run` printed")
-    if not (folder / MANIFEST).is_file():
+    if not (folder / MANIFEST).exists():
         _refuse_unfinished(folder)
+    manifest = _read_manifest(folder / MANIFEST)
     return Run(
         folder,
-        _read_json(folder / SUMMARY),
-        _read_json(folder / MANIFEST),
-        _read_scenario(folder / SCENARIO),
+        _read_json(folder / SUMMARY, manifest),
+        manifest,
+        _read_scenario(folder / SCENARIO, manifest),
     )
 
 
@@ -153,9 +173,9 @@ def load_runs(paths: Iterable[str | Path]) -> list[Run]:
     `UsageError` where there is none.
     """
     folders: dict[Path, Path] = {}
-    for path in map(Path, paths):
+    for path in map(as_path, paths):
         for folder in _runs_inside(path):
-            folders.setdefault(folder.resolve(), folder)
+            folders.setdefault(Path(os.path.realpath(folder)), folder)
     if not folders:
         raise UsageError("no run directories to report on; name at least one")
     return [load_run(folder) for folder in folders.values()]
@@ -197,10 +217,11 @@ def inter_token_ns(run: Run) -> NDArray[np.float64]:
 def _runs_inside(path: Path) -> list[Path]:
     """The run directories that a path means: itself, or those of a comparison in its order."""
     inner = path / "runs"
-    if (path / MANIFEST).exists() or not inner.is_dir():
+    if os.path.exists(path / MANIFEST) or not os.path.isdir(inner):
         return [path]
     known: dict[str, int] = {}
-    with suppress(OSError, csv.Error, UnicodeDecodeError), (path / RUNS).open(newline="") as lines:
+    with suppress(OSError, csv.Error, UnicodeDecodeError):
+        lines = read_bytes(path / RUNS).decode().splitlines()
         for place, row in enumerate(csv.DictReader(lines)):
             known[row.get("run") or ""] = place
     # A hidden folder is a run that is being written: it may vanish, or come under its own name.
@@ -214,15 +235,15 @@ def _with_absolute_paths(value: Any, base: Path) -> Any:
     if isinstance(value, Mapping):
         return {key: _with_absolute_paths(inner, base) for key, inner in value.items()}
     if isinstance(value, str) and value.startswith(("../", "./")):
-        return str((base / value).resolve())
+        return os.path.realpath(base / value)
     return value
 
 
 def _refuse_unfinished(folder: Path) -> None:
     if (folder / SUMMARY).exists() or (folder / SCENARIO).exists():
-        raise MoesimError(
-            f"{folder / MANIFEST}: is missing, so the run was interrupted or is still going; "
-            "run its scenario again"
+        raise DamagedRun(
+            folder / MANIFEST,
+            "is missing, so the run was interrupted or is still going; run its scenario again",
         )
     raise UsageError(
         f"{folder}: is not a run directory (no {MANIFEST}); "
@@ -230,53 +251,81 @@ def _refuse_unfinished(folder: Path) -> None:
     )
 
 
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(_read_text(file))
-    except ValueError as error:
-        raise MoesimError(f"{file}: is not JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise MoesimError(f"{file}: must be a JSON object, not {type(value).__name__}")
-    return value
+def _read_manifest(file: Path) -> dict[str, Any]:
+    """The manifest, whose hashes tell whether the other files are as they were written."""
+    manifest = _read_json(file, {})
+    for key in ("point", "inputs", "outputs"):
+        if not isinstance(manifest.get(key, {}), dict):
+            raise DamagedRun(file, f"{key} must be a JSON object; {_REPAIR}")
+    return manifest
 
 
-def _read_scenario(file: Path) -> dict[str, Any]:
-    from moesim.config.yaml_document import load_document
-
-    _read_text(file)
-    try:
-        return load_document(file).data
-    except ScenarioError as error:
-        raise MoesimError(str(error)) from None
-
-
-def _read_text(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise MoesimError(f"{file}: is missing, so the run directory is damaged") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise MoesimError(f"{file}: cannot be read: {error}") from None
+def _read_json(file: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
+    with _damage(file, manifest):
+        try:
+            value = read_json(file)
+        except ValueError as error:
+            raise ValueError(f"is not JSON: {error}") from None
+        if not isinstance(value, dict):
+            raise ValueError(f"must be a JSON object, not {type(value).__name__}")
+        return value
 
 
-def _read_parquet(file: Path, columns: list[str]) -> Any:
+def _read_scenario(file: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
+    from moesim.config.yaml_document import parse_document
+
+    with _damage(file, manifest):
+        text = read_bytes(file).decode()
+        try:
+            return parse_document(text, str(file)).data
+        except ScenarioError as error:
+            place, _, reason = error.problems[0].removeprefix(str(file)).partition(": ")
+            raise DamagedRun(f"{file}{place}", f"{reason}; {_REPAIR}") from None
+
+
+def _read_parquet(file: Path, columns: list[str] | None, manifest: Mapping[str, Any]) -> Any:
     """An Arrow table of these columns."""
-    parquet, arrow_error = _arrow()
+    with _damage(file, manifest):
+        return read_table(file, columns)
+
+
+@contextmanager
+def _damage(file: Path, manifest: Mapping[str, Any]) -> Iterator[None]:
+    """Check a file against its hash in the manifest, then say in one line why it cannot be read.
+
+    A manifest of tests or of other tools may have no hashes; then only the content is checked.
+    """
+    expected = manifest.get("outputs", {}).get(file.name)
     try:
-        present = set(parquet.read_schema(file).names)
-        missing = [column for column in columns if column not in present]
-        if missing:
-            raise MoesimError(f"{file}: has no column {', '.join(missing)}")
-        return parquet.read_table(file, columns=columns, use_threads=False)
+        if expected is not None and sha256(file) != expected:
+            raise DamagedRun(
+                file, f"was changed after the run (its SHA-256 is not the manifest's); {_REPAIR}"
+            )
+        yield
     except FileNotFoundError:
-        raise MoesimError(f"{file}: is missing, so the run directory is damaged") from None
-    except (OSError, arrow_error) as error:
-        raise MoesimError(f"{file}: cannot be read: {error}") from None
+        raise DamagedRun(file, "is missing, so the run directory is damaged") from None
+    except KeyError as error:
+        raise DamagedRun(file, f"has no column {error.args[0]}") from None
+    except OSError as error:
+        raise DamagedRun(file, f"cannot be read: {error.strerror or error}") from None
+    except ValueError as error:
+        raise DamagedRun(file, f"{error}; {_REPAIR}") from None
 
 
-@cache
-def _arrow() -> tuple[Any, type[Exception]]:
-    import pyarrow
-    import pyarrow.parquet
+def _wrong_values(column: str, values: Column) -> str | None:
+    """What is wrong with the values of a column; None where they are of its kind."""
+    import numpy as np
 
-    return pyarrow.parquet, pyarrow.ArrowException
+    if not len(values):
+        return None  # an empty column has lost its type
+    if column in _LISTS:
+        lists = [times for times in values if times is not None]
+        numeric = all(isinstance(t, np.ndarray) and t.dtype.kind in "iu" for t in lists)
+        return None if numeric else "must hold lists of whole numbers"
+    if column in _TEXTS:
+        return None if all(isinstance(text, str) for text in values) else "must hold text"
+    if values.dtype.kind not in "iuf":
+        return f"must hold numbers, not {values.dtype}"
+    if not (np.abs(values.astype(float)) < 2.0**63).all():
+        return "must hold finite numbers below 2**63"
+    return None

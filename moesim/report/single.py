@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from moesim.files import as_path
 from moesim.report.chart import Chart, grid, mark_undefined, save_charts
 from moesim.report.distribution import LATENCIES, cdf, latency_axis, latency_scale
 from moesim.report.lanes import lane_timeline
@@ -36,7 +37,7 @@ def plots_for_run(run_dir: str | Path, folder: str | Path | None = None) -> Path
         OutputError: the plots cannot be written.
     """
     run = load_run(run_dir)
-    folder = run.path / "plots" if folder is None else Path(folder)
+    folder = run.path / "plots" if folder is None else as_path(folder)
     charts = (latency_cdf, stall_breakdown, hits_by_layer, lane_timeline)
     save_charts(folder, [partial(chart, run) for chart in charts])
     return folder

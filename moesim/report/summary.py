@@ -52,8 +52,7 @@ def summary_tables(run: Run) -> list[Table]:
 
 def _what(run: Run) -> Table:
     table = Table(f"{run.text('name')}: {costs(run)}")
-    options = run.scenario.get("cache", {}).get("options")
-    policy = policy_label(run.text("cache_policy"), options)
+    policy = policy_label(run.text("cache_policy"), run.cache_options)
     slots = number(run.value("cache_slots") / run.value("num_layers"))
     table.add("trace", f"{run.trace} (routing of {run.text('trace')})")
     table.add("costed as", f"{run.text('model')} on {run.text('hardware')}")

@@ -6,7 +6,6 @@ it can be drawn again without a machine to measure on.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -14,6 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from moesim.errors import UsageError
+from moesim.files import as_path
+from moesim.inputs import read_json, read_table
 from moesim.report.chart import Chart, grid, mark_undefined, save_charts
 from moesim.report.distribution import latency_scale
 from moesim.report.marks import mark_of, marked
@@ -69,20 +70,19 @@ def load_validation(folder: str | Path) -> Validated:
         UsageError: `folder` is none.
     """
     import numpy as np
-    import pyarrow.parquet as pq
 
-    folder = Path(folder)
+    folder = as_path(folder)
     try:
-        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+        summary = read_json(folder / "summary.json")
         tables = {
             name: {
                 column: np.asarray(values)
-                for column, values in pq.read_table(folder / f"{name}.parquet").to_pydict().items()
+                for column, values in read_table(folder / f"{name}.parquet").to_pydict().items()
             }
             for name in TABLES
         }
         summary["executor_spread_pct"]
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{folder} is not the folder of a validation: {error}") from None
     return Validated(folder, summary, tables)
 

@@ -9,8 +9,15 @@ from typing import Any
 
 from moesim.config.markers import BASE_DIR, seen_from
 from moesim.config.validation import order, validate
-from moesim.config.yaml_document import Document, KeyPath, load_document, parse_value
+from moesim.config.yaml_document import (
+    Document,
+    KeyPath,
+    load_document,
+    parse_value,
+    plain_document,
+)
 from moesim.errors import ScenarioError
+from moesim.files import as_path
 from moesim.scenario.behind import mistakes_behind
 from moesim.scenario.keys import key_path, map_paths
 from moesim.scenario.scenario import SHORTHANDS, Scenario
@@ -32,9 +39,10 @@ def load_scenario(
         ScenarioError: with every mistake, each with its file:line:column or `--set` key.
     """
     if isinstance(source, Mapping):
-        document = Document("scenario", dict(source), has_lines=False)
+        document = plain_document(source, "scenario")
         base_dir = Path()
     else:
+        source = as_path(source)
         document = load_document(source)
         base_dir = Path(source).parent
         if "name" not in document.data and Path(source).stem:

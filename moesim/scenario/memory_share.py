@@ -12,6 +12,7 @@ from pydantic_core import core_schema
 
 from moesim.config.fields import quantity_pattern
 from moesim.config.units import BYTES, format_share, parse_bytes, parse_share
+from moesim.errors import shown
 
 __all__ = ["KvShare", "MemoryShare", "SlotsShare"]
 
@@ -80,8 +81,8 @@ def _read_slots(value: object) -> MemoryShare:
         except ValueError:
             pass
     raise ValueError(
-        f"{value!r} is no number of expert slots; write rest, a total like 128, a size like 8GiB, "
-        "a share of all experts like 50%, or a number for each layer like 4/layer"
+        f"{shown(value)} is no number of expert slots; write rest, a total like 128, a size "
+        "like 8GiB, a share of all experts like 50%, or a number for each layer like 4/layer"
     )
 
 

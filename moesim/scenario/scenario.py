@@ -14,6 +14,7 @@ from moesim.config.markers import seen_from
 from moesim.config.validation import Strict
 from moesim.config.yaml_document import Document, dotted, dump_document
 from moesim.errors import ScenarioError, UsageError
+from moesim.files import as_path
 from moesim.hardware.hardware import Hardware, load_hardware
 from moesim.hardware.shapes import ModelShape, load_shape, shape_from_config
 from moesim.scenario.keys import key_path, map_paths, shorthands
@@ -115,7 +116,7 @@ class Scenario(Strict):
 
     def path(self, text: str) -> Path:
         """A path of this scenario, seen from its file."""
-        return self._base_dir / text
+        return self._base_dir / as_path(text)
 
     @property
     def trace_path(self) -> Path:

@@ -16,6 +16,7 @@ from moesim.scenario.scenario import SHORTHANDS, Scenario
 __all__ = ["expand_sweep"]
 
 MAX_POINTS: Final = 10_000
+MAX_KEYS: Final = 100
 
 
 def expand_sweep(scenario: Scenario) -> list[tuple[dict[str, Any], Scenario]]:
@@ -75,13 +76,13 @@ def vary(scenario: Scenario) -> tuple[list[Scenario], set[KeyPath]]:
 
 def _check_keys(scenario: Scenario, document: Document) -> list[str]:
     """What can be said of a sweep without building its points."""
-    problems = []
     size = math.prod(len(values) for values in scenario.sweep.values())
+    place = f"{document.place(('sweep',), key=True)}: sweep"
+    if len(scenario.sweep) > MAX_KEYS:
+        return [f"{place}: has {len(scenario.sweep)} keys; at most {MAX_KEYS} are swept"]
     if size > MAX_POINTS:
-        problems.append(
-            f"{document.place(('sweep',), key=True)}: sweep: has {size} points; "
-            f"at most {MAX_POINTS} are built"
-        )
+        return [f"{place}: has {size} points; at most {MAX_POINTS} are built"]
+    problems = []
     for key, values in scenario.sweep.items():
         place = document.place(("sweep", key), key=True)
         if not all(key.split(".")) or key.split(".")[0] == "sweep":

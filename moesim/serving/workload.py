@@ -7,12 +7,8 @@ the tiled share is reported.
 
 from __future__ import annotations
 
-import csv
-import re
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +18,7 @@ from moesim.config.yaml_document import dotted
 from moesim.errors import ScenarioError
 from moesim.machine.base import FAR
 from moesim.scenario.sections import Csv, Gamma, Poisson, Recorded
+from moesim.serving.arrivals_csv import MOST_REQUESTS, MOST_TOKENS, CsvError, read_arrivals
 from moesim.serving.request import Request
 from moesim.streams import stream
 
@@ -31,12 +28,6 @@ if TYPE_CHECKING:
 
 _SECOND_NS = 1_000_000_000
 _EVEN = 1e-9  # gaps of a smaller coefficient of variation are all the same
-_MOST_TOKENS = 100_000_000  # more would fill the memory before anything is simulated
-_CSV_COLUMNS = {
-    "plain": ("arrival_s", "prompt_tokens", "output_tokens"),
-    "azure": ("TIMESTAMP", "ContextTokens", "GeneratedTokens"),
-}
-_TIMESTAMP = re.compile(r"(\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d(?:\.\d{1,9})?)(?:Z|\+00:00)?")
 
 Ints = npt.NDArray[np.int64]
 
@@ -56,7 +47,7 @@ def build_workload(scenario: Scenario, trace: Trace) -> list[Request]:
     plan = scenario.workload
     pool = drawn_from(scenario, trace)
     wanted = plan.requests or len(pool)
-    _check_size(scenario, wanted)
+    _check_size(scenario, "requests", wanted, MOST_REQUESTS)
     arrivals = _arrivals(scenario, trace, pool, wanted)
     chosen = _choose(scenario, pool, len(arrivals.times_ns))
     if isinstance(plan.arrivals, Recorded):
@@ -70,7 +61,8 @@ def build_workload(scenario: Scenario, trace: Trace) -> list[Request]:
         else:
             prompts = trace.requests["prompt_tokens"][chosen]
             outputs = trace.requests["output_tokens"][chosen]
-    _check_size(scenario, float(np.sum(prompts, dtype=float) + np.sum(outputs, dtype=float)))
+    tokens = float(np.sum(prompts, dtype=float) + np.sum(outputs, dtype=float))
+    _check_size(scenario, "tokens", tokens, MOST_TOKENS)
     supply = _Supply(trace, pool, plan.prefill, stream(scenario.seed, "resampled rows"))
     requests = []
     for index, source in enumerate(chosen.tolist()):
@@ -151,13 +143,14 @@ def _no_times(scenario: Scenario) -> ScenarioError:
     )
 
 
-def _check_size(scenario: Scenario, tokens: float) -> None:
-    if tokens > _MOST_TOKENS:
+def _check_size(scenario: Scenario, what: str, count: float, most: int) -> None:
+    """Refuse what would fill the memory before anything is simulated."""
+    if count > most:
         raise ScenarioError.at(
             scenario,
             "workload",
-            f"asks for {tokens:.3g} tokens or more; at most {_MOST_TOKENS:,} are simulated at once"
-            "; lower workload.requests or workload.lengths",
+            f"asks for {count:.3g} {what} or more; at most {most:,} are simulated at once; "
+            "lower workload.requests or workload.lengths",
         )
 
 
@@ -208,80 +201,18 @@ def _whole_ns(scenario: Scenario, seconds: npt.NDArray[np.float64]) -> Ints:
 def _from_csv(scenario: Scenario, how: Csv) -> Arrivals:
     """Arrivals and lengths of a CSV file; lines are checked one by one."""
     path = scenario.path(how.path)
-    columns = _CSV_COLUMNS[how.format]
-    limit = scenario.workload.requests
-    lines: list[int] = []
-    rows: list[tuple[Any, int, int]] = []
     try:
-        with path.open(newline="", encoding="utf-8-sig") as handle:
-            reader = csv.DictReader(handle)
-            if missing := [name for name in columns if name not in (reader.fieldnames or ())]:
-                raise _csv_error(scenario, path, 1, _no_column(missing, reader.fieldnames or ()))
-            for row in reader:
-                if limit is not None and len(rows) == limit:
-                    break
-                try:
-                    rows.append(_csv_row(row, columns))
-                except ValueError as error:
-                    raise _csv_error(scenario, path, reader.line_num, str(error)) from None
-                lines.append(reader.line_num)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise _csv_error(scenario, path, 1, f"cannot be read: {error}") from None
-    if not rows:
-        raise _csv_error(scenario, path, 1, "holds no requests; write one a line")
-    times, prompts, outputs = zip(*rows, strict=True)
-    moments = np.array(times)
+        read = read_arrivals(path, how.format, scenario.workload.requests)
+    except CsvError as error:
+        raise ScenarioError.at(
+            scenario, "workload.arrivals", f"{path}:{error.line}: {error.reason}"
+        ) from None
+    moments = np.array([arrival.moment for arrival in read])
     if how.format == "azure":
         moments = (moments - moments[0]).astype("timedelta64[ns]").astype(np.int64) / _SECOND_NS
-    late = np.flatnonzero(np.diff(moments) < 0)
-    if len(late):
-        line = lines[int(late[0]) + 1]
-        raise _csv_error(
-            scenario, path, line, "arrives before the request above it; sort the lines by time"
-        )
     times_ns = _whole_ns(scenario, moments * how.time_scale)
-    return Arrivals(times_ns, np.array(prompts), np.array(outputs))
-
-
-def _no_column(missing: Sequence[str], there: Sequence[str]) -> str:
-    """Say which columns are missing, and which format the file has instead, if it has one."""
-    said = f"has no column {' and no column '.join(map(repr, missing))}"
-    for kind, columns in _CSV_COLUMNS.items():
-        if set(columns) <= set(there):
-            return f"{said}; its columns are those of `format: {kind}`"
-    formats = " or ".join(f"{', '.join(cols)} ({kind})" for kind, cols in _CSV_COLUMNS.items())
-    return f"{said}; it has {', '.join(there) or 'none'}; `format` says which it needs: {formats}"
-
-
-def _csv_row(row: Mapping[str, str | None], columns: tuple[str, ...]) -> tuple[Any, int, int]:
-    """Arrival, prompt and output tokens of one line. Raises `ValueError` with the reason."""
-    cells = [(row[name] or "").strip() for name in columns]
-    if not all(cells):
-        raise ValueError(f"column {columns[cells.index('')]!r} is empty")
-    when, prompt, output = cells
-    moment: Any
-    if columns[0] == "TIMESTAMP":
-        stamp = _TIMESTAMP.fullmatch(when)
-        if stamp is None:
-            raise ValueError(f"{when!r} is no UTC time like 2023-11-16 18:17:03.9799600")
-        moment = np.datetime64(stamp[1])
-    else:
-        moment = float(when)
-        if not 0 <= moment < float("inf"):
-            raise ValueError(f"arrival {when!r} must be seconds ≥ 0")
-    return moment, _length(prompt), _length(output)
-
-
-def _length(text: str) -> int:
-    if not text.isdecimal() or not int(text):
-        raise ValueError(f"length {text!r} must be a whole number, at least 1")
-    if int(text) > _MOST_TOKENS:
-        raise ValueError(f"length {text!r} is too large; at most {_MOST_TOKENS:,} are simulated")
-    return int(text)
-
-
-def _csv_error(scenario: Scenario, path: Path, line: int, reason: str) -> ScenarioError:
-    return ScenarioError.at(scenario, "workload.arrivals", f"{path}:{line}: {reason}")
+    prompts = np.array([arrival.prompt_tokens for arrival in read])
+    return Arrivals(times_ns, prompts, np.array([arrival.output_tokens for arrival in read]))
 
 
 class _Supply:

@@ -7,6 +7,7 @@ that a sweep that grows finds its earlier runs again.
 from __future__ import annotations
 
 import json
+import os
 import re
 import zlib
 from collections.abc import Generator, Mapping, Sequence
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 from moesim.config.spelling import looks_like_data, spelled
 from moesim.config.validation import order
 from moesim.errors import BudgetError, OutputError, ScenarioError
+from moesim.inputs import read_json
 from moesim.sweep.backend import Backend, Outcome
 
 if TYPE_CHECKING:
@@ -119,10 +121,10 @@ def slug(values: Mapping[str, Any]) -> str:
 
 def _fingerprint_in(folder: Path) -> str | None:
     """What the run in a folder was made from; None where there is no folder."""
-    if not folder.exists():
+    if not os.path.exists(folder):  # unlike `Path.exists`, False where the name is too long
         return None
     try:
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        manifest = read_json(folder / "manifest.json")
         return str(manifest["fingerprint"])
     except (OSError, ValueError, KeyError, TypeError):
         return "unknown"

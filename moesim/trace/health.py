@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 Array = npt.NDArray[Any]
 _CHUNK_ROWS = 16_384  # bounds the scratch memory of a check
+MOST_TOKENS = 2**31
+"""Tokens of the longest prompt or output that a trace may hold."""
 _AXES: dict[Role, tuple[str, ...]] = {
     "expert_ids": ("row", "layer", "place"),
     "gate_weights": ("row", "layer", "place"),
@@ -81,9 +83,12 @@ def check_requests(meta: TraceMeta, requests: dict[str, Array], num_rows: int, f
     rows, first = requests["num_rows"], requests["first_row"]
     recorded = meta.prompt_rows == "recorded"
     expected = output - 1 + (prompt if recorded else 0)
+    too_long = f"must be at most {MOST_TOKENS:,}"
     rules = (
         ((prompt < 1), "prompt_tokens must be at least 1"),
+        ((prompt > MOST_TOKENS), f"prompt_tokens {too_long}"),
         ((output < 1), "output_tokens must be at least 1"),
+        ((output > MOST_TOKENS), f"output_tokens {too_long}"),
         ((rows < 0), "num_rows must not be negative"),
         (
             rows != expected,
@@ -97,7 +102,7 @@ def check_requests(meta: TraceMeta, requests: dict[str, Array], num_rows: int, f
     for wrong, rule in rules:
         if wrong.any():
             raise TraceError(file, f"request {int(np.argmax(wrong))}", rule)
-    if int(rows.sum()) != num_rows:
+    if int(rows.sum()) != num_rows:  # of counts this small, no sum wraps around
         raise TraceError(
             file, "num_rows", f"requests cover {int(rows.sum())} rows, the shards hold {num_rows}"
         )

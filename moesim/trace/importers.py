@@ -10,6 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from moesim.errors import TraceError
+from moesim.files import as_path
+from moesim.inputs import open_regular
 from moesim.trace.trace import Trace
 
 _OPTIONAL = ("prompt_tokens", "gate_weights", "predictions", "probabilities", "arrival_s")
@@ -23,9 +25,9 @@ def from_npz(path: str | Path, *, num_experts: int | None = None, **meta: Any) -
     `num_experts` defaults to the highest id plus one. Raises `TraceError` for a missing array or
     one that breaks the format.
     """
-    file = Path(path)
+    file = as_path(path)
     try:
-        with file.open("rb") as handle, np.load(handle, allow_pickle=False) as arrays:
+        with open_regular(file) as handle, np.load(handle, allow_pickle=False) as arrays:
             data = {name: arrays[name] for name in arrays.files}
     except Exception as error:  # zip, zlib and numpy each raise their own on a damaged file
         raise TraceError(file, "", f"is not a readable .npz: {error}") from None

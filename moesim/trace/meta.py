@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
 from dataclasses import asdict, dataclass, field, fields
 from functools import cache
 from pathlib import Path
@@ -17,13 +19,16 @@ from typing import Any, Literal, TypeVar, cast
 import numpy as np
 import numpy.typing as npt
 
-from moesim.errors import TraceError
+from moesim.errors import TraceError, shown
+from moesim.inputs import read_json
 
 FORMAT = "moesim-trace"
 VERSION = "1.0"
 HEADER = "trace.json"
 SELF_HASH = "header_sha256"
 REQUESTS = "requests.parquet"
+MOST_LAYERS = 10_000
+MOST_REQUESTS = 10_000_000
 
 Role = Literal["expert_ids", "gate_weights", "predictions", "probabilities"]
 ROLES: tuple[Role, ...] = ("expert_ids", "gate_weights", "predictions", "probabilities")
@@ -63,7 +68,7 @@ class TraceMeta:
         for entry in fields(self):
             try:
                 json.dumps(getattr(self, entry.name), allow_nan=False)
-            except (TypeError, ValueError) as error:
+            except (TypeError, ValueError, RecursionError) as error:
                 return f"{entry.name} must be plain JSON: {error}"
         try:
             _parse(TraceMeta, asdict(self))
@@ -72,25 +77,31 @@ class TraceMeta:
         for name in ("num_layers", "num_experts", "top_k"):
             if getattr(self, name) < 1:
                 return f"{name} must be at least 1, not {getattr(self, name)}"
+        if self.num_layers > MOST_LAYERS:
+            return f"num_layers ({self.num_layers}) exceeds {MOST_LAYERS}"
         if self.top_k > self.num_experts:
             return f"top_k ({self.top_k}) exceeds num_experts ({self.num_experts})"
         if self.num_experts > 65_535:
             return f"num_experts ({self.num_experts}) exceeds 65535"
         if self.router not in ROUTERS:
-            return f"router {self.router!r} is none of {', '.join(ROUTERS)}"
+            return f"router {shown(self.router)} is none of {', '.join(ROUTERS)}"
         if self.prompt_rows not in ("recorded", "absent"):
-            return f"prompt_rows must be 'recorded' or 'absent', not {self.prompt_rows!r}"
+            return f"prompt_rows must be 'recorded' or 'absent', not {shown(self.prompt_rows)}"
         for name in ("prediction_depth", "num_shared_experts"):
-            if getattr(self, name) < 0:
-                return f"{name} must not be negative, not {getattr(self, name)}"
-        if self.expert_bytes is not None and self.expert_bytes < 1:
-            return f"expert_bytes must be at least 1, not {self.expert_bytes}"
+            if not 0 <= getattr(self, name) <= 65_535:
+                return f"{name} must lie between 0 and 65535, not {getattr(self, name)}"
+        if self.expert_bytes is not None and not 1 <= self.expert_bytes <= 2**62:
+            return f"expert_bytes must lie between 1 and 2**62, not {self.expert_bytes}"
         if self.layer_map is not None and (
             len(self.layer_map) != self.num_layers
             or self.layer_map[0] < 0
+            or self.layer_map[-1] >= MOST_LAYERS
             or any(b <= a for a, b in zip(self.layer_map, self.layer_map[1:], strict=False))
         ):
-            return f"layer_map must list {self.num_layers} model layers in rising order"
+            return (
+                f"layer_map must list {self.num_layers} model layers below {MOST_LAYERS} in "
+                "rising order"
+            )
         return None
 
     @property
@@ -184,6 +195,10 @@ def read_header(folder: Path) -> Header:
         raise TraceError(path, "", problem)
     if counts.num_rows < 1 or counts.num_requests < 1:
         raise TraceError(path, "num_rows", "a trace needs at least one row and one request")
+    if counts.num_requests > MOST_REQUESTS:
+        raise TraceError(
+            path, "num_requests", f"is {counts.num_requests}; at most {MOST_REQUESTS:,} are read"
+        )
     return Header(version, meta, counts.num_rows, counts.num_requests, files)
 
 
@@ -211,17 +226,19 @@ _NO_FOLDER = (
 
 def _read_json(folder: Path) -> dict[str, Any]:
     path = folder / HEADER
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # unlike `Path.is_dir`, False where the name is too long
         raise TraceError(folder, "", _NO_FOLDER)
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = read_json(path)
     except FileNotFoundError:
         raise TraceError(
             path,
             "",
             "missing: the folder is not a trace, or its recording never finished; repeat it",
         ) from None
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
+        raise TraceError(path, "", f"cannot be read ({error.strerror})") from None
+    except ValueError as error:
         raise TraceError(path, _json_place(error), f"is not readable JSON ({error})") from None
     if not isinstance(raw, dict):
         raise TraceError(path, "", "must hold a JSON object")
@@ -262,7 +279,7 @@ def _parse(kind: type[Parsed], raw: dict[str, Any]) -> Parsed:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        got = "" if first["type"] == "missing" else f", not {repr(first['input'])[:80]}"
+        got = "" if first["type"] == "missing" else f", not {shown(first['input'], 80)}"
         raise _WrongTypeError(where, first["msg"].lower() + got) from None
     return parsed
 
@@ -275,6 +292,5 @@ def _adapter(kind: type[Any]) -> Any:
 
 
 def _json_place(error: Exception) -> str:
-    if isinstance(error, json.JSONDecodeError):
-        return f"line {error.lineno}, column {error.colno}"
-    return ""
+    place = re.search(r" at line (\d+) column (\d+)$", str(error))
+    return f"line {place[1]}, column {place[2]}" if place else ""

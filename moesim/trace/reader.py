@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from stat import S_ISREG
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from moesim.errors import TraceError
-from moesim.files import sha256
+from moesim.files import as_path, sha256
+from moesim.inputs import check_regular, read_table
 from moesim.trace.health import check_requests, check_shard, check_static
 from moesim.trace.meta import (
     HEADER,
@@ -32,7 +32,7 @@ def load_trace(path: str | Path) -> Trace:
     Checks the header, the size, shape and type of every shard, and the request table; values and
     hashes are checked by `validate_trace`. Raises `TraceError` naming file, place and reason.
     """
-    folder = Path(path)
+    folder = as_path(path)
     header = read_header(folder)
     for entry in header.files:
         _check_size(folder, entry)
@@ -61,7 +61,7 @@ def load_trace(path: str | Path) -> Trace:
 
 def validate_trace(path: str | Path) -> Trace:
     """Open a trace and check everything: hashes of all files, then every value."""
-    folder = Path(path)
+    folder = as_path(path)
     trace = load_trace(folder)
     check_self_hash(folder)
     header = read_header(folder)
@@ -94,8 +94,10 @@ def _check_size(folder: Path, entry: FileEntry) -> None:
         status = file.stat()
     except OSError as error:
         raise TraceError(file, "", f"cannot be read ({error.strerror})") from None
-    if not S_ISREG(status.st_mode):
-        raise TraceError(file, "", "is not a file")
+    try:
+        check_regular(status)
+    except OSError as error:
+        raise TraceError(file, "", str(error.strerror)) from None
     size = status.st_size
     if size != entry.bytes:
         raise TraceError(
@@ -143,19 +145,29 @@ def _open_shard(file: Path, header: Header, entry: FileEntry) -> npt.NDArray[Any
     return array
 
 
-def _read_requests(file: Path) -> dict[str, npt.NDArray[Any]]:
-    import pyarrow.parquet as pq
+def _counts(column: npt.NDArray[Any], file: Path, name: str) -> npt.NDArray[np.int64]:
+    """A column of whole numbers as int64; a narrower type would wrap around when summed."""
+    if not np.issubdtype(column.dtype, np.integer):
+        raise TraceError(file, name, f"must hold whole numbers, not {column.dtype}")
+    if column.dtype == np.uint64 and (large := column > np.iinfo(np.int64).max).any():
+        row = int(np.argmax(large))
+        raise TraceError(file, f"request {row}", f"{name} is {column[row]}, which is too large")
+    return column.astype(np.int64)
 
+
+def _read_requests(file: Path) -> dict[str, npt.NDArray[Any]]:
     try:
-        table = pq.read_table(file, columns=list(REQUEST_COLUMNS), use_threads=False)
+        table = read_table(file, REQUEST_COLUMNS)
         columns = {name: table.column(name).to_numpy() for name in REQUEST_COLUMNS}
+    except KeyError as error:
+        raise TraceError(file, "", f"has no column {error.args[0]!r}") from None
     except Exception as error:  # as above, of pyarrow
         raise TraceError(file, "", f"is not a readable request table: {error}") from None
     for name in ("prompt_tokens", "output_tokens", "first_row", "num_rows"):
-        if not np.issubdtype(columns[name].dtype, np.integer):
-            raise TraceError(file, name, f"must hold whole numbers, not {columns[name].dtype}")
+        columns[name] = _counts(columns[name], file, name)
     if not np.issubdtype(columns["arrival_s"].dtype, np.floating):
         raise TraceError(file, "arrival_s", "must hold numbers (seconds)")
+    columns["arrival_s"] = columns["arrival_s"].astype(np.float64)
     if not all(isinstance(name, str) for name in columns["domain"]):
         raise TraceError(file, "domain", "must hold text, empty where unknown")
     return columns

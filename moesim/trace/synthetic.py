@@ -14,6 +14,8 @@ import numpy.typing as npt
 from moesim.errors import UsageError
 from moesim.trace.trace import Trace
 
+_MOST_CHOICES = 100_000_000  # more would fill the memory: each takes some 30 bytes
+
 
 @dataclass(frozen=True, slots=True)
 class SyntheticKnobs:
@@ -57,6 +59,10 @@ class SyntheticKnobs:
         for name in ("prediction_depth", "seed"):
             if getattr(self, name) < 0:
                 return f"{name} must not be negative, not {getattr(self, name)}"
+        rows = self.requests * (self.prompt_tokens + self.output_tokens - 1)
+        choices = rows * self.num_layers * self.top_k * (1 + self.prediction_depth)
+        if choices > _MOST_CHOICES:
+            return f"asks for {choices:,} choices of experts; at most {_MOST_CHOICES:,} are drawn"
         return None
 
 

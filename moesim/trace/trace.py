@@ -8,7 +8,7 @@ for each decoded token but the last (which is never fed back).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from operator import index
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from moesim.errors import TraceError
+from moesim.errors import TraceError, shown
 from moesim.progress import Counter
 from moesim.trace.health import check_requests, check_shard, check_static
 from moesim.trace.meta import ROLES, TraceMeta
@@ -31,6 +31,12 @@ REQUEST_COLUMNS = (
     "first_row",
     "num_rows",
 )
+
+
+_GIVEN = {field.name for field in fields(TraceMeta)} - {
+    "num_layers", "num_experts", "top_k", "prediction_depth",
+}  # fmt: skip
+"""Fields of the header that `Trace.from_arrays` takes; the others follow from its arrays."""
 
 
 class Trace:
@@ -84,19 +90,27 @@ class Trace:
 
         Raises `TraceError` where the arrays disagree or break a rule of the format.
         """
-        ids = np.asarray(expert_ids)
+        if wrong := sorted(meta.keys() - _GIVEN):
+            raise TraceError(wrong[0], "", f"must be one of {', '.join(sorted(_GIVEN))}")
+        ids = _array("expert_ids", expert_ids)
         if ids.ndim != 3 or not np.issubdtype(ids.dtype, np.integer):
             raise TraceError(
                 "expert_ids", "", f"must be integers (rows, layers, k), not {ids.dtype} {ids.shape}"
             )
-        guesses = None if predictions is None else np.asarray(predictions)
+        guesses = None if predictions is None else _array("predictions", predictions)
         if guesses is not None and guesses.ndim != 4:
             raise TraceError(
                 "predictions", "", f"must be (rows, layers, depth, k), not {guesses.shape}"
             )
+        try:
+            experts = index(num_experts)
+        except Exception:
+            raise TraceError(
+                "num_experts", "", f"must be a whole number, not {shown(num_experts)}"
+            ) from None
         header = TraceMeta(
             num_layers=ids.shape[1],
-            num_experts=index(num_experts),
+            num_experts=experts,
             top_k=ids.shape[2],
             prediction_depth=0 if guesses is None else int(guesses.shape[2]),
             **meta,
@@ -119,7 +133,7 @@ class Trace:
         for role in ROLES:
             if given[role] is None:
                 continue
-            array = as_stored(header, role, np.asarray(given[role]))
+            array = as_stored(header, role, _array(role, given[role]))
             if len(array) != len(ids):
                 raise TraceError(role, "", f"has {len(array)} rows, expert_ids has {len(ids)}")
             check_shard(header, role, array, file=role)
@@ -225,15 +239,14 @@ def _request_columns(
 ) -> dict[str, Array]:
     count = len(lengths)
     prompt = lengths if prompt_tokens is None else _whole_numbers("prompt_tokens", prompt_tokens)
-    domains = [domain] * count if isinstance(domain, str) or domain is None else list(domain)
-    try:
-        arrivals = np.full(count, np.nan) if arrival_s is None else np.asarray(arrival_s, float)
-    except (TypeError, ValueError):
-        raise TraceError("arrival_s", "", "must hold numbers (seconds)") from None
+    domains = _domains(domain, count)
+    arrivals = np.full(count, np.nan) if arrival_s is None else _array("arrival_s", arrival_s)
+    if arrivals.dtype.kind not in "fiu":
+        raise TraceError("arrival_s", "", "must hold numbers (seconds)")
     columns: dict[str, Array] = {
         "prompt_tokens": prompt,
-        "arrival_s": arrivals,
-        "domain": np.array(["" if name is None else str(name) for name in domains], dtype=object),
+        "arrival_s": arrivals.astype(np.float64),
+        "domain": np.array(domains, dtype=object),
         "first_row": np.concatenate(([0], np.cumsum(lengths)[:-1])).astype(np.int64),
         "num_rows": lengths,
     }
@@ -244,11 +257,31 @@ def _request_columns(
     return {**columns, "output_tokens": lengths + 1 - recorded}
 
 
-def _whole_numbers(name: str, values: npt.ArrayLike) -> npt.NDArray[np.int64]:
+def _domains(domain: Sequence[str] | str | None, count: int) -> list[str]:
     try:
-        array = np.atleast_1d(np.asarray(values))
-    except ValueError as error:
-        raise TraceError(name, "", f"must hold one number a request: {error}") from None
+        given = [domain] * count if isinstance(domain, str) or domain is None else list(domain)
+        names = ["" if name is None else str(name) for name in given]
+        for name in names:
+            name.encode()
+    except Exception as error:
+        raise TraceError("domain", "", f"must hold texts, one a request: {error}") from None
+    return names
+
+
+def _array(name: str, values: npt.ArrayLike | None) -> Array:
+    """`values` as an array. Raise `TraceError` where they are none."""
+    try:
+        return np.asarray(values)
+    except Exception as error:  # what is given may convert itself
+        raise TraceError(
+            name, "", f"must be an array with one number in each place: {error}"
+        ) from None
+
+
+def _whole_numbers(name: str, values: npt.ArrayLike) -> npt.NDArray[np.int64]:
+    array = np.atleast_1d(_array(name, values))
     if array.size and not np.issubdtype(array.dtype, np.integer):
-        raise TraceError(name, "", f"must hold whole numbers, not {array.dtype}")
+        raise TraceError(name, "", f"must hold whole numbers, one a request, not {array.dtype}")
+    if array.size and int(array.max()) > np.iinfo(np.int64).max:
+        raise TraceError(name, "", f"holds {array.max()}, which is too large")
     return array.astype(np.int64)

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moesim.errors import TraceError
-from moesim.files import output_errors, sha256, whole_folder, write_json
+from moesim.files import as_path, output_errors, sha256, whole_folder, write_json, write_parquet
 from moesim.trace.health import check_requests, check_shard
 from moesim.trace.meta import (
     HEADER,
@@ -46,7 +46,7 @@ class TraceWriter:
     ) -> None:
         if problem := meta.problem():
             raise TraceError(path, "", problem)
-        self.path = Path(path)
+        self.path = as_path(path)
         self.meta = meta
         self._shard_rows = shard_rows
         self._pending: dict[Role, list[npt.NDArray[Any]]] = {}
@@ -225,13 +225,10 @@ def _write_array(path: Path, array: npt.NDArray[Any]) -> None:
 
 def _write_requests(path: Path, requests: dict[str, list[Any]]) -> None:
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     types = {"arrival_s": pa.float64(), "domain": pa.string()}
-    table = pa.table(
-        {
-            name: pa.array(values, type=types.get(name, pa.int64()))
-            for name, values in requests.items()
-        }
-    )
-    pq.write_table(table, path)
+    columns = {
+        name: pa.array(values, type=types.get(name, pa.int64()))
+        for name, values in requests.items()
+    }
+    write_parquet(path, columns)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moesim import __version__
-from moesim.files import output_errors, sha256, write_json
+from moesim.files import output_errors, sha256, write_json, write_parquet
 from moesim.report.chart import write_csv
 from moesim.rundir import MANIFEST, SUMMARY, code_hash, policy_hashes, trace_hash
 
@@ -77,11 +77,8 @@ def write_validation(
 
 def write_tables(comparison: Comparison, folder: Path) -> None:
     """Each table as Parquet and as CSV."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     for name, columns in comparison.tables.items():
-        pq.write_table(pa.table(dict(columns)), folder / f"{name}.parquet")
+        write_parquet(folder / f"{name}.parquet", columns)
         write_csv(folder / f"{name}.csv", list(columns), _rows(columns))
 
 

@@ -302,3 +302,27 @@ def test_a_model_that_cannot_be_loaded_is_said(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="unknown device 'gpu'"):
         load_model(tmp_path, device="gpu")
     assert END != PAD
+
+
+def test_a_model_that_cannot_generate_is_refused_by_its_class(tmp_path: Path) -> None:
+    headless = tiny("mixtral").model
+    with pytest.raises(UsageError, match=r"^MixtralModel cannot generate: give a model with"):
+        record(headless, None, prompts(), tmp_path / "t")
+    homeless = tiny("switch")
+    homeless.config.decoder_start_token_id = None
+    homeless.generation_config.decoder_start_token_id = None
+    with pytest.raises(UsageError, match=r"^SwitchTransformers\w+ cannot generate .*decoder_start"):
+        record(homeless, None, prompts(), tmp_path / "t")
+    with pytest.raises(UsageError, match=r"^MixtralForCausalLM cannot generate from these prompts"):
+        record(tiny("mixtral"), None, [Prompt(tokens=(10**6,))], tmp_path / "t")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_router_that_returns_masks_is_refused_by_its_class(tmp_path: Path) -> None:
+    sizes = {f"{part}_{size}": 16 if size == "ffn_dim" else 2 for part in ("encoder", "decoder")
+             for size in ("layers", "attention_heads", "ffn_dim")}  # fmt: skip
+    steps = {"encoder_sparse_step": 1, "decoder_sparse_step": 1}
+    config = hf.NllbMoeConfig(vocab_size=50, d_model=16, num_experts=4, **sizes, **steps)
+    model = hf.NllbMoeForConditionalGeneration(config).eval()
+    with pytest.raises(UsageError, match=r"NllbMoeTop2Router at .*: it shows a mask over all 4"):
+        record(model, None, [Prompt(tokens=(3, 4, 5))], tmp_path / "t", max_new_tokens=3)

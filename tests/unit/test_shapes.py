@@ -285,6 +285,26 @@ def test_dense_layers_are_found_between_sparse_ones() -> None:
         ({"hidden_size": "big"}, "hidden_size = 'big'"),
         ({"hidden_size": -1}, "hidden_size = -1"),
         ({"vocab_size": True}, "vocab_size = True"),
+        ({"hidden_size": 10**30}, "hidden_size = 10+, which is too large"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers = 1000000000, which is too large"),
+        ({"num_local_experts": 70_000}, "num_local_experts = 70000, which is too large"),
+        ({"num_experts_per_tok": 9}, "num_experts_per_tok = 9, which is too large; at most 8"),
+        ({"sliding_window": 8, "layer_types": 1}, "layer_types = 1, not a list of texts"),
+        ({"layer_types": [1, "full_attention"]}, "layer_types = .*, not a list of texts"),
+        (
+            {"sliding_window": 8, "layer_types": ["sliding_attention"] * 3},
+            "layer_types of 3 layers, and num_hidden_layers = 32",
+        ),
+        ({"mlp_only_layers": True}, "mlp_only_layers = True, not a list of layer numbers"),
+        ({"mlp_only_layers": [0, "x"]}, "mlp_only_layers = .*, not a list of layer numbers"),
+        ({"mlp_layer_types": "dense"}, "mlp_layer_types = 'dense', not a list of texts"),
+        ({"mlp_layer_types": ["dense"] * 32}, "no layer with routed experts"),
+        ({"tie_word_embeddings": "no"}, "tie_word_embeddings = 'no', not true or false"),
+        ({"use_sliding_window": 1}, "use_sliding_window = 1, not true or false"),
+        ({"quantization_config": "fp8"}, "quantization_config = 'fp8', not a JSON object"),
+        ({"text_config": [1]}, r"text_config = \[1\], not a JSON object"),
+        ({"model_type": ["mixtral"]}, r"model_type = \['mixtral'\], not text"),
+        ({"_name_or_path": 3}, "_name_or_path = 3, not text"),
     ],
 )
 def test_what_is_no_moe_config_is_refused(change: dict[str, Any], says: str) -> None:
@@ -296,7 +316,13 @@ def test_a_config_file_is_read_and_its_errors_name_it(tmp_path: Path) -> None:
     path = tmp_path / "config.json"
     path.write_text(json.dumps(CONFIGS["mixtral-8x7b"]))
     assert load_shape(path).total_params == named_shape("mixtral-8x7b").total_params
-    for text, says in (("{", "is not JSON"), ("[]", "JSON object"), ("{}", "lacks")):
+    for text, says in (
+        ("{", "is not JSON"),
+        ("[]", "JSON object"),
+        ("{}", "lacks"),
+        ("[" * 100_000, "is not JSON: recursion limit"),
+        ('{"hidden_size": ' + "9" * 5000 + "}", "is not JSON: number out of range"),
+    ):
         path.write_text(text)
         with pytest.raises(UsageError, match=says) as caught:
             load_shape(path)

@@ -211,6 +211,10 @@ BAD_KNOBS: list[tuple[dict[str, Any], str]] = [
     ({"prediction_depth": -1}, "prediction_depth"),
     ({"num_experts": 70_000}, "num_experts.*65535"),
     ({"seed": -1}, "seed"),
+    ({"requests": 10**9}, "choices of experts; at most 100,000,000 are drawn"),
+    ({"num_layers": 10**9}, "choices of experts; at most 100,000,000 are drawn"),
+    ({"output_tokens": 10**12}, "choices of experts; at most 100,000,000 are drawn"),
+    ({"prediction_depth": 10**9}, "choices of experts; at most 100,000,000 are drawn"),
 ]
 
 

@@ -304,7 +304,7 @@ def test_a_hand_edited_header_is_found(folder: Path) -> None:
 def test_a_folder_in_place_of_a_file_is_named(folder: Path) -> None:
     (folder / "expert_ids-00000.npy").unlink()
     (folder / "expert_ids-00000.npy").mkdir()
-    refused(folder, "expert_ids-00000.npy", "is not a file")
+    refused(folder, "expert_ids-00000.npy", "is a folder, not a regular file")
 
 
 @st.composite

@@ -150,7 +150,7 @@ BAD_REQUESTS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
             prompt_tokens=[2**62, 2**62, 8], output_tokens=[2**62, 2**62, 4],
             num_rows=[2**63 - 1 - 2**63] * 2 + [11], first_row=[0, -1, -2],
         ),
-        "num_rows",
+        "prompt_tokens must be at most",
     ),
 }  # fmt: skip
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import math
+import os
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,7 @@ from moesim.errors import ScenarioError
 from moesim.policies.eviction import Random
 from moesim.policies.view import View
 from moesim.scenario import Scenario
+from moesim.serving import arrivals_csv
 from moesim.serving.request import Request
 from moesim.serving.workload import build_workload
 from moesim.simulate import summarise
@@ -179,14 +182,35 @@ BAD_LINES = [
     ("plain", PLAIN + "0,1,0\n", 2, "at least 1"),
     ("plain", PLAIN + "0,1.5,1\n", 2, "1.5"),
     ("plain", PLAIN + "0,1,1\n1,1" + "0" * 400 + ",1\n", 3, "too large"),
-    ("plain", PLAIN + "0,1\n", 2, "column 'output_tokens' is empty"),
+    ("plain", PLAIN + "0,1\n", 2, "has 2 cells, and the header has 3"),
+    ("plain", PLAIN + "0,1,1\n0,1,1,1\n", 3, "has 4 cells, and the header has 3"),
+    ("plain", PLAIN + "0,1, \n", 2, "column 'output_tokens' is empty"),
+    ("plain", PLAIN + "0,1_0,1\n", 2, "'1_0'"),
+    ("plain", PLAIN + "1_0,1,1\n", 2, "'1_0'"),
+    ("plain", PLAIN + "0,\uff11\uff12,1\n", 2, "must be a whole number"),
+    ("plain", PLAIN + "0,\u0663,1\n", 2, "must be a whole number"),
+    ("plain", PLAIN + "\uff11,1,1\n", 2, "must be seconds"),
+    ("plain", PLAIN + "0,+1,1\n", 2, "'+1'"),
+    ("plain", PLAIN + "+0,1,1\n", 2, "'+0'"),
+    ("plain", PLAIN + "0,0x10,1\n", 2, "'0x10'"),
+    ("plain", PLAIN + "0x1p3,1,1\n", 2, "'0x1p3'"),
+    ("plain", PLAIN + "0,1e3,1\n", 2, "'1e3'"),
+    ("plain", PLAIN + "1e400,1,1\n", 2, "'1e400'"),
+    ("plain", PLAIN + "infinity,1,1\n", 2, "≥ 0"),
+    ("plain", PLAIN + "0,\u00a01,1\n", 2, "must be a whole number"),
+    ("plain", PLAIN + "0,1,1\n0,1\0,1\n", 3, "NUL"),
+    ("plain", PLAIN + '0,"1,1\n', 2, "cannot be read"),
+    ("plain", PLAIN + '0,"1"x,1\n', 2, "cannot be read"),
+    ("plain", PLAIN + "0,1," + "1" * 200_000 + "\n", 2, "longer than"),
+    ("plain", "arrival_s,prompt_tokens,output_tokens,arrival_s\n0,1,1,9\n", 1, "several columns"),
+    ("azure", AZURE + "\uff12023-11-16 18:17:03,1,1\n", 2, "no UTC time"),
     ("plain", PLAIN + ",1,1\n", 2, "column 'arrival_s' is empty"),
     ("plain", PLAIN + "soon,1,1\n", 2, "soon"),
     ("plain", PLAIN + "5,1,1\n4,1,1\n", 3, "before"),
     ("plain", PLAIN + "5,1,1\n\n\n4,1,1\n", 5, "before"),
     ("plain", PLAIN, 1, "no requests"),
     ("plain", "", 1, "no column 'arrival_s'"),
-    ("plain", AZURE + "2023-11-16 18:17:03,1,1\n", 1, "no column 'arrival_s'"),
+    ("plain", AZURE + "2023-11-16 18:17:03,1,1\n", 1, "those of `format: azure`"),
     ("azure", PLAIN + "0,1,1\n", 1, "no column 'TIMESTAMP'"),
     ("azure", AZURE + "2023-11-16 18:17:03,1,1\nyesterday,1,1\n", 3, "yesterday"),
     ("azure", AZURE + "2023-13-16 18:17:03,1,1\n", 2, "2023-13-16"),
@@ -238,7 +262,6 @@ def test_gaps_of_next_to_no_burstiness_are_even() -> None:
 
 def test_a_workload_that_no_memory_could_hold_is_refused() -> None:
     too_many: list[dict[str, Any]] = [
-        {"requests": 4 * 10**18},
         {"lengths": {"prompt": 10**9, "output": 1}},
         {"requests": 1000, "lengths": {"prompt": 1, "output": 10**6}},
         {"lengths": {"prompt": 2**62, "output": 2**62}},
@@ -246,6 +269,56 @@ def test_a_workload_that_no_memory_could_hold_is_refused() -> None:
     for section in too_many:
         with pytest.raises(ScenarioError, match="at most 100,000,000 are simulated"):
             workload(tiny_trace(requests=1), **section)
+    for requests in (1_000_001, 4 * 10**18):
+        with pytest.raises(ScenarioError, match="requests or more; at most 1,000,000 are simul"):
+            workload(tiny_trace(requests=1), requests=requests)
+
+
+def test_a_csv_of_too_many_requests_is_refused_unless_few_of_them_are_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(arrivals_csv, "MOST_REQUESTS", 3)
+    with pytest.raises(ScenarioError, match=r"arrivals\.csv:5: is request 4; at most 3 .* once"):
+        from_csv(tmp_path, PLAIN + "0,1,1\n" * 9)
+    assert len(from_csv(tmp_path, PLAIN + "0,1,1\n" * 9, requests=2)) == 2
+
+
+def test_spaces_and_exponents_of_a_csv_are_read(tmp_path: Path) -> None:
+    (request,) = from_csv(tmp_path, PLAIN + " 1e-05,\t03, 2 \r\n")
+    assert (request.arrival_ns, request.prompt_tokens, request.output_tokens) == (10_000, 3, 2)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "loop", "folder"])
+def test_a_csv_that_is_no_regular_file_is_refused_without_waiting(
+    kind: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "arrivals.csv"
+    match kind:
+        case "pipe":
+            os.mkfifo(path)
+        case "device":
+            path.symlink_to("/dev/zero")
+        case "loop":
+            path.symlink_to(path)
+        case "folder":
+            path.mkdir()
+    with pytest.raises(ScenarioError, match=r"arrivals\.csv:1: cannot be read"):
+        workload(tiny_trace(requests=1), arrivals={"kind": "csv", "path": str(path)})
+
+
+@given(data=st.binary(max_size=60) | st.text('0123456789.,+-eE_xn"\n\r \0\uff11').map(str.encode))
+def test_any_bytes_are_arrivals_or_one_line(data: bytes) -> None:
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "arrivals.csv"
+        path.write_bytes(PLAIN.encode() + data)
+        try:
+            read = arrivals_csv.read_arrivals(path, "plain", None)
+        except arrivals_csv.CsvError as error:
+            said = error.reason
+            assert said
+            assert "\n" not in said
+        else:
+            assert all(one.moment >= 0 and one.prompt_tokens >= 1 for one in read)
 
 
 def test_a_csv_that_is_no_text_is_named(tmp_path: Path) -> None:
