@@ -14,8 +14,8 @@ Array = npt.NDArray[Any]
 class Rows:
     """A read-only array whose first axis (tokens) runs over several shards.
 
-    Indexing with a number, a slice or an array of row numbers copies just those rows; one shard
-    (the usual case) costs nothing over numpy itself. `np.asarray(rows)` loads everything.
+    Indexing with a number, a slice or an array of row numbers copies only those rows. A single
+    shard (the usual case) is as fast as numpy itself. `np.asarray(rows)` loads everything.
     """
 
     __slots__ = ("_shards", "_starts", "dtype", "shape")
@@ -61,5 +61,5 @@ class Rows:
         return np.asarray(whole, dtype=dtype)
 
     def pieces(self) -> list[tuple[int, Array]]:
-        """(first row, shard) pairs, for one pass over everything in bounded memory."""
+        """Return (first row, shard) pairs, for one pass over all rows in bounded memory."""
         return list(zip(self._starts[:-1].tolist(), self._shards, strict=True))

@@ -1,7 +1,7 @@
-"""Synthetic routing with stated knobs: for tests and what-ifs, always marked `synthetic`.
+"""Synthetic routing with stated knobs, for tests and what-if questions; marked `synthetic`.
 
 Real traces are the default everywhere. Uniform routing (`skew=0`, `stickiness=0`) gives every
-policy a hit rate of capacity ÷ experts: a good oracle and a bad workload.
+policy a hit rate of capacity ÷ experts. That is a good oracle and a bad workload.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from moesim.trace.trace import Trace
 
 @dataclass(frozen=True, slots=True)
 class SyntheticKnobs:
-    """What a synthetic trace looks like.
+    """The properties of a synthetic trace.
 
-    `skew`: exponent of a Zipf law over experts, in an order of its own for each layer;
-    `stickiness`: chance that a token repeats the previous token's experts at a layer;
+    `skew`: exponent of a Zipf law over experts, in a different order for each layer.
+    `stickiness`: chance that a token repeats the previous token's experts at a layer.
     `layer_correlation`: chance that a layer's experts follow, through a fixed permutation, from
-    the layer before, where it is not sticky; `prediction_accuracy`: chance that a recorded
-    prediction is the truth. Stickiness is applied last: it holds exactly at the first layer and
-    at least elsewhere, where following a layer that repeats is repeating too.
+    the layer before, for tokens that do not repeat. `prediction_accuracy`: chance that a recorded
+    prediction is true. Stickiness is applied last. It holds exactly at the first layer. At later
+    layers repeats are more frequent, because following a layer that repeats is repeating too.
     """
 
     requests: int = 32
@@ -41,7 +41,7 @@ class SyntheticKnobs:
     seed: int = 0
 
     def problem(self) -> str | None:
-        """The first rule these knobs break, or None."""
+        """Return the first rule that these knobs break, or None."""
         for name in ("requests", "prompt_tokens", "output_tokens", "num_layers", "top_k"):
             if getattr(self, name) < 1:
                 return f"{name} must be at least 1, not {getattr(self, name)}"
@@ -61,7 +61,7 @@ class SyntheticKnobs:
 
 
 def synthesize(knobs: SyntheticKnobs) -> Trace:
-    """Draw a trace. Raises `UsageError` for knobs that make no sense."""
+    """Draw a trace. Raise `UsageError` for impossible knobs."""
     if problem := knobs.problem():
         raise UsageError(f"synthetic trace: {problem}")
     rng = np.random.default_rng(np.random.SeedSequence(knobs.seed, spawn_key=(0x7ACE,)))
@@ -85,7 +85,8 @@ def synthesize(knobs: SyntheticKnobs) -> Trace:
 
 def _sequence(knobs: SyntheticKnobs, rng: np.random.Generator, rows: int) -> npt.NDArray[np.int64]:
     layers, experts, k = knobs.num_layers, knobs.num_experts, knobs.top_k
-    world = np.random.default_rng(knobs.seed)  # popularity orders are the model's, not the text's
+    # The same for each sequence: an order of popularity belongs to the model, not to the text.
+    world = np.random.default_rng(knobs.seed)
     popularity = -knobs.skew * np.log(np.arange(1, experts + 1))
     ids_LTK = np.empty((layers, rows, k), np.int64)
     for layer in range(layers):
@@ -95,6 +96,7 @@ def _sequence(knobs: SyntheticKnobs, rng: np.random.Generator, rows: int) -> npt
         if layer:
             linked = rng.random(rows) < knobs.layer_correlation
             drawn[linked] = follow[ids_LTK[layer - 1, linked]]
+        # Rows that repeat point to row 0; the running maximum is the last row that did not.
         source = np.arange(rows)
         source[1:][rng.random(rows - 1) < knobs.stickiness] = 0
         ids_LTK[layer] = drawn[np.maximum.accumulate(source)]
