@@ -1,6 +1,6 @@
 """Finished runs on disk: one `.npz` file a run, whole or absent, without pickles.
 
-A study of many configurations takes long; what was measured survives whatever ends it.
+A study of many configurations takes long, so each finished run must survive an interruption.
 """
 
 from __future__ import annotations
@@ -63,11 +63,11 @@ def load_run(file: Path) -> Observation:
                 table, _, name = key.partition(".")
                 if name:
                     tables[table][name] = arrays[key]
-        made: dict[str, Any] = {**tables, **{name: facts[name] for name in _NUMBERS}}
-        return Observation(**made, decisions=_decisions(facts["decisions"]))
+        fields: dict[str, Any] = {**tables, **{name: facts[name] for name in _NUMBERS}}
+        return Observation(**fields, decisions=_decisions(facts["decisions"]))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise OutputError(
-            file, f"is no finished run ({error}); delete it to measure it again"
+            file, f"is not a finished run ({error}); delete it to measure it again"
         ) from None
 
 
@@ -77,5 +77,5 @@ def _decisions(plain: Mapping[str, Any]) -> Decisions:
 
 
 def _tuples(value: Any) -> Any:
-    """JSON knows lists only."""
+    """Return lists as tuples: JSON has only lists, but decisions are compared as tuples."""
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
