@@ -1,4 +1,4 @@
-"""How long `moesim --help` takes, against a bare typer application with one command.
+"""CPU time of `moesim --help`, compared with a bare typer application of two commands.
 
 python benchmarks/startup.py
 """
@@ -24,7 +24,7 @@ app()
 
 
 def cpu_s(*arguments: str) -> float:
-    """CPU seconds of one child process."""
+    """Return the CPU seconds of one child process."""
     before = os.times()
     command = [sys.executable, *arguments, "--help"]
     subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
