@@ -101,6 +101,7 @@ def main() -> None:
         hit_rate = 0.0
         for _ in range(ROUNDS):
             raw.append(timeouts_per_s())
+            # One after another in each round, so that a slow moment hits all three.
             speed, hit_rate = layer_events_per_s(plan)
             ours.append(speed)
             bare.append(lookups_per_s(plan.trace, 4))

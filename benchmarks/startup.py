@@ -38,6 +38,7 @@ def main() -> None:
     """Measure both in turn; print the median of the ratios and their spread."""
     ours, bare = [], []
     for _ in range(ROUNDS):
+        # In turn, so that a busy machine disturbs both alike.
         ours.append(cpu_s("-m", "moesim"))
         bare.append(cpu_s("-c", BARE))
         time.sleep(0)

@@ -63,6 +63,7 @@ class DeviceBench:
 
         self._subject = subject
         self._name = device
+        # Only the CPU emulates links; a GPU has real ones.
         self._links = {"h2d": h2d, "d2h": d2h} if device == "cpu" else {}
         self.link = self._links.get("h2d")
         self._hardware = _hardware(self.link)

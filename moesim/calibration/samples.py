@@ -175,7 +175,10 @@ class _Reader:
         cold_tail, self._cold = self._cold, self._step in self._cold_steps
         begun_ns = ticket.start_ns if first else self._gpu_free_ns
         self._end_step(ticket, cold_tail)
+        # A computation that waited for a copy counts from the landing, any other from the end of
+        # the operation before.
         if isinstance(op, Experts):
+            # An expert has a landing only until its first computation.
             landings = [self._landing.pop(key, 0) for key in op.keys]
             self._waited = max(landings) > max(self._gpu_free_ns, self._front_ns)
             if self._waited:

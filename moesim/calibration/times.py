@@ -47,6 +47,7 @@ def fit_times(shape: ModelShape, samples: Samples, *, seed: int = 0) -> Operatio
     # A tail's sample includes the readback of its sampled tokens, which has a price of its own.
     tails = [(work.batch, max(1.0, ns - base - byte * work.nbytes)) for work, ns in samples.tails]
     tail = note("tail", fit(pool(tails), _tail_parts, seed=seed))
+    # A step's first layer takes longer than later ones, so its extra time is fitted apart.
     layers = _Layers(shape, seed)
     front, dense, first = layers.fit(samples)
     residuals.update(layers.residuals)

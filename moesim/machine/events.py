@@ -171,6 +171,7 @@ class EventMachine:
 
     def _start_one(self, lane: _Lane) -> None:
         for queue in lane.queues:
+            # Only the first job of a queue may start: within a class the order is that of issue.
             if queue and all(self.done(ticket) for ticket in queue[0].after):
                 job = queue[0]
                 if self._too_soon(job):

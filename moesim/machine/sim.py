@@ -137,6 +137,7 @@ class SimMachine:
             ready = ticket.finish_ns + self._landing_ns
             if ready > start:
                 start = ready
+        # With no unsettled work before it, nothing issued later can change these times.
         if start < FAR and not it.queues[DEMAND]:
             it.free_ns = finish = start + duration
             return Ticket(start, finish, duration)
@@ -229,6 +230,7 @@ class SimMachine:
         if ticket.finish_ns < FAR or not isinstance(ticket, _Job):
             return
         lane = ticket.lane
+        # A job that already moved some chunks keeps them: only its place in the queue changes.
         if ticket in lane.queues[PREFETCH]:
             lane.queues[PREFETCH].remove(ticket)
             lane.queues[DEMAND].append(ticket)
@@ -249,6 +251,7 @@ class SimMachine:
             if any(lane.free_ns >= FAR for lane in self._all):
                 raise _too_slow()
             raise InvariantError(14, f"the server waits without end; pending: {self._pending()}")
+        # Another process has an event first; it must see SimPy's clock at that time.
         if self.env.peek() <= target:
             return self._let_others_run(target)
         if target > self.now_ns:

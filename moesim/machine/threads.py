@@ -127,6 +127,7 @@ class ThreadMachine:
                     job = self._next(lane)
                 job.start_ns = min(job.start_ns, self._clock_ns())
                 chunk = job.chunks.popleft()
+            # Without the lock, so that other lanes work meanwhile.
             time.sleep(chunk / 1e9 / self._speed)
             with self._changed:
                 if not job.chunks:

@@ -18,6 +18,7 @@ def save(path: Path, story: Mapping[str, Any], tensors: Mapping[str, Tensor]) ->
     """Write the whole file or nothing. Raise `OutputError` if it cannot be written."""
     from safetensors.torch import save_file
 
+    # Under a temporary name first, so that a kill cannot destroy the last good checkpoint.
     with whole_file(path) as partial:
         save_file(
             {name: tensor.detach().contiguous() for name, tensor in tensors.items()},

@@ -65,6 +65,7 @@ def split(digits: Digits, seed: int = 0) -> dict[str, Digits]:
     """Return disjoint training, validation and test digits, each with its share of every class."""
     draw = stream(seed, "digits split")
     rows: dict[str, list[Tensor]] = {name: [] for name in SPLITS}
+    # Class by class, so that each split has its share of every class.
     for label in range(CLASSES):
         own = draw.permutation((digits.labels == label).nonzero()[:, 0].numpy())
         bounds = np.round(np.cumsum([0.0, *SPLITS.values()]) * len(own)).astype(int)
@@ -82,6 +83,7 @@ def compose(digits: Digits, count: int, draw: np.random.Generator) -> Examples:
     images = torch.zeros(count, 1, SIZE, SIZE)
     images[:, 0, :DIGIT, :DIGIT] = digits.images[first]
     corner = images[:, 0, 2 * SHIFT :, 2 * SHIFT :]
+    # In place: `corner` is a view of the images.
     torch.maximum(corner, digits.images[second], out=corner)
     labels = {"top_left": digits.labels[first], "bottom_right": digits.labels[second]}
     return Examples(images, labels)

@@ -152,6 +152,7 @@ class GatedForCausalLM(RoutedForCausalLM):
                     f"sequences, not {0 if task_ids is None else len(task_ids)}: "
                     "pass task_ids, as inputs_of returns them for domains"
                 )
+            # All tokens of a sequence have its task.
             told = task_ids.repeat_interleave(input_ids.shape[1])
         else:
             return

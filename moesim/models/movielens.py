@@ -102,6 +102,7 @@ def prepare(ratings: Ratings, seed: int = 0) -> dict[str, Examples]:
     watched_R2 = np.stack([ratings.users, ratings.movies], axis=1)
     unwatched_R2 = _unwatched(ratings, draw)
     parts: dict[str, list[Examples]] = {"train": [], "validation": [], "test": []}
+    # Split apart, so that every part has equally many watched and unwatched pairs.
     for pairs, values in ((watched_R2, ratings.values), (unwatched_R2, None)):
         order = draw.permutation(len(pairs))
         num_test = round(_TEST * len(pairs))
@@ -116,6 +117,7 @@ def _unwatched(ratings: Ratings, draw: np.random.Generator) -> Ids:
     """Return as many pairs without a rating as with one (or all there are), none twice."""
     num_movies = ratings.num_movies
     taken = np.zeros(ratings.num_users * num_movies, dtype=bool)
+    # One number a pair, so that rated pairs are found without a loop.
     taken[ratings.users * num_movies + ratings.movies] = True
     free = np.flatnonzero(~taken)
     chosen = draw.choice(free, min(len(free), len(ratings.users)), replace=False)

@@ -60,6 +60,7 @@ def write_prompts(prompts: list[Prompt], out: str | Path, *, force: bool = False
 
 def _piece(documents: tuple[Document, ...], length: int, draw: np.random.Generator) -> str:
     """Return a piece of about `length` characters; long documents are chosen more often."""
+    # By length, so that every character is about equally likely to be in a prompt.
     sizes = np.array([len(d.text) for d in documents], dtype=float)
     text = documents[int(draw.choice(len(documents), p=sizes / sizes.sum()))].text
     start = int(draw.integers(max(1, len(text) - length)))

@@ -113,6 +113,7 @@ class RoutedForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[no-un
         return bool(use_cache), past
 
     def _beam_search(self, *args: Any, **options: Any) -> Any:
+        # Silently wrong texts otherwise: the router would route by another beam's tokens.
         if self.router is not None and options["generation_config"].use_cache:
             raise UsageError(
                 "beam search reorders the sequences of a KV cache, which the router's own does not "

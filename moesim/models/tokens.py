@@ -54,6 +54,7 @@ def draw_windows(
     windows = {}
     for domain, stream in streams.items():
         draw = random_stream(seed, f"{purpose} windows of {domain}")
+        # From a grid of windows, so that no two overlap.
         chosen = draw.choice(len(stream) // length, size=count, replace=False)
         windows[domain] = _cut(stream, chosen * length, length)
     return windows

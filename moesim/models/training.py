@@ -91,6 +91,7 @@ def train(
         check_gate(shape)
     if Path(out).exists():
         may_replace(Path(out), force, (TRAINING_RECORD,))
+    # The caller's random state is restored afterwards.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         tokenizer = _tokenizer(corpus, shape.vocabulary)
@@ -171,6 +172,7 @@ class _Run:
             raise self._not_finite(f"the training loss is {loss.item()}", self.step + 1)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        # Bounds the effect of a rare large gradient.
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
         self.step += 1
@@ -243,6 +245,7 @@ class _Run:
 
     def _identity(self) -> dict[str, Any]:
         """Return what must be equal for one run to resume another."""
+        # The tokens themselves, because a changed text must not resume an old run.
         tokens = [*self.streams.values(), *(held.numpy() for held in self.held_out.values())]
         return {
             "shape": json.loads(json.dumps(asdict(self.shape))),
@@ -261,6 +264,7 @@ def _state(model: Any) -> dict[str, torch.Tensor]:
     """Return parameters, each once, and the buffers that a model's files would hold."""
     kept = model.state_dict().keys()
     return {
+        # Tied weights appear once here; a safetensors file refuses tensors that share memory.
         **dict(model.named_parameters()),
         **{name: buffer for name, buffer in model.named_buffers() if name in kept},
     }
@@ -299,6 +303,7 @@ def _batch(
     domains = [str(domain) for domain in draw.choice(list(streams), size=shape.batch_size)]
     windows = []
     for domain in domains:
+        # Repeats a text that is shorter than a window.
         stream = np.resize(streams[domain], max(len(streams[domain]), shape.context + 1))
         start = int(draw.integers(len(stream) - shape.context))
         windows.append(stream[start : start + shape.context])

@@ -204,6 +204,7 @@ def _record_batch(
     width = max(len(request.tokens) for request in batch)
     end = _end_tokens(model)
     pad = _token(model, "pad_token_id")
+    # Padding is masked, so any id will serve.
     pad = (*end, 0)[0] if pad is None else int(pad)
     ids = torch.tensor([[pad] * (width - len(r.tokens)) + list(r.tokens) for r in batch])
     mask = torch.tensor([[0] * (width - len(r.tokens)) + [1] * len(r.tokens) for r in batch])

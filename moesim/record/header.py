@@ -37,8 +37,10 @@ def describe(
 ) -> TraceMeta:
     """Return the header of a trace recorded from `model`."""
     config = model_config(model)
+    # Sorted, so that the hash does not depend on the order of keys.
     canonical = json.dumps(config, sort_keys=True).encode()
     numbers = tuple(layer.model_layer for layer in layers)
+    # A map must rise; a model that numbers its layers in another way gets none.
     rising = all(a < b for a, b in pairwise(numbers))
     return TraceMeta(
         num_layers=len(layers),

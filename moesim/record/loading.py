@@ -43,6 +43,7 @@ def load_model(
     source = str(folder) if local else str(name)
     options: dict[str, Any] = {"revision": revision, "local_files_only": local}
     try:
+        # The configuration first: it says whether the model is an encoder-decoder.
         config = AutoConfig.from_pretrained(source, **options)
         factory = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
         model = factory.from_pretrained(

@@ -75,6 +75,7 @@ def _read(path: Path) -> str:
 def _kind_of(path: Path, content: str) -> str:
     if path.suffix in (".jsonl", ".ndjson"):
         return "jsonl"
+    # A blank line between two others: a blank line at the end does not count.
     if path.suffix != ".tsv" and re.search(r"\S[^\S\n]*\n\s*\n", content.strip()):
         return "text"
     return "lines"

@@ -122,6 +122,7 @@ class Recorder:
         self._routing, self._predictions = {}, {}
 
     def _hook(self, index: int, layer: MoeLayer) -> RemovableHandle:
+        # A router's output has the logits too; the experts' arguments are the fallback.
         if layer.router is not None:
 
             def after_router(_: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:
@@ -183,6 +184,7 @@ class Recorder:
         )
 
     def _gather_predictions(self, like: Tensor) -> npt.NDArray[Any]:
+        # Past the last layer there is nothing to predict.
         nothing = torch.full_like(like, -1)
         per_layer = [
             torch.stack(

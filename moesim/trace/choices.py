@@ -66,6 +66,7 @@ def choices(trace: Trace, layer: int, state: State = "set") -> Choices:
     _, first, codes_T, counts = np.unique(
         ranks_T, return_index=True, return_inverse=True, return_counts=True
     )
+    # Stable, so that equally frequent states keep the order of their ids.
     order = np.argsort(-counts, kind="stable")
     number = np.empty_like(order)
     number[order] = np.arange(len(order))

@@ -104,6 +104,7 @@ def _chain(knobs: DecoupledKnobs, rng: np.random.Generator, rows: int) -> npt.ND
     # A new draw repeats the expert by chance, so the chain must stay less often than `persistence`.
     by_chance = float(np.square(popularity).sum())
     stays = (knobs.persistence - by_chance) / (1 - by_chance) if by_chance < 1 else 1.0
+    # Rows that stay point to row 0; the running maximum is the last row that drew.
     source = np.arange(rows)
     source[1:][rng.random(rows - 1) < stays] = 0
     drawn = rng.choice(knobs.num_experts, size=rows, p=popularity)

@@ -44,6 +44,7 @@ def _check_ids(meta: TraceMeta, role: Role, ids: Array, file: str, first_row: in
             _place(role, where, first_row),
             f"expert id {int(ids[where])} is out of range for {meta.num_experts} experts",
         )
+    # Sorted, equal ids are neighbours. Unused places may be equal.
     ordered = np.sort(ids, axis=-1)
     repeated = (ordered[..., 1:] == ordered[..., :-1]) & (ordered[..., 1:] != meta.unused)
     if repeated.any():
@@ -118,6 +119,7 @@ def check_static(trace: Trace) -> None:
     """
     if trace.meta.router != "static":
         return
+    # The first row of each domain is the reference for all its other rows.
     names, task_R = np.unique(trace.requests["domain"], return_inverse=True)
     task_B = np.repeat(task_R, trace.requests["num_rows"])
     present, first = np.unique(task_B, return_index=True)  # a request may have no rows

@@ -26,6 +26,7 @@ def from_npz(path: str | Path, *, num_experts: int | None = None, **meta: Any) -
     file = Path(path)
     try:
         with file.open("rb") as handle, np.load(handle, allow_pickle=False) as arrays:
+            # Read at once: an array of an `.npz` is decompressed on each access.
             data = {name: arrays[name] for name in arrays.files}
     except Exception as error:  # zip, zlib and numpy each raise their own on a damaged file
         raise TraceError(file, "", f"is not a readable .npz: {error}") from None

@@ -169,6 +169,7 @@ def distances(
         rows = np.flatnonzero(domain_T == number)
         ids_TLk, requests_T = trace.expert_ids[rows], request_T[rows]
         measured = _distance_counts(ids_TLk, requests_T, trace)
+        # Whole tokens are shuffled, so that the experts of a token stay together.
         rngs = [stream(seed, "locality.null", number, shuffle) for shuffle in range(shuffles)]
         null = [_distance_counts(rng.permutation(ids_TLk), requests_T, trace) for rng in rngs]
         uses = int((ids_TLk != trace.meta.unused).sum())
@@ -203,6 +204,7 @@ def _overlap(
     shared = shared_places(ids_Tk[pairs], ids_Tk[pairs - 1], unused).sum()
     ids = ids_Tk[rows]
     share = np.bincount(ids[ids != unused]) / len(rows)  # of tokens that use an expert
+    # A use is of expert e with weight p(e), and the token before uses e with probability p(e).
     return uses, float(shared / uses), float((share**2).sum() / share.sum())
 
 

@@ -232,6 +232,7 @@ class _Counts:
 
 def _file_entry(raw: dict[str, Any]) -> FileEntry:
     entry = _parse(FileEntry, raw)
+    # A name with a folder in it could point outside of the trace.
     if Path(entry.path).name != entry.path or entry.path == ".." or not entry.path.isprintable():
         raise _WrongTypeError(
             "files", f"file name {entry.path!r} must be a plain name inside the folder"
@@ -253,6 +254,7 @@ def _parse(kind: type[Parsed], raw: dict[str, Any]) -> Parsed:
     from pydantic import ValidationError
 
     try:
+        # As JSON text, because strict validation accepts a list for a tuple only in JSON.
         parsed: Parsed = _adapter(cast(Any, kind)).validate_json(json.dumps(raw), strict=True)
     except ValidationError as error:
         first = error.errors()[0]

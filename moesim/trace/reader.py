@@ -66,6 +66,7 @@ def validate_trace(path: str | Path) -> Trace:
     """
     folder = Path(path)
     trace = load_trace(folder)
+    # The header first: all other hashes are in it.
     check_self_hash(folder)
     header = read_header(folder)
     for entry in header.files:

@@ -93,6 +93,7 @@ class Transitions:
         counts = self.before.counts, self.after.counts, self.cells()[2]
         before, after, joint = map(_entropy, counts)
         plugin = before + after - joint
+        # Miller and Madow add (occupied cells - 1) / 2N nats to each of the three entropies.
         degrees = sum(map(len, counts[:2])) - len(counts[2]) - 1
         correction = degrees / (2 * len(self.before.codes)) * _NATS_TO_BITS
         return max(0.0, plugin), plugin + correction
@@ -108,6 +109,7 @@ class Transitions:
         if not len(enough):
             return None
         share = counts / total
+        # The largest share first, then the most tokens.
         best = enough[np.lexsort((-total[enough], -share[enough]))[0]]
         return Transition(
             self.before.states[before[best]],

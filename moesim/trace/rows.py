@@ -50,6 +50,7 @@ class Rows:
     def _take(self, rows: npt.NDArray[np.int64]) -> Array:
         rows = np.where(rows < 0, rows + len(self), rows)
         out = np.empty((len(rows), *self.shape[1:]), self.dtype)
+        # Shard by shard, so that each is read in one indexing operation.
         owner = np.searchsorted(self._starts, rows, side="right") - 1
         for number in np.unique(owner):
             mine = owner == number

@@ -46,6 +46,7 @@ def adjacent_overlap(trace: Trace) -> float:
     inside = follows(trace)
     if not inside.any():
         return 0.0
+    # Within a request, the row before is the token before.
     now, before = ids[inside], ids[np.flatnonzero(inside) - 1]
     used = now != trace.meta.unused
     return float(shared_places(now, before, trace.meta.unused).sum() / max(1, used.sum()))
@@ -67,6 +68,7 @@ def prediction_recall(trace: Trace) -> list[float] | None:
         return None
     ids, guesses = np.asarray(trace.expert_ids[:]), np.asarray(trace.predictions[:])
     recall = []
+    # A prediction of depth d made at layer l is for layer l + d, so the first d layers have none.
     for depth in range(1, guesses.shape[2] + 1):
         truth = ids[:, depth:]
         guess = guesses[:, : max(0, trace.num_layers - depth), depth - 1]

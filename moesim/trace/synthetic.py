@@ -91,6 +91,7 @@ def _sequence(knobs: SyntheticKnobs, rng: np.random.Generator, rows: int) -> npt
     ids_LTK = np.empty((layers, rows, k), np.int64)
     for layer in range(layers):
         order, follow = world.permutation(experts), world.permutation(experts)
+        # Gumbel noise on log-popularity: the k largest are k draws without replacement.
         scores = popularity[None, :] + rng.gumbel(size=(rows, experts))
         drawn = order[np.argsort(-scores, axis=1)[:, :k]]
         if layer:
@@ -111,6 +112,8 @@ def _predictions(
     for layer in range(layers):
         for depth in range(min(knobs.prediction_depth, layers - 1 - layer)):
             truth = ids[:, layer + 1 + depth]
+            # A wrong prediction is a uniform choice of k experts, so it may be partly right by
+            # chance.
             noise = rng.random((rows, knobs.num_experts)).argsort(axis=1)[:, :k]
             right = rng.random((rows, 1)) < knobs.prediction_accuracy
             out[:, layer, depth] = np.where(right, truth, noise)

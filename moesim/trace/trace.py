@@ -193,6 +193,7 @@ def as_stored(meta: TraceMeta, role: Any, array: Array) -> Array:
             return array.astype(np.float16, order="C")
     if not whole:
         raise TraceError(role, "", f"must hold integers, not {array.dtype}")
+    # Ids in the stored type already mark unused places by its maximum.
     if array.dtype == meta.id_dtype:
         return array.copy(order="C")
     wide = array.astype(np.int64)

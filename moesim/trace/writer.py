@@ -163,6 +163,7 @@ class TraceWriter:
             columns = {name: np.asarray(self._requests[name]) for name in REQUEST_COLUMNS}
             check_requests(self.meta, columns, self._num_rows, REQUESTS)
             self._add_file(REQUESTS, lambda path: _write_requests(path, self._requests))
+            # Last, because a folder with a header counts as complete.
             header = Header(
                 VERSION, self.meta, self._num_rows, len(columns["num_rows"]), tuple(self._files)
             )

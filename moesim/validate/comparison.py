@@ -97,6 +97,7 @@ def _until(run: Observation, moment: str) -> Columns:
 
 def _timed(real: Sequence[Columns], simulated: Columns) -> Columns:
     """Return rows with their durations on both machines; other columns are as simulated."""
+    # If decisions differ, one machine may have more rows than another.
     count = min(len(columns["start_ns"]) for columns in (*real, simulated))
     durations = np.array(
         [(run["finish_ns"] - run["start_ns"])[:count] for run in real], np.float64
@@ -114,6 +115,7 @@ def _errors(durations_RN: Floats, simulated: Floats) -> Columns:
     """Compare R runs of N durations with the prediction for them."""
     low, median, high = np.percentile(durations_RN, (10, 50, 90), axis=0)
     error = simulated - median
+    # A duration of 0 has no relative error, so it becomes NaN, which the medians leave out.
     with np.errstate(divide="ignore", invalid="ignore"):
         percent = np.where(median > 0, 100 * error / median, np.nan)
     return {
@@ -144,6 +146,7 @@ def _summary(
 ) -> dict[str, Any]:
     totals = [float(run.makespan_ns) for run in real]
     median = float(np.median(totals))
+    # Against the median run, so that one disturbed run does not decide.
     bias = 100 * (simulated.makespan_ns - median) / median
     spread = spread_pct(totals)
     durations = tables["requests"]["duration"]

@@ -40,6 +40,7 @@ class Correction:
 def corrected(plan: Plan, by: Correction) -> Plan:
     """Return the plan with its measured costs corrected; unmeasured costs stay as they are."""
     cost = plan.cost
+    # Costs of a datasheet are not measured, so there is nothing to correct.
     if not isinstance(cost, OperationCost):
         return plan
     times = _corrected(cost.times, by)
@@ -66,6 +67,7 @@ def fit_correction(
     best, least = at, float("inf")
     for _ in range(_ROUNDS):
         here = errors(at)
+        # A step may overshoot, so the best point so far is kept.
         if (squares := float(here @ here)) < least:
             best, least = at, squares
         slopes = np.stack(

@@ -50,10 +50,12 @@ def measured_costs(
 
     budget_s = BRIEF_S if budget_s is None else budget_s
     here = machine_facts(device)
+    # Its delays are random, so measured costs would predict nothing.
     if device == "fake":
         return plan, {"machine": here, "calibrated": "no: a fake device is late at random"}
     scenario, hardware = plan.scenario, plan.cost.hardware
     if hardware.measured is not None:
+        # A named profile is never replaced silently: if it cannot be used, the user has to know.
         if wrong := check_machine(hardware, device, here):
             raise ScenarioError.at(scenario, "hardware.profile", wrong)
         if hardware.operations_of(plan.cost.shape) is None:

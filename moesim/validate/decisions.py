@@ -64,6 +64,8 @@ class Witness:
         for record in records:
             if record.op is not None:
                 continue
+            # Copies to the device are told apart by their priority, all others by key and
+            # direction.
             if record.key == READBACK:
                 kind = "readback"
             elif record.lane != H2D:

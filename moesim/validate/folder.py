@@ -60,6 +60,7 @@ def write_validation(
 
         plots_for_validation(folder)
     with output_errors(out):
+        # After the plots, so that the manifest has their hashes too.
         outputs = sorted(path for path in folder.rglob("*") if path.is_file())
         write_json(
             folder / MANIFEST,

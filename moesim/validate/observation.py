@@ -75,6 +75,7 @@ def observe(
 
 def _events(records: Sequence[Record], plan: Plan) -> Columns:
     """Return one row for each layer event that wanted any expert, in order."""
+    # Fronts carry model layers, experts carry trace layers.
     trace_layer = {model: trace for trace, model in enumerate(plan.layers.model_layers)}
     fronts: dict[tuple[int, int], Record] = {}
     experts: dict[tuple[int, int], list[Record]] = defaultdict(list)

@@ -36,6 +36,7 @@ class Replay(Batching):
 
     def ready(self, running: Sequence[Any], waiting: Sequence[Any]) -> bool:
         present = {request.index for request in chain(running, waiting)}
+        # A step must not form before all its requests are here: it would lack some of them.
         return present.issuperset(index for index, _, _ in self._answer())
 
     def plan(self, queue: Queue) -> Plan:
@@ -44,6 +45,8 @@ class Replay(Batching):
         present = {request.index: request for request in chain(queue.running, queue.waiting)}
         for index, position, _ in answer:
             request = present.get(index)
+            # Another position means other rows, so the comparison would be of two different
+            # workloads.
             if request is None or request.position != position:
                 at = "not in the queue" if request is None else f"at row {request.position}"
                 raise UsageError(

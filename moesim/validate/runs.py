@@ -47,6 +47,7 @@ def simulate_observed(plan: Plan, script: Sequence[Ask] | None = None) -> Observ
     witness = Witness(script)
     watched = replace(plan, observer=witness)
     env = simpy.Environment()
+    # A journal has no `fold`, so the server asks for each operation.
     journal = Journal(SimMachine(env, SimPrices(plan.cost)))
     server = build_server(watched, journal)
     env.run(until=env.process(server.run()))
@@ -66,6 +67,7 @@ class RealBench:
         self.device = device
         self._executors: dict[ModelShape, Executor] = {}
         self._largest: dict[ModelShape, Plan] = {}
+        # One set of weights and buffers serves all plans of a shape, so it must fit the largest.
         for plan in plans:
             largest = self._largest.setdefault(plan.cost.shape, plan)
             if plan.buffers > largest.buffers:
@@ -81,6 +83,7 @@ class RealBench:
 
         witness = Witness(script)
         watched = replace(plan, observer=witness)
+        # A new device for each run, because its links are those of the plan.
         with closing(self._open(plan)) as device:
             run = run_real(watched, self._executor(plan, device), device)
         return observe(watched, run.server, run.journal.records, witness, run.now_ns)

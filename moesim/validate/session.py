@@ -48,6 +48,7 @@ def validate_scenario(
         )
     plan = prepare(scenario)
     with whole_folder(out, force=force, ours=OURS) as folder:
+        # Costs first: a calibration right before the runs sees a similar machine load.
         plan, facts = measured_costs(plan, device, folder, progress=progress)
         with closing(RealBench(device, [plan])) as bench:
             validation = validate_plan(plan, bench, runs=runs, progress=progress)

@@ -35,9 +35,11 @@ def save_run(file: Path, run: Observation) -> None:
         for table in _TABLES
         for name, column in getattr(run, table).items()
     }
+    # Numbers and decisions have no common shape, so they are stored as one JSON string.
     decisions = {name: getattr(run.decisions, name) for name in Decisions.__slots__}
     facts = {**{name: getattr(run, name) for name in _NUMBERS}, "decisions": decisions}
     arrays["facts"] = np.array(json.dumps(facts))
+    # The process id keeps two processes from writing one partial file.
     partial = file.with_name(f".{file.name}.partial-{os.getpid()}")
     with output_errors(file):
         try:
@@ -56,6 +58,7 @@ def load_run(file: Path) -> Observation:
         OutputError: the file is not what `save_run` writes.
     """
     try:
+        # No pickles: a file from elsewhere must not be able to run code.
         with np.load(file, allow_pickle=False) as arrays:
             facts = json.loads(str(arrays["facts"]))
             tables: dict[str, Columns] = {table: {} for table in _TABLES}

@@ -89,7 +89,9 @@ class Study:
             "configurations": {each.name: _defined(each) for each in configurations},
         }
         stored = self._stored()
+        # As read back from a file, where tuples are lists.
         now = json.loads(json.dumps(definition))
+        # More runs may be added to a study; all else must be equal.
         if stored is None or (stored != now and {**stored, "runs": runs} == now):
             with output_errors(folder):
                 folder.mkdir(parents=True, exist_ok=True)
@@ -167,6 +169,7 @@ def _defined(configuration: Configuration) -> dict[str, Any]:
     plain = configuration.scenario.resolved()
     plain["hardware"] = {k: v for k, v in plain["hardware"].items() if k != "profile"}
     plain["trace"] = trace_hash(configuration.scenario)
+    # A path differs between machines, but the file's name does not.
     plain["model"] = {**plain["model"], "shape": Path(plain["model"]["shape"]).name}
     text = json.dumps(plain, sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()
@@ -214,6 +217,7 @@ def rankings(
 
 def _ranking(group: str, first: str, second: str, results: Mapping[str, Comparison]) -> Ranking:
     ours, theirs = results[first].summary, results[second].summary
+    # A ratio, so that long and short workloads count alike.
     real = 100 * (theirs["real_total_s"] / ours["real_total_s"] - 1)
     simulated = 100 * (theirs["simulated_total_s"] / ours["simulated_total_s"] - 1)
     spread = max(ours["executor_spread_pct"], theirs["executor_spread_pct"])
@@ -245,6 +249,7 @@ def verdict(results: Mapping[str, Comparison], configurations: Sequence[Configur
 
     summaries = {name: comparison.summary for name, comparison in results.items()}
     untestable = [name for name, summary in summaries.items() if not summary["testable"]]
+    # Only configurations that shaped nothing and could be measured judge the model.
     held_out = [
         each.name
         for each in configurations

@@ -72,6 +72,7 @@ def assess(plan: Plan, device: str, real: Sequence[Observation]) -> Validation:
     script = _script(plan, real)
     comparison = compare(real, simulate_observed(plan, script))
     own_schedule = dict.fromkeys(OPEN_KEYS)
+    # With a replayed schedule the simulator's own batching is not tested, so simulate it too.
     if script is not None:
         own_schedule = _open(real[0], simulate_observed(plan))
     described = _what(plan, device, replayed=script is not None)
@@ -80,6 +81,7 @@ def assess(plan: Plan, device: str, real: Sequence[Observation]) -> Validation:
 
 
 def _script(plan: Plan, earlier: Sequence[Observation]) -> tuple[Ask, ...] | None:
+    # If all requests arrive at once, batches cannot depend on time, so there is nothing to replay.
     if not earlier or arrives_at_once(plan):
         return None
     return earlier[0].decisions.schedule

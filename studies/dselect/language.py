@@ -116,6 +116,7 @@ def preset_of(name: str, setting: Setting, base: GatedPreset, steps: int) -> Gat
     """Return the preset of a row's model with a setting."""
     row, options = ROWS[name], dict(setting["gate_options"])
     if row.gate == "noisy_top_k":
+        # One option for both losses, so that the gate has no larger space than others.
         options["importance"] = options["load"] = options.pop("balance")
     return replace(
         base,
@@ -217,6 +218,7 @@ def look(model: Any, tokenizer: Any, corpus: Corpus) -> dict[str, float]:
     hooks = []
     binary: list[float] = []
     for router in model.routers:
+        # In evaluation a gate is cut to k; its own sparsity shows in training mode only.
         router.train()
         hooks.append(router.register_forward_hook(lambda _, __, output: seen.append(output[1])))
         if isinstance(router.gate, DSelectK):

@@ -145,6 +145,7 @@ def simulated(
     traces: Sequence[Path], slots: int, batch: Batch, policies: Policies, *, first_seed: int = 0
 ) -> list[Summary]:
     """Return the summaries of a row, one a seed; seeds draw the requests."""
+    # As text, because a cache needs hashable arguments.
     chosen = json.dumps(policies, sort_keys=True)
     return [
         _simulated(path, slots, batch, seed, chosen) for seed, path in enumerate(traces, first_seed)

@@ -197,6 +197,7 @@ class Study:
         wanted = {"setting": setting, "seed": seed, "size": dict(self.world.size)}
         if file.exists():
             run: Run = json.loads(file.read_text(encoding="utf-8"))
+            # A result of other settings would silently mix two studies.
             if any(run[key] != value for key, value in wanted.items()):
                 raise UsageError(f"{file} was made with other settings; choose another folder")
             return run
@@ -226,6 +227,7 @@ class Study:
         with output_errors(file):
             write_json(partial, run)
             partial.replace(file)
+            # Last: a kill before this line leaves a result and a checkpoint, which do no harm.
             checkpoint.unlink()
         return run
 

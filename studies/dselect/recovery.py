@@ -117,11 +117,13 @@ def make_problem(cell: Cell, seed: int) -> Problem:
     inner, outer = normal(cell.n, INPUTS, HIDDEN), normal(cell.n, HIDDEN, OUTPUTS)
     x = normal(TRAINING + HELD_OUT, INPUTS)
     states = torch.einsum("bnh,nho->bno", torch.einsum("bi,nih->bnh", x, inner).relu(), outer)
+    # Standardised, so that no expert is easier to find than another by its scale.
     states = (states - states.mean(dim=0)) / states.std(dim=0)
     rng = np.random.default_rng(seed)
     truth = np.zeros((cell.tasks, cell.n), dtype=np.float32)
     for row in truth:
         support = rng.choice(cell.n, cell.k, replace=False)
+        # At least 1 / 2k each: a weight near zero would make the true support arbitrary.
         row[support] = 0.5 / cell.k + 0.5 * rng.dirichlet(np.ones(cell.k))
     truth_TN = torch.from_numpy(truth)
     clean = torch.einsum("tn,bno->bto", truth_TN, states)
@@ -250,6 +252,7 @@ class Study:
         with output_errors(file):
             file.parent.mkdir(parents=True, exist_ok=True)
             write_json(partial, run)
+            # Only whole files get the name, so a killed run is done again.
             partial.replace(file)
         return run
 

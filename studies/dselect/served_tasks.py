@@ -172,6 +172,7 @@ def served(
 def shape_for(variant_k: int, experts: int, out: Path) -> Path:
     """Write the assumed sizes with the trace's number of experts into the study's folder."""
     config = json.loads(SHAPE.read_text(encoding="utf-8"))
+    # The trace decides the number of experts; all other sizes are Mixtral's.
     config |= {"num_local_experts": experts, "num_experts_per_tok": variant_k}
     file = out / f"shape-top{variant_k}.json"
     with output_errors(file):

@@ -14,6 +14,7 @@ T = TypeVar("T")
 def counted(items: Sequence[T], what: str) -> Iterator[T]:
     """Yield the items, and count them in a line on stderr."""
     for done, item in enumerate(items, 1):
+        # On stderr, because stdout is the report.
         print(f"\r{what}: {done} of {len(items)} ", end="", file=sys.stderr, flush=True)
         yield item
     print(file=sys.stderr)

@@ -126,6 +126,7 @@ def _compare(seeds: Sequence[int], **setting: Any) -> tuple[list[Seen], list[str
             [run(prefetch, seed=seed, overhead=overhead, **setting) for seed in seeds]
             for prefetch in ("none", "layer_ahead")
         )
+        # Misses do not depend on the costs, so those of the first overhead stand for all.
         profiled = profiled or demand
         before, after = [seen.step_ms for seen in demand], [seen.step_ms for seen in ahead]
         gain = difference(after, before)

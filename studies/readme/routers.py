@@ -112,6 +112,7 @@ def by_part(traces: Path, slots: int, batch: Batch, seeds: Sequence[int]) -> Tab
     first: list[Summary] = []
     for name, (trace, policies) in counted(list(ROWS.items()), f"{slots} slots"):
         seen = [simulated(traces / trace, slots, batch, seed, policies) for seed in seeds]
+        # The first row is the layer-wise router, against which the others are compared.
         first = first or seen
         table.add(
             name,

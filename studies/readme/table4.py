@@ -50,6 +50,7 @@ def measure(
 ) -> dict[str, dict[int, float]]:
     """Return the hit ratios in percent of one draw of references, by policy and capacity."""
     rng = np.random.default_rng(seed)
+    # One request of one layer: each row is one reference.
     trace = Trace.from_arrays(
         expert_ids=rng.integers(experts, size=(references, 1, 1)),
         seq_len=[references],

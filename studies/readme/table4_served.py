@@ -78,6 +78,7 @@ def served(trace: Trace, policy: str, capacity: int, sequences: int, seed: int) 
         "workload": {"requests": 32, "order": "resampled"},
         "batching": {"policy": "expert_aware", "token_budget": 64, "max_sequences": sequences},
         "cache": {"policy": policy, "slots": f"{capacity}/layer", "admission": "always"},
+        # Bounds and timeline would only cost time: the tables do not show them.
         "bounds": False,
         "timeline": {"steps": 0},
         "seed": seed,

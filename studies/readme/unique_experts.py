@@ -280,6 +280,7 @@ def sensitivity(best: Setting, seeds: Sequence[int]) -> Table:
         ", both": {"unit": "requests", "prefill": "every"},
         ", max_wait: 16": {"max_wait": 16},
     }
+    # Where the cap does not bind, all queued tokens fit, and no rule changes anything.
     tight = binding(best)
     changes: dict[str, Setting] = {
         **{f"as calibrated{rule}": replace(best, options=how) for rule, how in rules.items()},

@@ -101,6 +101,7 @@ def main() -> None:
     groups = [*GROUPS, *APART]
     defined = [each for group in groups for each in configurations(group, options.device)]
     judged = [(name, group.model) for name, group, _ in defined if group in GROUPS]
+    # Model by model, so that both models have calibration configurations.
     chosen: set[str] = set()
     for model in MODELS:
         chosen |= split([name for name, of in judged if of == model])
@@ -224,6 +225,7 @@ def priced(study: Study, group: Group, plan: Plan) -> Path:
     """Write and return the profile of a group, its operations fitted to all slices."""
     file = profile_of(study, group)
     samples = Samples()
+    # Sorted, so that the fit does not depend on the order of files on disk.
     for each in sorted(samples_of(study, group).glob("*.json")):
         samples.add(load_samples(each))
     emulated = study.device == "cpu"

@@ -409,7 +409,8 @@ class LosesIds(Watched):
 
 
 def test_14_a_lost_copy_ends_the_run_and_is_named() -> None:
-    assert re.search(r"waits without end; pending: .*copy of key \d+ on h2d", broken(14, LosesACopy))
+    said = broken(14, LosesACopy)
+    assert re.search(r"waits without end; pending: .*copy of key \d+ on h2d", said)
 
 
 def test_14_lost_ids_end_the_run() -> None:

@@ -61,6 +61,7 @@ class KvStore:
         """
         self.layers_attended += 1
         out = query.new_empty(query.shape[1], query.shape[0], value.shape[-1])
+        # Sequences have different lengths, so each attends in a call of its own.
         start = 0
         for span in self._spans:
             stop = start + span.tokens
@@ -80,6 +81,7 @@ class KvStore:
         layers = self._kept.setdefault(span.sequence, {})
         end = span.position + span.tokens
         room = layers[layer][0].shape[1] if layer in layers else 0
+        # Room for the whole sequence at once: growing would copy all entries in every step.
         if span.position == 0 and room < span.capacity:
             room = span.capacity
             layers[layer] = (_room(key, span.capacity), _room(value, span.capacity))

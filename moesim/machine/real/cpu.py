@@ -57,6 +57,7 @@ class CpuDevice:
             takes = copy_ns(link, nbytes, pinned=True) - (link.latency_ns if goes_on else 0)
             due = max(self._free_ns[lane], ready_ns) + takes
             self._free_ns[lane] = due
+            # The copy itself has taken a part of the link's time; only the rest is waited for.
             left = due - time.monotonic_ns()
             if left > 0:
                 time.sleep(left / 1e9)

@@ -58,6 +58,8 @@ class CudaDevice:
         self._torch: Any = torch
         self._streams = {lane: self._torch.cuda.Stream() for lane in (GPU, H2D, D2H)}
         self._origin = self._torch.cuda.Event(enable_timing=True)
+        # One origin event ties the device's clock to the host's: `elapsed_time` gives differences
+        # only.
         torch.cuda.synchronize()
         self._origin.record(torch.cuda.current_stream())
         self._origin.synchronize()

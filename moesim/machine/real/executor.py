@@ -193,6 +193,7 @@ class Executor:
         newest = self._newest
         if newest is None:
             raise InvariantError(4, "there is nothing to bring to the host")
+        # Nothing to copy; the lane still asks, so that the order of operations is the same.
         if newest.device.type == "cpu":
             self._fetched = newest
             return
@@ -290,6 +291,7 @@ class Executor:
     def _at_experts(self, layer: int, hidden: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
         """Stop at the experts of layer `layer` until they are computed. It runs in the greenlet."""
         shared = self._shared[layer]
+        # Shared experts first, so that they run while routed experts are copied.
         if shared is not None:
             shared.compute(hidden)
         if self._batch.expert_ids is not None:

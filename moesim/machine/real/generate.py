@@ -215,6 +215,7 @@ def _server(
         requests,
         scheduler=Scheduler(
             batching(parse_options(batching, serving.batching_options or {})),
+            # The KV store has no blocks, so a block is one token.
             BlockPool(room, 1),
             token_budget=serving.token_budget,
             max_sequences=serving.max_sequences,

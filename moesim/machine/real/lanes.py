@@ -131,6 +131,7 @@ class Lane:
                     piece = self._take()
             if not (self._begin(piece) and self._collect()):
                 return
+            # Poll only if no more work can be handed in; otherwise hand in the next piece at once.
             if self._flying and (piece is None or len(self._flying) == self._limit):
                 time.sleep(_POLL_S)
 

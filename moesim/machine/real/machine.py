@@ -69,6 +69,7 @@ class RealMachine:
 
     def serve(self, server: Server) -> None:
         """Run a server on this machine to its end, then close the machine."""
+        # A static placement is loaded before time zero, as in the simulation.
         for cache in dict.fromkeys(server.caches):
             for key, slot in cache.slots.items():
                 self.preload(key, slot.number)

@@ -52,6 +52,7 @@ class PackedRouter:
         positions = torch.from_numpy(positions_of(spans)).to(token_ids_T.device, non_blocking=True)
         logits_1TN = self._router.run(token_ids_T[None], positions[None], self._attend)
         _, weights_T1, ids_T1 = decide(logits_1TN[0], scaled=self._scaled)
+        # One tensor, so that ids and weights reach the host in one copy.
         return torch.cat([ids_T1.double(), weights_T1.double()], dim=1)
 
     def release(self, sequence: int) -> None:

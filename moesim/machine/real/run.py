@@ -114,6 +114,7 @@ def executor_for(plan: Plan, device: Device, *, seed: int = 0) -> Executor:
     every = plan.trace.num_layers * plan.trace.num_experts
     distinct = max(1, min(_DISTINCT_BYTES // shape.expert_bytes, every))
     pinned = device.pins and scenario.hardware.pinned
+    # On a GPU the buffers are in its own memory, so only the experts count here.
     needed = (distinct + (0 if device.pins else plan.buffers)) * shape.expert_bytes
     free = free_memory()
     if needed > free:

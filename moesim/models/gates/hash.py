@@ -23,8 +23,11 @@ class Hash(Gate):
         draw = torch.Generator().manual_seed(seed)
         num_blocks = -(-tasks // num_experts)
         orders = torch.rand(num_blocks, num_experts, generator=draw).argsort(dim=1)
+        # Position p of a block takes experts p to p + k - 1 of its order, so each expert is taken k
+        # times.
         places = (torch.arange(num_experts)[:, None] + torch.arange(k)) % num_experts
         dealt = orders[:, places].reshape(-1, k)[:tasks]
+        # Shuffled, so that consecutive ids are not in one block.
         ids = dealt[torch.randperm(tasks, generator=draw)]
         self.register_buffer("table", torch.zeros(tasks, num_experts).scatter(1, ids, 1 / k))
 

@@ -57,6 +57,7 @@ def mix_shared(weights_TBN: Tensor, experts: Sequence[Expert], inputs_BF: Tensor
 
     An expert runs once on every row in which some mixture needs it. Raise as `mix` does.
     """
+    # Exactly zero, not small: only a weight of exactly zero has no gradient.
     used_BN = (weights_TBN.detach() != 0).any(dim=0)
     out: Tensor | None = None
     for expert, weights_TB, used_B in zip(

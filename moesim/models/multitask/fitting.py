@@ -188,6 +188,7 @@ class _Run:
         order = torch.from_numpy(draw.permutation(len(self.train)))
         losses, pairs = [], 0
         with torch.random.fork_rng(devices=[]):
+            # A seed of the epoch's own stream, so that a resumed run draws the same numbers.
             torch.manual_seed(int(draw.integers(2**62)))
             batches = torch.split(order, self.settings.batch)
             for step, rows in enumerate(batches, number * self.steps + 1):
@@ -202,6 +203,7 @@ class _Run:
         share = pairs / (len(self.train) * len(self.model.experts))
         self.history.append(Epoch(sum(losses) / len(losses), validation, pairs, share))
         if self.best == number:
+            # A copy, because later epochs change the parameters in place.
             self.best_state = {
                 name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()
             }

@@ -80,6 +80,8 @@ class Mixture(nn.Module):
             else:
                 weights, own = gate(inputs)
                 loss = loss + own
+            # A static gate has one row for each of its tasks, a per-example gate one for each
+            # example.
             each = weights[:, None] if gate.static else weights[None]
             parts.append(each.expand(-1, len(features), -1))
         return torch.cat(parts), loss

@@ -82,6 +82,7 @@ class MixtureExperts(nn.Module):
 
     def forward(self, features_R: Tensor, ids_RK: Tensor, weights_RK: Tensor) -> Tensor:
         """Return `[R, H]` of `[R, ...]`. Raise `UsageError` if no row has an expert."""
+        # Places with id -1 have weight 0, so adding them to expert 0 changes nothing.
         empty_RN = weights_RK.new_zeros(len(weights_RK), self.num_experts)
         weights_RN = empty_RN.scatter_add(1, ids_RK.clamp(min=0), weights_RK)
         return mix(weights_RN, list(self.experts), features_R)

@@ -104,6 +104,7 @@ def watched(
 
     def hook(i: int) -> Any:
         if variant == "code":
+            # The input of `down_proj` is the inner activations, which no module returns.
             return ffns[i].module.down_proj.register_forward_pre_hook(
                 lambda _, inputs: see(i, inputs[0])
             )

@@ -142,6 +142,7 @@ def top_masks(
     check_masks(domains, width, share, variant)
     ordered, order = scores.sort(dim=-1, descending=True, stable=True)
     if variant == "code":
+        # Strictly above, as released, which leaves one channel fewer than `paper`.
         chosen = scores > ordered[..., num_channels(width, share) - 1, None]
     else:
         chosen = torch.zeros_like(scores, dtype=torch.bool)

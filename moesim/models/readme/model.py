@@ -106,6 +106,7 @@ def refactor(
             f"masks of shape {tuple(masks_NLD.shape)} do not fit {shape[0]} layers of {shape[1]} "
             "channels"
         )
+    # Without the dense model's name, which would pass for the name of the new model.
     base = {key: value for key, value in dense.config.to_dict().items() if key != "_name_or_path"}
     config = ReadMeConfig(
         base=base,
@@ -159,6 +160,7 @@ def materialise(masked: ReadMeForCausalLM, layout: str = "fused") -> ReadMeForCa
     )
     model = _build(config, masked)
     states = masked.state_dict()
+    # Experts are cut below; all other weights stay the same.
     for name in [name for name in states if ".experts." in name]:
         del states[name]
     _load_rest(model, states)

@@ -168,6 +168,7 @@ class _Work:
         masks = top_masks(self.scores(), tuple(self.held_out), settings.share, settings.variant)
         if settings.control == "random":
             masks = random_masks(masks, settings.seed)
+        # For readers of the folder; a resumed run computes masks from the scores again.
         masks.save(self.out / "masks.safetensors")
         return masks
 
@@ -252,6 +253,7 @@ class _Work:
 
     def _masked(self, kind: str) -> ReadMeForCausalLM:
         settings = self.settings
+        # All kinds draw their routers from the same state.
         torch.manual_seed(settings.seed)
         if kind == "dense":
             pooled = self.scores().mean(dim=0, keepdim=True)

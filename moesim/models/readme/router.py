@@ -114,6 +114,7 @@ class PreGatingRouter(nn.Module):
         if seen is None:
             seen = torch.ones_like(token_ids, dtype=torch.bool)
         cache = cache or RouterCache()
+        # Positions count real tokens only, so that padding on the left does not move a prompt.
         past = 0 if cache.seen is None else cache.seen.sum(dim=1, keepdim=True)
         positions = (past + seen.cumsum(dim=1) - 1).clamp(min=0)
         return self.run(token_ids, positions, partial(_look_back, seen=seen, cache=cache))

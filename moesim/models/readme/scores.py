@@ -35,6 +35,7 @@ def channel_scores(
         for n, ids_WT in enumerate(windows.values()):
 
             def add(layer: int, values: Tensor, n: int = n) -> None:
+                # float64, because a sum over many tokens in float32 loses small values.
                 sums_NLD[n, layer] += values.double().abs().flatten(0, -2).sum(dim=0).cpu()
 
             with watched(ffns, add, variant):

@@ -151,6 +151,7 @@ class _Run:
     def go_through(self, stage: Stage) -> None:
         """Do the remaining steps of a stage, then measure the model."""
         parameters = _parameters(self.model, routers=stage.kind == "router")
+        # A new optimizer for each stage, because other parameters learn in it.
         optimizer = torch.optim.AdamW(
             parameters.values(), lr=stage.peak, weight_decay=self.schedule.weight_decay
         )
