@@ -40,7 +40,7 @@ def main() -> None:
         )
         print(f"\n{path.stem:>11} |  LRU atomic  sequential  inflated | static atomic  sequential")
         for capacity in CAPACITIES:
-            # Misses, not hits: the inflation of a small miss rate would hardly show in hits.
+            # Misses, not hits: in hits the inflation of a small miss rate is hard to see.
             lru, worse = (1 - rates["lru"][capacity] for rates in (atomic, sequential))
             static, same = (1 - rates["static"][capacity] for rates in (atomic, sequential))
             print(

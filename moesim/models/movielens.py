@@ -126,10 +126,10 @@ def _unwatched(ratings: Ratings, draw: np.random.Generator) -> Ids:
 
 def _rows(pairs: Ids, values: npt.NDArray[np.float32] | None) -> Examples:
     rated = values is not None
-    known = torch.full((len(pairs),), rated)
+    rated_B = torch.full((len(pairs),), rated)
     ratings = torch.zeros(len(pairs)) if values is None else torch.from_numpy(values)
-    targets = {"watch": known.long(), "rating": ratings}
-    return Examples(torch.from_numpy(pairs), targets, {"rating": known})
+    targets = {"watch": rated_B.long(), "rating": ratings}
+    return Examples(torch.from_numpy(pairs), targets, {"rating": rated_B})
 
 
 def _joined(both: list[Examples]) -> Examples:

@@ -219,7 +219,7 @@ def test_a_misfit_is_noticed() -> None:
     with pytest.raises(InvariantError, match="experts of layer 1 before its router"):
         executor.run(Experts(1, (8,), (2,)), (0,))
     executor.begin(batch)
-    with pytest.raises(InvariantError, match="ended Dense of layer 0, but .* asked for Front"):
+    with pytest.raises(InvariantError, match=r"ended Dense of layer 0, but .* asked for Front"):
         executor.run(Front(0, BATCH))
     with pytest.raises(InvariantError, match="2 rows in the step, 3 token_ids"):
         executor.begin(Batch((Span(0, 0, 2, 4, True),), [3, 4, 5]))

@@ -74,14 +74,14 @@ def build(
     if name not in GATES:
         raise UsageError(f"no gate is called {name!r}; {_near(name, GATES)}")
     kind, given = GATES[name], dict(options or {})
-    known = [
+    options_of_kind = [
         option
         for option in inspect.signature(kind).parameters
         if option not in ("num_experts", "k", "features", "tasks")
     ]
-    if unknown := sorted(set(given) - set(known)):
+    if unknown := sorted(set(given) - set(options_of_kind)):
         raise UsageError(
-            f"the gate {name} has no option {unknown[0]!r}; {_near(unknown[0], known)}"
+            f"the gate {name} has no option {unknown[0]!r}; {_near(unknown[0], options_of_kind)}"
         )
     for option, value in given.items():
         _check_option(name, option, value, inspect.signature(kind).parameters[option].default)

@@ -246,9 +246,10 @@ def _mixed(alpha_k: Tensor, r_kN: Tensor) -> Tensor:
     return (alpha_k.softmax(dim=-1).unsqueeze(-1) * r_kN).sum(dim=-2)
 
 
-def _like(given: Vector, made: Tensor) -> Vector:
-    answer: Any = made if isinstance(given, Tensor) else made.numpy()
-    return answer  # type: ignore[no-any-return]
+def _like(like: Vector, tensor: Tensor) -> Vector:
+    """Return a tensor as it is, or as an array if `like` is an array."""
+    vector: Any = tensor if isinstance(like, Tensor) else tensor.numpy()
+    return vector  # type: ignore[no-any-return]
 
 
 def _check_gamma(gamma: float) -> None:
