@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Callable
 from functools import cache
@@ -14,6 +15,8 @@ from tiny_traces import tiny_trace
 
 from moesim.trace import Trace, from_esft
 
+os.environ["HF_HUB_OFFLINE"] = "1"  # before it is read: no test asks the network
+
 # Where the shell that starts the tests ignores Ctrl-C (a background job), children would too.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -22,6 +25,15 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 settings.register_profile("moesim", deadline=None, derandomize=True, database=None)
 settings.register_profile("explore", deadline=None, max_examples=2000)
 settings.load_profile("moesim")
+
+STUDIES = Path(__file__).parent / "studies"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark all tests of the studies slow: they train models and run whole programs, in small."""
+    for item in items:
+        if item.path.is_relative_to(STUDIES):
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="session")

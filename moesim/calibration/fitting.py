@@ -2,10 +2,12 @@
 
 A *point* is all repeats of the same work: its parts, the median of its durations and their mean.
 Errors are relative, because short steps are as frequent as long ones. Outliers (another process had
-the processor) get less weight after Huber (1964). Coefficients are not negative, after Lawson and
-Hanson (1974), so more work never costs less. Durations are skewed, and a run is a sum of many, so a
-fit of medians would predict too short a run. Therefore all coefficients are scaled until the sum of
-the fitted durations is right. Durations beyond one and a half times the usual count as that much.
+the processor) get less weight after Huber (1964). The scale of the errors is estimated with the
+coefficients, so each round is one weighted least squares. Its coefficients are not negative
+(scipy's `nnls`), so more work never costs less. Durations are skewed, and a run is a sum of many,
+so a fit of medians would predict too short a run. Therefore all coefficients are scaled until the
+sum of the fitted durations is right. Durations beyond one and a half times the usual count as that
+much.
 """
 
 from __future__ import annotations
@@ -25,7 +27,6 @@ __all__ = [
     "Point",
     "Row",
     "fit",
-    "nnls",
     "pool",
     "robust",
     "split",
@@ -133,6 +134,8 @@ def robust(
     `offset` is a part of each duration that is already explained, in ns; the coefficients explain
     the rest.
     """
+    from scipy.optimize import nnls  # slow to import
+
     rows = np.array([parts(point.work) for point in points], dtype=float)
     offsets = np.array([offset(point.work) if offset else 0.0 for point in points])
     durations = np.array([max(point.duration_ns, 1.0) for point in points])
@@ -142,7 +145,7 @@ def robust(
     # Huber's loss by iterated reweighting: a point's trust falls with its error in the last round.
     for _ in range(_ROUNDS):
         scale = weights * np.sqrt(trust)
-        coefficients = nnls(rows * scale[:, None], (durations - offsets) * scale)
+        coefficients, _ = nnls(rows * scale[:, None], (durations - offsets) * scale)
         errors = np.abs(rows @ coefficients + offsets - durations) / durations
         usual = _HUBER * _MAD * float(np.median(errors))
         if usual <= 0:
@@ -176,39 +179,3 @@ def verify(held_out: Sequence[Point], predict: Callable[[Any], float], fitted: i
         # The standard error of a median is 1.2533 times that of a mean, for normal errors.
         interval=1.96 * 1.2533 * spread / np.sqrt(len(held_out)),
     )
-
-
-def nnls(rows: Array, values: Array) -> Array:
-    """Return the x ≥ 0 with least |rows · x − values| (Lawson and Hanson, 1974, chapter 23).
-
-    `rows` is [points, parts]; parts that no point has get 0.
-    """
-    norms = np.linalg.norm(rows, axis=0)
-    scale = np.where(norms > 0, norms, 1.0)
-    a = rows / scale
-    num_parts = a.shape[1]
-    x = np.zeros(num_parts)
-    active = np.zeros(num_parts, dtype=bool)  # the parts that are not held at 0
-    tolerance = 1e-10 * max(1.0, float(np.abs(a.T @ values).max(initial=0.0)))
-    for _ in range(5 * num_parts):
-        pull = np.where(active | (norms == 0), -np.inf, a.T @ (values - a @ x))
-        if pull.max(initial=-np.inf) <= tolerance:
-            break
-        active[int(pull.argmax())] = True
-        x = _settle(a, values, x, active)
-    return np.asarray(x / scale)
-
-
-def _settle(a: Array, values: Array, x: Array, active: npt.NDArray[np.bool_]) -> Array:
-    """Return the least squares of the active parts; parts that would turn negative leave them."""
-    while True:
-        best = np.zeros(len(x))
-        best[active] = np.linalg.lstsq(a[:, active], values, rcond=None)[0]
-        falling = active & (best <= 0)
-        if not falling.any():
-            return best
-        step = float((x[falling] / np.maximum(x[falling] - best[falling], 1e-300)).min())
-        x = x + min(1.0, step) * (best - x)
-        leaving = falling & (x <= 1e-12 * max(1.0, float(np.abs(x).max())))
-        active &= ~(leaving if leaving.any() else falling)
-        x[~active] = 0.0

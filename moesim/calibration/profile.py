@@ -43,6 +43,10 @@ class Profile:
     narrow: bool
     """Whether all intervals became narrow within the time budget."""
 
+    def __repr__(self) -> str:
+        width = "narrow" if self.narrow else "wide"
+        return f"<Profile {self.data['name']}: {self.rounds} rounds, intervals {width}>"
+
     def hardware(self) -> Hardware:
         """Return the resolved profile."""
         return hardware_from(self.data, "the measured profile")

@@ -79,30 +79,9 @@ def difference(
 
 @cache
 def t_quantile(degrees: int) -> float:
-    """The t below which |T| lies with probability 0.95, for Student's T of integer degrees.
+    """The t below which |T| lies with probability 0.95, for Student's T of integer degrees."""
+    from scipy.special import stdtrit  # slow to import
 
-    Solved by bisection in θ = atan(t / √degrees) on the finite series of Abramowitz and Stegun,
-    26.7.3 and 26.7.4, so that no statistics package is needed.
-    """
     if degrees < 1:
         raise ValueError(f"degrees of freedom ({degrees}) must be at least 1")
-    low, high = 0.0, math.pi / 2
-    for _ in range(80):
-        middle = (low + high) / 2
-        if _within(middle, degrees) < CONFIDENCE:
-            low = middle
-        else:
-            high = middle
-    return math.tan((low + high) / 2) * math.sqrt(degrees)
-
-
-def _within(theta: float, degrees: int) -> float:
-    """P(|T| < √degrees · tan θ)."""
-    cosine, sine = math.cos(theta), math.sin(theta)
-    odd = degrees % 2 == 1
-    term = cosine if odd else 1.0
-    total = term if degrees > 1 else 0.0
-    for power in range(3 if odd else 2, degrees - 1, 2):
-        term *= cosine * cosine * (power - 1) / power
-        total += term
-    return 2 / math.pi * (theta + sine * total) if odd else sine * total
+    return float(stdtrit(degrees, (1 + CONFIDENCE) / 2))

@@ -42,6 +42,7 @@ from moesim.errors import MoesimError, OutputError, UsageError
 from moesim.models import PRESETS, Corpus, GatedPreset, cut_prompts, train
 from moesim.models.gates import DSelectK
 from moesim.record import load_model, record
+from moesim.report.statistics import difference
 from moesim.report.tabular import Table, markdown
 from moesim.streams import stream
 from moesim.trace import load_trace
@@ -98,7 +99,7 @@ def draw_settings(name: str, count: int) -> list[Setting]:
     before all were drawn.
     """
     shared, own = stream(0, "rates of all rows"), stream(0, f"options of {name}")
-    edges = np.linspace(*map(math.log, RATES), num=count + 1)
+    edges = np.linspace(math.log(RATES[0]), math.log(RATES[1]), num=count + 1)
     space = ROWS[name].space
     combinations = [dict(zip(space, values, strict=True)) for values in product(*space.values())]
     order = own.permutation(len(combinations))
@@ -258,7 +259,7 @@ def by_quality(results: Results) -> Table:
         losses = [final_loss(story) for story in stories]
         less = reading = ""
         if ours is not None and name != "dselect_k":
-            gap = recovery.difference([final_loss(s) for s in ours], losses, relative=False)
+            gap = difference([final_loss(s) for s in ours], losses, relative=False)
             less, reading = recovery.written(gap, 3, sign=True), recovery.reading(gap, -1)
         bits = [story["binary"] for story in stories]
         table.add(
@@ -327,7 +328,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     from transformers.utils import logging
 
-    logging.disable_progress_bar()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     corpus = corpus_of(options.text, options.characters)
     study = Study(options.out, corpus, options)
     results = {name: study.models_of(name) for name in options.rows}

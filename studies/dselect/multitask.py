@@ -86,7 +86,7 @@ def draw_settings(gate: str, count: int, rates: tuple[float, float]) -> list[Set
     return [
         {
             "lr": float(math.exp(draw.uniform(low, high))),
-            **{key: values[draw.integers(len(values))] for key, values in space.items()},
+            **{key: values[int(draw.integers(len(values)))] for key, values in space.items()},
         }
         for _ in range(count)
     ]

@@ -138,7 +138,7 @@ def draw_settings(gate: str, count: int, seed: int = 0) -> list[Setting]:
     return [
         {
             "lr": float(math.exp(rng.uniform(low, high))),
-            **{key: values[rng.integers(len(values))] for key, values in SPACES[gate].items()},
+            **{key: values[int(rng.integers(len(values)))] for key, values in SPACES[gate].items()},
         }
         for _ in range(count)
     ]

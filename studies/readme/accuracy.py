@@ -56,7 +56,7 @@ def main() -> None:
     import torch
     from transformers.utils import logging
 
-    logging.disable_progress_bar()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     torch.set_num_threads(options.threads)
     corpus = corpus_of(options.text, 2_000_000)
     seeds = range(options.seeds)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
@@ -58,6 +58,7 @@ def measure(
         model="independent uniform references",
         synthetic=True,
     )
+    wanted: list[str | tuple[str, dict[str, Any]]]
     wanted = ["random", "lru", ("min_window", {"window": window}), "min"]
     rates = curve(trace, wanted, capacities=PUBLISHED["lru"], admission="always", seed=seed)
     return {

@@ -11,8 +11,8 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from benches import PretendBench
 from paths import ROOT
+from stand_in_machines import PretendBench
 from typer.testing import CliRunner
 
 from moesim.cli import app
@@ -71,7 +71,7 @@ def _no_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
-def validate(*arguments: str | Path) -> Any:
+def validate(*arguments: str | int | Path) -> Any:
     return CliRunner().invoke(app, ["validate", *map(str, arguments)])
 
 

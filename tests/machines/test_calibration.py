@@ -12,14 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 import simpy
-from hypothesis import given
-from hypothesis import strategies as st
-from measuring import random_times, tiny_shape
-from scipy.optimize import nnls as scipy_nnls
+from measured_profiles import random_times, tiny_shape
 
 from moesim.calibration.calibrate import measure
 from moesim.calibration.design import Design, Limits, Subject, design_plan, designs
-from moesim.calibration.fitting import Point, fit, nnls, pool, robust, split
+from moesim.calibration.fitting import Point, fit, pool, robust, split
 from moesim.calibration.samples import Readback, read_journal
 from moesim.calibration.times import fit_times
 from moesim.errors import UsageError
@@ -91,7 +88,7 @@ class SimBench:
 
     def __init__(self, cost: CostModel, noise: float = 0.0) -> None:
         self.limits = LIMITS
-        self.link = None
+        self.link: Link | None = None
         self.served: list[Design] = []
         self._cost = cost
         self._noise = noise
@@ -156,13 +153,13 @@ def test_samples_are_the_prices_themselves() -> None:
     for layer, ns in samples.fronts:
         assert ns == cost.front_ns(layer.layer, layer.batch)
         assert layer.first == (layer.layer == 0)
-    for nbytes, ns in samples.readbacks:
-        assert ns == cost.readback_ns(nbytes.nbytes)
+    for readback, ns in samples.readbacks:
+        assert ns == cost.readback_ns(readback.nbytes)
     for tail, ns in samples.tails:
         assert ns == cost.tail_ns(tail.batch) + cost.readback_ns(tail.nbytes)
     for nbytes, ns in samples.copies:
         assert ns == cost.copy_ns("h2d", nbytes)
-    assert min(map(len, (samples.experts, samples.copies, samples.readbacks))) > 20
+    assert min(len(samples.experts), len(samples.copies), len(samples.readbacks)) > 20
     assert {work.landed for work, _ in samples.experts} == {True, False}
 
 
@@ -196,23 +193,6 @@ def test_late_wake_ups_of_an_emulated_link_count_once() -> None:
     assert samples.readbacks == [(Readback(8, True), 50)]
     assert [ns for _, ns in samples.experts] == [300 - 260, 400 - 370]
     assert [ns for _, ns in samples.copies] == [125, 110]
-
-
-@given(
-    st.integers(1, 12).flatmap(
-        lambda parts: st.lists(
-            st.lists(st.integers(-9, 9), min_size=parts, max_size=parts), min_size=1, max_size=20
-        )
-    ),
-    st.integers(0, 2**32),
-)
-def test_nnls_is_as_good_as_scipys(rows: list[list[int]], seed: int) -> None:
-    a = np.array(rows, dtype=float)
-    b = np.random.default_rng(seed).normal(size=len(a))
-    found = nnls(a, b)
-    assert (found >= 0).all()
-    _, least = scipy_nnls(a, b)
-    assert np.linalg.norm(a @ found - b) == pytest.approx(least, abs=1e-6)
 
 
 def test_outliers_hardly_move_a_fit() -> None:

@@ -11,8 +11,9 @@ import pytest
 torch = pytest.importorskip("torch", reason="the executor needs the torch extra")
 
 import transformers as hf  # noqa: E402
-from driving import BATCH, Sequences, run_experts, run_step  # noqa: E402
-from recording import FAMILIES, tiny  # noqa: E402
+from executor_driver import BATCH, Sequences, run_experts, run_step  # noqa: E402
+from router_models import FAMILIES, tiny  # noqa: E402
+from torch import nn  # noqa: E402
 
 from moesim.errors import InvariantError, UsageError  # noqa: E402
 from moesim.hardware.ops import Dense, Experts, Front, Tail  # noqa: E402
@@ -244,7 +245,7 @@ def test_what_is_not_supported_is_named() -> None:
         Executor(model, buffers=1)
 
 
-class _Skips(torch.nn.Module):
+class _Skips(nn.Module):
     """Attention of a kind of its own."""
 
     def forward(self, hidden_states: Any, **_: Any) -> tuple[Any, None]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import simpy
-from costed import costed_trace
+from costed_traces import costed_trace
 from workloads import decisions, everything, plan_of, random_case, run_on, tiny_scenario
 
 from moesim.errors import InvariantError

@@ -14,7 +14,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="the real machine needs the torch extra")
 
-from recording import tiny  # noqa: E402
+from router_models import tiny  # noqa: E402
 
 from moesim.errors import DeviceError, UsageError  # noqa: E402
 from moesim.machine.real.device import DEVICES, open_device  # noqa: E402
@@ -153,7 +153,7 @@ def test_sequences_are_forgotten_once_they_are_over(monkeypatch: pytest.MonkeyPa
 def test_static_placement_needs_a_profile() -> None:
     profile = {key: key % 5 for key in range(24)}
     ours = served("qwen3_moe", slots=12, eviction="static", profile=profile)
-    assert ours.server.caches[0].preloaded == 4
+    assert len(ours.server.caches[0].preloaded) == 4
     check(ours, plain("qwen3_moe"), 1e-9)
     with pytest.raises(UsageError, match="static needs popularity counts"):
         served("qwen3_moe", slots=12, eviction="static")
@@ -178,7 +178,8 @@ def test_the_model_is_as_before() -> None:
 
 def test_what_makes_no_sense_is_refused() -> None:
     model = model_of("mixtral")
-    for policy in ({"eviction": "min"}, {"prefetch": "oracle"}):
+    clairvoyant: list[dict[str, Any]] = [{"eviction": "min"}, {"prefetch": "oracle"}]
+    for policy in clairvoyant:
         with pytest.raises(UsageError, match="sees the future"):
             Serving(**policy)
     with pytest.raises(UsageError, match=r"staging \(0\) must be at least 1"):
@@ -190,12 +191,12 @@ def test_what_makes_no_sense_is_refused() -> None:
 
 
 def test_a_device_that_fails_leaves_the_model_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    from moesim.machine.real import executor
+    from moesim.machine.real.experts import LayerEvent
 
     def fail(*_: Any) -> None:
         raise RuntimeError("a bit fell over")
 
-    monkeypatch.setattr(executor.LayerEvent, "compute", fail)
+    monkeypatch.setattr(LayerEvent, "compute", fail)
     with pytest.raises(DeviceError, match="a bit fell over"):
         served("mixtral", FakeDevice(latest_s=0.0001))
     monkeypatch.undo()

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from measuring import measured_profile, random_times, tiny_shape
+from measured_profiles import measured_profile, random_times, tiny_shape
 from workloads import (
     REFACTORED_CONFIG,
     everything,
@@ -207,7 +207,7 @@ def test_who_waited_for_a_copy_begins_later_and_who_was_busy_does_not(
     resident_ns: int, start: int
 ) -> None:
     """Copies take 100 ns; from a landing to the start of what has waited for it, 7 ns."""
-    prices = {(1,): resident_ns, (2,): 20}
+    prices: dict[tuple[int, ...], int] = {(1,): resident_ns, (2,): 20}
     event_times = EventTimes(((1, 2), (False, True), ()), prices.__getitem__, 100, 7)
     assert event_times.landings == [100]
     assert event_times.starts == [0, start]

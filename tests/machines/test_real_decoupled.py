@@ -15,8 +15,8 @@ from workloads import decisions, plan_of, run_on, tiny_scenario
 
 torch = pytest.importorskip("torch", reason="the real machine needs the torch extra")
 
-from benches import simulated  # noqa: E402
-from refactored import readme_model, some_tokens  # noqa: E402
+from refactored_models import readme_model, some_tokens  # noqa: E402
+from stand_in_machines import simulated  # noqa: E402
 
 from moesim.errors import InvariantError, UsageError  # noqa: E402
 from moesim.hardware.ops import Tail  # noqa: E402
@@ -39,7 +39,9 @@ from moesim.simulate import Plan, finish  # noqa: E402
 from moesim.trace import Trace  # noqa: E402
 from moesim.validate import Witness  # noqa: E402
 
-PROMPTS = [some_tokens(1, length, seed=length)[0].tolist() for length in (9, 4, 1, 6, 13)]
+PROMPTS: list[Any] = [
+    some_tokens(1, length, seed=length)[0].tolist() for length in (9, 4, 1, 6, 13)
+]
 NEW = 6
 LAYERS, EXPERTS = 3, 4
 BATCHINGS = [("expert_aware", {"prefill": prefill}) for prefill in ("majority", "every")]
@@ -153,7 +155,8 @@ def test_the_model_is_as_before() -> None:
 @pytest.fixture(scope="module")
 def traces(tmp_path_factory: pytest.TempPathFactory) -> dict[Any, Trace]:
     """What the plain models' routers decided for the same prompts."""
-    folder, prompts = tmp_path_factory.mktemp("recorded"), [Prompt(tokens=p) for p in PROMPTS]
+    folder = tmp_path_factory.mktemp("recorded")
+    prompts = [Prompt(tokens=tuple(prompt)) for prompt in PROMPTS]
     return {
         variant: record(model_of(*variant), None, prompts, folder / str(number), max_new_tokens=NEW)
         for number, variant in enumerate(VARIANTS)
@@ -204,7 +207,7 @@ def check_decisions(ours: Generation, plan: Plan, departures: list[Any]) -> None
     assert (found.misses, found.prefetches) == (expected.misses, expected.prefetches)
     assert found.nbytes == expected.nbytes
     server = ours.server
-    end = SimpleNamespace(ledger=server.ledger, caches=list(dict.fromkeys(server.caches)))
+    end: Any = SimpleNamespace(ledger=server.ledger, caches=list(dict.fromkeys(server.caches)))
     assert decisions(end) == decisions(theirs)  # the unions of all layer events among them
 
 
@@ -260,7 +263,7 @@ def test_a_recorded_trace_is_executed_in_its_shape(
 def test_the_masked_form_is_executed_as_the_fused_one(
     tmp_path: Path, traces: dict[Any, Trace]
 ) -> None:
-    prompts = [Prompt(tokens=p) for p in PROMPTS]
+    prompts = [Prompt(tokens=tuple(p)) for p in PROMPTS]
     masked = record(endless(readme_model()), None, prompts, tmp_path / "masked", max_new_tokens=NEW)
     assert np.array_equal(masked.expert_ids, traces[VARIANTS[0]].expert_ids)
     executor = real.executor_for(plan_for(masked, 5, POLICIES[0]), open_device("cpu"))
@@ -304,7 +307,7 @@ def test_only_tokens_that_exist_have_experts() -> None:
     prompt = model_of().route(torch.tensor([PROMPTS[1]])).argmax(-1)[0].tolist()
     assert routing.experts(requests[1], 4) == [[expert] for expert in prompt]
     unions, counts = routing.unions(rows[1][:4])
-    assert unions[2] == [2 * EXPERTS + expert for expert in dict.fromkeys(prompt)]
+    assert unions[2] == tuple(2 * EXPERTS + expert for expert in dict.fromkeys(prompt))
     assert [sum(each) for each in counts] == [4] * LAYERS
     uses = {layer * EXPERTS + e: prompt.index(e) for layer in range(LAYERS) for e in prompt}
     assert routing.first_uses(rows[1][:4]) == uses

@@ -336,7 +336,7 @@ def test_parameters_have_the_published_shapes() -> None:
 @pytest.mark.parametrize("n", [6, 8])
 def test_the_module_is_the_enumerated_gate_of_its_smooth_steps(n: int) -> None:
     torch.manual_seed(1)
-    static = DSelectK(n, 2, tasks=3, gamma=2.0).double()
+    static: Any = DSelectK(n, 2, tasks=3, gamma=2.0).double()
     with torch.no_grad():
         static.z_logits.uniform_(-1.2, 1.2)
     linear = DSelectK(n, 2, features=4, gamma=2.0).double()

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from costed import costed_trace
+from costed_traces import costed_trace
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scripted import (
+from scripted_servers import (
     D2H,
     DEMAND,
     GPU,
@@ -163,7 +163,7 @@ def test_lanes_follow_the_rules_where_copies_take_no_time(make: Any, script: lis
 @both_machines
 def test_demand_overtakes_prefetches_at_a_chunk_boundary_and_never_inside_one(make: Any) -> None:
     """Two prefetches of 3 chunks of 10 ns; a demand copy at 12 ns starts at 20."""
-    script = [
+    script: list[Any] = [
         Issue(H2D, 30, PREFETCH),
         Issue(H2D, 30, PREFETCH),
         Await((), 12),
@@ -177,7 +177,7 @@ def test_demand_overtakes_prefetches_at_a_chunk_boundary_and_never_inside_one(ma
 
 @both_machines
 def test_a_promoted_prefetch_goes_behind_the_demand_issued_so_far(make: Any) -> None:
-    script = [
+    script: list[Any] = [
         Issue(H2D, 10),
         Issue(H2D, 10, PREFETCH),
         Issue(H2D, 10, PREFETCH),
@@ -201,7 +201,7 @@ def test_a_demand_copy_that_cannot_start_lets_prefetches_by(make: Any) -> None:
 def test_at_the_same_instant_work_ends_before_the_server_acts_and_lanes_start(make: Any) -> None:
     """The copy ends at 10, exactly when the server looks: it is done, and the demand copy issued
     then goes before the prefetch that was queued."""
-    script = [
+    script: list[Any] = [
         Issue(H2D, 10),
         Issue(H2D, 5, PREFETCH),
         Await((), 10),

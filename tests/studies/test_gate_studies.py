@@ -41,15 +41,19 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(out: Path, *more: str, rows: list[str] = ROWS) -> str:
     """The study's tables, with narrower layers than anybody would take."""
-    narrow = replace(
-        PRESETS["gated"], hidden=16, expert_ffn=8, head_dim=4, vocabulary=300, context=16
-    )
+    preset: Any = PRESETS["gated"]
+    narrow = replace(preset, hidden=16, expert_ffn=8, head_dim=4, vocabulary=300, context=16)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(language, "PRESETS", {"gated": narrow})
         patch.setattr(served, "CAPACITIES", (4,))
         patch.setattr(served, "SHOWN", (4,))
         printed: list[str] = []
-        patch.setattr("builtins.print", lambda *text, file=None, **_: file or printed.extend(text))
+
+        def note(*text: str, file: Any = None, **_: Any) -> None:
+            if file is None:
+                printed.extend(text)
+
+        patch.setattr("builtins.print", note)
         language.main([str(out), "--rows", *rows, *SMALL, *more])
     return "\n".join(printed)
 

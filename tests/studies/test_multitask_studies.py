@@ -11,8 +11,8 @@ from study_scripts import study
 
 torch = pytest.importorskip("torch", reason="mixtures need the torch extra")
 
-from made_up_data import made_up_digits, made_up_ratings  # noqa: E402
-from mixtures import TASKS, examples, mixture  # noqa: E402
+from multitask_problem import TASKS, examples, mixture  # noqa: E402
+from random_datasets import made_up_digits, made_up_ratings  # noqa: E402
 
 from moesim.errors import UsageError  # noqa: E402
 

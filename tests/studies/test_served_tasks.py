@@ -15,8 +15,8 @@ from study_scripts import study
 
 torch = pytest.importorskip("torch", reason="mixtures need the torch extra")
 
-from made_up_data import made_up_digits  # noqa: E402
-from mixtures import examples, gate, mixture  # noqa: E402
+from multitask_problem import examples, gate, mixture  # noqa: E402
+from random_datasets import made_up_digits  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
 from moesim.errors import OutputError, ScenarioError, UsageError  # noqa: E402
@@ -191,7 +191,7 @@ def test_a_trace_holds_no_examples_and_says_how_it_came_to_be(tmp_path: Path) ->
     trace = record_tasks(served, stream_of(), tmp_path / "trace", provenance={"seed": 7})
     assert trace.meta.model == "made up"
     assert trace.meta.provenance["seed"] == 7
-    assert trace.meta.model_config["gate_options"]["gamma"] == "1.0"  # type: ignore[index]
+    assert trace.meta.model_config["gate_options"]["gamma"] == "1.0"
     names = {path.name for path in (tmp_path / "trace").iterdir()}
     assert names == {
         "trace.json",
@@ -454,7 +454,7 @@ def test_a_shipped_trace_is_whole_small_and_names_its_command(name: str) -> None
     assert sum(path.stat().st_size for path in folder.iterdir()) <= 100_000
     kind, gate_kind = SHIPPED[name]
     assert trace.meta.router == kind
-    assert trace.meta.model_config["gate"] == gate_kind  # type: ignore[index]
+    assert trace.meta.model_config["gate"] == gate_kind
     assert not trace.meta.synthetic
     assert trace.num_requests >= 100
     assert set(trace.requests["domain"]) == {"top_left", "bottom_right"}

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from benches import PretendBench, simulated
-from measuring import measured_profile, random_times, tiny_shape
+from measured_profiles import measured_profile, random_times, tiny_shape
+from stand_in_machines import PretendBench, simulated
 from workloads import plan_of, tiny_scenario, tiny_trace
 
 from moesim.errors import OutputError

@@ -81,7 +81,7 @@ def assert_same(left: Trace, right: Trace) -> None:
             np.testing.assert_array_equal(np.asarray(mine), np.asarray(other), err_msg=role)
 
 
-def read_header(folder: Path) -> dict[str, Any]:
+def read_header(folder: Path) -> Any:
     return json.loads((folder / "trace.json").read_text(encoding="utf-8"))
 
 

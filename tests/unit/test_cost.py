@@ -24,6 +24,7 @@ from moesim.hardware import (
     load_hardware,
     named_shape,
 )
+from moesim.hardware.ops import Op
 
 # 10 operations and 1 byte a nanosecond are reached.
 HARDWARE = Hardware(
@@ -174,7 +175,7 @@ def test_asking_twice_or_elsewhere_gives_the_same_price(shape: str) -> None:
     first = CostModel(load_hardware("rtx-4090"), named_shape(shape))
     second = CostModel(load_hardware("rtx-4090"), named_shape(shape))
     batch = BatchShape(7, 900, 2000, 3)
-    ops = [Front(1, batch), Experts(1, (0, 1), (3, 4)), Tail(batch), Dense(0, batch)]
+    ops: list[Op] = [Front(1, batch), Experts(1, (0, 1), (3, 4)), Tail(batch), Dense(0, batch)]
     prices = [first.compute_ns(op) for op in ops]
     assert prices == [first.compute_ns(op) for op in ops]
     assert prices[::-1] == [second.compute_ns(op) for op in ops[::-1]]

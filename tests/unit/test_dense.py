@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from dense import tiny_llama
+from dense_decoders import tiny_llama
 
 from moesim.errors import UsageError
 from moesim.models import PRESETS, DensePreset, built_in_corpus, train

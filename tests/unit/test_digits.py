@@ -9,7 +9,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="mixtures need the torch extra")
 
-from made_up_data import made_up_digits  # noqa: E402
+from random_datasets import made_up_digits  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from moesim.errors import MissingExtra, UsageError  # noqa: E402
@@ -109,7 +109,7 @@ def test_experts_and_towers_fit() -> None:
 
 def test_without_the_package_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(digits, "find_spec", lambda _: None)
-    with pytest.raises(MissingExtra, match=r"moesim\[digits\]"):
+    with pytest.raises(MissingExtra, match=r"\.\[digits\]"):
         digits.load()
 
 

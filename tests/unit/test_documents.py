@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from paths import ROOT
+
+import moesim
 
 
 def commands(text: str) -> list[str]:
@@ -22,10 +25,30 @@ def test_ci_runs_exactly_the_test_command_of_the_readme() -> None:
     assert test in (ROOT / ".ci/run").read_text().splitlines()
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/design.md"])
+def test_ci_runs_the_slow_tests_that_this_command_leaves_out() -> None:
+    lines = (ROOT / ".ci/run").read_text().splitlines()
+    assert ".venv/bin/python -m pytest -n auto -m slow" in lines
+
+
+def test_the_citation_names_this_version() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert (citation["version"], citation["license"]) == (moesim.__version__, "Apache-2.0")
+
+
+def test_no_test_measures_wall_clock_time() -> None:
+    """A deadline (`monotonic() + ...`) guards against a hang; a difference measures."""
+    measures = re.compile(r"perf_counter|process_time|thread_time|time\.time\(|monotonic\w*\(\) -")
+    files = [*(ROOT / "tests").rglob("test_*.py")]
+    assert len(files) > 50
+    own = Path(__file__)
+    assert [file.name for file in files if file != own and measures.search(file.read_text())] == []
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "docs/design.md"])
 def test_files_that_a_document_names_exist(name: str) -> None:
     text = (ROOT / name).read_text()
-    named = re.findall(r"`((?:moesim|docs|scenarios|tests|examples|traces)/[\w./-]+)`", text)
+    folders = "moesim|docs|scenarios|tests|examples|traces|benchmarks|studies|reports"
+    named = re.findall(rf"`((?:{folders})/[\w./-]*)`", text)
     missing = [path for path in named if not (ROOT / path).exists()]
     assert named
     assert missing == []

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import typer
-from recording import END, PAD, VOCABULARY, batch
+from router_models import END, PAD, VOCABULARY, batch
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, LlamaConfig
 from typer.testing import CliRunner
@@ -181,7 +181,8 @@ def test_a_router_before_the_layers_does_not_look_ahead() -> None:
 @pytest.mark.parametrize("gate", ["top_k", "dselect_k", "softmax"])
 def test_experts_without_weight_do_not_run_and_are_not_missed(gate: str) -> None:
     """In training, what is computed is the sum over all experts of weight times output."""
-    model = made(gate, **({"gamma": 0.5} if gate == "dselect_k" else {})).train()
+    options: dict[str, Any] = {"gamma": 0.5} if gate == "dselect_k" else {}
+    model = made(gate, **options).train()
     block = model.blocks[1]
     experts = block.experts
     hidden = torch.randn(9, 16, dtype=torch.float64)
@@ -278,7 +279,7 @@ def test_without_end_tokens_every_request_generates_its_limit(tmp_path: Path) ->
     prompts = [Prompt(tokens=(3, 4 + n), max_new_tokens=9 + n) for n in range(6)]
     model.generation_config.eos_token_id = list(range(2, 30))  # half of all there are
     asked = [prompt.max_new_tokens for prompt in prompts]
-    options = {"temperature": 1.0, "seed": 1}
+    options: dict[str, Any] = {"temperature": 1.0, "seed": 1}
     ended = record(model, None, prompts, tmp_path / "ended", **options)
     assert ended.requests["output_tokens"].tolist() < asked
     whole = record(model, None, prompts, tmp_path / "whole", ignore_end=True, **options)
@@ -362,6 +363,7 @@ def _quiet() -> Iterator[None]:
     logging.enable_progress_bar()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("gate", "routed_by", "options"),
     [
@@ -504,9 +506,9 @@ def test_the_command_trains_any_gate(
     [
         (["--gate", "top_k", "--top-k", "9"], r"k \(9\) must be .* at most the number of experts"),
         (["--gate", "switch", "--top-k", "2"], r"k \(2\) must be 1"),
-        (["--gate", "topk"], "no gate is called 'topk'; did you mean top_k"),
+        (["--gate", "topk"], "no gate is called 'topk'; did you mean 'top_k'"),
         (["--gate", "dselect_k", "--gate-option", "gamma=0"], r"gamma \(0\) must be positive"),
-        (["--gate", "dselect_k", "--gate-option", "gama=1"], "did you mean gamma"),
+        (["--gate", "dselect_k", "--gate-option", "gama=1"], "did you mean 'gamma'"),
         (["--gate", "top_k", "--gate-option", "balance"], "expected NAME=VALUE"),
         (["--gate", "dselect_k", "--gate-option", "gamma=abc"], r"gamma 'abc' must be a number"),
         (["--gate", "dselect_k", "--gate-option", "gamma=true"], r"gamma True must be a number"),

@@ -360,7 +360,7 @@ def test_straight_through_keeps_k_forward_and_learns_from_all_backward() -> None
     x = inputs(static=False)
     weight = torch.arange(N).float()
 
-    def run(straight_through: bool) -> tuple[Tensor, Tensor]:
+    def run(straight_through: bool) -> tuple[Tensor, Any]:
         torch.manual_seed(0)
         gate = GumbelSoftmax(N, 2, features=F, straight_through=straight_through).train()
         weights = gate(x).weights
@@ -522,7 +522,7 @@ class Model(nn.Module):
 
 @every_gate
 def test_the_recorder_records_what_a_gate_selects(name: str, static: bool) -> None:
-    model = Model([made(name, static=static, seed=seed) for seed in range(3)]).eval()
+    model: Any = Model([made(name, static=static, seed=seed) for seed in range(3)]).eval()
     ids = torch.randint(ROWS, (2, 7), generator=torch.Generator().manual_seed(0))
     hidden: list[Tensor] = []
     for block in model.layers:

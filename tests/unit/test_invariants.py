@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from paths import ROOT
-from watching import Watched, Work, watch
+from watched_machines import Watched, Work, watch
 from workloads import plan_of, random_case, run_on, tiny_scenario, tiny_trace
 
 from moesim.errors import InvariantError, UsageError

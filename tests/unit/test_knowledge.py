@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import simpy
-from costed import costed_trace
+from costed_traces import costed_trace
 from oracles.eviction import furthest_next_use, replay
-from watching import enlist
+from watched_machines import enlist
 from workloads import (
     REFACTORED_CONFIG,
     TINY_CONFIG,

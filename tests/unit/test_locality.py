@@ -6,6 +6,7 @@ import csv
 import math
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from moesim.trace.locality import Locality, distances, follows, locality, pooled
 from moesim.trace.statistics import adjacent_overlap
 
 
-def top_1(*requests: list[int], domain: list[str] | None = None, experts: int = 6) -> Trace:
+def top_1(*requests: Any, domain: list[str] | None = None, experts: int = 6) -> Trace:
     """A top-1 trace of one layer."""
     return Trace.from_arrays(
         expert_ids=np.concatenate(requests)[:, None, None],

@@ -8,7 +8,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="mixtures need the torch extra")
 
-from made_up_data import made_up_ratings  # noqa: E402
+from random_datasets import made_up_ratings  # noqa: E402
 
 from moesim.errors import UsageError  # noqa: E402
 from moesim.models import movielens  # noqa: E402

@@ -11,7 +11,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="mixtures need the torch extra")
 
-from mixtures import TASKS, examples, gate, mixture  # noqa: E402
+from multitask_problem import TASKS, examples, gate, mixture  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
 from moesim.errors import MoesimError, UsageError  # noqa: E402
@@ -344,7 +344,7 @@ def test_a_task_without_data_is_an_error_before_any_work() -> None:
 @pytest.mark.parametrize(
     ("option", "value"), [("epochs", 0), ("batch", 0), ("patience", 0), ("rate", 0.0)]
 )
-def test_impossible_settings_are_refused(option: str, value: float) -> None:
+def test_impossible_settings_are_refused(option: str, value: Any) -> None:
     with pytest.raises(UsageError, match=option):
         replace(QUICK, **{option: value})
 

@@ -130,7 +130,7 @@ def test_scaling_counts_back_before_they_overflow_changes_nothing(
 
 @pytest.mark.parametrize("decay", [1e-3, 1e-199, 5e-324])
 def test_counts_stay_finite_however_steep_the_decay(decay: float) -> None:
-    policy = build("lfu_decay", [], 2, decay=decay)
+    policy: Any = build("lfu_decay", [], 2, decay=decay)
     for number in range(500):
         policy.decide(View(0, [number % 3]))
     assert all(np.isfinite(policy.rank[key]).all() for key in range(3))
@@ -151,19 +151,24 @@ def test_static_equals_its_naive_version_access_by_access(events: Events, capaci
 
 
 def test_static_keeps_what_its_profile_says(tmp_path: Path) -> None:
-    asked = []
+    asked: list[Any] = []
+
+    def popularity(profile: Any) -> dict[int, int]:
+        asked.append(profile)
+        return {3: 5, 1: 9}
+
     context = CacheContext(
         capacity=2,
         universe=UNIVERSE,
         admission="bypass",
         rng=np.random.default_rng(0),
-        popularity=lambda profile: asked.append(profile) or {3: 5, 1: 9},
+        popularity=popularity,
     )
     policy = find("eviction", "static")(context, parse_options(find("eviction", "static"), {}))
     assert list(policy.preload()) == [1, 3]
     options = parse_options(find("eviction", "static"), {"profile": "elsewhere"})
     find("eviction", "static")(context, options)
-    assert asked == [None, "elsewhere"]
+    assert asked == [None, Path("elsewhere")]
 
 
 def test_popularity_counts_the_rows_that_use_each_key() -> None:

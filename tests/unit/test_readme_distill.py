@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from dense import LAYERS, WIDTH, ids, inner_activations, tiny_llama
+from dense_decoders import LAYERS, WIDTH, ids, inner_activations, tiny_llama
 from torch import Tensor
 from torch.nn.functional import kl_div
 

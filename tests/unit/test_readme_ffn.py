@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import transformers as hf
-from dense import LAYERS, WIDTH, ids, inner_activations, tiny, tiny_llama
+from dense_decoders import LAYERS, WIDTH, ids, inner_activations, tiny, tiny_llama
 from torch import nn
 
 from moesim.errors import UsageError

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from dense import LAYERS, WIDTH, ids, inner_activations, tiny_llama
+from dense_decoders import LAYERS, WIDTH, ids, inner_activations, tiny_llama
 from torch import Tensor
 
 from moesim.errors import UsageError

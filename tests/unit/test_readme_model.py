@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from refactored import ROUTER, dense_model, readme_model, some_masks, some_tokens
+from refactored_models import ROUTER, dense_model, readme_model, some_masks, some_tokens
 from torch.nn import functional
 
 from moesim.errors import UsageError
@@ -185,8 +185,10 @@ def test_attention_is_not_scaled(router: PreGatingRouter) -> None:
 
 @pytest.mark.parametrize("options", KINDS)
 def test_generation_with_caches_is_generation_without(options: dict[str, Any]) -> None:
-    model, tokens = materialise(readme_model(**options)), some_tokens(1, 6)
-    length = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+    model: Any = materialise(readme_model(**options))
+    tokens = some_tokens(1, 6)
+    length: dict[str, Any] = {"max_new_tokens": 8, "do_sample": False}
+    length |= {"pad_token_id": 0, "eos_token_id": None}
     text = model.generate(tokens, **length)
     assert torch.equal(logits_of(model, text)[:, 5:-1].argmax(-1), text[:, 6:])
     padded = functional.pad(tokens, (4, 0), value=3)
@@ -241,7 +243,7 @@ def test_a_trace_names_no_folder_of_this_machine(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("routing", ["decoupled", "layerwise"])
 def test_what_is_recorded_is_what_was_routed(tmp_path: Path, routing: str) -> None:
-    model = materialise(readme_model(routing=routing))
+    model: Any = materialise(readme_model(routing=routing))
     prompts = [Prompt("", tokens=(1, 2, 3), max_new_tokens=4), Prompt("", tokens=(9, 8, 7, 6, 5))]
     trace = record(model, None, prompts, tmp_path / "trace", max_new_tokens=6)
     assert trace.meta.router == routing

@@ -222,7 +222,8 @@ def test_what_was_refused_does_not_keep_the_folder(
 
 def test_domains_in_another_order_are_another_run(whole: Path, base: Path, corpus: Corpus) -> None:
     """Expert n is of domain n, in the scores that are kept too."""
-    turned = Corpus(*(dict(reversed(part.items())) for part in (corpus.train, corpus.validation)))
+    train, validation = (dict([*part.items()][::-1]) for part in (corpus.train, corpus.validation))
+    turned = Corpus(train, validation)
     assert turned.describe() == corpus.describe()
     with pytest.raises(OutputError, match="holds another run"):
         run(base, turned, whole, QUICK)
@@ -314,9 +315,8 @@ def test_bases_and_folders_that_do_not_fit(
     ],
 )
 def test_the_command_line_says_what_is_wrong(
-    tmp_path: Path, base: Path, options: list[str], message: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, base: Path, options: list[str], message: str
 ) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     given = options if "--base" in options else ["--base", str(base), *options]
     with pytest.raises(UsageError, match=message):
         app(["models", "readme", "--out", str(tmp_path / "out"), *given], standalone_mode=False)

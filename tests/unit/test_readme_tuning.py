@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from refactored import dense_model, readme_model, some_masks, some_tokens
+from refactored_models import dense_model, readme_model, some_masks, some_tokens
 from safetensors.torch import save_file
 
 from moesim.errors import MoesimError, UsageError
@@ -100,6 +100,7 @@ def test_both_stages_learn(routing: str, variant: Any) -> None:
     assert (start.tokens, router.tokens, experts.tokens) == (0, 0, 20 * 4 * 12)
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import transformers as hf
-from recording import END, FAMILIES, PAD, VOCABULARY, batch, tiny
+from router_models import END, FAMILIES, PAD, VOCABULARY, batch, tiny
 
 from moesim.errors import OutputError, TraceError, UsageError
 from moesim.models.tokenizer import train_tokenizer
@@ -203,7 +203,7 @@ def test_progress_counts_requests(tmp_path: Path) -> None:
         batch_size=2,
         progress=lambda done, of: seen.append((done, of)),
     )
-    assert seen == [(2, 5), (4, 5), (5, 5)]
+    assert seen == [(0, 5), (2, 5), (4, 5), (5, 5)]
 
 
 def test_an_existing_trace_is_kept_unless_forced(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pytest
 import torch
 import transformers as hf
-from recording import DECODERS, FAMILIES, batch, tiny
+from router_models import DECODERS, FAMILIES, batch, tiny
 from torch import nn
 
 from moesim.errors import TraceError, UsageError
@@ -120,7 +120,7 @@ def test_decisions_and_predictions_equal_matmul_and_top_k_by_hand(family: str) -
     assert recording.probabilities is not None
     real = np.ones(recording.expert_ids.shape[:2], dtype=bool)
     real[:, :9] = batch()[1].bool().numpy()  # the state of padding is all zeros: every expert ties
-    weights = [layer.router.weight.detach().double().numpy() for layer in gates.layers]  # type: ignore[union-attr]
+    weights = [layer.router.weight.detach().double().numpy() for layer in gates.layers]
     for index in range(num_layers):
         hidden = gates.states(index, len(real))[real]
         probabilities = softmax(hidden @ weights[index].T)
@@ -339,7 +339,7 @@ def test_experts_without_a_router_are_read_from_their_call() -> None:
 def test_a_switch_token_beyond_the_capacity_has_no_expert() -> None:
     model = tiny("switch")
     for layer in find_moe_layers(model):
-        layer.router.expert_capacity = 1  # type: ignore[union-attr]
+        layer.router.expert_capacity = 1
     ids = torch.full((1, 6), 7)
     with Recorder(model) as recorder, torch.no_grad():
         model(input_ids=ids, decoder_input_ids=ids)

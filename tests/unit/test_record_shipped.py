@@ -41,7 +41,7 @@ def test_two_routers_of_one_base_differ_in_the_router_alone() -> None:
     ids_TL = np.asarray(decoupled.expert_ids)[:, :, 0]
     assert (ids_TL == ids_TL[:, :1]).all()
     assert not (np.asarray(layerwise.expert_ids)[:, 0] == layerwise.expert_ids[:, 1]).all()
-    base = [trace.meta.model_config["base"] for trace in (decoupled, layerwise)]  # type: ignore[index]
+    base = [trace.meta.model_config["base"] for trace in (decoupled, layerwise)]
     assert base[0] == base[1]
 
 

@@ -6,6 +6,7 @@ import csv
 import math
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -243,7 +244,7 @@ def test_charts_hold_what_was_measured(rng: np.random.Generator) -> None:
     with house_style():
         heat = transition_matrix(pair, about="About.", seed=0)
         lines = mutual_information(found, about="About.")
-    image = heat.axes[0][0].images[0]
+    image: Any = heat.axes[0][0].images[0]
     assert image.get_array().shape == (28, 28)
     np.testing.assert_allclose(image.get_array().filled(0), 100 * pair.matrix(28))
     assert f"28 most frequent of {len(pair.before.states)} states of layer 1" in heat.caption

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from fabricate import run_directory
+from run_directories import run_directory
 
 from moesim.errors import MoesimError, UsageError
 from moesim.report import load_run, load_runs, plots_for_run

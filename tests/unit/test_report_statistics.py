@@ -11,7 +11,10 @@ from scipy import stats
 from moesim.report.statistics import difference, estimate, t_quantile
 
 
-def test_t_quantiles_are_those_of_scipy() -> None:
+def test_t_quantiles_are_those_of_printed_tables() -> None:
+    printed = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 9: 2.262, 30: 2.042, 120: 1.980}
+    for degrees, quantile in printed.items():
+        assert t_quantile(degrees) == pytest.approx(quantile, abs=5e-4)
     for degrees in (*range(1, 40), 99, 100, 999, 1000):
         assert t_quantile(degrees) == pytest.approx(stats.t.ppf(0.975, degrees), rel=1e-12)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from costed import costed_trace
+from costed_traces import costed_trace
 from workloads import plan_of, random_case, run_on, tiny_scenario
 
 from moesim.machine.events import EventMachine

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from costed import costed_trace
+from costed_traces import costed_trace
 from tiny_traces import adopt, edit_header, edit_shard, save_sharded, tiny_arrays, tiny_trace
 from workloads import tiny_scenario
 

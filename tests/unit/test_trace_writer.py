@@ -187,7 +187,7 @@ def test_a_full_disk_is_an_output_error_naming_the_path(limit: int, tmp_path: Pa
         [sys.executable, "-c", LIMITED, str(tmp_path / "trace"), str(limit)],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
     )
     if limit == 100_000:
         assert done.returncode == 0, done.stderr
@@ -226,6 +226,7 @@ for number in itertools.count():
 """
 
 
+@pytest.mark.slow
 def test_being_killed_leaves_only_whole_traces_under_their_names(tmp_path: Path) -> None:
     interrupted = whole = 0
     draw = random.Random(5)

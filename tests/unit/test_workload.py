@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from costed import costed_trace
+from costed_traces import costed_trace
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from watching import enlist
+from watched_machines import enlist
 from workloads import plan_of, run_on, tiny_scenario, tiny_trace
 
 from moesim.errors import ScenarioError
@@ -332,6 +332,28 @@ def test_tiling_stays_within_the_chosen_domains() -> None:
     assert only.rows.tolist() == [3, 4, 3, 4]
 
 
+def test_where_no_request_of_a_domain_was_decoded_prompt_rows_stand_in() -> None:
+    """A request's own, again and again; those of its domain's other requests are no better."""
+    trace = costed_trace(
+        np.zeros((7, 1, 1), int), seq_len=[3, 4], prompt_tokens=[3, 4], domain="code"
+    )
+    first, second = workload(trace, prefill="skip", lengths={"prompt": 2, "output": 8})
+    assert first.rows.tolist() == [0, 1, 2, 0, 1, 2, 0]
+    assert second.rows.tolist() == [3, 4, 5, 6, 3, 4, 5]
+    assert (first.tiled_rows, second.tiled_rows) == (7, 7)
+
+
+def test_requests_of_a_domain_that_were_not_decoded_are_passed_over() -> None:
+    trace = costed_trace(
+        np.zeros((7, 1, 1), int), seq_len=[2, 3, 2], prompt_tokens=[2, 1, 2], domain="code"
+    )
+    rows = [
+        one.rows.tolist()
+        for one in workload(trace, prefill="skip", lengths={"prompt": 4, "output": 6})
+    ]
+    assert rows == [[3, 4, 3, 4, 3]] * 3
+
+
 def test_the_tiled_share_is_reported() -> None:
     trace = domains_trace()
     scenario = tiny_scenario(workload={"lengths": {"prompt": 4, "output": 6}})
@@ -475,10 +497,8 @@ def test_arrivals_order_and_resampled_rows_draw_from_streams_of_their_own() -> N
 
 
 def test_streams_are_told_apart_by_seed_name_and_number() -> None:
-    draws = {
-        key: stream(*key).integers(1 << 62)
-        for key in [(0, "arrivals"), (1, "arrivals"), (0, "eviction", 0), (0, "eviction", 1)]
-    }
+    keys: list[Any] = [(0, "arrivals"), (1, "arrivals"), (0, "eviction", 0), (0, "eviction", 1)]
+    draws = {key: stream(*key).integers(1 << 62) for key in keys}
     assert len(set(draws.values())) == 4
     assert draws[0, "arrivals"] == stream(0, "arrivals").integers(1 << 62)
 

@@ -60,4 +60,5 @@ def inner_activations(model: Any, ids_T: torch.Tensor, layer: int) -> torch.Tens
         ffn = block.mlp
         gate = states[0][0] @ ffn.gate_proj.weight.T
         up = states[0][0] @ ffn.up_proj.weight.T
-        return torch.nn.functional.silu(gate) * up
+        activations: torch.Tensor = torch.nn.functional.silu(gate) * up
+        return activations

@@ -13,7 +13,7 @@ torch.set_num_threads(1)
 VOCABULARY = 61
 PAD, END = 0, 1
 
-_COMMON = {
+_COMMON: dict[str, Any] = {
     "vocab_size": VOCABULARY,
     "hidden_size": 32,
     "intermediate_size": 32,
@@ -27,7 +27,7 @@ _COMMON = {
     # Wide enough that logits, and so routing, are far from ties.
     "initializer_range": 0.3,
 }
-_MLA = {
+_MLA: dict[str, Any] = {
     "kv_lora_rank": 16,
     "q_lora_rank": None,
     "qk_nope_head_dim": 16,
@@ -39,6 +39,11 @@ _MLA = {
     "num_experts_per_tok": 3,
     "first_k_dense_replace": 1,
 }
+
+
+def _any(config: Any) -> Any:
+    """Configurations take more keywords than they declare."""
+    return config
 
 
 def _dbrx() -> Any:
@@ -58,7 +63,7 @@ def _dbrx() -> Any:
 
 
 def _switch() -> Any:
-    config = hf.SwitchTransformersConfig(
+    config = _any(hf.SwitchTransformersConfig)(
         vocab_size=VOCABULARY,
         d_model=32,
         d_kv=16,
@@ -89,7 +94,7 @@ FAMILIES: dict[str, Callable[[], Any]] = {
         )
     ),
     "qwen3_moe": lambda: hf.Qwen3MoeForCausalLM(
-        hf.Qwen3MoeConfig(
+        _any(hf.Qwen3MoeConfig)(
             **_COMMON,
             num_experts=8,
             moe_intermediate_size=16,

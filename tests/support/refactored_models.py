@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from moesim.models.readme.model import ReadMeForCausalLM, refactor
+from moesim.models.readme.model import refactor
 
 torch.set_num_threads(1)
 
@@ -49,11 +49,12 @@ def some_masks(num_experts: int = 4, layers: int = 3, width: int = 24, seed: int
     return masks
 
 
-def readme_model(family: str = "Llama", **options: Any) -> ReadMeForCausalLM:
+def readme_model(family: str = "Llama", **options: Any) -> Any:
     """A masked model, its routers as undecided between experts as random ones are."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
-        model = refactor(dense_model(family), some_masks(), **{"router": ROUTER, **options}).eval()
+        model: Any = refactor(dense_model(family), some_masks(), **{"router": ROUTER, **options})
+        model.eval()
         for block in model.blocks:
             if hasattr(block.router, "linear"):
                 torch.nn.init.normal_(block.router.linear.weight)

@@ -1,0 +1,20 @@
+"""A clock for tests of what sleeps: time that moves only in `sleep`, which wakes up late."""
+
+from __future__ import annotations
+
+
+class LateClock:
+    """Stands for the module `time`; every sleep takes `late_ns` more than it should."""
+
+    def __init__(self, late_ns: int = 0) -> None:
+        self.now_ns = 0
+        self.late_ns = late_ns
+
+    def monotonic_ns(self) -> int:
+        return self.now_ns
+
+    def monotonic(self) -> float:
+        return self.now_ns / 1e9
+
+    def sleep(self, seconds: float) -> None:
+        self.now_ns += round(seconds * 1e9) + self.late_ns
