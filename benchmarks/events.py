@@ -1,10 +1,10 @@
-"""How fast is the event loop? Layer events per second, as a share of raw SimPy timeouts.
+"""Speed of the event loop: layer events per second, as a share of raw SimPy timeouts.
 
-A batch-1 offloaded decode in Mixtral's shape (32 layers of 8 experts, top-2), 4 of 8 slots a
-layer, LRU, on a synthetic trace with the adjacent-token overlap of real ones, all metrics on.
-Beside it: raw SimPy timeouts, and the floor of a bare Python loop that only does the same LRU
-look-ups. Rounds are interleaved in one process and CPU time is counted, so that a busy machine
-disturbs all three alike; the median ratio is printed, then its spread.
+The workload is a batch-1 offloaded decode in Mixtral's shape (32 layers of 8 experts, top-2), with
+4 of 8 slots a layer, LRU, all metrics on. Its synthetic trace has the adjacent-token overlap of
+real traces. For comparison there are raw SimPy timeouts, and a bare Python loop that only does the
+same LRU look-ups. Rounds are interleaved in one process and CPU time is counted, so that a busy
+machine disturbs all three alike. The median ratio is printed, then its spread.
 
     python benchmarks/events.py
 """
@@ -38,7 +38,7 @@ KNOBS = SyntheticKnobs(
 
 
 def timeouts_per_s() -> float:
-    """Raw SimPy: one process that does nothing but wait."""
+    """Return the rate of raw SimPy: one process that only waits."""
 
     def waiter(env: simpy.Environment) -> simpy.events.ProcessGenerator:
         for _ in range(TIMEOUTS):
@@ -52,7 +52,7 @@ def timeouts_per_s() -> float:
 
 
 def layer_events_per_s(plan: Plan) -> tuple[float, float]:
-    """The simulator with everything it writes down; answers the hit rate too."""
+    """Return the rate of the simulator with all its metrics, and the hit rate."""
     start = time.process_time()
     summary = summarise(simulate(plan))
     spent = time.process_time() - start
@@ -60,7 +60,7 @@ def layer_events_per_s(plan: Plan) -> tuple[float, float]:
 
 
 def lookups_per_s(trace: Trace, capacity: int) -> float:
-    """A bare loop over the same ids with an LRU per layer: what Python itself costs."""
+    """Return the rate of a bare loop over the same ids with an LRU per layer: Python's own cost."""
     rows = trace.expert_ids[:].tolist()
     start = time.process_time()
     caches: list[OrderedDict[int, None]] = [OrderedDict() for _ in range(trace.num_layers)]
@@ -79,7 +79,7 @@ def lookups_per_s(trace: Trace, capacity: int) -> float:
 
 
 def make_plan(folder: Path) -> Plan:
-    """The benchmark's scenario."""
+    """Return the plan of the benchmark's scenario."""
     synthesize(KNOBS).save(folder / "trace")
     scenario = Scenario.model_validate(
         {
@@ -101,6 +101,7 @@ def main() -> None:
         hit_rate = 0.0
         for _ in range(ROUNDS):
             raw.append(timeouts_per_s())
+            # One after another in each round, so that a slow moment hits all three.
             speed, hit_rate = layer_events_per_s(plan)
             ours.append(speed)
             bare.append(lookups_per_s(plan.trace, 4))

@@ -1,9 +1,9 @@
-"""What does a run cost beside its event loop? CPU time, as a share of raw SimPy timeouts.
+"""The cost of a run outside its event loops: CPU time, as a share of raw SimPy timeouts.
 
-A thousand short requests from a synthetic trace on disk: reading scenario and trace, checking,
-building the workload, metrics and bounds, and writing the run directory: all but the event
-loops. The unit is 500,000 raw SimPy timeouts in the same process; rounds are
-interleaved and the median is printed. Imports and plots are reported apart.
+The run serves a thousand short requests from a synthetic trace on disk. The measured part is
+reading scenario and trace, checks, the workload, metrics and bounds, and writing the run directory.
+The unit is 500,000 raw SimPy timeouts in the same process. Rounds are interleaved and the median is
+printed. Imports and plots are reported apart.
 
     python benchmarks/files.py
 """
@@ -28,7 +28,7 @@ cache: {policy: lru, slots: 4/layer}
 
 
 def import_everything() -> float:
-    """Import what a run needs; answers the CPU seconds."""
+    """Import what a run needs; return the CPU seconds."""
     start = time.process_time()
     import pyarrow.parquet
     import simpy
@@ -47,7 +47,7 @@ def import_everything() -> float:
 
 
 def timeouts_s() -> float:
-    """CPU seconds of raw SimPy timeouts."""
+    """Return the CPU seconds of raw SimPy timeouts."""
     import simpy
 
     def waiter(env: simpy.Environment) -> simpy.events.ProcessGenerator:
@@ -62,7 +62,7 @@ def timeouts_s() -> float:
 
 
 class Stopwatch:
-    """Adds up the CPU time inside a function."""
+    """A wrapper of a function that adds up its CPU time."""
 
     def __init__(self, function: Any) -> None:
         self.function = function
@@ -77,13 +77,16 @@ class Stopwatch:
 
 
 def beside_the_loop_s(folder: Path, *, draw: bool = False) -> tuple[float, float]:
-    """CPU seconds of one run outside and inside its event loops. Building a server and closing
-    its books are outside."""
+    """Return the CPU seconds of one run outside and inside its event loops.
+
+    Building a server and its final checks count as outside.
+    """
     import moesim.simulate as running
     from moesim import wiring
 
     parts = (running.simulate, wiring.build_server, running.finish)
     simulate, build, finish = map(Stopwatch, parts)
+    # Functions are replaced where they are looked up, so that the run itself stays unchanged.
     running.simulate, wiring.build_server, running.finish = simulate, build, finish
     try:
         start = time.process_time()
@@ -97,7 +100,7 @@ def beside_the_loop_s(folder: Path, *, draw: bool = False) -> tuple[float, float
 
 
 def prepare(folder: Path) -> None:
-    """The trace and the scenario."""
+    """Write the trace and the scenario."""
     from moesim.trace import SyntheticKnobs, synthesize
 
     knobs = SyntheticKnobs(

@@ -1,4 +1,4 @@
-"""How long `moesim --help` takes, against a bare typer application with one command.
+"""CPU time of `moesim --help`, compared with a bare typer application of two commands.
 
 python benchmarks/startup.py
 """
@@ -24,7 +24,7 @@ app()
 
 
 def cpu_s(*arguments: str) -> float:
-    """CPU seconds of one child process."""
+    """Return the CPU seconds of one child process."""
     before = os.times()
     command = [sys.executable, *arguments, "--help"]
     subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
@@ -38,6 +38,7 @@ def main() -> None:
     """Measure both in turn; print the median of the ratios and their spread."""
     ours, bare = [], []
     for _ in range(ROUNDS):
+        # In turn, so that a busy machine disturbs both alike.
         ours.append(cpu_s("-m", "moesim"))
         bare.append(cpu_s("-c", BARE))
         time.sleep(0)

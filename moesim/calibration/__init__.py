@@ -1,7 +1,7 @@
-"""Calibration: how long a machine really takes, measured, fitted and written down as a profile.
+"""Calibration: measure a machine's times, fit them and write them as a profile.
 
-Designed workloads are served on the real machine; from the journal of each run come samples of
-every kind of operation; half of them are fitted, the others state the error.
+Designed workloads are served on the real machine. The journal of each run gives samples of every
+kind of operation. Half of the samples are fitted; the other half gives the error.
 """
 
 from moesim.calibration.bench import machine_facts

@@ -1,4 +1,4 @@
-"""The machine under calibration: serves designed workloads and hands back what its journal says."""
+"""The machine under calibration: serves designed workloads and returns the journal of each."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ _NO_LINK: Final = Link(0, 10**15, 10**15)
 
 
 class Bench(Protocol):
-    """What calibration needs of a machine."""
+    """The part of a machine that calibration needs."""
 
     limits: Limits
-    """As asked for, with the expert slots that there is room for."""
+    """The requested limits, with the number of expert slots that fit into memory."""
     link: Link | None
-    """The emulated link from host to device; None where copies are as fast as they are."""
+    """The emulated link from host to device; None if copies run at the machine's own speed."""
 
     def serve(self, design: Design) -> Sequence[Record]:
-        """Serve a workload; the journal of it."""
+        """Serve a workload and return its journal."""
 
     def close(self) -> None:
-        """Give up what it holds."""
+        """Release threads and memory."""
 
 
 class DeviceBench:
@@ -52,14 +52,18 @@ class DeviceBench:
         h2d: Link | None = None,
         d2h: Link | None = None,
     ) -> None:
-        """Raises `UsageError` without such a device, `BudgetError` where memory is short,
-        `MissingExtra` without torch."""
+        """Build the model and its executor on a device.
+
+        Raise `UsageError` without such a device, `BudgetError` if memory is short, `MissingExtra`
+        without torch.
+        """
         if find_spec("torch") is None:
             raise MissingExtra("torch", "calibration")
         from moesim.machine.real.run import executor_for
 
         self._subject = subject
         self._name = device
+        # Only the CPU emulates links; a GPU has real ones.
         self._links = {"h2d": h2d, "d2h": d2h} if device == "cpu" else {}
         self.link = self._links.get("h2d")
         self._hardware = _hardware(self.link)
@@ -74,7 +78,7 @@ class DeviceBench:
             opened.close()
 
     def open(self) -> Device:
-        """The device, to be closed by the caller."""
+        """Open the device; the caller closes it."""
         from moesim.machine.real.device import open_device
 
         return open_device(self._name, **self._links)
@@ -90,19 +94,19 @@ class DeviceBench:
 
 
 def _hardware(link: Link | None) -> Hardware:
-    """A machine whose only figure that reaches a real device is the size of a chunk."""
+    """Return a machine for plans: a real device takes only the size of a chunk from it."""
     card = load_hardware("a100-80gb")
     return replace(card, h2d=link or _NO_LINK, d2h=_NO_LINK)
 
 
 def _slots_with_room(subject: Subject, device: Device) -> int:
-    """Expert slots in a share of the memory that is free."""
+    """Return how many expert slots fit into a share of the free memory."""
     free = _free_bytes(device)
     slots = int(free * _SHARE_OF_MEMORY) // subject.shape.expert_bytes
     if slots < subject.shape.top_k:
         raise BudgetError(
             f"an expert of {subject.shape.name} has {format_bytes(subject.shape.expert_bytes)}; "
-            f"the device has {format_bytes(free)} of free memory, too little to time a few"
+            f"the device has {format_bytes(free)} of free memory, too little for a few experts"
         )
     return slots
 
@@ -118,7 +122,7 @@ def _free_bytes(device: Device) -> int:
 
 
 def total_bytes(device: Device) -> int:
-    """Memory of the device: for a processor, that of the machine."""
+    """Return the memory of the device; for a processor, that of the machine."""
     if device.torch_device == "cpu":
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     import torch
@@ -127,7 +131,7 @@ def total_bytes(device: Device) -> int:
 
 
 def machine_facts(device: str) -> dict[str, str | int | float]:
-    """The machine as its own system describes it: what must be the same for figures to hold."""
+    """Return the machine as its system describes it; figures hold only for an equal machine."""
     import torch
 
     from moesim import __version__
@@ -148,7 +152,7 @@ def machine_facts(device: str) -> dict[str, str | int | float]:
 
 
 def today() -> str:
-    """The date, as profiles carry it."""
+    """Return the date in the form of a profile."""
     return time.strftime("%Y-%m-%d", time.gmtime())
 
 

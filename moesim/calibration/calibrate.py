@@ -1,4 +1,4 @@
-"""Measure a machine: designed workloads until all intervals are narrow, or the time is over."""
+"""Measure a machine: serve designed workloads until all intervals are narrow or time is over."""
 
 from __future__ import annotations
 
@@ -35,18 +35,17 @@ if TYPE_CHECKING:
 
 __all__ = ["Measurement", "Slices", "calibrate", "calibrate_plan", "measure"]
 
-
 NARROW: Final = 0.02
 """Half of a 95 % interval that counts as narrow, relative to the median."""
 
-_CYCLE: Final = 6  # workloads that cover all sizes of batches
+_CYCLE: Final = 6  # workloads; that many cover all batch sizes
 _COPIES_SHARE, _OVERLAP_SHARE, _RATES_SHARE = 0.1, 0.08, 0.05  # of the time
-_ROUND_SHARE: Final = 0.12  # of the time, at most, for one workload
+_ROUND_SHARE: Final = 0.12  # of the time: the longest workload
 
 
 @dataclass(slots=True)
 class Measurement:
-    """What the designed workloads came to."""
+    """The result of the designed workloads."""
 
     samples: Samples
     times: OperationTimes
@@ -68,14 +67,14 @@ def calibrate(
 ) -> Profile:
     """Measure this machine with a model of the subject's shape and random weights.
 
-    `h2d` and `d2h` emulate links, on the CPU only. `budget_s` bounds the time of measuring;
-    building the model comes on top. `progress(phase, done, total)` is told of tenths of seconds:
-    those spent in a phase, of those that are left for it.
+    `h2d` and `d2h` emulate links, on the CPU only. `budget_s` bounds the time of measuring, without
+    the building of the model. `progress(phase, done, total)` reports tenths of seconds: those spent
+    in a phase, and those planned for it.
 
     Raises:
-        UsageError: there is no such device here, or the time is too short for a fit.
+        UsageError: this machine has no such device, or the time is too short for a fit.
         BudgetError: the model does not fit into the memory of the machine.
-        ScenarioError: no model can be built with such a shape.
+        ScenarioError: a model of this shape cannot be built.
         MissingExtra: torch is not installed.
         DeviceError, InvariantError: the machine failed.
     """
@@ -96,13 +95,14 @@ def calibrate(
             overlap = measure_overlap(opened, shape, budget_s=_OVERLAP_SHARE * budget_s)
             pins = opened.pins
         clock.begin("operations", clock.left_s)
-        found = measure(subject, bench, clock, seed=seed)
+        result = measure(subject, bench, clock, seed=seed)
         link = bench.link
     lines = _links(copies, pins)
-    found.times = _with_copies(found.times, found.samples, lines["h2d"] if link is None else link)
+    nominal = lines["h2d"] if link is None else link
+    result.times = _with_copies(result.times, result.samples, nominal)
     data = {
         "name": f"{device} of this machine, with {shape.name}",
-        **_figures(found.times, subject, lines, flops=flops, moved=moved, memory=memory),
+        **_figures(result.times, subject, lines, flops=flops, moved=moved, memory=memory),
         "measured": {
             "device": device,
             "date": today(),
@@ -110,9 +110,9 @@ def calibrate(
             "machine": machine_facts(device),
         },
         "overlap": overlap.model_dump(),
-        "operations": [found.times.model_dump(exclude_defaults=True)],
+        "operations": [result.times.model_dump(exclude_defaults=True)],
     }
-    return Profile(data, found.times, found.samples, tuple(copies), found.rounds, found.narrow)
+    return Profile(data, result.times, result.samples, tuple(copies), result.rounds, result.narrow)
 
 
 def calibrate_plan(
@@ -126,7 +126,7 @@ def calibrate_plan(
 ) -> Profile:
     """Calibrate for one plan: with its model, its slots, its steps' sizes and its links.
 
-    Raises as `calibrate`.
+    Raise as `calibrate` does.
     """
     return calibrate(
         _subject(plan),
@@ -141,34 +141,38 @@ def calibrate_plan(
 
 
 class Slices:
-    """A calibration for one plan that goes on a little at a time, between other measurements, so
-    that what is calibrated and what is predicted have met the same weather."""
+    """A calibration for one plan in slices, between other measurements.
+
+    So calibration and the runs that it predicts see the same machine load.
+    """
 
     def __init__(self, plan: Plan, *, device: str = "cpu") -> None:
-        """Raises as `calibrate`."""
+        """Build the plan's model. Raise as `calibrate` does."""
         self._subject = _subject(plan)
         self._bench = DeviceBench(self._subject, device, _limits(plan), **_emulated(plan, device))
 
     def sample(self, budget_s: float, *, seed: int) -> Samples:
-        """Samples of designed workloads that take about `budget_s`."""
-        found = Samples()
+        """Return samples of designed workloads that take about `budget_s`."""
+        samples = Samples()
         for more in _serve(self._subject, self._bench, _Clock(budget_s), seed):
-            found.add(more)
-        return found
+            samples.add(more)
+        return samples
 
     @staticmethod
     def fit(shape: ModelShape, samples: Samples, link: Link) -> OperationTimes:
-        """The times of a shape's operations from the samples of all slices. `link`: what copies
-        from host to device cost by themselves."""
+        """Return the times of a shape's operations from the samples of all slices.
+
+        `link` gives the nominal cost of copies from host to device.
+        """
         return _with_copies(fit_times(shape, samples), samples, link)
 
     def close(self) -> None:
-        """Let go of the model."""
+        """Release the model."""
         self._bench.close()
 
 
 def _limits(plan: Plan) -> Limits:
-    """What a plan's steps can hold at most."""
+    """Return the largest steps that a plan can have."""
     batching = plan.scenario.batching
     contexts = [request.max_kv_tokens for request in build_workload(plan.scenario, plan.trace)]
     return Limits(
@@ -180,18 +184,18 @@ def _limits(plan: Plan) -> Limits:
 
 
 def _emulated(plan: Plan, device: str) -> dict[str, Link]:
-    """The plan's links where they are emulated."""
+    """Return the plan's links if the device emulates them."""
     hardware = plan.cost.hardware
     return {"h2d": hardware.h2d, "d2h": hardware.d2h} if device == "cpu" else {}
 
 
 def _subject(plan: Plan) -> Subject:
-    """The model of a plan, built from what its shape was read from."""
+    """Return the model of a plan, with the configuration that its shape was read from."""
     return Subject(plan.cost.shape, plan.model_config)
 
 
 class _Clock:
-    """The time there is, and how much of it each phase has taken."""
+    """The time budget, and the progress of each phase."""
 
     def __init__(self, budget_s: float, progress: Progress | None = None) -> None:
         self.budget_s = budget_s
@@ -208,7 +212,7 @@ class _Clock:
         return self._began_s + self.budget_s - time.monotonic()
 
     def begin(self, phase: str, budget_s: float = 0.0) -> None:
-        """Begin a phase of the calibration; the one before is over."""
+        """Begin a phase of the calibration; this ends the phase before."""
         self.show(done=True)
         self._phase, self._phase_budget_s = phase, budget_s
         self._phase_began_s = time.monotonic()
@@ -229,8 +233,10 @@ def measure(
     seed: int = 0,
     most_rounds: int | None = None,
 ) -> Measurement:
-    """Serve designed workloads until all intervals are narrow, the time (in s) is over, or there
-    were enough of them."""
+    """Serve designed workloads until all intervals are narrow, or a limit is reached.
+
+    The limits are the time of `clock` (or a number of seconds) and `most_rounds` workloads.
+    """
     if not isinstance(clock, _Clock):
         clock = _Clock(clock)
     samples = Samples()
@@ -248,13 +254,13 @@ def measure(
 
 
 def _serve(subject: Subject, bench: Bench, clock: _Clock, seed: int) -> Iterator[Samples]:
-    """Designed workloads until the time is over; the samples of each. At least one."""
+    """Serve designed workloads until the time is over, at least one; yield the samples of each."""
     row_s = 0.0
     source = designs(subject.shape, bench.limits, seed=seed)
     warm_up = replace(next(source), prompts=(4, 4), outputs=(3, 3), sequences=2)
     bench.serve(warm_up)
     for design in source:
-        if row_s:
+        if row_s:  # with the last workload's time per row, keep this one within its share
             design = _shortened(design, int(_ROUND_SHARE * clock.budget_s / row_s))
         began_s = time.monotonic()
         yield read_journal(bench.serve(design), link=bench.link)
@@ -269,7 +275,7 @@ def _is_narrow(times: OperationTimes) -> bool:
 
 
 def _shortened(design: Design, rows: int) -> Design:
-    """The same with at most about so many rows: shorter prompts first, then fewer requests."""
+    """Return the design with about `rows` rows at most: shorter prompts, then fewer requests."""
     if design.rows <= rows:
         return design
     outputs = sum(design.outputs)
@@ -282,7 +288,7 @@ def _shortened(design: Design, rows: int) -> Design:
 
 
 def _links(copies: list[CopyPoint], pins: bool) -> dict[str, Link]:
-    """A line through the copies of each direction; memory that is never pinned is all alike."""
+    """Fit a line through the copies of each direction; a CPU has one kind of memory only."""
     links = {}
     for direction in ("h2d", "d2h"):
         lines = [
@@ -296,7 +302,7 @@ def _links(copies: list[CopyPoint], pins: bool) -> dict[str, Link]:
 
 
 def _with_copies(times: OperationTimes, samples: Samples, link: Link) -> OperationTimes:
-    """The times with what a run makes of an expert's copy."""
+    """Return the times with the factor by which copies take longer in runs than alone."""
     ratios = [ns / copy_ns(link, nbytes, pinned=True) for nbytes, ns in samples.copies]
     factor = float(np.median(ratios)) if ratios else 1.0
     return times.model_copy(update={"copy_factor": max(1.0, factor)})
@@ -311,12 +317,12 @@ def _figures(
     moved: int,
     memory: int,
 ) -> dict[str, Any]:
-    """The figures of a profile, for models other than the one that was measured as well."""
+    """Return the figures of a profile, which also price models that were not measured."""
     shape, experts = subject.shape, times.experts
     reading = shape.expert_bytes / max(experts.each_ns[0], 1.0) * 1e9
     most, longest = experts.tokens[-1], max(experts.each_ns[-1], 1.0)
     working = 2 * most * shape.expert_params / longest * 1e9
-    made: dict[str, Any] = {
+    figures: dict[str, Any] = {
         "vram": figure(memory, "memory of the device, as its driver or system says"),
         "flops": figure(flops, "a large matrix product, median of repeats"),
         "memory_bandwidth": figure(moved, "a large copy within memory, read and written"),
@@ -331,16 +337,16 @@ def _figures(
     for direction, link in lines.items():
         way = "to" if direction == "h2d" else "from"
         source = f"a line through copies {way} the device around the size of an expert"
-        made[direction] = {
+        figures[direction] = {
             "latency": figure(link.latency_ns, source),
             "pinned_bandwidth": figure(link.pinned_bytes_per_s, source),
             "pageable_bandwidth": figure(link.pageable_bytes_per_s, source),
         }
     readback = "from the end of a front to the first work of its layer event, in runs"
-    made["readback_latency"] = figure(round(times.readback.base_ns), readback)
-    made["host_memory_bandwidth"] = figure(moved, "as memory_bandwidth")
-    made["cpu_flops"] = figure(flops, "as flops")
-    return made
+    figures["readback_latency"] = figure(round(times.readback.base_ns), readback)
+    figures["host_memory_bandwidth"] = figure(moved, "as memory_bandwidth")
+    figures["cpu_flops"] = figure(flops, "as flops")
+    return figures
 
 
 def _share(value: float) -> float:

@@ -1,8 +1,8 @@
-"""Copies by themselves, and what copies and computation cost each other when they overlap.
+"""Copies alone, and how much copies and computation slow each other down when they overlap.
 
-Copies of several sizes go over the device's own lanes, in both directions, from page-locked and
-from ordinary memory where the device knows the difference; a line through their times is latency
-and bandwidth. Then a product of an expert's size is timed alone, and while copies are under way.
+Copies of several sizes run on the device's lanes, in both directions, from page-locked and from
+ordinary memory if the device distinguishes them. A line through their times gives latency and
+bandwidth. Then a product of an expert's size is timed alone, and during copies.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _PAUSE_S: Final = 20e-6
 
 @dataclass(frozen=True, slots=True)
 class CopyPoint:
-    """One copy with the link to itself."""
+    """One copy while nothing else uses the link."""
 
     direction: Direction
     pinned: bool
@@ -43,7 +43,7 @@ class CopyPoint:
 
 
 def measure_copies(device: Device, expert_bytes: int, *, budget_s: float) -> list[CopyPoint]:
-    """Copies around the size of an expert, round after round until the time is over."""
+    """Time copies around the size of an expert, round after round until the time is over."""
     sizes = sorted({_size(expert_bytes, share) for share in _SHARES})
     buffers = _Buffers(device, sizes[-1])
     kinds: list[tuple[Direction, bool]] = [
@@ -58,7 +58,7 @@ def measure_copies(device: Device, expert_bytes: int, *, budget_s: float) -> lis
             for nbytes in sizes:
                 move = buffers.move(direction, pinned, nbytes)
                 duration = _timed(device, direction, move, nbytes)
-                if number:  # the first round touches pages for the first time
+                if number:  # the first round is slower, because it touches pages for the first time
                     points.append(CopyPoint(direction, pinned, nbytes, duration))
         if number >= 2 and time.monotonic() > end_s:
             break
@@ -66,7 +66,7 @@ def measure_copies(device: Device, expert_bytes: int, *, budget_s: float) -> lis
 
 
 def fit_copies(points: list[CopyPoint], direction: Direction, *, pinned: bool) -> Fit:
-    """Latency in ns, and ns a byte, of one kind of copies."""
+    """Fit latency in ns, and ns a byte, of one kind of copies."""
     chosen = [
         ((point.nbytes, number % 8), float(point.duration_ns))
         for number, point in enumerate(points)
@@ -76,12 +76,12 @@ def fit_copies(points: list[CopyPoint], direction: Direction, *, pinned: bool) -
 
 
 def measure_overlap(device: Device, shape: ModelShape, *, budget_s: float) -> Overlap:
-    """Products and copies of an expert's size: alone, and at the same time."""
+    """Time products and copies of an expert's size: alone, and at the same time."""
     product = _product(device, shape, rows=4)
     nbytes = _size(shape.expert_bytes, 1.0)
     move = _Buffers(device, nbytes).move(H2D, True, nbytes)
     share_s = budget_s / 3
-    _repeat(device, GPU, product, 0, share_s / 4)
+    _repeat(device, GPU, product, 0, share_s / 4)  # a warm-up that does not count
     computing = _repeat(device, GPU, product, 0, share_s)
     copying = _repeat(device, H2D, move, nbytes, share_s)
     both: dict[str, float] = {}
@@ -97,8 +97,11 @@ def measure_overlap(device: Device, shape: ModelShape, *, budget_s: float) -> Ov
 
 
 def measure_rates(device: Device, shape: ModelShape, *, budget_s: float) -> tuple[int, int]:
-    """The machine's best: operations a second of large products, bytes a second read and written
-    by large copies within the device's memory."""
+    """Return the machine's peak rates: operations a second, and bytes a second.
+
+    The first is that of large products. The second counts bytes read and written by large copies
+    within the device's memory.
+    """
     import torch
 
     share_s = budget_s / 2
@@ -126,7 +129,7 @@ def _dtype(shape: ModelShape) -> Any:
 
 
 class _Buffers:
-    """Memory on both sides, touched once."""
+    """Memory on the host and the device, filled so that its pages exist."""
 
     def __init__(self, device: Device, nbytes: int) -> None:
         import torch
@@ -142,7 +145,7 @@ class _Buffers:
 
 
 def _product(device: Device, shape: ModelShape, rows: int) -> Callable[[], Any]:
-    """As much reading and arithmetic as an expert with so many rows."""
+    """Return a product with as much reading and arithmetic as an expert with `rows` rows."""
     import torch
 
     with torch.inference_mode():
@@ -159,7 +162,7 @@ def _product(device: Device, shape: ModelShape, rows: int) -> Callable[[], Any]:
 
 
 def _timed(device: Device, lane: str, work: Callable[[], Any], nbytes: int) -> int:
-    """What the lane needs for one piece of work, by the device's own clock, in ns."""
+    """Return the time of one piece of work on a lane, by the device's own clock, in ns."""
     ready_ns = time.monotonic_ns()
     mark = device.submit(lane, work, nbytes=nbytes, ready_ns=ready_ns)
     while not mark.done():
@@ -170,7 +173,7 @@ def _timed(device: Device, lane: str, work: Callable[[], Any], nbytes: int) -> i
 def _repeat(
     device: Device, lane: str, work: Callable[[], Any], nbytes: int, budget_s: float
 ) -> float:
-    """The median of as many repeats as fit into the time, five at least."""
+    """Return the median time of as many repeats as fit into the time, at least five."""
     taken: list[int] = []
     end_s = time.monotonic() + budget_s
     while len(taken) < 5 or time.monotonic() < end_s:

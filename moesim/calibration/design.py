@@ -1,8 +1,8 @@
-"""Designed workloads: what calibration serves, to see every kind of operation in all sizes.
+"""Designed workloads: calibration serves them to see every kind of operation in all sizes.
 
 Rounds differ in how many sequences and tokens a step may have, in the lengths of prompts, in how
-popular experts are, and in how many have a slot: all of them, half, or hardly any. Experts are
-drawn at random from all layers, so weights are as cold in the processor's caches as in earnest.
+popular experts are, and in how many experts have a slot: all, half, or one a layer. Experts are
+drawn at random from all layers, so weights are as cold in the processor's caches as in real runs.
 """
 
 from __future__ import annotations
@@ -26,24 +26,26 @@ from moesim.wiring import Plan
 __all__ = ["Design", "Limits", "Subject", "design_plan", "designs", "named_subject"]
 
 _CARD: Final = "a100-80gb"  # only its links' chunks reach a real machine, and they are replaced
-_ROOM: Final = 1 << 50  # memory is the machine's affair here, not the budget's
+_ROOM: Final = 1 << 50  # no limit: the bench checks the machine's real memory
 _BATCHES: Final = (1, 8, 2, 32, 4, 16)
 _STAGING: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """Whose operations are measured: the sizes, and the Hugging Face configuration to build a
-    model from (None: a plain one of these sizes)."""
+    """The model to measure: its sizes, and the Hugging Face configuration to build it from.
+
+    Without a configuration a plain model of these sizes is built.
+    """
 
     shape: ModelShape
     config: Mapping[str, Any] | None = None
 
 
 def named_subject(name: str, bits: int | None = None) -> Subject:
-    """A shape of the shipped table, or of a `config.json` by path; `bits` of every weight.
+    """Return a shape of the shipped table, or of a `config.json` by path; `bits` of every weight.
 
-    Raises UsageError where there is none of that name, or its weights have several types.
+    Raise `UsageError` for an unknown name, or weights of several types.
     """
     shape = load_shape(name)
     config = load_config(name) if name.endswith(".json") else None
@@ -54,11 +56,11 @@ def named_subject(name: str, bits: int | None = None) -> Subject:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The largest steps that matter, and the expert slots there is room for.
+    """The largest steps to measure, and the expert slots that fit into memory.
 
     `residencies` are the numbers of slots to try; by default all, half of them, and one a layer.
-    What a processor has to do takes longer where it often sleeps and its caches go cold, that
-    is, where steps wait for copies; so figures are truest near the residency they are of.
+    If steps wait for copies, the processor sleeps and its caches go cold, so its work takes
+    longer. So figures are most accurate near the residency at which they were measured.
     """
 
     sequences: int = 32
@@ -73,7 +75,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Design:
-    """One workload: `prompts[i]` and `outputs[i]` tokens of request i, all there at once."""
+    """One workload: `prompts[i]` and `outputs[i]` tokens of request i; all arrive at once."""
 
     sequences: int
     token_budget: int
@@ -89,7 +91,7 @@ class Design:
 
 
 def designs(shape: ModelShape, limits: Limits, *, seed: int = 0) -> Iterator[Design]:
-    """Workloads without end; each six cover all sizes of batches, each three all residencies."""
+    """Yield workloads without end; six cover all batch sizes, three cover all residencies."""
     rng = np.random.default_rng(seed)
     slots = limits.slots_of(shape)
     residencies = limits.residencies or (slots, slots // 2, len(shape.moe_layers))
@@ -101,7 +103,7 @@ def designs(shape: ModelShape, limits: Limits, *, seed: int = 0) -> Iterator[Des
             requests = batch + batch // 2
             longest = max(1, limits.context - 8)
             prompts = np.exp(rng.uniform(0, np.log(longest + 1), requests)).astype(int)
-            if batch > 4:  # many long prompts would take all the time there is
+            if batch > 4:  # many long prompts would use up the time budget
                 prompts = np.minimum(prompts, max(1, longest // 4))
             outputs = rng.integers(3, 9, requests)
             budget = int(np.exp(rng.uniform(np.log(batch + 1), np.log(limits.tokens + 1))))
@@ -116,7 +118,7 @@ def designs(shape: ModelShape, limits: Limits, *, seed: int = 0) -> Iterator[Des
             )
             number += 1
         if len(residencies) > 1 and len(batches) % len(residencies) == 0:
-            number += 1  # else a size of batch would always meet the same residency
+            number += 1  # otherwise each batch size would always have the same residency
 
 
 def _order(batch: int) -> int:
@@ -124,10 +126,10 @@ def _order(batch: int) -> int:
 
 
 def design_plan(design: Design, subject: Subject, hardware: Hardware | None = None) -> Plan:
-    """The workload as a plan, for any machine."""
+    """Return the workload as a plan, for any machine."""
     shape = subject.shape
     trace = _trace(design, subject)
-    # All experts that have a slot from the start: not one step waits for a copy.
+    # If all experts have a slot, load them before the start, so that no step waits for a copy.
     policy = "static" if design.slots >= trace.num_layers * trace.num_experts else "lru"
     scenario = Scenario.model_validate(
         {
@@ -167,8 +169,11 @@ def _trace(design: Design, subject: Subject) -> Trace:
 
 
 def _routes(design: Design, shape: ModelShape, rows: int) -> npt.NDArray[np.int64]:
-    """Distinct experts for each row and layer, [rows, layers, k]: after a Zipf law over experts
-    in an order of its own for each layer (Gumbel's trick draws without replacement)."""
+    """Draw distinct experts for each row and layer, [rows, layers, k].
+
+    They follow a Zipf law over experts, in a different order for each layer. Gumbel's trick draws
+    them without replacement.
+    """
     rng = np.random.default_rng(design.seed)
     layers, experts = len(shape.moe_layers), shape.num_experts
     ranks = rng.permuted(np.tile(np.arange(1, experts + 1), (layers, 1)), axis=1)

@@ -1,13 +1,13 @@
 """Durations fitted by sums of non-negative parts, robustly, on half of the points.
 
-A *point* is all repeats of one and the same work: what it consists of, the median of its
-durations and their mean. Errors are relative, since a step is as often short as long. Outliers
-(another process had the processor) are weighed down after Huber (1964). The scale of the errors is
-estimated with the coefficients, so each round is one weighted least squares with coefficients that
-are not negative (scipy's `nnls`): more work never costs less. Durations are
-skewed, and a run is a sum of many, so medians alone would fall short of it: at last all
-coefficients are scaled for the sum of the fitted durations to be right, those beyond one and
-a half times what is usual counted as that much.
+A *point* is all repeats of the same work: its parts, the median of its durations and their mean.
+Errors are relative, because short steps are as frequent as long ones. Outliers (another process had
+the processor) get less weight after Huber (1964). The scale of the errors is estimated with the
+coefficients, so each round is one weighted least squares. Its coefficients are not negative
+(scipy's `nnls`), so more work never costs less. Durations are skewed, and a run is a sum of many,
+so a fit of medians would predict too short a run. Therefore all coefficients are scaled until the
+sum of the fitted durations is right. Durations beyond one and a half times the usual count as that
+much.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ Row = Sequence[float]
 
 _ROUNDS: Final = 12
 _HUBER: Final = 1.345  # in standard deviations: 95 % efficient where errors are normal
-_MOST: Final = 1.5  # times the usual duration: more has other causes
+_MOST: Final = 1.5  # times the usual duration: longer durations have other causes
 _MAD: Final = 1.4826  # standard deviations to a median absolute deviation
 
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """All repeats of one and the same work: the median of their durations, and the mean."""
+    """All repeats of the same work: the median of their durations, and the mean."""
 
     work: Any
     duration_ns: float
@@ -55,17 +55,17 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """Coefficients of a sum, in ns per unit of each part, and how well they hold."""
+    """Coefficients of a sum, in ns per unit of each part, and their error."""
 
     coefficients: tuple[float, ...]
     residual: Residual
 
 
 def pool(samples: Iterable[tuple[Hashable, float]]) -> list[Point]:
-    """Samples of the same work become one point, in the order of first appearance.
+    """Return one point for all samples of the same work, in the order of first appearance.
 
-    Where all are of the same work, as where one sequence decodes alone, they become two, of every
-    other one, so that some can be held out.
+    If all samples are of the same work (one sequence decodes alone), return two points of every
+    other sample, so that one can be held out.
     """
     groups: dict[Hashable, list[float]] = {}
     for work, duration_ns in samples:
@@ -83,10 +83,10 @@ def _point(work: Any, durations: Array) -> Point:
 
 
 def split(points: Sequence[Point], seed: int = 0) -> tuple[list[Point], list[Point]]:
-    """At most half of the points to fit, the others to hold out.
+    """Return the points to fit, at most half of them, and the points to hold out.
 
-    Of each two that are neighbours in duration one is drawn, so both halves cover the same range.
-    Raises `UsageError` where there are fewer than two.
+    Of each two neighbours in duration one is drawn, so both halves cover the same range.
+    Raise `UsageError` for fewer than two points.
     """
     if len(points) < 2:
         raise UsageError(
@@ -112,44 +112,50 @@ def fit(
     *,
     seed: int = 0,
 ) -> Fit:
-    """The durations of `points` as non-negative multiples of the `parts` of their work."""
+    """Fit the durations of `points` as non-negative multiples of the `parts` of their work."""
     fitted, held_out = split(points, seed)
-    coefficients = robust(fitted, parts)
-    scale = swelling(fitted, lambda work: float(np.dot(parts(work), coefficients)))
-    made = tuple(float(scale * c) for c in coefficients)
-    return Fit(made, verify(held_out, lambda work: float(np.dot(parts(work), made)), len(fitted)))
+    unscaled = robust(fitted, parts)
+    scale = swelling(fitted, lambda work: float(np.dot(parts(work), unscaled)))
+    coefficients = tuple(float(scale * c) for c in unscaled)
+
+    def predict(work: Any) -> float:
+        return float(np.dot(parts(work), coefficients))
+
+    return Fit(coefficients, verify(held_out, predict, len(fitted)))
 
 
 def robust(
     points: Sequence[Point],
     parts: Callable[[Any], Row],
-    known: Callable[[Any], float] | None = None,
+    offset: Callable[[Any], float] | None = None,
 ) -> Array:
-    """Coefficients that make the relative errors small, those of outliers excepted.
+    """Return the coefficients with small relative errors, except those of outliers.
 
-    `known` is what a work takes besides, in ns; the coefficients are of the rest.
+    `offset` is a part of each duration that is already explained, in ns; the coefficients explain
+    the rest.
     """
     from scipy.optimize import nnls  # slow to import
 
     rows = np.array([parts(point.work) for point in points], dtype=float)
-    besides = np.array([known(point.work) if known else 0.0 for point in points])
+    offsets = np.array([offset(point.work) if offset else 0.0 for point in points])
     durations = np.array([max(point.duration_ns, 1.0) for point in points])
     weights = np.sqrt([point.repeats for point in points]) / durations
     trust = np.ones(len(points))
-    found = np.zeros(rows.shape[1])
+    coefficients = np.zeros(rows.shape[1])
+    # Huber's loss by iterated reweighting: a point's trust falls with its error in the last round.
     for _ in range(_ROUNDS):
         scale = weights * np.sqrt(trust)
-        found, _ = nnls(rows * scale[:, None], (durations - besides) * scale)
-        errors = np.abs(rows @ found + besides - durations) / durations
+        coefficients, _ = nnls(rows * scale[:, None], (durations - offsets) * scale)
+        errors = np.abs(rows @ coefficients + offsets - durations) / durations
         usual = _HUBER * _MAD * float(np.median(errors))
         if usual <= 0:
             break
         trust = np.minimum(1.0, usual / np.maximum(errors, 1e-300))
-    return found
+    return coefficients
 
 
 def swelling(points: Sequence[Point], predict: Callable[[Any], float]) -> float:
-    """How much longer the durations are, summed, than predicted; outliers count little."""
+    """Return the sum of durations over the sum of predictions; long outliers are capped."""
     usual = np.array([predict(point.work) for point in points])
     means = np.array([point.mean_ns for point in points])
     repeats = np.array([point.repeats for point in points], dtype=float)
@@ -158,7 +164,7 @@ def swelling(points: Sequence[Point], predict: Callable[[Any], float]) -> float:
 
 
 def verify(held_out: Sequence[Point], predict: Callable[[Any], float], fitted: int) -> Residual:
-    """The errors of a prediction on points that it has not seen."""
+    """Return the errors of a prediction on points that were not fitted."""
     measured = np.array([max(point.duration_ns, 1.0) for point in held_out])
     ratios = np.array([predict(point.work) for point in held_out]) / measured
     errors = np.abs(ratios - 1)
@@ -170,5 +176,6 @@ def verify(held_out: Sequence[Point], predict: Callable[[Any], float], fitted: i
         error_median=float(np.median(errors)),
         error_p90=float(np.quantile(errors, 0.9)),
         bias=1 / short - 1,
+        # The standard error of a median is 1.2533 times that of a mean, for normal errors.
         interval=1.96 * 1.2533 * spread / np.sqrt(len(held_out)),
     )

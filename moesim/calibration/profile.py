@@ -27,13 +27,13 @@ _COLUMNS: Final = (
 
 
 def figure(value: Any, source: str) -> dict[str, Any]:
-    """One measured figure, as profiles write it."""
+    """Return one measured figure in the form of a profile."""
     return {"value": value, "kind": "measured", "source": source}
 
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """What a calibration came to. `data` is the profile as plain data."""
+    """The result of a calibration. `data` is the profile as plain data."""
 
     data: Mapping[str, Any]
     times: OperationTimes
@@ -41,24 +41,24 @@ class Profile:
     copies: tuple[CopyPoint, ...]
     rounds: int
     narrow: bool
-    """Whether all intervals became narrow before the time was over."""
+    """Whether all intervals became narrow within the time budget."""
 
     def __repr__(self) -> str:
         width = "narrow" if self.narrow else "wide"
         return f"<Profile {self.data['name']}: {self.rounds} rounds, intervals {width}>"
 
     def hardware(self) -> Hardware:
-        """The profile, resolved."""
+        """Return the resolved profile."""
         return hardware_from(self.data, "the measured profile")
 
     def priced(self, plan: Plan) -> Plan:
-        """A plan with the measured operations as its costs; its memory and links stay its own."""
+        """Return the plan with the measured operations as costs, but its own memory and links."""
         hardware = replace(plan.cost.hardware, operations=(self.times,))
         cost = OperationCost(hardware, plan.cost.shape, self.times, pinned=plan.cost.pinned)
         return replace(plan, cost=cost)
 
     def write(self, path: str | os.PathLike[str]) -> None:
-        """Write the profile, and its raw points as CSV beside it. Raises `OutputError`."""
+        """Write the profile, and its raw points as CSV beside it. Raise `OutputError`."""
         path = Path(path)
         points = path.with_suffix(".points.csv")
         measured = {**self.data["measured"], "points": points.name}

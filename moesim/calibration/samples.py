@@ -1,11 +1,11 @@
 """From a run's journal to samples: how long each operation kept the run waiting.
 
-The simulated machine starts work the instant that it may; a real one wakes a thread first, or
-launches a kernel. So an operation's sample counts from the instant at which the simulated
-machine would have started it: the end of the operation before it on the GPU lane, or the landing
-of its expert. What the host does between a front and the first work of its layer event counts
-as readback, what it does between two steps as part of the tail. Late wake-ups of an emulated
-link do not add up, so a copy lands when it should have; the rest is the computation's.
+The simulated machine starts work at the first possible instant. A real machine first wakes a thread
+or launches a kernel. So an operation's sample starts when the simulated machine would have started
+it: at the end of the operation before it on the GPU lane, or at the landing of its expert. The
+host's work between a front and the first work of its layer event counts as readback. Its work
+between two steps counts as part of the tail. Late wake-ups of an emulated link do not add up. So a
+copy counts as landed at its nominal time, and any delay after that belongs to the computation.
 """
 
 from __future__ import annotations
@@ -31,8 +31,11 @@ class ExpertWork(NamedTuple):
 
 
 class Layer(NamedTuple):
-    """One layer without routed experts of one batch; `first` of its step; `cold`: somewhere in
-    the step the lane waited for a copy, so threads have slept and caches are cold."""
+    """One layer of one batch, without its routed experts.
+
+    `first`: it is the first layer of its step. `cold`: the lane waited for a copy somewhere in the
+    step, so threads have slept and caches are cold.
+    """
 
     layer: int
     batch: BatchShape
@@ -41,15 +44,17 @@ class Layer(NamedTuple):
 
 
 class Readback(NamedTuple):
-    """So many bytes of ids brought to the host; `cold` as of a layer."""
+    """`nbytes` of ids brought to the host; `cold` as for a layer."""
 
     nbytes: int
     cold: bool
 
 
 class TailWork(NamedTuple):
-    """The end of a step, until the next begins; `nbytes` of sampled tokens come back meanwhile;
-    `cold` as of a layer."""
+    """The end of a step, until the next begins; it brings `nbytes` of sampled tokens to the host.
+
+    `cold` as for a layer.
+    """
 
     batch: BatchShape
     nbytes: int
@@ -61,12 +66,12 @@ class Waiting(Protocol):
     """A ticket of the real machine."""
 
     def ready_ns(self) -> int:
-        """Since when it could have begun."""
+        """Return the first time at which it could have begun."""
 
 
 @dataclass(slots=True)
 class Samples:
-    """(work, ns) of each kind; `copies` from host to device by their bytes."""
+    """Pairs (work, ns) of each kind; `copies`, from host to device, are (bytes, ns)."""
 
     experts: list[tuple[ExpertWork, int]] = field(default_factory=list)
     fronts: list[tuple[Layer, int]] = field(default_factory=list)
@@ -76,7 +81,7 @@ class Samples:
     copies: list[tuple[int, int]] = field(default_factory=list)
 
     def add(self, other: Samples) -> None:
-        """Take in the samples of another run."""
+        """Add the samples of another run."""
         for name in self.__slots__:
             getattr(self, name).extend(getattr(other, name))
 
@@ -84,19 +89,23 @@ class Samples:
 def read_journal(
     records: Sequence[Record], *, link: Link | None = None, skip_steps: int = 1
 ) -> Samples:
-    """The samples of a run that is over, less its first steps. `link` is the emulated one."""
+    """Return the samples of a finished run, without its first `skip_steps` steps.
+
+    `link` is the emulated link, or None.
+    """
+    # A step's early layers are cold too if a later layer waits, so a first pass finds such steps.
     scout = _Reader(link, skip_steps)
     scout.read(records)
     return _Reader(link, skip_steps, frozenset(scout.waiting)).read(records)
 
 
 class _Reader:
-    """Walks through a journal in the order of issue, which on each lane is that of time."""
+    """Reads a journal in the order of issue, which on each lane is the order of time."""
 
     def __init__(
         self, link: Link | None, skip_steps: int, cold: frozenset[int] = frozenset()
     ) -> None:
-        """`cold`: the steps in which the lane is known to wait for copies."""
+        """Start a pass; `cold` are the steps in which the lane waits for copies."""
         self.waiting: set[int] = set()
         self._cold_steps = cold
         self._link = link
@@ -105,17 +114,17 @@ class _Reader:
         self._counts = False
         self._gpu_free_ns = 0  # the end of the operation before
         self._front_ns = 0  # the end of the last front
-        # Bytes read back for the layer event under way, and when its first work began: that of
-        # the copies if there are any, since the run waits for them.
+        # Bytes read back for the current layer event, and when its first work began: that of the
+        # copies if there are any, because the run waits for them.
         self._event: tuple[int, int | None] | None = None
         self._copies = 0  # of this layer event
-        self._waited = False  # whether its last computation did, for a copy
+        self._waited = False  # whether its last computation waited for a copy
         self._step = 0
-        self._cold = False  # whether any of the step does
-        self._copy: Ticket | None = None  # the copy before
-        self._link_free_ns = 0  # when it ended, or should have on the emulated link
-        self._landing: dict[int, int] = {}  # when experts landed that were not computed so far
-        self._tail: tuple[BatchShape, int, int] | None = None  # of the step before
+        self._cold = False  # whether any computation of the step waits for a copy
+        self._copy: Ticket | None = None  # the previous copy
+        self._link_free_ns = 0  # its end; on an emulated link its nominal end
+        self._landing: dict[int, int] = {}  # landing times of experts that are not computed yet
+        self._tail: tuple[BatchShape, int, int] | None = None  # of the previous step
         self._sampled_bytes = 0
 
     def read(self, records: Sequence[Record]) -> Samples:
@@ -137,10 +146,10 @@ class _Reader:
         return self._samples
 
     def _copied(self, record: Record) -> None:
-        """A copy: what it took, and when it would have landed had nobody been late."""
+        """Add a copy: its duration, and the time at which it would have landed without delays."""
         ticket, before = record.ticket, self._copy
         ready_ns = ticket.ready_ns() if isinstance(ticket, Waiting) else ticket.start_ns
-        # An emulated link counts from when a copy could begin, whenever somebody wakes up for it.
+        # An emulated link counts from when a copy could begin, not from when its thread woke up.
         start_ns = ticket.start_ns if self._link is None else ready_ns
         follows = before is not None and ready_ns <= before.finish_ns
         if before is not None and follows:
@@ -166,7 +175,10 @@ class _Reader:
         cold_tail, self._cold = self._cold, self._step in self._cold_steps
         begun_ns = ticket.start_ns if first else self._gpu_free_ns
         self._end_step(ticket, cold_tail)
+        # A computation that waited for a copy counts from the landing, any other from the end of
+        # the operation before.
         if isinstance(op, Experts):
+            # An expert has a landing only until its first computation.
             landings = [self._landing.pop(key, 0) for key in op.keys]
             self._waited = max(landings) > max(self._gpu_free_ns, self._front_ns)
             if self._waited:
@@ -193,7 +205,7 @@ class _Reader:
             into.append((work, ticket.finish_ns - begun_ns))
 
     def _end_event(self) -> None:
-        """All work of the last layer event is known: what came between its front and that."""
+        """Add the readback of the last layer event: from its front to the event's first work."""
         nbytes, begun_ns = self._event or (0, None)
         if begun_ns is not None and self._counts:
             self._samples.readbacks.append(
@@ -204,7 +216,7 @@ class _Reader:
         self._event, self._waited = None, False
 
     def _end_step(self, first: Ticket, cold: bool) -> None:
-        """The first work of a step ends the tail of the one before."""
+        """Add the tail of the previous step, which ends at the first work of this one."""
         if self._tail is None:
             return
         batch, tail_ns, end_ns = self._tail

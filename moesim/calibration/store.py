@@ -1,4 +1,4 @@
-"""Samples on disk: kept between the slices of a calibration that goes on for long."""
+"""Samples on disk: kept between the slices of a long calibration."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ _READ: Final[dict[str, Callable[[Sequence[Any]], Any]]] = {
 
 
 def save_samples(path: Path, samples: Samples) -> None:
-    """Write samples as JSON, whole or not at all. Raises `OutputError`."""
+    """Write samples as JSON: the whole file or nothing. Raise `OutputError` on failure."""
     text = json.dumps({name: getattr(samples, name) for name in _READ})
     with whole_file(path) as partial:
         partial.write_text(text, encoding="utf-8")
 
 
 def load_samples(path: Path) -> Samples:
-    """Read what `save_samples` wrote. Raises `OutputError` for anything else."""
+    """Read what `save_samples` wrote. Raise `OutputError` for any other file."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
         return Samples(

@@ -1,4 +1,4 @@
-"""From samples to an entry of a profile: the times of one model's operations, fitted."""
+"""From samples to an entry of a profile: the fitted times of one model's operations."""
 
 from __future__ import annotations
 
@@ -31,21 +31,23 @@ _KNOTS: Final = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 38
 
 
 def fit_times(shape: ModelShape, samples: Samples, *, seed: int = 0) -> OperationTimes:
-    """The times of `shape`'s operations, each kind fitted to half of its points.
+    """Return the times of `shape`'s operations, each kind fitted to half of its points.
 
-    Raises `UsageError` where a kind has too few points.
+    Raise `UsageError` if a kind has too few points.
     """
     residuals: dict[str, Residual] = {}
 
-    def note(kind: str, made: Fit) -> tuple[float, ...]:
-        residuals[kind] = made.residual
-        return made.coefficients
+    def note(kind: str, result: Fit) -> tuple[float, ...]:
+        residuals[kind] = result.residual
+        return result.coefficients
 
     _check(samples, shape)
     backs = [(work.nbytes, float(ns)) for work, ns in samples.readbacks]
     base, byte = note("readback", fit(pool(backs), lambda n: (1, n), seed=seed))
+    # A tail's sample includes the readback of its sampled tokens, which has a price of its own.
     tails = [(work.batch, max(1.0, ns - base - byte * work.nbytes)) for work, ns in samples.tails]
     tail = note("tail", fit(pool(tails), _tail_parts, seed=seed))
+    # A step's first layer takes longer than later ones, so its extra time is fitted apart.
     layers = _Layers(shape, seed)
     front, dense, first = layers.fit(samples)
     residuals.update(layers.residuals)
@@ -64,7 +66,7 @@ def fit_times(shape: ModelShape, samples: Samples, *, seed: int = 0) -> Operatio
 
 
 def _check(samples: Samples, shape: ModelShape) -> None:
-    """Every kind of operation of the model was seen."""
+    """Raise `UsageError` unless there are samples of every kind of operation of the model."""
     wanted = ["experts", "fronts", "readbacks", "tails"] + ["dense"] * bool(shape.dense_layers)
     missing = [name for name in wanted if len(getattr(samples, name)) < 2]
     if missing:
@@ -82,7 +84,7 @@ def _layer_parts(work: LayerWork) -> Row:
 
 
 class _Layers:
-    """Fronts and dense layers; and what the first layer of a step takes beyond them."""
+    """Fits fronts and dense layers, and the extra time of the first layer of a step."""
 
     def __init__(self, shape: ModelShape, seed: int) -> None:
         self._shape = shape
@@ -91,20 +93,20 @@ class _Layers:
         self.residuals: dict[str, Residual] = {}
 
     def fit(self, samples: Samples) -> tuple[LayerTimes, LayerTimes | None, LayerTimes]:
-        """Front, dense layer (None where there are none), and the first layer's surplus."""
-        made: dict[str, LayerTimes] = {}
+        """Return the times of a front, of a dense layer (or None), and the first layer's extra."""
+        times: dict[str, LayerTimes] = {}
         surplus: list[tuple[Any, float]] = []
         for kind, taken in (("front", samples.fronts), ("dense", samples.dense)):
             if not taken:
                 continue
             later = [(self._work(w), float(ns)) for w, ns in taken if not w.first]
             begins = [(self._work(w), float(ns)) for w, ns in taken if w.first]
-            known = fit(pool(later or begins), _layer_parts, seed=self._seed)
-            self.residuals[kind] = known.residual
-            made[kind] = _times(known.coefficients)
+            usual = fit(pool(later or begins), _layer_parts, seed=self._seed)
+            self.residuals[kind] = usual.residual
+            times[kind] = _times(usual.coefficients)
             if later and begins:
-                surplus += [((work, known.coefficients), ns) for work, ns in begins]
-        return made["front"], made.get("dense"), self._first(surplus)
+                surplus += [((work, usual.coefficients), ns) for work, ns in begins]
+        return times["front"], times.get("dense"), self._first(surplus)
 
     def _first(self, surplus: Sequence[tuple[Any, float]]) -> LayerTimes:
         points = pool(surplus)
@@ -115,26 +117,27 @@ class _Layers:
         def usual(work: Any) -> float:
             return float(np.dot(_layer_parts(work[0]), work[1]))
 
-        found = robust(fitted, lambda work: _layer_parts(work[0]), usual)
+        extra = robust(fitted, lambda work: _layer_parts(work[0]), usual)
 
         def predict(work: Any) -> float:
-            return usual(work) + float(np.dot(_layer_parts(work[0]), found))
+            return usual(work) + float(np.dot(_layer_parts(work[0]), extra))
 
+        # The usual part is fitted already, so the extra part alone makes the sum come out right.
         whole = sum(point.repeats * predict(point.work) for point in fitted)
         own = sum(point.repeats * (predict(point.work) - usual(point.work)) for point in fitted)
         if own > 0:
-            found = found * max(0.0, 1 + (swelling(fitted, predict) - 1) * whole / own)
+            extra = extra * max(0.0, 1 + (swelling(fitted, predict) - 1) * whole / own)
 
         self.residuals["first"] = verify(held_out, predict, len(fitted))
-        return _times(tuple(found))
+        return _times(tuple(extra))
 
     def _work(self, layer: Layer) -> LayerWork:
         window = self._shape.window if layer.layer in self._windowed else None
         return layer_work(layer.batch, window)
 
 
-def _times(found: Sequence[float]) -> LayerTimes:
-    base, token, sequence, entry, pair = found
+def _times(coefficients: Sequence[float]) -> LayerTimes:
+    base, token, sequence, entry, pair = coefficients
     return LayerTimes(
         base_ns=base, token_ns=token, sequence_ns=sequence, kv_token_ns=entry, pair_ns=pair
     )
@@ -143,7 +146,7 @@ def _times(found: Sequence[float]) -> LayerTimes:
 def _fit_experts(
     samples: Sequence[tuple[ExpertWork, int]], seed: int
 ) -> tuple[ExpertTable, float, Residual]:
-    """The table of rows, and from a landing to the start of a computation that has waited."""
+    """Fit the table of rows, and the delay from a landing to the computation that waited for it."""
     points = pool((ExpertWork(tuple(sorted(work.tokens)), work.landed), ns) for work, ns in samples)
     fitted, _ = split(points, seed)
     most = max(max(point.work.tokens) for point in fitted)
@@ -152,7 +155,7 @@ def _fit_experts(
     knots = sorted({least, *knots, most})
 
     def parts(work: ExpertWork) -> Row:
-        """A call, a wait, experts, and rows between each two knots."""
+        """Return the parts: a call, a wait, experts, and the rows between each two knots."""
         each = [0.0] * (len(knots) - 1)
         for count in work.tokens:
             for place, (low, high) in enumerate(pairwise(knots)):
@@ -160,9 +163,9 @@ def _fit_experts(
                 each[place] += max(0, beyond - low)
         return [1, float(work.landed), len(work.tokens), *each]
 
-    made = fit(points, parts, seed=seed)
-    call, landing, weights, *slopes = made.coefficients
+    result = fit(points, parts, seed=seed)
+    call, landing, weights, *slopes = result.coefficients
     each_ns = [weights]
     for slope, (low, high) in zip(slopes, pairwise(knots), strict=True):
         each_ns.append(each_ns[-1] + slope * (high - low))
-    return ExpertTable(call_ns=call, tokens=knots, each_ns=each_ns), landing, made.residual
+    return ExpertTable(call_ns=call, tokens=knots, each_ns=each_ns), landing, result.residual

@@ -1,5 +1,5 @@
-"""Machines: what runs a server. `sim` folds virtual time, `events` spells it out, `threads`
-sleeps in real time."""
+"""Machines run a server. `sim` folds virtual time, `events` runs one SimPy event per chunk,
+`threads` sleeps in real time, and `real` computes with torch."""
 
 from moesim.machine.base import Machine, Ticket
 

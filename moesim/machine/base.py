@@ -1,14 +1,14 @@
-"""What a machine is: all that a server may ask for, seven members.
+"""The interface of a machine: seven members, which are all that a server may ask for.
 
-A server is a generator that only says *copy this*, *compute that*, *wait for those*. A machine
-runs it: in virtual time with a price list, or in real time. The server alone issues work and is
-suspended while it waits, so between two of its actions the future of every lane is fixed; that
-is why machines that fold time and machines that live through it agree. Adding a completion
-callback or an "on idle" hook would break this.
+A server is a generator that issues copies and computations and waits for them. A machine runs it,
+in virtual time with a price list, or in real time. Only the server issues work, and it is suspended
+while it waits. So between two of its actions the future of every lane is fixed. That is why a
+machine that folds time agrees with one that runs every event. A completion callback or an "on idle"
+hook would break this.
 
-At equal times: completions first, then the server, then lanes start work.
+At equal times, completions come first, then the server, then lanes start work.
 
-A machine may also know a shortcut, `Folding`, for what the server would say with the seven.
+A machine may also offer a shortcut, `Folding`, for a whole step of requests to the seven members.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ PREFETCH: Final = 1
 
 READBACK: Final = -1  # the "key" of router ids or sampled tokens on their way to the host
 NOWHERE: Final = -1  # the "slot" of a copy that touches no expert's buffer
-FAR: Final = 1 << 62  # later than everything: the finish of what is not settled yet
+FAR: Final = 1 << 62  # later than every time: the finish of work that is not settled yet
 
 Direction = Literal["h2d", "d2h"]
 Wait = Generator[Any, Any, None]
@@ -38,8 +38,8 @@ Wait = Generator[Any, Any, None]
 class Ticket:
     """A promise of a copy or a computation; times are integer nanoseconds.
 
-    `start_ns` and `finish_ns` are meaningful once the machine says the ticket is done;
-    `busy_ns` is how long its lane really worked on it.
+    `start_ns` and `finish_ns` are valid once the machine reports the ticket as done. `busy_ns` is
+    the time that its lane worked on it, without pauses between chunks.
     """
 
     __slots__ = ("busy_ns", "finish_ns", "start_ns")
@@ -51,13 +51,16 @@ class Ticket:
 
 
 class Machine(Protocol):
-    """The protocol. Lanes do one thing at a time; compute is first come first served, copies are
-    too within a priority, and an eligible demand copy goes before queued prefetches (at a chunk
-    boundary). Work is eligible when all of `after` is done."""
+    """The protocol of a machine.
+
+    A lane does one thing at a time. Compute is first come first served, and so are copies within a
+    priority. At a chunk boundary an eligible demand copy goes before queued prefetches. Work is
+    eligible when all of `after` is done.
+    """
 
     @property
     def now_ns(self) -> int:
-        """The time, as of the server's last wait."""
+        """Return the time of the server's last wait."""
 
     def copy(
         self,
@@ -68,70 +71,76 @@ class Machine(Protocol):
         after: Sequence[Ticket] = (),
         slot: int = NOWHERE,
     ) -> Ticket:
-        """Queue a copy of expert `key` (or `READBACK`) over the link; `slot` is the number of
-        the buffer in GPU memory that is written, or read on the way out."""
+        """Queue a copy of expert `key` (or `READBACK`) over the link.
+
+        `slot` is the number of the buffer in GPU memory: the target of a copy in, the source of a
+        copy out.
+        """
 
     def compute(self, lane: str, op: Op, after: Sequence[Ticket] = ()) -> Ticket:
-        """Queue an operation, which one machine prices and another runs."""
+        """Queue an operation. A simulated machine prices it, the real machine runs it."""
 
     def promote(self, ticket: Ticket) -> None:
         """Move a queued prefetch behind the demand copies issued so far; no effect on others."""
 
     def done(self, ticket: Ticket) -> bool:
-        """Whether it finished at or before `now_ns`."""
+        """Return whether the ticket's work finished at or before `now_ns`."""
 
     def wait_any(self, tickets: Sequence[Ticket], until_ns: int | None = None) -> Iterable[Any]:
-        """`yield from` it: resumes as soon as one ticket is done or `until_ns` has come. The time
-        may have moved on before the first `yield`, so do nothing between call and `yield from`."""
+        """Wait until one ticket is done or `until_ns` has come; use it as `yield from wait_any()`.
+
+        The time may advance before the first `yield`, so do nothing between call and `yield from`.
+        """
 
     def close(self) -> None:
-        """Give up lanes, threads and memory."""
+        """Release lanes, threads and memory."""
 
 
 @runtime_checkable
 class Folding(Protocol):
-    """A machine that knows beforehand how a step will go whose experts are all decided."""
+    """A machine that can time a whole step at once when all its expert decisions are made."""
 
     def fold(self, batch: BatchShape, events: Sequence[Event], sizes: StepBytes) -> StepTimes:
-        """Issue a whole step on idle lanes, or right behind another that was issued so;
-        `wait_any((), until_ns=step_times.finish_ns)` follows the last.
+        """Issue a whole step on idle lanes, or directly behind another folded step.
 
-        Stands for exactly what the server's walk through the layers asks of the seven members:
-        for each layer its front, the readback of its ids and the wait for them, then one
-        computation of the experts that are resident, then a demand copy and a computation for
-        each expert copied in; at last the tail, and the readback of the sampled tokens.
+        After the last folded step, call `wait_any((), until_ns=step_times.finish_ns)`.
+
+        The result equals that of the server's walk through the layers with the seven members. Each
+        layer has its front, the readback of its ids and the wait for them. Then come one
+        computation of the resident experts, and a demand copy and a computation for each missing
+        expert. The step ends with the tail and the readback of the sampled tokens.
         """
 
 
 class Prices(Protocol):
-    """What a simulated machine asks its cost model."""
+    """The interface of a simulated machine's cost model."""
 
     landing_ns: int
-    """From the landing of a copy until a computation that has waited for it may begin."""
+    """Delay from the landing of a copy to a computation that waited for it."""
 
     def compute_ns(self, op: Op) -> int:
-        """Duration of an operation."""
+        """Return the duration of an operation."""
 
     def experts_ns(self, tokens: tuple[int, ...]) -> int:
-        """Duration of `Experts` with these rows, of whatever layer and keys."""
+        """Return the duration of `Experts` with these rows; layer and keys do not matter."""
 
     def layers_ns(self, batch: BatchShape) -> Sequence[int]:
-        """Duration of each model layer without its routed experts: its `Front`, or `Dense`."""
+        """Return the duration of each model layer without routed experts: `Front` or `Dense`."""
 
     def copy_ns(self, direction: Direction, nbytes: int) -> int:
-        """Duration of a copy of `nbytes` in one go."""
+        """Return the duration of an uncut copy of `nbytes`."""
 
     def readback_ns(self, nbytes: int) -> int:
-        """Duration of bringing `nbytes` of ids back to the host."""
+        """Return the duration of bringing `nbytes` of ids to the host."""
 
     def chunk_bytes(self, direction: Direction) -> int | None:
-        """Size above which a copy is cut so that demand can overtake; None: never."""
+        """Return the size above which copies are cut so that demand can overtake; None: never."""
 
 
 def chunk_durations(prices: Prices, direction: Direction, key: int, nbytes: int) -> list[int]:
-    """Durations of a copy's chunks, in order; their sum is that of the copy in one go.
+    """Return the durations of a copy's chunks, in order; their sum is that of the uncut copy.
 
-    The latency is paid once: chunks of one copy are queued back to back.
+    The latency is paid once, because chunks of one copy are queued back to back.
     """
     if key == READBACK:
         return [prices.readback_ns(nbytes)]

@@ -1,9 +1,9 @@
-"""The simulated machine spelled out: one SimPy event per chunk, nothing folded.
+"""The simulated machine without folding: one SimPy event per chunk.
 
-Slower than `SimMachine` and meant to be read: it lives through every chunk boundary in SimPy's
-own queue, and tests hold the two machines equal. SimPy orders simultaneous events by priority:
+It is slower than `SimMachine` and easier to read. Every chunk boundary is an event in SimPy's
+queue, and tests check that both machines agree. SimPy orders simultaneous events by priority:
 completions first, then the server, then lanes start work. Within a class the order must not
-matter; `rng` shuffles it to prove so.
+matter; `rng` shuffles it so that tests can check this.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _COMPLETION, _START = 0, 2  # the server resumes at SimPy's normal priority, 1
 
 
 class _At(simpy.Event):
-    """Something that happens at a time, in the order of its class."""
+    """An event at a given time, with the priority of its class."""
 
     def __init__(
         self,
@@ -142,19 +142,20 @@ class EventMachine:
         yield wake
 
     def close(self) -> None:
-        """Nothing to give up."""
+        """Do nothing: there is nothing to release."""
 
     def _order(self, kind: int) -> float:
-        """SimPy priority of a class of events, shuffled inside the class."""
+        """Return the SimPy priority of a class of events, shuffled inside the class."""
         return kind + (float(self._rng.random()) / 2 if self._rng is not None else 0)
 
     def _wake(self, wake: simpy.Event) -> None:
-        """Resume the server, unless that wait is over already."""
+        """Resume the server, unless its wait is already over."""
         if self._waiting is not None and self._waiting[0] is wake:
             self._waiting = None
             wake.succeed()  # SimPy's normal priority is that of the server here
 
     def _plan_start(self) -> None:
+        # Lanes start after all other events of this instant, so that they see all issued work.
         if not self._start_planned:
             self._start_planned = True
             _At(self.env, 0, self._order(_START), self._start_lanes)
@@ -170,6 +171,7 @@ class EventMachine:
 
     def _start_one(self, lane: _Lane) -> None:
         for queue in lane.queues:
+            # Only the first job of a queue may start: within a class the order is that of issue.
             if queue and all(self.done(ticket) for ticket in queue[0].after):
                 job = queue[0]
                 if self._too_soon(job):
@@ -186,7 +188,7 @@ class EventMachine:
                 return
 
     def _too_soon(self, job: _Job) -> bool:
-        """Whether what it has waited for is done, but not for long enough; then it comes back."""
+        """Return whether the landing delay of the job is not over; set an alarm for its end."""
         ready_ns = max((ticket.finish_ns for ticket in job.after), default=0) + job.delay_ns
         wait_ns = ready_ns - self.now_ns
         if wait_ns > 0 and job.after and not job.alarmed:

@@ -1,7 +1,7 @@
-"""A journal of what a server asked of its machine, whatever the machine: the same on all.
+"""A journal of all that a server asks of its machine, in the same form for every machine.
 
-Wrapped in a journal, a machine cannot fold, so that each operation is asked for one by one and
-two machines can be compared operation by operation.
+A machine inside a journal cannot fold. So the server asks for each operation, and two machines can
+be compared operation by operation.
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ from moesim.machine.base import NOWHERE, Direction, Machine, Ticket
 
 
 class Record(NamedTuple):
-    """One operation (`op`) or one copy (`op` None) and its ticket, whose times are final when the
-    run is over. `step` counts the tails before it: the number of the step that asked for it."""
+    """One operation (`op`) or one copy (`op` None) and its ticket.
+
+    The ticket's times are final when the run is over. `step` is the number of the step that asked.
+    """
 
     lane: str
     step: int
@@ -27,7 +29,7 @@ class Record(NamedTuple):
 
 
 class Journal:
-    """The machine it wraps, writing `records` in the order of issue."""
+    """A wrapper of a machine that writes `records` in the order of issue."""
 
     def __init__(self, machine: Machine) -> None:
         self.machine = machine
@@ -55,7 +57,7 @@ class Journal:
         ticket = self.machine.copy(direction, key, nbytes, priority, after, slot)
         self.records.append(Record(direction, self._step, None, key, nbytes, priority, ticket))
         if isinstance(self._last_op(), Tail):
-            self._step += 1  # the sampled tokens are on their way: the step asks for nothing more
+            self._step += 1  # reading the sampled tokens back is the last request of a step
         return ticket
 
     def _last_op(self) -> Op | None:

@@ -1,12 +1,12 @@
 """The simulated machine: virtual time, folded.
 
-While its server waits, nobody else touches the lanes, so their future is known in closed form:
-most work is *settled* (its start and finish known) the moment it is issued. What is not —
-prefetches that demand may overtake, copies that wait for a slot — is settled lazily, lane
-decision by lane decision in order of time, and never beyond the instant at which the server
-acts next. `EventMachine` is the same machine with one SimPy event per chunk; tests hold the two
-equal. SimPy's clock is followed wherever another process has something to do before the wait
-ends.
+While the server waits, no other code changes the lanes, so their future is known in closed form.
+Most work is *settled* (its start and finish are known) when it is issued. Two kinds of work are
+not: prefetches that demand may overtake, and copies that wait for a slot. These are settled lazily,
+lane decision by lane decision in order of time, and never beyond the server's next action.
+
+`EventMachine` is the same machine with one SimPy event per chunk; tests check that both agree. If
+another process has an event before the wait ends, this machine lets SimPy's clock run.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from moesim.machine.step_times import Event, EventTimesMemo, StepBytes, StepTime
 
 
 class _Job(Ticket):
-    """Work that is not settled yet: what it waits for and how long its chunks take."""
+    """Work that is not settled yet: the tickets it waits for, and the durations of its chunks."""
 
     __slots__ = ("after", "chunks", "delay_ns", "lane", "what")
 
@@ -58,7 +58,7 @@ class _Job(Ticket):
         self.delay_ns = delay_ns
 
     def ready_ns(self) -> int:
-        """When it may begin as far as what it waits for goes; FAR or more while that is unknown."""
+        """Return when its last dependency is done; FAR or more while that is unknown."""
         return max((ticket.finish_ns + self.delay_ns for ticket in self.after), default=0)
 
 
@@ -73,7 +73,7 @@ class _Lane:
         self.queues: tuple[deque[_Job], deque[_Job]] = (deque(), deque())
 
     def next_start(self, now_ns: int) -> tuple[int, _Job | None]:
-        """When the lane starts its next chunk if nothing new is issued, and of which job."""
+        """Return when the lane starts its next chunk if nothing new is issued, and of which job."""
         soonest, chosen = FAR, None
         for queue in self.queues:
             if queue:
@@ -83,7 +83,7 @@ class _Lane:
         return soonest, chosen
 
     def start_chunk(self, job: _Job, start_ns: int) -> bool:
-        """Begin the next chunk; the last one settles the job, and the answer is True."""
+        """Begin the next chunk; return whether it is the last one, which settles the job."""
         if job.start_ns == FAR:
             job.start_ns = start_ns
         self.free_ns = start_ns + job.chunks.pop(0)
@@ -95,7 +95,7 @@ class _Lane:
         return True
 
     def settle_urgent(self, now_ns: int) -> int:
-        """Settle the most urgent jobs for which nothing issued later can matter; how many."""
+        """Settle demand jobs that no later work can change; return how many."""
         queue = self.queues[DEMAND]
         settled = 0
         while queue:
@@ -137,6 +137,7 @@ class SimMachine:
             ready = ticket.finish_ns + self._landing_ns
             if ready > start:
                 start = ready
+        # With no unsettled work before it, nothing issued later can change these times.
         if start < FAR and not it.queues[DEMAND]:
             it.free_ns = finish = start + duration
             return Ticket(start, finish, duration)
@@ -161,9 +162,9 @@ class SimMachine:
             for ticket in after:
                 if ticket.finish_ns > ready:
                     ready = ticket.finish_ns
-            # A copy that has to wait leaves a gap, into which a prefetch issued later may slip.
-            # Prefetches only ever come in, so on the way out nothing can.
-            if ready == start or (direction == D2H and ready < FAR):
+            # While a copy waits for its buffer, a prefetch issued later may use the link. There are
+            # no prefetches from the device, so a copy out can be settled even if it waits.
+            if ready == start or (direction == D2H and ready < FAR):  # settle it now
                 duration = chunks[0] if len(chunks) == 1 else sum(chunks)
                 lane.free_ns = finish = ready + duration
                 return Ticket(ready, finish, duration)
@@ -179,8 +180,10 @@ class SimMachine:
         return chunks
 
     def fold(self, batch: BatchShape, events: Sequence[Event], sizes: StepBytes) -> StepTimes:
-        """See `Folding.fold`. Whoever else lives in SimPy's time cannot touch these lanes, so
-        the step's times stand whatever happens meanwhile."""
+        """See `Folding.fold`.
+
+        Other SimPy processes cannot change these lanes, so the step's times are final at once.
+        """
         free = [lane.free_ns for lane in self._all]
         start = max(free)
         if self._unsettled or (start > self.now_ns and min(free) < start):
@@ -227,6 +230,7 @@ class SimMachine:
         if ticket.finish_ns < FAR or not isinstance(ticket, _Job):
             return
         lane = ticket.lane
+        # A job that already moved some chunks keeps them: only its place in the queue changes.
         if ticket in lane.queues[PREFETCH]:
             lane.queues[PREFETCH].remove(ticket)
             lane.queues[DEMAND].append(ticket)
@@ -246,7 +250,8 @@ class SimMachine:
         if target >= FAR:
             if any(lane.free_ns >= FAR for lane in self._all):
                 raise _too_slow()
-            raise InvariantError(14, f"the server waits for ever; pending: {self._pending()}")
+            raise InvariantError(14, f"the server waits without end; pending: {self._pending()}")
+        # Another process has an event first; it must see SimPy's clock at that time.
         if self.env.peek() <= target:
             return self._let_others_run(target)
         if target > self.now_ns:
@@ -258,7 +263,7 @@ class SimMachine:
         self.now_ns = max(self.now_ns, target_ns)
 
     def _settle_until(self, tickets: Sequence[Ticket], until_ns: int) -> int:
-        """The instant at which the server resumes; lanes are settled up to, not at, it."""
+        """Return the instant at which the server resumes; settle lanes up to, but not at, it."""
         while True:
             target = until_ns
             for ticket in tickets:
@@ -270,6 +275,7 @@ class SimMachine:
                     start, job = lane.next_start(self.now_ns)
                     if start < soonest:
                         soonest, chosen = start, job
+            # A lane decision at `target` itself must wait: the server acts before lanes start work.
             if chosen is None or soonest >= target:
                 return target
             if chosen.lane.start_chunk(chosen, soonest):
@@ -280,11 +286,11 @@ class SimMachine:
         return ", ".join(f"{job.what} on {job.lane.name}" for job in jobs) or "nothing"
 
     def close(self) -> None:
-        """Nothing to give up."""
+        """Do nothing: there is nothing to release."""
 
 
 def _too_slow() -> UsageError:
     return UsageError(
-        "the simulated time goes past 146 years; a figure of the hardware is too small, or has the "
+        "the simulated time exceeds 146 years; a figure of the hardware is too small, or has the "
         "wrong unit, for this workload"
     )

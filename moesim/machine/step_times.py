@@ -1,9 +1,9 @@
 """Step times: a whole step timed at once, when all its expert decisions are made.
 
-Where no expert is on its way and none is fetched ahead, every layer event begins on idle lanes:
-the ids it waits for come back after everything that was issued before them. From
-there its times depend on its *shape* alone. They are worked out once, relative to the instant its
-ids are known, and reused wherever the shape comes up again.
+If no expert is on its way and none is fetched ahead, every layer event begins on idle lanes: the
+ids that it waits for come back after all work that was issued before them. From then on its times
+depend on its *shape* alone. They are computed once, relative to the instant at which its ids are
+known, and reused for every event of the same shape.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ from itertools import compress, repeat
 from operator import not_
 from typing import NamedTuple
 
-# What decides an event's times: the rows that want each expert of the union; which of these
-# experts are absent and copied in (empty: none); and, for each copy, the computation that must
-# be done before its buffer is overwritten: RESIDENTS for the one call over all that were there,
-# j for that of the j-th expert copied in, FREE for none (empty: none for all).
+# Three things decide an event's times: the rows that want each expert of the union; which of these
+# experts are absent and copied in (empty: none); and, for each copy, the computation that must be
+# done before its buffer is overwritten. The last is RESIDENTS for the one call over all residents,
+# j for the computation of the j-th expert copied in, FREE for none (empty: none for all).
 Shape = tuple[tuple[int, ...], tuple[bool, ...], tuple[int, ...]]
 RESIDENTS = 0
 FREE = -1
 
-# A layer event as it was decided: the keys that are copied in, and its shape.
+# A decided layer event: the keys that are copied in, and its shape.
 Event = tuple[Sequence[int], Shape]
 _MEMO_LIMIT = 1 << 12
 
 
 class StepBytes(NamedTuple):
-    """Sizes of what a step copies: an expert, a layer's ids, the sampled tokens."""
+    """Bytes of a step's copies: an expert, a layer's ids, the sampled tokens."""
 
     expert: int
     ids: int
@@ -35,11 +35,11 @@ class StepBytes(NamedTuple):
 
 
 class EventTimes:
-    """How an event of one shape goes, in ns from when its ids are known.
+    """The times of an event of one shape, in ns from the instant at which its ids are known.
 
-    `residents` and `loads` are the rows of the experts that were there and of those copied in;
-    `after` as in its shape. Computations run from `starts` to `finishes`, the residents' first
-    (empty where there are none); copies from `departures` to `landings`.
+    `residents` and `loads` are the rows of the resident experts and of those copied in; `after` is
+    as in the shape. Computations run from `starts` to `finishes`; the residents' is the first, and
+    takes no time if there are none. Copies run from `departures` to `landings`.
     """
 
     __slots__ = (
@@ -68,6 +68,8 @@ class EventTimes:
         link = 0
         starts, finishes = [0], [gpu]
         departures, landings = [], []
+        # Copies queue on the link; each may have to wait for the last reader of its buffer. Its
+        # computation starts when it has landed and the GPU is done with the one before.
         for count, reader in zip(self.loads, self.after or repeat(FREE), strict=False):
             if reader != FREE and finishes[reader] > link:
                 link = finishes[reader]
@@ -85,7 +87,7 @@ class EventTimes:
 
 
 class EventTimesMemo(dict[Shape, EventTimes]):
-    """The event times worked out so far, by shape; a missing one is worked out when asked for."""
+    """The event times computed so far, by shape; a missing one is computed on access."""
 
     def __init__(
         self, experts_ns: Callable[[tuple[int, ...]], int], copy_ns: int, landing_ns: int = 0
@@ -97,15 +99,18 @@ class EventTimesMemo(dict[Shape, EventTimes]):
 
     def __missing__(self, shape: Shape) -> EventTimes:
         if len(self) >= _MEMO_LIMIT:
-            self.clear()  # large batches hardly ever repeat a shape
+            self.clear()  # large batches rarely repeat a shape, so the table would only grow
         times = self[shape] = EventTimes(shape, self._experts_ns, self._copy_ns, self._landing_ns)
         return times
 
 
 class StepTimes(NamedTuple):
-    """The times of a step: `layers_ns[m]` is model layer m without its routed experts, `ids_ns`
-    the way of a layer's ids to the host, `events[l]` the event of trace layer l, `tail_ns` and
-    `sampled_ns` the end of the step and the way of its tokens to the host."""
+    """The times of a step.
+
+    `layers_ns[m]` is model layer m without its routed experts; `ids_ns` is the readback of a
+    layer's ids; `events[l]` is the event of trace layer l; `tail_ns` and `sampled_ns` are the end
+    of the step and the readback of its tokens.
+    """
 
     sizes: StepBytes
     start_ns: int

@@ -1,8 +1,8 @@
 """The thread machine: the same server in real time, with workers that sleep instead of working.
 
-It proves the seam: anything that decides differently here than in virtual time has looked at a
-clock. One worker a lane; `speed` makes time pass faster. Late hits and latencies differ from run
-to run; hits or late hits, misses, evictions and bytes do not.
+It tests the interface of machines: code that decides differently here than in virtual time must
+have read a clock. Each lane has one worker; `speed` makes time pass faster. Late hits and latencies
+differ from run to run. The sum of hits and late hits, misses, evictions and bytes do not.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from moesim.machine.base import (
     chunk_durations,
 )
 
-_STUCK_S = 60.0  # no work of the simulator lasts that long: a longer wait is a hang
+_STUCK_S = 60.0  # no simulated work takes that long, so a longer wait is a hang
 
 
 class _Job(Ticket):
@@ -99,6 +99,7 @@ class ThreadMachine:
                 self.now_ns = max(self.now_ns, self._clock_ns())
                 if until <= self.now_ns or any(self.done(ticket) for ticket in tickets):
                     return ()
+                # FAR is longer than `Condition.wait` accepts, so wake up and look again.
                 left = (until - self.now_ns) / 1e9 / self._speed
                 self._changed.wait(min(left, _STUCK_S))
                 if until == FAR and time.monotonic() > patience:
@@ -115,7 +116,7 @@ class ThreadMachine:
         return int((time.monotonic() - self._origin_s) * self._speed * 1e9)
 
     def _work(self, lane: str) -> None:
-        """A lane's worker: take the most urgent eligible job, sleep through its next chunk."""
+        """Run a lane's worker: take the most urgent eligible job, sleep through its next chunk."""
         while True:
             with self._changed:
                 job = self._next(lane)
@@ -126,10 +127,11 @@ class ThreadMachine:
                     job = self._next(lane)
                 job.start_ns = min(job.start_ns, self._clock_ns())
                 chunk = job.chunks.popleft()
+            # Without the lock, so that other lanes work meanwhile.
             time.sleep(chunk / 1e9 / self._speed)
             with self._changed:
                 if not job.chunks:
-                    for queue in self._queues[lane]:
+                    for queue in self._queues[lane]:  # a promotion may have moved it meanwhile
                         if job in queue:
                             queue.remove(job)
                     job.finish_ns = max(self._clock_ns(), job.start_ns)

@@ -1,25 +1,25 @@
 """Models: small real language models, dense or of experts, that need no download.
 
 A decoder-only model (transformers classes, from a config) learns text that every machine with
-Python has: its standard library's source, that library's documentation, licences, the names of
-Unicode characters. Minutes on two cores give routers that have specialised on something real,
-unlike random weights or a synthetic trace, though they route as *small* models do.
+Python has: the standard library's source and documentation, licences, and the names of Unicode
+characters. Training takes minutes on two cores. The routers then have specialised on real text,
+unlike random weights or a synthetic trace. They still route as *small* models do.
 
     text.py       domains of text, read from this machine or from files, split for validation
     tokenizer.py  a byte-level BPE tokenizer trained on that text
     presets.py    the shapes: shallow, deep, dense, gated
     tokens.py     a domain's text as ids, and windows of them
     training.py   the loop: a fixed seed, a falling validation loss, a folder written whole
-    checkpoint.py a training under way, in one file
+    checkpoint.py an unfinished training, in one file
     prompting.py  prompts cut from the held-out text
-    dense.py      dense base models: one's own, and a pretrained one that comes in a package
+    dense.py      dense base models: trained here, or pretrained and shipped in a package
     readme/       Read-ME: a dense model refactored into experts
-    gates/        DSelect-k and the family of gates, for tasks and for tokens
-    experts.py, routed.py  a decoder whose FFNs were exchanged for experts
+    gates/        DSelect-k and other gates, for tasks and for tokens
+    experts.py, routed.py  a decoder whose FFNs were replaced by experts
     gated.py      such a decoder with any gate, trained from scratch
     multitask/    mixtures of shared experts, with a gate's weights and a tower for each task
-    digits.py     two overlaid digits, each to be told: Multi-MNIST
-    movielens.py  who watches what, and how they rate it
+    digits.py     two overlaid digits, both to be recognised: Multi-MNIST
+    movielens.py  which users watch which movies, and how they rate them
 
 torch and transformers load with the first use of `train` or `load_base`.
 """

@@ -1,4 +1,4 @@
-"""A training under way in one safetensors file: its tensors, and its story as JSON."""
+"""An unfinished training in one safetensors file: tensors, and a *story* (its history) as JSON."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from moesim.files import whole_file
 
 
 def save(path: Path, story: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-    """Write whole or not at all. Raises `OutputError`."""
+    """Write the whole file or nothing. Raise `OutputError` if it cannot be written."""
     from safetensors.torch import save_file
 
+    # Under a temporary name first, so that a kill cannot destroy the last good checkpoint.
     with whole_file(path) as partial:
         save_file(
             {name: tensor.detach().contiguous() for name, tensor in tensors.items()},
@@ -27,7 +28,7 @@ def save(path: Path, story: Mapping[str, Any], tensors: Mapping[str, Tensor]) ->
 
 
 def load(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The story and the tensors. Raises `MoesimError` for anything else than a checkpoint."""
+    """Return the story and the tensors. Raise `MoesimError` for anything but a checkpoint."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -36,12 +37,12 @@ def load(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             return story, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise MoesimError(
-            f"{path} is no checkpoint of a training ({error}); delete it to begin anew"
+            f"{path} is not a checkpoint of a training ({error}); delete it to start again"
         ) from error
 
 
 def part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The tensors whose names begin with a prefix, without it."""
+    """Return the tensors whose names begin with a prefix, with the prefix removed."""
     return {
         name.removeprefix(prefix): tensor
         for name, tensor in tensors.items()
@@ -52,7 +53,7 @@ def part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 def moments(
     optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]
 ) -> dict[str, Tensor]:
-    """What an optimizer remembers of parameters, as `name.key`."""
+    """Return an optimizer's state of each parameter, as `name.key`."""
     return {
         f"{name}.{key}": torch.as_tensor(value)
         for name, parameter in parameters.items()
@@ -65,7 +66,8 @@ def put_moments(
     parameters: Mapping[str, nn.Parameter],
     remembered: Mapping[str, Tensor],
 ) -> None:
-    """Give an optimizer its memory back."""
+    """Put the state that `moments` returned back into an optimizer."""
     for full_name, moment in remembered.items():
         name, _, key = full_name.rpartition(".")
+        # A clone, because the optimizer updates its state in place.
         optimizer.state[parameters[name]][key] = moment.clone()

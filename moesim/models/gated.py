@@ -1,7 +1,7 @@
 """A small language model of experts with any gate as its router.
 
-Each layer's FFN is a mixture of `num_experts` smaller ones, weighed by a gate of the family in
-`gates/`. What the gate reads decides how far ahead routing is known:
+Each layer's FFN is a mixture of `num_experts` smaller FFNs, weighted by one of the gates in
+`gates/`. The gate's input decides how far ahead routing is known:
 
 | routed_by | the gate reads | what it reveals (`routing`) |
 |---|---|---|
@@ -40,11 +40,11 @@ ROUTED_BY: Final = MappingProxyType(
 
 
 class GatedConfig(RoutedConfig):  # type: ignore[no-untyped-call]
-    """Of a model with a gate of any kind.
+    """The configuration of a model with any gate.
 
-    `gate`, `gate_options`: a gate as `gates.build` takes it, that selects `num_experts_per_tok`.
-    `tasks`: the domains that are told apart where `routed_by` is tasks. `router`: the sizes of the
-    router where it is prefix, as `PreGatingRouter` takes them.
+    `gate`, `gate_options`: arguments of `gates.build`; the gate selects `num_experts_per_tok`.
+    `tasks`: the names of the domains, if `routed_by` is tasks. `router`: sizes of the
+    `PreGatingRouter`, if `routed_by` is prefix.
     """
 
     model_type = MODEL_TYPE
@@ -60,8 +60,8 @@ class GatedConfig(RoutedConfig):  # type: ignore[no-untyped-call]
 
 
 class GatedForCausalLM(RoutedForCausalLM):
-    """In training, experts of every weight that is not zero run, and the gates' losses are added
-    to the language model's; in evaluation at most k experts a token, never at random."""
+    """The model. In training every expert whose weight is not zero runs, and the gates' losses are
+    added to the language model's. In evaluation at most k experts a token run, never at random."""
 
     config_class = GatedConfig
 
@@ -75,13 +75,14 @@ class GatedForCausalLM(RoutedForCausalLM):
             self.router = PreGatingRouter(config.vocab_size, width, **sizes)
             self.ahead = GateRouter(_gate(config, features=width))
         self.exchange(self._routed)
-        for router in self.routers:  # a gate has drawn its own weights, which `base` would redraw
+        # Gates have drawn their own weights; without this mark transformers would draw them again.
+        for router in self.routers:
             for module in router.modules():
                 module._is_hf_initialized = True  # type: ignore[assignment]
         self.post_init()  # type: ignore[no-untyped-call]
 
     def initialise(self, std: float = 0.02) -> None:
-        """Experts of a model that is trained from scratch, then the router before the layers."""
+        """Draw the experts' weights, for training from scratch, then the router's."""
         for block in self.blocks:
             experts: Any = block.experts
             experts.initialise(std)
@@ -90,12 +91,14 @@ class GatedForCausalLM(RoutedForCausalLM):
 
     @property
     def routers(self) -> list[GateRouter]:
-        """Those with a gate: one a layer, or the one before all layers."""
+        """Return the routers with a gate: one a layer, or the one before all layers."""
         return [module for module in self.modules() if isinstance(module, GateRouter)]
 
     def inputs_of(self, domains: Sequence[str | None]) -> dict[str, Tensor]:
-        """What `forward` wants beside ids for sequences of these domains. Raises `UsageError` for
-        a domain that gates by task do not know."""
+        """Return the arguments of `forward`, other than ids, for sequences of these domains.
+
+        Raise `UsageError` for a domain that gates by task do not know.
+        """
         tasks = self.config.tasks
         if self.config.routed_by != "tasks":
             return {}
@@ -117,7 +120,7 @@ class GatedForCausalLM(RoutedForCausalLM):
         labels: Tensor | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
-        """As that of `base`; `task_ids [B]`: each sequence's task, where gates route by it."""
+        """Run as `base` does; `task_ids [B]` is each sequence's task, if gates route by it."""
         use_cache, past_key_values = self.caching(use_cache, past_key_values)
         self._tell(input_ids, attention_mask, past_key_values, task_ids)
         output: CausalLMOutputWithPast = self.base(
@@ -136,7 +139,7 @@ class GatedForCausalLM(RoutedForCausalLM):
     def _tell(
         self, input_ids: Tensor, attention_mask: Tensor | None, past: Any, task_ids: Tensor | None
     ) -> None:
-        """Tell the layers' routers what they do not find in the hidden state."""
+        """Pass to the layers' routers the inputs that the hidden state does not contain."""
         told: Any
         if self.ahead is not None:
             told = self.ahead(self.route_ahead(input_ids, attention_mask, past).flatten(0, 1))
@@ -145,10 +148,11 @@ class GatedForCausalLM(RoutedForCausalLM):
         elif self.config.routed_by == "tasks":
             if task_ids is None or len(task_ids) != len(input_ids):
                 raise UsageError(
-                    f"this model routes by task, and was told the tasks of "
-                    f"{0 if task_ids is None else len(task_ids)} sequences, of {len(input_ids)}: "
-                    "pass task_ids, as inputs_of gives them for domains"
+                    f"this model routes by task and needs one for each of {len(input_ids)} "
+                    f"sequences, not {0 if task_ids is None else len(task_ids)}: "
+                    "pass task_ids, as inputs_of returns them for domains"
                 )
+            # All tokens of a sequence have its task.
             told = task_ids.repeat_interleave(input_ids.shape[1])
         else:
             return
@@ -173,7 +177,7 @@ def _gate(
     config: GatedConfig, *, features: int | None = None, tasks: int = 1, layer: int = 0
 ) -> Gate:
     options = dict(config.gate_options or {})
-    if config.gate == "hash":  # each layer deals anew
+    if config.gate == "hash":  # with one seed, all layers would choose the same experts for an id
         options["seed"] = options.get("seed", 0) + layer
     return gates.build(
         config.gate,
@@ -186,8 +190,7 @@ def _gate(
 
 
 def check_gate(config: Any) -> None:
-    """Raise `UsageError` for a gate that no model can have; reads the fields of a `GatedConfig`
-    (or preset) that concern it."""
+    """Raise `UsageError` for a gate that cannot be built. `config`: a `GatedConfig` or a preset."""
     if config.routed_by not in ROUTED_BY:
         raise UsageError(
             f"unknown routed_by {config.routed_by!r}: choose one of {', '.join(ROUTED_BY)}"
@@ -203,7 +206,7 @@ def _check_router(sizes: Mapping[str, Any] | None) -> None:
     if set(sizes or ()) - {"mlp"} != {"hidden", "heads", "ffn"}:
         raise UsageError(
             f"router {sizes!r}: a model that routes by prefix needs the sizes of the router before "
-            "its layers, hidden, heads and ffn (and may say mlp)"
+            "its layers: hidden, heads and ffn (mlp is optional)"
         )
 
 

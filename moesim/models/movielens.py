@@ -1,10 +1,10 @@
 """MovieLens as two tasks: would a user watch a movie, and how do they rate it?
 
-GroupLens' 100,000 ratings, read at run time from the package recbole (`pip install --no-deps
-recbole==1.2.1`): they may be used for research and not be passed on, so nothing of them is kept.
-Pairs that were never rated are drawn as not watched, one for each rating; only rated pairs have a
-rating to learn. Split, sizes and preparation as in the supplement of COMET (Ibrahim et al., KDD
-2023), which stands in for what the DSelect-k paper does not say, but for the larger data there.
+GroupLens' 100,000 ratings are read at run time from the package recbole (`pip install --no-deps
+recbole==1.2.1`). Their licence permits research but no redistribution, so nothing of them is
+stored. Pairs that were never rated count as not watched; one is drawn for each rating. Only rated
+pairs have a rating to learn. Where the DSelect-k paper is silent, split, sizes and preparation
+follow the supplement of COMET (Ibrahim et al., KDD 2023), which uses larger data.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _TEST, _VALIDATION = 0.1, 0.125  # of all rows; of the others
 
 
 def tasks(watch: float = 0.5) -> tuple[Task, Task]:
-    """Watch weighs so much in the loss, rating the rest."""
+    """Return both tasks: `watch` is the first one's weight in the loss, `rating` has the rest."""
     return (
         Task("watch", binary_cross_entropy, watch, right_side),
         Task("rating", squared_error, 1 - watch),
@@ -62,7 +62,7 @@ class Ratings:
 
 
 def find() -> Path | None:
-    """The file inside the package, if that is here."""
+    """Return the file inside the package, or None if the package is not installed."""
     spec = find_spec("recbole")
     for folder in (spec and spec.submodule_search_locations) or ():
         file = Path(folder) / _INSIDE
@@ -72,7 +72,7 @@ def find() -> Path | None:
 
 
 def load() -> Ratings:
-    """All ratings. Raises `UsageError`, saying what to install, where the file is absent."""
+    """Return all ratings. Raise `UsageError` that says what to install if the file is absent."""
     file = find()
     if file is None:
         raise UsageError(
@@ -83,18 +83,18 @@ def load() -> Ratings:
 
 
 def read(file: Path) -> Ratings:
-    """A tab-separated file of users, movies and ratings. Raises `UsageError` for another."""
+    """Read a tab-separated file of users, movies, ratings. Raise `UsageError` for any other."""
     try:
         table = pd.read_csv(file, sep="\t", usecols=list(_COLUMNS))
     except ValueError as error:
-        raise UsageError(f"{file} has not the columns {', '.join(_COLUMNS)} ({error})") from error
+        raise UsageError(f"{file} lacks one of {', '.join(_COLUMNS)} ({error})") from error
     users, movies = (np.unique(table[c], return_inverse=True)[1] for c in _COLUMNS[:2])
     values = table[_COLUMNS[2]].to_numpy(np.float32)
     return Ratings(users.astype(np.int64), movies.astype(np.int64), values)
 
 
 def prepare(ratings: Ratings, seed: int = 0) -> dict[str, Examples]:
-    """Training, validation and test rows, 78.75, 11.25 and 10 % of watched and of unwatched ones.
+    """Return training, validation and test rows: 78.75, 11.25 and 10 % of watched and of unwatched.
 
     Inputs `[B, 2]` are user and movie; `rating` is known where the pair was rated.
     """
@@ -102,6 +102,7 @@ def prepare(ratings: Ratings, seed: int = 0) -> dict[str, Examples]:
     watched_R2 = np.stack([ratings.users, ratings.movies], axis=1)
     unwatched_R2 = _unwatched(ratings, draw)
     parts: dict[str, list[Examples]] = {"train": [], "validation": [], "test": []}
+    # Split apart, so that every part has equally many watched and unwatched pairs.
     for pairs, values in ((watched_R2, ratings.values), (unwatched_R2, None)):
         order = draw.permutation(len(pairs))
         num_test = round(_TEST * len(pairs))
@@ -113,9 +114,10 @@ def prepare(ratings: Ratings, seed: int = 0) -> dict[str, Examples]:
 
 
 def _unwatched(ratings: Ratings, draw: np.random.Generator) -> Ids:
-    """As many pairs without a rating as there are with one (or all), none twice."""
+    """Return as many pairs without a rating as with one (or all there are), none twice."""
     num_movies = ratings.num_movies
     taken = np.zeros(ratings.num_users * num_movies, dtype=bool)
+    # One number a pair, so that rated pairs are found without a loop.
     taken[ratings.users * num_movies + ratings.movies] = True
     free = np.flatnonzero(~taken)
     chosen = draw.choice(free, min(len(free), len(ratings.users)), replace=False)
@@ -124,10 +126,10 @@ def _unwatched(ratings: Ratings, draw: np.random.Generator) -> Ids:
 
 def _rows(pairs: Ids, values: npt.NDArray[np.float32] | None) -> Examples:
     rated = values is not None
-    known = torch.full((len(pairs),), rated)
+    rated_B = torch.full((len(pairs),), rated)
     ratings = torch.zeros(len(pairs)) if values is None else torch.from_numpy(values)
-    targets = {"watch": known.long(), "rating": ratings}
-    return Examples(torch.from_numpy(pairs), targets, {"rating": known})
+    targets = {"watch": rated_B.long(), "rating": ratings}
+    return Examples(torch.from_numpy(pairs), targets, {"rating": rated_B})
 
 
 def _joined(both: list[Examples]) -> Examples:
@@ -139,7 +141,7 @@ def _joined(both: list[Examples]) -> Examples:
 
 
 class Embeddings(nn.Module):
-    """`[B, 2]` of user and movie to `[B, 2 · width]`: what experts and gates read."""
+    """`[B, 2]` of user and movie → `[B, 2 · width]`, the input of experts and gates."""
 
     def __init__(self, num_users: int, num_movies: int, width: int = 128) -> None:
         super().__init__()
@@ -151,10 +153,10 @@ class Embeddings(nn.Module):
 
 
 def expert(width: int = 256) -> nn.Module:
-    """`[B, width]` to `[B, 256]`, sizes as published."""
+    """Return an expert `[B, width]` → `[B, 256]` of the published sizes."""
     return nn.Sequential(nn.Linear(width, 256), nn.ReLU(), nn.Dropout(0.5))
 
 
 def tower() -> nn.Module:
-    """`[B, 256]` to `[B, 1]`, sizes as published."""
+    """Return a tower `[B, 256]` → `[B, 1]` of the published sizes."""
     return nn.Sequential(nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 1))

@@ -1,10 +1,10 @@
 """Presets: the shapes of the models that `moesim models train` makes.
 
-`shallow` and `deep` are Qwen3-MoE in transformers' classes, a token uses two experts, with
+`shallow` and `deep` are Qwen3-MoE in transformers' classes. A token uses two experts, with
 renormalised weights and the usual auxiliary loss for load balance (Fedus et al., 2022, "Switch
 Transformers"). `shallow` has few, wider layers of 16 experts. `deep` has the routing shape of
-Mixtral-8x7B (32 layers of 8 experts, top-2) in narrow layers, so that its traces can be costed with
-Mixtral's real sizes and looking several layers ahead means something. `dense` is a Llama, to be
+Mixtral-8x7B in narrow layers: 32 layers of 8 experts, top-2. So its traces can be costed with
+Mixtral's real sizes, and there are many layers to look ahead. `dense` is a Llama, to be
 refactored into a mixture of experts. `gated` is a Llama whose FFNs are mixtures of 8 experts with
 any gate of `gates/`. The default steps take minutes on two cores.
 """
@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preset:
-    """A model's shape and how long it learns. One step sees `batch_size` x `context` tokens."""
+    """A model's shape and its training. One step sees `batch_size` x `context` tokens."""
 
     family: ClassVar[str]  # of transformers: `{family}Config`, `{family}ForCausalLM`
 
@@ -35,7 +35,7 @@ class Preset:
     learning_rate: float = 3e-3
 
     def config(self, vocabulary: int, end_token: int) -> dict[str, Any]:
-        """Arguments of the family's configuration."""
+        """Return arguments of the family's configuration."""
         return {
             "vocab_size": vocabulary,
             "hidden_size": self.hidden,
@@ -52,7 +52,7 @@ class Preset:
 
     @property
     def learning(self) -> dict[str, Any]:
-        """What the model is called with, beside ids and labels, while it learns."""
+        """Return the model's arguments in training, other than ids and labels."""
         return {}
 
 
@@ -65,7 +65,7 @@ class DensePreset(Preset):
     ffn: int
 
     def config(self, vocabulary: int, end_token: int) -> dict[str, Any]:
-        """Arguments of `LlamaConfig`."""
+        """Return arguments of `LlamaConfig`."""
         return {**Preset.config(self, vocabulary, end_token), "intermediate_size": self.ffn}
 
 
@@ -81,7 +81,7 @@ class MoePreset(Preset):
     balance: float = 0.01  # weight of the load-balancing loss
 
     def config(self, vocabulary: int, end_token: int) -> dict[str, Any]:
-        """Arguments of `Qwen3MoeConfig`."""
+        """Return arguments of `Qwen3MoeConfig`."""
         return {
             **Preset.config(self, vocabulary, end_token),
             "intermediate_size": 2 * self.hidden,
@@ -94,13 +94,13 @@ class MoePreset(Preset):
 
     @property
     def learning(self) -> dict[str, Any]:
-        """The logits of the routers are what the balance loss is made of."""
+        """Return the switch that makes transformers add the balance loss to the output's loss."""
         return {"output_router_logits": True}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GatedPreset(Preset):
-    """A mixture with a gate of one's choice; see `gated.py` for what the fields mean.
+    """A mixture with any gate; `gated.py` explains the fields.
 
     Gates learn at `gate_factor` times the learning rate, without weight decay.
     """
@@ -117,7 +117,7 @@ class GatedPreset(Preset):
     router: Mapping[str, Any] | None = None
 
     def config(self, vocabulary: int, end_token: int) -> dict[str, Any]:
-        """Arguments of the base's `LlamaConfig`, whose FFNs are exchanged."""
+        """Return arguments of the base's `LlamaConfig`, whose FFNs are then replaced."""
         return {**Preset.config(self, vocabulary, end_token), "intermediate_size": self.expert_ffn}
 
 

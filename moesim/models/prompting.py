@@ -1,4 +1,4 @@
-"""Prompts of the models' own kind: pieces of held-out text, of varied length, by domain."""
+"""Prompts: pieces of each domain's held-out text, of varied length."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ def cut_prompts(
     new_tokens: tuple[int, int] = (16, 48),
     seed: int = 0,
 ) -> list[Prompt]:
-    """`per_domain` pieces of every domain's held-out text, domains taking turns.
+    """Return `per_domain` pieces of every domain's held-out text, domains taking turns.
 
-    Lengths and limits of generation are drawn evenly from the given ranges, both ends included. A
-    piece starts at the start of a line. The same seed and text give the same prompts.
+    Lengths (`characters`) and limits of generation (`new_tokens`) are drawn evenly from the given
+    ranges, both ends included. A piece starts at the start of a line. The same seed and text give
+    the same prompts. Raise `UsageError` for an empty range or `per_domain` below 1.
     """
     for name, (low, high) in (("characters", characters), ("new_tokens", new_tokens)):
         if not 1 <= low <= high:
@@ -44,7 +45,7 @@ def cut_prompts(
 
 
 def write_prompts(prompts: list[Prompt], out: str | Path, *, force: bool = False) -> Path:
-    """Write prompts as JSONL for `moesim record`. Raises `OutputError` if `out` exists."""
+    """Write prompts as JSONL for `moesim record`. Raise `OutputError` if `out` exists."""
     path = Path(out)
     lines = [
         json.dumps({"prompt": p.text, "domain": p.domain, "max_new_tokens": p.max_new_tokens})
@@ -58,10 +59,11 @@ def write_prompts(prompts: list[Prompt], out: str | Path, *, force: bool = False
 
 
 def _piece(documents: tuple[Document, ...], length: int, draw: np.random.Generator) -> str:
-    """A piece of about `length` characters; long documents give proportionally more of them."""
+    """Return a piece of about `length` characters; long documents are chosen more often."""
+    # By length, so that every character is about equally likely to be in a prompt.
     sizes = np.array([len(d.text) for d in documents], dtype=float)
     text = documents[int(draw.choice(len(documents), p=sizes / sizes.sum()))].text
     start = int(draw.integers(max(1, len(text) - length)))
-    start = text.rfind("\n", 0, start) + 1
+    start = text.rfind("\n", 0, start) + 1  # a prompt that starts inside a word is unlike real ones
     piece = text[start : start + length].strip("\n")
-    return piece if piece.strip() else text[:length]
+    return piece if piece.strip() else text[:length]  # a piece of blank lines is no prompt

@@ -1,7 +1,7 @@
-"""A decoder of transformers whose FFNs were exchanged for experts, as transformers sees it.
+"""A decoder of transformers whose FFNs were replaced by experts, as a model of transformers.
 
-Whatever generates, saves, loads, records or offloads models of transformers takes these as it takes
-any other. A router may stand before all layers; it reads token ids and has a KV cache of its own.
+So the code that generates with, saves, loads, records or offloads models of transformers also works
+with these. A router may run before all layers; it reads token ids and has its own KV cache.
 """
 
 from __future__ import annotations
@@ -25,13 +25,15 @@ from moesim.models.experts import RoutedFfn
 from moesim.models.readme.ffn import GatedFfn, find_ffns
 from moesim.models.readme.router import PreGatingRouter, RouterCache
 
-_ROUTED = "moesim_router_cache"  # where a KV cache of transformers carries the router's own
+_ROUTED = "moesim_router_cache"  # attribute of transformers' KV cache that holds the router's cache
 
 
 class RoutedConfig(PreTrainedConfig):
-    """`base`: the dense decoder's configuration, whose every FFN has become `num_experts` experts
-    of `expert_ffn` channels, of which a token uses `num_experts_per_tok`. `routing` is how far
-    ahead that is known, as in a trace's header."""
+    """The configuration `base` of a dense decoder, and of the experts that replace its FFNs.
+
+    Each FFN became `num_experts` experts of `expert_ffn` channels, of which a token uses
+    `num_experts_per_tok`. `routing` says how far ahead routing is known, as in a trace's header.
+    """
 
     sub_configs_defaults = {  # noqa: RUF012
         "base": SubConfigSpec(config_class=AutoConfig, model_type="llama")
@@ -52,13 +54,15 @@ class RoutedConfig(PreTrainedConfig):
             setattr(self, name, getattr(base, name, None))
 
     def get_text_config(self, *_: Any, **__: Any) -> Any:
-        """The dense model's, from which transformers learns of layers and caches."""
+        """Return the dense model's configuration: transformers sizes its caches by it."""
         return self.base
 
 
 class RoutedForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[no-untyped-call]
-    """`base` (of the configuration `config.base`), whose FFNs are `RoutedFfn`s, and perhaps
-    `router`, which chooses before any layer runs."""
+    """A dense decoder `base` whose FFNs are `RoutedFfn`s, and perhaps a `router` before its layers.
+
+    `config.base` is the configuration of `base`.
+    """
 
     base_model_prefix = "base"
     _supports_sdpa = True
@@ -71,33 +75,37 @@ class RoutedForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[no-un
         self.router: PreGatingRouter | None = None
 
     def exchange(self, make: Callable[[GatedFfn], RoutedFfn]) -> None:
-        """Put what `make` gives in place of every FFN of `base`."""
+        """Replace every FFN of `base` by the module that `make` returns for it."""
         for ffn in find_ffns(self.base):
             owner, _, name = ffn.name.rpartition(".")
             setattr(self.base.get_submodule(owner), name, make(ffn))
 
     @property
     def blocks(self) -> list[RoutedFfn]:
-        """The layers' FFNs, in order."""
+        """Return the layers' FFNs, in order."""
         return [module for module in self.modules() if isinstance(module, RoutedFfn)]
 
     def route(
         self, input_ids: Tensor, *, seen: Tensor | None = None, cache: RouterCache | None = None
     ) -> Tensor:
-        """`[B, T, N]`: what the router before the layers says, before anything else is computed."""
+        """Return the logits `[B, T, N]` of the router before the layers; nothing else runs."""
         assert self.router is not None
         logits: Tensor = self.router(input_ids, seen=seen, cache=cache)
         return logits
 
     def route_ahead(self, input_ids: Tensor, attention_mask: Tensor | None, past: Any) -> Tensor:
-        """`route`, told of padding and of tokens past as transformers' models are."""
+        """Return `route` of ids with the arguments of a model of transformers: mask and cache."""
         tokens = input_ids.shape[1]
         seen = None if attention_mask is None else attention_mask[:, -tokens:].bool()
         cache = None if past is None else _router_cache(past)
         return self.route(input_ids, seen=seen, cache=cache)
 
     def caching(self, use_cache: bool | None, past: Any) -> tuple[bool, Any]:
-        """Whether to cache, and where: as `base` would decide, but its caches lack the router's."""
+        """Return whether to cache, and the cache.
+
+        `base` would decide the same. But the cache must exist before `base` runs, because the
+        router stores its own keys and values in it.
+        """
         if use_cache is None:
             use_cache = getattr(self.config.get_text_config(), "use_cache", True)
         if use_cache and past is None:
@@ -105,6 +113,7 @@ class RoutedForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[no-un
         return bool(use_cache), past
 
     def _beam_search(self, *args: Any, **options: Any) -> Any:
+        # Silently wrong texts otherwise: the router would route by another beam's tokens.
         if self.router is not None and options["generation_config"].use_cache:
             raise UsageError(
                 "beam search reorders the sequences of a KV cache, which the router's own does not "
@@ -122,13 +131,17 @@ class RoutedForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[no-un
         return self.base.get_output_embeddings()
 
     def _init_weights(self, module: nn.Module) -> None:
-        """What is not loaded is set by whoever made the model, or random as `base` has it."""
+        """Initialise the router; experts are set by the code that builds the model."""
         if isinstance(module, PreGatingRouter):
             module.initialise()
 
 
 def _router_cache(past: Any) -> RouterCache:
-    """The router's part of a KV cache of transformers, which must know the same tokens."""
+    """Return the router's part of a KV cache of transformers.
+
+    Raise `UsageError` if the two caches hold different numbers of tokens: the router would then
+    route by another text than the layers see.
+    """
     length = int(past.get_seq_length())
     cache: RouterCache | None = getattr(past, _ROUTED, None) if length else None
     if cache is None:
@@ -136,7 +149,7 @@ def _router_cache(past: Any) -> RouterCache:
         setattr(past, _ROUTED, cache)
     if cache.length != length:
         raise UsageError(
-            f"the KV cache holds {length} tokens, of which the router has seen {cache.length}: "
-            "give it a cache of this model's own, neither cut nor filled otherwise"
+            f"the KV cache holds {length} tokens, but the router has seen {cache.length}: "
+            "pass a cache that only this model filled and that was not cut"
         )
     return cache

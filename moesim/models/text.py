@@ -1,14 +1,14 @@
-"""Text: domains of documents, found on every machine with Python, or named by the user.
+"""Text: domains of documents that every machine with Python has, or that the user names.
 
     source         modules of the standard library
     documentation  the help topics of `pydoc` and the docstrings of the standard library
     licences       those of the interpreter, of installed packages, of /usr/share/common-licenses
     names          the names of Unicode characters, block by block
 
-The choice is deterministic: documents are sorted by name and taken in the order of a hash of the
-name, up to a budget of characters; an eighth of them (by that hash) is held out for validation.
-Nothing held out is learnt under another name: a module and its docstrings fall on the same side,
-and paragraphs met before are dropped from prose, since licences repeat each other.
+The choice is deterministic: documents are taken in the order of a hash of their names, up to a
+budget of characters. An eighth of them (by that hash) is held out for validation. No held-out text
+is in the training text under another name. A module and its docstrings have one name, so both are
+on the same side. Repeated paragraphs are dropped from prose, because licences repeat each other.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from typing import Self
 
 from moesim.errors import UsageError
 
-# Tests, and tables of numbers, read like neither code nor prose.
+# Tests and tables of numbers are neither ordinary code nor prose.
 _SKIPPED = {"__pycache__", "encodings", "idlelib", "lib2to3", "test", "tests"}
 _SKIPPED |= {"dist-packages", "site-packages"}
 _LICENCE_NAME = re.compile(r"(?i)(licen[cs]e|copying|notice)")
-_HELD_OUT = 8  # one document in so many, and at least one
-_SHORTEST = 200  # characters of a document worth having
+_HELD_OUT = 8  # one document in 8 is held out, and at least one
+_SHORTEST = 200  # characters; shorter documents are left out
 
 
 _Source = tuple[str, Callable[[], str | None]]  # a document's name, and how to read it
@@ -50,7 +50,7 @@ class Document:
 
 @dataclass(frozen=True, slots=True)
 class Corpus:
-    """Documents by domain, split into those to learn from and those held out."""
+    """Documents by domain, split into training text and held-out text."""
 
     train: Mapping[str, tuple[Document, ...]]
     validation: Mapping[str, tuple[Document, ...]]
@@ -63,7 +63,7 @@ class Corpus:
     def split(cls, domains: Mapping[str, Sequence[Document]]) -> Self:
         """Hold out an eighth of every domain's documents, and at least one.
 
-        Raises `UsageError` for a domain of fewer than two documents.
+        Raise `UsageError` for a domain of fewer than two documents.
         """
         train: dict[str, tuple[Document, ...]] = {}
         validation: dict[str, tuple[Document, ...]] = {}
@@ -85,7 +85,7 @@ class Corpus:
         return tuple(self.train)
 
     def describe(self) -> dict[str, dict[str, int | str]]:
-        """Per domain: documents, characters and a hash of all of the text. Plain JSON."""
+        """Return for each domain documents, characters and a hash of its text, as plain JSON."""
         return {
             domain: {
                 "train_documents": len(self.train[domain]),
@@ -100,7 +100,7 @@ class Corpus:
 
 
 def built_in_corpus(budget: int = 2_000_000) -> Corpus:
-    """The four domains above, each of about `budget` characters at most."""
+    """Return the four domains above, each of about `budget` characters at most."""
     return Corpus.split(
         {
             "source": _chosen(_modules(), budget),
@@ -112,11 +112,11 @@ def built_in_corpus(budget: int = 2_000_000) -> Corpus:
 
 
 def read_corpus(paths: Mapping[str, Path], budget: int = 2_000_000) -> Corpus:
-    """Domains of the user's own: each a text file or a folder of them (UTF-8, others skipped).
+    """Return the user's domains: each a text file or a folder of them (UTF-8, others skipped).
 
-    A single file is cut into documents, so that a part can be held out: at blank lines, or at line
-    ends where it has none. Paragraphs met before are dropped, as collections repeat themselves.
-    Raises `UsageError` for a path without text, or with too little to hold some of it out.
+    A single file is cut into documents, so that a part can be held out. Cuts are at blank lines, or
+    at line ends if there are none. Repeated paragraphs are dropped, because collections repeat
+    themselves. Raise `UsageError` for a path without text, or with too little to hold some out.
     """
     return Corpus.split(
         {d: _chosen(_own(d, path), budget, prose=True) for d, path in paths.items()}
@@ -124,7 +124,7 @@ def read_corpus(paths: Mapping[str, Path], budget: int = 2_000_000) -> Corpus:
 
 
 def _chosen(sources: Iterable[_Source], budget: int, *, prose: bool = False) -> list[Document]:
-    """Documents in the order of their names' hashes, up to a budget of characters."""
+    """Return documents in the order of their names' hashes, up to a budget of characters."""
     chosen: list[Document] = []
     seen: set[str] = set()
     total = 0
@@ -134,7 +134,7 @@ def _chosen(sources: Iterable[_Source], budget: int, *, prose: bool = False) -> 
         text = read() or ""
         if prose:
             text = _unrepeated(text, seen)
-        # No one document (the licence of torch is a novel) may fill a domain.
+        # A single long document (the licence of torch) must not fill a domain.
         text = text[: max(_SHORTEST, budget // 20)]
         if len(text) >= _SHORTEST:
             chosen.append(Document(name, text))
@@ -143,7 +143,7 @@ def _chosen(sources: Iterable[_Source], budget: int, *, prose: bool = False) -> 
 
 
 def _unrepeated(text: str, seen: set[str]) -> str:
-    """`text` without the paragraphs already in `seen`, which grows by the others."""
+    """Return `text` without the paragraphs in `seen`; add the others to `seen`."""
     kept = []
     for paragraph in re.split(r"\n\s*\n", text):
         key = " ".join(paragraph.split()).lower()
@@ -174,10 +174,10 @@ def _docstrings() -> Iterator[_Source]:
 
 
 def _docstrings_in(read: Callable[[], str | None]) -> str | None:
-    """All docstrings of a module."""
+    """Return all docstrings of a module, or None if it cannot be parsed."""
     documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", SyntaxWarning)  # an old escape in somebody's string
+        warnings.simplefilter("ignore", SyntaxWarning)  # invalid escapes in the modules' strings
         try:
             tree = ast.parse(read() or "")
         except (SyntaxError, ValueError):
@@ -207,9 +207,9 @@ def _unicode_names() -> Iterator[_Source]:
 
 
 def _names_from(start: int) -> str:
-    """Lines such as `00E9 LATIN SMALL LETTER E WITH ACUTE` for 128 code points."""
+    """Return lines such as `00E9 LATIN SMALL LETTER E WITH ACUTE` for 128 code points."""
     named = ((code, unicodedata.name(chr(code), "")) for code in range(start, start + 128))
-    # The names of ideographs and Hangul syllables only spell the code point.
+    # The names of ideographs and Hangul syllables only spell the code point: nothing to learn.
     return "".join(
         f"{code:04X} {name}\n"
         for code, name in named
@@ -218,25 +218,25 @@ def _names_from(start: int) -> str:
 
 
 def _own(domain: str, path: Path) -> list[_Source]:
-    found: list[_Source]
+    sources: list[_Source]
     if path.is_dir():
         files = (file for file in path.rglob("*") if file.is_file())
-        found = [(file.relative_to(path).as_posix(), partial(_text, file)) for file in files]
+        sources = [(file.relative_to(path).as_posix(), partial(_text, file)) for file in files]
     elif path.is_file():
         text = (_text(path) or "").strip()
         if re.search(r"\n\s*\n", text) is None:
             text = text.replace("\n", "\n\n")
         parts = _parts(_unrepeated(text, set()))
-        found = [(f"{path.name} part {n}", partial(str, part)) for n, part in enumerate(parts)]
+        sources = [(f"{path.name} part {n}", partial(str, part)) for n, part in enumerate(parts)]
     else:
         raise UsageError(f"domain {domain!r}: {path}: no such file or folder")
-    if not any(read() for _, read in found):
+    if not any(read() for _, read in sources):
         raise UsageError(f"domain {domain!r}: {path}: no UTF-8 text in it")
-    return found
+    return sources
 
 
 def _parts(text: str, size: int = 4000) -> Iterator[str]:
-    """Runs of whole paragraphs of about `size` characters."""
+    """Yield whole paragraphs in parts of about `size` characters."""
     part = ""
     for paragraph in re.split(r"\n\s*\n", text):
         part += paragraph + "\n\n"
@@ -255,7 +255,7 @@ def _text(path: Path) -> str | None:
 
 
 def _order(name: str) -> int:
-    """A number that depends on the name alone and is otherwise arbitrary."""
+    """Return a number that depends on the name alone and is otherwise arbitrary."""
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
 
 

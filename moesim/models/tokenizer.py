@@ -1,4 +1,4 @@
-"""The tokenizer: byte-level BPE, trained on what the model learns (Sennrich et al., 2016)."""
+"""The tokenizer: byte-level BPE, trained on the model's own text (Sennrich et al., 2016)."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ END = "<|end|>"
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int) -> Any:
-    """A fast tokenizer of at most `vocabulary` tokens, which can spell any text byte by byte.
+    """Return a fast tokenizer of at most `vocabulary` tokens, which can spell any text by bytes.
 
-    `END` separates documents, and is the padding too. The same texts give the same tokenizer.
+    `END` separates documents and is also the padding. The same texts give the same tokenizer.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast

@@ -1,4 +1,4 @@
-"""Tokens: a domain's documents as one run of ids, and windows cut from it."""
+"""Tokens: a domain's documents as one sequence of ids, and windows cut from it."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ Tokens = npt.NDArray[np.int64]
 
 
 def token_stream(tokenizer: Any, documents: Iterable[Document]) -> Tokens:
-    """All documents of a domain as one run of ids, each followed by the end token, if any."""
+    """Return all documents of a domain as one sequence of ids; the end token follows each."""
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    # Not verbose: a document longer than the model's context is no mistake, windows are cut later.
+    # The tokenizer would warn of documents longer than the context; windows are cut from them.
     encoded = tokenizer([d.text for d in documents], return_attention_mask=False, verbose=False)
     return np.concatenate([np.array([*ids, *end], dtype=np.int64) for ids in encoded["input_ids"]])
 
 
 def token_streams(tokenizer: Any, domains: Mapping[str, Iterable[Document]]) -> dict[str, Tokens]:
-    """`token_stream` of every domain."""
+    """Return the `token_stream` of every domain."""
     return {domain: token_stream(tokenizer, docs) for domain, docs in domains.items()}
 
 
 def spread_windows(stream: Tokens, count: int, length: int) -> torch.Tensor:
-    """Ids `[count, length]`, evenly spread; they overlap, and repeat themselves, in little text."""
-    stream = np.resize(stream, max(len(stream), length))
+    """Return ids `[count, length]`, evenly spread; windows overlap if there is little text."""
+    stream = np.resize(stream, max(len(stream), length))  # repeats a text shorter than a window
     starts = np.linspace(0, len(stream) - length, num=count).astype(int)
     return _cut(stream, starts, length)
 
@@ -39,11 +39,11 @@ def spread_windows(stream: Tokens, count: int, length: int) -> torch.Tensor:
 def draw_windows(
     streams: Mapping[str, Tokens], count: int, length: int, seed: int, purpose: str
 ) -> dict[str, torch.Tensor]:
-    """Ids `[count, length]` of every domain: windows of `length` consecutive ids, none overlapping.
+    """Return ids `[count, length]` of every domain: windows of consecutive ids, none overlapping.
 
-    They are drawn evenly from all windows that fill the domain's run of ids from its start; each
-    `purpose` (and domain) draws from its own random stream. Raises `UsageError` naming the first
-    domain with too little text.
+    The domain's ids are divided into windows from the start, and `count` of these are drawn evenly.
+    Each `purpose` and domain has its own random stream. Raise `UsageError` for the first domain
+    with too little text.
     """
     for domain, stream in streams.items():
         if len(stream) < count * length:
@@ -51,18 +51,19 @@ def draw_windows(
                 f"domain {domain!r} has {len(stream):,} tokens; {count} windows of {length} need "
                 f"{count * length:,}; give more text, or ask for fewer or shorter windows"
             )
-    found = {}
+    windows = {}
     for domain, stream in streams.items():
         draw = random_stream(seed, f"{purpose} windows of {domain}")
+        # From a grid of windows, so that no two overlap.
         chosen = draw.choice(len(stream) // length, size=count, replace=False)
-        found[domain] = _cut(stream, chosen * length, length)
-    return found
+        windows[domain] = _cut(stream, chosen * length, length)
+    return windows
 
 
 def shuffle_domains(windows: Mapping[str, torch.Tensor], seed: int) -> dict[str, torch.Tensor]:
-    """The same windows dealt out again at random, as many to each domain as before: a control.
+    """Return the same windows dealt out again at random: a control experiment.
 
-    Every window `[W, T]` must be of one length.
+    Each domain gets as many windows as before. All windows `[W, T]` must have one length.
     """
     pooled = torch.cat(list(windows.values()))
     order = random_stream(seed, "shuffled domains").permutation(len(pooled))

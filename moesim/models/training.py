@@ -1,11 +1,11 @@
 """Training: a small language model, dense or of experts, learns the text of a corpus.
 
 Every step draws `batch_size` windows of `context` tokens, each from a domain chosen evenly, so that
-no kind of text drowns the others. AdamW with a linear warm-up and a cosine decay; the loss is the
-cross entropy plus, with experts, the balance term. The validation loss (cross entropy alone) is
-measured on fixed windows of the held-out documents of every domain. One seed fixes weights and
-windows; the text, the versions and the number of threads fix the rest. A run that was killed goes
-on from its checkpoint, with the generators where they were, as if nothing had happened.
+no kind of text dominates. AdamW with a linear warm-up and a cosine decay; the loss is the cross
+entropy plus, with experts, the balance term. The validation loss (cross entropy alone) is measured
+on fixed windows of the held-out documents of every domain. One seed fixes weights and windows; the
+text, the versions and the number of threads fix the rest. A killed run resumes from its checkpoint,
+which holds the random generators' states, and gives the same result as an uninterrupted run.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Evaluation:
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """A finished training: where the model is, and how its loss fell."""
+    """A finished training: the model's folder, and the course of its loss."""
 
     path: Path
     evaluations: tuple[Evaluation, ...]
@@ -73,11 +73,12 @@ def train(
 
     The folder loads with `AutoModelForCausalLM` and `AutoTokenizer`, and holds `training.json`: the
     preset, the text, the losses, the versions. With a `checkpoint` file, work is saved there at
-    every evaluation; if it exists, the run goes on from it, and once `out` is written it is
-    deleted. `on_step(done, of)` and `on_evaluation` report.
-    Raises `UsageError` for an unknown preset or steps below 1, `OutputError` if `out` exists
-    (without `force`) or cannot be written, `MoesimError` naming the step if the loss is not finite
-    (the last checkpoint stays), or if the checkpoint is of another run.
+    every evaluation. If the file exists, the run resumes from it; it is deleted once `out` is
+    written. `on_step(done, of)` and `on_evaluation` report progress.
+
+    Raise `UsageError` for an unknown preset or steps below 1. Raise `OutputError` if `out` exists
+    (without `force`) or cannot be written. Raise `MoesimError` that names the step if the loss is
+    not finite (the last checkpoint stays), or if the checkpoint belongs to another run.
     """
     shape = _preset(preset)
     shape = replace(shape, steps=shape.steps if steps is None else steps)
@@ -90,6 +91,7 @@ def train(
         check_gate(shape)
     if Path(out).exists():
         may_replace(Path(out), force, (TRAINING_RECORD,))
+    # The caller's random state is restored afterwards.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         tokenizer = _tokenizer(corpus, shape.vocabulary)
@@ -129,7 +131,7 @@ def train(
 
 
 class _Run:
-    """A training under way: what a checkpoint holds, and how it goes on."""
+    """An unfinished training: the state that a checkpoint holds, and the next steps."""
 
     def __init__(
         self,
@@ -155,11 +157,11 @@ class _Run:
         self.draw = np.random.default_rng(np.random.SeedSequence(seed))
         self.step = 0
         self.evaluations: list[Evaluation] = []
-        self._before = (0.0, 0.0)  # wall and CPU seconds of the runs that this one goes on from
+        self._before = (0.0, 0.0)  # wall and CPU seconds of the runs that this one resumes
         self._since = _clocks()
 
     def learn(self) -> None:
-        """One step."""
+        """Take one training step."""
         for group, peak in zip(self.optimizer.param_groups, self._peaks, strict=True):
             group["lr"] = peak * _share_of_peak(self.step, self.shape.steps)
         tokens, domains = _batch(self.streams, self.shape, self.draw)
@@ -170,35 +172,37 @@ class _Run:
             raise self._not_finite(f"the training loss is {loss.item()}", self.step + 1)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        # Bounds the effect of a rare large gradient.
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
         self.step += 1
 
     def evaluate(self) -> Evaluation:
-        """Note where the model stands, and save it, unless it is broken."""
-        found = _evaluate(self.model, self.held_out, self.step)
-        if not math.isfinite(found.loss):
-            raise self._not_finite(f"the validation loss is {found.loss}", self.step)
+        """Measure the validation loss and save a checkpoint; raise if the model is not finite."""
+        evaluation = _evaluate(self.model, self.held_out, self.step)
+        if not math.isfinite(evaluation.loss):
+            raise self._not_finite(f"the validation loss is {evaluation.loss}", self.step)
+        # A weight that the evaluation did not use may be broken too; such a state must not be kept.
         for name, parameter in self.model.named_parameters():
             if not bool(torch.isfinite(parameter).all()):
                 raise self._not_finite(f"a weight of {name} is not finite", self.step)
-        self.evaluations.append(found)
+        self.evaluations.append(evaluation)
         self._save()
-        return found
+        return evaluation
 
     def _not_finite(self, what: str, step: int) -> MoesimError:
         kept = "nothing was saved"
         if self.checkpoint is not None and self.checkpoint.exists():
             kept = (
                 f"{self.checkpoint} holds the last good state, of step "
-                f"{self.evaluations[-1].step}; delete it to begin anew"
+                f"{self.evaluations[-1].step}; delete it to start again"
             )
         return MoesimError(
             f"{what} at step {step}; {kept}; try a lower learning rate or another seed"
         )
 
     def spent(self) -> tuple[float, float]:
-        """Wall and CPU seconds so far."""
+        """Return wall and CPU seconds so far, those of earlier runs included."""
         pairs = zip(self._before, self._since, _clocks(), strict=True)
         wall_s, cpu_s = (before + now - since for before, since, now in pairs)
         return wall_s, cpu_s
@@ -220,7 +224,7 @@ class _Run:
         checkpoints.save(self.checkpoint, story, tensors | {"torch": torch.get_rng_state()})
 
     def restore(self) -> None:
-        """Go on from the checkpoint, if there is one."""
+        """Load the checkpoint, if there is one."""
         if self.checkpoint is None or not self.checkpoint.exists():
             return
         story, tensors = checkpoints.load(self.checkpoint)
@@ -240,7 +244,8 @@ class _Run:
         torch.set_rng_state(tensors["torch"])
 
     def _identity(self) -> dict[str, Any]:
-        """What must be equal for one run to go on where another stopped."""
+        """Return what must be equal for one run to resume another."""
+        # The tokens themselves, because a changed text must not resume an old run.
         tokens = [*self.streams.values(), *(held.numpy() for held in self.held_out.values())]
         return {
             "shape": json.loads(json.dumps(asdict(self.shape))),
@@ -256,16 +261,17 @@ def _clocks() -> tuple[float, float]:
 
 
 def _state(model: Any) -> dict[str, torch.Tensor]:
-    """Parameters, each once, and buffers that are saved."""
+    """Return parameters, each once, and the buffers that a model's files would hold."""
     kept = model.state_dict().keys()
     return {
+        # Tied weights appear once here; a safetensors file refuses tensors that share memory.
         **dict(model.named_parameters()),
         **{name: buffer for name, buffer in model.named_buffers() if name in kept},
     }
 
 
 def _inputs_of(model: Any, domains: Sequence[str]) -> dict[str, torch.Tensor]:
-    """What a model that routes by domain is told beside ids."""
+    """Return the inputs, other than ids, of a model that routes by domain."""
     return model.inputs_of(domains) if hasattr(model, "inputs_of") else {}
 
 
@@ -293,10 +299,11 @@ def _tokenizer(corpus: Corpus, vocabulary: int) -> Any:
 def _batch(
     streams: Mapping[str, Tokens], shape: Preset, draw: np.random.Generator
 ) -> tuple[torch.Tensor, list[str]]:
-    """Windows, and the domain of each."""
+    """Draw windows; return them with the domain of each."""
     domains = [str(domain) for domain in draw.choice(list(streams), size=shape.batch_size)]
     windows = []
     for domain in domains:
+        # Repeats a text that is shorter than a window.
         stream = np.resize(streams[domain], max(len(streams[domain]), shape.context + 1))
         start = int(draw.integers(len(stream) - shape.context))
         windows.append(stream[start : start + shape.context])
@@ -326,7 +333,7 @@ def _model(shape: Preset, tokenizer: Any, domains: Sequence[str], seed: int) -> 
             router=dict(shape.router or {}) if shape.routed_by == "prefix" else None,
         )
     )
-    torch.manual_seed(seed)  # whatever the gates drew, experts begin alike
+    torch.manual_seed(seed)  # gates draw different counts; experts must start alike with any gate
     model.initialise()
     return model
 
@@ -338,6 +345,7 @@ def _optimizer(model: Any, shape: Preset) -> torch.optim.Optimizer:
         own = {id(p) for router in model.routers for p in router.parameters()}
         factor = shape.gate_factor
     others = [p for p in model.parameters() if id(p) not in own]
+    # Only matrices get weight decay: norms, biases and gates have none.
     groups = (
         ([p for p in others if p.ndim >= 2], 0.1, 1.0),
         ([p for p in others if p.ndim < 2], 0.0, 1.0),
@@ -355,7 +363,7 @@ def _optimizer(model: Any, shape: Preset) -> torch.optim.Optimizer:
 
 
 def _share_of_peak(step: int, steps: int) -> float:
-    """Of the learning rate: a linear rise, then half a cosine down."""
+    """Return the share of the peak learning rate: a linear rise, then half a cosine down."""
     warm_up = max(1, round(_WARM_UP * steps))
     if step < warm_up:
         return (step + 1) / warm_up

@@ -1,16 +1,17 @@
-"""Recording: what the routers of a real, running model decide, written down as a trace.
+"""Recording: the router decisions of a real, running model, written as a trace.
 
-Hooks sit on every router of a Hugging Face mixture-of-experts model while `generate()` runs as it
-always does. They only look: what the model computes is the same, bit for bit, as without them.
-Beside each decision stand *predictions*: what the gates of the following layers would have said of
-the hidden state that this layer's gate saw, which is all that a prefetcher could have known then
-(Eliseev and Mazur, 2023, "Fast Inference of Mixture-of-Experts Language Models with Offloading").
+Hooks read every router of a Hugging Face mixture-of-experts model while `generate()` runs. They
+change nothing: the model's outputs are bit-identical with and without them.
 
-    prompts.py    files of prompts, read with the line of every mistake
-    routers.py    where the routers of a model are, and how each family says what it chose
+A trace can also hold *predictions*: the choices of the following layers' gates for the hidden state
+that this layer's gate saw. A prefetcher could have known these at that moment (Eliseev and Mazur,
+2023, "Fast Inference of Mixture-of-Experts Language Models with Offloading").
+
+    prompts.py    files of prompts; every mistake is reported with its line
+    routers.py    finds a model's routers, and reads the choices of each model family
     recorder.py   the hooks
     generation.py prompts in, trace out
-    header.py     what the trace's header says of the model and of the run
+    header.py     the trace's header: model and run
     loading.py    a model from the Hub or from a folder
 
 torch and transformers load with the first use of `Recorder`, `record` or `load_model`.

@@ -11,16 +11,16 @@ _PACKAGES = ("torch", "transformers", "safetensors", "tokenizers")
 
 
 def require_torch(purpose: str) -> None:
-    """Raise `MissingExtra` saying what to install, if `purpose` cannot run here."""
+    """Raise `MissingExtra` that says what to install, if `purpose` cannot run here."""
     if any(find_spec(package) is None for package in _PACKAGES):
         raise MissingExtra("torch", purpose)
 
 
 def prepare_torch(purpose: str) -> None:
-    """For a command that is about to import torch: check that it can, and let its threads sleep.
+    """Check that torch can be imported, and set its threads to sleep while they wait.
 
-    OpenMP's threads spin while they wait for each other, which is fine on an idle machine and makes
-    small operations up to twenty times slower on one with a single other busy process.
+    OpenMP's threads spin by default. On an idle machine that is fast. With a single other busy
+    process it makes small operations up to twenty times slower. Call this before importing torch.
     """
     require_torch(purpose)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

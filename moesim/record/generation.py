@@ -1,9 +1,9 @@
-"""From prompts to a trace: `generate()` as it always runs, in batches, with the recorder attached.
+"""From prompts to a trace: `generate()` runs in batches with the recorder attached.
 
 A request of p prompt tokens that generates n has p + n - 1 rows: its prompt's, then one for every
 generated token but the last, which is never fed back. In a batch, shorter prompts are padded on the
-left and finished requests go on until the last one is; both are cut away here. An encoder-decoder
-records its decoder, whose prompt is the start token.
+left, and finished requests run until the last one is finished. Both are cut away here. An
+encoder-decoder records its decoder, whose prompt is the start token.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class _Request:
 
 @dataclass(frozen=True, slots=True)
 class _Rows:
-    """What one request leaves in the trace: arrays as in `Recording`, of its own rows alone."""
+    """One request's part of the trace: arrays as in `Recording`, but only its own rows."""
 
     prompt_tokens: int
     output_tokens: int
@@ -50,7 +50,7 @@ class _Rows:
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How the next token is chosen: greedily at temperature 0, else drawn with this seed."""
+    """How the next token is chosen: greedily at temperature 0, otherwise drawn with this seed."""
 
     temperature: float = 0.0
     top_p: float = 1.0
@@ -83,19 +83,19 @@ def record(
     force: bool = False,
     progress: Counter | None = None,
 ) -> Trace:
-    """Generate from `prompts` and write what the routers decided as a trace folder at `out`.
+    """Generate from `prompts` and write the routers' decisions as a trace folder at `out`.
 
-    `model` is a model object, a Hub id or a local folder; `tokenizer` may be None for the latter
+    `model` is a model object, a Hub id or a local folder. `tokenizer` may be None for the latter
     two, and for prompts given as tokens. `prompts` are a file (`read_prompts`), texts or `Prompt`s,
-    one request each and in this order. `prediction_depth` records what the gates of that many
-    following layers say of each layer's hidden state; `probabilities` the routers' full scores, as
-    distributions. `temperature` 0 is greedy. Longer prompts are cut to `max_prompt_tokens`. With
-    `ignore_end` no end token is ever drawn, and every request generates its limit.
-    `provenance` is added to the header's. The state of torch's random generator, the model's mode
-    and its hooks are left as they were.
+    one request each, in this order. `prediction_depth` records the choices of the gates of that
+    many following layers for each layer's hidden state. `probabilities` records the routers' full
+    scores, as distributions. `temperature` 0 is greedy. Longer prompts are cut to
+    `max_prompt_tokens`. With `ignore_end` no end token is ever drawn, and every request generates
+    its limit. `provenance` is added to the header's. torch's random generator, the model's mode and
+    its hooks are restored afterwards.
 
-    Raises `UsageError` for a model or prompts that cannot be recorded, `OutputError` if `out`
-    exists (without `force`) or cannot be written, `TraceError` if rows do not add up.
+    Raise `UsageError` for a model or prompts that cannot be recorded. Raise `OutputError` if `out`
+    exists (without `force`) or cannot be written. Raise `TraceError` if rows do not add up.
     """
     sampling = Sampling(temperature, top_p, seed, ignore_end)
     at_least_one = {
@@ -109,7 +109,7 @@ def record(
     out = as_path(out)
     if os.path.exists(out) and not force:
         raise OutputError(out, "already exists; choose another name or pass --force")
-    source, asked = _prompts(prompts)
+    source, checked = _prompts(prompts)
     if isinstance(model, str | Path):
         model, own_tokenizer = load_model(model)
         tokenizer = tokenizer or own_tokenizer
@@ -118,7 +118,7 @@ def record(
             f"{type(model).__name__} cannot generate: give a model with a language-model head, "
             "like one of AutoModelForCausalLM"
         )
-    requests = [_tokenize(p, tokenizer, max_new_tokens, max_prompt_tokens) for p in asked]
+    requests = [_tokenize(p, tokenizer, max_new_tokens, max_prompt_tokens) for p in checked]
     recorder = Recorder(model, prediction_depth=prediction_depth, probabilities=probabilities)
     story = {
         **(provenance or {}),
@@ -143,7 +143,7 @@ def record(
             if progress is not None:
                 progress(start, len(requests))
             rows = _record_batch(recorder, model, batch, sampling, start)
-            if writer is None:
+            if writer is None:  # top-k and normalisation are known only after the first batch
                 meta = _header(recorder, model, rows, story)
                 writer = stack.enter_context(TraceWriter(out, meta, force=force))
             for request in rows:
@@ -162,7 +162,7 @@ def record(
 def _header(
     recorder: Recorder, model: Any, rows: Sequence[_Rows], story: dict[str, Any]
 ) -> TraceMeta:
-    """The header, once the first batch has shown how many experts a row has, and their weights."""
+    """Return the header; the first batch shows how many experts a row has, and their weights."""
     weights = np.concatenate([request.arrays["gate_weights"] for request in rows])
     facts: dict[str, Any] = {"device": model.device.type}
     if recorder.scoring is not None:
@@ -180,18 +180,18 @@ def _header(
 
 
 def _prompts(prompts: str | Path | Sequence[Prompt | str]) -> tuple[dict[str, Any], list[Prompt]]:
-    """What the header says of the prompts, and the prompts."""
+    """Return the header's entry for the prompts, and the prompts."""
     source: dict[str, Any] = {}
     if isinstance(prompts, str | Path):
         source["file"] = Path(prompts).name
         prompts = read_prompts(prompts)
     texts = [Prompt(p) if isinstance(p, str) else p for p in prompts]
-    asked = [replace(p, where=p.where or f"prompt {n}") for n, p in enumerate(texts)]
-    if not asked:
+    placed = [replace(p, where=p.where or f"prompt {n}") for n, p in enumerate(texts)]
+    if not placed:
         raise UsageError("no prompts were given")
-    content = "\0".join(p.text if p.tokens is None else str(p.tokens) for p in asked)
+    content = "\0".join(p.text if p.tokens is None else str(p.tokens) for p in placed)
     source["sha256"] = hashlib.sha256(content.encode()).hexdigest()
-    return source, asked
+    return source, placed
 
 
 def _tokenize(prompt: Prompt, tokenizer: Any, limit: int, longest: int | None) -> _Request:
@@ -209,10 +209,11 @@ def _tokenize(prompt: Prompt, tokenizer: Any, limit: int, longest: int | None) -
 def _record_batch(
     recorder: Recorder, model: Any, batch: Sequence[_Request], sampling: Sampling, first: int
 ) -> list[_Rows]:
-    """Generate for a batch, and cut every request's rows out of what was recorded."""
+    """Generate for a batch, and cut every request's rows out of the recording."""
     width = max(len(request.tokens) for request in batch)
     end = _end_tokens(model)
     pad = _token(model, "pad_token_id")
+    # Padding is masked, so any id will serve.
     pad = (*end, 0)[0] if pad is None else int(pad)
     ids = torch.tensor([[pad] * (width - len(r.tokens)) + list(r.tokens) for r in batch])
     mask = torch.tensor([[0] * (width - len(r.tokens)) + [1] * len(r.tokens) for r in batch])
@@ -288,7 +289,7 @@ def _cut(
 
 
 def _num_output(output: Sequence[int], limit: int, end: Sequence[int]) -> int:
-    """Tokens a request generated: up to its limit, or to the first end token, which counts."""
+    """Return how many tokens a request generated: its limit, or up to its first end token."""
     for number, token in enumerate(output[:limit], start=1):
         if token in end:
             return number
@@ -310,7 +311,7 @@ def _token(model: Any, name: str) -> Any:
 
 
 def _generation_config(model: Any, limit: int, pad: int, end: list[int], sampling: Sampling) -> Any:
-    """A generation config of our own, so that none of the model's defaults changes the geometry."""
+    """Return a new generation config, so that none of the model's defaults changes the rows."""
     from transformers import GenerationConfig
 
     drawn = sampling.temperature > 0
@@ -336,7 +337,7 @@ def _generation_config(model: Any, limit: int, pad: int, end: list[int], samplin
 
 @contextmanager
 def evaluating(model: Any) -> Any:
-    """In evaluation mode within the block, and as before afterwards."""
+    """Put the model in evaluation mode within the block, and restore its mode afterwards."""
     training = model.training
     model.eval()
     try:
@@ -347,7 +348,7 @@ def evaluating(model: Any) -> Any:
 
 @contextmanager
 def _seeded(device: torch.device, seed: int) -> Any:
-    """Seed torch for the block, and give its generators their state back afterwards."""
+    """Seed torch for the block, and restore its generators' states afterwards."""
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)

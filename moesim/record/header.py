@@ -1,6 +1,6 @@
-"""The header of a recorded trace: what the model is, and how it was made to speak.
+"""The header of a recorded trace: the model, and the settings of the recording.
 
-Nothing in it names the machine: a local model is its folder's name, a file its name and hash.
+It must not name the machine: a local model is given by its folder's name, a file by name and hash.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import moesim
 from moesim.record.routers import MoeLayer
 from moesim.trace import TraceMeta
 
-TRAINING_RECORD = "training.json"  # what `moesim models train` leaves beside a model
+TRAINING_RECORD = "training.json"  # written by `moesim models train` beside the model
 
 
 def describe(
@@ -36,10 +36,12 @@ def describe(
     prediction_depth: int,
     provenance: dict[str, Any],
 ) -> TraceMeta:
-    """The header of a trace recorded from `model`."""
+    """Return the header of a trace recorded from `model`."""
     config = model_config(model)
+    # Sorted, so that the hash does not depend on the order of keys.
     canonical = json.dumps(config, sort_keys=True).encode()
     numbers = tuple(layer.model_layer for layer in layers)
+    # A map must rise; a model that numbers its layers in another way gets none.
     rising = all(a < b for a, b in pairwise(numbers))
     return TraceMeta(
         num_layers=len(layers),
@@ -60,7 +62,7 @@ def describe(
 
 
 def model_config(model: Any) -> dict[str, Any]:
-    """The model's `config.json`, without the names of folders that it or its parts came from."""
+    """Return the model's `config.json`, without the folders that it or its parts came from."""
     config: dict[str, Any] = json.loads(model.config.to_json_string(use_diff=False))
     return _without_folders(config)
 
@@ -74,7 +76,7 @@ def _without_folders(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def model_name(model: Any) -> str:
-    """Hub id, name of the local folder, or class: whichever is the first known."""
+    """Return the Hub id, or the name of the local folder, or the class, in this order."""
     name = str(getattr(model.config, "_name_or_path", "") or "")
     if not name:
         return type(model).__name__
@@ -83,7 +85,7 @@ def model_name(model: Any) -> str:
 
 
 def training_record(model: Any) -> dict[str, Any] | None:
-    """How the model was trained, if `moesim models train` made the folder it came from."""
+    """Return the record of the training, if `moesim models train` made the model's folder."""
     path = Path(str(getattr(model.config, "_name_or_path", "") or ".")) / TRAINING_RECORD
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
@@ -93,7 +95,7 @@ def training_record(model: Any) -> dict[str, Any] | None:
 
 
 def versions() -> dict[str, str]:
-    """Versions of everything that may change what is recorded."""
+    """Return the versions of all software that may change a recording."""
     return {
         "moesim": moesim.__version__,
         "torch": torch.__version__,
@@ -104,7 +106,7 @@ def versions() -> dict[str, str]:
 
 
 def is_normalised(weights_RLk: npt.NDArray[np.float32]) -> bool:
-    """Whether the gate weights of every row and layer sum to one, up to bfloat16 rounding."""
+    """Return whether gate weights of every row and layer sum to one, up to bfloat16 rounding."""
     return bool(np.all(np.abs(weights_RLk.sum(axis=-1) - 1) < 2e-2))
 
 

@@ -10,10 +10,10 @@ import torch
 
 from moesim.errors import UsageError
 
-_OWN_KINDS = (
+_OWN_KINDS = (  # on import these modules register their models with transformers
     "moesim.models.readme.model",
     "moesim.models.gated",
-)  # they register themselves with transformers
+)
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -24,9 +24,9 @@ def load_model(
     device: str = "cpu",
     dtype: str = "auto",
 ) -> tuple[Any, Any]:
-    """(model in evaluation mode on `device`, tokenizer or None where the model comes without one).
+    """Return (model in evaluation mode on `device`, tokenizer or None if the model has none).
 
-    `dtype` is `auto` (as stored) or a type of torch. Raises `UsageError` saying what is wrong.
+    `dtype` is `auto` (as stored) or a type of torch. Raise `UsageError` that says what is wrong.
     """
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
@@ -43,6 +43,7 @@ def load_model(
     source = str(folder) if local else str(name)
     options: dict[str, Any] = {"revision": revision, "local_files_only": local}
     try:
+        # The configuration first: it says whether the model is an encoder-decoder.
         config = AutoConfig.from_pretrained(source, **options)
         factory = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
         model = factory.from_pretrained(
@@ -58,7 +59,7 @@ def load_model(
 
 
 def know_own_kinds() -> None:
-    """Let transformers find the kinds of model that this project defines."""
+    """Register the models that this project defines with transformers."""
     for module in _OWN_KINDS:
         import_module(module)
 

@@ -1,4 +1,4 @@
-"""Prompts: what a recorded model is asked, each with a domain and, if wanted, a limit of its own.
+"""Prompts of a recorded model, each with a domain and perhaps a limit of generated tokens.
 
 Three kinds of file:
 - *JSONL* (`.jsonl`): one object a line, `{"prompt": "...", "domain": "law", "max_new_tokens": 32}`,
@@ -32,7 +32,7 @@ _KEYS = ("prompt", "domain", "max_new_tokens")
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """One request to come. `tokens`, if given, are fed as they are; `text` is then ignored."""
+    """One request. `tokens`, if given, are fed as they are; `text` is then ignored."""
 
     text: str = ""
     domain: str | None = None
@@ -47,9 +47,9 @@ class Prompt:
 def read_prompts(
     path: str | Path, *, kind: str = "auto", domain: str | None = None
 ) -> list[Prompt]:
-    """Read a file of prompts; `domain` is given to those that name none.
+    """Read a file of prompts; prompts without a domain get `domain`.
 
-    Raises `UsageError` with `file:line` for a missing or empty file, bad JSON, a wrong key or type.
+    Raise `UsageError` with `file:line` for a missing or empty file, bad JSON, a wrong key or type.
     """
     path = as_path(path)
     if kind not in KINDS:
@@ -79,6 +79,7 @@ def _read(path: Path) -> str:
 def _kind_of(path: Path, content: str) -> str:
     if path.suffix in (".jsonl", ".ndjson"):
         return "jsonl"
+    # A blank line between two others: a blank line at the end does not count.
     if path.suffix != ".tsv" and re.search(r"\S[^\S\n]*\n\s*\n", content.strip()):
         return "text"
     return "lines"

@@ -1,13 +1,13 @@
-"""The recorder: hooks that look at every routing decision of a running model and change none.
+"""The recorder: hooks that read every routing decision of a running model and change none.
 
     with Recorder(model, prediction_depth=2) as recorder:
         tokens = model.generate(**inputs)
         recording = recorder.take()
 
 One forward pass adds its columns (a prompt's tokens at once, then one token each) for every
-sequence of the batch, padding and finished sequences included: who knows the lengths cuts them.
-Predictions call `forward` of the later gates directly, past all hooks, in evaluation mode, where
-no router draws random numbers.
+sequence of the batch. Padding and finished sequences are included; the caller knows the lengths
+and cuts them. Predictions call `forward` of the later gates directly, without hooks. The model is
+in evaluation mode, so no router draws random numbers.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ class Recording:
 class Recorder:
     """A context manager that records `model` while it is open.
 
-    Raises `UsageError` for a model without layers that can be read (naming the class) or one in
-    training mode, `TraceError` where a forward pass did not route every token once per layer.
+    Raises `UsageError` for a model in training mode or without readable layers (it names the
+    class). Raises `TraceError` if a forward pass did not route every token once per layer.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Recorder:
                 layer.check_predictable()
         self.prediction_depth = prediction_depth
         self.probabilities = probabilities
-        self.scoring: str | None = None  # how logits become probabilities, once one was seen
+        self.scoring: str | None = None  # how logits become probabilities; set by the first pass
         self._model = model
         self._handles: list[RemovableHandle] = []
         self._shape = (0, 0)
@@ -97,7 +97,10 @@ class Recorder:
         self._detach()
 
     def take(self) -> Recording:
-        """What was recorded since the last call, columns in the order they ran."""
+        """Return the recording since the last call, columns in running order.
+
+        Raise `TraceError` if no forward pass ran.
+        """
         forwards, self._forwards = self._forwards, []
         if not forwards:
             raise TraceError("", type(self._model).__name__, "no forward pass was recorded")
@@ -119,6 +122,7 @@ class Recorder:
         self._routing, self._predictions = {}, {}
 
     def _hook(self, index: int, layer: MoeLayer) -> RemovableHandle:
+        # A router's output has the logits too; the experts' arguments are the fallback.
         if layer.router is not None:
 
             def after_router(_: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:
@@ -154,6 +158,7 @@ class Recorder:
             )
         logits = None if routing.logits is None else routing.logits.detach()
         self._routing[index] = Routing(routing.ids, routing.weights.detach(), logits)
+        # Ask the later gates now: `hidden` is gone when those layers run.
         following = self.layers[index + 1 : index + 1 + self.prediction_depth]
         with torch.no_grad():
             self._predictions[index] = [layer.choose(hidden).ids for layer in following]
@@ -179,6 +184,7 @@ class Recorder:
         )
 
     def _gather_predictions(self, like: Tensor) -> npt.NDArray[Any]:
+        # Past the last layer there is nothing to predict.
         nothing = torch.full_like(like, -1)
         per_layer = [
             torch.stack(
@@ -192,8 +198,8 @@ class Recorder:
     def _gather_probabilities(self, routing: list[Routing]) -> npt.NDArray[Any]:
         if any(r.logits is None for r in routing):
             raise UsageError(
-                f"the routers of {type(self._model).__name__} show no scores of all experts; "
-                "record without probabilities"
+                f"the routers of {type(self._model).__name__} do not return scores of all "
+                "experts; record without probabilities"
             )
         if self.scoring is None:
             self.scoring = infer_scoring(routing[0])

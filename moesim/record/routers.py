@@ -1,11 +1,11 @@
-"""Routers: where the experts of each token are chosen, and how each family says what it chose.
+"""Routers: finds the modules that choose experts, and reads each model family's choices.
 
 A mixture-of-experts layer has a *router* (class `*TopKRouter`, `*TopkRouter`, `*Gate`, ...) beside
 its *experts* (class `*Experts`). In transformers 5.23 a router returns (logits `[T, E]`, weights
-`[T, k]`, indices `[T, k]`) for T = batch x columns, padding included. Two families differ: Switch
-returns a one-hot dispatch mask (with nothing set where the expert's capacity is used up), DBRX
-returns logits alone and its block chooses. Where no router can be read at all, the experts still
-are called as `experts(hidden, indices, weights)`, so what ran is known, if not what would have.
+`[T, k]`, indices `[T, k]`) for T = batch x columns, padding included. Two families differ. Switch
+returns a one-hot dispatch mask, empty where the expert's capacity is used up. DBRX returns only
+logits, and its block chooses. If no router can be read, the arguments of the experts can: they are
+called as `experts(hidden, indices, weights)`. Then the choices are known, but not predictions.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ _EXPERTS = re.compile(r"(?<!Shared)Experts$")
 
 
 class Routing(NamedTuple):
-    """What one router decided for T tokens."""
+    """One router's decision for T tokens."""
 
     ids: Tensor  # (T, k) integers, -1 where a place is unused
     weights: Tensor  # (T, k)
-    logits: Tensor | None  # (T, E): logits, or probabilities where the family returns those
+    logits: Tensor | None  # (T, E): logits, or probabilities if the family returns those
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class MoeLayer:
-    """One mixture-of-experts layer of a model. `router` is None where only the experts show."""
+    """One mixture-of-experts layer of a model. `router` is None if only experts can be read."""
 
     name: str  # dotted path of the block in the model
     model_layer: int
@@ -46,19 +46,20 @@ class MoeLayer:
 
     @property
     def expert_bytes(self) -> int | None:
-        """Bytes of one expert as loaded, or None where experts cannot be told apart."""
+        """Return bytes of one expert as loaded, or None if the layer has no module of experts."""
         if self.experts is None:
             return None
         total = sum(p.numel() * p.element_size() for p in self.experts.parameters())
         return total // self.num_experts
 
     def choose(self, hidden: Tensor) -> Routing:
-        """What this layer's gate says of `hidden` (T or batch x columns, H); fires no hook."""
+        """Return this layer's choice for `hidden` (T or batch x columns, H) without any hook."""
         assert self.router is not None
+        # `forward` instead of a call: a call would fire the recorder's own hook.
         return self.read(self.router.forward(hidden), hidden.numel() // hidden.shape[-1])
 
     def read(self, output: Any, num_tokens: int) -> Routing:
-        """The decision in what the router returned for `num_tokens` tokens."""
+        """Return the decision in a router's output for `num_tokens` tokens."""
         block_chooses: Any = getattr(self.block, "route_tokens_to_experts", None)
         if block_chooses is not None:
             weights, ids = block_chooses(output)
@@ -69,7 +70,7 @@ class MoeLayer:
         return self._read_by_shape(tensors, num_tokens)
 
     def read_call(self, args: Iterable[Any], num_tokens: int) -> Routing:
-        """The decision in what the experts were called with, past the hidden state."""
+        """Return the decision in the arguments of the experts, without the hidden state."""
         return self._read_by_shape(_tensors(args), num_tokens)
 
     def _read_by_shape(self, tensors: list[Tensor], num_tokens: int) -> Routing:
@@ -87,21 +88,21 @@ class MoeLayer:
         if ids is not None:
             scores = [t for t in floats if t.shape == ids.shape]
             if scores:
-                # Where k is E both look alike, and the logits come first.
+                # If k is E, logits and weights have one shape; the logits come first.
                 return Routing(ids, scores[-1], None if len(floats) == 1 else logits)
         shapes = [tuple(t.shape) for t in tensors]
         raise UsageError(
             f"cannot read the routing of {type(self.router or self.experts).__name__} at "
-            f"{self.name}: of {num_tokens} tokens it shows {shapes}, where integer indices and "
+            f"{self.name}: for {num_tokens} tokens it returns {shapes}, but integer indices and "
             "weights of one shape (tokens, k) are needed"
         )
 
     def check_predictable(self) -> None:
-        """Raise `UsageError` where the gate cannot be asked about a hidden state alone."""
+        """Raise `UsageError` if the gate needs more than a hidden state to choose."""
         if self.router is None:
             raise UsageError(
-                f"{type(self.block).__name__} at {self.name} has no router that can be asked "
-                "ahead of time; record with a prediction depth of 0"
+                f"{type(self.block).__name__} at {self.name} has no router that can predict; "
+                "record with a prediction depth of 0"
             )
         required = [
             p.name
@@ -116,9 +117,9 @@ class MoeLayer:
 
 
 def find_moe_layers(model: nn.Module) -> list[MoeLayer]:
-    """The mixture-of-experts layers in the order they run; of an encoder-decoder, its decoder's.
+    """Return the mixture-of-experts layers in running order; of an encoder-decoder, the decoder's.
 
-    Raises `UsageError` where there is none, or where they differ in their number of experts.
+    Raise `UsageError` if there are none, or if they differ in their number of experts.
     """
     config = getattr(model, "config", None)
     decoder_only = not getattr(config, "is_encoder_decoder", False)
@@ -170,10 +171,10 @@ def _read_dispatch_mask(tensors: list[Tensor], num_experts: int) -> Routing:
 
 
 def infer_scoring(routing: Routing) -> str:
-    """How the family turns logits into scores: `probabilities`, `softmax` or `sigmoid`.
+    """Return how the family turns logits into scores: `probabilities`, `softmax` or `sigmoid`.
 
-    The right one gives every row's weights up to a factor of the row's own (renormalisation and
-    scaling); where none does (Phi-MoE's sparse mixer), softmax.
+    The right one gives every row's weights up to one factor per row (renormalisation and scaling).
+    If none fits (Phi-MoE's sparse mixer), return softmax.
     """
     if routing.logits is None:
         return "softmax"
@@ -193,7 +194,7 @@ def infer_scoring(routing: Routing) -> str:
 
 
 def full_probabilities(logits: Tensor, scoring: str) -> Tensor:
-    """A distribution over experts for each row of `logits` (..., E), as float32."""
+    """Return a distribution over experts for each row of `logits` (..., E), as float32."""
     scores = _SCORING[scoring](logits.float())
     return scores / scores.sum(dim=-1, keepdim=True).clamp(min=1e-20)
 

@@ -1,9 +1,9 @@
-"""Replaying a recorded schedule: the steps another run formed, formed again on any machine.
+"""Replaying a recorded schedule: any machine forms the same steps as an earlier run.
 
 With open arrivals the batch of a step depends on how fast earlier steps were, so two machines
-batch differently and their decisions part. Replaying the schedule of one on the other takes that
-away: what is left to compare is time. A scripted step whose requests have not all arrived waits
-for them.
+batch differently and then decide differently. Replaying the schedule of one on the other removes
+this difference, and only time is left to compare. A replayed step waits until all its requests have
+arrived.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ Ask = tuple[tuple[int, int, int], ...]
 
 
 class Replay(Batching):
-    """Answers what another policy answered when it was asked; memory then disposes as it did.
+    """A batching policy that repeats another policy's recorded answers.
 
-    Answers and not steps are replayed, so that requests are preempted at the same moments.
+    Answers are replayed, not steps, so that requests are preempted at the same moments too.
     """
 
     name = "replay"
@@ -36,6 +36,7 @@ class Replay(Batching):
 
     def ready(self, running: Sequence[Any], waiting: Sequence[Any]) -> bool:
         present = {request.index for request in chain(running, waiting)}
+        # A step must not form before all its requests are here: it would lack some of them.
         return present.issuperset(index for index, _, _ in self._answer())
 
     def plan(self, queue: Queue) -> Plan:
@@ -43,12 +44,14 @@ class Replay(Batching):
         self._next += 1
         present = {request.index: request for request in chain(queue.running, queue.waiting)}
         for index, position, _ in answer:
-            found = present.get(index)
-            if found is None or found.position != position:
-                at = "not in the queue" if found is None else f"at row {found.position}"
+            request = present.get(index)
+            # Another position means other rows, so the comparison would be of two different
+            # workloads.
+            if request is None or request.position != position:
+                at = "not in the queue" if request is None else f"at row {request.position}"
                 raise UsageError(
                     f"step {self._next - 1} of the replayed schedule takes request {index} at row "
-                    f"{position}, and it is {at}: the schedule is of another workload or memory"
+                    f"{position}, but it is {at}: the schedule is of another workload or memory"
                 )
         return [(present[index], tokens) for index, _, tokens in answer]
 

@@ -1,7 +1,7 @@
-"""A token's choice at a layer, as one number: what routing statistics count.
+"""A token's choice at a layer, as one number that routing statistics can count.
 
 The choice is either the whole *set* of experts that the token uses (without order; smaller than
-top-k where places are unused) or its *top* expert, the one with the largest gate weight.
+top-k if places are unused) or its *top* expert, the one with the largest gate weight.
 """
 
 from __future__ import annotations
@@ -26,10 +26,11 @@ STATES: Final[tuple[State, ...]] = get_args(State)
 
 @dataclass(frozen=True, slots=True)
 class Choices:
-    """What each token chose at one layer.
+    """The choice of each token at one layer.
 
     Attributes: `codes` int64 (tokens,), the number of each token's state; `states`, the expert
-    ids of each number in rising order, () where a token used none. Number 0 is the most frequent.
+    ids of each number in rising order, () for a token that used none. Number 0 is the most
+    frequent.
     """
 
     codes: Ints
@@ -37,15 +38,17 @@ class Choices:
 
     @property
     def counts(self) -> Ints:
-        """Tokens in each state, never rising."""
+        """Return how many tokens are in each state, the largest number first."""
         return np.bincount(self.codes, minlength=len(self.states))
 
 
 def choices(trace: Trace, layer: int, state: State = "set") -> Choices:
-    """The choices of all tokens at trace layer `layer`; equally frequent states by expert id.
+    """Return the choices of all tokens at trace layer `layer`.
+
+    States that are equally frequent are ordered by expert id.
 
     Raises:
-        UsageError: no such layer or kind of state, or a top expert that no gate weight tells.
+        UsageError: no such layer or kind of state, or no gate weights to find a top expert by.
     """
     if not 0 <= layer < trace.num_layers:
         raise UsageError(f"layer {layer} is not in the trace: it has 0 to {trace.num_layers - 1}")
@@ -56,11 +59,14 @@ def choices(trace: Trace, layer: int, state: State = "set") -> Choices:
     else:
         ids_Tk = np.sort(trace.expert_ids[:, layer].astype(np.int64), axis=1)
     ranks_T = np.zeros(len(ids_Tk), np.int64)
-    for ids_T in ids_Tk.T:  # the rank of a prefix and one more id, place by place: never overflows
+    # Number whole sets place by place: the rank of a prefix stays below the number of tokens, so
+    # rank and one more id fit into 64 bits for any k.
+    for ids_T in ids_Tk.T:
         ranks_T = np.unique(ranks_T * (trace.meta.unused + 1) + ids_T, return_inverse=True)[1]
     _, first, codes_T, counts = np.unique(
         ranks_T, return_index=True, return_inverse=True, return_counts=True
     )
+    # Stable, so that equally frequent states keep the order of their ids.
     order = np.argsort(-counts, kind="stable")
     number = np.empty_like(order)
     number[order] = np.arange(len(order))
@@ -72,8 +78,9 @@ def choices(trace: Trace, layer: int, state: State = "set") -> Choices:
 
 
 def top_experts(trace: Trace, layer: int) -> Ints:
-    """The expert with each token's largest gate weight at a layer, (tokens,); the first place of
-    equals, `meta.unused` where a token uses none.
+    """Return the expert with each token's largest gate weight at a layer, (tokens,).
+
+    Of equal weights the first place wins. A token without experts has `meta.unused`.
 
     Raises:
         UsageError: tokens use several experts and the trace has no gate weights.
@@ -83,8 +90,8 @@ def top_experts(trace: Trace, layer: int) -> Ints:
         return ids_Tk[:, 0]
     if trace.gate_weights is None:
         raise UsageError(
-            f"the trace has no gate weights, so which of its {trace.top_k} experts is a token's "
-            "top one is not known; look at whole sets instead (state: set)"
+            f"the trace has no gate weights, so it is not known which of a token's {trace.top_k} "
+            "experts is the top one; use whole sets instead (state: set)"
         )
     used_Tk = ids_Tk != trace.meta.unused
     weights_Tk = np.where(used_Tk, trace.gate_weights[:, layer].astype(np.float64), -1)

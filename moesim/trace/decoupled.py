@@ -1,8 +1,8 @@
-"""Synthetic routing of a router that is decoupled from the layers: one expert for all of them.
+"""Synthetic routing of a router that is decoupled from the layers: one expert for all layers.
 
 Read-ME (Cai et al., 2024, arXiv 2410.19123) routes a token once, to the same expert index in every
-layer, and finds that tokens often follow the expert of the token before. Here a request is a
-Markov chain: a token keeps the expert of the one before, or draws again by popularity.
+layer. It finds that a token often takes the expert of the token before. Here a request is a Markov
+chain: a token keeps the expert of the token before, or draws again by popularity.
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ from moesim.trace.trace import Trace
 
 @dataclass(frozen=True, slots=True)
 class DecoupledKnobs:
-    """What a synthetic decoupled trace looks like.
+    """The properties of a synthetic decoupled trace.
 
-    `skew`: exponent of a Zipf law over experts, in an order of its own for each of `domains`,
-    which requests take in turn; `persistence`: share of tokens whose expert is that of the token
-    before, by chance or not, so it is at least that of independent draws (1 / experts where
-    `skew` is 0). Lengths are the same for all requests or, if `geometric`, have these means.
+    `skew` is the exponent of a Zipf law over experts. Each of the `domains` orders the experts
+    differently, and requests take the domains in turn. `persistence` is the share of tokens with
+    the expert of the token before, by chance or not. So it is at least that of independent draws
+    (1 / experts if `skew` is 0). Lengths are the same for all requests or, if `geometric`, have
+    these means.
     """
 
     requests: int = 32
@@ -39,12 +40,12 @@ class DecoupledKnobs:
 
     @property
     def popularity(self) -> npt.NDArray[np.float64]:
-        """Shares of tokens, of the most popular expert first."""
+        """Return each expert's share of tokens, the most popular expert first."""
         weights = np.arange(1, self.num_experts + 1) ** -float(self.skew)
         return np.asarray(weights / weights.sum())
 
     def problem(self) -> str | None:
-        """The first rule these knobs break, or None."""
+        """Return the first rule that these knobs break, or None."""
         sizes = ("requests", "prompt_tokens", "output_tokens", "num_layers", "num_experts")
         for name in (*sizes, "domains"):
             if getattr(self, name) < 1:
@@ -65,7 +66,7 @@ class DecoupledKnobs:
 
 
 def synthesize_decoupled(knobs: DecoupledKnobs) -> Trace:
-    """Draw a top-1 trace of router kind `decoupled`. Raises `UsageError` for impossible knobs."""
+    """Draw a top-1 trace of router kind `decoupled`. Raise `UsageError` for impossible knobs."""
     if problem := knobs.problem():
         raise UsageError(f"synthetic decoupled trace: {problem}")
     rng = np.random.default_rng(np.random.SeedSequence(knobs.seed, spawn_key=(0xDEC0,)))
@@ -98,10 +99,12 @@ def synthesize_decoupled(knobs: DecoupledKnobs) -> Trace:
 
 
 def _chain(knobs: DecoupledKnobs, rng: np.random.Generator, rows: int) -> npt.NDArray[np.int64]:
-    """Ranks of popularity, row after row: stays with the chance that makes `persistence` true."""
+    """Return each row's expert as a rank of popularity."""
     popularity = knobs.popularity
+    # A new draw repeats the expert by chance, so the chain must stay less often than `persistence`.
     by_chance = float(np.square(popularity).sum())
     stays = (knobs.persistence - by_chance) / (1 - by_chance) if by_chance < 1 else 1.0
+    # Rows that stay point to row 0; the running maximum is the last row that drew.
     source = np.arange(rows)
     source[1:][rng.random(rows - 1) < stays] = 0
     drawn = rng.choice(knobs.num_experts, size=rows, p=popularity)

@@ -1,6 +1,6 @@
-"""Health checks: what must hold of every row and request of a trace.
+"""Health checks: rules that hold for every row and request of a trace.
 
-Each check raises `TraceError` naming the file, the offset (row, layer, place) and the rule.
+Each check raises `TraceError` with the file, the offset (row, layer, place) and the rule.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _AXES: dict[Role, tuple[str, ...]] = {
 def check_shard(
     meta: TraceMeta, role: Role, array: Array, *, file: str, first_row: int = 0
 ) -> None:
-    """Check the values of one shard, `(rows, *meta.row_shape(role))`."""
+    """Check the values of one shard, `(rows, *meta.row_shape(role))`. Raise `TraceError`."""
     check = _check_ids if role in ("expert_ids", "predictions") else _check_numbers
     for start in range(0, len(array), _CHUNK_ROWS):
         check(meta, role, array[start : start + _CHUNK_ROWS], file, first_row + start)
@@ -46,6 +46,7 @@ def _check_ids(meta: TraceMeta, role: Role, ids: Array, file: str, first_row: in
             _place(role, where, first_row),
             f"expert id {int(ids[where])} is out of range for {meta.num_experts} experts",
         )
+    # Sorted, equal ids are neighbours. Unused places may be equal.
     ordered = np.sort(ids, axis=-1)
     repeated = (ordered[..., 1:] == ordered[..., :-1]) & (ordered[..., 1:] != meta.unused)
     if repeated.any():
@@ -78,7 +79,10 @@ def _place(role: Role, where: tuple[int, ...], first_row: int) -> str:
 
 
 def check_requests(meta: TraceMeta, requests: dict[str, Array], num_rows: int, file: str) -> None:
-    """Check that the request table covers the rows exactly, in order, with the right lengths."""
+    """Check that the request table covers the rows exactly, in order, with the right lengths.
+
+    Raise `TraceError` for the first request that does not.
+    """
     prompt, output = requests["prompt_tokens"], requests["output_tokens"]
     rows, first = requests["num_rows"], requests["first_row"]
     recorded = meta.prompt_rows == "recorded"
@@ -113,11 +117,14 @@ def check_requests(meta: TraceMeta, requests: dict[str, Array], num_rows: int, f
 
 
 def check_static(trace: Trace) -> None:
-    """Check that a trace whose router is static per task is: in every layer, all rows of a domain
-    want the same set of experts. Requests without a domain are one task. Of other kinds of router
-    nothing is asked."""
+    """Check a trace whose router is static: all rows of a domain want the same experts per layer.
+
+    Requests without a domain are one task. Other kinds of router are not checked. Raise
+    `TraceError` for the first row that differs.
+    """
     if trace.meta.router != "static":
         return
+    # The first row of each domain is the reference for all its other rows.
     names, task_R = np.unique(trace.requests["domain"], return_inverse=True)
     task_B = np.repeat(task_R, trace.requests["num_rows"])
     present, first = np.unique(task_B, return_index=True)  # a request may have no rows
@@ -131,20 +138,20 @@ def check_static(trace: Trace) -> None:
         if other_BL.any():
             place, layer = _first(other_BL)
             row, task = start + place, int(tasks[place])
-            found, wanted = (
+            own, expected = (
                 [int(expert) for expert in ids if expert != trace.meta.unused]
                 for ids in (ids_BLK[place, layer], wanted_TLK[task, layer])
             )
             raise TraceError(
                 _file_of(trace, row),
                 f"row {row}, domain {str(names[task])!r}, layer {layer}",
-                f"wants experts {found}, and row {int(first_T[task])} of that domain {wanted}; a "
+                f"wants experts {own}, but row {int(first_T[task])} of that domain {expected}; a "
                 "static router sends all rows of a domain to the same",
             )
 
 
 def _file_of(trace: Trace, row: int) -> str:
-    """The shard that holds the ids of a row; of a trace in memory, their role."""
+    """Return the shard that holds a row's ids; for a trace in memory, their role."""
     if trace.path is None:
         return "expert_ids"
     shards = (entry for entry in read_header(trace.path).files if entry.role == "expert_ids")

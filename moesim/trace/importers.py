@@ -1,4 +1,4 @@
-"""Other people's recordings, turned into traces: one function each."""
+"""Importers: recordings in other formats, turned into traces. One function each."""
 
 from __future__ import annotations
 
@@ -18,16 +18,17 @@ _OPTIONAL = ("prompt_tokens", "gate_weights", "predictions", "probabilities", "a
 
 
 def from_npz(path: str | Path, *, num_experts: int | None = None, **meta: Any) -> Trace:
-    """An `.npz` with `expert_ids` (rows, layers, k), `seq_len` (requests,) and, optionally,
-    `prompt_tokens`, `gate_weights`, `predictions`, `probabilities`, `arrival_s`: the form
-    recommended to anyone with arrays of their own. They mean what `Trace.from_arrays` says.
+    """Import an `.npz` file of arrays, the recommended form for your own recordings.
 
-    `num_experts` defaults to the highest id plus one. Raises `TraceError` for a missing array or
-    one that breaks the format.
+    It holds `expert_ids` (rows, layers, k), `seq_len` (requests,) and, optionally, `prompt_tokens`,
+    `gate_weights`, `predictions`, `probabilities`, `arrival_s`. `Trace.from_arrays` defines them.
+    `num_experts` defaults to the highest id plus one. Raise `TraceError` for a missing array or one
+    that breaks the format.
     """
     file = as_path(path)
     try:
         with open_regular(file) as handle, np.load(handle, allow_pickle=False) as arrays:
+            # Read at once: an array of an `.npz` is decompressed on each access.
             data = {name: arrays[name] for name in arrays.files}
     except Exception as error:  # zip, zlib and numpy each raise their own on a damaged file
         raise TraceError(file, "", f"is not a readable .npz: {error}") from None
@@ -52,29 +53,31 @@ def from_npz(path: str | Path, *, num_experts: int | None = None, **meta: Any) -
 
 def _count_experts(ids: npt.NDArray[Any]) -> int:
     if not ids.size or not np.issubdtype(ids.dtype, np.integer):
-        return 65_535  # whatever: the arrays will be refused for a better reason
+        return 65_535  # any number: `from_arrays` refuses such ids with a better message
     highest = int(ids.max())
     if ids.dtype.kind == "u" and highest == np.iinfo(ids.dtype).max:
         raise TraceError(
             "expert_ids",
             "",
-            f"only num_experts can say whether id {highest} is an unused place or an expert",
+            f"pass num_experts to say whether id {highest} is an unused place or an expert",
         )
     return highest + 1
 
 
 def from_esft(path: str | Path, **meta: Any) -> Trace:
-    """Routing of DeepSeek-V2-Lite as published by deepseek-ai/ESFT (results/expert_scores),
-    packed as `.npz`: 26 MoE layers (model layers 1-26) of 64 experts, top-6, teacher-forced.
+    """Import routing of DeepSeek-V2-Lite, published by deepseek-ai/ESFT, packed as `.npz`.
+
+    The source is `results/expert_scores`: 26 MoE layers (model layers 1-26) of 64 experts, top-6,
+    teacher-forced. Raise as `from_npz` does.
     """
-    known: dict[str, Any] = {
+    defaults: dict[str, Any] = {
         "num_experts": 64,
         "model": "deepseek-v2-lite",
         "layer_map": tuple(range(1, 27)),
         "num_shared_experts": 2,
         "provenance": {"source": "deepseek-ai/ESFT results/expert_scores", "forced": True},
     }
-    return from_npz(path, **{**known, **meta})
+    return from_npz(path, **{**defaults, **meta})
 
 
 IMPORTERS: dict[str, Callable[..., Trace]] = {"npz": from_npz, "esft": from_esft}

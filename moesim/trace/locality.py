@@ -1,9 +1,9 @@
-"""Locality: how often a token of a request follows the experts of the token before it.
+"""Locality: how often a token of a request uses the experts of the token before it.
 
-Measured at each layer and within requests only, in three ways that agree where routing is top-1:
+It is measured at each layer and within requests only, in three ways that agree for top-1 routing:
 the same *top* expert (the largest gate weight), the same *set* of experts, and the *overlap*, the
-share of a token's experts that the token before it used too. Beside each stands what chance would
-give: two tokens drawn independently from their domain's own popularity at that layer.
+share of a token's experts that the token before it used too. Each has a chance level: two tokens
+drawn independently from their domain's popularity at that layer.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Locality:
 
     Attributes: `pairs` of a token and the one before it, counted once a layer; `uses` of experts
     by the second tokens; `same_top` and `same_set`, shares of pairs; `overlap`, share of uses;
-    `chance_...`, the same for independent tokens. `..._top` is NaN where no gate weight tells.
+    `chance_...`, the same for independent tokens. `..._top` is NaN without gate weights.
     """
 
     domain: str | None
@@ -52,8 +52,8 @@ class Locality:
 class Distances:
     """How many tokens ago a request last used an expert that a token of a domain uses now.
 
-    Attributes: `uses`, all of them, layers pooled; `counts` int64 (longest + 1,): `[d]` of them
-    found their expert d tokens ago ([0] is 0; the rest are first uses in their request);
+    Attributes: `uses` of experts, layers pooled; `counts` int64 (longest + 1,): `counts[d]` uses
+    had their expert last used d tokens ago ([0] is 0; the others are first uses in their request);
     `null_counts` float64, the same with the domain's tokens shuffled over its requests (mean).
     """
 
@@ -64,22 +64,22 @@ class Distances:
 
     @property
     def first_uses(self) -> float:
-        """Share of uses of an expert that the request had not used before."""
+        """Return the share of uses of an expert that the request had not used before."""
         return 1 - float(self.counts.sum() / self.uses) if self.uses else math.nan
 
     @property
     def median(self) -> float:
-        """Median distance of the uses that have one, in tokens; NaN without any."""
+        """Return the median distance of the uses that have one, in tokens; NaN without any."""
         return _median(self.counts)
 
     @property
     def null_median(self) -> float:
-        """The same of the shuffled tokens."""
+        """Return the median distance of the shuffled tokens."""
         return _median(self.null_counts)
 
 
 def follows(trace: Trace) -> npt.NDArray[np.bool_]:
-    """Whether each row has a row of its own request before it, (rows,)."""
+    """Return for each row whether a row of its own request is before it, (rows,)."""
     inside = np.ones(trace.num_rows, bool)
     inside[trace.requests["first_row"][trace.requests["num_rows"] > 0]] = False
     return inside
@@ -88,14 +88,14 @@ def follows(trace: Trace) -> npt.NDArray[np.bool_]:
 def shared_places(
     ids: npt.NDArray[np.integer], before: npt.NDArray[np.integer], unused: int
 ) -> npt.NDArray[np.bool_]:
-    """Which places of `ids` (..., k) hold an expert that `before` (..., k) holds as well."""
+    """Return which places of `ids` (..., k) hold an expert that `before` (..., k) holds too."""
     return np.asarray(
         (ids[..., :, None] == before[..., None, :]).any(axis=-1) & (ids != unused), dtype=bool
     )
 
 
 def locality(trace: Trace) -> list[Locality]:
-    """The locality of each domain at each layer, domains in alphabetical order.
+    """Return the locality of each domain at each layer, domains in alphabetical order.
 
     Raises:
         UsageError: no request has two tokens.
@@ -104,31 +104,31 @@ def locality(trace: Trace) -> list[Locality]:
     second_T = np.flatnonzero(follows(trace))
     if not len(second_T):
         raise UsageError("no request of the trace has two tokens; locality compares neighbours")
-    told = trace.top_k == 1 or trace.gate_weights is not None
-    found = []
+    has_tops = trace.top_k == 1 or trace.gate_weights is not None
+    parts = []
     for layer in range(trace.num_layers):
         ids_Tk = np.asarray(trace.expert_ids[:, layer])
         sets_T = choices(trace, layer, "set").codes
-        tops_T = choices(trace, layer, "top").codes if told else None
+        tops_T = choices(trace, layer, "top").codes if has_tops else None
         for number, domain in enumerate(domains):
             rows = np.flatnonzero(domain_T == number)
             pairs = second_T[domain_T[second_T] == number]
             uses, overlap, chance = _overlap(ids_Tk, rows, pairs, trace.meta.unused)
             same_top, chance_top = _same(tops_T, rows, pairs)
             same_set, chance_set = _same(sets_T, rows, pairs)
-            found.append(
+            parts.append(
                 Locality(
                     domain, layer, len(pairs), uses, same_top, chance_top, same_set, chance_set,
                     overlap, chance,
                 )
             )  # fmt: skip
-    return sorted(found, key=lambda one: (one.domain or "", one.layer or 0))
+    return sorted(parts, key=lambda part: (part.domain or "", part.layer or 0))
 
 
 def pooled(parts: Sequence[Locality], domain: str | None = None) -> Locality:
-    """The mean of parts: of pairs' shares weighted by pairs, of the overlap weighted by uses.
+    """Return the mean of parts: shares of pairs weighted by pairs, overlap weighted by uses.
 
-    So chance stays that of each domain and layer by itself.
+    The chance level is that of each domain and layer by itself: it is averaged, not recomputed.
     """
 
     def mean(name: str, weight: str) -> float:
@@ -156,7 +156,7 @@ def distances(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> list[Distances]:
-    """The temporal distances of each domain, all layers pooled, domains in alphabetical order.
+    """Return the temporal distances of each domain, all layers pooled, in alphabetical order.
 
     Raises:
         UsageError: fewer than one shuffle.
@@ -165,29 +165,30 @@ def distances(
         raise UsageError(f"shuffles must be at least 1, not {shuffles}")
     domains, domain_T = _domain_of_rows(trace)
     request_T = np.repeat(np.arange(trace.num_requests), trace.requests["num_rows"])
-    found = []
+    result = []
     for number, domain in enumerate(domains):
         rows = np.flatnonzero(domain_T == number)
         ids_TLk, requests_T = trace.expert_ids[rows], request_T[rows]
         measured = _distance_counts(ids_TLk, requests_T, trace)
+        # Whole tokens are shuffled, so that the experts of a token stay together.
         rngs = [stream(seed, "locality.null", number, shuffle) for shuffle in range(shuffles)]
         null = [_distance_counts(rng.permutation(ids_TLk), requests_T, trace) for rng in rngs]
         uses = int((ids_TLk != trace.meta.unused).sum())
-        found.append(Distances(domain, uses, measured, np.mean(null, axis=0)))
+        result.append(Distances(domain, uses, measured, np.mean(null, axis=0)))
         if progress is not None:
             progress("domains", number + 1, len(domains))
-    return found
+    return result
 
 
 def _domain_of_rows(trace: Trace) -> tuple[list[str], Ints]:
-    """The names of the domains that have rows, and the number of each row's."""
+    """Return the names of the domains that have rows, and the number of each row's domain."""
     names = np.repeat(trace.requests["domain"].astype(str), trace.requests["num_rows"])
     domains, domain_T = np.unique(names, return_inverse=True)
     return domains.tolist(), domain_T.astype(np.int64)
 
 
 def _same(codes_T: Ints | None, rows: Ints, pairs: Ints) -> tuple[float, float]:
-    """Share of pairs that chose the same, and the sum of squared frequencies over `rows`."""
+    """Return the share of pairs with equal choices, and the same by chance among `rows`."""
     if codes_T is None or not len(pairs):
         return math.nan, math.nan
     share = np.bincount(codes_T[rows]) / len(rows)
@@ -197,18 +198,19 @@ def _same(codes_T: Ints | None, rows: Ints, pairs: Ints) -> tuple[float, float]:
 def _overlap(
     ids_Tk: npt.NDArray[np.integer], rows: Ints, pairs: Ints, unused: int
 ) -> tuple[int, float, float]:
-    """Uses by the second tokens of pairs, the share of them that is shared, and by chance."""
+    """Return uses by the second tokens of pairs, the shared part of them, and that by chance."""
     uses = int((ids_Tk[pairs] != unused).sum())
     if not uses:
         return 0, math.nan, math.nan
     shared = shared_places(ids_Tk[pairs], ids_Tk[pairs - 1], unused).sum()
     ids = ids_Tk[rows]
     share = np.bincount(ids[ids != unused]) / len(rows)  # of tokens that use an expert
+    # A use is of expert e with weight p(e), and the token before uses e with probability p(e).
     return uses, float(shared / uses), float((share**2).sum() / share.sum())
 
 
 def _distance_counts(ids_TLk: npt.NDArray[np.integer], requests_T: Ints, trace: Trace) -> Ints:
-    """How many uses found their expert d tokens ago in their request, at the same layer, [d]."""
+    """Return [d]: how many uses had their expert d tokens ago, in one request and layer."""
     longest = int(trace.requests["num_rows"].max())
     counts = np.zeros(longest + 1, np.int64)
     for layer in range(trace.num_layers):

@@ -1,8 +1,8 @@
-"""What a trace says about itself: the header, `trace.json`.
+"""The header of a trace, `trace.json`.
 
-The header is written last and lists every other file of the folder with its size and SHA-256
-(shards also with their role, first row, shape and dtype), and carries a hash of itself. A folder
-without one is not a trace.
+The header is written last. It lists every other file of the folder with its size and SHA-256
+(shards also with their role, first row, shape and dtype), and has a hash of itself. A folder
+without a header is not a trace.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class TraceMeta:
 
     `num_layers` counts MoE layers; `layer_map[l]` is the model layer of trace layer l (None: the
     same). `router` says what routing is known ahead (see `docs/design.md`). `prompt_rows` is
-    `absent` where only decoded tokens were recorded. `normalised`: the gate weights of a row sum
+    `absent` if only decoded tokens were recorded. `normalised`: the gate weights of a row sum
     to one. `model_config` is the Hugging Face `config.json`, from which real sizes are costed.
     """
 
@@ -64,7 +64,7 @@ class TraceMeta:
     provenance: dict[str, Any] = field(default_factory=dict)
 
     def problem(self) -> str | None:
-        """The first rule this header breaks, in words, or None."""
+        """Return the first rule that this header breaks, in words, or None."""
         for entry in fields(self):
             try:
                 json.dumps(getattr(self, entry.name), allow_nan=False)
@@ -106,21 +106,21 @@ class TraceMeta:
 
     @property
     def id_dtype(self) -> npt.DTypeLike:
-        """The smallest unsigned type whose maximum is at least `num_experts`."""
+        """Return the smallest unsigned type whose maximum is at least `num_experts`."""
         return np.uint8 if self.num_experts <= 255 else np.uint16
 
     @property
     def unused(self) -> int:
-        """The id that marks a place a router left unused: the id type's maximum."""
+        """Return the id of a place that the router left unused: the id type's maximum."""
         return int(np.iinfo(self.id_dtype).max)
 
     @property
     def model_layers(self) -> tuple[int, ...]:
-        """The model layer of each trace layer."""
+        """Return the model layer of each trace layer."""
         return self.layer_map or tuple(range(self.num_layers))
 
     def row_shape(self, role: Role) -> tuple[int, ...]:
-        """Shape of one row (one token) of a routing array."""
+        """Return the shape of one row (one token) of a routing array."""
         layers, k = self.num_layers, self.top_k
         return {
             "expert_ids": (layers, k),
@@ -130,7 +130,7 @@ class TraceMeta:
         }[role]
 
     def dtype(self, role: Role) -> npt.DTypeLike:
-        """Stored type of a routing array."""
+        """Return the stored type of a routing array."""
         return self.id_dtype if role in ("expert_ids", "predictions") else np.float16
 
 
@@ -170,12 +170,12 @@ class Header:
             **asdict(self.meta),
             "files": files,
         }
-        header = json.loads(json.dumps(header))  # what a reader will see: keys are strings
+        header = json.loads(json.dumps(header))  # as a reader sees it, with string keys: hash that
         return {**header, SELF_HASH: _self_hash(header)}
 
 
 def read_header(folder: Path) -> Header:
-    """Parse and check `trace.json`. Raises `TraceError` naming the file, the field and the rule."""
+    """Parse and check `trace.json`. Raise `TraceError` with the file, the field and the rule."""
     path = folder / HEADER
     raw = _read_json(folder)
     if raw.get("format") != FORMAT:
@@ -203,17 +203,20 @@ def read_header(folder: Path) -> Header:
 
 
 def check_self_hash(folder: Path) -> None:
-    """Check that `trace.json` is as it was written: damage to it would go unseen otherwise."""
+    """Raise `TraceError` if `trace.json` is not as it was written.
+
+    The header has the hashes of the other files, but only this hash protects the header.
+    """
     raw = _read_json(folder)
-    found = raw.pop(SELF_HASH, None)
-    if found != _self_hash(raw):
+    stored = raw.pop(SELF_HASH, None)
+    if stored != _self_hash(raw):
         raise TraceError(
             folder / HEADER, SELF_HASH, "does not match: the header was changed or damaged"
         )
 
 
 def _self_hash(header: dict[str, Any]) -> str:
-    """SHA-256 of the header's other fields, as JSON without spaces and with sorted keys."""
+    """Return SHA-256 of the header's other fields, as JSON without spaces and with sorted keys."""
     text = json.dumps(header, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode("ascii")).hexdigest()
 
@@ -254,6 +257,7 @@ class _Counts:
 
 def _file_entry(raw: dict[str, Any]) -> FileEntry:
     entry = _parse(FileEntry, raw)
+    # A name with a folder in it could point outside of the trace.
     if Path(entry.path).name != entry.path or entry.path == ".." or not entry.path.isprintable():
         raise _WrongTypeError(
             "files", f"file name {entry.path!r} must be a plain name inside the folder"
@@ -271,10 +275,11 @@ class _WrongTypeError(ValueError):
 
 
 def _parse(kind: type[Parsed], raw: dict[str, Any]) -> Parsed:
-    """The dataclass `kind` from plain JSON, types checked strictly, unknown fields left out."""
+    """Return the dataclass `kind` from plain JSON: types are strict, unknown fields left out."""
     from pydantic import ValidationError
 
     try:
+        # As JSON text, because strict validation accepts a list for a tuple only in JSON.
         parsed: Parsed = _adapter(cast(Any, kind)).validate_json(json.dumps(raw), strict=True)
     except ValidationError as error:
         first = error.errors()[0]

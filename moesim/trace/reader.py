@@ -1,4 +1,4 @@
-"""Opening a trace folder: sizes and shapes are checked, values stay on disk until asked for."""
+"""Opening a trace folder: sizes and shapes are checked, values stay on disk until they are read."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ from moesim.trace.trace import REQUEST_COLUMNS, Trace
 
 
 def load_trace(path: str | Path) -> Trace:
-    """Open a trace folder, memory-mapped: big traces open at once.
+    """Open a trace folder, memory-mapped, so that big traces open at once.
 
-    Checks the header, the size, shape and type of every shard, and the request table; values and
-    hashes are checked by `validate_trace`. Raises `TraceError` naming file, place and reason.
+    Check the header, the size, shape and type of every shard, and the request table.
+    `validate_trace` also checks values and hashes. Raise `TraceError` with file, place and reason.
     """
     folder = as_path(path)
     header = read_header(folder)
@@ -60,22 +60,26 @@ def load_trace(path: str | Path) -> Trace:
 
 
 def validate_trace(path: str | Path) -> Trace:
-    """Open a trace and check everything: hashes of all files, then every value."""
+    """Open a trace and check everything: hashes of all files, then every value.
+
+    Raise `TraceError` with file, place and reason.
+    """
     folder = as_path(path)
     trace = load_trace(folder)
+    # The header first: all other hashes are in it.
     check_self_hash(folder)
     header = read_header(folder)
     for entry in header.files:
         try:
-            found = sha256(folder / entry.path)
+            actual = sha256(folder / entry.path)
         except OSError as error:
             raise TraceError(folder / entry.path, "", f"cannot be read ({error})") from None
-        if found != entry.sha256:
+        if actual != entry.sha256:
             raise TraceError(
                 folder / entry.path,
                 f"bytes 0..{entry.bytes}",
-                f"SHA-256 is {found[:12]}…, the header says {entry.sha256[:12]}…: "
-                "the file was changed, damaged or exchanged",
+                f"SHA-256 is {actual[:12]}…, the header says {entry.sha256[:12]}…: "
+                "the file was changed, damaged or replaced",
             )
     for entry in header.files:
         if entry.role is not None:
@@ -130,13 +134,13 @@ def _open_shard(file: Path, header: Header, entry: FileEntry) -> npt.NDArray[Any
     assert entry.role is not None
     try:
         array = np.lib.format.open_memmap(file, mode="r")
-    except Exception as error:  # on a damaged array numpy raises whatever its parser meets
+    except Exception as error:  # numpy's parser raises many kinds of error on a damaged array
         raise TraceError(file, "", f"is not a readable array: {error}") from None
     expected = header.meta.row_shape(entry.role)
     if array.shape[1:] != expected:
         raise TraceError(file, "shape", f"is {array.shape}, rows must be {expected}")
-    found = (array.dtype, str(array.dtype), array.shape)
-    if found != (header.meta.dtype(entry.role), entry.dtype, entry.shape):
+    actual = (array.dtype, str(array.dtype), array.shape)
+    if actual != (header.meta.dtype(entry.role), entry.dtype, entry.shape):
         raise TraceError(
             file,
             "shape",
@@ -161,7 +165,7 @@ def _read_requests(file: Path) -> dict[str, npt.NDArray[Any]]:
         columns = {name: table.column(name).to_numpy() for name in REQUEST_COLUMNS}
     except KeyError as error:
         raise TraceError(file, "", f"has no column {error.args[0]!r}") from None
-    except Exception as error:  # as above, of pyarrow
+    except Exception as error:  # pyarrow raises many kinds of error too
         raise TraceError(file, "", f"is not a readable request table: {error}") from None
     for name in ("prompt_tokens", "output_tokens", "first_row", "num_rows"):
         columns[name] = _counts(columns[name], file, name)

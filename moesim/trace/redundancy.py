@@ -1,16 +1,16 @@
 """Redundancy of layer-wise routers: how much a layer's choice tells of the next layer's.
 
-S(l) is a token's choice at layer l. The more S(l-1) tells of it, the less is there for a router of
-layer l to decide, which is Read-ME's case for one router for all layers (Cai et al., NeurIPS 2024,
-section 3). Measured here for every two adjacent layers: transition counts, and the mutual
-information I(S(l); S(l-1)) in bits.
+S(l) is a token's choice at layer l. The more S(l-1) tells of it, the less a router of layer l has
+to decide. This is Read-ME's argument for one router for all layers (Cai et al., NeurIPS 2024,
+section 3). Measured for every two adjacent layers: transition counts, and the mutual information
+I(S(l); S(l-1)) in bits.
 
-The plain ("plug-in") estimate is too large, the more so the fewer tokens fill a cell; with many
-experts it is mostly that bias. Two corrections stand beside it: that of Miller and Madow (Miller,
-1955), which fails too where most cells are never seen, and the mean of a permutation null, the
-same estimate after S(l-1) was shuffled over the tokens. The null undoes every dependence, also
-what comes from the text rather than from the routers: a domain prefers experts of its own at both
-layers, and the first token is often the same in all requests.
+The plain ("plug-in") estimate is too large, and more so with fewer tokens a cell. With many experts
+it is mostly this bias. There are two corrections. That of Miller and Madow (Miller, 1955) fails too
+if most cells are never seen. The other is the mean of a permutation null: the same estimate after
+S(l-1) was shuffled over the tokens. The null removes every dependence, also those that come from
+the text and not from the routers: a domain prefers certain experts at both layers, and the first
+token is often the same in all requests.
 """
 
 from __future__ import annotations
@@ -59,26 +59,29 @@ class Transition:
 
 @dataclass(frozen=True, slots=True)
 class Transitions:
-    """What all tokens chose at two adjacent layers; `layer` is the second of them."""
+    """The choices of all tokens at two adjacent layers; `layer` is the second of them."""
 
     layer: int
     before: Choices
     after: Choices
 
     def shuffled(self, rng: np.random.Generator) -> Transitions:
-        """The same with the choices before dealt out to the tokens anew: the null."""
+        """Return the null: the same with the choices at the first layer shuffled over tokens."""
         codes_T = rng.permutation(self.before.codes)
         return Transitions(self.layer, Choices(codes_T, self.before.states), self.after)
 
     def cells(self) -> tuple[Ints, Ints, Ints]:
-        """(state before, state after, tokens) of each occupied cell, in rising order."""
+        """Return (state before, state after, tokens) of each occupied cell, in rising order."""
         width = len(self.after.states)
         joint, counts = _counted(self.before.codes * width + self.after.codes)
         return joint // width, joint % width, counts
 
     def matrix(self, most: int | None = None) -> npt.NDArray[np.float64]:
-        """P(S(l) | S(l-1)), a row a state before; the `most` most frequent states of either
-        (default: all). A row sums to one only where it shows all that followed."""
+        """Return P(S(l) | S(l-1)) with a row for each state before.
+
+        `most` limits it to the most frequent states of either layer (default: all). A row sums to
+        one only if it shows all states that followed.
+        """
         rows, columns = len(self.before.states[:most]), len(self.after.states[:most])
         before, after, counts = self.cells()
         shown = (before < rows) & (after < columns)
@@ -87,23 +90,27 @@ class Transitions:
         return np.asarray(table / self.before.counts[:rows, None])
 
     def information(self) -> tuple[float, float]:
-        """I(S(l); S(l-1)) in bits: plug-in, and with the correction of Miller and Madow."""
+        """Return I(S(l); S(l-1)) in bits: plug-in, and with the correction of Miller and Madow."""
         counts = self.before.counts, self.after.counts, self.cells()[2]
         before, after, joint = map(_entropy, counts)
         plugin = before + after - joint
-        spare = sum(map(len, counts[:2])) - len(counts[2]) - 1
-        correction = spare / (2 * len(self.before.codes)) * _NATS_TO_BITS
+        # Miller and Madow add (occupied cells - 1) / 2N nats to each of the three entropies.
+        degrees = sum(map(len, counts[:2])) - len(counts[2]) - 1
+        correction = degrees / (2 * len(self.before.codes)) * _NATS_TO_BITS
         return max(0.0, plugin), plugin + correction
 
     def likeliest(self, min_count: int) -> Transition | None:
-        """The largest entry of the matrix among rows of at least `min_count` tokens (of equals,
-        the one with most tokens); None where no row has so many."""
+        """Return the largest entry of the matrix among rows of at least `min_count` tokens.
+
+        Of equal entries the one with most tokens wins. None if no row has that many tokens.
+        """
         before, after, counts = self.cells()
         total = self.before.counts[before]
         enough = np.flatnonzero(total >= min_count)
         if not len(enough):
             return None
         share = counts / total
+        # The largest share first, then the most tokens.
         best = enough[np.lexsort((-total[enough], -share[enough]))[0]]
         return Transition(
             self.before.states[before[best]],
@@ -138,30 +145,35 @@ class Redundancy:
 
     @property
     def corrected_bits(self) -> float:
-        """Plug-in less the null's mean: near 0 for independent layers, and too small by the
-        null for layers that determine one another."""
+        """Return plug-in less the null's mean.
+
+        It is near 0 for independent layers, and too small by the null for layers that determine
+        one another.
+        """
         return self.plugin_bits - self.null_bits
 
     @property
     def normalised(self) -> float:
-        """Plug-in over H(S(l)); NaN where the layer always chooses the same."""
+        """Return plug-in over H(S(l)); NaN if the layer always chooses the same."""
         return self.plugin_bits / self.entropy_bits if self.entropy_bits else math.nan
 
     @property
     def adjusted(self) -> float:
-        """(I - null) / (H(S(l)) - null): 0 by chance, 1 where layer l follows from the one before
-        (adjusted for chance as by Vinh, Epps and Bailey, JMLR 2010); NaN where chance is all."""
+        """Return (I - null) / (H(S(l)) - null): 0 by chance, 1 if layer l follows from the last.
+
+        The adjustment is that of Vinh, Epps and Bailey (JMLR 2010). NaN if the null explains all.
+        """
         room = self.entropy_bits - self.null_bits
         return self.corrected_bits / room if room > 1e-9 else math.nan
 
     @property
     def tokens_per_cell(self) -> float:
-        """Tokens per occupied cell: with few, the plug-in is mostly bias."""
+        """Return tokens per occupied cell; with few, the plug-in is mostly bias."""
         return self.tokens / self.cells
 
 
 def transitions(trace: Trace, layer: int | None = None, state: State = "set") -> Transitions:
-    """What all tokens chose at `layer` - 1 and `layer` (default: the last two trace layers).
+    """Return all tokens' choices at `layer` - 1 and `layer` (default: the last two trace layers).
 
     Raises:
         UsageError: a trace of one layer or fewer than two tokens, or no such pair in it.
@@ -185,34 +197,34 @@ def redundancy(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> list[Redundancy]:
-    """The redundancy of every two adjacent layers, first pair first.
+    """Return the redundancy of every two adjacent layers, first pair first.
 
-    `shuffles` of the null, each with a random stream of its own; `min_count` tokens must have been
-    in a state for its transitions to count as likeliest.
+    `shuffles` is the number of shuffles of the null, each with its own random stream. `likeliest`
+    considers only states of at least `min_count` tokens.
 
     Raises:
         UsageError: a trace of one layer or fewer than two tokens, fewer than two shuffles, a
-            `min_count` below one, or states that the trace cannot tell.
+            `min_count` below one, or top experts of a trace without gate weights.
     """
     _check(trace)
     if shuffles < 2:
         raise UsageError(f"shuffles must be at least 2 to have a spread, not {shuffles}")
     if min_count < 1:
         raise UsageError(f"min_count must be at least 1, not {min_count}")
-    found = []
+    pairs = []
     before = choices(trace, 0, state)
     for layer in range(1, trace.num_layers):
         after = choices(trace, layer, state)
-        found.append(_measured(Transitions(layer, before, after), shuffles, min_count, seed))
+        pairs.append(_measured(Transitions(layer, before, after), shuffles, min_count, seed))
         before = after
         if progress is not None:
             progress("layer pairs", layer, trace.num_layers - 1)
-    return found
+    return pairs
 
 
-def sparse_pairs(found: Sequence[Redundancy]) -> int:
-    """How many pairs have too few tokens a cell for their plug-in to mean anything."""
-    return sum(one.tokens_per_cell < DENSE for one in found)
+def sparse_pairs(pairs: Sequence[Redundancy]) -> int:
+    """Return how many pairs have too few tokens a cell for a meaningful plug-in estimate."""
+    return sum(pair.tokens_per_cell < DENSE for pair in pairs)
 
 
 def _measured(pair: Transitions, shuffles: int, min_count: int, seed: int) -> Redundancy:
@@ -237,16 +249,16 @@ def _measured(pair: Transitions, shuffles: int, min_count: int, seed: int) -> Re
 
 
 def _entropy(counts: Ints) -> float:
-    """Plug-in entropy in bits of counts, all of them positive."""
+    """Return the plug-in entropy in bits of counts, all of them positive."""
     total = counts.sum()
     if len(counts) == 1:
-        return 0.0  # exactly
+        return 0.0  # exactly 0, which rounding would miss and `normalised` tests for
     return float(np.log2(total) - (counts * np.log2(counts)).sum() / total)
 
 
 def _counted(codes: Ints) -> tuple[Ints, Ints]:
-    """The distinct codes in rising order and how often each is there."""
-    if codes.max() < 4 * len(codes):  # a small table is quicker than sorting
+    """Return the distinct codes in rising order, and how often each occurs."""
+    if codes.max() < 4 * len(codes):  # a small table is faster than sorting
         counts = np.bincount(codes)
         present = np.flatnonzero(counts)
         return present, counts[present]

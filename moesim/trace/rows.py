@@ -14,8 +14,8 @@ Array = npt.NDArray[Any]
 class Rows:
     """A read-only array whose first axis (tokens) runs over several shards.
 
-    Indexing with a number, a slice or an array of row numbers copies just those rows; one shard
-    (the usual case) costs nothing over numpy itself. `np.asarray(rows)` loads everything.
+    Indexing with a number, a slice or an array of row numbers copies only those rows. A single
+    shard (the usual case) is as fast as numpy itself. `np.asarray(rows)` loads everything.
     """
 
     __slots__ = ("_shards", "_starts", "dtype", "shape")
@@ -50,6 +50,7 @@ class Rows:
     def _take(self, rows: npt.NDArray[np.int64]) -> Array:
         rows = np.where(rows < 0, rows + len(self), rows)
         out = np.empty((len(rows), *self.shape[1:]), self.dtype)
+        # Shard by shard, so that each is read in one indexing operation.
         owner = np.searchsorted(self._starts, rows, side="right") - 1
         for number in np.unique(owner):
             mine = owner == number
@@ -61,5 +62,5 @@ class Rows:
         return np.asarray(whole, dtype=dtype)
 
     def pieces(self) -> list[tuple[int, Array]]:
-        """(first row, shard) pairs, for one pass over everything in bounded memory."""
+        """Return (first row, shard) pairs, for one pass over all rows in bounded memory."""
         return list(zip(self._starts[:-1].tolist(), self._shards, strict=True))

@@ -1,4 +1,4 @@
-"""How a trace's routing looks: the few numbers that decide which policies can work on it."""
+"""Statistics of a trace's routing: the few numbers that decide which policies can work on it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def describe(trace: Trace) -> dict[str, Any]:
-    """Header, size, domains, and measured locality of a trace, as plain data."""
+    """Return header, size, domains and measured locality of a trace, as plain data."""
     meta = trace.meta
     names, counts = np.unique(trace.requests["domain"].astype(str), return_counts=True)
     prompt, output = trace.requests["prompt_tokens"], trace.requests["output_tokens"]
@@ -41,18 +41,19 @@ def describe(trace: Trace) -> dict[str, Any]:
 
 
 def adjacent_overlap(trace: Trace) -> float:
-    """Mean share of a token's experts that the token before it (same request) used as well."""
+    """Return the mean share of a token's experts that the token before it in its request used."""
     ids = np.asarray(trace.expert_ids[:])
     inside = follows(trace)
     if not inside.any():
         return 0.0
+    # Within a request, the row before is the token before.
     now, before = ids[inside], ids[np.flatnonzero(inside) - 1]
     used = now != trace.meta.unused
     return float(shared_places(now, before, trace.meta.unused).sum() / max(1, used.sum()))
 
 
 def load_skew(trace: Trace) -> list[float]:
-    """For each layer, uses of its most popular expert over the mean."""
+    """Return for each layer the uses of its most popular expert over the mean."""
     result = []
     for layer in range(trace.num_layers):
         ids = np.asarray(trace.expert_ids[:])[:, layer]
@@ -62,12 +63,12 @@ def load_skew(trace: Trace) -> list[float]:
 
 
 def prediction_recall(trace: Trace) -> list[float] | None:
-    """For each depth, the share of truly used experts that had been predicted; None if nothing
-    was recorded."""
+    """Return for each depth the share of used experts that were predicted; None without any."""
     if trace.predictions is None:
         return None
     ids, guesses = np.asarray(trace.expert_ids[:]), np.asarray(trace.predictions[:])
     recall = []
+    # A prediction of depth d made at layer l is for layer l + d, so the first d layers have none.
     for depth in range(1, guesses.shape[2] + 1):
         truth = ids[:, depth:]
         guess = guesses[:, : max(0, trace.num_layers - depth), depth - 1]

@@ -1,7 +1,7 @@
-"""Synthetic routing with stated knobs: for tests and what-ifs, always marked `synthetic`.
+"""Synthetic routing with stated knobs, for tests and what-if questions; marked `synthetic`.
 
 Real traces are the default everywhere. Uniform routing (`skew=0`, `stickiness=0`) gives every
-policy a hit rate of capacity ÷ experts: a good oracle and a bad workload.
+policy a hit rate of capacity ÷ experts. That is a good oracle and a bad workload.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ _MOST_CHOICES = 100_000_000  # more would fill the memory: each takes some 30 by
 
 @dataclass(frozen=True, slots=True)
 class SyntheticKnobs:
-    """What a synthetic trace looks like.
+    """The properties of a synthetic trace.
 
-    `skew`: exponent of a Zipf law over experts, in an order of its own for each layer;
-    `stickiness`: chance that a token repeats the previous token's experts at a layer;
+    `skew`: exponent of a Zipf law over experts, in a different order for each layer.
+    `stickiness`: chance that a token repeats the previous token's experts at a layer.
     `layer_correlation`: chance that a layer's experts follow, through a fixed permutation, from
-    the layer before, where it is not sticky; `prediction_accuracy`: chance that a recorded
-    prediction is the truth. Stickiness is applied last: it holds exactly at the first layer and
-    at least elsewhere, where following a layer that repeats is repeating too.
+    the layer before, for tokens that do not repeat. `prediction_accuracy`: chance that a recorded
+    prediction is true. Stickiness is applied last. It holds exactly at the first layer. At later
+    layers repeats are more frequent, because following a layer that repeats is repeating too.
     """
 
     requests: int = 32
@@ -43,7 +43,7 @@ class SyntheticKnobs:
     seed: int = 0
 
     def problem(self) -> str | None:
-        """The first rule these knobs break, or None."""
+        """Return the first rule that these knobs break, or None."""
         for name in ("requests", "prompt_tokens", "output_tokens", "num_layers", "top_k"):
             if getattr(self, name) < 1:
                 return f"{name} must be at least 1, not {getattr(self, name)}"
@@ -67,7 +67,7 @@ class SyntheticKnobs:
 
 
 def synthesize(knobs: SyntheticKnobs) -> Trace:
-    """Draw a trace. Raises `UsageError` for knobs that make no sense."""
+    """Draw a trace. Raise `UsageError` for impossible knobs."""
     if problem := knobs.problem():
         raise UsageError(f"synthetic trace: {problem}")
     rng = np.random.default_rng(np.random.SeedSequence(knobs.seed, spawn_key=(0x7ACE,)))
@@ -91,16 +91,19 @@ def synthesize(knobs: SyntheticKnobs) -> Trace:
 
 def _sequence(knobs: SyntheticKnobs, rng: np.random.Generator, rows: int) -> npt.NDArray[np.int64]:
     layers, experts, k = knobs.num_layers, knobs.num_experts, knobs.top_k
-    world = np.random.default_rng(knobs.seed)  # popularity orders are the model's, not the text's
+    # The same for each sequence: an order of popularity belongs to the model, not to the text.
+    world = np.random.default_rng(knobs.seed)
     popularity = -knobs.skew * np.log(np.arange(1, experts + 1))
     ids_LTK = np.empty((layers, rows, k), np.int64)
     for layer in range(layers):
         order, follow = world.permutation(experts), world.permutation(experts)
+        # Gumbel noise on log-popularity: the k largest are k draws without replacement.
         scores = popularity[None, :] + rng.gumbel(size=(rows, experts))
         drawn = order[np.argsort(-scores, axis=1)[:, :k]]
         if layer:
             linked = rng.random(rows) < knobs.layer_correlation
             drawn[linked] = follow[ids_LTK[layer - 1, linked]]
+        # Rows that repeat point to row 0; the running maximum is the last row that did not.
         source = np.arange(rows)
         source[1:][rng.random(rows - 1) < knobs.stickiness] = 0
         ids_LTK[layer] = drawn[np.maximum.accumulate(source)]
@@ -115,6 +118,8 @@ def _predictions(
     for layer in range(layers):
         for depth in range(min(knobs.prediction_depth, layers - 1 - layer)):
             truth = ids[:, layer + 1 + depth]
+            # A wrong prediction is a uniform choice of k experts, so it may be partly right by
+            # chance.
             noise = rng.random((rows, knobs.num_experts)).argsort(axis=1)[:, :k]
             right = rng.random((rows, 1)) < knobs.prediction_accuracy
             out[:, layer, depth] = np.where(right, truth, noise)

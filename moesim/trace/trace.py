@@ -1,8 +1,8 @@
-"""A trace: what a real MoE model's routers decided, token by token and layer by layer.
+"""A trace: the decisions of a real MoE model's routers, token by token and layer by layer.
 
 Arrays are indexed `[row, layer, place]`; a row is one token passing through the model. A
 request of P prompt and O output tokens owns P + O - 1 consecutive rows: its prompt's, then one
-for each decoded token but the last (which is never fed back).
+for each decoded token but the last, which is never fed back.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class Trace:
         arrival_s: npt.ArrayLike | None = None,
         **meta: Any,
     ) -> Trace:
-        """Make a trace from arrays of your own.
+        """Make a trace from your own arrays.
 
         `expert_ids` (rows, layers, k) integers, -1 where a place is unused; `seq_len` (requests,):
         rows of each request, consecutive; `prompt_tokens` (requests,): how many of them are prompt
@@ -88,7 +88,7 @@ class Trace:
         (rows, layers, depth, k); `probabilities` (rows, layers, experts). Further keywords are
         fields of `TraceMeta` (`model`, `router`, `expert_bytes`, …).
 
-        Raises `TraceError` where the arrays disagree or break a rule of the format.
+        Raise `TraceError` if the arrays disagree or break a rule of the format.
         """
         if wrong := sorted(meta.keys() - _GIVEN):
             raise TraceError(wrong[0], "", f"must be one of {', '.join(sorted(_GIVEN))}")
@@ -157,7 +157,7 @@ class Trace:
         )
 
     def slice(self, request: int) -> slice:
-        """The rows of one request."""
+        """Return the rows of one request."""
         first = int(self.requests["first_row"][request])
         return slice(first, first + int(self.requests["num_rows"][request]))
 
@@ -166,9 +166,9 @@ class Trace:
     ) -> Trace:
         """Write the trace as a folder and return it as loaded from there.
 
-        `progress(done, total)` is told of requests.
+        `progress(done, total)` counts requests.
 
-        Raises `OutputError` where the folder exists (unless `force`) or cannot be written.
+        Raise `OutputError` if the folder exists (without `force`) or cannot be written.
         """
         from moesim.trace.writer import TraceWriter
 
@@ -192,14 +192,17 @@ class Trace:
         return writer.trace
 
     def with_meta(self, **changes: Any) -> Trace:
-        """The same rows under a changed header (a name, a router kind, …)."""
+        """Return the same rows under a changed header (a name, a router kind, …)."""
         arrays = {role: getattr(self, role) for role in ROLES if getattr(self, role) is not None}
         return Trace(replace(self.meta, **changes), self.requests, arrays)
 
 
 def as_stored(meta: TraceMeta, role: Any, array: Array) -> Array:
-    """Check an array's shape and copy it to its stored type; -1 becomes `meta.unused`, and so
-    does the maximum of the given type where it names no expert."""
+    """Check an array's shape and return a copy in its stored type.
+
+    -1 becomes `meta.unused`, and so does the maximum of the given type if it names no expert.
+    Raise `TraceError` for another shape or type, or an id out of range.
+    """
     if array.shape[1:] != meta.row_shape(role):
         raise TraceError(
             role, "", f"rows must have shape {meta.row_shape(role)}, not {array.shape[1:]}"
@@ -208,16 +211,17 @@ def as_stored(meta: TraceMeta, role: Any, array: Array) -> Array:
     if role in ("gate_weights", "probabilities"):
         if not whole and not np.issubdtype(array.dtype, np.floating):
             raise TraceError(role, "", f"must hold numbers, not {array.dtype}")
-        with np.errstate(over="ignore"):  # what does not fit becomes infinite, and is refused
+        with np.errstate(over="ignore"):  # a weight too large becomes infinite; checks refuse it
             return array.astype(np.float16, order="C")
     if not whole:
         raise TraceError(role, "", f"must hold integers, not {array.dtype}")
+    # Ids in the stored type already mark unused places by its maximum.
     if array.dtype == meta.id_dtype:
         return array.copy(order="C")
     wide = array.astype(np.int64)
-    spare = int(np.iinfo(array.dtype).max)
-    if spare >= meta.num_experts:
-        wide[array == spare] = meta.unused
+    highest = int(np.iinfo(array.dtype).max)
+    if highest >= meta.num_experts:
+        wide[array == highest] = meta.unused
     wide[wide == -1] = meta.unused
     wrong = (wide < 0) | (wide > meta.unused)
     if wrong.any():

@@ -1,4 +1,4 @@
-"""Writing a trace: append requests, shards go to disk as they fill, the header comes last."""
+"""Writing a trace: requests are appended, full shards go to disk, the header is written last."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ from moesim.trace.trace import REQUEST_COLUMNS, Trace, as_stored
 
 
 class TraceWriter:
-    """Appends requests to a trace folder; the folder appears under its name when all is whole.
+    """Appends requests to a trace folder, which gets its name only when it is complete.
 
     Use as a context manager, or call `close()`. An exception inside the block, or `abort()`,
-    leaves nothing behind. Raises `TraceError` for a request that breaks the format and
-    `OutputError` where the disk does.
+    removes everything. Raises `TraceError` for a request that breaks the format, and `OutputError`
+    if the disk fails.
     """
 
     def __init__(
@@ -73,7 +73,10 @@ class TraceWriter:
         arrival_s: float | None = None,
         domain: str | None = None,
     ) -> None:
-        """Append one request; arrays as in `Trace`, -1 for unused places, prompt rows first."""
+        """Append one request; arrays as in `Trace`, -1 for unused places, prompt rows first.
+
+        Raise `TraceError` for arrays or lengths that break the format.
+        """
         given = {
             "expert_ids": expert_ids,
             "gate_weights": gate_weights,
@@ -148,7 +151,7 @@ class TraceWriter:
         self._files.append(entry)
 
     def close(self) -> Trace:
-        """Write what is left, the header last, and move the folder to its final name."""
+        """Write the remaining rows, then the header; give the folder its name; return the trace."""
         from moesim.trace.reader import load_trace
 
         if self._folder is None:
@@ -160,6 +163,7 @@ class TraceWriter:
             columns = {name: np.asarray(self._requests[name]) for name in REQUEST_COLUMNS}
             check_requests(self.meta, columns, self._num_rows, REQUESTS)
             self._add_file(REQUESTS, lambda path: _write_requests(path, self._requests))
+            # Last, because a folder with a header counts as complete.
             header = Header(
                 VERSION, self.meta, self._num_rows, len(columns["num_rows"]), tuple(self._files)
             )
@@ -174,9 +178,10 @@ class TraceWriter:
         return self._trace
 
     def abort(self) -> None:
-        """Give up: remove everything written so far."""
+        """Remove everything written so far."""
         if self._folder is not None:
             folder, self._folder = self._folder, None
+            # The folder removes itself on an error, and raises that error again.
             stop = RuntimeError("trace abandoned")
             try:
                 folder.__exit__(RuntimeError, stop, None)
@@ -186,7 +191,7 @@ class TraceWriter:
 
     @property
     def trace(self) -> Trace:
-        """The finished trace; only after `close()`."""
+        """Return the finished trace. Raise `TraceError` before `close()`."""
         if self._trace is None:
             raise TraceError(self.path, "", "the trace is not finished yet")
         return self._trace
@@ -216,7 +221,7 @@ def _request_problem(prompt_tokens: int, output_tokens: int, arrival_s: float | 
 
 
 def _write_array(path: Path, array: npt.NDArray[Any]) -> None:
-    # Unlike `np.save`, says why it could not (a full disk, a limit) instead of how much it wrote.
+    # On failure `np.save` reports how much it wrote; a plain write reports why (a full disk).
     with path.open("wb") as file:
         header = np.lib.format.header_data_from_array_1_0(array)
         np.lib.format.write_array_header_1_0(file, header)

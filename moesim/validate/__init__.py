@@ -1,7 +1,7 @@
 """Validation: the same workload on the simulated and on the real machine.
 
-Both run the same server, so decisions must be equal wherever time cannot change them; what is
-compared is time. `validate_scenario` does all of it for one scenario, a `Study` for many.
+Both run the same server, so decisions must be equal unless they depend on time. Times are compared.
+`validate_scenario` does all of it for one scenario, a `Study` for many.
 """
 
 from moesim.serving.replay import Replay

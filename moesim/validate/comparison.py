@@ -1,9 +1,9 @@
 """Simulated against real, row by row: steps, layer events, requests and the whole.
 
-Real times are medians over repeated runs, beside how far these runs lie apart: their *spread* is
-(p90 - p10) ÷ median. An error is (simulated - real) ÷ real, so that a positive one is a simulator
-that is too slow; it is reported with its sign (bias) and without. Where the executor itself
-spreads by more than a tenth, no prediction can be judged, and the workload is *untestable*.
+Real times are medians over repeated runs. Their *spread* is (p90 - p10) ÷ median. An error is
+(simulated - real) ÷ real, so it is positive if the simulator is too slow. It is reported with its
+sign (bias) and without. If the real runs spread by more than a tenth, no prediction can be judged,
+and the workload is *untestable*.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Rows and what they come to.
+    """Rows and their summary.
 
-    `tables` holds `steps`, `events`, `requests` and `runs` as columns: what the row consisted of,
+    `tables` holds `steps`, `events`, `requests` and `runs` as columns: the row's contents,
     `real_ns` (median over runs), `real_p10_ns`, `real_p90_ns`, `simulated_ns`, `error_ns` and
     `error_pct` (both signed), `absolute_error_pct`. `differences` says where decisions differ.
     """
@@ -46,33 +46,33 @@ class Comparison:
 def compare(real: Sequence[Observation], simulated: Observation) -> Comparison:
     """Compare repeated real runs with one simulation of the same workload, batched alike.
 
-    Where decisions differ, rows are compared as far as both machines have them.
+    If decisions differ, rows are compared as far as both machines have them.
     """
-    found: dict[str, None] = {}
+    texts: dict[str, None] = {}  # a dict keeps the order and drops repeats
     for run in real:
-        found.update(dict.fromkeys(differences(run.decisions, simulated.decisions)))
+        texts.update(dict.fromkeys(differences(run.decisions, simulated.decisions)))
     tables = {
         "steps": _steps(real, simulated),
         "events": _events(real, simulated),
         "requests": _requests(real, simulated),
         "runs": _runs(real, simulated),
     }
-    return Comparison(_summary(real, simulated, tables, not found), tables, list(found))
+    return Comparison(_summary(real, simulated, tables, not texts), tables, list(texts))
 
 
 def spread_pct(values: Sequence[float]) -> float:
-    """(p90 - p10) ÷ median of repeated measurements, in percent."""
+    """Return (p90 - p10) ÷ median of repeated measurements, in percent."""
     low, middle, high = np.percentile(np.asarray(values, float), (10, 50, 90))
     return float(100 * (high - low) / middle) if middle else 0.0
 
 
 def _steps(real: Sequence[Observation], simulated: Observation) -> Columns:
-    made = _timed([run.steps for run in real], simulated.steps)
+    columns = _timed([run.steps for run in real], simulated.steps)
     late = [run.steps["late_hits"] for run in real]
-    count = len(made["real_ns"])
-    made["late_hits"] = np.median([column[:count] for column in late], axis=0)
-    made["simulated_late_hits"] = simulated.steps["late_hits"][:count]
-    return made
+    count = len(columns["real_ns"])
+    columns["late_hits"] = np.median([column[:count] for column in late], axis=0)
+    columns["simulated_late_hits"] = simulated.steps["late_hits"][:count]
+    return columns
 
 
 def _events(real: Sequence[Observation], simulated: Observation) -> Columns:
@@ -80,17 +80,16 @@ def _events(real: Sequence[Observation], simulated: Observation) -> Columns:
 
 
 def _requests(real: Sequence[Observation], simulated: Observation) -> Columns:
-    """Two durations a request: to its first token, and to its last (end to end)."""
+    """Return two durations a request: to its first token, and to its last (end to end)."""
     parts = []
     for name, moment in (("ttft", "first_token_ns"), ("e2e", "finish_ns")):
-        made = _timed([_until(run, moment) for run in real], _until(simulated, moment))
-        made["duration"] = np.full(len(made["real_ns"]), name)
-        parts.append({"duration": made.pop("duration"), **made})
+        columns = _timed([_until(run, moment) for run in real], _until(simulated, moment))
+        parts.append({"duration": np.full(len(columns["real_ns"]), name), **columns})
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def _until(run: Observation, moment: str) -> Columns:
-    """The requests that got so far, from arrival to `moment`."""
+    """Return the requests that reached `moment`, each from its arrival to it."""
     served = run.requests[moment] >= 0
     names = ("request", "prompt_tokens", "output_tokens")
     columns = {name: run.requests[name][served] for name in names}
@@ -100,7 +99,8 @@ def _until(run: Observation, moment: str) -> Columns:
 
 
 def _timed(real: Sequence[Columns], simulated: Columns) -> Columns:
-    """Rows with their durations on both machines; everything else is as simulated."""
+    """Return rows with their durations on both machines; other columns are as simulated."""
+    # If decisions differ, one machine may have more rows than another.
     count = min(len(columns["start_ns"]) for columns in (*real, simulated))
     durations = np.array(
         [(run["finish_ns"] - run["start_ns"])[:count] for run in real], np.float64
@@ -115,9 +115,10 @@ def _timed(real: Sequence[Columns], simulated: Columns) -> Columns:
 
 
 def _errors(durations_RN: Floats, simulated: Floats) -> Columns:
-    """R runs of N durations, and what was predicted for them."""
+    """Compare R runs of N durations with the prediction for them."""
     low, median, high = np.percentile(durations_RN, (10, 50, 90), axis=0)
     error = simulated - median
+    # A duration of 0 has no relative error, so it becomes NaN, which the medians leave out.
     with np.errstate(divide="ignore", invalid="ignore"):
         percent = np.where(median > 0, 100 * error / median, np.nan)
     return {
@@ -148,6 +149,7 @@ def _summary(
 ) -> dict[str, Any]:
     totals = [float(run.makespan_ns) for run in real]
     median = float(np.median(totals))
+    # Against the median run, so that one disturbed run does not decide.
     bias = 100 * (simulated.makespan_ns - median) / median
     spread = spread_pct(totals)
     durations = tables["requests"]["duration"]
@@ -199,5 +201,5 @@ def _median(values: Floats) -> float | None:
 
 
 def _quantile(values: Floats, percent: float) -> float | None:
-    known = values[np.isfinite(values)]
-    return float(np.percentile(known, percent)) if len(known) else None
+    finite = values[np.isfinite(values)]
+    return float(np.percentile(finite, percent)) if len(finite) else None

@@ -1,9 +1,9 @@
-"""Two numbers that a study may fit on its calibration configurations, beyond what was calibrated.
+"""Two more numbers that a study may fit on its calibration configurations.
 
-Calibration serves workloads of its own, minutes before the study: a machine that has warmed up, or
-that others use as well, is a little slower throughout (`compute_factor`), and takes longer to
-start on an expert that has just landed (`landing_ns`). Held-out configurations say whether that
-is more than an excuse.
+Calibration serves other workloads than the study, at other moments. A machine that has warmed up,
+or that other users share, can be slower in all computation (`compute_factor`). It can also start
+later on an expert that has just landed (`landing_ns`). Held-out configurations show whether the
+correction holds for workloads that it was not fitted to.
 """
 
 from __future__ import annotations
@@ -28,21 +28,23 @@ _LOW, _HIGH = (0.5, 0.0), (2.0, 2_000_000.0)
 
 @dataclass(frozen=True, slots=True)
 class Correction:
-    """All computation takes `compute_factor` times as long, and one that waited for its expert
-    starts `landing_ns` later."""
+    """All computation takes `compute_factor` times as long.
+
+    A computation that waited for its expert also starts `landing_ns` later.
+    """
 
     compute_factor: float = 1.0
     landing_ns: float = 0.0
 
 
 def corrected(plan: Plan, by: Correction) -> Plan:
-    """The plan with its measured costs corrected; with others, as it is."""
+    """Return the plan with its measured costs corrected; unmeasured costs stay as they are."""
     cost = plan.cost
+    # Costs of a datasheet are not measured, so there is nothing to correct.
     if not isinstance(cost, OperationCost):
         return plan
     times = _corrected(cost.times, by)
-    made = OperationCost(cost.hardware, cost.shape, times, pinned=cost.pinned)
-    return replace(plan, cost=made)
+    return replace(plan, cost=OperationCost(cost.hardware, cost.shape, times, pinned=cost.pinned))
 
 
 def fit_correction(
@@ -50,9 +52,9 @@ def fit_correction(
     real_ns: Sequence[float],
     simulate_ns: Callable[[Plan], float],
 ) -> Correction:
-    """The correction that makes the relative errors of the totals of `plans` least, in squares.
+    """Return the correction with least squared relative errors of the totals of `plans`.
 
-    Gauss-Newton with differences: a total is nearly linear in both numbers.
+    Gauss-Newton with finite differences suffices, because a total is nearly linear in both numbers.
     """
     target = np.array(real_ns, float)
 
@@ -65,12 +67,13 @@ def fit_correction(
     best, least = at, float("inf")
     for _ in range(_ROUNDS):
         here = errors(at)
+        # A step may overshoot, so the best point so far is kept.
         if (squares := float(here @ here)) < least:
             best, least = at, squares
         slopes = np.stack(
             [(errors(at + _axis(i)) - here) / _STEP[i] for i in range(len(_STEP))], axis=1
         )
-        scale = np.array(_STEP)
+        scale = np.array(_STEP)  # a factor near 1 and nanoseconds: without it the fit is unstable
         move = scale * np.linalg.lstsq(slopes * scale, -here, rcond=None)[0]
         at = np.clip(at + move, _LOW, _HIGH)
     return Correction(float(best[0]), float(best[1]))
@@ -84,7 +87,7 @@ def _corrected(times: OperationTimes, by: Correction) -> OperationTimes:
     factor = by.compute_factor
 
     def scaled(part: Any) -> Any:
-        """Every duration in a part of the times."""
+        """Return a part of the times with every duration scaled."""
         changes = {
             key: [factor * each for each in value] if isinstance(value, list) else factor * value
             for key, value in part.model_dump().items()

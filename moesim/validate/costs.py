@@ -1,8 +1,8 @@
-"""Measured costs for a validation: those that the scenario names, or a brief calibration.
+"""Measured costs for a validation: the scenario's own, or those of a brief calibration.
 
-Costs are of one machine: a profile that was measured elsewhere predicts another executor than
-the one that will run. On a CPU they are also of one link: how long an operation takes depends on
-how long its thread has slept, so a calibration emulates the link that the runs will have.
+Costs belong to one machine, so a profile from another machine cannot predict this one. On a CPU
+they also belong to one link: an operation takes longer after its thread has slept, and sleeps
+depend on the link. So a calibration emulates the link that the runs will have.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ PROFILE: Final = "profile.yaml"
 """In the folder of a validation: the costs that were measured for it."""
 BRIEF_S: Final = 12.0
 _SAME: Final = ("processor", "cores", "gpu", "torch", "threads")
-"""What must be the same for measured durations to hold."""
+"""Facts of a machine that must be equal for measured durations to be valid."""
 
 
 def measured_costs(
@@ -33,36 +33,38 @@ def measured_costs(
     budget_s: float | None = None,
     progress: Progress | None = None,
 ) -> tuple[Plan, dict[str, Any]]:
-    """The plan with costs measured on this machine, and what the manifest says about them.
+    """Return the plan with costs measured on this machine, and the manifest's entries about them.
 
-    Unless the scenario's own profile was measured with this very model, a calibration of
-    `budget_s` seconds (by default a brief one) writes `profile.yaml` into `folder`. The fake
-    device is there for its decisions, and keeps the scenario's costs.
+    Unless the scenario's own profile is measured, a calibration of `budget_s` seconds (by default
+    a brief one) writes `profile.yaml` into `folder`. The fake device is used for its decisions
+    only, so its plan keeps the scenario's costs.
 
     Raises:
         ScenarioError: the scenario's profile was measured on another machine or device, or with
             other models only.
         MissingExtra: torch is not installed.
     """
-    ready_torch(device)  # before anything imports it
+    ready_torch(device)  # before any import of torch, which reads the environment once
     from moesim.calibration.bench import machine_facts
     from moesim.calibration.calibrate import calibrate_plan
 
     budget_s = BRIEF_S if budget_s is None else budget_s
     here = machine_facts(device)
+    # Its delays are random, so measured costs would predict nothing.
     if device == "fake":
         return plan, {"machine": here, "calibrated": "no: a fake device is late at random"}
     scenario, hardware = plan.scenario, plan.cost.hardware
     if hardware.measured is not None:
+        # A named profile is never replaced silently: if it cannot be used, the user has to know.
         if wrong := check_machine(hardware, device, here):
             raise ScenarioError.at(scenario, "hardware.profile", wrong)
         if hardware.operations_of(plan.cost.shape) is None:
-            known = ", ".join(one.shape.name for one in hardware.operations) or "none"
+            measured = ", ".join(entry.shape.name for entry in hardware.operations) or "none"
             raise ScenarioError.at(
                 scenario,
                 "hardware.profile",
-                f"{hardware.name} was measured with {known}, not with {plan.cost.shape.name} as it "
-                "is here; calibrate with this scenario's model, or name an unmeasured profile",
+                f"{hardware.name} was measured with {measured}, not with {plan.cost.shape.name} as "
+                "it is here; calibrate with this scenario's model, or name an unmeasured profile",
             )
         return plan, {"machine": here, "calibrated": hardware.measured.date}
     profile = calibrate_plan(plan, device=device, budget_s=budget_s, progress=progress)
@@ -78,7 +80,7 @@ def measured_costs(
 
 
 def check_machine(hardware: Hardware, device: str, here: dict[str, Any]) -> str | None:
-    """What is wrong with using a measured profile on this machine; None if nothing is."""
+    """Return why a measured profile is not valid on this machine, or None if it is."""
     measured = hardware.measured
     assert measured is not None
     there: dict[str, Any] = {"device": measured.device, **measured.machine}
@@ -87,10 +89,10 @@ def check_machine(hardware: Hardware, device: str, here: dict[str, Any]) -> str 
     if not names:
         return None
 
-    def told(facts: dict[str, Any]) -> str:
+    def described(facts: dict[str, Any]) -> str:
         return ", ".join(f"{key} {facts.get(key, 'unknown')}" for key in names)
 
     return (
-        f"{hardware.name} was measured on another machine ({told(there)}) than this one "
-        f"({told(ours)}); measure this one with `moesim calibrate`"
+        f"{hardware.name} was measured on another machine ({described(there)}) than this one "
+        f"({described(ours)}); measure this one with `moesim calibrate`"
     )

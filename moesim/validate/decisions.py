@@ -1,7 +1,7 @@
-"""What a server decided, as opposed to when: step compositions, misses, evictions and bytes.
+"""The decisions of a server, without their times: step compositions, misses, evictions, bytes.
 
-Two machines that run the same workload must decide the same. Policies are listened to on their
-way to the server; misses and prefetches are read from the journal of what the machine was asked.
+Two machines that run the same workload must make the same decisions. A witness between server and
+policies notes the policies' answers. Misses and prefetches are read from the machine's journal.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ Departure = tuple[int, str, tuple[Key, ...]]
 
 @dataclass(frozen=True, slots=True)
 class Decisions:
-    """All that was decided in one run.
+    """All decisions of one run.
 
-    `schedule`: the steps as the batching policy answered them, enough to `Replay` them; `misses`
-    (step, layer, key) and `prefetches` (step, key) in the order of issue; `evictions`: who left
-    which cache, event by event; `nbytes`: bytes asked for, by kind.
+    `schedule`: the batching policy's answers, enough to `Replay` them; `misses` (step, layer, key)
+    and `prefetches` (step, key) in the order of issue; `evictions`: the keys that left each cache,
+    event by event; `nbytes`: bytes of issued copies, by kind.
     """
 
     schedule: tuple[Ask, ...]
@@ -42,8 +42,10 @@ class Decisions:
 
 @dataclass(slots=True)
 class Witness:
-    """Stands between one server and its policies and notes what they answer; with a `script`, it
-    answers itself what forms a step."""
+    """An observer between one server and its policies that notes their answers.
+
+    With a `script`, it replaces the batching policy by a replay.
+    """
 
     script: Sequence[Ask] | None = None
     asks: list[Ask] = field(default_factory=list)
@@ -56,12 +58,14 @@ class Witness:
         return _Eviction(cache, policy, self.evictions)
 
     def decisions(self, records: Sequence[Record], num_experts: int) -> Decisions:
-        """What the run decided whose journal holds `records`."""
+        """Return the decisions of the run whose journal holds `records`."""
         misses, prefetches = [], []
         nbytes = {"demand": 0, "prefetch": 0, "write_back": 0, "readback": 0}
         for record in records:
             if record.op is not None:
                 continue
+            # Copies to the device are told apart by their priority, all others by key and
+            # direction.
             if record.key == READBACK:
                 kind = "readback"
             elif record.lane != H2D:
@@ -79,9 +83,9 @@ class Witness:
 
 
 class _Eviction(Eviction):
-    """An eviction policy that is listened to; the book is its own."""
+    """A wrapper of an eviction policy that notes its answers; it shares the policy's book."""
 
-    def __init__(self, cache: int, policy: Eviction, heard: list[Departure]) -> None:
+    def __init__(self, cache: int, policy: Eviction, departures: list[Departure]) -> None:
         self.name = policy.name  # type: ignore[misc]
         self.clairvoyant = policy.clairvoyant  # type: ignore[misc]
         self.looks_ahead = policy.looks_ahead  # type: ignore[misc]
@@ -93,7 +97,7 @@ class _Eviction(Eviction):
         self.remove = policy.remove  # type: ignore[method-assign]
         self._cache = cache
         self._policy = policy
-        self._heard = heard
+        self._departures = departures
 
     @property
     def book(self) -> Any:  # type: ignore[override]
@@ -101,18 +105,18 @@ class _Eviction(Eviction):
 
     def decide(self, view: View) -> Collection[Key]:
         leavers = self._policy.decide(view)
-        self._heard.append((self._cache, "event", tuple(sorted(leavers))))
+        self._departures.append((self._cache, "event", tuple(sorted(leavers))))
         return leavers
 
     def victim(self, protected: Collection[Key]) -> Key | None:
         victim = self._policy.victim(protected)
-        self._heard.append((self._cache, "prefetch", () if victim is None else (victim,)))
+        self._departures.append((self._cache, "prefetch", () if victim is None else (victim,)))
         return victim
 
 
 def differences(real: Decisions, simulated: Decisions) -> list[str]:
-    """The first difference of each kind, in words; empty if the two decided the same."""
-    found = [
+    """Return the first difference of each kind, in words; empty if all decisions are equal."""
+    texts = [
         _first("step composition", real.schedule, simulated.schedule),
         _first("miss (step, layer, key)", real.misses, simulated.misses),
         _first("prefetch (step, key)", real.prefetches, simulated.prefetches),
@@ -121,8 +125,8 @@ def differences(real: Decisions, simulated: Decisions) -> list[str]:
     for kind, count in real.nbytes.items():
         if count != simulated.nbytes[kind]:
             theirs = simulated.nbytes[kind]
-            found.append(f"{kind} bytes: {count:,} on the real machine, {theirs:,} simulated")
-    return [text for text in found if text]
+            texts.append(f"{kind} bytes: {count:,} on the real machine, {theirs:,} simulated")
+    return [text for text in texts if text]
 
 
 def _first(what: str, real: Sequence[Any], simulated: Sequence[Any]) -> str:

@@ -1,7 +1,7 @@
 """The folder of a validation: raw rows as Parquet and CSV, the summary, the profile, the figures.
 
-Measurements are never the same twice, so a folder is not found again by what was asked for; it
-says in its manifest from what, when and where it was measured.
+Two measurements are never equal, so a finished validation is not reused. Its manifest says what was
+measured, when and where.
 """
 
 from __future__ import annotations
@@ -24,45 +24,46 @@ if TYPE_CHECKING:
 __all__ = ["OURS", "default_folder", "write_validation"]
 
 OURS = (MANIFEST, SUMMARY)
-"""One of these is in a folder that may be replaced."""
+"""A folder may be replaced only if it holds one of these files."""
 
 
 def default_folder(name: str) -> Path:
-    """Where a validation goes that is told no place: a dated folder of its own under `runs/`."""
+    """Return the default output folder: a dated folder under `runs/`."""
     return Path("runs") / f"{name}-validate-{datetime.now():%Y%m%d-%H%M%S}"
 
 
 def write_validation(
-    made: Validation,
+    validation: Validation,
     folder: Path,
     out: Path,
     *,
     draw: bool,
     facts: dict[str, Any] | None = None,
 ) -> None:
-    """Write everything into `folder`, which will be `out`; `facts` join the manifest.
+    """Write everything into `folder`, which becomes `out`; `facts` are added to the manifest.
 
     Raises:
         OutputError: something cannot be written.
     """
-    scenario = made.plan.scenario
+    scenario = validation.plan.scenario
     with output_errors(out):
         scenario.write(folder / "scenario.yaml", reader=out)
-        write_json(folder / SUMMARY, made.summary)
-        write_json(folder / "differences.json", made.comparison.differences)
-        write_tables(made.comparison, folder)
+        write_json(folder / SUMMARY, validation.summary)
+        write_json(folder / "differences.json", validation.comparison.differences)
+        write_tables(validation.comparison, folder)
     if draw:
         from moesim.report.validation import plots_for_validation
 
         plots_for_validation(folder)
     with output_errors(out):
+        # After the plots, so that the manifest has their hashes too.
         outputs = sorted(path for path in folder.rglob("*") if path.is_file())
         write_json(
             folder / MANIFEST,
             {
                 "kind": "validation",
                 "date": datetime.now(UTC).isoformat(timespec="seconds"),
-                "device": made.device,
+                "device": validation.device,
                 "versions": {"moesim": __version__, "python": platform.python_version()},
                 "inputs": {
                     "trace": trace_hash(scenario),
@@ -76,7 +77,7 @@ def write_validation(
 
 
 def write_tables(comparison: Comparison, folder: Path) -> None:
-    """Each table as Parquet and as CSV."""
+    """Write each table as Parquet and as CSV."""
     for name, columns in comparison.tables.items():
         write_parquet(folder / f"{name}.parquet", columns)
         write_csv(folder / f"{name}.csv", list(columns), _rows(columns))

@@ -1,5 +1,4 @@
-"""What one run came to on one machine, in the units that validation compares: steps, layer
-events, requests and the whole.
+"""The times of one run on one machine: steps, layer events, requests and the whole.
 
 A layer event lasts from the end of its layer's `Front` (attention and router) to the end of the
 last computation of its experts: readback of the ids, waiting for copies and computing.
@@ -35,11 +34,11 @@ _STEPS = (
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """One run. Times in nanoseconds since its start, one entry a step, layer event or request.
+    """One run. Times are nanoseconds since its start, one entry a step, layer event or request.
 
-    `steps` and `events` have `start_ns` and `finish_ns` beside what they consisted of; `requests`
-    have -1 where a moment never came. `busy_share` is the share of time in steps that the compute
-    lane worked, `stall_share` the rest of it.
+    `steps` and `events` have `start_ns` and `finish_ns` beside their contents. `requests` have -1
+    for a moment that never came. `busy_share` is the share of time in steps that the compute lane
+    worked; `stall_share` is the rest.
     """
 
     makespan_ns: int
@@ -54,10 +53,10 @@ class Observation:
 def observe(
     plan: Plan, server: Server, records: Sequence[Record], witness: Witness, now_ns: int
 ) -> Observation:
-    """Read a run that has ended, from its server and the journal of its machine.
+    """Read a finished run from its server and the journal of its machine.
 
     Raises:
-        InvariantError: the books of the run do not balance.
+        InvariantError: a check of the run's totals fails.
     """
     finish(plan, server, now_ns)
     ledger = server.ledger
@@ -75,7 +74,8 @@ def observe(
 
 
 def _events(records: Sequence[Record], plan: Plan) -> Columns:
-    """One row a layer event that wanted any expert, in order."""
+    """Return one row for each layer event that wanted any expert, in order."""
+    # Fronts carry model layers, experts carry trace layers.
     trace_layer = {model: trace for trace, model in enumerate(plan.layers.model_layers)}
     fronts: dict[tuple[int, int], Record] = {}
     experts: dict[tuple[int, int], list[Record]] = defaultdict(list)

@@ -1,7 +1,7 @@
-"""One run of a plan, observed: on the simulated machine, or on a real one.
+"""One observed run of a plan, on the simulated machine or on a real one.
 
-A `Bench` is a real machine that stands ready: its device is open, the weights are made. Repeated
-runs, and runs of several plans in turn, share it.
+A `Bench` is a real machine that is ready to run: its weights exist. Repeated runs, and runs of
+several plans in turn, share it.
 """
 
 from __future__ import annotations
@@ -27,16 +27,19 @@ __all__ = ["Bench", "RealBench", "arrives_at_once", "ready_torch", "simulate_obs
 
 
 class Bench(Protocol):
-    """Somewhere to run plans for real."""
+    """A real machine that runs plans."""
 
     device: str
 
     def run(self, plan: Plan, script: Sequence[Ask] | None = None) -> Observation:
-        """Serve the plan's workload once; with a `script`, batched as it says."""
+        """Serve the plan's workload once; a `script` gives the batches."""
 
 
 def simulate_observed(plan: Plan, script: Sequence[Ask] | None = None) -> Observation:
-    """The same on the simulated machine, not folded, so that each operation is seen."""
+    """Serve the plan's workload on the simulated machine, without folding.
+
+    So each operation is in the journal and can be compared.
+    """
     import simpy
 
     from moesim.machine.sim import SimMachine
@@ -44,6 +47,7 @@ def simulate_observed(plan: Plan, script: Sequence[Ask] | None = None) -> Observ
     witness = Witness(script)
     watched = replace(plan, observer=witness)
     env = simpy.Environment()
+    # A journal has no `fold`, so the server asks for each operation.
     journal = Journal(SimMachine(env, SimPrices(plan.cost)))
     server = build_server(watched, journal)
     env.run(until=env.process(server.run()))
@@ -53,34 +57,39 @@ def simulate_observed(plan: Plan, script: Sequence[Ask] | None = None) -> Observ
 class RealBench:
     """Runs plans with torch on a device: `cpu`, `cuda` or `fake`.
 
-    One executor a model, with as many buffers as the largest of `plans` needs. On the CPU the
-    plan's links are emulated: no copy is reported before it would be over on them.
+    Each model has one executor, with as many buffers as the largest of `plans` needs. On the CPU
+    the plan's links are emulated: a copy is reported as done only when the link would be done.
     """
 
     def __init__(self, device: str, plans: Sequence[Plan]) -> None:
-        """Raises `MissingExtra` without torch."""
+        """Prepare for `plans`. Raise `MissingExtra` without torch."""
         ready_torch(device)
         self.device = device
         self._executors: dict[ModelShape, Executor] = {}
         self._largest: dict[ModelShape, Plan] = {}
+        # One set of weights and buffers serves all plans of a shape, so it must fit the largest.
         for plan in plans:
-            known = self._largest.setdefault(plan.cost.shape, plan)
-            if plan.buffers > known.buffers:
+            largest = self._largest.setdefault(plan.cost.shape, plan)
+            if plan.buffers > largest.buffers:
                 self._largest[plan.cost.shape] = plan
 
     def run(self, plan: Plan, script: Sequence[Ask] | None = None) -> Observation:
-        """Raises `UsageError` for a device that is not there, `BudgetError` if the weights do not
-        fit into memory, `DeviceError` if it fails, `InvariantError` if it hangs."""
+        """See `Bench.run`.
+
+        Raise `UsageError` for a missing device, `BudgetError` if the weights do not fit into
+        memory, `DeviceError` if the device fails, `InvariantError` if it hangs.
+        """
         from moesim.machine.real.run import run_real
 
         witness = Witness(script)
         watched = replace(plan, observer=witness)
+        # A new device for each run, because its links are those of the plan.
         with closing(self._open(plan)) as device:
-            made = run_real(watched, self._executor(plan, device), device)
-        return observe(watched, made.server, made.journal.records, witness, made.now_ns)
+            run = run_real(watched, self._executor(plan, device), device)
+        return observe(watched, run.server, run.journal.records, witness, run.now_ns)
 
     def close(self) -> None:
-        """Let go of the weights."""
+        """Release the weights."""
         for executor in self._executors.values():
             executor.close()
         self._executors.clear()
@@ -101,7 +110,7 @@ class RealBench:
 
 
 def ready_torch(device: str) -> None:
-    """Make torch compute as it will in the runs. Raises `MissingExtra` without torch."""
+    """Set torch's threads as the runs will have them. Raise `MissingExtra` without torch."""
     from moesim.record.extra import prepare_torch
 
     prepare_torch("running on a real machine")
@@ -112,6 +121,6 @@ def ready_torch(device: str) -> None:
 
 
 def arrives_at_once(plan: Plan) -> bool:
-    """Whether all requests are there at time zero, so that no time can change a decision."""
+    """Return whether all requests arrive at time zero, so that no time can change a decision."""
     requests = build_workload(plan.scenario, plan.trace)
     return all(request.arrival_ns == 0 for request in requests)

@@ -1,7 +1,6 @@
 """`moesim validate` as a function: measured costs, real runs, a simulation, and a folder.
 
-Everything is written under a temporary name and appears when it is whole, so an interrupted
-validation leaves nothing behind.
+The folder gets its name only when it is complete, so an interrupted validation leaves nothing.
 """
 
 from __future__ import annotations
@@ -34,12 +33,12 @@ def validate_scenario(
 ) -> Validation:
     """Validate a scenario on a device and write the folder `out`.
 
-    If the scenario's hardware profile was not measured with its model on this very machine, a
-    brief calibration comes first, and its profile is kept in the folder.
+    If the scenario's hardware profile is not measured, a brief calibration comes first, and its
+    profile is kept in the folder.
 
     Raises:
         ScenarioError: the scenario is wrong, or its profile was measured on another machine.
-        UsageError: there is no such device here.
+        UsageError: this machine has no such device.
         MissingExtra: torch is not installed.
         OutputError: `out` cannot be written.
         DeviceError, InvariantError: the real machine failed.
@@ -50,8 +49,9 @@ def validate_scenario(
         )
     plan = prepare(scenario)
     with whole_folder(out, force=force, ours=OURS) as folder:
+        # Costs first: a calibration right before the runs sees a similar machine load.
         plan, facts = measured_costs(plan, device, folder, progress=progress)
         with closing(RealBench(device, [plan])) as bench:
-            made = validate_plan(plan, bench, runs=runs, progress=progress)
-        write_validation(made, folder, out, draw=draw, facts=facts)
-    return made
+            validation = validate_plan(plan, bench, runs=runs, progress=progress)
+        write_validation(validation, folder, out, draw=draw, facts=facts)
+    return validation

@@ -1,6 +1,6 @@
 """Finished runs on disk: one `.npz` file a run, whole or absent, without pickles.
 
-A study of many configurations takes long; what was measured survives whatever ends it.
+A study of many configurations takes long, so each finished run must survive an interruption.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ def save_run(file: Path, run: Observation) -> None:
         for table in _TABLES
         for name, column in getattr(run, table).items()
     }
+    # Numbers and decisions have no common shape, so they are stored as one JSON string.
     decisions = {name: getattr(run.decisions, name) for name in Decisions.__slots__}
     facts = {**{name: getattr(run, name) for name in _NUMBERS}, "decisions": decisions}
     arrays["facts"] = np.array(json.dumps(facts))
@@ -48,6 +49,7 @@ def load_run(file: Path) -> Observation:
         OutputError: the file is not what `save_run` writes.
     """
     try:
+        # No pickles: a file from elsewhere must not be able to run code.
         with np.load(file, allow_pickle=False) as arrays:
             facts = json.loads(str(arrays["facts"]))
             tables: dict[str, Columns] = {table: {} for table in _TABLES}
@@ -55,11 +57,11 @@ def load_run(file: Path) -> Observation:
                 table, _, name = key.partition(".")
                 if name:
                     tables[table][name] = arrays[key]
-        made: dict[str, Any] = {**tables, **{name: facts[name] for name in _NUMBERS}}
-        return Observation(**made, decisions=_decisions(facts["decisions"]))
+        fields: dict[str, Any] = {**tables, **{name: facts[name] for name in _NUMBERS}}
+        return Observation(**fields, decisions=_decisions(facts["decisions"]))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise OutputError(
-            file, f"is no finished run ({error}); delete it to measure it again"
+            file, f"is not a finished run ({error}); delete it to measure it again"
         ) from None
 
 
@@ -69,5 +71,5 @@ def _decisions(plain: Mapping[str, Any]) -> Decisions:
 
 
 def _tuples(value: Any) -> Any:
-    """JSON knows lists only."""
+    """Return lists as tuples: JSON has only lists, but decisions are compared as tuples."""
     return tuple(map(_tuples, value)) if isinstance(value, list) else value

@@ -1,8 +1,8 @@
 """Validate one scenario: run it for real a few times, simulate it once, compare.
 
-Where requests arrive over time, the first real run is batched freely and its schedule is replayed
-by all the others, real and simulated, so that what is compared is time. What the simulator would
-have scheduled itself is reported beside it, by other names (`open_...`).
+If requests arrive over time, the first real run is batched freely. All other runs, real and
+simulated, replay its schedule, so that only time is compared. The simulator's own schedule is
+reported too, under other names (`open_...`).
 """
 
 from __future__ import annotations
@@ -51,17 +51,19 @@ def validate_plan(
     """Run `plan` on the bench `runs` times after a warm-up that does not count, and compare."""
     real: list[Observation] = []
     for number in range(WARMUPS + runs):
-        made = measure(plan, bench, real)
+        run = measure(plan, bench, real)
         if number >= WARMUPS:
-            real.append(made)
+            real.append(run)
         if progress is not None:
             progress("runs", number + 1, WARMUPS + runs)
     return assess(plan, bench.device, real)
 
 
 def measure(plan: Plan, bench: Bench, earlier: Sequence[Observation]) -> Observation:
-    """One more real run, batched as the first of the `earlier` ones where that is a matter of
-    time."""
+    """Run the plan once more for real.
+
+    If batches depend on time, the run replays the schedule of the first of the `earlier` runs.
+    """
     return bench.run(plan, _script(plan, earlier))
 
 
@@ -69,14 +71,17 @@ def assess(plan: Plan, device: str, real: Sequence[Observation]) -> Validation:
     """Compare finished real runs with the simulation."""
     script = _script(plan, real)
     comparison = compare(real, simulate_observed(plan, script))
-    beside = dict.fromkeys(OPEN_KEYS)
+    own_schedule = dict.fromkeys(OPEN_KEYS)
+    # With a replayed schedule the simulator's own batching is not tested, so simulate it too.
     if script is not None:
-        beside = _open(real[0], simulate_observed(plan))
-    summary = {**_what(plan, device, replayed=script is not None), **comparison.summary, **beside}
+        own_schedule = _open(real[0], simulate_observed(plan))
+    described = _what(plan, device, replayed=script is not None)
+    summary = {**described, **comparison.summary, **own_schedule}
     return Validation(plan, device, comparison, summary)
 
 
 def _script(plan: Plan, earlier: Sequence[Observation]) -> tuple[Ask, ...] | None:
+    # If all requests arrive at once, batches cannot depend on time, so there is nothing to replay.
     if not earlier or arrives_at_once(plan):
         return None
     return earlier[0].decisions.schedule
@@ -111,8 +116,10 @@ def _what(plan: Plan, device: str, *, replayed: bool) -> dict[str, Any]:
 
 
 def _open(real: Observation, simulated: Observation) -> dict[str, Any]:
-    """How well a simulation does that batches by itself: errors of means over requests, since
-    single steps no longer correspond."""
+    """Return the errors of a simulation with its own schedule.
+
+    They are errors of means over requests, because single steps no longer correspond.
+    """
 
     def mean(run: Observation, moment: str) -> float:
         served = run.requests[moment] >= 0

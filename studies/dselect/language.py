@@ -1,21 +1,22 @@
-"""One small language model with each gate: how well it reads, and what it costs to serve.
+"""One small language model with each gate: its loss, and its cost of serving.
 
     python studies/dselect/language.py OUT [--rows dselect_k top_k ...] [--seeds 3]
 
-Same text, windows, layers, experts and their first weights for every row; only the gate, and what
-it reads, differ. Each gets four settings, of the same four learning rates and of its own options,
-each trained briefly on a seed that no table shows, of which the one with the least validation loss
-is kept; then all seeds are trained with it. That loss is measured on the windows that the tables
-show too. Losses are those of the model as it is served, with at most k experts a token (`k` is 2,
-of 8; 1 for Switch).
+Text, windows, layers, experts and their first weights are the same for every row. Only the gate and
+its input differ. Each row tries four settings, of the same four learning rates and of its own
+options. Each setting is trained briefly on a seed that no table shows. The one with the least
+validation loss is kept, and all seeds are trained with it. The tables use the same validation
+windows. Losses are those of the served model, with at most k experts a token (`k` is 2 of 8; 1 for
+Switch).
 
-Then every model is recorded by the standard recorder on the same prompts, cut from held-out text,
-and generates as many tokens for each, end tokens or not; what it says is its own. Its trace is
-served in the simulator. Routing and losses are measured; serving is simulated, with sizes and
-hardware that are assumed: four of Mixtral-8x7B's layers on the profile rtx-3060-12gb.
+Then the standard recorder records every model on the same prompts, cut from held-out text. All
+models generate the same number of tokens for a prompt, and end tokens do not end a text. The texts
+differ. The simulator serves each trace. Routing and losses are measured. Serving is simulated, with
+assumed sizes and hardware: four of Mixtral-8x7B's layers on the profile rtx-3060-12gb.
 
-Text is what every machine with Python has, or that of `--text DOMAIN=PATH`. Models are kept in OUT,
-each whole, and a study that was killed goes on there. Some forty minutes of one core.
+The text is the one that every machine with Python has, or that of `--text DOMAIN=PATH`. Each
+finished model is kept in OUT, and a killed study resumes there. It takes about forty minutes on one
+core.
 """
 
 from __future__ import annotations
@@ -47,14 +48,14 @@ from moesim.streams import stream
 from moesim.trace import load_trace
 
 TUNING_SEED = recovery.TUNING_SEED
-RATES = (1.5e-3, 1.5e-2)  # log-uniform, one draw in each of as many strata as there are trials
+RATES = (1.5e-3, 1.5e-2)  # log-uniform, divided into one part a trial, with one draw in each
 GATE_FACTORS = (1.0, 3.0, 10.0)  # of the rate, for gates
 BALANCE = (0.0, 0.01, 0.1)
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A gate, what it reads, and what may be tuned of it."""
+    """A gate, its input, and the options that may be tuned."""
 
     gate: str
     routed_by: str = "hidden"
@@ -87,13 +88,16 @@ Results = dict[str, list[Story]]
 
 
 def slug(name: str) -> str:
-    """A row's name as a folder: what a model, and so its trace, is called."""
+    """Return a row's name as a folder, which names its model and trace."""
     return "gates-" + name.replace(", ", "-").replace(" ", "-").replace("_", "-")
 
 
 def draw_settings(name: str, count: int) -> list[Setting]:
-    """So many settings of a row: rates and factors that all rows share, and options of its own, no
-    combination twice before all were taken."""
+    """Draw `count` settings of a row.
+
+    All rows share rates and factors. Each row has its own options; no combination of them repeats
+    before all were drawn.
+    """
     shared, own = stream(0, "rates of all rows"), stream(0, f"options of {name}")
     edges = np.linspace(math.log(RATES[0]), math.log(RATES[1]), num=count + 1)
     space = ROWS[name].space
@@ -110,9 +114,10 @@ def draw_settings(name: str, count: int) -> list[Setting]:
 
 
 def preset_of(name: str, setting: Setting, base: GatedPreset, steps: int) -> GatedPreset:
-    """The model of a row with a setting."""
+    """Return the preset of a row's model with a setting."""
     row, options = ROWS[name], dict(setting["gate_options"])
     if row.gate == "noisy_top_k":
+        # One option for both losses, so that the gate has no larger space than others.
         options["importance"] = options["load"] = options.pop("balance")
     return replace(
         base,
@@ -127,7 +132,7 @@ def preset_of(name: str, setting: Setting, base: GatedPreset, steps: int) -> Gat
 
 
 class Study:
-    """Models kept in a folder: trial or seed / row. Refuses models made otherwise."""
+    """Models kept in a folder: trial or seed / row. Models with other settings are refused."""
 
     def __init__(self, out: Path, corpus: Corpus, options: argparse.Namespace) -> None:
         for name in ("trials", "seeds", "steps", "trial_steps", "per_domain"):
@@ -139,7 +144,7 @@ class Study:
         self.base = base
 
     def models_of(self, name: str) -> list[Story]:
-        """The chosen setting's model of every seed, after tuning, with its trace."""
+        """Tune, then return the chosen setting's model of every seed, with its trace."""
         settings = draw_settings(name, self.options.trials)
         losses = [self._tried(name, *numbered) for numbered in enumerate(settings)]
         best = losses.index(min(losses))
@@ -149,7 +154,7 @@ class Study:
         ]
 
     def _tried(self, name: str, number: int, setting: Setting) -> float:
-        """The loss of a trial; infinite, if its loss did not stay finite."""
+        """Return the loss of a trial; infinite if its training failed."""
         steps = self.options.trial_steps
         try:
             return final_loss(self._trained(name, f"trial-{number}", setting, TUNING_SEED, steps))
@@ -160,7 +165,7 @@ class Study:
             return math.inf
 
     def folder(self, name: str, run: str) -> Path:
-        """Where a row's model of a run is; its trace is beside it."""
+        """Return the folder of a row's model in a run; its trace is beside it."""
         return self.out / run / slug(name)
 
     def _trained(self, name: str, run: str, setting: Setting, seed: int, steps: int) -> Story:
@@ -209,11 +214,12 @@ class Study:
 
 @torch.no_grad()
 def look(model: Any, tokenizer: Any, corpus: Corpus) -> dict[str, float]:
-    """How sparse a gate is by itself, in training mode, where nothing is cut to k."""
+    """Return how sparse a gate is in training mode, where it is not cut to k."""
     seen: list[torch.Tensor] = []
     hooks = []
     binary: list[float] = []
     for router in model.routers:
+        # In evaluation a gate is cut to k; its own sparsity shows in training mode only.
         router.train()
         hooks.append(router.register_forward_hook(lambda _, __, output: seen.append(output[1])))
         if isinstance(router.gate, DSelectK):
@@ -242,7 +248,7 @@ def _note_bits(binary: list[float]) -> Any:
 
 
 def by_quality(results: Results) -> Table:
-    """What the models learnt."""
+    """Return the models' losses."""
     table = Table(
         "Validation loss as served (nats a token), 95 % intervals over seeds",
         ["row", "routing", "parameters", "loss", "DSelect-k less this", "reading",
@@ -270,7 +276,7 @@ def by_quality(results: Results) -> Table:
 
 
 def by_setting(results: Results) -> Table:
-    """What tuning chose."""
+    """Return the settings that tuning chose."""
     table = Table("Chosen settings", ["row", "learning rate", "gates' factor", "options"])
     for name, stories in results.items():
         setting = stories[0]["setting"]
@@ -282,18 +288,18 @@ def by_setting(results: Results) -> Table:
 
 
 def final_loss(story: Story) -> float:
-    """The validation loss at the end of training."""
+    """Return the validation loss at the end of training."""
     return float(story["validation_loss"][-1]["loss"])
 
 
 def say(what: str, now: bool = True) -> None:
-    """Progress, on a line of its own."""
+    """Show progress in one line of stderr, if `now`."""
     if now:
         print(f"\r{what:<70}", end="", file=sys.stderr, flush=True)
 
 
 def command(options: argparse.Namespace) -> str:
-    """The command that makes this again, naming no folder of this machine."""
+    """Return the command that repeats the study, without folders of this machine."""
     text = "".join(f" --text {pair}" for pair in spell_text(options.text))
     sizes = [f"--{key.replace('_', '-')} {getattr(options, key)}" for key in _SIZES]
     return f"python studies/dselect/language.py OUT {' '.join(sizes)}{text}"
@@ -310,7 +316,7 @@ _SIZES: Mapping[str, int] = {
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The study, from a command line."""
+    """Run the study from a command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("out", type=Path)
     parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS))

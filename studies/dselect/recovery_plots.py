@@ -1,4 +1,4 @@
-"""Recovery along training, drawn: how losses and supports go, and what the gates' weights do."""
+"""Charts of recovery along training: losses, supports, and the gates' weights."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ MEASURES: Final = {
 
 
 def draw(folder: Path, results: Results) -> None:
-    """Draw both charts into a folder, which they replace."""
+    """Draw both charts into a folder; its earlier content is replaced."""
     save_charts(folder, [lambda: trajectories(results), lambda: gate_weights(results)])
 
 
 def trajectories(results: Results) -> Chart:
-    """Means over seeds along training, a row of panels a cell."""
+    """Draw means over seeds along training, a row of panels a cell."""
     cells = list(dict.fromkeys(cell for cell, _ in results))
     seeds = len(next(iter(results.values())))
     chart = grid(
@@ -78,19 +78,19 @@ def _mean_line(
         for number in range(len(steps))
     ]
     color, marker = COLORS[gate]
-    means = [one.mean for one in spread]
+    means = [value.mean for value in spread]
     axes.plot(
         steps, means, color=color, marker=marker, markersize=2.5, linewidth=1, markevery=4,
         label=gate,
     )  # fmt: skip
-    low = [max(one.low, 1e-6) for one in spread]
-    axes.fill_between(steps, low, [one.high for one in spread], color=color, alpha=0.15, lw=0)
-    for step, one in zip(steps, spread, strict=True):
-        chart.record(cell, gate, step, key, one.mean, one.half)
+    low = [max(value.low, 1e-6) for value in spread]  # the axis is logarithmic
+    axes.fill_between(steps, low, [value.high for value in spread], color=color, alpha=0.15, lw=0)
+    for step, value in zip(steps, spread, strict=True):
+        chart.record(cell, gate, step, key, value.mean, value.half)
 
 
 def gate_weights(results: Results) -> Chart:
-    """The weights of one task of the first seed, a line an expert."""
+    """Draw the weights of one task of the first seed, a line an expert."""
     gates = [
         gate for gate in ("dselect_k", "top_k", "noisy_top_k") if any(g == gate for _, g in results)
     ]

@@ -1,23 +1,23 @@
-"""Multi-task mixtures as request streams of tasks: what a gate costs to serve, beside its losses.
+"""Multi-task mixtures served as streams of tasks: a gate's cost of serving, and its losses.
 
     python studies/dselect/served_tasks.py OUT [--gates dselect_k ...] [--seeds 3] [--tuned DIR]
 
 Mixtures of Multi-MNIST (`digits.py`, with fewer pairs and epochs) are trained with each gate. Each
-is then asked one stream of requests: a request is one task ("read the top left digit") of 8 to 24
-test pictures; tasks are mixed at random, and the requests of a seed are the same for all gates.
-What the gates chose is recorded as a trace, and the simulator serves it with experts offloaded.
+then gets one stream of requests. A request is one task ("read the top left digit") of 8 to 24 test
+pictures. Tasks are mixed at random, and the requests of a seed are the same for all gates. The
+gates' choices are recorded as a trace, and the simulator serves it with experts offloaded.
 
 Measured: losses, on validation rows, hardened; and routing. Simulated: hits, copies, latency and
 stalls. Assumed: all sizes and the machine. The experts are small convolutions, so they are costed
 as one layer of Mixtral-8x7B (its attention, experts of 352 MB, no vocabulary) on the profile
-rtx-3060-12gb. Requests are resampled by each seed, all there at once, 8 at a time and 32 pictures a
-step, so that latency is mostly waiting for others' work.
+rtx-3060-12gb. Each seed resamples the requests. All arrive at once, 8 at a time and 32 pictures a
+step, so latency is mostly waiting for others' work.
 
 Every gate has the same number of trials, on a problem that no table shows. --tuned names the folder
-of a `digits.py` study, whose first --trials trials of a gate are used instead where it has as many
-of the same kind; what it lacks (mostly per-example gates) is tuned here, on the smaller problem.
-Runs and traces are kept in OUT, each whole, and a study that was killed goes on there. Needs the
-package mlxtend. Some eleven minutes on one core.
+of a `digits.py` study. If it has --trials trials of a gate of the same kind, these are used.
+Missing ones (mostly of per-example gates) are tuned here, on the smaller problem. Each finished run
+and trace is kept in OUT, and a killed study resumes there. The study needs the package mlxtend. It
+takes about eleven minutes on one core.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ Served = dict[str, float]
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """A gate of one kind: its runs, seed by seed, and where their traces are."""
+    """A gate of one kind: its runs, seed by seed, and the folders of their traces."""
 
     gate: str
     static: bool
@@ -76,7 +76,7 @@ class Variant:
 
 
 class Study(multitask.Study):
-    """Keeps of each seed's mixture a trace beside its scores; may have been tuned elsewhere."""
+    """Runs that keep a trace of each seed's mixture; tuning may come from another study."""
 
     def __init__(self, out: Path, world: World, options: argparse.Namespace, command: str) -> None:
         super().__init__(out, world, trials=options.trials, seeds=options.seeds)
@@ -84,9 +84,9 @@ class Study(multitask.Study):
         self.command = command
 
     def trials_of(self, gate: str) -> list[Run]:
-        """Those of the study that `--tuned` names, where it has them all; else made here.
+        """Return the trials of the study that `--tuned` names if it has all, otherwise do them.
 
-        Those that were begun here are gone on with, however far that study has come since.
+        If trials were begun here, finish these, even if that study has all of them now.
         """
         return (None if self.tuned_here(gate) else self.elsewhere(gate)) or super().trials_of(gate)
 
@@ -94,7 +94,10 @@ class Study(multitask.Study):
         return (self.out / gate / "trial-0.json").exists()
 
     def elsewhere(self, gate: str) -> list[Run] | None:
-        """Raises `UsageError` where trials are of other settings, or of another network."""
+        """Return the trials of the study that `--tuned` names, or None if it lacks some.
+
+        Raise `UsageError` for trials of other settings or another network.
+        """
         if self.options.tuned is None:
             return None
         files = [self.options.tuned / gate / f"trial-{n}.json" for n in range(self.trials)]
@@ -137,7 +140,7 @@ class Study(multitask.Study):
                 "size": dict(self.world.size),
                 "validation_loss": {name: score["loss"] for name, score in scores.items()},
             },
-            force=True,  # a run that was killed between its trace and its scores is made again
+            force=True,  # a kill between trace and scores leaves a trace, which is written again
         )
 
 
@@ -147,7 +150,7 @@ class Study(multitask.Study):
 def served(
     trace: Path, shape: Path, slots: int, seed: int, requests: int, policies: Policies
 ) -> Served:
-    """What one simulated run came to."""
+    """Return the summary of one simulated run, with megabytes copied a row."""
     scenario: dict[str, Any] = {
         "trace": str(trace),
         "model": str(shape),
@@ -167,8 +170,9 @@ def served(
 
 
 def shape_for(variant_k: int, experts: int, out: Path) -> Path:
-    """The assumed sizes with the experts that the trace has, in a file of the study's folder."""
+    """Write the assumed sizes with the trace's number of experts into the study's folder."""
     config = json.loads(SHAPE.read_text(encoding="utf-8"))
+    # The trace decides the number of experts; all other sizes are Mixtral's.
     config |= {"num_local_experts": experts, "num_experts_per_tok": variant_k}
     file = out / f"shape-top{variant_k}.json"
     with output_errors(file):
@@ -177,7 +181,7 @@ def shape_for(variant_k: int, experts: int, out: Path) -> Path:
 
 
 def policies_of(variant: Variant) -> dict[str, Policies]:
-    """What can be had with a router: looking ahead needs one that is known ahead."""
+    """Return the policies that a router allows; looking ahead needs routing known ahead."""
     rows: dict[str, Policies] = {"decode first, LRU": {}}
     if variant.static:
         rows["decode first, look-ahead cache and prefetch"] = AHEAD
@@ -191,7 +195,7 @@ def policies_of(variant: Variant) -> dict[str, Policies]:
 
 
 def by_loss(variants: Sequence[Variant], tasks: Sequence[str]) -> Table:
-    """Measured: how well the tasks are done, and by how many experts."""
+    """Return the measured losses of the tasks, and their numbers of experts."""
     table = Table(
         "Measured: validation loss, hardened, in nats a picture; experts in the trace",
         ["gate", *tasks, "weighted sum", "experts a row", "distinct experts"],
@@ -208,15 +212,15 @@ def by_loss(variants: Sequence[Variant], tasks: Sequence[str]) -> Table:
 
 
 def used(trace: Path) -> tuple[float, float]:
-    """Experts a row, unused places left out, and distinct ones in all."""
+    """Return experts a row, without unused places, and the number of distinct experts."""
     loaded = load_trace(trace)
     ids_R1K = np.asarray(loaded.expert_ids[:])
-    known = ids_R1K[ids_R1K != loaded.meta.unused]
-    return len(known) / loaded.num_rows, len(np.unique(known))
+    ids = ids_R1K[ids_R1K != loaded.meta.unused]
+    return len(ids) / loaded.num_rows, len(np.unique(ids))
 
 
 def by_capacity(variants: Sequence[Variant], at: Callable[..., list[Served]], n: int) -> Table:
-    """Simulated: hits against slots, under LRU."""
+    """Return simulated hits against slots, under LRU."""
     slots = [each for each in CAPACITIES if each < n]
     table = Table(
         f"Simulated: expert hit rate against slots, of {n} experts (LRU, %)",
@@ -229,7 +233,7 @@ def by_capacity(variants: Sequence[Variant], at: Callable[..., list[Served]], n:
 
 
 def by_policy(variants: Sequence[Variant], at: Callable[..., list[Served]], slots: int) -> Table:
-    """Simulated: all that serving costs."""
+    """Return the simulated costs of serving."""
     table = Table(
         f"Simulated, {slots} slots",
         [
@@ -264,7 +268,7 @@ def by_policy(variants: Sequence[Variant], at: Callable[..., list[Served]], slot
 
 
 def changed(seen: Sequence[Served], first: Sequence[Served]) -> str:
-    """Of mean latency, against the same gate's first row."""
+    """Return the change of mean latency against the same gate's first row, in percent."""
     less = difference([s["e2e_mean_ms"] for s in seen], [s["e2e_mean_ms"] for s in first])
     return written(
         replace(less, mean=100 * less.mean, half=less.half and 100 * less.half), 1, sign=True
@@ -274,7 +278,7 @@ def changed(seen: Sequence[Served], first: Sequence[Served]) -> str:
 def by_difference(
     variants: Sequence[Variant], at: Callable[..., list[Served]], slots: int
 ) -> Table:
-    """The first variant less each other: what it wins in serving beside what it loses in loss."""
+    """Return the first variant less each other, in loss and in costs of serving."""
     ours, *others = variants
     headers = ["validation loss", "MB a row", "mean latency (ms)"]
     table = Table(
@@ -286,7 +290,7 @@ def by_difference(
         seen = at(variant, slots, {})
         keys = ("h2d_mb_per_row", "e2e_mean_ms")
         losses = [run["validation"] for run in variant.runs]
-        return [losses, *([one[key] for one in seen] for key in keys)]
+        return [losses, *([summary[key] for summary in seen] for key in keys)]
 
     for other in others:
         cells = []
@@ -298,7 +302,7 @@ def by_difference(
 
 
 def by_setting(variants: Sequence[Variant]) -> Table:
-    """What tuning chose, and where."""
+    """Return the settings that tuning chose, and the problem it used."""
     table = Table("Chosen settings", ["gate", "setting", "chosen on"])
     for variant in variants:
         setting = variant.runs[0]["setting"]
@@ -314,7 +318,7 @@ def by_setting(variants: Sequence[Variant]) -> Table:
 def study_of(
     options: argparse.Namespace, singles: digits.Digits, command: str, *, per_example: bool
 ) -> Study:
-    """The study of one kind of gates, its runs in a folder of their own."""
+    """Return the study of one kind of gates, with a separate folder for its runs."""
     size = {key: getattr(options, key) for key in SIZE} | {"per_example": per_example}
     world = study.make_world(argparse.Namespace(**size), singles)
     world = replace(world, size={**world.size, "requests": options.requests})
@@ -323,7 +327,7 @@ def study_of(
 
 
 def variants_of(kept: Study, gates: Sequence[str]) -> list[Variant]:
-    """Every gate of one kind, trained and recorded."""
+    """Train and record every gate of one kind."""
     variants = []
     for gate in gates:
         runs = kept.runs_of(gate)
@@ -336,17 +340,17 @@ def variants_of(kept: Study, gates: Sequence[str]) -> list[Variant]:
 
 
 def tables(kept: Study, variants: Sequence[Variant], requests: int) -> list[Table]:
-    """All tables; a simulation that two of them need is run once."""
-    known: dict[str, list[Served]] = {}
+    """Return all tables; a simulation that two of them need runs once."""
+    memo: dict[str, list[Served]] = {}
 
     def at(variant: Variant, slots: int, policies: Policies) -> list[Served]:
         key = f"{variant.name} {slots} {policies}"
-        if key not in known:
-            known[key] = [
+        if key not in memo:
+            memo[key] = [
                 served(trace, variant.shape, slots, seed, requests, policies)
                 for seed, trace in enumerate(variant.traces)
             ]
-        return known[key]
+        return memo[key]
 
     world = kept.world
     shown = [slots for slots in SHOWN if slots < world.n]
@@ -360,7 +364,7 @@ def tables(kept: Study, variants: Sequence[Variant], requests: int) -> list[Tabl
 
 
 def command_of(options: argparse.Namespace, parser: argparse.ArgumentParser) -> str:
-    """What was asked for, but for the gates; of folders their own names alone."""
+    """Return the command without the gates, and with the last names of folders only."""
     words = ["python studies/dselect/served_tasks.py", options.out.name]
     for key, value in vars(options).items():
         if key in ("out", "gates", "per_example") or value == parser.get_default(key):
@@ -374,7 +378,7 @@ SIZE: Final = ("experts", "k", "epochs", "batch", "pairs", "held_out")
 
 
 def main(arguments: Sequence[str] | None = None, singles: digits.Digits | None = None) -> None:
-    """The study, from a command line; with other digits where they are given."""
+    """Run the study from a command line, with `singles` as digits if they are given."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("out", type=Path)
     gates = sorted(multitask.SPACES)
@@ -407,7 +411,7 @@ def main(arguments: Sequence[str] | None = None, singles: digits.Digits | None =
     studies = [
         (study_of(options, singles, command, per_example=kind), chosen) for kind, chosen in kinds
     ]
-    for kept, chosen in studies:  # before any work
+    for kept, chosen in studies:  # so that a wrong gate or folder is refused before any work
         for gate in chosen:
             setting = multitask.draw_settings(gate, 1, kept.world.rates)[0]
             multitask.make_gates(gate, kept.world, setting, 1)

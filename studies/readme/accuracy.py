@@ -12,12 +12,12 @@ the same order, with the same settings, which were fixed before any result was s
     random     decoupled, with experts of as many channels drawn at random
     shuffled   decoupled, with channels scored on text dealt out at random among the domains
 
-Losses are nats a token on held-out text, mean over domains; intervals are 95 % over seeds, of
-differences seed by seed. At this scale figures compare in direction only: a difference is "same
-direction" where its interval excludes zero on the paper's side, else "not seen". The paper (4.7 B,
-tuned on 1 B tokens) has lower perplexity than the dense model on all seven domains.
+Losses are nats a token on held-out text, mean over domains. Intervals are 95 % over seeds, of
+differences seed by seed. At this scale only directions can be compared. A difference is "same
+direction" if its interval excludes zero on the paper's side, otherwise "not seen". The paper's
+model (4.7 B, tuned on 1 B tokens) has lower perplexity than the dense model on all seven domains.
 
-A run that was killed goes on in OUT. Some ten minutes a seed on one quiet core.
+A killed study resumes in OUT. It takes about ten minutes a seed on one idle core.
 """
 
 from __future__ import annotations
@@ -51,6 +51,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
+    # Before torch is imported, which reads it once.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     import torch
     from transformers.utils import logging
@@ -65,7 +66,7 @@ def main() -> None:
 
 
 def stories_of(seed: int, corpus: Corpus, out: Path) -> Stories:
-    """How each model of one seed was made and fared."""
+    """Train all models of one seed; return the training record of each."""
     from moesim.models import train
     from moesim.models.readme.pipeline import run
     from moesim.models.readme.settings import SIZES
@@ -86,8 +87,8 @@ def stories_of(seed: int, corpus: Corpus, out: Path) -> Stories:
     for control in CONTROLS:
         say(f"control: {control}")
         changed = replace(settings, control=control)
-        made = run(base, corpus, out / control, changed, kinds=["decoupled"], on_stage=tell)
-        folders[control] = made["decoupled"]
+        models = run(base, corpus, out / control, changed, kinds=["decoupled"], on_stage=tell)
+        folders[control] = models["decoupled"]
     return {
         name: json.loads((folder / "training.json").read_text(encoding="utf-8"))
         for name, folder in folders.items()
@@ -95,7 +96,7 @@ def stories_of(seed: int, corpus: Corpus, out: Path) -> Stories:
 
 
 def by_model(stories: Sequence[Stories]) -> Table:
-    """Losses at the start and the end, and the difference to Read-ME's."""
+    """Return losses at the start and the end, and the difference to Read-ME's."""
     table = Table(
         f"Validation loss ({len(stories)} seeds; dense base before: "
         f"{spread(estimate(_mean(s['dense']['untuned']['dense']) for s in stories), digits=3)})",
@@ -117,7 +118,7 @@ def by_model(stories: Sequence[Stories]) -> Table:
 
 
 def by_domain(stories: Sequence[Stories]) -> Table:
-    """Table 5's form: perplexity of the mixture and of the dense model of its size."""
+    """Return Table 5's form: perplexity of the mixture and of the dense model of its size."""
     table = Table(
         "Perplexity after tuning, by domain",
         ["domain", "dense", "decoupled", "loss, decoupled less dense", "reading"],
@@ -134,7 +135,7 @@ def by_domain(stories: Sequence[Stories]) -> Table:
 
 
 def by_stage(stories: Sequence[Stories]) -> Table:
-    """Figure 7: what each stage does to the validation loss."""
+    """Return figure 7: the change of the validation loss in each stage."""
     table = Table(
         "Change of validation loss by stage (paper: both kinds lower it)",
         ["stage", "decoupled", "reading", "layerwise", "reading"],
@@ -150,7 +151,7 @@ def by_stage(stories: Sequence[Stories]) -> Table:
 
 
 def by_mask(stories: Sequence[Stories]) -> Table:
-    """Before tuning: what is lost with the domain's own expert, with others', with chance's."""
+    """Return the loss before tuning with the domain's own expert, with others, and by chance."""
     table = Table(
         "Loss added by an expert alone, before tuning (mean over domains)",
         ["experts", "its own domain's", "other domains'"],

@@ -1,4 +1,4 @@
-"""How the studies of this folder say how far they are, and how far a figure can be trusted."""
+"""Output of this folder's studies: progress, and figures with their intervals."""
 
 from __future__ import annotations
 
@@ -12,20 +12,21 @@ T = TypeVar("T")
 
 
 def counted(items: Sequence[T], what: str) -> Iterator[T]:
-    """The items, with a line on stderr that counts them."""
+    """Yield the items, and count them in a line on stderr."""
     for done, item in enumerate(items, 1):
+        # On stderr, because stdout is the report.
         print(f"\r{what}: {done} of {len(items)} ", end="", file=sys.stderr, flush=True)
         yield item
     print(file=sys.stderr)
 
 
 def spread(value: Estimate, *, digits: int = 2, scale: float = 1, sign: bool = False) -> str:
-    """A mean and half its 95 % interval over seeds."""
+    """Return a mean and half its 95 % interval over seeds, as text."""
     text = f"{scale * value.mean:{'+' if sign else ''}.{digits}f}"
     return text if value.half is None else f"{text} ± {scale * value.half:.{digits}f}"
 
 
 def interval(values: Iterable[float], *, digits: int = 2) -> str:
-    """From the least to the most."""
-    known = list(values)
-    return f"{min(known):.{digits}f} to {max(known):.{digits}f}"
+    """Return the range from the least to the largest value, as text."""
+    numbers = list(values)
+    return f"{min(numbers):.{digits}f} to {max(numbers):.{digits}f}"

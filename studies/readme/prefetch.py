@@ -2,19 +2,19 @@
 
     python studies/readme/prefetch.py [--seeds 5]
 
-The paper plots latency for 2 to 5 slots on an A100-80GB: prefetching is always better, by up to
-about 30 %. Batch, link and eviction behind the plot are not given. Nothing here is fitted, all of
-it is predicted from what is assumed: the profile a100-80gb (PCIe 4 at 25 GB/s), the shape of
-Read-ME's Llama-2-7B (135 MB an expert), a decoupled router over 7 experts, uniform, a token
-following its predecessor's expert in 71.3 %; each seed serves 16 requests, all there at once, of
-32 prompt and 32 output tokens, 1, 4 or 8 at once and 32 tokens a step.
+The paper plots latency for 2 to 5 slots on an A100-80GB. Prefetching is always better, by up to
+about 30 %. Batch, link and eviction of the plot are not given. Nothing here is fitted. All results
+are predicted from assumptions: the profile a100-80gb (PCIe 4 at 25 GB/s), the shape of Read-ME's
+Llama-2-7B (135 MB an expert), and a decoupled router over 7 experts, uniform, where a token takes
+its predecessor's expert in 71.3 %. Each seed serves 16 requests that arrive at once, of 32 prompt
+and 32 output tokens, 1, 4 or 8 at a time and 32 tokens a step.
 
-The roofline computes a layer six times as fast as the paper (Table 8: 1.27 ms at batch 5). What
-overlap hides depends on just that, so all is run twice: with the profile's costs, and with an
+The roofline computes a layer six times as fast as the paper (Table 8: 1.27 ms at batch 5). The
+overlap depends on this time, so everything runs twice: with the profile's costs, and with an
 overhead of 430 us an operation, which makes layers as slow as Table 8's.
 
-Beside it stands the closed form for one token and L layers that each compute in c and load in l,
-nothing resident: L(c + l) on demand, c + l + (L - 1) max(c, l) ahead.
+The closed form is shown too. Let one token pass L layers that each compute in c and load in l, with
+nothing resident. It takes L(c + l) on demand and c + l + (L - 1) max(c, l) ahead.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ CACHES: Final = {
     "lookahead": {"policy": "lookahead", "admission": "always"},
     "lookahead, bypass": {"policy": "lookahead", "admission": "bypass"},
 }
-"""An expert that is loaded takes a slot, unless it may be dropped at once."""
+"""A loaded expert takes a slot, unless bypass may drop it at once."""
 SEQUENCES: Final = (1, 4, 8)
 BANDWIDTHS: Final = ("6GB/s", "12GB/s", "25GB/s", "50GB/s", "100GB/s", "400GB/s")
 LAYERS: Final = 32
@@ -54,7 +54,7 @@ _MS: Final = 1e6
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """Mean step latency of one run, and what became of its accesses."""
+    """Mean step latency of one run, its misses and its unique experts."""
 
     step_ms: float
     misses: float
@@ -81,7 +81,7 @@ def run(
     bandwidth: str = "25GB/s",
     overhead: str | None = None,
 ) -> Seen:
-    """Serve the workload of a seed, the same for all policies."""
+    """Serve a seed's workload, which is the same for all policies."""
     hardware: dict[str, Any] = {"profile": "a100-80gb", "h2d": {"bandwidth": bandwidth}}
     if overhead is not None:
         hardware["kernel_overhead"] = overhead
@@ -117,7 +117,7 @@ def _trace(seed: int) -> Trace:
 
 
 def _compare(seeds: Sequence[int], **setting: Any) -> tuple[list[Seen], list[str]]:
-    """The runs on demand with the profile's costs, and the cells that tell of all."""
+    """Return the runs on demand with the profile's costs, and the table cells of all runs."""
     cells: list[str] = []
     verdicts: list[str] = []
     profiled: list[Seen] = []
@@ -126,6 +126,7 @@ def _compare(seeds: Sequence[int], **setting: Any) -> tuple[list[Seen], list[str
             [run(prefetch, seed=seed, overhead=overhead, **setting) for seed in seeds]
             for prefetch in ("none", "layer_ahead")
         )
+        # Misses do not depend on the costs, so those of the first overhead stand for all.
         profiled = profiled or demand
         before, after = [seen.step_ms for seen in demand], [seen.step_ms for seen in ahead]
         gain = difference(after, before)
@@ -145,7 +146,7 @@ _COLUMNS: Final = (
 
 
 def by_capacity(seeds: Sequence[int]) -> Table:
-    """Mean latency of a step with and without prefetch, and what misses on demand."""
+    """Return the mean latency of a step with and without prefetch, and misses on demand."""
     table = Table(
         f"Mean step latency (95 % intervals over {len(seeds)} seeds; paper: 0 to about -30 %)",
         ["cache, sequences, slots", "unique", "misses on demand (%)", *_COLUMNS],
@@ -161,7 +162,7 @@ def by_capacity(seeds: Sequence[int]) -> Table:
 
 
 def by_bandwidth(seeds: Sequence[int]) -> Table:
-    """The same over links, for one sequence and LRU: the closed form's case, with hits."""
+    """Return the same over links, for one sequence and LRU: the closed form's case, with hits."""
     table = Table(f"Over links: lru, 1 sequence ({len(seeds)} seeds)", ["link, slots", *_COLUMNS])
     cases = list(product(BANDWIDTHS, (SLOTS[0], SLOTS[-1])))
     for bandwidth, slots in counted(cases, "links"):
@@ -171,7 +172,7 @@ def by_bandwidth(seeds: Sequence[int]) -> Table:
 
 
 def closed_form() -> Table:
-    """What a layer ahead saves where nothing is resident, and where a fifth of all layers load."""
+    """Return the saving of a layer ahead if nothing is resident, and if a fifth of layers load."""
     shape = named_shape("readme-llama-2-7b")
     table = Table(
         f"Closed form: change in %, layers computing in {PAPER_LAYER_MS:.2f} ms (paper) or "
@@ -198,14 +199,16 @@ def closed_form() -> Table:
 
 
 def _layer_ms(shape: ModelShape) -> float:
-    """One token of a sequence of 64 through one layer and one expert."""
+    """Return the time of one token of a sequence of 64 in one layer and one expert."""
     cost = CostModel(load_hardware("a100-80gb"), shape)
     return (cost.front_ns(0, BatchShape(1, 64, 64, 1, 1)) + cost.experts_ns((1,))) / _MS
 
 
 def saved(compute: float, load: float, share: float = 1.0, layers: int = LAYERS) -> float:
-    """Relative change of mean latency, where all layers of a share of steps load and compute
-    overlaps: c + l + (L - 1) max(c, l) instead of L(c + l)."""
+    """Return the relative change of mean latency if all layers of a share of steps load.
+
+    With overlap such a step takes c + l + (L - 1) max(c, l) instead of L(c + l).
+    """
     on_demand = layers * (compute + share * load)
     ahead = compute + load + (layers - 1) * max(compute, load)
     return (share * ahead + (1 - share) * layers * compute) / on_demand - 1

@@ -1,17 +1,17 @@
-"""What a decoupled router buys, and what Read-ME's batching, caching and prefetching add to it.
+"""The gain of a decoupled router, and of Read-ME's batching, caching and prefetching on top.
 
     python studies/readme/routers.py [--seeds 5]
 
 Both traces come from the same dense model (SmolLM2-135M), cut into the same experts and tuned on
-the same text: `layerwise` has a router in each layer, `decoupled` one for all. Each seed draws 32
-requests of the traces anew, the same for all rows, all there at once. Two batches: 8 requests at a
-time and 64 tokens a step, where every running request takes part in every step; and 32 at a time
-but 16 tokens a step, where batching has something to choose from. Costs are assumed (the profile
-rtx-3060-12gb, bfloat16, the model's own sizes): the link is slow beside layers so small, as
-offloading mostly is. Nothing is fitted.
+the same text. `layerwise` has a router in each layer, `decoupled` one for all layers. Each seed
+draws 32 requests of the traces, the same for all rows; all arrive at once. There are two batches.
+With 8 requests at a time and 64 tokens a step, every running request takes part in every step. With
+32 at a time and 16 tokens a step, batching can choose between requests. Costs are assumed (the
+profile rtx-3060-12gb, bfloat16, the model's own sizes). The link is slow compared with such small
+layers, as is usual with offloading. Nothing is fitted.
 
-Each of the three is switched on alone, then all together; `lookahead` runs with the default bypass,
-which drops an expert at once where others are known to be wanted earlier, and with `always`.
+Each of the three is switched on alone, then all together. `lookahead` runs with the default bypass,
+which drops an expert at once if others are known to be wanted earlier, and with `always`.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def main() -> None:
 
 
 def check_pair(traces: Path) -> None:
-    """Raise `UsageError` unless both traces have the same requests, but for the routing."""
+    """Raise `UsageError` unless both traces have the same requests and differ only in routing."""
     pair = [load_trace(traces / name) for name in (LAYERWISE, DECOUPLED)]
     for column in ("domain", "prompt_tokens", "output_tokens"):
         ours, theirs = (trace.requests[column].tolist() for trace in pair)
@@ -91,7 +91,10 @@ def check_pair(traces: Path) -> None:
 
 
 def by_part(traces: Path, slots: int, batch: Batch, seeds: Sequence[int]) -> Table:
-    """One row a combination; latencies as changes against the layer-wise router, seed by seed."""
+    """Return one row a combination, latencies as changes against the layer-wise router.
+
+    Changes are computed seed by seed.
+    """
     experts = load_trace(traces / DECOUPLED).num_experts
     table = Table(
         f"{slots} of {experts} experts a layer, {batch[0]} requests at a time, {batch[1]} tokens a "
@@ -109,6 +112,7 @@ def by_part(traces: Path, slots: int, batch: Batch, seeds: Sequence[int]) -> Tab
     first: list[Summary] = []
     for name, (trace, policies) in counted(list(ROWS.items()), f"{slots} slots"):
         seen = [simulated(traces / trace, slots, batch, seed, policies) for seed in seeds]
+        # The first row is the layer-wise router, against which the others are compared.
         first = first or seen
         table.add(
             name,
@@ -125,7 +129,7 @@ def by_part(traces: Path, slots: int, batch: Batch, seeds: Sequence[int]) -> Tab
 def simulated(
     trace: Path, slots: int, batch: Batch, seed: int, policies: Mapping[str, Mapping[str, Any]]
 ) -> Summary:
-    """The summary of one run."""
+    """Return the summary of one run."""
     scenario: dict[str, Any] = {
         "trace": str(trace),
         "hardware": "rtx-3060-12gb",
@@ -150,7 +154,7 @@ def _mean(seen: Sequence[Summary], key: str, *, digits: int = 2, scale: float = 
 
 
 def _latency(seen: Sequence[Summary], first: Sequence[Summary], key: str) -> str:
-    """Of the first row itself, of the others its change in percent."""
+    """Return the latency of the first row; for the others return the change in percent."""
     if seen is first:
         return f"{_mean(seen, key)} ms"
     change = difference([s[key] for s in seen], [s[key] for s in first])
@@ -158,7 +162,7 @@ def _latency(seen: Sequence[Summary], first: Sequence[Summary], key: str) -> str
 
 
 def by_domain(traces: Path) -> Table:
-    """Locality: how many tokens follow the expert of the token before them."""
+    """Return locality: the share of tokens with the expert of the token before them."""
     table = Table(
         "Share of tokens that take the previous token's expert, % (chance in brackets); "
         "published for Arxiv: 71.3 (Read-ME), 20.8 (Mixtral)",

@@ -3,11 +3,11 @@
     python studies/readme/table4.py [--seeds 10] [--references 40000]
 
 The paper does not say what one reference is, how far its Belady looks ahead, or which process made
-the table. One stated process with two chosen knobs comes near it: independent references, one a
-token, drawn uniformly from SIX experts (the model has seven), and a Belady that sees the next TWO
-references and falls back to LRU. That is a fit to the table, no reproduction. The offline MIN of
-the same references stands beside it. A reference here is one token's expert; the hit rates of the
-simulator count distinct experts of layer events, and are not comparable.
+the table. One stated process with two chosen parameters is close to it. References are independent,
+one a token, drawn uniformly from SIX experts (the model has seven). Belady sees the next TWO
+references and falls back to LRU. This is a fit to the table, not a reproduction. The offline MIN of
+the same references is shown too. A reference here is one token's expert. The simulator's hit rates
+count distinct experts of layer events, so they cannot be compared.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ PUBLISHED: Final = {
 EXPERTS: Final = 6
 WINDOW: Final = 2
 WITHIN: Final = {"random": 3.0, "lru": 3.0, "belady": 4.0}
-"""Points by which a cell may miss the paper's."""
+"""Largest allowed difference of a cell from the paper's, in points."""
 POLICIES: Final = {"random": "random", "lru": "lru", "belady": "min_window", "min": "min"}
 
 
@@ -48,8 +48,9 @@ def main() -> None:
 def measure(
     seed: int, references: int, *, experts: int = EXPERTS, window: int = WINDOW
 ) -> dict[str, dict[int, float]]:
-    """Hit ratios in percent of one draw of references, by policy and capacity."""
+    """Return the hit ratios in percent of one draw of references, by policy and capacity."""
     rng = np.random.default_rng(seed)
+    # One request of one layer: each row is one reference.
     trace = Trace.from_arrays(
         expert_ids=rng.integers(experts, size=(references, 1, 1)),
         seq_len=[references],
@@ -59,15 +60,15 @@ def measure(
     )
     wanted: list[str | tuple[str, dict[str, Any]]]
     wanted = ["random", "lru", ("min_window", {"window": window}), "min"]
-    found = curve(trace, wanted, capacities=PUBLISHED["lru"], admission="always", seed=seed)
+    rates = curve(trace, wanted, capacities=PUBLISHED["lru"], admission="always", seed=seed)
     return {
-        name: {capacity: 100 * rate for capacity, rate in found[policy].items()}
+        name: {capacity: 100 * rate for capacity, rate in rates[policy].items()}
         for name, policy in POLICIES.items()
     }
 
 
 def row(policy: str, capacity: int, rates: Sequence[float]) -> str:
-    """One line of the table: the mean, and twice its standard error."""
+    """Return one line of the table: the mean, and twice its standard error."""
     mean = float(np.mean(rates))
     error = 2 * float(np.std(rates, ddof=1)) / len(rates) ** 0.5 if len(rates) > 1 else 0.0
     if policy not in PUBLISHED:

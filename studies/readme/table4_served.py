@@ -1,13 +1,13 @@
-"""Table 4 of Read-ME again, unfitted: hit ratios as the server has them, on decoupled routing.
+"""Table 4 of Read-ME again, unfitted: hit ratios of the server on decoupled routing.
 
     python studies/readme/table4_served.py [--seeds 5]
 
-Two traces: the shipped one of a refactored SmolLM2 (4 experts), and a synthetic one with as many
-experts as the paper's model (7, uniform, a token following its predecessor's expert in 71.3 %, as
-published). Every seed serves 32 requests that are there at once, one at a time and 8 at a time,
-expert-aware, without prefetch; a loaded expert takes a slot. Belady is `lookahead`, which knows
-what is queued; MIN knows all. Hits are counted over distinct experts of layer events, and beside
-that weighted by tokens: neither is the paper's count, which it does not define.
+There are two traces. One is the shipped trace of a refactored SmolLM2 (4 experts). The other is
+synthetic, with as many experts as the paper's model: 7, uniform, and a token takes its
+predecessor's expert in 71.3 %, as published. Every seed serves 32 requests that arrive at once, one
+at a time and 8 at a time, expert-aware, without prefetch. A loaded expert takes a slot. Belady is
+`lookahead`, which knows the queued tokens; MIN knows all. Hits are counted over distinct experts of
+layer events, and also weighted by tokens. The paper does not define its count.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def main() -> None:
 
 
 def hits(name: str, trace: Any, capacities: Sequence[int], seeds: Sequence[int]) -> Table:
-    """Hit ratios in percent, by policy and capacity."""
+    """Return hit ratios in percent, by policy and capacity."""
     table = Table(
         f"Hits, % of experts of layer events (% of tokens): {name}, {len(seeds)} seeds, 95 %",
         ["policy, slots", *(f"{count} at once" for count in SEQUENCES)],
@@ -65,12 +65,12 @@ def hits(name: str, trace: Any, capacities: Sequence[int], seeds: Sequence[int])
 
 @functools.cache
 def synthetic(seed: int) -> Trace:
-    """Of the shape `readme-llama-2-7b`."""
+    """Return a trace of the shape `readme-llama-2-7b`."""
     return synthesize_decoupled(DecoupledKnobs(requests=32, num_layers=32, seed=seed))
 
 
 def served(trace: Trace, policy: str, capacity: int, sequences: int, seed: int) -> dict[str, Any]:
-    """The summary of one run."""
+    """Return the summary of one run."""
     scenario: dict[str, Any] = {
         "trace": "in memory",
         "model": "trace" if trace.meta.model_config else "readme-llama-2-7b",
@@ -78,6 +78,7 @@ def served(trace: Trace, policy: str, capacity: int, sequences: int, seed: int) 
         "workload": {"requests": 32, "order": "resampled"},
         "batching": {"policy": "expert_aware", "token_budget": 64, "max_sequences": sequences},
         "cache": {"policy": policy, "slots": f"{capacity}/layer", "admission": "always"},
+        # Bounds and timeline would only cost time: the tables do not show them.
         "bounds": False,
         "timeline": {"steps": 0},
         "seed": seed,

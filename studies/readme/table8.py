@@ -3,17 +3,17 @@
     python studies/readme/table8.py
 
 The table gives milliseconds a step of router, attention and experts, for a traditional router (TR,
-one a layer) and the paper's autoregressive one (AR). The columns of batch 20 are held out. Forms,
-each fitted to TR and AR apart by least squares over batches 5, 10 and 30:
+one a layer) and the paper's autoregressive one (AR). The columns of batch 20 are held out. There
+are three forms. A and B are fitted to TR and AR apart by least squares over batches 5, 10 and 30:
 
 - A, a line in the batch: router = r; attention = a0 + a1 b; experts = c0 + c1 b.
 - B, a line in unique experts: the same, but experts = c0 + c1 U(b); U(b) = N (1 - (1 - 1/N)^b) are
   the distinct experts that b independent tokens want, uniformly one of N = 7 each.
 - C, nothing fitted: the roofline of the profile a100-80gb, all experts resident, U(b) of them
-  read, sequences of 256 tokens (assumed); of routers it prices the autoregressive one.
+  read, sequences of 256 tokens (assumed). It prices only the autoregressive router.
 
-The forms were chosen before their errors were seen, and stay whatever these are. There is no
-seed: the table is data, and the forms are closed.
+The forms were chosen before their errors were seen, and are kept for any errors. There is no seed:
+the table is data, and the forms are closed.
 """
 
 from __future__ import annotations
@@ -71,22 +71,22 @@ def main() -> None:
 
 
 def unique_experts(batch: int, num_experts: int = NUM_EXPERTS) -> float:
-    """Distinct experts that `batch` tokens want on average, each one of all, uniformly."""
+    """Return the mean number of distinct experts of `batch` uniform, independent tokens."""
     return float(num_experts * (1 - (1 - 1 / num_experts) ** batch))
 
 
 def fitted_to_batch(kind: str) -> Latency:
-    """Form A."""
+    """Return form A."""
     return _fitted(kind, {"router": _constant, "attention": _line, "experts": _line})
 
 
 def fitted_to_unique(kind: str) -> Latency:
-    """Form B."""
+    """Return form B."""
     return _fitted(kind, {"router": _constant, "attention": _line, "experts": _line_in_unique})
 
 
 def roofline(kind: str) -> Latency:
-    """Form C: what the simulator charges, without the head; of routers it has only the AR one."""
+    """Return form C: the simulator's prices, without the head, and only with the AR router."""
     cost = CostModel(load_hardware("a100-80gb"), named_shape(SHAPE))
 
     def latency(batch: int) -> dict[str, float]:
@@ -105,7 +105,7 @@ def roofline(kind: str) -> Latency:
 
 
 def _expert_ns(cost: CostModel) -> int:
-    """One expert more in a grouped call: reading its weights, where it has few rows."""
+    """Return the time of one more expert in a grouped call: reading its weights, for few rows."""
     return cost.experts_ns((1, 1)) - cost.experts_ns((1,))
 
 
@@ -122,7 +122,7 @@ def _line_in_unique(batch: int) -> list[float]:
 
 
 def _fitted(kind: str, bases: Mapping[str, Basis]) -> Latency:
-    """Least squares, component by component, over all batches but the one held out."""
+    """Fit by least squares, component by component, over all batches but the one held out."""
     seen = [place for place, batch in enumerate(BATCHES) if batch != HELD_OUT]
     weights = {}
     for part, basis in bases.items():
@@ -135,32 +135,34 @@ def _fitted(kind: str, bases: Mapping[str, Basis]) -> Latency:
 
 
 def published(kind: str, batch: int) -> dict[str, float]:
-    """The paper's components at a batch size."""
+    """Return the paper's components at a batch size."""
     place = BATCHES.index(batch)
     return {part: times[place] for part, times in PUBLISHED[kind].items()}
 
 
 def saved_by_fewer(kind: str) -> float:
-    """Share of a step that form B gives for fewer unique experts in a batch of the same size."""
+    """Return form B's saving, as a share of a step, for fewer unique experts in one batch size."""
     before, after = FEWER
     latency = fitted_to_unique(kind)
     slope = (latency(20)["experts"] - latency(5)["experts"]) / (
         unique_experts(20) - unique_experts(5)
     )
+    # The paper's unique experts are those of some batch size, which it does not give.
     batch = min(range(1, 31), key=lambda size: abs(unique_experts(size) - before))
     return slope * (before - after) / sum(latency(batch).values())
 
 
 def errors(predictions: Mapping[tuple[str, str], Mapping[str, float]]) -> Table:
-    """Paper, prediction and gap at the batch held out, component by component and in all."""
+    """Return paper, prediction and gap at the held-out batch, by component and in all."""
     table = Table(
         f"Batch {HELD_OUT}, held out (ms)",
         ["form", "router", "part", "paper", "predicted", "gap", "gap in %"],
     )
-    for (form, kind), found in predictions.items():
+    for (form, kind), predicted in predictions.items():
         paper = published(kind, HELD_OUT)
-        parts = [(part, paper[part], found[part]) for part in found]
-        parts.append(("sum of these", sum(paper[part] for part in found), sum(found.values())))
+        parts = [(part, paper[part], ms) for part, ms in predicted.items()]
+        whole = sum(paper[part] for part in predicted)
+        parts.append(("sum of these", whole, sum(predicted.values())))
         for part, wanted, got in parts:
             numbers = (f"{wanted:.2f}", f"{got:.2f}", f"{got - wanted:+.2f}")
             table.add(form, kind, part, *numbers, f"{100 * (got / wanted - 1):+.1f}")
@@ -168,7 +170,7 @@ def errors(predictions: Mapping[tuple[str, str], Mapping[str, float]]) -> Table:
 
 
 def residuals(forms: Mapping[str, Callable[[str], Latency]]) -> Table:
-    """Fit less paper at the batches that were fitted, in all: how well a form can do at all."""
+    """Return fit less paper at the fitted batches, summed: the smallest error of a form."""
     seen = [batch for batch in BATCHES if batch != HELD_OUT]
     table = Table(
         "Fit less paper at the batches fitted, sum (ms)",
@@ -182,7 +184,7 @@ def residuals(forms: Mapping[str, Callable[[str], Latency]]) -> Table:
 
 
 def step_explained() -> Table:
-    """What each cause could add between batches, by the roofline, beside what the paper saw."""
+    """Return what each cause could add between batches, by the roofline, and the paper's steps."""
     cost = CostModel(load_hardware("a100-80gb"), named_shape(SHAPE))
     layers, hardware = cost.shape.num_layers, cost.hardware
     flops = hardware.flops_per_s * hardware.compute_efficiency
@@ -214,7 +216,7 @@ def _kv_ms(cost: CostModel) -> Callable[[int], float]:
 
 
 def crowded(batch: int, rows: int) -> float:
-    """Mean number of experts that more than `rows` of `batch` uniform tokens want (binomial)."""
+    """Return the mean number of experts with more than `rows` of `batch` tokens (binomial)."""
     share = 1 / NUM_EXPERTS
     few = sum(comb(batch, n) * share**n * (1 - share) ** (batch - n) for n in range(rows + 1))
     return NUM_EXPERTS * (1 - few)

@@ -3,21 +3,21 @@
     python studies/readme/unique_experts.py [--seeds 5] [--requests 100]
 
 The paper serves Chatbot Arena on one A100-80GB and gives mean unique experts per batch: 5.08 with
-decodes first, 5.21 with prompts first, 3.51 with expert-aware batching, whose normalised latency
-(end to end / generated tokens) is 5.0 to 6.1 % lower in the mean and 9.5 to 10.0 % at p95. Rate,
-batch cap, requests and popularity are not given. Stated before anything was simulated:
+decodes first, 5.21 with prompts first, 3.51 with expert-aware batching. The latter's normalised
+latency (end to end / generated tokens) is 5.0 to 6.1 % lower in the mean and 9.5 to 10.0 % at p95.
+Rate, batch cap, requests and popularity are not given. This was stated before any simulation:
 
 - fitted: arrival rate, batch cap (tokens a step) and popularity skew, on the grid below, to the
-  two baselines only: least (U - 5.08)^2 + (U - 5.21)^2 on seeds of its own; the earliest of equals;
-- predicted: expert-aware batching (its defaults: queues counted in tokens, a prompt with the expert
-  that most of its tokens want) at that point on other seeds, and its gains over both baselines;
+  two baselines only: least (U - 5.08)^2 + (U - 5.21)^2 on separate seeds; the first of equals;
+- predicted: expert-aware batching at that point on other seeds, and its gains over both baselines
+  (defaults: queues counted in tokens, a prompt with the expert that most of its tokens want);
 - assumed: Poisson arrivals; geometric lengths of mean 64 (prompt) and 124 (output, the length of
-  the one request that the paper describes); a token follows its predecessor's expert in 71.3 %;
-  one domain; 7 experts, all of them in GPU memory (35 GB of 80); no other limit on requests at
-  once than 256; costs of the profile a100-80gb, itself assumed, the router's in them.
+  the one request that the paper describes); a token takes its predecessor's expert in 71.3 %;
+  one domain; 7 experts, all in GPU memory (35 GB of 80); at most 256 requests at once; costs of
+  the profile a100-80gb, itself assumed, with the router's.
 
-Two figures do not settle three knobs. So everything is also printed for all rates and caps at the
-fitted skew, and one thing at a time is changed.
+Two figures do not determine three parameters. So everything is also printed for all rates and caps
+at the fitted skew, and with one thing changed at a time.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Setting:
         batching = {"policy": policy, "token_budget": self.cap, "max_sequences": 256}
         if policy == "expert_aware":
             batching["options"] = dict(self.options)
-        # With a slot for all, `static` has them there from the start.
+        # If all experts have a slot, `static` loads them before the start.
         cache = "static" if self.slots == 7 else "lookahead"
         return Scenario.model_validate(
             {
@@ -90,8 +90,10 @@ class Setting:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What one run came to: unique experts per batch, normalised latency, and the longest that a
-    request was passed over, before its first step (wait) and between two (pause)."""
+    """The result of one run: unique experts per batch, normalised latency, and longest waits.
+
+    A wait is before a request's first step, a pause between two of its steps.
+    """
 
     unique: float
     mean_ms: float
@@ -117,8 +119,8 @@ def main() -> None:
     print(markdown(calibration(uniques, best)), end="\n\n")
     if not is_near(uniques[best]):
         print(f"No point reaches both baselines within {WITHIN}.", end="\n\n")
-    found = {policy: [run(best, policy, seed) for seed in seeds] for policy in PAPER}
-    print(markdown(prediction(found)), end="\n\n")
+    runs = {policy: [run(best, policy, seed) for seed in seeds] for policy in PAPER}
+    print(markdown(prediction(runs)), end="\n\n")
     print(markdown(over_grid([p for p in grid if p.skew == best.skew])), end="\n\n")
     print(markdown(sensitivity(best, seeds[:2])), end="\n\n")
     print(markdown(waits(best, seeds)), end="\n\n")
@@ -126,7 +128,7 @@ def main() -> None:
 
 
 def baselines(setting: Setting) -> tuple[float, float]:
-    """Mean unique experts per batch of the two baselines, on the seeds of the calibration."""
+    """Return the mean unique experts per batch of the baselines, on the calibration's seeds."""
     decode, prefill = (
         float(np.mean([run(setting, policy, seed).unique for seed in CALIBRATION_SEEDS]))
         for policy in BASELINES
@@ -135,24 +137,24 @@ def baselines(setting: Setting) -> tuple[float, float]:
 
 
 def loss(unique: tuple[float, float]) -> float:
-    """The objective of the calibration: it sees the baselines and nothing else."""
+    """Return the objective of the calibration, which depends on the baselines only."""
     return sum((ours - PAPER[p]) ** 2 for ours, p in zip(unique, BASELINES, strict=True))
 
 
 def fitted(uniques: Mapping[Setting, tuple[float, float]]) -> Setting:
-    """The point of least loss."""
+    """Return the point of least loss."""
     return min(uniques, key=lambda point: loss(uniques[point]))
 
 
 def is_near(unique: tuple[float, float]) -> bool:
-    """Whether both baselines are about the paper's."""
+    """Return whether both baselines are close to the paper's."""
     pairs = zip(unique, BASELINES, strict=True)
     return all(abs(ours - PAPER[policy]) <= WITHIN for ours, policy in pairs)
 
 
 @cache
 def run(setting: Setting, policy: str, seed: int) -> Seen:
-    """Serve the workload of a seed, the same for all policies."""
+    """Serve a seed's workload, which is the same for all policies."""
     knobs = DecoupledKnobs(
         requests=setting.requests,
         prompt_tokens=setting.prompt_tokens,
@@ -179,7 +181,7 @@ def _trace(knobs: DecoupledKnobs) -> Trace:
 
 
 def calibration(uniques: Mapping[Setting, tuple[float, float]], best: Setting) -> Table:
-    """The fitted baselines, and how much the grid could have been."""
+    """Return the fitted baselines, and their range over the grid."""
     table = Table(
         f"Calibration: rate {best.rate_per_s:g}/s, cap {best.cap}, skew {best.skew:g} "
         f"(of {len(uniques)} points, {sum(map(is_near, uniques.values()))} within {WITHIN})",
@@ -192,44 +194,46 @@ def calibration(uniques: Mapping[Setting, tuple[float, float]], best: Setting) -
     return table
 
 
-def gains(found: Mapping[str, Sequence[Seen]], baseline: str) -> tuple[Estimate, Estimate]:
-    """Change of mean and p95 normalised latency from a baseline to expert-aware batching, paired
-    by seed; 0.1 is 10 % slower."""
-    pairs = [[seen[policy] for policy in ("expert_aware", baseline)] for seen in _by_seed(found)]
+def gains(runs: Mapping[str, Sequence[Seen]], baseline: str) -> tuple[Estimate, Estimate]:
+    """Return the change of mean and p95 normalised latency from a baseline to expert-aware.
+
+    Runs are paired by seed; 0.1 is 10 % slower.
+    """
+    pairs = [[seen[policy] for policy in ("expert_aware", baseline)] for seen in _by_seed(runs)]
     return (
         difference([ours.mean_ms for ours, _ in pairs], [base.mean_ms for _, base in pairs]),
         difference([ours.p95_ms for ours, _ in pairs], [base.p95_ms for _, base in pairs]),
     )
 
 
-def _by_seed(found: Mapping[str, Sequence[Seen]]) -> list[dict[str, Seen]]:
-    return [dict(zip(found, seen, strict=True)) for seen in zip(*found.values(), strict=True)]
+def _by_seed(runs: Mapping[str, Sequence[Seen]]) -> list[dict[str, Seen]]:
+    return [dict(zip(runs, seen, strict=True)) for seen in zip(*runs.values(), strict=True)]
 
 
-def outside(value: float, between: tuple[float, float]) -> float:
-    """How far a value is from an interval; 0 inside."""
-    least, most = between
+def outside(value: float, bounds: tuple[float, float]) -> float:
+    """Return how far a value is from an interval; 0 inside."""
+    least, most = bounds
     return max(value - most, 0.0) + min(value - least, 0.0)
 
 
-def prediction(found: Mapping[str, Sequence[Seen]]) -> Table:
-    """Paper, ours and gap of all that is published."""
-    count = len(found["expert_aware"])
+def prediction(runs: Mapping[str, Sequence[Seen]]) -> Table:
+    """Return paper, ours and gap of all published figures."""
+    count = len(runs["expert_aware"])
     table = Table(f"Prediction (95 % intervals over {count} seeds)", ["", "paper", "ours", "gap"])
-    for policy, seen in found.items():
+    for policy, seen in runs.items():
         ours = estimate(run.unique for run in seen)
         gap = f"{ours.mean - PAPER[policy]:+.2f}"
         kind = "predicted" if policy == "expert_aware" else "fitted"
         table.add(f"unique experts, {policy} ({kind})", f"{PAPER[policy]}", spread(ours), gap)
     for baseline in BASELINES:
-        for (name, paper), gain in zip(PAPER_GAINS.items(), gains(found, baseline), strict=True):
+        for (name, paper), gain in zip(PAPER_GAINS.items(), gains(runs, baseline), strict=True):
             table.add(
                 f"{name} normalised latency against {baseline} (%, predicted)",
                 interval(paper, digits=1),
                 spread(gain, digits=1, scale=100, sign=True),
                 f"{outside(100 * gain.mean, paper):+.1f}",
             )
-    for policy, seen in found.items():
+    for policy, seen in runs.items():
         mean, p95 = estimate(run.mean_ms for run in seen), estimate(run.p95_ms for run in seen)
         both = f"{spread(mean, digits=1)}; {spread(p95, digits=1)}"
         table.add(f"normalised latency, {policy}: mean; p95 (ms a token)", "-", both, "")
@@ -243,14 +247,14 @@ _COLUMNS: Final = (
 
 
 def _row(setting: Setting, seeds: Sequence[int]) -> list[str]:
-    found = {policy: [run(setting, policy, seed) for seed in seeds] for policy in PAPER}
-    unique = [f"{estimate(run.unique for run in seen).mean:.2f}" for seen in found.values()]
-    changes = [f"{100 * gain.mean:+.1f}" for base in BASELINES for gain in gains(found, base)]
+    runs = {policy: [run(setting, policy, seed) for seed in seeds] for policy in PAPER}
+    unique = [f"{estimate(run.unique for run in seen).mean:.2f}" for seen in runs.values()]
+    changes = [f"{100 * gain.mean:+.1f}" for base in BASELINES for gain in gains(runs, base)]
     return [*unique, *changes]
 
 
 def over_grid(points: Sequence[Setting]) -> Table:
-    """What the policies do at other rates and caps, on one seed of the calibration."""
+    """Return the policies' results at other rates and caps, on one seed of the calibration."""
     table = Table(
         f"All rates and caps at skew {points[0].skew:g} (1 seed)", ["rate, cap", *_COLUMNS]
     )
@@ -260,12 +264,15 @@ def over_grid(points: Sequence[Setting]) -> Table:
 
 
 def binding(setting: Setting) -> Setting:
-    """The same with a quarter of the batch cap."""
+    """Return the same setting with a quarter of the batch cap."""
     return replace(setting, cap=max(1, setting.cap // 4))
 
 
 def sensitivity(best: Setting, seeds: Sequence[int]) -> Table:
-    """One thing changed at a time; rules also where the cap is a quarter, so that it binds."""
+    """Return results with one thing changed at a time.
+
+    Rules are also changed at a quarter of the cap, where it binds.
+    """
     rules: dict[str, Mapping[str, Any]] = {
         "": {},
         ", unit: requests": {"unit": "requests"},
@@ -273,6 +280,7 @@ def sensitivity(best: Setting, seeds: Sequence[int]) -> Table:
         ", both": {"unit": "requests", "prefill": "every"},
         ", max_wait: 16": {"max_wait": 16},
     }
+    # Where the cap does not bind, all queued tokens fit, and no rule changes anything.
     tight = binding(best)
     changes: dict[str, Setting] = {
         **{f"as calibrated{rule}": replace(best, options=how) for rule, how in rules.items()},
@@ -289,7 +297,7 @@ def sensitivity(best: Setting, seeds: Sequence[int]) -> Table:
 
 
 def waits(setting: Setting, seeds: Sequence[int]) -> Table:
-    """The longest waits of each policy, with and without ageing; the most of all seeds."""
+    """Return the longest waits of each policy, with and without ageing, over all seeds."""
     table = Table(
         f"Cap {setting.cap}: longest before a first step (wait) and between two (pause), "
         f"most of {len(seeds)} seeds",
@@ -298,13 +306,13 @@ def waits(setting: Setting, seeds: Sequence[int]) -> Table:
     ageing = {f"expert_aware, max_wait {n}": {"max_wait": n} for n in (16, 4)}
     for name in (*PAPER, *ageing):
         aged = replace(setting, options=ageing.get(name, {}))
-        found = [run(aged, name.partition(",")[0], seed) for seed in seeds]
+        runs = [run(aged, name.partition(",")[0], seed) for seed in seeds]
         table.add(
             name,
-            f"{max(seen.wait_steps for seen in found)}",
-            f"{max(seen.wait_ms for seen in found):.0f}",
-            f"{max(seen.pause_steps for seen in found)}",
-            f"{max(seen.pause_ms for seen in found):.0f}",
+            f"{max(seen.wait_steps for seen in runs)}",
+            f"{max(seen.wait_ms for seen in runs):.0f}",
+            f"{max(seen.pause_steps for seen in runs)}",
+            f"{max(seen.pause_ms for seen in runs):.0f}",
         )
     return table
 

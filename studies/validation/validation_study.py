@@ -2,17 +2,17 @@
 
     python studies/validation/validation_study.py DIR [--device cpu|cuda]
 
-Configurations differ in model, cache size, batch, link speed, eviction policy and prefetch; those
+Configurations differ in model, cache size, batch, link speed, eviction policy and prefetch. Those
 that differ in policies only form a group, within which policies are ranked. A third of each
 model's, drawn by the hashes of their names, are calibration configurations; the others are held
-out. Costs are measured for each group, with workloads that calibration designs; the calibration
-configurations fit two numbers more. Runs are interleaved over all configurations, with a slice of
-calibration before each round, and kept as they finish: after an interruption the same command
-goes on.
+out. Costs are measured for each group, with workloads that calibration designs. The calibration
+configurations fit two more numbers. Runs are interleaved over all configurations, with a slice of
+calibration before each round, and stored as they finish. After an interruption the same command
+resumes the study.
 
-On a CPU links are emulated: copies take 1 to 4 ms, so that the jitter of a sleep is small beside
-them, or as long as they do (`free`). On a GPU links are what they are, and host memory is
-page-locked or not.
+On a CPU links are emulated. Copies take 1 to 4 ms, so that the jitter of a sleep is small compared
+with them, or run at memory speed (`free`). On a GPU links are real, and host memory is page-locked
+or not.
 """
 
 from __future__ import annotations
@@ -55,12 +55,12 @@ MODELS = {
 }
 EXPERT_BYTES = {"deep": 1_572_864, "wide": 4_718_592}
 REQUESTS = {"deep": {1: 2, 4: 6, 8: 10}, "wide": {1: 5, 4: 14, 8: 24}}
-"""By batch: a run of one to three seconds, long enough for a hiccup of the machine to be small."""
+"""By batch: a run takes one to three seconds, so that short disturbances matter little."""
 COPY_LATENCY_US = 50
 
 
 class Group(NamedTuple):
-    """What the policies of one ranking have in common."""
+    """The settings that the policies of one ranking share."""
 
     model: str
     slots: int
@@ -90,8 +90,8 @@ APART = (
     Group("wide", 8, 4, "free"),
     Group("wide", 10, 4, "4ms", "open"),
 )
-"""Regimes of their own, reported beside the others: links that nothing holds back, where copies and
-computation fight for memory and interpreter; and open arrivals, replayed."""
+"""Two regimes that are reported apart. On links without a limit, copies and computation compete for
+memory and interpreter. The other regime is open arrivals, replayed."""
 
 
 def main() -> None:
@@ -99,8 +99,9 @@ def main() -> None:
     ready_torch(options.device)
     machine = machine_facts(options.device)
     groups = [*GROUPS, *APART]
-    made = [one for group in groups for one in configurations(group, options.device)]
-    judged = [(name, group.model) for name, group, _ in made if group in GROUPS]
+    defined = [each for group in groups for each in configurations(group, options.device)]
+    judged = [(name, group.model) for name, group, _ in defined if group in GROUPS]
+    # Model by model, so that both models have calibration configurations.
     chosen: set[str] = set()
     for model in MODELS:
         chosen |= split([name for name, of in judged if of == model])
@@ -112,13 +113,13 @@ def main() -> None:
             held_out=group in GROUPS and name not in chosen,
             calibrates=name in chosen,
         )
-        for name, group, scenario in made
+        for name, group, scenario in defined
     ]
-    by_name = {name: group for name, group, _ in made}
+    by_name = {name: group for name, group, _ in defined}
     study = Study(
         options.folder, members, device=options.device, machine=machine, runs=options.runs
     )
-    plans = {one.name: prepare(one.scenario) for one in members}
+    plans = {each.name: prepare(each.scenario) for each in members}
     of_group = {by_name[name]: plan for name, plan in plans.items()}
     if not options.report:
         with (
@@ -128,7 +129,9 @@ def main() -> None:
         ):
             study.measure(plans, bench, progress=show or say, before=costs.measure)
     profiles = {group: priced(study, group, plan) for group, plan in of_group.items()}
-    costed = {one.name: with_profile(one.scenario, profiles[by_name[one.name]]) for one in members}
+    costed = {
+        each.name: with_profile(each.scenario, profiles[by_name[each.name]]) for each in members
+    }
     report(study, costed, by_name, machine)
 
 
@@ -144,16 +147,16 @@ def parse() -> argparse.Namespace:
 
 
 def configurations(group: Group, device: str) -> list[tuple[str, Group, Scenario]]:
-    """The members of a group: one workload under each policy."""
-    made = []
+    """Return the members of a group: one workload under each policy."""
+    members = []
     for policy, prefetch in POLICIES[:4] if group in GROUPS else (POLICIES[0], POLICIES[3]):
         name = f"{group.name}-{policy}" + ("" if prefetch == "none" else f"-{prefetch}")
-        made.append((name, group, load_scenario(plain(group, policy, prefetch, device, name))))
-    return made
+        members.append((name, group, load_scenario(plain(group, policy, prefetch, device, name))))
+    return members
 
 
 def plain(group: Group, policy: str, prefetch: str, device: str, name: str) -> dict[str, Any]:
-    """A scenario as plain data; the profile is replaced by the measured one."""
+    """Return a scenario as plain data; a measured profile replaces its profile later."""
     hardware: dict[str, Any] = {"profile": "t4"}
     if device == "cuda":
         hardware["pinned"] = group.link != "4ms"
@@ -185,8 +188,10 @@ def plain(group: Group, policy: str, prefetch: str, device: str, name: str) -> d
 
 
 class Costs:
-    """Costs of each group: measured once in short, then a slice more before each round of runs, so
-    that what is calibrated and what is predicted have met the same weather."""
+    """Costs of each group: a short calibration first, then a slice before each round of runs.
+
+    So calibration and runs see the same machine load.
+    """
 
     def __init__(self, study: Study, plans: dict[Group, Plan], options: argparse.Namespace) -> None:
         self._study = study
@@ -195,14 +200,14 @@ class Costs:
         self._open: dict[Group, Slices] = {}
 
     def measure(self, number: int) -> None:
-        """A slice for each group that lacks it."""
+        """Measure a slice for each group that lacks it."""
         for group, plan in self._plans.items():
             if not profile_of(self._study, group).exists():
                 say(f"calibrating {group.name}", 0, 0)
                 device, budget_s = self._options.device, self._options.calibration_s
-                made = calibrate_plan(plan, device=device, budget_s=budget_s)
-                save_samples(samples_of(self._study, group) / "first.json", made.samples)
-                made.write(profile_of(self._study, group))
+                profile = calibrate_plan(plan, device=device, budget_s=budget_s)
+                save_samples(samples_of(self._study, group) / "first.json", profile.samples)
+                profile.write(profile_of(self._study, group))
             file = samples_of(self._study, group) / f"round-{number}.json"
             if not file.exists():
                 if group not in self._open:
@@ -211,15 +216,16 @@ class Costs:
                 save_samples(file, self._open[group].sample(budget_s, seed=1 + number))
 
     def close(self) -> None:
-        """Let go of the models."""
-        for one in self._open.values():
-            one.close()
+        """Release the models."""
+        for slices in self._open.values():
+            slices.close()
 
 
 def priced(study: Study, group: Group, plan: Plan) -> Path:
-    """The profile of a group, its operations fitted to all slices."""
+    """Write and return the profile of a group, its operations fitted to all slices."""
     file = profile_of(study, group)
     samples = Samples()
+    # Sorted, so that the fit does not depend on the order of files on disk.
     for each in sorted(samples_of(study, group).glob("*.json")):
         samples.add(load_samples(each))
     emulated = study.device == "cpu"
@@ -234,48 +240,48 @@ def priced(study: Study, group: Group, plan: Plan) -> Path:
 
 
 def with_profile(scenario: Scenario, profile: Path) -> Plan:
-    """The plan of a scenario with the costs of a profile."""
+    """Return the plan of a scenario with the costs of a profile."""
     hardware = scenario.hardware.model_copy(update={"profile": str(profile.resolve())})
     return prepare(scenario.model_copy(update={"hardware": hardware}))
 
 
 def samples_of(study: Study, group: Group) -> Path:
-    """Where the samples of a group's slices are kept."""
+    """Return the folder of the samples of a group's slices."""
     return study.folder / "samples" / group.name
 
 
 def profile_of(study: Study, group: Group) -> Path:
-    """Where the costs of a group are kept."""
+    """Return the file of a group's profile."""
     return study.folder / f"profiles/{group.name}.yaml"
 
 
 def report(
     study: Study, plans: dict[str, Plan], groups: dict[str, Group], machine: dict[str, Any]
 ) -> None:
-    """Tables and figures of what is finished."""
-    plain_ = study.assess(plans)
-    fitted = fit(study, plans, plain_)
-    made = study.assess({name: corrected(plan, fitted) for name, plan in plans.items()})
+    """Write tables and figures of the finished configurations."""
+    unfitted = study.assess(plans)
+    correction = fit(study, plans, unfitted)
+    fitted = study.assess({name: corrected(plan, correction) for name, plan in plans.items()})
     for folder, kind in ((study.folder, GROUPS), (study.folder / "apart", APART)):
-        members = [one for one in study.configurations if groups[one.name] in kind]
+        members = [each for each in study.configurations if groups[each.name] in kind]
         rows = [
             {
-                "configuration": one.name,
-                "group": one.group,
-                "held_out": one.held_out,
-                "calibrates": one.calibrates,
-                **made[one.name].summary,
-                "uncorrected_bias_pct": plain_[one.name].summary["total_time_bias_pct"],
-                "uncorrected_step_error_pct": plain_[one.name].summary[
+                "configuration": each.name,
+                "group": each.group,
+                "held_out": each.held_out,
+                "calibrates": each.calibrates,
+                **fitted[each.name].summary,
+                "uncorrected_bias_pct": unfitted[each.name].summary["total_time_bias_pct"],
+                "uncorrected_step_error_pct": unfitted[each.name].summary[
                     "step_time_error_median_pct"
                 ],
             }
-            for one in members
-            if one.name in made
+            for each in members
+            if each.name in fitted
         ]
         results, before = (
-            {one.name: which[one.name].comparison for one in members if one.name in which}
-            for which in (made, plain_)
+            {each.name: which[each.name].comparison for each in members if each.name in which}
+            for which in (fitted, unfitted)
         )
         pairs = [{**asdict(p), "agrees": p.agrees} for p in rankings(results, members)]
         said, uncorrected = asdict(verdict(results, members)), asdict(verdict(before, members))
@@ -284,25 +290,25 @@ def report(
             f"measured on {study.device}: {facts}",
             f"{study.runs} runs each, interleaved, after a warm-up that does not count",
             f"fitted to the calibration configurations: computation takes "
-            f"{fitted.compute_factor:.3f} times as long as calibrated, and starts on an expert "
-            f"that has just landed {fitted.landing_ns / 1000:.0f} µs later",
+            f"{correction.compute_factor:.3f} times as long as calibrated, and starts on an expert "
+            f"that has just landed {correction.landing_ns / 1000:.0f} µs later",
         ]
         folder.mkdir(exist_ok=True)
         title = "Validation study" if kind is GROUPS else "Free links, and open arrivals"
         write_study(folder, rows, said, pairs, title=title, notes=notes, uncorrected=uncorrected)
         write_json(
             folder / "verdict.json",
-            {"verdict": said, "nothing_fitted": uncorrected, "fitted": asdict(fitted)},
+            {"verdict": said, "nothing_fitted": uncorrected, "fitted": asdict(correction)},
         )
         write_tables([configuration_table(rows), verdict_table(said)])
 
 
 def fit(study: Study, plans: dict[str, Plan], assessed: dict[str, Validation]) -> Correction:
-    """The two numbers, from calibration configurations that are finished and testable."""
+    """Fit the two numbers to the calibration configurations that are finished and testable."""
     chosen = [
-        one.name
-        for one in study.configurations
-        if one.calibrates and one.name in assessed and assessed[one.name].summary["testable"]
+        each.name
+        for each in study.configurations
+        if each.calibrates and each.name in assessed and assessed[each.name].summary["testable"]
     ]
     if not chosen:
         return Correction()
@@ -324,5 +330,5 @@ if __name__ == "__main__":
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
-        print("interrupted: finished runs are kept; the same command goes on", file=sys.stderr)
+        print("interrupted: finished runs are kept; the same command resumes", file=sys.stderr)
         sys.exit(130)

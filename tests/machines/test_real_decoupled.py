@@ -323,7 +323,7 @@ def test_routers_in_each_layer_reveal_too_little_for_some_policies() -> None:
     with pytest.raises(UsageError, match="expert_aware asks which experts queued tokens want; the"):
         served("layerwise", batching="expert_aware")
     for routing in ("layerwise", "decoupled"):
-        with pytest.raises(UsageError, match="task_aware asks what requests will ever want; those"):
+        with pytest.raises(UsageError, match="task_aware needs the experts of all tokens"):
             served(routing, batching="task_aware")
     with pytest.raises(UsageError, match="layer_ahead looks 1 layers ahead; the routers of ReadMe"):
         served("layerwise", prefetch="layer_ahead")

@@ -127,7 +127,7 @@ def test_a_run_on_disk_is_the_run(tmp_path: Path) -> None:
             assert np.array_equal(getattr(again, table)[name], column)
     assert compare([again], run).summary["total_time_error_pct"] == 0
     (tmp_path / "a/run-0.npz").write_bytes(b"PK")
-    with pytest.raises(OutputError, match="no finished run"):
+    with pytest.raises(OutputError, match="not a finished run"):
         load_run(tmp_path / "a/run-0.npz")
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -110,3 +112,30 @@ def test_the_scenario_of_the_readme_is_one() -> None:
     (code,) = re.findall(r"```yaml\n(.*?)```", text, re.S)
     scenario = Scenario.model_validate(safe_load(code))
     assert len(build_workload(scenario, load_trace(ROOT / "traces/deep"))) == 16
+
+
+@pytest.fixture
+def words() -> Any:
+    spec = importlib.util.spec_from_file_location("words", ROOT / ".ci/words.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_word_check_reads_comments_and_strings_but_no_code(words: Any, tmp_path: Path) -> None:
+    path = tmp_path / "code.py"
+    path.write_text("nobody = 1  # it goes\n# on\nx = f'so many {x}'\n")
+    text = words.prose(path)
+    hits = [(" ".join(hit[0].split()), hit.start()) for hit in words.FORBIDDEN.finditer(text)]
+    assert hits == [("goes on", text.index("goes")), ("so many", text.index("so many"))]
+    assert text.count("\n") == 3
+
+
+def test_the_length_of_a_sentence_leaves_out_code_tables_and_headings(words: Any) -> None:
+    text = (
+        "# A heading\n\nThree words `a b`. One e.g. two\n\n| a | b |\n\n```sh\nrun it. now\n```\n"
+    )
+    assert words.mean_words(text) == pytest.approx((3 + 3) / 2)
+    assert words.mean_words("- one two.\n- three four five six") == pytest.approx(3)

@@ -295,7 +295,7 @@ def test_a_task_that_gates_do_not_know_is_refused(tmp_path: Path) -> None:
             record(model, None, [Prompt(tokens=(3, 4), domain=domain)], tmp_path / "t")
     assert not (tmp_path / "t").exists()
     ids, _, _ = batch()
-    with pytest.raises(UsageError, match="was told the tasks of 0 sequences, of 3"):
+    with pytest.raises(UsageError, match="needs one for each of 3 sequences, not 0"):
         model(input_ids=ids)
 
 
@@ -416,7 +416,7 @@ def test_a_checkpoint_of_another_run_is_refused(corpus: Corpus, tmp_path: Path) 
     with pytest.raises(MoesimError, match="belongs to another run"):
         train(TINY, corpus, tmp_path / "m", checkpoint=kept)
     kept.write_bytes(b"nonsense")
-    with pytest.raises(MoesimError, match=r"is no checkpoint of a training .*delete it"):
+    with pytest.raises(MoesimError, match=r"is not a checkpoint of a training .*delete it"):
         train(TINY, corpus, tmp_path / "m", checkpoint=kept)
 
 

@@ -409,7 +409,8 @@ class LosesIds(Watched):
 
 
 def test_14_a_lost_copy_ends_the_run_and_is_named() -> None:
-    assert re.search(r"waits for ever; pending: .*copy of key \d+ on h2d", broken(14, LosesACopy))
+    said = broken(14, LosesACopy)
+    assert re.search(r"waits without end; pending: .*copy of key \d+ on h2d", said)
 
 
 def test_14_lost_ids_end_the_run() -> None:
@@ -422,7 +423,7 @@ def test_hardware_too_slow_to_tell_the_time_is_no_broken_invariant(
     prefetch: str, figures: dict[str, Any]
 ) -> None:
     slow = plan(hardware={"profile": "t4", **figures}, prefetch={"policy": prefetch})
-    with pytest.raises(UsageError, match="past 146 years"):
+    with pytest.raises(UsageError, match="exceeds 146 years"):
         run_on(slow)
 
 

@@ -77,7 +77,7 @@ def test_a_file_is_read_with_ids_that_count_from_zero(tmp_path: Path) -> None:
     assert ratings.values.tolist() == [3, 5, 1]
     assert (ratings.num_users, ratings.num_movies) == (2, 2)
     file.write_text("a\tb\n1\t2\n", encoding="utf-8")
-    with pytest.raises(UsageError, match="has not the columns user_id"):
+    with pytest.raises(UsageError, match="lacks one of user_id"):
         movielens.read(file)
 
 

@@ -295,7 +295,7 @@ def test_a_checkpoint_of_another_run_or_of_nothing_is_refused(tmp_path: Path) ->
         with pytest.raises(MoesimError, match="belongs to another run"):
             run(model, rows, settings)
     file.write_bytes(b"something else")
-    with pytest.raises(MoesimError, match="is no checkpoint of a training"):
+    with pytest.raises(MoesimError, match="is not a checkpoint of a training"):
         run(mixture(), examples(40))
 
 

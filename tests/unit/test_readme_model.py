@@ -279,10 +279,10 @@ def test_a_cache_that_the_router_does_not_know_is_refused() -> None:
     with torch.inference_mode():
         cut = model(tokens[:, :5]).past_key_values
         cut.crop(-2)
-        with pytest.raises(UsageError, match="holds 3 tokens, of which the router has seen 5"):
+        with pytest.raises(UsageError, match="holds 3 tokens, but the router has seen 5"):
             model(tokens[:, 3:], past_key_values=cut)
         given = model(tokens[:, :5], path_ids=torch.zeros(2, 5, dtype=torch.long)).past_key_values
-        with pytest.raises(UsageError, match="holds 5 tokens, of which the router has seen 0"):
+        with pytest.raises(UsageError, match="holds 5 tokens, but the router has seen 0"):
             model(tokens[:, 5:], past_key_values=given)
 
 

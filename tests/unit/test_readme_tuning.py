@@ -132,7 +132,7 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
     save_file({"scores": torch.zeros(1)}, tmp_path / "scores.safetensors")
     for other in (b"not tensors", (tmp_path / "scores.safetensors").read_bytes()):
         checkpoint.write_bytes(other)
-        with pytest.raises(MoesimError, match="is no checkpoint of a training"):
+        with pytest.raises(MoesimError, match="is not a checkpoint of a training"):
             tune(readme_model(), text(), QUICK, checkpoint=checkpoint)
 
 

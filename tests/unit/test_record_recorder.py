@@ -254,7 +254,7 @@ def test_a_layer_that_does_not_run_or_runs_twice_is_an_error(
     with pytest.raises(TraceError, match=r"layer 1 .*routed twice"), Recorder(model):
         generate(model)
     monkeypatch.setattr(block, "forward", lambda hidden: forward(hidden[:, -1:]))
-    with pytest.raises(UsageError, match=r"of 27 tokens it shows \[\(3, 8\)"), Recorder(model):
+    with pytest.raises(UsageError, match=r"for 27 tokens it returns \[\(3, 8\)"), Recorder(model):
         generate(model)
 
 
@@ -329,9 +329,9 @@ def test_experts_without_a_router_are_read_from_their_call() -> None:
     np.testing.assert_array_equal(
         recording.expert_ids[:, :, 0], hidden.softmax(-1).topk(2, dim=-1).indices.numpy()
     )
-    with pytest.raises(UsageError, match="ToyBlock at 0 has no router that can be asked"):
+    with pytest.raises(UsageError, match="ToyBlock at 0 has no router that can predict"):
         Recorder(model, prediction_depth=1)
-    refused = pytest.raises(UsageError, match="show no scores of all experts")
+    refused = pytest.raises(UsageError, match="do not return scores of all experts")
     with refused, Recorder(model, probabilities=True):
         model(hidden)
 

@@ -134,7 +134,7 @@ def test_exchanged_shards_are_found(role: str, whole: Path, tmp_path: Path) -> N
     one, other = first.read_bytes(), second.read_bytes()
     first.write_bytes(other)
     second.write_bytes(one)
-    refused(tmp_path / "trace", first.name, "SHA-256.*exchanged", opening=False)
+    refused(tmp_path / "trace", first.name, "SHA-256.*replaced", opening=False)
 
 
 def test_exchanged_places_of_shards_are_found(folder: Path) -> None:

@@ -62,7 +62,7 @@ def _decodes(requests: int, prompt: int, outputs: int) -> list[Any]:
 @pytest.mark.parametrize(
     ("script", "complaint"),
     [
-        ([((0, 3, 5),)], "takes request 0 at row 3, and it is at row 0"),
+        ([((0, 3, 5),)], "takes request 0 at row 3, but it is at row 0"),
         ([((0, 0, 8),)], "ends after 1 steps"),
     ],
 )

@@ -1,5 +1,5 @@
-"""The real machine: torch does what the simulated machine only charges for.
+"""The real machine: torch does the work that the simulated machine only prices.
 
-A server cannot tell it from the simulated one; so decisions agree exactly, and time is all there
-is to compare. `run_real` serves a plan on it; everything here needs the extra `torch`.
+The same server runs on both machines, so decisions agree exactly and only times differ. `run_real`
+serves a plan on it. Everything here needs the extra `torch`.
 """

@@ -1,8 +1,9 @@
-"""Attention over a packed batch, with a KV store: what continuous batching asks of a model.
+"""Attention over a packed batch, with a KV store, as continuous batching needs it.
 
-The tokens of all sequences of a step stand in one row. Everything but attention treats each token
-by itself; attention is a function of ours that appends keys and values to the store and lets every
-sequence look at its own past. A sequence that starts again at position 0 overwrites what it had.
+The tokens of all sequences of a step are packed into one row. All operations but attention treat
+each token by itself. Attention is a function of this module: it appends keys and values to the
+store, and each sequence attends to its own past. A sequence that starts again at position 0
+overwrites its old entries.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from moesim.machine.real.batch import Span
 
 __all__ = ["KvStore", "attach", "checked_config"]
 
-_NAME = "moesim"  # what our attention is called in transformers' registry
-_STORE = "moesim_kv"  # the attribute by which an attention module finds the store
+_NAME = "moesim"  # the name of this attention in transformers' registry
+_STORE = "moesim_kv"  # the attribute of an attention module that holds the store
 
 
 class KvStore:
@@ -34,7 +35,7 @@ class KvStore:
         self._masks: dict[tuple[int, int | None], Tensor | None] = {}
 
     def begin(self, spans: Sequence[Span]) -> None:
-        """A step begins: its rows are those of `spans`, one after another."""
+        """Begin a step: its rows are those of `spans`, one after another."""
         self._spans = spans
         self._masks.clear()
         self.layers_attended = 0
@@ -53,10 +54,14 @@ class KvStore:
         window: int | None,
         sinks: Tensor | None,
     ) -> Tensor:
-        """`query [heads, T, width]` over all that its sequences have kept, `key` and `value
-        [KV heads, T, width]` included; answers `[T, heads, value width]`."""
+        """Store `key` and `value [KV heads, T, width]`, then attend with `query [heads, T, width]`.
+
+        Each sequence attends to all its stored entries, within `window`. Return
+        `[T, heads, value width]`.
+        """
         self.layers_attended += 1
         out = query.new_empty(query.shape[1], query.shape[0], value.shape[-1])
+        # Sequences have different lengths, so each attends in a call of its own.
         start = 0
         for span in self._spans:
             stop = start + span.tokens
@@ -72,10 +77,11 @@ class KvStore:
         return out
 
     def _extend(self, layer: int, span: Span, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Append; answers all that the span's sequence has kept."""
+        """Append keys and values; return all that the span's sequence has stored."""
         layers = self._kept.setdefault(span.sequence, {})
         end = span.position + span.tokens
         room = layers[layer][0].shape[1] if layer in layers else 0
+        # Room for the whole sequence at once: growing would copy all entries in every step.
         if span.position == 0 and room < span.capacity:
             room = span.capacity
             layers[layer] = (_room(key, span.capacity), _room(value, span.capacity))
@@ -89,34 +95,34 @@ class KvStore:
         return keys[:, :end], values[:, :end]
 
     def _mask(self, span: Span, window: int | None, device: torch.device) -> Tensor | None:
-        """Which of its kept rows each of the span's rows sees, `[tokens, kept]`; None: all."""
+        """Return which stored rows each of the span's rows sees, `[tokens, stored]`; None: all."""
         end = span.position + span.tokens
         if window is not None and window >= end:
             window = None
         if span.tokens == 1 and window is None:
             return None
-        known = (span.sequence, window)
-        if known not in self._masks:
+        place = (span.sequence, window)  # the same in every layer of a step, so build it once
+        if place not in self._masks:
             rows = torch.arange(span.position, end, device=device)[:, None]
             columns = torch.arange(end, device=device)[None, :]
             seen = columns <= rows
             if window is not None:
                 seen &= columns > rows - window
-            self._masks[known] = seen
-        return self._masks[known]
+            self._masks[place] = seen
+        return self._masks[place]
 
 
 def attach(model: nn.Module, store: KvStore) -> Callable[[], None]:
-    """Let a Hugging Face model attend by way of `store`, and by no other; answers what undoes it.
+    """Make a Hugging Face model attend only through `store`; return a function that undoes it.
 
-    Raises `UsageError` where the model's attention cannot be exchanged.
+    Raise `UsageError` if the model's attention cannot be replaced.
     """
     AttentionInterface.register(_NAME, _attend)
     chosen: Any = model
     before = chosen.config._attn_implementation
     chosen.set_attn_implementation(_NAME)
     if chosen.config._attn_implementation != _NAME:
-        raise UsageError(f"{type(model).__name__} does not let its attention be exchanged")
+        raise UsageError(f"{type(model).__name__} does not allow its attention to be replaced")
     layers = [module for module in model.modules() if hasattr(module, "layer_idx")]
     for module in layers:
         setattr(module, _STORE, store)
@@ -141,7 +147,7 @@ def _attend(
     s_aux: Tensor | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """What transformers calls; `query`, `key`, `value [1, heads, T, width]`."""
+    """Attend; transformers calls it with `query`, `key`, `value [1, heads, T, width]`."""
     if options.get("softcap") is not None:
         raise UsageError(f"{type(module).__name__} caps its scores, which is not supported")
     window = sliding_window or getattr(module, "sliding_window", None) or None
@@ -158,7 +164,7 @@ def _attention(
     query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scaling: float | None
 ) -> Tensor:
     groups = query.shape[0] // keys.shape[0]
-    if query.shape[1] == 1 and groups > 1:  # heads that share keys are as good as rows
+    if query.shape[1] == 1 and groups > 1:  # treat heads that share keys as rows: no key is copied
         rows = query.reshape(keys.shape[0], groups, query.shape[2])
         out = functional.scaled_dot_product_attention(rows, keys, values, mask, scale=scaling)
         return out.reshape(query.shape[0], 1, -1)
@@ -175,7 +181,7 @@ def _sink_attention(
     scaling: float | None,
     sinks: Tensor,
 ) -> Tensor:
-    """With a place to look at that holds nothing, for each head (GPT-OSS)."""
+    """Attend with an additional score for each head that has no value (GPT-OSS)."""
     groups = query.shape[0] // keys.shape[0]
     keys = keys.repeat_interleave(groups, dim=0)
     values = values.repeat_interleave(groups, dim=0)
@@ -190,11 +196,11 @@ def _sink_attention(
 
 
 def checked_config(model: nn.Module) -> Any:
-    """The model's configuration. Raises `UsageError` if its sequences cannot stand in one row."""
+    """Return the model's configuration. Raise `UsageError` if its sequences cannot be packed."""
     config: Any = getattr(model, "config", None)
     if config is None or config.is_encoder_decoder:
         raise UsageError(
-            f"{type(model).__name__} is no Hugging Face decoder; only those can be run"
+            f"{type(model).__name__} is not a Hugging Face decoder; only those can be run"
         )
     rope = getattr(config.get_text_config(), "rope_parameters", None) or {}
     kind = str(rope.get("rope_type", "default")) if isinstance(rope, dict) else "default"

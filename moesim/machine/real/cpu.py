@@ -1,9 +1,9 @@
-"""The CPU as a device: two pools of host memory, a thread for each lane, a link on demand.
+"""The CPU as a device: two pools of host memory, a thread for each lane, and emulated links.
 
 Copies between the pools release the interpreter lock, so they run beside the computation. An
-*emulated link* holds back the news of a copy until its latency and its bytes' time have passed:
-so the ratios of PCIe can be run anywhere. Copies that follow each other are timed from the
-moment the one before should have ended, so that late wake-ups do not add up.
+*emulated link* withholds the completion of a copy until its latency and its bytes' time have
+passed. So any machine can run the ratios of PCIe. A copy that follows another is timed from the
+nominal end of the one before, so that late wake-ups do not add up.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = ["CpuDevice", "Done"]
 
 
 class Done(NamedTuple):
-    """The mark of work that is over."""
+    """The mark of finished work."""
 
     start_ns: int
     finish_ns: int
@@ -30,7 +30,7 @@ class Done(NamedTuple):
 
 
 class CpuDevice:
-    """Works in the lane's own thread: a mark is done when `submit` returns."""
+    """A device that works in the lane's own thread: a mark is done when `submit` returns."""
 
     name = "cpu"
     torch_device = "cpu"
@@ -57,10 +57,11 @@ class CpuDevice:
             takes = copy_ns(link, nbytes, pinned=True) - (link.latency_ns if goes_on else 0)
             due = max(self._free_ns[lane], ready_ns) + takes
             self._free_ns[lane] = due
+            # The copy itself has taken a part of the link's time; only the rest is waited for.
             left = due - time.monotonic_ns()
             if left > 0:
                 time.sleep(left / 1e9)
         return Done(start, time.monotonic_ns())
 
     def close(self) -> None:
-        """Nothing to let go of."""
+        """Do nothing: there is nothing to release."""

@@ -1,8 +1,8 @@
-"""A CUDA GPU: computation on one stream, copies on a stream for each direction.
+"""A CUDA GPU: computation on one stream, copies on one stream per direction.
 
-What is handed in runs behind what its stream has already; events mark its ends and time it.
-There is no waiting for any of several events, so lanes poll. Nothing here has state of its own
-between lanes: who depends on whom is the machine's business.
+Work runs behind the earlier work of its stream. Events mark its start and end, and time it. CUDA
+cannot wait for any one of several events, so lanes poll. The device holds no dependencies between
+lanes; the machine keeps them.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class _Event:
 
 
 class CudaDevice:
-    """The current CUDA device. Raises `UsageError` where there is none."""
+    """The current CUDA device. Raises `UsageError` if there is none."""
 
     name = "cuda"
     torch_device = "cuda"
@@ -58,6 +58,8 @@ class CudaDevice:
         self._torch: Any = torch
         self._streams = {lane: self._torch.cuda.Stream() for lane in (GPU, H2D, D2H)}
         self._origin = self._torch.cuda.Event(enable_timing=True)
+        # One origin event ties the device's clock to the host's: `elapsed_time` gives differences
+        # only.
         torch.cuda.synchronize()
         self._origin.record(torch.cuda.current_stream())
         self._origin.synchronize()

@@ -1,8 +1,8 @@
-"""What a device is to the real machine: lanes that take work and say when it is done.
+"""The interface of a device: lanes that take work and report when it is done.
 
-Work is a function. A device may be done with it when `submit` returns (the CPU, which works in
-the lane's own thread) or much later (a GPU): the *mark* tells. Within a lane work is done in
-order; between lanes nothing is promised, so whoever depends on something waits for its mark.
+Work is a function. It may be done when `submit` returns (the CPU, which works in the lane's own
+thread) or much later (a GPU); the *mark* tells which. Within a lane, work is done in order. Between
+lanes no order is guaranteed, so code that depends on some work waits for its mark.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ class Mark(Protocol):
     def finish_ns(self) -> int: ...
 
     def done(self) -> bool:
-        """Whether the work is done and all can see what it did. Raises what it raised."""
+        """Return whether the work is done and its effects are visible. Raise the work's error."""
 
 
 class Device(Protocol):
-    """One GPU and its two copy engines, or what stands for them."""
+    """One GPU and its two copy engines, or a substitute."""
 
     name: str
     torch_device: str
-    """Where expert buffers and the model's other weights live."""
+    """The torch device of expert buffers and the model's other weights."""
     pins: bool
     """Whether page-locked host memory makes a difference."""
     outstanding: int
-    """Pieces of work that a lane may hand in before the first of them is done."""
+    """How many pieces of work a lane may hand in before the first of them is done."""
 
     def submit(
         self,
@@ -51,19 +51,21 @@ class Device(Protocol):
         goes_on: bool = False,
         ready_ns: int = 0,
     ) -> Mark:
-        """Hand in work for a lane; always called by the same thread for a lane. `nbytes` cross
-        the link (0: nothing of weight), and could have from `ready_ns` on; `goes_on`: they
-        are the next chunk of the copy before, and pay no latency of their own."""
+        """Hand in work for a lane; one thread makes all calls for a lane.
+
+        `nbytes` cross the link (0: too few to count), and could have from `ready_ns` on. With
+        `goes_on` they are the next chunk of the copy before, which has paid the latency.
+        """
 
     def close(self) -> None:
-        """Let go of threads and memory."""
+        """Release threads and memory."""
 
 
 def open_device(name: str, *, h2d: Link | None = None, d2h: Link | None = None) -> Device:
-    """A device by name; `h2d` and `d2h` emulate links of such speeds, on the CPU only, where from
-    now on torch computes in one thread.
+    """Open a device by name; `h2d` and `d2h` are emulated links, on the CPU only.
 
-    Raises `UsageError` for an unknown name, and for cuda where there is no GPU.
+    For cpu and fake, torch computes in one thread from now on. Raise `UsageError` for an unknown
+    name, and for cuda without a GPU.
     """
     if name in ("cpu", "fake"):
         one_thread()
@@ -83,8 +85,11 @@ def open_device(name: str, *, h2d: Link | None = None, d2h: Link | None = None) 
 
 
 def one_thread() -> None:
-    """Compute in one thread on the CPU: copies have the other processors to themselves, as with a
-    copy engine, and a measured duration means the same wherever it is used."""
+    """Make torch compute in one thread on the CPU.
+
+    The other processors are then free for copies, as with a copy engine. It also makes a measured
+    duration valid on the same machine wherever it is used.
+    """
     import torch
 
     torch.set_num_threads(1)

@@ -1,9 +1,9 @@
 """The executor: a real model's forward pass, cut into the operations that a server asks for.
 
-The forward pass of a Hugging Face model runs in a greenlet. Where it reaches the routed experts of
-a layer, or the end of a layer without any, it goes back to whoever asked, in the same thread, and
-goes on with the next operation: attention, router and layers are the model's own code. Experts run
-outside of it, from buffers that somebody else fills.
+The forward pass of a Hugging Face model runs in a greenlet. When it reaches the routed experts of a
+layer, or the end of a layer without routed experts, it switches back to its caller in the same
+thread. The next operation continues it. Attention, router and layers are the model's own code.
+Experts run outside of it, from buffers that the server's copies fill.
 """
 
 from __future__ import annotations
@@ -29,24 +29,28 @@ from moesim.record.routers import find_moe_layers
 
 __all__ = ["Executor"]
 
-_Stop = tuple[type[Op], int]  # where a forward pass stands: the operation that just ended
+_Stop = tuple[type[Op], int]  # the operation that a forward pass has just ended, and its layer
 
 
 class Executor:
-    """Runs `model`, which it borrows: its experts move to `host`, its attention is exchanged, and
-    all but the experts moves to `device` (None: it is there); `close` gives it back on the host.
+    """Runs `model` in place until `close`.
 
-    `buffers` expert-sized places on the device; `distinct_experts` bounds how many random
-    experts a model without weights gets (`models.shaped_model`); `pinned` page-locks the host's.
-    With a `prediction_depth`, the routers of so many following layers are asked of each layer's
-    hidden state too.
-    A step is `begin`, then `run` with `[Dense.., Front, Experts..]` for each MoE layer, `Dense..`,
-    `Tail`; a `fetch` after a `Front` makes `ids` known, and must come before its `Experts`; after
-    `Tail` it makes `sampled` known. `run` belongs to one thread, from `begin` to `Tail`.
-    A decoupled router has chosen before a step, whose batch says what: it runs over tokens that
-    arrive (`route`), and in `Tail` over those that are sampled (`sampled_routes`).
+    Experts move to host memory, attention is replaced, and all other weights move to `device`
+    (None: they stay where they are). `close` restores the model on the host.
 
-    Raises `UsageError` for a model that cannot be run so, naming what is not supported.
+    `buffers` is the number of expert-sized buffers on the device. `distinct_experts` limits how
+    many random experts a model without weights gets (`models.shaped_model`). `pinned` page-locks
+    the experts on the host. With a `prediction_depth`, the routers of that many following layers
+    also run on each layer's hidden state.
+
+    A step is `begin`, then `run` with `[Dense.., Front, Experts..]` for each MoE layer, `Dense..`
+    and `Tail`. A `fetch` after a `Front` makes `ids` known, and must come before its `Experts`. A
+    `fetch` after `Tail` makes `sampled` known. One thread makes all calls of `run` in a step.
+
+    A decoupled router chooses before a step, and the step's batch holds its choice. The router runs
+    over tokens that arrive (`route`), and in `Tail` over sampled tokens (`sampled_routes`).
+
+    Raises `UsageError` that names what is not supported, for a model that cannot be run this way.
     """
 
     def __init__(
@@ -97,12 +101,13 @@ class Executor:
             undo.callback(attach(model, self._kv))
             if self._device != there:
                 model.to(self._device)
-                undo.callback(model.to, there)  # first of all, while the experts are elsewhere
+                # Undone first, while the experts are not in the model, so they stay on the host.
+                undo.callback(model.to, there)
             self._undo = undo.pop_all()
         self._batch = Batch(())
         self._pass: greenlet | None = None
         self._event: LayerEvent | None = None
-        self._newest: Tensor | None = None  # what the next fetch brings
+        self._newest: Tensor | None = None  # the tensor that the next fetch brings
         self._fetched = torch.empty(0)
         self._ids: list[npt.NDArray[np.int64] | None] = []
         self.logits = torch.empty(0)
@@ -110,46 +115,54 @@ class Executor:
     # --- the server's side, between steps ---
 
     def begin(self, batch: Batch) -> None:
-        """The next step. Raises `InvariantError` if arrays and spans disagree on T, or experts
-        are missing that a decoupled router has chosen before."""
+        """Begin the next step.
+
+        Raise `InvariantError` if arrays and spans disagree on T, or if the batch of a model with a
+        decoupled router has no experts.
+        """
         total = sum(span.tokens for span in batch.spans)
-        for name, given in (("token_ids", batch.token_ids), ("expert_ids", batch.expert_ids)):
-            if given is not None and len(given) != total:
-                raise InvariantError(4, f"{total} rows in the step, {len(given)} {name}")
+        for name, ids in (("token_ids", batch.token_ids), ("expert_ids", batch.expert_ids)):
+            if ids is not None and len(ids) != total:
+                raise InvariantError(4, f"{total} rows in the step, {len(ids)} {name}")
         if self._router is not None and batch.expert_ids is None:
             raise InvariantError(4, "a decoupled router chooses experts before a step, not in it")
         self._batch = batch
         self._pass = self._event = self._newest = None
-        known = batch.expert_ids
-        self._ids = [None if known is None else known[:, x] for x in range(self.num_layers)]
+        chosen = batch.expert_ids
+        self._ids = [None if chosen is None else chosen[:, x] for x in range(self.num_layers)]
         self._kv.begin(batch.spans)
 
     def ids(self, layer: int) -> npt.NDArray[np.int64]:
-        """`[T, k]`: experts chosen at trace layer `layer` of this step, -1 where unused; known
-        once they are fetched."""
+        """Return `[T, k]`: the experts chosen at trace layer `layer` of this step, -1 where unused.
+
+        Raise `InvariantError` if they are not fetched.
+        """
         ids = self._ids[layer]
         if ids is None:
-            ids = self._ids[layer] = self._known(layer)[:, : self.top_k]
+            ids = self._ids[layer] = self._fetched_at(layer)[:, : self.top_k]
         return ids
 
     def predicted(self, layer: int, depth: int) -> npt.NDArray[np.int64]:
-        """`[T, k]`: what the router `depth` layers on says of the hidden state at `layer`, the
-        layer whose ids were fetched last; `[T, 0]` where no router was asked."""
-        return self._known(layer)[:, depth * self.top_k : (depth + 1) * self.top_k]
+        """Return `[T, k]`: the choice of the router `depth` layers later for the state at `layer`.
+
+        `layer` is the one whose ids were fetched last. The result is `[T, 0]` if that router did
+        not run.
+        """
+        return self._fetched_at(layer)[:, depth * self.top_k : (depth + 1) * self.top_k]
 
     def sampled(self) -> list[int]:
-        """The greedy token of each span of this step that samples, in order; known once fetched."""
+        """Return the greedy token of each span that samples, in order, after the last fetch."""
         return [int(token) for token in self._fetched[:, 0].tolist()]
 
     def route(self, batch: Batch) -> npt.NDArray[np.float64]:
-        """`[T, 2]`: what a decoupled router says of tokens that arrive: expert and its weight."""
+        """Return `[T, 2]`: a decoupled router's expert and its weight for tokens that arrive."""
         assert self._router is not None
         with torch.inference_mode():
             routes = self._router.route(self._put(batch.token_ids), batch.spans)
             return np.asarray(routes.cpu().numpy())
 
     def sampled_routes(self) -> npt.NDArray[np.float64]:
-        """`[samples, 2]`: what it says of the tokens of `sampled`."""
+        """Return `[samples, 2]`: a decoupled router's expert and weight for `sampled` tokens."""
         return np.asarray(self._fetched[:, 1:].numpy())
 
     def release(self, sequence: int) -> None:
@@ -163,20 +176,24 @@ class Executor:
     def run(self, op: Op, places: Sequence[int] = ()) -> None:
         """Run one operation; for `Experts`, `places[i]` is the buffer of `op.keys[i]`.
 
-        Raises `InvariantError` for operations out of order, or experts whose rows are not as many
-        as the operation says.
+        Raise `InvariantError` for operations out of order, or if an expert's number of rows is not
+        that of the operation.
         """
         with torch.inference_mode():
             if isinstance(op, Experts):
                 self._run_experts(op, places)
             else:
-                self._go_on(op)
+                self._resume(op)
 
     def fetch(self) -> None:
-        """Bring the newest ids, or the sampled tokens, to the host."""
+        """Bring the newest ids, or the sampled tokens, to the host.
+
+        Raise `InvariantError` if there are none.
+        """
         newest = self._newest
         if newest is None:
             raise InvariantError(4, "there is nothing to bring to the host")
+        # Nothing to copy; the lane still asks, so that the order of operations is the same.
         if newest.device.type == "cpu":
             self._fetched = newest
             return
@@ -184,17 +201,17 @@ class Executor:
         self._fetched.copy_(newest, non_blocking=True)
 
     def close(self) -> None:
-        """Give the model back; the executor is of no use afterwards."""
+        """Restore the model; the executor cannot be used afterwards."""
         self._undo.close()
         self._pass = self._event = None
         self.host = self.buffers = self.logits = torch.empty(0)
 
     # --- behind it ---
 
-    def _known(self, layer: int) -> npt.NDArray[np.int64]:
-        """What was fetched at the layer event that is under way."""
+    def _fetched_at(self, layer: int) -> npt.NDArray[np.int64]:
+        """Return the fetched ids and predictions of the current layer event."""
         if self._event is None or self._event.layer != layer:
-            raise InvariantError(4, f"ids of layer {layer} are asked for at another time")
+            raise InvariantError(4, f"ids of layer {layer} are read outside of its layer event")
         return self._fetched.numpy().astype(np.int64, copy=False)
 
     def _run_experts(self, op: Experts, places: Sequence[int]) -> None:
@@ -205,22 +222,22 @@ class Executor:
         for key, tokens, place in zip(op.keys, op.tokens, places, strict=True):
             event.compute(key - first, tokens, self._pool.weights_in(place))
 
-    def _go_on(self, op: Op) -> None:
-        """Let the forward pass run to the end of `op`."""
+    def _resume(self, op: Op) -> None:
+        """Run the forward pass to the end of `op`."""
         if self._pass is None:
             self._pass = greenlet(self._forward)
         asked = (type(op), getattr(op, "layer", 0))
         reached: _Stop = self._pass.switch()
         if reached != asked:
             ours, theirs = (f"{kind.__name__} of layer {layer}" for kind, layer in (reached, asked))
-            raise InvariantError(4, f"the model came to the end of {ours}, asked for was {theirs}")
+            raise InvariantError(4, f"the model ended {ours}, but the server asked for {theirs}")
 
     def _forward(self) -> _Stop:
-        """In the greenlet: the whole step, ending with the sampled tokens."""
+        """Run the whole step, up to the sampled tokens. It runs in the greenlet."""
         spans = self._batch.spans
         positions = positions_of(spans)
         tokens: Any = self._batch.token_ids
-        if tokens is None:
+        if tokens is None:  # a replay of a trace has no text, and any ids take the same time
             tokens = positions % self._model.config.vocab_size
         token_ids = self._put(tokens)
         ends = np.cumsum([span.tokens for span in spans]) - 1
@@ -234,43 +251,47 @@ class Executor:
         )
         if self._kv.layers_attended != self.num_model_layers:
             raise UsageError(
-                f"{type(self._model).__name__} attended in {self._kv.layers_attended} of its "
-                f"{self.num_model_layers} layers by the functions that can be exchanged; "
-                "supported are decoders all of whose layers do"
+                f"only {self._kv.layers_attended} of {self.num_model_layers} layers of "
+                f"{type(self._model).__name__} call an attention function that can be replaced; "
+                "decoders must do so in all layers"
             )
         self.logits = output.logits[0]
         self._newest = self._sample(token_ids)
         return Tail, 0
 
     def _paths(self) -> dict[str, Tensor]:
-        """What a decoupled model is told of its own router's choices."""
-        known = self._batch.expert_ids
-        if self._router is None or known is None:
+        """Return the arguments that give a decoupled model its router's earlier choices."""
+        chosen = self._batch.expert_ids
+        if self._router is None or chosen is None:
             return {}
-        ids, weights = self._put(known[:, 0, :1]), self._recorded_weights(0, self._model)
+        ids, weights = self._put(chosen[:, 0, :1]), self._recorded_weights(0, self._model)
         return {"path_ids": ids[None, :, 0], "path_weights": weights[None, :, 0]}
 
     def _sample(self, token_ids: Tensor) -> Tensor:
-        """`[samples, 1]`: greedy tokens; `[samples, 3]`: where their router is decoupled, their
-        experts and weights too. Where tokens are arbitrary, it runs for the time it takes."""
+        """Return greedy tokens `[samples, 1]`, or with experts and weights `[samples, 3]`.
+
+        The latter is the result of a decoupled router.
+        """
         tokens, spans = self.logits.argmax(dim=-1), self._batch.spans
         if self._router is None:
             return tokens[:, None]
         if self._batch.token_ids is None:
+            # Tokens are arbitrary and the trace decides; the router runs only to take its time.
             self._router.route(token_ids, spans)
             return tokens[:, None]
-        next_ones = [
+        following = [
             s._replace(position=s.position + s.tokens, tokens=1) for s in spans if s.samples
         ]
-        return torch.cat([tokens[:, None].double(), self._router.route(tokens, next_ones)], 1)
+        return torch.cat([tokens[:, None].double(), self._router.route(tokens, following)], 1)
 
     def _put(self, numbers: Any) -> Tensor:
         host = torch.from_numpy(np.asarray(numbers, dtype=np.int64))
         return host.to(self._device, non_blocking=True)
 
     def _at_experts(self, layer: int, hidden: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
-        """In the greenlet: layer `layer` has come to its experts."""
+        """Stop at the experts of layer `layer` until they are computed. It runs in the greenlet."""
         shared = self._shared[layer]
+        # Shared experts first, so that they run while routed experts are copied.
         if shared is not None:
             shared.compute(hidden)
         if self._batch.expert_ids is not None:
@@ -289,14 +310,14 @@ class Executor:
         return event.total()
 
     def _with_predictions(self, layer: int, hidden: Tensor, ids: Tensor) -> Tensor:
-        """`[T, k x (1 + depths)]`: the ids, then what later routers say."""
+        """Return `[T, k x (1 + depths)]`: the ids, then the choices of later routers."""
         later = self._moe[layer + 1 : layer + 1 + self._prediction_depth]
         return (
             torch.cat([ids, *(router.choose(hidden).ids for router in later)], 1) if later else ids
         )
 
     def _recorded_weights(self, layer: int, like: Any) -> Tensor:
-        """`[T, k]`, where and of the type that `like` is."""
+        """Return the batch's gate weights `[T, k]` on the device and of the type of `like`."""
         recorded = self._batch.gate_weights
         if recorded is None:
             shape = (len(self.ids(layer)), self.top_k)
@@ -307,7 +328,7 @@ class Executor:
     def _replace(
         self, number: int, block: nn.Module, experts: nn.Module | None, undo: ExitStack
     ) -> None:
-        """Put our modules where layer `number` has its routed and its late shared experts."""
+        """Replace the routed experts of layer `number`, and its shared experts if there are any."""
         name = next(name for name, child in block.named_children() if child is experts)
         setattr(block, name, StandIn(partial(self._at_experts, number)))
         undo.callback(setattr, block, name, experts)
@@ -319,9 +340,10 @@ class Executor:
         self._shared.append(early)
 
     def _watch_dense_layers(self, name: str, undo: ExitStack) -> int:
-        """Stop at the end of each layer without routed experts; answers how many layers there are.
+        """Stop at the end of each layer without routed experts; return the number of layers.
 
-        `name` is the path of a MoE block: the number in it is its layer's."""
+        `name` is the path of a MoE block; the number in it is that of its layer.
+        """
         parts = name.split(".")
         path = parts[: next(n for n, part in enumerate(parts) if part.isdigit())]
         layers: Any = self._model.get_submodule(".".join(path))
@@ -333,7 +355,7 @@ class Executor:
 
 
 def _pause(kind: type[Op], layer: int) -> None:
-    """Back to whoever asked for the operation that is over; goes on with the next one."""
-    asked = getcurrent().parent
-    assert asked is not None
-    asked.switch((kind, layer))
+    """Switch back to the caller, which asked for the finished operation."""
+    caller = getcurrent().parent
+    assert caller is not None
+    caller.switch((kind, layer))

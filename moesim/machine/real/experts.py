@@ -1,9 +1,9 @@
-"""Experts away from home: every weight of the routed experts on the host, a few in buffers.
+"""Offloaded experts: all weights of the routed experts on the host, a few experts in buffers.
 
-An expert is one row: its tensors flat, one after another. In place of a model's own experts stands
-a module that stops the forward pass, so that somebody else brings experts into buffers and has them
-computed, in any order and in any number of calls. What they say is kept apart for each assignment
-and summed in expert order, so that the order of arrival changes nothing.
+An expert is one row: its tensors, flat, one after another. A module replaces the model's own
+experts and stops the forward pass there. The server then copies experts into buffers and computes
+them, in any order and any number of calls. The output of each assignment is kept apart, and outputs
+are summed in expert order. So the order of arrival does not change the result.
 """
 
 from __future__ import annotations
@@ -25,12 +25,13 @@ __all__ = ["Early", "LayerEvent", "Pool", "StandIn", "Weights", "fill_randomly"]
 
 _KINDS: Final = ("gate_up_proj", "up_proj", "down_proj")
 _KNOWN: Final = {name + suffix for name in _KINDS for suffix in ("", "_bias")}
-_BLOCK: Final = 1_000_003  # random numbers that are drawn, and repeated; no power of two
+# Random numbers drawn once and repeated. Not a power of two, so that rows of a matrix differ.
+_BLOCK: Final = 1_000_003
 _SCALE: Final = 0.02
 
 
 class Weights(NamedTuple):
-    """Views of one expert's row, as its family shapes them."""
+    """Views of one expert's row, in the shapes of its model family."""
 
     up: Tensor
     down: Tensor
@@ -41,12 +42,11 @@ class Weights(NamedTuple):
 class Pool:
     """`host [distinct experts, elements]` and `buffers [buffers, elements]` on the device.
 
-    `experts` are a model's modules in order of its MoE layers: their weights move to `host`, and
-    they keep a view of it. Those without weights (on torch's meta device) keep having none; for
-    them there are `distinct` random experts, which all layers share. `pinned` keeps the host's in
-    page-locked memory.
+    `experts` are a model's modules in order of its MoE layers. Their weights move to `host`, and
+    the modules keep a view of it. Modules without weights (on torch's meta device) stay so, and all
+    layers share `distinct` random experts. With `pinned`, `host` is page-locked memory.
 
-    Raises `UsageError` for experts of a kind that is not known.
+    Raises `UsageError` for an unknown kind of experts.
     """
 
     def __init__(
@@ -86,15 +86,15 @@ class Pool:
 
     @property
     def expert_bytes(self) -> int:
-        """Bytes of one expert."""
+        """Return the bytes of one expert."""
         return self.host.shape[1] * self.host.element_size()
 
     def host_of(self, key: int) -> Tensor:
-        """The row of an expert on the host, `[elements]`."""
+        """Return the row of an expert on the host, `[elements]`."""
         return self.host[key % len(self.host)]
 
     def weights_in(self, place: int) -> Weights:
-        """What is in a buffer, as an expert's weights."""
+        """Return a buffer's content as an expert's weights."""
         return self._views[place]
 
     def _split(self, row: Tensor) -> Weights:
@@ -107,10 +107,10 @@ class Pool:
 
 
 class LayerEvent:
-    """The rows of one layer on their way through their experts.
+    """The computation of one layer's experts on its rows.
 
-    `hidden_TH` and `weights_Tk` are on the device; `ids_Tk`, on the host, has -1 where a place is
-    unused. `template` is the model's own module, which knows what to do between the projections.
+    `hidden_TH` and `weights_Tk` are on the device; `ids()` returns `[T, k]` on the host, -1 where a
+    place is unused. `template` is the model's own module, which has the activation function.
     """
 
     def __init__(
@@ -131,7 +131,7 @@ class LayerEvent:
         self._arranged = False
 
     def compute(self, expert: int, tokens: int, weights: Weights) -> None:
-        """Send its rows through one expert, whose number of rows the caller knows."""
+        """Compute one expert on its rows. Raise `InvariantError` unless there are `tokens` rows."""
         self._arrange()
         start, stop = self._edges[expert], self._edges[expert + 1]
         if stop - start != tokens:
@@ -146,7 +146,10 @@ class LayerEvent:
         self._left -= tokens
 
     def total(self) -> Tensor:
-        """`[T, H]`: the weighted outputs of each row's experts, summed in expert order."""
+        """Return `[T, H]`: the weighted outputs of each row's experts, summed in expert order.
+
+        Raise `InvariantError` if an assignment was not computed.
+        """
         self._arrange()
         if self._left:
             raise InvariantError(
@@ -164,7 +167,7 @@ class LayerEvent:
         """Sort the assignments by expert, within an expert by place and row, unused ones last."""
         if self._arranged:
             return
-        self._arranged = True
+        self._arranged = True  # only now: at construction the ids are not on the host yet
         ids, device = self._ids().T.reshape(-1), self._hidden_TH.device
         num_rows = len(self._hidden_TH)
         ids = np.where(ids < 0, self._num_experts, ids)
@@ -182,7 +185,7 @@ class LayerEvent:
 
 
 class StandIn(nn.Module):
-    """Stands where a model's experts stood, and hands what they are called with to `reached`."""
+    """The replacement of a model's experts; it passes their arguments to `reached`."""
 
     def __init__(self, reached: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
         super().__init__()
@@ -193,8 +196,10 @@ class StandIn(nn.Module):
 
 
 class Early(nn.Module):
-    """Shared experts, computed before the routed ones even where the model does so afterwards:
-    there is time while those are on their way."""
+    """Shared experts that are computed before the routed ones, even if the model does it after.
+
+    So they run while routed experts are being copied.
+    """
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
@@ -211,7 +216,7 @@ class Early(nn.Module):
 
 
 def fill_randomly(tensor: Tensor, generator: torch.Generator, scale: float = _SCALE) -> None:
-    """Fill with normally distributed numbers that repeat themselves after a million."""
+    """Fill with normally distributed numbers that repeat after about a million."""
     flat = tensor.view(-1)
     count = min(_BLOCK, flat.numel())
     block = torch.randn(count, generator=generator, dtype=torch.float32) * scale
@@ -222,7 +227,7 @@ def fill_randomly(tensor: Tensor, generator: torch.Generator, scale: float = _SC
 
 
 def _swiglu(template: Any, states: Tensor, weights: Weights) -> Tensor:
-    """One expert, in the steps of transformers' own loop over experts."""
+    """Compute one expert, in the steps of transformers' own loop over experts."""
     inner = _project(template, states, weights.up, weights.up_bias)
     inner = template._apply_gate(inner) if template.has_gate else template.act_fn(inner)
     return _project(template, inner, weights.down, weights.down_bias)
@@ -238,8 +243,8 @@ def _project(template: Any, states: Tensor, weight: Tensor, bias: Tensor | None)
 def _check(experts: Any, tensors: dict[str, nn.Parameter], num_experts: int) -> None:
     kind = type(experts).__name__
     described = ("has_gate", "has_bias", "is_transposed", "_apply_gate")
-    known = all(hasattr(experts, name) for name in described)
-    if not known or getattr(experts, "has_post_expert_norm", False) or set(tensors) - _KNOWN:
+    generic = all(hasattr(experts, name) for name in described)
+    if not generic or getattr(experts, "has_post_expert_norm", False) or set(tensors) - _KNOWN:
         raise UsageError(
             f"experts of class {kind} cannot be run from buffers; supported are those that "
             "transformers describes generically (Mixtral, Qwen2/3-MoE, OLMoE, DeepSeek V2/V3, "

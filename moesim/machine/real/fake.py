@@ -1,8 +1,8 @@
-"""A device that behaves as badly as a GPU may: everything comes late, and in any order.
+"""A device that finishes everything late and in any order, as a GPU may.
 
-It stands for CUDA where there is none, so that the code for asynchronous devices is run by
-every test. Each lane has a thread of its own that does the work some time after it was handed
-in and says so some time after it was done; between lanes all orders occur.
+It replaces CUDA on machines without a GPU, so tests can run the code for asynchronous devices. Each
+lane has a thread that does work some time after `submit`, and reports it some time after it is
+done. Between lanes all orders occur.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = ["FakeDevice"]
 
 
 class _Late:
-    """The mark of work that will be done at some time."""
+    """The mark of work that will be done later."""
 
     def __init__(self, work: Callable[[], None]) -> None:
         self.work = work
@@ -35,7 +35,7 @@ class _Late:
 
 
 class FakeDevice:
-    """`latest_s`: the longest that work lies around before, and again after, it is done."""
+    """The device. `latest_s`: the longest delay before work is done, and again until it shows."""
 
     name = "fake"
     torch_device = "cpu"

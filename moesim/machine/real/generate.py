@@ -1,7 +1,7 @@
-"""Text from a real model whose experts do not all fit: a server on the real machine, routed live.
+"""Text from a real model whose experts do not all fit: a server on the real machine.
 
-Nothing is known beforehand here but what the model's router reveals (`live.py`). What policies
-decide changes when a token appears, and never which.
+Only what the model's router reveals is known ahead (`live.py`). Policies change when a token
+appears, but never which token it is.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ __all__ = ["Generation", "Serving", "generate"]
 
 @dataclass(frozen=True, slots=True)
 class Serving:
-    """How to serve: the scenario's sections `cache`, `prefetch`, `batching`, `memory` in small.
+    """Serving settings: a short form of the sections `cache`, `prefetch`, `batching`, `memory`.
 
-    `slots` counts expert slots, of all layers together; `kv_tokens` is the room for keys and values
-    of all sequences together (None: enough for all); `profile` counts past uses of expert keys, for
+    `slots` counts the expert slots of all layers together. `kv_tokens` limits the keys and values
+    of all sequences together (None: enough for all). `profile` counts past uses of expert keys, for
     the policy `static`.
     """
 
@@ -81,11 +81,11 @@ class Serving:
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """What was generated, in order of the prompts, and how."""
+    """The generated texts in order of the prompts, and the run that made them."""
 
     tokens: list[list[int]]
     logits: list[Tensor]
-    """Of each token, before the choice: `[tokens, vocabulary]` on the host."""
+    """Each text's logits before the choice: `[tokens, vocabulary]` on the host."""
     server: Server
     journal: Journal
     now_ns: int
@@ -100,17 +100,17 @@ def generate(
     device: str | Device = "cpu",
     patience_s: float = 60.0,
 ) -> Generation:
-    """Greedy texts of `max_new_tokens` tokens for each prompt (token ids, none empty).
+    """Generate greedy texts of `max_new_tokens` tokens for each prompt (token ids, none empty).
 
-    `model` is a Hugging Face decoder with routed experts, and is as before afterwards. The length
-    is fixed: an end token is a token like any other.
+    `model` is a Hugging Face decoder with routed experts; it is restored afterwards. The length is
+    fixed: an end token does not end a text.
 
-    Raises `UsageError` for a model, prompts or policies that cannot be served, `DeviceError` if the
+    Raise `UsageError` for a model, prompts or policies that cannot be served, `DeviceError` if the
     device fails, `InvariantError` if nothing happens for `patience_s`.
     """
     serving = serving or Serving()
     if max_new_tokens < 1 or not all(prompts):
-        raise UsageError("every prompt needs a token at least, and one to generate")
+        raise UsageError("every prompt needs at least one token, and one token to generate")
     prefetch = find_policy("prefetch", serving.prefetch)
     options = parse_options(prefetch, serving.prefetch_options or {})
     knowledge = KNOWLEDGE["layerwise" if PackedRouter.of(model) is None else "decoupled"]
@@ -155,7 +155,7 @@ def generate(
 
 
 def _capacities(serving: Serving, layers: Sequence[MoeLayer]) -> list[int]:
-    """Slots of each cache."""
+    """Return the slots of each cache."""
     experts = layers[0].num_experts
     if serving.scope == "per_layer":
         return split_slots(serving.slots, len(layers), experts)
@@ -165,15 +165,15 @@ def _capacities(serving: Serving, layers: Sequence[MoeLayer]) -> list[int]:
 def _check_knowledge(
     model: nn.Module, serving: Serving, prefetch_options: Any, knowledge: Knowledge
 ) -> None:
-    """No policy asks for more than the model's router reveals."""
+    """Raise `UsageError` for a policy that needs more than the model's router reveals."""
     kind = f"the routers of {type(model).__name__} reveal theirs layer by layer"
     batching = find_policy("batching", serving.batching)
     if batching.needs_routing and not knowledge.queued:
         raise UsageError(f"{serving.batching} asks which experts queued tokens want; {kind} only")
     if batching.needs_static and not knowledge.for_ever:
         raise UsageError(
-            f"{serving.batching} asks what requests will ever want; those of a static router alone "
-            f"are known, and {type(model).__name__} has none"
+            f"{serving.batching} needs the experts of all tokens of a request; only a static "
+            f"router reveals them, and {type(model).__name__} has none"
         )
     if find_policy("prefetch", serving.prefetch).needs_routing and not knowledge.reach:
         depth = getattr(prefetch_options, "depth", 1)
@@ -181,7 +181,7 @@ def _check_knowledge(
 
 
 def _requests(prompts: Sequence[Sequence[int]], new: int) -> list[Request]:
-    """All at once; their rows are in no trace, and each has its own."""
+    """Return requests that all arrive at once; no two share rows, because there is no trace."""
     ends = np.cumsum([0, *(len(prompt) + new - 1 for prompt in prompts)]).tolist()
     return [
         Request(
@@ -218,6 +218,7 @@ def _server(
         requests,
         scheduler=Scheduler(
             make_batching(batching, parse_options(batching, serving.batching_options or {})),
+            # The KV store has no blocks, so a block is one token.
             BlockPool(room, 1),
             token_budget=serving.token_budget,
             max_sequences=serving.max_sequences,
@@ -240,7 +241,7 @@ def _caches(
     serving: Serving,
     capacities: Sequence[int],
 ) -> list[ExpertCache]:
-    """The cache of each layer; the same one for all if there is but one."""
+    """Return the cache of each layer; all layers share it if the scope is global."""
     policy = find_policy("eviction", serving.eviction)
     every = routing.num_layers * routing.num_experts
     staging, sizes = Staging(serving.staging), ExpertSizes(routing.expert_bytes)
@@ -255,6 +256,6 @@ def _caches(
             rng=stream(serving.seed, "eviction", number),
             popularity=None if serving.profile is None else lambda _: serving.profile or {},
         )
-        made = make_eviction(policy, context, parse_options(policy, {}))
-        caches.append(ExpertCache(made, machine, ledger, staging, sizes))
+        eviction = make_eviction(policy, context, parse_options(policy, {}))
+        caches.append(ExpertCache(eviction, machine, ledger, staging, sizes))
     return caches if serving.scope == "per_layer" else caches * routing.num_layers

@@ -1,7 +1,7 @@
 """A lane of the real machine: a thread that hands the most urgent eligible work to its device.
 
-Queued copies can be neither reordered nor called back once a device has them, so the lane keeps
-them to itself and hands in one or two at a time.
+A device can neither reorder nor cancel queued copies. So the lane keeps them and hands in one or
+two at a time.
 """
 
 from __future__ import annotations
@@ -21,8 +21,10 @@ _POLL_S = 20e-6  # how often an asynchronous device is asked whether it is done
 
 
 class Piece(NamedTuple):
-    """A whole operation, or a chunk of a copy: work and the bytes of it that cross the link;
-    `goes_on`: it is not the first chunk."""
+    """A whole operation, or a chunk of a copy: the work, and its bytes that cross the link.
+
+    `goes_on`: it is a chunk, but not the first one.
+    """
 
     work: Callable[[], None]
     nbytes: int = 0
@@ -30,7 +32,7 @@ class Piece(NamedTuple):
 
 
 class Job(Ticket):
-    """A ticket with its pieces of work. `what` says what it is, in an error."""
+    """A ticket with its pieces of work. `what` describes it in an error."""
 
     __slots__ = ("after", "issued_ns", "pieces", "what")
 
@@ -44,17 +46,19 @@ class Job(Ticket):
         self.issued_ns = issued_ns
 
     def eligible(self) -> bool:
-        """Whether all that it waits for is done."""
+        """Return whether all its dependencies are done."""
         return all(ticket.finish_ns < FAR for ticket in self.after)
 
     def ready_ns(self) -> int:
-        """Since when it could have begun."""
+        """Return the first time at which it could have begun."""
         return max([self.issued_ns, *(ticket.finish_ns for ticket in self.after)])
 
 
 class Lane:
-    """One worker. All lanes of a machine share `lock`; `settled` is called, under it, with each
-    job that is done, `failed` with a job and what went wrong; `origin_ns` is the machine's zero.
+    """One worker thread. All lanes of a machine share `lock`.
+
+    Under the lock, the lane calls `settled` with each finished job, and `failed` with a job and its
+    error. `origin_ns` is the machine's time zero.
     """
 
     def __init__(
@@ -74,19 +78,19 @@ class Lane:
         self._origin_ns = origin_ns
         self._settled = settled
         self._failed = failed
-        self._current: Job | None = None  # while the device works on it in this very thread
+        self._current: Job | None = None  # the job that the device works on in this thread
         self._closed = False
         self._thread = threading.Thread(target=self._work, name=f"moesim-{name}", daemon=True)
         self._thread.start()
 
-    # --- called by others, under the lock ---
+    # --- called by other threads, under the lock ---
 
     def put(self, job: Job, priority: int) -> None:
         self.queues[priority].append(job)
         self.news.notify()
 
     def promote(self, job: Job) -> None:
-        """Behind the demand copies issued so far."""
+        """Move a queued prefetch behind the demand copies issued so far."""
         if job in self.queues[PREFETCH]:
             self.queues[PREFETCH].remove(job)
             self.queues[DEMAND].append(job)
@@ -102,12 +106,12 @@ class Lane:
         self.news.notify()
 
     def join(self, timeout_s: float) -> None:
-        """Not under the lock: wait for the worker to be gone, but not for ever."""
+        """Wait at most `timeout_s` for the worker to end. Call it without the lock."""
         self._thread.join(timeout_s)
 
     @property
     def pending(self) -> list[str]:
-        """What is queued or under way, in words."""
+        """Return descriptions of the jobs that are queued or in progress."""
         jobs = [job for job, *_ in list(self._flying)]
         jobs += [] if self._current is None else [self._current]
         jobs += [job for queue in self.queues for job in queue]
@@ -116,7 +120,7 @@ class Lane:
     # --- the worker ---
 
     def _work(self) -> None:
-        """Until closed and done with what the device has; or until something fails."""
+        """Hand in work until closed and the device has finished its work, or until a failure."""
         while True:
             with self.news:
                 piece = self._take()
@@ -127,11 +131,12 @@ class Lane:
                     piece = self._take()
             if not (self._begin(piece) and self._collect()):
                 return
+            # Poll only if no more work can be handed in; otherwise hand in the next piece at once.
             if self._flying and (piece is None or len(self._flying) == self._limit):
                 time.sleep(_POLL_S)
 
     def _begin(self, taken: tuple[Job, Piece, bool] | None) -> bool:
-        """Hand in a piece; False if that failed."""
+        """Hand in a piece; return False if that failed."""
         if taken is None:
             return True
         job, piece, last = taken
@@ -151,7 +156,7 @@ class Lane:
         return True
 
     def _collect(self) -> bool:
-        """Settle what is done; False if something failed."""
+        """Settle finished pieces; return False if one failed."""
         while self._flying:
             job, mark, last = self._flying[0]
             try:
@@ -173,7 +178,7 @@ class Lane:
         return self._device.outstanding
 
     def _take(self) -> tuple[Job, Piece, bool] | None:
-        """The next piece of the most urgent eligible job, and whether it is the job's last."""
+        """Return the next piece of the most urgent eligible job, and whether it is its last."""
         if self._closed or len(self._flying) >= self._limit:
             return None
         for queue in self.queues:
@@ -191,6 +196,8 @@ class Lane:
         job.busy_ns += finish - start
         if last:
             with self.news:
-                now = time.monotonic_ns() - self._origin_ns  # a device's clock may be ahead of ours
+                # A device's clock may run ahead of the host's; a finish in the future would make
+                # the server believe that the job is not done.
+                now = time.monotonic_ns() - self._origin_ns
                 job.finish_ns = max(min(finish, now), job.start_ns)
                 self._settled(job)

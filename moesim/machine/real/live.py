@@ -1,8 +1,8 @@
-"""Routing as a running model reveals it, and the texts that grow meanwhile.
+"""Routing of a running model, and the texts that it generates.
 
-The ids of each layer come from the model itself, once they are on the host; those of a decoupled
-model as soon as a token exists. The tokens that a step begins with are those that the step before
-it chose.
+The ids of each layer come from the model itself, once they are on the host. Those of a decoupled
+model are known as soon as a token exists. A step begins with the tokens that the step before it
+chose.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _NOTHING: Final = "routers in each layer reveal nothing of tokens to come"
 
 
 class LiveStep:
-    """The routing of a step as it becomes known; layers that nobody could know yet have none."""
+    """The routing of a step, layer by layer as it becomes known."""
 
     def __init__(self, executor: Executor) -> None:
         self._executor = executor
@@ -55,12 +55,14 @@ class LiveStep:
         return tuple(_count(guessed, (layer + depth) * executor.num_experts))
 
     def gate_weights(self, layer: int) -> tuple[float, ...]:
-        return ()  # they stay on the device
+        return ()  # unknown to the host: they stay on the device
 
 
 class LiveRouting:
-    """Where ids come from when a model generates: from the model. It also keeps the texts, since
-    the tokens of a step are those that the step before it chose."""
+    """The routing source of a model that generates: ids come from the model.
+
+    It also keeps the texts, because the tokens of a step are those that the step before it chose.
+    """
 
     knowledge = KNOWLEDGE["layerwise"]
 
@@ -90,7 +92,7 @@ class LiveRouting:
         self._executor.begin(Batch(spans_of(step), tokens))
 
     def collect(self) -> None:
-        """Take what the step that is over has chosen."""
+        """Take the tokens that the finished step has chosen."""
         if self._last is None:
             return
         logits = self._executor.logits.to("cpu", copy=True)
@@ -116,7 +118,7 @@ class LiveRouting:
 
 
 class RevealedStep(LiveStep):
-    """The routing of a step that was known before it: a prediction is the truth."""
+    """The routing of a step that was known before it, so predictions are always true."""
 
     def predicted(self, layer: int, depth: int) -> tuple[Key, ...]:
         if layer + depth >= self._executor.num_layers:
@@ -125,22 +127,24 @@ class RevealedStep(LiveStep):
 
 
 class RevealedRouting(LiveRouting):
-    """Where ids come from when a decoupled model generates: from its router, for a prompt when it
-    arrives, for every other token when it is sampled. Rows of a request keep theirs when it is
-    preempted; of rows whose token does not exist yet nothing is said."""
+    """The routing source of a decoupled model that generates: ids come from its router.
+
+    A prompt is routed when it arrives, every other token when it is sampled. A preempted request
+    keeps the ids of its rows. Rows whose token does not exist yet have no ids.
+    """
 
     knowledge = KNOWLEDGE["decoupled"]
 
     def __init__(
         self, executor: Executor, prompts: Sequence[Sequence[int]], requests: Sequence[Request]
     ) -> None:
-        """`requests` of these prompts have arrived, each with rows of its own."""
+        """Route the prompts of `requests`, which have arrived; no two requests share rows."""
         super().__init__(executor, prompts)
         self._routes_R2 = np.full((sum(len(r.rows) for r in requests), 2), np.nan)
         for request, prompt in zip(requests, prompts, strict=True):
             span = Span(request.index, 0, len(prompt), request.max_kv_tokens, False)
-            known = executor.route(Batch((span,), prompt))
-            self._routes_R2[request.rows[: len(prompt)]] = known
+            routes = executor.route(Batch((span,), prompt))
+            self._routes_R2[request.rows[: len(prompt)]] = routes
 
     def step(self, step: Step) -> StepRouting:
         super().step(step)
@@ -153,7 +157,8 @@ class RevealedRouting(LiveRouting):
             return
         for request, route in zip(emitting, self._executor.sampled_routes(), strict=True):
             row = len(self.texts[request.index]) - 1
-            self._routes_R2[request.rows[row : row + 1]] = route  # none for the last token
+            # The last token has a route but no row, and the slice is then empty.
+            self._routes_R2[request.rows[row : row + 1]] = route
 
     def unions(self, rows: Rows) -> Unions:
         counts = [_count(self._paths(rows)[:, None], base) for base in self._bases]
@@ -165,47 +170,50 @@ class RevealedRouting(LiveRouting):
         return {base + path: row for base in self._bases for path, row in pairs}
 
     def experts(self, request: Request, tokens: int) -> Sequence[Sequence[int]]:
-        """Asked between two steps, when what the first has sampled is known."""
-        self.collect()
+        """Return the experts of the next tokens; batching asks between two steps."""
+        self.collect()  # the tokens that the last step sampled are in the queue now
         return [[path] for path in self._paths(request.next_rows(tokens)).tolist()]
 
     def _begin(self, step: Step, tokens: Sequence[int]) -> None:
         ids = np.repeat(self._paths(step.rows)[:, None, None], self.num_layers, axis=1)
         weights: Any = np.repeat(self._routes_R2[step.rows, 1, None, None], self.num_layers, axis=1)
         if (weights == 1).all():
-            weights = None  # nothing to copy: this is what it means
+            weights = None  # None means 1, so nothing needs to be copied
         self._executor.begin(Batch(spans_of(step), tokens, ids, weights))
 
     @property
     def _bases(self) -> range:
-        """The first key of each layer."""
+        """Return the first key of each layer."""
         return range(0, self.num_layers * self.num_experts, self.num_experts)
 
     def _paths(self, rows: Rows) -> npt.NDArray[np.int64]:
-        """The expert of each row, the same in all layers."""
+        """Return the expert of each row, the same in all layers.
+
+        Raise `InvariantError` for a row whose token does not exist yet.
+        """
         paths: Any = self._routes_R2[rows, 0]
         if np.isnan(paths).any():
             row = rows[np.isnan(paths)][0]
-            raise InvariantError(12, f"the token of row {row} does not exist yet: no expert is its")
+            raise InvariantError(12, f"the token of row {row} does not exist yet: it has no expert")
         return np.asarray(paths, dtype=np.int64)
 
 
 class _AsKnown(Sequence[Any]):
-    """One thing a layer, worked out when it is asked for."""
+    """One value a layer, computed on first access, because later layers are not known yet."""
 
     def __init__(self, num_layers: int, make: Callable[[int], Any]) -> None:
-        self._made: list[Any] = [None] * num_layers
+        self._values: list[Any] = [None] * num_layers
         self._make = make
 
     def __len__(self) -> int:
-        return len(self._made)
+        return len(self._values)
 
     def __getitem__(self, layer: Any) -> Any:
-        if self._made[layer] is None:
-            self._made[layer] = self._make(layer)
-        return self._made[layer]
+        if self._values[layer] is None:
+            self._values[layer] = self._make(layer)
+        return self._values[layer]
 
 
 def _count(ids: npt.NDArray[np.int64], base: int) -> dict[Key, int]:
-    """Rows that want each key of a layer whose first key is `base`."""
+    """Count the rows that want each key of a layer whose first key is `base`."""
     return count_keys(np.where(ids < 0, -1, ids + base).reshape(-1).tolist())

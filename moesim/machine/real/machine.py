@@ -1,8 +1,9 @@
 """The real machine: lanes of a device, driven by the same server as the simulated machine.
 
-It is told which buffer each copy fills and remembers, from the moment of issue, which expert is
-where: the server's own book, kept a second time. A buffer carries the key of what has landed in
-it, so an expert that is computed from the wrong bytes, or overwritten meanwhile, is an error.
+The server says which buffer each copy fills. From the issue of a copy on, the machine remembers
+which expert is in which buffer, independently of the server's own record. A buffer also has the key
+of the expert that has landed in it. So an expert that is computed from the wrong bytes, or
+overwritten during its computation, is an error.
 """
 
 from __future__ import annotations
@@ -39,8 +40,8 @@ __all__ = ["RealMachine"]
 class RealMachine:
     """Runs one server in real time, with `serve`.
 
-    `chunk_bytes`: copies longer than this are cut; `patience_s`: a wait in which nothing at all
-    gets done for so long is taken for a hang.
+    `chunk_bytes`: longer copies are cut. `patience_s`: a wait of this length without any finished
+    work is treated as a hang.
     """
 
     def __init__(
@@ -56,8 +57,8 @@ class RealMachine:
         self._device = device
         self._chunk_bytes = chunk_bytes
         self._patience_s = patience_s
-        self._place: dict[int, int] = {}  # where each key is or will be, as of the last issue
-        self._holds: dict[int, int] = {}  # the key whose bytes a buffer holds whole
+        self._place: dict[int, int] = {}  # the buffer of each key, from the issue of its copy on
+        self._holds: dict[int, int] = {}  # the key whose bytes are all in a buffer
         self._lock = threading.Lock()
         self._news = threading.Condition(self._lock)
         self._awaited: Sequence[Ticket] = ()
@@ -67,7 +68,8 @@ class RealMachine:
         self._lanes: dict[str, Lane] = {}
 
     def serve(self, server: Server) -> None:
-        """Run a server that asks this machine to its end; nothing of the machine is left."""
+        """Run a server on this machine to its end, then close the machine."""
+        # A static placement is loaded before time zero, as in the simulation.
         for cache in dict.fromkeys(server.caches):
             for key, slot in cache.slots.items():
                 self.preload(key, slot.number)
@@ -78,7 +80,7 @@ class RealMachine:
             self.close()
 
     def start(self) -> None:
-        """Time zero."""
+        """Set time zero and start the lanes."""
         self._origin_ns = time.monotonic_ns()
         self._lanes = {
             name: Lane(name, self._device, self._lock, self._origin_ns, self._settled, self._failed)
@@ -86,15 +88,16 @@ class RealMachine:
         }
 
     def preload(self, key: int, slot: int) -> None:
-        """Put an expert into its buffer before anything runs."""
+        """Put an expert into its buffer before the run starts."""
         self._executor.buffers[slot].copy_(self._executor.host_of(key))
         self._place[key] = slot
         self._holds[slot] = key
 
-    # --- what a server may ask for ---
+    # --- the members of a machine ---
 
     def compute(self, lane: str, op: Op, after: Sequence[Ticket] = ()) -> Ticket:
         if isinstance(op, Experts):
+            # Now, at issue: later copies may move other keys before this work runs.
             places = tuple([self._place[key] for key in op.keys])
             work = partial(self._compute_experts, op, places)
         else:
@@ -145,12 +148,12 @@ class RealMachine:
             for lane in self._lanes.values():
                 lane.close()
         for lane in self._lanes.values():
-            lane.join(timeout_s=5.0)  # one that hangs is left behind: it is a daemon
+            lane.join(timeout_s=5.0)  # a thread that hangs is a daemon and ends with the process
 
     # --- behind it ---
 
     def _doze_s(self, until_ns: int | None) -> float:
-        """How long to wait for news. Raises `InvariantError` when there has been none too long."""
+        """Return how long to wait for finished work. Raise `InvariantError` after `patience_s`."""
         if until_ns is not None and not self._pending():
             return (until_ns - self.now_ns) / 1e9
         left = self._progress_s + self._patience_s - time.monotonic()
@@ -175,7 +178,7 @@ class RealMachine:
         return job
 
     def _chunks(self, direction: Direction, key: int, slot: int) -> list[Piece]:
-        """The pieces of an expert's copy; the buffer holds the key when the last has landed."""
+        """Return the pieces of an expert's copy; the last one marks the buffer with the key."""
         host, buffer = self._executor.host_of(key), self._executor.buffers[slot]
         target, source = (buffer, host) if direction == H2D else (host, buffer)
         size, item = len(target), target.element_size()
@@ -191,7 +194,7 @@ class RealMachine:
         return pieces
 
     def _fill(self, slot: int, move: Callable[[], Any], whole: int | None) -> None:
-        """Overwrite some of a buffer; with its last chunk the expert `whole` has landed in it."""
+        """Overwrite a part of a buffer; after the last chunk it holds the expert `whole`."""
         self._holds.pop(slot, None)
         move()
         if whole is not None:

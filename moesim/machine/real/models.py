@@ -1,8 +1,8 @@
-"""Models for the executor: real ones, and ones of any shape with random weights.
+"""Models for the executor: real models, and models of any shape with random weights.
 
-What a computation takes depends on shapes, not on values. A *shaped model* has the layers of
-a real one, so that Mixtral's can be timed without Mixtral; where memory does not suffice for all
-of them, layers of a kind share their weights.
+The time of a computation depends on shapes, not on values. A *shaped model* has the layers of a
+real model, so that Mixtral's layers can be timed without Mixtral. If memory is too small for all
+layers, layers of a kind share their weights.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ DTYPES: Final = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
-_LAYERS_BYTES: Final = 1 << 30  # layers of a kind share weights beyond this
+_LAYERS_BYTES: Final = 1 << 30  # beyond this, layers of a kind share weights
 
 
 def load_model(name: str | Path, *, dtype: str = "float32", device: str = "cpu") -> Any:
-    """A Hugging Face model by Hub id or folder, in evaluation mode, computing in `dtype`.
+    """Return a Hugging Face model by Hub id or folder, in evaluation mode, with type `dtype`.
 
-    Raises `UsageError` saying what is wrong.
+    Raise `UsageError` that says what is wrong.
     """
     model, _ = load_with_tokenizer(name, device=device)
     return model.to(_dtype(dtype))
@@ -49,13 +49,13 @@ def shaped_model(
     device: str = "cpu",
     distinct_layers: int | None = None,
 ) -> Any:
-    """A model of the shape that a Hugging Face configuration or a `ModelShape` gives, with random
-    weights, and with routed experts that have none (the executor makes them up).
+    """Return a model of the shape of a Hugging Face configuration or a `ModelShape`.
 
-    At most `distinct_layers` layers of a kind have weights of their own, the others share theirs;
-    None: as many as fit into a gigabyte, or one.
+    Weights are random. Routed experts have no weights; the executor draws them. At most
+    `distinct_layers` layers of a kind have their own weights, and the others share these. None: as
+    many as fit into a gigabyte, but at least one.
 
-    Raises `UsageError` for a shape or a kind of model that cannot be built.
+    Raise `UsageError` for a shape or a kind of model that cannot be built.
     """
     from transformers import AutoModelForCausalLM
 
@@ -74,7 +74,7 @@ def shaped_model(
 
 
 def _share_layers(layers: Iterable[nn.Module], spared: set[int], distinct: int | None) -> None:
-    """Give layers of a kind the same parameters, `distinct` sets of them in turn."""
+    """Give layers of a kind one of `distinct` sets of parameters, in turn."""
     kinds: dict[Any, list[nn.Module]] = {}
     for layer in layers:
         own = [(name, p) for name, p in layer.named_parameters() if id(p) not in spared]
@@ -90,21 +90,21 @@ def _share_layers(layers: Iterable[nn.Module], spared: set[int], distinct: int |
 
 
 def _materialise(model: Any, spared: set[int], device: torch.device, seed: int) -> None:
-    """Random weights and working buffers in place of those on the meta device."""
+    """Replace the weights and buffers on the meta device by random weights and real buffers."""
     generator = torch.Generator().manual_seed(seed)
-    made: dict[int, nn.Parameter] = {}
+    drawn: dict[int, nn.Parameter] = {}
     for module in model.modules():
         for name, parameter in module._parameters.items():
             if parameter is None or id(parameter) in spared:
                 continue
-            if id(parameter) not in made:
-                made[id(parameter)] = _random_parameter(name, parameter, device, generator)
-            module._parameters[name] = made[id(parameter)]
+            if id(parameter) not in drawn:  # tied weights and shared layers are drawn once
+                drawn[id(parameter)] = _random_parameter(name, parameter, device, generator)
+            module._parameters[name] = drawn[id(parameter)]
         for name, buffer in module._buffers.items():
             if buffer is not None:
                 module._buffers[name] = torch.zeros_like(buffer, device=device)
         if "RotaryEmbedding" in type(module).__name__:
-            model.base_model._init_weights(module)
+            model.base_model._init_weights(module)  # its buffers are frequencies, not zeros
 
 
 def _random_parameter(
@@ -119,7 +119,7 @@ def _random_parameter(
 
 
 def _config_from(values: Mapping[str, Any]) -> Any:
-    """The configuration object of a `config.json`; weights are never quantised here."""
+    """Return the configuration object of a `config.json`, without its quantisation."""
     from transformers import CONFIG_MAPPING
 
     know_own_kinds()
@@ -129,23 +129,23 @@ def _config_from(values: Mapping[str, Any]) -> Any:
             f"the model configuration has model_type {kind!r}, unknown to transformers"
         )
     kept = {key: value for key, value in values.items() if key != "quantization_config"}
-    if kept.get("layout") == "masked":  # the form that is trained has no experts to copy
+    if kept.get("layout") == "masked":  # masked experts share weights, so none could be copied
         kept["layout"] = "fused"
     return CONFIG_MAPPING[kind].from_dict(kept)
 
 
 def _config_of(shape: ModelShape) -> Any:
-    """A Qwen-MoE configuration with the sizes of a shape: Qwen2's where experts are shared."""
+    """Return a Qwen-MoE configuration with a shape's sizes; Qwen2's if there are shared experts."""
     from transformers import Qwen2MoeConfig, Qwen3MoeConfig
 
-    beyond = {
+    special = {
         "latent attention": shape.mla is not None,
         "a decoupled router": shape.router is not None,
         "windows in some of its layers": 0 < len(shape.windowed_layers) < shape.num_layers,
     }
-    if any(beyond.values()):
+    if any(special.values()):
         raise UsageError(
-            f"{shape.name} has {next(what for what, has in beyond.items() if has)}, which its "
+            f"{shape.name} has {next(what for what, has in special.items() if has)}, which its "
             "sizes alone do not describe; name the model's config.json instead"
         )
     sizes: dict[str, Any] = {

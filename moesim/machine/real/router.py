@@ -1,7 +1,7 @@
-"""A decoupled router beside the executor: its own attention over sequences that stand in one row.
+"""A decoupled router beside the executor, with its own attention over packed sequences.
 
-It reads tokens, not hidden states, so it runs when tokens appear: over a prompt that arrives, and
-over what a step has sampled, in the step's tail.
+It reads tokens, not hidden states. So it runs when tokens appear: over a prompt when it arrives,
+and over the sampled tokens in a step's tail.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ __all__ = ["PackedRouter"]
 
 
 class PackedRouter:
-    """Runs the model's `router`, with keys and values of each sequence's tokens routed so far."""
+    """Runs the model's `router`; keeps keys and values of each sequence's routed tokens."""
 
     def __init__(self, router: PreGatingRouter, *, scaled: bool) -> None:
         self._router = router
@@ -31,8 +31,10 @@ class PackedRouter:
 
     @classmethod
     def of(cls, model: nn.Module) -> Self | None:
-        """That of a decoupled model; None where layers have routers of their own. Raises
-        `UsageError` for gates that read something else than the hidden state."""
+        """Return the router of a decoupled model; None if each layer has its own router.
+
+        Raise `UsageError` for gates that read something other than the hidden state.
+        """
         router, config = getattr(model, "router", None), getattr(model, "config", None)
         if (routed_by := getattr(config, "routed_by", "hidden")) != "hidden":
             raise UsageError(
@@ -44,12 +46,13 @@ class PackedRouter:
         return cls(router, scaled=bool(getattr(config, "scaled", False)))
 
     def route(self, token_ids_T: Tensor, spans: Sequence[Span]) -> Tensor:
-        """`[T, 2]`, float64: the expert of each token of `spans`, and its weight."""
-        # The last token of a sequence is routed like all others, though nothing computes it.
+        """Return `[T, 2]`, float64: the expert of each token of `spans`, and its weight."""
+        # One more row than the layers need: the last token is routed, but no layer computes it.
         self._kv.begin([span._replace(capacity=span.capacity + 1) for span in spans])
         positions = torch.from_numpy(positions_of(spans)).to(token_ids_T.device, non_blocking=True)
         logits_1TN = self._router.run(token_ids_T[None], positions[None], self._attend)
         _, weights_T1, ids_T1 = decide(logits_1TN[0], scaled=self._scaled)
+        # One tensor, so that ids and weights reach the host in one copy.
         return torch.cat([ids_T1.double(), weights_T1.double()], dim=1)
 
     def release(self, sequence: int) -> None:

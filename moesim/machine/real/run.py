@@ -1,7 +1,7 @@
 """Serve a plan on the real machine, with the routing of its trace.
 
-The model computes everything, but which experts a token goes to is read from the trace, as in
-the simulation; so weights may be random and of any size.
+The model computes everything, but a token's experts are read from the trace, as in the simulation.
+So weights may be random and of any size.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ if TYPE_CHECKING:
 __all__ = ["RealRun", "executor_for", "run_real", "spans_of"]
 
 DTYPES: Final = {64: "float64", 32: "float32", 16: "bfloat16"}
-_DISTINCT_BYTES: Final = 2 << 30  # experts of random weights share storage beyond this
+_DISTINCT_BYTES: Final = 2 << 30  # beyond this, experts of random weights share storage
 
 
 @dataclass(frozen=True, slots=True)
 class RealRun:
-    """A server that has served everything, and what it asked of the machine, when."""
+    """A finished server, and the journal of its requests to the machine."""
 
     server: Server
     journal: Journal
@@ -45,7 +45,7 @@ class RealRun:
 
 
 class ExecutedRouting(TraceRouting):
-    """The routing of a trace, with the executor told of each step that begins."""
+    """The routing of a trace, which also starts each step in the executor."""
 
     def __init__(self, trace: Trace, executor: Executor) -> None:
         super().__init__(trace)
@@ -53,6 +53,7 @@ class ExecutedRouting(TraceRouting):
         self._finished: list[Request] = []
 
     def step(self, step: Step) -> StepRouting:
+        # A finished request's last step is over when the next one begins, so free its KV now.
         for request in self._finished:
             self._executor.release(request.index)
         self._finished = step.finished
@@ -65,7 +66,7 @@ class ExecutedRouting(TraceRouting):
 
 
 def spans_of(step: Step) -> tuple[Span, ...]:
-    """What each request computes in a step."""
+    """Return the span of each request in a step."""
     return tuple(
         Span(request.index, position, tokens, request.max_kv_tokens, emits)
         for request, position, tokens, emits in step.parts
@@ -81,7 +82,7 @@ def run_real(
 ) -> RealRun:
     """Serve the plan's workload.
 
-    Raises `DeviceError` if the device fails, `InvariantError` if nothing happens for `patience_s`.
+    Raise `DeviceError` if the device fails, `InvariantError` if nothing happens for `patience_s`.
     """
     chunk_bytes = plan.cost.chunk_bytes("h2d")
     machine = RealMachine(executor, device, chunk_bytes=chunk_bytes, patience_s=patience_s)
@@ -97,10 +98,10 @@ def run_real(
 
 
 def executor_for(plan: Plan, device: Device, *, seed: int = 0) -> Executor:
-    """An executor of the plan's shape with random weights.
+    """Return an executor of the plan's shape with random weights.
 
-    The stored bits say the type: 64, 32 or 16 (bfloat16). Raises `ScenarioError` for other
-    bits, `BudgetError` if the weights would not fit into this machine's memory.
+    The stored bits give the type: 64, 32 or 16 (bfloat16). Raise `ScenarioError` for other bits,
+    `BudgetError` if the weights do not fit into this machine's memory.
     """
     shape, scenario = plan.cost.shape, plan.scenario
     if shape.expert_bits != shape.weight_bits or shape.expert_bits not in DTYPES:
@@ -113,6 +114,7 @@ def executor_for(plan: Plan, device: Device, *, seed: int = 0) -> Executor:
     every = plan.trace.num_layers * plan.trace.num_experts
     distinct = max(1, min(_DISTINCT_BYTES // shape.expert_bytes, every))
     pinned = device.pins and scenario.hardware.pinned
+    # On a GPU the buffers are in its own memory, so only the experts count here.
     needed = (distinct + (0 if device.pins else plan.buffers)) * shape.expert_bytes
     free = free_memory()
     if needed > free:
@@ -136,5 +138,5 @@ def executor_for(plan: Plan, device: Device, *, seed: int = 0) -> Executor:
 
 
 def free_memory() -> int:
-    """Bytes of this machine's memory that nobody uses."""
+    """Return the bytes of this machine's memory that are free."""
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -1,15 +1,15 @@
-"""Gates: who decides which experts of a mixture count, one interface and one file each.
+"""Gates decide how much each expert of a mixture counts. One interface, one file each.
 
-base.py       the interface: dense weights to learn through, few experts to run
+base.py       the interface: dense weights for training, few experts for inference
 dselect_k.py  DSelect-k: smooth selection by binary codes, and its theory's construction
 softmax.py    all experts
 top_k.py      the k largest scores, plain and noisy
 switch.py     the largest score
-hash.py       by id, drawn and not learnt
+hash.py       by id, drawn at random and not learnt
 gumbel.py     the largest of noisy scores, relaxed
-balance.py    losses that even out the experts' work
-mixing.py     experts run where they count, and counts of that
-router.py     any of them as the router of a language model's layer
+balance.py    losses that balance the experts' work
+mixing.py     runs each expert only on rows where it has weight, and counts those
+router.py     any gate as the router of a language model's layer
 """
 
 from __future__ import annotations
@@ -66,23 +66,23 @@ def build(
     features: int | None = None,
     tasks: int = 1,
 ) -> Gate:
-    """A gate by its name in `GATES`, with options as a configuration file holds them.
+    """Return a gate by its name in `GATES`, with options as a configuration file holds them.
 
-    DSelect-k's `entropy` may be `[top, calls]`, a `Ramp`. Raises `UsageError` for an unknown name
-    or option (with what is near), and for what the gate itself refuses.
+    DSelect-k's `entropy` may be `[top, calls]`, a `Ramp`. Raise `UsageError` for an unknown name
+    or option (with a suggestion), and for arguments that the gate refuses.
     """
     if name not in GATES:
         raise UsageError(f"no gate is called {name!r}{suggest(name, GATES, rest='there are')}")
     kind, given = GATES[name], dict(options or {})
-    known = [
+    options_of_kind = [
         option
         for option in inspect.signature(kind).parameters
         if option not in ("num_experts", "k", "features", "tasks")
     ]
-    if unknown := sorted(set(given) - set(known)):
+    if unknown := sorted(set(given) - set(options_of_kind)):
         raise UsageError(
             f"the gate {name} has no option {unknown[0]!r}"
-            f"{suggest(unknown[0], known, rest='it has')}"
+            f"{suggest(unknown[0], options_of_kind, rest='it has')}"
         )
     for option, value in given.items():
         _check_option(name, option, value, inspect.signature(kind).parameters[option].default)
@@ -96,7 +96,7 @@ def build(
 
 
 def _check_option(gate: str, option: str, value: Any, default: Any) -> None:
-    """Raise `UsageError` for a value of another kind than the option's default."""
+    """Raise `UsageError` for a value whose type differs from that of the option's default."""
     if option == "entropy" and isinstance(value, list | tuple):
         if len(value) == 2 and _is_number(value[0]) and type(value[1]) is int and value[1] > 0:
             return

@@ -1,9 +1,9 @@
-"""A gate: how much each of n experts counts in a row, and which few are needed at all.
+"""A gate: the weight of each of n experts in a row, and the few experts that must run.
 
-A *row* is whatever is routed: an example, a token, or a task. A *per-example* gate computes a row
-from its features; a *static* gate has free parameters for each task, so that routing is known
-before any input is. Asked with `forward`, a gate gives dense weights to learn through; asked with
-`select`, the at most k experts of each row that inference runs.
+A *row* is the unit of routing: an example, a token, or a task. A *per-example* gate computes a
+row's weights from its features. A *static* gate has free parameters for each task, so its routing
+is known before any input. `forward` returns dense weights, for training. `select` returns the at
+most k experts of each row that inference runs.
 """
 
 from __future__ import annotations
@@ -25,25 +25,25 @@ class Gating(NamedTuple):
 
 
 class Selection(NamedTuple):
-    """At most k experts a row, the heaviest first; none where a gate has lost all weight."""
+    """At most k experts a row, the heaviest first; none in a row without any weight."""
 
-    probabilities: Tensor  # (B, n), rows sum to one: what they were chosen by
+    probabilities: Tensor  # (B, n), rows sum to one; experts were chosen by them
     weights: Tensor  # (B, k), 0 where a place is unused
     ids: Tensor  # (B, k) integers, -1 where a place is unused
 
     def dense(self) -> Tensor:
-        """The weights as `[B, n]`, zero where an expert was not selected."""
+        """Return the weights as `[B, n]`, zero where an expert was not selected."""
         empty_BN = torch.zeros_like(self.probabilities)
         return empty_BN.scatter_add(1, self.ids.clamp(min=0), self.weights)
 
 
 class Gate(nn.Module, ABC):
-    """Gates of `num_experts` experts of which `select` keeps `k`.
+    """Base of gates of `num_experts` experts, of which `select` keeps `k`.
 
     With `features` F the gate is per-example: `inputs` are floats `[B, F]`. Without, it is static:
-    `inputs` are task ids `[B]`, and None asks for all `tasks`, each once, in order. The loss of a
-    static gate counts each task once, whatever the batch. Raises `UsageError` where k is not in
-    1..n, and for inputs of the other kind.
+    `inputs` are task ids `[B]`, and None stands for all `tasks`, each once, in order. The loss of a
+    static gate counts each task once, for any batch. Raises `UsageError` if k is not in 1..n, and
+    for inputs of the other kind.
     """
 
     def __init__(
@@ -66,20 +66,21 @@ class Gate(nn.Module, ABC):
 
     @property
     def static(self) -> bool:
-        """Whether routing depends on ids alone, and so is known ahead of every input."""
+        """Return whether routing depends on ids alone, so that it is known ahead of every input."""
         return self.features is None
 
     def forward(self, inputs: Tensor | None = None) -> Gating:
-        """Dense weights and the auxiliary loss; random only in training mode, if at all."""
+        """Return dense weights and the auxiliary loss; only in training mode can they be random."""
         self._check(inputs)
         if not self.static:
             return self._mix(inputs)
+        # All tasks at once: the loss must not depend on how often a task is in the batch.
         weights, loss = self._mix(None)
         return Gating(weights if inputs is None else weights[inputs], loss)
 
     @torch.no_grad()
     def select(self, inputs: Tensor | None = None) -> Selection:
-        """The experts to run at inference; never random, whatever the mode."""
+        """Return the experts to run at inference; never random, in either mode."""
         self._check(inputs)
         probabilities, weights = self._harden(None if self.static else inputs)
         if self.static and inputs is not None:
@@ -89,11 +90,11 @@ class Gate(nn.Module, ABC):
 
     @abstractmethod
     def _mix(self, features_BF: Tensor | None) -> Gating:
-        """Of each row, or where `features_BF` is None of each task."""
+        """Return weights of each row, or of each task if `features_BF` is None."""
 
     @abstractmethod
     def _harden(self, features_BF: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Probabilities `[B, n]` and, of at most k experts a row, weights `[B, n]`."""
+        """Return probabilities `[B, n]` and weights `[B, n]` of at most k experts a row."""
 
     def _check(self, inputs: Tensor | None) -> None:
         name = type(self).__name__
@@ -119,7 +120,7 @@ class Gate(nn.Module, ABC):
 
 
 def check_k(num_experts: int, k: int) -> None:
-    """Raise `UsageError` unless k of so many experts can be selected."""
+    """Raise `UsageError` unless k of `num_experts` experts can be selected."""
     if num_experts < 1:
         raise UsageError(f"the number of experts ({num_experts}) must be at least 1")
     if not 1 <= k <= num_experts:
@@ -140,7 +141,7 @@ class Scores(nn.Module):
             self.table = nn.Parameter(torch.empty(tasks, width).uniform_(-0.05, 0.05))
 
     def forward(self, features_BF: Tensor | None) -> Tensor:
-        """`[B, width]`, or `[tasks, width]`."""
+        """Return scores `[B, width]`, or `[tasks, width]` of free parameters."""
         if self.table is not None:
             return self.table
         assert self.linear is not None
@@ -148,28 +149,28 @@ class Scores(nn.Module):
         return scores
 
     def silence(self) -> None:
-        """All scores zero, until something is learnt."""
+        """Set all scores to zero."""
         for parameter in self.parameters():
             nn.init.zeros_(parameter)
 
 
 def keep_largest(values_BN: Tensor, k: int) -> Tensor:
-    """Which k of each row are the largest, `[B, n]` of bool; of equals, any."""
+    """Return `[B, n]` of bool: the k largest of each row; among equals, any."""
     ids = values_BN.topk(k, dim=-1).indices
     return torch.zeros_like(values_BN, dtype=torch.bool).scatter(-1, ids, True)
 
 
 def kept_of(weights_BN: Tensor, k: int) -> Tensor:
-    """The k largest of each row, rescaled to sum to one; zero elsewhere. No mass stays none."""
+    """Return the k largest of each row, rescaled to sum to one; an all-zero row stays so."""
     return scaled(weights_BN * keep_largest(weights_BN, k))
 
 
 def scaled(weights_BN: Tensor) -> Tensor:
-    """Rows that sum to one, but for those that are all zero."""
+    """Return rows scaled to sum to one; an all-zero row stays so."""
     mass_B1 = weights_BN.sum(dim=-1, keepdim=True)
     return weights_BN / torch.where(mass_B1 > 0, mass_B1, 1)
 
 
 def no_loss(like: Tensor) -> Tensor:
-    """The auxiliary loss of what has none."""
+    """Return a zero loss, on the device and of the type of `like`."""
     return like.new_zeros(())

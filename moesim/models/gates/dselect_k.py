@@ -1,4 +1,4 @@
-"""DSelect-k: a gate that selects at most k experts, and yet is smooth in its parameters.
+"""DSelect-k: a gate that selects at most k experts and is smooth in its parameters.
 
 Hazimeh et al., "DSelect-k: Differentiable Selection in the Mixture of Experts with Applications to
 Multi-Task Learning", NeurIPS 2021 (arXiv 2106.03760). Experts are numbered in binary. Each of k
@@ -9,10 +9,11 @@ product of its bits' agreement with the expert's code. A softmax mixes the selec
     q(alpha, Z) = sum over l of softmax(alpha)_l · r(S(z_l))
 
 Once every bit is 0 or 1, each selector is one-hot and q has at most k non-zeros; before, it may
-have n. A bit that is exactly 0 or 1 has gradient exactly 0: the data loss moves it no more.
+have n. A bit that is exactly 0 or 1 has gradient exactly 0, so the data loss cannot move it again.
 
-Where n is no power of two, a selector can put mass on codes that no expert has; the *reachability*
-penalty, 1 / (mass on experts) of each selector, grows as it does and is constant when none does.
+If n is not a power of two, a selector can put mass on codes that no expert has. The *reachability*
+penalty of a selector is 1 / (mass on experts). It grows with the lost mass, and is constant once
+all mass is on experts.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ _ENTROPY_FLOOR = 1e-6  # inside the logarithm, as in the released code
 
 @dataclass(frozen=True, slots=True)
 class Ramp:
-    """A schedule that rises evenly from 0 to `top` within `calls` forward passes, and stays."""
+    """A schedule that rises evenly from 0 to `top` within `calls` forward passes, then stays."""
 
     top: float
     calls: int
@@ -50,13 +51,13 @@ class Ramp:
 
 
 class DSelectK(Gate):
-    """Static: `z_logits (k, tasks, m)`, `w_logits (k, tasks)`. Per-example: linear, with biases.
+    """The gate. Static: `z_logits (k, tasks, m)`, `w_logits (k, tasks)`. Per-example: linear.
 
-    `entropy` weighs the selectors' entropy, a number or a schedule of the count of training passes;
-    `over_rows` says whether it and the reachability penalty (of weight 1) are summed over rows, as
-    the released code does, or averaged; both are summed over selectors. `epsilon` is added to the
-    mass in that penalty, which is infinite where none is reachable. Raises `UsageError` for a gamma
-    that is not positive.
+    `entropy` weighs the selectors' entropy: a number, or a schedule over training passes.
+    `over_rows` says whether entropy and reachability penalty (of weight 1) are summed over rows, as
+    in the released code, or averaged. Both are summed over selectors. `epsilon` is added to the
+    mass in the penalty, which is infinite if no expert is reachable. Raises `UsageError` for a
+    gamma that is not positive.
     """
 
     passes: Tensor
@@ -91,27 +92,27 @@ class DSelectK(Gate):
         else:
             self.z_logits = _linear(features, k * self.num_bits)
             self.w_logits = _linear(features, k)
-        # Buffers, so that a run that is resumed goes on with the schedule where it was.
+        # Buffers are in the checkpoint, so a resumed run continues the schedule.
         self.register_buffer("passes", torch.zeros((), dtype=torch.int64))
         self.register_buffer("hardened", torch.zeros((), dtype=torch.bool))
         self.initialise()
 
     def initialise(self) -> None:
-        """Every selector about 1/n on each expert: nothing but noise tells selectors apart."""
+        """Give every selector about 1/n on each expert; only noise distinguishes selectors."""
         for part, bound in ((self.z_logits, self.gamma / 100), (self.w_logits, 0.05)):
             for parameter in part.parameters() if isinstance(part, nn.Module) else (part,):
                 nn.init.uniform_(parameter, -bound, bound)
 
     def harden(self) -> None:
-        """From now on `forward` too gives what `select` does: the k largest weights, rescaled.
+        """Make `forward` return what `select` does from now on: the k largest weights, rescaled.
 
-        Where no more than k are left, as when every bit is binary, that changes no weight.
+        If at most k are left, as when every bit is binary, no weight changes.
         """
         self.hardened.fill_(True)
 
     @torch.no_grad()
     def binary_share(self, inputs: Tensor | None = None) -> float:
-        """The share of bits that are exactly 0 or 1: 1 once the gate has converged."""
+        """Return the share of bits that are exactly 0 or 1: 1 once the gate has converged."""
         self._check(inputs)
         _, z_Bkm = self._parameters_of(None if self.static else inputs)
         return float((z_Bkm.abs() >= self.gamma / 2).double().mean()) if self.num_bits else 1.0
@@ -130,7 +131,7 @@ class DSelectK(Gate):
         return scaled(q_BN), kept_of(q_BN, self.k)
 
     def _parameters_of(self, features_BF: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Alpha `[B, k]` and z `[B, k, m]` of each row."""
+        """Return alpha `[B, k]` and z `[B, k, m]` of each row."""
         if isinstance(self.z_logits, nn.Parameter):
             assert isinstance(self.w_logits, nn.Parameter)
             return self.w_logits.T, self.z_logits.transpose(0, 1)
@@ -142,6 +143,7 @@ class DSelectK(Gate):
         entropy_B = -(r_BkN * (r_BkN + _ENTROPY_FLOOR).log()).sum(dim=(1, 2))
         weight = self.entropy(int(self.passes)) if callable(self.entropy) else self.entropy
         penalty_B = weight * entropy_B
+        # With a power of two every code has an expert, and the penalty would be constant.
         if self.num_experts != 2**self.num_bits:
             penalty_B = penalty_B + reachability(r_BkN, self.epsilon)
         self.passes += 1
@@ -149,18 +151,18 @@ class DSelectK(Gate):
 
 
 def num_bits(num_experts: int) -> int:
-    """Binary digits that tell n experts apart: 0 for one expert."""
+    """Return the number of binary digits that distinguish n experts: 0 for one expert."""
     return (num_experts - 1).bit_length()
 
 
 def codes(num_experts: int) -> Tensor:
-    """`[n, m]` of int64: row i is i in binary, the most significant digit first."""
+    """Return `[n, m]` of int64: row i is i in binary, the most significant digit first."""
     places = torch.arange(num_bits(num_experts) - 1, -1, -1)
     return (torch.arange(num_experts)[:, None] >> places) & 1
 
 
 def smooth_step(t: Tensor, gamma: float = 1.0) -> Tensor:
-    """0 up to -gamma/2, 1 from gamma/2 on, between them the cubic that joins smoothly (C¹).
+    """Return 0 up to -gamma/2, 1 from gamma/2 on, and between them a cubic that joins both (C¹).
 
     Source: Hazimeh et al., "The Tree Ensemble Layer", ICML 2020 (arXiv 2002.07772). The cubic
     -2t³/γ³ + 3t/(2γ) + 1/2 is x²(3 - 2x) in x = t/γ + 1/2, a form that rounding keeps in [0, 1].
@@ -171,29 +173,29 @@ def smooth_step(t: Tensor, gamma: float = 1.0) -> Tensor:
 
 
 def selectors(bits_km: Tensor, num_experts: int) -> Tensor:
-    """`[..., k, m]` in [0, 1] to `[..., k, n]`: the product of each code's agreement with the bits.
+    """Return `[..., k, n]` of bits `[..., k, m]` in [0, 1]: products of agreement with each code.
 
-    Sums to one where n is a power of two; codes that no expert has are left out.
+    Rows sum to one if n is a power of two; codes that no expert has are left out.
     """
     r = bits_km.new_ones((*bits_km.shape[:-1], 1))
     for bit in bits_km.unbind(dim=-1):
-        # Each digit doubles the codes: those that go on with 0 and those that go on with 1.
+        # Each digit doubles the codes: those that continue with 0 and those that continue with 1.
         r = torch.stack([r * (1 - bit[..., None]), r * bit[..., None]], dim=-1).flatten(-2)
     return r[..., :num_experts]
 
 
 def reachability(r_kN: Tensor, epsilon: float = 0.0) -> Tensor:
-    """`[..., k, n]` to `[...]`: 1 / (mass on experts), summed over selectors; k at the least."""
+    """Return `[...]` of `[..., k, n]`: 1 / (mass on experts), summed over selectors; at least k."""
     return (1 / (r_kN.sum(dim=-1) + epsilon)).sum(dim=-1)
 
 
 def construct(w: Vector, k: int) -> tuple[Vector, Vector]:
-    """The parameters that give the weights `w (n,)`: alpha `(k,)` and binary z `(k, m)`, float64.
+    """Return the parameters of the weights `w (n,)`: alpha `(k,)`, binary z `(k, m)`, float64.
 
-    Shows that nothing is lost by the binary form: every point of the simplex with at most k
+    This shows that the binary form loses nothing: every point of the simplex with at most k
     non-zeros has parameters. With fewer than k, the last code is repeated and its weight split, so
-    that alpha stays finite. Tensors for a tensor, arrays for an array. Raises `UsageError` where
-    `w` is not such a point.
+    that alpha stays finite. Tensors for a tensor, arrays for an array. Raise `UsageError` if `w` is
+    not such a point.
     """
     w_N = torch.as_tensor(w, dtype=torch.float64).detach()
     if w_N.ndim != 1 or not len(w_N):
@@ -215,9 +217,9 @@ def construct(w: Vector, k: int) -> tuple[Vector, Vector]:
 
 
 def gate(alpha: Vector, z: Vector, n: int) -> Vector:
-    """q `(n,)` of alpha `(k,)` and bits z `(k, m)` already in [0, 1], float64.
+    """Return q `(n,)` of alpha `(k,)` and bits z `(k, m)` that are already in [0, 1], float64.
 
-    Tensors for tensors, arrays for arrays. Raises `UsageError` for other shapes or bits.
+    Tensors for tensors, arrays for arrays. Raise `UsageError` for other shapes or bits.
     """
     alpha_k = torch.as_tensor(alpha, dtype=torch.float64)
     z_km = torch.as_tensor(z, dtype=torch.float64)
@@ -235,7 +237,7 @@ def gate(alpha: Vector, z: Vector, n: int) -> Vector:
 
 
 def _linear(features: int, width: int) -> nn.Linear:
-    with warnings.catch_warnings():  # a layer of no width, where one expert needs no bits
+    with warnings.catch_warnings():  # one expert needs no bits, so its layer has width 0
         warnings.filterwarnings("ignore", "Initializing zero-element tensors")
         return nn.Linear(features, width)
 
@@ -244,9 +246,10 @@ def _mixed(alpha_k: Tensor, r_kN: Tensor) -> Tensor:
     return (alpha_k.softmax(dim=-1).unsqueeze(-1) * r_kN).sum(dim=-2)
 
 
-def _like(given: Vector, made: Tensor) -> Vector:
-    answer: Any = made if isinstance(given, Tensor) else made.numpy()
-    return answer  # type: ignore[no-any-return]
+def _like(like: Vector, tensor: Tensor) -> Vector:
+    """Return a tensor as it is, or as an array if `like` is an array."""
+    vector: Any = tensor if isinstance(like, Tensor) else tensor.numpy()
+    return vector  # type: ignore[no-any-return]
 
 
 def _check_gamma(gamma: float) -> None:

@@ -17,8 +17,11 @@ from moesim.models.gates.base import Gate, Gating, Scores, kept_of, no_loss
 
 
 class GumbelSoftmax(Gate):
-    """In training a noisy softmax at `temperature`, dense; with `straight_through`, its k largest
-    rescaled, with the gradient of the dense one. In evaluation the k largest without noise."""
+    """In training a dense, noisy softmax at `temperature`; in evaluation the k largest, no noise.
+
+    With `straight_through`, training uses the k largest of the noisy softmax, rescaled, with the
+    gradient of the dense one.
+    """
 
     def __init__(
         self,
@@ -46,7 +49,7 @@ class GumbelSoftmax(Gate):
         soft_BN = ((scores_BN + noise_BN) / self.temperature).softmax(dim=-1)
         if not self.straight_through:
             return Gating(soft_BN, no_loss(soft_BN))
-        # In this order zeros stay exactly zero: what is added is x - x.
+        # In this order zeros stay exactly zero, because x - x is added to them.
         weights_BN = kept_of(soft_BN, self.k).detach() + (soft_BN - soft_BN.detach())
         return Gating(weights_BN, no_loss(weights_BN))
 

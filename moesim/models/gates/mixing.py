@@ -1,8 +1,8 @@
-"""Conditional computation: run an expert on just those rows in which it counts.
+"""Conditional computation: run an expert only on the rows in which it has weight.
 
-With DSelect-k and Top-k a weight that is exactly zero has gradient exactly zero in every parameter,
-so that skipping its expert changes neither the output nor what is learnt. Straight-through gates
-learn from experts that have no weight, and lose that by it.
+With DSelect-k and Top-k a weight that is exactly zero has gradient exactly zero in every parameter.
+So skipping its expert changes neither the output nor the learning. Straight-through gates do learn
+from experts without weight, and skipping those experts removes this gradient.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Expert = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Activity:
-    """How much of the experts a batch of `rows` rows needs."""
+    """The experts' work that a batch of `rows` rows needs."""
 
     rows: int
     num_experts: int
@@ -29,34 +29,35 @@ class Activity:
 
     @property
     def share(self) -> float:
-        """Of the experts' FLOPs, were all of them run on every row."""
+        """Return the share of the FLOPs that all experts on all rows would take."""
         return self.pairs / (self.rows * self.num_experts)
 
     def flops(self, flops_per_row: float) -> float:
-        """What the experts compute, if one of them takes `flops_per_row` for a row."""
+        """Return the experts' FLOPs, if an expert takes `flops_per_row` for a row."""
         return self.pairs * flops_per_row
 
 
 def activity(weights_BN: Tensor) -> Activity:
-    """Counts of the weights that are not exactly zero."""
+    """Count the weights that are not exactly zero."""
     used_BN = weights_BN.detach() != 0
     rows, num_experts = used_BN.shape
     return Activity(rows, num_experts, int(used_BN.sum()), int(used_BN.any(dim=0).sum()))
 
 
 def mix(weights_BN: Tensor, experts: Sequence[Expert], inputs_BF: Tensor) -> Tensor:
-    """sum over i of weights[:, i] · experts[i](inputs), `[B, O]`, skipping what has zero weight.
+    """Return the sum over i of weights[:, i] · experts[i](inputs), `[B, O]`; zero weights skip.
 
-    Raises `UsageError` where no expert has weight in any row.
+    Raise `UsageError` if no expert has weight in any row.
     """
     return mix_shared(weights_BN[None], experts, inputs_BF)[0]
 
 
 def mix_shared(weights_TBN: Tensor, experts: Sequence[Expert], inputs_BF: Tensor) -> Tensor:
-    """The same for each of T mixtures of the same experts, `[T, B, O]`.
+    """Return `mix` for each of T mixtures of the same experts, `[T, B, O]`.
 
-    An expert runs once on every row in which some mixture needs it. Raises as `mix` does.
+    An expert runs once on every row in which some mixture needs it. Raise as `mix` does.
     """
+    # Exactly zero, not small: only a weight of exactly zero has no gradient.
     used_BN = (weights_TBN.detach() != 0).any(dim=0)
     out: Tensor | None = None
     for expert, weights_TB, used_B in zip(
@@ -75,6 +76,6 @@ def mix_shared(weights_TBN: Tensor, experts: Sequence[Expert], inputs_BF: Tensor
 
 
 def places(weights_BN: Tensor) -> tuple[Tensor, Tensor]:
-    """Dense weights as (weights `[B, n]`, ids `[B, n]`), -1 where a weight is zero."""
+    """Return dense weights as (weights `[B, n]`, ids `[B, n]`), -1 where a weight is zero."""
     ids_N = torch.arange(weights_BN.shape[1], device=weights_BN.device)
     return weights_BN, torch.where(weights_BN != 0, ids_N, -1)

@@ -10,10 +10,10 @@ from moesim.models.gates.mixing import places
 
 
 class GateRouter(nn.Module):
-    """Stands beside a layer's `*Experts`, which run the ids that are not -1.
+    """The router beside a layer's `*Experts`, which run the ids that are not -1.
 
-    A static gate does not read the hidden state: the model says the ids of the tokens (or of their
-    tasks) with `take` before its layers run.
+    A static gate does not read the hidden state. The model passes the ids of the tokens (or of
+    their tasks) with `take` before its layers run.
     """
 
     def __init__(self, gate: Gate) -> None:
@@ -24,18 +24,20 @@ class GateRouter(nn.Module):
         self._ids_T: Tensor | None = None
 
     def take(self, ids_T: Tensor) -> None:
-        """The ids of the next forward passes' tokens, for a static gate."""
+        """Set the ids of the next forward passes' tokens, for a static gate."""
         self._ids_T = ids_T
 
     def forward(self, hidden_TH: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Probabilities `[T, n]`, weights and ids `[T, k]`; in training `[T, n]` each, since a
-        gate that is not yet sparse has up to n."""
+        """Return probabilities `[T, n]`, weights and ids `[T, k]`.
+
+        In training weights and ids are `[T, n]`: a gate that is not yet sparse has up to n.
+        """
         inputs = self._ids_T if self.gate.static else hidden_TH
         if inputs is None or len(inputs) != len(hidden_TH):
             raise UsageError(
-                f"{type(self.gate).__name__} is static and was told the ids of "
-                f"{0 if inputs is None else len(inputs)} tokens, of {len(hidden_TH)}: call take() "
-                "before the layers run"
+                f"{type(self.gate).__name__} is static and needs the ids of {len(hidden_TH)} "
+                f"tokens, not {0 if inputs is None else len(inputs)}: call take() before the "
+                "layers run"
             )
         if not self.training:
             return self.gate.select(inputs)

@@ -1,4 +1,4 @@
-"""Softmax: every expert counts in every row. The gate that saves nothing."""
+"""Softmax: every expert counts in every row, so this gate saves no work in training."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from moesim.models.gates.base import Gate, Gating, Scores, kept_of, no_loss
 
 
 class Softmax(Gate):
-    """A softmax over scores. `select` keeps the k largest, rescaled to sum to one: with k below n
-    that is no longer the mixture which was trained."""
+    """A softmax over scores. `select` keeps the k largest, rescaled to sum to one.
+
+    With k below n, this differs from the mixture that was trained.
+    """
 
     def __init__(
         self, num_experts: int, k: int, *, features: int | None = None, tasks: int = 1

@@ -1,7 +1,7 @@
 """Switch: one expert a row, scaled by its probability.
 
-Fedus et al., "Switch Transformers", JMLR 2022 (arXiv 2101.03961), section 2.1. The probability is
-the only way for a gradient to reach the router. Without capacities: no row is dropped.
+Fedus et al., "Switch Transformers", JMLR 2022 (arXiv 2101.03961), section 2.1. Gradients reach the
+router only through the probability. There are no capacities, so no row is dropped.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Top-k: a softmax over the k largest scores, the others exactly zero.
 
 Shazeer et al., "Outrageously Large Neural Networks: The Sparsely-Gated Mixture-of-Experts Layer",
-ICLR 2017 (arXiv 1701.06538), section 2.1. Not continuous: where two scores change places at the
-border, weight jumps from one expert to the other. With k = 1 the one weight is always 1, and no
-gradient of the data loss reaches the scores.
+ICLR 2017 (arXiv 1701.06538), section 2.1. The gate is not continuous: if the k-th and the next
+score swap their order, weight jumps from one expert to the other. With k = 1 the one weight is
+always 1, and no gradient of the data loss reaches the scores.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from moesim.models.gates.base import Gate, Gating, Scores, keep_largest, no_loss
 
 
 class TopK(Gate):
-    """Plain. `balance` weighs the product of shares (Switch's loss, for k choices)."""
+    """Plain Top-k. `balance` weighs the product of shares (Switch's loss, for k choices)."""
 
     def __init__(
         self,
@@ -46,9 +46,12 @@ class TopK(Gate):
 
 
 class NoisyTopK(Gate):
-    """In training, scores get normal noise whose deviation, softplus of a second set of scores, is
-    learnt; in evaluation none. `importance` and `load` weigh the squared variation over experts of
-    summed weights and of expected counts."""
+    """Top-k with noise on the scores in training, and none in evaluation.
+
+    The noise is normal; its deviation is learnt, as the softplus of a second set of scores.
+    `importance` and `load` weigh the squared variation over experts of summed weights and of
+    expected counts.
+    """
 
     def __init__(
         self,
@@ -63,7 +66,7 @@ class NoisyTopK(Gate):
         super().__init__(num_experts, k, features=features, tasks=tasks)
         self.scores = Scores(num_experts, features, tasks)
         self.noise = Scores(num_experts, features, tasks)
-        self.noise.silence()
+        self.noise.silence()  # all deviations start equal, so no expert is favoured
         self.importance = importance
         self.load = load
 
@@ -85,5 +88,5 @@ class NoisyTopK(Gate):
 
 
 def softmax_of_largest(scores_BN: Tensor, k: int) -> Tensor:
-    """A softmax over the k largest scores of each row; exactly zero elsewhere."""
+    """Return a softmax over the k largest scores of each row; exactly zero elsewhere."""
     return scores_BN.masked_fill(~keep_largest(scores_BN, k), -torch.inf).softmax(dim=-1)

@@ -1,9 +1,9 @@
 """The multi-task mixture: shared experts, a gate's weights for each task, a tower for each task.
 
 mixture.py   the network
-tasks.py     what is learnt from what: tasks, their losses, examples
-fitting.py   training, and how well a mixture does
-served.py    a trained mixture as inference runs it, a task at a time
+tasks.py     tasks, their losses, their examples
+fitting.py   training and evaluation
+served.py    a trained mixture in inference, one task at a time
 requests.py  streams of tasks, and their traces
 """
 

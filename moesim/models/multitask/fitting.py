@@ -1,9 +1,9 @@
 """Fitting a mixture: Adam on the weighted sum of the tasks' losses and the gates' own.
 
 After every epoch the mixture is measured on validation rows as inference would run it, with at most
-k experts a task; the epoch that did best there is what is kept. Batches and random numbers come
-from a stream of their own for every epoch, so that a run that was killed goes on from its last
-epoch as if nothing had happened.
+k experts a task. The best epoch is kept. Every epoch draws batches and random numbers from its own
+random stream. So a killed run resumes after its last epoch with the same result as an uninterrupted
+run.
 """
 
 from __future__ import annotations
@@ -29,8 +29,11 @@ _EVALUATION_BATCH = 512
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How long and how fast. Gates learn at `gate_factor` times the rate of everything else; with
-    `patience`, training ends after so many epochs without a better one."""
+    """Length and rates of a training.
+
+    Gates learn at `gate_factor` times the rate of all other parameters. Training ends early after
+    `patience` epochs without a better one.
+    """
 
     epochs: int
     batch: int = 512
@@ -51,7 +54,7 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class Epoch:
-    """What an epoch learnt, how far it got, and how many experts it ran."""
+    """Losses of an epoch, and how many experts it ran."""
 
     training: float  # mean of the batches' losses, with the gates' own
     validation: float  # weighted sum of the tasks' losses, hardened
@@ -69,7 +72,7 @@ class Fitted:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """A task's mean loss and, of classes, the share of rows that are right."""
+    """A task's mean loss and, for classes, the share of rows that are right."""
 
     loss: float
     accuracy: float | None
@@ -87,10 +90,10 @@ def fit(
 ) -> Fitted:
     """Fit a mixture in place.
 
-    With a `checkpoint` file, work is saved there after every epoch; if it exists, the run goes on
-    from it. `on_step(done, of)` reports, in steps. Raises `UsageError`, before any work, where a
-    task has no data or the mixture no such task; `MoesimError` naming the step if a loss is not
-    finite (the last checkpoint stays), or if the checkpoint is of another run.
+    With a `checkpoint` file, work is saved there after every epoch; if it exists, the run resumes
+    from it. `on_step(done, of)` reports steps. Raise `UsageError`, before any work, if a task has
+    no data or the mixture no such task. Raise `MoesimError` that names the step if a loss is not
+    finite (the last checkpoint stays), or if the checkpoint belongs to another run.
     """
     _check_tasks(model, tasks)
     train.check(tasks, "training")
@@ -107,32 +110,32 @@ def fit(
 def evaluate(
     model: Mixture, tasks: Sequence[Task], rows: Examples, *, hardened: bool = True
 ) -> dict[str, Score]:
-    """Each task's score; `hardened` as inference runs the mixture, else as it was trained.
+    """Return each task's score; `hardened` as in inference, otherwise as in training.
 
-    Raises `UsageError` for a task without data.
+    Raise `UsageError` for a task without data.
     """
     _check_tasks(model, tasks)
     rows.check(tasks, "evaluation")
     model.eval()
     sums = {task.name: torch.zeros(3, dtype=torch.float64) for task in tasks}
     for start in range(0, len(rows), _EVALUATION_BATCH):
-        some = rows[slice(start, start + _EVALUATION_BATCH)]
-        outputs = model(some.inputs, hardened=hardened).outputs
+        batch = rows[slice(start, start + _EVALUATION_BATCH)]
+        outputs = model(batch.inputs, hardened=hardened).outputs
         for task in tasks:
-            mask_B = some.mask(task)
-            pair = outputs[task.name][mask_B], some.targets[task.name][mask_B]
+            mask_B = batch.mask(task)
+            pair = outputs[task.name][mask_B], batch.targets[task.name][mask_B]
             right = torch.zeros(()) if task.right is None else task.right(*pair).sum()
             sums[task.name] += torch.stack([task.losses(*pair).sum(), right, mask_B.sum()])
     return {task.name: _score(task, *sums[task.name].tolist()) for task in tasks}
 
 
 def weighted(tasks: Sequence[Task], scores: dict[str, Score]) -> float:
-    """The weighted sum of the tasks' losses: what settings and epochs are chosen by."""
+    """Return the weighted sum of the tasks' losses, by which settings and epochs are chosen."""
     return sum(task.weight * scores[task.name].loss for task in tasks)
 
 
 def options_of(gate: nn.Module) -> dict[str, str]:
-    """A gate's kind and what it was made with; the rest of a module's state is private."""
+    """Return a gate's kind and its public attributes: arguments, and numbers derived from them."""
     options = {
         key: repr(value)
         for key, value in vars(gate).items()
@@ -142,7 +145,7 @@ def options_of(gate: nn.Module) -> dict[str, str]:
 
 
 class _Run:
-    """A training under way: what a checkpoint holds, and how it goes on."""
+    """An unfinished training: the state that a checkpoint holds, and the next epochs."""
 
     def __init__(
         self,
@@ -168,7 +171,7 @@ class _Run:
 
     @property
     def best(self) -> int:
-        """The epoch with the least validation loss, the first of equals."""
+        """Return the epoch with the least validation loss, the first of equals."""
         return min(range(len(self.history)), key=lambda epoch: self.history[epoch].validation)
 
     @property
@@ -179,12 +182,13 @@ class _Run:
         return done >= self.settings.epochs
 
     def epoch(self) -> None:
-        """One more pass over the training rows, then a look at where the model stands."""
+        """Pass once more over the training rows, then evaluate and save."""
         number = len(self.history)
         draw = stream(self.settings.seed, "multitask", number)
         order = torch.from_numpy(draw.permutation(len(self.train)))
         losses, pairs = [], 0
         with torch.random.fork_rng(devices=[]):
+            # A seed of the epoch's own stream, so that a resumed run draws the same numbers.
             torch.manual_seed(int(draw.integers(2**62)))
             batches = torch.split(order, self.settings.batch)
             for step, rows in enumerate(batches, number * self.steps + 1):
@@ -199,6 +203,7 @@ class _Run:
         share = pairs / (len(self.train) * len(self.model.experts))
         self.history.append(Epoch(sum(losses) / len(losses), validation, pairs, share))
         if self.best == number:
+            # A copy, because later epochs change the parameters in place.
             self.best_state = {
                 name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()
             }
@@ -236,7 +241,7 @@ class _Run:
         checkpoints.save(self.checkpoint, story, tensors)
 
     def restore(self) -> None:
-        """Go on from the checkpoint, if there is one."""
+        """Load the checkpoint, if there is one."""
         if self.checkpoint is None or not self.checkpoint.exists():
             return
         story, tensors = checkpoints.load(self.checkpoint)
@@ -255,7 +260,7 @@ class _Run:
         self.history = [Epoch(**epoch) for epoch in story["history"]]
 
     def _identity(self) -> dict[str, Any]:
-        """What must be equal for one run to go on where another stopped."""
+        """Return what must be equal for one run to resume another."""
         tensors = [self.train.inputs, *self.train.targets.values(), *self.train.known.values()]
         return {
             "settings": asdict(self.settings),
@@ -269,7 +274,7 @@ class _Run:
 def _check_tasks(model: Mixture, tasks: Sequence[Task]) -> None:
     names, towers = [task.name for task in tasks], list(model.towers)
     if names != towers:
-        raise UsageError(f"the mixture has towers of {towers}, and is asked for tasks {names}")
+        raise UsageError(f"the mixture has towers of {towers}, but the tasks are {names}")
 
 
 def _groups(model: Mixture, settings: Settings) -> list[dict[str, Any]]:

@@ -1,9 +1,9 @@
-"""A multi-task mixture of experts: every task mixes the same experts by weights of its own.
+"""A multi-task mixture of experts: every task mixes the same experts with its own weights.
 
     y_t = tower_t( sum over i of q_t,i · f_i(trunk(x)) )
 
 Ma et al., "Modeling Task Relationships in Multi-task Learning with Multi-gate Mixture-of-Experts",
-KDD 2018, with any of the gates. Experts run where some task needs them, and nowhere else.
+KDD 2018, with any of the gates. An expert runs only on rows in which some task needs it.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from moesim.models.gates.mixing import Activity, activity, mix_shared
 
 
 class Mixed(NamedTuple):
-    """What a batch of B rows gives."""
+    """The result of a forward pass over B rows."""
 
     outputs: Mapping[str, Tensor]  # of each task, (B, O)
     loss: Tensor  # (), of the gates
-    activity: Activity  # of the experts, whichever task needs them
+    activity: Activity  # of the experts, over all tasks
 
 
 class Mixture(nn.Module):
-    """Experts `[B, ...] -> [B, H]`, gates, and of each task by name a tower `[B, H] -> [B, O]`.
+    """Experts `[B, ...] -> [B, H]`, gates, and a named tower `[B, H] -> [B, O]` for each task.
 
-    `gates` give the tasks' weights in order: a static gate those of as many tasks as it has, a
-    per-example gate those of one, from the trunk's flattened output. Raises `UsageError` where
-    gates are of other numbers of experts or tasks.
+    `gates` give the tasks' weights in order. A static gate serves all tasks that it has; a
+    per-example gate serves one task, and reads the trunk's flattened output. Raises `UsageError`
+    if the gates' numbers of experts or tasks do not fit.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class Mixture(nn.Module):
         self.trunk = nn.Identity() if trunk is None else trunk
 
     def forward(self, inputs: Tensor, *, hardened: bool = False) -> Mixed:
-        """Of all tasks; `hardened` as inference runs it, with at most k experts a task."""
+        """Run all tasks; `hardened` as in inference, with at most k experts a task."""
         features = self.trunk(inputs)
         weights_TBN, loss = self.weights(features, hardened=hardened)
         states_TBH = mix_shared(weights_TBN, list(self.experts), features)
@@ -70,7 +70,7 @@ class Mixture(nn.Module):
         return Mixed(outputs, loss, activity(weights_TBN.detach().amax(dim=0)))
 
     def weights(self, features: Tensor, *, hardened: bool = False) -> tuple[Tensor, Tensor]:
-        """Weights `[T, B, n]` of the experts for each task, and the gates' loss."""
+        """Return weights `[T, B, n]` of the experts for each task, and the gates' loss."""
         parts, loss = [], features.new_zeros((), dtype=torch.float32)
         for gate in self.gates:
             assert isinstance(gate, Gate)
@@ -80,6 +80,8 @@ class Mixture(nn.Module):
             else:
                 weights, own = gate(inputs)
                 loss = loss + own
+            # A static gate has one row for each of its tasks, a per-example gate one for each
+            # example.
             each = weights[:, None] if gate.static else weights[None]
             parts.append(each.expand(-1, len(features), -1))
         return torch.cat(parts), loss
@@ -87,7 +89,7 @@ class Mixture(nn.Module):
 
 @torch.no_grad()
 def flops_per_row(module: nn.Module, row: Tensor) -> int:
-    """Floating-point operations of matrix products and convolutions in one forward pass of a row.
+    """Return the FLOPs of matrix products and convolutions in one forward pass of a row.
 
     `row` has no batch dimension.
     """

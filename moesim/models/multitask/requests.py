@@ -1,7 +1,7 @@
-"""A stream of tasks: requests that each ask one task of some examples, and their trace.
+"""A stream of tasks: requests of one task and some examples each, and their trace.
 
-A trace holds what the gates chose and each request's task and length; of the examples it holds
-nothing, so that a trace of data that may not be passed on has none of it.
+A trace holds the gates' choices and each request's task and length, and nothing of the examples.
+So data that may not be redistributed is not in its trace.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from moesim.trace import Trace, TraceWriter
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TaskRequest:
-    """A task by name, and the examples `[C, ...]` that it is asked of; C is at least 1."""
+    """A task by name, and its examples `[C, ...]`; C is at least 1."""
 
     task: str
     examples: Tensor
@@ -42,9 +42,10 @@ class TaskRequest:
 def draw_requests(
     tasks: Sequence[str], rows: Examples, count: int, *, lengths: tuple[int, int], seed: int
 ) -> list[TaskRequest]:
-    """So many requests, their tasks mixed, of `lengths` (least, most) examples drawn from `rows`.
+    """Draw `count` requests of mixed tasks, with `lengths` (least, most) examples from `rows`.
 
-    They depend on these arguments alone, so that models with other gates are asked the same.
+    They depend on these arguments alone, so models with different gates get the same requests.
+    Raise `UsageError` if there is nothing to draw.
     """
     low, high = lengths
     if count < 1:
@@ -70,11 +71,11 @@ def record_tasks(
     provenance: dict[str, Any] | None = None,
     force: bool = False,
 ) -> Trace:
-    """Serve the requests one after another and write what the gates decided as a trace at `out`.
+    """Serve the requests one after another and write the gates' choices as a trace at `out`.
 
     A request of C examples has C prompt rows and one output token, so C rows; its domain is its
-    task. `provenance` is added to the header's. Raises `UsageError` for requests that the model
-    cannot serve, before any is served, and `OutputError` if `out` exists (without `force`) or
+    task. `provenance` is added to the header's. Raise `UsageError`, before any is served, for
+    requests that the model cannot serve. Raise `OutputError` if `out` exists (without `force`) or
     cannot be written.
     """
     if not requests:
@@ -85,7 +86,7 @@ def record_tasks(
         raise OutputError(out, "already exists; choose another name or pass --force")
     recorder = Recorder(model)
     served = _served(recorder, model, requests)
-    weights_RLK = np.concatenate([one.gate_weights[0] for one in served])
+    weights_RLK = np.concatenate([recording.gate_weights[0] for recording in served])
     meta = describe(
         model,
         recorder.layers,

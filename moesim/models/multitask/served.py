@@ -1,9 +1,9 @@
-"""A trained mixture as inference runs it: one task at a time, and of each row few experts.
+"""A trained mixture in inference: one task at a time, and few experts a row.
 
-A request is one task and some examples of it; the examples are its rows, and it decodes nothing.
-The network is the mixture's own, put together as a router beside `*Experts`, which is the form that
-the standard recorder reads: one mixture-of-experts layer. Of static gates all rows of a task have
-the same experts, known before any request is there; per-example gates choose row by row.
+A request is one task and some examples of it. The examples are its rows, and it decodes nothing.
+The network is the mixture's own, arranged as a router beside `*Experts`. The standard recorder
+reads this form as one mixture-of-experts layer. With static gates all rows of a task have the same
+experts, known before any request arrives. Per-example gates choose row by row.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from moesim.models.multitask.mixture import Mixture
 
 @dataclass(frozen=True, slots=True)
 class ServedConfig:
-    """What a trace's header says of the model; the spellings are Hugging Face's where it has one.
+    """The model's entry in a trace's header, in Hugging Face's spellings where they exist.
 
-    No sizes of a decoder are in it, since there are none: whoever costs such a trace has to say
-    whose sizes to assume.
+    It has no sizes of a decoder, because there is none. A scenario that costs such a trace must
+    name the sizes to assume.
     """
 
     name: str
@@ -44,12 +44,12 @@ class ServedConfig:
         return self.name
 
     def to_json_string(self, use_diff: bool = True) -> str:
-        """All of it, whatever `use_diff`: there are no defaults to leave out."""
+        """Return all fields; `use_diff` changes nothing, as there are no defaults to leave out."""
         return json.dumps(asdict(self))
 
 
 class TaskRouter(nn.Module):
-    """The gates of all tasks, one task at a time: `serve` says which, before the layer runs."""
+    """The gates of all tasks; `serve` sets the current task before the layer runs."""
 
     def __init__(self, gates: Sequence[Gate]) -> None:
         super().__init__()
@@ -59,11 +59,11 @@ class TaskRouter(nn.Module):
         self._task = 0
 
     def serve(self, task: int) -> None:
-        """The next forward passes are of this task, in the order of the mixture's towers."""
+        """Set the task of the next forward passes: its number in the order of the towers."""
         self._task = task
 
     def forward(self, features_RF: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Probabilities `[R, n]`, weights and ids `[R, k]`, as `GateRouter`."""
+        """Return probabilities `[R, n]`, weights and ids `[R, k]`, as `GateRouter` does."""
         number, row = self._rows[self._task]
         router = self.routers[number]
         assert isinstance(router, GateRouter)
@@ -73,7 +73,7 @@ class TaskRouter(nn.Module):
 
 
 class MixtureExperts(nn.Module):
-    """Runs an expert on the rows that selected it, and nowhere else; -1, of weight 0, runs none."""
+    """Experts that run only on the rows that selected them; id -1, of weight 0, runs none."""
 
     def __init__(self, experts: Sequence[nn.Module]) -> None:
         super().__init__()
@@ -81,7 +81,8 @@ class MixtureExperts(nn.Module):
         self.experts = nn.ModuleList(experts)
 
     def forward(self, features_R: Tensor, ids_RK: Tensor, weights_RK: Tensor) -> Tensor:
-        """`[R, ...]` to `[R, H]`. Raises `UsageError` where no row has an expert."""
+        """Return `[R, H]` of `[R, ...]`. Raise `UsageError` if no row has an expert."""
+        # Places with id -1 have weight 0, so adding them to expert 0 changes nothing.
         empty_RN = weights_RK.new_zeros(len(weights_RK), self.num_experts)
         weights_RN = empty_RN.scatter_add(1, ids_RK.clamp(min=0), weights_RK)
         return mix(weights_RN, list(self.experts), features_R)
@@ -90,9 +91,8 @@ class MixtureExperts(nn.Module):
 class ServedMixture(nn.Module):
     """A `Mixture` that answers requests; it shares the mixture's weights.
 
-    Outputs are those of the mixture hardened. It is put in evaluation mode, and the mixture's parts
-    with it. Raises `UsageError` where gates differ in kind, in k, or in what they read: a trace has
-    one router.
+    Outputs are those of the hardened mixture. The mixture's parts are put in evaluation mode.
+    Raises `UsageError` if gates differ in kind, in k, or in their input, as a trace has one router.
     """
 
     def __init__(self, mixture: Mixture, name: str = "mixture") -> None:
@@ -123,17 +123,17 @@ class ServedMixture(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the experts' weights."""
+        """Return the type of the experts' weights."""
         return next(self.experts.parameters()).dtype
 
     def number_of(self, task: str) -> int:
-        """A task's place among the towers. Raises `UsageError` for a task that there is not."""
+        """Return a task's place among the towers. Raise `UsageError` for an unknown task."""
         if task not in self.tasks:
             raise UsageError(f"there is no task {task!r}; the mixture has {', '.join(self.tasks)}")
         return self.tasks.index(task)
 
     def forward(self, inputs_BC: Tensor, task: str) -> Tensor:
-        """B requests of one task, C examples each: `[B, C, ...]` to `[B, C, O]`."""
+        """Return `[B, C, O]` of `[B, C, ...]`: B requests of one task with C examples each."""
         self.router.serve(self.number_of(task))
         features_R = self.trunk(inputs_BC.flatten(0, 1))
         _, weights_RK, ids_RK = self.router(features_R.flatten(1))

@@ -1,4 +1,4 @@
-"""Tasks: what is predicted, by which loss, from which rows."""
+"""Tasks: the target, the loss, and the rows that have a target."""
 
 from __future__ import annotations
 
@@ -16,35 +16,35 @@ Losses = Callable[[Tensor, Tensor], Tensor]  # outputs (B, O) and targets (B,) t
 
 
 def cross_entropy(outputs_BO: Tensor, targets_B: Tensor) -> Tensor:
-    """Of classes, nats a row."""
+    """Return the loss of classes, nats a row."""
     return functional.cross_entropy(outputs_BO, targets_B, reduction="none")
 
 
 def binary_cross_entropy(outputs_B1: Tensor, targets_B: Tensor) -> Tensor:
-    """Of yes (1) or no (0), nats a row."""
+    """Return the loss of yes (1) or no (0), nats a row."""
     return functional.binary_cross_entropy_with_logits(
         outputs_B1[:, 0], targets_B.float(), reduction="none"
     )
 
 
 def squared_error(outputs_B1: Tensor, targets_B: Tensor) -> Tensor:
-    """Of a number."""
+    """Return the loss of a number."""
     return (outputs_B1[:, 0] - targets_B).square()
 
 
 def right_class(outputs_BO: Tensor, targets_B: Tensor) -> Tensor:
-    """1 where the most likely class is the true one."""
+    """Return 1 where the most likely class is the true one."""
     return (outputs_BO.argmax(dim=1) == targets_B).float()
 
 
 def right_side(outputs_B1: Tensor, targets_B: Tensor) -> Tensor:
-    """1 where the more likely of yes and no is the true one."""
+    """Return 1 where the more likely of yes and no is the true one."""
     return ((outputs_B1[:, 0] > 0) == (targets_B > 0)).float()
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A task: its loss of each row, its weight in the sum, and, of classes, what is right."""
+    """A task: the loss of each row, its weight in the sum, and, for classes, what is right."""
 
     name: str
     losses: Losses
@@ -60,9 +60,10 @@ class Task:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Examples:
-    """Rows: `inputs [B, ...]` and, of each task, `targets [B]`.
+    """Rows: `inputs [B, ...]` and `targets [B]` of each task.
 
-    `known [B]` says for a task which rows have a target; a task that it lacks has one in all.
+    `known[task] [B]` marks the rows that have a target. A task missing in `known` has a target in
+    every row.
     """
 
     inputs: Tensor
@@ -80,12 +81,12 @@ class Examples:
         )
 
     def mask(self, task: Task) -> Tensor:
-        """`[B]` of bool: which rows have a target."""
+        """Return `[B]` of bool: which rows have a target."""
         everywhere = torch.ones(len(self), dtype=torch.bool, device=self.inputs.device)
         return self.known.get(task.name, everywhere)
 
     def check(self, tasks: Sequence[Task], what: str) -> None:
-        """Raise `UsageError` where a task has nothing to learn from or be measured by."""
+        """Raise `UsageError` if a task has no rows to learn from or be measured by."""
         for task in tasks:
             if task.name not in self.targets:
                 raise UsageError(
@@ -104,10 +105,11 @@ class Examples:
 
 
 def total(tasks: Sequence[Task], outputs: Mapping[str, Tensor], rows: Examples) -> Tensor:
-    """The weighted sum of the tasks' mean losses; a task without a target in a batch adds 0."""
+    """Return the weighted sum of the tasks' mean losses; a task without targets here adds 0."""
     loss = torch.zeros(())
     for task in tasks:
         mask_B = rows.mask(task)
         each = task.losses(outputs[task.name][mask_B], rows.targets[task.name][mask_B])
+        # Not `mean`, which is NaN for a batch in which this task has no target.
         loss = loss + task.weight * each.sum() / max(1, len(each))
     return loss

@@ -1,4 +1,4 @@
-"""The configuration of a refactored model: a dense model's own, and what has become of its FFNs."""
+"""The configuration of a refactored model: the dense model's, and the form of its experts."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ LAYOUTS = ("masked", "fused", "unfused")
 
 
 class ReadMeConfig(RoutedConfig):  # type: ignore[no-untyped-call]
-    """`base` is the dense model's configuration. Every one of its FFNs has become `num_experts`
-    experts, of which a token uses one.
+    """`base` is the dense model's configuration. Each of its FFNs became `num_experts` experts, of
+    which a token uses one.
 
-    `layout`: `masked` (the dense weights and a mask for each expert: the form that is trained),
-    `fused` (each expert has channels of its own, `expert_ffn` of them, copies of the permanent ones
-    included) or `unfused` (the permanent channels, `shared_ffn` of them, stand apart and are always
-    on). `scaled`: outputs are multiplied by the router's probability (equation 2 of the paper; its
-    code does not). `router` holds the arguments of `PreGatingRouter`; a layer-wise router is one
+    `layout` is one of three. `masked`: the dense weights and a mask for each expert, for training.
+    `fused`: each expert has its own `expert_ffn` channels, copies of the permanent ones included.
+    `unfused`: the `shared_ffn` permanent channels are separate and always run.
+    `scaled`: outputs are multiplied by the router's probability (equation 2 of the paper, but not
+    in its code). `router` holds the arguments of `PreGatingRouter`; a layer-wise router is one
     matrix a layer.
     """
 

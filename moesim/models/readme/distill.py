@@ -1,20 +1,20 @@
-"""Routing distillation: which expert a token should take, as the frozen dense model shows it.
+"""Routing distillation: the expert that a token should take, computed from the frozen dense model.
 
 A token's *target* compares the channels it activates most in the dense model with each expert's
 mask. Targets depend on no router, so they are computed once.
 
-`paper` (equation 4): the overlap of expert j is the number of channels that mask j has in common
-with the token's own highest |inner activations|, as many as the share of the masks. The paper does
-not say how layers combine; here their counts add up, where one router serves all layers. The loss
-is KL(softmax of the router || softmax of the overlaps). A softmax of counts is all but one-hot.
+`paper` (equation 4): the overlap of expert j counts the channels that mask j has in common with
+the token's highest |inner activations|. As many of these are taken as the masks' share. The paper
+does not say how layers combine; here their counts add up if one router serves all layers. The loss
+is KL(softmax of the router || softmax of the overlaps). A softmax of counts is almost one-hot.
 
-`code` (as released): signed inner activations are compared with five order statistics, so that a
-channel scores 0 to 5 thirds of 1/n, where n is the first expert's number of own channels; an
-expert's score is the sum over its own channels, less the mean, times ten. The mean is over
-everything, and being the same for all experts of a token it changes neither the softmax nor the
-argmax. The loss is three parts of cross entropy with the best expert (label smoothing 0.5) and one
-part of cross entropy with the softmax of scores; where one router serves all layers, it answers to
-the target of each (the code adds these losses up, here they are averaged).
+`code` (as released): signed inner activations are compared with five order statistics. A channel
+scores 0 to 5 thirds of 1/n, where n is the number of the first expert's own channels. An expert's
+score is the sum over its own channels, less the mean, times ten. The mean is over all values. It is
+the same for all experts of a token, so it changes neither the softmax nor the argmax. The loss has
+three parts of cross entropy with the best expert (label smoothing 0.5) and one part of cross
+entropy with the softmax of scores. If one router serves all layers, it has a target for each layer;
+the released code adds these losses up, here they are averaged.
 """
 
 from __future__ import annotations
@@ -40,11 +40,12 @@ def targets(
     layerwise: bool = False,
     on_window: Callable[[int, int], None] | None = None,
 ) -> Tensor:
-    """Target logits `[W, T, N]` of ids `[W, T]`, float32; `[W, T, L, N]` where `layerwise`.
+    """Return target logits `[W, T, N]` of ids `[W, T]`, float32; `[W, T, L, N]` if `layerwise`.
 
-    One window runs at a time, and no activation outlives its layer; `on_window(done, of)` reports.
-    Raises `UsageError` where masks do not fit the model, or where `code` finds an expert 0 without
-    channels of its own, by whose number it divides.
+    One window runs at a time, and activations are dropped after each layer, to save memory.
+    `on_window(done, of)` reports. Raise `UsageError` if masks do not fit the model. Also raise it
+    if `variant` is `code` and expert 0 has no own channels, because the code divides by their
+    number.
     """
     ffns = find_ffns(model)
     num_experts, num_layers, width = masks.chosen.shape
@@ -59,12 +60,12 @@ def targets(
     compared = masks.chosen if variant == "paper" else masks.own
     compared_LDN = compared.permute(1, 2, 0).float().to(model.device)
     shape = (*windows.shape, *([num_layers] if layerwise else []), num_experts)
-    found = torch.zeros(shape)
+    logits = torch.zeros(shape)
     done = 0
 
     def see(layer: int, inner: Tensor) -> None:
-        one_TN = resemble(inner.flatten(0, -2).float(), compared_LDN[layer], masks, layer).cpu()
-        (found[done, :, layer] if layerwise else found[done]).add_(one_TN)
+        layer_TN = resemble(inner.flatten(0, -2).float(), compared_LDN[layer], masks, layer).cpu()
+        (logits[done, :, layer] if layerwise else logits[done]).add_(layer_TN)
 
     with frozen(model) as decoder, watched(ffns, see):
         for ids_T in windows:
@@ -72,18 +73,18 @@ def targets(
             done += 1
             if on_window is not None:
                 on_window(done, len(windows))
-    return found if variant == "paper" else 10 * (found - found.mean())
+    return logits if variant == "paper" else 10 * (logits - logits.mean())
 
 
 def _overlap(inner_TD: Tensor, mask_DN: Tensor, masks: Masks, layer: int) -> Tensor:
-    """Channels in common with a token's strongest, `[T, N]`."""
+    """Return `[T, N]`: how many of a token's strongest channels each mask has."""
     strongest = num_channels(inner_TD.shape[1], masks.share)
     top = inner_TD.abs().topk(strongest, sorted=False).indices
     return torch.zeros_like(inner_TD).scatter_(1, top, 1.0) @ mask_DN
 
 
 def _soft_overlap(inner_TD: Tensor, own_DN: Tensor, masks: Masks, layer: int) -> Tensor:
-    """As released: a channel counts once for each of five order statistics that it exceeds."""
+    """Return scores as released: a channel counts once for each order statistic it exceeds."""
     n = int(masks.own[0, layer].sum())
     ranks = [n - 1, 4 * n // 5, 3 * n // 5, 2 * n // 5, n // 5]
     ordered_TD = inner_TD.sort(dim=1, descending=True).values
@@ -94,10 +95,10 @@ def _soft_overlap(inner_TD: Tensor, own_DN: Tensor, masks: Masks, layer: int) ->
 
 
 def loss(logits: Tensor, target: Tensor, variant: Variant = "paper") -> Tensor:
-    """The distillation loss of router `logits` `[..., N]` against `target` logits, in nats.
+    """Return the distillation loss of router `logits` `[..., N]` against `target` logits, in nats.
 
-    Mean over all leading dimensions: tokens, and layers where targets have them; `logits` without
-    them are of one router for all.
+    It is the mean over all leading dimensions: tokens, and layers if targets have them. `logits`
+    without layers are those of one router for all layers.
     """
     logits = _for_each_layer(logits, target)
     log_router = logits.float().log_softmax(dim=-1)
@@ -112,11 +113,11 @@ def loss(logits: Tensor, target: Tensor, variant: Variant = "paper") -> Tensor:
 
 
 def agreement(logits: Tensor, target: Tensor) -> float:
-    """The share of tokens (and layers, as in `loss`) whose best expert is the target's best."""
+    """Return the share of tokens (and layers, as in `loss`) whose best expert is the target's."""
     logits = _for_each_layer(logits, target)
     return float((logits.argmax(dim=-1) == target.argmax(dim=-1)).double().mean())
 
 
 def _for_each_layer(logits: Tensor, target: Tensor) -> Tensor:
-    """One router's logits `[..., N]` as those of all layers `[..., L, N]`, if that is asked."""
+    """Repeat one router's logits `[..., N]` for all layers `[..., L, N]`, if `target` has them."""
     return logits.unsqueeze(-2).expand_as(target) if target.ndim > logits.ndim else logits

@@ -1,7 +1,7 @@
-"""What is Read-ME's own among routers and experts: a token's one expert, and how it is trained.
+"""Read-ME's routers, which give a token one expert, and the masked experts of its training.
 
-`MaskedExperts` keeps the dense weights and hides channels: the form that is trained, in which
-experts share what they have in common. Cut into `ChannelExperts` it gives the same outputs.
+`MaskedExperts` keeps the dense weights and hides channels. This form is trained, because experts
+share the channels that they have in common. Cut into `ChannelExperts` it gives the same outputs.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 
 class PathRouter(nn.Module):
-    """Stands where a layer's router would: says what the model's one router has decided."""
+    """A layer's stand-in router: it returns the decision of the model's one router."""
 
     def __init__(self, num_experts: int) -> None:
         super().__init__()
@@ -21,17 +21,17 @@ class PathRouter(nn.Module):
         self._decision: tuple[Tensor, Tensor, Tensor] | None = None
 
     def take(self, decision: tuple[Tensor, Tensor, Tensor]) -> None:
-        """What `forward` answers until the next forward pass."""
+        """Set what `forward` returns until the next decision."""
         self._decision = decision
 
     def forward(self, hidden_TH: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits `[T, N]`, weights `[T, 1]`, ids `[T, 1]` of this forward pass, in every layer."""
-        assert self._decision is not None, "the model says it before its layers run"
+        """Return logits `[T, N]`, weights `[T, 1]`, ids `[T, 1]`: the same in every layer."""
+        assert self._decision is not None, "the model must call take() before its layers run"
         return self._decision
 
 
 class LayerRouter(nn.Module):
-    """The comparator: a router of the usual kind, one matrix on the hidden state, top-1."""
+    """The comparator, a usual router: one matrix on the hidden state, top-1."""
 
     def __init__(self, hidden: int, num_experts: int, *, scaled: bool) -> None:
         super().__init__()
@@ -46,8 +46,10 @@ class LayerRouter(nn.Module):
 
 
 def decide(logits_TN: Tensor, *, scaled: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits, weights `[T, 1]` and ids `[T, 1]` of the one expert that each row takes; a weight is
-    its probability if `scaled`, else one."""
+    """Return logits, weights `[T, 1]` and ids `[T, 1]` of the one expert that each row takes.
+
+    A weight is the expert's probability if `scaled`, otherwise one.
+    """
     ids = logits_TN.argmax(dim=-1, keepdim=True)
     if scaled:
         return logits_TN, logits_TN.softmax(dim=-1).gather(1, ids), ids

@@ -1,8 +1,8 @@
-"""Gated FFNs: what a refactoring cuts into experts.
+"""Gated FFNs: the parts of a dense model that are cut into experts.
 
-A gated FFN of width D computes `down(act(gate(x)) * up(x))`: each of its D *channels* is a row of
+A gated FFN of width D computes `down(act(gate(x)) * up(x))`. Each of its D *channels* is a row of
 `gate` and `up` and a column of `down`, so any subset of channels is a smaller FFN. The *inner
-activations* are what `down` is given, one number a channel.
+activations* are the input of `down`, one number a channel.
 """
 
 from __future__ import annotations
@@ -37,34 +37,34 @@ class GatedFfn:
 
 
 def find_ffns(model: Any) -> tuple[GatedFfn, ...]:
-    """The gated FFNs of a dense decoder of transformers, one a layer, in order.
+    """Return the gated FFNs of a dense decoder of transformers, one a layer, in order.
 
-    Raises `UsageError` naming the model's class where a layer lacks one or has several, where
-    `gate` and `up` are one matrix, where widths differ, where there are biases, or experts already.
+    Raise `UsageError` that names the model's class if a layer has no gated FFN or several, if
+    `gate` and `up` are one matrix, if widths differ, or if there are biases or experts already.
     """
     kind = type(model).__name__
     modules = dict(model.named_modules())
     if any(type(module).__name__.endswith("Experts") for module in modules.values()):
         raise UsageError(f"{kind} is a mixture of experts already; a dense model is needed")
-    found = tuple(
+    ffns = tuple(
         GatedFfn(_layer(name), name, module, module.down_proj.in_features)
         for name, module in modules.items()
         if _is_gated(module)
     )
     num_layers = model.config.get_text_config().num_hidden_layers
-    lacking = sorted(set(range(num_layers)) - {ffn.layer for ffn in found})
+    lacking = sorted(set(range(num_layers)) - {ffn.layer for ffn in ffns})
     if lacking:
         raise UsageError(_why_lacking(kind, modules, lacking, num_layers))
-    if len(found) > num_layers:
+    if len(ffns) > num_layers:
         raise UsageError(
-            f"{kind} has {len(found)} gated FFNs in {num_layers} layers; exactly one a layer can "
+            f"{kind} has {len(ffns)} gated FFNs in {num_layers} layers; exactly one a layer can "
             "be cut into experts"
         )
-    if len(widths := {ffn.width for ffn in found}) > 1:
+    if len(widths := {ffn.width for ffn in ffns}) > 1:
         raise UsageError(f"{kind} has FFNs of {sorted(widths)} channels; one width is needed")
-    if any(getattr(ffn.module, part).bias is not None for ffn in found for part in _LINEAR):
+    if any(getattr(ffn.module, part).bias is not None for ffn in ffns for part in _LINEAR):
         raise UsageError(f"{kind} has biases in its FFNs, which are not supported")
-    return found
+    return ffns
 
 
 def _is_gated(module: nn.Module) -> bool:
@@ -98,12 +98,13 @@ def watched(
 ) -> Iterator[None]:
     """Call `see(i, values)` whenever FFN number i runs, with values `[..., D]`.
 
-    Values are the inner activations (`code`), or what `gate_proj` gives before its activation
+    Values are the inner activations (`code`), or the output of `gate_proj` before its activation
     function (`paper`).
     """
 
     def hook(i: int) -> Any:
         if variant == "code":
+            # The input of `down_proj` is the inner activations, which no module returns.
             return ffns[i].module.down_proj.register_forward_pre_hook(
                 lambda _, inputs: see(i, inputs[0])
             )
@@ -113,13 +114,13 @@ def watched(
     try:
         yield
     finally:
-        for one in hooks:
-            one.remove()
+        for handle in hooks:
+            handle.remove()
 
 
 @contextmanager
 def frozen(model: Any) -> Iterator[Any]:
-    """The model's decoder, without its head, in evaluation mode and without gradients."""
+    """Yield the model's decoder, without its head, in evaluation mode and without gradients."""
     training = model.training
     model.eval()
     try:

@@ -1,8 +1,8 @@
 """Masks: the channels that each expert takes from a dense model's FFNs.
 
-Expert i, of domain i, takes the channels that score highest there, layer by layer. Those that every
-expert takes are the *permanent* expert, which all tokens use; the rest of a mask is the expert's
-*own*. Experts overlap otherwise too.
+Expert i takes the channels that score highest on domain i, layer by layer. Channels that every
+expert takes form the *permanent* expert, which all tokens use. The rest of a mask is the expert's
+*own* channels; two experts may share some of these too.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from moesim.streams import stream
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Masks:
-    """`chosen` `[N, L, D]` (bool): the channels of the N experts, one a domain, in L layers.
+    """The channels `chosen` `[N, L, D]` (bool) of N experts, one a domain, in L layers.
 
-    `share` of the D channels was asked for; `origin` says how they were chosen: `paper`, `code` or
-    `random`. Raises `UsageError` for an expert without a channel.
+    `share` is the requested share of the D channels. `origin` says how they were chosen: `paper`,
+    `code` or `random`. Raises `UsageError` for an expert without a channel.
     """
 
     domains: tuple[str, ...]
@@ -46,32 +46,32 @@ class Masks:
 
     @property
     def permanent(self) -> Tensor:
-        """`[L, D]`: the channels that all experts have."""
+        """Return `[L, D]`: the channels that all experts have."""
         return self.chosen.all(dim=0)
 
     @property
     def own(self) -> Tensor:
-        """`[N, L, D]`: the channels of each expert that are not permanent."""
+        """Return `[N, L, D]`: the channels of each expert that are not permanent."""
         return self.chosen & ~self.permanent
 
     @property
     def sizes(self) -> Tensor:
-        """`[N, L]`: how many channels each expert has in each layer."""
+        """Return `[N, L]`: how many channels each expert has in each layer."""
         return self.chosen.sum(dim=-1)
 
     @property
     def overlap(self) -> Tensor:
-        """`[N, N]` float64: of expert i's channels in all layers, the share that j has too."""
+        """Return `[N, N]` float64: the share of expert i's channels that expert j has too."""
         flat = self.chosen.flatten(1).double()
         return flat @ flat.T / flat.sum(dim=1, keepdim=True)
 
     @property
     def empty_own(self) -> list[tuple[int, int]]:
-        """(expert, layer) without channels of their own: unfused, such an expert would be empty."""
+        """Return each (expert, layer) without own channels, which `unfused` would leave empty."""
         return [(n, layer) for n, layer in (~self.own.any(dim=-1)).nonzero().tolist()]
 
     def describe(self) -> dict[str, Any]:
-        """Sizes and overlaps as plain JSON; channels are means over layers."""
+        """Return sizes and overlaps as plain JSON; channels are means over layers."""
         num_experts, num_layers, width = self.chosen.shape
         permanent = int(self.permanent.sum())
         return {
@@ -88,7 +88,7 @@ class Masks:
         }
 
     def save(self, path: str | Path) -> None:
-        """Write a safetensors file, whole or not at all. Raises `OutputError`."""
+        """Write the whole safetensors file or nothing. Raise `OutputError` on failure."""
         from safetensors.torch import save_file
 
         story = {"domains": json.dumps(self.domains), "share": repr(self.share)}
@@ -99,7 +99,7 @@ class Masks:
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """What `save` wrote. Raises `UsageError` for anything else."""
+        """Read what `save` wrote. Raise `UsageError` for any other file."""
         from safetensors import SafetensorError, safe_open
 
         try:
@@ -113,7 +113,7 @@ class Masks:
 
 
 def check_masks(domains: Sequence[str], width: int, share: float, variant: Variant) -> None:
-    """Raise `UsageError` where masks cannot be, from what is known before any scoring."""
+    """Raise `UsageError` before any scoring if no masks of this kind exist."""
     if len(domains) < 2:
         raise UsageError(f"{len(domains)} domains: at least 2 are needed, one an expert")
     if not 0 < share <= 1:
@@ -132,16 +132,17 @@ def check_masks(domains: Sequence[str], width: int, share: float, variant: Varia
 def top_masks(
     scores: Tensor, domains: Sequence[str], share: float = 0.5, variant: Variant = "paper"
 ) -> Masks:
-    """Each expert's highest-scoring channels of `scores` `[N, L, D]`, layer by layer.
+    """Return each expert's highest-scoring channels of `scores` `[N, L, D]`, layer by layer.
 
     With n = floor(share x D), `paper` takes the n highest (of equals the first). `code`, as
     released, takes those strictly above the n-th highest: n - 1, or fewer among equals.
-    Raises `UsageError` as `check_masks` does, and where equals leave an expert without a channel.
+    Raise `UsageError` as `check_masks` does, and if equals leave an expert without a channel.
     """
     width = scores.shape[-1]
     check_masks(domains, width, share, variant)
     ordered, order = scores.sort(dim=-1, descending=True, stable=True)
     if variant == "code":
+        # Strictly above, as released, which leaves one channel fewer than `paper`.
         chosen = scores > ordered[..., num_channels(width, share) - 1, None]
     else:
         chosen = torch.zeros_like(scores, dtype=torch.bool)
@@ -150,7 +151,7 @@ def top_masks(
 
 
 def random_masks(like: Masks, seed: int) -> Masks:
-    """As many channels for each expert and layer as in `like`, but drawn at random: a control."""
+    """Draw as many random channels for each expert and layer as `like` has: a control."""
     draw = stream(seed, "random masks")
     chosen = torch.zeros_like(like.chosen)
     for (expert, layer), size in zip(
@@ -163,7 +164,7 @@ def random_masks(like: Masks, seed: int) -> Masks:
 
 
 def num_channels(width: int, share: float) -> int:
-    """floor(share x width): the channels of an expert, and of a token's own mask."""
+    """Return floor(share x width): the channels of an expert, and of a token's own mask."""
     return int(share * width + 1e-9)  # 0.29 x 100 is 28.999... in floating point
 
 

@@ -1,8 +1,8 @@
-"""A dense language model refactored into a mixture of experts, as transformers sees it.
+"""A dense language model refactored into a mixture of experts, as a model of transformers.
 
-`refactor` puts masks and routers in; `materialise` cuts the trained channels into experts of their
-own. Both make a `ReadMeForCausalLM`, which generates, saves and loads like any other model of
-transformers, and which the recorder and the real machine take as they take any other.
+`refactor` puts masks and routers in. `materialise` cuts the trained channels into separate experts.
+Both make a `ReadMeForCausalLM`, which generates, saves and loads like any model of transformers.
+The recorder and the real machine treat it like any other model too.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ __all__ = ["ReadMeForCausalLM", "materialise", "refactor"]
 
 
 class ReadMeForCausalLM(RoutedForCausalLM):
-    """`base`, whose FFNs are masked or cut into experts, and with decoupled routing `router`."""
+    """A dense decoder `base` with masked or cut experts, and a `router` if routing is decoupled."""
 
     config_class = ReadMeConfig
 
@@ -50,8 +50,11 @@ class ReadMeForCausalLM(RoutedForCausalLM):
         path_weights: Tensor | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
-        """As that of `base`. `path_ids [B, T]`: experts that `route` chose beforehand, and where
-        outputs are scaled, their `path_weights`; the router then does not run."""
+        """Run as `base` does.
+
+        `path_ids [B, T]`: experts that `route` chose earlier; the router then does not run.
+        `path_weights [B, T]`: their weights, needed if outputs are scaled.
+        """
         use_cache, past_key_values = self.caching(use_cache, past_key_values)
         if self.router is not None:
             if path_ids is None:
@@ -91,11 +94,10 @@ def refactor(
     scaled: bool = False,
     router: dict[str, Any] | None = None,
 ) -> ReadMeForCausalLM:
-    """A masked model with the weights of `dense` (copied) and experts of the given channels.
+    """Return a masked model with copies of the weights of `dense` and experts of these channels.
 
-    `masks_NLD`: which of the D channels of layer l expert n has. Routers are new, drawn from
-    torch's generator. Raises `UsageError` for a model without gated FFNs, or masks that do
-    not fit.
+    `masks_NLD` says which of the D channels of layer l expert n has. Routers are new, drawn from
+    torch's generator. Raise `UsageError` for a model without gated FFNs, or masks that do not fit.
     """
     ffns = find_ffns(dense)
     shape = (len(ffns), ffns[0].width)
@@ -104,6 +106,7 @@ def refactor(
             f"masks of shape {tuple(masks_NLD.shape)} do not fit {shape[0]} layers of {shape[1]} "
             "channels"
         )
+    # Without the dense model's name, which would pass for the name of the new model.
     base = {key: value for key, value in dense.config.to_dict().items() if key != "_name_or_path"}
     config = ReadMeConfig(
         base=base,
@@ -128,10 +131,10 @@ def refactor(
 
 
 def materialise(masked: ReadMeForCausalLM, layout: str = "fused") -> ReadMeForCausalLM:
-    """The same model with experts of their own, `fused` or `unfused`.
+    """Return the same model with separate experts, `fused` or `unfused`.
 
-    Channels are padded with zeros to the widest of all layers. Raises `UsageError` for a model that
-    is not masked.
+    Channels are padded with zeros to the widest of all layers, because transformers' experts share
+    one tensor. Raise `UsageError` for a model that is not masked, or an expert without channels.
     """
     if masked.config.layout != "masked" or layout not in LAYOUTS[1:]:
         raise UsageError(f"cannot make {layout!r} experts of a {masked.config.layout} model")
@@ -143,7 +146,7 @@ def materialise(masked: ReadMeForCausalLM, layout: str = "fused") -> ReadMeForCa
         if empty := (~masks_LND.any(dim=2)).nonzero().tolist():
             layer, expert = empty[0]
             raise UsageError(
-                f"expert {expert} has no channel of its own in layer {layer}, and would be empty "
+                f"expert {expert} has no channel of its own in layer {layer}, so it would be empty "
                 "beside the permanent one; take another share, or fused experts"
             )
     config = ReadMeConfig(
@@ -157,6 +160,7 @@ def materialise(masked: ReadMeForCausalLM, layout: str = "fused") -> ReadMeForCa
     )
     model = _build(config, masked)
     states = masked.state_dict()
+    # Experts are cut below; all other weights stay the same.
     for name in [name for name in states if ".experts." in name]:
         del states[name]
     _load_rest(model, states)
@@ -170,7 +174,7 @@ def materialise(masked: ReadMeForCausalLM, layout: str = "fused") -> ReadMeForCa
 
 
 def _build(config: ReadMeConfig, like: Any) -> ReadMeForCausalLM:
-    """A model of this configuration where, and of the type that, another one is."""
+    """Build a model of this configuration, on the device and of the type of `like`."""
     model: Any = ReadMeForCausalLM(config)
     model.to(device=like.device, dtype=like.dtype)
     model.config._name_or_path = getattr(like.config, "_name_or_path", "")
@@ -181,7 +185,7 @@ def _build(config: ReadMeConfig, like: Any) -> ReadMeForCausalLM:
 
 
 def _load_rest(model: Any, states: dict[str, Tensor]) -> None:
-    """Everything but the experts, which must be all that is missing."""
+    """Load all weights but those of experts and routers; raise if any other is missing."""
     missing, unexpected = model.load_state_dict(states, strict=False)
     mlp = (".experts.", ".shared_experts.", ".router.", ".ffn.")
     if unexpected or any(not any(part in name for part in mlp) for name in missing):
@@ -189,17 +193,17 @@ def _load_rest(model: Any, states: dict[str, Tensor]) -> None:
 
 
 def _check(config: ReadMeConfig) -> None:
-    for name, known in (("routing", ROUTINGS), ("layout", LAYOUTS)):
-        if getattr(config, name) not in known:
+    for name, choices in (("routing", ROUTINGS), ("layout", LAYOUTS)):
+        if getattr(config, name) not in choices:
             raise UsageError(
-                f"unknown {name} {getattr(config, name)!r}: choose one of {', '.join(known)}"
+                f"unknown {name} {getattr(config, name)!r}: choose one of {', '.join(choices)}"
             )
     if config.num_experts_per_tok != 1:
         raise UsageError("a token takes one expert here (num_experts_per_tok: 1)")
 
 
 def _routed(config: ReadMeConfig, ffn: GatedFfn) -> RoutedFfn:
-    """What stands in place of one FFN, weights still to come."""
+    """Return the replacement of one FFN; its weights are set later."""
     dense: Any = ffn.module
     hidden, count = dense.gate_proj.in_features, config.num_experts
     router: nn.Module

@@ -1,16 +1,16 @@
-"""From a dense model to mixtures of experts: everything in order, each part kept when it is done.
+"""From a dense model to mixtures of experts: all steps in order; each result is stored when done.
 
-    out/run.json             what is made of what
+    out/run.json             base, settings and text of the run
     out/scores.safetensors   channel scores by domain
     out/masks.safetensors    the experts' channels
-    out/pool.safetensors     windows that teach routers, with their targets
+    out/pool.safetensors     windows that train routers, with their targets
     out/untuned.json         losses of the dense model, and of each expert alone, before tuning
-    out/<kind>/              a finished model, that transformers loads; training.json in it
+    out/<kind>/              a finished model that transformers loads, with training.json
     out/<kind>.safetensors   a checkpoint, while its tuning lasts
 
-Kinds: `decoupled`, one router for all layers that reads tokens; `layerwise`, the comparator, of the
-same experts with a router in each layer; `dense`, the dense model cut to the size of one expert by
-the mean of all domains' scores. All are tuned on the same windows in the same order.
+Kinds: `decoupled` has one router for all layers, which reads tokens. `layerwise`, the comparator,
+has the same experts with a router in each layer. `dense` is the dense model cut to the size of one
+expert by the mean of all domains' scores. All are tuned on the same windows in the same order.
 """
 
 from __future__ import annotations
@@ -51,8 +51,10 @@ _PARTIAL_STORY = f".{_STORY}.partial"
 
 @dataclass(frozen=True, slots=True)
 class Untuned:
-    """Losses before any tuning, nats a token, by domain: of the dense model, and of each expert
-    alone (`experts[mask][domain]`), whatever router there will be."""
+    """Losses before any tuning, nats a token, by domain.
+
+    `dense` is the dense model; `experts[mask][domain]` is each expert alone, without any router.
+    """
 
     dense: Mapping[str, float]
     experts: Mapping[str, Mapping[str, float]]
@@ -71,12 +73,13 @@ def run(
     on_stage: Callable[[str, Measured], None] | None = None,
     provenance: Mapping[str, Any] | None = None,
 ) -> dict[str, Path]:
-    """Refactor, tune and write models of `kinds`; answers their folders.
+    """Refactor, tune and write models of `kinds`; return their folders.
 
-    Whatever `out` already holds of this very run is not done again, so a run that was killed goes
-    on. `show(what, done, of)` reports progress, the others results as they come.
-    Raises `UsageError` for a base, a text or settings that cannot be refactored, before any long
-    work; `OutputError` if `out` holds something else.
+    Results of the same run that `out` already holds are reused, so a killed run resumes.
+    `show(what, done, of)` reports progress; `on_untuned` and `on_stage` report results.
+
+    Raise `UsageError`, before any long work, for a base, a text or settings that cannot be
+    refactored. Raise `OutputError` if `out` holds something else.
     """
     for kind in kinds:
         if kind not in KINDS:
@@ -87,13 +90,13 @@ def run(
     dense, tokenizer = load_base(base)
     check_masks(corpus.domains, find_ffns(dense)[0].width, settings.share, settings.variant)
     work = _Work(out, settings, corpus, dense, tokenizer, show)
-    _claim(out, identity)  # only now: what was refused must not keep others out
+    _claim(out, identity)  # only now, so that a refused run does not block the folder for others
     untuned = work.untuned()
     if on_untuned is not None:
         on_untuned(untuned)
     for kind in kinds:
         if (out / kind).exists():
-            work.checkpoint(kind).unlink(missing_ok=True)  # killed before it could go
+            work.checkpoint(kind).unlink(missing_ok=True)  # left by a kill right before its removal
             continue
         model, history = work.tuned(kind, on_stage)
         story = {
@@ -114,7 +117,7 @@ def run(
 
 
 class _Work:
-    """What the parts share: a dense model, its text as windows, and the folder of results."""
+    """The inputs of all steps: a dense model, its text as windows, and the folder of results."""
 
     def __init__(
         self,
@@ -145,7 +148,7 @@ class _Work:
         }
 
     def scores(self) -> Tensor:
-        """`[N, L, D]`."""
+        """Return channel scores `[N, L, D]`."""
 
         def make() -> dict[str, Tensor]:
             windows: Windows = self._to_score
@@ -165,16 +168,22 @@ class _Work:
         masks = top_masks(self.scores(), tuple(self.held_out), settings.share, settings.variant)
         if settings.control == "random":
             masks = random_masks(masks, settings.seed)
+        # For readers of the folder; a resumed run computes masks from the scores again.
         masks.save(self.out / "masks.safetensors")
         return masks
 
     def text(self, *, layerwise: bool) -> TuningText:
-        """A decoupled router's targets are the sums of the layers' (`paper`) or all of theirs."""
+        """Return the text of a tuning.
+
+        Each layer has targets. For a decoupled router `paper` sums them over layers; `code` keeps
+        them all.
+        """
 
         def make() -> dict[str, Tensor]:
             pool = torch.cat(list(self._pool.values()))
+            # Shuffled, so that the first windows, which measure agreement, are of all domains.
             pool = pool[torch.randperm(len(pool), generator=torch.Generator().manual_seed(0))]
-            found = targets(
+            layer_targets = targets(
                 self.dense,
                 pool,
                 self.masks,
@@ -182,13 +191,13 @@ class _Work:
                 layerwise=True,
                 on_window=self._showing("finding targets"),
             )
-            return {"pool": pool, "targets": found}
+            return {"pool": pool, "targets": layer_targets}
 
         kept = self._kept("pool", ("pool", "targets"), make)
-        found = kept["targets"]
+        router_targets = kept["targets"]
         if self.settings.variant == "paper" and not layerwise:
-            found = found.sum(dim=2)
-        return TuningText(kept["pool"], found, self._train, self.held_out)
+            router_targets = router_targets.sum(dim=2)
+        return TuningText(kept["pool"], router_targets, self._train, self.held_out)
 
     def untuned(self) -> Untuned:
         path = self.out / "untuned.json"
@@ -222,7 +231,7 @@ class _Work:
     def tuned(
         self, kind: str, on_stage: Callable[[str, Measured], None] | None
     ) -> tuple[ReadMeForCausalLM, Sequence[Measured]]:
-        """A finished model of one kind, its experts cut out."""
+        """Return a finished model of one kind, its experts cut out, and its history."""
         settings = self.settings
         text = self.text(layerwise=kind == "layerwise")
         model = self._masked(kind)
@@ -244,12 +253,13 @@ class _Work:
 
     def _masked(self, kind: str) -> ReadMeForCausalLM:
         settings = self.settings
+        # All kinds draw their routers from the same state.
         torch.manual_seed(settings.seed)
         if kind == "dense":
             pooled = self.scores().mean(dim=0, keepdim=True)
-            twice = pooled.expand(2, -1, -1)  # masks are of two experts at least
-            one = top_masks(twice, ("all", "again"), settings.share, settings.variant)
-            return refactor(self.dense, one.chosen[:1], router=_TINY_ROUTER)
+            twice = pooled.expand(2, -1, -1)  # masks have at least two experts
+            masks = top_masks(twice, ("all", "again"), settings.share, settings.variant)
+            return refactor(self.dense, masks.chosen[:1], router=_TINY_ROUTER)
         return refactor(
             self.dense,
             self.masks.chosen,
@@ -261,24 +271,24 @@ class _Work:
     def _kept(
         self, name: str, parts: Sequence[str], make: Callable[[], dict[str, Tensor]]
     ) -> dict[str, Tensor]:
-        """The tensors `parts` of a file of this run, made first if there is none."""
+        """Return the tensors `parts` of a file of this run; make and save them if there is none."""
         from safetensors.torch import load_file, save_file
 
         path = self.out / f"{name}.safetensors"
         if not path.exists():
-            made = make()
+            tensors = make()
             with whole_file(path) as partial:
-                save_file(made, partial)
+                save_file(tensors, partial)
         with _damage(path):
-            found = load_file(path)
-            return {part: found[part] for part in parts}
+            stored = load_file(path)
+            return {part: stored[part] for part in parts}
 
     def _showing(self, what: str) -> Callable[[int, int], None] | None:
         show = self._show
         return None if show is None else lambda done, of: show(what, done, of)
 
 
-# A single expert is chosen by nobody, and has the smallest router there is.
+# A single expert needs no choice, but the model needs a router: the smallest possible.
 _TINY_ROUTER = {"hidden": 2, "heads": 1, "ffn": 1}
 
 
@@ -287,7 +297,7 @@ def _prefixed(show: Show, kind: str) -> Show:
 
 
 def _identity(base: str | Path, corpus: Corpus, settings: Settings) -> dict[str, Any]:
-    """What makes two runs the same run; plain JSON."""
+    """Return what two runs have in common if they are the same run, as plain JSON."""
     return json.loads(  # type: ignore[no-any-return]
         json.dumps(
             {
@@ -301,7 +311,7 @@ def _identity(base: str | Path, corpus: Corpus, settings: Settings) -> dict[str,
 
 
 def _weights_of(base: str | Path) -> dict[str, str] | None:
-    """Hashes of a folder's weights; None of a model known by name."""
+    """Return hashes of a folder's weights; None for a model given by name."""
     files = sorted(Path(base).glob("*.safetensors")) if Path(base).is_dir() else []
     return {file.name: sha256(file) for file in files} or None
 
@@ -313,9 +323,9 @@ def _check_folder(out: Path, identity: dict[str, Any]) -> None:
         raise OutputError(out, "is a file; choose a folder")
     if path.exists():
         with _damage(path, "choose another folder"):
-            known = json.loads(path.read_text(encoding="utf-8"))
-        # As text, in which order counts: experts are numbered as domains are ordered.
-        if json.dumps(known) != json.dumps(identity):
+            stored = json.loads(path.read_text(encoding="utf-8"))
+        # As text, because the order of domains counts: it numbers the experts.
+        if json.dumps(stored) != json.dumps(identity):
             raise OutputError(
                 out, f"holds another run (see its {_STORY}); choose another folder or delete it"
             )
@@ -324,7 +334,7 @@ def _check_folder(out: Path, identity: dict[str, Any]) -> None:
 
 
 def _claim(out: Path, identity: dict[str, Any]) -> None:
-    """Say what the folder holds, unless it is said."""
+    """Write the run's identity into the folder, unless it is there."""
     if (out / _STORY).exists():
         return
     with whole_file(out / _STORY) as partial:
@@ -333,7 +343,7 @@ def _claim(out: Path, identity: dict[str, Any]) -> None:
 
 @contextmanager
 def _damage(path: Path, remedy: str = "delete it to have it made again") -> Iterator[None]:
-    """Turn whatever reading a file of this run meets into a `UsageError`."""
+    """Turn any fault in reading a file of this run into a `UsageError`."""
     from safetensors import SafetensorError
 
     try:

@@ -1,10 +1,10 @@
 """The pre-gating router of Read-ME: one causal transformer block that reads token ids alone.
 
-It knows neither the backbone's hidden states nor its layers, so a token's expert, the same in all
-layers, is known as soon as the token is. Source: section 3 and table 1 of the paper (arXiv
-2410.19123) and its code, which disagree on the MLP: `silu` (the code: two matrices with biases;
-17,965,063 parameters at the paper's size) or `swiglu` (the paper: three). As in the code, scores
-of attention are not scaled, and matrices have biases.
+It reads no hidden states of the backbone. So a token's expert, the same in all layers, is known as
+soon as the token is. Source: section 3 and table 1 of the paper (arXiv 2410.19123) and its code.
+These disagree on the MLP: `silu` (the code: two matrices with biases; 17,965,063 parameters at the
+paper's size) or `swiglu` (the paper: three matrices). As in the code, attention scores are not
+scaled, and matrices have biases.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from torch.nn import functional
 from moesim.errors import UsageError
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""Of queries, keys and values `[B, heads, T, width]` of new tokens: what they attend to, of that
-shape. Scores are not scaled."""
+"""Takes queries, keys and values `[B, heads, T, width]` of new tokens and returns the attention's
+output, of the same shape. Scores are not scaled."""
 
 MLPS = ("silu", "swiglu")
 SIZES = {"hidden": 512, "heads": 4, "ffn": 512, "mlp": "silu"}  # the paper's, the code's MLP
@@ -28,19 +28,19 @@ _ROPE_BASE = 10_000.0
 
 
 class RouterCache:
-    """Keys and values `[B, heads, S, width]` of the tokens routed so far, and which are padding."""
+    """Keys and values `[B, heads, S, width]` of the tokens routed so far; `seen` marks padding."""
 
     def __init__(self) -> None:
         self.keys: Tensor | None = None
         self.values: Tensor | None = None
-        self.seen: Tensor | None = None  # [B, S]
+        self.seen: Tensor | None = None  # [B, S]; False for padding
 
     @property
     def length(self) -> int:
         return 0 if self.keys is None else int(self.keys.shape[2])
 
     def extend(self, keys: Tensor, values: Tensor, seen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Append; answers all there are."""
+        """Append keys, values and marks of new tokens; return those of all tokens."""
         if self.keys is not None and self.values is not None and self.seen is not None:
             keys = torch.cat([self.keys, keys], dim=2)
             values = torch.cat([self.values, values], dim=2)
@@ -50,7 +50,7 @@ class RouterCache:
 
 
 class PreGatingRouter(nn.Module):
-    """Token ids `[B, T]` to logits `[B, T, N]`; position t depends on tokens up to t alone."""
+    """Token ids `[B, T]` → logits `[B, T, N]`; position t depends only on tokens up to t."""
 
     def __init__(
         self,
@@ -85,8 +85,11 @@ class PreGatingRouter(nn.Module):
         self.head = nn.Linear(hidden, num_experts)
 
     def initialise(self, embedding_VH: Tensor | None = None) -> None:
-        """As the released code: matrices Kaiming-uniform, embeddings the first columns of the
-        backbone's (None, or where it is narrower: normal). Uses torch's generator."""
+        """Draw weights as the released code does, with torch's generator.
+
+        Matrices are Kaiming-uniform. Embeddings are the first columns of the backbone's
+        `embedding_VH`; columns that it does not have are normal.
+        """
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.kaiming_uniform_(module.weight)
@@ -104,17 +107,20 @@ class PreGatingRouter(nn.Module):
         seen: Tensor | None = None,
         cache: RouterCache | None = None,
     ) -> Tensor:
-        """`seen [B, T]`: False where a place is padding (None: nowhere); it takes no position.
-        With a `cache`, these are the tokens that follow those in it."""
+        """Return logits of tokens that follow those in `cache`.
+
+        `seen [B, T]` is False for padding (None: no padding). Padding takes no position.
+        """
         if seen is None:
             seen = torch.ones_like(token_ids, dtype=torch.bool)
         cache = cache or RouterCache()
+        # Positions count real tokens only, so that padding on the left does not move a prompt.
         past = 0 if cache.seen is None else cache.seen.sum(dim=1, keepdim=True)
         positions = (past + seen.cumsum(dim=1) - 1).clamp(min=0)
         return self.run(token_ids, positions, partial(_look_back, seen=seen, cache=cache))
 
     def run(self, token_ids: Tensor, positions: Tensor, attend: Attend) -> Tensor:
-        """The same for tokens at `positions [B, T]`, with attention of the caller's own."""
+        """Return logits of tokens at `positions [B, T]`, with the caller's attention."""
         x = self.embed(token_ids)
         x = x + self._attention(self.attention_norm(x), positions, attend)
         inner = self.mlp_norm(x)
@@ -144,12 +150,13 @@ class PreGatingRouter(nn.Module):
 def _look_back(
     query: Tensor, keys: Tensor, values: Tensor, *, seen: Tensor, cache: RouterCache
 ) -> Tensor:
-    """Every sequence of a batch looks at what is in the cache, and at its own tokens so far."""
+    """Attend from every sequence to its cached tokens and its own tokens so far."""
     before, tokens = cache.length, query.shape[2]
     keys, values, all_seen = cache.extend(keys, values, seen)
     rows = torch.arange(before, before + tokens, device=query.device)[:, None]
     columns = torch.arange(before + tokens, device=query.device)[None, :]
-    # A padded place sees itself, so that no row of scores is empty; nobody reads what it says.
+    # A padded place sees itself: a row of scores without any entry would give NaN. Its output is
+    # never used.
     mask = ((columns <= rows) & all_seen[:, None, :]) | (columns == rows)
     return functional.scaled_dot_product_attention(
         query, keys, values, attn_mask=mask[:, None], scale=1.0
@@ -157,7 +164,7 @@ def _look_back(
 
 
 def _rotate(x: Tensor, positions: Tensor) -> Tensor:
-    """Rotary embedding (Su et al., 2021) of `x [B, heads, T, width]` at `positions [B, T]`."""
+    """Rotate `x [B, heads, T, width]` by its `positions [B, T]` (RoPE: Su et al., 2021)."""
     half = x.shape[-1] // 2
     power = torch.arange(half, device=x.device, dtype=torch.float32) / half
     angles = positions[:, None, :, None].float() * _ROPE_BASE**-power

@@ -1,7 +1,7 @@
-"""The schedule of tuning: rounds, each of them first routers, then experts.
+"""The schedule of tuning: rounds of a router stage and then an expert stage.
 
-Source: table 2 of Read-ME (arXiv 2410.19123), whose own numbers are `PAPER`; section 3 speaks of
-joint training, section 5.1 and the released code alternate, and so do we.
+Source: table 2 of Read-ME (arXiv 2410.19123); `PAPER` has its numbers. Section 3 describes joint
+training. Section 5.1 and the released code alternate, as this schedule does.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Stage:
         return f"round {self.round} {self.kind}"
 
     def rate(self, step: int) -> float:
-        """The learning rate of step `step`, counted from 0."""
+        """Return the learning rate of step `step`, counted from 0."""
         return self.peak * 0.5 * (1 + math.cos(math.pi * step / self.steps))
 
 
@@ -58,7 +58,7 @@ class Schedule:
                 raise UsageError(f"{name} ({getattr(self, name)}) must be above 0")
 
     def stages(self, *, routers: bool = True) -> Iterator[Stage]:
-        """All of them in order; without `routers` (a single expert needs none) experts alone."""
+        """Yield all stages in order; a single expert has no `routers` and only expert stages."""
         for number in range(self.rounds):
             fall = self.decay**number
             if routers:

@@ -23,10 +23,10 @@ def channel_scores(
     *,
     on_window: Callable[[int, int], None] | None = None,
 ) -> Tensor:
-    """Mean absolute value of each channel over a domain's tokens: `[N, L, D]`, float64.
+    """Return the mean absolute value of each channel over a domain's tokens: `[N, L, D]`, float64.
 
     `windows` holds ids `[W, T]` for each of N domains; `on_window(done, of)` reports. One window
-    runs at a time, so that scores depend on no batch. Raises `UsageError` as `find_ffns` does.
+    runs at a time, so that scores do not depend on a batch. Raise `UsageError` as `find_ffns` does.
     """
     ffns = find_ffns(model)
     sums_NLD = torch.zeros(len(windows), len(ffns), ffns[0].width, dtype=torch.float64)
@@ -35,6 +35,7 @@ def channel_scores(
         for n, ids_WT in enumerate(windows.values()):
 
             def add(layer: int, values: Tensor, n: int = n) -> None:
+                # float64, because a sum over many tokens in float32 loses small values.
                 sums_NLD[n, layer] += values.double().abs().flatten(0, -2).sum(dim=0).cpu()
 
             with watched(ffns, add, variant):

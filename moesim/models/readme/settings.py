@@ -1,4 +1,4 @@
-"""What a refactoring is made of, as plain data; and two sets of it that take affordable time."""
+"""The settings of a refactoring, and two sets of them that take an affordable time."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ CONTROLS: Final = ("none", "random", "shuffled")
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Windows have `context` tokens; of each domain `score_windows` score channels, `pool_windows`
-    teach routers and `held_out_windows` measure.
+    """Settings of one refactoring.
 
-    `variant`: where the paper and its code disagree (scores, masks, distillation, the router's MLP,
-    and whether outputs are scaled by the router's probability), whose side is taken. `control`:
-    channels drawn at `random`, or scored on windows `shuffled` among the domains. `autocast`
-    computes in bfloat16.
+    Windows have `context` tokens. Of each domain, `score_windows` score channels, `pool_windows`
+    train routers and `held_out_windows` measure. `variant` chooses the paper or its code where they
+    disagree: scores, masks, distillation, the router's MLP, and the scaling of outputs by the
+    router's probability. `control`: channels drawn at `random`, or scored on windows `shuffled`
+    among the domains. `autocast` computes in bfloat16.
     """
 
     schedule: Schedule
@@ -47,22 +47,22 @@ class Settings:
             raise UsageError(f"share ({self.share}) must be above 0 and at most 1")
         if self.seed < 0:
             raise UsageError(f"seed ({self.seed}) must not be negative")
-        for name, known in (("variant", ("paper", "code")), ("control", CONTROLS)):
-            if getattr(self, name) not in known:
+        for name, choices in (("variant", ("paper", "code")), ("control", CONTROLS)):
+            if getattr(self, name) not in choices:
                 raise UsageError(
-                    f"unknown {name} {getattr(self, name)!r}: choose one of {', '.join(known)}"
+                    f"unknown {name} {getattr(self, name)!r}: choose one of {', '.join(choices)}"
                 )
 
     @property
     def router_options(self) -> dict[str, Any]:
-        """Arguments of `PreGatingRouter`."""
+        """Return arguments of `PreGatingRouter`."""
         mlp = "swiglu" if self.variant == "paper" else "silu"
         return {**self.router, "mlp": mlp}
 
 
 SIZES: Final[Mapping[str, Settings]] = MappingProxyType(
     {
-        # For `moesim models train --preset dense`: some minutes.
+        # For a model of `moesim models train --preset dense`: some minutes.
         "small": Settings(
             Schedule(2, 100, 100, 8, 8, router_rate=2e-3, expert_rate=5e-4),
             context=128,
@@ -71,7 +71,7 @@ SIZES: Final[Mapping[str, Settings]] = MappingProxyType(
             held_out_windows=48,
             router={"hidden": 128, "ffn": 128},
         ),
-        # For SmolLM2-135M on two cores: an hour or so.
+        # For SmolLM2-135M on two cores: about an hour.
         "smollm2": Settings(
             Schedule(4, 50, 25, 4, 2, router_rate=1e-3, expert_rate=1e-4),
             context=512,

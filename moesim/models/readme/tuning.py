@@ -1,9 +1,9 @@
-"""Tuning: routers learn what experts fit, experts learn the language, in turn.
+"""Tuning: routers learn which experts fit, and experts learn the language, in turn.
 
-A router stage changes routers alone and looks at the distillation loss alone; an expert stage
-changes everything but routers and looks at the language model's loss. Batches are drawn from a
-random stream of their own for every step, so that a run that was killed goes on from its last
-checkpoint as if nothing had happened.
+A router stage changes only routers and uses only the distillation loss. An expert stage changes
+everything but routers and uses the language model's loss. Every step draws its batch from its own
+random stream. So a killed run resumes from its last checkpoint with the same result as an
+uninterrupted run.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ _SAVE_EVERY_S = 120.0
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TuningText:
-    """What a model is tuned on and measured by, as token ids.
+    """The text that a model is tuned on and measured by, as token ids.
 
-    `pool [P, T]` and `targets [P, T, N]` (`[P, T, L, N]` where layers teach apart) teach routers;
-    `train[domain] [W, T]` teaches experts; `held_out[domain] [V, T]` is learnt by nobody.
+    `pool [P, T]` and `targets [P, T, N]` train routers (`[P, T, L, N]` if each layer has a target).
+    `train[domain] [W, T]` trains experts. `held_out[domain] [V, T]` is used only for measuring.
     """
 
     pool: Tensor
@@ -47,12 +47,12 @@ class TuningText:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """Where a model stands after a stage (or before all of them, `stage` is then `start`).
+    """Measurements after a stage, or before all stages (`stage` is then `start`).
 
-    Losses are in nats a token: `validation` and `by_domain` of the language model on held-out text,
-    `training` the mean of the stage's own; `agreement` is the share of tokens for which routers
-    choose the target's expert, in the pool's first windows (from which routers learn). `tokens`
-    counts those that experts have learnt from so far.
+    Losses are in nats a token. `validation` and `by_domain` are the language model's on held-out
+    text; `training` is the mean of the stage's own. `agreement` is the share of tokens for which
+    routers choose the target's expert, in the pool's first windows, which are training text.
+    `tokens` counts the tokens that experts were trained on so far.
     """
 
     stage: str
@@ -86,10 +86,11 @@ def tune(
     """Tune a masked model in place, by the losses of `variant`.
 
     `autocast` computes in bfloat16 and keeps weights as they are. With a `checkpoint` file, work
-    is saved there every two minutes and after each stage; if it exists, the run goes on from it.
-    `on_step(stage, done, of)` and `on_stage` report.
-    Raises `MoesimError` naming the step if a loss is not finite (the last checkpoint stays), or if
-    the checkpoint is of another run.
+    is saved there every two minutes and after each stage; if it exists, the run resumes from it.
+    `on_step(stage, done, of)` and `on_stage` report progress.
+
+    Raise `MoesimError` that names the step if a loss is not finite (the last checkpoint stays), or
+    if the checkpoint belongs to another run.
     """
     stages = list(schedule.stages(routers=model.config.num_experts > 1))
     run = _Run(model, text, schedule, variant, seed, autocast, checkpoint, on_step)
@@ -106,7 +107,7 @@ def tune(
 def evaluate(
     model: Any, held_out: Mapping[str, Tensor], *, autocast: bool = False
 ) -> dict[str, float]:
-    """Mean cross entropy of each domain's windows, nats a token; any causal language model."""
+    """Return a language model's mean cross entropy on each domain's windows, nats a token."""
     model.eval()
     losses = {}
     with torch.inference_mode(), _precision(model, autocast):
@@ -117,7 +118,7 @@ def evaluate(
 
 
 class _Run:
-    """A tuning under way: what a checkpoint holds, and how it goes on."""
+    """An unfinished tuning: the state that a checkpoint holds, and the next steps."""
 
     def __init__(
         self,
@@ -148,8 +149,9 @@ class _Run:
         self._saved = self._since
 
     def go_through(self, stage: Stage) -> None:
-        """What is left of a stage, then a look at where the model stands."""
+        """Do the remaining steps of a stage, then measure the model."""
         parameters = _parameters(self.model, routers=stage.kind == "router")
+        # A new optimizer for each stage, because other parameters learn in it.
         optimizer = torch.optim.AdamW(
             parameters.values(), lr=stage.peak, weight_decay=self.schedule.weight_decay
         )
@@ -169,7 +171,7 @@ class _Run:
         self.measure(stage.name, training)
 
     def measure(self, name: str, training: float | None) -> None:
-        """Note where the model stands, and save it."""
+        """Measure the model, add the result to the history, and save a checkpoint."""
         by_domain = evaluate(self.model, self.text.held_out, autocast=self.autocast)
         done = list(self.schedule.stages(routers=self.model.config.num_experts > 1))[: self.stage]
         windows = sum(stage.steps * stage.batch for stage in done if stage.kind == "experts")
@@ -209,16 +211,16 @@ class _Run:
     def _agreement(self) -> float | None:
         if self.model.config.num_experts == 1:
             return None
-        some = slice(0, 8)
+        first = slice(0, 8)
         self.model.train(False)
         with torch.inference_mode(), _precision(self.model, self.autocast):
-            logits = _router_logits(self.model, self.text.pool[some])
-        return distill.agreement(logits, self.text.targets[some])
+            logits = _router_logits(self.model, self.text.pool[first])
+        return distill.agreement(logits, self.text.targets[first])
 
     # --- checkpoints ---
 
     def save(self) -> None:
-        """Everything needed to go on, in one file, whole or not at all."""
+        """Write everything needed to resume into one file: the whole file or nothing."""
         if self.checkpoint is None:
             return
         story = {
@@ -235,7 +237,7 @@ class _Run:
         self._saved = time.perf_counter()
 
     def restore(self) -> None:
-        """Go on from the checkpoint, if there is one."""
+        """Load the checkpoint, if there is one."""
         if self.checkpoint is None or not self.checkpoint.exists():
             return
         story, tensors = checkpoints.load(self.checkpoint)
@@ -269,7 +271,7 @@ class _Run:
 
 
 def _parameters(model: ReadMeForCausalLM, *, routers: bool) -> dict[str, nn.Parameter]:
-    """The parameters of routers, or all others; only these get gradients from now on."""
+    """Return the parameters of routers, or all others; only these get gradients from now on."""
     own = {id(p) for block in model.blocks for p in block.router.parameters()}
     if model.router is not None:
         own |= {id(p) for p in model.router.parameters()}
@@ -282,11 +284,11 @@ def _parameters(model: ReadMeForCausalLM, *, routers: bool) -> dict[str, nn.Para
 
 
 def _router_logits(model: ReadMeForCausalLM, windows: Tensor) -> Tensor:
-    """`[W, T, N]` of the decoupled router, `[W, T, L, N]` of layer-wise ones."""
+    """Return logits `[W, T, N]` of the decoupled router, or `[W, T, L, N]` of layer-wise ones."""
     windows = windows.to(model.device)
     if model.router is not None:
         return model.route(windows).cpu()
-    model.base.base_model(input_ids=windows, use_cache=False)
+    model.base.base_model(input_ids=windows, use_cache=False)  # layer routers keep their logits
     layers: list[Any] = [block.router for block in model.blocks]
     stacked = torch.stack([layer.logits for layer in layers], dim=1)
     return stacked.view(*windows.shape, *stacked.shape[1:]).cpu()
@@ -299,7 +301,7 @@ def _lm_loss(model: Any, windows: Tensor) -> Tensor:
 
 
 def _windows(train: Mapping[str, Tensor], count: int, draw: np.random.Generator) -> Tensor:
-    """Windows of domains chosen evenly."""
+    """Draw `count` windows from domains chosen evenly."""
     domains: Sequence[str] = list(train)
     chosen = [domains[int(each)] for each in draw.integers(len(domains), size=count)]
     return torch.stack([train[d][int(draw.integers(len(train[d])))] for d in chosen])
