@@ -11,7 +11,7 @@ from moesim.cli.text import CharactersOption, TextOption, corpus_of, spell_text
 
 if TYPE_CHECKING:
     from moesim.models.readme.pipeline import Untuned
-    from moesim.models.readme.settings import Settings
+    from moesim.models.readme.settings import PipelineSettings
     from moesim.models.readme.tuning import Measured
 
 __all__ = ["readme"]
@@ -107,7 +107,7 @@ def readme(
         typer.echo(str(folder))
 
 
-def _settings(size: str, rounds: int | None) -> Settings:
+def _settings(size: str, rounds: int | None) -> PipelineSettings:
     from dataclasses import replace
 
     from moesim.errors import UsageError
@@ -121,7 +121,9 @@ def _settings(size: str, rounds: int | None) -> Settings:
     return replace(settings, schedule=replace(settings.schedule, rounds=rounds))
 
 
-def _changed(settings: Settings, expert_steps: int | None, **changes: object) -> Settings:
+def _changed(
+    settings: PipelineSettings, expert_steps: int | None, **changes: object
+) -> PipelineSettings:
     from dataclasses import replace
 
     if expert_steps is not None:

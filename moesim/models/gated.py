@@ -24,12 +24,12 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from moesim.errors import UsageError
 from moesim.models import gates
-from moesim.models.experts import ChannelExperts, RoutedFfn
 from moesim.models.gates import Gate, GateRouter
-from moesim.models.readme.experts import PathRouter
 from moesim.models.readme.ffn import GatedFfn
+from moesim.models.readme.masked_experts import PathRouter
 from moesim.models.readme.router import PreGatingRouter
 from moesim.models.routed import RoutedConfig, RoutedForCausalLM
+from moesim.models.routed_ffn import ChannelExperts, RoutedFfn
 
 __all__ = ["ROUTED_BY", "GatedConfig", "GatedForCausalLM", "check_gate"]
 

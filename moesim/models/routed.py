@@ -21,9 +21,9 @@ from transformers.configuration_utils import SubConfigSpec
 from transformers.generation.utils import GenerationMixin
 
 from moesim.errors import UsageError
-from moesim.models.experts import RoutedFfn
 from moesim.models.readme.ffn import GatedFfn, find_ffns
 from moesim.models.readme.router import PreGatingRouter, RouterCache
+from moesim.models.routed_ffn import RoutedFfn
 
 _ROUTED = "moesim_router_cache"  # attribute of transformers' KV cache that holds the router's cache
 

@@ -6,7 +6,7 @@ Only this package imports matplotlib, and only when something is drawn.
 """
 
 from moesim.report.comparison import Comparison, compare_runs
-from moesim.report.document import write_comparison
+from moesim.report.comparison_folder import write_comparison
 from moesim.report.runs import Run, load_run, load_runs
 from moesim.report.single import plots_for_run
 from moesim.report.summary import print_summary

@@ -52,7 +52,7 @@ TIMELINE_COLUMNS = ("lane", "kind", "start_ns", "finish_ns", "step", "layer", "e
 
 
 # (ticket, kind, layer, key, bytes, what had to be done before its buffer was overwritten)
-Copy = tuple[Ticket, str, int, Key, int, Sequence[Ticket]]
+LoggedCopy = tuple[Ticket, str, int, Key, int, Sequence[Ticket]]
 
 
 class Ledger:
@@ -73,7 +73,7 @@ class Ledger:
         self.num_experts = num_experts
         self.issued_ns = 0  # the instant of the server's last wait: when work is being issued
         self.work: list[tuple[Ticket, int, int, int, Ticket | None]] = []
-        self.copies: list[Copy] = []
+        self.copies: list[LoggedCopy] = []
         self._union_keys: list[Key] = []
         self._union_sizes: list[int] = []
         self.hits = [0 for _ in layers]
@@ -269,7 +269,7 @@ class Ledger:
             entry = ("gpu", _KINDS[kind], ticket.start_ns, ticket.finish_ns, step, layer, -1)
             self.timeline.append(entry)
 
-    def _show_copy(self, copy: Copy, step: int) -> None:
+    def _show_copy(self, copy: LoggedCopy, step: int) -> None:
         ticket, kind, layer, key, *_ = copy
         expert = key % self.num_experts if key >= 0 else -1
         entry = (_LANE_OF[kind], kind, ticket.start_ns, ticket.finish_ns, step, layer, expert)

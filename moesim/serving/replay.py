@@ -13,7 +13,7 @@ from itertools import chain
 from typing import Any
 
 from moesim.errors import UsageError
-from moesim.policies.batching.base import Batching, Plan, Queue
+from moesim.policies.batching.base import Batching, Queue, StepPlan
 
 __all__ = ["Ask", "Noted", "Replay"]
 
@@ -39,7 +39,7 @@ class Replay(Batching):
         # A step must not form before all its requests are here: it would lack some of them.
         return present.issuperset(index for index, _, _ in self._answer())
 
-    def plan(self, queue: Queue) -> Plan:
+    def plan(self, queue: Queue) -> StepPlan:
         answer = self._answer()
         self._next += 1
         present = {request.index: request for request in chain(queue.running, queue.waiting)}
@@ -74,7 +74,7 @@ class Noted(Batching):
         self._policy = policy
         self._asks = asks
 
-    def plan(self, queue: Queue) -> Plan:
+    def plan(self, queue: Queue) -> StepPlan:
         plan = self._policy.plan(queue)
         self._asks.append(
             tuple((request.index, request.position, tokens) for request, tokens in plan)

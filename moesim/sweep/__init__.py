@@ -1,14 +1,14 @@
 """Many scenarios: the points of a grid, and the processes that simulate them."""
 
-from moesim.sweep.backend import Backend, Outcome
+from moesim.sweep.backend import Backend, TaskResult
 from moesim.sweep.local import LocalProcesses
 from moesim.sweep.points import Point, check_points, points_of, simulate_points, unfinished
 
 __all__ = [
     "Backend",
     "LocalProcesses",
-    "Outcome",
     "Point",
+    "TaskResult",
     "check_points",
     "points_of",
     "simulate_points",

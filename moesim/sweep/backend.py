@@ -13,13 +13,13 @@ from typing import Protocol, TypeVar
 
 from moesim.errors import MoesimError
 
-__all__ = ["Backend", "Outcome", "WorkerDied"]
+__all__ = ["Backend", "TaskResult", "WorkerDied"]
 
 Task = TypeVar("Task")
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class TaskResult:
     """How task number `index` ended: `error` is None if well."""
 
     index: int
@@ -33,7 +33,9 @@ class WorkerDied(MoesimError):
 class Backend(Protocol):
     """Somewhere to do tasks."""
 
-    def outcomes(self, work: Callable[[Task], object], tasks: Sequence[Task]) -> Generator[Outcome]:
+    def outcomes(
+        self, work: Callable[[Task], object], tasks: Sequence[Task]
+    ) -> Generator[TaskResult]:
         """Do `work` on every task; yields one outcome a task, as they end.
 
         A failing task becomes an outcome and stops no other. Closing the iterator, or an

@@ -21,7 +21,7 @@ from multiprocessing.process import BaseProcess
 from types import FrameType
 from typing import Final, TypeVar
 
-from moesim.sweep.backend import Outcome, WorkerDied
+from moesim.sweep.backend import TaskResult, WorkerDied
 
 __all__ = ["LocalProcesses"]
 
@@ -39,12 +39,14 @@ class LocalProcesses:
             raise ValueError(f"workers ({workers}) must be at least 1")
         self.workers = workers
 
-    def outcomes(self, work: Callable[[Task], object], tasks: Sequence[Task]) -> Generator[Outcome]:
+    def outcomes(
+        self, work: Callable[[Task], object], tasks: Sequence[Task]
+    ) -> Generator[TaskResult]:
         """See `Backend.outcomes`."""
         numbered = dict(enumerate(tasks))
         if min(self.workers, len(tasks)) <= 1:
             for index, task in numbered.items():
-                yield Outcome(index, _attempt(work, task))
+                yield TaskResult(index, _attempt(work, task))
             return
         while numbered:
             lost = []
@@ -70,7 +72,7 @@ def _attempt(work: Callable[[Task], object], task: Task) -> Exception | None:
 
 def _pool(
     work: Callable[[Task], object], tasks: Mapping[int, Task], workers: int
-) -> Generator[Outcome]:
+) -> Generator[TaskResult]:
     before = set(multiprocessing.active_children())
     executor = ProcessPoolExecutor(
         min(workers, len(tasks)),
@@ -87,7 +89,7 @@ def _pool(
                 error = WorkerDied("its worker process died; it may have run out of memory")
             if error is not None and not isinstance(error, Exception):
                 raise error
-            yield Outcome(futures[future], error)
+            yield TaskResult(futures[future], error)
         done = True
     finally:
         with _interrupts_held():

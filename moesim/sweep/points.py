@@ -19,7 +19,7 @@ from moesim.config.spelling import looks_like_data, spelled
 from moesim.config.validation import order
 from moesim.errors import BudgetError, OutputError, ScenarioError
 from moesim.inputs import read_json
-from moesim.sweep.backend import Backend, Outcome
+from moesim.sweep.backend import Backend, TaskResult
 
 if TYPE_CHECKING:
     from moesim.scenario import Scenario
@@ -101,7 +101,7 @@ def unfinished(points: Sequence[Point]) -> list[Point]:
 
 def simulate_points(
     points: Sequence[Point], backend: Backend, *, force: bool = False
-) -> Generator[Outcome]:
+) -> Generator[TaskResult]:
     """Simulate every point into its folder; yields outcomes as they end, by index into `points`.
 
     `force` replaces what is there.

@@ -32,8 +32,8 @@ from moesim.files import output_errors, write_json
 from moesim.models.gates import Gate
 from moesim.models.multitask import (
     Examples,
+    FitSettings,
     Mixture,
-    Settings,
     Task,
     evaluate,
     fit,
@@ -135,7 +135,7 @@ def train(
         world.tasks,
         rows["train"],
         rows["validation"],
-        Settings(world.epochs, world.batch, setting["lr"], setting["gate_factor"], seed=seed),
+        FitSettings(world.epochs, world.batch, setting["lr"], setting["gate_factor"], seed=seed),
         checkpoint=checkpoint,
         on_step=on_step,
     )

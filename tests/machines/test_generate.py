@@ -191,7 +191,7 @@ def test_what_makes_no_sense_is_refused() -> None:
 
 
 def test_a_device_that_fails_leaves_the_model_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    from moesim.machine.real.experts import LayerEvent
+    from moesim.machine.real.expert_buffers import LayerEvent
 
     def fail(*_: Any) -> None:
         raise RuntimeError("a bit fell over")

@@ -27,7 +27,7 @@ from moesim.machine.real.executor import Executor  # noqa: E402
 from moesim.machine.real.fake import FakeDevice  # noqa: E402
 from moesim.machine.real.generate import Generation, Serving, generate  # noqa: E402
 from moesim.machine.real.live import RevealedRouting  # noqa: E402
-from moesim.machine.real.router import PackedRouter  # noqa: E402
+from moesim.machine.real.token_router import PackedRouter  # noqa: E402
 from moesim.models.readme.model import materialise  # noqa: E402
 from moesim.models.readme.router import PreGatingRouter  # noqa: E402
 from moesim.policies.eviction.lookahead import LookAhead  # noqa: E402

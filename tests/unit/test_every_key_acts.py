@@ -43,6 +43,7 @@ POISSON = {"workload": {"arrivals": {"kind": "poisson", "rate_per_s": 5000}}}
 GAMMA = {"workload": {"arrivals": {"kind": "gamma", "rate_per_s": 5000, "burstiness": 2}}}
 RECORDED = {"workload": {"arrivals": {"kind": "recorded"}}}
 CSV = {"workload": {"arrivals": {"kind": "csv", "path": "a.csv"}}}
+ARRIVALS = {"poisson": POISSON, "gamma": GAMMA, "csv": CSV}
 LENGTHS = {"workload": {"lengths": {"prompt": 3, "output": 3}}}
 ORACLE = {"prefetch": {"policy": "oracle", "options": {"depth": 1}}}
 UNPINNED = {"hardware": {**SLOW_LINK, "h2d": {}, "pinned": False}}
@@ -187,8 +188,8 @@ def with_key(data: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
         here = here[name]
     if key == "workload.arrivals.kind":
         here.clear()
-        here.update({"poisson": POISSON, "gamma": GAMMA, "csv": CSV}.get(value, {}).get(
-            "workload", {}).get("arrivals", {}))  # fmt: skip
+        if value in ARRIVALS:
+            here.update(ARRIVALS[value]["workload"]["arrivals"])
     here[last] = value
     return data
 

@@ -15,7 +15,7 @@ from workloads import plan_of, run_on, tiny_scenario, tiny_trace
 
 from moesim.errors import ScenarioError
 from moesim.policies import find, parse_options
-from moesim.policies.batching import Plan, Queue
+from moesim.policies.batching import Queue, StepPlan
 
 VARIANTS: list[dict[str, Any]] = [
     {"unit": unit, "prefill": prefill}
@@ -52,7 +52,7 @@ def policy(**options: Any) -> Any:
     return made(parse_options(made, options))
 
 
-def served(plan: Plan) -> list[int]:
+def served(plan: StepPlan) -> list[int]:
     return [request.index for request, _ in plan]
 
 

@@ -18,7 +18,7 @@ from moesim.scenario import Scenario
 from moesim.simulate import result_of
 from moesim.trace import Trace, TraceMeta
 
-META = {"num_layers": 4, "num_experts": 8, "top_k": 2}
+META: dict[str, Any] = {"num_layers": 4, "num_experts": 8, "top_k": 2}
 
 
 def recorded() -> Trace:
@@ -110,6 +110,8 @@ def test_policies_of_other_packages_are_told_by_their_flags(
     @register("eviction", "acme_profile")
     class Profile(LRU):
         """Learns from the replayed trace, and has another name than `static`."""
+
+        clairvoyant = True
 
         def __init__(self, context: Any, options: Any = None) -> None:
             super().__init__(context, options)

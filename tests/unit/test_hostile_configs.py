@@ -33,7 +33,7 @@ CONFIGS = {
     "dense first": {**EVERYTHING, "mlp_layer_types": ["dense", *["sparse"] * 3]},
     "exchanged": REFACTORED_CONFIG,
 }
-NONSENSE = (
+NONSENSE: tuple[Any, ...] = (
     None, True, 0, -1, 1, 3, 10**9, 10**400, 0.5, float("nan"), float("inf"), "", "x", "full",
     [], [[]], [None], [10**30], ["x"] * 5, {}, {"x": 1}, {"bits": 10**400}, {"bits": "4"},
 )  # fmt: skip

@@ -19,8 +19,8 @@ from moesim.models.gates import GATES, Softmax, TopK  # noqa: E402
 from moesim.models.gates.mixing import mix, mix_shared  # noqa: E402
 from moesim.models.multitask import (  # noqa: E402
     Examples,
+    FitSettings,
     Mixture,
-    Settings,
     Task,
     evaluate,
     fit,
@@ -34,7 +34,7 @@ from moesim.models.multitask.tasks import (  # noqa: E402
 )
 
 torch.set_num_threads(1)
-QUICK = Settings(epochs=3, batch=16, rate=0.01, gate_factor=10, seed=4)
+QUICK = FitSettings(epochs=3, batch=16, rate=0.01, gate_factor=10, seed=4)
 
 
 def same_state(one: nn.Module, other: nn.Module) -> bool:
@@ -242,7 +242,7 @@ def test_work_is_counted_where_it_was_done() -> None:
 
 
 def test_patience_ends_a_training_that_gets_no_better() -> None:
-    settings = Settings(epochs=50, batch=16, rate=1e-9, patience=2)
+    settings = FitSettings(epochs=50, batch=16, rate=1e-9, patience=2)
     fitted = fit(mixture(gate("softmax")), TASKS, examples(32), examples(8), settings)
     assert len(fitted.history) < 50
     assert len(fitted.history) == fitted.best + 3
@@ -282,7 +282,7 @@ def test_a_run_that_was_killed_goes_on_as_if_nothing_had_happened(
 def test_a_checkpoint_of_another_run_or_of_nothing_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "checkpoint"
 
-    def run(model: Mixture, rows: Examples, settings: Settings = QUICK) -> None:
+    def run(model: Mixture, rows: Examples, settings: FitSettings = QUICK) -> None:
         fit(model, TASKS, rows, examples(16, 1), settings, checkpoint=file)
 
     run(mixture(), examples(40))

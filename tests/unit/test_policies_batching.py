@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moesim.policies import find, names
-from moesim.policies.batching import Plan, Queue
+from moesim.policies.batching import Queue, StepPlan
 
 # Those that need not know which experts are wanted; the others have tests of their own.
 BLIND = [
@@ -41,7 +41,7 @@ def queues(draw: st.DrawFn) -> Queue:
     return Queue(running, waiting, draw(st.integers(1, 20)), draw(st.integers(0, 4)))
 
 
-def plan(name: str, queue: Queue) -> Plan:
+def plan(name: str, queue: Queue) -> StepPlan:
     return find("batching", name)().plan(queue)
 
 

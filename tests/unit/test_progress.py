@@ -33,7 +33,7 @@ def check(reports: Reports) -> None:
 def test_a_run_and_each_bound_are_told_apart_and_end_at_their_total() -> None:
     plan = plan_of(tiny_scenario(bounds=True), tiny_trace(requests=3, output_tokens=200))
     reports = observed(lambda progress: result_of(plan, progress))
-    assert list(reports) == ["run", "infinite cache", "infinite link"]
+    assert list(reports) == ["run", "MIN", "infinite cache", "infinite link"]
     check(reports)
     assert all(told[-1][0] == told[-1][1] for told in reports.values())
     assert len(reports["infinite link"]) > 1

@@ -14,7 +14,7 @@ from torch.nn import functional
 from moesim.errors import UsageError
 from moesim.hardware.shapes import shape_from_config
 from moesim.machine.real.models import load_model
-from moesim.models.readme.experts import decide
+from moesim.models.readme.masked_experts import decide
 from moesim.models.readme.model import materialise, refactor
 from moesim.models.readme.router import PreGatingRouter, RouterCache
 from moesim.record import record

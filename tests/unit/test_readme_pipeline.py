@@ -18,14 +18,14 @@ from moesim.models.readme import pipeline
 from moesim.models.readme.model import ReadMeForCausalLM
 from moesim.models.readme.pipeline import run
 from moesim.models.readme.schedule import Schedule
-from moesim.models.readme.settings import KINDS, Settings
+from moesim.models.readme.settings import KINDS, PipelineSettings
 from moesim.models.text import Corpus, read_corpus
 from moesim.models.tokenizer import train_tokenizer
 from moesim.record.loading import load_model
 
 torch.set_num_threads(1)
 
-QUICK = Settings(
+QUICK = PipelineSettings(
     Schedule(2, 2, 2, 2, 2, router_rate=1e-2, expert_rate=1e-3),
     context=16,
     score_windows=5,

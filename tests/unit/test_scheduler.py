@@ -588,7 +588,7 @@ def test_only_a_clairvoyant_policy_sees_lengths_and_is_called_a_bound(
         assert candidate.output_tokens == outcome.requests[candidate.index].output_tokens
         with pytest.raises(AttributeError):
             candidate.output_tokens = 1
-    note = "clairvoyant knows how long requests will be: a bound, not a policy"
+    note = "clairvoyant batching knows the future: a bound, not a policy"
     assert note in summarise(outcome)["notes"]
     assert not any("bound" in text for text in plain)
 

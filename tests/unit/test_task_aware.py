@@ -25,7 +25,7 @@ from workloads import (
 
 from moesim.errors import PolicyViolation, ScenarioError
 from moesim.policies import find, parse_options
-from moesim.policies.batching import Plan, Queue
+from moesim.policies.batching import Queue, StepPlan
 from moesim.simulate import Outcome
 
 Keys = frozenset[int]
@@ -64,7 +64,7 @@ def policy(**options: Any) -> Any:
     return made(parse_options(made, options))
 
 
-def served(plan: Plan) -> list[int]:
+def served(plan: StepPlan) -> list[int]:
     return [request.index for request, _ in plan]
 
 
@@ -72,7 +72,7 @@ def keys_of(requests: Any) -> Keys:
     return frozenset(chain.from_iterable(request.wants for request in requests))
 
 
-def keys_in(plan: Plan) -> Keys:
+def keys_in(plan: StepPlan) -> Keys:
     return keys_of(request for request, _ in plan)
 
 

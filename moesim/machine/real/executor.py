@@ -23,8 +23,8 @@ from moesim.errors import InvariantError, UsageError
 from moesim.hardware.ops import Dense, Experts, Front, Op, Tail
 from moesim.machine.real.attention import KvStore, attach, checked_config
 from moesim.machine.real.batch import Batch, positions_of
-from moesim.machine.real.experts import Early, LayerEvent, Pool, StandIn
-from moesim.machine.real.router import PackedRouter
+from moesim.machine.real.expert_buffers import Early, LayerEvent, Pool, StandIn
+from moesim.machine.real.token_router import PackedRouter
 from moesim.record.routers import find_moe_layers
 
 __all__ = ["Executor"]

@@ -21,7 +21,7 @@ from moesim.machine.real.device import Device, open_device
 from moesim.machine.real.executor import Executor
 from moesim.machine.real.live import LiveRouting, RevealedRouting
 from moesim.machine.real.machine import RealMachine
-from moesim.machine.real.router import PackedRouter
+from moesim.machine.real.token_router import PackedRouter
 from moesim.policies import Key, parse_options
 from moesim.policies.eviction.base import CacheContext
 from moesim.policies.guard import find_policy, make_batching, make_eviction, make_prefetch

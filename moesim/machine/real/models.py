@@ -16,7 +16,7 @@ from torch import nn
 
 from moesim.errors import UsageError
 from moesim.hardware.shapes import ModelShape
-from moesim.machine.real.experts import fill_randomly
+from moesim.machine.real.expert_buffers import fill_randomly
 from moesim.record.loading import know_own_kinds
 from moesim.record.loading import load_model as load_with_tokenizer
 from moesim.record.routers import find_moe_layers

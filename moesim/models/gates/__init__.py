@@ -23,9 +23,9 @@ from moesim.config.suggest import suggest
 from moesim.errors import UsageError
 from moesim.models.gates.base import Gate, Gating, Selection
 from moesim.models.gates.dselect_k import DSelectK, Ramp
+from moesim.models.gates.gate_router import GateRouter
 from moesim.models.gates.gumbel import GumbelSoftmax
 from moesim.models.gates.hash import Hash
-from moesim.models.gates.router import GateRouter
 from moesim.models.gates.softmax import Softmax
 from moesim.models.gates.switch import Switch
 from moesim.models.gates.top_k import NoisyTopK, TopK

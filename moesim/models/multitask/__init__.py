@@ -9,16 +9,16 @@ requests.py  streams of tasks, and their traces
 
 from __future__ import annotations
 
-from moesim.models.multitask.fitting import Epoch, Fitted, Settings, evaluate, fit
+from moesim.models.multitask.fitting import Epoch, FitSettings, Fitted, evaluate, fit
 from moesim.models.multitask.mixture import Mixture, flops_per_row
 from moesim.models.multitask.tasks import Examples, Task
 
 __all__ = [
     "Epoch",
     "Examples",
+    "FitSettings",
     "Fitted",
     "Mixture",
-    "Settings",
     "Task",
     "evaluate",
     "fit",

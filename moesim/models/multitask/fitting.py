@@ -28,7 +28,7 @@ _EVALUATION_BATCH = 512
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class FitSettings:
     """Length and rates of a training.
 
     Gates learn at `gate_factor` times the rate of all other parameters. Training ends early after
@@ -83,7 +83,7 @@ def fit(
     tasks: Sequence[Task],
     train: Examples,
     validation: Examples,
-    settings: Settings,
+    settings: FitSettings,
     *,
     checkpoint: Path | None = None,
     on_step: Callable[[int, int], None] | None = None,
@@ -153,7 +153,7 @@ class _Run:
         tasks: Sequence[Task],
         train: Examples,
         validation: Examples,
-        settings: Settings,
+        settings: FitSettings,
         checkpoint: Path | None,
         on_step: Callable[[int, int], None] | None,
     ) -> None:
@@ -277,7 +277,7 @@ def _check_tasks(model: Mixture, tasks: Sequence[Task]) -> None:
         raise UsageError(f"the mixture has towers of {towers}, but the tasks are {names}")
 
 
-def _groups(model: Mixture, settings: Settings) -> list[dict[str, Any]]:
+def _groups(model: Mixture, settings: FitSettings) -> list[dict[str, Any]]:
     gates = list(model.gates.parameters())
     own = {id(parameter) for parameter in gates}
     others = [parameter for parameter in model.parameters() if id(parameter) not in own]

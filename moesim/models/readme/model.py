@@ -15,12 +15,12 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from moesim.errors import UsageError
-from moesim.models.experts import ChannelExperts, PermanentExpert, RoutedFfn
 from moesim.models.readme.config import LAYOUTS, MODEL_TYPE, ROUTINGS, ReadMeConfig
-from moesim.models.readme.experts import LayerRouter, MaskedExperts, PathRouter, decide
 from moesim.models.readme.ffn import GatedFfn, find_ffns
+from moesim.models.readme.masked_experts import LayerRouter, MaskedExperts, PathRouter, decide
 from moesim.models.readme.router import SIZES, PreGatingRouter
 from moesim.models.routed import RoutedForCausalLM
+from moesim.models.routed_ffn import ChannelExperts, PermanentExpert, RoutedFfn
 
 __all__ = ["ReadMeForCausalLM", "materialise", "refactor"]
 

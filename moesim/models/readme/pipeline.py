@@ -34,7 +34,7 @@ from moesim.models.readme.ffn import find_ffns
 from moesim.models.readme.masks import Masks, check_masks, random_masks, top_masks
 from moesim.models.readme.model import ReadMeForCausalLM, materialise, refactor
 from moesim.models.readme.scores import channel_scores
-from moesim.models.readme.settings import KINDS, Settings
+from moesim.models.readme.settings import KINDS, PipelineSettings
 from moesim.models.readme.tuning import Measured, TuningText, evaluate, tune
 from moesim.models.text import Corpus
 from moesim.models.tokens import draw_windows, shuffle_domains, token_streams
@@ -65,7 +65,7 @@ def run(
     base: str | Path,
     corpus: Corpus,
     out: str | Path,
-    settings: Settings,
+    settings: PipelineSettings,
     *,
     kinds: Sequence[str] = KINDS[:2],
     show: Show | None = None,
@@ -122,7 +122,7 @@ class _Work:
     def __init__(
         self,
         out: Path,
-        settings: Settings,
+        settings: PipelineSettings,
         corpus: Corpus,
         dense: Any,
         tokenizer: Any,
@@ -296,7 +296,7 @@ def _prefixed(show: Show, kind: str) -> Show:
     return lambda what, done, of: show(f"{kind}, {what}", done, of)
 
 
-def _identity(base: str | Path, corpus: Corpus, settings: Settings) -> dict[str, Any]:
+def _identity(base: str | Path, corpus: Corpus, settings: PipelineSettings) -> dict[str, Any]:
     """Return what two runs have in common if they are the same run, as plain JSON."""
     return json.loads(  # type: ignore[no-any-return]
         json.dumps(

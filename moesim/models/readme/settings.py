@@ -15,8 +15,8 @@ CONTROLS: Final = ("none", "random", "shuffled")
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
-    """Settings of one refactoring.
+class PipelineSettings:
+    """PipelineSettings of one refactoring.
 
     Windows have `context` tokens. Of each domain, `score_windows` score channels, `pool_windows`
     train routers and `held_out_windows` measure. `variant` chooses the paper or its code where they
@@ -60,10 +60,10 @@ class Settings:
         return {**self.router, "mlp": mlp}
 
 
-SIZES: Final[Mapping[str, Settings]] = MappingProxyType(
+SIZES: Final[Mapping[str, PipelineSettings]] = MappingProxyType(
     {
         # For a model of `moesim models train --preset dense`: some minutes.
-        "small": Settings(
+        "small": PipelineSettings(
             Schedule(2, 100, 100, 8, 8, router_rate=2e-3, expert_rate=5e-4),
             context=128,
             score_windows=64,
@@ -72,7 +72,7 @@ SIZES: Final[Mapping[str, Settings]] = MappingProxyType(
             router={"hidden": 128, "ffn": 128},
         ),
         # For SmolLM2-135M on two cores: about an hour.
-        "smollm2": Settings(
+        "smollm2": PipelineSettings(
             Schedule(4, 50, 25, 4, 2, router_rate=1e-3, expert_rate=1e-4),
             context=512,
             score_windows=8,

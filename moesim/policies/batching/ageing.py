@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from moesim.policies.batching.base import Plan
+from moesim.policies.batching.base import StepPlan
 
 
 class Ageing:
@@ -22,7 +22,7 @@ class Ageing:
         old = [request for request in requests if self._is_old(request.index)]
         return old, [request for request in requests if not self._is_old(request.index)]
 
-    def note(self, requests: Sequence[Any], plan: Plan) -> None:
+    def note(self, requests: Sequence[Any], plan: StepPlan) -> None:
         """A step was planned: all of `requests` that are not in it were passed over."""
         served = {request.index for request, _ in plan}
         present = [request.index for request in requests if request.index not in served]

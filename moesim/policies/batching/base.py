@@ -94,7 +94,7 @@ class ClairvoyantCandidate(Candidate):
         return self._output_tokens
 
 
-Experts = Callable[[Any, int], Sequence[Sequence[int]]]
+QueuedExperts = Callable[[Any, int], Sequence[Sequence[int]]]
 """Asked for a request and a number of tokens: for each of its next tokens, the experts that it
 wants in the first MoE layer, where a router decoupled from the layers reveals them."""
 
@@ -108,7 +108,7 @@ def unknown_experts(request: Candidate, tokens: int) -> Sequence[Sequence[int]]:
     )
 
 
-Wants = Callable[[Any], frozenset[Key]]
+RequestKeys = Callable[[Any], frozenset[Key]]
 """Asked for a request: the keys of all layers that each of its tokens wants, those to come as well,
 where a static router reveals them."""
 
@@ -133,11 +133,11 @@ class Queue:
     waiting: Sequence[Any]
     token_budget: int
     free_sequences: int
-    experts: Experts = unknown_experts
-    wants: Wants = unknown_wants
+    experts: QueuedExperts = unknown_experts
+    wants: RequestKeys = unknown_wants
 
 
-Plan = list[tuple[Any, int]]
+StepPlan = list[tuple[Any, int]]
 
 
 class Batching(ABC):
@@ -161,13 +161,13 @@ class Batching(ABC):
         return True
 
     @abstractmethod
-    def plan(self, queue: Queue) -> Plan:
+    def plan(self, queue: Queue) -> StepPlan:
         """(request, tokens) pairs of the next step, most important first."""
 
 
-def fill(queue: Queue, order: Iterable[Any]) -> Plan:
+def fill(queue: Queue, order: Iterable[Any]) -> StepPlan:
     """Hand out the token budget in the given order; at most `free_sequences` waiting requests."""
-    plan: Plan = []
+    plan: StepPlan = []
     left, free = queue.token_budget, queue.free_sequences
     holding = set(map(id, queue.running))
     for request in order:

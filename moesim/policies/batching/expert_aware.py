@@ -25,7 +25,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge
 
 from moesim.policies.batching.ageing import Ageing
-from moesim.policies.batching.base import Batching, Plan, Queue, fill
+from moesim.policies.batching.base import Batching, Queue, StepPlan, fill
 from moesim.policies.batching.fewest import fewest_experts_first
 from moesim.policies.registry import register
 
@@ -51,7 +51,7 @@ class ExpertAware(Batching):
         super().__init__(options)
         self._ageing = Ageing(self.options.max_wait)
 
-    def plan(self, queue: Queue) -> Plan:
+    def plan(self, queue: Queue) -> StepPlan:
         everyone = sorted((*queue.running, *queue.waiting), key=lambda request: request.index)
         weight = {request.index: self._weight(request, queue) for request in everyone}
         wants = {

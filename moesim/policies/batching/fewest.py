@@ -24,7 +24,7 @@ def fewest_experts_first(
     """Groups of `requests` (in order of arrival), each with the experts chosen for it and before.
 
     By request index, `wants` are its experts and `weight` its tokens; `room` is how many tokens
-    the batch holds. Experts `chosen` already cost nothing.
+    the batch holds. QueuedExperts `chosen` already cost nothing.
     """
     alike: dict[Set, list[Any]] = {}
     for request in requests:

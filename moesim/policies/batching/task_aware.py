@@ -21,7 +21,7 @@ from typing import Annotated, Any
 from annotated_types import Ge
 
 from moesim.policies.batching.ageing import Ageing
-from moesim.policies.batching.base import Batching, Plan, Queue, fill
+from moesim.policies.batching.base import Batching, Queue, StepPlan, fill
 from moesim.policies.batching.fewest import fewest_experts_first
 from moesim.policies.registry import register
 from moesim.policies.view import Key
@@ -48,7 +48,7 @@ class TaskAware(Batching):
         self._ageing = Ageing(self.options.max_wait)
         self._held: frozenset[Key] = frozenset()  # what the last step wanted
 
-    def plan(self, queue: Queue) -> Plan:
+    def plan(self, queue: Queue) -> StepPlan:
         waiting = queue.waiting if queue.free_sequences else ()  # or a choice might admit nobody
         everyone = sorted((*queue.running, *waiting), key=lambda request: request.index)
         wants = {request.index: queue.wants(request) for request in everyone}

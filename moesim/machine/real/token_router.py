@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from moesim.errors import UsageError
 from moesim.machine.real.attention import KvStore
 from moesim.machine.real.batch import Span, positions_of
-from moesim.models.readme.experts import decide
+from moesim.models.readme.masked_experts import decide
 from moesim.models.readme.router import PreGatingRouter
 
 __all__ = ["PackedRouter"]
