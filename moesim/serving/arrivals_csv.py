@@ -128,7 +128,7 @@ def _no_column(missing: Sequence[str], header: Sequence[str]) -> str:
         if set(columns) <= set(header):
             return f"{said}; its columns are those of `format: {form}`"
     formats = " or ".join(f"{', '.join(names)} ({form})" for form, names in COLUMNS.items())
-    there = ", ".join(map(_shown, header[:20])) or "none"
+    there = ", ".join(_cut(name) for name in header[:20]) or "none"
     return f"{said}; it has {there}; `format` says which it needs: {formats}"
 
 
@@ -171,4 +171,8 @@ def _length(text: str) -> int:
 
 
 def _shown(text: str) -> str:
-    return repr(text if len(text) <= 60 else f"{text[:57]}...")
+    return repr(_cut(text))
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= 60 else f"{text[:57]}..."
