@@ -101,7 +101,7 @@ def _sizes(run: Run) -> str:
     sizes = run.summary.get("sizes")
     if sizes is not None:
         return str(sizes)
-    # A missing name proves nothing, and a false warning would be worse than none.
+    # A missing name proves nothing, so it gives no warning.
     names = [run.summary.get(key) for key in ("trace", "model")]
     own = _section(run, "model").get("shape") == "trace" or None in names or names[0] == names[1]
     return "own" if own else "foreign"
