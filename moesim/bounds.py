@@ -79,7 +79,7 @@ class Endless(Eviction):
         return ()
 
     def victim(self, protected: Collection[Key]) -> Key | None:
-        return None
+        return None  # with a slot for every key, a copy always has a free slot
 
 
 @dataclass(frozen=True, slots=True)

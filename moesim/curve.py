@@ -69,23 +69,13 @@ def curve(
         TraceError: the trace holds ids that no trace may hold.
         PolicyViolation: a policy keeps more keys than its capacity.
     """
-    wanted = list(capacities) if capacities is not None else list(range(1, trace.num_experts + 1))
-    if not wanted or any(c < 0 for c in wanted):
-        raise UsageError(f"capacities must be numbers ≥ 0, not {wanted}")
-    if max(wanted) > trace.num_experts:
-        raise UsageError(
-            f"capacity {max(wanted)} is more than the {trace.num_experts} experts of a layer"
-        )
-    if batch < 1:
-        raise UsageError(f"batch must be at least 1, not {batch}")
-    if admission not in ("bypass", "always"):
-        raise UsageError(f"admission must be bypass or always, not {admission!r}")
-    if seed < 0:
-        raise UsageError(f"seed must not be negative, not {seed}")
+    sizes = list(capacities) if capacities is not None else list(range(1, trace.num_experts + 1))
+    _check_arguments(sizes, trace.num_experts, batch, admission, seed)
+    # Loading a trace checks no ids, because that would read all of them. Here all are read anyway.
     for first_row, shard in trace.expert_ids.pieces():
         check_shard(trace.meta, "expert_ids", shard, file=str(trace.path), first_row=first_row)
     streams = list(_streams(trace, scope, batch, replay, seed))
-    slots = [c if scope == "per_layer" else c * trace.num_layers for c in wanted]
+    slots = [c if scope == "per_layer" else c * trace.num_layers for c in sizes]
     accesses = sum(len(union) for stream in streams for union in stream.unions)
     if not accesses:
         raise UsageError("no row of the trace uses any expert, so it has no hit rate")
@@ -101,8 +91,25 @@ def curve(
             hits += _hits(policy, parsed, stream, slots, admission)
         if progress is not None:
             progress(name, len(streams), len(streams))
-        result[name] = {c: int(h) / accesses for c, h in zip(wanted, hits, strict=True)}
+        result[name] = {c: int(h) / accesses for c, h in zip(sizes, hits, strict=True)}
     return result
+
+
+def _check_arguments(
+    capacities: Sequence[int], num_experts: int, batch: int, admission: str, seed: int
+) -> None:
+    if not capacities or any(c < 0 for c in capacities):
+        raise UsageError(f"capacities must be numbers ≥ 0, not {capacities}")
+    if max(capacities) > num_experts:
+        raise UsageError(
+            f"capacity {max(capacities)} is more than the {num_experts} experts of a layer"
+        )
+    if batch < 1:
+        raise UsageError(f"batch must be at least 1, not {batch}")
+    if admission not in ("bypass", "always"):
+        raise UsageError(f"admission must be bypass or always, not {admission!r}")
+    if seed < 0:
+        raise UsageError(f"seed must not be negative, not {seed}")
 
 
 def replay_hits(policy: Eviction, unions: Iterable[Union], layer: int = 0) -> int:
@@ -116,6 +123,7 @@ def replay_hits(policy: Eviction, unions: Iterable[Union], layer: int = 0) -> in
     for union in unions:
         hits += sum(key in resident for key in union)
         leavers = policy.decide(View(layer, union))
+        # In this order, because a bypassed key enters and leaves within the event.
         resident.update(union)
         resident.difference_update(leavers)
         if len(resident) > policy.capacity:

@@ -142,6 +142,7 @@ def bytes_summary(ledger: Ledger, expert_bytes: int, unused_prefetches: int) -> 
         "prefetch_wasted_bytes": ledger.prefetch_wasted * expert_bytes,
         "prefetch_unused_bytes": unused_prefetches * expert_bytes,
         "prefetch_refused": ledger.prefetch_refused,
+        # Weights are read-only, so evictions write back only if the scenario says so.
         "d2h_bytes": moved["write_back"] + moved["readback"],
         "write_back_bytes": moved["write_back"],
     }
@@ -158,6 +159,7 @@ def time_summary(ledger: Ledger, now_ns: int) -> dict[str, Any]:
         "busy_s": ledger.busy_ns["gpu"] / _S,
         "stall_s": stalled / _S,
         **{f"stall_{cause}_s": value / _S for cause, value in stalls.items()},
+        # Between steps there is no request to serve, so the GPU does not wait for a copy.
         "idle_s": (now_ns - ledger.stepping_ns) / _S,
         "stall_share": ratio(stalled, ledger.stepping_ns),
         "gpu_busy_share": ratio(ledger.busy_ns["gpu"], now_ns),

@@ -39,7 +39,7 @@ class Result:
         """Return `requests`, `steps`, `layers` or `timeline` as a pandas DataFrame.
 
         Raises:
-            UsageError: there is no such table.
+            UsageError: there is no table `name`.
         """
         if name not in self.columns:
             near = suggest(str(name), self.columns)

@@ -105,16 +105,8 @@ def metrics_against_capacity(comparison: Comparison) -> Chart | None:
         for axes, metric in zip(panels, metrics, strict=True):
             for variant in comparison.variants:
                 rows = comparison.series(facet, variant)
-                _line(
-                    chart,
-                    axes,
-                    facet,
-                    rows,
-                    looks[variant],
-                    metric,
-                    metric.label,
-                    metric.unit,
-                )
+                look = looks[variant]
+                _line(chart, axes, facet, rows, look, metric, metric.label, metric.unit)
             if metric.key == "output_tokens_per_s":
                 for label, of in TIME_LIMITS.items():
                     _bound(
@@ -192,6 +184,7 @@ def _bound(
     *extra: str,
 ) -> None:
     """Draw a bound as one line if all variants share it, else each variant's in its colour."""
+    # A bound belongs to a run: it depends on the run's steps, which policies change.
     by_variant = {
         variant: _points(comparison.series(facet, variant), of) for variant in comparison.variants
     }

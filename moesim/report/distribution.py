@@ -64,6 +64,7 @@ def latency_axis(axes: Axes, samples: list[Sample]) -> tuple[float, str]:
         return latency_scale(median)
     scale, unit = latency_scale(largest)
     span = largest - float(pooled.min())
+    # From zero where it costs little room: lengths then compare as they look.
     first = 0.0 if span > 0.5 * largest else max(0.0, float(pooled.min()) - 0.1 * span)
     axes.set_xlim(first / scale, max((largest + 0.04 * (span or largest)) / scale, 1e-9))
     return scale, unit

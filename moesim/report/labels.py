@@ -59,7 +59,7 @@ def _distinct(runs: Sequence[Run], key: str, name: str) -> list[str]:
     identities = [identity(run, key) for run in runs]
     distinguishing = _distinguishing(runs, key)
     usual = [_usual(run, key, name, distinguishing) for run in runs]
-    owners: dict[str, set[str]] = {}
+    owners: dict[str, set[str]] = {}  # the different values behind each label
     for label, owner in zip(usual, identities, strict=True):
         owners.setdefault(label, set()).add(owner)
     return [

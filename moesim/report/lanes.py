@@ -24,6 +24,8 @@ __all__ = ["lane_timeline"]
 LANES: Final = ("gpu", "h2d", "d2h")
 LANE_LABELS: Final = ("GPU\ncompute", "host to\nGPU copy", "GPU to\nhost copy")
 COLUMNS: Final = ("lane", "kind", "start_ns", "finish_ns", "step", "layer", "expert")
+KIND_LABELS: Final = {"front": "attention, router", "demand": "demand copy"}
+"""Legend entries of kinds whose names are not plain; other kinds show their names."""
 LEGIBLE: Final = 130
 """The most rectangles in a window of the width of a page."""
 
@@ -106,7 +108,7 @@ def _draw(axes: Axes, rows: dict[str, Any], window: Window) -> None:
         color = KINDS.get(kind, "#444444")
         if of_kind.any():
             # An empty bar gives the legend one entry per kind; the spans below would give many.
-            axes.bar(0, 0, color=color, label=kind.replace("_", " "))
+            axes.bar(0, 0, color=color, label=KIND_LABELS.get(kind, kind.replace("_", " ")))
         for place, lane in enumerate(LANES):
             for chosen, edge in ((~thin, "white"), (thin, color)):
                 here = of_kind & (rows["lane"] == lane) & chosen

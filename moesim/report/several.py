@@ -88,7 +88,7 @@ def side_by_side(comparison: Comparison) -> Chart:
             if setting == settings[-1]:
                 axes.set_xlabel(metric.title)
         panels[0].set_yticks(range(len(rows)), _names(rows))
-        panels[0].set_ylim(len(rows) - 0.5, -0.5)
+        panels[0].set_ylim(len(rows) - 0.5, -0.5)  # reversed: the first variant on top
         if setting:
             titled(panels[0], setting, ACROSS)
     return chart
@@ -190,6 +190,7 @@ def _dots(
         if metric is HITS:
             _beside_hits(chart, axes, setting, row, place, look)
     axes.margins(x=0.12)
+    # Numbers along an axis without any value would be those of an empty plot.
     if not any(row.estimate(metric).defined for row in rows):
         axes.tick_params(bottom=False, labelbottom=False)
 

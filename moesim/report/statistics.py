@@ -74,6 +74,7 @@ def difference(
     Raises:
         ValueError: the sequences have different lengths.
     """
+    # A mean of ratios, not a ratio of means: each seed is one paired observation.
     pairs = zip(values, baseline, strict=True)
     if not relative:
         return estimate(value - base for value, base in pairs)

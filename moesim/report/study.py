@@ -198,6 +198,7 @@ def _draw(
     totals.plot([r["real_total_s"] for r in rows], [r["simulated_total_s"] for r in rows],
                 label=label, **look)  # fmt: skip
     stalled = [100 * r["stall_share"] for r in rows]
+    # Half of the spread to each side: its bar is as long as the spread.
     errors.errorbar(stalled, [r["total_time_bias_pct"] for r in rows],
                     yerr=[r["executor_spread_pct"] / 2 for r in rows], elinewidth=0.7,
                     capsize=1.5, **look)  # fmt: skip
@@ -205,6 +206,7 @@ def _draw(
 
 def _identity(axes: Axes, rows: Sequence[Row]) -> None:
     values = [row[key] for row in rows for key in ("real_total_s", "simulated_total_s")]
+    # From zero and with equal scales, so that the line of equality runs from corner to corner.
     low, high = 0.0, 1.08 * max(values)
     factor = BAND_PCT / 100
     axes.fill_between([low, high], [low, high * (1 - factor)], [low, high * (1 + factor)],

@@ -92,6 +92,10 @@ def validation_tables(summary: Mapping[str, Any]) -> list[Table]:
 
     Times are in ms. Errors are (simulated - real) ÷ real, in %.
     """
+    return [_errors(summary), _context(summary)]
+
+
+def _errors(summary: Mapping[str, Any]) -> Table:
     errors = Table(
         marked("simulated against real", _mark(summary)),
         ["", "rows", "real (ms)", "simulated (ms)", "bias (%)", "|error| (%)", "|error| p90 (%)"],
@@ -115,6 +119,10 @@ def validation_tables(summary: Mapping[str, Any]) -> list[Table]:
         _shown(summary["total_time_error_pct"]),
         "",
     )
+    return errors
+
+
+def _context(summary: Mapping[str, Any]) -> Table:
     context = Table("to judge the errors")
     spread = summary["executor_spread_pct"]
     # An error below the machine's own spread cannot be told from noise.
@@ -137,7 +145,7 @@ def validation_tables(summary: Mapping[str, Any]) -> list[Table]:
         f"{_shown(summary['late_hits'])} real, {summary['simulated_late_hits']} simulated "
         "(they depend on times, not on decisions)",
     )
-    return [errors, context]
+    return context
 
 
 def plots_for_validation(folder: str | Path) -> Path:

@@ -210,9 +210,7 @@ def test_every_caption_and_comparison_says_what_was_not_done(tmp_path: Path) -> 
     assert "Caveats" not in captions[0]
     assert captions[1].endswith("Caveats: requests repeat those of the trace.")
     both = compare_runs(runs)
-    assert both.caption().endswith(
-        "Caveats: requests repeat those of the trace (1 of 2 runs)."
-    )
+    assert both.caption().endswith("Caveats: requests repeat those of the trace (1 of 2 runs).")
     assert any("9 requests repeat the 4" in note for note in both.notes)
 
 
