@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from moesim.trace import Trace
 
 Union = Sequence[Key]
-# A pass over the stack walks down many keys, a replay does not. So it pays only for capacities
-# that are not few among many keys.
+# A pass over the stack walks down many keys, a replay does not. So few capacities of a large cache
+# are cheaper to replay.
 _REPLAYS_PER_STACK_PASS = 64
 Scope = Literal["per_layer", "global"]
 

@@ -194,7 +194,7 @@ def _bound(
     for variant, points in {"": common}.items() if common else lines.items():
         name, look = label, BOUNDS[label]
         if variant:
-            # One grey entry for all variants: entries for each would double the legend.
+            # One entry for all variants: an entry for each would double the legend.
             axes.plot([], [], label=label, **look)
             name, look = f"{label} of {variant}", {**look, "color": looks[variant].color}
         # Matplotlib leaves labels with a leading underscore out of the legend.

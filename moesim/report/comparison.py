@@ -58,6 +58,7 @@ class Row:
 
     @property
     def setting(self) -> str:
+        """Return the setting as text, like `bandwidth = 25GB/s, 4 of 8 experts a layer`."""
         return ", ".join(part for part in (self.facet, self.capacity) if part)
 
     @property
@@ -82,6 +83,7 @@ class Row:
 
     @property
     def seeds(self) -> tuple[int | None, ...]:
+        """Return the seeds in the order of the runs; None for a run without one."""
         return tuple(run.seed for run in self.runs)
 
     def mean(self, key: str) -> float:
@@ -111,14 +113,17 @@ class Comparison:
 
     @property
     def runs(self) -> list[Run]:
+        """Return the runs of all rows, row by row."""
         return [run for row in self.rows for run in row.runs]
 
     @property
     def variants(self) -> list[str]:
+        """Return every variant once, in the order of the sweep."""
         return list(dict.fromkeys(row.variant for row in self.rows))
 
     @property
     def facets(self) -> list[str]:
+        """Return every facet once, in the order of the sweep."""
         return list(dict.fromkeys(row.facet for row in self.rows))
 
     @property

@@ -25,6 +25,8 @@ MIN_BOUND, INFINITE_CACHE, INFINITE_LINK = BOUNDS
 
 
 def _hits(key: str) -> Callable[[Run], float]:
+    """Return a function from a run to a bound on its hits, in %."""
+
     def rate(run: Run) -> float:
         return math.nan if prefetches(run) else run.value(key) * HITS.scale
 
@@ -32,10 +34,15 @@ def _hits(key: str) -> Callable[[Run], float]:
 
 
 def _throughput(key: str, *, prefetching: bool) -> Callable[[Run], float]:
+    """Return a function from a run to a bound on its output tokens/s, from a makespan's key.
+
+    `prefetching` says whether the bound holds for runs that prefetch.
+    """
+
     def tokens_per_s(run: Run) -> float:
         if not _at_once(run) or (prefetches(run) and not prefetching):
             return math.nan
-        # Every bound generates the run's own tokens, only faster. A makespan of 0 has no rate.
+        # Every bound generates the run's own tokens. A makespan of 0 has no rate.
         return run.value("output_tokens") / (run.value(key) or math.nan)
 
     return tokens_per_s

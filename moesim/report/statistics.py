@@ -35,6 +35,7 @@ class Estimate:
 
     @property
     def defined(self) -> bool:
+        """Return whether any seed defines the quantity."""
         return not math.isnan(self.mean)
 
     @property

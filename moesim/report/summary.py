@@ -113,8 +113,8 @@ def _cache(run: Run) -> Table:
     for label, key in (("hits in time", "hits"), ("late hits", "late_hits"), ("misses", "misses")):
         table.add(label, run.text(key), _share(run.value(key) / _positive(run.value("accesses"))))
     table.add("all", run.text("accesses"), "")
-    # The literature's hit rate counts late hits. The rows above show them apart, because a late
-    # hit may stall the GPU for almost a whole copy.
+    # Bounds count late hits as hits, and so does this rate. The rows above show them apart,
+    # because a late hit may stall the GPU for almost a whole copy.
     table.add("hits and late hits (expert hit rate)", "", _share(run.value("expert_hit_rate")))
     table.add("  weighted by tokens (token hit rate)", "", _share(run.value("token_hit_rate")))
     table.add(
