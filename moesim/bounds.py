@@ -1,12 +1,12 @@
-"""Bounds: what the best policy, enough memory or a free link would make of a run.
+"""Bounds: the time of a run with the best evictions, with enough memory, or with a free link.
 
 A run waits for experts because its policy evicts the wrong ones, because slots are few, or because
-the link is slow. Three remedies take away one cause each: MIN's evictions in the same slots, a
-slot for every expert, and copies that take no time. Each remedy starts with the experts that the
-run itself starts with, and is judged by time in steps, which leaves out the wait for arrivals.
+the link is slow. Each of three remedies removes one cause: MIN's evictions in the same slots, a
+slot for every expert, and copies that take no time. A remedy starts with the run's own first
+experts. It is judged by time in steps, which leaves out the wait for arrivals.
 
-`min_hit_rate` is the run's own layer events scored again with hindsight. It bounds hits without
-prefetching, not latency.
+`min_hit_rate` scores the run's own layer events again with hindsight (Belady, IBM Systems Journal
+1966). It bounds the hits of runs that prefetch nothing. It does not bound latency.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from moesim.simulate import Outcome
 
 Loaded = Sequence[Sequence["Key"]]
-"""Of each cache, the keys that are loaded before time zero."""
+"""The keys that are loaded before time zero, by cache."""
 
 BOUND_KEYS = (
     "min_hit_rate",
@@ -42,7 +42,7 @@ BOUND_KEYS = (
     "verdict",
     "verdict_reason",
 )
-# In the order of what they cost; the keys are the verdict's words.
+# From the cheapest to the most expensive; the keys are the verdict's words.
 _REMEDIES: Final = {
     "policy": ("min", "MIN's evictions"),
     "memory": ("infinite_cache", "a slot for every expert (filled at first use)"),
@@ -52,7 +52,7 @@ _WORTH_IT: Final = 10  # a remedy must save more than one part in ten
 
 
 class LoadedMIN(MIN):
-    """MIN in a cache that does not start empty."""
+    """MIN (Belady) in a cache that starts with `loaded`."""
 
     def __init__(self, context: CacheContext, loaded: Sequence[Key]) -> None:
         super().__init__(context)
@@ -79,12 +79,12 @@ class Endless(Eviction):
         return ()
 
     def victim(self, protected: Collection[Key]) -> Key | None:
-        return None
+        return None  # with a slot for every key, a copy always has a free slot
 
 
 @dataclass(frozen=True, slots=True)
 class Steps:
-    """Notes the steps that a run forms, in `asks`."""
+    """An observer of a run that records in `asks` the steps that its batching forms."""
 
     asks: list[Ask]
 
@@ -97,7 +97,7 @@ class Steps:
 
 @dataclass(frozen=True, slots=True)
 class Remedy:
-    """Answers in place of the scenario's policies: evictions, and with a schedule the steps."""
+    """A replacement of the scenario's policies: evictions, and with a schedule also batching."""
 
     evictions: Sequence[Eviction]
     schedule: Sequence[Ask] | None = None
@@ -110,18 +110,19 @@ class Remedy:
 
 
 def hindsight(outcome: Outcome, unions: Sequence[list[Key]]) -> list[LoadedMIN]:
-    """MIN for each cache of a run, told the layer events to come."""
+    """Return MIN for each cache of a run, with its future: `unions`, the run's layer events."""
     from moesim.wiring import group_by_cache, universe_of
 
-    plan, made = outcome.plan, []
+    plan = outcome.plan
+    policies = []
     for number, future in enumerate(group_by_cache(plan, unions)):
         context = _context(plan.slots[number], universe_of(plan, number), future)
-        made.append(LoadedMIN(context, outcome.loaded[number]))
-    return made
+        policies.append(LoadedMIN(context, outcome.loaded[number]))
+    return policies
 
 
 def endless(slots: Sequence[int], loaded: Loaded) -> list[Endless]:
-    """A policy for each cache that has a slot for every key."""
+    """Return a policy that evicts nothing for each cache; `slots` must hold all its keys."""
     return [Endless(_context(count, ()), keys) for count, keys in zip(slots, loaded, strict=True)]
 
 
@@ -132,13 +133,14 @@ def bounds_summary(
     linked: Outcome,
     steps_ns: Mapping[str, int],
 ) -> dict[str, Any]:
-    """The bounds' keys of `summary.json`, and the verdict: `BOUND_KEYS`.
+    """Return the bounds and the verdict for `summary.json`, under `BOUND_KEYS`.
 
-    `cached` is the run again with a slot for every expert, `linked` with free copies; `steps_ns`
-    is the time in steps with each remedy, by the verdict's word for it.
+    `cached` is the run with a slot for every expert, `linked` with copies that take no time.
+    `steps_ns` is the time in steps with each remedy, by the remedy's word in the verdict.
     """
     unions = outcome.ledger.layer_events()
     accesses = sum(map(len, unions))
+    # A cache that never evicts misses each key at its first use only.
     loaded = {key for keys in outcome.loaded for key in keys}
     first_uses = len({key for union in unions for key in union} - loaded)
     result: dict[str, Any] = {
@@ -155,7 +157,7 @@ def bounds_summary(
 
 
 def min_hits(outcome: Outcome, unions: Sequence[list[Key]]) -> int:
-    """Hits of MIN over the run's own layer events, with the run's own slots and first experts."""
+    """Return MIN's hits over the run's layer events, with the run's slots and first experts."""
     from moesim.curve import replay_hits
     from moesim.wiring import group_by_cache
 
@@ -164,20 +166,21 @@ def min_hits(outcome: Outcome, unions: Sequence[list[Key]]) -> int:
 
 
 def verdict(now_ns: int, then_ns: Mapping[str, int]) -> tuple[str, str]:
-    """What limits a run, and the time in steps that each remedy would leave of `now_ns`.
+    """Return what limits a run, and a sentence with the time in steps under each remedy.
 
-    Named is the cheapest of no remedy (*compute*), *policy*, *memory* and *link* that comes within
-    a tenth of `now_ns` of the best. So a remedy is named if it saves more than a tenth of the time
-    in steps, and more than a tenth over each cheaper one.
+    The choices are no remedy (*compute*), *policy*, *memory* and *link*. The verdict is the
+    cheapest whose time is within a tenth of `now_ns` of the best. So a remedy is named if it saves
+    more than a tenth of the time in steps, and more than a tenth over each cheaper one.
     """
     best_ns = min(then_ns.values())
+    # In integers, so that a time exactly at the threshold is judged alike everywhere.
     choices = {"compute": now_ns, **{word: then_ns[word] for word in _REMEDIES}}
     word = next(w for w, ns in choices.items() if (ns - best_ns) * _WORTH_IT <= now_ns)
     if word == "compute":
         lead = f"no remedy would save more than a tenth of the {_seconds(now_ns)} in steps"
     else:
         change = f"{_seconds(now_ns)} to {_change(now_ns, then_ns[word])}"
-        lead = f"{_REMEDIES[word][1]} would take the time in steps from {change}"
+        lead = f"{_REMEDIES[word][1]} would cut the time in steps from {change}"
     others = [f"{_REMEDIES[w][1]}: {_change(now_ns, then_ns[w])}" for w in _REMEDIES if w != word]
     return word, "; ".join([lead, *others])
 
@@ -195,5 +198,5 @@ def _seconds(time_ns: int) -> str:
 def _context(
     capacity: int, universe: Sequence[Key], future: Sequence[Sequence[Key]] | None = None
 ) -> CacheContext:
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(0)  # required by the context; neither policy draws from it
     return CacheContext(capacity, universe, "bypass", rng, future=future)

@@ -1,7 +1,7 @@
-"""Caveats: what a scenario asked for and a run could not do, or not in full.
+"""Caveats: settings of a scenario that a run could not follow, or not in full.
 
-What is surely a mistake is refused before a run. What may be wanted is simulated, and said: in a
-few words under every figure, in full among the notes.
+Sure mistakes are refused before a run. Settings that may be intended are simulated, and reported:
+in a few words under every figure, in full among the notes.
 """
 
 from __future__ import annotations
@@ -20,24 +20,26 @@ if TYPE_CHECKING:
     from moesim.wiring import Plan
 
 Caveat = tuple[str, str]
-"""In a few words, without numbers that differ from run to run; and in full."""
+"""A short text, without numbers that differ from run to run, and the full text."""
 
 
 def caveats(outcome: Outcome) -> list[Caveat]:
-    """What was asked for and could not be done, or not in full."""
+    """Return the caveats of a finished run, as (short text, full text)."""
     plan = outcome.plan
     return [*_memory(plan), *_prefetch(outcome), *_workload(outcome), *_timeline(outcome)]
 
 
 def _memory(plan: Plan) -> Iterator[Caveat]:
     scenario, trace, budget = plan.scenario, plan.trace, plan.budget
-    asked, total = scenario.cache.slots, trace.num_layers * trace.num_experts
-    if asked.kind == "bytes" and asked.value >= (total + 1) * plan.cost.expert_bytes:
+    slots, total = scenario.cache.slots, trace.num_layers * trace.num_experts
+    # Less than a whole expert too many is a rounded number, not a misunderstanding.
+    if slots.kind == "bytes" and slots.value >= (total + 1) * plan.cost.expert_bytes:
         yield (
             "cache.slots is more than all experts take",
-            f"cache.slots is {format_bytes(int(asked.value))}; all {total} experts take "
+            f"cache.slots is {format_bytes(int(slots.value))}; all {total} experts take "
             f"{format_bytes(budget.slots_bytes)}, and no more is used",
         )
+    # Not refused: a larger card of the same kind is a fair question.
     vram_bytes = plan.cost.hardware.vram_bytes
     if budget.capacity_bytes > vram_bytes:
         yield (
@@ -49,9 +51,10 @@ def _memory(plan: Plan) -> Iterator[Caveat]:
 
 def _prefetch(outcome: Outcome) -> Iterator[Caveat]:
     plan, ledger = outcome.plan, outcome.ledger
-    chosen = plan.scenario.prefetch
-    policy = find("prefetch", chosen.policy)
-    options: Any = parse_options(policy, chosen.options)
+    section = plan.scenario.prefetch
+    policy = find("prefetch", section.policy)
+    options: Any = parse_options(policy, section.options)
+    # Not every policy has a depth.
     depth, layers = getattr(options, "depth", 1), plan.trace.num_layers
     recorded = plan.trace.meta.prediction_depth
     if policy.needs_predictions and depth > recorded:
@@ -64,6 +67,7 @@ def _prefetch(outcome: Outcome) -> Iterator[Caveat]:
             f"prefetch looks {depth} layers ahead of {layers}",
             f"prefetch.options.depth is {depth}; two steps have {2 * layers} layers",
         )
+    # By copies issued, because a copy that never landed was still tried.
     if policy.active and not sum(ledger.prefetch_copies):
         eviction = find("eviction", plan.scenario.cache.policy).name
         refused = ledger.prefetch_refused
@@ -74,6 +78,7 @@ def _prefetch(outcome: Outcome) -> Iterator[Caveat]:
 def _workload(outcome: Outcome) -> Iterator[Caveat]:
     scenario, requests = outcome.plan.scenario, outcome.requests
     pool = len(drawn_from(scenario, outcome.plan.trace))
+    # Resampling draws with repetition by definition, so its repeats are no surprise.
     if scenario.workload.order != "resampled" and len(requests) > pool:
         yield (
             "requests repeat those of the trace",
@@ -91,6 +96,7 @@ def _workload(outcome: Outcome) -> Iterator[Caveat]:
             f"{rejected} requests can never fit into KV memory and were rejected",
         )
     recorded = isinstance(scenario.workload.arrivals, Recorded | Csv)
+    # Valid, but probably not what `recorded` was chosen for.
     if recorded and len(requests) > 1 and not any(request.arrival_ns for request in requests):
         yield (
             "all recorded arrivals are at zero",
@@ -99,9 +105,11 @@ def _workload(outcome: Outcome) -> Iterator[Caveat]:
 
 
 def _timeline(outcome: Outcome) -> Iterator[Caveat]:
-    asked, steps = outcome.plan.scenario.timeline, outcome.ledger.num_steps
-    if asked.steps and asked.first_step >= max(1, steps):
+    timeline, steps = outcome.plan.scenario.timeline, outcome.ledger.num_steps
+    # Only now: the number of steps is a result of the run.
+    if timeline.steps and timeline.first_step >= max(1, steps):
         yield (
             "the timeline starts after the last step",
-            f"timeline.first_step is {asked.first_step}; the run has {steps} steps, from 0 on",
+            f"timeline.first_step is {timeline.first_step}; the run has {steps} steps, numbered "
+            "from 0",
         )

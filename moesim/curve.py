@@ -1,9 +1,9 @@
 """The curve of a policy: hit rate against capacity, by replaying a trace without any time.
 
-Requests are replayed one after another, one token a step, caches never reset; a hit is a
-distinct expert of a layer event that was resident when the event began. Policies whose ranks do
-not depend on capacity give every capacity in one pass over a priority stack (Mattson et al.,
-IBM Systems Journal 1970, here with the whole union of an event as one access).
+Requests are replayed one after another, one token a step, and caches are never reset. A hit is a
+distinct expert of a layer event that was resident when the event began. If a policy's ranks do
+not depend on capacity, one pass over a priority stack gives the hits of all capacities (Mattson et
+al., IBM Systems Journal 1970; here a whole layer event is one access).
 """
 
 from __future__ import annotations
@@ -29,14 +29,15 @@ if TYPE_CHECKING:
     from moesim.trace import Trace
 
 Union = Sequence[Key]
-# A pass over the stack walks keys, a replay does not: few capacities of a big cache are replayed.
+# A pass over the stack walks down many keys, a replay does not. So few capacities of a large cache
+# are cheaper to replay.
 _REPLAYS_PER_STACK_PASS = 64
 Scope = Literal["per_layer", "global"]
 
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """The layer events that one cache sees, in order, and the keys that may occur in them."""
+    """The layer events of one cache, in order, and the keys that may occur in them."""
 
     unions: Sequence[Union]
     universe: Sequence[Key]
@@ -56,33 +57,28 @@ def curve(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> dict[str, dict[int, float]]:
-    """Hit rate of each policy at each capacity (experts per layer; default 1..experts).
+    """Return the hit rate (0 to 1) of each policy at each capacity.
 
-    With scope `global` a capacity c is one cache of c × layers slots. `batch` requests advance in
-    lock-step, one token each. `replay="sequential"` replays the union's experts one by one
-    instead: wrong, and offered only to show how wrong. Raises `UsageError` for bad arguments and
-    `TraceError` for ids that no trace may hold.
+    Capacities are slots per layer (default: 1 to all experts). With scope `global`, capacity c is
+    one cache of c × layers slots. `batch` requests advance in lock-step, one token each. A policy
+    may be given with its options. `replay="sequential"` replays the experts of an event one by
+    one: this is wrong, and only offered to show the size of the error.
+
+    Raises:
+        UsageError: an argument is wrong, or no row uses any expert.
+        TraceError: the trace holds ids that no trace may hold.
+        PolicyViolation: a policy keeps more keys than its capacity.
     """
-    wanted = list(capacities) if capacities is not None else list(range(1, trace.num_experts + 1))
-    if not wanted or any(c < 0 for c in wanted):
-        raise UsageError(f"capacities must be numbers ≥ 0, not {wanted}")
-    if max(wanted) > trace.num_experts:
-        raise UsageError(
-            f"capacity {max(wanted)} is more than the {trace.num_experts} experts of a layer"
-        )
-    if batch < 1:
-        raise UsageError(f"batch must be at least 1, not {batch}")
-    if admission not in ("bypass", "always"):
-        raise UsageError(f"admission must be bypass or always, not {admission!r}")
-    if seed < 0:
-        raise UsageError(f"seed must not be negative, not {seed}")
+    sizes = list(capacities) if capacities is not None else list(range(1, trace.num_experts + 1))
+    _check_arguments(sizes, trace.num_experts, batch, admission, seed)
+    # Loading a trace checks no ids, because that would read all of them. Here all are read anyway.
     for first_row, shard in trace.expert_ids.pieces():
         check_shard(trace.meta, "expert_ids", shard, file=str(trace.path), first_row=first_row)
     streams = list(_streams(trace, scope, batch, replay, seed))
-    slots = [c if scope == "per_layer" else c * trace.num_layers for c in wanted]
+    slots = [c if scope == "per_layer" else c * trace.num_layers for c in sizes]
     accesses = sum(len(union) for stream in streams for union in stream.unions)
     if not accesses:
-        raise UsageError("no row of the trace uses any expert: there is no hit rate to speak of")
+        raise UsageError("no row of the trace uses any expert, so it has no hit rate")
     result = {}
     for entry in policies:
         name, options = (entry, {}) if isinstance(entry, str) else entry
@@ -95,19 +91,39 @@ def curve(
             hits += _hits(policy, parsed, stream, slots, admission)
         if progress is not None:
             progress(name, len(streams), len(streams))
-        result[name] = {c: int(h) / accesses for c, h in zip(wanted, hits, strict=True)}
+        result[name] = {c: int(h) / accesses for c, h in zip(sizes, hits, strict=True)}
     return result
 
 
-def replay_hits(policy: Eviction, unions: Iterable[Union], layer: int = 0) -> int:
-    """Hits of one cache over a sequence of layer events, one capacity: the plain way.
+def _check_arguments(
+    capacities: Sequence[int], num_experts: int, batch: int, admission: str, seed: int
+) -> None:
+    if not capacities or any(c < 0 for c in capacities):
+        raise UsageError(f"capacities must be numbers ≥ 0, not {capacities}")
+    if max(capacities) > num_experts:
+        raise UsageError(
+            f"capacity {max(capacities)} is more than the {num_experts} experts of a layer"
+        )
+    if batch < 1:
+        raise UsageError(f"batch must be at least 1, not {batch}")
+    if admission not in ("bypass", "always"):
+        raise UsageError(f"admission must be bypass or always, not {admission!r}")
+    if seed < 0:
+        raise UsageError(f"seed must not be negative, not {seed}")
 
-    Raises `PolicyViolation` for a policy that keeps more than its capacity."""
+
+def replay_hits(policy: Eviction, unions: Iterable[Union], layer: int = 0) -> int:
+    """Return the hits of one cache of one capacity over layer events, replayed one by one.
+
+    Raises:
+        PolicyViolation: the policy keeps more keys than its capacity.
+    """
     resident: set[Key] = set(policy.preload())
     hits = 0
     for union in unions:
         hits += sum(key in resident for key in union)
         leavers = policy.decide(View(layer, union))
+        # In this order, because a bypassed key enters and leaves within the event.
         resident.update(union)
         resident.difference_update(leavers)
         if len(resident) > policy.capacity:
@@ -123,8 +139,8 @@ def _hits(
     if vars(policy).get("stack", False) and admission == "bypass" and worth_it:
         deepest = len(stream.universe)  # more slots than keys are of no use
         with blamed(policy, "observe"):
-            found = stack_hits(policy, options, stream, min(deepest, max(slots)))
-        return np.array([found[min(deepest, c)] for c in slots])
+            by_capacity = stack_hits(policy, options, stream, min(deepest, max(slots)))
+        return np.array([by_capacity[min(deepest, c)] for c in slots])
     hits = []
     for capacity in slots:
         cache = make_eviction(policy, _context(stream, capacity, admission), options)
@@ -137,13 +153,16 @@ def _context(stream: Stream, capacity: int, admission: str) -> CacheContext:
         if profile is not None:
             from moesim.trace import load_trace
 
-            learnt = load_trace(profile)
-            if stream.shape not in (None, (learnt.num_layers, learnt.num_experts)):
+            profile_trace = load_trace(profile)
+            layers, experts = profile_trace.num_layers, profile_trace.num_experts
+            if stream.shape is not None and stream.shape != (layers, experts):
                 raise UsageError(
-                    f"the profile {str(profile)!r} has {learnt.num_layers} layers of "
-                    f"{learnt.num_experts} experts, the trace has other ones: {stream.shape}"
+                    f"the profile {str(profile)!r} has {layers} layers of {experts} experts, but "
+                    f"the trace has {stream.shape[0]} layers of {stream.shape[1]}; name a profile "
+                    "of the same model"
                 )
-            return trace_popularity(learnt)
+            return trace_popularity(profile_trace)
+        # Without a profile the policy learns on the stream itself, which is hindsight.
         counts: dict[Key, int] = {}
         for union in stream.unions:
             for key in union:
@@ -154,6 +173,7 @@ def _context(stream: Stream, capacity: int, admission: str) -> CacheContext:
         capacity=capacity,
         universe=stream.universe,
         admission=admission,
+        # One generator per capacity: hits at one do not depend on which others are replayed.
         rng=np.random.default_rng(np.random.SeedSequence(stream.seed, spawn_key=(capacity,))),
         popularity=popularity,
         future=stream.unions,
@@ -161,7 +181,7 @@ def _context(stream: Stream, capacity: int, admission: str) -> CacheContext:
 
 
 def trace_popularity(trace: Trace) -> dict[Key, int]:
-    """How many rows of a trace use each key."""
+    """Return how many rows of a trace use each key (layer × experts + expert)."""
     counts = np.zeros(trace.num_layers * trace.num_experts, np.int64)
     base = np.arange(trace.num_layers)[None, :, None] * trace.num_experts
     for _, shard in trace.expert_ids.pieces():
@@ -172,11 +192,12 @@ def trace_popularity(trace: Trace) -> dict[Key, int]:
 
 
 def stack_hits(policy: type[Eviction], options: Any, stream: Stream, deepest: int) -> list[int]:
-    """Hits at every capacity from 0 to `deepest` in one pass.
+    """Return the hits at every capacity from 0 to `deepest`, in one pass.
 
-    The stack lists keys so that its first c are what a cache of c slots holds. Walking down it,
-    level c adds one key to the candidates (residents of c ∪ union) and settles the best one left.
+    The first c keys of the stack are those that a cache of c slots holds. Walking down, level c
+    adds one key to the candidates (residents of c ∪ union). The best candidate left takes level c.
     """
+    # LRU's stack is the order of last use, which needs no ranks.
     if policy.name == "lru":
         depths = _recency_depths(stream)
     else:
@@ -188,31 +209,32 @@ def stack_hits(policy: type[Eviction], options: Any, stream: Stream, deepest: in
 
 
 def _recency_depths(stream: Stream) -> Iterator[int]:
-    """Stack depth of each hit under LRU; first uses have none."""
+    """Yield the stack depth of each use under LRU; first uses have none."""
     stack: list[Key] = []
-    known: set[Key] = set()
+    used: set[Key] = set()
     for union in stream.unions:
-        depths = [stack.index(key) for key in union if key in known]
+        depths = [stack.index(key) for key in union if key in used]
         yield from depths
+        # From the deepest, so that a deletion moves none of the depths still to delete.
         for depth in sorted(depths, reverse=True):
             del stack[depth]
-        stack[:0] = union[::-1]
-        known.update(union)
+        stack[:0] = union[::-1]  # within an event, the last key counts as used last
+        used.update(union)
 
 
 def _fixed(policy: Eviction, stream: Stream) -> Iterator[int]:
-    """Stack depth of each hit under a policy that starts loaded, best key first, and stays so."""
+    """Return the stack depth of each use under a policy that keeps the keys it starts with."""
+    # Its `preload` lists the best key first, so c slots hold the first c keys.
     depth = {key: place for place, key in enumerate(policy.preload())}
     return (depth[key] for union in stream.unions for key in union)
 
 
 def _rank_depths(policy: Ranked, stream: Stream) -> Iterator[int]:
-    """Stack depth of each hit under a policy of capacity-free ranks."""
+    """Yield the stack depth of each use under a policy whose ranks do not depend on capacity."""
     stack: list[Key] = []
-    rank = policy.rank
     for union in stream.unions:
         policy.observe(View(0, union))
-        rank = policy.rank
+        rank = policy.rank  # again, because a policy may replace its ranks when it observes
         left = [(rank[key], key) for key in union]
         heapify(left)
         wanted = set(union)
@@ -265,8 +287,10 @@ def _streams(trace: Trace, scope: Scope, batch: int, replay: str, seed: int) -> 
 
 
 def _lock_step(trace: Trace, batch: int) -> list[list[int]]:
-    """Rows of each step when `batch` requests advance together, one token each, and the next
-    request in line takes the place of one that ends."""
+    """Return the rows of each step when `batch` requests advance together, one token each.
+
+    When a request ends, the next one takes its place.
+    """
     rows = [range(s.start, s.stop) for s in map(trace.slice, range(trace.num_requests))]
     if batch == 1:
         return [[row] for request in rows for row in request]

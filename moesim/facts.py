@@ -1,5 +1,4 @@
-"""Facts of a run that decide how its numbers may be read: what its routing and its sizes are, and
-which of its policies know the future.
+"""Facts that decide how a run's numbers may be read: its routing, its sizes, and its foresight.
 
 `summary.json` holds them, and reports read them there. No report guesses them from a label.
 """
@@ -20,12 +19,14 @@ if TYPE_CHECKING:
 __all__ = ["POLICY_SECTIONS", "knows_the_future", "routing_facts"]
 
 POLICY_SECTIONS: Final = {"eviction": "cache", "prefetch": "prefetch", "batching": "batching"}
-"""The families of policies that decide something, with their sections of a scenario."""
+"""The families of policies that can know the future, with their sections of a scenario."""
 
 
 def routing_facts(scenario: Scenario, meta: TraceMeta, shape: ModelShape) -> dict[str, str]:
-    """Return whether routing is `recorded` or `synthetic`, and whether the sizes that are costed
-    are the model's `own` or `foreign`: those of another model than the routing is of."""
+    """Return `routing` (`recorded` or `synthetic`) and `sizes` (`own` or `foreign`).
+
+    Sizes are foreign if they are those of another model than the routing's.
+    """
     own = scenario.model.shape == "trace" or _same_model(meta, shape)
     return {
         "routing": "synthetic" if meta.synthetic else "recorded",
@@ -36,7 +37,7 @@ def routing_facts(scenario: Scenario, meta: TraceMeta, shape: ModelShape) -> dic
 def knows_the_future(scenario: Scenario, *, hindsight: bool = False) -> list[str]:
     """Return the policies that know what a real server cannot know yet, like `eviction min`.
 
-    `hindsight` says that the eviction policy learnt on the replayed trace itself.
+    With `hindsight`, the eviction policy learnt on the replayed trace itself.
     """
     named = {
         family: find(family, getattr(scenario, section).policy)
@@ -50,17 +51,18 @@ def knows_the_future(scenario: Scenario, *, hindsight: bool = False) -> list[str
 
 
 def _same_model(meta: TraceMeta, shape: ModelShape) -> bool:
-    """By sizes where the trace has its model's configuration, or else by name."""
+    """Return whether the trace is of this model: by sizes if it has a configuration, or by name."""
     if meta.model_config is not None:
         try:
             return _sizes(shape_from_config(meta.model_config)) == _sizes(shape)
         except UsageError:
-            pass  # a kind of model without sizes that are known: its name is all there is
+            pass  # moesim knows no sizes of this kind of model, so its name has to decide
+    # Names on a hub start with the owner; names of shapes do not.
     return meta.model.rpartition("/")[2].lower() == shape.name.lower()
 
 
 def _sizes(shape: ModelShape) -> ModelShape:
-    """What makes a model that model: neither its name nor the bits of its weights do."""
+    """Return the shape without name, bits and embeddings: quantising a model keeps its sizes."""
     return replace(
         shape, name="", source="", expert_bits=16, weight_bits=16, kv_bits=16, vocabulary=0,
         tied_embeddings=False,

@@ -1,6 +1,7 @@
-"""From what the ledger holds to the numbers that are printed: `summary.json` and the tables.
+"""The numbers of `summary.json` and the columns of the tables, from the ledger of a run.
 
-A latency is a difference of recorded integer times; a mean or percentile of none is null.
+Latencies are differences of recorded integer times. Means and percentiles of no value are None.
+docs/results.md defines every key.
 """
 
 from __future__ import annotations
@@ -21,9 +22,13 @@ _S = 1_000_000_000
 
 
 def latency_summary(requests: Sequence[Request]) -> dict[str, float | None]:
-    """Mean and percentiles, in ms, of time to first token (from arrival), time per output token
-    (first to last token ÷ tokens after the first), gaps between tokens, end-to-end time, and that
-    divided by the tokens generated (the normalised latency of Orca, vLLM and Read-ME)."""
+    """Return mean and percentiles in ms of the latencies of requests; None without any sample.
+
+    `ttft`: arrival to first token. `tpot`: first to last token ÷ tokens after the first. `itl`:
+    gaps between tokens. `e2e`: arrival to last token. `normalised`: `e2e` ÷ tokens generated, as
+    Orca, vLLM and Read-ME define it.
+    """
+    # Unfinished requests may have first tokens and gaps, but no last token.
     done = [request for request in requests if request.status == "finished"]
     started = [request for request in requests if request.token_ns]
     gaps = [np.diff(request.token_ns) for request in started if len(request.token_ns) > 1]
@@ -52,23 +57,30 @@ def latency_summary(requests: Sequence[Request]) -> dict[str, float | None]:
 
 
 def starvation_summary(requests: Sequence[Request]) -> dict[str, float | None]:
-    """The longest that a request was passed over, in ms and in steps of others: before its first
-    step (*wait*), and between two steps that served it (*pause*)."""
+    """Return the longest time that a request was not served, in ms and in steps of others.
+
+    *Wait* is the time before its first step, *pause* the time between two steps that served it.
+    None if no request began.
+    """
     begun = [request for request in requests if request.scheduled_ns >= 0]
-    longest: dict[str, list[float]] = {
-        "wait_max_ms": [(one.scheduled_ns - one.arrival_ns) / _MS for one in begun],
-        "wait_max_steps": [one.wait_steps for one in begun],
-        "pause_max_ms": [one.pause_ns / _MS for one in begun],
-        "pause_max_steps": [one.pause_steps for one in begun],
+    times: dict[str, list[float]] = {
+        "wait_max_ms": [(request.scheduled_ns - request.arrival_ns) / _MS for request in begun],
+        "wait_max_steps": [request.wait_steps for request in begun],
+        "pause_max_ms": [request.pause_ns / _MS for request in begun],
+        "pause_max_steps": [request.pause_steps for request in begun],
     }
-    return {key: max(values, default=None) for key, values in longest.items()}
+    return {key: max(values, default=None) for key, values in times.items()}
 
 
 def throughput_summary(requests: Sequence[Request], now_ns: int) -> dict[str, Any]:
-    """Counts by status, and tokens and requests per second of makespan."""
+    """Return counts by status, and tokens and requests per second of the makespan `now_ns`.
+
+    Rates are None if the makespan is 0.
+    """
     status = [request.status for request in requests]
     output = sum(len(request.token_ns) for request in requests)
     finished = status.count("finished")
+    # A prompt counts once its first token is out, so that a waiting request adds no rate.
     rows = sum(request.prompt_tokens + request.emitted for request in requests if request.token_ns)
     return {
         "requests": len(requests),
@@ -90,7 +102,10 @@ def throughput_summary(requests: Sequence[Request], now_ns: int) -> dict[str, An
 
 
 def cache_summary(ledger: Ledger) -> dict[str, Any]:
-    """Hits over distinct experts of layer events; the token hit rate weighs each by its rows."""
+    """Return accesses by outcome, hit rates, and distinct experts and waves per layer event.
+
+    An access is a distinct expert of a layer event. `token_hit_rate` weighs each by its rows.
+    """
     by_layer = ledger.accesses_by_layer()
     events, accesses = (int(column.sum()) for column in by_layer)
     hits, late = sum(ledger.hits), sum(ledger.late_hits)
@@ -112,9 +127,11 @@ def cache_summary(ledger: Ledger) -> dict[str, Any]:
 
 
 def bytes_summary(ledger: Ledger, expert_bytes: int, unused_prefetches: int) -> dict[str, Any]:
-    """Bytes by kind, of finished copies. A prefetched expert is useful (used, on time), late
-    (used, but waited for), wasted (evicted unused) or unused (resident or on its way, and unused,
-    when the run ended)."""
+    """Return the bytes of finished copies, by kind.
+
+    A prefetched expert is useful (used in time), late (used after a wait), wasted (evicted unused)
+    or unused (not used before the run ended, resident or under way).
+    """
     moved = ledger.moved_bytes
     return {
         "h2d_bytes": moved["demand"] + moved["prefetch"],
@@ -125,15 +142,16 @@ def bytes_summary(ledger: Ledger, expert_bytes: int, unused_prefetches: int) -> 
         "prefetch_wasted_bytes": ledger.prefetch_wasted * expert_bytes,
         "prefetch_unused_bytes": unused_prefetches * expert_bytes,
         "prefetch_refused": ledger.prefetch_refused,
+        # Weights are read-only, so evictions write back only if the scenario says so.
         "d2h_bytes": moved["write_back"] + moved["readback"],
         "write_back_bytes": moved["write_back"],
     }
 
 
 def time_summary(ledger: Ledger, now_ns: int) -> dict[str, Any]:
-    """Busy and stalled time of the GPU, and how busy each lane was over the makespan.
+    """Return busy, stalled and idle seconds of the GPU, and each lane's busy share of `now_ns`.
 
-    `stall_share` is the share of time in steps that the GPU lane was idle.
+    `stall_share` is stalls ÷ time in steps; None if there were no steps.
     """
     stalls = {cause: sum(ledger.stall_ns[i]) for i, cause in enumerate(CAUSES)}
     stalled = sum(stalls.values())
@@ -141,6 +159,7 @@ def time_summary(ledger: Ledger, now_ns: int) -> dict[str, Any]:
         "busy_s": ledger.busy_ns["gpu"] / _S,
         "stall_s": stalled / _S,
         **{f"stall_{cause}_s": value / _S for cause, value in stalls.items()},
+        # Between steps there is no request to serve, so the GPU does not wait for a copy.
         "idle_s": (now_ns - ledger.stepping_ns) / _S,
         "stall_share": ratio(stalled, ledger.stepping_ns),
         "gpu_busy_share": ratio(ledger.busy_ns["gpu"], now_ns),
@@ -150,10 +169,11 @@ def time_summary(ledger: Ledger, now_ns: int) -> dict[str, Any]:
 
 
 def layer_columns(ledger: Ledger, model_layers: Sequence[int], expert_bytes: int) -> dict[str, Any]:
-    """Columns of `layers.parquet`, one row a trace layer."""
+    """Return the columns of `layers.parquet`, with one row per trace layer."""
     events, accesses = ledger.accesses_by_layer()
     hits, late = np.array(ledger.hits), np.array(ledger.late_hits)
     rows = np.array(ledger.rows)
+    # The last entry is the step's tail, which belongs to no layer.
     stalls = {
         f"stall_{cause}_ns": np.array(ledger.stall_ns[i][:-1]) for i, cause in enumerate(CAUSES)
     }
@@ -175,7 +195,10 @@ def layer_columns(ledger: Ledger, model_layers: Sequence[int], expert_bytes: int
 
 
 def request_columns(requests: Sequence[Request]) -> dict[str, Any]:
-    """Columns of `requests.parquet`, one row a request; -1 where a moment never came."""
+    """Return the columns of `requests.parquet`, one row per request; -1 for times that never came.
+
+    Rejected and unfinished requests have rows, too.
+    """
     return {
         "request": [request.index for request in requests],
         "domain": [request.domain for request in requests],
@@ -198,5 +221,5 @@ def request_columns(requests: Sequence[Request]) -> dict[str, Any]:
 
 
 def ratio(part: float, whole: float) -> float | None:
-    """A share, or None where it is undefined."""
+    """Return part ÷ whole, or None where the whole is 0."""
     return part / whole if whole else None

@@ -1,4 +1,4 @@
-"""The result of a run."""
+"""The result of a run: its summary and tables, in memory."""
 
 from __future__ import annotations
 
@@ -20,9 +20,11 @@ __all__ = ["Result", "in_short"]
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """`summary` (flat, units in the names) and the raw columns behind it.
+    """The result of one simulation.
 
-    `path` is the run directory, or None for a result that was not written.
+    Attributes: `summary`, flat, with units in its keys and None where undefined; `columns`, the
+    tables by name, each from column to values; `path`, the run directory, or None if the result
+    was not written. docs/results.md explains every key and column.
     """
 
     scenario: Scenario
@@ -37,29 +39,32 @@ class Result:
         """Return `requests`, `steps`, `layers` or `timeline` as a pandas DataFrame.
 
         Raises:
-            UsageError: there is no such table.
+            UsageError: there is no table `name`.
         """
         if name not in self.columns:
             near = suggest(str(name), self.columns)
             raise UsageError(
                 f"a result has no table {name!r}; there are {', '.join(self.columns)}{near}"
             )
-        import pandas as pd
+        import pandas as pd  # slow to import, and only needed here
 
         return pd.DataFrame(dict(self.columns[name]))
 
 
 def in_short(summary: Mapping[str, Any]) -> str:
-    """Return the name of a run and the few numbers that say most, on one line."""
+    """Return a run's name, requests, makespan, throughput and stalls on one line.
+
+    Numbers that the summary lacks are left out.
+    """
     numbers = (
         ("requests", "{:.0f} requests"),
         ("makespan_s", "{:.4g} s"),
         ("output_tokens_per_s", "{:.4g} output tokens/s"),
         ("stall_share", "{:.0%} stalled"),
     )
-    told = [
+    texts = [
         form.format(summary[key])
         for key, form in numbers
         if isinstance(summary.get(key), int | float)
     ]
-    return f"{summary.get('name')}: {', '.join(told)}"
+    return f"{summary.get('name')}: {', '.join(texts)}"

@@ -1,8 +1,8 @@
-"""What a simulation came to, for people: tables, figures and comparisons of run directories.
+"""Reports: tables, figures and comparisons of finished runs, for people.
 
-Runs are reported from their run directories and nothing else, so a report can be made again
-without simulating; a trace's routing (`redundancy`, `locality`) from what `moesim.trace` measures.
-Only this package imports matplotlib, and only when something is drawn.
+A report reads run directories and nothing else, so it can be made again without simulating.
+`redundancy` and `locality` report what `moesim.trace` measures of a trace's routing. Only this
+package imports matplotlib, and only to draw.
 """
 
 from moesim.report.comparison import Comparison, compare_runs

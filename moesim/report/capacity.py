@@ -1,4 +1,4 @@
-"""The charts against capacity: what each policy makes of more expert slots, and what bounds it."""
+"""The charts against capacity: each variant's numbers over expert slots, with their bounds."""
 
 from __future__ import annotations
 
@@ -31,30 +31,32 @@ MOST_PANELS: Final = 6
 TITLE: Final = 44
 """Characters of a line of a panel's title."""
 AGAINST_CAPACITY: Final = ("output_tokens_per_s", "ttft_p95_ms", "tpot_mean_ms", "stall_share")
-OWN_BOUNDS: Final = "Variants whose bounds differ have their own, in their colours."
+OWN_BOUNDS: Final = "Where bounds differ between variants, each has its variant's colour."
+UNBOUNDED: Final = "No bound holds for runs that prefetch. "
 HIT_BOUNDS: Final = (
-    "Dashed and dotted lines are bounds for variants that prefetch nothing: MIN re-scores a run's "
-    f"own layer events offline, an infinite cache misses first uses only. {OWN_BOUNDS} "
+    "Bounds of variants that prefetch nothing: MIN scores a run's own layer events again with "
+    f"hindsight, and an infinite cache misses only first uses. {OWN_BOUNDS} "
 )
-LATE: Final = (
-    "Faint lines above: hits and late hits together. No bound holds for runs that prefetch. "
-)
+LATE: Final = f"Faint lines: hits and late hits together. {UNBOUNDED}"
 TIME_BOUNDS: Final = (
-    "Bounds, where all requests arrive at once: the same run with a link that takes no time, and "
-    "(without prefetching) with a cache that holds every expert once it was used. "
-    f"{OWN_BOUNDS}"
+    "Bounds, if all requests arrive at once: the same run with copies that take no time (infinite "
+    "link) and, for variants that prefetch nothing, with a slot for every expert, filled at first "
+    f"use (infinite cache). {OWN_BOUNDS}"
 )
 
 
 def hit_rate_against_capacity(comparison: Comparison) -> Chart | None:
-    """One line a policy over the slots of a layer; MIN and the infinite cache as bounds."""
+    """Draw hits over slots per layer, one line per variant, with MIN and the infinite cache.
+
+    Return None if all runs have the same number of slots.
+    """
     if comparison.num_capacities < 2:
         return None
     facets = comparison.facets[:MOST_PANELS]
     chart = grid(
         "hit_rate_capacity",
         "Hit rate against capacity",
-        f"Hits in time against the size of the cache{left_out(comparison.facets, facets)}. "
+        f"Hits (late hits left out) against cache size{left_out(comparison.facets, facets)}. "
         f"{_hit_bounds(comparison)}{_shaded(comparison)}{comparison.caption(hits=True)}",
         ("setting", "line", "slots_per_layer", "share_of_experts", "mean", "low", "high", "n"),
         shape=_tiles(len(facets)),
@@ -78,7 +80,10 @@ def hit_rate_against_capacity(comparison: Comparison) -> Chart | None:
 
 
 def metrics_against_capacity(comparison: Comparison) -> Chart | None:
-    """Throughput, TTFT, TPOT and stalls over the slots of a layer, one row a setting."""
+    """Draw throughput, TTFT, TPOT and stalls over slots per layer, two rows of panels a setting.
+
+    Return None if all runs have the same number of slots.
+    """
     if comparison.num_capacities < 2:
         return None
     facets = comparison.facets[:MOST_SETTINGS]
@@ -86,7 +91,7 @@ def metrics_against_capacity(comparison: Comparison) -> Chart | None:
     chart = grid(
         "metrics_capacity",
         "Performance against capacity",
-        f"Performance against the size of the cache{left_out(comparison.facets, facets)}. "
+        f"Performance against cache size{left_out(comparison.facets, facets)}. "
         f"{TIME_BOUNDS if bounded(comparison) else NO_BOUNDS} {OUTPUT_ONLY} "
         f"{_shaded(comparison)}{comparison.caption()}",
         ("setting", "metric", "unit", "line", "slots_per_layer", "share_of_experts", "mean", "low",
@@ -100,16 +105,8 @@ def metrics_against_capacity(comparison: Comparison) -> Chart | None:
         for axes, metric in zip(panels, metrics, strict=True):
             for variant in comparison.variants:
                 rows = comparison.series(facet, variant)
-                _line(
-                    chart,
-                    axes,
-                    facet,
-                    rows,
-                    looks[variant],
-                    metric,
-                    metric.label,
-                    metric.unit,
-                )
+                look = looks[variant]
+                _line(chart, axes, facet, rows, look, metric, metric.label, metric.unit)
             if metric.key == "output_tokens_per_s":
                 for label, of in TIME_LIMITS.items():
                     _bound(
@@ -119,6 +116,7 @@ def metrics_against_capacity(comparison: Comparison) -> Chart | None:
             title = ", ".join(part for part in (metric.label, facet) if part)
             axes.set_title(drawn(title, TITLE // 2))
             _capacity_axis(axes, [row for row in comparison.rows if row.facet == facet], top=False)
+            # From zero, so that heights compare as they look.
             if axes.has_data() and not axes.texts:
                 axes.set_ylim(0, axes.get_ylim()[1] * 1.04)
     shared_legend(chart)
@@ -134,44 +132,44 @@ def _line(
     metric: Metric,
     *extra: str,
 ) -> None:
-    """One variant over capacity, with the band of its interval; gaps where undefined."""
+    """Draw one variant over capacity with the band of its interval; undefined means leave gaps."""
     import numpy as np
 
     if not rows:
         return
     variant, label = rows[0].variant, rows[0].label
     size = np.array([row.slots_per_layer for row in rows])
-    made = [row.estimate(metric) for row in rows]
-    mean = np.array([one.mean for one in made])
+    estimates = [row.estimate(metric) for row in rows]
+    mean = np.array([e.mean for e in estimates])
     axes.plot(size, mean, color=look.color, linestyle=look.line, marker=look.marker,
               markerfacecolor=look.face, label=named(label))  # fmt: skip
-    low, high = np.array([one.low for one in made]), np.array([one.high for one in made])
+    low, high = np.array([e.low for e in estimates]), np.array([e.high for e in estimates])
     if (high > low).any():
         axes.fill_between(size, low, high, color=look.color, alpha=0.18, linewidth=0)
-    for row, one in zip(rows, made, strict=True):
+    for row, e in zip(rows, estimates, strict=True):
         share = row.slots_per_layer / row.mean("num_experts")
-        interval = (one.low, one.high) if one.half is not None else (None, None)
-        chart.record(facet, *extra, variant, row.slots_per_layer, share, one.mean, *interval, one.n)
+        interval = (e.low, e.high) if e.half is not None else (None, None)
+        chart.record(facet, *extra, variant, row.slots_per_layer, share, e.mean, *interval, e.n)
 
 
 def _with_late(
     chart: Chart, axes: Axes, facet: str, rows: Sequence[Row], variant: str, look: Style
 ) -> None:
-    """Hits and late hits together, faintly: how much of a prefetching variant comes late."""
+    """Draw hits and late hits together as a faint line; its height above hits is late hits."""
     sizes = [row.slots_per_layer for row in rows]
-    made = [row.estimate(HIT_RATE) for row in rows]
-    axes.plot(sizes, [one.mean for one in made], color=look.color, linewidth=0.8, alpha=0.6,
+    estimates = [row.estimate(HIT_RATE) for row in rows]
+    axes.plot(sizes, [e.mean for e in estimates], color=look.color, linewidth=0.8, alpha=0.6,
               linestyle=(0, (1, 1)))  # fmt: skip
-    for row, one in zip(rows, made, strict=True):
+    for row, e in zip(rows, estimates, strict=True):
         share = row.slots_per_layer / row.mean("num_experts")
         line = f"{variant}: {HIT_RATE.label}"
-        chart.record(facet, line, row.slots_per_layer, share, one.mean, None, None, one.n)
+        chart.record(facet, line, row.slots_per_layer, share, e.mean, None, None, e.n)
 
 
 def _hit_bounds(comparison: Comparison) -> str:
     late = LATE if any(row.mean("late_hits") > 0 for row in comparison.rows) else ""
     if any(row.prefetches for row in comparison.rows) and not late:
-        late = "No bound holds for runs that prefetch. "
+        late = UNBOUNDED
     return (HIT_BOUNDS if bounded(comparison) else f"{NO_BOUNDS} ") + late
 
 
@@ -185,7 +183,8 @@ def _bound(
     looks: dict[str, Style],
     *extra: str,
 ) -> None:
-    """A bound as one line if it is the same for all variants, else each variant's in its colour."""
+    """Draw a bound as one line if all variants share it, else each variant's in its colour."""
+    # A bound belongs to a run: it depends on the run's steps, which policies change.
     by_variant = {
         variant: _points(comparison.series(facet, variant), of) for variant in comparison.variants
     }
@@ -195,8 +194,10 @@ def _bound(
     for variant, points in {"": common}.items() if common else lines.items():
         name, look = label, BOUNDS[label]
         if variant:
-            axes.plot([], [], label=label, **look)  # for the legend, once for all variants
+            # One entry for all variants: an entry for each would double the legend.
+            axes.plot([], [], label=label, **look)
             name, look = f"{label} of {variant}", {**look, "color": looks[variant].color}
+        # Matplotlib leaves labels with a leading underscore out of the legend.
         axes.plot(*zip(*sorted(points.items()), strict=True), label=f"_{name}" if variant else name,
                   zorder=1.9, **look)  # fmt: skip
         for size, value in sorted(points.items()):
@@ -204,13 +205,14 @@ def _bound(
 
 
 def _points(rows: Sequence[Row], of: Callable[[Run], float]) -> dict[float, float]:
-    """A bound by slots a layer, where it holds."""
+    """Return a bound by slots per layer, only where it holds."""
+    # Rounded, so that sizes of two variants that differ in the last bit are one.
     points = {round(row.slots_per_layer, 6): limit(row, of) for row in rows}
     return {size: value for size, value in points.items() if not math.isnan(value)}
 
 
 def _common(lines: Sequence[dict[float, float]]) -> dict[float, float]:
-    """The one line that all lie on; empty where two of them differ at a size."""
+    """Return the line that all of them lie on; empty where two differ at any size."""
     common: dict[float, float] = {}
     for points in lines:
         for size, value in points.items():
@@ -220,11 +222,12 @@ def _common(lines: Sequence[dict[float, float]]) -> dict[float, float]:
 
 
 def _capacity_axis(axes: Axes, rows: Sequence[Row], *, top: bool = True) -> None:
-    """Slots along the bottom and, with `top`, the share of all experts that they are above."""
+    """Label the bottom axis in slots and, with `top`, the upper one in shares of all experts."""
     from matplotlib.ticker import MaxNLocator, PercentFormatter
 
     experts = rows[0].mean("num_experts") if rows else float("nan")
     axes.set_xlabel(f"expert slots a layer (of {experts:g})" if rows else "expert slots a layer")
+    # Steps of 2, 4 and 8 divide the usual numbers of experts.
     axes.xaxis.set_major_locator(MaxNLocator(8, integer=True, steps=[1, 2, 4, 5, 8, 10]))
     if top and experts > 0:
 
@@ -250,6 +253,6 @@ def _tiles(count: int) -> tuple[int, int]:
 
 def _panels(chart: Chart, count: int) -> list[Axes]:
     panels = [axes for row in chart.axes for axes in row]
-    for spare in panels[count:]:
-        spare.set_visible(False)
+    for unused in panels[count:]:
+        unused.set_visible(False)
     return panels[:count]

@@ -1,7 +1,7 @@
 """A chart: a figure, the caption under it, and the numbers that it draws.
 
-Every chart is saved three times under one name: PNG, SVG, and a CSV with its data, so that anyone
-can draw it again. Same data, same bytes: no dates, no versions, a fixed hash salt. Figures are
+Every chart is saved three times under one name: as PNG, as SVG, and its data as CSV. Equal data
+give equal bytes: files have no dates and no versions, and a fixed hash salt. Figures are
 matplotlib objects made without `pyplot`, which would keep global state.
 """
 
@@ -39,14 +39,15 @@ WIDTH_IN: Final = 7.0
 """Width of every figure in inches: the text block of a two-column page."""
 
 MOST_LINES: Final = 4
-"""Lines that a label takes at most; a longer one is shortened, and whole in the chart's CSV."""
+"""The most lines of a label. A longer label is shortened; the chart's CSV has it in full."""
+# Of captions: characters that fit across a figure, and the height of a line.
 _CHARACTERS: Final = 150
 _LINE_IN: Final = 0.125
 
 
 @dataclass(slots=True)
 class Chart:
-    """A figure under construction; `columns` and `rows` are its data as CSV."""
+    """A figure under construction, its panels by row, and its data as `columns` and `rows`."""
 
     name: str
     title: str
@@ -57,7 +58,7 @@ class Chart:
     rows: list[Sequence[Any]] = field(default_factory=list)
 
     def record(self, *values: Any) -> None:
-        """Add one row of data, a value a column."""
+        """Add one row of data, with a value for each column."""
         self.rows.append(values)
 
 
@@ -72,7 +73,10 @@ def grid(
     widths: Sequence[float] | None = None,
     **options: Any,
 ) -> Chart:
-    """A chart of `shape` (rows, columns) panels, `height_in` inches high without its caption."""
+    """Return a chart with `shape` (rows, columns) panels, `height_in` inches without its caption.
+
+    `columns` names its data, `widths` are relative, `options` go to `Figure.subplots`.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -82,13 +86,17 @@ def grid(
     figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(w_pad=0.07, h_pad=0.05))
     FigureCanvasAgg(figure)
     axes = figure.subplots(*shape, squeeze=False, width_ratios=widths, **options)
+    # As a label of the figure, so that the layout makes room for it.
     figure.supxlabel(drawn("\n".join(lines)), x=0.008, ha="left", fontsize=6.5, color="#444444")
     return Chart(name, title, figure, axes.tolist(), caption, tuple(columns))
 
 
 def drawn(text: str, width: int = 0) -> str:
-    """A text as matplotlib shows it: dollars are no formulas, a leading underscore hides nothing,
-    what the font lacks is written as its number, and lines break at `width`."""
+    """Return a text that matplotlib shows as it is, in lines of at most `width` characters.
+
+    Dollars start no formula, and a leading underscore hides no legend entry. Characters that the
+    font lacks are written as their numbers.
+    """
     glyphs = _glyphs()
     text = "".join(c if c == "\n" or ord(c) in glyphs else f"\\u{ord(c):04x}" for c in text)
     if width:
@@ -97,17 +105,17 @@ def drawn(text: str, width: int = 0) -> str:
 
 
 def _shortened(text: str, most: int) -> str:
-    """A text of at most so many characters: too long a one without its middle, but with a checksum
-    that tells it from others."""
+    """Return a text of at most `most` characters; a longer one loses its middle."""
     if len(text) <= most:
         return text
+    # The checksum tells labels apart that differ in the middle only.
     keep, checksum = (most - 20) // 2, zlib.crc32(text.encode())
     return f"{text[:keep]} … #{checksum:08x} … {text[-keep:]}"
 
 
 @cache
 def _glyphs() -> frozenset[int]:
-    """The characters that the font of the figures has."""
+    """Return the code points that the font of the figures has."""
     from matplotlib.font_manager import findfont, get_font
 
     from moesim.report.style import HOUSE
@@ -116,7 +124,7 @@ def _glyphs() -> frozenset[int]:
 
 
 def mark_undefined(axes: Axes, why: str) -> None:
-    """Say in the middle of a panel that there is nothing to draw, and why."""
+    """Write "undefined" and the reason in the middle of a panel that has nothing to draw."""
     axes.text(
         0.5, 0.5, f"undefined\n({why})", transform=axes.transAxes, ha="center", va="center",
         color="#666666", style="italic",
@@ -127,7 +135,7 @@ def mark_undefined(axes: Axes, why: str) -> None:
 
 
 def save_charts(folder: Path, makers: Iterable[Callable[[], Chart | None]]) -> list[Chart]:
-    """Make charts and write them into `folder`, which they replace as a whole; returns those made.
+    """Make charts, write them into `folder`, and return them. They replace the folder's content.
 
     A maker that has nothing to draw returns None.
 
@@ -137,6 +145,7 @@ def save_charts(folder: Path, makers: Iterable[Callable[[], Chart | None]]) -> l
     from moesim.report.style import house_style
 
     charts = []
+    # Charts are made and saved one by one, all within our style: it applies when drawing, too.
     with whole_folder(folder, force=True) as partial, house_style():
         for maker in makers:
             chart = maker()
@@ -147,7 +156,7 @@ def save_charts(folder: Path, makers: Iterable[Callable[[], Chart | None]]) -> l
 
 
 def write_csv(file: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Write a table as a whole; floats to ten significant digits, undefined as an empty field.
+    """Write a table as CSV, floats to ten significant digits, undefined as an empty field.
 
     Raises:
         OutputError: the file cannot be written.
@@ -160,22 +169,23 @@ def write_csv(file: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]])
 
 
 def write_whole(file: Path, text: str) -> None:
-    """Write a text file under a temporary name and rename it when it is whole.
+    """Write a text file in UTF-8 under a temporary name, then rename it.
 
     Raises:
         OutputError: the file cannot be written.
     """
     with whole_file(file) as partial:
+        # `newline=""`: the same bytes on every system.
         partial.write_text(text, encoding="utf-8", newline="")
 
 
 def _save(chart: Chart, folder: Path) -> None:
     chart.figure.savefig(folder / f"{chart.name}.png", metadata={"Software": None})
-    chart.figure.set_layout_engine("none")  # as laid out for the PNG: doing it again is slow
+    chart.figure.set_layout_engine("none")  # keep the PNG's layout: to compute it again is slow
     chart.figure.savefig(
         folder / f"{chart.name}.svg",
         metadata={
-            "Date": None,
+            "Date": None,  # matplotlib would write today's date and its version
             "Creator": None,
             "Title": chart.title,
             "Description": chart.caption,

@@ -1,11 +1,11 @@
-"""Several runs side by side: what differs between them, and which of it is being compared.
+"""A comparison: several runs, grouped by the scenario keys in which they differ.
 
-Runs that differ in their seed alone are one *row*. The other keys that differ are of two kinds:
-*policy keys* say how the server decides (everything under `cache`, `prefetch`, `batching` and
-`placement`, and `replay`, the size of the cache excepted), *setting keys* say in what world it
-does (trace, hardware, memory, workload, and the size of the cache). The values of the policy keys
-name a *variant*; variants are compared within one setting, never across two. Where no policy key
-differs, the settings themselves are what is compared.
+Runs that differ in their seed alone are one *row*. The other keys that differ are of two kinds.
+*Policy keys* say how the server decides: everything under `cache`, `prefetch`, `batching` and
+`placement`, and `replay`, except the size of the cache. *Setting keys* say what the server works
+with: trace, hardware, memory, workload and the size of the cache. The values of the policy keys
+name a *variant*. Variants are compared within one setting, never across two. If no policy key
+differs, the settings themselves are compared.
 """
 
 from __future__ import annotations
@@ -26,29 +26,31 @@ from moesim.report.marks import (
     shared_mark,
     shared_sentence,
 )
-from moesim.report.metrics import HEADLINE, HITS_MEAN, Metric, costs, said
+from moesim.report.metrics import HEADLINE, HITS_LEGEND, Metric, caveats_sentence, costs
 from moesim.report.names import policy_label
 from moesim.report.runs import Run
 from moesim.report.statistics import Estimate, estimate
 
 __all__ = ["Comparison", "Row", "compare_runs"]
 
+# Both change the number of slots, which is the axis of the charts against capacity.
 CAPACITY_KEYS: Final = ("cache.slots", "memory.capacity")
 POLICY_SECTIONS: Final = ("cache", "prefetch", "batching", "placement", "replay")
+# Never compared: the seed repeats a point, the others change a run's name or what it records.
 IGNORED: Final = frozenset({"name", "seed", "sweep", "timeline", "bounds"})
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """The runs of one point of the grid, one a seed, in the order of their seeds."""
+    """The runs of one point of the sweep, one per seed, in the order of their seeds."""
 
     runs: tuple[Run, ...]
     variant: str
     values: Mapping[str, Any]
     facet: str
-    """The setting without the size of the cache; "" where there is one only."""
+    """The setting without the size of the cache; "" where all rows share it."""
     capacity: str
-    """The size of the cache as text; "" where it does not vary."""
+    """The size of the cache as text; "" where all rows share it."""
 
     def __repr__(self) -> str:
         where = f" in {self.setting}" if self.setting else ""
@@ -56,44 +58,46 @@ class Row:
 
     @property
     def setting(self) -> str:
+        """Return the setting as text, like `bandwidth = 25GB/s, 4 of 8 experts a layer`."""
         return ", ".join(part for part in (self.facet, self.capacity) if part)
 
     @property
     def slots_per_layer(self) -> float:
-        """Expert slots a layer, on average over the layers; NaN where the run does not say."""
+        """Return the mean expert slots per layer; NaN where the summaries lack the numbers."""
         return self.mean("cache_slots") / self.mean("num_layers")
 
     @property
     def knows_the_future(self) -> bool:
-        """Whether the variant is a bound and no policy: MIN, or anything learnt in hindsight."""
+        """Return whether the variant is a bound, not a policy: MIN, or learnt in hindsight."""
         return any(map(foreseeing, self.runs))
 
     @property
     def label(self) -> str:
-        """The variant, marked where it knows the future."""
+        """Return the variant, marked where it knows the future."""
         return marked(self.variant, FORESEES if self.knows_the_future else "")
 
     @property
     def prefetches(self) -> bool:
-        """Whether any of the runs may prefetch."""
+        """Return whether any of the runs may prefetch."""
         return any(map(prefetches, self.runs))
 
     @property
     def seeds(self) -> tuple[int | None, ...]:
+        """Return the seeds in the order of the runs; None for a run without one."""
         return tuple(run.seed for run in self.runs)
 
     def mean(self, key: str) -> float:
-        """Mean of a summary's number over the seeds that define it; NaN where none does."""
+        """Return the mean of a summary key over the seeds that define it; NaN where none does."""
         return estimate(run.value(key) for run in self.runs).mean
 
     def estimate(self, metric: Metric) -> Estimate:
-        """Mean over the seeds, and its interval."""
+        """Return the mean of a metric over the seeds, with its interval, in the metric's unit."""
         return estimate(metric.of(run) for run in self.runs)
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Rows in the order of the sweep, and what a reader must be told about them."""
+    """Rows in the order of the sweep, with the notes that their readers need."""
 
     rows: tuple[Row, ...]
     policy_keys: tuple[str, ...]
@@ -109,35 +113,39 @@ class Comparison:
 
     @property
     def runs(self) -> list[Run]:
+        """Return the runs of all rows, row by row."""
         return [run for row in self.rows for run in row.runs]
 
     @property
     def variants(self) -> list[str]:
+        """Return every variant once, in the order of the sweep."""
         return list(dict.fromkeys(row.variant for row in self.rows))
 
     @property
     def facets(self) -> list[str]:
+        """Return every facet once, in the order of the sweep."""
         return list(dict.fromkeys(row.facet for row in self.rows))
 
     @property
     def settings(self) -> list[str]:
-        """Every setting, cache sizes ascending within a facet."""
+        """Return every setting, with ascending cache sizes within a facet."""
         rows = sorted(self.rows, key=lambda row: (self.facets.index(row.facet), _size(row)))
         return list(dict.fromkeys(row.setting for row in rows))
 
     def within(self, setting: str) -> list[Row]:
-        """The rows of one setting, in the order of the variants."""
+        """Return the rows of one setting, in the order of the variants."""
         rows = [row for row in self.rows if row.setting == setting]
         return sorted(rows, key=lambda row: self.variants.index(row.variant))
 
     def series(self, facet: str, variant: str) -> list[Row]:
-        """One variant over the sizes of the cache, ascending."""
+        """Return the rows of one variant in one facet, with ascending cache sizes."""
         rows = [row for row in self.rows if (row.facet, row.variant) == (facet, variant)]
         return sorted(rows, key=_size)
 
     @property
     def headline(self) -> tuple[Metric, ...]:
-        """What is compared, each metric in the unit that suits all rows."""
+        """Return the metrics to compare, each in a unit that suits all rows."""
+        # One unit for all rows: columns that mix ms and s cannot be compared by eye.
         return tuple(
             metric.in_readable_unit(row.mean(metric.key) for row in self.rows)
             for metric in HEADLINE
@@ -145,23 +153,26 @@ class Comparison:
 
     @property
     def num_capacities(self) -> int:
-        """How many different cache sizes there are."""
+        """Return how many different cache sizes there are."""
+        # Slots per layer are quotients, so equal sizes may differ in their last bits.
         return len({round(size, 6) for size in map(_size, self.rows)})
 
     @property
     def has_intervals(self) -> bool:
-        """Whether any row has more than one seed."""
+        """Return whether any row has more than one seed."""
         return any(len(row.runs) > 1 for row in self.rows)
 
     @property
     def seeds(self) -> list[int]:
-        """All seeds, ascending."""
+        """Return all seeds, ascending."""
         return sorted({run.seed for run in self.runs if run.seed is not None})
 
     def caption(self, *, hits: bool = False, intervals: bool = True) -> str:
-        """What stands under a figure: what was run, how often, and what the numbers are.
+        """Return the text under a figure: workload, seeds, trace, model, hardware and caveats.
 
-        `intervals` says that the figure draws them, where there are any."""
+        With `hits`, it defines hits. With `intervals`, it says how intervals were computed, or
+        that there are none.
+        """
         runs = self.runs
         text = (
             f"{_spelt(run.text('requests') for run in runs)} requests a run, "
@@ -169,17 +180,19 @@ class Comparison:
             f"trace {_spelt(run.trace for run in runs)} costed as "
             f"{_spelt(run.text('model') for run in runs)} on "
             f"{_spelt(run.text('hardware') for run in runs)}; {_spelt(map(costs, runs))}."
-            f"{said(_counted(runs, lambda run: run.caveats))}"
+            f"{caveats_sentence(_counted(runs, lambda run: run.caveats))}"
         )
-        return " ".join(filter(None, (shared_sentence(runs), text, HITS_MEAN if hits else "")))
+        return " ".join(filter(None, (shared_sentence(runs), text, HITS_LEGEND if hits else "")))
 
     def mark(self, rows: Sequence[Row] | None = None) -> str:
-        """What must stand beside the numbers of some rows, or of all; "" where nothing must."""
+        """Return the marks that numbers of these rows (default: all) need; "" without any."""
         return shared_mark([run for row in rows or self.rows for run in row.runs])
 
 
 def compare_runs(runs: Sequence[Run]) -> Comparison:
-    """Group runs into rows by what differs between them.
+    """Group runs into rows by the scenario keys in which they differ.
+
+    Of several runs with the same scenario and seed only the first counts; a note says so.
 
     Raises:
         UsageError: there are no runs.
@@ -189,6 +202,7 @@ def compare_runs(runs: Sequence[Run]) -> Comparison:
     keys = _varying(runs)
     policy_keys = tuple(k for k in keys if k.split(".")[0] in POLICY_SECTIONS)
     policy_keys = tuple(k for k in policy_keys if k not in CAPACITY_KEYS)
+    # "Facet" is the plotting term: each value gets its own panel or table.
     facet_keys = tuple(k for k in keys if k not in policy_keys and k not in CAPACITY_KEYS)
     if facet_keys and not policy_keys:
         policy_keys, facet_keys = facet_keys, ()
@@ -200,13 +214,14 @@ def compare_runs(runs: Sequence[Run]) -> Comparison:
     rows = []
     for places in groups.values():
         members = [runs[place] for place in places]
-        one_a_seed = {run.seed: run for run in reversed(members)}
-        if len(one_a_seed) < len(members):
+        # Reversed, so that the first run of each seed is the one that stays.
+        first_by_seed = {run.seed: run for run in reversed(members)}
+        if len(first_by_seed) < len(members):
             notes.append(
-                f"{members[0].path} and {len(members) - len(one_a_seed)} more differ neither in "
+                f"{members[0].path} and {len(members) - len(first_by_seed)} more differ neither in "
                 "scenario nor in seed: only the first of each seed counts"
             )
-        chosen = sorted(one_a_seed.values(), key=lambda run: (run.seed is None, run.seed or 0))
+        chosen = sorted(first_by_seed.values(), key=lambda run: (run.seed is None, run.seed or 0))
         variant, facet = (
             ", ".join(named[key][places[0]] for key in part) for part in (policy_keys, facet_keys)
         )
@@ -218,34 +233,38 @@ def compare_runs(runs: Sequence[Run]) -> Comparison:
 
 
 def _policy(run: Run) -> str:
-    """The eviction policy, which names a row where nothing differs."""
+    """Return the eviction policy, which names the row where runs differ in nothing."""
     return policy_label(run.text("cache_policy"), run.cache_options)
 
 
 def _with_capacities(rows: Sequence[Row], keys: Sequence[str]) -> list[Row]:
-    """The rows with the sizes of their caches, where sizes vary: in slots a layer, and as written
-    where that alone would not tell two rows apart."""
+    """Return the rows with the sizes of their caches, if sizes vary.
+
+    Sizes are in slots per layer. Where these do not tell two rows apart, the scenario's own
+    spelling is added.
+    """
     if not keys:
         return list(rows)
     sizes = [
         f"{row.slots_per_layer:g} of {row.mean('num_experts'):g} experts a layer" for row in rows
     ]
-    places = [(row.variant, row.facet, size) for row, size in zip(rows, sizes, strict=True)]
-    written = [
+    names = [(row.variant, row.facet, size) for row, size in zip(rows, sizes, strict=True)]
+    spellings = [
         ", ".join(f"{key.split('.')[-1]} = {spelled(row.values[key])}" for key in keys)
         for row in rows
     ]
-    ambiguous = len(set(places)) < len(places)
+    ambiguous = len(set(names)) < len(names)
     return [
-        replace(row, capacity=f"{size} ({how})" if ambiguous else size)
-        for row, size, how in zip(rows, sizes, written, strict=True)
+        replace(row, capacity=f"{size} ({spelling})" if ambiguous else size)
+        for row, size, spelling in zip(rows, sizes, spellings, strict=True)
     ]
 
 
 def _varying(runs: Sequence[Run]) -> list[str]:
-    """Dotted keys whose values differ between the runs: the sweep's first, in its order."""
+    """Return the dotted keys whose values differ between runs, those of the sweep first."""
     swept = list(dict.fromkeys(key for run in runs for key in run.point if key not in IGNORED))
     keys = [key for key in swept if differs(identity(run, key) for run in runs)]
+    # Runs of several sweeps may differ in keys that no sweep varied.
     for path in _differences([run.world for run in runs]):
         if path.split(".")[0] in IGNORED or any(_inside(path, key) for key in swept):
             continue
@@ -254,7 +273,7 @@ def _varying(runs: Sequence[Run]) -> list[str]:
 
 
 def _differences(values: Sequence[Any], prefix: str = "") -> Iterable[str]:
-    """Dotted paths, as deep as all values are mappings, at which they are not all equal."""
+    """Yield the dotted paths at which values differ, as deep as all values are mappings."""
     if all(isinstance(value, Mapping) for value in values):
         for key in dict.fromkeys(key for value in values for key in value):
             inner = [value.get(key) for value in values]
@@ -272,7 +291,7 @@ def _size(row: Row) -> float:
 
 
 def _spelt(values: Iterable[str]) -> str:
-    """The different values, for a caption."""
+    """Return the different values as one text, for a caption."""
     values = list(dict.fromkeys(values))
     if len(values) > 3:
         return f"{values[0]} … {values[-1]} ({len(values)} values)"
@@ -292,21 +311,24 @@ def _seeds(rows: Sequence[Row], intervals: bool) -> str:
 
 
 def _notes(runs: Sequence[Run]) -> list[str]:
-    """What all runs together make it necessary to say."""
+    """Return warnings about the set of runs, then the notes of each run."""
     notes = []
     if differs(run.world.get("trace") for run in runs):
         traces = ", ".join(dict.fromkeys(run.trace for run in runs))
         notes.append(
-            f"WARNING: these runs replay different traces ({traces}); compare numbers within a "
-            "trace only"
+            f"WARNING: these runs replay different traces ({traces}); compare only runs of the "
+            "same trace"
         )
     if len({costs(run) for run in runs}) > 1:
-        notes.append("WARNING: costs are assumed in some of these runs and measured in others")
+        notes.append(
+            "WARNING: costs are assumed in some of these runs and measured in others; do not "
+            "compare times between them"
+        )
     return [*notes, *_counted(runs, lambda run: run.notes)]
 
 
 def _counted(runs: Sequence[Run], notes_of: Callable[[Run], Sequence[str]]) -> list[str]:
-    """Each different note of the runs once, with how many of them it concerns."""
+    """Return each different note once, with the number of runs unless all have it."""
     counts = Counter(note for run in runs for note in dict.fromkeys(notes_of(run)))
     return [
         note if count == len(runs) else f"{note} ({count} of {len(runs)} runs)"
@@ -317,17 +339,17 @@ def _counted(runs: Sequence[Run], notes_of: Callable[[Run], Sequence[str]]) -> l
 def _seed_notes(rows: Sequence[Row]) -> list[str]:
     counts = {len(row.runs) for row in rows}
     if counts == {1}:
-        return ["one seed a point: no intervals; sweep the seed (seed: [0, 1, 2]) to get them"]
+        return ["one seed per point: no intervals; sweep the seed (seed: [0, 1, 2]) to get them"]
     notes = [
-        "± is half the 95 % t-interval over the seeds; every variant meets the same workload at "
-        "the same seed"
+        "± is half the 95 % t-interval over the seeds; with the same seed, all variants get the "
+        "same workload"
     ]
     if len(counts) > 1:
         notes.append(f"points have different numbers of seeds ({min(counts)} to {max(counts)})")
     estimates = [row.estimate(metric) for row in rows for metric in HEADLINE]
-    if all(made.half == 0 for made in estimates if made.half is not None):
+    if all(value.half == 0 for value in estimates if value.half is not None):
         notes.append(
-            "the seeds changed nothing: the workload draws nothing at random; set "
-            "workload.order: resampled for intervals that mean something"
+            "all seeds gave the same numbers, because the workload draws nothing at random; set "
+            "workload.order: resampled to get intervals that mean something"
         )
     return notes

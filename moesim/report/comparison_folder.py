@@ -1,4 +1,4 @@
-"""A comparison as a folder: tables as CSV and Markdown, figures, and the command that made it."""
+"""The folder of a comparison: tables as CSV and Markdown, figures, and the command used."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def write_comparison(
 ) -> None:
     """Write `compare.csv`, `runs.csv`, `compare.md` and, with `plots`, `plots/` into `folder`.
 
-    `command` is what made the comparison, `failures` one line for each point that is missing.
+    `command` reproduces the comparison. `failures` has one line for each point that is missing.
 
     Raises:
-        OutputError: something cannot be written.
+        OutputError: a file cannot be written.
     """
     write_csvs(comparison, folder)
     charts = plots_for_comparison(comparison, folder / "plots") if plots else []

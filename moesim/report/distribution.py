@@ -1,4 +1,4 @@
-"""Empirical distributions: which share of a sample is at most x."""
+"""Empirical distribution functions of latencies: the share of a sample that is at most x."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 __all__ = ["cdf", "latency_axis", "latency_scale"]
 
+# More points than a figure has pixels would only make files larger.
 POINTS: Final = 1000
 LATENCIES: Final = {
     "ttft": "time to first token",
@@ -23,9 +24,9 @@ LATENCIES: Final = {
 
 
 def cdf(sample: Sample) -> tuple[Sample, Sample]:
-    """Sorted values and the share of the sample at or below each.
+    """Return sorted values, and the share of the sample at or below each.
 
-    Large samples are thinned to about a thousand points: the ends and even steps between.
+    Samples of more than `POINTS` values are thinned to even steps, with both ends.
     """
     import numpy as np
 
@@ -38,7 +39,8 @@ def cdf(sample: Sample) -> tuple[Sample, Sample]:
 
 
 def latency_scale(largest_ns: float) -> tuple[float, str]:
-    """How many nanoseconds the unit of an axis has, and its name."""
+    """Return the nanoseconds of an axis's unit, and the unit's name."""
+    # From two units on, so that the numbers along the axis seldom start with "0.".
     for size, unit in ((1e9, "s"), (1e6, "ms"), (1e3, "µs")):
         if largest_ns >= 2 * size:
             return size, unit
@@ -46,10 +48,10 @@ def latency_scale(largest_ns: float) -> tuple[float, str]:
 
 
 def latency_axis(axes: Axes, samples: list[Sample]) -> tuple[float, str]:
-    """Set up a latency axis for these samples; returns its unit as `latency_scale` does.
+    """Set up a latency axis for samples in ns, and return its unit as `latency_scale` does.
 
-    Logarithmic where the slowest takes over fifty times the median, linear otherwise, and from
-    zero unless all values lie far from it.
+    The axis is logarithmic if the slowest takes over fifty times the median, and linear otherwise.
+    A linear axis starts at zero unless all values lie far from it.
     """
     import numpy as np
 
@@ -62,6 +64,7 @@ def latency_axis(axes: Axes, samples: list[Sample]) -> tuple[float, str]:
         return latency_scale(median)
     scale, unit = latency_scale(largest)
     span = largest - float(pooled.min())
+    # From zero where it costs little room: lengths then compare as they look.
     first = 0.0 if span > 0.5 * largest else max(0.0, float(pooled.min()) - 0.1 * span)
     axes.set_xlim(first / scale, max((largest + 0.04 * (span or largest)) / scale, 1e-9))
     return scale, unit

@@ -1,7 +1,7 @@
-"""What the rows of a comparison are called: the values that differ, whole and distinct.
+"""Labels of the rows of a comparison: the scenario values that differ, complete and distinct.
 
-A policy has the name that the field gives it, a trace that of its folder. Where two values would
-read alike, both are spelt out instead.
+A policy has its usual name in the literature, a trace the name of its folder. Where two different
+values would get the same label, both are spelt out.
 """
 
 from __future__ import annotations
@@ -16,12 +16,15 @@ from moesim.report.runs import Run
 
 __all__ = ["differs", "identity", "labels", "value_at"]
 
-Telling = Mapping[str, Mapping[str, Any]]
+# From the JSON of a section's value to those of its entries that differ between runs.
+Distinguishing = Mapping[str, Mapping[str, Any]]
 
 
 def value_at(run: Run, key: str) -> Any:
-    """The value of a dotted scenario key: as the sweep wrote it, or else as resolved, with paths
-    from the root; the trace by its name."""
+    """Return the value of a dotted scenario key, as the sweep or the resolved scenario has it.
+
+    Relative paths become absolute. The trace is given by its name.
+    """
     if key in run.point:
         return run.point[key]
     if key == "trace":
@@ -33,28 +36,30 @@ def value_at(run: Run, key: str) -> Any:
 
 
 def identity(run: Run, key: str) -> str:
-    """Return a text that is the same for two runs just where their values of a key are."""
+    """Return a text that is equal for two runs exactly if their values of a key are equal."""
+    # Folders of one name can hold different traces, so a trace is told by path and content.
     content = run.trace_identity if key == "trace" else None
     return _json([value_at(run, key), content])
 
 
 def differs(values: Iterable[Any]) -> bool:
     """Return whether there are two different values; 1, 1.0, true and "1" are different."""
+    # As JSON, because Python holds 1, 1.0 and True for equal.
     return len({_json(value) for value in values}) > 1
 
 
 def labels(runs: Sequence[Run], keys: Sequence[str]) -> dict[str, list[str]]:
-    """Return for each key the label of each run's value: `bandwidth = 25GB/s`, `LRU`."""
+    """Return for each key the labels of the runs' values: `bandwidth = 25GB/s`, `LRU`."""
     names = shortest_tails(keys)
     return {key: _distinct(runs, key, names[key]) for key in keys}
 
 
 def _distinct(runs: Sequence[Run], key: str, name: str) -> list[str]:
-    """The usual labels, but for those that more than one value would have."""
+    """Return the usual labels; values that would share a label are spelt out."""
     identities = [identity(run, key) for run in runs]
-    telling = _telling(runs, key)
-    usual = [_usual(run, key, name, telling) for run in runs]
-    owners: dict[str, set[str]] = {}
+    distinguishing = _distinguishing(runs, key)
+    usual = [_usual(run, key, name, distinguishing) for run in runs]
+    owners: dict[str, set[str]] = {}  # the different values behind each label
     for label, owner in zip(usual, identities, strict=True):
         owners.setdefault(label, set()).add(owner)
     return [
@@ -63,12 +68,12 @@ def _distinct(runs: Sequence[Run], key: str, name: str) -> list[str]:
     ]
 
 
-def _usual(run: Run, key: str, name: str, telling: Telling) -> str:
+def _usual(run: Run, key: str, name: str, distinguishing: Distinguishing) -> str:
     value = value_at(run, key)
     if key == "trace":
         return f"{name} = {spelled(run.trace)}"
     if isinstance(value, Mapping):
-        return _section(name, telling.get(_json(value), value), value)
+        return _section(name, distinguishing.get(_json(value), value), value)
     if key == "cache.policy":
         options = run.scenario.get("cache", {}).get("options")
         return policy_label(str(value or run.text("cache_policy")), options)
@@ -78,12 +83,12 @@ def _usual(run: Run, key: str, name: str, telling: Telling) -> str:
     return f"{name} = {spelled(value)}"
 
 
-def _section(name: str, told: Mapping[str, Any], whole: Mapping[str, Any]) -> str:
-    """A section that was swept whole: its policy, and of the rest what tells it from others."""
+def _section(name: str, differing: Mapping[str, Any], whole: Mapping[str, Any]) -> str:
+    """Return the label of a section swept as a whole: its policy and what differs."""
     if not isinstance(whole.get("policy"), str):
-        return f"{name} = {spelled(told)}"
-    options = told.get("options")
-    rest = {k: v for k, v in told.items() if k not in ("policy", "options")}
+        return f"{name} = {spelled(differing)}"
+    options = differing.get("options")
+    rest = {k: v for k, v in differing.items() if k not in ("policy", "options")}
     rest |= options if isinstance(options, Mapping) else {}
     named = f"{whole['policy']} {name}".replace("_", "-")
     return f"{named} ({entries(rest)})" if rest else named
@@ -91,13 +96,14 @@ def _section(name: str, told: Mapping[str, Any], whole: Mapping[str, Any]) -> st
 
 def _whole(run: Run, key: str) -> str:
     if key == "trace":
+        # Eight digits of the hash, since a trace may have been recorded again under one path.
         path, content = run.trace_identity
         return f"{spelled(run.point.get(key, path))} ({content[:8]})"
     return spelled(value_at(run, key))
 
 
-def _telling(runs: Sequence[Run], key: str) -> Telling:
-    """Of whole sections that were swept: by value, the entries that tell them apart."""
+def _distinguishing(runs: Sequence[Run], key: str) -> Distinguishing:
+    """Return the entries that differ between sections swept as a whole; {} for other values."""
     values = [value_at(run, key) for run in runs]
     if not all(isinstance(value, Mapping) for value in values):
         return {}

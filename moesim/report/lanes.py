@@ -1,7 +1,7 @@
-"""The lane timeline: what the GPU and both directions of the link did, side by side in time.
+"""The lane timeline: operations of the GPU and copies in both directions, over time.
 
-A window is drawn, not a run: as many whole steps from the middle of the recorded ones as stay
-legible, or the first layers of one step where a single step is too much.
+Only a window of the run is drawn: whole steps from the middle of the recorded ones, as many as
+stay legible. If a single step has too many operations, its first layers are drawn.
 """
 
 from __future__ import annotations
@@ -24,13 +24,15 @@ __all__ = ["lane_timeline"]
 LANES: Final = ("gpu", "h2d", "d2h")
 LANE_LABELS: Final = ("GPU\ncompute", "host to\nGPU copy", "GPU to\nhost copy")
 COLUMNS: Final = ("lane", "kind", "start_ns", "finish_ns", "step", "layer", "expert")
+KIND_LABELS: Final = {"front": "attention, router", "demand": "demand copy"}
+"""Legend entries of kinds whose names are not plain; other kinds show their names."""
 LEGIBLE: Final = 130
 """The most rectangles in a window of the width of a page."""
 
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """Which rows of the timeline are drawn, from when to when."""
+    """The part of a timeline to draw: a mask of its rows, its ends in ns, and its name."""
 
     chosen: NDArray[np.bool_]
     start_ns: int
@@ -39,21 +41,24 @@ class Window:
 
 
 def lane_timeline(run: Run) -> Chart:
-    """Each operation and copy of a window as a rectangle on its lane, coloured by kind."""
+    """Draw each operation and copy of a window as a rectangle on its lane, coloured by kind."""
     table = run.table("timeline", COLUMNS)
     window = choose_window(table)
-    what = window.text if window else "nothing recorded"
+    text = (
+        f"Operations and copies of {window.text}. Gaps of the GPU lane within a step are stalls."
+        if window
+        else "The run recorded no timeline."
+    )
     chart = grid(
         "lane_timeline",
         "Lane timeline",
-        f"What each lane did over {what}; gaps of the GPU lane within a step are stalls. "
-        f"{run_caption(run)}",
+        f"{text} {run_caption(run)}",
         COLUMNS,
         height_in=2.5,
     )
     axes = chart.axes[0][0]
     if window is None:
-        mark_undefined(axes, "the run kept no timeline")
+        mark_undefined(axes, "the run recorded no timeline; set timeline.steps")
         return chart
     rows = {column: values[window.chosen] for column, values in table.items()}
     for row in zip(*(rows[column].tolist() for column in COLUMNS), strict=True):
@@ -65,24 +70,25 @@ def lane_timeline(run: Run) -> Chart:
 
 
 def choose_window(table: dict[str, Any]) -> Window | None:
-    """The window to draw; None where nothing was recorded."""
+    """Return the window to draw; None if no step was recorded."""
     import numpy as np
 
     step, kind = table["step"].astype(np.int64), table["kind"]
-    moving = (step >= 0) & (kind != "load")
-    steps = np.unique(step[moving])
+    # Initial loads belong to no step and would stretch the axis.
+    in_steps = (step >= 0) & (kind != "load")
+    steps = np.unique(step[in_steps])
     if not len(steps):
         return None
     counts = np.array([np.count_nonzero(step == number) for number in steps])
-    first = len(steps) // 2
+    first = len(steps) // 2  # the middle: the first steps fill an empty cache
     last = first
     while last + 1 < len(steps) and counts[first : last + 2].sum() <= LEGIBLE:
         last += 1
-    chosen = moving & (step >= steps[first]) & (step <= steps[last])
+    chosen = in_steps & (step >= steps[first]) & (step <= steps[last])
     text = f"step {steps[first]}" if first == last else f"steps {steps[first]} to {steps[last]}"
     if counts[first] > LEGIBLE:
         layers = np.unique(table["layer"][chosen & (table["layer"] >= 0)])
-        sizes = np.cumsum([np.count_nonzero(chosen & (table["layer"] == one)) for one in layers])
+        sizes = np.cumsum([np.count_nonzero(chosen & (table["layer"] == n)) for n in layers])
         shown = layers[: max(1, int(np.searchsorted(sizes, LEGIBLE, side="right")))]
         chosen &= np.isin(table["layer"], shown)
         text = f"layers {shown[0]} to {shown[-1]} of step {steps[first]}"
@@ -95,13 +101,14 @@ def _draw(axes: Axes, rows: dict[str, Any], window: Window) -> None:
 
     start = (rows["start_ns"].astype(np.int64) - window.start_ns) / 1e6
     length = (rows["finish_ns"].astype(np.int64) - rows["start_ns"].astype(np.int64)) / 1e6
-    # A white rim separates neighbours, but would swallow what is no wider than itself.
+    # A white edge separates neighbours, but it would cover a rectangle as thin as the edge.
     thin = length < (window.finish_ns - window.start_ns) / 1e6 / 250
     for kind in [*KINDS, *sorted(set(rows["kind"]) - set(KINDS))]:
         of_kind = rows["kind"] == kind
         color = KINDS.get(kind, "#444444")
         if of_kind.any():
-            axes.bar(0, 0, color=color, label=kind.replace("_", " "))
+            # An empty bar gives the legend one entry per kind; the spans below would give many.
+            axes.bar(0, 0, color=color, label=KIND_LABELS.get(kind, kind.replace("_", " ")))
         for place, lane in enumerate(LANES):
             for chosen, edge in ((~thin, "white"), (thin, color)):
                 here = of_kind & (rows["lane"] == lane) & chosen
@@ -109,19 +116,19 @@ def _draw(axes: Axes, rows: dict[str, Any], window: Window) -> None:
                 axes.broken_barh(spans, (place - 0.36, 0.72), facecolor=color, edgecolor=edge,
                                  linewidth=0.3)  # fmt: skip
     axes.set_yticks(range(len(LANES)), LANE_LABELS)
-    axes.set_ylim(len(LANES) - 0.5, -0.5)
+    axes.set_ylim(len(LANES) - 0.5, -0.5)  # reversed: the GPU lane on top
     axes.set_xlim(0, (window.finish_ns - window.start_ns) / 1e6)
     axes.set_xlabel(f"time (ms), from {window.start_ns / 1e6:.3f} ms into the run")
     axes.grid(False, axis="y")
 
 
 def _mark_steps(axes: Axes, run: Run, window: Window) -> None:
-    """A line and a number wherever a step begins inside the window."""
+    """Draw a line and a number wherever a step begins inside the window."""
     table = run.table("steps", ("step", "start_ns"))
     span = window.finish_ns - window.start_ns
     for step, start in zip(table["step"].tolist(), table["start_ns"].tolist(), strict=True):
         if window.start_ns <= start < window.finish_ns:
             at = (start - window.start_ns) / 1e6
             axes.axvline(at, color="black", linewidth=0.8)
-            if start - window.start_ns < 0.96 * span:
+            if start - window.start_ns < 0.96 * span:  # a number further right would be cut off
                 axes.text(at, -0.52, f" step {step}", ha="left", va="bottom", fontsize=7)

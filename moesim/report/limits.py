@@ -1,8 +1,9 @@
-"""Which bounds hold for which rows of a comparison: only those are drawn and printed.
+"""Limits: the bounds of a row of a comparison, only where they hold.
 
-A bound is that of a run, so each row has its own. MIN and an infinite cache bound the hits of runs
-that prefetch nothing. An infinite cache bounds the throughput of such runs, an infinite link that
-of all runs, and both only where all requests arrive at once: otherwise the steps differ.
+Each run has its own bounds, so each row has, too. MIN and an infinite cache bound the hits of runs
+that prefetch nothing. An infinite cache bounds the throughput of such runs; an infinite link
+bounds that of all runs. Both hold only if all requests arrive at once: otherwise a faster run
+forms other steps.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ MIN_BOUND, INFINITE_CACHE, INFINITE_LINK = BOUNDS
 
 
 def _hits(key: str) -> Callable[[Run], float]:
+    """Return a function from a run to a bound on its hits, in %."""
+
     def rate(run: Run) -> float:
         return math.nan if prefetches(run) else run.value(key) * HITS.scale
 
@@ -31,9 +34,15 @@ def _hits(key: str) -> Callable[[Run], float]:
 
 
 def _throughput(key: str, *, prefetching: bool) -> Callable[[Run], float]:
+    """Return a function from a run to a bound on its output tokens/s, from a makespan's key.
+
+    `prefetching` says whether the bound holds for runs that prefetch.
+    """
+
     def tokens_per_s(run: Run) -> float:
         if not _at_once(run) or (prefetches(run) and not prefetching):
             return math.nan
+        # Every bound generates the run's own tokens. A makespan of 0 has no rate.
         return run.value("output_tokens") / (run.value(key) or math.nan)
 
     return tokens_per_s
@@ -52,11 +61,15 @@ TIME_LIMITS: Final = {
 
 
 def limit(row: Row, of: Callable[[Run], float]) -> float:
-    """A bound of a row: its mean over the seeds; NaN where it does not hold or was not computed."""
+    """Return a row's bound: its mean over the seeds; NaN if it does not hold or was not computed.
+
+    `of` is an entry of `HIT_LIMITS` or `TIME_LIMITS` and sets the unit.
+    """
     return estimate(of(run) for run in row.runs).mean
 
 
 def _at_once(run: Run) -> bool:
+    # A scenario that leaves the key out has the default, which is `all_at_once`.
     value: Any = run.scenario
     for key in ("workload", "arrivals", "kind"):
         value = value.get(key, {}) if isinstance(value, dict) else value

@@ -1,8 +1,8 @@
-"""Marks: what must stand beside every number of a run, so that it is not taken for more than it is.
+"""Marks: short warnings that reports put beside every number of a run.
 
-A mark tells of routing that no model made, of sizes of another model, and of policies that know
-the future. Runs write these facts into their summaries. Those of older versions did not: then the
-names in the summary decide. The label of a row never does.
+A mark says that no model made the routing, that the sizes are another model's, or that a policy
+knows the future. Runs write these facts into their summaries (`moesim.facts`). For runs of older
+versions the names in the summary decide. The label of a row never decides.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ POLICIES: Final = {"eviction": "cache", "prefetch": "prefetch", "batching": "bat
 
 def mark_of(routing: Any, sizes: Any) -> str:
     """Return the mark for these facts of a summary; "" for recorded routing with its own sizes."""
+    # One mark is enough: all sizes are foreign to routing that no model made.
     if routing == "synthetic":
         return "synthetic routing"
     return "foreign sizes" if sizes == "foreign" else ""
@@ -52,12 +53,12 @@ def routing_sentence(run: Run) -> str:
 
 
 def shared_mark(runs: Sequence[Run]) -> str:
-    """Return the marks of several runs, with how many runs each concerns unless all share it."""
+    """Return the marks of several runs, with the number of runs unless all share a mark."""
     return "; ".join(_counted([routing_mark(run) for run in runs], " in "))
 
 
 def shared_sentence(runs: Sequence[Run]) -> str:
-    """Return the sentences of several runs, with how many runs each concerns unless all do."""
+    """Return the sentences of several runs, with the number of runs unless all share one."""
     return " ".join(_counted([routing_sentence(run) for run in runs], " This holds for "))
 
 
@@ -68,9 +69,9 @@ def marked(text: str, mark: str) -> str:
 
 def foreseeing(run: Run) -> tuple[str, ...]:
     """Return the policies of a run that know the future, like `eviction min`."""
-    told = run.summary.get("knows_the_future")
-    if isinstance(told, str):
-        return tuple(told.split(", ")) if told else ()
+    policies = run.summary.get("knows_the_future")
+    if isinstance(policies, str):
+        return tuple(policies.split(", ")) if policies else ()
     return tuple(
         f"{family} {name}"
         for family, section in POLICIES.items()
@@ -80,30 +81,34 @@ def foreseeing(run: Run) -> tuple[str, ...]:
 
 
 def prefetches(run: Run) -> bool:
-    """Return whether a run may prefetch. MIN and the infinite cache fetch on demand only, so they
-    bound no such run."""
+    """Return whether a run may prefetch.
+
+    MIN and the infinite cache copy on demand only, so they bound no such run.
+    """
     return run.text("prefetch_policy") != "none"
 
 
 def _routing(run: Run) -> str:
-    told = run.summary.get("routing")
-    if told is not None:
-        return str(told)
-    older = run.text("trace") == "synthetic" or "the trace is synthetic" in run.notes
-    return "synthetic" if older else "recorded"
+    routing = run.summary.get("routing")
+    if routing is not None:
+        return str(routing)
+    # Older summaries say it in the name of the trace or in a note.
+    synthetic = run.text("trace") == "synthetic" or "the trace is synthetic" in run.notes
+    return "synthetic" if synthetic else "recorded"
 
 
 def _sizes(run: Run) -> str:
-    told = run.summary.get("sizes")
-    if told is not None:
-        return str(told)
+    sizes = run.summary.get("sizes")
+    if sizes is not None:
+        return str(sizes)
+    # A missing name proves nothing, so it gives no warning.
     names = [run.summary.get(key) for key in ("trace", "model")]
     own = _section(run, "model").get("shape") == "trace" or None in names or names[0] == names[1]
     return "own" if own else "foreign"
 
 
 def _clairvoyant(family: str, name: str) -> bool:
-    """What the policy says of itself; False for one of a package that is not installed."""
+    """Return the policy's `clairvoyant` flag; False if its package is not installed here."""
     from moesim.policies import find
 
     try:
@@ -113,6 +118,7 @@ def _clairvoyant(family: str, name: str) -> bool:
 
 
 def _learnt_in_hindsight(run: Run, name: str) -> bool:
+    # Of the policies in this package only `static` learns from a trace before the run.
     if name != "static":
         return False
     options = _section(run, "cache").get("options")

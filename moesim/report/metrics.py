@@ -1,4 +1,4 @@
-"""What a report says of a run: which numbers of its summary, in which unit, which way is better."""
+"""Metrics: the numbers of a summary that reports show, with unit, scale and better direction."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from moesim.report.statistics import Estimate
 __all__ = [
     "HEADLINE",
     "HITS",
-    "HITS_MEAN",
+    "HITS_LEGEND",
     "HIT_RATE",
     "LATE_HITS",
     "MISSES",
@@ -28,9 +28,9 @@ __all__ = [
 ]
 
 UNDEFINED: Final = "undefined"
-HITS_MEAN: Final = (
-    "A hit was resident in time, a late hit still on its way, a miss not asked for before; shares "
-    "of accesses, the distinct experts of each layer event."
+HITS_LEGEND: Final = (
+    "Hit: the expert was resident when its layer event began. Late hit: its copy was under way. "
+    "Miss: neither. Shares are of accesses, the distinct experts of each layer event."
 )
 STALL_CAUSES: Final = {
     "demand": "demand copy",
@@ -49,52 +49,54 @@ class Metric:
     unit: str
     scale: float = 1.0
     better: Literal["higher", "lower"] | None = None
-    """The direction that is better by itself, whatever else the run did; None if neither is. Only
-    a metric with a direction has a best row."""
+    """The direction that is better whatever else the run did; None if neither is. Only a metric
+    with a direction has a best row."""
     is_share: bool = False
-    """Differences are then in points of a hundred, not relative."""
+    """Whether differences are in percentage points, not relative."""
     of_all: str = ""
-    """The number of the summary that `key` is a share of, if it is one."""
+    """The summary key of the whole that `key` is a share of; "" if `key` is no share."""
 
     @property
     def title(self) -> str:
-        """Label and unit, as over a column or along an axis."""
+        """Return label and unit, for the head of a column or the label of an axis."""
         return f"{self.label} ({self.unit})"
 
     def of(self, run: Run) -> float:
-        """The value in `unit`; NaN where the run leaves it undefined."""
+        """Return the value in `unit`; NaN where the run leaves it undefined."""
         whole = run.value(self.of_all) if self.of_all else 1.0
         return run.value(self.key) * self.scale / whole if whole else math.nan
 
     def in_readable_unit(self, values: Iterable[float]) -> Metric:
-        """The same, in seconds rather than milliseconds where values reach twenty seconds."""
+        """Return this metric, in seconds instead of milliseconds where values reach 20 s."""
         if self.unit == "ms" and any(value >= 20_000 for value in values):
             return replace(self, unit="s", scale=self.scale / 1000)
         return self
 
     def text(self, estimate: Estimate) -> str:
-        """Mean ± half-interval, to the digits that the interval leaves; "undefined" for NaN."""
+        """Return `mean ± half-interval`, rounded by the interval; "undefined" for NaN."""
         if not estimate.defined:
             return UNDEFINED
         if not estimate.half:
             mean = number(estimate.mean)
             return mean if estimate.half is None else f"{mean} ± 0"
+        # Two digits of the interval: further digits of the mean would suggest false precision.
         digits = max(0, min(6, 1 - math.floor(math.log10(estimate.half))))
         return f"{estimate.mean:.{digits}f} ± {estimate.half:.{digits}f}"
 
 
-# Where an arrow may stand. Throughput and latencies are what a server is for, so each has a better
-# direction by itself. So has the share of accesses that wait for no copy. The others have none:
-# - A late hit is better than a miss and worse than a hit. More of them can mean either, and so can
-#   fewer misses: a prefetch may turn misses and hits into late hits, and take longer.
-# - A prefetch that saves time copies more than none; a loaded placement copies before the start.
-# - A share of time that is stalled also falls where computing gets slower, so that the slowest run
-#   can have the smallest.
+# Which metrics have a better direction. Throughput and latencies have one: they are the purpose of
+# a server. So has the share of accesses that wait for no copy. The others have none:
+# - A late hit is better than a miss and worse than a hit, so more late hits can mean either. So
+#   can fewer misses: a prefetch may turn misses and hits into late hits, and the run takes longer.
+# - A prefetch that saves time copies more than no prefetch. A static placement is copied before
+#   the start, and its bytes are not counted here.
+# - The stalled share of time also falls where computing gets slower: the slowest run can have the
+#   smallest share.
 HITS: Final = Metric("hits", "hits", "%", 100, "higher", is_share=True, of_all="accesses")
 LATE_HITS: Final = Metric("late_hits", "late hits", "%", 100, is_share=True, of_all="accesses")
 MISSES: Final = Metric("misses", "misses", "%", 100, is_share=True, of_all="accesses")
 HIT_RATE: Final = Metric("expert_hit_rate", "hits and late hits", "%", 100, is_share=True)
-"""Both together, for bounds on hits. Never shown alone where any hit was late."""
+"""Hits and late hits together, as bounds on hits count them. Reports show late hits beside it."""
 HEADLINE: Final = (
     Metric("output_tokens_per_s", "throughput", "tokens/s", better="higher"),
     Metric("ttft_p95_ms", "TTFT p95", "ms", better="lower"),
@@ -109,7 +111,7 @@ HEADLINE: Final = (
 
 
 def number(value: float) -> str:
-    """Four significant digits without an exponent: 1234, 12.35, 0.01235; "undefined" for NaN."""
+    """Return four significant digits, no exponent: 1234, 12.35, 0.01235; "undefined" for NaN."""
     if math.isnan(value):
         return UNDEFINED
     if value == 0:
@@ -120,14 +122,14 @@ def number(value: float) -> str:
 
 
 def costs(run: Run) -> str:
-    """What the times of a run are worth: simulated, from assumed or from measured costs."""
+    """Return where the times of a run come from: simulated, with assumed or measured costs."""
     kind = run.text("cost_kind")
     source = {"assumed": "assumed (datasheet)", "measured": "measured"}.get(kind, kind)
     return f"simulated; costs {source}"
 
 
 def run_caption(run: Run) -> str:
-    """What stands under every figure of one run."""
+    """Return the text under every figure of one run: its marks, setting, costs and caveats."""
     return f"{routing_sentence(run)} {_setting(run)}".lstrip()
 
 
@@ -137,11 +139,11 @@ def _setting(run: Run) -> str:
         f"costed as {run.text('model')} on {run.text('hardware')}; "
         f"{policy_label(run.text('cache_policy'), run.cache_options)} "
         f"with {run.value('cache_slots') / run.value('num_layers'):g} of "
-        f"{run.text('num_experts')} experts a layer; {costs(run)}.{said(run.caveats)}"
+        f"{run.text('num_experts')} experts a layer; {costs(run)}.{caveats_sentence(run.caveats)}"
     )
 
 
-def said(caveats: Iterable[str]) -> str:
-    """Caveats as the last sentence of a caption; nothing where there are none."""
+def caveats_sentence(caveats: Iterable[str]) -> str:
+    """Return caveats as the last sentence of a caption, with a leading space; "" without any."""
     text = "; ".join(caveats)
-    return f" Not as asked: {text}." if text else ""
+    return f" Caveats: {text}." if text else ""

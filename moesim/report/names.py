@@ -1,4 +1,4 @@
-"""Policies as figures and tables spell them."""
+"""Labels: eviction policies as the literature, and so figures and tables, spell them."""
 
 from __future__ import annotations
 
@@ -21,11 +21,12 @@ NAMES: Final = {
 
 
 def policy_label(name: str, options: Mapping[str, Any] | None = None) -> str:
-    """An eviction policy by its usual name.
+    """Return the label of an eviction policy; its own name if the literature has none.
 
-    MIN minimises misses, not latency, and says so. `static` without a profile trace of its own
-    learnt on the replayed trace, which is hindsight and labelled so.
+    The label of MIN says that it minimises misses, not latency. `static` without a profile trace
+    learnt on the replayed trace, so its label says oracle.
     """
+    # Users may write lfu-decay for lfu_decay; the registry accepts both.
     name = name.replace("-", "_")
     if name == "static" and not (options or {}).get("profile"):
         return "static (oracle)"

@@ -1,4 +1,4 @@
-"""What the charts of several runs share: one legend for all panels, and words for captions."""
+"""Parts that the charts of a comparison share: legends, labels, titles and captions."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ __all__ = [
     "titled",
 ]
 
+# More rows of panels would not fit on a page.
 MOST_SETTINGS: Final = 3
 LABEL: Final = 28
 """Characters of a line of a row's or a legend's label."""
@@ -36,17 +37,19 @@ OUTPUT_ONLY: Final = "Throughput counts output tokens."
 
 
 def bounded(comparison: Comparison) -> bool:
-    """Whether any run computed its bounds."""
+    """Return whether any run computed its bounds."""
     keys = ("min_hit_rate", "infinite_cache_hit_rate", "infinite_cache_makespan_s")
     return any(run.value(key) == run.value(key) for run in comparison.runs for key in keys)
 
 
 def left_out(every: Sequence[str], shown: Sequence[str]) -> str:
+    """Return how many settings a chart draws, for its caption; "" if it draws all."""
     return "" if len(every) == len(shown) else f" ({len(shown)} of {len(every)} settings drawn)"
 
 
 def shared_legend(chart: Chart, *, wide: bool = False) -> None:
-    """One legend for all panels, outside of them: beside, or above for wide charts."""
+    """Add one legend for all panels, to their right or, if `wide`, above them."""
+    # By label: a variant has one look in all panels, so one entry is enough.
     entries: dict[str, Any] = {}
     for row in chart.axes:
         for axes in row:
@@ -57,6 +60,7 @@ def shared_legend(chart: Chart, *, wide: bool = False) -> None:
     longest = max(len(line) for label in entries for line in label.splitlines())
     columns = max(1, min(6, len(entries), WIDE_CHARACTERS // (longest + HANDLE_CHARACTERS)))
     handles, names = list(entries.values()), list(entries)
+    # Inches for a line of legend type and the gap between entries, at the sizes of `HOUSE`.
     heights = [0.05 + 0.125 * (label.count("\n") + 1) for label in entries]
     if wide:
         _grow(chart, sum(heights) / columns - 0.175)
@@ -68,28 +72,32 @@ def shared_legend(chart: Chart, *, wide: bool = False) -> None:
 
 
 def _grow(chart: Chart, inches: float) -> None:
-    """Make room for a legend that is higher than what was planned for it."""
+    """Add `inches` of height, if positive, for a legend higher than the panels allow."""
     if inches > 0:
         chart.figure.set_figheight(chart.figure.get_figheight() + inches)
 
 
 def named(label: str) -> str:
-    """The label of a row, broken into lines but not inside its mark."""
+    """Return the label of a row, broken into lines but not inside its mark."""
+    # `textwrap` breaks lines at spaces, and a non-breaking space is none to it.
     return drawn(label.replace(f"[{FORESEES}]", f"[{FORESEES}]".replace(" ", "\u00a0")), LABEL)
 
 
 def rows_in(labels: Iterable[str]) -> float:
-    """The height in inches that each row takes, whose label may have several lines."""
+    """Return the inches that each row needs, by the label with the most lines."""
     return max(0.19, 0.06 + 0.125 * max(named(label).count("\n") + 1 for label in labels))
 
 
 def titled(axes: Axes, text: str, width: int) -> None:
-    """Set a panel's title, in lines of at most `width` characters. The layout sees its height only:
-    a long title makes no panel wider."""
+    """Set a panel's title, in lines of at most `width` characters.
+
+    The layout counts only its height, so a long title makes no panel wider.
+    """
     from matplotlib import rcParams
     from matplotlib.transforms import ScaledTranslation
 
     shown = drawn(text, width)
+    # The blank title reserves the height; the text itself is drawn outside the layout.
     spacer = axes.set_title("\n".join(" " for _ in shown.split("\n")))
     up = ScaledTranslation(0, rcParams["axes.titlepad"] / 72, axes.figure.dpi_scale_trans)
     axes.figure.text(0, 1, shown, transform=axes.transAxes + up, in_layout=False,

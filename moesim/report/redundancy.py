@@ -1,7 +1,9 @@
-"""Redundancy of layer-wise routers, shown: a table, and the two plots of Read-ME's Figure 2.
+"""The report of the redundancy of layer-wise routers: a table and the two plots of Figure 2 in
+Read-ME (Cai et al., NeurIPS 2024).
 
-The figure's left half is the transition matrix of two adjacent layers, here beside that of the
-shuffled null; its right half is the mutual information of every two, here beside its limits.
+The figure's left half is the transition matrix of two adjacent layers; here the matrix of shuffled
+choices stands beside it. The right half is the mutual information of all adjacent layers; here
+with its upper limit and its value by chance.
 """
 
 from __future__ import annotations
@@ -39,7 +41,9 @@ __all__ = [
 MOST_STATES: Final = 28
 """States of one axis: all pairs of eight experts."""
 
+
 LIMIT: Final[dict[str, Any]] = {"color": "#000000", "linestyle": (0, (5, 2)), "marker": "_"}
+# Broad and pale, so that estimates that coincide with it stay visible.
 PLUGIN: Final[dict[str, Any]] = {"color": "#E69F00", "linewidth": 5, "alpha": 0.45, "marker": "s"}
 MILLER_MADOW: Final[dict[str, Any]] = {
     "color": "#009E73",
@@ -61,73 +65,85 @@ LIKELIEST: Final = (
 )  # fmt: skip
 
 
-def redundancy_table(found: Sequence[Redundancy]) -> Table:
-    """One row a pair of adjacent layers; information in bits a token."""
+def redundancy_table(pairs: Sequence[Redundancy]) -> Table:
+    """Return a table with one row per pair of adjacent layers; information in bits per token."""
     table = Table(
         "mutual information of adjacent layers' choices (bits)",
         ["layers", "H(S(l))", "plug-in", "Miller-Madow", "null", "plug-in - null", "I/H (%)",
          "adjusted (%)", "tokens/cell", "likeliest transition"],
     )  # fmt: skip
-    for one in found:
+    for pair in pairs:
         table.add(
-            f"{one.layer - 1} -> {one.layer}",
-            f"{one.entropy_bits:.3f}",
-            f"{one.plugin_bits:.3f}",
-            f"{one.miller_madow_bits:.3f}",
-            f"{one.null_bits:.3f} ± {one.null_spread_bits:.3f}",
-            f"{one.corrected_bits:.3f}",
-            _percent(one.normalised),
-            _percent(one.adjusted),
-            number(round(one.tokens_per_cell, 1)),
-            _told(one.likeliest),
+            f"{pair.layer - 1} -> {pair.layer}",
+            f"{pair.entropy_bits:.3f}",
+            f"{pair.plugin_bits:.3f}",
+            f"{pair.miller_madow_bits:.3f}",
+            f"{pair.null_bits:.3f} ± {pair.null_spread_bits:.3f}",
+            f"{pair.corrected_bits:.3f}",
+            _percent(pair.normalised),
+            _percent(pair.adjusted),
+            number(round(pair.tokens_per_cell, 1)),
+            _transition(pair.likeliest),
         )
     return table
 
 
-def remarks(found: Sequence[Redundancy], min_count: int) -> list[str]:
-    """What a reader of the table must know."""
+def remarks(pairs: Sequence[Redundancy], min_count: int) -> list[str]:
+    """Return the notes that readers of the table need; `min_count` as given to the measurement."""
     notes = [
         "null: the plug-in with S(l-1) shuffled over the tokens (mean ± standard deviation); "
-        "the plug-in's bias, were the layers independent",
-        "adjusted: (plug-in - null) / (H - null), 0 by chance and 100 where the next layer is "
-        "determined",
-        f"likeliest: the largest P(S(l) | S(l-1)) among states before with {min_count} tokens "
-        "or more",
+        "this is the plug-in's bias if the layers were independent",
+        "adjusted: (plug-in - null) / (H - null); 0 by chance, and 100 if layer l-1 determines "
+        "layer l",
+        f"likeliest: the largest P(S(l) | S(l-1)) among states at layer l-1 with at least "
+        f"{min_count} tokens",
     ]
-    if sparse := sparse_pairs(found):
+    if sparse := sparse_pairs(pairs):
         notes.append(
-            f"{sparse} of {len(found)} pairs have fewer than {DENSE:g} tokens in an occupied cell: "
-            "no estimate there can be trusted, not the corrected ones either; "
-            "look at top experts (--state top), whose states are fewer, or record more tokens"
+            f"{sparse} of {len(pairs)} pairs have fewer than {DENSE:g} tokens in an occupied cell: "
+            "there all estimates are unreliable, the corrected ones too; "
+            "use the top experts (--state top), which have fewer states, or record more tokens"
         )
     return notes
 
 
-def write_redundancy(file: Path, found: Sequence[Redundancy]) -> None:
-    """Write the table as CSV, a row a pair of layers, undefined as an empty field."""
-    write_csv(file, (*PAIR, *MEASURES, *LIKELIEST), [_row(one) for one in found])
+def write_redundancy(file: Path, pairs: Sequence[Redundancy]) -> None:
+    """Write the table as CSV, one row per pair of layers, undefined as an empty field.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    write_csv(file, (*PAIR, *MEASURES, *LIKELIEST), [_row(pair) for pair in pairs])
 
 
 def plots_for_redundancy(
-    folder: Path, found: Sequence[Redundancy], pair: Transitions, *, about: str, seed: int
+    folder: Path, pairs: Sequence[Redundancy], pair: Transitions, *, about: str, seed: int
 ) -> None:
-    """Draw both charts into `folder`, which they replace; `about` ends their captions."""
+    """Draw both charts into `folder`, whose content they replace; `about` ends their captions.
+
+    Raises:
+        OutputError: the folder cannot be written.
+    """
     makers = (
         partial(transition_matrix, pair, about=about, seed=seed),
-        partial(mutual_information, found, about=about),
+        partial(mutual_information, pairs, about=about),
     )
     save_charts(folder, makers)
 
 
 def transition_matrix(pair: Transitions, *, about: str, seed: int) -> Chart:
-    """Heat maps of P(S(l) | S(l-1)), measured and with S(l-1) shuffled, the most frequent first."""
+    """Draw heat maps of P(S(l) | S(l-1)), recorded and with S(l-1) shuffled.
+
+    The most frequent states come first; `seed` is that of the shuffle.
+    """
     null = pair.shuffled(stream(seed, "redundancy.null", pair.layer, 0))
     rows, columns = _shown(pair.before), _shown(pair.after)
     chart = grid(
         "transition_matrix",
         "Transitions between two adjacent layers",
-        f"How the choice at layer {pair.layer} follows that at layer {pair.layer - 1}: as recorded "
-        f"(left), and with the choices at layer {pair.layer - 1} shuffled over the tokens (right). "
+        f"Probability of each choice at layer {pair.layer}, given the choice at layer "
+        f"{pair.layer - 1}. Left: as recorded. Right: with the choices at layer {pair.layer - 1} "
+        "shuffled over the tokens. "
         f"{_coverage(pair.layer - 1, 'rows', pair.before)} "
         f"{_coverage(pair.layer, 'columns', pair.after)} White: never. {about}",
         ("which", "state_before", "state_after", "probability", "tokens_before"),
@@ -136,6 +152,7 @@ def transition_matrix(pair: Transitions, *, about: str, seed: int) -> Chart:
         sharey=True,
     )
     recorded, chance = pair.matrix(MOST_STATES), null.matrix(MOST_STATES)
+    # One scale for both maps: each on its own would make chance look as strong as structure.
     top = 100 * max(recorded.max(), chance.max())
     image: Any = None
     for axes, name, matrix in zip(
@@ -153,59 +170,61 @@ def transition_matrix(pair: Transitions, *, about: str, seed: int) -> Chart:
     return chart
 
 
-def mutual_information(found: Sequence[Redundancy], *, about: str) -> Chart:
-    """Bits over layers with null and limit, and beside it the share of the limit."""
+def mutual_information(pairs: Sequence[Redundancy], *, about: str) -> Chart:
+    """Draw the information in bits over layers with null and limit, and its share of the limit."""
     from matplotlib.ticker import MaxNLocator
 
     chart = grid(
         "mutual_information",
         "Mutual information of adjacent layers",
-        "What the choice at layer l-1 tells of that at layer l. Left: the entropy H(S(l)) is the "
-        "upper limit; null is the plug-in with S(l-1) shuffled (band: ± 2 standard deviations). "
-        "Right: plug-in as a share of H, and adjusted for chance, (plug-in - null) / (H - null). "
+        "Information about the choice at layer l in the choice at layer l-1. Left: in bits. The "
+        "entropy H(S(l)) is the upper limit; null is the plug-in with S(l-1) shuffled (band: ± 2 "
+        "standard deviations). Right: plug-in as a share of H, and adjusted for chance, "
+        "(plug-in - null) / (H - null). "
         f"{about}",
         (*PAIR, *MEASURES),
         shape=(1, 2),
         height_in=2.6,
     )
-    for one in found:
-        chart.record(*_measures(one))
+    for pair in pairs:
+        chart.record(*_measures(pair))
     bits, shares = chart.axes[0]
-    _bits(bits, found)
-    _shares(shares, found)
+    _bits(bits, pairs)
+    _shares(shares, pairs)
     for axes in (bits, shares):
         axes.set_xlabel("layer l (l-1 is the layer before it)")
-        axes.set_xlim(found[0].layer - 0.5, found[-1].layer + 0.5)
+        axes.set_xlim(pairs[0].layer - 0.5, pairs[-1].layer + 0.5)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        # From zero, or from below it: corrected estimates can be negative.
         axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
     shared_legend(chart, wide=True)
     return chart
 
 
 def state_name(state: Sequence[int]) -> str:
-    """A set of experts as people write it: {3,5}."""
+    """Return a set of experts as text: {3,5}."""
     return "{" + ",".join(map(str, state)) + "}"
 
 
-def _measures(one: Redundancy) -> list[Any]:
-    return [one.layer - 1, one.layer, *(getattr(one, name) for name in MEASURES)]
+def _measures(pair: Redundancy) -> list[Any]:
+    return [pair.layer - 1, pair.layer, *(getattr(pair, name) for name in MEASURES)]
 
 
-def _row(one: Redundancy) -> list[Any]:
-    best = one.likeliest
+def _row(pair: Redundancy) -> list[Any]:
+    best = pair.likeliest
     if best is None:
-        return [*_measures(one), None, None, None, None]
+        return [*_measures(pair), None, None, None, None]
     names = state_name(best.before), state_name(best.after)
-    return [*_measures(one), *names, best.probability, best.tokens]
+    return [*_measures(pair), *names, best.probability, best.tokens]
 
 
 def _percent(share: float) -> str:
     return number(share) if math.isnan(share) else f"{100 * share:.1f}"
 
 
-def _told(best: Transition | None) -> str:
+def _transition(best: Transition | None) -> str:
     if best is None:
-        return "none seen so often"
+        return "too few tokens"
     return (
         f"{state_name(best.before)} -> {state_name(best.after)} "
         f"{best.probability:.0%} of {best.tokens}"
@@ -224,6 +243,7 @@ def _coverage(layer: int, where: str, states: Choices) -> str:
     shown = _shown(states)
     share = states.counts[:shown].sum() / len(states.codes)
     which = "all" if shown == len(states.states) else f"the {shown} most frequent of"
+    # The map may show only the most frequent states; the caption says how many tokens have them.
     return (
         f"The {where} are {which} {len(states.states)} states of layer {layer} "
         f"({share:.0%} of tokens)."
@@ -249,28 +269,29 @@ def _record(chart: Chart, name: str, matrix: NDArray[np.float64], pair: Transiti
             chart.record(name, before, after, float(matrix[row, column]), int(tokens))
 
 
-def _bits(axes: Axes, found: Sequence[Redundancy]) -> None:
-    layers = [one.layer for one in found]
-    null = np.array([one.null_bits for one in found])
-    spread = 2 * np.array([one.null_spread_bits for one in found])
+def _bits(axes: Axes, pairs: Sequence[Redundancy]) -> None:
+    layers = [pair.layer for pair in pairs]
+    null = np.array([pair.null_bits for pair in pairs])
+    spread = 2 * np.array([pair.null_spread_bits for pair in pairs])
     for label, values, look in (
-        ("H(S(l)), the limit", [one.entropy_bits for one in found], LIMIT),
-        ("plug-in", [one.plugin_bits for one in found], PLUGIN),
-        ("Miller-Madow", [one.miller_madow_bits for one in found], MILLER_MADOW),
-        ("plug-in - null", [one.corrected_bits for one in found], CORRECTED),
+        ("H(S(l)), the limit", [pair.entropy_bits for pair in pairs], LIMIT),
+        ("plug-in", [pair.plugin_bits for pair in pairs], PLUGIN),
+        ("Miller-Madow", [pair.miller_madow_bits for pair in pairs], MILLER_MADOW),
+        ("plug-in - null", [pair.corrected_bits for pair in pairs], CORRECTED),
         ("null", null, NULL),
     ):
         axes.plot(layers, values, label=label, **look)
     axes.fill_between(layers, null - spread, null + spread, color=NULL["color"], alpha=0.25, lw=0)
-    axes.set_ylabel("information (bits a token)")
+    axes.set_ylabel("information (bits per token)")
 
 
-def _shares(axes: Axes, found: Sequence[Redundancy]) -> None:
-    layers = [one.layer for one in found]
-    if all(math.isnan(one.normalised) for one in found):
-        mark_undefined(axes, "every layer always chooses the same")
+def _shares(axes: Axes, pairs: Sequence[Redundancy]) -> None:
+    layers = [pair.layer for pair in pairs]
+    if all(math.isnan(pair.normalised) for pair in pairs):
+        mark_undefined(axes, "every layer always makes the same choice")
         return
-    axes.plot(layers, [100 * one.normalised for one in found], **PLUGIN)
-    axes.plot(layers, [100 * one.adjusted for one in found], label="adjusted", **ADJUSTED)
+    # Without a label: the left panel gives the plug-in its legend entry.
+    axes.plot(layers, [100 * pair.normalised for pair in pairs], **PLUGIN)
+    axes.plot(layers, [100 * pair.adjusted for pair in pairs], label="adjusted", **ADJUSTED)
     axes.set_ylim(0, 105)
     axes.set_ylabel("share of H(S(l)) (%)")

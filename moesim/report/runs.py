@@ -1,7 +1,7 @@
-"""A run directory as the report sees it: what one simulation left behind, read back.
+"""Run directories, read back: the files that one simulation wrote.
 
-`manifest.json` is written last, so a folder without it is not a run, or half of one. Everything
-else is read when asked for. What is undefined is `null` in `summary.json` and NaN here.
+`manifest.json` is written last, so a folder without it is no finished run. Tables are read only
+when they are needed. An undefined number is `null` in `summary.json` and NaN here.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _TEXTS: Final = frozenset({"domain", "status", "lane", "kind"})
 _LISTS: Final = frozenset({"token_ns"})
 _REPAIR: Final = "run its scenario again with --force"
 RUNS: Final = "runs.csv"
-"""In the folder of a comparison: its runs, in the order of the sweep."""
+"""The file in a comparison's folder that lists its runs, in the order of the sweep."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ class Run:
         return f"<Run {in_short(self.summary)}; {self.path}>"
 
     def value(self, key: str) -> float:
-        """A number of the summary; NaN where it is null, absent or no number.
+        """Return a number of the summary; NaN if it is null, absent or no number.
 
         >>> run.value("ttft_p95_ms")  # doctest: +SKIP
         812.4
@@ -63,70 +63,73 @@ class Run:
         return float(value) if -1e30 < value < 1e30 else math.nan
 
     def text(self, key: str) -> str:
-        """A name of the summary; "unknown" where it is null or absent."""
+        """Return a value of the summary as text; "unknown" if it is null or absent."""
         value = self.summary.get(key)
         return "unknown" if value is None else str(value)
 
     @property
     def trace(self) -> str:
-        """The name of the trace's folder, or else of the model that it was recorded from."""
+        """Return the name of the trace's folder, or else of the model that it was recorded from."""
         trace = self.scenario.get("trace")
         return Path(trace).name if isinstance(trace, str) else self.text("trace")
 
     @property
     def world(self) -> dict[str, Any]:
-        """The resolved scenario with what must not depend on the folder it lies in: paths are
-        absolute, and the trace is its hash where the manifest has one."""
+        """Return the resolved scenario in a form that two runs can be compared by.
+
+        Paths are absolute, and the trace is its hash if the manifest has one.
+        """
         world: dict[str, Any] = self.with_absolute_paths(self.scenario)
         world["trace"] = self.trace_identity[1] or world.get("trace")
         return world
 
     @property
     def trace_identity(self) -> tuple[str, str]:
-        """The trace's path from the root, and its hash where the manifest has one, or else ""."""
+        """Return the trace's absolute path, and its hash, or "" if the manifest has none."""
         path = self.with_absolute_paths(self.scenario.get("trace"))
         inputs = self.manifest.get("inputs")
         content = inputs.get("trace") if isinstance(inputs, Mapping) else None
         return str(path), str(content or "")
 
     def with_absolute_paths(self, value: Any) -> Any:
-        """A value of the scenario in which every relative path starts at the root."""
+        """Return a value of the scenario with every relative path made absolute."""
         return _with_absolute_paths(value, self.path)
 
     @property
     def seed(self) -> int | None:
-        """The seed, or None where the summary has none."""
+        """Return the seed, or None if the summary has none."""
         value = self.summary.get("seed")
         return value if isinstance(value, int) else None
 
     @property
     def cache_options(self) -> Mapping[str, Any]:
-        """The options of the eviction policy; empty where the scenario names none."""
+        """Return the options of the eviction policy; {} if the scenario has none."""
         cache = self.scenario.get("cache")
         options = cache.get("options") if isinstance(cache, Mapping) else None
         return options if isinstance(options, Mapping) else {}
 
     @property
     def point(self) -> Mapping[str, Any]:
-        """The values of the sweep that this run is a point of; empty outside a sweep."""
+        """Return the values of the sweep at this run's point; {} outside a sweep."""
         point: Mapping[str, Any] = self.manifest.get("point", {})
         return point
 
     @property
     def notes(self) -> list[str]:
-        """What the run says of itself, for example which model its trace was costed as."""
+        """Return the notes of the summary, for example which model its trace was costed as."""
         notes = self.summary.get("notes")
         return [str(note) for note in notes] if isinstance(notes, list) else []
 
     @property
     def caveats(self) -> list[str]:
-        """What was asked for and could not be done, in a few words each."""
+        """Return the short forms of the run's caveats (`moesim.caveats`)."""
         caveats = self.summary.get("caveats")
         return [str(caveat) for caveat in caveats] if isinstance(caveats, list) else []
 
     def table(self, name: str, columns: Iterable[str]) -> dict[str, Column]:
-        """Columns of `name`.parquet as arrays, one entry a row; a column of lists is an object
-        array of arrays.
+        """Return columns of `name`.parquet as arrays, one entry per row.
+
+        A column of lists is an object array of arrays. Units are in the names of the columns.
 
         Raises:
             DamagedRun: the file is missing, is not as it was written or lacks a column.
@@ -139,7 +142,11 @@ class Run:
         return table
 
     def arrow(self, name: str, columns: list[str] | None = None) -> Any:
-        """The same as an Arrow table; all columns by default."""
+        """Return columns (default: all) of `name`.parquet as an Arrow table.
+
+        Raises:
+            DamagedRun: the file is missing, is not as it was written or lacks a column.
+        """
         return _read_parquet(self.path / f"{name}.parquet", columns, self.manifest)
 
 
@@ -148,9 +155,10 @@ def load_run(path: str | Path) -> Run:
 
     Raises:
         UsageError: there is no such folder, or it is not a run directory.
-        DamagedRun: it is half-written, or a file is not as it was written.
+        DamagedRun: the run is half-written, or a file is not as it was written.
     """
     folder = as_path(path)
+    # Three messages for three mistakes: a wrong path, a file in the folder, an unfinished run.
     if not os.path.exists(folder):
         raise UsageError(f"{folder}: there is no such run directory")
     if not folder.is_dir():
@@ -167,11 +175,15 @@ def load_run(path: str | Path) -> Run:
 
 
 def load_runs(paths: Iterable[str | Path]) -> list[Run]:
-    """Read several run directories, in the order given, each once.
+    """Read several run directories in the order of `paths`, each once.
 
-    A folder that `moesim compare` made stands for all runs in it. Raises as `load_run`, and
-    `UsageError` where there is none.
+    A folder of `moesim compare` stands for all runs in it.
+
+    Raises:
+        UsageError: there are no paths, or one is not a run directory.
+        DamagedRun: a run is half-written, or a file is not as it was written.
     """
+    # By real path, so that links and repeated arguments do not count a run twice.
     folders: dict[Path, Path] = {}
     for path in map(as_path, paths):
         for folder in _runs_inside(path):
@@ -182,10 +194,10 @@ def load_runs(paths: Iterable[str | Path]) -> list[Run]:
 
 
 def latencies_ns(run: Run) -> dict[str, NDArray[np.float64]]:
-    """TTFT, TPOT, inter-token and end-to-end latency in nanoseconds.
+    """Return latencies in nanoseconds under "ttft", "tpot", "itl" and "e2e".
 
-    One entry for each finished request (each gap between tokens for "itl"); TPOT, the mean gap
-    after the first token, only where there are at least two tokens.
+    Each has one entry per finished request, except that "itl" has one per gap between tokens.
+    TPOT, the mean gap after the first token, leaves out requests with fewer than two tokens.
     """
     import numpy as np
 
@@ -203,7 +215,7 @@ def latencies_ns(run: Run) -> dict[str, NDArray[np.float64]]:
 
 
 def inter_token_ns(run: Run) -> NDArray[np.float64]:
-    """Every gap between two output tokens of a request, in nanoseconds."""
+    """Return every gap between two consecutive output tokens of a request, in nanoseconds."""
     import numpy as np
 
     gaps = [
@@ -215,23 +227,25 @@ def inter_token_ns(run: Run) -> NDArray[np.float64]:
 
 
 def _runs_inside(path: Path) -> list[Path]:
-    """The run directories that a path means: itself, or those of a comparison in its order."""
+    """Return the run directories of a path: itself, or those of a comparison in its order."""
     inner = path / "runs"
     if os.path.exists(path / MANIFEST) or not os.path.isdir(inner):
         return [path]
-    known: dict[str, int] = {}
+    places: dict[str, int] = {}
+    # An interrupted `compare` has runs but no list of them; then names give the order.
     with suppress(OSError, csv.Error, UnicodeDecodeError):
         lines = read_bytes(path / RUNS).decode().splitlines()
         for place, row in enumerate(csv.DictReader(lines)):
-            known[row.get("run") or ""] = place
-    # A hidden folder is a run that is being written: it may vanish, or come under its own name.
+            places[row.get("run") or ""] = place
+    # A hidden folder is a run that is being written: it may vanish, or get its own name.
     visible = (folder for folder in inner.iterdir() if not folder.name.startswith("."))
     runs = [folder for folder in visible if (folder / MANIFEST).is_file()]
-    return sorted(runs, key=lambda run: (known.get(f"runs/{run.name}", len(known)), run.name))
+    return sorted(runs, key=lambda run: (places.get(f"runs/{run.name}", len(places)), run.name))
 
 
 def _with_absolute_paths(value: Any, base: Path) -> Any:
-    """A copy in which every text that is a relative path starts at the root."""
+    """Return a copy in which every text that is a relative path is absolute."""
+    # Inputs lie outside the run directory, so their relative paths start with a dot.
     if isinstance(value, Mapping):
         return {key: _with_absolute_paths(inner, base) for key, inner in value.items()}
     if isinstance(value, str) and value.startswith(("../", "./")):
@@ -240,10 +254,11 @@ def _with_absolute_paths(value: Any, base: Path) -> Any:
 
 
 def _refuse_unfinished(folder: Path) -> None:
+    # The files that are written before the manifest tell a half-written run from another folder.
     if (folder / SUMMARY).exists() or (folder / SCENARIO).exists():
         raise DamagedRun(
             folder / MANIFEST,
-            "is missing, so the run was interrupted or is still going; run its scenario again",
+            "is missing, so the run was interrupted or has not ended; run its scenario again",
         )
     raise UsageError(
         f"{folder}: is not a run directory (no {MANIFEST}); "
@@ -252,7 +267,8 @@ def _refuse_unfinished(folder: Path) -> None:
 
 
 def _read_manifest(file: Path) -> dict[str, Any]:
-    """The manifest, whose hashes tell whether the other files are as they were written."""
+    """Return the manifest, whose hashes show whether the other files are as they were written."""
+    # Without a manifest to check it against: a manifest cannot hold its own hash.
     manifest = _read_json(file, {})
     for key in ("point", "inputs", "outputs"):
         if not isinstance(manifest.get(key, {}), dict):
@@ -279,21 +295,22 @@ def _read_scenario(file: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
         try:
             return parse_document(text, str(file)).data
         except ScenarioError as error:
+            # The user did not write this file: it is damage, not a mistake in a scenario.
             place, _, reason = error.problems[0].removeprefix(str(file)).partition(": ")
             raise DamagedRun(f"{file}{place}", f"{reason}; {_REPAIR}") from None
 
 
 def _read_parquet(file: Path, columns: list[str] | None, manifest: Mapping[str, Any]) -> Any:
-    """An Arrow table of these columns."""
+    """Return an Arrow table of these columns; of all if None."""
     with _damage(file, manifest):
         return read_table(file, columns)
 
 
 @contextmanager
 def _damage(file: Path, manifest: Mapping[str, Any]) -> Iterator[None]:
-    """Check a file against its hash in the manifest, then say in one line why it cannot be read.
+    """Check a file against its hash, then turn errors of reading it into `DamagedRun`.
 
-    A manifest of tests or of other tools may have no hashes; then only the content is checked.
+    Manifests of tests and of other tools may have no hashes. Then only the content is checked.
     """
     expected = manifest.get("outputs", {}).get(file.name)
     try:
@@ -313,7 +330,7 @@ def _damage(file: Path, manifest: Mapping[str, Any]) -> Iterator[None]:
 
 
 def _wrong_values(column: str, values: Column) -> str | None:
-    """What is wrong with the values of a column; None where they are of its kind."""
+    """Return what is wrong with the values of a column; None if they have its type."""
     import numpy as np
 
     if not len(values):
@@ -326,6 +343,7 @@ def _wrong_values(column: str, values: Column) -> str | None:
         return None if all(isinstance(text, str) for text in values) else "must hold text"
     if values.dtype.kind not in "iuf":
         return f"must hold numbers, not {values.dtype}"
+    # Times are written as 64-bit integers, and charts cannot draw infinity.
     if not (np.abs(values.astype(float)) < 2.0**63).all():
         return "must hold finite numbers below 2**63"
     return None

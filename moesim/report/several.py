@@ -1,4 +1,4 @@
-"""The charts of several runs side by side: means, latencies, stalls."""
+"""The charts of a comparison: means, latency distributions and stalls of each variant."""
 
 from __future__ import annotations
 
@@ -35,16 +35,14 @@ __all__ = ["latency_cdfs", "plots_for_comparison", "side_by_side", "stalls_side_
 ACROSS: Final = 60
 """Characters of a title across the figure."""
 SIDE_BY_SIDE: Final = ("output_tokens_per_s", "ttft_p95_ms", "tpot_mean_ms", "hits")
-TICKS: Final = (
-    "Black ticks in the panel of hits are the MIN bound of variants that prefetch nothing. "
-)
-LATE: Final = "Lines to the right of hits reach to hits and late hits together. "
+TICKS: Final = "Black ticks in the panel of hits: the MIN bound of variants that prefetch nothing. "
+LATE: Final = "Dotted lines to the right of hits end at hits and late hits together. "
 
 
 def plots_for_comparison(comparison: Comparison, folder: Path) -> list[Chart]:
-    """Draw every chart that the runs allow into `folder`, which is replaced; returns those drawn.
+    """Draw every chart that the runs allow into `folder`, and return the charts.
 
-    Charts against capacity need at least two sizes of the cache.
+    They replace the folder's content. Charts against capacity need two sizes of the cache.
 
     Raises:
         OutputError: the folder cannot be written.
@@ -60,7 +58,7 @@ def plots_for_comparison(comparison: Comparison, folder: Path) -> list[Chart]:
 
 
 def side_by_side(comparison: Comparison) -> Chart:
-    """Throughput, TTFT p95, TPOT and hit rate of each policy, with intervals."""
+    """Draw throughput, TTFT p95, mean TPOT and hits of each variant, with intervals."""
     from matplotlib.ticker import MaxNLocator
 
     settings = _chosen(comparison.settings)
@@ -71,7 +69,8 @@ def side_by_side(comparison: Comparison) -> Chart:
     chart = grid(
         "side_by_side",
         "Policies side by side",
-        f"Each variant's mean with its interval{left_out(comparison.settings, settings)}. "
+        f"Mean{' and interval' if comparison.has_intervals else ''} of each variant"
+        f"{left_out(comparison.settings, settings)}. "
         f"{TICKS if bounded(comparison) else NO_BOUNDS + ' '}{LATE if late else ''}{OUTPUT_ONLY} "
         f"{comparison.caption(hits=True)}",
         ("setting", "metric", "unit", "variant", "mean", "low", "high", "n"),
@@ -89,14 +88,14 @@ def side_by_side(comparison: Comparison) -> Chart:
             if setting == settings[-1]:
                 axes.set_xlabel(metric.title)
         panels[0].set_yticks(range(len(rows)), _names(rows))
-        panels[0].set_ylim(len(rows) - 0.5, -0.5)
+        panels[0].set_ylim(len(rows) - 0.5, -0.5)  # reversed: the first variant on top
         if setting:
             titled(panels[0], setting, ACROSS)
     return chart
 
 
 def latency_cdfs(comparison: Comparison) -> Chart:
-    """The latency distributions of all variants over one another, seeds pooled."""
+    """Draw the latency distributions of all variants, with the requests of all seeds pooled."""
     settings = _chosen(comparison.settings)
     names = ("ttft", "tpot", "e2e")
     chart = grid(
@@ -124,15 +123,16 @@ def latency_cdfs(comparison: Comparison) -> Chart:
 
 
 def stalls_side_by_side(comparison: Comparison) -> Chart:
-    """Seconds of GPU time by what the lane did or waited for, one bar a variant."""
+    """Draw one bar per variant: the GPU lane's seconds by what it did or waited for."""
     settings = _chosen(comparison.settings)
     variants = comparison.variants
     names = [row.label for row in comparison.rows]
     chart = grid(
         "stall_breakdown",
         "Stalls by cause",
-        f"Time of the GPU lane, mean over seeds{left_out(comparison.settings, settings)}; idle is "
-        f"time without any request. {comparison.caption(intervals=False)}",
+        f"Time of the GPU lane by what it did or waited for, mean over seeds"
+        f"{left_out(comparison.settings, settings)}. Idle: no step in progress. "
+        f"{comparison.caption(intervals=False)}",
         ("setting", "variant", "part", "seconds"),
         shape=(1, len(settings)),
         height_in=1.0 + 0.03 * len(variants) + rows_in(names) * len(variants),
@@ -141,7 +141,7 @@ def stalls_side_by_side(comparison: Comparison) -> Chart:
     parts = [("compute", "busy_s", "#0072B2", "")]
     parts += [(STALL_CAUSES[c], f"stall_{c}_s", *STALLS[c]) for c in STALL_CAUSES]
     parts += [("idle", "idle_s", "#FFFFFF", "")]
-    longest = 0.0
+    longest = 0.0  # of all panels, which share their axis: lengths must compare across settings
     for column, (axes, setting) in enumerate(zip(chart.axes[0], settings, strict=True)):
         rows = comparison.within(setting)
         left = [0.0] * len(rows)
@@ -175,24 +175,28 @@ def _dots(
     looks: dict[str, Style],
 ) -> None:
     for place, row in enumerate(rows):
-        one, look = row.estimate(metric), looks[row.variant]
-        interval = (one.low, one.high) if one.half is not None else (None, None)
-        chart.record(setting, metric.label, metric.unit, row.variant, one.mean, *interval, one.n)
-        if not one.defined:
+        value, look = row.estimate(metric), looks[row.variant]
+        interval = (value.low, value.high) if value.half is not None else (None, None)
+        chart.record(
+            setting, metric.label, metric.unit, row.variant, value.mean, *interval, value.n
+        )
+        if not value.defined:
             axes.text(0.5, place, "undefined", transform=axes.get_yaxis_transform(), ha="center",
                       va="center", fontsize=7, style="italic", color="#666666")  # fmt: skip
             continue
-        axes.errorbar(one.mean, place, xerr=one.half or None, color=look.color, marker=look.marker,
-                      markerfacecolor=look.face, capsize=2, elinewidth=1)  # fmt: skip
+        axes.errorbar(value.mean, place, xerr=value.half or None, color=look.color,
+                      marker=look.marker, markerfacecolor=look.face, capsize=2,
+                      elinewidth=1)  # fmt: skip
         if metric is HITS:
             _beside_hits(chart, axes, setting, row, place, look)
     axes.margins(x=0.12)
+    # Numbers along an axis without any value would be those of an empty plot.
     if not any(row.estimate(metric).defined for row in rows):
         axes.tick_params(bottom=False, labelbottom=False)
 
 
 def _beside_hits(chart: Chart, axes: Axes, setting: str, row: Row, place: int, look: Style) -> None:
-    """What stands beside hits: late hits as a line to the right, and MIN's hits as a tick."""
+    """Draw late hits as a line to the right of the hits, and MIN's hits as a tick."""
     hits, both = row.estimate(HITS), row.estimate(HIT_RATE)
     if row.mean("late_hits") > 0:
         axes.plot([hits.mean, both.mean], [place, place], color=look.color, alpha=0.6,
@@ -218,17 +222,18 @@ def _overlay(
     samples: Sequence[dict[str, Any]],
     looks: dict[str, Style],
 ) -> None:
-    chosen = [sample[name] for sample in samples]
-    if not any(map(len, chosen)):
+    latencies = [sample[name] for sample in samples]
+    if not any(map(len, latencies)):
         axes.text(0.5, 0.5, "undefined", transform=axes.transAxes, ha="center", style="italic")
         axes.set_xticks([])
         axes.set_xlabel(LATENCIES[name])
         return
-    scale, unit = latency_axis(axes, chosen)
-    for row, sample in zip(rows, chosen, strict=True):
+    scale, unit = latency_axis(axes, latencies)
+    for row, sample in zip(rows, latencies, strict=True):
         values, shares = cdf(sample)
         look = looks[row.variant]
         start = [values[0] / scale] if len(values) else []
+        # Markers at distances along the curve: one at each of its points would hide the line.
         axes.plot([*start, *values / scale], [*(0 for _ in start), *shares],
                   label=named(row.label), color=look.color, linestyle=look.line,
                   drawstyle="steps-post", marker=look.marker, markerfacecolor=look.face,
@@ -239,7 +244,7 @@ def _overlay(
 
 
 def _pooled(row: Row) -> dict[str, Any]:
-    """Latency samples of all seeds of a row together."""
+    """Return the latencies of all seeds of a row together, in ns by name."""
     import numpy as np
 
     samples = [latencies_ns(run) for run in row.runs]
@@ -247,7 +252,7 @@ def _pooled(row: Row) -> dict[str, Any]:
 
 
 def _chosen(settings: Sequence[str]) -> list[str]:
-    """At most three of the settings: the first, the middle one and the last."""
+    """Return at most three of the settings: the first, the middle one and the last."""
     if len(settings) <= MOST_SETTINGS:
         return list(settings)
     return [settings[0], settings[len(settings) // 2], settings[-1]]

@@ -10,7 +10,7 @@ from moesim.files import as_path
 from moesim.report.chart import Chart, grid, mark_undefined, save_charts
 from moesim.report.distribution import LATENCIES, cdf, latency_axis, latency_scale
 from moesim.report.lanes import lane_timeline
-from moesim.report.metrics import HITS, HITS_MEAN, LATE_HITS, STALL_CAUSES, run_caption
+from moesim.report.metrics import HITS, HITS_LEGEND, LATE_HITS, STALL_CAUSES, run_caption
 from moesim.report.runs import Run, latencies_ns, load_run
 from moesim.report.style import OUTCOMES, STALLS
 
@@ -26,14 +26,14 @@ QUANTILES: Final = ((50, "p50"), (95, "p95"), (99, "p99"))
 
 
 def plots_for_run(run_dir: str | Path, folder: str | Path | None = None) -> Path:
-    """Draw every chart of a run into `folder` (the run's own `plots`), which is returned.
+    """Draw every chart of a run into `folder` (default: the run's `plots`) and return the folder.
 
-    PNG, SVG and the data as CSV of `latency_cdf`, `stall_breakdown`, `hits_by_layer` and
-    `lane_timeline`; what was there before is replaced.
+    The charts are `latency_cdf`, `stall_breakdown`, `hits_by_layer` and `lane_timeline`, each as
+    PNG, SVG and CSV. They replace the folder's content.
 
     Raises:
         UsageError: `run_dir` is not a run directory.
-        MoesimError: it is half-written or damaged.
+        DamagedRun: the directory is half-written or damaged.
         OutputError: the plots cannot be written.
     """
     run = load_run(run_dir)
@@ -44,7 +44,7 @@ def plots_for_run(run_dir: str | Path, folder: str | Path | None = None) -> Path
 
 
 def latency_cdf(run: Run) -> Chart:
-    """Which share of requests (of tokens, for inter-token latency) waited at most how long."""
+    """Draw the cumulative share of requests over each latency; over token gaps for ITL."""
     chart = grid(
         "latency_cdf",
         "Latency distributions",
@@ -63,6 +63,7 @@ def latency_cdf(run: Run) -> Chart:
             continue
         scale, unit = latency_axis(axes, [sample])
         values, shares = cdf(sample)
+        # A distribution starts at zero, so the first step needs its lower end.
         axes.plot([values[0] / scale, *values / scale], [0, *shares], drawstyle="steps-post",
                   color=LINE)  # fmt: skip
         _mark_quantiles(axes, sample, scale, unit)
@@ -83,14 +84,14 @@ NO_SAMPLE: Final = {
 
 
 def stall_breakdown(run: Run) -> Chart:
-    """Where the GPU lane's time went: in all by cause, and the stalls layer by layer."""
+    """Draw the GPU lane's time by cause, and its stalls by layer; recorded in seconds."""
     import numpy as np
 
     chart = grid(
         "stall_breakdown",
         "Stalls by cause and by layer",
-        "Time of the GPU lane by what it did or waited for (left, share of the makespan), and its "
-        f"stalls by the layer that was waiting, in the same colours (right). {run_caption(run)}",
+        "Left: time of the GPU lane by what it did or waited for, with shares of the makespan. "
+        f"Right: its stalls by the layer that waited, in the same colours. {run_caption(run)}",
         ("scope", "layer", "cause", "seconds"),
         shape=(1, 2),
         height_in=2.7,
@@ -107,12 +108,14 @@ def stall_breakdown(run: Run) -> Chart:
         total.barh(place, np.nan_to_num(value), color=colors[place], hatch=hatches[place],
                    edgecolor="#444444", linewidth=0.5, height=0.7)  # fmt: skip
         share = f" {value / makespan:.1%}" if makespan > 0 else ""
+        # NaN, which differs from itself: the summary has no such number.
         text = f" {value:.3g} s{share and ',' + share}" if value == value else " undefined"
         total.text(np.nan_to_num(value), place, text, va="center", fontsize=7)
         chart.record("run", None, label, value)
     total.set_yticks(range(len(seconds)), list(seconds))
     total.invert_yaxis()
     total.grid(False, axis="y")
+    # Texts stand to the right of the bars, and matplotlib reserves no room for them.
     total.set_xlim(0, np.nanmax([1e-9, *seconds.values()]) * 1.6)
     total.set_xlabel("time (s)")
     total.set_title("GPU lane")
@@ -121,13 +124,13 @@ def stall_breakdown(run: Run) -> Chart:
 
 
 def hits_by_layer(run: Run) -> Chart:
-    """Of each layer's accesses: found resident, found in flight, missed."""
+    """Draw each layer's accesses as shares of hits, late hits and misses."""
     import numpy as np
 
     chart = grid(
         "hits_by_layer",
         "Hits by layer",
-        f"Accesses of each layer by outcome. {run_caption(run)} {HITS_MEAN}",
+        f"Share of hits, late hits and misses at each layer. {run_caption(run)} {HITS_LEGEND}",
         ("layer", "model_layer", "accesses", "hits", "late_hits", "misses"),
         height_in=2.7,
     )
@@ -152,6 +155,7 @@ def hits_by_layer(run: Run) -> Chart:
     axes.set_ylabel("share of accesses")
     axes.set_xlabel("layer (numbered as in the trace)")
     handles, labels = axes.get_legend_handles_labels()
+    # Matplotlib lists lines before bars; the dashed line belongs last, after what it averages.
     order = sorted(range(len(labels)), key=lambda place: labels[place].startswith("all"))
     chart.figure.legend([handles[i] for i in order], [labels[i] for i in order],
                         loc="outside upper right", ncols=4)  # fmt: skip
@@ -159,9 +163,10 @@ def hits_by_layer(run: Run) -> Chart:
 
 
 def _mark_quantiles(axes: Axes, sample: NDArray[np.float64], scale: float, unit: str) -> None:
-    """Dots on the curve at p50, p95 and p99, their values above the panel."""
+    """Draw dots on the curve at p50, p95 and p99, with their values above the panel."""
     import numpy as np
 
+    # Beside the dots the values would overlap: p95 and p99 often lie on one spot.
     texts = []
     for percent, name in QUANTILES:
         value = float(np.percentile(sample, percent))
@@ -194,7 +199,7 @@ def _stalls_by_layer(chart: Chart, axes: Axes, run: Run) -> None:
 def _stack(
     axes: Axes, layers: Any, parts: dict[str, Any], look: dict[str, tuple[str, str]]
 ) -> None:
-    """Stacked bars, one a layer."""
+    """Draw one stacked bar per layer, in the order of `parts`."""
     from matplotlib.ticker import MaxNLocator
 
     below = 0.0

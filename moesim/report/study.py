@@ -1,6 +1,7 @@
-"""A validation study for people: its table, its verdict, its rankings, and two figures.
+"""The report of a validation study: its configurations, verdict, rankings and figures.
 
-Works on plain rows, one a configuration, as `results.json` keeps them.
+A study validates many configurations on one machine. It is given as plain rows, one per
+configuration, as `results.json` keeps them.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from moesim.report.chart import Chart, grid, mark_undefined, save_charts, write_csv, write_whole
+from moesim.report.chart import Chart, grid, save_charts, write_csv, write_whole
 from moesim.report.metrics import number
 from moesim.report.panels import shared_legend
 from moesim.report.tabular import Table, markdown
@@ -42,17 +43,20 @@ def write_study(
     uncorrected: Mapping[str, Any] | None = None,
     plots: bool = True,
 ) -> None:
-    """Write `results.csv`, `rankings.csv`, `study.md` and, with `plots`, `plots/`. `uncorrected`
-    is the verdict without the numbers that were fitted to calibration configurations.
+    """Write `results.csv`, `rankings.csv`, `study.md` and, with `plots`, `plots/`.
+
+    `uncorrected` is the verdict without the numbers that were fitted to the calibration
+    configurations.
 
     Raises:
-        OutputError: something cannot be written.
+        OutputError: a file cannot be written.
     """
     for name, table in (("results", rows), ("rankings", rankings)):
         columns = list(table[0]) if table else []
         write_csv(folder / f"{name}.csv", columns, ([row[c] for c in columns] for row in table))
     parts = [f"# {title}", "\n".join(f"- {note}" for note in notes)]
     parts.append(markdown(verdict_table(verdict)))
+    # A fit could hide an error of the model; without it the error shows.
     if uncorrected is not None:
         parts.append(markdown(verdict_table(uncorrected, "Result with nothing fitted")))
     parts += [markdown(configuration_table(rows)), LEGEND]
@@ -65,14 +69,14 @@ def write_study(
 
 
 LEGEND: Final = (
-    "Times are medians over the runs. Bias is (simulated - real) ÷ real of the whole; step |error| "
-    "the median over steps; spread (p90 - p10) ÷ median of the whole over the runs. Computing and "
-    "stalled are shares of the time in steps on the real machine."
+    "Times are medians over the runs. Bias is (simulated - real) ÷ real of the whole workload. "
+    "Step |error| is the median over steps. Spread is (p90 - p10) ÷ median of the whole over the "
+    "runs. Computing and stalled are shares of the time in steps on the real machine."
 )
 
 
 def configuration_table(rows: Sequence[Row]) -> Table:
-    """One row a configuration."""
+    """Return a table with one row per configuration; times in ms or s, errors and shares in %."""
     table = Table(
         "Configurations",
         [
@@ -100,10 +104,10 @@ def configuration_table(rows: Sequence[Row]) -> Table:
 
 
 def verdict_table(verdict: Mapping[str, Any], title: str = "Result") -> Table:
-    """What was promised, and what came out."""
+    """Return each requirement of the study beside its result."""
     v = verdict
     finished = v["configurations"] - len(v["missing"])
-    table = Table(title, ["what", "wanted", "found"])
+    table = Table(title, ["quantity", "required", "result"])
     table.add("configurations", "≥ 24", f"{finished} of {v['configurations']} finished")
     table.add("held-out and testable", "", str(v["held_out"]))
     table.add("step time, held-out, median |error|", "≤ 5 %", _percent(v["step_error_median_pct"]))
@@ -125,28 +129,32 @@ def verdict_table(verdict: Mapping[str, Any], title: str = "Result") -> Table:
 
 
 def ranking_table(rankings: Sequence[Row]) -> Table:
-    """How much longer the second policy takes than the first, real and simulated."""
+    """Return how much longer the second policy of each pair takes, real and simulated, in %."""
     table = Table("Policies on the same workload", ["pair", "real (%)", "simulated (%)", "ranked"])
     for pair in rankings:
-        said = "alike" if pair["agrees"] else "OTHERWISE"
+        ranked = "alike" if pair["agrees"] else "REVERSED"
         table.add(
             f"{pair['first']} : {pair['second']}",
             f"{pair['real_pct']:+.1f}",
             f"{pair['simulated_pct']:+.1f}",
-            said if pair["resolved"] else "within the spread",
+            # A difference that is smaller than the machine's spread ranks nothing.
+            ranked if pair["resolved"] else "within the spread",
         )
     return table
 
 
 def study_errors(rows: Sequence[Row]) -> Chart:
-    """Totals against each other, and their error by how much of the time is stalled."""
+    """Draw simulated against real totals, and their errors by the stalled share of the time.
+
+    There must be at least one row.
+    """
     chart = grid(
         "study_errors",
         "Simulated against real, by configuration",
-        f"Every configuration of the study, a point each: the whole workload, simulated against "
-        f"real (median over {rows[0]['runs']} interleaved runs), and its error by the share of "
-        f"time that the compute lane is stalled; bars are the executor's own spread. The "
-        f"band is ±{BAND_PCT:g} %. Untestable: a spread above 10 %. Device: {rows[0]['device']}.",
+        f"One point per configuration. Left: simulated against real time of the whole workload "
+        f"(median over {rows[0]['runs']} interleaved runs). Right: its error by the share of time "
+        f"that the compute lane is stalled; bars are the executor's own spread. The band is "
+        f"±{BAND_PCT:g} %. Untestable: a spread above 10 %. Device: {rows[0]['device']}.",
         ("configuration", "kind", "real_s", "simulated_s", "bias_pct", "stall_share", "spread_pct"),
         shape=(1, 2),
         height_in=2.9,
@@ -164,9 +172,6 @@ def study_errors(rows: Sequence[Row]) -> Chart:
             _draw(totals, errors, chosen, color, marker, kind)
     totals.set_title("Whole workloads")
     errors.set_title("Errors")
-    if not rows:
-        mark_undefined(totals, "nothing is finished")
-        return chart
     _identity(totals, rows)
     errors.axhspan(-BAND_PCT, BAND_PCT, color="#000000", alpha=0.08, linewidth=0)
     errors.axhline(0, color="black", linewidth=0.9, linestyle=(0, (4, 2)))
@@ -177,7 +182,8 @@ def study_errors(rows: Sequence[Row]) -> Chart:
 
 
 def kind_of(row: Row) -> str:
-    """`held-out`, `calibration` or `apart`; `untestable` whatever it was meant for."""
+    """Return `held-out`, `calibration` or `apart`, or `untestable` for any of them."""
+    # First, because an untestable configuration counts for no result.
     if not row["testable"]:
         return "untestable"
     if row["held_out"]:
@@ -192,6 +198,7 @@ def _draw(
     totals.plot([r["real_total_s"] for r in rows], [r["simulated_total_s"] for r in rows],
                 label=label, **look)  # fmt: skip
     stalled = [100 * r["stall_share"] for r in rows]
+    # Half of the spread to each side: its bar is as long as the spread.
     errors.errorbar(stalled, [r["total_time_bias_pct"] for r in rows],
                     yerr=[r["executor_spread_pct"] / 2 for r in rows], elinewidth=0.7,
                     capsize=1.5, **look)  # fmt: skip
@@ -199,6 +206,7 @@ def _draw(
 
 def _identity(axes: Axes, rows: Sequence[Row]) -> None:
     values = [row[key] for row in rows for key in ("real_total_s", "simulated_total_s")]
+    # From zero and with equal scales, so that the line of equality runs from corner to corner.
     low, high = 0.0, 1.08 * max(values)
     factor = BAND_PCT / 100
     axes.fill_between([low, high], [low, high * (1 - factor)], [low, high * (1 + factor)],

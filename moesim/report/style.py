@@ -1,9 +1,9 @@
-"""How figures look: one colour and one marker for a policy, wherever it appears.
+"""The style of figures: a policy has one colour and one marker wherever it appears.
 
-Colours are those of Okabe and Ito (Color Universal Design, 2008), distinguishable with every
-common colour vision; markers and line styles tell the same apart in greyscale. Bounds are black
-or grey and dashed, so that they are never mistaken for a policy. A policy from another package
-gets its colour from a checksum of its name, so it too keeps it from figure to figure.
+Colours are those of Okabe and Ito (Color Universal Design, 2008), which people with every common
+colour vision can distinguish. Markers and line styles distinguish policies in greyscale. Bounds
+are black or grey and dashed, and have no markers. Any other policy gets its colour from a checksum
+of its name, so the colour stays the same from figure to figure.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ POLICIES: Final = {
     "decode-first batching": ("#0072B2", "o"),
     "fcfs batching": ("#009E73", "v"),
 }
-# Mostly Paul Tol's muted scheme; none of these is among the colours above.
+# For all other policies: mostly Paul Tol's muted scheme, without the colours above.
 OTHERS: Final = (
     "#332288", "#117733", "#56B4E9", "#999933", "#AA4499", "#44AA99", "#DDCC77", "#CC6677",
 )  # fmt: skip
@@ -47,6 +47,7 @@ BOUNDS: Final[dict[str, dict[str, Any]]] = {
     "infinite cache": {"color": "#555555", "linestyle": (0, (1, 1.5)), "linewidth": 1.6},
     "infinite link": {"color": "#999999", "linestyle": (0, (6, 2, 1, 2)), "linewidth": 1.3},
 }
+# Hatches keep the parts of a bar apart in greyscale.
 STALLS: Final = {
     "demand": ("#D55E00", ""),
     "late": ("#F0C000", "////"),
@@ -58,6 +59,7 @@ OUTCOMES: Final = {
     "late hit": ("#8CC6EC", "////"),
     "miss": ("#EBEBEB", ""),
 }
+# The kinds of work in `timeline.parquet`: warm colours copy to the GPU.
 KINDS: Final = {
     "front": "#0072B2",
     "dense": "#004C77",
@@ -82,28 +84,29 @@ class Style:
 
     @property
     def face(self) -> str:
-        """The marker's inside."""
+        """Return the colour inside the marker."""
         return self.color if self.filled else "white"
 
 
 def styles(comparison: Comparison) -> dict[str, Style]:
-    """The style of each variant: colour and marker by its policy, line by what else differs."""
-    made: dict[str, Style] = {}
-    seconds: dict[str, int] = {}
+    """Return each variant's style: colour and marker by its first policy, line by the rest."""
+    by_variant: dict[str, Style] = {}
+    line_numbers: dict[str, int] = {}
     taken: dict[str, tuple[str, str]] = {}
+    # Sorted, so that the order of a sweep changes no colour.
     for variant in sorted(comparison.variants):
         first, _, rest = variant.partition(", ")
-        index = seconds.setdefault(rest, len(seconds))
-        color, marker = _of(first, taken)
-        made[variant] = Style(color, marker, LINES[index % len(LINES)], index % 2 == 0)
-    return {variant: made[variant] for variant in comparison.variants}
+        index = line_numbers.setdefault(rest, len(line_numbers))
+        color, marker = _look(first, taken)
+        by_variant[variant] = Style(color, marker, LINES[index % len(LINES)], index % 2 == 0)
+    return {variant: by_variant[variant] for variant in comparison.variants}
 
 
 @contextmanager
 def house_style() -> Iterator[None]:
-    """Matplotlib's defaults and ours, whatever the user's own configuration is; then as before.
+    """Apply matplotlib's defaults and `HOUSE` inside the context, then restore the user's style.
 
-    Fixed fonts, hash salt and sizes, so that the same data give the same bytes.
+    Fonts, sizes and the hash salt are fixed, so equal data give equal bytes.
     """
     from matplotlib import style
 
@@ -141,16 +144,17 @@ HOUSE: Final[dict[str, Any]] = {
     "figure.dpi": 200,
     "savefig.dpi": 200,
     "svg.hashsalt": "moesim",
-    "svg.fonttype": "path",
+    "svg.fonttype": "path",  # shapes, not letters: the reader's fonts change nothing
     "path.simplify": False,
 }
 
 
-def _of(name: str, taken: dict[str, tuple[str, str]]) -> tuple[str, str]:
-    """Colour and marker of a policy; unknown names probe onwards from their checksum."""
+def _look(name: str, taken: dict[str, tuple[str, str]]) -> tuple[str, str]:
+    """Return colour and marker of a policy; `taken` holds those given to other names so far."""
     if name in POLICIES:
         return POLICIES[name]
     if name not in taken:
+        # Open addressing: from the checksum's colour on, the first that is not taken.
         checksum = zlib.crc32(name.encode())
         order = [OTHERS[(checksum + step) % len(OTHERS)] for step in range(len(OTHERS))]
         used = {color for color, _ in taken.values()}

@@ -1,4 +1,4 @@
-"""The summary of one run as tables: what was run, how fast, why not faster, and what to doubt."""
+"""The summary of one run as tables: what ran, how fast, what limited it, and its caveats."""
 
 from __future__ import annotations
 
@@ -26,34 +26,39 @@ POINTS: Final = ("mean", "p50", "p90", "p95", "p99")
 
 
 def print_summary(run_dir: str | Path, stream: TextIO | None = None) -> None:
-    """Write the tables of a run to `stream` (standard output): in colour on a terminal.
+    """Write the tables of a run to `stream` (default: standard output), in colour on a terminal.
 
     Raises:
         UsageError: `run_dir` is not a run directory.
-        MoesimError: it is half-written or damaged.
+        DamagedRun: the directory is half-written or damaged.
     """
     write_tables(summary_tables(load_run(run_dir)), stream)
 
 
 def summary_tables(run: Run) -> list[Table]:
-    """What ran, latency, starvation, cache, bytes, stalls, bounds, memory and notes."""
-    parts = (_what, _latency, _starvation, _cache, _bytes, _time, _bounds)
-    made = [part(run) for part in parts]
-    for table in made:
+    """Return the tables of a run, from its scenario to its notes, in the order of printing.
+
+    A number that the run leaves undefined is shown as "undefined".
+    """
+    parts = (_setup, _latency, _starvation, _cache, _bytes, _time, _bounds)
+    tables = [part(run) for part in parts]
+    # Readers copy single tables, so each title repeats the mark.
+    for table in tables:
         table.title = marked(table.title, routing_mark(run))
-    made += [*_verdict(run), _memory(run)]
+    tables += [*_verdict(run), _memory(run)]
     if run.notes:
         notes = Table("notes")
         for note in run.notes:
             notes.add(f"- {note}")
-        made.append(notes)
-    return made
+        tables.append(notes)
+    return tables
 
 
-def _what(run: Run) -> Table:
+def _setup(run: Run) -> Table:
     table = Table(f"{run.text('name')}: {costs(run)}")
     policy = policy_label(run.text("cache_policy"), run.cache_options)
     slots = number(run.value("cache_slots") / run.value("num_layers"))
+    # The folder tells two traces of one model apart; the model tells whose routing they hold.
     table.add("trace", f"{run.trace} (routing of {run.text('trace')})")
     table.add("costed as", f"{run.text('model')} on {run.text('hardware')}")
     if sentence := routing_sentence(run):
@@ -67,6 +72,7 @@ def _what(run: Run) -> Table:
     )
     table.add("prefetch", run.text("prefetch_policy"))
     table.add("batching", f"{run.text('batching_policy')}, seed {run.text('seed')}")
+    # Other counts than finished are rare and matter most when they occur: zeros would hide them.
     table.add(
         "requests",
         f"{run.text('finished')} of {run.text('requests')} finished"
@@ -95,7 +101,7 @@ def _latency(run: Run) -> Table:
 
 
 def _starvation(run: Run) -> Table:
-    table = Table("passed over at most", ["", "ms", "steps"])
+    table = Table("longest time that a request was not served", ["", "ms", "steps of others"])
     for label, name in (("before the first step", "wait"), ("between two steps", "pause")):
         values = (run.value(f"{name}_max_{unit}") for unit in ("ms", "steps"))
         table.add(label, *map(number, values))
@@ -107,13 +113,15 @@ def _cache(run: Run) -> Table:
     for label, key in (("hits in time", "hits"), ("late hits", "late_hits"), ("misses", "misses")):
         table.add(label, run.text(key), _share(run.value(key) / _positive(run.value("accesses"))))
     table.add("all", run.text("accesses"), "")
+    # Bounds count late hits as hits, and so does this rate. The rows above show them apart,
+    # because a late hit may stall the GPU for almost a whole copy.
     table.add("hits and late hits (expert hit rate)", "", _share(run.value("expert_hit_rate")))
-    table.add("the same, weighed by tokens", "", _share(run.value("token_hit_rate")))
+    table.add("  weighted by tokens (token hit rate)", "", _share(run.value("token_hit_rate")))
     table.add(
-        "distinct experts a layer event", number(run.value("unique_experts_per_event_mean")), ""
+        "distinct experts per layer event", number(run.value("unique_experts_per_event_mean")), ""
     )
-    waves = f"{number(run.value('waves_mean'))} (most {number(run.value('waves_max'))})"
-    table.add("waves a layer event", waves, "")
+    waves = f"{number(run.value('waves_mean'))} (at most {number(run.value('waves_max'))})"
+    table.add("waves per layer event that copies", waves, "")
     return table
 
 
@@ -124,12 +132,13 @@ def _bytes(run: Run) -> Table:
         ("host to GPU", "h2d_bytes"),
         ("  on demand", "demand_bytes"),
         ("  prefetched", "prefetch_bytes"),
-        ("    useful", "prefetch_useful_bytes"),
-        ("    late", "prefetch_late_bytes"),
-        ("    wasted", "prefetch_wasted_bytes"),
-        ("    unused at the end", "prefetch_unused_bytes"),
+        ("    useful (used in time)", "prefetch_useful_bytes"),
+        ("    late (used after a wait)", "prefetch_late_bytes"),
+        ("    wasted (evicted unused)", "prefetch_wasted_bytes"),
+        ("    unused when the run ended", "prefetch_unused_bytes"),
     ):
         table.add(label, _size(run.value(key)), _share(run.value(key) / total))
+    # No share: these copies end before time zero and are not part of `h2d_bytes`.
     table.add("loaded before the start", _size(run.value("load_bytes")), "")
     table.add("GPU to host", _size(run.value("d2h_bytes")), "")
     return table
@@ -142,15 +151,18 @@ def _time(run: Run) -> Table:
     rows += [(f"  {label}", f"stall_{cause}_s") for cause, label in STALL_CAUSES.items()]
     for label, key in [*rows, ("idle, no request", "idle_s")]:
         table.add(label, number(run.value(key)), _share(run.value(key) / makespan))
+    # The links work beside the GPU, so their shares do not add up with those above.
     for label, key in (("host-to-GPU link busy", "h2d"), ("GPU-to-host link busy", "d2h")):
         table.add(label, "", _share(run.value(f"{key}_busy_share")))
     return table
 
 
 def _bounds(run: Run) -> Table:
-    unbound = "; none on the hits of this run, which prefetches" if prefetches(run) else ""
+    # MIN and the infinite cache copy on demand only. A prefetch can turn their misses into hits.
+    exception = "; the hits of this run have none, because it prefetches" if prefetches(run) else ""
     columns = ["", "hits", "late hits", "time in steps (s)", "makespan (s)", "E2E p95 (ms)"]
-    table = Table(f"bounds{unbound}", columns)
+    table = Table(f"bounds{exception}", columns)
+    # The ledger splits time in steps into computing and stalls; the idle time is what is left.
     steps = run.value("busy_s") + run.value("stall_s")
     table.add(
         "this run",
@@ -164,7 +176,7 @@ def _bounds(run: Run) -> Table:
         times = [number(run.value(key)) if key in run.summary else "" for key in keys]
         rate = f"{name}_hit_rate"
         if rate in run.summary and prefetches(run):
-            label += ", hits without prefetch"
+            label += ", hits without prefetching"
         table.add(label, _share(run.value(rate)) if rate in run.summary else "", "", *times)
     return table
 
@@ -194,7 +206,7 @@ def _memory(run: Run) -> Table:
 
 
 def _align_left(table: Table) -> None:
-    """Pad the second column, which is text here, since numbers are set to the right."""
+    """Pad the second column, which is text here: tables align all but the first to the right."""
     from moesim.report.tabular import Cell
 
     width = max(len(row[1].text) for row in table.rows)
@@ -211,5 +223,5 @@ def _size(value: float) -> str:
 
 
 def _positive(value: float) -> float:
-    """`value`, or NaN where a share of it would be undefined."""
+    """Return `value`, or NaN where a share of it would be undefined."""
     return value if value > 0 else float("nan")

@@ -1,5 +1,7 @@
-"""The tables of a comparison: one row a variant, best and worst marked, and what it gains or
-loses against the first variant of the sweep, losses beside wins."""
+"""The tables of a comparison: each variant's means, and its differences to the first variant.
+
+The same rows are written for people (Markdown), for spreadsheets (CSV) and for scripts (JSON).
+"""
 
 from __future__ import annotations
 
@@ -22,20 +24,24 @@ __all__ = ["as_json", "as_markdown", "tables", "write_csvs"]
 
 BOUND: Final = Metric("min_hit_rate", "MIN bound", "% hits", 100)
 NO_BOUND: Final = "no bound"
-"""What stands for MIN in a row that prefetches."""
-NAMED: Final = frozenset({"seed", "num_experts", "num_layers", "cache_slots_per_layer"})
+"""The cell of the MIN bound in a row that prefetches."""
+# These keys describe a run and measure nothing, so a mean over seeds would say nothing.
+_DESCRIPTIVE: Final = frozenset({"seed", "num_experts", "num_layers", "cache_slots_per_layer"})
 
 
 def tables(comparison: Comparison) -> list[Table]:
-    """For each setting the variants' means, then their differences to the first variant."""
-    made = []
+    """Return two tables for each setting: the variants' means, then their differences.
+
+    Differences are to the first variant that does not know the future.
+    """
+    result = []
     for setting in comparison.settings:
         rows = comparison.within(setting)
         mark = comparison.mark(rows)
-        made.append(_means(marked(setting, mark), rows, comparison.headline))
+        result.append(_means(marked(setting, mark), rows, comparison.headline))
         if len(rows) > 1:
-            made.append(_differences(marked(setting, mark), rows))
-    return made
+            result.append(_differences(marked(setting, mark), rows))
+    return result
 
 
 def as_markdown(
@@ -45,8 +51,12 @@ def as_markdown(
     command: str,
     failures: Sequence[str],
 ) -> str:
-    """The comparison as a document: the command, what to know, the tables, the figures."""
-    parts = [f"# {escaped(marked(name, comparison.mark()))}", "Made by", f"```sh\n{command}\n```"]
+    """Return the comparison as Markdown: the command, the notes, the tables, the figures.
+
+    `failures` has one line for each point of the sweep that did not finish.
+    """
+    title = f"# {escaped(marked(name, comparison.mark()))}"
+    parts = [title, "The command of this comparison:", f"```sh\n{command}\n```"]
     parts.append(escaped(comparison.caption(hits=True)))
     if comparison.notes:
         parts.append("\n".join(f"- {escaped(note)}" for note in comparison.notes))
@@ -65,22 +75,26 @@ def as_markdown(
 
 
 LEGEND: Final = (
-    "Throughput counts output tokens. The best mean of a column is **bold**, the worst in "
-    "_italics_; columns that have no better direction by themselves have neither. Variants "
-    f"\\[{FORESEES}] are bounds and not ranked. MIN bounds hits only where nothing is prefetched. "
-    "Differences are to the first variant that is ranked, relative or in percentage points, taken "
-    "seed by seed; neither better nor worse where the 95 % interval includes zero."
+    "Throughput counts output tokens. The best mean of a column is **bold**, the worst is in "
+    "_italics_. A column where neither more nor less is always better has neither. Variants "
+    f"\\[{FORESEES}] are bounds and are not ranked. The MIN bound holds only for variants that "
+    "prefetch nothing. Differences are to the first ranked variant, seed by seed: in percentage "
+    "points for shares, relative otherwise. A difference whose 95 % interval includes zero is "
+    "neither better nor worse."
 )
 
 
 SIGNS: Final = (
-    "▲ best or better, ▼ worst or worse; no sign within the interval, for what has no better "
-    f"direction by itself, and for variants that are no policies [{FORESEES}]"
+    "▲ best or better, ▼ worst or worse; no sign for differences within their interval, for "
+    "columns where neither more nor less is always better, and for variants that are bounds, not "
+    f"policies [{FORESEES}]"
 )
 
 
 def write_csvs(comparison: Comparison, folder: Path) -> None:
-    """Write `compare.csv` (one row a point, seeds averaged) and `runs.csv` (one row a run).
+    """Write `compare.csv` (one row per point, seeds averaged) and `runs.csv` (one row per run).
+
+    The columns are keys of `summary.json`, with its units. An undefined number is an empty field.
 
     Raises:
         OutputError: a file cannot be written.
@@ -92,6 +106,7 @@ def write_csvs(comparison: Comparison, folder: Path) -> None:
     write_csv(
         folder / "compare.csv", columns, (_csv_row(comparison, r, keys) for r in comparison.rows)
     )
+    # Runs of several versions may be compared, so no single summary has all columns.
     scalars = list(
         dict.fromkeys(k for r in comparison.runs for k, v in r.summary.items() if _scalar(v))
     )
@@ -108,7 +123,7 @@ def write_csvs(comparison: Comparison, folder: Path) -> None:
 
 
 def as_json(comparison: Comparison) -> dict[str, Any]:
-    """The table as plain data; null where undefined."""
+    """Return notes and rows as plain data, ready for JSON; undefined numbers are None."""
     keys = _number_keys(comparison.runs)
     return {
         "notes": list(comparison.notes),
@@ -123,9 +138,9 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
                 "runs": [str(run.path) for run in row.runs],
                 "slots_per_layer": _null(row.slots_per_layer),
                 "metrics": {
-                    key: {"mean": _null(made.mean), "half_interval": made.half, "n": made.n}
+                    key: {"mean": _null(value.mean), "half_interval": value.half, "n": value.n}
                     for key in keys
-                    for made in [estimate(run.value(key) for run in row.runs)]
+                    for value in [estimate(run.value(key) for run in row.runs)]
                 },
             }
             for row in comparison.rows
@@ -134,14 +149,15 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
 
 
 def _means(setting: str, rows: Sequence[Row], headline: Sequence[Metric]) -> Table:
+    # Without bounds (`bounds: false`), a column of "undefined" would say nothing.
     bounded = any(not math.isnan(limit(row, HIT_LIMITS[MIN_BOUND])) for row in rows)
     metrics = (*headline, BOUND) if bounded else headline
     table = Table(setting, ["", *(metric.title for metric in metrics)])
     columns = []
     for metric in metrics:
-        made = [_estimate(row, metric) for row in rows]
-        marks = _marks(made, [not row.knows_the_future for row in rows], metric)
-        columns.append([Cell(metric.text(e), mark) for e, mark in zip(made, marks, strict=True)])
+        means = [_estimate(row, metric) for row in rows]
+        marks = _marks(means, [not row.knows_the_future for row in rows], metric)
+        columns.append([Cell(metric.text(e), mark) for e, mark in zip(means, marks, strict=True)])
     for place, row in enumerate(rows):
         cells = [column[place] for column in columns]
         if bounded and row.prefetches:
@@ -157,17 +173,18 @@ def _estimate(row: Row, metric: Metric) -> Estimate:
 
 
 def _marks(estimates: Sequence[Estimate], ranked: Sequence[bool], metric: Metric) -> list[str]:
-    """Which means are best and worst of those that are ranked; none where all are equal."""
-    shown = [one.defined and rank for one, rank in zip(estimates, ranked, strict=True)]
-    known = [one.mean for one, show in zip(estimates, shown, strict=True) if show]
-    if metric.better is None or len(known) < 2 or min(known) == max(known):
+    """Return "best", "worst" or "" for each mean; "" for all where the ranked means are equal."""
+    counted = [e.defined and rank for e, rank in zip(estimates, ranked, strict=True)]
+    means = [e.mean for e, count in zip(estimates, counted, strict=True) if count]
+    if metric.better is None or len(means) < 2 or min(means) == max(means):
         return [""] * len(estimates)
     best, worst = (max, min) if metric.better == "higher" else (min, max)
-    names = {best(known): "best", worst(known): "worst"}
-    return [names.get(e.mean, "") if show else "" for e, show in zip(estimates, shown, strict=True)]
+    names = {best(means): "best", worst(means): "worst"}  # by value, so that ties share a mark
+    return [names.get(e.mean, "") if c else "" for e, c in zip(estimates, counted, strict=True)]
 
 
 def _differences(setting: str, rows: Sequence[Row]) -> Table:
+    # A bound as baseline would show every policy as a loss.
     base = next((row for row in rows if not row.knows_the_future), rows[0])
     title = f"Difference to {base.label}" + (f": {setting}" if setting else "")
     units = ("points" if metric.is_share else "%" for metric in HEADLINE)
@@ -181,28 +198,32 @@ def _differences(setting: str, rows: Sequence[Row]) -> Table:
 
 
 def _difference(row: Row, base: Row, metric: Metric) -> Cell:
-    """For example "+4.2 ± 0.8", worse; paired by seed, so that the workload cancels. Neither
-    better nor worse where the interval includes zero."""
+    """Return a cell like "+4.2 ± 0.8", marked "better" or "worse".
+
+    Runs are paired by seed, so that the workload cancels. There is no mark where the interval
+    includes zero.
+    """
     others = {run.seed: metric.of(run) for run in base.runs}
     pairs = [(metric.of(run), others[run.seed]) for run in row.runs if run.seed in others]
-    made = difference(
+    change = difference(
         [value for value, _ in pairs], [value for _, value in pairs], relative=not metric.is_share
     )
-    if not made.defined:
+    if not change.defined:
         return Cell(UNDEFINED)
-    if made.mean == 0 and not made.half:
+    if change.mean == 0 and not change.half:
         return Cell("same")
-    scale = 1 if metric.is_share else 100
-    half = "" if made.half is None else f" ± {made.half * scale:.1f}"
-    resolved = made.half is None or abs(made.mean) > made.half
+    scale = 1 if metric.is_share else 100  # shares are in percent already
+    half = "" if change.half is None else f" ± {change.half * scale:.1f}"
+    # One seed has no interval. Its difference is exact for that workload, so it is marked.
+    resolved = change.half is None or abs(change.mean) > change.half
     ranked = metric.better is not None and not (row.knows_the_future or base.knows_the_future)
-    better = (made.mean > 0) == (metric.better == "higher")
+    better = (change.mean > 0) == (metric.better == "higher")
     mark = ("better" if better else "worse") if resolved and ranked else ""
-    return Cell(f"{made.mean * scale:+.1f}{half}", mark)
+    return Cell(f"{change.mean * scale:+.1f}{half}", mark)
 
 
 def _csv_row(comparison: Comparison, row: Row, keys: Iterable[str]) -> list[Any]:
-    made = [estimate(run.value(key) for run in row.runs) for key in keys]
+    estimates = [estimate(run.value(key) for run in row.runs) for key in keys]
     return [
         row.variant,
         row.setting,
@@ -213,13 +234,13 @@ def _csv_row(comparison: Comparison, row: Row, keys: Iterable[str]) -> list[Any]
         row.slots_per_layer / row.mean("num_experts"),
         len(row.runs),
         " ".join(map(str, row.seeds)),
-        *(value for one in made for value in (one.mean, one.half)),
+        *(value for e in estimates for value in (e.mean, e.half)),
     ]
 
 
 def _number_keys(runs: Sequence[Run]) -> list[str]:
-    """Keys of the summaries that hold a number in some run, in the summary's order."""
-    keys = dict.fromkeys(key for run in runs for key in run.summary if key not in NAMED)
+    """Return the keys that hold a number in any run's summary, in the summary's order."""
+    keys = dict.fromkeys(key for run in runs for key in run.summary if key not in _DESCRIPTIVE)
     return [key for key in keys if any(not math.isnan(run.value(key)) for run in runs)]
 
 
@@ -232,6 +253,7 @@ def _null(value: float) -> float | None:
 
 
 def _relative(path: Path, folder: Path) -> str:
+    # Relative, so that a comparison and its runs can be moved together.
     try:
         return path.resolve().relative_to(folder.resolve()).as_posix()
     except ValueError:

@@ -1,4 +1,4 @@
-"""A table of text, and its three forms: for a terminal, for a pipe, and as Markdown."""
+"""A table of text in three forms: in colour for a terminal, plain for a pipe, and Markdown."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ _COLORS: Final = {"best": "green", "better": "green", "worst": "red", "worse": "
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """A text, and how it does: "best" or "worst" of a column, "better" or "worse" than the
-    baseline, or nothing of that."""
+    """A text and its mark: "best" or "worst" of a column, "better" or "worse" than the baseline,
+    or ""."""
 
     text: str
     mark: str = ""
@@ -33,12 +33,12 @@ class Table:
     rows: list[list[Cell]] = field(default_factory=list)
 
     def add(self, *cells: str | Cell) -> None:
-        """Add one row, a cell a column."""
+        """Add one row, with a cell for each column."""
         self.rows.append([cell if isinstance(cell, Cell) else Cell(cell) for cell in cells])
 
 
 def plain(table: Table) -> str:
-    """Aligned text without any markup; ▲ marks what is best or better, ▼ what is worst or worse."""
+    """Return aligned text without markup; ▲ marks best or better, ▼ worst or worse."""
     body = [[_marked(cell) for cell in row] for row in table.rows]
     lines = [list(table.columns), *body] if any(table.columns) else body
     count = max(map(len, lines), default=0)
@@ -54,7 +54,7 @@ def plain(table: Table) -> str:
 
 
 def markdown(table: Table) -> str:
-    """A Markdown table; the best is bold, the worst in italics, better and worse are words."""
+    """Return a Markdown table: the best bold, the worst in italics, better and worse as words."""
     lines = [f"### {escaped(table.title)}", ""] if table.title else []
     lines.append("| " + " | ".join(map(escaped, table.columns)) + " |")
     lines.append("|" + "|".join(["---", *["--:"] * (len(table.columns) - 1)]) + "|")
@@ -66,8 +66,9 @@ def markdown(table: Table) -> str:
 
 
 def write_tables(tables: Iterable[Table], stream: TextIO | None = None) -> None:
-    """Write tables to a stream (standard output): in colour on a terminal, plain elsewhere."""
+    """Write tables to a stream (default: standard output), in colour on a terminal."""
     stream = stream or sys.stdout
+    # Plain lines are easy to `grep`, and need no import of `rich`, which is slow.
     if not stream.isatty():
         stream.write("\n\n".join(map(plain, tables)) + "\n")
         return
@@ -78,18 +79,19 @@ def write_tables(tables: Iterable[Table], stream: TextIO | None = None) -> None:
 
     console = Console(file=stream)
     for table in tables:
+        # `Text`, not a string: names may hold brackets, which `rich` reads as markup.
         if not table.rows:
             console.print(Text(table.title, "bold"), end="\n\n")
             continue
-        made = RichTable(
+        drawn = RichTable(
             title=Text(table.title, "bold"), title_justify="left", box=box.SIMPLE_HEAD,
             show_header=any(table.columns), pad_edge=False, collapse_padding=True,
         )  # fmt: skip
         for place, column in enumerate(table.columns):
-            made.add_column(Text(column), justify="right" if place else "left")
+            drawn.add_column(Text(column), justify="right" if place else "left")
         for row in table.rows:
-            made.add_row(*(Text(_marked(cell), _COLORS.get(cell.mark, "")) for cell in row))
-        console.print(made)
+            drawn.add_row(*(Text(_marked(cell), _COLORS.get(cell.mark, "")) for cell in row))
+        console.print(drawn)
 
 
 def _marked(cell: Cell) -> str:
@@ -97,5 +99,6 @@ def _marked(cell: Cell) -> str:
 
 
 def escaped(text: str) -> str:
-    """A text that Markdown shows as it is, on one line; underscores inside words need no help."""
+    """Return a text that Markdown shows as it is, on one line."""
+    # Underscores inside words are no markup, and escaping them would make names hard to read.
     return _MARKUP.sub(r"\\\g<0>", text.replace("\n", " "))

@@ -1,7 +1,7 @@
-"""What a validation came to: tables, and figures of the simulated against the measured times.
+"""The report of a validation: tables and figures of simulated against measured times.
 
-Reads the folder that `moesim validate` writes (`summary.json` and the tables beside it), so that
-it can be drawn again without a machine to measure on.
+It reads the folder that `moesim validate` writes, `summary.json` and the Parquet tables. So it can
+be made again without a machine to measure on.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ TABLES: Final = ("steps", "events", "requests", "runs")
 DECODE: Final = ("decode only", "#0072B2", "o")
 PREFILL: Final = ("with prompt tokens", "#D55E00", "s")
 EVENTS: Final = ("layer events", "#009E73", "v")
-BAND_PCT: Final = 5.0
+BAND_PCT: Final = 5.0  # the error that docs/validation.md sets as the goal of a median
 MOST_POINTS: Final = 3000
 DURATIONS: Final = {
     "step_time": "step",
@@ -56,7 +56,7 @@ Columns = Mapping[str, "NDArray[Any]"]
 
 @dataclass(frozen=True, slots=True)
 class Validated:
-    """The folder of one validation: its summary, and its tables as columns."""
+    """The folder of one validation: its summary, and its tables by name, as arrays by column."""
 
     path: Path
     summary: Mapping[str, Any]
@@ -64,10 +64,10 @@ class Validated:
 
 
 def load_validation(folder: str | Path) -> Validated:
-    """Read a validation back.
+    """Read the folder of a validation.
 
     Raises:
-        UsageError: `folder` is none.
+        UsageError: `folder` is not the folder of a validation.
     """
     import numpy as np
 
@@ -81,14 +81,21 @@ def load_validation(folder: str | Path) -> Validated:
             }
             for name in TABLES
         }
-        summary["executor_spread_pct"]
+        summary["executor_spread_pct"]  # runs have a summary, too, but without this key
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{folder} is not the folder of a validation: {error}") from None
     return Validated(folder, summary, tables)
 
 
 def validation_tables(summary: Mapping[str, Any]) -> list[Table]:
-    """Errors by what was timed, then what they stand beside."""
+    """Return the errors of each kind of duration, then what helps to judge them.
+
+    Times are in ms. Errors are (simulated - real) ÷ real, in %.
+    """
+    return [_errors(summary), _context(summary)]
+
+
+def _errors(summary: Mapping[str, Any]) -> Table:
     errors = Table(
         marked("simulated against real", _mark(summary)),
         ["", "rows", "real (ms)", "simulated (ms)", "bias (%)", "|error| (%)", "|error| p90 (%)"],
@@ -112,30 +119,40 @@ def validation_tables(summary: Mapping[str, Any]) -> list[Table]:
         _shown(summary["total_time_error_pct"]),
         "",
     )
-    beside = Table("beside it")
+    return errors
+
+
+def _context(summary: Mapping[str, Any]) -> Table:
+    context = Table("to judge the errors")
     spread = summary["executor_spread_pct"]
-    untestable = "" if summary["testable"] else ": too wide, this workload is untestable here"
-    runs = f"{summary['runs']} runs" if summary["runs"] > 1 else "a single run says nothing"
-    beside.add("decisions", "equal" if summary["decisions_equal"] else "DIFFERENT")
-    beside.add("executor's spread", f"{spread:.1f} % of the whole ({runs}){untestable}")
-    beside.add(
+    # An error below the machine's own spread cannot be told from noise.
+    untestable = (
+        "" if summary["testable"] else ": too wide, so this workload is untestable on this machine"
+    )
+    runs = (
+        f"{summary['runs']} runs" if summary["runs"] > 1 else "one run has no spread; use --runs 5"
+    )
+    context.add("decisions", "equal" if summary["decisions_equal"] else "DIFFERENT")
+    context.add("executor's spread", f"{spread:.1f} % of the whole ({runs}){untestable}")
+    context.add(
         "time in steps",
         f"{summary['compute_share']:.0%} computing, {summary['stall_share']:.0%} stalled "
         f"(simulated: {summary['simulated_stall_share']:.0%} stalled)",
     )
-    beside.add(
+    # Equal decisions may still give other late hits: they depend on when a copy ends.
+    context.add(
         "late hits",
         f"{_shown(summary['late_hits'])} real, {summary['simulated_late_hits']} simulated "
-        "(a matter of time, not of decisions)",
+        "(they depend on times, not on decisions)",
     )
-    return [errors, beside]
+    return context
 
 
 def plots_for_validation(folder: str | Path) -> Path:
-    """Draw `predicted_measured` and `residuals` into the folder's `plots`, which is returned.
+    """Draw `predicted_measured` and `residuals` into the folder's `plots`, and return that path.
 
     Raises:
-        UsageError: `folder` is no validation.
+        UsageError: `folder` is not the folder of a validation.
         OutputError: the plots cannot be written.
     """
     validated = load_validation(folder)
@@ -145,12 +162,12 @@ def plots_for_validation(folder: str | Path) -> Path:
 
 
 def predicted_measured(validated: Validated) -> Chart:
-    """Simulated against real durations, with the line on which they are equal."""
+    """Draw simulated against real durations, with the line on which they are equal."""
     chart = grid(
         "predicted_measured",
         "Simulated against measured times",
-        f"Every step, layer event and request: simulated against real duration (median over the "
-        f"runs; the bars reach from p10 to p90). On the dashed line both are equal, the band is "
+        f"Simulated against real duration of every step, layer event and request (median over the "
+        f"runs; bars: p10 to p90). On the dashed line both are equal; the band is "
         f"±{BAND_PCT:g} %. {_caption(validated.summary)}",
         ("panel", "group", "real_ns", "real_p10_ns", "real_p90_ns", "simulated_ns"),
         shape=(1, 3),
@@ -175,13 +192,13 @@ def predicted_measured(validated: Validated) -> Chart:
 
 
 def residuals(validated: Validated) -> Chart:
-    """Signed errors of steps and layer events against batch size and misses."""
+    """Draw the signed errors of steps and layer events against batch size and misses."""
     chart = grid(
         "residuals",
         "Errors by batch size and by misses",
         f"Error of the simulated time, (simulated - real) ÷ real, of every step (above) and layer "
-        f"event (below) by its tokens and by its misses; the black line joins medians of groups. "
-        f"Above zero the simulator is too slow; the band is ±{BAND_PCT:g} %. "
+        f"event (below), by its tokens (left) and misses (right). The black line joins medians of "
+        f"groups. Above zero the simulated time is too long; the band is ±{BAND_PCT:g} %. "
         f"{_caption(validated.summary)}",
         ("panel", "by", "value", "error_pct"),
         shape=(2, 2),
@@ -202,7 +219,7 @@ def residuals(validated: Validated) -> Chart:
             axes.set_title("Steps" if name == "steps" else "Layer events")
             _errors_by(chart, axes, f"{name} by {key}", (table, key), (decoding, others), chosen)
             axes.set_xlabel(f"{key} of the {'step' if name == 'steps' else 'layer event'}")
-        _reach(row[0], table["error_pct"])
+        _center_on_zero(row[0], table["error_pct"])
         row[0].set_ylabel("error (%)")
     shared_legend(chart, wide=True)
     return chart
@@ -223,11 +240,12 @@ def _against(chart: Chart, axes: Axes, panel: str, groups: list[Any]) -> None:
     for (label, color, marker), table, chosen in groups:
         if not chosen.any():
             continue
-        some = np.flatnonzero(chosen)[_thinned(int(chosen.sum()))]
+        drawn = np.flatnonzero(chosen)[_thinned(int(chosen.sum()))]
         real, low, high, simulated = (
-            table[name][some] / scale
+            table[name][drawn] / scale
             for name in ("real_ns", "real_p10_ns", "real_p90_ns", "simulated_ns")
         )
+        # Rasterized, since thousands of points as shapes would make SVG files slow to show.
         axes.hlines(simulated, low, high, color=color, alpha=0.25, linewidth=0.6, rasterized=True)
         axes.plot(real, simulated, marker, color=color, markersize=2.6, alpha=0.55,
                   markeredgewidth=0, label=label, rasterized=True)  # fmt: skip
@@ -244,10 +262,11 @@ def _against(chart: Chart, axes: Axes, panel: str, groups: list[Any]) -> None:
 
 
 def _square(axes: Axes, low: float, high: float) -> None:
-    """The same axis both ways; logarithmic where the values are far apart."""
+    """Give both axes the same range and scale; logarithmic if the values are far apart."""
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
     far = high > 8 * low
+    # Over few decades, ticks at powers of ten alone would leave an axis with one number.
     subs = (1.0, 2.0, 5.0) if high < 100 * low else (1.0,)
     for axis in (axes.xaxis, axes.yaxis):
         if far:
@@ -279,33 +298,37 @@ def _errors_by(
     axes.axhspan(-BAND_PCT, BAND_PCT, color="#000000", alpha=0.08, linewidth=0)
     axes.axhline(0, color="black", linewidth=0.9, linestyle=(0, (4, 2)))
     for (label, color, marker), member in ((DECODE, decoding), (others, ~decoding)):
-        some = chosen[member[chosen] & np.isfinite(errors[chosen])]
-        if not len(some):
+        drawn = chosen[member[chosen] & np.isfinite(errors[chosen])]
+        if not len(drawn):
             continue
-        axes.plot(values[some], errors[some], marker, color=color, markersize=2.6, alpha=0.45,
+        axes.plot(values[drawn], errors[drawn], marker, color=color, markersize=2.6, alpha=0.45,
                   markeredgewidth=0, label=label, rasterized=True)  # fmt: skip
-        for place in some.tolist():
+        for place in drawn.tolist():
             chart.record(panel, label, float(values[place]), float(errors[place]))
-    known = np.isfinite(errors)
-    if not known.any():
+    finite = np.isfinite(errors)
+    if not finite.any():
         mark_undefined(axes, "nothing was timed")
         return
-    middle = _medians(values[known], errors[known])
+    # Of all rows, not only of those drawn.
+    middle = _medians(values[finite], errors[finite])
     axes.plot(*middle, color="black", linewidth=1.1, marker=".", markersize=4, label="median")
 
 
-def _reach(axes: Axes, errors: Floats) -> None:
-    """As far up as down, so that the sign shows; the most extreme few may lie outside."""
+def _center_on_zero(axes: Axes, errors: Floats) -> None:
+    """Let the axis reach as far up as down, so that the sign shows; 1 % may lie outside."""
     import numpy as np
 
-    known = errors[np.isfinite(errors)]
-    if len(known):
-        reach = 1.15 * max(*np.abs(np.percentile(known, (0.5, 99.5))), BAND_PCT)
+    finite = errors[np.isfinite(errors)]
+    if len(finite):
+        reach = 1.15 * max(*np.abs(np.percentile(finite, (0.5, 99.5))), BAND_PCT)
         axes.set_ylim(-reach, reach)
 
 
 def _medians(values: Floats, errors: Floats) -> tuple[list[float], list[float]]:
-    """Medians of the errors over groups of equal value, or of as many groups as are legible."""
+    """Return the median value and error of each group of `values`.
+
+    Groups are of equal value, or at most 13 of about equal size.
+    """
     import numpy as np
 
     edges = np.unique(values)
@@ -320,7 +343,7 @@ def _medians(values: Floats, errors: Floats) -> tuple[list[float], list[float]]:
 
 
 def _thinned(count: int) -> NDArray[np.int64]:
-    """Places of at most some thousand rows, evenly spread."""
+    """Return the places of at most `MOST_POINTS` of `count` rows, evenly spread."""
     import numpy as np
 
     return np.unique(np.linspace(0, count - 1, min(count, MOST_POINTS)).astype(np.int64))
@@ -332,9 +355,9 @@ def _mark(summary: Mapping[str, Any]) -> str:
 
 def _caption(summary: Mapping[str, Any]) -> str:
     mark = _mark(summary)
-    beware = f"{mark.upper()}. " if mark else ""
+    warning = f"{mark.upper()}. " if mark else ""
     return (
-        f"{beware}{summary['name']} on {summary['device']}: {summary['runs']} runs, their spread "
+        f"{warning}{summary['name']} on {summary['device']}: {summary['runs']} runs, their spread "
         f"{summary['executor_spread_pct']:.1f} % of the whole."
     )
 

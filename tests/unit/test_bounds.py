@@ -358,13 +358,13 @@ def test_the_reason_gives_the_time_now_and_with_each_remedy() -> None:
     then = {"policy": 1_010_000_000, "memory": 1_000_000_000, "link": 358_541_540}
     assert verdict(1_100_000_000, then) == (
         "link",
-        "copies that take no time would take the time in steps from 1.10 s to 0.359 s (-67%); "
+        "copies that take no time would cut the time in steps from 1.10 s to 0.359 s (-67%); "
         "MIN's evictions: 1.01 s (-8%); a slot for every expert (filled at first use): "
         "1.00 s (-9%)",
     )
     then = {"policy": 1_630 * 10**9, "memory": 129 * 10**9, "link": 1_600 * 10**9}
     assert verdict(1_632 * 10**9, then)[1] == (
-        "a slot for every expert (filled at first use) would take the time in steps from 1,632 s "
+        "a slot for every expert (filled at first use) would cut the time in steps from 1,632 s "
         "to 129 s (-92%); MIN's evictions: 1,630 s (-0%); copies that take no time: 1,600 s (-2%)"
     )
     assert verdict(100, {"policy": 110, "memory": 95, "link": 92})[1] == (

@@ -207,12 +207,10 @@ def test_every_caption_and_comparison_says_what_was_not_done(tmp_path: Path) -> 
         run({**base, "workload": {"requests": requests}}, out=tmp_path / name)
     runs = [load_run(tmp_path / name) for name in ("as asked", "repeated")]
     captions = [run_caption(one) for one in runs]
-    assert "Not as asked" not in captions[0]
-    assert captions[1].endswith("Not as asked: requests repeat those of the trace.")
+    assert "Caveats" not in captions[0]
+    assert captions[1].endswith("Caveats: requests repeat those of the trace.")
     both = compare_runs(runs)
-    assert both.caption().endswith(
-        "Not as asked: requests repeat those of the trace (1 of 2 runs)."
-    )
+    assert both.caption().endswith("Caveats: requests repeat those of the trace (1 of 2 runs).")
     assert any("9 requests repeat the 4" in note for note in both.notes)
 
 

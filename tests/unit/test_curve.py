@@ -327,7 +327,8 @@ def test_a_static_placement_may_learn_from_another_trace(tmp_path: Path) -> None
     with pytest.raises(TraceError, match="no such trace folder"):
         curve(trace, [("static", {"profile": str(tmp_path / "nowhere")})])
     tiny_trace(num_experts=6, probabilities=None).save(tmp_path / "wider")
-    with pytest.raises(UsageError, match=r"wider' has 2 layers of 6 experts.*other ones: \(2, 5\)"):
+    other = r"wider' has 2 layers of 6 experts, but the trace has 2 layers of 5"
+    with pytest.raises(UsageError, match=other):
         curve(trace, [("static", {"profile": str(tmp_path / "wider")})])
 
 

@@ -250,7 +250,7 @@ def test_charts_hold_what_was_measured(rng: np.random.Generator) -> None:
     assert f"28 most frequent of {len(pair.before.states)} states of layer 1" in heat.caption
     assert len(heat.rows) == 2 * 28 * 28
     assert [row[:3] for row in lines.rows] == [(0, 1, 400), (1, 2, 400)]
-    assert lines.figure.axes[0].get_ylabel().endswith("(bits a token)")
+    assert lines.figure.axes[0].get_ylabel().endswith("(bits per token)")
 
 
 def test_the_command_prints_a_table_and_writes_figures(

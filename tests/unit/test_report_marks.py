@@ -286,7 +286,7 @@ def test_min_bounds_hits_only_where_nothing_is_prefetched(tmp_path: Path) -> Non
     assert bounds == {"no prefetch"}
     assert together == {"predicted prefetch": 90}
     (title,) = (t.title for t in summary_tables(fetched) if t.title.startswith("bounds"))
-    assert title == "bounds; none on the hits of this run, which prefetches"
+    assert title == "bounds; the hits of this run have none, because it prefetches"
     (title,) = (t.title for t in summary_tables(demand) if t.title.startswith("bounds"))
     assert title == "bounds"
 
