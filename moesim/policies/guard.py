@@ -136,9 +136,9 @@ def _pairs(answer: Any) -> list[tuple[Candidate, int]]:
             )
         request, tokens = pair
         if not isinstance(request, Candidate):
-            raise WrongType(f"plans {_shown(request)}; it must be a request of the queue")
+            raise WrongType(f"plans {_shown(request)}, which is not in the queue")
         if type(tokens) is not int:
-            raise WrongType(f"plans {_shown(tokens)} as a number of tokens, which must be an int")
+            raise WrongType(f"plans {_shown(tokens)}; the whole number of tokens must be an int")
     return [(request, tokens) for request, tokens in answer]
 
 
