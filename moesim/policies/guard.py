@@ -80,7 +80,7 @@ def without_foresight(policy: type[Eviction], context: CacheContext) -> CacheCon
 def _without_hindsight(
     policy: type[Eviction], popularity: Callable[[Any], Mapping[Key, int]] | None
 ) -> Callable[[Any], Mapping[Key, int]] | None:
-    """Return `popularity`, refusing counts of the replayed trace, which tell of the future."""
+    """Return `popularity`, refusing counts of the replayed trace: they depend on the future."""
     if popularity is None:
         return None
 

@@ -129,7 +129,7 @@ def names(family: str) -> list[str]:
 def find(family: str, name: str) -> type[Any]:
     """Return the class registered under a name or alias (`-` and `_` are the same).
 
-    Raises `UsageError` with similar names if there is none.
+    Raise `UsageError` with similar names if there is none.
     """
     _check_family(family)
     _load_all()

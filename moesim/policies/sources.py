@@ -44,7 +44,7 @@ def note_loaded(policy: type) -> None:
 def source_hash(policy: type) -> str:
     """Return the SHA-256 of all code that a policy of another package is made from.
 
-    Raises `UsageError` if a file has changed since the policy was loaded from it. The hash would
+    Raise `UsageError` if a file has changed since the policy was loaded from it. The hash would
     then describe other code than the code that runs.
     """
     for file, before in _loaded.get(policy, {}).items():

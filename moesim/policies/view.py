@@ -57,7 +57,7 @@ class View:
     def exact(self, depth: int) -> Sequence[Key]:
         """Return the keys that layer + `depth` will want.
 
-        Empty past the last layer known. Raises `PolicyViolation` where the router does not reveal
+        Empty past the last layer known. Raise `PolicyViolation` where the router does not reveal
         that layer yet.
         """
         return ()

@@ -63,7 +63,7 @@ class CsvError(ValueError):
 def read_arrivals(path: Path, form: str, limit: int | None) -> list[Arrival]:
     """Return the first `limit` arrivals of a file, or all if it is None.
 
-    `form` is a key of `COLUMNS`. Raises `CsvError` for the first wrong line.
+    `form` is a key of `COLUMNS`. Raise `CsvError` for the first wrong line.
     """
     try:
         # "-sig", because spreadsheets write a byte order mark in front of the header.

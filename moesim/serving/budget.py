@@ -61,20 +61,13 @@ def plan_budget(
         vram_bytes: memory of the GPU, used where `memory.capacity` is not set.
         kv_tokens: the most KV entries that each request will hold.
 
-    Raises `BudgetError` with all numbers if the parts exceed the memory.
+    Raise `BudgetError` with all numbers if the parts exceed the memory.
     """
     memory = scenario.memory
     capacity = memory.capacity if memory.capacity is not None else vram_bytes
     expert = shape.expert_bytes
     block = memory.kv_block_tokens * shape.kv_bytes_per_token
-    activations = (
-        memory.activations if memory.activations is not None else _activations(scenario, shape)
-    )
-    parts = {
-        "fixed weights": shape.fixed_bytes,
-        "activations": activations,
-        f"{memory.staging} staging buffers": memory.staging * expert,
-    }
+    parts = _fixed_parts(scenario, shape)
     left = capacity - sum(parts.values())
     longest = max(-(-tokens // memory.kv_block_tokens) for tokens in kv_tokens)
     slots = _slots(scenario, shape)
@@ -103,11 +96,12 @@ def plan_budget(
     shortest = min(-(-tokens // memory.kv_block_tokens) for tokens in kv_tokens)
     if blocks == 0 or blocks < shortest:
         raise shortage.error("leave too few KV blocks for any request")
+    weights_bytes, activations_bytes, staging_bytes = parts.values()
     return Budget(
         capacity_bytes=capacity,
-        fixed_bytes=shape.fixed_bytes,
-        activations_bytes=activations,
-        staging_bytes=memory.staging * expert,
+        fixed_bytes=weights_bytes,
+        activations_bytes=activations_bytes,
+        staging_bytes=staging_bytes,
         slots=slots,
         slots_bytes=slots * expert,
         kv_blocks=blocks,
@@ -122,6 +116,19 @@ def split_slots(total: int, num_layers: int, num_experts: int) -> list[int]:
     """
     each, more = divmod(total, num_layers)
     return [min(num_experts, each + (layer < more)) for layer in range(num_layers)]
+
+
+def _fixed_parts(scenario: Scenario, shape: ModelShape) -> dict[str, int]:
+    """Return the bytes of weights, activations and staging buffers, by the names in messages."""
+    memory = scenario.memory
+    activations = memory.activations
+    if activations is None:
+        activations = _activations(scenario, shape)
+    return {
+        "fixed weights": shape.fixed_bytes,
+        "activations": activations,
+        f"{memory.staging} staging buffers": memory.staging * shape.expert_bytes,
+    }
 
 
 def _activations(scenario: Scenario, shape: ModelShape) -> int:

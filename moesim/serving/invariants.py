@@ -40,7 +40,7 @@ def check_lanes(ledger: Ledger, now_ns: int) -> None:
     """Check the rules of virtual time, in which work takes exactly as long as its price says.
 
     No lane is busy for longer than the time that passed, and the GPU idles only for a known cause.
-    Raises `InvariantError`.
+    Raise `InvariantError` otherwise.
     """
     for lane, busy_ns in ledger.busy_ns.items():
         if busy_ns > now_ns:

@@ -345,7 +345,7 @@ class Ledger:
         for sizes, keys in self._packed:
             layers = keys // self.num_experts
             accesses += np.bincount(layers, minlength=self.num_layers)
-            # The last key of an event tells its layer; an empty union belongs to none.
+            # The layer of an event is that of its last key; an empty union has none.
             lasts = np.cumsum(sizes)[sizes > 0] - 1
             events += np.bincount(layers[lasts], minlength=self.num_layers)
         return events, accesses

@@ -115,7 +115,7 @@ class ExpertCache:
     def audit(self) -> None:
         """Check that the policy's book equals the residency, and that no slot is lost.
 
-        Raises `PolicyViolation` or `InvariantError` otherwise.
+        Raise `PolicyViolation` or `InvariantError` otherwise.
         """
         if self.policy.book.keys() != self.slots.keys():
             wrong = self.policy.book.keys() ^ self.slots.keys()
@@ -166,7 +166,7 @@ class ExpertCache:
         """Decide one layer event that begins on idle lanes, with no copy under way.
 
         Decisions are those of `event`, but nothing is issued. Without copies under way a slot is
-        either free or read by this event, so no tickets are needed to tell what a copy waits for.
+        either free or read by this event, so what a copy waits for follows without tickets.
         `union` and `tokens` are the view's.
         """
         slots = self.slots

@@ -259,7 +259,7 @@ class TraceRouting:
     def _keys(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Return the keys of rows, of shape [rows, layers, top_k], -1 where a place is unused.
 
-        Raises `TraceError` for ids out of range.
+        Raise `TraceError` for ids out of range.
         """
         # The marker of unused places is larger than every id, so one maximum finds both cases.
         ids_BLK: Any = self._ids[rows]

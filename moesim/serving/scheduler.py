@@ -20,7 +20,7 @@ from moesim.policies.view import Key
 from moesim.serving.kv import BlockPool
 from moesim.serving.request import Request
 
-_NOT_QUEUED = "is asked about but not queued; pass a candidate of the queue"
+_NOT_QUEUED = "is not queued, so nothing is known of it; pass a candidate of the queue"
 
 Batch = list[tuple[Request, int]]
 """Requests of a step, each with the number of its tokens that are computed."""
@@ -110,7 +110,7 @@ class Scheduler:
     def close(self) -> None:
         """Check that the queue is empty, when no request will arrive and no step was formed.
 
-        Raises `PolicyViolation` otherwise: only a policy that is not `ready` can leave requests.
+        Raise `PolicyViolation` otherwise: only a policy that is not `ready` can leave requests.
         """
         if left := len(self.waiting) + len(self.running):
             self._refuse(
@@ -188,7 +188,7 @@ class Scheduler:
         most = request.tokens_wanted
         if not 0 <= tokens <= most:
             self._refuse(
-                candidate, f"is asked for the experts of {tokens} tokens; {most} exist so far"
+                candidate, f"is queried for experts of {tokens} tokens; {most} exist so far"
             )
         return self._revealed_experts(request, tokens)
 

@@ -98,7 +98,7 @@ class Server:
     def run(self) -> Wait:
         """Serve all requests. Use it as `yield from server.run()`, or pass it to a machine.
 
-        Raises `PolicyViolation` or `InvariantError` if a policy or moesim breaks a rule.
+        Raise `PolicyViolation` or `InvariantError` if a policy or moesim breaks a rule.
         """
         machine = self.machine
         while True:
@@ -155,7 +155,7 @@ class Server:
             steps.append(step)
             for request in step.finished:
                 scheduler.finish(request)
-            # A request may arrive during this step and belong into the next one.
+            # A request may arrive during this step and belong to the next one.
             if self._next_arrival < len(self.requests):
                 break
         return steps
@@ -200,7 +200,7 @@ class Server:
         """Return the rows queued behind a step: of running requests, then of waiting ones.
 
         Tokens that this step samples have no row, because they are not known yet. A static router
-        needs none of them: one row tells the keys of all rows of its request.
+        needs none of them: one row has the keys of all rows of its request.
         """
         scheduler = self.scheduler
         if self._knowledge.future_tokens:

@@ -61,7 +61,7 @@ class _StepSums:
     def check(self) -> None:
         """Check that the clock never goes back, and that steps last as long as work and stalls.
 
-        Raises `InvariantError`.
+        Raise `InvariantError` otherwise.
         """
         backwards = np.flatnonzero(self.start_S[1:] < self.finish_S[:-1])
         if backwards.size:
@@ -82,7 +82,7 @@ class _StepSums:
 def add_steps(ledger: Ledger, log: Sequence[LoggedStep]) -> None:
     """Add logged steps to the ledger's counters and rows.
 
-    Raises `InvariantError` if their times are impossible.
+    Raise `InvariantError` if their times are impossible.
     """
     sums = _StepSums(log)
     sums.check()

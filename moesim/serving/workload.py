@@ -46,7 +46,7 @@ class Arrivals:
 def build_workload(scenario: Scenario, trace: Trace) -> list[Request]:
     """Return the requests of a scenario in order of arrival.
 
-    Raises `ScenarioError` for a workload that the trace cannot supply.
+    Raise `ScenarioError` for a workload that the trace cannot supply.
     """
     plan = scenario.workload
     pool = drawn_from(scenario, trace)
@@ -90,7 +90,7 @@ def build_workload(scenario: Scenario, trace: Trace) -> list[Request]:
 def drawn_from(scenario: Scenario, trace: Trace) -> Ints:
     """Return the indices of the trace's requests that the workload may draw.
 
-    Raises `ScenarioError` if there are none, or if domains or prompt rows are missing.
+    Raise `ScenarioError` if there are none, or if domains or prompt rows are missing.
     """
     check_prefill(scenario, trace)
     check_domains(scenario, trace)

@@ -34,7 +34,7 @@ class LookAhead(Ranked):
         for place, key in enumerate(view.union):
             self._used[key] = self._clock + place
         self._clock += len(view.union)
-        self._view = view  # `victim` gets none, and the server moves this one on
+        self._view = view  # for `victim`, which gets no view; the server updates this one
         self._rank({*self.book, *view.union})
 
     def victim(self, protected: Collection[Key]) -> Key | None:

@@ -40,7 +40,7 @@ class Random(Eviction):
     def _draw(self, pool: list[Key], count: int) -> list[Key]:
         if count >= len(pool):
             return pool
-        if count == 1:  # one draw is much cheaper than a permutation
+        if count == 1:  # a single draw is much cheaper than a permutation
             return [pool[int(self._rng.integers(len(pool)))]]
         return [pool[i] for i in self._rng.permutation(len(pool))[:count].tolist()]
 
