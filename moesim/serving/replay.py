@@ -14,10 +14,10 @@ from typing import Any
 from moesim.errors import UsageError
 from moesim.policies.batching.base import Batching, Queue, StepPlan
 
-__all__ = ["Ask", "Noted", "Replay"]
+__all__ = ["PlanRecord", "PlanRecorder", "Replay"]
 
 # One plan of a batching policy: (request index, its rows computed so far, its tokens) of each.
-Ask = tuple[tuple[int, int, int], ...]
+PlanRecord = tuple[tuple[int, int, int], ...]
 
 
 class Replay(Batching):
@@ -29,7 +29,7 @@ class Replay(Batching):
 
     name = "replay"
 
-    def __init__(self, script: Sequence[Ask]) -> None:
+    def __init__(self, script: Sequence[PlanRecord]) -> None:
         super().__init__()
         self._script = script
         self._next = 0
@@ -56,7 +56,7 @@ class Replay(Batching):
                 )
         return [(present[index], tokens) for index, _, tokens in planned]
 
-    def _current(self) -> Ask:
+    def _current(self) -> PlanRecord:
         """Return the plan to be repeated next."""
         if self._next >= len(self._script):
             raise UsageError(
@@ -66,21 +66,21 @@ class Replay(Batching):
         return self._script[self._next]
 
 
-class Noted(Batching):
-    """A batching policy that plans as another one and appends each plan to `asks`."""
+class PlanRecorder(Batching):
+    """A batching policy that plans as another one and appends each plan to `plans`."""
 
-    def __init__(self, policy: Batching, asks: list[Ask]) -> None:
+    def __init__(self, policy: Batching, plans: list[PlanRecord]) -> None:
         super().__init__(policy.options)
         self.name = policy.name  # type: ignore[misc]
         self.clairvoyant = policy.clairvoyant  # type: ignore[misc]
         # On the instance, because the scheduler does not call a `ready` of the class `Batching`.
         self.ready = policy.ready  # type: ignore[method-assign]
         self._policy = policy
-        self._asks = asks
+        self._plans = plans
 
     def plan(self, queue: Queue) -> StepPlan:
         plan = self._policy.plan(queue)
-        self._asks.append(
+        self._plans.append(
             tuple((request.index, request.position, tokens) for request, tokens in plan)
         )
         return plan
