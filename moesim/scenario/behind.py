@@ -11,7 +11,7 @@ from moesim.config.yaml_document import Document, KeyPath
 from moesim.errors import ScenarioError
 from moesim.hardware.hardware import hardware_names
 from moesim.scenario.scenario import Scenario
-from moesim.scenario.sweep import expand_sweep, vary
+from moesim.scenario.sweep import expand_sweep, oversize, vary
 
 if TYPE_CHECKING:
     from moesim.trace import Trace
@@ -37,6 +37,9 @@ def mistakes_behind(document: Document, base_dir: Path) -> list[str]:
         expand_sweep(scenario)
     except ScenarioError as error:
         mistakes += error.problems
+    if oversize(scenario):
+        # Trying every value would take as long as the refused sweep: check the scenario alone.
+        scenario = scenario.model_copy(update={"sweep": {}})
     points, useless = vary(scenario)
     traces: dict[Path, Trace] = {}
     for point in points:

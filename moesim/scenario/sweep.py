@@ -74,14 +74,21 @@ def vary(scenario: Scenario) -> tuple[list[Scenario], set[KeyPath]]:
     return points, {key_path(key) for key in good if key not in first}
 
 
-def _check_keys(scenario: Scenario, document: Document) -> list[str]:
-    """What can be said of a sweep without building its points."""
+def oversize(scenario: Scenario) -> str | None:
+    """Return the message for a sweep with too many keys or points; None if its size is fine."""
     size = math.prod(len(values) for values in scenario.sweep.values())
-    place = f"{document.place(('sweep',), key=True)}: sweep"
+    place = f"{scenario.document().place(('sweep',), key=True)}: sweep"
     if len(scenario.sweep) > MAX_KEYS:
-        return [f"{place}: has {len(scenario.sweep)} keys; at most {MAX_KEYS} are swept"]
+        return f"{place}: has {len(scenario.sweep)} keys; at most {MAX_KEYS} are swept"
     if size > MAX_POINTS:
-        return [f"{place}: has {size} points; at most {MAX_POINTS} are built"]
+        return f"{place}: has {size} points; at most {MAX_POINTS} are built"
+    return None
+
+
+def _check_keys(scenario: Scenario, document: Document) -> list[str]:
+    """Return what can be said of a sweep without building its points."""
+    if too_large := oversize(scenario):
+        return [too_large]
     problems = []
     for key, values in scenario.sweep.items():
         place = document.place(("sweep", key), key=True)

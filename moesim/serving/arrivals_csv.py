@@ -4,7 +4,8 @@ The format `plain` is moesim's own. The format `azure` is that of the Azure LLM 
 (Splitwise, Patel et al. 2024, arXiv 2311.18677).
 
 Numbers are plain decimals in ASCII digits. Python alone would also accept `1_0`, `nan` and the
-digits of other scripts. The file is read line by line, so an endless line cannot fill the memory.
+digits of other scripts. Lines are read one at a time and their length is limited, so no file can
+fill the memory.
 """
 
 from __future__ import annotations
@@ -138,7 +139,7 @@ def _no_column(missing: Sequence[str], header: Sequence[str]) -> str:
         if set(columns) <= set(header):
             return f"{message}; its columns are those of `format: {form}`"
     formats = " or ".join(f"{', '.join(names)} ({form})" for form, names in COLUMNS.items())
-    present = ", ".join(map(_shown, header[:20])) or "none"
+    present = ", ".join(_cut(name) for name in header[:20]) or "none"
     return f"{message}; it has {present}; `format` says which it needs: {formats}"
 
 
@@ -181,4 +182,8 @@ def _length(text: str) -> int:
 
 
 def _shown(text: str) -> str:
-    return repr(text if len(text) <= 60 else f"{text[:57]}...")
+    return repr(_cut(text))
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= 60 else f"{text[:57]}..."
