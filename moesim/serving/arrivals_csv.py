@@ -171,9 +171,11 @@ def _seconds(text: str) -> float:
 
 
 def _length(text: str) -> int:
+    """Return a number of tokens, from 1 to `MOST_TOKENS`."""
     if not _COUNT.fullmatch(text) or not text.strip("0"):
         raise ValueError(f"length {_shown(text)} must be a whole number, at least 1")
     digits = text.lstrip("0")
+    # Checked by length first: Python refuses to convert integers of thousands of digits.
     if len(digits) > 18 or int(digits) > MOST_TOKENS:
         raise ValueError(
             f"length {_shown(text)} is too large; at most {MOST_TOKENS:,} are simulated"

@@ -41,6 +41,7 @@ class Budget:
 
     @property
     def used_bytes(self) -> int:
+        """Sum of all parts, at most `capacity_bytes`."""
         return (
             self.fixed_bytes
             + self.activations_bytes

@@ -135,6 +135,7 @@ class Ledger:
         self._step_base = self._totals()
 
     def _totals(self) -> tuple[int, int, int, int]:
+        """Return the sums of which a step's rows are differences."""
         copied = sum(self.demand_copies) + sum(self.prefetch_copies)
         return sum(self.hits), sum(self.late_hits), copied, self.waves_sum
 
@@ -321,6 +322,7 @@ class Ledger:
     # --- read afterwards ---
 
     def _pack(self) -> None:
+        """Move the log of unions from lists into arrays, which take much less memory."""
         sizes, keys = (np.array(log, np.int32) for log in (self._union_sizes, self._union_keys))
         self._packed.append((sizes, keys))
         self._union_sizes, self._union_keys = [], []

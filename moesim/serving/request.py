@@ -96,6 +96,7 @@ class Request:
 
     @property
     def finished(self) -> bool:
+        """Whether all output tokens are emitted."""
         return self.emitted == self.output_tokens
 
     @property

@@ -211,6 +211,7 @@ class Scheduler:
         """Return the part of the plan for which KV blocks could be taken."""
         step: Batch = []
         chosen: set[int] = set()
+        # Only requests that ran before may preempt others; a new one that does not fit waits on.
         was_running = {id(request) for request in self.running}
         for request, tokens in plan:
             if id(request) in was_running and (
@@ -247,6 +248,7 @@ class Scheduler:
         return True
 
     def _preempt(self, request: Request) -> None:
+        """Take all blocks from a running request and queue it again."""
         self.running.remove(request)
         self.pool.release(request)
         request.restart()

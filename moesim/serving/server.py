@@ -135,7 +135,7 @@ class Server:
                 return
             self._next_arrival += 1
             request.due = self._steps
-            if request.finished:  # its one token came with the skipped prefill
+            if request.finished:  # its only token is that of the skipped prefill
                 request.scheduled_ns = now
                 request.token_ns.append(now)
                 request.status = "finished"
@@ -238,6 +238,7 @@ class Server:
             self._issue_prefetches(ahead)
 
         for layer, cache in enumerate(self.caches):
+            # All work up to the next wait is issued at once, so it has one time of issue.
             issued_ns = ledger.issued_ns
             for dense in layers.dense_before[layer]:
                 ticket = compute(GPU, Dense(dense, batch))

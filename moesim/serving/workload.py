@@ -56,6 +56,7 @@ def build_workload(scenario: Scenario, trace: Trace) -> list[Request]:
     chosen = _choose(scenario, pool, len(arrivals.times_ns))
     if isinstance(plan.arrivals, Recorded):  # each request keeps the time recorded for it
         chosen = chosen[np.argsort(trace.requests["arrival_s"][chosen], kind="stable")]
+    # Lengths of a CSV file come first, then those of the scenario, then the recorded ones.
     prompts = arrivals.prompt_tokens
     outputs = arrivals.output_tokens
     if prompts is None or outputs is None:

@@ -3,15 +3,18 @@
 Algorithm 1 of Read-ME (Cai et al., NeurIPS 2024, arXiv 2410.19123). Each request joins the queue of
 the expert that its next token wants in the first MoE layer. The longest queues go first.
 
-The printed algorithm uses a stale loop variable and does not end once all queues are empty. It
-also leaves three choices open. This policy drains queues until the budget or the requests are
-used up, and chooses:
+The printed algorithm uses a stale loop variable and does not end once all queues are empty. This
+policy takes requests from the queues until the budget or the requests are used up. The paper also
+leaves some choices open:
 
-- `unit`: the length of a queue in tokens or in requests. Ties: the earlier first request;
-- `prefill`, for prompts, whose tokens may want different experts. `majority` takes the expert that
-  most next tokens want (ties: the lowest). `every` takes all of them (`fewest.py`);
-- `max_wait`, not in the paper: requests passed over in that many steps go first, in order of
-  arrival. Without it the rule can starve requests for rare experts.
+- Queues of equal length: the one whose first request arrived first goes first.
+- `unit`: a queue's length counts tokens or requests.
+- `prefill`: the tokens of a prompt may want different experts. With `majority`, the prompt queues
+  for the expert that most of its next tokens want (ties: the lowest). With `every`, it counts for
+  all of them, and requests go in the order of `fewest.py`.
+
+The rule can starve requests for rare experts. `max_wait`, which is not in the paper, limits this:
+requests that were passed over in that many steps go first, in order of arrival.
 """
 
 from __future__ import annotations
@@ -57,6 +60,7 @@ class ExpertAware(Batching):
     def plan(self, queue: Queue) -> StepPlan:
         requests = sorted((*queue.running, *queue.waiting), key=lambda request: request.index)
         weight = {request.index: self._weight(request, queue) for request in requests}
+        # Tokens beyond the budget cannot be in this step, so their experts do not count.
         wants = {
             request.index: Counter(
                 expert

@@ -3,7 +3,7 @@
 Read-ME (arXiv 2410.19123) routes queued tokens before they are computed, so it can apply Belady's
 rule to them. Keys without a revealed use leave first, the least recently used before the others.
 
-A layer-wise router reveals no later layer. Then the policy behaves as LRU.
+A layer-wise router reveals no later layer. Then the policy is LRU, if nothing is prefetched.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ class LookAhead(Ranked):
         self._view: View | None = None
 
     def observe(self, view: View) -> None:
+        # Times of use differ within an event, so that no two keys have equal ranks.
         for place, key in enumerate(view.union):
             self._used[key] = self._clock + place
         self._clock += len(view.union)
