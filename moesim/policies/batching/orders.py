@@ -15,7 +15,7 @@ from moesim.policies.registry import register
 
 @register("batching", "decode_first")
 class DecodeFirst(Batching):
-    """Decodes first, then prompts: steady times between tokens (Sarathi-Serve, 2403.02310)."""
+    """Decodes first, then prompts: steady times between tokens, as in Sarathi-Serve."""
 
     def plan(self, queue: Queue) -> StepPlan:
         decodes = (request for request in queue.running if request.decoding)
