@@ -19,7 +19,7 @@ import numpy as np
 
 from moesim.metrics import latency_summary, ratio
 from moesim.policies.eviction import MIN, CacheContext, Eviction
-from moesim.serving.replay import Ask, Noted, Replay
+from moesim.serving.replay import PlanRecord, PlanRecorder, Replay
 
 if TYPE_CHECKING:
     from moesim.policies import Key, View
@@ -86,10 +86,10 @@ class Endless(Eviction):
 class Steps:
     """An observer of a run that records in `asks` the steps that its batching forms."""
 
-    asks: list[Ask]
+    asks: list[PlanRecord]
 
     def batching(self, policy: Batching) -> Batching:
-        return Noted(policy, self.asks)
+        return PlanRecorder(policy, self.asks)
 
     def eviction(self, cache: int, policy: Eviction) -> Eviction:
         return policy
@@ -100,7 +100,7 @@ class Remedy:
     """A replacement of the scenario's policies: evictions, and with a schedule also batching."""
 
     evictions: Sequence[Eviction]
-    schedule: Sequence[Ask] | None = None
+    schedule: Sequence[PlanRecord] | None = None
 
     def batching(self, policy: Batching) -> Batching:
         return policy if self.schedule is None else Replay(self.schedule)

@@ -279,9 +279,9 @@ def _check_batching(
     if policy.needs_routing and not knowledge.queued:
         what = f"asks which experts queued tokens want; the trace's router is {router}, which "
         what += f"reveals it layer by layer only{_revealed_by(lambda each: each.queued)}"
-    elif policy.needs_static and not knowledge.for_ever:
+    elif policy.needs_static and not knowledge.future_tokens:
         what = f"asks what requests will ever want; the trace's router is {router}, and only a "
-        what += f"static one reveals it{_revealed_by(lambda each: each.for_ever)}"
+        what += f"static one reveals it{_revealed_by(lambda each: each.future_tokens)}"
     else:
         return
     raise ScenarioError.at(scenario, "batching.policy", f"{policy.name} {what}, or decode_first")

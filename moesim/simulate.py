@@ -34,7 +34,7 @@ from moesim.serving.budget import useful_blocks
 from moesim.serving.invariants import check_lanes, check_run
 from moesim.serving.kv import BlockPool
 from moesim.serving.ledger import Ledger
-from moesim.serving.replay import Ask
+from moesim.serving.replay import PlanRecord
 from moesim.serving.request import Request
 from moesim.serving.residency import ExpertCache
 from moesim.serving.server import Server
@@ -67,7 +67,7 @@ class Outcome:
     caches: Sequence[ExpertCache]
     pool: BlockPool
     now_ns: int
-    schedule: Sequence[Ask] | None = None
+    schedule: Sequence[PlanRecord] | None = None
     """The steps as the batching policy formed them; None where all requests arrive at once, or
     without bounds."""
 
@@ -145,7 +145,7 @@ def simulate(
 
     `at_once` moves all arrivals to zero; `progress` is told under `what`.
     """
-    asks: list[Ask] | None = None
+    asks: list[PlanRecord] | None = None
     if plan.scenario.bounds and plan.observer is None and _spread(plan.scenario):
         asks = []
         observed = replace(plan, observer=Steps(asks))
@@ -206,7 +206,7 @@ def bounds_of(outcome: Outcome, progress: Progress | None = None) -> dict[str, A
         assert schedule is not None, "a run with bounds notes the steps that it forms"
 
     def remedied(
-        what: str, plan: Plan, evictions: Sequence[Eviction], steps: Sequence[Ask] | None
+        what: str, plan: Plan, evictions: Sequence[Eviction], steps: Sequence[PlanRecord] | None
     ) -> Outcome:
         observed = replace(plan, observer=Remedy(evictions, steps))
         return simulate(

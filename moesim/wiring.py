@@ -198,7 +198,7 @@ def build_server(
         token_budget=scenario.batching.token_budget,
         max_sequences=scenario.batching.max_sequences,
         experts=routing.experts if knowledge.queued else None,
-        wants=routing.wants if knowledge.for_ever else None,
+        wants=routing.wants if knowledge.future_tokens else None,
     )
     return Server(
         machine,

@@ -1,46 +1,44 @@
-"""LFRU: uses per event of age. What is seldom used for its age leaves first.
+"""LFRU, an eviction policy in a package of its own: the key with fewest uses for its age leaves.
 
-`pip install ./examples/plugin` and `cache: {policy: lfru}` works in every scenario: the entry
-point in pyproject.toml is all there is to it.
+The age of a key is the number of layer events since it was admitted. So a key that was popular
+long ago loses its slot in time, which plain LFU does not achieve. The rule is an example and comes
+from no paper.
+
+After `pip install ./examples/plugin`, scenarios can say `cache: {policy: lfru}`. The entry point in
+pyproject.toml makes moesim import this module, and `register` adds the class.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from heapq import nsmallest
 from typing import Any
 
 from moesim.policies import Key, View, register
-from moesim.policies.eviction import CacheContext, Eviction
+from moesim.policies.eviction import CacheContext, Ranked
 
 
 @register("eviction", "lfru")
-class LFRU(Eviction):
-    """The lowest (uses ÷ events since it came in) leaves first; ties: the lower key."""
+class LFRU(Ranked):
+    """The key with the fewest uses per layer event of age leaves first; ties: the lower key."""
 
     def __init__(self, context: CacheContext, options: Any = None) -> None:
         super().__init__(context, options)
         self.events = 0
-        self.uses: dict[Key, int] = {}
-        self.since: dict[Key, int] = {}
+        self.uses: dict[Key, int] = {}  # since the key was admitted
+        self.since: dict[Key, int] = {}  # number of events at its admission
 
-    def decide(self, view: View) -> Collection[Key]:
+    def observe(self, view: View) -> None:
         self.events += 1
         for key in view.union:
             if key not in self.book:
                 self.insert(key)
             self.uses[key] += 1
-        leavers = nsmallest(max(0, len(self.book) - self.capacity), self.book, key=self.worth)
-        for key in leavers:
-            self.remove(key)
-        return leavers
-
-    def victim(self, protected: Collection[Key]) -> Key | None:
-        return min((key for key in self.book if key not in protected), key=self.worth, default=None)
+        # Every resident has grown older, so all ranks change, not just those of the union.
+        for key in self.book:
+            age = self.events - self.since[key] + 1
+            self.rank[key] = (-self.uses[key] / age, -key)  # the highest rank leaves first
 
     def insert(self, key: Key) -> None:
         super().insert(key)
         self.uses[key], self.since[key] = 0, self.events
-
-    def worth(self, key: Key) -> tuple[float, Key]:
-        return self.uses[key] / (self.events - self.since[key] + 1), key
+        # A prefetched key needs a rank at once: the next prefetch may look for a victim.
+        self.rank[key] = (0.0, -key)

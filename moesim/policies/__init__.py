@@ -1,7 +1,14 @@
-"""Policies: small pure objects that the server asks, once per layer event, with sets.
+"""Policies: the rules that decide which experts and which requests a server works on.
 
-They see no clock, no simulator, no torch, and no more of the future than the `View` shows. Four
-families: eviction, prefetch, batching, placement.
+There are four families:
+
+- eviction: which experts keep a slot in GPU memory;
+- prefetch: which experts are copied before they are needed;
+- batching: which requests form the next step;
+- placement: where an expert without a slot is computed.
+
+A policy is a small object that depends on no clock, no simulator and no torch. Of the future it
+sees only what the `View` shows.
 """
 
 from moesim.policies.registry import FAMILIES, find, names, parse_options, register

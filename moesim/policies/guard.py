@@ -1,9 +1,10 @@
-"""The border to policies of other packages: all that they raise or answer is checked here.
+"""The guard: a wrapper that checks what a policy of another package raises and returns.
 
-A policy is made by one of the functions below. One of moesim's own is returned as it is; one that
-comes from outside is returned in a guard of the same family. The guard asks the policy, turns
-whatever it raises into a `PolicyViolation`, and refuses answers of the wrong type. Whether an
-answer of the right type is possible is checked by the server, for all policies alike.
+`make_eviction`, `make_prefetch` and `make_batching` build policies. They return moesim's own
+policies as they are, and all others in a guard of the same family.
+
+The guard turns errors into `PolicyViolation` and refuses return values of the wrong type. The
+server checks, for all policies alike, whether a value of the right type is possible.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 
 from moesim.errors import PolicyViolation
 from moesim.policies.batching.base import Batching, Candidate
-from moesim.policies.blame import CAUGHT, PASSED_ON, Nonsense, blamed, is_foreign, violation
+from moesim.policies.blame import CAUGHT, PASSED_ON, WrongType, blamed, is_foreign, violation
 from moesim.policies.eviction.base import CacheContext, Eviction
 from moesim.policies.prefetch.base import Prefetch
 from moesim.policies.registry import find
@@ -26,20 +27,22 @@ _BASES: dict[str, type] = {"eviction": Eviction, "prefetch": Prefetch, "batching
 
 
 def find_policy(family: str, name: str) -> type[Any]:
-    """The class filed under a name, which must be one of its family.
+    """Return the policy class registered under a name.
 
-    Raises `UsageError` for an unknown name, `PolicyViolation` for what is no policy.
+    Raises:
+        UsageError: the name is unknown.
+        PolicyViolation: the class is not a subclass of the family's base class.
     """
     policy = find(family, name)
     base = _BASES.get(family, object)
     if not (isinstance(policy, type) and issubclass(policy, base)):
         path = f"{base.__module__.removesuffix('.base')}.{base.__qualname__}"
-        raise PolicyViolation(name, "class", f"{policy!r} is no subclass of {path}")
+        raise PolicyViolation(name, "class", f"{policy!r} is not a subclass of {path}")
     return policy
 
 
 def make_eviction(policy: type[Eviction], context: CacheContext, options: Any) -> Eviction:
-    """An eviction policy for one cache, guarded if it comes from outside moesim."""
+    """Return an eviction policy for one cache, guarded if it comes from outside moesim."""
     if not is_foreign(policy):
         return policy(context, options)
     with blamed(policy, "__init__"):
@@ -47,7 +50,7 @@ def make_eviction(policy: type[Eviction], context: CacheContext, options: Any) -
 
 
 def make_prefetch(policy: type[Prefetch], options: Any) -> Prefetch:
-    """A prefetch policy, guarded if it comes from outside moesim."""
+    """Return a prefetch policy, guarded if it comes from outside moesim."""
     if not is_foreign(policy):
         return policy(options)
     with blamed(policy, "__init__"):
@@ -55,7 +58,7 @@ def make_prefetch(policy: type[Prefetch], options: Any) -> Prefetch:
 
 
 def make_batching(policy: type[Batching], options: Any) -> Batching:
-    """A batching policy, guarded if it comes from outside moesim."""
+    """Return a batching policy, guarded if it comes from outside moesim."""
     if not is_foreign(policy):
         return policy(options)
     with blamed(policy, "__init__"):
@@ -63,8 +66,11 @@ def make_batching(policy: type[Batching], options: Any) -> Batching:
 
 
 def without_foresight(policy: type[Eviction], context: CacheContext) -> CacheContext:
-    """The context less what tells of the future, for policies from outside that claim no sight of
-    it."""
+    """Return the context that a policy may see.
+
+    A policy from outside that is not `clairvoyant` gets no `future`, and no counts of the replayed
+    trace.
+    """
     if policy.clairvoyant or not is_foreign(policy):
         return context
     popularity = _without_hindsight(policy, context.popularity)
@@ -74,7 +80,7 @@ def without_foresight(policy: type[Eviction], context: CacheContext) -> CacheCon
 def _without_hindsight(
     policy: type[Eviction], popularity: Callable[[Any], Mapping[Key, int]] | None
 ) -> Callable[[Any], Mapping[Key, int]] | None:
-    """Counts of named profiles alone: those of the replayed trace tell of the future."""
+    """Return `popularity`, refusing counts of the replayed trace: they depend on the future."""
     if popularity is None:
         return None
 
@@ -91,18 +97,20 @@ def _without_hindsight(
     return of_profile
 
 
-# --- what is a proper answer ----------------------------------------------------------------------
+# --- return values of the right type --------------------------------------------------------------
 
 
 def _key(key: Any) -> Key:
+    # Not `isinstance`, for which True is an int and would pass for key 1.
     if type(key) is not int:
-        raise Nonsense(f"answers {_shown(key)} where a key is wanted: a plain int")
+        raise WrongType(f"returns {_shown(key)} where a key must be a plain int; use int(...)")
     return key
 
 
 def _keys(answer: Any) -> tuple[Key, ...]:
+    # Strings and mappings are collections, too; generators are not, and may never end.
     if not isinstance(answer, Collection) or isinstance(answer, str | bytes | Mapping):
-        raise Nonsense(f"answers {_shown(answer)}, and no list, tuple or set of keys")
+        raise WrongType(f"returns {_shown(answer)}; it must return a list, tuple or set of keys")
     return tuple([_key(key) for key in answer])
 
 
@@ -110,53 +118,57 @@ def _key_or_none(answer: Any) -> Key | None:
     return None if answer is None else _key(answer)
 
 
-def _yes_or_no(answer: Any) -> bool:
+def _boolean(answer: Any) -> bool:
     if type(answer) is not bool:
-        raise Nonsense(f"answers {_shown(answer)}, neither True nor False")
+        raise WrongType(f"returns {_shown(answer)}; it must return True or False")
     return answer
 
 
 def _pairs(answer: Any) -> list[tuple[Candidate, int]]:
     if not isinstance(answer, list | tuple):
-        raise Nonsense(f"answers {_shown(answer)}, which is no list of pairs")
+        raise WrongType(
+            f"returns {_shown(answer)}; it must return a list of (request, tokens) pairs"
+        )
     for pair in answer:
         if not isinstance(pair, list | tuple) or len(pair) != 2:
-            raise Nonsense(f"holds {_shown(pair)}, so it is no list of pairs")
+            raise WrongType(
+                f"returns a list with {_shown(pair)}; each item must be a (request, tokens) pair"
+            )
         request, tokens = pair
         if not isinstance(request, Candidate):
-            raise Nonsense(f"plans {_shown(request)}, which is not in the queue it was shown")
+            raise WrongType(f"plans {_shown(request)}, which is not in the queue")
         if type(tokens) is not int:
-            raise Nonsense(f"plans {_shown(tokens)}, which is no whole number of tokens (an int)")
+            raise WrongType(f"plans {_shown(tokens)}; the whole number of tokens must be an int")
     return [(request, tokens) for request, tokens in answer]
 
 
-def _nothing(answer: Any) -> None:
-    """What `insert` and `remove` answer has no meaning."""
+def _ignored(answer: Any) -> None:
+    """Drop the return value of `insert` and `remove`, which has no meaning."""
 
 
 def _shown(value: Any) -> str:
     return f"{type(value).__name__} {value!r:.60}" if value is not None else "None"
 
 
-def _guarded(question: str, accept: Callable[[Any], Any]) -> Any:
-    """A method that asks the policy inside and accepts its answer, or blames it."""
+def _guarded(method: str, check: Callable[[Any], Any]) -> Any:
+    """Return a function that calls `method` of the guarded policy and checks what it returns."""
 
-    def method(self: Any, *arguments: Any) -> Any:
+    def call(self: Any, *arguments: Any) -> Any:
         try:
-            return accept(getattr(self._policy, question)(*arguments))
+            return check(getattr(self._policy, method)(*arguments))
         except PASSED_ON:
             raise
         except CAUGHT as error:
-            raise violation(self.name, question, error) from error
+            raise violation(self.name, method, error) from error
 
-    return method
+    return call
 
 
 # --- the guards -----------------------------------------------------------------------------------
 
 
 class _GuardedEviction(Eviction):
-    """An eviction policy from outside. Its capacity is the cache's, whatever it says."""
+    """A guarded eviction policy. Its capacity is the cache's, whatever the policy sets."""
 
     def __init__(self, policy: Eviction, context: CacheContext) -> None:
         kind = type(policy)
@@ -170,23 +182,26 @@ class _GuardedEviction(Eviction):
 
     @property
     def book(self) -> Any:  # type: ignore[override]
-        """The policy's own."""
+        """The policy's own book of residents."""
+        # The policy may replace it at any time, so it is looked up at each audit.
         book = getattr(self._policy, "book", None)
         if not isinstance(book, Mapping):
             raise PolicyViolation(
-                self.name, "book", f"is {_shown(book)}, and no dict with a key for each resident"
+                self.name,
+                "book",
+                f"is {_shown(book)}; it must be a dict whose keys are residents",
             )
         return book
 
     preload = _guarded("preload", _keys)
     decide = _guarded("decide", _keys)
     victim = _guarded("victim", _key_or_none)
-    insert = _guarded("insert", _nothing)
-    remove = _guarded("remove", _nothing)
+    insert = _guarded("insert", _ignored)
+    remove = _guarded("remove", _ignored)
 
 
 class _GuardedPrefetch(Prefetch):
-    """A prefetch policy from outside."""
+    """A guarded prefetch policy."""
 
     def __init__(self, policy: Prefetch) -> None:
         kind = type(policy)
@@ -201,7 +216,7 @@ class _GuardedPrefetch(Prefetch):
 
 
 class _GuardedBatching(Batching):
-    """A batching policy from outside."""
+    """A guarded batching policy."""
 
     def __init__(self, policy: Batching) -> None:
         kind = type(policy)
@@ -211,8 +226,9 @@ class _GuardedBatching(Batching):
         self.needs_static = kind.needs_static  # type: ignore[misc]
         self.options = getattr(policy, "options", None)
         self._policy = policy
+        # The scheduler skips the call if `ready` is the base class's own; so the guard shows that.
         if kind.ready is Batching.ready:
             self.ready = policy.ready
 
-    ready = _guarded("ready", _yes_or_no)
+    ready = _guarded("ready", _boolean)
     plan = _guarded("plan", _pairs)

@@ -1,15 +1,16 @@
-"""Where policies are found by name: built-in ones, and those of installed packages.
+"""The registry: policies by family and name, from moesim and from installed packages.
 
 A policy is a class with a family, a name and typed options:
 
     @register("eviction", "lru")
     class LRU(Eviction): ...
 
-An option typed `Path` (or `Path | None`) holds a path. It starts at the scenario's folder and must
-exist. A file, or the header of a trace folder, is part of a run's fingerprint.
+An option typed `Path` (or `Path | None`) holds a path. A relative path starts at the scenario's
+folder, and the path must exist. The file, or the header of a trace folder, is part of a run's
+fingerprint.
 
-Packages add their own through the entry-point group `moesim.policies`: each entry point names a
-module whose import registers its classes.
+Other packages add policies through the entry-point group `moesim.policies`. Each entry point names
+a module that registers its classes when it is imported.
 """
 
 from __future__ import annotations
@@ -44,25 +45,30 @@ _aliases: dict[tuple[str, str], str] = {}
 
 
 def register(family: str, name: str, *aliases: str) -> Callable[[Class], Class]:
-    """Class decorator: file the class under `family` and `name` (`-` and `_` are the same);
-    returns the class itself."""
-    _check_family(family)
-    filed, *others = (spelling.replace("-", "_") for spelling in (name, *aliases))
+    """Return a class decorator that registers a class and returns it unchanged.
 
-    def file(policy: Class) -> Class:
+    `-` and `_` are the same in names. The decorator sets the class attribute `name`. It raises
+    `UsageError` if a name or alias is taken.
+    """
+    _check_family(family)
+    main, *others = (spelling.replace("-", "_") for spelling in (name, *aliases))
+
+    def add(policy: Class) -> Class:
         taken = {spelling for owner, spelling in (*_registry, *_aliases) if owner == family}
-        for spelling in (filed, *others):
+        for spelling in (main, *others):
             if spelling in taken:
-                raise UsageError(f"{family} policy {spelling!r} is registered twice")
+                raise UsageError(
+                    f"{family} policy {spelling!r} is registered twice; rename one of the two"
+                )
             taken.add(spelling)
-        _registry[family, filed] = policy
-        _aliases.update({(family, other): filed for other in others})
-        policy.name = filed  # type: ignore[attr-defined]
+        _registry[family, main] = policy
+        _aliases.update({(family, other): main for other in others})
+        policy.name = main  # type: ignore[attr-defined]
         if is_foreign(policy) and isinstance(policy, type):
             note_loaded(policy)
         return policy
 
-    return file
+    return add
 
 
 def _check_family(family: str) -> None:
@@ -72,7 +78,8 @@ def _check_family(family: str) -> None:
 
 @cache
 def _load_all() -> None:
-    from importlib.metadata import entry_points
+    """Import every module that registers policies, once per process."""
+    from importlib.metadata import entry_points  # slow to import, and not needed by all commands
 
     for family in FAMILIES:
         importlib.import_module(f"moesim.policies.{family}")
@@ -82,7 +89,8 @@ def _load_all() -> None:
             with _no_bytecode_written():
                 point.load()
         except CAUGHT as error:
-            # Forget what it registered, so that the next try tells the same story.
+            # A second attempt imports the module again. With these entries left, it would report
+            # a name registered twice instead of this error.
             _restore(_registry, before[0])
             _restore(_aliases, before[1])
             if isinstance(error, UsageError):
@@ -95,8 +103,11 @@ def _load_all() -> None:
 
 @contextmanager
 def _no_bytecode_written() -> Iterator[None]:
-    """Python takes cached bytecode for current if the source has the same size and the same second.
-    A policy edited and run again by a script may well have both, so none is cached here."""
+    """Stop Python from caching the bytecode of modules that the block imports.
+
+    Python uses cached bytecode again if the source has the same size and time to the second. A
+    script that edits a policy and runs it again can produce both.
+    """
     before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
     try:
         yield
@@ -104,20 +115,22 @@ def _no_bytecode_written() -> Iterator[None]:
         sys.dont_write_bytecode = before
 
 
-def _restore(table: dict[Any, Any], kept: dict[Any, Any]) -> None:
+def _restore(table: dict[Any, Any], before: dict[Any, Any]) -> None:
     table.clear()
-    table.update(kept)
+    table.update(before)
 
 
 def names(family: str) -> list[str]:
-    """The registered names of a family, sorted."""
+    """Return the registered names of a family, sorted, without aliases."""
     _load_all()
     return sorted(name for owner, name in _registry if owner == family)
 
 
 def find(family: str, name: str) -> type[Any]:
-    """The class filed under a name (`-` and `_` are the same). Raises `UsageError` with near
-    matches for an unknown name."""
+    """Return the class registered under a name or alias (`-` and `_` are the same).
+
+    Raise `UsageError` with similar names if there is none.
+    """
     _check_family(family)
     _load_all()
     key = (family, name.replace("-", "_"))
@@ -133,8 +146,8 @@ def parse_options(policy: type[Any], options: Mapping[str, Any]) -> Any:
     """Build a policy's `Options` from plain values.
 
     Raises:
-        UsageError: with all wrong options.
-        PolicyViolation: the class of options itself makes no sense.
+        UsageError: options are wrong; the message names all of them.
+        PolicyViolation: the `Options` class itself is no dataclass or cannot be used.
     """
     parsed, mistakes = _parse(policy, options)
     if mistakes:
@@ -171,31 +184,32 @@ def _options_of(policy: type[Any]) -> type[Any]:
     """Return the dataclass of a policy's options. Raise PolicyViolation where it is none."""
     kind = getattr(policy, "Options", NoOptions)
     if not (isinstance(kind, type) and is_dataclass(kind)):
-        raise PolicyViolation(policy.name, "Options", f"is {kind!r:.60}, and no dataclass")
+        raise PolicyViolation(policy.name, "Options", f"is {kind!r:.60}; it must be a dataclass")
     return kind
 
 
 def _parse(
     policy: type[Any], options: Mapping[str, Any]
 ) -> tuple[Any, list[tuple[tuple[str | int, ...], str]]]:
+    """Return the parsed options, and every mistake as its path and message."""
     from pydantic import TypeAdapter, ValidationError
     from pydantic_core import PydanticSerializationError, to_json
 
     kind = _options_of(policy)
-    known = [field.name for field in fields(kind)]
+    option_names = [field.name for field in fields(kind)]
     mistakes: list[tuple[tuple[str | int, ...], str]] = [
         (
             (name,),
             f"policy {policy.name!r} has no option {name!r}"
-            f"{suggest(str(name), known, rest='it has:')}",
+            f"{suggest(str(name), option_names, rest='it has:')}",
         )
         for name in options
-        if name not in known
+        if name not in option_names
     ]
     try:
-        # As JSON, since only then do strict types take a list for a tuple and text for a path.
+        # Only from JSON do strict types accept a list as a tuple and a string as a path.
         plain = to_json(
-            {name: value for name, value in options.items() if name in known},
+            {name: value for name, value in options.items() if name in option_names},
             inf_nan_mode="constants",
         )
         with blamed(policy, "Options"):
@@ -212,7 +226,11 @@ def _parse(
 
 
 def _validated(policy: type[Any], adapter: Any, plain: bytes) -> Any:
-    """Options of plain values; what `__post_init__` raises beside a `ValueError` is no answer."""
+    """Return options parsed from JSON.
+
+    Pydantic reports a `ValueError` of `__post_init__` as a wrong value. Other errors are faults of
+    the policy.
+    """
     from pydantic import ValidationError
 
     try:

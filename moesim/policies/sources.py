@@ -1,16 +1,17 @@
-"""What a policy of another package was made from, as one hash.
+"""Policy sources: one hash of all code that a policy of another package is made from.
 
-A run that is there already is used again only if it was made from the same things, and the source
-of a policy is one of them. Two kinds of modules count, each with the whole top-level package that
-it lives in:
+A finished run is reused only if nothing it depends on has changed, and that includes the code of
+its policies. Two kinds of modules count, each with its whole top-level package:
 
-- those of the class and of its bases: every file, by content;
-- those that these import, anywhere in their text: by content as well, but a library that an
-  installer put there counts by the installer's own record of it.
+- the modules of the class and of its base classes, by the content of every file;
+- the modules that these import anywhere in their text, by content as well. An installed library
+  counts by the installer's record of it.
 
-A module inside a zip archive counts as the whole archive. A policy in no file at all (typed into a
-session) equals no other: a run with it is never used again. Modules that are named only at run time
-(`importlib.import_module(name)`) and files that a policy opens are not seen.
+A module inside a zip archive counts as the whole archive. A class that is in no file, for example
+one typed into a session, gets a hash of its own, so its runs are never reused.
+
+Not covered: modules named only at run time (`importlib.import_module(name)`), and files that a
+policy opens.
 """
 
 from __future__ import annotations
@@ -34,17 +35,17 @@ _loaded: dict[type, dict[Path, str]] = {}
 
 
 def note_loaded(policy: type) -> None:
-    """Remember the files that a class and its bases have just been loaded from."""
+    """Store the hashes of the files from which a class and its bases were just loaded."""
     modules = {name: sys.modules.get(name) for name in _module_names(policy)}
     files = [Path(file) for m in modules.values() if (file := getattr(m, "__file__", None))]
     _loaded[policy] = {file: sha256(file) for file in files if file.is_file()}
 
 
 def source_hash(policy: type) -> str:
-    """SHA-256 of all that a policy of another package was made from.
+    """Return the SHA-256 of all code that a policy of another package is made from.
 
-    Raises `UsageError` if a file has changed since the policy was loaded from it: what would run
-    is then no longer what is there.
+    Raise `UsageError` if a file has changed since the policy was loaded from it. The hash would
+    then describe other code than the code that runs.
     """
     for file, before in _loaded.get(policy, {}).items():
         if not file.is_file() or sha256(file) != before:
@@ -57,16 +58,17 @@ def source_hash(policy: type) -> str:
 
 
 def _module_names(policy: type) -> set[str]:
-    """Modules of the class and its bases that are neither moesim's nor Python's."""
+    """Return the modules of the class and its bases that are neither moesim's nor Python's."""
     return {m for kind in policy.__mro__ if not _is_settled(_top(m := kind.__module__))}
 
 
 def _parts(policy: type) -> dict[str, str]:
-    """Top-level modules that count, each with its hash."""
+    """Return the hash of each top-level module that counts, by name."""
     own = {_top(name) for name in _module_names(policy)}
+    # Modules of the same distribution count by content: an edited checkout keeps its old record.
     siblings = {dist for name in own for dist in _distributions(name)}
     parts: dict[str, str] = {}
-    todo = sorted(own)
+    todo = sorted(own)  # a work list, because imports can form cycles
     while todo:
         name = todo.pop()
         if name in parts:
@@ -86,7 +88,10 @@ def _top(module: str) -> str:
 
 
 def _is_settled(name: str) -> bool:
-    """Whether a top-level module is moesim's own or Python's."""
+    """Return whether a top-level module is moesim's own or Python's.
+
+    Neither belongs to a policy; a run's fingerprint has a hash of moesim's code of its own.
+    """
     return name == _OURS or (name in sys.stdlib_module_names and name != "__main__")
 
 
@@ -100,10 +105,10 @@ def _all_distributions() -> dict[str, list[str]]:
 
 
 def _files(name: str) -> list[Path]:
-    """All files of a top-level module; empty where it is in no file."""
+    """Return all files of a top-level module, or none if it is in no file."""
     module = sys.modules.get(name)
     spec = getattr(module, "__spec__", None)
-    if module is None:
+    if module is None:  # imported only inside a function that has not run yet
         spec = importlib.util.find_spec(name)
     if spec is not None and spec.submodule_search_locations is not None:
         places = [Path(place) for place in spec.submodule_search_locations]
@@ -119,7 +124,7 @@ def _files_at(place: Path) -> Iterator[Path]:
             folders[:] = sorted(f for f in folders if f != "__pycache__" and not f.startswith("."))
             yield from (Path(folder, name) for name in sorted(files) if not name.endswith(".pyc"))
         return
-    # What is inside an archive has a path that goes on after the archive's.
+    # A file in an archive has a path below the archive's: take the first parent that is a file.
     yield from [path for path in (place, *place.parents) if path.is_file()][:1]
 
 
@@ -134,12 +139,12 @@ _NO_FILE = f"in no file, process {uuid4()}"
 
 
 def _imports(file: Path) -> set[str]:
-    """Top-level modules that a Python file imports, whether at once or later."""
+    """Return the top-level modules that a Python file imports, also inside functions."""
     if file.suffix != ".py":
         return set()
     try:
         tree = ast.parse(file.read_bytes())
-    except (SyntaxError, ValueError):
+    except (SyntaxError, ValueError):  # a template, say, or a file for another Python version
         return set()
     names: set[str] = set()
     for node in ast.walk(tree):
@@ -151,7 +156,7 @@ def _imports(file: Path) -> set[str]:
 
 
 def _installed(name: str, files: Sequence[Path]) -> str | None:
-    """How an installed library counts; None for what no installer put where it is."""
+    """Return what an installed library counts by; None if no installer put it there."""
     owners = [distribution(owner) for owner in _distributions(name)]
     if not owners or not all(_is_inside(file, owners) for file in files[:1]):
         return None if files else "absent"
@@ -159,12 +164,15 @@ def _installed(name: str, files: Sequence[Path]) -> str | None:
 
 
 def _is_inside(file: Path, owners: Sequence[Distribution]) -> bool:
-    """Whether a file lies where an owner was installed, and not in a folder that it links to."""
+    """Return whether a file lies where one of its owners is installed.
+
+    False for an editable installation, whose record does not change with the code.
+    """
     return any(file.is_relative_to(str(dist.locate_file(""))) for dist in owners)
 
 
 def _record(dist: Distribution) -> str:
-    """Hash of the installer's record, less what differs between two places of installation."""
+    """Return the hash of the installer's record, without what depends on the place or time."""
     lines = (dist.read_text("RECORD") or "").splitlines()
     kept = sorted(
         line

@@ -1,6 +1,7 @@
-"""The view: all that a policy may know at one layer event. There is no other way to the future.
+"""The view: all that a policy may know at one layer event.
 
-Keys are integers, `layer * num_experts + expert`, with layers counted as in the trace.
+A *key* names one expert of one layer. It is the integer `layer * num_experts + expert`, with layers
+counted as in the trace.
 """
 
 from __future__ import annotations
@@ -13,12 +14,14 @@ Key = int
 
 
 class View:
-    """One layer event, as policies see it: read-only, and all it holds are tuples.
+    """One layer event as policies see it: read-only, and made of tuples.
 
-    `layer`: the layer whose routing was just decided (-1 at the start of a step, before any is);
-    `union`: the distinct keys wanted now, in order of first appearance in the batch; `tokens`:
-    how many rows want each, in the same order. Subclasses open windows on recorded predictions
-    and on whatever future the model's router really reveals.
+    - `layer`: the trace layer whose routing was just decided; -1 at the start of a step.
+    - `union`: the distinct keys wanted now, in order of first appearance in the batch.
+    - `tokens`: number of rows that want each key, in the same order.
+
+    This class reveals no future. Subclasses add recorded predictions, and the routing that the
+    model's router really reveals in advance.
     """
 
     __slots__ = ("_layer", "_tokens", "_union")
@@ -45,22 +48,28 @@ class View:
         tokens = property(attrgetter("_tokens"))
 
     def predicted(self, depth: int) -> Sequence[Key]:
-        """Keys that predictions recorded at this layer name for layer + `depth` (may be wrong);
-        empty where nothing was recorded."""
+        """Return the keys predicted at this layer for layer + `depth`; they may be wrong.
+
+        Empty where the trace holds no prediction.
+        """
         return ()
 
     def exact(self, depth: int) -> Sequence[Key]:
-        """Keys that layer + `depth` of this step will want, where the router reveals them.
+        """Return the keys that layer + `depth` will want.
 
-        Raises `PolicyViolation` beyond what it reveals; empty past the last layer.
+        Empty past the last layer known. Raise `PolicyViolation` where the router does not reveal
+        that layer yet.
         """
         return ()
 
     def next_use(self, key: Key) -> int | None:
-        """In how many layer events a key is wanted again, as far as the router has revealed it;
-        None: not within that. Steps yet to be formed are guessed at in order of arrival."""
+        """Return in how many layer events a key is wanted again, or None if that is not revealed.
+
+        Queued tokens are assumed to run one a step in their order, since later steps are not
+        formed yet.
+        """
         return None
 
     def gate_weights(self) -> Sequence[float]:
-        """Summed gate weight of each key of the union; empty where none was recorded."""
+        """Return the summed gate weight of each key of the union; empty if not recorded."""
         return ()

@@ -1,8 +1,11 @@
-"""Arrivals and lengths from a CSV file, every line checked.
+"""Arrivals of a CSV file: the time and the lengths of each request, with every line checked.
 
-Only plain decimal numbers in ASCII digits count: Python also takes `1_0`, `nan` and the digits of
-other scripts for numbers. The whole file is never in memory, so a device or an endless line is no
-danger.
+The format `plain` is moesim's own. The format `azure` is that of the Azure LLM inference traces
+(Splitwise, Patel et al. 2024, arXiv 2311.18677).
+
+Numbers are plain decimals in ASCII digits. Python alone would also accept `1_0`, `nan` and the
+digits of other scripts. Lines are read one at a time and their length is limited, so no file can
+fill the memory.
 """
 
 from __future__ import annotations
@@ -26,12 +29,13 @@ COLUMNS: Final = {
     "azure": ("TIMESTAMP", "ContextTokens", "GeneratedTokens"),
 }
 MOST_REQUESTS: Final = 1_000_000
-"""A request takes about a kilobyte before anything is simulated."""
+"""The most requests of a workload; each takes about a kilobyte before anything is simulated."""
 
 MOST_TOKENS: Final = 100_000_000
-"""A token takes eight bytes before anything is simulated."""
+"""The most tokens of a workload; each takes eight bytes before anything is simulated."""
 
 _LONGEST_LINE: Final = 100_000
+# Bounded repetitions, so that a number of thousands of digits is refused here.
 _SECONDS: Final = re.compile(r"(?:[0-9]{1,30}\.?[0-9]{0,30}|\.[0-9]{1,30})(?:[eE][-+]?[0-9]{1,3})?")
 _COUNT: Final = re.compile(r"[0-9]+")
 _TIMESTAMP: Final = re.compile(
@@ -40,7 +44,7 @@ _TIMESTAMP: Final = re.compile(
 
 
 class Arrival(NamedTuple):
-    """One line: when (seconds, or a moment of the calendar), and how many tokens."""
+    """One line. `moment` is in seconds in the format `plain`, and a UTC time in `azure`."""
 
     line: int
     moment: float | np.datetime64
@@ -49,7 +53,7 @@ class Arrival(NamedTuple):
 
 
 class CsvError(ValueError):
-    """What is wrong at a line."""
+    """A file cannot be read: `line` (from 1) is wrong for `reason`."""
 
     def __init__(self, line: int, reason: str) -> None:
         super().__init__(line, reason)
@@ -58,8 +62,12 @@ class CsvError(ValueError):
 
 
 def read_arrivals(path: Path, form: str, limit: int | None) -> list[Arrival]:
-    """Return the first `limit` arrivals of a file, in its order. Raise `CsvError`."""
+    """Return the first `limit` arrivals of a file, or all if it is None.
+
+    `form` is a key of `COLUMNS`. Raise `CsvError` for the first wrong line.
+    """
     try:
+        # "-sig", because spreadsheets write a byte order mark in front of the header.
         with io.TextIOWrapper(open_regular(path), encoding="utf-8-sig", newline="") as handle:
             arrivals = list(islice(_arrivals(handle, COLUMNS[form]), limit))
     except OSError as error:
@@ -70,6 +78,7 @@ def read_arrivals(path: Path, form: str, limit: int | None) -> list[Arrival]:
 
 
 def _arrivals(handle: TextIO, columns: Sequence[str]) -> Iterator[Arrival]:
+    """Yield the arrivals of an open file, in ascending order."""
     reader = csv.reader(_lines(handle), strict=True)
     number, before = 0, None
     try:
@@ -98,6 +107,7 @@ def _arrivals(handle: TextIO, columns: Sequence[str]) -> Iterator[Arrival]:
 
 
 def _lines(handle: TextIO) -> Iterator[str]:
+    """Yield the lines of a file, with their ends. Raise `CsvError` for one that is not text."""
     for number in count(1):
         try:
             line = handle.readline(_LONGEST_LINE + 1)
@@ -113,23 +123,24 @@ def _lines(handle: TextIO) -> Iterator[str]:
 
 
 def _places(header: Sequence[str], columns: Sequence[str]) -> list[int]:
+    """Return the places of the wanted columns in the header; other columns are allowed."""
     if missing := [name for name in columns if name not in header]:
         raise ValueError(_no_column(missing, header))
     for name in columns:
         if header.count(name) > 1:
-            raise ValueError(f"has several columns {name!r}")
+            raise ValueError(f"has several columns {name!r}; keep one of them")
     return [header.index(name) for name in columns]
 
 
 def _no_column(missing: Sequence[str], header: Sequence[str]) -> str:
-    """Say which columns are missing, and which format the file has instead, if it has one."""
-    said = f"has no column {' and no column '.join(map(repr, missing))}"
+    """Return a message with the missing columns, and with the format that would fit, if any."""
+    message = f"has no column {' and no column '.join(map(repr, missing))}"
     for form, columns in COLUMNS.items():
         if set(columns) <= set(header):
-            return f"{said}; its columns are those of `format: {form}`"
+            return f"{message}; its columns are those of `format: {form}`"
     formats = " or ".join(f"{', '.join(names)} ({form})" for form, names in COLUMNS.items())
-    there = ", ".join(_cut(name) for name in header[:20]) or "none"
-    return f"{said}; it has {there}; `format` says which it needs: {formats}"
+    present = ", ".join(_cut(name) for name in header[:20]) or "none"
+    return f"{message}; it has {present}; `format` says which it needs: {formats}"
 
 
 def _arrival(
@@ -154,15 +165,17 @@ def _timestamp(text: str) -> np.datetime64:
 
 def _seconds(text: str) -> float:
     seconds = float(text) if _SECONDS.fullmatch(text) else float("nan")
-    if not seconds < float("inf"):
+    if not seconds < float("inf"):  # NaN: not in the accepted form; infinity: too large a number
         raise ValueError(f"arrival {_shown(text)} must be seconds ≥ 0, in digits like 12.5")
     return seconds
 
 
 def _length(text: str) -> int:
+    """Return a number of tokens, from 1 to `MOST_TOKENS`."""
     if not _COUNT.fullmatch(text) or not text.strip("0"):
         raise ValueError(f"length {_shown(text)} must be a whole number, at least 1")
     digits = text.lstrip("0")
+    # Checked by length first: Python refuses to convert integers of thousands of digits.
     if len(digits) > 18 or int(digits) > MOST_TOKENS:
         raise ValueError(
             f"length {_shown(text)} is too large; at most {MOST_TOKENS:,} are simulated"

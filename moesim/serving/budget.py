@@ -1,7 +1,8 @@
-"""One budget of GPU memory: fixed weights + KV blocks + expert slots + staging + activations.
+"""The budget: how GPU memory is split before a run starts.
 
-The split is fixed at the start. Either KV blocks or expert slots may take the rest. What cannot
-fit is refused before anything runs, with the numbers.
+The parts are fixed weights, KV blocks, expert slots, staging buffers and activations. Either KV
+blocks or expert slots may take the rest. A split that does not fit is refused before anything runs,
+with all numbers and with changes that would make it fit.
 """
 
 from __future__ import annotations
@@ -17,14 +18,17 @@ if TYPE_CHECKING:
     from moesim.hardware.shapes import ModelShape
     from moesim.scenario import MemoryShare, Scenario
 
-_ACTIVATION_BYTES = 2  # 16-bit activations, whatever the weights
-_LOGIT_BYTES = 4
+_ACTIVATION_BYTES = 2  # activations have 16 bits, also where weights are quantised
+_LOGIT_BYTES = 4  # logits have 32 bits
 _MIB = 2**20
 
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """Bytes of each part, and what they amount to in slots and blocks."""
+    """Bytes of each part, and the numbers of expert slots and KV blocks.
+
+    `staging_bytes` are of staging buffers, and `slots_bytes` of all expert slots together.
+    """
 
     capacity_bytes: int
     fixed_bytes: int
@@ -37,6 +41,7 @@ class Budget:
 
     @property
     def used_bytes(self) -> int:
+        """Sum of all parts, at most `capacity_bytes`."""
         return (
             self.fixed_bytes
             + self.activations_bytes
@@ -49,22 +54,21 @@ class Budget:
 def plan_budget(
     scenario: Scenario, shape: ModelShape, vram_bytes: int, kv_tokens: Sequence[int]
 ) -> Budget:
-    """Split the memory. `kv_tokens`: most KV entries each request will hold.
+    """Return the split of the memory.
 
-    Raises `BudgetError` with all numbers where the parts exceed the whole.
+    Args:
+        scenario: its sections `memory`, `cache` and `batching` decide.
+        shape: the model.
+        vram_bytes: memory of the GPU, used where `memory.capacity` is not set.
+        kv_tokens: the most KV entries that each request will hold.
+
+    Raise `BudgetError` with all numbers if the parts exceed the memory.
     """
     memory = scenario.memory
     capacity = memory.capacity if memory.capacity is not None else vram_bytes
     expert = shape.expert_bytes
     block = memory.kv_block_tokens * shape.kv_bytes_per_token
-    activations = (
-        memory.activations if memory.activations is not None else _activations(scenario, shape)
-    )
-    parts = {
-        "fixed weights": shape.fixed_bytes,
-        "activations": activations,
-        f"{memory.staging} staging buffers": memory.staging * expert,
-    }
+    parts = _fixed_parts(scenario, shape)
     left = capacity - sum(parts.values())
     longest = max(-(-tokens // memory.kv_block_tokens) for tokens in kv_tokens)
     slots = _slots(scenario, shape)
@@ -76,6 +80,8 @@ def plan_budget(
         raise shortage.error("leave nothing for KV blocks and experts")
     total_experts = len(shape.moe_layers) * shape.num_experts
     wanted_blocks = useful_blocks(scenario, kv_tokens)
+    # `auto` shares what is left evenly with the slots, if these take the rest. The longest request
+    # must fit, and blocks beyond those that the requests can use would be wasted.
     if blocks is None and memory.kv.kind == "auto":
         room = left - slots * expert if slots is not None else left // 2
         blocks = min(wanted_blocks, max(longest, room // block if block else wanted_blocks))
@@ -87,14 +93,16 @@ def plan_budget(
     shortage = replace(shortage, kv=blocks * block, slots=slots)
     if left < blocks * block + slots * expert:
         raise shortage.error("exceed the memory")
+    # Requests that do not fit are rejected on arrival, so one that fits is enough for a run.
     shortest = min(-(-tokens // memory.kv_block_tokens) for tokens in kv_tokens)
     if blocks == 0 or blocks < shortest:
         raise shortage.error("leave too few KV blocks for any request")
+    weights_bytes, activations_bytes, staging_bytes = parts.values()
     return Budget(
         capacity_bytes=capacity,
-        fixed_bytes=shape.fixed_bytes,
-        activations_bytes=activations,
-        staging_bytes=memory.staging * expert,
+        fixed_bytes=weights_bytes,
+        activations_bytes=activations_bytes,
+        staging_bytes=staging_bytes,
         slots=slots,
         slots_bytes=slots * expert,
         kv_blocks=blocks,
@@ -103,14 +111,33 @@ def plan_budget(
 
 
 def split_slots(total: int, num_layers: int, num_experts: int) -> list[int]:
-    """Slots of each layer: the floor, the remainder to the first layers, none above `experts`."""
+    """Return the slots of each layer, as even as possible and at most `num_experts`.
+
+    The first layers get one more where the total does not divide.
+    """
     each, more = divmod(total, num_layers)
     return [min(num_experts, each + (layer < more)) for layer in range(num_layers)]
 
 
+def _fixed_parts(scenario: Scenario, shape: ModelShape) -> dict[str, int]:
+    """Return the bytes of weights, activations and staging buffers, by the names in messages."""
+    memory = scenario.memory
+    activations = memory.activations
+    if activations is None:
+        activations = _activations(scenario, shape)
+    return {
+        "fixed weights": shape.fixed_bytes,
+        "activations": activations,
+        f"{memory.staging} staging buffers": memory.staging * shape.expert_bytes,
+    }
+
+
 def _activations(scenario: Scenario, shape: ModelShape) -> int:
-    """Assumed: residual stream, attention and FFN intermediates of one layer for a full step's
-    tokens, and the logits of all sequences."""
+    """Return an estimate of the bytes of activations.
+
+    It assumes the intermediates of one layer for the tokens of a full step, since layers reuse the
+    memory: residual stream, attention and FFN. The logits of all sequences are added.
+    """
     widths = 4 * shape.hidden + 3 * shape.top_k * shape.expert_ffn + shape.shared_ffn
     widths += (shape.num_heads + 2 * shape.num_kv_heads) * shape.head_dim + shape.dense_ffn
     tokens = scenario.batching.token_budget
@@ -119,15 +146,17 @@ def _activations(scenario: Scenario, shape: ModelShape) -> int:
 
 
 def useful_blocks(scenario: Scenario, kv_tokens: Sequence[int]) -> int:
-    """Blocks that the longest requests need if as many run at once as may."""
+    """Return the blocks that the longest requests need if as many as allowed run at once."""
     block_tokens = scenario.memory.kv_block_tokens
-    most = sorted((-(-tokens // block_tokens) for tokens in kv_tokens), reverse=True)
-    return sum(most[: scenario.batching.max_sequences])
+    blocks = sorted((-(-tokens // block_tokens) for tokens in kv_tokens), reverse=True)
+    return sum(blocks[: scenario.batching.max_sequences])
 
 
 def _slots(scenario: Scenario, shape: ModelShape) -> int | None:
-    """Slots asked for; None for the rest. A size beyond all experts is used as far as they go; a
-    number beyond them is a mistake."""
+    """Return the slots that the scenario sets, or None if they take the rest.
+
+    A size in bytes may exceed all experts and is cut. A number above them raises `ScenarioError`.
+    """
     amount, layers = scenario.cache.slots, len(shape.moe_layers)
     total = layers * shape.num_experts
     match amount.kind:
@@ -135,13 +164,15 @@ def _slots(scenario: Scenario, shape: ModelShape) -> int | None:
             raise ScenarioError.at(
                 scenario,
                 "cache.slots",
-                f"is {amount.value} in all; the model has {total} experts in {layers} MoE layers",
+                f"is {amount.value} in all; the model has {total} experts in {layers} MoE layers; "
+                f"give at most {total}",
             )
         case "per_layer" if amount.value > shape.num_experts:
             raise ScenarioError.at(
                 scenario,
                 "cache.slots",
-                f"is {amount.value} a layer; a layer of the model has {shape.num_experts} experts",
+                f"is {amount.value} a layer; a layer of the model has {shape.num_experts} experts; "
+                f"give at most {shape.num_experts}/layer",
             )
         case "count":
             return int(amount.value)
@@ -155,6 +186,7 @@ def _slots(scenario: Scenario, shape: ModelShape) -> int | None:
 
 
 def _blocks(amount: MemoryShare, block: int, capacity: int) -> int | None:
+    """Return the KV blocks that the scenario sets, or None for `auto` and the rest."""
     match amount.kind:
         case "bytes":
             return int(amount.value) // block
@@ -165,18 +197,23 @@ def _blocks(amount: MemoryShare, block: int, capacity: int) -> int | None:
 
 @dataclass(frozen=True, slots=True)
 class _Shortage:
-    """Parts that exceed the memory, in bytes, and what of them may change."""
+    """A split that exceeds the memory: bytes of its parts, to report them and to suggest changes.
+
+    `fixed` are the parts that neither slots nor KV blocks change, by name. `expert` is the size of
+    one expert, and `kv` that of all KV blocks.
+    """
 
     scenario: Scenario
     capacity: int
     fixed: dict[str, int]
     kv_needed: int
-    """Bytes of the KV blocks that the longest request fills."""
+    """Bytes of the KV blocks that the longest request needs."""
     expert: int
     kv: int = 0
     slots: int = 0
 
     def error(self, what: str) -> BudgetError:
+        """Return the error: `what` is wrong, the size of each part, and what to try."""
         parts = {**self.fixed, "KV blocks": self.kv}
         parts[f"{self.slots} expert slots"] = self.slots * self.expert
         if self.kv < self.kv_needed:
@@ -191,7 +228,7 @@ class _Shortage:
         )
 
     def _remedies(self) -> Iterator[str]:
-        """Yield single changes that make everything fit, as `key: value`."""
+        """Yield changes of which each alone makes everything fit, as `key: value`."""
         fixed, held = sum(self.fixed.values()), self.slots * self.expert
         kv = max(self.kv, self.kv_needed)
         needed = fixed + kv + held
@@ -200,16 +237,17 @@ class _Shortage:
         if share.kind in ("bytes", "share") and room >= self.kv_needed:
             yield f"memory.kv: {min(room, kv)}B"
         if share.kind == "bytes" and self.kv < self.kv_needed:
-            return  # nothing else gives the KV blocks more
-        if share.kind == "share" and 0 < share.value < 1:  # it grows with the capacity
+            return  # KV of a fixed size gets no more from any other change
+        if share.kind == "share" and 0 < share.value < 1:
+            # KV of a share grows with the capacity, so the new capacity must hold that as well.
             needed = round((fixed + held) / (1 - share.value))
-            needed = max(needed, round(self.kv_needed / share.value)) + _MIB
+            needed = max(needed, round(self.kv_needed / share.value)) + _MIB  # for rounding
         if needed > self.capacity:
             yield f"memory.capacity: {-(-needed // _MIB)}MiB"
         staging = self.scenario.memory.staging
-        spare = staging + (self.capacity - fixed - kv - held) // self.expert
-        if 1 <= spare < staging:
-            yield f"memory.staging: {spare}"
+        fitting = staging + (self.capacity - fixed - kv - held) // self.expert
+        if 1 <= fitting < staging:
+            yield f"memory.staging: {fitting}"
         slots = (self.capacity - fixed - kv) // self.expert
         if 0 <= slots < self.slots:
             yield f"cache.slots: {slots}"

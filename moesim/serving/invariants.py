@@ -1,6 +1,6 @@
-"""What must hold when a run ends; the numbers are those of docs/invariants.md.
+"""Invariants: rules that hold at the end of every run, with the numbers of docs/invariants.md.
 
-Other invariants are checked where they could break, while the run goes on.
+The other rules of that document are checked during the run, where they could break.
 """
 
 from __future__ import annotations
@@ -15,32 +15,39 @@ from moesim.serving.request import Request
 
 
 def check_run(
-    requests: Sequence[Request], ledger: Ledger, pool: BlockPool, expert_bytes: int, flying: int
+    requests: Sequence[Request], ledger: Ledger, pool: BlockPool, expert_bytes: int, in_flight: int
 ) -> None:
-    """Raises `InvariantError` for the first rule that does not hold."""
+    """Raise `InvariantError` for the first rule that does not hold.
+
+    `in_flight` is the number of expert copies that were issued and had not landed at the end.
+    """
     _check_requests(requests)
     held = sum(request.blocks for request in requests)
     if held + pool.free != pool.total or held:
         raise InvariantError(3, f"{held} KV blocks held and {pool.free} free of {pool.total}")
+    # Counted from the log of unions, which is independent of the counters of hits and misses.
     accesses = int(ledger.accesses_by_layer()[1].sum())
     hits, misses = sum(ledger.hits) + sum(ledger.late_hits), sum(ledger.demand_copies)
     if hits + misses != accesses:
         raise InvariantError(6, f"{hits} hits + {misses} misses are not {accesses} accesses")
-    issued = (misses + sum(ledger.prefetch_copies) - flying) * expert_bytes
+    landed = (misses + sum(ledger.prefetch_copies) - in_flight) * expert_bytes
     moved = ledger.moved_bytes["demand"] + ledger.moved_bytes["prefetch"]
-    if issued != moved:
-        raise InvariantError(7, f"copies of {issued} bytes are done, {moved} were booked")
+    if landed != moved:
+        raise InvariantError(7, f"copies of {landed} bytes landed, but {moved} bytes were counted")
 
 
 def check_lanes(ledger: Ledger, now_ns: int) -> None:
-    """What more holds in virtual time, where work takes as long as it costs: no lane is busy for
-    longer than time went by, and the GPU is idle only for a cause."""
+    """Check the rules of virtual time, in which work takes exactly as long as its price says.
+
+    No lane is busy for longer than the time that passed, and the GPU idles only for a known cause.
+    Raise `InvariantError` otherwise.
+    """
     for lane, busy_ns in ledger.busy_ns.items():
         if busy_ns > now_ns:
             raise InvariantError(9, f"lane {lane} was busy for {busy_ns} ns of {now_ns} ns")
     idle_ns = sum(ledger.stall_ns[CAUSE_OTHER])
     if idle_ns:
-        raise InvariantError(10, f"the GPU idled {idle_ns} ns while it had work to do")
+        raise InvariantError(10, f"the GPU idled for {idle_ns} ns while work was ready")
 
 
 def _check_requests(requests: Sequence[Request]) -> None:
@@ -51,7 +58,7 @@ def _check_requests(requests: Sequence[Request]) -> None:
             continue
         moments = [request.arrival_ns, request.scheduled_ns, *request.token_ns]
         if any(later < earlier for earlier, later in pairwise(moments)):
-            raise InvariantError(8, f"request {request.index} lives backwards: {moments}")
+            raise InvariantError(8, f"request {request.index} has times out of order: {moments}")
         if len(request.token_ns) != request.output_tokens:
             raise InvariantError(
                 1,

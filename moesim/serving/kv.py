@@ -1,4 +1,8 @@
-"""KV blocks: attention memory handed out in blocks of a fixed number of tokens."""
+"""KV blocks: memory for keys and values, allocated in blocks of a fixed number of tokens.
+
+The scheme is that of PagedAttention (vLLM, Kwon et al. 2023, arXiv 2309.06180). Only the numbers of
+blocks matter here, so blocks have no addresses.
+"""
 
 from __future__ import annotations
 
@@ -16,15 +20,18 @@ class BlockPool:
         self.peak = 0
 
     def blocks_for(self, tokens: int) -> int:
-        """Blocks that hold `tokens` entries."""
+        """Return the number of blocks that hold `tokens` entries."""
         return -(-tokens // self.block_tokens)
 
     def missing(self, request: Request, tokens: int) -> int:
-        """Blocks to add before `tokens` more rows of the request fit."""
+        """Return the number of blocks to add before `tokens` more rows of the request fit."""
         return max(0, self.blocks_for(request.position + tokens) - request.blocks)
 
     def grow(self, request: Request, tokens: int) -> bool:
-        """Take the blocks that `tokens` more rows need; False (and nothing taken) if too few."""
+        """Take the blocks that `tokens` more rows need.
+
+        Return False, and take none, if too few are free.
+        """
         need = self.missing(request, tokens)
         if need > self.free:
             return False
@@ -34,8 +41,8 @@ class BlockPool:
         return True
 
     def release(self, request: Request) -> None:
-        """Give back all blocks of a request."""
+        """Return all blocks of a request to the pool."""
         self.free += request.blocks
         request.blocks = 0
         if self.free > self.total:
-            raise InvariantError(3, f"{self.free} KV blocks are free of {self.total}")
+            raise InvariantError(3, f"{self.free} KV blocks are free, more than all {self.total}")

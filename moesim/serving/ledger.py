@@ -1,9 +1,11 @@
-"""The ledger: what happened, written down once, on every machine alike.
+"""The ledger: the counters and rows of a run, recorded in the same way on every machine.
 
-The server notes each piece of work with its ticket; when a step ends all its tickets are done,
-their times are read, and idle time of the GPU inside the step is attributed to a cause: before
-the work was even issued the host was waiting for ids (*readback*); after that, the copy it
-waited for (*demand* or *late* prefetch).
+The server appends each piece of work with its ticket. At the end of a step all its tickets are
+done, so the ledger reads their times. It attributes idle time of the GPU to a cause:
+
+- *readback*: the work was not issued yet, because the host waited for ids;
+- *demand*: the work was issued and waited for its expert's copy;
+- *late*: as demand, but the copy was a prefetch that had not landed.
 """
 
 from __future__ import annotations
@@ -21,15 +23,15 @@ from moesim.machine.base import Ticket
 from moesim.machine.step_times import Event, StepTimes
 from moesim.policies.view import Key
 from moesim.serving.layers import LayerPlan
-from moesim.serving.step_sums import LoggedStep, StepFacts, book
+from moesim.serving.step_sums import LoggedStep, StepFacts, add_steps
 
 CAUSE_READBACK, CAUSE_DEMAND, CAUSE_LATE, CAUSE_OTHER = range(4)
 CAUSES = ("readback", "demand", "late", "other")
 FRONT, DENSE, TAIL = 4, 5, 6  # kinds of GPU work beside experts, whose kind is their cause
 _KINDS = ("experts", "experts", "experts", "experts", "front", "dense", "tail")
 _LANE_OF = {"demand": "h2d", "prefetch": "h2d", "write_back": "d2h", "readback": "d2h"}
-_LOG_CHUNK = 1 << 16
-_BOOK_EVERY = 128
+_LOG_CHUNK = 1 << 16  # keys held as Python integers before they are packed into an array
+_ADD_EVERY = 128  # folded steps: NumPy's fixed costs are shared, and memory stays small
 
 STEP_COLUMNS = (
     "step",
@@ -51,16 +53,19 @@ STEP_COLUMNS = (
 TIMELINE_COLUMNS = ("lane", "kind", "start_ns", "finish_ns", "step", "layer", "expert")
 
 
-# (ticket, kind, layer, key, bytes, what had to be done before its buffer was overwritten)
+# (ticket, kind, layer, key, bytes, work that had to be done before its buffer was overwritten)
 LoggedCopy = tuple[Ticket, str, int, Key, int, Sequence[Ticket]]
 
 
 class Ledger:
     """Counters and rows of one run. Per-layer lists are indexed by trace layer.
 
-    The server appends to two lists as it issues work: `work`, GPU operations as (ticket, when
-    issued, kind, layer, the copy that brings its expert or None), where the kind is a cause
-    (experts), FRONT, DENSE or TAIL; and `copies`. A folded step comes as one step_times instead.
+    The server appends the work that it issues to two lists. `work` holds GPU operations as (ticket,
+    time of issue, kind, layer, the copy that brings the expert or None). The kind is FRONT, DENSE,
+    TAIL, or of experts the cause of a wait for them. `copies` holds `LoggedCopy` entries. Folded
+    steps come as `StepTimes` through `log_folded` instead.
+
+    The timeline has rows for `steps` steps from step `first_step` on.
     """
 
     def __init__(
@@ -71,7 +76,7 @@ class Ledger:
         self.num_layers = num_layers
         self._layers = plan
         self.num_experts = num_experts
-        self.issued_ns = 0  # the instant of the server's last wait: when work is being issued
+        self.issued_ns = 0  # the time of the server's last wait, at which it issues work now
         self.work: list[tuple[Ticket, int, int, int, Ticket | None]] = []
         self.copies: list[LoggedCopy] = []
         self._union_keys: list[Key] = []
@@ -82,10 +87,11 @@ class Ledger:
         self.missed_rows = [0 for _ in layers]
         self.demand_copies = [0 for _ in layers]
         self.prefetch_copies = [0 for _ in layers]
+        # The last entry of each list is the end of a step, after all layers.
         self.stall_ns = [[0 for _ in range(num_layers + 1)] for _ in CAUSES]
         self.demand_stall_ns = self.stall_ns[CAUSE_DEMAND]
         self.readback_stall_ns = self.stall_ns[CAUSE_READBACK]
-        self.hindsight = False  # whether an eviction policy learnt on the replayed trace itself
+        self.hindsight = False  # whether an eviction policy used counts of the replayed trace
         self.prefetch_useful = 0
         self.prefetch_late = 0
         self.prefetch_wasted = 0
@@ -100,7 +106,7 @@ class Ledger:
         self.steps: list[tuple[int, ...]] = []
         self.timeline: list[tuple[str, str, int, int, int, int, int]] = []
         self._folded: list[LoggedStep] = []
-        self._window = range(first_step, first_step + steps)
+        self._timeline_steps = range(first_step, first_step + steps)
         self._packed: list[tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]] = []
         self._last_demand_ns = 0
         self._step_start_ns = 0
@@ -109,11 +115,11 @@ class Ledger:
 
     @property
     def copy_stalls_ns(self) -> tuple[list[int], list[int]]:
-        """Waits for copies of experts: on demand and late, by layer."""
+        """Waits for expert copies in ns, by layer: of demand copies, and of late prefetches."""
         return self.stall_ns[CAUSE_DEMAND], self.stall_ns[CAUSE_LATE]
 
     def waves(self, number: int) -> None:
-        """A layer event loaded experts in so many rounds through its staging buffers."""
+        """Record that a layer event needed `number` rounds through the staging buffers."""
         self.waves_events += 1
         self.waves_sum += number
         if number > self.waves_max:
@@ -122,13 +128,14 @@ class Ledger:
     # --- at the borders of a step, when all tickets of the step are done ---
 
     def begin_step(self, now_ns: int) -> None:
-        """A step starts."""
+        """Start a step. Raise `InvariantError` if the clock went back."""
         if now_ns < self._ended_ns:
             raise InvariantError(15, f"the clock went back to {now_ns} ns")
         self.issued_ns = self._step_start_ns = now_ns
         self._step_base = self._totals()
 
     def _totals(self) -> tuple[int, int, int, int]:
+        """Return the sums of which a step's rows are differences."""
         copied = sum(self.demand_copies) + sum(self.prefetch_copies)
         return sum(self.hits), sum(self.late_hits), copied, self.waves_sum
 
@@ -140,16 +147,17 @@ class Ledger:
         unions: Sequence[Sequence[Key]],
         rows: Sequence[Sequence[int]],
     ) -> None:
-        """Read the times of the step's work; `now_ns` is when its tokens were known to the host.
+        """End a step: read the times of its work, and add it to counters and rows.
 
-        `unions` and `rows`: of each layer, the distinct keys and the rows that wanted each.
+        `now_ns` is the time at which the host had the step's tokens. `unions` and `rows` hold, for
+        each layer, the distinct keys and the number of rows that wanted each.
         """
         self.rows = list(map(add, self.rows, map(sum, rows)))
         accesses = sum(map(len, unions))
         number = self.num_steps
         self.num_steps += 1
         stalled = self._attribute(now_ns)
-        if number in self._window:
+        if number in self._timeline_steps:
             self._show(number)
         self.work.clear()
         self._collect(now_ns, number)
@@ -183,30 +191,33 @@ class Ledger:
         unions: Sequence[Sequence[Key]],
         facts: StepFacts,
     ) -> None:
-        """A folded step, with its layer events."""
-        if self.num_steps in self._window:
+        """Record a folded step with its layer events."""
+        if self.num_steps in self._timeline_steps:
             self._show_step(step_times, events)
         self._folded.append(LoggedStep(self.num_steps, step_times, facts))
         self.num_steps += 1
         self.log_unions(unions)
-        if len(self._folded) >= _BOOK_EVERY:
-            self._book()
+        if len(self._folded) >= _ADD_EVERY:
+            self._add_folded()
 
     def log_unions(self, unions: Sequence[Sequence[Key]]) -> None:
-        """The next layer events. Laid end to end: a list for each would keep Python's garbage
-        collector busy."""
+        """Record the unions of the next layer events."""
+        # In one flat list: a list for each would slow down Python's garbage collector.
         self._union_keys += chain.from_iterable(unions)
         self._union_sizes += map(len, unions)
         if len(self._union_keys) >= _LOG_CHUNK:
             self._pack()
 
-    def _book(self) -> None:
+    def _add_folded(self) -> None:
         if self._folded:
-            book(self, self._folded)
+            add_steps(self, self._folded)
             self._folded = []
 
     def _attribute(self, now_ns: int) -> int:
-        """GPU idle time of the step, booked by cause and layer; answers its sum."""
+        """Add the step's GPU idle time by cause and layer, and return its sum in ns.
+
+        Raise `InvariantError` if work overlaps or an expert is computed before it landed.
+        """
         clock = self._step_start_ns
         readback = self.stall_ns[CAUSE_READBACK]
         stalled = busy = 0
@@ -217,6 +228,7 @@ class Ledger:
                 if gap < 0:
                     raise InvariantError(9, f"GPU work overlaps by {-gap} ns at {start} ns")
                 stalled += gap
+                # One gap can have two causes: the part before the work was issued is readback.
                 unissued = issued - clock
                 if unissued > 0:
                     unissued = min(unissued, gap)
@@ -235,31 +247,32 @@ class Ledger:
         return stalled + now_ns - clock
 
     def _collect(self, now_ns: int, step: int) -> None:
-        """Book the copies that are finished; the others stay for a later step."""
-        flying = []
+        """Add the copies that are finished; the others stay for a later step."""
+        in_flight = []
         moved, busy = self.moved_bytes, self.busy_ns
-        shown = step in self._window
+        in_timeline = step in self._timeline_steps
         for entry in self.copies:
             ticket, kind, _, key, nbytes, after = entry
             if ticket.finish_ns > now_ns:
-                flying.append(entry)
+                in_flight.append(entry)
                 continue
             for reader in after:
                 if ticket.start_ns < reader.finish_ns:
                     raise InvariantError(5, f"the copy of key {key} overwrites what is in use")
+            # Prefetches are left out: demand copies may run between their chunks.
             if kind == "demand":
                 if ticket.start_ns < self._last_demand_ns:
                     raise InvariantError(9, f"two demand copies overlap at {ticket.start_ns} ns")
                 self._last_demand_ns = ticket.finish_ns
             moved[kind] += nbytes
             busy[_LANE_OF[kind]] += ticket.busy_ns
-            if shown:
+            if in_timeline:
                 self._show_copy(entry, step)
-        self.copies = flying
+        self.copies = in_flight
 
     def finish(self, now_ns: int) -> int:
-        """Close the books; answers the number of expert copies still in flight."""
-        self._book()
+        """Add all that is left, and return the number of expert copies still in flight."""
+        self._add_folded()
         self._collect(now_ns, len(self.steps) - 1)
         self._pack()
         return sum(copy[1] in ("demand", "prefetch") for copy in self.copies)
@@ -276,7 +289,7 @@ class Ledger:
         self.timeline.append(entry)
 
     def _show_step(self, step_times: StepTimes, events: Sequence[Event]) -> None:
-        """The rows that `_show` and `_show_copy` give for a step walked through."""
+        """Append the timeline rows of a folded step, as `_show` and `_show_copy` would."""
         step, clock = self.num_steps, step_times.start_ns
 
         def show(lane: str, kind: str, start: int, finish: int, layer: int, key: int = -1) -> int:
@@ -309,12 +322,13 @@ class Ledger:
     # --- read afterwards ---
 
     def _pack(self) -> None:
+        """Move the log of unions from lists into arrays, which take much less memory."""
         sizes, keys = (np.array(log, np.int32) for log in (self._union_sizes, self._union_keys))
         self._packed.append((sizes, keys))
         self._union_sizes, self._union_keys = [], []
 
     def layer_events(self) -> list[list[Key]]:
-        """All layer events in order, as their unions; the layer of a key is key ÷ experts."""
+        """Return the unions of all layer events in order. A key's layer is key // num_experts."""
         self._pack()
         result: list[list[Key]] = []
         for sizes, keys in self._packed:
@@ -324,22 +338,26 @@ class Ledger:
         return result
 
     def accesses_by_layer(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """Layer events and accesses of each layer, counted from the log of unions."""
+        """Return the numbers of layer events and of accesses of each layer, each of shape [layers].
+
+        Both are counted from the log of unions.
+        """
         events = np.zeros(self.num_layers, np.int64)
         accesses = np.zeros(self.num_layers, np.int64)
         for sizes, keys in self._packed:
             layers = keys // self.num_experts
             accesses += np.bincount(layers, minlength=self.num_layers)
+            # The layer of an event is that of its last key; an empty union has none.
             lasts = np.cumsum(sizes)[sizes > 0] - 1
             events += np.bincount(layers[lasts], minlength=self.num_layers)
         return events, accesses
 
     def step_columns(self) -> dict[str, Any]:
-        """Columns of `steps.parquet`."""
+        """Return the columns of `steps.parquet`."""
         table = np.array(self.steps, np.int64).reshape(-1, len(STEP_COLUMNS))
         return {name: table[:, i] for i, name in enumerate(STEP_COLUMNS)}
 
     def timeline_columns(self) -> dict[str, Any]:
-        """Columns of `timeline.parquet`, in order of start."""
+        """Return the columns of `timeline.parquet`, in order of start."""
         rows = sorted(self.timeline, key=lambda row: (row[2], row[0], row[3]))
         return {name: [row[i] for row in rows] for i, name in enumerate(TIMELINE_COLUMNS)}

@@ -1,9 +1,8 @@
-"""Replaying a recorded schedule: any machine forms the same steps as an earlier run.
+"""Replay: form the same steps as an earlier run, on any machine.
 
-With open arrivals the batch of a step depends on how fast earlier steps were, so two machines
-batch differently and then decide differently. Replaying the schedule of one on the other removes
-this difference, and only time is left to compare. A replayed step waits until all its requests have
-arrived.
+With open arrivals, the batch of a step depends on how long earlier steps took. So two machines form
+different batches, and then make different decisions. If one replays the schedule of the other, only
+times differ. A replayed step waits until all its requests have arrived.
 """
 
 from __future__ import annotations
@@ -15,21 +14,22 @@ from typing import Any
 from moesim.errors import UsageError
 from moesim.policies.batching.base import Batching, Queue, StepPlan
 
-__all__ = ["Ask", "Noted", "Replay"]
+__all__ = ["PlanRecord", "PlanRecorder", "Replay"]
 
-# One answer of a batching policy: (request, its rows computed so far, tokens of it).
-Ask = tuple[tuple[int, int, int], ...]
+# One plan of a batching policy: (request index, its rows computed so far, its tokens) of each.
+PlanRecord = tuple[tuple[int, int, int], ...]
 
 
 class Replay(Batching):
-    """A batching policy that repeats another policy's recorded answers.
+    """A batching policy that repeats the recorded plans of another one.
 
-    Answers are replayed, not steps, so that requests are preempted at the same moments too.
+    It repeats plans and not steps, so that requests are preempted at the same points, too. Raises
+    `UsageError` if the schedule does not fit the workload.
     """
 
     name = "replay"
 
-    def __init__(self, script: Sequence[Ask]) -> None:
+    def __init__(self, script: Sequence[PlanRecord]) -> None:
         super().__init__()
         self._script = script
         self._next = 0
@@ -37,13 +37,13 @@ class Replay(Batching):
     def ready(self, running: Sequence[Any], waiting: Sequence[Any]) -> bool:
         present = {request.index for request in chain(running, waiting)}
         # A step must not form before all its requests are here: it would lack some of them.
-        return present.issuperset(index for index, _, _ in self._answer())
+        return present.issuperset(index for index, _, _ in self._current())
 
     def plan(self, queue: Queue) -> StepPlan:
-        answer = self._answer()
+        planned = self._current()
         self._next += 1
         present = {request.index: request for request in chain(queue.running, queue.waiting)}
-        for index, position, _ in answer:
+        for index, position, _ in planned:
             request = present.get(index)
             # Another position means other rows, so the comparison would be of two different
             # workloads.
@@ -51,32 +51,36 @@ class Replay(Batching):
                 at = "not in the queue" if request is None else f"at row {request.position}"
                 raise UsageError(
                     f"step {self._next - 1} of the replayed schedule takes request {index} at row "
-                    f"{position}, but it is {at}: the schedule is of another workload or memory"
+                    f"{position}, but it is {at}: the schedule is of another workload or memory; "
+                    "replay it with the scenario that recorded it"
                 )
-        return [(present[index], tokens) for index, _, tokens in answer]
+        return [(present[index], tokens) for index, _, tokens in planned]
 
-    def _answer(self) -> Ask:
+    def _current(self) -> PlanRecord:
+        """Return the plan to be repeated next."""
         if self._next >= len(self._script):
             raise UsageError(
-                f"the replayed schedule ends after {len(self._script)} steps, before the workload"
+                f"the replayed schedule ends after {len(self._script)} steps, before the workload "
+                "does; replay it with the scenario that recorded it"
             )
         return self._script[self._next]
 
 
-class Noted(Batching):
-    """A batching policy whose answers are noted in `asks`."""
+class PlanRecorder(Batching):
+    """A batching policy that plans as another one and appends each plan to `plans`."""
 
-    def __init__(self, policy: Batching, asks: list[Ask]) -> None:
+    def __init__(self, policy: Batching, plans: list[PlanRecord]) -> None:
         super().__init__(policy.options)
         self.name = policy.name  # type: ignore[misc]
         self.clairvoyant = policy.clairvoyant  # type: ignore[misc]
+        # On the instance, because the scheduler does not call a `ready` of the class `Batching`.
         self.ready = policy.ready  # type: ignore[method-assign]
         self._policy = policy
-        self._asks = asks
+        self._plans = plans
 
     def plan(self, queue: Queue) -> StepPlan:
         plan = self._policy.plan(queue)
-        self._asks.append(
+        self._plans.append(
             tuple((request.index, request.position, tokens) for request, tokens in plan)
         )
         return plan

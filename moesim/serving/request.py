@@ -1,4 +1,4 @@
-"""A request on its way through the server."""
+"""A request: a prompt to compute and a number of tokens to emit, with its state in the server."""
 
 from __future__ import annotations
 
@@ -7,14 +7,18 @@ import numpy.typing as npt
 
 
 class Request:
-    """States: waiting (queued, holds no KV) → running → finished; or rejected on arrival.
+    """One request. States: waiting (holds no KV blocks) → running → finished; or rejected.
 
-    To emit output token e + 1, its first prompt + e rows must be in the KV cache: `position`
-    counts those that are, `target` those needed. A preempted request starts over at position 0
-    (recompute), which re-touches its rows as prefill.
+    To emit output token e + 1, the first prompt + e rows must be in the KV cache. `position` counts
+    the rows that are, and `target` the rows needed. A preempted request starts again at its first
+    row and computes all rows as prefill (recompute).
 
-    How long it was passed over: `wait_steps` from its arrival to its first step, and at most
-    `pause_steps`, `pause_ns` between two steps that serve it, a preemption's included.
+    `wait_steps` counts the steps from arrival to the first step that serves the request.
+    `pause_steps` and `pause_ns` are the longest pause between two steps that serve it, including
+    preemptions.
+
+    `rows` are trace rows, one for each computed position. `tiled_rows` of them come from other
+    requests. `token_ns` are the times of the emitted tokens.
     """
 
     __slots__ = (
@@ -60,56 +64,61 @@ class Request:
         self.rows = rows
         self.domain = domain
         self.tiled_rows = tiled_rows
-        # With a skipped prefill the prompt's KV is there already and its rows do not exist.
+        # With a skipped prefill, the prompt's KV entries exist from the start, and `rows` begins
+        # with the first decoded token.
         self.first_row_position = prompt_tokens if prefill_skipped else 0
         self.position = self.first_row_position
-        self.emitted = int(prefill_skipped)
+        self.emitted = int(prefill_skipped)  # the prefill would have emitted the first token
         self.blocks = 0
         self.preemptions = 0
-        self.scheduled_ns = -1
+        self.scheduled_ns = -1  # before the first step
         self.served_ns = -1  # the end of the last step that served it
-        self.due = 0  # the first step that could serve it next
+        self.due = 0  # number of the first step that could serve it next
         self.wait_steps = self.pause_steps = self.pause_ns = 0
         self.token_ns: list[int] = []
         self.status = "waiting"
 
     @property
     def target(self) -> int:
-        """Rows that must be computed before the next token appears."""
+        """Number of rows that must be computed before the next token."""
         return self.prompt_tokens + self.emitted
 
     @property
     def tokens_wanted(self) -> int:
-        """Rows it could compute in the next step."""
+        """Number of rows that the request could compute in the next step."""
         return self.prompt_tokens + self.emitted - self.position
 
     @property
     def decoding(self) -> bool:
-        """It needs one row to emit its next token, and is past its prompt."""
+        """Whether one row is left before the next token, and the prompt is computed."""
+        # Written out instead of `tokens_wanted`: a property of a property costs time in each step.
         return self.emitted > 0 and self.prompt_tokens + self.emitted - self.position == 1
 
     @property
     def finished(self) -> bool:
+        """Whether all output tokens are emitted."""
         return self.emitted == self.output_tokens
 
     @property
     def max_kv_tokens(self) -> int:
-        """KV entries it holds when its last token appears."""
+        """Number of KV entries when the last token is emitted, which itself is never computed."""
         return self.prompt_tokens + self.output_tokens - 1
 
     @property
     def first_row(self) -> npt.NDArray[np.int64]:
-        """The trace row of its first position alone: where all are routed alike, it tells of them
-        all. Its token is there when the request arrives."""
+        """The trace row of the first position, as an array of one.
+
+        Its token exists on arrival. With a static router it has the routing of all rows.
+        """
         return self.rows[:1]
 
     def next_rows(self, tokens: int) -> npt.NDArray[np.int64]:
-        """Trace rows of its next `tokens` positions."""
+        """Return the trace rows of the next `tokens` positions."""
         start = self.position - self.first_row_position
         return self.rows[start : start + tokens]
 
     def plan_in(self, step: int) -> None:
-        """Step number `step` serves it: those since it was due did not."""
+        """Record that step number `step` serves the request, and how many steps passed it over."""
         passed_over = step - self.due
         self.due = step + 1
         if self.scheduled_ns < 0:
@@ -118,7 +127,7 @@ class Request:
             self.pause_steps = passed_over
 
     def serve(self, start_ns: int, finish_ns: int) -> None:
-        """A step that serves it ran from `start_ns` to `finish_ns`."""
+        """Record that a step that serves the request ran from `start_ns` to `finish_ns`."""
         if self.served_ns >= 0:
             self.pause_ns = max(self.pause_ns, start_ns - self.served_ns)
         self.served_ns = finish_ns

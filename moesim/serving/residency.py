@@ -1,10 +1,13 @@
-"""Residency: which experts have a slot in GPU memory, and what a layer event does about it.
+"""Residency: which experts have a slot in GPU memory, and how a layer event changes that.
 
-Residency is logical and decided at issue: a slot belongs to a key from the moment its copy is
-issued, so decisions do not depend on how fast the link is. A victim that is still in flight is
-promoted and lands before its slot is reused. The event is decided once: residents compute
-first; leavers free their slots (after computing, if they are wanted now); those that stay are
-copied into them; the rest pass through staging buffers in waves.
+A slot belongs to a key as soon as the key's copy is issued, and not only when the copy has landed.
+So decisions do not depend on the speed of the link. An expert that must leave while its copy is
+under way lands first; the copy gets demand priority.
+
+A layer event is decided once for the whole union. Resident experts are computed first. Leavers
+free their slots, after their computation if they are wanted now. Missing experts that stay are
+copied into free slots. The others pass through the staging buffers, in *waves* of one expert per
+buffer.
 """
 
 from __future__ import annotations
@@ -21,13 +24,18 @@ from moesim.policies.eviction.base import Eviction
 from moesim.policies.view import Key, View
 from moesim.serving.ledger import CAUSE_DEMAND, CAUSE_LATE, CAUSE_READBACK, Ledger
 
-_STRAY_LEAVER = "leaves, and is neither resident nor wanted"
+_STRAY_LEAVER = "is a leaver, but neither resident nor wanted"
 
 
 class Slot:
-    """Room for one expert. `number`: which of all buffers of its size; `landing`: the copy that
-    fills it, until known to be done; `reader`: the last computation that reads it; `fresh`:
-    prefetched and not used so far."""
+    """A buffer in GPU memory for one expert.
+
+    - `number`: its place among all expert-sized buffers.
+    - `landing`: the copy that fills it; None once that is known to be done.
+    - `reader`: the last computation, or write-back, that reads it.
+    - `fresh`: whether its expert was prefetched and not used since.
+    - `issued`: number of the prefetch that fills it, in order of issue.
+    """
 
     __slots__ = ("fresh", "issued", "landing", "number", "reader")
 
@@ -41,17 +49,17 @@ class Slot:
 
 @dataclass(frozen=True, slots=True)
 class ExpertSizes:
-    """Bytes of one expert, and whether an evicted one is written back."""
+    """Bytes of one expert, and whether an evicted expert is copied back to the host."""
 
     nbytes: int
     write_back: bool = False
 
 
 class Staging:
-    """Buffers through which experts pass that get no slot; reused round robin.
+    """Buffers for experts that are computed without a slot; reused round robin.
 
-    They come first in the numbering of all expert-sized buffers of GPU memory; `total` counts
-    them and the slots made so far.
+    It numbers all expert-sized buffers of GPU memory: staging buffers first, then the slots of the
+    caches. `total` counts the buffers numbered so far.
     """
 
     def __init__(self, count: int) -> None:
@@ -60,12 +68,12 @@ class Staging:
         self._next = 0
 
     def slots(self, count: int) -> list[Slot]:
-        """New buffers with the next numbers."""
+        """Return new buffers with the next numbers."""
         first, self.total = self.total, self.total + count
         return [Slot(number) for number in range(first, self.total)]
 
     def take(self) -> Slot:
-        """The buffer whose last use lies furthest back."""
+        """Return the buffer that was used longest ago."""
         buffer = self.buffers[self._next]
         self._next = (self._next + 1) % len(self.buffers)
         return buffer
@@ -86,7 +94,7 @@ class ExpertCache:
         self.capacity = policy.capacity
         self.expert_bytes = sizes.nbytes
         self.write_back = sizes.write_back
-        self._decide = policy.decide
+        self._decide = policy.decide  # looked up once: it is called at every layer event
         self.slots: dict[Key, Slot] = {}
         self._machine = machine
         self._ledger = ledger
@@ -96,24 +104,32 @@ class ExpertCache:
         self._free = staging.slots(self.capacity)
         for key in policy.preload():
             if not self._free:
-                raise self._violation(key, f"is preloaded beyond {self.capacity} slots")
+                raise self._violation(
+                    key, f"is preloaded, but the {self.capacity} slots are taken; return fewer keys"
+                )
             if key in self.slots or key not in policy.book:
-                raise self._violation(key, "is preloaded twice, or not in its own book")
+                raise self._violation(key, "is preloaded twice, or is not in the policy's book")
             self.slots[key] = self._free.pop()
         self.preloaded = tuple(self.slots)
 
     def audit(self) -> None:
-        """The policy's book equals the residency; slots are conserved."""
+        """Check that the policy's book equals the residency, and that no slot is lost.
+
+        Raise `PolicyViolation` or `InvariantError` otherwise.
+        """
         if self.policy.book.keys() != self.slots.keys():
             wrong = self.policy.book.keys() ^ self.slots.keys()
-            raise self._violation(sorted(wrong, key=str), "its book is not the residency")
+            raise self._violation(
+                sorted(wrong, key=str),
+                "the policy's book is not the residency: these keys are in one of them only",
+            )
         if len(self.slots) + len(self._free) != self.capacity:
             raise InvariantError(
-                2, f"{len(self.slots)} + {len(self._free)} slots of {self.capacity}"
+                2, f"{len(self.slots)} used + {len(self._free)} free slots are not {self.capacity}"
             )
 
     def event(self, layer: int, view: View) -> None:
-        """Run one layer event: classify, decide, then issue computations and copies."""
+        """Run one layer event: sort the union, decide, and issue computations and copies."""
         machine, ledger, slots = self._machine, self._ledger, self.slots
         ready: list[Key] = []
         rows_ready: list[int] = []
@@ -132,6 +148,8 @@ class ExpertCache:
                 late.append((key, rows))
         leavers = self._decide(view)
 
+        # Residents are computed in one call. The order of issue is the order on the GPU, so experts
+        # that are still being copied come after them.
         if ready:
             reader = machine.compute(GPU, Experts(layer, tuple(ready), tuple(rows_ready)))
             ledger.work.append((reader, ledger.issued_ns, CAUSE_READBACK, layer, None))
@@ -147,8 +165,9 @@ class ExpertCache:
     def decide(self, view: View, union: Sequence[Key], tokens: tuple[int, ...]) -> Event:
         """Decide one layer event that begins on idle lanes, with no copy under way.
 
-        The same as `event`, less the issuing: then slots are free or read by this very event,
-        and what must be waited for needs no tickets. `union` and `tokens` are the view's.
+        Decisions are those of `event`, but nothing is issued. Without copies under way a slot is
+        either free or read by this event, so what a copy waits for follows without tickets.
+        `union` and `tokens` are the view's.
         """
         slots = self.slots
         missing = [key for key in union if key not in slots]
@@ -161,8 +180,10 @@ class ExpertCache:
     def _move(
         self, union: Sequence[Key], missing: Sequence[Key], leavers: Collection[Key]
     ) -> tuple[int, ...]:
-        """Leavers lose their slots, and the missing that stay get them; answers what each copy
-        must wait for, or nothing if none must wait."""
+        """Free the leavers' slots and give slots to the missing keys that stay.
+
+        Return what each copy must wait for, or nothing if no copy must wait.
+        """
         slots, free = self.slots, self._free
         try:
             if leavers and not set(union).isdisjoint(leavers):
@@ -174,19 +195,22 @@ class ExpertCache:
         except KeyError as error:
             raise self._violation(error.args[0], _STRAY_LEAVER) from None
         except IndexError:
-            raise self._violation(missing, f"keeps more than {self.capacity} keys") from None
+            raise self._violation(missing, self._too_many) from None
         return ()
 
     def _share_out(
         self, union: Sequence[Key], missing: Sequence[Key], leavers: Collection[Key]
     ) -> tuple[int, ...]:
-        """Give slots to those that stay, staging buffers to the others; answers what each copy
-        must wait for. Slots that are free now go first, those read by this event last."""
+        """Give slots to the missing keys that stay, and staging buffers to the others.
+
+        Return what each copy must wait for. Slots read by this event are used last.
+        """
         slots, free = self.slots, self._free
         bypass = set(leavers).intersection(missing)
         leaving = [key for key in leavers if key not in bypass]
         if len(leaving) + len(bypass) < len(leavers):
-            raise self._violation(leavers, "leave, one of them twice")
+            raise self._violation(leavers, "are leavers, one of them twice")
+        # `free` is a stack: slots put in front are taken last.
         read = set(union).intersection(leaving)
         free[:0] = [slots.pop(key) for key in leaving if key in read]
         free += [slots.pop(key) for key in leaving if key not in read]
@@ -195,6 +219,7 @@ class ExpertCache:
         after = []
         for number, key in enumerate(missing, 1):
             if key in bypass:
+                # A staging buffer is free after the computation of the expert one wave before.
                 staged.append(number)
                 wave_before = len(staged) - len(self._staging.buffers)
                 after.append(staged[wave_before - 1] if wave_before > 0 else FREE)
@@ -205,7 +230,7 @@ class ExpertCache:
         return tuple(after)
 
     def _landed(self, slot: Slot) -> bool:
-        """Whether the prefetch that fills the slot is done; its first use makes it useful."""
+        """Return whether the prefetch that fills the slot is done, and count it as useful."""
         assert slot.landing is not None
         if not self._machine.done(slot.landing):
             return False
@@ -216,7 +241,8 @@ class ExpertCache:
         return True
 
     def _compute_late(self, layer: int, late: list[tuple[Key, int]]) -> None:
-        """Promote copies in flight, in the order they were issued, and compute as they land."""
+        """Give copies under way demand priority, and compute each expert when it has landed."""
+        # In order of issue, so the GPU computes the experts in the order in which they land.
         ledger = self._ledger
         late.sort(key=lambda item: self.slots[item[0]].issued)
         for key, rows in late:
@@ -235,7 +261,7 @@ class ExpertCache:
     def _load(
         self, layer: int, missing: list[tuple[Key, int]], bypass: Collection[Key] | None
     ) -> None:
-        """Copy the missing experts in, into free slots or through staging, and compute them."""
+        """Copy the missing experts into free slots or staging buffers, and compute them."""
         machine, ledger, free = self._machine, self._ledger, self._free
         copy, compute, nbytes = machine.copy, machine.compute, self._sizes.nbytes
         issued_ns, missed_rows = ledger.issued_ns, 0
@@ -245,11 +271,11 @@ class ExpertCache:
             elif free:
                 self.slots[key] = slot = free.pop()
             else:
-                raise self._violation(key, f"keeps more than {self.capacity} keys")
+                raise self._violation(key, self._too_many)
             after = _busy_with(slot, machine)
             landing = copy(H2D, key, nbytes, DEMAND, after, slot.number)
             slot.reader = reader = compute(GPU, Experts(layer, (key,), (rows,)), (landing,))
-            slot.landing = None  # whoever comes next waits for the reader, who waits for the copy
+            slot.landing = None  # later work waits for the reader, which waits for the copy
             ledger.copies.append((landing, "demand", layer, key, nbytes, after))
             ledger.work.append((reader, issued_ns, CAUSE_DEMAND, layer, landing))
             missed_rows += rows
@@ -258,9 +284,9 @@ class ExpertCache:
         ledger.waves(max(1, -(-len(bypass) // len(self._staging.buffers))) if bypass else 1)
 
     def _release(self, missing: list[tuple[Key, int]], leavers: Collection[Key]) -> Collection[Key]:
-        """Take the slots of resident leavers; answer the missing keys that get none.
+        """Free the slots of resident leavers, and return the missing keys that get no slot.
 
-        Slots that are free now are handed out first, those still being read last.
+        Slots that are still being read are used last.
         """
         slots, free = self.slots, self._free
         bypass = []
@@ -276,13 +302,14 @@ class ExpertCache:
             len(set(bypass)) < len(bypass) or not {key for key, _ in missing}.issuperset(bypass)
         ):
             raise self._violation(bypass, _STRAY_LEAVER)
+        # The end of the stack is taken first: there go the slots for which no copy must wait.
         if len(free) > 1:
             done = self._machine.done
             free.sort(key=lambda slot: slot.reader is None or done(slot.reader))
         return bypass
 
     def _vacate(self, key: Key, slot: Slot) -> None:
-        """The slot's expert leaves: a copy in flight lands first, and is written back if asked."""
+        """Prepare a slot for reuse: a copy under way lands, and the expert is written back."""
         ledger, machine, nbytes = self._ledger, self._machine, self._sizes.nbytes
         if slot.fresh:
             slot.fresh = False
@@ -295,11 +322,15 @@ class ExpertCache:
             layer = key // ledger.num_experts
             ledger.copies.append((back, "write_back", layer, key, nbytes, after))
 
+    @property
+    def _too_many(self) -> str:
+        return f"keeps more than {self.capacity} keys; return more leavers from `decide`"
+
     def _violation(self, key: object, reason: str) -> PolicyViolation:
         return PolicyViolation(self.policy.name, key, reason)
 
     def prefetch(self, layer: int, key: Key, protected: Collection[Key]) -> bool:
-        """Issue a prefetch of an absent key; False if the policy refuses it a slot."""
+        """Issue a prefetch of an absent key. Return False if the policy gives it no slot."""
         policy, slots = self.policy, self.slots
         if self._free:
             slot = self._free.pop()
@@ -308,7 +339,9 @@ class ExpertCache:
             if victim is None:
                 return False
             if victim not in slots or victim in protected:
-                raise self._violation(victim, "cannot leave for a prefetch")
+                raise self._violation(
+                    victim, "cannot leave for a prefetch: it is not resident, or is protected"
+                )
             slot = slots.pop(victim)
             policy.remove(victim)
             self._vacate(victim, slot)
@@ -327,12 +360,15 @@ class ExpertCache:
 
     @property
     def unused_prefetches(self) -> int:
-        """Prefetched experts that still wait for their first use."""
+        """Number of prefetched experts that were not used so far."""
         return sum(slot.fresh for slot in self.slots.values())
 
 
 def _busy_with(slot: Slot, machine: Machine) -> Sequence[Ticket]:
-    """What must be done before the slot may be overwritten: its last reader, who waits for the
-    copy that fills it, or that copy if nobody has read it."""
+    """Return the work that must be done before the slot may be overwritten.
+
+    That is its last reader, which itself waits for the copy that fills the slot. Without a reader
+    it is that copy.
+    """
     last = slot.landing if slot.reader is None else slot.reader
     return () if last is None or machine.done(last) else (last,)

@@ -1,8 +1,10 @@
-"""The routing of one step: what each layer's routers decided for the rows of the batch.
+"""Routing: which experts the rows of a step want, in each layer.
 
-Ids come from the trace, on every machine; only where text is generated do they come from the
-model that runs. The view handed to policies is cut from here, and shows no more of the future
-than the model's router really reveals.
+Expert ids come from the trace on every machine. Only where text is generated, they come from the
+model that runs. `StepView` shows a step's routing to policies, and reveals no more of the future
+than the model's router does.
+
+Shapes: B rows, L trace layers, K experts per row (top-k), E experts, N = B × K.
 """
 
 from __future__ import annotations
@@ -22,16 +24,16 @@ if TYPE_CHECKING:
     from moesim.serving.step import Step
     from moesim.trace import Trace
 
-_BLOCK_ROWS = 8
+_BLOCK_ROWS = 8  # rows that are read together for a sequence that is decoded alone
 _VECTORISE_ABOVE = 96  # assignments a layer; below, plain lists are faster
 
 
 class StepRouting(Protocol):
     """Unions and token counts of one step, layer by layer.
 
-    `unions[l]`: distinct keys of layer l in order of first appearance (batch order, then stored
-    order); `tokens[l]`: how many rows want each. Layer l is asked for once its ids have come back
-    to the host, and not before.
+    `unions[l]` are the distinct keys of layer l in order of first appearance: by row of the batch,
+    then as stored in the trace. `tokens[l]` are the numbers of rows that want each. The server
+    reads layer l only when its ids have returned to the host.
     """
 
     @property
@@ -42,42 +44,51 @@ class StepRouting(Protocol):
 
     @property
     def num_experts(self) -> int:
-        """Experts of a layer, as keys count them."""
+        """Number of experts per layer, with which keys are formed."""
 
     def predicted(self, layer: int, depth: int) -> tuple[Key, ...]:
-        """Distinct keys of layer + depth that predictions made at `layer` name."""
+        """Return the distinct keys of layer + depth that predictions at `layer` name."""
 
     def gate_weights(self, layer: int) -> tuple[float, ...]:
-        """Summed gate weight of each key of `unions[layer]`; empty where they are unknown."""
+        """Return the summed gate weight of each key of `unions[layer]`; empty if unknown."""
 
 
 class RoutingSource(Protocol):
-    """Where a server gets the ids that a step's tokens are routed to."""
+    """The interface of a source of routing: a trace, or a model that generates text."""
 
     num_layers: int
     num_experts: int
     top_k: int
 
     def step(self, step: Step) -> StepRouting:
-        """The routing of a step that begins."""
+        """Return the routing of a step that begins."""
 
     def unions(
         self, rows: npt.NDArray[np.int64]
     ) -> tuple[Sequence[tuple[Key, ...]], Sequence[tuple[int, ...]]]:
-        """Of rows whose tokens are known: per layer, distinct keys and rows wanting each."""
+        """Return, for each layer, the distinct keys of `rows` and the rows that want each.
+
+        The tokens of the rows must exist.
+        """
 
     def first_uses(self, rows: npt.NDArray[np.int64]) -> Mapping[Key, int]:
-        """Of rows whose tokens are known: for each key that they want, the first that does."""
+        """Return, for each key wanted by `rows`, the place in `rows` of the first that wants it.
+
+        The tokens of the rows must exist.
+        """
 
     def experts(self, request: Request, tokens: int) -> Sequence[Sequence[int]]:
-        """For each of the next `tokens` rows of a request, its experts in the first layer."""
+        """Return the first layer's experts of each of the next `tokens` rows of a request."""
 
     def wants(self, request: Request) -> frozenset[Key]:
-        """Of a request whose rows are all routed alike: the keys that each wants, of all layers."""
+        """Return the keys of all layers that every row of a request wants.
+
+        The router must be static, so that all rows of the request are routed alike.
+        """
 
 
 class TracedStep:
-    """The routing of a step as a trace has it."""
+    """The routing of a step as recorded in a trace."""
 
     __slots__ = ("_guesses", "_source", "rows", "tokens", "unions")
 
@@ -92,11 +103,11 @@ class TracedStep:
         return int(self._source.num_experts)
 
     def predicted(self, layer: int, depth: int) -> tuple[Key, ...]:
-        if self._guesses is None:
+        if self._guesses is None:  # read at the first use: most policies use no predictions
             self._guesses = self._source.predictions(self.rows) or []
         if layer + depth >= len(self.unions) or not self._guesses:
             return ()
-        if depth > len(self._guesses[0][layer]):
+        if depth > len(self._guesses[0][layer]):  # deeper than the trace records
             return ()
         guessed = [guesses[layer][depth - 1] for guesses in self._guesses]
         return self._source.keys_at(layer + depth, chain.from_iterable(guessed))
@@ -106,10 +117,13 @@ class TracedStep:
 
 
 class StepView(View):
-    """The view of a step, moved from layer to layer: what it shows holds until the server moves
-    on. `reach` is how many layers ahead routing is known; past the last layer it goes on with
-    `next_unions`, what is known of the step after. `queue` tells of each key the first of the
-    queued rows that wants it."""
+    """The view of a step. The server moves it from layer to layer, so policies must not keep it.
+
+    - `reach`: number of later layers whose routing is known.
+    - `owner`: name of the policy, for messages.
+    - `next_unions`: what is known of the next step; its layers follow the last one of this step.
+    - `queue`: for each key, the place of the first queued row that wants it.
+    """
 
     __slots__ = ("_next_unions", "_owner", "_queue", "_reach", "_routing")
 
@@ -135,14 +149,17 @@ class StepView(View):
         self._tokens = self._routing.tokens[layer]
 
     def layers(self) -> Iterator[StepView]:
-        """Itself, moved to layer after layer."""
+        """Yield this view at each layer in turn."""
+        # As `move_to`, but without a call and four lookups for each layer event.
         events = zip(self._routing.unions, self._routing.tokens, strict=True)
         for self._layer, (self._union, self._tokens) in enumerate(events):
             yield self
 
     def predicted(self, depth: int) -> tuple[Key, ...]:
         if depth < 1:
-            raise PolicyViolation(self._owner, depth, "predictions start one layer ahead")
+            raise PolicyViolation(
+                self._owner, depth, "is no depth of a prediction; depths start at 1"
+            )
         return self._routing.predicted(self._layer, depth) if self._layer >= 0 else ()
 
     def exact(self, depth: int) -> tuple[Key, ...]:
@@ -150,7 +167,8 @@ class StepView(View):
             raise PolicyViolation(
                 self._owner,
                 f"layer {self._layer} + {depth}",
-                f"looks past the view: this router reveals {self._reach} layers ahead",
+                f"looks past the view: this router reveals {self._reach} layers ahead; depths "
+                f"are 0 to {self._reach}",
             )
         layer = self._layer + depth
         unions: Sequence[tuple[Key, ...]] = self._routing.unions
@@ -160,18 +178,18 @@ class StepView(View):
 
     def next_use(self, key: Key) -> int | None:
         unions = self._routing.unions
-        here, its = self._layer, key // self._routing.num_experts
-        if here < its <= here + self._reach and key in unions[its]:
-            return its - here
+        here, layer = self._layer, key // self._routing.num_experts
+        if here < layer <= here + self._reach and key in unions[layer]:
+            return layer - here
         row = self._queue.get(key)
-        return None if row is None else (row + 1) * len(unions) + its - here
+        return None if row is None else (row + 1) * len(unions) + layer - here
 
     def gate_weights(self) -> tuple[float, ...]:
         return self._routing.gate_weights(self._layer) if self._layer >= 0 else ()
 
 
 class TraceRouting:
-    """Reads a trace row by row as keys, `layer * experts + expert`."""
+    """Reads rows of a trace as keys, `layer * num_experts + expert`."""
 
     def __init__(self, trace: Trace) -> None:
         self.num_layers = trace.num_layers
@@ -183,7 +201,7 @@ class TraceRouting:
         self._each_one_row = [(1,) * self.top_k] * self.num_layers
         self._block_number = -1
         self._block: list[list[tuple[Key, ...]]] | None = None
-        self._wants: dict[int, frozenset[Key]] = {}  # by row: batching asks for them every step
+        self._wants: dict[int, frozenset[Key]] = {}  # by row, since batching reads them every step
         self._base_L1 = (np.arange(self.num_layers) * self.num_experts)[:, None]
 
     def step(self, step: Step) -> StepRouting:
@@ -210,7 +228,7 @@ class TraceRouting:
     def unions(
         self, rows: npt.NDArray[np.int64]
     ) -> tuple[list[tuple[Key, ...]], list[tuple[int, ...]]]:
-        """Per layer: distinct keys in order of first appearance, and rows wanting each."""
+        """Return, for each layer, the distinct keys of `rows` and the rows that want each."""
         if len(rows) == 1 and (alone := self._alone(int(rows[0]))) is not None:
             return alone, self._each_one_row
         keys_BLK = self._keys(rows)
@@ -221,8 +239,8 @@ class TraceRouting:
         return [tuple(c) for c in counts], [tuple(c.values()) for c in counts]
 
     def _alone(self, row: int) -> list[tuple[Key, ...]] | None:
-        """Keys of one row, by layer; None if some of its block is unusual. A sequence decoded
-        alone reads row after row, so they are fetched a few at a time."""
+        """Return the keys of one row by layer, or None if its block has unused places."""
+        # A sequence decoded alone reads row after row, so a block of rows is read at a time.
         number, place = divmod(row, _BLOCK_ROWS)
         if number != self._block_number:
             self._block_number = number
@@ -232,13 +250,18 @@ class TraceRouting:
         return self._block[place] if self._block is not None else None
 
     def _by_layer(self, keys_BLK: npt.NDArray[np.int64]) -> list[list[tuple[Key, ...]]]:
-        """Keys of each row and layer. `zip` makes the tuples, faster than lists made into them."""
+        """Return the keys of each row and layer."""
         layers = self.num_layers
+        # `zip` builds the tuples directly, which is faster than to convert lists.
         keys = list(zip(*keys_BLK.reshape(-1, self.top_k).T.tolist(), strict=True))
         return [keys[start : start + layers] for start in range(0, len(keys), layers)]
 
     def _keys(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """Keys of rows, -1 where a place is unused. Raises `TraceError` for ids out of range."""
+        """Return the keys of rows, of shape [rows, layers, top_k], -1 where a place is unused.
+
+        Raise `TraceError` for ids out of range.
+        """
+        # The marker of unused places is larger than every id, so one maximum finds both cases.
         ids_BLK: Any = self._ids[rows]
         if int(ids_BLK.max()) < self.num_experts:
             return np.asarray(ids_BLK + self._base_L1)
@@ -247,7 +270,7 @@ class TraceRouting:
     def _keys_with_gaps(
         self, ids_BLK: npt.NDArray[Any], rows: npt.NDArray[np.int64]
     ) -> npt.NDArray[np.int64]:
-        """Keys where some places are unused (-1). Raises `TraceError` for ids out of range."""
+        """Return keys where some places may be unused or out of range; see `_keys`."""
         unused = ids_BLK == self._unused
         worst_B = np.where(unused, 0, ids_BLK).max(axis=(1, 2))
         row = int(np.argmax(worst_B))
@@ -262,6 +285,7 @@ class TraceRouting:
     def _vectorised(
         self, keys_BLK: npt.NDArray[np.int64]
     ) -> tuple[list[tuple[Key, ...]], list[tuple[int, ...]]]:
+        """Return unions and token counts of all layers at once, for large batches."""
         layers, experts = self.num_layers, self.num_experts
         flat_LN = keys_BLK.transpose(1, 0, 2).reshape(layers, -1)
         flat = flat_LN.reshape(-1)
@@ -279,12 +303,12 @@ class TraceRouting:
         )
 
     def predictions(self, rows: npt.NDArray[np.int64]) -> list[list[list[list[int]]]] | None:
-        """Experts predicted by each of the rows: by row, layer and depth; None: not recorded."""
+        """Return predicted experts by row, layer and depth, or None if none are recorded."""
         recorded = self._trace.predictions
         return None if recorded is None else recorded[rows].tolist()
 
     def keys_at(self, layer: int, experts: Iterable[int]) -> tuple[Key, ...]:
-        """Distinct keys of these experts of a layer, unused places left out."""
+        """Return the distinct keys of these experts of a layer, without unused places."""
         base = layer * self.num_experts
         unused = self._unused
         return tuple([base + expert for expert in dict.fromkeys(experts) if expert != unused])
@@ -292,6 +316,7 @@ class TraceRouting:
     def gate_weights(
         self, rows: npt.NDArray[np.int64], layer: int, union: Sequence[Key]
     ) -> tuple[float, ...]:
+        """Return the summed gate weight of each key of `union`; empty if not recorded."""
         recorded = self._trace.gate_weights
         if recorded is None:
             return ()
@@ -306,7 +331,7 @@ class TraceRouting:
 
 
 def count_keys(keys: list[Key]) -> dict[Key, int]:
-    """How often each key occurs, in order of first appearance; unused places (-1) do not."""
+    """Return how often each key occurs, in order of first appearance, without -1 (unused)."""
     counts: dict[Key, int] = {}
     for key in keys:
         if key >= 0:

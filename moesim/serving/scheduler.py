@@ -1,8 +1,10 @@
-"""The queue: who runs in the next step, under the token budget, the sequence cap and KV memory.
+"""The scheduler: it forms steps within the token budget, the sequence limit and KV memory.
 
-A batching policy proposes; memory disposes. A running request that finds no block preempts the
-youngest running one that is not in the step yet (recompute: it loses its blocks and queues
-again). Waiting requests are shown to the policy only as far as free blocks reach.
+A batching policy plans a step, and the scheduler takes KV blocks for it. If a running request finds
+no free block, the youngest running request that is not in the step yet is preempted. It loses its
+blocks and waits again (preemption by recompute, as in vLLM, arXiv 2309.06180).
+
+The policy sees only the waiting requests for which there are enough free blocks.
 """
 
 from __future__ import annotations
@@ -18,12 +20,14 @@ from moesim.policies.view import Key
 from moesim.serving.kv import BlockPool
 from moesim.serving.request import Request
 
+_NOT_QUEUED = "is not queued, so nothing is known of it; pass a candidate of the queue"
+
 Batch = list[tuple[Request, int]]
-"""Requests of a step, each with how many of its tokens are computed."""
+"""Requests of a step, each with the number of its tokens that are computed."""
 
 
 class Scheduler:
-    """Holds the waiting and the running requests; the policy sees candidates in their place."""
+    """Holds the waiting and running requests. The policy sees read-only candidates instead."""
 
     def __init__(
         self,
@@ -35,9 +39,13 @@ class Scheduler:
         experts: Callable[[Request, int], Sequence[Sequence[int]]] | None = None,
         wants: Callable[[Request], frozenset[Key]] | None = None,
     ) -> None:
-        """What the router reveals: `experts` of queued tokens, `wants` of all tokens for ever."""
+        """Build an empty queue.
+
+        `experts` and `wants` answer `Queue.experts` and `Queue.wants`. They are None where the
+        router does not reveal the answer.
+        """
         self._policy = policy
-        # Most policies are always ready, and many requests may wait: ask only those that say more.
+        # `ready` gets all requests, which takes time; call it only where a policy has its own.
         self._may_wait = getattr(policy.ready, "__func__", None) is not Batching.ready
         self._revealed_experts = experts
         self._revealed_wants = wants
@@ -51,7 +59,7 @@ class Scheduler:
         self.preemptions = 0
 
     def arrive(self, request: Request) -> bool:
-        """Queue a request; False if it could never fit, even alone (it is rejected)."""
+        """Queue a request; return False and reject it if it could not even run alone."""
         if self.pool.blocks_for(request.max_kv_tokens) > self.pool.total:
             request.status = "rejected"
             return False
@@ -66,8 +74,11 @@ class Scheduler:
         return True
 
     def next_step(self) -> Batch:
-        """(request, tokens) pairs with their KV blocks taken; empty if nothing is queued, or if
-        the policy would rather wait for the next arrival."""
+        """Return the requests of the next step and their tokens, with KV blocks taken.
+
+        Empty if nothing is queued, or if the policy waits for the next arrival. Raises
+        `PolicyViolation` if the policy's plan is impossible.
+        """
         if not self.waiting and not self.running:
             return []
         if self._may_wait and not self._policy.ready(
@@ -77,46 +88,54 @@ class Scheduler:
         waiting = self._admissible()
         while True:
             preemptions = self.preemptions
-            if step := self._realise(self._ask(waiting)):
+            if step := self._take_blocks(self._plan(waiting)):
                 return step
             if not waiting and self.preemptions == preemptions:
-                raise PolicyViolation(
-                    self._policy.name, "step", "formed an empty step while work is queued"
+                self._refuse(
+                    "step",
+                    "is an empty step while requests are queued; plan at least one, or return "
+                    "False from `ready`",
                 )
-            # Nobody new is let in; or one that was planned alone found no block but its own and
-            # went, which leaves room for others. The last one that runs always fits.
+            # Blocks ran out for all planned requests. Without waiting requests, each further round
+            # preempts at least one running request, and the last one left always fits.
             waiting = []
 
     def finish(self, request: Request) -> None:
-        """A request emitted its last token."""
+        """Remove a request that emitted its last token, and free its blocks."""
         request.status = "finished"
         self.running.remove(request)
         self.pool.release(request)
         del self._requests[self._candidates.pop(request)]
 
     def close(self) -> None:
-        """No request is still to arrive, and no step was formed: the queue must be empty.
+        """Check that the queue is empty, when no request will arrive and no step was formed.
 
-        Raises `PolicyViolation` if requests are left, for which only the policy can be to blame.
+        Raise `PolicyViolation` otherwise: only a policy that is not `ready` can leave requests.
         """
         if left := len(self.waiting) + len(self.running):
-            self._refuse("ready", f"waits while no request is to arrive and {left} are queued")
+            self._refuse(
+                "ready",
+                f"returns False although no request will arrive and {left} are queued; return "
+                "True then",
+            )
 
     def _show(self, requests: Sequence[Request]) -> tuple[Candidate, ...]:
-        """The candidates that stand for these requests, brought up to date."""
-        shown = []
+        """Return the up-to-date candidates of these requests."""
+        candidates = []
         for request in requests:
             candidate = self._candidates[request]
             candidate._update(request.emitted, request.position)
-            shown.append(candidate)
-        return tuple(shown)
+            candidates.append(candidate)
+        return tuple(candidates)
 
     def _admissible(self) -> list[Request]:
-        """The waiting requests whose next rows fit into free blocks, in order, without gaps."""
+        """Return the first waiting requests whose next rows all fit into free blocks."""
         pool = self.pool
         free = pool.free - len(self.running)  # each running decode may need one more
         if not self.running:
             free = pool.free
+        # The first request that does not fit ends the list. If later, smaller ones could overtake
+        # it, a long request might wait without end.
         fitting = []
         for request in self.waiting[: max(0, self._max_sequences - len(self.running))]:
             free -= pool.blocks_for(
@@ -127,63 +146,76 @@ class Scheduler:
             fitting.append(request)
         return fitting
 
-    def _ask(self, waiting: Sequence[Request]) -> Batch:
+    def _plan(self, waiting: Sequence[Request]) -> Batch:
+        """Return the policy's plan, with requests for candidates. Refuse an impossible one."""
         running = self.running
         shown = self._show(running), self._show(waiting)
         free = self._max_sequences - len(running)
         queue = Queue(*shown, self._token_budget, free, self._experts, self._wants)
-        left = dict(zip(chain(*shown), chain(running, waiting), strict=True))
+        unplanned = dict(zip(chain(*shown), chain(running, waiting), strict=True))
         batch: Batch = []
         total = 0
         for candidate, tokens in self._policy.plan(queue):
-            request = left.pop(candidate, None)
+            request = unplanned.pop(candidate, None)
             if request is None:
                 twice = candidate in chain(*shown)
                 self._refuse(
                     candidate,
-                    "is planned twice in one step" if twice else "is not in the queue it was shown",
+                    "is planned twice in one step" if twice else "is planned but not in the queue",
                 )
-            if not 1 <= tokens <= request.tokens_wanted:
-                self._refuse(candidate, f"gets {tokens} tokens and wants {request.tokens_wanted}")
+            most = request.tokens_wanted
+            if not 1 <= tokens <= most:
+                self._refuse(
+                    candidate, f"is planned with {tokens} tokens; it wants {most}: plan 1 to {most}"
+                )
             batch.append((request, tokens))
             total += tokens
         if total > self._token_budget:
-            self._refuse("step", f"has {total} tokens, over the budget of {self._token_budget}")
+            self._refuse(
+                "step",
+                f"has {total} tokens, over the budget of {self._token_budget}; `fill` plans within "
+                "the budget",
+            )
         return batch
 
     def _experts(self, candidate: Candidate, tokens: int) -> Sequence[Sequence[int]]:
-        """What `Queue.experts` answers: of tokens that exist, and of no others."""
+        """Answer `Queue.experts`, but only for tokens that exist."""
         request = self._requests.get(candidate)
         if self._revealed_experts is None:
-            self._refuse(candidate, "asks for experts, which this router does not reveal")
+            self._refuse(candidate, "has experts that this router does not reveal before a step")
         if request is None:
-            self._refuse(candidate, "is asked about and is not queued")
-        if not 0 <= tokens <= request.tokens_wanted:
+            self._refuse(candidate, _NOT_QUEUED)
+        most = request.tokens_wanted
+        if not 0 <= tokens <= most:
             self._refuse(
-                candidate, f"asks for experts of {tokens} tokens; {request.tokens_wanted} exist"
+                candidate, f"is queried for experts of {tokens} tokens; {most} exist so far"
             )
         return self._revealed_experts(request, tokens)
 
     def _wants(self, candidate: Candidate) -> frozenset[Key]:
-        """What `Queue.wants` answers."""
+        """Answer `Queue.wants`."""
         request = self._requests.get(candidate)
         if self._revealed_wants is None:
-            self._refuse(candidate, "asks what it will ever want: this router does not reveal it")
+            self._refuse(candidate, "has future keys, which this router does not reveal")
         if request is None:
-            self._refuse(candidate, "is asked about and is not queued")
+            self._refuse(candidate, _NOT_QUEUED)
         return self._revealed_wants(request)
 
     def _refuse(self, key: object, reason: str) -> NoReturn:
+        """Raise the violation of the batching policy at `key`, a candidate or a method."""
+        # A violation is pickled for other processes, so it must not hold a candidate.
         name = repr(key) if isinstance(key, Candidate) else key
         raise PolicyViolation(self._policy.name, name, reason)
 
-    def _realise(self, plan: Batch) -> Batch:
+    def _take_blocks(self, plan: Batch) -> Batch:
+        """Return the part of the plan for which KV blocks could be taken."""
         step: Batch = []
         chosen: set[int] = set()
+        # Only requests that ran before may preempt others; a new one that does not fit waits on.
         was_running = {id(request) for request in self.running}
         for request, tokens in plan:
             if id(request) in was_running and (
-                request.status == "waiting"  # preempted a moment ago, for this very step
+                request.status == "waiting"  # an earlier request of this plan preempted it
                 or not self._make_room(request, tokens, chosen)
             ):
                 continue
@@ -198,9 +230,12 @@ class Scheduler:
         return step
 
     def _make_room(self, request: Request, tokens: int, chosen: set[int]) -> bool:
-        """Preempt the youngest idle requests until `tokens` more rows fit; False if `request`
-        itself had to go, or must sit this step out."""
+        """Preempt the youngest idle requests until `tokens` more rows fit.
+
+        Return False if `request` itself was preempted.
+        """
         while self.pool.missing(request, tokens) > self.pool.free:
+            # `request` is idle as well, so there always is a victim.
             idle = [other for other in self.running if id(other) not in chosen]
             victim = idle[-1]
             if victim is request and len(self.running) == 1:
@@ -213,8 +248,10 @@ class Scheduler:
         return True
 
     def _preempt(self, request: Request) -> None:
+        """Take all blocks from a running request and queue it again."""
         self.running.remove(request)
         self.pool.release(request)
         request.restart()
+        # In order of arrival, so a preempted request waits in front of all that arrived later.
         insort(self.waiting, request, key=lambda other: other.index)
         self.preemptions += 1

@@ -1,8 +1,14 @@
-"""The server: the serving logic, written once, for every machine.
+"""The server: the serving logic, the same for every machine.
 
-A generator that only says *copy this*, *compute that*, *wait for those*. Each step: the
-scheduler forms a batch; layer by layer, attention and router run, the ids come back to the
-host, and the layer event is decided and issued; at the end the sampled tokens come back.
+`Server.run` is a generator that issues copies and computations and waits for them. One step:
+
+1. the scheduler forms a batch;
+2. in each layer, attention and router run, the expert ids return to the host, and the layer event
+   is decided: which experts are copied in, and which leave;
+3. at the end, the sampled tokens return to the host.
+
+There are two ways to run a step. `_run_layers` works with every machine. `_run_folded` is the fast
+way for machines that can time a whole step at once; both give the same result.
 """
 
 from __future__ import annotations
@@ -29,9 +35,9 @@ from moesim.serving.scheduler import Scheduler
 from moesim.serving.step import Step
 
 _ID_BYTES = 4  # an expert id or a sampled token on its way to the host
-# Layer events decided at a stretch: enough to share what steps have in common, few enough that
-# they are gone before Python's garbage collector looks at them.
-_STRETCH_EVENTS = 256
+# Layer events decided together: enough to share the fixed work of several steps, and few enough to
+# be freed before Python's garbage collector examines them.
+_EVENTS_TOGETHER = 256
 
 Fold = Callable[[BatchShape, Sequence[Event], StepBytes], StepTimes]
 
@@ -39,10 +45,10 @@ Fold = Callable[[BatchShape, Sequence[Event], StepBytes], StepTimes]
 class Server:
     """Serves `requests` (in order of arrival) on a machine, with given caches and policies.
 
-    `caches[l]` is the cache of trace layer l (the same object for all layers if global);
-    `knowledge` is what the router reveals ahead; a clairvoyant prefetch policy, and nobody else,
-    sees the whole step, and of the next one what has a token already. After each step,
-    `progress` is told how many of all rows are served.
+    `caches[l]` is the cache of trace layer l; if the cache is global, it is the same object for all
+    layers. `knowledge` is what the router reveals in advance. A clairvoyant prefetch policy sees
+    the whole step, and the rows of the next step whose tokens exist. After each step, `progress`
+    receives the numbers of rows served and to serve.
     """
 
     def __init__(
@@ -75,13 +81,14 @@ class Server:
         self._next_arrival = 0
         self._steps = 0
         self._expert_bytes = caches[0].expert_bytes
-        self._eviction = caches[-1].policy  # the first caches may hold initial layers for good
-        # Without copies under way a step has no surprises: it can be decided before it is timed.
-        surprises = prefetch.active or sequential or caches[0].write_back or not knowledge.uniform
-        self._fold = machine.fold if isinstance(machine, Folding) and not surprises else None
-        # Who asks what is queued must be asked before the queue has moved on.
-        at_once = self._fold is not None and not self._eviction.looks_ahead
-        self._stretch = max(1, _STRETCH_EVENTS // self._num_layers) if at_once else 1
+        self._eviction = caches[-1].policy  # the first caches may hold resident initial layers
+        # `fold` needs layer events that begin on idle lanes, and ids that return in every layer or
+        # in none. Prefetches and write-backs leave copies under way.
+        stepwise = prefetch.active or sequential or caches[0].write_back or not knowledge.uniform
+        self._fold = machine.fold if isinstance(machine, Folding) and not stepwise else None
+        # Policies that read the queue must run before later steps are formed.
+        together = self._fold is not None and not self._eviction.looks_ahead
+        self._most_steps = max(1, _EVENTS_TOGETHER // self._num_layers) if together else 1
         self._rows = sum(request.max_kv_tokens for request in requests)
         self._progress = progress
         self._to_serve = sum(r.max_kv_tokens - r.position for r in requests)
@@ -89,15 +96,18 @@ class Server:
         self._distinct_caches = list({id(cache): cache for cache in caches}.values())
 
     def run(self) -> Wait:
-        """Serve everything; `yield from` it, or hand it to a machine's runner."""
+        """Serve all requests. Use it as `yield from server.run()`, or pass it to a machine.
+
+        Raise `PolicyViolation` or `InvariantError` if a policy or moesim breaks a rule.
+        """
         machine = self.machine
         while True:
             self._receive()
             steps = self._form_steps()
             if steps and self._fold is not None:
-                yield from self._glide(steps, self._fold)
+                yield from self._run_folded(steps, self._fold)
             elif steps:
-                yield from self._walk(steps[0])
+                yield from self._run_layers(steps[0])
             elif self._next_arrival < len(self.requests):
                 arrival = self.requests[self._next_arrival].arrival_ns
                 yield from machine.wait_any((), until_ns=arrival)
@@ -111,12 +121,13 @@ class Server:
         machine.close()
 
     def _report(self, steps: Sequence[Step], progress: Counter) -> None:
-        """Tell an observer how many rows are served; those that preemptions lost count twice."""
+        """Call `progress` with the numbers of rows served and to serve."""
+        # Rows that a preemption loses are served twice, so the count can exceed the total.
         self._served += sum(len(step.rows) for step in steps)
         progress(min(self._served, self._to_serve), self._to_serve)
 
     def _receive(self) -> None:
-        """Take in every request that has arrived by now."""
+        """Pass every request that has arrived by now to the scheduler."""
         now = self.machine.now_ns
         while self._next_arrival < len(self.requests):
             request = self.requests[self._next_arrival]
@@ -124,7 +135,7 @@ class Server:
                 return
             self._next_arrival += 1
             request.due = self._steps
-            if request.finished:  # its one token came with the skipped prefill
+            if request.finished:  # its only token is that of the skipped prefill
                 request.scheduled_ns = now
                 request.token_ns.append(now)
                 request.status = "finished"
@@ -132,25 +143,25 @@ class Server:
                 self.scheduler.arrive(request)
 
     def _form_steps(self) -> list[Step]:
-        """The next step; and if nobody is still to arrive, so that no clock can change what
-        follows, some of those after it."""
+        """Form the next step, and further ones if no request is still to arrive."""
         scheduler, pool = self.scheduler, self.scheduler.pool
         steps: list[Step] = []
-        while len(steps) < self._stretch:
+        while len(steps) < self._most_steps:
             plan = scheduler.next_step()
             if not plan:
                 break
             number, blocks = self._steps + len(steps), pool.total - pool.free
-            step = Step(plan, number, blocks, for_ever=self._knowledge.for_ever)
+            step = Step(plan, number, blocks, future_tokens=self._knowledge.future_tokens)
             steps.append(step)
             for request in step.finished:
                 scheduler.finish(request)
+            # A request may arrive during this step and belong to the next one.
             if self._next_arrival < len(self.requests):
                 break
         return steps
 
-    def _glide(self, steps: Sequence[Step], fold: Fold) -> Wait:
-        """Steps in which nothing can surprise: decided first, then timed."""
+    def _run_folded(self, steps: Sequence[Step], fold: Fold) -> Wait:
+        """Run steps whose decisions do not depend on time: decide all, then time each."""
         routings = [self._routing.step(step) for step in steps]
         decided = [self._decide(*pair) for pair in zip(steps, routings, strict=True)]
         for step, routing, events in zip(steps, routings, decided, strict=True):
@@ -160,7 +171,7 @@ class Server:
         yield from self.machine.wait_any((), until_ns=step_times.finish_ns)
 
     def _decide(self, step: Step, routing: StepRouting) -> list[Event]:
-        """The layer events of a step that nothing can surprise."""
+        """Decide all layer events of a step that will be folded."""
         views = self._view(step, routing).layers()
         layers = zip(self.caches, views, routing.unions, routing.tokens, strict=True)
         events = [cache.decide(view, union, tokens) for cache, view, union, tokens in layers]
@@ -168,7 +179,10 @@ class Server:
         return events
 
     def _sizes(self, step: Step) -> StepBytes:
-        """What the step copies; at least one token comes back, to say that it is over."""
+        """Return the sizes of the step's copies.
+
+        At least one token returns, even if none is sampled, since the host must learn the end.
+        """
         return StepBytes(
             self._expert_bytes,
             0 if self._knowledge.queued else _ID_BYTES * len(step.rows) * self._routing.top_k,
@@ -176,19 +190,20 @@ class Server:
         )
 
     def _view(self, step: Step, routing: StepRouting) -> StepView:
-        """What eviction policies see of a step."""
+        """Return the view of a step for eviction policies."""
         policy = self._eviction
         looks = policy.looks_ahead and self._knowledge.queued
         queue = self._routing.first_uses(self._queued(step)) if looks else None
         return StepView(routing, self._knowledge.reach, policy.name, queue=queue)
 
     def _queued(self, step: Step) -> npt.NDArray[np.int64]:
-        """Rows of tokens queued behind a step in the order in which they may come: of running
-        requests, then of those that wait. What the step samples is not known yet, unless routing
-        is known for ever: then one row tells what a request wants in its next step and ever after.
+        """Return the rows queued behind a step: of running requests, then of waiting ones.
+
+        Tokens that this step samples have no row, because they are not known yet. A static router
+        needs none of them: one row has the keys of all rows of its request.
         """
         scheduler = self.scheduler
-        if self._knowledge.for_ever:
+        if self._knowledge.future_tokens:
             rows = [request.first_row for request in (*scheduler.running, *scheduler.waiting)]
         else:
             sampling = set(map(id, step.emitting))
@@ -197,15 +212,18 @@ class Server:
         return np.concatenate(rows) if rows else np.zeros(0, np.int64)
 
     def _view_ahead(self, step: Step, routing: StepRouting) -> StepView:
-        """What the prefetch policy sees of a step; where queued tokens are known, and for a
-        clairvoyant one, also of the next."""
-        sees = self._prefetch.clairvoyant or self._knowledge.queued
-        known = step.known_ahead if sees and self._prefetch.active else ()
-        next_unions = self._routing.unions(step.known_ahead)[0] if len(known) else ()
+        """Return the view of a step for the prefetch policy.
+
+        For clairvoyant policies, and where the router routes queued tokens, it includes the rows
+        of the next step whose tokens exist.
+        """
+        sees_next = self._prefetch.clairvoyant or self._knowledge.queued
+        next_rows = step.known_ahead if sees_next and self._prefetch.active else ()
+        next_unions = self._routing.unions(step.known_ahead)[0] if len(next_rows) else ()
         return StepView(routing, self._foresight, self._prefetch.name, next_unions)
 
-    def _walk(self, step: Step) -> Wait:
-        """One step, layer by layer, on any machine."""
+    def _run_layers(self, step: Step) -> Wait:
+        """Run one step layer by layer, on any machine."""
         machine, ledger, layers = self.machine, self.ledger, self._layers
         batch, sizes, started_ns = step.batch, self._sizes(step), machine.now_ns
         routing = self._routing.step(step)
@@ -213,23 +231,26 @@ class Server:
         compute, copy, wait_any = machine.compute, machine.copy, machine.wait_any
         work, copies = ledger.work, ledger.copies
         knowledge, prefetching = self._knowledge, self._prefetch.active
+        # Two views, because the prefetch policy may see further ahead than the eviction policy.
         view = self._view(step, routing)
         ahead = self._view_ahead(step, routing)
         if prefetching:
             self._issue_prefetches(ahead)
 
         for layer, cache in enumerate(self.caches):
+            # All work up to the next wait is issued at once, so it has one time of issue.
             issued_ns = ledger.issued_ns
             for dense in layers.dense_before[layer]:
                 ticket = compute(GPU, Dense(dense, batch))
                 work.append((ticket, issued_ns, DENSE, layer, None))
             front = compute(GPU, Front(layers.model_layers[layer], batch))
             work.append((front, issued_ns, FRONT, layer, None))
-            known = front
+            ids_ready = front
             if knowledge.comes_back(layer):
-                known = copy(D2H, READBACK, sizes.ids, DEMAND, (front,))
-                copies.append((known, "readback", layer, READBACK, sizes.ids, ()))
-            yield from wait_any((known,))
+                ids_ready = copy(D2H, READBACK, sizes.ids, DEMAND, (front,))
+                copies.append((ids_ready, "readback", layer, READBACK, sizes.ids, ()))
+            # Ids known in advance need no copy; the layer event then follows the front directly.
+            yield from wait_any((ids_ready,))
             ledger.issued_ns = machine.now_ns
             view.move_to(layer)
             if self._sequential:
@@ -247,9 +268,9 @@ class Server:
             work.append((ticket, ledger.issued_ns, DENSE, last, None))
         tail = compute(GPU, Tail(batch))
         work.append((tail, ledger.issued_ns, TAIL, last, None))
-        known = copy(D2H, READBACK, sizes.sampled, DEMAND, (tail,))
-        copies.append((known, "readback", last, READBACK, sizes.sampled, ()))
-        yield from wait_any((known,))
+        tokens_ready = copy(D2H, READBACK, sizes.sampled, DEMAND, (tail,))
+        copies.append((tokens_ready, "readback", last, READBACK, sizes.sampled, ()))
+        yield from wait_any((tokens_ready,))
         step.stamp(started_ns, machine.now_ns)
         unions = routing.unions
         ledger.end_step(machine.now_ns, step.facts, self._expert_bytes, unions, routing.tokens)
@@ -257,22 +278,26 @@ class Server:
         self._audit()
 
     def _issue_prefetches(self, view: StepView) -> None:
-        """Fetch what the policy asks for and is absent, most urgent first."""
+        """Copy the absent keys that the prefetch policy returns, most urgent first."""
         keys = self._prefetch.wanted(view)
         if not keys:
             return
+        # One prefetch must not evict what this layer or another prefetch of the call needs.
         protected = frozenset((*keys, *view.union))
         experts = self._routing.num_experts
-        for key in dict.fromkeys(keys):
+        for key in dict.fromkeys(keys):  # without repetitions, in order of urgency
             layer = key // experts
             if not 0 <= layer < self._num_layers:
-                raise PolicyViolation(self._prefetch.name, key, "is no expert of this model")
+                most = self._num_layers * experts - 1
+                reason = f"is not a key of this model; keys are 0 to {most}"
+                raise PolicyViolation(self._prefetch.name, key, reason)
             cache = self.caches[layer]
             if key not in cache.slots and not cache.prefetch(layer, key, protected):
                 self.ledger.prefetch_refused += 1
 
     def _audit(self) -> None:
-        """After a step is decided: one of the caches is audited, and there is an end."""
+        """Audit one cache after a step was decided, and check that the run makes progress."""
+        # One cache a step, in turn: an audit of all after every step would take much of a run.
         self._steps += 1
         self._distinct_caches[self._steps % len(self._distinct_caches)].audit()
         # Each step computes at least one row, and a preemption loses at most all of them.

@@ -1,7 +1,7 @@
-"""A step: the batch of one forward pass, formed before anybody knows when it will run.
+"""A step: the batch of one forward pass of the model.
 
-What a step consists of depends on requests and memory alone, so it may be formed ahead of its
-time; moments are written down when they are known.
+Its content depends on requests and memory, and not on time. So several steps may be formed before
+the first one runs. Their times are recorded later, by `Step.stamp`.
 """
 
 from __future__ import annotations
@@ -16,14 +16,15 @@ from moesim.serving.step_sums import StepFacts
 
 
 class Step:
-    """Made from a plan, it moves the planned requests on by the rows they compute.
+    """The batch of one forward pass. Creating it advances the planned requests.
 
-    `parts` are (request, first position, tokens, whether it emits a token), `rows` those of the
-    trace, in the same order; `emitting` the requests that emit a token, `finished` those that
-    emit their last; `known_ahead` the rows after these whose tokens are known already: as many
-    again of each request that is still inside its prompt (or recomputes). A decoded token is
-    known only when the step is over; but where routing is known `for_ever`, a request that emits
-    one and goes on counts too, by a row that is routed as the next will be.
+    - `parts`: (request, first position, tokens, whether it emits a token), in planned order.
+    - `rows`: trace rows of the step's tokens, in the same order.
+    - `emitting`, `finished`: the requests that emit a token, and those that emit their last one.
+    - `known_ahead`: rows of the next step whose tokens exist: of each request inside its prompt (or
+      recomputing), as many as it computes in this step. With `future_tokens`, each request that
+      emits a token and is not finished adds one row, since all its rows are routed alike.
+    - `batch`, `facts`: the sums that the cost model and the ledger need.
     """
 
     __slots__ = (
@@ -37,8 +38,13 @@ class Step:
         "rows",
     )
 
-    def __init__(self, plan: Batch, number: int, blocks: int, *, for_ever: bool = False) -> None:
-        """`number`: how many steps came before; `blocks`: KV blocks in use."""
+    def __init__(
+        self, plan: Batch, number: int, blocks: int, *, future_tokens: bool = False
+    ) -> None:
+        """Form step `number` (from 0), with `blocks` KV blocks in use.
+
+        `future_tokens` is as in `Knowledge`.
+        """
         total = entries = pairs = sampled = prefill = 0
         rows = []
         ahead = []
@@ -49,12 +55,13 @@ class Step:
         for request, tokens in plan:
             request.plan_in(number)
             if request.scheduled_ns < 0:
-                request.scheduled_ns = FAR
+                request.scheduled_ns = FAR  # in a step, though its time is not known yet
                 self._newcomers.append((request, request.emitted))
             if not request.decoding:
                 prefill += tokens
             before = request.position
             total += tokens
+            # A row attends to all rows before it and to itself.
             entries += before + tokens
             pairs += tokens * before + tokens * (tokens + 1) // 2
             rows.append(request.next_rows(tokens))
@@ -67,8 +74,9 @@ class Step:
                 self.emitting.append(request)
                 if request.finished:
                     self.finished.append(request)
-                elif for_ever:
-                    ahead.append(request.first_row)  # not the next: nothing unborn is ever read
+                elif future_tokens:
+                    # The first row, because the next token does not exist yet.
+                    ahead.append(request.first_row)
             else:
                 ahead.append(request.next_rows(min(tokens, request.tokens_wanted)))
         self.rows = rows[0] if len(rows) == 1 else np.concatenate(rows)
@@ -77,10 +85,10 @@ class Step:
         self.facts = StepFacts(prefill, total - prefill, len(plan), blocks)
 
     def stamp(self, start_ns: int, finish_ns: int) -> None:
-        """It ran from `start_ns` until its tokens were known to the host."""
+        """Record that the step ran from `start_ns` until the host had its tokens."""
         for request, emitted in self._newcomers:
             request.scheduled_ns = start_ns
-            request.token_ns += [start_ns] * emitted  # of a skipped prefill
+            request.token_ns += [start_ns] * emitted  # the first token, if prefill is skipped
         for request, *_ in self.parts:
             request.serve(start_ns, finish_ns)
         for request in self.emitting:

@@ -1,7 +1,9 @@
-"""Sums over folded steps: each step is logged as it is, and many are added up at a time.
+"""Step sums: adding many folded steps to the ledger at once.
 
-Layer events of one shape share one `EventTimes`. Each is checked and measured once; the sums over
-steps and layers then index a table. Shapes: S steps, L trace layers, C columns.
+Layer events of one shape share one `EventTimes`, which is checked and measured once. A table holds
+what each adds; sums over steps and layers are then lookups in NumPy.
+
+Shapes: S steps, L trace layers, C columns of the table.
 """
 
 from __future__ import annotations
@@ -19,12 +21,12 @@ from moesim.machine.step_times import FREE, EventTimes, StepTimes
 if TYPE_CHECKING:
     from moesim.serving.ledger import Ledger
 
-# What an event adds: the columns of the table of event times.
+# The columns of the table: what a layer event adds to the counters.
 _HITS, _LOADS, _ROWS, _MISSED_ROWS, _WAVES, _BUSY, _STALL, _LINK = range(8)
 
 
 class StepFacts(NamedTuple):
-    """What a step is made of, beside its experts."""
+    """What is known of a step without its experts: numbers of tokens, requests and KV blocks."""
 
     prefill_tokens: int
     decode_tokens: int
@@ -33,15 +35,15 @@ class StepFacts(NamedTuple):
 
 
 class LoggedStep(NamedTuple):
-    """A folded step that is not booked yet."""
+    """A folded step that was not added to the ledger yet."""
 
     number: int
     times: StepTimes
     facts: StepFacts
 
 
-class _Books:
-    """The sums of some logged steps, on their way into the ledger."""
+class _StepSums:
+    """The sums of some logged steps; each name ends with the axes of its array."""
 
     def __init__(self, log: Sequence[LoggedStep]) -> None:
         steps_times = [step.times for step in log]
@@ -57,7 +59,10 @@ class _Books:
         self.stall_S = self.by_step_SC[:, _STALL] + self.readback_S
 
     def check(self) -> None:
-        """The clock never goes back, and the time of a step is its busy time and its stalls."""
+        """Check that the clock never goes back, and that steps last as long as work and stalls.
+
+        Raise `InvariantError` otherwise.
+        """
         backwards = np.flatnonzero(self.start_S[1:] < self.finish_S[:-1])
         if backwards.size:
             at = int(self.start_S[backwards[0] + 1])
@@ -65,15 +70,23 @@ class _Books:
         accounted_S = self.fixed_S + self.by_step_SC[:, _BUSY] + self.stall_S
         wrong = np.flatnonzero(self.finish_S - self.start_S != accounted_S)
         if wrong.size:
-            step = self.log[int(wrong[0])]
-            raise InvariantError(9, f"step {step.number} takes longer or shorter than its work")
+            first = int(wrong[0])
+            lasts_ns = int(self.finish_S[first] - self.start_S[first])
+            raise InvariantError(
+                9,
+                f"step {self.log[first].number} lasts {lasts_ns} ns, "
+                f"its work and stalls {int(accounted_S[first])} ns",
+            )
 
 
-def book(ledger: Ledger, log: Sequence[LoggedStep]) -> None:
-    """Add logged steps to the ledger's counters and rows."""
-    books = _Books(log)
-    books.check()
-    by_layer_LC = books.events_SLC.sum(axis=0)
+def add_steps(ledger: Ledger, log: Sequence[LoggedStep]) -> None:
+    """Add logged steps to the ledger's counters and rows.
+
+    Raise `InvariantError` if their times are impossible.
+    """
+    sums = _StepSums(log)
+    sums.check()
+    by_layer_LC = sums.events_SLC.sum(axis=0)
     for counts, column in (
         (ledger.hits, _HITS),
         (ledger.demand_copies, _LOADS),
@@ -82,26 +95,26 @@ def book(ledger: Ledger, log: Sequence[LoggedStep]) -> None:
         (ledger.demand_stall_ns, _STALL),
     ):
         _add(counts, by_layer_LC[:, column])
-    _add(ledger.readback_stall_ns, _readback_stalls(books))
-    waves_SL = books.events_SLC[:, :, _WAVES]
+    _add(ledger.readback_stall_ns, _readback_stalls(sums))
+    waves_SL = sums.events_SLC[:, :, _WAVES]
     ledger.waves_events += int(np.count_nonzero(waves_SL))
     ledger.waves_sum += int(waves_SL.sum())
     ledger.waves_max = max(ledger.waves_max, int(waves_SL.max()))
-    ledger.busy_ns["gpu"] += int(books.fixed_S.sum() + books.by_step_SC[:, _BUSY].sum())
-    ledger.busy_ns["h2d"] += int(books.by_step_SC[:, _LINK].sum())
-    ledger.busy_ns["d2h"] += int(books.readback_S.sum())
-    ledger.stepping_ns += int((books.finish_S - books.start_S).sum())
+    ledger.busy_ns["gpu"] += int(sums.fixed_S.sum() + sums.by_step_SC[:, _BUSY].sum())
+    ledger.busy_ns["h2d"] += int(sums.by_step_SC[:, _LINK].sum())
+    ledger.busy_ns["d2h"] += int(sums.readback_S.sum())
+    ledger.stepping_ns += int((sums.finish_S - sums.start_S).sum())
     layers = ledger.num_layers
-    for step, loads in zip(log, books.by_step_SC[:, _LOADS].tolist(), strict=True):
+    for step, loads in zip(log, sums.by_step_SC[:, _LOADS].tolist(), strict=True):
         sizes = step.times.sizes
         ledger.moved_bytes["demand"] += loads * sizes.expert
         ledger.moved_bytes["readback"] += layers * sizes.ids + sizes.sampled
-    ledger.steps += _rows(books)
+    ledger.steps += _rows(sums)
 
 
-def _rows(books: _Books) -> list[tuple[int, ...]]:
-    """Rows of `steps.parquet`."""
-    sums = zip(books.by_step_SC.tolist(), books.stall_S.tolist(), strict=True)
+def _rows(sums: _StepSums) -> list[tuple[int, ...]]:
+    """Return the rows of `steps.parquet`, in the order of `STEP_COLUMNS`."""
+    per_step = zip(sums.by_step_SC.tolist(), sums.stall_S.tolist(), strict=True)
     return [
         (
             number,
@@ -113,40 +126,44 @@ def _rows(books: _Books) -> list[tuple[int, ...]]:
             facts.sequences,
             columns[_HITS] + columns[_LOADS],
             columns[_HITS],
-            0,
+            0,  # late hits: nothing is prefetched before a folded step
             columns[_LOADS],
             columns[_LOADS] * step_times.sizes.expert,
             stall,
             columns[_WAVES],
             facts.blocks,
         )
-        for (number, step_times, facts), (columns, stall) in zip(books.log, sums, strict=True)
+        for (number, step_times, facts), (columns, stall) in zip(sums.log, per_step, strict=True)
     ]
 
 
-def _readback_stalls(books: _Books) -> npt.NDArray[np.int64]:
-    """Time in which the GPU waits for ids, by the layer of the work that follows: the event's
-    own, or that of the next layer where no expert is wanted at all; at last for the tokens."""
-    ids_SL = np.repeat(books.ids_S[:, None], books.events_SLC.shape[1], axis=1)
-    wanted_SL = (books.events_SLC[:, :, _HITS] + books.events_SLC[:, :, _LOADS]) > 0
+def _readback_stalls(sums: _StepSums) -> npt.NDArray[np.int64]:
+    """Return the time in ns that the GPU waits for ids, by layer, of shape [layers + 1].
+
+    The time counts for the layer of the next GPU work. That is the event's own layer, or the next
+    layer where no expert is wanted. The last entry also has the wait for the sampled tokens.
+    """
+    ids_SL = np.repeat(sums.ids_S[:, None], sums.events_SLC.shape[1], axis=1)
+    wanted_SL = (sums.events_SLC[:, :, _HITS] + sums.events_SLC[:, :, _LOADS]) > 0
     stalls = np.zeros(ids_SL.shape[1] + 1, np.int64)
     stalls[:-1] += np.where(wanted_SL, ids_SL, 0).sum(axis=0)
     stalls[1:] += np.where(wanted_SL, 0, ids_SL).sum(axis=0)
-    stalls[-1] += books.sampled_S.sum()
+    stalls[-1] += sums.sampled_S.sum()
     return stalls
 
 
 def _measure(events: Sequence[Sequence[EventTimes]]) -> npt.NDArray[np.int64]:
-    """[steps, layers, columns] from the times of each event."""
+    """Return what each event adds, of shape [steps, layers, columns]."""
     every = list(chain.from_iterable(events))
     row_of = {times: row for row, times in enumerate(dict.fromkeys(every))}
+    # Few events have distinct times, so each is measured once and looked up afterwards.
     table = np.array([_adds(times) for times in row_of], np.int64)
     rows = np.fromiter(map(row_of.__getitem__, every), np.int64, len(every))
     return table[rows].reshape(len(events), -1, table.shape[1])
 
 
 def _adds(times: EventTimes) -> tuple[int, ...]:
-    """What an event with these times adds to the columns above."""
+    """Return what an event with these times adds, in the order of the columns."""
     check_event_times(times)
     residents, loads = times.residents, times.loads
     busy = sum(times.finishes) - sum(times.starts)
@@ -163,8 +180,11 @@ def _adds(times: EventTimes) -> tuple[int, ...]:
 
 
 def _waves(after: Sequence[int]) -> int:
-    """Rounds through the staging buffers: the longest chain of copies, each of which waits for
-    the computation that reads its buffer before."""
+    """Return the number of rounds through the staging buffers.
+
+    A copy into a used buffer waits for the computation that reads it. So the longest chain of such
+    waits has one copy for each round.
+    """
     rounds: list[int] = []
     for reader in after:
         rounds.append(rounds[reader - 1] + 1 if reader > 0 else 1)
@@ -172,14 +192,15 @@ def _waves(after: Sequence[int]) -> int:
 
 
 def check_event_times(times: EventTimes) -> None:
-    """Raises `InvariantError` if work overlaps, or an expert is used or overwritten too soon."""
+    """Raise `InvariantError` if work overlaps, or an expert is used or overwritten too early."""
     copies = {len(times.loads), len(times.departures), len(times.landings)}
     if copies | {len(times.starts) - 1, len(times.finishes) - 1} != {len(times.loads)}:
-        raise InvariantError(6, f"{len(times.loads)} misses do not make as many copies")
+        raise InvariantError(6, f"{len(times.loads)} misses have not as many copies")
     for starts, finishes, what in (
         (times.starts, times.finishes, "GPU work"),
         (times.departures, times.landings, "demand copies"),
     ):
+        # Sorted in the order start, finish, start, ...: then no two overlap, and none is negative.
         moments = [0, *chain.from_iterable(zip(starts, finishes, strict=True))]
         if moments != sorted(moments):
             raise InvariantError(9, f"{what} of one layer event overlap: {moments}")
@@ -190,7 +211,9 @@ def check_event_times(times: EventTimes) -> None:
         if reader != FREE and departure < times.finishes[reader]:
             raise InvariantError(5, f"a copy at {departure} ns overwrites what is in use")
     if times.duration_ns != times.finishes[-1]:
-        raise InvariantError(9, f"an event of {times.duration_ns} ns is over before its work is")
+        raise InvariantError(
+            9, f"an event lasts {times.duration_ns} ns, but its work {times.finishes[-1]} ns"
+        )
 
 
 def _column(values: Sequence[int]) -> npt.NDArray[np.int64]:

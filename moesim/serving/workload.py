@@ -1,8 +1,10 @@
-"""The workload: which requests arrive, when, how long they are, and which trace rows they replay.
+"""The workload: which requests arrive and when, their lengths, and the trace rows they replay.
 
-The same for every policy (common random numbers): each choice draws from a stream of its own.
-A request longer than its recorded sequence goes on with the next sequences of the same domain;
-the tiled share is reported.
+The workload is the same for every policy (common random numbers). To ensure this, each kind of
+choice draws from a random stream of its own.
+
+A request can be longer than its recorded sequence. Then it is *tiled*: it continues with the rows
+of other requests of the same domain. Reports give the share of tiled rows.
 """
 
 from __future__ import annotations
@@ -27,14 +29,14 @@ if TYPE_CHECKING:
     from moesim.trace import Trace
 
 _SECOND_NS = 1_000_000_000
-_EVEN = 1e-9  # gaps of a smaller coefficient of variation are all the same
+_EVEN = 1e-9  # below this coefficient of variation gaps are equal, and its square may become 0
 
 Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
 class Arrivals:
-    """Arrival times in nanoseconds, rising, and lengths where the source gives them."""
+    """Arrival times in nanoseconds, in ascending order, and lengths if the source has them."""
 
     times_ns: Ints
     prompt_tokens: Ints | None = None
@@ -42,16 +44,19 @@ class Arrivals:
 
 
 def build_workload(scenario: Scenario, trace: Trace) -> list[Request]:
-    """The requests of a scenario in order of arrival. Raises `ScenarioError` for a workload that
-    the trace cannot supply."""
+    """Return the requests of a scenario in order of arrival.
+
+    Raise `ScenarioError` for a workload that the trace cannot supply.
+    """
     plan = scenario.workload
     pool = drawn_from(scenario, trace)
     wanted = plan.requests or len(pool)
     _check_size(scenario, "requests", wanted, MOST_REQUESTS)
     arrivals = _arrivals(scenario, trace, pool, wanted)
     chosen = _choose(scenario, pool, len(arrivals.times_ns))
-    if isinstance(plan.arrivals, Recorded):
+    if isinstance(plan.arrivals, Recorded):  # each request keeps the time recorded for it
         chosen = chosen[np.argsort(trace.requests["arrival_s"][chosen], kind="stable")]
+    # Lengths of a CSV file come first, then those of the scenario, then the recorded ones.
     prompts = arrivals.prompt_tokens
     outputs = arrivals.output_tokens
     if prompts is None or outputs is None:
@@ -84,7 +89,10 @@ def build_workload(scenario: Scenario, trace: Trace) -> list[Request]:
 
 
 def drawn_from(scenario: Scenario, trace: Trace) -> Ints:
-    """The trace's requests that may be drawn."""
+    """Return the indices of the trace's requests that the workload may draw.
+
+    Raise `ScenarioError` if there are none, or if domains or prompt rows are missing.
+    """
     check_prefill(scenario, trace)
     check_domains(scenario, trace)
     domains, wanted = trace.requests["domain"], scenario.workload.domains
@@ -92,12 +100,14 @@ def drawn_from(scenario: Scenario, trace: Trace) -> Ints:
     if wanted is not None:
         pool = pool[np.isin(domains[pool], np.array(wanted, dtype=object))]
     if not len(pool):
-        raise ScenarioError.at(scenario, "workload", "no request of the trace has any rows")
+        raise ScenarioError.at(
+            scenario, "workload", "no request of the trace has any rows; choose another trace"
+        )
     return pool
 
 
 def check_prefill(scenario: Scenario, trace: Trace) -> None:
-    """Raise ScenarioError where prompt rows are to be replayed that the trace does not hold."""
+    """Raise `ScenarioError` if the workload replays prompt rows that the trace does not hold."""
     if trace.meta.prompt_rows == "absent" and scenario.workload.prefill == "recorded":
         raise ScenarioError.at(
             scenario,
@@ -108,14 +118,14 @@ def check_prefill(scenario: Scenario, trace: Trace) -> None:
 
 
 def check_domains(scenario: Scenario, trace: Trace) -> None:
-    """Raise ScenarioError with every domain that the trace lacks, or that has no rows in it."""
+    """Raise `ScenarioError` with every domain that the trace lacks, or that has no rows in it."""
     domains = trace.requests["domain"]
-    held = sorted(set(domains.tolist()) - {""})
+    recorded = sorted(set(domains.tolist()) - {""})
     with_rows = set(domains[trace.requests["num_rows"] > 0].tolist())
     mistakes = []
     for index, name in enumerate(scenario.workload.domains or ()):
-        if name not in held:
-            wrong = f"the trace has no domain {name!r}{suggest(name, held, rest='it has')}"
+        if name not in recorded:
+            wrong = f"the trace has no domain {name!r}{suggest(name, recorded, rest='it has')}"
         elif name not in with_rows:
             wrong = f"no request of the domain {name!r} has any rows"
         else:
@@ -127,7 +137,7 @@ def check_domains(scenario: Scenario, trace: Trace) -> None:
 
 
 def check_arrivals(scenario: Scenario, trace: Trace) -> None:
-    """Raise ScenarioError for arrivals that cannot be read, or that the trace does not record."""
+    """Raise `ScenarioError` for arrivals that cannot be read or that the trace does not record."""
     how = scenario.workload.arrivals
     if isinstance(how, Csv):
         _from_csv(scenario, how)
@@ -144,7 +154,7 @@ def _no_times(scenario: Scenario) -> ScenarioError:
 
 
 def _check_size(scenario: Scenario, what: str, count: float, most: int) -> None:
-    """Refuse what would fill the memory before anything is simulated."""
+    """Raise `ScenarioError` for a workload that would fill the memory of the host."""
     if count > most:
         raise ScenarioError.at(
             scenario,
@@ -155,7 +165,10 @@ def _check_size(scenario: Scenario, what: str, count: float, most: int) -> None:
 
 
 def _choose(scenario: Scenario, pool: Ints, count: int) -> Ints:
-    """Which recorded request stands behind each arrival; the pool repeats where it is too small."""
+    """Return the recorded request that each of `count` arrivals replays.
+
+    The pool is repeated if it is too small.
+    """
     order = scenario.workload.order
     rng = stream(scenario.seed, "request order")
     if order == "resampled":
@@ -166,11 +179,13 @@ def _choose(scenario: Scenario, pool: Ints, count: int) -> Ints:
 
 
 def _arrivals(scenario: Scenario, trace: Trace, pool: Ints, count: int) -> Arrivals:
+    """Return `count` arrivals, or those of a CSV file."""
     how = scenario.workload.arrivals
     rng = stream(scenario.seed, "arrivals")
     if isinstance(how, Csv):
         return _from_csv(scenario, how)
     if isinstance(how, Recorded):
+        # `_choose` draws from its own stream, so this call chooses the same requests as the caller.
         times = np.sort(trace.requests["arrival_s"][_choose(scenario, pool, count)])
         if np.isnan(times).any():
             raise _no_times(scenario)
@@ -178,6 +193,7 @@ def _arrivals(scenario: Scenario, trace: Trace, pool: Ints, count: int) -> Arriv
     if isinstance(how, Poisson):
         gaps = rng.exponential(1 / how.rate_per_s, count)
     elif isinstance(how, Gamma):
+        # Gaps of a gamma distribution have the coefficient of variation 1 / sqrt(shape).
         shape = 1 / max(how.burstiness, _EVEN) ** 2
         with np.errstate(divide="ignore"):
             gaps = rng.gamma(shape, np.divide(1, how.rate_per_s * shape), count)
@@ -187,9 +203,10 @@ def _arrivals(scenario: Scenario, trace: Trace, pool: Ints, count: int) -> Arriv
 
 
 def _whole_ns(scenario: Scenario, seconds: npt.NDArray[np.float64]) -> Ints:
+    """Return times in whole nanoseconds. Raise `ScenarioError` if one is too late to count."""
     with np.errstate(over="ignore"):
         times_ns = seconds * _SECOND_NS
-    if not times_ns.max() < FAR:  # nor where it is no number
+    if not times_ns.max() < FAR:  # written so that NaN is refused, too
         raise ScenarioError.at(
             scenario,
             "workload.arrivals",
@@ -199,20 +216,20 @@ def _whole_ns(scenario: Scenario, seconds: npt.NDArray[np.float64]) -> Ints:
 
 
 def _from_csv(scenario: Scenario, how: Csv) -> Arrivals:
-    """Arrivals and lengths of a CSV file; lines are checked one by one."""
+    """Return the arrivals and lengths of a CSV file. Raise `ScenarioError` with a wrong line."""
     path = scenario.path(how.path)
     try:
-        read = read_arrivals(path, how.format, scenario.workload.requests)
+        lines = read_arrivals(path, how.format, scenario.workload.requests)
     except CsvError as error:
         raise ScenarioError.at(
             scenario, "workload.arrivals", f"{path}:{error.line}: {error.reason}"
         ) from None
-    moments = np.array([arrival.moment for arrival in read])
+    moments = np.array([arrival.moment for arrival in lines])
     if how.format == "azure":
         moments = (moments - moments[0]).astype("timedelta64[ns]").astype(np.int64) / _SECOND_NS
     times_ns = _whole_ns(scenario, moments * how.time_scale)
-    prompts = np.array([arrival.prompt_tokens for arrival in read])
-    return Arrivals(times_ns, prompts, np.array([arrival.output_tokens for arrival in read]))
+    prompts = np.array([arrival.prompt_tokens for arrival in lines])
+    return Arrivals(times_ns, prompts, np.array([arrival.output_tokens for arrival in lines]))
 
 
 class _Supply:
@@ -229,38 +246,46 @@ class _Supply:
             self._by_domain.setdefault(str(trace.requests["domain"][request]), []).append(request)
 
     def rows(self, source: int, prompt: int, output: int) -> tuple[Ints, int]:
-        """Rows of a request that starts like `source`, and how many of them are tiled."""
+        """Return the rows of a request that replays `source`, and how many of them are tiled.
+
+        A request computes one row less than it has tokens: its last token is never an input.
+        """
         if self._skip:
             return self._tile(source, output - 1, decode_only=not self._absent)
         if self._resample:
             decoded, tiled = self._tile(source, output - 1, decode_only=not self._absent)
-            everything = self._decode_rows(source)
-            return np.concatenate((self._rng.choice(everything, prompt), decoded)), tiled
+            domain_rows = self._decode_rows(source)
+            return np.concatenate((self._rng.choice(domain_rows, prompt), decoded)), tiled
         return self._tile(source, prompt + output - 1, decode_only=False)
 
     def _own(self, request: int, decode_only: bool) -> Ints:
+        """Return the recorded rows of a request, without those of its prompt if `decode_only`."""
         rows = self._trace.slice(request)
         skipped = int(self._trace.requests["prompt_tokens"][request]) if decode_only else 0
         return np.arange(rows.start + skipped, rows.stop)
 
     def _tile(self, source: int, count: int, *, decode_only: bool) -> tuple[Ints, int]:
-        """`count` rows: the request's own, then those of the next ones of its domain."""
+        """Return `count` rows and how many are tiled.
+
+        The request's own rows come first, then those of the next requests of its domain.
+        """
         own = self._own(source, decode_only)
         if len(own) >= count:
             return own[:count], 0
         others = self._by_domain[str(self._trace.requests["domain"][source])]
         if not any(len(self._own(other, decode_only)) for other in others):
-            # No request of the domain has such rows: take any of this one.
+            # No request of the domain has decoded rows, so this one's prompt rows replace them.
             others, decode_only = [source], False
         at = others.index(source)
-        pieces, have = [own], len(own)
-        while have < count:
+        pieces, length = [own], len(own)
+        while length < count:
             at = (at + 1) % len(others)
             pieces.append(self._own(others[at], decode_only))
-            have += len(pieces[-1])
+            length += len(pieces[-1])
         return np.concatenate(pieces)[:count], count - len(own)
 
     def _decode_rows(self, source: int) -> Ints:
+        """Return all decoded rows of the domain of `source`, or its own rows if there are none."""
         others = self._by_domain[str(self._trace.requests["domain"][source])]
         rows = np.concatenate([self._own(other, not self._absent) for other in others])
         return rows if len(rows) else self._own(source, decode_only=False)

@@ -16,7 +16,7 @@ from moesim.machine.journal import Record
 from moesim.policies.batching.base import Batching
 from moesim.policies.eviction.base import Eviction
 from moesim.policies.view import Key, View
-from moesim.serving.replay import Ask, Noted, Replay
+from moesim.serving.replay import PlanRecord, PlanRecorder, Replay
 
 __all__ = ["Decisions", "Witness", "differences"]
 
@@ -33,7 +33,7 @@ class Decisions:
     event by event; `nbytes`: bytes of issued copies, by kind.
     """
 
-    schedule: tuple[Ask, ...]
+    schedule: tuple[PlanRecord, ...]
     misses: tuple[tuple[int, int, Key], ...]
     prefetches: tuple[tuple[int, Key], ...]
     evictions: tuple[Departure, ...]
@@ -47,12 +47,12 @@ class Witness:
     With a `script`, it replaces the batching policy by a replay.
     """
 
-    script: Sequence[Ask] | None = None
-    asks: list[Ask] = field(default_factory=list)
+    script: Sequence[PlanRecord] | None = None
+    asks: list[PlanRecord] = field(default_factory=list)
     evictions: list[Departure] = field(default_factory=list)
 
     def batching(self, policy: Batching) -> Batching:
-        return Noted(policy if self.script is None else Replay(self.script), self.asks)
+        return PlanRecorder(policy if self.script is None else Replay(self.script), self.asks)
 
     def eviction(self, cache: int, policy: Eviction) -> Eviction:
         return _Eviction(cache, policy, self.evictions)

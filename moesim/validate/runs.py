@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
 from moesim.machine.journal import Journal
-from moesim.serving.replay import Ask
+from moesim.serving.replay import PlanRecord
 from moesim.serving.workload import build_workload
 from moesim.validate.decisions import Witness
 from moesim.validate.observation import Observation, observe
@@ -31,11 +31,11 @@ class Bench(Protocol):
 
     device: str
 
-    def run(self, plan: Plan, script: Sequence[Ask] | None = None) -> Observation:
+    def run(self, plan: Plan, script: Sequence[PlanRecord] | None = None) -> Observation:
         """Serve the plan's workload once; a `script` gives the batches."""
 
 
-def simulate_observed(plan: Plan, script: Sequence[Ask] | None = None) -> Observation:
+def simulate_observed(plan: Plan, script: Sequence[PlanRecord] | None = None) -> Observation:
     """Serve the plan's workload on the simulated machine, without folding.
 
     So each operation is in the journal and can be compared.
@@ -73,7 +73,7 @@ class RealBench:
             if plan.buffers > largest.buffers:
                 self._largest[plan.cost.shape] = plan
 
-    def run(self, plan: Plan, script: Sequence[Ask] | None = None) -> Observation:
+    def run(self, plan: Plan, script: Sequence[PlanRecord] | None = None) -> Observation:
         """See `Bench.run`.
 
         Raise `UsageError` for a missing device, `BudgetError` if the weights do not fit into

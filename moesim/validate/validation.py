@@ -17,7 +17,7 @@ from moesim.facts import routing_facts
 from moesim.hardware.operations import OperationCost
 from moesim.policies import find
 from moesim.progress import Progress
-from moesim.serving.replay import Ask
+from moesim.serving.replay import PlanRecord
 from moesim.validate.comparison import Comparison, compare
 from moesim.validate.observation import Observation
 from moesim.validate.runs import Bench, arrives_at_once, simulate_observed
@@ -80,7 +80,7 @@ def assess(plan: Plan, device: str, real: Sequence[Observation]) -> Validation:
     return Validation(plan, device, comparison, summary)
 
 
-def _script(plan: Plan, earlier: Sequence[Observation]) -> tuple[Ask, ...] | None:
+def _script(plan: Plan, earlier: Sequence[Observation]) -> tuple[PlanRecord, ...] | None:
     # If all requests arrive at once, batches cannot depend on time, so there is nothing to replay.
     if not earlier or arrives_at_once(plan):
         return None

@@ -5,11 +5,13 @@ from __future__ import annotations
 import importlib.util
 import sys
 
+import numpy as np
 import pytest
 from paths import ROOT
 from workloads import plan_of, run_on, tiny_scenario, tiny_trace
 
-from moesim.policies import registry
+from moesim.policies import View, find, registry
+from moesim.policies.eviction import CacheContext
 
 PLUGIN = ROOT / "examples/plugin/moesim_lfru.py"
 
@@ -33,3 +35,12 @@ def test_the_plugin_serves_a_workload_and_passes_its_audit(prefetch: str) -> Non
     scenario = tiny_scenario(cache={"policy": "lfru", "slots": "3/layer"}, prefetch=prefetch)
     outcome = run_on(plan_of(scenario, tiny_trace(requests=6)))
     assert sum(outcome.ledger.hits) > 0
+
+
+@pytest.mark.usefixtures("lfru")
+def test_the_plugin_obeys_admission_always() -> None:
+    context = CacheContext(2, range(4), "always", np.random.default_rng(0))
+    policy = find("eviction", "lfru")(context)
+    for union in [(0,), (1,), (1,), (1,)]:
+        policy.decide(View(0, union))
+    assert list(policy.decide(View(0, (0, 2)))) == [1]  # 0 has fewer uses for its age

@@ -171,7 +171,7 @@ def test_what_is_no_policy_of_its_family_is_a_violation(
     monkeypatch: pytest.MonkeyPatch, family: str, made: Any
 ) -> None:
     made.__name__ = "Other"
-    assert "no subclass of moesim.policies" in caught(monkeypatch, family, made).reason
+    assert "not a subclass of moesim.policies" in caught(monkeypatch, family, made).reason
 
 
 def test_a_roomier_cache_than_the_scenarios_is_not_to_be_had(
@@ -219,7 +219,7 @@ def test_what_are_no_keys_is_a_violation(
 ) -> None:
     odd = policy_with(family, **{question: lambda self, *_: answer})
     error = caught(monkeypatch, family, odd)
-    assert (error.key, error.reason[:7]) == (question, "answers")
+    assert (error.key, error.reason[:7]) == (question, "returns")
 
 
 @pytest.mark.parametrize(

@@ -289,7 +289,7 @@ def test_what_is_no_class_is_left_to_those_who_refuse_it(monkeypatch: pytest.Mon
     made = Scenario.model_validate(tiny_scenario(cache={"policy": "a_function"}))
     assert policy_hashes(made) == {}
     with pytest.raises(
-        PolicyViolation, match=r"no subclass of moesim\.policies\.eviction\.Eviction"
+        PolicyViolation, match=r"not a subclass of moesim\.policies\.eviction\.Eviction"
     ):
         prepare(made, tiny_trace(requests=1))
 

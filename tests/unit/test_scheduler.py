@@ -451,8 +451,8 @@ NONSENSE: list[tuple[str, Callable[[Queue], Any], str, str]] = [
     ("half a token", lambda q: [(q.waiting[0], 1.5)], "plan", "whole number of tokens"),
     ("a bool", lambda q: [(q.waiting[0], True)], "plan", "whole number of tokens"),
     ("no request", lambda q: [("everyone", 1)], "plan", "not in the queue"),
-    ("nothing at all", lambda q: None, "plan", "no list of pairs"),
-    ("not pairs", lambda q: everyone(q), "plan", "no list of pairs"),
+    ("nothing at all", lambda q: None, "plan", "a list of (request, tokens) pairs"),
+    ("not pairs", lambda q: everyone(q), "plan", "must be a (request, tokens) pair"),
 ]
 
 

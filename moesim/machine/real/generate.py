@@ -170,7 +170,7 @@ def _check_knowledge(
     batching = find_policy("batching", serving.batching)
     if batching.needs_routing and not knowledge.queued:
         raise UsageError(f"{serving.batching} asks which experts queued tokens want; {kind} only")
-    if batching.needs_static and not knowledge.for_ever:
+    if batching.needs_static and not knowledge.future_tokens:
         raise UsageError(
             f"{serving.batching} needs the experts of all tokens of a request; only a static "
             f"router reveals them, and {type(model).__name__} has none"
@@ -223,7 +223,7 @@ def _server(
             token_budget=serving.token_budget,
             max_sequences=serving.max_sequences,
             experts=routing.experts if routing.knowledge.queued else None,
-            wants=routing.wants if routing.knowledge.for_ever else None,
+            wants=routing.wants if routing.knowledge.future_tokens else None,
         ),
         caches=_caches(machine, ledger, routing, serving, capacities),
         prefetch=make_prefetch(find_policy("prefetch", serving.prefetch), prefetch_options),

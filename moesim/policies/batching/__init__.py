@@ -1,4 +1,4 @@
-"""Batching policies: what forms the next step."""
+"""Batching policies: which requests form the next step, one idea per file."""
 
 from moesim.policies.batching.base import (
     Batching,

@@ -1,8 +1,11 @@
-"""Batching: which queued requests, and how many of their tokens, form the next step.
+"""Batching: which queued requests form the next step, and how many tokens each computes.
 
-A policy orders candidates; `fill` then hands out the token budget in that order. A decoding
-request needs one token, a prefilling one as many as it has left (chunked prefill: it takes what
-the budget leaves). Memory is the server's business: it may preempt or hold back what is planned.
+A policy orders the candidates, and `fill` distributes the token budget in that order. A decoding
+request needs one token. A prefilling request takes as many of its tokens as the budget allows
+(chunked prefill).
+
+Policies ignore KV memory. The scheduler checks it afterwards, and may preempt or hold back
+requests of a plan.
 """
 
 from __future__ import annotations
@@ -18,10 +21,10 @@ from moesim.policies.view import Key
 
 
 class Candidate:
-    """What batching sees of a request: what a real scheduler knows, read-only.
+    """A request as batching policies see it: read-only, and only what a real scheduler knows.
 
-    One object stands for a request as long as it is queued; the scheduler brings it up to date
-    before it asks. How many tokens a request will emit is not in it.
+    The number of tokens that the request will emit is not part of it. One object represents a
+    request as long as it is queued; the scheduler updates the object before each call.
     """
 
     __slots__ = (
@@ -40,36 +43,40 @@ class Candidate:
 
     @property
     def index(self) -> int:
-        """Order of arrival."""
+        """Place in the order of arrival, from 0."""
         return self._index
 
     @property
     def prompt_tokens(self) -> int:
-        """Length of its prompt."""
+        """Length of the prompt in tokens."""
         return self._prompt_tokens
 
     @property
     def emitted(self) -> int:
-        """Tokens that it has emitted so far."""
+        """Number of tokens emitted so far."""
         return self._emitted
 
     @property
     def position(self) -> int:
-        """Tokens whose keys and values are computed; a preemption loses them."""
+        """Number of tokens whose keys and values are computed; a preemption resets it."""
         return self._position
 
     @property
     def tokens_wanted(self) -> int:
-        """Tokens it could use in the next step."""
+        """Number of tokens that the request could compute in the next step."""
         return self._tokens_wanted
 
     @property
     def decoding(self) -> bool:
-        """Its prompt (and whatever a preemption lost) is computed: it needs one token a step."""
+        """Whether the request needs just one token to emit its next one.
+
+        False during its prompt, and while rows lost by a preemption are computed again.
+        """
         return self._decoding
 
     def _update(self, emitted: int, position: int) -> None:
-        """For the scheduler alone. Policies ask more often than it does, so sums are made here."""
+        """Bring the candidate up to date. Only the scheduler may call this."""
+        # Policies read these sums far more often than they change.
         self._emitted = emitted
         self._position = position
         self._tokens_wanted = wanted = self._prompt_tokens + emitted - position
@@ -80,7 +87,7 @@ class Candidate:
 
 
 class ClairvoyantCandidate(Candidate):
-    """What a clairvoyant policy sees besides: how long its request will be."""
+    """A request as clairvoyant policies see it: they also know how long it will be."""
 
     __slots__ = ("_output_tokens",)
 
@@ -90,43 +97,48 @@ class ClairvoyantCandidate(Candidate):
 
     @property
     def output_tokens(self) -> int:
-        """Tokens that it will have emitted when it ends."""
+        """Number of tokens that the request will have emitted when it ends."""
         return self._output_tokens
 
 
 QueuedExperts = Callable[[Any, int], Sequence[Sequence[int]]]
-"""Asked for a request and a number of tokens: for each of its next tokens, the experts that it
-wants in the first MoE layer, where a router decoupled from the layers reveals them."""
+"""Function of a request and a number of tokens. It returns, for each of the request's next tokens,
+the experts wanted in the first MoE layer. A decoupled router reveals them."""
 
 
 def unknown_experts(request: Candidate, tokens: int) -> Sequence[Sequence[int]]:
-    """Of a router that decides layer by layer nothing is known before a step."""
+    """Raise `PolicyViolation`: a layer-wise router reveals no experts before a step."""
     raise PolicyViolation(
         "batching",
         f"request {request.index}",
-        "asks for experts of queued tokens, which this router does not reveal",
+        "asks for the experts of queued tokens, which this router does not reveal; "
+        "use a trace of a decoupled or static router",
     )
 
 
 RequestKeys = Callable[[Any], frozenset[Key]]
-"""Asked for a request: the keys of all layers that each of its tokens wants, those to come as well,
-where a static router reveals them."""
+"""Function of a request. It returns the keys of all layers that every token of the request wants,
+including tokens that do not exist yet. A static router reveals them."""
 
 
 def unknown_wants(request: Candidate) -> frozenset[Key]:
-    """Of a router that looks at tokens nothing is known of those that do not exist."""
+    """Raise `PolicyViolation`: a router that reads tokens reveals nothing of later ones."""
     raise PolicyViolation(
         "batching",
         f"request {request.index}",
-        "asks what a request will ever want, which this router does not reveal",
+        "asks what a request will ever want, which this router does not reveal; "
+        "use a trace of a static router",
     )
 
 
 @dataclass(frozen=True, slots=True)
 class Queue:
-    """`running` hold KV blocks, in order of admission; `waiting` do not, in order of arrival.
+    """What a batching policy sees: the candidates, and the limits of the next step.
 
-    Both are tuples of `Candidate`.
+    `running` candidates hold KV blocks and are in order of admission. `waiting` ones hold none and
+    are in order of arrival. `token_budget` limits the tokens of the step, and `free_sequences` the
+    waiting candidates that it may admit. `experts` and `wants` raise `PolicyViolation` where the
+    router does not reveal the answer.
     """
 
     running: Sequence[Any]
@@ -141,9 +153,13 @@ StepPlan = list[tuple[Any, int]]
 
 
 class Batching(ABC):
-    """Base of all batching policies. `needs_routing` ones ask which experts queued tokens want,
-    `needs_static` ones what requests will ever want; they work only with routers that reveal it.
-    `clairvoyant` ones see how long requests will be and are bounds.
+    """Base class of batching policies.
+
+    Class attributes declare what a policy needs:
+
+    - `clairvoyant`: sees how long requests will be, so it is a bound and no real policy;
+    - `needs_routing`: calls `Queue.experts`, which works with decoupled and static routers;
+    - `needs_static`: calls `Queue.wants`, which works with static routers.
     """
 
     name: ClassVar[str]
@@ -156,17 +172,22 @@ class Batching(ABC):
         self.options = self.Options() if options is None else options
 
     def ready(self, running: Sequence[Any], waiting: Sequence[Any]) -> bool:
-        """Whether to form a step now; False waits for the next arrival. To wait when no request
-        is still to arrive is a `PolicyViolation`."""
+        """Return whether to form a step now; False waits for the next arrival.
+
+        The server raises `PolicyViolation` if no request is still to arrive.
+        """
         return True
 
     @abstractmethod
     def plan(self, queue: Queue) -> StepPlan:
-        """(request, tokens) pairs of the next step, most important first."""
+        """Return (request, tokens) pairs of the next step, most important first."""
 
 
 def fill(queue: Queue, order: Iterable[Any]) -> StepPlan:
-    """Hand out the token budget in the given order; at most `free_sequences` waiting requests."""
+    """Return a plan that gives the token budget to requests in the given order.
+
+    At most `free_sequences` of the waiting requests are in it.
+    """
     plan: StepPlan = []
     left, free = queue.token_budget, queue.free_sequences
     holding = set(map(id, queue.running))
@@ -175,7 +196,7 @@ def fill(queue: Queue, order: Iterable[Any]) -> StepPlan:
             break
         if id(request) not in holding:
             if not free:
-                continue
+                continue  # later requests in the order may be running ones
             free -= 1
         tokens = min(left, request.tokens_wanted)
         plan.append((request, tokens))

@@ -1,17 +1,20 @@
-"""Expert-aware batching: few experts for many tokens, where routing is known beforehand.
+"""Expert-aware batching: form steps in which few experts serve many tokens.
 
-Algorithm 1 of Read-ME (Cai et al., NeurIPS 2024, arXiv 2410.19123): requests queue by the expert
-that their next token wants, and the longest queues go first. As printed it uses a stale loop
-variable, never ends once all queues are empty, and leaves open what it counts, where prompts
-queue and who wins a tie. Here: queues are drained until the budget is spent or nobody is left;
-`unit` says what a queue's length counts; among equal queues the one whose first request came
-first wins; and a prompt, whose tokens may want different experts, queues
+Algorithm 1 of Read-ME (Cai et al., NeurIPS 2024, arXiv 2410.19123). Each request joins the queue of
+the expert that its next token wants in the first MoE layer. The longest queues go first.
 
-- `majority`: with the expert that most of its next tokens want (ties: the lowest), or
-- `every`: for all that they want at once, fewest experts first (`fewest.py`).
+The printed algorithm uses a stale loop variable and does not end once all queues are empty. This
+policy takes requests from the queues until the budget or the requests are used up. The paper also
+leaves some choices open:
 
-Longest queue first starves rare experts. `max_wait` (not in the paper) lets whoever was passed
-over in so many steps go first, in order of arrival.
+- Queues of equal length: the one whose first request arrived first goes first.
+- `unit`: a queue's length counts tokens or requests.
+- `prefill`: the tokens of a prompt may want different experts. With `majority`, the prompt queues
+  for the expert that most of its next tokens want (ties: the lowest). With `every`, it counts for
+  all of them, and requests go in the order of `fewest.py`.
+
+The rule can starve requests for rare experts. `max_wait`, which is not in the paper, limits this:
+requests that were passed over in that many steps go first, in order of arrival.
 """
 
 from __future__ import annotations
@@ -32,8 +35,11 @@ from moesim.policies.registry import register
 
 @dataclass(frozen=True, slots=True)
 class ExpertAwareOptions:
-    """`unit`: a queue's length in tokens or in requests; `prefill`: where prompts queue;
-    `max_wait`: steps after which a request that was passed over goes first."""
+    """`unit`: whether a queue's length counts tokens or requests.
+
+    `prefill`: which experts a prompt queues for. `max_wait`: number of steps after which a request
+    that was passed over goes first.
+    """
 
     unit: Literal["tokens", "requests"] = "tokens"
     prefill: Literal["majority", "every"] = "majority"
@@ -42,7 +48,7 @@ class ExpertAwareOptions:
 
 @register("batching", "expert_aware")
 class ExpertAware(Batching):
-    """Those who want the most wanted expert first: needs a router that reveals its choices."""
+    """Requests for the most wanted expert go first. Needs a router that reveals routing early."""
 
     needs_routing = True
     Options = ExpertAwareOptions
@@ -52,17 +58,18 @@ class ExpertAware(Batching):
         self._ageing = Ageing(self.options.max_wait)
 
     def plan(self, queue: Queue) -> StepPlan:
-        everyone = sorted((*queue.running, *queue.waiting), key=lambda request: request.index)
-        weight = {request.index: self._weight(request, queue) for request in everyone}
+        requests = sorted((*queue.running, *queue.waiting), key=lambda request: request.index)
+        weight = {request.index: self._weight(request, queue) for request in requests}
+        # Tokens beyond the budget cannot be in this step, so their experts do not count.
         wants = {
             request.index: Counter(
                 expert
                 for row in queue.experts(request, min(request.tokens_wanted, queue.token_budget))
                 for expert in row
             )
-            for request in everyone
+            for request in requests
         }
-        old, others = self._ageing.split(everyone)
+        old, others = self._ageing.split(requests)
         if self.options.prefill == "majority":
             rest = _longest_queue_first(others, wants, weight)
         else:
@@ -70,7 +77,7 @@ class ExpertAware(Batching):
             groups = fewest_experts_first(others, sets, weight, queue.token_budget)
             rest = chain.from_iterable(groups)
         plan = fill(queue, [*old, *rest])
-        self._ageing.note(everyone, plan)
+        self._ageing.note(requests, plan)
         return plan
 
     def _weight(self, request: Any, queue: Queue) -> int:
@@ -84,7 +91,7 @@ def _longest_queue_first(
 ) -> Iterator[Any]:
     queues: dict[int, list[Any]] = defaultdict(list)
     for request in requests:
-        counts = wants[request.index]
+        counts = wants[request.index]  # empty where a router leaves all places unused
         most = max(counts.values(), default=0)
         queues[min((e for e in counts if counts[e] == most), default=-1)].append(request)
     length = {e: sum(weight[request.index] for request in q) for e, q in queues.items()}

@@ -1,4 +1,9 @@
-"""The three classic orders of continuous batching with chunked prefill."""
+"""Continuous batching in three fixed orders: decodes first, prompts first, or first come.
+
+Continuous batching forms a new batch for every step (Orca, Yu et al., OSDI 2022). With chunked
+prefill a prompt may be spread over several steps (Sarathi-Serve, arXiv 2403.02310). The orders
+differ in which requests get the token budget first.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +15,7 @@ from moesim.policies.registry import register
 
 @register("batching", "decode_first")
 class DecodeFirst(Batching):
-    """Running decodes first, prompts fill the rest: steady inter-token latency (Sarathi-Serve,
-    arXiv 2403.02310)."""
+    """Decodes first, then prompts: steady times between tokens, as in Sarathi-Serve."""
 
     def plan(self, queue: Queue) -> StepPlan:
         decodes = (request for request in queue.running if request.decoding)
@@ -21,7 +25,7 @@ class DecodeFirst(Batching):
 
 @register("batching", "prefill_first")
 class PrefillFirst(Batching):
-    """Prompts first, decodes take what is left: early first tokens, uneven gaps after."""
+    """Prompts first, then decodes: early first tokens, uneven times between later ones."""
 
     def plan(self, queue: Queue) -> StepPlan:
         decodes = (request for request in queue.running if request.decoding)
@@ -31,8 +35,9 @@ class PrefillFirst(Batching):
 
 @register("batching", "fcfs")
 class FirstComeFirstServed(Batching):
-    """Strict order of arrival, whatever phase a request is in."""
+    """Requests in their order of arrival, prompts and decodes alike."""
 
     def plan(self, queue: Queue) -> StepPlan:
-        everyone = sorted(chain(queue.running, queue.waiting), key=lambda request: request.index)
-        return fill(queue, everyone)
+        # A preempted request waits again, so running requests are not always the older ones.
+        requests = sorted(chain(queue.running, queue.waiting), key=lambda request: request.index)
+        return fill(queue, requests)

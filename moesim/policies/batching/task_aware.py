@@ -1,14 +1,16 @@
-"""Task-aware batching: requests of the same task together, where a task's routing is known.
+"""Task-aware batching: serve requests of the same task together, because they share experts.
 
 A converged static gate (DSelect-k, Hazimeh et al., NeurIPS 2021, arXiv 2106.03760) routes by the
-task alone, so what a request will ever want, in all layers, is known when it arrives. Nobody names
-the tasks here: requests that want the same keys are one. Those that want no more than the last
-step did go first, since their experts were just used; once there are none, the keys that admit
-most tokens a key are chosen anew. What is left of the budget goes to those for whom fewest further
-keys must be chosen (`mix`), or to nobody: then a step wants the keys of one choice alone.
+task alone. So the keys that a request will want in all layers are known when it arrives. Requests
+that want the same keys count as one task. The policy itself comes from no paper:
 
-Whoever stays with a task starves the others as long as it lasts. `max_wait` lets whoever was
-passed over in so many steps go first, in order of arrival, whatever it wants.
+1. Requests whose keys were all used by the last step go first.
+2. If there are none, new keys are chosen: those that admit most tokens per key (`fewest.py`).
+3. With `mix`, the rest of the budget goes to the requests that need fewest further keys. Without
+   `mix` it stays unused, so a step uses the keys of one choice alone.
+
+A long task can starve all others. `max_wait` limits this: requests that were passed over in that
+many steps go first, in order of arrival.
 """
 
 from __future__ import annotations
@@ -29,8 +31,10 @@ from moesim.policies.view import Key
 
 @dataclass(frozen=True, slots=True)
 class TaskAwareOptions:
-    """`mix`: whether budget that is left goes to requests that want further experts; `max_wait`:
-    steps after which a request that was passed over goes first."""
+    """`mix`: whether requests that want further experts may use the rest of the budget.
+
+    `max_wait`: number of steps after which a request that was passed over goes first.
+    """
 
     mix: bool = True
     max_wait: Annotated[int, Ge(1)] | None = None
@@ -38,7 +42,7 @@ class TaskAwareOptions:
 
 @register("batching", "task_aware")
 class TaskAware(Batching):
-    """Those whose experts were just used first: needs a static router, which reveals them all."""
+    """Requests whose experts were just used go first. Needs a static router."""
 
     needs_static = True
     Options = TaskAwareOptions
@@ -49,15 +53,17 @@ class TaskAware(Batching):
         self._held: frozenset[Key] = frozenset()  # what the last step wanted
 
     def plan(self, queue: Queue) -> StepPlan:
-        waiting = queue.waiting if queue.free_sequences else ()  # or a choice might admit nobody
-        everyone = sorted((*queue.running, *waiting), key=lambda request: request.index)
-        wants = {request.index: queue.wants(request) for request in everyone}
-        weight = {r.index: min(r.tokens_wanted, queue.token_budget) for r in everyone}
-        old, others = self._ageing.split(everyone)
+        # Keys chosen for requests that cannot be admitted could leave the step empty.
+        waiting = queue.waiting if queue.free_sequences else ()
+        requests = sorted((*queue.running, *waiting), key=lambda request: request.index)
+        wants = {request.index: queue.wants(request) for request in requests}
+        weight = {r.index: min(r.tokens_wanted, queue.token_budget) for r in requests}
+        old, others = self._ageing.split(requests)
         chosen = _union(wants[request.index] for request in old)
         if not old or self.options.mix:
             held = self._held
-            chosen |= held if any(wants[one.index] <= held for one in others) else frozenset()
+            if any(wants[request.index] <= held for request in others):
+                chosen |= held
         room = max(0, queue.token_budget - sum(weight[request.index] for request in old))
         rest: Iterator[Any]
         groups = fewest_experts_first(others, wants, weight, room, chosen)
@@ -68,6 +74,7 @@ class TaskAware(Batching):
         else:
             rest = iter(next(groups, ()))
         plan = fill(queue, chain(old, rest))
+        # `fill` may stop early, so the keys held are those of the plan, not those chosen.
         self._held = _union(wants[request.index] for request, _ in plan)
         self._ageing.note((*queue.running, *queue.waiting), plan)
         return plan

@@ -1,4 +1,4 @@
-"""Eviction policies: which experts keep a slot after a layer event. One idea per file."""
+"""Eviction policies: which experts keep a slot after a layer event, one idea per file."""
 
 from moesim.policies.eviction.base import CacheContext, Eviction, Ranked
 from moesim.policies.eviction.fifo import FIFO

@@ -1,9 +1,12 @@
-"""Eviction: which experts keep a slot after a layer event.
+"""Eviction: which experts keep a slot in GPU memory after a layer event.
 
-A cache is asked once per layer event, with the whole union. Of residents ∪ union at most
-`capacity` keys keep a slot; the policy answers the others, the *leavers*. A just-used key may
-be among them (bypass), unless admission is `always` and capacity allows. Each policy keeps its
-own book of residents, and is audited: the book must equal the server's.
+`Eviction.decide` is called once per layer event with the whole union of wanted keys. At most
+`capacity` keys of residents ∪ union keep a slot. The policy returns the others, the *leavers*.
+
+A key of the union may be a leaver, too: it is computed without ever having a slot (*bypass*).
+With admission `always`, that happens only where the union exceeds the capacity.
+
+Each policy lists its residents in `book`. An audit compares the book with the server's residency.
 """
 
 from __future__ import annotations
@@ -26,8 +29,9 @@ from moesim.policies.view import Key, View
 class CacheContext:
     """What a policy is built with: one cache of `capacity` slots for the keys of `universe`.
 
-    `popularity` counts past uses per key in a named profile (for `static`); `future` is the
-    cache's whole sequence of unions (for `min` alone, where all requests arrive at once).
+    `admission` is `always` or `bypass`. `popularity` returns the uses of each key in a profile
+    trace. `future` holds the unions of all layer events of the cache; it is set for clairvoyant
+    policies, and only where all requests arrive at once.
     """
 
     capacity: int
@@ -39,13 +43,15 @@ class CacheContext:
 
 
 class Eviction(ABC):
-    """Base of all eviction policies; subclasses keep `book`, the residents in their own order.
+    """Base class of eviction policies. Subclasses keep the residents in `book`, in any order.
 
-    `clairvoyant` marks bounds that see the future, `looks_ahead` those that ask the view when a
-    key is wanted again; `stack` marks ranks that do not depend on
-    capacity, so that one pass gives the hit rate at every capacity (Mattson et al. 1970; a class
-    says it for itself alone, not for those that inherit from it); `needs_bypass` marks those that
-    never admit a key on demand, so that `admission: always` makes no sense.
+    Class attributes declare what a policy needs:
+
+    - `clairvoyant`: sees the future, so it is a bound and no real policy;
+    - `looks_ahead`: calls `View.next_use`;
+    - `stack`: ranks keys independently of capacity, so one pass over a trace gives the hit rate at
+      every capacity (Mattson et al. 1970). Subclasses do not inherit this claim;
+    - `needs_bypass`: never admits a key on demand, so `admission: always` is refused.
     """
 
     name: ClassVar[str]
@@ -60,36 +66,40 @@ class Eviction(ABC):
         self.always = context.admission == "always"
         if self.always and self.needs_bypass:
             raise UsageError(
-                f"{self.name} never admits anything: it cannot have `admission: always`"
+                f"{self.name} never admits a key on demand, so it cannot have "
+                "`admission: always`; remove cache.admission or choose `bypass`"
             )
         self.options = self.Options() if options is None else options
         self.book: OrderedDict[Key, None] = OrderedDict()
 
     def preload(self) -> Sequence[Key]:
-        """Keys that are resident before the first event; most policies start empty."""
+        """Return the keys that are resident before the first event; by default none."""
         return ()
 
     @abstractmethod
     def decide(self, view: View) -> Collection[Key]:
-        """See one layer event and answer the leavers, a subset of residents ∪ union."""
+        """Handle one layer event and return the leavers, a subset of residents ∪ union."""
 
     @abstractmethod
     def victim(self, protected: Collection[Key]) -> Key | None:
-        """Who leaves for a prefetched key, never one of `protected`; None refuses the prefetch."""
+        """Return the resident that makes room for a prefetched key, or None to refuse.
+
+        The victim must not be in `protected`. The server removes it with `remove`.
+        """
 
     def insert(self, key: Key) -> None:
-        """A prefetched key took a slot."""
+        """Record that a prefetched key took a slot."""
         self.book[key] = None
 
     def remove(self, key: Key) -> None:
-        """The victim of a prefetch lost its slot."""
+        """Record that a resident lost its slot, for example to a prefetched key."""
         del self.book[key]
 
 
 class Ranked(Eviction):
-    """Keeps the keys of lowest rank: `self.rank[key]` says how dispensable a key is.
+    """An eviction policy by rank: keys with the highest `self.rank[key]` leave first.
 
-    Subclasses only keep ranks up to date in `observe`; ranks must be a total order.
+    Subclasses update the ranks in `observe`. No two keys may have equal ranks.
     """
 
     def __init__(self, context: CacheContext, options: Any = None) -> None:
@@ -103,6 +113,7 @@ class Ranked(Eviction):
     def decide(self, view: View) -> Collection[Key]:
         self.observe(view)
         book = self.book
+        # Residents and union compete for the same slots, so all enter the book before any leaves.
         for key in view.union:
             book[key] = None
         excess = len(book) - self.capacity
@@ -116,9 +127,10 @@ class Ranked(Eviction):
     def _most_dispensable(self, count: int, union: Sequence[Key]) -> list[Key]:
         rank = self.rank.__getitem__
         if not self.always:
-            if count == 1:
+            if count == 1:  # much the most frequent case, and faster than a heap
                 return [max(self.book, key=rank)]
             return nlargest(count, self.book, key=rank)
+        # Admission `always`: keys of the union leave only when no other key is left to leave.
         wanted = set(union)
         others = nlargest(count, (key for key in self.book if key not in wanted), key=rank)
         return others + nlargest(count - len(others), union, key=rank)

@@ -1,4 +1,7 @@
-"""First in, first out: what came in longest ago leaves first, used or not."""
+"""First in, first out (FIFO): the key that was admitted longest ago leaves first.
+
+Uses of a resident key change nothing. Belady (1966) compares this rule with MIN and with random.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +15,14 @@ from moesim.policies.view import Key, View
 
 @register("eviction", "fifo")
 class FIFO(Eviction):
-    """What came in longest ago leaves first: the book is the order of arrival."""
+    """The key that was admitted longest ago leaves first, whether it was used since or not."""
 
     def decide(self, view: View) -> Collection[Key]:
-        book = self.book
+        book = self.book  # in order of admission: `setdefault` leaves residents where they are
         for key in view.union:
             book.setdefault(key)
         leavers = list(islice(book, max(0, len(book) - self.capacity)))
-        if self.always and leavers:
+        if self.always and leavers:  # keys of this event leave last, even if they are the oldest
             wanted = set(view.union)
             older = [key for key in book if key not in wanted]
             leavers = (older + [key for key in book if key in wanted])[: len(leavers)]

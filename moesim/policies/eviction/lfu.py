@@ -1,9 +1,13 @@
-"""Least frequently used, in the three meanings found in the field.
+"""Least frequently used (LFU): the key with the lowest count of uses leaves first.
 
-`lfu` counts since the start of the run, resident or not; `lfu_in_cache` forgets a key's count
-when it leaves (the textbook cache); `lfu_decay` lets counts fade by a factor per layer event, so
-that old popularity is forgotten. A count is one per layer event, however many tokens want the
-expert. Ties: the least recently used leaves.
+The literature has three kinds of counts:
+
+- `lfu`: since the start of the run, whether the key is resident or not;
+- `lfu_in_cache`: since the key was admitted (the textbook cache);
+- `lfu_decay`: fading by a factor per layer event, as in LRFU (Lee et al. 2001, IEEE Transactions
+  on Computers 50(12)), so old popularity counts less.
+
+A layer event counts once per key, however many tokens want it. Ties: the least recently used.
 """
 
 from __future__ import annotations
@@ -17,12 +21,12 @@ from moesim.policies.eviction.base import CacheContext, Ranked
 from moesim.policies.registry import register
 from moesim.policies.view import Key, View
 
-_RESCALE_ABOVE = 1e200
+_RESCALE_ABOVE = 1e200  # far below the largest float, so no count overflows before rescaling
 
 
 @register("eviction", "lfu", "lfu_cumulative")
 class LFU(Ranked):
-    """The lowest count over the whole run leaves first, resident or not; ties by recency."""
+    """The key with the lowest count over the whole run leaves first; ties by recency."""
 
     stack = True
 
@@ -32,6 +36,7 @@ class LFU(Ranked):
         self.clock = 0
 
     def observe(self, view: View) -> None:
+        # The highest rank leaves first, so counts and times of use grow downwards from zero.
         clock = self.clock
         rank = self.rank
         for key in view.union:
@@ -42,9 +47,9 @@ class LFU(Ranked):
 
 @register("eviction", "lfu_in_cache")
 class LFUInCache(LFU):
-    """The lowest count since it came in leaves first; a key that leaves is forgotten."""
+    """The key with the lowest count since it was admitted leaves first."""
 
-    stack = False
+    stack = False  # counts depend on admissions, and so on capacity
 
     def remove(self, key: Key) -> None:
         super().remove(key)
@@ -53,17 +58,14 @@ class LFUInCache(LFU):
 
 @dataclass(frozen=True, slots=True)
 class DecayOptions:
-    """`decay`: what one layer event leaves of every older count (0 < decay ≤ 1)."""
+    """`decay`: factor by which every count shrinks per layer event (0 < decay ≤ 1)."""
 
     decay: Annotated[float, Gt(0), Le(1)] = 0.99
 
 
 @register("eviction", "lfu_decay")
 class LFUDecay(Ranked):
-    """The lowest count leaves first, where counts fade by `decay` per layer event.
-
-    Growing the weight of the newest count instead leaves the ranks of untouched keys alone.
-    """
+    """The key with the lowest count leaves first; counts shrink by `decay` per layer event."""
 
     stack = True
     Options = DecayOptions
@@ -78,6 +80,8 @@ class LFUDecay(Ranked):
         for key in view.union:
             self.clock -= 1
             self.rank[key] = (self.rank[key][0] - self.weight, self.clock)
+        # Only the order of counts matters. So instead of shrinking every old count, the weight of
+        # new ones grows, and the keys outside the union need no update.
         self.weight /= self.options.decay
         if self.weight > _RESCALE_ABOVE:
             self.rank = {key: (c / self.weight, t) for key, (c, t) in self.rank.items()}

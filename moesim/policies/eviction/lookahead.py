@@ -1,9 +1,9 @@
-"""Look-ahead Belady: who is wanted again latest, as far as the router has revealed, leaves.
+"""Look-ahead Belady: of the uses that the router has revealed, the latest next use leaves.
 
-Read-ME (arXiv 2410.19123) routes queued tokens before they are computed and evicts by Belady's
-rule over what it knows. Beyond that nothing is known, and the least recently used leave first.
-With a layer-wise router nothing is revealed beyond the layer at hand: then this is LRU, less
-what the event itself wants.
+Read-ME (arXiv 2410.19123) routes queued tokens before they are computed, so it can apply Belady's
+rule to them. Keys without a revealed use leave first, the least recently used before the others.
+
+A layer-wise router reveals no later layer. Then the policy is LRU, if nothing is prefetched.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _UNKNOWN = float("inf")
 
 @register("eviction", "lookahead")
 class LookAhead(Ranked):
-    """What is wanted again latest, as far as is revealed, leaves first; then as LRU."""
+    """Keys without a revealed next use leave first, by LRU; then the latest next use."""
 
     looks_ahead = True
 
@@ -31,18 +31,19 @@ class LookAhead(Ranked):
         self._view: View | None = None
 
     def observe(self, view: View) -> None:
+        # Times of use differ within an event, so that no two keys have equal ranks.
         for place, key in enumerate(view.union):
             self._used[key] = self._clock + place
         self._clock += len(view.union)
-        self._view = view
+        self._view = view  # for `victim`, which gets no view; the server updates this one
         self._rank({*self.book, *view.union})
 
     def victim(self, protected: Collection[Key]) -> Key | None:
-        self._rank(self.book)
+        self._rank(self.book)  # prefetches since the last event may have brought in unranked keys
         return super().victim(protected)
 
     def _rank(self, keys: Collection[Key]) -> None:
         view = self._view
         for key in keys:
-            known = None if view is None else view.next_use(key)
-            self.rank[key] = (_UNKNOWN if known is None else known, -self._used.get(key, -1))
+            next_use = None if view is None else view.next_use(key)
+            self.rank[key] = (_UNKNOWN if next_use is None else next_use, -self._used.get(key, -1))

@@ -1,7 +1,7 @@
-"""Least recently used: what was touched longest ago leaves first.
+"""Least recently used (LRU): the key that was used longest ago leaves first.
 
-The touch order inside a layer event is first appearance in the batch, then stored order. Used
-per layer by mixtral-offloading (Eliseev & Mazur 2023, arXiv 2312.17238).
+Mixtral-offloading uses one LRU cache per layer (Eliseev & Mazur 2023, arXiv 2312.17238). Keys of
+one layer event count as used one after the other, in the order of `View.union`.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from moesim.policies.view import Key, View
 
 @register("eviction", "lru")
 class LRU(Eviction):
-    """What was touched longest ago leaves first: the book is the order of recency."""
+    """The key that was used longest ago leaves first."""
 
     stack = True
 
     def decide(self, view: View) -> Collection[Key]:
-        book = self.book
+        book = self.book  # an OrderedDict, kept in order of last use
         for key in view.union:
             if key in book:
                 book.move_to_end(key)
@@ -29,7 +29,7 @@ class LRU(Eviction):
         excess = len(book) - self.capacity
         if excess <= 0:
             return ()
-        if excess == 1:
+        if excess == 1:  # the most frequent case: a tuple costs less than a list
             return (book.popitem(last=False)[0],)
         return [book.popitem(last=False)[0] for _ in range(excess)]
 

@@ -1,8 +1,10 @@
-"""MIN: whoever is needed again furthest in the future leaves (Belady 1966, Mattson et al. 1970).
+"""MIN: the key whose next use is furthest in the future leaves (Belady 1966, Mattson et al. 1970).
 
-A bound on *misses* for sets of equal-sized experts with bypass, never "optimal": with unequal
-sizes, prefetch and overlap it does not minimise latency. In a run, the run's own logged layer
-events are scored again offline; as a live policy it exists only where all requests arrive at once.
+Without prefetch no policy has fewer *misses*, since all experts have the same size. MIN does not
+minimise latency, because overlap can hide a miss.
+
+`min_hit_rate` scores MIN offline on a run's own layer events. As the policy of a run, MIN works
+only where all requests arrive at once. Otherwise the layer events depend on its own decisions.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ _NEVER = float("inf")
 
 @register("eviction", "min", "belady")
 class MIN(Ranked):
-    """What is wanted again furthest in the future leaves first: a bound on misses."""
+    """The key whose next use is furthest in the future leaves first: a bound on misses."""
 
     clairvoyant = True
     stack = True
@@ -28,8 +30,9 @@ class MIN(Ranked):
         super().__init__(context, options)
         if context.future is None:
             raise UsageError(
-                "min needs to know all layer events beforehand, which is possible only where all "
-                "requests arrive at once; every report scores MIN offline anyway"
+                "min needs to know all layer events in advance, which is possible only where all "
+                "requests arrive at once; set workload.arrivals to all_at_once, or run another "
+                "policy and read min_hit_rate"
             )
         self._future = [union for union in context.future if union]
         self._event = 0
@@ -37,9 +40,10 @@ class MIN(Ranked):
         self.rank = {key: (first.get(key, _NEVER), key) for key in context.universe}
 
     def observe(self, view: View) -> None:
-        if not view.union:  # a router may leave all its places unused: nobody is promised such
+        if not view.union:  # a router may choose no expert at all; `_future` has no such event
             return
         index = self._event
+        # Ranks of another future would be wrong without any sign, so every event is compared.
         if index >= len(self._future) or list(self._future[index]) != list(view.union):
             raise InvariantError(13, f"layer event {index} is not the one MIN was promised")
         self._event = index + 1
@@ -50,8 +54,10 @@ class MIN(Ranked):
 def next_uses(
     events: Any,
 ) -> tuple[list[list[float]], dict[Key, float]]:
-    """For each event and each of its keys the index of the next event with that key (infinity if
-    none), and for each key the index of its first event."""
+    """Return the next use of every key at every event, and the first use of every key.
+
+    `following[e][i]` is the index of the next event with the i-th key of event e, or infinity.
+    """
     upcoming: dict[Key, float] = {}
     following: list[list[float]] = [[]] * len(events)
     for index in range(len(events) - 1, -1, -1):

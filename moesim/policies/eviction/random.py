@@ -1,4 +1,8 @@
-"""Random: any resident or wanted key may leave, all equally likely. A floor for real policies."""
+"""Random: all keys are equally likely to leave.
+
+A policy with a rule should do better, so this one is the floor of a comparison. Belady (1966)
+uses it in the same role.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,7 @@ from moesim.policies.view import Key, View
 
 @register("eviction", "random")
 class Random(Eviction):
-    """Any of residents and wanted leaves, all equally likely: a floor for real policies."""
+    """All keys, resident or just wanted, are equally likely to leave: a floor."""
 
     def __init__(self, context: CacheContext, options: Any = None) -> None:
         super().__init__(context, options)
@@ -25,6 +29,7 @@ class Random(Eviction):
         excess = len(book) - self.capacity
         if excess <= 0:
             return ()
+        # With admission `always`, keys of this event leave only when no other key is left.
         wanted = set(view.union) if self.always else frozenset[Key]()
         first = self._draw([key for key in book if key not in wanted], excess)
         leavers = first + self._draw([key for key in view.union if wanted], excess - len(first))
@@ -35,7 +40,7 @@ class Random(Eviction):
     def _draw(self, pool: list[Key], count: int) -> list[Key]:
         if count >= len(pool):
             return pool
-        if count == 1:
+        if count == 1:  # a single draw is much cheaper than a permutation
             return [pool[int(self._rng.integers(len(pool)))]]
         return [pool[i] for i in self._rng.permutation(len(pool))[:count].tolist()]
 

@@ -1,8 +1,9 @@
-"""Resident: every key of the cache has a slot from the start, and keeps it.
+"""Resident: every expert of the cache has a slot from the start and keeps it.
 
-What holds a model's initial layers in GPU memory, where prefetch cannot hide their loads: before
-the first layer there is nothing to compute (Read-ME, arXiv 2410.19123). Chosen by
-`cache.initial_layers`, not by name.
+Read-ME (arXiv 2410.19123) keeps the experts of a model's first layers in GPU memory. Prefetch
+cannot hide their loads, because nothing is computed before the first layer.
+
+`cache.initial_layers` selects this policy; it has no name in the registry.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from moesim.policies.view import Key, View
 
 
 class Resident(Eviction):
-    """Holds its whole universe, for which it must have the slots; nobody ever leaves."""
+    """All keys of the universe stay. The capacity must be at least their number."""
 
     name = "resident"
 
@@ -27,7 +28,7 @@ class Resident(Eviction):
         return list(self.book)
 
     def decide(self, view: View) -> Collection[Key]:
-        return ()
+        return ()  # the union is always resident
 
     def victim(self, protected: Collection[Key]) -> Key | None:
         return None

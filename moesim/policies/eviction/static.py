@@ -1,8 +1,8 @@
-"""Static placement: the most popular experts stay for ever, everything else passes through.
+"""Static placement: the most popular experts keep their slots for the whole run.
 
-Popularity comes from a named profile trace (Fiddler, arXiv 2402.07033; KTransformers'
-`frequency`). Without one it is learnt on the replayed trace itself, which is hindsight: reports
-call that an oracle.
+All other experts are computed by bypass. Popularity is counted in a profile trace, as in Fiddler
+(arXiv 2402.07033) and in KTransformers' `frequency` placement. Without a profile it is counted in
+the replayed trace itself. That is hindsight, so reports label such a run an oracle.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from moesim.policies.view import Key, View
 
 @dataclass(frozen=True, slots=True)
 class StaticOptions:
-    """`profile`: folder of the trace whose counts decide; default the replayed one (hindsight)."""
+    """`profile`: trace folder in which uses are counted; by default the replayed trace."""
 
     profile: Path | None = None
 
 
 @register("eviction", "static")
 class Static(Eviction):
-    """The keys with the highest counts in a profile trace stay for ever; ties: the lower key."""
+    """The keys with the highest counts in a profile trace always stay; ties: the lower key."""
 
     stack = True
     needs_bypass = True
@@ -36,7 +36,10 @@ class Static(Eviction):
     def __init__(self, context: CacheContext, options: Any = None) -> None:
         super().__init__(context, options)
         if context.popularity is None:
-            raise UsageError("static needs popularity counts, and there are none here")
+            raise UsageError(
+                "static needs popularity counts, and this cache has none; "
+                "set `popularity` in its CacheContext"
+            )
         counts = context.popularity(self.options.profile)
         best = sorted(context.universe, key=lambda key: (-counts.get(key, 0), key))
         self.book.update(dict.fromkeys(best[: self.capacity]))
@@ -45,7 +48,7 @@ class Static(Eviction):
         return list(self.book)
 
     def decide(self, view: View) -> Collection[Key]:
-        book = self.book
+        book = self.book  # never changes after `__init__`
         return [key for key in view.union if key not in book]
 
     def victim(self, protected: Collection[Key]) -> Key | None:

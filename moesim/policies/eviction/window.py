@@ -1,8 +1,11 @@
-"""MIN with a short sight: Belady's rule over the next `window` layer events, then LRU.
+"""MIN within a window: Belady's rule for the next `window` layer events, and LRU beyond them.
 
-What an approximate Belady with a queue of known references could do (Read-ME, arXiv 2410.19123,
-leaves open how far its own looks). A window over the whole trace is MIN. Only a bound: the
-`lookahead` policy sees what the router of the trace reveals, and no more.
+Read-ME (arXiv 2410.19123) evicts by Belady's rule over the references it knows, and does not say
+how many those are. This policy shows the effect of their number. A window over the whole trace
+gives MIN.
+
+It is a bound, because it reads the future from the trace. The real policy is `lookahead`, which
+sees only what the router reveals.
 """
 
 from __future__ import annotations
@@ -22,16 +25,16 @@ _UNSEEN = float("inf")
 
 @dataclass(frozen=True, slots=True)
 class WindowOptions:
-    """`window`: how many layer events of the cache, beyond the present one, it sees."""
+    """`window`: number of the cache's later layer events that the policy sees."""
 
     window: Annotated[int, Ge(1)] = 1
 
 
 @register("eviction", "min_window", "belady_window")
 class MINWindow(MIN):
-    """What is wanted again latest within a window leaves after what is not; then as LRU."""
+    """Keys not used within the window leave first, by LRU; then the key used latest in it."""
 
-    stack = False
+    stack = False  # ranks change with time, and `observe` updates those of residents alone
     Options = WindowOptions
 
     def __init__(self, context: CacheContext, options: Any = None) -> None:
@@ -45,6 +48,7 @@ class MINWindow(MIN):
         for key in view.union:
             self._due[key] = self.rank[key][0]
             self._used[key] = self._clock = self._clock + 1
+        # A key enters the window as time passes, so the ranks of all residents can change.
         horizon = self._event + self.options.window
         for key in {*self.book, *view.union}:
             due = self._due[key]

@@ -1,4 +1,4 @@
-"""Placement policies: where a missing expert runs. So far there is one answer."""
+"""Placement policies: where an expert without a slot is computed. There is one so far: `copy`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from moesim.policies.registry import NoOptions, register
 
 @register("placement", "copy")
 class Copy:
-    """Every missing expert is copied to the GPU and computed there."""
+    """Copy every missing expert to the GPU and compute it there."""
 
     name: ClassVar[str]
     clairvoyant: ClassVar[bool] = False

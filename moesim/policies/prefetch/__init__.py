@@ -1,4 +1,4 @@
-"""Prefetch policies: which experts to fetch before they are asked for."""
+"""Prefetch policies: which experts are copied before they are needed, one idea per file."""
 
 from moesim.policies.prefetch.base import DepthOptions, Prefetch
 from moesim.policies.prefetch.layer_ahead import LayerAhead

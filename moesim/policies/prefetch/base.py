@@ -1,8 +1,9 @@
-"""Prefetch: which experts to fetch before they are asked for.
+"""Prefetch: which experts are copied to GPU memory before they are needed.
 
-Asked at two defined moments: at the start of a step (the view's layer is -1) and right after
-each layer event. The answer is a list of keys, most urgent first; those that are resident or on
-their way are skipped. A prefetched key takes a slot when its copy is issued.
+`Prefetch.wanted` is called at the start of a step, when the view's layer is -1, and right after
+each layer event. The server skips the returned keys that are resident or being copied.
+
+A prefetched key takes a slot as soon as its copy is issued, before the copy has landed.
 """
 
 from __future__ import annotations
@@ -20,16 +21,21 @@ from moesim.policies.view import Key, View
 
 @dataclass(frozen=True, slots=True)
 class DepthOptions:
-    """`depth`: how many layers ahead to look."""
+    """`depth`: number of later layers to prefetch for."""
 
     depth: Annotated[int, Ge(1), Le(1000)] = 1  # more layers than any model has
 
 
 class Prefetch(ABC):
-    """Base of all prefetch policies. `clairvoyant` ones see the true future of the step and are
-    bounds; `needs_routing` ones ask for what a router reveals ahead of its layers;
-    `needs_predictions` ones ask for predictions, which a trace may lack; `active` is False for the
-    one that never asks for anything."""
+    """Base class of prefetch policies.
+
+    Class attributes declare what a policy needs:
+
+    - `clairvoyant`: sees the true experts of later layers, so it is a bound and no real policy;
+    - `needs_routing`: calls `View.exact`, which a layer-wise router does not support;
+    - `needs_predictions`: calls `View.predicted`, for which a trace may hold no data;
+    - `active`: False if the policy never prefetches, which lets the server skip all calls.
+    """
 
     name: ClassVar[str]
     clairvoyant: ClassVar[bool] = False
@@ -43,4 +49,4 @@ class Prefetch(ABC):
 
     @abstractmethod
     def wanted(self, view: View) -> Sequence[Key]:
-        """Keys worth fetching now, most urgent first."""
+        """Return the keys to fetch now, most urgent first."""

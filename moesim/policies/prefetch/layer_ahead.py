@@ -1,9 +1,8 @@
-"""Layer-ahead prefetch: what the router has revealed of the next layers, fetched while this one
-is computed.
+"""Layer-ahead prefetch: copy the experts of the next layers while this layer is computed.
 
 Pre-gated MoE (arXiv 2308.12066) and Read-ME (arXiv 2410.19123) know the next layer's experts
-exactly, so nothing is fetched in vain. Where tokens of the next step are known beforehand, its
-first layers are fetched under the last of this one.
+exactly, so every copy is needed. Near the end of a step, the next layers are the first ones of
+the next step. The view shows them where tokens of that step are known already.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from moesim.policies.view import Key, View
 
 @register("prefetch", "layer_ahead")
 class LayerAhead(Prefetch):
-    """Asks for the revealed experts of the next `depth` layers, nearest layer first."""
+    """Fetch the experts that the router reveals of the next `depth` layers, nearest first."""
 
     needs_routing = True
     Options = DepthOptions

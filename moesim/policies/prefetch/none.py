@@ -1,4 +1,4 @@
-"""No prefetch: everything is loaded on demand. The baseline."""
+"""No prefetch: every missing expert is loaded on demand. The baseline of a comparison."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from moesim.policies.view import Key, View
 
 @register("prefetch", "none")
 class NoPrefetch(Prefetch):
-    """Fetches nothing early: everything is loaded on demand."""
+    """Fetch nothing early: every missing expert is loaded on demand."""
 
     active = False
 

@@ -1,4 +1,8 @@
-"""Oracle prefetch: the true experts of the next `depth` layers of the step. Only a bound."""
+"""Oracle prefetch: copy the true experts of the next layers, whatever the router reveals.
+
+No real system can do this with a layer-wise router. The policy is a bound on what any predictor
+of the same depth can achieve.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,7 @@ from moesim.policies.view import Key, View
 
 @register("prefetch", "oracle")
 class Oracle(Prefetch):
-    """Asks for the true experts of the next `depth` layers of the step: a bound."""
+    """Fetch the true experts of the next `depth` layers, nearest first: a bound."""
 
     clairvoyant = True
     Options = DepthOptions

@@ -1,8 +1,9 @@
-"""Predicted prefetch: what later gates say when applied early.
+"""Predicted prefetch: copy the experts that later gates choose when they are applied early.
 
-The trace records, at each layer, what the gates of the next layers chose when applied to that
-layer's hidden state (mixtral-offloading, arXiv 2312.17238; AdapMoE, arXiv 2408.10284). They may
-be wrong, and are visible no earlier than that layer.
+At each layer the gates of the next layers are applied to the hidden state of this layer
+(mixtral-offloading, arXiv 2312.17238; AdapMoE, arXiv 2408.10284). Traces record their choices.
+
+Predictions may be wrong. The view shows those of a layer from its layer event on.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from moesim.policies.view import Key, View
 
 @register("prefetch", "predicted")
 class Predicted(Prefetch):
-    """Asks for the recorded predictions of the next `depth` layers, nearest layer first."""
+    """Fetch the experts that the trace predicts for the next `depth` layers, nearest first."""
 
     needs_predictions = True
     Options = DepthOptions
