@@ -144,12 +144,12 @@ def test_a_message_repeats_no_endless_value_and_shows_a_hundred_mistakes() -> No
 def test_a_sweep_of_endless_size_is_one_mistake() -> None:
     keys = {f"cache.options.k{n}": [1, 2] for n in range(101)}
     for sweep, says in (
-        (keys, "has 101 keys; at most 100 are swept"),
-        ({"seed": list(range(10_001))}, "has 10001 points; at most 10000 are built"),
+        (keys, "has 101 keys; at most 100 are allowed"),
+        ({"seed": list(range(10_001))}, "has 10001 points; at most 10000 are allowed"),
     ):
         with pytest.raises(ScenarioError, match=says) as caught:
             load_scenario({"trace": ".", "hardware": "rtx-4090", "sweep": sweep})
-        assert len(caught.value.problems) == 1
+        assert len([line for line in caught.value.problems if "sweep" in line]) == 1
 
 
 def test_data_from_python_is_copied() -> None:

@@ -186,7 +186,7 @@ timeline: 3
         ("2:11: hardware: ", "did you mean 'rtx-4090'?"),
         ("3:1: memry: ", "unknown key; did you mean 'memory'?"),
         ("4:9: cache.polcy: ", "unknown key; did you mean 'policy'?"),
-        ("4:28: cache.slots: ", "'50 percent' is no number of expert slots; write rest"),
+        ("4:28: cache.slots: ", "'50 percent' is not a number of expert slots; write rest"),
         ("4:49: cache.scope: ", "'perlayer' is none of per_layer, global; did you mean"),
         ("4:71: cache.write_back: ", "must be true or false, not 1; write for example"),
         ("6:13: workload.arrivals: ", "'gama' is none of all_at_once, poisson, gamma"),
@@ -230,9 +230,9 @@ timeline: 3
         ("cache: {options: {alpha: .nan}}", "nan must be a finite number"),
         ("cache: {options: [1]}", "must be a mapping of keys and values"),
         ("cache: {policy: ''}", "must not be empty"),
-        ("cache: {slots: -4}", "-4 is no number of expert slots"),
-        ("cache: {slots: 1.5}", "1.5 is no number of expert slots"),
-        ("cache: {slots: 101%}", "is no number of expert slots"),
+        ("cache: {slots: -4}", "-4 is not a number of expert slots"),
+        ("cache: {slots: 1.5}", "1.5 is not a number of expert slots"),
+        ("cache: {slots: 101%}", "is not a number of expert slots"),
         ("cache: null", "must be a mapping of keys and values, not None"),
         ("name: a/b", "cannot name a folder"),
         ("seed: -1", "must be at least 0"),
@@ -318,9 +318,12 @@ def test_a_wrong_sweep_names_the_key_and_the_value(folder: Path) -> None:
         ("{seed: 3}", "must be a list, not 3"),
         ("[seed]", "must be a mapping"),
         ("{seed: [1, 1]}", "1 is listed twice"),
-        ("{cache: [lru], cache.policy: [lru]}", "cache.policy is swept as well"),
-        ("{sweep.seed: [1]}", "is no dotted key"),
-        ("{'': [1]}", "is no dotted key"),
+        (
+            "{cache: [lru], cache.policy: [lru]}",
+            "cannot be swept together with cache.policy, which",
+        ),
+        ("{sweep.seed: [1]}", "is not a dotted key"),
+        ("{'': [1]}", "is not a dotted key"),
         ("{cache.policy.x: [1]}", "must be text, not {'x': 1}"),
         ("{seed.x: [1]}", "which has no keys to set"),
         (f"{{seed: {list(range(200))}, timeline.steps: {list(range(200))}}}", "40000 points"),
@@ -354,8 +357,8 @@ def test_an_override_that_a_sweep_would_undo_is_refused(folder: Path) -> None:
     text = SHORT + "sweep: {cache: [lru, lfu], hardware.h2d: [{latency: 1us}]}\n"
     said = problems(folder, text, "cache.slots=9", "hardware.h2d.chunk=1MiB", "hardware.vram=1GiB")
     assert [line.split(";")[0] for line in said] == [
-        "--set cache.slots: the sweep sets all of cache at every point",
-        "--set hardware.h2d.chunk: the sweep sets all of hardware.h2d at every point",
+        "--set cache.slots: the sweep sets all of cache at every point, so this has no effect",
+        "--set hardware.h2d.chunk: the sweep sets all of hardware.h2d at every point, so this has no effect",
     ]
 
 
