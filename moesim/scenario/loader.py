@@ -111,7 +111,7 @@ def _overwritten(document: Document, overrides: Sequence[str]) -> list[str]:
     sweep = document.data.get("sweep")
     keys = [override.partition("=")[0].strip() for override in overrides]
     return [
-        f"--set {key}: the sweep sets all of {swept} at every point, so this has no effect; "
+        f"--set {key}: the sweep sets all of {swept} at every point; "
         f"change the values of sweep.{swept}, or set {swept} itself"
         for key in dict.fromkeys(keys)
         for swept in (sweep if isinstance(sweep, dict) else ())
