@@ -1,4 +1,4 @@
-"""What the machine is: cards, links, model shapes, and what an operation costs on them."""
+"""The machine and the model's sizes, and from both the duration of operations and copies."""
 
 from moesim.hardware.cost import CostModel
 from moesim.hardware.hardware import (

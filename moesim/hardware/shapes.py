@@ -1,9 +1,10 @@
-"""The sizes of a mixture-of-experts model, for costing: how many weights sit where.
+"""The shape of a mixture-of-experts model: its sizes, and the weights of each part.
 
-A decoder layer has attention and then either routed experts (with a router, and perhaps shared
-experts that see every token) or one dense FFN. Experts are SwiGLU: three matrices of
-hidden × expert FFN. A decoupled router stands before all layers instead of in each. Shapes come
-from a Hugging Face `config.json` or from the shipped table, whose entries name their source.
+A decoder layer has attention, and then either routed experts or one dense FFN. A layer with
+routed experts has a router, and may have shared experts that compute every token. Experts are
+SwiGLU (Shazeer, 2020, arXiv 2002.05202): three matrices of hidden × expert FFN. A decoupled router
+runs before all layers and replaces the routers in them. Shapes come from a Hugging Face
+`config.json` or from the shipped table, whose entries name their source.
 """
 
 from __future__ import annotations
@@ -36,13 +37,13 @@ SHAPES = Path(__file__).with_name("shapes.yaml")
 MOST_LAYERS: Final = 10_000
 MOST_SIZE: Final = 10_000_000
 EXCHANGED = ("moesim_readme", "moesim_gated")
-"""The `model_type`s of dense models (`base`) whose FFNs were exchanged for experts: as Read-ME
-does, and with any gate."""
+"""The `model_type`s of this project: dense models (`base`) whose FFNs were replaced by experts, as
+in Read-ME or with another gate."""
 
 
 @dataclass(frozen=True, slots=True)
 class Mla:
-    """Multi-head latent attention: keys and values kept as one low-rank vector a token.
+    """Multi-head latent attention, which stores keys and values as one low-rank vector a token.
 
     Source: DeepSeek-V2 (Liu et al., 2024), section 2.1.
     """
@@ -56,10 +57,10 @@ class Mla:
 
 @dataclass(frozen=True, slots=True)
 class DecoupledRouter:
-    """A router that reads token ids and chooses for all layers: one causal transformer block.
+    """A router that chooses the experts of all layers from token ids: one causal transformer block.
 
-    It has embeddings of its own (as many as the backbone), all heads with keys and values of
-    their own, an MLP of two matrices (three if `gated`), biases in every product and three norms.
+    It has its own embeddings, as many as the model. Every head has its own keys and values. The MLP
+    has two matrices, or three if `gated`. Every product has a bias, and there are three norms.
     Source: Read-ME (Cai et al., 2024), table 1, and its released code, whose MLP is not gated.
     """
 
@@ -69,7 +70,7 @@ class DecoupledRouter:
     gated: bool = False
 
     def multiplied_params(self, num_experts: int) -> int:
-        """Weights that each token meets: all but the embeddings, which are looked up."""
+        """Weights that are multiplied for each token: all but the embeddings."""
         hidden, ffn = self.hidden, self.ffn
         attention = 4 * (hidden * hidden + hidden)
         mlp = (1 + self.gated) * (hidden * ffn + ffn) + ffn * hidden + hidden
@@ -80,10 +81,10 @@ class DecoupledRouter:
 class ModelShape:
     """Sizes of one model. Layer numbers are model layers, dense ones included.
 
-    With a decoupled `router` layers have none of their own. `shared_ffn` is the total width of a
-    layer's shared experts, `dense_ffn` that of the FFN in `dense_layers`; `windowed_layers` attend
-    to the last `window` positions only. The bits are those of a stored weight (4.25 for MXFP4:
-    4 bits and 8 for every block of 32).
+    With a decoupled `router`, layers have no router of their own. `shared_ffn` is the total width
+    of a layer's shared experts, `dense_ffn` the width of the FFN in `dense_layers`. Layers in
+    `windowed_layers` attend to the last `window` positions only. Bits are those of one stored
+    number; MXFP4 has 4.25, because a block of 32 weights of 4 bits shares a scale of 8 bits.
     """
 
     name: str
@@ -130,6 +131,7 @@ class ModelShape:
         """Weights of one layer's attention: query, key, value and output projections."""
         if self.mla is None:
             return self.hidden * self.head_dim * 2 * (self.num_heads + self.num_kv_heads)
+        # All heads share the down-projection; each has up-projections of its own.
         mla, heads = self.mla, self.num_heads
         query_width = heads * (mla.nope_dim + mla.rope_dim)
         if mla.q_rank is None:
@@ -142,7 +144,7 @@ class ModelShape:
 
     @property
     def front_params(self) -> int:
-        """Weights of one MoE layer without its routed experts: attention, its router, shared."""
+        """Weights of one MoE layer without its routed experts, norms and router included."""
         router = 0 if self.router else self.hidden * self.num_experts
         return self.attention_params + router + 3 * self.hidden * self.shared_ffn + self.norm_params
 
@@ -158,7 +160,7 @@ class ModelShape:
 
     @property
     def router_params(self) -> int:
-        """Weights of a decoupled router, its embeddings included; 0 if layers have their own."""
+        """Weights of a decoupled router with its embeddings; 0 if layers have their own routers."""
         if self.router is None:
             return 0
         embeddings = self.vocabulary * self.router.hidden
@@ -166,7 +168,7 @@ class ModelShape:
 
     @property
     def fixed_params(self) -> int:
-        """All weights but the routed experts': embeddings, LM head and router included."""
+        """All weights but those of routed experts: they stay in GPU memory during a run."""
         dense = len(self.dense_layers)
         embeddings = (1 if self.tied_embeddings else 2) * self.vocabulary * self.hidden
         layers = (self.num_layers - dense) * self.front_params + dense * self.dense_params
@@ -174,29 +176,29 @@ class ModelShape:
 
     @property
     def fixed_bytes(self) -> int:
-        """Bytes of all weights but the routed experts'."""
+        """Bytes of all weights but those of routed experts."""
         return stored_bytes(self.fixed_params, self.weight_bits)
 
     @property
     def total_params(self) -> int:
-        """All weights."""
+        """All weights of the model."""
         return self.fixed_params + len(self.moe_layers) * self.num_experts * self.expert_params
 
     @property
     def kv_bytes_per_token_layer(self) -> int:
-        """Bytes that one token leaves in the KV cache of one layer."""
-        if self.mla is not None:
+        """Bytes of one token in the KV cache of one layer."""
+        if self.mla is not None:  # the cache holds the latent vector and the rotary key only
             return stored_bytes(self.mla.kv_rank + self.mla.rope_dim, self.kv_bits)
         return stored_bytes(2 * self.num_kv_heads * self.head_dim, self.kv_bits)
 
     @property
     def kv_bytes_per_token(self) -> int:
-        """Bytes that one token leaves in the KV cache of all layers and of a decoupled router."""
+        """Bytes of one token in the KV cache of all layers and of a decoupled router."""
         return self.num_layers * self.kv_bytes_per_token_layer + self.router_kv_bytes_per_token
 
     @property
     def router_kv_bytes_per_token(self) -> int:
-        """Bytes that one token leaves in the KV cache of a decoupled router."""
+        """Bytes of one token in the KV cache of a decoupled router."""
         return 0 if self.router is None else stored_bytes(2 * self.router.hidden, self.kv_bits)
 
     def with_bits(
@@ -206,7 +208,7 @@ class ModelShape:
         weight_bits: float | None = None,
         kv_bits: float | None = None,
     ) -> ModelShape:
-        """The same model stored with other precisions; None keeps one."""
+        """Return the same model stored in other precisions; None keeps a precision."""
         return replace(
             self,
             expert_bits=expert_bits or self.expert_bits,
@@ -216,34 +218,35 @@ class ModelShape:
 
 
 def stored_bytes(params: int, bits: float) -> int:
-    """Whole bytes of `params` numbers of `bits` each, rounded up."""
+    """Return the bytes of `params` numbers of `bits` each, rounded up to whole bytes."""
+    # A fraction is exact; a float would round the product of a large count.
     return -(-(params * Fraction(bits)) // 8)
 
 
 def shape_names() -> list[str]:
-    """The models of the shipped table."""
+    """Return the names of the shipped models."""
     return sorted(_table())
 
 
 def shapes_like(num_layers: int, num_experts: int, top_k: int) -> list[str]:
-    """Return the shipped models with this many MoE layers and experts, and this top-k."""
-    wanted = (num_layers, num_experts, top_k)
+    """Return the shipped models with these numbers of MoE layers and experts, and this top-k."""
+    sizes = (num_layers, num_experts, top_k)
     return [
         name
         for name, shape in sorted(_table().items())
-        if (len(shape.moe_layers), shape.num_experts, shape.top_k) == wanted
+        if (len(shape.moe_layers), shape.num_experts, shape.top_k) == sizes
     ]
 
 
 def named_shape(name: str) -> ModelShape:
-    """A model of the shipped table. Raises UsageError where there is none of that name."""
+    """Return a shipped model. Raise UsageError where there is none of that name."""
     if wrong := check_shape_name(name):
         raise UsageError(wrong)
     return _table()[name]
 
 
 def check_shape_name(name: str) -> str | None:
-    """What is wrong with a model's name; None if the table has it."""
+    """Return a message if there is no shipped model of this name, else None."""
     if name in _table():
         return None
     hint = suggest(name, shape_names(), rest="there are")
@@ -254,10 +257,10 @@ def check_shape_name(name: str) -> str | None:
 
 
 def load_shape(name_or_path: str | Path) -> ModelShape:
-    """A model of the shipped table by name, or of a `config.json` by path (ending in .json).
+    """Return a shipped model by name, or the model of a `config.json` by path (ending in .json).
 
     Raises:
-        UsageError: no such name or file, or the file describes no known kind of model.
+        UsageError: there is no such name or file, or the file describes no model that is read.
     """
     text = str(name_or_path)
     if not text.endswith(".json"):
@@ -270,7 +273,7 @@ def load_shape(name_or_path: str | Path) -> ModelShape:
 
 
 def load_config(path: str | Path) -> dict[str, Any]:
-    """Return what a `config.json` holds. Raise UsageError where it cannot be read."""
+    """Return the content of a `config.json`. Raise UsageError where it cannot be read."""
     try:
         config = read_json(as_path(path))
     except OSError as error:
@@ -300,26 +303,26 @@ def _from_entry(name: str, entry: dict[str, Any]) -> ModelShape:
 
 
 def shape_from_config(config: Mapping[str, Any], name: str | None = None) -> ModelShape:
-    """The shape that a Hugging Face `config.json` describes.
+    """Return the shape that a Hugging Face `config.json` describes.
 
-    Read are the spellings of Mixtral, Phi-3.5-MoE, Qwen2/3-MoE, OLMoE, GraniteMoE, DeepSeek V2/V3
-    and GPT-OSS (transformers 5.23), and this project's own, dense models (`base`) whose FFNs were
-    exchanged for experts.
-    `name` overrides the model's own.
+    The key names of Mixtral, Phi-3.5-MoE, Qwen2/3-MoE, OLMoE, GraniteMoE, DeepSeek V2/V3 and
+    GPT-OSS (transformers 5.23) are read, and those of this project's own models (`EXCHANGED`).
+    `name` replaces the model's own name.
 
     Raises:
         UsageError: a size is missing or no positive integer, or the model has no routed experts.
     """
-    inner = config.get("text_config")
+    inner = config.get("text_config")  # of models that read images too
     exchanged = config.get("model_type") in EXCHANGED
     if exchanged:
         read = _Config(_exchanged(config))
     else:
-        read = _Config({**inner, **_named(config)} if isinstance(inner, dict) else config)
+        read = _Config({**inner, **_outer(config)} if isinstance(inner, dict) else config)
     num_layers = read.size("num_hidden_layers", most=MOST_LAYERS)
     num_experts = read.size("num_local_experts", "num_experts", "n_routed_experts", most=65_535)
     num_heads = read.size("num_attention_heads")
     hidden = read.size("hidden_size")
+    # Where both widths are given, `intermediate_size` is that of dense FFNs, else of experts.
     ffn = read.optional("moe_intermediate_size")
     dense_ffn = read.size("intermediate_size") if ffn else 0
     dense_layers = read.dense_layers(num_layers)
@@ -351,14 +354,14 @@ def shape_from_config(config: Mapping[str, Any], name: str | None = None) -> Mod
     )
 
 
-def _named(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What an outer config says for its text part."""
-    kept = ("_name_or_path", "dtype", "torch_dtype", "quantization_config", "tie_word_embeddings")
-    return {key: config[key] for key in kept if key in config}
+def _outer(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the entries of an outer configuration that hold for its `text_config` too."""
+    keys = ("_name_or_path", "dtype", "torch_dtype", "quantization_config", "tie_word_embeddings")
+    return {key: config[key] for key in keys if key in config}
 
 
 def _exchanged(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The sizes of a dense model whose every FFN became experts, spelled as Qwen's are."""
+    """Return the sizes of a model in `EXCHANGED` under the key names of Qwen's models."""
     base = config.get("base")
     if not isinstance(base, dict):
         raise UsageError(
@@ -376,8 +379,10 @@ def _exchanged(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _router(config: Mapping[str, Any]) -> DecoupledRouter | None:
-    """The router before all layers; None if each layer has its own (or a table of ids, which is
-    costed as one)."""
+    """Return the decoupled router of a model in `EXCHANGED`; None if each layer has its own.
+
+    A router that looks ids up in a table costs as much as the router of a layer, by assumption.
+    """
     routing, sizes = config.get("routing"), config.get("router")
     if routing == "layerwise" or config.get("routed_by") in ("tokens", "tasks"):
         return None
@@ -418,13 +423,13 @@ _KINDS: Final[dict[str, tuple[str, Callable[[Any], bool]]]] = {
     "text_config": ("a JSON object", lambda value: isinstance(value, Mapping)),
     "quantization_config": ("a JSON object", lambda value: isinstance(value, Mapping)),
 }
-"""What the values must be that are no sizes; the sizes are checked as they are read."""
+"""The rule of each value that is not a size; sizes are checked when they are read."""
 
 
 class _Config:
-    """A `config.json` with its families' spellings of the same sizes.
+    """The values of a `config.json`, whose key names differ from family to family.
 
-    Raise `UsageError` for a value of the wrong kind, whichever family it belongs to.
+    Each method raises `UsageError` for a value that is missing or wrong.
     """
 
     def __init__(self, values: Mapping[str, Any]) -> None:
@@ -435,6 +440,7 @@ class _Config:
                 raise UsageError(f"the model configuration has {key} = {shown(value)}, not {rule}")
 
     def optional(self, *keys: str, most: int = MOST_SIZE) -> int | None:
+        """Return the first of `keys` that holds a positive integer; None where there is none."""
         for key in keys:
             value = self.values.get(key)
             if value is None:
@@ -453,12 +459,13 @@ class _Config:
         return None
 
     def size(self, *keys: str, most: int = MOST_SIZE) -> int:
+        """Return the first of `keys` that holds a positive integer. Raise UsageError without."""
         value = self.optional(*keys, most=most)
         if value is None:
             kind = self.values.get("model_type", "unknown")
             raise UsageError(
                 f"the model configuration (model_type {shown(kind)}) lacks {' or '.join(keys)}; "
-                "only decoders with routed experts have a shape here; "
+                "only decoders with routed experts are supported; "
                 f"name a shipped model instead, one of {', '.join(shape_names())}"
             )
         return value
@@ -467,7 +474,7 @@ class _Config:
         return str(self.values.get("_name_or_path") or self.values.get("model_type") or "unknown")
 
     def dense_layers(self, num_layers: int) -> tuple[int, ...]:
-        """DeepSeek's first layers, or Qwen's `mlp_only_layers` and `decoder_sparse_step`."""
+        """Return the layers without routed experts, as DeepSeek or as Qwen name them."""
         if kinds := self.kinds("mlp_layer_types", num_layers):
             return tuple(i for i, kind in enumerate(kinds) if kind == "dense")
         first = self.optional("first_k_dense_replace") or 0
@@ -481,7 +488,7 @@ class _Config:
         )
 
     def kinds(self, key: str, num_layers: int) -> list[str]:
-        """The kind of each layer; empty where the configuration does not list them."""
+        """Return the kind of each layer; empty where the configuration does not list them."""
         kinds: list[str] = self.values.get(key) or []
         if kinds and len(kinds) < num_layers:
             raise UsageError(
@@ -491,6 +498,7 @@ class _Config:
         return kinds[:num_layers]
 
     def windowed_layers(self, num_layers: int) -> tuple[tuple[int, ...], int | None]:
+        """Return the layers with sliding-window attention, and the window in tokens."""
         window = self.optional("sliding_window")
         if window is None or self.values.get("use_sliding_window") is False:
             return (), None
@@ -499,15 +507,19 @@ class _Config:
         return windowed, window if windowed else None
 
     def shared_ffn(self) -> int:
-        """One width (Qwen) or a number of experts of the routed width (DeepSeek)."""
-        one = self.optional("shared_expert_intermediate_size", "shared_intermediate_size")
-        if one is not None:
-            return one
+        """Return the total width of a layer's shared experts; 0 where it has none.
+
+        Qwen states the width; DeepSeek states the number of experts, each as wide as a routed one.
+        """
+        width = self.optional("shared_expert_intermediate_size", "shared_intermediate_size")
+        if width is not None:
+            return width
         return (self.optional("n_shared_experts") or 0) * (
             self.optional("moe_intermediate_size") or 0
         )
 
     def mla(self) -> Mla | None:
+        """Return the sizes of latent attention; None for a model without it."""
         rank = self.optional("kv_lora_rank")
         if rank is None:
             return None
@@ -520,18 +532,19 @@ class _Config:
         )
 
     def weight_bits(self) -> float:
+        """Return the bits of a stored weight; older configurations name the type `torch_dtype`."""
         dtype = str(self.values.get("dtype") or self.values.get("torch_dtype") or "bfloat16")
         return 32 if "float32" in dtype else 16
 
     def expert_bits(self) -> float:
-        """Experts are what quantised checkpoints quantise; other weights are left as they are."""
-        how = self.values.get("quantization_config")
-        if not isinstance(how, dict):
+        """Return the bits of a stored expert weight; other weights keep `weight_bits`."""
+        quantization = self.values.get("quantization_config")
+        if not isinstance(quantization, dict):
             return self.weight_bits()
-        method = how.get("quant_method")
-        bits = how.get("bits")
+        method = quantization.get("quant_method")
+        bits = quantization.get("bits")
         if method == "mxfp4":
-            return 4.25
+            return 4.25  # a block of 32 weights of 4 bits shares a scale of 8 bits
         if method == "fp8":
             return 8
         if isinstance(bits, int | float) and not isinstance(bits, bool) and 0 < bits <= 32:
