@@ -218,7 +218,7 @@ timeline: 3
         ("workload: {arrivals: {kind: poisson, rate_per_s: 0}}", "must be greater than 0, not 0"),
         ("workload: {arrivals: {kind: poisson, rate_per_s: .inf}}", "inf must be a finite number"),
         ("workload: {arrivals: {kind: poisson, rate_per_s: 1, rate: 2}}", "unknown key"),
-        ("workload: {arrivals: {rate_per_s: 1}}", "needs 'kind' to say which it is"),
+        ("workload: {arrivals: {rate_per_s: 1}}", "needs the key 'kind', which says how"),
         ("workload: {arrivals: {kind: csv, path: no.csv}}", "there is no file 'no.csv'"),
         ("workload: {lengths: record}", "did you mean 'recorded'?"),
         ("hardware: {profile: t4, h2d: {bandwidth: 0}}", "must be greater than zero"),
@@ -343,6 +343,7 @@ def test_combinations_that_are_wrong_only_together_are_found(folder: Path) -> No
     said = problems(folder, text)
     assert len(said) == 1
     assert "cannot go to both" in said[0]
+    assert said[0].endswith("give memory.kv or cache.slots a size")
 
 
 def test_an_overridden_key_is_no_longer_swept(folder: Path) -> None:
