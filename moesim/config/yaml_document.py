@@ -102,7 +102,7 @@ class Document:
     """False for data from Python, where `file` alone is the place."""
 
     def place(self, path: KeyPath, *, key: bool = False) -> str:
-        """Return the place of the value (or the `key`) at `path`, or of the nearest one around it."""
+        """Return the place of the value or `key` at `path`, else of the nearest one around it."""
         if key and path in self.key_places:
             return self.key_places[path]
         for end in range(len(path), 0, -1):
