@@ -9,17 +9,10 @@ from moesim.hardware.hardware import (
     hardware_names,
     load_hardware,
 )
+from moesim.hardware.model_config import load_shape, shape_from_config
 from moesim.hardware.operations import OperationCost, cost_of
 from moesim.hardware.ops import BatchShape, Dense, Experts, Front, Op, Tail
-from moesim.hardware.shapes import (
-    DecoupledRouter,
-    Mla,
-    ModelShape,
-    load_shape,
-    named_shape,
-    shape_from_config,
-    shape_names,
-)
+from moesim.hardware.shapes import DecoupledRouter, Mla, ModelShape, named_shape, shape_names
 
 __all__ = [
     "BatchShape",

@@ -16,7 +16,8 @@ from moesim.config.yaml_document import Document, dotted, dump_document
 from moesim.errors import ScenarioError, UsageError
 from moesim.files import as_path
 from moesim.hardware.hardware import Hardware, load_hardware
-from moesim.hardware.shapes import ModelShape, load_shape, shape_from_config
+from moesim.hardware.model_config import load_shape, shape_from_config
+from moesim.hardware.shapes import ModelShape
 from moesim.scenario.keys import key_path, map_paths, shorthands
 from moesim.scenario.sections import (
     Batching,

@@ -157,9 +157,7 @@ def test_data_from_python_is_copied() -> None:
     document = plain_document({"a": inner}, "scenario")
     assert document.data == {"a": inner}
     assert document.data["a"]["b"] is not inner["b"]
-    with pytest.raises(
-        ScenarioError, match=r"^scenario: a\.b\[0\]: .*object.* must be text, a"
-    ):
+    with pytest.raises(ScenarioError, match=r"^scenario: a\.b\[0\]: .*object.* must be text, a"):
         plain_document({"a": {"b": [object()]}}, "scenario")
     with pytest.raises(ScenarioError, match=r"^scenario: a: the number is too large"):
         plain_document({"a": 10**5000}, "scenario")
