@@ -66,8 +66,9 @@ def check_parts(scenario: Scenario, trace: Trace) -> Parts:
     checks = _Checks(scenario)
     parts = checks.run(trace)
     if checks.mistakes:
+        # Two checks may read the same key, and report the same mistake.
         raise ScenarioError(sorted(dict.fromkeys(checks.mistakes), key=order))
-    assert parts is not None
+    assert parts is not None  # a part is missing only where a check has failed
     return parts
 
 
@@ -159,6 +160,7 @@ class _Checks:
         hardware = attempt("hardware", scenario.load_hardware)
         config = None if trace is None else trace.meta.model_config
         shape = None
+        # Without a trace there is no header to read the shape from.
         if trace is not None or scenario.model.shape != "trace":
             shape = attempt("model", scenario.load_shape, config)
         policies = {
@@ -240,6 +242,7 @@ def _check_paths(scenario: Scenario, section: str, policy: str) -> bool:
 
 
 def _check_profile(scenario: Scenario, trace: Trace, policy: type[Any], options: Any) -> None:
+    # No other policy reads a profile.
     if policy.name == "static" and options.profile is not None:
         profile_trace(scenario, trace, options.profile)
 

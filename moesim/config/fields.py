@@ -37,6 +37,7 @@ __all__ = [
     "quantity_pattern",
 ]
 
+# For editors alone; the parsers of `units` decide what is valid.
 _NUMBER = r"([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?"
 
 

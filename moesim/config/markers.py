@@ -92,6 +92,7 @@ class NoneAs:
     def __get_pydantic_json_schema__(
         self, schema: CoreSchema, handler: GetJsonSchemaHandler
     ) -> dict[str, Any]:
+        # Null is refused, so editors must not offer it.
         kinds = [kind for kind in handler(schema)["anyOf"] if kind != {"type": "null"}]
         return {"anyOf": [{"const": self.word}, *kinds]}
 
@@ -139,7 +140,7 @@ class PathTo:
         if self.is_path(value) and (not value or base is not None):
             at = os.path.join(base or "", os.path.expanduser(value))
             if not value or not self.exists(at):
-                # The message depends on where the value came from, which only the reader knows.
+                # The message depends on where the value came from, which the document tells later.
                 details = {"value": value, "base": str(base or ""), "marker": self}
                 raise PydanticCustomError(NO_PATH, "there is no such path", details)
         return value
@@ -171,7 +172,7 @@ class PathTo:
         folder = os.path.dirname(at) or "."
         try:
             names = os.listdir(folder)[:_MOST_NAMES]
-        except (OSError, ValueError):
+        except (OSError, ValueError):  # no such folder, or a NUL in its name
             return []
         return [n for n in names if self.is_path(n) and self.exists(os.path.join(folder, n))]
 

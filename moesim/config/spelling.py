@@ -55,7 +55,7 @@ def looks_like_data(text: str) -> bool:
     """Return whether a text reads as a number, list, mapping, quoted text, true, false or null."""
     try:
         json.loads(text)
-    except (ValueError, RecursionError):  # brackets nested thousands deep are no value of ours
+    except (ValueError, RecursionError):  # too many brackets to be a value
         return False
     return True
 

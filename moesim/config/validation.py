@@ -159,6 +159,7 @@ def _message(
         case "value_error":
             return str(context["error"])
         case "literal_error" | "union_tag_invalid":
+            # Pydantic gives the choices as one text.
             expected = context.get("expected") or context.get("expected_tags")
             word = context.get("tag", value)
             choices = [c.strip().strip("'") for c in _choices(str(expected))]

@@ -41,6 +41,7 @@ _TOO_LARGE: Final = (
 class _Loader(yaml.SafeLoader):
     """A safe loader that reads the scalars of YAML 1.2's core schema and no others."""
 
+    # Empty: the parent's table holds the scalars of YAML 1.1, such as `on` and `12:30`.
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012
 
     def __init__(self, stream: str) -> None:
@@ -353,7 +354,7 @@ class _Reader:
             if not isinstance(key_node, yaml.ScalarNode):
                 self.complain(key_node.start_mark, "a key must be text")
                 continue
-            key = str(key_node.value)
+            key = str(key_node.value)  # a key is text, even one like `1` or `true`
             line = key_node.start_mark.line + 1
             if key == "<<":
                 self.complain(

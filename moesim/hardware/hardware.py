@@ -95,9 +95,11 @@ class Hardware:
     readback_latency_ns: int
     host_memory_bytes_per_s: int
     cpu_flops_per_s: int
+    # Origins change no duration, so they do not count when machines are compared.
     figures: Mapping[str, Figure] = field(default_factory=dict, compare=False, repr=False)
     measured: Provenance | None = field(default=None, compare=False, repr=False)
     overlap: Overlap | None = field(default=None, repr=False)
+    # Their lists cannot be hashed; the other fields are enough for a hash.
     operations: tuple[OperationTimes, ...] = field(default=(), hash=False, repr=False)
 
     def operations_of(self, shape: ModelShape) -> OperationTimes | None:

@@ -205,7 +205,7 @@ class _Config:
                     f"the model configuration has {key} = {shown(value)}, which is too large; "
                     f"at most {most:,} are read"
                 )
-            if value:
+            if value:  # 0 says that the model has no such part
                 return int(value)
         return None
 
@@ -228,6 +228,7 @@ class _Config:
         """Return the layers without routed experts, as DeepSeek or as Qwen name them."""
         if kinds := self.kinds("mlp_layer_types", num_layers):
             return tuple(i for i, kind in enumerate(kinds) if kind == "dense")
+        # DeepSeek counts layers from 0, Qwen from 1, hence `layer + 1` below.
         first = self.optional("first_k_dense_replace") or 0
         every = self.optional("moe_layer_freq") or 1
         step = self.optional("decoder_sparse_step") or 1
@@ -253,6 +254,7 @@ class _Config:
         window = self.optional("sliding_window")
         if window is None or self.values.get("use_sliding_window") is False:
             return (), None
+        # Without `layer_types`, the window holds for all layers.
         kinds = self.kinds("layer_types", num_layers) or ["sliding_attention"] * num_layers
         windowed = tuple(i for i, kind in enumerate(kinds) if "sliding" in kind)
         return windowed, window if windowed else None

@@ -76,6 +76,7 @@ class OperationCost(CostModel):
         self._call_fs = _fs(times.experts.call_ns)
         self.landing_ns = ceil(times.landing_ns)
         self._front = _Layer(times.front)
+        # A model without dense layers never uses the second.
         self._dense_times = _Layer(times.dense or times.front)
         self._first = _Layer(times.first)
         tail = times.tail

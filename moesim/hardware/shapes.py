@@ -251,6 +251,7 @@ def check_shape_name(name: str) -> str | None:
 
 @cache
 def _table() -> dict[str, ModelShape]:
+    # Part of the package, so it needs none of the checks of a user's file.
     raw = yaml.safe_load(SHAPES.read_text(encoding="utf-8"))
     return {name: _from_entry(name, entry) for name, entry in raw.items()}
 

@@ -27,7 +27,7 @@ def key_path(key: str) -> KeyPath:
     return tuple(key.split("."))
 
 
-@cache
+@cache  # markers never change, and every point of a sweep needs them
 def shorthands(model: type[BaseModel]) -> Mapping[KeyPath, str]:
     """Return the key that one word stands for, for each section that may be one word."""
     return {path: short.key for path, short in marked(model, Short)}
@@ -56,6 +56,7 @@ def map_paths(
     types it `Path`. Without `policy`, an option is a path if any policy of the family says so.
     """
     if key[:1] == ("sweep",) and len(key) == 2:
+        # A value that is no list is a mistake, which the schema reports later.
         swept = value if isinstance(value, list) else []
         return [map_paths(model, key_path(str(key[1])), item, change) for item in swept] or value
     if isinstance(value, dict):
@@ -66,5 +67,6 @@ def map_paths(
     if key in shorthands(model):  # the text is the value of the section's main key
         key = (*key, shorthands(model)[key])
     marker, family = _paths(model).get(key), _families(model).get(key[:-1])
+    # The schema types no option; the policy's own class does.
     of_policy = family is not None and key[-1] in path_options(family, policy)
     return change(key, value) if of_policy or (marker and marker.is_path(value)) else value

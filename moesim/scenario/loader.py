@@ -80,6 +80,7 @@ def _override(
     """
 
     def seen_from_base(_key: KeyPath, text: str) -> str:
+        # An empty path stays empty, so that the schema refuses it.
         if not text or os.path.isabs(text):
             return text
         return seen_from(base_dir, text)
@@ -99,6 +100,7 @@ def _override(
         except ScenarioError as error:
             problems += error.problems
             continue
+        # A swept value would replace that of the override at every point.
         sweep = document.data.get("sweep")
         if isinstance(sweep, dict):
             for swept in [s for s in sweep if s == key or s.startswith(f"{key}.")]:

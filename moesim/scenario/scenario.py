@@ -89,6 +89,7 @@ class Scenario(Strict):
         {}, description="Dotted keys and their values; all combinations of the values are run."
     )
 
+    # Only a scenario that was read from a document has them.
     _document: Document | None = PrivateAttr(None)
     _base_dir: Path = PrivateAttr(Path())
 
@@ -187,12 +188,13 @@ class Scenario(Strict):
             ScenarioError: the profile cannot be read, or is wrong.
         """
         profile = self.hardware.profile
+        # A shipped profile is a name, which no folder goes in front of.
         if profile.endswith((".yaml", ".yml")):
             profile = str(self.path(profile))
         try:
             return load_hardware(profile, self.hardware.overrides())
         except ScenarioError:
-            raise
+            raise  # its messages point at lines of the profile
         except UsageError as error:
             raise ScenarioError.at(self, "hardware", str(error)) from None
 

@@ -128,6 +128,7 @@ class Memory(Strict):
         description="Number of expert-sized buffers for experts that have no slot.",
         examples=[2],
     )
+    # None inside, `auto` in YAML: the size then follows from the model and the batching.
     activations: Annotated[Bytes | None, NoneAs("auto", "a size like 512MiB")] = Field(
         "auto",
         validate_default=True,
@@ -218,6 +219,7 @@ class Workload(Strict):
         None, description="Use only requests of these domains.", examples=[["code"]]
     )
     arrivals: Arrivals = Field(AllAtOnce(), description="When requests arrive.")
+    # None inside, `recorded` in YAML.
     lengths: Annotated[Lengths | None, NoneAs("recorded", "{prompt: 128, output: 32}")] = Field(
         "recorded",
         validate_default=True,
