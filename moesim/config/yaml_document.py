@@ -1,90 +1,35 @@
 """A YAML document: plain data, and the place in the file of each key and value.
 
-Scenarios and hardware profiles are YAML. PyYAML parses the text into nodes; this module turns
-nodes into data, for three reasons:
-
-- A repeated key is an error. PyYAML silently keeps the last one.
-- Scalars follow the core schema of YAML 1.2: `1e3` is a number, `on` and `12:30` are text.
-- Each value keeps its `file:line:column`, for the messages of later checks.
+Scenarios and hardware profiles are such documents. Overrides and sweeps change copies of a
+document, so that the messages of later checks can say where each value was set.
 """
 
 from __future__ import annotations
 
 import copy
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 import yaml
 
+from moesim.config.yaml_nodes import (
+    MAX_DEPTH,
+    MAX_VALUES,
+    TOO_LARGE,
+    Dumper,
+    KeyPath,
+    Reader,
+    dotted,
+)
 from moesim.errors import ScenarioError, shown
 from moesim.inputs import read_bytes
 
 __all__ = ["Document", "KeyPath", "dotted", "dump_document", "load_document", "plain_document"]
 
-KeyPath = tuple[str | int, ...]
-
-# Limits that no real scenario reaches. Within them, any file is refused or read in seconds.
+# A file of this size is read in seconds, and no real scenario is as large.
 _MAX_BYTES: Final = 1 << 20
-_MAX_VALUES: Final = 100_000
-_MAX_DEPTH: Final = 40
-_MAX_PROBLEMS: Final = 100
-_MAX_MESSAGE: Final = 300
-_TAG: Final = "tag:yaml.org,2002:"
-_TOO_LARGE: Final = (
-    f"too large or nested too deeply (at most {_MAX_VALUES:,} keys and values, {_MAX_DEPTH} deep)"
-)
-
-
-class _Loader(yaml.SafeLoader):
-    """A safe loader that reads the scalars of YAML 1.2's core schema and no others."""
-
-    # Empty: the parent's table holds the scalars of YAML 1.1, such as `on` and `12:30`.
-    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012
-
-    def __init__(self, stream: str) -> None:
-        super().__init__(stream)
-        self._num_nodes = 0
-        self._depth = 0
-
-    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        """Return the next node. Raise ComposerError where there are too many, or one is too deep.
-
-        A check afterwards would be too late: a node takes 2 kB and 50 us.
-        """
-        self._num_nodes += 1
-        self._depth += 1
-        if self._num_nodes > _MAX_VALUES or self._depth > _MAX_DEPTH + 1:
-            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
-            raise yaml.composer.ComposerError(None, None, _TOO_LARGE, mark)
-        node = super().compose_node(parent, index)
-        self._depth -= 1
-        return node
-
-
-class _Dumper(yaml.SafeDumper):
-    """A dumper that quotes text which YAML 1.1 or `_Loader` would not read as text."""
-
-    def ignore_aliases(self, data: Any) -> bool:
-        return True  # an object that occurs twice is written twice, not as `*id001`
-
-
-# Tag, pattern and first characters of each kind of scalar; all other plain scalars are text.
-for _kind, _pattern, _first in (
-    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
-    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
-    ("int", r"[-+]?[0-9]+", list("-+0123456789")),
-    (
-        "float",
-        r"[-+]?(?:\.[0-9]+|[0-9]+\.?[0-9]*)(?:[eE][-+]?[0-9]+)?"
-        r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
-        list("-+.0123456789"),
-    ),
-):
-    _Loader.add_implicit_resolver(_TAG + _kind, re.compile(rf"(?:{_pattern})\Z"), _first)
-    _Dumper.add_implicit_resolver(_TAG + _kind, re.compile(rf"(?:{_pattern})\Z"), _first)
 
 
 @dataclass(slots=True)
@@ -181,14 +126,6 @@ def _is_in(key: str | int, mapping: object) -> bool:
     return isinstance(mapping, dict) and key in mapping
 
 
-def dotted(path: KeyPath) -> str:
-    """Return a path as text: `("a", "b", 2)` is `a.b[2]`."""
-    text = ""
-    for part in path:
-        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
-    return text
-
-
 def load_document(path: str | os.PathLike[str]) -> Document:
     """Return the document in a YAML file, whose root must be a mapping.
 
@@ -218,12 +155,12 @@ def plain_document(data: Mapping[str, Any], name: str) -> Document:
 
 def dump_document(data: Mapping[str, Any]) -> str:
     """Return plain data as YAML; `parse_document` reads it as equal data."""
-    return yaml.dump(dict(data), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=98)
+    return yaml.dump(dict(data), Dumper=Dumper, sort_keys=False, allow_unicode=True, width=98)
 
 
 def parse_document(text: str, file: str) -> Document:
     """Return the document in `text`; `file` names it in messages. Raise ScenarioError."""
-    reader = _Reader(file)
+    reader = Reader(file)
     value = reader.read(text)
     if reader.problems:
         raise ScenarioError(reader.problems)
@@ -241,7 +178,7 @@ def parse_value(text: str, place: str) -> Any:
 
     `place` is the place of all mistakes in it.
     """
-    reader = _Reader(place, whole=False)
+    reader = Reader(place, whole=False)
     value = reader.read(text)
     if reader.problems:
         raise ScenarioError(reader.problems)
@@ -263,8 +200,8 @@ class _Copier:
 
     def value(self, value: Any, path: KeyPath) -> Any:
         self.num_values += 1
-        if self.num_values > _MAX_VALUES or len(path) > _MAX_DEPTH:
-            raise self.problem(path[:3], _TOO_LARGE)
+        if self.num_values > MAX_VALUES or len(path) > MAX_DEPTH:
+            raise self.problem(path[:3], TOO_LARGE)
         if isinstance(value, Mapping):
             return self.mapping(value, path)
         if isinstance(value, list):
@@ -281,119 +218,6 @@ class _Copier:
     def problem(self, path: KeyPath, message: str) -> ScenarioError:
         key = f"{dotted(path)}: " if path else ""
         return ScenarioError([f"{self.name}: {key}{message}"])
-
-
-class _Reader:
-    """The plain data of YAML nodes, with the place of each and all mistakes in it.
-
-    `whole`: the text is a file, so lines and columns in it make sense to the user.
-    """
-
-    def __init__(self, file: str, *, whole: bool = True) -> None:
-        self.file = file
-        self.whole = whole
-        self.problems: list[str] = []
-        self.places: dict[KeyPath, str] = {}
-        self.key_places: dict[KeyPath, str] = {}
-        self.num_values = 0
-
-    def read(self, text: str) -> Any:
-        """Return the data in `text`; afterwards `problems` lists its mistakes."""
-        try:
-            node = yaml.compose(text, _Loader)
-        except yaml.MarkedYAMLError as error:
-            mark = error.problem_mark or error.context_mark
-            about = " ".join(filter(None, (error.problem, error.context))) or "not YAML"
-            too_large = about == _TOO_LARGE
-            self.complain(mark, about if too_large else f"cannot be read as YAML: {about}")
-        except yaml.reader.ReaderError as error:
-            line = text.count("\n", 0, error.position) + 1
-            self.problems.append(
-                f"{self.file}:{line}:1: cannot be read as YAML: the character "
-                f"#x{error.character:04x} is not allowed"
-            )
-        except RecursionError:
-            self.problems.append(f"{self.file}:1:1: cannot be read as YAML: nested too deeply")
-        except (yaml.YAMLError, ValueError, OverflowError) as error:
-            # PyYAML raises ValueError for escapes beyond Unicode, like "\\UFFFFFFFF".
-            self.problems.append(f"{self.file}:1:1: cannot be read as YAML: {error}")
-        else:
-            return None if node is None else self.value(node, ())
-        return None
-
-    def where(self, mark: yaml.Mark | None) -> str:
-        """Return the place of a mark of PyYAML, which counts from 0."""
-        if not self.whole:
-            return self.file
-        return f"{self.file}:{mark.line + 1}:{mark.column + 1}" if mark else f"{self.file}:1:1"
-
-    def complain(self, mark: yaml.Mark | None, message: str) -> None:
-        if len(self.problems) < _MAX_PROBLEMS:
-            self.problems.append(f"{self.where(mark)}: {message[:_MAX_MESSAGE]}")
-
-    def value(self, node: yaml.Node, path: KeyPath) -> Any:
-        self.places[path] = self.where(node.start_mark)
-        self.num_values += 1
-        if len(path) > _MAX_DEPTH or self.num_values > _MAX_VALUES:
-            # The limit of `_Loader` is not enough: an alias stands for its nodes without composing
-            # them again, and may even contain itself.
-            if self.num_values <= _MAX_VALUES + 1:
-                self.complain(node.start_mark, _TOO_LARGE)
-            self.num_values = _MAX_VALUES + 2  # one complaint only
-            return None
-        if isinstance(node, yaml.MappingNode) and node.tag == _TAG + "map":
-            return self.mapping(node, path)
-        if isinstance(node, yaml.SequenceNode) and node.tag == _TAG + "seq":
-            return [self.value(item, (*path, i)) for i, item in enumerate(node.value)]
-        return self.scalar(node)
-
-    def mapping(self, node: yaml.MappingNode, path: KeyPath) -> dict[str, Any]:
-        mapping: dict[str, Any] = {}
-        lines: dict[str, int] = {}
-        for key_node, value_node in node.value:
-            if not isinstance(key_node, yaml.ScalarNode):
-                self.complain(key_node.start_mark, "a key must be text")
-                continue
-            key = str(key_node.value)  # a key is text, even one like `1` or `true`
-            line = key_node.start_mark.line + 1
-            if key == "<<":
-                self.complain(
-                    key_node.start_mark, "merge keys (<<) are not supported; repeat the keys"
-                )
-            elif key in mapping:
-                at = dotted((*path, key))
-                self.complain(
-                    key_node.start_mark,
-                    f"{at}: the key is given twice, on line {lines[key]} and on line {line}; "
-                    "keep one",
-                )
-            else:
-                lines[key] = line
-                self.key_places[(*path, key)] = self.where(key_node.start_mark)
-                mapping[key] = self.value(value_node, (*path, key))
-        return mapping
-
-    def scalar(self, node: yaml.Node) -> Any:
-        text = str(node.value)
-        kind = node.tag.removeprefix(_TAG) if isinstance(node, yaml.ScalarNode) else ""
-        try:
-            if kind == "str":
-                return text
-            if kind == "null":
-                return None
-            if kind == "bool":
-                return text.lower() == "true"
-            if kind == "int":
-                return int(text)
-            if kind == "float":
-                if text.lower().lstrip("+-") in (".inf", ".nan"):
-                    text = text.replace(".", "")  # Python spells them without the point
-                return float(text)
-        except ValueError:
-            self.complain(node.start_mark, f"{text[:40]!r} cannot be read as a number")
-            return None
-        self.complain(node.start_mark, f"the tag {node.tag!r} is not supported; leave it out")
-        return None
 
 
 def _kind_of(value: object) -> str:

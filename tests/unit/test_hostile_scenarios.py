@@ -12,7 +12,7 @@ import yaml
 from damage import NONSENSE, damaged_bytes, damaged_value
 from workloads import tiny_trace
 
-from moesim.config import yaml_document
+from moesim.config import yaml_nodes
 from moesim.config.yaml_document import parse_document, plain_document
 from moesim.errors import BudgetError, ScenarioError, TraceError
 from moesim.scenario import load_scenario
@@ -104,7 +104,7 @@ def only_problem(text: str) -> str:
 
 def test_a_long_list_is_refused_while_it_is_composed(monkeypatch: pytest.MonkeyPatch) -> None:
     """What comes after the limit is never parsed: else its mistake would be the one to be told."""
-    monkeypatch.setattr(yaml_document, "_MAX_VALUES", 1000)
+    monkeypatch.setattr(yaml_nodes, "MAX_VALUES", 1000)
     mistake = "- [\n- }\n"
     for text in ("a:\n" + "- 1\n" * 2000, "a: &x [1]\nb:\n" + "- *x\n" * 2000):
         assert "too large or nested too deeply" in only_problem(text + mistake)
