@@ -1,7 +1,7 @@
 """moesim simulates mixture-of-experts inference on a GPU that cannot hold all experts.
 
-The public API is small: load a trace and a scenario, run, look at the result. Names resolve on
-first use, so that `import moesim` stays cheap and the torch extra stays optional.
+The public API is small: load a trace and a scenario, run it, read the result. Names resolve on
+first use, so that `import moesim` is fast and the torch extra stays optional.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'moesim' has no attribute {name!r}")
     value = getattr(import_module(_HOME[name]), name)
-    globals()[name] = value
+    globals()[name] = value  # later uses find the name without this function
     return value
 
 

@@ -1,8 +1,8 @@
-"""What a scenario asks of its trace, its model and its machine, checked before anything runs.
+"""Checks of a scenario against its trace, model and machine, made before a run starts.
 
 The schema finds mistakes that show in the file alone. The checks here need the trace, a model's
-sizes or a profile. Both report all mistakes together, each at its line: where the schema finds
-some, `further_mistakes` leaves the wrong keys out and runs every check that does not read them.
+sizes or a profile. Both report all mistakes together, each with its line. Where the schema finds
+some, `further_mistakes` runs every check that does not read a wrong key.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What a scenario names, loaded."""
+    """The machine, the model's sizes and the requests of one scenario."""
 
     hardware: Hardware
     shape: ModelShape
@@ -58,21 +58,26 @@ class Parts:
 
 
 def check_parts(scenario: Scenario, trace: Trace) -> Parts:
-    """Load what a scenario names. Raise ScenarioError with every mistake, in document order."""
+    """Return the loaded parts of a scenario, after all checks.
+
+    Raises:
+        ScenarioError: with all mistakes, in the order of the document.
+    """
     checks = _Checks(scenario)
     parts = checks.run(trace)
     if checks.mistakes:
+        # Two checks may read the same key, and report the same mistake.
         raise ScenarioError(sorted(dict.fromkeys(checks.mistakes), key=order))
-    assert parts is not None
+    assert parts is not None  # a part is missing only where a check has failed
     return parts
 
 
 def further_mistakes(
     scenario: Scenario, wrong: Collection[KeyPath], traces: dict[Path, Trace]
 ) -> list[str]:
-    """Return what else is wrong with a scenario whose `wrong` keys were left out.
+    """Return the mistakes of a scenario whose `wrong` keys were left out.
 
-    `traces` keeps the traces that were opened, for the next point of a sweep.
+    `traces` keeps opened traces, so that the points of a sweep do not read one again.
     """
     checks = _Checks(scenario, wrong)
     checks.run(checks.attempt("trace", _open, scenario, traces))
@@ -80,9 +85,12 @@ def further_mistakes(
 
 
 def policy_of(scenario: Scenario, section: str) -> tuple[type[Any], Any]:
-    """Return the class and the options of a section's policy, paths seen from where we stand.
+    """Return the class and the options of a section's policy.
 
-    Raise ScenarioError at its line.
+    Relative paths among the options are changed to start at the working directory.
+
+    Raises:
+        ScenarioError: there is no such policy, or an option is wrong; with the key's line.
     """
     chosen = getattr(scenario, section)
     try:
@@ -90,9 +98,9 @@ def policy_of(scenario: Scenario, section: str) -> tuple[type[Any], Any]:
     except UsageError as error:
         raise ScenarioError.at(scenario, f"{section}.policy", str(error)) from None
     try:
-        named = path_options(FAMILIES[section], chosen.policy)
+        paths = path_options(FAMILIES[section], chosen.policy)
         options = {
-            name: str(scenario.path(value)) if name in named and isinstance(value, str) else value
+            name: str(scenario.path(value)) if name in paths and isinstance(value, str) else value
             for name, value in chosen.options.items()
         }
         return policy, parse_options(policy, options)
@@ -101,15 +109,16 @@ def policy_of(scenario: Scenario, section: str) -> tuple[type[Any], Any]:
 
 
 def profile_trace(scenario: Scenario, trace: Trace, profile: Path) -> Trace:
-    """Open the trace that a static placement learns from, which must have the trace's shape.
+    """Return the trace in the folder `profile`, from which a static cache counts past uses.
 
-    Raise ScenarioError where it is none, or has another shape.
+    Raises:
+        ScenarioError: it is not a trace, or has other layers or experts than `trace`.
     """
     try:
-        learnt = load_trace(profile)
+        profile_of_uses = load_trace(profile)
     except TraceError as error:
         raise ScenarioError.at(scenario, "cache.options.profile", str(error)) from None
-    shapes = [(each.num_layers, each.num_experts) for each in (learnt, trace)]
+    shapes = [(each.num_layers, each.num_experts) for each in (profile_of_uses, trace)]
     if shapes[0] != shapes[1]:
         raise ScenarioError.at(
             scenario,
@@ -117,40 +126,48 @@ def profile_trace(scenario: Scenario, trace: Trace, profile: Path) -> Trace:
             f"the profile {str(profile)!r} is of another shape than the trace: "
             "{} layers of {} experts, not {} of {}".format(*shapes[0], *shapes[1]),
         )
-    return learnt
+    return profile_of_uses
 
 
 class _Checks:
-    """Runs every check that the keys left out do not concern, and collects what is wrong."""
+    """All checks of one scenario, except those that read one of its `wrong` keys."""
 
     def __init__(self, scenario: Scenario, wrong: Collection[KeyPath] = ()) -> None:
         self.scenario = scenario
         self.wrong = wrong
         self.mistakes: list[str] = []
 
-    def attempt(self, keys: str, part: Callable[..., T], *given: Any) -> T | None:
-        """Return what `part` returns; None where it fails, or where one of `keys` is wrong."""
+    def attempt(self, keys: str, check: Callable[..., T], *arguments: Any) -> T | None:
+        """Return what `check` returns; None where it fails, or where one of `keys` is wrong.
+
+        `keys` are the dotted keys that the check reads, separated by spaces.
+        """
         paths = [key_path(key) for key in keys.split()]
         if any(_overlap(path, wrong) for path in paths for wrong in self.wrong):
             return None
         try:
-            return part(*given)
+            return check(*arguments)
         except ScenarioError as error:
             self.mistakes += error.problems
         return None
 
     def run(self, trace: Trace | None) -> Parts | None:
+        """Run all checks and collect `mistakes`; without a trace, run those that need none.
+
+        Return the loaded parts, or None where one of them is missing.
+        """
         scenario, attempt = self.scenario, self.attempt
         hardware = attempt("hardware", scenario.load_hardware)
         config = None if trace is None else trace.meta.model_config
         shape = None
+        # Without a trace there is no header to read the shape from.
         if trace is not None or scenario.model.shape != "trace":
             shape = attempt("model", scenario.load_shape, config)
         policies = {
             section: attempt(f"{section}.policy {section}.options", policy_of, scenario, section)
             for section in FAMILIES
         }
-        there = {
+        paths_exist = {
             section: attempt(f"{section}.options", _check_paths, scenario, section, policy[0].name)
             for section, policy in policies.items()
             if policy is not None
@@ -171,7 +188,7 @@ class _Checks:
         if policies["prefetch"]:
             attempt("prefetch.policy", _check_predictions, scenario, trace, policies["prefetch"][0])
         attempt("cache.initial_layers", _check_initial_layers, scenario, trace)
-        if policies["cache"] and there["cache"]:
+        if policies["cache"] and paths_exist["cache"]:
             attempt("cache.options", _check_profile, scenario, trace, *policies["cache"])
         requests = self._workload(trace)
         if hardware is None or shape is None or requests is None:
@@ -179,6 +196,7 @@ class _Checks:
         return Parts(hardware, shape, requests)
 
     def _workload(self, trace: Trace) -> list[Request] | None:
+        """Return the requests. Where they cannot be built, check the arrivals by themselves."""
         before = len(self.mistakes)
         self.attempt("workload.prefill", check_prefill, self.scenario, trace)
         self.attempt("workload.domains", check_domains, self.scenario, trace)
@@ -191,21 +209,24 @@ class _Checks:
 
 
 def _overlap(path: KeyPath, other: KeyPath) -> bool:
-    """Whether one of two keys is, or holds, the other."""
+    """Return whether two keys are equal, or one is a section that holds the other."""
     short = min(len(path), len(other))
     return path[:short] == other[:short]
 
 
 def _open(scenario: Scenario, traces: dict[Path, Trace]) -> Trace:
+    """Return the scenario's trace, from `traces` if it is there. Raise ScenarioError."""
     path = scenario.trace_path
     try:
-        return traces.setdefault(path, traces.get(path) or load_trace(path))
+        if path not in traces:
+            traces[path] = load_trace(path)
     except TraceError as error:
         raise ScenarioError.at(scenario, "trace", str(error)) from None
+    return traces[path]
 
 
 def _check_paths(scenario: Scenario, section: str, policy: str) -> bool:
-    """Raise ScenarioError where an option of a policy holds a path that leads nowhere."""
+    """Return True. Raise ScenarioError where a policy's option names a path that does not exist."""
     options = getattr(scenario, section).options
     kind = PathTo("file or folder", lambda path: Path(path).exists())
     mistakes = []
@@ -221,6 +242,7 @@ def _check_paths(scenario: Scenario, section: str, policy: str) -> bool:
 
 
 def _check_profile(scenario: Scenario, trace: Trace, policy: type[Any], options: Any) -> None:
+    # No other policy reads a profile.
     if policy.name == "static" and options.profile is not None:
         profile_trace(scenario, trace, options.profile)
 
@@ -235,13 +257,13 @@ def _check_cancel(scenario: Scenario) -> None:
 
 
 def _check_placement(scenario: Scenario, policy: type[Any]) -> None:
-    """No placement but `copy` acts yet: a missing expert always runs on the GPU."""
+    # The server does not call placement policies yet: a missing expert always runs on the GPU.
     if policy is not find("placement", "copy"):
         raise ScenarioError.at(
             scenario,
             "placement.policy",
-            f"{policy.name} would not be asked: so far a missing expert is always copied to the "
-            "GPU; leave the key out, or write copy",
+            f"{policy.name} would have no effect: a missing expert is always copied to the GPU so "
+            "far; leave the key out, or write copy",
         )
 
 
@@ -250,23 +272,23 @@ def _check_admission(scenario: Scenario, policy: type[Any]) -> None:
         raise ScenarioError.at(
             scenario,
             "cache.admission",
-            f"{policy.name} never admits anything: it cannot have `admission: always`; "
+            f"{policy.name} never admits a missing expert, so `admission: always` cannot hold; "
             "write bypass, or choose another cache.policy",
         )
 
 
 def _check_shape(scenario: Scenario, trace: Trace, shape: ModelShape) -> None:
-    ours = (trace.num_layers, trace.num_experts, trace.top_k)
-    theirs = (len(shape.moe_layers), shape.num_experts, shape.top_k)
-    if ours != theirs:
-        layers, experts, top_k = theirs
-        fitting = [name for name in shapes_like(*ours) if name != scenario.model.shape]
+    of_trace = (trace.num_layers, trace.num_experts, trace.top_k)
+    of_model = (len(shape.moe_layers), shape.num_experts, shape.top_k)
+    if of_trace != of_model:
+        layers, experts, top_k = of_model
+        fitting = [name for name in shapes_like(*of_trace) if name != scenario.model.shape]
         models = f"these shipped models fit the trace: {', '.join(fitting)}; " if fitting else ""
         raise ScenarioError.at(
             scenario,
             "model",
-            f"the trace has {ours[0]} MoE layers, {ours[1]} experts, top-{ours[2]}; "
-            f"{shape.name} has {layers}, {experts}, top-{top_k}; {models}draw a trace for "
+            "the trace has {} MoE layers, {} experts, top-{}; ".format(*of_trace)
+            + f"{shape.name} has {layers}, {experts}, top-{top_k}; {models}draw a trace for "
             f"{shape.name} with: moesim trace synth FOLDER --layers {layers} --experts {experts} "
             f"--top-k {top_k}",
         )
@@ -277,17 +299,20 @@ def _check_batching(
 ) -> None:
     router = trace.meta.router
     if policy.needs_routing and not knowledge.queued:
-        what = f"asks which experts queued tokens want; the trace's router is {router}, which "
-        what += f"reveals it layer by layer only{_revealed_by(lambda each: each.queued)}"
+        reason = f"needs the experts of queued tokens; the trace's router is {router}, which "
+        reason += f"reveals them layer by layer only{_revealed_by(lambda each: each.queued)}"
     elif policy.needs_static and not knowledge.future_tokens:
-        what = f"asks what requests will ever want; the trace's router is {router}, and only a "
-        what += f"static one reveals it{_revealed_by(lambda each: each.future_tokens)}"
+        reason = f"needs the experts of all future tokens; the trace's router is {router}, and "
+        reason += f"only a static one reveals them{_revealed_by(lambda each: each.future_tokens)}"
     else:
         return
-    raise ScenarioError.at(scenario, "batching.policy", f"{policy.name} {what}, or decode_first")
+    raise ScenarioError.at(
+        scenario, "batching.policy", f"{policy.name} {reason}, or write decode_first"
+    )
 
 
 def _revealed_by(reveals: Callable[[Knowledge], bool]) -> str:
+    """Return the hint which routers reveal enough."""
     routers = [name for name, knowledge in KNOWLEDGE.items() if reveals(knowledge)]
     return f"; choose a trace whose router is {' or '.join(routers)}"
 
@@ -295,7 +320,8 @@ def _revealed_by(reveals: Callable[[Knowledge], bool]) -> str:
 def _check_prefetch(
     scenario: Scenario, trace: Trace, knowledge: Knowledge, policy: type[Any], options: Any
 ) -> None:
-    if not policy.needs_routing or getattr(options, "depth", 1) <= knowledge.reach:
+    depth = getattr(options, "depth", 1)  # a plug-in need not have this option
+    if not policy.needs_routing or depth <= knowledge.reach:
         return
     if knowledge.reach:
         remedy = f"write depth: {knowledge.reach}"
@@ -304,13 +330,13 @@ def _check_prefetch(
     raise ScenarioError.at(
         scenario,
         "prefetch.policy",
-        f"{policy.name} looks {getattr(options, 'depth', 1)} layers ahead; the trace's router is "
-        f"{trace.meta.router}, which reveals {knowledge.reach}; {remedy}",
+        f"{policy.name} has depth {depth}; the trace's router is {trace.meta.router}, which "
+        f"reveals routing to depth {knowledge.reach}; {remedy}",
     )
 
 
 def _check_predictions(scenario: Scenario, trace: Trace, policy: type[Any]) -> None:
-    """A policy that fetches what is predicted needs a trace that recorded predictions."""
+    """Raise ScenarioError where a policy needs predictions and the trace holds none."""
     if policy.needs_predictions and not trace.meta.prediction_depth:
         raise ScenarioError.at(
             scenario,
@@ -324,5 +350,7 @@ def _check_initial_layers(scenario: Scenario, trace: Trace) -> None:
     first = scenario.cache.initial_layers
     if first > trace.num_layers:
         raise ScenarioError.at(
-            scenario, "cache.initial_layers", f"is {first}; the trace has {trace.num_layers}"
+            scenario,
+            "cache.initial_layers",
+            f"is {first}; it must be at most {trace.num_layers}, the MoE layers of the trace",
         )

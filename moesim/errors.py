@@ -1,20 +1,20 @@
-"""Everything that moesim raises on purpose.
+"""The exceptions that moesim raises on purpose.
 
     MoesimError                exit code 1
-     ├─ UsageError             2   what was asked for makes no sense
+     ├─ UsageError             2   the input or the options are wrong
      │   ├─ ScenarioError          every mistake of a scenario, each with file:line:column
-     │   ├─ BudgetError            the memory asked for cannot exist, with the numbers
+     │   ├─ BudgetError            the memory that is needed exceeds what there is
      │   └─ MissingExtra           an optional dependency is not installed
      ├─ TraceError             1   a trace is broken: which file, where, why
      ├─ DamagedRun             1   a run directory is not as it was written: which file, why
-     ├─ PolicyViolation        1   a policy answered nonsense: which policy, key, why
-     ├─ InvariantError         1   the simulator broke one of its own rules
-     ├─ DeviceError            1   a device failed at its work: which device, at what, why
+     ├─ PolicyViolation        1   a policy returned what its contract forbids: which policy, key
+     ├─ InvariantError         1   a rule of docs/invariants.md does not hold
+     ├─ DeviceError            1   a device of the real machine failed: which device, at what, why
      ├─ OutputError            1   a result cannot be written: which path, why
      └─ ThresholdError         3   a stated threshold was not met
 
 A message says what is wrong, where, by which rule, and what to try. Every error can be
-pickled, so that it crosses the border of a worker process whole.
+pickled, because a sweep's worker processes send their errors to the parent.
 """
 
 from __future__ import annotations
@@ -49,30 +49,33 @@ def shown(value: object, most: int = 60) -> str:
     """
     try:
         text = repr(value)
-    except Exception:  # `__repr__` may be anyone's
+    except Exception:  # the `__repr__` of a user's class may raise anything
         return f"a value of type {type(value).__name__}"
     line = " ".join(text.splitlines())
     return line if len(line) <= most else f"{line[: most - 3]}..."
 
 
-_MOST_SHOWN: Final = 100
-_LONGEST: Final = 1000
+_MOST_SHOWN: Final = 100  # mistakes in the text of one error
+_LONGEST: Final = 1000  # characters of one mistake
 
 
 def _line(message: str) -> str:
-    """A message as one line that a terminal can show, whatever names and values it repeats."""
+    """Return a message on one line of at most `_LONGEST` characters.
+
+    File names and values inside it may hold line breaks or be very long.
+    """
     line = " ".join(message.splitlines())
     return line if len(line) <= _LONGEST else f"{line[: _LONGEST - 3]}..."
 
 
 class MoesimError(Exception):
-    """The root: `except MoesimError` catches every failure that moesim foresees."""
+    """Base class of all errors that moesim raises on purpose; its subclasses set `exit_code`."""
 
     exit_code: ClassVar[int] = 1
 
 
 class UsageError(MoesimError):
-    """What the user asked for makes no sense; nothing was run."""
+    """The input or the options are wrong; nothing was run."""
 
     exit_code: ClassVar[int] = 2
 
@@ -86,6 +89,7 @@ class ScenarioError(UsageError):
 
     def __init__(self, problems: Sequence[str]) -> None:
         self.problems: list[str] = [_line(problem) for problem in problems]
+        # Pickle calls the class with `args`, so every error here passes its arguments to super.
         super().__init__(self.problems)
 
     def __str__(self) -> str:
@@ -94,12 +98,12 @@ class ScenarioError(UsageError):
 
     @classmethod
     def at(cls, scenario: Scenario, key: str, message: str) -> ScenarioError:
-        """The error of one dotted `key` of a loaded scenario, pointing at its line."""
+        """Return the error about one dotted `key` of a loaded scenario, with the key's line."""
         return cls([f"{scenario.mark(key)}: {key}: {message}"])
 
 
 class BudgetError(UsageError):
-    """The memory asked for cannot be had; the message carries the numbers."""
+    """The memory that is needed exceeds what there is; the message holds both numbers."""
 
 
 class MissingExtra(UsageError):
@@ -119,7 +123,7 @@ class MissingExtra(UsageError):
 
 
 class TraceError(MoesimError):
-    """A trace cannot be trusted: `file` is wrong at `where` (an offset, a row, a key)."""
+    """A trace is broken: `file` is wrong at `where` (an offset, a row or a key)."""
 
     def __init__(self, file: str | os.PathLike[str], where: str, reason: str) -> None:
         self.file = os.fspath(file)
@@ -132,7 +136,7 @@ class TraceError(MoesimError):
 
 
 class DamagedRun(MoesimError):
-    """A finished run cannot be read back: `file` is missing, or not as it was written."""
+    """A finished run cannot be read: `file` is missing, or not as it was written."""
 
     def __init__(self, file: str | os.PathLike[str], reason: str) -> None:
         self.file = os.fspath(file)
@@ -144,7 +148,7 @@ class DamagedRun(MoesimError):
 
 
 class PolicyViolation(MoesimError):
-    """`policy` gave an answer that its contract forbids, about `key`."""
+    """`policy` returned a value that its contract forbids; `key` is the subject of the value."""
 
     def __init__(self, policy: str, key: object, reason: str) -> None:
         self.policy = policy
@@ -157,7 +161,7 @@ class PolicyViolation(MoesimError):
 
 
 class InvariantError(MoesimError):
-    """Rule `number` of docs/invariants.md does not hold: a mistake of ours, not of the user."""
+    """Rule `number` of docs/invariants.md does not hold: a fault of moesim, not of its input."""
 
     def __init__(self, number: int, message: str) -> None:
         self.number = number
@@ -169,7 +173,7 @@ class InvariantError(MoesimError):
 
 
 class DeviceError(MoesimError):
-    """The real machine's `device` failed at `what`."""
+    """`device` of the real machine failed at the operation `what`."""
 
     def __init__(self, device: str, what: str, error: object) -> None:
         self.device = device
@@ -194,6 +198,6 @@ class OutputError(MoesimError):
 
 
 class ThresholdError(MoesimError):
-    """Something ran, and a stated threshold was not met."""
+    """A command ran to its end, and its result misses a threshold that the user stated."""
 
     exit_code: ClassVar[int] = 3

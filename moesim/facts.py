@@ -9,7 +9,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from moesim.errors import UsageError
-from moesim.hardware.shapes import ModelShape, shape_from_config
+from moesim.hardware.model_config import shape_from_config
+from moesim.hardware.shapes import ModelShape
 from moesim.policies import find
 
 if TYPE_CHECKING:

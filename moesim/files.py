@@ -1,7 +1,7 @@
-"""Files that are either whole or absent: write under a temporary name, rename when done.
+"""Atomic output: files and folders are written under a temporary name and renamed when done.
 
-Everything moesim leaves behind (traces, run directories) goes through here, so that a crash, a
-full disk or Ctrl-C never leaves something half-written under its final name.
+All traces and run directories are written this way. After a crash, a full disk or Ctrl-C, what
+has its final name is therefore whole.
 """
 
 from __future__ import annotations
@@ -20,12 +20,14 @@ from moesim.errors import OutputError, UsageError, shown
 from moesim.inputs import open_regular
 from moesim.locks import abandoned, exclusive
 
-_OLD = ".old"
+_OLD = ".old"  # ending of a folder that is being replaced, until its successor has its name
 
 
 def as_path(path: str | os.PathLike[str]) -> Path:
-    """Return a path that a person wrote, with `~` as the home folder. Raise `UsageError` where
-    no file system has such a path."""
+    """Return a user's path with `~` expanded to the home folder.
+
+    Raise `UsageError` for a value that is no path, or holds a NUL character.
+    """
     try:
         text = os.fsdecode(path)
     except TypeError:
@@ -37,7 +39,7 @@ def as_path(path: str | os.PathLike[str]) -> Path:
 
 @contextmanager
 def output_errors(path: Path) -> Iterator[None]:
-    """Turn an operating-system failure (full disk, read-only folder) into an `OutputError`."""
+    """Turn an error of the operating system (full disk, read-only folder) into `OutputError`."""
     try:
         yield
     except OSError as error:
@@ -48,12 +50,14 @@ def output_errors(path: Path) -> Iterator[None]:
 def whole_folder(
     path: Path, *, force: bool = False, ours: Collection[str] | None = None
 ) -> Iterator[Path]:
-    """Yield a temporary sibling of `path` that becomes `path` when the block ends well.
+    """Yield a temporary folder beside `path` that is renamed to `path` when the block ends.
 
-    On any exception the temporary folder is removed and `path` is left as it was. An existing
-    `path` is refused unless `force` is set, and is only replaced once the new one is whole. Of
-    `ours`, one file must be in a folder that is replaced, so that no unrelated folder is deleted;
-    None trusts the caller. Raises `OutputError`, also where another process is writing `path`.
+    On an exception, remove the temporary folder and leave `path` as it was. An existing `path` is
+    replaced only with `force`, and only once the new folder is whole. A folder that is replaced
+    must hold a file named in `ours`, so that no unrelated folder is deleted; None skips this check.
+
+    Raises:
+        OutputError: `path` cannot be written or replaced, or another process is writing it.
     """
     path = Path(path)
     with output_errors(path):
@@ -69,7 +73,7 @@ def _partial(path: Path, *, wait: bool = False) -> Iterator[Path]:
     """Yield a temporary folder beside `path`, whose lock is held until the folder is removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with exclusive(path, wait=wait) as locked:
-        if locked:
+        if locked:  # without locks, a leftover cannot be told from another writer's folder
             _remove_leftovers(path)
         partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.partial-", dir=path.parent))
         try:
@@ -79,18 +83,18 @@ def _partial(path: Path, *, wait: bool = False) -> Iterator[Path]:
 
 
 def clean_up(folder: Path) -> None:
-    """Remove what killed writers have left in `folder`, if there is such a folder."""
+    """Remove the temporary files of killed writers from `folder`, if it exists."""
     for path in abandoned(folder):
         _remove_leftovers(path)
 
 
 def _remove_leftovers(path: Path) -> None:
-    """Remove what killed writers of `path` left beside it. The caller holds the lock of `path`."""
+    """Remove the temporary files of killed writers of `path`; the caller holds its lock."""
     for entry in path.parent.iterdir():
         if not entry.name.startswith(f".{path.name}.partial-"):
             continue
         if entry.name.endswith(_OLD) and not path.exists():
-            continue  # killed between two renames: this is the only whole folder there is
+            continue  # the writer was killed between two renames: this is the only whole folder
         if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry, ignore_errors=True)
         else:
@@ -98,11 +102,11 @@ def _remove_leftovers(path: Path) -> None:
 
 
 def may_replace(path: Path, force: bool, ours: Collection[str] | None) -> None:
-    """Raise `OutputError` where `whole_folder` would not replace what is at `path`."""
+    """Raise `OutputError` where `whole_folder` would not replace the existing `path`."""
     if not force:
         raise OutputError(path, "already exists; choose another name or pass --force")
     if not path.is_dir():
-        raise OutputError(path, "is a file, and no folder to replace")
+        raise OutputError(path, "is a file; only a folder is replaced")
     if ours is not None:
         inside = {entry.name for entry in path.iterdir()}
         if inside and inside.isdisjoint(ours):
@@ -112,8 +116,8 @@ def may_replace(path: Path, force: bool, ours: Collection[str] | None) -> None:
 
 
 def _publish(partial: Path, path: Path, *, force: bool) -> None:
-    """Give a whole folder its final name; one that was there comes back if that fails."""
-    umask = os.umask(0)
+    """Rename a whole folder to `path`. If that fails, leave the folder that was there."""
+    umask = os.umask(0)  # the mask can only be read by setting it
     os.umask(umask)
     partial.chmod(0o777 & ~umask)  # mkdtemp made it private
     if not path.exists():
@@ -129,18 +133,17 @@ def _publish(partial: Path, path: Path, *, force: bool) -> None:
         old.rename(path)
         raise
     if old.is_symlink():
-        old.unlink()  # what it points to is not ours
+        old.unlink()  # the folder that the link points to stays
     else:
         shutil.rmtree(old)
 
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Yield a file's temporary name to write to; it becomes `path` when the block ends well.
+    """Yield a temporary file name; rename the file to `path` when the block ends.
 
-    An exception leaves `path` as it was. Another process that is writing `path` is waited for: a
-    file is written in moments, a folder may take hours. Raises `OutputError` where it cannot be
-    written.
+    On an exception, leave `path` as it was. Where another process is writing `path`, wait for it:
+    a file takes moments, unlike a folder. Raise `OutputError` where `path` cannot be written.
     """
     path = Path(path)
     with output_errors(path), _partial(path, wait=True) as folder:
@@ -149,20 +152,20 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as stable, readable JSON (sorted as given, one trailing newline)."""
+    """Write `value` as JSON with an indent, its keys in their order; NaN is a `ValueError`."""
     path.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def write_parquet(path: Path, columns: Mapping[str, Any]) -> None:
-    """Write columns (anything that Arrow takes for one) as a Parquet file."""
+    """Write columns (arrays, lists or Arrow arrays of one length) as a Parquet file."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    with path.open("wb") as file:  # a name like `s3:run` would be an address to Arrow
+    with path.open("wb") as file:  # Arrow would read a name like `s3:run` as an address
         pq.write_table(pa.table(dict(columns)), file)
 
 
 def sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal."""
+    """Return the SHA-256 of a regular file's bytes, in hexadecimal. Raise `OSError`."""
     with open_regular(path) as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()

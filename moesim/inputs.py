@@ -1,9 +1,9 @@
-"""Files that somebody else may have written: only regular ones are read, and only up to a size.
+"""Reading files from outside moesim: regular files only, and only up to a size.
 
-A device or a named pipe has no end, and a file of gigabytes fills the memory before any check of
-its content can run. What is wrong is an `OSError` (the file) or a `ValueError` (its content), so
-that each reader can name it in its own words. Arrow is given open files and never their names,
-because it takes a name like `s3:run` for an address.
+A device or a named pipe has no end. A file of gigabytes fills the memory before any check of
+its content can run. Errors of the file are `OSError`, errors of its content `ValueError`; each
+reader turns them into its own message. Arrow gets open files and never their names, because it
+reads a name like `s3:run` as an address.
 """
 
 from __future__ import annotations
@@ -41,13 +41,14 @@ def check_regular(status: os.stat_result) -> None:
 
 def open_regular(path: str | os.PathLike[str]) -> io.BufferedReader:
     """Open a regular file for reading. Raise `OSError` for anything else."""
+    # Without O_NONBLOCK, opening a pipe would wait for a process that writes to it.
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     try:
-        descriptor = os.open(path, flags)  # without O_NONBLOCK, opening a pipe would wait
+        descriptor = os.open(path, flags)
     except ValueError as error:  # a NUL in the name
         raise OSError(errno.EINVAL, str(error)) from None
     try:
-        check_regular(os.fstat(descriptor))
+        check_regular(os.fstat(descriptor))  # of the open file: the path may change meanwhile
         return os.fdopen(descriptor, "rb")
     except BaseException:
         os.close(descriptor)
@@ -57,7 +58,7 @@ def open_regular(path: str | os.PathLike[str]) -> io.BufferedReader:
 def read_bytes(path: str | os.PathLike[str], most: int = MOST_TEXT) -> bytes:
     """Return the content of a regular file of at most `most` bytes. Raise `OSError` otherwise."""
     with open_regular(path) as file:
-        data = file.read(most + 1)
+        data = file.read(most + 1)  # a size from `stat` could be out of date
     if len(data) > most:
         raise OSError(errno.EFBIG, f"is larger than {most:,} bytes, the most that is read")
     return data
@@ -70,14 +71,19 @@ def read_json(path: str | os.PathLike[str]) -> Any:
     """
     from pydantic_core import from_json
 
+    # The json module of Python fails on deep nesting with a RecursionError.
     return from_json(read_bytes(path))
 
 
 def read_table(path: str | os.PathLike[str], columns: Sequence[str] | None = None) -> Any:
     """Return a Parquet file, or some of its columns, as an Arrow table.
 
-    Raise `OSError` where the file cannot be read, `KeyError` with the first column that it lacks,
-    and `ValueError` where it is no Parquet or too large.
+    `columns` limits the table to these, in this order; None reads all.
+
+    Raises:
+        OSError: the file cannot be read.
+        KeyError: the file lacks a column; the first such is the argument.
+        ValueError: the content is not Parquet, is too large, or has a column twice.
     """
     import pyarrow
     import pyarrow.parquet
@@ -98,9 +104,11 @@ def read_table(path: str | os.PathLike[str], columns: Sequence[str] | None = Non
 
 
 def _check_size(metadata: Any, stored: int) -> None:
+    """Raise ValueError where a table is too large, before any of it is unpacked."""
     groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
     unpacked = sum(group.total_byte_size for group in groups)
     rows = sum(group.num_rows for group in groups)
+    # Rows count too: a column of one repeated value takes few bytes for billions of rows.
     if max(stored, unpacked, rows) > MOST_TABLE:
         raise ValueError(
             f"holds {max(stored, unpacked):,} bytes and {rows:,} rows; at most {MOST_TABLE:,} of "

@@ -1,4 +1,4 @@
-"""The lock of a path: one process at a time writes there.
+"""A lock on a path: only one process at a time writes there.
 
 The lock is a file beside the path, held with `flock`. The kernel frees it when its holder ends,
 even by SIGKILL. A free lock is therefore proof that no live process is writing the path.
@@ -25,7 +25,7 @@ __all__ = ["abandoned", "exclusive"]
 
 _SUFFIX: Final = ".moesim-lock"
 
-# A link under this name could point to a file of another program: it is not followed.
+# O_NOFOLLOW: a link under this name could point to a file of another program.
 _FLAGS: Final = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
 
 
@@ -33,8 +33,9 @@ _FLAGS: Final = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
 def exclusive(path: Path, *, wait: bool = False, inside: bool = False) -> Iterator[bool]:
     """Hold the lock of `path` in this block; yield False where the file system has no locks.
 
-    Where another process holds it, wait until that ends if `wait` is set. The lock's file is beside
-    `path`; or, with `inside`, in that folder, for one that stays while its contents change.
+    Where another process holds the lock, wait for it if `wait` is set, and raise otherwise. The
+    lock's file lies beside `path`. With `inside` it lies in the folder `path` itself, which then
+    must not be replaced while the lock is held.
 
     Raises:
         OutputError: another process holds the lock (the message says which), or its file cannot
@@ -50,15 +51,15 @@ def exclusive(path: Path, *, wait: bool = False, inside: bool = False) -> Iterat
         os.pwrite(handle, _holder().encode(), 0)
         yield True
     finally:
-        file.unlink(missing_ok=True)
+        file.unlink(missing_ok=True)  # before the lock is freed: later it may be another's file
         os.close(handle)
 
 
 def abandoned(folder: Path) -> Iterator[Path]:
     """Yield each path in `folder` whose writer was killed, and hold its lock meanwhile.
 
-    A writer that ends in order removes its lock's file, so a file whose lock is free tells of one
-    that did not.
+    A writer that is not killed removes its lock's file. A file whose lock is free was therefore
+    left by a killed writer.
     """
     for file in sorted(folder.glob(f".*{_SUFFIX}")):
         name = file.name.removesuffix(_SUFFIX)[1:]
@@ -68,6 +69,7 @@ def abandoned(folder: Path) -> Iterator[Path]:
 
 
 def _acquire(path: Path, file: Path, wait: bool) -> int | None:
+    """Return the descriptor of the locked `file`; None where the file system has no locks."""
     while True:
         try:
             handle = os.open(file, _FLAGS, 0o666)
@@ -90,10 +92,11 @@ def _acquire(path: Path, file: Path, wait: bool) -> int | None:
         except BaseException:
             os.close(handle)
             raise
-        os.close(handle)  # the holder before has removed the file, which locks nothing now
+        os.close(handle)  # the previous holder removed this file; try again with a new one
 
 
 def _is_file(handle: int, file: Path) -> bool:
+    """Return whether the open file `handle` is still the one that `file` names."""
     try:
         return os.path.samestat(os.fstat(handle), os.stat(file))
     except FileNotFoundError:
@@ -101,5 +104,6 @@ def _is_file(handle: int, file: Path) -> bool:
 
 
 def _holder() -> str:
+    """Return how messages of waiting processes name this one."""
     since = datetime.now().isoformat(sep=" ", timespec="seconds")
     return f"process {os.getpid()} on {platform.node()} since {since}"

@@ -1,4 +1,4 @@
-"""How a long computation tells an observer how far it is. The library itself never prints."""
+"""Progress of a long computation, reported to a callback. The library itself never prints."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from functools import partial
 __all__ = ["Counter", "Progress", "counter"]
 
 Progress = Callable[[str, int, int], None]
-"""`progress(what, done, total)`: so much of one part of the work, named `what`, is done."""
+"""`progress(what, done, total)`: `done` of `total` units of the part `what` are finished."""
 
 Counter = Callable[[int, int], None]
-"""`counter(done, total)`, of one part whose name is settled."""
+"""`counter(done, total)`: the same for a part whose name is fixed."""
 
 
 def counter(progress: Progress | None, what: str) -> Counter | None:
-    """Return the counter of one part; None where there is no observer."""
+    """Return the counter of the part `what`; None where there is no callback."""
     return None if progress is None else partial(progress, what)

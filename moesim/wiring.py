@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 from moesim.checks import check_parts, policy_of, profile_trace
 from moesim.errors import BudgetError, ScenarioError, UsageError
 from moesim.hardware.cost import CostModel
+from moesim.hardware.model_config import load_config
 from moesim.hardware.operations import cost_of
 from moesim.hardware.ops import BatchShape, Op
-from moesim.hardware.shapes import load_config
 from moesim.policies import Key, find
 from moesim.policies.eviction import CacheContext, Resident
 from moesim.policies.guard import make_batching, make_eviction, make_prefetch

@@ -16,7 +16,8 @@ import numpy.typing as npt
 
 from moesim.hardware.cost import CostModel
 from moesim.hardware.hardware import Hardware, load_hardware
-from moesim.hardware.shapes import ModelShape, load_config, load_shape
+from moesim.hardware.model_config import load_config, load_shape
+from moesim.hardware.shapes import ModelShape
 from moesim.scenario import Scenario
 from moesim.serving.budget import plan_budget, split_slots
 from moesim.serving.workload import build_workload

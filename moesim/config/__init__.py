@@ -1,1 +1,1 @@
-"""Reading what users write: YAML with line numbers, checked fields, quantities with units."""
+"""Reading configuration: YAML with line numbers, checked fields, and quantities with units."""

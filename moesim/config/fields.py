@@ -1,7 +1,7 @@
-"""The quantities of `moesim.config.units` as fields of a pydantic model.
+"""Field types of pydantic models for the quantities of `moesim.config.units`.
 
-Each accepts what its parser accepts, holds an integer in the base unit, and describes itself to
-editors with a pattern and examples.
+A field accepts what its parser accepts and holds an integer in the base unit. Its JSON Schema has
+a pattern and examples for editors.
 """
 
 from __future__ import annotations
@@ -37,11 +37,12 @@ __all__ = [
     "quantity_pattern",
 ]
 
+# For editors alone; the parsers of `units` decide what is valid.
 _NUMBER = r"([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?"
 
 
 def quantity_pattern(units: Iterable[str]) -> str:
-    """The regular expression of a number with one of `units`, for the JSON Schema."""
+    """Return the regular expression of a number with one of `units`, for the JSON Schema."""
     return rf"^\s*{_NUMBER}\s*({'|'.join(units)})\s*$"
 
 
@@ -68,7 +69,7 @@ def _schema(units: Iterable[str], examples: list[Any], minimum: int) -> WithJson
 
 
 def _whole(value: object) -> object:
-    """`1e3` is a whole number as well, although YAML reads a float."""
+    """Return whole floats as integers: YAML reads `1e3` as a float."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
@@ -115,5 +116,5 @@ Bits = Annotated[
     float,
     BeforeValidator(_finite),
     Field(gt=0, le=64),
-    PlainSerializer(lambda bits: int(bits) if float(bits).is_integer() else bits),
+    PlainSerializer(lambda bits: int(bits) if float(bits).is_integer() else bits),  # 4, not 4.0
 ]

@@ -1,9 +1,9 @@
-"""What a field of a scenario is beside its type, said once, as an annotation.
+"""Markers: annotations of a scenario's fields that add rules to their types.
 
     hardware: Annotated[HardwareChoice, Short("profile")]
 
-A marker is the validator of its field, the field's JSON Schema, and an entry of the tables that
-the loader reads: `marked(Scenario, Short)` finds every section that one word may stand for.
+A marker validates its field and adds to the field's JSON Schema. The loader finds all fields with
+a marker: `marked(Scenario, Short)` yields every section that may be written as one word.
 """
 
 from __future__ import annotations
@@ -31,12 +31,13 @@ from moesim.config.yaml_document import KeyPath
 __all__ = ["BASE_DIR", "NO_PATH", "NoneAs", "PathTo", "Short", "marked", "models_in", "seen_from"]
 
 BASE_DIR: Final = "base_dir"
-"""Key of the validation context: where relative paths start. Without it no path is checked."""
+"""Key of the validation context: the folder from which relative paths start. Without it, paths are
+not checked."""
 
 NO_PATH: Final = "no_such_path"
-"""Type of the error for a path that leads nowhere."""
+"""Type of the error for a path that does not exist."""
 
-_MOST_NAMES: Final = 1000
+_MOST_NAMES: Final = 1000  # files of a folder that are compared with a misspelt name
 
 M = TypeVar("M")
 
@@ -45,8 +46,8 @@ M = TypeVar("M")
 class Short:
     """The section may be written as one word, its `key`: `hardware: t4` is `{profile: t4}`.
 
-    `names` are the words that editors offer; other words are allowed. The word for a tagged union
-    is one of its tags.
+    `names` returns the words that editors offer; other words are allowed too. For a tagged union,
+    the word is one of its tags.
     """
 
     key: str
@@ -55,15 +56,16 @@ class Short:
     def __get_pydantic_core_schema__(
         self, source: Any, handler: GetCoreSchemaHandler
     ) -> CoreSchema:
-        def unfold(value: Any) -> Any:
+        def as_mapping(value: Any) -> Any:
             return {self.key: value} if isinstance(value, str) else value
 
-        return core_schema.no_info_before_validator_function(unfold, handler(source))
+        return core_schema.no_info_before_validator_function(as_mapping, handler(source))
 
     def __get_pydantic_json_schema__(
         self, schema: CoreSchema, handler: GetJsonSchemaHandler
     ) -> dict[str, Any]:
         inner = handler(schema)
+        # `discriminator` is no keyword of JSON Schema; its mapping lists the tags.
         if tags := inner.pop("discriminator", None):
             return {"anyOf": [{"enum": sorted(tags["mapping"])}, inner]}
         offered = [{"enum": list(self.names())}] if self.names else []
@@ -72,9 +74,9 @@ class Short:
 
 @dataclass(frozen=True, slots=True)
 class NoneAs:
-    """None is written as `word`; `otherwise` says what else the field may hold.
+    """The field's None is written as `word`; `otherwise` names the other values for messages.
 
-    Null itself is refused: an empty value in YAML is more often forgotten than meant.
+    Null itself is refused, because an empty value in YAML is usually a value left out by mistake.
     """
 
     word: str
@@ -90,6 +92,7 @@ class NoneAs:
     def __get_pydantic_json_schema__(
         self, schema: CoreSchema, handler: GetJsonSchemaHandler
     ) -> dict[str, Any]:
+        # Null is refused, so editors must not offer it.
         kinds = [kind for kind in handler(schema)["anyOf"] if kind != {"type": "null"}]
         return {"anyOf": [{"const": self.word}, *kinds]}
 
@@ -100,6 +103,7 @@ class NoneAs:
             if value is not None:
                 return handler(value)
         except ValidationError as error:
+            # Text that a parser refused has a message already; other text gets the one below.
             if not isinstance(value, str) or error.errors()[0]["type"] == "value_error":
                 raise
         hint = suggest(value, [self.word]) if value else ""
@@ -111,9 +115,9 @@ class NoneAs:
 
 @dataclass(frozen=True, slots=True)
 class PathTo:
-    """The text is a path to a `what`, which must exist; `remedy` says how to get one.
+    """The text is the path of an existing `what`; `remedy` tells the user how to make one.
 
-    With `endings`, only a text that ends like one of them is a path, and any other is a name.
+    With `endings`, only text with one of these endings is a path; other text is a name.
     """
 
     what: str
@@ -122,7 +126,7 @@ class PathTo:
     remedy: str = ""
 
     def is_path(self, text: object) -> bool:
-        """Whether a value of the field is a path, not a name."""
+        """Return whether a value of the field is a path, not a name."""
         return isinstance(text, str) and (not self.endings or text.endswith(self.endings))
 
     def __get_pydantic_core_schema__(
@@ -131,20 +135,23 @@ class PathTo:
         return core_schema.with_info_after_validator_function(self._check, handler(source))
 
     def _check(self, value: str, info: ValidationInfo) -> str:
+        """Return the path. Raise `NO_PATH` where it does not exist."""
         base = info.context.get(BASE_DIR) if info.context else None
         if self.is_path(value) and (not value or base is not None):
             at = os.path.join(base or "", os.path.expanduser(value))
             if not value or not self.exists(at):
+                # The message depends on where the value came from, which the document tells later.
                 details = {"value": value, "base": str(base or ""), "marker": self}
                 raise PydanticCustomError(NO_PATH, "there is no such path", details)
         return value
 
     def missing(self, value: str, base: str, *, typed: bool) -> str:
-        """Return the message for a path that leads nowhere.
+        """Return the message for a path that does not exist.
 
-        `typed`: it was given on the command line, and made relative to `base` afterwards.
+        `typed`: the path came from the command line, and was made relative to `base` afterwards.
         """
         at = os.path.join(base, os.path.expanduser(value))
+        # A path from the command line is shown as it was typed, from the working directory.
         shown = (
             os.path.relpath(os.path.realpath(at), os.path.realpath("."))
             if typed and value
@@ -161,20 +168,20 @@ class PathTo:
         return f"there is no {self.what} {shown!r}{rule}{remedy}{near}"
 
     def _beside(self, at: str) -> list[str]:
-        """The names in the folder of a path that the field might hold."""
+        """Return the names in the folder of a path that are valid for this field."""
         folder = os.path.dirname(at) or "."
         try:
             names = os.listdir(folder)[:_MOST_NAMES]
-        except (OSError, ValueError):
+        except (OSError, ValueError):  # no such folder, or a NUL in its name
             return []
         return [n for n in names if self.is_path(n) and self.exists(os.path.join(folder, n))]
 
 
 def seen_from(folder: str | os.PathLike[str], path: str | os.PathLike[str]) -> str:
-    """Return `path`, seen from the working directory, as seen from `folder`.
+    """Return a path that starts at the working directory as one that starts at `folder`.
 
-    `..` behind a link leads elsewhere than it reads, so links are followed first. The last name
-    stays, because its ending may say what it is.
+    Links are resolved first, because `..` after a link leads to the parent of its target. The last
+    name is not resolved, because its ending may say what the file is.
     """
     outside, name = os.path.split(os.fspath(path))
     real = os.path.join(os.path.realpath(outside), name)
@@ -182,7 +189,7 @@ def seen_from(folder: str | os.PathLike[str], path: str | os.PathLike[str]) -> s
 
 
 def marked(model: type[BaseModel], kind: type[M]) -> Iterator[tuple[KeyPath, M]]:
-    """Yield the key path and the marker of every field inside `model` that has one of `kind`."""
+    """Yield key path and marker of each field of `model`, at any depth, with a marker of `kind`."""
     for name, field in model.model_fields.items():
         for marker in field.metadata:
             if isinstance(marker, kind):
@@ -193,7 +200,7 @@ def marked(model: type[BaseModel], kind: type[M]) -> Iterator[tuple[KeyPath, M]]
 
 
 def models_in(annotation: Any) -> Iterator[type[BaseModel]]:
-    """Yield every model that a field of this type may hold."""
+    """Yield every model that a field of this type may hold, such as the branches of a union."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
     for argument in get_args(annotation):

@@ -1,7 +1,7 @@
-"""Values of a scenario as text: whole, on one line, and never the same text for two values.
+"""Values of a scenario as text: on one line, uncut, and different for different values.
 
-YAML's words are used: `null`, `true`, `4`, `[1, 2]`. A text that could be mistaken for one of
-these, or that would run into the text around it, stands in quotation marks, as in JSON.
+The spelling is YAML's: `null`, `true`, `4`, `[1, 2]`. Text is put in quotation marks, as in JSON,
+if it could be read as another value or contains characters that separate values.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, Final
 __all__ = ["entries", "exact", "looks_like_data", "shortest_tails", "spelled"]
 
 _BREAKS: Final = re.compile(r"[\s,;=\"'`|()\[\]{}]")
-"""What ends a value in the text around it: `a = 1, b = 2` or `(a 1 b 2)`."""
+"""Characters that end a value in the texts around it, like `a = 1, b = 2` or `(a 1 b 2)`."""
 
 
 def spelled(value: Any) -> str:
@@ -35,8 +35,10 @@ def entries(value: Mapping[Any, Any]) -> str:
 
 
 def exact(value: Any) -> str:
-    """Return a value as a field of a CSV or part of a command: a text as it is, unless it could be
-    mistaken for other data; everything else as JSON."""
+    """Return a value as a field of a CSV file or a part of a command.
+
+    Text stays as it is, unless it could be read as other data. Other values are written as JSON.
+    """
     if not isinstance(value, str):
         return json.dumps(value, sort_keys=True, default=str, ensure_ascii=False)
     clear = value.isprintable() and not value.startswith('"') and not looks_like_data(value)
@@ -44,26 +46,27 @@ def exact(value: Any) -> str:
 
 
 def _quoted(text: str) -> str:
-    """Return a text in quotation marks on one line; what cannot be printed as its number."""
-    inner = json.dumps(text, ensure_ascii=False)
+    """Return a text in quotation marks, with escapes for characters that cannot be printed."""
+    inner = json.dumps(text, ensure_ascii=False)  # leaves most unprintable characters
     return "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in inner)
 
 
 def looks_like_data(text: str) -> bool:
-    """Return whether a text is spelt as a number, a list, a mapping, true, false or null is."""
+    """Return whether a text reads as a number, list, mapping, quoted text, true, false or null."""
     try:
         json.loads(text)
-    except (ValueError, RecursionError):
+    except (ValueError, RecursionError):  # too many brackets to be a value
         return False
     return True
 
 
 def shortest_tails(keys: Sequence[str]) -> dict[str, str]:
-    """Return for each dotted key its last parts, as few as tell it from the other keys."""
+    """Return for each dotted key its last parts: as few as distinguish it from the other keys."""
     return {key: _tail(key, [_parts(other) for other in keys if other != key]) for key in keys}
 
 
 def _tail(key: str, others: Sequence[list[str]]) -> str:
+    """Return the shortest tail of a key that no other key ends with, or the whole key."""
     parts = _parts(key)
     for length in range(1, len(parts)):
         if all(other[-length:] != parts[-length:] for other in others):
@@ -72,5 +75,5 @@ def _tail(key: str, others: Sequence[list[str]]) -> str:
 
 
 def _parts(key: str) -> list[str]:
-    """The parts of a key that name something: `cache.options.window` is the cache's window."""
+    """Return the parts of a key without those that say nothing, like `options`."""
     return [part for part in key.split(".") if part not in ("options", "policy", "kind")] or [key]

@@ -1,4 +1,4 @@
-"""The hint of every message about an unknown name: the nearest name that exists."""
+"""The hint in messages about an unknown name: the most similar name that exists."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Iterable
 
 __all__ = ["suggest"]
 
-_CUTOFF = 0.5
+_CUTOFF = 0.5  # similarity as `difflib` measures it, from 0 to 1
 
 
 def suggest(word: str, names: Iterable[str], *, rest: str = "") -> str:
-    """Return `"; did you mean 'x'?"` for the name nearest to `word`.
+    """Return `"; did you mean 'x'?"` for the name most similar to `word`.
 
-    Case and `-` or `_` make no difference. Where no name is near, return `rest` followed by all
+    Case is ignored, and `-` equals `_`. Where no name is similar, return `rest` followed by all
     names, or nothing if `rest` is empty.
     """
     spellings = {_plain(name): name for name in names}

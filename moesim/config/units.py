@@ -1,10 +1,10 @@
-"""Quantities as people write them, and as the simulator counts them.
+"""Quantities with units: parsing text like "24GiB" or "25us", and formatting integers.
 
-Inside moesim sizes are integer bytes, times integer nanoseconds, bandwidths integer bytes per
-second: floats would reorder simultaneous events. At the border people write "24GiB", "25us",
-"32GB/s". A prefix is decimal (k, M, G, T) or binary (Ki, Mi, Gi, Ti) as in IEC 80000-13, and
-spelt exactly: "Gb" would be gigabits. A bare number is already in the base unit. What does not
-come out whole is rounded to the nearest integer.
+Inside moesim, sizes are integer bytes, times integer nanoseconds and bandwidths integer bytes per
+second. Floats are not used, because their rounding would reorder simultaneous events. Prefixes
+are decimal (k, M, G, T) or binary (Ki, Mi, Gi, Ti), as in IEC 80000-13. Units are case-sensitive:
+"Gb" would be gigabits. A number without a unit is in the base unit. Fractions of the base unit are
+rounded to the nearest integer.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ __all__ = [
 BYTES: Final = {
     "B": 1,
     "kB": 10**3,
-    "KB": 10**3,
+    "KB": 10**3,  # not in the standard, but common and not ambiguous
     "MB": 10**6,
     "GB": 10**9,
     "TB": 10**12,
@@ -55,35 +55,35 @@ FLOPS: Final = {
 }
 BANDWIDTHS: Final = {f"{unit}/s": size for unit, size in BYTES.items()}
 
-# Bounded, so that no text makes an astronomically long integer.
+# The lengths are bounded, so that no text becomes an integer of millions of digits.
 _NUMBER: Final = r"[+-]?(?:[0-9]{1,30}\.?[0-9]{0,30}|\.[0-9]{1,30})(?:[eE][+-]?[0-9]{1,3})?"
 _QUANTITY: Final = re.compile(rf"\s*({_NUMBER})\s*((?:[^\s\d]\S*)?)\s*")
-_LARGEST: Final = 2**63 - 1
+_LARGEST: Final = 2**63 - 1  # event times are stored in 64-bit integers
 _LONGEST: Final = 500  # characters of a text that a message repeats
 
 
 def parse_bytes(value: object) -> int:
-    """Bytes of "24GiB", "16.5 MB" or a bare number. ValueError where it is none."""
+    """Return the bytes in "24GiB", "16.5 MB" or a number. Raise ValueError for anything else."""
     return _parse(value, "a size", BYTES, "24GiB")
 
 
 def parse_duration_ns(value: object) -> int:
-    """Nanoseconds of "25us", "4ms", "1.5s" or a bare number. ValueError where it is none."""
+    """Return the nanoseconds in "25us", "1.5s" or a number. Raise ValueError for anything else."""
     return _parse(value, "a duration", DURATIONS_NS, "25us")
 
 
 def parse_bandwidth(value: object) -> int:
-    """Bytes per second of "32GB/s" or a bare number. ValueError where it is none."""
+    """Return the bytes per second in "32GB/s" or a number. Raise ValueError for anything else."""
     return _parse(value, "a bandwidth", BANDWIDTHS, "32GB/s")
 
 
 def parse_flops(value: object) -> int:
-    """Operations per second of "312TFLOPS" or a bare number. ValueError where it is none."""
+    """Return the operations per second in "312TFLOPS" or a number. Raise ValueError otherwise."""
     return _parse(value, "a compute rate", FLOPS, "312TFLOPS")
 
 
 def parse_share(value: object) -> float:
-    """The share, from 0 to 1, of "50%" or 0.5. ValueError where it is none."""
+    """Return the share in "50%" or 0.5, from 0 to 1. Raise ValueError for anything else."""
     rule = 'a share from 0% to 100%, for example "50%" or 0.5'
     number: float
     if isinstance(value, str):
@@ -102,22 +102,24 @@ def parse_share(value: object) -> float:
 
 def format_share(share: float) -> str:
     """Return the percentage that `parse_share` reads as exactly this share: 0.125 is "12.5%"."""
+    # A decimal moves the point without rounding; 100 * share would not always be exact.
     percent = Decimal(repr(float(share))).scaleb(2).normalize()
     return f"{percent:f}%" if share == 0 or share >= 1e-9 else f"{percent}%"
 
 
 def format_bytes(num_bytes: int) -> str:
-    """A size for people: "512 B", "16.5 MiB", "23.99 GiB"."""
+    """Return a rounded size for messages and tables: "512 B", "16.5 MiB", "23.99 GiB"."""
     return _format(num_bytes, [("B", 1), *((u, BYTES[u]) for u in ("KiB", "MiB", "GiB", "TiB"))])
 
 
 def format_duration_ns(duration_ns: int) -> str:
-    """A duration for people: "850 ns", "25 us", "1.5 ms", "12.25 s"."""
+    """Return a rounded duration for messages and tables: "850 ns", "1.5 ms", "12.25 s"."""
     return _format(duration_ns, [(u, DURATIONS_NS[u]) for u in ("ns", "us", "ms", "s")])
 
 
 def _parse(value: object, what: str, units: dict[str, int], example: str) -> int:
-    """`value` in the base unit of `units`, as an integer from 0 to 2**63 - 1."""
+    """Return `value` in the base unit of `units`, as an integer from 0 to 2**63 - 1."""
+    # To Python `True` is the integer 1, but no quantity.
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         raise ValueError(
             f'{shown(value, _LONGEST)} is not {what}; write a number and a unit, like "{example}"'
@@ -137,9 +139,11 @@ def _parse(value: object, what: str, units: dict[str, int], example: str) -> int
         raise ValueError(
             f'{shown(value, _LONGEST)} is not {what}: it is too large; write one like "{example}"'
         )
-    if whole == 0 and number > 0:
+    if whole == 0 and number > 0:  # 0 may mean something else than a very small quantity
+        base = next(iter(units))
         raise ValueError(
-            f"{shown(value, _LONGEST)} is not {what}: it is smaller than the unit it is counted in"
+            f"{shown(value, _LONGEST)} is not {what}: it would be rounded to 0 {base}; "
+            f"write at least 1{base}"
         )
     return whole
 
@@ -154,18 +158,17 @@ def _parse_text(text: str, what: str, units: dict[str, int], example: str) -> Fr
     if not unit:
         return Fraction(number)
     if unit not in units:
-        near = [known for known in units if known.lower() == unit.lower()]
+        near = [name for name in units if name.lower() == unit.lower()]
         hint = f"did you mean {near[0]}? " if near else ""
         raise ValueError(
             f"{shown(text, _LONGEST)} is not {what}: no unit {shown(unit)}; {hint}"
-            f"units are {', '.join(units)}, "
-            f'as in "{example}"'
+            f'units are {", ".join(units)}, as in "{example}"'
         )
     return Fraction(number) * units[unit]
 
 
 def _format(amount: int, units: list[tuple[str, int]]) -> str:
-    """`amount` in the largest unit that it fills, to two decimals without trailing zeros."""
+    """Return `amount` in the largest unit of which it has at least one, to two decimals."""
     unit, size = next(
         (pair for pair in reversed(units) if abs(amount) >= pair[1]),
         units[0],

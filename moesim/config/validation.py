@@ -1,7 +1,7 @@
-"""From a YAML document to a checked model, with every mistake in plain words.
+"""Checking a YAML document against a pydantic model, with plain messages for all mistakes.
 
-pydantic finds the mistakes, all at once; this module says them as people would, each with the
-place in the file, the value, the rule, and a near match or an example of a right value.
+Pydantic finds all mistakes at once. This module writes their messages. Each has the place in the
+file, the rule, the value, and a similar name or an example of a valid value.
 """
 
 from __future__ import annotations
@@ -22,23 +22,25 @@ from moesim.errors import ScenarioError, shown
 __all__ = ["COMMAND_LINE", "SEVERAL", "Fault", "Strict", "check", "order", "validate"]
 
 COMMAND_LINE: Final = "--set "
-"""How the place of a value starts that was given on the command line."""
+"""Start of the place of a value that came from the command line."""
 
 SEVERAL: Final = "several"
-"""Type of an error that stands for a list of `mistakes`: paths inside the value, and messages."""
+"""Type of an error that stands for several `mistakes`: pairs of a path inside the value and a
+message."""
 
-_MODELS: Final = "models"
+_MODELS: Final = "models"  # key of the validation context
 
 
 class Strict(BaseModel):
-    """A mapping with known keys only, and no silent conversion of its values."""
+    """Base of all models: unknown keys are refused, and values are not converted silently."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
 
     @model_validator(mode="before")
     @classmethod
     def _note_model(cls, value: Any, info: ValidationInfo) -> Any:
-        """Tell the messages which keys this very mapping may have."""
+        """Note the model of this mapping, so that messages can name its keys and examples."""
+        # Pydantic's errors name keys, but not the model that a mapping was checked against.
         if isinstance(value, dict) and info.context is not None:
             info.context.setdefault(_MODELS, {})[id(value)] = cls
         return value
@@ -48,7 +50,7 @@ M = TypeVar("M", bound=Strict)
 
 
 def validate(document: Document, model: type[M], context: Mapping[str, Any] | None = None) -> M:
-    """`document` as a `model`.
+    """Return `document` as a `model`; validators get `context`.
 
     Raises:
         ScenarioError: with all mistakes, in the order of the document.
@@ -61,7 +63,7 @@ def validate(document: Document, model: type[M], context: Mapping[str, Any] | No
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One mistake: the key it is about, and its message with the place in the file."""
+    """One mistake: the path of its key, and its message with the place in the file."""
 
     path: KeyPath
     text: str
@@ -75,6 +77,7 @@ def check(
     try:
         return model.model_validate(document.data, context=notes), []
     except ValidationError as error:
+        # By text: the branches of a union report the same mistake once each.
         faults = {
             fault.text: fault
             for item in error.errors()
@@ -86,7 +89,7 @@ def check(
 def _faults(
     document: Document, error: dict[str, Any], models: Mapping[int, type[BaseModel]]
 ) -> Iterator[Fault]:
-    """Yield the mistakes that one pydantic error stands for; `SEVERAL` brings its own."""
+    """Yield the mistakes that one pydantic error stands for: several for `SEVERAL`, else one."""
     context = error.get("ctx", {})
     path = (*_real_path(document, error["loc"]), *context.get("at", ()))
     if error["type"] == SEVERAL:
@@ -105,12 +108,12 @@ def _faults(
 
 
 def _fault(document: Document, path: KeyPath, message: str, *, key: bool) -> Fault:
-    named = f"{dotted(path)}: " if path else ""
-    return Fault(path, f"{document.place(path, key=key)}: {named}{message}")
+    prefix = f"{dotted(path)}: " if path else ""
+    return Fault(path, f"{document.place(path, key=key)}: {prefix}{message}")
 
 
 def order(text: str) -> tuple[Any, ...]:
-    """Return a sort key: by file, line and column; what was set on the command line last."""
+    """Return the sort key of a message: file, line and column; the command line comes last."""
     if text.startswith(COMMAND_LINE):
         return (1, "", 0, 0)
     place = re.match(r"(.*?):([0-9]+):([0-9]+): ", text)
@@ -118,14 +121,17 @@ def order(text: str) -> tuple[Any, ...]:
 
 
 def _real_path(document: Document, loc: tuple[str | int, ...]) -> KeyPath:
-    """`loc` without the names that pydantic adds for branches of a union."""
+    """Return the path of an error in the document.
+
+    Pydantic's `loc` also holds names of branches of a union, which are no keys.
+    """
     path: KeyPath = ()
     for index, part in enumerate(loc):
         here = document.at(path)
         inside = (
             (isinstance(here, dict) and part in here)
             or (isinstance(here, list) and isinstance(part, int) and part < len(here))
-            or (isinstance(here, dict) and index == len(loc) - 1)
+            or (isinstance(here, dict) and index == len(loc) - 1)  # a missing key
         )
         if inside:
             path = (*path, part)
@@ -138,34 +144,41 @@ def _message(
     error: dict[str, Any],
     models: Mapping[int, type[BaseModel]],
 ) -> str:
+    """Return the message of one pydantic error, without its place."""
     kind, context, value = error["type"], error.get("ctx", {}), error["input"]
     owner = models.get(id(document.at(path[:-1])))
+    if "at" in context:  # raised by a model's own check, whose value would be the whole section
+        return str(error["msg"])
     match kind:
         case "extra_forbidden":
-            known = sorted(owner.model_fields) if owner else []
-            return f"unknown key{suggest(str(path[-1]), known, rest='known are' if known else '')}"
+            names = sorted(owner.model_fields) if owner else []
+            rest = "the keys here are" if names else ""
+            return f"unknown key{suggest(str(path[-1]), names, rest=rest)}"
         case "missing":
             return "is required and missing" + _example(owner, path)
         case "value_error":
             return str(context["error"])
         case "literal_error" | "union_tag_invalid":
+            # Pydantic gives the choices as one text.
             expected = context.get("expected") or context.get("expected_tags")
-            said = context.get("tag", value)
+            word = context.get("tag", value)
             choices = [c.strip().strip("'") for c in _choices(str(expected))]
-            hint = suggest(said, choices) if isinstance(said, str) else ""
-            return f"{shown(said)} is none of {', '.join(choices)}{hint}"
+            hint = suggest(word, choices) if isinstance(word, str) else ""
+            return f"{shown(word)} is none of {', '.join(choices)}{hint}"
         case "union_tag_not_found":
-            return f"needs {str(context['discriminator']).strip(chr(39))!r} to say which it is"
+            key = str(context["discriminator"]).strip("'")
+            return f"needs the key {key!r}, which says how the other keys are read"
     rule = _rule(kind, context)
     return f"{rule or error['msg']}, not {shown(value)}{_example(owner, path)}"
 
 
 def _choices(expected: str) -> list[str]:
-    """The words of pydantic's `'a', 'b' or 'c'`."""
+    """Return the words in pydantic's `'a', 'b' or 'c'`."""
     return expected.replace(" or ", ", ").split(", ")
 
 
 def _rule(kind: str, context: Mapping[str, Any]) -> str | None:
+    """Return the rule that an error of this type breaks; None leaves pydantic's own text."""
     match kind:
         case "int_type" | "int_parsing" | "int_from_float":
             return "must be a whole number"
@@ -193,9 +206,10 @@ def _rule(kind: str, context: Mapping[str, Any]) -> str | None:
 
 
 def _example(owner: type[BaseModel] | None, path: KeyPath) -> str:
+    """Return the hint with an example of a valid value, or nothing if the key has none."""
     field = owner.model_fields.get(str(path[-1])) if owner and path else None
     if field is None or not field.examples:
         return ""
     example = field.examples[0]
-    shown = example if isinstance(example, str) else json.dumps(example)
-    return f"; write for example `{path[-1]}: {shown}`"
+    text = example if isinstance(example, str) else json.dumps(example)
+    return f"; write for example `{path[-1]}: {text}`"

@@ -1,4 +1,4 @@
-"""What the machine is: cards, links, model shapes, and what an operation costs on them."""
+"""The machine and the model's sizes, and from both the duration of operations and copies."""
 
 from moesim.hardware.cost import CostModel
 from moesim.hardware.hardware import (
@@ -9,17 +9,10 @@ from moesim.hardware.hardware import (
     hardware_names,
     load_hardware,
 )
+from moesim.hardware.model_config import load_shape, shape_from_config
 from moesim.hardware.operations import OperationCost, cost_of
 from moesim.hardware.ops import BatchShape, Dense, Experts, Front, Op, Tail
-from moesim.hardware.shapes import (
-    DecoupledRouter,
-    Mla,
-    ModelShape,
-    load_shape,
-    named_shape,
-    shape_from_config,
-    shape_names,
-)
+from moesim.hardware.shapes import DecoupledRouter, Mla, ModelShape, named_shape, shape_names
 
 __all__ = [
     "BatchShape",

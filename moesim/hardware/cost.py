@@ -1,10 +1,10 @@
-"""What an operation or a copy costs on a machine, in whole nanoseconds.
+"""The cost model: how long an operation or a copy takes on a machine, in whole nanoseconds.
 
-Compute follows the roofline (Williams, Waterman, Patterson 2009): an operation takes the longer
-of its arithmetic at the reached compute rate and its bytes at the reached memory bandwidth,
-plus a fixed overhead. A matrix product of an n × m weight with t rows is 2·t·n·m operations and
-reads the weight once; activations are small beside weights and left out. Results are integers,
-rounded up, so that no sum depends on the order in which it was made.
+Operations follow the roofline (Williams, Waterman, Patterson 2009). An operation takes the longer
+of two times: its arithmetic at the reached compute rate, or its bytes at the reached memory
+bandwidth. A fixed overhead is added. A matrix product of an n × m weight with t rows has 2·t·n·m
+operations and reads the weight once. Activations are small beside weights and are left out.
+Results are integers, rounded up, so that a sum does not depend on the order of its terms.
 """
 
 from __future__ import annotations
@@ -21,17 +21,23 @@ Direction = Literal["h2d", "d2h"]
 _K = TypeVar("_K")
 
 _SECOND_NS: Final = 10**9
-_MEMO_LIMIT: Final = 1 << 16
+_MEMO_LIMIT: Final = 1 << 16  # entries of one memo
 
 
 class CostModel:
-    """Prices of one model on one machine; pure, the same answer for the same question."""
+    """Durations of the operations and copies of one model on one machine.
+
+    Durations depend on the arguments alone; the memos change none.
+    """
 
     landing_ns: int = 0
-    """From the landing of a copy until a computation that has waited for it may begin."""
+    """Nanoseconds from the end of a copy until a computation that waited for it may start."""
 
     def __init__(self, hardware: Hardware, shape: ModelShape, *, pinned: bool = True) -> None:
-        """`pinned`: the host copies of the experts lie in page-locked memory."""
+        """Prepare the sums that no batch changes.
+
+        `pinned`: the experts lie in page-locked host memory.
+        """
         self.hardware = hardware
         self.shape = shape
         self.pinned = pinned
@@ -40,9 +46,9 @@ class CostModel:
         self._bytes_per_s = max(1, round(hardware.memory_bytes_per_s * hardware.memory_efficiency))
         self._windowed = frozenset(shape.windowed_layers) if shape.window else frozenset()
         self._dense = frozenset(shape.dense_layers)
-        kinds = [self._price_kind(layer) for layer in range(shape.num_layers)]
-        self._alike = [kinds.index(kind) for kind in kinds]  # the first layer of the same price
-        self._firsts = sorted(set(self._alike))
+        kinds = [self._layer_kind(layer) for layer in range(shape.num_layers)]
+        self._first_of_kind = [kinds.index(kind) for kind in kinds]  # for each layer
+        self._first_layers = sorted(set(self._first_of_kind))
         self._front_params = shape.front_params
         self._dense_params = shape.dense_params
         self._front_bytes = stored_bytes(self._front_params, shape.weight_bits)
@@ -58,11 +64,11 @@ class CostModel:
         self._tail_memo: dict[BatchShape, int] = {}
 
     def compute_ns(self, op: Op) -> int:
-        """Nanoseconds that the GPU lane is busy with `op`."""
+        """Return how long the GPU is busy with `op`, in nanoseconds."""
         if isinstance(op, Experts):
-            tokens = op[2]
-            known = self._experts_memo.get(tokens)
-            return known if known is not None else self.experts_ns(tokens)
+            tokens = op[2]  # by number: this is the most frequent call, and a name takes longer
+            duration_ns = self._experts_memo.get(tokens)
+            return duration_ns if duration_ns is not None else self.experts_ns(tokens)
         if isinstance(op, Front):
             return self.front_ns(op.layer, op.batch)
         if isinstance(op, Dense):
@@ -70,65 +76,70 @@ class CostModel:
         return self.tail_ns(op.batch)
 
     def experts_ns(self, tokens: tuple[int, ...]) -> int:
-        """One grouped call, `tokens[i]` rows through its i-th expert.
+        """Return the nanoseconds of one grouped call, whose i-th expert computes `tokens[i]` rows.
 
-        Expert by expert, the longer of reading its weights and 2·rows·(3·hidden·FFN) operations;
-        their sum, and one overhead. No experts cost nothing.
+        Each expert takes the longer of reading its weights and 2·rows·(3·hidden·FFN) operations.
+        The call takes their sum and one overhead; without experts it takes 0.
         """
-        known = self._experts_memo.get(tokens)
-        if known is None:
-            rows = sum(self._expert_ns(count) for count in tokens)
-            known = rows + self.hardware.kernel_overhead_ns if tokens else 0
-            remember(self._experts_memo, tokens, known)
-        return known
+        duration_ns = self._experts_memo.get(tokens)
+        if duration_ns is None:
+            sum_ns = sum(self._expert_ns(count) for count in tokens)
+            duration_ns = sum_ns + self.hardware.kernel_overhead_ns if tokens else 0
+            remember(self._experts_memo, tokens, duration_ns)
+        return duration_ns
 
     def front_ns(self, layer: int, batch: BatchShape) -> int:
-        """Norms, attention, router and shared experts of one MoE layer.
+        """Return the nanoseconds of norms, attention, router and shared experts of an MoE layer.
 
-        Weights read once and 2·tokens·weights operations, attention on top (`_attention`).
+        Weights are read once and take 2·tokens·weights operations; `_attention` adds the rest.
         """
         key = (layer in self._windowed, batch)
-        known = self._front_memo.get(key)
-        if known is None:
-            known = self._layer_ns(key[0], batch, self._front_params, self._front_bytes)
-            remember(self._front_memo, key, known)
-        return known
+        duration_ns = self._front_memo.get(key)
+        if duration_ns is None:
+            duration_ns = self._layer_ns(key[0], batch, self._front_params, self._front_bytes)
+            remember(self._front_memo, key, duration_ns)
+        return duration_ns
 
     def dense_ns(self, layer: int, batch: BatchShape) -> int:
-        """A whole layer without routed experts, priced as `front_ns` with its dense FFN."""
+        """Return the nanoseconds of a layer without routed experts: as `front_ns`, with its FFN."""
         key = (layer in self._windowed, batch)
-        known = self._dense_memo.get(key)
-        if known is None:
-            known = self._layer_ns(key[0], batch, self._dense_params, self._dense_bytes)
-            remember(self._dense_memo, key, known)
-        return known
+        duration_ns = self._dense_memo.get(key)
+        if duration_ns is None:
+            duration_ns = self._layer_ns(key[0], batch, self._dense_params, self._dense_bytes)
+            remember(self._dense_memo, key, duration_ns)
+        return duration_ns
 
     def layers_ns(self, batch: BatchShape) -> list[int]:
-        """Each model layer without its routed experts: its front, or all of it if dense."""
-        prices = {}
-        for first in self._firsts:
+        """Return the nanoseconds of each model layer without its routed experts."""
+        durations_ns = {}
+        for first in self._first_layers:
             dense = first in self._dense
-            prices[first] = self.dense_ns(first, batch) if dense else self.front_ns(first, batch)
-        return [prices[first] for first in self._alike]
+            durations_ns[first] = (
+                self.dense_ns(first, batch) if dense else self.front_ns(first, batch)
+            )
+        return [durations_ns[first] for first in self._first_of_kind]
 
     def tail_ns(self, batch: BatchShape) -> int:
-        """Embedding rows, and the LM head (2·sampled·hidden·vocabulary) where rows are sampled;
-        after them a decoupled router, if the model has one (`router_ns`)."""
-        known = self._tail_memo.get(batch)
-        if known is None:
+        """Return the nanoseconds of the work that a step does once.
+
+        This is reading the embedding rows, the LM head (2·sampled·hidden·vocabulary operations) if
+        rows are sampled, and a decoupled router if the model has one (`router_ns`).
+        """
+        duration_ns = self._tail_memo.get(batch)
+        if duration_ns is None:
             flops = 2 * batch.sampled * self._head_params
             nbytes = batch.tokens * self._row_bytes + (self._head_bytes if batch.sampled else 0)
-            known = self._roofline_ns(flops, nbytes) + self.hardware.kernel_overhead_ns
-            known += self.router_ns(batch)
-            remember(self._tail_memo, batch, known)
-        return known
+            duration_ns = self._roofline_ns(flops, nbytes) + self.hardware.kernel_overhead_ns
+            duration_ns += self.router_ns(batch)
+            remember(self._tail_memo, batch, duration_ns)
+        return duration_ns
 
     def router_ns(self, batch: BatchShape) -> int:
-        """A decoupled router over all rows of a step, priced as one layer; 0 where there is none.
+        """Return the nanoseconds of a decoupled router over all rows of a step; 0 without one.
 
-        Every row of a workload is routed once. Assumed: a prompt's rows in the step that computes
-        them, though the router had their ids before; so its weights are read once a step, and
-        its attention sees as many pairs and past tokens as a layer's.
+        The router takes as long as a layer of its sizes: its weights are read once a step, and its
+        attention has as many pairs and past tokens as that of a layer. Each row is assumed to be
+        routed in the step that computes it, although the ids of a prompt are there earlier.
         """
         router = self._router
         if router is None:
@@ -139,30 +150,31 @@ class CostModel:
         return self._roofline_ns(flops, nbytes) + self.hardware.kernel_overhead_ns
 
     def copy_ns(self, direction: Direction, nbytes: int) -> int:
-        """One copy of `nbytes` with the link to itself: latency + bytes / bandwidth."""
+        """Return the nanoseconds of one copy of `nbytes` over a link that is otherwise idle."""
         link = self.hardware.h2d if direction == "h2d" else self.hardware.d2h
         return copy_ns(link, nbytes, pinned=self.pinned)
 
     def readback_ns(self, nbytes: int) -> int:
-        """Bringing `nbytes` of ids to the host, until the host knows them."""
+        """Return the nanoseconds until `nbytes` of ids from the GPU can be read on the host."""
         return self.hardware.readback_latency_ns + self.copy_ns("d2h", nbytes)
 
     def chunk_bytes(self, direction: Direction) -> int | None:
-        """Copies longer than this are cut; None: never."""
+        """Return the largest piece of a copy in bytes; None: copies are never cut."""
         link = self.hardware.h2d if direction == "h2d" else self.hardware.d2h
         return link.chunk_bytes
 
-    def _price_kind(self, layer: int) -> tuple[bool, ...]:
-        """Layers of one kind cost the same."""
+    def _layer_kind(self, layer: int) -> tuple[bool, ...]:
+        """Return the kind of a layer; layers of one kind take the same time."""
         return layer in self._dense, layer in self._windowed
 
     def _expert_ns(self, count: int) -> int:
-        known = self._expert_memo.get(count)
-        if known is None:
+        duration_ns = self._expert_memo.get(count)
+        if duration_ns is None:
             flops = 2 * count * self.shape.expert_params
-            known = self._roofline_ns(flops, self.expert_bytes if count else 0)
-            self._expert_memo[count] = known
-        return known
+            duration_ns = self._roofline_ns(flops, self.expert_bytes if count else 0)
+            # No limit: there are at most as many keys as a step has rows.
+            self._expert_memo[count] = duration_ns
+        return duration_ns
 
     def _layer_ns(self, windowed: bool, batch: BatchShape, params: int, weight_bytes: int) -> int:
         flops, nbytes = self._attention(windowed, batch)
@@ -170,16 +182,17 @@ class CostModel:
         return self._roofline_ns(flops, weight_bytes + nbytes) + self.hardware.kernel_overhead_ns
 
     def _attention(self, windowed: bool, batch: BatchShape) -> tuple[int, int]:
-        """Operations and KV bytes of one layer's attention beside its projections.
+        """Return operations and KV bytes of one layer's attention without its projections.
 
-        Scores and weighted values take 2 operations for each (query, key) pair, head and
-        dimension. KV entries are read once a sequence, and each token writes its own. A window
-        bounds both by what its tokens can see. Latent attention either folds the up-projections
-        into the query (DeepSeek-V2, section 2.1.2) or expands the entries first, whichever is less.
+        Scores and weighted values each take 2 operations for a (query, key) pair, head and
+        dimension. KV entries are read once a sequence, and each token writes its own. Latent
+        attention either folds the up-projections into the query (DeepSeek-V2, section 2.1.2) or
+        expands the entries first; the cheaper of the two counts.
         """
         shape = self.shape
         pairs, entries = batch.pairs, batch.kv_tokens
         if windowed and shape.window is not None:
+            # An upper bound: tokens of one sequence share most of their windows.
             pairs = min(pairs, batch.tokens * shape.window)
             entries = min(entries, batch.tokens * shape.window)
         nbytes = (entries + batch.tokens) * shape.kv_bytes_per_token_layer
@@ -192,20 +205,24 @@ class CostModel:
         return min(folded, expanded), nbytes
 
     def _roofline_ns(self, flops: int, nbytes: int) -> int:
+        # `-(-a // b)` rounds up, exactly also for integers that a float cannot hold.
         compute = -(-flops * _SECOND_NS // self._flops_per_s)
         memory = -(-nbytes * _SECOND_NS // self._bytes_per_s)
         return max(compute, memory)
 
 
 class _RouterWork(NamedTuple):
-    """What the price of a decoupled router follows from: weights that are multiplied, operations
-    of a (query, key) pair, and bytes of its weights, of an embedding row and of a KV entry."""
+    """The work of a decoupled router, from which its duration follows."""
 
     params: int
+    """Weights that each row is multiplied with."""
     pair_flops: int
+    """Operations of one (query, key) pair."""
     weight_bytes: int
     row_bytes: int
+    """Bytes of one embedding row."""
     kv_bytes: int
+    """Bytes of one KV entry."""
 
     @classmethod
     def of(cls, shape: ModelShape) -> _RouterWork:
@@ -221,13 +238,14 @@ class _RouterWork(NamedTuple):
 
 
 def copy_ns(link: Link, nbytes: int, *, pinned: bool) -> int:
-    """Nanoseconds of one copy of `nbytes` over an idle `link`."""
+    """Return the nanoseconds of one copy over an idle `link`: latency + bytes / bandwidth."""
     rate = link.pinned_bytes_per_s if pinned else link.pageable_bytes_per_s
     return link.latency_ns - (-nbytes * _SECOND_NS // rate)
 
 
 def remember(memo: dict[_K, int], key: _K, value: int) -> None:
-    """A memo that starts afresh when it is full: batches of a long run are seldom the same."""
+    """Store `value` under `key`; empty the memo first if it is full."""
+    # Batches of a long run seldom repeat, so keeping the newest entries would help little.
     if len(memo) >= _MEMO_LIMIT:
         memo.clear()
     memo[key] = value

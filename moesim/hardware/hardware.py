@@ -1,10 +1,10 @@
-"""A machine in figures: one GPU, its memory, its two copy links and its host.
+"""A machine as a set of figures: one GPU, its memory, its two copy links and its host.
 
-A profile is a YAML file in which every figure has a value with its unit, a source, and a kind:
-`assumed` (a datasheet or reasoning) or `measured` (by calibration on that machine). Resolved,
-it is a `Hardware` of plain integers; what a scenario overrides becomes assumed by the scenario.
-A measured profile also says how and where it was `measured`, and may hold the durations of the
-`operations` of the models it was calibrated with.
+A profile is a YAML file. Each figure in it has a value with a unit, a source, and a kind:
+`assumed` (a datasheet or reasoning) or `measured` (by calibration on that machine). A profile
+resolves to a `Hardware` of plain integers. Figures that a scenario overrides become `assumed`.
+A measured profile also says how and where it was `measured`. It may hold measured durations of
+the `operations` of the models that it was calibrated with.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ PROFILES = Path(__file__).parent / "profiles"
 Kind = Literal["assumed", "measured"]
 T = TypeVar("T")
 
-# The figures that an operation's measured duration takes the place of.
+# The figures that measured durations of operations replace.
 _COMPUTE: Final = (
     "flops",
     "memory_bandwidth",
@@ -56,18 +56,19 @@ _COMPUTE: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """One direction between host and GPU memory: a copy costs latency + bytes / bandwidth."""
+    """One copy direction between host and GPU; a copy takes latency + bytes / bandwidth."""
 
     latency_ns: int
     pinned_bytes_per_s: int
     pageable_bytes_per_s: int
     chunk_bytes: int | None = None
-    """Copies longer than this are cut, so that a more urgent one can go between; None: never."""
+    """Longer copies are cut into pieces of this size, so that a more urgent copy waits for one
+    piece only; None: copies are never cut."""
 
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """Where one number of a profile comes from."""
+    """The value of one number of a profile, in its base unit, and where the number comes from."""
 
     value: str | int | float
     kind: Kind
@@ -76,10 +77,10 @@ class Figure:
 
 @dataclass(frozen=True, slots=True)
 class Hardware:
-    """One machine, resolved: integers in bytes, nanoseconds, bytes/s and operations/s.
+    """One machine, with integers in bytes, nanoseconds, bytes/s and operations/s.
 
-    `flops_per_s` and `memory_bytes_per_s` are peaks; the efficiencies are the shares of them
-    that are reached. `figures` says where each number comes from, by its key in the profile.
+    `flops_per_s` and `memory_bytes_per_s` are peaks. The efficiencies are the shares of these
+    peaks that are reached. `figures` gives the origin of each number, by its key in the profile.
     """
 
     name: str
@@ -94,17 +95,19 @@ class Hardware:
     readback_latency_ns: int
     host_memory_bytes_per_s: int
     cpu_flops_per_s: int
+    # Origins change no duration, so they do not count when machines are compared.
     figures: Mapping[str, Figure] = field(default_factory=dict, compare=False, repr=False)
     measured: Provenance | None = field(default=None, compare=False, repr=False)
     overlap: Overlap | None = field(default=None, repr=False)
+    # Their lists cannot be hashed; the other fields are enough for a hash.
     operations: tuple[OperationTimes, ...] = field(default=(), hash=False, repr=False)
 
     def operations_of(self, shape: ModelShape) -> OperationTimes | None:
-        """What was measured of a model of exactly these sizes, if anything was.
+        """Return the measured durations for a model of exactly these sizes; None without any.
 
-        Where one of the figures that they stand for was overridden, measured durations no longer
-        hold, and there are none.
+        Return None too where a scenario overrides a figure that these durations replace.
         """
+        # Calibration measures every figure, so an assumed one was changed afterwards.
         if any(self.figures[key].kind == "assumed" for key in _COMPUTE if key in self.figures):
             return None
         wanted = signature(shape)
@@ -115,15 +118,15 @@ class Hardware:
 
     @property
     def cost_kind(self) -> Kind:
-        """`measured` only where every figure is."""
+        """`measured` if every figure is, else `assumed`."""
         measured = bool(self.figures) and all(f.kind == "measured" for f in self.figures.values())
         return "measured" if measured else "assumed"
 
 
 class _Figure(Strict, Generic[T]):
     value: T = Field(description="The number with its unit.")
-    kind: Kind = Field(description="A datasheet or reasoning, or the result of a measurement.")
-    source: Annotated[str, Field(min_length=1)] = Field(description="Where the number is from.")
+    kind: Kind = Field(description="assumed (a datasheet or reasoning) or measured.")
+    source: Annotated[str, Field(min_length=1)] = Field(description="Origin of the number.")
 
 
 class _LinkProfile(Strict):
@@ -152,25 +155,27 @@ class _Profile(Strict):
 
     @model_validator(mode="after")
     def _one_of_each(self) -> Self:
-        seen: dict[ModelShape, int] = {}
+        numbers: dict[ModelShape, int] = {}
         for number, times in enumerate(self.operations):
             shape = signature(times.shape.resolve())
-            if shape in seen:
+            if shape in numbers:
                 raise PydanticCustomError(
                     "same_shape",
-                    f"has the sizes of operations[{seen[shape]}]; keep one of them",
+                    f"has the same sizes as operations[{numbers[shape]}]; keep one of the two",
                     {"at": ("operations", number, "shape")},
                 )
-            seen[shape] = number
+            numbers[shape] = number
         return self
 
 
 class LinkOverrides(Strict):
-    """One copy direction, where it differs from the profile."""
+    """Figures of one copy direction that replace those of the profile."""
 
-    latency: Duration | None = Field(None, description="Fixed cost of one copy, like 20us.")
+    latency: Duration | None = Field(None, description="Fixed time of one copy, like 20us.")
     bandwidth: Bandwidth | None = Field(
-        None, description="Bandwidth of pinned and of pageable copies alike, like 12GB/s."
+        None,
+        description="Bandwidth of copies, like 12GB/s, whether the host memory is page-locked or "
+        "not.",
     )
     pinned_bandwidth: Bandwidth | None = Field(
         None, description="Bandwidth of copies from or to page-locked host memory."
@@ -179,47 +184,53 @@ class LinkOverrides(Strict):
         None, description="Bandwidth of copies from or to ordinary host memory."
     )
     chunk: Bytes | None = Field(
-        None, description="Cut copies longer than this, so that urgent ones can go between."
+        None,
+        description="Cut longer copies into pieces of this size, so that an urgent copy waits for "
+        "one piece only.",
     )
 
 
 class HardwareOverrides(Strict):
-    """Figures of a scenario that replace a profile's."""
+    """Figures of a scenario that replace those of its profile."""
 
     vram: Bytes | None = Field(None, description="GPU memory, like 24GiB.")
     flops: Flops | None = Field(
-        None, description="Peak of dense 16-bit matrix products, like 165.2TFLOPS."
+        None, description="Peak rate of dense 16-bit matrix products, like 165.2TFLOPS."
     )
-    memory_bandwidth: Bandwidth | None = Field(None, description="Peak of GPU memory, like 1TB/s.")
+    memory_bandwidth: Bandwidth | None = Field(
+        None, description="Peak bandwidth of GPU memory, like 1TB/s."
+    )
     compute_efficiency: PositiveShare | None = Field(
-        None, description="Share of the compute peak that is reached, like 60%."
+        None, description="Share of the peak compute rate that is reached, like 60%."
     )
     memory_efficiency: PositiveShare | None = Field(
-        None, description="Share of the memory bandwidth that is reached, like 80%."
+        None, description="Share of the peak memory bandwidth that is reached, like 80%."
     )
     kernel_overhead: Duration | None = Field(
-        None, description="Fixed cost of one operation, like 20us."
+        None, description="Fixed time of one operation, like 20us."
     )
-    h2d: LinkOverrides | None = Field(None, description="Host-to-GPU copies.")
-    d2h: LinkOverrides | None = Field(None, description="GPU-to-host copies.")
+    h2d: LinkOverrides | None = Field(None, description="Copies from the host to the GPU.")
+    d2h: LinkOverrides | None = Field(None, description="Copies from the GPU to the host.")
     readback_latency: Duration | None = Field(
-        None, description="Time until the host knows the router's choice, like 20us."
+        None, description="Time until the router's choice is on the host, like 20us."
     )
     host_memory_bandwidth: Bandwidth | None = Field(
-        None, description="Host memory bandwidth, shared by copies and CPU reads."
+        None, description="Bandwidth of host memory; not used yet."
     )
-    cpu_flops: Flops | None = Field(None, description="Rate of matrix products on the CPU.")
+    cpu_flops: Flops | None = Field(
+        None, description="Rate of matrix products on the CPU; not used yet."
+    )
 
 
 def hardware_names() -> list[str]:
-    """The shipped profiles."""
+    """Return the names of the shipped profiles."""
     return sorted(path.stem for path in PROFILES.glob("*.yaml"))
 
 
 def load_hardware(name_or_path: str | Path, overrides: Mapping[str, Any] | None = None) -> Hardware:
-    """A shipped profile by name or one of your own by path (ending in .yaml or .yml).
+    """Return a shipped profile by name, or a profile of your own by path (.yaml or .yml).
 
-    `overrides` takes the keys of `HardwareOverrides`, with units or in base units.
+    `overrides` maps keys of `HardwareOverrides` to values, with units or in base units.
 
     Raises:
         ScenarioError: the profile or an override is wrong.
@@ -232,16 +243,16 @@ def load_hardware(name_or_path: str | Path, overrides: Mapping[str, Any] | None 
 
 
 def hardware_from(data: Mapping[str, Any], file: str = "profile") -> Hardware:
-    """A profile given as plain data, as its YAML would hold it; `file` names it in messages.
+    """Return the machine that plain data describes, as the YAML of a profile would.
 
-    Raises ScenarioError with all that is wrong with it.
+    `file` names the data in messages. Raise ScenarioError with all mistakes.
     """
     document = plain_document(data, file)
     return _resolve(validate(document, _Profile), {})
 
 
 def check_hardware_name(name_or_path: str) -> str | None:
-    """What is wrong with a profile's name or path; None if there is such a profile."""
+    """Return a message if there is no profile of this name or path, else None."""
     if _is_path(name_or_path):
         exists = os.path.isfile(as_path(name_or_path))
         return None if exists else f"there is no hardware profile {name_or_path!r}"
@@ -258,7 +269,7 @@ def _is_path(name_or_path: str) -> bool:
     return name_or_path.endswith((".yaml", ".yml"))
 
 
-@cache
+@cache  # a sweep resolves the same profile at every point
 def _read_shipped(name: str) -> _Profile:
     return validate(load_document(PROFILES / f"{name}.yaml"), _Profile)
 
@@ -272,10 +283,11 @@ def _read_profile(name_or_path: str) -> _Profile:
 
 
 def _resolve(profile: _Profile, changes: dict[str, Any]) -> Hardware:
-    """The profile's figures, replaced by `changes`, with the source of each kept."""
+    """Return the machine of a profile with `changes`, and note the origin of each figure."""
     figures: dict[str, Figure] = {}
 
     def number(key: str, figure: _Figure[Any] | None, change: Any) -> Any:
+        """Return the value of one figure, and note its origin under `key`."""
         if change is not None:
             figures[key] = Figure(change, "assumed", "set by the scenario")
         elif figure is not None:
@@ -288,15 +300,15 @@ def _resolve(profile: _Profile, changes: dict[str, Any]) -> Hardware:
     def link(direction: str) -> Link:
         base: _LinkProfile = getattr(profile, direction)
         change = changes.get(direction, {})
-        both = change.get("bandwidth")
+        bandwidth = change.get("bandwidth")  # of both kinds of copies, if they have none themselves
 
-        def part(key: str, instead: int | None = None) -> Any:
-            return number(f"{direction}.{key}", getattr(base, key), change.get(key, instead))
+        def part(key: str, default: int | None = None) -> Any:
+            return number(f"{direction}.{key}", getattr(base, key), change.get(key, default))
 
         return Link(
             latency_ns=part("latency"),
-            pinned_bytes_per_s=part("pinned_bandwidth", both),
-            pageable_bytes_per_s=part("pageable_bandwidth", both),
+            pinned_bytes_per_s=part("pinned_bandwidth", bandwidth),
+            pageable_bytes_per_s=part("pageable_bandwidth", bandwidth),
             chunk_bytes=part("chunk"),
         )
 

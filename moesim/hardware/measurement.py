@@ -1,8 +1,8 @@
-"""What calibration measured of one model on one machine: durations, not figures.
+"""Measured durations of one model's operations on one machine, as a profile holds them.
 
-A hardware profile may carry, beside its figures, the `operations` of the models it was calibrated
-with: how long each kind of operation took, as coefficients fitted to measured points, with the
-error of the fit on points that it has not seen. They hold for models of exactly these sizes.
+A hardware profile may hold, beside its figures, the `operations` of the models that it was
+calibrated with. Each kind of operation has coefficients that were fitted to measured points, and
+the error of the fit on other points. They are valid for models of exactly these sizes.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ __all__ = [
 
 
 def _number(value: object) -> object:
-    """YAML writes a whole float without its point as well."""
+    """Return an integer as a float: YAML may hold 2 for 2.0, and the schema is strict."""
     return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
@@ -43,9 +43,10 @@ Ratio = Annotated[float, BeforeValidator(_number), Field(ge=0, le=1e6)]
 
 
 class ExpertTable(Strict):
-    """Routed experts: a call costs `call_ns`, and each of its experts what the table says.
+    """Durations of routed experts: a call takes `call_ns`, and each of its experts `each_ns`.
 
-    PolicyObserver the given numbers of rows it is linear, beyond the last as steep as before it.
+    `each_ns[i]` is the duration of one expert with `tokens[i]` rows. Between two entries the
+    duration is linear. Past the last entry it keeps the slope of the last two.
     """
 
     call_ns: Nanoseconds
@@ -62,7 +63,7 @@ class ExpertTable(Strict):
             )
         for key in ("tokens", "each_ns"):
             row = getattr(self, key)
-            strictly = key == "tokens"
+            strictly = key == "tokens"  # equal durations are fine, equal numbers of rows are not
             for before, after in pairwise(row):
                 if after < before or (strictly and after == before):
                     raise PydanticCustomError(
@@ -72,7 +73,7 @@ class ExpertTable(Strict):
 
 
 class LayerTimes(Strict):
-    """A layer without its routed experts: a sum over what its batch has of each."""
+    """The time of a layer without its routed experts: a sum with one coefficient for each count."""
 
     base_ns: Nanoseconds
     token_ns: Nanoseconds = 0.0
@@ -82,7 +83,7 @@ class LayerTimes(Strict):
 
 
 class TailTimes(Strict):
-    """The end of a step, the way to the next one included."""
+    """The time from the last layer of a step to the start of the next step."""
 
     base_ns: Nanoseconds
     token_ns: Nanoseconds = 0.0
@@ -91,21 +92,21 @@ class TailTimes(Strict):
 
 
 class ReadbackTimes(Strict):
-    """From the end of a front until the first work of its layer event begins."""
+    """The time from the end of a front until the first work of its layer event starts."""
 
     base_ns: Nanoseconds
     byte_ns: Nanoseconds = 0.0
 
 
 class Residual(Strict):
-    """How well a fit holds: errors on the points it was not fitted to."""
+    """The errors of a fit on measured points that it was not fitted to."""
 
     fitted: Count
     held_out: Count
     error_median: Ratio = Field(description="Median of |predicted - measured| / measured.")
     error_p90: Ratio = Field(description="90th percentile of the same.")
     bias: Annotated[float, BeforeValidator(_number), Field(ge=-1e6, le=1e6)] = Field(
-        description="Sum of predicted over sum of measured, less one."
+        description="Sum of predicted durations over sum of measured ones, minus 1."
     )
     interval: Ratio = Field(
         description="Half the 95 % interval of the median of predicted over measured."
@@ -128,7 +129,7 @@ class _RouterProfile(Strict):
 
 
 class ShapeProfile(Strict):
-    """The sizes of a `ModelShape`; its name is for people."""
+    """The sizes of a `ModelShape` in a profile; `name` serves readers and is not compared."""
 
     name: str = ""
     num_layers: PositiveCount
@@ -153,14 +154,14 @@ class ShapeProfile(Strict):
     kv_bits: Bits = 16
 
     def resolve(self) -> ModelShape:
-        """The shape, without a source."""
+        """Return the shape, with an empty `source`."""
         parts = ("mla", "router")
-        given = {key: getattr(self, key) for key in type(self).model_fields if key not in parts}
+        sizes = {key: getattr(self, key) for key in type(self).model_fields if key not in parts}
         for key in ("dense_layers", "windowed_layers"):
-            given[key] = tuple(given[key])
+            sizes[key] = tuple(sizes[key])
         mla = None if self.mla is None else Mla(**self.mla.model_dump())
         router = None if self.router is None else DecoupledRouter(**self.router.model_dump())
-        return ModelShape(mla=mla, router=router, **given)
+        return ModelShape(mla=mla, router=router, **sizes)
 
 
 class OperationTimes(Strict):
@@ -171,27 +172,32 @@ class OperationTimes(Strict):
     front: LayerTimes
     dense: LayerTimes | None = None
     first: LayerTimes = Field(
-        LayerTimes(base_ns=0.0), description="What the first layer of a step takes beyond that."
+        LayerTimes(base_ns=0.0), description="Additional time of the first layer of a step."
     )
     tail: TailTimes
     readback: ReadbackTimes
     landing_ns: Nanoseconds = Field(
-        0.0, description="From a landing until a computation that has waited for it begins."
+        0.0, description="Time from the end of a copy until a computation that waited for it."
     )
     copy_factor: Annotated[float, BeforeValidator(_number), Field(ge=1, le=1e3)] = Field(
-        1.0, description="How many times longer an expert's copy takes in a run than by itself."
+        1.0, description="Duration of an expert's copy in a run over that of a copy by itself."
     )
     residuals: dict[str, Residual] = Field(default={})
 
     @model_validator(mode="after")
     def _dense_where_needed(self) -> OperationTimes:
         if self.shape.dense_layers and self.dense is None:
-            raise ValueError(f"{self.shape.name or 'the shape'} has dense layers, but no `dense`")
+            raise ValueError(
+                f"{self.shape.name or 'the shape'} has dense layers, but no `dense` durations"
+            )
         return self
 
 
 class Overlap(Strict):
-    """How many times longer each takes while the other is under way: 1 is not at all."""
+    """The slowdown of computations during copies, and of copies during computations.
+
+    A value of 1 means no slowdown.
+    """
 
     compute: Ratio
     copies: Ratio
@@ -203,26 +209,26 @@ class Provenance(Strict):
     device: Annotated[str, Field(min_length=1)]
     date: Annotated[str, Field(min_length=1)]
     command: str = ""
-    points: str = Field("", description="The file beside the profile with all raw points.")
+    points: str = Field("", description="File beside the profile with all measured points.")
     machine: dict[str, str | int | float] = Field(
         default={}, description="Processor, memory, operating system, versions, threads."
     )
 
 
 def signature(shape: ModelShape) -> ModelShape:
-    """The shape less what no duration depends on, for comparison."""
+    """Return the shape without name and source, on which no duration depends."""
     return replace(shape, name="", source="")
 
 
 def shape_profile(shape: ModelShape) -> ShapeProfile:
-    """The shape as it is written in a profile."""
-    given: dict[str, Any] = {
+    """Return the shape as a profile holds it."""
+    sizes: dict[str, Any] = {
         item.name: getattr(shape, item.name)
         for item in fields(ModelShape)
         if item.name not in ("mla", "router", "source")
     }
     for key in ("dense_layers", "windowed_layers"):
-        given[key] = list(given[key])
+        sizes[key] = list(sizes[key])
     mla = None if shape.mla is None else _MlaProfile(**asdict(shape.mla))
     router = None if shape.router is None else _RouterProfile(**asdict(shape.router))
-    return ShapeProfile(mla=mla, router=router, **given)
+    return ShapeProfile(mla=mla, router=router, **sizes)

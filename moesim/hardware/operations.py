@@ -1,8 +1,8 @@
-"""Measured costs: what operations of one model took on one machine, in place of a roofline.
+"""Measured costs: durations of one model's operations on one machine, instead of a roofline.
 
-The same questions as `CostModel`, answered from the `operations` of a measured profile. Arithmetic
-is on integers (femtoseconds, since a pair of query and key takes less than a picosecond on a
-GPU), rounded up to whole nanoseconds at the end.
+`OperationCost` has the methods of `CostModel`, and takes durations from the `operations` of a
+measured profile. Arithmetic is on integers and is rounded up to whole nanoseconds at the end. The
+integers are femtoseconds, because a (query, key) pair takes less than a picosecond on a GPU.
 """
 
 from __future__ import annotations
@@ -24,7 +24,10 @@ _FS: Final = 10**6  # femtoseconds in a nanosecond
 
 
 class LayerWork(NamedTuple):
-    """What the time of one layer without its routed experts is a sum over."""
+    """The counts whose weighted sum is the time of one layer without its routed experts.
+
+    They mean what they mean in `BatchShape`, within what the layer's window lets tokens attend to.
+    """
 
     tokens: int
     sequences: int
@@ -33,7 +36,7 @@ class LayerWork(NamedTuple):
 
 
 def layer_work(batch: BatchShape, window: int | None) -> LayerWork:
-    """The work of one layer; a `window` bounds what its tokens can see."""
+    """Return the work of one layer, whose tokens attend to at most `window` positions."""
     entries, pairs = batch.kv_tokens, batch.pairs
     if window is not None:
         pairs = min(pairs, batch.tokens * window)
@@ -42,7 +45,10 @@ def layer_work(batch: BatchShape, window: int | None) -> LayerWork:
 
 
 def cost_of(hardware: Hardware, shape: ModelShape, *, pinned: bool = True) -> CostModel:
-    """Measured costs where the profile has them for this very shape, else the roofline."""
+    """Return measured costs where the profile has them for exactly these sizes, else a roofline.
+
+    `pinned`: the experts lie in page-locked host memory.
+    """
     times = hardware.operations_of(shape)
     if times is None:
         return CostModel(hardware, shape, pinned=pinned)
@@ -50,10 +56,10 @@ def cost_of(hardware: Hardware, shape: ModelShape, *, pinned: bool = True) -> Co
 
 
 class OperationCost(CostModel):
-    """Prices of one model on one machine, as they were measured there.
+    """Measured durations of the operations of one model on one machine.
 
-    Copies cost what the figures of the link say, those of experts times what a run that computes
-    beside them makes of it.
+    Copies follow the figures of the link. Copies to the GPU also take the measured factor by which
+    computations at the same time slow them down.
     """
 
     def __init__(
@@ -70,6 +76,7 @@ class OperationCost(CostModel):
         self._call_fs = _fs(times.experts.call_ns)
         self.landing_ns = ceil(times.landing_ns)
         self._front = _Layer(times.front)
+        # A model without dense layers never uses the second.
         self._dense_times = _Layer(times.dense or times.front)
         self._first = _Layer(times.first)
         tail = times.tail
@@ -80,52 +87,57 @@ class OperationCost(CostModel):
         self._readback_fs = _fs(times.readback.base_ns), _fs(times.readback.byte_ns)
 
     def experts_ns(self, tokens: tuple[int, ...]) -> int:
-        """One grouped call, `tokens[i]` rows through its i-th expert; none cost nothing."""
-        known = self._experts_memo.get(tokens)
-        if known is None:
-            each = sum(map(self._table.fs, tokens))
-            # No time at all would be a tie of everything that happens around it.
-            known = max(1, _ceil_ns(self._call_fs + each)) if tokens else 0
-            remember(self._experts_memo, tokens, known)
-        return known
+        """Return the nanoseconds of one grouped call, whose i-th expert computes `tokens[i]` rows.
+
+        A call without experts takes 0.
+        """
+        duration_ns = self._experts_memo.get(tokens)
+        if duration_ns is None:
+            sum_fs = sum(map(self._table.fs, tokens))
+            # With a duration of 0, the events before and after the call would be simultaneous.
+            duration_ns = max(1, _ceil_ns(self._call_fs + sum_fs)) if tokens else 0
+            remember(self._experts_memo, tokens, duration_ns)
+        return duration_ns
 
     def front_ns(self, layer: int, batch: BatchShape) -> int:
-        """One MoE layer up to its experts."""
-        return self._layer_price(self._front, layer, batch)
+        """Return the nanoseconds of one MoE layer without its routed experts."""
+        return self._layer_ns_of(self._front, layer, batch)
 
     def dense_ns(self, layer: int, batch: BatchShape) -> int:
-        """A whole layer without routed experts."""
-        return self._layer_price(self._dense_times, layer, batch)
+        """Return the nanoseconds of a whole layer without routed experts."""
+        return self._layer_ns_of(self._dense_times, layer, batch)
 
     def tail_ns(self, batch: BatchShape) -> int:
-        """The end of a step, and the way to the next; whatever ran there was measured with it,
-        a decoupled router too."""
+        """Return the nanoseconds from the last layer of a step to the start of the next step.
+
+        The measurement includes a decoupled router, if the model has one.
+        """
         base, token, sequence, sampled = self._tail_fs
         return _ceil_ns(
             base + token * batch.tokens + sequence * batch.sequences + sampled * batch.sampled
         )
 
     def copy_ns(self, direction: Direction, nbytes: int) -> int:
-        """One copy with the link to itself, beside computations."""
-        alone = super().copy_ns(direction, nbytes)
-        return ceil(alone * self._copy_factor) if direction == "h2d" else alone
+        """Return the nanoseconds of one copy without other copies, during computations."""
+        idle_ns = super().copy_ns(direction, nbytes)
+        return ceil(idle_ns * self._copy_factor) if direction == "h2d" else idle_ns
 
     def readback_ns(self, nbytes: int) -> int:
-        """From the end of a front until the first work of its layer event begins."""
+        """Return the nanoseconds from the end of a front until its layer event starts work."""
         base, byte = self._readback_fs
         return _ceil_ns(base + byte * nbytes)
 
-    def _price_kind(self, layer: int) -> tuple[bool, ...]:
-        return (layer == 0, *super()._price_kind(layer))
+    def _layer_kind(self, layer: int) -> tuple[bool, ...]:
+        return (layer == 0, *super()._layer_kind(layer))  # the first layer has a time of its own
 
-    def _layer_price(self, times: _Layer, layer: int, batch: BatchShape) -> int:
+    def _layer_ns_of(self, times: _Layer, layer: int, batch: BatchShape) -> int:
         window = self.shape.window if layer in self._windowed else None
         work = layer_work(batch, window)
         return _ceil_ns(times.fs(work) + (self._first.fs(work) if layer == 0 else 0))
 
 
 class _Layer:
-    """`LayerTimes` in femtoseconds."""
+    """`LayerTimes` as integers, in femtoseconds."""
 
     def __init__(self, times: LayerTimes) -> None:
         self._base = _fs(times.base_ns)
@@ -137,11 +149,12 @@ class _Layer:
         )
 
     def fs(self, work: LayerWork) -> int:
+        """Return the femtoseconds of a layer with this work."""
         return self._base + sum(each * count for each, count in zip(self._each, work, strict=True))
 
 
 class _Table:
-    """`ExpertTable` in femtoseconds, with a memo. No rows cost nothing."""
+    """`ExpertTable` as integers, in femtoseconds, with a memo. An expert without rows takes 0."""
 
     def __init__(self, table: ExpertTable) -> None:
         self._tokens = table.tokens
@@ -149,18 +162,19 @@ class _Table:
         self._memo = {0: 0}
 
     def fs(self, count: int) -> int:
-        known = self._memo.get(count)
-        if known is None:
-            known = self._memo[count] = self._interpolated(count)
-        return known
+        """Return the femtoseconds of one expert with `count` rows."""
+        duration_fs = self._memo.get(count)
+        if duration_fs is None:
+            duration_fs = self._memo[count] = self._interpolated(count)
+        return duration_fs
 
     def _interpolated(self, count: int) -> int:
-        """Below the first number of rows as for it, since reading the weights costs the same."""
         tokens, each = self._tokens, self._each
         if count <= tokens[0]:
-            return each[0]
+            return each[0]  # reading the weights takes most of the time, whatever the rows
         if len(tokens) == 1:
             return -(-each[0] * count // tokens[0])
+        # Past the last entry, the last two entries give the slope.
         high = min(bisect_left(tokens, count), len(tokens) - 1)
         low = high - 1
         rise = (each[high] - each[low]) * (count - tokens[low])
@@ -168,7 +182,7 @@ class _Table:
 
 
 def _fs(nanoseconds: float) -> int:
-    """Exact, rounded to the nearest."""
+    """Return femtoseconds, rounded to the nearest integer without a float in between."""
     return round(Fraction(nanoseconds) * _FS)
 
 

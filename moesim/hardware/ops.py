@@ -1,9 +1,10 @@
-"""What a machine may be asked to compute, as data.
+"""The operations that a machine computes, as data.
 
-The server names an operation; the simulated machine prices it, the real machine runs it. An
-operation is a tuple, so that it hashes fast and can key a memo of prices. Layers of fronts and
-dense layers are model layers, dense ones included; those of experts are trace layers, and their
-keys are those of the caches, `layer * experts + expert`.
+The server names an operation. The simulated machine computes its duration, the real machine runs
+it. An operation is a tuple, so that it hashes fast and can be the key of a memo of durations.
+
+`Front` and `Dense` count model layers, dense ones included. `Experts` counts trace layers, which
+are the MoE layers alone; its keys are those of the caches, `layer * num_experts + expert`.
 """
 
 from __future__ import annotations
@@ -14,23 +15,25 @@ __all__ = ["BatchShape", "Dense", "Experts", "Front", "Op", "Tail"]
 
 
 class BatchShape(NamedTuple):
-    """All that the cost of one step's non-expert work depends on."""
+    """The counts that decide how long the work of a step outside its experts takes."""
 
     tokens: int
-    """Rows in the step: prefill and decode together."""
+    """Rows of the step, prefill and decode together."""
     kv_tokens: int
     """KV entries read in one layer, summed over the sequences of the step."""
     pairs: int
-    """(query, key) pairs attended in one layer, summed over the sequences of the step."""
+    """Pairs of query and key attended in one layer, summed over the sequences of the step."""
     sampled: int
-    """Rows whose logits are needed."""
+    """Rows for which a next token is sampled; only these need logits."""
     sequences: int = 1
-    """Requests that take part."""
+    """Requests that have rows in the step."""
 
 
 class Front(NamedTuple):
-    """One MoE layer up to its experts: norms, attention, shared experts, and its router unless
-    that is decoupled."""
+    """One MoE layer without its routed experts: norms, attention, shared experts and router.
+
+    With a decoupled router, layers have no router of their own.
+    """
 
     layer: int
     batch: BatchShape
@@ -44,7 +47,7 @@ class Dense(NamedTuple):
 
 
 class Experts(NamedTuple):
-    """One grouped call over routed experts of one layer: `tokens[i]` rows through `keys[i]`."""
+    """One grouped call of routed experts: expert `keys[i]` computes `tokens[i]` rows."""
 
     layer: int
     keys: tuple[int, ...]
@@ -52,7 +55,8 @@ class Experts(NamedTuple):
 
 
 class Tail(NamedTuple):
-    """What a step does once: embedding, final norm, LM head, sampling, and a decoupled router."""
+    """The work that a step does once: embedding, final norm, LM head, sampling, and a decoupled
+    router if the model has one."""
 
     batch: BatchShape
 

@@ -1,4 +1,4 @@
-"""One YAML file says one run, or with `sweep:` a grid of them; here it is read and checked."""
+"""A scenario: the YAML file that describes one run, or with `sweep:` a grid of runs."""
 
 from moesim.scenario.loader import load_scenario
 from moesim.scenario.memory_share import MemoryShare

@@ -1,4 +1,8 @@
-"""The mistakes behind the first ones: those that show only once the wrong keys are left out."""
+"""Mistakes that show only once other mistakes are gone.
+
+The checks that need a trace or a model run only on a scenario that the schema accepts. Here the
+keys that it refuses are left out, so that one attempt reports the remaining mistakes as well.
+"""
 
 from __future__ import annotations
 
@@ -18,18 +22,18 @@ if TYPE_CHECKING:
 
 __all__ = ["mistakes_behind"]
 
-_ROUNDS: Final = 5  # a key left out may uncover another mistake in the section around it
+_ROUNDS: Final = 5  # leaving a key out may expose another mistake in the section around it
 
 
 def mistakes_behind(document: Document, base_dir: Path) -> list[str]:
-    """Return what else is wrong with a document that the schema refuses.
+    """Return the other mistakes of a document that the schema refuses.
 
-    The wrong keys are left out. The rest is checked against its trace, its model and its machine;
-    of a sweep, every value of each key is tried.
+    The wrong keys are left out. The rest is checked against its trace, model and machine, with
+    every value of each swept key.
     """
-    from moesim.checks import further_mistakes
+    from moesim.checks import further_mistakes  # which imports this package
 
-    scenario, wrong = _mended(document, base_dir)
+    scenario, wrong = _without_mistakes(document, base_dir)
     if scenario is None:
         return []
     mistakes: list[str] = []
@@ -40,15 +44,18 @@ def mistakes_behind(document: Document, base_dir: Path) -> list[str]:
     if oversize(scenario):
         # Trying every value would take as long as the refused sweep: check the scenario alone.
         scenario = scenario.model_copy(update={"sweep": {}})
-    points, useless = vary(scenario)
+    points, without_value = vary(scenario)
     traces: dict[Path, Trace] = {}
     for point in points:
-        mistakes += further_mistakes(point, wrong | useless, traces)
+        mistakes += further_mistakes(point, wrong | without_value, traces)
     return mistakes
 
 
-def _mended(document: Document, base_dir: Path) -> tuple[Scenario | None, set[KeyPath]]:
-    """Return the scenario without what is wrong in it, and the keys that were left out."""
+def _without_mistakes(document: Document, base_dir: Path) -> tuple[Scenario | None, set[KeyPath]]:
+    """Return the scenario without its wrong keys, and these keys.
+
+    The scenario is None where mistakes are left after `_ROUNDS` rounds.
+    """
     wrong: set[KeyPath] = set()
     for _ in range(_ROUNDS):
         scenario, faults = check(document, Scenario, {BASE_DIR: base_dir})
@@ -58,8 +65,9 @@ def _mended(document: Document, base_dir: Path) -> tuple[Scenario | None, set[Ke
         for fault in faults:
             document = document.without(fault.path)
             wrong.add(fault.path)
-        for key, stand_in in (("trace", "."), ("hardware", hardware_names()[0])):
+        # The two required keys need some value. As they count as wrong, no check reads it.
+        for key, placeholder in (("trace", "."), ("hardware", hardware_names()[0])):
             if key not in document.data:
-                document = document.with_value((key,), stand_in, document.place((key,)), {})
+                document = document.with_value((key,), placeholder, document.place((key,)), {})
                 wrong.add((key,))
     return None, wrong

@@ -1,4 +1,4 @@
-"""What the markers of a schema say of its keys: the shorthands, and which values are paths."""
+"""The keys of a scenario: their paths, their shorthands, and which of them hold file paths."""
 
 from __future__ import annotations
 
@@ -17,16 +17,19 @@ __all__ = ["key_path", "map_paths", "shorthands"]
 
 
 def key_path(key: str) -> KeyPath:
-    """Return `"cache.policy"` as a path; behind `sweep.` the rest is one key."""
+    """Return a dotted key as a path: `"cache.policy"` is `("cache", "policy")`.
+
+    `sweep.cache.policy` has two parts only, because the keys of `sweep` are dotted themselves.
+    """
     first, dot, rest = key.partition(".")
     if first == "sweep" and dot:
         return (first, rest)
     return tuple(key.split("."))
 
 
-@cache
+@cache  # markers never change, and every point of a sweep needs them
 def shorthands(model: type[BaseModel]) -> Mapping[KeyPath, str]:
-    """Return the key that a word stands for, by the section that may be written as one word."""
+    """Return the key that one word stands for, for each section that may be one word."""
     return {path: short.key for path, short in marked(model, Short)}
 
 
@@ -47,21 +50,23 @@ def map_paths(
     change: Callable[[KeyPath, str], str],
     policy: str | None = None,
 ) -> Any:
-    """Return the plain data `value` of `key` with `change(key, path)` for every path in it.
+    """Return the plain data `value` of `key` with every path in it replaced.
 
-    The options of a policy hold a path where the policy types them `Path`. Where `policy` is not
-    known, every policy of the family is asked.
+    `change(key, path)` returns the replacement. An option of a policy is a path where the policy
+    types it `Path`. Without `policy`, an option is a path if any policy of the family says so.
     """
     if key[:1] == ("sweep",) and len(key) == 2:
+        # A value that is no list is a mistake, which the schema reports later.
         swept = value if isinstance(value, list) else []
-        return [map_paths(model, key_path(str(key[1])), one, change) for one in swept] or value
+        return [map_paths(model, key_path(str(key[1])), item, change) for item in swept] or value
     if isinstance(value, dict):
         policy = value.get("policy", policy)
         return {k: map_paths(model, (*key, k), v, change, policy) for k, v in value.items()}
     if not isinstance(value, str):
         return value
-    if key in shorthands(model):
+    if key in shorthands(model):  # the text is the value of the section's main key
         key = (*key, shorthands(model)[key])
     marker, family = _paths(model).get(key), _families(model).get(key[:-1])
+    # The schema types no option; the policy's own class does.
     of_policy = family is not None and key[-1] in path_options(family, policy)
     return change(key, value) if of_policy or (marker and marker.is_path(value)) else value

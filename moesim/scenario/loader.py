@@ -1,4 +1,4 @@
-"""From a YAML file and `--set` overrides to a scenario, or to all of its mistakes."""
+"""Loading a scenario from a YAML file and `--set` overrides, with all mistakes at once."""
 
 from __future__ import annotations
 
@@ -29,14 +29,16 @@ __all__ = ["load_scenario"]
 def load_scenario(
     source: str | os.PathLike[str] | Mapping[str, Any], overrides: Sequence[str] = ()
 ) -> Scenario:
-    """Read and check a scenario with every point of its sweep.
+    """Return the checked scenario in `source`, changed by `overrides`.
 
-    `source` is a YAML file, or a mapping, whose paths start at the working directory. `overrides`
-    are `"cache.policy=lru"`: a dotted key and a value in YAML; an overridden key is no longer
-    swept.
+    `source` is a YAML file or a mapping; the relative paths of a mapping start at the working
+    directory. An override like `"cache.policy=lru"` is a dotted key and a value in YAML. It also
+    removes the key from the sweep. Every point of a sweep is checked.
 
     Raises:
-        ScenarioError: with every mistake, each with its file:line:column or `--set` key.
+        ScenarioError: the scenario has mistakes; each is given with its file:line:column or its
+            `--set` key.
+        UsageError: `source` is not a path.
     """
     if isinstance(source, Mapping):
         document = plain_document(source, "scenario")
@@ -52,6 +54,7 @@ def load_scenario(
         scenario = build(document, base_dir)
         expand_sweep(scenario)
     except ScenarioError as error:
+        # Both may report the same mistake, hence the `dict.fromkeys`.
         mistakes = [*error.problems, *problems, *mistakes_behind(document, base_dir)]
         raise ScenarioError(sorted(dict.fromkeys(mistakes), key=order)) from None
     if problems:
@@ -60,7 +63,7 @@ def load_scenario(
 
 
 def build(document: Document, base_dir: Path) -> Scenario:
-    """The scenario that a document is, its sweep left unexpanded. Raises ScenarioError."""
+    """Return the scenario in a document without checking its sweep. Raise ScenarioError."""
     scenario = validate(document, Scenario, {BASE_DIR: base_dir})
     scenario._document = document
     scenario._base_dir = base_dir
@@ -70,12 +73,14 @@ def build(document: Document, base_dir: Path) -> Scenario:
 def _override(
     document: Document, overrides: Sequence[str], base_dir: Path
 ) -> tuple[Document, list[str]]:
-    """The document with all overrides that can be read, and what is wrong with the others.
+    """Return the document with all valid overrides, and the mistakes of the others.
 
-    A path given here starts at the working directory; the document's start at `base_dir`.
+    Relative paths of overrides start at the working directory, those of the document at
+    `base_dir`.
     """
 
     def seen_from_base(_key: KeyPath, text: str) -> str:
+        # An empty path stays empty, so that the schema refuses it.
         if not text or os.path.isabs(text):
             return text
         return seen_from(base_dir, text)
@@ -95,20 +100,21 @@ def _override(
         except ScenarioError as error:
             problems += error.problems
             continue
+        # A swept value would replace that of the override at every point.
         sweep = document.data.get("sweep")
         if isinstance(sweep, dict):
             for swept in [s for s in sweep if s == key or s.startswith(f"{key}.")]:
                 del sweep[swept]
-    return document, problems + _lost(document, overrides)
+    return document, problems + _overwritten(document, overrides)
 
 
-def _lost(document: Document, overrides: Sequence[str]) -> list[str]:
-    """Overrides of which a sweep would leave nothing: it sets all of the section around them."""
+def _overwritten(document: Document, overrides: Sequence[str]) -> list[str]:
+    """Return a message for each override inside a section that the sweep sets as a whole."""
     sweep = document.data.get("sweep")
     keys = [override.partition("=")[0].strip() for override in overrides]
     return [
         f"--set {key}: the sweep sets all of {swept} at every point; "
-        f"give sweep.{swept} the values that are meant, or set {swept} itself"
+        f"change the values of sweep.{swept}, or set {swept} itself"
         for key in dict.fromkeys(keys)
         for swept in (sweep if isinstance(sweep, dict) else ())
         if key.startswith(f"{swept}.")

@@ -1,4 +1,4 @@
-"""Shares of GPU memory as a scenario writes them: all that is left, a size, a share, a count."""
+"""The size of a part of GPU memory: what is left, a size, a share, or a number of slots."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ _PER_LAYER: Final = re.compile(r"([0-9]{1,9})\s*/\s*layer")
 
 @dataclass(frozen=True, slots=True)
 class MemoryShare:
-    """How much memory or how many expert slots; what `value` means follows from `kind`.
+    """An amount of memory or a number of expert slots; `kind` says what `value` means.
 
-    auto and rest have none; bytes, count and per_layer (slots in each layer) are integers, and
-    share is a float from 0 to 1.
+    `auto` and `rest` have no value. `bytes`, `count` (slots of all layers) and `per_layer` (slots
+    of each layer) are integers. `share` is a float from 0 to 1.
     """
 
     kind: Kind
     value: int | float = 0
 
     def plain(self) -> int | str:
-        """As YAML would write it: reading it gives this share again, to the last bit."""
+        """Return the value as YAML holds it; reading it gives an equal object, to the last bit."""
         match self.kind:
             case "bytes":
                 return f"{self.value}B"
@@ -76,12 +76,13 @@ def _read_slots(value: object) -> MemoryShare:
         try:
             if text.endswith("%"):
                 return MemoryShare("share", parse_share(text))
+            # A bare number would be bytes elsewhere; here it is a count, and must be whole.
             if not _is_bare_number(text):
                 return MemoryShare("bytes", parse_bytes(text))
         except ValueError:
-            pass
+            pass  # the message below names all forms, not only that of a size
     raise ValueError(
-        f"{shown(value)} is no number of expert slots; write rest, a total like 128, a size "
+        f"{shown(value)} is not a number of expert slots; write rest, a total like 128, a size "
         "like 8GiB, a share of all experts like 50%, or a number for each layer like 4/layer"
     )
 
@@ -91,7 +92,7 @@ def _is_bare_number(text: str) -> bool:
 
 
 def _field(read: Callable[[object], MemoryShare]) -> GetPydanticSchema:
-    """A field that holds an MemoryShare, reads what `read` reads, and is written plainly."""
+    """Return the schema of a field that holds a MemoryShare and parses text with `read`."""
 
     def parse(value: object) -> MemoryShare:
         return value if isinstance(value, MemoryShare) else read(value)

@@ -1,4 +1,4 @@
-"""The policy of a section and its options, as fields that know which family they belong to."""
+"""Markers of the keys `policy` and `options`, whose rules depend on the family of policies."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ __all__ = ["OptionsOf", "PolicyOf", "finite_throughout"]
 
 @dataclass(frozen=True, slots=True)
 class PolicyOf:
-    """The name of a policy of `family`. Names are checked where paths are: in files."""
+    """The field is the name of a policy of `family`.
+
+    The name is checked by `load_scenario` only. `Scenario.model_validate` loads no plug-ins.
+    """
 
     family: str
 
@@ -39,7 +42,7 @@ class PolicyOf:
 
 @dataclass(frozen=True, slots=True)
 class OptionsOf:
-    """The options of the policy of `family` that the field `policy` before them names."""
+    """The field holds options of the policy that the field `policy` before it names."""
 
     family: str
 
@@ -59,7 +62,7 @@ class OptionsOf:
 
 
 def finite_throughout(value: Any) -> Any:
-    """Return plain data as it is. Raise ValueError where a number in it is not finite."""
+    """Return plain data unchanged. Raise ValueError for a number in it that is not finite."""
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{value!r} must be a finite number")
     if isinstance(value, dict | list):

@@ -1,4 +1,4 @@
-"""One run, or one grid of runs, as a checked value: the root of the YAML schema."""
+"""A scenario as a checked value: one run or one grid of runs, the root of the YAML schema."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from moesim.config.yaml_document import Document, dotted, dump_document
 from moesim.errors import ScenarioError, UsageError
 from moesim.files import as_path
 from moesim.hardware.hardware import Hardware, load_hardware
-from moesim.hardware.shapes import ModelShape, load_shape, shape_from_config
+from moesim.hardware.model_config import load_shape, shape_from_config
+from moesim.hardware.shapes import ModelShape
 from moesim.scenario.keys import key_path, map_paths, shorthands
 from moesim.scenario.sections import (
     Batching,
@@ -44,47 +45,58 @@ __all__ = ["SHORTHANDS", "Scenario"]
 class Scenario(Strict):
     """What is simulated: a trace, a model's sizes, a machine, a workload and the policies.
 
-    Built by `load_scenario`, or in Python by `Scenario.model_validate(dict)`, which knows no
-    lines and checks no paths.
+    `load_scenario` builds one from a file or a mapping. `Scenario.model_validate(dict)` builds one
+    without line numbers, and checks neither paths nor policy names.
     """
 
     name: Text = Field(
         "scenario",
-        description="Names the run; by default the file's stem.",
+        description="Name of the run; the default is the file's name without its ending.",
         examples=["quickstart"],
     )
     trace: TracePath = Field(
-        description="The trace's folder, seen from this file.", examples=["../traces/shallow"]
+        description="Folder of the trace; a relative path starts at the folder of this file.",
+        examples=["../traces/shallow"],
     )
-    model: Model = Field(ModelChoice(), description="Whose sizes are costed.")
-    hardware: HardwareField = Field(description="The machine.")
+    model: Model = Field(
+        ModelChoice(), description="The model whose sizes decide how long operations take."
+    )
+    hardware: HardwareField = Field(description="The machine: a profile and changes to it.")
     memory: Memory = Field(Memory(), description="How GPU memory is divided.")
     workload: Workload = Field(Workload(), description="Which requests arrive, and when.")
     batching: BatchingField = Field(Batching(), description="Which tokens form a step.")
-    cache: CacheField = Field(Cache(), description="Which experts keep a slot.")
-    prefetch: PrefetchField = Field(Prefetch(), description="What is fetched in advance.")
+    cache: CacheField = Field(Cache(), description="Which experts keep a slot in GPU memory.")
+    prefetch: PrefetchField = Field(
+        Prefetch(), description="Which experts are fetched before they are needed."
+    )
     placement: PlacementField = Field(Placement(), description="Where a missing expert runs.")
     replay: Literal["atomic", "sequential"] = Field(
         "atomic",
-        description="Layer events are atomic; sequential replays ids one by one, for contrast.",
+        description="How the cache sees a layer's experts: atomic (all at once, as a step uses "
+        "them) or sequential (one by one, for comparison; it inflates misses).",
     )
-    seed: Count = Field(0, description="Seeds every random stream.", examples=[0])
+    seed: Count = Field(0, description="Seed of all random streams.", examples=[0])
     bounds: bool = Field(
         True,
-        description="Also simulate an infinite cache and an infinite link, and re-score MIN.",
+        description="Also simulate an infinite cache and an infinite link, and count the misses of "
+        "MIN.",
         examples=[True],
     )
-    timeline: Timeline = Field(Timeline(), description="The steps kept in detail.")
+    timeline: Timeline = Field(
+        Timeline(), description="The steps whose events are kept for the timeline."
+    )
     sweep: Sweep = Field(
-        {}, description="Dotted keys and the values to try: the grid of all combinations."
+        {}, description="Dotted keys and their values; all combinations of the values are run."
     )
 
+    # Only a scenario that was read from a document has them.
     _document: Document | None = PrivateAttr(None)
     _base_dir: Path = PrivateAttr(Path())
 
     @field_validator("name")
     @classmethod
     def _usable_as_folder(cls, name: str) -> str:
+        # Characters that Windows forbids are refused on every system: the name becomes a folder's.
         if name in (".", "..") or any(c in '/\\:*?"<>|' or ord(c) < 32 for c in name):
             raise ValueError(f"{name!r} cannot name a folder; use letters, digits, - and _")
         return name
@@ -111,11 +123,11 @@ class Scenario(Strict):
 
     @property
     def base_dir(self) -> Path:
-        """The folder that relative paths start from."""
+        """The folder from which relative paths start."""
         return self._base_dir
 
     def path(self, text: str) -> Path:
-        """A path of this scenario, seen from its file."""
+        """Return a path of this scenario, with the folder of its file in front if relative."""
         return self._base_dir / as_path(text)
 
     @property
@@ -124,25 +136,26 @@ class Scenario(Strict):
         return self.path(self.trace)
 
     def mark(self, key: str) -> str:
-        """Where a dotted key, or the nearest key around it, was written: `file:line:column`."""
+        """Return the `file:line:column` of a dotted key, or of the nearest key around it."""
         return self.document().place(key_path(key))
 
     def document(self) -> Document:
-        """The YAML that this scenario was read from, or what it would be."""
+        """Return the document that this scenario was read from, or one made from its values."""
         if self._document is None:
             return Document("scenario", self.resolved(), has_lines=False)
         return self._document
 
     def resolved(self, paths: Callable[[str, str], str] | None = None) -> dict[str, Any]:
-        """The scenario as plain data with defaults filled in and units as integers.
+        """Return the scenario as plain data, with defaults filled in and quantities in base units.
 
-        Reading it again gives the same scenario. Paths stay as written, or become
+        Reading the data gives an equal scenario. Paths stay as written, or become
         `paths(key, path)`.
         """
         plain = self.model_dump(mode="json")
+        # The profile is a field of a subclass and would come last; a reader expects it first.
         for section, key in (("model", "shape"), ("hardware", "profile")):
-            given = _without_none(plain[section])
-            plain[section] = {key: given.pop(key), **given}
+            values = _without_none(plain[section])
+            plain[section] = {key: values.pop(key), **values}
         if paths is None:
             return plain
         moved: dict[str, Any] = map_paths(
@@ -151,52 +164,60 @@ class Scenario(Strict):
         return moved
 
     def resolved_in(self, folder: Path) -> dict[str, Any]:
-        """The same with paths as seen from `folder`, in which the result is to be read."""
+        """Return `resolved()` with relative paths that start at `folder`."""
         return self.resolved(lambda _, path: seen_from(folder, self.path(path)))
 
     def paths(self) -> dict[str, Path]:
-        """Return every file and folder that the scenario itself names, by its dotted key."""
-        named: dict[str, Path] = {}
-        self.resolved(lambda key, text: str(named.setdefault(key, self.path(text))))
-        return named
+        """Return the file or folder that each key with a path names, by dotted key.
+
+        Where a key is both set and swept, its value outside the sweep counts.
+        """
+        paths: dict[str, Path] = {}
+        self.resolved(lambda key, text: str(paths.setdefault(key, self.path(text))))
+        return paths
 
     def write(self, file: Path, *, reader: Path) -> None:
-        """Write the resolved scenario into `file`, to be read again in the folder `reader`."""
+        """Write the resolved scenario to `file`, with relative paths that start at `reader`."""
         text = dump_document(self.resolved_in(reader))
         file.write_text(text, encoding="utf-8", newline="\n")
 
     def load_hardware(self) -> Hardware:
-        """The machine. Raises ScenarioError where a profile of your own is wrong."""
+        """Return the machine, with this scenario's changes to its profile.
+
+        Raises:
+            ScenarioError: the profile cannot be read, or is wrong.
+        """
         profile = self.hardware.profile
+        # A shipped profile is a name, which no folder goes in front of.
         if profile.endswith((".yaml", ".yml")):
             profile = str(self.path(profile))
         try:
             return load_hardware(profile, self.hardware.overrides())
         except ScenarioError:
-            raise
+            raise  # its messages point at lines of the profile
         except UsageError as error:
             raise ScenarioError.at(self, "hardware", str(error)) from None
 
     def load_shape(self, trace_config: Mapping[str, Any] | None) -> ModelShape:
-        """The model's sizes; `trace_config` is the Hugging Face config in the trace's header.
+        """Return the model's sizes; `trace_config` is the Hugging Face config of the trace.
 
         Raises:
-            ScenarioError: the shape cannot be read, or the trace has none.
+            ScenarioError: the sizes cannot be read, or the trace has none.
         """
-        shape = self.model.shape
+        name = self.model.shape
         try:
-            if shape != "trace":
-                made = load_shape(str(self.path(shape)) if shape.endswith(".json") else shape)
+            if name != "trace":
+                shape = load_shape(str(self.path(name)) if name.endswith(".json") else name)
             elif trace_config is None:
                 raise UsageError(
                     "the trace's header names no model configuration to take sizes from; "
                     "name a model, like `model: mixtral-8x7b`, or the path of its config.json"
                 )
             else:
-                made = shape_from_config(trace_config)
+                shape = shape_from_config(trace_config)
         except UsageError as error:
             raise ScenarioError.at(self, "model", str(error)) from error
-        return made.with_bits(
+        return shape.with_bits(
             expert_bits=self.model.expert_bits,
             weight_bits=self.model.weight_bits,
             kv_bits=self.model.kv_bits,
@@ -204,7 +225,7 @@ class Scenario(Strict):
 
 
 def _without_none(section: dict[str, Any]) -> dict[str, Any]:
-    """Leave out what overrides nothing."""
+    """Return a section without its unset keys, which change nothing."""
     return {
         key: _without_none(value) if isinstance(value, dict) else value
         for key, value in section.items()
@@ -213,3 +234,4 @@ def _without_none(section: dict[str, Any]) -> dict[str, Any]:
 
 
 SHORTHANDS: Final = shorthands(Scenario)
+"""The key that a section's word stands for: `("hardware",)` is `profile`."""

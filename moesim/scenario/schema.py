@@ -1,4 +1,4 @@
-"""The JSON Schema of a scenario file, for editors and for other languages."""
+"""The JSON Schema of a scenario file, which editors use to check and complete it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SCHEMA_PATH: Final = Path(__file__).with_name("scenario.schema.json")
 
 
 def json_schema() -> dict[str, Any]:
-    """Return the schema (draft 2020-12) of the models that check a scenario."""
+    """Return the schema (draft 2020-12), made from the models that check a scenario."""
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         **Scenario.model_json_schema(),

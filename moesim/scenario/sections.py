@@ -1,7 +1,7 @@
-"""The parts of a scenario, as its YAML file spells them.
+"""The sections of a scenario file: their keys, defaults and rules.
 
-Every field says what it is in its description, which editors show; every default is here. A
-section that is mostly one name may be written as that name: `hardware: t4` is short for
+Each key has a description, which editors show through the JSON Schema. A section that often has
+one key only may be written as that key's value: `hardware: t4` is short for
 `hardware: {profile: t4}` (the marker `Short`).
 """
 
@@ -41,13 +41,13 @@ __all__ = [
 ]
 
 
-def _known_profile(value: str) -> str:
+def _existing_profile(value: str) -> str:
     if not value.endswith(_PROFILES) and (wrong := check_hardware_name(value)):
         raise ValueError(wrong)
     return value
 
 
-def _known_shape(value: str) -> str:
+def _existing_shape(value: str) -> str:
     if value != "trace" and not value.endswith(_CONFIGS) and (wrong := check_shape_name(value)):
         raise ValueError(wrong)
     return value
@@ -68,10 +68,11 @@ TracePath = Annotated[
 
 
 class ModelChoice(Strict):
-    """Whose sizes are costed."""
+    """The model whose sizes decide how long operations and copies take."""
 
+    # The routing comes from the trace, so one trace can stand for a model of other widths.
     shape: Annotated[
-        str, AfterValidator(_known_shape), PathTo("file", os.path.isfile, _CONFIGS)
+        str, AfterValidator(_existing_shape), PathTo("file", os.path.isfile, _CONFIGS)
     ] = Field(
         "trace",
         description="`trace` (the shape in the trace's header), a shipped model, or the path of a "
@@ -84,7 +85,9 @@ class ModelChoice(Strict):
     weight_bits: Bits | None = Field(
         None, description="Bits of every other stored weight.", examples=[16]
     )
-    kv_bits: Bits | None = Field(None, description="Bits of a KV cache entry.", examples=[16])
+    kv_bits: Bits | None = Field(
+        None, description="Bits of one number in the KV cache.", examples=[16]
+    )
 
 
 class HardwareChoice(HardwareOverrides):
@@ -92,17 +95,18 @@ class HardwareChoice(HardwareOverrides):
 
     profile: Annotated[
         str,
-        AfterValidator(_known_profile),
+        AfterValidator(_existing_profile),
         PathTo("hardware profile", os.path.isfile, _PROFILES),
     ] = Field(
-        description="A shipped profile, or the path of your own .yaml.", examples=["rtx-4090"]
+        description="A shipped profile, or the path of your own .yaml file.",
+        examples=["rtx-4090"],
     )
     pinned: bool = Field(
         True, description="Experts lie in page-locked host memory.", examples=[True]
     )
 
     def overrides(self) -> dict[str, Any]:
-        """What `load_hardware` takes beside the profile."""
+        """Return the figures that differ from the profile, as `load_hardware` takes them."""
         return self.model_dump(exclude={"profile", "pinned"}, exclude_none=True)
 
 
@@ -110,56 +114,60 @@ class Memory(Strict):
     """How GPU memory is divided. Only one of KV blocks and expert slots may take the rest."""
 
     capacity: Bytes | None = Field(
-        None, description="GPU memory to use; by default all of the card's.", examples=["24GiB"]
+        None, description="GPU memory to use; the default is all of the card.", examples=["24GiB"]
     )
+    # Pydantic checks no defaults unless told to; here the default is text that must be parsed.
     kv: KvShare = Field(
         "auto",
         validate_default=True,
-        description="KV blocks: auto, rest, a size or a share of the capacity.",
+        description="Memory of KV blocks: auto, rest, a size or a share of the capacity.",
     )
     kv_block_tokens: PositiveCount = Field(16, description="Tokens in one KV block.", examples=[16])
     staging: PositiveCount = Field(
         2,
-        description="Expert-sized buffers for experts that get no slot.",
+        description="Number of expert-sized buffers for experts that have no slot.",
         examples=[2],
     )
+    # None inside, `auto` in YAML: the size then follows from the model and the batching.
     activations: Annotated[Bytes | None, NoneAs("auto", "a size like 512MiB")] = Field(
         "auto",
         validate_default=True,
-        description="Room for activations: auto or a size.",
+        description="Memory of activations: auto or a size.",
         examples=["512MiB"],
     )
 
 
 class AllAtOnce(Strict):
-    """Every request is there at time zero."""
+    """All requests arrive at time zero."""
 
     kind: Literal["all_at_once"] = "all_at_once"
 
 
 class Poisson(Strict):
-    """Independent arrivals: exponential gaps."""
+    """A Poisson process: independent, exponentially distributed gaps between arrivals."""
 
     kind: Literal["poisson"]
-    rate_per_s: PositiveNumber = Field(description="Mean requests a second.", examples=[2.0])
+    rate_per_s: PositiveNumber = Field(description="Mean arrivals a second.", examples=[2.0])
 
 
 class Gamma(Strict):
-    """Gamma-distributed gaps: bursts where the burstiness exceeds 1."""
+    """Independent, gamma-distributed gaps between arrivals; bursts if the burstiness exceeds 1."""
 
     kind: Literal["gamma"]
-    rate_per_s: PositiveNumber = Field(description="Mean requests a second.", examples=[2.0])
+    rate_per_s: PositiveNumber = Field(description="Mean arrivals a second.", examples=[2.0])
     burstiness: PositiveNumber = Field(
         description="Coefficient of variation of the gaps; 1 is Poisson.", examples=[4.0]
     )
 
 
 class Recorded(Strict):
-    """The arrival times in the trace."""
+    """The arrival times of the trace."""
 
     kind: Literal["recorded"]
     time_scale: PositiveNumber = Field(
-        1.0, description="Multiplies the times: 0.5 is twice as fast.", examples=[1.0]
+        1.0,
+        description="Factor on the arrival times: 0.5 doubles the arrival rate.",
+        examples=[1.0],
     )
 
 
@@ -168,13 +176,17 @@ class Csv(Strict):
 
     kind: Literal["csv"]
     path: Annotated[str, PathTo("file", os.path.isfile)] = Field(
-        description="The file.", examples=["arrivals.csv"]
+        description="Path of the CSV file.", examples=["arrivals.csv"]
     )
     format: Literal["plain", "azure"] = Field(
-        "plain", description="plain (arrival_s, prompt_tokens, output_tokens) or Azure's columns."
+        "plain",
+        description="Columns of the file: plain (arrival_s, prompt_tokens, output_tokens) or azure "
+        "(as in Azure's published LLM traces).",
     )
     time_scale: PositiveNumber = Field(
-        1.0, description="Multiplies the times: 0.5 is twice as fast.", examples=[1.0]
+        1.0,
+        description="Factor on the arrival times: 0.5 doubles the arrival rate.",
+        examples=[1.0],
     )
 
 
@@ -184,32 +196,40 @@ Arrivals = Annotated[
 
 
 class Lengths(Strict):
-    """The same lengths for every request."""
+    """One pair of lengths for all requests."""
 
-    prompt: PositiveCount = Field(description="Prompt tokens.", examples=[128])
-    output: PositiveCount = Field(description="Generated tokens.", examples=[32])
+    prompt: PositiveCount = Field(description="Prompt tokens of each request.", examples=[128])
+    output: PositiveCount = Field(description="Generated tokens of each request.", examples=[32])
 
 
 class Workload(Strict):
     """Which requests of the trace arrive, when, and how long they are."""
 
     requests: PositiveCount | None = Field(
-        None, description="How many; by default all of the trace.", examples=[100]
+        None,
+        description="Number of requests; the default is all of the trace.",
+        examples=[100],
     )
     order: Literal["recorded", "shuffled", "resampled"] = Field(
-        "recorded", description="As recorded, permuted by the seed, or drawn with replacement."
+        "recorded",
+        description="Order of the trace's requests: recorded, shuffled (permuted by the seed) or "
+        "resampled (drawn with replacement).",
     )
     domains: Annotated[list[Text], Field(min_length=1)] | None = Field(
-        None, description="Only requests of these domains.", examples=[["code"]]
+        None, description="Use only requests of these domains.", examples=[["code"]]
     )
     arrivals: Arrivals = Field(AllAtOnce(), description="When requests arrive.")
+    # None inside, `recorded` in YAML.
     lengths: Annotated[Lengths | None, NoneAs("recorded", "{prompt: 128, output: 32}")] = Field(
         "recorded",
         validate_default=True,
-        description="`recorded`, or fixed: {prompt: 128, output: 32}.",
+        description="Lengths of requests: `recorded`, or the same for all, like "
+        "{prompt: 128, output: 32}.",
     )
     prefill: Literal["recorded", "skip", "resample"] = Field(
-        "recorded", description="What stands for prompt rows that a trace may lack."
+        "recorded",
+        description="Routing of prompt tokens: recorded, skip (start with the first decoded "
+        "token), or resample (draw it from decoded tokens, if the trace has no prompts).",
     )
 
 
@@ -218,15 +238,18 @@ class Batching(Strict):
 
     policy: Annotated[Text, PolicyOf("batching")] = Field(
         "decode_first",
-        description="prefill_first, decode_first, fcfs or a plug-in.",
+        description="The batching policy: prefill_first, decode_first, fcfs, expert_aware, "
+        "task_aware or a plug-in.",
         examples=["decode_first"],
     )
     options: Annotated[dict[str, Any], OptionsOf("batching")] = Field(
-        {}, description="The policy's own options."
+        {}, description="Options of the policy; `moesim list policies` shows them."
     )
-    token_budget: PositiveCount = Field(512, description="Most tokens in one step.", examples=[512])
+    token_budget: PositiveCount = Field(
+        512, description="Largest number of tokens in one step.", examples=[512]
+    )
     max_sequences: PositiveCount = Field(
-        32, description="Most requests running at once.", examples=[32]
+        32, description="Largest number of requests that run at once.", examples=[32]
     )
 
 
@@ -234,28 +257,34 @@ class Cache(Strict):
     """Which experts keep a slot in GPU memory."""
 
     policy: Annotated[Text, PolicyOf("eviction")] = Field(
-        "lru", description="The eviction policy.", examples=["lru"]
+        "lru",
+        description="The eviction policy; see `moesim list policies`.",
+        examples=["lru"],
     )
     options: Annotated[dict[str, Any], OptionsOf("eviction")] = Field(
-        {}, description="The policy's own options."
+        {}, description="Options of the policy; `moesim list policies` shows them."
     )
     scope: Literal["per_layer", "global"] = Field(
-        "per_layer", description="Each layer has its own slots, or all share them."
+        "per_layer",
+        description="per_layer gives each layer slots of its own; with global all layers share "
+        "them.",
     )
     slots: SlotsShare = Field(
         "rest",
         validate_default=True,
-        description="Expert slots in all: rest, a count, a size, a share of all experts, or a "
-        "number for each layer.",
+        description="Expert slots of all layers together: rest, a count, a size, a share of all "
+        "experts, or a number for each layer like 4/layer.",
     )
     initial_layers: Count = Field(
         0,
-        description="How many of the first MoE layers have all their experts resident from the "
-        "start; the policy has the remaining slots.",
+        description="Number of first MoE layers whose experts are all in GPU memory from the "
+        "start; the policy manages the remaining slots.",
         examples=[1],
     )
     admission: Literal["bypass", "always"] = Field(
-        "bypass", description="Whether a just-used expert may be dropped at once."
+        "bypass",
+        description="bypass lets the policy drop a just-used expert at once; always keeps it while "
+        "the slots suffice.",
     )
     write_back: bool = Field(
         False, description="Copy evicted experts back to the host.", examples=[False]
@@ -266,13 +295,16 @@ class Prefetch(Strict):
     """Which experts are fetched before they are needed."""
 
     policy: Annotated[Text, PolicyOf("prefetch")] = Field(
-        "none", description="none, oracle, predicted or a plug-in."
+        "none",
+        description="The prefetch policy: none, oracle, predicted, layer_ahead or a plug-in.",
     )
     options: Annotated[dict[str, Any], OptionsOf("prefetch")] = Field(
-        {}, description="The policy's own options, like {depth: 1}."
+        {}, description="Options of the policy, like {depth: 1}."
     )
     cancel: bool = Field(
-        False, description="Cancel prefetches that turn out useless.", examples=[False]
+        False,
+        description="Cancel prefetches that turn out useless; not available yet.",
+        examples=[False],
     )
 
 
@@ -280,18 +312,18 @@ class Placement(Strict):
     """Where a missing expert runs."""
 
     policy: Annotated[Text, PolicyOf("placement")] = Field(
-        "copy", description="copy (to the GPU): no other acts yet."
+        "copy", description="The placement policy: copy (to the GPU); others are not used yet."
     )
     options: Annotated[dict[str, Any], OptionsOf("placement")] = Field(
-        {}, description="The policy's own options."
+        {}, description="Options of the policy."
     )
 
 
 class Timeline(Strict):
-    """The steps whose lanes are kept in detail."""
+    """The steps whose events on each lane are kept for the timeline."""
 
-    first_step: Count = Field(0, description="The first step kept.", examples=[0])
-    steps: Count = Field(20, description="How many steps are kept.", examples=[20])
+    first_step: Count = Field(0, description="Number of the first step that is kept.", examples=[0])
+    steps: Count = Field(20, description="Number of steps that are kept.", examples=[20])
 
 
 Model = Annotated[ModelChoice, Short("shape", lambda: ["trace", *shape_names()])]
@@ -302,6 +334,7 @@ PrefetchField = Annotated[Prefetch, Short("policy")]
 PlacementField = Annotated[Placement, Short("policy")]
 Sweep = Annotated[
     dict[str, Annotated[list[Any], Field(min_length=1)]],
+    # `sweep:` with all its keys commented out is null, and means no sweep.
     BeforeValidator(lambda value: {} if value is None else value),
     AfterValidator(finite_throughout),
     WithJsonSchema(

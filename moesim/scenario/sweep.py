@@ -1,4 +1,4 @@
-"""A sweep: one scenario file that stands for the grid of all combinations of some values."""
+"""A sweep: the grid of runs over all combinations of the values that a scenario lists."""
 
 from __future__ import annotations
 
@@ -15,17 +15,19 @@ from moesim.scenario.scenario import SHORTHANDS, Scenario
 
 __all__ = ["expand_sweep"]
 
+# All points are built and checked before the first one runs, which takes time and memory.
 MAX_POINTS: Final = 10_000
 MAX_KEYS: Final = 100
 
 
 def expand_sweep(scenario: Scenario) -> list[tuple[dict[str, Any], Scenario]]:
-    """Every point of the grid with its values, the last key varying fastest.
+    """Return every point of the grid as its swept values and its scenario.
 
-    A scenario without a sweep is a grid of one point. Each point is a scenario without a sweep.
+    The last key varies fastest. A scenario without a sweep has one point. The scenario of a point
+    has no sweep.
 
     Raises:
-        ScenarioError: a key that no scenario has, or a value that is wrong there, at its line.
+        ScenarioError: a swept key does not exist, or a value is wrong; each with its line.
     """
     document = scenario.document()
     problems = _check_keys(scenario, document)
@@ -33,7 +35,7 @@ def expand_sweep(scenario: Scenario) -> list[tuple[dict[str, Any], Scenario]]:
         raise ScenarioError(problems)
     plain = document.with_value(("sweep",), {}, document.place(("sweep",)), SHORTHANDS)
     keys = list(scenario.sweep)
-    # Value by value first: a wrong one would otherwise be found in every combination.
+    # Each value is checked by itself first; else a wrong one shows up in every combination.
     for key in keys:
         for index in range(len(scenario.sweep[key])):
             problems += _wrong_with(scenario, plain, {key: index})
@@ -43,35 +45,35 @@ def expand_sweep(scenario: Scenario) -> list[tuple[dict[str, Any], Scenario]]:
     for indices in itertools.product(*(range(len(scenario.sweep[key])) for key in keys)):
         chosen = dict(zip(keys, indices, strict=True))
         try:
-            made = _point(scenario, plain, chosen)
+            point = _point(scenario, plain, chosen)
         except ScenarioError as error:
             problems += error.problems
         else:
-            points.append(({key: scenario.sweep[key][i] for key, i in chosen.items()}, made))
+            points.append(({key: scenario.sweep[key][i] for key, i in chosen.items()}, point))
     if problems:
         raise ScenarioError(list(dict.fromkeys(problems)))
     return points
 
 
 def vary(scenario: Scenario) -> tuple[list[Scenario], set[KeyPath]]:
-    """Return points that show every value of a sweep, and the keys of which no value is right.
+    """Return few points that hold every valid value of a sweep, and the keys without such a value.
 
-    Each point differs from the first in one key. Wrong values are left out.
+    Each point differs from the first in at most one key.
     """
     document = scenario.document()
     plain = document.with_value(("sweep",), {}, document.place(("sweep",)), SHORTHANDS)
-    good = {
+    valid = {
         key: [i for i in range(len(values)) if not _wrong_with(scenario, plain, {key: i})]
         for key, values in scenario.sweep.items()
     }
-    first = {key: indices[0] for key, indices in good.items() if indices}
-    chosen = [first, *({**first, key: i} for key, indices in good.items() for i in indices[1:])]
+    first = {key: indices[0] for key, indices in valid.items() if indices}
+    chosen = [first, *({**first, key: i} for key, indices in valid.items() for i in indices[1:])]
     points = [
         _point(scenario, plain, indices)
         for indices in chosen
         if not _wrong_with(scenario, plain, indices)
     ]
-    return points, {key_path(key) for key in good if key not in first}
+    return points, {key_path(key) for key in valid if key not in first}
 
 
 def oversize(scenario: Scenario) -> str | None:
@@ -79,35 +81,37 @@ def oversize(scenario: Scenario) -> str | None:
     size = math.prod(len(values) for values in scenario.sweep.values())
     place = f"{scenario.document().place(('sweep',), key=True)}: sweep"
     if len(scenario.sweep) > MAX_KEYS:
-        return f"{place}: has {len(scenario.sweep)} keys; at most {MAX_KEYS} are swept"
+        return f"{place}: has {len(scenario.sweep)} keys; at most {MAX_KEYS} are allowed"
     if size > MAX_POINTS:
-        return f"{place}: has {size} points; at most {MAX_POINTS} are built"
+        return f"{place}: has {size} points; at most {MAX_POINTS} are allowed"
     return None
 
 
 def _check_keys(scenario: Scenario, document: Document) -> list[str]:
-    """Return what can be said of a sweep without building its points."""
+    """Return the mistakes of a sweep that show without building its points."""
     if too_large := oversize(scenario):
         return [too_large]
     problems = []
     for key, values in scenario.sweep.items():
         place = document.place(("sweep", key), key=True)
         if not all(key.split(".")) or key.split(".")[0] == "sweep":
-            problems.append(f"{place}: sweep.{key}: is no dotted key of a scenario")
+            problems.append(f"{place}: sweep.{key}: is not a dotted key of a scenario")
         problems += [
-            f"{place}: sweep.{key}: {other} is swept as well, which is inside it"
+            f"{place}: sweep.{key}: cannot be swept together with {other}, which is inside it"
             for other in scenario.sweep
             if other.startswith(f"{key}.")
         ]
         problems += [
             f"{document.place(('sweep', key, i))}: sweep.{key}: {value!r} is listed twice"
             for i, value in enumerate(values)
+            # Python's 1, 1.0 and True are equal, but differ as values of a key.
             if any(value == other and type(value) is type(other) for other in values[:i])
         ]
     return problems
 
 
 def _wrong_with(scenario: Scenario, plain: Document, chosen: dict[str, int]) -> list[str]:
+    """Return the mistakes of one point."""
     try:
         _point(scenario, plain, chosen)
     except ScenarioError as error:
@@ -116,15 +120,19 @@ def _wrong_with(scenario: Scenario, plain: Document, chosen: dict[str, int]) -> 
 
 
 def _point(scenario: Scenario, plain: Document, chosen: dict[str, int]) -> Scenario:
-    """The scenario with, for each key, the value of this index."""
+    """Return `plain`, the scenario without its sweep, with value number `chosen[key]` of each key.
+
+    Raise ScenarioError.
+    """
     document = plain
     source = scenario.document()
     for key, index in chosen.items():
         place = source.place(("sweep", key, index))
         value = scenario.sweep[key][index]
         document = document.with_value(key_path(key), value, place, SHORTHANDS)
+    # A scenario from `model_validate` has no document; its paths are not checked either.
     context = {BASE_DIR: scenario.base_dir} if scenario._document is not None else None
-    made = validate(document, Scenario, context)
-    made._document = document
-    made._base_dir = scenario.base_dir
-    return made
+    point = validate(document, Scenario, context)
+    point._document = document
+    point._base_dir = scenario.base_dir
+    return point

@@ -1,4 +1,4 @@
-"""Keys of a scenario that cannot change its result, so that the result can say so."""
+"""Keys of a scenario that have no effect on its result; a result lists them in its notes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["unused_keys"]
 
 
 def unused_keys(scenario: Scenario) -> list[str]:
-    """Return a note for every key that was set and changes nothing in this scenario."""
+    """Return a note for each key that is set and has no effect in this scenario."""
     return [f"{key} is unused: {reason}" for key, reason in _unused(scenario)]
 
 
@@ -26,13 +26,14 @@ def _unused(scenario: Scenario) -> Iterator[tuple[str, str]]:
         yield "hardware.cpu_flops", "no expert runs on the CPU yet"
     if hardware.d2h is not None and hardware.d2h.chunk is not None:
         yield "hardware.d2h.chunk", "no copy to the host is more urgent than another"
-    other, reason = (
+    # Copies use one of two rates, chosen by `pinned`; the other rate is never read.
+    unread, reason = (
         ("pageable_bandwidth", "experts lie in page-locked memory")
         if hardware.pinned
         else ("pinned_bandwidth", "experts lie in pageable memory")
     )
     for direction in ("h2d", "d2h"):
-        if getattr(getattr(hardware, direction), other, None) is not None:
-            yield f"hardware.{direction}.{other}", reason
+        if getattr(getattr(hardware, direction), unread, None) is not None:
+            yield f"hardware.{direction}.{unread}", reason
     if scenario.workload.lengths is not None and isinstance(scenario.workload.arrivals, Csv):
         yield "workload.lengths", "the CSV file gives the lengths"

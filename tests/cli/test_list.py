@@ -12,7 +12,8 @@ from moesim.cli import app
 from moesim.config.fields import Bandwidth
 from moesim.errors import UsageError
 from moesim.hardware import hardware_names, load_hardware
-from moesim.hardware.shapes import load_shape, shape_names
+from moesim.hardware.model_config import load_shape
+from moesim.hardware.shapes import shape_names
 from moesim.policies import find, names
 
 

@@ -269,7 +269,9 @@ def test_one_shape_has_one_entry(tmp_path: Path) -> None:
     times = [random_times(seed, tiny_shape()) for seed in (1, 2)]
     times[1]["shape"]["name"] = "the same by another name"
     path = measured_profile(tmp_path / "mine.yaml", *times)
-    with pytest.raises(ScenarioError, match=r"operations\[1\].*sizes of operations\[0\]"):
+    with pytest.raises(
+        ScenarioError, match=r"operations\[1\].*same sizes as operations\[0\]; keep one of the two$"
+    ):
         load_hardware(path)
 
 

@@ -99,7 +99,7 @@ def test_a_key_given_twice_is_refused_with_both_lines() -> None:
         ("a: \x07\n", "the character #x0007 is not allowed"),
         ('a: "\\UFFFFFFFF"\n', "cannot be read as YAML"),
         ("a: !!python/object:os.system {}\n", "the tag"),
-        ("a: !!binary aGk=\n", "the tag 'tag:yaml.org,2002:binary' is not read here"),
+        ("a: !!binary aGk=\n", "the tag 'tag:yaml.org,2002:binary' is not supported; leave it out"),
         ("a: !!int x\n", "'x' cannot be read as a number"),
         ("a: &x {b: 1}\nc:\n  <<: *x\n", "merge keys"),
         ("a: &x [*x]\n", "too large or nested too deeply"),

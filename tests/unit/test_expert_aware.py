@@ -154,7 +154,7 @@ def test_a_rare_expert_starves_unless_it_may_go_first_after_a_while() -> None:
 
 def test_a_layerwise_router_does_not_reveal_what_it_asks_for() -> None:
     scenario = tiny_scenario(batching={"policy": "expert_aware"})
-    with pytest.raises(ScenarioError, match="expert_aware asks which experts queued tokens want"):
+    with pytest.raises(ScenarioError, match="expert_aware needs the experts of queued tokens"):
         plan_of(scenario, tiny_trace())
 
 

@@ -10,7 +10,8 @@ import pytest
 from workloads import TINY_CONFIG, plan_of, tiny_scenario, tiny_trace
 
 from moesim.facts import routing_facts
-from moesim.hardware.shapes import named_shape, shape_from_config
+from moesim.hardware.model_config import shape_from_config
+from moesim.hardware.shapes import named_shape
 from moesim.policies.batching import FirstComeFirstServed
 from moesim.policies.eviction import LRU
 from moesim.policies.registry import _registry, register

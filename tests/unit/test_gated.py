@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 from moesim.cli import models as models_cli
 from moesim.errors import MoesimError, OutputError, UsageError
-from moesim.hardware.shapes import shape_from_config
+from moesim.hardware.model_config import shape_from_config
 from moesim.machine.real.generate import Serving, generate
 from moesim.models import Corpus, GatedPreset, built_in_corpus, checkpoint, train, training
 from moesim.models.gated import GatedConfig, GatedForCausalLM, check_gate

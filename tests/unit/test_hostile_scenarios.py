@@ -12,7 +12,7 @@ import yaml
 from damage import NONSENSE, damaged_bytes, damaged_value
 from workloads import tiny_trace
 
-from moesim.config import yaml_document
+from moesim.config import yaml_nodes
 from moesim.config.yaml_document import parse_document, plain_document
 from moesim.errors import BudgetError, ScenarioError, TraceError
 from moesim.scenario import load_scenario
@@ -104,7 +104,7 @@ def only_problem(text: str) -> str:
 
 def test_a_long_list_is_refused_while_it_is_composed(monkeypatch: pytest.MonkeyPatch) -> None:
     """What comes after the limit is never parsed: else its mistake would be the one to be told."""
-    monkeypatch.setattr(yaml_document, "_MAX_VALUES", 1000)
+    monkeypatch.setattr(yaml_nodes, "MAX_VALUES", 1000)
     mistake = "- [\n- }\n"
     for text in ("a:\n" + "- 1\n" * 2000, "a: &x [1]\nb:\n" + "- *x\n" * 2000):
         assert "too large or nested too deeply" in only_problem(text + mistake)
@@ -144,12 +144,12 @@ def test_a_message_repeats_no_endless_value_and_shows_a_hundred_mistakes() -> No
 def test_a_sweep_of_endless_size_is_one_mistake() -> None:
     keys = {f"cache.options.k{n}": [1, 2] for n in range(101)}
     for sweep, says in (
-        (keys, "has 101 keys; at most 100 are swept"),
-        ({"seed": list(range(10_001))}, "has 10001 points; at most 10000 are built"),
+        (keys, "has 101 keys; at most 100 are allowed"),
+        ({"seed": list(range(10_001))}, "has 10001 points; at most 10000 are allowed"),
     ):
         with pytest.raises(ScenarioError, match=says) as caught:
             load_scenario({"trace": ".", "hardware": "rtx-4090", "sweep": sweep})
-        assert len([text for text in caught.value.problems if "sweep" in text]) == 1
+        assert len([line for line in caught.value.problems if "sweep" in line]) == 1
 
 
 def test_data_from_python_is_copied() -> None:
@@ -157,7 +157,7 @@ def test_data_from_python_is_copied() -> None:
     document = plain_document({"a": inner}, "scenario")
     assert document.data == {"a": inner}
     assert document.data["a"]["b"] is not inner["b"]
-    with pytest.raises(ScenarioError, match=r"^scenario: a\.b\[0\]: .*object.* plain data"):
+    with pytest.raises(ScenarioError, match=r"^scenario: a\.b\[0\]: .*object.* must be text, a"):
         plain_document({"a": {"b": [object()]}}, "scenario")
     with pytest.raises(ScenarioError, match=r"^scenario: a: the number is too large"):
         plain_document({"a": 10**5000}, "scenario")

@@ -138,5 +138,8 @@ def test_the_machines_agree_with_resident_layers(block: int) -> None:
 def test_more_than_there_are_or_fit_are_refused() -> None:
     with pytest.raises(BudgetError, match=r"of 2 initial layers take 16 slots; there are 15"):
         run(busy_trace(), initial_layers=2, slots=15)
-    with pytest.raises(ScenarioError, match=r"initial_layers: is 5; the trace has 4"):
+    with pytest.raises(
+        ScenarioError,
+        match=r"initial_layers: is 5; it must be at most 4, the MoE",
+    ):
         run(busy_trace(), initial_layers=5)

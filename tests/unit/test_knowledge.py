@@ -383,10 +383,10 @@ def test_look_ahead_is_min_where_a_static_model_serves_one_request_at_a_time(
 
 
 def test_a_layerwise_router_reveals_nothing_to_fetch() -> None:
-    with pytest.raises(ScenarioError, match=r"layer_ahead looks 1 layers ahead.*reveals 0"):
+    with pytest.raises(ScenarioError, match=r"layer_ahead has depth 1.*reveals routing to depth 0"):
         plan_of(tiny_scenario(prefetch="layer_ahead"), tiny_trace())
     deep = {"policy": "layer_ahead", "options": {"depth": 2}}
-    with pytest.raises(ScenarioError, match="pregated, which reveals 1"):
+    with pytest.raises(ScenarioError, match="pregated, which reveals routing to depth 1"):
         plan_of(tiny_scenario(prefetch=deep), tiny_trace().with_meta(router="pregated"))
 
 

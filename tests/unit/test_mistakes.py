@@ -62,12 +62,12 @@ sed: 1
         ("3:8: model: ", "the trace has 4 MoE layers, 8 experts, top-2; mixtral-8x7b has 32, 8"),
         ("4:17: cache.policy: ", "did you mean 'lru'?"),
         ("4:29: cache.scope: ", "did you mean 'per_layer'?"),
-        ("4:55: cache.initial_layers: ", "is 9; the trace has 4"),
+        ("4:55: cache.initial_layers: ", "is 9; it must be at most 4, the MoE layers of the trace"),
         ("6:13: workload.domains[0]: ", "no domain 'poetry'"),
         ("6:21: workload.domains[1]: ", "no domain 'prose'"),
         ("7:13: workload.requests: ", "must be at least 1, not 0"),
         ("12:13: batching.options.sise: ", "has no option 'sise'"),
-        ("13:20: prefetch.policy: ", "which reveals 0; choose predicted"),
+        ("13:20: prefetch.policy: ", "which reveals routing to depth 0; choose predicted"),
         ("13:62: prefetch.cancel: ", "leave the key out"),
         ("14:21: placement.policy: ", "unknown placement policy 'cpu'"),
         ("15:1: sed: ", "did you mean 'seed'?"),
@@ -87,7 +87,7 @@ def test_what_only_the_trace_shows_is_reported_together_as_well(folder: Path) ->
     said = mistakes(folder, text)
     starts = [f"{line}:" for line in (3, 4, 5, 6, 6, 7)]
     assert [problem[:2] for problem in said] == starts, "\n".join(said)
-    assert "choose a trace whose router is decoupled or static, or decode_first" in said[1]
+    assert "choose a trace whose router is decoupled or static, or write decode_first" in said[1]
     assert "there is no file or folder 'nowhere'" in "".join(said[3:5])
     assert "write bypass" in "".join(said[3:5])
 
@@ -219,7 +219,7 @@ def test_a_shape_that_does_not_fit_names_what_does(folder: Path) -> None:
     [
         ("TIMESTAMP,ContextTokens,GeneratedTokens", "plain", "those of `format: azure`"),
         ("arrival_s,prompt_tokens,output_tokens", "azure", "those of `format: plain`"),
-        ("when,prompt_tokens", "plain", "it has when, prompt_tokens; `format` says which"),
+        ("when,prompt_tokens", "plain", "it has 'when', 'prompt_tokens'; `format` says which"),
     ],
 )
 def test_a_csv_of_another_format_names_it(

@@ -12,7 +12,7 @@ from refactored_models import ROUTER, dense_model, readme_model, some_masks, som
 from torch.nn import functional
 
 from moesim.errors import UsageError
-from moesim.hardware.shapes import shape_from_config
+from moesim.hardware.model_config import shape_from_config
 from moesim.machine.real.models import load_model
 from moesim.models.readme.masked_experts import decide
 from moesim.models.readme.model import materialise, refactor

@@ -186,7 +186,7 @@ timeline: 3
         ("2:11: hardware: ", "did you mean 'rtx-4090'?"),
         ("3:1: memry: ", "unknown key; did you mean 'memory'?"),
         ("4:9: cache.polcy: ", "unknown key; did you mean 'policy'?"),
-        ("4:28: cache.slots: ", "'50 percent' is no number of expert slots; write rest"),
+        ("4:28: cache.slots: ", "'50 percent' is not a number of expert slots; write rest"),
         ("4:49: cache.scope: ", "'perlayer' is none of per_layer, global; did you mean"),
         ("4:71: cache.write_back: ", "must be true or false, not 1; write for example"),
         ("6:13: workload.arrivals: ", "'gama' is none of all_at_once, poisson, gamma"),
@@ -218,7 +218,7 @@ timeline: 3
         ("workload: {arrivals: {kind: poisson, rate_per_s: 0}}", "must be greater than 0, not 0"),
         ("workload: {arrivals: {kind: poisson, rate_per_s: .inf}}", "inf must be a finite number"),
         ("workload: {arrivals: {kind: poisson, rate_per_s: 1, rate: 2}}", "unknown key"),
-        ("workload: {arrivals: {rate_per_s: 1}}", "needs 'kind' to say which it is"),
+        ("workload: {arrivals: {rate_per_s: 1}}", "needs the key 'kind', which says how"),
         ("workload: {arrivals: {kind: csv, path: no.csv}}", "there is no file 'no.csv'"),
         ("workload: {lengths: record}", "did you mean 'recorded'?"),
         ("hardware: {profile: t4, h2d: {bandwidth: 0}}", "must be greater than zero"),
@@ -230,9 +230,9 @@ timeline: 3
         ("cache: {options: {alpha: .nan}}", "nan must be a finite number"),
         ("cache: {options: [1]}", "must be a mapping of keys and values"),
         ("cache: {policy: ''}", "must not be empty"),
-        ("cache: {slots: -4}", "-4 is no number of expert slots"),
-        ("cache: {slots: 1.5}", "1.5 is no number of expert slots"),
-        ("cache: {slots: 101%}", "is no number of expert slots"),
+        ("cache: {slots: -4}", "-4 is not a number of expert slots"),
+        ("cache: {slots: 1.5}", "1.5 is not a number of expert slots"),
+        ("cache: {slots: 101%}", "is not a number of expert slots"),
         ("cache: null", "must be a mapping of keys and values, not None"),
         ("name: a/b", "cannot name a folder"),
         ("seed: -1", "must be at least 0"),
@@ -318,9 +318,12 @@ def test_a_wrong_sweep_names_the_key_and_the_value(folder: Path) -> None:
         ("{seed: 3}", "must be a list, not 3"),
         ("[seed]", "must be a mapping"),
         ("{seed: [1, 1]}", "1 is listed twice"),
-        ("{cache: [lru], cache.policy: [lru]}", "cache.policy is swept as well"),
-        ("{sweep.seed: [1]}", "is no dotted key"),
-        ("{'': [1]}", "is no dotted key"),
+        (
+            "{cache: [lru], cache.policy: [lru]}",
+            "cannot be swept together with cache.policy, which",
+        ),
+        ("{sweep.seed: [1]}", "is not a dotted key"),
+        ("{'': [1]}", "is not a dotted key"),
         ("{cache.policy.x: [1]}", "must be text, not {'x': 1}"),
         ("{seed.x: [1]}", "which has no keys to set"),
         (f"{{seed: {list(range(200))}, timeline.steps: {list(range(200))}}}", "40000 points"),
@@ -340,6 +343,7 @@ def test_combinations_that_are_wrong_only_together_are_found(folder: Path) -> No
     said = problems(folder, text)
     assert len(said) == 1
     assert "cannot go to both" in said[0]
+    assert said[0].endswith("give memory.kv or cache.slots a size")
 
 
 def test_an_overridden_key_is_no_longer_swept(folder: Path) -> None:

@@ -328,7 +328,7 @@ def test_without_mixing_every_layer_event_is_of_one_task() -> None:
 @pytest.mark.parametrize("router", ["layerwise", "pregated", "decoupled"])
 def test_other_routers_do_not_reveal_what_it_asks_for(router: str) -> None:
     trace = tiny_trace().with_meta(router=router, model_config=REFACTORED_CONFIG)
-    said = f"task_aware asks what requests will ever want; the trace's router is {router}, and"
+    said = f"task_aware needs the experts of all future tokens; the trace's router is {router}, and"
     with pytest.raises(ScenarioError, match=said) as caught:
         plan_of(tiny_scenario(batching={"policy": "task_aware"}), trace)
     assert caught.value.exit_code == 2

@@ -68,7 +68,7 @@ def test_durations_and_bandwidths_are_read_exactly() -> None:
         (True, "True is not a size"),
         (None, "None is not a size"),
         ([1], "[1] is not a size"),
-        ("0.1B", "smaller than the unit"),
+        ("0.1B", "it would be rounded to 0 B; write at least 1B"),
         ("1e30GB", "too large"),
         ("1e999999999", "no unit 'e999999999'"),
     ],
