@@ -54,7 +54,7 @@ def linger(task: tuple[Path, int]) -> None:
 @pytest.mark.parametrize("workers", WORKERS)
 def test_every_task_has_one_outcome_and_failures_stop_nothing(tmp_path: Path, workers: int) -> None:
     tasks = [(tmp_path, number) for number in range(6)]
-    outcomes = {o.index: o.error for o in LocalProcesses(workers).outcomes(write_square, tasks)}
+    outcomes = {o.index: o.error for o in LocalProcesses(workers).results(write_square, tasks)}
     assert sorted(outcomes) == list(range(6))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["0", "1", "4", "5"]
     assert isinstance(outcomes[2], TraceError)
@@ -63,7 +63,7 @@ def test_every_task_has_one_outcome_and_failures_stop_nothing(tmp_path: Path, wo
 
 
 def test_no_tasks_are_no_outcomes() -> None:
-    assert list(LocalProcesses(4).outcomes(write_square, [])) == []
+    assert list(LocalProcesses(4).results(write_square, [])) == []
 
 
 def test_workers_are_at_least_one() -> None:
@@ -73,7 +73,7 @@ def test_workers_are_at_least_one() -> None:
 
 def test_a_worker_that_dies_costs_its_own_task_only(tmp_path: Path) -> None:
     tasks = [(tmp_path, number) for number in range(9)]
-    outcomes = {o.index: o.error for o in LocalProcesses(2).outcomes(die_on_two, tasks)}
+    outcomes = {o.index: o.error for o in LocalProcesses(2).results(die_on_two, tasks)}
     assert sorted(outcomes) == list(range(9))
     assert sorted(path.name for path in tmp_path.iterdir()) == [*"01345678"]
     assert [index for index, error in outcomes.items() if error is not None] == [2]
@@ -84,7 +84,7 @@ def test_a_worker_that_dies_costs_its_own_task_only(tmp_path: Path) -> None:
 def test_closing_early_ends_the_workers_which_clean_up(tmp_path: Path) -> None:
     tasks = [(tmp_path, 0), (tmp_path, 1), (tmp_path, 2), (tmp_path, 3)]
     before = set(multiprocessing.active_children())
-    code = LocalProcesses(2).outcomes(linger_or_return, tasks)
+    code = LocalProcesses(2).results(linger_or_return, tasks)
     assert next(code).error is None
     wait_until(lambda: (tmp_path / "1.begun").exists())
     code.close()
@@ -114,7 +114,7 @@ def test_workers_do_not_outlive_a_parent_that_is_killed(tmp_path: Path) -> None:
             from moesim.sweep import LocalProcesses
             if __name__ == "__main__":
                 tasks = [(Path({str(tmp_path)!r}), number) for number in range(2)]
-                list(LocalProcesses(2).outcomes(linger, tasks))
+                list(LocalProcesses(2).results(linger, tasks))
             """
         )
     )
