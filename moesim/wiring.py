@@ -255,8 +255,8 @@ def _caches(
     policy, options = policy_of(scenario, "cache")
     if eviction is not None:
         policy, options = find("eviction", eviction), None
-    # If requests arrive over time, their order in steps depends on how fast the run is. No
-    # rehearsal can show it, and a clairvoyant policy must do without a future.
+    # If requests arrive over time, the steps depend on how fast the run is, so no rehearsal can
+    # show the layer events. The policy then gets no future (`min` refuses to be built).
     futures: list[list[list[Key]]] | None = None
     if policy.clairvoyant and all(request.arrival_ns == 0 for request in requests):
         futures = group_by_cache(plan, rehearse())

@@ -1,4 +1,4 @@
-"""On a terminal a long command shows how far it is; elsewhere it is silent."""
+"""On a terminal a long command shows its progress; elsewhere it shows none."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Calibration finds again what is known: on a simulated machine with noise, and by hand."""
+"""Calibration recovers known costs: of a simulated machine with noise, and by hand."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def predictions(cost: CostModel) -> list[int]:
     return [*found, cost.readback_ns(8), cost.readback_ns(320)]
 
 
-def test_without_noise_every_price_is_found_again() -> None:
+def test_without_noise_every_price_is_recovered() -> None:
     cost = known_cost()
     found = measure(Subject(cost.shape), SimBench(cost), 60, most_rounds=11)
     again = OperationCost(cost.hardware, cost.shape, found.times)
@@ -281,7 +281,7 @@ def test_designs_cover_batches_and_residencies_within_the_limits() -> None:
     assert max(design.slots for design in few) == 3
 
 
-def test_the_time_is_kept_and_too_little_of_it_is_said() -> None:
+def test_the_budget_of_time_is_kept_and_one_that_is_too_short_is_reported() -> None:
     cost = known_cost()
     bench = SimBench(cost, noise=0.3)
     found = measure(Subject(cost.shape), bench, 0.01)

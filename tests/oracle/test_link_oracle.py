@@ -1,4 +1,4 @@
-"""Lanes do what queueing theory and a patient reading of the rules say they do.
+"""Lanes do what queueing theory and a literal simulation of the rules predict.
 
 Lindley (1952): with one lane, first come first served, job n waits
 W(n) = max(0, W(n-1) + S(n-1) - A(n)), where S is the service time of a job and A(n) the gap before
@@ -122,7 +122,7 @@ def scripts(draw: Any, *, free: bool = False) -> list[Any]:
     kinds = [(H2D, DEMAND), (H2D, PREFETCH), (H2D, PREFETCH), (D2H, DEMAND), (GPU, DEMAND)]
     script: list[Any] = []
     jobs = 0
-    needed: set[int] = set()  # promoted behind one that waits for it, a job would wait for ever
+    needed: set[int] = set()  # a job that is promoted behind one that waits for it would never run
     for kind in draw(st.lists(st.integers(0, 9), min_size=3, max_size=30)):
         one = st.integers(0, max(0, jobs - 1))
         some = st.lists(one, max_size=2 * bool(jobs), unique=True).map(tuple)
@@ -213,7 +213,7 @@ def test_at_the_same_instant_work_ends_before_the_server_acts_and_lanes_start(ma
     assert resumed == [10, 10]
 
 
-def test_a_server_that_waits_for_nothing_is_told_so() -> None:
+def test_a_wait_for_no_work_is_an_error() -> None:
     with pytest.raises(InvariantError, match="invariant 14"):
         play(SimMachine, Tariff(), [Await((), None)])
 

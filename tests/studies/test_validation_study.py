@@ -79,7 +79,7 @@ def test_each_round_is_announced_and_none_that_is_done(tmp_path: Path) -> None:
     assert rounds[RUNS:] == [(RUNS, -1)]
 
 
-def test_a_killed_study_keeps_what_it_has_and_goes_on(tmp_path: Path) -> None:
+def test_a_killed_study_keeps_its_runs_and_resumes(tmp_path: Path) -> None:
     made, plans = configurations()
     with pytest.raises(KeyboardInterrupt):
         study(tmp_path).measure(plans, Dying(6 + 6 + 6 + 2))  # two of the last round are done
@@ -186,7 +186,7 @@ def test_untestable_configurations_are_named_and_judge_nothing(tmp_path: Path) -
     assert found.missing == ["lru-4"]
 
 
-def test_the_tables_say_it_all(tmp_path: Path) -> None:
+def test_the_tables_show_every_result(tmp_path: Path) -> None:
     made, plans = configurations()
     begun = study(tmp_path / "study")
     begun.measure(plans, PretendBench())
@@ -216,7 +216,7 @@ def test_the_tables_say_it_all(tmp_path: Path) -> None:
         assert {row[1] for row in study_errors(noisy).rows} == {"untestable"}
 
 
-def test_two_numbers_are_found_again(tmp_path: Path) -> None:
+def test_two_made_up_numbers_are_recovered_by_the_fit(tmp_path: Path) -> None:
     shape = tiny_shape()
     profile = measured_profile(tmp_path / "measured.yaml", random_times(3, shape))
     plans = [

@@ -1,4 +1,4 @@
-"""Small random stand-ins for the data sets of the multi-task studies."""
+"""Small random data sets in the form of those of the multi-task studies."""
 
 from __future__ import annotations
 

@@ -62,6 +62,6 @@ def readme_model(family: str = "Llama", **options: Any) -> Any:
 
 
 def some_tokens(batch: int = 2, length: int = 11, seed: int = 0) -> torch.Tensor:
-    """None of them is special: `generate` takes token 0 for padding."""
+    """Return random tokens without special ones: `generate` takes token 0 for padding."""
     draw = torch.Generator().manual_seed(seed)
     return torch.randint(3, VOCABULARY, (batch, length), generator=draw)

@@ -245,7 +245,7 @@ def test_more_capacity_never_hurts_a_stack_policy(name: str) -> None:
 
 
 @pytest.mark.parametrize("admission", ["bypass", "always"])
-def test_admission_is_heard(admission: str) -> None:
+def test_the_admission_option_is_followed(admission: str) -> None:
     trace = tiny_trace()
     events = [
         [[key for key in row[layer] if key != 255] for row in trace.expert_ids[:].tolist()]
@@ -331,7 +331,7 @@ def test_a_static_placement_may_learn_from_another_trace(tmp_path: Path) -> None
         curve(trace, [("static", {"profile": str(tmp_path / "wider")})])
 
 
-def test_progress_is_told_for_each_policy_and_stream() -> None:
+def test_progress_is_reported_for_each_policy_and_stream() -> None:
     told: list[tuple[str, int, int]] = []
     curve(tiny_trace(), ["lru", "lfu"], progress=lambda *step: told.append(step))
     assert told == [(name, done, 2) for name in ("lru", "lfu") for done in (0, 1, 2)]
@@ -345,7 +345,7 @@ def test_a_policy_that_inherits_another_s_stack_is_replayed(
     monkeypatch.setattr(registry, "_registry", dict(registry._registry))
 
     class Forgetful(LRU):
-        """Keeps nothing at all."""
+        """A policy that keeps no expert."""
 
         def decide(self, view: Any) -> list[int]:
             return list(view.union)

@@ -60,7 +60,7 @@ def copy_of(whole: Path) -> Iterator[Path]:
 
 
 def seal(run: Path) -> None:
-    """Make the manifest's hashes fit, so that only what is in the files can be wrong."""
+    """Write fitting hashes into the manifest, so that only the content of files can be wrong."""
     try:
         manifest = json.loads((run / "manifest.json").read_text())
         for name in manifest["outputs"]:

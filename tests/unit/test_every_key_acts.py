@@ -217,7 +217,7 @@ def test_the_cases_are_those_of_the_schema() -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_every_key_changes_the_result_or_is_refused_or_said_to_be_unused(
+def test_every_key_changes_the_result_or_is_refused_or_noted_as_unused(
     folder: Path, name: str
 ) -> None:
     changes, value = CASES[name]

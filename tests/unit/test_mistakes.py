@@ -30,7 +30,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def mistakes(folder: Path, text: str, *overrides: str) -> list[str]:
-    """All that is said of a scenario on its way to a plan."""
+    """Return all mistakes that are reported of a scenario until it is a plan."""
     path = folder / "x.yaml"
     path.write_text(text, encoding="utf-8")
     with pytest.raises(ScenarioError) as caught:

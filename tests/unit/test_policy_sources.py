@@ -1,4 +1,4 @@
-"""A run with a policy of another package is another run once that policy's source has changed."""
+"""A changed source of a policy from another package makes a run with it another run."""
 
 from __future__ import annotations
 
@@ -278,13 +278,15 @@ def test_policies_of_all_families_count(
     assert fingerprint(made) != whole
 
 
-def test_what_is_no_class_is_left_to_those_who_refuse_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_policy_that_is_no_class_has_no_hash_and_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     find("eviction", "lru")
     monkeypatch.setattr(registry, "_registry", dict(registry._registry))
 
     @register("eviction", "a_function")  # type: ignore[type-var]
     def policy() -> None:
-        """Is none."""
+        """A function, which is not a policy."""
 
     made = Scenario.model_validate(tiny_scenario(cache={"policy": "a_function"}))
     assert policy_hashes(made) == {}

@@ -1,4 +1,4 @@
-"""The recorder looks and does not touch; what it writes is what the routers really decided."""
+"""The recorder changes nothing in a model, and writes what its routers decided."""
 
 from __future__ import annotations
 

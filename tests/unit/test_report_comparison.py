@@ -67,7 +67,7 @@ def test_one_seed_has_no_interval_and_says_so(tmp_path: Path) -> None:
     assert any("no intervals; sweep the seed" in note for note in made.notes)
 
 
-def test_seeds_that_change_nothing_are_told(tmp_path: Path) -> None:
+def test_seeds_that_change_nothing_are_noted(tmp_path: Path) -> None:
     runs = [load_run(run_directory(tmp_path / str(seed), seed=0)) for seed in (0, 1)]
     twin = Run(runs[1].path, {**runs[1].summary, "seed": 1}, {}, {**runs[1].scenario, "seed": 1})
     assert any("the seeds changed nothing" in note for note in compare_runs([runs[0], twin]).notes)
@@ -173,7 +173,7 @@ def test_two_sweeps_that_differ_elsewhere_are_not_thrown_together(tmp_path: Path
     assert len(made.rows) == 4
 
 
-def test_different_traces_are_told_loudly_and_kept_apart(tmp_path: Path) -> None:
+def test_different_traces_are_noted_and_kept_apart(tmp_path: Path) -> None:
     made = compared(tmp_path, {"trace": ["a", "b"], "cache.policy": ["lru", "lfu"]})
     assert made.notes[0].startswith("WARNING: these runs replay different traces (a, b)")
     assert made.facets == ["trace = a", "trace = b"]
@@ -196,7 +196,7 @@ def test_a_note_of_some_runs_says_of_how_many(tmp_path: Path) -> None:
     assert "hindsight (1 of 2 runs)" in compare_runs([lru, static]).notes
 
 
-def test_the_same_scenario_and_seed_twice_counts_once_and_is_told(tmp_path: Path) -> None:
+def test_the_same_scenario_and_seed_twice_counts_once_and_is_noted(tmp_path: Path) -> None:
     runs = [load_run(run_directory(tmp_path / name)) for name in ("a", "b")]
     made = compare_runs(runs)
     assert [run.path.name for run in made.runs] == ["a"]

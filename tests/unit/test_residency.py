@@ -245,7 +245,7 @@ class FetchesInOrder(Prefetch):
 
 
 @both_machines
-def test_a_victim_in_flight_goes_before_prefetches_that_nobody_waits_for(
+def test_a_victim_in_flight_goes_before_prefetches_that_no_copy_waits_for(
     monkeypatch: pytest.MonkeyPatch, make: Any
 ) -> None:
     """Layer 1 needs the slot of a prefetch that is third in line: it is promoted past the second,
@@ -287,7 +287,7 @@ def test_late_experts_are_computed_in_the_order_in_which_they_were_fetched(
 
 
 class Counter(LRU):
-    """LRU that counts the residents it sends away."""
+    """LRU that counts the residents it evicts."""
 
     evicted = 0
 
@@ -437,8 +437,8 @@ class DropsTwice(LRU):
         return [*super().decide(view)] * 2
 
 
-class DropsOthers(LRU):
-    """Answers a resident that its book keeps."""
+class EvictsWhatItKeeps(LRU):
+    """Evicts a resident that it still keeps in its book."""
 
     def decide(self, view: View) -> Any:
         leavers = list(super().decide(view))
@@ -475,8 +475,8 @@ class PreloadsTwice(Loaded):
         return [key for key in list(self.book)[:1] for _ in range(2)]
 
 
-class PreloadsStrangers(Loaded):
-    """Keys of another layer."""
+class PreloadsAnotherLayer(Loaded):
+    """Preloads keys of another layer."""
 
     def preload(self) -> Any:
         return [(key + EXPERTS) % (LAYERS * EXPERTS) for key in self.book]
@@ -486,12 +486,12 @@ EVICTIONS = [
     (KeepsAll, "keeps more than 4 keys"),
     (DropsStrangers, "neither resident nor wanted"),
     (DropsTwice, "leave"),
-    (DropsOthers, "book is not the residency"),
+    (EvictsWhatItKeeps, "book is not the residency"),
     (ForgetsOne, ""),
     (InventsOne, ""),
     (PreloadsTooMuch, "preload"),
     (PreloadsTwice, "preload"),
-    (PreloadsStrangers, "preload"),
+    (PreloadsAnotherLayer, "preload"),
 ]
 
 
@@ -530,8 +530,8 @@ def test_a_prefetch_of_no_expert_is_named(
     assert (caught.value.policy, caught.value.key) == (name, policy().wanted(View(0, ()))[0])
 
 
-class GivesTheWanted(LRU):
-    """Gives up an expert that this very event or prefetch needs."""
+class OffersAWantedExpert(LRU):
+    """Offers as victim an expert that the event or prefetch itself needs."""
 
     def victim(self, protected: Any) -> Any:
         return next((key for key in self.book if key in protected), None)
@@ -542,8 +542,8 @@ class GivesTheAbsent(LRU):
         return next(key for key in range(LAYERS * EXPERTS) if key not in self.book)
 
 
-class TellsNobody(LRU):
-    """Does not write down what a prefetch brought in."""
+class IgnoresInsertions(LRU):
+    """Does not record in its book what a prefetch loaded."""
 
     def insert(self, key: int) -> None: ...
 
@@ -557,14 +557,14 @@ class LosesTheBook(LRU):
 @pytest.mark.parametrize(
     ("policy", "reason"),
     [
-        (GivesTheWanted, "prefetch"),
+        (OffersAWantedExpert, "prefetch"),
         (GivesTheAbsent, "prefetch"),
-        (TellsNobody, ""),
+        (IgnoresInsertions, ""),
         (LosesTheBook, ""),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
-def test_nonsense_about_the_victim_of_a_prefetch_is_named(
+def test_a_wrong_victim_of_a_prefetch_is_named(
     monkeypatch: pytest.MonkeyPatch, make: Any, policy: type[Any], reason: str
 ) -> None:
     name = enlist(monkeypatch, "eviction", policy)
@@ -579,7 +579,7 @@ def test_nonsense_about_the_victim_of_a_prefetch_is_named(
     assert reason in caught.value.reason
 
 
-class Hoards(LRU):
+class RefusesPrefetches(LRU):
     """Refuses every prefetch that needs a slot."""
 
     def victim(self, protected: Any) -> Any:
@@ -589,7 +589,7 @@ class Hoards(LRU):
 def test_a_policy_may_refuse_prefetches_and_they_are_counted(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    name = enlist(monkeypatch, "eviction", Hoards)
+    name = enlist(monkeypatch, "eviction", RefusesPrefetches)
     changes = {"prefetch": {"policy": "oracle"}}
     outcome = run(crowd(), cache={"policy": name, "slots": "4/layer"}, **changes)
     assert outcome.ledger.prefetch_refused > 0

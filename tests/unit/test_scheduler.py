@@ -1,4 +1,4 @@
-"""Steps are formed under the token budget, the sequence cap and KV memory; nobody is lost."""
+"""Steps keep to the token budget, the sequence cap and KV memory, and lose no request."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def scheduler(
 
 
 def advance(queue: Scheduler, plan: list[tuple[Request, int]]) -> list[Request]:
-    """What the server does when a step is over; answers the requests that got a token."""
+    """Do what the server does after a step; return the requests that got a token."""
     spoke = []
     for one, tokens in plan:
         one.position += tokens
@@ -63,7 +63,7 @@ def advance(queue: Scheduler, plan: list[tuple[Request, int]]) -> list[Request]:
 
 
 def serve(queue: Scheduler, requests: list[Request]) -> list[list[tuple[int, int]]]:
-    """All steps as (index, tokens) pairs, until nothing is queued."""
+    """Return all steps, until the queue is empty, as (index, tokens) pairs."""
     for one in requests:
         queue.arrive(one)
     steps = []
@@ -237,7 +237,7 @@ def test_a_preempted_request_with_a_skipped_prefill_keeps_its_prompt() -> None:
 
 
 class Scripted(Batching):
-    """Serves one request a step, in a stated order; then the one in line that came last."""
+    """Serves one request per step in a stated order, then the last one of the queue."""
 
     def __init__(self, *script: int) -> None:
         super().__init__()
@@ -250,9 +250,12 @@ class Scripted(Batching):
         return fill(queue, [known[index]])
 
 
-def test_who_is_planned_alone_and_preempts_itself_leaves_the_step_to_others() -> None:
-    """Eight blocks: 0 holds five, 1 two of its prompt's six, 2 one. 2 finds none and goes; 1 needs
-    two, finds the one that 2 had, and goes as well; so the step is 0's."""
+def test_a_request_that_preempts_itself_leaves_the_step_to_others() -> None:
+    """There are eight blocks. Request 0 holds five, 1 two of its prompt's six, and 2 one.
+
+    Request 2 finds no free block and is preempted. Request 1 needs two, finds only the block of 2,
+    and is preempted too. The step serves request 0 alone.
+    """
     policy = Scripted(0, 1, 2, 0, 0, 0)
     queue = scheduler(policy, blocks=8, budget=2)
     requests = [request(0, 3, 6), request(1, 6, 2), request(2, 1, 8)]
@@ -269,7 +272,7 @@ def test_who_is_planned_alone_and_preempts_itself_leaves_the_step_to_others() ->
 
 
 class Lives(RuleBasedStateMachine):
-    """Requests arrive and steps happen in any order; what must hold is checked after each."""
+    """A state machine: arrivals and steps in any order, with all rules checked after each."""
 
     @initialize(
         order=st.sampled_from(ORDERS),
@@ -299,7 +302,7 @@ class Lives(RuleBasedStateMachine):
         before = {one.index: (one.position, one.preemptions) for one in self.requests}
         plan = self.queue.next_step()
         alive = [one for one in self.requests if one.status in ("waiting", "running")]
-        assert bool(plan) == bool(alive), "a step is empty only where nobody is queued"
+        assert bool(plan) == bool(alive), "a step is empty only if no request is queued"
         for one in self.requests:
             position, preemptions = before[one.index]
             assert one.preemptions <= preemptions + 1
@@ -340,7 +343,7 @@ class Lives(RuleBasedStateMachine):
         assert all(one.blocks == 0 for one in self.requests if one not in self.queue.running)
 
     def teardown(self) -> None:
-        """Everything that arrived ends, and has computed its rows once, plus what it lost."""
+        """Check that every request ends and computes each row once, and again if it was lost."""
         if not hasattr(self, "queue"):
             return
         for _ in range(20_000):
@@ -428,7 +431,7 @@ def test_a_run_computes_prompt_plus_output_less_one_rows(
 
 
 class Nonsense(Batching):
-    """Answers whatever it is told to."""
+    """A policy whose plan is the test's `answer`."""
 
     answer: Callable[[Queue], Any]
 
@@ -447,7 +450,7 @@ NONSENSE: list[tuple[str, Callable[[Queue], Any], str, str]] = [
     ("more than wanted", lambda q: [(q.waiting[0], 6)], "request 0", "wants 5"),
     ("over the budget", lambda q: [(r, 5) for r in everyone(q)[:2]], "step", "budget of 8"),
     ("a stranger", lambda q: [(Candidate(7, 5), 1)], "request 7", "not in the queue"),
-    ("nobody", lambda q: [], "step", "empty step"),
+    ("no requests", lambda q: [], "step", "empty step"),
     ("half a token", lambda q: [(q.waiting[0], 1.5)], "plan", "whole number of tokens"),
     ("a bool", lambda q: [(q.waiting[0], True)], "plan", "whole number of tokens"),
     ("no request", lambda q: [("everyone", 1)], "plan", "not in the queue"),
@@ -475,7 +478,7 @@ def test_nonsense_of_a_batching_policy_is_named(
 
 
 def test_a_policy_may_leave_requests_out_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Serving only the last one in line is unkind, but allowed: nobody is lost by it."""
+    """Serving only the last request of the queue is allowed: all requests still finish."""
     name = enlist(monkeypatch, "batching", Nonsense)
     monkeypatch.setattr(
         Nonsense, "answer", staticmethod(lambda q: fill(q, everyone(q)[-1:])), raising=False
@@ -487,7 +490,7 @@ def test_a_policy_may_leave_requests_out_of_a_step(monkeypatch: pytest.MonkeyPat
 
 
 class Greedy(Batching):
-    """Plans one token for all that it is shown, and counts them."""
+    """Plans one token for every request that it sees, and counts these."""
 
     most = 0
 
@@ -509,7 +512,7 @@ def test_no_more_waiting_requests_are_shown_than_may_run() -> None:
 
 
 class Watches(Batching):
-    """Keeps all that it is shown."""
+    """Records every queue that it sees."""
 
     queues: list[Queue]
     asked: list[tuple[Any, Any]]
@@ -657,7 +660,7 @@ def test_experts_are_revealed_of_tokens_that_exist_and_no_others(tokens: int) ->
         (lambda queue: queue.wants(queue.waiting[0]), "this router does not reveal"),
     ],
 )
-def test_what_a_router_does_not_reveal_is_refused_by_the_name_of_who_asks(
+def test_a_policy_that_needs_what_a_router_hides_is_refused_by_name(
     question: Callable[[Queue], Any], message: str
 ) -> None:
     queue = scheduler(asks(question))
@@ -667,7 +670,7 @@ def test_what_a_router_does_not_reveal_is_refused_by_the_name_of_who_asks(
     assert (caught.value.policy, caught.value.key) == ("scripted", "request 3")
 
 
-def test_who_is_not_queued_is_not_asked_about() -> None:
+def test_experts_of_a_request_that_is_not_queued_are_refused() -> None:
     policy = asks(lambda queue: queue.experts(Candidate(3, 5), 1))
     queue = Scheduler(
         policy,

@@ -1,4 +1,4 @@
-"""The knobs of a synthetic trace do what they say, measured on what comes out."""
+"""The knobs of a synthetic trace do what they say, as measured on the trace."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def ids(trace: Trace) -> npt.NDArray[np.int64]:
 
 
 def share(happened: npt.NDArray[np.bool_]) -> tuple[float, float]:
-    """How often, and a margin that a right answer leaves once in ten thousand times."""
+    """Return a share and its margin; a right value is outside once in ten thousand times."""
     mean = float(happened.mean())
     return mean, 4 * sqrt(max(mean * (1 - mean), 1e-4) / happened.size)
 

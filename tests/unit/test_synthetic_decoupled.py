@@ -1,4 +1,4 @@
-"""The knobs of a synthetic decoupled trace do what they say, measured on what comes out."""
+"""The knobs of a synthetic decoupled trace do what they say, as measured on the trace."""
 
 from __future__ import annotations
 

@@ -36,13 +36,13 @@ def workload(trace: Trace, seed: int = 0, **section: Any) -> list[Request]:
 
 
 def arrivals_s(requests: list[Request]) -> Any:
-    return np.array([one.arrival_ns for one in requests]) / 1e9
+    return np.array([request.arrival_ns for request in requests]) / 1e9
 
 
 # --- arrivals -------------------------------------------------------------------------------------
 
 COUNT = 40_000
-_Z = 4.0  # of a fixed seed, so that it either holds for ever or never
+_Z = 4.0  # standard deviations; the seed is fixed, so a test that passes always passes
 
 
 @pytest.fixture(scope="module")
@@ -392,7 +392,7 @@ def domains_trace() -> Trace:
     )
 
 
-def test_a_request_longer_than_its_recording_goes_on_in_its_domain() -> None:
+def test_a_request_longer_than_its_recording_continues_in_its_domain() -> None:
     first, second, third = workload(domains_trace(), lengths={"prompt": 4, "output": 6})
     assert first.rows.tolist() == [0, 1, 2, 5, 6, 7, 8, 0, 1]
     assert second.rows.tolist() == [3, 4] * 4 + [3]
@@ -525,7 +525,7 @@ def test_resampled_prompts_come_from_decoded_rows_of_the_domain() -> None:
 
 
 def lives(**changes: Any) -> list[tuple[Any, ...]]:
-    """What the workload of a run was, whatever came of it."""
+    """Return the workload of a run: arrivals, lengths and rows, without results."""
     section = {
         "requests": 30,
         "order": "resampled",
