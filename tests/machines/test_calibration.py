@@ -49,14 +49,14 @@ LIMITS = Limits(sequences=16, tokens=64, context=100)
 
 
 def known_cost(**changes: Any) -> OperationCost:
-    """Costs of the tiny shape that calibration is to find."""
+    """Return the costs of the tiny shape that calibration must recover."""
     shape = tiny_shape()
     times = {"shape": random_times(0, shape)["shape"], **KNOWN, **changes}
     return OperationCost(load_hardware("t4"), shape, OperationTimes.model_validate(times))
 
 
 class Noisy:
-    """Prices that are never twice the same: mostly a little more, sometimes a lot."""
+    """Prices with noise: mostly a little too high, sometimes much too high."""
 
     def __init__(self, cost: CostModel, noise: float, seed: int) -> None:
         self._prices = SimPrices(cost)
@@ -110,7 +110,7 @@ BATCHES = [BatchShape(*row) for row in ((1, 9, 9, 1, 1), (8, 200, 200, 8, 8), (4
 
 
 def predictions(cost: CostModel) -> list[int]:
-    """Prices of all kinds."""
+    """Return prices of operations of every kind."""
     found = [cost.experts_ns(rows) for rows in ((1,), (7,), (30,), (1, 1), (3, 9, 2, 5), (16,) * 8)]
     for batch in BATCHES:
         found += [cost.front_ns(0, batch), cost.front_ns(2, batch), cost.tail_ns(batch)]

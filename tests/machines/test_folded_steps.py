@@ -33,7 +33,7 @@ class Walking(SimMachine):
 
 
 def foldable(seed: int) -> tuple[dict[str, Any], Trace]:
-    """A random case in which nothing is on its way when a layer event begins."""
+    """Return a random case in which no copy is in flight when a layer event begins."""
     scenario, trace = random_case(seed)
     scenario |= {"prefetch": {"policy": "none"}, "replay": "atomic"}
     scenario["cache"].pop("write_back", None)
@@ -44,7 +44,7 @@ def foldable(seed: int) -> tuple[dict[str, Any], Trace]:
 
 
 def with_gaps(trace: Trace, seed: int) -> Trace:
-    """The same with unused places, sometimes all of a layer's, and with dense layers."""
+    """Return such a case with unused places, sometimes all of a layer, and with dense layers."""
     rng = np.random.default_rng(seed)
     ids = np.asarray(trace.expert_ids[:]).astype(int)
     ids[rng.random(ids.shape) < 0.2] = -1
@@ -151,7 +151,7 @@ def test_folded_steps_follow_each_other_without_a_pause() -> None:
 def event_times(
     rows: tuple[int, ...], absent: tuple[bool, ...], after: tuple[int, ...]
 ) -> EventTimes:
-    """Experts cost 10 ns a row and 1 ns a call; a copy takes 100 ns."""
+    """Return the times of a layer event: 10 ns per row, 1 ns per call, 100 ns per copy."""
     return EventTimes((rows, absent, after), lambda tokens: 1 + 10 * sum(tokens), 100)
 
 

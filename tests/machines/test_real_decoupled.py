@@ -154,7 +154,7 @@ def test_the_model_is_restored_unchanged() -> None:
 
 @pytest.fixture(scope="module")
 def traces(tmp_path_factory: pytest.TempPathFactory) -> dict[Any, Trace]:
-    """What the plain models' routers decided for the same prompts."""
+    """Return the traces of the plain models for the same prompts."""
     folder = tmp_path_factory.mktemp("recorded")
     prompts = [Prompt(tokens=tuple(prompt)) for prompt in PROMPTS]
     return {
@@ -198,7 +198,7 @@ def plan_for(
 
 
 def check_decisions(ours: Generation, plan: Plan, departures: list[Any]) -> None:
-    """`departures` are those of the real run."""
+    """Check that the simulation evicts what the real run evicted, which is in `departures`."""
     left, departures[:] = list(departures), []
     theirs = run_on(plan)
     assert left == departures

@@ -59,7 +59,7 @@ def run(out: Path, *more: str, rows: list[str] = ROWS) -> str:
 
 
 def trace_of(out: Path, row: str) -> Path:
-    """Of the first seed."""
+    """Return the trace of a row, of the first seed."""
     return out / "seed-0" / f"{language.slug(row)}-trace"
 
 

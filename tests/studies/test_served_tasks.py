@@ -41,7 +41,7 @@ served_tasks = study("dselect", "served_tasks")
 
 
 def made(name: str, static: bool, *, experts: int = 4) -> Mixture:
-    """A mixture whose gates have something to tell apart."""
+    """Return a mixture with random gates that select different experts for different inputs."""
     k = 1 if name == "switch" else 2
     if static:
         gates = [gate(name, experts)]

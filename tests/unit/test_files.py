@@ -81,7 +81,7 @@ with {writer}(Path(sys.argv[1])) as partial:
 
 @contextmanager
 def writing(path: Path, writer: str = "whole_folder") -> Iterator[subprocess.Popen[str]]:
-    """A process in the middle of writing `path`, which it completes at a line of input."""
+    """Yield a process that is writing `path`, and that completes it at a line of input."""
     process = subprocess.Popen(
         [sys.executable, "-c", WRITE.format(writer=writer), str(path)],
         stdin=subprocess.PIPE,

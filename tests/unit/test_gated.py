@@ -47,7 +47,7 @@ every_variant = pytest.mark.parametrize(("gate", "routed_by"), VARIANTS)
 
 
 def made(gate: str, routed_by: str = "hidden", **options: Any) -> Any:
-    """A random model whose logits, and so routing, are far from ties; float64."""
+    """Return a random float64 model whose logits, and so routing, are far from ties."""
     torch.manual_seed(0)
     base = LlamaConfig(
         vocab_size=VOCABULARY,

@@ -97,7 +97,7 @@ def test_notes_say_what_a_router_reveals_and_how_it_is_costed(
 
 
 def changed_after(trace: Trace, row: int) -> Trace:
-    """Another future: from a row on, the experts of all tokens are others."""
+    """Return another future of a trace: from a row on, all tokens have other experts."""
     ids = np.array(trace.expert_ids[:], np.int64)
     ids[row:] = (ids[row:] + 3) % trace.num_experts
     return Trace.from_arrays(
@@ -184,8 +184,7 @@ class Simple:
 def tokens_ns(
     layers: int, c: int, load: int, tokens: int = 1, router: str = "decoupled", **scenario: Any
 ) -> int:
-    """How long a request of one prompt token takes that wants one expert a layer, always the
-    same."""
+    """Return the time of a request of one prompt token with the same expert in each layer."""
     trace = tiny_trace(
         requests=1, prompt_tokens=1, output_tokens=tokens, num_layers=layers, top_k=1, stickiness=1
     )

@@ -128,7 +128,7 @@ PROFILE = Path(named_shape.__code__.co_filename).parent / "profiles" / "t4.yaml"
 
 
 def path_cases(folder: Path) -> dict[str, str]:
-    """Every key that holds a path, with what it is in `here`; none of it is beside `x.yaml`."""
+    """Return every key that holds a path, with its file in `here`; none is beside `x.yaml`."""
     here = folder / "here"
     config = {**TINY_CONFIG, "model_type": "mixtral"}
     (here / "mine.json").write_text(json.dumps(config), encoding="utf-8")

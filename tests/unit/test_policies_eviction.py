@@ -38,7 +38,7 @@ ADMISSIONS = ["bypass", "always"]
 
 
 def unions(experts: int = EXPERTS, most: int = 25) -> st.SearchStrategy[Events]:
-    """Sequences of layer events, some of them larger than any cache, some empty."""
+    """Draw sequences of layer events, some of them larger than any cache, some empty."""
     union = st.lists(st.integers(0, experts - 1), unique=True, max_size=experts)
     return st.lists(union, max_size=most)
 
@@ -65,7 +65,7 @@ def build(
 
 
 def outcomes(policy: Eviction, events: Events) -> list[naive.Outcome]:
-    """Hits and residents afterwards of each event, audited on the way."""
+    """Return the hits of each event and the residents after it; audit the policy at each."""
     resident = set(policy.preload())
     found = []
     for event in events:

@@ -1,4 +1,4 @@
-"""Whatever a policy of another package raises or answers wrongly is a violation that names it."""
+"""Any error or wrong answer of a policy from another package is a violation that names it."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ ASKED = [(family, question) for family, asked in QUESTIONS.items() for question 
 
 
 def policy_with(family: str, **methods: Any) -> type[Any]:
-    """A policy of that family which differs from a proper one in `methods`."""
+    """Return a policy of a family that differs from a correct one in `methods`."""
     proper: dict[str, Any] = {
         "prefetch": {"wanted": lambda self, view: view.predicted(1)},
         "batching": {"plan": lambda self, queue: fill(queue, (*queue.running, *queue.waiting))},
@@ -189,7 +189,7 @@ def test_a_policy_cannot_get_a_larger_cache_than_the_scenarios(
 
 
 def forever(*_: Any) -> Any:
-    """Numbers without an end."""
+    """Yield numbers without end."""
     return itertools.count()
 
 

@@ -37,7 +37,7 @@ class Mine(LRU):
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder that modules are imported from; they are forgotten after the test."""
+    """Yield a folder from which modules are imported; unload them after the test."""
     before = set(sys.modules)
     monkeypatch.syspath_prepend(str(tmp_path))
     yield tmp_path
@@ -52,13 +52,13 @@ def write(folder: Path, name: str, text: str) -> None:
 
 
 def load(module: str) -> type[Any]:
-    """The class `Policy` of a module, loaded without being registered."""
+    """Return the class `Policy` of a module, without registering it."""
     importlib.invalidate_caches()
     return importlib.import_module(module).Policy
 
 
 def changes(folder: Path, policy: type[Any], name: str, text: str = "x = 2\n") -> bool:
-    """Whether another text in that file gives the policy another hash, and the old one the old."""
+    """Return whether a changed file changes the policy's hash, and the old text restores it."""
     path, before = folder / name, source_hash(policy)
     old = path.read_bytes()
     path.write_text(text)
@@ -239,7 +239,7 @@ def moesim(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def install(folder: Path, module: str) -> None:
-    """What an installer leaves behind: a module, and metadata that names an entry point."""
+    """Write what an installer writes: a module, and metadata that names an entry point."""
     write(folder, "mine.py", module)
     info = folder / "mine-1.dist-info"
     write(info, "METADATA", "Metadata-Version: 2.1\nName: mine\nVersion: 1\n")

@@ -16,7 +16,7 @@ Reports = dict[str, list[tuple[int, int]]]
 
 
 def observed(call: Any) -> Reports:
-    """What `call(progress)` reports, by the name of the part."""
+    """Return what `call(progress)` reports, by the name of the part."""
     reports: Reports = {}
     call(lambda what, done, total: reports.setdefault(what, []).append((done, total)))
     return reports

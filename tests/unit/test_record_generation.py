@@ -31,7 +31,7 @@ def prompts(num: int = 5, seed: int = 3) -> list[Prompt]:
 
 
 def speaking(folder: Path) -> Path:
-    """A saved tiny model with a tokenizer."""
+    """Save a tiny model with a tokenizer; return its folder."""
     tokenizer = train_tokenizer(["The quick brown fox jumps over the lazy dog. " * 20], 280)
     torch.manual_seed(0)
     config = hf.MixtralConfig(

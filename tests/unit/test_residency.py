@@ -32,7 +32,7 @@ def run(trace: Trace, make: Any = SimMachine, **changes: Any) -> Outcome:
 
 
 def crowd(prompt: int = 6, output: int = 9, **knobs: Any) -> Trace:
-    """Five requests of different contents whose steps mix prompts and decodes."""
+    """Return a trace of five different requests whose steps mix prompts and decodes."""
     return tiny_trace(requests=5, prompt_tokens=prompt, output_tokens=output, seed=3, **knobs)
 
 
@@ -40,7 +40,7 @@ def crowd(prompt: int = 6, output: int = 9, **knobs: Any) -> Trace:
 
 
 def steps_by_hand(trace: Trace, prompt: int, output: int) -> Iterator[list[int]]:
-    """Trace rows of each step where all prompts fit into the first one: then one row each."""
+    """Return the trace rows of each step: all prompts in the first, then one row per request."""
     starts = [trace.slice(request).start for request in range(trace.num_requests)]
     yield [row for start in starts for row in range(start, start + prompt)]
     for number in range(output - 1):
@@ -48,8 +48,10 @@ def steps_by_hand(trace: Trace, prompt: int, output: int) -> Iterator[list[int]]
 
 
 def events_by_hand(trace: Trace, prompt: int, output: int) -> Iterator[dict[int, int]]:
-    """Each layer event: how many rows want each key, in order of first appearance in the batch,
-    then of the stored places."""
+    """Return each layer event: the number of rows that want each key.
+
+    Keys are in order of first appearance in the batch, then of their stored places.
+    """
     for rows in steps_by_hand(trace, prompt, output):
         for layer in range(LAYERS):
             counts: dict[int, int] = {}
@@ -92,8 +94,11 @@ def test_a_policy_is_asked_once_a_layer_event_with_the_whole_union(
 
 
 def lru_by_hand(trace: Trace, slots: int, scope: str) -> list[tuple[int, int]]:
-    """(accesses, misses) of each step: classify against what was there before, then touch, then
-    keep the most recent."""
+    """Return (accesses, misses) of each step.
+
+    Each event is compared with the residents before it; then its keys become the most recent, and
+    the most recent keys stay.
+    """
     share = [slots // LAYERS + (layer < slots % LAYERS) for layer in range(LAYERS)]
     caches: list[list[int]] = [[] for _ in range(LAYERS)]
     everywhere: list[int] = []
@@ -209,7 +214,7 @@ def test_decisions_do_not_depend_on_the_number_of_staging_buffers() -> None:
 
 
 def one_expert_a_layer(*experts: int) -> Any:
-    """Rows (tokens, 1, 1): the expert that each token wants of the only layer."""
+    """Return rows (tokens, 1, 1): each token's expert of the only layer."""
     return np.array(experts).reshape(-1, 1, 1)
 
 
@@ -599,8 +604,11 @@ def test_a_policy_may_refuse_prefetches_and_they_are_counted(
 
 
 def odd_case(seed: int) -> tuple[dict[str, Any], Trace]:
-    """A random case with what is rare: places left unused, even all of a layer event; layers
-    without experts; prompts skipped or resampled; lengths that tile; bursts."""
+    """Return a random case with rare features.
+
+    They are unused places, even all of a layer event; layers without experts; skipped or resampled
+    prompts; lengths that tile; bursts.
+    """
     scenario, trace = random_case(seed)
     rng = random.Random(seed)
     ids, guesses = (np.asarray(a[:]).astype(int) for a in (trace.expert_ids, trace.predictions))

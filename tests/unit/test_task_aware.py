@@ -83,8 +83,8 @@ APART = st.sampled_from([frozenset({0}), frozenset({1, 2}), frozenset({3, 4, 5})
 
 @st.composite
 def queues(draw: st.DrawFn, tasks: Any = ANY, longest: int = 5, running: bool = False) -> Queue:
-    found = draw(st.lists(st.tuples(st.integers(1, longest), tasks), max_size=7))
-    requests = [Request(number, *each) for number, each in enumerate(found)]
+    wanted = draw(st.lists(st.tuples(st.integers(1, longest), tasks), max_size=7))
+    requests = [Request(number, *each) for number, each in enumerate(wanted)]
     split = len(requests) if running else draw(st.integers(0, len(requests)))
     free = draw(st.integers(0, 4))
     return Queue(requests[:split], requests[split:], draw(st.integers(1, 12)), free, wants=wants)

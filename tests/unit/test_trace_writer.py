@@ -23,7 +23,7 @@ META = TraceMeta(num_layers=1, num_experts=EXPERTS, top_k=2)
 
 
 def request(rows: int = 4, **changes: Any) -> dict[str, Any]:
-    """One well-formed request: `rows` rows, two of them decoded."""
+    """Return one well-formed request: `rows` rows, two of them decoded."""
     ids = np.tile(np.array([[[0, 1]]]), (rows, 1, 1))
     return {
         "expert_ids": ids,

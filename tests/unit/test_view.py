@@ -145,7 +145,7 @@ def scenario_of(eviction: str, prefetch: str, scope: str, profile: Path) -> dict
 
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> Trace:
-    """Four requests; on disk too, as the profile that `static` learns from."""
+    """Return a trace of four requests, also saved as the profile from which `static` learns."""
     trace = tiny_trace(requests=4, prompt_tokens=4, output_tokens=4, prediction_accuracy=0.6)
     return trace.save(tmp_path_factory.mktemp("view") / "trace")
 
