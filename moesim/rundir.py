@@ -1,7 +1,9 @@
-"""The run directory: written under a temporary name, renamed when whole, `manifest.json` last.
+"""The run directory: the files of one run, with `manifest.json` that says what it was made from.
 
-Running the same thing again (same resolved scenario, trace, moesim code and sources of policies) is
-a no-op, so that sweeps resume. Everything but the manifest's wall time is the same bytes each time.
+It is written under a temporary name and renamed when complete; `manifest.json` is written last.
+A run with the same fingerprint (resolved scenario, trace, moesim code, sources of policies) is not
+simulated again, so that sweeps resume. A repeated run writes the same bytes, except for the
+manifest's wall time.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ from moesim.scenario import Scenario
 MANIFEST = "manifest.json"
 SUMMARY = "summary.json"
 TABLES = ("requests", "steps", "layers", "timeline")
+# Packages that cannot change a result: editing them must not invalidate finished runs.
 _DECIDES_NOTHING = ("cli", "models", "record", "report", "sweep", "__pycache__")
 _FAMILIES = {
     "cache": "eviction",
@@ -42,8 +45,9 @@ _VERSIONS = ("simpy", "numpy", "pyarrow")
 
 
 def fingerprint(scenario: Scenario) -> str:
-    """SHA-256 of everything that decides the outcome: scenario, trace, code, policies."""
+    """Return the SHA-256 of all that decides a result: scenario, trace, code and policies."""
     parts = {
+        # Without paths: a file counts by its content, not by the folder that holds it.
         "scenario": scenario.resolved(lambda key, _: key),
         "trace": trace_hash(scenario),
         "inputs": _input_hashes(scenario),
@@ -54,36 +58,36 @@ def fingerprint(scenario: Scenario) -> str:
 
 
 def default_path(scenario: Scenario) -> Path:
-    """Where a run goes that is told no place: a folder of its own under `runs/`."""
+    """Return the default run directory: `runs/NAME-FINGERPRINT`."""
     return Path("runs") / f"{scenario.name}-{fingerprint(scenario)[:10]}"
 
 
 def trace_hash(scenario: Scenario) -> str:
-    """Hash of the trace's header, which lists the hash of every other file."""
+    """Return the hash of the trace's header, which lists the hash of every other file."""
     header = scenario.trace_path / "trace.json"
     return sha256(header) if os.path.isfile(header) else "absent"
 
 
 def _input_hashes(scenario: Scenario) -> dict[str, str]:
-    """Other files that a scenario reads, by the key that names them, with their hashes.
+    """Return the hashes of a scenario's other input files, by the key that names each.
 
-    A folder is that of a trace, whose header lists the hashes of its files. Any option of a policy
-    may name a file or a trace, whatever its type.
+    A folder is taken for a trace and hashed by its header. Every option of a policy that names an
+    existing file or folder counts, whatever its type.
     """
     named = {key: path for key, path in scenario.paths().items() if key != "trace"}
     for section in _FAMILIES:
         for option, value in getattr(scenario, section).options.items():
             if value and isinstance(value, str):
                 named.setdefault(f"{section}.options.{option}", scenario.path(value))
-    whole = {key for key, path in named.items() if os.path.isdir(path)}
-    read = {key: path / "trace.json" if key in whole else path for key, path in named.items()}
-    return {key: sha256(path) for key, path in read.items() if os.path.isfile(path)}
+    folders = {key for key, path in named.items() if os.path.isdir(path)}
+    files = {key: path / "trace.json" if key in folders else path for key, path in named.items()}
+    return {key: sha256(path) for key, path in files.items() if os.path.isfile(path)}
 
 
 def policy_hashes(scenario: Scenario) -> dict[str, str]:
     """Return the hashes of the sources of policies that are not moesim's own, by section.
 
-    Names of no policy are left out; `prepare` refuses them and says where they stand.
+    Unknown names are left out; `prepare` refuses them with file and line.
     """
     hashes = {}
     for section, family in _FAMILIES.items():
@@ -98,12 +102,13 @@ def policy_hashes(scenario: Scenario) -> dict[str, str]:
 
 @cache
 def code_hash() -> str:
-    """SHA-256 over those of moesim's own source and data files that can change a result."""
+    """Return the SHA-256 of those source and data files of moesim that can change a result."""
     root = Path(__file__).parent
     digest = hashlib.sha256()
     for path in sorted(root.rglob("*")):
         inside = path.relative_to(root).parts
         if path.suffix in (".py", ".yaml") and inside[0] not in _DECIDES_NOTHING:
+            # The name too: moving code to another file changes the hash.
             digest.update(path.relative_to(root).as_posix().encode())
             digest.update(path.read_bytes())
     return digest.hexdigest()
@@ -118,27 +123,32 @@ def _draw(folder: Path, progress: Progress | None = None) -> None:
 
 
 def reuse(scenario: Scenario, out: Path, *, force: bool, draw: bool = False) -> Result | None:
-    """The result in `out` if it is this very run, with its plots drawn if they are missing.
+    """Return the result in `out` if it is a run with the same fingerprint; None if it is free.
 
-    Raises `OutputError` if it is another one."""
+    `force` counts every folder as free. `draw` draws missing plots.
+
+    Raises:
+        OutputError: `out` holds another run, a damaged one or other files.
+    """
     with output_errors(out):
         if force or not out.exists():
             return None
     try:
         if _fingerprint_in(out) == fingerprint(scenario):
-            found = _read(scenario, out)
+            result = _read(scenario, out)
             if draw and not (out / "plots").is_dir():
                 _draw(out)
-            return found
+            return result
     except (OSError, ValueError, KeyError, TypeError, DamagedRun):
-        ours = (out / MANIFEST).exists() or (out / SUMMARY).exists()  # all that --force replaces
-        way = "pass --force to replace it" if ours else "choose another --out"
-        raise OutputError(out, f"exists and is no whole run directory; {way}") from None
+        # --force replaces only folders with one of these, so that no unrelated folder is deleted.
+        replaceable = (out / MANIFEST).exists() or (out / SUMMARY).exists()
+        remedy = "pass --force to replace it" if replaceable else "choose another --out"
+        raise OutputError(out, f"exists and is no whole run directory; {remedy}") from None
     raise OutputError(out, "holds another run; choose another --out, or pass --force to replace it")
 
 
 def holds(scenario: Scenario, out: Path) -> bool:
-    """Whether the folder `out` holds this very run."""
+    """Return whether the folder `out` holds a run with the scenario's fingerprint."""
     try:
         return _fingerprint_in(out) == fingerprint(scenario)
     except (OSError, ValueError, KeyError, TypeError):
@@ -167,7 +177,15 @@ def write(
     point: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> Result:
-    """Simulate and write; `out` appears when everything is in it, plots included."""
+    """Simulate and write a run; `out` appears when it is complete, plots included.
+
+    `point` holds the sweep values of the run. `wall_s` in the manifest is the time of `simulate`
+    alone.
+
+    Raises:
+        OutputError: `out` cannot be written, or exists without `force`.
+    """
+    # Before the simulation: a file that is edited meanwhile must not count as what was read.
     print_of_run = fingerprint(scenario)
     with whole_folder(out, force=force, ours=(MANIFEST, SUMMARY)) as folder:
         started = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Simulate a scenario and say what it came to."""
+"""A simulation of a scenario: its outcome, bounds, and the summary of its results."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """One simulation that has ended."""
+    """One finished simulation: its requests, caches and ledger, and its end time in ns."""
 
     plan: Plan
     requests: Sequence[Request]
@@ -68,8 +68,10 @@ class Outcome:
     pool: BlockPool
     now_ns: int
     schedule: Sequence[PlanRecord] | None = None
-    """The steps as the batching policy formed them; None where all requests arrive at once, or
-    without bounds."""
+    """The steps as the batching policy formed them; None if they are not needed for bounds.
+
+    They are needed if requests may arrive at different times.
+    """
 
     @property
     def distinct_caches(self) -> list[ExpertCache]:
@@ -78,7 +80,7 @@ class Outcome:
 
     @property
     def loaded(self) -> Loaded:
-        """Of each cache, the keys that were loaded before time zero."""
+        """The keys that were loaded before time zero, for each cache."""
         return [cache.preloaded for cache in self.distinct_caches]
 
     def __repr__(self) -> str:
@@ -96,40 +98,45 @@ def run(
     point: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> Result:
-    """Simulate a scenario: an object, a file, or plain data.
+    """Simulate a scenario, given as an object, a file, or plain data; return its result.
 
-    With `out`, everything is written to that run directory; if it already holds this very run
-    (same scenario, trace, code and policies), nothing is done. `draw` adds the plots; `point` are
-    the sweep values it stands for. `progress(what, done, total)` is told, after each step, how many
-    rows of the run and of its bounds are served.
+    With `out`, write the result to that run directory. If `out` already holds the same run (same
+    scenario, trace, code and policies), read it instead of simulating again. `draw` adds the plots.
+    `point` holds the sweep values of the run. `progress(what, done, total)` is called after each
+    step with the number of served rows, for the run and for each of its bounds.
 
-    Raises `ScenarioError`, `BudgetError`, `TraceError`, `PolicyViolation`, `OutputError`.
+    Raises:
+        ScenarioError: the scenario is wrong, or has a sweep.
+        BudgetError: the model does not fit the memory.
+        TraceError: the trace cannot be used.
+        PolicyViolation: a policy broke the rules of its interface.
+        OutputError: `out` holds something else, or cannot be written.
     """
     if isinstance(scenario, str | Path) or not isinstance(scenario, Scenario):
         scenario = load_scenario(scenario)
     if scenario.sweep:
         raise ScenarioError.at(
-            scenario, "sweep", "one run takes no sweep; use `moesim compare` for the whole grid"
+            scenario, "sweep", "a single run takes no sweep; use `moesim compare` for all points"
         )
     if out is None:
         return result_of(prepare(scenario), progress)
     from moesim.rundir import holds, reuse, write
 
     out = as_path(out)
-    known = reuse(scenario, out, force=force, draw=draw)
-    if known is not None:
-        return known
+    finished = reuse(scenario, out, force=force, draw=draw)
+    if finished is not None:
+        return finished
     simulated = partial(result_of, prepare(scenario), progress)
     try:
         return write(
             scenario, out, simulated, force=force, draw=draw, point=point, progress=progress
         )
     except OutputError:
-        # Another process may have written this very run since we looked: it will do.
-        known = reuse(scenario, out, force=force, draw=draw) if holds(scenario, out) else None
-        if known is None:
+        # Another process may have written the same run in the meantime; its result is as good.
+        finished = reuse(scenario, out, force=force, draw=draw) if holds(scenario, out) else None
+        if finished is None:
             raise
-        return known
+        return finished
 
 
 def simulate(
@@ -141,14 +148,15 @@ def simulate(
     what: str = "run",
     progress: Progress | None = None,
 ) -> Outcome:
-    """Serve the plan's workload on the simulated machine.
+    """Serve the plan's workload on the simulated machine, and check the invariants of the run.
 
-    `at_once` moves all arrivals to zero; `progress` is told under `what`.
+    Arguments are those of `moesim.wiring.serve`.
     """
-    asks: list[PlanRecord] | None = None
-    if plan.scenario.bounds and plan.observer is None and _spread(plan.scenario):
-        asks = []
-        observed = replace(plan, observer=Steps(asks))
+    steps: list[PlanRecord] | None = None
+    # A plan with an observer is itself simulated for a bound, and needs no bounds.
+    if plan.scenario.bounds and plan.observer is None and _is_spread(plan.scenario):
+        steps = []
+        observed = replace(plan, observer=Steps(steps))
     else:
         observed = plan
     server, now_ns = serve(
@@ -159,29 +167,30 @@ def simulate(
         what=what,
         progress=progress,
     )
-    outcome = replace(finish(plan, server, now_ns), schedule=asks)
+    outcome = replace(finish(plan, server, now_ns), schedule=steps)
     check_lanes(outcome.ledger, outcome.now_ns)
     return outcome
 
 
-def _spread(scenario: Scenario) -> bool:
-    """Whether requests may arrive at different times."""
+def _is_spread(scenario: Scenario) -> bool:
+    """Return whether requests may arrive at different times."""
     return scenario.workload.arrivals.kind != "all_at_once"
 
 
 def finish(plan: Plan, server: Server, now_ns: int) -> Outcome:
-    """Close the books of a server that has ended, and check that they balance."""
+    """Return the outcome of a server that has ended at `now_ns`, with its invariants checked."""
     pool = server.scheduler.pool
-    flying = server.ledger.finish(now_ns)
-    check_run(server.requests, server.ledger, pool, plan.cost.expert_bytes, flying)
+    in_flight = server.ledger.finish(now_ns)
+    check_run(server.requests, server.ledger, pool, plan.cost.expert_bytes, in_flight)
     return Outcome(plan, server.requests, server.ledger, server.caches, pool, now_ns)
 
 
 def result_of(plan: Plan, progress: Progress | None = None) -> Result:
-    """Simulate a plan, with its bounds if the scenario asks for them."""
+    """Simulate a plan, with its bounds if `bounds` is set in the scenario; return the result."""
     outcome = simulate(plan, progress=progress)
     summary = summarise(outcome)
     bounds = bounds_of(outcome, progress) if plan.scenario.bounds else {}
+    # Without bounds the keys are there as None, so that tables of runs have the same columns.
     summary.update({key: bounds.get(key) for key in BOUND_KEYS})
     columns = {
         "requests": request_columns(outcome.requests),
@@ -193,17 +202,18 @@ def result_of(plan: Plan, progress: Progress | None = None) -> Result:
 
 
 def bounds_of(outcome: Outcome, progress: Progress | None = None) -> dict[str, Any]:
-    """Simulate the bounds of an outcome and compare it with them.
+    """Simulate the bounds of an outcome; return their keys of `summary.json` and the verdict.
 
-    Where arrivals are spread out, a faster run would form other steps, and MIN's future would not
-    exist. There the remedies time the very steps that the run formed, without waiting in between.
+    If arrivals are spread out, a faster run would form other steps, and the future that MIN needs
+    would be another. The remedies then time the steps that the run formed, without waiting for
+    arrivals between them.
     """
     plan, ledger, loaded = outcome.plan, outcome.ledger, outcome.loaded
     roomy = plan.with_slots(plan.trace.num_layers * plan.trace.num_experts)
     schedule = None
     if any(request.arrival_ns for request in outcome.requests):
         schedule = outcome.schedule
-        assert schedule is not None, "a run with bounds notes the steps that it forms"
+        assert schedule is not None, "a run with bounds records its steps"
 
     def remedied(
         what: str, plan: Plan, evictions: Sequence[Eviction], steps: Sequence[PlanRecord] | None
@@ -222,6 +232,8 @@ def bounds_of(outcome: Outcome, progress: Progress | None = None) -> dict[str, A
         "link": linked.ledger.stepping_ns,
     }
     if schedule is not None:
+        # Above, these two waited for arrivals and formed steps of their own. The run with a free
+        # link is not repeated: its time in the same steps is the run's own, less its copy stalls.
         same_steps = remedied("infinite cache", roomy, endless(roomy.slots, loaded), schedule)
         steps_ns["memory"] = same_steps.ledger.stepping_ns
         steps_ns["link"] = ledger.stepping_ns - sum(map(sum, ledger.copy_stalls_ns))
@@ -229,12 +241,12 @@ def bounds_of(outcome: Outcome, progress: Progress | None = None) -> dict[str, A
 
 
 def summarise(outcome: Outcome) -> dict[str, Any]:
-    """`summary.json` without the bounds."""
+    """Return `summary.json` without the bounds; docs/results.md explains its keys."""
     plan, ledger = outcome.plan, outcome.ledger
     scenario, trace, budget, shape = plan.scenario, plan.trace, plan.budget, plan.cost.shape
     total = sum(plan.slots)
-    distinct, asked = outcome.distinct_caches, caveats(outcome)
-    unused = sum(cache.unused_prefetches for cache in distinct)
+    caches, warnings = outcome.distinct_caches, caveats(outcome)
+    unused = sum(cache.unused_prefetches for cache in caches)
     block_bytes = scenario.memory.kv_block_tokens * shape.kv_bytes_per_token
     return {
         "name": scenario.name,
@@ -258,7 +270,7 @@ def summarise(outcome: Outcome) -> dict[str, Any]:
         **starvation_summary(outcome.requests),
         **cache_summary(ledger),
         **bytes_summary(ledger, plan.cost.expert_bytes, unused),
-        "load_bytes": sum(len(cache.preloaded) for cache in distinct) * plan.cost.expert_bytes,
+        "load_bytes": sum(len(cache.preloaded) for cache in caches) * plan.cost.expert_bytes,
         **time_summary(ledger, outcome.now_ns),
         "vram_bytes": budget.capacity_bytes,
         "fixed_bytes": budget.fixed_bytes,
@@ -268,18 +280,18 @@ def summarise(outcome: Outcome) -> dict[str, Any]:
         "activations_bytes": budget.activations_bytes,
         "peak_vram_bytes": budget.used_bytes - budget.kv_bytes + outcome.pool.peak * block_bytes,
         "peak_kv_blocks": outcome.pool.peak,
-        "caveats": [short for short, _ in asked],
-        "notes": [*_notes(plan, outcome), *(full for _, full in asked)],
+        "caveats": [short for short, _ in warnings],
+        "notes": [*_notes(plan, outcome), *(full for _, full in warnings)],
     }
 
 
 def _foresight(scenario: Scenario, *, hindsight: bool) -> list[str]:
-    """What a reader must know of policies that see ahead, and of profiles that do not."""
+    """Return notes on policies that know the future, and on what an eviction policy learnt from."""
     eviction = find("eviction", scenario.cache.policy)
     profile = scenario.cache.options.get("profile")
     notes = [
         f"{name} knows the future: a bound, not a policy"
-        for name in map(_as_said, knows_the_future(scenario))
+        for name in map(_in_words, knows_the_future(scenario))
     ]
     if hindsight:
         notes.append(
@@ -290,23 +302,27 @@ def _foresight(scenario: Scenario, *, hindsight: bool) -> list[str]:
     return notes
 
 
-def _as_said(policy: str) -> str:
+def _in_words(policy: str) -> str:
     """Return `min eviction` for `eviction min`."""
     family, _, name = policy.partition(" ")
     return f"{name} {family}"
 
 
 def _router_note(router: str, shape: ModelShape) -> str | None:
-    """What the router reveals and what it is priced as are chosen apart."""
+    """Return a note on how a router reveals its choices and where its time is counted.
+
+    The trace says the first, the model's sizes the second, so the two may differ. None for a
+    layer-wise router that is costed as one.
+    """
     if router == "layerwise" and shape.router is None:
         return None
-    seen = "as its layers run" if router == "layerwise" else "ahead"
-    priced = "in the tail of each step" if shape.router else "in each layer, as a layer-wise one"
-    return f"the router is {router}: policies see its choices {seen}; it is costed {priced}"
+    revealed = "as its layers run" if router == "layerwise" else "ahead"
+    costed = "in the tail of each step" if shape.router else "in each layer, as a layer-wise one"
+    return f"the router is {router}: policies see its choices {revealed}; its time is {costed}"
 
 
 def _notes(plan: Plan, outcome: Outcome) -> list[str]:
-    """What a reader must know to not misread the numbers."""
+    """Return the notes of `summary.json`: facts without which its numbers could be misread."""
     scenario, trace, shape = plan.scenario, plan.trace, plan.cost.shape
     notes = unused_keys(scenario)
     if routing_facts(scenario, trace.meta, shape)["sizes"] == "foreign":
@@ -317,14 +333,17 @@ def _notes(plan: Plan, outcome: Outcome) -> list[str]:
     if first := scenario.cache.initial_layers:
         notes.append(f"all experts of the first {first} MoE layers are resident from the start")
     if scenario.bounds and any(request.arrival_ns for request in outcome.requests):
-        notes.append("arrivals are spread out: the verdict times the steps that this run formed")
+        notes.append(
+            "arrivals are spread out: the verdict compares times of the steps that this run formed"
+        )
     if note := _router_note(trace.meta.router, shape):
         notes.append(note)
     if scenario.replay == "sequential":
-        notes.append("sequential replay inflates misses; it is offered only for contrast")
+        notes.append("sequential replay inflates misses; use it only for comparison")
     if scenario.workload.prefill != "recorded":
         notes.append(f"prefill: {scenario.workload.prefill}; prompt rows are not the recorded ones")
     budget = plan.budget
+    # A larger KV region takes memory from expert slots without any use.
     useful = useful_blocks(scenario, [request.max_kv_tokens for request in outcome.requests])
     if scenario.memory.kv.kind in ("bytes", "share") and budget.kv_blocks > useful:
         notes.append(

@@ -1,7 +1,8 @@
-"""From a scenario to a server: everything loaded, checked and put together, once.
+"""The plan of a scenario, and the server that is built from it.
 
-A `Plan` is what stays the same in all simulations of a scenario; `build_server` makes its server
-for any machine, `serve` runs it on the simulated one.
+A `Plan` is a scenario with all parts loaded and checked; it stays the same in all simulations of
+the scenario. `build_server` builds a server from it for any machine. `serve` runs one on the
+simulated machine.
 """
 
 from __future__ import annotations
@@ -46,12 +47,13 @@ if TYPE_CHECKING:
 
 
 class SimPrices:
-    """What a simulated machine asks: the cost model, with the readback of ids beside it.
+    """The durations of a simulated machine, from the cost model; times in ns, sizes in bytes.
 
-    `free_link` makes expert copies cost nothing: the bound of an infinite link.
+    With `free_link`, expert copies take no time: the bound of an infinite link.
     """
 
     def __init__(self, cost: CostModel, *, free_link: bool = False) -> None:
+        # Bound once: the machine reads these millions of times in a run.
         self.compute_ns: Callable[[Op], int] = cost.compute_ns
         self.experts_ns: Callable[[tuple[int, ...]], int] = cost.experts_ns
         self.landing_ns: int = cost.landing_ns
@@ -70,25 +72,32 @@ class SimPrices:
 
 
 class PolicyObserver(Protocol):
-    """Stands between a server and its policies: notes what they answer, or answers instead."""
+    """A wrapper of a server's policies that records or replaces their decisions.
+
+    Each method returns the policy to use in place of the scenario's own.
+    """
 
     def batching(self, policy: Batching) -> Batching:
-        """What the scheduler asks instead of the scenario's policy."""
+        """Return the policy that the scheduler uses."""
 
     def eviction(self, cache: int, policy: Eviction) -> Eviction:
-        """What cache number `cache` asks instead of the scenario's policy."""
+        """Return the policy that cache number `cache` uses."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A scenario with everything loaded and checked that stays the same in all its simulations."""
+    """A scenario with all parts loaded and checked; the same in all its simulations."""
 
     scenario: Scenario
     trace: Trace
     cost: CostModel
     budget: Budget
     slots: tuple[int, ...]
-    """Slots of each cache: one a layer, or one for each initial layer and one for all others."""
+    """Slots of each cache, by cache number.
+
+    There is one cache per layer; or, with scope `global`, one for each initial layer and one for
+    all other layers.
+    """
     observer: PolicyObserver | None = None
 
     def __repr__(self) -> str:
@@ -100,7 +109,7 @@ class Plan:
 
     @property
     def buffers(self) -> int:
-        """Expert-sized buffers in GPU memory: slots and staging."""
+        """The number of expert-sized buffers in GPU memory: slots and staging."""
         return sum(self.slots) + self.scenario.memory.staging
 
     @property
@@ -115,21 +124,30 @@ class Plan:
 
     @property
     def layers(self) -> LayerPlan:
+        """The order of the model's layers in a step, with the trace layer of each MoE layer."""
         shape = self.cost.shape
         return LayerPlan.of(shape.moe_layers, shape.num_layers)
 
     def with_slots(self, total: int) -> Plan:
-        """The same with another number of expert slots, whatever memory says."""
+        """Return the plan with `total` expert slots, even if they do not fit the memory."""
         return replace(self, slots=_slots_of_caches(self.scenario, self.trace, total))
 
 
 def prepare(scenario: Scenario, trace: Trace | None = None) -> Plan:
-    """Load and check all parts; nothing is simulated yet."""
+    """Return the plan of a scenario, with all parts loaded and checked; simulate nothing.
+
+    `trace` saves reading the scenario's trace again.
+
+    Raises:
+        ScenarioError: with all mistakes of the scenario.
+        TraceError: the trace cannot be used.
+        BudgetError: the model does not fit the memory.
+    """
     trace = trace or load_trace(scenario.trace_path)
     parts = check_parts(scenario, trace)
-    # What policies are told of a static router's tokens to come is read from the first row of a
-    # request: were rows to differ, it would be false and nobody would notice. Opening a trace reads
-    # no values, so all are compared here, once, and for such traces only.
+    # With a static router, the experts of future tokens are read from a request's first row. If the
+    # rows differed, policies would receive wrong data without any error. Loading a trace reads no
+    # values, so the rows are compared here, and only for a static router.
     check_static(trace)
     kv_tokens = [request.max_kv_tokens for request in parts.requests]
     budget = plan_budget(scenario, parts.shape, parts.hardware.vram_bytes, kv_tokens)
@@ -138,26 +156,30 @@ def prepare(scenario: Scenario, trace: Trace | None = None) -> Plan:
 
 
 def _slots_of_caches(scenario: Scenario, trace: Trace, total: int) -> tuple[int, ...]:
-    """The initial layers have a slot for each expert, the others what is left."""
+    """Divide `total` slots among the caches: initial layers get a slot for each expert.
+
+    Raises:
+        BudgetError: the initial layers alone need more slots.
+    """
     first, experts = scenario.cache.initial_layers, trace.num_experts
-    left, others = total - first * experts, trace.num_layers - first
-    if left < 0:
+    remaining, others = total - first * experts, trace.num_layers - first
+    if remaining < 0:
         raise BudgetError(
             f"{scenario.mark('cache.initial_layers')}: all experts of {first} initial layers take "
-            f"{first * experts} slots; there are {total}; write cache.initial_layers: "
+            f"{first * experts} slots; there are {total}; set cache.initial_layers to at most "
             f"{total // experts}, or raise cache.slots"
         )
     if not others:
         rest = []
     elif scenario.cache.scope == "per_layer":
-        rest = split_slots(left, others, experts)
+        rest = split_slots(remaining, others, experts)
     else:
-        rest = [min(left, others * experts)]
+        rest = [min(remaining, others * experts)]
     return (*[experts] * first, *rest)
 
 
 def _cache_of(scenario: Scenario, layer: int) -> int:
-    """The number of the cache that serves a trace layer."""
+    """Return the number of the cache that holds the experts of a trace layer."""
     cache = scenario.cache
     return layer if cache.scope == "per_layer" else min(layer, cache.initial_layers)
 
@@ -172,10 +194,13 @@ def build_server(
     progress: Progress | None = None,
     at_once: bool = False,
 ) -> Server:
-    """Return the server of a plan, on any machine.
+    """Return a new server of a plan, on any machine.
 
-    `eviction` overrides the policy (for rehearsals), `routing` the trace; `at_once` moves all
-    arrivals to zero; `progress` is told of the run under the name `what`.
+    `eviction` overrides the eviction policy (for rehearsals), and `routing` the trace. `at_once`
+    moves all arrivals to zero. `progress` receives the progress of the run under the name `what`.
+
+    Raises:
+        ScenarioError: a policy refuses its options.
     """
     scenario, trace = plan.scenario, plan.trace
     requests = build_workload(scenario, trace)
@@ -225,15 +250,18 @@ def _caches(
     eviction: str | None,
     rehearse: Callable[[], list[list[Key]]],
 ) -> list[ExpertCache]:
+    """Return the cache of each trace layer; layers that share a cache have the same object."""
     scenario, trace = plan.scenario, plan.trace
     policy, options = policy_of(scenario, "cache")
     if eviction is not None:
         policy, options = find("eviction", eviction), None
+    # If requests arrive over time, the steps depend on how fast the run is, so no rehearsal can
+    # show the layer events. The policy then gets no future (`min` refuses to be built).
     futures: list[list[list[Key]]] | None = None
     if policy.clairvoyant and all(request.arrival_ns == 0 for request in requests):
         futures = group_by_cache(plan, rehearse())
-    popularity = cache(partial(_learnt, plan, ledger))
-    staging = Staging(scenario.memory.staging)
+    popularity = cache(partial(_learnt, plan, ledger))  # counting a trace is slow; do it once
+    staging = Staging(scenario.memory.staging)  # all caches share the staging buffers
     sizes = ExpertSizes(plan.cost.expert_bytes, scenario.cache.write_back)
     initial, caches = scenario.cache.initial_layers, []
     for number, capacity in enumerate(plan.slots):
@@ -246,36 +274,37 @@ def _caches(
             future=None if futures is None else futures[number],
         )
         try:
-            made = (
+            evicting = (
                 make_eviction(policy, context, options) if number >= initial else Resident(context)
             )
         except UsageError as error:
             raise ScenarioError.at(scenario, "cache.policy", str(error)) from None
         if plan.observer is not None:
-            made = plan.observer.eviction(number, made)
-        caches.append(ExpertCache(made, machine, ledger, staging, sizes))
+            evicting = plan.observer.eviction(number, evicting)
+        caches.append(ExpertCache(evicting, machine, ledger, staging, sizes))
     return [caches[_cache_of(scenario, layer)] for layer in range(trace.num_layers)]
 
 
 def universe_of(plan: Plan, number: int) -> range:
-    """The keys of all experts that cache `number` serves."""
+    """Return the keys of all experts that cache `number` may hold."""
     experts, layers = plan.trace.num_experts, range(plan.trace.num_layers)
     own = [layer for layer in layers if _cache_of(plan.scenario, layer) == number]
     return range(own[0] * experts, (own[-1] + 1) * experts)
 
 
 def _learnt(plan: Plan, ledger: Ledger, profile: Path | None) -> Mapping[Key, int]:
-    """Return what an eviction policy learns from a profile, read-only: all caches share it.
+    """Return the popularity of experts in a profile, read-only because all caches share it.
 
-    The ledger notes a profile that counts just what the replayed trace does: the policy then knows
-    the future, whatever the profile's path.
+    The ledger records hindsight if the profile counts the same as the replayed trace.
     """
     counts = _popularity(plan, profile)
+    # Counts are compared, not paths: a copy of the replayed trace is hindsight too.
     ledger.hindsight |= profile is None or counts == _popularity(plan, None)
     return MappingProxyType(counts)
 
 
 def _popularity(plan: Plan, profile: Path | None) -> dict[Key, int]:
+    """Return the uses of each expert in a profile's trace; None is the replayed trace."""
     from moesim.curve import trace_popularity
 
     if profile is None:
@@ -284,16 +313,19 @@ def _popularity(plan: Plan, profile: Path | None) -> dict[Key, int]:
 
 
 def _rehearse(plan: Plan, what: str, progress: Progress | None) -> list[list[Key]]:
-    """The layer events of a workload that arrives at once: they do not depend on any time, so a
-    run under another eviction policy shows them all."""
-    plan = replace(plan, observer=None)
+    """Return all layer events, in order, of a workload that arrives at once.
+
+    They come from a run with LRU: with all requests present from the start, layer events do not
+    depend on times, and so not on the eviction policy.
+    """
+    plan = replace(plan, observer=None)  # it must record the run itself, not the rehearsal
     server, _ = serve(plan, eviction="lru", what=f"{what}: rehearsal", progress=progress)
     return server.ledger.layer_events()
 
 
 def group_by_cache(plan: Plan, unions: Sequence[list[Key]]) -> list[list[list[Key]]]:
-    """Layer events in order, for each cache; sequential replay asks key by key."""
-    if plan.scenario.replay == "sequential":
+    """Return the layer events of each cache, in order, by cache number."""
+    if plan.scenario.replay == "sequential":  # it looks up key by key, so each is an event
         unions = [[key] for union in unions for key in union]
     groups: list[list[list[Key]]] = [[] for _ in plan.slots]
     for union in unions:
@@ -312,7 +344,10 @@ def serve(
     what: str = "run",
     progress: Progress | None = None,
 ) -> tuple[Server, int]:
-    """Run a plan's server on the simulated machine to its end; answers when that was."""
+    """Run a plan's server on the simulated machine; return it and the time of its end in ns.
+
+    Arguments are those of `build_server`; `free_link` makes copies take no time.
+    """
     import simpy
 
     from moesim.machine.sim import SimMachine
@@ -322,5 +357,6 @@ def serve(
     server = build_server(
         plan, machine, eviction=eviction, at_once=at_once, what=what, progress=progress
     )
-    env.run(until=env.process(server.run()))  # a copy still in flight then moves no clock
+    # Until the last token, not until the last event: a copy in flight must not prolong the run.
+    env.run(until=env.process(server.run()))
     return server, machine.now_ns

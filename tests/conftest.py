@@ -30,7 +30,7 @@ STUDIES = Path(__file__).parent / "studies"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark all tests of the studies slow: they train models and run whole programs, in small."""
+    """Mark all tests of the studies as slow: they train small models and run whole programs."""
     for item in items:
         if item.path.is_relative_to(STUDIES):
             item.add_marker(pytest.mark.slow)

@@ -1,8 +1,10 @@
-"""The command line: `moesim …`. Thin commands; whatever is heavy is imported inside them.
+"""The command line: `moesim …`.
 
 Data goes to stdout, progress and messages to stderr. Exit codes: 0 done, 1 failed (a bad trace, a
 broken invariant, a full disk), 2 usage or scenario error, 3 a stated threshold was not met, 130
 interrupted by Ctrl-C, 143 terminated by SIGTERM.
+
+Commands import heavy modules when they run, so that `moesim --help` answers at once.
 """
 
 from __future__ import annotations
@@ -23,13 +25,14 @@ app = App(
     epilog="Exit codes: 0 done, 1 failed, 2 usage or scenario error, 3 a stated threshold was not "
     "met, 130 interrupted, 143 terminated.",
     no_args_is_help=True,
+    # A traceback of moesim's own mistakes must be complete and plain, for a report of the bug.
     pretty_exceptions_enable=False,
     add_completion=False,
 )
 
 
-def _version(asked: bool) -> None:
-    if asked:
+def _version(wanted: bool) -> None:
+    if wanted:
         from moesim import __version__
 
         typer.echo(__version__)
@@ -48,10 +51,11 @@ def moesim(
     """Simulate mixture-of-experts inference on a GPU that cannot hold all experts."""
 
 
+# The order of the commands in `moesim --help`.
 for group in (run, compare, calibrate, validate, inspect, listing, record, models, trace):
     group.register(app)
 
 
 def main() -> None:
-    """The console script."""
+    """Run the command line and exit with its code; the console script `moesim` calls this."""
     run_to_its_end(app)

@@ -1,4 +1,7 @@
-"""`moesim compare` runs a sweep and compares its points; `moesim report` reads finished runs."""
+"""`moesim compare` and `moesim report`: tables and figures of many runs.
+
+`compare` simulates every point of a scenario's sweep first; `report` reads finished runs.
+"""
 
 from __future__ import annotations
 
@@ -25,14 +28,14 @@ if TYPE_CHECKING:
 
 __all__ = ["register"]
 
-_MOST_FAILURES: Final = 20
+_MOST_FAILURES: Final = 20  # a sweep has hundreds of points, and they often fail for one reason
 
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a key, like cache.policy=lru."),
 ]
 PlotsOption = Annotated[bool, typer.Option("--plots/--no-plots", help="Draw figures.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print the table as JSON instead.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -48,19 +51,17 @@ def compare(
         Path | None, typer.Option(help="The folder to write into (default: runs/NAME-compare).")
     ] = None,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Processes (default: one a processor).")
+        int | None, typer.Option(min=1, help="Worker processes (default: one per processor).")
     ] = None,
-    force: Annotated[
-        bool, typer.Option("--force", help="Run again what is already there.")
-    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Run finished points again.")] = False,
     plots: PlotsOption = True,
     as_json: JsonOption = False,
 ) -> None:
     """Run every point of a scenario's sweep and compare them in tables and figures.
 
-    Points that are already there are not run again. Seeds in the sweep become 95 % intervals.
-    A folder that another process is writing is refused.
-    The last line printed is the folder with compare.csv, compare.md and plots/.
+    Finished points are not run again. Several seeds in the sweep give 95 % intervals. The command
+    fails if another process is writing the same folder. The last line printed is the folder with
+    compare.csv, compare.md and plots/.
     """
     from moesim.report import compare_runs, load_run, write_comparison
     from moesim.scenario import load_scenario
@@ -75,11 +76,13 @@ def compare(
     folder = out or Path("runs") / f"{loaded.name}-compare"
     points = points_of(loaded, folder / "runs")
     missing = points if force else unfinished(points)
+    # A mistake in the last point, or a read-only folder, must show before hours of simulation.
     check_points(missing)
     _check_writable(folder / "runs")
     with exclusive(folder, inside=True):
         clean_up(folder / "runs")
         failures = _run_points(missing, len(points), workers or os.cpu_count() or 1, force=force)
+        # Points that worked are reported although others failed.
         failed = {point.folder for point, _ in failures}
         runs = [load_run(point.folder) for point in points if point.folder not in failed]
         lines = [f"{point.label}: {_described(error).splitlines()[0]}" for point, error in failures]
@@ -96,7 +99,8 @@ def compare(
     if runs:
         _print(comparison, folder, lines, as_json=as_json)
     if failures:
-        _tell_failures(failures, len(points))
+        _echo_failures(failures, len(points))
+        # Code 2 says that only the scenario is wrong: nothing ran, and nothing was written.
         usage = all(isinstance(error, UsageError) for _, error in failures)
         raise typer.Exit(2 if usage and not runs else 1)
 
@@ -104,21 +108,21 @@ def compare(
 def report(
     runs: Annotated[
         list[Path] | None,
-        typer.Argument(help="Run directories, or folders that `moesim compare` made."),
+        typer.Argument(help="Run directories, or folders that `moesim compare` wrote."),
     ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
-            help="The folder to write into (default: the folder given, or runs/report for several)."
+            help="The folder to write into (default: the folder read; runs/report if several)."
         ),
     ] = None,
     plots: PlotsOption = True,
     as_json: JsonOption = False,
 ) -> None:
-    """Make tables and figures again from finished runs, without simulating.
+    """Make tables and figures from finished runs, without simulating.
 
-    One run is summarised, and its figures drawn into its own plots folder unless --out says
-    otherwise; several are compared. The last line printed is the folder written to.
+    One run is summarised; several are compared. The figures of one run are drawn into its own
+    folder, unless --out names another. The last line printed is the folder written to.
     """
     from moesim.report import compare_runs, load_runs, write_comparison
 
@@ -136,14 +140,15 @@ def report(
             comparison,
             folder,
             name=names[0] if len(names) == 1 else "report",
-            command=shlex.join(["moesim", "report", *map(str, paths), *_out(out)]),
+            command=shlex.join(["moesim", "report", *map(str, paths), *_out_option(out)]),
             plots=plots,
         )
     _print(comparison, folder, [], as_json=as_json)
 
 
 def _check_writable(folder: Path) -> None:
-    """Find out before anything runs, not once for each point."""
+    """Raise `OutputError` if no file can be written in `folder`, which is created if missing."""
+    # Permission bits do not tell: the disk may be full or mounted read-only.
     with output_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         with TemporaryFile(dir=folder):
@@ -151,6 +156,7 @@ def _check_writable(folder: Path) -> None:
 
 
 def _report_one(run: Run, out: Path | None, *, plots: bool, as_json: bool) -> None:
+    """Print the summary of one run, and draw its figures if `plots` is set."""
     from moesim.report import plots_for_run, print_summary
 
     folder = out or run.path
@@ -166,24 +172,27 @@ def _report_one(run: Run, out: Path | None, *, plots: bool, as_json: bool) -> No
 def _run_points(
     points: Sequence[Point], total: int, workers: int, *, force: bool
 ) -> list[tuple[Point, Exception]]:
-    """Simulate points; those that failed, in order, with their errors. `total` counts also the
-    points that were there already."""
+    """Simulate points; return those that failed, in order, with their errors.
+
+    `total` also counts the points that were finished before.
+    """
     from moesim.sweep import LocalProcesses, simulate_points
 
     failures: dict[int, Exception] = {}
     done = total - len(points)
     try:
         with (
-            closing(simulate_points(points, LocalProcesses(workers), force=force)) as outcomes,
+            # Closing ends the workers at once, also after an interrupt.
+            closing(simulate_points(points, LocalProcesses(workers), force=force)) as results,
             progress() as show,
         ):
             if show is not None:
                 show("points", done, total)
-            for outcome in outcomes:
-                if outcome.error is None:
+            for result in results:
+                if result.error is None:
                     done += 1
                 else:
-                    failures[outcome.index] = outcome.error
+                    failures[result.index] = result.error
                 if show is not None:
                     show("points", done + len(failures), total)
     except KeyboardInterrupt:
@@ -196,6 +205,7 @@ def _run_points(
 
 
 def _print(comparison: Comparison, folder: Path, failures: Sequence[str], *, as_json: bool) -> None:
+    """Print a comparison and the folder that holds it, as tables or as JSON."""
     from moesim.report.tables import SIGNS, tables
     from moesim.report.tables import as_json as plain_data
     from moesim.report.tabular import write_tables
@@ -211,28 +221,34 @@ def _print(comparison: Comparison, folder: Path, failures: Sequence[str], *, as_
     typer.echo(f"\n{folder}")
 
 
-def _tell_failures(failures: Sequence[tuple[Point, Exception]], total: int) -> None:
+def _echo_failures(failures: Sequence[tuple[Point, Exception]], total: int) -> None:
+    """Print the points that failed and why, on stderr."""
     typer.echo(f"{len(failures)} of {total} points failed:", err=True)
     for point, error in failures[:_MOST_FAILURES]:
         typer.echo(f"  {point.label}: {_described(error)}", err=True)
     if len(failures) > _MOST_FAILURES:
         typer.echo(f"  and {len(failures) - _MOST_FAILURES} more", err=True)
+    # Only moesim's own mistakes need a traceback, and the first is enough for a report.
     unforeseen = [error for _, error in failures if not isinstance(error, MoesimError)]
     if unforeseen:
-        typer.echo("\nthe first one that is a mistake of moesim's own:", err=True)
+        typer.echo("\nthis error is a mistake in moesim; please report it:", err=True)
         typer.echo("".join(traceback.format_exception(unforeseen[0])), err=True)
 
 
 def _command(scenario: Path, overrides: Sequence[str], out: Path | None, *, plots: bool) -> str:
-    """The command line that makes this comparison, without what does not change it."""
+    """Return the command line that makes this comparison; options that change nothing are left out.
+
+    compare.md quotes it. The number of workers, for example, does not change a result.
+    """
     sets = [part for override in overrides for part in ("--set", override)]
     rest = [] if plots else ["--no-plots"]
-    return shlex.join(["moesim", "compare", str(scenario), *sets, *_out(out), *rest])
+    return shlex.join(["moesim", "compare", str(scenario), *sets, *_out_option(out), *rest])
 
 
-def _out(out: Path | None) -> list[str]:
+def _out_option(out: Path | None) -> list[str]:
     return [] if out is None else ["--out", str(out)]
 
 
 def _described(error: Exception) -> str:
+    """Return the message of an error; only a foreseen one says enough without its type."""
     return str(error) if isinstance(error, MoesimError) else f"{type(error).__name__}: {error}"

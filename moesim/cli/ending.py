@@ -1,7 +1,7 @@
-"""How a command ends: its exit code, and a last line that says so.
+"""The end of a command: its exit code, and a last line on stderr that states it in words.
 
-Ctrl-C, SIGTERM and a closed terminal all unwind a command alike, so that nothing half-written is
-left. The exit code is then 128 and the signal's number, as shells expect it.
+Ctrl-C, SIGTERM and a closed terminal all unwind a command alike, so that no half-written file is
+left. The exit code is then 128 plus the signal's number, as shells expect.
 """
 
 from __future__ import annotations
@@ -27,12 +27,15 @@ _INTERRUPTED: Final = 130
 
 
 def run_to_its_end(command: Callable[[], object]) -> None:
-    """Run the command line, and exit with its code. Foreseen errors become one message each."""
+    """Run the command line and exit with its code.
+
+    A foreseen error becomes one message. Any other error keeps its traceback.
+    """
     stops = _noted_signals()
     try:
         command()
     except SystemExit as ended:
-        # typer turns an interrupt into this code.
+        # typer turns an interrupt into this code, but the signal may have been another one.
         if stops and ended.code == _INTERRUPTED:
             _stop(stops[0])
         if not ended.code and (spent := seconds_watched()) is not None:
@@ -51,18 +54,20 @@ def run_to_its_end(command: Callable[[], object]) -> None:
         _say(f"error: {error}")
         sys.exit(error.exit_code)
     finally:
-        # An interrupt that passes code made at run time (as dataclasses are) leaves a mark by which
-        # `python -m` dies of the signal, whatever the exit code; running any such code clears it.
+        # An interrupt inside code that was compiled at run time (as in dataclasses) sets a flag in
+        # Python. With it, `python -m` ends by the signal and not with our exit code. Running other
+        # compiled code clears the flag.
         exec("")
 
 
 def _stop(number: int) -> None:
+    """Exit as shells expect of a command that signal `number` ended."""
     _say(_WORDS[signal.Signals(number).name])
     sys.exit(128 + number)
 
 
 def _say(text: str) -> None:
-    # Where the terminal is gone or the disk full, the exit code still tells.
+    # If the terminal is gone or the disk is full, the exit code still reports the end.
     with suppress(OSError):
         sys.stdout.flush()
     with suppress(OSError):
@@ -80,7 +85,7 @@ def _noted_signals() -> list[int]:
     if threading.current_thread() is threading.main_thread():
         for name in _WORDS:
             number = getattr(signal, name, None)
-            # What the parent has chosen to ignore (as nohup does) stays ignored.
+            # A signal that the parent process set to be ignored, as nohup does, stays ignored.
             if number and signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
                 signal.signal(number, note)
     return noted

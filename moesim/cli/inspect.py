@@ -1,4 +1,4 @@
-"""Looking without running: `moesim curve`, `moesim schema`."""
+"""`moesim curve` and `moesim schema`: what can be shown without a simulation."""
 
 from __future__ import annotations
 
@@ -28,28 +28,35 @@ def curve(
         ),
     ],
     scope: Annotated[
-        Literal["per_layer", "global"], typer.Option(help="A cache a layer, or one for all.")
+        Literal["per_layer", "global"],
+        typer.Option(help="One cache for each layer, or one for all layers."),
     ] = "per_layer",
     capacity: Annotated[
         str | None,
-        typer.Option(help="Experts per layer, like 4,8,16 (default: each from 1 to all)."),
+        typer.Option(help="Slots per layer, like 4,8,16 (default: 1 to all experts)."),
     ] = None,
     batch: Annotated[int, typer.Option(help="Requests that advance in lock-step.")] = 1,
     replay: Annotated[
         Literal["atomic", "sequential"],
-        typer.Option(help="sequential replays ids one by one, to see how wrong that is."),
+        typer.Option(
+            help="atomic looks up a layer's experts together, as a server does; sequential one "
+            "by one, which inflates misses."
+        ),
     ] = "atomic",
     admission: Annotated[
         Literal["bypass", "always"],
-        typer.Option(help="Whether a fetched expert may pass the cache by, or always gets a slot."),
+        typer.Option(
+            help="bypass lets the policy use a fetched expert once without a slot; always gives "
+            "every fetched expert a slot."
+        ),
     ] = "bypass",
-    seed: Annotated[int, typer.Option(help="For policies that draw.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of policies that choose at random.")] = 0,
     as_json: JsonOption = False,
 ) -> None:
-    """Print hit rate against capacity, by replaying a trace without any time.
+    """Print the hit rate for each cache capacity, by replaying a trace without timing.
 
-    Requests one after another, one token a step, caches never reset. A hit is a distinct expert
-    of a layer event that was resident when the event began.
+    Requests are replayed one after another, one token per step, and caches are never reset. A hit
+    is a distinct expert of a layer event that was resident when the event began.
     """
     from moesim.cli.output import echo_json
     from moesim.cli.progress import progress
@@ -95,5 +102,5 @@ def _numbers(text: str) -> list[int]:
         return [int(part) for part in text.split(",")]
     except ValueError:
         raise typer.BadParameter(
-            f"{text!r} is no list of whole numbers like 4,8,16", param_hint="--capacity"
+            f"{text!r} is not a list of whole numbers like 4,8,16", param_hint="--capacity"
         ) from None

@@ -1,4 +1,4 @@
-"""`moesim list`: the cards, models and policies that a scenario can name, with their figures."""
+"""`moesim list`: the GPUs, models and policies that a scenario can name, with their figures."""
 
 from __future__ import annotations
 
@@ -11,31 +11,33 @@ __all__ = ["register"]
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 Listing = dict[str, dict[str, Any]]
+"""What `--json` prints; the tables show the same data."""
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this file to the application."""
     app.command("list")(list_kind)
-    app.command(hidden=True)(policies)
+    app.command(hidden=True)(policies)  # its name before `list`; scripts may still use it
 
 
 def list_kind(
     kind: Annotated[
-        str | None, typer.Argument(help="gpus, models or policies.", show_default=False)
+        str | None,
+        typer.Argument(help="What to list: gpus, models or policies.", show_default=False),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """List the gpus, models or policies that a scenario can name, with figures and sources."""
+    """List the GPUs, models or policies that a scenario can name, with figures and sources."""
     from moesim.cli.output import echo_json
     from moesim.config.suggest import suggest
     from moesim.errors import UsageError
 
     if kind not in _KINDS:
         hint = suggest(kind or "", _KINDS)
-        given = "say what to list" if kind is None else f"there is no list of {kind!r}"
-        raise UsageError(f"{given}: {', '.join(_KINDS)}{hint}")
-    listed, show = _KINDS[kind]
-    listing = listed()
+        problem = "say what to list" if kind is None else f"there is no list of {kind!r}"
+        raise UsageError(f"{problem}: {', '.join(_KINDS)}{hint}")
+    read, show = _KINDS[kind]
+    listing = read()
     if as_json:
         echo_json(listing)
     else:
@@ -43,12 +45,12 @@ def list_kind(
 
 
 def policies(as_json: JsonOption = False) -> None:
-    """The same as `moesim list policies`."""
+    """List policies, as `moesim list policies` does."""
     list_kind("policies", as_json)
 
 
 def _gpus() -> Listing:
-    """Each shipped profile: its full name and its figures, as the profile spells them."""
+    """Return each shipped profile's full name and its figures, as the profile spells them."""
     from moesim.config.yaml_document import load_document
     from moesim.hardware.hardware import PROFILES, hardware_names
 
@@ -60,7 +62,7 @@ def _gpus() -> Listing:
 
 
 def _figures(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
-    """The figures of a profile by dotted key: value, kind and source."""
+    """Yield each figure of a profile by its dotted key: value, kind and source."""
     for key, value in section.items():
         if isinstance(value, Mapping) and "value" in value:
             yield prefix + key, dict(value)
@@ -86,7 +88,7 @@ def _show_gpus(listing: Listing) -> None:
 
 
 def _models() -> Listing:
-    """Each shipped shape: its layers, experts and sizes at the bits it is published in."""
+    """Return each shipped shape's layers, experts and sizes, at the bits it is published in."""
     from moesim.hardware.shapes import named_shape, shape_names
 
     listing = {}
@@ -112,8 +114,8 @@ def _show_models(listing: Listing) -> None:
     from moesim.config.units import format_bytes
     from moesim.report.tabular import Table, write_tables
 
-    headers = ("layers", "of experts", "experts", "top-k", "bits", "an expert", "all experts")
-    table = Table("", ["model", *headers, "model", "parameters"])
+    headers = ("layers", "MoE layers", "experts", "top-k", "bits", "one expert", "all experts")
+    table = Table("", ["model", *headers, "whole model", "parameters"])
     for name, model in listing.items():
         table.add(
             name,
@@ -132,7 +134,7 @@ def _show_models(listing: Listing) -> None:
 
 
 def _policies() -> Listing:
-    """Each family: its policies, those of installed packages included, with their options."""
+    """Return the policies of each family with their options, also those of installed packages."""
     from dataclasses import MISSING, fields
 
     from moesim.policies import FAMILIES, find, names
@@ -146,6 +148,7 @@ def _policies() -> Listing:
                 field.name: None if field.default is MISSING else field.default
                 for field in fields(getattr(policy, "Options", NoOptions))
             }
+            # The docstring is the only description that a policy of another package must have.
             summary = (policy.__doc__ or "").strip().split("\n\n")[0]
             listing.setdefault(family, {})[name] = {
                 "options": options,

@@ -1,4 +1,4 @@
-"""`moesim models`: train small real models, refactor them, and cut prompts for them."""
+"""`moesim models`: train small real models, refactor dense ones into experts, and cut prompts."""
 
 from __future__ import annotations
 
@@ -17,12 +17,14 @@ if TYPE_CHECKING:
 
 __all__ = ["register"]
 
-ForceOption = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
+ForceOption = Annotated[bool, typer.Option("--force", help="Replace an existing --out.")]
 
 
 def register(app: typer.Typer) -> None:
     """Add the sub-commands of this file to the application."""
-    group = App(no_args_is_help=True, help="Train small models whose routing is real.")
+    group = App(
+        no_args_is_help=True, help="Train or refactor small models, and cut prompts for them."
+    )
     group.command()(train)
     group.command()(prompts)
     group.command()(readme)
@@ -31,35 +33,40 @@ def register(app: typer.Typer) -> None:
 
 def train(
     out: Annotated[Path, typer.Option(help="The model folder to write.")],
-    preset: Annotated[str, typer.Option(help="shallow, deep, dense or gated.")] = "shallow",
+    preset: Annotated[
+        str, typer.Option(help="The kind of model: shallow, deep, dense or gated.")
+    ] = "shallow",
     gate: Annotated[
-        str | None, typer.Option(help="With gated: dselect_k, top_k, noisy_top_k, softmax, ...")
+        str | None,
+        typer.Option(help="With preset gated: dselect_k, top_k, noisy_top_k, softmax, ..."),
     ] = None,
     routed_by: Annotated[
-        str | None, typer.Option(help="What the gate reads: hidden, tokens, prefix or tasks.")
+        str | None,
+        typer.Option(help="With preset gated, what the gate reads: hidden, tokens, prefix, tasks."),
     ] = None,
     top_k: Annotated[
-        int | None, typer.Option(min=1, help="With gated: experts that a token selects.")
+        int | None, typer.Option(min=1, help="With preset gated: experts per token.")
     ] = None,
     gate_option: Annotated[
-        list[str] | None, typer.Option(help="NAME=VALUE, of the gate; may be given repeatedly.")
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="An option of the gate; may be repeated."),
     ] = None,
     text: TextOption = None,
     steps: Annotated[
         int | None, typer.Option(min=1, help="Training steps (default: the preset's).")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of weights and windows.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of weights and text windows.")] = 0,
     evaluate_every: Annotated[int, typer.Option(min=1, help="Steps between evaluations.")] = 100,
     characters: CharactersOption = 2_000_000,
     threads: Annotated[
-        int | None, typer.Option(min=1, help="CPU threads (default: torch's own choice).")
+        int | None, typer.Option(min=1, help="CPU threads (default: chosen by torch).")
     ] = None,
     force: ForceOption = False,
 ) -> None:
-    """Train a small language model, dense or of experts, on real text; needs the torch extra.
+    """Train a small language model, dense or with experts, on real text; needs the torch extra.
 
-    Prints the validation loss as it falls; the last line printed is the model's folder. A training
-    that was killed goes on when the command is given again, from OUT.checkpoint beside the folder.
+    The validation loss is printed during training. The last line printed is the model's folder. If
+    training is killed, the same command continues it from OUT.checkpoint beside the folder.
     """
     from moesim.cli.progress import progress
     from moesim.cli.record import spell
@@ -69,12 +76,14 @@ def train(
 
     if os.path.exists(out) and not force:
         raise OutputError(out, "already exists; choose another name or pass --force")
+    # Before `import torch`: without the extra, this says what to install.
     prepare_torch("training a model")
     import torch
     from transformers.utils import logging
 
     from moesim.models import train as train_model
 
+    # Its bars would be written between those of moesim.
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     if threads is not None:
         torch.set_num_threads(threads)
@@ -95,17 +104,18 @@ def train(
             "threads": threads,
         },
     )
-    shape = _gated(preset, gate, routed_by, top_k, gate_option)
+    model = _preset(preset, gate, routed_by, top_k, gate_option)
     corpus = corpus_of(text, characters)
     with progress() as show:
         trained = train_model(
-            shape,
+            model,
             corpus,
             out,
             steps=steps,
             seed=seed,
             evaluate_every=evaluate_every,
             force=force,
+            # The real path, so that a link to a folder and the folder share one checkpoint.
             checkpoint=Path(f"{os.path.realpath(out)}.checkpoint"),
             on_step=counter(show, "steps"),
             on_evaluation=_echo,
@@ -119,14 +129,18 @@ def train(
     typer.echo(str(out))
 
 
-def _gated(
+def _preset(
     preset: str,
     gate: str | None,
     routed_by: str | None,
     top_k: int | None,
     options: list[str] | None,
 ) -> str | Preset:
-    """The preset, with the gate asked for; refused, before any work, where it cannot be."""
+    """Return the preset with the gate that the options choose, checked.
+
+    Raises:
+        UsageError: there is no such preset, or the gate does not fit it.
+    """
     from dataclasses import replace
 
     from moesim.config.yaml_document import parse_value
@@ -135,10 +149,10 @@ def _gated(
 
     if preset not in PRESETS:
         raise UsageError(f"unknown preset {preset!r}: choose one of {', '.join(PRESETS)}")
-    shape = PRESETS[preset]
-    if not isinstance(shape, GatedPreset):
+    base = PRESETS[preset]
+    if not isinstance(base, GatedPreset):
         if gate or routed_by or top_k or options:
-            raise UsageError(f"preset {preset} has no gate to choose; --preset gated has")
+            raise UsageError(f"preset {preset} has no gate to choose; use --preset gated")
         return preset
     values = {}
     for option in options or []:
@@ -146,18 +160,20 @@ def _gated(
         if not equals or not name:
             raise UsageError(f"--gate-option {option!r}: expected NAME=VALUE, as in gamma=0.5")
         values[name] = parse_value(value, f"--gate-option {name}")
-    gate = gate or shape.gate
-    chosen = replace(
-        shape,
+    gate = gate or base.gate
+    # Hash routing reads token ids, and a switch layer selects one expert: the preset's own defaults
+    # would be refused.
+    gated = replace(
+        base,
         gate=gate,
         gate_options=values,
-        routed_by=routed_by or ("tokens" if gate == "hash" else shape.routed_by),
-        top_k=top_k or (1 if gate == "switch" else shape.top_k),
+        routed_by=routed_by or ("tokens" if gate == "hash" else base.routed_by),
+        top_k=top_k or (1 if gate == "switch" else base.top_k),
     )
     from moesim.models.gated import check_gate
 
-    check_gate(chosen)
-    return chosen
+    check_gate(gated)
+    return gated
 
 
 def prompts(
@@ -165,14 +181,17 @@ def prompts(
     per_domain: Annotated[int, typer.Option(min=1, help="Prompts of each domain.")] = 40,
     text: TextOption = None,
     characters: CharactersOption = 2_000_000,
-    shortest: Annotated[int, typer.Option(min=1, help="Characters of a prompt, at least.")] = 40,
-    longest: Annotated[int, typer.Option(min=1, help="Characters of a prompt, at most.")] = 240,
-    fewest: Annotated[int, typer.Option(min=1, help="Tokens to generate, at least.")] = 16,
-    most: Annotated[int, typer.Option(min=1, help="Tokens to generate, at most.")] = 48,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the choice.")] = 0,
+    shortest: Annotated[int, typer.Option(min=1, help="Fewest characters of a prompt.")] = 40,
+    longest: Annotated[int, typer.Option(min=1, help="Most characters of a prompt.")] = 240,
+    fewest: Annotated[int, typer.Option(min=1, help="Fewest tokens to generate.")] = 16,
+    most: Annotated[int, typer.Option(min=1, help="Most tokens to generate.")] = 48,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of positions and lengths.")] = 0,
     force: ForceOption = False,
 ) -> None:
-    """Cut prompts from the text that training holds out; the last line printed is the file."""
+    """Cut prompts from text that `models train` holds out.
+
+    The last line printed is the file.
+    """
     from moesim.models import cut_prompts, write_prompts
 
     cut = cut_prompts(

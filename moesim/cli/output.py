@@ -1,4 +1,4 @@
-"""What commands print for programs to read."""
+"""Output for programs: one JSON document on stdout."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ __all__ = ["echo_json"]
 
 
 def echo_json(value: Any) -> None:
-    """Print `value` as the one JSON document on stdout; what is undefined (NaN) is null."""
+    """Print `value` as JSON; numbers that are undefined (NaN) or infinite become null."""
+    # JSON has no NaN: Python would write one, and other programs would refuse the document.
     typer.echo(json.dumps(_finite(value), indent=1, allow_nan=False))
 
 

@@ -1,7 +1,7 @@
-"""Paths on the command line, all treated alike: `~` is the home folder.
+"""Paths on the command line: `~` is the home folder, and impossible paths are refused.
 
-A shell expands `--out ~/x` and leaves `--out=~/x` as it is; here both mean the same. A name that no
-file system can hold, or a link that leads to itself, is refused before any command looks at it.
+A shell expands `--out ~/x` but leaves `--out=~/x` as it is; here both mean the same. A name that is
+too long for the file system, or a link to itself, is refused before a command uses it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _IMPOSSIBLE: Final = (errno.ENAMETOOLONG, errno.ELOOP)
 
 
 class App(typer.Typer):
-    """An application whose commands take their paths as people mean them."""
+    """A typer application that resolves and checks the paths of all its commands."""
 
     def command(self, name: str | None = None, **options: Any) -> Callable[[F], F]:
         """Register a command, as `typer.Typer` does."""
@@ -40,22 +40,23 @@ class App(typer.Typer):
 
 
 def _with_paths(function: Callable[..., Any]) -> Callable[..., Any]:
+    # typer reads the options from the signature, which `wraps` keeps.
     @wraps(function)
     def call(**arguments: Any) -> Any:
-        return function(**{name: _meant(value) for name, value in arguments.items()})
+        return function(**{name: _resolved(value) for name, value in arguments.items()})
 
     return call
 
 
-def _meant(value: Any) -> Any:
-    """A path, or each path of a list, as the person means it; anything else as it is."""
+def _resolved(value: Any) -> Any:
+    """Return a path, or each path of a list, with `~` expanded; return other values unchanged."""
     if isinstance(value, list):
-        return [_meant(each) for each in value]
+        return [_resolved(item) for item in value]
     if not isinstance(value, Path):
         return value
     path = as_path(value)
     try:
-        os.stat(path)
+        os.stat(path)  # a missing file is fine here: the command may be about to write it
     except OSError as error:
         if error.errno in _IMPOSSIBLE:
             shown = str(value) if len(str(value)) <= 60 else f"{str(value)[:57]}..."

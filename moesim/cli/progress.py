@@ -1,4 +1,4 @@
-"""Progress on a terminal, nothing elsewhere; always on stderr."""
+"""Progress bars on stderr, shown only if stderr is a terminal."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ if TYPE_CHECKING:
 __all__ = ["Show", "progress", "seconds_watched"]
 
 Show = Callable[[str, int, int], None]
-"""`show(what, done, total)`: a bar for each `what`, with the time that is left."""
+"""`show(what, done, total)`: draw one bar for each `what`, with the remaining time."""
 
-# A simulation reports after each step: more often than a terminal can show.
+# A simulation reports after each step, which is more often than a terminal can draw.
 _REDRAW_S: Final = 0.1
 _began: list[float] = []
 
 
 @contextmanager
 def progress() -> Iterator[Show | None]:
-    """Yield a function that shows progress, or None where stderr is no terminal."""
+    """Yield a function that shows progress, or None if stderr is not a terminal."""
     if not sys.stderr.isatty():
         yield None
         return
@@ -36,7 +36,7 @@ def progress() -> Iterator[Show | None]:
 
 
 def seconds_watched() -> float | None:
-    """Return the time since this command first showed progress; None if it never did."""
+    """Return the seconds since this command first showed progress; None if it never did."""
     return time.monotonic() - _began[0] if _began else None
 
 

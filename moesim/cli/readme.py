@@ -1,4 +1,8 @@
-"""`moesim models readme`: a dense model becomes mixtures of experts."""
+"""`moesim models readme`: refactor a dense model into mixtures of experts, after Read-ME.
+
+Cai et al., "Read-ME: Refactorizing LLMs as Router-Decoupled Mixture of Experts with System
+Co-Design", NeurIPS 2024.
+"""
 
 from __future__ import annotations
 
@@ -22,39 +26,45 @@ def readme(
         str, typer.Option(help="A dense model: a folder, a Hugging Face Hub id, or smollm2.")
     ],
     out: Annotated[
-        Path, typer.Option(help="The folder of checkpoints and models; a killed run goes on in it.")
+        Path,
+        typer.Option(
+            help="The folder of checkpoints and models; the same command continues a killed run."
+        ),
     ],
     text: TextOption = None,
     kinds: Annotated[
-        str, typer.Option(help="Of decoupled, layerwise and dense, some, separated by commas.")
+        str, typer.Option(help="Models to make, of decoupled, layerwise and dense; use commas.")
     ] = "decoupled,layerwise",
     size: Annotated[
         str | None,
-        typer.Option(help="small or smollm2: windows and schedule (default: as the base)."),
+        typer.Option(help="Text windows and schedule: small or smollm2 (default: by the base)."),
     ] = None,
-    share: Annotated[float, typer.Option(help="Of the FFN's channels, an expert's share.")] = 0.5,
+    share: Annotated[
+        float, typer.Option(help="An expert's share of the FFN's channels, above 0, at most 1.")
+    ] = 0.5,
     variant: Annotated[
-        str, typer.Option(help="paper or code: whose side is taken where they disagree.")
+        str, typer.Option(help="Which to follow where they differ: paper or code.")
     ] = "code",
     control: Annotated[
-        str, typer.Option(help="none, random (channels) or shuffled (domains).")
+        str,
+        typer.Option(help="Control experiment: none, random (channels) or shuffled (domains)."),
     ] = "none",
     rounds: Annotated[
         int | None, typer.Option(min=1, help="Rounds of tuning (default: the size's).")
     ] = None,
     expert_steps: Annotated[
-        int | None, typer.Option(min=1, help="Steps of experts in a round.")
+        int | None, typer.Option(min=1, help="Training steps of the experts in each round.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of windows, routers and controls.")] = 0,
     characters: CharactersOption = 2_000_000,
     threads: Annotated[
-        int | None, typer.Option(min=1, help="CPU threads (default: torch's own choice).")
+        int | None, typer.Option(min=1, help="CPU threads (default: chosen by torch).")
     ] = None,
 ) -> None:
-    """Refactor a dense model into experts by domain (Read-ME), tune them, and a comparator.
+    """Refactor a dense model into experts, one for each domain, and tune them (Read-ME).
 
-    Prints losses as they fall; the last lines printed are the models' folders. Needs the torch
-    extra.
+    The decoupled model is the paper's; layerwise and dense ones are for comparison. Losses are
+    printed during tuning. The last lines printed are the models' folders. Needs the torch extra.
     """
     from moesim.cli.progress import progress
     from moesim.cli.record import spell
@@ -133,8 +143,8 @@ def _changed(
 
 
 def _echo_untuned(untuned: Untuned) -> None:
-    """The loss of each mask on each domain, before tuning."""
-    typer.echo("before tuning, nats a token:")
+    """Print the loss of the dense model and of each expert on each domain, before tuning."""
+    typer.echo("loss before tuning, in nats per token:")
     width = max(len(name) for name in ("dense model", *untuned.experts)) + 2
     domains = list(untuned.dense)
     column = max(10, *map(len, domains)) + 2

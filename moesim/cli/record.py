@@ -1,4 +1,4 @@
-"""`moesim record`: a running model's routing, written down as a trace."""
+"""`moesim record`: run a model on prompts and write its routing as a trace."""
 
 from __future__ import annotations
 
@@ -22,50 +22,55 @@ def record(
     prompts: Annotated[
         Path,
         typer.Option(
-            help="JSONL of {prompt, domain, max_new_tokens}, a prompt a line (DOMAIN<TAB>PROMPT), "
-            "or text, a paragraph a prompt."
+            help="A file of prompts: JSONL of {prompt, domain, max_new_tokens}, lines of PROMPT or "
+            "DOMAIN<TAB>PROMPT, or text with one prompt per paragraph."
         ),
     ],
     out: Annotated[Path, typer.Option(help="The trace folder to write.")],
     max_new_tokens: Annotated[
-        int, typer.Option(min=1, help="Tokens to generate, where a prompt has no limit of its own.")
+        int, typer.Option(min=1, help="Tokens to generate for prompts without a limit.")
     ] = 32,
     batch_size: Annotated[int, typer.Option(min=1, help="Requests generated together.")] = 8,
     depth: Annotated[
-        int, typer.Option(min=0, help="Layers ahead whose gates predict from each hidden state.")
+        int, typer.Option(min=0, help="Layers ahead to predict, by their gates, at each layer.")
     ] = 0,
     probabilities: Annotated[
-        bool, typer.Option("--probabilities", help="Keep the scores of all experts, too.")
+        bool, typer.Option("--probabilities", help="Record the scores of all experts too.")
     ] = False,
     temperature: Annotated[
-        float, typer.Option(min=0, help="0 is greedy; above, tokens are drawn.")
+        float, typer.Option(min=0, help="0 takes the likeliest token; above 0, tokens are sampled.")
     ] = 0.0,
-    top_p: Annotated[float, typer.Option(help="Draw from the likeliest tokens of this share.")] = 1,
-    seed: Annotated[int, typer.Option(help="Seed of the drawing.")] = 0,
+    top_p: Annotated[
+        float, typer.Option(help="Sample from the likeliest tokens with this total probability.")
+    ] = 1,
+    seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 0,
     kind: Annotated[
-        str, typer.Option("--prompts-kind", help="auto, jsonl, lines or text.")
+        str,
+        typer.Option("--prompts-kind", help="Format of --prompts: auto, jsonl, lines or text."),
     ] = "auto",
     domain: Annotated[
-        str | None, typer.Option(help="The domain of prompts that name none.")
+        str | None, typer.Option(help="The domain of prompts that state none.")
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Use only the first N prompts.")] = None,
     max_prompt_tokens: Annotated[
         int | None, typer.Option(min=1, help="Cut longer prompts to N tokens.")
     ] = None,
     ignore_end: Annotated[
-        bool, typer.Option("--ignore-end", help="Draw no end token: generate to the limit.")
+        bool, typer.Option("--ignore-end", help="Forbid the end token: generate to the limit.")
     ] = False,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
+    device: Annotated[
+        str, typer.Option(help="The device to run on: cpu, cuda, cuda:1, ...")
+    ] = "cpu",
     dtype: Annotated[
-        str, typer.Option(help="auto (as stored), float32, bfloat16 or float16.")
+        str, typer.Option(help="Number format: auto (as stored), float32, bfloat16 or float16.")
     ] = "auto",
     threads: Annotated[
-        int | None, typer.Option(min=1, help="CPU threads (default: torch's own choice).")
+        int | None, typer.Option(min=1, help="CPU threads (default: chosen by torch).")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing trace.")] = False,
 ) -> None:
-    """Generate from prompts with a real model and record its routing; needs the torch extra.
+    """Generate text with a real model and record its routing; needs the torch extra.
 
     The last line printed is the trace's folder.
     """
@@ -75,7 +80,8 @@ def record(
     from moesim.record.extra import prepare_torch
     from moesim.record.prompts import read_prompts
 
-    asked = read_prompts(prompts, kind=kind, domain=domain)[:limit]
+    # Cheap mistakes first: importing torch and loading a model take long.
+    requested = read_prompts(prompts, kind=kind, domain=domain)[:limit]
     if os.path.exists(out) and not force:
         raise OutputError(out, "already exists; choose another name or pass --force")
     prepare_torch("recording a model")
@@ -116,7 +122,7 @@ def record(
         trace = record_model(
             loaded,
             tokenizer,
-            asked,
+            requested,
             out,
             max_new_tokens=max_new_tokens,
             batch_size=batch_size,
@@ -141,18 +147,19 @@ def record(
 
 
 def spell(words: list[str], options: dict[str, object]) -> str:
-    """The command that does this again, naming no folder of this machine: for provenance.
+    """Return the command line that repeats this command, for provenance.
 
-    An absolute path is cut to its last part, options that are None or False are left out, those
-    with a list are repeated.
+    An absolute path is cut to its last part. Options that are None or False are left out. An option
+    with a list is repeated.
     """
     spelled = ["moesim", *words]
     for name, value in options.items():
-        for each in value if isinstance(value, list) else [value]:
-            if each is None or each is False:
+        for item in value if isinstance(value, list) else [value]:
+            if item is None or item is False:
                 continue
             spelled.append(f"--{name}")
-            if each is not True:
-                text = str(each)
+            if item is not True:
+                text = str(item)
+                # Provenance is published with a trace: it must not show folders of this machine.
                 spelled.append(Path(text).name if Path(text).is_absolute() else text)
     return shlex.join(spelled)

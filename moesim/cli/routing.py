@@ -1,4 +1,7 @@
-"""`moesim trace redundancy` and `moesim trace locality`: what a trace's routing has to give."""
+"""`moesim trace redundancy` and `moesim trace locality`: how far routing can be predicted.
+
+Redundancy is between the layers of a token, locality between the tokens of a request.
+"""
 
 from __future__ import annotations
 
@@ -16,58 +19,62 @@ __all__ = ["locality", "redundancy"]
 
 SYNTHETIC: Final = "SYNTHETIC ROUTING: drawn at random, made by no model. "
 TraceArgument = Annotated[Path, typer.Argument(help="The trace's folder.")]
-OutOption = Annotated[Path | None, typer.Option(help="A folder to write, with CSV and figures.")]
-SeedOption = Annotated[int, typer.Option(min=0, help="Seeds the shuffles.")]
+OutOption = Annotated[Path | None, typer.Option(help="The folder to write CSV and figures into.")]
+SeedOption = Annotated[int, typer.Option(min=0, help="Seed of the shuffles.")]
 PlotsOption = Annotated[bool, typer.Option("--plots/--no-plots", help="Draw figures into --out.")]
-ForceOption = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
+ForceOption = Annotated[bool, typer.Option("--force", help="Replace an existing --out.")]
 
 
 def redundancy(
     trace: TraceArgument,
     out: OutOption = None,
     state: Annotated[
-        str, typer.Option(help="A token's choice: the set of its experts, or its top expert.")
+        str,
+        typer.Option(help="A token's choice: set (all its experts) or top (its heaviest expert)."),
     ] = "set",
     layer: Annotated[
         int | None,
-        typer.Option(help="Draw the transitions into this trace layer (default: the last)."),
+        typer.Option(help="Draw transitions into this trace layer, from 1 (default: the last)."),
     ] = None,
-    shuffles: Annotated[int, typer.Option(min=2, help="Shuffles of the null.")] = 20,
+    shuffles: Annotated[
+        int, typer.Option(min=2, help="Shuffles of tokens that estimate chance.")
+    ] = 20,
     min_count: Annotated[
-        int, typer.Option(min=1, help="Tokens that a likeliest transition needs.")
+        int,
+        typer.Option(min=1, help="Fewest tokens of a choice whose likeliest next one is shown."),
     ] = 100,
     seed: SeedOption = 0,
     plots: PlotsOption = True,
     force: ForceOption = False,
 ) -> None:
-    """Measure what each layer's choice of experts tells of the next layer's, beside chance.
+    """Measure how well a layer's choice of experts predicts the next layer's, beyond chance.
 
-    With --out the last line printed is the folder with redundancy.csv and plots/.
+    With --out, the last line printed is the folder with redundancy.csv and plots/.
     """
     from moesim.cli.progress import progress
-    from moesim.report import redundancy as shown
+    from moesim.report import redundancy as reports
     from moesim.trace import load_trace
     from moesim.trace.choices import State
-    from moesim.trace.redundancy import redundancy as measured
+    from moesim.trace.redundancy import redundancy as measure
     from moesim.trace.redundancy import transitions
 
-    kind = cast(State, state)  # checked where it is used, before anything long
+    kind = cast(State, state)  # `transitions` checks it, before the long measurement
     loaded = load_trace(trace)
     pair = transitions(loaded, layer, kind)
 
     def work(folder: Path | None) -> None:
         with progress() as show:
-            found = measured(
+            measured = measure(
                 loaded, state=kind, shuffles=shuffles, min_count=min_count, seed=seed,
                 progress=show,
             )  # fmt: skip
-        _print(loaded, shown.redundancy_table(found), shown.remarks(found, min_count))
+        _print(loaded, reports.redundancy_table(measured), reports.remarks(measured, min_count))
         if folder is None:
             return
-        shown.write_redundancy(folder / "redundancy.csv", found)
+        reports.write_redundancy(folder / "redundancy.csv", measured)
         if plots:
             about = _about(trace, loaded, f"state: {state}; {shuffles} shuffles, seed {seed}")
-            shown.plots_for_redundancy(folder / "plots", found, pair, about=about, seed=seed)
+            reports.plots_for_redundancy(folder / "plots", measured, pair, about=about, seed=seed)
 
     _into(out, force, ("redundancy.csv",), work)
 
@@ -75,34 +82,36 @@ def redundancy(
 def locality(
     trace: TraceArgument,
     out: OutOption = None,
-    shuffles: Annotated[int, typer.Option(min=1, help="Shuffles of the null.")] = 5,
+    shuffles: Annotated[
+        int, typer.Option(min=1, help="Shuffles of tokens that estimate chance.")
+    ] = 5,
     seed: SeedOption = 0,
     plots: PlotsOption = True,
     force: ForceOption = False,
 ) -> None:
-    """Measure how often a token uses the experts of the token before it, beside chance.
+    """Measure how often a token reuses the experts of the token before it, beyond chance.
 
-    With --out the last line printed is the folder with locality.csv and plots/.
+    With --out, the last line printed is the folder with locality.csv and plots/.
     """
     from moesim.cli.progress import progress
-    from moesim.report import locality as shown
+    from moesim.report import locality as reports
     from moesim.trace import load_trace
     from moesim.trace.locality import distances
-    from moesim.trace.locality import locality as measured
+    from moesim.trace.locality import locality as measure
 
     loaded = load_trace(trace)
 
     def work(folder: Path | None) -> None:
-        found = measured(loaded)
+        measured = measure(loaded)
         with progress() as show:
             reuse = distances(loaded, shuffles=shuffles, seed=seed, progress=show)
-        _print(loaded, shown.locality_table(found, reuse), shown.locality_remarks())
+        _print(loaded, reports.locality_table(measured, reuse), reports.locality_remarks())
         if folder is None:
             return
-        shown.write_locality(folder / "locality.csv", found)
+        reports.write_locality(folder / "locality.csv", measured)
         if plots:
             about = _about(trace, loaded, f"{shuffles} shuffles, seed {seed}")
-            shown.plots_for_locality(folder / "plots", found, reuse, about=about)
+            reports.plots_for_locality(folder / "plots", measured, reuse, about=about)
 
     _into(out, force, ("locality.csv",), work)
 
@@ -110,7 +119,11 @@ def locality(
 def _into(
     out: Path | None, force: bool, ours: Iterable[str], work: Callable[[Path | None], None]
 ) -> None:
-    """Do `work` into a folder that appears when it is whole, and name it; or into none."""
+    """Call `work` with a folder that becomes `out` when all is written; print its name.
+
+    Call `work` with None if there is no `out`. `ours` are file names by which `force` recognises a
+    folder that it may replace.
+    """
     from moesim.files import whole_folder
 
     if out is None:
@@ -122,6 +135,7 @@ def _into(
 
 
 def _print(trace: Trace, table: Table, notes: Iterable[str]) -> None:
+    """Print what a trace is, a table of it, and remarks on how to read the table."""
     from moesim.report.tabular import write_tables
 
     typer.echo(f"{trace}\n")
@@ -132,11 +146,11 @@ def _print(trace: Trace, table: Table, notes: Iterable[str]) -> None:
 
 
 def _about(path: Path, trace: Trace, how: str) -> str:
-    """What ends a caption: the data and how they were treated."""
+    """Return the end of a figure's caption: the data and `how` they were treated."""
     name, model = path.resolve().name, trace.meta.model
-    beware = SYNTHETIC if trace.meta.synthetic else ""
+    warning = SYNTHETIC if trace.meta.synthetic else ""
     return (
-        f"{beware}Trace {name}{'' if model == name else f' of {model}'} (router: "
+        f"{warning}Trace {name}{'' if model == name else f' of {model}'} (router: "
         f"{trace.meta.router}), {trace.num_rows} tokens of {trace.num_requests} requests, "
         f"{trace.num_layers} trace layers (from 0) x {trace.num_experts} experts, "
         f"top-{trace.top_k}; {how}."

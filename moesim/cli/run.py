@@ -1,4 +1,4 @@
-"""`moesim run`: one scenario, one run directory."""
+"""`moesim run`: simulate one scenario into one run directory."""
 
 from __future__ import annotations
 
@@ -23,15 +23,18 @@ def run(
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="The run directory itself (default: runs/NAME-FINGERPRINT)."),
+        typer.Option(help="The run directory to write (default: runs/NAME-FINGERPRINT)."),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace what is there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing run.")] = False,
     plots: Annotated[bool, typer.Option("--plots/--no-plots", help="Draw figures.")] = True,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the summary as JSON instead of tables.")
     ] = False,
 ) -> None:
-    """Simulate a scenario; the last line printed is the run directory (with --json: its `out`)."""
+    """Simulate a scenario and write its run directory.
+
+    The last line printed is the run directory; with --json, it is the document's `out`.
+    """
     from moesim.cli.output import echo_json
     from moesim.cli.progress import progress
     from moesim.files import clean_up
@@ -42,6 +45,7 @@ def run(
 
     loaded = load_scenario(scenario, overrides or ())
     folder = out if out is not None else default_path(loaded)
+    # A run that was killed has left its temporary folder beside its run directory.
     clean_up(folder.parent)
     with progress() as show:
         result = simulate(loaded, out=folder, force=force, draw=plots, progress=show)

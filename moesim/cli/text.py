@@ -1,4 +1,4 @@
-"""The option `--text`, shared by the commands that read text."""
+"""The options `--text` and `--characters`: the text that models train on and prompts come from."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ TextOption = Annotated[
     typer.Option(
         "--text",
         metavar="DOMAIN=PATH",
-        help="Text of your own: a file or a folder; may be repeated (default: source, "
-        "documentation, licences and names, found on this machine).",
+        help="Your own text, a file or a folder; may be repeated (default: source code, "
+        "documentation, licences and names from this machine).",
     ),
 ]
 CharactersOption = Annotated[
-    int, typer.Option("--characters", min=1000, help="Most characters of a domain.")
+    int, typer.Option("--characters", min=1000, help="Most characters of each domain.")
 ]
 
 
 def corpus_of(text: list[str] | None, characters: int) -> Corpus:
-    """The named domains, or those found on every machine."""
+    """Return the domains that `--text` names, or without it those built in."""
     from moesim.models import built_in_corpus, read_corpus
 
     return read_corpus(_named(text), characters) if text else built_in_corpus(characters)
 
 
 def spell_text(text: list[str] | None) -> list[str]:
-    """The option again, naming no folder of this machine."""
+    """Return the values of `--text` for provenance, without the folders of this machine."""
     return [f"{domain}={path.name}" for domain, path in _named(text).items()]
 
 

@@ -1,4 +1,4 @@
-"""`moesim trace`: look at a trace, measure its routing, check it, make one."""
+"""`moesim trace`: show, check, measure, convert and draw traces."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ForceOption = Annotated[bool, typer.Option("--force", help="Replace an existing 
 
 def register(app: typer.Typer) -> None:
     """Add the sub-commands of this file to the application."""
-    group = App(no_args_is_help=True, help="Look at, check, convert and make traces.")
+    group = App(no_args_is_help=True, help="Show, check, measure, convert and draw traces.")
     group.command()(info)
     group.command()(validate)
     group.command()(convert)
@@ -29,9 +29,11 @@ def register(app: typer.Typer) -> None:
 
 def info(
     trace: Annotated[Path, typer.Argument(help="The trace's folder.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON, with long lists in full.")
+    ] = False,
 ) -> None:
-    """Show what a trace holds, where it is from, and how its routing looks."""
+    """Show what a trace holds, where it comes from, and statistics of its routing."""
     import json
 
     from moesim.cli.output import echo_json
@@ -45,12 +47,12 @@ def info(
     for key, value in about.items():
         text = json.dumps(value) if isinstance(value, dict | list) else value
         if len(str(text)) > 400:
-            text = f"{text[:400]} ... (all of it: --json)"
+            text = f"{text[:400]} ... (cut; use --json for all of it)"
         typer.echo(f"{key:<24} {text}")
 
 
 def validate(trace: Annotated[Path, typer.Argument(help="The trace's folder.")]) -> None:
-    """Check every hash and every value of a trace; exit 1 at the first that is wrong."""
+    """Check every hash and every value of a trace; exit with 1 at the first that is wrong."""
     from moesim.trace import validate_trace
 
     typer.echo(f"ok: {validate_trace(trace)}")
@@ -62,16 +64,20 @@ def convert(
     kind: Annotated[
         str,
         typer.Option(
-            "--format", help="npz (expert_ids, seq_len; prompt_tokens, gate_weights, ...) or esft."
+            "--format",
+            help="Format of SOURCE: npz (arrays expert_ids and seq_len; optional prompt_tokens, "
+            "gate_weights, ...) or esft (routing that deepseek-ai/ESFT published, as npz).",
         ),
     ] = "npz",
     num_experts: Annotated[
-        int | None, typer.Option(help="Experts of a layer (default: the highest id + 1).")
+        int | None, typer.Option(help="Experts per layer (default: the highest id + 1).")
     ] = None,
-    model: Annotated[str | None, typer.Option(help="What to call the model.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="The model's name (default: by the file).")
+    ] = None,
     force: ForceOption = False,
 ) -> None:
-    """Turn a recording of another program into a trace."""
+    """Convert another program's recording into a trace."""
     from moesim.cli.progress import progress
     from moesim.errors import UsageError
     from moesim.progress import counter
@@ -80,36 +86,41 @@ def convert(
     if kind not in IMPORTERS:
         raise UsageError(f"--format {kind!r} is none of {', '.join(IMPORTERS)}")
     named = {"num_experts": num_experts, "model": model}
-    given = {key: value for key, value in named.items() if value is not None}
+    # An option that is not stated keeps the importer's own default.
+    options = {key: value for key, value in named.items() if value is not None}
     with progress() as show:
-        found = IMPORTERS[kind](source, **given)
-        trace = found.save(out, force=force, progress=counter(show, "requests"))
+        imported = IMPORTERS[kind](source, **options)
+        trace = imported.save(out, force=force, progress=counter(show, "requests"))
     typer.echo(f"{trace}\n{out}")
 
 
 def synth(
     out: Annotated[Path, typer.Argument(help="The trace folder to write.")],
-    requests: Annotated[int, typer.Option(help="How many requests.")] = 32,
-    prompt_tokens: Annotated[int, typer.Option(help="Prompt tokens of each.")] = 32,
-    output_tokens: Annotated[int, typer.Option(help="Generated tokens of each.")] = 32,
-    layers: Annotated[int, typer.Option(help="MoE layers.")] = 8,
-    experts: Annotated[int, typer.Option(help="Experts of a layer.")] = 16,
-    top_k: Annotated[int, typer.Option(help="Experts of a token.")] = 2,
-    skew: Annotated[float, typer.Option(help="Zipf exponent of popularity; 0 is uniform.")] = 0.8,
+    requests: Annotated[int, typer.Option(help="Number of requests.")] = 32,
+    prompt_tokens: Annotated[int, typer.Option(help="Prompt tokens per request.")] = 32,
+    output_tokens: Annotated[int, typer.Option(help="Generated tokens per request.")] = 32,
+    layers: Annotated[int, typer.Option(help="Number of MoE layers.")] = 8,
+    experts: Annotated[int, typer.Option(help="Experts per layer.")] = 16,
+    top_k: Annotated[int, typer.Option(help="Experts per token and layer.")] = 2,
+    skew: Annotated[
+        float, typer.Option(help="Zipf exponent of expert popularity; 0 is uniform.")
+    ] = 0.8,
     stickiness: Annotated[
-        float, typer.Option(help="Chance to repeat the previous token's experts.")
+        float, typer.Option(help="Probability that a token repeats the previous token's experts.")
     ] = 0.2,
     layer_correlation: Annotated[
-        float, typer.Option(help="Chance to follow from the layer before.")
+        float, typer.Option(help="Probability that the layer before decides a layer's experts.")
     ] = 0.3,
-    prediction_depth: Annotated[int, typer.Option(help="Layers predicted ahead.")] = 0,
+    prediction_depth: Annotated[
+        int, typer.Option(help="Layers ahead with recorded predictions.")
+    ] = 0,
     prediction_accuracy: Annotated[
-        float, typer.Option(help="Chance that a prediction is the truth.")
+        float, typer.Option(help="Probability that a recorded prediction is true.")
     ] = 0.9,
-    seed: Annotated[int, typer.Option(help="Seeds everything.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the trace.")] = 0,
     force: ForceOption = False,
 ) -> None:
-    """Draw a synthetic trace with stated knobs; its header says that it is synthetic."""
+    """Draw a synthetic trace at random; its header marks it as synthetic."""
     from moesim.cli.progress import progress
     from moesim.progress import counter
     from moesim.trace import SyntheticKnobs, synthesize

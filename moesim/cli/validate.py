@@ -1,4 +1,4 @@
-"""`moesim validate`: the same workload on the simulated and on a real machine."""
+"""`moesim validate`: run one workload on the simulated and on a real machine, and compare."""
 
 from __future__ import annotations
 
@@ -19,9 +19,11 @@ def validate(
     scenario: Annotated[Path, typer.Argument(help="The scenario's YAML file.")],
     device: Annotated[
         Literal["cpu", "cuda", "fake"],
-        typer.Option(help="Where to run for real; fake tests the code for GPUs without one."),
+        typer.Option(help="The real machine; fake tests moesim's CUDA code without a GPU."),
     ] = "cpu",
-    runs: Annotated[int, typer.Option(min=1, help="Real runs; fewer than 5 say little.")] = 5,
+    runs: Annotated[
+        int, typer.Option(min=1, help="Real runs; fewer than 5 show too little of the spread.")
+    ] = 5,
     overrides: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Override a key, like cache.policy=lru."),
@@ -31,26 +33,31 @@ def validate(
         typer.Option(help="A profile that `moesim calibrate` measured on this machine."),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="The folder to write (default: a dated one under runs/).")
+        Path | None, typer.Option(help="The folder to write (default: a dated one in runs/).")
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace what is there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing folder.")] = False,
     plots: Annotated[bool, typer.Option("--plots/--no-plots", help="Draw figures.")] = True,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the summary as JSON instead of tables.")
     ] = False,
     max_step_error: Annotated[
         float | None,
-        typer.Option(min=0, metavar="PCT", help="Exit 3 if the median error of steps is above."),
+        typer.Option(
+            min=0, metavar="PCT", help="Exit with 3 if the median error of step times is above PCT."
+        ),
     ] = None,
     max_total_error: Annotated[
         float | None,
-        typer.Option(min=0, metavar="PCT", help="Exit 3 if the error of the whole is above."),
+        typer.Option(
+            min=0, metavar="PCT", help="Exit with 3 if the error of the total time is above PCT."
+        ),
     ] = None,
 ) -> None:
-    """Run a scenario for real and in simulation, and compare decisions and times.
+    """Run a scenario on a real machine and in simulation, and compare decisions and times.
 
-    Without a measured profile of this machine, one is measured first, briefly. Exits 1 if the two
-    decide differently, 3 if a stated error is exceeded. The last line printed is the folder.
+    Without a measured profile of this machine, a short calibration runs first. The exit code is 1
+    if the two decide differently, and 3 if an error is above its limit. The last line printed is
+    the folder.
     """
     import json
 
@@ -61,31 +68,39 @@ def validate(
     from moesim.validate.folder import default_folder
     from moesim.validate.session import validate_scenario
 
+    # As JSON, which is YAML too: a path like `1e3` or `no` must stay a text.
     named = [f"hardware.profile={json.dumps(str(profile))}"] if profile is not None else []
     loaded = load_scenario(scenario, [*(overrides or ()), *named])
     folder = out if out is not None else default_folder(loaded.name)
     clean_up(folder.parent)
     with progress() as show:
-        made = validate_scenario(
+        validation = validate_scenario(
             loaded, folder, device=device, runs=runs, force=force, draw=plots, progress=show
         )
     if as_json:
-        echo_json({"out": str(folder), **made.summary})
+        echo_json({"out": str(folder), **validation.summary})
     else:
         from moesim.report.tabular import write_tables
         from moesim.report.validation import validation_tables
 
-        write_tables(validation_tables(made.summary))
+        write_tables(validation_tables(validation.summary))
         typer.echo(f"\n{folder}")
-    _judge(made.comparison.differences, made.summary, max_step_error, max_total_error)
+    # Last, so that the results are written and shown although they are judged as bad.
+    _check_limits(
+        validation.comparison.differences, validation.summary, max_step_error, max_total_error
+    )
 
 
-def _judge(
+def _check_limits(
     differences: list[str],
     summary: dict[str, Any],
     max_step_error: float | None,
     max_total_error: float | None,
 ) -> None:
+    """Raise `MoesimError` for different decisions, `ThresholdError` for an error above its limit.
+
+    Limits are in per cent; None is no limit.
+    """
     from moesim.errors import MoesimError, ThresholdError
 
     if differences:
@@ -94,6 +109,7 @@ def _judge(
         "step_time_error_median_pct": ("--max-step-error", max_step_error),
         "total_time_error_pct": ("--max-total-error", max_total_error),
     }
+    # An error that could not be measured (None) does not pass a limit.
     exceeded = [
         f"{key} is {summary[key]:.2f}, above {option} {limit:g}"
         for key, (option, limit) in limits.items()

@@ -1,4 +1,4 @@
-"""Many scenarios: the points of a grid, and the processes that simulate them."""
+"""A sweep: many scenarios that differ in chosen values, and the processes that simulate them."""
 
 from moesim.sweep.backend import Backend, TaskResult
 from moesim.sweep.local import LocalProcesses

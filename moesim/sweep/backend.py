@@ -1,8 +1,8 @@
-"""A backend does independent tasks somewhere, and tells of each when it is done.
+"""A backend runs independent tasks, and yields the result of each when it ends.
 
-It knows nothing of scenarios: a picklable function, picklable tasks, outcomes in the order in
-which they end. Local processes are one backend; a cluster would be another. What comes out must
-not depend on where, or in which order, the tasks ran.
+It is not limited to scenarios: it takes a picklable function and picklable tasks. Local processes
+are one backend; a cluster would be another. Results must not depend on where, or in which order,
+the tasks ran.
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ Task = TypeVar("Task")
 
 @dataclass(frozen=True, slots=True)
 class TaskResult:
-    """How task number `index` ended: `error` is None if well."""
+    """The end of task number `index`: its error, or None if it succeeded."""
 
     index: int
     error: Exception | None = None
 
 
 class WorkerDied(MoesimError):
-    """A worker process ended without a word, as one does that runs out of memory."""
+    """A worker process died without reporting, often because it ran out of memory."""
 
 
 class Backend(Protocol):
-    """Somewhere to do tasks."""
+    """A place that runs tasks."""
 
-    def outcomes(
+    def results(
         self, work: Callable[[Task], object], tasks: Sequence[Task]
     ) -> Generator[TaskResult]:
-        """Do `work` on every task; yields one outcome a task, as they end.
+        """Call `work` with every task; yield one result per task, in the order in which they end.
 
-        A failing task becomes an outcome and stops no other. Closing the iterator, or an
-        interrupt while waiting, ends the workers; what was done stays done.
+        A task that raises yields a result with its error and stops no other task. Closing the
+        iterator, or an interrupt, ends the workers; files of finished tasks stay.
         """
         ...

@@ -1,9 +1,11 @@
-"""The backend of one machine: worker processes, started afresh so that they share no state.
+"""The backend of one machine: worker processes, started anew so that they share no state.
 
-An interrupt belongs to the parent. Workers never see Ctrl-C (they start with it blocked); the
-parent tells them to end, they unwind, so that half-written folders are removed, and whoever
-does not end in time is killed. A worker whose parent is gone ends by itself. When a worker dies,
-the tasks that were under way are done again one by one, so that the guilty one is known.
+Only the parent process handles an interrupt. Workers start with Ctrl-C blocked. The parent ends
+them by SIGTERM; they unwind, so that half-written folders are removed. A worker that does not end
+in time is killed. A worker whose parent has died ends by itself.
+
+When a worker dies, all tasks in progress are lost. They run again one at a time, which shows
+which of them kills its worker.
 """
 
 from __future__ import annotations
@@ -27,22 +29,22 @@ __all__ = ["LocalProcesses"]
 
 Task = TypeVar("Task")
 
-_PATIENCE_S: Final = 5.0
-_HELD: Final = (signal.SIGINT, signal.SIGTERM)
+_GRACE_S: Final = 5.0  # enough to remove the temporary folder of a run
+_BLOCKED: Final = (signal.SIGINT, signal.SIGTERM)
 
 
 class LocalProcesses:
-    """Does tasks in `workers` processes; with one worker or one task, in this process."""
+    """A backend of `workers` processes; one worker or one task runs in the calling process."""
 
     def __init__(self, workers: int) -> None:
         if workers < 1:
             raise ValueError(f"workers ({workers}) must be at least 1")
         self.workers = workers
 
-    def outcomes(
+    def results(
         self, work: Callable[[Task], object], tasks: Sequence[Task]
     ) -> Generator[TaskResult]:
-        """See `Backend.outcomes`."""
+        """Yield results as `Backend.results` defines."""
         numbered = dict(enumerate(tasks))
         if min(self.workers, len(tasks)) <= 1:
             for index, task in numbered.items():
@@ -50,19 +52,21 @@ class LocalProcesses:
             return
         while numbered:
             lost = []
-            for outcome in _pool(work, numbered, self.workers):
-                if isinstance(outcome.error, WorkerDied):
-                    lost.append(outcome.index)
+            for result in _pool(work, numbered, self.workers):
+                if isinstance(result.error, WorkerDied):
+                    lost.append(result.index)
                 else:
-                    yield outcome
+                    yield result
             lost.sort()
-            # Tasks start in order and one is handed out in advance, so these had begun.
+            # The executor starts tasks in order and hands out one in advance. So only the first of
+            # the lost tasks can have started; the others did no harm and run in a new pool.
             for index in lost[: self.workers + 1]:
                 yield from _pool(work, {index: numbered[index]}, 1)
             numbered = {index: numbered[index] for index in lost[self.workers + 1 :]}
 
 
 def _attempt(work: Callable[[Task], object], task: Task) -> Exception | None:
+    """Run a task in this process; return its error, if any."""
     try:
         work(task)
     except Exception as error:
@@ -73,26 +77,29 @@ def _attempt(work: Callable[[Task], object], task: Task) -> Exception | None:
 def _pool(
     work: Callable[[Task], object], tasks: Mapping[int, Task], workers: int
 ) -> Generator[TaskResult]:
+    """Run numbered tasks in worker processes; yield results as tasks end."""
+    # The executor does not say which processes are its own; the difference does.
     before = set(multiprocessing.active_children())
     executor = ProcessPoolExecutor(
         min(workers, len(tasks)),
+        # A forked process copies locks that other threads hold, and would wait for them forever.
         mp_context=multiprocessing.get_context("spawn"),
-        initializer=_begin,
+        initializer=_start_worker,
     )
     done = False
     try:
-        with _interrupts_held():
+        with _interrupts_blocked():  # workers start here and inherit the blocked signals
             futures = {executor.submit(_call, work, task): i for i, task in tasks.items()}
         for future in as_completed(futures):
             error = future.exception()
             if isinstance(error, BrokenProcessPool):
                 error = WorkerDied("its worker process died; it may have run out of memory")
             if error is not None and not isinstance(error, Exception):
-                raise error
+                raise error  # an interrupt is not the result of a task
             yield TaskResult(futures[future], error)
         done = True
     finally:
-        with _interrupts_held():
+        with _interrupts_blocked():  # a second Ctrl-C must not leave workers behind
             executor.shutdown(wait=False, cancel_futures=True)
             if not done:
                 _end(set(multiprocessing.active_children()) - before)
@@ -100,10 +107,10 @@ def _pool(
 
 
 def _end(processes: set[BaseProcess]) -> None:
-    """Ask processes to end, and kill those that do not."""
+    """End processes by SIGTERM; kill those that are still alive after `_GRACE_S` together."""
     for process in processes:
         process.terminate()
-    deadline = time.monotonic() + _PATIENCE_S
+    deadline = time.monotonic() + _GRACE_S
     for process in processes:
         process.join(max(0.0, deadline - time.monotonic()))
         if process.is_alive():
@@ -112,13 +119,12 @@ def _end(processes: set[BaseProcess]) -> None:
 
 
 @contextmanager
-def _interrupts_held() -> Iterator[None]:
-    """Ctrl-C and SIGTERM wait until the block is left; processes started inside begin with both
-    held."""
-    if not hasattr(signal, "pthread_sigmask"):
+def _interrupts_blocked() -> Iterator[None]:
+    """Delay Ctrl-C and SIGTERM until the block is left; processes started inside inherit this."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _HELD)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _BLOCKED)
     try:
         yield
     finally:
@@ -126,32 +132,35 @@ def _interrupts_held() -> Iterator[None]:
 
 
 class _Ended(BaseException):
-    """The parent wants this worker to end."""
+    """The parent ends this worker; no task must catch it as an `Exception`."""
 
 
-def _begin() -> None:
-    """What a worker does first."""
+def _start_worker() -> None:
+    """Prepare a worker process to end by SIGTERM, and when its parent dies."""
+    # A terminal sends Ctrl-C to every process of a command; only the parent must handle it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(signal, "pthread_sigmask"):  # the parent ends its workers by SIGTERM
+    if hasattr(signal, "pthread_sigmask"):
+        # Inherited as blocked; the parent ends its workers by SIGTERM.
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
-    threading.Thread(target=_follow_parent, daemon=True).start()
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 
 def _raise_ended(_signal: int, _frame: FrameType | None) -> None:
     raise _Ended
 
 
-def _follow_parent() -> None:
+def _exit_with_parent() -> None:
+    """Wait for the end of the parent process, then end this one."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
-        os._exit(1)
+        os._exit(1)  # `sys.exit` would end only this thread
 
 
 def _call(work: Callable[[Task], object], task: Task) -> None:
-    """Do one task; its result stays in the worker, since only what it wrote matters.
+    """Run one task in a worker, and discard what it returns: its results are the files it writes.
 
-    Told to end, a worker unwinds its task first; between tasks it simply dies.
+    On SIGTERM the worker unwinds its task first; between tasks it dies at once.
     """
     signal.signal(signal.SIGTERM, _raise_ended)
     try:
@@ -160,4 +169,4 @@ def _call(work: Callable[[Task], object], task: Task) -> None:
         finally:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
     except _Ended:
-        os._exit(1)  # returning would let the pool hand out the next task
+        os._exit(1)  # returning would make the pool hand out the next task

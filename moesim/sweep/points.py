@@ -1,7 +1,7 @@
-"""The points of a sweep: which run stands for which values, and where it is kept.
+"""The points of a sweep: the combinations of its values, each with a scenario and a run directory.
 
-A point's folder is named by its values alone (`cache.policy=lru,seed=0`), never by its number, so
-that a sweep that grows finds its earlier runs again.
+A point's folder is named by its values alone (`cache.policy=lru,seed=0`), never by its number.
+A sweep that is extended therefore finds its earlier runs.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Point", "check_points", "points_of", "simulate_points", "unfinished"]
 
-_LONGEST: Final = 120
+_LONGEST: Final = 120  # most file systems take 255 bytes, and temporary names add to it
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,19 +44,20 @@ class Point:
 
 
 def points_of(scenario: Scenario, folder: Path) -> list[Point]:
-    """The points of a scenario's sweep in order, each with its run directory inside `folder`.
+    """Return the points of a scenario's sweep in order, with run directories inside `folder`.
 
     Raises:
         ScenarioError: a value of the sweep is wrong.
     """
     from moesim.scenario import expand_sweep
 
-    return [Point(values, made, folder / slug(values)) for values, made in expand_sweep(scenario)]
+    return [Point(values, each, folder / slug(values)) for values, each in expand_sweep(scenario)]
 
 
 def check_points(points: Sequence[Point]) -> None:
-    """Look for mistakes that would show only when a point's turn comes, such as a policy that
-    there is none of; nothing is simulated.
+    """Check all points before any of them is simulated.
+
+    Without this, an unknown policy in the last point would show only after all other runs.
 
     Raises:
         ScenarioError: with the mistakes of all points.
@@ -65,6 +66,7 @@ def check_points(points: Sequence[Point]) -> None:
     from moesim.simulate import prepare
     from moesim.trace import load_trace
 
+    # Points mostly share one trace; it is opened once.
     traces = {point.scenario.trace_path: None for point in points}
     loaded = {path: load_trace(path) for path in traces}
     problems: dict[str, None] = {}
@@ -74,64 +76,65 @@ def check_points(points: Sequence[Point]) -> None:
         except ScenarioError as error:
             problems.update(dict.fromkeys(error.problems))
         except BudgetError:
-            pass  # a size that does not fit is a result of its point, and no mistake in the file
+            pass  # a size that does not fit is a result of its point, not a mistake in the file
     if problems:
         raise ScenarioError(sorted(problems, key=order))
 
 
 def unfinished(points: Sequence[Point]) -> list[Point]:
-    """The points that are not there yet, made from the same scenario, trace, code and policies.
+    """Return the points whose run directory does not exist yet.
 
     Raises:
-        OutputError: the folder of a point holds something else.
+        OutputError: a folder holds a run of another scenario, trace, policy or moesim code.
     """
     from moesim.rundir import fingerprint
 
-    there = {point.folder: _fingerprint_in(point.folder) for point in points}
-    others = [p for p in points if there[p.folder] not in (None, fingerprint(p.scenario))]
-    if others:
+    found = {point.folder: _fingerprint_in(point.folder) for point in points}
+    outdated = [p for p in points if found[p.folder] not in (None, fingerprint(p.scenario))]
+    if outdated:
         raise OutputError(
-            others[0].folder.parent,
-            f"{len(others)} of its {len(points)} points were made from another scenario, trace, "
+            outdated[0].folder.parent,
+            f"{len(outdated)} of its {len(points)} points were made from another scenario, trace, "
             "policy or version of moesim; choose another --out, or pass --force to run all points "
             "again",
         )
-    return [point for point in points if there[point.folder] is None]
+    return [point for point in points if found[point.folder] is None]
 
 
 def simulate_points(
     points: Sequence[Point], backend: Backend, *, force: bool = False
 ) -> Generator[TaskResult]:
-    """Simulate every point into its folder; yields outcomes as they end, by index into `points`.
+    """Simulate every point into its folder; yield results as they end, by index into `points`.
 
-    `force` replaces what is there.
+    `force` replaces existing runs.
     """
-    return backend.outcomes(_simulate, [(point, force) for point in points])
+    return backend.results(_simulate, [(point, force) for point in points])
 
 
 def slug(values: Mapping[str, Any]) -> str:
-    """A folder name for these values: legible, usable on every file system, never ambiguous."""
+    """Return a folder name for these values: legible, valid on every file system, unambiguous."""
     plain = ",".join(f"{key}={_plain(value)}" for key, value in values.items())
     safe = re.sub(r"[^A-Za-z0-9._=,%+-]+", "-", plain)
     if safe == plain and len(safe) <= _LONGEST and not any(map(_mistakable, values.values())):
         return safe
+    # Replaced or cut characters could make two points share a name; the checksum tells them apart.
     checksum = zlib.crc32(json.dumps(dict(values), sort_keys=True).encode())
     return f"{safe[:_LONGEST]}-{checksum:08x}"
 
 
 def _fingerprint_in(folder: Path) -> str | None:
-    """What the run in a folder was made from; None where there is no folder."""
+    """Return the fingerprint of the run in a folder; None if there is no folder."""
     if not os.path.exists(folder):  # unlike `Path.exists`, False where the name is too long
         return None
     try:
         manifest = read_json(folder / "manifest.json")
         return str(manifest["fingerprint"])
     except (OSError, ValueError, KeyError, TypeError):
-        return "unknown"
+        return "unknown"  # equal to no fingerprint: `unfinished` refuses the folder
 
 
 def _mistakable(value: Any) -> bool:
-    """Whether a text reads as other data, or as the end of one value and the start of the next."""
+    """Return whether a text looks like a number or another type, or like two values."""
     return isinstance(value, str) and (looks_like_data(value) or bool({",", "="} & set(value)))
 
 
@@ -140,6 +143,7 @@ def _plain(value: Any) -> str:
 
 
 def _simulate(task: tuple[Point, bool]) -> None:
+    """Simulate one point; a worker process imports this function by name."""
     from moesim.simulate import run
 
     point, force = task

@@ -119,7 +119,7 @@ def test_an_emulated_link_is_measured_as_it_was_set(monkeypatch: pytest.MonkeyPa
         (("--scenario", "x.yaml", "--bits", "16"), "--bits goes with --model"),
     ],
 )
-def test_what_makes_no_sense_is_refused(
+def test_options_that_make_no_sense_are_refused(
     arguments: tuple[str, ...], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -136,7 +136,7 @@ def test_cuda_without_a_gpu_is_refused() -> None:
     assert "no CUDA device" in str(error)
 
 
-def test_what_cannot_be_built_or_does_not_fit_is_said() -> None:
+def test_a_model_that_cannot_be_built_or_does_not_fit_is_refused() -> None:
     shape = shape_from_config(CONFIG)
     with pytest.raises(ScenarioError, match=r"4\.25"):
         calibrate(Subject(shape.with_bits(expert_bits=4.25), CONFIG), budget_s=1.0)
@@ -145,7 +145,7 @@ def test_what_cannot_be_built_or_does_not_fit_is_said() -> None:
         calibrate(Subject(shape_from_config(huge), huge), budget_s=1.0)
 
 
-def test_a_profile_that_cannot_be_written_is_said(tmp_path: Path) -> None:
+def test_a_profile_that_cannot_be_written_is_an_output_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     profile = calibrate(Subject(shape_from_config(CONFIG), CONFIG), budget_s=1.0)
     with pytest.raises(OutputError, match="cannot write"):

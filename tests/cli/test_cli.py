@@ -107,7 +107,7 @@ def test_a_wrong_scenario_is_exit_2_with_its_place(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["trace", "x.yaml"]
 
 
-def test_all_mistakes_are_told_at_once(home: Path, tmp_path: Path) -> None:
+def test_all_mistakes_are_reported_at_once(home: Path, tmp_path: Path) -> None:
     (tmp_path / "x.yaml").write_text("trace: nope\nhardware: t5\nseed: minus one\n")
     done = moesim("run", tmp_path / "x.yaml")
     assert done.returncode == 2
@@ -254,7 +254,7 @@ def test_help_loads_nothing_heavy() -> None:
     ],
 )
 def test_an_interrupt_that_hits_an_import_is_exit_130(hit: str, tmp_path: Path) -> None:
-    """However it comes out: by a mark that ends `python -m` by the signal, or as another error."""
+    """Python may end by the signal itself, or turn the interrupt into another error."""
     code = f"""
 import os, signal
 from moesim import cli

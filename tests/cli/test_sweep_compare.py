@@ -172,8 +172,10 @@ def test_a_sweep_of_which_no_point_fits_is_a_usage_error(home: Path, tmp_path: P
 
 
 def interrupted(home: Path, out: Path, until: str, number: int) -> subprocess.CompletedProcess[str]:
-    """`moesim compare`, ended as soon as a file appears: by Ctrl-C, as a terminal sends it to all
-    its processes, or by a signal to the command alone."""
+    """Return the end of a `moesim compare` that a signal interrupts as soon as a file appears.
+
+    Ctrl-C goes to all its processes, as from a terminal; any other signal to the command alone.
+    """
     code = "import sys; from moesim.cli import main; sys.argv[0] = 'moesim'; main()"
     process = subprocess.Popen(
         [sys.executable, "-c", code, "compare", str(home / "demo.yaml"), "--out", str(out),

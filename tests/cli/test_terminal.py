@@ -1,4 +1,4 @@
-"""On a terminal a long command shows how far it is; elsewhere it is silent."""
+"""On a terminal a long command shows its progress; elsewhere it shows none."""
 
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ MOESIM = [sys.executable, "-m", "moesim"]
 
 
 def on_a_terminal(arguments: list[str], kill_at: str | None = None) -> tuple[int, str, list[str]]:
-    """Exit code, stdout (a pipe) and the lines that a terminal as stderr got. Ctrl-C is sent as
-    soon as the terminal shows `kill_at`."""
+    """Return exit code, stdout (a pipe), and the lines on a terminal that is stderr.
+
+    Ctrl-C is sent as soon as the terminal shows `kill_at`.
+    """
     ours, theirs = pty.openpty()
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": "100"}
     process = subprocess.Popen(

@@ -64,7 +64,7 @@ class Otherwise(PretendBench):
 
 @pytest.fixture(autouse=True)
 def _no_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No machine is measured here: costs are those of the scenario, runs are pretended."""
+    """Measure no machine here: costs come from the scenario, and runs are simulated."""
     monkeypatch.setattr(session, "RealBench", Slow)
     monkeypatch.setattr(
         session, "measured_costs", lambda plan, *_, **__: (plan, {"costs": "given"})

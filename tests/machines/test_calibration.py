@@ -1,4 +1,4 @@
-"""Calibration finds again what is known: on a simulated machine with noise, and by hand."""
+"""Calibration recovers known costs: of a simulated machine with noise, and by hand."""
 
 from __future__ import annotations
 
@@ -49,14 +49,14 @@ LIMITS = Limits(sequences=16, tokens=64, context=100)
 
 
 def known_cost(**changes: Any) -> OperationCost:
-    """Costs of the tiny shape that calibration is to find."""
+    """Return the costs of the tiny shape that calibration must recover."""
     shape = tiny_shape()
     times = {"shape": random_times(0, shape)["shape"], **KNOWN, **changes}
     return OperationCost(load_hardware("t4"), shape, OperationTimes.model_validate(times))
 
 
 class Noisy:
-    """Prices that are never twice the same: mostly a little more, sometimes a lot."""
+    """Prices with noise: mostly a little too high, sometimes much too high."""
 
     def __init__(self, cost: CostModel, noise: float, seed: int) -> None:
         self._prices = SimPrices(cost)
@@ -110,14 +110,14 @@ BATCHES = [BatchShape(*row) for row in ((1, 9, 9, 1, 1), (8, 200, 200, 8, 8), (4
 
 
 def predictions(cost: CostModel) -> list[int]:
-    """Prices of all kinds."""
+    """Return prices of operations of every kind."""
     found = [cost.experts_ns(rows) for rows in ((1,), (7,), (30,), (1, 1), (3, 9, 2, 5), (16,) * 8)]
     for batch in BATCHES:
         found += [cost.front_ns(0, batch), cost.front_ns(2, batch), cost.tail_ns(batch)]
     return [*found, cost.readback_ns(8), cost.readback_ns(320)]
 
 
-def test_without_noise_every_price_is_found_again() -> None:
+def test_without_noise_every_price_is_recovered() -> None:
     cost = known_cost()
     found = measure(Subject(cost.shape), SimBench(cost), 60, most_rounds=11)
     again = OperationCost(cost.hardware, cost.shape, found.times)
@@ -281,7 +281,7 @@ def test_designs_cover_batches_and_residencies_within_the_limits() -> None:
     assert max(design.slots for design in few) == 3
 
 
-def test_the_time_is_kept_and_too_little_of_it_is_said() -> None:
+def test_the_budget_of_time_is_kept_and_one_that_is_too_short_is_reported() -> None:
     cost = known_cost()
     bench = SimBench(cost, noise=0.3)
     found = measure(Subject(cost.shape), bench, 0.01)

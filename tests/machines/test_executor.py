@@ -192,7 +192,7 @@ def test_predictions_are_what_later_routers_say_of_an_earlier_hidden_state() -> 
         executor.predicted(0, 1)
 
 
-def test_tokens_may_be_arbitrary_and_nobody_need_sample() -> None:
+def test_tokens_may_be_arbitrary_and_a_step_may_sample_none() -> None:
     model = model_of("mixtral")
     executor = Executor(copy.deepcopy(model), buffers=2)
     ids = np.zeros((3, 3, 2), dtype=np.int64)
@@ -200,7 +200,7 @@ def test_tokens_may_be_arbitrary_and_nobody_need_sample() -> None:
     assert one_step(executor, model, Batch((Span(0, 0, 3, 3, False),), None, ids)).shape == (0, 61)
 
 
-def test_a_misfit_is_noticed() -> None:
+def test_batches_that_do_not_fit_are_refused() -> None:
     model = model_of("deepseek_v3")
     executor = Executor(copy.deepcopy(model), buffers=2)
     batch = Batch((Span(0, 0, 2, 4, True),), [3, 4], np.tile([0, 1, 2], (2, 2, 1)))
@@ -235,7 +235,7 @@ def test_a_misfit_is_noticed() -> None:
         executor.run(Dense(0, BATCH))
 
 
-def test_what_is_not_supported_is_named() -> None:
+def test_an_unsupported_model_is_refused_by_name() -> None:
     with pytest.raises(UsageError, match="DbrxExperts cannot be run from buffers"):
         Executor(tiny("dbrx"), buffers=1)
     with pytest.raises(UsageError, match=r"SwitchTransformers.* is not a Hugging Face decoder"):

@@ -33,7 +33,7 @@ class Walking(SimMachine):
 
 
 def foldable(seed: int) -> tuple[dict[str, Any], Trace]:
-    """A random case in which nothing is on its way when a layer event begins."""
+    """Return a random case in which no copy is in flight when a layer event begins."""
     scenario, trace = random_case(seed)
     scenario |= {"prefetch": {"policy": "none"}, "replay": "atomic"}
     scenario["cache"].pop("write_back", None)
@@ -44,7 +44,7 @@ def foldable(seed: int) -> tuple[dict[str, Any], Trace]:
 
 
 def with_gaps(trace: Trace, seed: int) -> Trace:
-    """The same with unused places, sometimes all of a layer's, and with dense layers."""
+    """Return such a case with unused places, sometimes all of a layer, and with dense layers."""
     rng = np.random.default_rng(seed)
     ids = np.asarray(trace.expert_ids[:]).astype(int)
     ids[rng.random(ids.shape) < 0.2] = -1
@@ -75,8 +75,8 @@ def test_a_folded_step_equals_one_event_per_chunk(block: int) -> None:
         assert everything(run_on(plan)) == everything(run_on(plan, EventMachine)), seed
 
 
-def test_the_shortcut_is_taken_where_it_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else the tests above would compare a walk with a walk."""
+def test_steps_are_folded_wherever_they_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise the tests above would compare a walk with a walk."""
     folds = 0
     fold = SimMachine.fold
 
@@ -111,7 +111,7 @@ def beside(neighbour: Callable[[simpy.Environment], Any]) -> Callable[[Plan], Ou
 
 
 @pytest.mark.parametrize("seed", range(4300, 4306))
-def test_a_neighbour_in_simpys_time_changes_nothing(seed: int) -> None:
+def test_another_process_in_the_same_simulation_changes_nothing(seed: int) -> None:
     ticks: list[int] = []
 
     def ticking(env: simpy.Environment) -> Any:
@@ -151,11 +151,11 @@ def test_folded_steps_follow_each_other_without_a_pause() -> None:
 def event_times(
     rows: tuple[int, ...], absent: tuple[bool, ...], after: tuple[int, ...]
 ) -> EventTimes:
-    """Experts cost 10 ns a row and 1 ns a call; a copy takes 100 ns."""
+    """Return the times of a layer event: 10 ns per row, 1 ns per call, 100 ns per copy."""
     return EventTimes((rows, absent, after), lambda tokens: 1 + 10 * sum(tokens), 100)
 
 
-def test_the_course_of_an_event_is_what_one_works_out_by_hand() -> None:
+def test_the_times_of_a_layer_event_are_those_worked_out_by_hand() -> None:
     """Two residents with 3 rows; of the three copied in, the first overwrites a resident, the
     second finds a free buffer, the third the buffer of the second."""
     it = event_times((1, 4, 2, 5, 6), (False, True, False, True, True), (RESIDENTS, FREE, 2))
@@ -176,7 +176,7 @@ def test_the_course_of_an_event_is_what_one_works_out_by_hand() -> None:
         (9, {"duration_ns": 281}),
     ],
 )
-def test_an_impossible_course_is_refused(number: int, change: dict[str, Any]) -> None:
+def test_impossible_times_of_a_layer_event_are_refused(number: int, change: dict[str, Any]) -> None:
     it = event_times((1, 4, 2, 5), (False, True, False, True), (RESIDENTS, FREE))
     check_event_times(it)
     for name, value in change.items():
@@ -190,15 +190,15 @@ def test_an_impossible_course_is_refused(number: int, change: dict[str, Any]) ->
     ("off", "number"),
     [({"finish_ns": -5}, 9), ({"tail_ns": -1}, 9), ({"start_ns": -1, "finish_ns": -1}, 15)],
 )
-def test_a_machine_that_lies_about_a_step_is_found_out(
+def test_wrong_times_of_a_folded_step_are_detected(
     monkeypatch: pytest.MonkeyPatch, off: dict[str, int], number: int
 ) -> None:
-    """The times of the third step are off by so much."""
+    """The times of the third step are off by the numbers in `off`."""
     fold = SimMachine.fold
     steps_times: list[Any] = []
 
-    def lying(*given: Any) -> Any:
-        steps_times.append(fold(*given))
+    def lying(*arguments: Any) -> Any:
+        steps_times.append(fold(*arguments))
         if len(steps_times) != 3:
             return steps_times[-1]
         false = {name: getattr(steps_times[-1], name) + by for name, by in off.items()}
@@ -211,7 +211,7 @@ def test_a_machine_that_lies_about_a_step_is_found_out(
     assert caught.value.number == number
 
 
-def test_a_full_memo_of_courses_starts_afresh(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_memo_of_event_times_is_emptied(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("moesim.machine.step_times._MEMO_LIMIT", 3)
     memo = EventTimesMemo(sum, 7)
     shapes = [((rows,), (True,), ()) for rows in (1, 2, 3, 4, 1, 2)]

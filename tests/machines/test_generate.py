@@ -82,7 +82,7 @@ def test_the_text_is_the_models_in_every_family(family: str) -> None:
         check(ours, plain(family), 1e-5 if "deepseek" in family else 1e-9)
 
 
-def test_generate_of_transformers_says_the_same() -> None:
+def test_generate_of_transformers_gives_the_same_text() -> None:
     model, prompt = model_of("qwen3_moe"), torch.tensor([PROMPTS[0]])
     said = model.generate(
         prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=NEW, min_new_tokens=NEW
@@ -93,7 +93,7 @@ def test_generate_of_transformers_says_the_same() -> None:
 
 
 @pytest.mark.parametrize("batching", ["decode_first", "prefill_first", "fcfs"])
-def test_preempted_requests_say_the_same(batching: str) -> None:
+def test_preempted_requests_get_the_same_text(batching: str) -> None:
     ours = served("qwen3_moe", slots=7, kv_tokens=20, batching=batching)
     assert ours.server.scheduler.preemptions > 0
     check(ours, plain("qwen3_moe"), 1e-9)
@@ -112,7 +112,9 @@ def test_logits_do_not_depend_on_what_is_resident() -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_single_precision_says_the_same_until_two_tokens_are_as_good(family: str) -> None:
+def test_single_precision_gives_the_same_text_until_two_tokens_are_nearly_equal(
+    family: str,
+) -> None:
     tolerance = 1e-4
     for slots in (0, 5, 24):
         ours = served(family, dtype="float32", slots=slots)
@@ -128,7 +130,7 @@ def test_single_precision_says_the_same_until_two_tokens_are_as_good(family: str
 
 
 @pytest.mark.parametrize("name", DEVICES)
-def test_every_device_says_the_same(name: str) -> None:
+def test_every_device_gives_the_same_text(name: str) -> None:
     try:
         device = open_device(name)
     except UsageError as error:
@@ -165,7 +167,7 @@ def test_the_predictions_are_the_later_routers_and_help() -> None:
     assert sum(with_.server.ledger.demand_copies) < sum(without.server.ledger.demand_copies)
 
 
-def test_the_model_is_as_before() -> None:
+def test_the_model_is_restored_unchanged() -> None:
     model = model_of("deepseek_v3")
     ids = torch.tensor([PROMPTS[0]])
     with torch.no_grad():
@@ -176,7 +178,7 @@ def test_the_model_is_as_before() -> None:
     assert all(p.device.type == "cpu" for p in model.parameters())
 
 
-def test_what_makes_no_sense_is_refused() -> None:
+def test_arguments_that_make_no_sense_are_refused() -> None:
     model = model_of("mixtral")
     clairvoyant: list[dict[str, Any]] = [{"eviction": "min"}, {"prefetch": "oracle"}]
     for policy in clairvoyant:

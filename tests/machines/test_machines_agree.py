@@ -1,4 +1,4 @@
-"""Machines that fold time and machines that live through it must agree, to the nanosecond."""
+"""Machines that fold time and machines that simulate each event agree, to the nanosecond."""
 
 from __future__ import annotations
 

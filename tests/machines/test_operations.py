@@ -203,7 +203,7 @@ def test_the_folded_machine_equals_one_event_per_chunk(block: int, tmp_path: Pat
 
 
 @pytest.mark.parametrize(("resident_ns", "start"), [(50, 107), (104, 107), (107, 107), (300, 300)])
-def test_who_waited_for_a_copy_begins_later_and_who_was_busy_does_not(
+def test_a_computation_that_waited_for_a_copy_begins_later_and_another_does_not(
     resident_ns: int, start: int
 ) -> None:
     """Copies take 100 ns; from a landing to the start of what has waited for it, 7 ns."""
@@ -252,7 +252,7 @@ def test_profiles_without_measurements_stay_as_they_were() -> None:
         ),
     ],
 )
-def test_mistakes_in_operations_are_told_with_their_line(
+def test_mistakes_in_operations_are_reported_with_their_line(
     change: Any, said: str, tmp_path: Path
 ) -> None:
     times = copy.deepcopy(random_times(1, tiny_shape()))
@@ -276,7 +276,7 @@ def test_one_shape_has_one_entry(tmp_path: Path) -> None:
 
 
 def test_measured_random_cases_differ() -> None:
-    """Else the tests above would try one case only."""
+    """Otherwise the tests above would try one case only."""
     rng = random.Random(0)
     batch = BatchShape(*(rng.randint(1, 50) for _ in range(5)))
     assert len({random_cost(seed).front_ns(1, batch) for seed in range(20)}) > 15

@@ -69,7 +69,7 @@ def model_of(routing: str = "decoupled", scaled: bool = False, layout: str = "fu
 
 
 def endless(model: Any) -> Any:
-    """No token ends its text."""
+    """Return a model whose text no token ends."""
     model.config.eos_token_id = model.generation_config.eos_token_id = None
     return model
 
@@ -140,7 +140,7 @@ def test_preempted_requests_keep_their_routing() -> None:
     check(ours, plain())
 
 
-def test_the_model_is_as_before() -> None:
+def test_the_model_is_restored_unchanged() -> None:
     model, tokens = model_of(), torch.tensor([PROMPTS[0]])
     with torch.no_grad():
         before = model(tokens).logits
@@ -154,7 +154,7 @@ def test_the_model_is_as_before() -> None:
 
 @pytest.fixture(scope="module")
 def traces(tmp_path_factory: pytest.TempPathFactory) -> dict[Any, Trace]:
-    """What the plain models' routers decided for the same prompts."""
+    """Return the traces of the plain models for the same prompts."""
     folder = tmp_path_factory.mktemp("recorded")
     prompts = [Prompt(tokens=tuple(prompt)) for prompt in PROMPTS]
     return {
@@ -165,7 +165,7 @@ def traces(tmp_path_factory: pytest.TempPathFactory) -> dict[Any, Trace]:
 
 @pytest.fixture
 def departures(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """Who left, as often as a policy is asked."""
+    """Return the evicted keys of each decision of a policy."""
     heard: list[Any] = []
     for policy, name in product((LookAhead, LRU), ("decide", "victim")):
 
@@ -198,7 +198,7 @@ def plan_for(
 
 
 def check_decisions(ours: Generation, plan: Plan, departures: list[Any]) -> None:
-    """`departures` are those of the real run."""
+    """Check that the simulation evicts what the real run evicted, which is in `departures`."""
     left, departures[:] = list(departures), []
     theirs = run_on(plan)
     assert left == departures
@@ -274,7 +274,7 @@ def test_the_masked_form_is_executed_as_the_fused_one(
 # --- what is revealed ---
 
 
-def test_a_packed_router_says_what_the_router_says() -> None:
+def test_a_packed_router_decides_as_the_router_does() -> None:
     """Sequences side by side, in parts, and one that starts again."""
     model, ids = model_of(scaled=True), [torch.tensor(prompt) for prompt in PROMPTS[:2]]
     packed = PackedRouter.of(model)

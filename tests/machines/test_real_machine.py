@@ -1,7 +1,7 @@
-"""The real machine on every device there is: the same decisions, and no byte in the wrong place.
+"""The real machine on every device: the same decisions, and no byte in the wrong place.
 
-`Blocks` stands for the executor: an expert's weights are its key, over and over, so that whoever
-computes from the wrong bytes, or from a buffer that is overwritten meanwhile, is found out.
+`Blocks` replaces the executor. Every weight of an expert is its key, so a computation that reads
+the wrong bytes, or a buffer that is overwritten meanwhile, is detected.
 """
 
 from __future__ import annotations

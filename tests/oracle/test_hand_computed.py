@@ -26,7 +26,7 @@ both_configs = pytest.mark.parametrize("dense", [(), (0, 3)], ids=["all MoE", "t
 
 
 def same_experts(rows: int) -> Any:
-    """Every row wants experts 2 and 5 of every layer."""
+    """Return rows that all want experts 2 and 5 of every layer."""
     return np.tile([2, 5], (rows, LAYERS, 1))
 
 
@@ -47,11 +47,11 @@ class Bill:
         self.dense = plan.cost.shape.dense_layers
 
     def back(self, count: int) -> int:
-        """`count` ids of 4 bytes reach the host."""
+        """Return the time until `count` ids of 4 bytes reach the host."""
         return self.hardware.readback_latency_ns + self.cost.copy_ns("d2h", 4 * count)
 
     def resident_step(self, tokens: int, entries: int, pairs: int, experts: int = 2) -> int:
-        """A step whose experts are all there: nothing overlaps, everything is in a row."""
+        """Return the time of a step whose experts are all resident: its operations run in a row."""
         cost, batch = self.cost, BatchShape(tokens, entries, pairs, 1)
         layer = (
             cost.front_ns(0, batch)
@@ -62,7 +62,10 @@ class Bill:
         return LAYERS * layer + denses + cost.tail_ns(batch) + self.back(1)
 
     def cold_step(self, tokens: int, entries: int, pairs: int) -> int:
-        """A step that copies two experts a layer: the first is computed under the second copy."""
+        """Return the time of a step that copies two experts a layer.
+
+        The first expert is computed while the second is copied.
+        """
         cost, batch = self.cost, BatchShape(tokens, entries, pairs, 1)
         copy, work = cost.copy_ns("h2d", cost.expert_bytes), cost.experts_ns((tokens,))
         layer = cost.front_ns(0, batch) + self.back(tokens * TOP_K)

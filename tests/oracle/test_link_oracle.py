@@ -1,4 +1,4 @@
-"""Lanes do what queueing theory and a patient reading of the rules say they do.
+"""Lanes do what queueing theory and a literal simulation of the rules predict.
 
 Lindley (1952): with one lane, first come first served, job n waits
 W(n) = max(0, W(n-1) + S(n-1) - A(n)), where S is the service time of a job and A(n) the gap before
@@ -43,7 +43,7 @@ ONE_ROW = np.tile([0, 1], (1, 4, 1))  # one row that wants experts 0 and 1 of fo
 
 
 def lindley(gaps: list[int], services: list[int]) -> list[tuple[int, int]]:
-    """Start and finish of each job by the recursion, from the gaps before them."""
+    """Return start and finish of each job by the recursion, from the gaps before them."""
     times = []
     arrival = wait = before = 0
     for gap, service in zip(gaps, services, strict=True):
@@ -55,7 +55,7 @@ def lindley(gaps: list[int], services: list[int]) -> list[tuple[int, int]]:
 
 
 def arrivals(gaps: list[int], jobs: list[Issue]) -> list[Any]:
-    """The script of a server that issues one job after each gap."""
+    """Return the script of a server that issues one job after each gap."""
     return [step for gap, job in zip(gaps, jobs, strict=True) for step in (Await((), gap), job)]
 
 
@@ -112,8 +112,10 @@ def test_lanes_in_a_row_are_a_tandem_queue(make: Any, jobs: list[tuple[int, int,
 
 @st.composite
 def scripts(draw: Any, *, free: bool = False) -> list[Any]:
-    """Random servers: copies of both priorities, computations, things that wait for others,
-    promotions, waits for time and for work. On a `free` link copies to the device take no time."""
+    """Draw random servers, with copies of both priorities, computations, promotions and waits.
+
+    Jobs may wait for others. On a `free` link, copies to the device take no time.
+    """
     sizes = {
         H2D: st.just(0) if free else st.integers(1, 9),
         D2H: st.integers(0 if free else 1, 9),
@@ -122,7 +124,7 @@ def scripts(draw: Any, *, free: bool = False) -> list[Any]:
     kinds = [(H2D, DEMAND), (H2D, PREFETCH), (H2D, PREFETCH), (D2H, DEMAND), (GPU, DEMAND)]
     script: list[Any] = []
     jobs = 0
-    needed: set[int] = set()  # promoted behind one that waits for it, a job would wait for ever
+    needed: set[int] = set()  # a job that is promoted behind one that waits for it would never run
     for kind in draw(st.lists(st.integers(0, 9), min_size=3, max_size=30)):
         one = st.integers(0, max(0, jobs - 1))
         some = st.lists(one, max_size=2 * bool(jobs), unique=True).map(tuple)
@@ -213,13 +215,13 @@ def test_at_the_same_instant_work_ends_before_the_server_acts_and_lanes_start(ma
     assert resumed == [10, 10]
 
 
-def test_a_server_that_waits_for_nothing_is_told_so() -> None:
+def test_a_wait_for_no_work_is_an_error() -> None:
     with pytest.raises(InvariantError, match="invariant 14"):
         play(SimMachine, Tariff(), [Await((), None)])
 
 
 def confidence(waits: Any, level: float = 0.999, batches: int = 50) -> tuple[float, float]:
-    """Mean and half-width of its interval from batch means (waits in a row are correlated)."""
+    """Return a mean and half its interval, from batch means: waits in a row are correlated."""
     means = np.asarray(waits, float)[: len(waits) // batches * batches]
     means = means.reshape(batches, -1).mean(axis=1)
     z = NormalDist().inv_cdf((1 + level) / 2)
@@ -227,7 +229,7 @@ def confidence(waits: Any, level: float = 0.999, batches: int = 50) -> tuple[flo
 
 
 def md1(rho: float, service: float) -> float:
-    """Mean wait of M/D/1 (Pollaczek-Khinchine with a constant service time)."""
+    """Return the mean wait of M/D/1 (Pollaczek-Khinchine with a constant service time)."""
     return rho / (2 * (1 - rho)) * service
 
 

@@ -40,7 +40,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(out: Path, *more: str, rows: list[str] = ROWS) -> str:
-    """The study's tables, with narrower layers than anybody would take."""
+    """Run the study with very narrow layers; return its tables."""
     preset: Any = PRESETS["gated"]
     narrow = replace(preset, hidden=16, expert_ffn=8, head_dim=4, vocabulary=300, context=16)
     with pytest.MonkeyPatch.context() as patch:
@@ -59,13 +59,11 @@ def run(out: Path, *more: str, rows: list[str] = ROWS) -> str:
 
 
 def trace_of(out: Path, row: str) -> Path:
-    """Of the first seed."""
+    """Return the trace of a row, of the first seed."""
     return out / "seed-0" / f"{language.slug(row)}-trace"
 
 
-def test_it_goes_on_where_it_was_and_says_the_same(
-    made: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_study_resumes_and_prints_the_same(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told = run(made)
     monkeypatch.setattr(language, "train", lambda *_, **__: pytest.fail("trained again"))
     monkeypatch.setattr(language, "record", lambda *_, **__: pytest.fail("recorded again"))
@@ -172,7 +170,7 @@ def test_other_numbers_of_prompts_or_other_sizes_are_refused(made: Path) -> None
             language.main([str(made), "--rows", *ROWS, *SMALL])
 
 
-def test_a_trial_whose_loss_is_lost_is_not_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_trial_whose_loss_is_not_finite_is_not_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     def trained(self: Any, name: str, run: str, *_: Any) -> Any:
         if run == "trial-0":
             raise MoesimError("the training loss is nan at step 3")

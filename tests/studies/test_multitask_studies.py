@@ -101,7 +101,7 @@ def test_the_setting_with_the_least_validation_loss_is_kept_and_tuning_sees_no_t
     assert all(set(run["scores"]) == {"validation"} for run in trials)
 
 
-def test_a_run_that_was_killed_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
+def test_a_run_that_was_killed_resumes_from_its_checkpoint(tmp_path: Path) -> None:
     setting = multitask.draw_settings("dselect_k", 1, (1e-2, 1e-1))[0]
     whole = multitask.train("dselect_k", world(), setting, 0, test=True)
     steps: list[int] = []

@@ -41,7 +41,7 @@ served_tasks = study("dselect", "served_tasks")
 
 
 def made(name: str, static: bool, *, experts: int = 4) -> Mixture:
-    """A mixture whose gates have something to tell apart."""
+    """Return a mixture with random gates that select different experts for different inputs."""
     k = 1 if name == "switch" else 2
     if static:
         gates = [gate(name, experts)]
@@ -309,7 +309,7 @@ SMALL += ["--held-out", "16", "--batch", "16", "--requests", "12"]
 FEW = [*SMALL, "--gates", "dselect_k", "top_k", "--per-example", "top_k"]
 
 
-def test_a_study_prints_losses_beside_wins_and_goes_on_where_it_was_killed(
+def test_a_study_prints_losses_beside_wins_and_resumes_where_it_was_killed(
     tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = [str(tmp_path / "whole"), *FEW]
@@ -421,7 +421,7 @@ def test_settings_may_come_from_a_study_of_digits_and_of_no_other(
     digits.main([str(tmp_path / "digits"), *tuned[:-1], "softmax"], made_up_digits())
     capsys.readouterr()
     served_tasks.main([str(tmp_path / "served"), *arguments], made_up_digits())
-    assert capsys.readouterr().out == first  # softmax was tuned before that study came to it
+    assert capsys.readouterr().out == first  # the other study had tuned softmax before
     with pytest.raises(UsageError, match="is no trial of this gate's space with 4 experts and k 2"):
         served_tasks.main([str(tmp_path / "other"), *arguments, "--experts", "4"], made_up_digits())
 

@@ -28,16 +28,16 @@ RUNS = 3
 
 
 def configurations() -> tuple[list[Configuration], dict[str, Plan]]:
-    made, plans = [], {}
+    grid, plans = [], {}
     for policy in ("lru", "fifo", "random"):
         for slots in (2, 4):
             name = f"{policy}-{slots}"
             scenario = tiny_scenario(name=name, cache={"policy": policy, "slots": f"{slots}/layer"})
             plans[name] = plan_of(scenario, TRACE)
-            made.append(
+            grid.append(
                 Configuration(name, f"{slots}", plans[name].scenario, slots == 2, slots == 4)
             )
-    return made, plans
+    return grid, plans
 
 
 class Dying(PretendBench):
@@ -59,39 +59,41 @@ def study(folder: Path, **changes: Any) -> Study:
 
 
 def test_runs_of_different_configurations_take_turns(tmp_path: Path) -> None:
-    made, plans = configurations()
+    grid, plans = configurations()
     bench = PretendBench()
     study(tmp_path).measure(plans, bench)
-    names = [one.name for one in made]
+    names = [configuration.name for configuration in grid]
     assert bench.runs == names * (1 + RUNS), "a warm-up each, then rounds"
 
 
 def test_each_round_is_announced_and_none_that_is_done(tmp_path: Path) -> None:
-    made, plans = configurations()
+    grid, plans = configurations()
     bench, rounds = PretendBench(), []
     study(tmp_path).measure(
         plans, bench, before=lambda number: rounds.append((number, len(bench.runs)))
     )
-    assert rounds == [(number, len(made) * (1 + number)) for number in range(RUNS)]
+    assert rounds == [(number, len(grid) * (1 + number)) for number in range(RUNS)]
     study(tmp_path, runs=RUNS + 1).measure(
         plans, PretendBench(), before=lambda number: rounds.append((number, -1))
     )
     assert rounds[RUNS:] == [(RUNS, -1)]
 
 
-def test_a_killed_study_keeps_what_it_has_and_goes_on(tmp_path: Path) -> None:
-    made, plans = configurations()
+def test_a_killed_study_keeps_its_runs_and_resumes(tmp_path: Path) -> None:
+    grid, plans = configurations()
     with pytest.raises(KeyboardInterrupt):
         study(tmp_path).measure(plans, Dying(6 + 6 + 6 + 2))  # two of the last round are done
     begun = study(tmp_path)
-    assert sorted(begun.assess(plans)) == sorted(one.name for one in made[:2])
+    assert sorted(begun.assess(plans)) == sorted(configuration.name for configuration in grid[:2])
     kept = {path: path.read_bytes() for path in tmp_path.rglob("*.npz")}
     assert len(kept) == 14
     bench = PretendBench()
     begun.measure(plans, bench)
-    assert bench.runs == [one.name for one in made[2:]] * 2, "a warm-up and what was missing"
+    assert bench.runs == [configuration.name for configuration in grid[2:]] * 2, (
+        "a warm-up and what was missing"
+    )
     assert all(path.read_bytes() == content for path, content in kept.items())
-    assert len(begun.assess(plans)) == len(made)
+    assert len(begun.assess(plans)) == len(grid)
     idle = PretendBench()
     begun.measure(plans, idle)
     assert idle.runs == []
@@ -141,15 +143,21 @@ def test_the_split_is_drawn_by_name_and_nothing_else() -> None:
 
 def verdict_of(tmp_path: Path, **slower: float) -> Any:
     """A study in which configurations are slower than simulated by a factor."""
-    made, plans = configurations()
+    grid, plans = configurations()
     results = {
-        one.name: compare(
-            [simulated(plans[one.name], slower=slower.get(one.name.replace("-", "_"), 1.0))] * RUNS,
-            simulated(plans[one.name]),
+        configuration.name: compare(
+            [
+                simulated(
+                    plans[configuration.name],
+                    slower=slower.get(configuration.name.replace("-", "_"), 1.0),
+                )
+            ]
+            * RUNS,
+            simulated(plans[configuration.name]),
         )
-        for one in made
+        for configuration in grid
     }
-    return verdict(results, made), rankings(results, made), results, made
+    return verdict(results, grid), rankings(results, grid), results, grid
 
 
 def test_the_verdict_is_over_held_out_configurations(tmp_path: Path) -> None:
@@ -175,48 +183,48 @@ def test_rankings_that_part_are_named(tmp_path: Path) -> None:
 
 
 def test_untestable_configurations_are_named_and_judge_nothing(tmp_path: Path) -> None:
-    _, _, results, made = verdict_of(tmp_path)
+    _, _, results, grid = verdict_of(tmp_path)
     plan = configurations()[1]["fifo-2"]
     noisy = [simulated(plan, slower=factor) for factor in (1, 2, 3)]
     results["fifo-2"] = compare(noisy, simulated(plan))
     results.pop("lru-4")
-    found = verdict(results, made)
+    found = verdict(results, grid)
     assert found.untestable == ["fifo-2"]
     assert found.held_out == 2
     assert found.missing == ["lru-4"]
 
 
-def test_the_tables_say_it_all(tmp_path: Path) -> None:
-    made, plans = configurations()
+def test_the_tables_show_every_result(tmp_path: Path) -> None:
+    grid, plans = configurations()
     begun = study(tmp_path / "study")
     begun.measure(plans, PretendBench())
     assessed = begun.assess(plans)
-    results = {name: one.comparison for name, one in assessed.items()}
+    results = {name: configuration.comparison for name, configuration in assessed.items()}
     rows = [
         {
-            "configuration": one.name,
-            "held_out": one.held_out,
-            "calibrates": one.calibrates,
-            **assessed[one.name].summary,
+            "configuration": configuration.name,
+            "held_out": configuration.held_out,
+            "calibrates": configuration.calibrates,
+            **assessed[configuration.name].summary,
         }
-        for one in made
+        for configuration in grid
     ]
-    pairs = [{**asdict(p), "agrees": p.agrees} for p in rankings(results, made)]
-    said = asdict(verdict(results, made))
+    pairs = [{**asdict(p), "agrees": p.agrees} for p in rankings(results, grid)]
+    said = asdict(verdict(results, grid))
     write_study(tmp_path, rows, said, pairs, title="A study", notes=["a note"])
     text = (tmp_path / "study.md").read_text()
     assert text.startswith("# A study\n\n- a note\n")
-    for one in made:
-        assert f"| {one.name} |" in text
+    for configuration in grid:
+        assert f"| {configuration.name} |" in text
     assert "held-out" in text
     assert (tmp_path / "plots/study_errors.png").exists()
-    assert len((tmp_path / "results.csv").read_text().splitlines()) == 1 + len(made)
+    assert len((tmp_path / "results.csv").read_text().splitlines()) == 1 + len(grid)
     noisy = [{**row, "testable": replace is None} for row in rows]
     with house_style():
         assert {row[1] for row in study_errors(noisy).rows} == {"untestable"}
 
 
-def test_two_numbers_are_found_again(tmp_path: Path) -> None:
+def test_two_made_up_numbers_are_recovered_by_the_fit(tmp_path: Path) -> None:
     shape = tiny_shape()
     profile = measured_profile(tmp_path / "measured.yaml", random_times(3, shape))
     plans = [

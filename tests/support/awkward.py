@@ -14,4 +14,4 @@ VALUES: tuple[Any, ...] = (
     {"a": 1}, {"a": "1"}, {"a": None}, {"a": "null"}, {"a": 1, "b": 2}, {"a": "1 b 2"},
     {"a": {"b": 2}}, {"a": [1]}, ("{a 1}"), "nan", "NaN", "Infinity", "1e3",
 )  # fmt: skip
-"""One of each kind of value, and its likenesses."""
+"""Values of each kind, and others that look like them."""

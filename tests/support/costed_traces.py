@@ -1,4 +1,4 @@
-"""Traces written out by hand whose sizes can be costed."""
+"""Traces with expert ids written by hand and a model configuration that can be costed."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from moesim.trace import Trace
 
 
 def costed_trace(
-    rows: Any, *, prompt: int | None = None, dense: tuple[int, ...] = (), **given: Any
+    rows: Any, *, prompt: int | None = None, dense: tuple[int, ...] = (), **arrays: Any
 ) -> Trace:
-    """A trace of these ids (rows, layers, k) of 8 experts; one request unless `seq_len` says more.
+    """Return a trace of these ids (rows, layers, k) of 8 experts; one request without `seq_len`.
 
-    `prompt`: its prompt rows, by default all; `dense`: model layers without routed experts, of
-    which the two configurations here have none or two. Other keywords go to `Trace.from_arrays`.
+    `prompt` is the number of its prompt rows (default: all). `dense` lists the model layers without
+    routed experts. Other keywords go to `Trace.from_arrays`.
     """
     ids = np.asarray(rows)
     layers = ids.shape[1] + len(dense)
@@ -26,6 +26,6 @@ def costed_trace(
         config |= {"mlp_layer_types": kinds, "moe_intermediate_size": 1024}
         config |= {"intermediate_size": 2048}
     if prompt is not None:
-        given["prompt_tokens"] = [prompt]
+        arrays["prompt_tokens"] = [prompt]
     defaults = {"seq_len": [len(ids)], "num_experts": 8, "model_config": config}
-    return Trace.from_arrays(expert_ids=ids, **{**defaults, **given})
+    return Trace.from_arrays(expert_ids=ids, **{**defaults, **arrays})

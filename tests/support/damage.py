@@ -1,4 +1,4 @@
-"""Ways to damage what a person or a disk may damage: bytes, JSON values and tables."""
+"""Random damage to files: to bytes, JSON values and tables."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ NONSENSE: tuple[Any, ...] = (
     None, True, 0, -1, 1, 10**9, 2**63, 10**400, -(10**30), 0.5, 1e308, float("nan"), float("inf"),
     "", "x", "nan", "1_0", "\u0663", [], [[]], [None], {}, {"x": 1}, [1] * 3, "a\nb", "../../etc",
 )  # fmt: skip
-"""Values that no key takes, and some that many do."""
+"""Values that are wrong for most keys, and some that many keys take."""
 
 
 def damaged_bytes(data: bytes, rng: random.Random) -> bytes:
-    """`data` with a piece cut, flipped, repeated or filled with zeros."""
+    """Return `data` with a piece cut, flipped, repeated, replaced, or filled with zeros."""
     at, length = rng.randrange(max(1, len(data))), rng.randint(1, 16)
     kind = rng.randrange(6)
     if kind == 0:
@@ -36,7 +36,7 @@ def damaged_bytes(data: bytes, rng: random.Random) -> bytes:
 
 
 def damaged_value(value: Any, rng: random.Random, nonsense: tuple[Any, ...] = NONSENSE) -> Any:
-    """A copy of plain data in which one key or entry is lost, or holds nonsense."""
+    """Return a copy of plain data in which one key or entry is missing, or holds nonsense."""
     value = copy.deepcopy(value)
     path = rng.choice(list(paths_in(value)))
     if not path:
@@ -52,7 +52,7 @@ def damaged_value(value: Any, rng: random.Random, nonsense: tuple[Any, ...] = NO
 
 
 def paths_in(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """The path of every value inside plain data, the whole first."""
+    """Yield the path of every value inside plain data, the whole first."""
     yield path
     if isinstance(value, dict | list):
         for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
@@ -60,7 +60,7 @@ def paths_in(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]
 
 
 def damage_table(file: Path, rng: random.Random) -> None:
-    """Lose, rename, retype, repeat or fill with nonsense one column, or change the rows."""
+    """Drop, rename, repeat or fill with nonsense one column of a table, or change its rows."""
     table = pq.read_table(file)
     name = rng.choice(table.column_names)
     place, count = table.column_names.index(name), table.num_rows
@@ -85,6 +85,6 @@ def damage_table(file: Path, rng: random.Random) -> None:
             values = [filling] * count if rng.random() < 0.5 else [filling, *values[1:]]
             try:
                 table = table.set_column(place, name, pa.array(values))
-            except pa.ArrowException:  # no type holds both; then all rows are nonsense
+            except pa.ArrowException:  # no Arrow type holds both kinds: fill all rows
                 table = table.set_column(place, name, pa.array([filling] * count))
     pq.write_table(table, file)

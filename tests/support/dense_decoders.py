@@ -29,12 +29,12 @@ COMMON: dict[str, Any] = {
 
 
 def tiny_llama(seed: int = 0, **changes: Any) -> Any:
-    """A Llama of 3 layers of 24 channels, with random weights, in evaluation mode."""
+    """Return a Llama of 3 layers of 24 channels, with random weights, in evaluation mode."""
     return tiny("Llama", seed, **changes)
 
 
 def tiny(family: str, seed: int = 0, **changes: Any) -> Any:
-    """A random decoder of a family of transformers, such as `Qwen3`."""
+    """Return a random decoder of a family of transformers, such as `Qwen3`."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         config = getattr(hf, f"{family}Config")(**(COMMON | changes))
@@ -42,13 +42,13 @@ def tiny(family: str, seed: int = 0, **changes: Any) -> Any:
 
 
 def ids(windows: int, length: int, seed: int = 0) -> torch.Tensor:
-    """Random ids `[windows, length]`."""
+    """Return random ids `[windows, length]`."""
     draw = torch.Generator().manual_seed(seed)
     return torch.randint(2, VOCABULARY, (windows, length), generator=draw)
 
 
 def inner_activations(model: Any, ids_T: torch.Tensor, layer: int) -> torch.Tensor:
-    """`[T, D]` of a Llama's layer, from hidden states and weights: no hook on its FFN."""
+    """Return the inner activations `[T, D]` of a Llama's layer, without a hook on its FFN."""
     with torch.no_grad():
         states: list[torch.Tensor] = []
         block = model.model.layers[layer]

@@ -1,6 +1,6 @@
-"""A sequential driver of the executor, for its tests: no threads, no caches, no policies.
+"""A sequential driver of the executor, without threads, caches or policies.
 
-Each expert is copied into some buffer just before it is computed, in an order that a seed decides.
+Each expert is copied into a buffer just before it is computed, in a random order from a seed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ BATCH = BatchShape(1, 1, 1, 1)
 def run_step(
     executor: Executor, batch: Batch, model_layers: Sequence[int], num_layers: int, seed: int = 0
 ) -> list[int]:
-    """Run a step of a model with `num_layers` layers; answers the sampled tokens."""
+    """Run a step of a model with `num_layers` layers; return the sampled tokens."""
     rng = np.random.default_rng(seed)
     executor.begin(batch)
     for layer in range(num_layers):
@@ -37,7 +37,7 @@ def run_step(
 
 
 def run_experts(executor: Executor, layer: int, rng: np.random.Generator) -> None:
-    """All experts of a layer in random order, in as many calls as there are buffers for."""
+    """Run all experts of a layer in random order, in calls that fill the buffers."""
     ids = executor.ids(layer)
     wanted = np.unique(ids[ids >= 0])
     rng.shuffle(wanted)
@@ -53,7 +53,7 @@ def run_experts(executor: Executor, layer: int, rng: np.random.Generator) -> Non
 
 
 class Sequences:
-    """Greedy texts, computed in whatever chunks are asked for; `logits` of each token sampled."""
+    """Greedy texts that tests compute in chunks of their choice; `logits` of each sampled token."""
 
     def __init__(
         self,
@@ -74,12 +74,12 @@ class Sequences:
         spans, ids = [], []
         for name, count in chunks.items():
             number = int(name[1:])
-            start, known = self.position[number], self.tokens[number]
-            assert start + count <= len(known)
+            start, tokens = self.position[number], self.tokens[number]
+            assert start + count <= len(tokens)
             self.position[number] += count
-            samples = self.position[number] == len(known)
+            samples = self.position[number] == len(tokens)
             spans.append(Span(number, start, count, 64, samples))
-            ids += known[start : start + count]
+            ids += tokens[start : start + count]
         self._steps += 1
         sampled = run_step(
             self._executor, Batch(tuple(spans), ids), *self._layers, seed=self._steps
@@ -90,5 +90,5 @@ class Sequences:
             self.logits[number].append(torch.clone(self._executor.logits[row]))
 
     def preempt(self, number: int) -> None:
-        """It has to start again."""
+        """Make a sequence start again from its first token."""
         self.position[number] = 0

@@ -1,10 +1,10 @@
-"""A clock for tests of what sleeps: time that moves only in `sleep`, which wakes up late."""
+"""A clock for tests of code that sleeps: time moves only in `sleep`, which ends late."""
 
 from __future__ import annotations
 
 
 class LateClock:
-    """Stands for the module `time`; every sleep takes `late_ns` more than it should."""
+    """A replacement of the module `time`; every sleep takes `late_ns` too long."""
 
     def __init__(self, late_ns: int = 0) -> None:
         self.now_ns = 0

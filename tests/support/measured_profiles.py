@@ -1,4 +1,4 @@
-"""Measured profiles made up for tests."""
+"""Measured hardware profiles with invented figures."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from moesim.hardware.measurement import shape_profile
 
 
 def tiny_shape(**changes: Any) -> ModelShape:
-    """The shape of the traces of `tiny_trace`."""
+    """Return the shape of the traces of `tiny_trace`."""
     return shape_from_config({**TINY_CONFIG, **changes})
 
 
 def random_times(seed: int, shape: ModelShape) -> dict[str, Any]:
-    """The `operations` entry of a shape, as plain data."""
+    """Return an `operations` entry for a shape, as plain data."""
     rng = random.Random(seed)
 
     def some(most: float) -> float:
@@ -60,7 +60,7 @@ def random_times(seed: int, shape: ModelShape) -> dict[str, Any]:
 
 
 def measured_profile(path: Path, *times: dict[str, Any]) -> Path:
-    """A profile in which every figure is measured, with these `operations`."""
+    """Write a profile in which every figure is measured, with these `operations`."""
     text = (PROFILES / "rtx-4090.yaml").read_text().replace("kind: assumed", "kind: measured")
     data = yaml.safe_load(text)
     data["measured"] = {"device": "cpu", "date": "2026-01-02", "machine": {"cores": 2}}

@@ -1,4 +1,4 @@
-"""A small multi-task problem, made up: two tasks of the same inputs."""
+"""A small multi-task problem: two tasks on the same random inputs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ TASKS = (Task("side", cross_entropy, 0.5, right_class), Task("sum", squared_erro
 
 
 def examples(count: int, seed: int = 0, *, known: int | None = None) -> Examples:
-    """Which side of a plane, and a sum; the sum is known of the first `known` rows."""
+    """Return random inputs with two targets: the side of a plane, and a sum.
+
+    With `known`, only the first `known` rows have the second target.
+    """
     draw = torch.Generator().manual_seed(seed)
     inputs = torch.randn(count, 6, generator=draw)
     targets = {"side": (inputs[:, 0] > 0).long(), "sum": inputs.sum(dim=1)}
@@ -25,7 +28,7 @@ def examples(count: int, seed: int = 0, *, known: int | None = None) -> Examples
 
 
 def mixture(*gates: Gate, experts: int = 4, seed: int = 0, dropout: float = 0.0) -> Mixture:
-    """Experts of one layer; of DSelect-k where no gates are given."""
+    """Return a mixture of one-layer experts with these gates (default: DSelect-k)."""
     torch.manual_seed(seed)
     own = gates or (gate("dselect_k", experts),)
     layers = [
@@ -35,6 +38,6 @@ def mixture(*gates: Gate, experts: int = 4, seed: int = 0, dropout: float = 0.0)
 
 
 def gate(name: str, experts: int = 4, **options: Any) -> Gate:
-    """A static gate of both tasks, of two experts each (Switch: of one)."""
+    """Return a static gate of both tasks that selects two experts for each (Switch: one)."""
     torch.manual_seed(0)
     return GATES[name](experts, 1 if name == "switch" else 2, tasks=2, **options)

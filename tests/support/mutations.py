@@ -51,7 +51,7 @@ def _changed_line(mutation: Mutation) -> str:
 
 
 def read_table(table: Path = TABLE) -> list[Mutation]:
-    """All mutations of a table."""
+    """Return all mutations of a table."""
     return [
         Mutation(group["file"], tests=tuple(group["tests"]), **mutation)
         for group in yaml.safe_load(table.read_text())
@@ -61,7 +61,7 @@ def read_table(table: Path = TABLE) -> list[Mutation]:
 
 @contextmanager
 def copied_trees(count: int) -> Iterator[SimpleQueue[Path]]:
-    """Some copies of the tree, with the shared data beside them as beside the tree itself."""
+    """Yield copies of the tree, with the shared data beside them as beside the tree itself."""
     with tempfile.TemporaryDirectory(prefix="mutations-") as folder:
         trees: SimpleQueue[Path] = SimpleQueue()
         if (ROOT.parent / "shared").is_dir():
@@ -74,7 +74,7 @@ def copied_trees(count: int) -> Iterator[SimpleQueue[Path]]:
 
 
 def passes(tree: Path, tests: Sequence[str]) -> bool:
-    """Whether tests pass in a tree; those that hang do not."""
+    """Return whether tests pass in a tree; tests that hang fail."""
     # Bytecode is found by size and time of its source, which a mutation may leave as they are.
     env = {**os.environ, "PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
@@ -87,7 +87,7 @@ def passes(tree: Path, tests: Sequence[str]) -> bool:
 
 
 def survives(mutation: Mutation, trees: SimpleQueue[Path]) -> tuple[bool, float]:
-    """Whether all tests pass with a mutation, and the seconds that this took to find out."""
+    """Return whether all tests pass with a mutation, and how many seconds they took."""
     tree = trees.get()
     file = tree / mutation.file
     text = file.read_text()
@@ -101,7 +101,7 @@ def survives(mutation: Mutation, trees: SimpleQueue[Path]) -> tuple[bool, float]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the check; answer the exit code."""
+    """Run the check; return the exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--only", default="", help="mutations of files whose path holds this")

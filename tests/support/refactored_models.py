@@ -15,8 +15,10 @@ VOCABULARY = 61
 
 
 def dense_model(family: str = "Llama", *, seed: int = 0, **sizes: Any) -> Any:
-    """A model of transformers' class `<family>ForCausalLM` in float64, with weights so large that
-    a wrong channel shows."""
+    """Return a model of transformers' class `<family>ForCausalLM` in float64.
+
+    Its weights are so large that a wrong channel changes the output.
+    """
     import transformers
 
     config = getattr(transformers, f"{family}Config")(
@@ -42,7 +44,7 @@ def dense_model(family: str = "Llama", *, seed: int = 0, **sizes: Any) -> Any:
 
 
 def some_masks(num_experts: int = 4, layers: int = 3, width: int = 24, seed: int = 0) -> Any:
-    """Random masks `[N, L, D]`, of unequal sizes, with two permanent channels in every layer."""
+    """Return random masks `[N, L, D]` of unequal sizes, with two permanent channels per layer."""
     draw = torch.Generator().manual_seed(seed)
     masks = torch.rand(num_experts, layers, width, generator=draw) < 0.5
     masks[:, :, :2] = True
@@ -50,7 +52,7 @@ def some_masks(num_experts: int = 4, layers: int = 3, width: int = 24, seed: int
 
 
 def readme_model(family: str = "Llama", **options: Any) -> Any:
-    """A masked model, its routers as undecided between experts as random ones are."""
+    """Return a masked model with random routers."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         model: Any = refactor(dense_model(family), some_masks(), **{"router": ROUTER, **options})
@@ -62,6 +64,6 @@ def readme_model(family: str = "Llama", **options: Any) -> Any:
 
 
 def some_tokens(batch: int = 2, length: int = 11, seed: int = 0) -> torch.Tensor:
-    """None of them is special: `generate` takes token 0 for padding."""
+    """Return random tokens without special ones: `generate` takes token 0 for padding."""
     draw = torch.Generator().manual_seed(seed)
     return torch.randint(3, VOCABULARY, (batch, length), generator=draw)

@@ -42,7 +42,7 @@ _MLA: dict[str, Any] = {
 
 
 def _any(config: Any) -> Any:
-    """Configurations take more keywords than they declare."""
+    """Return a configuration class untyped: it takes more keywords than it declares."""
     return config
 
 
@@ -128,14 +128,14 @@ DECODERS = sorted(FAMILIES.keys() - {"switch"})
 
 
 def tiny(family: str, seed: int = 0) -> Any:
-    """A random model of a family, in evaluation mode and never in a hurry to end."""
+    """Return a random model of a family in evaluation mode, which seldom samples the end token."""
     torch.manual_seed(seed)
     model = FAMILIES[family]().eval()
     return model
 
 
 def batch(num_sequences: int = 3, longest: int = 9, seed: int = 1) -> tuple[Any, Any, list[int]]:
-    """Left-padded token ids and mask, and the lengths."""
+    """Return left-padded token ids, their mask, and the lengths."""
     generator = torch.Generator().manual_seed(seed)
     lengths = [max(2, longest - 3 * number) for number in range(num_sequences)]
     ids = torch.full((num_sequences, longest), PAD)

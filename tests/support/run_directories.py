@@ -1,7 +1,7 @@
-"""Run directories made up from a formula, for tests of the report alone.
+"""Run directories computed from a formula, for tests of the report alone.
 
-The shapes are those of real runs: hit rates grow with capacity and differ between policies, stalls
-follow the misses, seeds scatter. The numbers mean nothing.
+Their numbers have the pattern of real runs: hit rates grow with capacity and differ between
+policies, stalls follow misses, and seeds scatter. They have no other meaning.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def run_directory(
 
 
 def _foreseeing(policy: str, prefetch: str) -> str:
-    """As a run writes it; `static` has no profile here, so it learnt in hindsight."""
+    """Return `knows_the_future` as a run writes it; `static` without a profile is hindsight."""
     eviction = [f"eviction {policy}"] if policy in ("min", "static") else []
     return ", ".join([*eviction, *(["prefetch oracle"] if prefetch == "oracle" else [])])
 
@@ -121,7 +121,7 @@ def _foreseeing(policy: str, prefetch: str) -> str:
 def _machine(
     rng: np.random.Generator, steps: int, layers: int, hit: float, late: float
 ) -> tuple[dict[str, Any], dict[str, Any], dict[str, int]]:
-    """Lanes of a batch of 4: attention, readback, residents, copies, experts as they land."""
+    """Return the timeline of a batch of 4: fronts, readbacks, copies, and expert computations."""
     rows: list[tuple[str, str, int, int, int, int, int]] = []
     stalls = dict.fromkeys(("demand", "late", "readback", "other"), 0)
     table: dict[str, list[int]] = {key: [] for key in _STEP_COLUMNS}

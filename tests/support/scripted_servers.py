@@ -1,9 +1,10 @@
-"""Servers that play a script, and what a patient reader of the rules says must happen.
+"""Servers that follow a script, and a literal simulation of the rules as their oracle.
 
 A script is a list of actions of a server: copy, compute, promote, wait. `play` runs it on a
-machine. `read_out` lives through it one nanosecond after another, straight from the rules:
-completions first, then the server, then lanes start work; a lane takes the head of its demand
-queue if all that it waits for is done, else the head of its prefetches; nothing stops a chunk.
+machine. `read_out` simulates it nanosecond by nanosecond from the rules alone. At each instant
+work completes first, then the server acts, then lanes start work. A lane starts the head of its
+demand queue if all that the job waits for is done, otherwise the head of its prefetch queue. A
+chunk is never interrupted.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ LANES = (GPU, H2D, D2H)
 
 @dataclass(frozen=True)
 class Tariff:
-    """A price list that can be read off: a byte a nanosecond after a latency."""
+    """Prices that are easy to read: one byte per nanosecond after a latency."""
 
     latency_ns: int = 0
     chunk: int | None = None
@@ -42,7 +43,7 @@ class Tariff:
         return self.chunk if direction == H2D else None
 
     def durations(self, lane: str, size: int) -> list[int]:
-        """Chunk by chunk; the latency is paid with the first one."""
+        """Return the duration of each chunk; the first one includes the latency."""
         if lane == GPU:
             return [size]
         chunk = self.chunk_bytes(lane)
@@ -71,7 +72,7 @@ class Promote:
 
 @dataclass(frozen=True)
 class Await:
-    """Wait until one of `jobs` is done or the time has come (`for_ns` from now)."""
+    """Wait until one of `jobs` is done, or for `for_ns` at most."""
 
     jobs: tuple[int, ...] = ()
     for_ns: int | None = None
@@ -82,7 +83,7 @@ Times = list[tuple[int, int]]
 
 
 def play(make: Callable[..., Any], tariff: Any, script: Script) -> tuple[Times, list[int]]:
-    """Start and finish of every issue, and when the server resumed from each wait."""
+    """Return start and finish of every issue, and when the server resumed from each wait."""
     env = simpy.Environment()
     machine = make(env, tariff)
     tickets: list[Any] = []
@@ -132,7 +133,7 @@ class _Lane:
 
 
 def read_out(tariff: Tariff, script: Script) -> tuple[Times, list[int]]:
-    """The same answer as `play`, one nanosecond after another."""
+    """Return what `play` returns, simulated nanosecond by nanosecond."""
     lanes = {name: _Lane() for name in LANES}
     jobs: list[_Job] = []
     resumed: list[int] = []

@@ -1,4 +1,4 @@
-"""Stand-ins for a real machine, observed as validation observes one."""
+"""Replacements of a real machine, observed as validation observes one."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from moesim.validate import Observation, Witness, observe
 
 
 def simulated(plan: Plan, script: Any = None, *, slower: float = 1.0) -> Observation:
-    """One run in virtual time; `slower` multiplies all prices."""
+    """Return one run in virtual time; `slower` multiplies all prices."""
     witness = Witness(script)
     plan = replace(plan, observer=witness)
     env = simpy.Environment()
@@ -28,7 +28,7 @@ def simulated(plan: Plan, script: Any = None, *, slower: float = 1.0) -> Observa
 
 
 def on_threads(plan: Plan, script: Any = None, *, speed: float = 200.0) -> Observation:
-    """One run in real time, with all the noise of sleeping threads."""
+    """Return one run in real time, with the noise of sleeping threads."""
     witness = Witness(script)
     plan = replace(plan, observer=witness)
     journal = Journal(ThreadMachine(SimPrices(plan.cost), speed=speed))
@@ -41,7 +41,7 @@ def on_threads(plan: Plan, script: Any = None, *, speed: float = 200.0) -> Obser
 
 
 class PretendBench:
-    """Virtual time that is `slower` than it should be and a little different each time."""
+    """A bench in virtual time, slower by a factor that differs a little from run to run."""
 
     def __init__(self, device: str = "pretend", plans: Sequence[Plan] = (), *, slower: float = 1.0):
         self.device = device

@@ -12,10 +12,10 @@ STUDIES = ROOT / "studies"
 
 
 def study(folder: str, name: str) -> Any:
-    """A script of a folder as a module, imported as when it is run there."""
-    place = str(STUDIES / folder)
-    sys.path.insert(0, place)
+    """Return a script of a folder as a module, imported as if it were run there."""
+    directory = str(STUDIES / folder)
+    sys.path.insert(0, directory)  # scripts import the modules beside them
     try:
         return importlib.import_module(name)
     finally:
-        sys.path.remove(place)
+        sys.path.remove(directory)

@@ -1,4 +1,4 @@
-"""Traces small enough to read, ways to compare them, and ways to damage them."""
+"""Traces small enough to read, with functions that compare and damage them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ EXPERTS = 5
 
 
 def tiny_arrays(rows: int = 11, layers: int = 2, top_k: int = 2, depth: int = 1) -> dict[str, Any]:
-    """Random arrays that obey the format, with an unused place here and there."""
+    """Return random arrays that obey the format, with some unused places."""
     rng = np.random.default_rng(3)
     ids = rng.random((rows, layers, EXPERTS)).argsort(axis=-1)[..., :top_k]
     ids[::4, 0, -1] = -1
@@ -35,8 +35,8 @@ def tiny_arrays(rows: int = 11, layers: int = 2, top_k: int = 2, depth: int = 1)
 
 
 def tiny_trace(**changes: Any) -> Trace:
-    """Three requests of 5, 2 and 4 rows with every optional array; keywords go to `from_arrays`."""
-    given = {
+    """Return three requests of 5, 2 and 4 rows with all optional arrays, changed by `changes`."""
+    arguments = {
         **tiny_arrays(),
         "seq_len": [5, 2, 4],
         "prompt_tokens": [3, 2, 1],
@@ -46,11 +46,11 @@ def tiny_trace(**changes: Any) -> Trace:
         "model": "tiny",
         "provenance": {"seed": 3, "note": "für Tests"},
     }
-    return Trace.from_arrays(**{**given, **changes})
+    return Trace.from_arrays(**{**arguments, **changes})
 
 
 def save_sharded(trace: Trace, path: Path, shard_rows: int) -> Trace:
-    """Save with shards of about `shard_rows` rows (a shard ends with a request)."""
+    """Save a trace with shards of about `shard_rows` rows (a shard ends with a request)."""
     with TraceWriter(path, trace.meta, shard_rows=shard_rows) as writer:
         for number in range(trace.num_requests):
             columns = {name: column[number] for name, column in trace.requests.items()}
@@ -69,7 +69,7 @@ def save_sharded(trace: Trace, path: Path, shard_rows: int) -> Trace:
 
 
 def assert_same(left: Trace, right: Trace) -> None:
-    """The same header, requests and values, bit by bit."""
+    """Assert that two traces have the same header, requests and values, bit by bit."""
     assert left.meta == right.meta
     for name, column in left.requests.items():
         np.testing.assert_array_equal(column, right.requests[name], err_msg=name)
@@ -86,7 +86,7 @@ def read_header(folder: Path) -> Any:
 
 
 def write_header(folder: Path, header: dict[str, Any]) -> None:
-    """Write a header with a hash of itself that fits, so that only its content can be wrong."""
+    """Write a header with the right hash of itself, so that only its content can be wrong."""
     header = {key: value for key, value in header.items() if key != "header_sha256"}
     text = json.dumps(header, sort_keys=True, separators=(",", ":"))
     header["header_sha256"] = hashlib.sha256(text.encode()).hexdigest()
@@ -100,7 +100,7 @@ def edit_header(folder: Path, **changes: Any) -> None:
 
 
 def adopt(folder: Path, name: str) -> None:
-    """Make the header agree with a changed file, as one who damages on purpose would."""
+    """Write the size and hash of a changed file into the header, so that hashes hide no damage."""
     header = read_header(folder)
     data = (folder / name).read_bytes()
     for entry in header["files"]:
@@ -111,7 +111,7 @@ def adopt(folder: Path, name: str) -> None:
 
 
 def edit_shard(folder: Path, name: str, edit: Callable[[Any], Any]) -> None:
-    """Change an array on disk (in place, or by what `edit` returns) and its hash and shape."""
+    """Change an array on disk (in place, or to what `edit` returns), and its header entry."""
     array = np.load(folder / name)
     changed = edit(array)
     array = array if changed is None else changed

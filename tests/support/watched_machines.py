@@ -1,4 +1,4 @@
-"""Machines that are watched or broken on purpose, and policies enlisted for one test."""
+"""Machines that log what a server requests, and policies that are registered for one test."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from moesim.simulate import Outcome, Plan, SimPrices
 
 
 def enlist(monkeypatch: pytest.MonkeyPatch, family: str, policy: type[Any]) -> str:
-    """File a policy class under its own name in lower case, for this test only."""
+    """Register a policy class for this test only; return its name, the class name in lower case."""
     name = policy.__name__.lower()
-    registry.find("batching", "fcfs")  # everything that is there comes first
+    registry.find("batching", "fcfs")  # loads all other policies first
     monkeypatch.setattr(policy, "name", name, raising=False)
     monkeypatch.setitem(registry._registry, (family, name), policy)
     return name
@@ -28,7 +28,7 @@ def enlist(monkeypatch: pytest.MonkeyPatch, family: str, policy: type[Any]) -> s
 
 @dataclass(frozen=True)
 class Work:
-    """One thing that the server asked for: a copy of `keys[0]`, or a computation of `keys`."""
+    """One request of a server: a copy of `keys[0]`, or a computation of `keys`."""
 
     lane: str
     kind: str
@@ -49,7 +49,7 @@ class Work:
 
 
 class Watched:
-    """A machine of seven members that writes down all that is asked of another."""
+    """A machine that logs all requests and passes them to another machine."""
 
     def __init__(self, machine: Any) -> None:
         self.machine = machine
@@ -96,25 +96,25 @@ class Watched:
         self.machine.close()
 
     def on(self, lane: str) -> list[Work]:
-        """What was asked of a lane, in order of asking, and is done."""
+        """Return the finished work of a lane, in the order of its requests."""
         return [work for work in self.log if work.lane == lane and self.done(work.ticket)]
 
 
 def watch(
     plan: Plan, make: Callable[[simpy.Environment, SimPrices], Any] = EventMachine
 ) -> tuple[Outcome, Watched]:
-    """Serve a plan and keep what the server asked for, walking through every layer."""
-    seen: list[Watched] = []
+    """Serve a plan, layer by layer; return its outcome and the machine with the log."""
+    machines: list[Watched] = []
 
     def watched(env: simpy.Environment, prices: SimPrices) -> Watched:
-        seen.append(Watched(make(env, prices)))
-        return seen[0]
+        machines.append(Watched(make(env, prices)))
+        return machines[0]
 
-    return run_on(plan, watched), seen[0]
+    return run_on(plan, watched), machines[0]
 
 
 def most_at_once(intervals: Sequence[tuple[int, int]]) -> int:
-    """How many half-open intervals overlap at most."""
+    """Return the largest number of half-open intervals that overlap."""
     edges = sorted([(start, 1) for start, _ in intervals] + [(end, -1) for _, end in intervals])
     most = now = 0
     for _, change in edges:  # at one instant the -1 sorts first
@@ -124,10 +124,10 @@ def most_at_once(intervals: Sequence[tuple[int, int]]) -> int:
 
 
 def experts_alive(machine: Watched, horizon_ns: int) -> list[tuple[int, int]]:
-    """For each copy of an expert to the device: from when to when its bytes must be there.
+    """Return, for each copy of an expert to the device, the time in which its bytes must stay.
 
-    From the start of the copy to the end of the last computation that reads it, which is the
-    latest one asked for before the next copy of the same expert.
+    It lasts from the start of the copy to the end of the last computation that reads it: the last
+    one requested before the next copy of the same expert.
     """
     last: dict[int, int] = {}
     spans: list[list[int]] = []

@@ -1,4 +1,4 @@
-"""Random little workloads, and the machines they are run on."""
+"""Small random workloads, and functions that run them on simulated machines."""
 
 from __future__ import annotations
 
@@ -44,15 +44,17 @@ Make = Callable[[simpy.Environment, SimPrices], Any]
 
 
 def tiny_trace(**knobs: Any) -> Trace:
-    """A synthetic trace of 4 layers of 8 experts, top-2, whose sizes can be costed."""
+    """Return a synthetic trace of 4 layers of 8 experts, top-2, whose sizes can be costed."""
     shape = {"num_layers": 4, "num_experts": 8, "top_k": 2, "prediction_depth": 2}
     trace = synthesize(SyntheticKnobs(**{**shape, "prediction_accuracy": 0.5, **knobs}))
     return trace.with_meta(model_config=TINY_CONFIG)
 
 
 def static_trace(trace: Trace, tasks: int = 1) -> Trace:
-    """The same requests dealt to `tasks` tasks in turn, by a router that knows nothing but those:
-    all rows of a task go where the first row of its first request went."""
+    """Return the trace with a static router and its requests dealt to `tasks` tasks in turn.
+
+    All rows of a task get the experts of the first row of its first request.
+    """
     task_B = np.repeat(np.arange(trace.num_requests) % tasks, trace.requests["num_rows"])
     first = [int(np.argmax(task_B == task)) for task in range(tasks)]
     ids = np.asarray(trace.expert_ids[:])[first][task_B]
@@ -68,17 +70,17 @@ def static_trace(trace: Trace, tasks: int = 1) -> Trace:
 
 
 def tiny_scenario(**changes: Any) -> dict[str, Any]:
-    """A scenario as plain data; sections given in `changes` replace the defaults'."""
+    """Return a scenario as plain data; `changes` replaces whole sections of the defaults."""
     return {"trace": "in memory", "hardware": "rtx-4090", "bounds": False, **changes}
 
 
 def plan_of(scenario: dict[str, Any], trace: Trace) -> Plan:
-    """A plan for a trace in memory."""
+    """Return the plan of a scenario for a trace in memory."""
     return prepare(Scenario.model_validate(scenario), trace)
 
 
 def run_on(plan: Plan, make: Make = SimMachine) -> Outcome:
-    """Serve a plan on a machine of the caller's making."""
+    """Serve a plan on the machine that `make` builds."""
     env = simpy.Environment()
     machine = make(env, SimPrices(plan.cost))
     server = build_server(plan, machine)
@@ -87,12 +89,15 @@ def run_on(plan: Plan, make: Make = SimMachine) -> Outcome:
 
 
 def shuffled(seed: int) -> Make:
-    """An event machine that shuffles ties inside their class."""
+    """Return a maker of event machines that order simultaneous events of a class at random."""
     return lambda env, prices: EventMachine(env, prices, np.random.default_rng(seed))
 
 
 def random_case(seed: int, *, at_once: bool = False) -> tuple[dict[str, Any], Trace]:
-    """A random scenario and trace: any policies, scopes, capacities, links and arrivals."""
+    """Return a random scenario and trace: any policies, scopes, capacities, links and arrivals.
+
+    `at_once` makes all requests arrive at once.
+    """
     rng = random.Random(seed)
     trace = tiny_trace(
         requests=rng.randint(1, 6),
@@ -150,7 +155,7 @@ def random_case(seed: int, *, at_once: bool = False) -> tuple[dict[str, Any], Tr
 
 
 def everything(outcome: Outcome) -> tuple[Any, ...]:
-    """All that a run says, times included."""
+    """Return all that a run records, times included."""
     ledger = outcome.ledger
     return (
         outcome.now_ns,
@@ -159,7 +164,7 @@ def everything(outcome: Outcome) -> tuple[Any, ...]:
         ledger.stall_ns,
         ledger.steps,
         [request.token_ns for request in outcome.requests],
-        [(one.wait_steps, one.pause_steps, one.pause_ns) for one in outcome.requests],
+        [(each.wait_steps, each.pause_steps, each.pause_ns) for each in outcome.requests],
         sorted(ledger.timeline),
         ledger.busy_ns,
         ledger.moved_bytes,
@@ -168,7 +173,7 @@ def everything(outcome: Outcome) -> tuple[Any, ...]:
 
 
 def decisions(outcome: Outcome) -> tuple[Any, ...]:
-    """What was decided, without times: step compositions, misses, evictions, bytes."""
+    """Return what a run decided, without times: its steps, misses, evictions and copies."""
     ledger = outcome.ledger
     hits = [on_time + late for on_time, late in zip(ledger.hits, ledger.late_hits, strict=True)]
     steps = [(*row[3:8], row[10], row[11], row[14]) for row in ledger.steps]

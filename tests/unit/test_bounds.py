@@ -393,7 +393,7 @@ def test_clairvoyant_policies_are_the_only_bounds_among_policies() -> None:
 
 
 @pytest.mark.parametrize("scope", ["per_layer", "global"])
-def test_live_min_lives_through_layer_events_that_want_nobody(scope: str) -> None:
+def test_live_min_skips_layer_events_without_experts(scope: str) -> None:
     ids = np.full((4, 4, 2), -1)
     ids[0], ids[2], ids[3, :2] = [0, 1], [1, 2], [0, 3]
     trace = Trace.from_arrays(expert_ids=ids, seq_len=[4], num_experts=8, model_config=TINY_CONFIG)

@@ -200,7 +200,7 @@ def test_whatever_is_asked_for_the_parts_fit_or_it_is_refused(
 def assert_remedies_help(
     refusal: str, vram: int, kv_tokens: list[int], memory: dict[str, Any], cache: dict[str, Any]
 ) -> None:
-    """Every `key: value` that a refusal names makes everything fit, without another change."""
+    """Check that each `key: value` that a refusal suggests makes everything fit by itself."""
     for section, key, value in re.findall(
         r"(memory|cache)\.(\w+): (\w+)", refusal.split("try ")[1]
     ):

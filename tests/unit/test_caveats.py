@@ -1,4 +1,4 @@
-"""What was asked for and cannot be done is refused, or said in the result and in every caption."""
+"""A request that cannot be met is refused, or noted in the result and in every caption."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NONE: dict[str, Any] = {"prediction_depth": 0}
 
 
 def said(trace: Trace | None = None, **changes: Any) -> tuple[list[str], str]:
-    """The caveats of a run, and all its notes in one text."""
+    """Return the caveats of a run, and all its notes in one text."""
     outcome = run_on(plan_of(tiny_scenario(**changes), trace or tiny_trace()))
     summary = summarise(outcome)
     return summary["caveats"], "\n".join(summary["notes"])

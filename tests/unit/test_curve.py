@@ -102,7 +102,7 @@ def stream(unions: list[list[int]], experts: int) -> Stream:
 def one_by_one(
     name: str, unions: list[list[int]], experts: int, deepest: int, **options: Any
 ) -> list[int]:
-    """Hits at each capacity, each by a replay of its own."""
+    """Return the hits at each capacity, from one replay for each."""
     policy = find("eviction", name)
     counts = np.bincount([key for union in unions for key in union], minlength=experts)
     return [
@@ -161,7 +161,7 @@ def test_one_pass_equals_a_replay_at_every_capacity_on_real_routing(
 def curve_by_hand(
     trace: Trace, capacity: int, batch: int = 1, scope: str = "per_layer", sequential: bool = False
 ) -> float:
-    """Hit rate of LRU, by the book and slowly."""
+    """Return the hit rate of LRU from a slow, literal replay."""
     queue = [
         list(range(trace.slice(r).start, trace.slice(r).stop)) for r in range(trace.num_requests)
     ]
@@ -245,7 +245,7 @@ def test_more_capacity_never_hurts_a_stack_policy(name: str) -> None:
 
 
 @pytest.mark.parametrize("admission", ["bypass", "always"])
-def test_admission_is_heard(admission: str) -> None:
+def test_the_admission_option_is_followed(admission: str) -> None:
     trace = tiny_trace()
     events = [
         [[key for key in row[layer] if key != 255] for row in trace.expert_ids[:].tolist()]
@@ -332,10 +332,10 @@ def test_a_static_placement_may_learn_from_another_trace(tmp_path: Path) -> None
         curve(trace, [("static", {"profile": str(tmp_path / "wider")})])
 
 
-def test_progress_is_told_for_each_policy_and_stream() -> None:
-    told: list[tuple[str, int, int]] = []
-    curve(tiny_trace(), ["lru", "lfu"], progress=lambda *step: told.append(step))
-    assert told == [(name, done, 2) for name in ("lru", "lfu") for done in (0, 1, 2)]
+def test_progress_is_reported_for_each_policy_and_stream() -> None:
+    reported: list[tuple[str, int, int]] = []
+    curve(tiny_trace(), ["lru", "lfu"], progress=lambda *step: reported.append(step))
+    assert reported == [(name, done, 2) for name in ("lru", "lfu") for done in (0, 1, 2)]
 
 
 def test_a_policy_that_inherits_another_s_stack_is_replayed(
@@ -346,7 +346,7 @@ def test_a_policy_that_inherits_another_s_stack_is_replayed(
     monkeypatch.setattr(registry, "_registry", dict(registry._registry))
 
     class Forgetful(LRU):
-        """Keeps nothing at all."""
+        """A policy that keeps no expert."""
 
         def decide(self, view: Any) -> list[int]:
             return list(view.union)

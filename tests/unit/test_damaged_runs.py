@@ -42,7 +42,7 @@ EXAMPLES = int(os.environ.get("MOESIM_FUZZ", "1"))
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A real run, never to be changed."""
+    """Return the folder of a real run, which tests must not change."""
     home = tmp_path_factory.mktemp("home")
     tiny_trace(requests=2, prompt_tokens=3, output_tokens=3).save(home / "trace")
     scenario = {
@@ -60,7 +60,7 @@ def copy_of(whole: Path) -> Iterator[Path]:
 
 
 def seal(run: Path) -> None:
-    """Make the manifest's hashes fit, so that only what is in the files can be wrong."""
+    """Write fitting hashes into the manifest, so that only the content of files can be wrong."""
     try:
         manifest = json.loads((run / "manifest.json").read_text())
         for name in manifest["outputs"]:
@@ -73,7 +73,7 @@ def seal(run: Path) -> None:
 
 
 def report(run: Path, charts: tuple[Callable[..., Any], ...] = CHARTS) -> None:
-    """Everything that `moesim report` says and draws, short of writing it."""
+    """Do all that `moesim report` does, without writing files."""
     loaded = load_run(run)
     print_summary(run, io.StringIO())
     comparison: Comparison = compare_runs([loaded, loaded])
@@ -90,7 +90,7 @@ def report(run: Path, charts: tuple[Callable[..., Any], ...] = CHARTS) -> None:
 
 
 def refusal(run: Path, **how: Any) -> MoesimError | None:
-    """The error of a report; None where there is a report."""
+    """Return the error of a report; None if the report is made."""
     try:
         report(run, **how)
     except MoesimError as error:

@@ -1,4 +1,4 @@
-"""Every foreseen failure says what, where and why, and survives a process border."""
+"""Every foreseen error says what, where and why, and can be passed between processes."""
 
 from __future__ import annotations
 

@@ -136,7 +136,7 @@ UNUSED: list[tuple[str, dict[str, Any], Any]] = [
 
 
 def leaves(model: type[BaseModel], path: tuple[str, ...] = ()) -> Iterator[tuple[str, str]]:
-    """Every key as (owner.name, dotted path); the owner of a link's keys is its direction."""
+    """Return every key as (owner.name, dotted path); a link's keys are owned by its direction."""
     for name, field in model.model_fields.items():
         inside = list(models_in(field.annotation))
         for inner in inside:
@@ -178,7 +178,7 @@ def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 
 
 def with_key(data: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
-    """The data with a dotted key set; a new kind of arrivals leaves the old one's keys behind."""
+    """Return the data with a dotted key set; a new kind of arrivals drops the keys of the old."""
     *outside, last = key.split(".")
     data = copy.deepcopy(data)
     here = data
@@ -195,7 +195,7 @@ def with_key(data: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
 
 
 def outcome(folder: Path, data: dict[str, Any]) -> tuple[str, list[str]]:
-    """All that a run says, without what it only repeats, and its notes."""
+    """Return the results of a run, without the settings that it repeats, and its notes."""
     (folder / "x.yaml").write_text(dump_document(data), encoding="utf-8")
     result = run(load_scenario(folder / "x.yaml"))
     summary = {key: value for key, value in result.summary.items() if key not in ECHOES}
@@ -204,7 +204,7 @@ def outcome(folder: Path, data: dict[str, Any]) -> tuple[str, list[str]]:
 
 
 def refusal(folder: Path, data: dict[str, Any]) -> str:
-    """Why a scenario is refused; nothing where it runs."""
+    """Return why a scenario is refused; an empty text if it runs."""
     try:
         outcome(folder, data)
     except ScenarioError as error:
@@ -217,7 +217,7 @@ def test_the_cases_are_those_of_the_schema() -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_every_key_changes_the_result_or_is_refused_or_said_to_be_unused(
+def test_every_key_changes_the_result_or_is_refused_or_noted_as_unused(
     folder: Path, name: str
 ) -> None:
     changes, value = CASES[name]

@@ -1,4 +1,4 @@
-"""Algorithm 1 of Read-ME, repaired: nobody lost, budget kept, order kept, and fewest experts."""
+"""Algorithm 1 of Read-ME, repaired: no request is lost, budget and order hold, few experts run."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def queues(draw: st.DrawFn, longest: int = 5) -> Queue:
 
 @pytest.mark.parametrize("options", VARIANTS, ids=str)
 @given(queue=queues())
-def test_nobody_is_doubled_and_the_budget_is_spent(options: Any, queue: Queue) -> None:
+def test_no_request_is_planned_twice_and_the_budget_is_spent(options: Any, queue: Queue) -> None:
     plan = policy(**options).plan(queue)
     requests = [request for request, _ in plan]
     assert len(set(requests)) == len(requests)
@@ -114,7 +114,7 @@ def test_empty_queues_end(options: Any) -> None:
     assert policy(**options).plan(queue_of([], 8)) == []
 
 
-def test_the_longest_queue_goes_first_and_ties_go_to_who_came_first() -> None:
+def test_the_longest_queue_goes_first_and_ties_go_to_the_earliest_request() -> None:
     assert served(policy().plan(queue_of([[2], [1], [0], [1], [0]], 4))) == [1, 3, 2, 4]
 
 
@@ -141,7 +141,7 @@ def test_a_rare_expert_starves_unless_it_may_go_first_after_a_while() -> None:
     crowd = [[0] for _ in range(4)]
 
     def waits(**options: Any) -> int:
-        """Steps until the one that wants expert 9 is served, while the crowd is renewed."""
+        """Return the steps until the request for expert 9 is served, while others keep arriving."""
         made = policy(**options)
         for step in range(20):
             if 0 in served(made.plan(queue_of([[9], *crowd], 2))):

@@ -1,4 +1,4 @@
-"""What a run says of itself: its routing, its sizes, and which policies know the future."""
+"""Facts of a run in its summary: its routing, its sizes, and which policies know the future."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ META: dict[str, Any] = {"num_layers": 4, "num_experts": 8, "top_k": 2}
 
 
 def recorded() -> Trace:
-    """The tiny trace as if a model had made it."""
+    """Return the tiny trace, marked as recorded from a model."""
     return tiny_trace(requests=2).with_meta(synthetic=False, model="tiny")
 
 

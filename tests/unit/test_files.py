@@ -1,4 +1,4 @@
-"""A folder appears whole or not at all, and takes the place of nothing that it was not told to."""
+"""A folder appears whole or not at all, and replaces only what it may replace."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ with {writer}(Path(sys.argv[1])) as partial:
 
 @contextmanager
 def writing(path: Path, writer: str = "whole_folder") -> Iterator[subprocess.Popen[str]]:
-    """A process in the middle of writing `path`, which it completes at a line of input."""
+    """Yield a process that is writing `path`, and that completes it at a line of input."""
     process = subprocess.Popen(
         [sys.executable, "-c", WRITE.format(writer=writer), str(path)],
         stdin=subprocess.PIPE,
@@ -148,7 +148,7 @@ def test_a_second_writer_of_a_file_waits_for_the_first(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_who_has_waited_for_a_lock_holds_it_alone(tmp_path: Path) -> None:
+def test_a_process_that_waited_for_a_lock_holds_it_alone(tmp_path: Path) -> None:
     """The lock's file that was waited for is gone: a new one must be locked."""
     refusals: list[str] = []
 

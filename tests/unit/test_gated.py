@@ -1,4 +1,4 @@
-"""A language model with any gate: it speaks, is recorded, is trained, and goes on after a kill."""
+"""A language model with any gate: it generates, is recorded, is trained, and resumes if killed."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ every_variant = pytest.mark.parametrize(("gate", "routed_by"), VARIANTS)
 
 
 def made(gate: str, routed_by: str = "hidden", **options: Any) -> Any:
-    """A random model whose logits, and so routing, are far from ties; float64."""
+    """Return a random float64 model whose logits, and so routing, are far from ties."""
     torch.manual_seed(0)
     base = LlamaConfig(
         vocab_size=VOCABULARY,
@@ -303,7 +303,7 @@ def test_a_task_that_gates_do_not_know_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("gate", ["dselect_k", "top_k", "switch"])
-def test_the_real_machine_says_what_the_model_says(gate: str) -> None:
+def test_the_real_machine_gives_the_text_of_the_model(gate: str) -> None:
     model = made(gate)
     prompts = ([5, 9, 31, 7], [11, 22, 33, 44, 6, 8])
     served = generate(model, prompts, 4, Serving(slots=5, token_budget=5, max_sequences=2))
@@ -373,7 +373,7 @@ def _quiet() -> Iterator[None]:
         ("gumbel", "prefix", {"straight_through": True}),
     ],
 )
-def test_a_training_that_was_killed_goes_on_as_if_nothing_had_happened(
+def test_a_killed_training_resumes_to_the_same_result(
     gate: str, routed_by: str, options: dict[str, Any], corpus: Corpus, tmp_path: Path
 ) -> None:
     shape = replace(TINY, gate=gate, routed_by=routed_by, gate_options=options)
@@ -420,7 +420,7 @@ def test_a_checkpoint_of_another_run_is_refused(corpus: Corpus, tmp_path: Path) 
         train(TINY, corpus, tmp_path / "m", checkpoint=kept)
 
 
-def test_what_is_nobody_s_to_replace_is_refused_before_any_work(
+def test_a_folder_that_may_not_be_replaced_is_refused_before_any_work(
     corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(training, "_tokenizer", lambda *_: pytest.fail("work began"))

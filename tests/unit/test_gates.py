@@ -233,7 +233,7 @@ def test_noisy_top_ks_loss_is_the_variation_of_importance_and_load() -> None:
 
 
 def naive_load(clean: Tensor, noisy: Tensor, scale: Tensor, k: int) -> Any:
-    """For each row and expert the others' scores in order, and the chance to beat the k-th."""
+    """Return each expert's load: its chance to beat the k-th other score, summed over rows."""
     normal = torch.distributions.Normal(0.0, 1.0)
     rows, n = clean.shape
     load = np.zeros(n)

@@ -14,7 +14,7 @@ from moesim.hardware.hardware import PROFILES
 CARDS = ["a100-80gb", "h100-80gb", "rtx-3060-12gb", "rtx-4090", "t4"]
 
 
-def test_the_shipped_cards() -> None:
+def test_the_shipped_profiles_are_these() -> None:
     assert hardware_names() == CARDS
 
 
@@ -38,7 +38,7 @@ def test_every_figure_has_a_source_and_is_assumed(card: str) -> None:
         ("h100-80gb", 80, 9890, 3350, 50.0),
     ],
 )
-def test_the_datasheets(
+def test_figures_are_those_of_the_datasheets(
     card: str, gib: int, tenth_tflops: int, gb_per_s: int, link_gb_per_s: float
 ) -> None:
     hardware = load_hardware(card)

@@ -41,7 +41,7 @@ NONSENSE: tuple[Any, ...] = (
 
 
 def sizes_of(shape: ModelShape) -> None:
-    """Everything that is costed is a number, and not an absurd one."""
+    """Check that all costed sizes of a shape are numbers in a sensible range."""
     for value in (
         shape.total_params, shape.fixed_bytes, shape.expert_bytes, shape.kv_bytes_per_token,
         shape.router_params, len(shape.moe_layers), len(shape.windowed_layers),

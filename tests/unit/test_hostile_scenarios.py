@@ -30,7 +30,7 @@ def trace(tmp_path_factory: pytest.TempPathFactory) -> Trace:
 
 
 def everything(trace: Trace, *, swept: bool = True) -> dict[str, Any]:
-    """A scenario with every section."""
+    """Return a scenario with every section."""
     sweep = {"sweep": {"cache.policy": ["lru", "lfu"], "seed": [0, 1]}} if swept else {}
     return {
         **sweep,
@@ -53,7 +53,7 @@ def everything(trace: Trace, *, swept: bool = True) -> dict[str, Any]:
 
 
 def loaded_or_refused(source: Path | dict[str, Any], trace: Trace) -> bool:
-    """Whether a scenario was made; what can be prepared is."""
+    """Return whether a scenario was loaded; prepare it if possible."""
     try:
         scenario = load_scenario(source)
         if not scenario.sweep:

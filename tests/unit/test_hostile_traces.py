@@ -32,7 +32,7 @@ COUNTS = ("prompt_tokens", "output_tokens", "first_row", "num_rows")
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A trace of two shards a role, never to be changed."""
+    """Return a trace with two shards per role, which tests must not change."""
     folder = tmp_path_factory.mktemp("whole") / "trace"
     save_sharded(tiny_trace(), folder, 5)
     return folder
@@ -45,7 +45,7 @@ def copy_of(whole: Path) -> Iterator[Path]:
 
 
 def refusal(folder: Path, read: Callable[[Path], Trace] = load_trace) -> TraceError | None:
-    """The error of opening a trace; None where it opens, and then it can be used."""
+    """Return the error of opening a trace; None if it opens and all of it can be read."""
     try:
         trace = read(folder)
     except TraceError as error:

@@ -72,7 +72,7 @@ def test_an_npz_may_hold_all_that_a_trace_can(tmp_path: Path) -> None:
     assert_same(from_npz(path, num_experts=5), expected)
 
 
-def test_experts_are_counted_from_the_ids_where_nobody_says(tmp_path: Path) -> None:
+def test_experts_are_counted_from_the_ids_by_default(tmp_path: Path) -> None:
     assert from_npz(write_npz(tmp_path / "mine.npz")).num_experts == 5
 
 

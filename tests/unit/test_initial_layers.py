@@ -40,7 +40,7 @@ def hits_of(outcome: Outcome) -> list[int]:
 
 
 def without_first(trace: Trace, count: int) -> Trace:
-    """The same requests in a model that lacks its first layers."""
+    """Return a trace of the same requests in a model without its first layers."""
     return Trace.from_arrays(
         expert_ids=np.asarray(trace.expert_ids[:])[:, count:],
         seq_len=trace.requests["num_rows"],

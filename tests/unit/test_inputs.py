@@ -1,4 +1,4 @@
-"""Reading what others wrote: exactly, up to a size, and from regular files alone."""
+"""Input files are read exactly, up to a size, and only if they are regular files."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Each invariant of docs/invariants.md is broken once, on purpose, and must be found broken.
 
-Most are broken by a machine that lies a little, since every run believes its machine; some by a
-policy, a scheduler or a ledger that does.
+Most are broken by a machine that reports wrong times, because a run relies on its machine. Others
+are broken by a faulty policy, scheduler or ledger.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def plan(**changes: Any) -> Plan:
 
 
 def broken(number: int, lying: type[Watched], **changes: Any) -> str:
-    """Serve with a machine that lies; answers what was said about the broken invariant."""
+    """Serve with a faulty machine; return the message about the broken invariant."""
     with pytest.raises(InvariantError) as caught:
         run_on(plan(**changes), lambda env, prices: lying(SimMachine(env, prices)))
     assert caught.value.number == number, str(caught.value)
@@ -61,7 +61,7 @@ def caught_by_audit(number: int, outcome: Outcome) -> None:
     assert caught.value.number == number, str(caught.value)
 
 
-def test_nothing_is_broken_where_nobody_lies() -> None:
+def test_a_correct_run_breaks_no_invariant() -> None:
     audit(run_on(plan(), lambda env, prices: Watched(SimMachine(env, prices))))
 
 

@@ -1,4 +1,4 @@
-"""What each kind of router reveals, and what that is good for."""
+"""What each kind of router reveals of future experts, and which waits that saves."""
 
 from __future__ import annotations
 
@@ -51,13 +51,13 @@ def readback_ns(outcome: Outcome) -> int:
     return sum(outcome.ledger.readback_stall_ns[: outcome.plan.trace.num_layers])
 
 
-def test_nobody_waits_for_ids_that_were_known_beforehand() -> None:
+def test_no_step_waits_for_ids_that_are_already_known() -> None:
     waits = {router: readback_ns(run(router)) for router in KNOWLEDGE}
     assert waits["layerwise"] > waits["pregated"] > 0
     assert waits["decoupled"] == waits["static"] == 0
 
 
-def test_knowing_beforehand_changes_times_and_no_decision() -> None:
+def test_ids_known_in_advance_change_times_and_no_decision() -> None:
     layerwise, decoupled = run("layerwise"), run("decoupled")
     assert decisions(layerwise) == decisions(decoupled)
     assert decoupled.now_ns < layerwise.now_ns
@@ -81,7 +81,7 @@ def test_the_machines_agree_whatever_is_known(seed: int, router: str) -> None:
 
 @pytest.mark.parametrize("router", ["layerwise", "decoupled"])
 @pytest.mark.parametrize("config", [TINY_CONFIG, REFACTORED_CONFIG], ids=["in layers", "ahead"])
-def test_notes_say_how_a_router_is_seen_and_how_it_is_costed(
+def test_notes_say_what_a_router_reveals_and_how_it_is_costed(
     router: str, config: dict[str, Any]
 ) -> None:
     trace = tiny_trace(requests=1).with_meta(router=router, model_config=config)
@@ -97,7 +97,7 @@ def test_notes_say_how_a_router_is_seen_and_how_it_is_costed(
 
 
 def changed_after(trace: Trace, row: int) -> Trace:
-    """Another future: from a row on, the experts of all tokens are others."""
+    """Return another future of a trace: from a row on, all tokens have other experts."""
     ids = np.array(trace.expert_ids[:], np.int64)
     ids[row:] = (ids[row:] + 3) % trace.num_experts
     return Trace.from_arrays(
@@ -184,8 +184,7 @@ class Simple:
 def tokens_ns(
     layers: int, c: int, load: int, tokens: int = 1, router: str = "decoupled", **scenario: Any
 ) -> int:
-    """How long a request of one prompt token takes that wants one expert a layer, always the
-    same."""
+    """Return the time of a request of one prompt token with the same expert in each layer."""
     trace = tiny_trace(
         requests=1, prompt_tokens=1, output_tokens=tokens, num_layers=layers, top_k=1, stickiness=1
     )
@@ -250,14 +249,15 @@ def test_a_static_router_hides_the_first_load_of_decoded_tokens(
     assert took == bare * (c + load) + (tokens * layers - bare) * max(c, load)
 
 
-# --- a static router, for ever --------------------------------------------------------------------
+# --- a static router ------------------------------------------------------------------------------
 
-A, B, C = ((1, 8 + 2), (3, 8 + 4), (5, 8 + 6))  # what three tasks want, by layer
-TWO, ROOMY = {"max_sequences": 2}, {"kv": "100MB"}  # at a time; whom memory keeps out, waits
+A, B, C = ((1, 8 + 2), (3, 8 + 4), (5, 8 + 6))  # the keys of three tasks, by layer
+# Two requests run at a time. KV memory must not limit them: a request without memory has to wait.
+TWO, ROOMY = {"max_sequences": 2}, {"kv": "100MB"}
 
 
 def three_tasks(router: str, outputs: Sequence[int] = (2, 3, 2)) -> Trace:
-    """A request of each task, of one prompt token."""
+    """Return one request of each task, each with one prompt token."""
     rows = [[[key % 8] for key in task] for task in (A, B, C)]
     return costed_trace(
         np.repeat(np.array(rows), outputs, axis=0),
@@ -269,7 +269,7 @@ def three_tasks(router: str, outputs: Sequence[int] = (2, 3, 2)) -> Trace:
 
 
 class Fetches(Prefetch):
-    """Writes down all that it may see."""
+    """A prefetch policy that records all experts that the view shows ahead."""
 
     seen: list[tuple[int, list[list[int]]]]
 
@@ -279,7 +279,7 @@ class Fetches(Prefetch):
 
 
 def seen_ahead(monkeypatch: pytest.MonkeyPatch, router: str) -> list[list[list[int]]]:
-    """At the start of each step: what the view shows of the next six layers."""
+    """Return what the view shows of the next six layers at the start of each step."""
     monkeypatch.setattr(Fetches, "seen", [], raising=False)
     name = enlist(monkeypatch, "prefetch", Fetches)
     scenario = tiny_scenario(prefetch={"policy": name}, batching=TWO, memory=ROOMY)
@@ -287,11 +287,14 @@ def seen_ahead(monkeypatch: pytest.MonkeyPatch, router: str) -> list[list[list[i
     return [ahead for layer, ahead in Fetches.seen if layer == -1]
 
 
-def test_the_view_of_a_static_router_goes_on_into_the_next_step(
+def test_the_view_of_a_static_router_continues_into_the_next_step(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Two at a time: a and b; a's last with b; b's last with c; c's last. Whoever goes on is seen
-    again; whoever ends is not, nor who comes instead."""
+    """Four steps of two requests at most: a and b; a's last token and b; b's last and c; c's last.
+
+    The view of the next step shows requests that continue. It shows neither requests that end nor
+    those that replace them.
+    """
     ab = [[A[0], B[0]], [A[1], B[1]]]
     b, bc, c = [[B[0]], [B[1]]], [[B[0], C[0]], [B[1], C[1]]], [[C[0]], [C[1]]]
     none: list[list[int]] = [[], []]
@@ -302,7 +305,7 @@ def test_the_view_of_a_static_router_goes_on_into_the_next_step(
 
 
 class Evicts(LRU):
-    """Writes down when everything is wanted again."""
+    """An eviction policy that records when each key is wanted again."""
 
     looks_ahead = True
     seen: list[list[int | None]]
@@ -323,8 +326,11 @@ def seen_again(monkeypatch: pytest.MonkeyPatch, router: str) -> list[list[int | 
 def test_the_view_of_a_static_router_says_when_everything_is_wanted_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """In each step's layer 0 and 1, of the keys of a, b and c: those that run and go on first, one
-    step each, then those that wait; never those that have ended."""
+    """Each row is layer 0 or 1 of a step; each column a key of a, b or c.
+
+    Requests that run and continue are wanted first, then those that wait. Requests that have ended
+    are never wanted again.
+    """
     assert seen_again(monkeypatch, "static") == [
         [2, 1, 4, 1, 6, 7],
         [1, 2, 3, 4, 5, 6],
@@ -352,8 +358,10 @@ def test_the_view_of_a_static_router_says_when_everything_is_wanted_again(
 def test_look_ahead_is_min_where_a_static_model_serves_one_request_at_a_time(
     seed: int, scope: str
 ) -> None:
-    """All are there from the start and go in order of arrival, so what is wanted next is known to
-    the end. The oracle replays the run's own layer events, whoever is wanted furthest leaving."""
+    """All requests arrive at once and run in order, so all future experts are known.
+
+    The oracle replays the run's own layer events; the key that is wanted furthest ahead leaves.
+    """
     trace = tiny_trace(requests=12, prompt_tokens=3, output_tokens=4, stickiness=0.0, seed=seed)
     trace = static_trace(trace, 5)
     slots = 3 + seed % 3
@@ -368,11 +376,7 @@ def test_look_ahead_is_min_where_a_static_model_serves_one_request_at_a_time(
         layers = [events] if scope == "global" else [events[layer::4] for layer in range(4)]
         size = 4 * slots // len(layers)
         best.append(
-            sum(
-                len(found)
-                for own in layers
-                for found, _ in replay(furthest_next_use(own), own, size)
-            )
+            sum(len(hit) for own in layers for hit, _ in replay(furthest_next_use(own), own, size))
         )
         return sum(ledger.hits)
 

@@ -24,7 +24,7 @@ from moesim.trace.statistics import adjacent_overlap
 
 
 def top_1(*requests: Any, domain: list[str] | None = None, experts: int = 6) -> Trace:
-    """A top-1 trace of one layer."""
+    """Return a top-1 trace of one layer."""
     return Trace.from_arrays(
         expert_ids=np.concatenate(requests)[:, None, None],
         seq_len=[len(request) for request in requests],
@@ -99,9 +99,9 @@ def test_pooled_overlap_is_the_adjacent_overlap_of_the_trace(trace: Trace) -> No
 
 @given(traces())
 def test_uses_at_a_distance_of_one_are_the_shared_ones(trace: Trace) -> None:
-    found = locality(trace)
+    localities = locality(trace)
     for one in distances(trace, shuffles=1):
-        parts = [part for part in found if part.domain == one.domain and part.uses]
+        parts = [part for part in localities if part.domain == one.domain and part.uses]
         assert one.counts[1] == pytest.approx(sum(part.overlap * part.uses for part in parts))
 
 
@@ -117,15 +117,15 @@ def test_distances_are_those_counted_slowly(trace: Trace) -> None:
                         gap = row - last[layer, expert]
                         expected[trace.requests["domain"][request], gap] += 1
                     last[layer, expert] = row
-    found = distances(trace, shuffles=1)
+    localities = distances(trace, shuffles=1)
     measured = {
         (one.domain, gap): int(count)
-        for one in found
+        for one in localities
         for gap, count in enumerate(one.counts)
         if count
     }
     assert measured == dict(expected)
-    assert sum(one.uses for one in found) == (np.asarray(trace.expert_ids[:]) != 255).sum()
+    assert sum(one.uses for one in localities) == (np.asarray(trace.expert_ids[:]) != 255).sum()
 
 
 def test_pairs_never_cross_requests() -> None:
@@ -200,9 +200,9 @@ def test_distances_repeat_with_their_seed() -> None:
 
 def test_the_chart_draws_each_domain_beside_its_shuffle() -> None:
     trace = top_1([0, 0, 1, 0, 2], [4, 5, 4, 5], domain=["x", "y"])
-    found, reuse = locality(trace), distances(trace)
+    localities, reuse = locality(trace), distances(trace)
     with house_style():
-        chart = temporal_distance(found, reuse, about="About.")
+        chart = temporal_distance(localities, reuse, about="About.")
         empty = temporal_distance(locality(top_1([0, 1])), distances(top_1([0, 1])), about="")
     lines = chart.axes[0][0].lines
     assert len(lines) == 4

@@ -1,4 +1,4 @@
-"""How far the oracle sees: to the end of the step, and on where the next tokens are known."""
+"""The oracle sees to the end of the step, and further if the next tokens are known."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PROMPT, OUTPUT = 6, 3
 
 
 def changing_trace() -> Trace:
-    """One request whose rows want other experts each time, the same in all four layers."""
+    """Return a trace of one request; each row has new experts, the same in all four layers."""
     rows = PROMPT + OUTPUT - 1
     ids = np.repeat(np.array([[[(2 * r) % 8, (2 * r + 1) % 8]] for r in range(rows)]), 4, axis=1)
     return Trace.from_arrays(

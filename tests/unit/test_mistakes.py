@@ -30,7 +30,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def mistakes(folder: Path, text: str, *overrides: str) -> list[str]:
-    """All that is said of a scenario on its way to a plan."""
+    """Return all mistakes that are reported of a scenario until it is a plan."""
     path = folder / "x.yaml"
     path.write_text(text, encoding="utf-8")
     with pytest.raises(ScenarioError) as caught:
@@ -128,7 +128,7 @@ PROFILE = Path(named_shape.__code__.co_filename).parent / "profiles" / "t4.yaml"
 
 
 def path_cases(folder: Path) -> dict[str, str]:
-    """Every key that holds a path, with what it is in `here`; none of it is beside `x.yaml`."""
+    """Return every key that holds a path, with its file in `here`; none is beside `x.yaml`."""
     here = folder / "here"
     config = {**TINY_CONFIG, "model_type": "mixtral"}
     (here / "mine.json").write_text(json.dumps(config), encoding="utf-8")

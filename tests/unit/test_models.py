@@ -221,7 +221,7 @@ def test_an_interrupted_training_leaves_nothing(corpus: Corpus, tmp_path: Path) 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_cannot_be_trained_is_said(corpus: Corpus, tmp_path: Path) -> None:
+def test_what_cannot_be_trained_is_refused(corpus: Corpus, tmp_path: Path) -> None:
     with pytest.raises(
         UsageError, match="unknown preset 'huge': choose one of shallow, deep, dense"
     ):

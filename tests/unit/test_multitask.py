@@ -1,4 +1,4 @@
-"""The multi-task mixture: what it computes, what it skips, how it is trained and goes on."""
+"""The multi-task mixture: what it computes and skips, how it is trained and resumed."""
 
 from __future__ import annotations
 
@@ -249,13 +249,11 @@ def test_patience_ends_a_training_that_gets_no_better() -> None:
 
 
 class Killed(Exception):
-    """A power cut."""
+    """The error that ends a training, as a power cut would."""
 
 
 @pytest.mark.parametrize("name", ["dselect_k", "noisy_top_k"])
-def test_a_run_that_was_killed_goes_on_as_if_nothing_had_happened(
-    name: str, tmp_path: Path
-) -> None:
+def test_a_killed_run_resumes_to_the_same_result(name: str, tmp_path: Path) -> None:
     def run(stop: int | None, file: Path, seed: int = 0) -> tuple[Any, Any]:
         model = mixture(gate(name), dropout=0.3, seed=seed)
 

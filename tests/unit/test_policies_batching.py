@@ -1,4 +1,4 @@
-"""A batching policy hands out the token budget in its own order, and never more than there is."""
+"""A batching policy distributes the token budget in its own order, and never exceeds it."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def plan(name: str, queue: Queue) -> StepPlan:
 
 
 def eligible(queue: Queue) -> list[Request]:
-    """Whom a step may serve at most: those running, and as many waiting as fit."""
+    """Return the requests that a step may serve: the running, and waiting ones that fit the cap."""
     return [*queue.running, *queue.waiting[: queue.free_sequences]]
 
 

@@ -38,7 +38,7 @@ ADMISSIONS = ["bypass", "always"]
 
 
 def unions(experts: int = EXPERTS, most: int = 25) -> st.SearchStrategy[Events]:
-    """Sequences of layer events, some of them larger than any cache, some empty."""
+    """Draw sequences of layer events, some of them larger than any cache, some empty."""
     union = st.lists(st.integers(0, experts - 1), unique=True, max_size=experts)
     return st.lists(union, max_size=most)
 
@@ -65,7 +65,7 @@ def build(
 
 
 def outcomes(policy: Eviction, events: Events) -> list[naive.Outcome]:
-    """Hits and residents afterwards of each event, audited on the way."""
+    """Return the hits of each event and the residents after it; audit the policy at each."""
     resident = set(policy.preload())
     found = []
     for event in events:
@@ -181,7 +181,7 @@ def test_popularity_counts_the_rows_that_use_each_key() -> None:
 @pytest.mark.parametrize("admission", ADMISSIONS)
 @pytest.mark.parametrize("name", [*DEMAND, "min"])
 @given(events=unions(), capacity=st.integers(0, EXPERTS + 1), seed=st.integers(0, 9))
-def test_nobody_leaves_without_need_nor_stays_beyond_capacity(
+def test_no_key_leaves_without_need_nor_stays_beyond_capacity(
     name: str, admission: str, events: Events, capacity: int, seed: int
 ) -> None:
     policy = build(name, events, capacity, admission, seed)
@@ -238,7 +238,7 @@ VICTIMS: dict[str, int] = {
 
 
 @pytest.mark.parametrize("name", VICTIMS)
-def test_the_victim_of_a_prefetch_is_who_an_event_would_evict(name: str) -> None:
+def test_the_victim_of_a_prefetch_is_the_key_that_an_event_would_evict(name: str) -> None:
     events = [[0, 1, 2], [2], [0], [1, 0]]
     policy = build(name, events, 3)
     for event in events[:3]:
@@ -284,7 +284,7 @@ def test_min_refuses_another_future_than_the_promised_one() -> None:
         policy.decide(View(0, [2]))
 
 
-def test_policies_that_need_what_is_not_there_say_so() -> None:
+def test_policies_without_the_data_they_need_say_so() -> None:
     nothing = CacheContext(2, UNIVERSE, "bypass", np.random.default_rng(0))
     with pytest.raises(UsageError, match="min needs to know all layer events"):
         MIN(nothing)
@@ -294,7 +294,7 @@ def test_policies_that_need_what_is_not_there_say_so() -> None:
         build("static", [], 2, "always")
 
 
-def test_random_draws_its_leavers_evenly() -> None:
+def test_random_draws_its_victims_uniformly() -> None:
     drawn = Counter(
         tuple(sorted(build("random", [], 4, seed=seed).decide(View(0, [0, 1, 2, 3, 4, 5]))))
         for seed in range(3000)

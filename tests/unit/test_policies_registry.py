@@ -27,7 +27,7 @@ ALL = [(family, name) for family, known in EXPECTED.items() for name in known.sp
 
 @pytest.fixture
 def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a test registers is forgotten after it."""
+    """Restore the registry after each test."""
     names("eviction")
     monkeypatch.setattr(registry, "_registry", dict(registry._registry))
     monkeypatch.setattr(registry, "_aliases", dict(registry._aliases))
@@ -263,7 +263,7 @@ print(curve(trace, ["newest_out", "lru"], capacities=[1]))
 
 
 def install(folder: Path, module: str) -> None:
-    """What an installer leaves behind: a module, and metadata that names an entry point."""
+    """Write what an installer writes: a module, and metadata that names an entry point."""
     (folder / "moesim_newest.py").write_text(module)
     info = folder / "moesim_newest-1.0.dist-info"
     info.mkdir()

@@ -1,4 +1,4 @@
-"""Whatever a policy of another package raises or answers wrongly is a violation that names it."""
+"""Any error or wrong answer of a policy from another package is a violation that names it."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ ASKED = [(family, question) for family, asked in QUESTIONS.items() for question 
 
 
 def policy_with(family: str, **methods: Any) -> type[Any]:
-    """A policy of that family which differs from a proper one in `methods`."""
+    """Return a policy of a family that differs from a correct one in `methods`."""
     proper: dict[str, Any] = {
         "prefetch": {"wanted": lambda self, view: view.predicted(1)},
         "batching": {"plan": lambda self, queue: fill(queue, (*queue.running, *queue.waiting))},
@@ -174,7 +174,7 @@ def test_what_is_no_policy_of_its_family_is_a_violation(
     assert "not a subclass of moesim.policies" in caught(monkeypatch, family, made).reason
 
 
-def test_a_roomier_cache_than_the_scenarios_is_not_to_be_had(
+def test_a_policy_cannot_get_a_larger_cache_than_the_scenarios(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     class Roomy(LRU):
@@ -189,7 +189,7 @@ def test_a_roomier_cache_than_the_scenarios_is_not_to_be_had(
 
 
 def forever(*_: Any) -> Any:
-    """Numbers without an end."""
+    """Yield numbers without end."""
     return itertools.count()
 
 
@@ -266,7 +266,9 @@ def test_what_is_no_plan_is_a_violation(monkeypatch: pytest.MonkeyPatch, answer:
 
 
 @pytest.mark.parametrize("after", [0, 3])
-def test_to_wait_for_ever_is_a_violation(monkeypatch: pytest.MonkeyPatch, after: int) -> None:
+def test_a_policy_that_never_serves_is_a_violation(
+    monkeypatch: pytest.MonkeyPatch, after: int
+) -> None:
     """Whether it never serves anything or stops midway."""
 
     class Waits(Batching):
@@ -345,7 +347,7 @@ def test_options_that_make_no_sense_are_a_violation(options: Any) -> None:
     assert (violation.value.policy, violation.value.key) == ("odd", "Options")
 
 
-def test_an_option_refused_by_its_class_is_still_the_mistake_of_who_gave_it() -> None:
+def test_an_option_refused_by_its_class_is_a_mistake_of_the_scenario() -> None:
     @dataclass(frozen=True)
     class Even:
         size: int = 2

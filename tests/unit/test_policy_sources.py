@@ -1,4 +1,4 @@
-"""A run with a policy of another package is another run once that policy's source has changed."""
+"""A changed source of a policy from another package makes a run with it another run."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Mine(LRU):
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder that modules are imported from; they are forgotten after the test."""
+    """Yield a folder from which modules are imported; unload them after the test."""
     before = set(sys.modules)
     monkeypatch.syspath_prepend(str(tmp_path))
     yield tmp_path
@@ -52,13 +52,13 @@ def write(folder: Path, name: str, text: str) -> None:
 
 
 def load(module: str) -> type[Any]:
-    """The class `Policy` of a module, loaded without being registered."""
+    """Return the class `Policy` of a module, without registering it."""
     importlib.invalidate_caches()
     return importlib.import_module(module).Policy
 
 
 def changes(folder: Path, policy: type[Any], name: str, text: str = "x = 2\n") -> bool:
-    """Whether another text in that file gives the policy another hash, and the old one the old."""
+    """Return whether a changed file changes the policy's hash, and the old text restores it."""
     path, before = folder / name, source_hash(policy)
     old = path.read_bytes()
     path.write_text(text)
@@ -239,7 +239,7 @@ def moesim(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def install(folder: Path, module: str) -> None:
-    """What an installer leaves behind: a module, and metadata that names an entry point."""
+    """Write what an installer writes: a module, and metadata that names an entry point."""
     write(folder, "mine.py", module)
     info = folder / "mine-1.dist-info"
     write(info, "METADATA", "Metadata-Version: 2.1\nName: mine\nVersion: 1\n")
@@ -278,13 +278,15 @@ def test_policies_of_all_families_count(
     assert fingerprint(made) != whole
 
 
-def test_what_is_no_class_is_left_to_those_who_refuse_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_policy_that_is_no_class_has_no_hash_and_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     find("eviction", "lru")
     monkeypatch.setattr(registry, "_registry", dict(registry._registry))
 
     @register("eviction", "a_function")  # type: ignore[type-var]
     def policy() -> None:
-        """Is none."""
+        """A function, which is not a policy."""
 
     made = Scenario.model_validate(tiny_scenario(cache={"policy": "a_function"}))
     assert policy_hashes(made) == {}

@@ -1,4 +1,4 @@
-"""An observer is told how far a long computation is, and the numbers it is told add up."""
+"""A long computation reports its progress to an observer, in numbers that add up."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Reports = dict[str, list[tuple[int, int]]]
 
 
 def observed(call: Any) -> Reports:
-    """What `call(progress)` reports, by the name of the part."""
+    """Return what `call(progress)` reports, by the name of the part."""
     reports: Reports = {}
     call(lambda what, done, total: reports.setdefault(what, []).append((done, total)))
     return reports
@@ -61,7 +61,7 @@ def test_progress_never_falls_nor_exceeds_its_total(seed: int) -> None:
     check(observed(lambda progress: result_of(plan, progress)))
 
 
-def test_being_watched_changes_nothing(tmp_path: Path) -> None:
+def test_an_observer_changes_nothing(tmp_path: Path) -> None:
     tiny_trace(requests=3).save(tmp_path / "trace")
     scenario = tiny_scenario(trace=str(tmp_path / "trace"), bounds=True)
     reports: list[Any] = []
@@ -70,7 +70,7 @@ def test_being_watched_changes_nothing(tmp_path: Path) -> None:
     assert watched.summary == run(scenario).summary
 
 
-def test_a_curve_tells_of_each_policy_from_its_beginning() -> None:
+def test_a_curve_reports_each_policy_from_its_beginning() -> None:
     trace = tiny_trace(requests=3)
     reports = observed(
         lambda progress: curve(trace, ["lru", "min"], scope="global", progress=progress)

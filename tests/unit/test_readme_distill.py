@@ -49,7 +49,7 @@ def naive_soft_overlap(inner: list[float], masks: Masks, layer: int, expert: int
 
 
 def naive_targets(model: Any, masks: Masks, variant: Variant) -> Tensor:
-    """`[W, T, L, N]`, before the centring of `code`."""
+    """Return targets `[W, T, L, N]` from loops, before the centring of `code`."""
     one = naive_overlap if variant == "paper" else naive_soft_overlap
     found = torch.zeros(*WINDOWS.shape, LAYERS, len(DOMAINS))
     for w, ids_T in enumerate(WINDOWS):

@@ -117,7 +117,7 @@ def test_the_same_run_is_not_done_twice(whole: Path, base: Path, corpus: Corpus)
     assert after == before
 
 
-def test_a_killed_run_goes_on_to_the_same_end(
+def test_a_killed_run_resumes_to_the_same_models(
     tmp_path: Path, whole: Path, base: Path, corpus: Corpus
 ) -> None:
     out, shown = tmp_path / "out", 0
@@ -154,7 +154,9 @@ def test_controls_change_the_masks_and_nothing_before(
     assert ours["masks"]["channels"] == theirs["masks"]["channels"]
 
 
-def test_the_papers_side(tmp_path: Path, base: Path, corpus: Corpus) -> None:
+def test_the_variant_paper_gives_the_papers_masks(
+    tmp_path: Path, base: Path, corpus: Corpus
+) -> None:
     out = tmp_path / "out"
     run(base, corpus, out, replace(QUICK, variant="paper"), kinds=["decoupled"])
     model, _ = load_model(out / "decoupled")
@@ -262,7 +264,7 @@ def test_a_run_killed_between_a_model_and_its_checkpoint_leaves_none(
     assert not (tmp_path / "out/decoupled.safetensors").exists()
 
 
-def test_a_run_killed_as_it_claimed_its_folder_goes_on(
+def test_a_run_killed_as_it_claimed_its_folder_resumes(
     tmp_path: Path, base: Path, corpus: Corpus
 ) -> None:
     (tmp_path / "out").mkdir()

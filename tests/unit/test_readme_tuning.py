@@ -1,4 +1,4 @@
-"""Tuning in turn: what each stage changes, by which loss, and that a killed run goes on."""
+"""Tuning in turn: what each stage changes, by which loss, and that a killed run resumes."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_both_stages_learn(routing: str, variant: Any) -> None:
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on_as_if_nothing_had_happened(
+def test_a_killed_run_resumes_to_the_same_result(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tuning, "_SAVE_EVERY_S", 0.0)

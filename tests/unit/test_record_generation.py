@@ -31,7 +31,7 @@ def prompts(num: int = 5, seed: int = 3) -> list[Prompt]:
 
 
 def speaking(folder: Path) -> Path:
-    """A saved tiny model with a tokenizer."""
+    """Save a tiny model with a tokenizer; return its folder."""
     tokenizer = train_tokenizer(["The quick brown fox jumps over the lazy dog. " * 20], 280)
     torch.manual_seed(0)
     config = hf.MixtralConfig(
@@ -268,7 +268,7 @@ def test_a_local_folder_records_like_the_object(tmp_path: Path) -> None:
         assert json.loads(text)["provenance"]["generation"]["temperature"] == 0.0
 
 
-def test_what_cannot_be_recorded_is_said(tmp_path: Path) -> None:
+def test_what_cannot_be_recorded_is_refused(tmp_path: Path) -> None:
     model, out = tiny("mixtral"), tmp_path / "t"
     with pytest.raises(UsageError, match="prompt 0: a text needs a tokenizer"):
         record(model, None, ["hello"], out)
@@ -289,7 +289,7 @@ def test_what_cannot_be_recorded_is_said(tmp_path: Path) -> None:
     assert not out.exists()
 
 
-def test_a_model_that_cannot_be_loaded_is_said(tmp_path: Path) -> None:
+def test_a_model_that_cannot_be_loaded_is_a_usage_error(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"no config\.json in this folder"):
         load_model(tmp_path)
     with pytest.raises(UsageError, match="no such folder"):

@@ -1,4 +1,4 @@
-"""The recorder looks and does not touch; what it writes is what the routers really decided."""
+"""The recorder changes nothing in a model, and writes what its routers decided."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def num_hooks(model: nn.Module) -> int:
 
 
 class Gates:
-    """An independent look at every gate: the hidden states that it was fed, in order."""
+    """An independent record of every gate's input: its hidden states, in order."""
 
     def __init__(self, model: nn.Module) -> None:
         self.layers = find_moe_layers(model)
@@ -63,7 +63,7 @@ class Gates:
             handle.remove()
 
     def states(self, layer: int, num_sequences: int) -> Array:
-        """(sequences, columns, hidden) that the gate of `layer` saw."""
+        """Return the input (sequences, columns, hidden) of the gate of `layer`."""
         parts = [h.reshape(num_sequences, -1, h.shape[-1]) for h in self.hidden[layer]]
         return np.concatenate(parts, axis=1)
 

@@ -29,7 +29,7 @@ def rng() -> np.random.Generator:
 
 
 def trace_of(ids: object, experts: int = 8, **changes: object) -> Trace:
-    """A trace of one request; `ids` (rows, layers) or (rows, layers, k)."""
+    """Return a trace of one request; `ids` is (rows, layers) or (rows, layers, k)."""
     array = np.asarray(ids)
     array = array[..., None] if array.ndim == 2 else array
     return Trace.from_arrays(
@@ -38,7 +38,7 @@ def trace_of(ids: object, experts: int = 8, **changes: object) -> Trace:
 
 
 def from_table(table: list[list[int]]) -> Trace:
-    """A top-1 trace of two layers whose joint counts are `table`."""
+    """Return a top-1 trace of two layers whose joint counts are `table`."""
     rows = [[i, j] for i, line in enumerate(table) for j, n in enumerate(line) for _ in range(n)]
     return trace_of(rows)
 
@@ -48,7 +48,7 @@ def bits(*shares: float) -> float:
 
 
 def slow(trace: Trace, layer: int) -> float:
-    """Plug-in mutual information by its definition."""
+    """Return the plug-in mutual information by its definition."""
     rows = np.asarray(trace.expert_ids[:]).tolist()
     before = [frozenset(row[layer - 1]) - {trace.meta.unused} for row in rows]
     after = [frozenset(row[layer]) - {trace.meta.unused} for row in rows]
@@ -136,8 +136,8 @@ def test_a_layer_that_copies_tells_everything(rng: np.random.Generator) -> None:
 
 def test_a_decoupled_router_is_wholly_redundant_at_every_layer(rng: np.random.Generator) -> None:
     ids = np.repeat(rng.integers(0, 6, (300, 1)), 5, axis=1)
-    found = redundancy(trace_of(ids, router="decoupled"))
-    assert [one.adjusted for one in found] == pytest.approx([1] * 4)
+    measured = redundancy(trace_of(ids, router="decoupled"))
+    assert [one.adjusted for one in measured] == pytest.approx([1] * 4)
     assert all(one.likeliest is not None and one.likeliest.probability == 1
                for one in redundancy(trace_of(ids), min_count=10))  # fmt: skip
 
@@ -146,15 +146,15 @@ def test_independent_layers_are_near_the_null_and_their_plug_in_is_not(
     rng: np.random.Generator,
 ) -> None:
     ids = rng.random((2000, 6, 8)).argsort(-1)[..., :2]
-    found = redundancy(trace_of(ids))
-    for one in found:
+    measured = redundancy(trace_of(ids))
+    for one in measured:
         assert abs(one.corrected_bits) < 4 * one.null_spread_bits
         assert one.plugin_bits > 10 * one.null_spread_bits
         expected = 27 * 27 / (2 * 2000 * math.log(2))  # chi-square's mean, all 28 pairs at both
         assert one.plugin_bits == pytest.approx(expected, rel=0.2)
         assert abs(one.miller_madow_bits) < 0.25 * one.plugin_bits
         assert abs(one.adjusted) < 0.01
-    assert sparse_pairs(found) == len(found)
+    assert sparse_pairs(measured) == len(measured)
 
 
 def test_a_markov_chain_over_layers_has_its_closed_form(rng: np.random.Generator) -> None:
@@ -240,10 +240,10 @@ def test_an_absent_pair_of_layers_is_refused(layer: int) -> None:
 
 def test_charts_hold_what_was_measured(rng: np.random.Generator) -> None:
     trace = trace_of(rng.random((400, 3, 8)).argsort(-1)[..., :3])
-    pair, found = transitions(trace), redundancy(trace, shuffles=3)
+    pair, measured = transitions(trace), redundancy(trace, shuffles=3)
     with house_style():
         heat = transition_matrix(pair, about="About.", seed=0)
-        lines = mutual_information(found, about="About.")
+        lines = mutual_information(measured, about="About.")
     image: Any = heat.axes[0][0].images[0]
     assert image.get_array().shape == (28, 28)
     np.testing.assert_allclose(image.get_array().filled(0), 100 * pair.matrix(28))

@@ -1,4 +1,4 @@
-"""What is compared with what, and what a reader is told about it."""
+"""How runs are grouped and compared, and which notes a reader gets."""
 
 from __future__ import annotations
 
@@ -52,66 +52,66 @@ def test_nothing_cannot_be_compared() -> None:
 
 
 def test_seeds_become_one_row_with_an_interval(tmp_path: Path) -> None:
-    made = compared(tmp_path, {"cache.policy": ["lru", "lfu"], "seed": [2, 0, 1]})
-    assert [row.variant for row in made.rows] == ["LRU", "LFU"]
-    assert made.rows[0].seeds == (0, 1, 2)
-    assert made.rows[0].estimate(made.headline[0]).n == 3
-    assert "seeds 0, 1, 2; intervals: 95 % t-interval over n = 3 seeds" in made.caption()
-    assert "seeds 0, 1, 2 (n = 3); trace" in made.caption(intervals=False)
+    comparison = compared(tmp_path, {"cache.policy": ["lru", "lfu"], "seed": [2, 0, 1]})
+    assert [row.variant for row in comparison.rows] == ["LRU", "LFU"]
+    assert comparison.rows[0].seeds == (0, 1, 2)
+    assert comparison.rows[0].estimate(comparison.headline[0]).n == 3
+    assert "seeds 0, 1, 2; intervals: 95 % t-interval over n = 3 seeds" in comparison.caption()
+    assert "seeds 0, 1, 2 (n = 3); trace" in comparison.caption(intervals=False)
 
 
 def test_one_seed_has_no_interval_and_says_so(tmp_path: Path) -> None:
-    made = compared(tmp_path, {"cache.policy": ["lru", "lfu"]})
-    assert made.rows[0].estimate(made.headline[0]).half is None
-    assert "seed 0, so no intervals" in made.caption()
-    assert any("no intervals; sweep the seed" in note for note in made.notes)
+    comparison = compared(tmp_path, {"cache.policy": ["lru", "lfu"]})
+    assert comparison.rows[0].estimate(comparison.headline[0]).half is None
+    assert "seed 0, so no intervals" in comparison.caption()
+    assert any("no intervals; sweep the seed" in note for note in comparison.notes)
 
 
-def test_seeds_that_change_nothing_are_told(tmp_path: Path) -> None:
+def test_seeds_that_change_nothing_are_noted(tmp_path: Path) -> None:
     runs = [load_run(run_directory(tmp_path / str(seed), seed=0)) for seed in (0, 1)]
     twin = Run(runs[1].path, {**runs[1].summary, "seed": 1}, {}, {**runs[1].scenario, "seed": 1})
     assert any("all seeds gave the same" in note for note in compare_runs([runs[0], twin]).notes)
 
 
 def test_policies_are_compared_within_a_setting(tmp_path: Path) -> None:
-    made = compared(
+    comparison = compared(
         tmp_path, {"hardware": ["t4", "rtx-4090"], "cache.policy": ["lru", "lfu", "fifo"]}
     )
-    assert made.policy_keys == ("cache.policy",)
-    assert made.setting_keys == ("hardware",)
-    assert made.settings == ["hardware = t4", "hardware = rtx-4090"]
-    assert [row.variant for row in made.within("hardware = t4")] == ["LRU", "LFU", "FIFO"]
+    assert comparison.policy_keys == ("cache.policy",)
+    assert comparison.setting_keys == ("hardware",)
+    assert comparison.settings == ["hardware = t4", "hardware = rtx-4090"]
+    assert [row.variant for row in comparison.within("hardware = t4")] == ["LRU", "LFU", "FIFO"]
 
 
 def test_sizes_of_the_cache_ascend_by_number_and_not_by_text(tmp_path: Path) -> None:
-    made = compared(tmp_path, {"cache.slots": [12, 2, 8], "cache.policy": ["lru", "lfu"]})
-    assert made.settings == [f"{size} of 16 experts a layer" for size in (2, 8, 12)]
-    assert [row.slots_per_layer for row in made.series("", "LRU")] == [2, 8, 12]
-    assert made.num_capacities == 3
+    comparison = compared(tmp_path, {"cache.slots": [12, 2, 8], "cache.policy": ["lru", "lfu"]})
+    assert comparison.settings == [f"{size} of 16 experts a layer" for size in (2, 8, 12)]
+    assert [row.slots_per_layer for row in comparison.series("", "LRU")] == [2, 8, 12]
+    assert comparison.num_capacities == 3
 
 
 def test_where_no_policy_differs_the_settings_are_compared(tmp_path: Path) -> None:
-    made = compared(tmp_path, {"hardware": ["t4", "rtx-4090"]})
-    assert made.variants == ["hardware = t4", "hardware = rtx-4090"]
-    assert made.settings == [""]
+    comparison = compared(tmp_path, {"hardware": ["t4", "rtx-4090"]})
+    assert comparison.variants == ["hardware = t4", "hardware = rtx-4090"]
+    assert comparison.settings == [""]
 
 
 def test_a_single_run_is_a_comparison_of_one(tmp_path: Path) -> None:
-    made = compared(tmp_path, {"seed": [0]})
-    assert (made.variants, made.settings) == (["LRU"], [""])
+    comparison = compared(tmp_path, {"seed": [0]})
+    assert (comparison.variants, comparison.settings) == (["LRU"], [""])
 
 
 def test_a_variant_names_all_policies_that_differ(tmp_path: Path) -> None:
-    made = compared(
+    comparison = compared(
         tmp_path, {"cache.policy": ["lru", "min"], "prefetch.policy": ["none", "oracle"]}
     )
-    assert made.variants == [
+    assert comparison.variants == [
         "LRU, no prefetch",
         "LRU, oracle prefetch",
         "MIN (misses), no prefetch",
         "MIN (misses), oracle prefetch",
     ]
-    assert [row.knows_the_future for row in made.rows] == [False, True, True, True]
+    assert [row.knows_the_future for row in comparison.rows] == [False, True, True, True]
 
 
 def test_of_a_section_that_was_swept_whole_only_what_differs_is_named(tmp_path: Path) -> None:
@@ -136,8 +136,8 @@ def test_of_a_section_that_was_swept_whole_only_what_differs_is_named(tmp_path: 
         for number, section in enumerate(sections)
         for seed in (0, 1)
     ]
-    made = compare_runs(runs)
-    assert made.variants == [
+    comparison = compare_runs(runs)
+    assert comparison.variants == [
         "decode-first batching (token_budget 16)",
         "task-aware batching (token_budget 16)",
         "task-aware batching (token_budget 16 mix false)",
@@ -148,7 +148,7 @@ def test_of_a_section_that_was_swept_whole_only_what_differs_is_named(tmp_path: 
         "task-aware batching",
         "task-aware batching (mix false)",
     ]
-    assert [len(row.runs) for row in made.rows] == [2, 2, 2, 2]
+    assert [len(row.runs) for row in comparison.rows] == [2, 2, 2, 2]
 
 
 def test_runs_without_points_are_told_apart_by_their_scenarios(tmp_path: Path) -> None:
@@ -157,9 +157,9 @@ def test_runs_without_points_are_told_apart_by_their_scenarios(tmp_path: Path) -
         for policy in ("lru", "lfu")
         for seed in (0, 1)
     ]
-    made = compare_runs(runs)
-    assert made.policy_keys == ("cache.policy",)
-    assert [len(row.runs) for row in made.rows] == [2, 2]
+    comparison = compare_runs(runs)
+    assert comparison.policy_keys == ("cache.policy",)
+    assert [len(row.runs) for row in comparison.rows] == [2, 2]
 
 
 def test_two_sweeps_that_differ_elsewhere_are_not_thrown_together(tmp_path: Path) -> None:
@@ -168,15 +168,15 @@ def test_two_sweeps_that_differ_elsewhere_are_not_thrown_together(tmp_path: Path
         *runs_of(tmp_path / "a", sweep, hardware="t4"),
         *runs_of(tmp_path / "b", sweep, hardware="rtx-4090"),
     ]
-    made = compare_runs(runs)
-    assert made.settings == ["profile = t4", "profile = rtx-4090"]
-    assert len(made.rows) == 4
+    comparison = compare_runs(runs)
+    assert comparison.settings == ["profile = t4", "profile = rtx-4090"]
+    assert len(comparison.rows) == 4
 
 
-def test_different_traces_are_told_loudly_and_kept_apart(tmp_path: Path) -> None:
-    made = compared(tmp_path, {"trace": ["a", "b"], "cache.policy": ["lru", "lfu"]})
-    assert made.notes[0].startswith("WARNING: these runs replay different traces (a, b)")
-    assert made.facets == ["trace = a", "trace = b"]
+def test_different_traces_are_noted_and_kept_apart(tmp_path: Path) -> None:
+    comparison = compared(tmp_path, {"trace": ["a", "b"], "cache.policy": ["lru", "lfu"]})
+    assert comparison.notes[0].startswith("WARNING: these runs replay different traces (a, b)")
+    assert comparison.facets == ["trace = a", "trace = b"]
 
 
 def test_measured_and_assumed_costs_are_not_mixed_silently(tmp_path: Path) -> None:
@@ -196,11 +196,11 @@ def test_a_note_of_some_runs_says_of_how_many(tmp_path: Path) -> None:
     assert "hindsight (1 of 2 runs)" in compare_runs([lru, static]).notes
 
 
-def test_the_same_scenario_and_seed_twice_counts_once_and_is_told(tmp_path: Path) -> None:
+def test_the_same_scenario_and_seed_twice_counts_once_and_is_noted(tmp_path: Path) -> None:
     runs = [load_run(run_directory(tmp_path / name)) for name in ("a", "b")]
-    made = compare_runs(runs)
-    assert [run.path.name for run in made.runs] == ["a"]
-    assert any("only the first of each seed counts" in note for note in made.notes)
+    comparison = compare_runs(runs)
+    assert [run.path.name for run in comparison.runs] == ["a"]
+    assert any("only the first of each seed counts" in note for note in comparison.notes)
 
 
 def test_long_latencies_are_shown_in_seconds(tmp_path: Path) -> None:

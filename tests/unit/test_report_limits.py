@@ -28,7 +28,7 @@ VARIANTS: tuple[dict[str, Any], ...] = (
 
 
 def written(base: dict[str, Any], folder: Path, points: list[dict[str, Any]]) -> Comparison:
-    """The comparison of the runs that `points` make of a scenario."""
+    """Return the comparison of a scenario's runs at `points`."""
     made = []
     for number, point in enumerate(points):
         scenario = {key: dict(v) if isinstance(v, dict) else v for key, v in base.items()}
@@ -56,7 +56,7 @@ def throughput(row: Row) -> float:
 
 
 def beaten(row: Row) -> list[str]:
-    """The labels of bounds that a row beats."""
+    """Return the labels of the bounds that a row beats."""
     rates = [
         (label, limit(row, of), row.estimate(HIT_RATE).mean) for label, of in HIT_LIMITS.items()
     ]

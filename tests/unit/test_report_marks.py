@@ -33,7 +33,7 @@ def made(folder: Path, **arguments: Any) -> Run:
 
 
 def compared(folder: Path, *summaries: dict[str, Any], **arguments: Any) -> Comparison:
-    """Runs of LRU and LFU for each summary, with two sizes of the cache."""
+    """Return runs of LRU and LFU for each summary, with two sizes of the cache."""
     return compare_runs(
         [
             made(
@@ -149,7 +149,10 @@ def test_runs_of_older_versions_are_marked_by_what_they_do_say(tmp_path: Path) -
 
 @pytest.fixture
 def sections(tmp_path: Path) -> Comparison:
-    """A section swept whole, as a run writes it; none of the labels says what knows the future."""
+    """Return a comparison of runs whose whole `cache` section was swept.
+
+    The labels do not say which policies know the future; only the summaries do.
+    """
     speeds = {"lru": 10.0, "acme": 20.0, "min_window": 30.0, "static": 40.0, "min": 50.0}
     seers = ("min_window", "min", "static")
     return compare_runs(

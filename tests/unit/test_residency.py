@@ -32,7 +32,7 @@ def run(trace: Trace, make: Any = SimMachine, **changes: Any) -> Outcome:
 
 
 def crowd(prompt: int = 6, output: int = 9, **knobs: Any) -> Trace:
-    """Five requests of different contents whose steps mix prompts and decodes."""
+    """Return a trace of five different requests whose steps mix prompts and decodes."""
     return tiny_trace(requests=5, prompt_tokens=prompt, output_tokens=output, seed=3, **knobs)
 
 
@@ -40,7 +40,7 @@ def crowd(prompt: int = 6, output: int = 9, **knobs: Any) -> Trace:
 
 
 def steps_by_hand(trace: Trace, prompt: int, output: int) -> Iterator[list[int]]:
-    """Trace rows of each step where all prompts fit into the first one: then one row each."""
+    """Return the trace rows of each step: all prompts in the first, then one row per request."""
     starts = [trace.slice(request).start for request in range(trace.num_requests)]
     yield [row for start in starts for row in range(start, start + prompt)]
     for number in range(output - 1):
@@ -48,8 +48,10 @@ def steps_by_hand(trace: Trace, prompt: int, output: int) -> Iterator[list[int]]
 
 
 def events_by_hand(trace: Trace, prompt: int, output: int) -> Iterator[dict[int, int]]:
-    """Each layer event: how many rows want each key, in order of first appearance in the batch,
-    then of the stored places."""
+    """Return each layer event: the number of rows that want each key.
+
+    Keys are in order of first appearance in the batch, then of their stored places.
+    """
     for rows in steps_by_hand(trace, prompt, output):
         for layer in range(LAYERS):
             counts: dict[int, int] = {}
@@ -92,8 +94,11 @@ def test_a_policy_is_asked_once_a_layer_event_with_the_whole_union(
 
 
 def lru_by_hand(trace: Trace, slots: int, scope: str) -> list[tuple[int, int]]:
-    """(accesses, misses) of each step: classify against what was there before, then touch, then
-    keep the most recent."""
+    """Return (accesses, misses) of each step.
+
+    Each event is compared with the residents before it; then its keys become the most recent, and
+    the most recent keys stay.
+    """
     share = [slots // LAYERS + (layer < slots % LAYERS) for layer in range(LAYERS)]
     caches: list[list[int]] = [[] for _ in range(LAYERS)]
     everywhere: list[int] = []
@@ -209,7 +214,7 @@ def test_decisions_do_not_depend_on_the_number_of_staging_buffers() -> None:
 
 
 def one_expert_a_layer(*experts: int) -> Any:
-    """Rows (tokens, 1, 1): the expert that each token wants of the only layer."""
+    """Return rows (tokens, 1, 1): each token's expert of the only layer."""
     return np.array(experts).reshape(-1, 1, 1)
 
 
@@ -245,7 +250,7 @@ class FetchesInOrder(Prefetch):
 
 
 @both_machines
-def test_a_victim_in_flight_goes_before_prefetches_that_nobody_waits_for(
+def test_a_victim_in_flight_goes_before_prefetches_that_no_copy_waits_for(
     monkeypatch: pytest.MonkeyPatch, make: Any
 ) -> None:
     """Layer 1 needs the slot of a prefetch that is third in line: it is promoted past the second,
@@ -287,7 +292,7 @@ def test_late_experts_are_computed_in_the_order_in_which_they_were_fetched(
 
 
 class Counter(LRU):
-    """LRU that counts the residents it sends away."""
+    """LRU that counts the residents it evicts."""
 
     evicted = 0
 
@@ -437,8 +442,8 @@ class DropsTwice(LRU):
         return [*super().decide(view)] * 2
 
 
-class DropsOthers(LRU):
-    """Answers a resident that its book keeps."""
+class EvictsWhatItKeeps(LRU):
+    """Evicts a resident that it still keeps in its book."""
 
     def decide(self, view: View) -> Any:
         leavers = list(super().decide(view))
@@ -475,8 +480,8 @@ class PreloadsTwice(Loaded):
         return [key for key in list(self.book)[:1] for _ in range(2)]
 
 
-class PreloadsStrangers(Loaded):
-    """Keys of another layer."""
+class PreloadsAnotherLayer(Loaded):
+    """Preloads keys of another layer."""
 
     def preload(self) -> Any:
         return [(key + EXPERTS) % (LAYERS * EXPERTS) for key in self.book]
@@ -486,12 +491,12 @@ EVICTIONS = [
     (KeepsAll, "keeps more than 4 keys"),
     (DropsStrangers, "neither resident nor wanted"),
     (DropsTwice, "leave"),
-    (DropsOthers, "book is not the residency"),
+    (EvictsWhatItKeeps, "book is not the residency"),
     (ForgetsOne, ""),
     (InventsOne, ""),
     (PreloadsTooMuch, "preload"),
     (PreloadsTwice, "preload"),
-    (PreloadsStrangers, "preload"),
+    (PreloadsAnotherLayer, "preload"),
 ]
 
 
@@ -530,8 +535,8 @@ def test_a_prefetch_of_no_expert_is_named(
     assert (caught.value.policy, caught.value.key) == (name, policy().wanted(View(0, ()))[0])
 
 
-class GivesTheWanted(LRU):
-    """Gives up an expert that this very event or prefetch needs."""
+class OffersAWantedExpert(LRU):
+    """Offers as victim an expert that the event or prefetch itself needs."""
 
     def victim(self, protected: Any) -> Any:
         return next((key for key in self.book if key in protected), None)
@@ -542,8 +547,8 @@ class GivesTheAbsent(LRU):
         return next(key for key in range(LAYERS * EXPERTS) if key not in self.book)
 
 
-class TellsNobody(LRU):
-    """Does not write down what a prefetch brought in."""
+class IgnoresInsertions(LRU):
+    """Does not record in its book what a prefetch loaded."""
 
     def insert(self, key: int) -> None: ...
 
@@ -557,14 +562,14 @@ class LosesTheBook(LRU):
 @pytest.mark.parametrize(
     ("policy", "reason"),
     [
-        (GivesTheWanted, "prefetch"),
+        (OffersAWantedExpert, "prefetch"),
         (GivesTheAbsent, "prefetch"),
-        (TellsNobody, ""),
+        (IgnoresInsertions, ""),
         (LosesTheBook, ""),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
-def test_nonsense_about_the_victim_of_a_prefetch_is_named(
+def test_a_wrong_victim_of_a_prefetch_is_named(
     monkeypatch: pytest.MonkeyPatch, make: Any, policy: type[Any], reason: str
 ) -> None:
     name = enlist(monkeypatch, "eviction", policy)
@@ -579,7 +584,7 @@ def test_nonsense_about_the_victim_of_a_prefetch_is_named(
     assert reason in caught.value.reason
 
 
-class Hoards(LRU):
+class RefusesPrefetches(LRU):
     """Refuses every prefetch that needs a slot."""
 
     def victim(self, protected: Any) -> Any:
@@ -589,7 +594,7 @@ class Hoards(LRU):
 def test_a_policy_may_refuse_prefetches_and_they_are_counted(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    name = enlist(monkeypatch, "eviction", Hoards)
+    name = enlist(monkeypatch, "eviction", RefusesPrefetches)
     changes = {"prefetch": {"policy": "oracle"}}
     outcome = run(crowd(), cache={"policy": name, "slots": "4/layer"}, **changes)
     assert outcome.ledger.prefetch_refused > 0
@@ -599,8 +604,11 @@ def test_a_policy_may_refuse_prefetches_and_they_are_counted(
 
 
 def odd_case(seed: int) -> tuple[dict[str, Any], Trace]:
-    """A random case with what is rare: places left unused, even all of a layer event; layers
-    without experts; prompts skipped or resampled; lengths that tile; bursts."""
+    """Return a random case with rare features.
+
+    They are unused places, even all of a layer event; layers without experts; skipped or resampled
+    prompts; lengths that tile; bursts.
+    """
     scenario, trace = random_case(seed)
     rng = random.Random(seed)
     ids, guesses = (np.asarray(a[:]).astype(int) for a in (trace.expert_ids, trace.predictions))

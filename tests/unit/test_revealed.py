@@ -1,8 +1,10 @@
-"""A decoupled router reveals every queued token whose id exists, and no other; a static one what
-all tokens of a request want, and no row is read for it whose token does not exist.
+"""Routers reveal the experts of tokens that exist, and of no others.
 
-What exists is judged from when tokens were known to the host: row p of a request belongs to its
-prompt, or to the output token whose moment is written down by then.
+A decoupled router reveals every queued token whose id exists. A static router reveals the experts
+of all tokens of a request; no row is read for it whose token does not exist.
+
+A token exists once the host knows its id: prompt tokens from arrival, and output tokens from the
+time that the request records for them.
 """
 
 from __future__ import annotations
@@ -28,7 +30,10 @@ Rows = npt.NDArray[np.int64]
 
 
 class Questions(TraceRouting):
-    """Notes of which rows it is asked, beside what exists then; `requests` are the server's."""
+    """A routing source that records which rows are read, and which rows exist at that time.
+
+    `requests` are those of the server.
+    """
 
     def __init__(self, trace: Trace) -> None:
         super().__init__(trace)
@@ -38,17 +43,17 @@ class Questions(TraceRouting):
         self.ahead: list[tuple[list[int], list[int]]] = []
         self.passed_over = 0
         self.read: list[int] = []  # before their tokens existed
-        self.goes_on: list[list[int]] = []
+        self.continuing: list[list[int]] = []
         self._step: Step | None = None
 
     def existing(self, request: Request) -> list[int]:
-        """Rows that are not computed (or on their way), and whose tokens exist."""
+        """Return the rows of a request whose tokens exist and that no step has taken."""
         sampled = len(request.token_ns)
         rows = request.rows[: request.prompt_tokens + sampled]
         return [int(row) for row in rows[request.position :]] if not request.finished else []
 
-    def born(self) -> set[int]:
-        """Rows whose tokens exist."""
+    def rows_that_exist(self) -> set[int]:
+        """Return all rows whose tokens exist."""
         return {
             row
             for request in self.requests
@@ -56,7 +61,7 @@ class Questions(TraceRouting):
         }
 
     def unfinished(self) -> list[int]:
-        """The first rows of requests that have arrived and go on after this step."""
+        """Return the first row of each request that has arrived and continues after this step."""
         return [int(request.rows[0]) for request in self.requests if not request.finished]
 
     def step(self, step: Step) -> Any:
@@ -66,7 +71,7 @@ class Questions(TraceRouting):
     def first_uses(self, rows: Rows) -> Mapping[Key, int]:
         there = [row for request in self.requests for row in self.existing(request)]
         self.queued.append((sorted(rows.tolist()), sorted(there)))
-        self.goes_on.append(self.unfinished())
+        self.continuing.append(self.unfinished())
         assert self._step is not None
         served = {id(request) for request, *_ in self._step.parts}
         self.passed_over += sum(r.decoding and id(r) not in served for r in self.requests)
@@ -80,7 +85,7 @@ class Questions(TraceRouting):
         if self._step is not None and rows is self._step.known_ahead:
             there = {row for request in self.requests for row in self.existing(request)}
             self.ahead.append((sorted(rows.tolist()), sorted(there.intersection(rows.tolist()))))
-        self.read += [row for row in rows.tolist() if row not in self.born()]
+        self.read += [row for row in rows.tolist() if row not in self.rows_that_exist()]
         return super().unions(rows)
 
 
@@ -98,7 +103,7 @@ def served(plan: Plan) -> Questions:
 @pytest.mark.parametrize("prefetch", ["none", "layer_ahead"])
 @pytest.mark.parametrize("batching", ["expert_aware", "decode_first", "prefill_first"])
 @pytest.mark.parametrize("seed", range(4))
-def test_what_is_asked_of_the_router_is_what_exists(
+def test_only_tokens_that_exist_are_requested_of_the_router(
     seed: int, batching: str, prefetch: str, kv: Any
 ) -> None:
     trace = tiny_trace(requests=6, prompt_tokens=7, output_tokens=6, seed=seed, stickiness=0.3)
@@ -122,7 +127,7 @@ def test_what_is_asked_of_the_router_is_what_exists(
 @pytest.mark.parametrize("kv", ["auto", 40 * 16384], ids=["roomy", "preempting"])
 @pytest.mark.parametrize("batching", ["task_aware", "decode_first"])
 @pytest.mark.parametrize("seed", range(4))
-def test_a_static_router_tells_of_everybody_and_reads_no_token_that_does_not_exist(
+def test_a_static_router_reveals_all_requests_and_reads_no_token_that_does_not_exist(
     seed: int, batching: str, kv: Any
 ) -> None:
     trace = tiny_trace(requests=6, prompt_tokens=7, output_tokens=6, seed=seed, stickiness=0.3)
@@ -135,7 +140,7 @@ def test_a_static_router_tells_of_everybody_and_reads_no_token_that_does_not_exi
     questions = served(plan_of(scenario, static_trace(trace, 3)))
     assert questions.queued
     assert not questions.read
-    for (asked, _), there in zip(questions.queued, questions.goes_on, strict=True):
+    for (asked, _), there in zip(questions.queued, questions.continuing, strict=True):
         assert asked == sorted(there)
     assert any(len(there) < len(asked) for asked, there in questions.ahead)  # of decoded tokens
 

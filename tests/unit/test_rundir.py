@@ -80,7 +80,7 @@ def trace(tmp_path: Path) -> Path:
 
 
 def scenario_of(trace: Path, **changes: Any) -> dict[str, Any]:
-    """A run in which everything draws random numbers that can."""
+    """Return a scenario in which every part that can draws random numbers."""
     return {
         **tiny_scenario(
             trace=str(trace),
@@ -100,7 +100,7 @@ def scenario_of(trace: Path, **changes: Any) -> dict[str, Any]:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """All files but the manifest's wall time."""
+    """Return the content of all files, without the manifest's wall time."""
     found = {
         path.relative_to(folder).as_posix(): path.read_bytes()
         for path in folder.rglob("*")
@@ -276,7 +276,7 @@ def child(
 def test_the_same_seed_writes_the_same_bytes_whatever_the_hash_seed(
     tmp_path: Path, trace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And whoever edits the code meanwhile, whose hash is part of the manifest."""
+    """The hash of the code is fixed here, so that edits during the test do not change the bytes."""
     scenario = scenario_of(trace)
     same_code = "from moesim import rundir; rundir.code_hash = lambda: 'code'"
     monkeypatch.setattr(rundir, "code_hash", lambda: "code")
@@ -536,12 +536,12 @@ def test_a_file_that_cannot_grow_is_an_output_error(tmp_path: Path, trace: Path)
 
 @pytest.fixture
 def shut(request: pytest.FixtureRequest) -> Iterator[Path]:
-    """A folder in which the running user may write nothing (root first becomes nobody)."""
+    """Yield a folder without write permission; root gives up its rights for the test."""
     folder = Path(tempfile.mkdtemp())
     folder.chmod(getattr(request, "param", 0o555))
     root = os.geteuid() == 0
     if root:
-        os.seteuid(65534)
+        os.seteuid(65534)  # the user without rights; permissions do not bind root
     try:
         yield folder
     finally:
@@ -553,7 +553,7 @@ def shut(request: pytest.FixtureRequest) -> Iterator[Path]:
 
 @pytest.fixture
 def open_trace() -> Iterator[Path]:
-    """A trace that anybody may read."""
+    """Yield a trace that all users may read."""
     folder = Path(tempfile.mkdtemp())
     folder.chmod(0o755)
     tiny_trace(requests=2, prompt_tokens=2, output_tokens=2).save(folder / "trace")

@@ -162,7 +162,7 @@ def test_slots_are_read_in_every_spelling(folder: Path, slots: str, amount: Memo
     assert Scenario.model_validate(plain).cache.slots == amount
 
 
-def test_all_mistakes_are_said_at_once_in_the_order_of_the_file(folder: Path) -> None:
+def test_all_mistakes_are_reported_at_once_in_the_order_of_the_file(folder: Path) -> None:
     text = """\
 trace: nowhere
 hardware: rtx-409

@@ -1,4 +1,4 @@
-"""Steps are formed under the token budget, the sequence cap and KV memory; nobody is lost."""
+"""Steps keep to the token budget, the sequence cap and KV memory, and lose no request."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ ORDERS = ["decode_first", "prefill_first", "fcfs"]
 every_order = pytest.mark.parametrize("order", ORDERS)
 
 
-def request(index: int, prompt: int, output: int) -> Request:
-    """A request whose rows are numbered from 1000 * index."""
+def request_of(index: int, prompt: int, output: int) -> Request:
+    """Return a request whose rows are numbered from 1000 * index."""
     return Request(
         index,
         arrival_ns=0,
@@ -50,25 +50,25 @@ def scheduler(
 
 
 def advance(queue: Scheduler, plan: list[tuple[Request, int]]) -> list[Request]:
-    """What the server does when a step is over; answers the requests that got a token."""
+    """Do what the server does after a step; return the requests that got a token."""
     spoke = []
-    for one, tokens in plan:
-        one.position += tokens
-        if one.position == one.target:
-            one.emitted += 1
-            spoke.append(one)
-            if one.finished:
-                queue.finish(one)
+    for request, tokens in plan:
+        request.position += tokens
+        if request.position == request.target:
+            request.emitted += 1
+            spoke.append(request)
+            if request.finished:
+                queue.finish(request)
     return spoke
 
 
 def serve(queue: Scheduler, requests: list[Request]) -> list[list[tuple[int, int]]]:
-    """All steps as (index, tokens) pairs, until nothing is queued."""
-    for one in requests:
-        queue.arrive(one)
+    """Return all steps, until the queue is empty, as (index, tokens) pairs."""
+    for request in requests:
+        queue.arrive(request)
     steps = []
     while plan := queue.next_step():
-        steps.append([(one.index, tokens) for one, tokens in plan])
+        steps.append([(request.index, tokens) for request, tokens in plan])
         advance(queue, plan)
     return steps
 
@@ -77,24 +77,24 @@ def serve(queue: Scheduler, requests: list[Request]) -> list[list[tuple[int, int
 
 
 def test_decode_first_gives_prompts_what_decodes_leave() -> None:
-    steps = serve(scheduler("decode_first", budget=4), [request(0, 2, 3), request(1, 6, 1)])
+    steps = serve(scheduler("decode_first", budget=4), [request_of(0, 2, 3), request_of(1, 6, 1)])
     assert steps == [[(0, 2), (1, 2)], [(0, 1), (1, 3)], [(0, 1), (1, 1)]]
 
 
 def test_prefill_first_lets_decodes_wait_for_prompts() -> None:
-    steps = serve(scheduler("prefill_first", budget=4), [request(0, 2, 3), request(1, 6, 1)])
+    steps = serve(scheduler("prefill_first", budget=4), [request_of(0, 2, 3), request_of(1, 6, 1)])
     assert steps == [[(0, 2), (1, 2)], [(1, 4)], [(0, 1)], [(0, 1)]]
 
 
 def test_prefill_first_puts_waiting_prompts_before_running_decodes() -> None:
-    requests = [request(0, 2, 3), request(1, 3, 1)]
+    requests = [request_of(0, 2, 3), request_of(1, 3, 1)]
     assert serve(scheduler("prefill_first", budget=2), requests) == [
         [(0, 2)],
         [(1, 2)],
         [(1, 1), (0, 1)],
         [(0, 1)],
     ]
-    requests = [request(0, 2, 3), request(1, 3, 1)]
+    requests = [request_of(0, 2, 3), request_of(1, 3, 1)]
     assert serve(scheduler("decode_first", budget=2), requests) == [
         [(0, 2)],
         [(0, 1), (1, 1)],
@@ -106,9 +106,9 @@ def test_prefill_first_puts_waiting_prompts_before_running_decodes() -> None:
 def test_a_waiting_request_leaves_each_running_decode_a_block() -> None:
     """Of four blocks two are free, of which the running request may need one."""
     queue = scheduler("prefill_first", blocks=4)
-    queue.arrive(request(0, 2, 3))
+    queue.arrive(request_of(0, 2, 3))
     advance(queue, queue.next_step())
-    assert serve(queue, [request(1, 2, 1)]) == [[(0, 1)], [(0, 1)], [(1, 2)]]
+    assert serve(queue, [request_of(1, 2, 1)]) == [[(0, 1)], [(0, 1)], [(1, 2)]]
     assert queue.preemptions == 0
 
 
@@ -121,27 +121,27 @@ def test_a_preempted_request_queues_in_the_order_of_arrival() -> None:
             return [(candidate, candidate.tokens_wanted) for candidate in chosen]
 
     queue = scheduler(PassesOverTheFirst(), blocks=5)
-    for one in (request(0, 1, 1), request(1, 2, 3), request(2, 2, 3)):
-        queue.arrive(one)
+    for request in (request_of(0, 1, 1), request_of(1, 2, 3), request_of(2, 2, 3)):
+        queue.arrive(request)
     advance(queue, queue.next_step())
     queue.next_step()  # the fifth block goes to request 1, and request 2 loses its own
-    assert [one.index for one in queue.running] == [1]
-    assert [one.index for one in queue.waiting] == [0, 2]
+    assert [request.index for request in queue.running] == [1]
+    assert [request.index for request in queue.waiting] == [0, 2]
 
 
 def test_first_come_first_served_never_looks_at_the_phase() -> None:
-    requests = [request(0, 6, 2), request(1, 1, 3), request(2, 2, 1)]
+    requests = [request_of(0, 6, 2), request_of(1, 1, 3), request_of(2, 2, 1)]
     steps = serve(scheduler("fcfs", budget=4), requests)
     assert steps == [[(0, 4)], [(0, 2), (1, 1), (2, 1)], [(0, 1), (1, 1), (2, 1)], [(1, 1)]]
 
 
 def test_one_token_budget_serves_one_row_a_step() -> None:
-    steps = serve(scheduler("fcfs", budget=1), [request(0, 3, 2), request(1, 1, 1)])
+    steps = serve(scheduler("fcfs", budget=1), [request_of(0, 3, 2), request_of(1, 1, 1)])
     assert steps == [[(0, 1)]] * 4 + [[(1, 1)]]
 
 
 def test_the_sequence_cap_holds_requests_back_until_one_ends() -> None:
-    requests = [request(index, 1, 2) for index in range(3)]
+    requests = [request_of(index, 1, 2) for index in range(3)]
     steps = serve(scheduler(cap=1), requests)
     assert steps == [[(0, 1)], [(0, 1)], [(1, 1)], [(1, 1)], [(2, 1)], [(2, 1)]]
 
@@ -149,17 +149,17 @@ def test_the_sequence_cap_holds_requests_back_until_one_ends() -> None:
 @every_order
 def test_chunked_prefill_takes_rows_in_order_and_each_once(order: str) -> None:
     queue = scheduler(order, budget=3)
-    requests = [request(index, 4 + index, 3) for index in range(4)]
-    rows: dict[int, list[int]] = {one.index: [] for one in requests}
-    for one in requests:
-        queue.arrive(one)
+    requests = [request_of(index, 4 + index, 3) for index in range(4)]
+    rows: dict[int, list[int]] = {request.index: [] for request in requests}
+    for request in requests:
+        queue.arrive(request)
     while plan := queue.next_step():
-        for one, tokens in plan:
-            rows[one.index] += one.next_rows(tokens).tolist()
+        for request, tokens in plan:
+            rows[request.index] += request.next_rows(tokens).tolist()
         advance(queue, plan)
-    for one in requests:
-        assert rows[one.index] == one.rows.tolist()
-        assert len(one.rows) == one.prompt_tokens + one.output_tokens - 1
+    for request in requests:
+        assert rows[request.index] == request.rows.tolist()
+        assert len(request.rows) == request.prompt_tokens + request.output_tokens - 1
 
 
 # --- memory ---------------------------------------------------------------------------------------
@@ -167,7 +167,7 @@ def test_chunked_prefill_takes_rows_in_order_and_each_once(order: str) -> None:
 
 def test_what_could_never_fit_is_rejected_on_arrival() -> None:
     queue = scheduler(blocks=3, block_tokens=4)
-    fits, too_long = request(0, 10, 3), request(1, 10, 4)
+    fits, too_long = request_of(0, 10, 3), request_of(1, 10, 4)
     assert fits.max_kv_tokens == 12
     assert queue.arrive(fits)
     assert not queue.arrive(too_long)
@@ -179,7 +179,7 @@ def test_what_could_never_fit_is_rejected_on_arrival() -> None:
 def test_the_youngest_running_request_is_preempted_and_starts_over() -> None:
     """Five blocks of one token: at 3 + 2 rows the older one needs a block of the younger."""
     queue = scheduler("fcfs", blocks=5, budget=8)
-    older, younger = request(0, 2, 4), request(1, 2, 3)
+    older, younger = request_of(0, 2, 4), request_of(1, 2, 3)
     steps = serve(queue, [older, younger])
     assert steps[:2] == [[(0, 2), (1, 2)], [(0, 1)]]
     assert younger.preemptions == queue.preemptions == 1
@@ -192,19 +192,19 @@ def test_the_youngest_running_request_is_preempted_and_starts_over() -> None:
 
 def test_a_preempted_request_goes_back_in_front_of_later_arrivals() -> None:
     queue = scheduler("decode_first", blocks=6, cap=2)
-    requests = [request(0, 2, 5), request(1, 2, 5), request(2, 1, 2)]
+    requests = [request_of(0, 2, 5), request_of(1, 2, 5), request_of(2, 1, 2)]
     serve(queue, requests)
     assert requests[1].preemptions == 1
-    assert all(one.status == "finished" for one in requests)
+    assert all(request.status == "finished" for request in requests)
 
 
 def test_blocks_are_taken_when_a_row_starts_a_new_one_and_all_come_back() -> None:
     queue = scheduler(blocks=10, block_tokens=4, budget=3)
-    one = request(0, 6, 4)
-    queue.arrive(one)
+    request = request_of(0, 6, 4)
+    queue.arrive(request)
     held = []
     while plan := queue.next_step():
-        held.append((one.position + plan[0][1], one.blocks))
+        held.append((request.position + plan[0][1], request.blocks))
         advance(queue, plan)
     assert held == [(3, 1), (6, 2), (7, 2), (8, 2), (9, 3)]
     assert (queue.pool.free, queue.pool.peak) == (10, 3)
@@ -212,7 +212,7 @@ def test_blocks_are_taken_when_a_row_starts_a_new_one_and_all_come_back() -> Non
 
 def test_the_peak_is_of_the_fullest_moment_and_not_of_the_last() -> None:
     pool = BlockPool(10, 4)
-    first, second = request(0, 20, 2), request(1, 20, 2)
+    first, second = request_of(0, 20, 2), request_of(1, 20, 2)
     assert pool.grow(first, 20)
     assert pool.peak == 5
     pool.release(first)
@@ -222,7 +222,7 @@ def test_the_peak_is_of_the_fullest_moment_and_not_of_the_last() -> None:
 
 def test_a_preempted_request_with_a_skipped_prefill_keeps_its_prompt() -> None:
     """Its prompt has no rows: it starts over at the first row that it has."""
-    one = Request(
+    request = Request(
         0,
         arrival_ns=0,
         prompt_tokens=3,
@@ -230,14 +230,14 @@ def test_a_preempted_request_with_a_skipped_prefill_keeps_its_prompt() -> None:
         rows=np.array([7, 8, 9]),
         prefill_skipped=True,
     )
-    one.position, one.emitted = 5, 3
-    one.restart()
-    assert (one.position, one.tokens_wanted) == (3, 3)
-    assert one.next_rows(one.tokens_wanted).tolist() == [7, 8, 9]
+    request.position, request.emitted = 5, 3
+    request.restart()
+    assert (request.position, request.tokens_wanted) == (3, 3)
+    assert request.next_rows(request.tokens_wanted).tolist() == [7, 8, 9]
 
 
 class Scripted(Batching):
-    """Serves one request a step, in a stated order; then the one in line that came last."""
+    """Serves one request per step in a stated order, then the last one of the queue."""
 
     def __init__(self, *script: int) -> None:
         super().__init__()
@@ -245,31 +245,34 @@ class Scripted(Batching):
         self.script = list(script)
 
     def plan(self, queue: Queue) -> Any:
-        known = {one.index: one for one in (*queue.running, *queue.waiting)}
-        index = self.script.pop(0) if self.script else max(known)
-        return fill(queue, [known[index]])
+        queued_by_index = {request.index: request for request in (*queue.running, *queue.waiting)}
+        index = self.script.pop(0) if self.script else max(queued_by_index)
+        return fill(queue, [queued_by_index[index]])
 
 
-def test_who_is_planned_alone_and_preempts_itself_leaves_the_step_to_others() -> None:
-    """Eight blocks: 0 holds five, 1 two of its prompt's six, 2 one. 2 finds none and goes; 1 needs
-    two, finds the one that 2 had, and goes as well; so the step is 0's."""
+def test_a_request_that_preempts_itself_leaves_the_step_to_others() -> None:
+    """There are eight blocks. Request 0 holds five, 1 two of its prompt's six, and 2 one.
+
+    Request 2 finds no free block and is preempted. Request 1 needs two, finds only the block of 2,
+    and is preempted too. The step serves request 0 alone.
+    """
     policy = Scripted(0, 1, 2, 0, 0, 0)
     queue = scheduler(policy, blocks=8, budget=2)
-    requests = [request(0, 3, 6), request(1, 6, 2), request(2, 1, 8)]
-    for one in requests:
-        queue.arrive(one)
+    requests = [request_of(0, 3, 6), request_of(1, 6, 2), request_of(2, 1, 8)]
+    for request in requests:
+        queue.arrive(request)
     while policy.script:
         advance(queue, queue.next_step())
-    assert [one.blocks for one in requests] == [5, 2, 1]
-    assert [(one.index, tokens) for one, tokens in queue.next_step()] == [(0, 1)]
-    assert [one.preemptions for one in requests] == [0, 1, 1]
+    assert [request.blocks for request in requests] == [5, 2, 1]
+    assert [(request.index, tokens) for request, tokens in queue.next_step()] == [(0, 1)]
+    assert [request.preemptions for request in requests] == [0, 1, 1]
 
 
 # --- random lives ---------------------------------------------------------------------------------
 
 
 class Lives(RuleBasedStateMachine):
-    """Requests arrive and steps happen in any order; what must hold is checked after each."""
+    """A state machine: arrivals and steps in any order, with all rules checked after each."""
 
     @initialize(
         order=st.sampled_from(ORDERS),
@@ -287,35 +290,37 @@ class Lives(RuleBasedStateMachine):
 
     @rule(prompt=st.integers(1, 20), output=st.integers(1, 8))
     def arrive(self, prompt: int, output: int) -> None:
-        one = request(len(self.requests), prompt, output)
-        self.requests.append(one)
-        self.computed[one.index] = self.lost[one.index] = 0
+        request = request_of(len(self.requests), prompt, output)
+        self.requests.append(request)
+        self.computed[request.index] = self.lost[request.index] = 0
         room = self.knobs["blocks"] * self.knobs["block_tokens"]
-        assert self.queue.arrive(one) == (prompt + output - 1 <= room)
+        assert self.queue.arrive(request) == (prompt + output - 1 <= room)
 
     @precondition(lambda self: self.requests)
     @rule()
     def step(self) -> None:
-        before = {one.index: (one.position, one.preemptions) for one in self.requests}
+        before = {
+            request.index: (request.position, request.preemptions) for request in self.requests
+        }
         plan = self.queue.next_step()
-        alive = [one for one in self.requests if one.status in ("waiting", "running")]
-        assert bool(plan) == bool(alive), "a step is empty only where nobody is queued"
-        for one in self.requests:
-            position, preemptions = before[one.index]
-            assert one.preemptions <= preemptions + 1
-            if one.preemptions > preemptions:
-                assert one.position == 0
-                self.lost[one.index] += position
-        indices = [one.index for one, _ in plan]
+        alive = [request for request in self.requests if request.status in ("waiting", "running")]
+        assert bool(plan) == bool(alive), "a step is empty only if no request is queued"
+        for request in self.requests:
+            position, preemptions = before[request.index]
+            assert request.preemptions <= preemptions + 1
+            if request.preemptions > preemptions:
+                assert request.position == 0
+                self.lost[request.index] += position
+        indices = [request.index for request, _ in plan]
         assert len(set(indices)) == len(indices)
         assert sum(tokens for _, tokens in plan) <= self.knobs["budget"]
         assert len(self.queue.running) <= self.knobs["cap"]
-        for one, tokens in plan:
-            assert one.status == "running"
-            assert 1 <= tokens <= one.tokens_wanted
-            held = one.blocks * self.knobs["block_tokens"]
-            assert held - self.knobs["block_tokens"] < one.position + tokens <= held
-            self.computed[one.index] += tokens
+        for request, tokens in plan:
+            assert request.status == "running"
+            assert 1 <= tokens <= request.tokens_wanted
+            held = request.blocks * self.knobs["block_tokens"]
+            assert held - self.knobs["block_tokens"] < request.position + tokens <= held
+            self.computed[request.index] += tokens
         advance(self.queue, plan)
 
     @invariant()
@@ -323,37 +328,41 @@ class Lives(RuleBasedStateMachine):
         if not hasattr(self, "queue"):
             return
         waiting, running = self.queue.waiting, self.queue.running
-        places = [id(one) for one in (*waiting, *running)]
+        places = [id(request) for request in (*waiting, *running)]
         assert len(set(places)) == len(places)
-        for one in self.requests:
-            queued = one in waiting, one in running
+        for request in self.requests:
+            queued = request in waiting, request in running
             expected = {"waiting": (True, False), "running": (False, True)}
-            assert queued == expected.get(one.status, (False, False)), one.status
-        assert [one.index for one in waiting] == sorted(one.index for one in waiting)
+            assert queued == expected.get(request.status, (False, False)), request.status
+        assert [request.index for request in waiting] == sorted(
+            request.index for request in waiting
+        )
 
     @invariant()
     def blocks_are_conserved(self) -> None:
         if not hasattr(self, "queue"):
             return
         pool = self.queue.pool
-        assert pool.free + sum(one.blocks for one in self.requests) == pool.total
-        assert all(one.blocks == 0 for one in self.requests if one not in self.queue.running)
+        assert pool.free + sum(request.blocks for request in self.requests) == pool.total
+        assert all(
+            request.blocks == 0 for request in self.requests if request not in self.queue.running
+        )
 
     def teardown(self) -> None:
-        """Everything that arrived ends, and has computed its rows once, plus what it lost."""
+        """Check that every request ends and computes each row once, and again if it was lost."""
         if not hasattr(self, "queue"):
             return
         for _ in range(20_000):
-            if not any(one.status in ("waiting", "running") for one in self.requests):
+            if not any(request.status in ("waiting", "running") for request in self.requests):
                 break
             self.step()
             self.nobody_is_lost_or_doubled()
             self.blocks_are_conserved()
-        for one in self.requests:
-            if one.status != "rejected":
-                assert one.status == "finished"
-                rows = one.prompt_tokens + one.output_tokens - 1
-                assert self.computed[one.index] == rows + self.lost[one.index]
+        for request in self.requests:
+            if request.status != "rejected":
+                assert request.status == "finished"
+                rows = request.prompt_tokens + request.output_tokens - 1
+                assert self.computed[request.index] == rows + self.lost[request.index]
 
 
 TestLives = Lives.TestCase
@@ -384,7 +393,7 @@ def test_preempted_rows_are_touched_again_and_counted(order: str) -> None:
     assert again > own
     for outcome, tokens in ((roomy, computed), (tight, again)):
         assert sum(outcome.ledger.rows) == tokens * 4 * 2  # layers, top-k
-        assert all(len(one.token_ns) == 6 for one in outcome.requests)
+        assert all(len(request.token_ns) == 6 for request in outcome.requests)
         columns = outcome.ledger.step_columns()
         assert (columns["prefill_tokens"] + columns["decode_tokens"] == columns["tokens"]).all()
         assert columns["kv_blocks"].max() <= outcome.plan.budget.kv_blocks
@@ -405,7 +414,7 @@ def test_a_run_rejects_what_never_fits_and_serves_the_rest(tmp_path: Any) -> Non
         workload={"arrivals": {"kind": "csv", "path": str(tmp_path / "lengths.csv")}},
     )
     outcome = run_on(plan_of(scenario, tiny_trace(requests=3)))
-    assert [one.status for one in outcome.requests] == ["finished", "rejected", "finished"]
+    assert [request.status for request in outcome.requests] == ["finished", "rejected", "finished"]
     summary = summarise(outcome)
     assert (summary["finished"], summary["rejected"], summary["queued"]) == (2, 1, 0)
     assert any("rejected" in note for note in summary["notes"])
@@ -421,14 +430,14 @@ def test_a_run_computes_prompt_plus_output_less_one_rows(
     trace = tiny_trace(requests=3, prompt_tokens=prompt, output_tokens=output)
     outcome = run_on(plan_of(scenario, trace))
     assert int(outcome.ledger.step_columns()["tokens"].sum()) == 3 * (prompt + output - 1)
-    assert [len(one.token_ns) for one in outcome.requests] == [output] * 3
+    assert [len(request.token_ns) for request in outcome.requests] == [output] * 3
 
 
 # --- nonsense -------------------------------------------------------------------------------------
 
 
 class Nonsense(Batching):
-    """Answers whatever it is told to."""
+    """A policy whose plan is the test's `answer`."""
 
     answer: Callable[[Queue], Any]
 
@@ -447,7 +456,7 @@ NONSENSE: list[tuple[str, Callable[[Queue], Any], str, str]] = [
     ("more than wanted", lambda q: [(q.waiting[0], 6)], "request 0", "wants 5"),
     ("over the budget", lambda q: [(r, 5) for r in everyone(q)[:2]], "step", "budget of 8"),
     ("a stranger", lambda q: [(Candidate(7, 5), 1)], "request 7", "not in the queue"),
-    ("nobody", lambda q: [], "step", "empty step"),
+    ("no requests", lambda q: [], "step", "empty step"),
     ("half a token", lambda q: [(q.waiting[0], 1.5)], "plan", "whole number of tokens"),
     ("a bool", lambda q: [(q.waiting[0], True)], "plan", "whole number of tokens"),
     ("no request", lambda q: [("everyone", 1)], "plan", "not in the queue"),
@@ -475,32 +484,32 @@ def test_nonsense_of_a_batching_policy_is_named(
 
 
 def test_a_policy_may_leave_requests_out_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Serving only the last one in line is unkind, but allowed: nobody is lost by it."""
+    """Serving only the last request of the queue is allowed: all requests still finish."""
     name = enlist(monkeypatch, "batching", Nonsense)
     monkeypatch.setattr(
         Nonsense, "answer", staticmethod(lambda q: fill(q, everyone(q)[-1:])), raising=False
     )
     scenario = tiny_scenario(batching={"policy": name, "max_sequences": 2})
     outcome = run_on(plan_of(scenario, tiny_trace(requests=4, prompt_tokens=3, output_tokens=2)))
-    assert all(one.status == "finished" for one in outcome.requests)
+    assert all(request.status == "finished" for request in outcome.requests)
     assert outcome.ledger.step_columns()["sequences"].max() == 1
 
 
 class Greedy(Batching):
-    """Plans one token for all that it is shown, and counts them."""
+    """Plans one token for every request that it sees, and counts these."""
 
     most = 0
 
     def plan(self, queue: Queue) -> Any:
         self.most = max(self.most, len(everyone(queue)))
-        return [(one, 1) for one in everyone(queue)]
+        return [(request, 1) for request in everyone(queue)]
 
 
 def test_no_more_waiting_requests_are_shown_than_may_run() -> None:
     policy = Greedy()
     policy.name = "greedy"  # type: ignore[misc]
     queue = scheduler(policy, cap=2)
-    steps = serve(queue, [request(index, 1, 3) for index in range(5)])
+    steps = serve(queue, [request_of(index, 1, 3) for index in range(5)])
     assert policy.most == 2
     assert [len(step) for step in steps] == [2, 2, 2, 2, 2, 2, 1, 1, 1]
 
@@ -509,7 +518,7 @@ def test_no_more_waiting_requests_are_shown_than_may_run() -> None:
 
 
 class Watches(Batching):
-    """Keeps all that it is shown."""
+    """Records every queue that it sees."""
 
     queues: list[Queue]
     asked: list[tuple[Any, Any]]
@@ -524,7 +533,7 @@ class Watches(Batching):
 
 
 def watched(monkeypatch: pytest.MonkeyPatch, policy: type[Any] = Watches) -> Outcome:
-    """A run whose requests are preempted, too."""
+    """Return a run in which some requests are preempted."""
     monkeypatch.setattr(Watches, "queues", [], raising=False)
     monkeypatch.setattr(Watches, "asked", [], raising=False)
     scenario = tiny_scenario(
@@ -573,7 +582,8 @@ class Clairvoyant(Watches):
     def plan(self, queue: Queue) -> Any:
         self.queues.append(queue)
         order = sorted(
-            (*queue.running, *queue.waiting), key=lambda one: (one.output_tokens, -one.index)
+            (*queue.running, *queue.waiting),
+            key=lambda request: (request.output_tokens, -request.index),
         )
         return fill(queue, order)
 
@@ -596,15 +606,21 @@ def test_only_a_clairvoyant_policy_sees_lengths_and_is_called_a_bound(
 def test_candidates_are_up_to_date_whenever_a_policy_is_asked() -> None:
     policy = find("batching", "fcfs")()
     queue = scheduler(policy, blocks=5, budget=8)
-    older, younger = request(0, 2, 4), request(1, 2, 3)
+    older, younger = request_of(0, 2, 4), request_of(1, 2, 3)
     seen: list[list[tuple[int, ...]]] = []
     plan = policy.plan
 
     def note(asked: Queue) -> Any:
         seen.append(
             [
-                (one.index, one.prompt_tokens, one.emitted, one.position, one.tokens_wanted)
-                for one in (*asked.running, *asked.waiting)
+                (
+                    request.index,
+                    request.prompt_tokens,
+                    request.emitted,
+                    request.position,
+                    request.tokens_wanted,
+                )
+                for request in (*asked.running, *asked.waiting)
             ]
         )
         return plan(asked)
@@ -632,7 +648,7 @@ def asks(question: Callable[[Queue], Any]) -> Batching:
 def test_experts_are_revealed_of_tokens_that_exist_and_no_others(tokens: int) -> None:
     told: list[int] = []
 
-    def reveal(one: Request, count: int) -> list[list[int]]:
+    def reveal(request: Request, count: int) -> list[list[int]]:
         told.append(count)
         return [[0]] * count
 
@@ -640,7 +656,7 @@ def test_experts_are_revealed_of_tokens_that_exist_and_no_others(tokens: int) ->
         policy = asks(lambda queue: queue.experts(queue.waiting[0], count))
         pool = BlockPool(100, 1)
         queue = Scheduler(policy, pool, token_budget=8, max_sequences=2, experts=reveal)
-        queue.arrive(request(3, 5, 9))
+        queue.arrive(request_of(3, 5, 9))
         queue.next_step()
 
     served(5)
@@ -657,25 +673,25 @@ def test_experts_are_revealed_of_tokens_that_exist_and_no_others(tokens: int) ->
         (lambda queue: queue.wants(queue.waiting[0]), "this router does not reveal"),
     ],
 )
-def test_what_a_router_does_not_reveal_is_refused_by_the_name_of_who_asks(
+def test_a_policy_that_needs_what_a_router_hides_is_refused_by_name(
     question: Callable[[Queue], Any], message: str
 ) -> None:
     queue = scheduler(asks(question))
-    queue.arrive(request(3, 5, 9))
+    queue.arrive(request_of(3, 5, 9))
     with pytest.raises(PolicyViolation, match=message) as caught:
         queue.next_step()
     assert (caught.value.policy, caught.value.key) == ("scripted", "request 3")
 
 
-def test_who_is_not_queued_is_not_asked_about() -> None:
+def test_experts_of_a_request_that_is_not_queued_are_refused() -> None:
     policy = asks(lambda queue: queue.experts(Candidate(3, 5), 1))
     queue = Scheduler(
         policy,
         BlockPool(100, 1),
         token_budget=8,
         max_sequences=2,
-        experts=lambda one, count: [[0]] * count,
+        experts=lambda request, count: [[0]] * count,
     )
-    queue.arrive(request(3, 5, 9))
+    queue.arrive(request_of(3, 5, 9))
     with pytest.raises(PolicyViolation, match=r"request 3.*not queued"):
         queue.next_step()

@@ -1,4 +1,4 @@
-"""How long requests are passed over, with and without ageing."""
+"""How long batching passes a request over, with and without ageing."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ RARE, CROWD, OUTPUT = 0, 6, 12
 
 
 def rare_and_crowd() -> Trace:
-    """Seven requests of one prompt token: the first wants expert 7 always, the others expert 0."""
+    """Return seven requests of one prompt token: the first wants expert 7, the others expert 0."""
     wants = np.zeros((1 + CROWD, OUTPUT, 4, 1), np.int64)
     wants[RARE] = 7
     rows = wants.reshape(-1, 4, 1)
@@ -29,7 +29,7 @@ def rare_and_crowd() -> Trace:
 
 
 def served(tmp_path: Path, rare_s: float, crowd_s: float, **options: Any) -> Outcome:
-    """Four tokens a step; the crowd alone would fill it."""
+    """Serve the requests with four tokens per step, which the six others fill without the first."""
     arrivals = "\n".join(
         ["arrival_s,prompt_tokens,output_tokens"]
         + [f"{second},1,{OUTPUT}" for second in sorted([rare_s] + [crowd_s] * CROWD)]
@@ -45,7 +45,7 @@ def served(tmp_path: Path, rare_s: float, crowd_s: float, **options: Any) -> Out
             "max_sequences": 8,
         },
         cache={"slots": "100%"},
-        memory={"kv": "100MB"},  # for everybody: whom memory keeps out, no batching can serve
+        memory={"kv": "100MB"},  # enough for all: batching cannot serve a request without memory
     )
     return run_on(plan_of(scenario, rare_and_crowd()))
 
@@ -55,7 +55,7 @@ def rare_of(outcome: Outcome) -> Request:
 
 
 def test_a_rare_expert_waits_until_the_crowd_thins_unless_ageing_helps(tmp_path: Path) -> None:
-    """All come at once: four of the crowd run to their end before anybody else has a turn."""
+    """All arrive at once: four of the crowd run to their end before any other request runs."""
     starved, aged = served(tmp_path, 0, 0), served(tmp_path, 0, 0, max_wait=3)
     assert rare_of(starved).wait_steps == OUTPUT
     summary = summarise(starved)
@@ -68,16 +68,16 @@ def test_a_rare_expert_waits_until_the_crowd_thins_unless_ageing_helps(tmp_path:
 
 
 def test_a_rare_expert_that_runs_pauses_and_ageing_bounds_its_pauses(tmp_path: Path) -> None:
-    """The rare one comes a nanosecond before the crowd: its prompt runs alone, then it starves."""
+    """The first request arrives a nanosecond early: its prompt runs alone, then others pass it."""
     starved = served(tmp_path, 0, 1e-9)
-    one, starts = rare_of(starved), starved.ledger.step_columns()["start_ns"]
-    assert (one.wait_steps, one.pause_steps) == (0, OUTPUT)
-    first_finish, next_start = one.token_ns[0], starts[1 + OUTPUT]
-    assert summarise(starved)["pause_max_ms"] == one.pause_ns / 1e6
-    assert one.pause_ns == next_start - first_finish
+    rare, starts = rare_of(starved), starved.ledger.step_columns()["start_ns"]
+    assert (rare.wait_steps, rare.pause_steps) == (0, OUTPUT)
+    first_finish, next_start = rare.token_ns[0], starts[1 + OUTPUT]
+    assert summarise(starved)["pause_max_ms"] == rare.pause_ns / 1e6
+    assert rare.pause_ns == next_start - first_finish
     aged = summarise(served(tmp_path, 0, 1e-9, max_wait=3))
     assert aged["pause_max_steps"] == 3
-    assert aged["pause_max_ms"] < one.pause_ns / 1e6
+    assert aged["pause_max_ms"] < rare.pause_ns / 1e6
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -98,7 +98,7 @@ def test_pauses_and_gaps_between_tokens_fit_together(seed: int) -> None:
         assert request.wait_steps == first - before
 
 
-def test_nobody_pauses_where_everybody_is_served_every_step() -> None:
+def test_no_request_pauses_if_all_are_served_every_step() -> None:
     scenario = tiny_scenario(cache={"slots": "100%"})
     summary = summarise(run_on(plan_of(scenario, rare_and_crowd())))
     assert [summary[f"{name}_max_steps"] for name in ("wait", "pause")] == [0, 0]

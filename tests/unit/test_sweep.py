@@ -1,4 +1,4 @@
-"""Points and the processes that do them: nothing lost, nothing left behind."""
+"""Points of a sweep and the processes that run them: no result is lost, no process remains."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def write_square(task: tuple[Path, int]) -> None:
 
 
 def die_on_two(task: tuple[Path, int]) -> None:
-    """As a process does that is killed for its memory."""
+    """Kill the process at task two, as the system does if memory runs out."""
     folder, number = task
     if number == 2:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -41,7 +41,7 @@ def die_on_two(task: tuple[Path, int]) -> None:
 
 
 def linger(task: tuple[Path, int]) -> None:
-    """Take long, and clean up when told to end."""
+    """Run long, and clean up when the process is ended."""
     folder, number = task
     try:
         (folder / f"{number}.begun").write_text(str(os.getpid()))
@@ -52,18 +52,20 @@ def linger(task: tuple[Path, int]) -> None:
 
 
 @pytest.mark.parametrize("workers", WORKERS)
-def test_every_task_has_one_outcome_and_failures_stop_nothing(tmp_path: Path, workers: int) -> None:
+def test_every_task_has_one_result_and_failures_stop_no_other_task(
+    tmp_path: Path, workers: int
+) -> None:
     tasks = [(tmp_path, number) for number in range(6)]
-    outcomes = {o.index: o.error for o in LocalProcesses(workers).outcomes(write_square, tasks)}
-    assert sorted(outcomes) == list(range(6))
+    errors = {o.index: o.error for o in LocalProcesses(workers).results(write_square, tasks)}
+    assert sorted(errors) == list(range(6))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["0", "1", "4", "5"]
-    assert isinstance(outcomes[2], TraceError)
-    assert str(outcomes[2]) == "a.npy: row 2: is odd"
-    assert isinstance(outcomes[3], RuntimeError)
+    assert isinstance(errors[2], TraceError)
+    assert str(errors[2]) == "a.npy: row 2: is odd"
+    assert isinstance(errors[3], RuntimeError)
 
 
-def test_no_tasks_are_no_outcomes() -> None:
-    assert list(LocalProcesses(4).outcomes(write_square, [])) == []
+def test_no_tasks_give_no_results() -> None:
+    assert list(LocalProcesses(4).results(write_square, [])) == []
 
 
 def test_workers_are_at_least_one() -> None:
@@ -73,18 +75,18 @@ def test_workers_are_at_least_one() -> None:
 
 def test_a_worker_that_dies_costs_its_own_task_only(tmp_path: Path) -> None:
     tasks = [(tmp_path, number) for number in range(9)]
-    outcomes = {o.index: o.error for o in LocalProcesses(2).outcomes(die_on_two, tasks)}
-    assert sorted(outcomes) == list(range(9))
+    errors = {o.index: o.error for o in LocalProcesses(2).results(die_on_two, tasks)}
+    assert sorted(errors) == list(range(9))
     assert sorted(path.name for path in tmp_path.iterdir()) == [*"01345678"]
-    assert [index for index, error in outcomes.items() if error is not None] == [2]
-    assert isinstance(outcomes[2], WorkerDied)
-    assert "out of memory" in str(outcomes[2])
+    assert [index for index, error in errors.items() if error is not None] == [2]
+    assert isinstance(errors[2], WorkerDied)
+    assert "out of memory" in str(errors[2])
 
 
 def test_closing_early_ends_the_workers_which_clean_up(tmp_path: Path) -> None:
     tasks = [(tmp_path, 0), (tmp_path, 1), (tmp_path, 2), (tmp_path, 3)]
     before = set(multiprocessing.active_children())
-    code = LocalProcesses(2).outcomes(linger_or_return, tasks)
+    code = LocalProcesses(2).results(linger_or_return, tasks)
     assert next(code).error is None
     wait_until(lambda: (tmp_path / "1.begun").exists())
     code.close()
@@ -96,7 +98,7 @@ def test_closing_early_ends_the_workers_which_clean_up(tmp_path: Path) -> None:
 
 
 def linger_or_return(task: tuple[Path, int]) -> None:
-    """The first task ends at once, the others linger."""
+    """Return at once in the first task; run long in the others."""
     if task[1] > 0:
         linger(task)
 
@@ -114,7 +116,7 @@ def test_workers_do_not_outlive_a_parent_that_is_killed(tmp_path: Path) -> None:
             from moesim.sweep import LocalProcesses
             if __name__ == "__main__":
                 tasks = [(Path({str(tmp_path)!r}), number) for number in range(2)]
-                list(LocalProcesses(2).outcomes(linger, tasks))
+                list(LocalProcesses(2).results(linger, tasks))
             """
         )
     )
@@ -135,7 +137,7 @@ def wait_until(true: Any, patience_s: float = 120) -> None:
 
 
 def is_alive(process: int) -> bool:
-    """Whether a process runs (one that ended and was not reaped does not)."""
+    """Return whether a process runs (one that ended but was not reaped does not)."""
     try:
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:

@@ -1,4 +1,4 @@
-"""The knobs of a synthetic trace do what they say, measured on what comes out."""
+"""The knobs of a synthetic trace do what they say, as measured on the trace."""
 
 from __future__ import annotations
 
@@ -33,19 +33,19 @@ FLAT = SyntheticKnobs(
 
 
 def ids(trace: Trace) -> npt.NDArray[np.int64]:
-    """Expert ids by request: (requests, rows of a request, layers, k)."""
+    """Return expert ids by request: (requests, rows of a request, layers, k)."""
     rows = int(trace.requests["num_rows"][0])
     return trace.expert_ids[:].astype(np.int64).reshape(-1, rows, trace.num_layers, trace.top_k)
 
 
 def share(happened: npt.NDArray[np.bool_]) -> tuple[float, float]:
-    """How often, and a margin that a right answer leaves once in ten thousand times."""
+    """Return a share and its margin; a right value is outside once in ten thousand times."""
     mean = float(happened.mean())
     return mean, 4 * sqrt(max(mean * (1 - mean), 1e-4) / happened.size)
 
 
 def repeats(trace: Trace) -> npt.NDArray[np.bool_]:
-    """Whether a row repeats the experts of the row before: (requests, rows - 1, layers)."""
+    """Return whether rows repeat the experts of the row before: (requests, rows - 1, layers)."""
     found = ids(trace)
     return (found[:, 1:] == found[:, :-1]).all(-1)
 
@@ -99,7 +99,7 @@ def test_correlation_leaves_the_first_layer_as_sticky_as_asked_and_no_layer_less
 
 
 def most_common_follower(trace: Trace, layer: int) -> npt.NDArray[np.int64]:
-    """For each expert of a layer, the one that most often holds its place in the next layer."""
+    """Return, for each expert of a layer, the one that most often follows it in the next layer."""
     here, there = ids(trace)[:, :, layer].ravel(), ids(trace)[:, :, layer + 1].ravel()
     together = np.zeros((trace.num_experts, trace.num_experts), int)
     np.add.at(together, (here, there), 1)

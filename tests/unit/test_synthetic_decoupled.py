@@ -1,4 +1,4 @@
-"""The knobs of a synthetic decoupled trace do what they say, measured on what comes out."""
+"""The knobs of a synthetic decoupled trace do what they say, as measured on the trace."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ KNOBS = DecoupledKnobs(requests=20, prompt_tokens=501, output_tokens=500, num_la
 
 
 def chosen(trace: Trace) -> npt.NDArray[np.int64]:
-    """The expert of each row: (requests, rows of a request)."""
+    """Return the expert of each row: (requests, rows of a request)."""
     return trace.expert_ids[:][:, 0, 0].astype(np.int64).reshape(trace.num_requests, -1)
 
 

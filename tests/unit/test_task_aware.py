@@ -1,4 +1,4 @@
-"""Task-aware batching: nobody lost, budget and order kept, few experts a step, no long waits."""
+"""Task-aware batching loses no request, keeps budget and order, and takes few experts per step."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def wants(request: Request) -> Keys:
 def queue_of(
     tasks: Sequence[Sequence[int]], budget: int, tokens: Sequence[int] = (), first: int = 0
 ) -> Queue:
-    """Running requests, numbered from `first`, that want these keys."""
+    """Return a queue of running requests that want these keys, numbered from `first`."""
     sizes = tokens or [1] * len(tasks)
     requests = [
         Request(first + number, size, frozenset(keys))
@@ -83,8 +83,8 @@ APART = st.sampled_from([frozenset({0}), frozenset({1, 2}), frozenset({3, 4, 5})
 
 @st.composite
 def queues(draw: st.DrawFn, tasks: Any = ANY, longest: int = 5, running: bool = False) -> Queue:
-    found = draw(st.lists(st.tuples(st.integers(1, longest), tasks), max_size=7))
-    requests = [Request(number, *each) for number, each in enumerate(found)]
+    wanted = draw(st.lists(st.tuples(st.integers(1, longest), tasks), max_size=7))
+    requests = [Request(number, *each) for number, each in enumerate(wanted)]
     split = len(requests) if running else draw(st.integers(0, len(requests)))
     free = draw(st.integers(0, 4))
     return Queue(requests[:split], requests[split:], draw(st.integers(1, 12)), free, wants=wants)
@@ -92,7 +92,7 @@ def queues(draw: st.DrawFn, tasks: Any = ANY, longest: int = 5, running: bool = 
 
 @both
 @given(data=st.data())
-def test_nobody_is_doubled_and_the_budget_is_kept(mix: bool, data: st.DataObject) -> None:
+def test_no_request_is_planned_twice_and_the_budget_is_kept(mix: bool, data: st.DataObject) -> None:
     made = policy(mix=mix, max_wait=data.draw(st.sampled_from([None, 1, 2])))
     for _ in range(3):
         queue = data.draw(queues())
@@ -131,10 +131,11 @@ def test_within_a_task_it_is_first_come_first_served(mix: bool, data: st.DataObj
 
 @given(queue=queues(PAIRS | APART, running=True))
 def test_no_batch_that_serves_as_much_wants_fewer_experts(queue: Queue) -> None:
-    """Without a step before it and without mixing: brute force over all sets of requests. Where all
-    tasks want as many keys, or no two want the same one, a step's distinct keys are the fewest
-    with which as many tokens can be served. (Where small tasks overlap with large ones, several
-    together may serve more a key than any alone, and only tasks of their own are considered.)"""
+    """Compare a first step without mixing with brute force over all sets of requests.
+
+    If all tasks want the same number of keys, or no two tasks share a key, the step has the fewest
+    distinct keys that can serve its number of tokens. (If small tasks overlap with large ones,
+    several together may serve more tokens per key than one. The policy considers single tasks.)"""
     tasks = {request.wants for request in queue.running}
     apart = all(not one & other for one, other in combinations(tasks, 2))
     assume(apart or len({len(task) for task in tasks}) == 1)
@@ -154,8 +155,10 @@ def test_no_batch_that_serves_as_much_wants_fewer_experts(queue: Queue) -> None:
 
 @given(queue=queues(ANY, running=True))
 def test_without_mixing_a_step_wants_the_keys_of_one_request(queue: Queue) -> None:
-    """Of the one that, with all who want no more, serves most tokens a key; nobody who wants no
-    more is left out while there is budget."""
+    """It is the request that serves most tokens per key, with all requests that want a subset.
+
+    No request that wants a subset is left out while there is budget.
+    """
     assume(queue.running)
     plan = policy(mix=False).plan(queue)
 
@@ -175,7 +178,7 @@ def test_without_mixing_a_step_wants_the_keys_of_one_request(queue: Queue) -> No
     budget=st.integers(1, 9),
 )
 def test_no_full_batch_wants_fewer_experts_of_tasks_apart(tasks: list[int], budget: int) -> None:
-    """Decoding requests, with mixing: two keys a task that nobody else wants, as by brute force."""
+    """Decoding requests, with mixing; each task has two keys of its own; checked by brute force."""
     queue = queue_of([[2 * task, 2 * task + 1] for task in tasks], budget)
     plan = policy().plan(queue)
     size = min(budget, len(tasks))
@@ -186,7 +189,7 @@ def test_no_full_batch_wants_fewer_experts_of_tasks_apart(tasks: list[int], budg
 
 @both
 @given(data=st.data())
-def test_nobody_new_is_begun_while_somebody_wants_no_more_than_the_step_before(
+def test_requests_that_want_no_more_than_the_step_before_go_first(
     mix: bool, data: st.DataObject
 ) -> None:
     made = policy(mix=mix)
@@ -199,7 +202,7 @@ def test_nobody_new_is_begun_while_somebody_wants_no_more_than_the_step_before(
     assert mix or not within or keys_in(plan) <= held
 
 
-def test_it_stays_with_a_task_and_then_takes_the_one_that_serves_most_a_key() -> None:
+def test_a_task_is_continued_and_then_the_one_that_serves_most_per_key_is_taken() -> None:
     made = policy(mix=False)
     a, b, c = [0, 10], [1, 11], [2, 12]
     assert served(made.plan(queue_of([c, a, b, b], 4))) == [2, 3]
@@ -216,7 +219,7 @@ def test_what_is_left_of_the_budget_goes_where_fewest_keys_are_missing() -> None
     assert served(policy(mix=False).plan(queue_of(tasks, 9))) == [1, 4, 5]
 
 
-def test_ties_go_to_who_came_first() -> None:
+def test_ties_go_to_the_earliest_request() -> None:
     tasks = [[4, 5], [0, 1], [2, 3], [0, 1], [4, 5]]
     assert served(policy().plan(queue_of(tasks, 9))) == [0, 4, 1, 3, 2]
     assert served(policy(mix=False).plan(queue_of(tasks, 9))) == [0, 4]
@@ -240,7 +243,7 @@ def test_requests_that_want_nothing_are_served_too() -> None:
 @both
 def test_a_rare_task_starves_unless_it_may_go_first_after_a_while(mix: bool) -> None:
     def waits(**options: Any) -> int:
-        """Steps until the one of a rare task is served, while the crowd is renewed."""
+        """Return the steps until the request of a rare task is served; others keep arriving."""
         made = policy(mix=mix, **options)
         for step in range(20):
             if 0 in served(made.plan(queue_of([[9, 19], *[[0, 10]] * 4], 2))):
@@ -257,12 +260,14 @@ def test_a_rare_task_starves_unless_it_may_go_first_after_a_while(mix: bool) -> 
     budget=st.integers(1, 4),
     spare=st.integers(0, 4),
 )
-def test_ageing_bounds_how_long_anybody_is_passed_over(
+def test_ageing_bounds_how_long_a_request_is_passed_over(
     mix: bool, tasks: list[int], budget: int, spare: int
 ) -> None:
-    """Requests that decode for ever, and could all be served in `turn` steps. Where `max_wait` is
-    no less, nobody who was served is old again before all who are old have been: so nobody is
-    passed over more than max_wait + turn - 1 times."""
+    """Requests decode without end; `turn` steps could serve them all.
+
+    If `max_wait` is at least `turn`, all old requests are served before a served one is old again.
+    So no request is passed over more than max_wait + turn - 1 times.
+    """
     turn = -(-len(tasks) // budget)
     max_wait = turn + spare
     made = policy(mix=mix, max_wait=max_wait)
@@ -276,7 +281,7 @@ def test_ageing_bounds_how_long_anybody_is_passed_over(
 
 
 @both
-def test_who_is_old_goes_first_whatever_it_wants(mix: bool) -> None:
+def test_an_old_request_goes_first_whatever_it_wants(mix: bool) -> None:
     made = policy(mix=mix, max_wait=1)
     a, b, c = [0, 10], [1, 11], [2, 12]
     assert served(made.plan(queue_of([b, a, a, a, c], 3))) == [1, 2, 3]
@@ -318,7 +323,7 @@ def test_it_serves_whole_workloads_where_memory_is_tight(mix: bool, blocks: int)
 
 
 def test_without_mixing_every_layer_event_is_of_one_task() -> None:
-    """Top-2: two experts a layer in every step; other orders want more, and load more."""
+    """With top-2, every step wants two experts per layer; other policies want and load more."""
     apart, mixed = run(mix=False).ledger, run().ledger
     assert {len(union) for union in apart.layer_events()} == {2}
     assert max(len(union) for union in mixed.layer_events()) > 2

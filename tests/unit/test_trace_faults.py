@@ -36,7 +36,7 @@ FILES = sorted([*SHARDS, "requests.parquet", "trace.json"])
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A trace of two shards a role, never to be changed."""
+    """Return a trace with two shards per role, which tests must not change."""
     folder = tmp_path_factory.mktemp("whole") / "trace"
     save_sharded(tiny_trace(), folder, 5)
     assert sorted(file.name for file in folder.iterdir()) == FILES
@@ -55,7 +55,7 @@ def copy_of(whole: Path) -> Iterator[Path]:
 
 
 def refused(folder: Path, file: str, message: str, opening: bool = True) -> TraceError:
-    """The error, which names `file`; `opening` says that `load_trace` already finds it."""
+    """Return the error, which names `file`; with `opening`, `load_trace` itself raises it."""
     with pytest.raises(TraceError, match=message) as caught:
         validate_trace(folder)
     assert caught.value.file == str(folder / file)
@@ -309,7 +309,7 @@ def test_a_folder_in_place_of_a_file_is_named(folder: Path) -> None:
 
 @st.composite
 def damage(draw: st.DrawFn) -> Callable[[bytes], bytes]:
-    """A change to some bytes of a file: flip, overwrite, cut, repeat, insert."""
+    """Draw a change to some bytes of a file: flip, overwrite, cut, repeat or insert."""
     where = draw(st.floats(0, 1, exclude_max=True))
     length = draw(st.integers(1, 16))
     junk = draw(st.binary(min_size=1, max_size=16))
@@ -337,7 +337,7 @@ def attempt(read: Callable[[Path], Trace], folder: Path) -> Trace | TraceError:
 
 
 def only_trace_errors(folder: Path) -> Trace | None:
-    """What validation returns; opening alone must be the more lenient one."""
+    """Return the validated trace; None if a `TraceError` refuses it. Other errors propagate."""
     opened, trace = attempt(load_trace, folder), attempt(validate_trace, folder)
     if isinstance(trace, TraceError):
         assert trace.file.startswith(str(folder))

@@ -218,10 +218,10 @@ def test_a_static_trace_whose_rows_differ_within_a_domain_is_refused(
         validate_trace(folder)
     assert caught.value.file == str(folder / name)
     assert caught.value.where == where
-    known = [int(expert) for expert in was if expert != 255]
-    assert f"of that domain {sorted(known)};" in caught.value.reason
+    experts = [int(expert) for expert in was if expert != 255]
+    assert f"of that domain {sorted(experts)};" in caught.value.reason
     edit_header(folder, router="decoupled")
-    validate_trace(folder)  # of other routers nobody asks it
+    validate_trace(folder)  # the rule is for static routers alone
 
 
 @pytest.mark.parametrize("row", [16_383, 16_384, 49_999])
@@ -232,7 +232,7 @@ def test_static_traces_are_compared_to_the_last_row(row: int) -> None:
         Trace.from_arrays(expert_ids=ids, seq_len=[50_000], num_experts=2, router="static")
 
 
-def test_a_run_does_not_believe_a_header_that_says_static(tmp_path: Path) -> None:
+def test_a_run_checks_that_a_static_trace_is_static(tmp_path: Path) -> None:
     """Opening a trace reads no values; a run does, and refuses what is not static."""
     static = costed_trace(np.zeros((9, 2, 1), int), seq_len=[4, 5], router="static")
     static.save(tmp_path / "trace")

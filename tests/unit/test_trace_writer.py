@@ -23,7 +23,7 @@ META = TraceMeta(num_layers=1, num_experts=EXPERTS, top_k=2)
 
 
 def request(rows: int = 4, **changes: Any) -> dict[str, Any]:
-    """One well-formed request: `rows` rows, two of them decoded."""
+    """Return one well-formed request: `rows` rows, two of them decoded."""
     ids = np.tile(np.array([[[0, 1]]]), (rows, 1, 1))
     return {
         "expert_ids": ids,
@@ -133,8 +133,8 @@ def test_a_parent_that_is_a_file_is_an_output_error_naming_the_path(tmp_path: Pa
         TraceWriter(tmp_path / "file" / "trace", META)
 
 
-@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs a folder nobody may write in")
-def test_a_folder_nobody_may_write_in_is_an_output_error_naming_the_path() -> None:
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs a folder without write access")
+def test_an_unwritable_folder_is_an_output_error_naming_the_path() -> None:
     with pytest.raises(OutputError, match=r"cannot write /proc/trace: "):
         TraceWriter("/proc/trace", META)
 

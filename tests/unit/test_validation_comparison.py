@@ -45,7 +45,7 @@ def test_decisions_agree_with_open_arrivals_once_the_schedule_is_replayed() -> N
     assert parted > 3, "nothing was shown: the schedules agreed by themselves"
 
 
-def test_a_replay_waits_for_the_arrival_of_whoever_its_step_takes() -> None:
+def test_a_replay_waits_for_the_arrival_of_the_requests_in_its_step() -> None:
     workload = {**OPEN, "lengths": {"prompt": 8, "output": 8}}
     plan = plan_of(tiny_scenario(workload=workload), tiny_trace(requests=4))
     patient = [tuple((index, 0, 8) for index in range(4))]  # all prompts in one step
@@ -78,7 +78,7 @@ def _other_cache(plan: Plan, **changes: Any) -> Plan:
     return replace(plan, scenario=plan.scenario.model_copy(update={"cache": cache}))
 
 
-def test_a_machine_that_decides_otherwise_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_different_decisions_of_a_machine_are_detected(monkeypatch: pytest.MonkeyPatch) -> None:
     plan = plan_of(tiny_scenario(cache={"policy": "lru", "slots": "2/layer"}), tiny_trace())
     good = simulated(plan)
 
@@ -99,7 +99,7 @@ def test_a_machine_that_decides_otherwise_is_found_out(monkeypatch: pytest.Monke
     assert not compare([good, good], good).differences
 
 
-def test_who_is_listened_to_sees_as_much_as_before() -> None:
+def test_an_observed_policy_sees_as_much_as_before() -> None:
     trace = tiny_trace(requests=6, prompt_tokens=12, output_tokens=2, stickiness=0.0)
     cache = {"policy": "lookahead", "slots": "3/layer"}
     plan = plan_of(

@@ -1,4 +1,4 @@
-"""The knowledge boundary: what lies beyond the view changes no decision taken before it.
+"""The view of a policy hides the future: data beyond it changes no earlier decision.
 
 A run is repeated with another future: from some layer event on, ids, gate weights and predictions
 are different. Everything decided up to there, by whatever policies, must be the same.
@@ -39,8 +39,10 @@ both_machines = pytest.mark.parametrize("make", [SimMachine, EventMachine])
 
 
 class Diary:
-    """What policies answered, each with the number of layer events decided by then; and the
-    trace rows of each step."""
+    """The decisions of policies, each with the number of layer events decided before it.
+
+    It also holds the trace rows of each step.
+    """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, eviction: str, prefetch: str) -> None:
         self.entries: list[tuple[int, str, Any]] = []
@@ -82,7 +84,7 @@ class Diary:
         self.entries.append((self._events, kind, answer))
 
     def until(self, event: int) -> list[tuple[int, str, Any]]:
-        """All that was answered up to that layer event, counted from 1, and right after it."""
+        """Return all decisions up to a layer event, counted from 1, and right after it."""
         return [entry for entry in self.entries if entry[0] <= event]
 
 
@@ -96,7 +98,7 @@ def arrays(trace: Trace) -> dict[str, Any]:
 
 
 def with_another_future(trace: Trace, steps: list[list[int]], event: int, seed: int) -> Trace:
-    """Another trace that is the same up to layer event `event` (from 1) of the run."""
+    """Return another trace that equals this one up to layer event `event` (from 1) of the run."""
     rng = np.random.default_rng(seed)
     same = arrays(trace)
     other = {
@@ -143,7 +145,7 @@ def scenario_of(eviction: str, prefetch: str, scope: str, profile: Path) -> dict
 
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> Trace:
-    """Four requests; on disk too, as the profile that `static` learns from."""
+    """Return a trace of four requests, also saved as the profile from which `static` learns."""
     trace = tiny_trace(requests=4, prompt_tokens=4, output_tokens=4, prediction_accuracy=0.6)
     return trace.save(tmp_path_factory.mktemp("view") / "trace")
 
@@ -170,7 +172,7 @@ def test_another_future_changes_no_decision_taken_before_it(
 
 @pytest.mark.parametrize(("eviction", "prefetch"), [("min", "none"), ("lru", "oracle")])
 def test_clairvoyant_policies_do_look_beyond(recorded: Trace, eviction: str, prefetch: str) -> None:
-    """And are marked so. This also shows that the comparison above can fail."""
+    """They are marked as such. This also shows that the comparison above can fail."""
     assert recorded.path is not None
     scenario = scenario_of(eviction, prefetch, "per_layer", recorded.path)
     known = diary_of(scenario, recorded)
@@ -183,7 +185,7 @@ def test_clairvoyant_policies_do_look_beyond(recorded: Trace, eviction: str, pre
 
 
 def test_predictions_become_visible_at_their_layer_and_not_at_the_start_of_a_step() -> None:
-    """Guesses of layer 0 are asked for after layer 0, never before any layer is known."""
+    """Predictions made at layer 0 are visible after layer 0, not before."""
     trace = tiny_trace(requests=1, prompt_tokens=1, output_tokens=3)
     scenario = scenario_of("lru", "predicted", "per_layer", Path())
     asked = [entry[2] for entry in diary_of(scenario, trace).entries if entry[1] == "wanted"]

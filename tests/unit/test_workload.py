@@ -36,13 +36,13 @@ def workload(trace: Trace, seed: int = 0, **section: Any) -> list[Request]:
 
 
 def arrivals_s(requests: list[Request]) -> Any:
-    return np.array([one.arrival_ns for one in requests]) / 1e9
+    return np.array([request.arrival_ns for request in requests]) / 1e9
 
 
 # --- arrivals -------------------------------------------------------------------------------------
 
 COUNT = 40_000
-_Z = 4.0  # of a fixed seed, so that it either holds for ever or never
+_Z = 4.0  # standard deviations; the seed is fixed, so a test that passes always passes
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +78,7 @@ def test_gamma_gaps_have_the_stated_rate_and_burstiness(single: Trace, burstines
 
 
 def test_all_at_once_is_time_zero(single: Trace) -> None:
-    assert {one.arrival_ns for one in workload(single, requests=5)} == {0}
+    assert {request.arrival_ns for request in workload(single, requests=5)} == {0}
 
 
 def test_recorded_arrivals_start_at_zero_in_order_and_scale() -> None:
@@ -89,11 +89,11 @@ def test_recorded_arrivals_start_at_zero_in_order_and_scale() -> None:
         domain=list("abcd"),
     )
     plain = workload(trace, arrivals="recorded")
-    assert [one.arrival_ns for one in plain] == [0, 0, 1_000_000_000, 2_500_000_000]
-    assert [one.domain for one in plain] == ["b", "d", "c", "a"]
-    assert [one.index for one in plain] == [0, 1, 2, 3]
+    assert [request.arrival_ns for request in plain] == [0, 0, 1_000_000_000, 2_500_000_000]
+    assert [request.domain for request in plain] == ["b", "d", "c", "a"]
+    assert [request.index for request in plain] == [0, 1, 2, 3]
     scaled = workload(trace, arrivals={"kind": "recorded", "time_scale": 0.5})
-    assert [one.arrival_ns for one in scaled] == [0, 0, 500_000_000, 1_250_000_000]
+    assert [request.arrival_ns for request in scaled] == [0, 0, 500_000_000, 1_250_000_000]
 
 
 def test_a_trace_without_arrival_times_cannot_replay_them() -> None:
@@ -120,18 +120,24 @@ AZURE = "TIMESTAMP,ContextTokens,GeneratedTokens\n"
 
 def test_a_plain_csv_gives_arrivals_and_lengths(tmp_path: Path) -> None:
     requests = from_csv(tmp_path, PLAIN + "0.25,3,2\n0.25,1,1\n1.5,40,7\n")
-    assert [(one.arrival_ns, one.prompt_tokens, one.output_tokens) for one in requests] == [
+    assert [
+        (request.arrival_ns, request.prompt_tokens, request.output_tokens) for request in requests
+    ] == [
         (250_000_000, 3, 2),
         (250_000_000, 1, 1),
         (1_500_000_000, 40, 7),
     ]
-    assert [len(one.rows) for one in requests] == [4, 1, 46]
+    assert [len(request.rows) for request in requests] == [4, 1, 46]
 
 
 def test_columns_may_come_in_any_order_and_with_others(tmp_path: Path) -> None:
     text = "note,output_tokens,arrival_s,prompt_tokens\r\nx,2,0.5,3\r\n"
-    (one,) = from_csv(tmp_path, "\ufeff" + text, time_scale=2.0)
-    assert (one.arrival_ns, one.prompt_tokens, one.output_tokens) == (1_000_000_000, 3, 2)
+    (request,) = from_csv(tmp_path, "\ufeff" + text, time_scale=2.0)
+    assert (request.arrival_ns, request.prompt_tokens, request.output_tokens) == (
+        1_000_000_000,
+        3,
+        2,
+    )
 
 
 def test_an_azure_csv_has_seven_digits_of_a_second(tmp_path: Path) -> None:
@@ -142,11 +148,21 @@ def test_an_azure_csv_has_seven_digits_of_a_second(tmp_path: Path) -> None:
         "2023-11-16 18:18:04,1,1\r\n"
     )
     requests = from_csv(tmp_path, text, format="azure")
-    assert [one.arrival_ns for one in requests] == [0, 52_000_000, 52_000_100, 60_020_040_000]
-    assert [one.prompt_tokens for one in requests] == [4808, 3180, 110, 1]
-    assert [one.output_tokens for one in requests] == [10, 8, 27, 1]
+    assert [request.arrival_ns for request in requests] == [
+        0,
+        52_000_000,
+        52_000_100,
+        60_020_040_000,
+    ]
+    assert [request.prompt_tokens for request in requests] == [4808, 3180, 110, 1]
+    assert [request.output_tokens for request in requests] == [10, 8, 27, 1]
     slow = from_csv(tmp_path, text, format="azure", time_scale=10.0)
-    assert [one.arrival_ns for one in slow] == [0, 520_000_000, 520_001_000, 600_200_400_000]
+    assert [request.arrival_ns for request in slow] == [
+        0,
+        520_000_000,
+        520_001_000,
+        600_200_400_000,
+    ]
 
 
 def test_the_real_azure_trace_is_read_whole(shared: Path) -> None:
@@ -157,8 +173,10 @@ def test_the_real_azure_trace_is_read_whole(shared: Path) -> None:
     with path.open(newline="", encoding="utf-8-sig") as handle:
         rows = list(csv.DictReader(handle))
     assert len(requests) == len(rows) > 8000
-    assert sum(one.prompt_tokens for one in requests) == sum(int(r["ContextTokens"]) for r in rows)
-    assert sum(one.output_tokens for one in requests) == sum(
+    assert sum(request.prompt_tokens for request in requests) == sum(
+        int(r["ContextTokens"]) for r in rows
+    )
+    assert sum(request.output_tokens for request in requests) == sum(
         int(r["GeneratedTokens"]) for r in rows
     )
     # Ten million ticks a second, by another route than the code's.
@@ -168,9 +186,13 @@ def test_the_real_azure_trace_is_read_whole(shared: Path) -> None:
         hours, minutes, seconds = clock.split()[1].split(":")
         whole = (int(hours) * 60 + int(minutes)) * 60 + int(seconds)
         ticks.append(whole * 10**7 + int(digits.ljust(7, "0")))
-    assert [one.arrival_ns for one in requests] == [(tick - ticks[0]) * 100 for tick in ticks]
+    assert [request.arrival_ns for request in requests] == [
+        (tick - ticks[0]) * 100 for tick in ticks
+    ]
     few = workload(trace, arrivals=arrivals, requests=50)
-    assert [one.arrival_ns for one in few] == [one.arrival_ns for one in requests[:50]]
+    assert [request.arrival_ns for request in few] == [
+        request.arrival_ns for request in requests[:50]
+    ]
 
 
 BAD_LINES = [
@@ -236,7 +258,10 @@ def test_a_bad_line_of_a_csv_is_named(
 
 def test_times_of_the_later_azure_traces_carry_their_zone(tmp_path: Path) -> None:
     text = AZURE + "2024-05-10 00:00:00.009930+00:00,2162,5\n2024-05-10T00:00:00.017335Z,2399,6\n"
-    assert [one.arrival_ns for one in from_csv(tmp_path, text, format="azure")] == [0, 7_405_000]
+    assert [request.arrival_ns for request in from_csv(tmp_path, text, format="azure")] == [
+        0,
+        7_405_000,
+    ]
 
 
 def test_an_arrival_too_late_to_count_in_nanoseconds_is_refused(tmp_path: Path) -> None:
@@ -257,7 +282,7 @@ def test_no_rate_or_burstiness_is_a_crash(rate: float, burstiness: float) -> Non
 def test_gaps_of_next_to_no_burstiness_are_even() -> None:
     arrivals = {"kind": "gamma", "rate_per_s": 10.0, "burstiness": 1e-200}
     requests = workload(tiny_trace(requests=3), arrivals=arrivals)
-    assert [one.arrival_ns for one in requests] == [10**8, 2 * 10**8, 3 * 10**8]
+    assert [request.arrival_ns for request in requests] == [10**8, 2 * 10**8, 3 * 10**8]
 
 
 def test_a_workload_that_no_memory_could_hold_is_refused() -> None:
@@ -318,7 +343,7 @@ def test_any_bytes_are_arrivals_or_one_line(data: bytes) -> None:
             assert said
             assert "\n" not in said
         else:
-            assert all(one.moment >= 0 and one.prompt_tokens >= 1 for one in read)
+            assert all(request.moment >= 0 and request.prompt_tokens >= 1 for request in read)
 
 
 def test_a_csv_that_is_no_text_is_named(tmp_path: Path) -> None:
@@ -335,7 +360,7 @@ def test_a_csv_that_is_no_text_is_named(tmp_path: Path) -> None:
 
 
 def many(requests: int = 12) -> Trace:
-    """One row each, of alternating domains."""
+    """Return a trace of requests with one row each, of alternating domains."""
     return costed_trace(
         np.zeros((requests, 1, 1), int),
         seq_len=[1] * requests,
@@ -344,7 +369,7 @@ def many(requests: int = 12) -> Trace:
 
 
 def sources(requests: list[Request]) -> list[int]:
-    return [int(one.rows[0]) for one in requests]
+    return [int(request.rows[0]) for request in requests]
 
 
 def test_the_recorded_order_repeats_where_it_is_too_short() -> None:
@@ -374,7 +399,7 @@ def test_a_resampled_order_draws_with_replacement() -> None:
 def test_domains_restrict_the_pool_and_unknown_ones_are_refused() -> None:
     requests = workload(many(), domains=["prose"])
     assert sources(requests) == [1, 3, 5, 7, 9, 11]
-    assert {one.domain for one in requests} == {"prose"}
+    assert {request.domain for request in requests} == {"prose"}
     with pytest.raises(ScenarioError, match=r"no domain 'poetry'; it has code, prose"):
         workload(many(), domains=["prose", "poetry"])
 
@@ -383,7 +408,7 @@ def test_domains_restrict_the_pool_and_unknown_ones_are_refused() -> None:
 
 
 def domains_trace() -> Trace:
-    """Requests of 3, 2 and 4 rows; the first and the last are of one domain."""
+    """Return requests of 3, 2 and 4 rows; the first and the last have the same domain."""
     return costed_trace(
         np.zeros((9, 1, 1), int),
         seq_len=[3, 2, 4],
@@ -392,12 +417,12 @@ def domains_trace() -> Trace:
     )
 
 
-def test_a_request_longer_than_its_recording_goes_on_in_its_domain() -> None:
+def test_a_request_longer_than_its_recording_continues_in_its_domain() -> None:
     first, second, third = workload(domains_trace(), lengths={"prompt": 4, "output": 6})
     assert first.rows.tolist() == [0, 1, 2, 5, 6, 7, 8, 0, 1]
     assert second.rows.tolist() == [3, 4] * 4 + [3]
     assert third.rows.tolist() == [5, 6, 7, 8, 0, 1, 2, 5, 6]
-    assert [one.tiled_rows for one in (first, second, third)] == [6, 7, 5]
+    assert [request.tiled_rows for request in (first, second, third)] == [6, 7, 5]
 
 
 def test_tiling_stays_within_the_chosen_domains() -> None:
@@ -406,7 +431,7 @@ def test_tiling_stays_within_the_chosen_domains() -> None:
 
 
 def test_where_no_request_of_a_domain_was_decoded_prompt_rows_stand_in() -> None:
-    """A request's own, again and again; those of its domain's other requests are no better."""
+    """The request's own rows repeat; prompt rows of other requests would be no better."""
     trace = costed_trace(
         np.zeros((7, 1, 1), int), seq_len=[3, 4], prompt_tokens=[3, 4], domain="code"
     )
@@ -421,8 +446,8 @@ def test_requests_of_a_domain_that_were_not_decoded_are_passed_over() -> None:
         np.zeros((7, 1, 1), int), seq_len=[2, 3, 2], prompt_tokens=[2, 1, 2], domain="code"
     )
     rows = [
-        one.rows.tolist()
-        for one in workload(trace, prefill="skip", lengths={"prompt": 4, "output": 6})
+        request.rows.tolist()
+        for request in workload(trace, prefill="skip", lengths={"prompt": 4, "output": 6})
     ]
     assert rows == [[3, 4, 3, 4, 3]] * 3
 
@@ -439,11 +464,11 @@ def test_the_tiled_share_is_reported() -> None:
 
 
 def test_a_request_shorter_than_its_recording_takes_its_first_rows() -> None:
-    for one, first in zip(
+    for request, first in zip(
         workload(domains_trace(), lengths={"prompt": 1, "output": 2}), (0, 3, 5), strict=True
     ):
-        assert one.rows.tolist() == [first, first + 1]
-        assert one.tiled_rows == 0
+        assert request.rows.tolist() == [first, first + 1]
+        assert request.tiled_rows == 0
 
 
 @settings(max_examples=60)
@@ -452,14 +477,14 @@ def test_every_request_has_exactly_the_rows_it_computes(
     prompt: int, output: int, prefill: str
 ) -> None:
     lengths = {"prompt": prompt, "output": output}
-    for one in workload(domains_trace(), lengths=lengths, prefill=prefill):
-        own = set(range(3, 5)) if one.domain == "prose" else {0, 1, 2, 5, 6, 7, 8}
-        assert len(one.rows) == output - 1 + (prompt if prefill != "skip" else 0)
-        assert own.issuperset(one.rows.tolist())
+    for request in workload(domains_trace(), lengths=lengths, prefill=prefill):
+        own = set(range(3, 5)) if request.domain == "prose" else {0, 1, 2, 5, 6, 7, 8}
+        assert len(request.rows) == output - 1 + (prompt if prefill != "skip" else 0)
+        assert own.issuperset(request.rows.tolist())
 
 
 def absent_trace() -> Trace:
-    """Only decoded rows were recorded: 2 and 3 of them."""
+    """Return a trace with decoded rows only: 2 and 3 of them."""
     return costed_trace(
         np.zeros((5, 1, 1), int),
         seq_len=[2, 3],
@@ -473,23 +498,28 @@ def test_absent_prompt_rows_are_refused_unless_skipped_or_resampled() -> None:
     with pytest.raises(ScenarioError, match=r"workload\.prefill: the trace holds no prompt rows"):
         workload(absent_trace())
     skipped = workload(absent_trace(), prefill="skip")
-    assert [(one.prompt_tokens, one.output_tokens) for one in skipped] == [(7, 3), (9, 4)]
-    assert [one.rows.tolist() for one in skipped] == [[0, 1], [2, 3, 4]]
+    assert [(request.prompt_tokens, request.output_tokens) for request in skipped] == [
+        (7, 3),
+        (9, 4),
+    ]
+    assert [request.rows.tolist() for request in skipped] == [[0, 1], [2, 3, 4]]
     resampled = workload(absent_trace(), prefill="resample")
-    assert [one.rows.tolist()[-count:] for one, count in zip(resampled, (2, 3), strict=True)] == [
+    assert [
+        request.rows.tolist()[-count:] for request, count in zip(resampled, (2, 3), strict=True)
+    ] == [
         [0, 1],
         [2, 3, 4],
     ]
-    assert [len(one.rows) for one in resampled] == [9, 12]
+    assert [len(request.rows) for request in resampled] == [9, 12]
 
 
 def test_a_skipped_prefill_starts_with_the_first_decoded_token() -> None:
     """Its first token is there when it is scheduled; the rest takes a step each."""
     scenario = tiny_scenario(workload={"prefill": "skip"})
     outcome = run_on(plan_of(scenario, absent_trace()))
-    for one, output in zip(outcome.requests, (3, 4), strict=True):
-        assert len(one.token_ns) == output
-        assert one.token_ns[0] == one.scheduled_ns == 0
+    for request, output in zip(outcome.requests, (3, 4), strict=True):
+        assert len(request.token_ns) == output
+        assert request.token_ns[0] == request.scheduled_ns == 0
     columns = outcome.ledger.step_columns()
     assert columns["prefill_tokens"].sum() == 0
     assert columns["tokens"].tolist() == [2, 2, 1]
@@ -499,14 +529,16 @@ def test_a_skipped_prefill_starts_with_the_first_decoded_token() -> None:
 
 def test_recorded_prompts_can_be_skipped_too() -> None:
     requests = workload(domains_trace(), prefill="skip")
-    assert [one.rows.tolist() for one in requests] == [[2], [4], [7, 8]]
+    assert [request.rows.tolist() for request in requests] == [[2], [4], [7, 8]]
 
 
 def test_resampled_prompts_come_from_decoded_rows_of_the_domain() -> None:
     requests = workload(
         domains_trace(), seed=4, prefill="resample", lengths={"prompt": 400, "output": 1}
     )
-    assert {row for one in requests for row in one.rows.tolist() if one.domain == "code"} == {
+    assert {
+        row for request in requests for row in request.rows.tolist() if request.domain == "code"
+    } == {
         2,
         7,
         8,
@@ -525,7 +557,7 @@ def test_resampled_prompts_come_from_decoded_rows_of_the_domain() -> None:
 
 
 def lives(**changes: Any) -> list[tuple[Any, ...]]:
-    """What the workload of a run was, whatever came of it."""
+    """Return the workload of a run: arrivals, lengths and rows, without results."""
     section = {
         "requests": 30,
         "order": "resampled",
@@ -535,8 +567,14 @@ def lives(**changes: Any) -> list[tuple[Any, ...]]:
     scenario = tiny_scenario(**{"workload": section, "seed": 9, **changes})
     outcome = run_on(plan_of(scenario, tiny_trace(requests=6, prompt_tokens=3, output_tokens=3)))
     return [
-        (one.arrival_ns, one.domain, one.prompt_tokens, one.output_tokens, one.rows.tolist())
-        for one in outcome.requests
+        (
+            request.arrival_ns,
+            request.domain,
+            request.prompt_tokens,
+            request.output_tokens,
+            request.rows.tolist(),
+        )
+        for request in outcome.requests
     ]
 
 
@@ -563,9 +601,9 @@ def test_arrivals_order_and_resampled_rows_draw_from_streams_of_their_own() -> N
     shuffled = workload(trace, requests=20, arrivals=poisson, order="shuffled")
     redrawn = workload(trace, requests=20, arrivals=poisson, prefill="resample")
     at_once = workload(trace, requests=20, order="shuffled")
-    times = [one.arrival_ns for one in plain]
-    assert [one.arrival_ns for one in shuffled] == times
-    assert [one.arrival_ns for one in redrawn] == times
+    times = [request.arrival_ns for request in plain]
+    assert [request.arrival_ns for request in shuffled] == times
+    assert [request.arrival_ns for request in redrawn] == times
     assert sources(at_once) == sources(shuffled) != sources(plain)
 
 
@@ -581,7 +619,7 @@ def test_arrivals_come_from_the_stream_of_that_name() -> None:
     trace = tiny_trace(requests=1)
     times = workload(trace, 7, requests=9, arrivals={"kind": "poisson", "rate_per_s": 2.0})
     drawn = np.cumsum(stream(7, "arrivals").exponential(1 / 2.0, 9))
-    assert [one.arrival_ns for one in times] == np.rint(drawn * 1e9).astype(int).tolist()
+    assert [request.arrival_ns for request in times] == np.rint(drawn * 1e9).astype(int).tolist()
     order = workload(many(), 7, order="resampled")
     assert sources(order) == stream(7, "request order").choice(12, 12).tolist()
 

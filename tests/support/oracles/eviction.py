@@ -1,7 +1,7 @@
-"""Eviction the naive way: who stays is worked out anew at every event from the whole history.
+"""Naive eviction: every event decides from the whole history which keys stay.
 
-A policy is a function `worth(key, past, before)`; of residents ∪ union those worth most stay.
-`past` are the events so far, the present one last; `before[i]` who was resident before event i.
+A policy is a function `worth(key, past, before)`. Of residents ∪ union, the keys worth most stay.
+`past` holds the events up to the present one; `before[i]` the residents before event i.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Outcome = tuple[set[int], set[int]]
 def replay(
     worth: Worth, events: Sequence[Event], capacity: int, always: bool = False
 ) -> list[Outcome]:
-    """Hits, and residents afterwards, of each event."""
+    """Return the hits of each event, and the residents after it."""
     before: list[set[int]] = [set()]
     outcomes = []
     for index, event in enumerate(events):
@@ -36,7 +36,7 @@ def replay(
 
 
 def entered(key: int, past: Sequence[Event], before: Sequence[set[int]]) -> int:
-    """The event at which the key came in last (the present one for a newcomer)."""
+    """Return the last event at which the key was loaded (the present one if it is loaded now)."""
     return max(i for i, event in enumerate(past) if key in event and key not in before[i])
 
 
@@ -76,7 +76,7 @@ def furthest_next_use(events: Sequence[Event]) -> Worth:
 
 
 def seen_within(window: int, events: Sequence[Event]) -> Worth:
-    """Whoever is wanted in the next `window` events that want anything, soonest first; then lru."""
+    """Keys of the next `window` events that are not empty, soonest first; then LRU."""
 
     def worth(key: int, past: Sequence[Event], _: Any) -> Any:
         coming = [event for event in events[len(past) :] if event][:window]
@@ -87,14 +87,14 @@ def seen_within(window: int, events: Sequence[Event]) -> Worth:
 
 
 def static(events: Sequence[Event], universe: Sequence[int], capacity: int) -> list[Outcome]:
-    """Who is wanted most over the whole run is resident for ever."""
+    """Return the outcomes if the keys used most in the whole run stay resident throughout."""
     counts = Counter(key for event in events for key in event)
     kept = set(sorted(universe, key=lambda key: (-counts[key], key))[:capacity])
     return [(kept.intersection(event), kept) for event in events]
 
 
 def most_hits(events: Sequence[Event], capacity: int, always: bool = False) -> int:
-    """The best that any sequence of keep-sets can do, by trying all of them."""
+    """Return the most hits of any sequence of keep-sets, by trying all of them."""
     best: dict[frozenset[int], int] = {frozenset(): 0}
     for event in events:
         after: dict[frozenset[int], int] = {}
