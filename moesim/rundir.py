@@ -11,7 +11,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -68,16 +68,29 @@ def _input_hashes(scenario: Scenario) -> dict[str, str]:
     """Other files that a scenario reads, by the key that names them, with their hashes.
 
     A folder is that of a trace, whose header lists the hashes of its files. Any option of a policy
-    may name a file or a trace, whatever its type.
+    may name a file or a trace, whatever its type and however deep it lies.
     """
     named = {key: path for key, path in scenario.paths().items() if key != "trace"}
     for section in _FAMILIES:
-        for option, value in getattr(scenario, section).options.items():
-            if value and isinstance(value, str):
-                named.setdefault(f"{section}.options.{option}", scenario.path(value))
+        options = getattr(scenario, section).options
+        for key, text in _texts(f"{section}.options", options):
+            named.setdefault(key, scenario.path(text))
     whole = {key for key, path in named.items() if os.path.isdir(path)}
     read = {key: path / "trace.json" if key in whole else path for key, path in named.items()}
     return {key: sha256(path) for key, path in read.items() if os.path.isfile(path)}
+
+
+def _texts(key: str, value: Any) -> Iterator[tuple[str, str]]:
+    """Every text inside a value, with the key that leads to it."""
+    if isinstance(value, str):
+        if value:
+            yield key, value
+    elif isinstance(value, Mapping):
+        for name, inner in value.items():
+            yield from _texts(f"{key}.{name}", inner)
+    elif isinstance(value, list | tuple):
+        for index, inner in enumerate(value):
+            yield from _texts(f"{key}.{index}", inner)
 
 
 def policy_hashes(scenario: Scenario) -> dict[str, str]:
