@@ -148,6 +148,8 @@ def _time(run: Run) -> Table:
 
 
 def _bounds(run: Run) -> Table:
+    if run.summary.get("verdict", "") is None:
+        return Table("bounds: not computed")
     unbound = "; none on the hits of this run, which prefetches" if prefetches(run) else ""
     columns = ["", "hits", "late hits", "time in steps (s)", "makespan (s)", "E2E p95 (ms)"]
     table = Table(f"bounds{unbound}", columns)
