@@ -83,7 +83,9 @@ def grid(
     figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(w_pad=0.07, h_pad=0.05))
     FigureCanvasAgg(figure)
     axes = figure.subplots(*shape, squeeze=False, width_ratios=widths, **options)
-    figure.supxlabel(drawn("\n".join(lines)), x=0.008, ha="left", fontsize=_CAPTION_POINTS, color="#444444")
+    figure.supxlabel(
+        drawn("\n".join(lines)), x=0.008, ha="left", fontsize=_CAPTION_POINTS, color="#444444"
+    )
     return Chart(name, title, figure, axes.tolist(), caption, tuple(columns))
 
 
