@@ -33,11 +33,7 @@ def texts(*roots: str) -> dict[str, str]:
     paths = [path for root in roots for path in (ROOT / root, *sorted((ROOT / root).rglob("*")))]
     read = [path for path in paths if path.suffix in (".md", ".py") and path.is_file()]
     names = {path.relative_to(ROOT).as_posix(): path for path in read}
-    return {
-        name: prose(path)
-        for name, path in names.items()
-        if name not in QUOTED
-    }
+    return {name: prose(path) for name, path in names.items() if name not in QUOTED}
 
 
 def prose(path: Path) -> str:

@@ -13,7 +13,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -71,17 +71,30 @@ def trace_hash(scenario: Scenario) -> str:
 def _input_hashes(scenario: Scenario) -> dict[str, str]:
     """Return the hashes of a scenario's other input files, by the key that names each.
 
-    A folder is taken for a trace and hashed by its header. Every option of a policy that names an
-    existing file or folder counts, whatever its type.
+    A folder is taken for a trace and hashed by its header. Every text in an option of a policy that
+    names an existing file or folder counts, whatever its type and depth.
     """
     named = {key: path for key, path in scenario.paths().items() if key != "trace"}
     for section in _FAMILIES:
-        for option, value in getattr(scenario, section).options.items():
-            if value and isinstance(value, str):
-                named.setdefault(f"{section}.options.{option}", scenario.path(value))
+        options = getattr(scenario, section).options
+        for key, text in _texts(f"{section}.options", options):
+            named.setdefault(key, scenario.path(text))
     folders = {key for key, path in named.items() if os.path.isdir(path)}
     files = {key: path / "trace.json" if key in folders else path for key, path in named.items()}
     return {key: sha256(path) for key, path in files.items() if os.path.isfile(path)}
+
+
+def _texts(key: str, value: Any) -> Iterator[tuple[str, str]]:
+    """Yield every text inside a value, with the key that leads to it."""
+    if isinstance(value, str):
+        if value:
+            yield key, value
+    elif isinstance(value, Mapping):
+        for name, inner in value.items():
+            yield from _texts(f"{key}.{name}", inner)
+    elif isinstance(value, list | tuple):
+        for index, inner in enumerate(value):
+            yield from _texts(f"{key}.{index}", inner)
 
 
 def policy_hashes(scenario: Scenario) -> dict[str, str]:

@@ -334,7 +334,8 @@ def _notes(plan: Plan, outcome: Outcome) -> list[str]:
         notes.append(f"all experts of the first {first} MoE layers are resident from the start")
     if scenario.bounds and any(request.arrival_ns for request in outcome.requests):
         notes.append(
-            "arrivals are spread out: the verdict compares times of the steps that this run formed"
+            "arrivals are spread out: the verdict and its times in steps are of the steps that "
+            "this run formed; makespan and E2E of bounds are of runs that form their own steps"
         )
     if note := _router_note(trace.meta.router, shape):
         notes.append(note)

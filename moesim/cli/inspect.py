@@ -82,10 +82,28 @@ def curve(
         return
     sizes = list(rates[names[0]])
     width = max(8, *map(len, names)) + 2
-    typer.echo(f"# {loaded}; scope {scope}; hits over distinct experts of layer events")
+    together = f"batch {batch}"
+    if batch > loaded.num_requests:
+        together += f" (the trace has {loaded.num_requests} requests: all together)"
+    typer.echo(f"# {loaded}; scope {scope}; {together}; hits over distinct experts of layer events")
+    if seers := _knowing_the_future(names):
+        typer.echo(f"# {', '.join(seers)}: knows the future: a bound, not a policy")
     typer.echo("capacity" + "".join(f"{name:>{width}}" for name in names))
     for size in sizes:
         typer.echo(f"{size:8d}" + "".join(f"{rates[name][size]:>{width}.3f}" for name in names))
+
+
+def _knowing_the_future(names: list[str]) -> list[str]:
+    """Return the policies that see the replayed trace beforehand; `static` learns on it here."""
+    from moesim.policies import find
+    from moesim.policies.eviction.static import Static
+
+    policies = {name: find("eviction", name) for name in names}
+    return [
+        name
+        for name, policy in policies.items()
+        if getattr(policy, "clairvoyant", False) or issubclass(policy, Static)
+    ]
 
 
 def schema() -> None:

@@ -42,6 +42,7 @@ MOST_LINES: Final = 4
 """The most lines of a label. A longer label is shortened; the chart's CSV has it in full."""
 # Of captions: characters that fit across a figure, and the height of a line.
 _CHARACTERS: Final = 150
+_CAPTION_POINTS: Final = 6.5
 _LINE_IN: Final = 0.125
 
 
@@ -81,14 +82,34 @@ def grid(
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    lines = textwrap.wrap(caption, _CHARACTERS)
+    lines = _caption_lines(caption)
     size = (WIDTH_IN, height_in + _LINE_IN * len(lines) + 0.1)
     figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(w_pad=0.07, h_pad=0.05))
     FigureCanvasAgg(figure)
     axes = figure.subplots(*shape, squeeze=False, width_ratios=widths, **options)
     # As a label of the figure, so that the layout makes room for it.
-    figure.supxlabel(drawn("\n".join(lines)), x=0.008, ha="left", fontsize=6.5, color="#444444")
+    figure.supxlabel(
+        drawn("\n".join(lines)), x=0.008, ha="left", fontsize=_CAPTION_POINTS, color="#444444"
+    )
     return Chart(name, title, figure, axes.tolist(), caption, tuple(columns))
+
+
+def _caption_lines(caption: str) -> list[str]:
+    """Return the lines of a caption, all narrower than the figure, as capital letters are wide."""
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.textpath import TextPath
+
+    from moesim.report.style import HOUSE
+
+    font = FontProperties(family=HOUSE["font.family"], size=_CAPTION_POINTS)
+    room = WIDTH_IN * 72 * 0.975
+    lines: list[str] = []
+    for characters in range(_CHARACTERS, _CHARACTERS // 3, -5):
+        lines = textwrap.wrap(caption, characters)
+        paths = [TextPath((0, 0), drawn(line), prop=font) for line in lines]
+        if all(path.get_extents().width <= room for path in paths):
+            break
+    return lines
 
 
 def drawn(text: str, width: int = 0) -> str:

@@ -16,6 +16,7 @@ from moesim.report.runs import Run
 __all__ = [
     "FORESEES",
     "foreseeing",
+    "foresight_sentence",
     "mark_of",
     "marked",
     "prefetches",
@@ -78,6 +79,12 @@ def foreseeing(run: Run) -> tuple[str, ...]:
         for name in [run.text(f"{section}_policy")]
         if _clairvoyant(family, name) or (family == "eviction" and _learnt_in_hindsight(run, name))
     )
+
+
+def foresight_sentence(run: Run) -> str:
+    """Return which policies of a run know the future, for captions; "" where none does."""
+    seers = ", ".join(foreseeing(run))
+    return f"{FORESEES.upper()}: {seers}; a bound, not a policy." if seers else ""
 
 
 def prefetches(run: Run) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Final, Literal
 
-from moesim.report.marks import routing_sentence
+from moesim.report.marks import foresight_sentence, routing_sentence
 from moesim.report.names import policy_label
 from moesim.report.runs import Run
 from moesim.report.statistics import Estimate
@@ -130,7 +130,8 @@ def costs(run: Run) -> str:
 
 def run_caption(run: Run) -> str:
     """Return the text under every figure of one run: its marks, setting, costs and caveats."""
-    return f"{routing_sentence(run)} {_setting(run)}".lstrip()
+    parts = (routing_sentence(run), foresight_sentence(run), _setting(run))
+    return " ".join(filter(None, parts))
 
 
 def _setting(run: Run) -> str:

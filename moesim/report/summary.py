@@ -158,6 +158,8 @@ def _time(run: Run) -> Table:
 
 
 def _bounds(run: Run) -> Table:
+    if run.summary.get("verdict", "") is None:
+        return Table("bounds: not computed")
     # MIN and the infinite cache copy on demand only. A prefetch can turn their misses into hits.
     exception = "; the hits of this run have none, because it prefetches" if prefetches(run) else ""
     columns = ["", "hits", "late hits", "time in steps (s)", "makespan (s)", "E2E p95 (ms)"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from moesim.policies import find
 from moesim.scenario.sections import Csv
 
 if TYPE_CHECKING:
@@ -26,6 +27,9 @@ def _unused(scenario: Scenario) -> Iterator[tuple[str, str]]:
         yield "hardware.cpu_flops", "no expert runs on the CPU yet"
     if hardware.d2h is not None and hardware.d2h.chunk is not None:
         yield "hardware.d2h.chunk", "no copy to the host is more urgent than another"
+    chunked = hardware.h2d is not None and hardware.h2d.chunk is not None
+    if chunked and not find("prefetch", scenario.prefetch.policy).active:
+        yield "hardware.h2d.chunk", "nothing is prefetched, so no copy is more urgent than another"
     # Copies use one of two rates, chosen by `pinned`; the other rate is never read.
     unread, reason = (
         ("pageable_bandwidth", "experts lie in page-locked memory")

@@ -63,6 +63,9 @@ class SyntheticKnobs:
         choices = rows * self.num_layers * self.top_k * (1 + self.prediction_depth)
         if choices > _MOST_CHOICES:
             return f"asks for {choices:,} choices of experts; at most {_MOST_CHOICES:,} are drawn"
+        if self.prediction_depth and self.prediction_depth >= self.num_layers:
+            depth, layers = self.prediction_depth, self.num_layers
+            return f"prediction_depth ({depth}) must be less than num_layers ({layers})"
         return None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -58,6 +59,16 @@ def test_set_overrides_the_file_and_no_plots_leaves_them_out(home: Path) -> None
     assert (summary["cache_policy"], summary["seed"]) == ("fifo", 3)
     assert summary["out"] == str(home / "fifo")
     assert not (home / "fifo" / "plots").exists()
+
+
+def test_a_curve_says_which_policies_know_the_future_and_what_batch_there_was(home: Path) -> None:
+    policies = [f"--policy={name}" for name in ("lru", "min_window", "static")]
+    head, seers, *_ = moesim("curve", home / "trace", *policies).stdout.splitlines()
+    assert "; batch 1; " in head
+    assert seers == "# min_window, static: knows the future: a bound, not a policy"
+    alone = moesim("curve", home / "trace", "--policy", "lru", "--batch", "999").stdout
+    assert re.search(r"; batch 999 \(the trace has \d+ requests: all together\); ", alone)
+    assert "future" not in alone
 
 
 def test_curve_prints_json_by_policy_and_capacity(home: Path) -> None:

@@ -279,6 +279,16 @@ def test_waiting_for_arrivals_is_no_time_that_a_remedy_could_save() -> None:
             assert found[key] == same[key], key
 
 
+def test_a_run_says_that_its_bounds_are_of_other_steps_where_arrivals_are_spread() -> None:
+    def said(**workload: Any) -> bool:
+        scenario = tiny_scenario(workload=workload, cache={"slots": 12}, bounds=True)
+        notes = result_of(plan_of(scenario, crowd())).summary["notes"]
+        return any("bounds are of runs that form their own steps" in note for note in notes)
+
+    assert said(arrivals=RARELY)
+    assert not said()
+
+
 @pytest.mark.parametrize("block", range(4))
 def test_remedies_of_spread_arrivals_time_the_steps_that_the_run_formed(block: int) -> None:
     """A remedy that decides as the run did takes as long; free copies take away their waits."""

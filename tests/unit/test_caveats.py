@@ -121,6 +121,18 @@ def test_caveats_begin_where_the_limit_is_passed() -> None:
         assert len(said(trace, **changes)[0]) == 1, changes
 
 
+def test_a_csv_file_with_fewer_requests_than_asked_for_is_said(tmp_path: Path) -> None:
+    file = tmp_path / "two.csv"
+    file.write_text("arrival_s,prompt_tokens,output_tokens\n0,3,2\n1,3,2\n", encoding="utf-8")
+    arrivals = {"kind": "csv", "path": str(file)}
+    trace = tiny_trace(requests=4)
+    caveats, notes = said(trace, workload={"arrivals": arrivals, "requests": 3})
+    assert caveats == ["fewer requests than asked for"]
+    assert "workload.requests is 3; the CSV file has 2" in notes
+    for requests in (1, 2, None):
+        assert said(trace, workload={"arrivals": arrivals, "requests": requests})[0] == []
+
+
 def test_recorded_arrivals_that_are_all_zero_are_said() -> None:
     trace = tiny_trace(requests=3)
     arrived = Trace.from_arrays(

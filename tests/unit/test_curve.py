@@ -327,8 +327,8 @@ def test_a_static_placement_may_learn_from_another_trace(tmp_path: Path) -> None
     with pytest.raises(TraceError, match="no such trace folder"):
         curve(trace, [("static", {"profile": str(tmp_path / "nowhere")})])
     tiny_trace(num_experts=6, probabilities=None).save(tmp_path / "wider")
-    other = r"wider' has 2 layers of 6 experts, but the trace has 2 layers of 5"
-    with pytest.raises(UsageError, match=other):
+    sizes = r"wider' has 2 layers of 6 experts, but the trace has 2 layers of 5"
+    with pytest.raises(UsageError, match=sizes):
         curve(trace, [("static", {"profile": str(tmp_path / "wider")})])
 
 

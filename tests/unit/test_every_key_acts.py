@@ -127,6 +127,7 @@ CASES: dict[str, tuple[dict[str, Any], Any]] = {
 UNUSED: list[tuple[str, dict[str, Any], Any]] = [
     ("hardware.host_memory_bandwidth", {}, "1GB/s"),
     ("hardware.cpu_flops", {}, "1GFLOPS"),
+    ("hardware.h2d.chunk", {}, "100kB"),
     ("hardware.h2d.pageable_bandwidth", {}, "1GB/s"),
     ("hardware.d2h.pageable_bandwidth", {}, "1GB/s"),
     ("hardware.h2d.pinned_bandwidth", UNPINNED, "1GB/s"),

@@ -298,9 +298,11 @@ def test_a_policy_that_is_no_class_has_no_hash_and_is_refused(
 
 @pytest.mark.parametrize("section", ["cache", "prefetch", "batching"])
 @pytest.mark.parametrize("name", ["weights.json", "trace/trace.json"])
-def test_files_that_options_name_count(folder: Path, section: str, name: str) -> None:
+@pytest.mark.parametrize("inside", [str, lambda text: [text], lambda text: {"of": [1, text]}])
+def test_files_that_options_name_count(folder: Path, section: str, name: str, inside: Any) -> None:
     write(folder, name, "1")
-    options = {"learnt": str(folder / name.removesuffix("/trace.json")), "other": "x" * 5000}
+    path = str(folder / name.removesuffix("/trace.json"))
+    options = {"learnt": inside(path), "other": "x" * 5000}
     made = Scenario.model_validate(tiny_scenario(**{section: {"policy": "p", "options": options}}))
     before = fingerprint(made)
     assert fingerprint(made) == before

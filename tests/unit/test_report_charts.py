@@ -262,6 +262,19 @@ def test_one_size_of_the_cache_gives_no_curve(tmp_path: Path) -> None:
     assert [chart.name for chart in charts] == ["side_by_side", "latency_cdf", "stall_breakdown"]
 
 
+@pytest.mark.parametrize("word", ["SYNTHETIC ROUTING", "W" * 12, "costed as $x_1$"])
+def test_a_caption_stays_inside_its_figure(word: str) -> None:
+    from moesim.report.chart import grid
+
+    with house_style():
+        chart = grid("x", "x", " ".join([word] * 60), ("x",), height_in=2)
+        chart.figure.draw_without_rendering()
+        (caption,) = [t for t in chart.figure.texts if t.get_text() == chart.figure.get_supxlabel()]
+        box = caption.get_window_extent()
+    assert box.x1 <= chart.figure.bbox.x1
+    assert box.x1 >= 0.8 * chart.figure.bbox.x1
+
+
 def test_every_caption_says_requests_seeds_and_what_is_assumed(
     compared: tuple[Comparison, Path],
 ) -> None:

@@ -208,6 +208,16 @@ def test_legends_and_axes_mark_what_knows_the_future(sections: Comparison) -> No
     ]  # fmt: skip
 
 
+def test_every_chart_of_a_run_that_knows_the_future_says_so_in_its_caption(tmp_path: Path) -> None:
+    seer = made(tmp_path / "seer", summary={"knows_the_future": "batching shortest_first"})
+    blind = made(tmp_path / "blind", summary={"knows_the_future": ""})
+    sentence = "KNOWS THE FUTURE: batching shortest_first; a bound, not a policy."
+    with house_style():
+        for draw in (latency_cdf, stall_breakdown, hits_by_layer, lane_timeline):
+            assert sentence in draw(seer).caption
+            assert "FUTURE" not in draw(blind).caption
+
+
 def test_runs_of_older_versions_are_judged_by_their_policies(tmp_path: Path) -> None:
     older = {"knows_the_future": None}
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from run_directories import run_directory
 
+from moesim.bounds import BOUND_KEYS
 from moesim.report import compare_runs, load_run, print_summary, write_comparison
 from moesim.report.comparison import Comparison
 from moesim.report.metrics import HIT_RATE, Metric, number
@@ -233,6 +234,14 @@ def test_a_summary_of_nulls_says_undefined(tmp_path: Path) -> None:
     text = "\n".join(plain(table) for table in summary_tables(run))
     assert "nan" not in text
     assert text.count("undefined") > 40
+
+
+def test_bounds_that_were_not_asked_for_are_not_called_undefined(tmp_path: Path) -> None:
+    none = dict.fromkeys(BOUND_KEYS)
+    run = load_run(run_directory(tmp_path / "run", summary=none))
+    text = "\n".join(plain(table) for table in summary_tables(run))
+    assert "bounds: not computed" in text
+    assert "infinite link" not in text
 
 
 def test_a_summary_on_a_terminal_does_not_fail(tmp_path: Path) -> None:

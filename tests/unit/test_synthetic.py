@@ -201,6 +201,7 @@ BAD_KNOBS: list[tuple[dict[str, Any], str]] = [
     ({"output_tokens": -1}, "output_tokens must be at least 1"),
     ({"num_layers": 0}, "num_layers must be at least 1"),
     ({"top_k": 0}, "top_k must be at least 1"),
+    ({"prediction_depth": 4}, r"prediction_depth \(4\) must be less than num_layers \(4\)"),
     ({"top_k": 65}, r"top_k \(65\) exceeds num_experts \(64\)"),
     ({"stickiness": 1.1}, "stickiness must lie between 0 and 1, not 1.1"),
     ({"stickiness": float("nan")}, "stickiness must lie between"),
@@ -240,7 +241,7 @@ def test_knobs_that_make_no_sense_are_refused(changes: dict[str, Any], message: 
         prediction_depth=st.integers(0, 3),
         prediction_accuracy=st.floats(0, 1),
         seed=st.integers(0, 2**31),
-    )
+    ).filter(lambda knobs: knobs.problem() is None)
 )
 def test_any_knobs_give_a_trace_that_obeys_the_format(knobs: SyntheticKnobs) -> None:
     trace = synthesize(knobs)  # `from_arrays` checks every value
