@@ -200,6 +200,7 @@ def write(
     """
     # Before the simulation: a file that is edited meanwhile must not count as what was read.
     print_of_run = fingerprint(scenario)
+    # A kill at any time leaves no folder under the name `out`.
     with whole_folder(out, force=force, ours=(MANIFEST, SUMMARY)) as folder:
         started = time.perf_counter()
         result = simulate()
@@ -229,6 +230,7 @@ def write(
                     "wall_s": round(simulated, 3),
                 },
             )
+        # After the manifest: figures are no outputs of the run, and have no hashes in it.
         if draw:
             _draw(folder, progress)
     return Result(result.scenario, result.summary, result.columns, out)

@@ -209,6 +209,7 @@ def bounds_of(outcome: Outcome, progress: Progress | None = None) -> dict[str, A
     arrivals between them.
     """
     plan, ledger, loaded = outcome.plan, outcome.ledger, outcome.loaded
+    # A slot for every expert, whatever memory holds.
     roomy = plan.with_slots(plan.trace.num_layers * plan.trace.num_experts)
     schedule = None
     if any(request.arrival_ns for request in outcome.requests):
@@ -247,6 +248,7 @@ def summarise(outcome: Outcome) -> dict[str, Any]:
     total = sum(plan.slots)
     caches, warnings = outcome.distinct_caches, caveats(outcome)
     unused = sum(cache.unused_prefetches for cache in caches)
+    # Peak memory is the budget with the KV blocks that were used, instead of those set aside.
     block_bytes = scenario.memory.kv_block_tokens * shape.kv_bytes_per_token
     return {
         "name": scenario.name,

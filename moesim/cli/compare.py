@@ -79,6 +79,7 @@ def compare(
     # A mistake in the last point, or a read-only folder, must show before hours of simulation.
     check_points(missing)
     _check_writable(folder / "runs")
+    # Inside the folder, which stays while its runs come and go. The lock also keeps `report` out.
     with exclusive(folder, inside=True):
         clean_up(folder / "runs")
         failures = _run_points(missing, len(points), workers or os.cpu_count() or 1, force=force)

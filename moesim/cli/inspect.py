@@ -64,7 +64,7 @@ def curve(
     from moesim.trace import load_trace
 
     loaded = load_trace(trace)
-    names = list(dict.fromkeys(policy))
+    names = list(dict.fromkeys(policy))  # a policy given twice is one column
     with progress() as show:
         rates = replayed(
             loaded,

@@ -74,6 +74,7 @@ def train(
     from moesim.progress import counter
     from moesim.record.extra import prepare_torch
 
+    # Before torch is imported, which takes seconds.
     if os.path.exists(out) and not force:
         raise OutputError(out, "already exists; choose another name or pass --force")
     # Before `import torch`: without the extra, this says what to install.

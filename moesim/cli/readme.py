@@ -70,6 +70,7 @@ def readme(
     from moesim.cli.record import spell
     from moesim.record.extra import prepare_torch
 
+    # Before `import torch`: without the extra, this says what to install.
     prepare_torch("refactoring a model")
     import torch
     from transformers.utils import logging

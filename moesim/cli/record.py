@@ -84,6 +84,7 @@ def record(
     requested = read_prompts(prompts, kind=kind, domain=domain)[:limit]
     if os.path.exists(out) and not force:
         raise OutputError(out, "already exists; choose another name or pass --force")
+    # Before `import torch`: without the extra, this says what to install.
     prepare_torch("recording a model")
     import torch
     from transformers.utils import logging

@@ -172,8 +172,8 @@ def ms_per_token(summary: Summary) -> float:
 def alike(traces: Traces, losses: Losses) -> Table:
     """Return all rows served by the same policies."""
     table = Table(
-        f"Served alike: decode first, LRU, {STEADY[0]} requests at a time, {STEADY[1]} tokens a "
-        f"step; from unique experts on with {MIDDLE} of 8 experts a layer",
+        f"All rows with the same policies: decode first, LRU, {STEADY[0]} requests at a time, "
+        f"{STEADY[1]} tokens a step; columns from unique experts on: {MIDDLE} of 8 experts a layer",
         ["row", "validation loss", *(f"hits (%), {slots} of 8" for slots in SHOWN),
          "unique experts", "MB a token", "ms a generated token", "latency, mean (s)",
          "95th percentile (s)", "GPU stalled (%)"],
@@ -201,8 +201,8 @@ def alike(traces: Traces, losses: Losses) -> Table:
 def own(traces: Traces, batch: Batch) -> Table:
     """Return the gain of each router's knowledge, as changes against the row served alike."""
     table = Table(
-        f"What knowing ahead buys, {batch[0]} requests at a time, {batch[1]} tokens a step, "
-        f"{MIDDLE} of 8 experts a layer; changes seed by seed",
+        f"Gain of routing that is known ahead, {batch[0]} requests at a time, {batch[1]} tokens a "
+        f"step, {MIDDLE} of 8 experts a layer; changes seed by seed",
         ["row", "policies", "hits and late hits (%)", "unique experts", "MB a token",
          "ms a generated token", "latency, mean", "95th percentile", "GPU stalled (%)",
          "longest wait (steps)"],

@@ -50,7 +50,7 @@ SPACES: Mapping[str, Mapping[str, Sequence[Any]]] = {
     "switch": {"balance": (0.0, 0.01, 0.1)},
     "hash": {},
 }
-GATE_FACTORS = (1.0, 10.0, 100.0)  # of the rate: a gate has few parameters and far to go
+GATE_FACTORS = (1.0, 10.0, 100.0)  # of the rate: a gate's few parameters must change much
 
 Setting = dict[str, Any]  # rates `lr` and `gate_factor`, and the gate's options
 Run = dict[str, Any]
@@ -244,7 +244,7 @@ def by_gate(world: World, results: Results) -> Table:
     for task in world.tasks:
         headers += [f"{task.name} loss", "as trained"]
         headers += [f"{task.name} accuracy"] if task.right else []
-    table = Table("On test rows, hardened but where told", ["gate", *headers])
+    table = Table("On test rows; hardened, if not marked as trained", ["gate", *headers])
     for gate, runs in results.items():
         cells = []
         for task in world.tasks:
@@ -258,7 +258,7 @@ def by_work(world: World, results: Results) -> Table:
     """Return the experts' work."""
     del world
     table = Table(
-        "The experts' work",
+        "Work of the experts",
         [
             "gate",
             "active in training",
