@@ -91,6 +91,7 @@ def record(
     from moesim.record import load_model
     from moesim.record import record as record_model
 
+    # Its bars would be written between those of moesim.
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     if threads is not None:
         torch.set_num_threads(threads)

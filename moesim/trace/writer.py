@@ -169,7 +169,7 @@ class TraceWriter:
             )
             with output_errors(self.path):
                 write_json(self._partial / HEADER, header.as_dict())
-        except BaseException:
+        except BaseException:  # also Ctrl-C: nothing half-written must stay behind
             self.abort()
             raise
         folder, self._folder = self._folder, None
