@@ -80,15 +80,7 @@ def train(
     (without `force`) or cannot be written. Raise `MoesimError` that names the step if the loss is
     not finite (the last checkpoint stays), or if the checkpoint belongs to another run.
     """
-    shape = _preset(preset)
-    shape = replace(shape, steps=shape.steps if steps is None else steps)
-    for name, value in (("steps", shape.steps), ("evaluate_every", evaluate_every)):
-        if value < 1:
-            raise UsageError(f"{name} ({value}) must be at least 1")
-    if isinstance(shape, GatedPreset):
-        from moesim.models.gated import check_gate
-
-        check_gate(shape)
+    shape = _shape(preset, steps, evaluate_every)
     if Path(out).exists():
         may_replace(Path(out), force, (TRAINING_RECORD,))
     # The caller's random state is restored afterwards.
@@ -106,20 +98,10 @@ def train(
             if run.step % evaluate_every == 0 or run.step == shape.steps:
                 _report(on_evaluation, run.evaluate())
     num_parameters = sum(p.numel() for p in run.model.parameters())
-    wall_s, cpu_s = run.spent()
     story = {
         "preset": preset if isinstance(preset, str) else "custom",
         **(provenance or {}),
-        "shape": asdict(shape),
-        "seed": seed,
-        "parameters": num_parameters,
-        "tokens_seen": shape.steps * shape.batch_size * shape.context,
-        "text": corpus.describe(),
-        "validation_loss": [asdict(evaluation) for evaluation in run.evaluations],
-        "threads": torch.get_num_threads(),
-        "wall_s": round(wall_s, 1),
-        "cpu_s": round(cpu_s, 1),
-        "versions": versions(),
+        **run.story(corpus, num_parameters),
     }
     with whole_folder(Path(out), force=force, ours=(TRAINING_RECORD,)) as folder:
         run.model.save_pretrained(folder)
@@ -207,6 +189,22 @@ class _Run:
         wall_s, cpu_s = (before + now - since for before, since, now in pairs)
         return wall_s, cpu_s
 
+    def story(self, corpus: Corpus, num_parameters: int) -> dict[str, Any]:
+        """Return what the finished model's folder says of its training."""
+        shape, (wall_s, cpu_s) = self.shape, self.spent()
+        return {
+            "shape": asdict(shape),
+            "seed": self.seed,
+            "parameters": num_parameters,
+            "tokens_seen": shape.steps * shape.batch_size * shape.context,
+            "text": corpus.describe(),
+            "validation_loss": [asdict(evaluation) for evaluation in self.evaluations],
+            "threads": torch.get_num_threads(),
+            "wall_s": round(wall_s, 1),
+            "cpu_s": round(cpu_s, 1),
+            "versions": versions(),
+        }
+
     def _save(self) -> None:
         if self.checkpoint is None:
             return
@@ -273,6 +271,20 @@ def _state(model: Any) -> dict[str, torch.Tensor]:
 def _inputs_of(model: Any, domains: Sequence[str]) -> dict[str, torch.Tensor]:
     """Return the inputs, other than ids, of a model that routes by domain."""
     return model.inputs_of(domains) if hasattr(model, "inputs_of") else {}
+
+
+def _shape(preset: str | Preset, steps: int | None, evaluate_every: int) -> Preset:
+    """Return the preset with this number of steps. Raise `UsageError` if it cannot be trained."""
+    shape = _preset(preset)
+    shape = replace(shape, steps=shape.steps if steps is None else steps)
+    for name, value in (("steps", shape.steps), ("evaluate_every", evaluate_every)):
+        if value < 1:
+            raise UsageError(f"{name} ({value}) must be at least 1")
+    if isinstance(shape, GatedPreset):
+        from moesim.models.gated import check_gate
+
+        check_gate(shape)
+    return shape
 
 
 def _preset(preset: str | Preset) -> Preset:
