@@ -271,8 +271,7 @@ def _request_columns(
 
 def _domains(domain: Sequence[str] | str | None, count: int) -> list[str]:
     try:
-        same = isinstance(domain, str) or domain is None
-        domains = [domain] * count if same else list(domain)
+        domains = [domain] * count if isinstance(domain, str) or domain is None else list(domain)
         names = ["" if name is None else str(name) for name in domains]
         for name in names:
             name.encode()
