@@ -84,11 +84,11 @@ def _workload(outcome: Outcome) -> Iterator[Caveat]:
             "requests repeat those of the trace",
             f"{len(requests)} requests repeat the {pool} of the trace that may be drawn",
         )
-    asked = scenario.workload.requests
-    if asked is not None and len(requests) < asked:
+    wanted = scenario.workload.requests
+    if wanted is not None and len(requests) < wanted:
         yield (
             "fewer requests than asked for",
-            f"workload.requests is {asked}; the CSV file has {len(requests)}",
+            f"workload.requests is {wanted}; the CSV file has {len(requests)}",
         )
     if tiled := sum(request.tiled_rows for request in requests):
         share = ratio(tiled, sum(len(request.rows) for request in requests)) or 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
@@ -13,6 +13,8 @@ from hypothesis import settings
 from paths import SHARED
 from tiny_traces import tiny_trace
 
+from moesim.errors import UsageError
+from moesim.machine.real.device import DEVICES, Device, open_device
 from moesim.trace import Trace, from_esft
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before it is read: no test asks the network
@@ -55,3 +57,25 @@ def esft(shared: Path) -> Callable[[str], Trace]:
 def tiny() -> Trace:
     """Three requests, 11 rows, two layers of five experts, top-2, with every optional array."""
     return tiny_trace()
+
+
+@pytest.fixture(params=DEVICES)
+def device(request: pytest.FixtureRequest) -> Iterator[Device]:
+    """Each kind of device that this machine has, one after another."""
+    try:
+        opened = open_device(request.param)
+    except UsageError as error:
+        pytest.skip(str(error))
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Let torch compute in one thread, as the real machine does."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -63,6 +63,7 @@ class Profile:
         points = path.with_suffix(".points.csv")
         measured = {**self.data["measured"], "points": points.name}
         text = dump_document({**self.data, "measured": measured})
+        # The points first: the profile names them, so it must not exist without them.
         with whole_file(points) as partial, partial.open("w", encoding="utf-8", newline="") as file:
             writer = csv.DictWriter(file, _COLUMNS, lineterminator="\n")
             writer.writeheader()

@@ -54,6 +54,7 @@ def calibrate(
     from moesim.config.units import parse_duration_ns
     from moesim.errors import OutputError, UsageError
 
+    # All options first: a measurement takes a minute, and a mistake found after it wastes it.
     if (model is None) == (scenario is None):
         raise UsageError("calibrate needs one model to measure: pass either --model or --scenario")
     if device not in ("cpu", "cuda"):

@@ -64,7 +64,7 @@ def curve(
     from moesim.trace import load_trace
 
     loaded = load_trace(trace)
-    names = list(dict.fromkeys(policy))  # a policy given twice is one column
+    names = list(dict.fromkeys(policy))  # a policy named twice is one column
     with progress() as show:
         rates = replayed(
             loaded,
@@ -85,6 +85,7 @@ def curve(
     together = f"batch {batch}"
     if batch > loaded.num_requests:
         together += f" (the trace has {loaded.num_requests} requests: all together)"
+    # With a `#`, so that programs that read the columns can skip the line.
     typer.echo(f"# {loaded}; scope {scope}; {together}; hits over distinct experts of layer events")
     if seers := _knowing_the_future(names):
         typer.echo(f"# {', '.join(seers)}: knows the future: a bound, not a policy")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from moesim.cli.extra import ThreadsOption, start_torch
 from moesim.cli.paths import App
 from moesim.cli.readme import readme
 from moesim.cli.text import CharactersOption, TextOption, corpus_of, spell_text
@@ -58,9 +59,7 @@ def train(
     seed: Annotated[int, typer.Option(min=0, help="Seed of weights and text windows.")] = 0,
     evaluate_every: Annotated[int, typer.Option(min=1, help="Steps between evaluations.")] = 100,
     characters: CharactersOption = 2_000_000,
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="CPU threads (default: chosen by torch).")
-    ] = None,
+    threads: ThreadsOption = None,
     force: ForceOption = False,
 ) -> None:
     """Train a small language model, dense or with experts, on real text; needs the torch extra.
@@ -72,22 +71,13 @@ def train(
     from moesim.cli.record import spell
     from moesim.errors import OutputError
     from moesim.progress import counter
-    from moesim.record.extra import prepare_torch
 
     # Before torch is imported, which takes seconds.
     if os.path.exists(out) and not force:
         raise OutputError(out, "already exists; choose another name or pass --force")
-    # Before `import torch`: without the extra, this says what to install.
-    prepare_torch("training a model")
-    import torch
-    from transformers.utils import logging
-
+    start_torch("training a model", threads)
     from moesim.models import train as train_model
 
-    # Its bars would be written between those of moesim.
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    if threads is not None:
-        torch.set_num_threads(threads)
     command = spell(
         ["models", "train"],
         {

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from moesim.cli.extra import ThreadsOption, start_torch
 from moesim.cli.text import CharactersOption, TextOption, corpus_of, spell_text
 
 if TYPE_CHECKING:
@@ -57,9 +58,7 @@ def readme(
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of windows, routers and controls.")] = 0,
     characters: CharactersOption = 2_000_000,
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="CPU threads (default: chosen by torch).")
-    ] = None,
+    threads: ThreadsOption = None,
 ) -> None:
     """Refactor a dense model into experts, one for each domain, and tune them (Read-ME).
 
@@ -68,18 +67,10 @@ def readme(
     """
     from moesim.cli.progress import progress
     from moesim.cli.record import spell
-    from moesim.record.extra import prepare_torch
 
-    # Before `import torch`: without the extra, this says what to install.
-    prepare_torch("refactoring a model")
-    import torch
-    from transformers.utils import logging
-
+    start_torch("refactoring a model", threads)
     from moesim.models.readme.pipeline import run
 
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    if threads is not None:
-        torch.set_num_threads(threads)
     settings = _settings(size or ("smollm2" if base == "smollm2" else "small"), rounds)
     settings = _changed(
         settings, expert_steps, share=share, variant=variant, control=control, seed=seed

@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from moesim.cli.extra import ThreadsOption, start_torch
+
 __all__ = ["register", "spell"]
 
 
@@ -65,9 +67,7 @@ def record(
     dtype: Annotated[
         str, typer.Option(help="Number format: auto (as stored), float32, bfloat16 or float16.")
     ] = "auto",
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="CPU threads (default: chosen by torch).")
-    ] = None,
+    threads: ThreadsOption = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing trace.")] = False,
 ) -> None:
     """Generate text with a real model and record its routing; needs the torch extra.
@@ -77,24 +77,16 @@ def record(
     from moesim.cli.progress import progress
     from moesim.errors import OutputError
     from moesim.progress import counter
-    from moesim.record.extra import prepare_torch
     from moesim.record.prompts import read_prompts
 
     # Cheap mistakes first: importing torch and loading a model take long.
     requested = read_prompts(prompts, kind=kind, domain=domain)[:limit]
     if os.path.exists(out) and not force:
         raise OutputError(out, "already exists; choose another name or pass --force")
-    # Before `import torch`: without the extra, this says what to install.
-    prepare_torch("recording a model")
-    import torch
-    from transformers.utils import logging
-
+    start_torch("recording a model", threads)
     from moesim.record import load_model
     from moesim.record import record as record_model
 
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    if threads is not None:
-        torch.set_num_threads(threads)
     command = spell(
         ["record"],
         {

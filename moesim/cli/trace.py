@@ -46,7 +46,7 @@ def info(
         return
     for key, value in about.items():
         text = json.dumps(value) if isinstance(value, dict | list) else value
-        if len(str(text)) > 400:
+        if len(str(text)) > 400:  # a recorded configuration can fill several screens
             text = f"{text[:400]} ... (cut; use --json for all of it)"
         typer.echo(f"{key:<24} {text}")
 

@@ -266,6 +266,7 @@ def check_hardware_name(name_or_path: str) -> str | None:
 
 
 def _is_path(name_or_path: str) -> bool:
+    # By the ending, so that a missing file is reported as a file and not as an unknown name.
     return name_or_path.endswith((".yaml", ".yml"))
 
 
@@ -277,7 +278,7 @@ def _read_shipped(name: str) -> _Profile:
 def _read_profile(name_or_path: str) -> _Profile:
     if wrong := check_hardware_name(name_or_path):
         raise UsageError(wrong)
-    if _is_path(name_or_path):
+    if _is_path(name_or_path):  # not cached: the file may change between two runs of a process
         return validate(load_document(as_path(name_or_path)), _Profile)
     return _read_shipped(name_or_path)
 
@@ -289,6 +290,7 @@ def _resolve(profile: _Profile, changes: dict[str, Any]) -> Hardware:
     def number(key: str, figure: _Figure[Any] | None, change: Any) -> Any:
         """Return the value of one figure, and note its origin under `key`."""
         if change is not None:
+            # Even in a measured profile, because no measurement stands behind this value.
             figures[key] = Figure(change, "assumed", "set by the scenario")
         elif figure is not None:
             figures[key] = Figure(figure.value, figure.kind, figure.source)

@@ -61,6 +61,8 @@ class ExpertTable(Strict):
                 f"has {len(self.tokens)} numbers of tokens and {len(self.each_ns)} durations",
                 {"at": ("each_ns",)},
             )
+        # A search needs rising tokens. A falling duration is an error of the measurement, because
+        # more rows are never less work.
         for key in ("tokens", "each_ns"):
             row = getattr(self, key)
             strictly = key == "tokens"  # equal durations are fine, equal numbers of rows are not
@@ -157,6 +159,7 @@ class ShapeProfile(Strict):
         """Return the shape, with an empty `source`."""
         parts = ("mla", "router")
         sizes = {key: getattr(self, key) for key in type(self).model_fields if key not in parts}
+        # YAML has lists only, but a shape must be hashable.
         for key in ("dense_layers", "windowed_layers"):
             sizes[key] = tuple(sizes[key])
         mla = None if self.mla is None else Mla(**self.mla.model_dump())
@@ -186,6 +189,7 @@ class OperationTimes(Strict):
 
     @model_validator(mode="after")
     def _dense_where_needed(self) -> OperationTimes:
+        # Without this check, dense layers would be priced as MoE layers.
         if self.shape.dense_layers and self.dense is None:
             raise ValueError(
                 f"{self.shape.name or 'the shape'} has dense layers, but no `dense` durations"

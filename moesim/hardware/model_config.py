@@ -17,6 +17,7 @@ from moesim.inputs import read_json
 
 __all__ = ["load_config", "load_shape", "shape_from_config"]
 
+# A file may state any number, and lists as long as the layers must fit into memory.
 MOST_LAYERS: Final = 10_000
 MOST_SIZE: Final = 10_000_000
 EXCHANGED = ("moesim_readme", "moesim_gated")
@@ -88,6 +89,7 @@ def shape_from_config(config: Mapping[str, Any], name: str | None = None) -> Mod
         num_experts=num_experts,
         top_k=read.size("num_experts_per_tok", "experts_per_token", most=num_experts),
         num_heads=num_heads,
+        # Families that state neither share no keys between heads, and split the hidden size evenly.
         num_kv_heads=read.optional("num_key_value_heads") or num_heads,
         head_dim=read.optional("head_dim") or max(1, hidden // num_heads),
         vocabulary=read.size("vocab_size"),
@@ -152,6 +154,7 @@ def _router(config: Mapping[str, Any]) -> DecoupledRouter | None:
 
 
 def _is_count(value: Any) -> bool:
+    # JSON's `true` is an `int` in Python, and no count.
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
@@ -302,4 +305,5 @@ class _Config:
             return 8
         if isinstance(bits, int | float) and not isinstance(bits, bool) and 0 < bits <= 32:
             return bits
+        # Unknown formats are costed as unquantised: experts may then be too large, never too small.
         return self.weight_bits()

@@ -173,6 +173,7 @@ class _Table:
         if count <= tokens[0]:
             return each[0]  # reading the weights takes most of the time, whatever the rows
         if len(tokens) == 1:
+            # One entry gives no slope, so the time grows in proportion to the rows.
             return -(-each[0] * count // tokens[0])
         # Past the last entry, the last two entries give the slope.
         high = min(bisect_left(tokens, count), len(tokens) - 1)

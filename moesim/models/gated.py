@@ -122,7 +122,7 @@ class GatedForCausalLM(RoutedForCausalLM):
     ) -> CausalLMOutputWithPast:
         """Run as `base` does; `task_ids [B]` is each sequence's task, if gates route by it."""
         use_cache, past_key_values = self.caching(use_cache, past_key_values)
-        self._tell(input_ids, attention_mask, past_key_values, task_ids)
+        self._pass_to_routers(input_ids, attention_mask, past_key_values, task_ids)
         output: CausalLMOutputWithPast = self.base(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -136,15 +136,15 @@ class GatedForCausalLM(RoutedForCausalLM):
             output.loss = torch.stack([output.loss, *losses]).sum()
         return output
 
-    def _tell(
+    def _pass_to_routers(
         self, input_ids: Tensor, attention_mask: Tensor | None, past: Any, task_ids: Tensor | None
     ) -> None:
         """Pass to the layers' routers the inputs that the hidden state does not contain."""
-        told: Any
+        inputs: Any
         if self.ahead is not None:
-            told = self.ahead(self.route_ahead(input_ids, attention_mask, past).flatten(0, 1))
+            inputs = self.ahead(self.route_ahead(input_ids, attention_mask, past).flatten(0, 1))
         elif self.config.routed_by == "tokens":
-            told = input_ids.flatten()
+            inputs = input_ids.flatten()
         elif self.config.routed_by == "tasks":
             if task_ids is None or len(task_ids) != len(input_ids):
                 raise UsageError(
@@ -153,12 +153,12 @@ class GatedForCausalLM(RoutedForCausalLM):
                     "pass task_ids, as inputs_of returns them for domains"
                 )
             # All tokens of a sequence have its task.
-            told = task_ids.repeat_interleave(input_ids.shape[1])
+            inputs = task_ids.repeat_interleave(input_ids.shape[1])
         else:
             return
         for block in self.blocks:
             router: Any = block.router
-            router.take(told)
+            router.take(inputs)
 
     def _routed(self, ffn: GatedFfn) -> RoutedFfn:
         config: Any = self.config

@@ -25,14 +25,13 @@ import torch
 from moesim.errors import MoesimError, UsageError
 from moesim.files import may_replace, whole_folder, write_json
 from moesim.models import checkpoint as checkpoints
+from moesim.models.optimizer import adamw, share_of_peak
 from moesim.models.presets import PRESETS, GatedPreset, Preset
 from moesim.models.text import Corpus
 from moesim.models.tokenizer import train_tokenizer
 from moesim.models.tokens import Tokens, spread_windows, token_streams
 from moesim.record.header import TRAINING_RECORD, versions
 
-_WARM_UP = 0.05  # of all steps
-_LOWEST = 0.1  # of the peak learning rate, at the end
 _WINDOWS = 16  # validation windows a domain
 _SAMPLE = 400_000  # characters a domain that the tokenizer learns from
 
@@ -80,15 +79,7 @@ def train(
     (without `force`) or cannot be written. Raise `MoesimError` that names the step if the loss is
     not finite (the last checkpoint stays), or if the checkpoint belongs to another run.
     """
-    shape = _preset(preset)
-    shape = replace(shape, steps=shape.steps if steps is None else steps)
-    for name, value in (("steps", shape.steps), ("evaluate_every", evaluate_every)):
-        if value < 1:
-            raise UsageError(f"{name} ({value}) must be at least 1")
-    if isinstance(shape, GatedPreset):
-        from moesim.models.gated import check_gate
-
-        check_gate(shape)
+    shape = _shape(preset, steps, evaluate_every)
     if Path(out).exists():
         may_replace(Path(out), force, (TRAINING_RECORD,))
     # The caller's random state is restored afterwards.
@@ -106,20 +97,10 @@ def train(
             if run.step % evaluate_every == 0 or run.step == shape.steps:
                 _report(on_evaluation, run.evaluate())
     num_parameters = sum(p.numel() for p in run.model.parameters())
-    wall_s, cpu_s = run.spent()
     story = {
         "preset": preset if isinstance(preset, str) else "custom",
         **(provenance or {}),
-        "shape": asdict(shape),
-        "seed": seed,
-        "parameters": num_parameters,
-        "tokens_seen": shape.steps * shape.batch_size * shape.context,
-        "text": corpus.describe(),
-        "validation_loss": [asdict(evaluation) for evaluation in run.evaluations],
-        "threads": torch.get_num_threads(),
-        "wall_s": round(wall_s, 1),
-        "cpu_s": round(cpu_s, 1),
-        "versions": versions(),
+        **run.story(corpus, num_parameters),
     }
     with whole_folder(Path(out), force=force, ours=(TRAINING_RECORD,)) as folder:
         run.model.save_pretrained(folder)
@@ -152,7 +133,7 @@ class _Run:
             for domain, stream in token_streams(tokenizer, corpus.validation).items()
         }
         self.model = _model(shape, tokenizer, corpus.domains, seed)
-        self.optimizer = _optimizer(self.model, shape)
+        self.optimizer = adamw(self.model, shape)
         self._peaks = [group["lr"] for group in self.optimizer.param_groups]
         self.draw = np.random.default_rng(np.random.SeedSequence(seed))
         self.step = 0
@@ -163,7 +144,7 @@ class _Run:
     def learn(self) -> None:
         """Take one training step."""
         for group, peak in zip(self.optimizer.param_groups, self._peaks, strict=True):
-            group["lr"] = peak * _share_of_peak(self.step, self.shape.steps)
+            group["lr"] = peak * share_of_peak(self.step, self.shape.steps)
         tokens, domains = _batch(self.streams, self.shape, self.draw)
         self.model.train()
         more = {**self.shape.learning, **_inputs_of(self.model, domains)}
@@ -206,6 +187,22 @@ class _Run:
         pairs = zip(self._before, self._since, _clocks(), strict=True)
         wall_s, cpu_s = (before + now - since for before, since, now in pairs)
         return wall_s, cpu_s
+
+    def story(self, corpus: Corpus, num_parameters: int) -> dict[str, Any]:
+        """Return what the finished model's folder says of its training."""
+        shape, (wall_s, cpu_s) = self.shape, self.spent()
+        return {
+            "shape": asdict(shape),
+            "seed": self.seed,
+            "parameters": num_parameters,
+            "tokens_seen": shape.steps * shape.batch_size * shape.context,
+            "text": corpus.describe(),
+            "validation_loss": [asdict(evaluation) for evaluation in self.evaluations],
+            "threads": torch.get_num_threads(),
+            "wall_s": round(wall_s, 1),
+            "cpu_s": round(cpu_s, 1),
+            "versions": versions(),
+        }
 
     def _save(self) -> None:
         if self.checkpoint is None:
@@ -275,6 +272,20 @@ def _inputs_of(model: Any, domains: Sequence[str]) -> dict[str, torch.Tensor]:
     return model.inputs_of(domains) if hasattr(model, "inputs_of") else {}
 
 
+def _shape(preset: str | Preset, steps: int | None, evaluate_every: int) -> Preset:
+    """Return the preset with this number of steps. Raise `UsageError` if it cannot be trained."""
+    shape = _preset(preset)
+    shape = replace(shape, steps=shape.steps if steps is None else steps)
+    for name, value in (("steps", shape.steps), ("evaluate_every", evaluate_every)):
+        if value < 1:
+            raise UsageError(f"{name} ({value}) must be at least 1")
+    if isinstance(shape, GatedPreset):
+        from moesim.models.gated import check_gate
+
+        check_gate(shape)
+    return shape
+
+
 def _preset(preset: str | Preset) -> Preset:
     if isinstance(preset, Preset):
         return preset
@@ -336,39 +347,6 @@ def _model(shape: Preset, tokenizer: Any, domains: Sequence[str], seed: int) -> 
     torch.manual_seed(seed)  # gates draw different counts; experts must start alike with any gate
     model.initialise()
     return model
-
-
-def _optimizer(model: Any, shape: Preset) -> torch.optim.Optimizer:
-    own: set[int] = set()
-    factor = 1.0
-    if isinstance(shape, GatedPreset):
-        own = {id(p) for router in model.routers for p in router.parameters()}
-        factor = shape.gate_factor
-    others = [p for p in model.parameters() if id(p) not in own]
-    # Only matrices get weight decay: norms, biases and gates have none.
-    groups = (
-        ([p for p in others if p.ndim >= 2], 0.1, 1.0),
-        ([p for p in others if p.ndim < 2], 0.0, 1.0),
-        ([p for p in model.parameters() if id(p) in own], 0.0, factor),
-    )
-    return torch.optim.AdamW(
-        [
-            {"params": params, "weight_decay": decay, "lr": shape.learning_rate * times}
-            for params, decay, times in groups
-            if params
-        ],
-        lr=shape.learning_rate,
-        betas=(0.9, 0.95),
-    )
-
-
-def _share_of_peak(step: int, steps: int) -> float:
-    """Return the share of the peak learning rate: a linear rise, then half a cosine down."""
-    warm_up = max(1, round(_WARM_UP * steps))
-    if step < warm_up:
-        return (step + 1) / warm_up
-    done = (step - warm_up) / max(1, steps - warm_up)
-    return _LOWEST + (1 - _LOWEST) * 0.5 * (1 + math.cos(math.pi * done))
 
 
 def _evaluate(model: Any, held_out: Mapping[str, torch.Tensor], step: int) -> Evaluation:

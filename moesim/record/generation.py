@@ -63,6 +63,12 @@ class Sampling:
         if not 0 < self.top_p <= 1:
             raise UsageError(f"top_p ({self.top_p}) must be above 0 and at most 1")
 
+    def described(self) -> dict[str, Any]:
+        """Return the settings that change what is drawn, for the header."""
+        seed = self.seed if self.temperature else None
+        drawn = {"temperature": self.temperature, "top_p": self.top_p, "seed": seed}
+        return {**drawn, "ignore_end": True} if self.ignore_end else drawn
+
 
 def record(
     model: Any,
@@ -98,12 +104,12 @@ def record(
     exists (without `force`) or cannot be written. Raise `TraceError` if rows do not add up.
     """
     sampling = Sampling(temperature, top_p, seed, ignore_end)
-    at_least_one = {
+    limits = {
         "max_new_tokens": max_new_tokens,
         "batch_size": batch_size,
         "max_prompt_tokens": max_prompt_tokens,
     }
-    for name, value in at_least_one.items():
+    for name, value in limits.items():
         if value is not None and value < 1:
             raise UsageError(f"{name} ({value}) must be at least 1")
     out = as_path(out)
@@ -124,15 +130,7 @@ def record(
         **(provenance or {}),
         "source": "recorded from a running model",
         "prompts": {**source, "requests": len(requests)},
-        "generation": {
-            "max_new_tokens": max_new_tokens,
-            "batch_size": batch_size,
-            "max_prompt_tokens": max_prompt_tokens,
-            "temperature": temperature,
-            "top_p": top_p,
-            "seed": seed if temperature else None,
-            **({"ignore_end": True} if ignore_end else {}),
-        },
+        "generation": {**limits, **sampling.described()},
     }
     with ExitStack() as stack:
         stack.enter_context(evaluating(model))

@@ -89,8 +89,8 @@ def unfinished(points: Sequence[Point]) -> list[Point]:
     """
     from moesim.rundir import fingerprint
 
-    found = {point.folder: _fingerprint_in(point.folder) for point in points}
-    outdated = [p for p in points if found[p.folder] not in (None, fingerprint(p.scenario))]
+    fingerprints = {point.folder: _fingerprint_in(point.folder) for point in points}
+    outdated = [p for p in points if fingerprints[p.folder] not in (None, fingerprint(p.scenario))]
     if outdated:
         raise OutputError(
             outdated[0].folder.parent,
@@ -98,7 +98,7 @@ def unfinished(points: Sequence[Point]) -> list[Point]:
             "policy or version of moesim; choose another --out, or pass --force to run all points "
             "again",
         )
-    return [point for point in points if found[point.folder] is None]
+    return [point for point in points if fingerprints[point.folder] is None]
 
 
 def simulate_points(

@@ -69,6 +69,7 @@ def synthesize_decoupled(knobs: DecoupledKnobs) -> Trace:
     """Draw a top-1 trace of router kind `decoupled`. Raise `UsageError` for impossible knobs."""
     if problem := knobs.problem():
         raise UsageError(f"synthetic decoupled trace: {problem}")
+    # A stream of its own: other users of the same seed draw other numbers.
     rng = np.random.default_rng(np.random.SeedSequence(knobs.seed, spawn_key=(0xDEC0,)))
     prompts, outputs = (
         rng.geometric(1 / mean, knobs.requests)
@@ -78,7 +79,7 @@ def synthesize_decoupled(knobs: DecoupledKnobs) -> Trace:
     )
     orders = [rng.permutation(knobs.num_experts) for _ in range(knobs.domains)]
     domains = np.arange(knobs.requests) % knobs.domains
-    lengths = prompts + outputs - 1
+    lengths = prompts + outputs - 1  # the last token is never fed back, so it has no row
     ids_B = np.concatenate(
         [
             orders[domain][_chain(knobs, rng, rows)]

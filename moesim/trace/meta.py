@@ -65,11 +65,12 @@ class TraceMeta:
 
     def problem(self) -> str | None:
         """Return the first rule that this header breaks, in words, or None."""
-        for entry in fields(self):
+        for entry in fields(self):  # one by one, so that the message can name the field
             try:
                 json.dumps(getattr(self, entry.name), allow_nan=False)
             except (TypeError, ValueError, RecursionError) as error:
                 return f"{entry.name} must be plain JSON: {error}"
+        # The parser of the reader, so that whatever is written can be read.
         try:
             _parse(TraceMeta, asdict(self))
         except _WrongTypeError as error:
@@ -81,7 +82,7 @@ class TraceMeta:
             return f"num_layers ({self.num_layers}) exceeds {MOST_LAYERS}"
         if self.top_k > self.num_experts:
             return f"top_k ({self.top_k}) exceeds num_experts ({self.num_experts})"
-        if self.num_experts > 65_535:
+        if self.num_experts > 65_535:  # ids have 16 bits, and one value marks an unused place
             return f"num_experts ({self.num_experts}) exceeds 65535"
         if self.router not in ROUTERS:
             return f"router {shown(self.router)} is none of {', '.join(ROUTERS)}"

@@ -34,6 +34,7 @@ def load_trace(path: str | Path) -> Trace:
     """
     folder = as_path(path)
     header = read_header(folder)
+    # First, so that a device or a pipe is refused before anything reads it.
     for entry in header.files:
         _check_size(folder, entry)
     arrays = {

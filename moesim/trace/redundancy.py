@@ -67,11 +67,13 @@ class Transitions:
 
     def shuffled(self, rng: np.random.Generator) -> Transitions:
         """Return the null: the same with the choices at the first layer shuffled over tokens."""
+        # Both layers keep their own frequencies, so only the dependence between them is lost.
         codes_T = rng.permutation(self.before.codes)
         return Transitions(self.layer, Choices(codes_T, self.before.states), self.after)
 
     def cells(self) -> tuple[Ints, Ints, Ints]:
         """Return (state before, state after, tokens) of each occupied cell, in rising order."""
+        # One number for each pair of states, so that one count of numbers counts the pairs.
         width = len(self.after.states)
         joint, counts = _counted(self.before.codes * width + self.after.codes)
         return joint // width, joint % width, counts
@@ -163,6 +165,7 @@ class Redundancy:
 
         The adjustment is that of Vinh, Epps and Bailey (JMLR 2010). NaN if the null explains all.
         """
+        # Rounding can leave a tiny room, and a share of it would be noise.
         room = self.entropy_bits - self.null_bits
         return self.corrected_bits / room if room > 1e-9 else math.nan
 

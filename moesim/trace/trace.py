@@ -33,7 +33,7 @@ REQUEST_COLUMNS = (
 )
 
 
-_GIVEN = {field.name for field in fields(TraceMeta)} - {
+_HEADER_ARGUMENTS = {field.name for field in fields(TraceMeta)} - {
     "num_layers", "num_experts", "top_k", "prediction_depth",
 }  # fmt: skip
 """Fields of the header that `Trace.from_arrays` takes; the others follow from its arrays."""
@@ -90,8 +90,8 @@ class Trace:
 
         Raise `TraceError` if the arrays disagree or break a rule of the format.
         """
-        if wrong := sorted(meta.keys() - _GIVEN):
-            raise TraceError(wrong[0], "", f"must be one of {', '.join(sorted(_GIVEN))}")
+        if wrong := sorted(meta.keys() - _HEADER_ARGUMENTS):
+            raise TraceError(wrong[0], "", f"must be one of {', '.join(sorted(_HEADER_ARGUMENTS))}")
         ids = _array("expert_ids", expert_ids)
         if ids.ndim != 3 or not np.issubdtype(ids.dtype, np.integer):
             raise TraceError(
@@ -102,28 +102,14 @@ class Trace:
             raise TraceError(
                 "predictions", "", f"must be (rows, layers, depth, k), not {guesses.shape}"
             )
-        try:
-            experts = index(num_experts)
-        except Exception:
-            raise TraceError(
-                "num_experts", "", f"must be a whole number, not {shown(num_experts)}"
-            ) from None
-        header = TraceMeta(
-            num_layers=ids.shape[1],
-            num_experts=experts,
-            top_k=ids.shape[2],
-            prediction_depth=0 if guesses is None else int(guesses.shape[2]),
-            **meta,
-        )
-        if problem := header.problem():
-            raise TraceError("header", "", problem)
+        header = _header(ids, guesses, num_experts, meta)
         if header.prompt_rows == "absent" and prompt_tokens is None:
             raise TraceError("prompt_tokens", "", "must be given when prompt rows are absent")
         lengths = _whole_numbers("seq_len", seq_len)
         if len(ids) == 0 or len(lengths) == 0:
             raise TraceError("expert_ids", "", "a trace needs at least one row and one request")
         requests = _request_columns(header, lengths, prompt_tokens, domain, arrival_s)
-        given = {
+        sources = {
             "expert_ids": ids,
             "gate_weights": gate_weights,
             "predictions": guesses,
@@ -131,9 +117,9 @@ class Trace:
         }
         arrays: dict[str, Rows] = {}
         for role in ROLES:
-            if given[role] is None:
+            if sources[role] is None:
                 continue
-            array = as_stored(header, role, _array(role, given[role]))
+            array = as_stored(header, role, _array(role, sources[role]))
             if len(array) != len(ids):
                 raise TraceError(role, "", f"has {len(array)} rows, expert_ids has {len(ids)}")
             check_shard(header, role, array, file=role)
@@ -195,6 +181,28 @@ class Trace:
         """Return the same rows under a changed header (a name, a router kind, …)."""
         arrays = {role: getattr(self, role) for role in ROLES if getattr(self, role) is not None}
         return Trace(replace(self.meta, **changes), self.requests, arrays)
+
+
+def _header(
+    ids: Array, guesses: Array | None, num_experts: object, meta: dict[str, Any]
+) -> TraceMeta:
+    """Return the header of a trace with these arrays. Raise `TraceError` if it breaks a rule."""
+    try:
+        experts = index(num_experts)  # type: ignore[arg-type]
+    except Exception:
+        raise TraceError(
+            "num_experts", "", f"must be a whole number, not {shown(num_experts)}"
+        ) from None
+    header = TraceMeta(
+        num_layers=ids.shape[1],
+        num_experts=experts,
+        top_k=ids.shape[2],
+        prediction_depth=0 if guesses is None else int(guesses.shape[2]),
+        **meta,
+    )
+    if problem := header.problem():
+        raise TraceError("header", "", problem)
+    return header
 
 
 def as_stored(meta: TraceMeta, role: Any, array: Array) -> Array:
@@ -263,8 +271,8 @@ def _request_columns(
 
 def _domains(domain: Sequence[str] | str | None, count: int) -> list[str]:
     try:
-        given = [domain] * count if isinstance(domain, str) or domain is None else list(domain)
-        names = ["" if name is None else str(name) for name in given]
+        domains = [domain] * count if isinstance(domain, str) or domain is None else list(domain)
+        names = ["" if name is None else str(name) for name in domains]
         for name in names:
             name.encode()
     except Exception as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
@@ -77,7 +77,7 @@ class TraceWriter:
 
         Raise `TraceError` for arrays or lengths that break the format.
         """
-        given = {
+        sources = {
             "expert_ids": expert_ids,
             "gate_weights": gate_weights,
             "predictions": predictions,
@@ -87,26 +87,13 @@ class TraceWriter:
         if problem := _request_problem(prompt_tokens, output_tokens, arrival_s):
             raise TraceError(self.path, f"request {number}", problem)
         stored = {
-            role: as_stored(self.meta, role, np.asarray(given[role]))
+            role: as_stored(self.meta, role, np.asarray(sources[role]))
             for role in ROLES
-            if given[role] is not None
+            if sources[role] is not None
         }
-        if number and stored.keys() != self._pending.keys():
-            raise TraceError(
-                self.path, f"request {number}", "has other arrays than the requests before it"
-            )
+        self._check_request(number, stored, prompt_tokens, output_tokens)
         rows = len(stored["expert_ids"])
-        expected = output_tokens - 1
-        expected += prompt_tokens if self.meta.prompt_rows == "recorded" else 0
-        for role, array in stored.items():
-            if len(array) != expected:
-                raise TraceError(
-                    self.path,
-                    f"request {number}, {role}",
-                    f"{prompt_tokens} prompt and {output_tokens} output tokens need {expected} "
-                    f"rows, not {len(array)}",
-                )
-            check_shard(self.meta, role, array, file=role, first_row=self._num_rows)
+        # Only now, so that a request that is refused leaves nothing behind.
         for role, array in stored.items():
             self._pending.setdefault(role, []).append(array)
         values = (
@@ -123,6 +110,30 @@ class TraceWriter:
         self._pending_rows += rows
         if self._pending_rows >= self._shard_rows:
             self._flush()
+
+    def _check_request(
+        self,
+        number: int,
+        arrays: Mapping[Role, npt.NDArray[Any]],
+        prompt_tokens: int,
+        output_tokens: int,
+    ) -> None:
+        """Raise `TraceError` if the arrays of a request do not fit its lengths or the header."""
+        if number and arrays.keys() != self._pending.keys():
+            raise TraceError(
+                self.path, f"request {number}", "has other arrays than the requests before it"
+            )
+        expected = output_tokens - 1
+        expected += prompt_tokens if self.meta.prompt_rows == "recorded" else 0
+        for role, array in arrays.items():
+            if len(array) != expected:
+                raise TraceError(
+                    self.path,
+                    f"request {number}, {role}",
+                    f"{prompt_tokens} prompt and {output_tokens} output tokens need {expected} "
+                    f"rows, not {len(array)}",
+                )
+            check_shard(self.meta, role, array, file=role, first_row=self._num_rows)
 
     def _flush(self) -> None:
         if not self._pending_rows:
@@ -169,7 +180,7 @@ class TraceWriter:
             )
             with output_errors(self.path):
                 write_json(self._partial / HEADER, header.as_dict())
-        except BaseException:
+        except BaseException:  # also Ctrl-C: nothing half-written must stay behind
             self.abort()
             raise
         folder, self._folder = self._folder, None

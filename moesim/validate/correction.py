@@ -21,7 +21,8 @@ from moesim.wiring import Plan
 
 __all__ = ["Correction", "corrected", "fit_correction"]
 
-_ROUNDS: Final = 4
+_ROUNDS: Final = 4  # few, because each one simulates every plan three times
+# Steps of the finite differences: large, because totals are whole nanoseconds.
 _STEP: Final = (0.02, 20_000.0)
 _LOW, _HIGH = (0.5, 0.0), (2.0, 2_000_000.0)
 

@@ -86,6 +86,7 @@ class _Eviction(Eviction):
     """A wrapper of an eviction policy that notes its answers; it shares the policy's book."""
 
     def __init__(self, cache: int, policy: Eviction, departures: list[Departure]) -> None:
+        # The server reads these attributes of the class, and this class stands for any policy.
         self.name = policy.name  # type: ignore[misc]
         self.clairvoyant = policy.clairvoyant  # type: ignore[misc]
         self.looks_ahead = policy.looks_ahead  # type: ignore[misc]
@@ -105,6 +106,7 @@ class _Eviction(Eviction):
 
     def decide(self, view: View) -> Collection[Key]:
         leavers = self._policy.decide(view)
+        # Policies may return sets. Sorted, equal answers are equal on both machines.
         self._departures.append((self._cache, "event", tuple(sorted(leavers))))
         return leavers
 

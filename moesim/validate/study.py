@@ -119,6 +119,7 @@ class Study:
         left = [each.name for each in self.configurations if self.missing(each.name)]
         total = sum(len(self.missing(name)) for name in left)
         done = 0
+        # The first run after a start meets cold caches, also in a resumed study.
         for name in left:
             for _ in range(WARMUPS):
                 measure(plans[name], bench, self.finished(name))
@@ -198,6 +199,7 @@ class Ranking:
 
     @property
     def agrees(self) -> bool:
+        # Equal signs: the same policy is faster on both machines.
         return self.real_pct * self.simulated_pct > 0
 
 

@@ -23,6 +23,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
+from offloading import HARDWARE, Batch, Policies, scenario_of
 from recovery import spread
 
 from moesim.errors import UsageError
@@ -34,15 +35,12 @@ from moesim.simulate import run
 from moesim.trace import load_trace
 
 SHAPES: Final = Path(__file__).resolve().parents[2] / "scenarios/shapes"
-HARDWARE: Final = "rtx-3060-12gb"
 CAPACITIES: Final = (1, 2, 3, 4, 5, 6, 7)  # experts a layer
 SHOWN: Final = (2, 4, 6)
 MIDDLE: Final = 4
 OTHER_SEEDS: Final = 1000  # of the requests on which policies are chosen
-Batch = tuple[int, int]  # most requests at a time, most tokens a step
 STEADY: Final[Batch] = (8, 64)  # every running request takes part in every step
 CHOOSY: Final[Batch] = (32, 16)  # batching can choose between requests
-Policies = Mapping[str, Mapping[str, Any]]
 Traces = Mapping[str, Sequence[Path]]  # of each row, one a seed
 Losses = Mapping[str, Sequence[float]]
 Summary = dict[str, Any]
@@ -121,24 +119,7 @@ def sizes_of(trace: Path) -> Path:
 
 def scenario(trace: Path, slots: int, batch: Batch, seed: int, policies: Policies) -> Summary:
     """Return the scenario of one run."""
-    plain: dict[str, Any] = {
-        "trace": str(trace),
-        "model": {"shape": str(sizes_of(trace))},
-        "hardware": HARDWARE,
-        "workload": {"requests": 32, "order": "resampled"},
-        "batching": {
-            "policy": "decode_first",
-            "max_sequences": batch[0],
-            "token_budget": batch[1],
-        },
-        "cache": {"policy": "lru", "slots": f"{slots}/layer"},
-        "bounds": False,
-        "timeline": {"steps": 0},
-        "seed": seed,
-    }
-    for section, chosen in policies.items():
-        plain[section] = {**plain.get(section, {}), **chosen}
-    return plain
+    return scenario_of(trace, sizes_of(trace), slots, batch, seed, policies)
 
 
 def simulated(

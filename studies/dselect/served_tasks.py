@@ -25,10 +25,10 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import digits as study
 import multitask
@@ -36,6 +36,7 @@ import numpy as np
 import recovery
 import torch
 from multitask import Run, Setting, World
+from offloading import Policies, scenario_of
 from recovery import reading, spread, written
 
 from moesim.errors import UsageError
@@ -53,9 +54,9 @@ SHAPE: Final = Path(__file__).parents[2] / "scenarios/shapes/mixtral-one-layer.j
 CAPACITIES: Final = (1, 2, 3, 4, 6)
 SHOWN: Final = (2, 4)
 LENGTHS: Final = (8, 24)
+BATCH: Final = (8, 32)
 AHEAD: Final = {"cache": {"policy": "lookahead"}, "prefetch": {"policy": "layer_ahead"}}
 UNMIXED: Final = {"batching": {"policy": "task_aware", "options": {"mix": False}}}
-Policies = Mapping[str, Mapping[str, Any]]
 Served = dict[str, float]
 
 
@@ -151,19 +152,7 @@ def served(
     trace: Path, shape: Path, slots: int, seed: int, requests: int, policies: Policies
 ) -> Served:
     """Return the summary of one simulated run, with megabytes copied a row."""
-    scenario: dict[str, Any] = {
-        "trace": str(trace),
-        "model": str(shape),
-        "hardware": "rtx-3060-12gb",
-        "workload": {"requests": requests, "order": "resampled"},
-        "batching": {"policy": "decode_first", "max_sequences": 8, "token_budget": 32},
-        "cache": {"policy": "lru", "slots": f"{slots}/layer"},
-        "bounds": False,
-        "timeline": {"steps": 0},
-        "seed": seed,
-    }
-    for section, chosen in policies.items():
-        scenario[section] = {**scenario.get(section, {}), **chosen}
+    scenario = scenario_of(trace, shape, slots, BATCH, seed, policies, requests=requests)
     result = simulate(scenario)
     rows = sum(result.columns["requests"]["prompt_tokens"])
     return {**result.summary, "h2d_mb_per_row": result.summary["h2d_bytes"] / rows / 1e6}

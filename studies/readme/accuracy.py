@@ -172,8 +172,8 @@ def by_mask(stories: Sequence[Stories]) -> Table:
     return table
 
 
-def _less(stories: Sequence[Stories], one: str, other: str) -> Estimate:
-    ends = (_validation(stories, name, -1) for name in (one, other))
+def _less(stories: Sequence[Stories], name: str, other: str) -> Estimate:
+    ends = (_validation(stories, each, -1) for each in (name, other))
     return estimate(a - b for a, b in zip(*ends, strict=True))
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -26,7 +26,7 @@ torch = pytest.importorskip("torch", reason="the real machine needs the torch ex
 
 from moesim.machine.real import cpu  # noqa: E402
 from moesim.machine.real.cpu import CpuDevice  # noqa: E402
-from moesim.machine.real.device import DEVICES, Device, open_device  # noqa: E402
+from moesim.machine.real.device import Device, open_device  # noqa: E402
 from moesim.machine.real.machine import RealMachine  # noqa: E402
 
 SIZE = 512
@@ -55,16 +55,6 @@ class Blocks:
 
     def fetch(self) -> None:
         pass
-
-
-@pytest.fixture(params=DEVICES)
-def device(request: pytest.FixtureRequest) -> Iterator[Device]:
-    try:
-        opened = open_device(request.param)
-    except UsageError as error:
-        pytest.skip(str(error))
-    yield opened
-    opened.close()
 
 
 def run_real(plan: Plan, device: Device, blocks: Blocks | None = None) -> Outcome:

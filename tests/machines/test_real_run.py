@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -17,36 +16,21 @@ from workloads import (
     tiny_trace,
 )
 
-from moesim.errors import BudgetError, ScenarioError, UsageError
+from moesim.errors import BudgetError, ScenarioError
 from moesim.simulate import Plan, finish
 from moesim.trace import Trace, load_trace
 
 torch = pytest.importorskip("torch", reason="the real machine needs the torch extra")
 
 from moesim.machine.real import run as real  # noqa: E402
-from moesim.machine.real.device import DEVICES, Device, open_device  # noqa: E402
+from moesim.machine.real.device import Device, open_device  # noqa: E402
 
 SMALL = {**TINY_CONFIG, "hidden_size": 32, "head_dim": 4, "intermediate_size": 64, "vocab_size": 96}
 TRACES = ROOT / "traces"
 BITS = {"shape": "trace", "expert_bits": 32, "weight_bits": 32, "kv_bits": 32}
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(params=DEVICES)
-def device(request: pytest.FixtureRequest) -> Iterator[Device]:
-    try:
-        opened = open_device(request.param)
-    except UsageError as error:
-        pytest.skip(str(error))
-    yield opened
-    opened.close()
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def small_plan(scenario: dict[str, Any], trace: Trace) -> Plan:

@@ -45,8 +45,10 @@ Make = Callable[[simpy.Environment, SimPrices], Any]
 
 def tiny_trace(**knobs: Any) -> Trace:
     """Return a synthetic trace of 4 layers of 8 experts, top-2, whose sizes can be costed."""
-    shape = {"num_layers": 4, "num_experts": 8, "top_k": 2, "prediction_depth": 2}
-    trace = synthesize(SyntheticKnobs(**{**shape, "prediction_accuracy": 0.5, **knobs}))
+    shape = {"num_layers": 4, "num_experts": 8, "top_k": 2, **knobs}
+    depth = min(2, shape["num_layers"] - 1)  # the last layer has nothing to predict
+    predictions = {"prediction_depth": depth, "prediction_accuracy": 0.5}
+    trace = synthesize(SyntheticKnobs(**{**predictions, **shape}))
     return trace.with_meta(model_config=TINY_CONFIG)
 
 

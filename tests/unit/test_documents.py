@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
+import io
 import re
 from pathlib import Path
 from typing import Any
@@ -49,9 +51,55 @@ def test_files_that_a_document_names_exist(name: str) -> None:
     text = (ROOT / name).read_text()
     folders = "moesim|docs|scenarios|tests|examples|traces|benchmarks|studies|reports"
     named = re.findall(rf"`((?:{folders})/[\w./-]*)`", text)
+    named += re.findall(r"`([\w./-]+/[\w-]+\.(?:py|md|yaml))`", text)  # in any other folder
     missing = [path for path in named if not (ROOT / path).exists()]
     assert named
     assert missing == []
+
+
+def defined_in(path: Path) -> set[str]:
+    """Return the functions, classes and methods (`A.b`) of a module, or of a folder of modules."""
+    names = set()
+    for file in path.glob("*.py") if path.is_dir() else [path]:
+        for node in ast.parse(file.read_text()).body:
+            if isinstance(node, ast.ClassDef | ast.FunctionDef):
+                names.add(node.name)
+            if isinstance(node, ast.ClassDef):
+                methods = (part for part in node.body if isinstance(part, ast.FunctionDef))
+                names |= {f"{node.name}.{method.name}" for method in methods}
+    return names
+
+
+def test_a_name_that_the_design_gives_with_a_file_is_defined_there() -> None:
+    text = (ROOT / "docs/design.md").read_text()
+    place = r"\s+\(|,?[^`.]*?\sin\s+|,\s+"  # `name` (`file`), `name` in `file`, `name`, `file`
+    pairs = re.findall(rf"`([\w.]+)`(?:{place})`(moesim/[\w/.]+)`", text)
+    assert len(pairs) > 20
+    wrong = [pair for pair in pairs if pair[0] not in defined_in(ROOT / pair[1])]
+    assert wrong == []
+
+
+def test_every_class_and_method_of_the_design_exists() -> None:
+    text = (ROOT / "docs/design.md").read_text()
+    named = set(re.findall(r"`([A-Z]\w*[a-z]\w*(?:\.\w+)?)`", text))
+    assert len(named) > 10
+    defined = {name for file in (ROOT / "moesim").rglob("*.py") for name in defined_in(file)}
+    assert sorted(named - defined) == []
+
+
+def test_labels_that_the_results_quote_are_printed(tmp_path: Path) -> None:
+    from run_directories import run_directory
+
+    from moesim.report import print_summary
+    from moesim.report.metrics import HEADLINE
+
+    stream = io.StringIO()
+    print_summary(run_directory(tmp_path / "run"), stream)
+    printed = stream.getvalue() + "".join(metric.title for metric in HEADLINE)
+    _, results = (ROOT / "docs/results.md").read_text().split("## summary.json")
+    labels = re.findall(r'"([^"]+?)[ .]*"', " ".join(results.split()))
+    assert len(labels) > 20
+    assert [label for label in labels if label not in printed] == []
 
 
 def test_policies_named_in_the_changelog_exist() -> None:

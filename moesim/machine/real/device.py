@@ -67,6 +67,7 @@ def open_device(name: str, *, h2d: Link | None = None, d2h: Link | None = None) 
     For cpu and fake, torch computes in one thread from now on. Raise `UsageError` for an unknown
     name, and for cuda without a GPU.
     """
+    # Imports are here, because torch takes seconds to import and may not be installed.
     if name in ("cpu", "fake"):
         one_thread()
     if name == "cpu":

@@ -226,10 +226,12 @@ class Executor:
         """Run the forward pass to the end of `op`."""
         if self._pass is None:
             self._pass = greenlet(self._forward)
-        asked = (type(op), getattr(op, "layer", 0))
+        requested = (type(op), getattr(op, "layer", 0))
         reached: _Stop = self._pass.switch()
-        if reached != asked:
-            ours, theirs = (f"{kind.__name__} of layer {layer}" for kind, layer in (reached, asked))
+        if reached != requested:
+            ours, theirs = (
+                f"{kind.__name__} of layer {layer}" for kind, layer in (reached, requested)
+            )
             raise InvariantError(4, f"the model ended {ours}, but the server asked for {theirs}")
 
     def _forward(self) -> _Stop:

@@ -80,6 +80,7 @@ class Pool:
                 if not imaginary:
                     theirs = getattr(module, name)
                     own[:, start:stop].copy_(theirs.detach().flatten(1))
+                    # A view, so that memory holds the weights once.
                     theirs.data = own[:, start:stop].view(num_experts, *self._shapes[name])
         self.buffers = torch.empty(buffers, sum(sizes), dtype=dtype, device=device)
         self._views = [self._split(row) for row in self.buffers]
@@ -158,6 +159,7 @@ class LayerEvent:
         parts = self._outputs.index_select(0, self._slots).view(
             len(self._hidden_TH), -1, self._outputs.shape[1]
         )
+        # One after another: `sum` chooses its own order, and floats depend on the order.
         total = parts[:, 0]
         for place in range(1, parts.shape[1]):
             total = total + parts[:, place]
@@ -177,11 +179,12 @@ class LayerEvent:
         self._edges = [0, *np.cumsum(counts[:-1]).tolist()]
         self._left = self._edges[-1]
         slots = np.argsort(rows, kind="stable")
+        # One copy to the device instead of three.
         both = torch.from_numpy(np.stack([rows, slots, order])).to(device, non_blocking=True)
         self._rows, self._slots = both[0], both[1]
         self._gates = self._weights_Tk.T.reshape(-1)[both[2]][:, None]
         self._outputs = self._hidden_TH.new_empty(len(order), self._hidden_TH.shape[1])
-        self._outputs[self._left :] = 0
+        self._outputs[self._left :] = 0  # unused places are summed too, and no expert fills them
 
 
 class StandIn(nn.Module):

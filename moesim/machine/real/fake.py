@@ -45,16 +45,16 @@ class FakeDevice:
     def __init__(self, *, latest_s: float = 0.001, seed: int = 0) -> None:
         self._latest_s = latest_s
         self._inbox: dict[str, queue.SimpleQueue[_Late | None]] = {}
-        self._threads = []
+        self._threads: list[threading.Thread] = []
         seeds = np.random.SeedSequence(seed).spawn(len(LANES))
         for lane, entropy in zip(LANES, seeds, strict=True):
             self._inbox[lane] = queue.SimpleQueue()
-            given = (self._inbox[lane], np.random.default_rng(entropy))
+            arguments = (self._inbox[lane], np.random.default_rng(entropy))
             name = f"moesim-fake-{lane}"
-            self._threads.append(
-                threading.Thread(target=self._work, args=given, name=name, daemon=True)
-            )
-            self._threads[-1].start()
+            # A daemon, so that a test that fails before `close` does not keep the process alive.
+            thread = threading.Thread(target=self._work, args=arguments, name=name, daemon=True)
+            self._threads.append(thread)
+            thread.start()
 
     def submit(
         self,
@@ -75,11 +75,11 @@ class FakeDevice:
             mark.start_ns = time.monotonic_ns()
             try:
                 mark.work()
-            except BaseException as error:
+            except BaseException as error:  # `done` raises it, in the thread that asks
                 mark.error = error
             time.sleep(rng.random() * self._latest_s)
             mark.finish_ns = time.monotonic_ns()
-            mark.over = True
+            mark.over = True  # last: from now on another thread reads the mark
 
     def close(self) -> None:
         for inbox in self._inbox.values():

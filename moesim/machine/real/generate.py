@@ -123,6 +123,7 @@ def generate(
             buffers=sum(capacities) + serving.staging,
             device=opened.torch_device,
             pinned=opened.pins,
+            # The layers of a decoupled model have no gates to predict with.
             prediction_depth=0 if knowledge.queued else getattr(options, "depth", 0),
         )
         machine = RealMachine(executor, opened, patience_s=patience_s)
@@ -140,7 +141,7 @@ def generate(
         finally:
             executor.close()
     finally:
-        if opened is not device:
+        if opened is not device:  # a device that the caller opened stays open
             opened.close()
     flying = server.ledger.finish(machine.now_ns)
     check_run(requests, server.ledger, server.scheduler.pool, executor.expert_bytes, flying)

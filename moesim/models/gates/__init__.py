@@ -73,26 +73,27 @@ def build(
     """
     if name not in GATES:
         raise UsageError(f"no gate is called {name!r}{suggest(name, GATES, rest='there are')}")
-    kind, given = GATES[name], dict(options or {})
+    kind, settings = GATES[name], dict(options or {})
     options_of_kind = [
         option
         for option in inspect.signature(kind).parameters
         if option not in ("num_experts", "k", "features", "tasks")
     ]
-    if unknown := sorted(set(given) - set(options_of_kind)):
+    if unknown := sorted(set(settings) - set(options_of_kind)):
         raise UsageError(
             f"the gate {name} has no option {unknown[0]!r}"
             f"{suggest(unknown[0], options_of_kind, rest='it has')}"
         )
-    for option, value in given.items():
+    for option, value in settings.items():
         _check_option(name, option, value, inspect.signature(kind).parameters[option].default)
-    if isinstance(given.get("entropy"), list | tuple):
-        given["entropy"] = Ramp(*given["entropy"])
+    # YAML and JSON have no ramp, so a list stands for one.
+    if isinstance(settings.get("entropy"), list | tuple):
+        settings["entropy"] = Ramp(*settings["entropy"])
     if features is not None:
         if name == "hash":
             raise UsageError("hash routes by id, of a token or task, and reads no hidden state")
-        given["features"] = features
-    return kind(num_experts, k, tasks=tasks, **given)
+        settings["features"] = features
+    return kind(num_experts, k, tasks=tasks, **settings)
 
 
 def _check_option(gate: str, option: str, value: Any, default: Any) -> None:

@@ -86,6 +86,7 @@ def record_tasks(
         raise OutputError(out, "already exists; choose another name or pass --force")
     recorder = Recorder(model)
     served = _served(recorder, model, requests)
+    # Only now: the choices show how many experts a row has, and whether weights sum to one.
     weights_RLK = np.concatenate([recording.gate_weights[0] for recording in served])
     meta = describe(
         model,
