@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, fields, replace
 from itertools import pairwise
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 from pydantic import BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
@@ -39,13 +39,16 @@ def _number(value: object) -> object:
 
 
 Nanoseconds = Annotated[float, BeforeValidator(_number), Field(ge=0, le=1e15)]
-Ratio = Annotated[float, BeforeValidator(_number), Field(ge=0, le=1e6)]
+MOST_RATIO: Final = 1e6
+"""The largest ratio that a profile holds."""
+
+Ratio = Annotated[float, BeforeValidator(_number), Field(ge=0, le=MOST_RATIO)]
 
 
 class ExpertTable(Strict):
     """Routed experts: a call costs `call_ns`, and each of its experts what the table says.
 
-    PolicyObserver the given numbers of rows it is linear, beyond the last as steep as before it.
+    Between the given numbers of rows it is linear, beyond the last as steep as before it.
     """
 
     call_ns: Nanoseconds
@@ -104,7 +107,7 @@ class Residual(Strict):
     held_out: Count
     error_median: Ratio = Field(description="Median of |predicted - measured| / measured.")
     error_p90: Ratio = Field(description="90th percentile of the same.")
-    bias: Annotated[float, BeforeValidator(_number), Field(ge=-1e6, le=1e6)] = Field(
+    bias: Annotated[float, BeforeValidator(_number), Field(ge=-MOST_RATIO, le=MOST_RATIO)] = Field(
         description="Sum of predicted over sum of measured, less one."
     )
     interval: Ratio = Field(
