@@ -24,6 +24,7 @@ __all__ = ["run_to_its_end"]
 
 _WORDS: Final = {"SIGINT": "interrupted", "SIGTERM": "terminated", "SIGHUP": "hung up"}
 _INTERRUPTED: Final = 130
+_AGAIN_S: Final = 0.2
 
 
 def run_to_its_end(command: Callable[[], object]) -> None:
@@ -51,6 +52,8 @@ def run_to_its_end(command: Callable[[], object]) -> None:
         _say(f"error: {error}")
         sys.exit(error.exit_code)
     finally:
+        for number in set(stops):
+            signal.signal(number, signal.SIG_IGN)
         # An interrupt that passes code made at run time (as dataclasses are) leaves a mark by which
         # `python -m` dies of the signal, whatever the exit code; running any such code clears it.
         exec("")
@@ -70,12 +73,20 @@ def _say(text: str) -> None:
 
 
 def _noted_signals() -> list[int]:
-    """Return a list to which each signal that ends the command is added as it arrives."""
+    """Return a list to which each signal that ends the command is added as it arrives.
+
+    Libraries may drop an interrupt (pyarrow does while it imports pandas). It is therefore raised
+    again until it is seen to unwind the command; nothing interrupts that.
+    """
     noted: list[int] = []
 
-    def note(number: int, frame: FrameType | None) -> None:
+    def note(number: int, _frame: FrameType | None) -> None:
         noted.append(number)
-        signal.default_int_handler(number, frame)
+        again = threading.Timer(_AGAIN_S, signal.raise_signal, [number])
+        again.daemon = True
+        again.start()
+        if not _unwinds(sys.exception()):
+            raise KeyboardInterrupt
 
     if threading.current_thread() is threading.main_thread():
         for name in _WORDS:
@@ -84,3 +95,10 @@ def _noted_signals() -> list[int]:
             if number and signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
                 signal.signal(number, note)
     return noted
+
+
+def _unwinds(error: BaseException | None) -> bool:
+    """Whether an interrupt is being handled, as itself or as an error that it was turned into."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__context__
+    return error is not None
