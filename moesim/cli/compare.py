@@ -72,6 +72,7 @@ def compare(
             f"{scenario}: has no `sweep:`, so there is nothing to compare; "
             f"run it with: moesim run {shlex.quote(str(scenario))}"
         )
+    workers = workers or os.cpu_count() or 1
     folder = out or Path("runs") / f"{loaded.name}-compare"
     points = points_of(loaded, folder / "runs")
     missing = points if force else unfinished(points)
@@ -79,7 +80,12 @@ def compare(
     _check_writable(folder / "runs")
     with exclusive(folder, inside=True):
         clean_up(folder / "runs")
-        failures = _run_points(missing, len(points), workers or os.cpu_count() or 1, force=force)
+        try:
+            failures = _run_points(
+                missing, len(points), workers or os.cpu_count() or 1, force=force
+            )
+        finally:
+            clean_up(folder / "runs")  # a worker that had to be killed could not
         failed = {point.folder for point, _ in failures}
         runs = [load_run(point.folder) for point in points if point.folder not in failed]
         lines = [f"{point.label}: {_described(error).splitlines()[0]}" for point, error in failures]

@@ -17,6 +17,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from multiprocessing.process import BaseProcess
 from types import FrameType
 from typing import Final, TypeVar
@@ -28,7 +29,9 @@ __all__ = ["LocalProcesses"]
 Task = TypeVar("Task")
 
 _PATIENCE_S: Final = 5.0
-_HELD: Final = (signal.SIGINT, signal.SIGTERM)
+_HELD: Final = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+)
 
 
 class LocalProcesses:
@@ -74,6 +77,7 @@ def _pool(
     work: Callable[[Task], object], tasks: Mapping[int, Task], workers: int
 ) -> Generator[TaskResult]:
     before = set(multiprocessing.active_children())
+    _start_tracker()
     executor = ProcessPoolExecutor(
         min(workers, len(tasks)),
         mp_context=multiprocessing.get_context("spawn"),
@@ -113,16 +117,40 @@ def _end(processes: set[BaseProcess]) -> None:
 
 @contextmanager
 def _interrupts_held() -> Iterator[None]:
-    """Ctrl-C and SIGTERM wait until the block is left; processes started inside begin with both
-    held."""
+    """Ctrl-C, SIGTERM and SIGHUP wait until the block is left; processes started inside begin with
+    all held.
+
+    The mask alone holds nothing back here: other threads (those of numpy, say) still take signals,
+    and Python then runs the handler in the main thread.
+    """
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _HELD)
+    arrived: list[int] = []
+    main = threading.current_thread() is threading.main_thread()  # no other may set handlers
+    handlers = {number: signal.getsignal(number) for number in _HELD if main}
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _HELD)
     try:
+        for number in handlers:
+            signal.signal(number, lambda number, _frame: arrived.append(number))
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for number, handler in handlers.items():
+            signal.signal(number, handler or signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        for number in arrived[:1]:
+            signal.raise_signal(number)
+
+
+def _start_tracker() -> None:
+    """Start Python's process that removes semaphores, which a sweep must not start by the way.
+
+    It knows nothing of SIGHUP: it would die of a closed terminal, and its successor complain after
+    the last line. Its start also lets signals through again.
+    """
+    if hasattr(signal, "pthread_sigmask"):
+        with _interrupts_held():
+            resource_tracker.ensure_running()
 
 
 class _Ended(BaseException):
@@ -131,7 +159,9 @@ class _Ended(BaseException):
 
 def _begin() -> None:
     """What a worker does first."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in _HELD:
+        if number != signal.SIGTERM:
+            signal.signal(number, signal.SIG_IGN)
     if hasattr(signal, "pthread_sigmask"):  # the parent ends its workers by SIGTERM
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     threading.Thread(target=_follow_parent, daemon=True).start()
