@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from typer.testing import CliRunner, Result
 
 from moesim.cli import app
 from moesim.errors import OutputError, ScenarioError, UsageError
-from moesim.sweep import Point, TaskResult
+from moesim.sweep import Point
 from moesim.trace.synthetic import SyntheticKnobs, synthesize
 
 SCENARIO = """\
@@ -265,12 +265,11 @@ def test_a_signal_keeps_what_is_done_and_leaves_nothing_half_done(
 def test_what_a_worker_left_that_had_to_be_killed_is_removed(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def killed(points: Sequence[Point], *_: object, **__: object) -> Iterator[TaskResult]:
+    def killed(points: Sequence[Point], *_: object, **__: object) -> None:
         folder = points[0].folder
         folder.with_name(f".{folder.name}.moesim-lock").touch()
         folder.with_name(f".{folder.name}.partial-x").mkdir()
         raise KeyboardInterrupt
-        yield TaskResult(0)
 
     monkeypatch.setattr("moesim.sweep.simulate_points", killed)
     moesim("compare", home / "demo.yaml", "--out", tmp_path / "out", "--force")
