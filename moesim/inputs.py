@@ -82,9 +82,11 @@ def read_table(path: str | os.PathLike[str], columns: Sequence[str] | None = Non
     import pyarrow
     import pyarrow.parquet
 
+    # Arrow reads in threads of its own: one that still holds a Python object as Python ends aborts
+    # the process. So Arrow opens the file itself, once it is known to be a regular one.
     with open_regular(path) as file:
         try:
-            source = pyarrow.parquet.ParquetFile(file)
+            source = pyarrow.parquet.ParquetFile(pyarrow.OSFile(os.fsencode(path)))
             _check_size(source.metadata, os.fstat(file.fileno()).st_size)
             names = source.schema_arrow.names
             wanted = list(names if columns is None else columns)
