@@ -1,4 +1,4 @@
-"""Files that somebody else may have written: only regular ones are read, and only up to a size.
+"""Files that others may have written: only regular ones are read, and only up to a size.
 
 A device or a named pipe has no end, and a file of gigabytes fills the memory before any check of
 its content can run. What is wrong is an `OSError` (the file) or a `ValueError` (its content), so
