@@ -9,8 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -75,8 +75,9 @@ def _partial(path: Path, *, wait: bool = False) -> Iterator[Path]:
     with exclusive(path, wait=wait) as locked:
         if locked:  # without locks, a leftover cannot be told from another writer's folder
             _remove_leftovers(path)
-        partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.partial-", dir=path.parent))
-        try:
+        partial = path.with_name(f".{path.name}.partial-{secrets.token_hex(4)}")
+        try:  # an interrupt may arrive as soon as the folder is there
+            partial.mkdir(mode=0o700)
             yield partial
         finally:
             shutil.rmtree(partial, ignore_errors=True)
@@ -119,18 +120,19 @@ def _publish(partial: Path, path: Path, *, force: bool) -> None:
     """Rename a whole folder to `path`. If that fails, leave the folder that was there."""
     umask = os.umask(0)  # the mask can only be read by setting it
     os.umask(umask)
-    partial.chmod(0o777 & ~umask)  # mkdtemp made it private
+    partial.chmod(0o777 & ~umask)  # it was made private
     if not path.exists():
         partial.rename(path)
         return
     if not force:
         raise OutputError(path, "was written by another process meanwhile; choose another name")
     old = partial.with_name(partial.name + _OLD)
-    path.rename(old)
     try:
+        path.rename(old)
         partial.rename(path)
-    except OSError:
-        old.rename(path)
+    except BaseException:
+        if os.path.lexists(old) and not os.path.lexists(path):
+            old.rename(path)
         raise
     if old.is_symlink():
         old.unlink()  # the folder that the link points to stays

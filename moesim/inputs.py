@@ -2,8 +2,8 @@
 
 A device or a named pipe has no end. A file of gigabytes fills the memory before any check of
 its content can run. Errors of the file are `OSError`, errors of its content `ValueError`; each
-reader turns them into its own message. Arrow gets open files and never their names, because it
-reads a name like `s3:run` as an address.
+reader turns them into its own message. Arrow gets opened files and never their names, because
+it reads a name like `s3:run` as an address.
 """
 
 from __future__ import annotations
@@ -88,9 +88,11 @@ def read_table(path: str | os.PathLike[str], columns: Sequence[str] | None = Non
     import pyarrow
     import pyarrow.parquet
 
+    # Arrow reads in its own threads. A thread that holds a Python object while Python ends aborts
+    # the process. So Arrow opens the file itself, after the check that it is a regular file.
     with open_regular(path) as file:
         try:
-            source = pyarrow.parquet.ParquetFile(file)
+            source = pyarrow.parquet.ParquetFile(pyarrow.OSFile(os.fsencode(path)))
             _check_size(source.metadata, os.fstat(file.fileno()).st_size)
             names = source.schema_arrow.names
             wanted = list(names if columns is None else columns)

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moesim.errors import UsageError
-from moesim.hardware.measurement import Residual
+from moesim.hardware.measurement import MOST_RATIO, Residual
 
 __all__ = [
     "Fit",
@@ -173,9 +173,18 @@ def verify(held_out: Sequence[Point], predict: Callable[[Any], float], fitted: i
     return Residual(
         fitted=fitted,
         held_out=len(held_out),
-        error_median=float(np.median(errors)),
-        error_p90=float(np.quantile(errors, 0.9)),
-        bias=1 / short - 1,
+        error_median=_capped(np.median(errors)),
+        error_p90=_capped(np.quantile(errors, 0.9)),
+        bias=_capped(1 / short - 1) if short > 0 else MOST_RATIO,
         # The standard error of a median is 1.2533 times that of a mean, for normal errors.
-        interval=1.96 * 1.2533 * spread / np.sqrt(len(held_out)),
+        interval=_capped(1.96 * 1.2533 * spread / np.sqrt(len(held_out))),
     )
+
+
+def _capped(ratio: float) -> float:
+    """Return a ratio that a profile can hold.
+
+    On a busy machine what is left of a step after its known parts may be nothing: any prediction of
+    it is then wrong by a factor without bounds.
+    """
+    return float(min(ratio, MOST_RATIO))

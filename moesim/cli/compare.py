@@ -73,6 +73,7 @@ def compare(
             f"{scenario}: has no `sweep:`, so there is nothing to compare; "
             f"run it with: moesim run {shlex.quote(str(scenario))}"
         )
+    workers = workers or os.cpu_count() or 1
     folder = out or Path("runs") / f"{loaded.name}-compare"
     points = points_of(loaded, folder / "runs")
     missing = points if force else unfinished(points)
@@ -82,7 +83,12 @@ def compare(
     # Inside the folder, which stays while its runs come and go. The lock also keeps `report` out.
     with exclusive(folder, inside=True):
         clean_up(folder / "runs")
-        failures = _run_points(missing, len(points), workers or os.cpu_count() or 1, force=force)
+        try:
+            failures = _run_points(
+                missing, len(points), workers or os.cpu_count() or 1, force=force
+            )
+        finally:
+            clean_up(folder / "runs")  # a worker that was killed could not do this itself
         # Points that worked are reported although others failed.
         failed = {point.folder for point, _ in failures}
         runs = [load_run(point.folder) for point in points if point.folder not in failed]

@@ -24,6 +24,7 @@ __all__ = ["run_to_its_end"]
 
 _WORDS: Final = {"SIGINT": "interrupted", "SIGTERM": "terminated", "SIGHUP": "hung up"}
 _INTERRUPTED: Final = 130
+_AGAIN_S: Final = 0.2
 
 
 def run_to_its_end(command: Callable[[], object]) -> None:
@@ -54,6 +55,8 @@ def run_to_its_end(command: Callable[[], object]) -> None:
         _say(f"error: {error}")
         sys.exit(error.exit_code)
     finally:
+        for number in set(stops):
+            signal.signal(number, signal.SIG_IGN)
         # An interrupt inside code that was compiled at run time (as in dataclasses) sets a flag in
         # Python. With it, `python -m` ends by the signal and not with our exit code. Running other
         # compiled code clears the flag.
@@ -75,12 +78,20 @@ def _say(text: str) -> None:
 
 
 def _noted_signals() -> list[int]:
-    """Return a list to which each signal that ends the command is added as it arrives."""
+    """Return a list to which each signal that ends the command is added as it arrives.
+
+    Libraries may drop an interrupt (pyarrow does while it imports pandas). It is therefore raised
+    again until it is seen to unwind the command; nothing interrupts that.
+    """
     noted: list[int] = []
 
-    def note(number: int, frame: FrameType | None) -> None:
+    def note(number: int, _frame: FrameType | None) -> None:
         noted.append(number)
-        signal.default_int_handler(number, frame)
+        again = threading.Timer(_AGAIN_S, signal.raise_signal, [number])
+        again.daemon = True
+        again.start()
+        if not _unwinds(sys.exception()):
+            raise KeyboardInterrupt
 
     if threading.current_thread() is threading.main_thread():
         for name in _WORDS:
@@ -89,3 +100,10 @@ def _noted_signals() -> list[int]:
             if number and signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
                 signal.signal(number, note)
     return noted
+
+
+def _unwinds(error: BaseException | None) -> bool:
+    """Whether an interrupt is being handled, as itself or as an error that it was turned into."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__context__
+    return error is not None

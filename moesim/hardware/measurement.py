@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, fields, replace
 from itertools import pairwise
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 from pydantic import BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
@@ -39,7 +39,10 @@ def _number(value: object) -> object:
 
 
 Nanoseconds = Annotated[float, BeforeValidator(_number), Field(ge=0, le=1e15)]
-Ratio = Annotated[float, BeforeValidator(_number), Field(ge=0, le=1e6)]
+MOST_RATIO: Final = 1e6
+"""The largest ratio that a profile holds."""
+
+Ratio = Annotated[float, BeforeValidator(_number), Field(ge=0, le=MOST_RATIO)]
 
 
 class ExpertTable(Strict):
@@ -107,7 +110,7 @@ class Residual(Strict):
     held_out: Count
     error_median: Ratio = Field(description="Median of |predicted - measured| / measured.")
     error_p90: Ratio = Field(description="90th percentile of the same.")
-    bias: Annotated[float, BeforeValidator(_number), Field(ge=-1e6, le=1e6)] = Field(
+    bias: Annotated[float, BeforeValidator(_number), Field(ge=-MOST_RATIO, le=MOST_RATIO)] = Field(
         description="Sum of predicted durations over sum of measured ones, minus 1."
     )
     interval: Ratio = Field(

@@ -19,6 +19,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from multiprocessing.process import BaseProcess
 from types import FrameType
 from typing import Final, TypeVar
@@ -30,7 +31,9 @@ __all__ = ["LocalProcesses"]
 Task = TypeVar("Task")
 
 _GRACE_S: Final = 5.0  # enough to remove the temporary folder of a run
-_BLOCKED: Final = (signal.SIGINT, signal.SIGTERM)
+_BLOCKED: Final = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+)
 
 
 class LocalProcesses:
@@ -80,6 +83,7 @@ def _pool(
     """Run numbered tasks in worker processes; yield results as tasks end."""
     # The executor does not say which processes are its own; the difference does.
     before = set(multiprocessing.active_children())
+    _start_tracker()
     executor = ProcessPoolExecutor(
         min(workers, len(tasks)),
         # A forked process copies locks that other threads hold, and would wait for them forever.
@@ -120,15 +124,40 @@ def _end(processes: set[BaseProcess]) -> None:
 
 @contextmanager
 def _interrupts_blocked() -> Iterator[None]:
-    """Delay Ctrl-C and SIGTERM until the block is left; processes started inside inherit this."""
+    """Delay Ctrl-C, SIGTERM and SIGHUP until the block is left.
+
+    Processes started inside begin with all three blocked. The mask alone delays nothing here: other
+    threads (those of numpy, for example) still take signals, and Python then runs the handler in
+    the main thread.
+    """
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _BLOCKED)
+    arrived: list[int] = []
+    main = threading.current_thread() is threading.main_thread()  # no other may set handlers
+    handlers = {number: signal.getsignal(number) for number in _BLOCKED if main}
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _BLOCKED)
     try:
+        for number in handlers:
+            signal.signal(number, lambda number, _frame: arrived.append(number))
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for number, handler in handlers.items():
+            signal.signal(number, handler or signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        for number in arrived[:1]:
+            signal.raise_signal(number)
+
+
+def _start_tracker() -> None:
+    """Start Python's resource tracker, the process that removes semaphores, before any worker.
+
+    The tracker does not ignore SIGHUP. A closed terminal would end it, and its successor would
+    print a complaint after the last line. Starting it also unblocks signals.
+    """
+    if hasattr(signal, "pthread_sigmask"):
+        with _interrupts_blocked():
+            resource_tracker.ensure_running()
 
 
 class _Ended(BaseException):
@@ -138,7 +167,9 @@ class _Ended(BaseException):
 def _start_worker() -> None:
     """Prepare a worker process to end by SIGTERM, and when its parent dies."""
     # A terminal sends Ctrl-C to every process of a command; only the parent must handle it.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in _BLOCKED:
+        if number != signal.SIGTERM:
+            signal.signal(number, signal.SIG_IGN)
     if hasattr(signal, "pthread_sigmask"):
         # Inherited as blocked; the parent ends its workers by SIGTERM.
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})

@@ -285,6 +285,38 @@ cli.main()
     assert (done.returncode, done.stderr) == (130, "interrupted\n")
 
 
+def ended_by(app: str) -> subprocess.CompletedProcess[str]:
+    """The command line, with `app` in the place of its commands."""
+    code = f"import os, signal, time\nfrom moesim import cli\n{app}\ncli.app = app\ncli.main()"
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+
+def test_an_interrupt_that_a_library_drops_ends_the_command_all_the_same() -> None:
+    done = ended_by("""
+def app():
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+    except BaseException:
+        pass
+    time.sleep(100)
+    print("the interrupt is lost")
+""")
+    assert (done.returncode, done.stdout, done.stderr) == (143, "", "terminated\n")
+
+
+def test_what_an_interrupt_unwinds_is_not_interrupted_again() -> None:
+    done = ended_by("""
+def app():
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+    finally:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.5)
+        print("cleaned up")
+""")
+    assert (done.returncode, done.stdout, done.stderr) == (130, "cleaned up\n", "interrupted\n")
+
+
 def test_an_error_without_an_interrupt_keeps_its_traceback() -> None:
     code = "from moesim import cli; cli.app = lambda: 1 / 0; cli.main()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

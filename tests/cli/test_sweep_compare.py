@@ -19,6 +19,7 @@ from typer.testing import CliRunner, Result
 
 from moesim.cli import app
 from moesim.errors import OutputError, ScenarioError, UsageError
+from moesim.sweep import Point
 from moesim.trace.synthetic import SyntheticKnobs, synthesize
 
 SCENARIO = """\
@@ -171,48 +172,108 @@ def test_a_sweep_of_which_no_point_fits_is_a_usage_error(home: Path, tmp_path: P
     assert "8 of 8 points failed" in result.stderr
 
 
-def interrupted(home: Path, out: Path, until: str, number: int) -> subprocess.CompletedProcess[str]:
-    """Return the end of a `moesim compare` that a signal interrupts as soon as a file appears.
+# A policy whose runs end only once there is a file: a signal then always finds work to do.
+PATIENT = """\
+import os, time
+from moesim.policies import register
+from moesim.policies.eviction.lru import LRU
 
-    Ctrl-C goes to all its processes, as from a terminal; any other signal to the command alone.
-    """
+@register("eviction", "patient")
+class Patient(LRU):
+    def decide(self, view):
+        while not os.path.exists(os.environ["GATE"]):
+            time.sleep(0.01)
+        return super().decide(view)
+"""
+
+
+@pytest.fixture
+def gate(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The file that lets the second half of `patient.yaml` end, once it is there."""
+    (home / "patience.py").write_text(PATIENT)
+    (home / "patience-1.dist-info").mkdir(exist_ok=True)
+    metadata = "Metadata-Version: 2.1\nName: patience\nVersion: 1\n"
+    (home / "patience-1.dist-info/METADATA").write_text(metadata)
+    entry = "[moesim.policies]\npatient = patience\n"
+    (home / "patience-1.dist-info/entry_points.txt").write_text(entry)
+    text = SCENARIO.replace("static", "patient").replace("bounds: true", "bounds: false")
+    (home / "patient.yaml").write_text(text)
+    path = os.pathsep.join([str(home), *filter(None, [os.environ.get("PYTHONPATH")])])
+    monkeypatch.setenv("PYTHONPATH", path)
+    monkeypatch.setenv("GATE", str(home / "gate"))
+    (home / "gate").unlink(missing_ok=True)
+    return home / "gate"
+
+
+def patient_compare(home: Path, out: Path) -> subprocess.Popen[str]:
     code = "import sys; from moesim.cli import main; sys.argv[0] = 'moesim'; main()"
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, "compare", str(home / "demo.yaml"), "--out", str(out),
-         "--workers", "2"],
+    return subprocess.Popen(
+        [sys.executable, "-c", code, "compare", str(home / "patient.yaml"), "--out", str(out),
+         "--workers", "2", "--no-plots"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
-    deadline = time.monotonic() + 300
-    while not list(out.glob(until)) and process.poll() is None:
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-    (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
-    stdout, stderr = process.communicate(timeout=300)
+
+
+def interrupted(
+    home: Path, out: Path, until: tuple[str, int], number: int
+) -> subprocess.CompletedProcess[str]:
+    """`moesim compare`, ended as soon as so many files are there: by a signal to all its
+    processes, as a terminal sends it, or by SIGTERM to the command alone."""
+    with patient_compare(home, out) as process:
+        deadline = time.monotonic() + 300
+        while len(list(out.glob(until[0]))) < until[1] and process.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        if process.poll() is None:
+            (os.kill if number == signal.SIGTERM else os.killpg)(process.pid, number)
+        stdout, stderr = process.communicate(timeout=300)
     return subprocess.CompletedProcess([], process.returncode, stdout, stderr)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "code", "said"),
-    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")],
+    [
+        (signal.SIGINT, 130, "interrupted"),
+        (signal.SIGTERM, 143, "terminated"),
+        (signal.SIGHUP, 129, "hung up"),
+    ],
 )
 def test_a_signal_keeps_what_is_done_and_leaves_nothing_half_done(
-    home: Path, tmp_path: Path, number: int, code: int, said: str
+    home: Path, tmp_path: Path, gate: Path, number: int, code: int, said: str
 ) -> None:
-    ended = interrupted(home, tmp_path / "out", "runs/cache*", number)
+    out = tmp_path / "out"
+    ended = interrupted(home, out, ("runs/cache*", 2), number)
     assert ended.returncode == code
     assert " of 8 points are done and kept; " in ended.stderr
     assert ended.stderr.splitlines()[-1] == said
     assert "Traceback" not in ended.stderr
     assert ended.stdout == ""
-    left = list((tmp_path / "out" / "runs").iterdir())
-    assert 1 <= len(left) < 8
+    left = list((out / "runs").iterdir())
+    assert 2 <= len(left) <= 4
     assert all((run / "manifest.json").is_file() for run in left)
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["runs"]
-    resumed = moesim("compare", home / "demo.yaml", "--out", tmp_path / "out", "--no-plots")
-    assert resumed.exit_code == 0
+    assert [path.name for path in out.iterdir()] == ["runs"]
+    gate.touch()
+    for folder in (out, tmp_path / "whole"):
+        with patient_compare(home, folder) as process:
+            _, stderr = process.communicate(timeout=300)
+        assert process.returncode == 0, stderr
     for name in ("compare.csv", "runs.csv"):
-        assert (tmp_path / "out" / name).read_bytes() == (home / "done" / name).read_bytes()
+        assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_what_a_worker_left_that_had_to_be_killed_is_removed(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(points: Sequence[Point], *_: object, **__: object) -> None:
+        folder = points[0].folder
+        folder.with_name(f".{folder.name}.moesim-lock").touch()
+        folder.with_name(f".{folder.name}.partial-x").mkdir()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("moesim.sweep.simulate_points", killed)
+    moesim("compare", home / "demo.yaml", "--out", tmp_path / "out", "--force")
+    assert list((tmp_path / "out" / "runs").iterdir()) == []
 
 
 def test_a_second_command_on_a_folder_is_refused_by_name_and_the_first_is_whole(
@@ -248,8 +309,10 @@ def test_a_second_command_on_a_folder_is_refused_by_name_and_the_first_is_whole(
 
 
 @pytest.mark.slow
-def test_leftovers_of_a_killed_compare_are_removed_by_the_next(home: Path, tmp_path: Path) -> None:
-    ended = interrupted(home, tmp_path / "out", "runs/.*.partial-*/*", signal.SIGKILL)
+def test_leftovers_of_a_killed_compare_are_removed_by_the_next(
+    home: Path, tmp_path: Path, gate: Path
+) -> None:
+    ended = interrupted(home, tmp_path / "out", ("runs/.cache.policy=patient*.partial-*", 1), 9)
     assert ended.returncode == -signal.SIGKILL
     # The next sweep has none of these points.
     fewer = "sweep={cache.policy: [fifo], cache.slots: [2/layer], seed: [0]}"

@@ -16,12 +16,12 @@ from measured_profiles import random_times, tiny_shape
 
 from moesim.calibration.calibrate import measure
 from moesim.calibration.design import Design, Limits, Subject, design_plan, designs
-from moesim.calibration.fitting import Point, fit, pool, robust, split
+from moesim.calibration.fitting import Point, fit, pool, robust, split, verify
 from moesim.calibration.samples import Readback, read_journal
 from moesim.calibration.times import fit_times
 from moesim.errors import UsageError
 from moesim.hardware import BatchShape, CostModel, Link, load_hardware
-from moesim.hardware.measurement import OperationTimes
+from moesim.hardware.measurement import MOST_RATIO, OperationTimes
 from moesim.hardware.operations import OperationCost
 from moesim.machine.events import EventMachine
 from moesim.machine.journal import Journal, Record
@@ -237,6 +237,16 @@ def test_samples_of_one_and_the_same_work_are_fitted_and_checked_too() -> None:
     made = fit(pool([("ids", 10.0)] * 8), lambda work: [1.0])
     assert made.coefficients == (10.0,)
     assert (made.residual.fitted, made.residual.held_out) == (1, 1)
+
+
+def test_a_duration_of_nothing_is_a_large_error_and_no_failure() -> None:
+    """What another process took may be as long as a step's known parts: nothing is left then."""
+    points = [Point(n, duration, 1, duration) for n, duration in enumerate([1.0, 1e7] * 4, 1)]
+    for seed in range(8):
+        residual = fit(points, lambda n: (1.0,), seed=seed).residual
+        assert residual.error_p90 <= MOST_RATIO
+    assert verify(points[:1], lambda n: 1e8, 1).error_median == MOST_RATIO
+    assert verify(points[:1], lambda n: 1e8, 1).bias == MOST_RATIO
 
 
 def test_what_is_held_out_is_not_fitted() -> None:

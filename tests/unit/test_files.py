@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -64,6 +65,32 @@ def test_a_file_is_whole_or_as_it_was(tmp_path: Path) -> None:
     assert [each.name for each in path.parent.iterdir()] == ["file.txt"]
     with pytest.raises(OutputError, match=r"file\.txt"), whole_file(path / "below"):
         pass
+
+
+@pytest.mark.parametrize(
+    ("method", "call"), [("mkdir", 1), ("rename", 1), ("rename", 2)], ids=lambda value: str(value)
+)
+def test_an_interrupt_after_any_step_leaves_one_whole_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, call: int
+) -> None:
+    fill(tmp_path / "out", "before")
+    original, calls = getattr(Path, method), []
+
+    def interrupt(path: Path, *arguments: Any, **options: Any) -> Any:
+        answer = original(path, *arguments, **options)
+        if ".partial-" in str((path, *arguments)):
+            calls.append(path)
+            if len(calls) == call:
+                raise KeyboardInterrupt
+        return answer
+
+    monkeypatch.setattr(Path, method, interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        fill(tmp_path / "out", "after", force=True)
+    monkeypatch.undo()
+    assert (tmp_path / "out" / "file").read_text() == ("after" if call == 2 else "before")
+    fill(tmp_path / "out", "again", force=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 # --- several processes ----------------------------------------------------------------------------

@@ -6,7 +6,10 @@ import json
 import os
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -69,3 +72,18 @@ def test_a_table_names_the_column_that_it_lacks(tmp_path: Path) -> None:
     (tmp_path / "x.parquet").write_bytes(b"PAR1")
     with pytest.raises(ValueError, match="cannot be read as Parquet"):
         read_table(tmp_path / "x.parquet")
+
+
+def test_arrow_holds_no_python_object_that_its_threads_release_after_python_has_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened, original = [], pyarrow.parquet.ParquetFile
+
+    def listen(source: Any) -> Any:
+        opened.append(source)
+        return original(source)
+
+    pyarrow.parquet.write_table(pyarrow.table({"a": [1]}), tmp_path / "a.parquet")
+    monkeypatch.setattr(pyarrow.parquet, "ParquetFile", listen)
+    assert read_table(tmp_path / "a.parquet").to_pydict() == {"a": [1]}
+    assert [type(source) for source in opened] == [pyarrow.OSFile]

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import pytest
 from moesim.errors import TraceError
 from moesim.sweep import LocalProcesses
 from moesim.sweep.backend import WorkerDied
+from moesim.sweep.local import _interrupts_blocked
 from moesim.sweep.points import slug
 
 WORKERS = [1, 2]
@@ -95,6 +97,27 @@ def test_closing_early_ends_the_workers_which_clean_up(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*.waited_for"))
     begun = {path.stem for path in tmp_path.glob("*.begun")}
     assert begun == {path.stem for path in tmp_path.glob("*.cleaned")}
+
+
+def test_signals_wait_while_workers_start_and_end_whichever_thread_takes_them() -> None:
+    over = threading.Event()
+    other = threading.Thread(target=over.wait)  # as those of numpy, which hold no signals back
+    other.start()
+    left = []
+
+    def start_and_end() -> None:
+        with _interrupts_blocked():
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.1)
+            left.append("in order")
+
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            start_and_end()
+    finally:
+        over.set()
+        other.join()
+    assert left == ["in order"]
 
 
 def linger_or_return(task: tuple[Path, int]) -> None:

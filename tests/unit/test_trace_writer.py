@@ -7,7 +7,6 @@ import os
 import random
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -151,10 +150,11 @@ def test_a_read_only_folder_is_an_output_error_naming_the_path(tmp_path: Path) -
 def test_a_read_only_file_system_is_an_output_error_naming_the_path(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(*_: object, **__: object) -> str:
-        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+    def refuse(folder: Path, *_: object, **__: object) -> None:
+        if not folder.is_dir():
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
-    monkeypatch.setattr(tempfile, "mkdtemp", refuse)
+    monkeypatch.setattr(Path, "mkdir", refuse)
     with pytest.raises(OutputError, match=r"trace: Read-only file system"):
         TraceWriter(tmp_path / "trace", META)
 
