@@ -2,7 +2,7 @@
 
 A device or a named pipe has no end. A file of gigabytes fills the memory before any check of
 its content can run. Errors of the file are `OSError`, errors of its content `ValueError`; each
-reader turns them into its own message. Arrow gets opened files and never their names, because
+reader turns them into its own message. Arrow never gets a name to interpret, because
 it reads a name like `s3:run` as an address.
 """
 

@@ -217,7 +217,7 @@ def patient_compare(home: Path, out: Path) -> subprocess.Popen[str]:
 def interrupted(
     home: Path, out: Path, until: tuple[str, int], number: int
 ) -> subprocess.CompletedProcess[str]:
-    """`moesim compare`, ended as soon as so many files are there: by a signal to all its
+    """`moesim compare`, ended as soon as that number of files exists: by a signal to all its
     processes, as a terminal sends it, or by SIGTERM to the command alone."""
     with patient_compare(home, out) as process:
         deadline = time.monotonic() + 300
