@@ -10,8 +10,11 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from moesim.config.units import format_bytes
+from moesim.config.yaml_document import dotted
 from moesim.metrics import ratio
 from moesim.policies import find, parse_options
+from moesim.scenario import Scenario
+from moesim.scenario.keys import quantities
 from moesim.scenario.sections import Csv, Recorded
 from moesim.serving.workload import drawn_from
 
@@ -26,7 +29,22 @@ Caveat = tuple[str, str]
 def caveats(outcome: Outcome) -> list[Caveat]:
     """Return the caveats of a finished run, as (short text, full text)."""
     plan = outcome.plan
-    return [*_memory(plan), *_prefetch(outcome), *_workload(outcome), *_timeline(outcome)]
+    return [
+        *_units(plan.scenario),
+        *_memory(plan),
+        *_prefetch(outcome),
+        *_workload(outcome),
+        *_timeline(outcome),
+    ]
+
+
+def _units(scenario: Scenario) -> Iterator[Caveat]:
+    for path, number in scenario.without_unit().items():
+        quantity, key = quantities(Scenario)[path], dotted(path)
+        yield (
+            f"{key} has no unit",
+            f"{key} is {number} without a unit: read as {quantity.parse(number)} {quantity.unit}",
+        )
 
 
 def _memory(plan: Plan) -> Iterator[Caveat]:
