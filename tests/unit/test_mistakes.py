@@ -219,7 +219,7 @@ def test_a_shape_that_does_not_fit_names_what_does(folder: Path) -> None:
     [
         ("TIMESTAMP,ContextTokens,GeneratedTokens", "plain", "those of `format: azure`"),
         ("arrival_s,prompt_tokens,output_tokens", "azure", "those of `format: plain`"),
-        ("when,prompt_tokens", "plain", "it has 'when', 'prompt_tokens'; `format` says which"),
+        ("when,prompt_tokens", "plain", "it has when, prompt_tokens; `format` says which"),
     ],
 )
 def test_a_csv_of_another_format_names_it(
