@@ -224,8 +224,14 @@ def _print(comparison: Comparison, folder: Path, failures: Sequence[str], *, as_
 def _echo_failures(failures: Sequence[tuple[Point, Exception]], total: int) -> None:
     """Print the points that failed and why, on stderr."""
     typer.echo(f"{len(failures)} of {total} points failed:", err=True)
+    labels: dict[str, list[str]] = {}
     for point, error in failures[:_MOST_FAILURES]:
-        typer.echo(f"  {point.label}: {_described(error)}", err=True)
+        labels.setdefault(_described(error), []).append(point.label)
+    # Points may fail for the same reason of many lines, which is then printed once.
+    for reason, (first, *others) in labels.items():
+        typer.echo(f"  {first}: {reason}", err=True)
+        for label in others:
+            typer.echo(f"  {label}: the same", err=True)
     if len(failures) > _MOST_FAILURES:
         typer.echo(f"  and {len(failures) - _MOST_FAILURES} more", err=True)
     # Only moesim's own mistakes need a traceback, and the first is enough for a report.

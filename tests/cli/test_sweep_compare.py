@@ -159,6 +159,8 @@ def test_a_failing_point_is_named_and_the_others_are_kept(home: Path, tmp_path: 
     assert result.exit_code == 1
     assert "4 of 8 points failed:" in result.stderr
     assert "cache.policy=lru, cache.slots=8/layer, seed=0: " in result.stderr
+    assert result.stderr.count("impossible memory") == 1
+    assert result.stderr.count("cache.slots=8/layer, seed=1: the same\n") == 2
     assert len(list((tmp_path / "runs").iterdir())) == 4
     assert "## Points that failed" in (tmp_path / "compare.md").read_text()
 
