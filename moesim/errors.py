@@ -150,16 +150,21 @@ class DamagedRun(MoesimError):
 
 
 class PolicyViolation(MoesimError):
-    """`policy` returned a value that its contract forbids; `key` is the subject of the value."""
+    """`policy` returned a value that its contract forbids; `key` is the subject of the value.
 
-    def __init__(self, policy: str, key: object, reason: str) -> None:
+    `when` says in which step and layer of a run; it is "" outside a run.
+    """
+
+    def __init__(self, policy: str, key: object, reason: str, when: str = "") -> None:
         self.policy = policy
         self.key = key
         self.reason = reason
-        super().__init__(policy, key, reason)
+        self.when = when
+        super().__init__(policy, key, reason, when)
 
     def __str__(self) -> str:
-        return f"policy {self.policy!r} broke its contract at {self.key!r}: {self.reason}"
+        when = f" in {self.when}" if self.when else ""
+        return f"policy {self.policy!r} broke its contract{when} at {self.key!r}: {self.reason}"
 
 
 class InvariantError(MoesimError):
