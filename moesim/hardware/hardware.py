@@ -23,7 +23,7 @@ from moesim.config.fields import Bandwidth, Bytes, Duration, Flops, PositiveShar
 from moesim.config.suggest import suggest
 from moesim.config.validation import Strict, validate
 from moesim.config.yaml_document import load_document, plain_document
-from moesim.errors import UsageError
+from moesim.errors import UsageError, shown
 from moesim.files import as_path
 from moesim.hardware.measurement import OperationTimes, Overlap, Provenance, signature
 from moesim.hardware.shapes import ModelShape
@@ -127,6 +127,17 @@ class _Figure(Strict, Generic[T]):
     value: T = Field(description="The number with its unit.")
     kind: Kind = Field(description="assumed (a datasheet or reasoning) or measured.")
     source: Annotated[str, Field(min_length=1)] = Field(description="Origin of the number.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_origin(cls, figure: Any) -> Any:
+        """Refuse a number without its origin, and show how to write both."""
+        if isinstance(figure, str | int | float):
+            raise ValueError(
+                f"{shown(figure)} needs its origin; write "
+                f"{{value: {figure}, kind: assumed, source: where the number is from}}"
+            )
+        return figure
 
 
 class _LinkProfile(Strict):
@@ -261,7 +272,8 @@ def check_hardware_name(name_or_path: str) -> str | None:
     hint = suggest(name_or_path, hardware_names(), rest="there are")
     return (
         f"no hardware profile is called {name_or_path!r}, and it is no path of a .yaml{hint} "
-        "(see `moesim list gpus`)"
+        "(see `moesim list gpus`); describe another card by what differs from a profile, like "
+        "`hardware: {profile: rtx-4090, vram: 24GiB, memory_bandwidth: 936GB/s}`"
     )
 
 
