@@ -74,10 +74,10 @@ def train(
     from moesim.progress import counter
     from moesim.record.extra import prepare_torch
 
-    if os.path.exists(out) and not force:
-        raise OutputError(out, "already exists; choose another name or pass --force")
     # Before `import torch`: without the extra, this says what to install.
     prepare_torch("training a model")
+    if os.path.exists(out) and not force:
+        raise OutputError(out, "already exists; choose another name or pass --force")
     import torch
     from transformers.utils import logging
 

@@ -80,11 +80,12 @@ def record(
     from moesim.record.extra import prepare_torch
     from moesim.record.prompts import read_prompts
 
-    # Cheap mistakes first: importing torch and loading a model take long.
+    # Cheap mistakes first: importing torch and loading a model take long. Without the packages,
+    # no other mistake matters.
+    prepare_torch("recording a model")
     requested = read_prompts(prompts, kind=kind, domain=domain)[:limit]
     if os.path.exists(out) and not force:
         raise OutputError(out, "already exists; choose another name or pass --force")
-    prepare_torch("recording a model")
     import torch
     from transformers.utils import logging
 
