@@ -10,11 +10,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from moesim.config.units import format_bytes
-from moesim.config.yaml_document import dotted
 from moesim.metrics import ratio
 from moesim.policies import find, parse_options
-from moesim.scenario import Scenario
-from moesim.scenario.keys import quantities
 from moesim.scenario.sections import Csv, Recorded
 from moesim.serving.workload import drawn_from
 
@@ -30,7 +27,7 @@ def caveats(outcome: Outcome) -> list[Caveat]:
     """Return the caveats of a finished run, as (short text, full text)."""
     plan = outcome.plan
     return [
-        *_units(plan.scenario),
+        *_units(plan),
         *_memory(plan),
         *_prefetch(outcome),
         *_workload(outcome),
@@ -38,13 +35,14 @@ def caveats(outcome: Outcome) -> list[Caveat]:
     ]
 
 
-def _units(scenario: Scenario) -> Iterator[Caveat]:
-    for path, number in scenario.without_unit().items():
-        quantity, key = quantities(Scenario)[path], dotted(path)
-        yield (
-            f"{key} has no unit",
-            f"{key} is {number} without a unit: read as {quantity.parse(number)} {quantity.unit}",
-        )
+def _units(plan: Plan) -> Iterator[Caveat]:
+    scenario = plan.scenario
+    for key, note in scenario.units_read().items():
+        yield f"{key} has no unit", note
+    for key, figure in plan.cost.hardware.figures.items():
+        if figure.bare:
+            profile = scenario.hardware.profile
+            yield f"{key} of the profile has no unit", f"{key} of {profile} {figure.bare}"
 
 
 def _memory(plan: Plan) -> Iterator[Caveat]:

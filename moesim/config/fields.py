@@ -65,6 +65,10 @@ class Quantity:
         )
         return schema
 
+    def read_as(self, number: object) -> str:
+        """Return what a message says of a number without a unit."""
+        return f"is {number} without a unit: read as {self.parse(number)} {self.unit}"
+
     def plain(self, amount: int) -> str:
         """Return an amount as YAML holds it; `parse` reads it as exactly this amount."""
         return f"{amount}{self.unit}"

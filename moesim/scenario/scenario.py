@@ -182,6 +182,14 @@ class Scenario(Strict):
             and (document.has_lines or document.place(path).startswith(COMMAND_LINE))
         }
 
+    def units_read(self) -> dict[str, str]:
+        """Return a note for each quantity of `without_unit`, by dotted key."""
+        markers = quantities(Scenario)
+        return {
+            dotted(path): f"{dotted(path)} {markers[path].read_as(number)}"
+            for path, number in self.without_unit().items()
+        }
+
     def resolved_in(self, folder: Path) -> dict[str, Any]:
         """Return `resolved()` with relative paths that start at `folder`."""
         return self.resolved(lambda _, path: seen_from(folder, self.path(path)))

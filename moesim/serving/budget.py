@@ -237,6 +237,7 @@ class _Shortage:
         lines = [f"  {name}: {format_bytes(size)} ({size} bytes)" for name, size in parts.items()]
         lines.append(f"  of {format_bytes(self.capacity)} ({self.capacity} bytes)")
         remedies = [*self._remedies(), "fewer model.expert_bits or model.weight_bits"]
+        lines += [f"  {note}" for note in self.scenario.units_read().values()]
         return BudgetError(
             f"{self.scenario.mark(self._key())}: impossible memory: the parts {what}\n"
             + "\n".join(lines)

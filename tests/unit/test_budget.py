@@ -379,3 +379,13 @@ def test_quantised_experts_take_fewer_bytes() -> None:
     from workloads import TINY_CONFIG
 
     assert shape_from_config(TINY_CONFIG).expert_bytes == 3 * 512 * 1024 * 2
+
+
+def test_a_refusal_says_how_a_number_without_a_unit_was_read(tmp_path: Any) -> None:
+    trace = tiny_trace(requests=1).save(tmp_path / "trace")
+    data = {"trace": str(trace.path), "hardware": "t4"}
+    with pytest.raises(BudgetError, match=r"hardware\.vram is 12 without a unit: read as 12 B\n"):
+        prepare(load_scenario(data, ["hardware.vram=12"]))
+    with pytest.raises(BudgetError) as caught:
+        prepare(load_scenario(data, ["hardware.vram=12B"]))
+    assert "without a unit" not in str(caught.value)

@@ -188,3 +188,23 @@ def test_integers_from_python_need_no_unit_and_are_written_with_one(folder: Path
     assert written["hardware"]["h2d"] == {"bandwidth": "25000000000B/s"}
     assert written["memory"]["capacity"] == "8589934592B"
     assert fingerprint(load_scenario(written)) == fingerprint(scenario)
+
+
+def test_an_assumed_figure_of_a_profile_without_a_unit_is_noted(folder: Path) -> None:
+    text = (folder / "mine.yaml").read_text(encoding="utf-8")
+    assert "value: 16GiB" in text
+    bare = text.replace("value: 16GiB", "value: 17179869184").replace("320GB/s", '"320"')
+    (folder / "bare_profile.yaml").write_text(bare, encoding="utf-8")
+    data: dict[str, Any] = {"trace": str(folder / "trace"), "hardware": {}}
+    data["hardware"]["profile"] = str(folder / "bare_profile.yaml")
+    notes = run(data).summary["notes"]
+    noted = [note.split("bare_profile.yaml ")[1] for note in notes if "without a unit" in note]
+    assert noted == [
+        "is 17179869184 without a unit: read as 17179869184 B",
+        "is 320 without a unit: read as 320 B/s",
+    ]
+    data["hardware"] |= {"memory_bandwidth": "320GB/s"}
+    assert str(run(data).summary["notes"]).count("without a unit") == 1
+    measured = bare.replace("kind: assumed", "kind: measured")
+    (folder / "bare_profile.yaml").write_text(measured, encoding="utf-8")
+    assert "without a unit" not in str(run(data).summary["notes"])
