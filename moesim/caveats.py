@@ -26,7 +26,23 @@ Caveat = tuple[str, str]
 def caveats(outcome: Outcome) -> list[Caveat]:
     """Return the caveats of a finished run, as (short text, full text)."""
     plan = outcome.plan
-    return [*_memory(plan), *_prefetch(outcome), *_workload(outcome), *_timeline(outcome)]
+    return [
+        *_units(plan),
+        *_memory(plan),
+        *_prefetch(outcome),
+        *_workload(outcome),
+        *_timeline(outcome),
+    ]
+
+
+def _units(plan: Plan) -> Iterator[Caveat]:
+    scenario = plan.scenario
+    for key, note in scenario.units_read().items():
+        yield f"{key} has no unit", note
+    for key, figure in plan.cost.hardware.figures.items():
+        if figure.bare:
+            profile = scenario.hardware.profile
+            yield f"{key} of the profile has no unit", f"{key} of {profile} {figure.bare}"
 
 
 def _memory(plan: Plan) -> Iterator[Caveat]:
@@ -39,6 +55,8 @@ def _memory(plan: Plan) -> Iterator[Caveat]:
             f"cache.slots is {format_bytes(int(slots.value))}; all {total} experts take "
             f"{format_bytes(budget.slots_bytes)}, and no more is used",
         )
+    if sum(plan.slots) > 0 and (empty := plan.slots.count(0)):
+        yield "some layers have no slot", _without_slots(plan, empty)
     # Not refused: a larger card of the same kind is a fair question.
     vram_bytes = plan.cost.hardware.vram_bytes
     if budget.capacity_bytes > vram_bytes:
@@ -47,6 +65,16 @@ def _memory(plan: Plan) -> Iterator[Caveat]:
             f"memory.capacity is {format_bytes(budget.capacity_bytes)}; "
             f"{scenario.hardware.profile} has {format_bytes(vram_bytes)}",
         )
+
+
+def _without_slots(plan: Plan, empty: int) -> str:
+    """Return the full text for `empty` layers whose experts are copied at each use."""
+    slots, layers = plan.scenario.cache.slots, plan.trace.num_layers
+    # A total that would fit one layer was probably meant for each.
+    meant = slots.kind == "count" and slots.value <= plan.trace.num_experts
+    hint = f"; did you mean {slots.value}/layer?" if meant else ""
+    total = sum(plan.slots)
+    return f"cache.slots is {total} in all for {layers} layers: none for {empty} of them{hint}"
 
 
 def _prefetch(outcome: Outcome) -> Iterator[Caveat]:
@@ -99,7 +127,8 @@ def _workload(outcome: Outcome) -> Iterator[Caveat]:
     if rejected := sum(request.status == "rejected" for request in requests):
         yield (
             "requests were rejected",
-            f"{rejected} requests can never fit into KV memory and were rejected",
+            f"{rejected} {'request' if rejected == 1 else 'requests'} can never fit into KV memory "
+            f"and {'was' if rejected == 1 else 'were'} rejected",
         )
     recorded = isinstance(scenario.workload.arrivals, Recorded | Csv)
     # Valid, but probably not what `recorded` was chosen for.

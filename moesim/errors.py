@@ -20,6 +20,7 @@ pickled, because a sweep's worker processes send their errors to the parent.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar, Final
 
@@ -57,6 +58,7 @@ def shown(value: object, most: int = 60) -> str:
 
 _MOST_SHOWN: Final = 100  # mistakes in the text of one error
 _LONGEST: Final = 1000  # characters of one mistake
+_DOUBLED: Final = re.compile(r"^(--set (\S+)): \2: ")  # a key that is its own place
 
 
 def _line(message: str) -> str:
@@ -88,7 +90,7 @@ class ScenarioError(UsageError):
     """
 
     def __init__(self, problems: Sequence[str]) -> None:
-        self.problems: list[str] = [_line(problem) for problem in problems]
+        self.problems: list[str] = [_line(_DOUBLED.sub(r"\1: ", problem)) for problem in problems]
         # Pickle calls the class with `args`, so every error here passes its arguments to super.
         super().__init__(self.problems)
 
@@ -148,16 +150,21 @@ class DamagedRun(MoesimError):
 
 
 class PolicyViolation(MoesimError):
-    """`policy` returned a value that its contract forbids; `key` is the subject of the value."""
+    """`policy` returned a value that its contract forbids; `key` is the subject of the value.
 
-    def __init__(self, policy: str, key: object, reason: str) -> None:
+    `when` says in which step and layer of a run; it is "" outside a run.
+    """
+
+    def __init__(self, policy: str, key: object, reason: str, when: str = "") -> None:
         self.policy = policy
         self.key = key
         self.reason = reason
-        super().__init__(policy, key, reason)
+        self.when = when
+        super().__init__(policy, key, reason, when)
 
     def __str__(self) -> str:
-        return f"policy {self.policy!r} broke its contract at {self.key!r}: {self.reason}"
+        when = f" in {self.when}" if self.when else ""
+        return f"policy {self.policy!r} broke its contract{when} at {self.key!r}: {self.reason}"
 
 
 class InvariantError(MoesimError):

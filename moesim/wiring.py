@@ -15,11 +15,14 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from moesim.checks import check_parts, policy_of, profile_trace
+from moesim.config.units import format_duration_ns
 from moesim.errors import BudgetError, ScenarioError, UsageError
 from moesim.hardware.cost import CostModel
 from moesim.hardware.model_config import load_config
 from moesim.hardware.operations import cost_of
 from moesim.hardware.ops import BatchShape, Op
+from moesim.hardware.slowest import slowest_figures
+from moesim.machine.base import FAR
 from moesim.policies import Key, find
 from moesim.policies.eviction import CacheContext, Resident
 from moesim.policies.guard import make_batching, make_eviction, make_prefetch
@@ -350,7 +353,7 @@ def serve(
     """
     import simpy
 
-    from moesim.machine.sim import SimMachine
+    from moesim.machine.sim import SimMachine, TimeOverflow
 
     env = simpy.Environment()
     machine = SimMachine(env, SimPrices(plan.cost, free_link=free_link))
@@ -358,5 +361,19 @@ def serve(
         plan, machine, eviction=eviction, at_once=at_once, what=what, progress=progress
     )
     # Until the last token, not until the last event: a copy in flight must not prolong the run.
-    env.run(until=env.process(server.run()))
+    try:
+        env.run(until=env.process(server.run()))
+    except TimeOverflow:
+        raise _too_slow(plan, server.requests) from None
     return server, machine.now_ns
+
+
+def _too_slow(plan: Plan, requests: Sequence[Request]) -> ScenarioError:
+    """Return the error about the key whose figure makes the simulated time exceed all limits."""
+    scenario, last_ns = plan.scenario, max(request.arrival_ns for request in requests)
+    if last_ns > FAR // 2:
+        key, reason = "workload.arrivals", f"the last arrives after {format_duration_ns(last_ns)}"
+    else:
+        figures = slowest_figures(plan.cost)
+        key, reason = f"hardware.{figures[0][0]}", "; ".join(text for _, text in figures)
+    return ScenarioError.at(scenario, key, f"the simulated time exceeds 146 years: {reason}")

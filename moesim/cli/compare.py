@@ -24,6 +24,7 @@ from moesim.locks import exclusive
 
 if TYPE_CHECKING:
     from moesim.report import Comparison, Run
+    from moesim.scenario import Scenario
     from moesim.sweep import Point
 
 __all__ = ["register"]
@@ -32,7 +33,11 @@ _MOST_FAILURES: Final = 20  # a sweep has hundreds of points, and they often fai
 
 Overrides = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a key, like cache.policy=lru."),
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Override a key, like cache.policy=lru. A key of the sweep is then not swept.",
+    ),
 ]
 PlotsOption = Annotated[bool, typer.Option("--plots/--no-plots", help="Draw figures.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
@@ -68,11 +73,15 @@ def compare(
     from moesim.sweep import check_points, points_of, unfinished
 
     loaded = load_scenario(scenario, overrides or ())
+    taken_out = _taken_out(scenario, loaded)
     if not loaded.sweep:
+        why = f"--set takes {taken_out} out of its `sweep:`" if taken_out else "has no `sweep:`"
+        command = shlex.join(["moesim", "run", str(scenario), *_sets(overrides or ())])
         raise UsageError(
-            f"{scenario}: has no `sweep:`, so there is nothing to compare; "
-            f"run it with: moesim run {shlex.quote(str(scenario))}"
+            f"{scenario}: {why}, so there is nothing to compare; run it with: {command}"
         )
+    if taken_out:
+        typer.echo(f"--set takes {taken_out} out of the sweep", err=True)
     workers = workers or os.cpu_count() or 1
     folder = out or Path("runs") / f"{loaded.name}-compare"
     points = points_of(loaded, folder / "runs")
@@ -110,6 +119,14 @@ def compare(
         # Code 2 says that only the scenario is wrong: nothing ran, and nothing was written.
         usage = all(isinstance(error, UsageError) for _, error in failures)
         raise typer.Exit(2 if usage and not runs else 1)
+
+
+def _taken_out(file: Path, loaded: Scenario) -> str:
+    """Return the keys of the file's sweep that an override sets instead, as text."""
+    from moesim.config.yaml_document import load_document
+
+    sweep = load_document(file).data.get("sweep") or {}
+    return ", ".join(key for key in sweep if key not in loaded.sweep)
 
 
 def report(
@@ -231,8 +248,14 @@ def _print(comparison: Comparison, folder: Path, failures: Sequence[str], *, as_
 def _echo_failures(failures: Sequence[tuple[Point, Exception]], total: int) -> None:
     """Print the points that failed and why, on stderr."""
     typer.echo(f"{len(failures)} of {total} points failed:", err=True)
+    labels: dict[str, list[str]] = {}
     for point, error in failures[:_MOST_FAILURES]:
-        typer.echo(f"  {point.label}: {_described(error)}", err=True)
+        labels.setdefault(_described(error), []).append(point.label)
+    # Points may fail for the same reason of many lines, which is then printed once.
+    for reason, (first, *others) in labels.items():
+        typer.echo(f"  {first}: {reason}", err=True)
+        for label in others:
+            typer.echo(f"  {label}: the same", err=True)
     if len(failures) > _MOST_FAILURES:
         typer.echo(f"  and {len(failures) - _MOST_FAILURES} more", err=True)
     # Only moesim's own mistakes need a traceback, and the first is enough for a report.
@@ -247,9 +270,13 @@ def _command(scenario: Path, overrides: Sequence[str], out: Path | None, *, plot
 
     compare.md quotes it. The number of workers, for example, does not change a result.
     """
-    sets = [part for override in overrides for part in ("--set", override)]
     rest = [] if plots else ["--no-plots"]
+    sets = _sets(overrides)
     return shlex.join(["moesim", "compare", str(scenario), *sets, *_out_option(out), *rest])
+
+
+def _sets(overrides: Sequence[str]) -> list[str]:
+    return [part for override in overrides for part in ("--set", override)]
 
 
 def _out_option(out: Path | None) -> list[str]:

@@ -138,8 +138,10 @@ def _policies() -> Listing:
     from dataclasses import MISSING, fields
 
     from moesim.policies import FAMILIES, find, names
-    from moesim.policies.registry import NoOptions
+    from moesim.policies.registry import NoOptions, broken_packages
 
+    for message in broken_packages():
+        typer.echo(f"warning: {message}", err=True)
     listing: Listing = {}
     for family in FAMILIES:
         for name in names(family):

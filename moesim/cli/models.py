@@ -71,8 +71,10 @@ def train(
     from moesim.cli.record import spell
     from moesim.errors import OutputError
     from moesim.progress import counter
+    from moesim.record.extra import require_torch
 
-    # Before torch is imported, which takes seconds.
+    # Without the packages, no other mistake matters; torch itself takes seconds to import.
+    require_torch("training a model")
     if os.path.exists(out) and not force:
         raise OutputError(out, "already exists; choose another name or pass --force")
     start_torch("training a model", threads)

@@ -77,9 +77,12 @@ def record(
     from moesim.cli.progress import progress
     from moesim.errors import OutputError
     from moesim.progress import counter
+    from moesim.record.extra import require_torch
     from moesim.record.prompts import read_prompts
 
-    # Cheap mistakes first: importing torch and loading a model take long.
+    # Cheap mistakes first: importing torch and loading a model take long. Without the packages,
+    # no other mistake matters.
+    require_torch("recording a model")
     requested = read_prompts(prompts, kind=kind, domain=domain)[:limit]
     if os.path.exists(out) and not force:
         raise OutputError(out, "already exists; choose another name or pass --force")

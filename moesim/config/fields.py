@@ -1,16 +1,18 @@
 """Field types of pydantic models for the quantities of `moesim.config.units`.
 
 A field accepts what its parser accepts and holds an integer in the base unit. Its JSON Schema has
-a pattern and examples for editors.
+a pattern and examples for editors. As JSON, the integer is written with its unit: `20ns`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, PlainSerializer, WithJsonSchema
+from pydantic import BeforeValidator, Field, GetCoreSchemaHandler, PlainSerializer, WithJsonSchema
+from pydantic_core import CoreSchema, core_schema
 
 from moesim.config.units import (
     BANDWIDTHS,
@@ -34,6 +36,7 @@ __all__ = [
     "PositiveCount",
     "PositiveNumber",
     "PositiveShare",
+    "Quantity",
     "quantity_pattern",
 ]
 
@@ -44,6 +47,31 @@ _NUMBER = r"([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?"
 def quantity_pattern(units: Iterable[str]) -> str:
     """Return the regular expression of a number with one of `units`, for the JSON Schema."""
     return rf"^\s*{_NUMBER}\s*({'|'.join(units)})\s*$"
+
+
+@dataclass(frozen=True, slots=True)
+class Quantity:
+    """Marker of a field whose text `parse` reads as an integer in the base `unit`."""
+
+    parse: Callable[[object], int]
+    unit: str
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        schema = core_schema.no_info_before_validator_function(self.parse, handler(source))
+        schema["serialization"] = core_schema.plain_serializer_function_ser_schema(
+            self.plain, when_used="json"
+        )
+        return schema
+
+    def read_as(self, number: object) -> str:
+        """Return what a message says of a number without a unit."""
+        return f"is {number} without a unit: read as {self.parse(number)} {self.unit}"
+
+    def plain(self, amount: int) -> str:
+        """Return an amount as YAML holds it; `parse` reads it as exactly this amount."""
+        return f"{amount}{self.unit}"
 
 
 def _positive(parse: Callable[[object], int]) -> Callable[[object], int]:
@@ -87,15 +115,15 @@ def _share(value: object) -> float:
 
 
 Bytes = Annotated[
-    int, BeforeValidator(_positive(parse_bytes)), _schema(BYTES, ["24GiB", "16.5MB"], 1)
+    int, Quantity(_positive(parse_bytes), "B"), _schema(BYTES, ["24GiB", "16.5MB"], 1)
 ]
 Duration = Annotated[
-    int, BeforeValidator(parse_duration_ns), _schema(DURATIONS_NS, ["25us", "4ms"], 0)
+    int, Quantity(parse_duration_ns, "ns"), _schema(DURATIONS_NS, ["25us", "4ms"], 0)
 ]
 Bandwidth = Annotated[
-    int, BeforeValidator(_positive(parse_bandwidth)), _schema(BANDWIDTHS, ["25GB/s"], 1)
+    int, Quantity(_positive(parse_bandwidth), "B/s"), _schema(BANDWIDTHS, ["25GB/s"], 1)
 ]
-Flops = Annotated[int, BeforeValidator(_positive(parse_flops)), _schema(FLOPS, ["312TFLOPS"], 1)]
+Flops = Annotated[int, Quantity(_positive(parse_flops), "FLOPS"), _schema(FLOPS, ["312TFLOPS"], 1)]
 PositiveShare = Annotated[
     float,
     BeforeValidator(_share),

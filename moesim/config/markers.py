@@ -191,12 +191,18 @@ def seen_from(folder: str | os.PathLike[str], path: str | os.PathLike[str]) -> s
 def marked(model: type[BaseModel], kind: type[M]) -> Iterator[tuple[KeyPath, M]]:
     """Yield key path and marker of each field of `model`, at any depth, with a marker of `kind`."""
     for name, field in model.model_fields.items():
-        for marker in field.metadata:
+        for marker in (*field.metadata, *_inside(field.annotation)):
             if isinstance(marker, kind):
                 yield (name,), marker
         for inner in models_in(field.annotation):
             for path, marker in marked(inner, kind):
                 yield (name, *path), marker
+
+
+def _inside(annotation: Any) -> Iterator[Any]:
+    """Yield the markers of the branches of a union, like those of `Bytes | None`."""
+    for branch in get_args(annotation):
+        yield from getattr(branch, "__metadata__", ())
 
 
 def models_in(annotation: Any) -> Iterator[type[BaseModel]]:

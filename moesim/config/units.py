@@ -21,6 +21,7 @@ __all__ = [
     "format_bytes",
     "format_duration_ns",
     "format_share",
+    "has_no_unit",
     "parse_bandwidth",
     "parse_bytes",
     "parse_duration_ns",
@@ -98,6 +99,14 @@ def parse_share(value: object) -> float:
     if not 0 <= number <= 1:
         raise ValueError(f"{shown(value, _LONGEST)} is not {rule}")
     return float(number)
+
+
+def has_no_unit(value: object) -> bool:
+    """Return whether a value is a bare number other than zero, as a number or as text."""
+    if isinstance(value, str):
+        match = _QUANTITY.fullmatch(value)
+        return match is not None and not match[2] and Fraction(match[1]) != 0
+    return isinstance(value, int | float) and not isinstance(value, bool) and value != 0
 
 
 def format_share(share: float) -> str:

@@ -10,11 +10,11 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, model_validator
 
-from moesim.config.markers import NO_PATH
+from moesim.config.markers import NO_PATH, models_in
 from moesim.config.suggest import suggest
 from moesim.config.yaml_document import Document, KeyPath, dotted
 from moesim.errors import ScenarioError, shown
@@ -155,6 +155,8 @@ def _message(
             rest = "the keys here are" if names else ""
             return f"unknown key{suggest(str(path[-1]), names, rest=rest)}"
         case "missing":
+            if isinstance(document.at(path), str):  # a word that stands for a mapping
+                return _in_full(models.get(id(value)), path, value)
             return "is required and missing" + _example(owner, path)
         case "value_error":
             return str(context["error"])
@@ -167,9 +169,31 @@ def _message(
             return f"{shown(word)} is none of {', '.join(choices)}{hint}"
         case "union_tag_not_found":
             key = str(context["discriminator"]).strip("'")
-            return f"needs the key {key!r}, which says how the other keys are read"
+            kinds = ", ".join(_tags(owner, path, key))
+            return f"needs the key {key!r}, which is one of {kinds} and decides the other keys"
     rule = _rule(kind, context)
     return f"{rule or error['msg']}, not {shown(value)}{_example(owner, path)}"
+
+
+def _in_full(model: type[BaseModel] | None, path: KeyPath, given: Mapping[str, Any]) -> str:
+    """Return the message for a word whose mapping, `given`, lacks required keys of `model`."""
+    fields = model.model_fields if model else {}
+    required = [name for name, field in fields.items() if field.is_required()]
+    missing = [name for name in required if name not in given]
+    entries = {**given, **{name: (fields[name].examples or ["..."])[0] for name in missing}}
+    text = ", ".join(f"{name}: {_plain(example)}" for name, example in entries.items())
+    return f"{' and '.join(missing)} must be given too; write `{path[-1]}: {{{text}}}`"
+
+
+def _tags(owner: type[BaseModel] | None, path: KeyPath, key: str) -> list[str]:
+    """Return the values of `key` that choose a branch of the tagged union at `path`."""
+    field = owner.model_fields.get(str(path[-1])) if owner else None
+    branches = models_in(field.annotation) if field else ()
+    return [get_args(branch.model_fields[key].annotation)[0] for branch in branches]
+
+
+def _plain(example: Any) -> str:
+    return example if isinstance(example, str) else json.dumps(example)
 
 
 def _choices(expected: str) -> list[str]:
@@ -210,6 +234,4 @@ def _example(owner: type[BaseModel] | None, path: KeyPath) -> str:
     field = owner.model_fields.get(str(path[-1])) if owner and path else None
     if field is None or not field.examples:
         return ""
-    example = field.examples[0]
-    text = example if isinstance(example, str) else json.dumps(example)
-    return f"; write for example `{path[-1]}: {text}`"
+    return f"; write for example `{path[-1]}: {_plain(field.examples[0])}`"

@@ -16,14 +16,15 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Final, Generic, Literal, Self, TypeVar
 
-from pydantic import Field, model_validator
+from pydantic import Field, ModelWrapValidatorHandler, PrivateAttr, model_validator
 from pydantic_core import PydanticCustomError
 
-from moesim.config.fields import Bandwidth, Bytes, Duration, Flops, PositiveShare
+from moesim.config.fields import Bandwidth, Bytes, Duration, Flops, PositiveShare, Quantity
 from moesim.config.suggest import suggest
+from moesim.config.units import has_no_unit
 from moesim.config.validation import Strict, validate
 from moesim.config.yaml_document import load_document, plain_document
-from moesim.errors import UsageError
+from moesim.errors import UsageError, shown
 from moesim.files import as_path
 from moesim.hardware.measurement import OperationTimes, Overlap, Provenance, signature
 from moesim.hardware.shapes import ModelShape
@@ -73,6 +74,8 @@ class Figure:
     value: str | int | float
     kind: Kind
     source: str
+    bare: str = ""
+    """What was read where a profile gives an assumed number without a unit, for messages."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +130,30 @@ class _Figure(Strict, Generic[T]):
     value: T = Field(description="The number with its unit.")
     kind: Kind = Field(description="assumed (a datasheet or reasoning) or measured.")
     source: Annotated[str, Field(min_length=1)] = Field(description="Origin of the number.")
+
+    _bare: str = PrivateAttr("")
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _note_bare(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        figure = handler(data)
+        # Calibration writes measured numbers in base units; people write the assumed ones.
+        if isinstance(data, dict) and figure.kind == "assumed" and has_no_unit(data["value"]):
+            for quantity in cls.model_fields["value"].metadata:
+                if isinstance(quantity, Quantity):
+                    figure._bare = quantity.read_as(data["value"])
+        return figure
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_origin(cls, figure: Any) -> Any:
+        """Refuse a number without its origin, and show how to write both."""
+        if isinstance(figure, str | int | float):
+            raise ValueError(
+                f"{shown(figure)} needs its origin; write "
+                f"{{value: {figure}, kind: assumed, source: where the number is from}}"
+            )
+        return figure
 
 
 class _LinkProfile(Strict):
@@ -261,7 +288,8 @@ def check_hardware_name(name_or_path: str) -> str | None:
     hint = suggest(name_or_path, hardware_names(), rest="there are")
     return (
         f"no hardware profile is called {name_or_path!r}, and it is no path of a .yaml{hint} "
-        "(see `moesim list gpus`)"
+        "(see `moesim list gpus`); describe another card by what differs from a profile, like "
+        "`hardware: {profile: rtx-4090, vram: 24GiB, memory_bandwidth: 936GB/s}`"
     )
 
 
@@ -293,7 +321,7 @@ def _resolve(profile: _Profile, changes: dict[str, Any]) -> Hardware:
             # Even in a measured profile, because no measurement stands behind this value.
             figures[key] = Figure(change, "assumed", "set by the scenario")
         elif figure is not None:
-            figures[key] = Figure(figure.value, figure.kind, figure.source)
+            figures[key] = Figure(figure.value, figure.kind, figure.source, figure._bare)
         return figures[key].value if key in figures else None
 
     def top(key: str) -> Any:

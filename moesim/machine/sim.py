@@ -200,7 +200,7 @@ class SimMachine:
         finish = start + sum(layers_ns) + len(times) * ids_ns + tail_ns + sampled_ns
         finish += sum([event.duration_ns for event in times])
         if finish >= FAR:
-            raise _too_slow()
+            raise TimeOverflow
         for lane in self._all:
             lane.free_ns = finish
         return StepTimes(sizes, start, finish, layers_ns, ids_ns, times, tail_ns, sampled_ns)
@@ -249,7 +249,7 @@ class SimMachine:
                     target = ticket.finish_ns
         if target >= FAR:
             if any(lane.free_ns >= FAR for lane in self._all):
-                raise _too_slow()
+                raise TimeOverflow
             raise InvariantError(14, f"the server waits without end; pending: {self._pending()}")
         # Another process has an event first; it must see SimPy's clock at that time.
         if self.env.peek() <= target:
@@ -289,8 +289,15 @@ class SimMachine:
         """Do nothing: there is nothing to release."""
 
 
-def _too_slow() -> UsageError:
-    return UsageError(
-        "the simulated time exceeds 146 years; a figure of the hardware is too small, or has the "
-        "wrong unit, for this workload"
-    )
+class TimeOverflow(UsageError):
+    """The simulated time exceeds what moesim can count; the caller knows the figures."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the simulated time exceeds 146 years; a figure of the hardware is too small, or has "
+            "the wrong unit, for this workload"
+        )
+
+    def __reduce__(self) -> tuple[type[TimeOverflow], tuple[()]]:
+        """Return how pickle makes a copy: the message is not an argument."""
+        return TimeOverflow, ()

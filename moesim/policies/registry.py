@@ -10,7 +10,8 @@ folder, and the path must exist. The file, or the header of a trace folder, is p
 fingerprint.
 
 Other packages add policies through the entry-point group `moesim.policies`. Each entry point names
-a module that registers its classes when it is imported.
+a module that registers its classes when it is imported. A package that cannot be imported is left
+out, and named where a policy is not found.
 """
 
 from __future__ import annotations
@@ -40,6 +41,22 @@ class NoOptions:
     """The options of a policy that has none."""
 
 
+class _NameTaken(UsageError):
+    """Two policies of one family have the same name."""
+
+    def __init__(self, family: str, name: str) -> None:
+        self.family = family
+        self.taken = name
+        super().__init__(family, name)
+
+    def __str__(self) -> str:
+        return f"{self.family} policy {self.taken!r} is registered twice; rename one of the two"
+
+
+_broken: dict[str, str] = {}
+"""Why a package cannot be loaded, by entry point. Its policies are missing; others work."""
+_ambiguous: dict[tuple[str, str], str] = {}
+"""Why a name cannot be used: a package wanted to register it again."""
 _registry: dict[tuple[str, str], type] = {}
 _aliases: dict[tuple[str, str], str] = {}
 
@@ -57,9 +74,7 @@ def register(family: str, name: str, *aliases: str) -> Callable[[Class], Class]:
         taken = {spelling for owner, spelling in (*_registry, *_aliases) if owner == family}
         for spelling in (main, *others):
             if spelling in taken:
-                raise UsageError(
-                    f"{family} policy {spelling!r} is registered twice; rename one of the two"
-                )
+                raise _NameTaken(family, spelling)
             taken.add(spelling)
         _registry[family, main] = policy
         _aliases.update({(family, other): main for other in others})
@@ -89,16 +104,14 @@ def _load_all() -> None:
             with _no_bytecode_written():
                 point.load()
         except CAUGHT as error:
-            # A second attempt imports the module again. With these entries left, it would report
-            # a name registered twice instead of this error.
+            # Policies that were registered before the error are not used: they may be incomplete.
             _restore(_registry, before[0])
             _restore(_aliases, before[1])
-            if isinstance(error, UsageError):
-                raise
-            raise UsageError(
-                f"policy package {point.value!r} (entry point {point.name!r}) "
-                f"cannot be loaded: {error!r}"
-            ) from error
+            reason = str(error) if isinstance(error, UsageError) else repr(error)
+            where = f"policy package {point.value!r} (entry point {point.name!r})"
+            _broken[point.name] = f"{where} cannot be loaded: {reason}"
+            if isinstance(error, _NameTaken):
+                _ambiguous[error.family, error.taken] = _broken[point.name]
 
 
 @contextmanager
@@ -120,6 +133,12 @@ def _restore(table: dict[Any, Any], before: dict[Any, Any]) -> None:
     table.update(before)
 
 
+def broken_packages() -> list[str]:
+    """Return a message for each installed package whose policies cannot be loaded."""
+    _load_all()
+    return list(_broken.values())
+
+
 def names(family: str) -> list[str]:
     """Return the registered names of a family, sorted, without aliases."""
     _load_all()
@@ -129,13 +148,18 @@ def names(family: str) -> list[str]:
 def find(family: str, name: str) -> type[Any]:
     """Return the class registered under a name or alias (`-` and `_` are the same).
 
-    Raise `UsageError` with similar names if there is none.
+    Raise `UsageError` with similar names if there is none, or with the packages that cannot be
+    loaded, which may be where the policy is.
     """
     _check_family(family)
     _load_all()
     key = (family, name.replace("-", "_"))
     key = (family, _aliases.get(key, key[1]))
+    if key in _ambiguous:
+        raise UsageError(_ambiguous[key])
     if key not in _registry:
+        if _broken:  # the name is probably one of theirs
+            raise UsageError("; ".join([f"unknown {family} policy {name!r}", *_broken.values()]))
         hint = suggest(name, names(family), rest="there are")
         hint += " (see `moesim list policies`)"
         raise UsageError(f"unknown {family} policy {name!r}{hint}")

@@ -8,12 +8,13 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from moesim.config.fields import Quantity
 from moesim.config.markers import PathTo, Short, marked
 from moesim.config.yaml_document import KeyPath
 from moesim.policies.registry import path_options
 from moesim.scenario.policies import OptionsOf
 
-__all__ = ["key_path", "map_paths", "shorthands"]
+__all__ = ["key_path", "map_paths", "quantities", "shorthands"]
 
 
 def key_path(key: str) -> KeyPath:
@@ -31,6 +32,12 @@ def key_path(key: str) -> KeyPath:
 def shorthands(model: type[BaseModel]) -> Mapping[KeyPath, str]:
     """Return the key that one word stands for, for each section that may be one word."""
     return {path: short.key for path, short in marked(model, Short)}
+
+
+@cache
+def quantities(model: type[BaseModel]) -> Mapping[KeyPath, Quantity]:
+    """Return the marker of each field that holds a size, a duration or a rate."""
+    return dict(marked(model, Quantity))
 
 
 @cache

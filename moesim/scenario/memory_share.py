@@ -7,10 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import GetPydanticSchema, WithJsonSchema
+from pydantic import GetCoreSchemaHandler, GetPydanticSchema, WithJsonSchema
 from pydantic_core import core_schema
 
-from moesim.config.fields import quantity_pattern
+from moesim.config.fields import Quantity, quantity_pattern
 from moesim.config.units import BYTES, format_share, parse_bytes, parse_share
 from moesim.errors import shown
 
@@ -106,9 +106,19 @@ def _field(read: Callable[[object], MemoryShare]) -> GetPydanticSchema:
     return GetPydanticSchema(schema)
 
 
+class _Size(Quantity):
+    """Marker of a field that may be a size; its own schema reads and writes it."""
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> core_schema.CoreSchema:
+        return handler(source)
+
+
 KvShare = Annotated[
     MemoryShare,
     _field(_read_kv),
+    _Size(parse_bytes, "B"),
     WithJsonSchema(
         {
             "anyOf": [

@@ -11,14 +11,15 @@ from pydantic_core import PydanticCustomError
 
 from moesim.config.fields import Count
 from moesim.config.markers import seen_from
-from moesim.config.validation import Strict
-from moesim.config.yaml_document import Document, dotted, dump_document
+from moesim.config.units import has_no_unit
+from moesim.config.validation import COMMAND_LINE, Strict
+from moesim.config.yaml_document import Document, KeyPath, dotted, dump_document
 from moesim.errors import ScenarioError, UsageError
 from moesim.files import as_path
 from moesim.hardware.hardware import Hardware, load_hardware
 from moesim.hardware.model_config import load_shape, shape_from_config
 from moesim.hardware.shapes import ModelShape
-from moesim.scenario.keys import key_path, map_paths, shorthands
+from moesim.scenario.keys import key_path, map_paths, quantities, shorthands
 from moesim.scenario.sections import (
     Batching,
     BatchingField,
@@ -146,12 +147,15 @@ class Scenario(Strict):
         return self._document
 
     def resolved(self, paths: Callable[[str, str], str] | None = None) -> dict[str, Any]:
-        """Return the scenario as plain data, with defaults filled in and quantities in base units.
+        """Return the scenario as plain data, with defaults filled in and quantities with units.
 
-        Reading the data gives an equal scenario. Paths stay as written, or become
+        Reading the data gives an equal scenario. A number that a user wrote without a unit stays
+        one, so that the result of the data has the same notes. Paths stay as written, or become
         `paths(key, path)`.
         """
         plain = self.model_dump(mode="json")
+        for (*around, key), number in self.without_unit().items():
+            Document("", plain).at(tuple(around))[key] = number
         # The profile is a field of a subclass and would come last; a reader expects it first.
         for section, key in (("model", "shape"), ("hardware", "profile")):
             values = _without_none(plain[section])
@@ -162,6 +166,29 @@ class Scenario(Strict):
             Scenario, (), plain, lambda key, text: paths(dotted(key), text)
         )
         return moved
+
+    def without_unit(self) -> dict[KeyPath, int | float | str]:
+        """Return each quantity that a file or `--set` gives as a bare number, by the key's path.
+
+        Zero needs no unit. Data from Python is left out: its integers are in base units.
+        """
+        document = self._document
+        if document is None:
+            return {}
+        return {
+            path: document.at(path)
+            for path in quantities(Scenario)
+            if has_no_unit(document.at(path))
+            and (document.has_lines or document.place(path).startswith(COMMAND_LINE))
+        }
+
+    def units_read(self) -> dict[str, str]:
+        """Return a note for each quantity of `without_unit`, by dotted key."""
+        markers = quantities(Scenario)
+        return {
+            dotted(path): f"{dotted(path)} {markers[path].read_as(number)}"
+            for path, number in self.without_unit().items()
+        }
 
     def resolved_in(self, folder: Path) -> dict[str, Any]:
         """Return `resolved()` with relative paths that start at `folder`."""

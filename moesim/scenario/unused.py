@@ -1,4 +1,7 @@
-"""Keys of a scenario that have no effect on its result; a result lists them in its notes."""
+"""Keys of a scenario that cannot have an effect on its result; its notes list them.
+
+A key that can act may still change nothing in a run, like a seed that nothing draws from.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ __all__ = ["unused_keys"]
 
 
 def unused_keys(scenario: Scenario) -> list[str]:
-    """Return a note for each key that is set and has no effect in this scenario."""
+    """Return a note for each key that is set and cannot act in this scenario."""
     return [f"{key} is unused: {reason}" for key, reason in _unused(scenario)]
 
 

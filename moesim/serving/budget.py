@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from moesim.config.units import format_bytes
 from moesim.errors import BudgetError, ScenarioError
+from moesim.scenario.keys import key_path
 
 if TYPE_CHECKING:
     from moesim.hardware.shapes import ModelShape
@@ -74,7 +75,14 @@ def plan_budget(
     slots = _slots(scenario, shape)
     blocks = _blocks(memory.kv, block, capacity)
     shortage = _Shortage(
-        scenario, capacity, parts, longest * block, expert, (blocks or 0) * block, slots or 0
+        scenario,
+        shape,
+        vram_bytes,
+        capacity,
+        parts,
+        longest * block,
+        (blocks or 0) * block,
+        slots or 0,
     )
     if left < 0:
         raise shortage.error("leave nothing for KV blocks and experts")
@@ -199,33 +207,61 @@ def _blocks(amount: MemoryShare, block: int, capacity: int) -> int | None:
 class _Shortage:
     """A split that exceeds the memory: bytes of its parts, to report them and to suggest changes.
 
-    `fixed` are the parts that neither slots nor KV blocks change, by name. `expert` is the size of
-    one expert, and `kv` that of all KV blocks.
+    `fixed` are the parts that neither slots nor KV blocks change, by name. `kv` is the size of all
+    KV blocks. `vram` is the memory of the card, which may exceed `capacity`.
     """
 
     scenario: Scenario
+    shape: ModelShape
+    vram: int
     capacity: int
     fixed: dict[str, int]
     kv_needed: int
     """Bytes of the KV blocks that the longest request needs."""
-    expert: int
     kv: int = 0
     slots: int = 0
+
+    @property
+    def expert(self) -> int:
+        """Bytes of one expert."""
+        return self.shape.expert_bytes
 
     def error(self, what: str) -> BudgetError:
         """Return the error: `what` is wrong, the size of each part, and what to try."""
         parts = {**self.fixed, "KV blocks": self.kv}
-        parts[f"{self.slots} expert slots"] = self.slots * self.expert
+        written = self.scenario.cache.slots
+        form = f" ({written.plain()})" if written.kind in ("per_layer", "share") else ""
+        parts[f"{self.slots} expert slots{form}"] = self.slots * self.expert
         if self.kv < self.kv_needed:
             parts["KV blocks of the longest request"] = self.kv_needed
         lines = [f"  {name}: {format_bytes(size)} ({size} bytes)" for name, size in parts.items()]
         lines.append(f"  of {format_bytes(self.capacity)} ({self.capacity} bytes)")
         remedies = [*self._remedies(), "fewer model.expert_bits or model.weight_bits"]
+        lines += [f"  {note}" for note in self.scenario.units_read().values()]
         return BudgetError(
-            f"{self.scenario.mark('memory')}: impossible memory: the parts {what}\n"
+            f"{self.scenario.mark(self._key())}: impossible memory: the parts {what}\n"
             + "\n".join(lines)
             + f"\n  try {', or '.join(remedies)}"
         )
+
+    def _key(self) -> str:
+        """Return the key that is too large: of the largest part without which the others fit."""
+        memory, names = self.scenario.memory, list(self.fixed)
+        sizes = {
+            "cache.slots": self.slots * self.expert,
+            "memory.kv": self.kv,
+            "memory.activations": self.fixed[names[1]],
+            "memory.staging": self.fixed[names[2]],
+        }
+        if memory.kv.kind in ("bytes", "share") and self.kv < self.kv_needed:
+            return "memory.kv"  # it is too small
+        excess = sum(sizes.values()) + self.fixed[names[0]] - self.capacity
+        document = self.scenario.document()
+        written = [key for key in sizes if document.at(key_path(key)) is not None]
+        for key in sorted(written, key=lambda key: -sizes[key]):
+            if sizes[key] >= excess:
+                return key
+        return "memory.capacity" if memory.capacity is not None else "hardware"
 
     def _remedies(self) -> Iterator[str]:
         """Yield changes of which each alone makes everything fit, as `key: value`."""
@@ -243,11 +279,29 @@ class _Shortage:
             needed = round((fixed + held) / (1 - share.value))
             needed = max(needed, round(self.kv_needed / share.value)) + _MIB  # for rounding
         if needed > self.capacity:
-            yield f"memory.capacity: {-(-needed // _MIB)}MiB"
+            mebibytes = -(-needed // _MIB)
+            fits = mebibytes * _MIB <= self.vram
+            yield (
+                f"memory.capacity: {mebibytes}MiB"
+                if fits
+                else f"a card with at least {mebibytes}MiB"
+            )
         staging = self.scenario.memory.staging
         fitting = staging + (self.capacity - fixed - kv - held) // self.expert
         if 1 <= fitting < staging:
             yield f"memory.staging: {fitting}"
         slots = (self.capacity - fixed - kv) // self.expert
         if 0 <= slots < self.slots:
-            yield f"cache.slots: {slots}"
+            yield f"cache.slots: {self._in_form(slots)}"
+
+    def _in_form(self, slots: int) -> str:
+        """Return at most this many slots in the form that the scenario uses."""
+        layers = len(self.shape.moe_layers)
+        match self.scenario.cache.slots.kind:
+            case "per_layer":
+                return f"{slots // layers}/layer"
+            case "share":
+                return f"{100 * slots // (layers * self.shape.num_experts)}%"
+            case "bytes":
+                return f"{slots * self.expert}B"
+        return str(slots)

@@ -121,7 +121,8 @@ class ExpertCache:
             wrong = self.policy.book.keys() ^ self.slots.keys()
             raise self._violation(
                 sorted(wrong, key=str),
-                "the policy's book is not the residency: these keys are in one of them only",
+                "the policy's book is not the residency: these keys are in one of them only; "
+                "call `insert` for each key that gets a slot, and `remove` for each that loses it",
             )
         if len(self.slots) + len(self._free) != self.capacity:
             raise InvariantError(

@@ -93,6 +93,7 @@ class Server:
         self._progress = progress
         self._to_serve = sum(r.max_kv_tokens - r.position for r in requests)
         self._served = 0
+        self._place: tuple[int, int | None] = 0, None  # step and layer, for messages
         self._distinct_caches = list({id(cache): cache for cache in caches}.values())
 
     def run(self) -> Wait:
@@ -100,6 +101,14 @@ class Server:
 
         Raise `PolicyViolation` or `InvariantError` if a policy or moesim breaks a rule.
         """
+        try:
+            yield from self._serve()
+        except PolicyViolation as error:
+            step, layer = self._place
+            when = f"step {step}" if layer is None else f"step {step}, MoE layer {layer}"
+            raise PolicyViolation(error.policy, error.key, error.reason, when) from error.__cause__
+
+    def _serve(self) -> Wait:
         machine = self.machine
         while True:
             self._receive()
@@ -116,8 +125,8 @@ class Server:
                 break
             if self._progress is not None:
                 self._report(steps, self._progress)
-        for cache in self._distinct_caches:
-            cache.audit()
+        for number in range(len(self._distinct_caches)):
+            self._audit_cache(number)
         machine.close()
 
     def _report(self, steps: Sequence[Step], progress: Counter) -> None:
@@ -147,10 +156,12 @@ class Server:
         scheduler, pool = self.scheduler, self.scheduler.pool
         steps: list[Step] = []
         while len(steps) < self._most_steps:
+            number = self._steps + len(steps)
+            self._place = number, None
             plan = scheduler.next_step()
             if not plan:
                 break
-            number, blocks = self._steps + len(steps), pool.total - pool.free
+            blocks = pool.total - pool.free
             step = Step(plan, number, blocks, future_tokens=self._knowledge.future_tokens)
             steps.append(step)
             for request in step.finished:
@@ -174,7 +185,10 @@ class Server:
         """Decide all layer events of a step that will be folded."""
         views = self._view(step, routing).layers()
         layers = zip(self.caches, views, routing.unions, routing.tokens, strict=True)
-        events = [cache.decide(view, union, tokens) for cache, view, union, tokens in layers]
+        events: list[Event] = []
+        for layer, (cache, view, union, tokens) in enumerate(layers):
+            self._place = self._steps, layer
+            events.append(cache.decide(view, union, tokens))
         self._audit()
         return events
 
@@ -231,6 +245,7 @@ class Server:
         compute, copy, wait_any = machine.compute, machine.copy, machine.wait_any
         work, copies = ledger.work, ledger.copies
         knowledge, prefetching = self._knowledge, self._prefetch.active
+        self._place = self._steps, None
         # Two views, because the prefetch policy may see further ahead than the eviction policy.
         view = self._view(step, routing)
         ahead = self._view_ahead(step, routing)
@@ -253,6 +268,7 @@ class Server:
             yield from wait_any((ids_ready,))
             ledger.issued_ns = machine.now_ns
             view.move_to(layer)
+            self._place = self._steps, layer
             if self._sequential:
                 for key, count in zip(view.union, view.tokens, strict=True):
                     cache.event(layer, View(layer, (key,), (count,)))
@@ -299,7 +315,14 @@ class Server:
         """Audit one cache after a step was decided, and check that the run makes progress."""
         # One cache a step, in turn: an audit of all after every step would take much of a run.
         self._steps += 1
-        self._distinct_caches[self._steps % len(self._distinct_caches)].audit()
+        self._audit_cache(self._steps % len(self._distinct_caches))
         # Each step computes at least one row, and a preemption loses at most all of them.
         if self._steps > self._rows * (2 + self.scheduler.preemptions):
             raise InvariantError(14, f"{self._steps} steps without an end in sight")
+
+    def _audit_cache(self, number: int) -> None:
+        caches = self._distinct_caches
+        # With scope `global`, the last cache is that of several layers.
+        shared = number == len(caches) - 1 and len(caches) < self._num_layers
+        self._place = self._steps - 1, None if shared else number
+        caches[number].audit()

@@ -14,7 +14,7 @@ import re
 from dataclasses import asdict, dataclass, field, fields
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Final, Literal, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -222,10 +222,20 @@ def _self_hash(header: dict[str, Any]) -> str:
     return hashlib.sha256(text.encode("ascii")).hexdigest()
 
 
+_MOST_NAMED: Final = 10  # traces inside a folder that a message names
 _NO_FOLDER = (
     "no such trace folder; make one with `moesim record`, `moesim trace convert` or "
     "`moesim trace synth`"
 )
+
+
+def _not_a_trace(folder: Path) -> str:
+    """Return the message for a folder without a header, with the traces inside it, if any."""
+    inside = sorted(header.parent.name for header in folder.glob(f"*/{HEADER}"))
+    if inside:
+        more = f" and {len(inside) - _MOST_NAMED} more" if len(inside) > _MOST_NAMED else ""
+        return f"the folder holds traces; name one of them: {', '.join(inside[:_MOST_NAMED])}{more}"
+    return "the folder is not a trace, or its recording never finished; repeat it"
 
 
 def _read_json(folder: Path) -> dict[str, Any]:
@@ -235,11 +245,7 @@ def _read_json(folder: Path) -> dict[str, Any]:
     try:
         raw = read_json(path)
     except FileNotFoundError:
-        raise TraceError(
-            path,
-            "",
-            "missing: the folder is not a trace, or its recording never finished; repeat it",
-        ) from None
+        raise TraceError(path, "", f"missing: {_not_a_trace(folder)}") from None
     except OSError as error:
         raise TraceError(path, "", f"cannot be read ({error.strerror})") from None
     except ValueError as error:

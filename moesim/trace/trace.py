@@ -93,14 +93,21 @@ class Trace:
         if wrong := sorted(meta.keys() - _HEADER_ARGUMENTS):
             raise TraceError(wrong[0], "", f"must be one of {', '.join(sorted(_HEADER_ARGUMENTS))}")
         ids = _array("expert_ids", expert_ids)
-        if ids.ndim != 3 or not np.issubdtype(ids.dtype, np.integer):
+        if ids.ndim != 3:
             raise TraceError(
-                "expert_ids", "", f"must be integers (rows, layers, k), not {ids.dtype} {ids.shape}"
+                "expert_ids",
+                "",
+                f"must have three axes (rows, layers, k), not the {ids.ndim} of shape {ids.shape}",
             )
+        if not np.issubdtype(ids.dtype, np.integer):
+            raise TraceError("expert_ids", "", f"must be integers, not {ids.dtype}")
         guesses = None if predictions is None else _array("predictions", predictions)
         if guesses is not None and guesses.ndim != 4:
             raise TraceError(
-                "predictions", "", f"must be (rows, layers, depth, k), not {guesses.shape}"
+                "predictions",
+                "",
+                "must have four axes (rows, layers, depth, k), not the "
+                f"{guesses.ndim} of shape {guesses.shape}",
             )
         header = _header(ids, guesses, num_experts, meta)
         if header.prompt_rows == "absent" and prompt_tokens is None:

@@ -12,7 +12,11 @@ import time
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 from workloads import tiny_trace
+
+from moesim.cli import app
+from moesim.errors import MissingExtra
 
 MOESIM = [sys.executable, "-m", "moesim"]
 
@@ -322,3 +326,18 @@ def test_an_error_without_an_interrupt_keeps_its_traceback() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "ZeroDivisionError" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["record", "--model", "none", "--prompts", "none", "--out", "."],
+        ["models", "train", "--out", "."],
+    ],
+)
+def test_a_missing_extra_is_said_before_any_other_mistake(
+    monkeypatch: pytest.MonkeyPatch, command: list[str]
+) -> None:
+    monkeypatch.setattr("moesim.record.extra.find_spec", lambda name: None)
+    result = CliRunner().invoke(app, command)
+    assert isinstance(result.exception, MissingExtra), result.output

@@ -160,6 +160,8 @@ def test_a_failing_point_is_named_and_the_others_are_kept(home: Path, tmp_path: 
     assert result.exit_code == 1
     assert "4 of 8 points failed:" in result.stderr
     assert "cache.policy=lru, cache.slots=8/layer, seed=0: " in result.stderr
+    assert result.stderr.count("impossible memory") == 1
+    assert result.stderr.count("cache.slots=8/layer, seed=1: the same\n") == 2
     assert len(list((tmp_path / "runs").iterdir())) == 4
     assert "## Points that failed" in (tmp_path / "compare.md").read_text()
 
@@ -365,3 +367,18 @@ def test_report_compares_runs_from_anywhere(tmp_path: Path) -> None:
 def test_report_refuses_what_is_no_run(arguments: list[str], tmp_path: Path) -> None:
     result = moesim("report", *(tmp_path / argument for argument in arguments))
     assert isinstance(result.exception, UsageError)
+
+
+def test_a_swept_key_that_is_set_is_said_to_leave_the_sweep(home: Path, tmp_path: Path) -> None:
+    one = ["--set", "cache.policy=lru"]
+    (home / "short.yaml").write_text(SCENARIO.replace("seed: [0, 1]", "seed: [0]"))
+    result = moesim("compare", home / "short.yaml", *one, "--out", tmp_path / "a", "--no-plots")
+    assert result.exit_code == 0
+    assert "--set takes cache.policy out of the sweep\n" in result.stderr
+    every = [*one, "--set", "cache.slots=2/layer", "--set", "seed=0"]
+    refused = moesim("compare", home / "short.yaml", *every)
+    assert "--set takes cache.policy, cache.slots, seed out of its `sweep:`" in str(
+        refused.exception
+    )
+    assert "moesim run" in str(refused.exception)
+    assert "--set cache.slots=2/layer --set seed=0" in str(refused.exception)

@@ -314,10 +314,10 @@ def test_only_tokens_that_exist_have_experts() -> None:
 
 
 def test_routers_in_each_layer_reveal_too_little_for_some_policies() -> None:
-    with pytest.raises(UsageError, match="expert_aware asks which experts queued tokens want; the"):
+    with pytest.raises(UsageError, match="expert_aware needs the experts of queued tokens; the"):
         served("layerwise", batching="expert_aware")
     for routing in ("layerwise", "decoupled"):
         with pytest.raises(UsageError, match="task_aware needs the experts of all tokens"):
             served(routing, batching="task_aware")
-    with pytest.raises(UsageError, match="layer_ahead looks 1 layers ahead; the routers of ReadMe"):
+    with pytest.raises(UsageError, match="layer_ahead has depth 1; the routers of ReadMe"):
         served("layerwise", prefetch="layer_ahead")

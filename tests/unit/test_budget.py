@@ -13,9 +13,9 @@ from workloads import plan_of, run_on, tiny_scenario, tiny_trace
 
 from moesim.errors import BudgetError, ScenarioError
 from moesim.hardware import ModelShape, named_shape, shape_from_config
-from moesim.scenario import Scenario
+from moesim.scenario import Scenario, load_scenario
 from moesim.serving.budget import Budget, plan_budget, split_slots
-from moesim.simulate import summarise
+from moesim.simulate import prepare, run, summarise
 
 MIB = 1 << 20
 # 2 MoE layers of 4 experts: an expert takes 3 * 64 * 32 * 2 = 12,288 bytes, a KV entry
@@ -202,7 +202,7 @@ def assert_remedies_help(
 ) -> None:
     """Check that each `key: value` that a refusal suggests makes everything fit by itself."""
     for section, key, value in re.findall(
-        r"(memory|cache)\.(\w+): (\w+)", refusal.split("try ")[1]
+        r"(memory|cache)\.(\w+): ([\w/%]+)", refusal.split("try ")[1]
     ):
         sections = {"memory": dict(memory), "cache": dict(cache)}
         sections[section][key] = int(value) if value.isdigit() else value
@@ -217,7 +217,10 @@ def assert_remedies_help(
         (200_000, {"kv": "1MiB"}, {"slots": 2}, "memory.kv: 57048B"),
         (200_000, {"kv": 0}, {"slots": 2}, "memory.kv: 16384B"),
         (200_000, {"staging": 100}, {}, "memory.staging: "),
-        (1, {}, {}, "memory.capacity: 1MiB"),
+        (MIB, {"capacity": 1}, {}, "memory.capacity: 1MiB"),
+        (200_000, {}, {"slots": "4/layer"}, "cache.slots: 2/layer"),
+        (200_000, {}, {"slots": "100%"}, "cache.slots: 62%"),
+        (200_000, {}, {"slots": "120kB"}, "cache.slots: 61440B"),
     ],
 )
 def test_a_refusal_names_a_value_that_fits(
@@ -227,6 +230,13 @@ def test_a_refusal_names_a_value_that_fits(
         budget(vram, memory=memory, cache=cache)
     assert remedy in str(caught.value)
     assert_remedies_help(str(caught.value), vram, [32], memory, cache)
+
+
+def test_no_capacity_beyond_that_of_the_card_is_suggested() -> None:
+    with pytest.raises(BudgetError) as caught:
+        budget(1)
+    assert "try a card with at least 1MiB" in str(caught.value)
+    assert "memory.capacity" not in str(caught.value)
 
 
 def test_memory_is_enough_or_too_little_by_one_byte() -> None:
@@ -252,7 +262,7 @@ def test_weights_that_do_not_fit_are_refused_with_the_numbers() -> None:
     assert f"fixed weights: 2.99 GiB ({mixtral.fixed_bytes} bytes)" in text
     assert f"of 2 GiB ({2 * 1024**3} bytes)" in text
     assert "leave nothing" in text
-    assert "try memory.capacity: " in text
+    assert "try a card with at least 3739MiB, or fewer model.expert_bits" in text
     assert caught.value.exit_code == 2
 
 
@@ -277,8 +287,6 @@ def test_impossible_memory_is_refused_before_anything_runs(tmp_path: Any) -> Non
     """`prepare` refuses it: no policy was built, no file written."""
     with pytest.raises(BudgetError, match=r"^scenario: impossible memory"):
         plan_of(tiny_scenario(memory={"capacity": "10MiB"}), tiny_trace(requests=1))
-    from moesim.simulate import run
-
     trace = tiny_trace(requests=1).save(tmp_path / "trace")
     scenario = tiny_scenario(trace=str(trace.path), memory={"capacity": "10MiB"})
     with pytest.raises(BudgetError):
@@ -287,9 +295,6 @@ def test_impossible_memory_is_refused_before_anything_runs(tmp_path: Any) -> Non
 
 
 def test_the_message_points_into_the_file(tmp_path: Any) -> None:
-    from moesim.scenario import load_scenario
-    from moesim.simulate import prepare
-
     trace = tiny_trace(requests=1).save(tmp_path / "trace")
     path = tmp_path / "small.yaml"
     path.write_text(
@@ -297,7 +302,33 @@ def test_the_message_points_into_the_file(tmp_path: Any) -> None:
     )
     with pytest.raises(BudgetError) as caught:
         prepare(load_scenario(path))
-    assert str(caught.value).startswith(f"{path}:4:3: impossible memory")
+    assert str(caught.value).startswith(f"{path}:4:13: impossible memory")
+
+
+@pytest.mark.parametrize(
+    ("memory", "cache", "place"),
+    [
+        ("{staging: 2}", "{slots: 8/layer}", "4:16"),
+        ("{staging: 2, kv: 90%}", "{slots: 1/layer}", "3:26"),
+        ("{kv: 0}", "{slots: 1/layer}", "3:14"),
+        ("{staging: 3000}", "lru", "3:19"),
+        ("{activations: 9GiB}", "lru", "3:23"),
+        ("{capacity: 3MiB, staging: 1}", "{slots: 1/layer}", "3:20"),
+    ],
+)
+def test_the_message_points_at_the_key_that_is_too_large(
+    tmp_path: Any, memory: str, cache: str, place: str
+) -> None:
+    trace = tiny_trace(requests=1).save(tmp_path / "trace")
+    path = tmp_path / "x.yaml"
+    path.write_text(
+        f"trace: {trace.path}\nhardware: {{profile: t4, vram: 100MiB}}\n"
+        f"memory: {memory}\ncache: {cache}\n",
+        encoding="utf-8",
+    )
+    with pytest.raises(BudgetError) as caught:
+        prepare(load_scenario(path))
+    assert str(caught.value).startswith(f"{path}:{place}: impossible memory")
 
 
 # --- caches ---------------------------------------------------------------------------------------
@@ -348,3 +379,13 @@ def test_quantised_experts_take_fewer_bytes() -> None:
     from workloads import TINY_CONFIG
 
     assert shape_from_config(TINY_CONFIG).expert_bytes == 3 * 512 * 1024 * 2
+
+
+def test_a_refusal_says_how_a_number_without_a_unit_was_read(tmp_path: Any) -> None:
+    trace = tiny_trace(requests=1).save(tmp_path / "trace")
+    data = {"trace": str(trace.path), "hardware": "t4"}
+    with pytest.raises(BudgetError, match=r"hardware\.vram is 12 without a unit: read as 12 B\n"):
+        prepare(load_scenario(data, ["hardware.vram=12"]))
+    with pytest.raises(BudgetError) as caught:
+        prepare(load_scenario(data, ["hardware.vram=12B"]))
+    assert "without a unit" not in str(caught.value)

@@ -61,6 +61,21 @@ def test_a_run_that_did_all_that_was_asked_has_no_caveats() -> None:
             "cache.slots is 1 GiB; all 32 experts take 96 MiB, and no more is used",
         ),
         (
+            {"cache": {"slots": 3}},
+            "some layers have no slot",
+            "cache.slots is 3 in all for 4 layers: none for 1 of them; did you mean 3/layer?",
+        ),
+        (
+            {"cache": {"slots": "10%"}},
+            "some layers have no slot",
+            "cache.slots is 3 in all for 4 layers: none for 1 of them",
+        ),
+        (
+            {"cache": {"slots": 16, "initial_layers": 2}},
+            "some layers have no slot",
+            "cache.slots is 16 in all for 4 layers: none for 2 of them",
+        ),
+        (
             {"memory": {"capacity": "25GiB"}},
             "memory.capacity is more than rtx-4090 has",
             "memory.capacity is 25 GiB; rtx-4090 has 24 GiB",
@@ -112,6 +127,9 @@ def test_caveats_begin_where_the_limit_is_passed() -> None:
         {"timeline": {"first_step": steps - 1}},
         {"timeline": {"first_step": steps, "steps": 0}},
         {"memory": {"capacity": "24GiB"}},
+        {"cache": {"slots": 4}},
+        {"cache": {"slots": 0}},
+        {"cache": {"slots": 3, "scope": "global"}},
         {"cache": {"slots": f"{33 * expert - 1}B"}},
         {"prefetch": {"policy": "oracle", "options": {"depth": 7}}, "cache": {"slots": 9}},
     ]
@@ -158,7 +176,7 @@ def test_rejected_requests_are_said() -> None:
     )
     caveats, notes = said(trace, memory={"kv": 20 * 8192, "kv_block_tokens": 1})
     assert caveats == ["requests were rejected"]
-    assert "1 requests can never fit into KV memory and were rejected" in notes
+    assert "1 request can never fit into KV memory and was rejected" in notes
     assert said(trace)[0] == []
 
 

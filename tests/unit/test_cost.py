@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from fractions import Fraction
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -25,6 +26,7 @@ from moesim.hardware import (
     named_shape,
 )
 from moesim.hardware.ops import Op
+from moesim.hardware.slowest import slowest_figures
 
 # 10 operations and 1 byte a nanosecond are reached.
 HARDWARE = Hardware(
@@ -60,6 +62,37 @@ SHAPE = ModelShape(
     window=3,
 )
 COST = CostModel(HARDWARE, SHAPE)
+
+
+@pytest.mark.parametrize(
+    ("change", "slowest"),
+    [
+        ({"kernel_overhead_ns": 10**17}, ["hardware.kernel_overhead is 100000000 s"]),
+        (
+            {"flops_per_s": 1},
+            ["hardware.flops is 1 FLOPS at compute_efficiency 0.5, so one expert takes 480 s"],
+        ),
+        (
+            {"memory_efficiency": 1e-9},
+            [
+                "hardware.memory_bandwidth is 3.73 GiB/s at memory_efficiency 1e-09, "
+                "so one expert takes 120 s"
+            ],
+        ),
+        (
+            {"h2d": Link(50, 2, 10**9), "readback_latency_ns": 30 * 10**9},
+            [
+                "hardware.h2d.pinned_bandwidth is 2 B/s, so one expert takes 240 s",
+                "hardware.readback_latency is 30 s",
+            ],
+        ),
+    ],
+)
+def test_the_slowest_figures_are_those_within_a_factor_of_ten(
+    change: dict[str, Any], slowest: list[str]
+) -> None:
+    cost = CostModel(dataclasses.replace(HARDWARE, **change), SHAPE)
+    assert [text for _, text in slowest_figures(cost)] == slowest
 
 
 def test_an_expert_call_sums_the_roofline_of_each_expert() -> None:

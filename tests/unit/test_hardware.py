@@ -106,3 +106,31 @@ def test_only_a_profile_measured_throughout_is_called_measured(tmp_path: Path) -
     path.write_text((PROFILES / "t4.yaml").read_text().replace("kind: assumed", "kind: measured"))
     assert load_hardware(path).cost_kind == "measured"
     assert load_hardware(path, {"vram": "8GiB"}).cost_kind == "assumed"
+
+
+def test_a_card_without_a_profile_is_told_how_to_describe_one() -> None:
+    with pytest.raises(UsageError, match="did you mean 'rtx-4090'") as caught:
+        load_hardware("rtx-3090")
+    example = "`hardware: {profile: rtx-4090, vram: 24GiB, memory_bandwidth: 936GB/s}`"
+    assert example in str(caught.value)
+    data = yaml.safe_load(example.strip("`"))["hardware"]
+    assert load_hardware(data.pop("profile"), data).memory_bytes_per_s == 936 * 10**9
+
+
+def test_a_figure_without_its_origin_is_shown_with_one(tmp_path: Path) -> None:
+    data = yaml.safe_load((PROFILES / "t4.yaml").read_text())
+    data["vram"] = "24GiB"
+    data["h2d"]["latency"] = 7
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(data))
+    with pytest.raises(ScenarioError) as caught:
+        load_hardware(path)
+    ending = "kind: assumed, source: where the number is from}"
+    assert [problem.split(": ", 1)[1] for problem in caught.value.problems] == [
+        f"h2d.latency: 7 needs its origin; write {{value: 7, {ending}",
+        f"vram: '24GiB' needs its origin; write {{value: 24GiB, {ending}",
+    ]
+    data["vram"] = {"value": "24GiB", "kind": "assumed", "source": "where the number is from"}
+    data["h2d"]["latency"] = {"value": 7, "kind": "assumed", "source": "where it is from"}
+    path.write_text(yaml.safe_dump(data))
+    assert load_hardware(path).vram_bytes == 24 * 2**30

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from paths import ROOT
 from watched_machines import Watched, Work, watch
 from workloads import plan_of, random_case, run_on, tiny_scenario, tiny_trace
 
-from moesim.errors import InvariantError, UsageError
+from moesim.errors import InvariantError, ScenarioError, UsageError
 from moesim.hardware.ops import Experts
 from moesim.machine.base import D2H, DEMAND, GPU, H2D, READBACK, Ticket
 from moesim.machine.events import EventMachine
@@ -425,6 +426,39 @@ def test_hardware_too_slow_to_tell_the_time_is_no_broken_invariant(
     slow = plan(hardware={"profile": "t4", **figures}, prefetch={"policy": prefetch})
     with pytest.raises(UsageError, match="exceeds 146 years"):
         run_on(slow)
+
+
+@pytest.mark.parametrize(
+    ("figures", "reason"),
+    [
+        ({"kernel_overhead": 10**17}, "hardware.kernel_overhead is 100000000 s"),
+        ({"h2d": {"latency": 9 * 10**18}}, "hardware.h2d.latency is 9000000000 s"),
+        ({"d2h": {"latency": 10**18}}, "hardware.d2h.latency is 1000000000 s"),
+        (
+            {"h2d": {"bandwidth": 1}, "kernel_overhead": 10**17},
+            "hardware.kernel_overhead is 100000000 s",
+        ),
+    ],
+)
+def test_a_run_of_too_many_years_names_the_slowest_figure(
+    figures: dict[str, Any], reason: str
+) -> None:
+    slow = plan(hardware={"profile": "t4", **figures})
+    with pytest.raises(ScenarioError, match="exceeds 146 years") as caught:
+        simulate(slow)
+    assert reason in str(caught.value)
+    assert "readback" not in str(caught.value)
+    key = reason.split(" is ")[0]
+    assert f": {key}: " in str(caught.value)
+
+
+def test_a_run_of_too_many_years_names_late_arrivals(tmp_path: Path) -> None:
+    file = tmp_path / "late.csv"
+    file.write_text("arrival_s,prompt_tokens,output_tokens\n4611686018.4,3,2\n", encoding="utf-8")
+    arrivals = {"kind": "csv", "path": str(file)}
+    slow = {"profile": "t4", "kernel_overhead": "1s"}
+    with pytest.raises(ScenarioError, match=r"workload\.arrivals: .*146 years: the last arrives"):
+        simulate(plan(workload={"arrivals": arrivals}, hardware=slow))
 
 
 def test_14_steps_without_progress_end_the_run(monkeypatch: pytest.MonkeyPatch) -> None:

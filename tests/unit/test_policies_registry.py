@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import pytest
 from annotated_types import Ge, Le
+from workloads import tiny_trace
 
 from moesim.errors import UsageError
 from moesim.policies import FAMILIES, find, names, parse_options, register, registry
@@ -297,22 +298,64 @@ def test_an_installed_package_brings_its_policies(tmp_path: Path) -> None:
         ("1 / 0", "moesim_newest.*cannot be loaded.*ZeroDivisionError"),
         ("raise SystemExit(0)", "moesim_newest.*cannot be loaded.*SystemExit"),
         (PLUGIN + "1 / 0", "moesim_newest.*cannot be loaded.*ZeroDivisionError"),
-        (PLUGIN.replace("newest_out", "lru"), "eviction policy 'lru' is registered twice"),
     ],
 )
-def test_a_package_that_cannot_be_loaded_is_named(
+def test_a_package_that_cannot_be_loaded_is_named_where_a_policy_is_not_found(
     module: str, message: str, tmp_path: Path
 ) -> None:
     install(tmp_path, module)
     code = (
-        "from moesim.errors import UsageError\nfrom moesim.policies import find\n"
+        "from moesim.errors import UsageError\nfrom moesim.policies import find, names\n"
+        "find('eviction', 'lru')\nassert 'newest_out' not in names('eviction')\n"
         "for _ in range(2):\n"
-        "    try:\n        find('eviction', 'lru')\n"
+        "    try:\n        find('eviction', 'newest_out')\n"
         "    except UsageError as error:\n        print(error)\n"
     )
     done = run(tmp_path, code)
     assert done.stderr == ""
     first, second = done.stdout.splitlines()
     assert first == second
-    with pytest.raises(UsageError, match=message):
+    with pytest.raises(UsageError, match=f"unknown eviction policy 'newest_out'; .*{message}"):
         raise UsageError(first)
+
+
+def test_a_broken_package_stops_no_scenario_that_does_without_it(tmp_path: Path) -> None:
+    install(tmp_path, "import no_such_module")
+    tiny_trace(requests=1).save(tmp_path / "trace")
+    (tmp_path / "x.yaml").write_text("trace: trace\nhardware: t4\ncache: newest_out\n")
+    code = f"""
+from moesim.errors import ScenarioError
+from moesim.scenario import load_scenario
+load_scenario({str(tmp_path / "x.yaml")!r}, ["cache.policy=lru"])
+try:
+    load_scenario({str(tmp_path / "x.yaml")!r})
+except ScenarioError as error:
+    print(error)
+"""
+    done = run(tmp_path, code)
+    assert done.stderr == ""
+    (line,) = done.stdout.splitlines()
+    assert "x.yaml:3:8: cache: unknown eviction policy 'newest_out'" in line
+    assert "policy package 'moesim_newest' (entry point 'newest') cannot be loaded" in line
+
+
+def test_the_list_of_policies_leaves_a_broken_package_out_and_names_it(tmp_path: Path) -> None:
+    install(tmp_path, "import no_such_module")
+    code = "import sys\nfrom moesim.cli import main\nsys.argv[1:] = ['list', 'policies']\nmain()"
+    done = run(tmp_path, code)
+    assert done.returncode == 0
+    assert "lru" in done.stdout
+    assert done.stderr.startswith("warning: policy package 'moesim_newest' (entry point 'newest')")
+
+
+def test_a_name_that_a_package_registers_again_is_not_used(tmp_path: Path) -> None:
+    install(tmp_path, PLUGIN.replace("newest_out", "lru"))
+    code = (
+        "from moesim.errors import UsageError\nfrom moesim.policies import find\n"
+        "find('eviction', 'lfu')\n"
+        "try:\n    find('eviction', 'lru')\nexcept UsageError as error:\n    print(error)\n"
+    )
+    done = run(tmp_path, code)
+    assert done.stderr == ""
+    assert "'moesim_newest'" in done.stdout
+    assert "eviction policy 'lru' is registered twice; rename one of the two" in done.stdout

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import random
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -512,6 +513,56 @@ def test_nonsense_of_an_eviction_policy_is_named(
     assert reason in caught.value.reason
     assert caught.value.key is not None
     assert repr(caught.value.key) in str(caught.value)
+
+
+class KeepsAllLater(LRU):
+    """Keeps too many keys in layer 2 of step 1."""
+
+    events = 0
+
+    def decide(self, view: View) -> Any:
+        self.events += 1
+        if view.layer == 2 and self.events == 2:
+            self.book.update(dict.fromkeys(view.union))
+            return ()
+        return super().decide(view)
+
+
+@both_machines
+def test_nonsense_of_an_eviction_policy_is_told_with_its_step_and_layer(
+    monkeypatch: pytest.MonkeyPatch, make: Any
+) -> None:
+    name = enlist(monkeypatch, "eviction", KeepsAllLater)
+    with pytest.raises(PolicyViolation) as caught:
+        run(crowd(), make, cache={"policy": name, "slots": "2/layer"})
+    assert caught.value.when == "step 1, MoE layer 2"
+    said = str(caught.value)
+    assert said.startswith(f"policy {name!r} broke its contract in step 1, MoE layer 2 at ")
+    assert str(pickle.loads(pickle.dumps(caught.value))) == said
+
+
+class ForgetsOneAtLast(LRU):
+    def decide(self, view: View) -> Any:
+        leavers = super().decide(view)
+        if view.layer == LAYERS - 1:
+            self.book.popitem()
+        return leavers
+
+
+@both_machines
+@pytest.mark.parametrize(
+    ("policy", "scope", "when"),
+    # One cache is audited after each step, in turn: first that of layer 1.
+    [(ForgetsOne, "per_layer", "step 0, MoE layer 1"), (ForgetsOneAtLast, "global", "step 0")],
+)
+def test_a_book_that_is_not_the_residency_is_told_with_a_step_and_what_to_call(
+    monkeypatch: pytest.MonkeyPatch, make: Any, policy: type[Any], scope: str, when: str
+) -> None:
+    name = enlist(monkeypatch, "eviction", policy)
+    with pytest.raises(PolicyViolation) as caught:
+        run(crowd(), make, cache={"policy": name, "slots": "4/layer", "scope": scope})
+    assert caught.value.when == when
+    assert "call `insert` for each key that gets a slot, and `remove`" in caught.value.reason
 
 
 class WantsTheMoon(Prefetch):

@@ -13,6 +13,7 @@ from workloads import tiny_trace
 from moesim.config.units import format_share, parse_share
 from moesim.rundir import fingerprint
 from moesim.scenario import Scenario, load_scenario
+from moesim.scenario.sweep import expand_sweep
 from moesim.simulate import prepare, run
 from moesim.trace import load_trace
 
@@ -131,3 +132,79 @@ def test_a_path_that_climbs_out_of_a_linked_folder_is_written_as_it_leads(folder
         "trace": folder / "trace",
         "hardware.profile": folder / "mine.yaml",
     }
+
+
+BARE = """
+trace: trace
+hardware: {profile: t4, kernel_overhead: 20, readback_latency: "7", h2d: {latency: 0}, flops: 5e13}
+memory: {kv: 4000000000, activations: 1048576}
+"""
+
+
+def test_a_number_written_without_a_unit_is_noted_also_by_the_repeated_run(folder: Path) -> None:
+    (folder / "bare.yaml").write_text(BARE)
+    scenario = load_scenario(folder / "bare.yaml", ["hardware.h2d.bandwidth=2500000"])
+    results = [run(scenario, out=folder / "bare")]
+    again = load_scenario(folder / "bare" / "scenario.yaml")
+    assert fingerprint(again) == fingerprint(scenario)
+    results.append(run(again, out=folder / "bare_again"))
+    for result in results:
+        noted = [note for note in result.summary["notes"] if "without a unit" in note]
+        assert sorted(noted) == [
+            "hardware.flops is 50000000000000.0 without a unit: read as 50000000000000 FLOPS",
+            "hardware.h2d.bandwidth is 2500000 without a unit: read as 2500000 B/s",
+            "hardware.kernel_overhead is 20 without a unit: read as 20 ns",
+            "hardware.readback_latency is 7 without a unit: read as 7 ns",
+            "memory.activations is 1048576 without a unit: read as 1048576 B",
+            "memory.kv is 4000000000 without a unit: read as 4000000000 B",
+        ]
+        assert "hardware.kernel_overhead has no unit" in result.summary["caveats"]
+
+
+def test_a_swept_number_without_a_unit_is_noted_at_its_points(folder: Path) -> None:
+    (folder / "swept.yaml").write_text(
+        "trace: trace\nhardware: t4\nsweep: {hardware.kernel_overhead: [20, 20us]}\n"
+    )
+    points = expand_sweep(load_scenario(folder / "swept.yaml"))
+    assert [len(point.without_unit()) for _, point in points] == [1, 0]
+
+
+def test_integers_from_python_need_no_unit_and_are_written_with_one(folder: Path) -> None:
+    data = {
+        "trace": str(folder / "trace"),
+        "hardware": {"profile": "t4", "kernel_overhead": 20, "vram": 24 * 2**30, "flops": 10**13}
+        | {"h2d": {"bandwidth": 25 * 10**9}},
+        "memory": {"capacity": 2**33},
+    }
+    scenario = load_scenario(data)
+    assert scenario.without_unit() == {}
+    assert list(load_scenario(data, ["memory.capacity=9000000000"]).without_unit()) == [
+        ("memory", "capacity")
+    ]
+    written = scenario.resolved()
+    assert written["hardware"]["kernel_overhead"] == "20ns"
+    assert written["hardware"]["vram"] == "25769803776B"
+    assert written["hardware"]["flops"] == "10000000000000FLOPS"
+    assert written["hardware"]["h2d"] == {"bandwidth": "25000000000B/s"}
+    assert written["memory"]["capacity"] == "8589934592B"
+    assert fingerprint(load_scenario(written)) == fingerprint(scenario)
+
+
+def test_an_assumed_figure_of_a_profile_without_a_unit_is_noted(folder: Path) -> None:
+    text = (folder / "mine.yaml").read_text(encoding="utf-8")
+    assert "value: 16GiB" in text
+    bare = text.replace("value: 16GiB", "value: 17179869184").replace("320GB/s", '"320"')
+    (folder / "bare_profile.yaml").write_text(bare, encoding="utf-8")
+    data: dict[str, Any] = {"trace": str(folder / "trace"), "hardware": {}}
+    data["hardware"]["profile"] = str(folder / "bare_profile.yaml")
+    notes = run(data).summary["notes"]
+    noted = [note.split("bare_profile.yaml ")[1] for note in notes if "without a unit" in note]
+    assert noted == [
+        "is 17179869184 without a unit: read as 17179869184 B",
+        "is 320 without a unit: read as 320 B/s",
+    ]
+    data["hardware"] |= {"memory_bandwidth": "320GB/s"}
+    assert str(run(data).summary["notes"]).count("without a unit") == 1
+    measured = bare.replace("kind: assumed", "kind: measured")
+    (folder / "bare_profile.yaml").write_text(measured, encoding="utf-8")
+    assert "without a unit" not in str(run(data).summary["notes"])

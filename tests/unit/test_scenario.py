@@ -215,10 +215,19 @@ timeline: 3
     ("line", "says"),
     [
         ("workload: {arrivals: {kind: poisson}}", "rate_per_s: is required and missing"),
+        (
+            "workload: {arrivals: poisson}",
+            "rate_per_s must be given too; write `arrivals: {kind: poisson, rate_per_s: 2.0}`",
+        ),
+        ("workload: {arrivals: gamma}", "{kind: gamma, rate_per_s: 2.0, burstiness: 4.0}`"),
+        ("workload: {arrivals: csv}", "write `arrivals: {kind: csv, path: arrivals.csv}`"),
         ("workload: {arrivals: {kind: poisson, rate_per_s: 0}}", "must be greater than 0, not 0"),
         ("workload: {arrivals: {kind: poisson, rate_per_s: .inf}}", "inf must be a finite number"),
         ("workload: {arrivals: {kind: poisson, rate_per_s: 1, rate: 2}}", "unknown key"),
-        ("workload: {arrivals: {rate_per_s: 1}}", "needs the key 'kind', which says how"),
+        (
+            "workload: {arrivals: {rate_per_s: 1}}",
+            "is one of all_at_once, poisson, gamma, recorded, csv",
+        ),
         ("workload: {arrivals: {kind: csv, path: no.csv}}", "there is no file 'no.csv'"),
         ("workload: {lengths: record}", "did you mean 'recorded'?"),
         ("hardware: {profile: t4, h2d: {bandwidth: 0}}", "must be greater than zero"),
@@ -245,6 +254,20 @@ def test_a_meaningless_value_is_refused(folder: Path, line: str, says: str) -> N
     assert len(said) == 1, said
     assert says in said[0]
     assert said[0][0].isdigit()
+
+
+def test_a_key_is_named_once_where_it_is_also_the_place(folder: Path) -> None:
+    with pytest.raises(ScenarioError) as caught:
+        read(folder, SHORT, "cache.polcy=lru", "workload.arrivals=gamma", "seed=-1")
+    starts = [problem.split(":")[:2] for problem in caught.value.problems]
+    assert starts == [
+        ["--set cache.polcy", " unknown key; did you mean 'policy'?"],
+        ["--set seed", " must be at least 0, not -1; write for example `seed"],
+        [
+            "--set workload.arrivals",
+            " rate_per_s and burstiness must be given too; write `arrivals",
+        ],
+    ]
 
 
 def test_a_required_key_that_is_missing_is_named(folder: Path) -> None:

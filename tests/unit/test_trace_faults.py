@@ -401,3 +401,29 @@ def test_the_header_of_this_test_is_what_the_writer_writes(whole: Path, tmp_path
     (tmp_path / "trace").mkdir()
     write_header(tmp_path / "trace", read_header(whole))
     assert read_header(tmp_path / "trace") == json.loads((whole / "trace.json").read_text())
+
+
+def test_a_folder_of_traces_names_those_inside(tmp_path: Path) -> None:
+    for number in range(12):
+        (tmp_path / f"t{number:02}").mkdir()
+        (tmp_path / f"t{number:02}" / "trace.json").write_text("{}")
+    (tmp_path / "other").mkdir()
+    with pytest.raises(TraceError, match=r"name one of them: t00, .*, t09 and 2 more"):
+        load_trace(tmp_path)
+    with pytest.raises(TraceError, match="is not a trace, or its recording never finished"):
+        load_trace(tmp_path / "other")
+
+
+@pytest.mark.parametrize(
+    ("ids", "reason"),
+    [
+        (
+            np.zeros((60, 2), np.int64),
+            r"three axes .*, not the 2 of shape \(60, 2\)",
+        ),
+        (np.zeros((60, 2, 1)), "must be integers, not float64"),
+    ],
+)
+def test_ids_of_another_shape_or_type_say_which_of_the_two(ids: Any, reason: str) -> None:
+    with pytest.raises(TraceError, match=reason):
+        Trace.from_arrays(expert_ids=ids, seq_len=[60], num_experts=4)

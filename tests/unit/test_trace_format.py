@@ -265,7 +265,7 @@ def test_a_loaded_trace_may_replace_itself(tiny: Trace, tmp_path: Path) -> None:
 
 BAD_ARRAYS: dict[str, tuple[dict[str, Any], str]] = {
     "ids that are no integers": ({"expert_ids": np.zeros((11, 2, 2))}, "expert_ids.*integers"),
-    "ids without a layer axis": ({"expert_ids": np.zeros((11, 2), int)}, "expert_ids.*integers"),
+    "ids without a layer axis": ({"expert_ids": np.zeros((11, 2), int)}, "expert_ids.*three axes"),
     "fewer weights": ({"gate_weights": np.ones((10, 2, 2))}, "gate_weights.*10 rows.*11"),
     "weights of another k": ({"gate_weights": np.ones((11, 2, 3))}, r"\(2, 2\), not \(2, 3\)"),
     "weights that are text": ({"gate_weights": np.full((11, 2, 2), "x")}, "gate_weights.*number"),

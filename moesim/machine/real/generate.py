@@ -170,7 +170,7 @@ def _check_knowledge(
     kind = f"the routers of {type(model).__name__} reveal theirs layer by layer"
     batching = find_policy("batching", serving.batching)
     if batching.needs_routing and not knowledge.queued:
-        raise UsageError(f"{serving.batching} asks which experts queued tokens want; {kind} only")
+        raise UsageError(f"{serving.batching} needs the experts of queued tokens; {kind} only")
     if batching.needs_static and not knowledge.future_tokens:
         raise UsageError(
             f"{serving.batching} needs the experts of all tokens of a request; only a static "
@@ -178,7 +178,7 @@ def _check_knowledge(
         )
     if find_policy("prefetch", serving.prefetch).needs_routing and not knowledge.reach:
         depth = getattr(prefetch_options, "depth", 1)
-        raise UsageError(f"{serving.prefetch} looks {depth} layers ahead; {kind} only")
+        raise UsageError(f"{serving.prefetch} has depth {depth}; {kind} only")
 
 
 def _requests(prompts: Sequence[Sequence[int]], new: int) -> list[Request]:

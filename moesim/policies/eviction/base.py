@@ -66,8 +66,8 @@ class Eviction(ABC):
         self.always = context.admission == "always"
         if self.always and self.needs_bypass:
             raise UsageError(
-                f"{self.name} never admits a key on demand, so it cannot have "
-                "`admission: always`; remove cache.admission or choose `bypass`"
+                f"{self.name} never admits a missing expert, so `admission: always` cannot hold; "
+                "write bypass, or choose another policy"
             )
         self.options = self.Options() if options is None else options
         self.book: OrderedDict[Key, None] = OrderedDict()
