@@ -8,17 +8,21 @@ IBM Systems Journal 1970, here with the whole union of an event as one access).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappushpop
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from moesim.errors import UsageError
-from moesim.policies import Key, View, find, parse_options
+from moesim.errors import PolicyViolation, UsageError
+from moesim.policies import Key, View, parse_options
+from moesim.policies.blame import blamed
 from moesim.policies.eviction.base import CacheContext, Eviction, Ranked
+from moesim.policies.guard import find_policy, make_eviction, without_foresight
+from moesim.progress import Progress
 from moesim.trace.health import check_shard
 
 if TYPE_CHECKING:
@@ -50,7 +54,7 @@ def curve(
     replay: Literal["atomic", "sequential"] = "atomic",
     admission: str = "bypass",
     seed: int = 0,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, dict[int, float]]:
     """Hit rate of each policy at each capacity (experts per layer; default 1..experts).
 
@@ -62,6 +66,10 @@ def curve(
     wanted = list(capacities) if capacities is not None else list(range(1, trace.num_experts + 1))
     if not wanted or any(c < 0 for c in wanted):
         raise UsageError(f"capacities must be numbers ≥ 0, not {wanted}")
+    if max(wanted) > trace.num_experts:
+        raise UsageError(
+            f"capacity {max(wanted)} is more than the {trace.num_experts} experts of a layer"
+        )
     if batch < 1:
         raise UsageError(f"batch must be at least 1, not {batch}")
     if admission not in ("bypass", "always"):
@@ -78,19 +86,23 @@ def curve(
     result = {}
     for entry in policies:
         name, options = (entry, {}) if isinstance(entry, str) else entry
-        policy = find("eviction", name)
+        policy = find_policy("eviction", name)
         parsed = parse_options(policy, options)
         hits = np.zeros(len(slots), np.int64)
         for done, stream in enumerate(streams):
-            hits += _hits(policy, parsed, stream, slots, admission)
             if progress is not None:
-                progress(name, done + 1, len(streams))
+                progress(name, done, len(streams))
+            hits += _hits(policy, parsed, stream, slots, admission)
+        if progress is not None:
+            progress(name, len(streams), len(streams))
         result[name] = {c: int(h) / accesses for c, h in zip(wanted, hits, strict=True)}
     return result
 
 
 def replay_hits(policy: Eviction, unions: Iterable[Union], layer: int = 0) -> int:
-    """Hits of one cache over a sequence of layer events, one capacity: the plain way."""
+    """Hits of one cache over a sequence of layer events, one capacity: the plain way.
+
+    Raises `PolicyViolation` for a policy that keeps more than its capacity."""
     resident: set[Key] = set(policy.preload())
     hits = 0
     for union in unions:
@@ -98,6 +110,8 @@ def replay_hits(policy: Eviction, unions: Iterable[Union], layer: int = 0) -> in
         leavers = policy.decide(View(layer, union))
         resident.update(union)
         resident.difference_update(leavers)
+        if len(resident) > policy.capacity:
+            raise PolicyViolation(policy.name, union, f"keeps more than {policy.capacity} keys")
     return hits
 
 
@@ -108,24 +122,25 @@ def _hits(
     # Only a class that says so itself: one that inherits from it may decide otherwise.
     if vars(policy).get("stack", False) and admission == "bypass" and worth_it:
         deepest = len(stream.universe)  # more slots than keys are of no use
-        found = stack_hits(policy, options, stream, min(deepest, max(slots)))
+        with blamed(policy, "observe"):
+            found = stack_hits(policy, options, stream, min(deepest, max(slots)))
         return np.array([found[min(deepest, c)] for c in slots])
     hits = []
     for capacity in slots:
-        cache = policy(_context(stream, capacity, admission), options)
+        cache = make_eviction(policy, _context(stream, capacity, admission), options)
         hits.append(replay_hits(cache, stream.unions))
     return np.array(hits)
 
 
 def _context(stream: Stream, capacity: int, admission: str) -> CacheContext:
-    def popularity(profile: str | None) -> dict[Key, int]:
+    def popularity(profile: Path | None) -> dict[Key, int]:
         if profile is not None:
             from moesim.trace import load_trace
 
             learnt = load_trace(profile)
             if stream.shape not in (None, (learnt.num_layers, learnt.num_experts)):
                 raise UsageError(
-                    f"the profile {profile!r} has {learnt.num_layers} layers of "
+                    f"the profile {str(profile)!r} has {learnt.num_layers} layers of "
                     f"{learnt.num_experts} experts, the trace has other ones: {stream.shape}"
                 )
             return trace_popularity(learnt)
@@ -165,7 +180,8 @@ def stack_hits(policy: type[Eviction], options: Any, stream: Stream, deepest: in
     if policy.name == "lru":
         depths = _recency_depths(stream)
     else:
-        full = policy(_context(stream, len(stream.universe), "bypass"), options)
+        context = _context(stream, len(stream.universe), "bypass")
+        full = policy(without_foresight(policy, context), options)
         depths = _rank_depths(full, stream) if isinstance(full, Ranked) else _fixed(full, stream)
     counts = np.bincount(np.fromiter(depths, np.int64), minlength=deepest + 1)
     return [0, *np.cumsum(counts)[:deepest].tolist()]

@@ -73,7 +73,7 @@ class BudgetError(UsageError):
 
 
 class MissingExtra(UsageError):
-    """`purpose` needs the optional dependencies `moesim[extra]`, which are not installed."""
+    """`purpose` needs the optional dependencies `extra`, which are not installed."""
 
     def __init__(self, extra: str, purpose: str) -> None:
         self.extra = extra
@@ -83,7 +83,8 @@ class MissingExtra(UsageError):
     def __str__(self) -> str:
         return (
             f"{self.purpose} needs packages that are not installed; "
-            f'install them with: pip install "moesim[{self.extra}]"'
+            f"from a clone of moesim, install them with: "
+            f"pip install -c constraints.txt '.[{self.extra}]'"
         )
 
 

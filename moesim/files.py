@@ -17,6 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from moesim.errors import OutputError
+from moesim.locks import abandoned, exclusive
+
+_OLD = ".old"
 
 
 @contextmanager
@@ -36,21 +39,49 @@ def whole_folder(
 
     On any exception the temporary folder is removed and `path` is left as it was. An existing
     `path` is refused unless `force` is set, and is only replaced once the new one is whole. Of
-    `ours`, one file must be in a folder that is replaced, lest somebody's home goes by mistake;
-    None trusts the caller.
+    `ours`, one file must be in a folder that is replaced, so that no unrelated folder is deleted;
+    None trusts the caller. Raises `OutputError`, also where another process is writing `path`.
     """
     path = Path(path)
     with output_errors(path):
         if path.exists():
             may_replace(path, force, ours)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.partial-", dir=path.parent))
-    try:
-        with output_errors(path):
+        with _partial(path) as partial:
             yield partial
             _publish(partial, path, force=force)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def _partial(path: Path, *, wait: bool = False) -> Iterator[Path]:
+    """Yield a temporary folder beside `path`, whose lock is held until the folder is removed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with exclusive(path, wait=wait) as locked:
+        if locked:
+            _remove_leftovers(path)
+        partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.partial-", dir=path.parent))
+        try:
+            yield partial
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def clean_up(folder: Path) -> None:
+    """Remove what killed writers have left in `folder`, if there is such a folder."""
+    for path in abandoned(folder):
+        _remove_leftovers(path)
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Remove what killed writers of `path` left beside it. The caller holds the lock of `path`."""
+    for entry in path.parent.iterdir():
+        if not entry.name.startswith(f".{path.name}.partial-"):
+            continue
+        if entry.name.endswith(_OLD) and not path.exists():
+            continue  # killed between two renames: this is the only whole folder there is
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry, ignore_errors=True)
+        else:
+            entry.unlink(missing_ok=True)
 
 
 def may_replace(path: Path, force: bool, ours: Collection[str] | None) -> None:
@@ -76,8 +107,8 @@ def _publish(partial: Path, path: Path, *, force: bool) -> None:
         partial.rename(path)
         return
     if not force:
-        raise OutputError(path, "was written by somebody else meanwhile; choose another name")
-    old = partial.with_name(partial.name + ".old")
+        raise OutputError(path, "was written by another process meanwhile; choose another name")
+    old = partial.with_name(partial.name + _OLD)
     path.rename(old)
     try:
         partial.rename(path)
@@ -92,18 +123,16 @@ def _publish(partial: Path, path: Path, *, force: bool) -> None:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary sibling of `path` to write, which becomes `path` when the block ends well.
+    """Yield a file's temporary name to write to; it becomes `path` when the block ends well.
 
-    An exception leaves `path` as it was. Raises `OutputError` where it cannot be written.
+    An exception leaves `path` as it was. Another process that is writing `path` is waited for: a
+    file is written in moments, a folder may take hours. Raises `OutputError` where it cannot be
+    written.
     """
-    partial = path.with_name(f".{path.name}.partial")
-    with output_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            yield partial
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+    path = Path(path)
+    with output_errors(path), _partial(path, wait=True) as folder:
+        yield folder / path.name
+        (folder / path.name).replace(path)
 
 
 def write_json(path: Path, value: Any) -> None:

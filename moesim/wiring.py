@@ -7,18 +7,22 @@ for any machine, `serve` runs it on the simulated one.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
+from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
 
+from moesim.checks import check_parts, policy_of, profile_trace
 from moesim.errors import BudgetError, ScenarioError, UsageError
 from moesim.hardware.cost import CostModel
 from moesim.hardware.operations import cost_of
 from moesim.hardware.ops import BatchShape, Op
-from moesim.policies import Key, find, parse_options
-from moesim.policies.batching.base import unknown_experts, unknown_wants
+from moesim.policies import Key, find
 from moesim.policies.eviction import CacheContext, Resident
+from moesim.policies.guard import make_batching, make_eviction, make_prefetch
+from moesim.progress import Progress, counter
 from moesim.scenario import Scenario
 from moesim.serving.budget import Budget, plan_budget, split_slots
 from moesim.serving.knowledge import KNOWLEDGE
@@ -87,6 +91,13 @@ class Plan:
     """Slots of each cache: one a layer, or one for each initial layer and one for all others."""
     observer: PolicyObserver | None = None
 
+    def __repr__(self) -> str:
+        shape, hardware = self.cost.shape.name, self.cost.hardware.name
+        return (
+            f"<Plan of {self.scenario.name}: {self.trace!r} as {shape} on {hardware}, "
+            f"{sum(self.slots)} slots>"
+        )
+
     @property
     def buffers(self) -> int:
         """Expert-sized buffers in GPU memory: slots and staging."""
@@ -115,75 +126,26 @@ class Plan:
 def prepare(scenario: Scenario, trace: Trace | None = None) -> Plan:
     """Load and check all parts; nothing is simulated yet."""
     trace = trace or load_trace(scenario.trace_path)
-    hardware = scenario.load_hardware()
-    shape = scenario.load_shape(trace.meta.model_config)
-    ours = (trace.num_layers, trace.num_experts, trace.top_k)
-    theirs = (len(shape.moe_layers), shape.num_experts, shape.top_k)
-    if ours != theirs:
-        raise ScenarioError.at(
-            scenario,
-            "model",
-            f"the trace has {ours[0]} MoE layers, {ours[1]} experts, top-{ours[2]}; "
-            f"{shape.name} has {theirs[0]}, {theirs[1]}, top-{theirs[2]}",
-        )
-    for family, section in (("eviction", "cache"), ("placement", "placement")):
-        _policy(scenario, family, section)
-    _check_knowledge(scenario, trace.meta.router)
+    parts = check_parts(scenario, trace)
     # What policies are told of a static router's tokens to come is read from the first row of a
     # request: were rows to differ, it would be false and nobody would notice. Opening a trace reads
     # no values, so all are compared here, once, and for such traces only.
     check_static(trace)
-    if scenario.prefetch.cancel:
-        raise ScenarioError.at(
-            scenario, "prefetch.cancel", "cancelling prefetches is not available yet"
-        )
-    requests = build_workload(scenario, trace)
-    kv_tokens = [request.max_kv_tokens for request in requests]
-    budget = plan_budget(scenario, shape, hardware.vram_bytes, kv_tokens)
-    cost = cost_of(hardware, shape, pinned=scenario.hardware.pinned)
+    kv_tokens = [request.max_kv_tokens for request in parts.requests]
+    budget = plan_budget(scenario, parts.shape, parts.hardware.vram_bytes, kv_tokens)
+    cost = cost_of(parts.hardware, parts.shape, pinned=scenario.hardware.pinned)
     return Plan(scenario, trace, cost, budget, _slots_of_caches(scenario, trace, budget.slots))
-
-
-def _check_knowledge(scenario: Scenario, router: str) -> None:
-    """No policy asks for more than the router reveals."""
-    knowledge = KNOWLEDGE[router]
-    batching, _ = _policy(scenario, "batching", "batching")
-    if batching.needs_routing and not knowledge.queued:
-        raise ScenarioError.at(
-            scenario,
-            "batching.policy",
-            f"{batching.name} asks which experts queued tokens want; the trace's router is "
-            f"{router}, which reveals it layer by layer only",
-        )
-    if batching.needs_static and not knowledge.for_ever:
-        raise ScenarioError.at(
-            scenario,
-            "batching.policy",
-            f"{batching.name} asks what requests will ever want; the trace's router is {router}, "
-            "and only a static one reveals it",
-        )
-    prefetch, options = _policy(scenario, "prefetch", "prefetch")
-    if prefetch.needs_routing and options.depth > knowledge.reach:
-        raise ScenarioError.at(
-            scenario,
-            "prefetch.policy",
-            f"{prefetch.name} looks {options.depth} layers ahead; the trace's router is "
-            f"{router}, which reveals {knowledge.reach}",
-        )
 
 
 def _slots_of_caches(scenario: Scenario, trace: Trace, total: int) -> tuple[int, ...]:
     """The initial layers have a slot for each expert, the others what is left."""
     first, experts = scenario.cache.initial_layers, trace.num_experts
     left, others = total - first * experts, trace.num_layers - first
-    if others < 0:
-        raise ScenarioError.at(
-            scenario, "cache.initial_layers", f"is {first}; the trace has {trace.num_layers}"
-        )
     if left < 0:
         raise BudgetError(
             f"{scenario.mark('cache.initial_layers')}: all experts of {first} initial layers take "
-            f"{first * experts} slots; there are {total}"
+            f"{first * experts} slots; there are {total}; write cache.initial_layers: "
+            f"{total // experts}, or raise cache.slots"
         )
     if not others:
         rest = []
@@ -200,30 +162,26 @@ def _cache_of(scenario: Scenario, layer: int) -> int:
     return layer if cache.scope == "per_layer" else min(layer, cache.initial_layers)
 
 
-def _policy(scenario: Scenario, family: str, section: str) -> tuple[type[Any], Any]:
-    """A policy's class and options; a mistake points at its line."""
-    chosen = getattr(scenario, section)
-    try:
-        policy = find(family, chosen.policy)
-    except UsageError as error:
-        raise ScenarioError.at(scenario, f"{section}.policy", str(error)) from None
-    try:
-        return policy, parse_options(policy, chosen.options)
-    except UsageError as error:
-        raise ScenarioError.at(scenario, f"{section}.options", str(error)) from None
-
-
 def build_server(
     plan: Plan,
     machine: Machine,
     *,
     eviction: str | None = None,
     routing: RoutingSource | None = None,
+    what: str = "run",
+    progress: Progress | None = None,
+    at_once: bool = False,
 ) -> Server:
-    """The server of a plan, on any machine. `eviction` overrides the policy (for rehearsals),
-    `routing` the trace."""
+    """Return the server of a plan, on any machine.
+
+    `eviction` overrides the policy (for rehearsals), `routing` the trace; `at_once` moves all
+    arrivals to zero; `progress` is told of the run under the name `what`.
+    """
     scenario, trace = plan.scenario, plan.trace
     requests = build_workload(scenario, trace)
+    if at_once:
+        for request in requests:
+            request.arrival_ns = 0
     routing, knowledge = routing or TraceRouting(trace), KNOWLEDGE[trace.meta.router]
     ledger = Ledger(
         plan.layers,
@@ -231,28 +189,31 @@ def build_server(
         first_step=scenario.timeline.first_step,
         steps=scenario.timeline.steps,
     )
-    batching, batching_options = _policy(scenario, "batching", "batching")
-    prefetch, prefetch_options = _policy(scenario, "prefetch", "prefetch")
-    batching_policy = batching(batching_options)
+    batching, batching_options = policy_of(scenario, "batching")
+    prefetch, prefetch_options = policy_of(scenario, "prefetch")
+    batching_policy = make_batching(batching, batching_options)
     scheduler = Scheduler(
         batching_policy if plan.observer is None else plan.observer.batching(batching_policy),
         BlockPool(plan.budget.kv_blocks, scenario.memory.kv_block_tokens),
         token_budget=scenario.batching.token_budget,
         max_sequences=scenario.batching.max_sequences,
-        experts=routing.experts if knowledge.queued else unknown_experts,
-        wants=routing.wants if knowledge.for_ever else unknown_wants,
+        experts=routing.experts if knowledge.queued else None,
+        wants=routing.wants if knowledge.for_ever else None,
     )
     return Server(
         machine,
         requests,
         scheduler=scheduler,
-        caches=_caches(plan, machine, ledger, requests, eviction),
-        prefetch=prefetch(prefetch_options),
+        caches=_caches(
+            plan, machine, ledger, requests, eviction, partial(_rehearse, plan, what, progress)
+        ),
+        prefetch=make_prefetch(prefetch, prefetch_options),
         routing=routing,
         layers=plan.layers,
         ledger=ledger,
         knowledge=knowledge,
         sequential=scenario.replay == "sequential",
+        progress=counter(progress, what),
     )
 
 
@@ -262,29 +223,32 @@ def _caches(
     ledger: Ledger,
     requests: Sequence[Request],
     eviction: str | None,
+    rehearse: Callable[[], list[list[Key]]],
 ) -> list[ExpertCache]:
     scenario, trace = plan.scenario, plan.trace
-    policy, options = _policy(scenario, "eviction", "cache")
+    policy, options = policy_of(scenario, "cache")
     if eviction is not None:
         policy, options = find("eviction", eviction), None
     futures: list[list[list[Key]]] | None = None
     if policy.clairvoyant and all(request.arrival_ns == 0 for request in requests):
-        futures = group_by_cache(plan, _rehearse(plan))
-    popularity = cache(partial(_popularity, plan))
+        futures = group_by_cache(plan, rehearse())
+    popularity = cache(partial(_learnt, plan, ledger))
     staging = Staging(scenario.memory.staging)
     sizes = ExpertSizes(plan.cost.expert_bytes, scenario.cache.write_back)
     initial, caches = scenario.cache.initial_layers, []
     for number, capacity in enumerate(plan.slots):
         context = CacheContext(
             capacity=capacity,
-            universe=_universe(plan, number),
+            universe=universe_of(plan, number),
             admission=scenario.cache.admission,
             rng=stream(scenario.seed, "eviction", number),
             popularity=popularity,
             future=None if futures is None else futures[number],
         )
         try:
-            made = policy(context, options) if number >= initial else Resident(context)
+            made = (
+                make_eviction(policy, context, options) if number >= initial else Resident(context)
+            )
         except UsageError as error:
             raise ScenarioError.at(scenario, "cache.policy", str(error)) from None
         if plan.observer is not None:
@@ -293,29 +257,37 @@ def _caches(
     return [caches[_cache_of(scenario, layer)] for layer in range(trace.num_layers)]
 
 
-def _universe(plan: Plan, number: int) -> range:
+def universe_of(plan: Plan, number: int) -> range:
+    """The keys of all experts that cache `number` serves."""
     experts, layers = plan.trace.num_experts, range(plan.trace.num_layers)
     own = [layer for layer in layers if _cache_of(plan.scenario, layer) == number]
     return range(own[0] * experts, (own[-1] + 1) * experts)
 
 
-def _popularity(plan: Plan, profile: str | None) -> dict[Key, int]:
+def _learnt(plan: Plan, ledger: Ledger, profile: Path | None) -> Mapping[Key, int]:
+    """Return what an eviction policy learns from a profile, read-only: all caches share it.
+
+    The ledger notes a profile that counts just what the replayed trace does: the policy then knows
+    the future, whatever the profile's path.
+    """
+    counts = _popularity(plan, profile)
+    ledger.hindsight |= profile is None or counts == _popularity(plan, None)
+    return MappingProxyType(counts)
+
+
+def _popularity(plan: Plan, profile: Path | None) -> dict[Key, int]:
     from moesim.curve import trace_popularity
 
     if profile is None:
         return trace_popularity(plan.trace)
-    if not plan.scenario.path(profile).is_dir():
-        raise UsageError(f"there is no trace folder {profile!r} to learn from")
-    learnt = load_trace(plan.scenario.path(profile))
-    if (learnt.num_layers, learnt.num_experts) != (plan.trace.num_layers, plan.trace.num_experts):
-        raise UsageError(f"the profile {profile!r} is of another shape than the trace")
-    return trace_popularity(learnt)
+    return trace_popularity(profile_trace(plan.scenario, plan.trace, profile))
 
 
-def _rehearse(plan: Plan) -> list[list[Key]]:
+def _rehearse(plan: Plan, what: str, progress: Progress | None) -> list[list[Key]]:
     """The layer events of a workload that arrives at once: they do not depend on any time, so a
     run under another eviction policy shows them all."""
-    server, _ = serve(replace(plan, observer=None), eviction="lru")
+    plan = replace(plan, observer=None)
+    server, _ = serve(plan, eviction="lru", what=f"{what}: rehearsal", progress=progress)
     return server.ledger.layer_events()
 
 
@@ -332,7 +304,13 @@ def group_by_cache(plan: Plan, unions: Sequence[list[Key]]) -> list[list[list[Ke
 
 
 def serve(
-    plan: Plan, *, eviction: str | None = None, free_link: bool = False
+    plan: Plan,
+    *,
+    eviction: str | None = None,
+    free_link: bool = False,
+    at_once: bool = False,
+    what: str = "run",
+    progress: Progress | None = None,
 ) -> tuple[Server, int]:
     """Run a plan's server on the simulated machine to its end; answers when that was."""
     import simpy
@@ -341,6 +319,8 @@ def serve(
 
     env = simpy.Environment()
     machine = SimMachine(env, SimPrices(plan.cost, free_link=free_link))
-    server = build_server(plan, machine, eviction=eviction)
+    server = build_server(
+        plan, machine, eviction=eviction, at_once=at_once, what=what, progress=progress
+    )
     env.run(until=env.process(server.run()))  # a copy still in flight then moves no clock
     return server, machine.now_ns

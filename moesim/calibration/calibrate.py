@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
@@ -26,15 +26,15 @@ from moesim.errors import UsageError
 from moesim.hardware.cost import copy_ns
 from moesim.hardware.hardware import Link
 from moesim.hardware.measurement import OperationTimes
+from moesim.progress import Progress
 from moesim.serving.workload import build_workload
 
 if TYPE_CHECKING:
     from moesim.hardware.shapes import ModelShape
     from moesim.wiring import Plan
 
-__all__ = ["Measurement", "Progress", "Slices", "calibrate", "calibrate_plan", "measure"]
+__all__ = ["Measurement", "Slices", "calibrate", "calibrate_plan", "measure"]
 
-Progress = Callable[[str, int, int], None]
 
 NARROW: Final = 0.02
 """Half of a 95 % interval that counts as narrow, relative to the median."""
@@ -69,7 +69,8 @@ def calibrate(
     """Measure this machine with a model of the subject's shape and random weights.
 
     `h2d` and `d2h` emulate links, on the CPU only. `budget_s` bounds the time of measuring;
-    building the model comes on top. `progress(what, done, of)` is told of tenths of seconds.
+    building the model comes on top. `progress(phase, done, total)` is told of tenths of seconds:
+    those spent in a phase, of those that are left for it.
 
     Raises:
         UsageError: there is no such device here, or the time is too short for a fit.
@@ -81,16 +82,20 @@ def calibrate(
     if budget_s <= 0:
         raise UsageError(f"a calibration takes time; the budget of {budget_s:g} s leaves none")
     clock = _Clock(budget_s, progress)
+    clock.begin("building the model")
     shape = subject.shape
     with closing(DeviceBench(subject, device, limits or Limits(), h2d=h2d, d2h=d2h)) as bench:
         clock.start()
         with closing(bench.open()) as opened:
             memory = total_bytes(opened)
+            clock.begin("rates", _RATES_SHARE * budget_s)
             flops, moved = measure_rates(opened, shape, budget_s=_RATES_SHARE * budget_s)
+            clock.begin("copies", _COPIES_SHARE * budget_s)
             copies = measure_copies(opened, shape.expert_bytes, budget_s=_COPIES_SHARE * budget_s)
+            clock.begin("overlap", _OVERLAP_SHARE * budget_s)
             overlap = measure_overlap(opened, shape, budget_s=_OVERLAP_SHARE * budget_s)
             pins = opened.pins
-        clock.show()
+        clock.begin("operations", clock.left_s)
         found = measure(subject, bench, clock, seed=seed)
         link = bench.link
     lines = _links(copies, pins)
@@ -186,12 +191,14 @@ def _subject(plan: Plan) -> Subject:
 
 
 class _Clock:
-    """The time there is."""
+    """The time there is, and how much of it each phase has taken."""
 
     def __init__(self, budget_s: float, progress: Progress | None = None) -> None:
         self.budget_s = budget_s
         self._progress = progress
         self._began_s = time.monotonic()
+        self._phase = ""
+        self._phase_began_s = self._phase_budget_s = 0.0
 
     def start(self) -> None:
         self._began_s = time.monotonic()
@@ -200,11 +207,18 @@ class _Clock:
     def left_s(self) -> float:
         return self._began_s + self.budget_s - time.monotonic()
 
+    def begin(self, phase: str, budget_s: float = 0.0) -> None:
+        """Begin a phase of the calibration; the one before is over."""
+        self.show(done=True)
+        self._phase, self._phase_budget_s = phase, budget_s
+        self._phase_began_s = time.monotonic()
+        self.show()
+
     def show(self, *, done: bool = False) -> None:
-        if self._progress is not None:
-            whole = round(10 * self.budget_s)
-            spent = whole if done else min(whole, round(10 * (self.budget_s - self.left_s)))
-            self._progress("measuring", spent, whole)
+        if self._progress is not None and self._phase:
+            whole = max(1, round(10 * self._phase_budget_s))
+            spent = round(10 * (time.monotonic() - self._phase_began_s))
+            self._progress(self._phase, whole if done else min(whole, spent), whole)
 
 
 def measure(

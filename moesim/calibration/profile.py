@@ -43,6 +43,10 @@ class Profile:
     narrow: bool
     """Whether all intervals became narrow before the time was over."""
 
+    def __repr__(self) -> str:
+        width = "narrow" if self.narrow else "wide"
+        return f"<Profile {self.data['name']}: {self.rounds} rounds, intervals {width}>"
+
     def hardware(self) -> Hardware:
         """The profile, resolved."""
         return hardware_from(self.data, "the measured profile")

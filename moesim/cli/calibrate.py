@@ -22,7 +22,7 @@ def calibrate(
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     model: Annotated[
         str | None,
-        typer.Option(help="Whose sizes: a shape by name, or the path of a config.json."),
+        typer.Option(help="A model by name (see `moesim list models`), or a config.json's path."),
     ] = None,
     scenario: Annotated[
         Path | None,
@@ -44,8 +44,7 @@ def calibrate(
     Workloads of random routing are served on the real machine; half of the measured points are
     fitted, the others state the error. All raw points are written beside the profile.
     """
-    import json
-
+    from moesim.cli.output import echo_json
     from moesim.cli.progress import progress
     from moesim.config.units import parse_duration_ns
     from moesim.errors import OutputError, UsageError
@@ -71,7 +70,7 @@ def calibrate(
         made = _of_scenario(scenario, bits, given) if scenario else _of_model(model, bits, given)
     made.write(out)
     if as_json:
-        typer.echo(json.dumps(_result(made, out), indent=1))
+        echo_json(_result(made, out))
         return
     _print(made)
     typer.echo(str(out))
@@ -97,7 +96,7 @@ def _of_model(name: str | None, bits: int | None, given: dict[str, Any]) -> Prof
 
 def _result(made: Profile, out: Path) -> dict[str, Any]:
     return {
-        "profile": str(out),
+        "out": str(out),
         "device": made.data["measured"]["device"],
         "model": made.times.shape.name,
         "rounds": made.rounds,

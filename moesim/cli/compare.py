@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
-import sys
 import traceback
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
+from moesim.cli.output import echo_json
+from moesim.cli.progress import progress
 from moesim.errors import MoesimError, UsageError
-from moesim.files import output_errors
+from moesim.files import clean_up, output_errors
+from moesim.locks import exclusive
 
 if TYPE_CHECKING:
     from moesim.report import Comparison, Run
-    from moesim.sweep import Outcome, Point
+    from moesim.sweep import Point
 
 __all__ = ["register"]
 
@@ -30,7 +31,6 @@ Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a key, like cache.policy=lru."),
 ]
-OutOption = Annotated[Path | None, typer.Option(help="The folder to write into.")]
 PlotsOption = Annotated[bool, typer.Option("--plots/--no-plots", help="Draw figures.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the table as JSON instead.")]
 
@@ -44,9 +44,11 @@ def register(app: typer.Typer) -> None:
 def compare(
     scenario: Annotated[Path, typer.Argument(help="A scenario with a `sweep:`.")],
     overrides: Overrides = None,
-    out: OutOption = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The folder to write into (default: runs/NAME-compare).")
+    ] = None,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Processes; by default one a processor.")
+        int | None, typer.Option(min=1, help="Processes (default: one a processor).")
     ] = None,
     force: Annotated[
         bool, typer.Option("--force", help="Run again what is already there.")
@@ -57,6 +59,7 @@ def compare(
     """Run every point of a scenario's sweep and compare them in tables and figures.
 
     Points that are already there are not run again. Seeds in the sweep become 95 % intervals.
+    A folder that another process is writing is refused.
     The last line printed is the folder with compare.csv, compare.md and plots/.
     """
     from moesim.report import compare_runs, load_run, write_comparison
@@ -74,20 +77,23 @@ def compare(
     missing = points if force else unfinished(points)
     check_points(missing)
     _check_writable(folder / "runs")
-    failures = _run_points(missing, len(points), workers or os.cpu_count() or 1, force=force)
-    failed = {point.folder for point, _ in failures}
-    runs = [load_run(point.folder) for point in points if point.folder not in failed]
-    lines = [f"{point.label}: {_described(error).splitlines()[0]}" for point, error in failures]
+    with exclusive(folder, inside=True):
+        clean_up(folder / "runs")
+        failures = _run_points(missing, len(points), workers or os.cpu_count() or 1, force=force)
+        failed = {point.folder for point, _ in failures}
+        runs = [load_run(point.folder) for point in points if point.folder not in failed]
+        lines = [f"{point.label}: {_described(error).splitlines()[0]}" for point, error in failures]
+        if runs:
+            comparison = compare_runs(runs)
+            write_comparison(
+                comparison,
+                folder,
+                name=loaded.name,
+                command=_command(scenario, overrides or (), out, plots=plots),
+                failures=lines,
+                plots=plots,
+            )
     if runs:
-        comparison = compare_runs(runs)
-        write_comparison(
-            comparison,
-            folder,
-            name=loaded.name,
-            command=_command(scenario, overrides or (), out, plots=plots),
-            failures=lines,
-            plots=plots,
-        )
         _print(comparison, folder, lines, as_json=as_json)
     if failures:
         _tell_failures(failures, len(points))
@@ -100,7 +106,12 @@ def report(
         list[Path] | None,
         typer.Argument(help="Run directories, or folders that `moesim compare` made."),
     ] = None,
-    out: OutOption = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="The folder to write into (default: the folder given, or runs/report for several)."
+        ),
+    ] = None,
     plots: PlotsOption = True,
     as_json: JsonOption = False,
 ) -> None:
@@ -119,13 +130,15 @@ def report(
     comparison = compare_runs(loaded)
     folder = out or (paths[0] if len(paths) == 1 else Path("runs") / "report")
     names = list(dict.fromkeys(run.text("name") for run in loaded))
-    write_comparison(
-        comparison,
-        folder,
-        name=names[0] if len(names) == 1 else "report",
-        command=shlex.join(["moesim", "report", *map(str, paths), *_out(out)]),
-        plots=plots,
-    )
+    _check_writable(folder)
+    with exclusive(folder, inside=True):
+        write_comparison(
+            comparison,
+            folder,
+            name=names[0] if len(names) == 1 else "report",
+            command=shlex.join(["moesim", "report", *map(str, paths), *_out(out)]),
+            plots=plots,
+        )
     _print(comparison, folder, [], as_json=as_json)
 
 
@@ -144,7 +157,7 @@ def _report_one(run: Run, out: Path | None, *, plots: bool, as_json: bool) -> No
     if plots:
         plots_for_run(run.path, folder / "plots")
     if as_json:
-        _write_json({"out": str(folder), "summary": dict(run.summary)})
+        echo_json({"out": str(folder), "summary": dict(run.summary)})
         return
     print_summary(run.path)
     typer.echo(f"\n{folder}")
@@ -162,36 +175,24 @@ def _run_points(
     try:
         with (
             closing(simulate_points(points, LocalProcesses(workers), force=force)) as outcomes,
-            _progress(outcomes, done, total) as shown,
+            progress() as show,
         ):
-            for outcome in shown:
+            if show is not None:
+                show("points", done, total)
+            for outcome in outcomes:
                 if outcome.error is None:
                     done += 1
                 else:
                     failures[outcome.index] = outcome.error
+                if show is not None:
+                    show("points", done + len(failures), total)
     except KeyboardInterrupt:
         typer.echo(
-            f"interrupted: {done} of {total} points are done and kept; "
-            "the same command goes on from there",
+            f"{done} of {total} points are done and kept; the same command continues from there",
             err=True,
         )
-        raise typer.Exit(130) from None
+        raise
     return [(points[index], error) for index, error in sorted(failures.items())]
-
-
-@contextmanager
-def _progress(outcomes: Iterable[Outcome], done: int, total: int) -> Iterator[Iterable[Outcome]]:
-    """The same outcomes, with a progress bar on standard error if that is a terminal."""
-    if not sys.stderr.isatty():
-        yield outcomes
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-    from rich.progress import TimeRemainingColumn as Remaining
-
-    columns = (TextColumn("points"), BarColumn(), MofNCompleteColumn(), Remaining())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        yield bar.track(outcomes, total=total, completed=done)
 
 
 def _print(comparison: Comparison, folder: Path, failures: Sequence[str], *, as_json: bool) -> None:
@@ -200,8 +201,9 @@ def _print(comparison: Comparison, folder: Path, failures: Sequence[str], *, as_
     from moesim.report.tabular import write_tables
 
     if as_json:
-        _write_json({"out": str(folder), **plain_data(comparison), "failures": list(failures)})
+        echo_json({"out": str(folder), **plain_data(comparison), "failures": list(failures)})
         return
+    typer.echo(f"{comparison.caption(hits=True)}\n")
     write_tables(tables(comparison))
     typer.echo()
     for note in (SIGNS, *comparison.notes):
@@ -234,7 +236,3 @@ def _out(out: Path | None) -> list[str]:
 
 def _described(error: Exception) -> str:
     return str(error) if isinstance(error, MoesimError) else f"{type(error).__name__}: {error}"
-
-
-def _write_json(value: Any) -> None:
-    typer.echo(json.dumps(value, indent=1, allow_nan=False))

@@ -1,9 +1,9 @@
-"""Looking without running: `moesim curve`, `moesim policies`, `moesim schema`."""
+"""Looking without running: `moesim curve`, `moesim schema`."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Literal
 
 import typer
 
@@ -15,35 +15,43 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of 
 def register(app: typer.Typer) -> None:
     """Add the commands of this file to the application."""
     app.command()(curve)
-    app.command()(policies)
     app.command()(schema)
 
 
 def curve(
     trace: Annotated[Path, typer.Argument(help="The trace's folder.")],
     policy: Annotated[
-        list[str], typer.Option("--policy", help="An eviction policy; repeat for several.")
+        list[str],
+        typer.Option(
+            "--policy",
+            help="An eviction policy (see `moesim list policies`); repeat for several.",
+        ),
     ],
-    scope: Annotated[str, typer.Option(help="per_layer or global.")] = "per_layer",
+    scope: Annotated[
+        Literal["per_layer", "global"], typer.Option(help="A cache a layer, or one for all.")
+    ] = "per_layer",
     capacity: Annotated[
         str | None,
         typer.Option(help="Experts per layer, like 4,8,16 (default: each from 1 to all)."),
     ] = None,
     batch: Annotated[int, typer.Option(help="Requests that advance in lock-step.")] = 1,
     replay: Annotated[
-        str, typer.Option(help="atomic, or sequential to see how wrong that is.")
+        Literal["atomic", "sequential"],
+        typer.Option(help="sequential replays ids one by one, to see how wrong that is."),
     ] = "atomic",
-    admission: Annotated[str, typer.Option(help="bypass or always.")] = "bypass",
+    admission: Annotated[
+        Literal["bypass", "always"],
+        typer.Option(help="Whether a fetched expert may pass the cache by, or always gets a slot."),
+    ] = "bypass",
     seed: Annotated[int, typer.Option(help="For policies that draw.")] = 0,
     as_json: JsonOption = False,
 ) -> None:
-    """Hit rate against capacity, by replaying a trace without any time.
+    """Print hit rate against capacity, by replaying a trace without any time.
 
     Requests one after another, one token a step, caches never reset. A hit is a distinct expert
     of a layer event that was resident when the event began.
     """
-    import json
-
+    from moesim.cli.output import echo_json
     from moesim.cli.progress import progress
     from moesim.curve import curve as replayed
     from moesim.trace import load_trace
@@ -54,16 +62,16 @@ def curve(
         rates = replayed(
             loaded,
             names,
-            scope=_one_of("--scope", scope, ("per_layer", "global")),
+            scope=scope,
             capacities=None if capacity is None else _numbers(capacity),
             batch=batch,
-            replay=_one_of("--replay", replay, ("atomic", "sequential")),
-            admission=_one_of("--admission", admission, ("bypass", "always")),
+            replay=replay,
+            admission=admission,
             seed=seed,
             progress=show,
         )
     if as_json:
-        typer.echo(json.dumps(rates))
+        echo_json(rates)
         return
     sizes = list(rates[names[0]])
     width = max(8, *map(len, names)) + 2
@@ -71,37 +79,6 @@ def curve(
     typer.echo("capacity" + "".join(f"{name:>{width}}" for name in names))
     for size in sizes:
         typer.echo(f"{size:8d}" + "".join(f"{rates[name][size]:>{width}.3f}" for name in names))
-
-
-def policies(as_json: JsonOption = False) -> None:
-    """List every policy, with its options."""
-    import json
-    from dataclasses import MISSING, fields
-
-    from moesim.policies import FAMILIES, find, names
-    from moesim.policies.registry import NoOptions
-
-    listed: dict[str, dict[str, Any]] = {}
-    for family in FAMILIES:
-        for name in names(family):
-            policy = find(family, name)
-            options = {
-                field.name: None if field.default is MISSING else field.default
-                for field in fields(getattr(policy, "Options", NoOptions))
-            }
-            summary = (policy.__doc__ or "").strip().split("\n\n")[0]
-            listed.setdefault(family, {})[name] = {
-                "options": options,
-                "what": " ".join(summary.split()),
-            }
-    if as_json:
-        typer.echo(json.dumps(listed, indent=1))
-        return
-    for family, members in listed.items():
-        typer.echo(f"{family}:")
-        for name, about in members.items():
-            knobs = ", ".join(f"{key}={value}" for key, value in about["options"].items())
-            typer.echo(f"  {name:<14} {about['what']}" + (f" [{knobs}]" if knobs else ""))
 
 
 def schema() -> None:
@@ -120,9 +97,3 @@ def _numbers(text: str) -> list[int]:
         raise typer.BadParameter(
             f"{text!r} is no list of whole numbers like 4,8,16", param_hint="--capacity"
         ) from None
-
-
-def _one_of(option: str, value: str, known: tuple[str, ...]) -> Any:
-    if value not in known:
-        raise typer.BadParameter(f"{value!r} is none of {', '.join(known)}", param_hint=option)
-    return value

@@ -62,6 +62,7 @@ def train(
     from moesim.cli.progress import progress
     from moesim.cli.record import spell
     from moesim.errors import OutputError
+    from moesim.progress import counter
     from moesim.record.extra import prepare_torch
 
     if out.exists() and not force:
@@ -104,7 +105,7 @@ def train(
             evaluate_every=evaluate_every,
             force=force,
             checkpoint=out.resolve().with_name(f"{out.resolve().name}.checkpoint"),
-            on_step=None if show is None else lambda done, of: show("steps", done, of),
+            on_step=counter(show, "steps"),
             on_evaluation=_echo,
             provenance={"command": command, "preset": preset},
         )

@@ -47,11 +47,9 @@ def record(
     domain: Annotated[
         str | None, typer.Option(help="The domain of prompts that name none.")
     ] = None,
-    limit: Annotated[
-        int | None, typer.Option(min=1, help="Use only so many of the prompts.")
-    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Use only the first N prompts.")] = None,
     max_prompt_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Cut longer prompts to so many tokens.")
+        int | None, typer.Option(min=1, help="Cut longer prompts to N tokens.")
     ] = None,
     ignore_end: Annotated[
         bool, typer.Option("--ignore-end", help="Draw no end token: generate to the limit.")
@@ -72,6 +70,7 @@ def record(
     """
     from moesim.cli.progress import progress
     from moesim.errors import OutputError
+    from moesim.progress import counter
     from moesim.record.extra import prepare_torch
     from moesim.record.prompts import read_prompts
 
@@ -129,7 +128,7 @@ def record(
             ignore_end=ignore_end,
             provenance={"command": command},
             force=force,
-            progress=None if show is None else lambda done, of: show("requests", done, of),
+            progress=counter(show, "requests"),
         )
     requests = trace.requests["prompt_tokens"]
     meta = trace.meta

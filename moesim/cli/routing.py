@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated, Final, cast
 
 import typer
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["locality", "redundancy"]
 
+SYNTHETIC: Final = "SYNTHETIC ROUTING: drawn at random, made by no model. "
 TraceArgument = Annotated[Path, typer.Argument(help="The trace's folder.")]
 OutOption = Annotated[Path | None, typer.Option(help="A folder to write, with CSV and figures.")]
 SeedOption = Annotated[int, typer.Option(min=0, help="Seeds the shuffles.")]
@@ -39,7 +40,7 @@ def redundancy(
     plots: PlotsOption = True,
     force: ForceOption = False,
 ) -> None:
-    """What each layer's choice of experts tells of the next layer's, beside chance.
+    """Measure what each layer's choice of experts tells of the next layer's, beside chance.
 
     With --out the last line printed is the folder with redundancy.csv and plots/.
     """
@@ -79,7 +80,7 @@ def locality(
     plots: PlotsOption = True,
     force: ForceOption = False,
 ) -> None:
-    """How often a token uses the experts of the token before it, by domain, beside chance.
+    """Measure how often a token uses the experts of the token before it, beside chance.
 
     With --out the last line printed is the folder with locality.csv and plots/.
     """
@@ -133,8 +134,10 @@ def _print(trace: Trace, table: Table, notes: Iterable[str]) -> None:
 def _about(path: Path, trace: Trace, how: str) -> str:
     """What ends a caption: the data and how they were treated."""
     name, model = path.resolve().name, trace.meta.model
+    beware = SYNTHETIC if trace.meta.synthetic else ""
     return (
-        f"Trace {name}{'' if model == name else f' of {model}'} (router: {trace.meta.router}), "
-        f"{trace.num_rows} tokens of {trace.num_requests} requests, {trace.num_layers} trace "
-        f"layers (from 0) x {trace.num_experts} experts, top-{trace.top_k}; {how}."
+        f"{beware}Trace {name}{'' if model == name else f' of {model}'} (router: "
+        f"{trace.meta.router}), {trace.num_rows} tokens of {trace.num_requests} requests, "
+        f"{trace.num_layers} trace layers (from 0) x {trace.num_experts} experts, "
+        f"top-{trace.top_k}; {how}."
     )

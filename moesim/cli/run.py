@@ -31,22 +31,24 @@ def run(
         bool, typer.Option("--json", help="Print the summary as JSON instead of tables.")
     ] = False,
 ) -> None:
-    """Simulate a scenario; the last line printed is the run directory."""
-    import json
-
+    """Simulate a scenario; the last line printed is the run directory (with --json: its `out`)."""
+    from moesim.cli.output import echo_json
+    from moesim.cli.progress import progress
+    from moesim.files import clean_up
+    from moesim.report import print_summary
     from moesim.rundir import default_path
     from moesim.scenario import load_scenario
     from moesim.simulate import run as simulate
 
     loaded = load_scenario(scenario, overrides or ())
     folder = out if out is not None else default_path(loaded)
-    result = simulate(loaded, out=folder, force=force, draw=plots)
+    clean_up(folder.parent)
+    with progress() as show:
+        result = simulate(loaded, out=folder, force=force, draw=plots, progress=show)
     if as_json:
-        typer.echo(json.dumps(result.summary, indent=1))
-    else:
-        from moesim.report import print_summary
-
-        print_summary(folder)
-        if plots:
-            typer.echo(f"\nplots are in {folder / 'plots'}")
+        echo_json({"out": str(folder), **result.summary})
+        return
+    print_summary(folder)
+    if plots:
+        typer.echo(f"\nplots are in {folder / 'plots'}")
     typer.echo(str(folder))

@@ -30,15 +30,16 @@ def info(
     trace: Annotated[Path, typer.Argument(help="The trace's folder.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """What a trace holds, where it is from, and how its routing looks."""
+    """Show what a trace holds, where it is from, and how its routing looks."""
     import json
 
+    from moesim.cli.output import echo_json
     from moesim.trace import load_trace
     from moesim.trace.statistics import describe
 
     about = describe(load_trace(trace))
     if as_json:
-        typer.echo(json.dumps(about, indent=1))
+        echo_json(about)
         return
     for key, value in about.items():
         text = json.dumps(value) if isinstance(value, dict | list) else value
@@ -69,15 +70,19 @@ def convert(
     model: Annotated[str | None, typer.Option(help="What to call the model.")] = None,
     force: ForceOption = False,
 ) -> None:
-    """Turn somebody else's recording into a trace."""
+    """Turn a recording of another program into a trace."""
+    from moesim.cli.progress import progress
     from moesim.errors import UsageError
+    from moesim.progress import counter
     from moesim.trace import IMPORTERS
 
     if kind not in IMPORTERS:
         raise UsageError(f"--format {kind!r} is none of {', '.join(IMPORTERS)}")
     named = {"num_experts": num_experts, "model": model}
     given = {key: value for key, value in named.items() if value is not None}
-    trace = IMPORTERS[kind](source, **given).save(out, force=force)
+    with progress() as show:
+        found = IMPORTERS[kind](source, **given)
+        trace = found.save(out, force=force, progress=counter(show, "requests"))
     typer.echo(f"{trace}\n{out}")
 
 
@@ -103,7 +108,9 @@ def synth(
     seed: Annotated[int, typer.Option(help="Seeds everything.")] = 0,
     force: ForceOption = False,
 ) -> None:
-    """Draw a synthetic trace with stated knobs; it is marked as synthetic for ever."""
+    """Draw a synthetic trace with stated knobs; its header says that it is synthetic."""
+    from moesim.cli.progress import progress
+    from moesim.progress import counter
     from moesim.trace import SyntheticKnobs, synthesize
 
     knobs = SyntheticKnobs(
@@ -120,5 +127,6 @@ def synth(
         prediction_accuracy=prediction_accuracy,
         seed=seed,
     )
-    trace = synthesize(knobs).save(out, force=force)
+    with progress() as show:
+        trace = synthesize(knobs).save(out, force=force, progress=counter(show, "requests"))
     typer.echo(f"{trace}\n{out}")

@@ -54,20 +54,23 @@ def validate(
     """
     import json
 
+    from moesim.cli.output import echo_json
     from moesim.cli.progress import progress
+    from moesim.files import clean_up
     from moesim.scenario import load_scenario
     from moesim.validate.folder import default_folder
     from moesim.validate.session import validate_scenario
 
-    named = [f"hardware.profile={profile.resolve()}"] if profile is not None else []
+    named = [f"hardware.profile={json.dumps(str(profile))}"] if profile is not None else []
     loaded = load_scenario(scenario, [*(overrides or ()), *named])
     folder = out if out is not None else default_folder(loaded.name)
+    clean_up(folder.parent)
     with progress() as show:
         made = validate_scenario(
             loaded, folder, device=device, runs=runs, force=force, draw=plots, progress=show
         )
     if as_json:
-        typer.echo(json.dumps({"out": str(folder), **made.summary}, indent=1, allow_nan=False))
+        echo_json({"out": str(folder), **made.summary})
     else:
         from moesim.report.tabular import write_tables
         from moesim.report.validation import validation_tables

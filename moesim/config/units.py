@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import math
 import re
+from decimal import Decimal
 from fractions import Fraction
 from typing import Final
 
 __all__ = [
     "format_bytes",
     "format_duration_ns",
+    "format_share",
     "parse_bandwidth",
     "parse_bytes",
     "parse_duration_ns",
@@ -52,7 +54,7 @@ FLOPS: Final = {
 BANDWIDTHS: Final = {f"{unit}/s": size for unit, size in BYTES.items()}
 
 # Bounded, so that no text makes an astronomically long integer.
-_NUMBER: Final = r"[+-]?(?:[0-9]{1,30}\.?[0-9]{0,30}|\.[0-9]{1,30})(?:[eE][+-]?[0-9]{1,2})?"
+_NUMBER: Final = r"[+-]?(?:[0-9]{1,30}\.?[0-9]{0,30}|\.[0-9]{1,30})(?:[eE][+-]?[0-9]{1,3})?"
 _QUANTITY: Final = re.compile(rf"\s*({_NUMBER})\s*((?:[^\s\d]\S*)?)\s*")
 _LARGEST: Final = 2**63 - 1
 
@@ -93,6 +95,12 @@ def parse_share(value: object) -> float:
     if not 0 <= number <= 1:
         raise ValueError(f"{value!r} is not {rule}")
     return number
+
+
+def format_share(share: float) -> str:
+    """Return the percentage that `parse_share` reads as exactly this share: 0.125 is "12.5%"."""
+    percent = Decimal(repr(float(share))).scaleb(2).normalize()
+    return f"{percent:f}%" if share == 0 or share >= 1e-9 else f"{percent}%"
 
 
 def format_bytes(num_bytes: int) -> str:

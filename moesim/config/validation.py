@@ -6,19 +6,28 @@ place in the file, the value, the rule, and a near match or an example of a righ
 
 from __future__ import annotations
 
-import difflib
 import json
-from collections.abc import Mapping
-from typing import Any, TypeVar
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, model_validator
 
+from moesim.config.markers import NO_PATH
+from moesim.config.suggest import suggest
 from moesim.config.yaml_document import Document, KeyPath, dotted
 from moesim.errors import ScenarioError
 
-__all__ = ["Strict", "near_match", "validate"]
+__all__ = ["COMMAND_LINE", "SEVERAL", "Fault", "Strict", "check", "order", "validate"]
 
-_MODELS = "models"
+COMMAND_LINE: Final = "--set "
+"""How the place of a value starts that was given on the command line."""
+
+SEVERAL: Final = "several"
+"""Type of an error that stands for a list of `mistakes`: paths inside the value, and messages."""
+
+_MODELS: Final = "models"
 
 
 class Strict(BaseModel):
@@ -44,38 +53,68 @@ def validate(document: Document, model: type[M], context: Mapping[str, Any] | No
     Raises:
         ScenarioError: with all mistakes, in the order of the document.
     """
+    checked, faults = check(document, model, context)
+    if checked is None:
+        raise ScenarioError([fault.text for fault in faults])
+    return checked
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One mistake: the key it is about, and its message with the place in the file."""
+
+    path: KeyPath
+    text: str
+
+
+def check(
+    document: Document, model: type[M], context: Mapping[str, Any] | None = None
+) -> tuple[M | None, list[Fault]]:
+    """Return `document` as a `model`, or None and all mistakes in the order of the document."""
     notes: dict[str, Any] = {**(context or {}), _MODELS: {}}
     try:
-        return model.model_validate(document.data, context=notes)
+        return model.model_validate(document.data, context=notes), []
     except ValidationError as error:
-        found = [_problem(document, dict(item), notes[_MODELS]) for item in error.errors()]
-        raise ScenarioError(list(dict.fromkeys(text for _, text in sorted(found)))) from None
+        faults = {
+            fault.text: fault
+            for item in error.errors()
+            for fault in _faults(document, dict(item), notes[_MODELS])
+        }
+        return None, sorted(faults.values(), key=lambda fault: (order(fault.text), fault.text))
 
 
-def near_match(word: str, known: list[str]) -> str:
-    """`"; did you mean 'x'?"`, or nothing where no known word is near."""
-    near = difflib.get_close_matches(word, known, 1, 0.6)
-    near = near or [name for name in known if name.lower() == word.lower()]
-    return f"; did you mean {near[0]!r}?" if near else ""
-
-
-def _problem(
+def _faults(
     document: Document, error: dict[str, Any], models: Mapping[int, type[BaseModel]]
-) -> tuple[tuple[Any, ...], str]:
-    """A sort key (document order) and the text of one pydantic error."""
-    path = _real_path(document, error["loc"])
-    path = (*path, *error.get("ctx", {}).get("at", ()))
+) -> Iterator[Fault]:
+    """Yield the mistakes that one pydantic error stands for; `SEVERAL` brings its own."""
+    context = error.get("ctx", {})
+    path = (*_real_path(document, error["loc"]), *context.get("at", ()))
+    if error["type"] == SEVERAL:
+        for inside, message in context["mistakes"]:
+            unknown = len(inside) == 1 and document.at((*path, *inside)) is not None
+            yield _fault(document, (*path, *inside), message, key=unknown)
+        return
     unknown = error["type"] == "extra_forbidden"
     place = document.place(path, key=unknown)
-    key = f"{dotted(path)}: " if path else ""
-    return _order(place), f"{place}: {key}{_message(document, path, error, models)}"
+    if error["type"] == NO_PATH:
+        typed = place.startswith(COMMAND_LINE)
+        message = context["marker"].missing(context["value"], context["base"], typed=typed)
+    else:
+        message = _message(document, path, error, models)
+    yield _fault(document, path, message, key=unknown)
 
 
-def _order(place: str) -> tuple[Any, ...]:
-    """`file:line:column` by number; an override's place comes last."""
-    file, _, rest = place.partition(":")
-    parts = [int(part) if part.isdigit() else 0 for part in rest.split(":")]
-    return (place.startswith("--set"), file, parts)
+def _fault(document: Document, path: KeyPath, message: str, *, key: bool) -> Fault:
+    named = f"{dotted(path)}: " if path else ""
+    return Fault(path, f"{document.place(path, key=key)}: {named}{message}")
+
+
+def order(text: str) -> tuple[Any, ...]:
+    """Return a sort key: by file, line and column; what was set on the command line last."""
+    if text.startswith(COMMAND_LINE):
+        return (1, "", 0, 0)
+    place = re.match(r"(.*?):([0-9]+):([0-9]+): ", text)
+    return (0, place[1], int(place[2]), int(place[3])) if place else (0, "", 0, 0)
 
 
 def _real_path(document: Document, loc: tuple[str | int, ...]) -> KeyPath:
@@ -104,8 +143,7 @@ def _message(
     match kind:
         case "extra_forbidden":
             known = sorted(owner.model_fields) if owner else []
-            hint = near_match(str(path[-1]), known)
-            return f"unknown key{hint or ('; known are ' + ', '.join(known) if known else '')}"
+            return f"unknown key{suggest(str(path[-1]), known, rest='known are' if known else '')}"
         case "missing":
             return "is required and missing" + _example(owner, path)
         case "value_error":
@@ -114,7 +152,7 @@ def _message(
             expected = context.get("expected") or context.get("expected_tags")
             said = context.get("tag", value)
             choices = [c.strip().strip("'") for c in _choices(str(expected))]
-            hint = near_match(said, choices) if isinstance(said, str) else ""
+            hint = suggest(said, choices) if isinstance(said, str) else ""
             return f"{_short(said)} is none of {', '.join(choices)}{hint}"
         case "union_tag_not_found":
             return f"needs {str(context['discriminator']).strip(chr(39))!r} to say which it is"
@@ -133,7 +171,7 @@ def _rule(kind: str, context: Mapping[str, Any]) -> str | None:
             return "must be a whole number"
         case "float_type" | "float_parsing" | "finite_number":
             return "must be a finite number"
-        case "string_type":
+        case "string_type" | "string_unicode":
             return "must be text"
         case "string_too_short" | "too_short":
             return "must not be empty"

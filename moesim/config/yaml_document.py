@@ -131,6 +131,23 @@ class Document:
         made.places[path] = made.key_places[path] = place
         return made
 
+    def without(self, path: KeyPath) -> Document:
+        """Return a copy without the value at `path`, or without the nearest thing around it.
+
+        An item of a list takes the list with it, so that no other item changes its number.
+        """
+        while path and (self.at(path[:-1]) is None or not _is_in(path[-1], self.at(path[:-1]))):
+            path = path[:-1]
+        if path:
+            copied = copy.deepcopy(self)
+            del copied.at(path[:-1])[path[-1]]
+            return copied
+        return self
+
+
+def _is_in(key: str | int, mapping: object) -> bool:
+    return isinstance(mapping, dict) and key in mapping
+
 
 def dotted(path: KeyPath) -> str:
     """`("a", "b", 2)` as people write it: `a.b[2]`."""

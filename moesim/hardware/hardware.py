@@ -9,7 +9,6 @@ A measured profile also says how and where it was `measured`, and may hold the d
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from moesim.config.fields import Bandwidth, Bytes, Duration, Flops, PositiveShare
+from moesim.config.suggest import suggest
 from moesim.config.validation import Strict, validate
 from moesim.config.yaml_document import Document, load_document
 from moesim.errors import UsageError
@@ -246,11 +246,10 @@ def check_hardware_name(name_or_path: str) -> str | None:
         return None if exists else f"there is no hardware profile {name_or_path!r}"
     if name_or_path in hardware_names():
         return None
-    near = difflib.get_close_matches(name_or_path.lower(), hardware_names(), 1, 0.4)
-    hint = f"did you mean {near[0]!r}? " if near else ""
+    hint = suggest(name_or_path, hardware_names(), rest="there are")
     return (
-        f"no hardware profile is called {name_or_path!r}; {hint}"
-        f"there are {', '.join(hardware_names())}, or give the path of a .yaml file"
+        f"no hardware profile is called {name_or_path!r}, and it is no path of a .yaml{hint} "
+        "(see `moesim list gpus`)"
     )
 
 

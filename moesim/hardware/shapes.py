@@ -8,7 +8,6 @@ from a Hugging Face `config.json` or from the shipped table, whose entries name 
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -19,6 +18,7 @@ from typing import Any
 
 import yaml
 
+from moesim.config.suggest import suggest
 from moesim.errors import UsageError
 
 __all__ = [
@@ -222,6 +222,16 @@ def shape_names() -> list[str]:
     return sorted(_table())
 
 
+def shapes_like(num_layers: int, num_experts: int, top_k: int) -> list[str]:
+    """Return the shipped models with this many MoE layers and experts, and this top-k."""
+    wanted = (num_layers, num_experts, top_k)
+    return [
+        name
+        for name, shape in sorted(_table().items())
+        if (len(shape.moe_layers), shape.num_experts, shape.top_k) == wanted
+    ]
+
+
 def named_shape(name: str) -> ModelShape:
     """A model of the shipped table. Raises UsageError where there is none of that name."""
     if wrong := check_shape_name(name):
@@ -233,11 +243,10 @@ def check_shape_name(name: str) -> str | None:
     """What is wrong with a model's name; None if the table has it."""
     if name in _table():
         return None
-    near = difflib.get_close_matches(name.lower(), shape_names(), 1, 0.4)
-    hint = f"did you mean {near[0]!r}? " if near else ""
+    hint = suggest(name, shape_names(), rest="there are")
     return (
-        f"no model shape is called {name!r}; {hint}there are {', '.join(shape_names())}, "
-        "or give the path of a config.json"
+        f"no model shape is called {name!r}, and it is no path of a config.json{hint} "
+        "(see `moesim list models`)"
     )
 
 
@@ -395,7 +404,8 @@ class _Config:
             kind = self.values.get("model_type", "unknown")
             raise UsageError(
                 f"the model configuration (model_type {kind!r}) lacks {' or '.join(keys)}; "
-                "only decoders with routed experts have a shape here"
+                "only decoders with routed experts have a shape here; "
+                f"name a shipped model instead, one of {', '.join(shape_names())}"
             )
         return value
 

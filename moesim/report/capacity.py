@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from moesim.report.chart import Chart, grid
+from moesim.report.chart import Chart, drawn, grid
 from moesim.report.comparison import Comparison, Row
-from moesim.report.metrics import HIT_RATE, Metric
+from moesim.report.limits import HIT_LIMITS, TIME_LIMITS, limit
+from moesim.report.metrics import HIT_RATE, HITS, Metric
 from moesim.report.panels import (
     MOST_SETTINGS,
     NO_BOUNDS,
     OUTPUT_ONLY,
     bounded,
     left_out,
+    named,
     shared_legend,
 )
-from moesim.report.statistics import estimate
+from moesim.report.runs import Run
 from moesim.report.style import BOUNDS, Style, styles
 
 if TYPE_CHECKING:
@@ -25,16 +28,22 @@ if TYPE_CHECKING:
 __all__ = ["hit_rate_against_capacity", "metrics_against_capacity"]
 
 MOST_PANELS: Final = 6
+TITLE: Final = 44
+"""Characters of a line of a panel's title."""
 AGAINST_CAPACITY: Final = ("output_tokens_per_s", "ttft_p95_ms", "tpot_mean_ms", "stall_share")
+OWN_BOUNDS: Final = "Variants whose bounds differ have their own, in their colours."
 HIT_BOUNDS: Final = (
-    "Dashed and dotted lines are bounds: MIN re-scores each run's own layer events offline without "
-    "prefetching (mean over the runs at a capacity), an infinite cache misses first uses only."
+    "Dashed and dotted lines are bounds for variants that prefetch nothing: MIN re-scores a run's "
+    f"own layer events offline, an infinite cache misses first uses only. {OWN_BOUNDS} "
+)
+LATE: Final = (
+    "Faint lines above: hits and late hits together. No bound holds for runs that prefetch. "
 )
 TIME_BOUNDS: Final = (
-    "Bounds: the same workload with a cache that holds every expert, and with a link that takes no "
-    "time."
+    "Bounds, where all requests arrive at once: the same run with a link that takes no time, and "
+    "(without prefetching) with a cache that holds every expert once it was used. "
+    f"{OWN_BOUNDS}"
 )
-MIN_BOUND, INFINITE_CACHE, INFINITE_LINK = BOUNDS
 
 
 def hit_rate_against_capacity(comparison: Comparison) -> Chart | None:
@@ -45,9 +54,8 @@ def hit_rate_against_capacity(comparison: Comparison) -> Chart | None:
     chart = grid(
         "hit_rate_capacity",
         "Hit rate against capacity",
-        f"Hit rate against the size of the cache{left_out(comparison.facets, facets)}. "
-        f"{HIT_BOUNDS if bounded(comparison) else NO_BOUNDS} {_shaded(comparison)}"
-        f"{comparison.caption(hit_rate=True)}",
+        f"Hits in time against the size of the cache{left_out(comparison.facets, facets)}. "
+        f"{_hit_bounds(comparison)}{_shaded(comparison)}{comparison.caption(hits=True)}",
         ("setting", "line", "slots_per_layer", "share_of_experts", "mean", "low", "high", "n"),
         shape=_tiles(len(facets)),
         height_in=3.1 if len(facets) == 1 else 2.5 * _tiles(len(facets))[0],
@@ -56,16 +64,15 @@ def hit_rate_against_capacity(comparison: Comparison) -> Chart | None:
     for axes, facet in zip(_panels(chart, len(facets)), facets, strict=True):
         for variant in comparison.variants:
             rows = comparison.series(facet, variant)
-            _line(chart, axes, facet, rows, variant, looks[variant], HIT_RATE)
-        for label, key in (
-            (MIN_BOUND, "min_hit_rate"),
-            (INFINITE_CACHE, "infinite_cache_hit_rate"),
-        ):
-            _bound(chart, axes, comparison, facet, label, key)
-        axes.set_ylabel("expert hit rate (%)")
+            _line(chart, axes, facet, rows, looks[variant], HITS)
+            if any(row.mean("late_hits") > 0 for row in rows):
+                _with_late(chart, axes, facet, rows, variant, looks[variant])
+        for label, of in HIT_LIMITS.items():
+            _bound(chart, axes, comparison, facet, label, of, looks)
+        axes.set_ylabel("hits (% of accesses)")
         _capacity_axis(axes, [row for row in comparison.rows if row.facet == facet])
         if facet:
-            axes.set_title(facet)
+            axes.set_title(drawn(facet, TITLE if len(facets) == 1 else TITLE // 2))
     shared_legend(chart)
     return chart
 
@@ -98,17 +105,19 @@ def metrics_against_capacity(comparison: Comparison) -> Chart | None:
                     axes,
                     facet,
                     rows,
-                    variant,
                     looks[variant],
                     metric,
                     metric.label,
                     metric.unit,
                 )
             if metric.key == "output_tokens_per_s":
-                for label in (INFINITE_CACHE, INFINITE_LINK):
-                    _throughput_bound(chart, axes, comparison, facet, label)
+                for label, of in TIME_LIMITS.items():
+                    _bound(
+                        chart, axes, comparison, facet, label, of, looks, metric.label, metric.unit
+                    )
             axes.set_ylabel(metric.title)
-            axes.set_title(", ".join(part for part in (metric.label, facet) if part))
+            title = ", ".join(part for part in (metric.label, facet) if part)
+            axes.set_title(drawn(title, TITLE // 2))
             _capacity_axis(axes, [row for row in comparison.rows if row.facet == facet], top=False)
             if axes.has_data() and not axes.texts:
                 axes.set_ylim(0, axes.get_ylim()[1] * 1.04)
@@ -121,7 +130,6 @@ def _line(
     axes: Axes,
     facet: str,
     rows: Sequence[Row],
-    variant: str,
     look: Style,
     metric: Metric,
     *extra: str,
@@ -131,11 +139,12 @@ def _line(
 
     if not rows:
         return
+    variant, label = rows[0].variant, rows[0].label
     size = np.array([row.slots_per_layer for row in rows])
     made = [row.estimate(metric) for row in rows]
     mean = np.array([one.mean for one in made])
     axes.plot(size, mean, color=look.color, linestyle=look.line, marker=look.marker,
-              markerfacecolor=look.face, label=variant)  # fmt: skip
+              markerfacecolor=look.face, label=named(label))  # fmt: skip
     low, high = np.array([one.low for one in made]), np.array([one.high for one in made])
     if (high > low).any():
         axes.fill_between(size, low, high, color=look.color, alpha=0.18, linewidth=0)
@@ -145,54 +154,69 @@ def _line(
         chart.record(facet, *extra, variant, row.slots_per_layer, share, one.mean, *interval, one.n)
 
 
+def _with_late(
+    chart: Chart, axes: Axes, facet: str, rows: Sequence[Row], variant: str, look: Style
+) -> None:
+    """Hits and late hits together, faintly: how much of a prefetching variant comes late."""
+    sizes = [row.slots_per_layer for row in rows]
+    made = [row.estimate(HIT_RATE) for row in rows]
+    axes.plot(sizes, [one.mean for one in made], color=look.color, linewidth=0.8, alpha=0.6,
+              linestyle=(0, (1, 1)))  # fmt: skip
+    for row, one in zip(rows, made, strict=True):
+        share = row.slots_per_layer / row.mean("num_experts")
+        line = f"{variant}: {HIT_RATE.label}"
+        chart.record(facet, line, row.slots_per_layer, share, one.mean, None, None, one.n)
+
+
+def _hit_bounds(comparison: Comparison) -> str:
+    late = LATE if any(row.mean("late_hits") > 0 for row in comparison.rows) else ""
+    if any(row.prefetches for row in comparison.rows) and not late:
+        late = "No bound holds for runs that prefetch. "
+    return (HIT_BOUNDS if bounded(comparison) else f"{NO_BOUNDS} ") + late
+
+
 def _bound(
-    chart: Chart, axes: Axes, comparison: Comparison, facet: str, label: str, key: str
+    chart: Chart,
+    axes: Axes,
+    comparison: Comparison,
+    facet: str,
+    label: str,
+    of: Callable[[Run], float],
+    looks: dict[str, Style],
+    *extra: str,
 ) -> None:
-    """A bound on the hit rate: its mean over all runs of a capacity."""
-    points = []
-    for size, rows in _by_size(comparison, facet):
-        one = estimate(row.mean(key) * HIT_RATE.scale for row in rows)
-        if one.defined:
-            points.append((size, one.mean))
-            share = size / rows[0].mean("num_experts")
-            chart.record(facet, label, size, share, one.mean, None, None, one.n)
-    _dashed(axes, label, points)
+    """A bound as one line if it is the same for all variants, else each variant's in its colour."""
+    by_variant = {
+        variant: _points(comparison.series(facet, variant), of) for variant in comparison.variants
+    }
+    lines = {variant: points for variant, points in by_variant.items() if points}
+    common = _common(list(lines.values()))
+    experts = comparison.rows[0].mean("num_experts")
+    for variant, points in {"": common}.items() if common else lines.items():
+        name, look = label, BOUNDS[label]
+        if variant:
+            axes.plot([], [], label=label, **look)  # for the legend, once for all variants
+            name, look = f"{label} of {variant}", {**look, "color": looks[variant].color}
+        axes.plot(*zip(*sorted(points.items()), strict=True), label=f"_{name}" if variant else name,
+                  zorder=1.9, **look)  # fmt: skip
+        for size, value in sorted(points.items()):
+            chart.record(facet, *extra, name, size, size / experts, value, None, None, None)
 
 
-def _throughput_bound(
-    chart: Chart, axes: Axes, comparison: Comparison, facet: str, label: str
-) -> None:
-    """Output tokens over the makespan of an idealised run, at each capacity."""
-    key = f"{label.replace(' ', '_')}_makespan_s"
-    points = []
-    for size, rows in _by_size(comparison, facet):
-        runs = [run for row in rows for run in row.runs]
-        one = estimate(
-            run.value("output_tokens") / run.value(key) if run.value(key) else float("nan")
-            for run in runs
-        )
-        if not one.defined:
-            continue
-        points.append((size, one.mean))
-        share = size / rows[0].mean("num_experts")
-        chart.record(
-            facet, "throughput", "tokens/s", label, size, share, one.mean, None, None, one.n
-        )
-    _dashed(axes, label, points)
+def _points(rows: Sequence[Row], of: Callable[[Run], float]) -> dict[float, float]:
+    """A bound by slots a layer, where it holds."""
+    points = {round(row.slots_per_layer, 6): limit(row, of) for row in rows}
+    return {size: value for size, value in points.items() if not math.isnan(value)}
 
 
-def _dashed(axes: Axes, label: str, points: Sequence[tuple[float, float]]) -> None:
-    """A bound as a line; nothing where the runs computed no bounds."""
-    if points:
-        axes.plot(*zip(*points, strict=True), label=label, zorder=1.9, **BOUNDS[label])
-
-
-def _by_size(comparison: Comparison, facet: str) -> list[tuple[float, list[Row]]]:
-    sizes: dict[float, list[Row]] = {}
-    for row in comparison.rows:
-        if row.facet == facet:
-            sizes.setdefault(round(row.slots_per_layer, 6), []).append(row)
-    return sorted(sizes.items())
+def _common(lines: Sequence[dict[float, float]]) -> dict[float, float]:
+    """The one line that all lie on; empty where two of them differ at a size."""
+    common: dict[float, float] = {}
+    for points in lines:
+        for size, value in points.items():
+            if not math.isclose(common.setdefault(size, value), value, rel_tol=1e-9):
+                return {}
+    return common
 
 
 def _capacity_axis(axes: Axes, rows: Sequence[Row], *, top: bool = True) -> None:

@@ -10,24 +10,36 @@ from __future__ import annotations
 import csv
 import io
 import math
-import os
 import textwrap
+import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from moesim.files import output_errors, whole_folder
+from moesim.files import whole_file, whole_folder
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["WIDTH_IN", "Chart", "grid", "mark_undefined", "save_charts", "write_csv", "write_whole"]
+__all__ = [
+    "WIDTH_IN",
+    "Chart",
+    "drawn",
+    "grid",
+    "mark_undefined",
+    "save_charts",
+    "write_csv",
+    "write_whole",
+]
 
 WIDTH_IN: Final = 7.0
 """Width of every figure in inches: the text block of a two-column page."""
 
+MOST_LINES: Final = 4
+"""Lines that a label takes at most; a longer one is shortened, and whole in the chart's CSV."""
 _CHARACTERS: Final = 150
 _LINE_IN: Final = 0.125
 
@@ -70,8 +82,37 @@ def grid(
     figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(w_pad=0.07, h_pad=0.05))
     FigureCanvasAgg(figure)
     axes = figure.subplots(*shape, squeeze=False, width_ratios=widths, **options)
-    figure.supxlabel("\n".join(lines), x=0.008, ha="left", fontsize=6.5, color="#444444")
+    figure.supxlabel(drawn("\n".join(lines)), x=0.008, ha="left", fontsize=6.5, color="#444444")
     return Chart(name, title, figure, axes.tolist(), caption, tuple(columns))
+
+
+def drawn(text: str, width: int = 0) -> str:
+    """A text as matplotlib shows it: dollars are no formulas, a leading underscore hides nothing,
+    what the font lacks is written as its number, and lines break at `width`."""
+    glyphs = _glyphs()
+    text = "".join(c if c == "\n" or ord(c) in glyphs else f"\\u{ord(c):04x}" for c in text)
+    if width:
+        text = "\n".join(textwrap.wrap(_shortened(text, width * MOST_LINES), width))
+    return (" " if text.startswith("_") else "") + text.replace("$", r"\$")
+
+
+def _shortened(text: str, most: int) -> str:
+    """A text of at most so many characters: too long a one without its middle, but with a checksum
+    that tells it from others."""
+    if len(text) <= most:
+        return text
+    keep, checksum = (most - 20) // 2, zlib.crc32(text.encode())
+    return f"{text[:keep]} … #{checksum:08x} … {text[-keep:]}"
+
+
+@cache
+def _glyphs() -> frozenset[int]:
+    """The characters that the font of the figures has."""
+    from matplotlib.font_manager import findfont, get_font
+
+    from moesim.report.style import HOUSE
+
+    return frozenset(get_font(findfont(HOUSE["font.family"])).get_charmap())
 
 
 def mark_undefined(axes: Axes, why: str) -> None:
@@ -124,14 +165,8 @@ def write_whole(file: Path, text: str) -> None:
     Raises:
         OutputError: the file cannot be written.
     """
-    partial = file.with_name(f".{file.name}.partial-{os.getpid()}")
-    with output_errors(file):
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            partial.write_text(text, encoding="utf-8", newline="")
-            partial.replace(file)
-        finally:
-            partial.unlink(missing_ok=True)
+    with whole_file(file) as partial:
+        partial.write_text(text, encoding="utf-8", newline="")
 
 
 def _save(chart: Chart, folder: Path) -> None:

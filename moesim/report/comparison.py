@@ -10,19 +10,28 @@ differs, the settings themselves are what is compared.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
+from moesim.config.spelling import spelled
 from moesim.errors import UsageError
-from moesim.report.metrics import HEADLINE, HIT_RATE_MEANS, Metric, costs
-from moesim.report.names import MIN_LABEL, policy_label
+from moesim.report.labels import differs, identity, labels, value_at
+from moesim.report.marks import (
+    FORESEES,
+    foreseeing,
+    marked,
+    prefetches,
+    shared_mark,
+    shared_sentence,
+)
+from moesim.report.metrics import HEADLINE, HITS_MEAN, Metric, costs, said
+from moesim.report.names import policy_label
 from moesim.report.runs import Run
 from moesim.report.statistics import Estimate, estimate
 
-__all__ = ["Comparison", "Row", "compare_runs", "value_at"]
+__all__ = ["Comparison", "Row", "compare_runs"]
 
 CAPACITY_KEYS: Final = ("cache.slots", "memory.capacity")
 POLICY_SECTIONS: Final = ("cache", "prefetch", "batching", "placement", "replay")
@@ -41,6 +50,10 @@ class Row:
     capacity: str
     """The size of the cache as text; "" where it does not vary."""
 
+    def __repr__(self) -> str:
+        where = f" in {self.setting}" if self.setting else ""
+        return f"<Row {self.variant}{where}: {len(self.runs)} runs>"
+
     @property
     def setting(self) -> str:
         return ", ".join(part for part in (self.facet, self.capacity) if part)
@@ -53,7 +66,17 @@ class Row:
     @property
     def knows_the_future(self) -> bool:
         """Whether the variant is a bound and no policy: MIN, or anything learnt in hindsight."""
-        return MIN_LABEL in self.variant or "oracle" in self.variant
+        return any(map(foreseeing, self.runs))
+
+    @property
+    def label(self) -> str:
+        """The variant, marked where it knows the future."""
+        return marked(self.variant, FORESEES if self.knows_the_future else "")
+
+    @property
+    def prefetches(self) -> bool:
+        """Whether any of the runs may prefetch."""
+        return any(map(prefetches, self.runs))
 
     @property
     def seeds(self) -> tuple[int | None, ...]:
@@ -76,6 +99,13 @@ class Comparison:
     policy_keys: tuple[str, ...]
     setting_keys: tuple[str, ...]
     notes: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        variants, settings = len(self.variants), len({row.setting for row in self.rows})
+        return (
+            f"<Comparison: {len(self.runs)} runs in {len(self.rows)} rows, "
+            f"{variants} variants, {settings} settings>"
+        )
 
     @property
     def runs(self) -> list[Run]:
@@ -128,7 +158,7 @@ class Comparison:
         """All seeds, ascending."""
         return sorted({run.seed for run in self.runs if run.seed is not None})
 
-    def caption(self, *, hit_rate: bool = False, intervals: bool = True) -> str:
+    def caption(self, *, hits: bool = False, intervals: bool = True) -> str:
         """What stands under a figure: what was run, how often, and what the numbers are.
 
         `intervals` says that the figure draws them, where there are any."""
@@ -139,8 +169,13 @@ class Comparison:
             f"trace {_spelt(run.trace for run in runs)} costed as "
             f"{_spelt(run.text('model') for run in runs)} on "
             f"{_spelt(run.text('hardware') for run in runs)}; {_spelt(map(costs, runs))}."
+            f"{said(_counted(runs, lambda run: run.caveats))}"
         )
-        return f"{text} {HIT_RATE_MEANS}." if hit_rate else text
+        return " ".join(filter(None, (shared_sentence(runs), text, HITS_MEAN if hits else "")))
+
+    def mark(self, rows: Sequence[Row] | None = None) -> str:
+        """What must stand beside the numbers of some rows, or of all; "" where nothing must."""
+        return shared_mark([run for row in rows or self.rows for run in row.runs])
 
 
 def compare_runs(runs: Sequence[Run]) -> Comparison:
@@ -157,13 +192,14 @@ def compare_runs(runs: Sequence[Run]) -> Comparison:
     facet_keys = tuple(k for k in keys if k not in policy_keys and k not in CAPACITY_KEYS)
     if facet_keys and not policy_keys:
         policy_keys, facet_keys = facet_keys, ()
-    groups: dict[str, list[Run]] = {}
-    for run in runs:
-        groups.setdefault(_identity(value_at(run, key) for key in keys), []).append(run)
+    groups: dict[str, list[int]] = {}
+    for place, run in enumerate(runs):
+        groups.setdefault("\n".join(identity(run, key) for key in keys), []).append(place)
     notes = _notes(runs)
-    telling = {key: _telling(runs, key) for key in policy_keys}
+    named = labels(runs, [*policy_keys, *facet_keys])
     rows = []
-    for members in groups.values():
+    for places in groups.values():
+        members = [runs[place] for place in places]
         one_a_seed = {run.seed: run for run in reversed(members)}
         if len(one_a_seed) < len(members):
             notes.append(
@@ -171,87 +207,45 @@ def compare_runs(runs: Sequence[Run]) -> Comparison:
                 "scenario nor in seed: only the first of each seed counts"
             )
         chosen = sorted(one_a_seed.values(), key=lambda run: (run.seed is None, run.seed or 0))
-        varying_capacity = any(key in CAPACITY_KEYS for key in keys)
-        rows.append(_row(tuple(chosen), keys, policy_keys, facet_keys, varying_capacity, telling))
+        variant, facet = (
+            ", ".join(named[key][places[0]] for key in part) for part in (policy_keys, facet_keys)
+        )
+        values = {key: value_at(members[0], key) for key in keys}
+        rows.append(Row(tuple(chosen), variant or _policy(members[0]), values, facet, ""))
+    rows = _with_capacities(rows, [key for key in keys if key in CAPACITY_KEYS])
     setting_keys = tuple(key for key in keys if key not in policy_keys)
     return Comparison(tuple(rows), policy_keys, setting_keys, (*notes, *_seed_notes(rows)))
 
 
-def value_at(run: Run, key: str) -> Any:
-    """The value of a dotted scenario key: as the sweep wrote it, or else as resolved; the trace
-    by its name."""
-    if key in run.point:
-        return run.point[key]
-    if key == "trace":
-        return run.trace
-    value: Any = run.scenario
-    for part in key.split("."):
-        value = value.get(part) if isinstance(value, Mapping) else None
-    return value
+def _policy(run: Run) -> str:
+    """The eviction policy, which names a row where nothing differs."""
+    return policy_label(run.text("cache_policy"), run.scenario.get("cache", {}).get("options"))
 
 
-def _row(
-    runs: tuple[Run, ...],
-    keys: Sequence[str],
-    policy_keys: Sequence[str],
-    facet_keys: Sequence[str],
-    varying_capacity: bool,
-    telling: Mapping[str, Mapping[str, Any]],
-) -> Row:
-    run = runs[0]
-    row = Row(
-        runs,
-        _variant(run, policy_keys, telling),
-        {key: value_at(run, key) for key in keys},
-        ", ".join(f"{_short(key)} = {_plain(value_at(run, key))}" for key in facet_keys),
-        "",
-    )
-    if not varying_capacity:
-        return row
-    slots, experts = row.slots_per_layer, row.mean("num_experts")
-    capacity = f"{slots:g} of {experts:g} experts a layer"
-    return Row(runs, row.variant, row.values, row.facet, capacity)
-
-
-def _telling(runs: Sequence[Run], key: str) -> dict[str, dict[str, Any]]:
-    """Of whole sections that were swept: by their identity, the entries that tell them apart."""
-    values = [value_at(run, key) for run in runs]
-    if not all(isinstance(value, Mapping) for value in values):
-        return {}
-    entries = dict.fromkeys(entry for value in values for entry in value)
-    kept = [entry for entry in entries if _differs(value.get(entry) for value in values)]
-    return {
-        _identity([value]): {entry: value[entry] for entry in kept if entry in value}
-        for value in values
-    }
-
-
-def _variant(run: Run, policy_keys: Sequence[str], telling: Mapping[str, Mapping[str, Any]]) -> str:
-    """The values of the policy keys as a label; the eviction policy where none differs."""
-    parts = []
-    for key in policy_keys or ("cache.policy",):
-        value = telling.get(key, {}).get(_identity([value_at(run, key)]), value_at(run, key))
-        if isinstance(value, Mapping) and isinstance(value.get("policy"), str):
-            options = value.get("options")
-            rest = {k: v for k, v in value.items() if k not in ("policy", "options")}
-            rest |= options if isinstance(options, Mapping) else {}
-            named = f"{value['policy']} {key}".replace("_", "-")
-            parts.append(f"{named} ({_plain(rest)})" if rest else named)
-        elif key == "cache.policy":
-            options = run.scenario.get("cache", {}).get("options")
-            parts.append(policy_label(str(value or run.text("cache_policy")), options))
-        elif key.endswith(".policy"):
-            family = key.split(".")[0]
-            parts.append(f"{'no' if value == 'none' else value} {family}".replace("_", "-"))
-        else:
-            parts.append(f"{_short(key)} = {_plain(value)}")
-    return ", ".join(parts)
+def _with_capacities(rows: Sequence[Row], keys: Sequence[str]) -> list[Row]:
+    """The rows with the sizes of their caches, where sizes vary: in slots a layer, and as written
+    where that alone would not tell two rows apart."""
+    if not keys:
+        return list(rows)
+    sizes = [
+        f"{row.slots_per_layer:g} of {row.mean('num_experts'):g} experts a layer" for row in rows
+    ]
+    places = [(row.variant, row.facet, size) for row, size in zip(rows, sizes, strict=True)]
+    written = [
+        ", ".join(f"{key.split('.')[-1]} = {spelled(row.values[key])}" for key in keys)
+        for row in rows
+    ]
+    ambiguous = len(set(places)) < len(places)
+    return [
+        replace(row, capacity=f"{size} ({how})" if ambiguous else size)
+        for row, size, how in zip(rows, sizes, written, strict=True)
+    ]
 
 
 def _varying(runs: Sequence[Run]) -> list[str]:
     """Dotted keys whose values differ between the runs: the sweep's first, in its order."""
     swept = list(dict.fromkeys(key for run in runs for key in run.point if key not in IGNORED))
-    keys = [key for key in swept if _differs(value_at(run, key) for run in runs)]
+    keys = [key for key in swept if differs(identity(run, key) for run in runs)]
     for path in _differences([run.world for run in runs]):
         if path.split(".")[0] in IGNORED or any(_inside(path, key) for key in swept):
             continue
@@ -265,7 +259,7 @@ def _differences(values: Sequence[Any], prefix: str = "") -> Iterable[str]:
         for key in dict.fromkeys(key for value in values for key in value):
             inner = [value.get(key) for value in values]
             yield from _differences(inner, f"{prefix}.{key}" if prefix else str(key))
-    elif _differs(values):
+    elif differs(values):
         yield prefix
 
 
@@ -273,32 +267,8 @@ def _inside(path: str, key: str) -> bool:
     return path == key or path.startswith(f"{key}.")
 
 
-def _differs(values: Iterable[Any]) -> bool:
-    return len({_identity([value]) for value in values}) > 1
-
-
-def _identity(values: Iterable[Any]) -> str:
-    return json.dumps(list(values), sort_keys=True, default=str)
-
-
 def _size(row: Row) -> float:
     return row.slots_per_layer
-
-
-def _short(key: str) -> str:
-    """A dotted key without what its last part already says."""
-    parts = [part for part in key.split(".") if part not in ("options", "policy", "kind")]
-    return parts[-1] if parts else key
-
-
-def _plain(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return " ".join(f"{k} {_plain(v)}" for k, v in value.items() if v is not None)
-    return "none" if value is None else Path(value).name if _is_path(value) else str(value)
-
-
-def _is_path(value: Any) -> bool:
-    return isinstance(value, str) and "/" in value and not value.endswith("/layer")
 
 
 def _spelt(values: Iterable[str]) -> str:
@@ -324,7 +294,7 @@ def _seeds(rows: Sequence[Row], intervals: bool) -> str:
 def _notes(runs: Sequence[Run]) -> list[str]:
     """What all runs together make it necessary to say."""
     notes = []
-    if _differs(run.world.get("trace") for run in runs):
+    if differs(run.world.get("trace") for run in runs):
         traces = ", ".join(dict.fromkeys(run.trace for run in runs))
         notes.append(
             f"WARNING: these runs replay different traces ({traces}); compare numbers within a "
@@ -332,12 +302,16 @@ def _notes(runs: Sequence[Run]) -> list[str]:
         )
     if len({costs(run) for run in runs}) > 1:
         notes.append("WARNING: costs are assumed in some of these runs and measured in others")
-    for note in dict.fromkeys(note for run in runs for note in run.notes):
-        concerned = sum(note in run.notes for run in runs)
-        notes.append(
-            note if concerned == len(runs) else f"{note} ({concerned} of {len(runs)} runs)"
-        )
-    return notes
+    return [*notes, *_counted(runs, lambda run: run.notes)]
+
+
+def _counted(runs: Sequence[Run], notes_of: Callable[[Run], Sequence[str]]) -> list[str]:
+    """Each different note of the runs once, with how many of them it concerns."""
+    counts = Counter(note for run in runs for note in dict.fromkeys(notes_of(run)))
+    return [
+        note if count == len(runs) else f"{note} ({count} of {len(runs)} runs)"
+        for note, count in counts.items()
+    ]
 
 
 def _seed_notes(rows: Sequence[Row]) -> list[str]:

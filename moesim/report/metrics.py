@@ -5,16 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, Literal
 
+from moesim.report.marks import routing_sentence
 from moesim.report.names import policy_label
 from moesim.report.runs import Run
 from moesim.report.statistics import Estimate
 
 __all__ = [
     "HEADLINE",
+    "HITS",
+    "HITS_MEAN",
     "HIT_RATE",
-    "HIT_RATE_MEANS",
+    "LATE_HITS",
+    "MISSES",
     "STALL_CAUSES",
     "UNDEFINED",
     "Metric",
@@ -24,8 +28,9 @@ __all__ = [
 ]
 
 UNDEFINED: Final = "undefined"
-HIT_RATE_MEANS: Final = (
-    "Expert hit rate = (hits + late hits) ÷ accesses, over the distinct experts of each layer event"
+HITS_MEAN: Final = (
+    "A hit was resident in time, a late hit still on its way, a miss not asked for before; shares "
+    "of accesses, the distinct experts of each layer event."
 )
 STALL_CAUSES: Final = {
     "demand": "demand copy",
@@ -43,9 +48,13 @@ class Metric:
     label: str
     unit: str
     scale: float = 1.0
-    higher_is_better: bool = False
+    better: Literal["higher", "lower"] | None = None
+    """The direction that is better by itself, whatever else the run did; None if neither is. Only
+    a metric with a direction has a best row."""
     is_share: bool = False
     """Differences are then in points of a hundred, not relative."""
+    of_all: str = ""
+    """The number of the summary that `key` is a share of, if it is one."""
 
     @property
     def title(self) -> str:
@@ -54,7 +63,8 @@ class Metric:
 
     def of(self, run: Run) -> float:
         """The value in `unit`; NaN where the run leaves it undefined."""
-        return run.value(self.key) * self.scale
+        whole = run.value(self.of_all) if self.of_all else 1.0
+        return run.value(self.key) * self.scale / whole if whole else math.nan
 
     def in_readable_unit(self, values: Iterable[float]) -> Metric:
         """The same, in seconds rather than milliseconds where values reach twenty seconds."""
@@ -73,15 +83,26 @@ class Metric:
         return f"{estimate.mean:.{digits}f} ± {estimate.half:.{digits}f}"
 
 
-HIT_RATE: Final = Metric(
-    "expert_hit_rate", "expert hit rate", "%", 100, higher_is_better=True, is_share=True
-)
+# Where an arrow may stand. Throughput and latencies are what a server is for, so each has a better
+# direction by itself. So has the share of accesses that wait for no copy. The others have none:
+# - A late hit is better than a miss and worse than a hit. More of them can mean either, and so can
+#   fewer misses: a prefetch may turn misses and hits into late hits, and take longer.
+# - A prefetch that saves time copies more than none; a loaded placement copies before the start.
+# - A share of time that is stalled also falls where computing gets slower, so that the slowest run
+#   can have the smallest.
+HITS: Final = Metric("hits", "hits", "%", 100, "higher", is_share=True, of_all="accesses")
+LATE_HITS: Final = Metric("late_hits", "late hits", "%", 100, is_share=True, of_all="accesses")
+MISSES: Final = Metric("misses", "misses", "%", 100, is_share=True, of_all="accesses")
+HIT_RATE: Final = Metric("expert_hit_rate", "hits and late hits", "%", 100, is_share=True)
+"""Both together, for bounds on hits. Never shown alone where any hit was late."""
 HEADLINE: Final = (
-    Metric("output_tokens_per_s", "throughput", "tokens/s", higher_is_better=True),
-    Metric("ttft_p95_ms", "TTFT p95", "ms"),
-    Metric("tpot_mean_ms", "TPOT mean", "ms"),
-    Metric("e2e_p95_ms", "E2E p95", "ms"),
-    HIT_RATE,
+    Metric("output_tokens_per_s", "throughput", "tokens/s", better="higher"),
+    Metric("ttft_p95_ms", "TTFT p95", "ms", better="lower"),
+    Metric("tpot_mean_ms", "TPOT mean", "ms", better="lower"),
+    Metric("e2e_p95_ms", "E2E p95", "ms", better="lower"),
+    HITS,
+    LATE_HITS,
+    MISSES,
     Metric("h2d_bytes", "copied to GPU", "GiB", 2.0**-30),
     Metric("stall_share", "stalled", "% of step time", 100, is_share=True),
 )
@@ -107,10 +128,20 @@ def costs(run: Run) -> str:
 
 def run_caption(run: Run) -> str:
     """What stands under every figure of one run."""
+    return f"{routing_sentence(run)} {_setting(run)}".lstrip()
+
+
+def _setting(run: Run) -> str:
     return (
         f"{run.text('requests')} requests, seed {run.text('seed')}; trace {run.trace} "
         f"costed as {run.text('model')} on {run.text('hardware')}; "
         f"{policy_label(run.text('cache_policy'), run.scenario.get('cache', {}).get('options'))} "
         f"with {run.value('cache_slots') / run.value('num_layers'):g} of "
-        f"{run.text('num_experts')} experts a layer; {costs(run)}."
+        f"{run.text('num_experts')} experts a layer; {costs(run)}.{said(run.caveats)}"
     )
+
+
+def said(caveats: Iterable[str]) -> str:
+    """Caveats as the last sentence of a caption; nothing where there are none."""
+    text = "; ".join(caveats)
+    return f" Not as asked: {text}." if text else ""

@@ -2,15 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Final
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Final
 
-from moesim.report.chart import Chart
+from moesim.report.chart import Chart, drawn
 from moesim.report.comparison import Comparison
+from moesim.report.marks import FORESEES
 
-__all__ = ["MOST_SETTINGS", "NO_BOUNDS", "OUTPUT_ONLY", "bounded", "left_out", "shared_legend"]
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = [
+    "LABEL",
+    "MOST_SETTINGS",
+    "NO_BOUNDS",
+    "OUTPUT_ONLY",
+    "bounded",
+    "left_out",
+    "named",
+    "rows_in",
+    "shared_legend",
+    "titled",
+]
 
 MOST_SETTINGS: Final = 3
+LABEL: Final = 28
+"""Characters of a line of a row's or a legend's label."""
+WIDE_CHARACTERS: Final = 132
+"""Characters that fit across a figure, in the type of legends."""
+HANDLE_CHARACTERS: Final = 6
 NO_BOUNDS: Final = "These runs computed no bounds."
 OUTPUT_ONLY: Final = "Throughput counts output tokens."
 
@@ -32,6 +52,45 @@ def shared_legend(chart: Chart, *, wide: bool = False) -> None:
         for axes in row:
             for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
                 entries.setdefault(label, handle)
-    where = {"loc": "outside upper center", "ncols": 6} if wide else {"loc": "outside right upper"}
-    if entries:
-        chart.figure.legend(entries.values(), entries.keys(), **where)
+    if not entries:
+        return
+    longest = max(len(line) for label in entries for line in label.splitlines())
+    columns = max(1, min(6, len(entries), WIDE_CHARACTERS // (longest + HANDLE_CHARACTERS)))
+    handles, names = list(entries.values()), list(entries)
+    heights = [0.05 + 0.125 * (label.count("\n") + 1) for label in entries]
+    if wide:
+        _grow(chart, sum(heights) / columns - 0.175)
+        chart.figure.legend(handles, names, loc="outside upper center", ncols=columns)
+    else:
+        caption_in = 0.13 * (chart.figure.get_supxlabel().count("\n") + 1)
+        _grow(chart, sum(heights) + caption_in - chart.figure.get_figheight())
+        chart.figure.legend(handles, names, loc="outside right upper")
+
+
+def _grow(chart: Chart, inches: float) -> None:
+    """Make room for a legend that is higher than what was planned for it."""
+    if inches > 0:
+        chart.figure.set_figheight(chart.figure.get_figheight() + inches)
+
+
+def named(label: str) -> str:
+    """The label of a row, broken into lines but not inside its mark."""
+    return drawn(label.replace(f"[{FORESEES}]", f"[{FORESEES}]".replace(" ", "\u00a0")), LABEL)
+
+
+def rows_in(labels: Iterable[str]) -> float:
+    """The height in inches that each row takes, whose label may have several lines."""
+    return max(0.19, 0.06 + 0.125 * max(named(label).count("\n") + 1 for label in labels))
+
+
+def titled(axes: Axes, text: str, width: int) -> None:
+    """Set a panel's title, in lines of at most `width` characters. The layout sees its height only:
+    a long title makes no panel wider."""
+    from matplotlib import rcParams
+    from matplotlib.transforms import ScaledTranslation
+
+    shown = drawn(text, width)
+    spacer = axes.set_title("\n".join(" " for _ in shown.split("\n")))
+    up = ScaledTranslation(0, rcParams["axes.titlepad"] / 72, axes.figure.dpi_scale_trans)
+    axes.figure.text(0, 1, shown, transform=axes.transAxes + up, in_layout=False,
+                     fontproperties=spacer.get_fontproperties(), va="baseline")  # fmt: skip

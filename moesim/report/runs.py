@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from moesim.errors import MoesimError, ScenarioError, UsageError
+from moesim.result import in_short
 
 if TYPE_CHECKING:
     import numpy as np
@@ -41,6 +42,9 @@ class Run:
     summary: Mapping[str, Any]
     manifest: Mapping[str, Any]
     scenario: Mapping[str, Any]
+
+    def __repr__(self) -> str:
+        return f"<Run {in_short(self.summary)}; {self.path}>"
 
     def value(self, key: str) -> float:
         """A number of the summary; NaN where it is null, absent or no number.
@@ -68,11 +72,21 @@ class Run:
     def world(self) -> dict[str, Any]:
         """The resolved scenario with what must not depend on the folder it lies in: paths are
         absolute, and the trace is its hash where the manifest has one."""
-        world: dict[str, Any] = _with_absolute_paths(self.scenario, self.path)
-        inputs = self.manifest.get("inputs")
-        if isinstance(inputs, Mapping) and inputs.get("trace"):
-            world["trace"] = inputs["trace"]
+        world: dict[str, Any] = self.with_absolute_paths(self.scenario)
+        world["trace"] = self.trace_identity[1] or world.get("trace")
         return world
+
+    @property
+    def trace_identity(self) -> tuple[str, str]:
+        """The trace's path from the root, and its hash where the manifest has one, or else ""."""
+        path = self.with_absolute_paths(self.scenario.get("trace"))
+        inputs = self.manifest.get("inputs")
+        content = inputs.get("trace") if isinstance(inputs, Mapping) else None
+        return str(path), str(content or "")
+
+    def with_absolute_paths(self, value: Any) -> Any:
+        """A value of the scenario in which every relative path starts at the root."""
+        return _with_absolute_paths(value, self.path)
 
     @property
     def seed(self) -> int | None:
@@ -91,6 +105,12 @@ class Run:
         """What the run says of itself, for example which model its trace was costed as."""
         notes = self.summary.get("notes")
         return [str(note) for note in notes] if isinstance(notes, list) else []
+
+    @property
+    def caveats(self) -> list[str]:
+        """What was asked for and could not be done, in a few words each."""
+        caveats = self.summary.get("caveats")
+        return [str(caveat) for caveat in caveats] if isinstance(caveats, list) else []
 
     def table(self, name: str, columns: Iterable[str]) -> dict[str, Column]:
         """Columns of `name`.parquet as arrays, one entry a row; a column of lists is an object
@@ -183,7 +203,9 @@ def _runs_inside(path: Path) -> list[Path]:
     with suppress(OSError, csv.Error, UnicodeDecodeError), (path / RUNS).open(newline="") as lines:
         for place, row in enumerate(csv.DictReader(lines)):
             known[row.get("run") or ""] = place
-    runs = [folder for folder in inner.iterdir() if (folder / MANIFEST).is_file()]
+    # A hidden folder is a run that is being written: it may vanish, or come under its own name.
+    visible = (folder for folder in inner.iterdir() if not folder.name.startswith("."))
+    runs = [folder for folder in visible if (folder / MANIFEST).is_file()]
     return sorted(runs, key=lambda run: (known.get(f"runs/{run.name}", len(known)), run.name))
 
 

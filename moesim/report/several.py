@@ -2,36 +2,43 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from moesim.report.capacity import hit_rate_against_capacity, metrics_against_capacity
-from moesim.report.chart import Chart, grid, save_charts
+from moesim.report.chart import Chart, drawn, grid, save_charts
 from moesim.report.comparison import Comparison, Row
 from moesim.report.distribution import LATENCIES, cdf, latency_axis
-from moesim.report.metrics import HIT_RATE, STALL_CAUSES, Metric
+from moesim.report.limits import HIT_LIMITS, MIN_BOUND, limit
+from moesim.report.metrics import HIT_RATE, HITS, STALL_CAUSES, Metric
 from moesim.report.panels import (
     MOST_SETTINGS,
     NO_BOUNDS,
     OUTPUT_ONLY,
     bounded,
     left_out,
+    named,
+    rows_in,
     shared_legend,
+    titled,
 )
 from moesim.report.runs import latencies_ns
-from moesim.report.style import BOUNDS, STALLS, Style, styles
+from moesim.report.style import STALLS, Style, styles
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 __all__ = ["latency_cdfs", "plots_for_comparison", "side_by_side", "stalls_side_by_side"]
 
-MIN_BOUND: Final = next(iter(BOUNDS))
-SIDE_BY_SIDE: Final = ("output_tokens_per_s", "ttft_p95_ms", "tpot_mean_ms", "expert_hit_rate")
-TICKS: Final = "Black ticks in the hit-rate panel are the MIN bound (misses, no prefetching)."
+ACROSS: Final = 60
+"""Characters of a title across the figure."""
+SIDE_BY_SIDE: Final = ("output_tokens_per_s", "ttft_p95_ms", "tpot_mean_ms", "hits")
+TICKS: Final = (
+    "Black ticks in the panel of hits are the MIN bound of variants that prefetch nothing. "
+)
+LATE: Final = "Lines to the right of hits reach to hits and late hits together. "
 
 
 def plots_for_comparison(comparison: Comparison, folder: Path) -> list[Chart]:
@@ -59,15 +66,17 @@ def side_by_side(comparison: Comparison) -> Chart:
     settings = _chosen(comparison.settings)
     variants = comparison.variants
     metrics = [metric for metric in comparison.headline if metric.key in SIDE_BY_SIDE]
+    late = any(row.mean("late_hits") > 0 for row in comparison.rows)
+    names = [row.label for row in comparison.rows]
     chart = grid(
         "side_by_side",
         "Policies side by side",
         f"Each variant's mean with its interval{left_out(comparison.settings, settings)}. "
-        f"{TICKS if bounded(comparison) else NO_BOUNDS} {OUTPUT_ONLY} "
-        f"{comparison.caption(hit_rate=True)}",
+        f"{TICKS if bounded(comparison) else NO_BOUNDS + ' '}{LATE if late else ''}{OUTPUT_ONLY} "
+        f"{comparison.caption(hits=True)}",
         ("setting", "metric", "unit", "variant", "mean", "low", "high", "n"),
         shape=(len(settings), len(metrics)),
-        height_in=0.3 + len(settings) * (0.55 + 0.19 * len(variants)),
+        height_in=0.3 + len(settings) * (0.55 + rows_in(names) * len(variants)),
         sharey="row",
     )
     looks = styles(comparison)
@@ -79,10 +88,10 @@ def side_by_side(comparison: Comparison) -> Chart:
             axes.tick_params(left=axes is panels[0])
             if setting == settings[-1]:
                 axes.set_xlabel(metric.title)
-        panels[0].set_yticks(range(len(rows)), [row.variant for row in rows])
+        panels[0].set_yticks(range(len(rows)), _names(rows))
         panels[0].set_ylim(len(rows) - 0.5, -0.5)
         if setting:
-            panels[0].set_title(setting)
+            titled(panels[0], setting, ACROSS)
     return chart
 
 
@@ -109,7 +118,7 @@ def latency_cdfs(comparison: Comparison) -> Chart:
         panels[0].set_ylabel("share of requests")
         panels[0].set_ylim(0, 1.02)
         if setting:
-            panels[0].set_title(setting)
+            titled(panels[0], setting, ACROSS)
     shared_legend(chart, wide=True)
     return chart
 
@@ -118,6 +127,7 @@ def stalls_side_by_side(comparison: Comparison) -> Chart:
     """Seconds of GPU time by what the lane did or waited for, one bar a variant."""
     settings = _chosen(comparison.settings)
     variants = comparison.variants
+    names = [row.label for row in comparison.rows]
     chart = grid(
         "stall_breakdown",
         "Stalls by cause",
@@ -125,7 +135,7 @@ def stalls_side_by_side(comparison: Comparison) -> Chart:
         f"time without any request. {comparison.caption(intervals=False)}",
         ("setting", "variant", "part", "seconds"),
         shape=(1, len(settings)),
-        height_in=1.0 + 0.22 * len(variants),
+        height_in=1.0 + 0.03 * len(variants) + rows_in(names) * len(variants),
         sharex=True,
     )
     parts = [("compute", "busy_s", "#0072B2", "")]
@@ -137,19 +147,20 @@ def stalls_side_by_side(comparison: Comparison) -> Chart:
         left = [0.0] * len(rows)
         for label, key, color, hatch in parts:
             values = [row.mean(key) for row in rows]
-            drawn = [0.0 if value != value else value for value in values]
-            axes.barh(range(len(rows)), drawn, left=left, color=color, hatch=hatch, height=0.72,
+            lengths = [0.0 if value != value else value for value in values]
+            axes.barh(range(len(rows)), lengths, left=left, color=color, hatch=hatch, height=0.72,
                       edgecolor="#444444", linewidth=0.4, label=label)  # fmt: skip
-            left = [start + value for start, value in zip(left, drawn, strict=True)]
+            left = [start + value for start, value in zip(left, lengths, strict=True)]
             for row, value in zip(rows, values, strict=True):
                 chart.record(setting, row.variant, label, value)
-        axes.set_yticks(range(len(rows)), [row.variant for row in rows] if not column else [])
+        axes.set_yticks(range(len(rows)), _names(rows) if not column else [])
         axes.set_ylim(len(rows) - 0.5, -0.5)
         longest = max(longest, *left)
         axes.tick_params(left=not column)
         axes.set_xlabel("time (s)")
         axes.grid(False, axis="y")
-        axes.set_title("\n".join(textwrap.wrap(setting, 76 // len(settings))))
+        if setting:
+            axes.set_title(drawn(setting, ACROSS // len(settings)))
     axes.set_xlim(0, longest * 1.05 or 1)
     shared_legend(chart, wide=True)
     return chart
@@ -173,13 +184,29 @@ def _dots(
             continue
         axes.errorbar(one.mean, place, xerr=one.half or None, color=look.color, marker=look.marker,
                       markerfacecolor=look.face, capsize=2, elinewidth=1)  # fmt: skip
-        bound = row.mean("min_hit_rate") * HIT_RATE.scale
-        if metric is HIT_RATE and bound == bound:
-            axes.plot(bound, place, "|", color="black", markersize=8, markeredgewidth=1.4)
-            chart.record(setting, MIN_BOUND, "%", row.variant, bound, None, None, one.n)
+        if metric is HITS:
+            _beside_hits(chart, axes, setting, row, place, look)
     axes.margins(x=0.12)
     if not any(row.estimate(metric).defined for row in rows):
         axes.tick_params(bottom=False, labelbottom=False)
+
+
+def _beside_hits(chart: Chart, axes: Axes, setting: str, row: Row, place: int, look: Style) -> None:
+    """What stands beside hits: late hits as a line to the right, and MIN's hits as a tick."""
+    hits, both = row.estimate(HITS), row.estimate(HIT_RATE)
+    if row.mean("late_hits") > 0:
+        axes.plot([hits.mean, both.mean], [place, place], color=look.color, alpha=0.6,
+                  linewidth=1, linestyle=(0, (1, 1)), marker="", zorder=1.9)  # fmt: skip
+        axes.plot(both.mean, place, ".", color=look.color, markersize=4)
+        chart.record(setting, HIT_RATE.label, "%", row.variant, both.mean, None, None, both.n)
+    bound = limit(row, HIT_LIMITS[MIN_BOUND])
+    if bound == bound:
+        axes.plot(bound, place, "|", color="black", markersize=8, markeredgewidth=1.4)
+        chart.record(setting, MIN_BOUND, "%", row.variant, bound, None, None, hits.n)
+
+
+def _names(rows: Sequence[Row]) -> list[str]:
+    return [named(row.label) for row in rows]
 
 
 def _overlay(
@@ -202,10 +229,10 @@ def _overlay(
         values, shares = cdf(sample)
         look = looks[row.variant]
         start = [values[0] / scale] if len(values) else []
-        axes.plot([*start, *values / scale], [*(0 for _ in start), *shares], label=row.variant,
-                  color=look.color, linestyle=look.line, drawstyle="steps-post",
-                  marker=look.marker, markerfacecolor=look.face, markersize=3.5,
-                  markevery=(0.08, 0.23))  # fmt: skip
+        axes.plot([*start, *values / scale], [*(0 for _ in start), *shares],
+                  label=named(row.label), color=look.color, linestyle=look.line,
+                  drawstyle="steps-post", marker=look.marker, markerfacecolor=look.face,
+                  markersize=3.5, markevery=(0.08, 0.23))  # fmt: skip
         for value, share in zip(values.tolist(), shares.tolist(), strict=True):
             chart.record(setting, name, row.variant, value, share)
     axes.set_xlabel(f"{LATENCIES[name]} ({unit})")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 from moesim.report.chart import Chart, grid, mark_undefined, save_charts
 from moesim.report.distribution import LATENCIES, cdf, latency_axis, latency_scale
 from moesim.report.lanes import lane_timeline
-from moesim.report.metrics import HIT_RATE_MEANS, STALL_CAUSES, run_caption
+from moesim.report.metrics import HITS, HITS_MEAN, LATE_HITS, STALL_CAUSES, run_caption
 from moesim.report.runs import Run, latencies_ns, load_run
 from moesim.report.style import OUTCOMES, STALLS
 
@@ -126,7 +126,7 @@ def hits_by_layer(run: Run) -> Chart:
     chart = grid(
         "hits_by_layer",
         "Hits by layer",
-        f"Accesses of each layer by outcome. {run_caption(run)} {HIT_RATE_MEANS}.",
+        f"Accesses of each layer by outcome. {run_caption(run)} {HITS_MEAN}",
         ("layer", "model_layer", "accesses", "hits", "late_hits", "misses"),
         height_in=2.7,
     )
@@ -143,10 +143,10 @@ def hits_by_layer(run: Run) -> Chart:
         for label, column in (("hit", "hits"), ("late hit", "late_hits"), ("miss", "misses"))
     }
     _stack(axes, table["layer"], parts, OUTCOMES)
-    rate = run.value("expert_hit_rate")
-    if rate == rate:
-        axes.axhline(rate, color="black", linewidth=1, linestyle=(0, (4, 2)),
-                     label=f"all layers: {rate:.1%} hit or late")  # fmt: skip
+    hits, late = HITS.of(run), LATE_HITS.of(run)
+    if hits == hits:
+        axes.axhline(hits / 100, color="black", linewidth=1, linestyle=(0, (4, 2)),
+                     label=f"all layers: {hits:.1f}% hit, {late:.1f}% late")  # fmt: skip
     axes.set_ylim(0, 1)
     axes.set_ylabel("share of accesses")
     axes.set_xlabel("layer (numbered as in the trace)")

@@ -6,7 +6,15 @@ from pathlib import Path
 from typing import Final, TextIO
 
 from moesim.config.units import format_bytes
-from moesim.report.metrics import STALL_CAUSES, UNDEFINED, costs, number
+from moesim.report.marks import (
+    FORESEES,
+    foreseeing,
+    marked,
+    prefetches,
+    routing_mark,
+    routing_sentence,
+)
+from moesim.report.metrics import HITS, LATE_HITS, STALL_CAUSES, UNDEFINED, costs, number
 from moesim.report.names import MIN_LABEL, policy_label
 from moesim.report.runs import Run, load_run
 from moesim.report.tabular import Table, write_tables
@@ -30,7 +38,10 @@ def print_summary(run_dir: str | Path, stream: TextIO | None = None) -> None:
 def summary_tables(run: Run) -> list[Table]:
     """What ran, latency, starvation, cache, bytes, stalls, bounds, memory and notes."""
     parts = (_what, _latency, _starvation, _cache, _bytes, _time, _bounds)
-    made = [*(part(run) for part in parts), *_verdict(run), _memory(run)]
+    made = [part(run) for part in parts]
+    for table in made:
+        table.title = marked(table.title, routing_mark(run))
+    made += [*_verdict(run), _memory(run)]
     if run.notes:
         notes = Table("notes")
         for note in run.notes:
@@ -46,6 +57,10 @@ def _what(run: Run) -> Table:
     slots = number(run.value("cache_slots") / run.value("num_layers"))
     table.add("trace", f"{run.trace} (routing of {run.text('trace')})")
     table.add("costed as", f"{run.text('model')} on {run.text('hardware')}")
+    if sentence := routing_sentence(run):
+        table.add("routing", sentence)
+    if seers := foreseeing(run):
+        table.add(FORESEES, f"{', '.join(seers)}: a bound, not a policy")
     table.add(
         "cache",
         f"{policy}, {run.text('cache_scope').replace('_', ' ')}, {run.text('cache_slots')} slots "
@@ -90,11 +105,11 @@ def _starvation(run: Run) -> Table:
 
 def _cache(run: Run) -> Table:
     table = Table("expert accesses", ["", "count", "share"])
-    for label, key in (("hits", "hits"), ("late hits", "late_hits"), ("misses", "misses")):
+    for label, key in (("hits in time", "hits"), ("late hits", "late_hits"), ("misses", "misses")):
         table.add(label, run.text(key), _share(run.value(key) / _positive(run.value("accesses"))))
     table.add("all", run.text("accesses"), "")
-    table.add("expert hit rate", "", _share(run.value("expert_hit_rate")))
-    table.add("token hit rate", "", _share(run.value("token_hit_rate")))
+    table.add("hits and late hits (expert hit rate)", "", _share(run.value("expert_hit_rate")))
+    table.add("the same, weighed by tokens", "", _share(run.value("token_hit_rate")))
     table.add(
         "distinct experts a layer event", number(run.value("unique_experts_per_event_mean")), ""
     )
@@ -134,20 +149,24 @@ def _time(run: Run) -> Table:
 
 
 def _bounds(run: Run) -> Table:
-    table = Table("bounds", ["", "expert hit rate", "makespan (s)", "E2E p95 (ms)"])
-    for label, rate, makespan, latency in (
-        ("this run", "expert_hit_rate", "makespan_s", "e2e_p95_ms"),
-        (f"{MIN_LABEL}, no prefetch", "min_hit_rate", "", ""),
-        ("infinite cache", "infinite_cache_hit_rate", "infinite_cache_makespan_s",
-         "infinite_cache_e2e_p95_ms"),
-        ("infinite link", "", "infinite_link_makespan_s", "infinite_link_e2e_p95_ms"),
+    unbound = "; none on the hits of this run, which prefetches" if prefetches(run) else ""
+    columns = ["", "hits", "late hits", "time in steps (s)", "makespan (s)", "E2E p95 (ms)"]
+    table = Table(f"bounds{unbound}", columns)
+    steps = run.value("busy_s") + run.value("stall_s")
+    table.add(
+        "this run",
+        *(_share(metric.of(run) / 100) for metric in (HITS, LATE_HITS)),
+        *map(number, (steps, run.value("makespan_s"), run.value("e2e_p95_ms"))),
+    )
+    for label, name in (
+        (MIN_LABEL, "min"), ("infinite cache", "infinite_cache"), ("infinite link", "infinite_link")
     ):  # fmt: skip
-        table.add(
-            label,
-            _share(run.value(rate)) if rate else "",
-            number(run.value(makespan)) if makespan else "",
-            number(run.value(latency)) if latency else "",
-        )
+        keys = (f"{name}_{key}" for key in ("time_in_steps_s", "makespan_s", "e2e_p95_ms"))
+        times = [number(run.value(key)) if key in run.summary else "" for key in keys]
+        rate = f"{name}_hit_rate"
+        if rate in run.summary and prefetches(run):
+            label += ", hits without prefetch"
+        table.add(label, _share(run.value(rate)) if rate in run.summary else "", "", *times)
     return table
 
 
@@ -155,7 +174,8 @@ def _verdict(run: Run) -> list[Table]:
     if run.summary.get("verdict") is None:
         return []
     reason = run.summary.get("verdict_reason")
-    return [Table(f"limited by the {run.text('verdict')}" + (f": {reason}" if reason else ""))]
+    limit = marked(f"limited by the {run.text('verdict')}", routing_mark(run))
+    return [Table(limit + (f": {reason}" if reason else ""))]
 
 
 def _memory(run: Run) -> Table:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, TextIO
 
-__all__ = ["Cell", "Table", "markdown", "plain", "write_tables"]
+__all__ = ["Cell", "Table", "escaped", "markdown", "plain", "write_tables"]
 
 _SIGNS: Final = {"best": " ▲", "better": " ▲", "worst": " ▼", "worse": " ▼"}
+_MARKUP: Final = re.compile(r"[\\`*|\[<$~]|&(?=#?\w+;)|(?<![^\W_])_|_(?![^\W_])")
 _COLORS: Final = {"best": "green", "better": "green", "worst": "red", "worse": "red"}
 
 
@@ -53,12 +55,12 @@ def plain(table: Table) -> str:
 
 def markdown(table: Table) -> str:
     """A Markdown table; the best is bold, the worst in italics, better and worse are words."""
-    lines = [f"### {table.title}", ""] if table.title else []
-    lines.append("| " + " | ".join(map(_escaped, table.columns)) + " |")
+    lines = [f"### {escaped(table.title)}", ""] if table.title else []
+    lines.append("| " + " | ".join(map(escaped, table.columns)) + " |")
     lines.append("|" + "|".join(["---", *["--:"] * (len(table.columns) - 1)]) + "|")
     forms = {"best": "**{}**", "worst": "_{}_", "better": "{} better", "worse": "{} worse"}
     for row in table.rows:
-        cells = [forms.get(cell.mark, "{}").format(_escaped(cell.text)) for cell in row]
+        cells = [forms.get(cell.mark, "{}").format(escaped(cell.text)) for cell in row]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -94,5 +96,6 @@ def _marked(cell: Cell) -> str:
     return cell.text + _SIGNS.get(cell.mark, "")
 
 
-def _escaped(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
+def escaped(text: str) -> str:
+    """A text that Markdown shows as it is, on one line; underscores inside words need no help."""
+    return _MARKUP.sub(r"\\\g<0>", text.replace("\n", " "))

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 from moesim.errors import UsageError
 from moesim.report.chart import Chart, grid, mark_undefined, save_charts
 from moesim.report.distribution import latency_scale
+from moesim.report.marks import mark_of, marked
 from moesim.report.metrics import number
 from moesim.report.panels import shared_legend
 from moesim.report.tabular import Table
@@ -89,7 +90,7 @@ def load_validation(folder: str | Path) -> Validated:
 def validation_tables(summary: Mapping[str, Any]) -> list[Table]:
     """Errors by what was timed, then what they stand beside."""
     errors = Table(
-        "simulated against real",
+        marked("simulated against real", _mark(summary)),
         ["", "rows", "real (ms)", "simulated (ms)", "bias (%)", "|error| (%)", "|error| p90 (%)"],
     )
     for key, label in DURATIONS.items():
@@ -325,9 +326,15 @@ def _thinned(count: int) -> NDArray[np.int64]:
     return np.unique(np.linspace(0, count - 1, min(count, MOST_POINTS)).astype(np.int64))
 
 
+def _mark(summary: Mapping[str, Any]) -> str:
+    return mark_of(summary.get("routing"), summary.get("sizes"))
+
+
 def _caption(summary: Mapping[str, Any]) -> str:
+    mark = _mark(summary)
+    beware = f"{mark.upper()}. " if mark else ""
     return (
-        f"{summary['name']} on {summary['device']}: {summary['runs']} runs, their spread "
+        f"{beware}{summary['name']} on {summary['device']}: {summary['runs']} runs, their spread "
         f"{summary['executor_spread_pct']:.1f} % of the whole."
     )
 

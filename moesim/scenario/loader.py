@@ -7,11 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from moesim.config.validation import validate
-from moesim.config.yaml_document import Document, load_document, parse_value
+from moesim.config.markers import BASE_DIR, seen_from
+from moesim.config.validation import order, validate
+from moesim.config.yaml_document import Document, KeyPath, load_document, parse_value
 from moesim.errors import ScenarioError
-from moesim.scenario.scenario import Scenario, key_path
-from moesim.scenario.sections import BASE_DIR, SHORTHANDS
+from moesim.scenario.behind import mistakes_behind
+from moesim.scenario.keys import key_path, map_paths
+from moesim.scenario.scenario import SHORTHANDS, Scenario
 from moesim.scenario.sweep import expand_sweep
 
 __all__ = ["load_scenario"]
@@ -37,14 +39,15 @@ def load_scenario(
         base_dir = Path(source).parent
         if "name" not in document.data and Path(source).stem:
             document.data["name"] = Path(source).stem
-    document, problems = _override(document, overrides)
+    document, problems = _override(document, overrides, base_dir)
     try:
         scenario = build(document, base_dir)
         expand_sweep(scenario)
     except ScenarioError as error:
-        raise ScenarioError(error.problems + problems) from None
+        mistakes = [*error.problems, *problems, *mistakes_behind(document, base_dir)]
+        raise ScenarioError(sorted(dict.fromkeys(mistakes), key=order)) from None
     if problems:
-        raise ScenarioError(problems)
+        raise ScenarioError([*problems, *mistakes_behind(document, base_dir)])
     return scenario
 
 
@@ -56,8 +59,19 @@ def build(document: Document, base_dir: Path) -> Scenario:
     return scenario
 
 
-def _override(document: Document, overrides: Sequence[str]) -> tuple[Document, list[str]]:
-    """The document with all overrides that can be read, and what is wrong with the others."""
+def _override(
+    document: Document, overrides: Sequence[str], base_dir: Path
+) -> tuple[Document, list[str]]:
+    """The document with all overrides that can be read, and what is wrong with the others.
+
+    A path given here starts at the working directory; the document's start at `base_dir`.
+    """
+
+    def seen_from_base(_key: KeyPath, text: str) -> str:
+        if not text or os.path.isabs(text):
+            return text
+        return seen_from(base_dir, text)
+
     problems: list[str] = []
     for override in overrides:
         key, equals, text = override.partition("=")
@@ -68,6 +82,7 @@ def _override(document: Document, overrides: Sequence[str]) -> tuple[Document, l
             continue
         try:
             value = parse_value(text, place)
+            value = map_paths(Scenario, key_path(key), value, seen_from_base)
             document = document.with_value(key_path(key), value, place, SHORTHANDS)
         except ScenarioError as error:
             problems += error.problems

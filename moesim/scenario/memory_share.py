@@ -5,14 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import GetPydanticSchema, WithJsonSchema
 from pydantic_core import core_schema
 
 from moesim.config.fields import quantity_pattern
-from moesim.config.units import BYTES, parse_bytes, parse_share
+from moesim.config.units import BYTES, format_share, parse_bytes, parse_share
 
 __all__ = ["KvShare", "MemoryShare", "SlotsShare"]
 
@@ -34,12 +33,12 @@ class MemoryShare:
     value: int | float = 0
 
     def plain(self) -> int | str:
-        """As YAML would write it: the inverse of reading it, except that bytes stay bytes."""
+        """As YAML would write it: reading it gives this share again, to the last bit."""
         match self.kind:
             case "bytes":
                 return f"{self.value}B"
             case "share":
-                return f"{float(Fraction(str(self.value)) * 100):g}%"
+                return format_share(self.value)
             case "per_layer":
                 return f"{self.value}/layer"
             case "count":

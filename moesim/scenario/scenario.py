@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Final, Literal, Self
 
 from pydantic import Field, PrivateAttr, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from moesim.config.fields import Count
+from moesim.config.markers import seen_from
 from moesim.config.validation import Strict
-from moesim.config.yaml_document import Document, KeyPath
+from moesim.config.yaml_document import Document, dotted, dump_document
 from moesim.errors import ScenarioError, UsageError
 from moesim.hardware.hardware import Hardware, load_hardware
 from moesim.hardware.shapes import ModelShape, load_shape, shape_from_config
+from moesim.scenario.keys import key_path, map_paths, shorthands
 from moesim.scenario.sections import (
     Batching,
     BatchingField,
@@ -36,7 +37,7 @@ from moesim.scenario.sections import (
     Workload,
 )
 
-__all__ = ["Scenario", "key_path"]
+__all__ = ["SHORTHANDS", "Scenario"]
 
 
 class Scenario(Strict):
@@ -98,6 +99,15 @@ class Scenario(Strict):
             )
         return self
 
+    def __repr__(self) -> str:
+        grid = f", sweep over {', '.join(self.sweep)}" if self.sweep else ""
+        return (
+            f"<Scenario {self.name}: {self.trace} as {self.model.shape} "
+            f"on {self.hardware.profile}, {self.cache.policy}{grid}>"
+        )
+
+    __str__ = __repr__
+
     @property
     def base_dir(self) -> Path:
         """The folder that relative paths start from."""
@@ -122,37 +132,49 @@ class Scenario(Strict):
             return Document("scenario", self.resolved(), has_lines=False)
         return self._document
 
-    def resolved(self, relative_to: Path | None = None) -> dict[str, Any]:
+    def resolved(self, paths: Callable[[str, str], str] | None = None) -> dict[str, Any]:
         """The scenario as plain data with defaults filled in and units as integers.
 
-        Reading it again gives the same scenario. Paths stay as written, or are made relative to
-        the folder `relative_to`, in which the result is to be read.
+        Reading it again gives the same scenario. Paths stay as written, or become
+        `paths(key, path)`.
         """
         plain = self.model_dump(mode="json")
         for section, key in (("model", "shape"), ("hardware", "profile")):
             given = _without_none(plain[section])
             plain[section] = {key: given.pop(key), **given}
-        if relative_to is None:
+        if paths is None:
             return plain
-        places = [(plain, "trace"), (plain["workload"]["arrivals"], "path")]
-        if self.model.shape.endswith(".json"):
-            places.append((plain["model"], "shape"))
-        if self.hardware.profile.endswith((".yaml", ".yml")):
-            places.append((plain["hardware"], "profile"))
-        if self.cache.policy == "static" and self.cache.options.get("profile"):
-            places.append((plain["cache"]["options"], "profile"))
-        for section, key in places:
-            if key in section:
-                seen = os.path.relpath(self.path(section[key]), relative_to)
-                section[key] = Path(seen).as_posix()
-        return plain
+        moved: dict[str, Any] = map_paths(
+            Scenario, (), plain, lambda key, text: paths(dotted(key), text)
+        )
+        return moved
+
+    def resolved_in(self, folder: Path) -> dict[str, Any]:
+        """The same with paths as seen from `folder`, in which the result is to be read."""
+        return self.resolved(lambda _, path: seen_from(folder, self.path(path)))
+
+    def paths(self) -> dict[str, Path]:
+        """Return every file and folder that the scenario itself names, by its dotted key."""
+        named: dict[str, Path] = {}
+        self.resolved(lambda key, text: str(named.setdefault(key, self.path(text))))
+        return named
+
+    def write(self, file: Path, *, reader: Path) -> None:
+        """Write the resolved scenario into `file`, to be read again in the folder `reader`."""
+        text = dump_document(self.resolved_in(reader))
+        file.write_text(text, encoding="utf-8", newline="\n")
 
     def load_hardware(self) -> Hardware:
         """The machine. Raises ScenarioError where a profile of your own is wrong."""
         profile = self.hardware.profile
         if profile.endswith((".yaml", ".yml")):
             profile = str(self.path(profile))
-        return load_hardware(profile, self.hardware.overrides())
+        try:
+            return load_hardware(profile, self.hardware.overrides())
+        except ScenarioError:
+            raise
+        except UsageError as error:
+            raise ScenarioError.at(self, "hardware", str(error)) from None
 
     def load_shape(self, trace_config: Mapping[str, Any] | None) -> ModelShape:
         """The model's sizes; `trace_config` is the Hugging Face config in the trace's header.
@@ -189,9 +211,4 @@ def _without_none(section: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def key_path(key: str) -> KeyPath:
-    """`"cache.policy"` as a path; behind `sweep.` the rest is one key."""
-    first, dot, rest = key.partition(".")
-    if first == "sweep" and dot:
-        return (first, rest)
-    return tuple(key.split("."))
+SHORTHANDS: Final = shorthands(Scenario)

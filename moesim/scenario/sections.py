@@ -2,34 +2,30 @@
 
 Every field says what it is in its description, which editors show; every default is here. A
 section that is mostly one name may be written as that name: `hardware: t4` is short for
-`hardware: {profile: t4}` (see `SHORTHANDS`).
+`hardware: {profile: t4}` (the marker `Short`).
 """
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Callable
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import (
     AfterValidator,
     BeforeValidator,
     Field,
-    PlainSerializer,
-    ValidationInfo,
     WithJsonSchema,
 )
 
 from moesim.config.fields import Bits, Bytes, Count, PositiveCount, PositiveNumber
-from moesim.config.validation import Strict, near_match
-from moesim.config.yaml_document import KeyPath
-from moesim.hardware.hardware import HardwareOverrides, check_hardware_name
-from moesim.hardware.shapes import check_shape_name
-from moesim.scenario.memory_share import KvShare, MemoryShare, SlotsShare
+from moesim.config.markers import NoneAs, PathTo, Short
+from moesim.config.validation import Strict
+from moesim.hardware.hardware import HardwareOverrides, check_hardware_name, hardware_names
+from moesim.hardware.shapes import check_shape_name, shape_names
+from moesim.scenario.memory_share import KvShare, SlotsShare
+from moesim.scenario.policies import OptionsOf, PolicyOf, finite_throughout
 
 __all__ = [
-    "SHORTHANDS",
     "Arrivals",
     "Batching",
     "Cache",
@@ -37,7 +33,6 @@ __all__ = [
     "Lengths",
     "Memory",
     "ModelChoice",
-    "Options",
     "Placement",
     "Prefetch",
     "Text",
@@ -45,87 +40,39 @@ __all__ = [
     "Workload",
 ]
 
-BASE_DIR: Final = "base_dir"
-"""Key of the validation context: where relative paths start. Without it no path is checked."""
 
-SHORTHANDS: Final[dict[KeyPath, str]] = {
-    ("model",): "shape",
-    ("hardware",): "profile",
-    ("workload", "arrivals"): "kind",
-    ("batching",): "policy",
-    ("cache",): "policy",
-    ("prefetch",): "policy",
-    ("placement",): "policy",
-}
-
-
-def _short(key: str) -> BeforeValidator:
-    return BeforeValidator(lambda value: {key: value} if isinstance(value, str) else value)
-
-
-def _from_base(value: str, info: ValidationInfo) -> str | None:
-    """The path as seen from the scenario's folder; None where that folder is not known."""
-    base = info.context.get(BASE_DIR) if info.context else None
-    return None if base is None else os.path.join(base, value)
-
-
-def _existing(what: str, exists: Callable[[str], bool]) -> AfterValidator:
-    def check(value: str, info: ValidationInfo) -> str:
-        path = _from_base(value, info)
-        if not value or (path is not None and not exists(path)):
-            raise ValueError(f"there is no {what} {value!r}; paths start at the scenario's folder")
-        return value
-
-    return AfterValidator(check)
-
-
-def _known_profile(value: str, info: ValidationInfo) -> str:
-    is_path = value.endswith((".yaml", ".yml"))
-    seen = _from_base(value, info) if is_path else value
-    if seen is not None and (wrong := check_hardware_name(seen)):
+def _known_profile(value: str) -> str:
+    if not value.endswith(_PROFILES) and (wrong := check_hardware_name(value)):
         raise ValueError(wrong)
     return value
 
 
-def _known_shape(value: str, info: ValidationInfo) -> str:
-    if value == "trace":
-        return value
-    if value.endswith(".json"):
-        path = _from_base(value, info)
-        if path is not None and not os.path.isfile(path):
-            raise ValueError(f"there is no file {value!r}; paths start at the scenario's folder")
-    elif wrong := check_shape_name(value):
-        raise ValueError(f"{wrong}, or `trace` for the shape in the trace's header")
+def _known_shape(value: str) -> str:
+    if value != "trace" and not value.endswith(_CONFIGS) and (wrong := check_shape_name(value)):
+        raise ValueError(wrong)
     return value
 
 
-def _finite_throughout(value: Any) -> Any:
-    """Options go to policies and into results as they are, so they must be plain and finite."""
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"{value!r} must be a finite number")
-    if isinstance(value, dict | list):
-        for inner in value.values() if isinstance(value, dict) else value:
-            _finite_throughout(inner)
-    return value
-
-
-def _recorded_is_none(value: Any) -> Any:
-    if value == "recorded":
-        return None
-    if isinstance(value, str) or value is None:
-        hint = near_match(value, ["recorded"]) if value else ""
-        raise ValueError(f"{value!r} is neither recorded nor {{prompt: 128, output: 32}}{hint}")
-    return value
-
+_PROFILES: Final = (".yaml", ".yml")
+_CONFIGS: Final = (".json",)
 
 Text = Annotated[str, Field(min_length=1)]
-Options = Annotated[dict[str, Any], AfterValidator(_finite_throughout)]
+TracePath = Annotated[
+    str,
+    PathTo(
+        "trace folder",
+        os.path.isdir,
+        remedy="make one with `moesim record`, `moesim trace convert` or `moesim trace synth`",
+    ),
+]
 
 
 class ModelChoice(Strict):
     """Whose sizes are costed."""
 
-    shape: Annotated[str, AfterValidator(_known_shape)] = Field(
+    shape: Annotated[
+        str, AfterValidator(_known_shape), PathTo("file", os.path.isfile, _CONFIGS)
+    ] = Field(
         "trace",
         description="`trace` (the shape in the trace's header), a shipped model, or the path of a "
         "Hugging Face config.json.",
@@ -143,7 +90,11 @@ class ModelChoice(Strict):
 class HardwareChoice(HardwareOverrides):
     """The machine: a profile, and the figures that differ from it."""
 
-    profile: Annotated[str, AfterValidator(_known_profile)] = Field(
+    profile: Annotated[
+        str,
+        AfterValidator(_known_profile),
+        PathTo("hardware profile", os.path.isfile, _PROFILES),
+    ] = Field(
         description="A shipped profile, or the path of your own .yaml.", examples=["rtx-4090"]
     )
     pinned: bool = Field(
@@ -162,7 +113,9 @@ class Memory(Strict):
         None, description="GPU memory to use; by default all of the card's.", examples=["24GiB"]
     )
     kv: KvShare = Field(
-        MemoryShare("auto"), description="KV blocks: auto, rest, a size or a share of the capacity."
+        "auto",
+        validate_default=True,
+        description="KV blocks: auto, rest, a size or a share of the capacity.",
     )
     kv_block_tokens: PositiveCount = Field(16, description="Tokens in one KV block.", examples=[16])
     staging: PositiveCount = Field(
@@ -170,11 +123,12 @@ class Memory(Strict):
         description="Expert-sized buffers for experts that get no slot.",
         examples=[2],
     )
-    activations: Annotated[
-        Bytes | None,
-        BeforeValidator(lambda value: None if value == "auto" else value),
-        PlainSerializer(lambda value: "auto" if value is None else value),
-    ] = Field(None, description="Room for activations: auto or a size.", examples=["512MiB"])
+    activations: Annotated[Bytes | None, NoneAs("auto", "a size like 512MiB")] = Field(
+        "auto",
+        validate_default=True,
+        description="Room for activations: auto or a size.",
+        examples=["512MiB"],
+    )
 
 
 class AllAtOnce(Strict):
@@ -213,7 +167,7 @@ class Csv(Strict):
     """Arrival times and lengths from a CSV file."""
 
     kind: Literal["csv"]
-    path: Annotated[str, _existing("file", os.path.isfile)] = Field(
+    path: Annotated[str, PathTo("file", os.path.isfile)] = Field(
         description="The file.", examples=["arrivals.csv"]
     )
     format: Literal["plain", "azure"] = Field(
@@ -225,7 +179,7 @@ class Csv(Strict):
 
 
 Arrivals = Annotated[
-    AllAtOnce | Poisson | Gamma | Recorded | Csv, Field(discriminator="kind"), _short("kind")
+    AllAtOnce | Poisson | Gamma | Recorded | Csv, Field(discriminator="kind"), Short("kind")
 ]
 
 
@@ -249,11 +203,11 @@ class Workload(Strict):
         None, description="Only requests of these domains.", examples=[["code"]]
     )
     arrivals: Arrivals = Field(AllAtOnce(), description="When requests arrive.")
-    lengths: Annotated[
-        Lengths | None,
-        BeforeValidator(_recorded_is_none),
-        PlainSerializer(lambda value: "recorded" if value is None else value.model_dump()),
-    ] = Field(None, description="`recorded`, or fixed: {prompt: 128, output: 32}.")
+    lengths: Annotated[Lengths | None, NoneAs("recorded", "{prompt: 128, output: 32}")] = Field(
+        "recorded",
+        validate_default=True,
+        description="`recorded`, or fixed: {prompt: 128, output: 32}.",
+    )
     prefill: Literal["recorded", "skip", "resample"] = Field(
         "recorded", description="What stands for prompt rows that a trace may lack."
     )
@@ -262,12 +216,14 @@ class Workload(Strict):
 class Batching(Strict):
     """Which tokens form a step."""
 
-    policy: Text = Field(
+    policy: Annotated[Text, PolicyOf("batching")] = Field(
         "decode_first",
         description="prefill_first, decode_first, fcfs or a plug-in.",
         examples=["decode_first"],
     )
-    options: Options = Field({}, description="The policy's own options.")
+    options: Annotated[dict[str, Any], OptionsOf("batching")] = Field(
+        {}, description="The policy's own options."
+    )
     token_budget: PositiveCount = Field(512, description="Most tokens in one step.", examples=[512])
     max_sequences: PositiveCount = Field(
         32, description="Most requests running at once.", examples=[32]
@@ -277,13 +233,18 @@ class Batching(Strict):
 class Cache(Strict):
     """Which experts keep a slot in GPU memory."""
 
-    policy: Text = Field("lru", description="The eviction policy.", examples=["lru"])
-    options: Options = Field({}, description="The policy's own options.")
+    policy: Annotated[Text, PolicyOf("eviction")] = Field(
+        "lru", description="The eviction policy.", examples=["lru"]
+    )
+    options: Annotated[dict[str, Any], OptionsOf("eviction")] = Field(
+        {}, description="The policy's own options."
+    )
     scope: Literal["per_layer", "global"] = Field(
         "per_layer", description="Each layer has its own slots, or all share them."
     )
     slots: SlotsShare = Field(
-        MemoryShare("rest"),
+        "rest",
+        validate_default=True,
         description="Expert slots in all: rest, a count, a size, a share of all experts, or a "
         "number for each layer.",
     )
@@ -304,8 +265,12 @@ class Cache(Strict):
 class Prefetch(Strict):
     """Which experts are fetched before they are needed."""
 
-    policy: Text = Field("none", description="none, oracle, predicted or a plug-in.")
-    options: Options = Field({}, description="The policy's own options, like {depth: 1}.")
+    policy: Annotated[Text, PolicyOf("prefetch")] = Field(
+        "none", description="none, oracle, predicted or a plug-in."
+    )
+    options: Annotated[dict[str, Any], OptionsOf("prefetch")] = Field(
+        {}, description="The policy's own options, like {depth: 1}."
+    )
     cancel: bool = Field(
         False, description="Cancel prefetches that turn out useless.", examples=[False]
     )
@@ -314,8 +279,12 @@ class Prefetch(Strict):
 class Placement(Strict):
     """Where a missing expert runs."""
 
-    policy: Text = Field("copy", description="copy (to the GPU) or a plug-in.")
-    options: Options = Field({}, description="The policy's own options.")
+    policy: Annotated[Text, PolicyOf("placement")] = Field(
+        "copy", description="copy (to the GPU): no other acts yet."
+    )
+    options: Annotated[dict[str, Any], OptionsOf("placement")] = Field(
+        {}, description="The policy's own options."
+    )
 
 
 class Timeline(Strict):
@@ -325,17 +294,16 @@ class Timeline(Strict):
     steps: Count = Field(20, description="How many steps are kept.", examples=[20])
 
 
-TracePath = Annotated[str, _existing("trace folder", os.path.isdir)]
-Model = Annotated[ModelChoice, _short("shape")]
-HardwareField = Annotated[HardwareChoice, _short("profile")]
-BatchingField = Annotated[Batching, _short("policy")]
-CacheField = Annotated[Cache, _short("policy")]
-PrefetchField = Annotated[Prefetch, _short("policy")]
-PlacementField = Annotated[Placement, _short("policy")]
+Model = Annotated[ModelChoice, Short("shape", lambda: ["trace", *shape_names()])]
+HardwareField = Annotated[HardwareChoice, Short("profile", hardware_names)]
+BatchingField = Annotated[Batching, Short("policy")]
+CacheField = Annotated[Cache, Short("policy")]
+PrefetchField = Annotated[Prefetch, Short("policy")]
+PlacementField = Annotated[Placement, Short("policy")]
 Sweep = Annotated[
     dict[str, Annotated[list[Any], Field(min_length=1)]],
     BeforeValidator(lambda value: {} if value is None else value),
-    AfterValidator(_finite_throughout),
+    AfterValidator(finite_throughout),
     WithJsonSchema(
         {
             "anyOf": [

@@ -6,11 +6,12 @@ import itertools
 import math
 from typing import Any, Final
 
+from moesim.config.markers import BASE_DIR
 from moesim.config.validation import validate
-from moesim.config.yaml_document import Document
+from moesim.config.yaml_document import Document, KeyPath
 from moesim.errors import ScenarioError
-from moesim.scenario.scenario import Scenario, key_path
-from moesim.scenario.sections import BASE_DIR, SHORTHANDS
+from moesim.scenario.keys import key_path
+from moesim.scenario.scenario import SHORTHANDS, Scenario
 
 __all__ = ["expand_sweep"]
 
@@ -49,6 +50,27 @@ def expand_sweep(scenario: Scenario) -> list[tuple[dict[str, Any], Scenario]]:
     if problems:
         raise ScenarioError(list(dict.fromkeys(problems)))
     return points
+
+
+def vary(scenario: Scenario) -> tuple[list[Scenario], set[KeyPath]]:
+    """Return points that show every value of a sweep, and the keys of which no value is right.
+
+    Each point differs from the first in one key. Wrong values are left out.
+    """
+    document = scenario.document()
+    plain = document.with_value(("sweep",), {}, document.place(("sweep",)), SHORTHANDS)
+    good = {
+        key: [i for i in range(len(values)) if not _wrong_with(scenario, plain, {key: i})]
+        for key, values in scenario.sweep.items()
+    }
+    first = {key: indices[0] for key, indices in good.items() if indices}
+    chosen = [first, *({**first, key: i} for key, indices in good.items() for i in indices[1:])]
+    points = [
+        _point(scenario, plain, indices)
+        for indices in chosen
+        if not _wrong_with(scenario, plain, indices)
+    ]
+    return points, {key_path(key) for key in good if key not in first}
 
 
 def _check_keys(scenario: Scenario, document: Document) -> list[str]:

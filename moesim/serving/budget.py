@@ -6,12 +6,12 @@ fit is refused before anything runs, with the numbers.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from moesim.config.units import format_bytes
-from moesim.errors import BudgetError
+from moesim.errors import BudgetError, ScenarioError
 
 if TYPE_CHECKING:
     from moesim.hardware.shapes import ModelShape
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _ACTIVATION_BYTES = 2  # 16-bit activations, whatever the weights
 _LOGIT_BYTES = 4
+_MIB = 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +53,7 @@ def plan_budget(
 
     Raises `BudgetError` with all numbers where the parts exceed the whole.
     """
-    memory, cache = scenario.memory, scenario.cache
+    memory = scenario.memory
     capacity = memory.capacity if memory.capacity is not None else vram_bytes
     expert = shape.expert_bytes
     block = memory.kv_block_tokens * shape.kv_bytes_per_token
@@ -65,14 +66,16 @@ def plan_budget(
         f"{memory.staging} staging buffers": memory.staging * expert,
     }
     left = capacity - sum(parts.values())
-    if left < 0:
-        raise _too_little(scenario, capacity, parts, "leave nothing for KV blocks and experts")
-    total_experts = len(shape.moe_layers) * shape.num_experts
-    wanted_blocks = _useful_blocks(scenario, kv_tokens)
     longest = max(-(-tokens // memory.kv_block_tokens) for tokens in kv_tokens)
-
-    slots = _slots(cache.slots, shape)
+    slots = _slots(scenario, shape)
     blocks = _blocks(memory.kv, block, capacity)
+    shortage = _Shortage(
+        scenario, capacity, parts, longest * block, expert, (blocks or 0) * block, slots or 0
+    )
+    if left < 0:
+        raise shortage.error("leave nothing for KV blocks and experts")
+    total_experts = len(shape.moe_layers) * shape.num_experts
+    wanted_blocks = useful_blocks(scenario, kv_tokens)
     if blocks is None and memory.kv.kind == "auto":
         room = left - slots * expert if slots is not None else left // 2
         blocks = min(wanted_blocks, max(longest, room // block if block else wanted_blocks))
@@ -81,14 +84,12 @@ def plan_budget(
         slots = max(0, min(total_experts, (left - blocks * block) // expert))
     if blocks is None:
         blocks = max(0, (left - slots * expert) // block)
-    parts["KV blocks"] = blocks * block
-    parts[f"{slots} expert slots"] = slots * expert
-    if sum(parts.values()) > capacity:
-        raise _too_little(scenario, capacity, parts, "exceed the memory")
-    if blocks < longest:
-        parts["KV blocks of the longest request"] = longest * block
-        if blocks == 0 or blocks < min(-(-t // memory.kv_block_tokens) for t in kv_tokens):
-            raise _too_little(scenario, capacity, parts, "leave too few KV blocks for any request")
+    shortage = replace(shortage, kv=blocks * block, slots=slots)
+    if left < blocks * block + slots * expert:
+        raise shortage.error("exceed the memory")
+    shortest = min(-(-tokens // memory.kv_block_tokens) for tokens in kv_tokens)
+    if blocks == 0 or blocks < shortest:
+        raise shortage.error("leave too few KV blocks for any request")
     return Budget(
         capacity_bytes=capacity,
         fixed_bytes=shape.fixed_bytes,
@@ -117,22 +118,35 @@ def _activations(scenario: Scenario, shape: ModelShape) -> int:
     return tokens * widths * _ACTIVATION_BYTES + logits
 
 
-def _useful_blocks(scenario: Scenario, kv_tokens: Sequence[int]) -> int:
+def useful_blocks(scenario: Scenario, kv_tokens: Sequence[int]) -> int:
     """Blocks that the longest requests need if as many run at once as may."""
     block_tokens = scenario.memory.kv_block_tokens
     most = sorted((-(-tokens // block_tokens) for tokens in kv_tokens), reverse=True)
     return sum(most[: scenario.batching.max_sequences])
 
 
-def _slots(amount: MemoryShare, shape: ModelShape) -> int | None:
-    """Slots asked for, never more than there are experts; None for the rest."""
-    layers = len(shape.moe_layers)
+def _slots(scenario: Scenario, shape: ModelShape) -> int | None:
+    """Slots asked for; None for the rest. A size beyond all experts is used as far as they go; a
+    number beyond them is a mistake."""
+    amount, layers = scenario.cache.slots, len(shape.moe_layers)
     total = layers * shape.num_experts
     match amount.kind:
+        case "count" if amount.value > total:
+            raise ScenarioError.at(
+                scenario,
+                "cache.slots",
+                f"is {amount.value} in all; the model has {total} experts in {layers} MoE layers",
+            )
+        case "per_layer" if amount.value > shape.num_experts:
+            raise ScenarioError.at(
+                scenario,
+                "cache.slots",
+                f"is {amount.value} a layer; a layer of the model has {shape.num_experts} experts",
+            )
         case "count":
-            return min(total, int(amount.value))
+            return int(amount.value)
         case "per_layer":
-            return min(total, int(amount.value) * layers)
+            return int(amount.value) * layers
         case "share":
             return round(amount.value * total)
         case "bytes":
@@ -149,11 +163,53 @@ def _blocks(amount: MemoryShare, block: int, capacity: int) -> int | None:
     return None
 
 
-def _too_little(scenario: Scenario, capacity: int, parts: dict[str, int], what: str) -> BudgetError:
-    lines = [f"  {name}: {format_bytes(size)} ({size} bytes)" for name, size in parts.items()]
-    return BudgetError(
-        f"{scenario.mark('memory')}: impossible memory: the parts {what}\n"
-        + "\n".join([*lines, f"  of {format_bytes(capacity)} ({capacity} bytes)"])
-        + "\n  try a larger memory.capacity, fewer cache.slots, smaller memory.kv or fewer "
-        "model.expert_bits / model.weight_bits"
-    )
+@dataclass(frozen=True, slots=True)
+class _Shortage:
+    """Parts that exceed the memory, in bytes, and what of them may change."""
+
+    scenario: Scenario
+    capacity: int
+    fixed: dict[str, int]
+    kv_needed: int
+    """Bytes of the KV blocks that the longest request fills."""
+    expert: int
+    kv: int = 0
+    slots: int = 0
+
+    def error(self, what: str) -> BudgetError:
+        parts = {**self.fixed, "KV blocks": self.kv}
+        parts[f"{self.slots} expert slots"] = self.slots * self.expert
+        if self.kv < self.kv_needed:
+            parts["KV blocks of the longest request"] = self.kv_needed
+        lines = [f"  {name}: {format_bytes(size)} ({size} bytes)" for name, size in parts.items()]
+        lines.append(f"  of {format_bytes(self.capacity)} ({self.capacity} bytes)")
+        remedies = [*self._remedies(), "fewer model.expert_bits or model.weight_bits"]
+        return BudgetError(
+            f"{self.scenario.mark('memory')}: impossible memory: the parts {what}\n"
+            + "\n".join(lines)
+            + f"\n  try {', or '.join(remedies)}"
+        )
+
+    def _remedies(self) -> Iterator[str]:
+        """Yield single changes that make everything fit, as `key: value`."""
+        fixed, held = sum(self.fixed.values()), self.slots * self.expert
+        kv = max(self.kv, self.kv_needed)
+        needed = fixed + kv + held
+        share = self.scenario.memory.kv
+        room = self.capacity - fixed - held
+        if share.kind in ("bytes", "share") and room >= self.kv_needed:
+            yield f"memory.kv: {min(room, kv)}B"
+        if share.kind == "bytes" and self.kv < self.kv_needed:
+            return  # nothing else gives the KV blocks more
+        if share.kind == "share" and 0 < share.value < 1:  # it grows with the capacity
+            needed = round((fixed + held) / (1 - share.value))
+            needed = max(needed, round(self.kv_needed / share.value)) + _MIB
+        if needed > self.capacity:
+            yield f"memory.capacity: {-(-needed // _MIB)}MiB"
+        staging = self.scenario.memory.staging
+        spare = staging + (self.capacity - fixed - kv - held) // self.expert
+        if 1 <= spare < staging:
+            yield f"memory.staging: {spare}"
+        slots = (self.capacity - fixed - kv) // self.expert
+        if 0 <= slots < self.slots:
+            yield f"cache.slots: {slots}"

@@ -85,6 +85,7 @@ class Ledger:
         self.stall_ns = [[0 for _ in range(num_layers + 1)] for _ in CAUSES]
         self.demand_stall_ns = self.stall_ns[CAUSE_DEMAND]
         self.readback_stall_ns = self.stall_ns[CAUSE_READBACK]
+        self.hindsight = False  # whether an eviction policy learnt on the replayed trace itself
         self.prefetch_useful = 0
         self.prefetch_late = 0
         self.prefetch_wasted = 0
@@ -105,6 +106,11 @@ class Ledger:
         self._step_start_ns = 0
         self._ended_ns = 0
         self._step_base = (0, 0, 0, 0)
+
+    @property
+    def copy_stalls_ns(self) -> tuple[list[int], list[int]]:
+        """Waits for copies of experts: on demand and late, by layer."""
+        return self.stall_ns[CAUSE_DEMAND], self.stall_ns[CAUSE_LATE]
 
     def waves(self, number: int) -> None:
         """A layer event loaded experts in so many rounds through its staging buffers."""

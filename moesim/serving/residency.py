@@ -100,13 +100,13 @@ class ExpertCache:
             if key in self.slots or key not in policy.book:
                 raise self._violation(key, "is preloaded twice, or not in its own book")
             self.slots[key] = self._free.pop()
-        self.preloaded = len(self.slots)
+        self.preloaded = tuple(self.slots)
 
     def audit(self) -> None:
         """The policy's book equals the residency; slots are conserved."""
         if self.policy.book.keys() != self.slots.keys():
             wrong = self.policy.book.keys() ^ self.slots.keys()
-            raise self._violation(sorted(wrong), "its book is not the residency")
+            raise self._violation(sorted(wrong, key=str), "its book is not the residency")
         if len(self.slots) + len(self._free) != self.capacity:
             raise InvariantError(
                 2, f"{len(self.slots)} + {len(self._free)} slots of {self.capacity}"
@@ -144,19 +144,19 @@ class ExpertCache:
         if missing:
             self._load(layer, missing, bypass)
 
-    def decide(self, view: View) -> Event:
+    def decide(self, view: View, union: Sequence[Key], tokens: tuple[int, ...]) -> Event:
         """Decide one layer event that begins on idle lanes, with no copy under way.
 
         The same as `event`, less the issuing: then slots are free or read by this very event,
-        and what must be waited for needs no tickets.
+        and what must be waited for needs no tickets. `union` and `tokens` are the view's.
         """
-        slots, union = self.slots, view.union
+        slots = self.slots
         missing = [key for key in union if key not in slots]
         leavers = self._decide(view)
         if not missing and not leavers:
-            return missing, (tuple(view.tokens), (), ())
+            return missing, (tokens, (), ())
         absent = tuple([key not in slots for key in union])
-        return missing, (tuple(view.tokens), absent, self._move(union, missing, leavers))
+        return missing, (tokens, absent, self._move(union, missing, leavers))
 
     def _move(
         self, union: Sequence[Key], missing: Sequence[Key], leavers: Collection[Key]

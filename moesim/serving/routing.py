@@ -35,19 +35,19 @@ class StepRouting(Protocol):
     """
 
     @property
-    def unions(self) -> Sequence[Sequence[Key]]: ...
+    def unions(self) -> Sequence[tuple[Key, ...]]: ...
 
     @property
-    def tokens(self) -> Sequence[Sequence[int]]: ...
+    def tokens(self) -> Sequence[tuple[int, ...]]: ...
 
     @property
     def num_experts(self) -> int:
         """Experts of a layer, as keys count them."""
 
-    def predicted(self, layer: int, depth: int) -> Sequence[Key]:
+    def predicted(self, layer: int, depth: int) -> tuple[Key, ...]:
         """Distinct keys of layer + depth that predictions made at `layer` name."""
 
-    def gate_weights(self, layer: int) -> Sequence[float]:
+    def gate_weights(self, layer: int) -> tuple[float, ...]:
         """Summed gate weight of each key of `unions[layer]`; empty where they are unknown."""
 
 
@@ -63,7 +63,7 @@ class RoutingSource(Protocol):
 
     def unions(
         self, rows: npt.NDArray[np.int64]
-    ) -> tuple[Sequence[Sequence[Key]], Sequence[Sequence[int]]]:
+    ) -> tuple[Sequence[tuple[Key, ...]], Sequence[tuple[int, ...]]]:
         """Of rows whose tokens are known: per layer, distinct keys and rows wanting each."""
 
     def first_uses(self, rows: npt.NDArray[np.int64]) -> Mapping[Key, int]:
@@ -91,17 +91,17 @@ class TracedStep:
     def num_experts(self) -> int:
         return int(self._source.num_experts)
 
-    def predicted(self, layer: int, depth: int) -> Sequence[Key]:
+    def predicted(self, layer: int, depth: int) -> tuple[Key, ...]:
         if self._guesses is None:
             self._guesses = self._source.predictions(self.rows) or []
         if layer + depth >= len(self.unions) or not self._guesses:
-            return []
+            return ()
         if depth > len(self._guesses[0][layer]):
-            return []
+            return ()
         guessed = [guesses[layer][depth - 1] for guesses in self._guesses]
         return self._source.keys_at(layer + depth, chain.from_iterable(guessed))
 
-    def gate_weights(self, layer: int) -> Sequence[float]:
+    def gate_weights(self, layer: int) -> tuple[float, ...]:
         return self._source.gate_weights(self.rows, layer, self.unions[layer])
 
 
@@ -118,7 +118,7 @@ class StepView(View):
         routing: StepRouting,
         reach: int,
         owner: str,
-        next_unions: Sequence[Sequence[Key]] = (),
+        next_unions: Sequence[tuple[Key, ...]] = (),
         queue: Mapping[Key, int] | None = None,
     ) -> None:
         super().__init__(-1, ())
@@ -130,44 +130,44 @@ class StepView(View):
 
     def move_to(self, layer: int) -> None:
         """Show the layer event of `layer`."""
-        self.layer = layer
-        self.union = self._routing.unions[layer]
-        self.tokens = self._routing.tokens[layer]
+        self._layer = layer
+        self._union = self._routing.unions[layer]
+        self._tokens = self._routing.tokens[layer]
 
     def layers(self) -> Iterator[StepView]:
         """Itself, moved to layer after layer."""
         events = zip(self._routing.unions, self._routing.tokens, strict=True)
-        for self.layer, (self.union, self.tokens) in enumerate(events):
+        for self._layer, (self._union, self._tokens) in enumerate(events):
             yield self
 
-    def predicted(self, depth: int) -> Sequence[Key]:
+    def predicted(self, depth: int) -> tuple[Key, ...]:
         if depth < 1:
             raise PolicyViolation(self._owner, depth, "predictions start one layer ahead")
-        return self._routing.predicted(self.layer, depth) if self.layer >= 0 else ()
+        return self._routing.predicted(self._layer, depth) if self._layer >= 0 else ()
 
-    def exact(self, depth: int) -> Sequence[Key]:
+    def exact(self, depth: int) -> tuple[Key, ...]:
         if not 0 <= depth <= self._reach:
             raise PolicyViolation(
                 self._owner,
-                f"layer {self.layer} + {depth}",
+                f"layer {self._layer} + {depth}",
                 f"looks past the view: this router reveals {self._reach} layers ahead",
             )
-        layer = self.layer + depth
-        unions: Sequence[Sequence[Key]] = self._routing.unions
+        layer = self._layer + depth
+        unions: Sequence[tuple[Key, ...]] = self._routing.unions
         if layer >= len(unions):
             layer, unions = layer - len(unions), self._next_unions
         return unions[layer] if 0 <= layer < len(unions) else ()
 
     def next_use(self, key: Key) -> int | None:
         unions = self._routing.unions
-        here, its = self.layer, key // self._routing.num_experts
+        here, its = self._layer, key // self._routing.num_experts
         if here < its <= here + self._reach and key in unions[its]:
             return its - here
         row = self._queue.get(key)
         return None if row is None else (row + 1) * len(unions) + its - here
 
-    def gate_weights(self) -> Sequence[float]:
-        return self._routing.gate_weights(self.layer) if self.layer >= 0 else ()
+    def gate_weights(self) -> tuple[float, ...]:
+        return self._routing.gate_weights(self._layer) if self._layer >= 0 else ()
 
 
 class TraceRouting:
@@ -182,7 +182,7 @@ class TraceRouting:
         self._unused = trace.meta.unused
         self._each_one_row = [(1,) * self.top_k] * self.num_layers
         self._block_number = -1
-        self._block: list[list[list[Key]]] | None = None
+        self._block: list[list[tuple[Key, ...]]] | None = None
         self._wants: dict[int, frozenset[Key]] = {}  # by row: batching asks for them every step
         self._base_L1 = (np.arange(self.num_layers) * self.num_experts)[:, None]
 
@@ -207,7 +207,9 @@ class TraceRouting:
             self._wants[row] = frozenset(chain.from_iterable(self.unions(request.first_row)[0]))
         return self._wants[row]
 
-    def unions(self, rows: npt.NDArray[np.int64]) -> tuple[list[list[Key]], list[tuple[int, ...]]]:
+    def unions(
+        self, rows: npt.NDArray[np.int64]
+    ) -> tuple[list[tuple[Key, ...]], list[tuple[int, ...]]]:
         """Per layer: distinct keys in order of first appearance, and rows wanting each."""
         if len(rows) == 1 and (alone := self._alone(int(rows[0]))) is not None:
             return alone, self._each_one_row
@@ -216,9 +218,9 @@ class TraceRouting:
             return self._vectorised(keys_BLK)
         flat_LN = keys_BLK.transpose(1, 0, 2).reshape(self.num_layers, -1).tolist()
         counts = [count_keys(keys) for keys in flat_LN]
-        return [list(c) for c in counts], [tuple(c.values()) for c in counts]
+        return [tuple(c) for c in counts], [tuple(c.values()) for c in counts]
 
-    def _alone(self, row: int) -> list[list[Key]] | None:
+    def _alone(self, row: int) -> list[tuple[Key, ...]] | None:
         """Keys of one row, by layer; None if some of its block is unusual. A sequence decoded
         alone reads row after row, so they are fetched a few at a time."""
         number, place = divmod(row, _BLOCK_ROWS)
@@ -226,8 +228,14 @@ class TraceRouting:
             self._block_number = number
             ids_BLK = self._ids[number * _BLOCK_ROWS : (number + 1) * _BLOCK_ROWS]
             usual = int(ids_BLK.max()) < self.num_experts
-            self._block = (ids_BLK + self._base_L1).tolist() if usual else None
+            self._block = self._by_layer(ids_BLK + self._base_L1) if usual else None
         return self._block[place] if self._block is not None else None
+
+    def _by_layer(self, keys_BLK: npt.NDArray[np.int64]) -> list[list[tuple[Key, ...]]]:
+        """Keys of each row and layer. `zip` makes the tuples, faster than lists made into them."""
+        layers = self.num_layers
+        keys = list(zip(*keys_BLK.reshape(-1, self.top_k).T.tolist(), strict=True))
+        return [keys[start : start + layers] for start in range(0, len(keys), layers)]
 
     def _keys(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Keys of rows, -1 where a place is unused. Raises `TraceError` for ids out of range."""
@@ -253,7 +261,7 @@ class TraceRouting:
 
     def _vectorised(
         self, keys_BLK: npt.NDArray[np.int64]
-    ) -> tuple[list[list[Key]], list[tuple[int, ...]]]:
+    ) -> tuple[list[tuple[Key, ...]], list[tuple[int, ...]]]:
         layers, experts = self.num_layers, self.num_experts
         flat_LN = keys_BLK.transpose(1, 0, 2).reshape(layers, -1)
         flat = flat_LN.reshape(-1)
@@ -266,7 +274,7 @@ class TraceRouting:
         tokens_LE = np.take_along_axis(counts_LE, order_LE, axis=1).tolist()
         keys_LE = (order_LE + self._base_L1).tolist()
         return (
-            [keys[:size] for keys, size in zip(keys_LE, sizes, strict=True)],
+            [tuple(keys[:size]) for keys, size in zip(keys_LE, sizes, strict=True)],
             [tuple(tokens[:size]) for tokens, size in zip(tokens_LE, sizes, strict=True)],
         )
 
@@ -275,17 +283,18 @@ class TraceRouting:
         recorded = self._trace.predictions
         return None if recorded is None else recorded[rows].tolist()
 
-    def keys_at(self, layer: int, experts: Iterable[int]) -> list[Key]:
+    def keys_at(self, layer: int, experts: Iterable[int]) -> tuple[Key, ...]:
         """Distinct keys of these experts of a layer, unused places left out."""
         base = layer * self.num_experts
-        return [base + expert for expert in dict.fromkeys(experts) if expert != self._unused]
+        unused = self._unused
+        return tuple([base + expert for expert in dict.fromkeys(experts) if expert != unused])
 
     def gate_weights(
         self, rows: npt.NDArray[np.int64], layer: int, union: Sequence[Key]
-    ) -> list[float]:
+    ) -> tuple[float, ...]:
         recorded = self._trace.gate_weights
         if recorded is None:
-            return []
+            return ()
         base = layer * self.num_experts
         sums: dict[Key, float] = dict.fromkeys(union, 0.0)
         ids: Any = self._ids[rows][:, layer].reshape(-1).tolist()
@@ -293,7 +302,7 @@ class TraceRouting:
         for expert, weight in zip(ids, weights, strict=True):
             if expert != self._unused:
                 sums[base + expert] += weight
-        return list(sums.values())
+        return tuple(sums.values())
 
 
 def count_keys(keys: list[Key]) -> dict[Key, int]:

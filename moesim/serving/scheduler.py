@@ -8,26 +8,22 @@ again). Waiting requests are shown to the policy only as far as free blocks reac
 from __future__ import annotations
 
 from bisect import insort
-from collections.abc import Sequence
-from operator import index
+from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import NoReturn
 
 from moesim.errors import InvariantError, PolicyViolation
-from moesim.policies.batching.base import (
-    Batching,
-    Experts,
-    Plan,
-    Queue,
-    Wants,
-    unknown_experts,
-    unknown_wants,
-)
+from moesim.policies.batching.base import Batching, Candidate, ClairvoyantCandidate, Queue
+from moesim.policies.view import Key
 from moesim.serving.kv import BlockPool
 from moesim.serving.request import Request
 
+Batch = list[tuple[Request, int]]
+"""Requests of a step, each with how many of its tokens are computed."""
+
 
 class Scheduler:
-    """Holds the waiting and the running requests."""
+    """Holds the waiting and the running requests; the policy sees candidates in their place."""
 
     def __init__(
         self,
@@ -36,12 +32,17 @@ class Scheduler:
         *,
         token_budget: int,
         max_sequences: int,
-        experts: Experts = unknown_experts,
-        wants: Wants = unknown_wants,
+        experts: Callable[[Request, int], Sequence[Sequence[int]]] | None = None,
+        wants: Callable[[Request], frozenset[Key]] | None = None,
     ) -> None:
         """What the router reveals: `experts` of queued tokens, `wants` of all tokens for ever."""
         self._policy = policy
-        self._revealed = experts, wants
+        # Most policies are always ready, and many requests may wait: ask only those that say more.
+        self._may_wait = getattr(policy.ready, "__func__", None) is not Batching.ready
+        self._revealed_experts = experts
+        self._revealed_wants = wants
+        self._candidates: dict[Request, Candidate] = {}
+        self._requests: dict[Candidate, Request] = {}
         self.pool = pool
         self._token_budget = token_budget
         self._max_sequences = max_sequences
@@ -54,15 +55,24 @@ class Scheduler:
         if self.pool.blocks_for(request.max_kv_tokens) > self.pool.total:
             request.status = "rejected"
             return False
+        lengths = request.index, request.prompt_tokens
+        if self._policy.clairvoyant:
+            candidate: Candidate = ClairvoyantCandidate(*lengths, request.output_tokens)
+        else:
+            candidate = Candidate(*lengths)
+        self._candidates[request] = candidate
+        self._requests[candidate] = request
         self.waiting.append(request)
         return True
 
-    def next_step(self) -> Plan:
+    def next_step(self) -> Batch:
         """(request, tokens) pairs with their KV blocks taken; empty if nothing is queued, or if
         the policy would rather wait for the next arrival."""
         if not self.waiting and not self.running:
             return []
-        if not self._policy.ready(self.running, self.waiting):
+        if self._may_wait and not self._policy.ready(
+            self._show(self.running), self._show(self.waiting)
+        ):
             return []
         waiting = self._admissible()
         while True:
@@ -82,6 +92,24 @@ class Scheduler:
         request.status = "finished"
         self.running.remove(request)
         self.pool.release(request)
+        del self._requests[self._candidates.pop(request)]
+
+    def close(self) -> None:
+        """No request is still to arrive, and no step was formed: the queue must be empty.
+
+        Raises `PolicyViolation` if requests are left, for which only the policy can be to blame.
+        """
+        if left := len(self.waiting) + len(self.running):
+            self._refuse("ready", f"waits while no request is to arrive and {left} are queued")
+
+    def _show(self, requests: Sequence[Request]) -> tuple[Candidate, ...]:
+        """The candidates that stand for these requests, brought up to date."""
+        shown = []
+        for request in requests:
+            candidate = self._candidates[request]
+            candidate._update(request.emitted, request.position)
+            shown.append(candidate)
+        return tuple(shown)
 
     def _admissible(self) -> list[Request]:
         """The waiting requests whose next rows fit into free blocks, in order, without gaps."""
@@ -99,38 +127,58 @@ class Scheduler:
             fitting.append(request)
         return fitting
 
-    def _ask(self, waiting: Sequence[Request]) -> Plan:
-        free_sequences = self._max_sequences - len(self.running)
-        queue = Queue(
-            tuple(self.running), tuple(waiting), self._token_budget, free_sequences, *self._revealed
-        )
-        answer = self._policy.plan(queue)
-        try:
-            plan = [(request, index(tokens)) for request, tokens in answer]
-        except (TypeError, ValueError):
-            self._refuse("step", "is no list of pairs: a request and a whole number of tokens")
-        known = {id(request) for request in (*self.running, *waiting)}
-        seen: set[int] = set()
+    def _ask(self, waiting: Sequence[Request]) -> Batch:
+        running = self.running
+        shown = self._show(running), self._show(waiting)
+        free = self._max_sequences - len(running)
+        queue = Queue(*shown, self._token_budget, free, self._experts, self._wants)
+        left = dict(zip(chain(*shown), chain(running, waiting), strict=True))
+        batch: Batch = []
         total = 0
-        for request, tokens in plan:
-            if id(request) not in known:
-                self._refuse(request, "is not in the queue it was shown")
-            if id(request) in seen:
-                self._refuse(request, "is planned twice in one step")
+        for candidate, tokens in self._policy.plan(queue):
+            request = left.pop(candidate, None)
+            if request is None:
+                twice = candidate in chain(*shown)
+                self._refuse(
+                    candidate,
+                    "is planned twice in one step" if twice else "is not in the queue it was shown",
+                )
             if not 1 <= tokens <= request.tokens_wanted:
-                self._refuse(request, f"gets {tokens} tokens and wants {request.tokens_wanted}")
-            seen.add(id(request))
+                self._refuse(candidate, f"gets {tokens} tokens and wants {request.tokens_wanted}")
+            batch.append((request, tokens))
             total += tokens
         if total > self._token_budget:
             self._refuse("step", f"has {total} tokens, over the budget of {self._token_budget}")
-        return plan
+        return batch
+
+    def _experts(self, candidate: Candidate, tokens: int) -> Sequence[Sequence[int]]:
+        """What `Queue.experts` answers: of tokens that exist, and of no others."""
+        request = self._requests.get(candidate)
+        if self._revealed_experts is None:
+            self._refuse(candidate, "asks for experts, which this router does not reveal")
+        if request is None:
+            self._refuse(candidate, "is asked about and is not queued")
+        if not 0 <= tokens <= request.tokens_wanted:
+            self._refuse(
+                candidate, f"asks for experts of {tokens} tokens; {request.tokens_wanted} exist"
+            )
+        return self._revealed_experts(request, tokens)
+
+    def _wants(self, candidate: Candidate) -> frozenset[Key]:
+        """What `Queue.wants` answers."""
+        request = self._requests.get(candidate)
+        if self._revealed_wants is None:
+            self._refuse(candidate, "asks what it will ever want: this router does not reveal it")
+        if request is None:
+            self._refuse(candidate, "is asked about and is not queued")
+        return self._revealed_wants(request)
 
     def _refuse(self, key: object, reason: str) -> NoReturn:
-        name = f"request {key.index}" if isinstance(key, Request) else key
+        name = repr(key) if isinstance(key, Candidate) else key
         raise PolicyViolation(self._policy.name, name, reason)
 
-    def _realise(self, plan: Plan) -> Plan:
-        step: Plan = []
+    def _realise(self, plan: Batch) -> Batch:
+        step: Batch = []
         chosen: set[int] = set()
         was_running = {id(request) for request in self.running}
         for request, tokens in plan:

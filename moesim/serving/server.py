@@ -18,6 +18,7 @@ from moesim.machine.base import D2H, DEMAND, GPU, READBACK, Folding, Machine, Wa
 from moesim.machine.step_times import Event, StepBytes, StepTimes
 from moesim.policies.prefetch.base import Prefetch
 from moesim.policies.view import View
+from moesim.progress import Counter
 from moesim.serving.knowledge import EVERYTHING, KNOWLEDGE, Knowledge
 from moesim.serving.layers import LayerPlan
 from moesim.serving.ledger import DENSE, FRONT, TAIL, Ledger
@@ -40,7 +41,8 @@ class Server:
 
     `caches[l]` is the cache of trace layer l (the same object for all layers if global);
     `knowledge` is what the router reveals ahead; a clairvoyant prefetch policy, and nobody else,
-    sees the whole step, and of the next one what has a token already.
+    sees the whole step, and of the next one what has a token already. After each step,
+    `progress` is told how many of all rows are served.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class Server:
         ledger: Ledger,
         knowledge: Knowledge = KNOWLEDGE["layerwise"],
         sequential: bool = False,
+        progress: Counter | None = None,
     ) -> None:
         self.machine = machine
         self.requests = requests
@@ -80,6 +83,9 @@ class Server:
         at_once = self._fold is not None and not self._eviction.looks_ahead
         self._stretch = max(1, _STRETCH_EVENTS // self._num_layers) if at_once else 1
         self._rows = sum(request.max_kv_tokens for request in requests)
+        self._progress = progress
+        self._to_serve = sum(r.max_kv_tokens - r.position for r in requests)
+        self._served = 0
         self._distinct_caches = list({id(cache): cache for cache in caches}.values())
 
     def run(self) -> Wait:
@@ -96,10 +102,18 @@ class Server:
                 arrival = self.requests[self._next_arrival].arrival_ns
                 yield from machine.wait_any((), until_ns=arrival)
             else:
+                self.scheduler.close()
                 break
+            if self._progress is not None:
+                self._report(steps, self._progress)
         for cache in self._distinct_caches:
             cache.audit()
         machine.close()
+
+    def _report(self, steps: Sequence[Step], progress: Counter) -> None:
+        """Tell an observer how many rows are served; those that preemptions lost count twice."""
+        self._served += sum(len(step.rows) for step in steps)
+        progress(min(self._served, self._to_serve), self._to_serve)
 
     def _receive(self) -> None:
         """Take in every request that has arrived by now."""
@@ -147,8 +161,9 @@ class Server:
 
     def _decide(self, step: Step, routing: StepRouting) -> list[Event]:
         """The layer events of a step that nothing can surprise."""
-        layers = zip(self.caches, self._view(step, routing).layers(), strict=True)
-        events = [cache.decide(view) for cache, view in layers]
+        views = self._view(step, routing).layers()
+        layers = zip(self.caches, views, routing.unions, routing.tokens, strict=True)
+        events = [cache.decide(view, union, tokens) for cache, view, union, tokens in layers]
         self._audit()
         return events
 
@@ -246,7 +261,7 @@ class Server:
         keys = self._prefetch.wanted(view)
         if not keys:
             return
-        protected = {*keys, *view.union}
+        protected = frozenset((*keys, *view.union))
         experts = self._routing.num_experts
         for key in dict.fromkeys(keys):
             layer = key // experts

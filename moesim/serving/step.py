@@ -10,8 +10,8 @@ import numpy as np
 
 from moesim.hardware.ops import BatchShape
 from moesim.machine.base import FAR
-from moesim.policies.batching.base import Plan
 from moesim.serving.request import Request
+from moesim.serving.scheduler import Batch
 from moesim.serving.step_sums import StepFacts
 
 
@@ -37,7 +37,7 @@ class Step:
         "rows",
     )
 
-    def __init__(self, plan: Plan, number: int, blocks: int, *, for_ever: bool = False) -> None:
+    def __init__(self, plan: Batch, number: int, blocks: int, *, for_ever: bool = False) -> None:
         """`number`: how many steps came before; `blocks`: KV blocks in use."""
         total = entries = pairs = sampled = prefill = 0
         rows = []

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from moesim.config.suggest import suggest
+from moesim.config.yaml_document import dotted
 from moesim.errors import ScenarioError
 from moesim.machine.base import FAR
 from moesim.scenario.sections import Csv, Gamma, Poisson, Recorded
@@ -52,7 +54,7 @@ def build_workload(scenario: Scenario, trace: Trace) -> list[Request]:
     """The requests of a scenario in order of arrival. Raises `ScenarioError` for a workload that
     the trace cannot supply."""
     plan = scenario.workload
-    pool = _pool(scenario, trace)
+    pool = drawn_from(scenario, trace)
     wanted = plan.requests or len(pool)
     _check_size(scenario, wanted)
     arrivals = _arrivals(scenario, trace, pool, wanted)
@@ -89,32 +91,64 @@ def build_workload(scenario: Scenario, trace: Trace) -> list[Request]:
     return requests
 
 
-def _pool(scenario: Scenario, trace: Trace) -> Ints:
+def drawn_from(scenario: Scenario, trace: Trace) -> Ints:
     """The trace's requests that may be drawn."""
-    plan = scenario.workload
-    if trace.meta.prompt_rows == "absent" and plan.prefill == "recorded":
+    check_prefill(scenario, trace)
+    check_domains(scenario, trace)
+    domains, wanted = trace.requests["domain"], scenario.workload.domains
+    pool = np.flatnonzero(trace.requests["num_rows"] > 0)
+    if wanted is not None:
+        pool = pool[np.isin(domains[pool], np.array(wanted, dtype=object))]
+    if not len(pool):
+        raise ScenarioError.at(scenario, "workload", "no request of the trace has any rows")
+    return pool
+
+
+def check_prefill(scenario: Scenario, trace: Trace) -> None:
+    """Raise ScenarioError where prompt rows are to be replayed that the trace does not hold."""
+    if trace.meta.prompt_rows == "absent" and scenario.workload.prefill == "recorded":
         raise ScenarioError.at(
             scenario,
             "workload.prefill",
             "the trace holds no prompt rows; choose `skip` (start with the first decoded token) "
             "or `resample` (draw them from decoded rows of the same domain)",
         )
+
+
+def check_domains(scenario: Scenario, trace: Trace) -> None:
+    """Raise ScenarioError with every domain that the trace lacks, or that has no rows in it."""
     domains = trace.requests["domain"]
-    if plan.domains is None:
-        pool = np.arange(trace.num_requests)
-    else:
-        known = set(domains.tolist())
-        if missing := [name for name in plan.domains if name not in known]:
-            raise ScenarioError.at(
-                scenario,
-                "workload.domains",
-                f"the trace has no domain {missing[0]!r}; it has {', '.join(sorted(known))}",
-            )
-        pool = np.flatnonzero(np.isin(domains, np.array(plan.domains, dtype=object)))
-    pool = pool[trace.requests["num_rows"][pool] > 0]
-    if not len(pool):
-        raise ScenarioError.at(scenario, "workload", "no request of the trace has any rows")
-    return pool
+    held = sorted(set(domains.tolist()) - {""})
+    with_rows = set(domains[trace.requests["num_rows"] > 0].tolist())
+    mistakes = []
+    for index, name in enumerate(scenario.workload.domains or ()):
+        if name not in held:
+            wrong = f"the trace has no domain {name!r}{suggest(name, held, rest='it has')}"
+        elif name not in with_rows:
+            wrong = f"no request of the domain {name!r} has any rows"
+        else:
+            continue
+        key = ("workload", "domains", index)
+        mistakes.append(f"{scenario.document().place(key)}: {dotted(key)}: {wrong}")
+    if mistakes:
+        raise ScenarioError(mistakes)
+
+
+def check_arrivals(scenario: Scenario, trace: Trace) -> None:
+    """Raise ScenarioError for arrivals that cannot be read, or that the trace does not record."""
+    how = scenario.workload.arrivals
+    if isinstance(how, Csv):
+        _from_csv(scenario, how)
+    elif isinstance(how, Recorded) and np.isnan(trace.requests["arrival_s"]).any():
+        raise _no_times(scenario)
+
+
+def _no_times(scenario: Scenario) -> ScenarioError:
+    return ScenarioError.at(
+        scenario,
+        "workload.arrivals",
+        "the trace records no arrival times; choose all_at_once, poisson, gamma or csv",
+    )
 
 
 def _check_size(scenario: Scenario, tokens: float) -> None:
@@ -122,7 +156,8 @@ def _check_size(scenario: Scenario, tokens: float) -> None:
         raise ScenarioError.at(
             scenario,
             "workload",
-            f"asks for {tokens:.3g} tokens or more; at most {_MOST_TOKENS:,} are simulated at once",
+            f"asks for {tokens:.3g} tokens or more; at most {_MOST_TOKENS:,} are simulated at once"
+            "; lower workload.requests or workload.lengths",
         )
 
 
@@ -145,9 +180,7 @@ def _arrivals(scenario: Scenario, trace: Trace, pool: Ints, count: int) -> Arriv
     if isinstance(how, Recorded):
         times = np.sort(trace.requests["arrival_s"][_choose(scenario, pool, count)])
         if np.isnan(times).any():
-            raise ScenarioError.at(
-                scenario, "workload.arrivals", "the trace records no arrival times"
-            )
+            raise _no_times(scenario)
         return Arrivals(_whole_ns(scenario, (times - times[0]) * how.time_scale))
     if isinstance(how, Poisson):
         gaps = rng.exponential(1 / how.rate_per_s, count)
@@ -183,7 +216,7 @@ def _from_csv(scenario: Scenario, how: Csv) -> Arrivals:
         with path.open(newline="", encoding="utf-8-sig") as handle:
             reader = csv.DictReader(handle)
             if missing := [name for name in columns if name not in (reader.fieldnames or ())]:
-                raise _csv_error(scenario, path, 1, f"has no column {missing[0]!r}")
+                raise _csv_error(scenario, path, 1, _no_column(missing, reader.fieldnames or ()))
             for row in reader:
                 if limit is not None and len(rows) == limit:
                     break
@@ -195,7 +228,7 @@ def _from_csv(scenario: Scenario, how: Csv) -> Arrivals:
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise _csv_error(scenario, path, 1, f"cannot be read: {error}") from None
     if not rows:
-        raise _csv_error(scenario, path, 1, "holds no requests")
+        raise _csv_error(scenario, path, 1, "holds no requests; write one a line")
     times, prompts, outputs = zip(*rows, strict=True)
     moments = np.array(times)
     if how.format == "azure":
@@ -203,9 +236,21 @@ def _from_csv(scenario: Scenario, how: Csv) -> Arrivals:
     late = np.flatnonzero(np.diff(moments) < 0)
     if len(late):
         line = lines[int(late[0]) + 1]
-        raise _csv_error(scenario, path, line, "arrives before the request above it")
+        raise _csv_error(
+            scenario, path, line, "arrives before the request above it; sort the lines by time"
+        )
     times_ns = _whole_ns(scenario, moments * how.time_scale)
     return Arrivals(times_ns, np.array(prompts), np.array(outputs))
+
+
+def _no_column(missing: Sequence[str], there: Sequence[str]) -> str:
+    """Say which columns are missing, and which format the file has instead, if it has one."""
+    said = f"has no column {' and no column '.join(map(repr, missing))}"
+    for kind, columns in _CSV_COLUMNS.items():
+        if set(columns) <= set(there):
+            return f"{said}; its columns are those of `format: {kind}`"
+    formats = " or ".join(f"{', '.join(cols)} ({kind})" for kind, cols in _CSV_COLUMNS.items())
+    return f"{said}; it has {', '.join(there) or 'none'}; `format` says which it needs: {formats}"
 
 
 def _csv_row(row: Mapping[str, str | None], columns: tuple[str, ...]) -> tuple[Any, int, int]:
@@ -273,17 +318,15 @@ class _Supply:
         if len(own) >= count:
             return own[:count], 0
         others = self._by_domain[str(self._trace.requests["domain"][source])]
+        if not any(len(self._own(other, decode_only)) for other in others):
+            # No request of the domain has such rows: take any of this one.
+            others, decode_only = [source], False
         at = others.index(source)
-        pieces, have, passed = [own], len(own), 0
+        pieces, have = [own], len(own)
         while have < count:
             at = (at + 1) % len(others)
-            piece = self._own(others[at], decode_only)
-            pieces.append(piece)
-            have += len(piece)
-            passed = 0 if len(piece) else passed + 1
-            if passed > len(others):  # nobody in the domain has such rows: take any
-                pieces.append(self._own(source, decode_only=False))
-                have += len(pieces[-1])
+            pieces.append(self._own(others[at], decode_only))
+            have += len(pieces[-1])
         return np.concatenate(pieces)[:count], count - len(own)
 
     def _decode_rows(self, source: int) -> Ints:

@@ -28,6 +28,7 @@ __all__ = ["LocalProcesses"]
 Task = TypeVar("Task")
 
 _PATIENCE_S: Final = 5.0
+_HELD: Final = (signal.SIGINT, signal.SIGTERM)
 
 
 class LocalProcesses:
@@ -110,11 +111,12 @@ def _end(processes: set[BaseProcess]) -> None:
 
 @contextmanager
 def _interrupts_held() -> Iterator[None]:
-    """Ctrl-C waits until the block is left; processes started inside never see it at all."""
+    """Ctrl-C and SIGTERM wait until the block is left; processes started inside begin with both
+    held."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _HELD)
     try:
         yield
     finally:
@@ -128,6 +130,8 @@ class _Ended(BaseException):
 def _begin() -> None:
     """What a worker does first."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "pthread_sigmask"):  # the parent ends its workers by SIGTERM
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     threading.Thread(target=_follow_parent, daemon=True).start()
 
 

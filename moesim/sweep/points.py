@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from moesim.config.spelling import looks_like_data, spelled
+from moesim.config.validation import order
 from moesim.errors import BudgetError, OutputError, ScenarioError
 from moesim.sweep.backend import Backend, Outcome
 
@@ -36,7 +38,7 @@ class Point:
     @property
     def label(self) -> str:
         """The values for a message: `cache.policy=lru, seed=0`."""
-        return ", ".join(f"{key}={_plain(value)}" for key, value in self.values.items())
+        return ", ".join(f"{key}={spelled(value)}" for key, value in self.values.items())
 
 
 def points_of(scenario: Scenario, folder: Path) -> list[Point]:
@@ -72,11 +74,11 @@ def check_points(points: Sequence[Point]) -> None:
         except BudgetError:
             pass  # a size that does not fit is a result of its point, and no mistake in the file
     if problems:
-        raise ScenarioError(list(problems))
+        raise ScenarioError(sorted(problems, key=order))
 
 
 def unfinished(points: Sequence[Point]) -> list[Point]:
-    """The points that are not there yet, made from the same scenario, trace and code.
+    """The points that are not there yet, made from the same scenario, trace, code and policies.
 
     Raises:
         OutputError: the folder of a point holds something else.
@@ -88,8 +90,9 @@ def unfinished(points: Sequence[Point]) -> list[Point]:
     if others:
         raise OutputError(
             others[0].folder.parent,
-            f"{len(others)} of its {len(points)} points were made from another scenario, trace or "
-            "version of moesim; choose another --out, or pass --force to run all points again",
+            f"{len(others)} of its {len(points)} points were made from another scenario, trace, "
+            "policy or version of moesim; choose another --out, or pass --force to run all points "
+            "again",
         )
     return [point for point in points if there[point.folder] is None]
 
@@ -106,9 +109,9 @@ def simulate_points(
 
 def slug(values: Mapping[str, Any]) -> str:
     """A folder name for these values: legible, usable on every file system, never ambiguous."""
-    exact = ",".join(f"{key}={_plain(value)}" for key, value in values.items())
-    safe = re.sub(r"[^A-Za-z0-9._=,%+-]+", "-", exact)
-    if safe == exact and len(safe) <= _LONGEST and not any(map(_looks_like_data, values.values())):
+    plain = ",".join(f"{key}={_plain(value)}" for key, value in values.items())
+    safe = re.sub(r"[^A-Za-z0-9._=,%+-]+", "-", plain)
+    if safe == plain and len(safe) <= _LONGEST and not any(map(_mistakable, values.values())):
         return safe
     checksum = zlib.crc32(json.dumps(dict(values), sort_keys=True).encode())
     return f"{safe[:_LONGEST]}-{checksum:08x}"
@@ -125,15 +128,9 @@ def _fingerprint_in(folder: Path) -> str | None:
         return "unknown"
 
 
-def _looks_like_data(value: Any) -> bool:
-    """Whether a text would be spelt as a number, true, false or null is."""
-    if not isinstance(value, str):
-        return False
-    try:
-        json.loads(value)
-    except ValueError:
-        return False
-    return True
+def _mistakable(value: Any) -> bool:
+    """Whether a text reads as other data, or as the end of one value and the start of the next."""
+    return isinstance(value, str) and (looks_like_data(value) or bool({",", "="} & set(value)))
 
 
 def _plain(value: Any) -> str:

@@ -9,7 +9,7 @@ give: two tokens drawn independently from their domain's own popularity at that 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moesim.errors import UsageError
+from moesim.progress import Progress
 from moesim.streams import stream
 from moesim.trace.choices import Ints, choices
 
@@ -153,7 +154,7 @@ def distances(
     *,
     shuffles: int = 5,
     seed: int = 0,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> list[Distances]:
     """The temporal distances of each domain, all layers pooled, domains in alphabetical order.
 

@@ -203,15 +203,23 @@ def _self_hash(header: dict[str, Any]) -> str:
     return hashlib.sha256(text.encode("ascii")).hexdigest()
 
 
+_NO_FOLDER = (
+    "no such trace folder; make one with `moesim record`, `moesim trace convert` or "
+    "`moesim trace synth`"
+)
+
+
 def _read_json(folder: Path) -> dict[str, Any]:
     path = folder / HEADER
     if not folder.is_dir():
-        raise TraceError(folder, "", "no such trace folder")
+        raise TraceError(folder, "", _NO_FOLDER)
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise TraceError(
-            path, "", "missing: the folder is not a trace, or its recording never finished"
+            path,
+            "",
+            "missing: the folder is not a trace, or its recording never finished; repeat it",
         ) from None
     except (OSError, ValueError, RecursionError) as error:
         raise TraceError(path, _json_place(error), f"is not readable JSON ({error})") from None

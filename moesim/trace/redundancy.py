@@ -16,7 +16,7 @@ layers, and the first token is often the same in all requests.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moesim.errors import UsageError
+from moesim.progress import Progress
 from moesim.streams import stream
 from moesim.trace.choices import Choices, Ints, State, choices
 
@@ -182,7 +183,7 @@ def redundancy(
     shuffles: int = 20,
     min_count: int = 100,
     seed: int = 0,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> list[Redundancy]:
     """The redundancy of every two adjacent layers, first pair first.
 

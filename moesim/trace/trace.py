@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moesim.errors import TraceError
+from moesim.progress import Counter
 from moesim.trace.health import check_requests, check_shard, check_static
 from moesim.trace.meta import ROLES, TraceMeta
 from moesim.trace.rows import Rows
@@ -135,8 +136,9 @@ class Trace:
     top_k = property(lambda self: self.meta.top_k)
 
     def __repr__(self) -> str:
+        name = f"{self.meta.model} (synthetic)" if self.meta.synthetic else self.meta.model
         return (
-            f"<Trace {self.meta.model}: {self.num_requests} requests, {self.num_rows} rows, "
+            f"<Trace {name}: {self.num_requests} requests, {self.num_rows} rows, "
             f"{self.num_layers} layers x {self.num_experts} experts, top-{self.top_k}>"
         )
 
@@ -145,8 +147,12 @@ class Trace:
         first = int(self.requests["first_row"][request])
         return slice(first, first + int(self.requests["num_rows"][request]))
 
-    def save(self, path: str | Path, *, force: bool = False) -> Trace:
+    def save(
+        self, path: str | Path, *, force: bool = False, progress: Counter | None = None
+    ) -> Trace:
         """Write the trace as a folder and return it as loaded from there.
+
+        `progress(done, total)` is told of requests.
 
         Raises `OutputError` where the folder exists (unless `force`) or cannot be written.
         """
@@ -167,6 +173,8 @@ class Trace:
                     arrival_s=None if np.isnan(arrival) else arrival,
                     domain=str(columns["domain"][number]) or None,
                 )
+                if progress is not None:
+                    progress(number + 1, self.num_requests)
         return writer.trace
 
     def with_meta(self, **changes: Any) -> Trace:

@@ -39,6 +39,9 @@ class Comparison:
     tables: dict[str, Columns]
     differences: list[str]
 
+    def __repr__(self) -> str:
+        return f"<Comparison with real runs: {len(self.differences)} differences>"
+
 
 def compare(real: Sequence[Observation], simulated: Observation) -> Comparison:
     """Compare repeated real runs with one simulation of the same workload, batched alike.

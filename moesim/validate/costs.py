@@ -12,8 +12,8 @@ from typing import Any, Final
 
 from moesim.errors import ScenarioError
 from moesim.hardware.hardware import Hardware
+from moesim.progress import Progress
 from moesim.validate.runs import ready_torch
-from moesim.validate.validation import Progress
 from moesim.wiring import Plan
 
 __all__ = ["PROFILE", "check_machine", "measured_costs"]

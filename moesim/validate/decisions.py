@@ -13,10 +13,10 @@ from typing import Any
 
 from moesim.machine.base import DEMAND, H2D, READBACK
 from moesim.machine.journal import Record
-from moesim.policies.batching.base import Batching, Plan, Queue
+from moesim.policies.batching.base import Batching
 from moesim.policies.eviction.base import Eviction
 from moesim.policies.view import Key, View
-from moesim.validate.replay import Ask, Replay
+from moesim.serving.replay import Ask, Noted, Replay
 
 __all__ = ["Decisions", "Witness", "differences"]
 
@@ -50,7 +50,7 @@ class Witness:
     evictions: list[Departure] = field(default_factory=list)
 
     def batching(self, policy: Batching) -> Batching:
-        return _Batching(policy if self.script is None else Replay(self.script), self.asks)
+        return Noted(policy if self.script is None else Replay(self.script), self.asks)
 
     def eviction(self, cache: int, policy: Eviction) -> Eviction:
         return _Eviction(cache, policy, self.evictions)
@@ -78,24 +78,6 @@ class Witness:
         )
 
 
-class _Batching(Batching):
-    """A batching policy that is listened to."""
-
-    def __init__(self, policy: Batching, asks: list[Ask]) -> None:
-        super().__init__(policy.options)
-        self.name = policy.name  # type: ignore[misc]
-        self.ready = policy.ready  # type: ignore[method-assign]
-        self._policy = policy
-        self._asks = asks
-
-    def plan(self, queue: Queue) -> Plan:
-        plan = self._policy.plan(queue)
-        self._asks.append(
-            tuple((request.index, request.position, tokens) for request, tokens in plan)
-        )
-        return plan
-
-
 class _Eviction(Eviction):
     """An eviction policy that is listened to; the book is its own."""
 
@@ -106,13 +88,16 @@ class _Eviction(Eviction):
         self.capacity = policy.capacity
         self.always = policy.always
         self.options = policy.options
-        self.book = policy.book
         self.preload = policy.preload  # type: ignore[method-assign]
         self.insert = policy.insert  # type: ignore[method-assign]
         self.remove = policy.remove  # type: ignore[method-assign]
         self._cache = cache
         self._policy = policy
         self._heard = heard
+
+    @property
+    def book(self) -> Any:  # type: ignore[override]
+        return self._policy.book
 
     def decide(self, view: View) -> Collection[Key]:
         leavers = self._policy.decide(view)

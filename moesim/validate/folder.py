@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from moesim import __version__
 from moesim.files import output_errors, sha256, write_json
 from moesim.report.chart import write_csv
-from moesim.rundir import MANIFEST, SUMMARY, code_hash, trace_hash
+from moesim.rundir import MANIFEST, SUMMARY, code_hash, policy_hashes, trace_hash
 
 if TYPE_CHECKING:
     from moesim.validate.comparison import Comparison
@@ -45,13 +45,9 @@ def write_validation(
     Raises:
         OutputError: something cannot be written.
     """
-    import yaml
-
     scenario = made.plan.scenario
     with output_errors(out):
-        resolved = scenario.resolved(relative_to=out.resolve())
-        text = yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True)
-        (folder / "scenario.yaml").write_text(text, encoding="utf-8")
+        scenario.write(folder / "scenario.yaml", reader=out)
         write_json(folder / SUMMARY, made.summary)
         write_json(folder / "differences.json", made.comparison.differences)
         write_tables(made.comparison, folder)
@@ -68,7 +64,11 @@ def write_validation(
                 "date": datetime.now(UTC).isoformat(timespec="seconds"),
                 "device": made.device,
                 "versions": {"moesim": __version__, "python": platform.python_version()},
-                "inputs": {"trace": trace_hash(scenario), "code": code_hash()},
+                "inputs": {
+                    "trace": trace_hash(scenario),
+                    "code": code_hash(),
+                    **policy_hashes(scenario),
+                },
                 **(facts or {}),
                 "outputs": {p.relative_to(folder).as_posix(): sha256(p) for p in outputs},
             },

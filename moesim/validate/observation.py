@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -43,12 +43,12 @@ class Observation:
     """
 
     makespan_ns: int
-    steps: Columns
-    events: Columns
-    requests: Columns
+    steps: Columns = field(repr=False)
+    events: Columns = field(repr=False)
+    requests: Columns = field(repr=False)
     busy_share: float
     stall_share: float
-    decisions: Decisions
+    decisions: Decisions = field(repr=False)
 
 
 def observe(

@@ -12,10 +12,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
 from moesim.machine.journal import Journal
+from moesim.serving.replay import Ask
 from moesim.serving.workload import build_workload
 from moesim.validate.decisions import Witness
 from moesim.validate.observation import Observation, observe
-from moesim.validate.replay import Ask
 from moesim.wiring import Plan, SimPrices, build_server
 
 if TYPE_CHECKING:

@@ -11,11 +11,12 @@ from pathlib import Path
 
 from moesim.errors import ScenarioError
 from moesim.files import whole_folder
+from moesim.progress import Progress
 from moesim.scenario import Scenario
 from moesim.validate.costs import measured_costs
 from moesim.validate.folder import OURS, write_validation
 from moesim.validate.runs import RealBench
-from moesim.validate.validation import Progress, Validation, validate_plan
+from moesim.validate.validation import Validation, validate_plan
 from moesim.wiring import prepare
 
 __all__ = ["validate_scenario"]

@@ -6,7 +6,6 @@ A study of many configurations takes long; what was measured survives whatever e
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -14,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 
 from moesim.errors import OutputError
-from moesim.files import output_errors
+from moesim.files import whole_file
 from moesim.validate.decisions import Decisions
 from moesim.validate.observation import Columns, Observation
 
@@ -38,15 +37,8 @@ def save_run(file: Path, run: Observation) -> None:
     decisions = {name: getattr(run.decisions, name) for name in Decisions.__slots__}
     facts = {**{name: getattr(run, name) for name in _NUMBERS}, "decisions": decisions}
     arrays["facts"] = np.array(json.dumps(facts))
-    partial = file.with_name(f".{file.name}.partial-{os.getpid()}")
-    with output_errors(file):
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            with partial.open("wb") as handle:
-                np.savez_compressed(handle, **arrays)
-            partial.replace(file)
-        finally:
-            partial.unlink(missing_ok=True)
+    with whole_file(file) as partial, partial.open("wb") as handle:
+        np.savez_compressed(handle, **arrays)
 
 
 def load_run(file: Path) -> Observation:

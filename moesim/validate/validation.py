@@ -7,17 +7,19 @@ have scheduled itself is reported beside it, by other names (`open_...`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
 
+from moesim.facts import routing_facts
 from moesim.hardware.operations import OperationCost
 from moesim.policies import find
+from moesim.progress import Progress
+from moesim.serving.replay import Ask
 from moesim.validate.comparison import Comparison, compare
 from moesim.validate.observation import Observation
-from moesim.validate.replay import Ask
 from moesim.validate.runs import Bench, arrives_at_once, simulate_observed
 from moesim.wiring import Plan
 
@@ -32,8 +34,6 @@ OPEN_KEYS: Final = (
     "open_steps_simulated",
 )
 
-Progress = Callable[[str, int, int], None]
-
 
 @dataclass(frozen=True, slots=True)
 class Validation:
@@ -42,7 +42,7 @@ class Validation:
     plan: Plan
     device: str
     comparison: Comparison
-    summary: dict[str, Any]
+    summary: dict[str, Any] = field(repr=False)
 
 
 def validate_plan(
@@ -90,6 +90,7 @@ def _what(plan: Plan, device: str, *, replayed: bool) -> dict[str, Any]:
         "hardware": hardware.name,
         "cost_kind": "measured" if isinstance(plan.cost, OperationCost) else hardware.cost_kind,
         "trace": plan.trace.meta.model,
+        **routing_facts(scenario, plan.trace.meta, plan.cost.shape),
         "model": plan.cost.shape.name,
         "cache_policy": find("eviction", scenario.cache.policy).name,
         "cache_scope": scenario.cache.scope,

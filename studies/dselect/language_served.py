@@ -201,8 +201,9 @@ def own(traces: Traces, batch: Batch) -> Table:
     table = Table(
         f"What knowing ahead buys, {batch[0]} requests at a time, {batch[1]} tokens a step, "
         f"{MIDDLE} of 8 experts a layer; changes seed by seed",
-        ["row", "policies", "hits (%)", "unique experts", "MB a token", "ms a generated token",
-         "latency, mean", "95th percentile", "GPU stalled (%)", "longest wait (steps)"],
+        ["row", "policies", "hits and late hits (%)", "unique experts", "MB a token",
+         "ms a generated token", "latency, mean", "95th percentile", "GPU stalled (%)",
+         "longest wait (steps)"],
     )  # fmt: skip
     for name, paths in traces.items():
         first: list[Summary] = []

@@ -235,7 +235,7 @@ def by_policy(variants: Sequence[Variant], at: Callable[..., list[Served]], slot
         [
             "gate",
             "policies",
-            "hits (%)",
+            "hits and late hits (%)",
             "unique experts a layer event",
             "copied to the GPU, MB a row",
             "latency, mean (ms)",

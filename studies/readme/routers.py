@@ -98,7 +98,7 @@ def by_part(traces: Path, slots: int, batch: Batch, seeds: Sequence[int]) -> Tab
         f"step ({len(seeds)} seeds, 95 % intervals)",
         [
             "router and policies",
-            "hits (%)",
+            "hits and late hits (%)",
             "unique experts",
             "GPU stalled (%)",
             "mean latency (%)",

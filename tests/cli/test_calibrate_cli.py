@@ -46,7 +46,7 @@ def test_a_profile_is_written_that_scenarios_can_name(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["calibrate", *arguments])
     assert result.exit_code == 0, result.output
     said = json.loads(result.stdout)
-    assert said["profile"] == str(out)
+    assert said["out"] == str(out)
     assert {"experts", "front", "tail", "readback"} <= said["residuals"].keys()
 
     hardware = load_hardware(out)
@@ -77,7 +77,14 @@ def test_a_plan_is_calibrated_with_its_own_steps_and_links() -> None:
         ),
         trace,
     )
-    profile = calibrate_plan(plan, budget_s=0.5)
+    told: dict[str, list[tuple[int, int]]] = {}
+    profile = calibrate_plan(
+        plan,
+        budget_s=0.5,
+        progress=lambda phase, *numbers: told.setdefault(phase, []).append(numbers),
+    )
+    assert list(told) == ["building the model", "rates", "copies", "overlap", "operations"]
+    assert all(numbers[-1][0] == numbers[-1][1] for numbers in told.values())
     assert max(layer.batch.sequences for layer, _ in profile.samples.fronts) == 2
     assert max(layer.batch.tokens for layer, _ in profile.samples.fronts) <= 8
     assert profile.times.copy_factor >= 1

@@ -128,7 +128,7 @@ def test_a_mistake_in_the_sweep_is_refused_before_anything_runs(home: Path, tmp_
     result = moesim("compare", home / "typo.yaml", "--out", tmp_path / "out")
     assert isinstance(result.exception, ScenarioError)
     assert "typo.yaml:8:" in str(result.exception)
-    assert "did you mean static" in str(result.exception)
+    assert "did you mean 'static'" in str(result.exception)
     assert not (tmp_path / "out").exists()
 
 
@@ -171,8 +171,9 @@ def test_a_sweep_of_which_no_point_fits_is_a_usage_error(home: Path, tmp_path: P
     assert "8 of 8 points failed" in result.stderr
 
 
-def interrupted(home: Path, out: Path, until: str) -> subprocess.CompletedProcess[str]:
-    """`moesim compare` in a process group that gets Ctrl-C as soon as a file appears."""
+def interrupted(home: Path, out: Path, until: str, number: int) -> subprocess.CompletedProcess[str]:
+    """`moesim compare`, ended as soon as a file appears: by Ctrl-C, as a terminal sends it to all
+    its processes, or by a signal to the command alone."""
     code = "import sys; from moesim.cli import main; sys.argv[0] = 'moesim'; main()"
     process = subprocess.Popen(
         [sys.executable, "-c", code, "compare", str(home / "demo.yaml"), "--out", str(out),
@@ -183,16 +184,23 @@ def interrupted(home: Path, out: Path, until: str) -> subprocess.CompletedProces
     while not list(out.glob(until)) and process.poll() is None:
         assert time.monotonic() < deadline
         time.sleep(0.005)
-    os.killpg(process.pid, signal.SIGINT)
+    (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
     stdout, stderr = process.communicate(timeout=300)
     return subprocess.CompletedProcess([], process.returncode, stdout, stderr)
 
 
 @pytest.mark.slow
-def test_ctrl_c_keeps_what_is_done_and_leaves_nothing_half_done(home: Path, tmp_path: Path) -> None:
-    ended = interrupted(home, tmp_path / "out", "runs/cache*")
-    assert ended.returncode == 130
-    assert ended.stderr.startswith("interrupted: ")
+@pytest.mark.parametrize(
+    ("number", "code", "said"),
+    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")],
+)
+def test_a_signal_keeps_what_is_done_and_leaves_nothing_half_done(
+    home: Path, tmp_path: Path, number: int, code: int, said: str
+) -> None:
+    ended = interrupted(home, tmp_path / "out", "runs/cache*", number)
+    assert ended.returncode == code
+    assert " of 8 points are done and kept; " in ended.stderr
+    assert ended.stderr.splitlines()[-1] == said
     assert "Traceback" not in ended.stderr
     assert ended.stdout == ""
     left = list((tmp_path / "out" / "runs").iterdir())
@@ -203,6 +211,58 @@ def test_ctrl_c_keeps_what_is_done_and_leaves_nothing_half_done(home: Path, tmp_
     assert resumed.exit_code == 0
     for name in ("compare.csv", "runs.csv"):
         assert (tmp_path / "out" / name).read_bytes() == (home / "done" / name).read_bytes()
+
+
+def test_a_second_command_on_a_folder_is_refused_by_name_and_the_first_is_whole(
+    home: Path, tmp_path: Path
+) -> None:
+    """While one `compare` runs, neither another nor a `report` may write where it writes."""
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "moesim", "compare", str(home / "demo.yaml")]
+    with subprocess.Popen(
+        [*command, "--out", str(out), "--no-plots"],
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,
+    ) as first:
+        try:
+            deadline = time.monotonic() + 60
+            while not list(out.glob("runs/cache*")) and time.monotonic() < deadline:
+                time.sleep(0.005)
+            for arguments in (
+                ("compare", home / "demo.yaml", "--out", out, "--no-plots"),
+                ("report", home / "done", "--out", out, "--no-plots"),
+            ):
+                refused = moesim(*arguments)
+                assert isinstance(refused.exception, OutputError)
+                assert f"is being written by process {first.pid}" in str(refused.exception)
+            assert first.wait(timeout=60) == 0
+        finally:
+            first.kill()
+    for name in ("compare.csv", "runs.csv"):
+        assert (out / name).read_bytes() == (home / "done" / name).read_bytes()
+    assert {path.name for path in out.iterdir()} == {
+        "compare.csv", "compare.md", "runs", "runs.csv"
+    }  # fmt: skip
+
+
+@pytest.mark.slow
+def test_leftovers_of_a_killed_compare_are_removed_by_the_next(home: Path, tmp_path: Path) -> None:
+    ended = interrupted(home, tmp_path / "out", "runs/.*.partial-*/*", signal.SIGKILL)
+    assert ended.returncode == -signal.SIGKILL
+    # The next sweep has none of these points.
+    fewer = "sweep={cache.policy: [fifo], cache.slots: [2/layer], seed: [0]}"
+    done = moesim("compare", home / "demo.yaml", "--out", tmp_path / "out", "--set", fewer)
+    assert done.exit_code == 0, done.output
+    assert not list((tmp_path / "out").rglob(".*"))
+
+
+def test_a_run_that_is_being_written_is_not_reported_on(home: Path, tmp_path: Path) -> None:
+    shutil.copytree(home / "done", tmp_path / "done")
+    run = next((tmp_path / "done" / "runs").iterdir())
+    run.rename(run.with_name(f".{run.name}.partial-x"))
+    done = moesim("report", tmp_path / "done", "--no-plots", "--json")
+    assert done.exit_code == 0, done.output
+    assert sum(len(row["runs"]) for row in json.loads(done.stdout)["rows"]) == 7
 
 
 def test_report_makes_a_comparison_again_in_place(home: Path) -> None:

@@ -153,7 +153,7 @@ def test_sequences_are_forgotten_once_they_are_over(monkeypatch: pytest.MonkeyPa
 def test_static_placement_needs_a_profile() -> None:
     profile = {key: key % 5 for key in range(24)}
     ours = served("qwen3_moe", slots=12, eviction="static", profile=profile)
-    assert ours.server.caches[0].preloaded == 4
+    assert len(ours.server.caches[0].preloaded) == 4
     check(ours, plain("qwen3_moe"), 1e-9)
     with pytest.raises(UsageError, match="static needs popularity counts"):
         served("qwen3_moe", slots=12, eviction="static")

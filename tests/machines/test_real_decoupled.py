@@ -307,7 +307,7 @@ def test_only_tokens_that_exist_have_experts() -> None:
     prompt = model_of().route(torch.tensor([PROMPTS[1]])).argmax(-1)[0].tolist()
     assert routing.experts(requests[1], 4) == [[expert] for expert in prompt]
     unions, counts = routing.unions(rows[1][:4])
-    assert unions[2] == [2 * EXPERTS + expert for expert in dict.fromkeys(prompt)]
+    assert unions[2] == tuple(2 * EXPERTS + expert for expert in dict.fromkeys(prompt))
     assert [sum(each) for each in counts] == [4] * LAYERS
     uses = {layer * EXPERTS + e: prompt.index(e) for layer in range(LAYERS) for e in prompt}
     assert routing.first_uses(rows[1][:4]) == uses

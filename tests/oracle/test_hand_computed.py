@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 from costed_traces import costed_trace
-from workloads import REFACTORED_CONFIG, everything, plan_of, run_on, tiny_scenario
+from watched_machines import watch
+from workloads import REFACTORED_CONFIG, everything, plan_of, run_on, tiny_scenario, tiny_trace
 
 from moesim.hardware import BatchShape, CostModel
 from moesim.machine.events import EventMachine
@@ -110,6 +111,28 @@ def test_the_first_step_down_to_the_digits() -> None:
     front, back, copy, expert = 2112 + 5000, 1000 + 10_000 + 1, 10_000 + 157_287, 3146 + 5000
     layer = front + back + 2 * copy + expert
     assert outcome.now_ns == 4 * layer + (1026 + 5000) + back == 1_460_359
+
+
+@pytest.mark.parametrize(
+    ("requests", "prompt", "budget", "tokens", "sampled"),
+    [(1, 5, 2, [2, 2, 1, 1], [0, 0, 1, 1]), (3, 1, 8, [3, 3], [3, 3])],
+    ids=["chunks", "crowd"],
+)
+def test_ids_and_sampled_tokens_come_back_at_four_bytes_each(
+    requests: int, prompt: int, budget: int, tokens: list[int], sampled: list[int]
+) -> None:
+    """Of each row its top-k ids, layer by layer; then a token for each sequence that emits one. A
+    step that samples none sends one back all the same, to say that it is over."""
+    trace = tiny_trace(requests=requests, prompt_tokens=prompt, output_tokens=2)
+    plan, outcome = serve(trace, batching={"token_budget": budget})
+    asked = [work.nbytes for work in watch(plan)[1].log if work.kind == "readback"]
+    expected = [
+        size
+        for rows, emitted in zip(tokens, sampled, strict=True)
+        for size in (*[4 * rows * TOP_K] * LAYERS, 4 * max(1, emitted))
+    ]
+    assert asked == expected
+    assert outcome.ledger.moved_bytes["readback"] == sum(expected)
 
 
 @pytest.mark.parametrize("flops", ["165.2TFLOPS", "1GFLOPS"], ids=["memory-bound", "arithmetic"])

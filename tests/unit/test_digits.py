@@ -109,7 +109,7 @@ def test_experts_and_towers_fit() -> None:
 
 def test_without_the_package_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(digits, "find_spec", lambda _: None)
-    with pytest.raises(MissingExtra, match=r"moesim\[digits\]"):
+    with pytest.raises(MissingExtra, match=r"\.\[digits\]"):
         digits.load()
 
 

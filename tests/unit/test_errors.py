@@ -46,7 +46,7 @@ def test_exit_codes_and_messages_survive_pickling(error: MoesimError, code: int)
 def test_a_message_names_file_place_and_reason() -> None:
     assert str(TraceError("t/trace.json", "offset 12", "bad")) == "t/trace.json: offset 12: bad"
     assert str(TraceError("t/trace.json", "", "bad")) == "t/trace.json: bad"
-    assert 'pip install "moesim[torch]"' in str(MissingExtra("torch", "recording"))
+    assert "pip install -c constraints.txt '.[torch]'" in str(MissingExtra("torch", "recording"))
     assert str(OutputError("a/b", "disk full")) == "cannot write a/b: disk full"
     assert "3" in str(InvariantError(3, "x"))
 

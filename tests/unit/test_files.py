@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from moesim.errors import OutputError
-from moesim.files import whole_file, whole_folder
+from moesim.files import clean_up, whole_file, whole_folder
+from moesim.locks import exclusive
 
 
 def fill(path: Path, text: str, *, force: bool = False) -> None:
@@ -18,11 +26,12 @@ def fill(path: Path, text: str, *, force: bool = False) -> None:
 def overtaken(path: Path) -> None:
     with whole_folder(path) as folder:
         (folder / "file").write_text("the slower writer")
-        fill(path, "the faster writer")
+        path.mkdir()
+        (path / "file").write_text("the faster writer")
 
 
 def test_what_appeared_while_a_folder_was_written_is_not_overwritten(tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match="written by somebody else meanwhile"):
+    with pytest.raises(OutputError, match="written by another process meanwhile"):
         overtaken(tmp_path / "out")
     assert (tmp_path / "out" / "file").read_text() == "the faster writer"
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
@@ -55,3 +64,134 @@ def test_a_file_is_whole_or_as_it_was(tmp_path: Path) -> None:
     assert [each.name for each in path.parent.iterdir()] == ["file.txt"]
     with pytest.raises(OutputError, match=r"file\.txt"), whole_file(path / "below"):
         pass
+
+
+# --- several processes ----------------------------------------------------------------------------
+
+WRITE = """
+import sys
+from pathlib import Path
+from moesim.files import whole_file, whole_folder
+with {writer}(Path(sys.argv[1])) as partial:
+    ((partial / "file") if partial.is_dir() else partial).write_text("half")
+    print("writing", flush=True)
+    sys.stdin.readline()
+"""
+
+
+@contextmanager
+def writing(path: Path, writer: str = "whole_folder") -> Iterator[subprocess.Popen[str]]:
+    """A process in the middle of writing `path`, which it completes at a line of input."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", WRITE.format(writer=writer), str(path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    try:
+        assert process.stdout.readline() == "writing\n"
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize("writer", ["whole_folder", "whole_file"])
+def test_what_a_killed_writer_left_is_removed_by_the_next(tmp_path: Path, writer: str) -> None:
+    with writing(tmp_path / "out", writer) as process:
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    left = [path.name for path in tmp_path.iterdir() if ".partial-" in path.name]
+    assert len(left) == 1
+    (tmp_path / ".other.partial-x").mkdir()  # another path's
+    fill(tmp_path / "out", "whole")
+    assert {path.name for path in tmp_path.iterdir()} == {"out", ".other.partial-x"}
+
+
+def test_leftovers_of_every_killed_writer_and_of_no_other_are_cleaned_up(tmp_path: Path) -> None:
+    clean_up(tmp_path / "absent")
+    with writing(tmp_path / "dead"):
+        pass
+    (tmp_path / ".download.partial-x").mkdir()  # another program's
+    with writing(tmp_path / "alive") as process:
+        clean_up(tmp_path)
+        names = {path.name.partition(".partial-")[0] for path in tmp_path.iterdir()}
+        assert names == {".download", ".alive", ".alive.moesim-lock"}
+        process.communicate("\n")
+    assert {path.name for path in tmp_path.iterdir()} == {".download.partial-x", "alive"}
+
+
+def test_a_second_writer_is_refused_by_name_and_the_first_is_whole(tmp_path: Path) -> None:
+    with writing(tmp_path / "out") as process:
+        with pytest.raises(OutputError, match=f"written by process {process.pid} on "):
+            fill(tmp_path / "out", "second")
+        process.communicate("\n")
+        assert process.returncode == 0
+    assert (tmp_path / "out" / "file").read_text() == "half"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_second_writer_of_a_file_waits_for_the_first(tmp_path: Path) -> None:
+    def second() -> None:
+        with whole_file(tmp_path / "out") as partial:
+            partial.write_text("second")
+
+    with writing(tmp_path / "out", "whole_file") as process:
+        thread = threading.Thread(target=second)
+        thread.start()
+        thread.join(0.2)
+        assert thread.is_alive()
+        process.communicate("\n")
+        thread.join()
+    assert (tmp_path / "out").read_text() == "second"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_who_has_waited_for_a_lock_holds_it_alone(tmp_path: Path) -> None:
+    """The lock's file that was waited for is gone: a new one must be locked."""
+    refusals: list[str] = []
+
+    def second() -> None:
+        with exclusive(tmp_path / "out", wait=True):
+            try:
+                with exclusive(tmp_path / "out"):
+                    pass
+            except OutputError as error:
+                refusals.append(error.reason)
+
+    with writing(tmp_path / "out") as process:
+        thread = threading.Thread(target=second)
+        thread.start()
+        thread.join(0.2)
+        process.communicate("\n")
+        thread.join()
+    assert [f"process {os.getpid()} " in reason for reason in refusals] == [True]
+
+
+def test_the_only_whole_folder_is_kept_where_its_replacement_was_killed(tmp_path: Path) -> None:
+    old = tmp_path / ".out.partial-x.old"
+    fill(old, "whole")
+    with pytest.raises(ZeroDivisionError), whole_folder(tmp_path / "out"):
+        raise ZeroDivisionError
+    assert (old / "file").read_text() == "whole"
+    fill(tmp_path / "out", "new")
+    fill(tmp_path / "out", "newer", force=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_where_there_are_no_locks_nothing_is_taken_for_a_leftover(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("moesim.locks.fcntl", None)
+    (tmp_path / ".out.partial-x").mkdir()
+    fill(tmp_path / "out", "whole")
+    assert {path.name for path in tmp_path.iterdir()} == {"out", ".out.partial-x"}
+
+
+def test_a_lock_follows_no_link(tmp_path: Path) -> None:
+    (tmp_path / "theirs").write_text("theirs")
+    (tmp_path / ".out.moesim-lock").symlink_to("theirs")
+    with pytest.raises(OutputError, match="out"), exclusive(tmp_path / "out"):
+        pass
+    assert (tmp_path / "theirs").read_text() == "theirs"

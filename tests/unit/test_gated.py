@@ -506,9 +506,9 @@ def test_the_command_trains_any_gate(
     [
         (["--gate", "top_k", "--top-k", "9"], r"k \(9\) must be .* at most the number of experts"),
         (["--gate", "switch", "--top-k", "2"], r"k \(2\) must be 1"),
-        (["--gate", "topk"], "no gate is called 'topk'; did you mean top_k"),
+        (["--gate", "topk"], "no gate is called 'topk'; did you mean 'top_k'"),
         (["--gate", "dselect_k", "--gate-option", "gamma=0"], r"gamma \(0\) must be positive"),
-        (["--gate", "dselect_k", "--gate-option", "gama=1"], "did you mean gamma"),
+        (["--gate", "dselect_k", "--gate-option", "gama=1"], "did you mean 'gamma'"),
         (["--gate", "top_k", "--gate-option", "balance"], "expected NAME=VALUE"),
         (["--gate", "dselect_k", "--gate-option", "gamma=abc"], r"gamma 'abc' must be a number"),
         (["--gate", "dselect_k", "--gate-option", "gamma=true"], r"gamma True must be a number"),

@@ -57,7 +57,9 @@ def test_slots_go_to_initial_layers_first(scope: str, initial: int) -> None:
     plan = plan_of(tiny_scenario(cache={"scope": scope, "initial_layers": initial}), busy_trace())
     slots = [EXPERTS] * initial
     few = plan_of(
-        tiny_scenario(cache={"scope": scope, "initial_layers": initial, "slots": 8 * initial + 2}),
+        tiny_scenario(
+            cache={"scope": scope, "initial_layers": initial, "slots": min(8 * initial + 2, 32)}
+        ),
         busy_trace(),
     ).slots
     assert sum(plan.slots) == LAYERS * EXPERTS  # there is memory for all
@@ -118,7 +120,6 @@ def test_what_is_loaded_beforehand_is_said_apart_and_never_moves_again(scope: st
     ]
     notes = "\n".join(result_of(plan).summary["notes"])
     assert "all experts of the first 2 MoE layers are resident from the start" in notes
-    assert "initial layers start loaded; MIN and the infinite cache start empty" in notes
 
 
 @pytest.mark.parametrize("block", range(4))

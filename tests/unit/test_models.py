@@ -348,7 +348,7 @@ def test_without_torch_the_extra_is_named(
     ):
         done = CliRunner().invoke(app, words)
         assert isinstance(done.exception, MissingExtra)
-        assert 'pip install "moesim[torch]"' in str(done.exception)
+        assert "pip install -c constraints.txt '.[torch]'" in str(done.exception)
 
 
 @pytest.mark.parametrize("command", ["train", "prompts"])

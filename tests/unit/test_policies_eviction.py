@@ -168,7 +168,7 @@ def test_static_keeps_what_its_profile_says(tmp_path: Path) -> None:
     assert list(policy.preload()) == [1, 3]
     options = parse_options(find("eviction", "static"), {"profile": "elsewhere"})
     find("eviction", "static")(context, options)
-    assert asked == [None, "elsewhere"]
+    assert asked == [None, Path("elsewhere")]
 
 
 def test_popularity_counts_the_rows_that_use_each_key() -> None:

@@ -66,10 +66,10 @@ def test_a_name_has_other_spellings(spelling: str, name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "answer"),
     [
-        ("lfu_deca", "did you mean lfu_decay"),
-        ("lruu", "did you mean lru"),
-        ("", "known: fifo, lfu, .*static"),
-        ("something else", "known: fifo, lfu, .*static"),
+        ("lfu_deca", "did you mean 'lfu_decay'"),
+        ("lruu", "did you mean 'lru'"),
+        ("", "there are fifo, lfu, .*static"),
+        ("something else", "there are fifo, lfu, .*static"),
     ],
 )
 def test_an_unknown_name_is_answered_with_near_matches_or_all(name: str, answer: str) -> None:
@@ -168,8 +168,8 @@ def test_options_arrive_typed() -> None:
 
 
 BAD_OPTIONS: list[Any] = [
-    ({"shar": 0.5}, "has no option 'shar'; did you mean share"),
-    ({"colour": 1}, "has no option 'colour'; did you mean count|it has: share, count, profile"),
+    ({"shar": 0.5}, "has no option 'shar'; did you mean 'share'"),
+    ({"colour": 1}, "has no option 'colour'; did you mean 'count'|it has: share, count, profile"),
     ({3: 1}, "has no option 3; it has: share"),
     ({"share": 1.5}, r"option share: .*less than or equal to 1.*\(got 1.5\)"),
     ({"share": -0.1}, r"option share: .*greater than or equal to 0.*\(got -0.1\)"),
@@ -204,7 +204,7 @@ def test_a_wrong_option_is_refused_by_name_and_rule(given: dict[Any, Any], messa
         ("eviction", "lru", {"depth": 1}, "'lru' has no option 'depth'; it has: none"),
         ("eviction", "lfu_decay", {"decay": 0}, "option decay: .*greater than 0"),
         ("eviction", "lfu_decay", {"decay": 1.01}, "option decay: .*less than or equal to 1"),
-        ("eviction", "static", {"profil": "x"}, "did you mean profile"),
+        ("eviction", "static", {"profil": "x"}, "did you mean 'profile'"),
         ("prefetch", "predicted", {"depth": 0}, "option depth: .*greater than or equal to 1"),
         ("prefetch", "oracle", {"depth": "2"}, "option depth: .*valid integer"),
     ],
@@ -295,6 +295,7 @@ def test_an_installed_package_brings_its_policies(tmp_path: Path) -> None:
     [
         ("import no_such_module", "moesim_newest.*'newest'.*cannot be loaded.*no_such_module"),
         ("1 / 0", "moesim_newest.*cannot be loaded.*ZeroDivisionError"),
+        ("raise SystemExit(0)", "moesim_newest.*cannot be loaded.*SystemExit"),
         (PLUGIN + "1 / 0", "moesim_newest.*cannot be loaded.*ZeroDivisionError"),
         (PLUGIN.replace("newest_out", "lru"), "eviction policy 'lru' is registered twice"),
     ],

@@ -203,7 +203,7 @@ def test_progress_counts_requests(tmp_path: Path) -> None:
         batch_size=2,
         progress=lambda done, of: seen.append((done, of)),
     )
-    assert seen == [(2, 5), (4, 5), (5, 5)]
+    assert seen == [(0, 5), (2, 5), (4, 5), (5, 5)]
 
 
 def test_an_existing_trace_is_kept_unless_forced(tmp_path: Path) -> None:

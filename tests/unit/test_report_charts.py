@@ -272,7 +272,7 @@ def test_every_caption_says_requests_seeds_and_what_is_assumed(
         assert (pooled if name in ("latency_cdf", "stall_breakdown") else drawn) in caption
         assert "simulated; costs assumed (datasheet)" in caption
     for name in ("hit_rate_capacity", "side_by_side"):
-        assert "Expert hit rate = (hits + late hits)" in captions[name]
+        assert "A hit was resident in time, a late hit still on its way" in captions[name]
 
 
 def test_runs_without_bounds_get_none_drawn_and_say_so(tmp_path: Path) -> None:

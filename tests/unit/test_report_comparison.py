@@ -140,13 +140,13 @@ def test_of_a_section_that_was_swept_whole_only_what_differs_is_named(tmp_path: 
     assert made.variants == [
         "decode-first batching (token_budget 16)",
         "task-aware batching (token_budget 16)",
-        "task-aware batching (token_budget 16 mix False)",
+        "task-aware batching (token_budget 16 mix false)",
         "task-aware batching (token_budget 8)",
     ]
     assert compare_runs(runs[:6]).variants == [
         "decode-first batching",
         "task-aware batching",
-        "task-aware batching (mix False)",
+        "task-aware batching (mix false)",
     ]
     assert [len(row.runs) for row in made.rows] == [2, 2, 2, 2]
 

@@ -33,7 +33,7 @@ def three(tmp_path: Path) -> Comparison:
                 tmp_path / f"{policy}{seed}",
                 policy=policy,
                 seed=seed,
-                summary={**values, "expert_hit_rate": 0.5 + place / 10, "tpot_mean_ms": None},
+                summary={**values, "accesses": 100, "hits": 50 + 10 * place, "tpot_mean_ms": None},
             )
             runs.append(load_run(path))
     return compare_runs(runs)
@@ -70,7 +70,7 @@ def test_a_loss_stands_beside_a_gain(three: Comparison) -> None:
     lfu = dict(zip(differences.columns, differences.rows[0], strict=True))
     assert lfu["throughput (%)"] == Cell("+100.0 ± 0.0", "better")
     assert lfu["E2E p95 (%)"] == Cell("+60.0 ± 0.0", "worse")
-    assert lfu["expert hit rate (points)"] == Cell("+10.0 ± 0.0", "better")
+    assert lfu["hits (points)"] == Cell("+10.0 ± 0.0", "better")
     text = markdown(differences)
     assert "+100.0 ± 0.0 better | " in text
     assert "+60.0 ± 0.0 worse | " in text
@@ -220,7 +220,7 @@ def test_the_summary_shows_every_block(tmp_path: Path, capsys: pytest.CaptureFix
         "bytes moved",
         "where the GPU's time went",
         "MIN (misses)",
-        "limited by the working set: even MIN misses 21 %",
+        "limited by the memory: even MIN misses 21 %",
         "GPU memory",
         "- trace of shallow costed as mixtral-8x7b",
     ):

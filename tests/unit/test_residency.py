@@ -259,6 +259,33 @@ def test_a_victim_in_flight_goes_before_prefetches_that_nobody_waits_for(
     assert [work.keys[0] for work in copies] == [1, first, wrong, EXPERTS + 1, second]
 
 
+class FetchesBackwards(Prefetch):
+    """Fetches the next layer's experts, the last wanted first."""
+
+    clairvoyant = True
+
+    def wanted(self, view: View) -> Any:
+        return view.exact(1)[::-1]
+
+
+@both_machines
+def test_late_experts_are_computed_in_the_order_in_which_they_were_fetched(
+    monkeypatch: pytest.MonkeyPatch, make: Any
+) -> None:
+    """They land in that order, which is not that of the union: none waits for a later one."""
+    name = enlist(monkeypatch, "prefetch", FetchesBackwards)
+    slow = {"profile": "rtx-4090", "h2d": {"bandwidth": "100MB/s"}}
+    rows = np.tile([1, 2, 3], (1, LAYERS, 1))
+    scenario = tiny_scenario(hardware=slow, cache={"slots": "3/layer"}, prefetch={"policy": name})
+    outcome, machine = watch(plan_of(scenario, costed_trace(rows)), make)
+    assert outcome.ledger.late_hits == [3] * LAYERS
+    backwards = [layer * EXPERTS + expert for layer in range(LAYERS) for expert in (3, 2, 1)]
+    assert [work.keys[0] for work in machine.log if work.kind == "copy"] == backwards
+    assert [work.keys[0] for work in machine.log if work.kind == "experts"] == backwards
+    landed = [ticket.finish_ns for ticket in machine.promoted]
+    assert landed == sorted(landed)
+
+
 class Counter(LRU):
     """LRU that counts the residents it sends away."""
 
@@ -432,17 +459,23 @@ class InventsOne(LRU):
         return leavers
 
 
-class PreloadsTooMuch(Static):
+class Loaded(Static):
+    """Static as learnt on the replayed trace."""
+
+    clairvoyant = True
+
+
+class PreloadsTooMuch(Loaded):
     def preload(self) -> Any:
         return range(self.capacity + 1)
 
 
-class PreloadsTwice(Static):
+class PreloadsTwice(Loaded):
     def preload(self) -> Any:
         return [key for key in list(self.book)[:1] for _ in range(2)]
 
 
-class PreloadsStrangers(Static):
+class PreloadsStrangers(Loaded):
     """Keys of another layer."""
 
     def preload(self) -> Any:

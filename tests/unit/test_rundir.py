@@ -65,7 +65,8 @@ REPORTED = """
     slots_bytes staging_bytes activations_bytes peak_kv_blocks waves_max waves_mean
     unique_experts_per_event_mean tiled_share min_hit_rate infinite_cache_hit_rate
     infinite_cache_makespan_s infinite_cache_e2e_p95_ms infinite_link_makespan_s
-    infinite_link_e2e_p95_ms verdict verdict_reason cost_kind notes
+    infinite_link_e2e_p95_ms min_time_in_steps_s infinite_cache_time_in_steps_s
+    infinite_link_time_in_steps_s verdict verdict_reason cost_kind caveats notes
     wait_max_ms wait_max_steps pause_max_ms pause_max_steps
 """
 KEYS = {*PROMISED, *LATENCIES, *REPORTED.split()}
@@ -133,7 +134,7 @@ def test_the_summary_has_its_fixed_keys_and_only_plain_values(tmp_path: Path, tr
     for key in PROMISED:
         assert isinstance(summary[key], int | float), key
     assert all(
-        value is None or isinstance(value, str | int | float) or key == "notes"
+        value is None or isinstance(value, str | int | float) or key in ("caveats", "notes")
         for key, value in summary.items()
     )
 
@@ -419,7 +420,7 @@ DIE = "import os, signal; die = lambda *_, **__: os.kill(os.getpid(), signal.SIG
 KILLED_AT = {
     "the first step": "import moesim.policies.batching as b; b.DecodeFirst.plan = die",
     "the last invariant": "import moesim.simulate as s; s.check_run = die",
-    "the first file": "import yaml; yaml.safe_dump = die",
+    "the first file": "import yaml; yaml.dump = die",
     "the first table": "import pyarrow.parquet as p; p.write_table = die",
     "the manifest": "import moesim.rundir as r; r.sha256 = die",
     "the rename": "import pathlib; pathlib.Path.rename = die",
@@ -483,6 +484,23 @@ def test_a_failed_replacement_leaves_the_old_run(
         run(scenario_of(trace, seed=8), out=tmp_path / "out", force=True)
     assert contents(tmp_path / "out") == before
     assert {path.name for path in tmp_path.iterdir()} == {"trace", "out"}
+
+
+def test_a_run_that_another_process_finished_meanwhile_is_used(
+    tmp_path: Path, trace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scenario, out = scenario_of(trace, bounds=False), tmp_path / "out"
+    first = run(scenario, out=tmp_path / "first")
+
+    def overtaken(*_: Any) -> Any:
+        shutil.copytree(tmp_path / "first", out)
+        return first
+
+    monkeypatch.setattr("moesim.simulate.result_of", overtaken)
+    assert run(scenario, out=out).summary == first.summary
+    shutil.rmtree(out)
+    with pytest.raises(OutputError, match="written by another process meanwhile"):
+        run(scenario_of(trace, bounds=False, seed=8), out=out)
 
 
 # --- the file system says no ----------------------------------------------------------------------
@@ -576,15 +594,17 @@ def test_force_replaces_no_folder_that_is_not_a_run(tmp_path: Path, trace: Path)
 
 
 def test_a_static_placement_names_the_trace_it_learnt_from(tmp_path: Path, trace: Path) -> None:
-    shutil.copytree(trace, tmp_path / "other")
+    tiny_trace(requests=3, seed=7).save(tmp_path / "other")
+    shutil.copytree(trace, tmp_path / "copy")
 
     def notes(profile: str) -> list[str]:
         cache = {"policy": "static", "options": {"profile": profile}, "slots": 8}
         return run(scenario_of(trace, cache=cache)).summary["notes"]
 
     assert f"static was learnt on the trace {tmp_path / 'other'}" in notes(str(tmp_path / "other"))
-    assert any("hindsight" in note for note in notes(f"{trace}/."))
-    with pytest.raises(ScenarioError, match="there is no trace folder 'nowhere'"):
+    for replayed in (f"{trace}/.", str(tmp_path / "copy")):
+        assert any("hindsight" in note for note in notes(replayed))
+    with pytest.raises(ScenarioError, match="there is no file or folder 'nowhere'"):
         notes("nowhere")
 
 

@@ -12,6 +12,7 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from workloads import tiny_trace
 
 from moesim.errors import ScenarioError
 from moesim.scenario import (
@@ -42,9 +43,9 @@ workload:
   arrivals: {kind: gamma, rate_per_s: 2, burstiness: 4}
   lengths: {prompt: 128, output: 32}
   prefill: skip
-batching: {policy: fcfs, options: {x: [1, 2]}, token_budget: 1e3, max_sequences: 8}
+batching: {policy: fcfs, options: {}, token_budget: 1e3, max_sequences: 8}
 cache: {policy: lfu, scope: global, slots: 4/layer, admission: always, write_back: true}
-prefetch: {policy: oracle, options: {depth: 2}, cancel: true}
+prefetch: {policy: oracle, options: {depth: 2}, cancel: false}
 placement: {policy: copy}
 replay: sequential
 seed: 7
@@ -57,7 +58,7 @@ SHORT = "trace: trace\nhardware: t4\n"
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("scenarios")
-    (made / "trace").mkdir()
+    tiny_trace(requests=2).save(made / "trace")
     return made
 
 
@@ -123,7 +124,7 @@ def test_resolved_paths_follow_the_folder_they_are_read_in(folder: Path) -> None
     (folder / "mine.json").write_text("{}")
     text = "trace: trace\nhardware: t4\nmodel: mine.json\n"
     text += "cache: {policy: static, options: {profile: other}}\n"
-    plain = read(folder, text).resolved(relative_to=run)
+    plain = read(folder, text).resolved_in(run)
     assert plain["cache"]["options"] == {"profile": "../../other"}
     assert (plain["trace"], plain["model"]["shape"]) == ("../../trace", "../../mine.json")
     assert plain["hardware"]["profile"] == "t4"
@@ -359,7 +360,7 @@ def test_an_override_that_a_sweep_would_undo_is_refused(folder: Path) -> None:
 
 
 def test_a_later_complaint_can_point_at_its_line(folder: Path) -> None:
-    scenario = read(folder, SHORT + "cache: {policy: nope}\n")
+    scenario = read(folder, SHORT + "cache: {policy: lfu}\n")
     error = ScenarioError.at(scenario, "cache.policy", "no such policy")
     assert str(error) == f"{folder / 'x.yaml'}:3:17: cache.policy: no such policy"
     assert scenario.mark("prefetch.policy").endswith("x.yaml:1:1")

@@ -15,7 +15,7 @@ from workloads import plan_of, run_on, tiny_scenario, tiny_trace
 
 from moesim.errors import PolicyViolation
 from moesim.policies import find
-from moesim.policies.batching import Batching, Queue, fill
+from moesim.policies.batching import Batching, Candidate, Queue, fill
 from moesim.serving.kv import BlockPool
 from moesim.serving.request import Request
 from moesim.serving.scheduler import Scheduler
@@ -208,6 +208,32 @@ def test_blocks_are_taken_when_a_row_starts_a_new_one_and_all_come_back() -> Non
         advance(queue, plan)
     assert held == [(3, 1), (6, 2), (7, 2), (8, 2), (9, 3)]
     assert (queue.pool.free, queue.pool.peak) == (10, 3)
+
+
+def test_the_peak_is_of_the_fullest_moment_and_not_of_the_last() -> None:
+    pool = BlockPool(10, 4)
+    first, second = request(0, 20, 2), request(1, 20, 2)
+    assert pool.grow(first, 20)
+    assert pool.peak == 5
+    pool.release(first)
+    assert pool.grow(second, 4)
+    assert (pool.free, pool.peak) == (9, 5)
+
+
+def test_a_preempted_request_with_a_skipped_prefill_keeps_its_prompt() -> None:
+    """Its prompt has no rows: it starts over at the first row that it has."""
+    one = Request(
+        0,
+        arrival_ns=0,
+        prompt_tokens=3,
+        output_tokens=4,
+        rows=np.array([7, 8, 9]),
+        prefill_skipped=True,
+    )
+    one.position, one.emitted = 5, 3
+    one.restart()
+    assert (one.position, one.tokens_wanted) == (3, 3)
+    assert one.next_rows(one.tokens_wanted).tolist() == [7, 8, 9]
 
 
 class Scripted(Batching):
@@ -420,12 +446,13 @@ NONSENSE: list[tuple[str, Callable[[Queue], Any], str, str]] = [
     ("negative", lambda q: [(q.waiting[0], -1)], "request 0", "-1 tokens"),
     ("more than wanted", lambda q: [(q.waiting[0], 6)], "request 0", "wants 5"),
     ("over the budget", lambda q: [(r, 5) for r in everyone(q)[:2]], "step", "budget of 8"),
-    ("a stranger", lambda q: [(request(7, 5, 1), 1)], "request 7", "not in the queue"),
+    ("a stranger", lambda q: [(Candidate(7, 5), 1)], "request 7", "not in the queue"),
     ("nobody", lambda q: [], "step", "empty step"),
-    ("half a token", lambda q: [(q.waiting[0], 1.5)], "step", "whole number of tokens"),
-    ("no request", lambda q: [("everyone", 1)], "everyone", "not in the queue"),
-    ("nothing at all", lambda q: None, "step", "no list of pairs"),
-    ("not pairs", lambda q: everyone(q), "step", "no list of pairs"),
+    ("half a token", lambda q: [(q.waiting[0], 1.5)], "plan", "whole number of tokens"),
+    ("a bool", lambda q: [(q.waiting[0], True)], "plan", "whole number of tokens"),
+    ("no request", lambda q: [("everyone", 1)], "plan", "not in the queue"),
+    ("nothing at all", lambda q: None, "plan", "no list of pairs"),
+    ("not pairs", lambda q: everyone(q), "plan", "no list of pairs"),
 ]
 
 
@@ -457,3 +484,198 @@ def test_a_policy_may_leave_requests_out_of_a_step(monkeypatch: pytest.MonkeyPat
     outcome = run_on(plan_of(scenario, tiny_trace(requests=4, prompt_tokens=3, output_tokens=2)))
     assert all(one.status == "finished" for one in outcome.requests)
     assert outcome.ledger.step_columns()["sequences"].max() == 1
+
+
+class Greedy(Batching):
+    """Plans one token for all that it is shown, and counts them."""
+
+    most = 0
+
+    def plan(self, queue: Queue) -> Any:
+        self.most = max(self.most, len(everyone(queue)))
+        return [(one, 1) for one in everyone(queue)]
+
+
+def test_no_more_waiting_requests_are_shown_than_may_run() -> None:
+    policy = Greedy()
+    policy.name = "greedy"  # type: ignore[misc]
+    queue = scheduler(policy, cap=2)
+    steps = serve(queue, [request(index, 1, 3) for index in range(5)])
+    assert policy.most == 2
+    assert [len(step) for step in steps] == [2, 2, 2, 2, 2, 2, 1, 1, 1]
+
+
+# --- what a policy sees ---------------------------------------------------------------------------
+
+
+class Watches(Batching):
+    """Keeps all that it is shown."""
+
+    queues: list[Queue]
+    asked: list[tuple[Any, Any]]
+
+    def ready(self, running: Any, waiting: Any) -> bool:
+        self.asked.append((running, waiting))
+        return True
+
+    def plan(self, queue: Queue) -> Any:
+        self.queues.append(queue)
+        return fill(queue, (*queue.running, *queue.waiting))
+
+
+def watched(monkeypatch: pytest.MonkeyPatch, policy: type[Any] = Watches) -> Outcome:
+    """A run whose requests are preempted, too."""
+    monkeypatch.setattr(Watches, "queues", [], raising=False)
+    monkeypatch.setattr(Watches, "asked", [], raising=False)
+    scenario = tiny_scenario(
+        memory={"kv": 26 * 8192, "kv_block_tokens": 1},
+        batching={"policy": enlist(monkeypatch, "batching", policy), "token_budget": 7},
+    )
+    return run_on(plan_of(scenario, tiny_trace(requests=6, prompt_tokens=5, output_tokens=6)))
+
+
+def shown() -> list[Any]:
+    queues = [(queue.running, queue.waiting) for queue in Watches.queues]
+    return [part for pair in (*queues, *Watches.asked) for part in pair]
+
+
+SEEN = {"decoding", "emitted", "index", "position", "prompt_tokens", "tokens_wanted"}
+
+
+def public(candidate: Candidate) -> set[str]:
+    return {name for name in dir(candidate) if not name.startswith("_")}
+
+
+def test_a_policy_sees_of_requests_what_a_real_scheduler_knows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    outcome = watched(monkeypatch)
+    assert summarise(outcome)["preemptions"] > 0
+    candidates = {candidate for part in shown() for candidate in part}
+    assert {type(part) for part in shown()} == {tuple}
+    assert {type(candidate) for candidate in candidates} == {Candidate}
+    assert len(candidates) == len(outcome.requests), "one object stands for a request throughout"
+    for candidate in candidates:
+        assert public(candidate) == SEEN
+        for name in SEEN:
+            with pytest.raises(AttributeError):
+                setattr(candidate, name, 1)
+        # Nor is there a way to the request behind it.
+        inside = [getattr(candidate, name) for kind in (Candidate,) for name in kind.__slots__]
+        assert {type(value) for value in inside} <= {int, bool}
+
+
+class Clairvoyant(Watches):
+    """Shortest job first: it must know how long a job is."""
+
+    clairvoyant = True
+
+    def plan(self, queue: Queue) -> Any:
+        self.queues.append(queue)
+        order = sorted(
+            (*queue.running, *queue.waiting), key=lambda one: (one.output_tokens, -one.index)
+        )
+        return fill(queue, order)
+
+
+def test_only_a_clairvoyant_policy_sees_lengths_and_is_called_a_bound(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    plain = summarise(watched(monkeypatch))["notes"]
+    outcome = watched(monkeypatch, Clairvoyant)
+    for candidate in {candidate for part in shown() for candidate in part}:
+        assert public(candidate) == {*SEEN, "output_tokens"}
+        assert candidate.output_tokens == outcome.requests[candidate.index].output_tokens
+        with pytest.raises(AttributeError):
+            candidate.output_tokens = 1
+    note = "clairvoyant knows how long requests will be: a bound, not a policy"
+    assert note in summarise(outcome)["notes"]
+    assert not any("bound" in text for text in plain)
+
+
+def test_candidates_are_up_to_date_whenever_a_policy_is_asked() -> None:
+    policy = find("batching", "fcfs")()
+    queue = scheduler(policy, blocks=5, budget=8)
+    older, younger = request(0, 2, 4), request(1, 2, 3)
+    seen: list[list[tuple[int, ...]]] = []
+    plan = policy.plan
+
+    def note(asked: Queue) -> Any:
+        seen.append(
+            [
+                (one.index, one.prompt_tokens, one.emitted, one.position, one.tokens_wanted)
+                for one in (*asked.running, *asked.waiting)
+            ]
+        )
+        return plan(asked)
+
+    policy.plan = note
+    serve(queue, [older, younger])
+    assert seen[0] == [(0, 2, 0, 0, 2), (1, 2, 0, 0, 2)]
+    assert seen[1] == [(0, 2, 1, 2, 1), (1, 2, 1, 2, 1)]
+    assert (1, 2, 1, 0, 3) in seen[-2]  # preempted: its rows are lost, its token is not
+
+
+def asks(question: Callable[[Queue], Any]) -> Batching:
+    policy = Scripted()
+    plan = policy.plan
+
+    def first_ask(queue: Queue) -> Any:
+        question(queue)
+        return plan(queue)
+
+    policy.plan = first_ask  # type: ignore[method-assign]
+    return policy
+
+
+@pytest.mark.parametrize("tokens", [-1, 6, 1000])
+def test_experts_are_revealed_of_tokens_that_exist_and_no_others(tokens: int) -> None:
+    told: list[int] = []
+
+    def reveal(one: Request, count: int) -> list[list[int]]:
+        told.append(count)
+        return [[0]] * count
+
+    def served(count: int) -> None:
+        policy = asks(lambda queue: queue.experts(queue.waiting[0], count))
+        pool = BlockPool(100, 1)
+        queue = Scheduler(policy, pool, token_budget=8, max_sequences=2, experts=reveal)
+        queue.arrive(request(3, 5, 9))
+        queue.next_step()
+
+    served(5)
+    assert told == [5]
+    with pytest.raises(PolicyViolation, match=r"'scripted'.*request 3.*5 exist"):
+        served(tokens)
+    assert told == [5]
+
+
+@pytest.mark.parametrize(
+    ("question", "message"),
+    [
+        (lambda queue: queue.experts(queue.waiting[0], 1), "this router does not reveal"),
+        (lambda queue: queue.wants(queue.waiting[0]), "this router does not reveal"),
+    ],
+)
+def test_what_a_router_does_not_reveal_is_refused_by_the_name_of_who_asks(
+    question: Callable[[Queue], Any], message: str
+) -> None:
+    queue = scheduler(asks(question))
+    queue.arrive(request(3, 5, 9))
+    with pytest.raises(PolicyViolation, match=message) as caught:
+        queue.next_step()
+    assert (caught.value.policy, caught.value.key) == ("scripted", "request 3")
+
+
+def test_who_is_not_queued_is_not_asked_about() -> None:
+    policy = asks(lambda queue: queue.experts(Candidate(3, 5), 1))
+    queue = Scheduler(
+        policy,
+        BlockPool(100, 1),
+        token_budget=8,
+        max_sequences=2,
+        experts=lambda one, count: [[0]] * count,
+    )
+    queue.arrive(request(3, 5, 9))
+    with pytest.raises(PolicyViolation, match=r"request 3.*not queued"):
+        queue.next_step()

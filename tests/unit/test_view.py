@@ -15,14 +15,16 @@ from costed_traces import costed_trace
 from watched_machines import enlist
 from workloads import TINY_CONFIG, plan_of, run_on, tiny_scenario, tiny_trace
 
+from moesim.curve import curve
 from moesim.errors import PolicyViolation
 from moesim.machine.events import EventMachine
 from moesim.machine.sim import SimMachine
 from moesim.policies import find, names
-from moesim.policies.batching import DecodeFirst
-from moesim.policies.eviction import LRU
+from moesim.policies.eviction import LFU, LRU, Static
 from moesim.policies.prefetch import Prefetch
 from moesim.policies.view import View
+from moesim.serving.scheduler import Scheduler
+from moesim.simulate import summarise
 from moesim.trace import Trace
 
 LAYERS, EXPERTS, TOP_K = 4, 8, 2
@@ -46,7 +48,7 @@ class Diary:
         self._events = 0
         caches, fetches = find("eviction", eviction), find("prefetch", prefetch)
         decide, victim, wanted = caches.decide, caches.victim, fetches.wanted
-        plan = DecodeFirst.plan
+        next_step = Scheduler.next_step
 
         def decided(policy: Any, view: View) -> Any:
             answer = decide(policy, view)
@@ -64,16 +66,17 @@ class Diary:
             self._note("wanted", (view.layer, answer))
             return answer
 
-        def planned(policy: Any, queue: Any) -> Any:
-            answer = plan(policy, queue)
-            parts = [one.rows[one.position : one.position + count] for one, count in answer]
-            self.steps.append([row for part in parts for row in part.tolist()])
-            return answer
+        def planned(scheduler: Scheduler) -> Any:
+            batch = next_step(scheduler)
+            if batch:
+                rows = [request.next_rows(count).tolist() for request, count in batch]
+                self.steps.append([row for part in rows for row in part])
+            return batch
 
         monkeypatch.setattr(caches, "decide", decided)
         monkeypatch.setattr(caches, "victim", given_up)
         monkeypatch.setattr(fetches, "wanted", asked)
-        monkeypatch.setattr(DecodeFirst, "plan", planned)
+        monkeypatch.setattr(Scheduler, "next_step", planned)
 
     def _note(self, kind: str, answer: Any) -> None:
         self.entries.append((self._events, kind, answer))
@@ -299,3 +302,170 @@ def test_gate_weights_are_summed_over_the_rows_of_the_batch(
     trace = costed_trace(rows, gate_weights=weights)
     run_on(plan_of(tiny_scenario(cache={"policy": name}), trace), make)
     assert Weighs.seen == [([0, 1, 5], [0.75, 0.75, 0.625])]
+
+
+# --- read-only ------------------------------------------------------------------------------------
+
+TUPLES = {
+    "union": lambda view: view.union,
+    "tokens": lambda view: view.tokens,
+    "exact": lambda view: view.exact(0),
+    "predicted": lambda view: view.predicted(1),
+    "gate_weights": lambda view: view.gate_weights(),
+}
+
+
+class Inspects(LRU):
+    """Asks for everything that a view may answer."""
+
+    answers: list[tuple[str, Any]]
+
+    def decide(self, view: View) -> Any:
+        self.answers += [(name, ask(view)) for name, ask in TUPLES.items()]
+        return super().decide(view)
+
+
+class InspectsToo(Prefetch):
+    clairvoyant = True
+    answers: list[tuple[str, Any]]
+
+    def wanted(self, view: View) -> Any:
+        depths = range(1, LAYERS + 1)
+        self.answers += [("exact", view.exact(depth)) for depth in depths]
+        self.answers += [("predicted", view.predicted(depth)) for depth in depths]
+        return ()
+
+
+@both_machines
+@pytest.mark.parametrize("sequences", [1, 4, 64])
+def test_all_that_a_view_answers_are_tuples(
+    monkeypatch: pytest.MonkeyPatch, make: Any, sequences: int
+) -> None:
+    """One row, a few and many are read in three different ways."""
+    answers: list[tuple[str, Any]] = []
+    monkeypatch.setattr(Inspects, "answers", answers, raising=False)
+    monkeypatch.setattr(InspectsToo, "answers", answers, raising=False)
+    eviction = enlist(monkeypatch, "eviction", Inspects)
+    prefetch = enlist(monkeypatch, "prefetch", InspectsToo)
+    trace = tiny_trace(requests=sequences, prompt_tokens=3, output_tokens=4)
+    batching = {"max_sequences": sequences}
+    chosen = {"cache": {"policy": eviction}, "prefetch": {"policy": prefetch}}
+    run_on(plan_of(tiny_scenario(batching=batching, **chosen), trace), make)
+    run_on(plan_of(tiny_scenario(batching=batching, cache={"policy": eviction}), trace), make)
+    assert {name for name, answer in answers if answer} == set(TUPLES)
+    assert {type(answer) for _, answer in answers} == {tuple}
+
+
+@pytest.mark.parametrize("attribute", ["layer", "union", "tokens"])
+def test_nothing_of_a_view_can_be_set(attribute: str) -> None:
+    shown = [1, 2]
+    view = View(0, shown, shown)
+    with pytest.raises(AttributeError):
+        setattr(view, attribute, 0)
+    shown.reverse()
+    assert (view.union, view.tokens) == ((1, 2), (1, 2))
+
+
+class SortsInPlace(LRU):
+    def decide(self, view: View) -> Any:
+        view.union.sort()  # type: ignore[attr-defined]
+        return super().decide(view)
+
+
+class MovesTheView(LRU):
+    """To see the last layer before its time."""
+
+    def decide(self, view: View) -> Any:
+        view.layer = LAYERS - 1  # type: ignore[misc]
+        return super().decide(view)
+
+
+class Unprotects(LRU):
+    def victim(self, protected: Any) -> Any:
+        protected.clear()
+        return next(iter(self.book))
+
+
+@both_machines
+@pytest.mark.parametrize("policy", [SortsInPlace, MovesTheView, Unprotects])
+def test_a_policy_that_changes_what_it_is_shown_is_refused_by_name(
+    monkeypatch: pytest.MonkeyPatch, make: Any, policy: type[Any]
+) -> None:
+    name = enlist(monkeypatch, "eviction", policy)
+    scenario = tiny_scenario(cache={"policy": name, "slots": "2/layer"}, prefetch="oracle")
+    with pytest.raises(PolicyViolation) as caught:
+        run_on(plan_of(scenario, tiny_trace(requests=2)), make)
+    assert caught.value.policy == name
+
+
+class LearnsInHindsight(LRU):
+    """Asks how often each expert will be used."""
+
+    def __init__(self, context: Any, options: Any = None) -> None:
+        super().__init__(context, options)
+        context.popularity(None)
+
+
+@pytest.mark.parametrize("clairvoyant", [False, True])
+def test_counts_of_the_replayed_trace_are_for_the_clairvoyant(
+    monkeypatch: pytest.MonkeyPatch, clairvoyant: bool
+) -> None:
+    monkeypatch.setattr(LearnsInHindsight, "clairvoyant", clairvoyant)
+    name = enlist(monkeypatch, "eviction", LearnsInHindsight)
+    scenario, trace = tiny_scenario(cache={"policy": name}), tiny_trace(requests=2)
+    if clairvoyant:
+        notes = summarise(run_on(plan_of(scenario, trace)))["notes"]
+        assert any(name in note and "bound" in note for note in notes)
+        return
+    for replay in (lambda: run_on(plan_of(scenario, trace)), lambda: curve(trace, [name])):
+        with pytest.raises(PolicyViolation, match=r"popularity.*tell of the future") as caught:
+            replay()
+        assert caught.value.policy == name
+
+
+class AsksForTheFuture(LRU):
+    seen: list[Any]
+
+    def __init__(self, context: Any, options: Any = None) -> None:
+        super().__init__(context, options)
+        self.seen.append(context.future)
+
+
+class AsksInOnePass(LFU):
+    """As above, where all capacities are replayed at once."""
+
+    stack = True
+    seen: list[Any]
+
+    def __init__(self, context: Any, options: Any = None) -> None:
+        super().__init__(context, options)
+        self.seen.append(context.future)
+
+
+@pytest.mark.parametrize("policy", [AsksForTheFuture, AsksInOnePass])
+def test_the_future_is_for_the_clairvoyant_in_a_curve_too(
+    monkeypatch: pytest.MonkeyPatch, policy: Any
+) -> None:
+    monkeypatch.setattr(policy, "seen", [], raising=False)
+    name = enlist(monkeypatch, "eviction", policy)
+    trace = tiny_trace(requests=2)
+    run_on(plan_of(tiny_scenario(cache={"policy": name}), trace))
+    curve(trace, [name], capacities=[1, 2])
+    assert policy.seen
+    assert all(future is None for future in policy.seen)
+
+
+class CountsFromNowOn(Static):
+    """Changes the counts that other caches learn from as well."""
+
+    clairvoyant = True
+
+    def __init__(self, context: Any, options: Any = None) -> None:
+        context.popularity(None).clear()
+        super().__init__(context, options)
+
+
+def test_counts_that_caches_share_cannot_be_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = enlist(monkeypatch, "eviction", CountsFromNowOn)
+    with pytest.raises(PolicyViolation, match="has no attribute 'clear'"):
+        run_on(plan_of(tiny_scenario(cache={"policy": name}), tiny_trace(requests=2)))

@@ -332,6 +332,28 @@ def test_tiling_stays_within_the_chosen_domains() -> None:
     assert only.rows.tolist() == [3, 4, 3, 4]
 
 
+def test_where_no_request_of_a_domain_was_decoded_prompt_rows_stand_in() -> None:
+    """A request's own, again and again; those of its domain's other requests are no better."""
+    trace = costed_trace(
+        np.zeros((7, 1, 1), int), seq_len=[3, 4], prompt_tokens=[3, 4], domain="code"
+    )
+    first, second = workload(trace, prefill="skip", lengths={"prompt": 2, "output": 8})
+    assert first.rows.tolist() == [0, 1, 2, 0, 1, 2, 0]
+    assert second.rows.tolist() == [3, 4, 5, 6, 3, 4, 5]
+    assert (first.tiled_rows, second.tiled_rows) == (7, 7)
+
+
+def test_requests_of_a_domain_that_were_not_decoded_are_passed_over() -> None:
+    trace = costed_trace(
+        np.zeros((7, 1, 1), int), seq_len=[2, 3, 2], prompt_tokens=[2, 1, 2], domain="code"
+    )
+    rows = [
+        one.rows.tolist()
+        for one in workload(trace, prefill="skip", lengths={"prompt": 4, "output": 6})
+    ]
+    assert rows == [[3, 4, 3, 4, 3]] * 3
+
+
 def test_the_tiled_share_is_reported() -> None:
     trace = domains_trace()
     scenario = tiny_scenario(workload={"lengths": {"prompt": 4, "output": 6}})

@@ -22,9 +22,9 @@ from moesim.machine.real.executor import Executor
 from moesim.machine.real.live import LiveRouting, RevealedRouting
 from moesim.machine.real.machine import RealMachine
 from moesim.machine.real.router import PackedRouter
-from moesim.policies import Key, find, parse_options
-from moesim.policies.batching.base import unknown_experts, unknown_wants
+from moesim.policies import Key, parse_options
 from moesim.policies.eviction.base import CacheContext
+from moesim.policies.guard import find_policy, make_batching, make_eviction, make_prefetch
 from moesim.record.routers import MoeLayer, find_moe_layers
 from moesim.serving.budget import split_slots
 from moesim.serving.invariants import check_run
@@ -70,8 +70,9 @@ class Serving:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise UsageError(f"{name} ({value}) must be at least {least}")
-        for family, policy in (("eviction", self.eviction), ("prefetch", self.prefetch)):
-            if find(family, policy).clairvoyant:
+        for family in ("eviction", "prefetch", "batching"):
+            policy = getattr(self, family)
+            if find_policy(family, policy).clairvoyant:
                 raise UsageError(
                     f"{family} policy {policy!r} sees the future, which a model that generates "
                     "does not know; it runs on a trace only"
@@ -110,7 +111,8 @@ def generate(
     serving = serving or Serving()
     if max_new_tokens < 1 or not all(prompts):
         raise UsageError("every prompt needs a token at least, and one to generate")
-    options = parse_options(find("prefetch", serving.prefetch), serving.prefetch_options or {})
+    prefetch = find_policy("prefetch", serving.prefetch)
+    options = parse_options(prefetch, serving.prefetch_options or {})
     knowledge = KNOWLEDGE["layerwise" if PackedRouter.of(model) is None else "decoupled"]
     _check_knowledge(model, serving, options, knowledge)
     capacities = _capacities(serving, find_moe_layers(model))
@@ -165,15 +167,16 @@ def _check_knowledge(
 ) -> None:
     """No policy asks for more than the model's router reveals."""
     kind = f"the routers of {type(model).__name__} reveal theirs layer by layer"
-    if find("batching", serving.batching).needs_routing and not knowledge.queued:
+    batching = find_policy("batching", serving.batching)
+    if batching.needs_routing and not knowledge.queued:
         raise UsageError(f"{serving.batching} asks which experts queued tokens want; {kind} only")
-    if find("batching", serving.batching).needs_static and not knowledge.for_ever:
+    if batching.needs_static and not knowledge.for_ever:
         raise UsageError(
             f"{serving.batching} asks what requests will ever want; those of a static router alone "
             f"are known, and {type(model).__name__} has none"
         )
-    if find("prefetch", serving.prefetch).needs_routing and not knowledge.reach:
-        depth = prefetch_options.depth
+    if find_policy("prefetch", serving.prefetch).needs_routing and not knowledge.reach:
+        depth = getattr(prefetch_options, "depth", 1)
         raise UsageError(f"{serving.prefetch} looks {depth} layers ahead; {kind} only")
 
 
@@ -209,20 +212,20 @@ def _server(
             f"the longest request needs room for the keys and values of {max(tokens)} tokens; "
             f"there is room for {room}"
         )
-    batching = find("batching", serving.batching)
+    batching = find_policy("batching", serving.batching)
     return Server(
         machine,
         requests,
         scheduler=Scheduler(
-            batching(parse_options(batching, serving.batching_options or {})),
+            make_batching(batching, parse_options(batching, serving.batching_options or {})),
             BlockPool(room, 1),
             token_budget=serving.token_budget,
             max_sequences=serving.max_sequences,
-            experts=routing.experts if routing.knowledge.queued else unknown_experts,
-            wants=routing.wants if routing.knowledge.for_ever else unknown_wants,
+            experts=routing.experts if routing.knowledge.queued else None,
+            wants=routing.wants if routing.knowledge.for_ever else None,
         ),
         caches=_caches(machine, ledger, routing, serving, capacities),
-        prefetch=find("prefetch", serving.prefetch)(prefetch_options),
+        prefetch=make_prefetch(find_policy("prefetch", serving.prefetch), prefetch_options),
         routing=routing,
         layers=plan,
         ledger=ledger,
@@ -238,7 +241,7 @@ def _caches(
     capacities: Sequence[int],
 ) -> list[ExpertCache]:
     """The cache of each layer; the same one for all if there is but one."""
-    policy = find("eviction", serving.eviction)
+    policy = find_policy("eviction", serving.eviction)
     every = routing.num_layers * routing.num_experts
     staging, sizes = Staging(serving.staging), ExpertSizes(routing.expert_bytes)
     caches = []
@@ -252,6 +255,6 @@ def _caches(
             rng=stream(serving.seed, "eviction", number),
             popularity=None if serving.profile is None else lambda _: serving.profile or {},
         )
-        made = policy(context, parse_options(policy, {}))
+        made = make_eviction(policy, context, parse_options(policy, {}))
         caches.append(ExpertCache(made, machine, ledger, staging, sizes))
     return caches if serving.scope == "per_layer" else caches * routing.num_layers

@@ -28,7 +28,7 @@ from moesim.serving.step import Step
 __all__ = ["LiveRouting", "RevealedRouting"]
 
 Rows = npt.NDArray[np.int64]
-Unions = tuple[Sequence[Sequence[Key]], Sequence[Sequence[int]]]
+Unions = tuple[Sequence[tuple[Key, ...]], Sequence[tuple[int, ...]]]
 
 _NOTHING: Final = "routers in each layer reveal nothing of tokens to come"
 
@@ -39,7 +39,7 @@ class LiveStep:
     def __init__(self, executor: Executor) -> None:
         self._executor = executor
         self.num_experts = executor.num_experts
-        self.unions = _AsKnown(executor.num_layers, lambda layer: list(self._counts(layer)))
+        self.unions = _AsKnown(executor.num_layers, lambda layer: tuple(self._counts(layer)))
         self.tokens = _AsKnown(
             executor.num_layers, lambda layer: tuple(self._counts(layer).values())
         )
@@ -47,14 +47,14 @@ class LiveStep:
     def _counts(self, layer: int) -> dict[Key, int]:
         return _count(self._executor.ids(layer), layer * self._executor.num_experts)
 
-    def predicted(self, layer: int, depth: int) -> Sequence[Key]:
+    def predicted(self, layer: int, depth: int) -> tuple[Key, ...]:
         executor = self._executor
         if layer + depth >= executor.num_layers:
             return ()
         guessed = executor.predicted(layer, depth)
-        return list(_count(guessed, (layer + depth) * executor.num_experts))
+        return tuple(_count(guessed, (layer + depth) * executor.num_experts))
 
-    def gate_weights(self, layer: int) -> Sequence[float]:
+    def gate_weights(self, layer: int) -> tuple[float, ...]:
         return ()  # they stay on the device
 
 
@@ -118,8 +118,10 @@ class LiveRouting:
 class RevealedStep(LiveStep):
     """The routing of a step that was known before it: a prediction is the truth."""
 
-    def predicted(self, layer: int, depth: int) -> Sequence[Key]:
-        return self.unions[layer + depth] if layer + depth < self._executor.num_layers else ()
+    def predicted(self, layer: int, depth: int) -> tuple[Key, ...]:
+        if layer + depth >= self._executor.num_layers:
+            return ()
+        return tuple(self.unions[layer + depth])
 
 
 class RevealedRouting(LiveRouting):
@@ -155,7 +157,7 @@ class RevealedRouting(LiveRouting):
 
     def unions(self, rows: Rows) -> Unions:
         counts = [_count(self._paths(rows)[:, None], base) for base in self._bases]
-        return [list(c) for c in counts], [tuple(c.values()) for c in counts]
+        return [tuple(c) for c in counts], [tuple(c.values()) for c in counts]
 
     def first_uses(self, rows: Rows) -> Mapping[Key, int]:
         paths, first = np.unique(self._paths(rows), return_index=True)

@@ -14,12 +14,12 @@ router.py     any of them as the router of a language model's layer
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, Final
 
+from moesim.config.suggest import suggest
 from moesim.errors import UsageError
 from moesim.models.gates.base import Gate, Gating, Selection
 from moesim.models.gates.dselect_k import DSelectK, Ramp
@@ -72,7 +72,7 @@ def build(
     or option (with what is near), and for what the gate itself refuses.
     """
     if name not in GATES:
-        raise UsageError(f"no gate is called {name!r}; {_near(name, GATES)}")
+        raise UsageError(f"no gate is called {name!r}{suggest(name, GATES, rest='there are')}")
     kind, given = GATES[name], dict(options or {})
     known = [
         option
@@ -81,7 +81,8 @@ def build(
     ]
     if unknown := sorted(set(given) - set(known)):
         raise UsageError(
-            f"the gate {name} has no option {unknown[0]!r}; {_near(unknown[0], known)}"
+            f"the gate {name} has no option {unknown[0]!r}"
+            f"{suggest(unknown[0], known, rest='it has')}"
         )
     for option, value in given.items():
         _check_option(name, option, value, inspect.signature(kind).parameters[option].default)
@@ -112,9 +113,3 @@ def _check_option(gate: str, option: str, value: Any, default: Any) -> None:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and type(value) is not bool and 0 <= value < math.inf
-
-
-def _near(name: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, list(known), 1)
-    hint = f"did you mean {near[0]}? " if near else ""
-    return f"{hint}there are {', '.join(known) or 'none'}"

@@ -3,6 +3,7 @@
 from moesim.policies.batching.base import (
     Batching,
     Candidate,
+    ClairvoyantCandidate,
     Experts,
     Plan,
     Queue,
@@ -18,6 +19,7 @@ from moesim.policies.batching.task_aware import TaskAware
 __all__ = [
     "Batching",
     "Candidate",
+    "ClairvoyantCandidate",
     "DecodeFirst",
     "ExpertAware",
     "Experts",

@@ -10,27 +10,88 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 from moesim.errors import PolicyViolation
 from moesim.policies.registry import NoOptions
 from moesim.policies.view import Key
 
 
-class Candidate(Protocol):
-    """What batching sees of a request."""
+class Candidate:
+    """What batching sees of a request: what a real scheduler knows, read-only.
+
+    One object stands for a request as long as it is queued; the scheduler brings it up to date
+    before it asks. How many tokens a request will emit is not in it.
+    """
+
+    __slots__ = (
+        "_decoding",
+        "_emitted",
+        "_index",
+        "_position",
+        "_prompt_tokens",
+        "_tokens_wanted",
+    )
+
+    def __init__(self, index: int, prompt_tokens: int) -> None:
+        self._index = index
+        self._prompt_tokens = prompt_tokens
+        self._update(0, 0)
 
     @property
     def index(self) -> int:
         """Order of arrival."""
+        return self._index
 
     @property
-    def decoding(self) -> bool:
-        """Its prompt (and whatever a preemption lost) is computed: it needs one token a step."""
+    def prompt_tokens(self) -> int:
+        """Length of its prompt."""
+        return self._prompt_tokens
+
+    @property
+    def emitted(self) -> int:
+        """Tokens that it has emitted so far."""
+        return self._emitted
+
+    @property
+    def position(self) -> int:
+        """Tokens whose keys and values are computed; a preemption loses them."""
+        return self._position
 
     @property
     def tokens_wanted(self) -> int:
         """Tokens it could use in the next step."""
+        return self._tokens_wanted
+
+    @property
+    def decoding(self) -> bool:
+        """Its prompt (and whatever a preemption lost) is computed: it needs one token a step."""
+        return self._decoding
+
+    def _update(self, emitted: int, position: int) -> None:
+        """For the scheduler alone. Policies ask more often than it does, so sums are made here."""
+        self._emitted = emitted
+        self._position = position
+        self._tokens_wanted = wanted = self._prompt_tokens + emitted - position
+        self._decoding = emitted > 0 and wanted == 1
+
+    def __repr__(self) -> str:
+        return f"request {self._index}"
+
+
+class ClairvoyantCandidate(Candidate):
+    """What a clairvoyant policy sees besides: how long its request will be."""
+
+    __slots__ = ("_output_tokens",)
+
+    def __init__(self, index: int, prompt_tokens: int, output_tokens: int) -> None:
+        super().__init__(index, prompt_tokens)
+        self._output_tokens = output_tokens
+
+    @property
+    def output_tokens(self) -> int:
+        """Tokens that it will have emitted when it ends."""
+        return self._output_tokens
 
 
 Experts = Callable[[Any, int], Sequence[Sequence[int]]]
@@ -63,7 +124,10 @@ def unknown_wants(request: Candidate) -> frozenset[Key]:
 
 @dataclass(frozen=True, slots=True)
 class Queue:
-    """`running` hold KV blocks, in order of admission; `waiting` do not, in order of arrival."""
+    """`running` hold KV blocks, in order of admission; `waiting` do not, in order of arrival.
+
+    Both are tuples of `Candidate`.
+    """
 
     running: Sequence[Any]
     waiting: Sequence[Any]
@@ -79,9 +143,11 @@ Plan = list[tuple[Any, int]]
 class Batching(ABC):
     """Base of all batching policies. `needs_routing` ones ask which experts queued tokens want,
     `needs_static` ones what requests will ever want; they work only with routers that reveal it.
+    `clairvoyant` ones see how long requests will be and are bounds.
     """
 
     name: ClassVar[str]
+    clairvoyant: ClassVar[bool] = False
     needs_routing: ClassVar[bool] = False
     needs_static: ClassVar[bool] = False
     Options: ClassVar[type[Any]] = NoOptions
@@ -90,8 +156,8 @@ class Batching(ABC):
         self.options = self.Options() if options is None else options
 
     def ready(self, running: Sequence[Any], waiting: Sequence[Any]) -> bool:
-        """Whether to form a step now; False waits for the next arrival. Whoever waits for one
-        that never comes leaves requests unserved, which is an error."""
+        """Whether to form a step now; False waits for the next arrival. To wait when no request
+        is still to arrive is a `PolicyViolation`."""
         return True
 
     @abstractmethod

@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from moesim.errors import UsageError
 from moesim.policies.registry import NoOptions
 from moesim.policies.view import Key, View
 
@@ -43,18 +44,24 @@ class Eviction(ABC):
     `clairvoyant` marks bounds that see the future, `looks_ahead` those that ask the view when a
     key is wanted again; `stack` marks ranks that do not depend on
     capacity, so that one pass gives the hit rate at every capacity (Mattson et al. 1970; a class
-    says it for itself alone, not for those that inherit from it).
+    says it for itself alone, not for those that inherit from it); `needs_bypass` marks those that
+    never admit a key on demand, so that `admission: always` makes no sense.
     """
 
     name: ClassVar[str]
     clairvoyant: ClassVar[bool] = False
     looks_ahead: ClassVar[bool] = False
     stack: ClassVar[bool] = False
+    needs_bypass: ClassVar[bool] = False
     Options: ClassVar[type[Any]] = NoOptions
 
     def __init__(self, context: CacheContext, options: Any = None) -> None:
         self.capacity = context.capacity
         self.always = context.admission == "always"
+        if self.always and self.needs_bypass:
+            raise UsageError(
+                f"{self.name} never admits anything: it cannot have `admission: always`"
+            )
         self.options = self.Options() if options is None else options
         self.book: OrderedDict[Key, None] = OrderedDict()
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from moesim.errors import UsageError
@@ -21,7 +22,7 @@ from moesim.policies.view import Key, View
 class StaticOptions:
     """`profile`: folder of the trace whose counts decide; default the replayed one (hindsight)."""
 
-    profile: str | None = None
+    profile: Path | None = None
 
 
 @register("eviction", "static")
@@ -29,14 +30,13 @@ class Static(Eviction):
     """The keys with the highest counts in a profile trace stay for ever; ties: the lower key."""
 
     stack = True
+    needs_bypass = True
     Options = StaticOptions
 
     def __init__(self, context: CacheContext, options: Any = None) -> None:
         super().__init__(context, options)
         if context.popularity is None:
             raise UsageError("static needs popularity counts, and there are none here")
-        if self.always:
-            raise UsageError("static never admits anything: it cannot have `admission: always`")
         counts = context.popularity(self.options.profile)
         best = sorted(context.universe, key=lambda key: (-counts.get(key, 0), key))
         self.book.update(dict.fromkeys(best[: self.capacity]))

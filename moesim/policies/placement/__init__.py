@@ -12,4 +12,5 @@ class Copy:
     """Every missing expert is copied to the GPU and computed there."""
 
     name: ClassVar[str]
+    clairvoyant: ClassVar[bool] = False
     Options: ClassVar[type[Any]] = NoOptions

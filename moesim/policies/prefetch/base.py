@@ -27,12 +27,14 @@ class DepthOptions:
 
 class Prefetch(ABC):
     """Base of all prefetch policies. `clairvoyant` ones see the true future of the step and are
-    bounds; `needs_routing` ones ask for what a router reveals ahead of its layers; `active` is
-    False for the one that never asks for anything."""
+    bounds; `needs_routing` ones ask for what a router reveals ahead of its layers;
+    `needs_predictions` ones ask for predictions, which a trace may lack; `active` is False for the
+    one that never asks for anything."""
 
     name: ClassVar[str]
     clairvoyant: ClassVar[bool] = False
     needs_routing: ClassVar[bool] = False
+    needs_predictions: ClassVar[bool] = False
     active: ClassVar[bool] = True
     Options: ClassVar[type[Any]] = NoOptions
 

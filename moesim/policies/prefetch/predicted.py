@@ -18,6 +18,7 @@ from moesim.policies.view import Key, View
 class Predicted(Prefetch):
     """Asks for the recorded predictions of the next `depth` layers, nearest layer first."""
 
+    needs_predictions = True
     Options = DepthOptions
 
     def wanted(self, view: View) -> Sequence[Key]:

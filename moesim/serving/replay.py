@@ -15,7 +15,7 @@ from typing import Any
 from moesim.errors import UsageError
 from moesim.policies.batching.base import Batching, Plan, Queue
 
-__all__ = ["Ask", "Replay"]
+__all__ = ["Ask", "Noted", "Replay"]
 
 # One answer of a batching policy: (request, its rows computed so far, tokens of it).
 Ask = tuple[tuple[int, int, int], ...]
@@ -58,3 +58,22 @@ class Replay(Batching):
                 f"the replayed schedule ends after {len(self._script)} steps, before the workload"
             )
         return self._script[self._next]
+
+
+class Noted(Batching):
+    """A batching policy whose answers are noted in `asks`."""
+
+    def __init__(self, policy: Batching, asks: list[Ask]) -> None:
+        super().__init__(policy.options)
+        self.name = policy.name  # type: ignore[misc]
+        self.clairvoyant = policy.clairvoyant  # type: ignore[misc]
+        self.ready = policy.ready  # type: ignore[method-assign]
+        self._policy = policy
+        self._asks = asks
+
+    def plan(self, queue: Queue) -> Plan:
+        plan = self._policy.plan(queue)
+        self._asks.append(
+            tuple((request.index, request.position, tokens) for request, tokens in plan)
+        )
+        return plan

@@ -1,0 +1,38 @@
+"""Keys of a scenario that cannot change its result, so that the result can say so."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from moesim.scenario.sections import Csv
+
+if TYPE_CHECKING:
+    from moesim.scenario.scenario import Scenario
+
+__all__ = ["unused_keys"]
+
+
+def unused_keys(scenario: Scenario) -> list[str]:
+    """Return a note for every key that was set and changes nothing in this scenario."""
+    return [f"{key} is unused: {reason}" for key, reason in _unused(scenario)]
+
+
+def _unused(scenario: Scenario) -> Iterator[tuple[str, str]]:
+    hardware = scenario.hardware
+    if hardware.host_memory_bandwidth is not None:
+        yield "hardware.host_memory_bandwidth", "copies do not share host memory with the CPU yet"
+    if hardware.cpu_flops is not None:
+        yield "hardware.cpu_flops", "no expert runs on the CPU yet"
+    if hardware.d2h is not None and hardware.d2h.chunk is not None:
+        yield "hardware.d2h.chunk", "no copy to the host is more urgent than another"
+    other, reason = (
+        ("pageable_bandwidth", "experts lie in page-locked memory")
+        if hardware.pinned
+        else ("pinned_bandwidth", "experts lie in pageable memory")
+    )
+    for direction in ("h2d", "d2h"):
+        if getattr(getattr(hardware, direction), other, None) is not None:
+            yield f"hardware.{direction}.{other}", reason
+    if scenario.workload.lengths is not None and isinstance(scenario.workload.arrivals, Csv):
+        yield "workload.lengths", "the CSV file gives the lengths"

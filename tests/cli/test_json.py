@@ -1,0 +1,148 @@
+"""Every command with `--json` prints one JSON document on stdout, or nothing."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from stand_in_machines import PretendBench
+from typer.testing import CliRunner
+from workloads import TINY_CONFIG, tiny_trace
+
+from moesim.cli import app
+from moesim.cli.output import echo_json
+from moesim.validate import session
+
+SUCCEED: dict[str, list[list[str]]] = {
+    "run": [["{home}/x.yaml", "--out", "{out}", "--no-plots"]],
+    "compare": [["{home}/sweep.yaml", "--out", "{out}", "--no-plots", "--workers", "1"]],
+    "report": [["{home}/run", "--no-plots"], ["{home}/run", "{home}/run", "--out", "{out}"]],
+    "calibrate": [["--model", "{home}/config.json", "--budget", "2s", "--out", "{out}.yaml"]],
+    "validate": [["{home}/x.yaml", "--out", "{out}", "--no-plots", "--runs", "1"]],
+    "curve": [["{home}/trace", "--policy", "lru"]],
+    "list": [["gpus"], ["models"], ["policies"]],
+    "policies": [[]],
+    "trace info": [["{home}/trace"]],
+}
+FAIL: dict[str, list[list[str]]] = {
+    "run": [
+        ["{home}/x.yaml", "--set", "memory.capacity=1MiB", "--out", "{out}"],
+        ["{home}/trace", "--out", "{out}"],
+        ["{home}/x.yaml", "--out", "{home}/run"],
+    ],
+    "compare": [
+        ["{home}/x.yaml", "--out", "{out}"],
+        ["{home}/half.yaml", "--out", "{out}", "--no-plots", "--workers", "1"],
+        ["{home}/none.yaml", "--out", "{out}", "--no-plots", "--workers", "1"],
+    ],
+    "report": [["{home}/absent"], ["{home}/run", "{home}/absent"]],
+    "calibrate": [[], ["--model", "absent"]],
+    "validate": [
+        ["{home}/sweep.yaml", "--out", "{out}"],
+        ["{home}/x.yaml", "--out", "{out}", "--no-plots", "--runs", "1", "--max-total-error", "0"],
+    ],
+    "curve": [["{home}/trace", "--policy", "lruu"], ["{home}/trace"]],
+    "list": [[], ["model"]],
+    "policies": [["eviction"]],
+    "trace info": [["{home}/absent"]],
+}
+
+
+class Slow(PretendBench):
+    """A machine that is a tenth slower than simulated."""
+
+    def __init__(self, device: str, plans: Any) -> None:
+        super().__init__(device, plans, slower=1.1)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a trace, scenarios, a model's configuration and a finished run."""
+    home = tmp_path_factory.mktemp("home")
+    tiny_trace(requests=3).save(home / "trace")
+    (home / "config.json").write_text(json.dumps(TINY_CONFIG))
+    plain = "trace: trace\nhardware: rtx-4090\nbounds: false\n"
+    for name, more in {
+        "x": "cache: {slots: 4/layer}\n",
+        "other": "seed: 1\n",
+        "sweep": "sweep: {seed: [0, 1]}\n",
+        "half": "sweep: {memory.capacity: [1MiB, 8GiB]}\n",
+        "none": "sweep: {memory.capacity: [1MiB, 2MiB]}\n",
+    }.items():
+        (home / f"{name}.yaml").write_text(plain + more)
+    done = CliRunner().invoke(app, ["run", f"{home}/other.yaml", "--out", f"{home}/run"])
+    assert done.exit_code == 0, done.output
+    return home
+
+
+@pytest.fixture(autouse=True)
+def _no_real_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "RealBench", Slow)
+    monkeypatch.setattr(session, "measured_costs", lambda plan, *_, **__: (plan, {}))
+
+
+def commands(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
+    """Every command below a group, by its full name."""
+    for name, inner in getattr(command, "commands", {}).items():
+        yield from commands(inner, (*path, name))
+    if not hasattr(command, "commands"):
+        yield " ".join(path), command
+
+
+def with_json() -> dict[str, set[str]]:
+    """The options of every command that has `--json`."""
+    options = {
+        name: {option for parameter in command.params for option in parameter.opts}
+        for name, command in commands(typer.main.get_command(app))
+    }
+    return {name: has for name, has in options.items() if "--json" in has}
+
+
+def invoke(command: str, arguments: list[str], home: Path, out: Path) -> Any:
+    if command == "calibrate":
+        pytest.importorskip("torch").set_num_threads(1)
+    spelled = [argument.format(home=home, out=out) for argument in arguments]
+    return CliRunner().invoke(app, [*command.split(), *spelled, "--json"])
+
+
+def cases(table: dict[str, list[list[str]]]) -> list[Any]:
+    return [
+        pytest.param(command, arguments, id=f"{command} {number}")
+        for command, several in table.items()
+        for number, arguments in enumerate(several)
+    ]
+
+
+def test_every_command_with_json_is_tested() -> None:
+    assert set(with_json()) == set(SUCCEED) == set(FAIL)
+
+
+def test_what_is_undefined_is_null(capsys: pytest.CaptureFixture[str]) -> None:
+    echo_json({"a": [math.nan, (math.inf,), 1.5]})
+    assert json.loads(capsys.readouterr().out) == {"a": [None, [None], 1.5]}
+
+
+@pytest.mark.parametrize(("command", "arguments"), cases(SUCCEED))
+def test_success_prints_one_document_with_the_place_of_what_was_written(
+    command: str, arguments: list[str], home: Path, tmp_path: Path
+) -> None:
+    done = invoke(command, arguments, home, tmp_path / "out")
+    assert done.exit_code == 0, done.output
+    document = json.loads(done.stdout, parse_constant=pytest.fail)
+    if "--out" in with_json()[command]:
+        assert Path(document["out"]).exists()
+
+
+@pytest.mark.parametrize(("command", "arguments"), cases(FAIL))
+def test_failure_prints_nothing_or_one_document(
+    command: str, arguments: list[str], home: Path, tmp_path: Path
+) -> None:
+    done = invoke(command, arguments, home, tmp_path / "out")
+    assert done.exit_code != 0
+    if done.stdout:
+        json.loads(done.stdout, parse_constant=pytest.fail)

@@ -1,0 +1,104 @@
+"""`moesim list`: what scenarios can name, with the figures that simulations use."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from moesim.cli import app
+from moesim.config.fields import Bandwidth
+from moesim.errors import UsageError
+from moesim.hardware import hardware_names, load_hardware
+from moesim.hardware.shapes import load_shape, shape_names
+from moesim.policies import find, names
+
+
+def listing(kind: str) -> Any:
+    return json.loads(CliRunner().invoke(app, ["list", kind, "--json"]).stdout)
+
+
+def printed(*arguments: str) -> str:
+    done = CliRunner().invoke(app, ["list", *arguments])
+    assert done.exit_code == 0, done.output
+    return done.stdout
+
+
+def test_every_figure_of_every_card_is_listed_with_its_kind_and_source() -> None:
+    listed = listing("gpus")
+    assert sorted(listed) == hardware_names()
+    text = printed("gpus")
+    for name, gpu in listed.items():
+        hardware = load_hardware(name)
+        assert gpu["name"] == hardware.name
+        assert gpu["figures"].keys() == hardware.figures.keys()
+        for key, figure in gpu["figures"].items():
+            assert (figure["kind"], figure["source"]) == (
+                hardware.figures[key].kind,
+                hardware.figures[key].source,
+            )
+            assert f"{figure['kind']}: {figure['source']}" in text
+
+
+def test_the_figures_are_spelt_as_a_scenario_may_spell_them() -> None:
+    from pydantic import TypeAdapter
+
+    bandwidth = TypeAdapter(Bandwidth)
+    for name, gpu in listing("gpus").items():
+        spelt = gpu["figures"]["h2d.pinned_bandwidth"]["value"]
+        assert bandwidth.validate_python(spelt) == load_hardware(name).h2d.pinned_bytes_per_s
+
+
+def test_every_model_is_listed_with_its_sizes_and_source() -> None:
+    listed = listing("models")
+    assert sorted(listed) == shape_names()
+    text = printed("models")
+    for name, model in listed.items():
+        shape = load_shape(name)
+        assert model["expert_bytes"] == shape.expert_bytes
+        assert (model["num_experts"], model["top_k"]) == (shape.num_experts, shape.top_k)
+        assert model["source"] == shape.source
+        assert shape.source in text
+    mixtral = listed["mixtral-8x7b"]
+    assert mixtral["experts_bytes"] == 32 * 8 * 3 * 4096 * 14336 * 2
+    assert mixtral["total_bytes"] == pytest.approx(2 * 46.7e9, rel=0.01)
+
+
+def test_every_policy_is_listed_with_its_options_under_both_spellings() -> None:
+    listed = listing("policies")
+    assert {family: sorted(members) for family, members in listed.items()} == {
+        family: names(family) for family in listed
+    }
+    assert listed["eviction"]["lfu_decay"]["options"] == {
+        "decay": find("eviction", "lfu_decay").Options().decay
+    }
+    assert CliRunner().invoke(app, ["policies"]).stdout == printed("policies")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "say what to list: gpus, models, policies"),
+        (["model"], "did you mean 'models'"),
+        (["traces"], "there is no list of 'traces': gpus, models, policies"),
+    ],
+)
+def test_without_a_kind_the_kinds_are_named(arguments: list[str], said: str) -> None:
+    done = CliRunner().invoke(app, ["list", *arguments])
+    assert isinstance(done.exception, UsageError)
+    assert said in str(done.exception)
+
+
+@pytest.mark.parametrize(
+    ("call", "command"),
+    [
+        (lambda: load_hardware("gtx"), "moesim list gpus"),
+        (lambda: load_shape("gpt-5"), "moesim list models"),
+        (lambda: find("eviction", "cleverest"), "moesim list policies"),
+    ],
+)
+def test_an_unknown_name_points_to_its_list(call: Any, command: str) -> None:
+    with pytest.raises(UsageError, match=command):
+        call()

@@ -1,0 +1,253 @@
+"""Every key of a scenario changes the result, is refused, or is said to be unused."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pydantic import BaseModel
+from workloads import TINY_CONFIG, tiny_trace
+
+from moesim.config.markers import models_in
+from moesim.config.yaml_document import dump_document
+from moesim.errors import ScenarioError
+from moesim.scenario import Scenario, load_scenario
+from moesim.simulate import run
+from moesim.trace import Trace
+
+EXPLAINED = {
+    "Scenario.name": "names the run and changes no number",
+}
+ECHOES = {
+    *("name", "trace", "model", "hardware", "seed", "cost_kind", "notes"),
+    *("cache_policy", "cache_scope", "prefetch_policy", "batching_policy"),
+}
+"""What a summary only repeats from the scenario proves nothing."""
+
+SLOW_LINK = {"profile": "rtx-4090", "h2d": {"bandwidth": "200MB/s", "latency": "5us"}}
+BASE: dict[str, Any] = {
+    "trace": "layerwise",
+    "hardware": SLOW_LINK,
+    "memory": {"kv": "auto"},
+    "cache": {"policy": "lru", "slots": 12},
+    "batching": {"token_budget": 4, "max_sequences": 3},
+    "bounds": False,
+}
+WRITE_BACK = {"cache": {"policy": "lru", "slots": 6, "write_back": True}}
+POISSON = {"workload": {"arrivals": {"kind": "poisson", "rate_per_s": 5000}}}
+GAMMA = {"workload": {"arrivals": {"kind": "gamma", "rate_per_s": 5000, "burstiness": 2}}}
+RECORDED = {"workload": {"arrivals": {"kind": "recorded"}}}
+CSV = {"workload": {"arrivals": {"kind": "csv", "path": "a.csv"}}}
+LENGTHS = {"workload": {"lengths": {"prompt": 3, "output": 3}}}
+ORACLE = {"prefetch": {"policy": "oracle", "options": {"depth": 1}}}
+UNPINNED = {"hardware": {**SLOW_LINK, "h2d": {}, "pinned": False}}
+EXPERT_AWARE = {"trace": "decoupled", "batching": {"policy": "expert_aware", "token_budget": 2}}
+D2H: dict[str, Any] = {**WRITE_BACK, "hardware": {**SLOW_LINK, "d2h": {"bandwidth": "200MB/s"}}}
+CASES: dict[str, tuple[dict[str, Any], Any]] = {
+    "Scenario.trace": ({}, "other"),
+    "Scenario.replay": ({}, "sequential"),
+    "Scenario.seed": ({"workload": {"order": "shuffled"}}, 7),
+    "Scenario.bounds": ({}, True),
+    "Scenario.sweep": ({}, {"seed": [1, 2]}),
+    "ModelChoice.shape": ({}, "wide.json"),
+    "ModelChoice.expert_bits": ({}, 4),
+    "ModelChoice.weight_bits": ({}, 8),
+    "ModelChoice.kv_bits": ({}, 8),
+    "HardwareChoice.profile": ({}, "t4"),
+    "HardwareChoice.pinned": ({"hardware": {"profile": "rtx-4090"}}, False),
+    "HardwareChoice.vram": ({}, "8GiB"),
+    "HardwareChoice.flops": ({}, "1GFLOPS"),
+    "HardwareChoice.memory_bandwidth": ({}, "1GB/s"),
+    "HardwareChoice.compute_efficiency": ({"hardware": {**SLOW_LINK, "flops": "1TFLOPS"}}, "1%"),
+    "HardwareChoice.memory_efficiency": ({}, "1%"),
+    "HardwareChoice.kernel_overhead": ({}, "1ms"),
+    "HardwareChoice.readback_latency": ({}, "1ms"),
+    "HardwareChoice.host_memory_bandwidth": ({}, "1GB/s"),
+    "HardwareChoice.cpu_flops": ({}, "1GFLOPS"),
+    "h2d.latency": ({}, "1ms"),
+    "h2d.bandwidth": ({}, "1GB/s"),
+    "h2d.pinned_bandwidth": ({}, "1GB/s"),
+    "h2d.pageable_bandwidth": (UNPINNED, "1GB/s"),
+    "h2d.chunk": (ORACLE, "100kB"),
+    "d2h.latency": (D2H, "1ms"),
+    "d2h.bandwidth": (D2H, "1MB/s"),
+    "d2h.pinned_bandwidth": (D2H, "1MB/s"),
+    "d2h.pageable_bandwidth": ({**D2H, **UNPINNED}, "1MB/s"),
+    "d2h.chunk": (D2H, "100kB"),
+    "Memory.capacity": ({}, "1GiB"),
+    "Memory.kv": ({}, "1GiB"),
+    "Memory.kv_block_tokens": ({}, 1),
+    "Memory.staging": ({}, 1),
+    "Memory.activations": ({}, "1GiB"),
+    "Workload.requests": ({}, 2),
+    "Workload.order": ({}, "shuffled"),
+    "Workload.domains": ({}, ["code"]),
+    "Workload.prefill": ({}, "skip"),
+    "AllAtOnce.kind": (POISSON, "all_at_once"),
+    "Poisson.kind": (GAMMA | {}, "poisson"),
+    "Poisson.rate_per_s": (POISSON, 100),
+    "Gamma.kind": (POISSON, "gamma"),
+    "Gamma.rate_per_s": (GAMMA, 100),
+    "Gamma.burstiness": (GAMMA, 5),
+    "Recorded.kind": ({}, "recorded"),
+    "Recorded.time_scale": (RECORDED, 3),
+    "Csv.kind": ({}, "csv"),
+    "Csv.path": (CSV, "b.csv"),
+    "Csv.format": (CSV, "azure"),
+    "Csv.time_scale": (CSV, 3),
+    "Lengths.prompt": (LENGTHS, 5),
+    "Lengths.output": (LENGTHS, 5),
+    "Batching.policy": ({}, "prefill_first"),
+    "Batching.options": (EXPERT_AWARE, {"max_wait": 1}),
+    "Batching.token_budget": ({}, 2),
+    "Batching.max_sequences": ({}, 1),
+    "Cache.policy": ({}, "fifo"),
+    "Cache.options": ({"cache": {"policy": "lfu_decay", "slots": 12}}, {"decay": 0.01}),
+    "Cache.scope": ({}, "global"),
+    "Cache.slots": ({}, 9),
+    "Cache.initial_layers": ({}, 1),
+    "Cache.admission": ({"cache": {"policy": "lfu", "slots": 6}}, "always"),
+    "Cache.write_back": ({}, True),
+    "Prefetch.policy": ({}, "oracle"),
+    "Prefetch.options": (ORACLE, {"depth": 3}),
+    "Prefetch.cancel": ({}, True),
+    "Placement.policy": ({}, "cpu"),
+    "Placement.options": ({}, {"threads": 4}),
+    "Timeline.first_step": ({}, 1),
+    "Timeline.steps": ({}, 1),
+}
+"""For each key, a scenario in which it can act, and another value."""
+
+UNUSED: list[tuple[str, dict[str, Any], Any]] = [
+    ("hardware.host_memory_bandwidth", {}, "1GB/s"),
+    ("hardware.cpu_flops", {}, "1GFLOPS"),
+    ("hardware.h2d.pageable_bandwidth", {}, "1GB/s"),
+    ("hardware.d2h.pageable_bandwidth", {}, "1GB/s"),
+    ("hardware.h2d.pinned_bandwidth", UNPINNED, "1GB/s"),
+    ("hardware.d2h.pinned_bandwidth", UNPINNED, "1GB/s"),
+    ("workload.lengths", CSV, {"prompt": 3, "output": 3}),
+]
+
+
+def leaves(model: type[BaseModel], path: tuple[str, ...] = ()) -> Iterator[tuple[str, str]]:
+    """Every key as (owner.name, dotted path); the owner of a link's keys is its direction."""
+    for name, field in model.model_fields.items():
+        inside = list(models_in(field.annotation))
+        for inner in inside:
+            yield from leaves(inner, (*path, name))
+        if not inside:
+            owner = path[-1] if model.__name__ == "LinkOverrides" else model.__name__
+            yield f"{owner}.{name}", ".".join((*path, name))
+
+
+KEYS = dict(leaves(Scenario))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("keys")
+    drawn = tiny_trace(requests=4, prompt_tokens=3, output_tokens=4, stickiness=0.4)
+    for name in ("layerwise", "decoupled"):
+        Trace.from_arrays(
+            expert_ids=np.asarray(drawn.expert_ids[:]),
+            seq_len=drawn.requests["num_rows"],
+            prompt_tokens=drawn.requests["prompt_tokens"],
+            domain=["code", "prose", "code", "prose"],
+            arrival_s=[0.0, 0.001, 0.002, 0.01],
+            num_experts=drawn.num_experts,
+            model_config=TINY_CONFIG,
+            router=name,
+        ).save(made / name)
+    tiny_trace(requests=4, prompt_tokens=3, output_tokens=4, seed=9).save(made / "other")
+    wide = {**TINY_CONFIG, "intermediate_size": 2048}
+    (made / "wide.json").write_text(json.dumps(wide), encoding="utf-8")
+    for name, second in (("a", 0.001), ("b", 0.002)):
+        text = f"arrival_s,prompt_tokens,output_tokens\n0,3,4\n{second},2,3\n"
+        (made / f"{name}.csv").write_text(text, encoding="utf-8")
+    return made
+
+
+def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    return {**copy.deepcopy(base), **copy.deepcopy(changes)}
+
+
+def with_key(data: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
+    """The data with a dotted key set; a new kind of arrivals leaves the old one's keys behind."""
+    *outside, last = key.split(".")
+    data = copy.deepcopy(data)
+    here = data
+    for name in outside:
+        inner = here.setdefault(name, {})
+        here[name] = {"profile": inner} if isinstance(inner, str) else inner
+        here = here[name]
+    if key == "workload.arrivals.kind":
+        here.clear()
+        here.update({"poisson": POISSON, "gamma": GAMMA, "csv": CSV}.get(value, {}).get(
+            "workload", {}).get("arrivals", {}))  # fmt: skip
+    here[last] = value
+    return data
+
+
+def outcome(folder: Path, data: dict[str, Any]) -> tuple[str, list[str]]:
+    """All that a run says, without what it only repeats, and its notes."""
+    (folder / "x.yaml").write_text(dump_document(data), encoding="utf-8")
+    result = run(load_scenario(folder / "x.yaml"))
+    summary = {key: value for key, value in result.summary.items() if key not in ECHOES}
+    tables = {name: dict(columns) for name, columns in result.columns.items()}
+    return repr((summary, tables)), result.summary["notes"]
+
+
+def refusal(folder: Path, data: dict[str, Any]) -> str:
+    """Why a scenario is refused; nothing where it runs."""
+    try:
+        outcome(folder, data)
+    except ScenarioError as error:
+        return str(error)
+    return ""
+
+
+def test_the_cases_are_those_of_the_schema() -> None:
+    assert {*CASES, *EXPLAINED} == set(KEYS)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_key_changes_the_result_or_is_refused_or_said_to_be_unused(
+    folder: Path, name: str
+) -> None:
+    changes, value = CASES[name]
+    base, key = merged(BASE, changes), KEYS[name]
+    before, _ = outcome(folder, base)
+    changed = with_key(base, key, value)
+    if refused := refusal(folder, changed):
+        assert f": {key.removesuffix('.format')}" in refused
+        return
+    after, notes = outcome(folder, changed)
+    unused = any(note.startswith(f"{key} is unused") for note in notes)
+    assert (before != after) != unused
+
+
+@pytest.mark.parametrize(("key", "changes", "value"), UNUSED)
+def test_a_key_that_cannot_act_here_is_said_to_be_unused(
+    folder: Path, key: str, changes: dict[str, Any], value: Any
+) -> None:
+    base = merged(BASE, changes)
+    before, quiet = outcome(folder, base)
+    after, notes = outcome(folder, with_key(base, key, value))
+    assert before == after
+    assert [note.split(" is unused: ")[0] for note in notes if note not in quiet] == [key]
+
+
+def test_a_placement_that_would_not_be_asked_is_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from moesim.policies import register, registry
+
+    monkeypatch.setattr(registry, "_registry", dict(registry._registry))
+    register("placement", "on_the_cpu")(type("OnTheCpu", (), {}))
+    with pytest.raises(ScenarioError, match="on_the_cpu would not be asked"):
+        outcome(folder, merged(BASE, {"placement": "on_the_cpu"}))

@@ -1,0 +1,124 @@
+"""What a run says of itself: its routing, its sizes, and which policies know the future."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from workloads import TINY_CONFIG, plan_of, tiny_scenario, tiny_trace
+
+from moesim.facts import routing_facts
+from moesim.hardware.shapes import named_shape, shape_from_config
+from moesim.policies.batching import FirstComeFirstServed
+from moesim.policies.eviction import LRU
+from moesim.policies.registry import _registry, register
+from moesim.scenario import Scenario
+from moesim.simulate import result_of
+from moesim.trace import Trace, TraceMeta
+
+META = {"num_layers": 4, "num_experts": 8, "top_k": 2}
+
+
+def recorded() -> Trace:
+    """The tiny trace as if a model had made it."""
+    return tiny_trace(requests=2).with_meta(synthetic=False, model="tiny")
+
+
+def summary(trace: Trace, **changes: Any) -> dict[str, Any]:
+    return dict(result_of(plan_of(tiny_scenario(**changes), trace)).summary)
+
+
+def facts(meta: TraceMeta, shape: str) -> dict[str, str]:
+    scenario = Scenario.model_validate(tiny_scenario(model={"shape": shape}))
+    chosen = shape_from_config(TINY_CONFIG) if shape == "trace" else named_shape(shape)
+    return routing_facts(scenario, meta, chosen)
+
+
+def test_a_run_says_whether_a_model_made_its_routing() -> None:
+    assert summary(recorded())["routing"] == "recorded"
+    assert summary(tiny_trace(requests=2))["routing"] == "synthetic"
+
+
+def test_sizes_are_foreign_where_another_model_lends_them() -> None:
+    own = TraceMeta(**META, model="tiny", model_config=TINY_CONFIG)
+    assert facts(own, "trace")["sizes"] == "own"
+    assert facts(own, "mixtral-8x7b")["sizes"] == "foreign"
+
+
+def test_a_model_is_known_by_its_sizes_and_not_by_its_name() -> None:
+    mixtral = {
+        **TINY_CONFIG, "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32,
+        "head_dim": 128, "intermediate_size": 14336, "vocab_size": 32000,
+    }  # fmt: skip
+    renamed = TraceMeta(**META, model="my-mixtral", model_config=mixtral)
+    small = TraceMeta(**META, model="mixtral-8x7b", model_config=TINY_CONFIG)
+    unknown = TraceMeta(**META, model="mistralai/Mixtral-8x7B")
+    assert facts(renamed, "mixtral-8x7b")["sizes"] == "own"
+    assert facts(small, "mixtral-8x7b")["sizes"] == "foreign"
+    assert facts(unknown, "mixtral-8x7b")["sizes"] == "own"
+
+
+@pytest.mark.parametrize(
+    ("changes", "seers"),
+    [
+        ({"cache": {"policy": "lru", "slots": 8}}, ""),
+        ({"cache": {"policy": "lookahead", "slots": 8}}, ""),
+        ({"cache": {"policy": "belady", "slots": 8}}, "eviction min"),
+        ({"cache": {"policy": "min_window", "slots": 8}}, "eviction min_window"),
+        ({"cache": {"policy": "static", "slots": 8}}, "eviction static"),
+        ({"prefetch": {"policy": "predicted"}}, ""),
+        ({"prefetch": {"policy": "oracle"}}, "prefetch oracle"),
+        (
+            {"cache": {"policy": "min", "slots": 8}, "prefetch": {"policy": "oracle"}},
+            "eviction min, prefetch oracle",
+        ),
+    ],
+)
+def test_a_run_names_the_policies_that_know_the_future(changes: dict[str, Any], seers: str) -> None:
+    assert summary(recorded(), **changes)["knows_the_future"] == seers
+
+
+def test_a_profile_of_the_replayed_trace_is_hindsight_wherever_it_lies(tmp_path: Path) -> None:
+    trace = recorded()
+    trace.save(tmp_path / "replayed")
+    shutil.copytree(tmp_path / "replayed", tmp_path / "copy")
+    trace.with_meta(provenance={"renamed": True}).save(tmp_path / "other header")
+    tiny_trace(requests=2, seed=9).save(tmp_path / "another")
+
+    def seers(profile: str) -> str:
+        cache = {"policy": "static", "options": {"profile": str(tmp_path / profile)}, "slots": 8}
+        told: str = summary(trace, cache=cache)["knows_the_future"]
+        return told
+
+    for profile in ("replayed", "copy", "other header"):
+        assert seers(profile) == "eviction static"
+    assert seers("another") == ""
+
+
+def test_policies_of_other_packages_are_told_by_their_flags(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    summary(recorded())  # so that all policies are loaded before any is added
+    monkeypatch.setattr("moesim.policies.registry._registry", dict(_registry))
+
+    @register("batching", "acme_queue")
+    class Queue(FirstComeFirstServed):
+        clairvoyant = True
+
+    @register("eviction", "acme_profile")
+    class Profile(LRU):
+        """Learns from the replayed trace, and has another name than `static`."""
+
+        def __init__(self, context: Any, options: Any = None) -> None:
+            super().__init__(context, options)
+            assert context.popularity is not None
+            context.popularity(None)
+
+    queued = summary(recorded(), batching={"policy": "acme_queue"})
+    learnt = summary(recorded(), cache={"policy": "acme_profile", "slots": 8})
+    assert queued["knows_the_future"] == "batching acme_queue"
+    assert "acme_queue batching knows the future: a bound, not a policy" in queued["notes"]
+    assert learnt["knows_the_future"] == "eviction acme_profile"
+    assert any("acme_profile was learnt on the replayed trace" in note for note in learnt["notes"])

@@ -1,0 +1,129 @@
+"""What a run writes as its `scenario.yaml` is the scenario that ran, whatever its values are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from workloads import tiny_trace
+
+from moesim.config.units import format_share, parse_share
+from moesim.rundir import fingerprint
+from moesim.scenario import Scenario, load_scenario
+from moesim.simulate import prepare, run
+from moesim.trace import load_trace
+
+SHARES = st.floats(0, 1) | st.sampled_from([1 / 3, 0.1 + 0.2, 1e-130, 5e-324, 1.0, 0.1234567])
+TEXTS = st.text(min_size=1, max_size=12) | st.sampled_from(
+    ["1e3", "5E1", "0x1f", "1_0", "yes", "~", "null", "12:30", "2020-01-01", " a ", "- b", "#", "é"]
+)
+POSITIVE = st.floats(1e-9, 1e17, allow_subnormal=False)
+BITS = st.floats(0.1, 64) | st.integers(1, 64)
+
+
+def sections(**optional: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]:
+    return st.fixed_dictionaries({}, optional=optional)
+
+
+CHANGES = sections(
+    name=TEXTS.filter(lambda t: t not in (".", "..") and not any(c in '/\\:*?"<>|' for c in t))
+    .filter(lambda text: all(ord(c) >= 32 for c in text)),
+    seed=st.integers(0, 2**62),
+    model=sections(expert_bits=BITS, weight_bits=BITS, kv_bits=BITS),
+    hardware=st.fixed_dictionaries(
+        {"profile": st.sampled_from(["rtx-4090", "t4", "mine.yaml"])},
+        optional={
+            "compute_efficiency": st.floats(1e-6, 1),
+            "memory_efficiency": st.floats(1e-6, 1).map(format_share),
+            "kernel_overhead": st.integers(0, 10**9),
+            "pinned": st.booleans(),
+            "h2d": sections(bandwidth=st.integers(1, 2**62), latency=st.sampled_from(["7us", 3])),
+        },
+    ),
+    memory=sections(
+        kv=SHARES.filter(lambda share: 0.01 < share < 0.8).map(format_share) | st.just("auto"),
+        activations=st.just("auto") | st.integers(1, 2**30),
+        staging=st.integers(1, 3),
+    ),
+    cache=sections(slots=SHARES.map(format_share) | st.sampled_from(["rest", 7, "2/layer", "40MB"]))
+    | st.fixed_dictionaries(
+        {"policy": st.just("static"), "options": sections(profile=st.just("trace"))}
+    ),
+    workload=sections(
+        arrivals=st.fixed_dictionaries({"kind": st.just("poisson"), "rate_per_s": POSITIVE})
+        | st.just({"kind": "csv", "path": "arrivals.csv"}),
+        lengths=st.just("recorded") | st.just({"prompt": 3, "output": 2}),
+    ),
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("written")
+    tiny_trace(requests=2, prompt_tokens=2, output_tokens=2).save(made / "trace")
+    (made / "arrivals.csv").write_text("arrival_s,prompt_tokens,output_tokens\n0,2,2\n1,3,1\n")
+    profile = Path(load_scenario.__code__.co_filename).parents[1] / "hardware/profiles/t4.yaml"
+    (made / "mine.yaml").write_text(profile.read_text(encoding="utf-8"), encoding="utf-8")
+    (made / "runs" / "deep").mkdir(parents=True)
+    (made / "link").symlink_to(made / "runs" / "deep")
+    return made
+
+
+def without_paths(scenario: Scenario) -> dict[str, Any]:
+    return scenario.resolved(lambda key, _: key)
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(changes=CHANGES, place=st.sampled_from(["runs", "runs/deep", "link", "."]))
+def test_a_resolved_scenario_reads_back_as_the_very_same_run(
+    folder: Path, changes: dict[str, Any], place: str
+) -> None:
+    scenario = Scenario.model_validate({"trace": "trace", "hardware": "t4", **changes})
+    scenario._base_dir = folder
+    scenario.write(folder / place / "scenario.yaml", reader=folder / place)
+    again = load_scenario(folder / place / "scenario.yaml")
+    assert without_paths(again) == without_paths(scenario)
+    assert {k: p.resolve() for k, p in again.paths().items()} == {
+        k: p.resolve() for k, p in scenario.paths().items()
+    }
+    assert fingerprint(again) == fingerprint(scenario)
+    trace = load_trace(folder / "trace")
+    plans = [prepare(each, trace) for each in (scenario, again)]
+    assert plans[0].budget == plans[1].budget
+    assert plans[0].slots == plans[1].slots
+    assert plans[0].cost.shape == plans[1].cost.shape
+    assert plans[0].cost.hardware == plans[1].cost.hardware
+
+
+@given(share=SHARES)
+def test_a_share_is_written_to_the_last_bit(share: float) -> None:
+    assert parse_share(format_share(share)) == share
+    assert format_share(0.125) == "12.5%"
+
+
+def test_a_run_repeated_from_its_own_folder_is_the_same_run(folder: Path) -> None:
+    data = {"name": "1e3", "trace": str(folder / "trace"), "hardware": str(folder / "mine.yaml")}
+    data |= {"cache": {"slots": "33.3333333%"}, "bounds": False}
+    first = run(data, out=folder / "first")
+    again = run(folder / "first" / "scenario.yaml", out=folder / "again")
+    assert fingerprint(first.scenario) == fingerprint(again.scenario)
+    skipped = {"hardware"}  # the profile's path, as written
+    assert {k: v for k, v in first.summary.items() if k not in skipped} == {
+        k: v for k, v in again.summary.items() if k not in skipped
+    }
+
+
+def test_a_path_that_climbs_out_of_a_linked_folder_is_written_as_it_leads(folder: Path) -> None:
+    (folder / "sub").mkdir()
+    (folder / "sub" / "x.yaml").write_text("trace: ../trace\nhardware: ../mine.yaml\n")
+    (folder / "runs" / "linked").symlink_to(folder / "sub")
+    scenario = load_scenario(folder / "runs" / "linked" / "x.yaml")
+    scenario.write(folder / "runs" / "deep" / "y.yaml", reader=folder / "runs" / "deep")
+    again = load_scenario(folder / "runs" / "deep" / "y.yaml")
+    assert {key: path.resolve() for key, path in again.paths().items()} == {
+        "trace": folder / "trace",
+        "hardware.profile": folder / "mine.yaml",
+    }
