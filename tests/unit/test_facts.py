@@ -18,7 +18,7 @@ from moesim.scenario import Scenario
 from moesim.simulate import result_of
 from moesim.trace import Trace, TraceMeta
 
-META = {"num_layers": 4, "num_experts": 8, "top_k": 2}
+META: dict[str, Any] = {"num_layers": 4, "num_experts": 8, "top_k": 2}
 
 
 def recorded() -> Trace:

@@ -304,7 +304,7 @@ def test_a_proper_policy_from_outside_decides_as_if_it_were_ours(
             ("batching", "decode_first"),
         ]
     ]
-    assert outcome(*theirs) == ours  # type: ignore[arg-type]
+    assert outcome(*theirs) == ours
 
 
 def test_no_policy_of_ours_is_guarded_and_all_others_are() -> None:

@@ -54,7 +54,7 @@ def write(folder: Path, name: str, text: str) -> None:
 def load(module: str) -> type[Any]:
     """The class `Policy` of a module, loaded without being registered."""
     importlib.invalidate_caches()
-    return importlib.import_module(module).Policy  # type: ignore[no-any-return]
+    return importlib.import_module(module).Policy
 
 
 def changes(folder: Path, policy: type[Any], name: str, text: str = "x = 2\n") -> bool:

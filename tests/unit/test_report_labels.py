@@ -83,7 +83,7 @@ def test_a_legend_hides_no_entry(swept: Comparison) -> None:
 def test_a_dollar_is_no_formula(text: str) -> None:
     from matplotlib.figure import Figure
 
-    label = Figure().text(0, 0, drawn(text))
+    label: Any = Figure().text(0, 0, drawn(text))
     shown, is_math = label._preprocess_math(label.get_text())
     assert (shown, is_math) == (text, False)
 

@@ -105,7 +105,11 @@ def test_a_share_is_written_to_the_last_bit(share: float) -> None:
 
 
 def test_a_run_repeated_from_its_own_folder_is_the_same_run(folder: Path) -> None:
-    data = {"name": "1e3", "trace": str(folder / "trace"), "hardware": str(folder / "mine.yaml")}
+    data: dict[str, Any] = {
+        "name": "1e3",
+        "trace": str(folder / "trace"),
+        "hardware": str(folder / "mine.yaml"),
+    }
     data |= {"cache": {"slots": "33.3333333%"}, "bounds": False}
     first = run(data, out=folder / "first")
     again = run(folder / "first" / "scenario.yaml", out=folder / "again")
