@@ -39,11 +39,13 @@ BASE: dict[str, Any] = {
     "bounds": False,
 }
 WRITE_BACK = {"cache": {"policy": "lru", "slots": 6, "write_back": True}}
-POISSON = {"workload": {"arrivals": {"kind": "poisson", "rate_per_s": 5000}}}
-GAMMA = {"workload": {"arrivals": {"kind": "gamma", "rate_per_s": 5000, "burstiness": 2}}}
+POISSON: dict[str, Any] = {"workload": {"arrivals": {"kind": "poisson", "rate_per_s": 5000}}}
+GAMMA: dict[str, Any] = {
+    "workload": {"arrivals": {"kind": "gamma", "rate_per_s": 5000, "burstiness": 2}}
+}
 RECORDED = {"workload": {"arrivals": {"kind": "recorded"}}}
-CSV = {"workload": {"arrivals": {"kind": "csv", "path": "a.csv"}}}
-ARRIVALS = {"poisson": POISSON, "gamma": GAMMA, "csv": CSV}
+CSV: dict[str, Any] = {"workload": {"arrivals": {"kind": "csv", "path": "a.csv"}}}
+ARRIVALS: dict[str, dict[str, Any]] = {"poisson": POISSON, "gamma": GAMMA, "csv": CSV}
 LENGTHS = {"workload": {"lengths": {"prompt": 3, "output": 3}}}
 ORACLE = {"prefetch": {"policy": "oracle", "options": {"depth": 1}}}
 UNPINNED = {"hardware": {**SLOW_LINK, "h2d": {}, "pinned": False}}

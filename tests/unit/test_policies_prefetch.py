@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import pytest
+from costed_traces import costed_trace
+from watched_machines import enlist
+from workloads import plan_of, run_on, tiny_scenario
 
 from moesim.errors import UsageError
 from moesim.policies import View, find, parse_options
+from moesim.policies.prefetch import Prefetch
 
 
 class Window(View):
@@ -69,3 +74,20 @@ def test_a_plain_view_shows_no_future() -> None:
     view = View(0, [1, 2])
     assert list(view.predicted(1)) == list(view.exact(1)) == list(view.gate_weights()) == []
     assert list(view.tokens) == []
+
+
+class AsksForAnother(Prefetch):
+    """Asks once for an expert that the first layer does not use."""
+
+    def wanted(self, view: View) -> Sequence[int]:
+        return [5] if view.layer == 0 else ()
+
+
+def test_no_prefetch_takes_the_slot_of_an_expert_of_its_layer_event(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    name = enlist(monkeypatch, "prefetch", AsksForAnother)
+    scenario = tiny_scenario(cache={"scope": "global", "slots": 1}, prefetch={"policy": name})
+    outcome = run_on(plan_of(scenario, costed_trace(np.ones((1, 4, 1), int))))
+    assert outcome.ledger.prefetch_refused == 1
+    assert sum(outcome.ledger.prefetch_copies) == 0

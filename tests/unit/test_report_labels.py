@@ -83,8 +83,8 @@ def test_a_legend_hides_no_entry(swept: Comparison) -> None:
 def test_a_dollar_is_no_formula(text: str) -> None:
     from matplotlib.figure import Figure
 
-    label = Figure().text(0, 0, drawn(text))
-    shown, is_math = label._preprocess_math(label.get_text())  # type: ignore[attr-defined]
+    label: Any = Figure().text(0, 0, drawn(text))
+    shown, is_math = label._preprocess_math(label.get_text())
     assert (shown, is_math) == (text, False)
 
 

@@ -68,6 +68,10 @@ def test_a_paired_difference_cancels_what_the_seeds_share() -> None:
     assert made.half == pytest.approx(0, abs=1e-9)
 
 
+def test_more_than_a_negative_baseline_is_more() -> None:
+    assert difference([-1.0], [-2.0]).mean == 0.5
+
+
 def test_shares_differ_in_points() -> None:
     assert difference([0.6], [0.5], relative=False).mean == pytest.approx(0.1)
 
