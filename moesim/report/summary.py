@@ -200,6 +200,7 @@ def _memory(run: Run) -> Table:
         ("expert slots", "slots_bytes"),
         ("staging buffers", "staging_bytes"),
         ("activations", "activations_bytes"),
+        ("free", "free_bytes"),
         ("budget", "vram_bytes"),
         ("peak use", "peak_vram_bytes"),
     ):
