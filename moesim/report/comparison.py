@@ -26,7 +26,7 @@ from moesim.report.marks import (
     shared_mark,
     shared_sentence,
 )
-from moesim.report.metrics import HEADLINE, HITS_LEGEND, Metric, caveats_sentence, costs
+from moesim.report.metrics import HEADLINE, HITS_LEGEND, Metric, caveats_sentence, costs_sentence
 from moesim.report.names import policy_label
 from moesim.report.runs import Run
 from moesim.report.statistics import Estimate, estimate
@@ -179,7 +179,7 @@ class Comparison:
             f"{_seeds(self.rows, intervals)}; "
             f"trace {_spelt(run.trace for run in runs)} costed as "
             f"{_spelt(run.text('model') for run in runs)} on "
-            f"{_spelt(run.text('hardware') for run in runs)}; {_spelt(map(costs, runs))}."
+            f"{_spelt(run.text('hardware') for run in runs)}; {_spelt(map(costs_sentence, runs))}."
             f"{caveats_sentence(_counted(runs, lambda run: run.caveats))}"
         )
         return " ".join(filter(None, (shared_sentence(runs), text, HITS_LEGEND if hits else "")))
@@ -319,7 +319,7 @@ def _notes(runs: Sequence[Run]) -> list[str]:
             f"WARNING: these runs replay different traces ({traces}); compare only runs of the "
             "same trace"
         )
-    if len({costs(run) for run in runs}) > 1:
+    if len({run.text("cost_kind") for run in runs}) > 1:
         notes.append(
             "WARNING: costs are assumed in some of these runs and measured in others; do not "
             "compare times between them"

@@ -23,6 +23,8 @@ __all__ = [
     "UNDEFINED",
     "Metric",
     "costs",
+    "costs_sentence",
+    "error_bar",
     "number",
     "run_caption",
 ]
@@ -128,6 +130,19 @@ def costs(run: Run) -> str:
     return f"simulated; costs {source}"
 
 
+def error_bar(run: Run) -> str:
+    """Return what is known of the error of a run's times; "" if the costs are of unknown kind."""
+    return {
+        "assumed": "no error bar: costs are assumed, not measured",
+        "measured": "error of these times: `moesim validate` measures it",
+    }.get(run.text("cost_kind"), "")
+
+
+def costs_sentence(run: Run) -> str:
+    """Return where the times of a run come from and what is known of their error, for captions."""
+    return "; ".join(filter(None, (costs(run), error_bar(run))))
+
+
 def run_caption(run: Run) -> str:
     """Return the text under every figure of one run: its marks, setting, costs and caveats."""
     parts = (routing_sentence(run), foresight_sentence(run), _setting(run))
@@ -140,7 +155,8 @@ def _setting(run: Run) -> str:
         f"costed as {run.text('model')} on {run.text('hardware')}; "
         f"{policy_label(run.text('cache_policy'), run.cache_options)} "
         f"with {run.value('cache_slots') / run.value('num_layers'):g} of "
-        f"{run.text('num_experts')} experts a layer; {costs(run)}.{caveats_sentence(run.caveats)}"
+        f"{run.text('num_experts')} experts a layer; {costs_sentence(run)}."
+        f"{caveats_sentence(run.caveats)}"
     )
 
 

@@ -14,7 +14,7 @@ from moesim.report.marks import (
     routing_mark,
     routing_sentence,
 )
-from moesim.report.metrics import HITS, LATE_HITS, STALL_CAUSES, UNDEFINED, costs, number
+from moesim.report.metrics import HITS, LATE_HITS, STALL_CAUSES, UNDEFINED, costs, error_bar, number
 from moesim.report.names import MIN_LABEL, policy_label
 from moesim.report.runs import Run, load_run
 from moesim.report.tabular import Table, write_tables
@@ -46,6 +46,8 @@ def summary_tables(run: Run) -> list[Table]:
     for table in tables:
         table.title = marked(table.title, routing_mark(run))
     tables += [*_verdict(run), _memory(run)]
+    if error_bar(run):
+        tables.append(Table(error_bar(run)))
     if run.notes:
         notes = Table("notes")
         for note in run.notes:

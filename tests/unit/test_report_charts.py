@@ -284,6 +284,7 @@ def test_every_caption_says_requests_seeds_and_what_is_assumed(
     for name, caption in captions.items():
         assert (pooled if name in ("latency_cdf", "stall_breakdown") else drawn) in caption
         assert "simulated; costs assumed (datasheet)" in caption
+        assert "no error bar: costs are assumed, not measured" in caption
     for name in ("hit_rate_capacity", "side_by_side"):
         assert (
             "Hit: the expert was resident when its layer event began. Late hit: its copy"

@@ -228,6 +228,17 @@ def test_the_summary_shows_every_block(tmp_path: Path, capsys: pytest.CaptureFix
         assert part in text
 
 
+def test_a_summary_says_what_is_known_of_the_error_of_its_times(tmp_path: Path) -> None:
+    def lines(kind: str) -> list[str]:
+        run = load_run(run_directory(tmp_path / kind, summary={"cost_kind": kind}))
+        return "\n\n".join(plain(table) for table in summary_tables(run)).splitlines()
+
+    assert "no error bar: costs are assumed, not measured" in lines("assumed")
+    measured = lines("measured")
+    assert "error of these times: `moesim validate` measures it" in measured
+    assert not any("no error bar" in line for line in measured)
+
+
 def test_a_summary_of_nulls_says_undefined(tmp_path: Path) -> None:
     summary = dict.fromkeys(load_run(run_directory(tmp_path / "whole")).summary)
     run = load_run(run_directory(tmp_path / "run", summary=summary))
