@@ -11,7 +11,7 @@ from typing import Any
 from moesim.bounds import BOUND_KEYS, Loaded, Remedy, Steps, bounds_summary, endless, hindsight
 from moesim.caveats import caveats
 from moesim.errors import OutputError, ScenarioError
-from moesim.facts import knows_the_future, routing_facts
+from moesim.facts import hardware_changes, knows_the_future, routing_facts
 from moesim.files import as_path
 from moesim.hardware.shapes import ModelShape
 from moesim.metrics import (
@@ -253,6 +253,7 @@ def summarise(outcome: Outcome) -> dict[str, Any]:
         "trace": trace.meta.model,
         "model": shape.name,
         "hardware": scenario.hardware.profile,
+        "hardware_changes": hardware_changes(scenario),
         "cost_kind": plan.cost.hardware.cost_kind,
         **routing_facts(scenario, trace.meta, shape),
         "cache_policy": find("eviction", scenario.cache.policy).name,

@@ -179,7 +179,7 @@ class Comparison:
             f"{_seeds(self.rows, intervals)}; "
             f"trace {_spelt(run.trace for run in runs)} costed as "
             f"{_spelt(run.text('model') for run in runs)} on "
-            f"{_spelt(run.text('hardware') for run in runs)}; {_spelt(map(costs_sentence, runs))}."
+            f"{_spelt(run.hardware for run in runs)}; {_spelt(map(costs_sentence, runs))}."
             f"{caveats_sentence(_counted(runs, lambda run: run.caveats))}"
         )
         return " ".join(filter(None, (shared_sentence(runs), text, HITS_LEGEND if hits else "")))

@@ -126,7 +126,9 @@ def number(value: float) -> str:
 def costs(run: Run) -> str:
     """Return where the times of a run come from: simulated, with assumed or measured costs."""
     kind = run.text("cost_kind")
-    source = {"assumed": "assumed (datasheet)", "measured": "measured"}.get(kind, kind)
+    # A figure that the scenario sets comes from no datasheet.
+    origin = "profile with changes" if run.summary.get("hardware_changes") else "datasheet"
+    source = {"assumed": f"assumed ({origin})", "measured": "measured"}.get(kind, kind)
     return f"simulated; costs {source}"
 
 
@@ -152,7 +154,7 @@ def run_caption(run: Run) -> str:
 def _setting(run: Run) -> str:
     return (
         f"{run.text('requests')} requests, seed {run.text('seed')}; trace {run.trace} "
-        f"costed as {run.text('model')} on {run.text('hardware')}; "
+        f"costed as {run.text('model')} on {run.hardware}; "
         f"{policy_label(run.text('cache_policy'), run.cache_options)} "
         f"with {run.value('cache_slots') / run.value('num_layers'):g} of "
         f"{run.text('num_experts')} experts a layer; {costs_sentence(run)}."

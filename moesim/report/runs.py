@@ -74,6 +74,12 @@ class Run:
         return Path(trace).name if isinstance(trace, str) else self.text("trace")
 
     @property
+    def hardware(self) -> str:
+        """Return the hardware profile with the scenario's changes: `t4 with vram 10GiB`."""
+        changes = self.summary.get("hardware_changes")
+        return self.text("hardware") + (f" with {changes}" if changes else "")
+
+    @property
     def world(self) -> dict[str, Any]:
         """Return the resolved scenario in a form that two runs can be compared by.
 

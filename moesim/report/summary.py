@@ -62,7 +62,7 @@ def _setup(run: Run) -> Table:
     slots = number(run.value("cache_slots") / run.value("num_layers"))
     # The folder tells two traces of one model apart; the model tells whose routing they hold.
     table.add("trace", f"{run.trace} (routing of {run.text('trace')})")
-    table.add("costed as", f"{run.text('model')} on {run.text('hardware')}")
+    table.add("costed as", f"{run.text('model')} on {run.hardware}")
     if sentence := routing_sentence(run):
         table.add("routing", sentence)
     if seers := foreseeing(run):

@@ -15,7 +15,7 @@ from moesim.report import Comparison, Run, compare_runs, load_run, write_compari
 from moesim.report.capacity import hit_rate_against_capacity, metrics_against_capacity
 from moesim.report.lanes import lane_timeline
 from moesim.report.marks import foreseeing, routing_mark, shared_mark
-from moesim.report.metrics import HEADLINE, HITS, LATE_HITS, MISSES
+from moesim.report.metrics import HEADLINE, HITS, LATE_HITS, MISSES, run_caption
 from moesim.report.several import latency_cdfs, side_by_side, stalls_side_by_side
 from moesim.report.single import hits_by_layer, latency_cdf, stall_breakdown
 from moesim.report.style import house_style
@@ -356,3 +356,22 @@ def test_the_caption_of_a_measured_trace_says_that_it_is_synthetic() -> None:
     trace = tiny_trace(requests=2)
     assert _about(Path("x"), trace, "").startswith("SYNTHETIC ROUTING: drawn at random")
     assert _about(Path("x"), trace.with_meta(synthetic=False), "").startswith("Trace x")
+
+
+# --- figures that the scenario sets ---------------------------------------------------------------
+
+
+def test_hardware_that_the_scenario_changes_is_labelled_everywhere(tmp_path: Path) -> None:
+    changes = "h2d.bandwidth 12GB/s, vram 10GiB"
+    paths = [
+        run_directory(tmp_path / policy, policy=policy, summary={"hardware_changes": changes})
+        for policy in ("lru", "lfu")
+    ]
+    runs = [load_run(path) for path in paths]
+    write_comparison(compare_runs(runs), tmp_path / "out", name="x", command="x", plots=False)
+    summary = "\n".join(plain(table) for table in summary_tables(runs[0]))
+    texts = [summary, run_caption(runs[0]), (tmp_path / "out" / "compare.md").read_text()]
+    for text in texts:
+        assert f"mixtral-8x7b on rtx-4090 with {changes}" in text
+        assert "costs assumed (profile with changes)" in text
+        assert "datasheet" not in text
