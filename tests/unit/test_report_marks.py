@@ -345,7 +345,8 @@ def test_what_is_measured_on_a_synthetic_trace_says_so(tmp_path: Path, command: 
     more = ["--policy", "lru"] if command == "curve" else ["--shuffles", "2", "--no-plots"]
     result = CliRunner().invoke(app, [*words, str(tmp_path / "trace"), *more])
     assert result.exit_code == 0, result.output
-    assert "synthetic (synthetic)" in result.output.splitlines()[0]
+    said = "SYNTHETIC ROUTING" if command == "curve" else "synthetic (synthetic)"
+    assert said in result.output.splitlines()[0]
 
 
 def test_the_caption_of_a_measured_trace_says_that_it_is_synthetic() -> None:
