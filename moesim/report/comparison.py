@@ -28,7 +28,7 @@ from moesim.report.marks import (
 )
 from moesim.report.metrics import HEADLINE, HITS_LEGEND, Metric, caveats_sentence, costs_sentence
 from moesim.report.names import policy_label
-from moesim.report.runs import Run
+from moesim.report.runs import MOST_IDLE, Run
 from moesim.report.statistics import Estimate, estimate
 
 __all__ = ["Comparison", "Row", "compare_runs"]
@@ -38,6 +38,9 @@ CAPACITY_KEYS: Final = ("cache.slots", "memory.capacity")
 POLICY_SECTIONS: Final = ("cache", "prefetch", "batching", "placement", "replay")
 # Never compared: the seed repeats a point, the others change a run's name or what it records.
 IGNORED: Final = frozenset({"name", "seed", "sweep", "timeline", "bounds"})
+ARRIVALS_LIMIT: Final = (
+    f"arrivals limit throughput: no request to serve for more than {MOST_IDLE:.0%} of the makespan"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +179,7 @@ class Comparison:
         runs = self.runs
         text = (
             f"{_spelt(run.text('requests') for run in runs)} requests a run, "
+            f"{_arriving(runs)}"
             f"{_seeds(self.rows, intervals)}; "
             f"trace {_spelt(run.trace for run in runs)} costed as "
             f"{_spelt(run.text('model') for run in runs)} on "
@@ -298,6 +302,12 @@ def _spelt(values: Iterable[str]) -> str:
     return " / ".join(values)
 
 
+def _arriving(runs: Sequence[Run]) -> str:
+    """Return when requests arrive, with a comma behind it; "" if no scenario says so."""
+    spelt = _spelt(run.arrivals for run in runs if run.arrivals)
+    return f"arrivals {spelt}, " if spelt else ""
+
+
 def _seeds(rows: Sequence[Row], intervals: bool) -> str:
     counts = sorted({len(row.runs) for row in rows})
     seeds = sorted({run.seed for row in rows for run in row.runs if run.seed is not None})
@@ -324,6 +334,7 @@ def _notes(runs: Sequence[Run]) -> list[str]:
             "WARNING: costs are assumed in some of these runs and measured in others; do not "
             "compare times between them"
         )
+    notes += _counted(runs, lambda run: [ARRIVALS_LIMIT] if run.limited_by_arrivals else [])
     return [*notes, *_counted(runs, lambda run: run.notes)]
 
 

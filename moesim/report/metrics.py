@@ -152,8 +152,9 @@ def run_caption(run: Run) -> str:
 
 
 def _setting(run: Run) -> str:
+    arrivals = f", arrivals {run.arrivals}" if run.arrivals else ""
     return (
-        f"{run.text('requests')} requests, seed {run.text('seed')}; trace {run.trace} "
+        f"{run.text('requests')} requests{arrivals}, seed {run.text('seed')}; trace {run.trace} "
         f"costed as {run.text('model')} on {run.hardware}; "
         f"{policy_label(run.text('cache_policy'), run.cache_options)} "
         f"with {run.value('cache_slots') / run.value('num_layers'):g} of "

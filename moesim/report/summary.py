@@ -74,6 +74,8 @@ def _setup(run: Run) -> Table:
     )
     table.add("prefetch", run.text("prefetch_policy"))
     table.add("batching", f"{run.text('batching_policy')}, seed {run.text('seed')}")
+    if run.arrivals:
+        table.add("arrivals", run.arrivals)
     # Other counts than finished are rare and matter most when they occur: zeros would hide them.
     table.add(
         "requests",
@@ -88,10 +90,19 @@ def _setup(run: Run) -> Table:
         "throughput",
         f"{number(run.value('output_tokens_per_s'))} output tokens/s, "
         f"{number(run.value('requests_per_s'))} requests/s "
-        f"over {number(run.value('makespan_s'))} s",
+        f"over {number(run.value('makespan_s'))} s{_waiting(run)}",
     )
     _align_left(table)
     return table
+
+
+def _waiting(run: Run) -> str:
+    """Return that arrivals limit the throughput, where they do."""
+    return (
+        f", limited by arrivals (idle for {run.idle_share:.0%} of it)"
+        if run.limited_by_arrivals
+        else ""
+    )
 
 
 def _latency(run: Run) -> Table:
