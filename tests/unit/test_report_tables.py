@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from moesim.report.comparison import Comparison
 from moesim.report.metrics import HIT_RATE, Metric, number
 from moesim.report.statistics import Estimate
 from moesim.report.summary import summary_tables
-from moesim.report.tables import as_json, tables
+from moesim.report.tables import as_json, signs, tables
 from moesim.report.tabular import Cell, Table, markdown, plain, write_tables
 
 SPEED = {"output_tokens_per_s": (10.0, 20.0, 40.0), "e2e_p95_ms": (50.0, 80.0, 80.0)}
@@ -97,6 +98,41 @@ def test_a_difference_within_the_noise_is_unresolved(tmp_path: Path) -> None:
     ]
     differences = tables(compare_runs([load_run(run) for run in runs]))[1]
     assert column(differences, "throughput (%)")[0].endswith("|")
+
+
+def speeds(folder: Path, by_policy: dict[str, tuple[float, ...]]) -> Comparison:
+    """Return runs of these throughputs, one for each seed."""
+    runs = [
+        run_directory(
+            folder / f"{policy}{seed}", policy=policy, seed=seed,
+            summary={"output_tokens_per_s": speed},
+        )
+        for policy, values in by_policy.items()
+        for seed, speed in enumerate(values)
+    ]  # fmt: skip
+    return compare_runs([load_run(run) for run in runs])
+
+
+def test_the_best_mean_is_marked_only_if_its_lead_is_no_chance(tmp_path: Path) -> None:
+    """Paired by seed: a lead of the same size in every seed counts, however seeds scatter."""
+    steady = speeds(tmp_path / "a", {"lru": (10.0, 20.0, 31.0), "lfu": (11.0, 22.0, 34.1)})
+    assert column(tables(steady)[0], "throughput (tokens/s)")[0].endswith("|worst")
+    assert column(tables(steady)[0], "throughput (tokens/s)")[1].endswith("|best")
+    chance = speeds(tmp_path / "b", {"lru": (10.0, 20.0, 31.0), "lfu": (14.0, 18.0, 30.0)})
+    assert [cell[-1] for cell in column(tables(chance)[0], "throughput (tokens/s)")] == ["|", "|"]
+
+
+def test_one_seed_marks_the_best_value_and_calls_no_difference_better(tmp_path: Path) -> None:
+    single = speeds(tmp_path / "runs", {"lru": (10.0,), "lfu": (12.0,), "fifo": (9.0,)})
+    means, differences = tables(single)
+    assert column(means, "throughput (tokens/s)") == ["10|", "12|best", "9|"]
+    assert column(differences, "throughput (%)") == ["+20.0|", "-10.0|"]
+    write_comparison(single, tmp_path / "out", name="x", command="x", plots=False)
+    text = (tmp_path / "out" / "compare.md").read_text()
+    assert "One seed: no interval" in text
+    assert not re.search(r"\d (better|worse)", text)
+    assert "one seed: no interval" in signs(single)
+    assert "▼" not in signs(single)
 
 
 def test_equal_variants_are_neither_best_nor_worst(tmp_path: Path) -> None:
