@@ -199,24 +199,29 @@ def _marks(rows: Sequence[Row], metric: Metric) -> list[str]:
     With several seeds, the difference to each other ranked row must be resolved. With one seed
     there is no interval, and only the best value is marked.
     """
-    ranked = [row for row in rows if not row.knows_the_future and row.estimate(metric).defined]
-    means = {id(row): row.estimate(metric).mean for row in ranked}
-    if metric.better is None or len(set(means.values())) < 2:
+    if metric.better is None:
+        return [""] * len(rows)
+    means = [math.nan if row.knows_the_future else row.estimate(metric).mean for row in rows]
+    ranked = [place for place, mean in enumerate(means) if mean == mean]
+    values = {means[place] for place in ranked}
+    if len(values) < 2:
         return [""] * len(rows)
     best, worst = (max, min) if metric.better == "higher" else (min, max)
-    names = {best(means.values()): "best"}
+    names = {best(values): "best"}
     several = any(len(row.runs) > 1 for row in rows)
     if several:
-        names[worst(means.values())] = "worst"
+        names[worst(values)] = "worst"
 
-    def mark(row: Row) -> str:
-        mean = means.get(id(row))
-        others = [other for other in ranked if means[id(other)] != mean]  # ties share a mark
-        if mean is None or (several and not all(_resolved(row, o, metric) for o in others)):
-            return ""
-        return names.get(mean, "")
+    def leads(place: int) -> bool:
+        others = [other for other in ranked if means[other] != means[place]]  # ties share a mark
+        # The later row to the earlier, as in the table of differences.
+        pairs = [sorted((place, other)) for other in others]
+        return all(_resolved(rows[later], rows[earlier], metric) for earlier, later in pairs)
 
-    return [mark(row) for row in rows]
+    marks = [names.get(mean, "") for mean in means]
+    return [
+        mark if mark and (not several or leads(place)) else "" for place, mark in enumerate(marks)
+    ]
 
 
 def _resolved(row: Row, other: Row, metric: Metric) -> bool:

@@ -122,6 +122,17 @@ def test_the_best_mean_is_marked_only_if_its_lead_is_no_chance(tmp_path: Path) -
     assert [cell[-1] for cell in column(tables(chance)[0], "throughput (tokens/s)")] == ["|", "|"]
 
 
+def test_of_two_variants_both_are_marked_or_neither(tmp_path: Path) -> None:
+    """A difference relative to the faster is resolved here; one relative to the slower is not."""
+    by_policy = {"lru": (63.9, 62.1), "lfu": (53.5, 50.5)}
+    for order, marks in ((["lru", "lfu"], ["best", "worst"]), (["lfu", "lru"], ["", ""])):
+        both = speeds(tmp_path / order[0], {name: by_policy[name] for name in order})
+        means, differences = tables(both)
+        assert [cell.split("|")[1] for cell in column(means, "throughput (tokens/s)")] == marks
+        (mark,) = [cell.split("|")[1] for cell in column(differences, "throughput (%)")]
+        assert bool(mark) == bool(marks[0])
+
+
 def test_one_seed_marks_the_best_value_and_calls_no_difference_better(tmp_path: Path) -> None:
     single = speeds(tmp_path / "runs", {"lru": (10.0,), "lfu": (12.0,), "fifo": (9.0,)})
     means, differences = tables(single)
