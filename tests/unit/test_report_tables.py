@@ -19,7 +19,7 @@ from moesim.report.metrics import HIT_RATE, Metric, number
 from moesim.report.statistics import Estimate
 from moesim.report.summary import summary_tables
 from moesim.report.tables import as_json, signs, tables
-from moesim.report.tabular import Cell, Table, markdown, plain, write_tables
+from moesim.report.tabular import Cell, Table, fitted, markdown, plain, write_tables
 
 SPEED = {"output_tokens_per_s": (10.0, 20.0, 40.0), "e2e_p95_ms": (50.0, 80.0, 80.0)}
 
@@ -245,6 +245,46 @@ def test_a_terminal_gets_a_table_with_all_its_numbers(
     write_tables(tables(three), stream)
     assert "+100.0 ± 0.0 ▲" in stream.getvalue()
     assert "+60.0 ± 0.0 ▼" in stream.getvalue()
+
+
+def test_a_narrow_terminal_shows_every_number_and_says_what_it_leaves_out(
+    three: Comparison, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    stream = Terminal()
+    write_tables(tables(three), stream)
+    text = re.sub(r"\x1b\[[0-9;]*m", "", stream.getvalue())
+    assert "…" not in text
+    assert max(map(len, text.splitlines())) <= 80
+    assert "TPOT mean (ms) undefined" in text.replace("\n", " "), "equal in all rows"
+    for label in ("LRU", "LFU", "MIN (misses) [knows the future]"):
+        assert re.search(rf"^ *{re.escape(label)} *$", text, re.M), "a record for each variant"
+    assert re.search(r"^ *throughput \(%\) +\+100\.0 ± 0\.0 ▲ *$", text, re.M)
+
+
+def test_columns_that_are_equal_in_all_rows_go_before_rows_become_records() -> None:
+    table = Table("t", ["", "speed", "late hits (%)", "hits"])
+    table.add("lru", Cell("10", "best"), "0 ± 0", "5")
+    table.add("lfu", "20", "0 ± 0", "6")
+    assert fitted(table, 200) == (table, "")
+    narrow, left_out = fitted(table, 24)
+    assert (list(narrow.columns), left_out) == (
+        ["", "speed", "hits"],
+        "left out, equal in all rows: late hits (%) 0 ± 0",
+    )
+    assert plain(narrow).splitlines()[2].split() == ["lru", "10", "▲", "5"]
+    records, left_out = fitted(table, 12)
+    assert "late hits" in left_out
+    assert [line.split() for line in plain(records).splitlines()] == [
+        ["t"], ["lru"], ["speed", "10", "▲"], ["hits", "5"],
+        ["lfu"], ["speed", "20"], ["hits", "6"],
+    ]  # fmt: skip
+
+
+def test_a_table_of_sentences_is_left_to_the_terminal() -> None:
+    table = Table("setup")
+    table.add("trace", "word " * 50)
+    assert fitted(table, 80) == (table, "")
 
 
 def test_markdown_cells_cannot_break_the_table() -> None:
