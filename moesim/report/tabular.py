@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, TextIO
@@ -53,19 +54,33 @@ def plain(table: Table) -> str:
 def fitted(table: Table, width: int) -> tuple[Table, str]:
     """Return a table of at most `width` characters if possible, and what it leaves out.
 
-    Columns whose cells are all equal are left out first. If the others are still too wide, each
-    row becomes a record: its label, then a line for each column. A table without column headers
-    stays as it is, because its cells are sentences, which may be broken.
+    Headers are broken into lines first. Then columns whose cells are all equal are left out. If the
+    others are still too wide, each row becomes a record: its label, then a line for each column. A
+    table without column headers stays as it is, because its cells are sentences, which may be
+    broken.
     """
     if not any(table.columns) or not table.rows or _needed(table) <= width:
         return table, ""
+    if _needed(broken := _broken(table)) <= width:
+        return broken, ""
     equal = [place for place in range(1, len(table.columns)) if _says_nothing(table, place)]
     kept = [place for place in range(len(table.columns)) if place not in equal]
     narrow = Table(table.title, [table.columns[place] for place in kept])
     narrow.rows = [[row[place] for place in kept] for row in table.rows]
     texts = [f"{table.columns[place]} {table.rows[0][place].text}" for place in equal]
     left_out = f"left out, equal in all rows: {', '.join(texts)}" if equal else ""
-    return (narrow if _needed(narrow) <= width else _records(narrow)), left_out
+    broken = _broken(narrow)
+    return (broken if _needed(broken) <= width else _records(narrow)), left_out
+
+
+def _broken(table: Table) -> Table:
+    """Return a table whose headers are broken into lines no wider than cells or words."""
+    rows = _widths(Table("", (), table.rows))
+    columns = [
+        "\n".join(textwrap.wrap(column, max(width, *map(len, [*column.split(), "x"]))))
+        for column, width in zip(table.columns, rows, strict=True)
+    ]
+    return Table(table.title, columns, table.rows)
 
 
 def _records(table: Table) -> Table:
@@ -93,7 +108,10 @@ def _lines(table: Table) -> list[list[str]]:
 def _widths(table: Table) -> list[int]:
     lines = _lines(table)
     count = max(map(len, lines), default=0)
-    return [max(len(line[i]) for line in lines if i < len(line)) for i in range(count)]
+    return [
+        max(len(part) for line in lines if i < len(line) for part in line[i].split("\n"))
+        for i in range(count)
+    ]
 
 
 def _needed(table: Table) -> int:

@@ -281,6 +281,14 @@ def test_columns_that_are_equal_in_all_rows_go_before_rows_become_records() -> N
     ]  # fmt: skip
 
 
+def test_headers_are_broken_before_any_column_goes() -> None:
+    table = Table("t", ["", "speed in tokens a second", "hits"])
+    table.add("lru", Cell("10", "best"), "5")
+    broken, left_out = fitted(table, 23)
+    assert (broken.columns[1], left_out) == ("speed\nin\ntokens\na\nsecond", "")
+    assert broken.rows == table.rows
+
+
 def test_a_table_of_sentences_is_left_to_the_terminal() -> None:
     table = Table("setup")
     table.add("trace", "word " * 50)
