@@ -249,8 +249,10 @@ def _with_capacities(rows: Sequence[Row], keys: Sequence[str]) -> list[Row]:
     """
     if not keys:
         return list(rows)
+    slots = _rounded([row.slots_per_layer for row in rows])
     sizes = [
-        f"{row.slots_per_layer:g} of {row.mean('num_experts'):g} experts a layer" for row in rows
+        f"{text} of {row.mean('num_experts'):g} experts a layer"
+        for text, row in zip(slots, rows, strict=True)
     ]
     names = [(row.variant, row.facet, size) for row, size in zip(rows, sizes, strict=True)]
     spellings = [
@@ -262,6 +264,17 @@ def _with_capacities(rows: Sequence[Row], keys: Sequence[str]) -> list[Row]:
         replace(row, capacity=f"{size} ({spelling})" if ambiguous else size)
         for row, size, spelling in zip(rows, sizes, spellings, strict=True)
     ]
+
+
+def _rounded(values: Sequence[float]) -> list[str]:
+    """Return numbers with three digits, or with as many as keep different numbers apart."""
+    full = len({f"{value:g}" for value in values})
+    for digits in (3, 4, 5):
+        # Twice: the first rounds, the second writes no exponent.
+        texts = [f"{float(f'{value:.{digits}g}'):g}" for value in values]
+        if len(set(texts)) == full:
+            return texts
+    return [f"{value:g}" for value in values]
 
 
 def _varying(runs: Sequence[Run]) -> list[str]:

@@ -152,13 +152,16 @@ def run_caption(run: Run) -> str:
 
 
 def _setting(run: Run) -> str:
+    prefetch, batching = run.text("prefetch_policy"), run.text("batching_policy")
     arrivals = f", arrivals {run.arrivals}" if run.arrivals else ""
     return (
         f"{run.text('requests')} requests{arrivals}, seed {run.text('seed')}; trace {run.trace} "
         f"costed as {run.text('model')} on {run.hardware}; "
         f"{policy_label(run.text('cache_policy'), run.cache_options)} "
-        f"with {run.value('cache_slots') / run.value('num_layers'):g} of "
-        f"{run.text('num_experts')} experts a layer; {costs_sentence(run)}."
+        f"with {run.value('cache_slots') / run.value('num_layers'):.3g} of "
+        f"{run.text('num_experts')} experts a layer, "
+        f"{'no' if prefetch == 'none' else prefetch} prefetch, {batching} batching; "
+        f"{costs_sentence(run)}."
         f"{caveats_sentence(run.caveats)}"
     )
 
