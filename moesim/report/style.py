@@ -45,7 +45,7 @@ LINES: Final[tuple[Any, ...]] = ("-", (0, (4, 1.5)), (0, (1, 1.2)), (0, (5, 1.5,
 BOUNDS: Final[dict[str, dict[str, Any]]] = {
     # Unlike any variant's line, and wider: it shows beside the line of a policy that reaches it.
     "MIN bound (misses)": {
-        "color": "#8A8A8A", "linestyle": (0, (8, 1.5, 1, 1.5, 1, 1.5)), "linewidth": 2.4,
+        "color": "#8A8A8A", "linestyle": (0, (3, 1, 1, 1, 1, 1)), "linewidth": 2.0,
     },
     "infinite cache": {"color": "#555555", "linestyle": (0, (1, 1.5)), "linewidth": 1.6},
     "infinite link": {"color": "#999999", "linestyle": (0, (6, 2, 1, 2)), "linewidth": 1.3},

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from workloads import TINY_CONFIG, plan_of, tiny_scenario, tiny_trace
 
@@ -19,6 +20,7 @@ from moesim.policies.registry import _registry, register
 from moesim.scenario import Scenario
 from moesim.simulate import result_of
 from moesim.trace import Trace, TraceMeta
+from moesim.trace.statistics import prediction_recall
 
 META: dict[str, Any] = {"num_layers": 4, "num_experts": 8, "top_k": 2}
 
@@ -170,3 +172,25 @@ def test_every_figure_that_a_scenario_can_set_is_spelled_in_its_unit() -> None:
     assert nested.keys() == HardwareOverrides.model_fields.keys()
     figures = HardwareOverrides.model_validate(nested).model_dump(exclude_none=True)
     assert spelled_figures(figures) == ", ".join(f"{key} {flat[key]}" for key in sorted(flat))
+
+
+# --- predictions ----------------------------------------------------------------------------------
+
+
+def test_a_run_that_uses_predictions_says_how_often_they_are_right() -> None:
+    trace = recorded()
+    rows = np.arange(trace.num_rows)
+    shares = prediction_recall(trace, rows)
+    assert shares
+    assert shares == prediction_recall(trace)
+    served = prediction_recall(trace, rows[trace.slice(0)])
+    assert served is not None
+    assert served[0] != shares[0]
+
+    def said(prefetch: str) -> list[str]:
+        notes = summary(trace, prefetch={"policy": prefetch}, workload={"requests": 1})["notes"]
+        return [note for note in notes if "predictions, which contain" in note]
+
+    (note,) = said("predicted")
+    assert f"{served[0]:.0%} of the experts 1 layer ahead" in note
+    assert said("none") == []
