@@ -17,14 +17,18 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from moesim.config.units import format_bytes
 from moesim.metrics import latency_summary, ratio
 from moesim.policies.eviction import MIN, CacheContext, Eviction
+from moesim.serving.budget import slots_in_unused_memory
 from moesim.serving.replay import PlanRecord, PlanRecorder, Replay
 
 if TYPE_CHECKING:
     from moesim.policies import Key, View
     from moesim.policies.batching.base import Batching
+    from moesim.serving.request import Request
     from moesim.simulate import Outcome
+    from moesim.wiring import Plan
 
 Loaded = Sequence[Sequence["Key"]]
 """The keys that are loaded before time zero, by cache."""
@@ -153,6 +157,8 @@ def bounds_summary(
     for word, (name, _) in _REMEDIES.items():
         result[f"{name}_time_in_steps_s"] = steps_ns[word] / 1e9
     word, reason = verdict(outcome.ledger.stepping_ns, steps_ns)
+    if word == "memory":
+        reason = "; ".join([reason, *more_slots(outcome.plan, outcome.requests)])
     return {**result, "verdict": word, "verdict_reason": reason}
 
 
@@ -183,6 +189,30 @@ def verdict(now_ns: int, then_ns: Mapping[str, int]) -> tuple[str, str]:
         lead = f"{_REMEDIES[word][1]} would cut the time in steps from {change}"
     others = [f"{_REMEDIES[w][1]}: {_change(now_ns, then_ns[w])}" for w in _REMEDIES if w != word]
     return word, "; ".join([lead, *others])
+
+
+def more_slots(plan: Plan, requests: Sequence[Request]) -> list[str]:
+    """Return how many slots the unused memory holds, and whether all experts fit the memory.
+
+    The first is left out if the unused memory holds less than a slot a layer.
+    """
+    budget, slots = plan.budget, sum(plan.slots)
+    vram_bytes, total = (
+        plan.cost.hardware.vram_bytes,
+        plan.trace.num_layers * plan.trace.num_experts,
+    )
+    rest = slots_in_unused_memory(
+        plan.scenario, plan.cost.shape, vram_bytes, [request.max_kv_tokens for request in requests]
+    )
+    fits = "fits" if max(slots, rest) >= total else "does not fit"
+    texts = [f"a slot for every expert {fits} in {format_bytes(budget.capacity_bytes)}"]
+    if budget.free_bytes >= plan.trace.num_layers * plan.cost.expert_bytes and rest > slots:
+        texts.insert(
+            0,
+            f"{format_bytes(budget.free_bytes)} of {format_bytes(budget.capacity_bytes)} of memory "
+            f"is unused: cache.slots: rest would give {rest} of {total} slots",
+        )
+    return texts
 
 
 def _change(now_ns: int, then_ns: int) -> str:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from moesim.errors import UsageError
+from moesim.hardware.hardware import spelled_figures
 from moesim.hardware.model_config import shape_from_config
 from moesim.hardware.shapes import ModelShape
 from moesim.policies import find
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from moesim.scenario import Scenario
     from moesim.trace import TraceMeta
 
-__all__ = ["POLICY_SECTIONS", "knows_the_future", "routing_facts"]
+__all__ = ["POLICY_SECTIONS", "hardware_changes", "knows_the_future", "routing_facts"]
 
 POLICY_SECTIONS: Final = {"eviction": "cache", "prefetch": "prefetch", "batching": "batching"}
 """The families of policies that can know the future, with their sections of a scenario."""
@@ -49,6 +50,13 @@ def knows_the_future(scenario: Scenario, *, hindsight: bool = False) -> list[str
         for family, policy in named.items()
         if getattr(policy, "clairvoyant", False) or (hindsight and family == "eviction")
     ]
+
+
+def hardware_changes(scenario: Scenario) -> str:
+    """Return what the scenario changes of its hardware profile; "" if nothing."""
+    hardware = scenario.hardware
+    figures = spelled_figures(hardware.overrides())
+    return ", ".join(filter(None, (figures, "" if hardware.pinned else "pageable host memory")))
 
 
 def _same_model(meta: TraceMeta, shape: ModelShape) -> bool:

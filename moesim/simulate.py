@@ -8,10 +8,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from moesim.bounds import BOUND_KEYS, Loaded, Remedy, Steps, bounds_summary, endless, hindsight
 from moesim.caveats import caveats
 from moesim.errors import OutputError, ScenarioError
-from moesim.facts import knows_the_future, routing_facts
+from moesim.facts import hardware_changes, knows_the_future, routing_facts
 from moesim.files import as_path
 from moesim.hardware.shapes import ModelShape
 from moesim.metrics import (
@@ -38,6 +40,7 @@ from moesim.serving.replay import PlanRecord
 from moesim.serving.request import Request
 from moesim.serving.residency import ExpertCache
 from moesim.serving.server import Server
+from moesim.trace.statistics import prediction_recall
 from moesim.wiring import Plan, SimPrices, build_server, group_by_cache, prepare, serve
 
 __all__ = [
@@ -255,6 +258,7 @@ def summarise(outcome: Outcome) -> dict[str, Any]:
         "trace": trace.meta.model,
         "model": shape.name,
         "hardware": scenario.hardware.profile,
+        "hardware_changes": hardware_changes(scenario),
         "cost_kind": plan.cost.hardware.cost_kind,
         **routing_facts(scenario, trace.meta, shape),
         "cache_policy": find("eviction", scenario.cache.policy).name,
@@ -280,6 +284,7 @@ def summarise(outcome: Outcome) -> dict[str, Any]:
         "slots_bytes": budget.slots_bytes,
         "staging_bytes": budget.staging_bytes,
         "activations_bytes": budget.activations_bytes,
+        "free_bytes": budget.free_bytes,
         "peak_vram_bytes": budget.used_bytes - budget.kv_bytes + outcome.pool.peak * block_bytes,
         "peak_kv_blocks": outcome.pool.peak,
         "caveats": [short for short, _ in warnings],
@@ -323,6 +328,28 @@ def _router_note(router: str, shape: ModelShape) -> str | None:
     return f"the router is {router}: policies see its choices {revealed}; its time is {costed}"
 
 
+def _recall_note(plan: Plan, outcome: Outcome) -> str | None:
+    """Return a note on how often the predictions that a policy uses are right; None if none does.
+
+    It counts the served rows, each once.
+    """
+    prefetch = plan.scenario.prefetch
+    if not find("prefetch", prefetch.policy).needs_predictions or not outcome.requests:
+        return None
+    rows = np.unique(np.concatenate([request.rows for request in outcome.requests]))
+    shares = prediction_recall(plan.trace, rows)
+    if not shares:
+        return None
+    texts = [
+        f"{share:.0%} of the experts {depth} layer{'s' if depth > 1 else ''} ahead"
+        for depth, share in enumerate(shares, 1)
+    ]
+    return (
+        f"{prefetch.policy} prefetch uses the trace's predictions, which contain "
+        f"{', '.join(texts)}; the predictions of another model may be right less often"
+    )
+
+
 def _notes(plan: Plan, outcome: Outcome) -> list[str]:
     """Return the notes of `summary.json`: facts without which its numbers could be misread."""
     scenario, trace, shape = plan.scenario, plan.trace, plan.cost.shape
@@ -340,6 +367,8 @@ def _notes(plan: Plan, outcome: Outcome) -> list[str]:
             "this run formed; makespan and E2E of bounds are of runs that form their own steps"
         )
     if note := _router_note(trace.meta.router, shape):
+        notes.append(note)
+    if note := _recall_note(plan, outcome):
         notes.append(note)
     if scenario.replay == "sequential":
         notes.append("sequential replay inflates misses; use it only for comparison")

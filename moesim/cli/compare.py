@@ -230,8 +230,8 @@ def _run_points(
 
 def _print(comparison: Comparison, folder: Path, failures: Sequence[str], *, as_json: bool) -> None:
     """Print a comparison and the folder that holds it, as tables or as JSON."""
-    from moesim.report.tables import SIGNS, tables
     from moesim.report.tables import as_json as plain_data
+    from moesim.report.tables import signs, tables
     from moesim.report.tabular import write_tables
 
     if as_json:
@@ -240,7 +240,7 @@ def _print(comparison: Comparison, folder: Path, failures: Sequence[str], *, as_
     typer.echo(f"{comparison.caption(hits=True)}\n")
     write_tables(tables(comparison))
     typer.echo()
-    for note in (SIGNS, *comparison.notes):
+    for note in (signs(comparison), *comparison.notes):
         typer.echo(f"- {note}")
     typer.echo(f"\n{folder}")
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+
+if TYPE_CHECKING:
+    from moesim.trace import Trace
 
 __all__ = ["register"]
 
@@ -61,6 +64,7 @@ def curve(
     from moesim.cli.output import echo_json
     from moesim.cli.progress import progress
     from moesim.curve import curve as replayed
+    from moesim.report.marks import FORESEES, marked
     from moesim.trace import load_trace
 
     loaded = load_trace(trace)
@@ -80,18 +84,44 @@ def curve(
     if as_json:
         echo_json(rates)
         return
-    sizes = list(rates[names[0]])
-    width = max(8, *map(len, names)) + 2
-    together = f"batch {batch}"
-    if batch > loaded.num_requests:
-        together += f" (the trace has {loaded.num_requests} requests: all together)"
-    # With a `#`, so that programs that read the columns can skip the line.
-    typer.echo(f"# {loaded}; scope {scope}; {together}; hits over distinct experts of layer events")
-    if seers := _knowing_the_future(names):
-        typer.echo(f"# {', '.join(seers)}: knows the future: a bound, not a policy")
-    typer.echo("capacity" + "".join(f"{name:>{width}}" for name in names))
-    for size in sizes:
-        typer.echo(f"{size:8d}" + "".join(f"{rates[name][size]:>{width}.3f}" for name in names))
+    typer.echo(f"# {_routing(loaded)}; {_replayed(loaded, scope, batch, replay, admission)}")
+    seers = _knowing_the_future(names)
+    if seers:
+        typer.echo(f"# {', '.join(seers)}: {FORESEES}: a bound, not a policy")
+    heads = [marked(name, FORESEES if name in seers else "") for name in names]
+    widths = [max(8, len(head)) + 2 for head in heads]
+    columns = list(zip(names, heads, widths, strict=True))
+    typer.echo("capacity" + "".join(f"{head:>{width}}" for _, head, width in columns))
+    for size in rates[names[0]]:
+        row = "".join(f"{rates[name][size]:>{width}.3f}" for name, _, width in columns)
+        typer.echo(f"{size:8d}{row}")
+
+
+def _routing(trace: Trace) -> str:
+    """Return whose routing a trace holds, and how much of it."""
+    name = f"routing of {trace.meta.model}"
+    if trace.meta.synthetic:
+        name = "SYNTHETIC ROUTING, drawn at random, made by no model"
+    return (
+        f"{name}: {trace.num_requests} requests, {trace.num_rows} rows, "
+        f"{trace.num_layers} layers of {trace.num_experts} experts, top-{trace.top_k}"
+    )
+
+
+def _replayed(trace: Trace, scope: str, batch: int, replay: str, admission: str) -> str:
+    """Return in words how a trace is replayed and what a hit rate is."""
+    parts = ["one cache per layer" if scope == "per_layer" else "one cache for all layers"]
+    together = batch > trace.num_requests
+    requests = f" (the trace has {trace.num_requests} requests: all together)" if together else ""
+    parts.append(f"batch {batch}{requests}")
+    parts.append(
+        "atomic replay: a layer's experts are looked up together"
+        if replay == "atomic"
+        else "sequential replay: experts are looked up one by one, which inflates misses"
+    )
+    if admission == "always":
+        parts.append("every fetched expert gets a slot")
+    return "; ".join([*parts, "hits over distinct experts of layer events"])
 
 
 def _knowing_the_future(names: list[str]) -> list[str]:

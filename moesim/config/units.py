@@ -18,6 +18,10 @@ from typing import Final
 from moesim.errors import shown
 
 __all__ = [
+    "exact_bandwidth",
+    "exact_bytes",
+    "exact_duration_ns",
+    "exact_flops",
     "format_bytes",
     "format_duration_ns",
     "format_share",
@@ -174,6 +178,37 @@ def _parse_text(text: str, what: str, units: dict[str, int], example: str) -> Fr
             f'units are {", ".join(units)}, as in "{example}"'
         )
     return Fraction(number) * units[unit]
+
+
+def exact_bytes(num_bytes: int) -> str:
+    """Return the shortest text that `parse_bytes` reads as exactly this size: "10GiB"."""
+    return _exact(num_bytes, BYTES)
+
+
+def exact_duration_ns(duration_ns: int) -> str:
+    """Return the shortest text that `parse_duration_ns` reads as exactly this time: "20us"."""
+    return _exact(duration_ns, DURATIONS_NS)
+
+
+def exact_bandwidth(bytes_per_s: int) -> str:
+    """Return the shortest text that `parse_bandwidth` reads as exactly this rate: "12GB/s"."""
+    return _exact(bytes_per_s, BANDWIDTHS)
+
+
+def exact_flops(flops_per_s: int) -> str:
+    """Return the shortest text that `parse_flops` reads as exactly this rate: "165.2TFLOPS"."""
+    return _exact(flops_per_s, FLOPS)
+
+
+def _exact(amount: int, units: dict[str, int]) -> str:
+    """Return `amount` in the unit that needs the fewest characters; the base unit is exact."""
+    texts = []
+    for unit, size in units.items():
+        number = f"{Decimal(amount) / size:f}"
+        number = number.rstrip("0").rstrip(".") if "." in number else number
+        if Fraction(number) * size == amount:
+            texts.append(number + unit)
+    return min(texts, key=len)
 
 
 def _format(amount: int, units: list[tuple[str, int]]) -> str:

@@ -10,7 +10,8 @@ the `operations` of the models that it was calibrated with.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -21,7 +22,14 @@ from pydantic_core import PydanticCustomError
 
 from moesim.config.fields import Bandwidth, Bytes, Duration, Flops, PositiveShare, Quantity
 from moesim.config.suggest import suggest
-from moesim.config.units import has_no_unit
+from moesim.config.units import (
+    exact_bandwidth,
+    exact_bytes,
+    exact_duration_ns,
+    exact_flops,
+    format_share,
+    has_no_unit,
+)
 from moesim.config.validation import Strict, validate
 from moesim.config.yaml_document import load_document, plain_document
 from moesim.errors import UsageError, shown
@@ -38,6 +46,7 @@ __all__ = [
     "hardware_from",
     "hardware_names",
     "load_hardware",
+    "spelled_figures",
 ]
 
 PROFILES = Path(__file__).parent / "profiles"
@@ -247,6 +256,31 @@ class HardwareOverrides(Strict):
     cpu_flops: Flops | None = Field(
         None, description="Rate of matrix products on the CPU; not used yet."
     )
+
+
+def spelled_figures(figures: Mapping[str, Any]) -> str:
+    """Return figures of `HardwareOverrides` in base units as text: `vram 10GiB, h2d.latency 20us`.
+
+    The text has the order of the names.
+    """
+    flat = {
+        ".".join(filter(None, (section, key))): value
+        for section, inner in figures.items()
+        for key, value in (inner.items() if isinstance(inner, Mapping) else [("", inner)])
+    }
+    return ", ".join(f"{key} {_spelling(key)(flat[key])}" for key in sorted(flat))
+
+
+def _spelling(key: str) -> Callable[[Any], str]:
+    """Return the function that spells a figure, by the last word of its key."""
+    words = {
+        "bandwidth": exact_bandwidth,
+        "efficiency": format_share,
+        "flops": exact_flops,
+        "vram": exact_bytes,
+        "chunk": exact_bytes,
+    }
+    return words.get(re.split(r"[._]", key)[-1], exact_duration_ns)
 
 
 def hardware_names() -> list[str]:

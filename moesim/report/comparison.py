@@ -26,9 +26,9 @@ from moesim.report.marks import (
     shared_mark,
     shared_sentence,
 )
-from moesim.report.metrics import HEADLINE, HITS_LEGEND, Metric, caveats_sentence, costs
+from moesim.report.metrics import HEADLINE, HITS_LEGEND, Metric, caveats_sentence, costs_sentence
 from moesim.report.names import policy_label
-from moesim.report.runs import Run
+from moesim.report.runs import MOST_IDLE, Run
 from moesim.report.statistics import Estimate, estimate
 
 __all__ = ["Comparison", "Row", "compare_runs"]
@@ -38,6 +38,9 @@ CAPACITY_KEYS: Final = ("cache.slots", "memory.capacity")
 POLICY_SECTIONS: Final = ("cache", "prefetch", "batching", "placement", "replay")
 # Never compared: the seed repeats a point, the others change a run's name or what it records.
 IGNORED: Final = frozenset({"name", "seed", "sweep", "timeline", "bounds"})
+ARRIVALS_LIMIT: Final = (
+    f"arrivals limit throughput: no request to serve for more than {MOST_IDLE:.0%} of the makespan"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,10 +179,11 @@ class Comparison:
         runs = self.runs
         text = (
             f"{_spelt(run.text('requests') for run in runs)} requests a run, "
+            f"{_arriving(runs)}"
             f"{_seeds(self.rows, intervals)}; "
             f"trace {_spelt(run.trace for run in runs)} costed as "
             f"{_spelt(run.text('model') for run in runs)} on "
-            f"{_spelt(run.text('hardware') for run in runs)}; {_spelt(map(costs, runs))}."
+            f"{_spelt(run.hardware for run in runs)}; {_spelt(map(costs_sentence, runs))}."
             f"{caveats_sentence(_counted(runs, lambda run: run.caveats))}"
         )
         return " ".join(filter(None, (shared_sentence(runs), text, HITS_LEGEND if hits else "")))
@@ -245,8 +249,10 @@ def _with_capacities(rows: Sequence[Row], keys: Sequence[str]) -> list[Row]:
     """
     if not keys:
         return list(rows)
+    slots = _rounded([row.slots_per_layer for row in rows])
     sizes = [
-        f"{row.slots_per_layer:g} of {row.mean('num_experts'):g} experts a layer" for row in rows
+        f"{text} of {row.mean('num_experts'):g} experts a layer"
+        for text, row in zip(slots, rows, strict=True)
     ]
     names = [(row.variant, row.facet, size) for row, size in zip(rows, sizes, strict=True)]
     spellings = [
@@ -258,6 +264,17 @@ def _with_capacities(rows: Sequence[Row], keys: Sequence[str]) -> list[Row]:
         replace(row, capacity=f"{size} ({spelling})" if ambiguous else size)
         for row, size, spelling in zip(rows, sizes, spellings, strict=True)
     ]
+
+
+def _rounded(values: Sequence[float]) -> list[str]:
+    """Return numbers with three digits, or with as many as keep different numbers apart."""
+    full = len({f"{value:g}" for value in values})
+    for digits in (3, 4, 5):
+        # Twice: the first rounds, the second writes no exponent.
+        texts = [f"{float(f'{value:.{digits}g}'):g}" for value in values]
+        if len(set(texts)) == full:
+            return texts
+    return [f"{value:g}" for value in values]
 
 
 def _varying(runs: Sequence[Run]) -> list[str]:
@@ -298,6 +315,12 @@ def _spelt(values: Iterable[str]) -> str:
     return " / ".join(values)
 
 
+def _arriving(runs: Sequence[Run]) -> str:
+    """Return when requests arrive, with a comma behind it; "" if no scenario says so."""
+    spelt = _spelt(run.arrivals for run in runs if run.arrivals)
+    return f"arrivals {spelt}, " if spelt else ""
+
+
 def _seeds(rows: Sequence[Row], intervals: bool) -> str:
     counts = sorted({len(row.runs) for row in rows})
     seeds = sorted({run.seed for row in rows for run in row.runs if run.seed is not None})
@@ -319,11 +342,12 @@ def _notes(runs: Sequence[Run]) -> list[str]:
             f"WARNING: these runs replay different traces ({traces}); compare only runs of the "
             "same trace"
         )
-    if len({costs(run) for run in runs}) > 1:
+    if len({run.text("cost_kind") for run in runs}) > 1:
         notes.append(
             "WARNING: costs are assumed in some of these runs and measured in others; do not "
             "compare times between them"
         )
+    notes += _counted(runs, lambda run: [ARRIVALS_LIMIT] if run.limited_by_arrivals else [])
     return [*notes, *_counted(runs, lambda run: run.notes)]
 
 

@@ -23,6 +23,8 @@ __all__ = [
     "UNDEFINED",
     "Metric",
     "costs",
+    "costs_sentence",
+    "error_bar",
     "number",
     "run_caption",
 ]
@@ -124,8 +126,23 @@ def number(value: float) -> str:
 def costs(run: Run) -> str:
     """Return where the times of a run come from: simulated, with assumed or measured costs."""
     kind = run.text("cost_kind")
-    source = {"assumed": "assumed (datasheet)", "measured": "measured"}.get(kind, kind)
+    # A figure that the scenario sets comes from no datasheet.
+    origin = "profile with changes" if run.summary.get("hardware_changes") else "datasheet"
+    source = {"assumed": f"assumed ({origin})", "measured": "measured"}.get(kind, kind)
     return f"simulated; costs {source}"
+
+
+def error_bar(run: Run) -> str:
+    """Return what is known of the error of a run's times; "" if the costs are of unknown kind."""
+    return {
+        "assumed": "no error bar: costs are assumed, not measured",
+        "measured": "error of these times: `moesim validate` measures it",
+    }.get(run.text("cost_kind"), "")
+
+
+def costs_sentence(run: Run) -> str:
+    """Return where the times of a run come from and what is known of their error, for captions."""
+    return "; ".join(filter(None, (costs(run), error_bar(run))))
 
 
 def run_caption(run: Run) -> str:
@@ -135,12 +152,17 @@ def run_caption(run: Run) -> str:
 
 
 def _setting(run: Run) -> str:
+    prefetch, batching = run.text("prefetch_policy"), run.text("batching_policy")
+    arrivals = f", arrivals {run.arrivals}" if run.arrivals else ""
     return (
-        f"{run.text('requests')} requests, seed {run.text('seed')}; trace {run.trace} "
-        f"costed as {run.text('model')} on {run.text('hardware')}; "
+        f"{run.text('requests')} requests{arrivals}, seed {run.text('seed')}; trace {run.trace} "
+        f"costed as {run.text('model')} on {run.hardware}; "
         f"{policy_label(run.text('cache_policy'), run.cache_options)} "
-        f"with {run.value('cache_slots') / run.value('num_layers'):g} of "
-        f"{run.text('num_experts')} experts a layer; {costs(run)}.{caveats_sentence(run.caveats)}"
+        f"with {run.value('cache_slots') / run.value('num_layers'):.3g} of "
+        f"{run.text('num_experts')} experts a layer, "
+        f"{'no' if prefetch == 'none' else prefetch} prefetch, {batching} batching; "
+        f"{costs_sentence(run)}."
+        f"{caveats_sentence(run.caveats)}"
     )
 
 

@@ -31,7 +31,7 @@ LABEL: Final = 28
 """Characters of a line of a row's or a legend's label."""
 WIDE_CHARACTERS: Final = 132
 """Characters that fit across a figure, in the type of legends."""
-HANDLE_CHARACTERS: Final = 6
+HANDLE_CHARACTERS: Final = 8
 NO_BOUNDS: Final = "These runs computed no bounds."
 OUTPUT_ONLY: Final = "Throughput counts output tokens."
 

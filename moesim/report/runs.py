@@ -34,6 +34,8 @@ SCENARIO: Final = "scenario.yaml"
 _TEXTS: Final = frozenset({"domain", "status", "lane", "kind"})
 _LISTS: Final = frozenset({"token_ns"})
 _REPAIR: Final = "run its scenario again with --force"
+MOST_IDLE: Final = 0.1
+"""The largest share of time without a request at which throughput still measures the machine."""
 RUNS: Final = "runs.csv"
 """The file in a comparison's folder that lists its runs, in the order of the sweep."""
 
@@ -72,6 +74,40 @@ class Run:
         """Return the name of the trace's folder, or else of the model that it was recorded from."""
         trace = self.scenario.get("trace")
         return Path(trace).name if isinstance(trace, str) else self.text("trace")
+
+    @property
+    def hardware(self) -> str:
+        """Return the hardware profile with the scenario's changes: `t4 with vram 10GiB`."""
+        changes = self.summary.get("hardware_changes")
+        return self.text("hardware") + (f" with {changes}" if changes else "")
+
+    @property
+    def arrivals(self) -> str:
+        """Return when requests arrive: `all at once`, `poisson 0.2/s`; "" if nothing says so."""
+        workload = self.scenario.get("workload")
+        section = workload.get("arrivals") if isinstance(workload, Mapping) else None
+        if not isinstance(section, Mapping):
+            return ""
+        parts = [str(section.get("kind", "all_at_once")).replace("_", " ")]
+        if "path" in section:
+            parts.append(Path(str(section["path"])).name)
+        if "rate_per_s" in section:
+            parts.append(f"{section['rate_per_s']:g}/s")
+        if "burstiness" in section:
+            parts.append(f"(burstiness {section['burstiness']:g})")
+        if section.get("time_scale", 1) != 1:
+            parts.append(f"(times × {section['time_scale']:g})")
+        return " ".join(parts)
+
+    @property
+    def idle_share(self) -> float:
+        """Return the share of the makespan without a request to serve; NaN if it is undefined."""
+        return self.value("idle_s") / (self.value("makespan_s") or math.nan)
+
+    @property
+    def limited_by_arrivals(self) -> bool:
+        """Return whether arrivals limit the throughput: the GPU often has no request to serve."""
+        return self.idle_share > MOST_IDLE
 
     @property
     def world(self) -> dict[str, Any]:

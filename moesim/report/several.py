@@ -58,7 +58,7 @@ def plots_for_comparison(comparison: Comparison, folder: Path) -> list[Chart]:
 
 
 def side_by_side(comparison: Comparison) -> Chart:
-    """Draw throughput, TTFT p95, mean TPOT and hits of each variant, with intervals."""
+    """Draw throughput, TTFT p95, mean TPOT and hits of each variant, with intervals if any."""
     from matplotlib.ticker import MaxNLocator
 
     settings = _chosen(comparison.settings)
@@ -69,7 +69,7 @@ def side_by_side(comparison: Comparison) -> Chart:
     chart = grid(
         "side_by_side",
         "Policies side by side",
-        f"Mean{' and interval' if comparison.has_intervals else ''} of each variant"
+        f"{'Mean and interval' if comparison.has_intervals else 'Value'} of each variant"
         f"{left_out(comparison.settings, settings)}. "
         f"{TICKS if bounded(comparison) else NO_BOUNDS + ' '}{LATE if late else ''}{OUTPUT_ONLY} "
         f"{comparison.caption(hits=True)}",

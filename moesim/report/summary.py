@@ -14,7 +14,7 @@ from moesim.report.marks import (
     routing_mark,
     routing_sentence,
 )
-from moesim.report.metrics import HITS, LATE_HITS, STALL_CAUSES, UNDEFINED, costs, number
+from moesim.report.metrics import HITS, LATE_HITS, STALL_CAUSES, UNDEFINED, costs, error_bar, number
 from moesim.report.names import MIN_LABEL, policy_label
 from moesim.report.runs import Run, load_run
 from moesim.report.tabular import Table, write_tables
@@ -46,6 +46,8 @@ def summary_tables(run: Run) -> list[Table]:
     for table in tables:
         table.title = marked(table.title, routing_mark(run))
     tables += [*_verdict(run), _memory(run)]
+    if error_bar(run):
+        tables.append(Table(error_bar(run)))
     if run.notes:
         notes = Table("notes")
         for note in run.notes:
@@ -60,7 +62,7 @@ def _setup(run: Run) -> Table:
     slots = number(run.value("cache_slots") / run.value("num_layers"))
     # The folder tells two traces of one model apart; the model tells whose routing they hold.
     table.add("trace", f"{run.trace} (routing of {run.text('trace')})")
-    table.add("costed as", f"{run.text('model')} on {run.text('hardware')}")
+    table.add("costed as", f"{run.text('model')} on {run.hardware}")
     if sentence := routing_sentence(run):
         table.add("routing", sentence)
     if seers := foreseeing(run):
@@ -72,6 +74,8 @@ def _setup(run: Run) -> Table:
     )
     table.add("prefetch", run.text("prefetch_policy"))
     table.add("batching", f"{run.text('batching_policy')}, seed {run.text('seed')}")
+    if run.arrivals:
+        table.add("arrivals", run.arrivals)
     # Other counts than finished are rare and matter most when they occur: zeros would hide them.
     table.add(
         "requests",
@@ -86,10 +90,19 @@ def _setup(run: Run) -> Table:
         "throughput",
         f"{number(run.value('output_tokens_per_s'))} output tokens/s, "
         f"{number(run.value('requests_per_s'))} requests/s "
-        f"over {number(run.value('makespan_s'))} s",
+        f"over {number(run.value('makespan_s'))} s{_waiting(run)}",
     )
     _align_left(table)
     return table
+
+
+def _waiting(run: Run) -> str:
+    """Return that arrivals limit the throughput, where they do."""
+    return (
+        f", limited by arrivals (idle for {run.idle_share:.0%} of it)"
+        if run.limited_by_arrivals
+        else ""
+    )
 
 
 def _latency(run: Run) -> Table:
@@ -200,6 +213,7 @@ def _memory(run: Run) -> Table:
         ("expert slots", "slots_bytes"),
         ("staging buffers", "staging_bytes"),
         ("activations", "activations_bytes"),
+        ("free", "free_bytes"),
         ("budget", "vram_bytes"),
         ("peak use", "peak_vram_bytes"),
     ):

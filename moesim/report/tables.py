@@ -20,7 +20,7 @@ from moesim.report.runs import Run
 from moesim.report.statistics import Estimate, difference, estimate
 from moesim.report.tabular import Cell, Table, escaped, markdown
 
-__all__ = ["as_json", "as_markdown", "tables", "write_csvs"]
+__all__ = ["as_json", "as_markdown", "legend", "signs", "tables", "write_csvs"]
 
 BOUND: Final = Metric("min_hit_rate", "MIN bound", "% hits", 100)
 NO_BOUND: Final = "no bound"
@@ -63,7 +63,7 @@ def as_markdown(
     if failures:
         parts.append("## Points that failed")
         parts.append("\n".join(f"- {escaped(failure)}" for failure in failures))
-    parts += ["## Results", LEGEND]
+    parts += ["## Results", legend(comparison)]
     parts += [markdown(table) for table in tables(comparison)]
     if charts:
         parts.append("## Figures")
@@ -74,21 +74,42 @@ def as_markdown(
     return "\n\n".join(parts) + "\n"
 
 
-LEGEND: Final = (
-    "Throughput counts output tokens. The best mean of a column is **bold**, the worst is in "
-    "_italics_. A column where neither more nor less is always better has neither. Variants "
-    f"\\[{FORESEES}] are bounds and are not ranked. The MIN bound holds only for variants that "
-    "prefetch nothing. Differences are to the first ranked variant, seed by seed: in percentage "
-    "points for shares, relative otherwise. A difference whose 95 % interval includes zero is "
-    "neither better nor worse."
-)
+def legend(comparison: Comparison) -> str:
+    """Return what the marks of the Markdown tables mean."""
+    best = (
+        "The best mean of a column is **bold** and the worst is in _italics_, if the difference to "
+        "each other ranked variant has a 95 % interval that excludes zero."
+        if comparison.has_intervals
+        else "The best value of a column is **bold**. One seed: no interval, so another seed may "
+        "give another order, and differences are neither called better nor worse."
+    )
+    resolved = (
+        " A difference whose 95 % interval includes zero is neither better nor worse."
+        if comparison.has_intervals
+        else ""
+    )
+    return (
+        f"Throughput counts output tokens. {best} A column where neither more nor less is always "
+        f"better has no marks. Variants \\[{FORESEES}] are bounds and are not ranked. The MIN "
+        "bound holds only for variants that prefetch nothing. Differences are to the first ranked "
+        "variant, seed by seed: in percentage points for shares, relative otherwise."
+        f"{resolved}"
+    )
 
 
-SIGNS: Final = (
-    "▲ best or better, ▼ worst or worse; no sign for differences within their interval, for "
-    "columns where neither more nor less is always better, and for variants that are bounds, not "
-    f"policies [{FORESEES}]"
-)
+def signs(comparison: Comparison) -> str:
+    """Return what the signs of the printed tables mean."""
+    if comparison.has_intervals:
+        meaning = (
+            "▲ best or better, ▼ worst or worse, if the 95 % interval of the difference excludes "
+            "zero; no sign"
+        )
+    else:
+        meaning = "▲ best value of its column (one seed: no interval); no sign"
+    return (
+        f"{meaning} in columns where neither more nor less is always better, and for variants "
+        f"that are bounds, not policies [{FORESEES}]"
+    )
 
 
 def write_csvs(comparison: Comparison, folder: Path) -> None:
@@ -156,7 +177,7 @@ def _means(setting: str, rows: Sequence[Row], headline: Sequence[Metric]) -> Tab
     columns = []
     for metric in metrics:
         means = [_estimate(row, metric) for row in rows]
-        marks = _marks(means, [not row.knows_the_future for row in rows], metric)
+        marks = _marks(rows, metric)
         columns.append([Cell(metric.text(e), mark) for e, mark in zip(means, marks, strict=True)])
     for place, row in enumerate(rows):
         cells = [column[place] for column in columns]
@@ -172,15 +193,41 @@ def _estimate(row: Row, metric: Metric) -> Estimate:
     return row.estimate(metric)
 
 
-def _marks(estimates: Sequence[Estimate], ranked: Sequence[bool], metric: Metric) -> list[str]:
-    """Return "best", "worst" or "" for each mean; "" for all where the ranked means are equal."""
-    counted = [e.defined and rank for e, rank in zip(estimates, ranked, strict=True)]
-    means = [e.mean for e, count in zip(estimates, counted, strict=True) if count]
-    if metric.better is None or len(means) < 2 or min(means) == max(means):
-        return [""] * len(estimates)
+def _marks(rows: Sequence[Row], metric: Metric) -> list[str]:
+    """Return "best", "worst" or "" for the mean of each row.
+
+    With several seeds, the difference to each other ranked row must be resolved. With one seed
+    there is no interval, and only the best value is marked.
+    """
+    if metric.better is None:
+        return [""] * len(rows)
+    means = [math.nan if row.knows_the_future else row.estimate(metric).mean for row in rows]
+    ranked = [place for place, mean in enumerate(means) if mean == mean]
+    values = {means[place] for place in ranked}
+    if len(values) < 2:
+        return [""] * len(rows)
     best, worst = (max, min) if metric.better == "higher" else (min, max)
-    names = {best(means): "best", worst(means): "worst"}  # by value, so that ties share a mark
-    return [names.get(e.mean, "") if c else "" for e, c in zip(estimates, counted, strict=True)]
+    names = {best(values): "best"}
+    several = any(len(row.runs) > 1 for row in rows)
+    if several:
+        names[worst(values)] = "worst"
+
+    def leads(place: int) -> bool:
+        others = [other for other in ranked if means[other] != means[place]]  # ties share a mark
+        # The later row to the earlier, as in the table of differences.
+        pairs = [sorted((place, other)) for other in others]
+        return all(_resolved(rows[later], rows[earlier], metric) for earlier, later in pairs)
+
+    marks = [names.get(mean, "") for mean in means]
+    return [
+        mark if mark and (not several or leads(place)) else "" for place, mark in enumerate(marks)
+    ]
+
+
+def _resolved(row: Row, other: Row, metric: Metric) -> bool:
+    """Return whether the difference of two rows has an interval that excludes zero."""
+    change = _change(row, other, metric)
+    return change.half is not None and abs(change.mean) > change.half
 
 
 def _differences(setting: str, rows: Sequence[Row]) -> Table:
@@ -198,28 +245,30 @@ def _differences(setting: str, rows: Sequence[Row]) -> Table:
 
 
 def _difference(row: Row, base: Row, metric: Metric) -> Cell:
-    """Return a cell like "+4.2 ± 0.8", marked "better" or "worse".
-
-    Runs are paired by seed, so that the workload cancels. There is no mark where the interval
-    includes zero.
-    """
-    others = {run.seed: metric.of(run) for run in base.runs}
-    pairs = [(metric.of(run), others[run.seed]) for run in row.runs if run.seed in others]
-    change = difference(
-        [value for value, _ in pairs], [value for _, value in pairs], relative=not metric.is_share
-    )
+    """Return a cell like "+4.2 ± 0.8", marked "better" or "worse" where zero is excluded."""
+    change = _change(row, base, metric)
     if not change.defined:
         return Cell(UNDEFINED)
     if change.mean == 0 and not change.half:
         return Cell("same")
     scale = 1 if metric.is_share else 100  # shares are in percent already
     half = "" if change.half is None else f" ± {change.half * scale:.1f}"
-    # One seed has no interval. Its difference is exact for that workload, so it is marked.
-    resolved = change.half is None or abs(change.mean) > change.half
     ranked = metric.better is not None and not (row.knows_the_future or base.knows_the_future)
     better = (change.mean > 0) == (metric.better == "higher")
-    mark = ("better" if better else "worse") if resolved and ranked else ""
+    mark = ("better" if better else "worse") if ranked and _resolved(row, base, metric) else ""
     return Cell(f"{change.mean * scale:+.1f}{half}", mark)
+
+
+def _change(row: Row, base: Row, metric: Metric) -> Estimate:
+    """Return the difference of a metric to another row: in points for shares, else relative.
+
+    Runs are paired by seed, so that the workload cancels.
+    """
+    others = {run.seed: metric.of(run) for run in base.runs}
+    pairs = [(metric.of(run), others[run.seed]) for run in row.runs if run.seed in others]
+    return difference(
+        [value for value, _ in pairs], [value for _, value in pairs], relative=not metric.is_share
+    )
 
 
 def _csv_row(comparison: Comparison, row: Row, keys: Iterable[str]) -> list[Any]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 import sys
+import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, TextIO
 
-__all__ = ["Cell", "Table", "escaped", "markdown", "plain", "write_tables"]
+__all__ = ["Cell", "Table", "escaped", "fitted", "markdown", "plain", "write_tables"]
 
 _SIGNS: Final = {"best": " ▲", "better": " ▲", "worst": " ▼", "worse": " ▼"}
 _MARKUP: Final = re.compile(r"[\\`*|\[<$~]|&(?=#?\w+;)|(?<![^\W_])_|_(?![^\W_])")
@@ -39,18 +40,84 @@ class Table:
 
 def plain(table: Table) -> str:
     """Return aligned text without markup; ▲ marks best or better, ▼ worst or worse."""
-    body = [[_marked(cell) for cell in row] for row in table.rows]
-    lines = [list(table.columns), *body] if any(table.columns) else body
-    count = max(map(len, lines), default=0)
-    widths = [max(len(line[i]) for line in lines if i < len(line)) for i in range(count)]
+    widths = _widths(table)
     text = [table.title] if table.title else []
-    for line in lines:
+    for line in _lines(table):
         cells = [
             cell.rjust(width) if place else cell.ljust(width)
             for place, (cell, width) in enumerate(zip(line, widths, strict=False))
         ]
         text.append(("  " + "  ".join(cells)).rstrip())
     return "\n".join(text)
+
+
+def fitted(table: Table, width: int) -> tuple[Table, str]:
+    """Return a table of at most `width` characters if possible, and what it leaves out.
+
+    Headers are broken into lines first. Then columns whose cells are all equal are left out. If the
+    others are still too wide, each row becomes a record: its label, then a line for each column. A
+    table without column headers stays as it is, because its cells are sentences, which may be
+    broken.
+    """
+    if not any(table.columns) or not table.rows or _needed(table) <= width:
+        return table, ""
+    if _needed(broken := _broken(table)) <= width:
+        return broken, ""
+    equal = [place for place in range(1, len(table.columns)) if _says_nothing(table, place)]
+    kept = [place for place in range(len(table.columns)) if place not in equal]
+    narrow = Table(table.title, [table.columns[place] for place in kept])
+    narrow.rows = [[row[place] for place in kept] for row in table.rows]
+    texts = [f"{table.columns[place]} {table.rows[0][place].text}" for place in equal]
+    left_out = f"left out, equal in all rows: {', '.join(texts)}" if equal else ""
+    broken = _broken(narrow)
+    return (broken if _needed(broken) <= width else _records(narrow)), left_out
+
+
+def _broken(table: Table) -> Table:
+    """Return a table whose headers are broken into lines no wider than cells or words."""
+    rows = _widths(Table("", (), table.rows))
+    columns = [
+        "\n".join(textwrap.wrap(column, max(width, *map(len, [*column.split(), "x"]))))
+        for column, width in zip(table.columns, rows, strict=True)
+    ]
+    return Table(table.title, columns, table.rows)
+
+
+def _records(table: Table) -> Table:
+    """Return a table with a line for each cell, below the label of its row."""
+    records = Table(table.title)
+    for label, *cells in table.rows:
+        records.rows.append([label, Cell("")])
+        for column, cell in zip(table.columns[1:], cells, strict=True):
+            records.rows.append([Cell(f"  {column}"), cell])
+    return records
+
+
+def _says_nothing(table: Table, place: int) -> bool:
+    """Return whether a column has several cells and all are equal, or its only cell is zero."""
+    texts = {row[place].text for row in table.rows}
+    return len(texts) == 1 and (len(table.rows) > 1 or texts <= {"0", "0 ± 0", "same"})
+
+
+def _lines(table: Table) -> list[list[str]]:
+    """Return the cells of headers and rows as text, with their signs."""
+    body = [[_marked(cell) for cell in row] for row in table.rows]
+    return [list(table.columns), *body] if any(table.columns) else body
+
+
+def _widths(table: Table) -> list[int]:
+    lines = _lines(table)
+    count = max(map(len, lines), default=0)
+    return [
+        max(len(part) for line in lines if i < len(line) for part in line[i].split("\n"))
+        for i in range(count)
+    ]
+
+
+def _needed(table: Table) -> int:
+    """Return the characters of a line on a terminal: cells, and the gaps around them."""
+    widths = _widths(table)
+    return sum(widths) + 2 * len(widths)
 
 
 def markdown(table: Table) -> str:
@@ -78,7 +145,8 @@ def write_tables(tables: Iterable[Table], stream: TextIO | None = None) -> None:
     from rich.text import Text
 
     console = Console(file=stream)
-    for table in tables:
+    for whole in tables:
+        table, left_out = fitted(whole, console.width)
         # `Text`, not a string: names may hold brackets, which `rich` reads as markup.
         if not table.rows:
             console.print(Text(table.title, "bold"), end="\n\n")
@@ -92,6 +160,8 @@ def write_tables(tables: Iterable[Table], stream: TextIO | None = None) -> None:
         for row in table.rows:
             drawn.add_row(*(Text(_marked(cell), _COLORS.get(cell.mark, "")) for cell in row))
         console.print(drawn)
+        if left_out:
+            console.print(Text(left_out), end="\n\n")
 
 
 def _marked(cell: Cell) -> str:

@@ -51,6 +51,11 @@ class Budget:
             + self.kv_bytes
         )
 
+    @property
+    def free_bytes(self) -> int:
+        """Bytes that no part takes."""
+        return self.capacity_bytes - self.used_bytes
+
 
 def plan_budget(
     scenario: Scenario, shape: ModelShape, vram_bytes: int, kv_tokens: Sequence[int]
@@ -116,6 +121,20 @@ def plan_budget(
         kv_blocks=blocks,
         kv_bytes=blocks * block,
     )
+
+
+def slots_in_unused_memory(
+    scenario: Scenario, shape: ModelShape, vram_bytes: int, kv_tokens: Sequence[int]
+) -> int:
+    """Return how many slots `cache.slots: rest` would give; 0 if KV blocks take the rest.
+
+    Arguments are those of `plan_budget`, for a scenario that fits.
+    """
+    if scenario.memory.kv.kind == "rest":
+        return 0
+    cache = scenario.cache.model_copy(update={"slots": replace(scenario.cache.slots, kind="rest")})
+    roomy = scenario.model_copy(update={"cache": cache})
+    return plan_budget(roomy, shape, vram_bytes, kv_tokens).slots
 
 
 def split_slots(total: int, num_layers: int, num_experts: int) -> list[int]:

@@ -9,7 +9,13 @@ import numpy as np
 from moesim.trace.locality import follows, shared_places
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from moesim.trace.trace import Trace
+
+    IntArray = NDArray[np.int64]
+
+_BLOCK = 4096
 
 
 def describe(trace: Trace) -> dict[str, Any]:
@@ -62,17 +68,27 @@ def load_skew(trace: Trace) -> list[float]:
     return result
 
 
-def prediction_recall(trace: Trace) -> list[float] | None:
-    """Return for each depth the share of used experts that were predicted; None without any."""
+def prediction_recall(trace: Trace, rows: IntArray | None = None) -> list[float] | None:
+    """Return for each depth the share of used experts that were predicted; None without any.
+
+    `rows` are the rows to count (default: all).
+    """
     if trace.predictions is None:
         return None
-    ids, guesses = np.asarray(trace.expert_ids[:]), np.asarray(trace.predictions[:])
-    recall = []
-    # A prediction of depth d made at layer l is for layer l + d, so the first d layers have none.
-    for depth in range(1, guesses.shape[2] + 1):
-        truth = ids[:, depth:]
-        guess = guesses[:, : max(0, trace.num_layers - depth), depth - 1]
-        used = truth != trace.meta.unused
-        right = (truth[..., :, None] == guess[..., None, :]).any(axis=-1) & used
-        recall.append(round(float(right.sum() / max(1, used.sum())), 4))
-    return recall
+    rows = np.arange(trace.num_rows) if rows is None else rows
+    depths = trace.meta.prediction_depth
+    right, used = np.zeros(depths, np.int64), np.zeros(depths, np.int64)
+    # In blocks of rows, because comparing each expert with each prediction takes much memory.
+    for first in range(0, len(rows), _BLOCK):
+        block = rows[first : first + _BLOCK]
+        ids, guesses = np.asarray(trace.expert_ids[block]), np.asarray(trace.predictions[block])
+        # A prediction of depth d made at layer l is for layer l + d: the first d layers have none.
+        for depth in range(1, depths + 1):
+            truth = ids[:, depth:]
+            guess = guesses[:, : max(0, trace.num_layers - depth), depth - 1]
+            chosen = truth != trace.meta.unused
+            hit = (truth[..., :, None] == guess[..., None, :]).any(axis=-1) & chosen
+            right[depth - 1] += hit.sum()
+            used[depth - 1] += chosen.sum()
+    shares = zip(right.tolist(), used.tolist(), strict=True)
+    return [round(hits / max(1, uses), 4) for hits, uses in shares]

@@ -67,12 +67,22 @@ def test_set_overrides_the_file_and_no_plots_leaves_them_out(home: Path) -> None
 
 def test_a_curve_says_which_policies_know_the_future_and_what_batch_there_was(home: Path) -> None:
     policies = [f"--policy={name}" for name in ("lru", "min_window", "static")]
-    head, seers, *_ = moesim("curve", home / "trace", *policies).stdout.splitlines()
-    assert "; batch 1; " in head
+    head, seers, columns, *_ = moesim("curve", home / "trace", *policies).stdout.splitlines()
+    assert head.startswith("# SYNTHETIC ROUTING, drawn at random, made by no model: ")
+    assert "; one cache per layer; batch 1; atomic replay: a layer's experts are looked up" in head
+    assert "<" not in head
+    assert re.split(r"  +", columns) == [
+        "capacity", "lru", "min_window [knows the future]", "static [knows the future]",
+    ]  # fmt: skip
     assert seers == "# min_window, static: knows the future: a bound, not a policy"
     alone = moesim("curve", home / "trace", "--policy", "lru", "--batch", "999").stdout
     assert re.search(r"; batch 999 \(the trace has \d+ requests: all together\); ", alone)
     assert "future" not in alone
+    one_by_one = ["--replay", "sequential", "--scope", "global", "--admission", "always"]
+    head = moesim("curve", home / "trace", "--policy", "lru", *one_by_one).stdout.splitlines()[0]
+    assert "one cache for all layers" in head
+    assert "sequential replay: experts are looked up one by one, which inflates misses" in head
+    assert "every fetched expert gets a slot" in head
 
 
 def test_curve_prints_json_by_policy_and_capacity(home: Path) -> None:

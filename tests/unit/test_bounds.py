@@ -9,6 +9,7 @@ import pytest
 from workloads import TINY_CONFIG, plan_of, random_case, run_on, tiny_scenario, tiny_trace
 
 from moesim.bounds import BOUND_KEYS, min_hits, verdict
+from moesim.config.units import format_bytes
 from moesim.errors import ScenarioError
 from moesim.policies import find, names
 from moesim.simulate import Outcome, Plan, bounds_of, result_of, simulate, summarise
@@ -395,6 +396,38 @@ def test_a_verdict_rests_on_the_times_of_the_run() -> None:
         scenario = tiny_scenario(hardware=hardware, cache={"slots": slots})
         _, found = bounds(plan_of(scenario, tiny_trace(output_tokens=200)))
         assert found["verdict"] == expected, (slots, found["verdict_reason"])
+
+
+def test_a_verdict_of_memory_says_what_the_unused_memory_holds() -> None:
+    """And `cache.slots: rest` gives just that many slots."""
+    long = tiny_trace(output_tokens=200)
+    slow = {"profile": "rtx-4090", "h2d": {"bandwidth": "1GB/s"}}
+
+    def reason(slots: Any, **memory: Any) -> str:
+        scenario = tiny_scenario(hardware=slow, cache={"slots": slots}, memory=memory)
+        _, found = bounds(plan_of(scenario, long))
+        assert found["verdict"] == "memory"
+        return str(found["verdict_reason"])
+
+    assert "is unused: cache.slots: rest would give 32 of 32 slots" in reason(12)
+    assert reason(12).endswith("a slot for every expert fits in 24 GiB")
+    filled = plan_of(tiny_scenario(cache={"slots": 12}), long).budget
+    expert_bytes = filled.slots_bytes // 12
+    tight = filled.used_bytes + 6 * expert_bytes
+    rest = tiny_scenario(cache={"slots": "rest"}, memory={"capacity": tight})
+    held = sum(plan_of(rest, long).slots)
+    assert held > 12 + 4, "a slot a layer more"
+    assert f"rest would give {held} of 32 slots" in reason(12, capacity=tight)
+    assert reason(12, capacity=tight).endswith(f"does not fit in {format_bytes(tight)}")
+    assert "unused" not in reason(12, capacity=filled.used_bytes + 3 * expert_bytes)
+    assert "unused" not in reason("rest", capacity=tight)
+
+
+def test_the_parts_of_the_memory_and_what_is_free_make_its_whole() -> None:
+    summary = result_of(plan_of(tiny_scenario(cache={"slots": 12}), crowd())).summary
+    parts = ("fixed", "kv", "slots", "staging", "activations", "free")
+    assert summary["free_bytes"] > 0
+    assert sum(summary[f"{part}_bytes"] for part in parts) == summary["vram_bytes"]
 
 
 def test_clairvoyant_policies_are_the_only_bounds_among_policies() -> None:

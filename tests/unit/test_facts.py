@@ -6,10 +6,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from workloads import TINY_CONFIG, plan_of, tiny_scenario, tiny_trace
 
 from moesim.facts import routing_facts
+from moesim.hardware.hardware import HardwareOverrides, spelled_figures
 from moesim.hardware.model_config import shape_from_config
 from moesim.hardware.shapes import named_shape
 from moesim.policies.batching import FirstComeFirstServed
@@ -18,6 +20,7 @@ from moesim.policies.registry import _registry, register
 from moesim.scenario import Scenario
 from moesim.simulate import result_of
 from moesim.trace import Trace, TraceMeta
+from moesim.trace.statistics import prediction_recall
 
 META: dict[str, Any] = {"num_layers": 4, "num_experts": 8, "top_k": 2}
 
@@ -125,3 +128,69 @@ def test_policies_of_other_packages_are_told_by_their_flags(
     assert "acme_queue batching knows the future: a bound, not a policy" in queued["notes"]
     assert learnt["knows_the_future"] == "eviction acme_profile"
     assert any("acme_profile was learnt on the replayed trace" in note for note in learnt["notes"])
+
+
+# --- figures that the scenario sets ---------------------------------------------------------------
+
+
+def test_a_run_names_the_figures_that_its_scenario_sets() -> None:
+    changed = {
+        "profile": "rtx-4090",
+        "vram": "10GiB",
+        "h2d": {"bandwidth": "12GB/s", "latency": "20us"},
+        "compute_efficiency": "50%",
+        "pinned": False,
+    }
+    assert summary(recorded(), hardware=changed)["hardware_changes"] == (
+        "compute_efficiency 50%, h2d.bandwidth 12GB/s, h2d.latency 20us, vram 10GiB, "
+        "pageable host memory"
+    )
+    assert summary(recorded(), hardware="rtx-4090")["hardware_changes"] == ""
+
+
+def test_every_figure_that_a_scenario_can_set_is_spelled_in_its_unit() -> None:
+    """As a scenario reads it: the text is read back as the same number."""
+    rates = {"flops": "2TFLOPS", "memory_bandwidth": "3TB/s", "host_memory_bandwidth": "4GB/s"}
+    shares = {"compute_efficiency": "12.5%", "memory_efficiency": "60%"}
+    others = {"vram": "5GiB", "kernel_overhead": "7us", "readback_latency": "8us"}
+    links = {
+        f"{way}.{key}": value
+        for way in ("h2d", "d2h")
+        for key, value in (
+            ("latency", "9us"), ("bandwidth", "1GB/s"), ("pinned_bandwidth", "2GB/s"),
+            ("pageable_bandwidth", "3GB/s"), ("chunk", "4MiB"),
+        )
+    }  # fmt: skip
+    flat = {**rates, **shares, **others, **links, "cpu_flops": "6TFLOPS"}
+    nested: dict[str, Any] = {}
+    for key, value in flat.items():
+        head, _, tail = key.partition(".")
+        if tail:
+            nested.setdefault(head, {})[tail] = value
+        else:
+            nested[head] = value
+    assert nested.keys() == HardwareOverrides.model_fields.keys()
+    figures = HardwareOverrides.model_validate(nested).model_dump(exclude_none=True)
+    assert spelled_figures(figures) == ", ".join(f"{key} {flat[key]}" for key in sorted(flat))
+
+
+# --- predictions ----------------------------------------------------------------------------------
+
+
+def test_a_run_that_uses_predictions_says_how_often_they_are_right() -> None:
+    trace = recorded()
+    rows = np.arange(trace.num_rows)
+    shares = prediction_recall(trace, rows)
+    assert shares
+    assert shares == prediction_recall(trace)
+    served = prediction_recall(trace, rows[trace.slice(0)])
+    assert served is not None
+    assert served[0] != shares[0]
+
+    def said(prefetch: str) -> list[str]:
+        notes = summary(trace, prefetch={"policy": prefetch}, workload={"requests": 1})["notes"]
+        return [note for note in notes if "predictions, which contain" in note]
+
+    (note,) = said("predicted")
+    assert f"{served[0]:.0%} of the experts 1 layer ahead" in note
+    assert said("none") == []

@@ -20,12 +20,12 @@ from moesim.errors import OutputError
 from moesim.report import compare_runs, load_run, load_runs, plots_for_run
 from moesim.report.capacity import hit_rate_against_capacity, metrics_against_capacity
 from moesim.report.chart import save_charts, write_csv
-from moesim.report.comparison import Comparison
+from moesim.report.comparison import Comparison, _rounded
 from moesim.report.distribution import cdf, latency_scale
 from moesim.report.lanes import LEGIBLE, choose_window, lane_timeline
 from moesim.report.several import latency_cdfs, plots_for_comparison, side_by_side
 from moesim.report.single import hits_by_layer, latency_cdf, stall_breakdown
-from moesim.report.style import BOUNDS, OTHERS, POLICIES, house_style, styles
+from moesim.report.style import BOUNDS, HOUSE, LINES, OTHERS, POLICIES, house_style, styles
 
 RUN_CHARTS = ("hits_by_layer", "lane_timeline", "latency_cdf", "stall_breakdown")
 SWEEP_CHARTS = (
@@ -284,6 +284,7 @@ def test_every_caption_says_requests_seeds_and_what_is_assumed(
     for name, caption in captions.items():
         assert (pooled if name in ("latency_cdf", "stall_breakdown") else drawn) in caption
         assert "simulated; costs assumed (datasheet)" in caption
+        assert "no error bar: costs are assumed, not measured" in caption
     for name in ("hit_rate_capacity", "side_by_side"):
         assert (
             "Hit: the expert was resident when its layer event began. Late hit: its copy"
@@ -357,3 +358,35 @@ def test_layers_are_all_shown(drawn: Path) -> None:
     for row in rows:
         parts = (row["hits"], row["late_hits"], row["misses"])
         assert sum(map(int, parts)) == int(row["accesses"])
+
+
+def test_the_captions_of_a_run_name_all_its_policies(tmp_path: Path) -> None:
+    fetching = load_run(run_directory(tmp_path / "a", prefetch="predicted", slots_per_layer=5.8125))
+    plain = load_run(run_directory(tmp_path / "b"))
+    with house_style():
+        for draw in (lane_timeline, stall_breakdown):
+            policies = "LRU with 5.83 of 16 experts a layer, predicted prefetch, decode_first batch"
+            assert policies in draw(fetching).caption
+            assert "no prefetch, decode_first batching" in draw(plain).caption
+
+
+def test_one_seed_has_values_and_no_intervals_in_its_caption(tmp_path: Path) -> None:
+    with house_style():
+        caption = side_by_side(named(tmp_path, ["lru", "lfu"])).caption
+    assert caption.startswith("Value of each variant. ")
+    assert "intervals" not in caption.replace("so no intervals", "")
+
+
+def test_no_variant_has_the_line_of_a_bound_and_legends_show_dashes() -> None:
+    dashes = [bound["linestyle"] for bound in BOUNDS.values()]
+    assert not set(dashes) & set(LINES)
+    assert len(set(dashes)) == len(dashes)
+    assert BOUNDS["MIN bound (misses)"]["color"] != POLICIES["MIN (misses)"][0]
+    assert HOUSE["legend.handlelength"] >= 3
+
+
+def test_sizes_of_the_cache_have_three_digits_while_they_stay_distinct() -> None:
+    assert _rounded([59.7292, 0.8125, 4.0]) == ["59.7", "0.812", "4"]
+    assert _rounded([59.7292, 59.6604]) == ["59.73", "59.66"]
+    assert _rounded([1234.5, 7.0]) == ["1230", "7"]
+    assert _rounded([1.000001, 1.0000011]) == ["1", "1"], "equal but for the last bits"

@@ -15,7 +15,7 @@ from moesim.report import Comparison, Run, compare_runs, load_run, write_compari
 from moesim.report.capacity import hit_rate_against_capacity, metrics_against_capacity
 from moesim.report.lanes import lane_timeline
 from moesim.report.marks import foreseeing, routing_mark, shared_mark
-from moesim.report.metrics import HEADLINE, HITS, LATE_HITS, MISSES
+from moesim.report.metrics import HEADLINE, HITS, LATE_HITS, MISSES, run_caption
 from moesim.report.several import latency_cdfs, side_by_side, stalls_side_by_side
 from moesim.report.single import hits_by_layer, latency_cdf, stall_breakdown
 from moesim.report.style import house_style
@@ -73,7 +73,8 @@ def test_every_table_of_results_and_the_verdict_carry_the_mark(
     tmp_path: Path, facts: dict[str, str], mark: str
 ) -> None:
     shown = summary_tables(made(tmp_path / "run", summary=facts))
-    results = [table for table in shown if table.title not in ("GPU memory", "notes")]
+    no_results = ("GPU memory", "notes", "no error bar: costs are assumed, not measured")
+    results = [table for table in shown if table.title not in no_results]
     assert [f"[{mark}]" in table.title for table in results] == [bool(mark)] * len(results)
     (verdict,) = (table.title for table in shown if table.title.startswith("limited by"))
     where = f"limited by the memory [{mark}]: " if mark else "limited by the memory: "
@@ -180,10 +181,10 @@ def test_what_knows_the_future_is_neither_ranked_nor_the_baseline(sections: Comp
         "static cache [knows the future]": ("40", ""),
         "min-window cache [knows the future]": ("30", ""),
         "acme cache": ("20", "best"),
-        "lru cache": ("10", "worst"),
+        "lru cache": ("10", ""),
     }  # fmt: skip
     assert differences.title == "Difference to acme cache"
-    assert [mark for _, mark in column(differences, "throughput (%)")] == ["", "", "", "worse"]
+    assert [mark for _, mark in column(differences, "throughput (%)")] == [""] * 4
     assert [row["knows_the_future"] for row in as_json(sections)["rows"]] == [
         True, True, True, False, False,
     ]  # fmt: skip
@@ -243,7 +244,7 @@ def test_only_what_has_a_better_direction_by_itself_is_ranked(tmp_path: Path) ->
         for policy, summary in (("lru", slow), ("lfu", fast))
     ]
     means, differences = tables(compare_runs(runs))
-    assert [mark for _, mark in column(means, "throughput (tokens/s)")] == ["worst", "best"]
+    assert [mark for _, mark in column(means, "throughput (tokens/s)")] == ["", "best"]
     for label, unit in (("stalled", "% of step time"), ("copied to GPU", "GiB"),
                         ("late hits", "%"), ("misses", "%")):  # fmt: skip
         assert [mark for _, mark in column(means, f"{label} ({unit})")] == ["", ""]
@@ -345,7 +346,8 @@ def test_what_is_measured_on_a_synthetic_trace_says_so(tmp_path: Path, command: 
     more = ["--policy", "lru"] if command == "curve" else ["--shuffles", "2", "--no-plots"]
     result = CliRunner().invoke(app, [*words, str(tmp_path / "trace"), *more])
     assert result.exit_code == 0, result.output
-    assert "synthetic (synthetic)" in result.output.splitlines()[0]
+    said = "SYNTHETIC ROUTING" if command == "curve" else "synthetic (synthetic)"
+    assert said in result.output.splitlines()[0]
 
 
 def test_the_caption_of_a_measured_trace_says_that_it_is_synthetic() -> None:
@@ -356,3 +358,22 @@ def test_the_caption_of_a_measured_trace_says_that_it_is_synthetic() -> None:
     trace = tiny_trace(requests=2)
     assert _about(Path("x"), trace, "").startswith("SYNTHETIC ROUTING: drawn at random")
     assert _about(Path("x"), trace.with_meta(synthetic=False), "").startswith("Trace x")
+
+
+# --- figures that the scenario sets ---------------------------------------------------------------
+
+
+def test_hardware_that_the_scenario_changes_is_labelled_everywhere(tmp_path: Path) -> None:
+    changes = "h2d.bandwidth 12GB/s, vram 10GiB"
+    paths = [
+        run_directory(tmp_path / policy, policy=policy, summary={"hardware_changes": changes})
+        for policy in ("lru", "lfu")
+    ]
+    runs = [load_run(path) for path in paths]
+    write_comparison(compare_runs(runs), tmp_path / "out", name="x", command="x", plots=False)
+    summary = "\n".join(plain(table) for table in summary_tables(runs[0]))
+    texts = [summary, run_caption(runs[0]), (tmp_path / "out" / "compare.md").read_text()]
+    for text in texts:
+        assert f"mixtral-8x7b on rtx-4090 with {changes}" in text
+        assert "costs assumed (profile with changes)" in text
+        assert "datasheet" not in text

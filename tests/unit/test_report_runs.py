@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from run_directories import run_directory
 
 from moesim.errors import MoesimError, UsageError
-from moesim.report import load_run, load_runs, plots_for_run
+from moesim.report import Run, compare_runs, load_run, load_runs, plots_for_run
+from moesim.report.metrics import run_caption
 from moesim.report.runs import latencies_ns
+from moesim.report.summary import summary_tables
+from moesim.report.tabular import plain
 
 
 def test_a_run_is_read_back(tmp_path: Path) -> None:
@@ -133,3 +138,39 @@ def test_the_hash_of_a_trace_is_its_identity(tmp_path: Path) -> None:
     (run / "manifest.json").write_text(json.dumps({"inputs": {"trace": "abc"}}))
     assert load_run(run).world["trace"] == "abc"
     assert load_run(run).trace == "x"
+
+
+@pytest.mark.parametrize(
+    ("arrivals", "text"),
+    [
+        ({"kind": "all_at_once"}, "all at once"),
+        ({"kind": "poisson", "rate_per_s": 0.2}, "poisson 0.2/s"),
+        ({"kind": "gamma", "rate_per_s": 2.0, "burstiness": 4.0}, "gamma 2/s (burstiness 4)"),
+        ({"kind": "recorded", "time_scale": 1.0}, "recorded"),
+        ({"kind": "csv", "path": "../x/day.csv", "time_scale": 0.5}, "csv day.csv (times × 0.5)"),
+    ],
+)
+def test_a_run_says_when_its_requests_arrive(
+    tmp_path: Path, arrivals: dict[str, object], text: str
+) -> None:
+    run = load_run(run_directory(tmp_path / "run"))
+    assert run.arrivals == ""
+    arriving = replace(run, scenario={**run.scenario, "workload": {"arrivals": arrivals}})
+    assert arriving.arrivals == text
+    assert f"40 requests, arrivals {text}, seed 0" in run_caption(arriving)
+    assert f"40 requests a run, arrivals {text}, seed 0" in compare_runs([arriving]).caption()
+    setup = plain(summary_tables(arriving)[0])
+    assert re.search(rf"^  arrivals +{re.escape(text)}$", setup, re.M)
+
+
+def test_throughput_that_arrivals_limit_says_so(tmp_path: Path) -> None:
+    def run(idle: float) -> Run:
+        summary = {"makespan_s": 10.0, "idle_s": idle}
+        return load_run(run_directory(tmp_path / f"{idle}", summary=summary))
+
+    busy, waiting = run(1.0), run(3.7)
+    said = "over 10 s, limited by arrivals (idle for 37% of it)"
+    assert said in plain(summary_tables(waiting)[0])
+    assert "limited by arrivals" not in plain(summary_tables(busy)[0])
+    assert any("arrivals limit throughput" in note for note in compare_runs([waiting]).notes)
+    assert not any("arrivals limit" in note for note in compare_runs([busy]).notes)

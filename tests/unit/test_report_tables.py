@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -17,8 +18,8 @@ from moesim.report.comparison import Comparison
 from moesim.report.metrics import HIT_RATE, Metric, number
 from moesim.report.statistics import Estimate
 from moesim.report.summary import summary_tables
-from moesim.report.tables import as_json, tables
-from moesim.report.tabular import Cell, Table, markdown, plain, write_tables
+from moesim.report.tables import as_json, signs, tables
+from moesim.report.tabular import Cell, Table, fitted, markdown, plain, write_tables
 
 SPEED = {"output_tokens_per_s": (10.0, 20.0, 40.0), "e2e_p95_ms": (50.0, 80.0, 80.0)}
 
@@ -97,6 +98,52 @@ def test_a_difference_within_the_noise_is_unresolved(tmp_path: Path) -> None:
     ]
     differences = tables(compare_runs([load_run(run) for run in runs]))[1]
     assert column(differences, "throughput (%)")[0].endswith("|")
+
+
+def speeds(folder: Path, by_policy: dict[str, tuple[float, ...]]) -> Comparison:
+    """Return runs of these throughputs, one for each seed."""
+    runs = [
+        run_directory(
+            folder / f"{policy}{seed}", policy=policy, seed=seed,
+            summary={"output_tokens_per_s": speed},
+        )
+        for policy, values in by_policy.items()
+        for seed, speed in enumerate(values)
+    ]  # fmt: skip
+    return compare_runs([load_run(run) for run in runs])
+
+
+def test_the_best_mean_is_marked_only_if_its_lead_is_no_chance(tmp_path: Path) -> None:
+    """Paired by seed: a lead of the same size in every seed counts, however seeds scatter."""
+    steady = speeds(tmp_path / "a", {"lru": (10.0, 20.0, 31.0), "lfu": (11.0, 22.0, 34.1)})
+    assert column(tables(steady)[0], "throughput (tokens/s)")[0].endswith("|worst")
+    assert column(tables(steady)[0], "throughput (tokens/s)")[1].endswith("|best")
+    chance = speeds(tmp_path / "b", {"lru": (10.0, 20.0, 31.0), "lfu": (14.0, 18.0, 30.0)})
+    assert [cell[-1] for cell in column(tables(chance)[0], "throughput (tokens/s)")] == ["|", "|"]
+
+
+def test_of_two_variants_both_are_marked_or_neither(tmp_path: Path) -> None:
+    """A difference relative to the faster is resolved here; one relative to the slower is not."""
+    by_policy = {"lru": (63.9, 62.1), "lfu": (53.5, 50.5)}
+    for order, marks in ((["lru", "lfu"], ["best", "worst"]), (["lfu", "lru"], ["", ""])):
+        both = speeds(tmp_path / order[0], {name: by_policy[name] for name in order})
+        means, differences = tables(both)
+        assert [cell.split("|")[1] for cell in column(means, "throughput (tokens/s)")] == marks
+        (mark,) = [cell.split("|")[1] for cell in column(differences, "throughput (%)")]
+        assert bool(mark) == bool(marks[0])
+
+
+def test_one_seed_marks_the_best_value_and_calls_no_difference_better(tmp_path: Path) -> None:
+    single = speeds(tmp_path / "runs", {"lru": (10.0,), "lfu": (12.0,), "fifo": (9.0,)})
+    means, differences = tables(single)
+    assert column(means, "throughput (tokens/s)") == ["10|", "12|best", "9|"]
+    assert column(differences, "throughput (%)") == ["+20.0|", "-10.0|"]
+    write_comparison(single, tmp_path / "out", name="x", command="x", plots=False)
+    text = (tmp_path / "out" / "compare.md").read_text()
+    assert "One seed: no interval" in text
+    assert not re.search(r"\d (better|worse)", text)
+    assert "one seed: no interval" in signs(single)
+    assert "▼" not in signs(single)
 
 
 def test_equal_variants_are_neither_best_nor_worst(tmp_path: Path) -> None:
@@ -200,6 +247,54 @@ def test_a_terminal_gets_a_table_with_all_its_numbers(
     assert "+60.0 ± 0.0 ▼" in stream.getvalue()
 
 
+def test_a_narrow_terminal_shows_every_number_and_says_what_it_leaves_out(
+    three: Comparison, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    stream = Terminal()
+    write_tables(tables(three), stream)
+    text = re.sub(r"\x1b\[[0-9;]*m", "", stream.getvalue())
+    assert "…" not in text
+    assert max(map(len, text.splitlines())) <= 80
+    assert "TPOT mean (ms) undefined" in text.replace("\n", " "), "equal in all rows"
+    for label in ("LRU", "LFU", "MIN (misses) [knows the future]"):
+        assert re.search(rf"^ *{re.escape(label)} *$", text, re.M), "a record for each variant"
+    assert re.search(r"^ *throughput \(%\) +\+100\.0 ± 0\.0 ▲ *$", text, re.M)
+
+
+def test_columns_that_are_equal_in_all_rows_go_before_rows_become_records() -> None:
+    table = Table("t", ["", "speed", "late hits (%)", "hits"])
+    table.add("lru", Cell("10", "best"), "0 ± 0", "5")
+    table.add("lfu", "20", "0 ± 0", "6")
+    assert fitted(table, 200) == (table, "")
+    narrow, left_out = fitted(table, 24)
+    assert (list(narrow.columns), left_out) == (
+        ["", "speed", "hits"],
+        "left out, equal in all rows: late hits (%) 0 ± 0",
+    )
+    assert plain(narrow).splitlines()[2].split() == ["lru", "10", "▲", "5"]
+    records, left_out = fitted(table, 12)
+    assert "late hits" in left_out
+    assert [line.split() for line in plain(records).splitlines()] == [
+        ["t"], ["lru"], ["speed", "10", "▲"], ["hits", "5"],
+        ["lfu"], ["speed", "20"], ["hits", "6"],
+    ]  # fmt: skip
+
+
+def test_headers_are_broken_before_any_column_goes() -> None:
+    table = Table("t", ["", "speed in tokens a second", "hits"])
+    table.add("lru", Cell("10", "best"), "5")
+    broken, left_out = fitted(table, 23)
+    assert (broken.columns[1], left_out) == ("speed\nin\ntokens\na\nsecond", "")
+    assert broken.rows == table.rows
+
+
+def test_a_table_of_sentences_is_left_to_the_terminal() -> None:
+    table = Table("setup")
+    table.add("trace", "word " * 50)
+    assert fitted(table, 80) == (table, "")
+
+
 def test_markdown_cells_cannot_break_the_table() -> None:
     table = Table("", ["a|b", "c"])
     table.add("x\ny", "1|2")
@@ -226,6 +321,17 @@ def test_the_summary_shows_every_block(tmp_path: Path, capsys: pytest.CaptureFix
         "- trace of shallow costed as mixtral-8x7b",
     ):
         assert part in text
+
+
+def test_a_summary_says_what_is_known_of_the_error_of_its_times(tmp_path: Path) -> None:
+    def lines(kind: str) -> list[str]:
+        run = load_run(run_directory(tmp_path / kind, summary={"cost_kind": kind}))
+        return "\n\n".join(plain(table) for table in summary_tables(run)).splitlines()
+
+    assert "no error bar: costs are assumed, not measured" in lines("assumed")
+    measured = lines("measured")
+    assert "error of these times: `moesim validate` measures it" in measured
+    assert not any("no error bar" in line for line in measured)
 
 
 def test_a_summary_of_nulls_says_undefined(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given
@@ -12,6 +13,10 @@ from hypothesis import strategies as st
 from moesim.config.units import (
     BYTES,
     DURATIONS_NS,
+    exact_bandwidth,
+    exact_bytes,
+    exact_duration_ns,
+    exact_flops,
     format_bytes,
     format_duration_ns,
     parse_bandwidth,
@@ -130,3 +135,29 @@ def test_any_text_is_a_quantity_or_a_value_error(text: str) -> None:
 
 def test_the_unit_tables_hold_only_positive_integers() -> None:
     assert all(size >= 1 for size in (*BYTES.values(), *DURATIONS_NS.values()))
+
+
+@pytest.mark.parametrize(
+    ("spell", "amount", "text"),
+    [
+        (exact_bytes, 10 * 2**30, "10GiB"),
+        (exact_bytes, 0, "0B"),
+        (exact_bytes, 12_345_678_901, "12345678901B"),
+        (exact_bandwidth, 12 * 10**9, "12GB/s"),
+        (exact_bandwidth, 25_600_000_000, "25.6GB/s"),
+        (exact_duration_ns, 20_000, "20us"),
+        (exact_duration_ns, 1_500_000, "1.5ms"),
+        (exact_flops, 165_200 * 10**9, "165.2TFLOPS"),
+    ],
+)
+def test_an_exact_quantity_is_written_as_short_as_it_can_be(
+    spell: Callable[[int], str], amount: int, text: str
+) -> None:
+    assert spell(amount) == text
+
+
+@given(st.integers(0, 2**63 - 1))
+def test_an_exact_quantity_is_read_back_as_the_same(amount: int) -> None:
+    assert parse_bytes(exact_bytes(amount)) == amount
+    assert parse_duration_ns(exact_duration_ns(amount)) == amount
+    assert parse_flops(exact_flops(amount)) == amount
