@@ -34,6 +34,9 @@ def test_the_quickstart_runs_with_plots_bounds_and_a_verdict(tmp_path: Path) -> 
     assert summary["verdict"] in ("policy", "memory", "link", "compute")
     assert any("costed with the sizes of mixtral-8x7b" in note for note in summary["notes"])
     assert len(list((out / "plots").glob("*.png"))) >= 4
+    # The shipped report is the output of this very command.
+    shipped = json.loads((ROOT / "reports/quickstart/summary.json").read_text())
+    assert shipped == summary
 
 
 @pytest.mark.slow
