@@ -13,6 +13,7 @@ from moesim.hardware.hardware import spelled_figures
 from moesim.hardware.model_config import shape_from_config
 from moesim.hardware.shapes import ModelShape
 from moesim.policies import find
+from moesim.scenario.unused import unused_keys
 
 if TYPE_CHECKING:
     from moesim.scenario import Scenario
@@ -53,9 +54,13 @@ def knows_the_future(scenario: Scenario, *, hindsight: bool = False) -> list[str
 
 
 def hardware_changes(scenario: Scenario) -> str:
-    """Return what the scenario changes of its hardware profile; "" if nothing."""
+    """Return what the scenario changes of its hardware profile; "" if nothing.
+
+    Keys without effect are left out.
+    """
     hardware = scenario.hardware
-    figures = spelled_figures(hardware.overrides())
+    unused = {key.removeprefix("hardware.") for key in unused_keys(scenario)}
+    figures = spelled_figures(hardware.overrides(), without=unused)
     return ", ".join(filter(None, (figures, "" if hardware.pinned else "pageable host memory")))
 
 

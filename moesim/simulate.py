@@ -31,7 +31,7 @@ from moesim.policies.eviction import Eviction
 from moesim.progress import Progress
 from moesim.result import Result
 from moesim.scenario import Scenario, load_scenario
-from moesim.scenario.unused import unused_keys
+from moesim.scenario.unused import unused_notes
 from moesim.serving.budget import useful_blocks
 from moesim.serving.invariants import check_lanes, check_run
 from moesim.serving.kv import BlockPool
@@ -353,7 +353,7 @@ def _recall_note(plan: Plan, outcome: Outcome) -> str | None:
 def _notes(plan: Plan, outcome: Outcome) -> list[str]:
     """Return the notes of `summary.json`: facts without which its numbers could be misread."""
     scenario, trace, shape = plan.scenario, plan.trace, plan.cost.shape
-    notes = unused_keys(scenario)
+    notes = unused_notes(scenario)
     if routing_facts(scenario, trace.meta, shape)["sizes"] == "foreign":
         notes.append(f"a trace of {trace.meta.model} is costed with the sizes of {shape.name}")
     if trace.meta.synthetic:

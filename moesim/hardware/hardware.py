@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -258,17 +258,19 @@ class HardwareOverrides(Strict):
     )
 
 
-def spelled_figures(figures: Mapping[str, Any]) -> str:
+def spelled_figures(figures: Mapping[str, Any], *, without: Collection[str] = ()) -> str:
     """Return figures of `HardwareOverrides` in base units as text: `vram 10GiB, h2d.latency 20us`.
 
-    The text has the order of the names.
+    The text has the order of the names, and leaves out those in `without`.
     """
     flat = {
         ".".join(filter(None, (section, key))): value
         for section, inner in figures.items()
         for key, value in (inner.items() if isinstance(inner, Mapping) else [("", inner)])
     }
-    return ", ".join(f"{key} {_spelling(key)(flat[key])}" for key in sorted(flat))
+    return ", ".join(
+        f"{key} {_spelling(key)(flat[key])}" for key in sorted(flat.keys() - set(without))
+    )
 
 
 def _spelling(key: str) -> Callable[[Any], str]:

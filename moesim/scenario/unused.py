@@ -14,10 +14,15 @@ from moesim.scenario.sections import Csv
 if TYPE_CHECKING:
     from moesim.scenario.scenario import Scenario
 
-__all__ = ["unused_keys"]
+__all__ = ["unused_keys", "unused_notes"]
 
 
 def unused_keys(scenario: Scenario) -> list[str]:
+    """Return each key that is set and cannot act in this scenario."""
+    return [key for key, _ in _unused(scenario)]
+
+
+def unused_notes(scenario: Scenario) -> list[str]:
     """Return a note for each key that is set and cannot act in this scenario."""
     return [f"{key} is unused: {reason}" for key, reason in _unused(scenario)]
 

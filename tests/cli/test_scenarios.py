@@ -36,7 +36,11 @@ def test_the_quickstart_runs_with_plots_bounds_and_a_verdict(tmp_path: Path) -> 
     assert len(list((out / "plots").glob("*.png"))) >= 4
     # The shipped report is the output of this very command.
     shipped = json.loads((ROOT / "reports/quickstart/summary.json").read_text())
-    assert shipped == summary
+    numbers = {key for key, value in summary.items() if isinstance(value, float)}
+    assert shipped.keys() == summary.keys()
+    for key, value in summary.items():
+        # Processors may add up floats in another order.
+        assert shipped[key] == (pytest.approx(value, rel=1e-12) if key in numbers else value), key
 
 
 @pytest.mark.slow

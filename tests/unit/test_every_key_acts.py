@@ -24,7 +24,7 @@ EXPLAINED = {
     "Scenario.name": "names the run and changes no number",
 }
 ECHOES = {
-    *("name", "trace", "model", "hardware", "seed", "cost_kind", "notes"),
+    *("name", "trace", "model", "hardware", "hardware_changes", "seed", "cost_kind", "notes"),
     *("cache_policy", "cache_scope", "prefetch_policy", "batching_policy"),
 }
 """What a summary only repeats from the scenario proves nothing."""

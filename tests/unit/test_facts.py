@@ -146,6 +146,8 @@ def test_a_run_names_the_figures_that_its_scenario_sets() -> None:
         "pageable host memory"
     )
     assert summary(recorded(), hardware="rtx-4090")["hardware_changes"] == ""
+    without_effect = {"profile": "rtx-4090", "cpu_flops": "1GFLOPS", "d2h": {"chunk": "1MiB"}}
+    assert summary(recorded(), hardware=without_effect)["hardware_changes"] == ""
 
 
 def test_every_figure_that_a_scenario_can_set_is_spelled_in_its_unit() -> None:
