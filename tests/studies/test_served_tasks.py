@@ -201,7 +201,7 @@ def test_a_trace_holds_no_examples_and_says_how_it_came_to_be(tmp_path: Path) ->
     }
     with pytest.raises(OutputError, match="already exists"):
         record_tasks(served, stream_of(), tmp_path / "trace")
-    with pytest.raises(ScenarioError, match="only decoders with routed experts have a shape"):
+    with pytest.raises(ScenarioError, match="only decoders with routed experts are supported"):
         run({"trace": str(tmp_path / "trace"), "hardware": "t4"})
 
 
