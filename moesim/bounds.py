@@ -88,12 +88,12 @@ class Endless(Eviction):
 
 @dataclass(frozen=True, slots=True)
 class Steps:
-    """An observer of a run that records in `asks` the steps that its batching forms."""
+    """An observer of a run that records in `steps` the steps that its batching forms."""
 
-    asks: list[PlanRecord]
+    steps: list[PlanRecord]
 
     def batching(self, policy: Batching) -> Batching:
-        return PlanRecorder(policy, self.asks)
+        return PlanRecorder(policy, self.steps)
 
     def eviction(self, cache: int, policy: Eviction) -> Eviction:
         return policy
@@ -197,12 +197,10 @@ def more_slots(plan: Plan, requests: Sequence[Request]) -> list[str]:
     The first is left out if the unused memory holds less than a slot a layer.
     """
     budget, slots = plan.budget, sum(plan.slots)
-    vram_bytes, total = (
-        plan.cost.hardware.vram_bytes,
-        plan.trace.num_layers * plan.trace.num_experts,
-    )
+    total = plan.trace.num_layers * plan.trace.num_experts
+    kv_tokens = [request.max_kv_tokens for request in requests]
     rest = slots_in_unused_memory(
-        plan.scenario, plan.cost.shape, vram_bytes, [request.max_kv_tokens for request in requests]
+        plan.scenario, plan.cost.shape, plan.cost.hardware.vram_bytes, kv_tokens
     )
     fits = "fits" if max(slots, rest) >= total else "does not fit"
     texts = [f"a slot for every expert {fits} in {format_bytes(budget.capacity_bytes)}"]

@@ -7,11 +7,12 @@ in a few words under every figure, in full among the notes.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from moesim.checks import policy_of
 from moesim.config.units import format_bytes
 from moesim.metrics import ratio
-from moesim.policies import find, parse_options
+from moesim.policies import find
 from moesim.scenario.sections import Csv, Recorded
 from moesim.serving.workload import drawn_from
 
@@ -79,9 +80,7 @@ def _without_slots(plan: Plan, empty: int) -> str:
 
 def _prefetch(outcome: Outcome) -> Iterator[Caveat]:
     plan, ledger = outcome.plan, outcome.ledger
-    section = plan.scenario.prefetch
-    policy = find("prefetch", section.policy)
-    options: Any = parse_options(policy, section.options)
+    policy, options = policy_of(plan.scenario, "prefetch")
     # Not every policy has a depth.
     depth, layers = getattr(options, "depth", 1), plan.trace.num_layers
     recorded = plan.trace.meta.prediction_depth

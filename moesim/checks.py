@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from moesim.config.markers import PathTo
 from moesim.config.validation import COMMAND_LINE, order
@@ -22,6 +22,7 @@ from moesim.policies import find, parse_options
 from moesim.policies.guard import find_policy
 from moesim.policies.registry import path_options
 from moesim.scenario.keys import key_path
+from moesim.scenario.policies import FAMILIES
 from moesim.serving.knowledge import KNOWLEDGE, Knowledge
 from moesim.serving.request import Request
 from moesim.serving.workload import (
@@ -36,14 +37,6 @@ if TYPE_CHECKING:
     from moesim.scenario import Scenario
 
 __all__ = ["Parts", "check_parts", "further_mistakes", "policy_of", "profile_trace"]
-
-FAMILIES: Final = {
-    "batching": "batching",
-    "cache": "eviction",
-    "prefetch": "prefetch",
-    "placement": "placement",
-}
-"""The policy family of each section that names a policy."""
 
 T = TypeVar("T")
 

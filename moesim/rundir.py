@@ -29,18 +29,13 @@ from moesim.policies.sources import source_hash
 from moesim.progress import Progress
 from moesim.result import Result
 from moesim.scenario import Scenario
+from moesim.scenario.policies import FAMILIES
 
 MANIFEST = "manifest.json"
 SUMMARY = "summary.json"
 TABLES = ("requests", "steps", "layers", "timeline")
 # Packages that cannot change a result: editing them must not invalidate finished runs.
 _DECIDES_NOTHING = ("cli", "models", "record", "report", "sweep", "__pycache__")
-_FAMILIES = {
-    "cache": "eviction",
-    "prefetch": "prefetch",
-    "batching": "batching",
-    "placement": "placement",
-}
 _VERSIONS = ("simpy", "numpy", "pyarrow")
 
 
@@ -75,7 +70,7 @@ def _input_hashes(scenario: Scenario) -> dict[str, str]:
     names an existing file or folder counts, whatever its type and depth.
     """
     named = {key: path for key, path in scenario.paths().items() if key != "trace"}
-    for section in _FAMILIES:
+    for section in FAMILIES:
         options = getattr(scenario, section).options
         for key, text in _texts(f"{section}.options", options):
             named.setdefault(key, scenario.path(text))
@@ -103,7 +98,7 @@ def policy_hashes(scenario: Scenario) -> dict[str, str]:
     Unknown names are left out; `prepare` refuses them with file and line.
     """
     hashes = {}
-    for section, family in _FAMILIES.items():
+    for section, family in FAMILIES.items():
         try:
             policy = find(family, getattr(scenario, section).policy)
         except UsageError:
@@ -200,6 +195,12 @@ def write(
     """
     # Before the simulation: a file that is edited meanwhile must not count as what was read.
     print_of_run = fingerprint(scenario)
+    inputs = {
+        "trace": trace_hash(scenario),
+        "code": code_hash(),
+        **_input_hashes(scenario),
+        **policy_hashes(scenario),
+    }
     # A kill at any time leaves no folder under the name `out`.
     with whole_folder(out, force=force, ours=(MANIFEST, SUMMARY)) as folder:
         started = time.perf_counter()
@@ -218,12 +219,7 @@ def write(
                         "python": platform.python_version(),
                         **{name: version(name) for name in _VERSIONS},
                     },
-                    "inputs": {
-                        "trace": trace_hash(scenario),
-                        "code": code_hash(),
-                        **_input_hashes(scenario),
-                        **policy_hashes(scenario),
-                    },
+                    "inputs": inputs,
                     "outputs": {path.name: sha256(path) for path in sorted(folder.iterdir())},
                     "layer_events": result.summary["layer_events"],
                     "simulated_s": result.summary["makespan_s"],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from pydantic import GetCoreSchemaHandler, ValidationInfo
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
@@ -14,7 +14,15 @@ from moesim.config.validation import SEVERAL
 from moesim.errors import UsageError
 from moesim.policies.registry import find, option_mistakes
 
-__all__ = ["OptionsOf", "PolicyOf", "finite_throughout"]
+__all__ = ["FAMILIES", "OptionsOf", "PolicyOf", "finite_throughout"]
+
+FAMILIES: Final = {
+    "batching": "batching",
+    "cache": "eviction",
+    "prefetch": "prefetch",
+    "placement": "placement",
+}
+"""The policy family of each section that names a policy."""
 
 
 @dataclass(frozen=True, slots=True)

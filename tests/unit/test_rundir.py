@@ -503,6 +503,22 @@ def test_a_run_that_another_process_finished_meanwhile_is_used(
         run(scenario_of(trace, bounds=False, seed=8), out=out)
 
 
+def test_the_manifest_names_the_inputs_as_they_were_before_the_simulation(
+    tmp_path: Path, trace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scenario, out = scenario_of(trace, bounds=False), tmp_path / "out"
+    first, header = run(scenario), trace / "trace.json"
+    before = hashlib.sha256(header.read_bytes()).hexdigest()
+
+    def edited(*_: Any) -> Any:
+        header.write_text("{}")
+        return first
+
+    monkeypatch.setattr("moesim.simulate.result_of", edited)
+    run(scenario, out=out)
+    assert json.loads((out / "manifest.json").read_text())["inputs"]["trace"] == before
+
+
 # --- the file system says no ----------------------------------------------------------------------
 
 
