@@ -113,7 +113,7 @@ def batch_means(values: Floats, level: float = 0.95) -> tuple[float, float]:
 def number_in_system(arrival: Floats, end: Floats, moments: Floats) -> Floats:
     """Return the number of requests in the system at each of `moments`."""
     before = np.searchsorted(np.sort(arrival), moments, side="right")
-    return before - np.searchsorted(np.sort(end), moments, side="right")
+    return np.asarray(before - np.searchsorted(np.sort(end), moments, side="right"), float)
 
 
 @pytest.mark.slow

@@ -227,8 +227,8 @@ timeline: 3
             "'soon' is not a duration",
         ),
         (
-            "workload: {arrivals: {kind: closed, clients: 2, think: {mean: 1s, distribution: flat}}}",
-            "'flat' is none of constant, exponential",
+            "workload: {arrivals: {kind: closed, clients: 2, think: {mean: 1, distribution: x}}}",
+            "'x' is none of constant, exponential",
         ),
         ("workload: {arrivals: csv}", "write `arrivals: {kind: csv, path: arrivals.csv}`"),
         ("workload: {arrivals: {kind: poisson, rate_per_s: 0}}", "must be greater than 0, not 0"),
