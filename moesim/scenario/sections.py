@@ -251,6 +251,19 @@ class Batching(Strict):
     max_sequences: PositiveCount = Field(
         32, description="Largest number of requests that run at once.", examples=[32]
     )
+    chunked_prefill: bool = Field(
+        True,
+        description="Whether a prompt may be spread over several steps. If not, a prompt (also the "
+        "recomputed rows of a preempted request) is computed whole in one step. One that does not "
+        "fit into the rest of the token budget waits, and no later prompt overtakes it.",
+        examples=[True],
+    )
+    long_prompts: Literal["exceed", "refuse"] = Field(
+        "exceed",
+        description="What to do, without chunked prefill, with a prompt longer than the token "
+        "budget: exceed (it exceeds the budget alone, as the last request and only prompt of its "
+        "step) or refuse (do not start a run with such a prompt).",
+    )
 
 
 class Cache(Strict):

@@ -47,5 +47,8 @@ def _unused(scenario: Scenario) -> Iterator[tuple[str, str]]:
     for direction in ("h2d", "d2h"):
         if getattr(getattr(hardware, direction), unread, None) is not None:
             yield f"hardware.{direction}.{unread}", reason
+    batching = scenario.batching
+    if batching.chunked_prefill and batching.long_prompts != "exceed":
+        yield "batching.long_prompts", "chunked prefill cuts prompts, so none exceeds the budget"
     if scenario.workload.lengths is not None and isinstance(scenario.workload.arrivals, Csv):
         yield "workload.lengths", "the CSV file gives the lengths"

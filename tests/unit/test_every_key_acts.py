@@ -50,6 +50,7 @@ LENGTHS = {"workload": {"lengths": {"prompt": 3, "output": 3}}}
 ORACLE = {"prefetch": {"policy": "oracle", "options": {"depth": 1}}}
 UNPINNED = {"hardware": {**SLOW_LINK, "h2d": {}, "pinned": False}}
 EXPERT_AWARE = {"trace": "decoupled", "batching": {"policy": "expert_aware", "token_budget": 2}}
+UNSPLIT = {"chunked_prefill": False}
 D2H: dict[str, Any] = {**WRITE_BACK, "hardware": {**SLOW_LINK, "d2h": {"bandwidth": "200MB/s"}}}
 CASES: dict[str, tuple[dict[str, Any], Any]] = {
     "Scenario.trace": ({}, "other"),
@@ -109,6 +110,8 @@ CASES: dict[str, tuple[dict[str, Any], Any]] = {
     "Batching.options": (EXPERT_AWARE, {"max_wait": 1}),
     "Batching.token_budget": ({}, 2),
     "Batching.max_sequences": ({}, 1),
+    "Batching.chunked_prefill": ({}, False),
+    "Batching.long_prompts": ({"batching": {**BASE["batching"], **UNSPLIT}}, "refuse"),
     "Cache.policy": ({}, "fifo"),
     "Cache.options": ({"cache": {"policy": "lfu_decay", "slots": 12}}, {"decay": 0.01}),
     "Cache.scope": ({}, "global"),
@@ -135,6 +138,7 @@ UNUSED: list[tuple[str, dict[str, Any], Any]] = [
     ("hardware.h2d.pinned_bandwidth", UNPINNED, "1GB/s"),
     ("hardware.d2h.pinned_bandwidth", UNPINNED, "1GB/s"),
     ("workload.lengths", CSV, {"prompt": 3, "output": 3}),
+    ("batching.long_prompts", {}, "refuse"),
 ]
 
 
