@@ -33,6 +33,7 @@ from moesim.serving.workload import (
     check_prefill,
 )
 from moesim.trace import Trace, load_trace
+from moesim.window import check_window
 
 if TYPE_CHECKING:
     from moesim.scenario import Scenario
@@ -187,6 +188,7 @@ class _Checks:
         requests = self._workload(trace)
         if requests is not None:
             attempt("batching", check_prompts, scenario, requests)
+            attempt("metrics.window", check_window, scenario, requests)
         if hardware is None or shape is None or requests is None:
             return None
         return Parts(hardware, shape, requests)

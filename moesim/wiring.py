@@ -218,6 +218,7 @@ def build_server(
         trace.num_experts,
         first_step=scenario.timeline.first_step,
         steps=scenario.timeline.steps,
+        per_step=scenario.metrics.window is not None,
     )
     batching, batching_options = policy_of(scenario, "batching")
     prefetch, prefetch_options = policy_of(scenario, "prefetch")

@@ -126,6 +126,10 @@ CASES: dict[str, tuple[dict[str, Any], Any]] = {
     "Placement.options": ({}, {"threads": 4}),
     "Timeline.first_step": ({}, 1),
     "Timeline.steps": ({}, 1),
+    "Window.skip_requests": ({}, 1),
+    "Window.last": ({}, 1),
+    "Window.after": ({}, "1us"),
+    "Window.until": ({}, "100ms"),
 }
 """For each key, a scenario in which it can act, and another value."""
 
