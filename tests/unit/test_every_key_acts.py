@@ -129,7 +129,7 @@ CASES: dict[str, tuple[dict[str, Any], Any]] = {
     "Window.skip_requests": ({}, 1),
     "Window.last": ({}, 1),
     "Window.after": ({}, "1us"),
-    "Window.until": ({}, "100ms"),
+    "Window.until": ({}, "900ms"),
 }
 """For each key, a scenario in which it can act, and another value."""
 

@@ -9,16 +9,18 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from workloads import plan_of, random_case, static_trace, tiny_scenario, tiny_trace
+from workloads import plan_of, random_case, run_on, static_trace, tiny_scenario, tiny_trace
 
 from moesim.errors import ScenarioError
+from moesim.machine.events import EventMachine
+from moesim.machine.sim import SimMachine
 from moesim.report.metrics import run_caption
 from moesim.report.runs import load_run
 from moesim.report.summary import summary_tables
 from moesim.scenario import load_scenario
 from moesim.serving.totals import Totals
 from moesim.simulate import Outcome, result_of, run, simulate, summarise
-from moesim.window import find_window
+from moesim.window import Window, find_window
 
 WHOLE_RUN = {
     *("requests", "finished", "rejected", "running", "queued", "makespan_s", "tiled_share"),
@@ -29,6 +31,10 @@ WHOLE_RUN = {
 def outcome_of(case: tuple[dict[str, Any], Any], window: Any = "whole") -> Outcome:
     scenario, trace = case
     return simulate(plan_of({**scenario, "metrics": {"window": window}}, trace))
+
+
+def window_of(outcome: Outcome) -> Window:
+    return find_window(outcome.plan.scenario, outcome.requests, outcome.ledger, outcome.now_ns)
 
 
 def borders(requests: pd.DataFrame, steps: pd.DataFrame, window: dict[str, Any]) -> tuple[int, int]:
@@ -152,10 +158,7 @@ def test_the_sums_of_two_windows_are_those_of_the_run(seed: int) -> None:
     if len(finishes) < 2:
         return
     cut = f"{random.Random(seed).choice(finishes[:-1])}ns"
-    parts = [
-        find_window(outcome.plan.scenario, outcome.requests, outcome.ledger, outcome.now_ns)
-        for outcome in (outcome_of(case, {"until": cut}), outcome_of(case, {"after": cut}))
-    ]
+    parts = [window_of(outcome_of(case, {border: cut})) for border in ("until", "after")]
     first, second = (part.totals for part in parts)
     total = whole.ledger.totals()
     for name in Totals._fields:
@@ -165,6 +168,45 @@ def test_the_sums_of_two_windows_are_those_of_the_run(seed: int) -> None:
     counts = [len(part.finished(whole.requests)) for part in parts]
     assert sum(counts) == sum(request.status == "finished" for request in whole.requests)
     assert parts[0].to_ns <= parts[1].from_ns
+
+
+@pytest.mark.parametrize("seed", range(1, 40, 2))
+def test_folded_steps_add_to_a_window_what_single_events_add(seed: int) -> None:
+    scenario, trace = cases(seed)
+    whole = outcome_of((scenario, trace))
+    if not whole.ledger.num_steps:
+        return
+    window = random_window(random.Random(seed), whole)
+    plan = plan_of({**scenario, "metrics": {"window": window}}, trace)
+    folded, single = (run_on(plan, machine) for machine in (SimMachine, EventMachine))
+    assert window_of(folded) == window_of(single)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_window_changes_no_sum_of_the_whole_run(seed: int) -> None:
+    case = cases(seed)
+    whole = outcome_of(case)
+    assert outcome_of(case, {"skip_requests": 0}).ledger.totals() == whole.ledger.totals()
+
+
+def test_copies_that_land_after_the_last_step_are_in_a_window_to_the_end(tmp_path: Path) -> None:
+    """A late request is rejected, and until it arrives the last prefetches land."""
+    arrivals = tmp_path / "arrivals.csv"
+    lines = "arrival_s,prompt_tokens,output_tokens\n0,4,2\n10,4000,2\n"
+    arrivals.write_text(lines, encoding="utf-8")
+    scenario = tiny_scenario(
+        hardware={"profile": "rtx-4090", "h2d": {"bandwidth": "300MB/s"}},
+        memory={"kv": 20 * 8192, "kv_block_tokens": 1},
+        cache={"slots": 30},
+        prefetch={"policy": "predicted", "options": {"depth": 2}},
+        workload={"arrivals": {"kind": "csv", "path": str(arrivals)}},
+    )
+    case = scenario, tiny_trace(requests=2)
+    whole, window = outcome_of(case), outcome_of(case, {"skip_requests": 0})
+    assert window.now_ns > max(window.ledger.step_columns()["finish_ns"])
+    assert window_of(window).totals == whole.ledger.totals()
+    steps_alone = window.ledger.per_step.of(window.ledger, range(whole.ledger.num_steps))
+    assert steps_alone.prefetch_bytes < whole.ledger.totals().prefetch_bytes
 
 
 def test_borders_are_moved_to_where_no_step_runs() -> None:
