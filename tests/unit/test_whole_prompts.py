@@ -217,7 +217,8 @@ def oracle(order: str, lengths: Lengths, budget: int, cap: int) -> Steps:
     """Return the steps of a scheduler with unlimited memory, written without `fill`."""
     arrives = np.cumsum([0] + [gap for *_, gap in lengths[:-1]])
     left = [output for _, output, _ in lengths]
-    waiting, running = list(range(len(lengths))), []
+    waiting = list(range(len(lengths)))
+    running: list[int] = []
     steps: Steps = []
     clock = 0
     while waiting or running:
