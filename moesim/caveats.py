@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from moesim.checks import policy_of
-from moesim.config.units import format_bytes
+from moesim.config.units import format_bytes, format_duration_ns
 from moesim.metrics import ratio
 from moesim.policies import find
 from moesim.scenario.sections import Closed, Csv, Recorded
@@ -33,6 +33,7 @@ def caveats(outcome: Outcome) -> list[Caveat]:
         *_prefetch(outcome),
         *_workload(outcome),
         *_timeline(outcome),
+        *_window(outcome),
     ]
 
 
@@ -154,3 +155,20 @@ def _timeline(outcome: Outcome) -> Iterator[Caveat]:
             f"timeline.first_step is {timeline.first_step}; the run has {steps} steps, numbered "
             "from 0",
         )
+
+
+def _window(outcome: Outcome) -> Iterator[Caveat]:
+    """Yield the window, because all numbers under it are of a part of the run."""
+    chosen = outcome.plan.scenario.metrics.window
+    if chosen is None:
+        return
+    if chosen.by_time:
+        until = "the end" if chosen.until is None else format_duration_ns(chosen.until)
+        part = f"of steps from {format_duration_ns(chosen.after or 0)} to {until}"
+    else:
+        part = f"without the first {chosen.skip_requests} and the last {chosen.last} requests"
+    yield (
+        f"numbers are {part}",
+        f"numbers are {part}; bounds, verdict, memory and the tables of layers, steps and requests "
+        "are of the whole run",
+    )

@@ -24,6 +24,7 @@ from moesim.policies.registry import path_options
 from moesim.scenario.keys import key_path
 from moesim.scenario.policies import FAMILIES
 from moesim.serving.knowledge import KNOWLEDGE, Knowledge
+from moesim.serving.long_prompts import check_prompts
 from moesim.serving.request import Request
 from moesim.serving.workload import (
     build_workload,
@@ -32,6 +33,7 @@ from moesim.serving.workload import (
     check_prefill,
 )
 from moesim.trace import Trace, load_trace
+from moesim.window import check_window
 
 if TYPE_CHECKING:
     from moesim.scenario import Scenario
@@ -184,6 +186,9 @@ class _Checks:
         if policies["cache"] and paths_exist["cache"]:
             attempt("cache.options", _check_profile, scenario, trace, *policies["cache"])
         requests = self._workload(trace)
+        if requests is not None:
+            attempt("batching", check_prompts, scenario, requests)
+            attempt("metrics.window", check_window, scenario, requests)
         if hardware is None or shape is None or requests is None:
             return None
         return Parts(hardware, shape, requests)

@@ -15,6 +15,8 @@ from moesim.serving.ledger import CAUSES, Ledger
 
 if TYPE_CHECKING:
     from moesim.serving.request import Request
+    from moesim.serving.totals import Totals
+    from moesim.window import Window
 
 _PERCENTILES = (50, 90, 95, 99)
 _MS = 1_000_000
@@ -72,28 +74,34 @@ def starvation_summary(requests: Sequence[Request]) -> dict[str, float | None]:
     return {key: max(values, default=None) for key, values in times.items()}
 
 
-def throughput_summary(requests: Sequence[Request], now_ns: int) -> dict[str, Any]:
-    """Return counts by status, and tokens and requests per second of the makespan `now_ns`.
+def throughput_summary(requests: Sequence[Request], now_ns: int, window: Window) -> dict[str, Any]:
+    """Return counts by status, and tokens and requests per second of a window.
 
-    Rates are None if the makespan is 0.
+    Tokens, preemptions and rates are of the window; the other counts and the makespan `now_ns` are
+    of the whole run. Rates are None if the window has no length.
     """
     status = [request.status for request in requests]
-    output = sum(len(request.token_ns) for request in requests)
-    finished = status.count("finished")
+    inside = window.finished(requests)
+    output = sum(window.count(request.token_ns) for request in requests)
     # A prompt counts once its first token is out, so that a waiting request adds no rate.
-    rows = sum(request.prompt_tokens + request.emitted for request in requests if request.token_ns)
+    prompts = sum(r.prompt_tokens * window.count(r.token_ns[:1]) for r in requests)
+    duration_ns = window.duration_ns
     return {
         "requests": len(requests),
-        "finished": finished,
+        "finished": status.count("finished"),
         "rejected": status.count("rejected"),
         "running": status.count("running"),
         "queued": status.count("waiting"),
-        "preemptions": sum(request.preemptions for request in requests),
+        "preemptions": sum(request.preemptions for request in inside),
         "output_tokens": output,
         "makespan_s": now_ns / _S,
-        "output_tokens_per_s": ratio(output * _S, now_ns),
-        "tokens_per_s": ratio(rows * _S, now_ns),
-        "requests_per_s": ratio(finished * _S, now_ns),
+        "window_from_s": window.from_ns / _S,
+        "window_to_s": window.to_ns / _S,
+        "window_s": duration_ns / _S,
+        "window_requests": len(inside),
+        "output_tokens_per_s": ratio(output * _S, duration_ns),
+        "tokens_per_s": ratio((prompts + output) * _S, duration_ns),
+        "requests_per_s": ratio(len(inside) * _S, duration_ns),
         "tiled_share": ratio(
             sum(request.tiled_rows for request in requests),
             sum(len(request.rows) for request in requests),
@@ -101,17 +109,15 @@ def throughput_summary(requests: Sequence[Request], now_ns: int) -> dict[str, An
     }
 
 
-def cache_summary(ledger: Ledger) -> dict[str, Any]:
+def cache_summary(totals: Totals) -> dict[str, Any]:
     """Return accesses by outcome, hit rates, and distinct experts and waves per layer event.
 
     An access is a distinct expert of a layer event. `token_hit_rate` weighs each by its rows.
     """
-    by_layer = ledger.accesses_by_layer()
-    events, accesses = (int(column.sum()) for column in by_layer)
-    hits, late = sum(ledger.hits), sum(ledger.late_hits)
-    rows = sum(ledger.rows)
+    events, accesses = totals.events, totals.accesses
+    hits, late, rows = totals.hits, totals.late_hits, totals.rows
     return {
-        "steps": len(ledger.steps),
+        "steps": totals.steps,
         "layer_events": events,
         "accesses": accesses,
         "hits": hits,
@@ -119,52 +125,51 @@ def cache_summary(ledger: Ledger) -> dict[str, Any]:
         "misses": accesses - hits - late,
         "expert_hit_rate": ratio(hits + late, accesses),
         "late_hit_rate": ratio(late, accesses),
-        "token_hit_rate": ratio(rows - sum(ledger.missed_rows), rows),
+        "token_hit_rate": ratio(rows - totals.missed_rows, rows),
         "unique_experts_per_event_mean": ratio(accesses, events),
-        "waves_max": ledger.waves_max,
-        "waves_mean": ratio(ledger.waves_sum, ledger.waves_events),
+        "waves_max": totals.waves_max,
+        "waves_mean": ratio(totals.waves_sum, totals.waves_events),
     }
 
 
-def bytes_summary(ledger: Ledger, expert_bytes: int, unused_prefetches: int) -> dict[str, Any]:
+def bytes_summary(totals: Totals, expert_bytes: int, unused_prefetches: int) -> dict[str, Any]:
     """Return the bytes of finished copies, by kind.
 
     A prefetched expert is useful (used in time), late (used after a wait), wasted (evicted unused)
     or unused (not used before the run ended, resident or under way).
     """
-    moved = ledger.moved_bytes
     return {
-        "h2d_bytes": moved["demand"] + moved["prefetch"],
-        "demand_bytes": moved["demand"],
-        "prefetch_bytes": moved["prefetch"],
-        "prefetch_useful_bytes": ledger.prefetch_useful * expert_bytes,
-        "prefetch_late_bytes": ledger.prefetch_late * expert_bytes,
-        "prefetch_wasted_bytes": ledger.prefetch_wasted * expert_bytes,
+        "h2d_bytes": totals.demand_bytes + totals.prefetch_bytes,
+        "demand_bytes": totals.demand_bytes,
+        "prefetch_bytes": totals.prefetch_bytes,
+        "prefetch_useful_bytes": totals.prefetch_useful * expert_bytes,
+        "prefetch_late_bytes": totals.prefetch_late * expert_bytes,
+        "prefetch_wasted_bytes": totals.prefetch_wasted * expert_bytes,
         "prefetch_unused_bytes": unused_prefetches * expert_bytes,
-        "prefetch_refused": ledger.prefetch_refused,
+        "prefetch_refused": totals.prefetch_refused,
         # Weights are read-only, so evictions write back only if the scenario says so.
-        "d2h_bytes": moved["write_back"] + moved["readback"],
-        "write_back_bytes": moved["write_back"],
+        "d2h_bytes": totals.write_back_bytes + totals.readback_bytes,
+        "write_back_bytes": totals.write_back_bytes,
     }
 
 
-def time_summary(ledger: Ledger, now_ns: int) -> dict[str, Any]:
-    """Return busy, stalled and idle seconds of the GPU, and each lane's busy share of `now_ns`.
+def time_summary(totals: Totals, duration_ns: int) -> dict[str, Any]:
+    """Return busy, stalled and idle seconds of the GPU in `duration_ns`, and busy shares of lanes.
 
     `stall_share` is stalls ÷ time in steps; None if there were no steps.
     """
-    stalls = {cause: sum(ledger.stall_ns[i]) for i, cause in enumerate(CAUSES)}
+    stalls = {cause: getattr(totals, f"stall_{cause}_ns") for cause in CAUSES}
     stalled = sum(stalls.values())
     return {
-        "busy_s": ledger.busy_ns["gpu"] / _S,
+        "busy_s": totals.busy_gpu_ns / _S,
         "stall_s": stalled / _S,
         **{f"stall_{cause}_s": value / _S for cause, value in stalls.items()},
         # Between steps there is no request to serve, so the GPU does not wait for a copy.
-        "idle_s": (now_ns - ledger.stepping_ns) / _S,
-        "stall_share": ratio(stalled, ledger.stepping_ns),
-        "gpu_busy_share": ratio(ledger.busy_ns["gpu"], now_ns),
-        "h2d_busy_share": ratio(ledger.busy_ns["h2d"], now_ns),
-        "d2h_busy_share": ratio(ledger.busy_ns["d2h"], now_ns),
+        "idle_s": (duration_ns - totals.stepping_ns) / _S,
+        "stall_share": ratio(stalled, totals.stepping_ns),
+        "gpu_busy_share": ratio(totals.busy_gpu_ns, duration_ns),
+        "h2d_busy_share": ratio(totals.busy_h2d_ns, duration_ns),
+        "d2h_busy_share": ratio(totals.busy_d2h_ns, duration_ns),
     }
 
 

@@ -41,6 +41,7 @@ from moesim.serving.request import Request
 from moesim.serving.residency import ExpertCache
 from moesim.serving.server import Server
 from moesim.trace.statistics import prediction_recall
+from moesim.window import find_window
 from moesim.wiring import Plan, SimPrices, build_server, group_by_cache, prepare, serve
 
 __all__ = [
@@ -246,10 +247,15 @@ def bounds_of(outcome: Outcome, progress: Progress | None = None) -> dict[str, A
 
 
 def summarise(outcome: Outcome) -> dict[str, Any]:
-    """Return `summary.json` without the bounds; docs/results.md explains its keys."""
+    """Return `summary.json` without the bounds; docs/results.md explains its keys.
+
+    Raise `ScenarioError` if the run has no step in the scenario's window.
+    """
     plan, ledger = outcome.plan, outcome.ledger
     scenario, trace, budget, shape = plan.scenario, plan.trace, plan.budget, plan.cost.shape
     total = sum(plan.slots)
+    window = find_window(scenario, outcome.requests, ledger, outcome.now_ns)
+    inside = window.finished(outcome.requests)
     caches, warnings = outcome.distinct_caches, caveats(outcome)
     unused = sum(cache.unused_prefetches for cache in caches)
     # Peak memory is the budget with the KV blocks that were used, instead of those set aside.
@@ -272,13 +278,13 @@ def summarise(outcome: Outcome) -> dict[str, Any]:
         "batching_policy": find("batching", scenario.batching.policy).name,
         "knows_the_future": ", ".join(knows_the_future(scenario, hindsight=ledger.hindsight)),
         "seed": scenario.seed,
-        **throughput_summary(outcome.requests, outcome.now_ns),
-        **latency_summary(outcome.requests),
-        **starvation_summary(outcome.requests),
-        **cache_summary(ledger),
-        **bytes_summary(ledger, plan.cost.expert_bytes, unused),
+        **throughput_summary(outcome.requests, outcome.now_ns, window),
+        **latency_summary(inside),
+        **starvation_summary(inside),
+        **cache_summary(window.totals),
+        **bytes_summary(window.totals, plan.cost.expert_bytes, unused),
         "load_bytes": sum(len(cache.preloaded) for cache in caches) * plan.cost.expert_bytes,
-        **time_summary(ledger, outcome.now_ns),
+        **time_summary(window.totals, window.duration_ns),
         "vram_bytes": budget.capacity_bytes,
         "fixed_bytes": budget.fixed_bytes,
         "kv_bytes": budget.kv_bytes,

@@ -33,6 +33,7 @@ from moesim.serving.knowledge import KNOWLEDGE
 from moesim.serving.kv import BlockPool
 from moesim.serving.layers import LayerPlan
 from moesim.serving.ledger import Ledger
+from moesim.serving.long_prompts import check_recomputes
 from moesim.serving.request import Request
 from moesim.serving.residency import ExpertCache, ExpertSizes, Staging
 from moesim.serving.routing import RoutingSource, TraceRouting
@@ -154,6 +155,7 @@ def prepare(scenario: Scenario, trace: Trace | None = None) -> Plan:
     check_static(trace)
     kv_tokens = [request.max_kv_tokens for request in parts.requests]
     budget = plan_budget(scenario, parts.shape, parts.hardware.vram_bytes, kv_tokens)
+    check_recomputes(scenario, parts.requests, budget.kv_blocks)
     cost = cost_of(parts.hardware, parts.shape, pinned=scenario.hardware.pinned)
     return Plan(scenario, trace, cost, budget, _slots_of_caches(scenario, trace, budget.slots))
 
@@ -216,6 +218,7 @@ def build_server(
         trace.num_experts,
         first_step=scenario.timeline.first_step,
         steps=scenario.timeline.steps,
+        per_step=scenario.metrics.window is not None,
     )
     batching, batching_options = policy_of(scenario, "batching")
     prefetch, prefetch_options = policy_of(scenario, "prefetch")
@@ -225,6 +228,7 @@ def build_server(
         BlockPool(plan.budget.kv_blocks, scenario.memory.kv_block_tokens),
         token_budget=scenario.batching.token_budget,
         max_sequences=scenario.batching.max_sequences,
+        whole_prompts=not scenario.batching.chunked_prefill,
         experts=routing.experts if knowledge.queued else None,
         wants=routing.wants if knowledge.future_tokens else None,
     )

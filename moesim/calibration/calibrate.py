@@ -27,6 +27,7 @@ from moesim.hardware.cost import copy_ns
 from moesim.hardware.hardware import Link
 from moesim.hardware.measurement import OperationTimes
 from moesim.progress import Progress
+from moesim.serving.budget import largest_step
 from moesim.serving.workload import build_workload
 
 if TYPE_CHECKING:
@@ -177,7 +178,7 @@ def _limits(plan: Plan) -> Limits:
     contexts = [request.max_kv_tokens for request in build_workload(plan.scenario, plan.trace)]
     return Limits(
         sequences=min(batching.max_sequences, len(contexts)),
-        tokens=batching.token_budget,
+        tokens=largest_step(batching, contexts),
         context=max(contexts),
         residencies=(sum(plan.slots),),
     )

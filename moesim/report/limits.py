@@ -3,7 +3,7 @@
 Each run has its own bounds, so each row has, too. MIN and an infinite cache bound the hits of runs
 that prefetch nothing. An infinite cache bounds the throughput of such runs; an infinite link
 bounds that of all runs. Both hold only if all requests arrive at once: otherwise a faster run
-forms other steps.
+forms other steps. No bound holds for a window of a run, because bounds are of whole runs.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ def _hits(key: str) -> Callable[[Run], float]:
     """Return a function from a run to a bound on its hits, in %."""
 
     def rate(run: Run) -> float:
-        return math.nan if prefetches(run) else run.value(key) * HITS.scale
+        unbounded = prefetches(run) or run.windowed
+        return math.nan if unbounded else run.value(key) * HITS.scale
 
     return rate
 
@@ -40,7 +41,7 @@ def _throughput(key: str, *, prefetching: bool) -> Callable[[Run], float]:
     """
 
     def tokens_per_s(run: Run) -> float:
-        if not _at_once(run) or (prefetches(run) and not prefetching):
+        if run.windowed or not _at_once(run) or (prefetches(run) and not prefetching):
             return math.nan
         # Every bound generates the run's own tokens. A makespan of 0 has no rate.
         return run.value("output_tokens") / (run.value(key) or math.nan)

@@ -104,8 +104,19 @@ class Run:
 
     @property
     def idle_share(self) -> float:
-        """Return the share of the makespan without a request to serve; NaN if it is undefined."""
-        return self.value("idle_s") / (self.value("makespan_s") or math.nan)
+        """Return the share of the window without a request to serve; NaN if it is undefined."""
+        return self.value("idle_s") / (self.window_s or math.nan)
+
+    @property
+    def window_s(self) -> float:
+        """Return the length of the part of the run that the numbers are of."""
+        length = self.value("window_s")
+        return self.value("makespan_s") if math.isnan(length) else length
+
+    @property
+    def windowed(self) -> bool:
+        """Return whether the numbers are of a part of the run; bounds are of the whole run."""
+        return self.window_s < self.value("makespan_s")
 
     @property
     def limited_by_arrivals(self) -> bool:

@@ -90,7 +90,8 @@ def stall_breakdown(run: Run) -> Chart:
     chart = grid(
         "stall_breakdown",
         "Stalls by cause and by layer",
-        "Left: time of the GPU lane by what it did or waited for, with shares of the makespan. "
+        "Left: time of the GPU lane by what it did or waited for, with shares of the "
+        f"{'window' if run.windowed else 'makespan'}. "
         f"Right: its stalls by the layer that waited, in the same colours. {run_caption(run)}",
         ("scope", "layer", "cause", "seconds"),
         shape=(1, 2),
@@ -103,11 +104,11 @@ def stall_breakdown(run: Run) -> Chart:
     seconds["idle"] = run.value("idle_s")
     colors = [LINE, *(STALLS[cause][0] for cause in STALL_CAUSES), "#FFFFFF"]
     hatches = ["", *(STALLS[cause][1] for cause in STALL_CAUSES), ""]
-    makespan = run.value("makespan_s")
+    window = run.window_s
     for place, (label, value) in enumerate(seconds.items()):
         total.barh(place, np.nan_to_num(value), color=colors[place], hatch=hatches[place],
                    edgecolor="#444444", linewidth=0.5, height=0.7)  # fmt: skip
-        share = f" {value / makespan:.1%}" if makespan > 0 else ""
+        share = f" {value / window:.1%}" if window > 0 else ""
         # NaN, which differs from itself: the summary has no such number.
         text = f" {value:.3g} s{share and ',' + share}" if value == value else " undefined"
         total.text(np.nan_to_num(value), place, text, va="center", fontsize=7)

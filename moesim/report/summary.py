@@ -90,8 +90,15 @@ def _setup(run: Run) -> Table:
         "throughput",
         f"{number(run.value('output_tokens_per_s'))} output tokens/s, "
         f"{number(run.value('requests_per_s'))} requests/s "
-        f"over {number(run.value('makespan_s'))} s{_waiting(run)}",
+        f"over {number(run.window_s)} s{_waiting(run)}",
     )
+    if run.windowed:
+        borders = (number(run.value(f"window_{end}_s")) for end in ("from", "to"))
+        table.add(
+            "window",
+            f"{' to '.join(borders)} s of {number(run.value('makespan_s'))} s, in which "
+            f"{run.text('window_requests')} requests finished",
+        )
     _align_left(table)
     return table
 
@@ -158,12 +165,13 @@ def _bytes(run: Run) -> Table:
 
 
 def _time(run: Run) -> Table:
-    table = Table("where the GPU's time went", ["", "seconds", "share of makespan"])
-    makespan = _positive(run.value("makespan_s"))
+    whole = "window" if run.windowed else "makespan"
+    table = Table("where the GPU's time went", ["", "seconds", f"share of {whole}"])
+    window = _positive(run.window_s)
     rows = [("computing", "busy_s"), ("stalled", "stall_s")]
     rows += [(f"  {label}", f"stall_{cause}_s") for cause, label in STALL_CAUSES.items()]
     for label, key in [*rows, ("idle, no request", "idle_s")]:
-        table.add(label, number(run.value(key)), _share(run.value(key) / makespan))
+        table.add(label, number(run.value(key)), _share(run.value(key) / window))
     # The links work beside the GPU, so their shares do not add up with those above.
     for label, key in (("host-to-GPU link busy", "h2d"), ("GPU-to-host link busy", "d2h")):
         table.add(label, "", _share(run.value(f"{key}_busy_share")))
@@ -175,6 +183,8 @@ def _bounds(run: Run) -> Table:
         return Table("bounds: not computed")
     # MIN and the infinite cache copy on demand only. A prefetch can turn their misses into hits.
     exception = "; the hits of this run have none, because it prefetches" if prefetches(run) else ""
+    if run.windowed:
+        exception += "; all but this run's hits, time in steps and E2E are of the whole run"
     columns = ["", "hits", "late hits", "time in steps (s)", "makespan (s)", "E2E p95 (ms)"]
     table = Table(f"bounds{exception}", columns)
     # The ledger splits time in steps into computing and stalls; the idle time is what is left.

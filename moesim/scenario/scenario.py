@@ -27,6 +27,7 @@ from moesim.scenario.sections import (
     CacheField,
     HardwareField,
     Memory,
+    Metrics,
     Model,
     ModelChoice,
     Placement,
@@ -86,6 +87,7 @@ class Scenario(Strict):
     timeline: Timeline = Field(
         Timeline(), description="The steps whose events are kept for the timeline."
     )
+    metrics: Metrics = Field(Metrics(), description="Which part of the run its summary counts.")
     sweep: Sweep = Field(
         {}, description="Dotted keys and their values; all combinations of the values are run."
     )

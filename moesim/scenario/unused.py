@@ -47,6 +47,9 @@ def _unused(scenario: Scenario) -> Iterator[tuple[str, str]]:
     for direction in ("h2d", "d2h"):
         if getattr(getattr(hardware, direction), unread, None) is not None:
             yield f"hardware.{direction}.{unread}", reason
+    batching = scenario.batching
+    if batching.chunked_prefill and batching.long_prompts != "exceed":
+        yield "batching.long_prompts", "chunked prefill cuts prompts, so none exceeds the budget"
     arrivals, requests = scenario.workload.arrivals, scenario.workload.requests
     if scenario.workload.lengths is not None and isinstance(arrivals, Csv):
         yield "workload.lengths", "the CSV file gives the lengths"

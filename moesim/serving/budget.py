@@ -18,6 +18,7 @@ from moesim.scenario.keys import key_path
 if TYPE_CHECKING:
     from moesim.hardware.shapes import ModelShape
     from moesim.scenario import MemoryShare, Scenario
+    from moesim.scenario.sections import Batching
 
 _ACTIVATION_BYTES = 2  # activations have 16 bits, also where weights are quantised
 _LOGIT_BYTES = 4  # logits have 32 bits
@@ -74,7 +75,7 @@ def plan_budget(
     capacity = memory.capacity if memory.capacity is not None else vram_bytes
     expert = shape.expert_bytes
     block = memory.kv_block_tokens * shape.kv_bytes_per_token
-    parts = _fixed_parts(scenario, shape)
+    parts = _fixed_parts(scenario, shape, largest_step(scenario.batching, kv_tokens))
     left = capacity - sum(parts.values())
     longest = max(-(-tokens // memory.kv_block_tokens) for tokens in kv_tokens)
     slots = _slots(scenario, shape)
@@ -146,12 +147,26 @@ def split_slots(total: int, num_layers: int, num_experts: int) -> list[int]:
     return [min(num_experts, each + (layer < more)) for layer in range(num_layers)]
 
 
-def _fixed_parts(scenario: Scenario, shape: ModelShape) -> dict[str, int]:
+def largest_step(batching: Batching, kv_tokens: Sequence[int]) -> int:
+    """Return an upper bound of the tokens of one step.
+
+    `kv_tokens` are the most KV entries that each request will hold. All of them are computed in one
+    step if the request loses them shortly before its end and prompts are not cut.
+    """
+    longest = max(kv_tokens)
+    exceeds = not batching.chunked_prefill and batching.long_prompts == "exceed"
+    if not exceeds or longest <= batching.token_budget:
+        return batching.token_budget
+    # Decodes before the prompt: they leave a token of the budget and a place for its request.
+    return min(batching.token_budget, batching.max_sequences) - 1 + longest
+
+
+def _fixed_parts(scenario: Scenario, shape: ModelShape, step_tokens: int) -> dict[str, int]:
     """Return the bytes of weights, activations and staging buffers, by the names in messages."""
     memory = scenario.memory
     activations = memory.activations
     if activations is None:
-        activations = _activations(scenario, shape)
+        activations = _activations(scenario, shape, step_tokens)
     return {
         "fixed weights": shape.fixed_bytes,
         "activations": activations,
@@ -159,15 +174,14 @@ def _fixed_parts(scenario: Scenario, shape: ModelShape) -> dict[str, int]:
     }
 
 
-def _activations(scenario: Scenario, shape: ModelShape) -> int:
-    """Return an estimate of the bytes of activations.
+def _activations(scenario: Scenario, shape: ModelShape, tokens: int) -> int:
+    """Return an estimate of the bytes of activations in the largest step, one of `tokens`.
 
-    It assumes the intermediates of one layer for the tokens of a full step, since layers reuse the
-    memory: residual stream, attention and FFN. The logits of all sequences are added.
+    It assumes the intermediates of one layer, since layers reuse the memory: residual stream,
+    attention and FFN. The logits of all sequences are added.
     """
     widths = 4 * shape.hidden + 3 * shape.top_k * shape.expert_ffn + shape.shared_ffn
     widths += (shape.num_heads + 2 * shape.num_kv_heads) * shape.head_dim + shape.dense_ffn
-    tokens = scenario.batching.token_budget
     logits = min(scenario.batching.max_sequences, tokens) * shape.vocabulary * _LOGIT_BYTES
     return tokens * widths * _ACTIVATION_BYTES + logits
 

@@ -24,6 +24,7 @@ from moesim.machine.step_times import Event, StepTimes
 from moesim.policies.view import Key
 from moesim.serving.layers import LayerPlan
 from moesim.serving.step_sums import LoggedStep, StepFacts, add_steps
+from moesim.serving.totals import StepTotals, Totals
 
 CAUSE_READBACK, CAUSE_DEMAND, CAUSE_LATE, CAUSE_OTHER = range(4)
 CAUSES = ("readback", "demand", "late", "other")
@@ -65,11 +66,18 @@ class Ledger:
     TAIL, or of experts the cause of a wait for them. `copies` holds `LoggedCopy` entries. Folded
     steps come as `StepTimes` through `log_folded` instead.
 
-    The timeline has rows for `steps` steps from step `first_step` on.
+    The timeline has rows for `steps` steps from step `first_step` on. With `per_step`, it also
+    records what each step added to the counters.
     """
 
     def __init__(
-        self, plan: LayerPlan, num_experts: int, *, first_step: int = 0, steps: int = 0
+        self,
+        plan: LayerPlan,
+        num_experts: int,
+        *,
+        first_step: int = 0,
+        steps: int = 0,
+        per_step: bool = False,
     ) -> None:
         num_layers = len(plan.model_layers)
         layers = range(num_layers)
@@ -112,6 +120,7 @@ class Ledger:
         self._step_start_ns = 0
         self._ended_ns = 0
         self._step_base = (0, 0, 0, 0)
+        self.per_step = StepTotals() if per_step else None
 
     @property
     def copy_stalls_ns(self) -> tuple[list[int], list[int]]:
@@ -132,9 +141,11 @@ class Ledger:
         if now_ns < self._ended_ns:
             raise InvariantError(15, f"the clock went back to {now_ns} ns")
         self.issued_ns = self._step_start_ns = now_ns
-        self._step_base = self._totals()
+        self._step_base = self._step_sums()
+        if self.per_step is not None:
+            self.per_step.begin(self)
 
-    def _totals(self) -> tuple[int, int, int, int]:
+    def _step_sums(self) -> tuple[int, int, int, int]:
         """Return the sums of which a step's rows are differences."""
         copied = sum(self.demand_copies) + sum(self.prefetch_copies)
         return sum(self.hits), sum(self.late_hits), copied, self.waves_sum
@@ -162,7 +173,7 @@ class Ledger:
         self.work.clear()
         self._collect(now_ns, number)
         self._ended_ns = now_ns
-        hits, late, copied, waves = map(sub, self._totals(), self._step_base)
+        hits, late, copied, waves = map(sub, self._step_sums(), self._step_base)
         self.stepping_ns += now_ns - self._step_start_ns
         self.steps.append(
             (
@@ -183,6 +194,8 @@ class Ledger:
                 facts.blocks,
             )
         )
+        if self.per_step is not None:
+            self.per_step.end(self)
 
     def log_folded(
         self,
@@ -205,6 +218,8 @@ class Ledger:
         # In one flat list: a list for each would slow down Python's garbage collector.
         self._union_keys += chain.from_iterable(unions)
         self._union_sizes += map(len, unions)
+        if self.per_step is not None:
+            self.per_step.events.append(sum(map(bool, unions)))
         if len(self._union_keys) >= _LOG_CHUNK:
             self._pack()
 
@@ -275,6 +290,8 @@ class Ledger:
         self._add_folded()
         self._collect(now_ns, len(self.steps) - 1)
         self._pack()
+        if self.per_step is not None:
+            self.per_step.close(self)
         return sum(copy[1] in ("demand", "prefetch") for copy in self.copies)
 
     def _show(self, step: int) -> None:
@@ -320,6 +337,30 @@ class Ledger:
         show("d2h", "readback", clock, clock + step_times.sampled_ns, last)
 
     # --- read afterwards ---
+
+    def counters(self) -> tuple[int, ...]:
+        """Return the sums over all steps so far, in the order of `totals.COUNTERS`."""
+        return (
+            sum(self.hits),
+            sum(self.late_hits),
+            sum(self.rows),
+            sum(self.missed_rows),
+            self.waves_sum,
+            self.waves_events,
+            self.stepping_ns,
+            *self.busy_ns.values(),
+            *map(sum, self.stall_ns),
+            *self.moved_bytes.values(),
+            self.prefetch_useful,
+            self.prefetch_late,
+            self.prefetch_wasted,
+            self.prefetch_refused,
+        )
+
+    def totals(self) -> Totals:
+        """Return the sums of the whole run. Events and accesses are those of the log of unions."""
+        events, accesses = (int(column.sum()) for column in self.accesses_by_layer())
+        return Totals(len(self.steps), events, accesses, self.waves_max, *self.counters())
 
     def _pack(self) -> None:
         """Move the log of unions from lists into arrays, which take much less memory."""

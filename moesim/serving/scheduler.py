@@ -5,6 +5,9 @@ no free block, the youngest running request that is not in the step yet is preem
 blocks and waits again (preemption by recompute, as in vLLM, arXiv 2309.06180).
 
 The policy sees only the waiting requests for which there are enough free blocks.
+
+With `whole_prompts` no prompt is cut: a step computes all wanted rows of a request, or none. The
+rows that a preemption lost count as a prompt, too.
 """
 
 from __future__ import annotations
@@ -36,6 +39,7 @@ class Scheduler:
         *,
         token_budget: int,
         max_sequences: int,
+        whole_prompts: bool = False,
         experts: Callable[[Request, int], Sequence[Sequence[int]]] | None = None,
         wants: Callable[[Request], frozenset[Key]] | None = None,
     ) -> None:
@@ -54,6 +58,7 @@ class Scheduler:
         self.pool = pool
         self._token_budget = token_budget
         self._max_sequences = max_sequences
+        self._whole_prompts = whole_prompts
         self.waiting: list[Request] = []
         self.running: list[Request] = []
         self.preemptions = 0
@@ -138,9 +143,9 @@ class Scheduler:
         # it, a long request might wait without end.
         fitting = []
         for request in self.waiting[: max(0, self._max_sequences - len(self.running))]:
-            free -= pool.blocks_for(
-                request.position + min(request.tokens_wanted, self._token_budget)
-            )
+            wanted = request.tokens_wanted
+            tokens = wanted if self._whole_prompts else min(wanted, self._token_budget)
+            free -= pool.blocks_for(request.position + tokens)
             if free < 0:
                 break
             fitting.append(request)
@@ -151,7 +156,9 @@ class Scheduler:
         running = self.running
         shown = self._show(running), self._show(waiting)
         free = self._max_sequences - len(running)
-        queue = Queue(*shown, self._token_budget, free, self._experts, self._wants)
+        queue = Queue(
+            *shown, self._token_budget, free, self._experts, self._wants, self._whole_prompts
+        )
         unplanned = dict(zip(chain(*shown), chain(running, waiting), strict=True))
         batch: Batch = []
         total = 0
@@ -168,15 +175,34 @@ class Scheduler:
                 self._refuse(
                     candidate, f"is planned with {tokens} tokens; it wants {most}: plan 1 to {most}"
                 )
+            if self._whole_prompts and tokens < most:
+                self._refuse(
+                    candidate,
+                    f"is planned with {tokens} of its {most} tokens, but batching.chunked_prefill "
+                    "is false; plan all of them or none",
+                )
             batch.append((request, tokens))
             total += tokens
-        if total > self._token_budget:
+        if total > self._token_budget and not self._may_exceed(batch):
             self._refuse(
                 "step",
                 f"has {total} tokens, over the budget of {self._token_budget}; `fill` plans within "
                 "the budget",
             )
         return batch
+
+    def _may_exceed(self, batch: Batch) -> bool:
+        """Return whether the last request of a batch is a prompt that may exceed the budget.
+
+        It must be longer than the budget and the only prompt, and a token must be left for it.
+        """
+        *others, (_, tokens) = batch
+        return (
+            self._whole_prompts
+            and tokens > self._token_budget
+            and sum(count for _, count in others) < self._token_budget
+            and all(request.decoding for request, _ in others)
+        )
 
     def _experts(self, candidate: Candidate, tokens: int) -> Sequence[Sequence[int]]:
         """Answer `Queue.experts`, but only for tokens that exist."""

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from moesim.errors import InvariantError
 from moesim.machine.step_times import FREE, EventTimes, StepTimes
+from moesim.serving.totals import COUNTERS
 
 if TYPE_CHECKING:
     from moesim.serving.ledger import Ledger
@@ -110,6 +111,31 @@ def add_steps(ledger: Ledger, log: Sequence[LoggedStep]) -> None:
         ledger.moved_bytes["demand"] += loads * sizes.expert
         ledger.moved_bytes["readback"] += layers * sizes.ids + sizes.sampled
     ledger.steps += _rows(sums)
+    if ledger.per_step is not None:
+        ledger.per_step.extend(_counters(sums), waves_SL.max(axis=1).tolist())
+
+
+def _counters(sums: _StepSums) -> npt.NDArray[np.int64]:
+    """Return what each step adds to the counters of a ledger, of shape [steps, counters]."""
+    sizes, by_step_SC = [step.times.sizes for step in sums.log], sums.by_step_SC
+    loads_S, layers = by_step_SC[:, _LOADS], sums.events_SLC.shape[1]
+    added = {
+        "hits": by_step_SC[:, _HITS],
+        "rows": by_step_SC[:, _ROWS],
+        "missed_rows": by_step_SC[:, _MISSED_ROWS],
+        "waves_sum": by_step_SC[:, _WAVES],
+        "waves_events": np.count_nonzero(sums.events_SLC[:, :, _WAVES], axis=1),
+        "stepping_ns": sums.finish_S - sums.start_S,
+        "busy_gpu_ns": sums.fixed_S + by_step_SC[:, _BUSY],
+        "busy_h2d_ns": by_step_SC[:, _LINK],
+        "busy_d2h_ns": sums.readback_S,
+        "stall_readback_ns": sums.readback_S,
+        "stall_demand_ns": by_step_SC[:, _STALL],
+        "demand_bytes": loads_S * _column([size.expert for size in sizes]),
+        "readback_bytes": _column([layers * size.ids + size.sampled for size in sizes]),
+    }
+    nothing = np.zeros_like(loads_S)  # nothing is prefetched or written back
+    return np.stack([added.get(name, nothing) for name in COUNTERS], axis=1)
 
 
 def _rows(sums: _StepSums) -> list[tuple[int, ...]]:

@@ -160,6 +160,7 @@ def random_case(seed: int, *, at_once: bool = False) -> tuple[dict[str, Any], Tr
         workload={"arrivals": arrivals},
         timeline={"steps": 1000},
     )
+    scenario["batching"]["chunked_prefill"] = rng.random() < 0.6
     return scenario, trace
 
 

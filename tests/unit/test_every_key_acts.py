@@ -60,6 +60,7 @@ LENGTHS = {"workload": {"lengths": {"prompt": 3, "output": 3}}}
 ORACLE = {"prefetch": {"policy": "oracle", "options": {"depth": 1}}}
 UNPINNED = {"hardware": {**SLOW_LINK, "h2d": {}, "pinned": False}}
 EXPERT_AWARE = {"trace": "decoupled", "batching": {"policy": "expert_aware", "token_budget": 2}}
+UNSPLIT = {"chunked_prefill": False}
 D2H: dict[str, Any] = {**WRITE_BACK, "hardware": {**SLOW_LINK, "d2h": {"bandwidth": "200MB/s"}}}
 CASES: dict[str, tuple[dict[str, Any], Any]] = {
     "Scenario.trace": ({}, "other"),
@@ -123,6 +124,8 @@ CASES: dict[str, tuple[dict[str, Any], Any]] = {
     "Batching.options": (EXPERT_AWARE, {"max_wait": 1}),
     "Batching.token_budget": ({}, 2),
     "Batching.max_sequences": ({}, 1),
+    "Batching.chunked_prefill": ({}, False),
+    "Batching.long_prompts": ({"batching": {**BASE["batching"], **UNSPLIT}}, "refuse"),
     "Cache.policy": ({}, "fifo"),
     "Cache.options": ({"cache": {"policy": "lfu_decay", "slots": 12}}, {"decay": 0.01}),
     "Cache.scope": ({}, "global"),
@@ -137,6 +140,10 @@ CASES: dict[str, tuple[dict[str, Any], Any]] = {
     "Placement.options": ({}, {"threads": 4}),
     "Timeline.first_step": ({}, 1),
     "Timeline.steps": ({}, 1),
+    "Window.skip_requests": ({}, 1),
+    "Window.last": ({}, 1),
+    "Window.after": ({}, "1us"),
+    "Window.until": ({}, "900ms"),
 }
 """For each key, a scenario in which it can act, and another value."""
 
@@ -150,6 +157,7 @@ UNUSED: list[tuple[str, dict[str, Any], Any]] = [
     ("hardware.d2h.pinned_bandwidth", UNPINNED, "1GB/s"),
     ("workload.lengths", CSV, {"prompt": 3, "output": 3}),
     ("workload.arrivals.think", NO_LOOP, "2s"),
+    ("batching.long_prompts", {}, "refuse"),
 ]
 
 

@@ -68,6 +68,7 @@ REPORTED = """
     infinite_link_e2e_p95_ms min_time_in_steps_s infinite_cache_time_in_steps_s
     infinite_link_time_in_steps_s verdict verdict_reason cost_kind caveats notes
     wait_max_ms wait_max_steps pause_max_ms pause_max_steps
+    window_from_s window_to_s window_s window_requests
 """
 KEYS = {*PROMISED, *LATENCIES, *REPORTED.split()}
 

@@ -2,7 +2,7 @@
 
 A policy orders the candidates, and `fill` distributes the token budget in that order. A decoding
 request needs one token. A prefilling request takes as many of its tokens as the budget allows
-(chunked prefill).
+(chunked prefill), or all of them in one step (`Queue.whole_prompts`).
 
 Policies ignore KV memory. The scheduler checks it afterwards, and may preempt or hold back
 requests of a plan.
@@ -139,6 +139,9 @@ class Queue:
     are in order of arrival. `token_budget` limits the tokens of the step, and `free_sequences` the
     waiting candidates that it may admit. `experts` and `wants` raise `PolicyViolation` where the
     router does not reveal the answer.
+
+    With `whole_prompts`, a step computes all wanted tokens of a request or none. A prompt that is
+    longer than the budget may then exceed it, as the last request and only prompt of the plan.
     """
 
     running: Sequence[Any]
@@ -147,6 +150,12 @@ class Queue:
     free_sequences: int
     experts: QueuedExperts = unknown_experts
     wants: RequestKeys = unknown_wants
+    whole_prompts: bool = False
+
+    def most_tokens(self, request: Any) -> int:
+        """Return the most tokens that a request can get in the step."""
+        wanted = int(request.tokens_wanted)
+        return wanted if self.whole_prompts else min(wanted, self.token_budget)
 
 
 StepPlan = list[tuple[Any, int]]
@@ -186,8 +195,11 @@ class Batching(ABC):
 def fill(queue: Queue, order: Iterable[Any]) -> StepPlan:
     """Return a plan that gives the token budget to requests in the given order.
 
-    At most `free_sequences` of the waiting requests are in it.
+    At most `free_sequences` of the waiting requests are in it. `Queue.whole_prompts` has rules of
+    its own, see `_fill_whole`.
     """
+    if queue.whole_prompts:
+        return _fill_whole(queue, order)
     plan: StepPlan = []
     left, free = queue.token_budget, queue.free_sequences
     holding = set(map(id, queue.running))
@@ -199,6 +211,37 @@ def fill(queue: Queue, order: Iterable[Any]) -> StepPlan:
                 continue  # later requests in the order may be running ones
             free -= 1
         tokens = min(left, request.tokens_wanted)
+        plan.append((request, tokens))
+        left -= tokens
+    return plan
+
+
+def _fill_whole(queue: Queue, order: Iterable[Any]) -> StepPlan:
+    """Return a plan that cuts no prompt.
+
+    - A prompt within the budget joins if it fits into what is left. Otherwise it waits, and so do
+      all later prompts: a long prompt would starve if shorter ones could overtake it. Decodes may
+      still use what is left.
+    - A prompt longer than the whole budget joins if a token is left and the plan has no other
+      prompt. It exceeds the budget and ends the plan.
+    """
+    plan: StepPlan = []
+    left, free = queue.token_budget, queue.free_sequences
+    holding = set(map(id, queue.running))
+    prompt_waits = False
+    for request in order:
+        if left <= 0:
+            break
+        starts = id(request) not in holding
+        if (starts and not free) or (prompt_waits and (starts or not request.decoding)):
+            continue
+        tokens = request.tokens_wanted
+        if tokens > left:
+            too_long = tokens > queue.token_budget
+            if not too_long or not all(planned.decoding for planned, _ in plan):
+                prompt_waits = True
+                continue
+        free -= starts
         plan.append((request, tokens))
         left -= tokens
     return plan

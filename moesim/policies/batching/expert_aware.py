@@ -60,11 +60,11 @@ class ExpertAware(Batching):
     def plan(self, queue: Queue) -> StepPlan:
         requests = sorted((*queue.running, *queue.waiting), key=lambda request: request.index)
         weight = {request.index: self._weight(request, queue) for request in requests}
-        # Tokens beyond the budget cannot be in this step, so their experts do not count.
+        # Tokens that cannot be in this step do not count, nor do their experts.
         wants = {
             request.index: Counter(
                 expert
-                for row in queue.experts(request, min(request.tokens_wanted, queue.token_budget))
+                for row in queue.experts(request, queue.most_tokens(request))
                 for expert in row
             )
             for request in requests
@@ -83,7 +83,7 @@ class ExpertAware(Batching):
     def _weight(self, request: Any, queue: Queue) -> int:
         if self.options.unit == "requests":
             return 1
-        return min(int(request.tokens_wanted), queue.token_budget)
+        return queue.most_tokens(request)
 
 
 def _longest_queue_first(

@@ -57,7 +57,7 @@ class TaskAware(Batching):
         waiting = queue.waiting if queue.free_sequences else ()
         requests = sorted((*queue.running, *waiting), key=lambda request: request.index)
         wants = {request.index: queue.wants(request) for request in requests}
-        weight = {r.index: min(r.tokens_wanted, queue.token_budget) for r in requests}
+        weight = {request.index: queue.most_tokens(request) for request in requests}
         old, others = self._ageing.split(requests)
         chosen = _union(wants[request.index] for request in old)
         if not old or self.options.mix:
