@@ -405,7 +405,7 @@ def experts(n: int = N) -> list[Expert]:
 
 def hardened(k: int = 2) -> DSelectK:
     torch.manual_seed(1)
-    gate = DSelectK(8, k, features=F, gamma=0.02, entropy=0.0)
+    gate = DSelectK(8, k, features=F, gamma=0.02, entropy=0.0, init="released")
     with torch.no_grad():
         gate.z_logits.weight.mul_(100)  # nearly all bits of nearly all rows are binary
     return gate

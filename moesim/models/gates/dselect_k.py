@@ -184,7 +184,7 @@ class DSelectK(Gate):
         """Return softmax(alpha) `[B, k]` and z `[B, k, m]` of each row."""
         if isinstance(self.z_logits, nn.Parameter):
             assert isinstance(self.w_logits, nn.Parameter)
-            return self.w_logits.T.softmax(dim=-1), self.z_logits.transpose(0, 1)
+            return self.w_logits.softmax(dim=0).T, self.z_logits.transpose(0, 1)
         assert isinstance(self.w_logits, nn.Module)
         z_BK = self.z_logits(features_BF)
         shares_Bk = self.w_logits(features_BF).softmax(dim=-1)

@@ -188,7 +188,7 @@ def _penalty(tables: Tables, n: int, penalties: Penalties) -> tuple[Tensor, Tabl
         factor_Bk = -penalty_Bk.square()
     slopes = Tables(*(slope * factor_Bk for slope in slopes_of_mass))
     if penalties.entropy:
-        entropy_Bk, slopes_of_entropy = _entropy(tables, n, mass_Bk)
+        entropy_Bk, slopes_of_entropy = _entropy(tables, n, (mass_Bk, slopes_of_mass))
         penalty_Bk = penalty_Bk + penalties.entropy * entropy_Bk
         for slope, further in zip(slopes, slopes_of_entropy, strict=True):
             slope.add_(further, alpha=penalties.entropy)
@@ -210,11 +210,12 @@ def _mass(tables: Tables, n: int) -> tuple[Tensor, Tables]:
     return mass_Bk, Tables(of_u, of_v)
 
 
-def _entropy(tables: Tables, n: int, mass_Bk: Tensor) -> tuple[Tensor, Tables]:
+def _entropy(tables: Tables, n: int, mass: tuple[Tensor, Tables]) -> tuple[Tensor, Tables]:
     """Return each selector's entropy `[B, k]`, with the floor in its logarithm, and its slopes.
 
-    With s = r + floor, the slope of -r·log s is -g, where g = log s + r/s. Because r·log s =
-    r·g - r²/s and r²/s = r - floor·r/s, the sums of g that the slopes need also give the entropy.
+    With s = r + floor, the slope of r·log s is log s + r/s = (h + r) / r, where h = r·log s -
+    floor·r/s. So both tables' slopes are sums of h, divided by their entries, plus those of the
+    mass. An entry of exactly 0 needs no slope: its bits are exactly 0 or 1, and have slope 0.
     """
     u, v = (table.flatten(1) for table in tables)
     size, columns = len(u) * len(v), u.shape[1]
@@ -225,19 +226,21 @@ def _entropy(tables: Tables, n: int, mass_Bk: Tensor) -> tuple[Tensor, Tables]:
     for start in range(0, columns, step):
         part = slice(start, start + step)
         a, b = u[:, None, part], v[None, :, part]
-        r, g, ratio = buffers[:, : size * a.shape[2]].view(3, len(u), len(v), -1)
+        r, h, ratio = buffers[:, : size * a.shape[2]].view(3, len(u), len(v), -1)
         torch.mul(a, b, out=r)
-        torch.add(r, ENTROPY_FLOOR, out=g)
-        torch.div(r, g, out=ratio)
-        _log_in_place(g).add_(ratio)
-        for block in (g, ratio):
-            block.flatten(0, 1)[n:] = 0  # codes without an expert
+        r.flatten(0, 1)[n:] = 0  # codes without an expert
+        torch.add(r, ENTROPY_FLOOR, out=h)
+        torch.div(r, h, out=ratio)
+        _log_in_place(h).mul_(r).sub_(ratio, alpha=ENTROPY_FLOOR)
         torch.sum(ratio, dim=(0, 1), out=ratios[part])
-        torch.sum(torch.mul(g, b, out=r), dim=1, out=of_u[:, part])
-        torch.sum(g.mul_(a), dim=0, out=of_v[:, part])
-    sums = (u * of_u).sum(dim=0) + ENTROPY_FLOOR * ratios
-    slopes = (-of_u).view_as(tables.u), (-of_v).view_as(tables.v)
-    return mass_Bk - sums.view_as(mass_Bk), Tables(*slopes)
+        torch.sum(h, dim=1, out=of_u[:, part])
+        torch.sum(h, dim=0, out=of_v[:, part])
+    entropy_Bk = -(of_u.sum(dim=0) + ENTROPY_FLOOR * ratios).view_as(mass[0])
+    slopes = (
+        -((of / table).masked_fill_(table == 0, 0).view_as(more) + more)
+        for of, table, more in zip((of_u, of_v), (u, v), mass[1], strict=True)
+    )
+    return entropy_Bk, Tables(*slopes)
 
 
 def _log_in_place(values: Tensor) -> Tensor:
