@@ -17,6 +17,7 @@ import statistics
 import time
 import weakref
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,7 +37,7 @@ class Kept:
 
 def gates_of(n: int, k: int, features: int | None) -> list[Gate]:
     """Return Top-k, DSelect-k as by default, and DSelect-k without entropy."""
-    sizes = {"features": features, "tasks": ROWS if features is None else 1}
+    sizes: dict[str, Any] = {"features": features, "tasks": ROWS if features is None else 1}
     return [TopK(n, k, **sizes), DSelectK(n, k, **sizes), DSelectK(n, k, entropy=0.0, **sizes)]
 
 

@@ -166,7 +166,7 @@ def test_a_gate_of_binary_bits_selects_without_products(monkeypatch: pytest.Monk
     gate = DSelectK(8, 3, tasks=50).eval()
     _, z = binary(8, 3)
     with torch.no_grad():
-        gate.z_logits.copy_(z.transpose(0, 1))  # type: ignore[operator]
+        gate.z_logits.copy_(z.transpose(0, 1))
         before = gate.select(), gate(torch.arange(50)).weights
         monkeypatch.setattr(factored, "_mixed", lambda *_: pytest.fail("products were computed"))
         assert all(map(torch.equal, gate.select(), before[0]))

@@ -286,7 +286,7 @@ def test_one_selector_beyond_all_experts_neither_ends_a_run_nor_moves(features: 
     """All mass of selector 0 of row 0 is on code 7 of six experts, and no bit has a slope."""
     torch.manual_seed(0)
     inputs = None if features is None else torch.eye(3)
-    rows = {"tasks": 3} if features is None else {"features": 3}
+    rows: dict[str, Any] = {"tasks": 3} if features is None else {"features": 3}
     losses = {}
     for epsilon in (1e-6, 0.0):
         dselect: Any = DSelectK(6, 2, epsilon=epsilon, **rows).train()

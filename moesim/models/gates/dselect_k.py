@@ -127,7 +127,7 @@ class DSelectK(Gate):
 
         `scaled` divides both bounds by sqrt(F + 1). If mean(x²) = 1, z and alpha deviate as a
         static gate's do, at any width. Else they deviate sqrt(mean(x²)) times as much: at 10 no bit
-        is binary, at 30 one in 300, at 50 one in 12. A few large features count by the same mean.
+        is binary, at 30 one in 260, at 50 one in 12. A few large features count by the same mean.
         So normalise wider inputs first, as a layer norm does.
 
         The start says nothing of the steps. A step of Adam at rate r moves a z by up to r · sum|x|,

@@ -59,7 +59,8 @@ def weights_and_penalty(
         else:
             q_BN = _scattered(shares_Bk, ids_Bk, n)
         return q_BN, q_BN.new_zeros(len(q_BN))
-    pair: tuple[Tensor, Tensor] = _Gate.apply(shares_Bk, z_Bkm, gamma, n, penalties)
+    apply: Any = _Gate.apply  # which torch does not type
+    pair: tuple[Tensor, Tensor] = apply(shares_Bk, z_Bkm, gamma, n, penalties)
     return pair
 
 
@@ -108,11 +109,11 @@ class _Gate(torch.autograd.Function):
         return _mixed(shares_Bk, tables, n), penalty_B
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, slope_BN: Tensor, slope_B: Tensor) -> tuple[Tensor | None, ...]:
         shares_Bk, z_Bkm, penalty_slope_Bkm = ctx.saved_tensors
         bits_mBk, graph, (u, v) = _tables_with_graph(z_Bkm, ctx.gamma, ctx.n)
-        slope_BUV = _padded(slope_BN, len(u) * len(v)).unflatten(1, (len(u), len(v)))
+        slope_BUV = _padded(slope_BN, len(u), len(v))
         # Rows of k, not columns: a matrix product with few columns is slow.
         of_u = torch.bmm(v.permute(1, 2, 0), slope_BUV.mT).permute(2, 0, 1).contiguous()
         of_v = torch.bmm((u * shares_Bk).permute(1, 2, 0), slope_BUV).permute(2, 0, 1)
@@ -174,8 +175,11 @@ def _scattered(shares_Bk: Tensor, ids_Bk: Tensor, n: int) -> Tensor:
     return empty_BN.scatter_add(1, ids_Bk.clamp(max=n - 1), reachable_Bk)
 
 
-def _padded(values_BN: Tensor, width: int) -> Tensor:
-    return torch.nn.functional.pad(values_BN, (0, width - values_BN.shape[1])).contiguous()
+def _padded(values_BN: Tensor, rows: int, columns: int) -> Tensor:
+    """Return `[B, rows, columns]`, with 0 for numbers that no expert has."""
+    missing = rows * columns - values_BN.shape[1]
+    padded = torch.nn.functional.pad(values_BN, (0, missing)).contiguous()
+    return padded.view(len(values_BN), rows, columns)
 
 
 def _penalty(tables: Tables, n: int, penalties: Penalties) -> tuple[Tensor, Tables]:
