@@ -13,7 +13,7 @@ from moesim.checks import policy_of
 from moesim.config.units import format_bytes
 from moesim.metrics import ratio
 from moesim.policies import find
-from moesim.scenario.sections import Csv, Recorded
+from moesim.scenario.sections import Closed, Csv, Recorded
 from moesim.serving.workload import drawn_from
 
 if TYPE_CHECKING:
@@ -135,6 +135,13 @@ def _workload(outcome: Outcome) -> Iterator[Caveat]:
         yield (
             "all recorded arrivals are at zero",
             "all recorded arrivals are at zero, so all requests arrive at once",
+        )
+    how = scenario.workload.arrivals
+    if isinstance(how, Closed) and how.clients >= len(requests):
+        yield (
+            "as many clients as requests",
+            f"workload.arrivals has {how.clients} clients for {len(requests)} requests, so all "
+            "requests arrive at once",
         )
 
 

@@ -33,7 +33,7 @@ from moesim.result import Result
 from moesim.scenario import Scenario, load_scenario
 from moesim.scenario.unused import unused_notes
 from moesim.serving.budget import useful_blocks
-from moesim.serving.invariants import check_lanes, check_run
+from moesim.serving.invariants import check_arrivals, check_lanes, check_run
 from moesim.serving.kv import BlockPool
 from moesim.serving.ledger import Ledger
 from moesim.serving.replay import PlanRecord
@@ -185,6 +185,7 @@ def finish(plan: Plan, server: Server, now_ns: int) -> Outcome:
     pool = server.scheduler.pool
     in_flight = server.ledger.finish(now_ns)
     check_run(server.requests, server.ledger, pool, plan.cost.expert_bytes, in_flight)
+    check_arrivals(server.requests, server.arrivals.clients)
     return Outcome(plan, server.requests, server.ledger, server.caches, pool, now_ns)
 
 

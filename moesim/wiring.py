@@ -364,13 +364,15 @@ def serve(
     try:
         env.run(until=env.process(server.run()))
     except TimeOverflow:
-        raise _too_slow(plan, server.requests) from None
+        raise _too_slow(plan, server) from None
     return server, machine.now_ns
 
 
-def _too_slow(plan: Plan, requests: Sequence[Request]) -> ScenarioError:
+def _too_slow(plan: Plan, server: Server) -> ScenarioError:
     """Return the error about the key whose figure makes the simulated time exceed all limits."""
-    scenario, last_ns = plan.scenario, max(request.arrival_ns for request in requests)
+    last_ns = max(request.arrival_ns for request in server.requests)
+    last_ns = max(last_ns, server.arrivals.due_ns or 0)  # a client may think for too long
+    scenario = plan.scenario
     if last_ns > FAR // 2:
         key, reason = "workload.arrivals", f"the last arrives after {format_duration_ns(last_ns)}"
     else:

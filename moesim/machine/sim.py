@@ -248,7 +248,7 @@ class SimMachine:
                 if ticket.finish_ns < target:
                     target = ticket.finish_ns
         if target >= FAR:
-            if any(lane.free_ns >= FAR for lane in self._all):
+            if until_ns is not None or any(lane.free_ns >= FAR for lane in self._all):
                 raise TimeOverflow
             raise InvariantError(14, f"the server waits without end; pending: {self._pending()}")
         # Another process has an event first; it must see SimPy's clock at that time.

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from moesim.config.units import format_duration_ns, parse_duration_ns
 from moesim.errors import DamagedRun, ScenarioError, UsageError
 from moesim.files import as_path, sha256
 from moesim.inputs import read_bytes, read_json, read_table
@@ -97,6 +98,8 @@ class Run:
             parts.append(f"(burstiness {section['burstiness']:g})")
         if section.get("time_scale", 1) != 1:
             parts.append(f"(times × {section['time_scale']:g})")
+        if "clients" in section:
+            parts.append(_clients(section["clients"], section.get("think")))
         return " ".join(parts)
 
     @property
@@ -363,6 +366,17 @@ def _damage(file: Path, manifest: Mapping[str, Any]) -> Iterator[None]:
         raise DamagedRun(file, f"cannot be read: {error.strerror or error}") from None
     except ValueError as error:
         raise DamagedRun(file, f"{error}; {_REPAIR}") from None
+
+
+def _clients(clients: object, think: object) -> str:
+    """Return closed clients in words: `(8 clients, think exponential 2 s)`."""
+    text = f"{clients} client" if clients == 1 else f"{clients} clients"
+    section = think if isinstance(think, Mapping) else {}
+    mean_ns = parse_duration_ns(section.get("mean", 0))
+    if mean_ns:
+        drawn = "exponential " if section.get("distribution") == "exponential" else ""
+        text += f", think {drawn}{format_duration_ns(mean_ns)}"
+    return f"({text})"
 
 
 def _wrong_values(column: str, values: Column) -> str | None:

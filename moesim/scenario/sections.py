@@ -17,7 +17,7 @@ from pydantic import (
     WithJsonSchema,
 )
 
-from moesim.config.fields import Bits, Bytes, Count, PositiveCount, PositiveNumber
+from moesim.config.fields import Bits, Bytes, Count, Duration, PositiveCount, PositiveNumber
 from moesim.config.markers import NoneAs, PathTo, Short
 from moesim.config.validation import Strict
 from moesim.hardware.hardware import HardwareOverrides, check_hardware_name, hardware_names
@@ -29,6 +29,7 @@ __all__ = [
     "Arrivals",
     "Batching",
     "Cache",
+    "Closed",
     "HardwareChoice",
     "Lengths",
     "Memory",
@@ -36,6 +37,7 @@ __all__ = [
     "Placement",
     "Prefetch",
     "Text",
+    "Think",
     "Timeline",
     "Workload",
 ]
@@ -190,8 +192,33 @@ class Csv(Strict):
     )
 
 
+class Think(Strict):
+    """The time between the end of a client's request and its next one."""
+
+    mean: Duration = Field(description="Mean think time.", examples=["2s"])
+    distribution: Literal["constant", "exponential"] = Field(
+        "constant",
+        description="constant (every think time is the mean) or exponential.",
+        examples=["exponential"],
+    )
+
+
+class Closed(Strict):
+    """Clients that each send the next request when their last one has ended, after a think time."""
+
+    kind: Literal["closed"]
+    clients: PositiveCount = Field(
+        description="Number of clients; each has at most one request in the system.", examples=[8]
+    )
+    think: Annotated[Think, Short("mean")] = Field(
+        Think(mean=0), description="Think time of a client between two requests.", examples=["2s"]
+    )
+
+
 Arrivals = Annotated[
-    AllAtOnce | Poisson | Gamma | Recorded | Csv, Field(discriminator="kind"), Short("kind")
+    AllAtOnce | Poisson | Gamma | Recorded | Csv | Closed,
+    Field(discriminator="kind"),
+    Short("kind"),
 ]
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from moesim.policies import find
-from moesim.scenario.sections import Csv
+from moesim.scenario.sections import Closed, Csv
 
 if TYPE_CHECKING:
     from moesim.scenario.scenario import Scenario
@@ -47,5 +47,10 @@ def _unused(scenario: Scenario) -> Iterator[tuple[str, str]]:
     for direction in ("h2d", "d2h"):
         if getattr(getattr(hardware, direction), unread, None) is not None:
             yield f"hardware.{direction}.{unread}", reason
-    if scenario.workload.lengths is not None and isinstance(scenario.workload.arrivals, Csv):
+    arrivals, requests = scenario.workload.arrivals, scenario.workload.requests
+    if scenario.workload.lengths is not None and isinstance(arrivals, Csv):
         yield "workload.lengths", "the CSV file gives the lengths"
+    # Without `requests`, their number is that of the trace, which is not known here.
+    if isinstance(arrivals, Closed) and arrivals.think.mean and requests is not None:
+        if arrivals.clients >= requests:
+            yield "workload.arrivals.think", "no client sends a second request"

@@ -36,6 +36,29 @@ def check_run(
         raise InvariantError(7, f"copies of {landed} bytes landed, but {moved} bytes were counted")
 
 
+def check_arrivals(requests: Sequence[Request], clients: int) -> None:
+    """Check that requests arrive in their order, and that each of `clients` waits for its own.
+
+    In a closed loop, each client has one request in the system or thinks. Raise `InvariantError`
+    otherwise.
+    """
+    arrivals = [request.arrival_ns for request in requests]
+    if any(later < earlier for earlier, later in pairwise(arrivals)):
+        raise InvariantError(16, f"requests arrive out of order: {arrivals}")
+    # A rejected request has no time of its end. Without it the rule is weaker, but still true.
+    served = [request for request in requests if request.status == "finished"]
+    ready = sorted(
+        request.token_ns[-1] + request.think_ns for request in served if request.think_ns is not None
+    )
+    for ready_ns, request in zip(ready, served[clients:], strict=False):
+        if request.arrival_ns < ready_ns:
+            raise InvariantError(
+                16,
+                f"request {request.index} arrives at {request.arrival_ns} ns, before a client is "
+                f"ready at {ready_ns} ns",
+            )
+
+
 def check_lanes(ledger: Ledger, now_ns: int) -> None:
     """Check the rules of virtual time, in which work takes exactly as long as its price says.
 

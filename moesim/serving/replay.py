@@ -3,6 +3,11 @@
 With open arrivals, the batch of a step depends on how long earlier steps took. So two machines form
 different batches, and then make different decisions. If one replays the schedule of the other, only
 times differ. A replayed step waits until all its requests have arrived.
+
+This wait ends with closed clients, too. After the same steps, the same requests have finished on
+both machines. So the same clients become ready, after think times that are drawn per request. They
+send the requests in the same order, and the same requests are rejected or end on arrival. So each
+request that the first machine had before a step arrives on the second one without a further step.
 """
 
 from __future__ import annotations

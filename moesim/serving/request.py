@@ -17,6 +17,10 @@ class Request:
     `pause_steps` and `pause_ns` are the longest pause between two steps that serve it, including
     preemptions.
 
+    `arrival_ns` is -1 until the request is sent, if that time depends on the run (closed loop).
+    `think_ns` is the time from its end until its client sends another request; None if arrivals
+    do not wait for ends.
+
     `rows` are trace rows, one for each computed position. `tiled_rows` of them come from other
     requests. `token_ns` are the times of the emitted tokens.
     """
@@ -40,6 +44,7 @@ class Request:
         "scheduled_ns",
         "served_ns",
         "status",
+        "think_ns",
         "tiled_rows",
         "token_ns",
         "wait_steps",
@@ -56,6 +61,7 @@ class Request:
         domain: str = "",
         tiled_rows: int = 0,
         prefill_skipped: bool = False,
+        think_ns: int | None = None,
     ) -> None:
         self.index = index
         self.arrival_ns = arrival_ns
@@ -64,6 +70,7 @@ class Request:
         self.rows = rows
         self.domain = domain
         self.tiled_rows = tiled_rows
+        self.think_ns = think_ns
         # With a skipped prefill, the prompt's KV entries exist from the start, and `rows` begins
         # with the first decoded token.
         self.first_row_position = prompt_tokens if prefill_skipped else 0

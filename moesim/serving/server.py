@@ -25,6 +25,7 @@ from moesim.machine.step_times import Event, StepBytes, StepTimes
 from moesim.policies.prefetch.base import Prefetch
 from moesim.policies.view import View
 from moesim.progress import Counter
+from moesim.serving.arrivals import Arrivals
 from moesim.serving.knowledge import EVERYTHING, KNOWLEDGE, Knowledge
 from moesim.serving.layers import LayerPlan
 from moesim.serving.ledger import DENSE, FRONT, TAIL, Ledger
@@ -43,7 +44,7 @@ Fold = Callable[[BatchShape, Sequence[Event], StepBytes], StepTimes]
 
 
 class Server:
-    """Serves `requests` (in order of arrival) on a machine, with given caches and policies.
+    """Serves `requests` (in the order in which they arrive) on a machine, with given caches and policies.
 
     `caches[l]` is the cache of trace layer l; if the cache is global, it is the same object for all
     layers. `knowledge` is what the router reveals in advance. A clairvoyant prefetch policy sees
@@ -78,7 +79,7 @@ class Server:
         self._knowledge = knowledge
         self._foresight = EVERYTHING if prefetch.clairvoyant else knowledge.reach
         self._sequential = sequential
-        self._next_arrival = 0
+        self.arrivals = Arrivals(requests)
         self._steps = 0
         self._expert_bytes = caches[0].expert_bytes
         self._eviction = caches[-1].policy  # the first caches may hold resident initial layers
@@ -117,12 +118,14 @@ class Server:
                 yield from self._run_folded(steps, self._fold)
             elif steps:
                 yield from self._run_layers(steps[0])
-            elif self._next_arrival < len(self.requests):
-                arrival = self.requests[self._next_arrival].arrival_ns
-                yield from machine.wait_any((), until_ns=arrival)
+            elif (due_ns := self.arrivals.due_ns) is not None:
+                yield from machine.wait_any((), until_ns=due_ns)
             else:
                 self.scheduler.close()
                 break
+            for step in steps:
+                for request in step.finished:
+                    self.arrivals.end(request, request.token_ns[-1])
             if self._progress is not None:
                 self._report(steps, self._progress)
         for number in range(len(self._distinct_caches)):
@@ -137,23 +140,21 @@ class Server:
 
     def _receive(self) -> None:
         """Pass every request that has arrived by now to the scheduler."""
-        now = self.machine.now_ns
-        while self._next_arrival < len(self.requests):
-            request = self.requests[self._next_arrival]
-            if request.arrival_ns > now:
-                return
-            self._next_arrival += 1
+        now, arrivals = self.machine.now_ns, self.arrivals
+        while (due_ns := arrivals.due_ns) is not None and due_ns <= now:
+            request = arrivals.take()
             request.due = self._steps
             if request.finished:  # its only token is that of the skipped prefill
                 request.scheduled_ns = now
                 request.token_ns.append(now)
                 request.status = "finished"
-            else:
-                self.scheduler.arrive(request)
+                arrivals.end(request, now)
+            elif not self.scheduler.arrive(request):
+                arrivals.end(request, now)
 
     def _form_steps(self) -> list[Step]:
-        """Form the next step, and further ones if no request is still to arrive."""
-        scheduler, pool = self.scheduler, self.scheduler.pool
+        """Form the next step, and further ones if no request can arrive before them."""
+        scheduler, pool, arrivals = self.scheduler, self.scheduler.pool, self.arrivals
         steps: list[Step] = []
         while len(steps) < self._most_steps:
             number = self._steps + len(steps)
@@ -166,8 +167,8 @@ class Server:
             steps.append(step)
             for request in step.finished:
                 scheduler.finish(request)
-            # A request may arrive during this step and belong to the next one.
-            if self._next_arrival < len(self.requests):
+            # A request may arrive during this step, or when it ends, and belong to the next one.
+            if arrivals.due_ns is not None or (step.finished and arrivals.unsent):
                 break
         return steps
 

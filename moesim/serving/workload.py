@@ -19,7 +19,8 @@ from moesim.config.suggest import suggest
 from moesim.config.yaml_document import dotted
 from moesim.errors import ScenarioError
 from moesim.machine.base import FAR
-from moesim.scenario.sections import Csv, Gamma, Poisson, Recorded
+from moesim.scenario.sections import Closed, Csv, Gamma, Poisson, Recorded
+from moesim.serving.arrivals import NOT_SENT
 from moesim.serving.arrivals_csv import MOST_REQUESTS, MOST_TOKENS, CsvError, read_arrivals
 from moesim.serving.request import Request
 from moesim.streams import stream
@@ -36,11 +37,16 @@ Ints = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Arrivals:
-    """Arrival times in nanoseconds, in ascending order, and lengths if the source has them."""
+    """Arrival times in nanoseconds, in ascending order, and lengths if the source has them.
+
+    Closed clients have `think_ns`, the time that follows each request. Their first requests arrive
+    at zero; the others have the time `NOT_SENT`, because it depends on the run.
+    """
 
     times_ns: Ints
     prompt_tokens: Ints | None = None
     output_tokens: Ints | None = None
+    think_ns: Ints | None = None
 
 
 def build_workload(scenario: Scenario, trace: Trace) -> list[Request]:
@@ -69,6 +75,7 @@ def build_workload(scenario: Scenario, trace: Trace) -> list[Request]:
     tokens = float(np.sum(prompts, dtype=float) + np.sum(outputs, dtype=float))
     _check_size(scenario, "tokens", tokens, MOST_TOKENS)
     supply = _Supply(trace, pool, plan.prefill, stream(scenario.seed, "resampled rows"))
+    thinks = arrivals.think_ns
     requests = []
     for index, source in enumerate(chosen.tolist()):
         prompt, output = int(prompts[index]), int(outputs[index])
@@ -83,6 +90,7 @@ def build_workload(scenario: Scenario, trace: Trace) -> list[Request]:
                 domain=str(trace.requests["domain"][source]),
                 tiled_rows=tiled,
                 prefill_skipped=plan.prefill == "skip",
+                think_ns=None if thinks is None else int(thinks[index]),
             )
         )
     return requests
@@ -149,7 +157,7 @@ def _no_times(scenario: Scenario) -> ScenarioError:
     return ScenarioError.at(
         scenario,
         "workload.arrivals",
-        "the trace records no arrival times; choose all_at_once, poisson, gamma or csv",
+        "the trace records no arrival times; choose all_at_once, poisson, gamma, csv or closed",
     )
 
 
@@ -184,6 +192,8 @@ def _arrivals(scenario: Scenario, trace: Trace, pool: Ints, count: int) -> Arriv
     rng = stream(scenario.seed, "arrivals")
     if isinstance(how, Csv):
         return _from_csv(scenario, how)
+    if isinstance(how, Closed):
+        return _of_clients(scenario, how, count)
     if isinstance(how, Recorded):
         # `_choose` draws from its own stream, so this call chooses the same requests as the caller.
         times = np.sort(trace.requests["arrival_s"][_choose(scenario, pool, count)])
@@ -200,6 +210,17 @@ def _arrivals(scenario: Scenario, trace: Trace, pool: Ints, count: int) -> Arriv
     else:
         gaps = np.zeros(count)
     return Arrivals(_whole_ns(scenario, np.cumsum(gaps)))
+
+
+def _of_clients(scenario: Scenario, how: Closed, count: int) -> Arrivals:
+    """Return the arrivals of closed clients, with the think time that follows each request."""
+    times_ns = np.full(count, NOT_SENT)
+    times_ns[: how.clients] = 0
+    if how.think.distribution == "constant":
+        return Arrivals(times_ns, think_ns=np.full(count, how.think.mean))
+    # A stream of its own, so that think times shift no other choice.
+    drawn = stream(scenario.seed, "think times").exponential(how.think.mean / _SECOND_NS, count)
+    return Arrivals(times_ns, think_ns=_whole_ns(scenario, drawn))
 
 
 def _whole_ns(scenario: Scenario, seconds: npt.NDArray[np.float64]) -> Ints:

@@ -131,6 +131,13 @@ def random_case(seed: int, *, at_once: bool = False) -> tuple[dict[str, Any], Tr
     arrivals: Any = "all_at_once"
     if not at_once and eviction != "min" and rng.random() < 0.5:
         arrivals = {"kind": "poisson", "rate_per_s": rng.choice([10, 300, 3000])}
+        # From another generator, so that all other choices of this seed stay the same.
+        other = random.Random(-1 - seed)
+        if other.random() < 0.4:
+            arrivals = {"kind": "closed", "clients": other.randint(1, 4)}
+            mean = other.choice(["0s", "3us", "1ms"])
+            distribution = other.choice(["constant", "exponential"])
+            arrivals["think"] = {"mean": mean, "distribution": distribution}
     scenario = tiny_scenario(
         hardware={
             "profile": "rtx-4090",

@@ -45,7 +45,14 @@ GAMMA: dict[str, Any] = {
 }
 RECORDED = {"workload": {"arrivals": {"kind": "recorded"}}}
 CSV: dict[str, Any] = {"workload": {"arrivals": {"kind": "csv", "path": "a.csv"}}}
-ARRIVALS: dict[str, dict[str, Any]] = {"poisson": POISSON, "gamma": GAMMA, "csv": CSV}
+THINK = {"mean": "1ms", "distribution": "constant"}
+CLOSED: dict[str, Any] = {
+    "workload": {"arrivals": {"kind": "closed", "clients": 2, "think": THINK}}
+}
+NO_LOOP = {"workload": {"requests": 2, "arrivals": {"kind": "closed", "clients": 2}}}
+ARRIVALS: dict[str, dict[str, Any]] = {
+    **{"poisson": POISSON, "gamma": GAMMA, "csv": CSV, "closed": CLOSED}
+}
 LENGTHS = {"workload": {"lengths": {"prompt": 3, "output": 3}}}
 ORACLE = {"prefetch": {"policy": "oracle", "options": {"depth": 1}}}
 UNPINNED = {"hardware": {**SLOW_LINK, "h2d": {}, "pinned": False}}
@@ -103,6 +110,10 @@ CASES: dict[str, tuple[dict[str, Any], Any]] = {
     "Csv.path": (CSV, "b.csv"),
     "Csv.format": (CSV, "azure"),
     "Csv.time_scale": (CSV, 3),
+    "Closed.kind": (POISSON, "closed"),
+    "Closed.clients": (CLOSED, 1),
+    "Think.mean": (CLOSED, "2ms"),
+    "Think.distribution": (CLOSED, "exponential"),
     "Lengths.prompt": (LENGTHS, 5),
     "Lengths.output": (LENGTHS, 5),
     "Batching.policy": ({}, "prefill_first"),
@@ -135,6 +146,7 @@ UNUSED: list[tuple[str, dict[str, Any], Any]] = [
     ("hardware.h2d.pinned_bandwidth", UNPINNED, "1GB/s"),
     ("hardware.d2h.pinned_bandwidth", UNPINNED, "1GB/s"),
     ("workload.lengths", CSV, {"prompt": 3, "output": 3}),
+    ("workload.arrivals.think", NO_LOOP, "2s"),
 ]
 
 

@@ -148,6 +148,19 @@ def test_the_hash_of_a_trace_is_its_identity(tmp_path: Path) -> None:
         ({"kind": "gamma", "rate_per_s": 2.0, "burstiness": 4.0}, "gamma 2/s (burstiness 4)"),
         ({"kind": "recorded", "time_scale": 1.0}, "recorded"),
         ({"kind": "csv", "path": "../x/day.csv", "time_scale": 0.5}, "csv day.csv (times × 0.5)"),
+        ({"kind": "closed", "clients": 1}, "closed (1 client)"),
+        ({"kind": "closed", "clients": 8, "think": {"mean": "0ns"}}, "closed (8 clients)"),
+        (
+            {"kind": "closed", "clients": 8, "think": {"mean": "2000ms"}},
+            "closed (8 clients, think 2 s)",
+        ),
+        (
+            {
+                **{"kind": "closed", "clients": 8},
+                "think": {"mean": "5us", "distribution": "exponential"},
+            },
+            "closed (8 clients, think exponential 5 us)",
+        ),
     ],
 )
 def test_a_run_says_when_its_requests_arrive(

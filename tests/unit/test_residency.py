@@ -679,7 +679,7 @@ def odd_case(seed: int) -> tuple[dict[str, Any], Trace]:
     if rng.random() < 0.4:
         workload["lengths"] = {"prompt": rng.randint(1, 12), "output": rng.randint(1, 10)}
         scenario["memory"]["kv"] = rng.choice(["auto", 24 * 16384, 50 * 16384])
-    if isinstance(workload["arrivals"], dict):
+    if isinstance(workload["arrivals"], dict) and workload["arrivals"]["kind"] == "poisson":
         burst = {"kind": "gamma", "burstiness": rng.choice([0.5, 3.0])}
         workload["arrivals"] = burst | {"rate_per_s": rng.choice([10.0, 500.0, 5000.0])}
     return scenario, trace

@@ -55,7 +55,11 @@ CHANGES = sections(
     ),
     workload=sections(
         arrivals=st.fixed_dictionaries({"kind": st.just("poisson"), "rate_per_s": POSITIVE})
-        | st.just({"kind": "csv", "path": "arrivals.csv"}),
+        | st.just({"kind": "csv", "path": "arrivals.csv"})
+        | st.fixed_dictionaries(
+            {"kind": st.just("closed"), "clients": st.integers(1, 2**62)},
+            optional={"think": st.sampled_from(["7us", {"mean": 3, "distribution": "exponential"}])},
+        ),
         lengths=st.just("recorded") | st.just({"prompt": 3, "output": 2}),
     ),
 )  # fmt: skip
