@@ -105,6 +105,11 @@ class Setting:
     pinned: str = "25GB/s"
     pageable: str = "12GB/s"
 
+    @property
+    def all_slots(self) -> int:
+        """Slots of all layers: one for each expert of an initial layer, `slots` in the others."""
+        return EXPERTS * self.initial_layers + self.slots * (LAYERS - self.initial_layers)
+
 
 @dataclass(frozen=True, slots=True)
 class Side:
@@ -174,7 +179,7 @@ def run(setting: Setting, side: Side, seed: int) -> Seen:
             **LOADS[setting.clients],
             "cache": {
                 **CACHES[setting.cache],
-                "slots": f"{setting.slots}/layer",
+                "slots": setting.all_slots,
                 "initial_layers": setting.initial_layers,
             },
             "prefetch": side.prefetch,
@@ -196,7 +201,7 @@ def run(setting: Setting, side: Side, seed: int) -> Seen:
 def headroom(setting: Setting, seed: int) -> float:
     """Return the relative change of step time on demand, from pinned memory, by perfect overlap."""
     demand = run(setting, PINNED_DEMAND, seed)
-    resident = replace(setting, slots=EXPERTS, cache="lru", initial_layers=0)
+    resident = replace(setting, cache="lru", initial_layers=LAYERS)
     compute_ms = run(resident, PINNED_DEMAND, seed).steps_ms
     hardware = load_hardware("a100-80gb", {"h2d": {"pinned_bandwidth": setting.pinned}})
     shape = named_shape("readme-llama-2-7b")
@@ -282,7 +287,7 @@ class Study:
         return table
 
     def by_initial_layers(self) -> Table:
-        """Return the same with all experts of the first layers resident."""
+        """Return the same with all experts of the first layers resident, in slots of their own."""
         title = f"With all experts of the first {INITIAL_LAYERS} of {LAYERS} layers resident"
         table = Table(title, ["clients, slots", *_PARTS])
         for clients, slots in counted(list(product((1, 11), SLOTS)), "initial layers"):

@@ -226,9 +226,11 @@ def test_one_cold_token_saves_what_its_closed_form_says(
     hidden_ns = 31 * min(compute_ns, load_ns) + min(front_ns, load_ns)
     assert (demand.step_ms - ahead.step_ms) * 1e6 == pytest.approx(hidden_ns)
     assert (demand.misses, ahead.misses) == (1, 0)
-    # The headroom has no uncovered layer, so it lies just beyond what a layer ahead can do.
+    # The headroom also covers the first layer and the tail of the step.
     most = -prefetch.headroom(setting, 0) * demand.step_ms * 1e6
-    assert hidden_ns <= most <= hidden_ns + compute_ns
+    resident = prefetch.run(replace(setting, initial_layers=32), prefetch.PINNED_DEMAND, 0)
+    tail_ns = resident.step_ms * 1e6 - 32 * compute_ns
+    assert hidden_ns <= most <= hidden_ns + compute_ns + tail_ns
 
 
 def few_requests(monkeypatch: pytest.MonkeyPatch, trace: Any, setting: Any) -> Any:
@@ -244,6 +246,11 @@ def test_the_headroom_is_perfect_overlap_of_the_layers_that_load() -> None:
     """Steps of 4 layers, of which 2 load: 2 + 2 max(1, 5), and 2 + 2 max(1, 0.5)."""
     times = prefetch.overlapped(np.array([4.0, 4.0]), np.array([10.0, 1.0]), 2, layers=4)
     assert times.tolist() == [12.0, 4.0]
+
+
+def test_initial_layers_take_no_slot_from_the_others() -> None:
+    plain = prefetch.Setting(1, 3)
+    assert (plain.all_slots, replace(plain, initial_layers=4).all_slots) == (3 * 32, 4 * 7 + 3 * 28)
 
 
 def test_pinning_and_prefetch_make_up_the_total(monkeypatch: pytest.MonkeyPatch) -> None:

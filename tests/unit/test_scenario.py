@@ -222,10 +222,7 @@ timeline: 3
         ("workload: {arrivals: gamma}", "{kind: gamma, rate_per_s: 2.0, burstiness: 4.0}`"),
         ("workload: {arrivals: closed}", "write `arrivals: {kind: closed, clients: 8}`"),
         ("workload: {arrivals: {kind: closed, clients: 0}}", "clients: must be at least 1, not 0"),
-        (
-            "workload: {arrivals: {kind: closed, clients: 2, think: soon}}",
-            "'soon' is not a duration",
-        ),
+        ("workload: {arrivals: {kind: closed, clients: 2, think: soon}}", "'soon' is not a duration"),
         (
             "workload: {arrivals: {kind: closed, clients: 2, think: {mean: 1s, distribution: flat}}}",
             "'flat' is none of constant, exponential",
