@@ -51,6 +51,10 @@ def _unused(scenario: Scenario) -> Iterator[tuple[str, str]]:
     if scenario.workload.lengths is not None and isinstance(arrivals, Csv):
         yield "workload.lengths", "the CSV file gives the lengths"
     # Without `requests`, their number is that of the trace, which is not known here.
-    if isinstance(arrivals, Closed) and arrivals.think.mean and requests is not None:
-        if arrivals.clients >= requests:
-            yield "workload.arrivals.think", "no client sends a second request"
+    if (
+        isinstance(arrivals, Closed)
+        and arrivals.think.mean
+        and requests is not None
+        and arrivals.clients >= requests
+    ):
+        yield "workload.arrivals.think", "no client sends a second request"

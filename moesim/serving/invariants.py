@@ -48,7 +48,9 @@ def check_arrivals(requests: Sequence[Request], clients: int) -> None:
     # A rejected request has no time of its end. Without it the rule is weaker, but still true.
     served = [request for request in requests if request.status == "finished"]
     ready = sorted(
-        request.token_ns[-1] + request.think_ns for request in served if request.think_ns is not None
+        request.token_ns[-1] + request.think_ns
+        for request in served
+        if request.think_ns is not None
     )
     for ready_ns, request in zip(ready, served[clients:], strict=False):
         if request.arrival_ns < ready_ns:

@@ -44,7 +44,7 @@ Fold = Callable[[BatchShape, Sequence[Event], StepBytes], StepTimes]
 
 
 class Server:
-    """Serves `requests` (in the order in which they arrive) on a machine, with given caches and policies.
+    """Serves `requests` (in order of arrival) on a machine, with given caches and policies.
 
     `caches[l]` is the cache of trace layer l; if the cache is global, it is the same object for all
     layers. `knowledge` is what the router reveals in advance. A clairvoyant prefetch policy sees

@@ -150,10 +150,19 @@ def test_different_decisions_exit_with_1_whatever_the_errors(
     assert "miss" in (out / "differences.json").read_text()
 
 
-def test_open_arrivals_are_replayed_and_reported_apart(scenario: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "arrivals",
+    [
+        "{kind: poisson, rate_per_s: 2000}",
+        "{kind: closed, clients: 1, think: {mean: 1ms, distribution: exponential}}",
+    ],
+)
+def test_spread_arrivals_are_replayed_and_reported_apart(
+    scenario: Path, tmp_path: Path, arrivals: str
+) -> None:
     done = validate(
         scenario, "--runs", 2, "--no-plots", "--json", "--out", tmp_path / "out",
-        "--set", "workload.arrivals={kind: poisson, rate_per_s: 2000}",
+        "--set", f"workload.arrivals={arrivals}",
     )  # fmt: skip
     summary = json.loads(done.stdout)
     assert summary["schedule"] == "replayed"

@@ -89,6 +89,16 @@ def test_arrivals_are_waited_for_in_real_time() -> None:
     assert all(r.scheduled_ns >= r.arrival_ns for r in outcome.requests)
 
 
+def test_a_client_on_a_real_machine_waits_for_its_answer_and_thinks() -> None:
+    scenario, trace = random_case(7001, at_once=True)
+    arrivals = {"kind": "closed", "clients": 1, "think": "2ms"}
+    scenario["workload"] = {"requests": 3, "arrivals": arrivals}
+    scenario["cache"] = {"policy": "lru", "slots": 9}
+    requests = run_real(plan_of(scenario, trace), CpuDevice()).requests
+    sent = [request.arrival_ns for request in requests]
+    assert sent == [0, *(request.token_ns[-1] + 2_000_000 for request in requests[:-1])]
+
+
 def test_nothing_outlives_a_run(device: Device) -> None:
     before = threading.active_count()
     run_real(plan_of(*random_case(7002, at_once=True)), device)

@@ -92,8 +92,17 @@ def test_a_device_that_is_late_at_random_decides_the_same(
 
 
 @pytest.mark.usefixtures("brief")
-def test_open_arrivals_are_replayed_on_the_executor(tmp_path: Path) -> None:
-    arrivals = {"kind": "poisson", "rate_per_s": 40}
+@pytest.mark.parametrize(
+    "arrivals",
+    [
+        {"kind": "poisson", "rate_per_s": 40},
+        {"kind": "closed", "clients": 2, "think": {"mean": "2ms", "distribution": "exponential"}},
+    ],
+    ids=["poisson", "closed"],
+)
+def test_spread_arrivals_are_replayed_on_the_executor(
+    tmp_path: Path, arrivals: dict[str, Any]
+) -> None:
     lengths = {"prompt": 6, "output": 4}
     workload = {"requests": 4, "lengths": lengths, "arrivals": arrivals}
     file = write(tmp_path / "open.yaml", workload=workload)

@@ -89,6 +89,7 @@ def test_live_min_beside_prefetching_is_kept_to_its_promise() -> None:
     [
         {"kind": "poisson", "rate_per_s": 50.0},
         {"kind": "gamma", "rate_per_s": 9.0, "burstiness": 2.0},
+        {"kind": "closed", "clients": 1},
     ],
 )
 def test_live_min_is_refused_where_its_future_depends_on_time(arrivals: Any) -> None:
@@ -252,6 +253,7 @@ def test_bounds_start_as_loaded_as_the_run(cache: Any, arrivals: Any, scope: str
 # --- time in steps with each remedy ---------------------------------------------------------------
 
 RARELY = {"kind": "poisson", "rate_per_s": 20.0}
+TWO_CLIENTS = {"kind": "closed", "clients": 2, "think": "1ms"}
 
 
 def time_in_steps_s(outcome: Outcome) -> float:
@@ -290,12 +292,15 @@ def test_a_run_says_that_its_bounds_are_of_other_steps_where_arrivals_are_spread
     assert not said()
 
 
+@pytest.mark.parametrize("arrivals", [RARELY, TWO_CLIENTS], ids=["poisson", "closed"])
 @pytest.mark.parametrize("block", range(4))
-def test_remedies_of_spread_arrivals_time_the_steps_that_the_run_formed(block: int) -> None:
+def test_remedies_of_spread_arrivals_time_the_steps_that_the_run_formed(
+    block: int, arrivals: Any
+) -> None:
     """A remedy that decides as the run did takes as long; free copies take away their waits."""
     for seed in range(block, 60, 4):
         scenario, trace = no_prefetch(9900 + seed)
-        scenario |= {"workload": {"arrivals": RARELY}, "bounds": True}
+        scenario |= {"workload": {"arrivals": arrivals}, "bounds": True}
         scenario["cache"]["slots"] = 32  # a slot for every expert, as with the memory remedy
         if scenario["cache"]["policy"] in ("static", "min"):
             scenario["cache"]["policy"] = "lru"

@@ -170,6 +170,14 @@ def test_recorded_arrivals_that_are_all_zero_are_said() -> None:
     assert said(arrived, workload={**workload, "requests": 1})[0] == []
 
 
+def test_clients_that_are_as_many_as_the_requests_are_said() -> None:
+    arrivals = {"kind": "closed", "clients": 3}
+    caveats, notes = said(tiny_trace(requests=3), workload={"arrivals": arrivals})
+    assert caveats == ["as many clients as requests"]
+    assert "workload.arrivals has 3 clients for 3 requests, so all requests arrive at once" in notes
+    assert said(tiny_trace(requests=4), workload={"arrivals": arrivals})[0] == []
+
+
 def test_rejected_requests_are_said() -> None:
     trace = Trace.from_arrays(
         expert_ids=tiny_trace(requests=1).expert_ids[:45],

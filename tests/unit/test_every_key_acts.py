@@ -51,7 +51,10 @@ CLOSED: dict[str, Any] = {
 }
 NO_LOOP = {"workload": {"requests": 2, "arrivals": {"kind": "closed", "clients": 2}}}
 ARRIVALS: dict[str, dict[str, Any]] = {
-    **{"poisson": POISSON, "gamma": GAMMA, "csv": CSV, "closed": CLOSED}
+    "poisson": POISSON,
+    "gamma": GAMMA,
+    "csv": CSV,
+    "closed": CLOSED,
 }
 LENGTHS = {"workload": {"lengths": {"prompt": 3, "output": 3}}}
 ORACLE = {"prefetch": {"policy": "oracle", "options": {"depth": 1}}}

@@ -25,7 +25,8 @@ from moesim.machine.sim import SimMachine
 from moesim.policies.batching import DecodeFirst
 from moesim.policies.eviction import MIN, CacheContext
 from moesim.policies.view import View
-from moesim.serving.invariants import check_run
+from moesim.serving.arrivals import Arrivals
+from moesim.serving.invariants import check_arrivals, check_run
 from moesim.serving.kv import BlockPool
 from moesim.serving.request import Request
 from moesim.serving.scheduler import Scheduler
@@ -461,6 +462,15 @@ def test_a_run_of_too_many_years_names_late_arrivals(tmp_path: Path) -> None:
         simulate(plan(workload={"arrivals": arrivals}, hardware=slow))
 
 
+def test_a_client_that_thinks_for_too_many_years_is_named() -> None:
+    arrivals = {"kind": "closed", "clients": 1, "think": f"{150 * 365 * 24 * 3600}s"}
+    with pytest.raises(ScenarioError, match=r"workload\.arrivals: .*146 years: the last arrives"):
+        simulate(plan(workload={"arrivals": arrivals}))
+    drawn = {**arrivals, "think": {"mean": arrivals["think"], "distribution": "exponential"}}
+    with pytest.raises(ScenarioError, match=r"workload\.arrivals: .* too late to count"):
+        simulate(plan(workload={"arrivals": drawn}, seed=3))
+
+
 def test_14_steps_without_progress_end_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     """A scheduler that throws away what was computed and does not call it preemption."""
     next_step = Scheduler.next_step
@@ -507,6 +517,34 @@ def test_9_and_15_hold_of_folded_steps_too(lying: type[SimMachine], number: int)
     assert caught.value.number == number
 
 
+# --- 16: arrivals ---------------------------------------------------------------------------------
+
+
+def test_16_a_client_that_does_not_wait_for_its_answer_is_noticed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    loop = plan(workload={"arrivals": {"kind": "closed", "clients": 1, "think": "5us"}})
+    take = Arrivals.take
+
+    def impatient(arrivals: Arrivals) -> Request:
+        request = take(arrivals)
+        arrivals.end(request, request.arrival_ns)
+        return request
+
+    monkeypatch.setattr(Arrivals, "take", impatient)
+    with pytest.raises(InvariantError, match="before a client is ready at") as caught:
+        simulate(loop)
+    assert caught.value.number == 16
+
+
+def test_16_arrivals_out_of_order_are_noticed() -> None:
+    requests = run_on(plan()).requests
+    requests[0].arrival_ns = 1
+    with pytest.raises(InvariantError, match="out of order") as caught:
+        check_arrivals(requests, 3)
+    assert caught.value.number == 16
+
+
 # --- the document ---------------------------------------------------------------------------------
 
 
@@ -514,7 +552,7 @@ def test_the_document_numbers_every_invariant_and_names_tests_that_are_there() -
     text = DOCUMENT.read_text(encoding="utf-8")
     root = DOCUMENT.parents[1]
     rows = re.findall(r"^\| (\d+) \| (.+?) \| (.+?) \| (.+?) \|$", text, re.MULTILINE)
-    assert [int(number) for number, *_ in rows] == list(range(1, 16))
+    assert [int(number) for number, *_ in rows] == list(range(1, 17))
     raised = {
         int(number)
         for path in (root / "moesim").rglob("*.py")

@@ -156,7 +156,8 @@ def test_the_hash_of_a_trace_is_its_identity(tmp_path: Path) -> None:
         ),
         (
             {
-                **{"kind": "closed", "clients": 8},
+                "kind": "closed",
+                "clients": 8,
                 "think": {"mean": "5us", "distribution": "exponential"},
             },
             "closed (8 clients, think exponential 5 us)",

@@ -22,6 +22,7 @@ TEXTS = st.text(min_size=1, max_size=12) | st.sampled_from(
     ["1e3", "5E1", "0x1f", "1_0", "yes", "~", "null", "12:30", "2020-01-01", " a ", "- b", "#", "é"]
 )
 POSITIVE = st.floats(1e-9, 1e17, allow_subnormal=False)
+EXPONENTIAL = {"mean": "3ms", "distribution": "exponential"}
 BITS = st.floats(0.1, 64) | st.integers(1, 64)
 
 
@@ -58,7 +59,7 @@ CHANGES = sections(
         | st.just({"kind": "csv", "path": "arrivals.csv"})
         | st.fixed_dictionaries(
             {"kind": st.just("closed"), "clients": st.integers(1, 2**62)},
-            optional={"think": st.sampled_from(["7us", {"mean": 3, "distribution": "exponential"}])},
+            optional={"think": st.sampled_from(["7us", {"mean": 3}, EXPONENTIAL])},
         ),
         lengths=st.just("recorded") | st.just({"prompt": 3, "output": 2}),
     ),

@@ -222,10 +222,13 @@ timeline: 3
         ("workload: {arrivals: gamma}", "{kind: gamma, rate_per_s: 2.0, burstiness: 4.0}`"),
         ("workload: {arrivals: closed}", "write `arrivals: {kind: closed, clients: 8}`"),
         ("workload: {arrivals: {kind: closed, clients: 0}}", "clients: must be at least 1, not 0"),
-        ("workload: {arrivals: {kind: closed, clients: 2, think: soon}}", "'soon' is not a duration"),
         (
-            "workload: {arrivals: {kind: closed, clients: 2, think: {mean: 1s, distribution: flat}}}",
-            "'flat' is none of constant, exponential",
+            "workload: {arrivals: {kind: closed, clients: 2, think: soon}}",
+            "'soon' is not a duration",
+        ),
+        (
+            "workload: {arrivals: {kind: closed, clients: 2, think: {mean: 1, distribution: x}}}",
+            "'x' is none of constant, exponential",
         ),
         ("workload: {arrivals: csv}", "write `arrivals: {kind: csv, path: arrivals.csv}`"),
         ("workload: {arrivals: {kind: poisson, rate_per_s: 0}}", "must be greater than 0, not 0"),
