@@ -316,6 +316,9 @@ def test_the_served_table_4_compares_policies_in_the_same_steps(
     same = small.difference("expert_hit_rate", "lru", "lru", "clients", 2)
     assert (same.mean, same.half) == (0, 0)
     for load in loads:
+        runs = [small.runs(load, policy, 2) for policy in ("random", "lru", "lookahead")]
+        for seed in range(2):
+            assert len({(run[seed]["steps"], run[seed]["accesses"]) for run in runs}) == 1
         bound = min(small.values("min_hit_rate", load, "lru", 2))
         for policy in ("random", "lru", "lookahead", table4_served.GUESSING):
             assert max(small.values("expert_hit_rate", load, policy, 2)) <= bound
