@@ -175,6 +175,7 @@ class _GuardedEviction(Eviction):
         self.name = kind.name  # type: ignore[misc]
         self.clairvoyant = kind.clairvoyant  # type: ignore[misc]
         self.looks_ahead = kind.looks_ahead  # type: ignore[misc]
+        self.recent_rows = policy.recent_rows
         self.capacity = context.capacity
         self.always = context.admission == "always"
         self.options = getattr(policy, "options", None)

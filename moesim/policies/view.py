@@ -66,7 +66,7 @@ class View:
         """Return in how many layer events a key is wanted again, or None if that is not revealed.
 
         Queued tokens are assumed to run one a step in their order, since later steps are not
-        formed yet.
+        formed yet. A policy with `recent_rows` also gets guesses; see `LookAheadOptions`.
         """
         return None
 

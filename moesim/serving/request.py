@@ -124,6 +124,11 @@ class Request:
         start = self.position - self.first_row_position
         return self.rows[start : start + tokens]
 
+    def last_rows(self, tokens: int) -> npt.NDArray[np.int64]:
+        """Return the trace rows of at most `tokens` computed positions, the newest first."""
+        end = self.position - self.first_row_position
+        return self.rows[max(0, end - tokens) : end][::-1]
+
     def plan_in(self, step: int) -> None:
         """Record that step number `step` serves the request, and how many steps passed it over."""
         passed_over = step - self.due

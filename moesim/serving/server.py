@@ -214,17 +214,29 @@ class Server:
     def _queued(self, step: Step) -> npt.NDArray[np.int64]:
         """Return the rows queued behind a step: of running requests, then of waiting ones.
 
-        Tokens that this step samples have no row, because they are not known yet. A static router
-        needs none of them: one row has the keys of all rows of its request.
+        Tokens that this step samples have no row, because they are not known yet. Guesses may stand
+        between the two groups instead. A static router needs none of them: one row has the keys of
+        all rows of its request.
         """
         scheduler = self.scheduler
         if self._knowledge.future_tokens:
             rows = [request.first_row for request in (*scheduler.running, *scheduler.waiting)]
         else:
             sampling = set(map(id, step.emitting))
-            running = (request for request in scheduler.running if id(request) not in sampling)
-            rows = [r.next_rows(r.tokens_wanted) for r in (*running, *scheduler.waiting)]
+            running = [r for r in scheduler.running if id(r) not in sampling]
+            sampled = [r for r in scheduler.running if id(r) in sampling]
+            revealed, waiting = (
+                [r.next_rows(r.tokens_wanted) for r in requests]
+                for requests in (running, scheduler.waiting)
+            )
+            rows = [*revealed, *self._guesses(sampled), *waiting]
         return np.concatenate(rows) if rows else np.zeros(0, np.int64)
+
+    def _guesses(self, sampled: Sequence[Request]) -> list[npt.NDArray[np.int64]]:
+        """Return the rows that stand for those after the sampled tokens; the newest come first."""
+        most = self._eviction.recent_rows
+        recent = [request.last_rows(most) for request in sampled] if most else []
+        return [rows[age : age + 1] for age in range(most) for rows in recent]
 
     def _view_ahead(self, step: Step, routing: StepRouting) -> StepView:
         """Return the view of a step for the prefetch policy.

@@ -90,6 +90,7 @@ class _Eviction(Eviction):
         self.name = policy.name  # type: ignore[misc]
         self.clairvoyant = policy.clairvoyant  # type: ignore[misc]
         self.looks_ahead = policy.looks_ahead  # type: ignore[misc]
+        self.recent_rows = policy.recent_rows
         self.capacity = policy.capacity
         self.always = policy.always
         self.options = policy.options

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cache, partialmethod
 from itertools import product
 from pathlib import Path
@@ -29,7 +30,7 @@ from moesim.machine.real.live import RevealedRouting  # noqa: E402
 from moesim.machine.real.token_router import PackedRouter  # noqa: E402
 from moesim.models.readme.model import materialise  # noqa: E402
 from moesim.models.readme.router import PreGatingRouter  # noqa: E402
-from moesim.policies.eviction.lookahead import LookAhead  # noqa: E402
+from moesim.policies.eviction.lookahead import LookAhead, LookAheadOptions  # noqa: E402
 from moesim.policies.eviction.lru import LRU  # noqa: E402
 from moesim.record import record  # noqa: E402
 from moesim.record.prompts import Prompt  # noqa: E402
@@ -224,6 +225,29 @@ def test_decisions_are_the_simulators_where_requests_are_preempted(
     assert ours.server.scheduler.preemptions > 0
     plan = plan_for(traces[VARIANTS[0]], 5, policies, kv_tokens=20, sequences=5)
     check_decisions(ours, plan, departures)
+
+
+@dataclass(frozen=True)
+class _ThreeRecentRows(LookAheadOptions):
+    recent_rows: int = 3
+
+
+def test_decisions_by_guessed_experts_are_the_simulators(
+    traces: dict[Any, Trace], departures: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policies = POLICIES[0]
+    plain_departures = _departures_of(policies, traces, departures)
+    monkeypatch.setattr(LookAhead, "Options", _ThreeRecentRows)
+    assert _departures_of(policies, traces, departures) != plain_departures
+
+
+def _departures_of(policies: Any, traces: dict[Any, Trace], departures: list[Any]) -> list[Any]:
+    """Return what a real run evicts, which must be what the simulation evicts."""
+    departures.clear()
+    ours = served(slots=5, device=FakeDevice(latest_s=0.0001), **serving_of(policies))
+    evicted = list(departures)
+    check_decisions(ours, plan_for(traces[VARIANTS[0]], 5, policies), departures)
+    return evicted
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)

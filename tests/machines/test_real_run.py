@@ -60,7 +60,13 @@ def test_torch_decides_as_the_simulation_does_by_what_a_decoupled_router_reveals
     """Expert-aware batching, look-ahead eviction and prefetch, with a resident first layer."""
     scenario = tiny_scenario(
         batching={"policy": "expert_aware", "token_budget": 3, "max_sequences": 4},
-        cache={"policy": "lookahead", "scope": scope, "initial_layers": 1, "slots": 8 + 10},
+        cache={
+            "policy": "lookahead",
+            "scope": scope,
+            "initial_layers": 1,
+            "slots": 8 + 10,
+            "options": {"recent_rows": seed},
+        },
         prefetch="layer_ahead",
     )
     trace = tiny_trace(requests=5, prompt_tokens=4, output_tokens=5, seed=seed, stickiness=0.3)

@@ -14,11 +14,13 @@ from study_scripts import study
 
 from moesim.errors import UsageError
 from moesim.hardware import BatchShape, CostModel, load_hardware, named_shape
+from moesim.report.statistics import Estimate
 from moesim.simulate import prepare, result_of
 from moesim.trace import DecoupledKnobs, synthesize_decoupled
 
-table8, unique, prefetch = (
-    study("readme", name) for name in ("table8", "unique_experts", "prefetch")
+table8, unique, prefetch, table4_served, loads_module = (
+    study("readme", name)
+    for name in ("table8", "unique_experts", "prefetch", "table4_served", "loads")
 )
 accuracy = study("readme", "accuracy")
 routers = study("readme", "routers")
@@ -210,9 +212,12 @@ def test_one_cold_token_saves_what_its_closed_form_says(
     one = synthesize_decoupled(
         DecoupledKnobs(requests=1, prompt_tokens=1, output_tokens=1, num_layers=32)
     )
-    monkeypatch.setattr(prefetch, "_trace", lambda seed: one)
-    setting = {"slots": 2, "cache": "lru", "sequences": 1, "seed": 0, "bandwidth": bandwidth}
-    demand, ahead = (prefetch.run(policy, **setting) for policy in ("none", "layer_ahead"))
+    setting = few_requests(
+        monkeypatch, one, prefetch.Setting(1, 2, overhead=None, pinned=bandwidth)
+    )
+    demand, ahead = (
+        prefetch.run(setting, side, 0) for side in (prefetch.PINNED_DEMAND, prefetch.PINNED_AHEAD)
+    )
     hardware = load_hardware("a100-80gb", {"h2d": {"bandwidth": bandwidth}})
     load_ns = CostModel(hardware, COST.shape).copy_ns("h2d", COST.expert_bytes)
     front_ns = COST.front_ns(0, BatchShape(1, 1, 1, 1, 1))
@@ -221,21 +226,99 @@ def test_one_cold_token_saves_what_its_closed_form_says(
     hidden_ns = 31 * min(compute_ns, load_ns) + min(front_ns, load_ns)
     assert (demand.step_ms - ahead.step_ms) * 1e6 == pytest.approx(hidden_ns)
     assert (demand.misses, ahead.misses) == (1, 0)
+    # The headroom also covers the first layer and the tail of the step.
+    most = -prefetch.headroom(setting, 0) * demand.step_ms * 1e6
+    resident = prefetch.run(replace(setting, initial_layers=32), prefetch.PINNED_DEMAND, 0)
+    tail_ns = resident.step_ms * 1e6 - 32 * compute_ns
+    assert hidden_ns <= most <= hidden_ns + compute_ns + tail_ns
 
 
-def test_the_study_of_prefetch_prints_what_is_outside(
+def few_requests(monkeypatch: pytest.MonkeyPatch, trace: Any, setting: Any) -> Any:
+    """Serve the requests of `trace` in the study of prefetch, and return the setting unchanged."""
+    prefetch.run.cache_clear()
+    monkeypatch.setattr(prefetch, "_trace", lambda seed: trace)
+    loads = {clients: loads_module.closed(clients, trace.num_requests) for clients in (1, 11)}
+    monkeypatch.setattr(prefetch, "LOADS", loads)
+    return setting
+
+
+def test_the_headroom_is_perfect_overlap_of_the_layers_that_load() -> None:
+    """Steps of 4 layers, of which 2 load: 2 + 2 max(1, 5), and 2 + 2 max(1, 0.5)."""
+    times = prefetch.overlapped(np.array([4.0, 4.0]), np.array([10.0, 1.0]), 2, layers=4)
+    assert times.tolist() == [12.0, 4.0]
+
+
+def test_initial_layers_take_no_slot_from_the_others() -> None:
+    plain = prefetch.Setting(1, 3)
+    assert (plain.all_slots, replace(plain, initial_layers=4).all_slots) == (3 * 32, 4 * 7 + 3 * 28)
+
+
+def test_pinning_and_prefetch_make_up_the_total(monkeypatch: pytest.MonkeyPatch) -> None:
+    knobs = DecoupledKnobs(requests=12, prompt_tokens=4, output_tokens=6, num_layers=32)
+    setting = few_requests(monkeypatch, synthesize_decoupled(knobs), prefetch.Setting(11, 3))
+    total, pinning, ahead = prefetch.Study(range(1)).parts(setting)
+    assert 1 + total.mean == pytest.approx((1 + pinning.mean) * (1 + ahead.mean))
+    assert total.mean < pinning.mean < ahead.mean < 0
+
+
+def test_the_study_of_prefetch_counts_the_settings_that_reach_a_change(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of two settings, one reaches -30 % in total only, the other also by pinning alone."""
+    parts = {2: (-0.35, -0.2, -0.19), 5: (-0.4, -0.3, -0.14)}
+
+    def fake(_: Any, setting: Any) -> Any:
+        return tuple(Estimate(mean, 0.01, 2) for mean in parts[setting.slots])
+
+    monkeypatch.setattr(prefetch.Study, "parts", fake)
+    study_of_two = prefetch.Study(range(2))
+    study_of_two.settings += [prefetch.Setting(1, slots) for slots in parts]
+    cells = [cell.text for cell in study_of_two.reaching(-0.3).rows[0]]
+    assert cells == ["25GB/s, slow, always", "2", "2", "1", "0"]
+
+
+def test_the_study_of_prefetch_prints_all_its_tables(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    few = synthesize_decoupled(
-        DecoupledKnobs(requests=3, prompt_tokens=4, output_tokens=4, num_layers=32)
-    )
-    monkeypatch.setattr(prefetch, "_trace", lambda seed: few)
-    monkeypatch.setattr(prefetch, "SEQUENCES", (1,))
+    knobs = DecoupledKnobs(requests=3, prompt_tokens=4, output_tokens=4, num_layers=32)
+    few_requests(monkeypatch, synthesize_decoupled(knobs), None)
     monkeypatch.setattr(prefetch, "SLOTS", (2, 5))
-    monkeypatch.setattr(prefetch, "BANDWIDTHS", ("25GB/s",))
     monkeypatch.setattr(sys, "argv", ["prefetch.py", "--seeds", "2"])
     prefetch.main()
-    printed = capsys.readouterr().out
-    for title in ("Mean step latency", "Over links", "Closed form"):
-        assert f"### {title}" in printed
-    assert printed.count("| lru, 1, ") == 2
+    assert capsys.readouterr().out.count("### ") == 9
+
+
+# Table 4, served
+
+
+def test_a_difference_is_marked_only_if_its_interval_excludes_zero() -> None:
+    values = (
+        Estimate(1.0, 0.5, 3),
+        Estimate(-1.0, 0.5, 3),
+        Estimate(1.0, 2.0, 3),
+        Estimate(1.0, None, 1),
+    )
+    marks = [table4_served.marked(value).split()[-1] for value in values]
+    assert marks == ["better", "worse", "2.0", "+1.0"]
+
+
+def test_the_served_table_4_compares_policies_in_the_same_steps(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Policies that hit equally often differ by zero; MIN with hindsight bounds them all."""
+    knobs = DecoupledKnobs(requests=6, prompt_tokens=4, output_tokens=4, num_layers=32)
+    trace = synthesize_decoupled(knobs)
+    loads = {"clients": loads_module.closed(3, 6, 2), "queue": loads_module.queued(1, 6)}
+    monkeypatch.setattr(table4_served, "LOADS", loads)
+    small = table4_served.Study("small", lambda seed: trace, (2,), range(2))
+    rows = [row[0].text for row in small.hits().rows]
+    assert ("queue: min" in rows, "clients: min" in rows) == (True, False)
+    same = small.difference("expert_hit_rate", "lru", "lru", "clients", 2)
+    assert (same.mean, same.half) == (0, 0)
+    for load in loads:
+        runs = [small.runs(load, policy, 2) for policy in ("random", "lru", "lookahead")]
+        for seed in range(2):
+            assert len({(run[seed]["steps"], run[seed]["accesses"]) for run in runs}) == 1
+        bound = min(small.values("min_hit_rate", load, "lru", 2))
+        for policy in ("random", "lru", "lookahead", table4_served.GUESSING):
+            assert max(small.values("expert_hit_rate", load, policy, 2)) <= bound

@@ -67,7 +67,8 @@ def test_ids_known_in_advance_change_times_and_no_decision() -> None:
 @pytest.mark.parametrize("seed", range(10))
 def test_the_machines_agree_whatever_is_known(seed: int, router: str) -> None:
     scenario, trace = random_case(9000 + seed)
-    scenario["cache"] = {"policy": "lookahead", "slots": 3 + 2 * seed}
+    options = {"recent_rows": seed % 3}
+    scenario["cache"] = {"policy": "lookahead", "slots": 3 + 2 * seed, "options": options}
     if router == "static":
         trace = static_trace(trace, min(3, trace.num_requests))
         scenario["prefetch"] = {"policy": "layer_ahead", "options": {"depth": 1 + seed}}
@@ -110,20 +111,22 @@ def changed_after(trace: Trace, row: int) -> Trace:
     )
 
 
-def misses_by_step(trace: Trace, **changes: Any) -> list[int]:
+def misses_by_step(trace: Trace, recent_rows: int) -> list[int]:
+    options = {"recent_rows": recent_rows}
     one = tiny_scenario(
         batching={"token_budget": 2, "max_sequences": 1},
-        cache={"policy": "lookahead", "slots": "2/layer"},
-        **changes,
+        cache={"policy": "lookahead", "slots": "2/layer", "options": options},
     )
     return list(run_on(plan_of(one, trace)).ledger.step_columns()["misses"])
 
 
-def test_look_ahead_sees_queued_prompts_and_no_token_that_is_not_sampled() -> None:
+@pytest.mark.parametrize("recent_rows", [0, 3])
+def test_look_ahead_sees_queued_prompts_and_no_token_that_is_not_sampled(recent_rows: int) -> None:
     trace = tiny_trace(requests=1, prompt_tokens=8, output_tokens=8, stickiness=0.0)
     trace = trace.with_meta(router="decoupled")
-    before = misses_by_step(trace)
-    decoded = misses_by_step(changed_after(trace, 12))  # rows 8.. are decoded, one a step
+    before = misses_by_step(trace, recent_rows)
+    decoded = misses_by_step(changed_after(trace, 12), recent_rows)
+    # Rows from 8 on are decoded, one a step.
     assert decoded[:8] == before[:8]  # four steps of prompt, then rows 8 to 11
 
 
@@ -315,8 +318,11 @@ class Evicts(LRU):
         return super().decide(view)
 
 
-def seen_again(monkeypatch: pytest.MonkeyPatch, router: str) -> list[list[int | None]]:
+def seen_again(
+    monkeypatch: pytest.MonkeyPatch, router: str, recent_rows: int = 0
+) -> list[list[int | None]]:
     monkeypatch.setattr(Evicts, "seen", [], raising=False)
+    monkeypatch.setattr(Evicts, "recent_rows", recent_rows)
     name = enlist(monkeypatch, "eviction", Evicts)
     scenario = tiny_scenario(cache={"policy": name}, batching=TWO, memory=ROOMY)
     run_on(plan_of(scenario, three_tasks(router)))
@@ -351,6 +357,62 @@ def test_the_view_of_a_static_router_says_when_everything_is_wanted_again(
         [None, None, None, None, None, 1],
         [None] * 6,
     ]
+
+
+def test_guesses_are_right_where_all_tokens_of_a_request_are_routed_alike(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """They are then what a static router reveals, which needs no guesses."""
+    revealed = seen_again(monkeypatch, "static")
+    assert seen_again(monkeypatch, "decoupled", recent_rows=1) == revealed
+    assert seen_again(monkeypatch, "static", recent_rows=1) == revealed
+
+
+def test_guesses_start_with_the_newest_row_of_each_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two requests run and sample, with experts 0 1 4 and 2 3 5; a third waits with expert 6.
+
+    The last event is the second step's. Its guesses are 1 and 3, then 0 and 2; then 6 follows.
+    """
+    rows = [[[expert]] for expert in (0, 1, 4, 2, 3, 5, 6)]
+    trace = costed_trace(rows, seq_len=[3, 3, 1], prompt_tokens=[1] * 3, router="decoupled")
+    next_uses: list[list[int | None]] = []
+
+    class Watches(Evicts):
+        def decide(self, view: View) -> Any:
+            next_uses.append([view.next_use(expert) for expert in range(8)])
+            return LRU.decide(self, view)
+
+    monkeypatch.setattr(Watches, "recent_rows", 2)
+    name = enlist(monkeypatch, "eviction", Watches)
+    run_on(plan_of(tiny_scenario(cache={"policy": name}, batching=TWO, memory=ROOMY), trace))
+    assert next_uses[0] == [1, None, 2, None, None, None, 3, None]
+    assert next_uses[1] == [3, 1, 4, 2, None, None, 5, None]
+
+
+@pytest.mark.parametrize(
+    ("recent_rows", "misses"),
+    [(0, [1, 1, 1, 1, 1, 0]), (1, [1, 1, 1, 1, 1, 0]), (2, [1, 1, 1, 0, 0, 1])],
+)
+def test_guessed_experts_outlive_those_that_a_waiting_request_wants(
+    recent_rows: int, misses: list[int]
+) -> None:
+    """Two slots. A request decodes with experts 2 0 1 0 1; another waits, and wants 2 twice.
+
+    As published, 2 stays for the waiting request, and the other slot loads 0 and 1 in turn. The
+    newest row is that of the step itself, and admission `always` keeps its expert in any case. So
+    only the second newest makes 2 leave, in the third step.
+    """
+    rows = [[[expert]] for expert in (2, 0, 1, 0, 1, 2, 2)]
+    trace = costed_trace(rows, seq_len=[5, 2], prompt_tokens=[1, 2], router="decoupled")
+    cache = {
+        "policy": "lookahead",
+        "slots": "2/layer",
+        "admission": "always",
+        "options": {"recent_rows": recent_rows},
+    }
+    scenario = tiny_scenario(cache=cache, batching={"token_budget": 2, "max_sequences": 1})
+    ledger = run_on(plan_of(scenario, trace)).ledger
+    assert list(ledger.step_columns()["misses"]) == misses
 
 
 @pytest.mark.parametrize("scope", ["per_layer", "global"])

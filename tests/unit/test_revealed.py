@@ -37,6 +37,7 @@ class Questions(TraceRouting):
 
     def __init__(self, trace: Trace) -> None:
         super().__init__(trace)
+        self.static = trace.meta.router == "static"
         self.requests: Sequence[Request] = ()
         self.queued: list[tuple[list[int], list[int]]] = []
         self.batched: list[tuple[list[int], list[int]]] = []
@@ -44,6 +45,7 @@ class Questions(TraceRouting):
         self.passed_over = 0
         self.read: list[int] = []  # before their tokens existed
         self.continuing: list[list[int]] = []
+        self.guessed: list[int] = []  # computed rows that were read once more
         self._step: Step | None = None
 
     def existing(self, request: Request) -> list[int]:
@@ -60,6 +62,10 @@ class Questions(TraceRouting):
             for row in request.rows[: request.prompt_tokens + len(request.token_ns)].tolist()
         }
 
+    def computed(self) -> set[int]:
+        """Return all rows that this step or an earlier one computed."""
+        return {row for r in self.requests for row in r.rows[: r.position].tolist()}
+
     def unfinished(self) -> list[int]:
         """Return the first row of each request that has arrived and continues after this step."""
         return [int(request.rows[0]) for request in self.requests if not request.finished]
@@ -70,7 +76,11 @@ class Questions(TraceRouting):
 
     def first_uses(self, rows: Rows) -> Mapping[Key, int]:
         there = [row for request in self.requests for row in self.existing(request)]
-        self.queued.append((sorted(rows.tolist()), sorted(there)))
+        guessed = [row for row in rows.tolist() if row in self.computed()]
+        self.guessed += guessed
+        self.read += [row for row in rows.tolist() if row not in self.rows_that_exist()]
+        revealed = [row for row in rows.tolist() if self.static or row not in guessed]
+        self.queued.append((sorted(revealed), sorted(there)))
         self.continuing.append(self.unfinished())
         assert self._step is not None
         served = {id(request) for request, *_ in self._step.parts}
@@ -102,15 +112,17 @@ def served(plan: Plan) -> Questions:
 @pytest.mark.parametrize("kv", ["auto", 40 * 16384], ids=["roomy", "preempting"])
 @pytest.mark.parametrize("prefetch", ["none", "layer_ahead"])
 @pytest.mark.parametrize("batching", ["expert_aware", "decode_first", "prefill_first"])
+@pytest.mark.parametrize("recent_rows", [0, 3])
 @pytest.mark.parametrize("seed", range(4))
 def test_only_tokens_that_exist_are_requested_of_the_router(
-    seed: int, batching: str, prefetch: str, kv: Any
+    seed: int, recent_rows: int, batching: str, prefetch: str, kv: Any
 ) -> None:
     trace = tiny_trace(requests=6, prompt_tokens=7, output_tokens=6, seed=seed, stickiness=0.3)
+    cache = {"policy": "lookahead", "slots": "3/layer"}
     scenario = tiny_scenario(
         memory={"kv": kv, "kv_block_tokens": 4},
         batching={"policy": batching, "token_budget": 3, "max_sequences": 5},
-        cache={"policy": "lookahead", "slots": "3/layer"},
+        cache={**cache, "options": {"recent_rows": recent_rows}},
         prefetch=prefetch,
     )
     questions = served(plan_of(scenario, trace.with_meta(router="decoupled")))
@@ -118,6 +130,7 @@ def test_only_tokens_that_exist_are_requested_of_the_router(
         assert asked == there
     assert questions.queued
     assert not questions.read
+    assert bool(questions.guessed) == (recent_rows > 0)
     assert bool(questions.batched) == (batching == "expert_aware")
     assert bool(questions.ahead) == (prefetch == "layer_ahead")
     if batching != "decode_first":

@@ -49,6 +49,8 @@ class Eviction(ABC):
 
     - `clairvoyant`: sees the future, so it is a bound and no real policy;
     - `looks_ahead`: calls `View.next_use`;
+    - `recent_rows`: number of a request's last rows that stand for its next ones in `View.next_use`
+      while its next token does not exist; by default none. Options may set it for an instance;
     - `stack`: ranks keys independently of capacity, so one pass over a trace gives the hit rate at
       every capacity (Mattson et al. 1970). Subclasses do not inherit this claim;
     - `needs_bypass`: never admits a key on demand, so `admission: always` is refused.
@@ -57,6 +59,7 @@ class Eviction(ABC):
     name: ClassVar[str]
     clairvoyant: ClassVar[bool] = False
     looks_ahead: ClassVar[bool] = False
+    recent_rows: int = 0
     stack: ClassVar[bool] = False
     needs_bypass: ClassVar[bool] = False
     Options: ClassVar[type[Any]] = NoOptions

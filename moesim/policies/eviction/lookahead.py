@@ -9,7 +9,10 @@ A layer-wise router reveals no later layer. Then the policy is LRU, if nothing i
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from annotated_types import Ge
 
 from moesim.policies.eviction.base import CacheContext, Ranked
 from moesim.policies.registry import register
@@ -18,14 +21,33 @@ from moesim.policies.view import Key, View
 _UNKNOWN = float("inf")
 
 
+@dataclass(frozen=True, slots=True)
+class LookAheadOptions:
+    """`recent_rows`: number of a request's last rows that stand for its next ones. 0: as published.
+
+    The next token of a request that decodes does not exist yet, so its experts are not revealed.
+    By the published rule they leave first, before experts that a prompt far back in the queue will
+    want. Routing repeats itself, so the experts of the last rows are a guess, though they may never
+    be wanted. This is not in the paper.
+
+    The guesses follow the revealed rows of running requests, and precede those of waiting requests.
+    The newest rows of all requests come first, then the second newest of all, and so on. A guess
+    ranks as a revealed use at the same place does.
+    """
+
+    recent_rows: Annotated[int, Ge(0)] = 0
+
+
 @register("eviction", "lookahead")
 class LookAhead(Ranked):
     """Keys without a revealed next use leave first, by LRU; then the latest next use."""
 
     looks_ahead = True
+    Options = LookAheadOptions
 
     def __init__(self, context: CacheContext, options: Any = None) -> None:
         super().__init__(context, options)
+        self.recent_rows = self.options.recent_rows
         self._clock = 0
         self._used: dict[Key, int] = {}
         self._view: View | None = None
