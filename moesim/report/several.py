@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from moesim.report.capacity import hit_rate_against_capacity, metrics_against_capacity
 from moesim.report.chart import Chart, drawn, grid, save_charts
 from moesim.report.comparison import Comparison, Row
-from moesim.report.distribution import LATENCIES, cdf, latency_axis
+from moesim.report.distribution import LATENCIES, cdf, latencies_ns, latency_axis
 from moesim.report.limits import HIT_LIMITS, MIN_BOUND, limit
 from moesim.report.metrics import HIT_RATE, HITS, STALL_CAUSES, Metric
 from moesim.report.panels import (
@@ -24,7 +24,6 @@ from moesim.report.panels import (
     shared_legend,
     titled,
 )
-from moesim.report.runs import latencies_ns
 from moesim.report.style import STALLS, Style, styles
 
 if TYPE_CHECKING:

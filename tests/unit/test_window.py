@@ -308,3 +308,43 @@ def test_reports_name_the_window_and_draw_no_bounds_beside_it(tmp_path: Path) ->
     for bound in (*HIT_LIMITS.values(), *TIME_LIMITS.values()):
         assert np.isnan(bound(runs["part"]))
         assert not np.isnan(bound(runs["whole"]))
+
+
+def test_charts_of_a_window_draw_its_requests_and_say_what_is_of_the_whole_run(
+    tmp_path: Path,
+) -> None:
+    from moesim.report.distribution import latencies_ns
+    from moesim.report.single import hits_by_layer, stall_breakdown
+
+    trace = tiny_trace(requests=6, prompt_tokens=3, output_tokens=4)
+    trace.save(tmp_path / "trace")
+    data = tiny_scenario(
+        trace=str(tmp_path / "trace"), cache={"slots": 8}, batching={"max_sequences": 1}
+    )
+    runs = {}
+    for name, window in {"whole": "whole", "part": {"skip_requests": 2, "last": 1}}.items():
+        run({**data, "metrics": {"window": window}}, out=tmp_path / name)
+        runs[name] = load_run(tmp_path / name)
+    for each, count in zip(runs.values(), (6, 3), strict=True):
+        samples = latencies_ns(each)
+        assert len(samples["e2e"]) == count
+        assert len(samples["itl"]) == 3 * count
+        for latency, sample in samples.items():
+            p95_ms = np.percentile(sample, 95) / 1e6
+            assert p95_ms == pytest.approx(each.value(f"{latency}_p95_ms")), latency
+    lines = {}
+    for name, each in runs.items():
+        (legend,) = hits_by_layer(each).figure.legends
+        lines[name] = [text.get_text() for text in legend.get_texts()][-1]
+        for chart in (hits_by_layer(each), stall_breakdown(each)):
+            assert ("over the whole run, not only its window" in chart.caption) == each.windowed
+    assert lines["whole"] == lines["part"]
+    assert runs["whole"].value("expert_hit_rate") != runs["part"].value("expert_hit_rate")
+
+
+def test_a_window_that_leaves_nothing_out_is_not_noted() -> None:
+    scenario, trace = case_of_three()
+    assert (
+        summarise(outcome_of((scenario, trace), {"skip_requests": 0}))["caveats"]
+        == (summarise(outcome_of((scenario, trace)))["caveats"])
+    )
