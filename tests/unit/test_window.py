@@ -297,6 +297,7 @@ def test_a_window_of_two_forms_is_refused(tmp_path: Path, window: str, message: 
 def test_reports_name_the_window_and_draw_no_bounds_beside_it(tmp_path: Path) -> None:
     from moesim.report.comparison import compare_runs
     from moesim.report.limits import HIT_LIMITS, TIME_LIMITS
+    from moesim.report.several import TICKS, side_by_side
 
     trace = tiny_trace(requests=4, prompt_tokens=3, output_tokens=4)
     trace.save(tmp_path / "trace")
@@ -321,6 +322,10 @@ def test_reports_name_the_window_and_draw_no_bounds_beside_it(tmp_path: Path) ->
     for bound in (*HIT_LIMITS.values(), *TIME_LIMITS.values()):
         assert np.isnan(bound(runs["part"]))
         assert not np.isnan(bound(runs["whole"]))
+    none = "Bounds are of whole runs, so these windows have none."
+    assert none in side_by_side(compare_runs([runs["part"]])).caption
+    for some in ([runs["whole"]], list(runs.values())):
+        assert TICKS in side_by_side(compare_runs(some)).caption
 
 
 def test_charts_of_a_window_draw_its_requests_and_say_what_is_of_the_whole_run(
