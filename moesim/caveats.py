@@ -166,7 +166,9 @@ def _window(outcome: Outcome) -> Iterator[Caveat]:
         until = "the end" if chosen.until is None else format_duration_ns(chosen.until)
         part = f"of steps from {format_duration_ns(chosen.after or 0)} to {until}"
     else:
-        part = f"without the first {chosen.skip_requests} and the last {chosen.last} requests"
+        ends = {"first": chosen.skip_requests, "last": chosen.last}
+        left_out = " and ".join(f"the {end} {count}" for end, count in ends.items() if count)
+        part = f"without {left_out} requests"
     yield (
         f"numbers are {part}",
         f"numbers are {part}; bounds, verdict, memory and the tables of layers, steps and requests "

@@ -360,8 +360,14 @@ def test_charts_of_a_window_draw_its_requests_and_say_what_is_of_the_whole_run(
     assert runs["whole"].value("expert_hit_rate") != runs["part"].value("expert_hit_rate")
 
 
-def test_a_window_that_leaves_nothing_out_is_not_noted() -> None:
+def test_notes_name_only_what_a_window_leaves_out() -> None:
     scenario, trace = case_of_three()
+    few = {**scenario, "batching": {"max_sequences": 1}}
+    for window, left_out in (({"skip_requests": 1}, "first 1"), ({"last": 2}, "last 2")):
+        assert (
+            f"numbers are without the {left_out} requests"
+            in (summarise(outcome_of((few, trace), window))["caveats"])
+        )
     assert (
         summarise(outcome_of((scenario, trace), {"skip_requests": 0}))["caveats"]
         == (summarise(outcome_of((scenario, trace)))["caveats"])
