@@ -13,7 +13,8 @@ from moesim.checks import policy_of
 from moesim.config.units import format_bytes, format_duration_ns
 from moesim.metrics import ratio
 from moesim.policies import find
-from moesim.scenario.sections import Closed, Csv, Recorded, Window
+from moesim.scenario.arrivals import Closed, Csv, Recorded
+from moesim.scenario.sections import Window
 from moesim.serving.workload import drawn_from
 
 if TYPE_CHECKING:
