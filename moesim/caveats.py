@@ -13,7 +13,8 @@ from moesim.checks import policy_of
 from moesim.config.units import format_bytes, format_duration_ns
 from moesim.metrics import ratio
 from moesim.policies import find
-from moesim.scenario.sections import Closed, Csv, Recorded
+from moesim.scenario.arrivals import Closed, Csv, Recorded
+from moesim.scenario.sections import Window
 from moesim.serving.workload import drawn_from
 
 if TYPE_CHECKING:
@@ -140,7 +141,7 @@ def _workload(outcome: Outcome) -> Iterator[Caveat]:
     how = scenario.workload.arrivals
     if isinstance(how, Closed) and how.clients >= len(requests):
         yield (
-            "as many clients as requests",
+            "at least as many clients as requests",
             f"workload.arrivals has {how.clients} clients for {len(requests)} requests, so all "
             "requests arrive at once",
         )
@@ -160,13 +161,15 @@ def _timeline(outcome: Outcome) -> Iterator[Caveat]:
 def _window(outcome: Outcome) -> Iterator[Caveat]:
     """Yield the window, because all numbers under it are of a part of the run."""
     chosen = outcome.plan.scenario.metrics.window
-    if chosen is None:
+    if chosen is None or chosen == Window():
         return
     if chosen.by_time:
         until = "the end" if chosen.until is None else format_duration_ns(chosen.until)
         part = f"of steps from {format_duration_ns(chosen.after or 0)} to {until}"
     else:
-        part = f"without the first {chosen.skip_requests} and the last {chosen.last} requests"
+        ends = {"first": chosen.skip_requests, "last": chosen.last}
+        left_out = " and ".join(f"the {end} {count}" for end, count in ends.items() if count)
+        part = f"without {left_out} requests"
     yield (
         f"numbers are {part}",
         f"numbers are {part}; bounds, verdict, memory and the tables of layers, steps and requests "

@@ -12,9 +12,8 @@ from moesim.report.limits import HIT_LIMITS, TIME_LIMITS, limit
 from moesim.report.metrics import HIT_RATE, HITS, Metric
 from moesim.report.panels import (
     MOST_SETTINGS,
-    NO_BOUNDS,
     OUTPUT_ONLY,
-    bounded,
+    about_bounds,
     left_out,
     named,
     shared_legend,
@@ -35,7 +34,7 @@ OWN_BOUNDS: Final = "Where bounds differ between variants, each has its variant'
 UNBOUNDED: Final = "No bound holds for runs that prefetch. "
 HIT_BOUNDS: Final = (
     "Bounds of variants that prefetch nothing: MIN scores a run's own layer events again with "
-    f"hindsight, and an infinite cache misses only first uses. {OWN_BOUNDS} "
+    f"hindsight, and an infinite cache misses only first uses. {OWN_BOUNDS}"
 )
 LATE: Final = f"Faint lines: hits and late hits together. {UNBOUNDED}"
 TIME_BOUNDS: Final = (
@@ -92,7 +91,7 @@ def metrics_against_capacity(comparison: Comparison) -> Chart | None:
         "metrics_capacity",
         "Performance against capacity",
         f"Performance against cache size{left_out(comparison.facets, facets)}. "
-        f"{TIME_BOUNDS if bounded(comparison) else NO_BOUNDS} {OUTPUT_ONLY} "
+        f"{about_bounds(comparison, TIME_BOUNDS)}{OUTPUT_ONLY} "
         f"{_shaded(comparison)}{comparison.caption()}",
         ("setting", "metric", "unit", "line", "slots_per_layer", "share_of_experts", "mean", "low",
          "high", "n"),
@@ -170,7 +169,7 @@ def _hit_bounds(comparison: Comparison) -> str:
     late = LATE if any(row.mean("late_hits") > 0 for row in comparison.rows) else ""
     if any(row.prefetches for row in comparison.rows) and not late:
         late = UNBOUNDED
-    return (HIT_BOUNDS if bounded(comparison) else f"{NO_BOUNDS} ") + late
+    return about_bounds(comparison, HIT_BOUNDS) + late
 
 
 def _bound(

@@ -39,7 +39,7 @@ POLICY_SECTIONS: Final = ("cache", "prefetch", "batching", "placement", "replay"
 # Never compared: the seed repeats a point, the others change a run's name or what it records.
 IGNORED: Final = frozenset({"name", "seed", "sweep", "timeline", "bounds"})
 ARRIVALS_LIMIT: Final = (
-    f"arrivals limit throughput: no request to serve for more than {MOST_IDLE:.0%} of the makespan"
+    f"arrivals limit throughput: no request to serve for more than {MOST_IDLE:.0%} of the time"
 )
 
 

@@ -1,17 +1,19 @@
-"""Empirical distribution functions of latencies: the share of a sample that is at most x."""
+"""Latencies of a run, and their distribution functions: the share of a sample that is at most x."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     import numpy as np
     from matplotlib.axes import Axes
     from numpy.typing import NDArray
 
+    from moesim.report.runs import Run
+
     Sample = NDArray[np.float64]
 
-__all__ = ["cdf", "latency_axis", "latency_scale"]
+__all__ = ["cdf", "latencies_ns", "latency_axis", "latency_scale"]
 
 # More points than a figure has pixels would only make files larger.
 POINTS: Final = 1000
@@ -21,6 +23,47 @@ LATENCIES: Final = {
     "itl": "inter-token latency",
     "e2e": "end-to-end latency",
 }
+
+
+def latencies_ns(run: Run) -> dict[str, Sample]:
+    """Return latencies in nanoseconds under "ttft", "tpot", "itl" and "e2e".
+
+    Each has one entry per request that finished in the run's window, except that "itl" has one per
+    gap between tokens. TPOT, the mean gap after the first token, leaves out requests with fewer
+    than two tokens.
+    """
+    import numpy as np
+
+    columns = ("arrival_ns", "first_token_ns", "finish_ns", "output_tokens", "token_ns")
+    table = run.table("requests", columns)
+    arrival, first, finish, tokens = (table[column].astype(np.int64) for column in columns[:4])
+    inside = _in_window(run, finish)
+    done = inside & (finish >= 0) & (first >= 0)
+    many = done & (tokens > 1)
+    return {
+        "ttft": (first - arrival)[done].astype(np.float64),
+        "tpot": (finish - first)[many] / (tokens[many] - 1),
+        "itl": _gaps(table["token_ns"][inside]),
+        "e2e": (finish - arrival)[done].astype(np.float64),
+    }
+
+
+def _in_window(run: Run, times_ns: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Return which times lie in the run's window; all of them if it has none."""
+    import numpy as np
+
+    if not run.windowed:
+        return np.ones(len(times_ns), np.bool_)
+    from_ns, to_ns = (round(run.value(f"window_{end}_s") * 1e9) for end in ("from", "to"))
+    return ((times_ns > from_ns) | (from_ns == 0)) & (times_ns <= to_ns)
+
+
+def _gaps(token_ns: NDArray[Any]) -> Sample:
+    """Return the gaps between consecutive times of each request."""
+    import numpy as np
+
+    gaps = [np.diff(np.asarray(times, np.int64)) for times in token_ns if times is not None]
+    return np.concatenate(gaps).astype(np.float64) if gaps else np.empty(0)
 
 
 def cdf(sample: Sample) -> tuple[Sample, Sample]:

@@ -15,9 +15,8 @@ if TYPE_CHECKING:
 __all__ = [
     "LABEL",
     "MOST_SETTINGS",
-    "NO_BOUNDS",
     "OUTPUT_ONLY",
-    "bounded",
+    "about_bounds",
     "left_out",
     "named",
     "rows_in",
@@ -32,14 +31,20 @@ LABEL: Final = 28
 WIDE_CHARACTERS: Final = 132
 """Characters that fit across a figure, in the type of legends."""
 HANDLE_CHARACTERS: Final = 8
-NO_BOUNDS: Final = "These runs computed no bounds."
 OUTPUT_ONLY: Final = "Throughput counts output tokens."
 
 
-def bounded(comparison: Comparison) -> bool:
-    """Return whether any run computed its bounds."""
+def about_bounds(comparison: Comparison, text: str) -> str:
+    """Return `text`, which explains the bounds of a chart, or why it has none; with a space."""
     keys = ("min_hit_rate", "infinite_cache_hit_rate", "infinite_cache_makespan_s")
-    return any(run.value(key) == run.value(key) for run in comparison.runs for key in keys)
+    computed = [
+        run for run in comparison.runs if any(run.value(key) == run.value(key) for key in keys)
+    ]
+    if not computed:
+        text = "These runs computed no bounds."
+    elif all(run.windowed for run in computed):
+        text = "Bounds are of whole runs, so these windows have none."
+    return f"{text} "
 
 
 def left_out(every: Sequence[str], shown: Sequence[str]) -> str:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     Column = NDArray[np.generic]
 
-__all__ = ["Run", "inter_token_ns", "latencies_ns", "load_run", "load_runs"]
+__all__ = ["Run", "load_run", "load_runs"]
 
 MANIFEST: Final = "manifest.json"
 SUMMARY: Final = "summary.json"
@@ -241,39 +241,6 @@ def load_runs(paths: Iterable[str | Path]) -> list[Run]:
     if not folders:
         raise UsageError("no run directories to report on; name at least one")
     return [load_run(folder) for folder in folders.values()]
-
-
-def latencies_ns(run: Run) -> dict[str, NDArray[np.float64]]:
-    """Return latencies in nanoseconds under "ttft", "tpot", "itl" and "e2e".
-
-    Each has one entry per finished request, except that "itl" has one per gap between tokens.
-    TPOT, the mean gap after the first token, leaves out requests with fewer than two tokens.
-    """
-    import numpy as np
-
-    columns = ("arrival_ns", "first_token_ns", "finish_ns", "output_tokens")
-    table = {key: value.astype(np.int64) for key, value in run.table("requests", columns).items()}
-    arrival, first, finish, tokens = (table[column] for column in columns)
-    done = (finish >= 0) & (first >= 0)
-    many = done & (tokens > 1)
-    return {
-        "ttft": (first - arrival)[done].astype(np.float64),
-        "tpot": (finish - first)[many] / (tokens[many] - 1),
-        "itl": inter_token_ns(run),
-        "e2e": (finish - arrival)[done].astype(np.float64),
-    }
-
-
-def inter_token_ns(run: Run) -> NDArray[np.float64]:
-    """Return every gap between two consecutive output tokens of a request, in nanoseconds."""
-    import numpy as np
-
-    gaps = [
-        np.diff(np.asarray(times, np.int64))
-        for times in run.table("requests", ["token_ns"])["token_ns"]
-        if times is not None
-    ]
-    return np.concatenate(gaps).astype(np.float64) if gaps else np.empty(0)
 
 
 def _runs_inside(path: Path) -> list[Path]:

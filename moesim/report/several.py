@@ -10,21 +10,19 @@ from typing import TYPE_CHECKING, Any, Final
 from moesim.report.capacity import hit_rate_against_capacity, metrics_against_capacity
 from moesim.report.chart import Chart, drawn, grid, save_charts
 from moesim.report.comparison import Comparison, Row
-from moesim.report.distribution import LATENCIES, cdf, latency_axis
+from moesim.report.distribution import LATENCIES, cdf, latencies_ns, latency_axis
 from moesim.report.limits import HIT_LIMITS, MIN_BOUND, limit
 from moesim.report.metrics import HIT_RATE, HITS, STALL_CAUSES, Metric
 from moesim.report.panels import (
     MOST_SETTINGS,
-    NO_BOUNDS,
     OUTPUT_ONLY,
-    bounded,
+    about_bounds,
     left_out,
     named,
     rows_in,
     shared_legend,
     titled,
 )
-from moesim.report.runs import latencies_ns
 from moesim.report.style import STALLS, Style, styles
 
 if TYPE_CHECKING:
@@ -35,7 +33,7 @@ __all__ = ["latency_cdfs", "plots_for_comparison", "side_by_side", "stalls_side_
 ACROSS: Final = 60
 """Characters of a title across the figure."""
 SIDE_BY_SIDE: Final = ("output_tokens_per_s", "ttft_p95_ms", "tpot_mean_ms", "hits")
-TICKS: Final = "Black ticks in the panel of hits: the MIN bound of variants that prefetch nothing. "
+TICKS: Final = "Black ticks in the panel of hits: the MIN bound of variants that prefetch nothing."
 LATE: Final = "Dotted lines to the right of hits end at hits and late hits together. "
 
 
@@ -71,7 +69,7 @@ def side_by_side(comparison: Comparison) -> Chart:
         "Policies side by side",
         f"{'Mean and interval' if comparison.has_intervals else 'Value'} of each variant"
         f"{left_out(comparison.settings, settings)}. "
-        f"{TICKS if bounded(comparison) else NO_BOUNDS + ' '}{LATE if late else ''}{OUTPUT_ONLY} "
+        f"{about_bounds(comparison, TICKS)}{LATE if late else ''}{OUTPUT_ONLY} "
         f"{comparison.caption(hits=True)}",
         ("setting", "metric", "unit", "variant", "mean", "low", "high", "n"),
         shape=(len(settings), len(metrics)),

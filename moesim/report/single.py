@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 from moesim.files import as_path
 from moesim.report.chart import Chart, grid, mark_undefined, save_charts
-from moesim.report.distribution import LATENCIES, cdf, latency_axis, latency_scale
+from moesim.report.distribution import LATENCIES, cdf, latencies_ns, latency_axis, latency_scale
 from moesim.report.lanes import lane_timeline
-from moesim.report.metrics import HITS, HITS_LEGEND, LATE_HITS, STALL_CAUSES, run_caption
-from moesim.report.runs import Run, latencies_ns, load_run
+from moesim.report.metrics import HITS_LEGEND, STALL_CAUSES, run_caption
+from moesim.report.runs import Run, load_run
 from moesim.report.style import OUTCOMES, STALLS
 
 if TYPE_CHECKING:
@@ -92,7 +92,8 @@ def stall_breakdown(run: Run) -> Chart:
         "Stalls by cause and by layer",
         "Left: time of the GPU lane by what it did or waited for, with shares of the "
         f"{'window' if run.windowed else 'makespan'}. "
-        f"Right: its stalls by the layer that waited, in the same colours. {run_caption(run)}",
+        f"Right: its stalls by the layer that waited{_of_whole_run(run)}, in the same colours. "
+        f"{run_caption(run)}",
         ("scope", "layer", "cause", "seconds"),
         shape=(1, 2),
         height_in=2.7,
@@ -131,7 +132,8 @@ def hits_by_layer(run: Run) -> Chart:
     chart = grid(
         "hits_by_layer",
         "Hits by layer",
-        f"Share of hits, late hits and misses at each layer. {run_caption(run)} {HITS_LEGEND}",
+        f"Share of hits, late hits and misses at each layer{_of_whole_run(run)}. "
+        f"{run_caption(run)} {HITS_LEGEND}",
         ("layer", "model_layer", "accesses", "hits", "late_hits", "misses"),
         height_in=2.7,
     )
@@ -148,10 +150,10 @@ def hits_by_layer(run: Run) -> Chart:
         for label, column in (("hit", "hits"), ("late hit", "late_hits"), ("miss", "misses"))
     }
     _stack(axes, table["layer"], parts, OUTCOMES)
-    hits, late = HITS.of(run), LATE_HITS.of(run)
-    if hits == hits:
-        axes.axhline(hits / 100, color="black", linewidth=1, linestyle=(0, (4, 2)),
-                     label=f"all layers: {hits:.1f}% hit, {late:.1f}% late")  # fmt: skip
+    # Of the table, because the summary may be of a window.
+    hits, late = (table[key].sum() / accesses.sum() for key in ("hits", "late_hits"))
+    axes.axhline(hits, color="black", linewidth=1, linestyle=(0, (4, 2)),
+                 label=f"all layers: {hits:.1%} hit, {late:.1%} late")  # fmt: skip
     axes.set_ylim(0, 1)
     axes.set_ylabel("share of accesses")
     axes.set_xlabel("layer (numbered as in the trace)")
@@ -161,6 +163,11 @@ def hits_by_layer(run: Run) -> Chart:
     chart.figure.legend([handles[i] for i in order], [labels[i] for i in order],
                         loc="outside upper right", ncols=4)  # fmt: skip
     return chart
+
+
+def _of_whole_run(run: Run) -> str:
+    """Return what to say of numbers by layer, which are of the whole run, where others are not."""
+    return " over the whole run, not only its window" if run.windowed else ""
 
 
 def _mark_quantiles(axes: Axes, sample: NDArray[np.float64], scale: float, unit: str) -> None:

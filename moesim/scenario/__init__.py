@@ -1,25 +1,19 @@
 """A scenario: the YAML file that describes one run, or with `sweep:` a grid of runs."""
 
+from moesim.scenario.arrivals import AllAtOnce, Closed, Csv, Gamma, Poisson, Recorded, Think
 from moesim.scenario.loader import load_scenario
 from moesim.scenario.memory_share import MemoryShare
 from moesim.scenario.scenario import Scenario
 from moesim.scenario.schema import json_schema
 from moesim.scenario.sections import (
-    AllAtOnce,
     Batching,
     Cache,
-    Closed,
-    Csv,
-    Gamma,
     HardwareChoice,
     Lengths,
     Memory,
     ModelChoice,
     Placement,
-    Poisson,
     Prefetch,
-    Recorded,
-    Think,
     Timeline,
     Workload,
 )

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from moesim.policies import find
-from moesim.scenario.sections import Closed, Csv
+from moesim.scenario.arrivals import Closed, Csv
 
 if TYPE_CHECKING:
     from moesim.scenario.scenario import Scenario

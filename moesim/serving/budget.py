@@ -319,6 +319,9 @@ class _Shortage:
                 if fits
                 else f"a card with at least {mebibytes}MiB"
             )
+        held_back = share.kind == "share" and self.kv < self.kv_needed
+        if not held_back and 0 < fixed + kv + held - self.capacity <= self._whole_prompts():
+            yield "batching.chunked_prefill: true"
         staging = self.scenario.memory.staging
         fitting = staging + (self.capacity - fixed - kv - held) // self.expert
         if 1 <= fitting < staging:
@@ -326,6 +329,13 @@ class _Shortage:
         slots = (self.capacity - fixed - kv) // self.expert
         if 0 <= slots < self.slots:
             yield f"cache.slots: {self._in_form(slots)}"
+
+    def _whole_prompts(self) -> int:
+        """Return the bytes of activations that prompts longer than the token budget take."""
+        if self.scenario.memory.activations is not None:
+            return 0
+        cut = _activations(self.scenario, self.shape, self.scenario.batching.token_budget)
+        return self.fixed["activations"] - cut
 
     def _in_form(self, slots: int) -> str:
         """Return at most this many slots in the form that the scenario uses."""

@@ -24,7 +24,7 @@ from moesim.machine.step_times import Event, StepTimes
 from moesim.policies.view import Key
 from moesim.serving.layers import LayerPlan
 from moesim.serving.step_sums import LoggedStep, StepFacts, add_steps
-from moesim.serving.totals import StepTotals, Totals
+from moesim.serving.totals import StepTotals
 
 CAUSE_READBACK, CAUSE_DEMAND, CAUSE_LATE, CAUSE_OTHER = range(4)
 CAUSES = ("readback", "demand", "late", "other")
@@ -337,30 +337,6 @@ class Ledger:
         show("d2h", "readback", clock, clock + step_times.sampled_ns, last)
 
     # --- read afterwards ---
-
-    def counters(self) -> tuple[int, ...]:
-        """Return the sums over all steps so far, in the order of `totals.COUNTERS`."""
-        return (
-            sum(self.hits),
-            sum(self.late_hits),
-            sum(self.rows),
-            sum(self.missed_rows),
-            self.waves_sum,
-            self.waves_events,
-            self.stepping_ns,
-            *self.busy_ns.values(),
-            *map(sum, self.stall_ns),
-            *self.moved_bytes.values(),
-            self.prefetch_useful,
-            self.prefetch_late,
-            self.prefetch_wasted,
-            self.prefetch_refused,
-        )
-
-    def totals(self) -> Totals:
-        """Return the sums of the whole run. Events and accesses are those of the log of unions."""
-        events, accesses = (int(column.sum()) for column in self.accesses_by_layer())
-        return Totals(len(self.steps), events, accesses, self.waves_max, *self.counters())
 
     def _pack(self) -> None:
         """Move the log of unions from lists into arrays, which take much less memory."""

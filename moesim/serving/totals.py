@@ -17,7 +17,7 @@ import numpy.typing as npt
 if TYPE_CHECKING:
     from moesim.serving.ledger import Ledger
 
-__all__ = ["COUNTERS", "StepTotals", "Totals"]
+__all__ = ["COUNTERS", "StepTotals", "Totals", "totals_of"]
 
 
 class Totals(NamedTuple):
@@ -52,7 +52,33 @@ class Totals(NamedTuple):
 
 
 COUNTERS = Totals._fields[4:]
-"""The sums that a ledger counts while it runs, in the order of `Ledger.counters`."""
+"""The sums that a ledger counts while it runs, in the order of `_counters`."""
+
+
+def _counters(ledger: Ledger) -> tuple[int, ...]:
+    """Return the sums over all steps so far, in the order of `COUNTERS`."""
+    return (
+        sum(ledger.hits),
+        sum(ledger.late_hits),
+        sum(ledger.rows),
+        sum(ledger.missed_rows),
+        ledger.waves_sum,
+        ledger.waves_events,
+        ledger.stepping_ns,
+        *ledger.busy_ns.values(),
+        *map(sum, ledger.stall_ns),
+        *ledger.moved_bytes.values(),
+        ledger.prefetch_useful,
+        ledger.prefetch_late,
+        ledger.prefetch_wasted,
+        ledger.prefetch_refused,
+    )
+
+
+def totals_of(ledger: Ledger) -> Totals:
+    """Return the sums of the whole run. Events and accesses are those of the log of unions."""
+    events, accesses = (int(column.sum()) for column in ledger.accesses_by_layer())
+    return Totals(len(ledger.steps), events, accesses, ledger.waves_max, *_counters(ledger))
 
 
 class StepTotals:
@@ -102,7 +128,7 @@ class StepTotals:
         )
 
     def _note(self, ledger: Ledger) -> None:
-        now = ledger.counters()
+        now = _counters(ledger)
         added = [value - before for value, before in zip(now, self._seen, strict=True)]
         self._added.append(np.array([added], np.int64))
         self._seen = now

@@ -8,6 +8,7 @@ from workloads import plan_of, run_on, tiny_scenario, tiny_trace
 
 from moesim.metrics import latency_summary, time_summary
 from moesim.serving.request import Request
+from moesim.serving.totals import totals_of
 
 
 def test_latencies_count_from_arrival_and_gaps_between_tokens() -> None:
@@ -28,6 +29,6 @@ def test_idle_time_is_what_no_step_takes() -> None:
     outcome = run_on(plan_of(tiny_scenario(workload=workload), tiny_trace(requests=3)))
     steps = outcome.ledger.step_columns()
     in_steps_ns = int((steps["finish_ns"] - steps["start_ns"]).sum())
-    idle_s = time_summary(outcome.ledger.totals(), outcome.now_ns)["idle_s"]
+    idle_s = time_summary(totals_of(outcome.ledger), outcome.now_ns)["idle_s"]
     assert idle_s == pytest.approx((outcome.now_ns - in_steps_ns) / 1e9)
     assert 0 < idle_s < outcome.now_ns / 1e9

@@ -13,8 +13,8 @@ from run_directories import run_directory
 
 from moesim.errors import MoesimError, UsageError
 from moesim.report import Run, compare_runs, load_run, load_runs, plots_for_run
+from moesim.report.distribution import latencies_ns
 from moesim.report.metrics import run_caption
-from moesim.report.runs import latencies_ns
 from moesim.report.summary import summary_tables
 from moesim.report.tabular import plain
 

@@ -20,7 +20,7 @@ from workloads import (
     tiny_trace,
 )
 
-from moesim.errors import PolicyViolation, ScenarioError
+from moesim.errors import BudgetError, PolicyViolation, ScenarioError
 from moesim.policies import find, parse_options
 from moesim.policies.batching import Batching, Queue, StepPlan, fill
 from moesim.scenario import Scenario
@@ -510,3 +510,24 @@ def test_activations_are_of_the_largest_step() -> None:
     assert activations(**refuses) == activations(**at_most)
     fits = {"token_budget": 100, "max_sequences": 4}
     assert activations(**fits, chunked_prefill=False) == activations(**fits)
+
+
+@pytest.mark.parametrize("kv", ["auto", "rest"])
+def test_memory_that_long_whole_prompts_exceed_suggests_to_cut_them(kv: str) -> None:
+    shape = plan_of(tiny_scenario(), tiny_trace()).cost.shape
+
+    def plan(vram: int, *, cut: bool, kv: str = kv) -> int:
+        batching = {"token_budget": 8, "chunked_prefill": cut}
+        data = tiny_scenario(batching=batching, memory={"kv": kv}, cache={"slots": 4})
+        return plan_budget(Scenario.model_validate(data), shape, vram, [10**5]).used_bytes
+
+    needed = plan(1 << 40, cut=True, kv="auto")
+    assert plan(needed, cut=True) <= needed
+    with pytest.raises(BudgetError, match=r"batching\.chunked_prefill: true"):
+        plan(needed, cut=False)
+    with pytest.raises(BudgetError) as too_small:
+        plan(shape.fixed_bytes, cut=False)
+    assert "chunked_prefill" not in str(too_small.value)
+    with pytest.raises(BudgetError) as cut_already:
+        plan(shape.fixed_bytes, cut=True)
+    assert "chunked_prefill" not in str(cut_already.value)

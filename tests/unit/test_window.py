@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from costed_traces import costed_trace
 from workloads import plan_of, random_case, run_on, static_trace, tiny_scenario, tiny_trace
 
 from moesim.errors import ScenarioError
@@ -18,7 +19,7 @@ from moesim.report.metrics import run_caption
 from moesim.report.runs import load_run
 from moesim.report.summary import summary_tables
 from moesim.scenario import load_scenario
-from moesim.serving.totals import Totals
+from moesim.serving.totals import Totals, totals_of
 from moesim.simulate import Outcome, result_of, run, simulate, summarise
 from moesim.window import Window, find_window
 
@@ -160,7 +161,7 @@ def test_the_sums_of_two_windows_are_those_of_the_run(seed: int) -> None:
     cut = f"{random.Random(seed).choice(finishes[:-1])}ns"
     parts = [window_of(outcome_of(case, {border: cut})) for border in ("until", "after")]
     first, second = (part.totals for part in parts)
-    total = whole.ledger.totals()
+    total = totals_of(whole.ledger)
     for name in Totals._fields:
         both = getattr(first, name), getattr(second, name)
         together = max(both) if name == "waves_max" else sum(both)
@@ -186,7 +187,7 @@ def test_folded_steps_add_to_a_window_what_single_events_add(seed: int) -> None:
 def test_a_window_changes_no_sum_of_the_whole_run(seed: int) -> None:
     case = cases(seed)
     whole = outcome_of(case)
-    assert outcome_of(case, {"skip_requests": 0}).ledger.totals() == whole.ledger.totals()
+    assert totals_of(outcome_of(case, {"skip_requests": 0}).ledger) == totals_of(whole.ledger)
 
 
 def test_copies_that_land_after_the_last_step_are_in_a_window_to_the_end(tmp_path: Path) -> None:
@@ -204,9 +205,9 @@ def test_copies_that_land_after_the_last_step_are_in_a_window_to_the_end(tmp_pat
     case = scenario, tiny_trace(requests=2)
     whole, window = outcome_of(case), outcome_of(case, {"skip_requests": 0})
     assert window.now_ns > max(window.ledger.step_columns()["finish_ns"])
-    assert window_of(window).totals == whole.ledger.totals()
+    assert window_of(window).totals == totals_of(whole.ledger)
     steps_alone = window.ledger.per_step.of(window.ledger, range(whole.ledger.num_steps))
-    assert steps_alone.prefetch_bytes < whole.ledger.totals().prefetch_bytes
+    assert steps_alone.prefetch_bytes < totals_of(whole.ledger).prefetch_bytes
 
 
 def test_borders_are_moved_to_where_no_step_runs() -> None:
@@ -217,6 +218,18 @@ def test_borders_are_moved_to_where_no_step_runs() -> None:
     summary = summarise(outcome_of(case, window))
     assert summary["steps"] == 2
     assert (summary["window_from_s"], summary["window_to_s"]) == (starts[2] / 1e9, starts[4] / 1e9)
+
+
+def test_requests_that_end_at_time_zero_are_left_out_where_the_window_skips_them() -> None:
+    """With a skipped prefill, a request of one token ends on arrival, before any step."""
+    rows = np.tile([0, 1], (27, 4, 1))
+    trace = costed_trace(rows, seq_len=[3, 3, 3, 9, 9], prompt_tokens=[3, 3, 3, 4, 4])
+    workload = {"prefill": "skip"}
+    case = tiny_scenario(workload=workload), trace
+    assert [r.token_ns[-1] for r in outcome_of(case).requests][:3] == [0, 0, 0]
+    counts = {skip: summarise(outcome_of(case, {"skip_requests": skip})) for skip in (0, 2, 3)}
+    assert [summary["window_requests"] for summary in counts.values()] == [5, 2, 2]
+    assert [summary["output_tokens"] for summary in counts.values()] == [15, 10, 10]
 
 
 def test_whatever_is_of_the_whole_run_stays_the_same() -> None:
@@ -284,6 +297,7 @@ def test_a_window_of_two_forms_is_refused(tmp_path: Path, window: str, message: 
 def test_reports_name_the_window_and_draw_no_bounds_beside_it(tmp_path: Path) -> None:
     from moesim.report.comparison import compare_runs
     from moesim.report.limits import HIT_LIMITS, TIME_LIMITS
+    from moesim.report.several import TICKS, side_by_side
 
     trace = tiny_trace(requests=4, prompt_tokens=3, output_tokens=4)
     trace.save(tmp_path / "trace")
@@ -308,3 +322,53 @@ def test_reports_name_the_window_and_draw_no_bounds_beside_it(tmp_path: Path) ->
     for bound in (*HIT_LIMITS.values(), *TIME_LIMITS.values()):
         assert np.isnan(bound(runs["part"]))
         assert not np.isnan(bound(runs["whole"]))
+    none = "Bounds are of whole runs, so these windows have none."
+    assert none in side_by_side(compare_runs([runs["part"]])).caption
+    for some in ([runs["whole"]], list(runs.values())):
+        assert TICKS in side_by_side(compare_runs(some)).caption
+
+
+def test_charts_of_a_window_draw_its_requests_and_say_what_is_of_the_whole_run(
+    tmp_path: Path,
+) -> None:
+    from moesim.report.distribution import latencies_ns
+    from moesim.report.single import hits_by_layer, stall_breakdown
+
+    trace = tiny_trace(requests=6, prompt_tokens=3, output_tokens=4)
+    trace.save(tmp_path / "trace")
+    data = tiny_scenario(
+        trace=str(tmp_path / "trace"), cache={"slots": 8}, batching={"max_sequences": 1}
+    )
+    runs = {}
+    for name, window in {"whole": "whole", "part": {"skip_requests": 2, "last": 1}}.items():
+        run({**data, "metrics": {"window": window}}, out=tmp_path / name)
+        runs[name] = load_run(tmp_path / name)
+    for each, count in zip(runs.values(), (6, 3), strict=True):
+        samples = latencies_ns(each)
+        assert len(samples["e2e"]) == count
+        assert len(samples["itl"]) == 3 * count
+        for latency, sample in samples.items():
+            p95_ms = np.percentile(sample, 95) / 1e6
+            assert p95_ms == pytest.approx(each.value(f"{latency}_p95_ms")), latency
+    lines = {}
+    for name, each in runs.items():
+        (legend,) = hits_by_layer(each).figure.legends
+        lines[name] = [text.get_text() for text in legend.get_texts()][-1]
+        for chart in (hits_by_layer(each), stall_breakdown(each)):
+            assert ("over the whole run, not only its window" in chart.caption) == each.windowed
+    assert lines["whole"] == lines["part"]
+    assert runs["whole"].value("expert_hit_rate") != runs["part"].value("expert_hit_rate")
+
+
+def test_notes_name_only_what_a_window_leaves_out() -> None:
+    scenario, trace = case_of_three()
+    few = {**scenario, "batching": {"max_sequences": 1}}
+    for window, left_out in (({"skip_requests": 1}, "first 1"), ({"last": 2}, "last 2")):
+        assert (
+            f"numbers are without the {left_out} requests"
+            in (summarise(outcome_of((few, trace), window))["caveats"])
+        )
+    assert (
+        summarise(outcome_of((scenario, trace), {"skip_requests": 0}))["caveats"]
+        == (summarise(outcome_of((scenario, trace)))["caveats"])
+    )
