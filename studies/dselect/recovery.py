@@ -98,8 +98,10 @@ RATES = (0.001, 0.3)  # log-uniform, of every gate
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Experts' outputs `[rows, n, O]` in training and held out, targets, and true weights."""
+    """Inputs, experts' outputs `[rows, n, O]` in training and held out, targets, true weights."""
 
+    inputs: Tensor  # (rows, I), of training
+    held_out_inputs: Tensor
     train: Tensor
     train_targets: Tensor  # (rows, tasks, O), with noise
     held_out: Tensor
@@ -128,7 +130,12 @@ def make_problem(cell: Cell, seed: int) -> Problem:
     truth_TN = torch.from_numpy(truth)
     clean = torch.einsum("tn,bno->bto", truth_TN, states)
     noisy = clean[:TRAINING] + NOISE * normal(TRAINING, cell.tasks, OUTPUTS)
-    return Problem(states[:TRAINING], noisy, states[TRAINING:], clean[TRAINING:], truth_TN)
+    return Problem(
+        *(x[:TRAINING], x[TRAINING:]),
+        *(states[:TRAINING], noisy),
+        *(states[TRAINING:], clean[TRAINING:]),
+        truth_TN,
+    )
 
 
 def draw_settings(gate: str, count: int, seed: int = 0) -> list[Setting]:
@@ -227,15 +234,29 @@ class Study:
 
     def runs_of(self, cell: Cell, gate: str) -> list[Run]:
         """Tune, then return the chosen setting's run of every seed."""
-        trials = [
-            self._kept(cell, gate, f"trial-{number}", setting, TUNING_SEED)
-            for number, setting in enumerate(draw_settings(gate, self.trials))
-        ]
-        best = min(trials, key=lambda run: run["snapshots"][-1]["hard_loss"])
+        best = min(self.trials_of(cell, gate), key=lambda run: run["snapshots"][-1]["hard_loss"])
+        return self.seeds_of(cell, gate, best["setting"])
+
+    def settings_of(self, gate: str) -> list[Setting]:
+        """Return the settings that a gate tries."""
+        return draw_settings(gate, self.trials)
+
+    def trials_of(self, cell: Cell, gate: str) -> list[Run]:
+        """Return a run of each setting that is tried."""
         return [
-            self._kept(cell, gate, f"seed-{seed}", best["setting"], seed)
-            for seed in range(self.seeds)
+            self._kept(cell, gate, f"trial-{number}", setting, TUNING_SEED)
+            for number, setting in enumerate(self.settings_of(gate))
         ]
+
+    def seeds_of(self, cell: Cell, gate: str, setting: Setting, name: str = "seed") -> list[Run]:
+        """Return a setting's run of every seed; `name` tells settings of one gate apart."""
+        return [
+            self._kept(cell, gate, f"{name}-{seed}", setting, seed) for seed in range(self.seeds)
+        ]
+
+    def train(self, cell: Cell, gate: str, setting: Setting, seed: int) -> Run:
+        """Return a new run."""
+        return train(gate, cell, setting, seed, self.steps)
 
     def _kept(self, cell: Cell, gate: str, name: str, setting: Setting, seed: int) -> Run:
         file = self.out / str(cell) / gate / f"{name}.json"
@@ -247,7 +268,7 @@ class Study:
             return run
         of = f"of {self.trials} trials and {self.seeds} seeds"
         print(f"\r{cell} {gate}: {name} {of}      ", end="", file=sys.stderr, flush=True)
-        run = train(gate, cell, setting, seed, self.steps) | wanted
+        run = self.train(cell, gate, setting, seed) | wanted
         partial = file.with_suffix(".partial")
         with output_errors(file):
             file.parent.mkdir(parents=True, exist_ok=True)
