@@ -45,8 +45,8 @@ from typing import Any, Final
 import recovery
 import torch
 import trained_experts
-import tuning
-from recovery import Cell, Run, Setting, reading, spread, written
+from recovery import Cell, Run, Setting
+from recovery_tables import reading, spread, written
 from trained_experts import BOUNDS, end_of
 
 from moesim.report.statistics import difference
@@ -82,21 +82,8 @@ class Choice:
 class Study(recovery.Study):
     """Runs of trained experts, tuned under the common protocol."""
 
-    def __init__(self, out: Path, *, strata: int, draws: int, seeds: int, steps: int) -> None:
-        super().__init__(out, trials=strata * draws, seeds=seeds, steps=steps)
-        self.strata, self.draws = strata, draws
-
-    def settings_of(self, gate: str) -> list[Setting]:
-        settings = tuning.draw_settings(
-            gate,
-            recovery.SPACES.get(gate, {}),
-            RATES,
-            strata=self.strata,
-            draws=self.draws,
-            shared=SHARED,
-        )
-        # Gates of few options draw equal settings, whose results are known.
-        return [setting for n, setting in enumerate(settings) if setting not in settings[:n]]
+    rates = RATES
+    shared = SHARED
 
     def train(self, cell: Cell, gate: str, setting: Setting, seed: int) -> Run:
         return trained_experts.train(gate, cell, setting, seed, self.steps).run
@@ -280,23 +267,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--cells", nargs="+", type=Cell.parse, default=list(CELLS))
     parser.add_argument("--gates", nargs="+", choices=GATES, default=list(GATES))
     parser.add_argument("--sweep-cells", nargs="*", type=Cell.parse, default=list(SWEEP_CELLS))
-    for name, value in (
-        ("strata", 4),
-        ("draws", 4),
-        ("seeds", 5),
-        ("sweep-seeds", 3),
-        ("steps", 1000),
-    ):
-        parser.add_argument(f"--{name}", type=int, default=value)
+    recovery.add_sizes(parser, strata=4, draws=4, seeds=5, sweep_seeds=3, steps=1000)
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    study = Study(
-        options.out,
-        strata=options.strata,
-        draws=options.draws,
-        seeds=options.seeds,
-        steps=options.steps,
-    )
+    study = Study(options.out, **recovery.sizes_of(options))
     results = {
         (cell, gate): study.choices(cell, gate)
         for cell, gate in product(options.cells, (*BOUNDS, *options.gates))
