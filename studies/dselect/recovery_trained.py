@@ -40,7 +40,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import recovery
 import torch
@@ -60,7 +60,7 @@ CRITERIA: Final = ("loss", "at most k")
 SWEEP_CELLS: Final = (Cell(8, 2, 16), Cell(16, 4, 128))
 ENTROPIES: Final = (0.0, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 GAMMAS: Final = (0.1, 1.0)
-Seen = dict[str, Any]
+Point = tuple[float, float, bool]  # gamma, entropy weight, and whether it ramps up
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +124,6 @@ class Study(recovery.Study):
         }
 
 
-Point = tuple[float, float, bool]
 Results = Mapping[tuple[Cell, str], Mapping[str, Choice]]
 Sweeps = Mapping[Cell, Mapping[Point, Sequence[Run]]]
 

@@ -17,10 +17,13 @@ Protocol. Settings are those that the least hardened loss chooses for 32 tasks a
 folder of such a study, where missing trials are added. The row *true supports* learns experts on
 the true supports: what a perfect choice costs. Changes are paired seed by seed; intervals are 95 %.
 
-Expected before the run, from the mechanism: a batch of mixed tasks wants more distinct experts, the
-more tasks there are, so decode first gets worse with the number of tasks. A batch of one task wants
-k experts for any number of tasks, but a stream of the same length has fewer requests of each, so
-unmixed steps are less full. Which effect prevails is what the study measures.
+Expected before the first run, from the mechanism: a batch of mixed tasks wants more distinct
+experts, the more tasks there are, so decode first gets worse with the number of tasks. A batch of
+one task wants k experts for any number of tasks, but a stream of the same length has fewer requests
+of each, so unmixed steps are less full. Which effect prevails is what the study measures.
+
+Expected after it, before `--requests 800`: if the number of waiting requests of a task limits the
+gain, 32 tasks with 800 requests (25 a task) gain about what 8 tasks gain with 200.
 """
 
 from __future__ import annotations
