@@ -10,7 +10,8 @@ serves it with an eighth, a quarter or half of the experts in memory.
 
 Measured: losses, hardened, and routing. Simulated: hits, copies, times and waits. Assumed: all
 sizes and the machine, as in `served_tasks.py` (one layer of Mixtral-8x7B, experts of 352 MB,
-rtx-3060-12gb). All requests arrive at once, 8 at a time and 32 inputs a step.
+rtx-3060-12gb). All requests arrive at once, 8 at a time and 32 inputs a step; one table has more at
+a time.
 
 Protocol. Settings are those that the least hardened loss chooses for 32 tasks among the trials of
 `recovery_trained.py`, for every number of tasks; costs of serving choose nothing. --tuned names the
@@ -23,7 +24,12 @@ one task wants k experts for any number of tasks, but a stream of the same lengt
 of each, so unmixed steps are less full. Which effect prevails is what the study measures.
 
 Expected after it, before `--requests 800`: if the number of waiting requests of a task limits the
-gain, 32 tasks with 800 requests (25 a task) gain about what 8 tasks gain with 200.
+gain, 32 tasks with 800 requests (25 a task) gain about what 8 tasks gain with 200. This was wrong:
+they gained as much as with 200. A policy is shown no more requests than may run at a time, here 8,
+however many wait.
+
+Expected after that, before `--sequences`: the gain depends on the shown requests of each task. With
+four a task (8 at a time for 2 tasks, 32 for 8, 128 for 32) it is about equal for all three.
 """
 
 from __future__ import annotations
@@ -34,7 +40,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import recovery
 import recovery_trained
@@ -57,6 +63,7 @@ from moesim.report.tabular import Table, markdown
 from moesim.simulate import run as simulate
 
 TUNED_TASKS: Final = 32
+AT_A_TIME, ROWS = served_tasks.BATCH  # most requests at a time, most rows a step
 GATES: Final = ("true_supports", *recovery_trained.GATES)
 POLICIES: Final[Mapping[str, Policies]] = {
     "decode first, LRU": {},
@@ -129,7 +136,8 @@ def mixture_of(trained: Trained, tasks: Sequence[str]) -> Mixture:
 
 # --- tables ---
 
-Serve = Callable[[Variant, int, str], Sequence[Served]]
+Serve = Callable[[Variant, int, str, int], Sequence[Served]]
+"""The simulated runs of a variant with slots, a policy, and requests at a time, seed by seed."""
 
 
 def by_loss(variants: Sequence[Variant]) -> Table:
@@ -165,9 +173,9 @@ def by_policy(variants: Sequence[Variant], serve: Serve, slots: int) -> Table:
         ],
     )
     for variant in variants:
-        first = serve(variant, slots, FIRST)
+        first = serve(variant, slots, FIRST, AT_A_TIME)
         for name in POLICIES:
-            seen = serve(variant, slots, name)
+            seen = serve(variant, slots, name, AT_A_TIME)
             table.add(
                 str(variant.cell.tasks),
                 variant.gate,
@@ -192,18 +200,22 @@ def changed(seen: Sequence[Served], first: Sequence[Served], key: str) -> str:
     )
 
 
-def by_tasks(variants: Sequence[Variant], serve: Serve, slots: Sequence[int]) -> Table:
-    """Return what each policy changes against decode first, by number of tasks."""
+def by_tasks(variants: Sequence[Variant], serve: Serve, points: Sequence[tuple[int, int]]) -> Table:
+    """Return what each policy changes against decode first, by number of tasks.
+
+    `points` are slots and requests at a time.
+    """
     others = [name for name in POLICIES if name != FIRST]
     table = Table(
         "Simulated: change of time a row against decode first with LRU, seed by seed (%)",
-        ["tasks", "gate", "slots", *others],
+        ["tasks", "gate", "slots", "requests at a time", *others],
     )
-    for variant in variants:
-        for each in slots:
-            first = serve(variant, each, FIRST)
-            cells = [changed(serve(variant, each, name), first, "ms_per_row") for name in others]
-            table.add(str(variant.cell.tasks), variant.gate, str(each), *cells)
+    for variant, (slots, at_a_time) in product(variants, points):
+        first = serve(variant, slots, FIRST, at_a_time)
+        changes = [
+            changed(serve(variant, slots, name, at_a_time), first, "ms_per_row") for name in others
+        ]
+        table.add(str(variant.cell.tasks), variant.gate, str(slots), str(at_a_time), *changes)
     return table
 
 
@@ -228,7 +240,9 @@ def by_difference(variants: Sequence[Variant], serve: Serve, slots: int) -> Tabl
         less = difference(*losses, relative=False)
         cells = [written(less, 4, sign=True), reading(less, -1)]
         for policy, key, _, digits in parts:
-            pair = [[s[key] for s in serve(each, slots, policy)] for each in (ours, variant)]
+            pair = [
+                [s[key] for s in serve(each, slots, policy, AT_A_TIME)] for each in (ours, variant)
+            ]
             less = difference(*pair, relative=False)
             cells += [written(less, digits, sign=True), reading(less, -1)]
         table.add(str(variant.cell.tasks), variant.gate, *cells)
@@ -240,14 +254,24 @@ def by_difference(variants: Sequence[Variant], serve: Serve, slots: int) -> Tabl
 
 def server(shape: Path, requests: int) -> Serve:
     """Return a function that serves a variant; a simulation that two tables need runs once."""
-    memo: dict[tuple[str, str, int, str], list[Served]] = {}
+    memo: dict[str, list[Served]] = {}
 
-    def serve(variant: Variant, slots: int, policy: str) -> list[Served]:
-        key = (str(variant.cell), variant.gate, slots, policy)
+    def serve(variant: Variant, slots: int, policy: str, at_a_time: int) -> list[Served]:
+        key = f"{variant.cell} {variant.gate}, {slots} slots, {policy}, {at_a_time} at a time"
         if key not in memo:
-            print(f"\rserving {' '.join(map(str, key))}      ", end="", file=sys.stderr, flush=True)
+            print(f"\rserving {key}      ", end="", file=sys.stderr, flush=True)
             memo[key] = [
-                served(trace, shape, slots, seed, requests, POLICIES[policy])
+                served(
+                    scenario_of(
+                        trace,
+                        shape,
+                        slots,
+                        (at_a_time, ROWS),
+                        seed,
+                        POLICIES[policy],
+                        requests=requests,
+                    )
+                )
                 for seed, trace in enumerate(variant.traces)
             ]
         return memo[key]
@@ -255,12 +279,9 @@ def server(shape: Path, requests: int) -> Serve:
     return serve
 
 
-def served(
-    trace: Path, shape: Path, slots: int, seed: int, requests: int, policies: Policies
-) -> Served:
+def served(scenario: dict[str, Any]) -> Served:
     """Return the summary of one simulated run, with bytes and time by row, and rows by step."""
-    batch = served_tasks.BATCH
-    result = simulate(scenario_of(trace, shape, slots, batch, seed, policies, requests=requests))
+    result = simulate(scenario)
     summary, rows = result.summary, sum(result.columns["requests"]["prompt_tokens"])
     return {
         **summary,
@@ -270,11 +291,15 @@ def served(
     }
 
 
-def tables(variants: Sequence[Variant], serve: Serve, slots: Sequence[int]) -> list[Table]:
-    """Return all tables."""
+def tables(
+    variants: Sequence[Variant], serve: Serve, slots: Sequence[int], sequences: Sequence[int]
+) -> list[Table]:
+    """Return all tables; more requests at a time are shown with the middle number of slots."""
+    middle = slots[len(slots) // 2]
     return [
         by_loss(variants),
-        by_tasks(variants, serve, slots),
+        by_tasks(variants, serve, [(each, AT_A_TIME) for each in slots]),
+        by_tasks(variants, serve, [(middle, each) for each in sequences]),
         *(by_policy(variants, serve, each) for each in slots),
         *(by_difference(variants, serve, each) for each in slots),
     ]
@@ -286,6 +311,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--gates", nargs="+", choices=GATES, default=list(GATES))
     parser.add_argument("--tasks", nargs="+", type=int, default=[2, 8, TUNED_TASKS])
+    parser.add_argument("--sequences", nargs="+", type=int, default=[8, 32, 128])
     parser.add_argument("--tuned", type=Path, help="the folder of a finished recovery_trained.py")
     recovery.add_sizes(parser, strata=4, draws=4, seeds=5, steps=1000)
     recovery.add_sizes(parser, experts=16, k=2, requests=200)
@@ -303,7 +329,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     ]
     shape = served_tasks.shape_for(options.k, options.experts, options.out)
     slots = [options.experts // part for part in (8, 4, 2)]
-    for table in tables(variants, server(shape, options.requests), slots):
+    for table in tables(variants, server(shape, options.requests), slots, options.sequences):
         print(markdown(table), end="\n\n")
     print(file=sys.stderr)
 

@@ -198,6 +198,7 @@ def test_served_mixtures_answer_as_measured_and_their_traces_hold_the_supports(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = [str(tmp_path), *SMALL, "--experts", "8", "--tasks", "2", "6", "--requests", "12"]
+    arguments += ["--sequences", "8", "16"]
     arguments += ["--gates", "true_supports", "dselect_k", "top_k"]
     served.main(arguments)
     first = capsys.readouterr().out
