@@ -9,32 +9,37 @@ can be compared with the truth. With frozen experts a dense mixture is an easy r
 softmax, cut to k afterwards, is the control. A gate's loss above softmax's is the price of learning
 while sparse. Softmax's price is that all experts run throughout.
 
-Every gate has the same tuning budget in every cell. `--trials` settings are drawn from its own
-space, and each is trained on one problem that no table shows. The setting with the least *hardened*
-loss is kept. Hardened means as in inference, with at most k experts; *as trained* DSelect-k may
-have more. Losses are mean squared errors on new inputs over the target's variance. Intervals are
-95 % over seeds, of the mean over a seed's tasks. All gates of a seed see one problem and the same
-batches.
+Every gate has the same tuning in every cell (`tuning.py`): the same learning rates, and as many
+trials of its own options at each. A gate of few options draws equal settings, which run once. Each
+trial runs on one problem that no table shows. The setting with the least *hardened* loss is kept.
+Hardened means as in inference, with at most k experts; *as trained* DSelect-k may have more. Losses
+are mean squared errors on new inputs over the target's variance. Intervals are 95 % over seeds, of
+the mean over a seed's tasks. All gates of a seed see one problem and the same batches.
 
-Each finished run is kept in OUT, and a killed study resumes there. It takes about ten minutes on
-one idle core.
+Each finished run is kept in OUT, and a killed study resumes there. It took 21 minutes on about a
+third of a shared core.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 import recovery_plots
 import torch
+import tuning
+from recovery_tables import TABLES
+from recovery_tables import reading as reading
+from recovery_tables import spread as spread
+from recovery_tables import written as written
 from torch import Tensor
 
 from moesim.errors import MoesimError, UsageError
@@ -42,8 +47,7 @@ from moesim.files import output_errors, write_json
 from moesim.models.gates import GATES, Gate
 from moesim.models.gates.dselect_k import Ramp
 from moesim.models.gates.mixing import activity
-from moesim.report.statistics import Estimate, difference, estimate
-from moesim.report.tabular import Table, markdown
+from moesim.report.tabular import markdown
 
 INPUTS, HIDDEN, OUTPUTS = 10, 16, 4
 TRAINING, HELD_OUT, BATCH = 2048, 1024, 32
@@ -93,13 +97,15 @@ SPACES: Mapping[str, Mapping[str, Sequence[Any]]] = {
     "softmax": {},
 }
 GATES_SHOWN = ("dselect_k", "top_k", "noisy_top_k", "softmax")
-RATES = (0.001, 0.3)  # log-uniform, of every gate
+RATES = (0.001, 0.3)  # bounds, of every gate
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Experts' outputs `[rows, n, O]` in training and held out, targets, and true weights."""
+    """Inputs, experts' outputs `[rows, n, O]` in training and held out, targets, true weights."""
 
+    inputs: Tensor  # (rows, I), of training
+    held_out_inputs: Tensor
     train: Tensor
     train_targets: Tensor  # (rows, tasks, O), with noise
     held_out: Tensor
@@ -128,20 +134,12 @@ def make_problem(cell: Cell, seed: int) -> Problem:
     truth_TN = torch.from_numpy(truth)
     clean = torch.einsum("tn,bno->bto", truth_TN, states)
     noisy = clean[:TRAINING] + NOISE * normal(TRAINING, cell.tasks, OUTPUTS)
-    return Problem(states[:TRAINING], noisy, states[TRAINING:], clean[TRAINING:], truth_TN)
-
-
-def draw_settings(gate: str, count: int, seed: int = 0) -> list[Setting]:
-    """Draw `count` settings from a gate's space; the first ones do not depend on the count."""
-    rng = np.random.default_rng([seed, sorted(SPACES).index(gate)])
-    low, high = map(math.log, RATES)
-    return [
-        {
-            "lr": float(math.exp(rng.uniform(low, high))),
-            **{key: values[int(rng.integers(len(values)))] for key, values in SPACES[gate].items()},
-        }
-        for _ in range(count)
-    ]
+    return Problem(
+        *(x[:TRAINING], x[TRAINING:]),
+        *(states[:TRAINING], noisy),
+        *(states[TRAINING:], clean[TRAINING:]),
+        truth_TN,
+    )
 
 
 def make_gate(name: str, cell: Cell, setting: Setting, steps: int) -> Gate:
@@ -219,23 +217,53 @@ def exact_support(weights_TN: Tensor, truth_TN: Tensor) -> float:
 class Study:
     """Runs kept in a folder: cell / gate / trial or seed. Runs with other settings are refused."""
 
-    def __init__(self, out: Path, *, trials: int, seeds: int, steps: int) -> None:
-        for name, value in (("trials", trials), ("seeds", seeds), ("steps", steps)):
+    rates = RATES
+    shared: Mapping[str, Sequence[Any]] = MappingProxyType({})  # options that every gate has
+
+    def __init__(self, out: Path, *, strata: int, draws: int, seeds: int, steps: int) -> None:
+        for name, value in (
+            *(("strata", strata), ("draws", draws)),
+            *(("seeds", seeds), ("steps", steps)),
+        ):
             if value < 1:
                 raise UsageError(f"{name} ({value}) must be at least 1")
-        self.out, self.trials, self.seeds, self.steps = out, trials, seeds, steps
+        self.out, self.strata, self.draws = out, strata, draws
+        self.seeds, self.steps = seeds, steps
 
     def runs_of(self, cell: Cell, gate: str) -> list[Run]:
         """Tune, then return the chosen setting's run of every seed."""
-        trials = [
-            self._kept(cell, gate, f"trial-{number}", setting, TUNING_SEED)
-            for number, setting in enumerate(draw_settings(gate, self.trials))
-        ]
-        best = min(trials, key=lambda run: run["snapshots"][-1]["hard_loss"])
+        best = min(self.trials_of(cell, gate), key=lambda run: run["snapshots"][-1]["hard_loss"])
+        return self.seeds_of(cell, gate, best["setting"])
+
+    def settings_of(self, gate: str) -> list[Setting]:
+        """Return the different settings that a gate tries."""
+        settings = tuning.draw_settings(
+            gate,
+            SPACES.get(gate, {}),
+            self.rates,
+            strata=self.strata,
+            draws=self.draws,
+            shared=self.shared,
+        )
+        # Gates of few options draw equal settings, whose results are known.
+        return [setting for n, setting in enumerate(settings) if setting not in settings[:n]]
+
+    def trials_of(self, cell: Cell, gate: str) -> list[Run]:
+        """Return a run of each setting that is tried."""
         return [
-            self._kept(cell, gate, f"seed-{seed}", best["setting"], seed)
-            for seed in range(self.seeds)
+            self._kept(cell, gate, f"trial-{number}", setting, TUNING_SEED)
+            for number, setting in enumerate(self.settings_of(gate))
         ]
+
+    def seeds_of(self, cell: Cell, gate: str, setting: Setting, name: str = "seed") -> list[Run]:
+        """Return a setting's run of every seed; `name` tells settings of one gate apart."""
+        return [
+            self._kept(cell, gate, f"{name}-{seed}", setting, seed) for seed in range(self.seeds)
+        ]
+
+    def train(self, cell: Cell, gate: str, setting: Setting, seed: int) -> Run:
+        """Return a new run."""
+        return train(gate, cell, setting, seed, self.steps)
 
     def _kept(self, cell: Cell, gate: str, name: str, setting: Setting, seed: int) -> Run:
         file = self.out / str(cell) / gate / f"{name}.json"
@@ -245,9 +273,9 @@ class Study:
             if any(run[key] != value for key, value in wanted.items()):
                 raise UsageError(f"{file} was made with other settings; choose another folder")
             return run
-        of = f"of {self.trials} trials and {self.seeds} seeds"
+        of = f"of {self.strata * self.draws} trials and {self.seeds} seeds"
         print(f"\r{cell} {gate}: {name} {of}      ", end="", file=sys.stderr, flush=True)
-        run = train(gate, cell, setting, seed, self.steps) | wanted
+        run = self.train(cell, gate, setting, seed) | wanted
         partial = file.with_suffix(".partial")
         with output_errors(file):
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -257,104 +285,15 @@ class Study:
         return run
 
 
-Results = dict[tuple[Cell, str], list[Run]]
-COLUMNS: Mapping[str, tuple[str, int]] = {  # a snapshot's key: its header, and digits
-    "hard_loss": ("loss hardened", 3),
-    "loss": ("as trained", 3),
-    "hard_exact": ("exact support hardened", 2),
-    "exact": ("as trained", 2),
-    "non_zeros": ("non-zeros", 2),
-    "most_non_zeros": ("most", 1),
-}
+def add_sizes(parser: argparse.ArgumentParser, **defaults: int) -> None:
+    """Add the arguments that `Study` needs, or others that are numbers."""
+    for name, value in defaults.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=value)
 
 
-def by_gate(results: Results) -> Table:
-    """Return the results of every gate at the end of training."""
-    headers = [header for header, _ in COLUMNS.values()]
-    table = Table(
-        "At the end of training", ["n x k x tasks", "gate", *headers, "active in training"]
-    )
-    for (cell, gate), runs in results.items():
-        ends = [spread(_ends(runs, key), digits) for key, (_, digits) in COLUMNS.items()]
-        active = [_mean(s["active_share"] for s in run["snapshots"]) for run in runs]
-        table.add(str(cell), gate, *ends, spread(active, 2))
-    return table
-
-
-def by_difference(results: Results) -> Table:
-    """Return DSelect-k less every other gate, seed by seed."""
-    table = Table(
-        "DSelect-k less the other gate (hardened)",
-        ["n x k x tasks", "other gate", "loss", "reading", "exact support", "reading"],
-    )
-    for (cell, gate), runs in results.items():
-        ours = results.get((cell, "dselect_k"))
-        if ours is None or gate == "dselect_k":
-            continue
-        cells = []
-        for key, digits, good in (("hard_loss", 3, -1), ("hard_exact", 2, 1)):
-            less = difference(_ends(ours, key), _ends(runs, key), relative=False)
-            cells += [written(less, digits, sign=True), reading(less, good)]
-        table.add(str(cell), gate, *cells)
-    return table
-
-
-def by_step(results: Results) -> Table:
-    """Return exact support hardened and non-zeros as trained, along training."""
-    parts = (0, 0.1, 0.25, 0.5, 1)
-    table = Table(
-        "Along training: exact support hardened / non-zeros as trained",
-        ["n x k x tasks", "gate", *(f"{part:.0%} of steps" for part in parts)],
-    )
-    for (cell, gate), runs in results.items():
-        last = len(runs[0]["snapshots"]) - 1
-        cells = []
-        for part in parts:
-            at = [run["snapshots"][round(part * last)] for run in runs]
-            exact, non_zeros = (_mean(s[key] for s in at) for key in ("hard_exact", "non_zeros"))
-            cells.append(f"{exact:.2f} / {non_zeros:.1f}")
-        table.add(str(cell), gate, *cells)
-    return table
-
-
-def by_setting(results: Results) -> Table:
-    """Return the settings that tuning chose."""
-    table = Table("Chosen settings", ["n x k x tasks", "gate", "setting"])
-    for (cell, gate), runs in results.items():
-        setting = {k: f"{v:.3g}" if k == "lr" else str(v) for k, v in runs[0]["setting"].items()}
-        table.add(str(cell), gate, ", ".join(f"{key} {value}" for key, value in setting.items()))
-    return table
-
-
-def reading(less: Estimate, good: int) -> str:
-    """Return ahead or behind if the interval excludes zero; `good` is the better sign."""
-    if less.half is None:
-        return "one seed"
-    if less.low <= 0 <= less.high:
-        return "not seen"
-    return "ahead" if less.mean * good > 0 else "behind"
-
-
-def spread(values: Sequence[float], digits: int) -> str:
-    """Return a mean and half its 95 % interval over seeds, as text."""
-    return written(estimate(values), digits)
-
-
-def written(value: Estimate, digits: int, *, sign: bool = False) -> str:
-    """Return a mean and half its interval, if it has one, as text."""
-    text = f"{value.mean:{'+' if sign else ''}.{digits}f}"
-    return text if value.half is None else f"{text} ± {value.half:.{digits}f}"
-
-
-def _ends(runs: Sequence[Run], key: str) -> list[float]:
-    return [run["snapshots"][-1][key] for run in runs]
-
-
-def _mean(values: Any) -> float:
-    return float(np.mean(list(values)))
-
-
-TABLES: Sequence[Callable[[Results], Table]] = (by_gate, by_difference, by_step, by_setting)
+def sizes_of(options: argparse.Namespace) -> dict[str, int]:
+    """Return the arguments of `Study`."""
+    return {name: getattr(options, name) for name in ("strata", "draws", "seeds", "steps")}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -363,13 +302,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--cells", nargs="+", type=Cell.parse, default=list(CELLS))
     parser.add_argument("--gates", nargs="+", choices=sorted(SPACES), default=list(GATES_SHOWN))
-    parser.add_argument("--trials", type=int, default=16)
-    parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--steps", type=int, default=1000)
+    add_sizes(parser, strata=8, draws=2, seeds=10, steps=1000)
     parser.add_argument("--plot", type=Path, help="folder for plots (default: OUT/plots)")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    study = Study(options.out, trials=options.trials, seeds=options.seeds, steps=options.steps)
+    study = Study(options.out, **sizes_of(options))
     results = {
         (cell, gate): study.runs_of(cell, gate)
         for cell, gate in product(options.cells, options.gates)

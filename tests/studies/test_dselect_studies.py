@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ torch.set_num_threads(1)
 
 recovery = study("dselect", "recovery")
 CELL = recovery.Cell(4, 2, 3)
-SMALL = ["--cells", "4x2x3", "--trials", "2", "--seeds", "2", "--steps", "40"]
+SMALL = ["--cells", "4x2x3", "--strata", "2", "--draws", "1", "--seeds", "2", "--steps", "40"]
 
 
 def test_a_problem_mixes_k_experts_a_task_with_weights_that_matter() -> None:
@@ -56,11 +57,14 @@ def test_a_gate_that_holds_the_truth_scores_as_the_truth() -> None:
     assert (seen["non_zeros"], seen["most_non_zeros"], seen["active_share"]) == (2, 2, 0.5)
 
 
-def test_every_gate_is_tuned_by_the_same_number_of_settings_of_its_own_space() -> None:
+def test_every_gate_tries_the_same_rates_and_runs_equal_settings_once(tmp_path: Path) -> None:
+    study_of_all = recovery.Study(tmp_path, strata=3, draws=60, seeds=1, steps=1)
+    rates = {setting["lr"] for setting in study_of_all.settings_of("top_k")}
+    assert len(rates) == 3
     for gate, space in recovery.SPACES.items():
-        settings = recovery.draw_settings(gate, 30)
-        assert recovery.draw_settings(gate, 5) == settings[:5]
-        assert len({setting["lr"] for setting in settings}) == 30
+        settings = study_of_all.settings_of(gate)
+        assert {setting["lr"] for setting in settings} == rates
+        assert len(settings) == 3 * len(list(product(*space.values())))
         for key, values in space.items():
             assert {setting[key] for setting in settings} == set(values)
 
@@ -94,16 +98,16 @@ def test_a_study_keeps_every_run_resumes_and_prints_losses_beside_wins(
 
 
 def test_runs_made_otherwise_are_refused(tmp_path: Path) -> None:
-    one = recovery.Study(tmp_path, trials=1, seeds=1, steps=5)
+    one = recovery.Study(tmp_path, strata=1, draws=1, seeds=1, steps=5)
     one.runs_of(CELL, "top_k")
     with pytest.raises(UsageError, match="made with other settings; choose another folder"):
-        recovery.Study(tmp_path, trials=1, seeds=1, steps=6).runs_of(CELL, "top_k")
+        recovery.Study(tmp_path, strata=1, draws=1, seeds=1, steps=6).runs_of(CELL, "top_k")
     with pytest.raises(UsageError, match=r"seeds \(0\) must be at least 1"):
-        recovery.Study(tmp_path, trials=1, seeds=0, steps=6)
+        recovery.Study(tmp_path, strata=1, draws=1, seeds=0, steps=6)
 
 
 def test_the_setting_with_the_least_hardened_loss_is_kept(tmp_path: Path) -> None:
-    runs = recovery.Study(tmp_path, trials=4, seeds=1, steps=30).runs_of(CELL, "top_k")
+    runs = recovery.Study(tmp_path, strata=4, draws=1, seeds=1, steps=30).runs_of(CELL, "top_k")
     trials = [json.loads(file.read_text()) for file in tmp_path.rglob("trial-*.json")]
     best = min(trials, key=lambda run: run["snapshots"][-1]["hard_loss"])
     assert len(trials) == 4
