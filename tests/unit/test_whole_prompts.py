@@ -355,7 +355,9 @@ BROKEN: list[tuple[str, Callable[[Queue], StepPlan], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("answer", "message"), [case[1:] for case in BROKEN], ids=lambda c: str(c))
+@pytest.mark.parametrize(
+    ("answer", "message"), [case[1:] for case in BROKEN], ids=[case[0] for case in BROKEN]
+)
 def test_a_plan_that_breaks_the_rules_is_refused(
     answer: Callable[[Queue], StepPlan], message: str
 ) -> None:
