@@ -13,14 +13,15 @@ Rate, batch cap, concurrency and popularity are not given. This was stated befor
    trace), prompts and outputs scaled to the assumed means and cut at Llama-2's context of 4,096,
    because the trace's own prompts (2,048 tokens) and outputs (28) are no chat. Means are assumed:
    64 prompt and 124 output tokens. Prefill: `chunked`, or `whole` prompts. `domains` is run with
-   geometric lengths only, `skewed` also with fixed ones. Without --azure its families are left out, with a note.
+   geometric lengths only, `skewed` also with fixed ones. Without --azure its families are left
+   out, with a note.
 2. Assumed: N closed clients that do not think, of which all may run; 7 experts, all in GPU memory;
    defaults of expert-aware batching; the profile a100-80gb. The window leaves out the first N and
    the last N requests that end.
 3. Fitted on the baselines, for each family: only the batch cap C (tokens a step), at N = 2 C, on
    seeds 1000 to 1002, by least (U_decode - 5.08)^2 + (U_prefill - 5.21)^2. C is searched from 4 to
-   128: powers of two first, then the middles beside the best, until its neighbours are done. The
-   fit is then shown on the table's seeds: U with intervals, whether both are within 0.15, and the
+   128: the values of `CAPS` first, then the middles beside the best, until its neighbours are
+   done. The fit is then shown on the table's seeds: U with intervals, whether both are within 0.15, and the
    order of the two (paper: decode below prefill), paired by seed.
 4. Seen: U of all three policies over N / C at this C, on the table's seeds. No figure of
    expert-aware batching has been used so far. If no N / C gave 3.51, the paper's mechanism would
