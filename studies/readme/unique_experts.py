@@ -21,8 +21,8 @@ Rate, batch cap, concurrency and popularity are not given. This was stated befor
 3. Fitted on the baselines, for each family: only the batch cap C (tokens a step), at N = 2 C, on
    seeds 1000 to 1002, by least (U_decode - 5.08)^2 + (U_prefill - 5.21)^2. C is searched from 4 to
    128: the values of `CAPS` first, then the middles beside the best, until its neighbours are
-   done. The fit is then shown on the table's seeds: U with intervals, whether both are within 0.15, and the
-   order of the two (paper: decode below prefill), paired by seed.
+   done. The fit is then shown on the table's seeds: U with intervals, whether both are within
+   0.15, and the order of the two (paper: decode below prefill), paired by seed.
 4. Seen: U of all three policies over N / C at this C, on the table's seeds. No figure of
    expert-aware batching has been used so far. If no N / C gave 3.51, the paper's mechanism would
    not be what is simulated.
