@@ -59,6 +59,7 @@ Latency = Callable[[int], dict[str, float]]
 def main() -> None:
     forms = {"A": fitted_to_batch, "B": fitted_to_unique, "C": roofline}
     predictions = {(f, k): form(k)(HELD_OUT) for f, form in forms.items() for k in PUBLISHED}
+    print("```sh\npython studies/readme/table8.py\n```", end="\n\n")
     print(markdown(errors(predictions)), end="\n\n")
     print(markdown(residuals({"A": fitted_to_batch, "B": fitted_to_unique})), end="\n\n")
     print(markdown(step_explained()), end="\n\n")
