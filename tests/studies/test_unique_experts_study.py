@@ -254,6 +254,19 @@ def test_where_more_wait_than_fit_expert_aware_batches_want_fewer_experts() -> N
         assert all(found["expert_aware"] < found[policy] - 0.5 for policy in unique.BASELINES)
 
 
+def test_decodes_that_take_turns_finish_together() -> None:
+    """With room for half of the decodes, each is served in every other step."""
+    family = serving.Family("uniform", "fixed", True)
+    setting = serving.Setting(family, cap=2, clients=4, counted=4)
+    runs = {
+        name: serving.serve(setting, name, 0, None)
+        for name in (gains.ROTATING, "prefill_first", "decode_first")
+    }
+    pauses = {name: run.pause_steps for name, run in runs.items()}
+    assert pauses[gains.ROTATING] < pauses["prefill_first"] / 2
+    assert pauses["decode_first"] == 0
+
+
 # Runs are kept
 
 
@@ -295,7 +308,8 @@ def test_the_study_prints_all_its_tables_and_draws_its_chart(
     unique.main([str(tmp_path / "out"), "--seeds", "2", "--requests", "3"])
     out, err = capsys.readouterr()
     titles = ("Fitted batch caps", "Unique experts per batch over", "N / C at which", "Predicted",
-              "Slope of", "Fitted to the gain", "Options of", "Longest before")  # fmt: skip
+              "Slope of", "Not in the protocol", "Fitted to the gain", "Options of",
+              "Longest before")  # fmt: skip
     for title in titles:
         assert f"### {title}" in out
     assert "| uniform, geometric, chunked | " in out
