@@ -11,13 +11,15 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
+from rotating import NAME as ROTATING
+from rotating import InTurns
 
 from moesim.errors import UsageError
 from moesim.files import output_errors, write_json
@@ -190,7 +192,11 @@ def _name(setting: Setting, policy: str, seed: int) -> str:
 def serve(setting: Setting, policy: str, seed: int, azure: Path | None) -> Seen:
     """Simulate a run."""
     trace = workload(setting.family, setting.requests, setting.layers, seed, azure)
-    result = result_of(prepare(setting.scenario(policy, seed), trace))
+    if policy == ROTATING:
+        plan = replace(prepare(setting.scenario("prefill_first", seed), trace), observer=InTurns())
+    else:
+        plan = prepare(setting.scenario(policy, seed), trace)
+    result = result_of(plan)
     summary = result.summary
     return Seen(
         summary["unique_experts_per_event_mean"],

@@ -7,15 +7,14 @@ later ones pause. A server that puts each request back at the end of a queue ser
 from __future__ import annotations
 
 from itertools import chain
-from typing import Any
+from typing import Any, Final
 
 from moesim.policies.batching.base import Batching, Queue, StepPlan, fill
-from moesim.policies.registry import register
+from moesim.policies.eviction import Eviction
 
-NAME = "rotating_prefill_first"
+NAME: Final = "rotating_prefill_first"
 
 
-@register("batching", NAME)
 class RotatingPrefillFirst(Batching):
     """Prompts first, then decodes, those that were served longest ago first."""
 
@@ -34,3 +33,18 @@ class RotatingPrefillFirst(Batching):
         self._step += 1
         self._last_served |= {request.index: self._step for request, _ in plan}
         return plan
+
+
+class InTurns:
+    """Observer of a plan that replaces its batching policy by `RotatingPrefillFirst`.
+
+    So the policy needs no entry among those that scenarios can name.
+    """
+
+    def batching(self, policy: Batching) -> Batching:
+        """Return the policy that forms the steps."""
+        return RotatingPrefillFirst()
+
+    def eviction(self, cache: int, policy: Eviction) -> Eviction:
+        """Return the scenario's own eviction policy."""
+        return policy
