@@ -65,10 +65,21 @@ class DecoupledKnobs:
         return None
 
 
-def synthesize_decoupled(knobs: DecoupledKnobs) -> Trace:
-    """Draw a top-1 trace of router kind `decoupled`. Raise `UsageError` for impossible knobs."""
+def synthesize_decoupled(
+    knobs: DecoupledKnobs, lengths: npt.NDArray[np.int64] | None = None
+) -> Trace:
+    """Draw a top-1 trace of router kind `decoupled`.
+
+    `lengths` (requests, 2), if given, are each request's prompt and output tokens; they replace
+    those of the knobs. Raise `UsageError` for impossible knobs or lengths.
+    """
     if problem := knobs.problem():
         raise UsageError(f"synthetic decoupled trace: {problem}")
+    if lengths is not None and (lengths.shape != (knobs.requests, 2) or lengths.min() < 1):
+        raise UsageError(
+            f"synthetic decoupled trace: lengths must have the shape ({knobs.requests}, 2) and be "
+            f"at least 1; their shape is {lengths.shape}"
+        )
     # A stream of its own: other users of the same seed draw other numbers.
     rng = np.random.default_rng(np.random.SeedSequence(knobs.seed, spawn_key=(0xDEC0,)))
     prompts, outputs = (
@@ -77,18 +88,20 @@ def synthesize_decoupled(knobs: DecoupledKnobs) -> Trace:
         else np.full(knobs.requests, mean)
         for mean in (knobs.prompt_tokens, knobs.output_tokens)
     )
+    if lengths is not None:
+        prompts, outputs = lengths.T
     orders = [rng.permutation(knobs.num_experts) for _ in range(knobs.domains)]
     domains = np.arange(knobs.requests) % knobs.domains
-    lengths = prompts + outputs - 1  # the last token is never fed back, so it has no row
+    rows = prompts + outputs - 1  # the last token is never fed back, so it has no row
     ids_B = np.concatenate(
         [
-            orders[domain][_chain(knobs, rng, rows)]
-            for domain, rows in zip(domains.tolist(), lengths.tolist(), strict=True)
+            orders[domain][_chain(knobs, rng, count)]
+            for domain, count in zip(domains.tolist(), rows.tolist(), strict=True)
         ]
     )
     return Trace.from_arrays(
         expert_ids=np.broadcast_to(ids_B[:, None, None], (len(ids_B), knobs.num_layers, 1)),
-        seq_len=lengths,
+        seq_len=rows,
         prompt_tokens=prompts,
         num_experts=knobs.num_experts,
         domain=[f"synthetic {domain}" for domain in domains.tolist()],

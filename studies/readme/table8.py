@@ -21,7 +21,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import pairwise, product
-from math import comb
+from math import comb, log
 from typing import Final
 
 import numpy as np
@@ -59,9 +59,11 @@ Latency = Callable[[int], dict[str, float]]
 def main() -> None:
     forms = {"A": fitted_to_batch, "B": fitted_to_unique, "C": roofline}
     predictions = {(f, k): form(k)(HELD_OUT) for f, form in forms.items() for k in PUBLISHED}
+    print("```sh\npython studies/readme/table8.py\n```", end="\n\n")
     print(markdown(errors(predictions)), end="\n\n")
     print(markdown(residuals({"A": fitted_to_batch, "B": fitted_to_unique})), end="\n\n")
     print(markdown(step_explained()), end="\n\n")
+    print(markdown(expert_slopes()), end="\n\n")
     before, after = FEWER
     for kind in PUBLISHED:
         print(
@@ -140,16 +142,63 @@ def published(kind: str, batch: int) -> dict[str, float]:
     return {part: times[place] for part, times in PUBLISHED[kind].items()}
 
 
+def expert_ms() -> float:
+    """Return what one more unique expert costs in all layers by the roofline, in ms a step."""
+    cost = CostModel(load_hardware("a100-80gb"), named_shape(SHAPE))
+    return _expert_ns(cost) * cost.shape.num_layers / _MS
+
+
+def slope_over(kind: str, first: int, last: int) -> float:
+    """Return what one more unique expert costs between two batches of the table, in ms a step."""
+    gained = published(kind, last)["experts"] - published(kind, first)["experts"]
+    return gained / (unique_experts(last) - unique_experts(first))
+
+
+def slope_of_form_b(kind: str) -> float:
+    """Return what one more unique expert costs by form B, in ms a step."""
+    latency = fitted_to_unique(kind)
+    gained = latency(20)["experts"] - latency(5)["experts"]
+    return gained / (unique_experts(20) - unique_experts(5))
+
+
+def batch_of(unique: float) -> float:
+    """Return how many independent tokens want this number of experts in the mean."""
+    return log(1 - unique / NUM_EXPERTS) / log(1 - 1 / NUM_EXPERTS)
+
+
+def step_ms(kind: str, unique: float) -> float:
+    """Return the table's step in ms, interpolated at the batch that wants `unique` experts."""
+    sums = [sum(published(kind, batch).values()) for batch in BATCHES]
+    return float(np.interp(batch_of(unique), BATCHES, sums))
+
+
 def saved_by_fewer(kind: str) -> float:
     """Return form B's saving, as a share of a step, for fewer unique experts in one batch size."""
     before, after = FEWER
-    latency = fitted_to_unique(kind)
-    slope = (latency(20)["experts"] - latency(5)["experts"]) / (
-        unique_experts(20) - unique_experts(5)
-    )
     # The paper's unique experts are those of some batch size, which it does not give.
     batch = min(range(1, 31), key=lambda size: abs(unique_experts(size) - before))
-    return slope * (before - after) / sum(latency(batch).values())
+    return slope_of_form_b(kind) * (before - after) / sum(fitted_to_unique(kind)(batch).values())
+
+
+def expert_slopes() -> Table:
+    """Return the cost of one more unique expert, and what fewer experts save of a step by it."""
+    before, after = FEWER
+    table = Table(
+        f"One more unique expert (ms a step), and what {before} becoming {after} saves of a step",
+        ["router", "from", "ms", "saved (%)"],
+    )
+    for kind in PUBLISHED:
+        step = step_ms(kind, before)
+        slopes = {
+            "batches 5 to 10": slope_over(kind, 5, 10),
+            "batches 5 to 20": slope_over(kind, 5, 20),
+            "batches 5 to 30": slope_over(kind, 5, 30),
+            "form B": slope_of_form_b(kind),
+            "the roofline, in a step as long": expert_ms(),
+        }
+        for name, slope in slopes.items():
+            table.add(kind, name, f"{slope:.2f}", f"{100 * slope * (before - after) / step:.1f}")
+    return table
 
 
 def errors(predictions: Mapping[tuple[str, str], Mapping[str, float]]) -> Table:
@@ -190,7 +239,7 @@ def step_explained() -> Table:
     flops = hardware.flops_per_s * hardware.compute_efficiency
     pairs = list(pairwise(BATCHES))
 
-    one_ms = _expert_ns(cost) * layers / _MS
+    one_ms = expert_ms()
     causes: dict[str, Callable[[int], float]] = {
         "unique experts": unique_experts,
         "reading their weights (ms)": lambda b: unique_experts(b) * one_ms,

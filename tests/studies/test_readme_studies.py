@@ -6,7 +6,6 @@ import sys
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -18,9 +17,8 @@ from moesim.report.statistics import Estimate
 from moesim.simulate import prepare, result_of
 from moesim.trace import DecoupledKnobs, synthesize_decoupled
 
-table8, unique, prefetch, table4_served, loads_module = (
-    study("readme", name)
-    for name in ("table8", "unique_experts", "prefetch", "table4_served", "loads")
+table8, prefetch, table4_served, loads_module = (
+    study("readme", name) for name in ("table8", "prefetch", "table4_served", "loads")
 )
 accuracy = study("readme", "accuracy")
 routers = study("readme", "routers")
@@ -115,83 +113,31 @@ def test_what_fewer_experts_save_is_the_slope_of_form_b() -> None:
     assert table8.saved_by_fewer("AR") == pytest.approx(slope * 1.57 / step)
 
 
+def test_slopes_of_table_8_are_those_of_its_cells() -> None:
+    gained = 7 * ((6 / 7) ** 5 - (6 / 7) ** 20)
+    assert table8.slope_over("AR", 5, 20) == pytest.approx((22.99 - 21.75) / gained)
+    assert table8.slope_over("TR", 5, 20) == pytest.approx((24.97 - 22.43) / gained)
+    assert table8.expert_ms() == pytest.approx(
+        32 * 3 * 4096 * 5504 * 2 / (0.8 * 2039e9) * 1e3, rel=1e-4
+    )
+
+
+def test_a_step_of_table_8_is_read_at_the_batch_that_wants_as_many_experts() -> None:
+    for batch in table8.BATCHES:
+        wanted = table8.unique_experts(batch)
+        assert table8.batch_of(wanted) == pytest.approx(batch)
+        assert table8.step_ms("AR", wanted) == pytest.approx(
+            sum(table8.published("AR", batch).values())
+        )
+    assert 40.55 < table8.step_ms("AR", 5.08) < 41.27
+
+
 def test_table_8_prints_its_errors(capsys: pytest.CaptureFixture[str]) -> None:
     table8.main()
     printed = capsys.readouterr().out
     for form in "ABC":
         for kind in ("TR", "AR"):
             assert f"| {form} | {kind} | sum of these |" in printed
-
-
-# Unique experts per batch
-
-SMALL = unique.Setting(rate_per_s=100.0, cap=8, skew=0.0, requests=12, output_tokens=24)
-
-
-def test_the_calibration_runs_the_baselines_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
-
-    def fake(setting: Any, policy: str, seed: int) -> Any:
-        asked.append((policy, seed))
-        return unique.Seen(6.0 if policy == "decode_first" else 4.0, *[0.0] * 6)
-
-    monkeypatch.setattr(unique, "run", fake)
-    assert unique.baselines(SMALL) == (6.0, 4.0)
-    assert set(asked) == set(product(unique.BASELINES, unique.CALIBRATION_SEEDS))
-
-
-def test_the_fit_is_least_squares_to_the_two_baselines() -> None:
-    near, far, further = (replace(SMALL, skew=skew) for skew in (0.0, 0.5, 1.0))
-    uniques = {far: (5.3, 5.0), near: (5.1, 5.1), further: (2.0, 2.0)}
-    assert unique.fitted(uniques) == near
-    assert [unique.is_near(uniques[point]) for point in (near, far)] == [True, False]
-    assert unique.loss((5.08, 5.21)) == 0
-
-
-def test_gains_are_paired_by_seed() -> None:
-    def seen(mean_ms: float, p95_ms: float) -> Any:
-        return unique.Seen(1.0, mean_ms, p95_ms, 0, 0.0, 0, 0.0)
-
-    found = {
-        "decode_first": [seen(10, 20), seen(100, 100)],
-        "expert_aware": [seen(9, 22), seen(90, 110)],
-    }
-    mean, p95 = unique.gains(found, "decode_first")
-    assert (mean.mean, mean.half) == pytest.approx((-0.1, 0.0))
-    assert (p95.mean, p95.half) == pytest.approx((0.1, 0.0))
-
-
-def test_a_gap_to_a_published_range_is_counted_from_its_nearer_end() -> None:
-    assert [unique.outside(x, (-6.0, -5.0)) for x in (-8.0, -5.5, 1.0)] == [-2.0, 0.0, 6.0]
-
-
-def test_where_more_wait_than_fit_expert_aware_batches_want_fewer_experts() -> None:
-    found = {policy: unique.run(SMALL, policy, 0) for policy in unique.PAPER}
-    for policy in unique.BASELINES:
-        assert found["expert_aware"].unique < found[policy].unique
-    assert all(1 <= seen.unique <= 7 for seen in found.values())
-
-
-def test_all_experts_are_there_from_the_start() -> None:
-    knobs = DecoupledKnobs(requests=2, num_layers=32)
-    summary = result_of(prepare(SMALL.scenario("fcfs", 0), synthesize_decoupled(knobs))).summary
-    assert summary["misses"] == summary["h2d_bytes"] == 0
-    few = replace(SMALL, slots=2).scenario("fcfs", 0)
-    assert result_of(prepare(few, synthesize_decoupled(knobs))).summary["misses"] > 0
-
-
-def test_the_study_of_unique_experts_prints_all_its_tables(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(unique, "RATES", (100.0,))
-    monkeypatch.setattr(unique, "CAPS", (8,))
-    monkeypatch.setattr(unique, "SKEWS", (0.0,))
-    monkeypatch.setattr(sys, "argv", ["unique_experts.py", "--seeds", "2", "--requests", "2"])
-    unique.main()
-    printed = capsys.readouterr().out
-    for title in ("Calibration", "Prediction", "All rates", "Sensitivity", "Cap 2: longest"):
-        assert f"### {title}" in printed
-    assert "3.51" in printed
 
 
 # Prefetch

@@ -70,6 +70,18 @@ def test_lengths_are_the_means_of_geometric_ones() -> None:
     assert requests["output_tokens"].std() == pytest.approx(20**0.5, rel=0.1)
 
 
+def test_given_lengths_replace_those_of_the_knobs() -> None:
+    knobs = DecoupledKnobs(requests=3, num_layers=2)
+    lengths = np.array([[1, 1], [5, 2], [2, 9]])
+    trace = synthesize_decoupled(knobs, lengths)
+    assert trace.requests["prompt_tokens"].tolist() == [1, 5, 2]
+    assert trace.requests["output_tokens"].tolist() == [1, 2, 9]
+    assert trace.requests["num_rows"].tolist() == [1, 6, 10]
+    for wrong in (lengths[:2], lengths - 1):
+        with pytest.raises(UsageError, match=r"lengths must have the shape \(3, 2\)"):
+            synthesize_decoupled(knobs, wrong)
+
+
 def test_the_seed_decides_everything() -> None:
     knobs = replace(KNOBS, requests=2, geometric=True)
     one, other = (synthesize_decoupled(replace(knobs, seed=seed)) for seed in (0, 1))
