@@ -1,6 +1,7 @@
 """Does a mixture refactored as Read-ME says beat a dense model of the same size? (Table 5, fig. 7)
 
     python studies/readme/accuracy.py OUT --text arxiv=... --text c4=... [--seeds 3] [--rounds 2]
+                                      [--controls]
 
 For every seed a small dense model is trained (`moesim models train --preset dense`). It is then
 refactored and tuned by `moesim models readme --size small`, with experts of a half, a quarter and
@@ -9,9 +10,9 @@ an eighth of the channels. All models of a seed are tuned on the same windows in
     decoupled  one router for all layers: Read-ME
     oracle     the same experts; every text is computed by its own domain's expert, in tuning too
     dense      cut to an expert's size by the mean of all domains' scores: Table 5's rival
-    layerwise  the same experts, a router in each layer (share 0.5 only, as the two controls)
-    random     decoupled, with experts of as many channels drawn at random
-    shuffled   decoupled, with channels scored on text dealt out at random among the domains
+    layerwise  the same experts, a router in each layer (share 0.5 only)
+    random     with --controls, share 0.5 only: decoupled, with as many channels drawn at random
+    shuffled   likewise: decoupled, with channels scored on text dealt out at random among domains
 
 A decoupled model is also measured with oracle routing: its own experts, but each text by its
 domain's expert. The *pooled mask* is `dense` before tuning. *Headroom* is the loss that this mask
@@ -43,7 +44,7 @@ import math
 import os
 import shlex
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -70,6 +71,7 @@ def main() -> None:
     parser.add_argument("--text", action="append", metavar="DOMAIN=PATH")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--controls", action="store_true")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     # Before torch is imported, which reads it once.
@@ -81,7 +83,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     corpus = corpus_of(options.text, 2_000_000)
     stories = [
-        stories_of(seed, corpus, options.out / f"seed-{seed}", options.rounds)
+        stories_of(seed, corpus, options.out / f"seed-{seed}", options.rounds, options.controls)
         for seed in range(options.seeds)
     ]
     print(f"`{_command(options)}`", end="\n\n")
@@ -89,7 +91,7 @@ def main() -> None:
         print(markdown(table), end="\n\n")
 
 
-def stories_of(seed: int, corpus: Corpus, out: Path, rounds: int) -> Stories:
+def stories_of(seed: int, corpus: Corpus, out: Path, rounds: int, controls: bool) -> Stories:
     """Train all models of one seed; return the training record of each."""
     from moesim.models import train
     from moesim.models.readme.settings import SIZES
@@ -105,12 +107,10 @@ def stories_of(seed: int, corpus: Corpus, out: Path, rounds: int) -> Stories:
         folder = out / f"share-{share}-rounds-{rounds}"
         kinds = KINDS + (MORE_KINDS if share == SHARES[0] else ())
         made = _refactored(base, corpus, folder / "none", settings, kinds)
-        for control in CONTROLS if share == SHARES[0] else ():
+        for control in CONTROLS if controls and share == SHARES[0] else ():
             changed = replace(settings, control=control)
-            (folder_of,) = _refactored(
-                base, corpus, folder / control, changed, ["decoupled"]
-            ).values()
-            made[control] = folder_of
+            alone = _refactored(base, corpus, folder / control, changed, ["decoupled"])
+            made[control] = alone["decoupled"]
         for name, path in made.items():
             stories[share, name] = json.loads((path / "training.json").read_text(encoding="utf-8"))
     return stories
@@ -137,7 +137,9 @@ def _command(options: argparse.Namespace) -> str:
     """Return the command without the folders of this machine."""
     text = [part for pair in spell_text(options.text) for part in ("--text", pair)]
     sizes = ["--seeds", str(options.seeds), "--rounds", str(options.rounds)]
-    return shlex.join(["python", "studies/readme/accuracy.py", options.out.name, *text, *sizes])
+    more = ["--controls"] if options.controls else []
+    parts = ["python", "studies/readme/accuracy.py", options.out.name, *text, *sizes, *more]
+    return shlex.join(parts)
 
 
 def tables(stories: Sequence[Stories]) -> Iterable[Table]:
@@ -157,12 +159,12 @@ def before(stories: Sequence[Stories]) -> Table:
         f"Validation loss before tuning ({len(stories)} seeds)",
         ["experts", *(f"share {share}" for share in SHARES)],
     )
-    rows = {
+    rows: dict[str, Callable[[Stories, float], float]] = {
         "dense, full size": _full,
         "pooled mask": _pooled,
         "own domain's expert (oracle routing)": _own,
         "another domain's expert": _others,
-        "router, untrained": partial(_at, name="decoupled", at=0),
+        "router, untrained": _unrouted,
     }
     for name, value in rows.items():
         cells = [estimate(value(story, share) for story in stories) for share in SHARES]
@@ -192,7 +194,7 @@ def after(stories: Sequence[Stories]) -> Table:
         ["share", "model", "tuned", "less dense", "reading", "change in tuning"],
     )
     for share in SHARES:
-        more = (*MORE_KINDS, *CONTROLS) if share == SHARES[0] else ()
+        more = [name for name in (*MORE_KINDS, *CONTROLS) if (share, name) in stories[0]]
         for name in ("dense", "decoupled", _BY_ORACLE, "oracle", *more):
             tuned, start, dense = (
                 [_at(story, share, each, at) for story in stories]
@@ -318,6 +320,10 @@ def _pooled_of(story: Stories, share: float, domain: str) -> float:
 
 def _own_of(story: Stories, share: float, domain: str) -> float:
     return float(story[share, "decoupled"]["untuned"]["experts"][domain][domain])
+
+
+def _unrouted(story: Stories, share: float) -> float:
+    return _at(story, share, "decoupled", 0)
 
 
 def _own(story: Stories, share: float) -> float:

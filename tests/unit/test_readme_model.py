@@ -111,7 +111,8 @@ def router(request: pytest.FixtureRequest) -> PreGatingRouter:
 
 def test_a_router_of_unnamed_size_is_the_papers() -> None:
     model = refactor(dense_model(), some_masks())
-    assert model.config.router == {"hidden": 512, "heads": 4, "ffn": 512, "mlp": "silu"}
+    sizes = {"hidden": 512, "heads": 4, "ffn": 512, "mlp": "silu"}
+    assert model.config.router == sizes | {"rope_base": 10_000.0}
     assert shape_from_config(model_config(model)).router is not None
 
 

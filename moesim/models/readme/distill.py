@@ -25,6 +25,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
@@ -108,10 +109,11 @@ def _soft_overlap(inner_TD: Tensor, own_DN: Tensor, masks: Masks, layer: int) ->
     """Return scores as released: a channel counts once for each order statistic it exceeds."""
     n = int(masks.own[0, layer].sum())
     ranks = [n - 1, 4 * n // 5, 3 * n // 5, 2 * n // 5, n // 5]
-    ordered_TD = inner_TD.sort(dim=1, descending=True).values
+    # By numpy, because torch sorts rows of this length many times slower.
+    rising_TD = torch.from_numpy(np.sort(inner_TD.numpy(force=True), axis=1)).to(inner_TD.device)
     importance_TD = torch.zeros_like(inner_TD)
     for rank in ranks:
-        importance_TD += inner_TD > ordered_TD[:, rank, None]  # exceeded by `rank` channels
+        importance_TD += inner_TD > rising_TD[:, -1 - rank, None]  # exceeded by `rank` channels
     return importance_TD / (3 * n) @ own_DN
 
 
