@@ -106,6 +106,32 @@ def test_models_of_all_kinds_load_and_tell_their_story(whole: Path) -> None:
     assert load_model(whole / "layerwise")[0].config.routing == "layerwise"
 
 
+def test_oracle_has_losses_and_no_model(whole: Path) -> None:
+    assert [path.name for path in (whole / "oracle").iterdir()] == ["training.json"]
+    oracle, decoupled = (
+        json.loads((whole / kind / "training.json").read_text()) for kind in ("oracle", "decoupled")
+    )
+    stages = [each["stage"] for each in oracle["history"]]
+    assert stages == ["start", "round 0 experts", "round 1 experts"]
+    start = oracle["history"][0]["by_domain"]
+    assert start == pytest.approx({d: oracle["untuned"]["experts"][d][d] for d in WORDS}, rel=1e-5)
+    assert decoupled["history"][0]["own_experts"] == pytest.approx(start, rel=1e-5)
+    assert oracle["history"][-1]["tokens"] == decoupled["history"][-1]["tokens"]
+    assert oracle["history"][-1]["passes"] == decoupled["history"][-1]["passes"] > 0
+
+
+def test_a_run_of_an_older_form_is_refused(
+    tmp_path: Path, whole: Path, base: Path, corpus: Corpus
+) -> None:
+    """Routers learned from one pool of windows then, so its results are of another schedule."""
+    (tmp_path / "out").mkdir()
+    identity = json.loads((whole / "run.json").read_text())
+    identity["settings"]["pool_windows"] = 3
+    (tmp_path / "out/run.json").write_text(json.dumps(identity))
+    with pytest.raises(OutputError, match="holds another run"):
+        run(base, corpus, tmp_path / "out", QUICK)
+
+
 def test_the_same_run_is_not_done_twice(whole: Path, base: Path, corpus: Corpus) -> None:
     before = {path: path.stat().st_mtime_ns for path in whole.rglob("*.safetensors")}
     seen: list[str] = []

@@ -12,6 +12,7 @@ from refactored_models import dense_model, readme_model, some_masks, some_tokens
 from safetensors.torch import save_file
 
 from moesim.errors import MoesimError, UsageError
+from moesim.models import checkpoint as checkpoints
 from moesim.models.readme import distill, tuning
 from moesim.models.readme.distill import targets
 from moesim.models.readme.masks import Masks
@@ -271,6 +272,12 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
     assert tune(readme_model(), QUICK, checkpoint=checkpoint).history[-1].tokens == 96
     with pytest.raises(MoesimError, match="belongs to another run"):
         tune(readme_model(), QUICK, text(seed=1), checkpoint=checkpoint)
+    story, tensors = checkpoints.load(checkpoint)
+    for key in ("windows", "by_domain"):  # as checkpoints were before windows were streamed
+        del story["run"][key]
+    checkpoints.save(checkpoint, story, tensors)
+    with pytest.raises(MoesimError, match="belongs to another run"):
+        tune(readme_model(), QUICK, checkpoint=checkpoint)
     save_file({"scores": torch.zeros(1)}, tmp_path / "scores.safetensors")
     for other in (b"not tensors", (tmp_path / "scores.safetensors").read_bytes()):
         checkpoint.write_bytes(other)
