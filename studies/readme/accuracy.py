@@ -1,7 +1,7 @@
 """Does a mixture refactored as Read-ME says beat a dense model of the same size? (Table 5, fig. 7)
 
     python studies/readme/accuracy.py OUT --text arxiv=... --text c4=... [--seeds 3] [--rounds 2]
-                                      [--controls]
+                                      [--shares 0.5 0.25 0.125] [--controls]
 
 For every seed a small dense model is trained (`moesim models train --preset dense`). It is then
 refactored and tuned by `moesim models readme --size small`, with experts of a half, a quarter and
@@ -10,9 +10,12 @@ an eighth of the channels. All models of a seed are tuned on the same windows in
     decoupled  one router for all layers: Read-ME
     oracle     the same experts; every text is computed by its own domain's expert, in tuning too
     dense      cut to an expert's size by the mean of all domains' scores: Table 5's rival
-    layerwise  the same experts, a router in each layer (share 0.5 only)
-    random     with --controls, share 0.5 only: decoupled, with as many channels drawn at random
-    shuffled   likewise: decoupled, with channels scored on text dealt out at random among domains
+
+With --controls, at the first share only:
+
+    layerwise  the same experts, a router in each layer
+    random     decoupled, with as many channels drawn at random
+    shuffled   decoupled, with channels scored on text dealt out at random among the domains
 
 A decoupled model is also measured with oracle routing: its own experts, but each text by its
 domain's expert. The *pooled mask* is `dense` before tuning. *Headroom* is the loss that this mask
@@ -59,8 +62,7 @@ from moesim.report.tabular import Table, markdown
 
 SHARES = (0.5, 0.25, 0.125)
 KINDS = ("decoupled", "oracle", "dense")
-MORE_KINDS = ("layerwise",)
-CONTROLS = ("random", "shuffled")
+CONTROLS = ("layerwise", "random", "shuffled")
 Record = Mapping[str, Any]  # one model's training.json
 Stories = dict[tuple[float, str], Record]  # of one seed, by share and model
 
@@ -71,6 +73,7 @@ def main() -> None:
     parser.add_argument("--text", action="append", metavar="DOMAIN=PATH")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--shares", type=float, nargs="+", default=SHARES)
     parser.add_argument("--controls", action="store_true")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
@@ -82,17 +85,22 @@ def main() -> None:
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     torch.set_num_threads(options.threads)
     corpus = corpus_of(options.text, 2_000_000)
-    stories = [
-        stories_of(seed, corpus, options.out / f"seed-{seed}", options.rounds, options.controls)
-        for seed in range(options.seeds)
-    ]
+    stories: list[Stories] = [{} for _ in range(options.seeds)]
+    # By share first, so that a study cut short has all seeds of the shares that it finished.
+    for place, share in enumerate(options.shares):
+        for seed, story in enumerate(stories):
+            controls = CONTROLS if options.controls and place == 0 else ()
+            out = options.out / f"seed-{seed}"
+            story |= records_of(seed, share, corpus, out, options.rounds, controls)
     print(f"`{_command(options)}`", end="\n\n")
     for table in tables(stories):
         print(markdown(table), end="\n\n")
 
 
-def stories_of(seed: int, corpus: Corpus, out: Path, rounds: int, controls: bool) -> Stories:
-    """Train all models of one seed; return the training record of each."""
+def records_of(
+    seed: int, share: float, corpus: Corpus, out: Path, rounds: int, controls: Sequence[str]
+) -> Stories:
+    """Train all models of one seed and share; return the training record of each."""
     from moesim.models import train
     from moesim.models.readme.settings import SIZES
 
@@ -101,19 +109,20 @@ def stories_of(seed: int, corpus: Corpus, out: Path, rounds: int, controls: bool
         _say(seed, "training the dense model")
         train("dense", corpus, base, seed=seed, checkpoint=out / "base.safetensors")
     schedule = replace(SIZES["small"].schedule, rounds=rounds)
-    stories: Stories = {}
-    for share in SHARES:
-        settings = replace(SIZES["small"], seed=seed, share=share, schedule=schedule)
-        folder = out / f"share-{share}-rounds-{rounds}"
-        kinds = KINDS + (MORE_KINDS if share == SHARES[0] else ())
-        made = _refactored(base, corpus, folder / "none", settings, kinds)
-        for control in CONTROLS if controls and share == SHARES[0] else ():
-            changed = replace(settings, control=control)
-            alone = _refactored(base, corpus, folder / control, changed, ["decoupled"])
-            made[control] = alone["decoupled"]
-        for name, path in made.items():
-            stories[share, name] = json.loads((path / "training.json").read_text(encoding="utf-8"))
-    return stories
+    settings = replace(SIZES["small"], seed=seed, share=share, schedule=schedule)
+    folder = out / f"share-{share}-rounds-{rounds}"
+    made = _refactored(base, corpus, folder / "none", settings, KINDS)
+    for control in controls:
+        if control == "layerwise":
+            made |= _refactored(base, corpus, folder / "none", settings, [control])
+            continue
+        changed = replace(settings, control=control)
+        alone = _refactored(base, corpus, folder / control, changed, ["decoupled"])
+        made[control] = alone["decoupled"]
+    return {
+        (share, name): json.loads((path / "training.json").read_text(encoding="utf-8"))
+        for name, path in made.items()
+    }
 
 
 def _refactored(
@@ -137,7 +146,8 @@ def _command(options: argparse.Namespace) -> str:
     """Return the command without the folders of this machine."""
     text = [part for pair in spell_text(options.text) for part in ("--text", pair)]
     sizes = ["--seeds", str(options.seeds), "--rounds", str(options.rounds)]
-    more = ["--controls"] if options.controls else []
+    shares = [] if tuple(options.shares) == SHARES else ["--shares", *map(str, options.shares)]
+    more = [*shares, *(["--controls"] if options.controls else [])]
     parts = ["python", "studies/readme/accuracy.py", options.out.name, *text, *sizes, *more]
     return shlex.join(parts)
 
@@ -147,7 +157,7 @@ def tables(stories: Sequence[Stories]) -> Iterable[Table]:
     yield before(stories)
     yield after(stories)
     yield where(stories)
-    for share in SHARES:
+    for share in _shares(stories):
         yield by_domain(stories, share)
     yield by_stage(stories)
     yield passes(stories)
@@ -155,9 +165,10 @@ def tables(stories: Sequence[Stories]) -> Iterable[Table]:
 
 def before(stories: Sequence[Stories]) -> Table:
     """Return losses before tuning, and the headroom, for each share."""
+    shares = _shares(stories)
     table = Table(
         f"Validation loss before tuning ({len(stories)} seeds)",
-        ["experts", *(f"share {share}" for share in SHARES)],
+        ["experts", *(f"share {share}" for share in shares)],
     )
     rows: dict[str, Callable[[Stories, float], float]] = {
         "dense, full size": _full,
@@ -167,21 +178,21 @@ def before(stories: Sequence[Stories]) -> Table:
         "router, untrained": _unrouted,
     }
     for name, value in rows.items():
-        cells = [estimate(value(story, share) for story in stories) for share in SHARES]
+        cells = [estimate(value(story, share) for story in stories) for share in shares]
         table.add(name, *(spread(cell, digits=3) for cell in cells))
     pairs = {
         "headroom: pooled mask less full size": (_pooled, _full),
         "own domain's expert less pooled mask": (_own, _pooled),
     }
     for name, (value, other) in pairs.items():
-        cells = [_less(stories, value, other, share) for share in SHARES]
+        cells = [_less(stories, value, other, share) for share in shares]
         table.add(name, *(spread(cell, digits=3, sign=True) for cell in cells))
     for domain in _domains(stories):
         cells = [
             _less(
                 stories, partial(_own_of, domain=domain), partial(_pooled_of, domain=domain), share
             )
-            for share in SHARES
+            for share in shares
         ]
         table.add(f"— on {domain}", *(spread(cell, digits=3, sign=True) for cell in cells))
     return table
@@ -189,12 +200,13 @@ def before(stories: Sequence[Stories]) -> Table:
 
 def after(stories: Sequence[Stories]) -> Table:
     """Return losses after tuning, and their differences from the dense model of equal size."""
+    shares = _shares(stories)
     table = Table(
         "Validation loss after tuning",
         ["share", "model", "tuned", "less dense", "reading", "change in tuning"],
     )
-    for share in SHARES:
-        more = [name for name in (*MORE_KINDS, *CONTROLS) if (share, name) in stories[0]]
+    for share in shares:
+        more = [name for name in CONTROLS if (share, name) in stories[0]]
         for name in ("dense", "decoupled", _BY_ORACLE, "oracle", *more):
             tuned, start, dense = (
                 [_at(story, share, each, at) for story in stories]
@@ -215,11 +227,12 @@ def after(stories: Sequence[Stories]) -> Table:
 
 def where(stories: Sequence[Stories]) -> Table:
     """Return the difference from dense in two parts: what experts gain and what routing loses."""
+    shares = _shares(stories)
     table = Table(
         "Where the difference from the dense model arises",
         ["share", "experts: oracle less dense", "routing: decoupled less oracle", "limit"],
     )
-    for share in SHARES:
+    for share in shares:
         oracle, decoupled, dense = (
             [_at(story, share, name, -1) for story in stories]
             for name in ("oracle", "decoupled", "dense")
@@ -265,12 +278,14 @@ def by_domain(stories: Sequence[Stories], share: float) -> Table:
 
 def by_stage(stories: Sequence[Stories]) -> Table:
     """Return figure 7: the change of the validation loss in each stage."""
-    columns = [(share, "decoupled") for share in SHARES] + [(SHARES[0], "layerwise")]
+    shares = _shares(stories)
+    columns = [(share, "decoupled") for share in shares]
+    columns += [each for each in stories[0] if each[1] == "layerwise"]
     table = Table(
         "Change of validation loss by stage (paper: both kinds of stage lower it)",
         ["stage", *(part for share, name in columns for part in (f"{name}, {share}", "reading"))],
     )
-    stages = [each["stage"] for each in stories[0][SHARES[0], "decoupled"]["history"]]
+    stages = [each["stage"] for each in stories[0][shares[0], "decoupled"]["history"]]
     for at in range(1, len(stages)):
         cells = []
         for share, name in columns:
@@ -285,8 +300,9 @@ def by_stage(stories: Sequence[Stories]) -> Table:
 
 def passes(stories: Sequence[Stories]) -> Table:
     """Return how well routers agree with their targets, and how often the text was read."""
+    shares = _shares(stories)
     table = Table("Routers on held-out text", ["share", "agreement, start", "end", "passes"])
-    for share in SHARES:
+    for share in shares:
         histories = [story[share, "decoupled"]["history"] for story in stories]
         cells = [
             spread(estimate(history[at]["agreement"] for history in histories), digits=3)
@@ -342,7 +358,11 @@ def _less(stories: Sequence[Stories], value: Any, other: Any, share: float) -> E
 
 
 def _domains(stories: Sequence[Stories]) -> list[str]:
-    return list(stories[0][SHARES[0], "dense"]["untuned"]["dense"])
+    return list(stories[0][_shares(stories)[0], "dense"]["untuned"]["dense"])
+
+
+def _shares(stories: Sequence[Stories]) -> list[float]:
+    return list(dict.fromkeys(share for share, _ in stories[0]))
 
 
 def reading(less: Estimate) -> str:
