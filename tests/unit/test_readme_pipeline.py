@@ -193,6 +193,22 @@ def test_the_variant_paper_gives_the_papers_masks(
     assert model.config.expert_ffn == 12  # half of 24; the code's strict threshold leaves 11
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", ["paper", "code"])
+def test_small_shares_give_narrow_experts_of_all_kinds(
+    tmp_path: Path, base: Path, corpus: Corpus, variant: Any
+) -> None:
+    settings = replace(QUICK, share=0.25, variant=variant)
+    folders = run(base, corpus, tmp_path / "out", settings, kinds=KINDS)
+    for kind in MODELS:
+        model, _ = load_model(folders[kind])
+        assert model.config.expert_ffn == (6 if variant == "paper" else 5)
+    story = json.loads((folders["decoupled"] / "training.json").read_text())
+    permanent = story["masks"]["permanent_channels"]
+    assert 0 <= permanent < model.config.expert_ffn
+    assert story["masks"]["share"] == 0.25
+
+
 @pytest.mark.parametrize(("variant", "shape"), [("paper", (1, 16, 2)), ("code", (1, 16, 2, 2))])
 def test_what_teaches_a_decoupled_router(
     tmp_path: Path,

@@ -244,12 +244,13 @@ def test_tuning_by_domain_asks_no_router_and_measures_own_experts() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("variant", ["paper", "code"])
 def test_a_killed_run_resumes_to_the_same_result(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variant: Any
 ) -> None:
     monkeypatch.setattr(tuning, "_SAVE_EVERY_S", 0.0)
     whole = readme_model()
-    expected = tune(whole, QUICK).history
+    expected = tune(whole, QUICK, variant=variant).history
     for fatal in range(1, 10):
         checkpoint, steps = tmp_path / f"{fatal}.safetensors", iter(range(1, 100))
 
@@ -258,9 +259,9 @@ def test_a_killed_run_resumes_to_the_same_result(
                 raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):
-            tune(readme_model(), QUICK, checkpoint=checkpoint, on_step=die)
+            tune(readme_model(), QUICK, variant=variant, checkpoint=checkpoint, on_step=die)
         model = readme_model()
-        history = tune(model, QUICK, checkpoint=checkpoint).history
+        history = tune(model, QUICK, variant=variant, checkpoint=checkpoint).history
         assert history == expected
         for name, parameter in weights(whole).items():
             assert torch.equal(parameter, weights(model)[name]), (fatal, name)
