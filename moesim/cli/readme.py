@@ -34,7 +34,11 @@ def readme(
     ],
     text: TextOption = None,
     kinds: Annotated[
-        str, typer.Option(help="Models to make, of decoupled, layerwise and dense; use commas.")
+        str,
+        typer.Option(
+            help="Models to make, of decoupled, layerwise, dense and oracle (losses only); "
+            "use commas."
+        ),
     ] = "decoupled,layerwise",
     size: Annotated[
         str | None,
@@ -150,6 +154,8 @@ def _echo_untuned(untuned: Untuned) -> None:
 
 def _echo_stage(kind: str, measured: Measured) -> None:
     agreement = "" if measured.agreement is None else f"  routers agree {measured.agreement:.1%}"
+    passes = "" if not measured.passes else f"  {measured.passes:.2f} passes over the text"
     typer.echo(
-        f"{kind:>10}  {measured.stage:16}  validation loss {measured.validation:.3f}{agreement}"
+        f"{kind:>10}  {measured.stage:16}  validation loss {measured.validation:.3f}"
+        f"{agreement}{passes}"
     )

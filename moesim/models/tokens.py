@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -58,6 +59,40 @@ def draw_windows(
         chosen = draw.choice(len(stream) // length, size=count, replace=False)
         windows[domain] = _cut(stream, chosen * length, length)
     return windows
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class WindowStream:
+    """Ids `windows [W, T]` in an endless order: each pass has all windows once, newly shuffled.
+
+    `domains [W]` numbers the domain of each. A pass has its own random stream, so any place in the
+    order can be computed alone, and a resumed run needs no state.
+    """
+
+    windows: torch.Tensor
+    domains: torch.Tensor
+    seed: int
+
+    @classmethod
+    def of(cls, streams: Mapping[str, Tokens], length: int, seed: int) -> Self:
+        """Cut every domain's ids into windows from the start; the rest of a domain is left out."""
+        cut = [
+            torch.from_numpy(ids[: len(ids) // length * length].reshape(-1, length))
+            for ids in streams.values()
+        ]
+        counts = torch.tensor([len(windows) for windows in cut])
+        return cls(torch.cat(cut), torch.arange(len(cut)).repeat_interleave(counts), seed)
+
+    def take(self, start: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return windows `[count, T]` from place `start` of the order on, and their domains."""
+        number, at = np.divmod(np.arange(start, start + count), len(self.windows))
+        rows = np.concatenate([self._order(each)[at[number == each]] for each in np.unique(number)])
+        chosen = torch.from_numpy(rows)
+        return self.windows[chosen], self.domains[chosen]
+
+    def _order(self, number: int) -> npt.NDArray[np.int64]:
+        draw = random_stream(self.seed, "order of windows", int(number))
+        return draw.permutation(len(self.windows))
 
 
 def shuffle_domains(windows: Mapping[str, torch.Tensor], seed: int) -> dict[str, torch.Tensor]:

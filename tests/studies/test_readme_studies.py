@@ -37,7 +37,7 @@ def test_accuracy_takes_domains_as_the_command_line_does(
     """A domain without a folder is not whatever the working folder holds."""
     options = [part for text in texts for part in ("--text", text)]
     monkeypatch.setattr(sys, "argv", ["accuracy.py", str(tmp_path / "out"), *options])
-    monkeypatch.setattr(accuracy, "stories_of", lambda *_: pytest.fail("long work began"))
+    monkeypatch.setattr(accuracy, "records_of", lambda *_: pytest.fail("long work began"))
     with pytest.raises(UsageError, match=r"expected DOMAIN=PATH|named twice"):
         accuracy.main()
 

@@ -92,6 +92,52 @@ def test_sizes_of_forms() -> None:
         refactor(dense_model(), some_masks(layers=2))
 
 
+def test_the_unmasked_form_is_the_dense_model_with_the_weights_as_they_are() -> None:
+    model, dense, tokens = readme_model(), dense_model(), some_tokens()
+    masked = logits_of(model, tokens)
+    with model.unmasked() as backbone:
+        assert torch.equal(logits_of(backbone, tokens), logits_of(dense, tokens))
+    assert torch.equal(logits_of(model, tokens), masked)
+    for each in (model.blocks[1].experts.ffn, dense.model.layers[1].mlp):
+        each.up_proj.weight.data.mul_(1.5)
+    with model.unmasked() as backbone:
+        assert torch.equal(logits_of(backbone, tokens), logits_of(dense, tokens))
+    with pytest.raises(IndexError), model.unmasked() as backbone:
+        backbone(tokens + 1000)
+    assert len(model.blocks) == 3
+
+
+def test_the_router_turns_by_the_base_of_its_backbone(tmp_path: Path) -> None:
+    model = refactor(dense_model(rope_theta=50_000.0), some_masks(), router=ROUTER)
+    assert model.config.router["rope_base"] == 50_000.0
+    materialise(model).save_pretrained(tmp_path / "model")
+    assert load_model(tmp_path / "model").router.rope_base == 50_000.0
+    assert model.router is not None
+    tokens = some_tokens(1)
+    before = model.route(tokens)
+    model.router.rope_base = 10_000.0  # that of a model saved without one
+    assert not torch.allclose(model.route(tokens), before)
+
+
+def test_the_router_starts_as_the_released_class_does() -> None:
+    """Kaiming-uniform matrices, torch's own biases, the backbone's first columns."""
+    embedding = torch.randn(61, 80, generator=torch.Generator().manual_seed(0))
+    router = PreGatingRouter(61, 50, hidden=64, heads=2, ffn=96)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(4)
+        router.initialise(embedding)
+    assert torch.equal(router.embed.weight, embedding[:, :64])
+    linear = [m for m in router.modules() if isinstance(m, torch.nn.Linear)]
+    assert len(linear) == 7
+    for matrix in linear:
+        for tensor, bound in (
+            (matrix.weight.detach(), (6 / matrix.in_features) ** 0.5),
+            (matrix.bias.detach(), matrix.in_features**-0.5),
+        ):
+            assert 0.85 * bound < float(tensor.abs().max()) <= bound
+            assert float(tensor.std()) == pytest.approx(bound / 3**0.5, rel=0.25)
+
+
 @pytest.mark.parametrize(("mlp", "expected"), [("silu", 17_965_063), ("swiglu", 18_227_719)])
 def test_parameters_at_the_papers_size(mlp: str, expected: int) -> None:
     with torch.device("meta"):
@@ -111,7 +157,8 @@ def router(request: pytest.FixtureRequest) -> PreGatingRouter:
 
 def test_a_router_of_unnamed_size_is_the_papers() -> None:
     model = refactor(dense_model(), some_masks())
-    assert model.config.router == {"hidden": 512, "heads": 4, "ffn": 512, "mlp": "silu"}
+    sizes = {"hidden": 512, "heads": 4, "ffn": 512, "mlp": "silu"}
+    assert model.config.router == sizes | {"rope_base": 10_000.0}
     assert shape_from_config(model_config(model)).router is not None
 
 
@@ -148,6 +195,7 @@ def test_padding_on_the_left_changes_nothing(router: PreGatingRouter) -> None:
 
 def test_attention_is_not_scaled(router: PreGatingRouter) -> None:
     """The whole router again, token by token, as the released code computes it."""
+    router.rope_base = 500.0
     tokens, heads = some_tokens(1, 5), ROUTER["heads"]
     x = router.embed(tokens)[0]
     normed = router.attention_norm(x)
@@ -157,7 +205,7 @@ def test_attention_is_not_scaled(router: PreGatingRouter) -> None:
         out = vector.clone()
         half = width // 2
         for i in range(half):
-            angle = torch.tensor(position * 10_000.0 ** (-i / half), dtype=torch.float64)
+            angle = torch.tensor(position * 500.0 ** (-i / half), dtype=torch.float64)
             a, b = vector[i], vector[half + i]
             out[i] = a * angle.cos() - b * angle.sin()
             out[half + i] = b * angle.cos() + a * angle.sin()

@@ -29,10 +29,10 @@ QUICK = PipelineSettings(
     Schedule(2, 2, 2, 2, 2, router_rate=1e-2, expert_rate=1e-3),
     context=16,
     score_windows=5,
-    pool_windows=3,
     held_out_windows=2,
     router={"hidden": 8, "heads": 2, "ffn": 4},
 )
+MODELS = tuple(kind for kind in KINDS if kind != "oracle")  # no model, only its losses
 WORDS = {
     "numbers": "one two three four five six seven eight nine ten eleven twelve",
     "colours": "red green blue yellow purple orange black white grey pink brown teal",
@@ -90,7 +90,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory, base: Path, corpus: Corpus) 
 
 
 def test_models_of_all_kinds_load_and_tell_their_story(whole: Path) -> None:
-    for kind in KINDS:
+    for kind in MODELS:
         model, tokenizer = load_model(whole / kind)
         assert isinstance(model, ReadMeForCausalLM)
         assert tokenizer is not None
@@ -104,6 +104,32 @@ def test_models_of_all_kinds_load_and_tell_their_story(whole: Path) -> None:
         assert set(story["untuned"]["experts"]) == set(WORDS)
     assert not list(whole.glob("decoupled.safetensors"))
     assert load_model(whole / "layerwise")[0].config.routing == "layerwise"
+
+
+def test_oracle_has_losses_and_no_model(whole: Path) -> None:
+    assert [path.name for path in (whole / "oracle").iterdir()] == ["training.json"]
+    oracle, decoupled = (
+        json.loads((whole / kind / "training.json").read_text()) for kind in ("oracle", "decoupled")
+    )
+    stages = [each["stage"] for each in oracle["history"]]
+    assert stages == ["start", "round 0 experts", "round 1 experts"]
+    start = oracle["history"][0]["by_domain"]
+    assert start == pytest.approx({d: oracle["untuned"]["experts"][d][d] for d in WORDS}, rel=1e-5)
+    assert decoupled["history"][0]["own_experts"] == pytest.approx(start, rel=1e-5)
+    assert oracle["history"][-1]["tokens"] == decoupled["history"][-1]["tokens"]
+    assert oracle["history"][-1]["passes"] == decoupled["history"][-1]["passes"] > 0
+
+
+def test_a_run_of_an_older_form_is_refused(
+    tmp_path: Path, whole: Path, base: Path, corpus: Corpus
+) -> None:
+    """Routers learned from one pool of windows then, so its results are of another schedule."""
+    (tmp_path / "out").mkdir()
+    identity = json.loads((whole / "run.json").read_text())
+    identity["settings"]["pool_windows"] = 3
+    (tmp_path / "out/run.json").write_text(json.dumps(identity))
+    with pytest.raises(OutputError, match="holds another run"):
+        run(base, corpus, tmp_path / "out", QUICK)
 
 
 def test_the_same_run_is_not_done_twice(whole: Path, base: Path, corpus: Corpus) -> None:
@@ -136,10 +162,12 @@ def test_a_killed_run_resumes_to_the_same_models(
             shown += 1
     assert shown >= 3
     run(base, corpus, out, QUICK, kinds=KINDS)
-    for kind in KINDS:
+    for kind in MODELS:
         expected = _weights(whole / kind)
         for name, tensor in _weights(out / kind).items():
             assert torch.equal(tensor, expected[name]), (kind, name)
+    records = [json.loads((folder / "oracle/training.json").read_text()) for folder in (out, whole)]
+    assert records[0]["history"] == records[1]["history"]
 
 
 @pytest.mark.parametrize("change", [{"control": "random"}, {"control": "shuffled"}])
@@ -165,7 +193,23 @@ def test_the_variant_paper_gives_the_papers_masks(
     assert model.config.expert_ffn == 12  # half of 24; the code's strict threshold leaves 11
 
 
-@pytest.mark.parametrize(("variant", "shape"), [("paper", (6, 16, 2)), ("code", (6, 16, 2, 2))])
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", ["paper", "code"])
+def test_small_shares_give_narrow_experts_of_all_kinds(
+    tmp_path: Path, base: Path, corpus: Corpus, variant: Any
+) -> None:
+    settings = replace(QUICK, share=0.25, variant=variant)
+    folders = run(base, corpus, tmp_path / "out", settings, kinds=KINDS)
+    for kind in MODELS:
+        model, _ = load_model(folders[kind])
+        assert model.config.expert_ffn == (6 if variant == "paper" else 5)
+    story = json.loads((folders["decoupled"] / "training.json").read_text())
+    permanent = story["masks"]["permanent_channels"]
+    assert 0 <= permanent < model.config.expert_ffn
+    assert story["masks"]["share"] == 0.25
+
+
+@pytest.mark.parametrize(("variant", "shape"), [("paper", (1, 16, 2)), ("code", (1, 16, 2, 2))])
 def test_what_teaches_a_decoupled_router(
     tmp_path: Path,
     base: Path,
@@ -177,8 +221,8 @@ def test_what_teaches_a_decoupled_router(
     """`paper` adds overlaps over layers, `code` has a loss for each."""
     seen = []
 
-    def stop(_: Any, text: Any, *__: Any, **___: Any) -> None:
-        seen.append(text.targets.shape)
+    def stop(_: Any, text: Any, __: Any, teach: Any, **___: Any) -> None:
+        seen.append(teach(text.train.windows[:1]).shape)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(pipeline, "tune", stop)
@@ -242,16 +286,6 @@ def test_damaged_files_are_named(
     if name == "scores.safetensors":
         (tmp_path / "out/untuned.json").unlink()
     with pytest.raises(UsageError, match=rf"{name} is damaged"):
-        run(base, corpus, tmp_path / "out", QUICK)
-
-
-def test_tensors_of_something_else_are_no_pool(
-    tmp_path: Path, whole: Path, base: Path, corpus: Corpus
-) -> None:
-    shutil.copytree(whole, tmp_path / "out")
-    shutil.rmtree(tmp_path / "out/decoupled")
-    shutil.copy(whole / "scores.safetensors", tmp_path / "out/pool.safetensors")
-    with pytest.raises(UsageError, match=r"pool.safetensors is damaged"):
         run(base, corpus, tmp_path / "out", QUICK)
 
 

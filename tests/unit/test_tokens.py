@@ -12,6 +12,7 @@ from moesim.errors import UsageError
 from moesim.models.text import Document, read_corpus
 from moesim.models.tokenizer import train_tokenizer
 from moesim.models.tokens import (
+    WindowStream,
     draw_windows,
     shuffle_domains,
     spread_windows,
@@ -56,6 +57,29 @@ def test_too_little_text_is_refused_with_the_numbers() -> None:
     with pytest.raises(UsageError, match=r"domain 'high' has 57 tokens; 6 windows of 10 need 60"):
         draw_windows(STREAMS, 6, 10, seed=0, purpose="score")
     assert draw_windows(STREAMS, 1, 57, seed=0, purpose="score")["high"][0, -1] == 1056
+
+
+def test_a_stream_of_windows_has_each_once_a_pass_in_an_order_of_its_own() -> None:
+    stream = WindowStream.of(STREAMS, 10, seed=0)
+    assert stream.windows.shape == (15, 10)  # ten, and five of the 57 ids
+    windows, domains = stream.take(0, 45)
+    assert (windows.diff(dim=1) == 1).all()
+    assert torch.equal(domains, (windows[:, 0] >= 1000).long())
+    passes = windows[:, 0].view(3, 15)
+    for order in passes:
+        assert torch.equal(order.sort().values, stream.windows[:, 0])
+    assert len({tuple(order.tolist()) for order in passes}) == 3
+    other, _ = WindowStream.of(STREAMS, 10, seed=1).take(0, 15)
+    assert not torch.equal(other, windows[:15])
+
+
+@pytest.mark.parametrize("size", [1, 7, 40])
+def test_any_part_of_a_stream_of_windows_is_that_of_the_whole(size: int) -> None:
+    stream = WindowStream.of(STREAMS, 10, seed=0)
+    whole, _ = stream.take(0, 80)
+    parts = [stream.take(start, size)[0] for start in range(0, 80 - size + 1, size)]
+    together = torch.cat(parts)
+    assert torch.equal(together, whole[: len(together)])
 
 
 def test_spread_windows_reach_from_end_to_end_and_repeat_what_is_short() -> None:

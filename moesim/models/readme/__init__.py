@@ -7,10 +7,10 @@ are implemented, named `paper` and `code`.
     ffn.py       the gated FFNs of a dense model, and access to their activations
     scores.py    how much each domain of text uses each channel
     masks.py     each domain's channels, and the channels that all domains share
-    experts.py   routers that choose one expert, and experts that are masks
     router.py    the router that reads token ids alone
+    masked_experts.py    routers that choose one expert, and experts that are masks
     config.py, model.py  the refactored model, as a model of transformers
-    distill.py   the expert that a token should take, computed from the dense model
+    distill.py   the expert that a token should take, computed from a dense model
     schedule.py  rounds of tuning: routers first, then experts
     tuning.py    the training loop, which resumes after a kill
     settings.py  the settings of a refactoring, and two sets of them

@@ -1,27 +1,31 @@
-"""Routing distillation: the expert that a token should take, computed from the frozen dense model.
+"""Routing distillation: the expert that a token should take, computed from a dense model.
 
 A token's *target* compares the channels it activates most in the dense model with each expert's
-mask. Targets depend on no router, so they are computed once.
+mask. Targets depend on no router. They are computed for each batch as it is used.
 
-`paper` (equation 4): the overlap of expert j counts the channels that mask j has in common with
-the token's highest |inner activations|. As many of these are taken as the masks' share. The paper
-does not say how layers combine; here their counts add up if one router serves all layers. The loss
-is KL(softmax of the router || softmax of the overlaps). A softmax of counts is almost one-hot.
+`paper` (equation 4): the dense model is the one before any tuning, frozen. The overlap of expert j
+counts the channels that mask j has in common with the token's highest |inner activations|. As many
+of these are taken as the masks' share. The paper does not say how layers combine; here their counts
+add up if one router serves all layers. The loss is KL(softmax of the router || softmax of the
+overlaps). A softmax of counts is almost one-hot.
 
-`code` (as released): signed inner activations are compared with five order statistics. A channel
-scores 0 to 5 thirds of 1/n, where n is the number of the first expert's own channels. An expert's
-score is the sum over its own channels, less the mean, times ten. The mean is over all values. It is
-the same for all experts of a token, so it changes neither the softmax nor the argmax. The loss has
-three parts of cross entropy with the best expert (label smoothing 0.5) and one part of cross
-entropy with the softmax of scores. If one router serves all layers, it has a target for each layer;
-the released code adds these losses up, here they are averaged.
+`code` (as released): the dense model is the tuned model's own backbone. It runs without masks, so
+its targets follow the tuning of experts. Signed inner activations are compared with five order
+statistics. A channel scores 0 to 5 thirds of 1/n, where n is the number of the first expert's own
+channels. An expert's score is the sum over its own channels, less the mean, times ten. The mean is
+over all values. It is the same for all experts of a token, so it changes neither the softmax nor
+the argmax. The loss has three parts of cross entropy with the best expert (label smoothing 0.5) and
+one part of cross entropy with the softmax of scores. If one router serves all layers, it has a
+target for each layer; the released code adds these losses up, here they are averaged.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
@@ -29,6 +33,25 @@ from torch.nn.functional import cross_entropy
 from moesim.errors import UsageError
 from moesim.models.readme.ffn import Variant, find_ffns, frozen, watched
 from moesim.models.readme.masks import Masks, num_channels
+from moesim.models.readme.model import ReadMeForCausalLM
+
+Teacher = Callable[[Tensor], Tensor]
+"""Takes ids `[W, T]` and returns what routers should learn for them, as `targets` does."""
+
+
+def teacher(model: ReadMeForCausalLM, dense: Any, masks: Masks, variant: Variant) -> Teacher:
+    """Return the teacher of a masked `model`'s routers.
+
+    `paper` asks the frozen `dense` model. `code` asks the backbone of `model` at the time of the
+    call. Layers have targets of their own, except that `paper` adds them up for one router.
+    """
+    layerwise = variant == "code" or model.config.routing == "layerwise"
+
+    def teach(windows: Tensor) -> Tensor:
+        with nullcontext(dense) if variant == "paper" else model.unmasked() as backbone:
+            return targets(backbone, windows, masks, variant, layerwise=layerwise)
+
+    return teach
 
 
 def targets(
@@ -38,14 +61,12 @@ def targets(
     variant: Variant = "paper",
     *,
     layerwise: bool = False,
-    on_window: Callable[[int, int], None] | None = None,
 ) -> Tensor:
     """Return target logits `[W, T, N]` of ids `[W, T]`, float32; `[W, T, L, N]` if `layerwise`.
 
     One window runs at a time, and activations are dropped after each layer, to save memory.
-    `on_window(done, of)` reports. Raise `UsageError` if masks do not fit the model. Also raise it
-    if `variant` is `code` and expert 0 has no own channels, because the code divides by their
-    number.
+    Raise `UsageError` if masks do not fit the model. Also raise it if `variant` is `code` and
+    expert 0 has no own channels, because the code divides by their number.
     """
     ffns = find_ffns(model)
     num_experts, num_layers, width = masks.chosen.shape
@@ -64,15 +85,16 @@ def targets(
     done = 0
 
     def see(layer: int, inner: Tensor) -> None:
-        layer_TN = resemble(inner.flatten(0, -2).float(), compared_LDN[layer], masks, layer).cpu()
+        # Counts are exact in float32 alone, so not in the caller's lower precision.
+        with torch.autocast(model.device.type, enabled=False):
+            inner_TD = inner.flatten(0, -2).float()
+            layer_TN = resemble(inner_TD, compared_LDN[layer], masks, layer).cpu()
         (logits[done, :, layer] if layerwise else logits[done]).add_(layer_TN)
 
     with frozen(model) as decoder, watched(ffns, see):
         for ids_T in windows:
             decoder(input_ids=ids_T[None].to(model.device), use_cache=False)
             done += 1
-            if on_window is not None:
-                on_window(done, len(windows))
     return logits if variant == "paper" else 10 * (logits - logits.mean())
 
 
@@ -87,10 +109,11 @@ def _soft_overlap(inner_TD: Tensor, own_DN: Tensor, masks: Masks, layer: int) ->
     """Return scores as released: a channel counts once for each order statistic it exceeds."""
     n = int(masks.own[0, layer].sum())
     ranks = [n - 1, 4 * n // 5, 3 * n // 5, 2 * n // 5, n // 5]
-    ordered_TD = inner_TD.sort(dim=1, descending=True).values
+    # By numpy, because torch sorts rows of this length many times slower.
+    rising_TD = torch.from_numpy(np.sort(inner_TD.numpy(force=True), axis=1)).to(inner_TD.device)
     importance_TD = torch.zeros_like(inner_TD)
     for rank in ranks:
-        importance_TD += inner_TD > ordered_TD[:, rank, None]  # exceeded by `rank` channels
+        importance_TD += inner_TD > rising_TD[:, -1 - rank, None]  # exceeded by `rank` channels
     return importance_TD / (3 * n) @ own_DN
 
 

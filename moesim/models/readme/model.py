@@ -7,6 +7,8 @@ The recorder and the real machine treat it like any other model too.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -74,6 +76,22 @@ class ReadMeForCausalLM(RoutedForCausalLM):
         )
         return output
 
+    @contextmanager
+    def unmasked(self) -> Iterator[Any]:
+        """Yield `base` with its whole FFNs in place of masked experts: a dense model.
+
+        Its weights are this model's own, as tuned so far.
+        """
+        base: Any = self.base
+        routed = [(name, m) for name, m in base.named_modules() if isinstance(m, RoutedFfn)]
+        try:
+            for name, block in routed:
+                base.set_submodule(name, block.experts.ffn)
+            yield base
+        finally:
+            for name, block in routed:
+                base.set_submodule(name, block)
+
     def _given(
         self, path_ids: Tensor, path_weights: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -114,7 +132,7 @@ def refactor(
         expert_ffn=int(masks_NLD.sum(dim=2).max()),
         routing=routing,
         scaled=scaled,
-        router={**SIZES, **(router or {})} if routing == "decoupled" else None,
+        router=_router_options(dense, router or {}) if routing == "decoupled" else None,
     )
     model = _build(config, dense)
     states = dict(dense.state_dict())
@@ -190,6 +208,13 @@ def _load_rest(model: Any, states: dict[str, Tensor]) -> None:
     mlp = (".experts.", ".shared_experts.", ".router.", ".ffn.")
     if unexpected or any(not any(part in name for part in mlp) for name in missing):
         raise UsageError(f"weights do not fit: unknown {unexpected}, missing {missing}")
+
+
+def _router_options(dense: Any, changes: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments of `PreGatingRouter`; the base of RoPE is the dense model's, if one."""
+    rope = getattr(dense.config.get_text_config(), "rope_parameters", None) or {}
+    shared = {"rope_base": float(rope["rope_theta"])} if "rope_theta" in rope else {}
+    return {**SIZES, **shared, **changes}
 
 
 def _check(config: ReadMeConfig) -> None:

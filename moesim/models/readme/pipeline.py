@@ -3,14 +3,16 @@
     out/run.json             base, settings and text of the run
     out/scores.safetensors   channel scores by domain
     out/masks.safetensors    the experts' channels
-    out/pool.safetensors     windows that train routers, with their targets
     out/untuned.json         losses of the dense model, and of each expert alone, before tuning
     out/<kind>/              a finished model that transformers loads, with training.json
     out/<kind>.safetensors   a checkpoint, while its tuning lasts
 
 Kinds: `decoupled` has one router for all layers, which reads tokens. `layerwise`, the comparator,
 has the same experts with a router in each layer. `dense` is the dense model cut to the size of one
-expert by the mean of all domains' scores. All are tuned on the same windows in the same order.
+expert by the mean of all domains' scores. `oracle` has the experts of `decoupled`, but every text
+is computed by its own domain's expert, in tuning and in measuring. It shows what a router that
+always finds the domain would reach. No router learns, so its folder has training.json alone. All
+are tuned on the same windows in the same order.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ from torch import Tensor
 from moesim.errors import OutputError, UsageError
 from moesim.files import sha256, whole_file, whole_folder, write_json
 from moesim.models.dense import load_base
-from moesim.models.readme.distill import targets
+from moesim.models.readme.distill import teacher
 from moesim.models.readme.ffn import find_ffns
 from moesim.models.readme.masks import Masks, check_masks, random_masks, top_masks
 from moesim.models.readme.model import ReadMeForCausalLM, materialise, refactor
@@ -37,7 +39,7 @@ from moesim.models.readme.scores import channel_scores
 from moesim.models.readme.settings import KINDS, PipelineSettings
 from moesim.models.readme.tuning import Measured, TuningText, evaluate, tune
 from moesim.models.text import Corpus
-from moesim.models.tokens import draw_windows, shuffle_domains, token_streams
+from moesim.models.tokens import WindowStream, draw_windows, shuffle_domains, token_streams
 from moesim.record.header import TRAINING_RECORD, versions
 
 __all__ = ["Untuned", "run"]
@@ -109,8 +111,9 @@ def run(
             "versions": versions(),
         }
         with whole_folder(out / kind) as folder:
-            model.save_pretrained(folder)
-            tokenizer.save_pretrained(folder)
+            if model is not None:
+                model.save_pretrained(folder)
+                tokenizer.save_pretrained(folder)
             write_json(folder / TRAINING_RECORD, story)
         work.checkpoint(kind).unlink(missing_ok=True)
     return {kind: out / kind for kind in kinds}
@@ -141,11 +144,7 @@ class _Work:
 
         self.held_out = draw(unseen, settings.held_out_windows, "held out")
         self._to_score = draw(streams, settings.score_windows, "scoring")
-        self._pool = draw(streams, settings.pool_windows, "routing")
-        self._train = {
-            domain: torch.from_numpy(tokens[: len(tokens) // length * length].reshape(-1, length))
-            for domain, tokens in streams.items()
-        }
+        self.text = TuningText(WindowStream.of(streams, length, seed), self.held_out)
 
     def scores(self) -> Tensor:
         """Return channel scores `[N, L, D]`."""
@@ -171,33 +170,6 @@ class _Work:
         # For readers of the folder; a resumed run computes masks from the scores again.
         masks.save(self.out / "masks.safetensors")
         return masks
-
-    def text(self, *, layerwise: bool) -> TuningText:
-        """Return the text of a tuning.
-
-        Each layer has targets. For a decoupled router `paper` sums them over layers; `code` keeps
-        them all.
-        """
-
-        def make() -> dict[str, Tensor]:
-            pool = torch.cat(list(self._pool.values()))
-            # Shuffled, so that the first windows, which measure agreement, are of all domains.
-            pool = pool[torch.randperm(len(pool), generator=torch.Generator().manual_seed(0))]
-            layer_targets = targets(
-                self.dense,
-                pool,
-                self.masks,
-                self.settings.variant,
-                layerwise=True,
-                on_window=self._showing("finding targets"),
-            )
-            return {"pool": pool, "targets": layer_targets}
-
-        kept = self._kept("pool", ("pool", "targets"), make)
-        router_targets = kept["targets"]
-        if self.settings.variant == "paper" and not layerwise:
-            router_targets = router_targets.sum(dim=2)
-        return TuningText(kept["pool"], router_targets, self._train, self.held_out)
 
     def untuned(self) -> Untuned:
         path = self.out / "untuned.json"
@@ -230,23 +202,27 @@ class _Work:
 
     def tuned(
         self, kind: str, on_stage: Callable[[str, Measured], None] | None
-    ) -> tuple[ReadMeForCausalLM, Sequence[Measured]]:
-        """Return a finished model of one kind, its experts cut out, and its history."""
+    ) -> tuple[ReadMeForCausalLM | None, Sequence[Measured]]:
+        """Return a finished model of one kind, its experts cut out, and its history.
+
+        `oracle` has no model, because its router never learns.
+        """
         settings = self.settings
-        text = self.text(layerwise=kind == "layerwise")
         model = self._masked(kind)
+        routed = kind in ("decoupled", "layerwise")
         tuned = tune(
             model,
-            text,
+            self.text,
             settings.schedule,
+            teacher(model, self.dense, self.masks, settings.variant) if routed else None,
             variant=settings.variant,
-            seed=settings.seed,
+            by_domain=kind == "oracle",
             autocast=settings.autocast,
             checkpoint=self.checkpoint(kind),
             on_step=None if self._show is None else _prefixed(self._show, kind),
             on_stage=None if on_stage is None else lambda measured: on_stage(kind, measured),
         )
-        return materialise(model), tuned.history
+        return None if kind == "oracle" else materialise(model), tuned.history
 
     def checkpoint(self, kind: str) -> Path:
         return self.out / f"{kind}.safetensors"
@@ -260,6 +236,8 @@ class _Work:
             twice = pooled.expand(2, -1, -1)  # masks have at least two experts
             masks = top_masks(twice, ("all", "again"), settings.share, settings.variant)
             return refactor(self.dense, masks.chosen[:1], router=_TINY_ROUTER)
+        if kind == "oracle":
+            return refactor(self.dense, self.masks.chosen, router=_TINY_ROUTER)
         return refactor(
             self.dense,
             self.masks.chosen,
@@ -288,7 +266,7 @@ class _Work:
         return None if show is None else lambda done, of: show(what, done, of)
 
 
-# A single expert needs no choice, but the model needs a router: the smallest possible.
+# Where no router chooses, the model needs one all the same: the smallest possible.
 _TINY_ROUTER = {"hidden": 2, "heads": 1, "ffn": 1}
 
 

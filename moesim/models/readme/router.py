@@ -3,12 +3,19 @@
 It reads no hidden states of the backbone. So a token's expert, the same in all layers, is known as
 soon as the token is. Source: section 3 and table 1 of the paper (arXiv 2410.19123) and its code.
 These disagree on the MLP: `silu` (the code: two matrices with biases; 17,965,063 parameters at the
-paper's size) or `swiglu` (the paper: three matrices). As in the code, attention scores are not
-scaled, and matrices have biases.
+paper's size) or `swiglu` (the paper: three matrices). The paper is silent on what follows; it is as
+in the code. Attention scores are not scaled. Matrices have biases. The base of RoPE is that of the
+backbone.
+
+Weights are drawn as the code's classes draw them. The released scripts build these classes inside
+`from_pretrained`. The versions of transformers of that time skip a class's own draws there. They
+then draw new weights as N(0, 0.02), with zero biases. This follows from reading both; it was not
+run. Which of the two starts made the published model is not known.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 
@@ -24,7 +31,6 @@ output, of the same shape. Scores are not scaled."""
 
 MLPS = ("silu", "swiglu")
 SIZES = {"hidden": 512, "heads": 4, "ffn": 512, "mlp": "silu"}  # the paper's, the code's MLP
-_ROPE_BASE = 10_000.0
 
 
 class RouterCache:
@@ -61,6 +67,7 @@ class PreGatingRouter(nn.Module):
         heads: int = 4,
         ffn: int = 512,
         mlp: str = "silu",
+        rope_base: float = 10_000.0,
     ) -> None:
         super().__init__()
         if mlp not in MLPS:
@@ -71,6 +78,7 @@ class PreGatingRouter(nn.Module):
             )
         self.num_experts = num_experts
         self.heads = heads
+        self.rope_base = rope_base
         self.embed = nn.Embedding(vocabulary, hidden)
         self.attention_norm = nn.RMSNorm(hidden, eps=1e-6)
         self.query = nn.Linear(hidden, hidden)
@@ -85,15 +93,17 @@ class PreGatingRouter(nn.Module):
         self.head = nn.Linear(hidden, num_experts)
 
     def initialise(self, embedding_VH: Tensor | None = None) -> None:
-        """Draw weights as the released code does, with torch's generator.
+        """Draw weights as the released code's class does, with torch's generator.
 
-        Matrices are Kaiming-uniform. Embeddings are the first columns of the backbone's
-        `embedding_VH`; columns that it does not have are normal.
+        Matrices are Kaiming-uniform. Biases keep torch's default: uniform within one over the root
+        of a matrix's inputs. Embeddings are the first columns of the backbone's `embedding_VH`;
+        columns that it does not have are normal.
         """
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.kaiming_uniform_(module.weight)
-                nn.init.zeros_(module.bias)
+                bound = 1 / math.sqrt(module.in_features)
+                nn.init.uniform_(module.bias, -bound, bound)
         nn.init.normal_(self.embed.weight, std=0.02)
         if embedding_VH is not None:
             width = min(self.embed.embedding_dim, embedding_VH.shape[1])
@@ -140,8 +150,8 @@ class PreGatingRouter(nn.Module):
         def heads(projected: Tensor) -> Tensor:
             return projected.view(batch, tokens, self.heads, width).transpose(1, 2)
 
-        query = _rotate(heads(self.query(x)), positions)
-        keys = _rotate(heads(self.key(x)), positions)
+        query = _rotate(heads(self.query(x)), positions, self.rope_base)
+        keys = _rotate(heads(self.key(x)), positions, self.rope_base)
         out = attend(query, keys, heads(self.value(x)))
         attended: Tensor = self.output(out.transpose(1, 2).reshape(batch, tokens, hidden))
         return attended
@@ -163,11 +173,11 @@ def _look_back(
     )
 
 
-def _rotate(x: Tensor, positions: Tensor) -> Tensor:
+def _rotate(x: Tensor, positions: Tensor, base: float) -> Tensor:
     """Rotate `x [B, heads, T, width]` by its `positions [B, T]` (RoPE: Su et al., 2021)."""
     half = x.shape[-1] // 2
     power = torch.arange(half, device=x.device, dtype=torch.float32) / half
-    angles = positions[:, None, :, None].float() * _ROPE_BASE**-power
+    angles = positions[:, None, :, None].float() * base**-power
     cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
     first, second = x[..., :half], x[..., half:]
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)

@@ -18,13 +18,17 @@ Kind = Literal["router", "experts"]
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """One part of a round. A step sees `batch` windows; the rate falls from `peak` as a cosine."""
+    """One part of a round. A step sees `batch` windows; the rate falls from `peak` as a cosine.
+
+    `start` counts the windows of all stages before this one.
+    """
 
     round: int
     kind: Kind
     steps: int
     batch: int
     peak: float
+    start: int
 
     @property
     def name(self) -> str:
@@ -58,14 +62,20 @@ class Schedule:
                 raise UsageError(f"{name} ({getattr(self, name)}) must be above 0")
 
     def stages(self, *, routers: bool = True) -> Iterator[Stage]:
-        """Yield all stages in order; a single expert has no `routers` and only expert stages."""
+        """Yield all stages in order; without `routers`, expert stages alone.
+
+        Windows of router stages then stay unused, so that experts see the same text either way.
+        """
+        start = 0
         for number in range(self.rounds):
             fall = self.decay**number
+            steps, batch = self.router_steps, self.router_batch
             if routers:
-                peak = self.router_rate * fall
-                yield Stage(number, "router", self.router_steps, self.router_batch, peak)
-            peak = self.expert_rate * fall
-            yield Stage(number, "experts", self.expert_steps, self.expert_batch, peak)
+                yield Stage(number, "router", steps, batch, self.router_rate * fall, start)
+            start += steps * batch
+            steps, batch = self.expert_steps, self.expert_batch
+            yield Stage(number, "experts", steps, batch, self.expert_rate * fall, start)
+            start += steps * batch
 
 
 PAPER: Final = Schedule(

@@ -10,7 +10,7 @@ from typing import Any, Final, Literal
 from moesim.errors import UsageError
 from moesim.models.readme.schedule import Schedule
 
-KINDS: Final = ("decoupled", "layerwise", "dense")
+KINDS: Final = ("decoupled", "layerwise", "dense", "oracle")
 CONTROLS: Final = ("none", "random", "shuffled")
 
 
@@ -18,17 +18,16 @@ CONTROLS: Final = ("none", "random", "shuffled")
 class PipelineSettings:
     """PipelineSettings of one refactoring.
 
-    Windows have `context` tokens. Of each domain, `score_windows` score channels, `pool_windows`
-    train routers and `held_out_windows` measure. `variant` chooses the paper or its code where they
-    disagree: scores, masks, distillation, the router's MLP, and the scaling of outputs by the
-    router's probability. `control`: channels drawn at `random`, or scored on windows `shuffled`
-    among the domains. `autocast` computes in bfloat16.
+    Windows have `context` tokens. Of each domain, `score_windows` score channels and
+    `held_out_windows` measure. `variant` chooses the paper or its code where they disagree: scores,
+    masks, distillation, the router's MLP, and the scaling of outputs by the router's probability.
+    `control`: channels drawn at `random`, or scored on windows `shuffled` among the domains.
+    `autocast` computes in bfloat16.
     """
 
     schedule: Schedule
     context: int
     score_windows: int
-    pool_windows: int
     held_out_windows: int
     router: Mapping[str, Any] = field(default_factory=dict)
     share: float = 0.5
@@ -38,7 +37,7 @@ class PipelineSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("score_windows", "pool_windows", "held_out_windows"):
+        for name in ("score_windows", "held_out_windows"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} ({getattr(self, name)}) must be at least 1")
         if self.context < 2:
@@ -67,7 +66,6 @@ SIZES: Final[Mapping[str, PipelineSettings]] = MappingProxyType(
             Schedule(2, 100, 100, 8, 8, router_rate=2e-3, expert_rate=5e-4),
             context=128,
             score_windows=64,
-            pool_windows=256,
             held_out_windows=48,
             router={"hidden": 128, "ffn": 128},
         ),
@@ -76,7 +74,6 @@ SIZES: Final[Mapping[str, PipelineSettings]] = MappingProxyType(
             Schedule(4, 50, 25, 4, 2, router_rate=1e-3, expert_rate=1e-4),
             context=512,
             score_windows=8,
-            pool_windows=24,
             held_out_windows=8,
             autocast=True,
         ),

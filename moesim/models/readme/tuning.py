@@ -1,20 +1,20 @@
 """Tuning: routers learn which experts fit, and experts learn the language, in turn.
 
 A router stage changes only routers and uses only the distillation loss. An expert stage changes
-everything but routers and uses the language model's loss. Every step draws its batch from its own
-random stream. So a killed run resumes from its last checkpoint with the same result as an
-uninterrupted run.
+everything but routers and uses the language model's loss. Every step takes the next windows of the
+training text, in an order that the seed fixes. Targets of routers are computed for the windows of
+one step at a time. So a killed run resumes from its last checkpoint with the same result as an
+uninterrupted run, and memory does not grow with the text.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -24,7 +24,7 @@ from moesim.models.readme import distill
 from moesim.models.readme.ffn import Variant
 from moesim.models.readme.model import ReadMeForCausalLM
 from moesim.models.readme.schedule import Schedule, Stage
-from moesim.streams import stream
+from moesim.models.tokens import WindowStream
 
 __all__ = ["Measured", "Tuned", "TuningText", "evaluate", "tune"]
 
@@ -35,13 +35,11 @@ _SAVE_EVERY_S = 120.0
 class TuningText:
     """The text that a model is tuned on and measured by, as token ids.
 
-    `pool [P, T]` and `targets [P, T, N]` train routers (`[P, T, L, N]` if each layer has a target).
-    `train[domain] [W, T]` trains experts. `held_out[domain] [V, T]` is used only for measuring.
+    All stages take windows from `train`, each where the stage before it stopped.
+    `held_out[domain] [V, T]` is used only for measuring. Domains are those of `train`, in order.
     """
 
-    pool: Tensor
-    targets: Tensor
-    train: Mapping[str, Tensor]
+    train: WindowStream
     held_out: Mapping[str, Tensor]
 
 
@@ -50,17 +48,21 @@ class Measured:
     """Measurements after a stage, or before all stages (`stage` is then `start`).
 
     Losses are in nats a token. `validation` and `by_domain` are the language model's on held-out
-    text; `training` is the mean of the stage's own. `agreement` is the share of tokens for which
-    routers choose the target's expert, in the pool's first windows, which are training text.
-    `tokens` counts the tokens that experts were trained on so far.
+    text; `training` is the mean of the stage's own. `own_experts` are losses by domain if every
+    token takes its domain's expert instead of the router's (one router for all layers only).
+    `agreement` is the share of held-out tokens for which routers choose the target's expert.
+    `tokens` counts the tokens that experts were trained on so far. `passes` says how often the
+    training text was gone through so far, by all stages together.
     """
 
     stage: str
     validation: float
     by_domain: Mapping[str, float]
     training: float | None
+    own_experts: Mapping[str, float] | None
     agreement: float | None
     tokens: int
+    passes: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,9 +77,10 @@ def tune(
     model: ReadMeForCausalLM,
     text: TuningText,
     schedule: Schedule,
+    teacher: distill.Teacher | None,
     *,
     variant: Variant = "paper",
-    seed: int = 0,
+    by_domain: bool = False,
     autocast: bool = False,
     checkpoint: Path | None = None,
     on_step: Callable[[str, int, int], None] | None = None,
@@ -85,6 +88,8 @@ def tune(
 ) -> Tuned:
     """Tune a masked model in place, by the losses of `variant`.
 
+    `teacher` gives what routers learn; without one there are no router stages. `by_domain` gives
+    every window to its domain's expert, in training and in measuring, and asks no router.
     `autocast` computes in bfloat16 and keeps weights as they are. With a `checkpoint` file, work
     is saved there every two minutes and after each stage; if it exists, the run resumes from it.
     `on_step(stage, done, of)` and `on_stage` report progress.
@@ -92,27 +97,34 @@ def tune(
     Raise `MoesimError` that names the step if a loss is not finite (the last checkpoint stays), or
     if the checkpoint belongs to another run.
     """
-    stages = list(schedule.stages(routers=model.config.num_experts > 1))
-    run = _Run(model, text, schedule, variant, seed, autocast, checkpoint, on_step)
+    run = _Run(model, text, schedule, teacher, variant, by_domain, autocast, checkpoint, on_step)
     run.restore()
     if not run.history:
         run.measure("start", None)
         _report(on_stage, run.history[-1])
-    for number in range(run.stage, len(stages)):
-        run.go_through(stages[number])
+    for stage in run.stages[run.stage :]:
+        run.go_through(stage)
         _report(on_stage, run.history[-1])
     return Tuned(tuple(run.history), run.wall_s)
 
 
 def evaluate(
-    model: Any, held_out: Mapping[str, Tensor], *, autocast: bool = False
+    model: Any,
+    held_out: Mapping[str, Tensor],
+    *,
+    by_domain: bool = False,
+    autocast: bool = False,
 ) -> dict[str, float]:
-    """Return a language model's mean cross entropy on each domain's windows, nats a token."""
+    """Return a language model's mean cross entropy on each domain's windows, nats a token.
+
+    `by_domain` gives the tokens of domain n to expert n, with weight one.
+    """
     model.eval()
     losses = {}
     with torch.inference_mode(), _precision(model, autocast):
-        for domain, windows in held_out.items():
-            each = [float(_lm_loss(model, window[None])) for window in windows]
+        for number, (domain, windows) in enumerate(held_out.items()):
+            experts = torch.tensor([number]) if by_domain else None
+            each = [float(_lm_loss(model, window[None], experts)) for window in windows]
             losses[domain] = sum(each) / len(each)
     return losses
 
@@ -125,8 +137,9 @@ class _Run:
         model: ReadMeForCausalLM,
         text: TuningText,
         schedule: Schedule,
+        teacher: distill.Teacher | None,
         variant: Variant,
-        seed: int,
+        by_domain: bool,
         autocast: bool,
         checkpoint: Path | None,
         on_step: Callable[[str, int, int], None] | None,
@@ -134,8 +147,10 @@ class _Run:
         self.model = model
         self.text = text
         self.schedule = schedule
+        self.teacher = teacher
+        self.stages = list(schedule.stages(routers=teacher is not None))
         self.variant = variant
-        self.seed = seed
+        self.by_domain = by_domain
         self.autocast = autocast
         self.checkpoint = checkpoint
         self.on_step = on_step
@@ -172,31 +187,36 @@ class _Run:
 
     def measure(self, name: str, training: float | None) -> None:
         """Measure the model, add the result to the history, and save a checkpoint."""
-        by_domain = evaluate(self.model, self.text.held_out, autocast=self.autocast)
-        done = list(self.schedule.stages(routers=self.model.config.num_experts > 1))[: self.stage]
+        by_domain = self._evaluate(self.by_domain)
+        done = self.stages[: self.stage]
+        last = done[-1] if done else None
         windows = sum(stage.steps * stage.batch for stage in done if stage.kind == "experts")
+        seen = last.start + last.steps * last.batch if last else 0
         measured = Measured(
             name,
             sum(by_domain.values()) / len(by_domain),
             by_domain,
             training,
+            self._own_experts(),
             self._agreement(),
-            windows * self.text.pool.shape[1],
+            windows * self.text.train.windows.shape[1],
+            seen / len(self.text.train.windows),
         )
         self.history.append(measured)
         self.save()
 
     def _learn(self, optimizer: torch.optim.Optimizer, stage: Stage, step: int) -> float:
-        draw = stream(self.seed, f"tuning {stage.kind}", stage.round, step)
+        windows, domains = self.text.train.take(stage.start + step * stage.batch, stage.batch)
         self.model.train()
         loss: Any
         with _precision(self.model, self.autocast):
             if stage.kind == "router":
-                rows = torch.from_numpy(draw.integers(len(self.text.pool), size=stage.batch))
-                logits = _router_logits(self.model, self.text.pool[rows])
-                loss = distill.loss(logits, self.text.targets[rows], self.variant)
+                assert self.teacher is not None
+                loss = distill.loss(
+                    _router_logits(self.model, windows), self.teacher(windows), self.variant
+                )
             else:
-                loss = _lm_loss(self.model, _windows(self.text.train, stage.batch, draw))
+                loss = _lm_loss(self.model, windows, domains if self.by_domain else None)
         if not torch.isfinite(loss):
             kept = "" if self.checkpoint is None else f"; {self.checkpoint} holds the last good one"
             raise MoesimError(
@@ -208,14 +228,25 @@ class _Run:
         optimizer.step()
         return float(loss.detach())
 
+    def _evaluate(self, by_domain: bool) -> dict[str, float]:
+        held_out = self.text.held_out
+        return evaluate(self.model, held_out, by_domain=by_domain, autocast=self.autocast)
+
+    def _own_experts(self) -> dict[str, float] | None:
+        """Return losses with each domain's own expert, if one choice serves all layers."""
+        choosing = self.teacher is not None and self.model.router is not None
+        return self._evaluate(by_domain=True) if choosing else None
+
     def _agreement(self) -> float | None:
-        if self.model.config.num_experts == 1:
+        if self.teacher is None:
             return None
-        first = slice(0, 8)
         self.model.train(False)
+        shares = []
         with torch.inference_mode(), _precision(self.model, self.autocast):
-            logits = _router_logits(self.model, self.text.pool[first])
-        return distill.agreement(logits, self.text.targets[first])
+            for window in torch.cat(list(self.text.held_out.values())):
+                logits = _router_logits(self.model, window[None])
+                shares.append(distill.agreement(logits, self.teacher(window[None])))
+        return sum(shares) / len(shares)
 
     # --- checkpoints ---
 
@@ -258,7 +289,9 @@ class _Run:
         return {
             "schedule": asdict(self.schedule),
             "variant": self.variant,
-            "seed": self.seed,
+            "by_domain": self.by_domain,
+            "seed": self.text.train.seed,
+            "windows": list(self.text.train.windows.shape),
             "routing": self.model.config.routing,
             "num_experts": self.model.config.num_experts,
         }
@@ -294,17 +327,15 @@ def _router_logits(model: ReadMeForCausalLM, windows: Tensor) -> Tensor:
     return stacked.view(*windows.shape, *stacked.shape[1:]).cpu()
 
 
-def _lm_loss(model: Any, windows: Tensor) -> Tensor:
+def _lm_loss(model: Any, windows: Tensor, experts: Tensor | None = None) -> Tensor:
+    """Return the cross entropy of ids `[W, T]`; `experts [W]` replace the router's choice."""
     windows = windows.to(model.device)
-    loss: Tensor = model(input_ids=windows, labels=windows, use_cache=False).loss
+    paths: dict[str, Tensor] = {}
+    if experts is not None:
+        ids = experts.to(model.device)[:, None].expand_as(windows)
+        paths = {"path_ids": ids, "path_weights": torch.ones_like(ids, dtype=model.dtype)}
+    loss: Tensor = model(input_ids=windows, labels=windows, use_cache=False, **paths).loss
     return loss
-
-
-def _windows(train: Mapping[str, Tensor], count: int, draw: np.random.Generator) -> Tensor:
-    """Draw `count` windows from domains chosen evenly."""
-    domains: Sequence[str] = list(train)
-    chosen = [domains[int(each)] for each in draw.integers(len(domains), size=count)]
-    return torch.stack([train[d][int(draw.integers(len(train[d])))] for d in chosen])
 
 
 def _precision(model: Any, autocast: bool) -> Any:
