@@ -6,6 +6,7 @@ import sys
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,6 @@ from study_scripts import study
 from moesim.errors import UsageError
 from moesim.hardware import BatchShape, CostModel, load_hardware, named_shape
 from moesim.report.statistics import Estimate
-from moesim.simulate import prepare, result_of
 from moesim.trace import DecoupledKnobs, synthesize_decoupled
 
 table8, prefetch, table4_served, loads_module = (
