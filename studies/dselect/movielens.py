@@ -23,7 +23,7 @@ from moesim.models import movielens
 from moesim.models.gates import Gate
 from moesim.models.multitask import Mixture
 
-RATES = (2e-4, 5e-3)
+RATES = (5e-4, 2e-2)
 
 
 def make_world(options: argparse.Namespace, ratings: movielens.Ratings) -> multitask.World:
@@ -56,7 +56,7 @@ def make_world(options: argparse.Namespace, ratings: movielens.Ratings) -> multi
 def main(arguments: Sequence[str] | None = None, ratings: movielens.Ratings | None = None) -> None:
     """Run the study from a command line, with `ratings` if they are given."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    multitask.add_arguments(parser, epochs=5, batch=512, trials=6, seeds=3)
+    multitask.add_arguments(parser, epochs=5, batch=512, draws=2, seeds=3)
     parser.add_argument("--width", type=int, default=128, help="of an embedding")
     parser.add_argument("--watch-weight", type=float, default=0.5, help="the rest is rating's")
     options = parser.parse_args(arguments)

@@ -1,9 +1,14 @@
 """Shared parts of the studies of multi-task mixtures: tuning, runs kept in a folder, tables.
 
-Every gate has the same tuning budget. `--trials` settings are drawn from its own space, and each is
-trained on the problem of one seed that no table shows. The setting with the least *validation* loss
-is kept. Only the runs of the tables use test rows. All gates of a seed see the same rows, batches
-and first weights of experts and towers.
+Every gate is tuned by the protocol of `tuning.py`: the same four learning rates for all gates, the
+same factors by which gates learn faster, and `--draws` trials of a gate's own options at each rate.
+Each setting is trained on the problem of one seed that no table shows. The setting with the least
+*validation* loss is kept. Only the runs of the tables use test rows. All gates of a seed see the
+same rows, batches and first weights of experts and towers. Hash learns nothing, so it has no
+factor; its trials at one rate are equal, count, and run once.
+
+The control is Top-k with the rate and factor that were chosen for DSelect-k. If DSelect-k is ahead
+of Top-k but not of the control, then the rates and not the gates made the difference.
 
 *Hardened* means as in inference, with at most k experts a task; *as trained* a gate may have more.
 Early stopping and choice both use the hardened loss. Softmax is the control, because it never
@@ -15,7 +20,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -25,7 +29,9 @@ from typing import Any
 import numpy as np
 import recovery
 import torch
+import tuning
 from recovery import reading, spread, written
+from tuning import Setting
 
 from moesim.errors import UsageError
 from moesim.files import output_errors, write_json
@@ -42,7 +48,6 @@ from moesim.models.multitask import (
 from moesim.models.multitask.fitting import weighted
 from moesim.report.statistics import difference
 from moesim.report.tabular import Table, markdown
-from moesim.streams import stream
 
 TUNING_SEED = recovery.TUNING_SEED
 SPACES: Mapping[str, Mapping[str, Sequence[Any]]] = {
@@ -50,9 +55,11 @@ SPACES: Mapping[str, Mapping[str, Sequence[Any]]] = {
     "switch": {"balance": (0.0, 0.01, 0.1)},
     "hash": {},
 }
-GATE_FACTORS = (1.0, 10.0, 100.0)  # of the rate: a gate's few parameters must change much
+STRATA = 4  # learning rates of every gate
+FACTORS = {"gate_factor": (1.0, 10.0, 100.0)}  # of the rate: a gate's few parameters change much
+LEARN_NOTHING = ("hash",)
+CONTROL = "top_k, rates of dselect_k"
 
-Setting = dict[str, Any]  # rates `lr` and `gate_factor`, and the gate's options
 Run = dict[str, Any]
 Results = dict[str, list[Run]]
 
@@ -78,18 +85,12 @@ class World:
     size: Mapping[str, Any]  # all other settings that a run depends on, for its record
 
 
-def draw_settings(gate: str, count: int, rates: tuple[float, float]) -> list[Setting]:
-    """Draw `count` settings from a gate's space; the first ones do not depend on the count."""
-    draw = stream(0, f"settings of {gate}")
-    low, high = map(math.log, rates)
-    space = {"gate_factor": GATE_FACTORS, **SPACES[gate]}
-    return [
-        {
-            "lr": float(math.exp(draw.uniform(low, high))),
-            **{key: values[int(draw.integers(len(values)))] for key, values in space.items()},
-        }
-        for _ in range(count)
-    ]
+def draw_settings(gate: str, draws: int, bounds: tuple[float, float]) -> list[Setting]:
+    """Return the settings of a gate that tuning tries."""
+    shared = {} if gate in LEARN_NOTHING else FACTORS
+    return tuning.draw_settings(
+        gate, SPACES[gate], bounds, strata=STRATA, draws=draws, shared=shared
+    )
 
 
 def make_gates(name: str, world: World, setting: Setting, steps: int) -> list[Gate]:
@@ -135,7 +136,9 @@ def train(
         world.tasks,
         rows["train"],
         rows["validation"],
-        FitSettings(world.epochs, world.batch, setting["lr"], setting["gate_factor"], seed=seed),
+        FitSettings(
+            world.epochs, world.batch, setting["lr"], setting.get("gate_factor", 1.0), seed=seed
+        ),
         checkpoint=checkpoint,
         on_step=on_step,
     )
@@ -171,11 +174,11 @@ def train(
 class Study:
     """Runs kept in a folder: gate / trial or seed. Runs with other settings are refused."""
 
-    def __init__(self, out: Path, world: World, *, trials: int, seeds: int) -> None:
-        for name, value in (("trials", trials), ("seeds", seeds)):
+    def __init__(self, out: Path, world: World, *, draws: int, seeds: int) -> None:
+        for name, value in (("draws", draws), ("seeds", seeds)):
             if value < 1:
                 raise UsageError(f"{name} ({value}) must be at least 1")
-        self.out, self.world, self.trials, self.seeds = out, world, trials, seeds
+        self.out, self.world, self.draws, self.seeds = out, world, draws, seeds
 
     def runs_of(self, gate: str) -> list[Run]:
         """Tune, then return the chosen setting's run of every seed."""
@@ -183,10 +186,19 @@ class Study:
         return [self._kept(gate, f"seed-{seed}", setting, seed) for seed in range(self.seeds)]
 
     def trials_of(self, gate: str) -> list[Run]:
-        """Return a run of each setting that is tried."""
+        """Return a run of each setting that is tried; equal settings share one run."""
+        runs: list[Run] = []
+        for number, setting in enumerate(draw_settings(gate, self.draws, self.world.rates)):
+            done = [run for run in runs if run["setting"] == setting]
+            runs += done[:1] or [self._kept(gate, f"trial-{number}", setting, TUNING_SEED)]
+        return runs
+
+    def control(self) -> list[Run]:
+        """Return Top-k's run of every seed with the rate and factor of DSelect-k's setting."""
+        chosen = best_setting(self.trials_of("dselect_k"))
+        setting = {key: chosen[key] for key in ("lr", "gate_factor")}
         return [
-            self._kept(gate, f"trial-{number}", setting, TUNING_SEED)
-            for number, setting in enumerate(draw_settings(gate, self.trials, self.world.rates))
+            self._kept("top_k", f"seed-{seed}-control", setting, seed) for seed in range(self.seeds)
         ]
 
     def keep(self, gate: str, setting: Setting, seed: int, model: Mixture, run: Run) -> None:
@@ -204,7 +216,8 @@ class Study:
 
         def show(done: int, of: int) -> None:
             if done % 10 == 0 or done == of:
-                progress = f"{gate}: {name} of {self.trials} trials and {self.seeds} seeds"
+                trials = f"{STRATA * self.draws} trials"
+                progress = f"{gate}: {name} of {trials} and {self.seeds} seeds"
                 print(f"\r{progress}, step {done}/{of}      ", end="", file=sys.stderr, flush=True)
 
         def keep(model: Mixture, result: Run) -> None:
@@ -319,6 +332,22 @@ def by_difference(world: World, results: Results) -> Table:
     return table
 
 
+def by_rate(trials: Mapping[str, Sequence[Run]]) -> Table:
+    """Return the least validation loss at each learning rate, on the problem of tuning."""
+    rates = sorted({run["setting"]["lr"] for runs in trials.values() for run in runs})
+    table = Table(
+        "Tuning: least validation loss at each learning rate (hardened)",
+        ["gate", *(f"{rate:.3g}" for rate in rates), "chosen rate"],
+    )
+    for gate, runs in trials.items():
+        losses = [
+            min(run["validation"] for run in runs if run["setting"]["lr"] == rate) for rate in rates
+        ]
+        place = rates.index(best_setting(runs)["lr"]) + 1
+        table.add(gate, *(f"{loss:.3f}" for loss in losses), f"{place} of {len(rates)}")
+    return table
+
+
 def by_setting(world: World, results: Results) -> Table:
     """Return the settings that tuning chose."""
     del world
@@ -342,7 +371,7 @@ def _mean(values: Any) -> float:
 
 
 def add_arguments(
-    parser: argparse.ArgumentParser, *, epochs: int, batch: int, trials: int, seeds: int
+    parser: argparse.ArgumentParser, *, epochs: int, batch: int, draws: int, seeds: int
 ) -> None:
     """Add the arguments that every study of mixtures has."""
     parser.add_argument("out", type=Path)
@@ -355,7 +384,7 @@ def add_arguments(
         ("k", 2),
         ("epochs", epochs),
         ("batch", batch),
-        ("trials", trials),
+        ("draws", draws),
         ("seeds", seeds),
     ):
         parser.add_argument(f"--{name}", type=int, default=value)
@@ -363,7 +392,7 @@ def add_arguments(
 
 def size_of(options: argparse.Namespace) -> dict[str, Any]:
     """Return the options that a run depends on, other than gate, setting and seed."""
-    others = ("out", "gates", "trials", "seeds")
+    others = ("out", "gates", "draws", "seeds")
     return {key: value for key, value in vars(options).items() if key not in others}
 
 
@@ -372,8 +401,11 @@ def run_study(options: argparse.Namespace, world: World) -> None:
     torch.set_num_threads(1)
     for name in options.gates:  # so that a wrong gate is refused before hours of work for others
         make_gates(name, world, draw_settings(name, 1, world.rates)[0], 1)
-    study = Study(options.out, world, trials=options.trials, seeds=options.seeds)
+    study = Study(options.out, world, draws=options.draws, seeds=options.seeds)
     results = {gate: study.runs_of(gate) for gate in options.gates}
+    if {"dselect_k", "top_k"} <= results.keys():
+        results[CONTROL] = study.control()
     print(file=sys.stderr)
     for make in TABLES:
         print(markdown(make(world, results)), end="\n\n")
+    print(markdown(by_rate({gate: study.trials_of(gate) for gate in options.gates})))

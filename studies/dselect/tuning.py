@@ -1,8 +1,8 @@
 """One tuning protocol for every gate: the same learning rates, and as many trials at each of them.
 
-A study's range of learning rates is divided into `strata` parts of equal width on a log scale. One
-rate is drawn in each part, and all gates have these rates. At each rate every gate has `draws`
-trials, so the number of trials is strata x draws for every gate.
+A study's range of learning rates is divided into `strata` parts of equal width on a log scale. The
+middles of the parts are the rates of every gate. At each rate every gate has `draws` trials, so the
+number of trials is strata x draws for every gate.
 
 Options that every gate has (`shared`, like the factor by which gates learn faster) are the same for
 all gates, trial by trial. A gate's own options come from a random stream of its own. Within a rate
@@ -41,8 +41,8 @@ def draw_settings(
     `bounds` are those of the learning rate, and `space` has the values of the gate's own options.
     """
     edges = np.linspace(math.log(bounds[0]), math.log(bounds[1]), num=strata + 1)
-    draw = stream(0, "learning rates of all gates")
-    rates = [float(math.exp(draw.uniform(low, high))) for low, high in pairwise(edges)]
+    # Middles, because a few random rates can leave much of the range out.
+    rates = [float(math.exp((low + high) / 2)) for low, high in pairwise(edges)]
     return [
         {
             "lr": rate,
