@@ -89,7 +89,7 @@ def draw_settings(gate: str, draws: int, bounds: tuple[float, float]) -> list[Se
     """Return the settings of a gate that tuning tries."""
     shared = {} if gate in LEARN_NOTHING else FACTORS
     return tuning.draw_settings(
-        gate, SPACES[gate], bounds, strata=STRATA, draws=draws, shared=shared
+        gate, SPACES[gate], bounds, strata=STRATA, draws=draws, shared=shared, middles=True
     )
 
 
