@@ -1,4 +1,4 @@
-"""Shared parts of the studies of multi-task mixtures: tuning, runs kept in a folder, tables.
+"""Shared parts of the studies of multi-task mixtures: tuning, and runs kept in a folder.
 
 Every gate is tuned by the protocol of `tuning.py`: the same four learning rates for all gates, the
 same factors by which gates learn faster, and `--draws` trials of a gate's own options at each rate.
@@ -11,9 +11,7 @@ The control is Top-k with the rate and factor that were chosen for DSelect-k. If
 of Top-k but not of the control, then the rates and not the gates made the difference.
 
 *Hardened* means as in inference, with at most k experts a task; *as trained* a gate may have more.
-Early stopping and choice both use the hardened loss. Softmax is the control, because it never
-learns to work with k experts. Intervals are 95 % over seeds. Operations are those of the experts'
-forward passes in training, counted where they ran. A backward pass takes about twice as many.
+Early stopping and choice both use the hardened loss. Softmax never learns to work with k experts.
 """
 
 from __future__ import annotations
@@ -26,11 +24,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import multitask_tables
 import recovery
 import torch
 import tuning
-from recovery import reading, spread, written
 from tuning import Setting
 
 from moesim.errors import UsageError
@@ -46,8 +43,7 @@ from moesim.models.multitask import (
     flops_per_row,
 )
 from moesim.models.multitask.fitting import weighted
-from moesim.report.statistics import difference
-from moesim.report.tabular import Table, markdown
+from moesim.report.tabular import markdown
 
 TUNING_SEED = recovery.TUNING_SEED
 SPACES: Mapping[str, Mapping[str, Sequence[Any]]] = {
@@ -251,125 +247,6 @@ def best_setting(trials: Sequence[Run]) -> Setting:
     return setting
 
 
-def by_gate(world: World, results: Results) -> Table:
-    """Return the tasks' losses and accuracies on test rows."""
-    headers = []
-    for task in world.tasks:
-        headers += [f"{task.name} loss", "as trained"]
-        headers += [f"{task.name} accuracy"] if task.right else []
-    table = Table("On test rows; hardened, if not marked as trained", ["gate", *headers])
-    for gate, runs in results.items():
-        cells = []
-        for task in world.tasks:
-            cells += [spread(_scores(runs, task, "loss", how), 3) for how in _HOW]
-            cells += [spread(_scores(runs, task, "accuracy"), 3)] if task.right else []
-        table.add(gate, *cells)
-    return table
-
-
-def by_work(world: World, results: Results) -> Table:
-    """Return the experts' work."""
-    del world
-    table = Table(
-        "Work of the experts",
-        [
-            "gate",
-            "active in training",
-            "TFLOP in training",
-            "non-zeros a task",
-            "run a row, served",
-        ],
-    )
-    for gate, runs in results.items():
-        shares = [_mean(epoch["share"] for epoch in run["history"]) for run in runs]
-        work = [
-            sum(epoch["pairs"] for epoch in run["history"]) * run["expert_flops"] / 1e12
-            for run in runs
-        ]
-        table.add(
-            gate,
-            spread(shares, 2),
-            spread(work, 3),
-            spread([run["non_zeros"] for run in runs], 2),
-            spread([run["served_experts"] for run in runs], 2),
-        )
-    return table
-
-
-def by_epoch(world: World, results: Results) -> Table:
-    """Return the share of (row, expert) pairs that were run, along training."""
-    last = world.epochs - 1
-    epochs = sorted({round(part * last) for part in (0, 0.25, 0.5, 0.75, 1)})
-    table = Table(
-        "Experts active along training", ["gate", *(f"epoch {epoch + 1}" for epoch in epochs)]
-    )
-    for gate, runs in results.items():
-        shares = [[run["history"][epoch]["share"] for run in runs] for epoch in epochs]
-        table.add(gate, *(spread(values, 2) for values in shares))
-    return table
-
-
-def by_difference(world: World, results: Results) -> Table:
-    """Return DSelect-k less every other gate, seed by seed."""
-    columns = [
-        (task, key, good)
-        for task in world.tasks
-        for key, good in (("loss", -1), ("accuracy", 1))
-        if key == "loss" or task.right
-    ]
-    headers = [header for task, key, _ in columns for header in (f"{task.name} {key}", "reading")]
-    table = Table("DSelect-k less the other gate (test, hardened)", ["other gate", *headers])
-    ours = results.get("dselect_k")
-    for gate, runs in results.items():
-        if ours is None or gate == "dselect_k":
-            continue
-        cells = []
-        for task, key, good in columns:
-            pair = _scores(ours, task, key), _scores(runs, task, key)
-            less = difference(*pair, relative=False)
-            cells += [written(less, 3, sign=True), reading(less, good)]
-        table.add(gate, *cells)
-    return table
-
-
-def by_rate(trials: Mapping[str, Sequence[Run]]) -> Table:
-    """Return the least validation loss at each learning rate, on the problem of tuning."""
-    rates = sorted({run["setting"]["lr"] for runs in trials.values() for run in runs})
-    table = Table(
-        "Tuning: least validation loss at each learning rate (hardened)",
-        ["gate", *(f"{rate:.3g}" for rate in rates), "chosen rate"],
-    )
-    for gate, runs in trials.items():
-        losses = [
-            min(run["validation"] for run in runs if run["setting"]["lr"] == rate) for rate in rates
-        ]
-        place = rates.index(best_setting(runs)["lr"]) + 1
-        table.add(gate, *(f"{loss:.3f}" for loss in losses), f"{place} of {len(rates)}")
-    return table
-
-
-def by_setting(world: World, results: Results) -> Table:
-    """Return the settings that tuning chose."""
-    del world
-    table = Table("Chosen settings", ["gate", "setting"])
-    for gate, runs in results.items():
-        setting = {k: f"{v:.3g}" if k == "lr" else str(v) for k, v in runs[0]["setting"].items()}
-        table.add(gate, ", ".join(f"{key} {value}" for key, value in setting.items()))
-    return table
-
-
-_HOW = ("hardened", "as trained")
-TABLES = (by_gate, by_difference, by_work, by_epoch, by_setting)
-
-
-def _scores(runs: Sequence[Run], task: Task, key: str, how: str = "hardened") -> list[float]:
-    return [run["scores"]["test"][how][task.name][key] for run in runs]
-
-
-def _mean(values: Any) -> float:
-    return float(np.mean(list(values)))
-
-
 def add_arguments(
     parser: argparse.ArgumentParser, *, epochs: int, batch: int, draws: int, seeds: int
 ) -> None:
@@ -406,6 +283,6 @@ def run_study(options: argparse.Namespace, world: World) -> None:
     if {"dselect_k", "top_k"} <= results.keys():
         results[CONTROL] = study.control()
     print(file=sys.stderr)
-    for make in TABLES:
-        print(markdown(make(world, results)), end="\n\n")
-    print(markdown(by_rate({gate: study.trials_of(gate) for gate in options.gates})))
+    trials = {gate: study.trials_of(gate) for gate in options.gates}
+    for table in multitask_tables.tables(world.tasks, world.epochs, results, trials):
+        print(markdown(table), end="\n\n")

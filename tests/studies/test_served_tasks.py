@@ -304,7 +304,7 @@ def test_the_assumed_shapes_serve_traces_of_eight_experts(
 
 # --- the study ---
 
-SMALL = ["--experts", "3", "--epochs", "1", "--trials", "1", "--seeds", "2", "--pairs", "32"]
+SMALL = ["--experts", "3", "--epochs", "1", "--draws", "1", "--seeds", "2", "--pairs", "32"]
 SMALL += ["--held-out", "16", "--batch", "16", "--requests", "12"]
 FEW = [*SMALL, "--gates", "dselect_k", "top_k", "--per-example", "top_k"]
 
@@ -399,10 +399,10 @@ def test_settings_may_come_from_a_study_of_digits_and_of_no_other(
     tmp_path: Path, capsys: Any
 ) -> None:
     digits = study("dselect", "digits")
-    tuned = ["--experts", "3", "--epochs", "1", "--trials", "3", "--seeds", "1", "--pairs", "48"]
+    tuned = ["--experts", "3", "--epochs", "1", "--draws", "1", "--seeds", "1", "--pairs", "48"]
     tuned += ["--held-out", "16", "--batch", "16", "--gates", "top_k"]
     digits.main([str(tmp_path / "digits"), *tuned], made_up_digits())
-    arguments = [*SMALL, "--gates", "top_k", "softmax", "--per-example", "top_k", "--trials", "3"]
+    arguments = [*SMALL, "--gates", "top_k", "softmax", "--per-example", "top_k", "--draws", "1"]
     arguments += ["--tuned", str(tmp_path / "digits")]
     capsys.readouterr()
     served_tasks.main([str(tmp_path / "served"), *arguments], made_up_digits())
@@ -411,8 +411,8 @@ def test_settings_may_come_from_a_study_of_digits_and_of_no_other(
     static = tmp_path / "served/static"
     assert json.loads((static / "top_k/seed-1.json").read_text())["setting"] == best
     assert not list((static / "top_k").glob("trial-*"))
-    assert len(list((static / "softmax").glob("trial-*"))) == 3
-    assert len(list((tmp_path / "served/per-example/top_k").glob("trial-*"))) == 3
+    assert len(list((static / "softmax").glob("trial-*"))) == 4
+    assert len(list((tmp_path / "served/per-example/top_k").glob("trial-*"))) == 4
     first = capsys.readouterr().out
     assert [first.count(f"| {where} |") for where in ("this problem", "that of digits.py")] == [
         2,
