@@ -426,6 +426,16 @@ def test_settings_may_come_from_a_study_of_digits_and_of_no_other(
         served_tasks.main([str(tmp_path / "other"), *arguments, "--experts", "4"], made_up_digits())
 
 
+def test_equal_trials_of_a_study_of_digits_are_found_where_they_ran_once(tmp_path: Path) -> None:
+    size = ["--experts", "3", "--epochs", "1", "--draws", "2", "--seeds", "1", "--pairs", "32"]
+    size += ["--held-out", "16", "--batch", "16", "--gates", "hash"]
+    study("dselect", "digits").main([str(tmp_path / "digits"), *size], made_up_digits())
+    assert len(list((tmp_path / "digits/hash").glob("trial-*"))) == 4
+    tuned = ["--tuned", str(tmp_path / "digits"), "--per-example", "--requests", "4"]
+    served_tasks.main([str(tmp_path / "served"), *size, *tuned], made_up_digits())
+    assert not list((tmp_path / "served").rglob("trial-*"))
+
+
 def test_no_gates_or_too_many_experts_are_refused_before_any_run(tmp_path: Path) -> None:
     for extra, match in (
         (["--k", "4"], r"k \(4\)"),
