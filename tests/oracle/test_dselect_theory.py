@@ -13,17 +13,14 @@ import torch
 from torch import Tensor
 
 from moesim.errors import UsageError
-from moesim.models.gates.dselect_k import (
-    DSelectK,
-    Ramp,
+from moesim.models.gates.binary_codes import (
     codes,
-    construct,
-    gate,
     num_bits,
     reachability,
     selectors,
     smooth_step,
 )
+from moesim.models.gates.dselect_k import DSelectK, Ramp, construct, gate
 
 torch.set_num_threads(1)
 
@@ -284,6 +281,46 @@ def test_the_penalty_grows_with_the_mass_on_codes_without_expert() -> None:
     assert reachability(selectors(torch.ones(1, 1, 3), 7), epsilon=1e-6).item() < math.inf
 
 
+@pytest.mark.parametrize("features", [None, 3])
+def test_one_selector_beyond_all_experts_neither_ends_a_run_nor_moves(features: int | None) -> None:
+    """All mass of selector 0 of row 0 is on code 7 of six experts, and no bit has a slope."""
+    torch.manual_seed(0)
+    inputs = None if features is None else torch.eye(3)
+    rows: dict[str, Any] = {"tasks": 3} if features is None else {"features": 3}
+    losses = {}
+    for epsilon in (1e-6, 0.0):
+        dselect: Any = DSelectK(6, 2, epsilon=epsilon, **rows).train()
+        with torch.no_grad():
+            if features is None:
+                dselect.z_logits[0, 0] = 1
+            else:
+                dselect.z_logits.weight[:3, 0] = 1
+                dselect.z_logits.bias[:3] = 0
+        weights, loss = dselect(inputs)
+        losses[epsilon] = loss.item()
+        (weights[:, 0].sum() + loss).backward()
+        slope = dselect.z_logits.grad[0, 0] if features is None else dselect.z_logits.weight.grad
+        if epsilon:
+            assert all(bool(torch.isfinite(p.grad).all()) for p in dselect.parameters())
+            assert bool((slope[:3, 0] == 0).all() if features else (slope == 0).all())
+            others = dselect.z_logits.grad[0, 1] if features is None else slope[:3, 1]
+            assert bool((others != 0).any())
+            if features:  # the bias is shared with rows that do move, so the row can return
+                assert bool((dselect.z_logits.bias.grad[:3] != 0).any())
+    assert losses[1e-6] == pytest.approx(1e6, rel=1e-3)
+    assert losses[0.0] == math.inf
+
+
+def test_the_gates_penalty_is_constant_once_all_mass_is_reachable() -> None:
+    dselect: Any = DSelectK(6, 2, tasks=1, entropy=0.0).double().train()
+    with torch.no_grad():
+        dselect.z_logits[:] = torch.tensor([-1.0, 0.1, -0.2])  # the first four codes
+    loss = dselect().loss
+    loss.backward()
+    assert loss.item() == pytest.approx(2 / (1 + 1e-6), abs=1e-14)
+    assert bool((dselect.z_logits.grad == 0).all())
+
+
 @pytest.mark.parametrize(("n", "has_penalty"), [(8, False), (6, True)])
 def test_only_sizes_that_are_no_power_of_two_have_the_penalty(n: int, has_penalty: bool) -> None:
     dselect = DSelectK(n, 2, tasks=3, entropy=0.0).train()
@@ -311,12 +348,49 @@ def test_the_gate_starts_near_uniform(n: int, k: int, features: int | None) -> N
 @pytest.mark.parametrize("gamma", [0.1, 1.0, 10.0])
 def test_initial_parameters_lie_in_their_bands(gamma: float) -> None:
     torch.manual_seed(0)
-    for features in (None, 16):
-        dselect = DSelectK(64, 16, features=features, gamma=gamma)
+    for features, init, shrink in ((None, "scaled", 1), (16, "released", 1), (15, "scaled", 4)):
+        dselect = DSelectK(64, 16, features=features, gamma=gamma, init=init)
         z = [p for name, p in dselect.named_parameters() if name.startswith("z_")]
         w = [p for name, p in dselect.named_parameters() if name.startswith("w_")]
-        assert 0.5 < max(p.abs().max().item() for p in z) / (gamma / 100) <= 1
-        assert 0.5 < max(p.abs().max().item() for p in w) / 0.05 <= 1
+        assert 0.5 < max(p.abs().max().item() for p in z) * shrink / (gamma / 100) <= 1
+        assert 0.5 < max(p.abs().max().item() for p in w) * shrink / 0.05 <= 1
+    with pytest.raises(UsageError, match="init 'wide' is none of scaled, released"):
+        DSelectK(8, 2, features=4, init="wide")
+
+
+GAMMAS = (0.01, 0.1, 0.3, 1.0, 3.0, 10.0)  # of all studies
+
+
+@pytest.mark.parametrize("gamma", GAMMAS)
+@pytest.mark.parametrize("width", [512, 8192])
+def test_no_bit_starts_binary_however_wide_the_input(width: int, gamma: float) -> None:
+    torch.manual_seed(0)
+    inputs = torch.randn(64, width)
+    shares = {
+        init: DSelectK(16, 2, features=width, gamma=gamma, init=init).binary_share(inputs)
+        for init in ("scaled", "released")
+    }
+    assert shares["scaled"] == 0
+    assert (shares["released"] > 0.2) == (width == 8192)
+
+
+@pytest.mark.parametrize("width", [16, 8192])
+def test_a_wide_gate_starts_as_spread_as_a_static_one(width: int) -> None:
+    torch.manual_seed(0)
+    wide: Any = DSelectK(256, 8, features=width, gamma=0.5)
+    inputs = torch.randn(256, width)
+    # Uniform in ±bound: the deviation is bound / sqrt(3).
+    assert wide.z_logits(inputs).std().item() == pytest.approx(0.005 / 3**0.5, rel=0.1)
+    assert wide.w_logits(inputs).std().item() == pytest.approx(0.05 / 3**0.5, rel=0.25)
+
+
+@pytest.mark.parametrize("init", ["scaled", "released"])
+def test_a_static_gate_starts_as_released(init: str) -> None:
+    torch.manual_seed(3)
+    dselect: Any = DSelectK(16, 2, tasks=3, gamma=0.7, init=init)
+    torch.manual_seed(3)
+    assert torch.equal(dselect.z_logits, torch.empty(2, 3, 4).uniform_(-0.7 / 100, 0.7 / 100))
+    assert torch.equal(dselect.w_logits, torch.empty(2, 3).uniform_(-0.05, 0.05))
 
 
 def test_parameters_have_the_published_shapes() -> None:

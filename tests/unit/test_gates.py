@@ -23,9 +23,11 @@ from moesim.models.gates import (
     Softmax,
     Switch,
     TopK,
+    build,
 )
 from moesim.models.gates.balance import expected_load, shares_product, squared_variation
 from moesim.models.gates.mixing import activity, mix
+from moesim.models.multitask.fitting import options_of
 from moesim.record.recorder import Recorder
 
 torch.set_num_threads(1)
@@ -405,7 +407,7 @@ def experts(n: int = N) -> list[Expert]:
 
 def hardened(k: int = 2) -> DSelectK:
     torch.manual_seed(1)
-    gate = DSelectK(8, k, features=F, gamma=0.02, entropy=0.0)
+    gate = DSelectK(8, k, features=F, gamma=0.02, entropy=0.0, init="released")
     with torch.no_grad():
         gate.z_logits.weight.mul_(100)  # nearly all bits of nearly all rows are binary
     return gate
@@ -574,6 +576,14 @@ def test_a_gate_that_is_saved_and_loaded_selects_the_same(name: str) -> None:
         gate.harden()
     other.load_state_dict(gate.state_dict())
     assert torch.equal(gate.eval()().weights, other.eval()().weights)
+
+
+def test_how_a_gate_starts_is_an_option_and_part_of_what_a_run_must_share() -> None:
+    gate = build("dselect_k", 8, 2, {"init": "released"}, features=4)
+    assert options_of(gate)["init"] == "'released'"
+    assert options_of(build("dselect_k", 8, 2, features=4))["init"] == "'scaled'"
+    with pytest.raises(UsageError, match="init 1 must be of type str"):
+        build("dselect_k", 8, 2, {"init": 1}, features=4)
 
 
 def test_the_registry_names_every_gate() -> None:

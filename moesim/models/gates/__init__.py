@@ -2,6 +2,8 @@
 
 base.py       the interface: dense weights for training, few experts for inference
 dselect_k.py  DSelect-k: smooth selection by binary codes, and its theory's construction
+binary_codes.py  its definitions: smooth-step, codes, selectors, penalties
+factored.py   the same without a table of all experts for each selector
 softmax.py    all experts
 top_k.py      the k largest scores, plain and noisy
 switch.py     the largest score
@@ -9,7 +11,7 @@ hash.py       by id, drawn at random and not learnt
 gumbel.py     the largest of noisy scores, relaxed
 balance.py    losses that balance the experts' work
 mixing.py     runs each expert only on rows where it has weight, and counts those
-router.py     any gate as the router of a language model's layer
+gate_router.py  any gate as the router of a language model's layer
 """
 
 from __future__ import annotations

@@ -82,15 +82,18 @@ class Gate(nn.Module, ABC):
     def select(self, inputs: Tensor | None = None) -> Selection:
         """Return the experts to run at inference; never random, in either mode."""
         self._check(inputs)
-        probabilities, weights = self._harden(None if self.static else inputs)
+        selection = self._select(None if self.static else inputs)
         if self.static and inputs is not None:
-            probabilities, weights = probabilities[inputs], weights[inputs]
-        kept, ids = weights.topk(self.k, dim=-1)
-        return Selection(probabilities, kept, torch.where(kept > 0, ids, -1))
+            return Selection(*(part[inputs] for part in selection))
+        return selection
 
     @abstractmethod
     def _mix(self, features_BF: Tensor | None) -> Gating:
         """Return weights of each row, or of each task if `features_BF` is None."""
+
+    def _select(self, features_BF: Tensor | None) -> Selection:
+        """Return the selection of each row, or of each task if `features_BF` is None."""
+        return heaviest(*self._harden(features_BF), self.k)
 
     @abstractmethod
     def _harden(self, features_BF: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -152,6 +155,12 @@ class Scores(nn.Module):
         """Set all scores to zero."""
         for parameter in self.parameters():
             nn.init.zeros_(parameter)
+
+
+def heaviest(probabilities_BN: Tensor, weights_BN: Tensor, k: int) -> Selection:
+    """Return the selection of weights of which at most k a row are not zero."""
+    kept, ids = weights_BN.topk(k, dim=-1)
+    return Selection(probabilities_BN, kept, torch.where(kept > 0, ids, -1))
 
 
 def keep_largest(values_BN: Tensor, k: int) -> Tensor:

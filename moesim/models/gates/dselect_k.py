@@ -9,11 +9,11 @@ product of its bits' agreement with the expert's code. A softmax mixes the selec
     q(alpha, Z) = sum over l of softmax(alpha)_l · r(S(z_l))
 
 Once every bit is 0 or 1, each selector is one-hot and q has at most k non-zeros; before, it may
-have n. A bit that is exactly 0 or 1 has gradient exactly 0, so the data loss cannot move it again.
+have n. A bit that is exactly 0 or 1 has gradient exactly 0, so no loss can move it again.
 
 If n is not a power of two, a selector can put mass on codes that no expert has. The *reachability*
-penalty of a selector is 1 / (mass on experts). It grows with the lost mass, and is constant once
-all mass is on experts.
+penalty of a selector is 1 / (mass on experts + epsilon). It grows with the lost mass, and is
+constant once all mass is on experts.
 """
 
 from __future__ import annotations
@@ -30,13 +30,29 @@ import torch
 from torch import Tensor, nn
 
 from moesim.errors import UsageError
-from moesim.models.gates.base import Gate, Gating, check_k, kept_of, no_loss, scaled
+from moesim.models.gates.base import (
+    Gate,
+    Gating,
+    Selection,
+    check_k,
+    heaviest,
+    kept_of,
+    no_loss,
+    scaled,
+)
+from moesim.models.gates.binary_codes import check_gamma, codes, num_bits, selectors
+from moesim.models.gates.factored import (
+    Penalties,
+    binary_ids,
+    selection_of_ids,
+    weights_and_penalty,
+)
 
 Schedule = Callable[[int], float]
 Vector = TypeVar("Vector", Tensor, npt.NDArray[np.float64])
 
 OVER_ROWS = ("sum", "mean")
-_ENTROPY_FLOOR = 1e-6  # inside the logarithm, as in the released code
+INITS = ("scaled", "released")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,17 +89,20 @@ class DSelectK(Gate):
         gamma: float = 1.0,
         entropy: float | Schedule = 1e-6,
         over_rows: str = "sum",
-        epsilon: float = 0.0,
+        epsilon: float = 1e-6,
+        init: str = "scaled",
     ) -> None:
         super().__init__(num_experts, k, features=features, tasks=tasks)
-        _check_gamma(gamma)
-        if over_rows not in OVER_ROWS:
-            raise UsageError(f"over_rows {over_rows!r} is none of {', '.join(OVER_ROWS)}")
+        check_gamma(gamma)
+        for name, value, known in (("over_rows", over_rows, OVER_ROWS), ("init", init, INITS)):
+            if value not in known:
+                raise UsageError(f"{name} {value!r} is none of {', '.join(known)}")
         self.num_bits = num_bits(num_experts)
         self.gamma = gamma
         self.entropy = entropy
         self.over_rows = over_rows
         self.epsilon = epsilon
+        self.init = init
         self.z_logits: nn.Parameter | nn.Module
         self.w_logits: nn.Parameter | nn.Module
         if features is None:
@@ -98,10 +117,28 @@ class DSelectK(Gate):
         self.initialise()
 
     def initialise(self) -> None:
-        """Give every selector about 1/n on each expert; only noise distinguishes selectors."""
+        """Give every selector about 1/n on each expert; only noise distinguishes selectors.
+
+        Parameters are uniform within ±bound. The released bounds are gamma/100 for z and 0.05 for
+        alpha, of weights and biases alike. A static gate's z then deviates by gamma/173, and a bit
+        is binary from gamma/2 on. A per-example z is a sum over F features x and a bias, so its
+        deviation is gamma/173 · sqrt(F · mean(x²) + 1). With `released` bounds and mean(x²) = 1 a
+        third of the bits are binary at the start at F = 8,192, and never learn.
+
+        `scaled` divides both bounds by sqrt(F + 1). If mean(x²) = 1, z and alpha deviate as a
+        static gate's do, at any width. Else they deviate sqrt(mean(x²)) times as much: at 10 no bit
+        is binary, at 30 one in 260, at 50 one in 12. A few large features count by the same mean.
+        So normalise wider inputs first, as a layer norm does.
+
+        The start says nothing of the steps. A step of Adam at rate r moves a z by up to r · sum|x|,
+        which grows with F. A wide gate needs a smaller rate.
+        """
+        shrink = 1.0
+        if self.features is not None and self.init == "scaled":
+            shrink = math.sqrt(self.features + 1)
         for part, bound in ((self.z_logits, self.gamma / 100), (self.w_logits, 0.05)):
             for parameter in part.parameters() if isinstance(part, nn.Module) else (part,):
-                nn.init.uniform_(parameter, -bound, bound)
+                nn.init.uniform_(parameter, -bound / shrink, bound / shrink)
 
     def harden(self) -> None:
         """Make `forward` return what `select` does from now on: the k largest weights, rescaled.
@@ -118,75 +155,51 @@ class DSelectK(Gate):
         return float((z_Bkm.abs() >= self.gamma / 2).double().mean()) if self.num_bits else 1.0
 
     def _mix(self, features_BF: Tensor | None) -> Gating:
-        alpha_Bk, z_Bkm = self._parameters_of(features_BF)
-        r_BkN = selectors(smooth_step(z_Bkm, self.gamma), self.num_experts)
-        weights_BN = _mixed(alpha_Bk, r_BkN)
+        shares_Bk, z_Bkm = self._parameters_of(features_BF)
+        penalties = self._penalties() if self.training else None
+        weights_BN, penalty_B = weights_and_penalty(
+            shares_Bk, z_Bkm, self.gamma, self.num_experts, penalties
+        )
         if self.hardened:
             weights_BN = kept_of(weights_BN, self.k)
-        return Gating(weights_BN, self._penalty(r_BkN) if self.training else no_loss(weights_BN))
+        if penalties is None:
+            return Gating(weights_BN, no_loss(weights_BN))
+        return Gating(weights_BN, penalty_B.sum() if self.over_rows == "sum" else penalty_B.mean())
 
     def _harden(self, features_BF: Tensor | None) -> tuple[Tensor, Tensor]:
-        alpha_Bk, z_Bkm = self._parameters_of(features_BF)
-        q_BN = _mixed(alpha_Bk, selectors(smooth_step(z_Bkm, self.gamma), self.num_experts))
+        return self._cut(*self._parameters_of(features_BF))
+
+    def _select(self, features_BF: Tensor | None) -> Selection:
+        shares_Bk, z_Bkm = self._parameters_of(features_BF)
+        ids_Bk = binary_ids(z_Bkm, self.gamma)
+        if ids_Bk is not None:
+            return selection_of_ids(shares_Bk, ids_Bk, self.num_experts)
+        return heaviest(*self._cut(shares_Bk, z_Bkm), self.k)
+
+    def _cut(self, shares_Bk: Tensor, z_Bkm: Tensor) -> tuple[Tensor, Tensor]:
+        q_BN, _ = weights_and_penalty(shares_Bk, z_Bkm, self.gamma, self.num_experts)
         return scaled(q_BN), kept_of(q_BN, self.k)
 
     def _parameters_of(self, features_BF: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Return alpha `[B, k]` and z `[B, k, m]` of each row."""
+        """Return softmax(alpha) `[B, k]` and z `[B, k, m]` of each row."""
         if isinstance(self.z_logits, nn.Parameter):
             assert isinstance(self.w_logits, nn.Parameter)
-            return self.w_logits.T, self.z_logits.transpose(0, 1)
+            return self.w_logits.softmax(dim=0).T, self.z_logits.transpose(0, 1)
         assert isinstance(self.w_logits, nn.Module)
         z_BK = self.z_logits(features_BF)
-        return self.w_logits(features_BF), z_BK.view(len(z_BK), self.k, self.num_bits)
+        shares_Bk = self.w_logits(features_BF).softmax(dim=-1)
+        return shares_Bk, z_BK.view(len(z_BK), self.k, self.num_bits)
 
-    def _penalty(self, r_BkN: Tensor) -> Tensor:
-        entropy_B = -(r_BkN * (r_BkN + _ENTROPY_FLOOR).log()).sum(dim=(1, 2))
+    def _penalties(self) -> Penalties | None:
+        """Return the weights of this training pass, and count it; None if no penalty has a slope.
+
+        If n is a power of two, every code has an expert, and reachability would be constant.
+        """
         weight = self.entropy(int(self.passes)) if callable(self.entropy) else self.entropy
-        penalty_B = weight * entropy_B
-        # With a power of two every code has an expert, and the penalty would be constant.
-        if self.num_experts != 2**self.num_bits:
-            penalty_B = penalty_B + reachability(r_BkN, self.epsilon)
         self.passes += 1
-        return penalty_B.sum() if self.over_rows == "sum" else penalty_B.mean()
-
-
-def num_bits(num_experts: int) -> int:
-    """Return the number of binary digits that distinguish n experts: 0 for one expert."""
-    return (num_experts - 1).bit_length()
-
-
-def codes(num_experts: int) -> Tensor:
-    """Return `[n, m]` of int64: row i is i in binary, the most significant digit first."""
-    places = torch.arange(num_bits(num_experts) - 1, -1, -1)
-    return (torch.arange(num_experts)[:, None] >> places) & 1
-
-
-def smooth_step(t: Tensor, gamma: float = 1.0) -> Tensor:
-    """Return 0 up to -gamma/2, 1 from gamma/2 on, and between them a cubic that joins both (C¹).
-
-    Source: Hazimeh et al., "The Tree Ensemble Layer", ICML 2020 (arXiv 2002.07772). The cubic
-    -2t³/γ³ + 3t/(2γ) + 1/2 is x²(3 - 2x) in x = t/γ + 1/2, a form that rounding keeps in [0, 1].
-    """
-    _check_gamma(gamma)
-    x = (t / gamma + 0.5).clamp(0, 1)
-    return x * x * (3 - 2 * x)
-
-
-def selectors(bits_km: Tensor, num_experts: int) -> Tensor:
-    """Return `[..., k, n]` of bits `[..., k, m]` in [0, 1]: products of agreement with each code.
-
-    Rows sum to one if n is a power of two; codes that no expert has are left out.
-    """
-    r = bits_km.new_ones((*bits_km.shape[:-1], 1))
-    for bit in bits_km.unbind(dim=-1):
-        # Each digit doubles the codes: those that continue with 0 and those that continue with 1.
-        r = torch.stack([r * (1 - bit[..., None]), r * bit[..., None]], dim=-1).flatten(-2)
-    return r[..., :num_experts]
-
-
-def reachability(r_kN: Tensor, epsilon: float = 0.0) -> Tensor:
-    """Return `[...]` of `[..., k, n]`: 1 / (mass on experts), summed over selectors; at least k."""
-    return (1 / (r_kN.sum(dim=-1) + epsilon)).sum(dim=-1)
+        if not weight and self.num_experts == 2**self.num_bits:
+            return None
+        return Penalties(weight, self.epsilon)
 
 
 def construct(w: Vector, k: int) -> tuple[Vector, Vector]:
@@ -233,7 +246,7 @@ def gate(alpha: Vector, z: Vector, n: int) -> Vector:
     check_k(n, len(alpha_k))
     if not bool(((z_km >= 0) & (z_km <= 1)).all()):
         raise UsageError("z must lie in [0, 1]: apply the smooth-step first")
-    return _like(alpha, _mixed(alpha_k, selectors(z_km, n)))
+    return _like(alpha, alpha_k.softmax(dim=-1) @ selectors(z_km, n))
 
 
 def _linear(features: int, width: int) -> nn.Linear:
@@ -242,19 +255,7 @@ def _linear(features: int, width: int) -> nn.Linear:
         return nn.Linear(features, width)
 
 
-def _mixed(alpha_k: Tensor, r_kN: Tensor) -> Tensor:
-    return (alpha_k.softmax(dim=-1).unsqueeze(-1) * r_kN).sum(dim=-2)
-
-
 def _like(like: Vector, tensor: Tensor) -> Vector:
     """Return a tensor as it is, or as an array if `like` is an array."""
     vector: Any = tensor if isinstance(like, Tensor) else tensor.numpy()
     return vector  # type: ignore[no-any-return]
-
-
-def _check_gamma(gamma: float) -> None:
-    if not (gamma > 0 and math.isfinite(gamma)):
-        raise UsageError(
-            f"gamma ({gamma}) must be positive and finite: it is the width of the band in which a "
-            "bit is neither 0 nor 1"
-        )
