@@ -7,6 +7,7 @@ counted where they ran. A backward pass takes about twice as many.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -38,13 +39,14 @@ def by_gate(tasks: Sequence[Task], results: Results) -> Table:
     for task in tasks:
         headers += [f"{task.name} loss", "as trained"]
         headers += [f"{task.name} accuracy"] if task.right else []
+    headers += ["weighted sum"]
     table = Table("On test rows; hardened, if not marked as trained", ["gate", *headers])
     for gate, runs in results.items():
         cells = []
         for task in tasks:
             cells += [spread(_scores(runs, task, "loss", how), 3) for how in _HOW]
             cells += [spread(_scores(runs, task, "accuracy"), 3)] if task.right else []
-        table.add(gate, *cells)
+        table.add(gate, *cells, spread(_sums(runs, tasks), 3))
     return table
 
 
@@ -90,22 +92,22 @@ def by_epoch(epochs: int, results: Results) -> Table:
 
 def by_difference(tasks: Sequence[Task], results: Results) -> Table:
     """Return DSelect-k less every other gate, seed by seed."""
-    columns = [
-        (task, key, good)
+    columns = {
+        f"{task.name} {key}": (partial(_scores, task=task, key=key), good)
         for task in tasks
         for key, good in (("loss", -1), ("accuracy", 1))
         if key == "loss" or task.right
-    ]
-    headers = [header for task, key, _ in columns for header in (f"{task.name} {key}", "reading")]
+    }
+    columns["weighted sum of losses"] = partial(_sums, tasks=tasks), -1
+    headers = [header for name in columns for header in (name, "reading")]
     table = Table("DSelect-k less the other gate (test, hardened)", ["other gate", *headers])
     ours = results.get("dselect_k")
     for gate, runs in results.items():
         if ours is None or gate == "dselect_k":
             continue
         cells = []
-        for task, key, good in columns:
-            pair = _scores(ours, task, key), _scores(runs, task, key)
-            less = difference(*pair, relative=False)
+        for scores, good in columns.values():
+            less = difference(scores(ours), scores(runs), relative=False)
             cells += [written(less, 3, sign=True), reading(less, good)]
         table.add(gate, *cells)
     return table
@@ -141,6 +143,12 @@ _HOW = ("hardened", "as trained")
 
 def _scores(runs: Sequence[Run], task: Task, key: str, how: str = "hardened") -> list[float]:
     return [run["scores"]["test"][how][task.name][key] for run in runs]
+
+
+def _sums(runs: Sequence[Run], tasks: Sequence[Task]) -> list[float]:
+    """Return what training minimises: the weighted sum of the tasks' losses."""
+    losses = [[task.weight * loss for loss in _scores(runs, task, "loss")] for task in tasks]
+    return [sum(of_seed) for of_seed in zip(*losses, strict=True)]
 
 
 def _mean(values: Any) -> float:

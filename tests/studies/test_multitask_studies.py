@@ -89,6 +89,26 @@ def test_the_control_is_top_k_with_the_rate_and_factor_of_dselect_k(tmp_path: Pa
     assert control[1]["scores"] == alone["scores"]
 
 
+def test_differences_are_paired_by_seed_for_each_task_and_for_the_sum_that_is_trained() -> None:
+    def run(side: float, total: float) -> Any:
+        scores = {
+            name: {"loss": loss, "accuracy": 0.5}
+            for name, loss in zip([task.name for task in TASKS], (side, total), strict=True)
+        }
+        return {"scores": {"test": {"hardened": scores}}}
+
+    results = {
+        "dselect_k": [run(1.0, 2.0), run(2.0, 4.0)],
+        "other": [run(1.5, 2.0), run(2.5, 5.0)],
+    }
+    table = tables.by_difference(TASKS, results)
+    row = dict(zip(table.columns, (cell.text for cell in table.rows[0]), strict=False))
+    assert row[f"{TASKS[0].name} loss"] == "-0.500 ± 0.000"
+    assert row[f"{TASKS[1].name} loss"].startswith("-0.500 ± 6.3")
+    expected = -0.5 * TASKS[0].weight - 0.5 * TASKS[1].weight
+    assert row["weighted sum of losses"].startswith(f"{expected:+.3f}")
+
+
 def test_losses_by_rate_are_the_best_of_each_rate_whatever_the_order_of_trials() -> None:
     def trial(lr: float, validation: float) -> Any:
         return {"setting": {"lr": lr}, "validation": validation}
