@@ -78,14 +78,19 @@ def test_gates_that_learn_nothing_have_no_parameters_and_equal_trials_run_once(
     assert len(list(tmp_path.rglob("trial-*.json"))) == multitask.STRATA
 
 
-def test_the_control_is_top_k_with_the_rate_and_factor_of_dselect_k(tmp_path: Path) -> None:
+def test_the_control_is_top_k_with_the_rate_and_factor_of_dselect_k(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     study = multitask.Study(tmp_path, world(), draws=1, seeds=2)
-    chosen = multitask.best_setting(study.trials_of("dselect_k"))
+    rates = {"lr": 0.02, "gate_factor": 10.0}
+    chosen = {"dselect_k": {**rates, "gamma": 0.1}, "top_k": {"lr": 0.05, "gate_factor": 1.0}}
+    monkeypatch.setattr(
+        study, "trials_of", lambda gate: [{"setting": chosen[gate], "validation": 1.0}]
+    )
     control = study.control()
-    wanted = {key: chosen[key] for key in ("lr", "gate_factor")}
-    assert [run["setting"] for run in control] == [wanted] * 2
+    assert [run["setting"] for run in control] == [rates] * 2
     assert [run["seed"] for run in control] == [0, 1]
-    alone = multitask.train("top_k", world(), wanted, 1, test=True)
+    alone = multitask.train("top_k", world(), rates, 1, test=True)
     assert control[1]["scores"] == alone["scores"]
 
 
