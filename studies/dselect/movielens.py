@@ -3,7 +3,7 @@
     python studies/dselect/movielens.py OUT [--gates dselect_k top_k ...] [--seeds 3]
 
 Tasks, split and layer sizes are those of COMET's supplement, with a tenth of its data, fewer
-experts and fewer epochs. Unwatched pairs and the split are drawn once, so that tuning sees no test
+experts and one epoch. Unwatched pairs and the split are drawn once, so that tuning sees no test
 row. A seed draws first weights and batches. Gates are static, with one set of weights a task. With
 --per-example they read the embeddings.
 
@@ -60,7 +60,7 @@ def make_world(options: argparse.Namespace, ratings: movielens.Ratings) -> multi
 def main(arguments: Sequence[str] | None = None, ratings: movielens.Ratings | None = None) -> None:
     """Run the study from a command line, with `ratings` if they are given."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    multitask.add_arguments(parser, epochs=2, batch=256, draws=2, seeds=3)
+    multitask.add_arguments(parser, epochs=1, batch=256, draws=2, seeds=3)
     parser.add_argument("--width", type=int, default=128, help="of an embedding")
     parser.add_argument("--watch-weight", type=float, default=0.5, help="the rest is rating's")
     options = parser.parse_args(arguments)
