@@ -35,9 +35,10 @@ import multitask
 import numpy as np
 import recovery
 import torch
-from multitask import Run, Setting, World
+from multitask import Run, World
 from offloading import Policies, scenario_of
 from recovery import reading, spread, written
+from tuning import Setting
 
 from moesim.errors import UsageError
 from moesim.files import output_errors, write_json
