@@ -193,6 +193,8 @@ class Study:
         """Return Top-k's run of every seed with the rate and factor of DSelect-k's setting."""
         chosen = best_setting(self.trials_of("dselect_k"))
         setting = {key: chosen[key] for key in ("lr", "gate_factor")}
+        if setting == best_setting(self.trials_of("top_k")):
+            return self.runs_of("top_k")
         return [
             self._kept("top_k", f"seed-{seed}-control", setting, seed) for seed in range(self.seeds)
         ]
