@@ -231,7 +231,7 @@ class Study:
             test=test,
             checkpoint=checkpoint,
             on_step=show,
-            keep=keep if test else None,
+            keep=keep if name == f"seed-{seed}" else None,  # of gates as tuned, not of controls
         )
         run |= wanted
         partial = file.with_suffix(".partial")

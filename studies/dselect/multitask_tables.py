@@ -129,6 +129,19 @@ def by_rate(trials: Results) -> Table:
     return table
 
 
+def by_control(ours: Sequence[Run], control: Sequence[Run]) -> Table:
+    """Return the validation losses of DSelect-k and of Top-k with its rates, seed by seed."""
+    losses = [[run["validation"] for run in runs] for runs in (ours, control)]
+    less = difference(*losses, relative=False)
+    table = Table(
+        "Static gates at equal rates: weighted sum of validation losses",
+        ["dselect_k", "top_k, rates of dselect_k", "difference", "reading"],
+    )
+    cells = [spread(values, 3) for values in losses]
+    table.add(*cells, written(less, 3, sign=True), reading(less, -1))
+    return table
+
+
 def by_setting(results: Results) -> Table:
     """Return the settings that tuning chose."""
     table = Table("Chosen settings", ["gate", "setting"])

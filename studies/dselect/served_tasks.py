@@ -32,6 +32,7 @@ from typing import Final
 
 import digits as study
 import multitask
+import multitask_tables
 import numpy as np
 import recovery
 import torch
@@ -410,7 +411,11 @@ def main(arguments: Sequence[str] | None = None, singles: digits.Digits | None =
             kept.elsewhere(gate)
     variants = [each for kept, chosen in studies for each in variants_of(kept, chosen)]
     print(file=sys.stderr)
-    for table in tables(studies[0][0], variants, options.requests):
+    shown = tables(studies[0][0], variants, options.requests)
+    if {"dselect_k", "top_k"} <= set(options.gates):
+        static = studies[0][0]
+        shown.append(multitask_tables.by_control(static.runs_of("dselect_k"), static.control()))
+    for table in shown:
         print(markdown(table), end="\n\n")
 
 

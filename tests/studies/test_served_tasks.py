@@ -426,6 +426,26 @@ def test_settings_may_come_from_a_study_of_digits_and_of_no_other(
         served_tasks.main([str(tmp_path / "other"), *arguments, "--experts", "4"], made_up_digits())
 
 
+def test_the_control_of_static_gates_is_compared_and_has_no_trace_of_its_own(
+    tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: list[str] = []
+    monkeypatch.setattr(
+        served_tasks.Study, "keep", lambda self, gate, *rest: kept.append(gate), raising=True
+    )
+    monkeypatch.setattr(served_tasks, "tables", lambda *rest: [])
+    monkeypatch.setattr(
+        served_tasks.multitask,
+        "best_setting",
+        lambda trials: trials[-1 if "gamma" in trials[0]["setting"] else 0]["setting"],
+    )
+    arguments = [*SMALL, "--gates", "dselect_k", "top_k", "--per-example"]
+    served_tasks.main([str(tmp_path), *arguments], made_up_digits())
+    assert "Static gates at equal rates" in capsys.readouterr().out
+    assert len(list(tmp_path.rglob("*-control.json"))) == 2
+    assert sorted(kept) == ["dselect_k"] * 2 + ["top_k"] * 2
+
+
 def test_equal_trials_of_a_study_of_digits_are_found_where_they_ran_once(tmp_path: Path) -> None:
     size = ["--experts", "3", "--epochs", "1", "--draws", "2", "--seeds", "1", "--pairs", "32"]
     size += ["--held-out", "16", "--batch", "16", "--gates", "hash"]
