@@ -13,7 +13,8 @@ difference of 22 % of a loss, as published for another recommender, would be far
 intervals of three seeds. Hash shows whether the choice of experts matters at all.
 
 The ratings are read from the package recbole (pip install --no-deps recbole==1.2.1) and not stored.
-Each finished run is kept in OUT, and a killed study resumes there.
+Each finished run is kept in OUT, and a killed study resumes there. It takes about seven minutes of
+one core.
 """
 
 from __future__ import annotations
