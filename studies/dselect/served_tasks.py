@@ -15,9 +15,11 @@ step, so latency is mostly waiting for others' work.
 
 Every gate is tuned by the protocol of `tuning.py`, on a problem that no table shows. --tuned names
 the folder of a `digits.py` study. If it has all trials of a gate of the same kind, these are used.
-Missing ones (mostly of per-example gates) are made here, on the smaller problem. Each finished run
-and trace is kept in OUT, and a killed study resumes there. The study needs the package mlxtend. It
-takes about four minutes of one core.
+Missing ones (mostly of per-example gates) are made here, on the smaller problem. Top-k with the
+rates of static DSelect-k, the control of `multitask.py`, is compared in loss only.
+
+Each finished run and trace is kept in OUT, and a killed study resumes there. The study needs the
+package mlxtend. It takes about four minutes of one core.
 """
 
 from __future__ import annotations
