@@ -13,7 +13,7 @@ task by task, paired over ten seeds, both after the same tuning, and whether it 
 control's. Hash shows whether the choice of experts matters at all in this problem.
 
 Each finished run is kept in OUT, and a killed study resumes there. The study needs the package
-mlxtend. It takes about a quarter of an hour of one core. Several processes with one OUT can share
+mlxtend. It takes about twenty minutes of one core. Several processes with one OUT can share
 the gates.
 """
 
