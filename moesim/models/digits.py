@@ -91,19 +91,22 @@ def compose(digits: Digits, count: int, draw: np.random.Generator) -> Examples:
 
 def expert() -> nn.Module:
     """Return `[B, 1, 36, 36]` → `[B, 50]`: two convolutions, two dense layers, published sizes."""
-    return nn.Sequential(
+    layers = nn.Sequential(
         nn.Conv2d(1, 10, 5),
+        nn.MaxPool2d(2),  # before the ReLU, which gives the same result with a quarter of the work
         nn.ReLU(),
-        nn.MaxPool2d(2),
         nn.Conv2d(10, 20, 5),
-        nn.ReLU(),
         nn.MaxPool2d(2),
+        nn.ReLU(),
         nn.Flatten(),
         nn.Linear(720, 50),
         nn.ReLU(),
         nn.Linear(50, 50),
         nn.ReLU(),
     )
+    # Channels last: convolution and pooling on a CPU take little more than half the time.
+    layers.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in its stubs
+    return layers
 
 
 def tower() -> nn.Module:

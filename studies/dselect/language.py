@@ -3,11 +3,11 @@
     python studies/dselect/language.py OUT [--rows dselect_k top_k ...] [--seeds 3]
 
 Text, windows, layers, experts and their first weights are the same for every row. Only the gate and
-its input differ. Each row tries four settings, of the same four learning rates and of its own
-options. Each setting is trained briefly on a seed that no table shows. The one with the least
-validation loss is kept, and all seeds are trained with it. The tables use the same validation
-windows. Losses are those of the served model, with at most k experts a token (`k` is 2 of 8; 1 for
-Switch).
+its input differ. Each row tries four settings: one trial at each of the same four learning rates,
+with the same factors and with options of its own. Each setting is trained briefly on a seed that no
+table shows. The one with the least validation loss is kept, and all seeds are trained with it. The
+tables use the same validation windows. Losses are those of the served model, with at most k experts
+a token (`k` is 2 of 8; 1 for Switch).
 
 Then the standard recorder records every model on the same prompts, cut from held-out text. All
 models generate the same number of tokens for a prompt, and end tokens do not end a text. The texts

@@ -1,31 +1,34 @@
-"""Shared parts of the studies of multi-task mixtures: tuning, runs kept in a folder, tables.
+"""Shared parts of the studies of multi-task mixtures: tuning, and runs kept in a folder.
 
-Every gate has the same tuning budget. `--trials` settings are drawn from its own space, and each is
-trained on the problem of one seed that no table shows. The setting with the least *validation* loss
-is kept. Only the runs of the tables use test rows. All gates of a seed see the same rows, batches
-and first weights of experts and towers.
+Every gate is tuned by the protocol of `tuning.py`: the same four learning rates for all gates, the
+same factors by which gates learn faster, and `--draws` trials of a gate's own options at each rate.
+Each setting is trained on the problem of one seed that no table shows. The setting with the least
+*validation* loss is kept. Only the runs of the tables use test rows. All gates of a seed see the
+same rows, batches and first weights of experts and towers. Hash learns nothing, so it has no
+factor; its trials at one rate are equal, count, and run once.
+
+The control is Top-k with the rate and factor that were chosen for DSelect-k. If DSelect-k is ahead
+of Top-k but not of the control, then the rates and not the gates made the difference.
 
 *Hardened* means as in inference, with at most k experts a task; *as trained* a gate may have more.
-Early stopping and choice both use the hardened loss. Softmax is the control, because it never
-learns to work with k experts. Intervals are 95 % over seeds. Operations are those of the experts'
-forward passes in training, counted where they ran. A backward pass takes about twice as many.
+Early stopping and choice both use the hardened loss. Softmax never learns to work with k experts.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import multitask_tables
 import recovery
 import torch
-from recovery import reading, spread, written
+import tuning
+from tuning import Setting
 
 from moesim.errors import UsageError
 from moesim.files import output_errors, write_json
@@ -40,9 +43,7 @@ from moesim.models.multitask import (
     flops_per_row,
 )
 from moesim.models.multitask.fitting import weighted
-from moesim.report.statistics import difference
-from moesim.report.tabular import Table, markdown
-from moesim.streams import stream
+from moesim.report.tabular import markdown
 
 TUNING_SEED = recovery.TUNING_SEED
 SPACES: Mapping[str, Mapping[str, Sequence[Any]]] = {
@@ -50,9 +51,11 @@ SPACES: Mapping[str, Mapping[str, Sequence[Any]]] = {
     "switch": {"balance": (0.0, 0.01, 0.1)},
     "hash": {},
 }
-GATE_FACTORS = (1.0, 10.0, 100.0)  # of the rate: a gate's few parameters must change much
+STRATA = 4  # learning rates of every gate
+FACTORS = {"gate_factor": (1.0, 10.0, 100.0)}  # of the rate: a gate's few parameters change much
+LEARN_NOTHING = ("hash",)
+CONTROL = "top_k, rates of dselect_k"
 
-Setting = dict[str, Any]  # rates `lr` and `gate_factor`, and the gate's options
 Run = dict[str, Any]
 Results = dict[str, list[Run]]
 
@@ -78,18 +81,12 @@ class World:
     size: Mapping[str, Any]  # all other settings that a run depends on, for its record
 
 
-def draw_settings(gate: str, count: int, rates: tuple[float, float]) -> list[Setting]:
-    """Draw `count` settings from a gate's space; the first ones do not depend on the count."""
-    draw = stream(0, f"settings of {gate}")
-    low, high = map(math.log, rates)
-    space = {"gate_factor": GATE_FACTORS, **SPACES[gate]}
-    return [
-        {
-            "lr": float(math.exp(draw.uniform(low, high))),
-            **{key: values[int(draw.integers(len(values)))] for key, values in space.items()},
-        }
-        for _ in range(count)
-    ]
+def draw_settings(gate: str, draws: int, bounds: tuple[float, float]) -> list[Setting]:
+    """Return the settings of a gate that tuning tries."""
+    shared = {} if gate in LEARN_NOTHING else FACTORS
+    return tuning.draw_settings(
+        gate, SPACES[gate], bounds, strata=STRATA, draws=draws, shared=shared, middles=True
+    )
 
 
 def make_gates(name: str, world: World, setting: Setting, steps: int) -> list[Gate]:
@@ -135,7 +132,9 @@ def train(
         world.tasks,
         rows["train"],
         rows["validation"],
-        FitSettings(world.epochs, world.batch, setting["lr"], setting["gate_factor"], seed=seed),
+        FitSettings(
+            world.epochs, world.batch, setting["lr"], setting.get("gate_factor", 1.0), seed=seed
+        ),
         checkpoint=checkpoint,
         on_step=on_step,
     )
@@ -171,11 +170,11 @@ def train(
 class Study:
     """Runs kept in a folder: gate / trial or seed. Runs with other settings are refused."""
 
-    def __init__(self, out: Path, world: World, *, trials: int, seeds: int) -> None:
-        for name, value in (("trials", trials), ("seeds", seeds)):
+    def __init__(self, out: Path, world: World, *, draws: int, seeds: int) -> None:
+        for name, value in (("draws", draws), ("seeds", seeds)):
             if value < 1:
                 raise UsageError(f"{name} ({value}) must be at least 1")
-        self.out, self.world, self.trials, self.seeds = out, world, trials, seeds
+        self.out, self.world, self.draws, self.seeds = out, world, draws, seeds
 
     def runs_of(self, gate: str) -> list[Run]:
         """Tune, then return the chosen setting's run of every seed."""
@@ -183,10 +182,21 @@ class Study:
         return [self._kept(gate, f"seed-{seed}", setting, seed) for seed in range(self.seeds)]
 
     def trials_of(self, gate: str) -> list[Run]:
-        """Return a run of each setting that is tried."""
+        """Return a run of each setting that is tried; equal settings share one run."""
+        runs: list[Run] = []
+        for number, setting in enumerate(draw_settings(gate, self.draws, self.world.rates)):
+            done = [run for run in runs if run["setting"] == setting]
+            runs += done[:1] or [self._kept(gate, f"trial-{number}", setting, TUNING_SEED)]
+        return runs
+
+    def control(self) -> list[Run]:
+        """Return Top-k's run of every seed with the rate and factor of DSelect-k's setting."""
+        chosen = best_setting(self.trials_of("dselect_k"))
+        setting = {key: chosen[key] for key in ("lr", "gate_factor")}
+        if setting == best_setting(self.trials_of("top_k")):
+            return self.runs_of("top_k")
         return [
-            self._kept(gate, f"trial-{number}", setting, TUNING_SEED)
-            for number, setting in enumerate(draw_settings(gate, self.trials, self.world.rates))
+            self._kept("top_k", f"seed-{seed}-control", setting, seed) for seed in range(self.seeds)
         ]
 
     def keep(self, gate: str, setting: Setting, seed: int, model: Mixture, run: Run) -> None:
@@ -204,7 +214,8 @@ class Study:
 
         def show(done: int, of: int) -> None:
             if done % 10 == 0 or done == of:
-                progress = f"{gate}: {name} of {self.trials} trials and {self.seeds} seeds"
+                trials = f"{STRATA * self.draws} trials"
+                progress = f"{gate}: {name} of {trials} and {self.seeds} seeds"
                 print(f"\r{progress}, step {done}/{of}      ", end="", file=sys.stderr, flush=True)
 
         def keep(model: Mixture, result: Run) -> None:
@@ -220,7 +231,7 @@ class Study:
             test=test,
             checkpoint=checkpoint,
             on_step=show,
-            keep=keep if test else None,
+            keep=keep if name == f"seed-{seed}" else None,  # of gates as tuned, not of controls
         )
         run |= wanted
         partial = file.with_suffix(".partial")
@@ -238,111 +249,8 @@ def best_setting(trials: Sequence[Run]) -> Setting:
     return setting
 
 
-def by_gate(world: World, results: Results) -> Table:
-    """Return the tasks' losses and accuracies on test rows."""
-    headers = []
-    for task in world.tasks:
-        headers += [f"{task.name} loss", "as trained"]
-        headers += [f"{task.name} accuracy"] if task.right else []
-    table = Table("On test rows; hardened, if not marked as trained", ["gate", *headers])
-    for gate, runs in results.items():
-        cells = []
-        for task in world.tasks:
-            cells += [spread(_scores(runs, task, "loss", how), 3) for how in _HOW]
-            cells += [spread(_scores(runs, task, "accuracy"), 3)] if task.right else []
-        table.add(gate, *cells)
-    return table
-
-
-def by_work(world: World, results: Results) -> Table:
-    """Return the experts' work."""
-    del world
-    table = Table(
-        "Work of the experts",
-        [
-            "gate",
-            "active in training",
-            "TFLOP in training",
-            "non-zeros a task",
-            "run a row, served",
-        ],
-    )
-    for gate, runs in results.items():
-        shares = [_mean(epoch["share"] for epoch in run["history"]) for run in runs]
-        work = [
-            sum(epoch["pairs"] for epoch in run["history"]) * run["expert_flops"] / 1e12
-            for run in runs
-        ]
-        table.add(
-            gate,
-            spread(shares, 2),
-            spread(work, 3),
-            spread([run["non_zeros"] for run in runs], 2),
-            spread([run["served_experts"] for run in runs], 2),
-        )
-    return table
-
-
-def by_epoch(world: World, results: Results) -> Table:
-    """Return the share of (row, expert) pairs that were run, along training."""
-    last = world.epochs - 1
-    epochs = sorted({round(part * last) for part in (0, 0.25, 0.5, 0.75, 1)})
-    table = Table(
-        "Experts active along training", ["gate", *(f"epoch {epoch + 1}" for epoch in epochs)]
-    )
-    for gate, runs in results.items():
-        shares = [[run["history"][epoch]["share"] for run in runs] for epoch in epochs]
-        table.add(gate, *(spread(values, 2) for values in shares))
-    return table
-
-
-def by_difference(world: World, results: Results) -> Table:
-    """Return DSelect-k less every other gate, seed by seed."""
-    columns = [
-        (task, key, good)
-        for task in world.tasks
-        for key, good in (("loss", -1), ("accuracy", 1))
-        if key == "loss" or task.right
-    ]
-    headers = [header for task, key, _ in columns for header in (f"{task.name} {key}", "reading")]
-    table = Table("DSelect-k less the other gate (test, hardened)", ["other gate", *headers])
-    ours = results.get("dselect_k")
-    for gate, runs in results.items():
-        if ours is None or gate == "dselect_k":
-            continue
-        cells = []
-        for task, key, good in columns:
-            pair = _scores(ours, task, key), _scores(runs, task, key)
-            less = difference(*pair, relative=False)
-            cells += [written(less, 3, sign=True), reading(less, good)]
-        table.add(gate, *cells)
-    return table
-
-
-def by_setting(world: World, results: Results) -> Table:
-    """Return the settings that tuning chose."""
-    del world
-    table = Table("Chosen settings", ["gate", "setting"])
-    for gate, runs in results.items():
-        setting = {k: f"{v:.3g}" if k == "lr" else str(v) for k, v in runs[0]["setting"].items()}
-        table.add(gate, ", ".join(f"{key} {value}" for key, value in setting.items()))
-    return table
-
-
-_HOW = ("hardened", "as trained")
-TABLES = (by_gate, by_difference, by_work, by_epoch, by_setting)
-
-
-def _scores(runs: Sequence[Run], task: Task, key: str, how: str = "hardened") -> list[float]:
-    return [run["scores"]["test"][how][task.name][key] for run in runs]
-
-
-def _mean(values: Any) -> float:
-    return float(np.mean(list(values)))
-
-
 def add_arguments(
-    parser: argparse.ArgumentParser, *, epochs: int, batch: int, trials: int, seeds: int
+    parser: argparse.ArgumentParser, *, epochs: int, batch: int, draws: int, seeds: int
 ) -> None:
     """Add the arguments that every study of mixtures has."""
     parser.add_argument("out", type=Path)
@@ -355,7 +263,7 @@ def add_arguments(
         ("k", 2),
         ("epochs", epochs),
         ("batch", batch),
-        ("trials", trials),
+        ("draws", draws),
         ("seeds", seeds),
     ):
         parser.add_argument(f"--{name}", type=int, default=value)
@@ -363,7 +271,7 @@ def add_arguments(
 
 def size_of(options: argparse.Namespace) -> dict[str, Any]:
     """Return the options that a run depends on, other than gate, setting and seed."""
-    others = ("out", "gates", "trials", "seeds")
+    others = ("out", "gates", "draws", "seeds")
     return {key: value for key, value in vars(options).items() if key not in others}
 
 
@@ -372,8 +280,11 @@ def run_study(options: argparse.Namespace, world: World) -> None:
     torch.set_num_threads(1)
     for name in options.gates:  # so that a wrong gate is refused before hours of work for others
         make_gates(name, world, draw_settings(name, 1, world.rates)[0], 1)
-    study = Study(options.out, world, trials=options.trials, seeds=options.seeds)
+    study = Study(options.out, world, draws=options.draws, seeds=options.seeds)
     results = {gate: study.runs_of(gate) for gate in options.gates}
+    if {"dselect_k", "top_k"} <= results.keys():
+        results[CONTROL] = study.control()
     print(file=sys.stderr)
-    for make in TABLES:
-        print(markdown(make(world, results)), end="\n\n")
+    trials = {gate: study.trials_of(gate) for gate in options.gates}
+    for table in multitask_tables.tables(world.tasks, world.epochs, results, trials):
+        print(markdown(table), end="\n\n")

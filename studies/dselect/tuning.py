@@ -1,8 +1,8 @@
 """One tuning protocol for every gate: the same learning rates, and as many trials at each of them.
 
 A study's range of learning rates is divided into `strata` parts of equal width on a log scale. One
-rate is drawn in each part, and all gates have these rates. At each rate every gate has `draws`
-trials, so the number of trials is strata x draws for every gate.
+rate in each part, drawn or its middle, is the same for all gates. At each rate every gate has
+`draws` trials, so the number of trials is strata x draws for every gate.
 
 Options that every gate has (`shared`, like the factor by which gates learn faster) are the same for
 all gates, trial by trial. A gate's own options come from a random stream of its own. Within a rate
@@ -35,14 +35,20 @@ def draw_settings(
     strata: int,
     draws: int,
     shared: Space | None = None,
+    middles: bool = False,
 ) -> list[Setting]:
     """Return `strata * draws` settings of a gate; the first ones do not depend on `draws`.
 
     `bounds` are those of the learning rate, and `space` has the values of the gate's own options.
+    `middles` takes the middle of each part of the range: a few drawn rates can lie close together.
     """
     edges = np.linspace(math.log(bounds[0]), math.log(bounds[1]), num=strata + 1)
     draw = stream(0, "learning rates of all gates")
-    rates = [float(math.exp(draw.uniform(low, high))) for low, high in pairwise(edges)]
+    places = [0.5 if middles else draw.random() for _ in range(strata)]
+    rates = [
+        float(math.exp(low + place * (high - low)))
+        for place, (low, high) in zip(places, pairwise(edges), strict=True)
+    ]
     return [
         {
             "lr": rate,

@@ -19,8 +19,8 @@ from moesim.errors import UsageError  # noqa: E402
 torch.set_num_threads(1)
 
 
-multitask, digits, movielens = (
-    study("dselect", name) for name in ("multitask", "digits", "movielens")
+multitask, tables, digits, movielens = (
+    study("dselect", name) for name in ("multitask", "multitask_tables", "digits", "movielens")
 )
 
 
@@ -42,16 +42,92 @@ def world(**changes: Any) -> Any:
     return multitask.World(**(options | changes))
 
 
-def test_every_gate_is_tuned_by_the_same_number_of_settings_of_its_own_space() -> None:
-    for gate, space in multitask.SPACES.items():
-        settings = multitask.draw_settings(gate, 60, (1e-3, 1e-2))
-        assert multitask.draw_settings(gate, 5, (1e-3, 1e-2)) == settings[:5]
-        rates = {setting["lr"] for setting in settings}
-        assert len(rates) == 60
-        assert min(rates) >= 1e-3
-        assert max(rates) <= 1e-2
-        for key, values in {**space, "gate_factor": multitask.GATE_FACTORS}.items():
-            assert {setting[key] for setting in settings} == set(values)
+def test_every_gate_has_the_same_rates_factors_and_number_of_trials() -> None:
+    bounds = (1e-3, 1e-2)
+    every = {gate: multitask.draw_settings(gate, 3, bounds) for gate in multitask.SPACES}
+    rates = [setting["lr"] for setting in every["top_k"]]
+    assert len(set(rates)) == multitask.STRATA
+    assert bounds[0] < min(rates) < max(rates) < bounds[1]
+    for gate, settings in every.items():
+        assert [setting["lr"] for setting in settings] == rates
+        factors = [setting.get("gate_factor") for setting in settings]
+        assert factors == [s.get("gate_factor") for s in every["top_k"]] or gate == "hash"
+        for rate in set(rates):
+            at = {s["gate_factor"] for s in every["top_k"] if s["lr"] == rate}
+            assert at == set(multitask.FACTORS["gate_factor"])
+
+
+@pytest.mark.parametrize("gate", sorted(multitask.SPACES))
+def test_many_draws_try_every_option_of_a_gates_own_space(gate: str) -> None:
+    settings = multitask.draw_settings(gate, 40, (1e-3, 1e-2))
+    for key, values in multitask.SPACES[gate].items():
+        assert {setting[key] for setting in settings} == set(values)
+
+
+def test_gates_that_learn_nothing_have_no_parameters_and_equal_trials_run_once(
+    tmp_path: Path,
+) -> None:
+    for gate in multitask.SPACES:
+        made = multitask.make_gates(gate, world(), multitask.draw_settings(gate, 1, (1, 2))[0], 1)
+        learns = any(True for each in made for _ in each.parameters())
+        assert learns == (gate not in multitask.LEARN_NOTHING)
+    study = multitask.Study(tmp_path, world(), draws=3, seeds=1)
+    trials = study.trials_of("hash")
+    assert len(trials) == 3 * multitask.STRATA
+    assert trials[0] == trials[multitask.STRATA]
+    assert len(list(tmp_path.rglob("trial-*.json"))) == multitask.STRATA
+
+
+def test_the_control_is_top_k_with_the_rate_and_factor_of_dselect_k(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = multitask.Study(tmp_path, world(), draws=1, seeds=2)
+    rates = {"lr": 0.02, "gate_factor": 10.0}
+    chosen = {"dselect_k": {**rates, "gamma": 0.1}, "top_k": {"lr": 0.05, "gate_factor": 1.0}}
+    monkeypatch.setattr(
+        study, "trials_of", lambda gate: [{"setting": chosen[gate], "validation": 1.0}]
+    )
+    control = study.control()
+    assert [run["setting"] for run in control] == [rates] * 2
+    assert [run["seed"] for run in control] == [0, 1]
+    alone = multitask.train("top_k", world(), rates, 1, test=True)
+    assert control[1]["scores"] == alone["scores"]
+    chosen["top_k"] = rates
+    assert study.control() == study.runs_of("top_k")
+    assert len(list(tmp_path.rglob("*.json"))) == 4  # equal settings have no runs of their own
+
+
+def test_differences_are_paired_by_seed_for_each_task_and_for_the_sum_that_is_trained() -> None:
+    def run(side: float, total: float) -> Any:
+        scores = {
+            name: {"loss": loss, "accuracy": 0.5}
+            for name, loss in zip([task.name for task in TASKS], (side, total), strict=True)
+        }
+        return {"scores": {"test": {"hardened": scores}}}
+
+    results = {
+        "dselect_k": [run(1.0, 2.0), run(2.0, 4.0)],
+        "other": [run(1.5, 2.0), run(2.5, 5.0)],
+    }
+    table = tables.by_difference(TASKS, results)
+    row = dict(zip(table.columns, (cell.text for cell in table.rows[0]), strict=False))
+    assert row[f"{TASKS[0].name} loss"] == "-0.500 ± 0.000"
+    assert row[f"{TASKS[1].name} loss"].startswith("-0.500 ± 6.3")
+    expected = -0.5 * TASKS[0].weight - 0.5 * TASKS[1].weight
+    assert row["weighted sum of losses"].startswith(f"{expected:+.3f}")
+
+
+def test_losses_by_rate_are_the_best_of_each_rate_whatever_the_order_of_trials() -> None:
+    def trial(lr: float, validation: float) -> Any:
+        return {"setting": {"lr": lr}, "validation": validation}
+
+    runs = [trial(0.02, 0.5), trial(0.01, 0.9), trial(0.02, 0.4), trial(0.01, 0.7)]
+    table = tables.by_rate({"one": runs, "other": [trial(0.01, 0.2), trial(0.02, 0.3)]})
+    assert list(table.columns)[1:] == ["0.01", "0.02", "chosen rate"]
+    assert [[cell.text for cell in row] for row in table.rows] == [
+        ["one", "0.700", "0.400", "2 of 2"],
+        ["other", "0.200", "0.300", "1 of 2"],
+    ]
 
 
 def test_whatever_the_gate_experts_and_towers_of_a_seed_begin_alike() -> None:
@@ -93,7 +169,7 @@ def test_every_gate_runs_static_and_but_for_hash_per_example(
 def test_the_setting_with_the_least_validation_loss_is_kept_and_tuning_sees_no_test(
     tmp_path: Path,
 ) -> None:
-    runs = multitask.Study(tmp_path, world(), trials=4, seeds=1).runs_of("top_k")
+    runs = multitask.Study(tmp_path, world(), draws=1, seeds=1).runs_of("top_k")
     trials = [json.loads(file.read_text()) for file in tmp_path.rglob("trial-*.json")]
     assert len(trials) == 4
     assert runs[0]["setting"] == min(trials, key=lambda run: run["validation"])["setting"]
@@ -128,15 +204,15 @@ def test_a_run_that_was_killed_resumes_from_its_checkpoint(tmp_path: Path) -> No
 
 
 def test_runs_made_otherwise_are_refused(tmp_path: Path) -> None:
-    multitask.Study(tmp_path, world(), trials=1, seeds=1).runs_of("top_k")
-    other = multitask.Study(tmp_path, world(size={"epochs": 3}), trials=1, seeds=1)
+    multitask.Study(tmp_path, world(), draws=1, seeds=1).runs_of("top_k")
+    other = multitask.Study(tmp_path, world(size={"epochs": 3}), draws=1, seeds=1)
     with pytest.raises(UsageError, match="made with other settings; choose another folder"):
         other.runs_of("top_k")
     with pytest.raises(UsageError, match=r"seeds \(0\) must be at least 1"):
-        multitask.Study(tmp_path, world(), trials=1, seeds=0)
+        multitask.Study(tmp_path, world(), draws=1, seeds=0)
 
 
-SMALL = ["--experts", "3", "--epochs", "2", "--trials", "1", "--seeds", "2"]
+SMALL = ["--experts", "3", "--epochs", "2", "--draws", "1", "--seeds", "2"]
 DIGITS = [*SMALL, "--pairs", "32", "--held-out", "16", "--batch", "16"]
 RATINGS = [*SMALL, "--width", "4", "--batch", "64"]
 
@@ -152,12 +228,19 @@ def test_a_study_keeps_every_run_resumes_and_prints_losses_beside_wins(
     script.main([str(tmp_path), *arguments], made_up())
     first = capsys.readouterr().out
     files = sorted(path for path in tmp_path.rglob("*") if path.is_file())
-    assert [len(list((tmp_path / gate).iterdir())) for gate in ("dselect_k", "top_k")] == [3, 3]
+    controls = len(list(tmp_path.rglob("*-control.json")))
+    assert controls in (0, 2)  # none if tuning chose the same rate and factor for both gates
+    assert [len(list((tmp_path / gate).iterdir())) for gate in ("dselect_k", "top_k")] == [
+        6,
+        6 + controls,
+    ]
     assert {file.suffix for file in files} == {".json"}  # no checkpoint outlives its run
     for header in (
         "On test rows",
         "DSelect-k less",
         "Work of the experts",
+        "top_k, rates of dselect_k",
+        "Tuning: least validation loss at each learning rate",
         "along training",
         "Chosen",
     ):

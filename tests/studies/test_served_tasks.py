@@ -304,7 +304,7 @@ def test_the_assumed_shapes_serve_traces_of_eight_experts(
 
 # --- the study ---
 
-SMALL = ["--experts", "3", "--epochs", "1", "--trials", "1", "--seeds", "2", "--pairs", "32"]
+SMALL = ["--experts", "3", "--epochs", "1", "--draws", "1", "--seeds", "2", "--pairs", "32"]
 SMALL += ["--held-out", "16", "--batch", "16", "--requests", "12"]
 FEW = [*SMALL, "--gates", "dselect_k", "top_k", "--per-example", "top_k"]
 
@@ -399,10 +399,10 @@ def test_settings_may_come_from_a_study_of_digits_and_of_no_other(
     tmp_path: Path, capsys: Any
 ) -> None:
     digits = study("dselect", "digits")
-    tuned = ["--experts", "3", "--epochs", "1", "--trials", "3", "--seeds", "1", "--pairs", "48"]
+    tuned = ["--experts", "3", "--epochs", "1", "--draws", "1", "--seeds", "1", "--pairs", "48"]
     tuned += ["--held-out", "16", "--batch", "16", "--gates", "top_k"]
     digits.main([str(tmp_path / "digits"), *tuned], made_up_digits())
-    arguments = [*SMALL, "--gates", "top_k", "softmax", "--per-example", "top_k", "--trials", "3"]
+    arguments = [*SMALL, "--gates", "top_k", "softmax", "--per-example", "top_k", "--draws", "1"]
     arguments += ["--tuned", str(tmp_path / "digits")]
     capsys.readouterr()
     served_tasks.main([str(tmp_path / "served"), *arguments], made_up_digits())
@@ -411,8 +411,8 @@ def test_settings_may_come_from_a_study_of_digits_and_of_no_other(
     static = tmp_path / "served/static"
     assert json.loads((static / "top_k/seed-1.json").read_text())["setting"] == best
     assert not list((static / "top_k").glob("trial-*"))
-    assert len(list((static / "softmax").glob("trial-*"))) == 3
-    assert len(list((tmp_path / "served/per-example/top_k").glob("trial-*"))) == 3
+    assert len(list((static / "softmax").glob("trial-*"))) == 4
+    assert len(list((tmp_path / "served/per-example/top_k").glob("trial-*"))) == 4
     first = capsys.readouterr().out
     assert [first.count(f"| {where} |") for where in ("this problem", "that of digits.py")] == [
         2,
@@ -424,6 +424,36 @@ def test_settings_may_come_from_a_study_of_digits_and_of_no_other(
     assert capsys.readouterr().out == first  # the other study had tuned softmax before
     with pytest.raises(UsageError, match="is no trial of this gate's space with 4 experts and k 2"):
         served_tasks.main([str(tmp_path / "other"), *arguments, "--experts", "4"], made_up_digits())
+
+
+def test_the_control_of_static_gates_is_compared_and_has_no_trace_of_its_own(
+    tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: list[str] = []
+    monkeypatch.setattr(
+        served_tasks.Study, "keep", lambda self, gate, *rest: kept.append(gate), raising=True
+    )
+    monkeypatch.setattr(served_tasks, "tables", lambda *rest: [])
+    monkeypatch.setattr(
+        served_tasks.multitask,
+        "best_setting",
+        lambda trials: trials[-1 if "gamma" in trials[0]["setting"] else 0]["setting"],
+    )
+    arguments = [*SMALL, "--gates", "dselect_k", "top_k", "--per-example"]
+    served_tasks.main([str(tmp_path), *arguments], made_up_digits())
+    assert "Static gates at equal rates" in capsys.readouterr().out
+    assert len(list(tmp_path.rglob("*-control.json"))) == 2
+    assert sorted(kept) == ["dselect_k"] * 2 + ["top_k"] * 2
+
+
+def test_equal_trials_of_a_study_of_digits_are_found_where_they_ran_once(tmp_path: Path) -> None:
+    size = ["--experts", "3", "--epochs", "1", "--draws", "2", "--seeds", "1", "--pairs", "32"]
+    size += ["--held-out", "16", "--batch", "16", "--gates", "hash"]
+    study("dselect", "digits").main([str(tmp_path / "digits"), *size], made_up_digits())
+    assert len(list((tmp_path / "digits/hash").glob("trial-*"))) == 4
+    tuned = ["--tuned", str(tmp_path / "digits"), "--per-example", "--requests", "4"]
+    served_tasks.main([str(tmp_path / "served"), *size, *tuned], made_up_digits())
+    assert not list((tmp_path / "served").rglob("trial-*"))
 
 
 def test_no_gates_or_too_many_experts_are_refused_before_any_run(tmp_path: Path) -> None:

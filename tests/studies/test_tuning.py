@@ -33,11 +33,13 @@ def test_every_gate_has_the_same_rates_and_as_many_trials_at_each(draws: int) ->
     assert Counter(Counter(rate for rate, _ in shared[0]).values()) == {draws: 4}
 
 
-def test_each_part_of_the_range_has_one_rate() -> None:
-    rates = [each["lr"] for each in settings("none", 1, strata=5)]
-    parts = [5 * (math.log(rate / BOUNDS[0])) / math.log(BOUNDS[1] / BOUNDS[0]) for rate in rates]
+@pytest.mark.parametrize("middles", [False, True])
+def test_each_part_of_the_range_has_one_rate(middles: bool) -> None:
+    every = settings("none", 1, strata=5, middles=middles)
+    width = math.log(BOUNDS[1] / BOUNDS[0]) / 5
+    parts = [math.log(each["lr"] / BOUNDS[0]) / width for each in every]
     assert [math.floor(part) for part in parts] == list(range(5))
-    assert len({part % 1 for part in parts}) == 5  # drawn, not spaced evenly
+    assert (parts == pytest.approx([0.5, 1.5, 2.5, 3.5, 4.5])) == middles
 
 
 @pytest.mark.parametrize("gate", sorted(SPACES))
