@@ -6,7 +6,8 @@
 Read-ME gives each domain the channels that score highest on it. The rival is *one* mask of the same
 number of channels a layer, chosen by the mean of all domains' scores (`pooled`). If a domain is not
 served better by its own mask than by the pooled one, a router has nothing to gain before tuning.
-Other rivals are the other domains' masks, and as many channels drawn at random.
+Other rivals are the other domains' masks (at the first share), and as many channels drawn at
+random.
 
 Protocol, fixed before the first run. Nothing is fitted or tuned.
 
@@ -37,7 +38,7 @@ import argparse
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import combinations
+from itertools import combinations, permutations
 from pathlib import Path
 from typing import NamedTuple
 
@@ -73,7 +74,7 @@ class Settings:
     sizes: tuple[int, ...] = (4_096, 16_384, 65_536)
     samples: int = 3
     shares: tuple[float, ...] = (0.5, 0.25, 0.125)
-    held_out: int = 16
+    held_out: int = 12
     length: int = 512
     draws: int = 3
     dtype: str = "bfloat16"
@@ -224,15 +225,14 @@ def plan(settings: Settings, domains: Sequence[str]) -> Iterator[Cell]:
         yield from pair("code", settings.tokens, each)
     for size in settings.sizes[:-1]:
         yield from pair("code", size, share)
-    yield from pair("paper", settings.tokens, share)
+    for sample in samples:
+        for mask, domain in permutations(domains, 2):
+            yield Cell("code", settings.tokens, share, sample, mask, domain)
     for each in settings.shares:
         for domain in domains:
             for draw in range(settings.draws):
                 yield Cell("code", 0, each, draw, "random", domain)
-            for sample in samples:
-                for mask in domains:
-                    if mask != domain:
-                        yield Cell("code", settings.tokens, each, sample, mask, domain)
+    yield from pair("paper", settings.tokens, share)
 
 
 def mask_of(cell: Cell, scores: Scores, domains: Sequence[str]) -> Tensor:
@@ -401,10 +401,11 @@ def _common(pairs: Sequence[tuple[Tensor, Tensor]]) -> str:
 
 
 def _rows(settings: Settings) -> Iterator[tuple[float, str]]:
+    first = settings.shares[0]
     yield 1.0, "dense"
     for share in settings.shares:
-        for mask in ("own", "pooled", "others", "random"):
-            yield share, mask
+        masks = ("own", "pooled", "others", "random")
+        yield from ((share, mask) for mask in masks if mask != "others" or share == first)
 
 
 def _named(domains: Sequence[str]) -> Iterator[tuple[str, Sequence[str]]]:
