@@ -1,5 +1,7 @@
 """What `masks.py` measures: channel scores of disjoint samples, and losses of cut models.
 
+`plan` says which losses, `measure` finds them and keeps each result in a folder.
+
 A domain's documents are joined in the order of the file and cut into stretches:
 
     held out | sample 0 | held out | sample 1 | held out | ... | held out
@@ -14,23 +16,76 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import permutations, product
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import torch
+from output import counted
 from torch import Tensor
 from torch.nn import functional
 
-from moesim.errors import UsageError
+from moesim.errors import OutputError, UsageError
 from moesim.files import whole_file, write_json
 from moesim.models import Corpus
+from moesim.models.dense import load_base
 from moesim.models.readme.ffn import Variant, find_ffns, frozen, watched
+from moesim.models.readme.masks import pooled_mask, random_masks, top_masks
 from moesim.models.tokens import Tokens, spread_windows, token_stream
 
 VARIANTS: Final[tuple[Variant, ...]] = ("code", "paper")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What a run measures. `sizes` are scoring tokens a domain, the largest last."""
+
+    base: str = "smollm2"
+    sizes: tuple[int, ...] = (4_096, 16_384, 65_536)
+    samples: int = 3
+    shares: tuple[float, ...] = (0.5, 0.25, 0.125)
+    held_out: int = 12
+    length: int = 512
+    draws: int = 3
+    dtype: str = "bfloat16"
+
+    @property
+    def tokens(self) -> int:
+        return self.sizes[-1]
+
+
+class Cell(NamedTuple):
+    """One loss: a mask, by how it was made, on a domain's held-out windows.
+
+    `mask` is a domain, `pooled`, `random` (then `sample` numbers the draw) or `dense`.
+    """
+
+    variant: Variant
+    tokens: int
+    share: float
+    sample: int
+    mask: str
+    domain: str
+
+    @property
+    def file(self) -> str:
+        return "{}-{}-{}-{}-{}.on-{}.json".format(*self)
+
+
+class How(NamedTuple):
+    """How masks are made: by which scores, from how many tokens a domain, of what share."""
+
+    variant: Variant
+    tokens: int
+    share: float
+
+
+Losses = Mapping[Cell, Sequence[float]]  # nats a token of each held-out window
+Scores = Mapping[tuple[str, int, int], Tensor]  # [N, L, D] by variant, tokens and sample
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -136,22 +191,108 @@ def losses_of(model: Any, windows_VT: Tensor) -> list[float]:
     return losses
 
 
-def kept_scores(path: Path, make: Any) -> dict[str, Tensor]:
+def kept_scores(path: Path, make: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
     """Return the tensors of a file; make and save them if there is none."""
     from safetensors.torch import load_file, save_file
 
     if not path.exists():
-        made: Mapping[str, Tensor] = make()
-        with whole_file(path) as partial:
-            save_file(dict(made), partial)
+        made = make()
+        with whole_file(path) as file:
+            save_file(dict(made), file)
     return load_file(path)
 
 
-def kept_losses(path: Path, make: Any) -> list[float]:
+def kept_losses(path: Path, make: Callable[[], list[float]]) -> list[float]:
     """Return the losses of a file; make and save them if there is none."""
     if not path.exists():
         made = make()
-        with whole_file(path) as partial:
-            write_json(partial, {"losses": made})
+        with whole_file(path) as file:
+            write_json(file, {"losses": made})
     losses: list[float] = json.loads(path.read_text(encoding="utf-8"))["losses"]
     return losses
+
+
+def measure(settings: Settings, corpus: Corpus, out: Path, first: int) -> tuple[Losses, Scores]:
+    """Return all losses and scores of the `first` samples."""
+    claim(out, settings, corpus)
+    model, tokenizer = load_base(settings.base, dtype=settings.dtype)
+    texts = texts_of(
+        corpus,
+        tokenizer,
+        settings.tokens,
+        settings.samples,
+        settings.held_out,
+        settings.length,
+    )
+    domains = list(texts)
+    losses: dict[Cell, list[float]] = {}
+    scores: dict[tuple[str, int, int], Tensor] = {}
+
+    def look(cell: Cell) -> list[float]:
+        windows = texts[cell.domain].held_out
+        if cell.mask == "dense":
+            return losses_of(model, windows)
+        with sliced(model, mask_of(cell, scores, domains)):
+            return losses_of(model, windows)
+
+    for sample in range(first):
+        by_domain = [
+            kept_scores(
+                out / f"scores-{sample}-{domain}.safetensors",
+                partial(scores_by_size, model, texts[domain].samples[sample], settings.sizes),
+            )
+            for domain in counted(domains, f"sample {sample}, scores")
+        ]
+        for variant, size in product(VARIANTS, settings.sizes):
+            of_size = [each[f"{variant}-{size}"] for each in by_domain]
+            scores[variant, size, sample] = torch.stack(of_size)
+        for cell in counted(list(plan(settings, domains, sample)), f"sample {sample}, losses"):
+            losses[cell] = kept_losses(out / cell.file, partial(look, cell))
+    return losses, scores
+
+
+def claim(out: Path, settings: Settings, corpus: Corpus) -> None:
+    """Write what this run is into its folder. Raise `OutputError` if another one is there."""
+    path = out / "run.json"
+    story = json.loads(json.dumps({**asdict(settings), "text": corpus.describe()}))
+    if path.exists():
+        if json.loads(path.read_text(encoding="utf-8")) != story:
+            raise OutputError(out, "holds another run (see its run.json); choose another folder")
+        return
+    with whole_file(path) as file:
+        write_json(file, story)
+
+
+def plan(settings: Settings, domains: Sequence[str], sample: int) -> Iterator[Cell]:
+    """Yield all that is measured of a sample; the first one's has what no sample changes."""
+    share = settings.shares[0]
+
+    def pair(variant: Variant, size: int, share: float) -> Iterator[Cell]:
+        for domain, mask in product(domains, ("own", "pooled")):
+            own = domain if mask == "own" else mask
+            yield Cell(variant, size, share, sample, own, domain)
+
+    for each in settings.shares:
+        yield from pair("code", settings.tokens, each)
+    for size in settings.sizes[:-1]:
+        yield from pair("code", size, share)
+    if sample == 0:
+        for domain in domains:
+            yield Cell("code", 0, 1.0, 0, "dense", domain)
+        for each, draw, domain in product(settings.shares, range(settings.draws), domains):
+            yield Cell("code", 0, each, draw, "random", domain)
+    for mask, domain in permutations(domains, 2):
+        yield Cell("code", settings.tokens, share, sample, mask, domain)
+    yield from pair("paper", settings.tokens, share)
+
+
+def mask_of(cell: Cell, scores: Scores, domains: Sequence[str]) -> Tensor:
+    """Return the channels `[L, D]` (bool) that a cell's model has."""
+    if cell.mask == "random":
+        like = top_masks(next(iter(scores.values())), domains, cell.share, "code")
+        return random_masks(like, cell.sample).chosen[0]
+    scores_NLD = scores[cell.variant, cell.tokens, cell.sample]
+    if cell.mask == "pooled":
+        return pooled_mask(scores_NLD, cell.share, cell.variant)
+    masks = top_masks(scores_NLD, domains, cell.share, cell.variant)
+    return masks.chosen[domains.index(cell.mask)]

@@ -22,9 +22,12 @@ differ in the text that is scored: does the mask depend on luck? The other is ov
 windows, each averaged over the samples: does the loss depend on the windows? Over all domains the
 second also holds the differences between domains, so it is rather too wide. A difference is
 "specialised" if both intervals are below zero, "pooled is better" if both are above, and otherwise
-"not seen". The same is reported for smaller scoring sizes, which are the first windows of the same
-samples, and for `paper` scores, both at the first share. The pooled mask is chosen from the tokens
-of all domains. A further row therefore gives the pooled mask a quarter of the tokens of each.
+"not seen". The median window and the number of windows that the own mask wins are printed too. A
+few windows unlike their domain's other text can outweigh all others in a mean.
+
+The same is reported for smaller scoring sizes, which are the first windows of the same samples, and
+for `paper` scores, both at the first share. The pooled mask is chosen from the tokens of all
+domains. A further row therefore gives the pooled mask a quarter of the tokens of each.
 
 Overlaps say whether a difference could be seen: masks of two domains must have fewer channels in
 common than masks of two samples of one domain.
@@ -35,83 +38,29 @@ A killed study resumes in OUT, where each sample's scores and each loss are kept
 from __future__ import annotations
 
 import argparse
-import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from itertools import combinations, permutations
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
 from pathlib import Path
-from typing import NamedTuple
+from statistics import median
+from typing import Final
 
 import torch
-from mask_runs import (
-    VARIANTS,
-    kept_losses,
-    kept_scores,
-    losses_of,
-    scores_by_size,
-    sliced,
-    texts_of,
-)
-from output import counted, spread
+from mask_runs import Cell, How, Losses, Scores, Settings, mask_of, measure
+from output import spread
 from torch import Tensor
 
 from moesim.cli.text import corpus_of
-from moesim.errors import OutputError
-from moesim.files import whole_file, write_json
-from moesim.models import Corpus
-from moesim.models.dense import load_base
-from moesim.models.readme.ffn import Variant
-from moesim.models.readme.masks import pooled_mask, random_masks, top_masks
-from moesim.report.statistics import Estimate, estimate
+from moesim.report.statistics import estimate
 from moesim.report.tabular import Table, markdown
 
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """What a run measures. `sizes` are scoring tokens a domain, the largest last."""
-
-    base: str = "smollm2"
-    sizes: tuple[int, ...] = (4_096, 16_384, 65_536)
-    samples: int = 3
-    shares: tuple[float, ...] = (0.5, 0.25, 0.125)
-    held_out: int = 12
-    length: int = 512
-    draws: int = 3
-    dtype: str = "bfloat16"
-
-    @property
-    def tokens(self) -> int:
-        return self.sizes[-1]
-
-
-class Cell(NamedTuple):
-    """One loss: a mask, by how it was made, on a domain's held-out windows.
-
-    `mask` is a domain, `pooled`, `random` (then `sample` numbers the draw) or `dense`.
-    """
-
-    variant: Variant
-    tokens: int
-    share: float
-    sample: int
-    mask: str
-    domain: str
-
-    @property
-    def file(self) -> str:
-        return "{}-{}-{}-{}-{}.on-{}.json".format(*self)
-
-
-class How(NamedTuple):
-    """How masks are made: by which scores, from how many tokens a domain, of what share."""
-
-    variant: Variant
-    tokens: int
-    share: float
-
-
-Losses = Mapping[Cell, Sequence[float]]  # nats a token of each held-out window
-Scores = Mapping[tuple[str, int, int], Tensor]  # [N, L, D] by variant, tokens and sample
+DIFFERENCE: Final = (
+    "own − pooled, over samples",
+    "over windows",
+    "median window",
+    "windows that own wins",
+    "reading",
+)
 
 
 def main() -> None:
@@ -122,6 +71,7 @@ def main() -> None:
     parser.add_argument("--base", default=default.base)
     parser.add_argument("--tokens", type=int, nargs="+", default=list(default.sizes))
     parser.add_argument("--samples", type=int, default=default.samples)
+    parser.add_argument("--first", type=int, help="measure only that many samples for now")
     parser.add_argument("--shares", type=float, nargs="+", default=list(default.shares))
     parser.add_argument("--held-out", type=int, default=default.held_out)
     parser.add_argument("--length", type=int, default=default.length)
@@ -141,7 +91,9 @@ def main() -> None:
         options.dtype,
     )
     corpus = corpus_of(options.text, 2_000_000)
-    found = Found(settings, corpus.domains, *measure(settings, corpus, options.out))
+    first = min(options.first or settings.samples, settings.samples)
+    measured = measure(settings, corpus, options.out, first)
+    found = Found(replace(settings, samples=first), corpus.domains, *measured)
     for table in (
         by_mask(found),
         own_less_pooled(found),
@@ -152,99 +104,34 @@ def main() -> None:
         print(markdown(table), end="\n\n")
 
 
-def measure(settings: Settings, corpus: Corpus, out: Path) -> tuple[Losses, Scores]:
-    """Return all losses, and scores `[N, L, D]` by (variant, tokens, sample)."""
-    claim(out, settings, corpus)
-    model, tokenizer = load_base(settings.base, dtype=settings.dtype)
-    texts = texts_of(
-        corpus,
-        tokenizer,
-        settings.tokens,
-        settings.samples,
-        settings.held_out,
-        settings.length,
-    )
-    domains = list(texts)
-    parts = [(sample, domain) for sample in range(settings.samples) for domain in domains]
-    by_part = {
-        (sample, domain): kept_scores(
-            out / f"scores-{sample}-{domain}.safetensors",
-            lambda s=sample, d=domain: scores_by_size(model, texts[d].samples[s], settings.sizes),
-        )
-        for sample, domain in counted(parts, "scored samples")
-    }
-    scores = {
-        (variant, size, sample): torch.stack(
-            [by_part[sample, domain][f"{variant}-{size}"] for domain in domains]
-        )
-        for variant in VARIANTS
-        for size in settings.sizes
-        for sample in range(settings.samples)
-    }
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """Differences of two losses: means of each sample, and means of each held-out window."""
 
-    def look(cell: Cell) -> list[float]:
-        windows = texts[cell.domain].held_out
-        if cell.mask == "dense":
-            return losses_of(model, windows)
-        with sliced(model, mask_of(cell, scores, domains)):
-            return losses_of(model, windows)
+    by_sample: Sequence[float]
+    by_window: Sequence[float]
 
-    cells = list(plan(settings, domains))
-    losses = {
-        cell: kept_losses(out / cell.file, lambda cell=cell: look(cell))
-        for cell in counted(cells, "losses")
-    }
-    return losses, scores
+    @property
+    def reading(self) -> str:
+        """Return the verdict that the protocol names."""
+        both = [estimate(self.by_sample), estimate(self.by_window)]
+        if any(each.half is None for each in both):
+            return "one sample"
+        if all(each.high < 0 for each in both):
+            return "specialised"
+        return "pooled is better" if all(each.low > 0 for each in both) else "not seen"
 
-
-def claim(out: Path, settings: Settings, corpus: Corpus) -> None:
-    """Write what this run is into its folder. Raise `OutputError` if another one is there."""
-    path = out / "run.json"
-    story = json.loads(json.dumps({**asdict(settings), "text": corpus.describe()}))
-    if path.exists():
-        if json.loads(path.read_text(encoding="utf-8")) != story:
-            raise OutputError(out, "holds another run (see its run.json); choose another folder")
-        return
-    with whole_file(path) as partial:
-        write_json(partial, story)
-
-
-def plan(settings: Settings, domains: Sequence[str]) -> Iterator[Cell]:
-    """Yield all that is measured; what the question needs comes first."""
-    samples, share = range(settings.samples), settings.shares[0]
-
-    def pair(variant: Variant, size: int, share: float) -> Iterator[Cell]:
-        for sample in samples:
-            for domain in domains:
-                yield Cell(variant, size, share, sample, domain, domain)
-                yield Cell(variant, size, share, sample, "pooled", domain)
-
-    for domain in domains:
-        yield Cell("code", 0, 1.0, 0, "dense", domain)
-    for each in settings.shares:
-        yield from pair("code", settings.tokens, each)
-    for size in settings.sizes[:-1]:
-        yield from pair("code", size, share)
-    for sample in samples:
-        for mask, domain in permutations(domains, 2):
-            yield Cell("code", settings.tokens, share, sample, mask, domain)
-    for each in settings.shares:
-        for domain in domains:
-            for draw in range(settings.draws):
-                yield Cell("code", 0, each, draw, "random", domain)
-    yield from pair("paper", settings.tokens, share)
-
-
-def mask_of(cell: Cell, scores: Scores, domains: Sequence[str]) -> Tensor:
-    """Return the channels `[L, D]` (bool) that a cell's model has."""
-    if cell.mask == "random":
-        like = top_masks(next(iter(scores.values())), domains, cell.share, "code")
-        return random_masks(like, cell.sample).chosen[0]
-    scores_NLD = scores[cell.variant, cell.tokens, cell.sample]
-    if cell.mask == "pooled":
-        return pooled_mask(scores_NLD, cell.share, cell.variant)
-    masks = top_masks(scores_NLD, domains, cell.share, cell.variant)
-    return masks.chosen[domains.index(cell.mask)]
+    @property
+    def cells(self) -> list[str]:
+        """Return the columns `DIFFERENCE` as text."""
+        means = (estimate(each) for each in (self.by_sample, self.by_window))
+        won = sum(each < 0 for each in self.by_window)
+        return [
+            *(spread(each, digits=3, sign=True) for each in means),
+            f"{median(self.by_window):+.3f}",
+            f"{won} of {len(self.by_window)}",
+            self.reading,
+        ]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -270,8 +157,8 @@ class Found:
 
     def less(
         self, ours: tuple[str, How], rival: tuple[str, How], domains: Sequence[str]
-    ) -> tuple[Estimate, Estimate]:
-        """Return the difference of two masks' losses over samples, and over held-out windows."""
+    ) -> Difference:
+        """Return the difference of two masks' losses on some domains."""
 
         def losses(mask: str, how: How, sample: int) -> list[float]:
             return [x for domain in domains for x in self.loss(mask, domain, sample, how)]
@@ -280,9 +167,8 @@ class Found:
         for sample in range(self.settings.samples):
             pairs = zip(losses(*ours, sample), losses(*rival, sample), strict=True)
             by_sample.append([a - b for a, b in pairs])
-        over_samples = estimate(_mean(each) for each in by_sample)
-        over_windows = estimate(_mean(each) for each in zip(*by_sample, strict=True))
-        return over_samples, over_windows
+        by_window = [_mean(each) for each in zip(*by_sample, strict=True)]
+        return Difference([_mean(each) for each in by_sample], by_window)
 
 
 def by_mask(found: Found) -> Table:
@@ -311,14 +197,13 @@ def own_less_pooled(found: Found) -> Table:
     settings = found.settings
     table = Table(
         "Own mask less pooled mask, nats a token (negative: masks specialise)",
-        ["scores, channels, domain", "own − pooled, over samples", "over windows", "reading"],
+        ["scores, channels, domain", *DIFFERENCE],
     )
     hows = [How("code", settings.tokens, share) for share in settings.shares]
     for how in (*hows, How("paper", settings.tokens, settings.shares[0])):
         for name, domains in _named(found.domains):
-            pair = found.less(("own", how), ("pooled", how), domains)
-            row = f"{how.variant}, {how.share:g}, {name}"
-            table.add(row, *(spread(each, digits=3, sign=True) for each in pair), reading(*pair))
+            less = found.less(("own", how), ("pooled", how), domains)
+            table.add(f"{how.variant}, {how.share:g}, {name}", *less.cells)
     return table
 
 
@@ -344,7 +229,7 @@ def by_size(found: Found) -> Table:
     settings, share = found.settings, found.settings.shares[0]
     table = Table(
         f"Scoring tokens a domain, {share:g} of the channels, mean over domains",
-        ["tokens: own", "pooled", "own − pooled, over samples", "over windows", "reading"],
+        ["tokens: own", "pooled", *DIFFERENCE],
     )
     pairs = [(size, size) for size in settings.sizes]
     pairs += [(size, size // len(found.domains)) for size in settings.sizes]
@@ -352,9 +237,8 @@ def by_size(found: Found) -> Table:
         if rival not in settings.sizes:
             continue
         ours, theirs = (How("code", each, share) for each in (size, rival))
-        pair = found.less(("own", ours), ("pooled", theirs), found.domains)
-        cells = (spread(each, digits=3, sign=True) for each in pair)
-        table.add(f"{size:,}", f"{len(found.domains)} × {rival:,}", *cells, reading(*pair))
+        less = found.less(("own", ours), ("pooled", theirs), found.domains)
+        table.add(f"{size:,}", f"{len(found.domains)} × {rival:,}", *less.cells)
     return table
 
 
@@ -376,16 +260,6 @@ def overlaps(found: Found) -> Table:
         cells = (_common(pairs) for pairs in (domains, samples, own_and_pooled))
         table.add(f"{how.variant}, {how.tokens:,}, {how.share:g}", *cells)
     return table
-
-
-def reading(over_samples: Estimate, over_windows: Estimate) -> str:
-    """Return the verdict that the protocol names."""
-    both = (over_samples, over_windows)
-    if any(each.half is None for each in both):
-        return "one sample"
-    if all(each.high < 0 for each in both):
-        return "specialised"
-    return "pooled is better" if all(each.low > 0 for each in both) else "not seen"
 
 
 def _masks(found: Found, how: How, sample: int) -> list[Tensor]:

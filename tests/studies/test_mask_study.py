@@ -22,7 +22,6 @@ from moesim.models.readme.masks import pooled_mask, top_masks
 from moesim.models.readme.scores import channel_scores
 from moesim.models.text import Corpus, Document
 from moesim.models.tokenizer import train_tokenizer
-from moesim.report.statistics import Estimate
 
 torch.set_num_threads(1)
 runs, masks = study("readme", "mask_runs"), study("readme", "masks")
@@ -70,7 +69,7 @@ def base(tmp_path_factory: pytest.TempPathFactory, corpus: Corpus) -> Path:
 
 @pytest.fixture(scope="module")
 def tiny(base: Path) -> Any:
-    return masks.Settings(
+    return runs.Settings(
         base=str(base),
         sizes=(64, 128, 256),
         shares=(0.5, 0.25),
@@ -189,26 +188,32 @@ def test_the_pooled_mask_has_as_many_channels_a_layer_as_each_domains(
 def test_a_killed_study_resumes_with_the_same_bytes(
     tiny: Any, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole, _ = masks.measure(tiny, corpus, tmp_path / "whole")
+    whole, _ = runs.measure(tiny, corpus, tmp_path / "whole", 3)
     measured = 0
     honest = runs.losses_of
 
     def killed(*arguments: Any) -> Any:
         nonlocal measured
         measured += 1
-        if measured > 20:
+        if measured > 40:  # in the second of three samples
             raise KeyboardInterrupt
         return honest(*arguments)
 
-    monkeypatch.setattr(masks, "losses_of", killed)
+    monkeypatch.setattr(runs, "losses_of", killed)
     with pytest.raises(KeyboardInterrupt):
-        masks.measure(tiny, corpus, tmp_path / "killed")
-    monkeypatch.setattr(masks, "losses_of", honest)
-    monkeypatch.setattr(
-        masks, "scores_by_size", lambda *_: pytest.fail("scores were computed again")
-    )
-    resumed, _ = masks.measure(tiny, corpus, tmp_path / "killed")
+        runs.measure(tiny, corpus, tmp_path / "killed", 3)
+    monkeypatch.setattr(runs, "losses_of", honest)
+    scored: list[Any] = []
+    score = runs.scores_by_size
+
+    def scoring(*arguments: Any) -> Any:
+        scored.append(arguments)
+        return score(*arguments)
+
+    monkeypatch.setattr(runs, "scores_by_size", scoring)
+    resumed, _ = runs.measure(tiny, corpus, tmp_path / "killed", 3)
     assert resumed == whole
+    assert len(scored) == 2  # of the third sample: two domains
     files = [
         {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()}
         for name in ("whole", "killed")
@@ -216,7 +221,7 @@ def test_a_killed_study_resumes_with_the_same_bytes(
     assert files[0] == files[1]
     assert len(files[0]) == 1 + 3 * 2 + len(whole)
     with pytest.raises(OutputError, match="holds another run"):
-        masks.measure(replace(tiny, samples=2), corpus, tmp_path / "whole")
+        runs.measure(replace(tiny, samples=2), corpus, tmp_path / "whole", 3)
 
 
 def test_all_tables_are_printed(
@@ -238,8 +243,8 @@ def test_all_tables_are_printed(
 
 
 def found_with(losses: dict[tuple[int, str, str], list[float]]) -> Any:
-    settings = masks.Settings(sizes=(8,), samples=2, shares=(0.5,), held_out=2)
-    cells = {masks.Cell("code", 8, 0.5, s, mask, d): x for (s, mask, d), x in losses.items()}
+    settings = runs.Settings(sizes=(8,), samples=2, shares=(0.5,), held_out=2)
+    cells = {runs.Cell("code", 8, 0.5, s, mask, d): x for (s, mask, d), x in losses.items()}
     return masks.Found(settings, ("a", "b"), cells, {})
 
 
@@ -252,17 +257,17 @@ def test_own_and_pooled_masks_are_compared_window_by_window() -> None:
             (1, "pooled", "a"): [2.0, 4.0],
         }
     )
-    how = masks.How("code", 8, 0.5)
-    over_samples, over_windows = found.less(("own", how), ("pooled", how), ["a"])
-    assert (over_samples.mean, over_samples.n) == (-1.125, 2)
-    assert over_samples.half == pytest.approx(12.706 * 0.125, abs=1e-3)
-    assert over_windows.half == pytest.approx(12.706 * 0.125, abs=1e-3)
-    assert masks.reading(over_samples, over_windows) == "not seen"
+    how = runs.How("code", 8, 0.5)
+    less = found.less(("own", how), ("pooled", how), ["a"])
+    assert (less.by_sample, less.by_window) == ([-1.0, -1.25], [-1.0, -1.25])
+    half = f"{12.706 * 0.125:.3f}"
+    assert less.cells[:2] == [f"-1.125 ± {half}"] * 2
+    assert less.cells[2:] == ["-1.125", "2 of 2", "not seen"]
 
 
 def test_other_masks_leave_the_own_mask_out() -> None:
     found = found_with({(0, "a", "a"): [1.0, 1.0], (0, "b", "a"): [3.0, 4.0]})
-    how = masks.How("code", 8, 0.5)
+    how = runs.How("code", 8, 0.5)
     assert found.loss("others", "a", 0, how) == [3.0, 4.0]
     assert found.loss("own", "a", 0, how) == [1.0, 1.0]
 
@@ -270,17 +275,18 @@ def test_other_masks_leave_the_own_mask_out() -> None:
 @pytest.mark.parametrize(
     ("samples", "windows", "verdict"),
     [
-        ((-0.2, 0.1), (-0.2, 0.1), "specialised"),
-        ((0.2, 0.1), (0.2, 0.1), "pooled is better"),
-        ((-0.2, 0.3), (-0.2, 0.1), "not seen"),
-        ((-0.2, 0.1), (-0.2, 0.3), "not seen"),
-        ((-0.2, None), (-0.2, 0.1), "one sample"),
+        ((-0.3, -0.2), (-0.3, -0.2, -0.1), "not seen"),  # two samples: the factor is 12.7
+        ((-0.3, -0.29), (-0.3, -0.29, -0.28), "specialised"),
+        ((0.3, 0.29), (0.3, 0.29, 0.28), "pooled is better"),
+        ((-0.3, -0.29), (-0.3, 0.4, -0.28), "not seen"),
+        ((-0.3, 0.4), (-0.3, -0.29, -0.28), "not seen"),
+        ((-0.3,), (-0.3, -0.29), "one sample"),
     ],
 )
 def test_a_verdict_needs_both_intervals(
-    samples: tuple[float, float | None], windows: tuple[float, float], verdict: str
+    samples: tuple[float, ...], windows: tuple[float, ...], verdict: str
 ) -> None:
-    assert masks.reading(Estimate(*samples, 3), Estimate(*windows, 64)) == verdict
+    assert masks.Difference(samples, windows).reading == verdict
 
 
 def test_masks_of_other_domains_differ_and_hooks_are_gone() -> None:
