@@ -189,31 +189,28 @@ def test_a_killed_study_resumes_with_the_same_bytes(
     tiny: Any, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole, _ = runs.measure(tiny, corpus, tmp_path / "whole", 3)
-    measured = 0
-    honest = runs.losses_of
+    calls = {"scores_by_size": 0, "losses_of": 0}
+    most = 40  # losses, so that the kill is in the second of three samples
 
-    def killed(*arguments: Any) -> Any:
-        nonlocal measured
-        measured += 1
-        if measured > 40:  # in the second of three samples
-            raise KeyboardInterrupt
-        return honest(*arguments)
+    def counting(name: str) -> Any:
+        honest = getattr(runs, name)
 
-    monkeypatch.setattr(runs, "losses_of", killed)
+        def call(*arguments: Any) -> Any:
+            calls[name] += 1
+            if calls["losses_of"] > most:
+                raise KeyboardInterrupt
+            return honest(*arguments)
+
+        return call
+
+    for name in calls:
+        monkeypatch.setattr(runs, name, counting(name))
     with pytest.raises(KeyboardInterrupt):
         runs.measure(tiny, corpus, tmp_path / "killed", 3)
-    monkeypatch.setattr(runs, "losses_of", honest)
-    scored: list[Any] = []
-    score = runs.scores_by_size
-
-    def scoring(*arguments: Any) -> Any:
-        scored.append(arguments)
-        return score(*arguments)
-
-    monkeypatch.setattr(runs, "scores_by_size", scoring)
+    calls["losses_of"], most = 0, len(whole)
     resumed, _ = runs.measure(tiny, corpus, tmp_path / "killed", 3)
     assert resumed == whole
-    assert len(scored) == 2  # of the third sample: two domains
+    assert calls == {"scores_by_size": 3 * 2, "losses_of": len(whole) - 40}
     files = [
         {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()}
         for name in ("whole", "killed")
