@@ -1,6 +1,6 @@
 """What `masks.py` measures: channel scores of disjoint samples, and losses of cut models.
 
-`plan` says which losses, `measure` finds them and keeps each result in a folder.
+`asked` and `compared` say which losses, `measure` finds them and keeps each result in a folder.
 
 A domain's documents are joined in the order of the file and cut into stretches:
 
@@ -246,8 +246,10 @@ def measure(settings: Settings, corpus: Corpus, out: Path, first: int) -> tuple[
         for variant, size in product(VARIANTS, settings.sizes):
             of_size = [each[f"{variant}-{size}"] for each in by_domain]
             scores[variant, size, sample] = torch.stack(of_size)
-        for cell in counted(list(plan(settings, domains, sample)), f"sample {sample}, losses"):
+        for cell in counted(list(asked(settings, domains, sample)), f"sample {sample}, losses"):
             losses[cell] = kept_losses(out / cell.file, partial(look, cell))
+    for cell in counted(list(compared(settings, domains, first)), "other losses"):
+        losses[cell] = kept_losses(out / cell.file, partial(look, cell))
     return losses, scores
 
 
@@ -263,27 +265,31 @@ def claim(out: Path, settings: Settings, corpus: Corpus) -> None:
         write_json(file, story)
 
 
-def plan(settings: Settings, domains: Sequence[str], sample: int) -> Iterator[Cell]:
-    """Yield all that is measured of a sample; the first one's has what no sample changes."""
+def asked(settings: Settings, domains: Sequence[str], sample: int) -> Iterator[Cell]:
+    """Yield what the study's question needs of one sample."""
+    for share in settings.shares:
+        yield from own_and_pooled(How("code", settings.tokens, share), domains, sample)
+
+
+def compared(settings: Settings, domains: Sequence[str], samples: int) -> Iterator[Cell]:
+    """Yield all other losses: the dense model, chance, other domains' masks, other scores."""
     share = settings.shares[0]
-
-    def pair(variant: Variant, size: int, share: float) -> Iterator[Cell]:
-        for domain, mask in product(domains, ("own", "pooled")):
-            own = domain if mask == "own" else mask
-            yield Cell(variant, size, share, sample, own, domain)
-
-    for each in settings.shares:
-        yield from pair("code", settings.tokens, each)
-    for size in settings.sizes[:-1]:
-        yield from pair("code", size, share)
-    if sample == 0:
-        for domain in domains:
-            yield Cell("code", 0, 1.0, 0, "dense", domain)
-        for each, draw, domain in product(settings.shares, range(settings.draws), domains):
-            yield Cell("code", 0, each, draw, "random", domain)
-    for mask, domain in permutations(domains, 2):
+    for domain in domains:
+        yield Cell("code", 0, 1.0, 0, "dense", domain)
+    for sample, (mask, domain) in product(range(samples), permutations(domains, 2)):
         yield Cell("code", settings.tokens, share, sample, mask, domain)
-    yield from pair("paper", settings.tokens, share)
+    for each, draw, domain in product(settings.shares, range(settings.draws), domains):
+        yield Cell("code", 0, each, draw, "random", domain)
+    others = [How("code", size, share) for size in settings.sizes[:-1]]
+    others.append(How("paper", settings.tokens, share))
+    for how, sample in product(others, range(samples)):
+        yield from own_and_pooled(how, domains, sample)
+
+
+def own_and_pooled(how: How, domains: Sequence[str], sample: int) -> Iterator[Cell]:
+    for domain in domains:
+        yield Cell(*how, sample, domain, domain)
+        yield Cell(*how, sample, "pooled", domain)
 
 
 def mask_of(cell: Cell, scores: Scores, domains: Sequence[str]) -> Tensor:
