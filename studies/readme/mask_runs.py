@@ -143,7 +143,7 @@ def scores_by_size(model: Any, windows_WT: Tensor, sizes: Sequence[int]) -> dict
     shape = (len(ffns), ffns[0].width)
     sums = {variant: torch.zeros(shape, dtype=torch.float64) for variant in VARIANTS}
     length = windows_WT.shape[1]
-    scores = {}
+    scores: dict[str, Tensor] = {}
     with frozen(model) as decoder, ExitStack() as hooks:
         for variant, sums_LD in sums.items():
 
