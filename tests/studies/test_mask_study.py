@@ -185,6 +185,7 @@ def test_the_pooled_mask_has_as_many_channels_a_layer_as_each_domains(
 # The study
 
 
+@pytest.mark.slow
 def test_a_killed_study_resumes_with_the_same_bytes(
     tiny: Any, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
