@@ -150,6 +150,17 @@ def top_masks(
     return Masks(tuple(domains), chosen, share, variant)
 
 
+def pooled_mask(scores: Tensor, share: float = 0.5, variant: Variant = "paper") -> Tensor:
+    """Return `[L, D]`: one mask for all domains, by the mean of their scores `[N, L, D]`.
+
+    It has as many channels as each of `top_masks`, and is what their experts must beat. Raise
+    `UsageError` as `top_masks` does.
+    """
+    mean_1LD = scores.mean(dim=0, keepdim=True)
+    twice = mean_1LD.expand(2, -1, -1)  # masks have at least two experts
+    return top_masks(twice, ("all", "again"), share, variant).chosen[0]
+
+
 def random_masks(like: Masks, seed: int) -> Masks:
     """Draw as many random channels for each expert and layer as `like` has: a control."""
     draw = stream(seed, "random masks")

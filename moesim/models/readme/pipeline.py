@@ -33,7 +33,13 @@ from moesim.files import sha256, whole_file, whole_folder, write_json
 from moesim.models.dense import load_base
 from moesim.models.readme.distill import teacher
 from moesim.models.readme.ffn import find_ffns
-from moesim.models.readme.masks import Masks, check_masks, random_masks, top_masks
+from moesim.models.readme.masks import (
+    Masks,
+    check_masks,
+    pooled_mask,
+    random_masks,
+    top_masks,
+)
 from moesim.models.readme.model import ReadMeForCausalLM, materialise, refactor
 from moesim.models.readme.scores import channel_scores
 from moesim.models.readme.settings import KINDS, PipelineSettings
@@ -232,10 +238,8 @@ class _Work:
         # All kinds draw their routers from the same state.
         torch.manual_seed(settings.seed)
         if kind == "dense":
-            pooled = self.scores().mean(dim=0, keepdim=True)
-            twice = pooled.expand(2, -1, -1)  # masks have at least two experts
-            masks = top_masks(twice, ("all", "again"), settings.share, settings.variant)
-            return refactor(self.dense, masks.chosen[:1], router=_TINY_ROUTER)
+            mask_LD = pooled_mask(self.scores(), settings.share, settings.variant)
+            return refactor(self.dense, mask_LD[None], router=_TINY_ROUTER)
         if kind == "oracle":
             return refactor(self.dense, self.masks.chosen, router=_TINY_ROUTER)
         return refactor(
