@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from output import counted, spread
+from output import at_least_one, counted, run_main, spread
 
 from moesim.errors import UsageError
 from moesim.report.statistics import difference, estimate
@@ -69,7 +69,7 @@ ROWS: Final[Mapping[str, tuple[str, dict[str, Any]]]] = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seeds", type=at_least_one, default=5)
     parser.add_argument("--traces", type=Path, default=TRACES)
     options = parser.parse_args()
     for batch in BATCHES:
@@ -177,4 +177,4 @@ def by_domain(traces: Path) -> Table:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)
