@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
@@ -30,6 +31,11 @@ def run_main(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def command(study: str) -> str:
+    """Return the command of this process, as the head of a report."""
+    return f"```sh\n{shlex.join(['python', f'studies/readme/{study}.py', *sys.argv[1:]])}\n```\n"
 
 
 def counted(items: Sequence[T], what: str) -> Iterator[T]:

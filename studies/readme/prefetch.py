@@ -50,7 +50,7 @@ from typing import Any, Final
 
 import numpy as np
 from loads import closed
-from output import at_least_one, counted, run_main, spread
+from output import at_least_one, command, counted, run_main, spread
 
 from moesim.hardware import ModelShape, load_hardware, named_shape
 from moesim.hardware.cost import CostModel
@@ -149,6 +149,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seeds", type=at_least_one, default=5)
     study = Study(range(parser.parse_args().seeds))
+    print(command("prefetch"))
     for table in (
         study.by_clients(),
         study.by_initial_layers(),

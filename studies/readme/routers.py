@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from output import at_least_one, counted, run_main, spread
+from output import at_least_one, command, counted, run_main, spread
 
 from moesim.errors import UsageError
 from moesim.report.statistics import difference, estimate
@@ -72,6 +72,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=at_least_one, default=5)
     parser.add_argument("--traces", type=Path, default=TRACES)
     options = parser.parse_args()
+    print(command("routers"))
     for batch in BATCHES:
         for slots in (1, 2, 3):
             print(markdown(by_part(options.traces, slots, batch, range(options.seeds))), end="\n\n")

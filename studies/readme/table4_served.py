@@ -37,7 +37,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from loads import closed, queued
-from output import at_least_one, counted, run_main, spread
+from output import at_least_one, command, counted, run_main, spread
 
 from moesim.bounds import min_hits
 from moesim.report.statistics import Estimate, difference, estimate
@@ -77,6 +77,7 @@ def main() -> None:
     options = parser.parse_args()
     seeds = range(options.seeds)
     recorded = load_trace(options.trace)
+    print(command("table4_served"))
     for study in (
         Study("shipped trace, 4 experts", lambda _: recorded, (1, 2, 3), seeds),
         Study("synthetic, 7 experts", synthetic, (2, 3, 4, 5), seeds),

@@ -72,6 +72,12 @@ def test_a_study_ends_with_one_line_for_a_user_error(capsys: pytest.CaptureFixtu
     assert capsys.readouterr().err == "\nerror: no such trace\n"
 
 
+def test_a_report_begins_with_its_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["prefetch.py", "--seeds", "3"])
+    expected = "```sh\npython studies/readme/prefetch.py --seeds 3\n```\n"
+    assert output.command("prefetch") == expected
+
+
 def test_routers_are_compared_on_the_same_requests(tmp_path: Path) -> None:
     knobs = DecoupledKnobs(requests=3, prompt_tokens=4, output_tokens=3, num_layers=2)
     synthesize_decoupled(knobs).save(tmp_path / routers.LAYERWISE)
