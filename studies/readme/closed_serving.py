@@ -8,6 +8,7 @@ any linear price of a step, from each request's number of steps and sum of uniqu
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 from collections.abc import Sequence
@@ -168,9 +169,11 @@ class Runs:
 
     def _kept(self, file: Path, setting: Setting, policy: str, seed: int) -> Seen:
         wanted = {"setting": json.loads(json.dumps(asdict(setting))), "seed": seed}
+        if setting.family.lengths == "azure" and self.azure is not None:
+            wanted["azure"] = hashlib.sha256(self.azure.read_bytes()).hexdigest()
         if file.exists():
             run = json.loads(file.read_text(encoding="utf-8"))
-            if any(run[key] != value for key, value in wanted.items()):
+            if any(run.get(key) != value for key, value in wanted.items()):
                 raise UsageError(f"{file} was made with other settings; choose another folder")
             return Seen(**run["seen"])
         self._made += 1

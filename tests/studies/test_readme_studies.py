@@ -49,7 +49,7 @@ def test_a_wrong_share_ends_the_accuracy_study_before_the_long_training(
 ) -> None:
     monkeypatch.setattr("moesim.models.train", lambda *_, **__: pytest.fail("long work began"))
     with pytest.raises(UsageError, match=f"share .{float(share)}. must be"):
-        accuracy.records_of(0, float(share), None, tmp_path / "out", 1, ())  # type: ignore[arg-type]
+        accuracy.records_of(0, float(share), None, tmp_path / "out", 1, ())
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "1.5", "x", ""])
