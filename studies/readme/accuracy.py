@@ -53,7 +53,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from output import spread
+from output import at_least_one, run_main, spread
 
 from moesim.cli.text import corpus_of, spell_text
 from moesim.models import Corpus
@@ -71,11 +71,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("out", type=Path)
     parser.add_argument("--text", action="append", metavar="DOMAIN=PATH")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--seeds", type=at_least_one, default=3)
+    parser.add_argument("--rounds", type=at_least_one, default=2)
     parser.add_argument("--shares", type=float, nargs="+", default=SHARES)
     parser.add_argument("--controls", action="store_true")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=at_least_one, default=1)
     options = parser.parse_args()
     # Before torch is imported, which reads it once.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -104,12 +104,18 @@ def records_of(
     from moesim.models import train
     from moesim.models.readme.settings import SIZES
 
+    def trained(done: int, steps: int) -> None:
+        if done % 50 == 0:
+            _say(seed, f"training the dense model: step {done} of {steps}")
+
+    schedule = replace(SIZES["small"].schedule, rounds=rounds)
+    # Before the long training, so that a wrong share ends the study at once.
+    settings = replace(SIZES["small"], seed=seed, share=share, schedule=schedule)
     base = out / "base"
     if not base.exists():
-        _say(seed, "training the dense model")
-        train("dense", corpus, base, seed=seed, checkpoint=out / "base.safetensors")
-    schedule = replace(SIZES["small"].schedule, rounds=rounds)
-    settings = replace(SIZES["small"], seed=seed, share=share, schedule=schedule)
+        train(
+            "dense", corpus, base, seed=seed, checkpoint=out / "base.safetensors", on_step=trained
+        )
     folder = out / f"share-{share}-rounds-{rounds}"
     made = _refactored(base, corpus, folder / "none", settings, KINDS)
     for control in controls:
@@ -384,4 +390,4 @@ def _mean(values: Iterable[float]) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

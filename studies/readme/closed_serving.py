@@ -8,6 +8,7 @@ any linear price of a step, from each request's number of steps and sum of uniqu
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 from collections.abc import Sequence
@@ -25,7 +26,7 @@ from moesim.errors import UsageError
 from moesim.files import output_errors, write_json
 from moesim.result import Result
 from moesim.scenario import Scenario
-from moesim.serving.arrivals_csv import read_arrivals
+from moesim.serving.arrivals_csv import CsvError, read_arrivals
 from moesim.simulate import prepare, result_of
 from moesim.trace import DecoupledKnobs, Trace, synthesize_decoupled
 
@@ -141,6 +142,9 @@ class Runs:
     """Runs of settings, read from a folder if they are there, else simulated and kept in it."""
 
     def __init__(self, out: Path, azure: Path | None) -> None:
+        """Read the Azure trace. Raise `UsageError` if it cannot be read."""
+        if azure is not None:
+            _scaled(azure)
         self.out = out
         self.azure = azure
         self._known: dict[Path, Seen] = {}
@@ -165,9 +169,11 @@ class Runs:
 
     def _kept(self, file: Path, setting: Setting, policy: str, seed: int) -> Seen:
         wanted = {"setting": json.loads(json.dumps(asdict(setting))), "seed": seed}
+        if setting.family.lengths == "azure" and self.azure is not None:
+            wanted["azure"] = hashlib.sha256(self.azure.read_bytes()).hexdigest()
         if file.exists():
             run = json.loads(file.read_text(encoding="utf-8"))
-            if any(run[key] != value for key, value in wanted.items()):
+            if any(run.get(key) != value for key, value in wanted.items()):
                 raise UsageError(f"{file} was made with other settings; choose another folder")
             return Seen(**run["seen"])
         self._made += 1
@@ -242,7 +248,10 @@ def azure_lengths(
 
 @cache
 def _scaled(path: Path) -> npt.NDArray[np.int64]:
-    rows = read_arrivals(path, "azure", None)
+    try:
+        rows = read_arrivals(path, "azure", None)
+    except CsvError as error:
+        raise UsageError(f"{path}, line {error.line}: {error.reason}") from None
     recorded = np.array([[row.prompt_tokens, row.output_tokens] for row in rows], float)
     scaled = np.rint(recorded * (PROMPT, OUTPUT) / recorded.mean(axis=0)).astype(np.int64)
     prompts, outputs = np.maximum(scaled, 1).T

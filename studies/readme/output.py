@@ -1,14 +1,41 @@
-"""Output of this folder's studies: progress, and figures with their intervals."""
+"""What this folder's studies share: options, progress, figures with intervals, clear errors."""
 
 from __future__ import annotations
 
+import argparse
+import shlex
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
+from moesim.errors import MoesimError
 from moesim.report.statistics import Estimate
 
 T = TypeVar("T")
+
+
+def at_least_one(text: str) -> int:
+    """Return an option's whole number. Raise `ArgumentTypeError` if it is not 1 or more."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
+    return int(text)
+
+
+def run_main(main: Callable[[], None]) -> None:
+    """Run a study. End with one line on stderr if the user can mend the error, or stopped it."""
+    try:
+        main()
+    except MoesimError as error:
+        print(f"\nerror: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def command(study: str) -> str:
+    """Return the command of this process, as the head of a report."""
+    return f"```sh\n{shlex.join(['python', f'studies/readme/{study}.py', *sys.argv[1:]])}\n```\n"
 
 
 def counted(items: Sequence[T], what: str) -> Iterator[T]:

@@ -50,7 +50,7 @@ from typing import Any, Final
 
 import numpy as np
 from loads import closed
-from output import counted, spread
+from output import at_least_one, command, counted, run_main, spread
 
 from moesim.hardware import ModelShape, load_hardware, named_shape
 from moesim.hardware.cost import CostModel
@@ -147,8 +147,9 @@ class Seen:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seeds", type=at_least_one, default=5)
     study = Study(range(parser.parse_args().seeds))
+    print(command("prefetch"))
     for table in (
         study.by_clients(),
         study.by_initial_layers(),
@@ -424,4 +425,4 @@ def saved(compute: float, load: float, share: float = 1.0, layers: int = LAYERS)
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from output import counted, spread
+from output import at_least_one, command, counted, run_main, spread
 
 from moesim.errors import UsageError
 from moesim.report.statistics import difference, estimate
@@ -69,9 +69,10 @@ ROWS: Final[Mapping[str, tuple[str, dict[str, Any]]]] = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seeds", type=at_least_one, default=5)
     parser.add_argument("--traces", type=Path, default=TRACES)
     options = parser.parse_args()
+    print(command("routers"))
     for batch in BATCHES:
         for slots in (1, 2, 3):
             print(markdown(by_part(options.traces, slots, batch, range(options.seeds))), end="\n\n")
@@ -177,4 +178,4 @@ def by_domain(traces: Path) -> Table:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

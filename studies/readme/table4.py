@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
+from output import at_least_one, run_main
 
 from moesim.curve import curve
 from moesim.trace import Trace
@@ -35,8 +36,8 @@ POLICIES: Final = {"random": "random", "lru": "lru", "belady": "min_window", "mi
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--references", type=int, default=40_000)
+    parser.add_argument("--seeds", type=at_least_one, default=10)
+    parser.add_argument("--references", type=at_least_one, default=40_000)
     options = parser.parse_args()
     rates = [measure(seed, options.references) for seed in range(options.seeds)]
     print(f"policy   capacity   paper   ours   gap   (± over {options.seeds} seeds)")
@@ -82,4 +83,4 @@ def row(policy: str, capacity: int, rates: Sequence[float]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -37,7 +37,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from loads import closed, queued
-from output import counted, spread
+from output import at_least_one, command, counted, run_main, spread
 
 from moesim.bounds import min_hits
 from moesim.report.statistics import Estimate, difference, estimate
@@ -72,11 +72,12 @@ TOKENS: Final = "token_hit_rate"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seeds", type=at_least_one, default=5)
     parser.add_argument("--trace", type=Path, default=SHIPPED)
     options = parser.parse_args()
     seeds = range(options.seeds)
     recorded = load_trace(options.trace)
+    print(command("table4_served"))
     for study in (
         Study("shipped trace, 4 experts", lambda _: recorded, (1, 2, 3), seeds),
         Study("synthetic, 7 experts", synthetic, (2, 3, 4, 5), seeds),
@@ -209,4 +210,4 @@ def served(trace: Trace, load: str, policy: str, capacity: int, seed: int) -> di
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -72,7 +72,7 @@ from latency_gains import (
     sensitivity,
     waits,
 )
-from output import counted, spread
+from output import at_least_one, counted, run_main, spread
 from unique_plot import draw
 
 from moesim.report.statistics import Estimate, difference, estimate
@@ -116,8 +116,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("out", type=Path, help="folder of the runs; a killed study resumes in it")
     parser.add_argument("--azure", type=Path, help="AzureLLMInferenceTrace_code.csv")
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--requests", type=int, default=200, help="in the window of predictions")
+    parser.add_argument("--seeds", type=at_least_one, default=5)
+    parser.add_argument(
+        "--requests", type=at_least_one, default=200, help="in the window of predictions"
+    )
     options = parser.parse_args(arguments)
     runs, seeds = Runs(options.out, options.azure), range(options.seeds)
     families = [family for family in FAMILIES if options.azure or family.lengths != "azure"]
@@ -292,4 +294,4 @@ def _mean(values: Sequence[float]) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from dataclasses import replace
 from itertools import product
@@ -20,7 +21,7 @@ from moesim.trace import DecoupledKnobs, synthesize_decoupled
 table8, prefetch, table4_served, loads_module = (
     study("readme", name) for name in ("table8", "prefetch", "table4_served", "loads")
 )
-accuracy = study("readme", "accuracy")
+accuracy, output = (study("readme", name) for name in ("accuracy", "output"))
 routers = study("readme", "routers")
 COST = CostModel(load_hardware("a100-80gb"), named_shape("readme-llama-2-7b"))
 
@@ -40,6 +41,41 @@ def test_accuracy_takes_domains_as_the_command_line_does(
     monkeypatch.setattr(accuracy, "records_of", lambda *_: pytest.fail("long work began"))
     with pytest.raises(UsageError, match=r"expected DOMAIN=PATH|named twice"):
         accuracy.main()
+
+
+@pytest.mark.parametrize("share", ["0", "2"])
+def test_a_wrong_share_ends_the_accuracy_study_before_the_long_training(
+    share: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("moesim.models.train", lambda *_, **__: pytest.fail("long work began"))
+    with pytest.raises(UsageError, match=f"share .{float(share)}. must be"):
+        accuracy.records_of(0, float(share), None, tmp_path / "out", 1, ())
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "1.5", "x", ""])
+def test_a_study_takes_at_least_one_seed(value: str, capsys: pytest.CaptureFixture[str]) -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--seeds", type=output.at_least_one)
+    assert parser.parse_args(["--seeds", "1"]).seeds == 1
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--seeds", value])
+    assert "is not a whole number from 1" in capsys.readouterr().err
+
+
+def test_a_study_ends_with_one_line_for_a_user_error(capsys: pytest.CaptureFixture[str]) -> None:
+    def main() -> None:
+        raise UsageError("no such trace")
+
+    with pytest.raises(SystemExit) as ended:
+        output.run_main(main)
+    assert ended.value.code == UsageError.exit_code
+    assert capsys.readouterr().err == "\nerror: no such trace\n"
+
+
+def test_a_report_begins_with_its_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["prefetch.py", "--seeds", "3"])
+    expected = "```sh\npython studies/readme/prefetch.py --seeds 3\n```\n"
+    assert output.command("prefetch") == expected
 
 
 def test_routers_are_compared_on_the_same_requests(tmp_path: Path) -> None:

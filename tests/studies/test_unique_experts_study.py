@@ -316,3 +316,22 @@ def test_the_study_prints_all_its_tables_and_draws_its_chart(
     assert "azure" not in out
     assert "are left out" in err
     assert {file.suffix for file in (tmp_path / "out/plots").iterdir()} == {".png", ".svg", ".csv"}
+
+
+def test_a_missing_azure_trace_is_named_before_any_run(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"absent\.csv, line 1: cannot be read"):
+        serving.Runs(tmp_path / "out", tmp_path / "absent.csv")
+
+
+def test_a_folder_of_another_azure_trace_is_refused(tmp_path: Path) -> None:
+    header = "TIMESTAMP,ContextTokens,GeneratedTokens\n"
+    traces = []
+    for name, tokens in (("one", 4), ("two", 5)):
+        traces.append(tmp_path / f"{name}.csv")
+        row = f"2023-11-16 18:15:46.6805900,{tokens},3\n"
+        traces[-1].write_text(header + row, encoding="utf-8")
+    setting = serving.Setting(serving.Family("uniform", "azure", True), 4, 4, counted=2)
+    seen = serving.Runs(tmp_path / "out", traces[0]).run(setting, "decode_first", 0)
+    assert serving.Runs(tmp_path / "out", traces[0]).run(setting, "decode_first", 0) == seen
+    with pytest.raises(UsageError, match="other settings"):
+        serving.Runs(tmp_path / "out", traces[1]).run(setting, "decode_first", 0)
