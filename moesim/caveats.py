@@ -15,6 +15,7 @@ from moesim.metrics import ratio
 from moesim.policies import find
 from moesim.scenario.arrivals import Closed, Csv, Recorded
 from moesim.scenario.sections import Window
+from moesim.serving.knowledge import KNOWLEDGE
 from moesim.serving.workload import drawn_from
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ def caveats(outcome: Outcome) -> list[Caveat]:
     return [
         *_units(plan),
         *_memory(plan),
+        *_look_ahead(plan),
         *_prefetch(outcome),
         *_workload(outcome),
         *_timeline(outcome),
@@ -78,6 +80,17 @@ def _without_slots(plan: Plan, empty: int) -> str:
     hint = f"; did you mean {slots.value}/layer?" if meant else ""
     total = sum(plan.slots)
     return f"cache.slots is {total} in all for {layers} layers: none for {empty} of them{hint}"
+
+
+def _look_ahead(plan: Plan) -> Iterator[Caveat]:
+    eviction, router = policy_of(plan.scenario, "cache")[0], plan.trace.meta.router
+    # Not refused: as a control beside a router that reveals its choices, it is a fair question.
+    if eviction.looks_ahead and KNOWLEDGE[router].reach == 0:
+        yield (
+            f"the router reveals nothing ahead to {eviction.name}",
+            f"{eviction.name} eviction sees no next use: the trace's router is {router}, which "
+            "reveals nothing ahead",
+        )
 
 
 def _prefetch(outcome: Outcome) -> Iterator[Caveat]:

@@ -331,7 +331,7 @@ def _router_note(router: str, shape: ModelShape) -> str | None:
     if router == "layerwise" and shape.router is None:
         return None
     revealed = "as its layers run" if router == "layerwise" else "ahead"
-    costed = "in the tail of each step" if shape.router else "in each layer, as a layer-wise one"
+    costed = "in the tail of each step" if shape.router else "in each layer, as model.shape says"
     return f"the router is {router}: policies see its choices {revealed}; its time is {costed}"
 
 

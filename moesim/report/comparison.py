@@ -180,6 +180,7 @@ class Comparison:
         text = (
             f"{_spelt(run.text('requests') for run in runs)} requests a run, "
             f"{_arriving(runs)}"
+            f"{_prompts(runs)}"
             f"{_seeds(self.rows, intervals)}; "
             f"trace {_spelt(run.trace for run in runs)} costed as "
             f"{_spelt(run.text('model') for run in runs)} on "
@@ -319,6 +320,12 @@ def _arriving(runs: Sequence[Run]) -> str:
     """Return when requests arrive, with a comma behind it; "" if no scenario says so."""
     spelt = _spelt(run.arrivals for run in runs if run.arrivals)
     return f"arrivals {spelt}, " if spelt else ""
+
+
+def _prompts(runs: Sequence[Run]) -> str:
+    """Return that prompts are not cut, with a comma behind it; "" if all may be cut."""
+    spelt = _spelt(run.prompts or "prompts may be cut" for run in runs)
+    return f"{spelt}, " if any(run.prompts for run in runs) else ""
 
 
 def _seeds(rows: Sequence[Row], intervals: bool) -> str:

@@ -160,7 +160,8 @@ def _setting(run: Run) -> str:
         f"{policy_label(run.text('cache_policy'), run.cache_options)} "
         f"with {run.value('cache_slots') / run.value('num_layers'):.3g} of "
         f"{run.text('num_experts')} experts a layer, "
-        f"{'no' if prefetch == 'none' else prefetch} prefetch, {batching} batching; "
+        f"{'no' if prefetch == 'none' else prefetch} prefetch, {batching} batching"
+        f"{f', {run.prompts}' if run.prompts else ''}; "
         f"{costs_sentence(run)}."
         f"{caveats_sentence(run.caveats)}"
     )

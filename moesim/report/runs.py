@@ -103,6 +103,13 @@ class Run:
         return " ".join(parts)
 
     @property
+    def prompts(self) -> str:
+        """Return `prompts not cut` if the run had no chunked prefill; "" otherwise."""
+        batching = self.scenario.get("batching")
+        section = batching if isinstance(batching, Mapping) else {}
+        return "prompts not cut" if section.get("chunked_prefill") is False else ""
+
+    @property
     def idle_share(self) -> float:
         """Return the share of the window without a request to serve; NaN if it is undefined."""
         return self.value("idle_s") / (self.window_s or math.nan)

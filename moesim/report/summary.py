@@ -73,7 +73,8 @@ def _setup(run: Run) -> Table:
         f"({slots} of {run.text('num_experts')} experts a layer)",
     )
     table.add("prefetch", run.text("prefetch_policy"))
-    table.add("batching", f"{run.text('batching_policy')}, seed {run.text('seed')}")
+    parts = run.text("batching_policy"), run.prompts, f"seed {run.text('seed')}"
+    table.add("batching", ", ".join(filter(None, parts)))
     if run.arrivals:
         table.add("arrivals", run.arrivals)
     # Other counts than finished are rare and matter most when they occur: zeros would hide them.

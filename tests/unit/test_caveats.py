@@ -178,6 +178,14 @@ def test_clients_that_are_as_many_as_the_requests_are_said() -> None:
     assert said(tiny_trace(requests=4), workload={"arrivals": arrivals})[0] == []
 
 
+def test_look_ahead_that_sees_nothing_is_said() -> None:
+    caveats, notes = said(cache={"policy": "lookahead", "slots": "3/layer"})
+    assert caveats == ["the router reveals nothing ahead to lookahead"]
+    assert "lookahead eviction sees no next use: the trace's router is layerwise" in notes
+    decoupled = tiny_trace().with_meta(router="decoupled")
+    assert said(decoupled, cache={"policy": "lookahead", "slots": "3/layer"})[0] == []
+
+
 def test_rejected_requests_are_said() -> None:
     trace = Trace.from_arrays(
         expert_ids=tiny_trace(requests=1).expert_ids[:45],

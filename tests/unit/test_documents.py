@@ -46,7 +46,9 @@ def test_no_test_measures_wall_clock_time() -> None:
     assert [file.name for file in files if file != own and measures.search(file.read_text())] == []
 
 
-@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "docs/design.md"])
+@pytest.mark.parametrize(
+    "name", ["README.md", "CONTRIBUTING.md", "docs/design.md", "reports/README.md"]
+)
 def test_files_that_a_document_names_exist(name: str) -> None:
     text = (ROOT / name).read_text()
     folders = "moesim|docs|scenarios|tests|examples|traces|benchmarks|studies|reports"
@@ -160,6 +162,30 @@ def test_the_scenario_of_the_readme_is_one() -> None:
     (code,) = re.findall(r"```yaml\n(.*?)```", text, re.S)
     scenario = Scenario.model_validate(safe_load(code))
     assert len(build_workload(scenario, load_trace(ROOT / "traces/deep"))) == 16
+
+
+def test_every_shipped_scenario_is_listed_and_the_quoted_one_is_whole() -> None:
+    folder = ROOT / "scenarios"
+    text = (folder / "README.md").read_text()
+    listed = re.findall(r"^\| `(\w+)` \|", text, re.M)
+    assert sorted(listed) == sorted(path.stem for path in folder.glob("*.yaml"))
+    (code,) = re.findall(r"```yaml\n(.*?)```", text, re.S)
+    assert code == (folder / "closed.yaml").read_text()
+
+
+@pytest.mark.parametrize("folder", ["reports", "traces"])
+def test_every_shipped_report_and_trace_is_named_in_its_list(folder: str) -> None:
+    text = (ROOT / folder / "README.md").read_text()
+    pattern = "*/*.md" if folder == "reports" else "*/trace.json"
+    found = [path.relative_to(ROOT / folder) for path in (ROOT / folder).glob(pattern)]
+    names = {
+        path.parts[0]
+        if path.stem in ("compare", "study", "trace")
+        else path.as_posix().removesuffix(".md")
+        for path in found
+    }
+    assert names
+    assert sorted(name for name in names if name not in text) == []
 
 
 @pytest.fixture

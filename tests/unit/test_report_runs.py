@@ -177,6 +177,20 @@ def test_a_run_says_when_its_requests_arrive(
     assert re.search(rf"^  arrivals +{re.escape(text)}$", setup, re.M)
 
 
+def test_a_run_says_that_no_prompt_is_cut(tmp_path: Path) -> None:
+    run = load_run(run_directory(tmp_path / "run"))
+    batching = {"batching": {"chunked_prefill": False}}
+    whole = replace(run, scenario={**run.scenario, **batching})
+    assert "batching, prompts not cut; " in run_caption(whole)
+    assert "prompts not cut, seed 0" in compare_runs([whole]).caption()
+    assert re.search(
+        r"^  batching .*, prompts not cut, seed 0$", plain(summary_tables(whole)[0]), re.M
+    )
+    both = compare_runs([run, replace(whole, path=tmp_path / "other")]).caption()
+    assert "prompts may be cut / prompts not cut, seed 0" in both
+    assert "cut" not in run_caption(run) + compare_runs([run]).caption()
+
+
 def test_throughput_that_arrivals_limit_says_so(tmp_path: Path) -> None:
     def run(idle: float) -> Run:
         summary = {"makespan_s": 10.0, "idle_s": idle}

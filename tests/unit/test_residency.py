@@ -373,7 +373,7 @@ def test_only_a_static_placement_loads_anything_beforehand() -> None:
 @pytest.mark.parametrize("block", range(5))
 def test_every_prefetched_byte_is_useful_late_wasted_or_unused(block: int) -> None:
     asked = flying = 0
-    for seed in range(block, 100, 5):
+    for seed in range(block, 200, 5):
         scenario, trace = random_case(6000 + seed)
         scenario["prefetch"] = {
             "policy": ["predicted", "oracle"][seed % 2],

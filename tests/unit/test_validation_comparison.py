@@ -31,7 +31,7 @@ def test_decisions_agree_where_all_requests_arrive_at_once(seed: int) -> None:
 
 def test_decisions_agree_with_open_arrivals_once_the_schedule_is_replayed() -> None:
     parted = 0
-    for seed in range(4000, 4030):
+    for seed in range(4000, 4045):
         scenario, trace = random_case(seed)
         if scenario["workload"]["arrivals"] == "all_at_once":
             continue

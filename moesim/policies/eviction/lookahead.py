@@ -40,7 +40,9 @@ class LookAheadOptions:
 
 @register("eviction", "lookahead")
 class LookAhead(Ranked):
-    """Keys without a revealed next use leave first, by LRU; then the latest next use."""
+    """Keys without a revealed next use leave first, by LRU; then the latest next use.
+    Equals LRU if the router reveals nothing ahead and nothing is prefetched.
+    """
 
     looks_ahead = True
     Options = LookAheadOptions

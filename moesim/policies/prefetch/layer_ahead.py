@@ -16,7 +16,9 @@ from moesim.policies.view import Key, View
 
 @register("prefetch", "layer_ahead")
 class LayerAhead(Prefetch):
-    """Fetch the experts that the router reveals of the next `depth` layers, nearest first."""
+    """Fetch the experts that the router reveals of the next `depth` layers, nearest first.
+    Needs a router that reveals routing early.
+    """
 
     needs_routing = True
     Options = DepthOptions
