@@ -27,7 +27,7 @@ from torch.autograd.function import once_differentiable
 from moesim.models.gates.base import Selection, scaled
 from moesim.models.gates.binary_codes import ENTROPY_FLOOR, num_bits, smooth_slope, smooth_step
 
-_BLOCK = 2**17  # products at a time: few enough for a core's caches, with few calls of torch
+_BLOCK = 2**18  # products at a time: few calls of torch, on buffers that stay near the core
 
 
 @dataclass(frozen=True, slots=True)
