@@ -89,7 +89,8 @@ def test_gradients_agree_with_differences_knots_included(n: int) -> None:
 def test_a_bit_that_rounds_to_binary_inside_the_band_keeps_its_slope(n: int) -> None:
     """In float32 the bit of 0.49999 is exactly 1, but z is inside the band of gamma 1."""
     inside = [0.49999, -0.49999, 0.2, -0.1][: num_bits(n)]
-    penalties, slopes = Penalties(1.0, EPSILON), []
+    penalties = Penalties(1.0, EPSILON)
+    slopes: list[Tensor] = []
     z = torch.tensor([[inside]], requires_grad=True)
     for function in (by_definition, weights_and_penalty):
         _, penalty = function(torch.ones(1, 1), z, 1.0, n, penalties)
