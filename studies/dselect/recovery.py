@@ -147,8 +147,6 @@ def make_gate(name: str, cell: Cell, setting: Setting, steps: int) -> Gate:
     options = {key: value for key, value in setting.items() if key != "lr"}
     if options.pop("ramp", False):
         options["entropy"] = Ramp(options["entropy"], max(1, steps // 2))
-    if name == "dselect_k":
-        options["epsilon"] = 1e-6  # so that a selector that left all experts has a finite loss
     if name == "noisy_top_k":
         options["importance"] = options["load"] = options.pop("balance")
     return GATES[name](cell.n, cell.k, tasks=cell.tasks, **options)

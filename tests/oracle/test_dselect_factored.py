@@ -85,6 +85,21 @@ def test_gradients_agree_with_differences_knots_included(n: int) -> None:
     assert torch.autograd.gradcheck(run, (alpha, z), eps=1e-7)
 
 
+@pytest.mark.parametrize("n", [4, 13])
+def test_a_bit_that_rounds_to_binary_inside_the_band_keeps_its_slope(n: int) -> None:
+    """In float32 the bit of 0.49999 is exactly 1, but z is inside the band of gamma 1."""
+    inside = [0.49999, -0.49999, 0.2, -0.1][: num_bits(n)]
+    penalties = Penalties(1.0, EPSILON)
+    slopes: list[Tensor] = []
+    z = torch.tensor([[inside]], requires_grad=True)
+    for function in (by_definition, weights_and_penalty):
+        _, penalty = function(torch.ones(1, 1), z, 1.0, n, penalties)
+        slopes += torch.autograd.grad(penalty.sum(), z)
+    assert smooth_step(z)[0, 0, 0] == 1
+    assert slopes[0][0, 0, 0].abs() > 1e-5
+    torch.testing.assert_close(slopes[1], slopes[0], rtol=0.01, atol=1e-7)  # bits are rounded
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_other_types_agree_to_their_precision(dtype: torch.dtype) -> None:
     alpha, z = (p.detach() for p in parameters(12, 3, 5, 1.0, 1.0))

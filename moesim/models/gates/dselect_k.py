@@ -9,7 +9,7 @@ product of its bits' agreement with the expert's code. A softmax mixes the selec
     q(alpha, Z) = sum over l of softmax(alpha)_l · r(S(z_l))
 
 Once every bit is 0 or 1, each selector is one-hot and q has at most k non-zeros; before, it may
-have n. A bit that is exactly 0 or 1 has gradient exactly 0, so no loss can move it again.
+have n. From ±gamma/2 on, a bit has gradient exactly 0, so its own loss cannot move it again.
 
 If n is not a power of two, a selector can put mass on codes that no expert has. The *reachability*
 penalty of a selector is 1 / (mass on experts + epsilon). It grows with the lost mass, and is

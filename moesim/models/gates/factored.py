@@ -16,6 +16,7 @@ Letters in shapes: B rows, k selectors, m bits, U and V entries of the two table
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -219,7 +220,8 @@ def _entropy(tables: Tables, n: int, mass: tuple[Tensor, Tables]) -> tuple[Tenso
 
     With s = r + floor, the slope of r·log s is log s + r/s = (h + r) / r, where h = r·log s -
     floor·r/s. So both tables' slopes are sums of h, divided by their entries, plus those of the
-    mass. An entry of exactly 0 needs no slope: its bits are exactly 0 or 1, and have slope 0.
+    mass. At an entry of 0, h over the entry has a limit: (log floor - 1) times the mass that the
+    entry multiplies. It counts, because a bit just inside the band can round to 0 or 1.
     """
     u, v = (table.flatten(1) for table in tables)
     size, columns = len(u) * len(v), u.shape[1]
@@ -240,9 +242,12 @@ def _entropy(tables: Tables, n: int, mass: tuple[Tensor, Tables]) -> tuple[Tenso
         torch.sum(h, dim=1, out=of_u[:, part])
         torch.sum(h, dim=0, out=of_v[:, part])
     entropy_Bk = -(of_u.sum(dim=0) + ENTROPY_FLOOR * ratios).view_as(mass[0])
+    # `_mass` leaves whole rows out of v's slope, because v sums to one.
+    partners = (mass[1].u, mass[1].v + tables.u[: n // len(v)].sum(dim=0))
+    at_zero = math.log(ENTROPY_FLOOR) - 1
     slopes = (
-        -((of / table).masked_fill_(table == 0, 0).view_as(more) + more)
-        for of, table, more in zip((of_u, of_v), (u, v), mass[1], strict=True)
+        -(torch.where(table == 0, at_zero * partner, of.view_as(table) / table) + more)
+        for of, table, partner, more in zip((of_u, of_v), tables, partners, mass[1], strict=True)
     )
     return entropy_Bk, Tables(*slopes)
 
