@@ -59,7 +59,8 @@ def test_predictions_one_layer_ahead_know_more_than_chance_and_less_than_all(nam
 def test_its_header_holds_the_commands_that_the_readme_gives(name: str) -> None:
     provenance = load_trace(TRACES / name).meta.provenance
     readme = (TRACES / "README.md").read_text(encoding="utf-8")
-    given = {frozenset(shlex.split(line)) for line in readme.split("\n") if "moesim " in line}
+    commands = [line for line in readme.split("\n") if line.startswith("moesim ")]
+    given = {frozenset(shlex.split(line)) for line in commands}
     for command in (provenance["command"], provenance["training"]["command"]):
         ours = set(shlex.split(command))
         assert any(theirs <= ours for theirs in given), command
