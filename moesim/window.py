@@ -18,7 +18,7 @@ from moesim.errors import ScenarioError
 
 if TYPE_CHECKING:
     from moesim.scenario import Scenario
-    from moesim.scenario.sections import Window as Chosen
+    from moesim.scenario.metrics import Window as Chosen
     from moesim.serving.ledger import Ledger
     from moesim.serving.request import Request
     from moesim.serving.totals import Totals
