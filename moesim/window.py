@@ -19,7 +19,7 @@ from moesim.serving.totals import Totals, totals_of
 
 if TYPE_CHECKING:
     from moesim.scenario import Scenario
-    from moesim.scenario.sections import Window as Chosen
+    from moesim.scenario.metrics import Window as Chosen
     from moesim.serving.ledger import Ledger
     from moesim.serving.request import Request
 

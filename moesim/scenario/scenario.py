@@ -20,6 +20,7 @@ from moesim.hardware.hardware import Hardware, load_hardware
 from moesim.hardware.model_config import load_shape, shape_from_config
 from moesim.hardware.shapes import ModelShape
 from moesim.scenario.keys import key_path, map_paths, quantities, shorthands
+from moesim.scenario.metrics import Metrics
 from moesim.scenario.sections import (
     Batching,
     BatchingField,
@@ -27,7 +28,6 @@ from moesim.scenario.sections import (
     CacheField,
     HardwareField,
     Memory,
-    Metrics,
     Model,
     ModelChoice,
     Placement,

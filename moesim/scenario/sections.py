@@ -8,17 +8,16 @@ one key only may be written as that key's value: `hardware: t4` is short for
 from __future__ import annotations
 
 import os
-from typing import Annotated, Any, Final, Literal, Self
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import (
     AfterValidator,
     BeforeValidator,
     Field,
     WithJsonSchema,
-    model_validator,
 )
 
-from moesim.config.fields import Bits, Bytes, Count, Duration, PositiveCount
+from moesim.config.fields import Bits, Bytes, Count, PositiveCount
 from moesim.config.markers import NoneAs, PathTo, Short
 from moesim.config.validation import Strict
 from moesim.hardware.hardware import HardwareOverrides, check_hardware_name, hardware_names
@@ -33,13 +32,11 @@ __all__ = [
     "HardwareChoice",
     "Lengths",
     "Memory",
-    "Metrics",
     "ModelChoice",
     "Placement",
     "Prefetch",
     "Text",
     "Timeline",
-    "Window",
     "Workload",
 ]
 
@@ -282,57 +279,6 @@ class Timeline(Strict):
 
     first_step: Count = Field(0, description="Number of the first step that is kept.", examples=[0])
     steps: Count = Field(20, description="Number of steps that are kept.", examples=[20])
-
-
-class Window(Strict):
-    """The part of a run that the summary counts, by finished requests or by time.
-
-    By requests: from the end of the step in which the last of the first `skip_requests` requests
-    finished to the end of the step in which the last request inside finished. By time: the whole
-    steps between `after` and `until`.
-    """
-
-    skip_requests: Count = Field(
-        0, description="Number of requests that finish first and are left out.", examples=[100]
-    )
-    last: Count = Field(
-        0, description="Number of requests that finish last and are left out.", examples=[50]
-    )
-    after: Duration | None = Field(
-        None, description="Time from which steps count; the default is time zero.", examples=["10s"]
-    )
-    until: Duration | None = Field(
-        None,
-        description="Time until which steps count; the default is the end of the run.",
-        examples=["60s"],
-    )
-
-    @property
-    def by_time(self) -> bool:
-        """Whether times give the window, and not requests."""
-        return self.after is not None or self.until is not None
-
-    @model_validator(mode="after")
-    def _one_form(self) -> Self:
-        if self.by_time and (self.skip_requests or self.last):
-            raise ValueError(
-                "takes either requests (skip_requests, last) or times (after, until), not both"
-            )
-        if self.until is not None and self.until <= (self.after or 0):
-            raise ValueError("until must be later than after")
-        return self
-
-
-class Metrics(Strict):
-    """Which part of a run its summary counts."""
-
-    # None inside, `whole` in YAML.
-    window: Annotated[Window | None, NoneAs("whole", "{skip_requests: 100, last: 50}")] = Field(
-        "whole",
-        validate_default=True,
-        description="The part of the run that the summary counts: `whole`, or without its ramp-up "
-        "and drain, like {skip_requests: 100, last: 50} or {after: 10s, until: 60s}.",
-    )
 
 
 Model = Annotated[ModelChoice, Short("shape", lambda: ["trace", *shape_names()])]
