@@ -14,7 +14,7 @@ from moesim.config.units import format_bytes, format_duration_ns
 from moesim.metrics import ratio
 from moesim.policies import find
 from moesim.scenario.arrivals import Closed, Csv, Recorded
-from moesim.scenario.sections import Window
+from moesim.scenario.metrics import Window
 from moesim.serving.knowledge import KNOWLEDGE
 from moesim.serving.workload import drawn_from
 
