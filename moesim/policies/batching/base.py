@@ -195,29 +195,7 @@ class Batching(ABC):
 def fill(queue: Queue, order: Iterable[Any]) -> StepPlan:
     """Return a plan that gives the token budget to requests in the given order.
 
-    At most `free_sequences` of the waiting requests are in it. `Queue.whole_prompts` has rules of
-    its own, see `_fill_whole`.
-    """
-    if queue.whole_prompts:
-        return _fill_whole(queue, order)
-    plan: StepPlan = []
-    left, free = queue.token_budget, queue.free_sequences
-    holding = set(map(id, queue.running))
-    for request in order:
-        if not left:
-            break
-        if id(request) not in holding:
-            if not free:
-                continue  # later requests in the order may be running ones
-            free -= 1
-        tokens = min(left, request.tokens_wanted)
-        plan.append((request, tokens))
-        left -= tokens
-    return plan
-
-
-def _fill_whole(queue: Queue, order: Iterable[Any]) -> StepPlan:
-    """Return a plan that cuts no prompt.
+    At most `free_sequences` of the waiting requests are in it. With `Queue.whole_prompts`:
 
     - A prompt within the budget joins if it fits into what is left. Otherwise it waits, and so do
       all later prompts: a long prompt would starve if shorter ones could overtake it. Decodes may
@@ -233,14 +211,18 @@ def _fill_whole(queue: Queue, order: Iterable[Any]) -> StepPlan:
         if left <= 0:
             break
         starts = id(request) not in holding
-        if (starts and not free) or (prompt_waits and (starts or not request.decoding)):
+        if starts and not free:
+            continue  # later requests in the order may be running ones
+        if prompt_waits and (starts or not request.decoding):
             continue
         tokens = request.tokens_wanted
-        if tokens > left:
-            too_long = tokens > queue.token_budget
-            if not too_long or not all(planned.decoding for planned, _ in plan):
-                prompt_waits = True
-                continue
+        if tokens > left and not queue.whole_prompts:
+            tokens = left
+        elif tokens > left and (
+            tokens <= queue.token_budget or not all(planned.decoding for planned, _ in plan)
+        ):
+            prompt_waits = True
+            continue
         free -= starts
         plan.append((request, tokens))
         left -= tokens
