@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import weakref
-from typing import Any
-
 import pytest
 import torch
+from study_scripts import script
 from torch import Tensor
 
 from moesim.models.gates import DSelectK, Selection, TopK, factored
@@ -22,6 +20,8 @@ from moesim.models.gates.binary_codes import (
 from moesim.models.gates.factored import Penalties, weights_and_penalty
 
 torch.set_num_threads(1)
+
+saved_bytes = script("benchmarks", "gates").saved_bytes
 
 SIZES = ((1, 1), (2, 1), (2, 2), (3, 2), (5, 3), (6, 2), (8, 2), (12, 4), (16, 4), (33, 3), (64, 8))
 EPSILON = 1e-6
@@ -189,27 +189,6 @@ def test_a_gate_of_binary_bits_selects_without_products(monkeypatch: pytest.Monk
 
 
 # Memory
-
-
-class Kept:
-    def __init__(self, tensor: Tensor) -> None:
-        self.tensor = tensor
-
-
-def saved_bytes(gate: Any, inputs: Tensor) -> int:
-    """Return the bytes that a graph stores, without parameters and inputs."""
-    known = {tensor.untyped_storage().data_ptr() for tensor in (inputs, *gate.parameters())}
-    kept: weakref.WeakSet[Kept] = weakref.WeakSet()
-
-    def keep(tensor: Tensor) -> Kept:
-        kept.add(saved := Kept(tensor))
-        return saved
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda saved: saved.tensor):
-        output = gate.train()(inputs)
-    storages = {s.data_ptr(): s.nbytes() for s in (k.tensor.untyped_storage() for k in kept)}
-    assert output.weights.requires_grad
-    return sum(size for place, size in storages.items() if place not in known)
 
 
 @pytest.mark.parametrize(("n", "k"), [(64, 4), (64, 8), (100, 8), (128, 8), (256, 4), (256, 8)])

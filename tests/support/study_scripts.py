@@ -1,4 +1,4 @@
-"""The scripts of `studies/`, for tests of what they compute."""
+"""The scripts of `studies/` and `benchmarks/`, for tests of what they compute."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ from typing import Any
 
 from paths import ROOT
 
-STUDIES = ROOT / "studies"
-
 
 def study(folder: str, name: str) -> Any:
-    """Return a script of a folder as a module, imported as if it were run there."""
-    directory = str(STUDIES / folder)
+    """Return a study of a folder as a module."""
+    return script(f"studies/{folder}", name)
+
+
+def script(folder: str, name: str) -> Any:
+    """Return a script of a folder of the project as a module, imported as if it were run there."""
+    directory = str(ROOT / folder)
     sys.path.insert(0, directory)  # scripts import the modules beside them
     try:
         return importlib.import_module(name)
