@@ -42,6 +42,7 @@ from recovery_tables import spread as spread
 from recovery_tables import written as written
 from torch import Tensor
 
+from moesim.cli.ending import run_to_its_end
 from moesim.errors import MoesimError, UsageError
 from moesim.files import output_errors, write_json
 from moesim.models.gates import GATES, Gate
@@ -167,26 +168,28 @@ def train(name: str, cell: Cell, setting: Setting, seed: int, steps: int) -> Run
         error = torch.einsum("tn,bno->bto", weights_TN, problem.train[rows])
         # A sum over tasks, not a mean: a task's gradient must not depend on how many others exist.
         loss = (error - problem.train_targets[rows]).square().mean(dim=(0, 2)).sum() + penalty
-        if not torch.isfinite(loss):
-            raise MoesimError(
-                f"{name} on {cell}, seed {seed}, {setting}: the loss is {loss.item()} at step "
-                f"{step}; runs that ended well are kept"
-            )
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+        descend(optimizer, loss, f"{name} on {cell}, seed {seed}, {setting}", step)
         if step % every == 0 or step == steps:
             snapshots.append(look(gate, problem, step))
     return {"setting": setting, "snapshots": snapshots}
+
+
+def descend(optimizer: torch.optim.Optimizer, loss: Tensor, run: str, step: int) -> None:
+    """Take a step down the gradient. Raise `MoesimError` if the loss is not finite."""
+    if not torch.isfinite(loss):
+        raise MoesimError(
+            f"{run}: the loss is {loss.item()} at step {step}; runs that ended well are kept"
+        )
+    optimizer.zero_grad()
+    loss.backward()  # type: ignore[no-untyped-call]
+    optimizer.step()
 
 
 @torch.no_grad()
 def look(gate: Gate, problem: Problem, step: int) -> dict[str, Any]:
     """Return the gate's losses and supports, as trained and hardened, and one task's weights."""
     weights_TN = gate.eval()().weights
-    chosen = gate.select()
-    hard_TN = torch.zeros_like(weights_TN)
-    hard_TN.scatter_add_(1, chosen.ids.clamp(min=0), chosen.weights)
+    hard_TN = gate.select().dense()
     return {
         "step": step,
         "loss": relative_loss(weights_TN, problem),
@@ -316,4 +319,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_to_its_end(main)

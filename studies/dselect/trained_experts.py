@@ -21,11 +21,10 @@ from typing import Any, Final
 import numpy as np
 import recovery
 import torch
-from recovery import HIDDEN, INPUTS, OUTPUTS, TRAINING, Cell, Problem, Run, Setting
+from recovery import HIDDEN, INPUTS, OUTPUTS, TRAINING, Cell, Problem, Run, Setting, descend
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
-from moesim.errors import MoesimError
 from moesim.models.gates import DSelectK, Gate
 from moesim.models.gates.base import Gating, Scores, no_loss
 from moesim.streams import stream
@@ -152,14 +151,7 @@ def train(name: str, cell: Cell, setting: Setting, seed: int, steps: int) -> Tra
         error = torch.einsum("tn,nbo->bto", weights_TN, outputs_NBO) - problem.train_targets[rows]
         # A sum over tasks, not a mean: a task's gradient must not depend on how many others exist.
         loss = error.square().mean(dim=(0, 2)).sum() + penalty
-        if not torch.isfinite(loss):
-            raise MoesimError(
-                f"{name} on {cell}, seed {seed}, {setting}: the loss is {loss.item()} at step "
-                f"{step}; runs that ended well are kept"
-            )
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+        descend(optimizer, loss, f"{name} on {cell}, seed {seed}, {setting}", step)
         schedule.step()
         if step % every == 0 or step == steps:
             snapshots.append(look(gate, experts, problem, step))
