@@ -24,6 +24,7 @@ from collections.abc import Mapping, Sequence
 
 import multitask
 
+from moesim.cli.ending import run_to_its_end
 from moesim.models import digits
 from moesim.models.gates import Gate
 from moesim.models.multitask import Examples, Mixture
@@ -72,4 +73,4 @@ def main(arguments: Sequence[str] | None = None, singles: digits.Digits | None =
 
 
 if __name__ == "__main__":
-    main()
+    run_to_its_end(main)

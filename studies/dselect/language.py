@@ -37,6 +37,7 @@ import recovery
 import torch
 from recovery import spread
 
+from moesim.cli.ending import run_to_its_end
 from moesim.cli.text import corpus_of, spell_text
 from moesim.errors import MoesimError, OutputError, UsageError
 from moesim.models import PRESETS, Corpus, GatedPreset, cut_prompts, train
@@ -342,4 +343,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_to_its_end(main)

@@ -24,6 +24,7 @@ from collections.abc import Sequence
 
 import multitask
 
+from moesim.cli.ending import run_to_its_end
 from moesim.models import movielens
 from moesim.models.gates import Gate
 from moesim.models.multitask import Mixture
@@ -69,4 +70,4 @@ def main(arguments: Sequence[str] | None = None, ratings: movielens.Ratings | No
 
 
 if __name__ == "__main__":
-    main()
+    run_to_its_end(main)

@@ -49,6 +49,7 @@ from recovery import Cell, Run, Setting
 from recovery_tables import reading, spread, written
 from trained_experts import BOUNDS, end_of
 
+from moesim.cli.ending import run_to_its_end
 from moesim.report.statistics import difference
 from moesim.report.tabular import Table, markdown
 
@@ -283,4 +284,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_to_its_end(main)

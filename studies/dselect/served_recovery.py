@@ -55,6 +55,7 @@ from served_tasks import AHEAD, UNMIXED, Served
 from torch import nn
 from trained_experts import Trained, end_of
 
+from moesim.cli.ending import run_to_its_end
 from moesim.models.multitask import Examples, Mixture
 from moesim.models.multitask.requests import draw_requests, record_tasks
 from moesim.models.multitask.served import ServedMixture
@@ -335,4 +336,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_to_its_end(main)

@@ -43,6 +43,7 @@ from offloading import Policies, scenario_of
 from recovery import reading, spread, written
 from tuning import Setting
 
+from moesim.cli.ending import run_to_its_end
 from moesim.errors import UsageError
 from moesim.files import output_errors, write_json
 from moesim.models import digits
@@ -422,4 +423,4 @@ def main(arguments: Sequence[str] | None = None, singles: digits.Digits | None =
 
 
 if __name__ == "__main__":
-    main()
+    run_to_its_end(main)

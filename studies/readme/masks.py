@@ -49,7 +49,7 @@ from typing import Final
 
 import torch
 from mask_runs import Cell, How, Losses, Scores, Settings, mask_of, measure
-from output import spread
+from output import run_main, spread
 from torch import Tensor
 
 from moesim.cli.text import corpus_of
@@ -295,4 +295,4 @@ def _mean(values: Sequence[float]) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

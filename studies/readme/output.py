@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
+from moesim.cli.ending import run_to_its_end
 from moesim.errors import MoesimError
 from moesim.report.statistics import Estimate
 
@@ -22,15 +23,16 @@ def at_least_one(text: str) -> int:
 
 
 def run_main(main: Callable[[], None]) -> None:
-    """Run a study. End with one line on stderr if the user can mend the error, or stopped it."""
-    try:
-        main()
-    except MoesimError as error:
-        print(f"\nerror: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
-        sys.exit(130)
+    """Run a study and end as a command does; the last line on stderr follows that of progress."""
+
+    def lined() -> None:
+        try:
+            main()
+        except (MoesimError, KeyboardInterrupt):
+            print(file=sys.stderr)
+            raise
+
+    run_to_its_end(lined)
 
 
 def command(study: str) -> str:

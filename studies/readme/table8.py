@@ -25,6 +25,7 @@ from math import comb, log
 from typing import Final
 
 import numpy as np
+from output import run_main
 
 from moesim.hardware import load_hardware, named_shape
 from moesim.hardware.cost import CostModel
@@ -272,4 +273,4 @@ def crowded(batch: int, rows: int) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

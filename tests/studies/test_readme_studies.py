@@ -62,7 +62,11 @@ def test_a_study_takes_at_least_one_seed(value: str, capsys: pytest.CaptureFixtu
     assert "is not a whole number from 1" in capsys.readouterr().err
 
 
-def test_a_study_ends_with_one_line_for_a_user_error(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_study_ends_with_one_line_for_a_user_error(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("moesim.cli.ending._noted_signals", list)  # pytest keeps its own
+
     def main() -> None:
         raise UsageError("no such trace")
 
