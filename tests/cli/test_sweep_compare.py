@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from run_directories import run_directory
 from typer.testing import CliRunner, Result
+from waiting import wait_until
 
 from moesim.cli import app
 from moesim.errors import OutputError, ScenarioError, UsageError
@@ -222,10 +223,11 @@ def interrupted(
     """`moesim compare`, ended as soon as that number of files exists: by a signal to all its
     processes, as a terminal sends it, or by SIGTERM to the command alone."""
     with patient_compare(home, out) as process:
-        deadline = time.monotonic() + 300
-        while len(list(out.glob(until[0]))) < until[1] and process.poll() is None:
-            assert time.monotonic() < deadline
-            time.sleep(0.005)
+        wait_until(
+            lambda: len(list(out.glob(until[0]))) >= until[1] or process.poll() is not None,
+            patience_s=300,
+            pause_s=0.005,
+        )
         if process.poll() is None:
             (os.kill if number == signal.SIGTERM else os.killpg)(process.pid, number)
         stdout, stderr = process.communicate(timeout=300)

@@ -14,12 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from waiting import wait_until
 
 from moesim.errors import TraceError
 from moesim.sweep import LocalProcesses
 from moesim.sweep.backend import WorkerDied
 from moesim.sweep.local import _interrupts_blocked
 from moesim.sweep.points import slug
+
+TESTS = Path(__file__).parents[1]
 
 WORKERS = [1, 2]
 
@@ -134,7 +137,7 @@ def test_workers_do_not_outlive_a_parent_that_is_killed(tmp_path: Path) -> None:
             f"""
             import sys
             from pathlib import Path
-            sys.path.insert(0, {str(Path(__file__).parent)!r})
+            sys.path[:0] = {[str(TESTS / room) for room in ("unit", "support")]!r}
             from test_sweep import linger
             from moesim.sweep import LocalProcesses
             if __name__ == "__main__":
@@ -150,13 +153,6 @@ def test_workers_do_not_outlive_a_parent_that_is_killed(tmp_path: Path) -> None:
     parent.kill()
     parent.wait()
     wait_until(lambda: not any(map(is_alive, workers)))
-
-
-def wait_until(true: Any, patience_s: float = 120) -> None:
-    deadline = time.monotonic() + patience_s
-    while not true():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.02)
 
 
 def is_alive(process: int) -> bool:
