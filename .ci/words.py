@@ -20,7 +20,8 @@ the same weather|knows beforehand|known beforehand|whence|thence|hitherto|wherei
 the guilty|is told no|are told no|let go of|begin anew|had it been|what became of|to and fro"""
 FORBIDDEN = re.compile(rf"\b({WORDS})\b".replace("\n", "|").replace(" ", r"\s+"), re.IGNORECASE)
 
-DOCUMENTS = ("README.md", "CONTRIBUTING.md", "docs", "traces/README.md", "reports/README.md")
+LISTS = ("traces/README.md", "reports/README.md", "scenarios/README.md")
+DOCUMENTS = ("README.md", "CONTRIBUTING.md", "docs", *LISTS)
 CODE = ("CHANGELOG.md", "moesim", "benchmarks", "studies", "examples", "tests")
 QUOTED = ("tests/unit/test_documents.py",)  # the words are its test data
 

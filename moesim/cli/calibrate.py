@@ -61,7 +61,6 @@ def calibrate(
         raise UsageError(f"--device {device!r} is none of cpu, cuda")
     if out.suffix not in (".yaml", ".yml"):
         raise UsageError(f"--out {str(out)!r} must end in .yaml, so that scenarios can name it")
-    # Checked before the measurement, which takes minutes.
     if os.path.exists(out) and not force:
         raise OutputError(out, "already exists; choose another name or pass --force")
     try:

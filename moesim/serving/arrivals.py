@@ -7,9 +7,8 @@ and then sends the next request that was not sent yet.
 Requests are numbered in the order in which they are sent. All that concerns request i is drawn
 before the run: its rows, lengths, domain, and the think time that follows it. So every policy and
 every machine serves the same request i. Only the time of its arrival, and the client that sends
-it, depend on the run. If several clients are ready at the same time, the one whose last request
-has the lowest number sends first. No result depends on this rule, because think times belong to
-requests and not to clients.
+it, depend on the run. If several clients are ready at the same time, any of them may send: no
+result depends on it, because think times belong to requests and not to clients.
 """
 
 from __future__ import annotations
