@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 from moesim.hardware.hardware import Link
-from moesim.machine.base import H2D
+from moesim.hardware.topology import H2D
 from moesim.machine.real.cpu import CpuDevice
 
 SCENARIO = Path(__file__).resolve().parents[1] / "scenarios/validate.yaml"

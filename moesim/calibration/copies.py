@@ -16,10 +16,9 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from moesim.calibration.fitting import Fit, fit, pool
-from moesim.hardware.cost import Direction
 from moesim.hardware.measurement import Overlap
 from moesim.hardware.shapes import ModelShape
-from moesim.machine.base import D2H, GPU, H2D
+from moesim.hardware.topology import D2H, GPU, H2D
 
 if TYPE_CHECKING:
     from moesim.machine.real.device import Device
@@ -36,7 +35,7 @@ _PAUSE_S: Final = 20e-6
 class CopyPoint:
     """One copy while nothing else uses the link."""
 
-    direction: Direction
+    direction: str
     pinned: bool
     nbytes: int
     duration_ns: int
@@ -46,7 +45,7 @@ def measure_copies(device: Device, expert_bytes: int, *, budget_s: float) -> lis
     """Time copies around the size of an expert, round after round until the time is over."""
     sizes = sorted({_size(expert_bytes, share) for share in _SHARES})
     buffers = _Buffers(device, sizes[-1])
-    kinds: list[tuple[Direction, bool]] = [
+    kinds: list[tuple[str, bool]] = [
         (direction, pinned)
         for direction in (H2D, D2H)
         for pinned in ((True, False) if device.pins else (True,))
@@ -65,7 +64,7 @@ def measure_copies(device: Device, expert_bytes: int, *, budget_s: float) -> lis
     return points
 
 
-def fit_copies(points: list[CopyPoint], direction: Direction, *, pinned: bool) -> Fit:
+def fit_copies(points: list[CopyPoint], direction: str, *, pinned: bool) -> Fit:
     """Fit latency in ns, and ns a byte, of one kind of copies."""
     chosen = [
         ((point.nbytes, number % 8), float(point.duration_ns))
@@ -138,7 +137,7 @@ class _Buffers:
         self._host = {False: torch.zeros(nbytes, dtype=torch.uint8)}
         self._host[True] = self._host[False].pin_memory() if device.pins else self._host[False]
 
-    def move(self, direction: Direction, pinned: bool, nbytes: int) -> Callable[[], Any]:
+    def move(self, direction: str, pinned: bool, nbytes: int) -> Callable[[], Any]:
         here, there = self._host[pinned][:nbytes], self._device[:nbytes]
         target, source = (there, here) if direction == H2D else (here, there)
         return lambda: target.copy_(source, non_blocking=True)

@@ -14,11 +14,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+from moesim.hardware import ops
 from moesim.hardware.cost import copy_ns
 from moesim.hardware.hardware import Link
 from moesim.hardware.ops import BatchShape, Dense, Experts, Front, Tail
-from moesim.machine.base import DEMAND, GPU, H2D, READBACK, Ticket
+from moesim.hardware.topology import GPU, H2D
 from moesim.machine.journal import Record
+from moesim.machine.work import DEMAND, Work
 
 __all__ = ["ExpertWork", "Layer", "Readback", "Samples", "TailWork", "read_journal"]
 
@@ -63,7 +65,7 @@ class TailWork(NamedTuple):
 
 @runtime_checkable
 class Waiting(Protocol):
-    """A ticket of the real machine."""
+    """What the real machine remembers of a work."""
 
     def ready_ns(self) -> int:
         """Return the first time at which it could have begun."""
@@ -121,7 +123,7 @@ class _Reader:
         self._waited = False  # whether its last computation waited for a copy
         self._step = 0
         self._cold = False  # whether any computation of the step waits for a copy
-        self._copy: Ticket | None = None  # the previous copy
+        self._copy: Work | None = None  # the previous copy
         self._link_free_ns = 0  # its end; on an emulated link its nominal end
         self._landing: dict[int, int] = {}  # landing times of experts that are not computed yet
         self._tail: tuple[BatchShape, int, int] | None = None  # of the previous step
@@ -133,48 +135,49 @@ class _Reader:
             if record.step != self._step:
                 self._end_event()
                 self._step = record.step
-            if record.key == READBACK and record.op is None:
+            work = record.work
+            if isinstance(work.op, ops.Readback):
                 if self._tail is None:
-                    self._event, self._copies = (record.nbytes, None), 0
+                    self._event, self._copies = (work.op.nbytes, None), 0
                 else:
-                    self._sampled_bytes = record.nbytes
-            elif record.lane == H2D:
-                self._copied(record)
-            elif record.lane == GPU:
-                self._computed(record)
+                    self._sampled_bytes = work.op.nbytes
+            elif isinstance(work.op, ops.Copy) and work.lane == H2D:
+                self._copied(work, work.op)
+            elif work.lane == GPU:
+                self._computed(work)
         self._end_event()
         return self._samples
 
-    def _copied(self, record: Record) -> None:
+    def _copied(self, work: Work, op: ops.Copy) -> None:
         """Add a copy: its duration, and the time at which it would have landed without delays."""
-        ticket, before = record.ticket, self._copy
-        ready_ns = ticket.ready_ns() if isinstance(ticket, Waiting) else ticket.start_ns
+        before = self._copy
+        ready_ns = work.job.ready_ns() if isinstance(work.job, Waiting) else work.start_ns
         # An emulated link counts from when a copy could begin, not from when its thread woke up.
-        start_ns = ticket.start_ns if self._link is None else ready_ns
+        start_ns = work.start_ns if self._link is None else ready_ns
         follows = before is not None and ready_ns <= before.finish_ns
         if before is not None and follows:
             start_ns = before.finish_ns
-        elif record.priority == DEMAND and self._event is not None and not self._copies:
+        elif work.urgency == DEMAND and self._event is not None and not self._copies:
             self._event = self._event[0], start_ns
         self._copies += 1
         if self._counts:
-            self._samples.copies.append((record.nbytes, ticket.finish_ns - start_ns))
+            self._samples.copies.append((op.nbytes, work.finish_ns - start_ns))
         if self._link is None:
-            self._link_free_ns = ticket.finish_ns
+            self._link_free_ns = work.finish_ns
         else:
             due_ns = self._link_free_ns if follows else start_ns
-            self._link_free_ns = due_ns + copy_ns(self._link, record.nbytes, pinned=True)
-        self._copy = ticket
-        self._landing[record.key] = self._link_free_ns
+            self._link_free_ns = due_ns + copy_ns(self._link, op.nbytes, pinned=True)
+        self._copy = work
+        self._landing[op.key] = self._link_free_ns
 
-    def _computed(self, record: Record) -> None:
-        op, ticket, samples = record.op, record.ticket, self._samples
+    def _computed(self, work: Work) -> None:
+        op, samples = work.op, self._samples
         if not isinstance(op, Experts):
             self._end_event()
         first = self._tail is not None or not self._gpu_free_ns
         cold_tail, self._cold = self._cold, self._step in self._cold_steps
-        begun_ns = ticket.start_ns if first else self._gpu_free_ns
-        self._end_step(ticket, cold_tail)
+        begun_ns = work.start_ns if first else self._gpu_free_ns
+        self._end_step(work, cold_tail)
         # A computation that waited for a copy counts from the landing, any other from the end of
         # the operation before.
         if isinstance(op, Experts):
@@ -184,25 +187,21 @@ class _Reader:
             if self._waited:
                 begun_ns = max(landings)
             elif self._event is not None and self._event[1] is None:
-                begun_ns = ticket.start_ns
+                begun_ns = work.start_ns
                 self._event = self._event[0], begun_ns
-            self._take(samples.experts, ExpertWork(op.tokens, self._waited), ticket, begun_ns)
+            self._take(samples.experts, ExpertWork(op.tokens, self._waited), work, begun_ns)
         elif isinstance(op, Tail):
-            self._tail = op.batch, ticket.finish_ns - begun_ns, ticket.finish_ns
+            self._tail = op.batch, work.finish_ns - begun_ns, work.finish_ns
         elif isinstance(op, Front):
-            self._front_ns = ticket.finish_ns
-            self._take(
-                samples.fronts, Layer(op.layer, op.batch, first, self._cold), ticket, begun_ns
-            )
+            self._front_ns = work.finish_ns
+            self._take(samples.fronts, Layer(op.layer, op.batch, first, self._cold), work, begun_ns)
         elif isinstance(op, Dense):
-            self._take(
-                samples.dense, Layer(op.layer, op.batch, first, self._cold), ticket, begun_ns
-            )
-        self._gpu_free_ns = ticket.finish_ns
+            self._take(samples.dense, Layer(op.layer, op.batch, first, self._cold), work, begun_ns)
+        self._gpu_free_ns = work.finish_ns
 
-    def _take(self, into: list[Any], work: Any, ticket: Ticket, begun_ns: int) -> None:
+    def _take(self, into: list[Any], what: Any, work: Work, begun_ns: int) -> None:
         if self._counts:
-            into.append((work, ticket.finish_ns - begun_ns))
+            into.append((what, work.finish_ns - begun_ns))
 
     def _end_event(self) -> None:
         """Add the readback of the last layer event: from its front to the event's first work."""
@@ -215,7 +214,7 @@ class _Reader:
             self.waiting.add(self._step)
         self._event, self._waited = None, False
 
-    def _end_step(self, first: Ticket, cold: bool) -> None:
+    def _end_step(self, first: Work, cold: bool) -> None:
         """Add the tail of the previous step, which ends at the first work of this one."""
         if self._tail is None:
             return

@@ -9,15 +9,15 @@ Results are integers, rounded up, so that a sum does not depend on the order of 
 
 from __future__ import annotations
 
-from typing import Final, Literal, NamedTuple, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
 from moesim.hardware.hardware import Hardware, Link
-from moesim.hardware.ops import BatchShape, Dense, Experts, Front, Op
+from moesim.hardware.ops import BatchShape, Dense, Experts, Front, Op, Tail
 from moesim.hardware.shapes import ModelShape, stored_bytes
+from moesim.hardware.topology import D2H, H2D
 
-__all__ = ["CostModel", "Direction", "copy_ns", "remember"]
+__all__ = ["CostModel", "copy_ns", "remember"]
 
-Direction = Literal["h2d", "d2h"]
 _K = TypeVar("_K")
 
 _SECOND_NS: Final = 10**9
@@ -73,6 +73,7 @@ class CostModel:
             return self.front_ns(op.layer, op.batch)
         if isinstance(op, Dense):
             return self.dense_ns(op.layer, op.batch)
+        assert isinstance(op, Tail), f"{op} is no computation"
         return self.tail_ns(op.batch)
 
     def experts_ns(self, tokens: tuple[int, ...]) -> int:
@@ -149,18 +150,18 @@ class CostModel:
         nbytes = router.weight_bytes + batch.tokens * router.row_bytes + entries * router.kv_bytes
         return self._roofline_ns(flops, nbytes) + self.hardware.kernel_overhead_ns
 
-    def copy_ns(self, direction: Direction, nbytes: int) -> int:
+    def copy_ns(self, lane: str, nbytes: int) -> int:
         """Return the nanoseconds of one copy of `nbytes` over a link that is otherwise idle."""
-        link = self.hardware.h2d if direction == "h2d" else self.hardware.d2h
+        link = self.hardware.h2d if lane == H2D else self.hardware.d2h
         return copy_ns(link, nbytes, pinned=self.pinned)
 
     def readback_ns(self, nbytes: int) -> int:
         """Return the nanoseconds until `nbytes` of ids from the GPU can be read on the host."""
-        return self.hardware.readback_latency_ns + self.copy_ns("d2h", nbytes)
+        return self.hardware.readback_latency_ns + self.copy_ns(D2H, nbytes)
 
-    def chunk_bytes(self, direction: Direction) -> int | None:
+    def chunk_bytes(self, lane: str) -> int | None:
         """Return the largest piece of a copy in bytes; None: copies are never cut."""
-        link = self.hardware.h2d if direction == "h2d" else self.hardware.d2h
+        link = self.hardware.h2d if lane == H2D else self.hardware.d2h
         return link.chunk_bytes
 
     def _layer_kind(self, layer: int) -> tuple[bool, ...]:

@@ -12,11 +12,12 @@ from fractions import Fraction
 from math import ceil
 from typing import Final, NamedTuple
 
-from moesim.hardware.cost import CostModel, Direction, remember
+from moesim.hardware.cost import CostModel, remember
 from moesim.hardware.hardware import Hardware
 from moesim.hardware.measurement import ExpertTable, LayerTimes, OperationTimes
 from moesim.hardware.ops import BatchShape
 from moesim.hardware.shapes import ModelShape
+from moesim.hardware.topology import H2D
 
 __all__ = ["LayerWork", "OperationCost", "cost_of", "layer_work"]
 
@@ -117,10 +118,10 @@ class OperationCost(CostModel):
             base + token * batch.tokens + sequence * batch.sequences + sampled * batch.sampled
         )
 
-    def copy_ns(self, direction: Direction, nbytes: int) -> int:
+    def copy_ns(self, lane: str, nbytes: int) -> int:
         """Return the nanoseconds of one copy without other copies, during computations."""
-        idle_ns = super().copy_ns(direction, nbytes)
-        return ceil(idle_ns * self._copy_factor) if direction == "h2d" else idle_ns
+        idle_ns = super().copy_ns(lane, nbytes)
+        return ceil(idle_ns * self._copy_factor) if lane == H2D else idle_ns
 
     def readback_ns(self, nbytes: int) -> int:
         """Return the nanoseconds from the end of a front until its layer event starts work."""

@@ -1,4 +1,4 @@
-"""The operations that a machine computes, as data.
+"""The operations that a lane is asked to do, as data; a copy is an operation like another.
 
 The server names an operation. The simulated machine computes its duration, the real machine runs
 it. An operation is a tuple, so that it hashes fast and can be the key of a memo of durations.
@@ -11,7 +11,17 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-__all__ = ["BatchShape", "Dense", "Experts", "Front", "Op", "Tail"]
+__all__ = [
+    "BatchShape",
+    "Copy",
+    "Dense",
+    "Experts",
+    "Front",
+    "Op",
+    "Readback",
+    "States",
+    "Tail",
+]
 
 
 class BatchShape(NamedTuple):
@@ -61,4 +71,28 @@ class Tail(NamedTuple):
     batch: BatchShape
 
 
-Op = Front | Dense | Experts | Tail
+class Copy(NamedTuple):
+    """The weights of expert `key`; the lane gives the direction."""
+
+    key: int
+    nbytes: int
+
+
+class Readback(NamedTuple):
+    """The ids of a layer's experts, or the sampled tokens, on their way to the host."""
+
+    nbytes: int
+
+
+class States(NamedTuple):
+    """Hidden states of `rows` rows of a layer, on their way between two memories.
+
+    Inputs of experts that are computed elsewhere, their outputs, or the states between two layers.
+    """
+
+    layer: int
+    rows: int
+    nbytes: int
+
+
+Op = Front | Dense | Experts | Tail | Copy | Readback | States

@@ -16,18 +16,10 @@ from typing import Any
 import numpy as np
 import simpy
 
-from moesim.hardware.ops import Op
-from moesim.machine.base import (
-    DEMAND,
-    LANES,
-    NOWHERE,
-    PREFETCH,
-    Direction,
-    Prices,
-    Ticket,
-    Wait,
-    chunk_durations,
-)
+from moesim.hardware.topology import GPU, Topology
+from moesim.machine.base import Wait
+from moesim.machine.prices import Prices
+from moesim.machine.work import DEMAND, PREFETCH, Work
 
 _COMPLETION, _START = 0, 2  # the server resumes at SimPy's normal priority, 1
 
@@ -50,18 +42,15 @@ class _At(simpy.Event):
         env.schedule(self, priority=order, delay=delay_ns)  # type: ignore[arg-type]
 
 
-class _Job(Ticket):
-    __slots__ = ("after", "alarmed", "chunks", "delay_ns", "finished", "priority")
+class _Job:
+    __slots__ = ("alarmed", "chunks", "delay_ns", "finished", "urgency", "work")
 
-    def __init__(
-        self, chunks: list[int], after: Sequence[Ticket], priority: int, delay_ns: int
-    ) -> None:
-        super().__init__(busy_ns=sum(chunks))
+    def __init__(self, work: Work, chunks: list[int], delay_ns: int) -> None:
+        self.work = work
         self.delay_ns = delay_ns
         self.alarmed = False
         self.chunks = deque(chunks)
-        self.after = after
-        self.priority = priority
+        self.urgency = work.urgency
         self.finished = False
 
 
@@ -75,67 +64,49 @@ class EventMachine:
     """Runs one server in SimPy's time, event by event."""
 
     def __init__(
-        self, env: simpy.Environment, prices: Prices, rng: np.random.Generator | None = None
+        self,
+        env: simpy.Environment,
+        prices: Prices,
+        topology: Topology | None = None,
+        rng: np.random.Generator | None = None,
     ) -> None:
+        topology = topology or Topology.single_gpu()
         self.env = env
         self._prices = prices
         self._rng = rng
-        self._lanes = {name: _Lane() for name in LANES}
+        self._lanes = {name: _Lane() for name in topology.names}
         self._start_planned = False
-        self._waiting: tuple[simpy.Event, Sequence[Ticket]] | None = None
+        self._waiting: tuple[simpy.Event, Sequence[Work]] | None = None
 
     @property
     def now_ns(self) -> int:
         return int(self.env.now)
 
-    def compute(self, lane: str, op: Op, after: Sequence[Ticket] = ()) -> Ticket:
-        landing_ns = self._prices.landing_ns
-        return self._issue(lane, [self._prices.compute_ns(op)], DEMAND, after, landing_ns)
-
-    def copy(
-        self,
-        direction: Direction,
-        key: int,
-        nbytes: int,
-        priority: int,
-        after: Sequence[Ticket] = (),
-        slot: int = NOWHERE,
-    ) -> Ticket:
-        chunks = chunk_durations(self._prices, direction, key, nbytes)
-        return self._issue(direction, chunks, priority, after)
-
-    def _issue(
-        self,
-        lane: str,
-        chunks: list[int],
-        priority: int,
-        after: Sequence[Ticket],
-        delay_ns: int = 0,
-    ) -> Ticket:
-        job = _Job(chunks, after, priority, delay_ns)
-        self._lanes[lane].queues[priority].append(job)
+    def submit(self, work: Work) -> None:
+        chunks = [piece.fixed_ns for piece in self._prices.pieces(work.lane, work.op)]
+        work.busy_ns = sum(chunks)
+        work.job = _Job(work, chunks, self._prices.landing_ns if work.lane == GPU else 0)
+        self._lanes[work.lane].queues[work.urgency].append(work.job)
         self._plan_start()
-        return job
 
-    def promote(self, ticket: Ticket) -> None:
-        for lane in self._lanes.values():
-            if ticket in lane.queues[PREFETCH]:
-                assert isinstance(ticket, _Job)
-                lane.queues[PREFETCH].remove(ticket)
-                lane.queues[DEMAND].append(ticket)
-                ticket.priority = DEMAND
-                self._plan_start()
+    def promote(self, work: Work) -> None:
+        job, queues = work.job, self._lanes[work.lane].queues
+        if job in queues[PREFETCH]:
+            queues[PREFETCH].remove(job)
+            queues[DEMAND].append(job)
+            job.urgency = DEMAND
+            self._plan_start()
 
-    def done(self, ticket: Ticket) -> bool:
-        return isinstance(ticket, _Job) and ticket.finished
+    def done(self, work: Work) -> bool:
+        return work.job is not None and bool(work.job.finished)
 
-    def wait_any(self, tickets: Sequence[Ticket], until_ns: int | None = None) -> Wait:
-        if any(self.done(ticket) for ticket in tickets):
+    def wait_any(self, works: Sequence[Work], until_ns: int | None = None) -> Wait:
+        if any(self.done(work) for work in works):
             return
         if until_ns is not None and until_ns <= self.now_ns:
             return
         wake = self.env.event()
-        self._waiting = (wake, tickets)
+        self._waiting = (wake, works)
         if until_ns is not None:
             delay = until_ns - self.now_ns
             _At(self.env, delay, self._order(_COMPLETION), lambda _: self._wake(wake))
@@ -172,13 +143,13 @@ class EventMachine:
     def _start_one(self, lane: _Lane) -> None:
         for queue in lane.queues:
             # Only the first job of a queue may start: within a class the order is that of issue.
-            if queue and all(self.done(ticket) for ticket in queue[0].after):
+            if queue and all(self.done(work) for work in queue[0].work.after):
                 job = queue[0]
                 if self._too_soon(job):
                     continue
                 lane.current = job
-                if job.start_ns > self.now_ns:
-                    job.start_ns = self.now_ns
+                if job.work.start_ns > self.now_ns:
+                    job.work.start_ns = self.now_ns
                 _At(
                     self.env,
                     job.chunks.popleft(),
@@ -189,20 +160,21 @@ class EventMachine:
 
     def _too_soon(self, job: _Job) -> bool:
         """Return whether the landing delay of the job is not over; set an alarm for its end."""
-        ready_ns = max((ticket.finish_ns for ticket in job.after), default=0) + job.delay_ns
+        after = job.work.after
+        ready_ns = max((work.finish_ns for work in after), default=0) + job.delay_ns
         wait_ns = ready_ns - self.now_ns
-        if wait_ns > 0 and job.after and not job.alarmed:
+        if wait_ns > 0 and after and not job.alarmed:
             job.alarmed = True
             _At(self.env, wait_ns, self._order(_START), self._start_lanes)
-        return wait_ns > 0 and bool(job.after)
+        return wait_ns > 0 and bool(after)
 
     def _finish_chunk(self, lane: _Lane, job: _Job, _event: Any) -> None:
         lane.current = None
         self._plan_start()
         if job.chunks:
             return
-        lane.queues[job.priority].remove(job)
-        job.finish_ns = self.now_ns
+        lane.queues[job.urgency].remove(job)
+        job.work.finish_ns = self.now_ns
         job.finished = True
-        if self._waiting is not None and job in self._waiting[1]:
+        if self._waiting is not None and job.work in self._waiting[1]:
             self._wake(self._waiting[0])

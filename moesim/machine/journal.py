@@ -9,23 +9,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from moesim.hardware.ops import Op, Tail
-from moesim.machine.base import NOWHERE, Direction, Machine, Ticket
+from moesim.hardware.ops import Tail
+from moesim.machine.base import Machine
+from moesim.machine.work import Work
 
 
 class Record(NamedTuple):
-    """One operation (`op`) or one copy (`op` None) and its ticket.
+    """One work, whose times are final when the run is over, and the step that asked for it."""
 
-    The ticket's times are final when the run is over. `step` is the number of the step that asked.
-    """
-
-    lane: str
     step: int
-    op: Op | None
-    key: int
-    nbytes: int
-    priority: int
-    ticket: Ticket
+    work: Work
 
 
 class Journal:
@@ -40,37 +33,21 @@ class Journal:
     def now_ns(self) -> int:
         return self.machine.now_ns
 
-    def compute(self, lane: str, op: Op, after: Sequence[Ticket] = ()) -> Ticket:
-        ticket = self.machine.compute(lane, op, after)
-        self.records.append(Record(lane, self._step, op, NOWHERE, 0, 0, ticket))
-        return ticket
-
-    def copy(
-        self,
-        direction: Direction,
-        key: int,
-        nbytes: int,
-        priority: int,
-        after: Sequence[Ticket] = (),
-        slot: int = NOWHERE,
-    ) -> Ticket:
-        ticket = self.machine.copy(direction, key, nbytes, priority, after, slot)
-        self.records.append(Record(direction, self._step, None, key, nbytes, priority, ticket))
-        if isinstance(self._last_op(), Tail):
+    def submit(self, work: Work) -> None:
+        self.machine.submit(work)
+        before = self.records[-1].work.op if self.records else None
+        self.records.append(Record(self._step, work))
+        if isinstance(before, Tail):
             self._step += 1  # reading the sampled tokens back is the last request of a step
-        return ticket
 
-    def _last_op(self) -> Op | None:
-        return self.records[-2].op if len(self.records) > 1 else None
+    def promote(self, work: Work) -> None:
+        self.machine.promote(work)
 
-    def promote(self, ticket: Ticket) -> None:
-        self.machine.promote(ticket)
+    def done(self, work: Work) -> bool:
+        return self.machine.done(work)
 
-    def done(self, ticket: Ticket) -> bool:
-        return self.machine.done(ticket)
-
-    def wait_any(self, tickets: Sequence[Ticket], until_ns: int | None = None) -> Iterable[Any]:
-        return self.machine.wait_any(tickets, until_ns)
+    def wait_any(self, works: Sequence[Work], until_ns: int | None = None) -> Iterable[Any]:
+        return self.machine.wait_any(works, until_ns)
 
     def close(self) -> None:
         self.machine.close()

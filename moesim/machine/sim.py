@@ -18,48 +18,28 @@ from typing import Any
 import simpy
 
 from moesim.errors import InvariantError, UsageError
-from moesim.hardware.ops import BatchShape, Op, Tail
-from moesim.machine.base import (
-    D2H,
-    DEMAND,
-    FAR,
-    H2D,
-    LANES,
-    NOWHERE,
-    PREFETCH,
-    READBACK,
-    Direction,
-    Prices,
-    Ticket,
-    Wait,
-    chunk_durations,
-)
+from moesim.hardware.ops import BatchShape, Copy, Op, Readback, Tail
+from moesim.hardware.topology import D2H, GPU, H2D, Topology
+from moesim.machine.base import Wait
+from moesim.machine.prices import Prices
 from moesim.machine.step_times import Event, EventTimesMemo, StepBytes, StepTimes
+from moesim.machine.work import DEMAND, FAR, PREFETCH, Work
 
 
-class _Job(Ticket):
-    """Work that is not settled yet: the tickets it waits for, and the durations of its chunks."""
+class _Job:
+    """Work that is not settled yet, with the durations of its chunks."""
 
-    __slots__ = ("after", "chunks", "delay_ns", "lane", "what")
+    __slots__ = ("chunks", "delay_ns", "lane", "work")
 
-    def __init__(
-        self,
-        lane: _Lane,
-        chunks: list[int],
-        after: Sequence[Ticket],
-        what: object,
-        delay_ns: int = 0,
-    ) -> None:
-        super().__init__(busy_ns=sum(chunks))
+    def __init__(self, work: Work, lane: _Lane, chunks: list[int], delay_ns: int) -> None:
+        self.work = work
         self.lane = lane
         self.chunks = chunks
-        self.after = after
-        self.what = what
         self.delay_ns = delay_ns
 
     def ready_ns(self) -> int:
         """Return when its last dependency is done; FAR or more while that is unknown."""
-        return max((ticket.finish_ns + self.delay_ns for ticket in self.after), default=0)
+        return max((work.finish_ns + self.delay_ns for work in self.work.after), default=0)
 
 
 class _Lane:
@@ -84,12 +64,13 @@ class _Lane:
 
     def start_chunk(self, job: _Job, start_ns: int) -> bool:
         """Begin the next chunk; return whether it is the last one, which settles the job."""
-        if job.start_ns == FAR:
-            job.start_ns = start_ns
+        work = job.work
+        if work.start_ns == FAR:
+            work.start_ns = start_ns
         self.free_ns = start_ns + job.chunks.pop(0)
         if job.chunks:
             return False
-        job.finish_ns = self.free_ns
+        work.finish_ns = self.free_ns
         urgent, prefetches = self.queues
         (urgent if urgent and urgent[0] is job else prefetches).popleft()
         return True
@@ -104,9 +85,9 @@ class _Lane:
             if job.ready_ns() > start:
                 break
             settled += 1
-            if job.start_ns == FAR:
-                job.start_ns = start
-            self.free_ns = job.finish_ns = start + sum(job.chunks)
+            if job.work.start_ns == FAR:
+                job.work.start_ns = start
+            self.free_ns = job.work.finish_ns = start + sum(job.chunks)
             job.chunks.clear()
             queue.popleft()
         return settled
@@ -115,69 +96,46 @@ class _Lane:
 class SimMachine:
     """Runs one server in virtual time inside a SimPy environment."""
 
-    def __init__(self, env: simpy.Environment, prices: Prices) -> None:
+    def __init__(
+        self, env: simpy.Environment, prices: Prices, topology: Topology | None = None
+    ) -> None:
+        topology = topology or Topology.single_gpu()
         self.env = env
         self.now_ns = int(env.now)
         self._prices = prices
-        self._compute_ns = prices.compute_ns
+        self._pieces = prices.pieces
         self._landing_ns = prices.landing_ns
-        self._lanes = {name: _Lane(name) for name in LANES}
+        self._lanes = {lane.name: _Lane(lane.name) for lane in topology.lanes}
         self._all = tuple(self._lanes.values())
-        self._chunk_memo: dict[str, dict[int, list[int]]] = {H2D: {}, D2H: {}, "readback": {}}
         self._event_times: dict[int, EventTimesMemo] = {}
         self._unsettled = 0
 
-    def compute(self, lane: str, op: Op, after: Sequence[Ticket] = ()) -> Ticket:
-        duration = self._compute_ns(op)
-        it = self._lanes[lane]
-        start = it.free_ns
+    def submit(self, work: Work) -> None:
+        lane, after = self._lanes[work.lane], work.after
+        chunks = [piece.fixed_ns for piece in self._pieces(work.lane, work.op)]
+        work.busy_ns = sum(chunks)
+        copies = work.lane != GPU
+        delay_ns = 0 if copies else self._landing_ns
+        start = lane.free_ns
         if start < self.now_ns:
             start = self.now_ns
-        for ticket in after:
-            ready = ticket.finish_ns + self._landing_ns
-            if ready > start:
-                start = ready
-        # With no unsettled work before it, nothing issued later can change these times.
-        if start < FAR and not it.queues[DEMAND]:
-            it.free_ns = finish = start + duration
-            return Ticket(start, finish, duration)
-        return self._queue(it, DEMAND, [duration], after, op, self._landing_ns)
-
-    def copy(
-        self,
-        direction: Direction,
-        key: int,
-        nbytes: int,
-        priority: int,
-        after: Sequence[Ticket] = (),
-        slot: int = NOWHERE,
-    ) -> Ticket:
-        chunks = self._chunks(direction, key, nbytes)
-        lane = self._lanes[direction]
-        if priority == DEMAND and not lane.queues[DEMAND]:
-            start = lane.free_ns
-            if start < self.now_ns:
-                start = self.now_ns
-            ready = start
-            for ticket in after:
-                if ticket.finish_ns > ready:
-                    ready = ticket.finish_ns
-            # While a copy waits for its buffer, a prefetch issued later may use the link. There are
-            # no prefetches from the device, so a copy out can be settled even if it waits.
-            if ready == start or (direction == D2H and ready < FAR):  # settle it now
-                duration = chunks[0] if len(chunks) == 1 else sum(chunks)
-                lane.free_ns = finish = ready + duration
-                return Ticket(ready, finish, duration)
-        elif priority == PREFETCH and direction == D2H:
+        ready = start
+        for other in after:
+            if other.finish_ns + delay_ns > ready:
+                ready = other.finish_ns + delay_ns
+        if work.urgency == PREFETCH and work.lane == D2H:
             raise ValueError("prefetches go to the device, not from it")
-        return self._queue(lane, priority, list(chunks), after, f"copy of key {key}")
-
-    def _chunks(self, direction: Direction, key: int, nbytes: int) -> list[int]:
-        memo = self._chunk_memo["readback" if key == READBACK else direction]
-        chunks = memo.get(nbytes)
-        if chunks is None:
-            chunks = memo[nbytes] = chunk_durations(self._prices, direction, key, nbytes)
-        return chunks
+        # With no unsettled work before it, nothing issued later can change these times. While a
+        # copy waits for its buffer, a prefetch issued later may use the link. There are no
+        # prefetches from the device, so a copy out can be settled even if it waits.
+        first = work.urgency == DEMAND and not lane.queues[DEMAND]
+        if first and (ready == start or (work.lane != H2D and ready < FAR)):
+            work.start_ns = ready
+            lane.free_ns = work.finish_ns = ready + work.busy_ns
+            return
+        work.job = _Job(work, lane, chunks, delay_ns)
+        lane.queues[work.urgency].append(work.job)
+        self._unsettled += 1
 
     def fold(self, batch: BatchShape, events: Sequence[Event], sizes: StepBytes) -> StepTimes:
         """See `Folding.fold`.
@@ -194,9 +152,9 @@ class SimMachine:
             memo = self._memo_for(sizes.expert)
         times = [memo[shape] for _, shape in events]
         layers_ns = self._prices.layers_ns(batch)
-        tail_ns = self._compute_ns(Tail(batch))
-        ids_ns = self._chunks(D2H, READBACK, sizes.ids)[0] if sizes.ids else 0
-        sampled_ns = self._chunks(D2H, READBACK, sizes.sampled)[0]
+        tail_ns = self._alone_ns(GPU, Tail(batch))
+        ids_ns = self._alone_ns(D2H, Readback(sizes.ids)) if sizes.ids else 0
+        sampled_ns = self._alone_ns(D2H, Readback(sizes.sampled))
         finish = start + sum(layers_ns) + len(times) * ids_ns + tail_ns + sampled_ns
         finish += sum([event.duration_ns for event in times])
         if finish >= FAR:
@@ -205,48 +163,39 @@ class SimMachine:
             lane.free_ns = finish
         return StepTimes(sizes, start, finish, layers_ns, ids_ns, times, tail_ns, sampled_ns)
 
+    def _alone_ns(self, lane: str, op: Op) -> int:
+        """Return the duration of a work that nothing delays."""
+        return sum(piece.alone_ns for piece in self._pieces(lane, op))
+
     def _memo_for(self, expert_bytes: int) -> EventTimesMemo:
-        copy_ns = sum(self._chunks(H2D, 0, expert_bytes))
+        copy_ns = self._alone_ns(H2D, Copy(0, expert_bytes))
         memo = self._event_times[expert_bytes] = EventTimesMemo(
             self._prices.experts_ns, copy_ns, self._landing_ns
         )
         return memo
 
-    def _queue(
-        self,
-        lane: _Lane,
-        priority: int,
-        chunks: list[int],
-        after: Sequence[Ticket],
-        what: object,
-        delay_ns: int = 0,
-    ) -> Ticket:
-        job = _Job(lane, chunks, after, what, delay_ns)
-        lane.queues[priority].append(job)
-        self._unsettled += 1
-        return job
-
-    def promote(self, ticket: Ticket) -> None:
-        if ticket.finish_ns < FAR or not isinstance(ticket, _Job):
+    def promote(self, work: Work) -> None:
+        job = work.job
+        if work.finish_ns < FAR or job is None:
             return
-        lane = ticket.lane
+        lane: _Lane = job.lane
         # A job that already moved some chunks keeps them: only its place in the queue changes.
-        if ticket in lane.queues[PREFETCH]:
-            lane.queues[PREFETCH].remove(ticket)
-            lane.queues[DEMAND].append(ticket)
+        if job in lane.queues[PREFETCH]:
+            lane.queues[PREFETCH].remove(job)
+            lane.queues[DEMAND].append(job)
         self._unsettled -= lane.settle_urgent(self.now_ns)
 
-    def done(self, ticket: Ticket) -> bool:
-        return ticket.finish_ns <= self.now_ns
+    def done(self, work: Work) -> bool:
+        return work.finish_ns <= self.now_ns
 
-    def wait_any(self, tickets: Sequence[Ticket], until_ns: int | None = None) -> Iterable[Any]:
+    def wait_any(self, works: Sequence[Work], until_ns: int | None = None) -> Iterable[Any]:
         target = FAR if until_ns is None else until_ns
         if self._unsettled:
-            target = self._settle_until(tickets, target)
+            target = self._settle_until(works, target)
         else:
-            for ticket in tickets:
-                if ticket.finish_ns < target:
-                    target = ticket.finish_ns
+            for work in works:
+                if work.finish_ns < target:
+                    target = work.finish_ns
         if target >= FAR:
             if until_ns is not None or any(lane.free_ns >= FAR for lane in self._all):
                 raise TimeOverflow
@@ -262,13 +211,13 @@ class SimMachine:
         yield self.env.timeout(max(0, target_ns - self.env.now))
         self.now_ns = max(self.now_ns, target_ns)
 
-    def _settle_until(self, tickets: Sequence[Ticket], until_ns: int) -> int:
+    def _settle_until(self, works: Sequence[Work], until_ns: int) -> int:
         """Return the instant at which the server resumes; settle lanes up to, but not at, it."""
         while True:
             target = until_ns
-            for ticket in tickets:
-                if ticket.finish_ns < target:
-                    target = ticket.finish_ns
+            for work in works:
+                if work.finish_ns < target:
+                    target = work.finish_ns
             soonest, chosen = FAR, None
             for lane in self._all:
                 if lane.queues[DEMAND] or lane.queues[PREFETCH]:
@@ -283,7 +232,7 @@ class SimMachine:
 
     def _pending(self) -> str:
         jobs = [job for lane in self._all for queue in lane.queues for job in queue]
-        return ", ".join(f"{job.what} on {job.lane.name}" for job in jobs) or "nothing"
+        return ", ".join(f"{job.work.op} on {job.lane.name}" for job in jobs) or "nothing"
 
     def close(self) -> None:
         """Do nothing: there is nothing to release."""

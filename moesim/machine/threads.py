@@ -14,90 +14,68 @@ from collections.abc import Generator, Iterable, Sequence
 from typing import Any
 
 from moesim.errors import InvariantError
-from moesim.hardware.ops import Op
-from moesim.machine.base import (
-    DEMAND,
-    FAR,
-    LANES,
-    NOWHERE,
-    PREFETCH,
-    Direction,
-    Prices,
-    Ticket,
-    chunk_durations,
-)
+from moesim.hardware.topology import Topology
+from moesim.machine.prices import Prices
+from moesim.machine.work import DEMAND, FAR, PREFETCH, Work
 
 _STUCK_S = 60.0  # no simulated work takes that long, so a longer wait is a hang
 
 
-class _Job(Ticket):
-    __slots__ = ("after", "chunks", "what")
+class _Job:
+    __slots__ = ("chunks", "work")
 
-    def __init__(self, chunks: list[int], after: Sequence[Ticket], what: object) -> None:
-        super().__init__(busy_ns=sum(chunks))
+    def __init__(self, work: Work, chunks: list[int]) -> None:
+        self.work = work
         self.chunks = deque(chunks)
-        self.after = after
-        self.what = what
 
 
 class ThreadMachine:
     """Runs one server in real time; drive it with `drive(server.run())`."""
 
-    def __init__(self, prices: Prices, *, speed: float = 1.0) -> None:
+    def __init__(
+        self, prices: Prices, topology: Topology | None = None, *, speed: float = 1.0
+    ) -> None:
+        lanes = (topology or Topology.single_gpu()).names
         self.now_ns = 0
         self._prices = prices
         self._speed = speed
         self._origin_s = time.monotonic()
         self._changed = threading.Condition()
-        self._queues = {name: (deque[_Job](), deque[_Job]()) for name in LANES}
+        self._queues = {name: (deque[_Job](), deque[_Job]()) for name in lanes}
         self._closed = False
         self._workers = [
             threading.Thread(target=self._work, args=(name,), name=f"moesim-{name}", daemon=True)
-            for name in LANES
+            for name in lanes
         ]
         for worker in self._workers:
             worker.start()
 
-    def compute(self, lane: str, op: Op, after: Sequence[Ticket] = ()) -> Ticket:
-        return self._queue(lane, DEMAND, _Job([self._prices.compute_ns(op)], after, op))
-
-    def copy(
-        self,
-        direction: Direction,
-        key: int,
-        nbytes: int,
-        priority: int,
-        after: Sequence[Ticket] = (),
-        slot: int = NOWHERE,
-    ) -> Ticket:
-        chunks = chunk_durations(self._prices, direction, key, nbytes)
-        return self._queue(direction, priority, _Job(chunks, after, f"copy of key {key}"))
-
-    def _queue(self, lane: str, priority: int, job: _Job) -> Ticket:
+    def submit(self, work: Work) -> None:
+        chunks = [piece.alone_ns for piece in self._prices.pieces(work.lane, work.op)]
+        work.busy_ns = sum(chunks)
+        work.job = _Job(work, chunks)
         with self._changed:
-            self._queues[lane][priority].append(job)
+            self._queues[work.lane][work.urgency].append(work.job)
             self._changed.notify_all()
-        return job
 
-    def promote(self, ticket: Ticket) -> None:
+    def promote(self, work: Work) -> None:
         with self._changed:
-            for queues in self._queues.values():
-                if ticket in queues[PREFETCH]:
-                    assert isinstance(ticket, _Job)
-                    queues[PREFETCH].remove(ticket)
-                    queues[DEMAND].append(ticket)
-                    self._changed.notify_all()
+            queues = self._queues[work.lane]
+            if work.job in queues[PREFETCH]:
+                queues[PREFETCH].remove(work.job)
+                queues[DEMAND].append(work.job)
+                self._changed.notify_all()
 
-    def done(self, ticket: Ticket) -> bool:
-        return ticket.finish_ns <= self.now_ns
+    def done(self, work: Work) -> bool:
+        return work.finish_ns <= self.now_ns
 
-    def wait_any(self, tickets: Sequence[Ticket], until_ns: int | None = None) -> Iterable[Any]:
+    def wait_any(self, works: Sequence[Work], until_ns: int | None = None) -> Iterable[Any]:
         until = FAR if until_ns is None else until_ns
         patience = time.monotonic() + _STUCK_S
         with self._changed:
             while True:
                 self.now_ns = max(self.now_ns, self._clock_ns())
-                if until <= self.now_ns or any(self.done(ticket) for ticket in tickets):
+                if until <= self.now_ns or any(self.done(work) for work in works):
                     return ()
                 # FAR is longer than `Condition.wait` accepts, so wake up and look again.
                 left = (until - self.now_ns) / 1e9 / self._speed
@@ -125,7 +103,8 @@ class ThreadMachine:
                         return
                     self._changed.wait()
                     job = self._next(lane)
-                job.start_ns = min(job.start_ns, self._clock_ns())
+                work = job.work
+                work.start_ns = min(work.start_ns, self._clock_ns())
                 chunk = job.chunks.popleft()
             # Without the lock, so that other lanes work meanwhile.
             time.sleep(chunk / 1e9 / self._speed)
@@ -134,18 +113,18 @@ class ThreadMachine:
                     for queue in self._queues[lane]:  # a promotion may have moved it meanwhile
                         if job in queue:
                             queue.remove(job)
-                    job.finish_ns = max(self._clock_ns(), job.start_ns)
+                    work.finish_ns = max(self._clock_ns(), work.start_ns)
                     self._changed.notify_all()
 
     def _next(self, lane: str) -> _Job | None:
         for queue in self._queues[lane]:
-            if queue and all(ticket.finish_ns < FAR for ticket in queue[0].after):
+            if queue and all(work.finish_ns < FAR for work in queue[0].work.after):
                 return queue[0]
         return None
 
     def _pending(self) -> str:
         jobs = [job for queues in self._queues.values() for queue in queues for job in queue]
-        return ", ".join(str(job.what) for job in jobs) or "nothing"
+        return ", ".join(str(job.work.op) for job in jobs) or "nothing"
 
 
 def drive(server: Generator[Any, Any, None]) -> None:

@@ -19,8 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from moesim.errors import InvariantError
-from moesim.machine.base import Ticket
 from moesim.machine.step_times import Event, StepTimes
+from moesim.machine.work import Work
 from moesim.policies.view import Key
 from moesim.serving.layers import LayerPlan
 from moesim.serving.step_sums import LoggedStep, StepFacts, add_steps
@@ -55,7 +55,7 @@ TIMELINE_COLUMNS = ("lane", "kind", "start_ns", "finish_ns", "step", "layer", "e
 
 
 # (ticket, kind, layer, key, bytes, work that had to be done before its buffer was overwritten)
-LoggedCopy = tuple[Ticket, str, int, Key, int, Sequence[Ticket]]
+LoggedCopy = tuple[Work, str, int, Key, int, Sequence[Work]]
 
 
 class Ledger:
@@ -85,7 +85,7 @@ class Ledger:
         self._layers = plan
         self.num_experts = num_experts
         self.issued_ns = 0  # the time of the server's last wait, at which it issues work now
-        self.work: list[tuple[Ticket, int, int, int, Ticket | None]] = []
+        self.work: list[tuple[Work, int, int, int, Work | None]] = []
         self.copies: list[LoggedCopy] = []
         self._union_keys: list[Key] = []
         self._union_sizes: list[int] = []

@@ -17,9 +17,11 @@ from dataclasses import dataclass
 from itertools import count
 
 from moesim.errors import InvariantError, PolicyViolation
-from moesim.hardware.ops import Experts
-from moesim.machine.base import D2H, DEMAND, GPU, H2D, PREFETCH, Machine, Ticket
+from moesim.hardware.ops import Copy, Experts
+from moesim.hardware.topology import D2H, GPU, H2D
+from moesim.machine.base import Machine
 from moesim.machine.step_times import FREE, RESIDENTS, Event
+from moesim.machine.work import DEMAND, PREFETCH, Work
 from moesim.policies.eviction.base import Eviction
 from moesim.policies.view import Key, View
 from moesim.serving.ledger import CAUSE_DEMAND, CAUSE_LATE, CAUSE_READBACK, Ledger
@@ -41,8 +43,8 @@ class Slot:
 
     def __init__(self, number: int) -> None:
         self.number = number
-        self.landing: Ticket | None = None
-        self.reader: Ticket | None = None
+        self.landing: Work | None = None
+        self.reader: Work | None = None
         self.fresh = False
         self.issued = 0
 
@@ -152,7 +154,8 @@ class ExpertCache:
         # Residents are computed in one call. The order of issue is the order on the GPU, so experts
         # that are still being copied come after them.
         if ready:
-            reader = machine.compute(GPU, Experts(layer, tuple(ready), tuple(rows_ready)))
+            reader = Work(GPU, Experts(layer, tuple(ready), tuple(rows_ready)))
+            machine.submit(reader)
             ledger.work.append((reader, ledger.issued_ns, CAUSE_READBACK, layer, None))
             ledger.hits[layer] += len(ready)
             for slot in held:
@@ -252,7 +255,8 @@ class ExpertCache:
             assert landing is not None
             self._machine.promote(landing)
             op = Experts(layer, (key,), (rows,))
-            slot.reader = reader = self._machine.compute(GPU, op, (landing,))
+            slot.reader = reader = Work(GPU, op, (landing,))
+            self._machine.submit(reader)
             ledger.work.append((reader, ledger.issued_ns, CAUSE_LATE, layer, landing))
             if slot.fresh:
                 slot.fresh = False
@@ -264,7 +268,7 @@ class ExpertCache:
     ) -> None:
         """Copy the missing experts into free slots or staging buffers, and compute them."""
         machine, ledger, free = self._machine, self._ledger, self._free
-        copy, compute, nbytes = machine.copy, machine.compute, self._sizes.nbytes
+        submit, nbytes = machine.submit, self._sizes.nbytes
         issued_ns, missed_rows = ledger.issued_ns, 0
         for key, rows in missing:
             if bypass and key in bypass:
@@ -274,8 +278,10 @@ class ExpertCache:
             else:
                 raise self._violation(key, self._too_many)
             after = _busy_with(slot, machine)
-            landing = copy(H2D, key, nbytes, DEMAND, after, slot.number)
-            slot.reader = reader = compute(GPU, Experts(layer, (key,), (rows,)), (landing,))
+            landing = Work(H2D, Copy(key, nbytes), after, DEMAND, slot.number)
+            submit(landing)
+            slot.reader = reader = Work(GPU, Experts(layer, (key,), (rows,)), (landing,))
+            submit(reader)
             slot.landing = None  # later work waits for the reader, which waits for the copy
             ledger.copies.append((landing, "demand", layer, key, nbytes, after))
             ledger.work.append((reader, issued_ns, CAUSE_DEMAND, layer, landing))
@@ -319,7 +325,8 @@ class ExpertCache:
             machine.promote(slot.landing)
         if self.write_back:
             after = _busy_with(slot, machine)
-            slot.reader = back = machine.copy(D2H, key, nbytes, DEMAND, after, slot.number)
+            slot.reader = back = Work(D2H, Copy(key, nbytes), after, DEMAND, slot.number)
+            machine.submit(back)
             layer = key // ledger.num_experts
             ledger.copies.append((back, "write_back", layer, key, nbytes, after))
 
@@ -349,7 +356,8 @@ class ExpertCache:
         policy.insert(key)
         after = _busy_with(slot, self._machine)
         nbytes = self._sizes.nbytes
-        landing = self._machine.copy(H2D, key, nbytes, PREFETCH, after, slot.number)
+        landing = Work(H2D, Copy(key, nbytes), after, PREFETCH, slot.number)
+        self._machine.submit(landing)
         slot.landing = landing
         slot.reader = None
         slot.fresh = True
@@ -365,7 +373,7 @@ class ExpertCache:
         return sum(slot.fresh for slot in self.slots.values())
 
 
-def _busy_with(slot: Slot, machine: Machine) -> Sequence[Ticket]:
+def _busy_with(slot: Slot, machine: Machine) -> Sequence[Work]:
     """Return the work that must be done before the slot may be overwritten.
 
     That is its last reader, which itself waits for the copy that fills the slot. Without a reader

@@ -19,9 +19,11 @@ import numpy as np
 import numpy.typing as npt
 
 from moesim.errors import InvariantError, PolicyViolation
-from moesim.hardware.ops import BatchShape, Dense, Front, Tail
-from moesim.machine.base import D2H, DEMAND, GPU, READBACK, Folding, Machine, Wait
+from moesim.hardware.ops import BatchShape, Dense, Front, Readback, Tail
+from moesim.hardware.topology import D2H, GPU
+from moesim.machine.base import Folding, Machine, Wait
 from moesim.machine.step_times import Event, StepBytes, StepTimes
+from moesim.machine.work import Work
 from moesim.policies.prefetch.base import Prefetch
 from moesim.policies.view import View
 from moesim.progress import Counter
@@ -255,7 +257,7 @@ class Server:
         batch, sizes, started_ns = step.batch, self._sizes(step), machine.now_ns
         routing = self._routing.step(step)
         ledger.begin_step(started_ns)
-        compute, copy, wait_any = machine.compute, machine.copy, machine.wait_any
+        submit, wait_any = machine.submit, machine.wait_any
         work, copies = ledger.work, ledger.copies
         knowledge, prefetching = self._knowledge, self._prefetch.active
         self._place = self._steps, None
@@ -269,14 +271,17 @@ class Server:
             # All work up to the next wait is issued at once, so it has one time of issue.
             issued_ns = ledger.issued_ns
             for dense in layers.dense_before[layer]:
-                ticket = compute(GPU, Dense(dense, batch))
+                ticket = Work(GPU, Dense(dense, batch))
+                submit(ticket)
                 work.append((ticket, issued_ns, DENSE, layer, None))
-            front = compute(GPU, Front(layers.model_layers[layer], batch))
+            front = Work(GPU, Front(layers.model_layers[layer], batch))
+            submit(front)
             work.append((front, issued_ns, FRONT, layer, None))
             ids_ready = front
             if knowledge.comes_back(layer):
-                ids_ready = copy(D2H, READBACK, sizes.ids, DEMAND, (front,))
-                copies.append((ids_ready, "readback", layer, READBACK, sizes.ids, ()))
+                ids_ready = Work(D2H, Readback(sizes.ids), (front,))
+                submit(ids_ready)
+                copies.append((ids_ready, "readback", layer, -1, sizes.ids, ()))
             # Ids known in advance need no copy; the layer event then follows the front directly.
             yield from wait_any((ids_ready,))
             ledger.issued_ns = machine.now_ns
@@ -293,12 +298,15 @@ class Server:
 
         last = self._num_layers
         for dense in layers.dense_before[last]:
-            ticket = compute(GPU, Dense(dense, batch))
+            ticket = Work(GPU, Dense(dense, batch))
+            submit(ticket)
             work.append((ticket, ledger.issued_ns, DENSE, last, None))
-        tail = compute(GPU, Tail(batch))
+        tail = Work(GPU, Tail(batch))
+        submit(tail)
         work.append((tail, ledger.issued_ns, TAIL, last, None))
-        tokens_ready = copy(D2H, READBACK, sizes.sampled, DEMAND, (tail,))
-        copies.append((tokens_ready, "readback", last, READBACK, sizes.sampled, ()))
+        tokens_ready = Work(D2H, Readback(sizes.sampled), (tail,))
+        submit(tokens_ready)
+        copies.append((tokens_ready, "readback", last, -1, sizes.sampled, ()))
         yield from wait_any((tokens_ready,))
         step.stamp(started_ns, machine.now_ns)
         unions = routing.unions

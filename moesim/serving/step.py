@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from moesim.hardware.ops import BatchShape
-from moesim.machine.base import FAR
+from moesim.machine.work import FAR
 from moesim.serving.request import Request
 from moesim.serving.scheduler import Batch
 from moesim.serving.step_sums import StepFacts

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from moesim.config.suggest import suggest
 from moesim.config.yaml_document import dotted
 from moesim.errors import ScenarioError
-from moesim.machine.base import FAR
+from moesim.machine.work import FAR
 from moesim.scenario.arrivals import Closed, Csv, Gamma, Poisson, Recorded
 from moesim.serving.arrivals import NOT_SENT
 from moesim.serving.arrivals_csv import MOST_REQUESTS, MOST_TOKENS, CsvError, read_arrivals

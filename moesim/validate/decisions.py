@@ -11,8 +11,10 @@ from dataclasses import dataclass, field
 from itertools import zip_longest
 from typing import Any
 
-from moesim.machine.base import DEMAND, H2D, READBACK
+from moesim.hardware.ops import Copy, Readback
+from moesim.hardware.topology import H2D
 from moesim.machine.journal import Record
+from moesim.machine.work import DEMAND
 from moesim.policies.batching.base import Batching
 from moesim.policies.eviction.base import Eviction
 from moesim.policies.view import Key, View
@@ -61,22 +63,21 @@ class Witness:
         """Return the decisions of the run whose journal holds `records`."""
         misses, prefetches = [], []
         nbytes = {"demand": 0, "prefetch": 0, "write_back": 0, "readback": 0}
-        for record in records:
-            if record.op is not None:
+        for step, work in records:
+            op = work.op
+            if not isinstance(op, Copy | Readback):
                 continue
-            # Copies to the device are told apart by their priority, all others by key and
-            # direction.
-            if record.key == READBACK:
+            if isinstance(op, Readback):
                 kind = "readback"
-            elif record.lane != H2D:
+            elif work.lane != H2D:
                 kind = "write_back"
-            elif record.priority == DEMAND:
+            elif work.urgency == DEMAND:
                 kind = "demand"
-                misses.append((record.step, record.key // num_experts, record.key))
+                misses.append((step, op.key // num_experts, op.key))
             else:
                 kind = "prefetch"
-                prefetches.append((record.step, record.key))
-            nbytes[kind] += record.nbytes
+                prefetches.append((step, op.key))
+            nbytes[kind] += op.nbytes
         return Decisions(
             tuple(self.asks), tuple(misses), tuple(prefetches), tuple(self.evictions), nbytes
         )

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from moesim.hardware.ops import Experts, Front
 from moesim.machine.journal import Record
+from moesim.machine.work import Work
 from moesim.metrics import ratio
 from moesim.serving.server import Server
 from moesim.simulate import finish
@@ -77,22 +78,21 @@ def _events(records: Sequence[Record], plan: Plan) -> Columns:
     """Return one row for each layer event that wanted any expert, in order."""
     # Fronts carry model layers, experts carry trace layers.
     trace_layer = {model: trace for trace, model in enumerate(plan.layers.model_layers)}
-    fronts: dict[tuple[int, int], Record] = {}
-    experts: dict[tuple[int, int], list[Record]] = defaultdict(list)
+    fronts: dict[tuple[int, int], tuple[Work, Front]] = {}
+    experts: dict[tuple[int, int], list[tuple[Work, Experts]]] = defaultdict(list)
     misses: Mapping[tuple[int, int], int] = _misses(records, plan.trace.num_experts)
-    for record in records:
-        if isinstance(record.op, Front):
-            fronts[record.step, trace_layer[record.op.layer]] = record
-        elif isinstance(record.op, Experts):
-            experts[record.step, record.op.layer].append(record)
+    for step, work in records:
+        if isinstance(work.op, Front):
+            fronts[step, trace_layer[work.op.layer]] = work, work.op
+        elif isinstance(work.op, Experts):
+            experts[step, work.op.layer].append((work, work.op))
     rows = []
     for (step, layer), computed in experts.items():
-        front = fronts[step, layer]
-        assert isinstance(front.op, Front)
-        keys = sum(len(record.op.keys) for record in computed if isinstance(record.op, Experts))
-        start = front.ticket.finish_ns
-        last = max(record.ticket.finish_ns for record in computed)
-        rows.append((step, layer, front.op.batch.tokens, keys, misses[step, layer], start, last))
+        front, op = fronts[step, layer]
+        keys = sum(len(experts.keys) for _, experts in computed)
+        last = max(work.finish_ns for work, _ in computed)
+        counts = (op.batch.tokens, keys, misses[step, layer])
+        rows.append((step, layer, *counts, front.finish_ns, last))
     names = ("step", "layer", "tokens", "accesses", "misses", "start_ns", "finish_ns")
     table = np.array(rows, np.int64).reshape(-1, len(names))
     return {name: table[:, place] for place, name in enumerate(names)}

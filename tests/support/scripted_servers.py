@@ -15,14 +15,16 @@ from typing import Any
 
 import simpy
 
-from moesim.hardware.ops import BatchShape, Tail
-from moesim.machine.base import D2H, DEMAND, GPU, H2D, PREFETCH
+from moesim.hardware.ops import BatchShape, Copy, Tail
+from moesim.hardware.topology import D2H, GPU, H2D
+from moesim.machine.prices import Durations
+from moesim.machine.work import DEMAND, PREFETCH, Work
 
 LANES = (GPU, H2D, D2H)
 
 
 @dataclass(frozen=True)
-class Tariff:
+class Tariff(Durations):
     """Prices that are easy to read: one byte per nanosecond after a latency."""
 
     latency_ns: int = 0
@@ -31,7 +33,7 @@ class Tariff:
     def compute_ns(self, op: Any) -> int:
         return int(op.batch.tokens)
 
-    def copy_ns(self, direction: str, nbytes: int) -> int:
+    def copy_ns(self, lane: str, nbytes: int) -> int:
         return self.latency_ns + nbytes
 
     def readback_ns(self, nbytes: int) -> int:
@@ -39,8 +41,8 @@ class Tariff:
 
     landing_ns = 0
 
-    def chunk_bytes(self, direction: str) -> int | None:
-        return self.chunk if direction == H2D else None
+    def chunk_bytes(self, lane: str) -> int | None:
+        return self.chunk if lane == H2D else None
 
     def durations(self, lane: str, size: int) -> list[int]:
         """Return the duration of each chunk; the first one includes the latency."""
@@ -93,13 +95,10 @@ def play(make: Callable[..., Any], tariff: Any, script: Script) -> tuple[Times, 
         for action in script:
             if isinstance(action, Issue):
                 after = tuple(tickets[job] for job in action.after)
-                if action.lane == GPU:
-                    ticket = machine.compute(GPU, Tail(BatchShape(action.size, 0, 0, 0)), after)
-                else:
-                    ticket = machine.copy(
-                        action.lane, len(tickets), action.size, action.priority, after
-                    )
-                tickets.append(ticket)
+                copy = Copy(len(tickets), action.size)
+                op = Tail(BatchShape(action.size, 0, 0, 0)) if action.lane == GPU else copy
+                tickets.append(Work(action.lane, op, after, action.priority))
+                machine.submit(tickets[-1])
             elif isinstance(action, Promote):
                 machine.promote(tickets[action.job])
             else:

@@ -66,8 +66,8 @@ class _Scaled(SimPrices):
         self.compute_ns = lambda op: round(factor * price(op))
         self._factor = factor
 
-    def copy_ns(self, direction: Any, nbytes: int) -> int:
-        return round(self._factor * super().copy_ns(direction, nbytes))
+    def copy_ns(self, lane: str, nbytes: int) -> int:
+        return round(self._factor * super().copy_ns(lane, nbytes))
 
     def readback_ns(self, nbytes: int) -> int:
         return round(self._factor * super().readback_ns(nbytes))

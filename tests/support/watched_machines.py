@@ -10,9 +10,10 @@ import pytest
 import simpy
 from workloads import run_on
 
-from moesim.hardware.ops import Experts
-from moesim.machine.base import GPU, READBACK, Ticket
+from moesim.hardware.ops import Copy, Experts
+from moesim.hardware.topology import GPU
 from moesim.machine.events import EventMachine
+from moesim.machine.work import Work
 from moesim.policies import registry
 from moesim.simulate import Outcome, Plan, SimPrices
 
@@ -27,25 +28,46 @@ def enlist(monkeypatch: pytest.MonkeyPatch, family: str, policy: type[Any]) -> s
 
 
 @dataclass(frozen=True)
-class Work:
+class Asked:
     """One request of a server: a copy of `keys[0]`, or a computation of `keys`."""
 
-    lane: str
-    kind: str
-    keys: tuple[int, ...]
-    nbytes: int
-    priority: int
+    work: Work
     issued_ns: int
-    after: tuple[Ticket, ...]
-    ticket: Ticket
+
+    @property
+    def lane(self) -> str:
+        return self.work.lane
+
+    @property
+    def kind(self) -> str:
+        return type(self.work.op).__name__.lower()
+
+    @property
+    def keys(self) -> tuple[int, ...]:
+        op = self.work.op
+        if isinstance(op, Copy):
+            return (op.key,)
+        return op.keys if isinstance(op, Experts) else ()
+
+    @property
+    def nbytes(self) -> int:
+        return int(getattr(self.work.op, "nbytes", 0))
+
+    @property
+    def priority(self) -> int:
+        return self.work.urgency
+
+    @property
+    def after(self) -> tuple[Work, ...]:
+        return tuple(self.work.after)
 
     @property
     def start(self) -> int:
-        return self.ticket.start_ns
+        return self.work.start_ns
 
     @property
     def finish(self) -> int:
-        return self.ticket.finish_ns
+        return self.work.finish_ns
 
 
 class Watched:
@@ -53,51 +75,33 @@ class Watched:
 
     def __init__(self, machine: Any) -> None:
         self.machine = machine
-        self.log: list[Work] = []
-        self.promoted: list[Ticket] = []
+        self.log: list[Asked] = []
+        self.promoted: list[Work] = []
 
     @property
     def now_ns(self) -> int:
         return int(self.machine.now_ns)
 
-    def compute(self, lane: str, op: Any, after: Sequence[Ticket] = ()) -> Ticket:
-        ticket: Ticket = self.machine.compute(lane, op, after)
-        keys = op.keys if isinstance(op, Experts) else ()
-        kind = type(op).__name__.lower()
-        self.log.append(Work(lane, kind, tuple(keys), 0, 0, self.now_ns, tuple(after), ticket))
-        return ticket
+    def submit(self, work: Work) -> None:
+        self.machine.submit(work)
+        self.log.append(Asked(work, self.now_ns))
 
-    def copy(
-        self,
-        direction: Any,
-        key: int,
-        nbytes: int,
-        priority: int,
-        after: Sequence[Ticket] = (),
-        slot: int = -1,
-    ) -> Ticket:
-        ticket: Ticket = self.machine.copy(direction, key, nbytes, priority, after, slot)
-        kind = "readback" if key == READBACK else "copy"
-        work = Work(direction, kind, (key,), nbytes, priority, self.now_ns, tuple(after), ticket)
-        self.log.append(work)
-        return ticket
+    def promote(self, work: Work) -> None:
+        self.promoted.append(work)
+        self.machine.promote(work)
 
-    def promote(self, ticket: Ticket) -> None:
-        self.promoted.append(ticket)
-        self.machine.promote(ticket)
+    def done(self, work: Work) -> bool:
+        return bool(self.machine.done(work))
 
-    def done(self, ticket: Ticket) -> bool:
-        return bool(self.machine.done(ticket))
-
-    def wait_any(self, tickets: Sequence[Ticket], until_ns: int | None = None) -> Any:
-        return self.machine.wait_any(tickets, until_ns)
+    def wait_any(self, works: Sequence[Work], until_ns: int | None = None) -> Any:
+        return self.machine.wait_any(works, until_ns)
 
     def close(self) -> None:
         self.machine.close()
 
-    def on(self, lane: str) -> list[Work]:
+    def on(self, lane: str) -> list[Asked]:
         """Return the finished work of a lane, in the order of its requests."""
-        return [work for work in self.log if work.lane == lane and self.done(work.ticket)]
+        return [each for each in self.log if each.lane == lane and self.done(each.work)]
 
 
 def watch(
@@ -132,7 +136,7 @@ def experts_alive(machine: Watched, horizon_ns: int) -> list[tuple[int, int]]:
     last: dict[int, int] = {}
     spans: list[list[int]] = []
     for work in machine.log:
-        if work.lane == "h2d" and work.kind == "copy" and machine.done(work.ticket):
+        if work.lane == "h2d" and work.kind == "copy" and machine.done(work.work):
             last[work.keys[0]] = len(spans)
             spans.append([work.start, work.finish])
         elif work.lane == GPU:

@@ -92,7 +92,7 @@ def run_on(plan: Plan, make: Make = SimMachine) -> Outcome:
 
 def shuffled(seed: int) -> Make:
     """Return a maker of event machines that order simultaneous events of a class at random."""
-    return lambda env, prices: EventMachine(env, prices, np.random.default_rng(seed))
+    return lambda env, prices: EventMachine(env, prices, rng=np.random.default_rng(seed))
 
 
 def random_case(seed: int, *, at_once: bool = False) -> tuple[dict[str, Any], Trace]:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from moesim.hardware.cost import copy_ns
 from moesim.hardware.hardware import Link
-from moesim.machine.base import D2H, H2D
+from moesim.hardware.topology import D2H, H2D
 
 __all__ = ["CpuDevice", "Done"]
 

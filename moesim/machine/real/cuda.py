@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from moesim.errors import UsageError
-from moesim.machine.base import D2H, GPU, H2D
+from moesim.hardware.topology import D2H, GPU, H2D
 
 __all__ = ["CudaDevice"]
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from moesim.machine.base import LANES
+from moesim.hardware.topology import Topology
 
 __all__ = ["FakeDevice"]
 
@@ -46,8 +46,9 @@ class FakeDevice:
         self._latest_s = latest_s
         self._inbox: dict[str, queue.SimpleQueue[_Late | None]] = {}
         self._threads: list[threading.Thread] = []
-        seeds = np.random.SeedSequence(seed).spawn(len(LANES))
-        for lane, entropy in zip(LANES, seeds, strict=True):
+        lanes = Topology.single_gpu().names
+        seeds = np.random.SeedSequence(seed).spawn(len(lanes))
+        for lane, entropy in zip(lanes, seeds, strict=True):
             self._inbox[lane] = queue.SimpleQueue()
             arguments = (self._inbox[lane], np.random.default_rng(entropy))
             name = f"moesim-fake-{lane}"

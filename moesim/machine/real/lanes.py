@@ -12,8 +12,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from moesim.machine.base import DEMAND, FAR, PREFETCH, Ticket
 from moesim.machine.real.device import Device, Mark
+from moesim.machine.work import DEMAND, FAR, PREFETCH, Work
 
 __all__ = ["Job", "Lane", "Piece"]
 
@@ -31,27 +31,24 @@ class Piece(NamedTuple):
     goes_on: bool = False
 
 
-class Job(Ticket):
-    """A ticket with its pieces of work. `what` describes it in an error."""
+class Job:
+    """A work with its pieces. `what` describes it in an error."""
 
-    __slots__ = ("after", "issued_ns", "pieces", "what")
+    __slots__ = ("issued_ns", "pieces", "what", "work")
 
-    def __init__(
-        self, pieces: Sequence[Piece], after: Sequence[Ticket], what: str, issued_ns: int
-    ) -> None:
-        super().__init__()
+    def __init__(self, work: Work, pieces: Sequence[Piece], what: str, issued_ns: int) -> None:
+        self.work = work
         self.pieces = deque(pieces)
-        self.after = after
         self.what = what
         self.issued_ns = issued_ns
 
     def eligible(self) -> bool:
         """Return whether all its dependencies are done."""
-        return all(ticket.finish_ns < FAR for ticket in self.after)
+        return all(work.finish_ns < FAR for work in self.work.after)
 
     def ready_ns(self) -> int:
         """Return the first time at which it could have begun."""
-        return max([self.issued_ns, *(ticket.finish_ns for ticket in self.after)])
+        return max([self.issued_ns, *(work.finish_ns for work in self.work.after)])
 
 
 class Lane:
@@ -96,9 +93,9 @@ class Lane:
             self.queues[DEMAND].append(job)
             self.news.notify()
 
-    def heard(self, ticket: Ticket) -> None:
-        """Wake up if the next job waits for this ticket."""
-        if any(queue and ticket in queue[0].after for queue in self.queues):
+    def heard(self, work: Work) -> None:
+        """Wake up if the next job waits for this work."""
+        if any(queue and work in queue[0].work.after for queue in self.queues):
             self.news.notify()
 
     def close(self) -> None:
@@ -192,12 +189,13 @@ class Lane:
 
     def _settle(self, job: Job, mark: Mark, last: bool) -> None:
         start, finish = mark.start_ns - self._origin_ns, mark.finish_ns - self._origin_ns
-        job.start_ns = min(job.start_ns, start)
-        job.busy_ns += finish - start
+        work = job.work
+        work.start_ns = min(work.start_ns, start)
+        work.busy_ns += finish - start
         if last:
             with self.news:
                 # A device's clock may run ahead of the host's; a finish in the future would make
                 # the server believe that the job is not done.
                 now = time.monotonic_ns() - self._origin_ns
-                job.finish_ns = max(min(finish, now), job.start_ns)
+                work.finish_ns = max(min(finish, now), work.start_ns)
                 self._settled(job)

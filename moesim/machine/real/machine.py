@@ -15,20 +15,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from moesim.errors import DeviceError, InvariantError
-from moesim.hardware.ops import Experts, Op
-from moesim.machine.base import (
-    D2H,
-    DEMAND,
-    H2D,
-    LANES,
-    NOWHERE,
-    READBACK,
-    Direction,
-    Ticket,
-)
+from moesim.hardware.ops import Copy, Experts, Readback
+from moesim.hardware.topology import H2D, Topology
 from moesim.machine.real.device import Device
 from moesim.machine.real.lanes import Job, Lane, Piece
 from moesim.machine.threads import drive
+from moesim.machine.work import Work
 
 if TYPE_CHECKING:
     from moesim.machine.real.executor import Executor
@@ -61,7 +53,7 @@ class RealMachine:
         self._holds: dict[int, int] = {}  # the key whose bytes are all in a buffer
         self._lock = threading.Lock()
         self._news = threading.Condition(self._lock)
-        self._awaited: Sequence[Ticket] = ()
+        self._awaited: Sequence[Work] = ()
         self._progress_s = time.monotonic()
         self._failure: DeviceError | InvariantError | None = None
         self._origin_ns = 0
@@ -84,7 +76,7 @@ class RealMachine:
         self._origin_ns = time.monotonic_ns()
         self._lanes = {
             name: Lane(name, self._device, self._lock, self._origin_ns, self._settled, self._failed)
-            for name in LANES
+            for name in Topology.single_gpu().names
         }
 
     def preload(self, key: int, slot: int) -> None:
@@ -95,49 +87,28 @@ class RealMachine:
 
     # --- the members of a machine ---
 
-    def compute(self, lane: str, op: Op, after: Sequence[Ticket] = ()) -> Ticket:
-        if isinstance(op, Experts):
-            # Now, at issue: later copies may move other keys before this work runs.
-            places = tuple([self._place[key] for key in op.keys])
-            work = partial(self._compute_experts, op, places)
-        else:
-            work = partial(self._executor.run, op)
-        what = f"{type(op).__name__} of layer {getattr(op, 'layer', '-')}"
-        return self._issue(lane, DEMAND, [Piece(work)], after, what)
-
-    def copy(
-        self,
-        direction: Direction,
-        key: int,
-        nbytes: int,
-        priority: int,
-        after: Sequence[Ticket] = (),
-        slot: int = NOWHERE,
-    ) -> Ticket:
-        if key == READBACK:
-            return self._issue(D2H, DEMAND, [Piece(self._executor.fetch)], after, "readback")
-        if direction == H2D:
-            self._place[key] = slot
-        what = f"copy of key {key} {direction} with buffer {slot}"
-        return self._issue(direction, priority, self._chunks(direction, key, slot), after, what)
-
-    def promote(self, ticket: Ticket) -> None:
-        assert isinstance(ticket, Job)
+    def submit(self, work: Work) -> None:
+        pieces, what = self._pieces(work)
+        work.job = Job(work, pieces, what, time.monotonic_ns() - self._origin_ns)
         with self._lock:
-            self._lanes[H2D].promote(ticket)
+            self._lanes[work.lane].put(work.job, work.urgency)
 
-    def done(self, ticket: Ticket) -> bool:
-        return ticket.finish_ns <= self.now_ns
-
-    def wait_any(self, tickets: Sequence[Ticket], until_ns: int | None = None) -> Iterable[Any]:
+    def promote(self, work: Work) -> None:
         with self._lock:
-            self._awaited = tickets
+            self._lanes[work.lane].promote(work.job)
+
+    def done(self, work: Work) -> bool:
+        return work.finish_ns <= self.now_ns
+
+    def wait_any(self, works: Sequence[Work], until_ns: int | None = None) -> Iterable[Any]:
+        with self._lock:
+            self._awaited = works
             self._progress_s = time.monotonic()
             while True:
                 if self._failure is not None:
                     raise self._failure
                 self.now_ns = max(self.now_ns, time.monotonic_ns() - self._origin_ns)
-                if any(ticket.finish_ns <= self.now_ns for ticket in tickets):
+                if any(work.finish_ns <= self.now_ns for work in works):
                     return ()
                 if until_ns is not None and until_ns <= self.now_ns:
                     return ()
@@ -169,18 +140,27 @@ class RealMachine:
     def _pending(self) -> list[str]:
         return [what for lane in self._lanes.values() for what in lane.pending]
 
-    def _issue(
-        self, lane: str, priority: int, pieces: list[Piece], after: Sequence[Ticket], what: str
-    ) -> Ticket:
-        job = Job(pieces, after, what, time.monotonic_ns() - self._origin_ns)
-        with self._lock:
-            self._lanes[lane].put(job, priority)
-        return job
+    def _pieces(self, work: Work) -> tuple[list[Piece], str]:
+        """Return the pieces of a work, and its description for errors."""
+        op = work.op
+        if isinstance(op, Readback):
+            return [Piece(self._executor.fetch)], "readback"
+        if isinstance(op, Copy):
+            if work.lane == H2D:
+                self._place[op.key] = work.buffer
+            what = f"copy of key {op.key} {work.lane} with buffer {work.buffer}"
+            return self._chunks(work.lane, op.key, work.buffer), what
+        what = f"{type(op).__name__} of layer {getattr(op, 'layer', '-')}"
+        if isinstance(op, Experts):
+            # Now, at issue: later copies may move other keys before this work runs.
+            places = tuple([self._place[key] for key in op.keys])
+            return [Piece(partial(self._compute_experts, op, places))], what
+        return [Piece(partial(self._executor.run, op))], what
 
-    def _chunks(self, direction: Direction, key: int, slot: int) -> list[Piece]:
+    def _chunks(self, lane: str, key: int, slot: int) -> list[Piece]:
         """Return the pieces of an expert's copy; the last one marks the buffer with the key."""
         host, buffer = self._executor.host_of(key), self._executor.buffers[slot]
-        target, source = (buffer, host) if direction == H2D else (host, buffer)
+        target, source = (buffer, host) if lane == H2D else (host, buffer)
         size, item = len(target), target.element_size()
         step = size if self._chunk_bytes is None else max(1, self._chunk_bytes // item)
         starts = range(0, size, step)
@@ -188,7 +168,7 @@ class RealMachine:
         for start in starts:
             stop = min(start + step, size)
             move = partial(target[start:stop].copy_, source[start:stop], non_blocking=True)
-            if direction == H2D:
+            if lane == H2D:
                 move = partial(self._fill, slot, move, key if stop == size else None)
             pieces.append(Piece(move, (stop - start) * item, start > 0))
         return pieces
@@ -213,8 +193,8 @@ class RealMachine:
     def _settled(self, job: Job) -> None:
         self._progress_s = time.monotonic()
         for lane in self._lanes.values():
-            lane.heard(job)
-        if job in self._awaited:
+            lane.heard(job.work)
+        if job.work in self._awaited:
             self._news.notify()
 
     def _failed(self, job: Job, error: BaseException) -> None:

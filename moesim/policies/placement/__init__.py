@@ -1,16 +1,6 @@
-"""Placement policies: where an expert without a slot is computed. There is one so far: `copy`."""
+"""Placement policies: where an expert that is not in GPU memory is computed, one idea per file."""
 
-from __future__ import annotations
+from moesim.policies.placement.base import Estimate, Placement, PlacementContext
+from moesim.policies.placement.copy import Copy
 
-from typing import Any, ClassVar
-
-from moesim.policies.registry import NoOptions, register
-
-
-@register("placement", "copy")
-class Copy:
-    """Copy every missing expert to the GPU and compute it there."""
-
-    name: ClassVar[str]
-    clairvoyant: ClassVar[bool] = False
-    Options: ClassVar[type[Any]] = NoOptions
+__all__ = ["Copy", "Estimate", "Placement", "PlacementContext"]

@@ -1,0 +1,114 @@
+"""Placement: on which lane each wanted expert is computed, and which layers run on the CPU.
+
+`Placement.place` is called once per layer event, before the eviction policy. It sees the experts
+that are not in GPU memory and may name a lane for each. Experts in GPU memory run there. A missing
+expert that runs on the GPU is copied first. Where a missing expert runs does not decide whether it
+gets a slot: the eviction policy decides that. A key that it keeps and that ran on the CPU is copied
+to the GPU behind all demand copies, for later events.
+
+A placement may also fix which experts are in GPU memory for the whole run (`residents`). Then no
+eviction policy is asked.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Final, Protocol
+
+import numpy as np
+
+from moesim.hardware.topology import CPU, GPU
+from moesim.policies.registry import NoOptions
+from moesim.policies.view import Key, View
+
+__all__ = ["ARRIVING", "CPU", "GPU", "Estimate", "Placement", "PlacementContext"]
+
+ARRIVING: Final = "arriving"
+"""The place of an expert whose copy to the GPU is under way."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlacementContext:
+    """What a placement is built with.
+
+    `model_layers[l]` is the model layer of trace layer l, of `num_model_layers` in all. Each trace
+    layer has `num_experts` experts. `popularity` returns the uses of each key in a profile trace.
+    """
+
+    model_layers: tuple[int, ...]
+    num_model_layers: int
+    num_experts: int
+    rng: np.random.Generator
+    popularity: Callable[[Any], Mapping[Key, int]] | None = None
+
+    @property
+    def num_layers(self) -> int:
+        """The number of trace layers, all with routed experts."""
+        return len(self.model_layers)
+
+
+class Estimate(Protocol):
+    """Durations on otherwise idle lanes in nanoseconds, the same on every machine."""
+
+    rows: int
+    """Rows of the step."""
+    cpu_call_ns: int
+    """The part of `cpu_ns` that one call over several experts pays once."""
+    gpu_call_ns: int
+    """The part of `gpu_ns` that one call over several experts pays once."""
+
+    def copy_ns(self, key: Key) -> int:
+        """Return the duration of the expert's copy from host memory to the GPU."""
+
+    def read_ns(self, key: Key) -> int:
+        """Return the duration of reading the expert from disk; 0 if it is in host memory."""
+
+    def gpu_ns(self, key: Key, rows: int) -> int:
+        """Return the duration of computing `rows` rows of an expert on the GPU."""
+
+    def cpu_ns(self, key: Key, rows: int) -> int:
+        """Return the duration of computing `rows` rows of an expert on the CPU."""
+
+
+class Placement(ABC):
+    """Base class of placement policies.
+
+    Class attributes declare what a policy needs:
+
+    - `clairvoyant`: sees the future, so it is a bound and no real policy;
+    - `lanes`: the lanes on which it computes, beside `gpu`; a topology without them is refused.
+    """
+
+    name: ClassVar[str]
+    clairvoyant: ClassVar[bool] = False
+    lanes: ClassVar[tuple[str, ...]] = ()
+    Options: ClassVar[type[Any]] = NoOptions
+
+    def __init__(self, context: PlacementContext, options: Any = None) -> None:
+        self.context = context
+        self.options = self.Options() if options is None else options
+
+    def layer_lane(self, model_layer: int) -> str:
+        """Return the lane of a model layer without its routed experts; its KV entries are there.
+
+        `model_layer` equal to the number of layers stands for the end of a step: embedding and LM
+        head.
+        """
+        return GPU
+
+    def residents(self, slots: int) -> Collection[Key] | None:
+        """Return the keys that are in GPU memory for the whole run, at most `slots`.
+
+        None: experts come and go, as the eviction policy decides.
+        """
+        return None
+
+    @abstractmethod
+    def place(self, view: View, absent: Mapping[Key, str], estimate: Estimate) -> Mapping[Key, str]:
+        """Return the lane of each absent key that does not run on the GPU.
+
+        `absent` gives the place of each wanted key that is not in GPU memory: `host`, `disk`, or
+        `arriving`. Keys that are left out run on the GPU.
+        """
