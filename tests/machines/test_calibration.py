@@ -25,6 +25,8 @@ from moesim.hardware.measurement import MOST_RATIO, OperationTimes
 from moesim.hardware.operations import OperationCost
 from moesim.machine.events import EventMachine
 from moesim.machine.journal import Journal, Record
+from moesim.machine.prices import Durations
+from moesim.machine.work import Work
 from moesim.wiring import SimPrices, build_server
 
 KNOWN = {
@@ -55,7 +57,7 @@ def known_cost(**changes: Any) -> OperationCost:
     return OperationCost(load_hardware("t4"), shape, OperationTimes.model_validate(times))
 
 
-class Noisy:
+class Noisy(Durations):
     """Prices with noise: mostly a little too high, sometimes much too high."""
 
     def __init__(self, cost: CostModel, noise: float, seed: int) -> None:
@@ -63,7 +65,6 @@ class Noisy:
         self._noise = noise
         self._rng = random.Random(seed)
         self.landing_ns = self._prices.landing_ns
-        self.chunk_bytes = self._prices.chunk_bytes
         self.experts_ns = self._prices.experts_ns
         self.layers_ns = self._prices.layers_ns
 
@@ -73,11 +74,14 @@ class Noisy:
         factor = self._rng.lognormvariate(0, self._noise)
         return round(duration_ns * factor * (5 if self._rng.random() < 0.01 else 1))
 
-    def compute_ns(self, op: Any) -> int:
+    def compute_ns(self, op: Any) -> int:  # type: ignore[override]
         return self._late(self._prices.compute_ns(op))
 
-    def copy_ns(self, direction: Any, nbytes: int) -> int:
-        return self._late(self._prices.copy_ns(direction, nbytes))
+    def chunk_bytes(self, lane: str) -> int | None:
+        return self._prices.chunk_bytes(lane)
+
+    def copy_ns(self, lane: str, nbytes: int) -> int:
+        return self._late(self._prices.copy_ns(lane, nbytes))
 
     def readback_ns(self, nbytes: int) -> int:
         return self._late(self._prices.readback_ns(nbytes))
@@ -165,25 +169,32 @@ def test_samples_are_the_prices_themselves() -> None:
 
 def test_late_wake_ups_of_an_emulated_link_count_once() -> None:
     """Two copies back to back, the news of each 5 us late: the link itself was never late."""
+    from moesim.hardware import ops
     from moesim.hardware.ops import Experts, Front
-    from moesim.machine.base import DEMAND, NOWHERE, READBACK, Ticket
 
     batch = BatchShape(1, 1, 1, 1, 1)
     link = Link(10, 10**9, 10**9)  # 110 ns for 100 bytes
 
-    class Late(Ticket):
+    class Late:
         def ready_ns(self) -> int:
             return 150
 
+    def done(lane: str, what: Any, start: int, finish: int) -> Record:
+        work = Work(lane, what)
+        work.start_ns, work.finish_ns = start, finish
+        return Record(0, work)
+
     def op(what: Any, start: int, finish: int) -> Record:
-        return Record("gpu", 0, what, NOWHERE, 0, 0, Ticket(start, finish))
+        return done("gpu", what, start, finish)
 
     def copy(key: int, start: int, finish: int) -> Record:
-        return Record("h2d", 0, None, key, 100, DEMAND, Late(start, finish))
+        record = done("h2d", ops.Copy(key, 100), start, finish)
+        record.work.job = Late()
+        return record
 
     records = [
         op(Front(0, batch), 0, 100),
-        Record("d2h", 0, None, READBACK, 8, DEMAND, Ticket(100, 120)),
+        done("d2h", ops.Readback(8), 100, 120),
         copy(1, 160, 275),  # due at 260, since the link was free from 150 on
         op(Experts(0, (1,), (1,)), 280, 300),
         copy(2, 275, 385),  # due at 370, whenever it began

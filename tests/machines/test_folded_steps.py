@@ -14,11 +14,13 @@ from workloads import decisions, everything, plan_of, random_case, run_on, tiny_
 
 from moesim.errors import InvariantError
 from moesim.hardware import CostModel, load_hardware, named_shape
-from moesim.hardware.ops import BatchShape, Dense, Front
-from moesim.machine.base import GPU, H2D, Folding
+from moesim.hardware.ops import BatchShape, Copy, Dense, Front
+from moesim.hardware.topology import GPU, H2D
+from moesim.machine.base import Folding
 from moesim.machine.events import EventMachine
 from moesim.machine.sim import SimMachine
 from moesim.machine.step_times import FREE, RESIDENTS, EventTimes, EventTimesMemo, StepBytes
+from moesim.machine.work import Work
 from moesim.serving.step_sums import check_event_times
 from moesim.simulate import Outcome, Plan, SimPrices, build_server, finish, summarise
 from moesim.trace import Trace
@@ -128,7 +130,7 @@ def test_another_process_in_the_same_simulation_changes_nothing(seed: int) -> No
 def test_a_step_is_folded_on_idle_lanes_only() -> None:
     plan = plan_of(tiny_scenario(), costed_trace([[[0, 1]]]))
     machine = SimMachine(simpy.Environment(), SimPrices(plan.cost))
-    machine.copy(H2D, 0, 1000, 0)
+    machine.submit(Work(H2D, Copy(0, 1000)))
     events = [((), ((1, 1), (), ()))]
     with pytest.raises(InvariantError, match="under way"):
         machine.fold(BatchShape(1, 1, 1, 1), events, StepBytes(1000, 8, 4))
@@ -142,7 +144,9 @@ def test_folded_steps_follow_each_other_without_a_pause() -> None:
     assert (first.start_ns, second.start_ns) == (0, first.finish_ns)
     assert second.finish_ns == 2 * first.finish_ns
     assert first.events[0] is second.events[0]
-    assert machine.compute(GPU, Front(0, BatchShape(1, 1, 1, 1))).start_ns == second.finish_ns
+    front = Work(GPU, Front(0, BatchShape(1, 1, 1, 1)))
+    machine.submit(front)
+    assert front.start_ns == second.finish_ns
 
 
 # --- times of one event ---------------------------------------------------------------------------

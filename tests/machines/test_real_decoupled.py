@@ -274,7 +274,8 @@ def test_a_recorded_trace_is_executed_in_its_shape(
     done = real.run_real(plan, executor, device, patience_s=20)
     executor.close()
     assert decisions(finish(plan, done.server, done.now_ns)) == decisions(run_on(plan))
-    tails = [r.op.batch.tokens for r in done.journal.records if isinstance(r.op, Tail)]
+    ops = [record.work.op for record in done.journal.records]
+    tails = [op.batch.tokens for op in ops if isinstance(op, Tail)]
     assert routed == (tails if decoupled else [])
 
 

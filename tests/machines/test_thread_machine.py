@@ -9,8 +9,10 @@ import pytest
 from workloads import decisions, plan_of, random_case, run_on
 
 from moesim.errors import InvariantError
+from moesim.hardware.ops import Copy
 from moesim.machine import threads
 from moesim.machine.threads import ThreadMachine, drive
+from moesim.machine.work import Work
 from moesim.simulate import Outcome, Plan, SimPrices, build_server, finish
 
 
@@ -42,10 +44,10 @@ def test_a_stuck_wait_is_an_error_that_lists_what_is_pending(
     monkeypatch.setattr(threads, "_STUCK_S", 0.05)
     plan = plan_of(*random_case(3000, at_once=True))
     machine = ThreadMachine(SimPrices(plan.cost))
-    never: Any = threads._Job([1], (), "nothing")
+    never = Work("h2d", Copy(0, 1))
     try:
-        machine.copy("h2d", 7, 1, 0, after=(never,))
-        with pytest.raises(InvariantError, match="copy of key 7"):
+        machine.submit(Work("h2d", Copy(7, 1), (never,)))
+        with pytest.raises(InvariantError, match="Copy\\(key=7"):
             drive(iter_wait(machine, never))
     finally:
         machine.close()

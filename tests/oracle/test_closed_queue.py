@@ -52,7 +52,7 @@ class PerToken(SimPrices):
         self.layers_ns = lambda batch: [0] * layers
         self.landing_ns = 0
 
-    def copy_ns(self, direction: Any, nbytes: int) -> int:
+    def copy_ns(self, lane: str, nbytes: int) -> int:
         return 0
 
     def readback_ns(self, nbytes: int) -> int:

@@ -30,7 +30,7 @@ class Tariff(Durations):
     latency_ns: int = 0
     chunk: int | None = None
 
-    def compute_ns(self, op: Any) -> int:
+    def compute_ns(self, op: Any) -> int:  # type: ignore[override]
         return int(op.batch.tokens)
 
     def copy_ns(self, lane: str, nbytes: int) -> int:

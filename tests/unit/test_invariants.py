@@ -14,14 +14,15 @@ from typing import Any
 
 import pytest
 from paths import ROOT
-from watched_machines import Watched, Work, watch
+from watched_machines import Asked, Watched, watch
 from workloads import plan_of, random_case, run_on, tiny_scenario, tiny_trace
 
 from moesim.errors import InvariantError, ScenarioError, UsageError
-from moesim.hardware.ops import Experts
-from moesim.machine.base import D2H, DEMAND, GPU, H2D, READBACK, Ticket
+from moesim.hardware.ops import Copy, Experts, Readback
+from moesim.hardware.topology import D2H, GPU, H2D
 from moesim.machine.events import EventMachine
 from moesim.machine.sim import SimMachine
+from moesim.machine.work import DEMAND, Work
 from moesim.policies.batching import DecodeFirst
 from moesim.policies.eviction import MIN, CacheContext
 from moesim.policies.view import View
@@ -137,17 +138,24 @@ def test_3_blocks_never_given_back_are_noticed(monkeypatch: pytest.MonkeyPatch) 
 class ComputesTooSoon(Watched):
     """Computes experts without waiting for their copies."""
 
-    def compute(self, lane: str, op: Any, after: Sequence[Ticket] = ()) -> Ticket:
-        return super().compute(lane, op, () if isinstance(op, Experts) else after)
+    def submit(self, work: Work) -> None:
+        if isinstance(work.op, Experts):
+            waits_for, work.after = work.after, ()
+            super().submit(work)
+            work.after = waits_for
+        else:
+            super().submit(work)
 
 
 class CopiesTooSoon(Watched):
     """Overwrites a buffer while it is read."""
 
-    def copy(
-        self, direction: Any, key: int, nbytes: int, priority: int, after: Any = (), slot: int = -1
-    ) -> Ticket:
-        return super().copy(direction, key, nbytes, priority, () if direction == H2D else after)
+    def submit(self, work: Work) -> None:
+        waits_for = work.after
+        if work.lane == H2D:
+            work.after = ()
+        super().submit(work)
+        work.after = waits_for
 
 
 @pytest.mark.parametrize("prefetch", ["none", "predicted", "oracle"])
@@ -228,10 +236,10 @@ class RewindsWithinAStep(Rewinds):
 
     waits = 0
 
-    def wait_any(self, tickets: Sequence[Ticket], until_ns: int | None = None) -> Any:
+    def wait_any(self, works: Sequence[Work], until_ns: int | None = None) -> Any:
         self.waits += 1
         self.back_ns = 100_000 * (self.waits == 5)
-        return super().wait_any(tickets, until_ns)
+        return super().wait_any(works, until_ns)
 
 
 def test_15_a_clock_that_goes_back_between_steps_is_noticed(
@@ -267,23 +275,15 @@ class Overlaps(Watched):
 
     lane = GPU
 
-    def _tamper(self, work: Work) -> None:
+    def submit(self, work: Work) -> None:
+        super().submit(work)
+        self._tamper(self.log[-1])
+
+    def _tamper(self, asked: Asked) -> None:
         others = [one for one in self.log[:-1] if one.lane == self.lane]
-        back_to_back = others and others[-1].finish == work.start
-        if work.lane == self.lane and back_to_back and work.kind != "readback":
-            work.ticket.start_ns -= 1
-
-    def compute(self, lane: str, op: Any, after: Sequence[Ticket] = ()) -> Ticket:
-        ticket = super().compute(lane, op, after)
-        self._tamper(self.log[-1])
-        return ticket
-
-    def copy(
-        self, direction: Any, key: int, nbytes: int, priority: int, after: Any = (), slot: int = -1
-    ) -> Ticket:
-        ticket = super().copy(direction, key, nbytes, priority, after)
-        self._tamper(self.log[-1])
-        return ticket
+        back_to_back = others and others[-1].finish == asked.start
+        if asked.lane == self.lane and back_to_back and asked.kind != "readback":
+            asked.work.start_ns -= 1
 
 
 class OverlapsCopies(Overlaps):
@@ -301,21 +301,19 @@ def test_9_two_demand_copies_at_once_are_noticed() -> None:
 class Idles(Watched):
     """Starts work on the GPU a nanosecond late, and is faster instead."""
 
-    def compute(self, lane: str, op: Any, after: Sequence[Ticket] = ()) -> Ticket:
-        ticket = super().compute(lane, op, after)
-        ticket.start_ns += 1
-        return ticket
+    def submit(self, work: Work) -> None:
+        super().submit(work)
+        if work.lane == GPU:
+            work.start_ns += 1
 
 
 class Hurries(Watched):
     """Says that copies took the link a thousand times as long."""
 
-    def copy(
-        self, direction: Any, key: int, nbytes: int, priority: int, after: Any = (), slot: int = -1
-    ) -> Ticket:
-        ticket = super().copy(direction, key, nbytes, priority, after)
-        ticket.busy_ns *= 1000
-        return ticket
+    def submit(self, work: Work) -> None:
+        super().submit(work)
+        if work.lane != GPU:
+            work.busy_ns *= 1000
 
 
 def simulate_on(lying: type[Watched], monkeypatch: pytest.MonkeyPatch) -> InvariantError:
@@ -392,31 +390,28 @@ def test_13_more_events_than_promised_are_noticed() -> None:
 class LosesACopy(Watched):
     """Its second copy to the device never begins."""
 
-    def copy(
-        self, direction: Any, key: int, nbytes: int, priority: int, after: Any = (), slot: int = -1
-    ) -> Ticket:
-        lost = direction == H2D and any(work.lane == H2D for work in self.log)
-        waits_for = (*after, Ticket()) if lost else after
-        return super().copy(direction, key, nbytes, priority, waits_for)
+    def submit(self, work: Work) -> None:
+        if work.lane == H2D and any(asked.lane == H2D for asked in self.log):
+            work.after = (*work.after, Work(H2D, Copy(0, 1)))
+        super().submit(work)
 
 
 class LosesIds(Watched):
     """The router's choice never reaches the host."""
 
-    def copy(
-        self, direction: Any, key: int, nbytes: int, priority: int, after: Any = (), slot: int = -1
-    ) -> Ticket:
-        waits_for = (*after, Ticket()) if key == READBACK else after
-        return super().copy(direction, key, nbytes, priority, waits_for)
+    def submit(self, work: Work) -> None:
+        if isinstance(work.op, Readback):
+            work.after = (*work.after, Work(H2D, Copy(0, 1)))
+        super().submit(work)
 
 
 def test_14_a_lost_copy_ends_the_run_and_is_named() -> None:
     said = broken(14, LosesACopy)
-    assert re.search(r"waits without end; pending: .*copy of key \d+ on h2d", said)
+    assert re.search(r"waits without end; pending: .*Copy\(key=\d+, nbytes=\d+\) on h2d", said)
 
 
 def test_14_lost_ids_end_the_run() -> None:
-    assert f"copy of key {READBACK} on d2h" in broken(14, LosesIds)
+    assert re.search(r"Readback\(nbytes=\d+\) on d2h", broken(14, LosesIds))
 
 
 @pytest.mark.parametrize("prefetch", ["none", "oracle"])

@@ -29,6 +29,7 @@ from workloads import (
 from moesim.errors import ScenarioError
 from moesim.hardware.ops import Experts
 from moesim.machine.events import EventMachine
+from moesim.machine.prices import Durations
 from moesim.machine.sim import SimMachine
 from moesim.policies.eviction import LRU
 from moesim.policies.prefetch import Prefetch
@@ -157,7 +158,7 @@ def test_look_ahead_hits_more_often_the_more_is_queued() -> None:
 
 
 @dataclass(frozen=True)
-class Simple:
+class Simple(Durations):
     """Prices of a model whose experts take a while to load and to compute, and nothing else."""
 
     computing: int
@@ -165,7 +166,7 @@ class Simple:
     layers: int
     landing_ns: int = 0
 
-    def compute_ns(self, op: Any) -> int:
+    def compute_ns(self, op: Any) -> int:  # type: ignore[override]
         return self.computing if isinstance(op, Experts) else 0
 
     def experts_ns(self, tokens: tuple[int, ...]) -> int:
@@ -174,14 +175,11 @@ class Simple:
     def layers_ns(self, batch: Any) -> list[int]:
         return [0] * self.layers
 
-    def copy_ns(self, direction: str, nbytes: int) -> int:
+    def copy_ns(self, lane: str, nbytes: int) -> int:
         return self.loading
 
     def readback_ns(self, nbytes: int) -> int:
         return 0
-
-    def chunk_bytes(self, direction: str) -> None:
-        return None
 
 
 def tokens_ns(
@@ -194,7 +192,7 @@ def tokens_ns(
     config = {**TINY_CONFIG, "num_hidden_layers": layers, "num_experts_per_tok": 1}
     trace = trace.with_meta(router=router, model_config=config)
     env = simpy.Environment()
-    machine = SimMachine(env, Simple(c, load, layers))  # type: ignore[arg-type]
+    machine = SimMachine(env, Simple(c, load, layers))
     server = build_server(plan_of(tiny_scenario(**scenario), trace), machine)
     env.run(until=env.process(server.run()))
     return machine.now_ns
