@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from moesim.serving.ledger import CAUSES, Ledger
+from moesim.serving.ledger import Ledger
+from moesim.serving.stalls import CAUSES
 
 if TYPE_CHECKING:
     from moesim.serving.request import Request
@@ -123,6 +124,7 @@ def cache_summary(totals: Totals) -> dict[str, Any]:
         "hits": hits,
         "late_hits": late,
         "misses": accesses - hits - late,
+        "elsewhere": totals.elsewhere,
         "expert_hit_rate": ratio(hits + late, accesses),
         "late_hit_rate": ratio(late, accesses),
         "token_hit_rate": ratio(rows - totals.missed_rows, rows),
@@ -138,18 +140,22 @@ def bytes_summary(totals: Totals, expert_bytes: int, unused_prefetches: int) -> 
     A prefetched expert is useful (used in time), late (used after a wait), wasted (evicted unused)
     or unused (not used before the run ended, resident or under way).
     """
+    moved = totals.moved_bytes
     return {
-        "h2d_bytes": totals.demand_bytes + totals.prefetch_bytes,
-        "demand_bytes": totals.demand_bytes,
-        "prefetch_bytes": totals.prefetch_bytes,
+        "h2d_bytes": moved["demand"] + moved["prefetch"],
+        "demand_bytes": moved["demand"],
+        "prefetch_bytes": moved["prefetch"],
         "prefetch_useful_bytes": totals.prefetch_useful * expert_bytes,
         "prefetch_late_bytes": totals.prefetch_late * expert_bytes,
         "prefetch_wasted_bytes": totals.prefetch_wasted * expert_bytes,
         "prefetch_unused_bytes": unused_prefetches * expert_bytes,
         "prefetch_refused": totals.prefetch_refused,
         # Weights are read-only, so evictions write back only if the scenario says so.
-        "d2h_bytes": totals.write_back_bytes + totals.readback_bytes,
-        "write_back_bytes": totals.write_back_bytes,
+        "d2h_bytes": moved["write_back"] + moved["readback"],
+        "write_back_bytes": moved["write_back"],
+        # Hidden states that cross the link in either direction, for experts or layers elsewhere.
+        "states_bytes": moved["states"],
+        "disk_bytes": moved["read"],
     }
 
 
@@ -158,22 +164,24 @@ def time_summary(totals: Totals, duration_ns: int) -> dict[str, Any]:
 
     `stall_share` is stalls ÷ time in steps; None if there were no steps.
     """
-    stalls = {cause: getattr(totals, f"stall_{cause}_ns") for cause in CAUSES}
+    stalls, busy = totals.stall_ns, totals.busy_ns
     stalled = sum(stalls.values())
     return {
-        "busy_s": totals.busy_gpu_ns / _S,
+        "busy_s": busy["gpu"] / _S,
         "stall_s": stalled / _S,
         **{f"stall_{cause}_s": value / _S for cause, value in stalls.items()},
         # Between steps there is no request to serve, so the GPU does not wait for a copy.
         "idle_s": (duration_ns - totals.stepping_ns) / _S,
         "stall_share": ratio(stalled, totals.stepping_ns),
-        "gpu_busy_share": ratio(totals.busy_gpu_ns, duration_ns),
-        "h2d_busy_share": ratio(totals.busy_h2d_ns, duration_ns),
-        "d2h_busy_share": ratio(totals.busy_d2h_ns, duration_ns),
+        # All machines have the same keys, so that tables of runs have the same columns.
+        **{
+            f"{lane}_busy_share": ratio(busy[lane], duration_ns) if lane in busy else None
+            for lane in ("gpu", "h2d", "d2h", "cpu", "disk")
+        },
     }
 
 
-def layer_columns(ledger: Ledger, model_layers: Sequence[int], expert_bytes: int) -> dict[str, Any]:
+def layer_columns(ledger: Ledger, model_layers: Sequence[int]) -> dict[str, Any]:
     """Return the columns of `layers.parquet`, with one row per trace layer."""
     events, accesses = ledger.accesses_by_layer()
     hits, late = np.array(ledger.hits), np.array(ledger.late_hits)
@@ -194,8 +202,9 @@ def layer_columns(ledger: Ledger, model_layers: Sequence[int], expert_bytes: int
         "token_hits": rows - np.array(ledger.missed_rows),
         "unique_experts_mean": accesses / np.maximum(events, 1),
         **stalls,
-        "demand_bytes": np.array(ledger.demand_copies) * expert_bytes,
-        "prefetch_bytes": np.array(ledger.prefetch_copies) * expert_bytes,
+        "elsewhere": np.array(ledger.elsewhere),
+        "demand_bytes": np.array(ledger.demand_bytes),
+        "prefetch_bytes": np.array(ledger.prefetch_bytes),
     }
 
 

@@ -185,7 +185,7 @@ def finish(plan: Plan, server: Server, now_ns: int) -> Outcome:
     """Return the outcome of a server that has ended at `now_ns`, with its invariants checked."""
     pool = server.scheduler.pool
     in_flight = server.ledger.finish(now_ns)
-    check_run(server.requests, server.ledger, pool, plan.cost.expert_bytes, in_flight)
+    check_run(server.requests, server.ledger, pool, in_flight)
     check_arrivals(server.requests, server.arrivals.clients)
     return Outcome(plan, server.requests, server.ledger, server.caches, pool, now_ns)
 
@@ -200,7 +200,7 @@ def result_of(plan: Plan, progress: Progress | None = None) -> Result:
     columns = {
         "requests": request_columns(outcome.requests),
         "steps": outcome.ledger.step_columns(),
-        "layers": layer_columns(outcome.ledger, plan.layers.model_layers, plan.cost.expert_bytes),
+        "layers": layer_columns(outcome.ledger, plan.layers.model_layers),
         "timeline": outcome.ledger.timeline_columns(),
     }
     return Result(plan.scenario, summary, columns)

@@ -30,16 +30,18 @@ from moesim.policies.guard import make_batching, make_eviction, make_prefetch
 from moesim.progress import Progress, counter
 from moesim.scenario import Scenario
 from moesim.serving.budget import Budget, plan_budget, split_slots
+from moesim.serving.issue import Execution
 from moesim.serving.knowledge import KNOWLEDGE
 from moesim.serving.kv import BlockPool
 from moesim.serving.layers import LayerPlan
 from moesim.serving.ledger import Ledger
 from moesim.serving.long_prompts import check_recomputes
 from moesim.serving.request import Request
-from moesim.serving.residency import ExpertCache, ExpertSizes, Staging
+from moesim.serving.residency import ExpertCache
 from moesim.serving.routing import RoutingSource, TraceRouting
 from moesim.serving.scheduler import Scheduler
 from moesim.serving.server import Server
+from moesim.serving.slots import ExpertSizes, Staging
 from moesim.serving.workload import build_workload
 from moesim.streams import stream
 from moesim.trace import Trace, load_trace
@@ -132,6 +134,12 @@ class Plan:
         """The order of the model's layers in a step, with the trace layer of each MoE layer."""
         shape = self.cost.shape
         return LayerPlan.of(shape.moe_layers, shape.num_layers)
+
+    @property
+    def execution(self) -> Execution:
+        """How decided work is executed."""
+        nbytes = self.cost.expert_bytes
+        return Execution(lambda _key: nbytes)
 
     def with_slots(self, total: int) -> Plan:
         """Return the plan with `total` expert slots, even if they do not fit the memory."""
@@ -244,6 +252,7 @@ def build_server(
         routing=routing,
         layers=plan.layers,
         ledger=ledger,
+        execution=plan.execution,
         knowledge=knowledge,
         sequential=scenario.replay == "sequential",
         progress=counter(progress, what),

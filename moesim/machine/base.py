@@ -14,17 +14,13 @@ release of the work submitted before it.
 
 **Shared resources.** Work whose `Cost` has `uses` shares bandwidths with the running work of other
 lanes. Its finish is not known before it is over.
-
-A machine may also offer a shortcut, `Folding`, for a whole step of requests to these members.
 """
 
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
-from moesim.hardware.ops import BatchShape
-from moesim.machine.step_times import Event, StepBytes, StepTimes
 from moesim.machine.work import Work
 
 Wait = Generator[Any, Any, None]
@@ -59,19 +55,3 @@ class Machine(Protocol):
 
     def close(self) -> None:
         """Release lanes, threads and memory."""
-
-
-@runtime_checkable
-class Folding(Protocol):
-    """A machine that can time a whole step at once when all its expert decisions are made."""
-
-    def fold(self, batch: BatchShape, events: Sequence[Event], sizes: StepBytes) -> StepTimes:
-        """Issue a whole step on idle lanes, or directly behind another folded step.
-
-        After the last folded step, call `wait_any((), until_ns=step_times.finish_ns)`.
-
-        The result equals that of the server's walk through the layers with the other members. Each
-        layer has its front, the readback of its ids and the wait for them. Then come one
-        computation of the resident experts, and a demand copy and a computation for each missing
-        expert. The step ends with the tail and the readback of the sampled tokens.
-        """

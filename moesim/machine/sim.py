@@ -18,11 +18,9 @@ from typing import Any
 import simpy
 
 from moesim.errors import InvariantError, UsageError
-from moesim.hardware.ops import BatchShape, Copy, Op, Readback, Tail
 from moesim.hardware.topology import D2H, GPU, H2D, Topology
 from moesim.machine.base import Wait
 from moesim.machine.prices import Prices
-from moesim.machine.step_times import Event, EventTimesMemo, StepBytes, StepTimes
 from moesim.machine.work import DEMAND, FAR, PREFETCH, Work
 
 
@@ -102,12 +100,12 @@ class SimMachine:
         topology = topology or Topology.single_gpu()
         self.env = env
         self.now_ns = int(env.now)
-        self._prices = prices
+        self.prices = prices
+        self._topology = topology
         self._pieces = prices.pieces
         self._landing_ns = prices.landing_ns
         self._lanes = {lane.name: _Lane(lane.name) for lane in topology.lanes}
         self._all = tuple(self._lanes.values())
-        self._event_times: dict[int, EventTimesMemo] = {}
         self._unsettled = 0
 
     def submit(self, work: Work) -> None:
@@ -137,42 +135,15 @@ class SimMachine:
         lane.queues[work.urgency].append(work.job)
         self._unsettled += 1
 
-    def fold(self, batch: BatchShape, events: Sequence[Event], sizes: StepBytes) -> StepTimes:
-        """See `Folding.fold`.
+    def twin(self) -> SimMachine:
+        """Return an idle machine at time zero, with the same lanes and prices."""
+        return SimMachine(simpy.Environment(), self.prices, self._topology)
 
-        Other SimPy processes cannot change these lanes, so the step's times are final at once.
-        """
-        free = [lane.free_ns for lane in self._all]
-        start = max(free)
-        if self._unsettled or (start > self.now_ns and min(free) < start):
-            raise InvariantError(14, f"a step is folded while work is under way: {self._pending()}")
-        start = max(start, self.now_ns)
-        memo = self._event_times.get(sizes.expert)
-        if memo is None:
-            memo = self._memo_for(sizes.expert)
-        times = [memo[shape] for _, shape in events]
-        layers_ns = self._prices.layers_ns(batch)
-        tail_ns = self._alone_ns(GPU, Tail(batch))
-        ids_ns = self._alone_ns(D2H, Readback(sizes.ids)) if sizes.ids else 0
-        sampled_ns = self._alone_ns(D2H, Readback(sizes.sampled))
-        finish = start + sum(layers_ns) + len(times) * ids_ns + tail_ns + sampled_ns
-        finish += sum([event.duration_ns for event in times])
-        if finish >= FAR:
-            raise TimeOverflow
-        for lane in self._all:
-            lane.free_ns = finish
-        return StepTimes(sizes, start, finish, layers_ns, ids_ns, times, tail_ns, sampled_ns)
-
-    def _alone_ns(self, lane: str, op: Op) -> int:
-        """Return the duration of a work that nothing delays."""
-        return sum(piece.alone_ns for piece in self._pieces(lane, op))
-
-    def _memo_for(self, expert_bytes: int) -> EventTimesMemo:
-        copy_ns = self._alone_ns(H2D, Copy(0, expert_bytes))
-        memo = self._event_times[expert_bytes] = EventTimesMemo(
-            self._prices.experts_ns, copy_ns, self._landing_ns
-        )
-        return memo
+    def settle(self) -> int:
+        """Advance until all submitted work is done; return that time. For twins only."""
+        self._settle_until((), FAR)
+        self.now_ns = max(self.now_ns, *(lane.free_ns for lane in self._all))
+        return self.now_ns
 
     def promote(self, work: Work) -> None:
         job = work.job

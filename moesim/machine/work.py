@@ -25,6 +25,7 @@ class Work:
     - `urgency`: `DEMAND`, or `PREFETCH` for copies that demand may overtake.
     - `buffer`: the number of the expert buffer in GPU memory that a copy fills or reads.
     - `issue_ns`: the host's time to hand it over, in nanoseconds. A real machine ignores it.
+    - `release_ns`: when the host had handed it over; 0 on machines without host time.
     - `start_ns`, `finish_ns`: valid once the machine reports the work as done.
     - `busy_ns`: the time that the lane worked on it, without pauses between chunks.
     - `job`: what the machine remembers of it.
@@ -39,6 +40,7 @@ class Work:
         "job",
         "lane",
         "op",
+        "release_ns",
         "start_ns",
         "urgency",
     )
@@ -58,6 +60,7 @@ class Work:
         self.urgency = urgency
         self.buffer = buffer
         self.issue_ns = issue_ns
+        self.release_ns = 0
         self.start_ns = FAR
         self.finish_ns = FAR
         self.busy_ns = 0

@@ -10,16 +10,17 @@ from itertools import pairwise
 
 from moesim.errors import InvariantError
 from moesim.serving.kv import BlockPool
-from moesim.serving.ledger import CAUSE_OTHER, Ledger
+from moesim.serving.ledger import Ledger
 from moesim.serving.request import Request
+from moesim.serving.stalls import OTHER
 
 
 def check_run(
-    requests: Sequence[Request], ledger: Ledger, pool: BlockPool, expert_bytes: int, in_flight: int
+    requests: Sequence[Request], ledger: Ledger, pool: BlockPool, in_flight_bytes: int
 ) -> None:
     """Raise `InvariantError` for the first rule that does not hold.
 
-    `in_flight` is the number of expert copies that were issued and had not landed at the end.
+    `in_flight_bytes` are those of expert copies that were issued and had not landed at the end.
     """
     _check_requests(requests)
     held = sum(request.blocks for request in requests)
@@ -27,10 +28,11 @@ def check_run(
         raise InvariantError(3, f"{held} KV blocks held and {pool.free} free of {pool.total}")
     # Counted from the log of unions, which is independent of the counters of hits and misses.
     accesses = int(ledger.accesses_by_layer()[1].sum())
-    hits, misses = sum(ledger.hits) + sum(ledger.late_hits), sum(ledger.demand_copies)
+    hits = sum(ledger.hits) + sum(ledger.late_hits)
+    misses = sum(ledger.demand_copies) + sum(ledger.elsewhere)
     if hits + misses != accesses:
         raise InvariantError(6, f"{hits} hits + {misses} misses are not {accesses} accesses")
-    landed = (misses + sum(ledger.prefetch_copies) - in_flight) * expert_bytes
+    landed = sum(ledger.demand_bytes) + sum(ledger.prefetch_bytes) - in_flight_bytes
     moved = ledger.moved_bytes["demand"] + ledger.moved_bytes["prefetch"]
     if landed != moved:
         raise InvariantError(7, f"copies of {landed} bytes landed, but {moved} bytes were counted")
@@ -70,7 +72,7 @@ def check_lanes(ledger: Ledger, now_ns: int) -> None:
     for lane, busy_ns in ledger.busy_ns.items():
         if busy_ns > now_ns:
             raise InvariantError(9, f"lane {lane} was busy for {busy_ns} ns of {now_ns} ns")
-    idle_ns = sum(ledger.stall_ns[CAUSE_OTHER])
+    idle_ns = sum(ledger.stall_ns[OTHER])
     if idle_ns:
         raise InvariantError(10, f"the GPU idled for {idle_ns} ns while work was ready")
 

@@ -1,11 +1,11 @@
 """The ledger: the counters and rows of a run, recorded in the same way on every machine.
 
-The server appends each piece of work with its ticket. At the end of a step all its tickets are
-done, so the ledger reads their times. It attributes idle time of the GPU to a cause:
+The server issues work through an `Issuer`, which appends an `Entry` of each to `log`. At the end of
+a step all works that the step waited for are done, so the ledger reads their times. It gives each
+idle moment of the GPU a cause (`moesim/serving/stalls.py`). Copies that are still under way are
+read at the end of a later step.
 
-- *readback*: the work was not issued yet, because the host waited for ids;
-- *demand*: the work was issued and waited for its expert's copy;
-- *late*: as demand, but the copy was a prefetch that had not landed.
+Steps that a `StepMemo` timed at once come through `log_timed` instead, as sums.
 """
 
 from __future__ import annotations
@@ -13,26 +13,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import chain
 from operator import add, sub
-from typing import Any
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from moesim.errors import InvariantError
-from moesim.machine.step_times import Event, StepTimes
-from moesim.machine.work import Work
+from moesim.hardware.ops import Copy, Experts
+from moesim.hardware.topology import Topology
 from moesim.policies.view import Key
+from moesim.serving.decision import Decision
 from moesim.serving.layers import LayerPlan
-from moesim.serving.step_sums import LoggedStep, StepFacts, add_steps
+from moesim.serving.stalls import CAUSES, DEMAND, LATE, READBACK, Entry, account
 from moesim.serving.totals import StepTotals
 
-CAUSE_READBACK, CAUSE_DEMAND, CAUSE_LATE, CAUSE_OTHER = range(4)
-CAUSES = ("readback", "demand", "late", "other")
-FRONT, DENSE, TAIL = 4, 5, 6  # kinds of GPU work beside experts, whose kind is their cause
-_KINDS = ("experts", "experts", "experts", "experts", "front", "dense", "tail")
-_LANE_OF = {"demand": "h2d", "prefetch": "h2d", "write_back": "d2h", "readback": "d2h"}
+__all__ = ["MOVES", "STEP_COLUMNS", "TIMELINE_COLUMNS", "Ledger", "StepFacts"]
+
+MOVES: Final = ("demand", "prefetch", "write_back", "readback", "states", "read")
+"""The kinds of work that move bytes."""
 _LOG_CHUNK = 1 << 16  # keys held as Python integers before they are packed into an array
-_ADD_EVERY = 128  # folded steps: NumPy's fixed costs are shared, and memory stays small
 
 STEP_COLUMNS = (
     "step",
@@ -54,17 +53,17 @@ STEP_COLUMNS = (
 TIMELINE_COLUMNS = ("lane", "kind", "start_ns", "finish_ns", "step", "layer", "expert")
 
 
-# (ticket, kind, layer, key, bytes, work that had to be done before its buffer was overwritten)
-LoggedCopy = tuple[Work, str, int, Key, int, Sequence[Work]]
+class StepFacts(NamedTuple):
+    """What is known of a step without its experts: numbers of tokens, requests and KV blocks."""
+
+    prefill_tokens: int
+    decode_tokens: int
+    sequences: int
+    blocks: int
 
 
 class Ledger:
     """Counters and rows of one run. Per-layer lists are indexed by trace layer.
-
-    The server appends the work that it issues to two lists. `work` holds GPU operations as (ticket,
-    time of issue, kind, layer, the copy that brings the expert or None). The kind is FRONT, DENSE,
-    TAIL, or of experts the cause of a wait for them. `copies` holds `LoggedCopy` entries. Folded
-    steps come as `StepTimes` through `log_folded` instead.
 
     The timeline has rows for `steps` steps from step `first_step` on. With `per_step`, it also
     records what each step added to the counters.
@@ -74,38 +73,38 @@ class Ledger:
         self,
         plan: LayerPlan,
         num_experts: int,
+        topology: Topology | None = None,
         *,
         first_step: int = 0,
         steps: int = 0,
         per_step: bool = False,
     ) -> None:
         num_layers = len(plan.model_layers)
-        layers = range(num_layers)
         self.num_layers = num_layers
-        self._layers = plan
         self.num_experts = num_experts
-        self.issued_ns = 0  # the time of the server's last wait, at which it issues work now
-        self.work: list[tuple[Work, int, int, int, Work | None]] = []
-        self.copies: list[LoggedCopy] = []
+        self.layers = plan
+        self.log: list[Entry] = []
+        self._in_flight: list[Entry] = []
         self._union_keys: list[Key] = []
         self._union_sizes: list[int] = []
-        self.hits = [0 for _ in layers]
-        self.late_hits = [0 for _ in layers]
-        self.rows = [0 for _ in layers]
-        self.missed_rows = [0 for _ in layers]
-        self.demand_copies = [0 for _ in layers]
-        self.prefetch_copies = [0 for _ in layers]
+        self.hits = [0] * num_layers
+        self.late_hits = [0] * num_layers
+        self.elsewhere = [0] * num_layers
+        self.rows = [0] * num_layers
+        self.missed_rows = [0] * num_layers
+        self.demand_copies = [0] * num_layers
+        self.prefetch_copies = [0] * num_layers
+        self.demand_bytes = [0] * num_layers
+        self.prefetch_bytes = [0] * num_layers
         # The last entry of each list is the end of a step, after all layers.
-        self.stall_ns = [[0 for _ in range(num_layers + 1)] for _ in CAUSES]
-        self.demand_stall_ns = self.stall_ns[CAUSE_DEMAND]
-        self.readback_stall_ns = self.stall_ns[CAUSE_READBACK]
+        self.stall_ns = [[0] * (num_layers + 1) for _ in CAUSES]
         self.hindsight = False  # whether an eviction policy used counts of the replayed trace
         self.prefetch_useful = 0
         self.prefetch_late = 0
         self.prefetch_wasted = 0
         self.prefetch_refused = 0
-        self.moved_bytes = {"demand": 0, "prefetch": 0, "write_back": 0, "readback": 0}
-        self.busy_ns = {"gpu": 0, "h2d": 0, "d2h": 0}
+        self.moved_bytes = dict.fromkeys(MOVES, 0)
+        self.busy_ns = dict.fromkeys((topology or Topology.single_gpu()).names, 0)
         self.waves_max = 0
         self.waves_sum = 0
         self.waves_events = 0
@@ -113,19 +112,41 @@ class Ledger:
         self.num_steps = 0
         self.steps: list[tuple[int, ...]] = []
         self.timeline: list[tuple[str, str, int, int, int, int, int]] = []
-        self._folded: list[LoggedStep] = []
-        self._timeline_steps = range(first_step, first_step + steps)
+        self.timeline_steps = range(first_step, first_step + steps)
         self._packed: list[tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]] = []
         self._last_demand_ns = 0
         self._step_start_ns = 0
-        self._ended_ns = 0
-        self._step_base = (0, 0, 0, 0)
+        self.ended_ns = 0
+        self._step_base: tuple[int, ...] = ()
         self.per_step = StepTotals() if per_step else None
 
     @property
     def copy_stalls_ns(self) -> tuple[list[int], list[int]]:
-        """Waits for expert copies in ns, by layer: of demand copies, and of late prefetches."""
-        return self.stall_ns[CAUSE_DEMAND], self.stall_ns[CAUSE_LATE]
+        """Waits for expert copies in ns, by layer: of demand copies, and of late copies ahead."""
+        return self.stall_ns[DEMAND], self.stall_ns[LATE]
+
+    @property
+    def readback_stall_ns(self) -> list[int]:
+        """Waits for ids and tokens on their way to the host in ns, by layer."""
+        return self.stall_ns[READBACK]
+
+    # --- decisions ---
+
+    def decided(self, it: Decision) -> None:
+        """Count the outcomes of a layer event."""
+        layer = it.layer
+        self.hits[layer] += len(it.ready)
+        if it.late:
+            self.late_hits[layer] += len(it.late)
+        if it.loads:
+            self.demand_copies[layer] += len(it.loads)
+            self.missed_rows[layer] += sum([rows for _, rows, _ in it.loads])
+            self.waves(it.waves)
+        if it.elsewhere:
+            self.elsewhere[layer] += len(it.elsewhere)
+            self.missed_rows[layer] += sum([rows for _, rows, _ in it.elsewhere])
+        if it.later:
+            self.prefetch_copies[layer] += len(it.later)
 
     def waves(self, number: int) -> None:
         """Record that a layer event needed `number` rounds through the staging buffers."""
@@ -134,45 +155,48 @@ class Ledger:
         if number > self.waves_max:
             self.waves_max = number
 
-    # --- at the borders of a step, when all tickets of the step are done ---
+    # --- at the borders of a step, when all work that it waited for is done ---
 
     def begin_step(self, now_ns: int) -> None:
         """Start a step. Raise `InvariantError` if the clock went back."""
-        if now_ns < self._ended_ns:
+        if now_ns < self.ended_ns:
             raise InvariantError(15, f"the clock went back to {now_ns} ns")
-        self.issued_ns = self._step_start_ns = now_ns
+        self._step_start_ns = now_ns
         self._step_base = self._step_sums()
         if self.per_step is not None:
             self.per_step.begin(self)
 
-    def _step_sums(self) -> tuple[int, int, int, int]:
+    def _step_sums(self) -> tuple[int, ...]:
         """Return the sums of which a step's rows are differences."""
-        copied = sum(self.demand_copies) + sum(self.prefetch_copies)
+        copied = sum(self.demand_bytes) + sum(self.prefetch_bytes)
         return sum(self.hits), sum(self.late_hits), copied, self.waves_sum
 
     def end_step(
         self,
         now_ns: int,
         facts: StepFacts,
-        expert_bytes: int,
         unions: Sequence[Sequence[Key]],
         rows: Sequence[Sequence[int]],
+        waited: int = READBACK,
     ) -> None:
         """End a step: read the times of its work, and add it to counters and rows.
 
-        `now_ns` is the time at which the host had the step's tokens. `unions` and `rows` hold, for
-        each layer, the distinct keys and the number of rows that wanted each.
+        `now_ns` is the time at which the host had the step's tokens, after a wait whose idle GPU
+        has the cause `waited`. `unions` and `rows` hold, for each layer, the distinct keys and the
+        number of rows that wanted each.
         """
         self.rows = list(map(add, self.rows, map(sum, rows)))
         accesses = sum(map(len, unions))
         number = self.num_steps
         self.num_steps += 1
-        stalled = self._attribute(now_ns)
-        if number in self._timeline_steps:
-            self._show(number)
-        self.work.clear()
+        self._count_bytes()
+        clock, stalled = account(self.log, self._step_start_ns, self.stall_ns)
+        if now_ns < clock:
+            raise InvariantError(15, f"the clock is back at {now_ns} ns, before {clock} ns")
+        self.stall_ns[waited][self.num_layers] += now_ns - clock
+        stalled += now_ns - clock
         self._collect(now_ns, number)
-        self._ended_ns = now_ns
+        self.ended_ns = now_ns
         hits, late, copied, waves = map(sub, self._step_sums(), self._step_base)
         self.stepping_ns += now_ns - self._step_start_ns
         self.steps.append(
@@ -188,7 +212,7 @@ class Ledger:
                 hits,
                 late,
                 accesses - hits - late,
-                copied * expert_bytes,
+                copied,
                 stalled,
                 waves,
                 facts.blocks,
@@ -197,21 +221,15 @@ class Ledger:
         if self.per_step is not None:
             self.per_step.end(self)
 
-    def log_folded(
-        self,
-        step_times: StepTimes,
-        events: Sequence[Event],
-        unions: Sequence[Sequence[Key]],
-        facts: StepFacts,
-    ) -> None:
-        """Record a folded step with its layer events."""
-        if self.num_steps in self._timeline_steps:
-            self._show_step(step_times, events)
-        self._folded.append(LoggedStep(self.num_steps, step_times, facts))
-        self.num_steps += 1
-        self.log_unions(unions)
-        if len(self._folded) >= _ADD_EVERY:
-            self._add_folded()
+    def _count_bytes(self) -> None:
+        """Count the bytes of the expert copies that the step issued, by layer."""
+        for entry in self.log:
+            op = entry.work.op
+            if type(op) is Copy:
+                if entry.kind == "demand":
+                    self.demand_bytes[entry.layer] += op.nbytes
+                elif entry.kind == "prefetch":
+                    self.prefetch_bytes[entry.layer] += op.nbytes
 
     def log_unions(self, unions: Sequence[Sequence[Key]]) -> None:
         """Record the unions of the next layer events."""
@@ -223,118 +241,64 @@ class Ledger:
         if len(self._union_keys) >= _LOG_CHUNK:
             self._pack()
 
-    def _add_folded(self) -> None:
-        if self._folded:
-            add_steps(self, self._folded)
-            self._folded = []
-
-    def _attribute(self, now_ns: int) -> int:
-        """Add the step's GPU idle time by cause and layer, and return its sum in ns.
-
-        Raise `InvariantError` if work overlaps or an expert is computed before it landed.
-        """
-        clock = self._step_start_ns
-        readback = self.stall_ns[CAUSE_READBACK]
-        stalled = busy = 0
-        for ticket, issued, kind, layer, landing in self.work:
-            start = ticket.start_ns
-            gap = start - clock
-            if gap:
-                if gap < 0:
-                    raise InvariantError(9, f"GPU work overlaps by {-gap} ns at {start} ns")
-                stalled += gap
-                # One gap can have two causes: the part before the work was issued is readback.
-                unissued = issued - clock
-                if unissued > 0:
-                    unissued = min(unissued, gap)
-                    readback[layer] += unissued
-                    gap -= unissued
-                cause = kind if CAUSE_READBACK < kind < CAUSE_OTHER else CAUSE_OTHER
-                self.stall_ns[cause][layer] += gap
-            if landing is not None and start < landing.finish_ns:
-                raise InvariantError(4, f"an expert is computed at {start} ns, before it landed")
-            clock = ticket.finish_ns
-            busy += clock - start
-        if now_ns < clock:
-            raise InvariantError(15, f"the clock is back at {now_ns} ns, before {clock} ns")
-        self.busy_ns["gpu"] += busy
-        readback[self.num_layers] += now_ns - clock
-        return stalled + now_ns - clock
-
     def _collect(self, now_ns: int, step: int) -> None:
-        """Add the copies that are finished; the others stay for a later step."""
+        """Add the work that is finished; the rest stays for a later step."""
         in_flight = []
         moved, busy = self.moved_bytes, self.busy_ns
-        in_timeline = step in self._timeline_steps
-        for entry in self.copies:
-            ticket, kind, _, key, nbytes, after = entry
-            if ticket.finish_ns > now_ns:
+        in_timeline = step in self.timeline_steps
+        for entry in chain(self._in_flight, self.log):
+            work, kind = entry[0], entry[1]
+            if work.finish_ns > now_ns:
                 in_flight.append(entry)
                 continue
-            for reader in after:
-                if ticket.start_ns < reader.finish_ns:
-                    raise InvariantError(5, f"the copy of key {key} overwrites what is in use")
-            # Prefetches are left out: demand copies may run between their chunks.
+            if work.after:
+                self._check_start(entry)
+            # Copies ahead are left out: demand copies may run between their chunks.
             if kind == "demand":
-                if ticket.start_ns < self._last_demand_ns:
-                    raise InvariantError(9, f"two demand copies overlap at {ticket.start_ns} ns")
-                self._last_demand_ns = ticket.finish_ns
-            moved[kind] += nbytes
-            busy[_LANE_OF[kind]] += ticket.busy_ns
+                if work.start_ns < self._last_demand_ns:
+                    raise InvariantError(9, f"two demand copies overlap at {work.start_ns} ns")
+                self._last_demand_ns = work.finish_ns
+            if kind in moved:
+                moved[kind] += work.op.nbytes  # type: ignore[union-attr]
+            busy[work.lane] += work.busy_ns
             if in_timeline:
-                self._show_copy(entry, step)
-        self.copies = in_flight
+                self.show(entry, step)
+        self._in_flight = in_flight
+        self.log.clear()
+
+    def _check_start(self, entry: Entry) -> None:
+        """Raise `InvariantError` if a work started before what it waits for was done."""
+        work = entry.work
+        for other in work.after:
+            if work.start_ns < other.finish_ns:
+                if isinstance(work.op, Copy):
+                    key = work.op.key
+                    raise InvariantError(5, f"the copy of key {key} overwrites what is in use")
+                what = "an expert" if isinstance(work.op, Experts) else str(work.op)
+                raise InvariantError(
+                    4, f"{what} is computed at {work.start_ns} ns, before it landed"
+                )
 
     def finish(self, now_ns: int) -> int:
-        """Add all that is left, and return the number of expert copies still in flight."""
-        self._add_folded()
+        """Add all that is left, and return the bytes of expert copies still in flight."""
+        self._count_bytes()
         self._collect(now_ns, len(self.steps) - 1)
         self._pack()
         if self.per_step is not None:
             self.per_step.close(self)
-        return sum(copy[1] in ("demand", "prefetch") for copy in self.copies)
+        flying = [
+            entry.work.op for entry in self._in_flight if entry.kind in ("demand", "prefetch")
+        ]
+        return sum(op.nbytes for op in flying if isinstance(op, Copy))
 
-    def _show(self, step: int) -> None:
-        for ticket, _, kind, layer, _ in self.work:
-            entry = ("gpu", _KINDS[kind], ticket.start_ns, ticket.finish_ns, step, layer, -1)
-            self.timeline.append(entry)
-
-    def _show_copy(self, copy: LoggedCopy, step: int) -> None:
-        ticket, kind, layer, key, *_ = copy
+    def show(self, entry: Entry, step: int, offset_ns: int = 0, key: Key | None = None) -> None:
+        """Add a work to the timeline; its times and its key may be those of a memo."""
+        work = entry.work
+        if key is None:
+            key = work.op.key if isinstance(work.op, Copy) else -1
         expert = key % self.num_experts if key >= 0 else -1
-        entry = (_LANE_OF[kind], kind, ticket.start_ns, ticket.finish_ns, step, layer, expert)
-        self.timeline.append(entry)
-
-    def _show_step(self, step_times: StepTimes, events: Sequence[Event]) -> None:
-        """Append the timeline rows of a folded step, as `_show` and `_show_copy` would."""
-        step, clock = self.num_steps, step_times.start_ns
-
-        def show(lane: str, kind: str, start: int, finish: int, layer: int, key: int = -1) -> int:
-            expert = key % self.num_experts if key >= 0 else -1
-            self.timeline.append((lane, kind, start, finish, step, layer, expert))
-            return finish
-
-        for layer, (times, event) in enumerate(zip(step_times.events, events, strict=True)):
-            for dense in self._layers.dense_before[layer]:
-                clock = show("gpu", "dense", clock, clock + step_times.layers_ns[dense], layer)
-            front_ns = step_times.layers_ns[self._layers.model_layers[layer]]
-            clock = show("gpu", "front", clock, clock + front_ns, layer)
-            if step_times.sizes.ids:
-                clock = show("d2h", "readback", clock, clock + step_times.ids_ns, layer)
-            missing, _ = event
-            first = 0 if times.residents else 1
-            computed = zip(times.starts[first:], times.finishes[first:], strict=True)
-            for start, finish in computed:
-                show("gpu", "experts", clock + start, clock + finish, layer)
-            copies = zip(missing, times.departures, times.landings, strict=True)
-            for key, start, finish in copies:
-                show("h2d", "demand", clock + start, clock + finish, layer, key)
-            clock += times.duration_ns
-        last = self.num_layers
-        for dense in self._layers.dense_before[last]:
-            clock = show("gpu", "dense", clock, clock + step_times.layers_ns[dense], last)
-        clock = show("gpu", "tail", clock, clock + step_times.tail_ns, last)
-        show("d2h", "readback", clock, clock + step_times.sampled_ns, last)
+        start, finish = work.start_ns + offset_ns, work.finish_ns + offset_ns
+        self.timeline.append((work.lane, entry.kind, start, finish, step, entry.layer, expert))
 
     # --- read afterwards ---
 

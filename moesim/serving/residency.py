@@ -4,81 +4,38 @@ A slot belongs to a key as soon as the key's copy is issued, and not only when t
 So decisions do not depend on the speed of the link. An expert that must leave while its copy is
 under way lands first; the copy gets demand priority.
 
-A layer event is decided once for the whole union. Resident experts are computed first. Leavers
-free their slots, after their computation if they are wanted now. Missing experts that stay are
-copied into free slots. The others pass through the staging buffers, in *waves* of one expert per
-buffer.
+`ExpertCache.decide` decides a layer event once for the whole union, as a `Decision`. It moves slots
+between keys and issues no work. `moesim/serving/program.py` turns a decision into work.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import count
+from typing import Protocol
 
 from moesim.errors import InvariantError, PolicyViolation
-from moesim.hardware.ops import Copy, Experts
-from moesim.hardware.topology import D2H, GPU, H2D
 from moesim.machine.base import Machine
-from moesim.machine.step_times import FREE, RESIDENTS, Event
-from moesim.machine.work import DEMAND, PREFETCH, Work
 from moesim.policies.eviction.base import Eviction
 from moesim.policies.view import Key, View
-from moesim.serving.ledger import CAUSE_DEMAND, CAUSE_LATE, CAUSE_READBACK, Ledger
+from moesim.serving.decision import NO_READS, Decision, Placed
+from moesim.serving.ledger import Ledger
+from moesim.serving.slots import ExpertSizes, Slot, Staging
+
+__all__ = ["ExpertCache", "HostMemory"]
 
 _STRAY_LEAVER = "is a leaver, but neither resident nor wanted"
+_NOWHERE_ELSE: Placed = {}
 
 
-class Slot:
-    """A buffer in GPU memory for one expert.
+class HostMemory(Protocol):
+    """Host memory that cannot hold all experts; the others are on disk."""
 
-    - `number`: its place among all expert-sized buffers.
-    - `landing`: the copy that fills it; None once that is known to be done.
-    - `reader`: the last computation, or write-back, that reads it.
-    - `fresh`: whether its expert was prefetched and not used since.
-    - `issued`: number of the prefetch that fills it, in order of issue.
-    """
+    def read(self, key: Key) -> int:
+        """Return the bytes to be read from disk before a use of an expert; it is then here."""
 
-    __slots__ = ("fresh", "issued", "landing", "number", "reader")
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-        self.landing: Work | None = None
-        self.reader: Work | None = None
-        self.fresh = False
-        self.issued = 0
-
-
-@dataclass(frozen=True, slots=True)
-class ExpertSizes:
-    """Bytes of one expert, and whether an evicted expert is copied back to the host."""
-
-    nbytes: int
-    write_back: bool = False
-
-
-class Staging:
-    """Buffers for experts that are computed without a slot; reused round robin.
-
-    It numbers all expert-sized buffers of GPU memory: staging buffers first, then the slots of the
-    caches. `total` counts the buffers numbered so far.
-    """
-
-    def __init__(self, count: int) -> None:
-        self.total = 0
-        self.buffers = self.slots(count)
-        self._next = 0
-
-    def slots(self, count: int) -> list[Slot]:
-        """Return new buffers with the next numbers."""
-        first, self.total = self.total, self.total + count
-        return [Slot(number) for number in range(first, self.total)]
-
-    def take(self) -> Slot:
-        """Return the buffer that was used longest ago."""
-        buffer = self.buffers[self._next]
-        self._next = (self._next + 1) % len(self.buffers)
-        return buffer
+    def place(self, key: Key) -> str:
+        """Return `host` or `disk`, without a use."""
 
 
 class ExpertCache:
@@ -91,17 +48,27 @@ class ExpertCache:
         ledger: Ledger,
         staging: Staging,
         sizes: ExpertSizes,
+        *,
+        place: Callable[[View, Sequence[Key], Sequence[Key]], Placed] | None = None,
+        host: HostMemory | None = None,
     ) -> None:
+        """Build the cache, with the keys that its policy preloads.
+
+        `place(view, missing, arriving)` returns the lanes of the absent keys that do not run on the
+        GPU; None: all do. `host` is the host memory if it cannot hold all experts.
+        """
         self.policy = policy
+        self._place = place
+        self._host = host
         self.capacity = policy.capacity
         self.expert_bytes = sizes.nbytes
         self.write_back = sizes.write_back
-        self._decide = policy.decide  # looked up once: it is called at every layer event
+        self._leavers = policy.decide  # looked up once: it is called at every layer event
         self.slots: dict[Key, Slot] = {}
-        self._machine = machine
+        self._done = machine.done
         self._ledger = ledger
         self._staging = staging
-        self._sizes = sizes
+        self._copied_ahead = False  # whether a copy may be under way when a layer event begins
         self._issues = count()
         self._free = staging.slots(self.capacity)
         for key in policy.preload():
@@ -131,112 +98,149 @@ class ExpertCache:
                 2, f"{len(self.slots)} used + {len(self._free)} free slots are not {self.capacity}"
             )
 
-    def event(self, layer: int, view: View) -> None:
-        """Run one layer event: sort the union, decide, and issue computations and copies."""
-        machine, ledger, slots = self._machine, self._ledger, self.slots
-        ready: list[Key] = []
-        rows_ready: list[int] = []
-        held: list[Slot] = []
-        missing: list[tuple[Key, int]] = []
-        late: list[tuple[Key, int]] = []
-        for key, rows in zip(view.union, view.tokens, strict=True):
-            slot = slots.get(key)
-            if slot is None:
-                missing.append((key, rows))
-            elif slot.landing is None or self._landed(slot):
-                ready.append(key)
-                rows_ready.append(rows)
-                held.append(slot)
-            else:
-                late.append((key, rows))
-        leavers = self._decide(view)
-
-        # Residents are computed in one call. The order of issue is the order on the GPU, so experts
-        # that are still being copied come after them.
-        if ready:
-            reader = Work(GPU, Experts(layer, tuple(ready), tuple(rows_ready)))
-            machine.submit(reader)
-            ledger.work.append((reader, ledger.issued_ns, CAUSE_READBACK, layer, None))
-            ledger.hits[layer] += len(ready)
-            for slot in held:
-                slot.reader = reader
-        if late:
-            self._compute_late(layer, late)
-        bypass = self._release(missing, leavers) if leavers else None
-        if missing:
-            self._load(layer, missing, bypass)
-
-    def decide(self, view: View, union: Sequence[Key], tokens: tuple[int, ...]) -> Event:
-        """Decide one layer event that begins on idle lanes, with no copy under way.
-
-        Decisions are those of `event`, but nothing is issued. Without copies under way a slot is
-        either free or read by this event, so what a copy waits for follows without tickets.
-        `union` and `tokens` are the view's.
-        """
+    def holds(self, layer: int, num_experts: int) -> bool:
+        """Return whether all experts of a layer have a slot, with no copy under way."""
+        keys = range(layer * num_experts, (layer + 1) * num_experts)
         slots = self.slots
+        return all(key in slots and self._landed(slots[key]) for key in keys)
+
+    def decide(self, layer: int, view: View) -> Decision:
+        """Decide one layer event: sort the union, and move slots between keys."""
+        union, tokens, slots = view.union, view.tokens, self.slots
         missing = [key for key in union if key not in slots]
-        leavers = self._decide(view)
-        if not missing and not leavers:
-            return missing, (tokens, (), ())
-        absent = tuple([key not in slots for key in union])
-        return missing, (tokens, absent, self._move(union, missing, leavers))
+        arriving = self._arriving(union) if self._copied_ahead else ()
+        placed: Placed = _NOWHERE_ELSE
+        if self._place is not None and (missing or arriving):
+            placed = self._place(view, missing, arriving)
+        leavers = self._leavers(view)
+        if not (missing or arriving or leavers):
+            return Decision(layer, union, tokens, [slots[key] for key in union])
+        rows = dict(zip(union, tokens, strict=True))
+        ready = [key for key in union if key in slots]
+        late: list[tuple[Key, int, Slot]] = []
+        if arriving:
+            ready = [key for key in ready if key not in arriving]
+            late = self._late(rows, arriving, placed)
+        held = [slots[key] for key in ready]
+        reading = {slot.number for slot in held}.union([slot.number for *_, slot in late])
+        bypass: Collection[Key] = ()
+        vacated: list[tuple[Key, Slot]] = []
+        if leavers:
+            bypass, vacated = self._release(missing, leavers, reading)
+        loads, later = self._assign(rows, missing, bypass, placed)
+        staged = len(loads) + len(later) and sum([key in bypass for key, *_ in loads])
+        return Decision(
+            layer,
+            ready,
+            [rows[key] for key in ready],
+            held,
+            late,
+            vacated,
+            loads,
+            [(key, rows[key], lane) for key, lane in placed.items()],
+            later,
+            self._reads(loads, placed, later),
+            max(1, -(-staged // len(self._staging.buffers))) if loads else 0,
+            self.write_back,
+        )
 
-    def _move(
-        self, union: Sequence[Key], missing: Sequence[Key], leavers: Collection[Key]
-    ) -> tuple[int, ...]:
-        """Free the leavers' slots and give slots to the missing keys that stay.
+    def _arriving(self, union: Sequence[Key]) -> list[Key]:
+        """Return the keys of a union whose copy is under way."""
+        slots = self.slots
+        return [key for key in union if key in slots and not self._landed(slots[key])]
 
-        Return what each copy must wait for, or nothing if no copy must wait.
-        """
+    def _late(
+        self, rows: Mapping[Key, int], arriving: Sequence[Key], placed: Placed
+    ) -> list[tuple[Key, int, Slot]]:
+        """Return the experts that are computed on the GPU when their copy has landed."""
+        late = [(key, rows[key], self.slots[key]) for key in arriving if key not in placed]
+        # In order of issue, so the GPU computes the experts in the order in which they land.
+        late.sort(key=lambda item: item[2].issued)
+        for *_, slot in late:
+            if slot.fresh:
+                slot.fresh = False
+                self._ledger.prefetch_late += 1
+        return late
+
+    def _assign(
+        self,
+        rows: Mapping[Key, int],
+        missing: Sequence[Key],
+        bypass: Collection[Key],
+        placed: Placed,
+    ) -> tuple[list[tuple[Key, int, Slot]], list[tuple[Key, Slot]]]:
+        """Give slots to the missing keys that stay, and staging buffers to those copied for now."""
         slots, free = self.slots, self._free
-        try:
-            if leavers and not set(union).isdisjoint(leavers):
-                return self._share_out(union, missing, leavers)
-            for key in leavers:
-                free.append(slots.pop(key))
-            for key in missing:
-                slots[key] = free.pop()
-        except KeyError as error:
-            raise self._violation(error.args[0], _STRAY_LEAVER) from None
-        except IndexError:
-            raise self._violation(missing, self._too_many) from None
-        return ()
-
-    def _share_out(
-        self, union: Sequence[Key], missing: Sequence[Key], leavers: Collection[Key]
-    ) -> tuple[int, ...]:
-        """Give slots to the missing keys that stay, and staging buffers to the others.
-
-        Return what each copy must wait for. Slots read by this event are used last.
-        """
-        slots, free = self.slots, self._free
-        bypass = set(leavers).intersection(missing)
-        leaving = [key for key in leavers if key not in bypass]
-        if len(leaving) + len(bypass) < len(leavers):
-            raise self._violation(leavers, "are leavers, one of them twice")
-        # `free` is a stack: slots put in front are taken last.
-        read = set(union).intersection(leaving)
-        free[:0] = [slots.pop(key) for key in leaving if key in read]
-        free += [slots.pop(key) for key in leaving if key not in read]
-        idle = len(free) - len(read)
-        staged: list[int] = []
-        after = []
-        for number, key in enumerate(missing, 1):
+        loads: list[tuple[Key, int, Slot]] = []
+        later: list[tuple[Key, Slot]] = []
+        for key in missing:
+            here = key not in placed
             if key in bypass:
-                # A staging buffer is free after the computation of the expert one wave before.
-                staged.append(number)
-                wave_before = len(staged) - len(self._staging.buffers)
-                after.append(staged[wave_before - 1] if wave_before > 0 else FREE)
+                if here:
+                    loads.append((key, rows[key], self._staging.take()))
+                continue
+            if not free:
+                raise self._violation(key, self._too_many)
+            slots[key] = slot = free.pop()
+            if here:
+                loads.append((key, rows[key], slot))
             else:
-                slots[key] = free.pop()
-                after.append(FREE if idle > 0 else RESIDENTS)
-                idle -= 1
-        return tuple(after)
+                slot.issued = next(self._issues)
+                later.append((key, slot))
+                self._copied_ahead = True
+        return loads, later
+
+    def _reads(
+        self,
+        loads: Sequence[tuple[Key, int, Slot]],
+        placed: Placed,
+        later: Sequence[tuple[Key, Slot]],
+    ) -> Mapping[Key, int]:
+        """Return the bytes to be read from disk of each expert that leaves host memory's copy."""
+        if self._host is None:
+            return NO_READS
+        keys = dict.fromkeys([*(key for key, *_ in loads), *placed, *(key for key, _ in later)])
+        return {key: nbytes for key in keys if (nbytes := self._host.read(key))}
+
+    def prefetch(self, layer: int, key: Key, protected: Collection[Key]) -> Decision | None:
+        """Decide the copy ahead of an absent key; return None if the policy gives it no slot.
+
+        The decision has the key in `later`, and its victim in `vacated` if there is one.
+        """
+        policy, slots = self.policy, self.slots
+        vacated: list[tuple[Key, Slot]] = []
+        if self._free:
+            slot = self._free.pop()
+        else:
+            victim = policy.victim(protected) if self.capacity else None
+            if victim is None:
+                return None
+            if victim not in slots or victim in protected:
+                raise self._violation(
+                    victim, "cannot leave for a prefetch: it is not resident, or is protected"
+                )
+            slot = slots.pop(victim)
+            policy.remove(victim)
+            self._waste(slot)
+            vacated.append((victim, slot))
+        policy.insert(key)
+        slots[key] = slot
+        slot.issued = next(self._issues)
+        self._copied_ahead = True
+        later = [(key, slot)]
+        reads = self._reads((), {}, later)
+        return Decision(layer, (), (), (), (), vacated, (), (), later, reads, 0, self.write_back)
+
+    @property
+    def unused_prefetches(self) -> int:
+        """Number of experts that were copied ahead and not used so far."""
+        return sum(slot.fresh for slot in self.slots.values())
 
     def _landed(self, slot: Slot) -> bool:
-        """Return whether the prefetch that fills the slot is done, and count it as useful."""
-        assert slot.landing is not None
-        if not self._machine.done(slot.landing):
+        """Return whether the copy that fills the slot is done, and count a prefetch as useful."""
+        if slot.landing is None:
+            return True
+        if not self._done(slot.landing):
             return False
         slot.landing = None
         if slot.fresh:
@@ -244,91 +248,44 @@ class ExpertCache:
             self._ledger.prefetch_useful += 1
         return True
 
-    def _compute_late(self, layer: int, late: list[tuple[Key, int]]) -> None:
-        """Give copies under way demand priority, and compute each expert when it has landed."""
-        # In order of issue, so the GPU computes the experts in the order in which they land.
-        ledger = self._ledger
-        late.sort(key=lambda item: self.slots[item[0]].issued)
-        for key, rows in late:
-            slot = self.slots[key]
-            landing = slot.landing
-            assert landing is not None
-            self._machine.promote(landing)
-            op = Experts(layer, (key,), (rows,))
-            slot.reader = reader = Work(GPU, op, (landing,))
-            self._machine.submit(reader)
-            ledger.work.append((reader, ledger.issued_ns, CAUSE_LATE, layer, landing))
-            if slot.fresh:
-                slot.fresh = False
-                ledger.prefetch_late += 1
-        ledger.late_hits[layer] += len(late)
+    def _release(
+        self, missing: Sequence[Key], leavers: Collection[Key], reading: Collection[int]
+    ) -> tuple[Collection[Key], list[tuple[Key, Slot]]]:
+        """Free the slots of resident leavers.
 
-    def _load(
-        self, layer: int, missing: list[tuple[Key, int]], bypass: Collection[Key] | None
-    ) -> None:
-        """Copy the missing experts into free slots or staging buffers, and compute them."""
-        machine, ledger, free = self._machine, self._ledger, self._free
-        submit, nbytes = machine.submit, self._sizes.nbytes
-        issued_ns, missed_rows = ledger.issued_ns, 0
-        for key, rows in missing:
-            if bypass and key in bypass:
-                slot = self._staging.take()
-            elif free:
-                self.slots[key] = slot = free.pop()
-            else:
-                raise self._violation(key, self._too_many)
-            after = _busy_with(slot, machine)
-            landing = Work(H2D, Copy(key, nbytes), after, DEMAND, slot.number)
-            submit(landing)
-            slot.reader = reader = Work(GPU, Experts(layer, (key,), (rows,)), (landing,))
-            submit(reader)
-            slot.landing = None  # later work waits for the reader, which waits for the copy
-            ledger.copies.append((landing, "demand", layer, key, nbytes, after))
-            ledger.work.append((reader, issued_ns, CAUSE_DEMAND, layer, landing))
-            missed_rows += rows
-        ledger.demand_copies[layer] += len(missing)
-        ledger.missed_rows[layer] += missed_rows
-        ledger.waves(max(1, -(-len(bypass) // len(self._staging.buffers))) if bypass else 1)
-
-    def _release(self, missing: list[tuple[Key, int]], leavers: Collection[Key]) -> Collection[Key]:
-        """Free the slots of resident leavers, and return the missing keys that get no slot.
-
-        Slots that are still being read are used last.
+        Return the missing keys that get no slot, and the leavers that need a copy to leave. Slots
+        that are still being read are used last.
         """
-        slots, free = self.slots, self._free
-        bypass = []
+        slots, free, done = self.slots, self._free, self._done
+        bypass, vacated = [], []
+        busy = set(reading)
         for key in leavers:
             slot = slots.pop(key, None)
             if slot is None:
                 bypass.append(key)
                 continue
+            self._waste(slot)
             if slot.landing is not None or self.write_back:
-                self._vacate(key, slot)
+                vacated.append((key, slot))
+                if self.write_back:
+                    busy.add(slot.number)
             free.append(slot)
-        if bypass and (
-            len(set(bypass)) < len(bypass) or not {key for key, _ in missing}.issuperset(bypass)
-        ):
+        if bypass and (len(set(bypass)) < len(bypass) or not set(missing).issuperset(bypass)):
             raise self._violation(bypass, _STRAY_LEAVER)
         # The end of the stack is taken first: there go the slots for which no copy must wait.
         if len(free) > 1:
-            done = self._machine.done
-            free.sort(key=lambda slot: slot.reader is None or done(slot.reader))
-        return bypass
+            free.sort(
+                key=lambda slot: (
+                    slot.number not in busy and (slot.reader is None or done(slot.reader))
+                )
+            )
+        return bypass, vacated
 
-    def _vacate(self, key: Key, slot: Slot) -> None:
-        """Prepare a slot for reuse: a copy under way lands, and the expert is written back."""
-        ledger, machine, nbytes = self._ledger, self._machine, self._sizes.nbytes
+    def _waste(self, slot: Slot) -> None:
+        """Count a prefetched expert that leaves before any use."""
         if slot.fresh:
             slot.fresh = False
-            ledger.prefetch_wasted += 1
-        if slot.landing is not None:
-            machine.promote(slot.landing)
-        if self.write_back:
-            after = _busy_with(slot, machine)
-            slot.reader = back = Work(D2H, Copy(key, nbytes), after, DEMAND, slot.number)
-            machine.submit(back)
-            layer = key // ledger.num_experts
-            ledger.copies.append((back, "write_back", layer, key, nbytes, after))
+            self._ledger.prefetch_wasted += 1
 
     @property
     def _too_many(self) -> str:
@@ -336,48 +293,3 @@ class ExpertCache:
 
     def _violation(self, key: object, reason: str) -> PolicyViolation:
         return PolicyViolation(self.policy.name, key, reason)
-
-    def prefetch(self, layer: int, key: Key, protected: Collection[Key]) -> bool:
-        """Issue a prefetch of an absent key. Return False if the policy gives it no slot."""
-        policy, slots = self.policy, self.slots
-        if self._free:
-            slot = self._free.pop()
-        else:
-            victim = policy.victim(protected) if self.capacity else None
-            if victim is None:
-                return False
-            if victim not in slots or victim in protected:
-                raise self._violation(
-                    victim, "cannot leave for a prefetch: it is not resident, or is protected"
-                )
-            slot = slots.pop(victim)
-            policy.remove(victim)
-            self._vacate(victim, slot)
-        policy.insert(key)
-        after = _busy_with(slot, self._machine)
-        nbytes = self._sizes.nbytes
-        landing = Work(H2D, Copy(key, nbytes), after, PREFETCH, slot.number)
-        self._machine.submit(landing)
-        slot.landing = landing
-        slot.reader = None
-        slot.fresh = True
-        slot.issued = next(self._issues)
-        slots[key] = slot
-        self._ledger.copies.append((landing, "prefetch", layer, key, nbytes, after))
-        self._ledger.prefetch_copies[layer] += 1
-        return True
-
-    @property
-    def unused_prefetches(self) -> int:
-        """Number of prefetched experts that were not used so far."""
-        return sum(slot.fresh for slot in self.slots.values())
-
-
-def _busy_with(slot: Slot, machine: Machine) -> Sequence[Work]:
-    """Return the work that must be done before the slot may be overwritten.
-
-    That is its last reader, which itself waits for the copy that fills the slot. Without a reader
-    it is that copy.
-    """
-    last = slot.landing if slot.reader is None else slot.reader
-    return () if last is None or machine.done(last) else (last,)

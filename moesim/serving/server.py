@@ -1,48 +1,50 @@
 """The server: the serving logic, the same for every machine.
 
-`Server.run` is a generator that issues copies and computations and waits for them. One step:
+`Server.run` is a generator that submits work and waits for it. One step:
 
 1. the scheduler forms a batch;
 2. in each layer, attention and router run, the expert ids return to the host, and the layer event
-   is decided: which experts are copied in, and which leave;
+   is decided: where its experts run, which are copied in, and which leave;
 3. at the end, the sampled tokens return to the host.
 
-There are two ways to run a step. `_run_layers` works with every machine. `_run_folded` is the fast
-way for machines that can time a whole step at once; both give the same result.
+A decision is data (`moesim/serving/residency.py`). `Program` turns it into work, and the `Issuer`
+hands the work to the machine. Where all decisions of a step can be made before its work is issued,
+a `StepMemo` times the whole step at once; the result is the same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from moesim.errors import InvariantError, PolicyViolation
-from moesim.hardware.ops import BatchShape, Dense, Front, Readback, Tail
+from moesim.hardware.ops import Dense, Front, Readback, Tail
 from moesim.hardware.topology import D2H, GPU
-from moesim.machine.base import Folding, Machine, Wait
-from moesim.machine.step_times import Event, StepBytes, StepTimes
+from moesim.machine.base import Machine, Wait
 from moesim.machine.work import Work
 from moesim.policies.prefetch.base import Prefetch
 from moesim.policies.view import View
 from moesim.progress import Counter
+from moesim.serving import stalls
 from moesim.serving.arrivals import Arrivals
+from moesim.serving.issue import Execution, Issuer
 from moesim.serving.knowledge import EVERYTHING, KNOWLEDGE, Knowledge
 from moesim.serving.layers import LayerPlan
-from moesim.serving.ledger import DENSE, FRONT, TAIL, Ledger
+from moesim.serving.ledger import Ledger
+from moesim.serving.program import Hidden, Program
 from moesim.serving.request import Request
 from moesim.serving.residency import ExpertCache
 from moesim.serving.routing import RoutingSource, StepRouting, StepView
 from moesim.serving.scheduler import Scheduler
 from moesim.serving.step import Step
+from moesim.serving.step_memo import EventTimes, StepBytes, StepMemo, Twinned
 
 _ID_BYTES = 4  # an expert id or a sampled token on its way to the host
 # Layer events decided together: enough to share the fixed work of several steps, and few enough to
 # be freed before Python's garbage collector examines them.
 _EVENTS_TOGETHER = 256
-
-Fold = Callable[[BatchShape, Sequence[Event], StepBytes], StepTimes]
 
 
 class Server:
@@ -65,6 +67,7 @@ class Server:
         routing: RoutingSource,
         layers: LayerPlan,
         ledger: Ledger,
+        execution: Execution,
         knowledge: Knowledge = KNOWLEDGE["layerwise"],
         sequential: bool = False,
         progress: Counter | None = None,
@@ -83,14 +86,14 @@ class Server:
         self._sequential = sequential
         self.arrivals = Arrivals(requests)
         self._steps = 0
-        self._expert_bytes = caches[0].expert_bytes
         self._eviction = caches[-1].policy  # the first caches may hold resident initial layers
-        # `fold` needs layer events that begin on idle lanes, and ids that return in every layer or
-        # in none. Prefetches and write-backs leave copies under way.
-        stepwise = prefetch.active or sequential or caches[0].write_back or not knowledge.uniform
-        self._fold = machine.fold if isinstance(machine, Folding) and not stepwise else None
+        self._execution = execution
+        self._program = self._program_on(machine)
+        self._issue = Issuer(machine.submit, ledger.log, execution.topology, execution.host)
+        self._hidden = Hidden(GPU)
+        self._memo = self._make_memo(machine)
         # Policies that read the queue must run before later steps are formed.
-        together = self._fold is not None and not self._eviction.looks_ahead
+        together = self._memo is not None and not self._eviction.looks_ahead
         self._most_steps = max(1, _EVENTS_TOGETHER // self._num_layers) if together else 1
         self._rows = sum(request.max_kv_tokens for request in requests)
         self._progress = progress
@@ -98,6 +101,26 @@ class Server:
         self._served = 0
         self._place: tuple[int, int | None] = 0, None  # step and layer, for messages
         self._distinct_caches = list({id(cache): cache for cache in caches}.values())
+
+    def _program_on(self, machine: Machine) -> Program:
+        it = self._execution
+        return Program(machine, it.topology, it.nbytes, it.state_bytes, self._routing.num_experts)
+
+    def _make_memo(self, machine: Machine) -> StepMemo | None:
+        """Return a memo of whole steps where it may be used.
+
+        It needs layer events that begin and end on idle lanes, and ids that return in every layer
+        or in none. Copies ahead and write-backs leave copies under way; a host that takes time to
+        issue work may fall behind the lanes.
+        """
+        it, knowledge = self._execution, self._knowledge
+        ahead = self._prefetch.active or it.copies_later or self.caches[0].write_back
+        layerwise = self._sequential or bool(it.lanes) or it.sorts_on_device
+        if ahead or layerwise or not knowledge.uniform or not self._issue.free:
+            return None
+        if not isinstance(machine, Twinned):
+            return None
+        return StepMemo(machine, self._program_on, it.topology, self.ledger)
 
     def run(self) -> Wait:
         """Serve all requests. Use it as `yield from server.run()`, or pass it to a machine.
@@ -116,8 +139,8 @@ class Server:
         while True:
             self._receive()
             steps = self._form_steps()
-            if steps and self._fold is not None:
-                yield from self._run_folded(steps, self._fold)
+            if steps and self._memo is not None:
+                yield from self._run_timed(steps, self._memo)
             elif steps:
                 yield from self._run_layers(steps[0])
             elif (due_ns := self.arrivals.due_ns) is not None:
@@ -130,6 +153,8 @@ class Server:
                     self.arrivals.end(request, request.token_ns[-1])
             if self._progress is not None:
                 self._report(steps, self._progress)
+        if self._memo is not None:
+            self._memo.flush()
         for number in range(len(self._distinct_caches)):
             self._audit_cache(number)
         machine.close()
@@ -174,34 +199,39 @@ class Server:
                 break
         return steps
 
-    def _run_folded(self, steps: Sequence[Step], fold: Fold) -> Wait:
+    def _run_timed(self, steps: Sequence[Step], memo: StepMemo) -> Wait:
         """Run steps whose decisions do not depend on time: decide all, then time each."""
+        ledger, start = self.ledger, self.machine.now_ns
         routings = [self._routing.step(step) for step in steps]
-        decided = [self._decide(*pair) for pair in zip(steps, routings, strict=True)]
+        decided = [self._decide(*pair, memo) for pair in zip(steps, routings, strict=True)]
         for step, routing, events in zip(steps, routings, decided, strict=True):
-            step_times = fold(step.batch, events, self._sizes(step))
-            step.stamp(step_times.start_ns, step_times.finish_ns)
-            self.ledger.log_folded(step_times, events, routing.unions, step.facts)
-        yield from self.machine.wait_any((), until_ns=step_times.finish_ns)
+            number, sizes = ledger.num_steps, self._sizes(step)
+            finish = memo.step(number, start, step.batch, events, sizes, step.facts)
+            ledger.num_steps += 1
+            step.stamp(start, finish)
+            if number in ledger.timeline_steps:
+                memo.show(number, start, step.batch, routing.unions)
+            ledger.log_unions(routing.unions)
+            start = finish
+        yield from self.machine.wait_any((), until_ns=finish)
 
-    def _decide(self, step: Step, routing: StepRouting) -> list[Event]:
-        """Decide all layer events of a step that will be folded."""
-        views = self._view(step, routing).layers()
-        layers = zip(self.caches, views, routing.unions, routing.tokens, strict=True)
-        events: list[Event] = []
-        for layer, (cache, view, union, tokens) in enumerate(layers):
+    def _decide(self, step: Step, routing: StepRouting, memo: StepMemo) -> list[EventTimes]:
+        """Decide all layer events of a step that will be timed at once."""
+        views, total = self._view(step, routing).layers(), step.batch.tokens
+        events = []
+        for layer, (cache, view) in enumerate(zip(self.caches, views, strict=True)):
             self._place = self._steps, layer
-            events.append(cache.decide(view, union, tokens))
+            decision = cache.decide(layer, view)
+            events.append(memo.event(decision, view.union, view.tokens, total))
         self._audit()
         return events
 
     def _sizes(self, step: Step) -> StepBytes:
-        """Return the sizes of the step's copies.
+        """Return the sizes of the step's readbacks.
 
         At least one token returns, even if none is sampled, since the host must learn the end.
         """
         return StepBytes(
-            self._expert_bytes,
             0 if self._knowledge.queued else _ID_BYTES * len(step.rows) * self._routing.top_k,
             _ID_BYTES * max(1, step.batch.sampled),
         )
@@ -253,66 +283,102 @@ class Server:
 
     def _run_layers(self, step: Step) -> Wait:
         """Run one step layer by layer, on any machine."""
-        machine, ledger, layers = self.machine, self.ledger, self._layers
+        machine, ledger, issue = self.machine, self.ledger, self._issue
         batch, sizes, started_ns = step.batch, self._sizes(step), machine.now_ns
         routing = self._routing.step(step)
         ledger.begin_step(started_ns)
-        submit, wait_any = machine.submit, machine.wait_any
-        work, copies = ledger.work, ledger.copies
-        knowledge, prefetching = self._knowledge, self._prefetch.active
+        issue.decided_ns, issue.waited = started_ns, stalls.READBACK
+        prefetching = self._prefetch.active
         self._place = self._steps, None
         # Two views, because the prefetch policy may see further ahead than the eviction policy.
         view = self._view(step, routing)
         ahead = self._view_ahead(step, routing)
         if prefetching:
             self._issue_prefetches(ahead)
-
+        self._hidden = Hidden(self._execution.lane(0))
         for layer, cache in enumerate(self.caches):
-            # All work up to the next wait is issued at once, so it has one time of issue.
-            issued_ns = ledger.issued_ns
-            for dense in layers.dense_before[layer]:
-                ticket = Work(GPU, Dense(dense, batch))
-                submit(ticket)
-                work.append((ticket, issued_ns, DENSE, layer, None))
-            front = Work(GPU, Front(layers.model_layers[layer], batch))
-            submit(front)
-            work.append((front, issued_ns, FRONT, layer, None))
-            ids_ready = front
-            if knowledge.comes_back(layer):
-                ids_ready = Work(D2H, Readback(sizes.ids), (front,))
-                submit(ids_ready)
-                copies.append((ids_ready, "readback", layer, -1, sizes.ids, ()))
-            # Ids known in advance need no copy; the layer event then follows the front directly.
-            yield from wait_any((ids_ready,))
-            ledger.issued_ns = machine.now_ns
+            for dense in self._layers.dense_before[layer]:
+                self._run_layer(Dense(dense, batch), dense, "dense", layer)
+            model_layer = self._layers.model_layers[layer]
+            front = self._run_layer(Front(model_layer, batch), model_layer, "front", layer)
+            if not self._stays_on_device(layer, cache):
+                yield from machine.wait_any((self._ids_ready(front, layer, sizes.ids),))
+                issue.decided_ns = machine.now_ns
             view.move_to(layer)
             self._place = self._steps, layer
-            if self._sequential:
-                for key, count in zip(view.union, view.tokens, strict=True):
-                    cache.event(layer, View(layer, (key,), (count,)))
-            else:
-                cache.event(layer, view)
+            self._run_event(layer, cache, view, batch.tokens)
             if prefetching:
                 ahead.move_to(layer)
                 self._issue_prefetches(ahead)
-
-        last = self._num_layers
-        for dense in layers.dense_before[last]:
-            ticket = Work(GPU, Dense(dense, batch))
-            submit(ticket)
-            work.append((ticket, ledger.issued_ns, DENSE, last, None))
-        tail = Work(GPU, Tail(batch))
-        submit(tail)
-        work.append((tail, ledger.issued_ns, TAIL, last, None))
-        tokens_ready = Work(D2H, Readback(sizes.sampled), (tail,))
-        submit(tokens_ready)
-        copies.append((tokens_ready, "readback", last, -1, sizes.sampled, ()))
-        yield from wait_any((tokens_ready,))
-        step.stamp(started_ns, machine.now_ns)
+        yield from self._end_step(step, sizes, started_ns)
         unions = routing.unions
-        ledger.end_step(machine.now_ns, step.facts, self._expert_bytes, unions, routing.tokens)
+        ledger.end_step(machine.now_ns, step.facts, unions, routing.tokens, issue.waited)
         ledger.log_unions([[k] for union in unions for k in union] if self._sequential else unions)
         self._audit()
+
+    def _run_layer(self, op: Dense | Front | Tail, model_layer: int, kind: str, layer: int) -> Work:
+        """Issue a layer without its routed experts on its lane, where the hidden states go too."""
+        lane = self._execution.lane(model_layer)
+        hidden = self._hidden
+        if hidden.lane != lane:
+            tokens = op.batch.tokens
+            hidden = self._program.move(hidden, lane, layer, tokens, self._issue)
+        # A lane is first in first out, so its own earlier work need not be waited for.
+        after = tuple([work for work in hidden.after if work.lane != lane])
+        work = self._issue(Work(lane, op, after), kind, layer, hidden.waits)
+        self._hidden = Hidden(lane, (work,), () if lane == GPU else ((work, stalls.CPU, layer),))
+        return work
+
+    def _stays_on_device(self, layer: int, cache: ExpertCache) -> bool:
+        """Return whether the ids of a layer need not reach the host."""
+        return (
+            self._execution.sorts_on_device
+            and self._hidden.lane == GPU
+            and cache.holds(layer, self._routing.num_experts)
+        )
+
+    def _ids_ready(self, front: Work, layer: int, nbytes: int) -> Work:
+        """Return the work after which the host knows the ids of a layer.
+
+        Ids that are known in advance, or chosen on the CPU, need no copy: the layer event follows
+        the front directly.
+        """
+        on_gpu = front.lane == GPU
+        self._issue.waited = stalls.READBACK if on_gpu else stalls.CPU
+        if not on_gpu or not self._knowledge.comes_back(layer):
+            return front
+        return self._issue(Work(D2H, Readback(nbytes), (front,)), "readback", layer)
+
+    def _run_event(self, layer: int, cache: ExpertCache, view: StepView, rows: int) -> None:
+        """Decide and issue one layer event, or with sequential replay one for each key."""
+        events: list[View] = [view]
+        if self._sequential:
+            pairs = zip(view.union, view.tokens, strict=True)
+            events = [View(layer, (key,), (count,)) for key, count in pairs]
+        inputs = self._hidden
+        results = [inputs]
+        for event in events:
+            decision = cache.decide(layer, event)
+            self.ledger.decided(decision)
+            self._issue.event_decided()
+            results.append(self._program.event(decision, inputs, rows, self._issue))
+        after = tuple([work for hidden in results for work in hidden.after])
+        waits = tuple([wait for hidden in results[1:] for wait in hidden.waits])
+        self._hidden = Hidden(inputs.lane, after, waits)
+
+    def _end_step(self, step: Step, sizes: StepBytes, started_ns: int) -> Wait:
+        """Run what follows the last layer with routed experts, until the host has the tokens."""
+        batch, last, issue = step.batch, self._num_layers, self._issue
+        for dense in self._layers.dense_before[last]:
+            self._run_layer(Dense(dense, batch), dense, "dense", last)
+        tokens_ready = self._run_layer(Tail(batch), -1, "tail", last)
+        issue.waited = stalls.CPU
+        if tokens_ready.lane == GPU:
+            issue.waited = stalls.READBACK
+            work = Work(D2H, Readback(sizes.sampled), (tokens_ready,))
+            tokens_ready = issue(work, "readback", last)
+        yield from self.machine.wait_any((tokens_ready,))
+        step.stamp(started_ns, self.machine.now_ns)
 
     def _issue_prefetches(self, view: StepView) -> None:
         """Copy the absent keys that the prefetch policy returns, most urgent first."""
@@ -329,8 +395,14 @@ class Server:
                 reason = f"is not a key of this model; keys are 0 to {most}"
                 raise PolicyViolation(self._prefetch.name, key, reason)
             cache = self.caches[layer]
-            if key not in cache.slots and not cache.prefetch(layer, key, protected):
+            if key in cache.slots:
+                continue
+            decision = cache.prefetch(layer, key, protected)
+            if decision is None:
                 self.ledger.prefetch_refused += 1
+            else:
+                self.ledger.decided(decision)
+                self._program.ahead(decision, self._issue)
 
     def _audit(self) -> None:
         """Audit one cache after a step was decided, and check that the run makes progress."""

@@ -10,9 +10,9 @@ import numpy as np
 
 from moesim.hardware.ops import BatchShape
 from moesim.machine.work import FAR
+from moesim.serving.ledger import StepFacts
 from moesim.serving.request import Request
 from moesim.serving.scheduler import Batch
-from moesim.serving.step_sums import StepFacts
 
 
 class Step:

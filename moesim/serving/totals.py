@@ -9,19 +9,42 @@ Shapes: S steps, C counters.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import numpy.typing as npt
 
+from moesim.serving.stalls import CAUSES
+
 if TYPE_CHECKING:
     from moesim.serving.ledger import Ledger
 
-__all__ = ["COUNTERS", "StepTotals", "Totals", "totals_of"]
+__all__ = ["StepTotals", "Totals", "counter_names", "totals_of"]
+
+_PLAIN: Final = (
+    "hits",
+    "late_hits",
+    "elsewhere",
+    "rows",
+    "missed_rows",
+    "waves_sum",
+    "waves_events",
+    "stepping_ns",
+    "prefetch_useful",
+    "prefetch_late",
+    "prefetch_wasted",
+    "prefetch_refused",
+)
 
 
-class Totals(NamedTuple):
-    """Sums over steps, except for `waves_max`. Stalls and busy times are of all layers together."""
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """Sums over steps, except for `waves_max`. Stalls and busy times are of all layers together.
+
+    `elsewhere` counts experts that were computed on another lane than the GPU. `busy_ns` is by
+    lane, `stall_ns` by cause, `moved_bytes` by kind of copy.
+    """
 
     steps: int
     events: int
@@ -29,56 +52,68 @@ class Totals(NamedTuple):
     waves_max: int
     hits: int
     late_hits: int
+    elsewhere: int
     rows: int
     missed_rows: int
     waves_sum: int
     waves_events: int
     stepping_ns: int
-    busy_gpu_ns: int
-    busy_h2d_ns: int
-    busy_d2h_ns: int
-    stall_readback_ns: int
-    stall_demand_ns: int
-    stall_late_ns: int
-    stall_other_ns: int
-    demand_bytes: int
-    prefetch_bytes: int
-    write_back_bytes: int
-    readback_bytes: int
     prefetch_useful: int
     prefetch_late: int
     prefetch_wasted: int
     prefetch_refused: int
+    busy_ns: dict[str, int]
+    stall_ns: dict[str, int]
+    moved_bytes: dict[str, int]
 
 
-COUNTERS = Totals._fields[4:]
-"""The sums that a ledger counts while it runs, in the order of `_counters`."""
+def counter_names(ledger: Ledger) -> list[str]:
+    """Return the names of the sums that a ledger counts while it runs, in their fixed order."""
+    return [
+        *_PLAIN,
+        *(f"busy {lane}" for lane in ledger.busy_ns),
+        *(f"stall {cause}" for cause in CAUSES),
+        *(f"moved {kind}" for kind in ledger.moved_bytes),
+    ]
 
 
 def _counters(ledger: Ledger) -> tuple[int, ...]:
-    """Return the sums over all steps so far, in the order of `COUNTERS`."""
+    """Return the sums over all steps so far, in the order of `counter_names`."""
+    plain = (getattr(ledger, name) for name in _PLAIN)
     return (
-        sum(ledger.hits),
-        sum(ledger.late_hits),
-        sum(ledger.rows),
-        sum(ledger.missed_rows),
-        ledger.waves_sum,
-        ledger.waves_events,
-        ledger.stepping_ns,
+        *(sum(value) if isinstance(value, list) else value for value in plain),
         *ledger.busy_ns.values(),
         *map(sum, ledger.stall_ns),
         *ledger.moved_bytes.values(),
-        ledger.prefetch_useful,
-        ledger.prefetch_late,
-        ledger.prefetch_wasted,
-        ledger.prefetch_refused,
+    )
+
+
+def _totals(
+    ledger: Ledger, counts: Sequence[int], steps: int, events: int, accesses: int, waves_max: int
+) -> Totals:
+    plain = dict(zip(_PLAIN, counts, strict=False))
+    rest = iter(counts[len(_PLAIN) :])
+    groups = [
+        dict(zip(names, rest, strict=False))
+        for names in (ledger.busy_ns, CAUSES, ledger.moved_bytes)
+    ]
+    return Totals(
+        steps=steps,
+        events=events,
+        accesses=accesses,
+        waves_max=waves_max,
+        **plain,
+        busy_ns=groups[0],
+        stall_ns=groups[1],
+        moved_bytes=groups[2],
     )
 
 
 def totals_of(ledger: Ledger) -> Totals:
     """Return the sums of the whole run. Events and accesses are those of the log of unions."""
     events, accesses = (int(column.sum()) for column in ledger.accesses_by_layer())
-    return Totals(len(ledger.steps), events, accesses, ledger.waves_max, *_counters(ledger))
+    counts = _counters(ledger)
+    return _totals(ledger, counts, len(ledger.steps), events, accesses, ledger.waves_max)
 
 
 class StepTotals:
@@ -89,7 +124,7 @@ class StepTotals:
         """Layer events of each step that wanted an expert, as the log of unions counts them."""
         self._added: list[npt.NDArray[np.int64]] = []  # each of shape [some steps, C]
         self._waves_max: list[int] = []
-        self._seen: tuple[int, ...] = (0,) * len(COUNTERS)
+        self._seen: tuple[int, ...] | None = None
         self._earlier_waves = 0
 
     def begin(self, ledger: Ledger) -> None:
@@ -104,10 +139,11 @@ class StepTotals:
         self._note(ledger)
 
     def extend(self, added_SC: npt.NDArray[np.int64], waves_max: Sequence[int]) -> None:
-        """Add folded steps."""
+        """Add steps that were timed at once."""
         self._added.append(added_SC)
         self._waves_max += waves_max
-        self._seen = tuple(map(sum, zip(self._seen, added_SC.sum(axis=0).tolist(), strict=True)))
+        before = self._seen or (0,) * added_SC.shape[1]
+        self._seen = tuple(map(sum, zip(before, added_SC.sum(axis=0).tolist(), strict=True)))
 
     def close(self, ledger: Ledger) -> None:
         """End the run: what was added after the last step gets a row of its own."""
@@ -119,16 +155,19 @@ class StepTotals:
         """Return the totals of some consecutive rows."""
         some = slice(rows.start, rows.stop)
         steps = ledger.step_columns()
-        return Totals(
+        counts = np.concatenate(self._added)[some].sum(axis=0).tolist()
+        return _totals(
+            ledger,
+            counts,
             len(steps["step"][some]),
             sum(self.events[some]),
             int(steps["accesses"][some].sum()),
             max(self._waves_max[some], default=0),
-            *np.concatenate(self._added)[some].sum(axis=0).tolist(),
         )
 
     def _note(self, ledger: Ledger) -> None:
         now = _counters(ledger)
-        added = [value - before for value, before in zip(now, self._seen, strict=True)]
+        before = self._seen or (0,) * len(now)
+        added = [value - earlier for value, earlier in zip(now, before, strict=True)]
         self._added.append(np.array([added], np.int64))
         self._seen = now

@@ -18,7 +18,7 @@ from typing import Any
 
 from workloads import plan_of, random_case, run_on
 
-from moesim.serving.ledger import CAUSES
+from moesim.serving.stalls import CAUSES
 from moesim.simulate import Outcome, Plan
 
 STORED = Path(__file__).with_suffix(".json")

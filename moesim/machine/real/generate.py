@@ -28,13 +28,15 @@ from moesim.policies.guard import find_policy, make_batching, make_eviction, mak
 from moesim.record.routers import MoeLayer, find_moe_layers
 from moesim.serving.budget import split_slots
 from moesim.serving.invariants import check_run
+from moesim.serving.issue import Execution
 from moesim.serving.knowledge import KNOWLEDGE, Knowledge
 from moesim.serving.kv import BlockPool
 from moesim.serving.ledger import Ledger
 from moesim.serving.request import Request
-from moesim.serving.residency import ExpertCache, ExpertSizes, Staging
+from moesim.serving.residency import ExpertCache
 from moesim.serving.scheduler import Scheduler
 from moesim.serving.server import Server
+from moesim.serving.slots import ExpertSizes, Staging
 from moesim.streams import stream
 
 __all__ = ["Generation", "Serving", "generate"]
@@ -144,7 +146,7 @@ def generate(
         if opened is not device:  # a device that the caller opened stays open
             opened.close()
     flying = server.ledger.finish(machine.now_ns)
-    check_run(requests, server.ledger, server.scheduler.pool, executor.expert_bytes, flying)
+    check_run(requests, server.ledger, server.scheduler.pool, flying)
     texts = zip(routing.texts, prompts, strict=True)
     return Generation(
         [text[len(prompt) :] for text, prompt in texts],
@@ -231,6 +233,7 @@ def _server(
         routing=routing,
         layers=plan,
         ledger=ledger,
+        execution=Execution(lambda _key: routing.expert_bytes),
         knowledge=routing.knowledge,
     )
 

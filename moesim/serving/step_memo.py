@@ -1,0 +1,445 @@
+"""Step memo: a whole step timed at once, when all its expert decisions are made.
+
+If no copy is under way when a layer event begins, and none is left when it ends, every lane is idle
+at both moments: the ids that the event waits for come back after all work that was issued before
+them. Its times then depend on its *shape* alone. So each shape is issued once, as always, on an
+idle twin of the machine. The times and sums that this gives are reused for every event of the
+shape, and a step is the sum of its layers.
+
+Shapes: S steps, L trace layers, C columns of sums.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import chain
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+
+from moesim.errors import InvariantError
+from moesim.hardware.ops import BatchShape, Readback, Tail
+from moesim.hardware.topology import D2H, GPU, Topology
+from moesim.machine.base import Machine
+from moesim.machine.prices import Prices
+from moesim.machine.work import FAR, Work
+from moesim.policies.view import Key
+from moesim.serving.decision import Decision
+from moesim.serving.issue import HostTimes, Issuer
+from moesim.serving.ledger import MOVES, Ledger, StepFacts
+from moesim.serving.program import Hidden, Program
+from moesim.serving.stalls import CAUSES, READBACK, Entry, account
+from moesim.serving.totals import counter_names
+
+__all__ = ["EventTimes", "StepBytes", "StepMemo", "Twinned"]
+
+_MEMO_LIMIT = 1 << 12
+_ADD_EVERY = 128  # steps: NumPy's fixed costs are shared, and memory stays small
+_RESIDENTS, _FREE = -1, -2  # what a copy waits for, beside the numbers of earlier copies
+
+
+@runtime_checkable
+class Twinned(Protocol):
+    """A machine in virtual time whose prices are known, and which can be copied while idle."""
+
+    prices: Prices
+
+    def twin(self) -> Machine:
+        """Return an idle machine at time zero, with the same lanes and prices."""
+
+    def settle(self) -> int:
+        """Advance a twin until all its work is done; return that time."""
+
+
+class StepBytes(NamedTuple):
+    """Bytes of a step's readbacks: a layer's ids (0: none), the sampled tokens."""
+
+    ids: int
+    sampled: int
+
+
+class EventTimes:
+    """The work of an event of one shape, with times in ns from the instant its ids are known.
+
+    `union` are the keys of the event that was issued; `sums` are what an event adds to the
+    counters, in the order of `Columns`.
+    """
+
+    __slots__ = ("duration_ns", "entries", "sums", "union")
+
+    def __init__(
+        self, union: Sequence[Key], entries: Sequence[Entry], duration_ns: int, sums: Sequence[int]
+    ) -> None:
+        self.union = union
+        self.entries = entries
+        self.duration_ns = duration_ns
+        self.sums = sums
+
+
+_COUNTS = ("hits", "demand_copies", "elsewhere", "missed_rows", "demand_bytes")
+
+
+class _Logged(NamedTuple):
+    """A timed step that was not added to the ledger yet."""
+
+    number: int
+    start_ns: int
+    finish_ns: int
+    fixed_ns: int
+    """The GPU's time outside of layer events."""
+    ids_ns: int
+    sampled_ns: int
+    sizes: StepBytes
+    facts: StepFacts
+    events: Sequence[EventTimes]
+
+
+class StepMemo:
+    """Times steps for one server on a machine that has a twin.
+
+    `program_on` returns the `Program` for a machine.
+    """
+
+    def __init__(
+        self,
+        machine: Twinned,
+        program_on: Callable[[Machine], Program],
+        topology: Topology,
+        ledger: Ledger,
+    ) -> None:
+        self._machine = machine
+        self._prices = machine.prices
+        self._program_on = program_on
+        self._topology = topology
+        self._ledger = ledger
+        self._events: dict[tuple[object, ...], EventTimes] = {}
+        self._log: list[_Logged] = []
+        self._lanes = topology.names
+
+    def event(
+        self, it: Decision, union: Sequence[Key], rows: Sequence[int], total: int
+    ) -> EventTimes:
+        """Return the times of a decided event. `rows` want each key, `total` are in the step."""
+        shape = _shape(it, union, rows)
+        times = self._events.get(shape)
+        if times is None:
+            if len(self._events) >= _MEMO_LIMIT:
+                self._events.clear()  # large batches rarely repeat a shape
+            times = self._events[shape] = self._issue(it, union, rows, total)
+        return times
+
+    def _issue(
+        self, it: Decision, union: Sequence[Key], rows: Sequence[int], total: int
+    ) -> EventTimes:
+        """Issue an event on an idle twin, and measure it."""
+        twin = self._machine.twin()
+        assert isinstance(twin, Twinned)
+        entries: list[Entry] = []
+        issue = Issuer(twin.submit, entries, self._topology, HostTimes())
+        results = self._program_on(twin).event(it, Hidden(GPU), total, issue)
+        twin.settle()
+        stall_ns = [[0] * (it.layer + 1) for _ in CAUSES]
+        end = self._end(it, entries, results, stall_ns)
+        _check(entries, end)
+        for slot in (*it.held, *(slot for *_, slot in it.loads)):
+            slot.reader = slot.landing = None  # at the next event, all of this one is done
+        return EventTimes(union, entries, end, self._sums(it, rows, entries, stall_ns))
+
+    def _end(
+        self,
+        it: Decision,
+        entries: Sequence[Entry],
+        results: Hidden,
+        stall_ns: Sequence[list[int]],
+    ) -> int:
+        """Return when the next layer can start, and add the stalls until then to `stall_ns`."""
+        clock = max(
+            (entry.work.finish_ns for entry in entries if entry.work.lane == GPU), default=0
+        )
+        returns = [work.finish_ns for work in results.after if work.lane != GPU]
+        marker = Work(GPU, Readback(0), results.after)
+        marker.start_ns = max(clock, *(ns + self._prices.landing_ns for ns in returns), 0)
+        marker.finish_ns = marker.start_ns
+        following = Entry(marker, "", it.layer, 0, READBACK, results.waits)
+        return account([*entries, following], 0, stall_ns)[0]
+
+    def _sums(
+        self,
+        it: Decision,
+        rows: Sequence[int],
+        entries: Sequence[Entry],
+        stall_ns: Sequence[Sequence[int]],
+    ) -> list[int]:
+        busy = dict.fromkeys(self._lanes, 0)
+        moved = dict.fromkeys(MOVES, 0)
+        for entry in entries:
+            busy[entry.work.lane] += entry.work.busy_ns
+            if entry.kind in moved:
+                moved[entry.kind] += entry.work.op.nbytes  # type: ignore[union-attr]
+        missed = sum(count for _, count, _ in (*it.loads, *it.elsewhere))
+        counts = (len(it.ready), len(it.loads), len(it.elsewhere), missed, moved["demand"])
+        stalls = [sum(by_layer) for by_layer in stall_ns]
+        return [*counts, sum(rows), it.waves, *stalls, *busy.values(), *moved.values()]
+
+    def step(
+        self,
+        number: int,
+        start_ns: int,
+        batch: BatchShape,
+        events: Sequence[EventTimes],
+        sizes: StepBytes,
+        facts: StepFacts,
+    ) -> int:
+        """Time a step that starts on idle lanes, and log it; return its finish."""
+        prices = self._prices
+        ids_ns = self._alone_ns(D2H, Readback(sizes.ids)) if sizes.ids else 0
+        sampled_ns = self._alone_ns(D2H, Readback(sizes.sampled))
+        fixed_ns = sum(prices.layers_ns(batch)) + self._alone_ns(GPU, Tail(batch))
+        finish = start_ns + fixed_ns + len(events) * ids_ns + sampled_ns
+        finish += sum([event.duration_ns for event in events])
+        if finish >= FAR:
+            return FAR
+        self._log.append(
+            _Logged(number, start_ns, finish, fixed_ns, ids_ns, sampled_ns, sizes, facts, events)
+        )
+        if len(self._log) >= _ADD_EVERY:
+            self.flush()
+        return finish
+
+    def _alone_ns(self, lane: str, op: Tail | Readback) -> int:
+        return sum([piece.alone_ns for piece in self._prices.pieces(lane, op)])
+
+    def show(
+        self, number: int, start_ns: int, batch: BatchShape, unions: Sequence[Sequence[Key]]
+    ) -> None:
+        """Add the rows of the last logged step to the timeline."""
+        step, ledger = self._log[-1], self._ledger
+        layers_ns, layers = self._prices.layers_ns(batch), ledger.layers
+        clock = start_ns
+
+        def lasts(lane: str, kind: str, duration_ns: int, layer: int) -> int:
+            ledger.timeline.append((lane, kind, clock, clock + duration_ns, number, layer, -1))
+            return clock + duration_ns
+
+        for layer, (times, union) in enumerate(zip(step.events, unions, strict=True)):
+            for dense in layers.dense_before[layer]:
+                clock = lasts(GPU, "dense", layers_ns[dense], layer)
+            clock = lasts(GPU, "front", layers_ns[layers.model_layers[layer]], layer)
+            if step.sizes.ids:
+                clock = lasts(D2H, "readback", step.ids_ns, layer)
+            own = dict(zip(times.union, union, strict=True))
+            for entry in times.entries:
+                key = own.get(getattr(entry.work.op, "key", -1), -1)
+                ledger.show(entry._replace(layer=layer), number, clock, key)
+            clock += times.duration_ns
+        for dense in layers.dense_before[-1]:
+            clock = lasts(GPU, "dense", layers_ns[dense], ledger.num_layers)
+        clock = lasts(GPU, "tail", self._alone_ns(GPU, Tail(batch)), ledger.num_layers)
+        lasts(D2H, "readback", step.sampled_ns, ledger.num_layers)
+
+    def flush(self) -> None:
+        """Add the logged steps to the ledger. Raise `InvariantError` for impossible times."""
+        if self._log:
+            _Sums(self._log, self._lanes).add_to(self._ledger)
+            self._log = []
+
+
+class _Sums:
+    """The sums of some logged steps; each name ends with the axes of its array."""
+
+    def __init__(self, log: Sequence[_Logged], lanes: Sequence[str]) -> None:
+        self.log = log
+        names = [*_COUNTS, "rows", "waves", *(f"stall {cause}" for cause in CAUSES)]
+        names += [*(f"busy {lane}" for lane in lanes), *(f"moved {kind}" for kind in MOVES)]
+        self._place = {name: place for place, name in enumerate(names)}
+        self.events_SLC = _measure([step.events for step in log])
+        self.by_step_SC = self.events_SLC.sum(axis=1)
+        self.layers = self.events_SLC.shape[1]
+        self.start_S = _column([step.start_ns for step in log])
+        self.finish_S = _column([step.finish_ns for step in log])
+        self.fixed_S = _column([step.fixed_ns for step in log])
+        self.ids_S = _column([step.ids_ns for step in log])
+        self.sampled_S = _column([step.sampled_ns for step in log])
+        self.readback_S = self.ids_S * self.layers + self.sampled_S
+        self.readback_bytes_S = _column(
+            [step.sizes.ids * self.layers + step.sizes.sampled for step in log]
+        )
+        self.stall_S = self.readback_S + sum(self.of(f"stall {cause}") for cause in CAUSES)
+
+    def of(self, name: str) -> npt.NDArray[np.int64]:
+        """Return a column by step, [S]."""
+        column: npt.NDArray[np.int64] = self.by_step_SC[:, self._place[name]]
+        return column
+
+    def by_layer(self, name: str) -> list[int]:
+        """Return a column summed by layer."""
+        summed: list[int] = self.events_SLC[:, :, self._place[name]].sum(axis=0).tolist()
+        return summed
+
+    def check(self, ended_ns: int) -> None:
+        """Check that the clock never goes back, and that steps last as long as work and stalls.
+
+        Raise `InvariantError` otherwise.
+        """
+        before = np.concatenate([[ended_ns], self.finish_S[:-1]])
+        backwards = np.flatnonzero(self.start_S < before)
+        if backwards.size:
+            at = int(self.start_S[backwards[0]])
+            raise InvariantError(15, f"the clock went back to {at} ns")
+        accounted_S = self.fixed_S + self.of("busy gpu") + self.stall_S
+        wrong = np.flatnonzero(self.finish_S - self.start_S != accounted_S)
+        if wrong.size:
+            first = int(wrong[0])
+            lasts_ns = int(self.finish_S[first] - self.start_S[first])
+            raise InvariantError(
+                9,
+                f"step {self.log[first].number} lasts {lasts_ns} ns, "
+                f"its work and stalls {int(accounted_S[first])} ns",
+            )
+
+    def add_to(self, ledger: Ledger) -> None:
+        """Add everything to the ledger's counters and rows."""
+        self.check(ledger.ended_ns)
+        for name in (*_COUNTS, "rows"):
+            _add(getattr(ledger, name), self.by_layer(name))
+        for cause, name in enumerate(CAUSES):
+            _add(ledger.stall_ns[cause], self.by_layer(f"stall {name}"))
+        _add(ledger.stall_ns[READBACK], self._readback_stalls())
+        waves_SL = self.events_SLC[:, :, self._place["waves"]]
+        ledger.waves_events += int(np.count_nonzero(waves_SL))
+        ledger.waves_sum += int(waves_SL.sum())
+        ledger.waves_max = max(ledger.waves_max, int(waves_SL.max()))
+        added = self._added(ledger, waves_SL)
+        for lane in ledger.busy_ns:
+            ledger.busy_ns[lane] += int(added[f"busy {lane}"].sum())
+        for kind in ledger.moved_bytes:
+            ledger.moved_bytes[kind] += int(added[f"moved {kind}"].sum())
+        ledger.stepping_ns += int((self.finish_S - self.start_S).sum())
+        ledger.steps += self._rows()
+        ledger.ended_ns = int(self.finish_S[-1])
+        if ledger.per_step is not None:
+            columns = [added[name] for name in counter_names(ledger)]
+            ledger.per_step.extend(np.stack(columns, axis=1), waves_SL.max(axis=1).tolist())
+
+    def _added(
+        self, ledger: Ledger, waves_SL: npt.NDArray[np.int64]
+    ) -> dict[str, npt.NDArray[np.int64]]:
+        """Return what each step adds to each counter of a ledger, [S] by name."""
+        nothing = np.zeros(len(self.log), np.int64)  # for all that was copied ahead
+        added = {
+            name: self.of(name) if name in self._place else nothing
+            for name in counter_names(ledger)
+        }
+        added["waves_sum"] = self.of("waves")
+        added["waves_events"] = np.count_nonzero(waves_SL, axis=1)
+        added["stepping_ns"] = self.finish_S - self.start_S
+        added["busy gpu"] = added["busy gpu"] + self.fixed_S
+        added["busy d2h"] = added["busy d2h"] + self.readback_S
+        added["stall readback"] = added["stall readback"] + self.readback_S
+        added["moved readback"] = added["moved readback"] + self.readback_bytes_S
+        return added
+
+    def _rows(self) -> list[tuple[int, ...]]:
+        """Return the rows of `steps.parquet`, in the order of `STEP_COLUMNS`."""
+        columns = [
+            self.of(name).tolist()
+            for name in ("hits", "demand_copies", "elsewhere", "demand_bytes", "waves")
+        ]
+        return [
+            (
+                step.number,
+                step.start_ns,
+                step.finish_ns,
+                step.facts.prefill_tokens + step.facts.decode_tokens,
+                step.facts.prefill_tokens,
+                step.facts.decode_tokens,
+                step.facts.sequences,
+                hits + copies + elsewhere,
+                hits,
+                0,  # late hits: nothing is copied ahead
+                copies + elsewhere,
+                copied_bytes,
+                stall,
+                waves,
+                step.facts.blocks,
+            )
+            for step, hits, copies, elsewhere, copied_bytes, waves, stall in zip(
+                self.log, *columns, self.stall_S.tolist(), strict=True
+            )
+        ]
+
+    def _readback_stalls(self) -> list[int]:
+        """Return the time in ns that the GPU waits for ids, by layer, of shape [layers + 1].
+
+        The time counts for the layer of the next GPU work. That is the event's own layer, or the
+        next layer where no expert runs on the GPU. The last entry also has the wait for the sampled
+        tokens.
+        """
+        ids_SL = np.repeat(self.ids_S[:, None], self.layers, axis=1)
+        on_gpu_SL = self.events_SLC[:, :, self._place["busy gpu"]] > 0
+        counted = ("hits", "demand_copies")
+        on_gpu_SL |= sum(self.events_SLC[:, :, self._place[name]] for name in counted) > 0
+        stalls = np.zeros(self.layers + 1, np.int64)
+        stalls[:-1] += np.where(on_gpu_SL, ids_SL, 0).sum(axis=0)
+        stalls[1:] += np.where(on_gpu_SL, 0, ids_SL).sum(axis=0)
+        stalls[-1] += self.sampled_S.sum()
+        result: list[int] = stalls.tolist()
+        return result
+
+
+def _shape(it: Decision, union: Sequence[Key], rows: Sequence[int]) -> tuple[object, ...]:
+    """Return what decides an event's times: all but the identity of its experts."""
+    if not it.loads and not it.elsewhere:
+        return (rows,)
+    lane_of = {key: lane for key, _, lane in it.elsewhere}
+    loads = {key: slot.number for key, _, slot in it.loads}
+    places = tuple([lane_of.get(key, key in loads) for key in union])
+    waits: tuple[int, ...] = ()
+    reading = {slot.number for slot in it.held}
+    if not reading.isdisjoint(loads.values()) or it.waves > 1:
+        seen = dict.fromkeys(reading, _RESIDENTS)
+        after = []
+        for place, number in enumerate(loads.values()):
+            after.append(seen.get(number, _FREE))
+            seen[number] = place
+        waits = tuple(after)
+    reads = tuple([it.reads.get(key, 0) for key in union]) if it.reads else ()
+    return rows, places, waits, reads
+
+
+def _check(entries: Sequence[Entry], end_ns: int) -> None:
+    """Raise `InvariantError` if a lane does two things at once, or work starts too early."""
+    free: dict[str, int] = {}
+    for entry in sorted(entries, key=lambda entry: entry.work.start_ns):
+        work = entry.work
+        if work.start_ns < free.get(work.lane, 0) or work.finish_ns < work.start_ns:
+            raise InvariantError(9, f"work on {work.lane} overlaps at {work.start_ns} ns")
+        free[work.lane] = work.finish_ns
+        for other in work.after:
+            if work.start_ns < other.finish_ns:
+                rule = 5 if entry.kind == "demand" else 4
+                raise InvariantError(rule, f"{work.op} starts at {work.start_ns} ns, too early")
+        if work.finish_ns > end_ns:
+            raise InvariantError(
+                9, f"an event ends at {end_ns} ns, its work at {work.finish_ns} ns"
+            )
+
+
+def _measure(events: Sequence[Sequence[EventTimes]]) -> npt.NDArray[np.int64]:
+    """Return what each event adds, of shape [steps, layers, columns]."""
+    every = list(chain.from_iterable(events))
+    row_of = {times: row for row, times in enumerate(dict.fromkeys(every))}
+    # Few events have distinct times, so each is measured once and looked up afterwards.
+    table = np.array([times.sums for times in row_of], np.int64)
+    rows = np.fromiter(map(row_of.__getitem__, every), np.int64, len(every))
+    return table[rows].reshape(len(events), -1, table.shape[1])
+
+
+def _column(values: Sequence[int]) -> npt.NDArray[np.int64]:
+    return np.array(values, np.int64)
+
+
+def _add(counts: list[int], amounts: Sequence[int]) -> None:
+    for index, amount in enumerate(amounts):
+        counts[index] += amount
