@@ -68,6 +68,7 @@ def register(family: str, name: str, *aliases: str) -> Callable[[Class], Class]:
     `UsageError` if a name or alias is taken.
     """
     _check_family(family)
+    caller: str | None = sys._getframe(1).f_globals.get("__name__")
     main, *others = (spelling.replace("-", "_") for spelling in (name, *aliases))
 
     def add(policy: Class) -> Class:
@@ -80,7 +81,7 @@ def register(family: str, name: str, *aliases: str) -> Callable[[Class], Class]:
         _aliases.update({(family, other): main for other in others})
         policy.name = main  # type: ignore[attr-defined]
         if is_foreign(policy) and isinstance(policy, type):
-            note_loaded(policy)
+            note_loaded(policy, caller)
         return policy
 
     return add
