@@ -7,7 +7,8 @@ A policy is a class with a family, a name and typed options:
 
 An option typed `Path` (or `Path | None`) holds a path. A relative path starts at the scenario's
 folder, and the path must exist. The file, or the header of a trace folder, is part of a run's
-fingerprint.
+fingerprint. A policy that learns from other files as well, or from a trace, says so in
+`Policy.inputs`.
 
 Other packages add policies through the entry-point group `moesim.policies`. Each entry point names
 a module that registers its classes when it is imported. A package that cannot be imported is left

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from moesim.policies.base import Policy
+from moesim.policies.registry import register
 
-from moesim.policies.registry import NoOptions, register
+__all__ = ["Copy", "Placement"]
+
+
+class Placement(Policy):
+    """Base class of placement policies."""
 
 
 @register("placement", "copy")
-class Copy:
+class Copy(Placement):
     """Copy every missing expert to the GPU and compute it there."""
-
-    name: ClassVar[str]
-    clairvoyant: ClassVar[bool] = False
-    Options: ClassVar[type[Any]] = NoOptions
