@@ -19,7 +19,8 @@ from moesim.errors import ScenarioError, TraceError, UsageError
 from moesim.hardware.hardware import Hardware
 from moesim.hardware.shapes import ModelShape, shapes_like
 from moesim.policies import find, parse_options
-from moesim.policies.guard import find_policy
+from moesim.policies.base import Input
+from moesim.policies.guard import find_policy, inputs_of
 from moesim.policies.registry import path_options
 from moesim.scenario.keys import key_path
 from moesim.scenario.policies import FAMILIES
@@ -103,25 +104,33 @@ def policy_of(scenario: Scenario, section: str) -> tuple[type[Any], Any]:
         raise ScenarioError.at(scenario, f"{section}.options", str(error)) from None
 
 
-def profile_trace(scenario: Scenario, trace: Trace, profile: Path) -> Trace:
-    """Return the trace in the folder `profile`, from which a static cache counts past uses.
+def profile_trace(scenario: Scenario, trace: Trace, section: str, learnt: Input) -> Trace:
+    """Return the trace from which the policy of a section learns; it may be `trace` itself.
 
     Raises:
         ScenarioError: it is not a trace, or has other layers or experts than `trace`.
     """
+    if learnt.path is None:
+        return trace
+    key = _key_of(section, learnt)
     try:
-        profile_of_uses = load_trace(profile)
+        profile = load_trace(learnt.path)
     except TraceError as error:
-        raise ScenarioError.at(scenario, "cache.options.profile", str(error)) from None
-    shapes = [(each.num_layers, each.num_experts) for each in (profile_of_uses, trace)]
+        raise ScenarioError.at(scenario, key, str(error)) from None
+    shapes = [(each.num_layers, each.num_experts) for each in (profile, trace)]
     if shapes[0] != shapes[1]:
         raise ScenarioError.at(
             scenario,
-            "cache.options.profile",
-            f"the profile {str(profile)!r} is of another shape than the trace: "
+            key,
+            f"the profile {str(learnt.path)!r} is of another shape than the trace: "
             "{} layers of {} experts, not {} of {}".format(*shapes[0], *shapes[1]),
         )
-    return profile_of_uses
+    return profile
+
+
+def _key_of(section: str, given: Input) -> str:
+    """Return the dotted key to which an input of a section's policy belongs."""
+    return f"{section}.options.{given.option}" if given.option else f"{section}.policy"
 
 
 class _Checks:
@@ -163,7 +172,7 @@ class _Checks:
             for section in FAMILIES
         }
         paths_exist = {
-            section: attempt(f"{section}.options", _check_paths, scenario, section, policy[0].name)
+            section: attempt(f"{section}.options", _check_paths, scenario, section, *policy)
             for section, policy in policies.items()
             if policy is not None
         }
@@ -183,8 +192,9 @@ class _Checks:
         if policies["prefetch"]:
             attempt("prefetch.policy", _check_predictions, scenario, trace, policies["prefetch"][0])
         attempt("cache.initial_layers", _check_initial_layers, scenario, trace)
-        if policies["cache"] and paths_exist["cache"]:
-            attempt("cache.options", _check_profile, scenario, trace, *policies["cache"])
+        for section, policy in policies.items():
+            if policy is not None and paths_exist[section]:
+                attempt(f"{section}.options", _check_profiles, scenario, trace, section, *policy)
         requests = self._workload(trace)
         if requests is not None:
             attempt("batching", check_prompts, scenario, requests)
@@ -223,12 +233,20 @@ def _open(scenario: Scenario, traces: dict[Path, Trace]) -> Trace:
     return traces[path]
 
 
-def _check_paths(scenario: Scenario, section: str, policy: str) -> bool:
-    """Return True. Raise ScenarioError where a policy's option names a path that does not exist."""
+def _check_paths(scenario: Scenario, section: str, policy: type[Any], parsed: Any) -> bool:
+    """Return True. Raise ScenarioError where a path or an input of a policy does not exist."""
     options = getattr(scenario, section).options
     kind = PathTo("file or folder", lambda path: Path(path).exists())
     mistakes = []
-    for name in path_options(FAMILIES[section], policy) & options.keys():
+    paths = path_options(FAMILIES[section], policy.name) & options.keys()
+    for given in inputs_of(policy, parsed):
+        if given.path is not None and given.option not in paths and not given.path.exists():
+            key = _key_of(section, given)
+            mistakes.append(
+                f"{scenario.mark(key)}: {key}: {policy.name} learns from {str(given.path)!r}, "
+                "which does not exist"
+            )
+    for name in paths:
         value, key = options[name], f"{section}.options.{name}"
         if isinstance(value, str) and not scenario.path(value).exists():
             typed = scenario.mark(key).startswith(COMMAND_LINE)
@@ -239,10 +257,12 @@ def _check_paths(scenario: Scenario, section: str, policy: str) -> bool:
     return True
 
 
-def _check_profile(scenario: Scenario, trace: Trace, policy: type[Any], options: Any) -> None:
-    # No other policy reads a profile.
-    if policy.name == "static" and options.profile is not None:
-        profile_trace(scenario, trace, options.profile)
+def _check_profiles(
+    scenario: Scenario, trace: Trace, section: str, policy: type[Any], options: Any
+) -> None:
+    for given in inputs_of(policy, options):
+        if given.trace:
+            profile_trace(scenario, trace, section, given)
 
 
 def _check_cancel(scenario: Scenario) -> None:

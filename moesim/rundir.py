@@ -20,11 +20,13 @@ from pathlib import Path
 from typing import Any
 
 from moesim import __version__
-from moesim.errors import DamagedRun, OutputError, UsageError
+from moesim.checks import policy_of
+from moesim.errors import DamagedRun, OutputError, PolicyViolation, UsageError
 from moesim.files import output_errors, sha256, whole_folder, write_json, write_parquet
 from moesim.inputs import read_json
 from moesim.policies import find
 from moesim.policies.blame import is_foreign
+from moesim.policies.guard import inputs_of
 from moesim.policies.sources import source_hash
 from moesim.progress import Progress
 from moesim.result import Result
@@ -45,7 +47,7 @@ def fingerprint(scenario: Scenario) -> str:
         # Without paths: a file counts by its content, not by the folder that holds it.
         "scenario": scenario.resolved(lambda key, _: key),
         "trace": trace_hash(scenario),
-        "inputs": _input_hashes(scenario),
+        "inputs": input_hashes(scenario),
         "code": code_hash(),
         "policies": policy_hashes(scenario),
     }
@@ -63,20 +65,53 @@ def trace_hash(scenario: Scenario) -> str:
     return sha256(header) if os.path.isfile(header) else "absent"
 
 
-def _input_hashes(scenario: Scenario) -> dict[str, str]:
-    """Return the hashes of a scenario's other input files, by the key that names each.
+def input_hashes(scenario: Scenario) -> dict[str, str]:
+    """Return the hashes of a scenario's other inputs, by the key that names each.
 
-    A folder is taken for a trace and hashed by its header. Every text in an option of a policy that
-    names an existing file or folder counts, whatever its type and depth.
+    A trace folder counts by its header. The inputs that policies name count. So does every text in
+    an option of a policy that names an existing file or trace, whatever its type and depth.
     """
     named = {key: path for key, path in scenario.paths().items() if key != "trace"}
     for section in FAMILIES:
         options = getattr(scenario, section).options
         for key, text in _texts(f"{section}.options", options):
             named.setdefault(key, scenario.path(text))
-    folders = {key for key, path in named.items() if os.path.isdir(path)}
-    files = {key: path / "trace.json" if key in folders else path for key, path in named.items()}
-    return {key: sha256(path) for key, path in files.items() if os.path.isfile(path)}
+    hashes = {key: _hash_of(path) for key, path in named.items()}
+    hashes |= {key: _hash_of(path, whole=True) for key, path in _policy_inputs(scenario)}
+    return {key: text for key, text in hashes.items() if text is not None}
+
+
+def _policy_inputs(scenario: Scenario) -> Iterator[tuple[str, Path]]:
+    """Yield the files and folders that policies name as inputs, each with a key of its own.
+
+    Policies that do not exist or refuse their options have none; `prepare` refuses them.
+    """
+    for section in FAMILIES:
+        try:
+            policy, options = policy_of(scenario, section)
+        except (UsageError, PolicyViolation):
+            continue
+        for number, given in enumerate(inputs_of(policy, options)):
+            # No path: the same content in another place is the same run.
+            name = f"options.{given.option}" if given.option else f"policy.inputs.{number}"
+            if given.path is not None:
+                yield f"{section}.{name}", given.path
+
+
+def _hash_of(path: Path, *, whole: bool = False) -> str | None:
+    """Return the hash of a file or trace; None if there is none.
+
+    With `whole`, a folder that is no trace counts by the content of all its files.
+    """
+    if os.path.isfile(path):
+        return sha256(path)
+    if os.path.isfile(path / "trace.json"):
+        return sha256(path / "trace.json")
+    if not (whole and os.path.isdir(path)):
+        return None
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    parts = [f"{file.relative_to(path).as_posix()}={sha256(file)}" for file in files]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 def _texts(key: str, value: Any) -> Iterator[tuple[str, str]]:
@@ -198,7 +233,7 @@ def write(
     inputs = {
         "trace": trace_hash(scenario),
         "code": code_hash(),
-        **_input_hashes(scenario),
+        **input_hashes(scenario),
         **policy_hashes(scenario),
     }
     # A kill at any time leaves no folder under the name `out`.

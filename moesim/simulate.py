@@ -26,11 +26,14 @@ from moesim.metrics import (
     throughput_summary,
     time_summary,
 )
-from moesim.policies import find
+from moesim.policies import find, parse_options
+from moesim.policies.base import hindsight_note
 from moesim.policies.eviction import Eviction
+from moesim.policies.guard import note_of
 from moesim.progress import Progress
 from moesim.result import Result
 from moesim.scenario import Scenario, load_scenario
+from moesim.scenario.policies import FAMILIES
 from moesim.scenario.unused import unused_notes
 from moesim.serving.budget import useful_blocks
 from moesim.serving.invariants import check_arrivals, check_lanes, check_run
@@ -300,20 +303,20 @@ def summarise(outcome: Outcome) -> dict[str, Any]:
 
 
 def _foresight(scenario: Scenario, *, hindsight: bool) -> list[str]:
-    """Return notes on policies that know the future, and on what an eviction policy learnt from."""
-    eviction = find("eviction", scenario.cache.policy)
-    profile = scenario.cache.options.get("profile")
+    """Return notes on policies that know the future, and what policies say of themselves."""
     notes = [
         f"{name} knows the future: a bound, not a policy"
         for name in map(_in_words, knows_the_future(scenario))
     ]
+    for section, family in FAMILIES.items():
+        chosen = getattr(scenario, section)
+        policy = find(family, chosen.policy)
+        # As the scenario spells them: a resolved path would depend on the working directory.
+        if note := note_of(policy, parse_options(policy, chosen.options)):
+            notes.append(note)
     if hindsight:
-        notes.append(
-            f"{eviction.name} was learnt on the replayed trace itself: hindsight, an oracle"
-        )
-    elif profile:
-        notes.append(f"{eviction.name} was learnt on the trace {profile}")
-    return notes
+        notes.append(hindsight_note(find("eviction", scenario.cache.policy).name))
+    return list(dict.fromkeys(notes))
 
 
 def _in_words(policy: str) -> str:

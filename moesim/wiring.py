@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from moesim.checks import check_parts, policy_of, profile_trace
 from moesim.config.units import format_duration_ns
-from moesim.errors import BudgetError, ScenarioError, UsageError
+from moesim.errors import BudgetError, PolicyViolation, ScenarioError, UsageError
 from moesim.hardware.cost import CostModel
 from moesim.hardware.model_config import load_config
 from moesim.hardware.operations import cost_of
@@ -24,9 +24,10 @@ from moesim.hardware.ops import BatchShape
 from moesim.hardware.slowest import slowest_figures
 from moesim.machine.prices import Durations
 from moesim.machine.work import FAR
-from moesim.policies import Key, find
+from moesim.policies import Key, find, parse_options
+from moesim.policies.base import Input
 from moesim.policies.eviction import CacheContext, Resident
-from moesim.policies.guard import make_batching, make_eviction, make_prefetch
+from moesim.policies.guard import inputs_of, make_batching, make_eviction, make_prefetch
 from moesim.progress import Progress, counter
 from moesim.scenario import Scenario
 from moesim.serving.budget import Budget, plan_budget, split_slots
@@ -271,13 +272,15 @@ def _caches(
     scenario, trace = plan.scenario, plan.trace
     policy, options = policy_of(scenario, "cache")
     if eviction is not None:
-        policy, options = find("eviction", eviction), None
+        policy = find("eviction", eviction)
+        options = parse_options(policy, {})
     # If requests arrive over time, the steps depend on how fast the run is, so no rehearsal can
     # show the layer events. The policy then gets no future (`min` refuses to be built).
     futures: list[list[list[Key]]] | None = None
     if policy.clairvoyant and all(request.arrival_ns == 0 for request in requests):
         futures = group_by_cache(plan, rehearse())
-    popularity = cache(partial(_learnt, plan, ledger))  # counting a trace is slow; do it once
+    # Counting a trace is slow, so it is done once.
+    popularity = cache(partial(_learnt, plan, ledger, policy, options))
     staging = Staging(scenario.memory.staging)  # all caches share the staging buffers
     sizes = ExpertSizes(plan.cost.expert_bytes, scenario.cache.write_back)
     initial, caches = scenario.cache.initial_layers, []
@@ -309,24 +312,33 @@ def universe_of(plan: Plan, number: int) -> range:
     return range(own[0] * experts, (own[-1] + 1) * experts)
 
 
-def _learnt(plan: Plan, ledger: Ledger, profile: Path | None) -> Mapping[Key, int]:
+def _learnt(
+    plan: Plan, ledger: Ledger, policy: type[Eviction], options: Any, profile: Path | None
+) -> Mapping[Key, int]:
     """Return the popularity of experts in a profile, read-only because all caches share it.
 
     The ledger records hindsight if the profile counts the same as the replayed trace.
+
+    Raises:
+        PolicyViolation: the policy does not name the profile among its inputs.
     """
-    counts = _popularity(plan, profile)
-    # Counts are compared, not paths: a copy of the replayed trace is hindsight too.
-    ledger.hindsight |= profile is None or counts == _popularity(plan, None)
-    return MappingProxyType(counts)
-
-
-def _popularity(plan: Plan, profile: Path | None) -> dict[Key, int]:
-    """Return the uses of each expert in a profile's trace; None is the replayed trace."""
     from moesim.curve import trace_popularity
 
-    if profile is None:
-        return trace_popularity(plan.trace)
-    return trace_popularity(profile_trace(plan.scenario, plan.trace, profile))
+    # A profile that the policy does not declare would be missing in the run's fingerprint.
+    named = [Input(None, trace=True), *inputs_of(policy, options)]
+    wanted = None if profile is None else Path(profile)
+    given = next((each for each in named if each.path == wanted), None)
+    if given is None:
+        raise PolicyViolation(
+            policy.name,
+            "popularity",
+            f"asks for counts of {str(profile)!r}, which is none of its inputs; return it from "
+            "`inputs`, as an Input with `trace=True`",
+        )
+    counts = trace_popularity(profile_trace(plan.scenario, plan.trace, "cache", given))
+    # Counts are compared, not paths: a copy of the replayed trace is hindsight too.
+    ledger.hindsight |= profile is None or counts == trace_popularity(plan.trace)
+    return MappingProxyType(counts)
 
 
 def _rehearse(plan: Plan, what: str, progress: Progress | None) -> list[list[Key]]:

@@ -131,7 +131,7 @@ def design_plan(design: Design, subject: Subject, hardware: Hardware | None = No
     shape = subject.shape
     trace = _trace(design, subject)
     # If all experts have a slot, load them before the start, so that no step waits for a copy.
-    policy = "static" if design.slots >= trace.num_layers * trace.num_experts else "lru"
+    every = design.slots >= trace.num_layers * trace.num_experts
     scenario = Scenario.model_validate(
         {
             "name": "calibration",
@@ -143,7 +143,12 @@ def design_plan(design: Design, subject: Subject, hardware: Hardware | None = No
                 "token_budget": design.token_budget,
                 "max_sequences": design.sequences,
             },
-            "cache": {"policy": policy, "scope": "per_layer", "slots": design.slots},
+            "cache": {
+                "policy": "lru",
+                "scope": "per_layer",
+                "slots": design.slots,
+                "initial_layers": trace.num_layers if every else 0,
+            },
             "bounds": False,
         }
     )

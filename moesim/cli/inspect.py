@@ -125,15 +125,15 @@ def _replayed(trace: Trace, scope: str, batch: int, replay: str, admission: str)
 
 
 def _knowing_the_future(names: list[str]) -> list[str]:
-    """Return the policies that see the replayed trace beforehand; `static` learns on it here."""
-    from moesim.policies import find
-    from moesim.policies.eviction.static import Static
+    """Return the policies that see the replayed trace beforehand, or learn on it."""
+    from moesim.policies import find, parse_options
+    from moesim.policies.guard import has_hindsight
 
     policies = {name: find("eviction", name) for name in names}
     return [
         name
         for name, policy in policies.items()
-        if getattr(policy, "clairvoyant", False) or issubclass(policy, Static)
+        if policy.clairvoyant or has_hindsight(policy, parse_options(policy, {}))
     ]
 
 

@@ -11,7 +11,18 @@ A policy is a small object that depends on no clock, no simulator and no torch. 
 sees only what the `View` shows.
 """
 
+from moesim.policies.base import Input, Policy
 from moesim.policies.registry import FAMILIES, find, names, parse_options, register
 from moesim.policies.view import Key, View
 
-__all__ = ["FAMILIES", "Key", "View", "find", "names", "parse_options", "register"]
+__all__ = [
+    "FAMILIES",
+    "Input",
+    "Key",
+    "Policy",
+    "View",
+    "find",
+    "names",
+    "parse_options",
+    "register",
+]

@@ -5,15 +5,20 @@ policies as they are, and all others in a guard of the same family.
 
 The guard turns errors into `PolicyViolation` and refuses return values of the wrong type. The
 server checks, for all policies alike, whether a value of the right type is possible.
+
+`inputs_of` and `note_of` call the two methods of a class in the same way.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from moesim.errors import PolicyViolation
+from moesim.policies.base import Input, Policy
 from moesim.policies.batching.base import Batching, Candidate
 from moesim.policies.blame import CAUGHT, PASSED_ON, WrongType, blamed, is_foreign, violation
 from moesim.policies.eviction.base import CacheContext, Eviction
@@ -21,7 +26,16 @@ from moesim.policies.prefetch.base import Prefetch
 from moesim.policies.registry import find
 from moesim.policies.view import Key
 
-__all__ = ["find_policy", "make_batching", "make_eviction", "make_prefetch", "without_foresight"]
+__all__ = [
+    "find_policy",
+    "has_hindsight",
+    "inputs_of",
+    "make_batching",
+    "make_eviction",
+    "make_prefetch",
+    "note_of",
+    "without_foresight",
+]
 
 _BASES: dict[str, type] = {"eviction": Eviction, "prefetch": Prefetch, "batching": Batching}
 
@@ -39,6 +53,35 @@ def find_policy(family: str, name: str) -> type[Any]:
         path = f"{base.__module__.removesuffix('.base')}.{base.__qualname__}"
         raise PolicyViolation(name, "class", f"{policy!r} is not a subclass of {path}")
     return policy
+
+
+def inputs_of(policy: type[Any], options: Any) -> tuple[Input, ...]:
+    """Return the files and folders from which a policy with these options learns.
+
+    Raises:
+        PolicyViolation: a policy of another package returns something else, or raises an error.
+    """
+    if not issubclass(policy, Policy):  # as `find_policy` allows for placement policies
+        return ()
+    with blamed(policy, "inputs"):
+        return _inputs(policy.inputs(options))
+
+
+def note_of(policy: type[Any], options: Any) -> str | None:
+    """Return the sentence of a policy with these options for the notes of a result, or None.
+
+    Raises:
+        PolicyViolation: a policy of another package returns something else, or raises an error.
+    """
+    if not issubclass(policy, Policy):
+        return None
+    with blamed(policy, "note"):
+        return _note(policy.note(options))
+
+
+def has_hindsight(policy: type[Any], options: Any) -> bool:
+    """Return whether a policy with these options learns from the replayed trace itself."""
+    return any(each.path is None for each in inputs_of(policy, options))
 
 
 def make_eviction(policy: type[Eviction], context: CacheContext, options: Any) -> Eviction:
@@ -142,6 +185,28 @@ def _pairs(answer: Any) -> list[tuple[Candidate, int]]:
     return [(request, tokens) for request, tokens in answer]
 
 
+def _inputs(answer: Any) -> tuple[Input, ...]:
+    if not isinstance(answer, list | tuple):
+        raise WrongType(f"returns {_shown(answer)}; it must return a list of Input")
+    for each in answer:
+        if not isinstance(each, Input):
+            raise WrongType(f"returns a list with {_shown(each)}; each item must be an Input")
+        if not isinstance(each.option, str) or type(each.trace) is not bool:
+            raise WrongType(f"returns {each!r:.120}; `option` must be text, `trace` True or False")
+        if not isinstance(each.path, Path) and not (each.path is None and each.trace):
+            raise WrongType(
+                f"returns an Input whose path is {_shown(each.path)}; it must be a pathlib.Path, "
+                "or None for the replayed trace, with `trace=True`"
+            )
+    return tuple(answer)
+
+
+def _note(answer: Any) -> str | None:
+    if answer is not None and not (isinstance(answer, str) and answer.strip()):
+        raise WrongType(f"returns {_shown(answer)}; it must return a sentence or None")
+    return None if answer is None else " ".join(answer.split())
+
+
 def _ignored(answer: Any) -> None:
     """Drop the return value of `insert` and `remove`, which has no meaning."""
 
@@ -174,6 +239,8 @@ class _GuardedEviction(Eviction):
         kind = type(policy)
         self.name = kind.name  # type: ignore[misc]
         self.clairvoyant = kind.clairvoyant  # type: ignore[misc]
+        self.inputs = partial(inputs_of, kind)  # type: ignore[method-assign]
+        self.note = partial(note_of, kind)  # type: ignore[method-assign]
         self.looks_ahead = kind.looks_ahead  # type: ignore[misc]
         self.recent_rows = policy.recent_rows
         self.capacity = context.capacity
@@ -208,6 +275,8 @@ class _GuardedPrefetch(Prefetch):
         kind = type(policy)
         self.name = kind.name  # type: ignore[misc]
         self.clairvoyant = kind.clairvoyant  # type: ignore[misc]
+        self.inputs = partial(inputs_of, kind)  # type: ignore[method-assign]
+        self.note = partial(note_of, kind)  # type: ignore[method-assign]
         self.needs_routing = kind.needs_routing  # type: ignore[misc]
         self.active = kind.active  # type: ignore[misc]
         self.options = getattr(policy, "options", None)
@@ -223,6 +292,8 @@ class _GuardedBatching(Batching):
         kind = type(policy)
         self.name = kind.name  # type: ignore[misc]
         self.clairvoyant = kind.clairvoyant  # type: ignore[misc]
+        self.inputs = partial(inputs_of, kind)  # type: ignore[method-assign]
+        self.note = partial(note_of, kind)  # type: ignore[method-assign]
         self.needs_routing = kind.needs_routing  # type: ignore[misc]
         self.needs_static = kind.needs_static  # type: ignore[misc]
         self.options = getattr(policy, "options", None)

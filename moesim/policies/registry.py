@@ -7,7 +7,8 @@ A policy is a class with a family, a name and typed options:
 
 An option typed `Path` (or `Path | None`) holds a path. A relative path starts at the scenario's
 folder, and the path must exist. The file, or the header of a trace folder, is part of a run's
-fingerprint.
+fingerprint. A policy that learns from other files as well, or from a trace, says so in
+`Policy.inputs`.
 
 Other packages add policies through the entry-point group `moesim.policies`. Each entry point names
 a module that registers its classes when it is imported. A package that cannot be imported is left
@@ -68,6 +69,7 @@ def register(family: str, name: str, *aliases: str) -> Callable[[Class], Class]:
     `UsageError` if a name or alias is taken.
     """
     _check_family(family)
+    caller: str | None = sys._getframe(1).f_globals.get("__name__")
     main, *others = (spelling.replace("-", "_") for spelling in (name, *aliases))
 
     def add(policy: Class) -> Class:
@@ -80,7 +82,7 @@ def register(family: str, name: str, *aliases: str) -> Callable[[Class], Class]:
         _aliases.update({(family, other): main for other in others})
         policy.name = main  # type: ignore[attr-defined]
         if is_foreign(policy) and isinstance(policy, type):
-            note_loaded(policy)
+            note_loaded(policy, caller)
         return policy
 
     return add

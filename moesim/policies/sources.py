@@ -3,15 +3,16 @@
 A finished run is reused only if nothing it depends on has changed, and that includes the code of
 its policies. Two kinds of modules count, each with its whole top-level package:
 
-- the modules of the class and of its base classes, by the content of every file;
+- the modules of the class and of its base classes, and the module that registers it, by the
+  content of every file;
 - the modules that these import anywhere in their text, by content as well. An installed library
   counts by the installer's record of it.
 
 A module inside a zip archive counts as the whole archive. A class that is in no file, for example
 one typed into a session, gets a hash of its own, so its runs are never reused.
 
-Not covered: modules named only at run time (`importlib.import_module(name)`), and files that a
-policy opens.
+Not covered: modules named only at run time (`importlib.import_module(name)`). Files that a policy
+opens count if the policy names them (`Policy.inputs`).
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import hashlib
 import importlib.util
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import cache
 from importlib.metadata import Distribution, distribution, packages_distributions
 from pathlib import Path
@@ -32,13 +33,21 @@ from moesim.files import sha256
 
 _OURS = __name__.partition(".")[0]
 _loaded: dict[type, dict[Path, str]] = {}
+"""The hash of each file at the time when it was loaded, for each registered class."""
+_registered_in: dict[type, str] = {}
+"""The module that registered a class, which may differ from the module that defines it."""
 
 
-def note_loaded(policy: type) -> None:
-    """Store the hashes of the files from which a class and its bases were just loaded."""
-    modules = {name: sys.modules.get(name) for name in _module_names(policy)}
-    files = [Path(file) for m in modules.values() if (file := getattr(m, "__file__", None))]
-    _loaded[policy] = {file: sha256(file) for file in files if file.is_file()}
+def note_loaded(policy: type, module: str | None = None) -> None:
+    """Store the hashes of the files that are loaded now; `module` registers the class."""
+    if module is not None:
+        _registered_in[policy] = module
+    own = {_top(name) for name in _module_names(policy)}
+    noted = _loaded.setdefault(policy, {})
+    for name, file in _loaded_modules():
+        # A policy's own package counts by content even where an installer put it.
+        if (_top(name) in own or not _in_library(file)) and file.is_file():
+            noted.setdefault(file, sha256(file))
 
 
 def source_hash(policy: type) -> str:
@@ -47,27 +56,67 @@ def source_hash(policy: type) -> str:
     Raise `UsageError` if a file has changed since the policy was loaded from it. The hash would
     then describe other code than the code that runs.
     """
-    for file, before in _loaded.get(policy, {}).items():
-        if not file.is_file() or sha256(file) != before:
-            name = getattr(policy, "name", policy.__name__)
-            raise UsageError(
-                f"policy {name!r}: {file} has changed since it was loaded; start Python again"
-            )
-    text = "\n".join(f"{name} {part}" for name, part in sorted(_parts(policy).items()))
+    parts, counted = _parts(policy)
+    if policy in _loaded:
+        _check_unchanged(policy, counted)
+    text = "\n".join(f"{name} {part}" for name, part in sorted(parts.items()))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def _check_unchanged(policy: type, counted: Collection[Path]) -> None:
+    """Raise `UsageError` if a loaded file of a registered class is not as it was.
+
+    `counted` are the files that count by content.
+    """
+    noted, own = _loaded[policy], {_top(name) for name in _module_names(policy)}
+    for name, file in _loaded_modules():
+        if _top(name) not in own and file not in counted:
+            continue
+        now = sha256(file) if file.is_file() else None
+        if now != noted.get(file, now):
+            raise UsageError(
+                f"policy {getattr(policy, 'name', policy.__name__)!r}: {file} has changed since it "
+                "was loaded; start Python again"
+            )
+    # A function may import a file later. So its text is noted now, before it is loaded.
+    noted.update({file: sha256(file) for file in counted if file.suffix == ".py"})
+
+
+def _loaded_modules() -> list[tuple[str, Path]]:
+    """Return the name and file of each loaded module that is neither moesim's nor Python's."""
+    modules = [
+        (name, module) for name, module in sys.modules.items() if not _is_settled(_top(name))
+    ]
+    # Not `getattr`, which makes a lazy module load itself.
+    files = [(name, getattr(module, "__dict__", {}).get("__file__")) for name, module in modules]
+    return [(name, Path(file)) for name, file in files if isinstance(file, str)]
+
+
+def _in_library(file: Path) -> bool:
+    return not {"site-packages", "dist-packages"}.isdisjoint(file.parts)
+
+
 def _module_names(policy: type) -> set[str]:
-    """Return the modules of the class and its bases that are neither moesim's nor Python's."""
-    return {m for kind in policy.__mro__ if not _is_settled(_top(m := kind.__module__))}
+    """Return the modules of the class and its bases that are neither moesim's nor Python's.
+
+    The module that registers the class is one of them.
+    """
+    names = {kind.__module__ for kind in policy.__mro__}
+    names |= {_registered_in.get(policy, policy.__module__)}
+    if "__main__" in names:
+        # `python -m package.script` runs a module of a package under this name.
+        spec = getattr(sys.modules["__main__"], "__spec__", None)
+        names |= {spec.name} if spec is not None else set()
+    return {name for name in names if not _is_settled(_top(name))}
 
 
-def _parts(policy: type) -> dict[str, str]:
-    """Return the hash of each top-level module that counts, by name."""
+def _parts(policy: type) -> tuple[dict[str, str], set[Path]]:
+    """Return the hash of each top-level module that counts, and the files counted by content."""
     own = {_top(name) for name in _module_names(policy)}
     # Modules of the same distribution count by content: an edited checkout keeps its old record.
     siblings = {dist for name in own for dist in _distributions(name)}
     parts: dict[str, str] = {}
+    counted: set[Path] = set()
     todo = sorted(own)  # a work list, because imports can form cycles
     while todo:
         name = todo.pop()
@@ -79,8 +128,9 @@ def _parts(policy: type) -> dict[str, str]:
             library = _installed(name, files)
         parts[name] = library or _content(files)
         if library is None:
+            counted.update(files)
             todo += [other for file in files for other in _imports(file) if not _is_settled(other)]
-    return parts
+    return parts, counted
 
 
 def _top(module: str) -> str:
@@ -152,7 +202,19 @@ def _imports(file: Path) -> set[str]:
             names.update(_top(alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
             names.add(_top(node.module))
+        elif isinstance(node, ast.Call):
+            names.update(_imported_by_call(node))
     return names
+
+
+def _imported_by_call(call: ast.Call) -> Iterator[str]:
+    """Yield the module that `import_module("name")` or `__import__("name")` imports."""
+    function = call.func
+    called = function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
+    if called in ("import_module", "__import__") and call.args:
+        name = getattr(call.args[0], "value", None)
+        if isinstance(name, str) and name and not name.startswith("."):
+            yield _top(name)
 
 
 def _installed(name: str, files: Sequence[Path]) -> str | None:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from moesim.errors import UsageError
+from moesim.report.names import learnt_from
 from moesim.report.runs import Run
 
 __all__ = [
@@ -125,13 +126,12 @@ def _clairvoyant(family: str, name: str) -> bool:
 
 
 def _learnt_in_hindsight(run: Run, name: str) -> bool:
-    # Of the policies in this package only `static` learns from a trace before the run.
-    if name != "static":
-        return False
     options = _section(run, "cache").get("options")
-    profile = options.get("profile") if isinstance(options, Mapping) else None
-    trace = run.scenario.get("trace")
-    return not profile or run.path / str(profile) == run.path / str(trace)
+    replayed = run.path / str(run.scenario.get("trace"))
+    return any(
+        each.path is None or (each.trace and run.path / each.path == replayed)
+        for each in learnt_from(name, options if isinstance(options, Mapping) else None)
+    )
 
 
 def _section(run: Run, name: str) -> Mapping[str, Any]:

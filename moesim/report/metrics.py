@@ -90,8 +90,8 @@ class Metric:
 # a server. So has the share of accesses that wait for no copy. The others have none:
 # - A late hit is better than a miss and worse than a hit, so more late hits can mean either. So
 #   can fewer misses: a prefetch may turn misses and hits into late hits, and the run takes longer.
-# - A prefetch that saves time copies more than no prefetch. A static placement is copied before
-#   the start, and its bytes are not counted here.
+# - A prefetch that saves time copies more than no prefetch. Preloaded experts are copied before
+#   the start, and their bytes are not counted here.
 # - The stalled share of time also falls where computing gets slower: the slowest run can have the
 #   smallest share.
 HITS: Final = Metric("hits", "hits", "%", 100, "higher", is_share=True, of_all="accesses")

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Final
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
 
-__all__ = ["MIN_LABEL", "policy_label"]
+from moesim.errors import PolicyViolation, UsageError
+
+if TYPE_CHECKING:
+    from moesim.policies import Input
+
+__all__ = ["MIN_LABEL", "ORACLE", "learnt_from", "policy_label"]
+
+ORACLE: Final = " (oracle)"
+"""What follows the name of a policy that learnt on the replayed trace."""
 
 MIN_LABEL: Final = "MIN (misses)"
 NAMES: Final = {
@@ -23,11 +31,24 @@ NAMES: Final = {
 def policy_label(name: str, options: Mapping[str, Any] | None = None) -> str:
     """Return the label of an eviction policy; its own name if the literature has none.
 
-    The label of MIN says that it minimises misses, not latency. `static` without a profile trace
-    learnt on the replayed trace, so its label says oracle.
+    The label of MIN says that it minimises misses, not latency. A policy that learnt on the
+    replayed trace is an oracle, and its label says so.
     """
     # Users may write lfu-decay for lfu_decay; the registry accepts both.
     name = name.replace("-", "_")
-    if name == "static" and not (options or {}).get("profile"):
-        return "static (oracle)"
-    return NAMES.get(name, name)
+    if name in NAMES:
+        return NAMES[name]
+    in_hindsight = any(each.path is None for each in learnt_from(name, options))
+    return f"{name}{ORACLE}" if in_hindsight else name
+
+
+def learnt_from(name: str, options: Mapping[str, Any] | None) -> Sequence[Input]:
+    """Return the inputs of an eviction policy; none if its package is not installed here."""
+    from moesim.policies import find, parse_options
+    from moesim.policies.guard import inputs_of
+
+    try:
+        policy = find("eviction", name)
+        return inputs_of(policy, parse_options(policy, options or {}))
+    except (UsageError, PolicyViolation):  # an option may have been renamed since the run
+        return ()

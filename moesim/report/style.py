@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from moesim.report.comparison import Comparison
+from moesim.report.names import ORACLE
 
 __all__ = ["BOUNDS", "KINDS", "OUTCOMES", "STALLS", "Style", "house_style", "styles"]
 
@@ -26,7 +27,6 @@ POLICIES: Final = {
     "FIFO": ("#009E73", "v"),
     "random": ("#8C8C8C", "X"),
     "static": ("#882255", "P"),
-    "static (oracle)": ("#882255", "P"),
     "MIN (misses)": ("#000000", "*"),
     "no prefetch": ("#8C8C8C", "o"),
     "oracle prefetch": ("#000000", "*"),
@@ -155,8 +155,8 @@ HOUSE: Final[dict[str, Any]] = {
 
 def _look(name: str, taken: dict[str, tuple[str, str]]) -> tuple[str, str]:
     """Return colour and marker of a policy; `taken` holds those given to other names so far."""
-    if name in POLICIES:
-        return POLICIES[name]
+    if name.removesuffix(ORACLE) in POLICIES:
+        return POLICIES[name.removesuffix(ORACLE)]
     if name not in taken:
         # Open addressing: from the checksum's colour on, the first that is not taken.
         checksum = zlib.crc32(name.encode())

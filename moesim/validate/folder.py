@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from moesim import __version__
 from moesim.files import output_errors, sha256, write_json, write_parquet
 from moesim.report.chart import write_csv
-from moesim.rundir import MANIFEST, SUMMARY, code_hash, policy_hashes, trace_hash
+from moesim.rundir import MANIFEST, SUMMARY, code_hash, input_hashes, policy_hashes, trace_hash
 
 if TYPE_CHECKING:
     from moesim.validate.comparison import Comparison
@@ -68,6 +68,7 @@ def write_validation(
                 "inputs": {
                     "trace": trace_hash(scenario),
                     "code": code_hash(),
+                    **input_hashes(scenario),
                     **policy_hashes(scenario),
                 },
                 **(facts or {}),

@@ -85,6 +85,9 @@ def test_the_module_of_a_class_counts_and_others_beside_it_do_not(folder: Path) 
         "from helper.inner import x",
         "def later():\n    import helper",
         "try:\n    import helper\nexcept ImportError:\n    pass",
+        "import importlib\nh = importlib.import_module('helper.inner')",
+        "from importlib import import_module\nh = import_module('helper')",
+        "h = __import__('helper')",
     ],
 )
 def test_what_a_module_imports_counts_at_once_or_later(folder: Path, statement: str) -> None:
@@ -214,6 +217,63 @@ def test_a_file_that_changed_after_it_was_loaded_is_refused(
     write(folder, "own_policy.py", "class Policy: 'other'\n")
     with pytest.raises(UsageError, match=r"'edited'.*own_policy\.py has changed since it was load"):
         source_hash(policy)
+
+
+def test_a_helper_that_changed_after_it_was_loaded_is_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find("eviction", "lru")
+    monkeypatch.setattr(registry, "_registry", dict(registry._registry))
+    write(folder, "pack/__init__.py", "")
+    write(folder, "pack/mine.py", "from pack import util\nimport beside\nclass Policy: pass\n")
+    for name in ("pack/util.py", "pack/idle.py", "beside.py"):
+        write(folder, name, "x = 1\n")
+    policy = register("eviction", "helped")(load("pack.mine"))
+    assert changes(folder, policy, "pack/idle.py")  # not loaded, so no old code can run
+    for name in ("pack/util.py", "beside.py"):
+        write(folder, name, "x = 2\n")
+        with pytest.raises(UsageError, match=rf"{Path(name).name} has changed since it was load"):
+            source_hash(policy)
+        write(folder, name, "x = 1\n")
+        source_hash(policy)
+
+
+def test_a_helper_that_a_function_imports_is_refused_after_an_edit(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find("eviction", "lru")
+    monkeypatch.setattr(registry, "_registry", dict(registry._registry))
+    write(folder, "own_policy.py", "class Policy: pass\ndef later():\n    import beside\n")
+    write(folder, "beside.py", "x = 1\n")
+    policy = register("eviction", "helped_late")(load("own_policy"))
+    source_hash(policy)
+    sys.modules["own_policy"].later()
+    source_hash(policy)
+    write(folder, "beside.py", "x = 2\n")
+    with pytest.raises(UsageError, match=r"beside\.py has changed since it was loaded"):
+        source_hash(policy)
+
+
+def test_the_module_that_registers_a_class_counts(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find("eviction", "lru")
+    monkeypatch.setattr(registry, "_registry", dict(registry._registry))
+    write(
+        folder,
+        "maker.py",
+        "def make(n):\n    class Policy:\n        depth = n\n    return Policy\n",
+    )
+    text = "from maker import make\nfrom moesim.policies import register\n"
+    text += "Policy = register('eviction', 'made')(make(1))\n"
+    write(folder, "plugin.py", text)
+    policy = load("plugin")
+    assert policy.__module__ == "maker"
+    before = source_hash(policy)
+    write(folder, "plugin.py", text.replace("1", "2"))
+    sys.modules.pop("plugin")  # as in a new process, which has loaded the new text
+    monkeypatch.setattr(sources, "_loaded", {})
+    assert source_hash(policy) != before
 
 
 # --- in a run -------------------------------------------------------------------------------------
@@ -366,3 +426,39 @@ def test_a_policy_that_fails_ends_a_run_with_one_line(tmp_path: Path, trace: Pat
     assert len(done.stderr.splitlines()) == 1
     assert "policy 'mine'" in done.stderr
     assert "ZeroDivisionError: division by zero (mine.py:" in done.stderr
+
+
+SCRIPT = """
+from moesim.policies import register
+from moesim.policies.eviction import LRU
+from moesim.policies.sources import source_hash
+
+from .parts import depth
+
+
+@register("eviction", "scripted")
+class Mine(LRU):
+    pass
+
+
+print(source_hash(Mine))
+"""
+
+
+def test_a_script_of_a_package_counts_with_the_package(tmp_path: Path) -> None:
+    hashes = set()
+    for part in ("depth = 1\n", "depth = 2\n"):
+        write(tmp_path, "pack/__init__.py", "")
+        write(tmp_path, "pack/script.py", SCRIPT)
+        write(tmp_path, "pack/parts.py", part)
+        done = subprocess.run(
+            [sys.executable, "-m", "pack.script"],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert done.returncode == 0, done.stderr
+        hashes.add(done.stdout)
+    assert len(hashes) == 2

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from moesim.errors import PolicyViolation
-from moesim.policies.registry import NoOptions
+from moesim.policies.base import Policy
 from moesim.policies.view import Key
 
 
@@ -161,7 +161,7 @@ class Queue:
 StepPlan = list[tuple[Any, int]]
 
 
-class Batching(ABC):
+class Batching(Policy, ABC):
     """Base class of batching policies.
 
     Class attributes declare what a policy needs:
@@ -171,11 +171,8 @@ class Batching(ABC):
     - `needs_static`: calls `Queue.wants`, which works with static routers.
     """
 
-    name: ClassVar[str]
-    clairvoyant: ClassVar[bool] = False
     needs_routing: ClassVar[bool] = False
     needs_static: ClassVar[bool] = False
-    Options: ClassVar[type[Any]] = NoOptions
 
     def __init__(self, options: Any = None) -> None:
         self.options = self.Options() if options is None else options

@@ -21,7 +21,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from moesim.errors import UsageError
-from moesim.policies.registry import NoOptions
+from moesim.policies.base import Policy
 from moesim.policies.view import Key, View
 
 
@@ -30,8 +30,9 @@ class CacheContext:
     """What a policy is built with: one cache of `capacity` slots for the keys of `universe`.
 
     `admission` is `always` or `bypass`. `popularity` returns the uses of each key in a profile
-    trace. `future` holds the unions of all layer events of the cache; it is set for clairvoyant
-    policies, and only where all requests arrive at once.
+    trace, which must be one of the policy's `inputs`; None is the replayed trace. `future` holds
+    the unions of all layer events of the cache; it is set for clairvoyant policies, and only where
+    all requests arrive at once.
     """
 
     capacity: int
@@ -42,7 +43,7 @@ class CacheContext:
     future: Sequence[Sequence[Key]] | None = None
 
 
-class Eviction(ABC):
+class Eviction(Policy, ABC):
     """Base class of eviction policies. Subclasses keep the residents in `book`, in any order.
 
     Class attributes declare what a policy needs:
@@ -56,13 +57,10 @@ class Eviction(ABC):
     - `needs_bypass`: never admits a key on demand, so `admission: always` is refused.
     """
 
-    name: ClassVar[str]
-    clairvoyant: ClassVar[bool] = False
     looks_ahead: ClassVar[bool] = False
     recent_rows: int = 0
     stack: ClassVar[bool] = False
     needs_bypass: ClassVar[bool] = False
-    Options: ClassVar[type[Any]] = NoOptions
 
     def __init__(self, context: CacheContext, options: Any = None) -> None:
         self.capacity = context.capacity

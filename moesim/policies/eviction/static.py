@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from moesim.errors import UsageError
+from moesim.policies.base import Input, hindsight_note
 from moesim.policies.eviction.base import CacheContext, Eviction
 from moesim.policies.registry import register
 from moesim.policies.view import Key, View
@@ -32,6 +33,16 @@ class Static(Eviction):
     stack = True
     needs_bypass = True
     Options = StaticOptions
+
+    @classmethod
+    def inputs(cls, options: Any) -> Sequence[Input]:
+        return [Input(options.profile, "profile", trace=True)]
+
+    @classmethod
+    def note(cls, options: Any) -> str | None:
+        if options.profile is None:
+            return hindsight_note(cls.name)
+        return f"{cls.name} was learnt on the trace {options.profile}"
 
     def __init__(self, context: CacheContext, options: Any = None) -> None:
         super().__init__(context, options)

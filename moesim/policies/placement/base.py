@@ -20,7 +20,7 @@ from typing import Any, ClassVar, Final, Protocol
 import numpy as np
 
 from moesim.hardware.topology import CPU, GPU
-from moesim.policies.registry import NoOptions
+from moesim.policies.base import Policy
 from moesim.policies.view import Key, View
 
 __all__ = ["ARRIVING", "CPU", "GPU", "Estimate", "Placement", "PlacementContext"]
@@ -72,7 +72,7 @@ class Estimate(Protocol):
         """Return the duration of computing `rows` rows of an expert on the CPU."""
 
 
-class Placement(ABC):
+class Placement(Policy, ABC):
     """Base class of placement policies.
 
     Class attributes declare what a policy needs:
@@ -81,10 +81,7 @@ class Placement(ABC):
     - `lanes`: the lanes on which it computes, beside `gpu`; a topology without them is refused.
     """
 
-    name: ClassVar[str]
-    clairvoyant: ClassVar[bool] = False
     lanes: ClassVar[tuple[str, ...]] = ()
-    Options: ClassVar[type[Any]] = NoOptions
 
     def __init__(self, context: PlacementContext, options: Any = None) -> None:
         self.context = context

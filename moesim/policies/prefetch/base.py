@@ -15,7 +15,7 @@ from typing import Annotated, Any, ClassVar
 
 from annotated_types import Ge, Le
 
-from moesim.policies.registry import NoOptions
+from moesim.policies.base import Policy
 from moesim.policies.view import Key, View
 
 
@@ -26,7 +26,7 @@ class DepthOptions:
     depth: Annotated[int, Ge(1), Le(1000)] = 1  # more layers than any model has
 
 
-class Prefetch(ABC):
+class Prefetch(Policy, ABC):
     """Base class of prefetch policies.
 
     Class attributes declare what a policy needs:
@@ -37,12 +37,9 @@ class Prefetch(ABC):
     - `active`: False if the policy never prefetches, which lets the server skip all calls.
     """
 
-    name: ClassVar[str]
-    clairvoyant: ClassVar[bool] = False
     needs_routing: ClassVar[bool] = False
     needs_predictions: ClassVar[bool] = False
     active: ClassVar[bool] = True
-    Options: ClassVar[type[Any]] = NoOptions
 
     def __init__(self, options: Any = None) -> None:
         self.options = self.Options() if options is None else options
