@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from moesim.config.markers import PathTo
 from moesim.config.validation import COMMAND_LINE, order
@@ -18,8 +18,10 @@ from moesim.config.yaml_document import KeyPath
 from moesim.errors import ScenarioError, TraceError, UsageError
 from moesim.hardware.hardware import Hardware
 from moesim.hardware.shapes import ModelShape, shapes_like
-from moesim.policies import find, parse_options
-from moesim.policies.guard import find_policy
+from moesim.hardware.topology import CPU, GPU
+from moesim.policies import parse_options
+from moesim.policies.guard import find_policy, placement_lanes, placement_mistakes
+from moesim.policies.placement import PlacementContext
 from moesim.policies.registry import path_options
 from moesim.scenario.keys import key_path
 from moesim.scenario.policies import FAMILIES
@@ -32,6 +34,7 @@ from moesim.serving.workload import (
     check_domains,
     check_prefill,
 )
+from moesim.streams import stream
 from moesim.trace import Trace, load_trace
 from moesim.window import check_window
 
@@ -103,8 +106,8 @@ def policy_of(scenario: Scenario, section: str) -> tuple[type[Any], Any]:
         raise ScenarioError.at(scenario, f"{section}.options", str(error)) from None
 
 
-def profile_trace(scenario: Scenario, trace: Trace, profile: Path) -> Trace:
-    """Return the trace in the folder `profile`, from which a static cache counts past uses.
+def profile_trace(scenario: Scenario, trace: Trace, profile: Path, section: str = "cache") -> Trace:
+    """Return the trace in the folder `profile`, from which a section's policy counts past uses.
 
     Raises:
         ScenarioError: it is not a trace, or has other layers or experts than `trace`.
@@ -112,12 +115,12 @@ def profile_trace(scenario: Scenario, trace: Trace, profile: Path) -> Trace:
     try:
         profile_of_uses = load_trace(profile)
     except TraceError as error:
-        raise ScenarioError.at(scenario, "cache.options.profile", str(error)) from None
+        raise ScenarioError.at(scenario, f"{section}.options.profile", str(error)) from None
     shapes = [(each.num_layers, each.num_experts) for each in (profile_of_uses, trace)]
     if shapes[0] != shapes[1]:
         raise ScenarioError.at(
             scenario,
-            "cache.options.profile",
+            f"{section}.options.profile",
             f"the profile {str(profile)!r} is of another shape than the trace: "
             "{} layers of {} experts, not {} of {}".format(*shapes[0], *shapes[1]),
         )
@@ -168,8 +171,9 @@ class _Checks:
             if policy is not None
         }
         attempt("prefetch.cancel", _check_cancel, scenario)
-        if policies["placement"]:
-            attempt("placement.policy", _check_placement, scenario, policies["placement"][0])
+        placement = policies["placement"]
+        if placement is not None and hardware is not None:
+            attempt("placement.policy hardware", _check_lanes, scenario, hardware, placement[0])
         if policies["cache"]:
             attempt("cache.admission", _check_admission, scenario, policies["cache"][0])
         if trace is None:
@@ -185,6 +189,10 @@ class _Checks:
         attempt("cache.initial_layers", _check_initial_layers, scenario, trace)
         if policies["cache"] and paths_exist["cache"]:
             attempt("cache.options", _check_profile, scenario, trace, *policies["cache"])
+        if placement is not None and paths_exist["placement"]:
+            attempt("placement.options", _check_learnt_placement, scenario, trace, placement[1])
+        if placement is not None and shape is not None:
+            attempt("placement.options", _check_placement, scenario, trace, shape, *placement)
         requests = self._workload(trace)
         if requests is not None:
             attempt("batching", check_prompts, scenario, requests)
@@ -240,7 +248,7 @@ def _check_paths(scenario: Scenario, section: str, policy: str) -> bool:
 
 
 def _check_profile(scenario: Scenario, trace: Trace, policy: type[Any], options: Any) -> None:
-    # No other policy reads a profile.
+    # No other eviction policy reads a profile.
     if policy.name == "static" and options.profile is not None:
         profile_trace(scenario, trace, options.profile)
 
@@ -254,15 +262,53 @@ def _check_cancel(scenario: Scenario) -> None:
         )
 
 
-def _check_placement(scenario: Scenario, policy: type[Any]) -> None:
-    # The server does not call placement policies yet: a missing expert always runs on the GPU.
-    if policy is not find("placement", "copy"):
+_CPU_FIGURES: Final = ("cpu_flops", "host_memory_bandwidth")
+"""The figures of a machine without which no duration on the CPU can be computed."""
+
+
+def _check_lanes(scenario: Scenario, hardware: Hardware, policy: type[Any]) -> None:
+    """Raise ScenarioError where a placement computes on a lane that the machine lacks."""
+    lanes = set(placement_lanes(policy))
+    if unknown := sorted(lanes - {GPU, CPU}):
         raise ScenarioError.at(
             scenario,
             "placement.policy",
-            f"{policy.name} would have no effect: a missing expert is always copied to the GPU so "
-            "far; leave the key out, or write copy",
+            f"{policy.name} computes on {', '.join(unknown)}; machines compute on {GPU} and {CPU}",
         )
+    missing = [key for key in _CPU_FIGURES if key not in hardware.figures]
+    if CPU in lanes and missing:
+        raise ScenarioError.at(
+            scenario,
+            "placement.policy",
+            f"{policy.name} computes experts on the CPU, and {hardware.name} is described without "
+            f"{' and '.join(missing)}; give the profile these figures, or set them in `hardware`",
+        )
+
+
+def _check_learnt_placement(scenario: Scenario, trace: Trace, options: Any) -> None:
+    profile = getattr(options, "profile", None)
+    if isinstance(profile, Path):
+        profile_trace(scenario, trace, profile, "placement")
+
+
+def _check_placement(
+    scenario: Scenario, trace: Trace, shape: ModelShape, policy: type[Any], options: Any
+) -> None:
+    if (len(shape.moe_layers), shape.num_experts) != (trace.num_layers, trace.num_experts):
+        return  # `_check_shape` reports this, and limits of either would mislead
+    context = PlacementContext(
+        model_layers=tuple(shape.moe_layers),
+        num_model_layers=shape.num_layers,
+        num_experts=shape.num_experts,
+        rng=stream(scenario.seed, "placement"),
+    )
+    mistakes = [
+        problem
+        for option, message in placement_mistakes(policy, context, options)
+        for problem in ScenarioError.at(scenario, f"placement.options.{option}", message).problems
+    ]
+    if mistakes:
+        raise ScenarioError(mistakes)
 
 
 def _check_admission(scenario: Scenario, policy: type[Any]) -> None:

@@ -12,16 +12,23 @@ from moesim.errors import UsageError
 from moesim.hardware.hardware import spelled_figures
 from moesim.hardware.model_config import shape_from_config
 from moesim.hardware.shapes import ModelShape
-from moesim.policies import find
+from moesim.policies import find, parse_options
+from moesim.policies.blame import blamed
 from moesim.scenario.unused import unused_keys
 
 if TYPE_CHECKING:
+    from moesim.policies.placement import Placement
     from moesim.scenario import Scenario
     from moesim.trace import TraceMeta
 
 __all__ = ["POLICY_SECTIONS", "hardware_changes", "knows_the_future", "routing_facts"]
 
-POLICY_SECTIONS: Final = {"eviction": "cache", "prefetch": "prefetch", "batching": "batching"}
+POLICY_SECTIONS: Final = {
+    "eviction": "cache",
+    "prefetch": "prefetch",
+    "batching": "batching",
+    "placement": "placement",
+}
 """The families of policies that can know the future, with their sections of a scenario."""
 
 
@@ -49,8 +56,16 @@ def knows_the_future(scenario: Scenario, *, hindsight: bool = False) -> list[str
     return [
         f"{family} {policy.name}"
         for family, policy in named.items()
-        if getattr(policy, "clairvoyant", False) or (hindsight and family == "eviction")
+        if getattr(policy, "clairvoyant", False)
+        or (hindsight and family == "eviction")
+        or (family == "placement" and _places_in_hindsight(scenario, policy))
     ]
+
+
+def _places_in_hindsight(scenario: Scenario, policy: type[Placement]) -> bool:
+    """Return whether the placement policy learns on the replayed trace itself."""
+    with blamed(policy, "hindsight"):
+        return policy.hindsight(parse_options(policy, scenario.placement.options))
 
 
 def hardware_changes(scenario: Scenario) -> str:
