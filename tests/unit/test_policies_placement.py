@@ -412,6 +412,23 @@ def test_of_equal_experts_the_lower_key_is_copied_first() -> None:
     assert list(answer.items()) == [(2, "gpu"), (5, "gpu"), (7, "cpu")]
 
 
+def test_of_two_tasks_that_end_together_the_cpu_gets_its_own() -> None:
+    # Copies of 10 and CPU tasks of 10. A tie: the CPU takes key 2 (10). Key 0 lands at 10, before
+    # 20: copied. Key 1 would end at 20 on both: the CPU.
+    loads, absent = dict.fromkeys((0, 1, 2), 1), dict.fromkeys((0, 1, 2), "host")
+    assert place(placement("two_queue"), loads, absent, PricedExperts(copy=10)) == {1, 2}
+
+
+def test_a_copy_under_way_delays_the_copies_behind_it() -> None:
+    # Six experts take 30 each on the CPU, copies 50. Key 9 arrives until 50, so the first copy
+    # lands at 100. The CPU takes keys 5, 4 and 3 until 90; key 0 lands at 100, before 120; then the
+    # next copy would land at 150, and the CPU takes keys 2 and 1 until 150.
+    loads = {9: 1, **dict.fromkeys(range(6), 3)}
+    absent = {9: ARRIVING, **dict.fromkeys(range(6), "host")}
+    found = place(placement("two_queue"), loads, absent, PricedExperts(copy=50))
+    assert found == {1, 2, 3, 4, 5}
+
+
 def test_disk_reads_delay_both_lanes() -> None:
     # Key 0 is on disk: read 50. Copied: 50 + 100 + 1 = 151. On the CPU: 50 + 10 = 60.
     prices = PricedExperts(reads={0: 50})

@@ -43,6 +43,7 @@ class _Event:
         rows = dict(zip(view.union, view.tokens, strict=True))
         host = [key for key in rows if absent.get(key, ARRIVING) != ARRIVING]
         queue = self.queue = sorted(host, key=lambda key: (-rows[key], key))
+        # A read from disk delays the task that needs it, and no other read.
         read = [estimate.read_ns(key) for key in queue]
         self._copy_ns = [estimate.copy_ns(k) + ns for k, ns in zip(queue, read, strict=True)]
         self._gpu_ns = [estimate.gpu_ns(key, rows[key]) for key in queue]
