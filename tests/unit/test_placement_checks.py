@@ -115,7 +115,7 @@ def test_a_model_of_another_depth_than_the_trace_is_the_only_mistake(folder: Pat
     path = folder / "x.yaml"
     path.write_text(
         "trace: tiny\nhardware: rtx-4090\nmodel: olmoe-1b-7b\n"
-        "placement: {policy: cpu_layers, options: {layers: 9}}\n"
+        "placement: {policy: cpu_layers, options: {layers: 99}}\n"
     )
     with pytest.raises(ScenarioError) as caught:
         prepare(load_scenario(path))
