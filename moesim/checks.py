@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from moesim.config.markers import PathTo
 from moesim.config.validation import COMMAND_LINE, order
@@ -18,9 +18,11 @@ from moesim.config.yaml_document import KeyPath
 from moesim.errors import ScenarioError, TraceError, UsageError
 from moesim.hardware.hardware import Hardware
 from moesim.hardware.shapes import ModelShape, shapes_like
-from moesim.policies import find, parse_options
+from moesim.hardware.topology import CPU, GPU
+from moesim.policies import parse_options
 from moesim.policies.base import Input
-from moesim.policies.guard import find_policy, inputs_of
+from moesim.policies.guard import find_policy, inputs_of, placement_lanes, placement_mistakes
+from moesim.policies.placement import PlacementContext
 from moesim.policies.registry import path_options
 from moesim.scenario.keys import key_path
 from moesim.scenario.policies import FAMILIES
@@ -33,6 +35,7 @@ from moesim.serving.workload import (
     check_domains,
     check_prefill,
 )
+from moesim.streams import stream
 from moesim.trace import Trace, load_trace
 from moesim.window import check_window
 
@@ -177,8 +180,9 @@ class _Checks:
             if policy is not None
         }
         attempt("prefetch.cancel", _check_cancel, scenario)
-        if policies["placement"]:
-            attempt("placement.policy", _check_placement, scenario, policies["placement"][0])
+        placement = policies["placement"]
+        if placement is not None and hardware is not None:
+            attempt("placement.policy hardware", _check_lanes, scenario, hardware, placement[0])
         if policies["cache"]:
             attempt("cache.admission", _check_admission, scenario, policies["cache"][0])
         if trace is None:
@@ -195,6 +199,8 @@ class _Checks:
         for section, policy in policies.items():
             if policy is not None and paths_exist[section]:
                 attempt(f"{section}.options", _check_profiles, scenario, trace, section, *policy)
+        if placement is not None and shape is not None:
+            attempt("placement.options", _check_placement, scenario, trace, shape, *placement)
         requests = self._workload(trace)
         if requests is not None:
             attempt("batching", check_prompts, scenario, requests)
@@ -274,15 +280,47 @@ def _check_cancel(scenario: Scenario) -> None:
         )
 
 
-def _check_placement(scenario: Scenario, policy: type[Any]) -> None:
-    # The server does not call placement policies yet: a missing expert always runs on the GPU.
-    if policy is not find("placement", "copy"):
+_CPU_FIGURES: Final = ("cpu_flops", "host_memory_bandwidth")
+"""The figures of a machine without which no duration on the CPU can be computed."""
+
+
+def _check_lanes(scenario: Scenario, hardware: Hardware, policy: type[Any]) -> None:
+    """Raise ScenarioError where a placement computes on a lane that the machine lacks."""
+    lanes = set(placement_lanes(policy))
+    if unknown := sorted(lanes - {GPU, CPU}):
         raise ScenarioError.at(
             scenario,
             "placement.policy",
-            f"{policy.name} would have no effect: a missing expert is always copied to the GPU so "
-            "far; leave the key out, or write copy",
+            f"{policy.name} computes on {', '.join(unknown)}; machines compute on {GPU} and {CPU}",
         )
+    missing = [key for key in _CPU_FIGURES if key not in hardware.figures]
+    if CPU in lanes and missing:
+        raise ScenarioError.at(
+            scenario,
+            "placement.policy",
+            f"{policy.name} computes experts on the CPU, and {hardware.name} is described without "
+            f"{' and '.join(missing)}; give the profile these figures, or set them in `hardware`",
+        )
+
+
+def _check_placement(
+    scenario: Scenario, trace: Trace, shape: ModelShape, policy: type[Any], options: Any
+) -> None:
+    if (len(shape.moe_layers), shape.num_experts) != (trace.num_layers, trace.num_experts):
+        return  # `_check_shape` reports this, and limits of either would mislead
+    context = PlacementContext(
+        model_layers=tuple(shape.moe_layers),
+        num_model_layers=shape.num_layers,
+        num_experts=shape.num_experts,
+        rng=stream(scenario.seed, "placement"),
+    )
+    mistakes = [
+        problem
+        for option, message in placement_mistakes(policy, context, options)
+        for problem in ScenarioError.at(scenario, f"placement.options.{option}", message).problems
+    ]
+    if mistakes:
+        raise ScenarioError(mistakes)
 
 
 def _check_admission(scenario: Scenario, policy: type[Any]) -> None:

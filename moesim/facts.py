@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
@@ -21,7 +22,12 @@ if TYPE_CHECKING:
 
 __all__ = ["POLICY_SECTIONS", "hardware_changes", "knows_the_future", "routing_facts"]
 
-POLICY_SECTIONS: Final = {"eviction": "cache", "prefetch": "prefetch", "batching": "batching"}
+POLICY_SECTIONS: Final = {
+    "eviction": "cache",
+    "prefetch": "prefetch",
+    "batching": "batching",
+    "placement": "placement",
+}
 """The families of policies that can know the future, with their sections of a scenario."""
 
 
@@ -37,10 +43,10 @@ def routing_facts(scenario: Scenario, meta: TraceMeta, shape: ModelShape) -> dic
     }
 
 
-def knows_the_future(scenario: Scenario, *, hindsight: bool = False) -> list[str]:
+def knows_the_future(scenario: Scenario, *, hindsight: Collection[str] = ()) -> list[str]:
     """Return the policies that know what a real server cannot know yet, like `eviction min`.
 
-    With `hindsight`, the eviction policy learnt on the replayed trace itself.
+    `hindsight` are the families whose policy learnt on the replayed trace itself.
     """
     named = {
         family: find(family, getattr(scenario, section).policy)
@@ -49,7 +55,7 @@ def knows_the_future(scenario: Scenario, *, hindsight: bool = False) -> list[str
     return [
         f"{family} {policy.name}"
         for family, policy in named.items()
-        if getattr(policy, "clairvoyant", False) or (hindsight and family == "eviction")
+        if getattr(policy, "clairvoyant", False) or family in hindsight
     ]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,7 @@ import numpy as np
 from moesim.bounds import BOUND_KEYS, Loaded, Remedy, Steps, bounds_summary, endless, hindsight
 from moesim.caveats import caveats
 from moesim.errors import OutputError, ScenarioError
-from moesim.facts import hardware_changes, knows_the_future, routing_facts
+from moesim.facts import POLICY_SECTIONS, hardware_changes, knows_the_future, routing_facts
 from moesim.files import as_path
 from moesim.hardware.shapes import ModelShape
 from moesim.metrics import (
@@ -302,7 +302,7 @@ def summarise(outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def _foresight(scenario: Scenario, *, hindsight: bool) -> list[str]:
+def _foresight(scenario: Scenario, *, hindsight: Collection[str]) -> list[str]:
     """Return notes on policies that know the future, and what policies say of themselves."""
     notes = [
         f"{name} knows the future: a bound, not a policy"
@@ -314,8 +314,9 @@ def _foresight(scenario: Scenario, *, hindsight: bool) -> list[str]:
         # As the scenario spells them: a resolved path would depend on the working directory.
         if note := note_of(policy, parse_options(policy, chosen.options)):
             notes.append(note)
-    if hindsight:
-        notes.append(hindsight_note(find("eviction", scenario.cache.policy).name))
+    for family in sorted(hindsight):
+        section = POLICY_SECTIONS[family]
+        notes.append(hindsight_note(find(family, getattr(scenario, section).policy).name))
     return list(dict.fromkeys(notes))
 
 

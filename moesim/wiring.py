@@ -337,7 +337,8 @@ def _learnt(
         )
     counts = trace_popularity(profile_trace(plan.scenario, plan.trace, "cache", given))
     # Counts are compared, not paths: a copy of the replayed trace is hindsight too.
-    ledger.hindsight |= profile is None or counts == trace_popularity(plan.trace)
+    if profile is None or counts == trace_popularity(plan.trace):
+        ledger.hindsight.add("eviction")
     return MappingProxyType(counts)
 
 

@@ -1,7 +1,7 @@
 """The guard: a wrapper that checks what a policy of another package raises and returns.
 
-`make_eviction`, `make_prefetch` and `make_batching` build policies. They return moesim's own
-policies as they are, and all others in a guard of the same family.
+`make_eviction`, `make_prefetch`, `make_batching` and `make_placement` build policies. They return
+moesim's own policies as they are, and all others in a guard of the same family.
 
 The guard turns errors into `PolicyViolation` and refuses return values of the wrong type. The
 server checks, for all policies alike, whether a value of the right type is possible.
@@ -15,13 +15,14 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from moesim.errors import PolicyViolation
 from moesim.policies.base import Input, Policy
 from moesim.policies.batching.base import Batching, Candidate
 from moesim.policies.blame import CAUGHT, PASSED_ON, WrongType, blamed, is_foreign, violation
 from moesim.policies.eviction.base import CacheContext, Eviction
+from moesim.policies.placement.base import Placement, PlacementContext
 from moesim.policies.prefetch.base import Prefetch
 from moesim.policies.registry import find
 from moesim.policies.view import Key
@@ -32,12 +33,22 @@ __all__ = [
     "inputs_of",
     "make_batching",
     "make_eviction",
+    "make_placement",
     "make_prefetch",
     "note_of",
+    "placement_lanes",
+    "placement_mistakes",
     "without_foresight",
 ]
 
-_BASES: dict[str, type] = {"eviction": Eviction, "prefetch": Prefetch, "batching": Batching}
+Context = TypeVar("Context", CacheContext, PlacementContext)
+
+_BASES: dict[str, type] = {
+    "eviction": Eviction,
+    "prefetch": Prefetch,
+    "batching": Batching,
+    "placement": Placement,
+}
 
 
 def find_policy(family: str, name: str) -> type[Any]:
@@ -108,7 +119,45 @@ def make_batching(policy: type[Batching], options: Any) -> Batching:
         return _GuardedBatching(policy(options))
 
 
-def without_foresight(policy: type[Eviction], context: CacheContext) -> CacheContext:
+def make_placement(policy: type[Placement], context: PlacementContext, options: Any) -> Placement:
+    """Return a placement policy, guarded if it comes from outside moesim."""
+    if not is_foreign(policy):
+        return policy(context, options)
+    with blamed(policy, "__init__"):
+        return _GuardedPlacement(policy(without_foresight(policy, context), options), context)
+
+
+def placement_lanes(policy: type[Placement]) -> tuple[str, ...]:
+    """Return the lanes that a placement policy declares.
+
+    Raise `PolicyViolation` if they are no tuple of names.
+    """
+    lanes: Any = policy.lanes
+    if not (isinstance(lanes, tuple) and all(isinstance(lane, str) for lane in lanes)):
+        raise PolicyViolation(
+            policy.name, "lanes", f"is {_shown(lanes)}; it must be a tuple of names of lanes"
+        )
+    return lanes
+
+
+def placement_mistakes(
+    policy: type[Placement], context: PlacementContext, options: Any
+) -> list[tuple[str, str]]:
+    """Return the options of a placement policy that cannot hold, each with what is wrong."""
+    with blamed(policy, "mistakes"):
+        answer: Any = policy.mistakes(options, context)
+        if not isinstance(answer, list | tuple) or not all(map(_is_mistake, answer)):
+            raise WrongType(
+                f"returns {_shown(answer)}; it must return a list of (option, message) pairs"
+            )
+        return list(answer)
+
+
+def _is_mistake(pair: Any) -> bool:
+    return isinstance(pair, tuple) and [*map(type, pair)] == [str, str]
+
+
+def without_foresight(policy: type[Eviction] | type[Placement], context: Context) -> Context:
     """Return the context that a policy may see.
 
     A policy from outside that is not `clairvoyant` gets no `future`, and no counts of the replayed
@@ -117,11 +166,14 @@ def without_foresight(policy: type[Eviction], context: CacheContext) -> CacheCon
     if policy.clairvoyant or not is_foreign(policy):
         return context
     popularity = _without_hindsight(policy, context.popularity)
-    return replace(context, future=None, popularity=popularity)
+    if isinstance(context, CacheContext):
+        return replace(context, future=None, popularity=popularity)
+    return replace(context, popularity=popularity)
 
 
 def _without_hindsight(
-    policy: type[Eviction], popularity: Callable[[Any], Mapping[Key, int]] | None
+    policy: type[Eviction] | type[Placement],
+    popularity: Callable[[Any], Mapping[Key, int]] | None,
 ) -> Callable[[Any], Mapping[Key, int]] | None:
     """Return `popularity`, refusing counts of the replayed trace: they depend on the future."""
     if popularity is None:
@@ -159,6 +211,22 @@ def _keys(answer: Any) -> tuple[Key, ...]:
 
 def _key_or_none(answer: Any) -> Key | None:
     return None if answer is None else _key(answer)
+
+
+def _keys_or_none(answer: Any) -> tuple[Key, ...] | None:
+    return None if answer is None else _keys(answer)
+
+
+def _lane(answer: Any) -> str:
+    if not isinstance(answer, str):
+        raise WrongType(f"returns {_shown(answer)} where the name of a lane must be")
+    return answer
+
+
+def _lanes_of_keys(answer: Any) -> dict[Key, str]:
+    if not isinstance(answer, Mapping):
+        raise WrongType(f"returns {_shown(answer)}; it must return a dict from keys to lanes")
+    return {_key(key): _lane(lane) for key, lane in answer.items()}
 
 
 def _boolean(answer: Any) -> bool:
@@ -304,3 +372,20 @@ class _GuardedBatching(Batching):
 
     ready = _guarded("ready", _boolean)
     plan = _guarded("plan", _pairs)
+
+
+class _GuardedPlacement(Placement):
+    """A guarded placement policy."""
+
+    def __init__(self, policy: Placement, context: PlacementContext) -> None:
+        kind = type(policy)
+        self.name = kind.name  # type: ignore[misc]
+        self.clairvoyant = kind.clairvoyant  # type: ignore[misc]
+        self.lanes = kind.lanes  # type: ignore[misc]
+        self.context = context
+        self.options = getattr(policy, "options", None)
+        self._policy = policy
+
+    layer_lane = _guarded("layer_lane", _lane)
+    residents = _guarded("residents", _keys_or_none)
+    place = _guarded("place", _lanes_of_keys)

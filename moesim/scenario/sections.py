@@ -267,10 +267,12 @@ class Placement(Strict):
     """Where a missing expert runs."""
 
     policy: Annotated[Text, PolicyOf("placement")] = Field(
-        "copy", description="The placement policy: copy (to the GPU); others are not used yet."
+        "copy",
+        description="The placement policy: copy (to the GPU), cpu_layers, cpu_experts, cost, "
+        "two_queue or a plug-in.",
     )
     options: Annotated[dict[str, Any], OptionsOf("placement")] = Field(
-        {}, description="Options of the policy."
+        {}, description="Options of the policy, like {layers: auto}."
     )
 
 

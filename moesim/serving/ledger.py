@@ -98,7 +98,7 @@ class Ledger:
         self.prefetch_bytes = [0] * num_layers
         # The last entry of each list is the end of a step, after all layers.
         self.stall_ns = [[0] * (num_layers + 1) for _ in CAUSES]
-        self.hindsight = False  # whether an eviction policy used counts of the replayed trace
+        self.hindsight: set[str] = set()  # families whose policy learnt on the replayed trace
         self.prefetch_useful = 0
         self.prefetch_late = 0
         self.prefetch_wasted = 0

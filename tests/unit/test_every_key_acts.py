@@ -267,14 +267,3 @@ def test_a_key_that_cannot_act_here_is_said_to_be_unused(
     after, notes = outcome(folder, with_key(base, key, value))
     assert before == after
     assert [note.split(" is unused: ")[0] for note in notes if note not in quiet] == [key]
-
-
-def test_a_placement_that_would_have_no_effect_is_refused(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from moesim.policies import register, registry
-
-    monkeypatch.setattr(registry, "_registry", dict(registry._registry))
-    register("placement", "on_the_cpu")(type("OnTheCpu", (), {}))
-    with pytest.raises(ScenarioError, match="on_the_cpu would have no effect"):
-        outcome(folder, merged(BASE, {"placement": "on_the_cpu"}))

@@ -21,7 +21,7 @@ EXPECTED = {
     "eviction": "fifo lfu lfu_decay lfu_in_cache lookahead lru min min_window random static",
     "prefetch": "layer_ahead none oracle predicted",
     "batching": "decode_first expert_aware fcfs prefill_first task_aware",
-    "placement": "copy",
+    "placement": "copy cost cpu_experts cpu_layers two_queue",
 }
 ALL = [(family, name) for family, known in EXPECTED.items() for name in known.split()]
 

@@ -34,6 +34,19 @@ class Mine(LRU):
     pass
 """
 
+PLACEMENT = """
+from moesim.policies import register
+from moesim.policies.placement import Placement
+
+
+@register("placement", "elsewhere")
+class Elsewhere(Placement):
+    lanes = ("cpu",)
+
+    def place(self, view, absent, estimate):
+        return {}
+"""
+
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
@@ -356,7 +369,7 @@ def test_a_policy_that_is_no_class_has_no_hash_and_is_refused(
         prepare(made, tiny_trace(requests=1))
 
 
-@pytest.mark.parametrize("section", ["cache", "prefetch", "batching"])
+@pytest.mark.parametrize("section", ["cache", "prefetch", "batching", "placement"])
 @pytest.mark.parametrize("name", ["weights.json", "trace/trace.json"])
 @pytest.mark.parametrize("inside", [str, lambda text: [text], lambda text: {"of": [1, text]}])
 def test_files_that_options_name_count(folder: Path, section: str, name: str, inside: Any) -> None:
@@ -385,6 +398,22 @@ def test_an_edited_policy_never_gives_the_old_result(tmp_path: Path, trace: Path
     assert moesim(tmp_path, *run, "--force").returncode == 0
     after = inputs(tmp_path / "there")
     assert {key for key in before if before[key] != after[key]} == {"cache.policy"}
+
+
+def test_an_edited_placement_never_gives_the_old_result(tmp_path: Path, trace: Path) -> None:
+    install(tmp_path, PLACEMENT)
+    file = scenario(tmp_path, trace, placement="elsewhere")
+    run = ["run", file, "--out", "there", "--no-plots"]
+    done = moesim(tmp_path, *run)
+    assert done.returncode == 0, done.stderr
+    before = inputs(tmp_path / "there")
+    assert moesim(tmp_path, *run).returncode == 0
+    write(tmp_path, "mine.py", PLACEMENT.replace("{}", "{ }"))
+    edited = moesim(tmp_path, *run)
+    assert (edited.returncode, "holds another run" in edited.stderr) == (1, True)
+    assert moesim(tmp_path, *run, "--force").returncode == 0
+    after = inputs(tmp_path / "there")
+    assert {key for key in before if before[key] != after[key]} == {"placement.policy"}
 
 
 def test_the_default_folder_of_an_edited_policy_is_another_one(tmp_path: Path, trace: Path) -> None:

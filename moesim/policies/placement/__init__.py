@@ -2,5 +2,18 @@
 
 from moesim.policies.placement.base import Estimate, Placement, PlacementContext
 from moesim.policies.placement.copy import Copy
+from moesim.policies.placement.cost import Cost
+from moesim.policies.placement.cpu_experts import CPUExperts
+from moesim.policies.placement.cpu_layers import CPULayers
+from moesim.policies.placement.two_queue import TwoQueue
 
-__all__ = ["Copy", "Estimate", "Placement", "PlacementContext"]
+__all__ = [
+    "CPUExperts",
+    "CPULayers",
+    "Copy",
+    "Cost",
+    "Estimate",
+    "Placement",
+    "PlacementContext",
+    "TwoQueue",
+]

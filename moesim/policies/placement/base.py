@@ -13,12 +13,13 @@ eviction policy is asked.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final, Protocol
 
 import numpy as np
 
+from moesim.errors import UsageError
 from moesim.hardware.topology import CPU, GPU
 from moesim.policies.base import Policy
 from moesim.policies.view import Key, View
@@ -34,7 +35,8 @@ class PlacementContext:
     """What a placement is built with.
 
     `model_layers[l]` is the model layer of trace layer l, of `num_model_layers` in all. Each trace
-    layer has `num_experts` experts. `popularity` returns the uses of each key in a profile trace.
+    layer has `num_experts` experts. `popularity` returns the uses of each key in a profile trace;
+    None stands for the replayed trace.
     """
 
     model_layers: tuple[int, ...]
@@ -75,6 +77,8 @@ class Estimate(Protocol):
 class Placement(Policy, ABC):
     """Base class of placement policies.
 
+    Building a policy is cheap: work that takes long, like counting a trace, belongs in `residents`.
+
     Class attributes declare what a policy needs:
 
     - `clairvoyant`: sees the future, so it is a bound and no real policy;
@@ -86,6 +90,17 @@ class Placement(Policy, ABC):
     def __init__(self, context: PlacementContext, options: Any = None) -> None:
         self.context = context
         self.options = self.Options() if options is None else options
+        if mistakes := self.mistakes(self.options, context):
+            texts = [f"{self.name}: {option} {message}" for option, message in mistakes]
+            raise UsageError("\n".join(texts))
+
+    @classmethod
+    def mistakes(cls, options: Any, context: PlacementContext) -> Sequence[tuple[str, str]]:
+        """Return the options that cannot hold for this model: name, and what is wrong with it.
+
+        Called before anything runs, without `context.popularity`. By default there are none.
+        """
+        return ()
 
     def layer_lane(self, model_layer: int) -> str:
         """Return the lane of a model layer without its routed experts; its KV entries are there.
@@ -98,14 +113,15 @@ class Placement(Policy, ABC):
     def residents(self, slots: int) -> Collection[Key] | None:
         """Return the keys that are in GPU memory for the whole run, at most `slots`.
 
-        None: experts come and go, as the eviction policy decides.
+        None: experts come and go, as the eviction policy decides. Called once, before the run.
+        Raise `UsageError` if the options need more slots; the message says how many.
         """
         return None
 
     @abstractmethod
     def place(self, view: View, absent: Mapping[Key, str], estimate: Estimate) -> Mapping[Key, str]:
-        """Return the lane of each absent key that does not run on the GPU.
+        """Return the lane of each absent key, in the order in which keys are copied or computed.
 
         `absent` gives the place of each wanted key that is not in GPU memory: `host`, `disk`, or
-        `arriving`. Keys that are left out run on the GPU.
+        `arriving`. Keys that are left out run on the GPU, after the others.
         """
