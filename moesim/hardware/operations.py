@@ -100,6 +100,17 @@ class OperationCost(CostModel):
             remember(self._experts_memo, tokens, duration_ns)
         return duration_ns
 
+    @property
+    def call_ns(self) -> int:
+        return _ceil_ns(self._call_fs)
+
+    def expert_ns(self, rows: int, nbytes: int | None = None) -> int:
+        """Return the nanoseconds of one expert in a call.
+
+        The measured sizes count, whatever `nbytes` is.
+        """
+        return _ceil_ns(self._table.fs(rows))
+
     def front_ns(self, layer: int, batch: BatchShape) -> int:
         """Return the nanoseconds of one MoE layer without its routed experts."""
         return self._layer_ns_of(self._front, layer, batch)
