@@ -16,7 +16,7 @@ from moesim.config.validation import COMMAND_LINE, Strict
 from moesim.config.yaml_document import Document, KeyPath, dotted, dump_document
 from moesim.errors import ScenarioError, UsageError
 from moesim.files import as_path
-from moesim.hardware.hardware import Hardware, load_hardware
+from moesim.hardware.hardware import Hardware, IncompleteDisk, TooManyThreads, load_hardware
 from moesim.hardware.model_config import load_shape, shape_from_config
 from moesim.hardware.shapes import ModelShape
 from moesim.scenario.keys import key_path, map_paths, quantities, shorthands
@@ -224,6 +224,10 @@ class Scenario(Strict):
             return load_hardware(profile, self.hardware.overrides())
         except ScenarioError:
             raise  # its messages point at lines of the profile
+        except TooManyThreads as error:
+            raise ScenarioError.at(self, "hardware.cpu_threads", str(error)) from None
+        except IncompleteDisk as error:
+            raise ScenarioError.at(self, "hardware.disk", str(error)) from None
         except UsageError as error:
             raise ScenarioError.at(self, "hardware", str(error)) from None
 

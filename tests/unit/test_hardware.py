@@ -21,7 +21,7 @@ def test_the_shipped_profiles_are_these() -> None:
 @pytest.mark.parametrize("card", CARDS)
 def test_every_figure_has_a_source_and_is_assumed(card: str) -> None:
     hardware = load_hardware(card)
-    assert len(hardware.figures) == 15
+    assert len(hardware.figures) == 16
     assert all(figure.source and figure.kind == "assumed" for figure in hardware.figures.values())
     assert hardware.cost_kind == "assumed"
     assert hardware.h2d.pageable_bytes_per_s < hardware.h2d.pinned_bytes_per_s
