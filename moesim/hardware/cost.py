@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from typing import Final, TypeVar
 
-from moesim.hardware.hardware import Hardware, Link
+from moesim.hardware.hardware import Disk, Hardware, Link
 from moesim.hardware.loads import Loads, Rates
 from moesim.hardware.ops import BatchShape, Dense, Experts, Front, Op, Tail
 from moesim.hardware.shapes import ModelShape
-from moesim.hardware.topology import D2H, H2D
+from moesim.hardware.topology import D2H, DISK, H2D
 
-__all__ = ["CostModel", "copy_ns", "remember"]
+__all__ = ["CostModel", "copy_ns", "read_ns", "remember"]
 
 _K = TypeVar("_K")
 _V = TypeVar("_V")
@@ -71,15 +71,19 @@ class CostModel:
         assert isinstance(op, Tail), f"{op} is no computation"
         return self.tail_ns(op.batch)
 
-    def experts_ns(self, tokens: tuple[int, ...]) -> int:
+    def experts_ns(self, tokens: tuple[int, ...], nbytes: tuple[int, ...] | None = None) -> int:
         """Return the nanoseconds of one grouped call, whose i-th expert computes `tokens[i]` rows.
 
         Each expert takes the longer of reading its weights and 2·rows·(3·hidden·FFN) operations.
-        The call takes their sum and one overhead; without experts it takes 0.
+        The call takes their sum and one overhead; without experts it takes 0. `nbytes[i]` is the
+        stored size of an expert, where experts differ in it.
         """
+        if nbytes is not None:
+            loads = map(self.loads.expert, tokens, nbytes)
+            return sum(map(self.rates.duration_ns, loads)) + self.call_ns if tokens else 0
         duration_ns = self._experts_memo.get(tokens)
         if duration_ns is None:
-            sum_ns = sum(map(self.expert_ns, tokens))
+            sum_ns = sum(self._expert_ns(count) for count in tokens)
             duration_ns = sum_ns + self.call_ns if tokens else 0
             remember(self._experts_memo, tokens, duration_ns)
         return duration_ns
@@ -88,19 +92,6 @@ class CostModel:
     def call_ns(self) -> int:
         """The nanoseconds that one call over several experts takes beside its experts."""
         return self.hardware.kernel_overhead_ns
-
-    def expert_ns(self, rows: int, nbytes: int | None = None) -> int:
-        """Return the nanoseconds of one expert in a call.
-
-        `nbytes`: its stored size, where experts differ in it.
-        """
-        if nbytes is not None:
-            return self.rates.duration_ns(self.loads.expert(rows, nbytes))
-        duration_ns = self._expert_memo.get(rows)
-        if duration_ns is None:
-            # No limit: there are at most as many keys as a step has rows.
-            duration_ns = self._expert_memo[rows] = self.rates.duration_ns(self.loads.expert(rows))
-        return duration_ns
 
     def front_ns(self, layer: int, batch: BatchShape) -> int:
         """Return the nanoseconds of norms, attention, router and shared experts of an MoE layer.
@@ -156,7 +147,13 @@ class CostModel:
         return self.rates.duration_ns(load) + self.hardware.kernel_overhead_ns
 
     def copy_ns(self, lane: str, nbytes: int) -> int:
-        """Return the nanoseconds of one copy of `nbytes` over a link that is otherwise idle."""
+        """Return the nanoseconds of one copy of `nbytes` on a lane that is otherwise idle.
+
+        The lane `disk` reads into host memory; the hardware must have a disk then.
+        """
+        if lane == DISK:
+            assert self.hardware.disk is not None, "topology_of refuses this machine"
+            return read_ns(self.hardware.disk, nbytes)
         link = self.hardware.h2d if lane == H2D else self.hardware.d2h
         return copy_ns(link, nbytes, pinned=self.pinned)
 
@@ -166,6 +163,8 @@ class CostModel:
 
     def chunk_bytes(self, lane: str) -> int | None:
         """Return the largest piece of a copy in bytes; None: copies are never cut."""
+        if lane == DISK:
+            return None  # a queue of reads has one latency, which cut reads would multiply
         link = self.hardware.h2d if lane == H2D else self.hardware.d2h
         return link.chunk_bytes
 
@@ -173,11 +172,24 @@ class CostModel:
         """Return the kind of a layer; layers of one kind take the same time."""
         return layer in self._dense, layer in self._windowed
 
+    def _expert_ns(self, count: int) -> int:
+        duration_ns = self._expert_memo.get(count)
+        if duration_ns is None:
+            duration_ns = self.rates.duration_ns(self.loads.expert(count))
+            # No limit: there are at most as many keys as a step has rows.
+            self._expert_memo[count] = duration_ns
+        return duration_ns
+
 
 def copy_ns(link: Link, nbytes: int, *, pinned: bool) -> int:
     """Return the nanoseconds of one copy over an idle `link`: latency + bytes / bandwidth."""
     rate = link.pinned_bytes_per_s if pinned else link.pageable_bytes_per_s
     return link.latency_ns - (-nbytes * _SECOND_NS // rate)
+
+
+def read_ns(disk: Disk, nbytes: int) -> int:
+    """Return the nanoseconds of one read: latency / queue depth + bytes / bandwidth, rounded up."""
+    return -(-disk.latency_ns // disk.queue_depth) - (-nbytes * _SECOND_NS // disk.bytes_per_s)
 
 
 def remember(memo: dict[_K, _V], key: _K, value: _V) -> None:

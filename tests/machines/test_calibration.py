@@ -25,7 +25,8 @@ from moesim.hardware.measurement import MOST_RATIO, OperationTimes
 from moesim.hardware.operations import OperationCost
 from moesim.machine.events import EventMachine
 from moesim.machine.journal import Journal, Record
-from moesim.wiring import SimPrices, build_server
+from moesim.machine.sim_prices import SimPrices
+from moesim.wiring import build_server
 
 KNOWN = {
     "experts": {
