@@ -19,6 +19,7 @@ from moesim.files import as_path
 from moesim.hardware.hardware import Hardware, IncompleteDisk, TooManyThreads, load_hardware
 from moesim.hardware.model_config import load_shape, shape_from_config
 from moesim.hardware.shapes import ModelShape
+from moesim.scenario.engine import Engine
 from moesim.scenario.keys import key_path, map_paths, quantities, shorthands
 from moesim.scenario.metrics import Metrics
 from moesim.scenario.sections import (
@@ -72,6 +73,9 @@ class Scenario(Strict):
         Prefetch(), description="Which experts are fetched before they are needed."
     )
     placement: PlacementField = Field(Placement(), description="Where a missing expert runs.")
+    engine: Engine = Field(
+        Engine(), description="The host's time to hand work to the machine; 0 by default."
+    )
     replay: Literal["atomic", "sequential"] = Field(
         "atomic",
         description="How the cache sees a layer's experts: atomic (all at once, as a step uses "
