@@ -41,7 +41,7 @@ def unused_notes(scenario: Scenario) -> list[str]:
 def _unused_of_host(scenario: Scenario) -> Iterator[tuple[str, str]]:
     """Yield the figures of the CPU, of host memory and of the disk where nothing reads them."""
     hardware, policy = scenario.hardware, scenario.placement.policy
-    on_cpu = CPU in find("placement", policy).lanes
+    on_cpu = CPU in getattr(find("placement", policy), "lanes", ())
     # Experts that do not fit into host memory are on disk; without a limit all of them fit.
     on_disk = getattr(scenario.memory, "host", None) is not None
     for key in _OF_CPU:

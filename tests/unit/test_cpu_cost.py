@@ -21,6 +21,8 @@ from moesim.hardware import (
     Link,
     ModelShape,
     Tail,
+    load_hardware,
+    named_shape,
 )
 from moesim.hardware.cpu import Call, CpuCost, cpu_rates, missing_figures, topology_of
 from moesim.hardware.hardware import Disk
@@ -83,6 +85,14 @@ def test_a_call_takes_its_overhead_and_the_longer_of_reading_and_computing_each_
     assert CPU_COST.experts((0, 1)) == Call(300, 480, 480)  # no rows, nothing to read
     assert CPU_COST.experts(()) == Call(0, 0, 0)
     assert CPU_COST.call(Experts(1, (0, 3), (1, 20))) == CPU_COST.experts((1, 20))
+
+
+def test_a_mixtral_expert_on_the_cpu_takes_what_the_figures_say() -> None:
+    cpu = CpuCost(load_hardware("rtx-4090", {"cpu_overhead": "15us"}), named_shape("mixtral-8x7b"))
+    # 352321536 bytes / 60 GB/s; one row takes 2 * 176160768 operations / 700 GFLOPS = 0.5 ms.
+    assert cpu.experts((1,)).duration_ns == 15_000 + 5_872_026
+    # 12 rows take 6.04 ms of arithmetic: 12 * 352321536 / 700 GFLOPS.
+    assert cpu.experts((12,)).duration_ns == 15_000 + 6_039_798
 
 
 def test_experts_are_read_as_they_are_stored() -> None:
