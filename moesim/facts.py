@@ -10,8 +10,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from moesim.errors import UsageError
-from moesim.hardware.hardware import spelled_figures
 from moesim.hardware.model_config import shape_from_config
+from moesim.hardware.overrides import spelled_figures
 from moesim.hardware.shapes import ModelShape
 from moesim.policies import find
 from moesim.scenario.unused import unused_keys

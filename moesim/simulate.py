@@ -16,6 +16,7 @@ from moesim.errors import OutputError, ScenarioError
 from moesim.facts import POLICY_SECTIONS, hardware_changes, knows_the_future, routing_facts
 from moesim.files import as_path
 from moesim.hardware.shapes import ModelShape
+from moesim.machine.sim_prices import SimPrices
 from moesim.metrics import (
     bytes_summary,
     cache_summary,
@@ -45,7 +46,7 @@ from moesim.serving.residency import ExpertCache
 from moesim.serving.server import Server
 from moesim.trace.statistics import prediction_recall
 from moesim.window import find_window
-from moesim.wiring import Plan, SimPrices, build_server, group_by_cache, prepare, serve
+from moesim.wiring import Plan, build_server, group_by_cache, prepare, serve
 
 __all__ = [
     "Outcome",

@@ -20,9 +20,8 @@ from moesim.errors import BudgetError, PolicyViolation, ScenarioError, UsageErro
 from moesim.hardware.cost import CostModel
 from moesim.hardware.model_config import load_config
 from moesim.hardware.operations import cost_of
-from moesim.hardware.ops import BatchShape
 from moesim.hardware.slowest import slowest_figures
-from moesim.machine.prices import Durations
+from moesim.machine.sim_prices import SimPrices
 from moesim.machine.work import FAR
 from moesim.policies import Key, find, parse_options
 from moesim.policies.base import Input
@@ -52,31 +51,6 @@ if TYPE_CHECKING:
     from moesim.machine.base import Machine
     from moesim.policies.batching.base import Batching
     from moesim.policies.eviction.base import Eviction
-
-
-class SimPrices(Durations):
-    """The durations of a simulated machine, from the cost model; times in ns, sizes in bytes.
-
-    With `free_link`, expert copies take no time: the bound of an infinite link.
-    """
-
-    def __init__(self, cost: CostModel, *, free_link: bool = False) -> None:
-        # Bound once: the machine reads these millions of times in a run.
-        self.compute_ns = cost.compute_ns
-        self.experts_ns: Callable[[tuple[int, ...]], int] = cost.experts_ns
-        self.landing_ns: int = cost.landing_ns
-        self.layers_ns: Callable[[BatchShape], Sequence[int]] = cost.layers_ns
-        self._cost = cost
-        self._free_link = free_link
-
-    def copy_ns(self, lane: str, nbytes: int) -> int:
-        return 0 if self._free_link else self._cost.copy_ns(lane, nbytes)
-
-    def readback_ns(self, nbytes: int) -> int:
-        return self._cost.readback_ns(nbytes)
-
-    def chunk_bytes(self, lane: str) -> int | None:
-        return self._cost.chunk_bytes(lane)
 
 
 class PolicyObserver(Protocol):

@@ -103,7 +103,15 @@ def calibrate(
     result.times = _with_copies(result.times, result.samples, nominal)
     data = {
         "name": f"{device} of this machine, with {shape.name}",
-        **_figures(result.times, subject, lines, flops=flops, moved=moved, memory=memory),
+        **_figures(
+            result.times,
+            subject,
+            lines,
+            flops=flops,
+            moved=moved,
+            memory=memory,
+            on_cpu=not device.startswith("cuda"),
+        ),
         "measured": {
             "device": device,
             "date": today(),
@@ -317,8 +325,13 @@ def _figures(
     flops: int,
     moved: int,
     memory: int,
+    on_cpu: bool,
 ) -> dict[str, Any]:
-    """Return the figures of a profile, which also price models that were not measured."""
+    """Return the figures of a profile, which also price models that were not measured.
+
+    `on_cpu`: the device is the CPU, so its rates are those of the host too. Those of a host with a
+    GPU are not measured, and left out.
+    """
     shape, experts = subject.shape, times.experts
     reading = shape.expert_bytes / max(experts.each_ns[0], 1.0) * 1e9
     most, longest = experts.tokens[-1], max(experts.each_ns[-1], 1.0)
@@ -345,8 +358,9 @@ def _figures(
         }
     readback = "from the end of a front to the first work of its layer event, in runs"
     figures["readback_latency"] = figure(round(times.readback.base_ns), readback)
-    figures["host_memory_bandwidth"] = figure(moved, "as memory_bandwidth")
-    figures["cpu_flops"] = figure(flops, "as flops")
+    if on_cpu:
+        figures["host_memory_bandwidth"] = figure(moved, "as memory_bandwidth")
+        figures["cpu_flops"] = figure(flops, "as flops")
     return figures
 
 

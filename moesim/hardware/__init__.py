@@ -1,7 +1,10 @@
 """The machine and the model's sizes, and from both the duration of operations and copies."""
 
 from moesim.hardware.cost import CostModel
+from moesim.hardware.cpu import CpuCost, topology_of
+from moesim.hardware.estimate import CostEstimate
 from moesim.hardware.hardware import (
+    Disk,
     Figure,
     Hardware,
     Link,
@@ -16,9 +19,12 @@ from moesim.hardware.shapes import DecoupledRouter, Mla, ModelShape, named_shape
 
 __all__ = [
     "BatchShape",
+    "CostEstimate",
     "CostModel",
+    "CpuCost",
     "DecoupledRouter",
     "Dense",
+    "Disk",
     "Experts",
     "Figure",
     "Front",
@@ -37,4 +43,5 @@ __all__ = [
     "named_shape",
     "shape_from_config",
     "shape_names",
+    "topology_of",
 ]

@@ -1,24 +1,24 @@
 """The cost model: how long an operation or a copy takes on a machine, in whole nanoseconds.
 
-Operations follow the roofline (Williams, Waterman, Patterson 2009). An operation takes the longer
-of two times: its arithmetic at the reached compute rate, or its bytes at the reached memory
-bandwidth. A fixed overhead is added. A matrix product of an n × m weight with t rows has 2·t·n·m
-operations and reads the weight once. Activations are small beside weights and are left out.
+An operation on the GPU takes the longer of two times: its arithmetic at the reached compute rate,
+or its bytes at the reached memory bandwidth (`moesim.hardware.loads`). A fixed overhead is added.
 Results are integers, rounded up, so that a sum does not depend on the order of its terms.
 """
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple, TypeVar
+from typing import Final, TypeVar
 
-from moesim.hardware.hardware import Hardware, Link
+from moesim.hardware.hardware import Disk, Hardware, Link
+from moesim.hardware.loads import Loads, Rates
 from moesim.hardware.ops import BatchShape, Dense, Experts, Front, Op, Tail
-from moesim.hardware.shapes import ModelShape, stored_bytes
-from moesim.hardware.topology import D2H, H2D
+from moesim.hardware.shapes import ModelShape
+from moesim.hardware.topology import D2H, DISK, H2D
 
-__all__ = ["CostModel", "copy_ns", "remember"]
+__all__ = ["CostModel", "copy_ns", "read_ns", "remember"]
 
 _K = TypeVar("_K")
+_V = TypeVar("_V")
 
 _SECOND_NS: Final = 10**9
 _MEMO_LIMIT: Final = 1 << 16  # entries of one memo
@@ -42,21 +42,16 @@ class CostModel:
         self.shape = shape
         self.pinned = pinned
         self.expert_bytes = shape.expert_bytes
-        self._flops_per_s = max(1, round(hardware.flops_per_s * hardware.compute_efficiency))
-        self._bytes_per_s = max(1, round(hardware.memory_bytes_per_s * hardware.memory_efficiency))
-        self._windowed = frozenset(shape.windowed_layers) if shape.window else frozenset()
+        self.loads = Loads(shape)
+        self.rates = Rates(
+            max(1, round(hardware.flops_per_s * hardware.compute_efficiency)),
+            max(1, round(hardware.memory_bytes_per_s * hardware.memory_efficiency)),
+        )
+        self._windowed = self.loads.windowed
         self._dense = frozenset(shape.dense_layers)
         kinds = [self._layer_kind(layer) for layer in range(shape.num_layers)]
         self._first_of_kind = [kinds.index(kind) for kind in kinds]  # for each layer
         self._first_layers = sorted(set(self._first_of_kind))
-        self._front_params = shape.front_params
-        self._dense_params = shape.dense_params
-        self._front_bytes = stored_bytes(self._front_params, shape.weight_bits)
-        self._dense_bytes = stored_bytes(self._dense_params, shape.weight_bits)
-        self._head_params = shape.hidden * shape.vocabulary
-        self._head_bytes = stored_bytes(self._head_params, shape.weight_bits)
-        self._row_bytes = stored_bytes(shape.hidden, shape.weight_bits)
-        self._router = _RouterWork.of(shape) if shape.router else None
         self._experts_memo: dict[tuple[int, ...], int] = {}
         self._expert_memo: dict[int, int] = {}
         self._front_memo: dict[tuple[bool, BatchShape], int] = {}
@@ -76,28 +71,38 @@ class CostModel:
         assert isinstance(op, Tail), f"{op} is no computation"
         return self.tail_ns(op.batch)
 
-    def experts_ns(self, tokens: tuple[int, ...]) -> int:
+    def experts_ns(self, tokens: tuple[int, ...], nbytes: tuple[int, ...] | None = None) -> int:
         """Return the nanoseconds of one grouped call, whose i-th expert computes `tokens[i]` rows.
 
         Each expert takes the longer of reading its weights and 2·rows·(3·hidden·FFN) operations.
-        The call takes their sum and one overhead; without experts it takes 0.
+        The call takes their sum and one overhead; without experts it takes 0. `nbytes[i]` is the
+        stored size of an expert, where experts differ in it.
         """
+        if nbytes is not None:
+            loads = map(self.loads.expert, tokens, nbytes)
+            return sum(map(self.rates.duration_ns, loads)) + self.call_ns if tokens else 0
         duration_ns = self._experts_memo.get(tokens)
         if duration_ns is None:
             sum_ns = sum(self._expert_ns(count) for count in tokens)
-            duration_ns = sum_ns + self.hardware.kernel_overhead_ns if tokens else 0
+            duration_ns = sum_ns + self.call_ns if tokens else 0
             remember(self._experts_memo, tokens, duration_ns)
         return duration_ns
+
+    @property
+    def call_ns(self) -> int:
+        """The nanoseconds that one call over several experts takes beside its experts."""
+        return self.hardware.kernel_overhead_ns
 
     def front_ns(self, layer: int, batch: BatchShape) -> int:
         """Return the nanoseconds of norms, attention, router and shared experts of an MoE layer.
 
-        Weights are read once and take 2·tokens·weights operations; `_attention` adds the rest.
+        Weights are read once and take 2·tokens·weights operations; attention adds the rest.
         """
         key = (layer in self._windowed, batch)
         duration_ns = self._front_memo.get(key)
         if duration_ns is None:
-            duration_ns = self._layer_ns(key[0], batch, self._front_params, self._front_bytes)
+            load = self.loads.front(batch, windowed=key[0])
+            duration_ns = self.rates.duration_ns(load) + self.hardware.kernel_overhead_ns
             remember(self._front_memo, key, duration_ns)
         return duration_ns
 
@@ -106,7 +111,8 @@ class CostModel:
         key = (layer in self._windowed, batch)
         duration_ns = self._dense_memo.get(key)
         if duration_ns is None:
-            duration_ns = self._layer_ns(key[0], batch, self._dense_params, self._dense_bytes)
+            load = self.loads.dense(batch, windowed=key[0])
+            duration_ns = self.rates.duration_ns(load) + self.hardware.kernel_overhead_ns
             remember(self._dense_memo, key, duration_ns)
         return duration_ns
 
@@ -128,30 +134,26 @@ class CostModel:
         """
         duration_ns = self._tail_memo.get(batch)
         if duration_ns is None:
-            flops = 2 * batch.sampled * self._head_params
-            nbytes = batch.tokens * self._row_bytes + (self._head_bytes if batch.sampled else 0)
-            duration_ns = self._roofline_ns(flops, nbytes) + self.hardware.kernel_overhead_ns
-            duration_ns += self.router_ns(batch)
+            duration_ns = self.rates.duration_ns(self.loads.tail(batch))
+            duration_ns += self.hardware.kernel_overhead_ns + self.router_ns(batch)
             remember(self._tail_memo, batch, duration_ns)
         return duration_ns
 
     def router_ns(self, batch: BatchShape) -> int:
-        """Return the nanoseconds of a decoupled router over all rows of a step; 0 without one.
-
-        The router takes as long as a layer of its sizes: its weights are read once a step, and its
-        attention has as many pairs and past tokens as that of a layer. Each row is assumed to be
-        routed in the step that computes it, although the ids of a prompt are there earlier.
-        """
-        router = self._router
-        if router is None:
+        """Return the nanoseconds of a decoupled router over all rows of a step; 0 without one."""
+        load = self.loads.router(batch)
+        if load is None:
             return 0
-        flops = 2 * batch.tokens * router.params + router.pair_flops * batch.pairs
-        entries = batch.kv_tokens + batch.tokens
-        nbytes = router.weight_bytes + batch.tokens * router.row_bytes + entries * router.kv_bytes
-        return self._roofline_ns(flops, nbytes) + self.hardware.kernel_overhead_ns
+        return self.rates.duration_ns(load) + self.hardware.kernel_overhead_ns
 
     def copy_ns(self, lane: str, nbytes: int) -> int:
-        """Return the nanoseconds of one copy of `nbytes` over a link that is otherwise idle."""
+        """Return the nanoseconds of one copy of `nbytes` on a lane that is otherwise idle.
+
+        The lane `disk` reads into host memory; the hardware must have a disk then.
+        """
+        if lane == DISK:
+            assert self.hardware.disk is not None, "topology_of refuses this machine"
+            return read_ns(self.hardware.disk, nbytes)
         link = self.hardware.h2d if lane == H2D else self.hardware.d2h
         return copy_ns(link, nbytes, pinned=self.pinned)
 
@@ -161,6 +163,8 @@ class CostModel:
 
     def chunk_bytes(self, lane: str) -> int | None:
         """Return the largest piece of a copy in bytes; None: copies are never cut."""
+        if lane == DISK:
+            return None  # a queue of reads has one latency, which cut reads would multiply
         link = self.hardware.h2d if lane == H2D else self.hardware.d2h
         return link.chunk_bytes
 
@@ -171,71 +175,10 @@ class CostModel:
     def _expert_ns(self, count: int) -> int:
         duration_ns = self._expert_memo.get(count)
         if duration_ns is None:
-            flops = 2 * count * self.shape.expert_params
-            duration_ns = self._roofline_ns(flops, self.expert_bytes if count else 0)
+            duration_ns = self.rates.duration_ns(self.loads.expert(count))
             # No limit: there are at most as many keys as a step has rows.
             self._expert_memo[count] = duration_ns
         return duration_ns
-
-    def _layer_ns(self, windowed: bool, batch: BatchShape, params: int, weight_bytes: int) -> int:
-        flops, nbytes = self._attention(windowed, batch)
-        flops += 2 * batch.tokens * params
-        return self._roofline_ns(flops, weight_bytes + nbytes) + self.hardware.kernel_overhead_ns
-
-    def _attention(self, windowed: bool, batch: BatchShape) -> tuple[int, int]:
-        """Return operations and KV bytes of one layer's attention without its projections.
-
-        Scores and weighted values each take 2 operations for a (query, key) pair, head and
-        dimension. KV entries are read once a sequence, and each token writes its own. Latent
-        attention either folds the up-projections into the query (DeepSeek-V2, section 2.1.2) or
-        expands the entries first; the cheaper of the two counts.
-        """
-        shape = self.shape
-        pairs, entries = batch.pairs, batch.kv_tokens
-        if windowed and shape.window is not None:
-            # An upper bound: tokens of one sequence share most of their windows.
-            pairs = min(pairs, batch.tokens * shape.window)
-            entries = min(entries, batch.tokens * shape.window)
-        nbytes = (entries + batch.tokens) * shape.kv_bytes_per_token_layer
-        if shape.mla is None:
-            return 4 * pairs * shape.num_heads * shape.head_dim, nbytes
-        mla, heads = shape.mla, shape.num_heads
-        folded = 2 * pairs * heads * (2 * mla.kv_rank + mla.rope_dim)
-        expand = 2 * entries * mla.kv_rank * heads * (mla.nope_dim + mla.value_dim)
-        expanded = expand + 2 * pairs * heads * (mla.nope_dim + mla.rope_dim + mla.value_dim)
-        return min(folded, expanded), nbytes
-
-    def _roofline_ns(self, flops: int, nbytes: int) -> int:
-        # `-(-a // b)` rounds up, exactly also for integers that a float cannot hold.
-        compute = -(-flops * _SECOND_NS // self._flops_per_s)
-        memory = -(-nbytes * _SECOND_NS // self._bytes_per_s)
-        return max(compute, memory)
-
-
-class _RouterWork(NamedTuple):
-    """The work of a decoupled router, from which its duration follows."""
-
-    params: int
-    """Weights that each row is multiplied with."""
-    pair_flops: int
-    """Operations of one (query, key) pair."""
-    weight_bytes: int
-    row_bytes: int
-    """Bytes of one embedding row."""
-    kv_bytes: int
-    """Bytes of one KV entry."""
-
-    @classmethod
-    def of(cls, shape: ModelShape) -> _RouterWork:
-        assert shape.router is not None
-        params = shape.router.multiplied_params(shape.num_experts)
-        return cls(
-            params,
-            4 * shape.router.hidden,
-            stored_bytes(params, shape.weight_bits),
-            stored_bytes(shape.router.hidden, shape.weight_bits),
-            shape.router_kv_bytes_per_token,
-        )
 
 
 def copy_ns(link: Link, nbytes: int, *, pinned: bool) -> int:
@@ -244,7 +187,12 @@ def copy_ns(link: Link, nbytes: int, *, pinned: bool) -> int:
     return link.latency_ns - (-nbytes * _SECOND_NS // rate)
 
 
-def remember(memo: dict[_K, int], key: _K, value: int) -> None:
+def read_ns(disk: Disk, nbytes: int) -> int:
+    """Return the nanoseconds of one read: latency / queue depth + bytes / bandwidth, rounded up."""
+    return -(-disk.latency_ns // disk.queue_depth) - (-nbytes * _SECOND_NS // disk.bytes_per_s)
+
+
+def remember(memo: dict[_K, _V], key: _K, value: _V) -> None:
     """Store `value` under `key`; empty the memo first if it is full."""
     # Batches of a long run seldom repeat, so keeping the newest entries would help little.
     if len(memo) >= _MEMO_LIMIT:

@@ -1,8 +1,9 @@
-"""A machine as a set of figures: one GPU, its memory, its two copy links and its host.
+"""A machine as a set of figures: one GPU, its memory, its two copy links, its host and its disk.
 
 A profile is a YAML file. Each figure in it has a value with a unit, a source, and a kind:
 `assumed` (a datasheet or reasoning) or `measured` (by calibration on that machine). A profile
 resolves to a `Hardware` of plain integers. Figures that a scenario overrides become `assumed`.
+The figures of the CPU, of host memory and of the disk are optional.
 A measured profile also says how and where it was `measured`. It may hold measured durations of
 the `operations` of the models that it was calibrated with.
 """
@@ -10,48 +11,35 @@ the `operations` of the models that it was calibrated with.
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Final, Generic, Literal, Self, TypeVar
+from typing import Any, Final
 
-from pydantic import Field, ModelWrapValidatorHandler, PrivateAttr, model_validator
-from pydantic_core import PydanticCustomError
-
-from moesim.config.fields import Bandwidth, Bytes, Duration, Flops, PositiveShare, Quantity
 from moesim.config.suggest import suggest
-from moesim.config.units import (
-    exact_bandwidth,
-    exact_bytes,
-    exact_duration_ns,
-    exact_flops,
-    format_share,
-    has_no_unit,
-)
-from moesim.config.validation import Strict, validate
+from moesim.config.validation import validate
 from moesim.config.yaml_document import load_document, plain_document
-from moesim.errors import UsageError, shown
+from moesim.errors import UsageError
 from moesim.files import as_path
 from moesim.hardware.measurement import OperationTimes, Overlap, Provenance, signature
+from moesim.hardware.overrides import HardwareOverrides
+from moesim.hardware.profile_schema import Kind, LinkProfile, Profile, ProfileFigure
 from moesim.hardware.shapes import ModelShape
 
 __all__ = [
+    "Disk",
     "Figure",
     "Hardware",
-    "HardwareOverrides",
+    "IncompleteDisk",
     "Link",
-    "LinkOverrides",
+    "TooManyThreads",
     "hardware_from",
     "hardware_names",
     "load_hardware",
-    "spelled_figures",
 ]
 
 PROFILES = Path(__file__).parent / "profiles"
-Kind = Literal["assumed", "measured"]
-T = TypeVar("T")
 
 # The figures that measured durations of operations replace.
 _COMPUTE: Final = (
@@ -77,6 +65,23 @@ class Link:
 
 
 @dataclass(frozen=True, slots=True)
+class Disk:
+    """The disk from which experts are read into host memory.
+
+    A read takes latency / queue depth + bytes / bandwidth. The bandwidth is what the disk reaches
+    with `queue_depth` reads under way. The latencies of these reads overlap, so each read of a
+    queue takes its share of one latency.
+
+    The model has two limits. A read that is alone would take the whole latency. And the bandwidth
+    does not depend on the size of a read, so it must be that of reads as large as an expert.
+    """
+
+    latency_ns: int
+    bytes_per_s: int
+    queue_depth: int = 1
+
+
+@dataclass(frozen=True, slots=True)
 class Figure:
     """The value of one number of a profile, in its base unit, and where the number comes from."""
 
@@ -93,6 +98,12 @@ class Hardware:
 
     `flops_per_s` and `memory_bytes_per_s` are peaks. The efficiencies are the shares of these
     peaks that are reached. `figures` gives the origin of each number, by its key in the profile.
+
+    Of the host, None is a figure that is not known. Host memory reaches `host_memory_efficiency` of
+    its bandwidth when it is read. The CPU reaches `cpu_efficiency` of its operations with all
+    cores. `cpu_overhead_ns` is the fixed time of one call on the CPU: 0 unless a profile gives it,
+    because it depends on the engine and its threads, and no datasheet has it. One core reads
+    `core_memory_bytes_per_s`. `cpu_threads` cores compute; None: all of them.
     """
 
     name: str
@@ -105,8 +116,16 @@ class Hardware:
     h2d: Link
     d2h: Link
     readback_latency_ns: int
-    host_memory_bytes_per_s: int
-    cpu_flops_per_s: int
+    host_memory_bytes_per_s: int | None = None
+    host_memory_efficiency: float = 1.0
+    host_memory_bytes: int | None = None
+    cpu_flops_per_s: int | None = None
+    cpu_efficiency: float = 1.0
+    cpu_overhead_ns: int = 0
+    cpu_cores: int | None = None
+    core_memory_bytes_per_s: int | None = None
+    cpu_threads: int | None = None
+    disk: Disk | None = None
     # Origins change no duration, so they do not count when machines are compared.
     figures: Mapping[str, Figure] = field(default_factory=dict, compare=False, repr=False)
     measured: Provenance | None = field(default=None, compare=False, repr=False)
@@ -135,156 +154,6 @@ class Hardware:
         return "measured" if measured else "assumed"
 
 
-class _Figure(Strict, Generic[T]):
-    value: T = Field(description="The number with its unit.")
-    kind: Kind = Field(description="assumed (a datasheet or reasoning) or measured.")
-    source: Annotated[str, Field(min_length=1)] = Field(description="Origin of the number.")
-
-    _bare: str = PrivateAttr("")
-
-    @model_validator(mode="wrap")
-    @classmethod
-    def _note_bare(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
-        figure = handler(data)
-        # Calibration writes measured numbers in base units; people write the assumed ones.
-        if isinstance(data, dict) and figure.kind == "assumed" and has_no_unit(data["value"]):
-            for quantity in cls.model_fields["value"].metadata:
-                if isinstance(quantity, Quantity):
-                    figure._bare = quantity.read_as(data["value"])
-        return figure
-
-    @model_validator(mode="before")
-    @classmethod
-    def _with_origin(cls, figure: Any) -> Any:
-        """Refuse a number without its origin, and show how to write both."""
-        if isinstance(figure, str | int | float):
-            raise ValueError(
-                f"{shown(figure)} needs its origin; write "
-                f"{{value: {figure}, kind: assumed, source: where the number is from}}"
-            )
-        return figure
-
-
-class _LinkProfile(Strict):
-    latency: _Figure[Duration]
-    pinned_bandwidth: _Figure[Bandwidth]
-    pageable_bandwidth: _Figure[Bandwidth]
-    chunk: _Figure[Bytes] | None = None
-
-
-class _Profile(Strict):
-    name: str
-    vram: _Figure[Bytes]
-    flops: _Figure[Flops]
-    memory_bandwidth: _Figure[Bandwidth]
-    compute_efficiency: _Figure[PositiveShare]
-    memory_efficiency: _Figure[PositiveShare]
-    kernel_overhead: _Figure[Duration]
-    h2d: _LinkProfile
-    d2h: _LinkProfile
-    readback_latency: _Figure[Duration]
-    host_memory_bandwidth: _Figure[Bandwidth]
-    cpu_flops: _Figure[Flops]
-    measured: Provenance | None = None
-    overlap: Overlap | None = None
-    operations: list[OperationTimes] = Field(default=[])
-
-    @model_validator(mode="after")
-    def _one_of_each(self) -> Self:
-        numbers: dict[ModelShape, int] = {}
-        for number, times in enumerate(self.operations):
-            shape = signature(times.shape.resolve())
-            if shape in numbers:
-                raise PydanticCustomError(
-                    "same_shape",
-                    f"has the same sizes as operations[{numbers[shape]}]; keep one of the two",
-                    {"at": ("operations", number, "shape")},
-                )
-            numbers[shape] = number
-        return self
-
-
-class LinkOverrides(Strict):
-    """Figures of one copy direction that replace those of the profile."""
-
-    latency: Duration | None = Field(None, description="Fixed time of one copy, like 20us.")
-    bandwidth: Bandwidth | None = Field(
-        None,
-        description="Bandwidth of copies, like 12GB/s, whether the host memory is page-locked or "
-        "not.",
-    )
-    pinned_bandwidth: Bandwidth | None = Field(
-        None, description="Bandwidth of copies from or to page-locked host memory."
-    )
-    pageable_bandwidth: Bandwidth | None = Field(
-        None, description="Bandwidth of copies from or to ordinary host memory."
-    )
-    chunk: Bytes | None = Field(
-        None,
-        description="Cut longer copies into pieces of this size, so that an urgent copy waits for "
-        "one piece only.",
-    )
-
-
-class HardwareOverrides(Strict):
-    """Figures of a scenario that replace those of its profile."""
-
-    vram: Bytes | None = Field(None, description="GPU memory, like 24GiB.")
-    flops: Flops | None = Field(
-        None, description="Peak rate of dense 16-bit matrix products, like 165.2TFLOPS."
-    )
-    memory_bandwidth: Bandwidth | None = Field(
-        None, description="Peak bandwidth of GPU memory, like 1TB/s."
-    )
-    compute_efficiency: PositiveShare | None = Field(
-        None, description="Share of the peak compute rate that is reached, like 60%."
-    )
-    memory_efficiency: PositiveShare | None = Field(
-        None, description="Share of the peak memory bandwidth that is reached, like 80%."
-    )
-    kernel_overhead: Duration | None = Field(
-        None, description="Fixed time of one operation, like 20us."
-    )
-    h2d: LinkOverrides | None = Field(None, description="Copies from the host to the GPU.")
-    d2h: LinkOverrides | None = Field(None, description="Copies from the GPU to the host.")
-    readback_latency: Duration | None = Field(
-        None, description="Time until the router's choice is on the host, like 20us."
-    )
-    host_memory_bandwidth: Bandwidth | None = Field(
-        None, description="Bandwidth of host memory; not used yet."
-    )
-    cpu_flops: Flops | None = Field(
-        None, description="Rate of matrix products on the CPU; not used yet."
-    )
-
-
-def spelled_figures(figures: Mapping[str, Any], *, without: Collection[str] = ()) -> str:
-    """Return figures of `HardwareOverrides` in base units as text: `vram 10GiB, h2d.latency 20us`.
-
-    The text has the order of the names, and leaves out those in `without`.
-    """
-    flat = {
-        ".".join(filter(None, (section, key))): value
-        for section, inner in figures.items()
-        for key, value in (inner.items() if isinstance(inner, Mapping) else [("", inner)])
-    }
-    return ", ".join(
-        f"{key} {_spelling(key)(flat[key])}" for key in sorted(flat.keys() - set(without))
-    )
-
-
-def _spelling(key: str) -> Callable[[Any], str]:
-    """Return the function that spells a figure, by the last word of its key."""
-    words = {
-        "bandwidth": exact_bandwidth,
-        "efficiency": format_share,
-        "flops": exact_flops,
-        "vram": exact_bytes,
-        "chunk": exact_bytes,
-    }
-    return words.get(re.split(r"[._]", key)[-1], exact_duration_ns)
-
-
 def hardware_names() -> list[str]:
     """Return the names of the shipped profiles."""
     return sorted(path.stem for path in PROFILES.glob("*.yaml"))
@@ -297,6 +166,8 @@ def load_hardware(name_or_path: str | Path, overrides: Mapping[str, Any] | None 
 
     Raises:
         ScenarioError: the profile or an override is wrong.
+        TooManyThreads: there are more threads than cores.
+        IncompleteDisk: a figure of the disk is missing.
         UsageError: there is no such profile.
     """
     profile = _read_profile(str(name_or_path))
@@ -311,7 +182,7 @@ def hardware_from(data: Mapping[str, Any], file: str = "profile") -> Hardware:
     `file` names the data in messages. Raise ScenarioError with all mistakes.
     """
     document = plain_document(data, file)
-    return _resolve(validate(document, _Profile), {})
+    return _resolve(validate(document, Profile), {})
 
 
 def check_hardware_name(name_or_path: str) -> str | None:
@@ -335,41 +206,47 @@ def _is_path(name_or_path: str) -> bool:
 
 
 @cache  # a sweep resolves the same profile at every point
-def _read_shipped(name: str) -> _Profile:
-    return validate(load_document(PROFILES / f"{name}.yaml"), _Profile)
+def _read_shipped(name: str) -> Profile:
+    return validate(load_document(PROFILES / f"{name}.yaml"), Profile)
 
 
-def _read_profile(name_or_path: str) -> _Profile:
+def _read_profile(name_or_path: str) -> Profile:
     if wrong := check_hardware_name(name_or_path):
         raise UsageError(wrong)
     if _is_path(name_or_path):  # not cached: the file may change between two runs of a process
-        return validate(load_document(as_path(name_or_path)), _Profile)
+        return validate(load_document(as_path(name_or_path)), Profile)
     return _read_shipped(name_or_path)
 
 
-def _resolve(profile: _Profile, changes: dict[str, Any]) -> Hardware:
-    """Return the machine of a profile with `changes`, and note the origin of each figure."""
-    figures: dict[str, Figure] = {}
+class TooManyThreads(UsageError):
+    """More threads than cores, or than can be judged; the mistake is at `cpu_threads`."""
 
-    def number(key: str, figure: _Figure[Any] | None, change: Any) -> Any:
-        """Return the value of one figure, and note its origin under `key`."""
-        if change is not None:
-            # Even in a measured profile, because no measurement stands behind this value.
-            figures[key] = Figure(change, "assumed", "set by the scenario")
-        elif figure is not None:
-            figures[key] = Figure(figure.value, figure.kind, figure.source, figure._bare)
-        return figures[key].value if key in figures else None
 
-    def top(key: str) -> Any:
-        return number(key, getattr(profile, key), changes.get(key))
+class IncompleteDisk(UsageError):
+    """A figure of the disk is missing; the mistake is at `disk`."""
 
-    def link(direction: str) -> Link:
-        base: _LinkProfile = getattr(profile, direction)
-        change = changes.get(direction, {})
+
+class _Resolver:
+    """The figures of a profile with a scenario's `changes`, and the origin of each in `figures`."""
+
+    def __init__(self, profile: Profile, changes: Mapping[str, Any]) -> None:
+        self.profile = profile
+        self.changes = changes
+        self.figures: dict[str, Figure] = {}
+
+    def top(self, key: str, default: Any = None) -> Any:
+        """Return a figure by its key; `default` where there is none."""
+        return self._number(key, getattr(self.profile, key), self.changes.get(key), default)
+
+    def link(self, direction: str) -> Link:
+        """Return the link of a direction: `h2d` or `d2h`."""
+        base: LinkProfile = getattr(self.profile, direction)
+        change = self.changes.get(direction, {})
         bandwidth = change.get("bandwidth")  # of both kinds of copies, if they have none themselves
 
         def part(key: str, default: int | None = None) -> Any:
-            return number(f"{direction}.{key}", getattr(base, key), change.get(key, default))
+            changed = change.get(key, default)
+            return self._number(f"{direction}.{key}", getattr(base, key), changed)
 
         return Link(
             latency_ns=part("latency"),
@@ -378,6 +255,55 @@ def _resolve(profile: _Profile, changes: dict[str, Any]) -> Hardware:
             chunk_bytes=part("chunk"),
         )
 
+    def disk(self) -> Disk | None:
+        """Return the disk, or None. Raise IncompleteDisk where a figure of it is missing."""
+        base, change = self.profile.disk, self.changes.get("disk")
+        if base is None and change is None:
+            return None
+
+        def part(key: str, default: int | None = None) -> Any:
+            figure = None if base is None else getattr(base, key)
+            value = self._number(f"disk.{key}", figure, (change or {}).get(key), default)
+            if value is None:
+                raise IncompleteDisk(
+                    f"{key} is missing, and the profile has no disk; write all of it, like "
+                    "{latency: 100us, bandwidth: 5GB/s}"
+                )
+            return value
+
+        return Disk(part("latency"), part("bandwidth"), part("queue_depth", 1))
+
+    def threads(self, cores: int | None) -> int | None:
+        """Return the threads of the CPU, or None for all cores. Raise TooManyThreads."""
+        threads: int | None = self.changes.get("cpu_threads")
+        if threads is not None and cores is None:
+            raise TooManyThreads(
+                f"is {threads}, and the profile does not say how many cores there are; "
+                "give cpu_cores too"
+            )
+        if threads is not None and cores is not None and threads > cores:
+            raise TooManyThreads(
+                f"is {threads}, and there are {cores} cores (cpu_cores); write at most {cores}"
+            )
+        return threads
+
+    def _number(
+        self, key: str, figure: ProfileFigure[Any] | None, change: Any, default: Any = None
+    ) -> Any:
+        """Return the value of one figure, and note its origin under `key`."""
+        if change is not None:
+            # Even in a measured profile, because no measurement stands behind this value.
+            self.figures[key] = Figure(change, "assumed", "set by the scenario")
+        elif figure is not None:
+            self.figures[key] = Figure(figure.value, figure.kind, figure.source, figure.bare)
+        return self.figures[key].value if key in self.figures else default
+
+
+def _resolve(profile: Profile, changes: Mapping[str, Any]) -> Hardware:
+    """Return the machine of a profile with `changes`, and note the origin of each figure."""
+    resolver = _Resolver(profile, changes)
+    top = resolver.top
+    cores = top("cpu_cores")
     return Hardware(
         name=profile.name,
         vram_bytes=top("vram"),
@@ -386,12 +312,20 @@ def _resolve(profile: _Profile, changes: dict[str, Any]) -> Hardware:
         compute_efficiency=top("compute_efficiency"),
         memory_efficiency=top("memory_efficiency"),
         kernel_overhead_ns=top("kernel_overhead"),
-        h2d=link("h2d"),
-        d2h=link("d2h"),
+        h2d=resolver.link("h2d"),
+        d2h=resolver.link("d2h"),
         readback_latency_ns=top("readback_latency"),
         host_memory_bytes_per_s=top("host_memory_bandwidth"),
+        host_memory_efficiency=top("host_memory_efficiency", 1.0),
+        host_memory_bytes=top("host_memory"),
         cpu_flops_per_s=top("cpu_flops"),
-        figures=figures,
+        cpu_efficiency=top("cpu_efficiency", 1.0),
+        cpu_overhead_ns=top("cpu_overhead", 0),
+        cpu_cores=cores,
+        core_memory_bytes_per_s=top("core_memory_bandwidth"),
+        cpu_threads=resolver.threads(cores),
+        disk=resolver.disk(),
+        figures=resolver.figures,
         measured=profile.measured,
         overlap=profile.overlap,
         operations=tuple(profile.operations),

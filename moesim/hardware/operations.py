@@ -87,10 +87,10 @@ class OperationCost(CostModel):
         self._copy_factor = Fraction(times.copy_factor)
         self._readback_fs = _fs(times.readback.base_ns), _fs(times.readback.byte_ns)
 
-    def experts_ns(self, tokens: tuple[int, ...]) -> int:
+    def experts_ns(self, tokens: tuple[int, ...], nbytes: tuple[int, ...] | None = None) -> int:
         """Return the nanoseconds of one grouped call, whose i-th expert computes `tokens[i]` rows.
 
-        A call without experts takes 0.
+        A call without experts takes 0. The measured sizes count, whatever `nbytes` is.
         """
         duration_ns = self._experts_memo.get(tokens)
         if duration_ns is None:
@@ -99,6 +99,10 @@ class OperationCost(CostModel):
             duration_ns = max(1, _ceil_ns(self._call_fs + sum_fs)) if tokens else 0
             remember(self._experts_memo, tokens, duration_ns)
         return duration_ns
+
+    @property
+    def call_ns(self) -> int:
+        return _ceil_ns(self._call_fs)
 
     def front_ns(self, layer: int, batch: BatchShape) -> int:
         """Return the nanoseconds of one MoE layer without its routed experts."""

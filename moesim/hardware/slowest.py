@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Final
 
 from moesim.config.units import format_bytes, format_duration_ns
 from moesim.hardware.cost import CostModel
+from moesim.hardware.cpu import cpu_rates
+from moesim.hardware.topology import CPU, D2H, DISK, GPU, H2D
 
 __all__ = ["slowest_figures"]
 
 _CLOSE: Final = 10  # figures whose durations differ by less are named together
 
 
-def slowest_figures(cost: CostModel) -> list[tuple[str, str]]:
+def slowest_figures(
+    cost: CostModel, lanes: Collection[str] = (GPU, H2D, D2H)
+) -> list[tuple[str, str]]:
     """Return the key and a description of each figure that causes the longest duration, or nearly.
 
-    Compared are fixed times, and the times in which each rate handles one expert.
+    Compared are fixed times, and the times in which each rate handles one expert. Figures of the
+    CPU and of the disk count if their lanes are among `lanes`.
     """
-    entries = sorted(_durations(cost), key=lambda entry: -entry[1])
+    figures = [*_durations(cost), *_host_durations(cost, lanes)]
+    entries = sorted(figures, key=lambda entry: -entry[1])
     longest_ns = entries[0][1]
     return [(key, text) for key, ns, text in entries if ns * _CLOSE > longest_ns]
 
@@ -43,6 +49,24 @@ def _durations(cost: CostModel) -> Iterator[tuple[str, float, str]]:
     peak, share = machine.flops_per_s, machine.compute_efficiency
     shown = f"{peak:g} FLOPS at compute_efficiency {share:g}"
     yield ("flops", *_rate("flops", 2 * cost.shape.expert_params, peak * share, shown))
+
+
+def _host_durations(cost: CostModel, lanes: Collection[str]) -> Iterator[tuple[str, float, str]]:
+    """Yield what `_durations` yields, of the figures of the lanes beside the GPU and its link."""
+    machine, nbytes, disk = cost.hardware, cost.expert_bytes, cost.hardware.disk
+    if CPU in lanes:
+        rates, fixed_ns = cpu_rates(machine), machine.cpu_overhead_ns
+        yield "cpu_overhead", fixed_ns, f"hardware.cpu_overhead is {format_duration_ns(fixed_ns)}"
+        flops, key = rates.flops_per_s, "cpu_flops"
+        shown = f"{flops:g} FLOPS, with efficiency and threads"
+        yield (key, *_rate(key, 2 * cost.shape.expert_params, flops, shown))
+        rate, key = rates.bytes_per_s, "host_memory_bandwidth"
+        shown = f"{_bytes_per_s(rate)}, with efficiency and threads"
+        yield (key, *_rate(key, nbytes, rate, shown))
+    if DISK in lanes and disk is not None:
+        fixed_ns, rate, key = disk.latency_ns, disk.bytes_per_s, "disk.bandwidth"
+        yield "disk.latency", fixed_ns, f"hardware.disk.latency is {format_duration_ns(fixed_ns)}"
+        yield (key, *_rate(key, nbytes, rate, _bytes_per_s(rate)))
 
 
 def _rate(key: str, work: int, rate: float, shown: str) -> tuple[float, str]:

@@ -16,9 +16,10 @@ from moesim.config.validation import COMMAND_LINE, Strict
 from moesim.config.yaml_document import Document, KeyPath, dotted, dump_document
 from moesim.errors import ScenarioError, UsageError
 from moesim.files import as_path
-from moesim.hardware.hardware import Hardware, load_hardware
+from moesim.hardware.hardware import Hardware, IncompleteDisk, TooManyThreads, load_hardware
 from moesim.hardware.model_config import load_shape, shape_from_config
 from moesim.hardware.shapes import ModelShape
+from moesim.scenario.engine import Engine
 from moesim.scenario.keys import key_path, map_paths, quantities, shorthands
 from moesim.scenario.metrics import Metrics
 from moesim.scenario.sections import (
@@ -72,6 +73,9 @@ class Scenario(Strict):
         Prefetch(), description="Which experts are fetched before they are needed."
     )
     placement: PlacementField = Field(Placement(), description="Where a missing expert runs.")
+    engine: Engine = Field(
+        Engine(), description="The host's time to hand work to the machine; 0 by default."
+    )
     replay: Literal["atomic", "sequential"] = Field(
         "atomic",
         description="How the cache sees a layer's experts: atomic (all at once, as a step uses "
@@ -224,6 +228,10 @@ class Scenario(Strict):
             return load_hardware(profile, self.hardware.overrides())
         except ScenarioError:
             raise  # its messages point at lines of the profile
+        except TooManyThreads as error:
+            raise ScenarioError.at(self, "hardware.cpu_threads", str(error)) from None
+        except IncompleteDisk as error:
+            raise ScenarioError.at(self, "hardware.disk", str(error)) from None
         except UsageError as error:
             raise ScenarioError.at(self, "hardware", str(error)) from None
 

@@ -20,7 +20,8 @@ from pydantic import (
 from moesim.config.fields import Bits, Bytes, Count, PositiveCount
 from moesim.config.markers import NoneAs, PathTo, Short
 from moesim.config.validation import Strict
-from moesim.hardware.hardware import HardwareOverrides, check_hardware_name, hardware_names
+from moesim.hardware.hardware import check_hardware_name, hardware_names
+from moesim.hardware.overrides import HardwareOverrides
 from moesim.hardware.shapes import check_shape_name, shape_names
 from moesim.scenario.arrivals import AllAtOnce, Arrivals
 from moesim.scenario.memory_share import KvShare, SlotsShare

@@ -6,8 +6,9 @@ A key that can act may still change nothing in a run, like a seed that nothing d
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
+from moesim.hardware.topology import CPU
 from moesim.policies import find
 from moesim.scenario.arrivals import Closed, Csv
 
@@ -15,6 +16,16 @@ if TYPE_CHECKING:
     from moesim.scenario.scenario import Scenario
 
 __all__ = ["unused_keys", "unused_notes"]
+
+_OF_CPU: Final = (
+    "cpu_flops",
+    "cpu_efficiency",
+    "cpu_overhead",
+    "cpu_cores",
+    "cpu_threads",
+    "core_memory_bandwidth",
+)
+_OF_HOST_MEMORY: Final = ("host_memory_bandwidth", "host_memory_efficiency")
 
 
 def unused_keys(scenario: Scenario) -> list[str]:
@@ -27,12 +38,31 @@ def unused_notes(scenario: Scenario) -> list[str]:
     return [f"{key} is unused: {reason}" for key, reason in _unused(scenario)]
 
 
+def _unused_of_host(scenario: Scenario) -> Iterator[tuple[str, str]]:
+    """Yield the figures of the CPU, of host memory and of the disk where nothing reads them."""
+    hardware, policy = scenario.hardware, scenario.placement.policy
+    on_cpu = CPU in getattr(find("placement", policy), "lanes", ())
+    # Experts that do not fit into host memory are on disk; without a limit all of them fit.
+    on_disk = getattr(scenario.memory, "host", None) is not None
+    for key in _OF_CPU:
+        if getattr(hardware, key) is not None and not on_cpu:
+            yield f"hardware.{key}", f"placement {policy} runs nothing on the CPU"
+    for key in _OF_HOST_MEMORY:
+        if getattr(hardware, key) is not None and not on_cpu and not on_disk:
+            yield (
+                f"hardware.{key}",
+                f"placement {policy} runs nothing on the CPU and nothing is read from disk",
+            )
+    if hardware.host_memory is not None:
+        yield "hardware.host_memory", "memory.host limits what is kept in host memory"
+    if hardware.disk is not None and not on_disk:
+        for key in hardware.disk.model_dump(exclude_none=True):
+            yield f"hardware.disk.{key}", "all experts fit into host memory"
+
+
 def _unused(scenario: Scenario) -> Iterator[tuple[str, str]]:
     hardware = scenario.hardware
-    if hardware.host_memory_bandwidth is not None:
-        yield "hardware.host_memory_bandwidth", "copies do not share host memory with the CPU yet"
-    if hardware.cpu_flops is not None:
-        yield "hardware.cpu_flops", "no expert runs on the CPU yet"
+    yield from _unused_of_host(scenario)
     if hardware.d2h is not None and hardware.d2h.chunk is not None:
         yield "hardware.d2h.chunk", "no copy to the host is more urgent than another"
     chunked = hardware.h2d is not None and hardware.h2d.chunk is not None

@@ -12,11 +12,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
 from moesim.machine.journal import Journal
+from moesim.machine.sim_prices import SimPrices
 from moesim.serving.replay import PlanRecord
 from moesim.serving.workload import build_workload
 from moesim.validate.decisions import Witness
 from moesim.validate.observation import Observation, observe
-from moesim.wiring import Plan, SimPrices, build_server
+from moesim.wiring import Plan, build_server
 
 if TYPE_CHECKING:
     from moesim.hardware.shapes import ModelShape

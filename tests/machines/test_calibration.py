@@ -26,8 +26,9 @@ from moesim.hardware.operations import OperationCost
 from moesim.machine.events import EventMachine
 from moesim.machine.journal import Journal, Record
 from moesim.machine.prices import Durations
+from moesim.machine.sim_prices import SimPrices
 from moesim.machine.work import Work
-from moesim.wiring import SimPrices, build_server
+from moesim.wiring import build_server
 
 KNOWN = {
     "experts": {

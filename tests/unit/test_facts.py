@@ -11,8 +11,8 @@ import pytest
 from workloads import TINY_CONFIG, plan_of, tiny_scenario, tiny_trace
 
 from moesim.facts import routing_facts
-from moesim.hardware.hardware import HardwareOverrides, spelled_figures
 from moesim.hardware.model_config import shape_from_config
+from moesim.hardware.overrides import HardwareOverrides, spelled_figures
 from moesim.hardware.shapes import named_shape
 from moesim.policies.batching import FirstComeFirstServed
 from moesim.policies.eviction import LRU
@@ -163,7 +163,13 @@ def test_every_figure_that_a_scenario_can_set_is_spelled_in_its_unit() -> None:
             ("pageable_bandwidth", "3GB/s"), ("chunk", "4MiB"),
         )
     }  # fmt: skip
-    flat = {**rates, **shares, **others, **links, "cpu_flops": "6TFLOPS"}
+    host = {
+        "host_memory": "64GiB", "host_memory_efficiency": "70%", "cpu_flops": "6TFLOPS",
+        "cpu_efficiency": "55%", "cpu_overhead": "11us", "cpu_cores": 16, "cpu_threads": 12,
+        "core_memory_bandwidth": "13GB/s",
+    }  # fmt: skip
+    disk = {"disk.latency": "90us", "disk.bandwidth": "5GB/s", "disk.queue_depth": 8}
+    flat = {**rates, **shares, **others, **links, **host, **disk}
     nested: dict[str, Any] = {}
     for key, value in flat.items():
         head, _, tail = key.partition(".")

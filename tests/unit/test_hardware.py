@@ -6,10 +6,13 @@ from pathlib import Path
 
 import pytest
 import yaml
+from workloads import tiny_trace
 
 from moesim.errors import ScenarioError, UsageError
 from moesim.hardware import hardware_names, load_hardware
-from moesim.hardware.hardware import PROFILES
+from moesim.hardware.hardware import PROFILES, Disk, IncompleteDisk, TooManyThreads
+from moesim.scenario import load_scenario
+from moesim.simulate import prepare
 
 CARDS = ["a100-80gb", "h100-80gb", "rtx-3060-12gb", "rtx-4090", "t4"]
 
@@ -21,7 +24,7 @@ def test_the_shipped_profiles_are_these() -> None:
 @pytest.mark.parametrize("card", CARDS)
 def test_every_figure_has_a_source_and_is_assumed(card: str) -> None:
     hardware = load_hardware(card)
-    assert len(hardware.figures) == 15
+    assert len(hardware.figures) == 16
     assert all(figure.source and figure.kind == "assumed" for figure in hardware.figures.values())
     assert hardware.cost_kind == "assumed"
     assert hardware.h2d.pageable_bytes_per_s < hardware.h2d.pinned_bytes_per_s
@@ -134,3 +137,135 @@ def test_a_figure_without_its_origin_is_shown_with_one(tmp_path: Path) -> None:
     data["h2d"]["latency"] = {"value": 7, "kind": "assumed", "source": "where it is from"}
     path.write_text(yaml.safe_dump(data))
     assert load_hardware(path).vram_bytes == 24 * 2**30
+
+
+# --- figures of the host --------------------------------------------------------------------------
+
+HOST_FIGURES = """\
+host_memory: {value: 64GiB, kind: assumed, source: a}
+host_memory_bandwidth: {value: 76.8GB/s, kind: assumed, source: a}
+host_memory_efficiency: {value: 80%, kind: measured, source: a}
+cpu_flops: {value: 2TFLOPS, kind: assumed, source: a}
+cpu_efficiency: {value: 60%, kind: assumed, source: a}
+cpu_overhead: {value: 15us, kind: assumed, source: a}
+cpu_cores: {value: 16, kind: assumed, source: a}
+core_memory_bandwidth: {value: 12GB/s, kind: assumed, source: a}
+disk:
+  latency: {value: 90us, kind: assumed, source: a}
+  bandwidth: {value: 7GB/s, kind: assumed, source: a}
+  queue_depth: {value: 8, kind: assumed, source: a}
+"""
+
+
+def without_host(tmp_path: Path, added: str = "") -> Path:
+    """Return the path of a profile of the GPU alone, with lines added to it."""
+    text = (PROFILES / "t4.yaml").read_text()
+    path = tmp_path / "gpu.yaml"
+    path.write_text(text[: text.index("host_memory_bandwidth:")] + added)
+    return path
+
+
+def test_a_profile_may_leave_the_cpu_and_host_memory_out(tmp_path: Path) -> None:
+    hardware = load_hardware(without_host(tmp_path))
+    assert hardware.host_memory_bytes_per_s is hardware.cpu_flops_per_s is None
+    assert hardware.host_memory_bytes is hardware.cpu_cores is hardware.disk is None
+    assert (hardware.host_memory_efficiency, hardware.cpu_efficiency) == (1.0, 1.0)
+    assert hardware.cpu_overhead_ns == 0
+    assert len(hardware.figures) == 13
+
+
+def test_figures_of_the_host_have_sources_and_are_read_in_base_units(tmp_path: Path) -> None:
+    hardware = load_hardware(without_host(tmp_path, HOST_FIGURES))
+    assert hardware.host_memory_bytes == 64 * 2**30
+    assert hardware.host_memory_bytes_per_s == 76_800_000_000
+    assert hardware.host_memory_efficiency == 0.8
+    assert hardware.cpu_flops_per_s == 2 * 10**12
+    assert hardware.cpu_efficiency == 0.6
+    assert hardware.cpu_overhead_ns == 15_000
+    assert hardware.cpu_cores == 16
+    assert hardware.core_memory_bytes_per_s == 12 * 10**9
+    assert hardware.disk == Disk(90_000, 7 * 10**9, 8)
+    assert hardware.cpu_threads is None
+    assert len(hardware.figures) == 13 + 11
+    assert hardware.figures["host_memory_efficiency"].kind == "measured"
+    assert hardware.figures["disk.queue_depth"].source == "a"
+
+
+def test_a_scenario_replaces_figures_of_the_host_or_adds_them(tmp_path: Path) -> None:
+    path = without_host(tmp_path, HOST_FIGURES)
+    changed = load_hardware(path, {"cpu_threads": 8, "disk": {"queue_depth": 1}})
+    assert changed.cpu_threads == 8
+    assert changed.disk == Disk(90_000, 7 * 10**9, 1)
+    bare = without_host(tmp_path)
+    added = load_hardware(bare, {"disk": {"latency": "1ms", "bandwidth": "500MB/s"}})
+    assert added.disk == Disk(10**6, 5 * 10**8, 1)
+    assert added.figures["disk.latency"].source == "set by the scenario"
+    cores = load_hardware(bare, {"cpu_cores": 12, "cpu_threads": 12, "host_memory": "8GiB"})
+    assert (cores.cpu_cores, cores.cpu_threads, cores.host_memory_bytes) == (12, 12, 2**33)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "pointed", "message"),
+    [
+        ("value: 80%", "value: 0%", "0%", "'0%' must be greater than zero"),
+        ("value: 80%", "value: 120%", "120%", "'120%' is not a share from 0% to 100%"),
+        ("value: 60%", "value: .nan", ".nan", "nan is not a share"),
+        ("value: 15us", "value: -1us", "-1us", "'-1us' is not a duration: it must not be negative"),
+        ("value: 16,", "value: 0,", "0,", "must be at least 1, not 0"),
+        ("value: 16,", "value: 2.5,", "2.5", "must be a whole number, not 2.5"),
+        ("value: 12GB/s", "value: 12Gb/s", "12Gb/s", "no unit 'Gb/s'; did you mean GB/s?"),
+        ("value: 64GiB", "value: 1e30GB", "1e30GB", "it is too large"),
+        ("latency: {value: 90us, ", "latency: {", "{", "is required and missing"),
+        ("value: 8,", "value: 0,", "0,", "must be at least 1, not 0"),
+        ("disk:", "disc:", "disc:", "did you mean 'disk'?"),
+        ("{value: 16, kind: assumed, source: a}", "16", "16", "16 needs its origin"),
+    ],
+)
+def test_a_wrong_figure_of_the_host_is_named_with_its_place(
+    tmp_path: Path, before: str, after: str, pointed: str, message: str
+) -> None:
+    assert HOST_FIGURES.count(before) == 1
+    path = without_host(tmp_path, HOST_FIGURES.replace(before, after))
+    lines = path.read_text().splitlines()
+    line = next(number for number, text in enumerate(lines) if after in text and number > 70)
+    column = lines[line].index(pointed)
+    with pytest.raises(ScenarioError) as caught:
+        load_hardware(path)
+    (problem,) = caught.value.problems
+    assert problem.startswith(f"{path}:{line + 1}:{column + 1}: "), problem
+    assert message in problem
+
+
+def test_more_threads_than_cores_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(TooManyThreads, match=r"is 17, and there are 16 cores .* at most 16"):
+        load_hardware(without_host(tmp_path, HOST_FIGURES), {"cpu_threads": 17})
+    with pytest.raises(TooManyThreads, match="does not say how many cores"):
+        load_hardware(without_host(tmp_path), {"cpu_threads": 1})
+    with pytest.raises(IncompleteDisk, match="latency is missing, and the profile has no disk"):
+        load_hardware(without_host(tmp_path), {"disk": {"bandwidth": "1GB/s"}})
+    with pytest.raises(IncompleteDisk, match="bandwidth is missing"):
+        load_hardware(without_host(tmp_path), {"disk": {"latency": "1us", "queue_depth": 3}})
+
+
+@pytest.mark.parametrize(
+    ("line", "pointed", "message"),
+    [
+        ("cpu_threads: 99", "99", "cpu_threads: is 99, and there are 4 cores"),
+        ("cpu_threads: 0", "0", "cpu_threads: must be at least 1, not 0"),
+        ("cpu_threads: many", "many", "cpu_threads: must be a whole number, not 'many'"),
+        ("disk: {bandwidth: 2GB/s}", "{", "disk: latency is missing"),
+        ("disk: {latency: 1us, bandwidth: 0}", "0}", "disk.bandwidth: 0 must be greater than zero"),
+        ("disk: {depth: 3}", "depth", "disk.depth: "),
+        ("cpu_overhead: 15 parsecs", "15", "cpu_overhead: '15 parsecs' is not a duration"),
+    ],
+)
+def test_a_wrong_figure_of_a_scenario_is_named_with_its_place(
+    tmp_path: Path, line: str, pointed: str, message: str
+) -> None:
+    tiny_trace().save(tmp_path / "trace")
+    path = tmp_path / "scenario.yaml"
+    path.write_text(f"trace: trace\nhardware:\n  profile: t4\n  {line}\n")
+    with pytest.raises(ScenarioError) as caught:
+        prepare(load_scenario(path))
+    (problem,) = caught.value.problems
+    assert problem.startswith(f"{path}:4:{line.index(pointed) + 3}: hardware.{message}"), problem
