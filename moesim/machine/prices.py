@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cached_property, lru_cache
 from typing import Protocol
 
 from moesim.hardware.ops import BatchShape, Copy, Op, Readback, States
@@ -58,15 +59,30 @@ class Durations:
         pieces is the duration of the uncut copy.
         """
         if isinstance(op, Copy):
-            nbytes = op.nbytes
-            chunk = self.chunk_bytes(lane)
-            if chunk is not None and nbytes > chunk:
-                ends = [self.copy_ns(lane, end) for end in range(chunk, nbytes, chunk)]
-                ends.append(self.copy_ns(lane, nbytes))
-                return [Cost(end - start) for start, end in zip([0, *ends], ends, strict=False)]
-            return (Cost(self.copy_ns(lane, nbytes)),)
+            key = lane, op.nbytes
+            pieces = self._copies.get(key)
+            if pieces is None:
+                pieces = self._copies[key] = self._cut(lane, op.nbytes)
+            return pieces
         if isinstance(op, Readback):
-            return (Cost(self.readback_ns(op.nbytes)),)
+            return _whole(self.readback_ns(op.nbytes))
         if isinstance(op, States):
-            return (Cost(self.copy_ns(lane, op.nbytes)),)
-        return (Cost(self.compute_ns(op)),)
+            return _whole(self.copy_ns(lane, op.nbytes))
+        return _whole(self.compute_ns(op))
+
+    @cached_property
+    def _copies(self) -> dict[tuple[str, int], tuple[Cost, ...]]:
+        """The pieces of copies, by lane and size: experts have one size, or few."""
+        return {}
+
+    def _cut(self, lane: str, nbytes: int) -> tuple[Cost, ...]:
+        chunk = self.chunk_bytes(lane) or nbytes
+        ends = [self.copy_ns(lane, end) for end in range(chunk, nbytes, chunk)] if chunk else []
+        ends.append(self.copy_ns(lane, nbytes))
+        return tuple([Cost(end - start) for start, end in zip([0, *ends], ends, strict=False)])
+
+
+@lru_cache(maxsize=1 << 12)
+def _whole(duration_ns: int) -> tuple[Cost]:
+    """Return the pieces of a work that is not cut; the layers of a step share most durations."""
+    return (Cost(duration_ns),)

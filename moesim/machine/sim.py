@@ -1,9 +1,12 @@
 """The simulated machine: virtual time, folded.
 
 While the server waits, no other code changes the lanes, so their future is known in closed form.
-Most work is *settled* (its start and finish are known) when it is issued. Two kinds of work are
-not: prefetches that demand may overtake, and copies that wait for a slot. These are settled lazily,
-lane decision by lane decision in order of time, and never beyond the server's next action.
+Most work is *settled* (its start and finish are known) when it is issued. The rest is settled
+lazily, start by start in order of time, and never beyond the server's next action:
+
+- prefetches, which demand may overtake;
+- copies that wait for a slot, or for the host while a prefetch may start;
+- work that uses a shared resource, and what waits for it.
 
 `EventMachine` is the same machine with one SimPy event per chunk; tests check that both agree. If
 another process has an event before the wait ends, this machine lets SimPy's clock run.
@@ -11,84 +14,35 @@ another process has an event before the wait ends, this machine lets SimPy's clo
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import simpy
 
 from moesim.errors import InvariantError, UsageError
-from moesim.hardware.topology import D2H, GPU, H2D, Topology
+from moesim.hardware.topology import Topology
 from moesim.machine.base import Wait
+from moesim.machine.flows import Flow, Sharing, shares
+from moesim.machine.lanes import Job, Lane
 from moesim.machine.prices import Prices
-from moesim.machine.work import DEMAND, FAR, PREFETCH, Work
+from moesim.machine.work import DEMAND, FAR, Cost, Work
 
 
-class _Job:
-    """Work that is not settled yet, with the durations of its chunks."""
+class _Running:
+    """A piece that uses a shared resource, on its lane.
 
-    __slots__ = ("chunks", "delay_ns", "lane", "work")
+    Until `next_ns` its fixed part runs, and `flow` is None; then `next_ns` is the flow's finish, as
+    far as it is known.
+    """
 
-    def __init__(self, work: Work, lane: _Lane, chunks: list[int], delay_ns: int) -> None:
-        self.work = work
-        self.lane = lane
-        self.chunks = chunks
-        self.delay_ns = delay_ns
+    __slots__ = ("cost", "flow", "job", "next_ns", "start_ns")
 
-    def ready_ns(self) -> int:
-        """Return when its last dependency is done; FAR or more while that is unknown."""
-        return max((work.finish_ns + self.delay_ns for work in self.work.after), default=0)
-
-
-class _Lane:
-    """Busy until `free_ns`; two queues of unsettled jobs, the first more urgent."""
-
-    __slots__ = ("free_ns", "name", "queues")
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.free_ns = 0
-        self.queues: tuple[deque[_Job], deque[_Job]] = (deque(), deque())
-
-    def next_start(self, now_ns: int) -> tuple[int, _Job | None]:
-        """Return when the lane starts its next chunk if nothing new is issued, and of which job."""
-        soonest, chosen = FAR, None
-        for queue in self.queues:
-            if queue:
-                start = max(queue[0].ready_ns(), self.free_ns, now_ns)
-                if start < soonest:
-                    soonest, chosen = start, queue[0]
-        return soonest, chosen
-
-    def start_chunk(self, job: _Job, start_ns: int) -> bool:
-        """Begin the next chunk; return whether it is the last one, which settles the job."""
-        work = job.work
-        if work.start_ns == FAR:
-            work.start_ns = start_ns
-        self.free_ns = start_ns + job.chunks.pop(0)
-        if job.chunks:
-            return False
-        work.finish_ns = self.free_ns
-        urgent, prefetches = self.queues
-        (urgent if urgent and urgent[0] is job else prefetches).popleft()
-        return True
-
-    def settle_urgent(self, now_ns: int) -> int:
-        """Settle demand jobs that no later work can change; return how many."""
-        queue = self.queues[DEMAND]
-        settled = 0
-        while queue:
-            job = queue[0]
-            start = max(self.free_ns, now_ns)
-            if job.ready_ns() > start:
-                break
-            settled += 1
-            if job.work.start_ns == FAR:
-                job.work.start_ns = start
-            self.free_ns = job.work.finish_ns = start + sum(job.chunks)
-            job.chunks.clear()
-            queue.popleft()
-        return settled
+    def __init__(self, job: Job, cost: Cost, start_ns: int) -> None:
+        self.job = job
+        self.cost = cost
+        self.start_ns = start_ns
+        self.next_ns = start_ns + cost.fixed_ns
+        self.flow: Flow | None = None
 
 
 class SimMachine:
@@ -100,39 +54,67 @@ class SimMachine:
         topology = topology or Topology.single_gpu()
         self.env = env
         self.now_ns = int(env.now)
+        self.sharing = Sharing(topology.resources)
+        self._host_ns = self.now_ns  # when the host has released all work submitted so far
         self.prices = prices
         self._topology = topology
         self._pieces = prices.pieces
         self._landing_ns = prices.landing_ns
-        self._lanes = {lane.name: _Lane(lane.name) for lane in topology.lanes}
+        self._lanes = {lane.name: Lane(lane, prices.landing_ns) for lane in topology.lanes}
         self._all = tuple(self._lanes.values())
+        self._fifo = tuple(lane for lane in self._all if lane.fifo)
         self._unsettled = 0
+        self._unsettled_ever = 0
+        self._running: list[_Running] = []
+        self._changed_ns: int | None = None  # when flows began or ended, until rates are computed
 
     def submit(self, work: Work) -> None:
-        lane, after = self._lanes[work.lane], work.after
-        chunks = [piece.fixed_ns for piece in self._pieces(work.lane, work.op)]
-        work.busy_ns = sum(chunks)
-        copies = work.lane != GPU
-        delay_ns = 0 if copies else self._landing_ns
+        if work.issue_ns:
+            self._host_ns += work.issue_ns
+        work.release_ns = release = self._host_ns
+        lane = self._lanes[work.lane]
+        pieces = self._pieces(work.lane, work.op)
+        if len(pieces) == 1:
+            busy_ns, _, _, uses = pieces[0]
+        else:
+            busy_ns, uses = 0, ()
+            for piece in pieces:
+                busy_ns += piece[0]
+                uses = uses or piece[3]
+        work.busy_ns = busy_ns
         start = lane.free_ns
-        if start < self.now_ns:
-            start = self.now_ns
-        ready = start
-        for other in after:
+        if start < release:
+            start = release
+        ready, delay_ns = start, lane.delay_ns
+        for other in work.after:
             if other.finish_ns + delay_ns > ready:
                 ready = other.finish_ns + delay_ns
-        if work.urgency == PREFETCH and work.lane == D2H:
-            raise ValueError("prefetches go to the device, not from it")
-        # With no unsettled work before it, nothing issued later can change these times. While a
-        # copy waits for its buffer, a prefetch issued later may use the link. There are no
-        # prefetches from the device, so a copy out can be settled even if it waits.
-        first = work.urgency == DEMAND and not lane.queues[DEMAND]
-        if first and (ready == start or (work.lane != H2D and ready < FAR)):
+        # With no unsettled work before it, nothing issued later can change these times. But while a
+        # copy waits for its buffer, a prefetch issued later may use the link; and until the copy is
+        # released, a prefetch issued before may. Work that takes no time is over only when lanes
+        # have started at that instant.
+        if (
+            (ready == start or lane.fifo)
+            and busy_ns
+            and ready < FAR
+            and not lane.urgent
+            and work.urgency == DEMAND
+            and not uses
+            and not (lane.prefetches and lane.free_ns < release > self.now_ns)
+        ):
             work.start_ns = ready
-            lane.free_ns = work.finish_ns = ready + work.busy_ns
+            lane.free_ns = work.finish_ns = ready + busy_ns
             return
-        work.job = _Job(work, lane, chunks, delay_ns)
-        lane.queues[work.urgency].append(work.job)
+        order = self._unsettled_ever = self._unsettled_ever + 1
+        work.job = Job(work, lane, pieces, release, order=order, flows=bool(uses))
+        if uses:
+            work.busy_ns = 0  # known when it is over
+        if work.urgency == DEMAND:
+            lane.urgent.append(work.job)
+        elif lane.fifo:
+            raise ValueError(f"lane {lane.name} takes no prefetches")
+        else:
+            lane.prefetches.append(work.job)
         self._unsettled += 1
 
     def twin(self) -> SimMachine:
@@ -146,15 +128,15 @@ class SimMachine:
         return self.now_ns
 
     def promote(self, work: Work) -> None:
-        job = work.job
-        if work.finish_ns < FAR or job is None:
+        job: Job | None = work.job
+        if job is None or work.urgency == DEMAND or job.promoted_ns < FAR or job.started_all:
             return
-        lane: _Lane = job.lane
-        # A job that already moved some chunks keeps them: only its place in the queue changes.
-        if job in lane.queues[PREFETCH]:
-            lane.queues[PREFETCH].remove(job)
-            lane.queues[DEMAND].append(job)
-        self._unsettled -= lane.settle_urgent(self.now_ns)
+        # It stands in both queues until then, and may start from either. Pieces that have started
+        # stay started: only its place changes.
+        job.promoted_ns = self._host_ns
+        job.lane.urgent.append(job)
+        job.lane.tidy(self.now_ns)
+        self._unsettled -= job.lane.settle_urgent(self.now_ns)
 
     def done(self, work: Work) -> bool:
         return work.finish_ns <= self.now_ns
@@ -167,6 +149,8 @@ class SimMachine:
             for work in works:
                 if work.finish_ns < target:
                     target = work.finish_ns
+            if target < self._host_ns:
+                target = self._host_ns
         if target >= FAR:
             if until_ns is not None or any(lane.free_ns >= FAR for lane in self._all):
                 raise TimeOverflow
@@ -174,36 +158,116 @@ class SimMachine:
         # Another process has an event first; it must see SimPy's clock at that time.
         if self.env.peek() <= target:
             return self._let_others_run(target)
-        if target > self.now_ns:
-            self.now_ns = target
+        self.now_ns = self._host_ns = target
         return ()
 
     def _let_others_run(self, target_ns: int) -> Wait:
         yield self.env.timeout(max(0, target_ns - self.env.now))
-        self.now_ns = max(self.now_ns, target_ns)
+        self.now_ns = self._host_ns = target_ns
 
     def _settle_until(self, works: Sequence[Work], until_ns: int) -> int:
         """Return the instant at which the server resumes; settle lanes up to, but not at, it."""
         while True:
+            for lane in self._fifo:
+                if lane.urgent:
+                    self._unsettled -= lane.settle_urgent(0)
             target = until_ns
             for work in works:
                 if work.finish_ns < target:
                     target = work.finish_ns
-            soonest, chosen = FAR, None
-            for lane in self._all:
-                if lane.queues[DEMAND] or lane.queues[PREFETCH]:
-                    start, job = lane.next_start(self.now_ns)
-                    if start < soonest:
-                        soonest, chosen = start, job
-            # A lane decision at `target` itself must wait: the server acts before lanes start work.
-            if chosen is None or soonest >= target:
+            if target < self._host_ns:
+                target = self._host_ns
+            soonest, starting = self._next_starts()
+            if self._running and self._move_flows(soonest, target):
+                continue
+            # Starts at `target` itself must wait: the server acts before lanes start work.
+            if soonest >= target:
                 return target
-            if chosen.lane.start_chunk(chosen, soonest):
-                self._unsettled -= 1
+            for job in starting:
+                settled = job.lane.settle_urgent(soonest)
+                if settled:
+                    self._unsettled -= settled
+                else:
+                    self._start(job, soonest)
+
+    def _next_starts(self) -> tuple[int, list[Job]]:
+        """Return the instant of the next starts if nothing new is issued, and their jobs."""
+        soonest = FAR
+        starting: list[Job] = []
+        for lane in self._all:
+            if lane.urgent or lane.prefetches:
+                start, job = lane.next_start(self.now_ns)
+                if job is not None and start <= soonest:
+                    if start < soonest:
+                        soonest, starting = start, []
+                    starting.append(job)
+        return soonest, starting
+
+    def _start(self, job: Job, now_ns: int) -> None:
+        """Start the next piece of a job; settle the job if it is the last and shares nothing."""
+        cost, lane = job.lane.start(job, now_ns), job.lane
+        if job.flows and shares(cost):
+            lane.free_ns = FAR
+            running = _Running(job, cost, now_ns)
+            self._running.append(running)
+            if not cost.fixed_ns:
+                self._begin_flow(running)
+            return
+        lane.free_ns = now_ns + cost.fixed_ns
+        if job.flows:
+            job.work.busy_ns += cost.fixed_ns
+        if job.started_all:
+            job.work.finish_ns = lane.free_ns
+            self._unsettled -= 1
+
+    def _begin_flow(self, running: _Running) -> None:
+        """End the fixed part of a piece; its bytes move from now on."""
+        self._changed_ns = now_ns = running.next_ns
+        running.flow = Flow(running.cost, now_ns)
+        running.next_ns = FAR
+
+    def _move_flows(self, soonest_ns: int, target_ns: int) -> bool:
+        """Do what running flows do next, if it comes before lanes start and the server resumes.
+
+        Return whether there was anything to do. Rates are computed once an instant, after its
+        starts.
+        """
+        changed_ns = self._changed_ns
+        if changed_ns is not None and changed_ns < soonest_ns and changed_ns < target_ns:
+            self._change_rates(changed_ns)
+        next_ns = min([running.next_ns for running in self._running])
+        if next_ns > soonest_ns or next_ns > target_ns or next_ns >= FAR:
+            return False
+        for running in [running for running in self._running if running.next_ns == next_ns]:
+            if running.flow is None:
+                self._begin_flow(running)
+            else:
+                self._end_flow(running)
+        return True
+
+    def _change_rates(self, now_ns: int) -> None:
+        self._changed_ns = None
+        moving = [running for running in self._running if running.flow is not None]
+        moving.sort(key=lambda running: running.job.order)
+        flows = [running.flow for running in moving if running.flow is not None]
+        finishes = self.sharing.change_rates(flows, now_ns)
+        for running, finish_ns in zip(moving, finishes, strict=True):
+            running.next_ns = finish_ns
+
+    def _end_flow(self, running: _Running) -> None:
+        job, now_ns = running.job, running.next_ns
+        self._changed_ns = now_ns
+        self._running.remove(running)
+        job.lane.free_ns = now_ns
+        job.work.busy_ns += now_ns - running.start_ns
+        if job.started_all:
+            job.work.finish_ns = now_ns
+            self._unsettled -= 1
 
     def _pending(self) -> str:
-        jobs = [job for lane in self._all for queue in lane.queues for job in queue]
-        return ", ".join(f"{job.work.op} on {job.lane.name}" for job in jobs) or "nothing"
+        queued = [job for lane in self._all for job in (*lane.urgent, *lane.prefetches)]
+        jobs = {id(job): job for job in (*(each.job for each in self._running), *queued)}
+        return ", ".join(map(str, (job.work for job in jobs.values()))) or "nothing"
 
     def close(self) -> None:
         """Do nothing: there is nothing to release."""

@@ -54,7 +54,7 @@ class SimPrices(Durations):
         self._experts: dict[tuple[int, ...], tuple[Cost, ...]] = {}
         self._sized: dict[tuple[str, tuple[int, ...], tuple[int, ...] | None], tuple[Cost, ...]]
         self._sized = {}
-        self._copies: dict[tuple[str, int], Sequence[Cost]] = {}
+        self._copied: dict[tuple[str, int], Sequence[Cost]] = {}
         self._readbacks: dict[int, tuple[Cost, ...]] = {}
         self._computed: dict[int, tuple[Cost, ...]] = {}
 
@@ -81,10 +81,10 @@ class SimPrices(Durations):
                 remember(self._experts, tokens, pieces)
             return pieces
         if isinstance(op, Copy):
-            copied = self._copies.get((lane, op.nbytes))
+            copied = self._copied.get((lane, op.nbytes))
             if copied is None:
                 copied = self._copy(lane, op)
-                remember(self._copies, (lane, op.nbytes), copied)
+                remember(self._copied, (lane, op.nbytes), copied)
             return copied
         if isinstance(op, Readback):
             read_back = self._readbacks.get(op.nbytes)

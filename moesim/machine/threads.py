@@ -30,7 +30,11 @@ class _Job:
 
 
 class ThreadMachine:
-    """Runs one server in real time; drive it with `drive(server.run())`."""
+    """Runs one server in real time; drive it with `drive(server.run())`.
+
+    Each piece of a work takes the time that it takes alone: lanes do not slow each other down. It
+    ignores `Work.issue_ns`, because its host takes real time.
+    """
 
     def __init__(
         self, prices: Prices, topology: Topology | None = None, *, speed: float = 1.0

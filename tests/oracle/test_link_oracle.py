@@ -28,15 +28,16 @@ from scripted_servers import (
     Tariff,
     play,
     read_out,
+    shuffled_events,
 )
-from workloads import plan_of, run_on, shuffled, tiny_scenario
+from workloads import plan_of, run_on, tiny_scenario
 
 from moesim.errors import InvariantError
 from moesim.machine.events import EventMachine
 from moesim.machine.sim import SimMachine
 from moesim.simulate import SimPrices
 
-MACHINES = [SimMachine, EventMachine, shuffled(5)]
+MACHINES = [SimMachine, EventMachine, shuffled_events(5)]
 NAMES = ["folded", "events", "shuffled"]
 both_machines = pytest.mark.parametrize("make", MACHINES, ids=NAMES)
 ONE_ROW = np.tile([0, 1], (1, 4, 1))  # one row that wants experts 0 and 1 of four layers

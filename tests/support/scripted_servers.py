@@ -5,30 +5,56 @@ machine. `read_out` simulates it nanosecond by nanosecond from the rules alone. 
 work completes first, then the server acts, then lanes start work. A lane starts the head of its
 demand queue if all that the job waits for is done, otherwise the head of its prefetch queue. A
 chunk is never interrupted.
+
+The host acts one issue time after another, and a job is in its queue from then on. Bytes that move
+through shared resources are exact fractions. Rates are whole bytes per second, and a job is over at
+a whole nanosecond.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Any
 
+import numpy as np
 import simpy
 
 from moesim.hardware.ops import BatchShape, Copy, Tail
-from moesim.hardware.topology import D2H, GPU, H2D
+from moesim.hardware.topology import CPU, D2H, DISK, GPU, H2D, HOST, Lane, Topology
+from moesim.machine.events import EventMachine
 from moesim.machine.prices import Durations
-from moesim.machine.work import DEMAND, PREFETCH, Work
+from moesim.machine.work import DEMAND, PREFETCH, Cost, Work
 
-LANES = (GPU, H2D, D2H)
+LANES = (
+    Lane(GPU, GPU, GPU),
+    Lane(H2D, HOST, GPU),
+    Lane(D2H, GPU, HOST),
+    Lane(CPU, HOST, HOST),
+    Lane(DISK, DISK, HOST),
+)
+NS = 10**9
 
 
 @dataclass(frozen=True)
 class Tariff(Durations):
-    """Prices that are easy to read: one byte per nanosecond after a latency."""
+    """Prices that are easy to read: one byte per nanosecond after a latency.
+
+    `shared` gives the lanes that use shared resources, each with the resources and how many half
+    bytes it moves there for one byte of a job. On these lanes computations are counted in bytes
+    too. `rates` gives other rates than one byte per nanosecond, in bytes/s.
+    """
 
     latency_ns: int = 0
     chunk: int | None = None
+    capacities: Mapping[str, int] = field(default_factory=dict)
+    shared: Mapping[str, Sequence[tuple[str, int]]] = field(default_factory=dict)
+    rates: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def topology(self) -> Topology:
+        return Topology(LANES, self.capacities)
 
     def compute_ns(self, op: Any) -> int:  # type: ignore[override]
         return int(op.batch.tokens)
@@ -42,29 +68,45 @@ class Tariff(Durations):
     landing_ns = 0
 
     def chunk_bytes(self, lane: str) -> int | None:
-        return self.chunk if lane == H2D else None
+        return self.chunk if lane in (H2D, DISK) else None
 
-    def durations(self, lane: str, size: int) -> list[int]:
-        """Return the duration of each chunk; the first one includes the latency."""
-        if lane == GPU:
-            return [size]
+    def pieces(self, lane: str, op: Any) -> Sequence[Cost]:
+        if lane not in self.shared:
+            return super().pieces(lane, op)
+        size = op.nbytes if isinstance(op, Copy) else op.batch.tokens
+        return self.parts(lane, size)
+
+    def parts(self, lane: str, size: int) -> list[Cost]:
+        """Return the cost of each chunk; the first one includes the latency."""
+        if lane in (GPU, CPU) and lane not in self.shared:
+            return [Cost(size)]
         chunk = self.chunk_bytes(lane)
-        if chunk is None or size <= chunk:
-            return [self.latency_ns + size]
-        whole, rest = divmod(size, chunk)
-        sizes = [chunk] * whole + [rest] * (rest > 0)
-        return [self.latency_ns + sizes[0], *sizes[1:]]
+        sizes = [size]
+        if chunk is not None and size > chunk:
+            whole, rest = divmod(size, chunk)
+            sizes = [chunk] * whole + [rest] * (rest > 0)
+        latencies = [self.latency_ns] + [0] * (len(sizes) - 1)
+        if lane not in self.shared:
+            return [Cost(paid + size) for paid, size in zip(latencies, sizes, strict=True)]
+        rate = self.rates.get(lane, NS)
+        return [
+            Cost(
+                paid, size, rate, tuple((name, -(-size * k // 2)) for name, k in self.shared[lane])
+            )
+            for paid, size in zip(latencies, sizes, strict=True)
+        ]
 
 
 @dataclass(frozen=True)
 class Issue:
-    """Queue work: a copy of `size` bytes, or on the GPU a computation of `size` nanoseconds."""
+    """Queue work: a copy of `size` bytes, or a computation of `size` nanoseconds."""
 
     lane: str
     size: int
     priority: int = DEMAND
     after: tuple[int, ...] = ()
     """Numbers of earlier issues."""
+    issue_ns: int = 0
 
 
 @dataclass(frozen=True)
@@ -84,10 +126,25 @@ Script = Sequence[Issue | Promote | Await]
 Times = list[tuple[int, int]]
 
 
+def shuffled_events(seed: int) -> Callable[..., EventMachine]:
+    """Return a maker of event machines that order simultaneous events of a class at random."""
+    return lambda env, prices, topology=None: EventMachine(
+        env, prices, topology, rng=np.random.default_rng(seed)
+    )
+
+
 def play(make: Callable[..., Any], tariff: Any, script: Script) -> tuple[Times, list[int]]:
     """Return start and finish of every issue, and when the server resumed from each wait."""
+    times, resumed, _ = play_all(make, tariff, script)
+    return times, resumed
+
+
+def play_all(
+    make: Callable[..., Any], tariff: Any, script: Script
+) -> tuple[Times, list[int], list[int]]:
+    """Return what `play` returns, and how long the lanes worked on each issue."""
     env = simpy.Environment()
-    machine = make(env, tariff)
+    machine = make(env, tariff, getattr(tariff, "topology", None))
     tickets: list[Any] = []
     resumed: list[int] = []
 
@@ -95,9 +152,12 @@ def play(make: Callable[..., Any], tariff: Any, script: Script) -> tuple[Times, 
         for action in script:
             if isinstance(action, Issue):
                 after = tuple(tickets[job] for job in action.after)
+                computes = action.lane in (GPU, CPU)
                 copy = Copy(len(tickets), action.size)
-                op = Tail(BatchShape(action.size, 0, 0, 0)) if action.lane == GPU else copy
-                tickets.append(Work(action.lane, op, after, action.priority))
+                op = Tail(BatchShape(action.size, 0, 0, 0)) if computes else copy
+                tickets.append(
+                    Work(action.lane, op, after, action.priority, issue_ns=action.issue_ns)
+                )
                 machine.submit(tickets[-1])
             elif isinstance(action, Promote):
                 machine.promote(tickets[action.job])
@@ -112,92 +172,182 @@ def play(make: Callable[..., Any], tariff: Any, script: Script) -> tuple[Times, 
         machine.close()
 
     env.run(until=env.process(server()))
-    return [(ticket.start_ns, ticket.finish_ns) for ticket in tickets], resumed
+    times = [(ticket.start_ns, ticket.finish_ns) for ticket in tickets]
+    return times, resumed, [ticket.busy_ns for ticket in tickets]
 
 
 @dataclass(eq=False)
 class _Job:
     lane: str
-    chunks: list[int]
+    parts: list[Cost]
     after: list[_Job]
+    order: int
     start: int = -1
     finish: int = -1
 
 
-@dataclass
+@dataclass(eq=False)
 class _Lane:
+    """What a lane does: the fixed part of a chunk until `until`, then the `left` bytes of it."""
+
     queues: tuple[list[_Job], list[_Job]] = field(default_factory=lambda: ([], []))
     current: _Job | None = None
+    part: Cost = Cost(0)  # noqa: RUF009
     until: int = 0
+    left: Fraction | None = None
+    rate: int = 0
+
+
+class _ReadOut:
+    """A literal simulation of the rules; `now` is the instant in nanoseconds."""
+
+    def __init__(self, tariff: Tariff, script: Script) -> None:
+        self.tariff = tariff
+        self.todo = list(script)
+        self.lanes = {lane.name: _Lane() for lane in LANES}
+        self.jobs: list[_Job] = []
+        self.resumed: list[int] = []
+        self.waiting: tuple[Sequence[_Job], int | None] | None = None
+        self.now = 0
+        self.host = 0  # the host is busy until then
+        self.issuing = False  # the next action's issue time is already in `host`
+
+    def run(self) -> None:
+        while self.todo or self.waiting or any(job.finish < 0 for job in self.jobs):
+            for lane in self.lanes.values():
+                if lane.left is not None:
+                    lane.left -= Fraction(lane.rate, NS)
+            # What takes no time may set off more at the same instant.
+            while self.complete() or self.act() or self.start():
+                pass
+            self.share()
+            self.now += 1
+            assert self.now < 100_000, "the script never ends"
+
+    def complete(self) -> bool:
+        moved = False
+        for lane in self.lanes.values():
+            if lane.current is None:
+                continue
+            if lane.left is None and lane.until == self.now:
+                moved = True
+                if lane.part.uses and lane.part.nbytes:
+                    lane.left = Fraction(lane.part.nbytes)
+                else:
+                    self.end(lane)
+            elif lane.left is not None and lane.left <= 0:
+                moved = True
+                self.end(lane)
+        return moved
+
+    def end(self, lane: _Lane) -> None:
+        """End the chunk of a lane, and with the last chunk the job."""
+        job, lane.current, lane.left = lane.current, None, None
+        assert job is not None
+        if not job.parts:
+            job.finish = self.now
+            for queue in lane.queues:
+                if job in queue:
+                    queue.remove(job)
+
+    def act(self) -> bool:
+        """Let the server act, if it does not wait and its host is not busy."""
+        if self.waiting is not None:
+            wanted, until = self.waiting
+            if not self.over(wanted, until):
+                return False
+            self.resume()
+            return True
+        if not self.todo:
+            return False
+        action = self.todo[0]
+        if isinstance(action, Issue) and not self.issuing:
+            self.host += action.issue_ns
+            self.issuing = True
+        if self.host > self.now:
+            return False
+        self.todo.pop(0)
+        if isinstance(action, Issue):
+            self.issuing = False
+            parts = self.tariff.parts(action.lane, action.size)
+            after = [self.jobs[number] for number in action.after]
+            self.jobs.append(_Job(action.lane, parts, after, len(self.jobs)))
+            self.lanes[action.lane].queues[action.priority].append(self.jobs[-1])
+        elif isinstance(action, Promote):
+            job = self.jobs[action.job]
+            urgent, others = self.lanes[job.lane].queues
+            if job in others:
+                others.remove(job)
+                urgent.append(job)
+        else:
+            # The server reads the time of its last wait, whatever it has issued since.
+            seen = self.resumed[-1] if self.resumed else 0
+            until = None if action.for_ns is None else seen + action.for_ns
+            self.waiting = [self.jobs[number] for number in action.jobs], until
+        return True
+
+    def over(self, wanted: Sequence[_Job], until: int | None) -> bool:
+        done = any(job.finish >= 0 for job in wanted)
+        return done or (until is not None and until <= self.now)
+
+    def resume(self) -> None:
+        self.waiting = None
+        self.resumed.append(self.now)
+        self.host = self.now
+
+    def start(self) -> bool:
+        moved = False
+        for lane in self.lanes.values():
+            if lane.current is None:
+                for queue in lane.queues:
+                    if queue and all(other.finish >= 0 for other in queue[0].after):
+                        job = lane.current = queue[0]
+                        lane.part = job.parts.pop(0)
+                        lane.until = self.now + lane.part.fixed_ns
+                        if job.start < 0:
+                            job.start = self.now
+                        moved = True
+                        break
+        return moved
+
+    def share(self) -> None:
+        """Give the running flows their rates for the next nanosecond."""
+        rest = {name: Fraction(size) for name, size in self.tariff.capacities.items()}
+        flows = [lane for lane in self.lanes.values() if lane.left is not None]
+        flows.sort(key=lambda lane: (lane.part.rate, lane.current.order if lane.current else 0))
+        while flows:
+            bounds = [self.bound(lane, flows, rest) for lane in flows]
+            lane = flows.pop(bounds.index(min(bounds)))
+            lane.rate = max(1, min(bounds))
+            for name, nbytes in lane.part.uses:
+                rest[name] -= lane.rate * Fraction(nbytes, lane.part.nbytes)
+
+    def bound(self, lane: _Lane, flows: Sequence[_Lane], rest: Mapping[str, Fraction]) -> int:
+        """Return the speed of a flow if all flows without a rate had the same speed."""
+        bounds = [lane.part.rate]
+        for name, _ in lane.part.uses:
+            per_byte = [
+                Fraction(nbytes, each.part.nbytes)
+                for each in flows
+                for used, nbytes in each.part.uses
+                if used == name
+            ]
+            bounds.append(rest[name] // sum(per_byte))
+        return min(bounds)
 
 
 def read_out(tariff: Tariff, script: Script) -> tuple[Times, list[int]]:
     """Return what `play` returns, simulated nanosecond by nanosecond."""
-    lanes = {name: _Lane() for name in LANES}
-    jobs: list[_Job] = []
-    resumed: list[int] = []
-    todo = list(script)
-    waiting: tuple[Sequence[_Job], int | None] | None = None
-    now = 0
-    while todo or waiting or any(job.finish < 0 for job in jobs):
-        moved = True
-        while moved:  # what takes no time may set off more at the same instant
-            moved = False
-            for lane in lanes.values():
-                if lane.current is not None and lane.until == now:
-                    if not lane.current.chunks:
-                        lane.current.finish = now
-                        for queue in lane.queues:
-                            if lane.current in queue:
-                                queue.remove(lane.current)
-                    lane.current = None
-                    moved = True
-            if waiting is not None:
-                wanted, until = waiting
-                if any(job.finish >= 0 for job in wanted) or (until is not None and until <= now):
-                    waiting = None
-                    resumed.append(now)
-                    moved = True
-            while waiting is None and todo:
-                moved = True
-                action = todo.pop(0)
-                if isinstance(action, Issue):
-                    chunks = tariff.durations(action.lane, action.size)
-                    job = _Job(action.lane, chunks, [jobs[number] for number in action.after])
-                    jobs.append(job)
-                    lanes[action.lane].queues[action.priority].append(job)
-                elif isinstance(action, Promote):
-                    job = jobs[action.job]
-                    urgent, others = lanes[job.lane].queues
-                    if job in others:
-                        others.remove(job)
-                        urgent.append(job)
-                else:
-                    until = None if action.for_ns is None else now + action.for_ns
-                    wanted = [jobs[number] for number in action.jobs]
-                    done = any(job.finish >= 0 for job in wanted)
-                    if done or (until is not None and until <= now):
-                        resumed.append(now)
-                    else:
-                        waiting = (wanted, until)
-            for lane in lanes.values():
-                if lane.current is None:
-                    for queue in lane.queues:
-                        if queue and all(other.finish >= 0 for other in queue[0].after):
-                            job = lane.current = queue[0]
-                            lane.until = now + job.chunks.pop(0)
-                            if job.start < 0:
-                                job.start = now
-                            moved = True
-                            break
-        now += 1
-        assert now < 100_000, "the script never ends"
-    return [(job.start, job.finish) for job in jobs], resumed
+    simulation = _ReadOut(tariff, script)
+    simulation.run()
+    return [(job.start, job.finish) for job in simulation.jobs], simulation.resumed
 
 
 __all__ = [
+    "CPU",
     "D2H",
     "DEMAND",
+    "DISK",
     "GPU",
     "H2D",
     "PREFETCH",
@@ -206,5 +356,7 @@ __all__ = [
     "Promote",
     "Tariff",
     "play",
+    "play_all",
     "read_out",
+    "shuffled_events",
 ]
