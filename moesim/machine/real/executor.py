@@ -214,7 +214,7 @@ class Executor:
     def return_states(self, layer: int) -> None:
         """Copy the outputs that `run_on_host` has computed since the last call to the device.
 
-        Raise `InvariantError` if there are none, or if the CPU is still computing.
+        Raise `InvariantError` if it has computed none in this layer event.
         """
         with torch.inference_mode():
             self._event_of(layer, "outputs").return_outputs()

@@ -161,14 +161,14 @@ class LayerEvent:
     def return_outputs(self) -> None:
         """Begin to copy all outputs that the CPU has computed to the device.
 
-        Raise `InvariantError` if there are none, or if the CPU is still computing.
+        An earlier call may have taken them already. Raise `InvariantError` if none was computed.
         """
         with self._lock:
-            if self._num_computing or not self._computed:
+            if not self._computed and not self._returned:
                 raise InvariantError(
                     4,
-                    f"outputs of layer {self.layer} are brought back before the CPU "
-                    "has computed them",
+                    f"outputs of layer {self.layer} are brought back before the CPU has computed "
+                    "any",
                 )
             groups, self._computed = self._computed, []
         device = self._hidden_TH.device
