@@ -147,7 +147,7 @@ def test_logits_do_not_depend_on_the_placement() -> None:
             assert torch.equal(torch.stack(ours), torch.stack(theirs))
 
 
-# --- wrong orders ---
+# --- single steps ---
 
 
 class Steps:
@@ -200,6 +200,40 @@ class Steps:
             run(self.machine, script, at_last)
         finally:
             self.executor.close()
+
+
+class HeldCpu(CpuDevice):
+    """Computes nothing on the CPU lane before `release` is set."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.release = threading.Event()
+
+    def submit(self, lane: str, work: Callable[[], None], **given: Any) -> Any:
+        if lane == CPU:
+            assert self.release.wait(PATIENCE_S)
+        return super().submit(lane, work, **given)
+
+
+def test_the_gpu_computes_experts_while_the_cpu_does() -> None:
+    device = HeldCpu()
+    steps = Steps(device)
+
+    def script() -> Any:
+        yield from steps.front()
+        on_cpu = steps.issue(CPU, steps.experts(0), steps.states(D2H))
+        other = steps.experts(1)
+        copy = Copy(other.keys[0], steps.executor.expert_bytes)
+        on_gpu = steps.issue(GPU, other, steps.issue(H2D, copy, buffer=0))
+        yield from steps.wait(on_gpu)
+        assert not steps.machine.done(on_cpu)
+        device.release.set()
+        yield from steps.wait(steps.states(H2D, on_cpu))
+
+    steps.run(script, at_last=device.release.set)
+
+
+# --- wrong orders ---
 
 
 def test_experts_whose_states_are_not_on_the_host_are_an_error(device: Device) -> None:
@@ -361,10 +395,12 @@ def test_works_that_a_lane_cannot_do_are_refused() -> None:
         (D2H, Experts(0, (1,), (1,)), InvariantError, r"lane 'd2h' .* cannot do Experts"),
         (GPU, States(0, 1, 64), InvariantError, r"lane 'gpu' .* cannot do States"),
     ]
+    executor = Executor(model_of("qwen3_moe"), buffers=1)
+    machine = RealMachine(executor, CpuDevice(), topology=disk)
     for lane, op, kind, said in wrong:
-        steps = Steps(CpuDevice(), disk)
         with pytest.raises(kind, match=said):
-            steps.run(lambda lane=lane, op=op, steps=steps: iter([steps.issue(lane, op)]))
+            machine.submit(Work(lane, op))
+    executor.close()
 
 
 def test_lanes_that_the_machine_does_not_have_are_refused() -> None:
@@ -394,12 +430,12 @@ def test_a_lane_computes_in_one_thread_of_torch() -> None:
 # --- two threads in one layer event ---
 
 
-def together(works: Sequence[Callable[[], object]]) -> None:
+def together(works: Sequence[Callable[[], None]]) -> None:
     """Run each work in a thread; all begin at the same time."""
     barrier = threading.Barrier(len(works))
     errors: list[BaseException] = []
 
-    def begin(work: Callable[[], object]) -> None:
+    def begin(work: Callable[[], None]) -> None:
         try:
             with torch.inference_mode():
                 barrier.wait(PATIENCE_S)
@@ -415,15 +451,20 @@ def together(works: Sequence[Callable[[], object]]) -> None:
     assert not errors
 
 
+def pool_of(family: str) -> tuple[Pool, Any]:
+    """Return a tiny model's experts in host memory, and its module for them."""
+    modules: list[Any] = [layer.experts for layer in find_moe_layers(tiny(family))]
+    return Pool(modules, EXPERTS, buffers=1, device=torch.device("cpu")), modules[0]
+
+
 def test_the_cpu_reads_a_copy_of_the_states_not_those_on_the_device() -> None:
-    modules = [layer.experts for layer in find_moe_layers(tiny("qwen3_moe"))]
-    pool = Pool(modules, EXPERTS, buffers=1, device=torch.device("cpu"))
+    pool, template = pool_of("qwen3_moe")
     ids = np.array([[3], [3]])
     totals = []
     with torch.inference_mode():
         for later in (1.0, 0.0):
             hidden, gates = torch.arange(64.0).view(2, 32), torch.ones(2, 1)
-            event = LayerEvent(0, modules[0], EXPERTS, hidden, gates, lambda: ids)
+            event = LayerEvent(0, template, EXPERTS, hidden, gates, lambda: ids)
             event.send_inputs()
             hidden *= later
             gates *= later
@@ -436,13 +477,12 @@ def test_the_cpu_reads_a_copy_of_the_states_not_those_on_the_device() -> None:
 @pytest.mark.usefixtures("eager_switches")
 def test_two_threads_compute_experts_of_one_event() -> None:
     """The event is arranged once, and no assignment is lost or counted twice."""
-    modules = [layer.experts for layer in find_moe_layers(tiny("qwen3_moe"))]
-    pool = Pool(modules, EXPERTS, buffers=1, device=torch.device("cpu"))
+    pool, template = pool_of("qwen3_moe")
     rng = np.random.default_rng(0)
     with torch.inference_mode():
         hidden, gates = torch.randn(30, 32), torch.rand(30, 2)
         for _ in range(50):
-            _two_threads_against_one(pool, modules[0], rng, hidden, gates)
+            _two_threads_against_one(pool, template, rng, hidden, gates)
 
 
 @pytest.fixture
@@ -471,12 +511,16 @@ def _two_threads_against_one(
     both, alone = (LayerEvent(0, template, EXPERTS, hidden, gates, answer) for _ in range(2))
     both.send_inputs()
     cut = int(rng.integers(1, EXPERTS))
-    together(
-        [
-            lambda: [both.compute(*each) for each in work[:cut]],
-            lambda: [both.compute_on_host([each]) for each in work[cut:]],
-        ]
-    )
+
+    def on_device() -> None:
+        for each in work[:cut]:
+            both.compute(*each)
+
+    def on_host() -> None:
+        for each in work[cut:]:
+            both.compute_on_host([each])
+
+    together([on_device, on_host])
     assert len(asked) == 1
     both.return_outputs()
     for each in work:

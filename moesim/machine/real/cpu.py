@@ -1,6 +1,7 @@
 """The CPU as a device: two pools of host memory, a thread for each lane, and emulated links.
 
-Copies between the pools release the interpreter lock, so they run beside the computation. An
+Copies between the pools release the interpreter lock, so they run beside the computation. A CPU
+lane, if there is one, computes from the host's pool, beside the lane that replaces the GPU. An
 *emulated link* withholds the completion of a copy until its latency and its bytes' time have
 passed. So any machine can run the ratios of PCIe. A copy that follows another is timed from the
 nominal end of the one before, so that late wake-ups do not add up.
