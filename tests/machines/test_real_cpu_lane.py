@@ -6,9 +6,8 @@ wrong order are errors that name it.
 
 from __future__ import annotations
 
-import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -42,22 +41,18 @@ from moesim.hardware.topology import (  # noqa: E402
     Lane,
     Topology,
 )
-from moesim.machine.real import layer_event  # noqa: E402
 from moesim.machine.real.batch import Batch, Span  # noqa: E402
 from moesim.machine.real.cpu import CpuDevice  # noqa: E402
 from moesim.machine.real.device import Device  # noqa: E402
 from moesim.machine.real.executor import Executor  # noqa: E402
-from moesim.machine.real.expert_buffers import Pool  # noqa: E402
+from moesim.machine.real.expert_buffers import swiglu  # noqa: E402
 from moesim.machine.real.fake import FakeDevice  # noqa: E402
-from moesim.machine.real.layer_event import LayerEvent  # noqa: E402
 from moesim.machine.real.machine import RealMachine  # noqa: E402
 from moesim.machine.threads import drive  # noqa: E402
 from moesim.machine.work import Work  # noqa: E402
-from moesim.record.routers import find_moe_layers  # noqa: E402
 
 PROMPTS = ([5, 9, 31, 7, 12, 40, 3], [11, 22, 33, 44], [50, 2])
 NEW = 4
-EXPERTS = 8  # in each layer of a tiny model
 PATIENCE_S = 60  # a wait this long is a hang
 BATCH = BatchShape(1, 1, 1, 1)
 FAMILIES = ("qwen3_moe", "mixtral", "deepseek_v3", "gpt_oss", "qwen2_moe")
@@ -299,14 +294,13 @@ def test_outputs_that_are_not_computed_cannot_be_brought_back(device: Device) ->
 def held_experts(monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Event, threading.Event]:
     """Hold the first expert's computation: events that say it has begun, and let it end."""
     begun, release = threading.Event(), threading.Event()
-    swiglu = layer_event._swiglu
 
     def hold(*given: Any) -> Any:
         begun.set()
         assert release.wait(PATIENCE_S)
         return swiglu(*given)
 
-    monkeypatch.setattr(layer_event, "_swiglu", hold)
+    monkeypatch.setattr("moesim.machine.real.layer_event.swiglu", hold)
     return begun, release
 
 
@@ -425,104 +419,3 @@ def test_a_lane_computes_in_one_thread_of_torch() -> None:
     finally:
         torch.set_num_threads(before)
     assert seen == {GPU: 1, CPU: 1, H2D: 1, D2H: 1}
-
-
-# --- two threads in one layer event ---
-
-
-def together(works: Sequence[Callable[[], None]]) -> None:
-    """Run each work in a thread; all begin at the same time."""
-    barrier = threading.Barrier(len(works))
-    errors: list[BaseException] = []
-
-    def begin(work: Callable[[], None]) -> None:
-        try:
-            with torch.inference_mode():
-                barrier.wait(PATIENCE_S)
-                work()
-        except BaseException as error:
-            errors.append(error)
-
-    threads = [threading.Thread(target=begin, args=(work,)) for work in works]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(PATIENCE_S)
-    assert not errors
-
-
-def pool_of(family: str) -> tuple[Pool, Any]:
-    """Return a tiny model's experts in host memory, and its module for them."""
-    modules: list[Any] = [layer.experts for layer in find_moe_layers(tiny(family))]
-    return Pool(modules, EXPERTS, buffers=1, device=torch.device("cpu")), modules[0]
-
-
-def test_the_cpu_reads_a_copy_of_the_states_not_those_on_the_device() -> None:
-    pool, template = pool_of("qwen3_moe")
-    ids = np.array([[3], [3]])
-    totals = []
-    with torch.inference_mode():
-        for later in (1.0, 0.0):
-            hidden, gates = torch.arange(64.0).view(2, 32), torch.ones(2, 1)
-            event = LayerEvent(0, template, EXPERTS, hidden, gates, lambda: ids)
-            event.send_inputs()
-            hidden *= later
-            gates *= later
-            event.compute_on_host([(3, 2, pool.weights_on_host(3))])
-            event.return_outputs()
-            totals.append(event.total())
-    assert torch.equal(*totals)
-
-
-@pytest.mark.usefixtures("eager_switches")
-def test_two_threads_compute_experts_of_one_event() -> None:
-    """The event is arranged once, and no assignment is lost or counted twice."""
-    pool, template = pool_of("qwen3_moe")
-    rng = np.random.default_rng(0)
-    with torch.inference_mode():
-        hidden, gates = torch.randn(30, 32), torch.rand(30, 2)
-        for _ in range(50):
-            _two_threads_against_one(pool, template, rng, hidden, gates)
-
-
-@pytest.fixture
-def eager_switches() -> Iterator[None]:
-    """Let the interpreter switch between threads as often as it can."""
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    yield
-    sys.setswitchinterval(interval)
-
-
-def _two_threads_against_one(
-    pool: Pool, template: Any, rng: np.random.Generator, hidden: Any, gates: Any
-) -> None:
-    ids = np.stack([rng.permutation(EXPERTS)[:2] for _ in hidden])
-    work = [
-        (expert, int((ids == expert).sum()), pool.weights_on_host(expert))
-        for expert in range(EXPERTS)
-    ]
-    asked: list[int] = []
-
-    def answer() -> Any:
-        asked.append(1)
-        return ids
-
-    both, alone = (LayerEvent(0, template, EXPERTS, hidden, gates, answer) for _ in range(2))
-    both.send_inputs()
-    cut = int(rng.integers(1, EXPERTS))
-
-    def on_device() -> None:
-        for each in work[:cut]:
-            both.compute(*each)
-
-    def on_host() -> None:
-        for each in work[cut:]:
-            both.compute_on_host([each])
-
-    together([on_device, on_host])
-    assert len(asked) == 1
-    both.return_outputs()
-    for each in work:
-        alone.compute(*each)
-    assert torch.equal(both.total(), alone.total())

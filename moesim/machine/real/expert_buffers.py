@@ -15,10 +15,11 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from moesim.errors import UsageError
 
-__all__ = ["Early", "Pool", "StandIn", "Weights", "fill_randomly"]
+__all__ = ["Early", "Pool", "StandIn", "Weights", "fill_randomly", "swiglu"]
 
 _KINDS: Final = ("gate_up_proj", "up_proj", "down_proj")
 _KNOWN: Final = {name + suffix for name in _KINDS for suffix in ("", "_bias")}
@@ -148,6 +149,20 @@ def fill_randomly(tensor: Tensor, generator: torch.Generator, scale: float = _SC
     for start in range(0, flat.numel(), _BLOCK):
         part = flat[start : start + _BLOCK]
         part.copy_(block[: part.numel()])
+
+
+def swiglu(template: Any, states: Tensor, weights: Weights) -> Tensor:
+    """Compute one expert, in the steps of transformers' own loop over experts."""
+    inner = _project(template, states, weights.up, weights.up_bias)
+    inner = template._apply_gate(inner) if template.has_gate else template.act_fn(inner)
+    return _project(template, inner, weights.down, weights.down_bias)
+
+
+def _project(template: Any, states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    if not template.is_transposed:
+        return functional.linear(states, weight, bias)
+    out = states @ weight
+    return out if bias is None else out + bias
 
 
 def _check(experts: Any, tensors: dict[str, nn.Parameter], num_experts: int) -> None:

@@ -19,10 +19,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from moesim.errors import InvariantError
-from moesim.machine.real.expert_buffers import Weights
+from moesim.machine.real.expert_buffers import Weights, swiglu
+from moesim.machine.real.state_copies import at_once, landing, to_device, to_host
 
 __all__ = ["LayerEvent"]
 
@@ -59,7 +59,7 @@ class _Inputs:
     def compute(self, template: Any, part: slice, weights: Weights) -> Tensor:
         """Return the weighted outputs of one expert for its assignments `part`."""
         states = self._hidden_TH.index_select(0, self._rows_A[part])
-        return _swiglu(template, states, weights) * self._gates_A1[part]
+        return swiglu(template, states, weights) * self._gates_A1[part]
 
 
 class _Sent(NamedTuple):
@@ -153,8 +153,8 @@ class LayerEvent:
 
     def send_inputs(self) -> None:
         """Begin to copy the states and gate weights of all rows to host memory."""
-        hidden_TH, weights_Tk = _to_host(self._hidden_TH), _to_host(self._weights_Tk)
-        sent = _Sent(hidden_TH, weights_Tk, _landing(self._hidden_TH.device))
+        hidden_TH, weights_Tk = to_host(self._hidden_TH), to_host(self._weights_Tk)
+        sent = _Sent(hidden_TH, weights_Tk, landing(self._hidden_TH.device))
         with self._lock:
             self._sent = sent
 
@@ -172,8 +172,8 @@ class LayerEvent:
                 )
             groups, self._computed = self._computed, []
         device = self._hidden_TH.device
-        moved = [_to_device(group.outputs, device) for group in groups]
-        landed = _landing(device)
+        moved = [to_device(group.outputs, device) for group in groups]
+        landed = landing(device)
         with self._lock:
             for group, outputs in zip(groups, moved, strict=True):
                 self._returned.append(_Group(group.parts, outputs, landed))
@@ -208,7 +208,7 @@ class LayerEvent:
             start = stop
         with self._lock:
             self._num_computing -= count
-            self._computed.append(_Group([part for part, _ in claimed], outputs, _at_once))
+            self._computed.append(_Group([part for part, _ in claimed], outputs, at_once))
 
     # --- behind it ---
 
@@ -284,44 +284,3 @@ def _arrange(ids_Tk: npt.NDArray[np.int64], num_experts: int) -> _Order:
     counts = np.bincount(ids, minlength=num_experts + 1)
     edges = [0, *np.cumsum(counts[:-1]).tolist()]
     return _Order(order, rows, np.argsort(rows, kind="stable"), edges)
-
-
-def _to_host(source: Tensor) -> Tensor:
-    """Return a copy in host memory; from a GPU it may land later."""
-    if not source.is_cuda:
-        return source.clone()  # memory of its own, as on a GPU, so that order matters here too
-    source.record_stream(torch.cuda.current_stream())
-    target = torch.empty(source.shape, dtype=source.dtype, pin_memory=True)
-    return target.copy_(source, non_blocking=True)
-
-
-def _to_device(source: Tensor, device: torch.device) -> Tensor:
-    """Return a copy in the device's memory; on a GPU it may land later."""
-    return source.to(device, non_blocking=True, copy=True)
-
-
-def _landing(device: torch.device) -> Callable[[], bool]:
-    """Return a function that tells whether the copies of this thread's stream are done."""
-    if device.type != "cuda":
-        return _at_once
-    event: Any = torch.cuda.Event()  # type: ignore[no-untyped-call]
-    event.record()
-    return lambda: bool(event.query())
-
-
-def _at_once() -> bool:
-    return True
-
-
-def _swiglu(template: Any, states: Tensor, weights: Weights) -> Tensor:
-    """Compute one expert, in the steps of transformers' own loop over experts."""
-    inner = _project(template, states, weights.up, weights.up_bias)
-    inner = template._apply_gate(inner) if template.has_gate else template.act_fn(inner)
-    return _project(template, inner, weights.down, weights.down_bias)
-
-
-def _project(template: Any, states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    if not template.is_transposed:
-        return functional.linear(states, weight, bias)
-    out = states @ weight
-    return out if bias is None else out + bias
