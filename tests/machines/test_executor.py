@@ -59,11 +59,11 @@ def plain_logits(model: Any, tokens: list[int]) -> Any:
         return model(input_ids=torch.tensor([tokens]), use_cache=False).logits[0]
 
 
-def continued(model: Any, buffers: int) -> Sequences:
+def continued(model: Any, buffers: int, cpu_share: float = 0.0) -> Sequences:
     """Chunked prefill mixed with decoding, several sequences, one of them preempted."""
     layers, total = moe_layers(model), model.config.num_hidden_layers
     executor = Executor(copy.deepcopy(model), buffers=buffers)
-    texts = Sequences(executor, PROMPTS, layers, total)
+    texts = Sequences(executor, PROMPTS, layers, total, cpu_share)
     texts.step(s0=4, s1=4)
     texts.step(s0=3, s1=1)
     texts.step(s1=1, s0=1, s2=2)
@@ -96,6 +96,15 @@ def test_logits_are_bit_identical_whatever_the_number_of_buffers(buffers: int) -
     few, many = continued(model, buffers), continued(model, 5)
     for ours, theirs in zip(few.logits, many.logits, strict=True):
         assert torch.equal(torch.stack(ours), torch.stack(theirs))
+
+
+@pytest.mark.parametrize("family", DECODERS)
+def test_logits_are_bit_identical_whatever_is_computed_on_the_cpu(family: str) -> None:
+    model = model_of(family, torch.float32)
+    without = continued(model, 3)
+    for share in (0.5, 1.0):
+        for ours, theirs in zip(continued(model, 3, share).logits, without.logits, strict=True):
+            assert torch.equal(torch.stack(ours), torch.stack(theirs))
 
 
 def test_queries_share_keys() -> None:

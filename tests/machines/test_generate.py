@@ -193,7 +193,7 @@ def test_arguments_that_make_no_sense_are_refused() -> None:
 
 
 def test_a_device_that_fails_leaves_the_model_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    from moesim.machine.real.expert_buffers import LayerEvent
+    from moesim.machine.real.layer_event import LayerEvent
 
     def fail(*_: Any) -> None:
         raise RuntimeError("a bit fell over")

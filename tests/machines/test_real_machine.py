@@ -17,9 +17,10 @@ from workloads import decisions, plan_of, random_case, run_on
 
 from moesim.errors import DeviceError, InvariantError, UsageError
 from moesim.hardware.hardware import Link
-from moesim.hardware.ops import Experts
-from moesim.machine.base import DEMAND, GPU, H2D, PREFETCH
+from moesim.hardware.ops import Copy, Experts
+from moesim.hardware.topology import GPU, H2D
 from moesim.machine.threads import drive
+from moesim.machine.work import DEMAND, PREFETCH, Work
 from moesim.simulate import Outcome, Plan, build_server, finish
 
 torch = pytest.importorskip("torch", reason="the real machine needs the torch extra")
@@ -105,6 +106,15 @@ def test_nothing_outlives_a_run(device: Device) -> None:
     assert threading.active_count() == before
 
 
+def issued(machine: RealMachine, work: Work) -> Work:
+    machine.submit(work)
+    return work
+
+
+def landing_of(key: int, buffer: int, urgency: int = DEMAND, after: Sequence[Work] = ()) -> Work:
+    return Work(H2D, Copy(key, SIZE * 4), after, urgency, buffer)
+
+
 def served(
     machine: RealMachine, script: Callable[[], Any], at_last: Callable[[], object] = int
 ) -> None:
@@ -138,7 +148,7 @@ def test_demand_goes_before_what_is_queued_and_not_begun() -> None:
 
     def script() -> Any:
         for key, priority in ((0, PREFETCH), (1, PREFETCH), (2, DEMAND), (3, PREFETCH)):
-            tickets.append(machine.copy(H2D, key, SIZE * 4, priority, (), key))
+            tickets.append(issued(machine, landing_of(key, key, priority)))
             assert device.begun.wait(PATIENCE_S)
         machine.promote(tickets[3])
         device.release.set()
@@ -159,13 +169,13 @@ def test_no_copy_over_an_emulated_link_lands_before_its_latency_and_bytes_have_p
     tickets: list[Any] = []
 
     def script() -> Any:
-        tickets.extend(machine.copy(H2D, key, SIZE * 4, DEMAND, (), key) for key in range(8))
+        tickets.extend(issued(machine, landing_of(key, key)) for key in range(8))
         for ticket in tickets:
             yield from machine.wait_any((ticket,))
 
     served(machine, script)
     for number, ticket in enumerate(tickets, start=1):
-        assert ticket.finish_ns - tickets[0].issued_ns >= number * 5_000_000
+        assert ticket.finish_ns - tickets[0].job.issued_ns >= number * 5_000_000
 
 
 def test_late_wake_ups_of_an_emulated_link_do_not_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,9 +206,9 @@ def test_a_hang_is_an_error_that_lists_what_is_pending(device: Device) -> None:
     machine = RealMachine(blocks, device, patience_s=0.2)
 
     def script() -> Any:
-        landing = machine.copy(H2D, 0, SIZE * 4, DEMAND, (), 0)
-        done = machine.compute(GPU, Experts(0, (0,), (1,)), (landing,))
-        later = machine.copy(H2D, 0, SIZE * 4, DEMAND, (done,), 0)
+        landing = issued(machine, landing_of(0, 0))
+        done = issued(machine, Work(GPU, Experts(0, (0,), (1,)), (landing,)))
+        later = issued(machine, landing_of(0, 0, after=(done,)))
         yield from machine.wait_any((later,))
 
     with pytest.raises(InvariantError, match=r"nothing got done.*pending: .*Experts.*copy of key"):
@@ -211,11 +221,11 @@ def test_bytes_in_the_wrong_place_are_noticed(monkeypatch: pytest.MonkeyPatch) -
     computing, overwritten = threading.Event(), threading.Event()
 
     def too_soon() -> Any:
-        landing = machine.copy(H2D, 0, SIZE * 4, DEMAND, (), 0)
+        landing = issued(machine, landing_of(0, 0))
         yield from machine.wait_any((landing,))
-        done = machine.compute(GPU, Experts(0, (0,), (1,)), ())
+        done = issued(machine, Work(GPU, Experts(0, (0,), (1,))))
         assert computing.wait(PATIENCE_S)
-        landing = machine.copy(H2D, 1, SIZE * 4, DEMAND, (), 0)  # what is read meanwhile
+        landing = issued(machine, landing_of(1, 0))  # what is read meanwhile
         yield from machine.wait_any((landing,))
         overwritten.set()
         yield from machine.wait_any((done,))

@@ -1,6 +1,7 @@
 """A sequential driver of the executor, without threads, caches or policies.
 
-Each expert is copied into a buffer just before it is computed, in a random order from a seed.
+Each expert is copied into a buffer just before it is computed, in a random order from a seed. A
+share of the experts can be computed on the CPU instead, from host memory.
 """
 
 from __future__ import annotations
@@ -19,7 +20,12 @@ BATCH = BatchShape(1, 1, 1, 1)
 
 
 def run_step(
-    executor: Executor, batch: Batch, model_layers: Sequence[int], num_layers: int, seed: int = 0
+    executor: Executor,
+    batch: Batch,
+    model_layers: Sequence[int],
+    num_layers: int,
+    seed: int = 0,
+    cpu_share: float = 0.0,
 ) -> list[int]:
     """Run a step of a model with `num_layers` layers; return the sampled tokens."""
     rng = np.random.default_rng(seed)
@@ -30,17 +36,27 @@ def run_step(
             continue
         executor.run(Front(layer, BATCH))
         executor.fetch()
-        run_experts(executor, model_layers.index(layer), rng)
+        run_experts(executor, model_layers.index(layer), rng, cpu_share)
     executor.run(Tail(BATCH))
     executor.fetch()
     return executor.sampled()
 
 
-def run_experts(executor: Executor, layer: int, rng: np.random.Generator) -> None:
+def run_experts(
+    executor: Executor, layer: int, rng: np.random.Generator, cpu_share: float = 0.0
+) -> None:
     """Run all experts of a layer in random order, in calls that fill the buffers."""
     ids = executor.ids(layer)
     wanted = np.unique(ids[ids >= 0])
     rng.shuffle(wanted)
+    on_cpu = int(rng.binomial(len(wanted), cpu_share))
+    if on_cpu:
+        chosen, wanted = wanted[:on_cpu], wanted[on_cpu:]
+        keys = tuple(layer * executor.num_experts + int(expert) for expert in chosen)
+        tokens = tuple(int((ids == expert).sum()) for expert in chosen)
+        executor.send_states(layer)
+        executor.run_on_host(Experts(layer, keys, tokens))
+        executor.return_states(layer)
     buffers = len(executor.buffers)
     for start in range(0, len(wanted), buffers):
         experts = [int(expert) for expert in wanted[start : start + buffers]]
@@ -61,12 +77,14 @@ class Sequences:
         prompts: Sequence[Sequence[int]],
         layers: Sequence[int],
         total: int,
+        cpu_share: float = 0.0,
     ) -> None:
         self.tokens = [list(prompt) for prompt in prompts]
         self.position = [0] * len(prompts)
         self.logits: list[list[Any]] = [[] for _ in prompts]
         self._executor = executor
         self._layers = (layers, total)
+        self._cpu_share = cpu_share
         self._steps = 0
 
     def step(self, **chunks: int) -> None:
@@ -82,7 +100,11 @@ class Sequences:
             ids += tokens[start : start + count]
         self._steps += 1
         sampled = run_step(
-            self._executor, Batch(tuple(spans), ids), *self._layers, seed=self._steps
+            self._executor,
+            Batch(tuple(spans), ids),
+            *self._layers,
+            seed=self._steps,
+            cpu_share=self._cpu_share,
         )
         emitting = [span.sequence for span in spans if span.samples]
         for row, (number, token) in enumerate(zip(emitting, sampled, strict=True)):

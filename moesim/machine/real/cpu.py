@@ -1,6 +1,7 @@
 """The CPU as a device: two pools of host memory, a thread for each lane, and emulated links.
 
-Copies between the pools release the interpreter lock, so they run beside the computation. An
+Copies between the pools release the interpreter lock, so they run beside the computation. A CPU
+lane, if there is one, computes from the host's pool, beside the lane that replaces the GPU. An
 *emulated link* withholds the completion of a copy until its latency and its bytes' time have
 passed. So any machine can run the ratios of PCIe. A copy that follows another is timed from the
 nominal end of the one before, so that late wake-ups do not add up.
@@ -9,24 +10,14 @@ nominal end of the one before, so that late wake-ups do not add up.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
 
 from moesim.hardware.cost import copy_ns
 from moesim.hardware.hardware import Link
-from moesim.hardware.topology import D2H, H2D
+from moesim.hardware.topology import D2H, H2D, Lane
+from moesim.machine.real.device import Done, one_thread
 
-__all__ = ["CpuDevice", "Done"]
-
-
-class Done(NamedTuple):
-    """The mark of finished work."""
-
-    start_ns: int
-    finish_ns: int
-
-    def done(self) -> bool:
-        return True
+__all__ = ["CpuDevice"]
 
 
 class CpuDevice:
@@ -40,6 +31,10 @@ class CpuDevice:
     def __init__(self, *, h2d: Link | None = None, d2h: Link | None = None) -> None:
         self._links = {H2D: h2d, D2H: d2h}
         self._free_ns = {H2D: 0, D2H: 0}
+
+    def add_lanes(self, lanes: Sequence[Lane]) -> None:
+        """Let torch compute in one thread a lane, so that lanes do not take each other's cores."""
+        one_thread()
 
     def submit(
         self,

@@ -1,5 +1,7 @@
 """A CUDA GPU: computation on one stream, copies on one stream per direction.
 
+Lanes that touch no GPU memory (the CPU's, a disk's) do their work in the thread that submits it.
+
 Work runs behind the earlier work of its stream. Events mark its start and end, and time it. CUDA
 cannot wait for any one of several events, so lanes poll. The device holds no dependencies between
 lanes; the machine keeps them.
@@ -8,11 +10,12 @@ lanes; the machine keeps them.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from moesim.errors import UsageError
-from moesim.hardware.topology import D2H, GPU, H2D
+from moesim.hardware.topology import GPU, Lane, Topology
+from moesim.machine.real.device import Done, Mark
 
 __all__ = ["CudaDevice"]
 
@@ -56,7 +59,8 @@ class CudaDevice:
                 "--device cpu runs the same on the processor"
             )
         self._torch: Any = torch
-        self._streams = {lane: self._torch.cuda.Stream() for lane in (GPU, H2D, D2H)}
+        self._streams: dict[str, Any] = {}
+        self.add_lanes(Topology.single_gpu().lanes)
         self._origin = self._torch.cuda.Event(enable_timing=True)
         # One origin event ties the device's clock to the host's: `elapsed_time` gives differences
         # only.
@@ -64,6 +68,12 @@ class CudaDevice:
         self._origin.record(torch.cuda.current_stream())
         self._origin.synchronize()
         self._origin_ns = time.monotonic_ns()
+
+    def add_lanes(self, lanes: Sequence[Lane]) -> None:
+        """Give each new lane that touches GPU memory a stream."""
+        for lane in lanes:
+            if GPU in (lane.source, lane.target) and lane.name not in self._streams:
+                self._streams[lane.name] = self._torch.cuda.Stream()
 
     def submit(
         self,
@@ -73,9 +83,13 @@ class CudaDevice:
         nbytes: int = 0,
         goes_on: bool = False,
         ready_ns: int = 0,
-    ) -> _Event:
+    ) -> Mark:
+        stream = self._streams.get(lane)
+        if stream is None:
+            start_ns = time.monotonic_ns()
+            work()
+            return Done(start_ns, time.monotonic_ns())
         first, last = (self._torch.cuda.Event(enable_timing=True) for _ in range(2))
-        stream = self._streams[lane]
         with self._torch.cuda.stream(stream):
             first.record(stream)
             work()

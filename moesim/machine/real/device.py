@@ -7,13 +7,14 @@ lanes no order is guaranteed, so code that depends on some work waits for its ma
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol
 
 from moesim.errors import UsageError
 from moesim.hardware.hardware import Link
+from moesim.hardware.topology import Lane
 
-__all__ = ["DEVICES", "Device", "Mark", "one_thread", "open_device"]
+__all__ = ["DEVICES", "Device", "Done", "Mark", "one_thread", "open_device"]
 
 DEVICES = ("cpu", "cuda", "fake")
 
@@ -31,8 +32,18 @@ class Mark(Protocol):
         """Return whether the work is done and its effects are visible. Raise the work's error."""
 
 
+class Done(NamedTuple):
+    """The mark of finished work."""
+
+    start_ns: int
+    finish_ns: int
+
+    def done(self) -> bool:
+        return True
+
+
 class Device(Protocol):
-    """One GPU and its two copy engines, or a substitute."""
+    """One GPU and its two copy engines, or a substitute, and the host's lanes beside it."""
 
     name: str
     torch_device: str
@@ -41,6 +52,9 @@ class Device(Protocol):
     """Whether page-locked host memory makes a difference."""
     outstanding: int
     """How many pieces of work a lane may hand in before the first of them is done."""
+
+    def add_lanes(self, lanes: Sequence[Lane]) -> None:
+        """Make these lanes ready beside those of one GPU, which are there from the beginning."""
 
     def submit(
         self,

@@ -3,7 +3,8 @@
 The forward pass of a Hugging Face model runs in a greenlet. When it reaches the routed experts of a
 layer, or the end of a layer without routed experts, it switches back to its caller in the same
 thread. The next operation continues it. Attention, router and layers are the model's own code.
-Experts run outside of it, from buffers that the server's copies fill.
+Experts run outside of it, from buffers that the server's copies fill, or on the CPU from host
+memory.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from moesim.errors import InvariantError, UsageError
 from moesim.hardware.ops import Dense, Experts, Front, Op, Tail
 from moesim.machine.real.attention import KvStore, attach, checked_config
 from moesim.machine.real.batch import Batch, positions_of
-from moesim.machine.real.expert_buffers import Early, LayerEvent, Pool, StandIn
+from moesim.machine.real.expert_buffers import Early, Pool, StandIn
+from moesim.machine.real.layer_event import LayerEvent
 from moesim.machine.real.token_router import PackedRouter
 from moesim.record.routers import find_moe_layers
 
@@ -46,6 +48,10 @@ class Executor:
     A step is `begin`, then `run` with `[Dense.., Front, Experts..]` for each MoE layer, `Dense..`
     and `Tail`. A `fetch` after a `Front` makes `ids` known, and must come before its `Experts`. A
     `fetch` after `Tail` makes `sampled` known. One thread makes all calls of `run` in a step.
+
+    After the `fetch` of a layer, another thread may compute other experts of the layer on the CPU:
+    `send_states` (which needs no `fetch`), `run_on_host`, `return_states`. All three must be over
+    before the next `run` but `Experts`.
 
     A decoupled router chooses before a step, and the step's batch holds its choice. The router runs
     over tokens that arrive (`route`), and in `Tail` over sampled tokens (`sampled_routes`).
@@ -185,6 +191,34 @@ class Executor:
             else:
                 self._resume(op)
 
+    def run_on_host(self, op: Experts) -> None:
+        """Compute experts on the CPU, with their weights and the layer's states in host memory.
+
+        Raise `InvariantError` if the states are not there, and as `run` does.
+        """
+        with torch.inference_mode():
+            first = op.layer * self.num_experts
+            self._event_of(op.layer, "experts").compute_on_host(
+                (key - first, tokens, self._pool.weights_on_host(key))
+                for key, tokens in zip(op.keys, op.tokens, strict=True)
+            )
+
+    def send_states(self, layer: int) -> None:
+        """Copy the hidden states and gate weights of all rows of a layer event to host memory.
+
+        Raise `InvariantError` if the layer's router has not run.
+        """
+        with torch.inference_mode():
+            self._event_of(layer, "states").send_inputs()
+
+    def return_states(self, layer: int) -> None:
+        """Copy the outputs that `run_on_host` has computed since the last call to the device.
+
+        Raise `InvariantError` if it has computed none in this layer event.
+        """
+        with torch.inference_mode():
+            self._event_of(layer, "outputs").return_outputs()
+
     def fetch(self) -> None:
         """Bring the newest ids, or the sampled tokens, to the host.
 
@@ -215,12 +249,17 @@ class Executor:
         return self._fetched.numpy().astype(np.int64, copy=False)
 
     def _run_experts(self, op: Experts, places: Sequence[int]) -> None:
-        event = self._event
-        if event is None or event.layer != op.layer:
-            raise InvariantError(4, f"experts of layer {op.layer} before its router")
+        event = self._event_of(op.layer, "experts")
         first = op.layer * self.num_experts
         for key, tokens, place in zip(op.keys, op.tokens, places, strict=True):
             event.compute(key - first, tokens, self._pool.weights_in(place))
+
+    def _event_of(self, layer: int, what: str) -> LayerEvent:
+        """Return the current layer event. Raise `InvariantError` if it is not that of `layer`."""
+        event = self._event
+        if event is None or event.layer != layer:
+            raise InvariantError(4, f"{what} of layer {layer} before its router")
+        return event
 
     def _resume(self, op: Op) -> None:
         """Run the forward pass to the end of `op`."""

@@ -1,9 +1,8 @@
 """Offloaded experts: all weights of the routed experts on the host, a few experts in buffers.
 
 An expert is one row: its tensors, flat, one after another. A module replaces the model's own
-experts and stops the forward pass there. The server then copies experts into buffers and computes
-them, in any order and any number of calls. The output of each assignment is kept apart, and outputs
-are summed in expert order. So the order of arrival does not change the result.
+experts and stops the forward pass there. The server then copies experts into buffers, and computes
+them from there, or on the CPU from host memory (`layer_event.py`).
 """
 
 from __future__ import annotations
@@ -14,14 +13,13 @@ from math import prod
 from typing import Any, Final, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from moesim.errors import InvariantError, UsageError
+from moesim.errors import UsageError
 
-__all__ = ["Early", "LayerEvent", "Pool", "StandIn", "Weights", "fill_randomly"]
+__all__ = ["Early", "Pool", "StandIn", "Weights", "fill_randomly", "swiglu"]
 
 _KINDS: Final = ("gate_up_proj", "up_proj", "down_proj")
 _KNOWN: Final = {name + suffix for name in _KINDS for suffix in ("", "_bias")}
@@ -98,6 +96,10 @@ class Pool:
         """Return a buffer's content as an expert's weights."""
         return self._views[place]
 
+    def weights_on_host(self, key: int) -> Weights:
+        """Return the weights of an expert in host memory."""
+        return self._split(self.host_of(key))
+
     def _split(self, row: Tensor) -> Weights:
         views = {
             name: row[start:stop].view(shape)
@@ -105,86 +107,6 @@ class Pool:
         }
         biases = (views.get(name + "_bias") for name in (self._up, "down_proj"))
         return Weights(views[self._up], views["down_proj"], *biases)
-
-
-class LayerEvent:
-    """The computation of one layer's experts on its rows.
-
-    `hidden_TH` and `weights_Tk` are on the device; `ids()` returns `[T, k]` on the host, -1 where a
-    place is unused. `template` is the model's own module, which has the activation function.
-    """
-
-    def __init__(
-        self,
-        layer: int,
-        template: Any,
-        num_experts: int,
-        hidden_TH: Tensor,
-        weights_Tk: Tensor,
-        ids: Callable[[], npt.NDArray[np.int64]],
-    ) -> None:
-        self.layer = layer
-        self._template = template
-        self._num_experts = num_experts
-        self._hidden_TH = hidden_TH
-        self._weights_Tk = weights_Tk
-        self._ids = ids
-        self._arranged = False
-
-    def compute(self, expert: int, tokens: int, weights: Weights) -> None:
-        """Compute one expert on its rows. Raise `InvariantError` unless there are `tokens` rows."""
-        self._arrange()
-        start, stop = self._edges[expert], self._edges[expert + 1]
-        if stop - start != tokens:
-            raise InvariantError(
-                4,
-                f"layer {self.layer}: {tokens} rows were announced for expert {expert}, "
-                f"{stop - start} are routed to it",
-            )
-        states = self._hidden_TH.index_select(0, self._rows[start:stop])
-        out = _swiglu(self._template, states, weights) * self._gates[start:stop]
-        self._outputs[start:stop] = out
-        self._left -= tokens
-
-    def total(self) -> Tensor:
-        """Return `[T, H]`: the weighted outputs of each row's experts, summed in expert order.
-
-        Raise `InvariantError` if an assignment was not computed.
-        """
-        self._arrange()
-        if self._left:
-            raise InvariantError(
-                4, f"layer {self.layer}: {self._left} of its assignments were never computed"
-            )
-        parts = self._outputs.index_select(0, self._slots).view(
-            len(self._hidden_TH), -1, self._outputs.shape[1]
-        )
-        # One after another: `sum` chooses its own order, and floats depend on the order.
-        total = parts[:, 0]
-        for place in range(1, parts.shape[1]):
-            total = total + parts[:, place]
-        return total
-
-    def _arrange(self) -> None:
-        """Sort the assignments by expert, within an expert by place and row, unused ones last."""
-        if self._arranged:
-            return
-        self._arranged = True  # only now: at construction the ids are not on the host yet
-        ids, device = self._ids().T.reshape(-1), self._hidden_TH.device
-        num_rows = len(self._hidden_TH)
-        ids = np.where(ids < 0, self._num_experts, ids)
-        order = np.argsort(ids, kind="stable")
-        rows = order % num_rows
-        counts = np.bincount(ids, minlength=self._num_experts + 1)
-        self._edges = [0, *np.cumsum(counts[:-1]).tolist()]
-        self._left = self._edges[-1]
-        slots = np.argsort(rows, kind="stable")
-        # One copy to the device instead of three.
-        both = torch.from_numpy(np.stack([rows, slots, order])).to(device, non_blocking=True)
-        self._rows, self._slots = both[0], both[1]
-        self._gates = self._weights_Tk.T.reshape(-1)[both[2]][:, None]
-        self._outputs = self._hidden_TH.new_empty(len(order), self._hidden_TH.shape[1])
-        self._outputs[self._left :] = 0  # unused places are summed too, and no expert fills them
 
 
 class StandIn(nn.Module):
@@ -229,7 +151,7 @@ def fill_randomly(tensor: Tensor, generator: torch.Generator, scale: float = _SC
         part.copy_(block[: part.numel()])
 
 
-def _swiglu(template: Any, states: Tensor, weights: Weights) -> Tensor:
+def swiglu(template: Any, states: Tensor, weights: Weights) -> Tensor:
     """Compute one expert, in the steps of transformers' own loop over experts."""
     inner = _project(template, states, weights.up, weights.up_bias)
     inner = template._apply_gate(inner) if template.has_gate else template.act_fn(inner)

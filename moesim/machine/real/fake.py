@@ -10,11 +10,12 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from moesim.hardware.topology import Topology
+from moesim.hardware.topology import Lane, Topology
+from moesim.machine.real.device import one_thread
 
 __all__ = ["FakeDevice"]
 
@@ -46,12 +47,21 @@ class FakeDevice:
         self._latest_s = latest_s
         self._inbox: dict[str, queue.SimpleQueue[_Late | None]] = {}
         self._threads: list[threading.Thread] = []
-        lanes = Topology.single_gpu().names
-        seeds = np.random.SeedSequence(seed).spawn(len(lanes))
-        for lane, entropy in zip(lanes, seeds, strict=True):
-            self._inbox[lane] = queue.SimpleQueue()
-            arguments = (self._inbox[lane], np.random.default_rng(entropy))
-            name = f"moesim-fake-{lane}"
+        self._seeds = np.random.SeedSequence(seed)
+        self._add(Topology.single_gpu().lanes)
+
+    def add_lanes(self, lanes: Sequence[Lane]) -> None:
+        """Start a thread for each new lane, in which torch computes in one thread."""
+        one_thread()
+        self._add(lanes)
+
+    def _add(self, lanes: Sequence[Lane]) -> None:
+        for lane in lanes:
+            if lane.name in self._inbox:
+                continue
+            inbox = self._inbox[lane.name] = queue.SimpleQueue()
+            arguments = (inbox, np.random.default_rng(self._seeds.spawn(1)[0]))
+            name = f"moesim-fake-{lane.name}"
             # A daemon, so that a test that fails before `close` does not keep the process alive.
             thread = threading.Thread(target=self._work, args=arguments, name=name, daemon=True)
             self._threads.append(thread)

@@ -4,19 +4,23 @@ The server says which buffer each copy fills. From the issue of a copy on, the m
 which expert is in which buffer, independently of the server's own record. A buffer also has the key
 of the expert that has landed in it. So an expert that is computed from the wrong bytes, or
 overwritten during its computation, is an error.
+
+A topology with a CPU lane gives the machine a second compute lane. Its experts are computed from
+host memory, where all experts are. `States` works move their inputs and outputs. The forward pass
+itself runs on the GPU lane only, because all its segments must run in one thread.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
-from moesim.errors import DeviceError, InvariantError
-from moesim.hardware.ops import Copy, Experts, Readback
-from moesim.hardware.topology import H2D, Topology
+from moesim.errors import DeviceError, InvariantError, UsageError
+from moesim.hardware.ops import Copy, Experts, Op, Readback, States
+from moesim.hardware.topology import DISK, GPU, HOST, Topology
 from moesim.machine.real.device import Device
 from moesim.machine.real.lanes import Job, Lane, Piece
 from moesim.machine.threads import drive
@@ -28,12 +32,23 @@ if TYPE_CHECKING:
 
 __all__ = ["RealMachine"]
 
+# What a lane does: its source and its target memory.
+_ON_GPU: Final = (GPU, GPU)
+_ON_CPU: Final = (HOST, HOST)
+_TO_GPU: Final = (HOST, GPU)
+_TO_HOST: Final = (GPU, HOST)
+_FROM_DISK: Final = (DISK, HOST)
+_ROUTES: Final = (_ON_GPU, _ON_CPU, _TO_GPU, _TO_HOST, _FROM_DISK)
+
 
 class RealMachine:
     """Runs one server in real time, with `serve`.
 
+    `topology` names the lanes (None: one GPU with a copy engine for each direction).
     `chunk_bytes`: longer copies are cut. `patience_s`: a wait of this length without any finished
     work is treated as a hang.
+
+    Raises `UsageError` for a topology with a lane that it does not have.
     """
 
     def __init__(
@@ -41,12 +56,16 @@ class RealMachine:
         executor: Executor,
         device: Device,
         *,
+        topology: Topology | None = None,
         chunk_bytes: int | None = None,
         patience_s: float = 60.0,
     ) -> None:
         self.now_ns = 0
         self._executor = executor
         self._device = device
+        self._topology = topology or Topology.single_gpu()
+        self._routes = {lane.name: (lane.source, lane.target) for lane in self._topology.lanes}
+        _check_routes(self._routes)
         self._chunk_bytes = chunk_bytes
         self._patience_s = patience_s
         self._place: dict[int, int] = {}  # the buffer of each key, from the issue of its copy on
@@ -73,10 +92,11 @@ class RealMachine:
 
     def start(self) -> None:
         """Set time zero and start the lanes."""
+        self._device.add_lanes(self._topology.lanes)
         self._origin_ns = time.monotonic_ns()
         self._lanes = {
             name: Lane(name, self._device, self._lock, self._origin_ns, self._settled, self._failed)
-            for name in Topology.single_gpu().names
+            for name in self._topology.names
         }
 
     def preload(self, key: int, slot: int) -> None:
@@ -141,26 +161,37 @@ class RealMachine:
         return [what for lane in self._lanes.values() for what in lane.pending]
 
     def _pieces(self, work: Work) -> tuple[list[Piece], str]:
-        """Return the pieces of a work, and its description for errors."""
-        op = work.op
-        if isinstance(op, Readback):
+        """Return the pieces of a work, and its description for errors.
+
+        Raise `UsageError` or `InvariantError` for a work that its lane cannot do.
+        """
+        op, route = work.op, self._routes[work.lane]
+        if isinstance(op, Readback) and route == _TO_HOST:
             return [Piece(self._executor.fetch)], "readback"
-        if isinstance(op, Copy):
-            if work.lane == H2D:
+        if isinstance(op, Copy) and route in (_TO_GPU, _TO_HOST):
+            if route == _TO_GPU:
                 self._place[op.key] = work.buffer
             what = f"copy of key {op.key} {work.lane} with buffer {work.buffer}"
-            return self._chunks(work.lane, op.key, work.buffer), what
+            return self._chunks(route == _TO_GPU, op.key, work.buffer), what
         what = f"{type(op).__name__} of layer {getattr(op, 'layer', '-')}"
-        if isinstance(op, Experts):
+        if isinstance(op, States) and route in (_TO_GPU, _TO_HOST):
+            executor = self._executor
+            move = executor.return_states if route == _TO_GPU else executor.send_states
+            return [Piece(partial(move, op.layer), op.nbytes)], f"{what} {work.lane}"
+        if isinstance(op, Experts) and route == _ON_CPU:
+            return [Piece(partial(self._executor.run_on_host, op))], f"{what} on the CPU"
+        if isinstance(op, Experts) and route == _ON_GPU:
             # Now, at issue: later copies may move other keys before this work runs.
             places = tuple([self._place[key] for key in op.keys])
             return [Piece(partial(self._compute_experts, op, places))], what
-        return [Piece(partial(self._executor.run, op))], what
+        if not isinstance(op, Experts | Copy | Readback | States) and route == _ON_GPU:
+            return [Piece(partial(self._executor.run, op))], what
+        raise _refusal(op, work.lane, route)
 
-    def _chunks(self, lane: str, key: int, slot: int) -> list[Piece]:
+    def _chunks(self, to_gpu: bool, key: int, slot: int) -> list[Piece]:
         """Return the pieces of an expert's copy; the last one marks the buffer with the key."""
         host, buffer = self._executor.host_of(key), self._executor.buffers[slot]
-        target, source = (buffer, host) if lane == H2D else (host, buffer)
+        target, source = (buffer, host) if to_gpu else (host, buffer)
         size, item = len(target), target.element_size()
         step = size if self._chunk_bytes is None else max(1, self._chunk_bytes // item)
         starts = range(0, size, step)
@@ -168,7 +199,7 @@ class RealMachine:
         for start in starts:
             stop = min(start + step, size)
             move = partial(target[start:stop].copy_, source[start:stop], non_blocking=True)
-            if lane == H2D:
+            if to_gpu:
                 move = partial(self._fill, slot, move, key if stop == size else None)
             pieces.append(Piece(move, (stop - start) * item, start > 0))
         return pieces
@@ -204,3 +235,27 @@ class RealMachine:
             else:
                 self._failure = DeviceError(self._device.name, job.what, error)
         self._news.notify()
+
+
+def _check_routes(routes: Mapping[str, tuple[str, str]]) -> None:
+    for name, (source, target) in routes.items():
+        if (source, target) not in _ROUTES:
+            raise UsageError(
+                f"the real machine has no lane like {name!r}, from {source!r} to {target!r}; it "
+                "computes on one GPU and on the CPU, and copies between their memories"
+            )
+
+
+def _refusal(op: Op, lane: str, route: tuple[str, str]) -> Exception:
+    """Return the error for an operation that a lane cannot do."""
+    if route == _FROM_DISK and isinstance(op, Copy):
+        return UsageError(
+            f"the real machine cannot read key {op.key} from disk: it keeps all experts in host "
+            "memory; serve without a disk"
+        )
+    if route == _ON_CPU and not isinstance(op, Copy | Readback | States):
+        return UsageError(
+            f"{type(op).__name__} cannot run on lane {lane!r}: the real machine runs whole layers "
+            "on the GPU lane only; place only experts on the CPU"
+        )
+    return InvariantError(4, f"lane {lane!r} from {route[0]!r} to {route[1]!r} cannot do {op}")
