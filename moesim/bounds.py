@@ -20,7 +20,7 @@ import numpy as np
 from moesim.config.units import format_bytes
 from moesim.metrics import latency_summary, ratio
 from moesim.policies.eviction import MIN, CacheContext, Eviction
-from moesim.serving.budget import slots_in_unused_memory
+from moesim.serving.budget import OnGpu, slots_in_unused_memory
 from moesim.serving.replay import PlanRecord, PlanRecorder, Replay
 
 if TYPE_CHECKING:
@@ -200,7 +200,11 @@ def more_slots(plan: Plan, requests: Sequence[Request]) -> list[str]:
     total = plan.trace.num_layers * plan.trace.num_experts
     kv_tokens = [request.max_kv_tokens for request in requests]
     rest = slots_in_unused_memory(
-        plan.scenario, plan.cost.shape, plan.cost.hardware.vram_bytes, kv_tokens
+        plan.scenario,
+        plan.cost.shape,
+        plan.cost.hardware.vram_bytes,
+        kv_tokens,
+        OnGpu.of(plan.cost.shape, plan.places.lanes),
     )
     fits = "fits" if max(slots, rest) >= total else "does not fit"
     texts = [f"a slot for every expert {fits} in {format_bytes(budget.capacity_bytes)}"]

@@ -7,8 +7,9 @@ simulated machine.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
 from types import MappingProxyType
@@ -18,24 +19,36 @@ from moesim.checks import check_parts, policy_of, profile_trace
 from moesim.config.units import format_duration_ns
 from moesim.errors import BudgetError, PolicyViolation, ScenarioError, UsageError
 from moesim.hardware.cost import CostModel
+from moesim.hardware.cpu import CpuCost
+from moesim.hardware.estimate import CostEstimate
 from moesim.hardware.model_config import load_config
 from moesim.hardware.operations import cost_of
 from moesim.hardware.slowest import slowest_figures
+from moesim.hardware.topology import CPU, Topology
 from moesim.machine.sim_prices import SimPrices
 from moesim.machine.work import FAR
+from moesim.places import (
+    Places,
+    build_placement,
+    layer_lanes,
+    residents_of,
+    topology_for,
+)
 from moesim.policies import Key, find, parse_options
 from moesim.policies.base import Input
 from moesim.policies.eviction import CacheContext, Resident
 from moesim.policies.guard import inputs_of, make_batching, make_eviction, make_prefetch
 from moesim.progress import Progress, counter
 from moesim.scenario import Scenario
-from moesim.serving.budget import Budget, plan_budget, split_slots
-from moesim.serving.issue import Execution
+from moesim.scenario.policies import FAMILIES
+from moesim.serving.budget import STATE_BYTES, Budget, OnGpu, plan_budget, split_slots
+from moesim.serving.issue import Execution, HostTimes
 from moesim.serving.knowledge import KNOWLEDGE
 from moesim.serving.kv import BlockPool
 from moesim.serving.layers import LayerPlan
 from moesim.serving.ledger import Ledger
 from moesim.serving.long_prompts import check_recomputes
+from moesim.serving.placing import Placing
 from moesim.serving.request import Request
 from moesim.serving.residency import ExpertCache
 from moesim.serving.routing import RoutingSource, TraceRouting
@@ -80,6 +93,9 @@ class Plan:
     There is one cache per layer; or, with scope `global`, one for each initial layer and one for
     all other layers.
     """
+    places: Places = field(default_factory=lambda: Places(Topology.single_gpu()))
+    hindsight: frozenset[str] = frozenset()
+    """Families whose policy learnt on the replayed trace before the run."""
     observer: PolicyObserver | None = None
 
     def __repr__(self) -> str:
@@ -110,15 +126,30 @@ class Plan:
         shape = self.cost.shape
         return LayerPlan.of(shape.moe_layers, shape.num_layers)
 
-    @property
-    def execution(self) -> Execution:
-        """How decided work is executed."""
-        nbytes = self.cost.expert_bytes
-        return Execution(lambda _key: nbytes)
+    def execution(self, *, copies_later: bool = False) -> Execution:
+        """Return how decided work is executed; `copies_later` is as in `Execution`."""
+        nbytes, engine = self.cost.expert_bytes, self.scenario.engine
+        return Execution(
+            lambda _key: nbytes,
+            self.places.topology,
+            state_bytes=self.cost.shape.hidden * STATE_BYTES,
+            host=HostTimes(engine.launch, engine.copy_launch, engine.layer_event),
+            lanes=self.places.lanes,
+            copies_later=copies_later,
+            sorts_on_device=engine.sorting == "device",
+        )
+
+    def prices(self, *, free_link: bool = False) -> SimPrices:
+        """Return the prices of the simulated machine; `free_link` makes copies take no time."""
+        return SimPrices(self.cost, free_link=free_link, topology=self.places.topology)
 
     def with_slots(self, total: int) -> Plan:
-        """Return the plan with `total` expert slots, even if they do not fit the memory."""
-        return replace(self, slots=_slots_of_caches(self.scenario, self.trace, total))
+        """Return the plan with `total` expert slots, even if they do not fit the memory.
+
+        Experts then come and go, also where the placement fixes which are in GPU memory.
+        """
+        slots = _slots_of_caches(self.scenario, self.trace, total)
+        return replace(self, slots=slots, places=replace(self.places, residents=None))
 
 
 def prepare(scenario: Scenario, trace: Trace | None = None) -> Plan:
@@ -138,10 +169,28 @@ def prepare(scenario: Scenario, trace: Trace | None = None) -> Plan:
     # values, so the rows are compared here, and only for a static router.
     check_static(trace)
     kv_tokens = [request.max_kv_tokens for request in parts.requests]
-    budget = plan_budget(scenario, parts.shape, parts.hardware.vram_bytes, kv_tokens)
+    hindsight: set[str] = set()
+    learnt = partial(_learnt, scenario, trace, "placement", hindsight)
+    shape, hardware = parts.shape, parts.hardware
+    placement = build_placement(scenario, shape, learnt)
+    topology = topology_for(scenario, hardware)
+    lanes = layer_lanes(placement, shape, topology)
+    budget = plan_budget(scenario, shape, hardware.vram_bytes, kv_tokens, OnGpu.of(shape, lanes))
     check_recomputes(scenario, parts.requests, budget.kv_blocks)
-    cost = cost_of(parts.hardware, parts.shape, pinned=scenario.hardware.pinned)
-    return Plan(scenario, trace, cost, budget, _slots_of_caches(scenario, trace, budget.slots))
+    cost = cost_of(hardware, shape, pinned=scenario.hardware.pinned)
+    keys = trace.num_layers * trace.num_experts
+    residents = residents_of(scenario, placement, budget.slots, keys)
+    places = Places(topology, lanes, residents, elsewhere=CPU in topology.names)
+    if residents is None:
+        slots = _slots_of_caches(scenario, trace, budget.slots)
+    else:
+        counts = Counter(_cache_of(scenario, key // trace.num_experts) for key in residents)
+        layers = {_cache_of(scenario, layer) for layer in range(trace.num_layers)}
+        slots = tuple([counts[number] for number in sorted(layers)])
+        budget = replace(
+            budget, slots=len(residents), slots_bytes=len(residents) * cost.expert_bytes
+        )
+    return Plan(scenario, trace, cost, budget, slots, places, frozenset(hindsight))
 
 
 def _slots_of_caches(scenario: Scenario, trace: Trace, total: int) -> tuple[int, ...]:
@@ -200,6 +249,7 @@ def build_server(
     ledger = Ledger(
         plan.layers,
         trace.num_experts,
+        plan.places.topology,
         first_step=scenario.timeline.first_step,
         steps=scenario.timeline.steps,
         per_step=scenario.metrics.window is not None,
@@ -216,18 +266,21 @@ def build_server(
         experts=routing.experts if knowledge.queued else None,
         wants=routing.wants if knowledge.future_tokens else None,
     )
+    ledger.hindsight |= plan.hindsight
+    caches = _caches(
+        plan, machine, ledger, requests, eviction, partial(_rehearse, plan, what, progress)
+    )
+    fixed = all(isinstance(cache.policy, Resident) for cache in caches)
     return Server(
         machine,
         requests,
         scheduler=scheduler,
-        caches=_caches(
-            plan, machine, ledger, requests, eviction, partial(_rehearse, plan, what, progress)
-        ),
+        caches=caches,
         prefetch=make_prefetch(prefetch, prefetch_options),
         routing=routing,
         layers=plan.layers,
         ledger=ledger,
-        execution=plan.execution,
+        execution=plan.execution(copies_later=plan.places.elsewhere and not fixed),
         knowledge=knowledge,
         sequential=scenario.replay == "sequential",
         progress=counter(progress, what),
@@ -254,10 +307,11 @@ def _caches(
     if policy.clairvoyant and all(request.arrival_ns == 0 for request in requests):
         futures = group_by_cache(plan, rehearse())
     # Counting a trace is slow, so it is done once.
-    popularity = cache(partial(_learnt, plan, ledger, policy, options))
+    popularity = cache(partial(_learnt, scenario, trace, "cache", ledger.hindsight))
+    place = _placing(plan) if plan.places.elsewhere else None
     staging = Staging(scenario.memory.staging)  # all caches share the staging buffers
     sizes = ExpertSizes(plan.cost.expert_bytes, scenario.cache.write_back)
-    initial, caches = scenario.cache.initial_layers, []
+    caches = []
     for number, capacity in enumerate(plan.slots):
         context = CacheContext(
             capacity=capacity,
@@ -268,15 +322,38 @@ def _caches(
             future=None if futures is None else futures[number],
         )
         try:
-            evicting = (
-                make_eviction(policy, context, options) if number >= initial else Resident(context)
-            )
+            evicting = _eviction(plan, number, policy, context, options)
         except UsageError as error:
             raise ScenarioError.at(scenario, "cache.policy", str(error)) from None
         if plan.observer is not None:
             evicting = plan.observer.eviction(number, evicting)
-        caches.append(ExpertCache(evicting, machine, ledger, staging, sizes))
+        caches.append(ExpertCache(evicting, machine, ledger, staging, sizes, place=place))
     return [caches[_cache_of(scenario, layer)] for layer in range(trace.num_layers)]
+
+
+def _eviction(
+    plan: Plan, number: int, policy: type[Eviction], context: CacheContext, options: Any
+) -> Eviction:
+    """Return the eviction policy of cache `number`: the scenario's, unless experts never leave."""
+    residents = plan.places.residents
+    if residents is not None:
+        universe = set(context.universe)
+        return Resident(context, [key for key in residents if key in universe])
+    if number < plan.scenario.cache.initial_layers:
+        return Resident(context)
+    return make_eviction(policy, context, options)
+
+
+def _placing(plan: Plan) -> Placing:
+    """Return the plan's placement policy, ready to be asked."""
+    scenario, cost, places = plan.scenario, plan.cost, plan.places
+    learnt = partial(_learnt, scenario, plan.trace, "placement", set())
+    placement = build_placement(scenario, cost.shape, learnt)
+    keys = plan.trace.num_layers * plan.trace.num_experts
+    residents_of(scenario, placement, plan.budget.slots, keys)  # a policy expects this call first
+    estimate = CostEstimate(cost, CpuCost(cost.hardware, cost.shape))
+    lanes = [lane.name for lane in places.topology.lanes if lane.computes]
+    return Placing(placement, estimate, lanes)
 
 
 def universe_of(plan: Plan, number: int) -> range:
@@ -287,17 +364,19 @@ def universe_of(plan: Plan, number: int) -> range:
 
 
 def _learnt(
-    plan: Plan, ledger: Ledger, policy: type[Eviction], options: Any, profile: Path | None
+    scenario: Scenario, trace: Trace, section: str, hindsight: set[str], profile: Path | None
 ) -> Mapping[Key, int]:
     """Return the popularity of experts in a profile, read-only because all caches share it.
 
-    The ledger records hindsight if the profile counts the same as the replayed trace.
+    `hindsight` gets the family of the section's policy if the profile counts the same as the
+    replayed trace.
 
     Raises:
         PolicyViolation: the policy does not name the profile among its inputs.
     """
     from moesim.curve import trace_popularity
 
+    policy, options = policy_of(scenario, section)
     # A profile that the policy does not declare would be missing in the run's fingerprint.
     named = [Input(None, trace=True), *inputs_of(policy, options)]
     wanted = None if profile is None else Path(profile)
@@ -309,10 +388,10 @@ def _learnt(
             f"asks for counts of {str(profile)!r}, which is none of its inputs; return it from "
             "`inputs`, as an Input with `trace=True`",
         )
-    counts = trace_popularity(profile_trace(plan.scenario, plan.trace, "cache", given))
+    counts = trace_popularity(profile_trace(scenario, trace, section, given))
     # Counts are compared, not paths: a copy of the replayed trace is hindsight too.
-    if profile is None or counts == trace_popularity(plan.trace):
-        ledger.hindsight.add("eviction")
+    if profile is None or counts == trace_popularity(trace):
+        hindsight.add(FAMILIES[section])
     return MappingProxyType(counts)
 
 
@@ -357,7 +436,7 @@ def serve(
     from moesim.machine.sim import SimMachine, TimeOverflow
 
     env = simpy.Environment()
-    machine = SimMachine(env, SimPrices(plan.cost, free_link=free_link))
+    machine = SimMachine(env, plan.prices(free_link=free_link), plan.places.topology)
     server = build_server(
         plan, machine, eviction=eviction, at_once=at_once, what=what, progress=progress
     )
@@ -377,6 +456,6 @@ def _too_slow(plan: Plan, server: Server) -> ScenarioError:
     if last_ns > FAR // 2:
         key, reason = "workload.arrivals", f"the last arrives after {format_duration_ns(last_ns)}"
     else:
-        figures = slowest_figures(plan.cost)
+        figures = slowest_figures(plan.cost, plan.places.topology.names)
         key, reason = f"hardware.{figures[0][0]}", "; ".join(text for _, text in figures)
     return ScenarioError.at(scenario, key, f"the simulated time exceeds 146 years: {reason}")

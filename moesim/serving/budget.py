@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 
 from moesim.config.units import format_bytes
 from moesim.errors import BudgetError, ScenarioError
+from moesim.hardware.shapes import stored_bytes
+from moesim.hardware.topology import GPU
 from moesim.scenario.keys import key_path
 
 if TYPE_CHECKING:
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
     from moesim.scenario import MemoryShare, Scenario
     from moesim.scenario.sections import Batching
 
-_ACTIVATION_BYTES = 2  # activations have 16 bits, also where weights are quantised
+STATE_BYTES = 2  # of one activation: they have 16 bits, also where weights are quantised
 _LOGIT_BYTES = 4  # logits have 32 bits
 _MIB = 2**20
 
@@ -58,8 +60,40 @@ class Budget:
         return self.capacity_bytes - self.used_bytes
 
 
+@dataclass(frozen=True, slots=True)
+class OnGpu:
+    """The bytes of a model that are in GPU memory: weights without experts, and KV of a token."""
+
+    fixed_bytes: int
+    kv_bytes_per_token: int
+
+    @classmethod
+    def of(cls, shape: ModelShape, lanes: Sequence[str] = ()) -> OnGpu:
+        """Return the parts of a model whose layers run on `lanes`, the last for the end of a step.
+
+        Empty: all on the GPU.
+        """
+        fixed, kv = shape.fixed_bytes, shape.kv_bytes_per_token
+        dense = set(shape.dense_layers)
+        for layer in range(shape.num_layers):
+            if lanes and lanes[layer] != GPU:
+                params = shape.dense_params if layer in dense else shape.front_params
+                fixed -= stored_bytes(params, shape.weight_bits)
+                kv -= shape.kv_bytes_per_token_layer
+        if lanes and lanes[-1] != GPU:
+            embeddings = (1 if shape.tied_embeddings else 2) * shape.vocabulary + 1
+            params = embeddings * shape.hidden + shape.router_params
+            fixed -= stored_bytes(params, shape.weight_bits)
+            kv -= shape.router_kv_bytes_per_token
+        return cls(max(0, fixed), kv)
+
+
 def plan_budget(
-    scenario: Scenario, shape: ModelShape, vram_bytes: int, kv_tokens: Sequence[int]
+    scenario: Scenario,
+    shape: ModelShape,
+    vram_bytes: int,
+    kv_tokens: Sequence[int],
+    on_gpu: OnGpu | None = None,
 ) -> Budget:
     """Return the split of the memory.
 
@@ -68,14 +102,17 @@ def plan_budget(
         shape: the model.
         vram_bytes: memory of the GPU, used where `memory.capacity` is not set.
         kv_tokens: the most KV entries that each request will hold.
+        on_gpu: the parts of the model in GPU memory; by default all but its experts.
 
     Raise `BudgetError` with all numbers if the parts exceed the memory.
     """
     memory = scenario.memory
     capacity = memory.capacity if memory.capacity is not None else vram_bytes
     expert = shape.expert_bytes
-    block = memory.kv_block_tokens * shape.kv_bytes_per_token
-    parts = _fixed_parts(scenario, shape, largest_step(scenario.batching, kv_tokens))
+    on_gpu = on_gpu or OnGpu.of(shape)
+    block = memory.kv_block_tokens * on_gpu.kv_bytes_per_token
+    tokens = largest_step(scenario.batching, kv_tokens)
+    parts = _fixed_parts(scenario, shape, on_gpu.fixed_bytes, tokens)
     left = capacity - sum(parts.values())
     longest = max(-(-tokens // memory.kv_block_tokens) for tokens in kv_tokens)
     slots = _slots(scenario, shape)
@@ -96,7 +133,7 @@ def plan_budget(
     wanted_blocks = useful_blocks(scenario, kv_tokens)
     # `auto` shares what is left evenly with the slots, if these take the rest. The longest request
     # must fit, and blocks beyond those that the requests can use would be wasted.
-    if blocks is None and memory.kv.kind == "auto":
+    if blocks is None and (memory.kv.kind == "auto" or not block):
         room = left - slots * expert if slots is not None else left // 2
         blocks = min(wanted_blocks, max(longest, room // block if block else wanted_blocks))
     if slots is None:
@@ -125,7 +162,11 @@ def plan_budget(
 
 
 def slots_in_unused_memory(
-    scenario: Scenario, shape: ModelShape, vram_bytes: int, kv_tokens: Sequence[int]
+    scenario: Scenario,
+    shape: ModelShape,
+    vram_bytes: int,
+    kv_tokens: Sequence[int],
+    on_gpu: OnGpu | None = None,
 ) -> int:
     """Return how many slots `cache.slots: rest` would give; 0 if KV blocks take the rest.
 
@@ -135,7 +176,7 @@ def slots_in_unused_memory(
         return 0
     cache = scenario.cache.model_copy(update={"slots": replace(scenario.cache.slots, kind="rest")})
     roomy = scenario.model_copy(update={"cache": cache})
-    return plan_budget(roomy, shape, vram_bytes, kv_tokens).slots
+    return plan_budget(roomy, shape, vram_bytes, kv_tokens, on_gpu).slots
 
 
 def split_slots(total: int, num_layers: int, num_experts: int) -> list[int]:
@@ -161,14 +202,16 @@ def largest_step(batching: Batching, kv_tokens: Sequence[int]) -> int:
     return min(batching.token_budget, batching.max_sequences) - 1 + longest
 
 
-def _fixed_parts(scenario: Scenario, shape: ModelShape, step_tokens: int) -> dict[str, int]:
+def _fixed_parts(
+    scenario: Scenario, shape: ModelShape, fixed_bytes: int, step_tokens: int
+) -> dict[str, int]:
     """Return the bytes of weights, activations and staging buffers, by the names in messages."""
     memory = scenario.memory
     activations = memory.activations
     if activations is None:
         activations = _activations(scenario, shape, step_tokens)
     return {
-        "fixed weights": shape.fixed_bytes,
+        "fixed weights": fixed_bytes,
         "activations": activations,
         f"{memory.staging} staging buffers": memory.staging * shape.expert_bytes,
     }
@@ -183,7 +226,7 @@ def _activations(scenario: Scenario, shape: ModelShape, tokens: int) -> int:
     widths = 4 * shape.hidden + 3 * shape.top_k * shape.expert_ffn + shape.shared_ffn
     widths += (shape.num_heads + 2 * shape.num_kv_heads) * shape.head_dim + shape.dense_ffn
     logits = min(scenario.batching.max_sequences, tokens) * shape.vocabulary * _LOGIT_BYTES
-    return tokens * widths * _ACTIVATION_BYTES + logits
+    return tokens * widths * STATE_BYTES + logits
 
 
 def useful_blocks(scenario: Scenario, kv_tokens: Sequence[int]) -> int:
@@ -229,9 +272,9 @@ def _slots(scenario: Scenario, shape: ModelShape) -> int | None:
 def _blocks(amount: MemoryShare, block: int, capacity: int) -> int | None:
     """Return the KV blocks that the scenario sets, or None for `auto` and the rest."""
     match amount.kind:
-        case "bytes":
+        case "bytes" if block:
             return int(amount.value) // block
-        case "share":
+        case "share" if block:
             return int(capacity * amount.value) // block
     return None
 

@@ -10,16 +10,18 @@ between keys and issues no work. `moesim/serving/program.py` turns a decision in
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import count
 from typing import Protocol
 
 from moesim.errors import InvariantError, PolicyViolation
+from moesim.hardware.topology import GPU
 from moesim.machine.base import Machine
 from moesim.policies.eviction.base import Eviction
 from moesim.policies.view import Key, View
 from moesim.serving.decision import NO_READS, Decision, Placed
 from moesim.serving.ledger import Ledger
+from moesim.serving.placing import Placing
 from moesim.serving.slots import ExpertSizes, Slot, Staging
 
 __all__ = ["ExpertCache", "HostMemory"]
@@ -49,13 +51,13 @@ class ExpertCache:
         staging: Staging,
         sizes: ExpertSizes,
         *,
-        place: Callable[[View, Sequence[Key], Sequence[Key]], Placed] | None = None,
+        place: Placing | None = None,
         host: HostMemory | None = None,
     ) -> None:
         """Build the cache, with the keys that its policy preloads.
 
-        `place(view, missing, arriving)` returns the lanes of the absent keys that do not run on the
-        GPU; None: all do. `host` is the host memory if it cannot hold all experts.
+        `place` gives the lanes of absent keys; None: all run on the GPU. `host` is the host memory
+        if it cannot hold all experts.
         """
         self.policy = policy
         self._place = place
@@ -104,14 +106,17 @@ class ExpertCache:
         slots = self.slots
         return all(key in slots and self._landed(slots[key]) for key in keys)
 
-    def decide(self, layer: int, view: View) -> Decision:
+    def decide(self, layer: int, view: View, rows_of_step: int = 0) -> Decision:
         """Decide one layer event: sort the union, and move slots between keys."""
         union, tokens, slots = view.union, view.tokens, self.slots
         missing = [key for key in union if key not in slots]
         arriving = self._arriving(union) if self._copied_ahead else ()
         placed: Placed = _NOWHERE_ELSE
         if self._place is not None and (missing or arriving):
-            placed = self._place(view, missing, arriving)
+            placed = self._place(view, missing, arriving, rows_of_step)
+            if placed:  # experts are copied in the order in which the policy names them
+                named = [key for key in placed if key not in arriving]
+                missing = [*named, *(key for key in missing if key not in placed)]
         leavers = self._leavers(view)
         if not (missing or arriving or leavers):
             return Decision(layer, union, tokens, [slots[key] for key in union])
@@ -137,7 +142,7 @@ class ExpertCache:
             late,
             vacated,
             loads,
-            [(key, rows[key], lane) for key, lane in placed.items()],
+            [(key, rows[key], lane) for key, lane in placed.items() if lane != GPU],
             later,
             self._reads(loads, placed, later),
             max(1, -(-staged // len(self._staging.buffers))) if loads else 0,
@@ -153,7 +158,7 @@ class ExpertCache:
         self, rows: Mapping[Key, int], arriving: Sequence[Key], placed: Placed
     ) -> list[tuple[Key, int, Slot]]:
         """Return the experts that are computed on the GPU when their copy has landed."""
-        late = [(key, rows[key], self.slots[key]) for key in arriving if key not in placed]
+        late = [(k, rows[k], self.slots[k]) for k in arriving if placed.get(k, GPU) == GPU]
         # In order of issue, so the GPU computes the experts in the order in which they land.
         late.sort(key=lambda item: item[2].issued)
         for *_, slot in late:
@@ -174,7 +179,7 @@ class ExpertCache:
         loads: list[tuple[Key, int, Slot]] = []
         later: list[tuple[Key, Slot]] = []
         for key in missing:
-            here = key not in placed
+            here = placed.get(key, GPU) == GPU
             if key in bypass:
                 if here:
                     loads.append((key, rows[key], self._staging.take()))
@@ -199,7 +204,8 @@ class ExpertCache:
         """Return the bytes to be read from disk of each expert that leaves host memory's copy."""
         if self._host is None:
             return NO_READS
-        keys = dict.fromkeys([*(key for key, *_ in loads), *placed, *(key for key, _ in later)])
+        elsewhere = [key for key, lane in placed.items() if lane != GPU]
+        keys = dict.fromkeys([*(key for key, *_ in loads), *elsewhere, *(key for key, _ in later)])
         return {key: nbytes for key in keys if (nbytes := self._host.read(key))}
 
     def prefetch(self, layer: int, key: Key, protected: Collection[Key]) -> Decision | None:

@@ -221,7 +221,7 @@ class Server:
         events = []
         for layer, (cache, view) in enumerate(zip(self.caches, views, strict=True)):
             self._place = self._steps, layer
-            decision = cache.decide(layer, view)
+            decision = cache.decide(layer, view, total)
             events.append(memo.event(decision, view.union, view.tokens, total))
         self._audit()
         return events
@@ -358,7 +358,7 @@ class Server:
         inputs = self._hidden
         results = [inputs]
         for event in events:
-            decision = cache.decide(layer, event)
+            decision = cache.decide(layer, event, rows)
             self.ledger.decided(decision)
             self._issue.event_decided()
             results.append(self._program.event(decision, inputs, rows, self._issue))

@@ -12,7 +12,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
 from moesim.machine.journal import Journal
-from moesim.machine.sim_prices import SimPrices
 from moesim.serving.replay import PlanRecord
 from moesim.serving.workload import build_workload
 from moesim.validate.decisions import Witness
@@ -49,7 +48,7 @@ def simulate_observed(plan: Plan, script: Sequence[PlanRecord] | None = None) ->
     watched = replace(plan, observer=witness)
     env = simpy.Environment()
     # A journal has no `fold`, so the server asks for each operation.
-    journal = Journal(SimMachine(env, SimPrices(plan.cost)))
+    journal = Journal(SimMachine(env, plan.prices(), plan.places.topology))
     server = build_server(watched, journal)
     env.run(until=env.process(server.run()))
     return observe(watched, server, journal.records, witness, journal.now_ns)

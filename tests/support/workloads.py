@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import simpy
 
+from moesim.hardware.topology import Topology
 from moesim.machine.events import EventMachine
 from moesim.machine.sim import SimMachine
 from moesim.scenario import Scenario
-from moesim.simulate import Outcome, Plan, SimPrices, build_server, finish, prepare
+from moesim.simulate import Outcome, Plan, build_server, finish, prepare
 from moesim.trace import SyntheticKnobs, Trace, synthesize
 
 TINY_CONFIG = {
@@ -40,7 +41,7 @@ REFACTORED_CONFIG = {
 }
 """The same sizes with a decoupled router."""
 
-Make = Callable[[simpy.Environment, SimPrices], Any]
+Make = Callable[..., Any]
 
 
 def tiny_trace(**knobs: Any) -> Trace:
@@ -84,7 +85,10 @@ def plan_of(scenario: dict[str, Any], trace: Trace) -> Plan:
 def run_on(plan: Plan, make: Make = SimMachine) -> Outcome:
     """Serve a plan on the machine that `make` builds."""
     env = simpy.Environment()
-    machine = make(env, SimPrices(plan.cost))
+    if plan.places.topology == Topology.single_gpu():
+        machine = make(env, plan.prices())
+    else:
+        machine = make(env, plan.prices(), plan.places.topology)
     server = build_server(plan, machine)
     env.run(until=env.process(server.run()))
     return finish(plan, server, machine.now_ns)
@@ -92,7 +96,9 @@ def run_on(plan: Plan, make: Make = SimMachine) -> Outcome:
 
 def shuffled(seed: int) -> Make:
     """Return a maker of event machines that order simultaneous events of a class at random."""
-    return lambda env, prices: EventMachine(env, prices, rng=np.random.default_rng(seed))
+    return lambda env, prices, topology=None: EventMachine(
+        env, prices, topology, rng=np.random.default_rng(seed)
+    )
 
 
 def random_case(seed: int, *, at_once: bool = False) -> tuple[dict[str, Any], Trace]:

@@ -85,7 +85,13 @@ def run_real(
     Raise `DeviceError` if the device fails, `InvariantError` if nothing happens for `patience_s`.
     """
     chunk_bytes = plan.cost.chunk_bytes("h2d")
-    machine = RealMachine(executor, device, chunk_bytes=chunk_bytes, patience_s=patience_s)
+    machine = RealMachine(
+        executor,
+        device,
+        topology=plan.places.topology,
+        chunk_bytes=chunk_bytes,
+        patience_s=patience_s,
+    )
     journal = Journal(machine)
     routing = ExecutedRouting(plan.trace, executor)
     server = build_server(plan, journal, routing=routing)

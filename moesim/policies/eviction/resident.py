@@ -1,34 +1,35 @@
-"""Resident: every expert of the cache has a slot from the start and keeps it.
+"""Resident: given experts have a slot from the start and keep it; no other expert gets one.
 
 Read-ME (arXiv 2410.19123) keeps the experts of a model's first layers in GPU memory. Prefetch
 cannot hide their loads, because nothing is computed before the first layer.
 
-`cache.initial_layers` selects this policy; it has no name in the registry.
+`cache.initial_layers` selects this policy, and so do placements with a fixed set of experts in GPU
+memory. It has no name in the registry.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from typing import Any
+from collections.abc import Collection, Iterable, Sequence
 
 from moesim.policies.eviction.base import CacheContext, Eviction
 from moesim.policies.view import Key, View
 
 
 class Resident(Eviction):
-    """All keys of the universe stay. The capacity must be at least their number."""
+    """The keys given stay, by default all of the universe. The capacity must hold them."""
 
     name = "resident"
 
-    def __init__(self, context: CacheContext, options: Any = None) -> None:
-        super().__init__(context, options)
-        self.book.update(dict.fromkeys(context.universe))
+    def __init__(self, context: CacheContext, keys: Iterable[Key] | None = None) -> None:
+        super().__init__(context)
+        self.book.update(dict.fromkeys(context.universe if keys is None else keys))
 
     def preload(self) -> Sequence[Key]:
         return list(self.book)
 
     def decide(self, view: View) -> Collection[Key]:
-        return ()  # the union is always resident
+        book = self.book  # never changes after `__init__`
+        return [key for key in view.union if key not in book]
 
     def victim(self, protected: Collection[Key]) -> Key | None:
         return None
