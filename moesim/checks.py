@@ -158,6 +158,8 @@ class _Checks:
         # Without a trace there is no header to read the shape from.
         if trace is not None or scenario.model.shape != "trace":
             shape = attempt("model", scenario.load_shape, config)
+        if shape is not None:
+            attempt("model", _check_sizes, scenario, shape)
         policies = {
             section: attempt(f"{section}.policy {section}.options", policy_of, scenario, section)
             for section in FAMILIES
@@ -168,6 +170,7 @@ class _Checks:
             if policy is not None
         }
         attempt("prefetch.cancel", _check_cancel, scenario)
+        attempt("memory.host memory.pinned", _check_host_memory, scenario)
         if policies["placement"]:
             attempt("placement.policy", _check_placement, scenario, policies["placement"][0])
         if policies["cache"]:
@@ -251,6 +254,27 @@ def _check_cancel(scenario: Scenario) -> None:
             scenario,
             "prefetch.cancel",
             "cancelling prefetches is not available yet; leave the key out",
+        )
+
+
+def _check_host_memory(scenario: Scenario) -> None:
+    # The server does not read from disk yet, and prices all copies at one rate.
+    memory = scenario.memory
+    for key, used in (("host", memory.host is None), ("pinned", memory.pinned.kind == "auto")):
+        if not used:
+            raise ScenarioError.at(
+                scenario, f"memory.{key}", "is not simulated yet; leave the key out"
+            )
+
+
+def _check_sizes(scenario: Scenario, shape: ModelShape) -> None:
+    # Caches count slots so far, and each holds one expert of the same size.
+    by = scenario.model.expert_bits_by
+    if by is not None and not shape.equal_sizes:
+        raise ScenarioError.at(
+            scenario,
+            f"model.expert_bits_by.{'layer' if by.layer else 'expert'}",
+            "experts of unequal sizes are not simulated yet; leave the key out",
         )
 
 

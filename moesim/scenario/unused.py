@@ -47,6 +47,11 @@ def _unused(scenario: Scenario) -> Iterator[tuple[str, str]]:
     for direction in ("h2d", "d2h"):
         if getattr(getattr(hardware, direction), unread, None) is not None:
             yield f"hardware.{direction}.{unread}", reason
+    memory = scenario.memory
+    if memory.host is None and memory.host_cache != "page":
+        yield "memory.host_cache", "host memory is unlimited, so nothing leaves it"
+    if memory.pinned.kind != "auto" and not hardware.pinned:
+        yield "hardware.pinned", "memory.pinned says which experts lie in page-locked memory"
     batching = scenario.batching
     if batching.chunked_prefill and batching.long_prompts != "exceed":
         yield "batching.long_prompts", "chunked prefill cuts prompts, so none exceeds the budget"

@@ -32,12 +32,17 @@ from moesim.errors import UsageError
 from moesim.hardware.topology import DISK, HOST
 from moesim.policies.view import Key
 
-__all__ = ["PAGE_BYTES", "HostMemory", "UnlimitedHostMemory"]
+__all__ = ["PAGE_BYTES", "HostMemory", "Unit", "UnlimitedHostMemory", "taken_bytes"]
 
 PAGE_BYTES: Final = 4096
 """The page of x86-64 and of most ARM systems. Larger groups would make nothing faster here."""
 
 Unit = Literal["expert", "page"]
+
+
+def taken_bytes(nbytes: int, unit: Unit, page_bytes: int = PAGE_BYTES) -> int:
+    """Return the bytes that an expert of `nbytes` takes in host memory: whole pages with `page`."""
+    return -(-nbytes // page_bytes) * page_bytes if unit == "page" else nbytes
 
 
 class UnlimitedHostMemory:
@@ -75,14 +80,15 @@ class HostMemory:
         self.capacity_bytes = capacity_bytes
         self.unit = unit
         self._sizes = sizes
-        self._granule = page_bytes if unit == "page" else 1
+        self._taken = [taken_bytes(nbytes, unit, page_bytes) for nbytes in sizes]
         self._pinned = frozenset(pinned)
-        self._pinned_bytes = sum(self._taken(key) for key in self._pinned)
+        self._pinned_bytes = sum(self._taken[key] for key in self._pinned)
         others = [key for key in range(len(sizes)) if key not in self._pinned]
         # A part of a page holds nothing.
-        self._free = (capacity_bytes - self._pinned_bytes) // self._granule * self._granule
+        granule = page_bytes if unit == "page" else 1
+        self._free = (capacity_bytes - self._pinned_bytes) // granule * granule
         self._room = self._free
-        largest = max(map(self._taken, others), default=0)
+        largest = max((self._taken[key] for key in others), default=0)
         if self._free < largest or self._pinned_bytes > capacity_bytes:
             raise UsageError(
                 f"host memory of {capacity_bytes} bytes is too small: pinned experts take "
@@ -103,7 +109,7 @@ class HostMemory:
         """Use an expert, and return the bytes that must be read from disk before; 0 for none."""
         if key in self._pinned:
             return 0
-        taken = self._taken(key)
+        taken = self._taken[key]
         # It is out of the book while others leave, so it loses no page of its own.
         missing = taken - self._held.pop(key, 0)
         self._free -= missing
@@ -114,13 +120,9 @@ class HostMemory:
 
     def place(self, key: Key) -> str:
         """Return `host` if the whole expert is in host memory, else `disk`. Touch nothing."""
-        if key in self._pinned or self._held.get(key, 0) == self._taken(key):
+        if key in self._pinned or self._held.get(key, 0) == self._taken[key]:
             return HOST
         return DISK
-
-    def _taken(self, key: Key) -> int:
-        """Return the bytes that a whole expert takes in host memory."""
-        return -(-self._sizes[key] // self._granule) * self._granule
 
     def _evict(self) -> None:
         """Drop the least recently used expert, or as many of its first pages as must leave."""
