@@ -19,6 +19,7 @@ class Resident(Eviction):
     """All keys of the universe stay. The capacity must be at least their number."""
 
     name = "resident"
+    by_bytes = True
 
     def __init__(self, context: CacheContext, options: Any = None) -> None:
         super().__init__(context, options)
