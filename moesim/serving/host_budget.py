@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from moesim.hardware.hardware import Hardware
     from moesim.hardware.shapes import ModelShape
+    from moesim.policies.view import Key
     from moesim.scenario import Scenario
 
 __all__ = ["HostBudget", "plan_host"]
@@ -55,6 +56,10 @@ class HostBudget:
     def needs_disk(self) -> bool:
         """Whether the experts exceed host memory, so that some are read from disk."""
         return self.room_bytes is not None and self.experts_bytes > self.room_bytes
+
+    def is_pinned(self, key: Key) -> bool:
+        """Return whether an expert is page-locked, so that copies of it use the pinned rate."""
+        return key < self.num_pinned
 
     def memory(self, sizes: Sequence[int]) -> HostMemory | UnlimitedHostMemory:
         """Return host memory as a run starts with it; `sizes[key]` is the bytes of each expert."""

@@ -17,6 +17,7 @@ from moesim.config.units import format_bytes
 from moesim.errors import BudgetError, ScenarioError
 from moesim.hardware import ModelShape, load_hardware, named_shape
 from moesim.scenario import Scenario, load_scenario
+from moesim.scenario.unused import unused_keys
 from moesim.serving.host_budget import HostBudget, plan_host
 from moesim.serving.host_memory import PAGE_BYTES, HostMemory, UnlimitedHostMemory
 
@@ -75,6 +76,7 @@ def test_every_part_is_what_it_says() -> None:
     memory = plan.memory(SHAPE.sizes())
     assert isinstance(memory, HostMemory)
     places = [memory.place(key) for key in range(8)]
+    assert [plan.is_pinned(key) for key in range(8)] == [True] * 2 + [False] * 6
     assert places == ["host"] * 2 + ["disk"] * 3 + ["host"] * 3  # pinned, then the file's end
 
 
@@ -88,6 +90,31 @@ def test_every_part_is_what_it_says() -> None:
 def test_pinned_experts_may_be_all_none_a_size_or_a_share(pinned: Any, expected: int) -> None:
     for host in ("unlimited", ALL):
         assert budget({"pinned": pinned, "host": host}).num_pinned == expected
+
+
+@pytest.mark.parametrize(
+    ("memory", "pinned", "unread"),
+    [
+        ({}, True, ["pageable"]),
+        ({}, False, ["pinned"]),
+        ({"host": "1GiB"}, True, []),
+        ({"host": "1GiB"}, False, ["pinned"]),
+        ({"pinned": "all"}, False, ["pageable"]),
+        ({"pinned": "none"}, True, ["pinned"]),
+        ({"pinned": "50%"}, True, []),
+        ({"pinned": "1GiB"}, False, []),
+    ],
+)
+def test_a_rate_of_copies_that_no_expert_uses_is_said_to_be_unused(
+    memory: dict[str, Any], pinned: bool, unread: list[str]
+) -> None:
+    link = {"pinned_bandwidth": "2GB/s", "pageable_bandwidth": "1GB/s"}
+    hardware = {"profile": "t4", "pinned": pinned, "h2d": link}
+    scenario = Scenario.model_validate(tiny_scenario(memory=memory, hardware=hardware))
+    unused = [key for key in unused_keys(scenario) if key.startswith("hardware.h2d")]
+    assert unused == [f"hardware.h2d.{rate}_bandwidth" for rate in unread]
+    overruled = "pinned" in memory and not pinned
+    assert ("hardware.pinned" in unused_keys(scenario)) == overruled
 
 
 def test_auto_pins_as_the_hardware_says_where_all_experts_fit() -> None:
