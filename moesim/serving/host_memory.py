@@ -9,7 +9,7 @@ computed. Two rules decide what leaves to make room:
   (`mmap`). An expert may then be partly there, and only its missing pages are read.
 
 A use of an expert touches all its pages at once: those that are there become the most recent, and
-only then are the others read. So an expert never drives out its own pages. Its pages count as used
+only then are the others read. So the use of an expert never removes its own pages. Its pages count as used
 from the first to the last, hence those that are left are always the last ones. One number per
 expert describes them, and the page may be as small as that of the system.
 
@@ -18,7 +18,7 @@ starts as one pass over this file leaves the memory: full, with the last experts
 Pinned experts are page-locked: they are in host memory from the start and never leave.
 
 Places are logical. An expert is in host memory as soon as its read is issued, so decisions do not
-depend on the speed of the disk. A read may drive out an expert that the same layer event wants;
+depend on the speed of the disk. A read may remove an expert that the same layer event wants;
 that expert is then in a buffer of the event, as one in a staging buffer of the GPU is.
 """
 

@@ -180,7 +180,7 @@ def test_the_command_line_sets_the_bits_of_one_layer(folder: Path) -> None:
     (folder / "x.yaml").write_text("trace: trace\nhardware: t4\n")
     scenario = load_scenario(folder / "x.yaml", ["model.expert_bits_by.layer.2=8"])
     shape = scenario.load_shape(TINY_CONFIG)
-    assert shape.layer_bits == ((2, 8),)
+    assert list(shape.layer_bits) == [(2, 8)]
     again = Scenario.model_validate(scenario.resolved())
     assert again.load_shape(TINY_CONFIG) == shape
     with pytest.raises(ScenarioError, match=r"--set model.expert_bits_by.layer.9: "):

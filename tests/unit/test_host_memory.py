@@ -70,7 +70,10 @@ class NaivePages:
         return PAGE * (len(self.recent) + sum(len(self.pages[key]) for key in self.pinned))
 
 
-NAIVE = {"expert": NaiveExperts, "page": NaivePages}
+NAIVE: dict[Unit, type[NaiveExperts] | type[NaivePages]] = {
+    "expert": NaiveExperts,
+    "page": NaivePages,
+}
 
 
 @pytest.mark.parametrize("unit", UNITS)
