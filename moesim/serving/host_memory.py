@@ -9,9 +9,9 @@ computed. Two rules decide what leaves to make room:
   (`mmap`). An expert may then be partly there, and only its missing pages are read.
 
 A use of an expert touches all its pages at once: those that are there become the most recent, and
-only then are the others read. So the use of an expert never removes its own pages. Its pages count as used
-from the first to the last, hence those that are left are always the last ones. One number per
-expert describes them, and the page may be as small as that of the system.
+only then are the others read. So the use of an expert never removes its own pages. Its pages count
+as used from the first to the last, hence those that are left are always the last ones. One number
+per expert describes them, and the page may be as small as that of the system.
 
 Experts begin on page boundaries, in the order of their keys, as a model file holds them. A run
 starts as one pass over this file leaves the memory: full, with the last experts the most recent.
