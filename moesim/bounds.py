@@ -6,7 +6,8 @@ slot for every expert, and copies that take no time. A remedy starts with the ru
 experts. It is judged by time in steps, which leaves out the wait for arrivals.
 
 `min_hit_rate` scores the run's own layer events again with hindsight (Belady, IBM Systems Journal
-1966). It bounds the hits of runs that prefetch nothing. It does not bound latency.
+1966). It bounds the hits of runs that prefetch nothing, where all experts have the same size. It
+does not bound latency.
 """
 
 from __future__ import annotations
@@ -70,6 +71,7 @@ class Endless(Eviction):
     """A slot for every key: no expert ever leaves."""
 
     name = "infinite"
+    by_bytes = True
 
     def __init__(self, context: CacheContext, loaded: Sequence[Key]) -> None:
         super().__init__(context)

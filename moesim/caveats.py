@@ -32,6 +32,7 @@ def caveats(outcome: Outcome) -> list[Caveat]:
     return [
         *_units(plan),
         *_memory(plan),
+        *_sizes(plan),
         *_look_ahead(plan),
         *_prefetch(outcome),
         *_workload(outcome),
@@ -69,6 +70,17 @@ def _memory(plan: Plan) -> Iterator[Caveat]:
             f"memory.capacity is more than {scenario.hardware.profile} has",
             f"memory.capacity is {format_bytes(budget.capacity_bytes)}; "
             f"{scenario.hardware.profile} has {format_bytes(vram_bytes)}",
+        )
+
+
+def _sizes(plan: Plan) -> Iterator[Caveat]:
+    shape = plan.cost.shape
+    if not shape.equal_sizes:
+        sizes = shape.sizes()
+        least, most = format_bytes(min(sizes)), format_bytes(max(sizes))
+        yield (
+            "experts have unequal sizes, so MIN is no bound",
+            f"experts take {least} to {most}; MIN bounds the hits only where all sizes are equal",
         )
 
 

@@ -170,6 +170,8 @@ class _Checks:
         # Without a trace there is no header to read the shape from.
         if trace is not None or scenario.model.shape != "trace":
             shape = attempt("model", scenario.load_shape, config)
+        if shape is not None:
+            attempt("model", _check_sizes, scenario, shape)
         policies = {
             section: attempt(f"{section}.policy {section}.options", policy_of, scenario, section)
             for section in FAMILIES
@@ -277,6 +279,17 @@ def _check_cancel(scenario: Scenario) -> None:
             scenario,
             "prefetch.cancel",
             "cancelling prefetches is not available yet; leave the key out",
+        )
+
+
+def _check_sizes(scenario: Scenario, shape: ModelShape) -> None:
+    # Caches count slots so far, and each holds one expert of the same size.
+    by = scenario.model.expert_bits_by
+    if by is not None and not shape.equal_sizes:
+        raise ScenarioError.at(
+            scenario,
+            f"model.expert_bits_by.{'layer' if by.layer else 'expert'}",
+            "experts of unequal sizes are not simulated yet; leave the key out",
         )
 
 

@@ -126,8 +126,11 @@ def replay_hits(policy: Eviction, unions: Iterable[Union], layer: int = 0) -> in
         # In this order, because a bypassed key enters and leaves within the event.
         resident.update(union)
         resident.difference_update(leavers)
-        if len(resident) > policy.capacity:
-            raise PolicyViolation(policy.name, union, f"keeps more than {policy.capacity} keys")
+        sizes = policy.sizes
+        held = len(resident) if sizes is None else sum(sizes[key] for key in resident)
+        if held > policy.capacity:
+            unit = "keys" if sizes is None else "bytes"
+            raise PolicyViolation(policy.name, union, f"keeps more than {policy.capacity} {unit}")
     return hits
 
 

@@ -85,5 +85,5 @@ def _sizes(shape: ModelShape) -> ModelShape:
     """Return the shape without name, bits and embeddings: quantising a model keeps its sizes."""
     return replace(
         shape, name="", source="", expert_bits=16, weight_bits=16, kv_bits=16, vocabulary=0,
-        tied_embeddings=False,
+        tied_embeddings=False, layer_bits=(), single_expert_bits=(),
     )  # fmt: skip

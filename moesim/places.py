@@ -18,6 +18,7 @@ from moesim.policies import Key
 from moesim.policies.guard import make_placement, placement_lanes
 from moesim.policies.placement import Placement, PlacementContext
 from moesim.policies.placement.answers import check_layer_lane, check_residents
+from moesim.serving.host_budget import HostBudget
 from moesim.streams import stream
 
 if TYPE_CHECKING:
@@ -37,10 +38,11 @@ class Places:
     `lanes[m]` is the compute lane of model layer m without its routed experts, and the last entry
     that of the end of a step; empty if all are on the GPU. `residents` are the experts that are in
     GPU memory for the whole run; None if they come and go. `elsewhere`: experts may run on another
-    lane than the GPU.
+    lane than the GPU. `host` is the split of host memory.
     """
 
     topology: Topology
+    host: HostBudget
     lanes: tuple[str, ...] = ()
     residents: tuple[Key, ...] | None = None
     elsewhere: bool = False

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from types import MappingProxyType
@@ -24,7 +24,7 @@ from moesim.hardware.estimate import CostEstimate
 from moesim.hardware.model_config import load_config
 from moesim.hardware.operations import cost_of
 from moesim.hardware.slowest import slowest_figures
-from moesim.hardware.topology import CPU, Topology
+from moesim.hardware.topology import CPU, GPU
 from moesim.machine.sim_prices import SimPrices
 from moesim.machine.work import FAR
 from moesim.places import (
@@ -42,6 +42,8 @@ from moesim.progress import Progress, counter
 from moesim.scenario import Scenario
 from moesim.scenario.policies import FAMILIES
 from moesim.serving.budget import STATE_BYTES, Budget, OnGpu, plan_budget, split_slots
+from moesim.serving.host_budget import plan_host
+from moesim.serving.host_memory import HostMemory
 from moesim.serving.issue import Execution, HostTimes
 from moesim.serving.knowledge import KNOWLEDGE
 from moesim.serving.kv import BlockPool
@@ -93,7 +95,7 @@ class Plan:
     There is one cache per layer; or, with scope `global`, one for each initial layer and one for
     all other layers.
     """
-    places: Places = field(default_factory=lambda: Places(Topology.single_gpu()))
+    places: Places
     hindsight: frozenset[str] = frozenset()
     """Families whose policy learnt on the replayed trace before the run."""
     observer: PolicyObserver | None = None
@@ -137,11 +139,18 @@ class Plan:
             lanes=self.places.lanes,
             copies_later=copies_later,
             sorts_on_device=engine.sorting == "device",
+            kind_of=self.places.host.is_pinned if self.places.host.mixed else None,
         )
 
     def prices(self, *, free_link: bool = False) -> SimPrices:
         """Return the prices of the simulated machine; `free_link` makes copies take no time."""
-        return SimPrices(self.cost, free_link=free_link, topology=self.places.topology)
+        host = self.places.host
+        return SimPrices(
+            self.cost,
+            free_link=free_link,
+            topology=self.places.topology,
+            is_pinned=host.is_pinned if host.mixed else None,
+        )
 
     def with_slots(self, total: int) -> Plan:
         """Return the plan with `total` expert slots, even if they do not fit the memory.
@@ -175,12 +184,22 @@ def prepare(scenario: Scenario, trace: Trace | None = None) -> Plan:
     placement = build_placement(scenario, shape, learnt)
     topology = topology_for(scenario, hardware)
     lanes = layer_lanes(placement, shape, topology)
-    budget = plan_budget(scenario, shape, hardware.vram_bytes, kv_tokens, OnGpu.of(shape, lanes))
+    on_gpu = OnGpu.of(shape, lanes)
+    budget = plan_budget(scenario, shape, hardware.vram_bytes, kv_tokens, on_gpu)
     check_recomputes(scenario, parts.requests, budget.kv_blocks)
-    cost = cost_of(hardware, shape, pinned=scenario.hardware.pinned)
+    kv_tokens_held = budget.kv_blocks * scenario.memory.kv_block_tokens
+    host = plan_host(
+        scenario,
+        shape,
+        hardware,
+        layers_on_cpu=[layer for layer, lane in enumerate(lanes) if lane != GPU],
+        kv_bytes_on_host=kv_tokens_held * (shape.kv_bytes_per_token - on_gpu.kv_bytes_per_token),
+    )
+    topology = topology_for(scenario, hardware, disk=host.needs_disk)
+    cost = cost_of(hardware, shape, pinned=host.num_pinned > 0)
     keys = trace.num_layers * trace.num_experts
     residents = residents_of(scenario, placement, budget.slots, keys)
-    places = Places(topology, lanes, residents, elsewhere=CPU in topology.names)
+    places = Places(topology, host, lanes, residents, elsewhere=CPU in topology.names)
     if residents is None:
         slots = _slots_of_caches(scenario, trace, budget.slots)
     else:
@@ -308,7 +327,8 @@ def _caches(
         futures = group_by_cache(plan, rehearse())
     # Counting a trace is slow, so it is done once.
     popularity = cache(partial(_learnt, scenario, trace, "cache", ledger.hindsight))
-    place = _placing(plan) if plan.places.elsewhere else None
+    host = plan.places.host.memory(plan.cost.shape.sizes())
+    place = _placing(plan, host) if plan.places.elsewhere else None
     staging = Staging(scenario.memory.staging)  # all caches share the staging buffers
     sizes = ExpertSizes(plan.cost.expert_bytes, scenario.cache.write_back)
     caches = []
@@ -327,7 +347,9 @@ def _caches(
             raise ScenarioError.at(scenario, "cache.policy", str(error)) from None
         if plan.observer is not None:
             evicting = plan.observer.eviction(number, evicting)
-        caches.append(ExpertCache(evicting, machine, ledger, staging, sizes, place=place))
+        caches.append(
+            ExpertCache(evicting, machine, ledger, staging, sizes, place=place, host=host)
+        )
     return [caches[_cache_of(scenario, layer)] for layer in range(trace.num_layers)]
 
 
@@ -344,16 +366,21 @@ def _eviction(
     return make_eviction(policy, context, options)
 
 
-def _placing(plan: Plan) -> Placing:
+def _placing(plan: Plan, host: HostMemory | None) -> Placing:
     """Return the plan's placement policy, ready to be asked."""
     scenario, cost, places = plan.scenario, plan.cost, plan.places
     learnt = partial(_learnt, scenario, plan.trace, "placement", set())
     placement = build_placement(scenario, cost.shape, learnt)
     keys = plan.trace.num_layers * plan.trace.num_experts
     residents_of(scenario, placement, plan.budget.slots, keys)  # a policy expects this call first
-    estimate = CostEstimate(cost, CpuCost(cost.hardware, cost.shape))
+    estimate = CostEstimate(
+        cost,
+        CpuCost(cost.hardware, cost.shape),
+        unread_of=None if host is None else host.unread,
+        is_pinned=places.host.is_pinned if places.host.mixed else None,
+    )
     lanes = [lane.name for lane in places.topology.lanes if lane.computes]
-    return Placing(placement, estimate, lanes)
+    return Placing(placement, estimate, lanes, None if host is None else host.place)
 
 
 def universe_of(plan: Plan, number: int) -> range:

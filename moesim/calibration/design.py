@@ -18,8 +18,11 @@ from moesim.hardware.cost import CostModel
 from moesim.hardware.hardware import Hardware, load_hardware
 from moesim.hardware.model_config import load_config, load_shape
 from moesim.hardware.shapes import ModelShape
+from moesim.hardware.topology import Topology
+from moesim.places import Places
 from moesim.scenario import Scenario
 from moesim.serving.budget import plan_budget, split_slots
+from moesim.serving.host_budget import plan_host
 from moesim.serving.workload import build_workload
 from moesim.trace import Trace
 from moesim.wiring import Plan
@@ -156,7 +159,9 @@ def design_plan(design: Design, subject: Subject, hardware: Hardware | None = No
     kv_tokens = [request.max_kv_tokens for request in requests]
     budget = plan_budget(scenario, shape, _ROOM, kv_tokens)
     slots = tuple(split_slots(design.slots, trace.num_layers, trace.num_experts))
-    return Plan(scenario, trace, CostModel(hardware or load_hardware(_CARD), shape), budget, slots)
+    hardware = hardware or load_hardware(_CARD)
+    places = Places(Topology.single_gpu(), plan_host(scenario, shape, hardware))
+    return Plan(scenario, trace, CostModel(hardware, shape), budget, slots, places)
 
 
 def _trace(design: Design, subject: Subject) -> Trace:

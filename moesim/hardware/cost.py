@@ -146,6 +146,10 @@ class CostModel:
             return 0
         return self.rates.duration_ns(load) + self.hardware.kernel_overhead_ns
 
+    def pageable(self) -> CostModel:
+        """Return the same costs with experts in pageable host memory."""
+        return CostModel(self.hardware, self.shape, pinned=False)
+
     def copy_ns(self, lane: str, nbytes: int) -> int:
         """Return the nanoseconds of one copy of `nbytes` on a lane that is otherwise idle.
 

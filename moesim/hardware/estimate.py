@@ -22,6 +22,7 @@ class CostEstimate:
     - `rows`: the rows of the step; the server sets it before each step.
     - `bytes_of(key)`: the stored size of an expert; None: all experts have the same.
     - `unread_of(key)`: the bytes of it that are on disk only; None: all are in host memory.
+    - `is_pinned(key)`: whether it is page-locked; None: as the cost model says.
     """
 
     def __init__(
@@ -31,6 +32,7 @@ class CostEstimate:
         *,
         bytes_of: Callable[[int], int] | None = None,
         unread_of: Callable[[int], int] | None = None,
+        is_pinned: Callable[[int], bool] | None = None,
     ) -> None:
         self.rows = 0
         self.gpu_call_ns = cost.call_ns
@@ -39,11 +41,14 @@ class CostEstimate:
         self._cpu = cpu
         self._bytes_of = bytes_of
         self._unread_of = unread_of
+        self._is_pinned = is_pinned
+        self._pageable = cost.pageable()
 
     def copy_ns(self, key: int) -> int:
         """Return the duration of the expert's copy from host memory to the GPU."""
         nbytes = self._cost.expert_bytes if self._bytes_of is None else self._bytes_of(key)
-        return self._cost.copy_ns(H2D, nbytes)
+        pinned = self._is_pinned is None or self._is_pinned(key)
+        return (self._cost if pinned else self._pageable).copy_ns(H2D, nbytes)
 
     def read_ns(self, key: int) -> int:
         """Return the duration of reading the expert from disk; 0 if it is in host memory."""

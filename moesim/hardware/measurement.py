@@ -228,11 +228,11 @@ def signature(shape: ModelShape) -> ModelShape:
 
 
 def shape_profile(shape: ModelShape) -> ShapeProfile:
-    """Return the shape as a profile holds it."""
+    """Return the shape as a profile holds it, with the same bits for all experts."""
     sizes: dict[str, Any] = {
         item.name: getattr(shape, item.name)
         for item in fields(ModelShape)
-        if item.name not in ("mla", "router", "source")
+        if item.name not in ("mla", "router", "source", "layer_bits", "single_expert_bits")
     }
     for key in ("dense_layers", "windowed_layers"):
         sizes[key] = list(sizes[key])

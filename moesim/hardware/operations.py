@@ -122,6 +122,9 @@ class OperationCost(CostModel):
             base + token * batch.tokens + sequence * batch.sequences + sampled * batch.sampled
         )
 
+    def pageable(self) -> OperationCost:
+        return OperationCost(self.hardware, self.shape, self.times, pinned=False)
+
     def copy_ns(self, lane: str, nbytes: int) -> int:
         """Return the nanoseconds of one copy without other copies, during computations."""
         idle_ns = super().copy_ns(lane, nbytes)

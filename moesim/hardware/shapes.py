@@ -9,6 +9,7 @@ runs before all layers and replaces the routers in them. Shapes come from a Hugg
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cache
@@ -78,6 +79,9 @@ class ModelShape:
     of a layer's shared experts, `dense_ffn` the width of the FFN in `dense_layers`. Layers in
     `windowed_layers` attend to the last `window` positions only. Bits are those of one stored
     number; MXFP4 has 4.25, because a block of 32 weights of 4 bits shares a scale of 8 bits.
+
+    Experts have `expert_bits`, except where `layer_bits` gives other bits for those of a layer, or
+    `single_expert_bits` for one expert of a layer. Both are sorted.
     """
 
     name: str
@@ -102,6 +106,8 @@ class ModelShape:
     weight_bits: float = 16
     kv_bits: float = 16
     source: str = ""
+    layer_bits: tuple[tuple[int, float], ...] = ()
+    single_expert_bits: tuple[tuple[int, int, float], ...] = ()
 
     @property
     def moe_layers(self) -> tuple[int, ...]:
@@ -116,8 +122,44 @@ class ModelShape:
 
     @property
     def expert_bytes(self) -> int:
-        """Bytes of one routed expert as stored."""
+        """Bytes of one routed expert as stored; of the largest, if their sizes differ."""
+        if self.mixed_bits:
+            return max(self.sizes())
         return stored_bytes(self.expert_params, self.expert_bits)
+
+    @property
+    def mixed_bits(self) -> bool:
+        """Whether some experts may have other bits than `expert_bits`."""
+        return bool(self.layer_bits or self.single_expert_bits)
+
+    @property
+    def equal_sizes(self) -> bool:
+        """Whether all routed experts take the same bytes."""
+        return not self.mixed_bits or len(set(self.sizes())) == 1
+
+    def expert_bytes_of(self, layer: int, expert: int) -> int:
+        """Return the bytes of one routed expert of a model layer as stored."""
+        bits = dict(self.layer_bits).get(layer, self.expert_bits)
+        for other_layer, other_expert, other_bits in self.single_expert_bits:
+            if (other_layer, other_expert) == (layer, expert):
+                bits = other_bits
+        return stored_bytes(self.expert_params, bits)
+
+    def sizes(self) -> tuple[int, ...]:
+        """Return the bytes of each routed expert by key: MoE layer by layer, in order.
+
+        The key of expert e of the l-th MoE layer is `l * num_experts + e`.
+        """
+        layer_bits = dict(self.layer_bits)
+        bits = {
+            (layer, expert): layer_bits.get(layer, self.expert_bits)
+            for layer in self.moe_layers
+            for expert in range(self.num_experts)
+        }
+        bits.update({(layer, expert): own for layer, expert, own in self.single_expert_bits})
+        # A model has few different bits, and fractions are slow.
+        nbytes = {own: stored_bytes(self.expert_params, own) for own in set(bits.values())}
+        return tuple(nbytes[own] for own in bits.values())
 
     @property
     def attention_params(self) -> int:
@@ -171,6 +213,17 @@ class ModelShape:
     def fixed_bytes(self) -> int:
         """Bytes of all weights but those of routed experts."""
         return stored_bytes(self.fixed_params, self.weight_bits)
+
+    def layers_bytes(self, layers: Iterable[int]) -> int:
+        """Return the bytes of some layers without their routed experts.
+
+        The number of layers stands for the end of a step: embeddings, last norm, LM head, and the
+        decoupled router.
+        """
+        params = dict.fromkeys(range(self.num_layers), self.front_params)
+        params.update(dict.fromkeys(self.dense_layers, self.dense_params))
+        params[self.num_layers] = self.fixed_params - sum(params.values())
+        return stored_bytes(sum(params[layer] for layer in set(layers)), self.weight_bits)
 
     @property
     def total_params(self) -> int:

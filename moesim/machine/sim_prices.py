@@ -29,7 +29,8 @@ class SimPrices(Durations):
     are the copies of weights and of hidden states. Ids still take the latency of their readback,
     which is no bandwidth, and reads from disk take their time.
 
-    `bytes_of(key)` is the stored size of an expert; None: all have the same.
+    `bytes_of(key)` is the stored size of an expert; None: all have the same. `is_pinned(key)` says
+    whether an expert is page-locked; None: as the cost model says.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class SimPrices(Durations):
         free_link: bool = False,
         topology: Topology | None = None,
         bytes_of: Callable[[int], int] | None = None,
+        is_pinned: Callable[[int], bool] | None = None,
     ) -> None:
         topology = topology or Topology.single_gpu()
         # Bound once: the machine reads these millions of times in a run.
@@ -51,6 +53,10 @@ class SimPrices(Durations):
         self._free_link = free_link
         self._shared = HOST_BANDWIDTH in topology.resources
         self._bytes_of = bytes_of
+        self._is_pinned = is_pinned
+        self._pageable: SimPrices | None = None
+        if is_pinned is not None:
+            self._pageable = SimPrices(cost.pageable(), free_link=free_link, topology=topology)
         self._experts: dict[tuple[int, ...], tuple[Cost, ...]] = {}
         self._sized: dict[tuple[str, tuple[int, ...], tuple[int, ...] | None], tuple[Cost, ...]]
         self._sized = {}
@@ -81,6 +87,9 @@ class SimPrices(Durations):
                 remember(self._experts, tokens, pieces)
             return pieces
         if isinstance(op, Copy):
+            if self._is_pinned is not None and not self._is_pinned(op.key):
+                assert self._pageable is not None
+                return self._pageable.pieces(lane, op)
             copied = self._copied.get((lane, op.nbytes))
             if copied is None:
                 copied = self._copy(lane, op)

@@ -312,6 +312,7 @@ class _GuardedEviction(Eviction):
         self.looks_ahead = kind.looks_ahead  # type: ignore[misc]
         self.recent_rows = policy.recent_rows
         self.capacity = context.capacity
+        self.sizes = context.sizes
         self.always = context.admission == "always"
         self.options = getattr(policy, "options", None)
         self._policy = policy

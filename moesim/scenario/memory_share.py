@@ -1,4 +1,4 @@
-"""The size of a part of GPU memory: what is left, a size, a share, or a number of slots."""
+"""The size of a part of a memory: what is left, a size, a share, or a number of slots."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from moesim.config.fields import Quantity, quantity_pattern
 from moesim.config.units import BYTES, format_share, parse_bytes, parse_share
 from moesim.errors import shown
 
-__all__ = ["KvShare", "MemoryShare", "SlotsShare"]
+__all__ = ["KvShare", "MemoryShare", "PinnedShare", "SlotsShare"]
 
-Kind = Literal["auto", "rest", "bytes", "share", "count", "per_layer"]
+Kind = Literal["auto", "rest", "all", "none", "bytes", "share", "count", "per_layer"]
 
 _COUNT: Final = re.compile(r"[0-9]{1,9}")
 _PER_LAYER: Final = re.compile(r"([0-9]{1,9})\s*/\s*layer")
@@ -26,8 +26,8 @@ _PER_LAYER: Final = re.compile(r"([0-9]{1,9})\s*/\s*layer")
 class MemoryShare:
     """An amount of memory or a number of expert slots; `kind` says what `value` means.
 
-    `auto` and `rest` have no value. `bytes`, `count` (slots of all layers) and `per_layer` (slots
-    of each layer) are integers. `share` is a float from 0 to 1.
+    `auto`, `rest`, `all` and `none` have no value. `bytes`, `count` (slots of all layers) and
+    `per_layer` (slots of each layer) are integers. `share` is a float from 0 to 1.
     """
 
     kind: Kind
@@ -57,6 +57,21 @@ def _read_kv(value: object) -> MemoryShare:
     except ValueError as error:
         raise ValueError(
             f"{error}; KV memory is auto, rest, a size like 4GiB or a share like 30%"
+        ) from None
+
+
+def _read_pinned(value: object) -> MemoryShare:
+    word = value.strip() if isinstance(value, str) else ""
+    if word in ("auto", "all", "none"):
+        return MemoryShare("auto" if word == "auto" else "all" if word == "all" else "none")
+    try:
+        if word.endswith("%"):
+            return MemoryShare("share", parse_share(value))
+        return MemoryShare("bytes", parse_bytes(value))
+    except ValueError as error:
+        raise ValueError(
+            f"{error}; page-locked memory is auto, all, none, a size like 4GiB or a share of all "
+            "experts like 30%"
         ) from None
 
 
@@ -127,6 +142,21 @@ KvShare = Annotated[
                 {"type": "integer", "minimum": 0},
             ],
             "examples": ["auto", "rest", "4GiB", "30%"],
+        }
+    ),
+]
+PinnedShare = Annotated[
+    MemoryShare,
+    _field(_read_pinned),
+    _Size(parse_bytes, "B"),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"enum": ["auto", "all", "none"]},
+                {"type": "string", "pattern": quantity_pattern([*BYTES, "%"])},
+                {"type": "integer", "minimum": 0},
+            ],
+            "examples": ["auto", "all", "none", "4GiB", "30%"],
         }
     ),
 ]

@@ -20,6 +20,7 @@ from moesim.hardware.hardware import Hardware, IncompleteDisk, TooManyThreads, l
 from moesim.hardware.model_config import load_shape, shape_from_config
 from moesim.hardware.shapes import ModelShape
 from moesim.scenario.engine import Engine
+from moesim.scenario.expert_bits import with_expert_bits
 from moesim.scenario.keys import key_path, map_paths, quantities, shorthands
 from moesim.scenario.metrics import Metrics
 from moesim.scenario.sections import (
@@ -65,7 +66,9 @@ class Scenario(Strict):
         ModelChoice(), description="The model whose sizes decide how long operations take."
     )
     hardware: HardwareField = Field(description="The machine: a profile and changes to it.")
-    memory: Memory = Field(Memory(), description="How GPU memory is divided.")
+    memory: Memory = Field(
+        Memory(), description="How GPU memory is divided, and what host memory holds."
+    )
     workload: Workload = Field(Workload(), description="Which requests arrive, and when.")
     batching: BatchingField = Field(Batching(), description="Which tokens form a step.")
     cache: CacheField = Field(Cache(), description="Which experts keep a slot in GPU memory.")
@@ -254,11 +257,12 @@ class Scenario(Strict):
                 shape = shape_from_config(trace_config)
         except UsageError as error:
             raise ScenarioError.at(self, "model", str(error)) from error
-        return shape.with_bits(
+        shape = shape.with_bits(
             expert_bits=self.model.expert_bits,
             weight_bits=self.model.weight_bits,
             kv_bits=self.model.kv_bits,
         )
+        return with_expert_bits(self, shape)
 
 
 def _without_none(section: dict[str, Any]) -> dict[str, Any]:

@@ -24,7 +24,8 @@ from moesim.hardware.hardware import check_hardware_name, hardware_names
 from moesim.hardware.overrides import HardwareOverrides
 from moesim.hardware.shapes import check_shape_name, shape_names
 from moesim.scenario.arrivals import AllAtOnce, Arrivals
-from moesim.scenario.memory_share import KvShare, SlotsShare
+from moesim.scenario.expert_bits import ExpertBitsBy
+from moesim.scenario.memory_share import KvShare, PinnedShare, SlotsShare
 from moesim.scenario.policies import OptionsOf, PolicyOf, finite_throughout
 
 __all__ = [
@@ -83,6 +84,9 @@ class ModelChoice(Strict):
     expert_bits: Bits | None = Field(
         None, description="Bits of a stored expert weight, like 4.5.", examples=[4.5]
     )
+    expert_bits_by: ExpertBitsBy | None = Field(
+        None, description="Bits of the experts of single layers, and of single experts."
+    )
     weight_bits: Bits | None = Field(
         None, description="Bits of every other stored weight.", examples=[16]
     )
@@ -103,7 +107,9 @@ class HardwareChoice(HardwareOverrides):
         examples=["rtx-4090"],
     )
     pinned: bool = Field(
-        True, description="Experts lie in page-locked host memory.", examples=[True]
+        True,
+        description="Experts lie in page-locked host memory, unless memory.pinned says otherwise.",
+        examples=[True],
     )
 
     def overrides(self) -> dict[str, Any]:
@@ -112,7 +118,10 @@ class HardwareChoice(HardwareOverrides):
 
 
 class Memory(Strict):
-    """How GPU memory is divided. Only one of KV blocks and expert slots may take the rest."""
+    """How GPU memory is divided, and what host memory holds.
+
+    Only one of KV blocks and expert slots may take the rest of the GPU memory.
+    """
 
     capacity: Bytes | None = Field(
         None, description="GPU memory to use; the default is all of the card.", examples=["24GiB"]
@@ -135,6 +144,26 @@ class Memory(Strict):
         validate_default=True,
         description="Memory of activations: auto or a size.",
         examples=["512MiB"],
+    )
+    # None inside, `unlimited` in YAML.
+    host: Annotated[Bytes | None, NoneAs("unlimited", "a size like 64GiB")] = Field(
+        "unlimited",
+        validate_default=True,
+        description="Host memory for weights and KV entries: unlimited or a size. Experts that do "
+        "not fit are read from the disk of the hardware.",
+        examples=["64GiB"],
+    )
+    host_cache: Literal["page", "expert"] = Field(
+        "page",
+        description="What leaves a full host memory, the least recently used first: page (parts of "
+        "experts, as from a file mapped into memory) or expert (whole experts).",
+    )
+    pinned: PinnedShare = Field(
+        "auto",
+        validate_default=True,
+        description="Experts in page-locked host memory, which never leave it: all, none, a size, "
+        "a share of all experts, or auto (as hardware.pinned says, and none where they do not "
+        "all fit).",
     )
 
 

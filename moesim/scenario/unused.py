@@ -68,15 +68,15 @@ def _unused(scenario: Scenario) -> Iterator[tuple[str, str]]:
     chunked = hardware.h2d is not None and hardware.h2d.chunk is not None
     if chunked and not find("prefetch", scenario.prefetch.policy).active:
         yield "hardware.h2d.chunk", "nothing is prefetched, so no copy is more urgent than another"
-    # Copies use one of two rates, chosen by `pinned`; the other rate is never read.
-    unread, reason = (
-        ("pageable_bandwidth", "experts lie in page-locked memory")
-        if hardware.pinned
-        else ("pinned_bandwidth", "experts lie in pageable memory")
-    )
+    unread, reason = _unread_rate(scenario)
     for direction in ("h2d", "d2h"):
         if getattr(getattr(hardware, direction), unread, None) is not None:
             yield f"hardware.{direction}.{unread}", reason
+    memory = scenario.memory
+    if memory.host is None and memory.host_cache != "page":
+        yield "memory.host_cache", "host memory is unlimited, so nothing leaves it"
+    if memory.pinned.kind != "auto" and not hardware.pinned:
+        yield "hardware.pinned", "memory.pinned says which experts lie in page-locked memory"
     batching = scenario.batching
     if batching.chunked_prefill and batching.long_prompts != "exceed":
         yield "batching.long_prompts", "chunked prefill cuts prompts, so none exceeds the budget"
@@ -91,3 +91,22 @@ def _unused(scenario: Scenario) -> Iterator[tuple[str, str]]:
         and arrivals.clients >= requests
     ):
         yield "workload.arrivals.think", "no client sends a second request"
+
+
+def _unread_rate(scenario: Scenario) -> tuple[str, str]:
+    """Return the rate of copies that is never read, and why; nothing where both may be.
+
+    Copies of page-locked experts use one rate, those of other experts the other.
+    """
+    memory, pinned = scenario.memory, scenario.memory.pinned.kind
+    if pinned == "auto":
+        pinned = "all" if scenario.hardware.pinned else "none"
+        # With a limit, they are page-locked only if they fit, which is not known here.
+        if pinned == "all" and memory.host is not None:
+            return "", ""
+    match pinned:
+        case "all":
+            return "pageable_bandwidth", "experts lie in page-locked memory"
+        case "none":
+            return "pinned_bandwidth", "experts lie in pageable memory"
+    return "", ""

@@ -188,6 +188,28 @@ def split_slots(total: int, num_layers: int, num_experts: int) -> list[int]:
     return [min(num_experts, each + (layer < more)) for layer in range(num_layers)]
 
 
+def split_bytes(total_bytes: int, sizes: Sequence[Sequence[int]]) -> list[int]:
+    """Return the bytes of each layer's cache, in proportion to the bytes of its experts.
+
+    `sizes[l]` are the bytes of the experts of layer l. A share is rounded down to a multiple of the
+    layer's largest expert. The first layers get one more where the rest allows it. With equal sizes
+    this is `split_slots`.
+    """
+    layers, largest = [sum(layer) for layer in sizes], [max(layer) for layer in sizes]
+    total_bytes = min(total_bytes, sum(layers))
+    shares = [
+        total_bytes * layer // sum(layers) // most * most
+        for layer, most in zip(layers, largest, strict=True)
+    ]
+    left = total_bytes - sum(shares)
+    for number, most in enumerate(largest):
+        more = min(most, layers[number] - shares[number])
+        if more <= left:
+            shares[number] += more
+            left -= more
+    return shares
+
+
 def largest_step(batching: Batching, kv_tokens: Sequence[int]) -> int:
     """Return an upper bound of the tokens of one step.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 
 from moesim.hardware.topology import GPU, Topology
@@ -33,7 +33,8 @@ class Execution:
     `lanes[m]` is the compute lane of model layer m without its routed experts; the last entry is
     the end of a step. Empty: all on the GPU. `copies_later`: experts that ran elsewhere may be
     copied to the GPU for later events. `sorts_on_device`: a layer whose experts are all in GPU
-    memory needs no ids on the host.
+    memory needs no ids on the host. `kind_of(key)`: experts of one kind take the same time; None:
+    all are of one kind.
     """
 
     nbytes: Callable[[int], int]
@@ -43,6 +44,7 @@ class Execution:
     lanes: tuple[str, ...] = ()
     copies_later: bool = False
     sorts_on_device: bool = False
+    kind_of: Callable[[int], Hashable] | None = None
 
     def lane(self, model_layer: int) -> str:
         """Return the compute lane of a model layer; -1 is the end of a step."""

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from itertools import count
-from typing import Protocol
 
 from moesim.errors import InvariantError, PolicyViolation
 from moesim.hardware.topology import GPU
@@ -20,24 +19,15 @@ from moesim.machine.base import Machine
 from moesim.policies.eviction.base import Eviction
 from moesim.policies.view import Key, View
 from moesim.serving.decision import NO_READS, Decision, Placed
+from moesim.serving.host_memory import HostMemory
 from moesim.serving.ledger import Ledger
 from moesim.serving.placing import Placing
 from moesim.serving.slots import ExpertSizes, Slot, Staging
 
-__all__ = ["ExpertCache", "HostMemory"]
+__all__ = ["ExpertCache"]
 
 _STRAY_LEAVER = "is a leaver, but neither resident nor wanted"
 _NOWHERE_ELSE: Placed = {}
-
-
-class HostMemory(Protocol):
-    """Host memory that cannot hold all experts; the others are on disk."""
-
-    def read(self, key: Key) -> int:
-        """Return the bytes to be read from disk before a use of an expert; it is then here."""
-
-    def place(self, key: Key) -> str:
-        """Return `host` or `disk`, without a use."""
 
 
 class ExpertCache:

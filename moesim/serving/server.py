@@ -120,7 +120,7 @@ class Server:
             return None
         if not isinstance(machine, Twinned):
             return None
-        return StepMemo(machine, self._program_on, it.topology, self.ledger)
+        return StepMemo(machine, self._program_on, it.topology, self.ledger, it.kind_of)
 
     def run(self) -> Wait:
         """Serve all requests. Use it as `yield from server.run()`, or pass it to a machine.

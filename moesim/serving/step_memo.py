@@ -11,7 +11,7 @@ Shapes: S steps, L trace layers, C columns of sums.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from itertools import chain
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -98,7 +98,7 @@ class _Logged(NamedTuple):
 class StepMemo:
     """Times steps for one server on a machine that has a twin.
 
-    `program_on` returns the `Program` for a machine.
+    `program_on` returns the `Program` for a machine. `kind_of` is as in `Execution`.
     """
 
     def __init__(
@@ -107,6 +107,7 @@ class StepMemo:
         program_on: Callable[[Machine], Program],
         topology: Topology,
         ledger: Ledger,
+        kind_of: Callable[[Key], Hashable] | None = None,
     ) -> None:
         self._machine = machine
         self._prices = machine.prices
@@ -116,12 +117,15 @@ class StepMemo:
         self._events: dict[tuple[object, ...], EventTimes] = {}
         self._log: list[_Logged] = []
         self._lanes = topology.names
+        self._kind_of = kind_of
 
     def event(
         self, it: Decision, union: Sequence[Key], rows: Sequence[int], total: int
     ) -> EventTimes:
         """Return the times of a decided event. `rows` want each key, `total` are in the step."""
         shape = _shape(it, union, rows)
+        if self._kind_of is not None:
+            shape = (*shape, tuple(map(self._kind_of, union)))
         times = self._events.get(shape)
         if times is None:
             if len(self._events) >= _MEMO_LIMIT:

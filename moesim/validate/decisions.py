@@ -93,6 +93,7 @@ class _Eviction(Eviction):
         self.looks_ahead = policy.looks_ahead  # type: ignore[misc]
         self.recent_rows = policy.recent_rows
         self.capacity = policy.capacity
+        self.sizes = policy.sizes
         self.always = policy.always
         self.options = policy.options
         self.preload = policy.preload  # type: ignore[method-assign]

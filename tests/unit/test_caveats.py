@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from workloads import plan_of, run_on, static_trace, tiny_scenario, tiny_trace
 
+from moesim.caveats import caveats
 from moesim.errors import ScenarioError
+from moesim.hardware.cost import CostModel
 from moesim.report.comparison import compare_runs
 from moesim.report.metrics import run_caption
 from moesim.report.runs import load_run
@@ -118,6 +121,22 @@ def test_what_could_not_be_done_as_asked_is_said(
     caveats, notes = said(trace, **changes)
     assert caveats == ([caveat] if caveat else [])
     assert note in notes
+
+
+def test_min_is_said_to_be_no_bound_where_experts_have_unequal_sizes() -> None:
+    outcome = run_on(plan_of(tiny_scenario(), tiny_trace(requests=1)))
+    cost = outcome.plan.cost
+    for bits, expected in (((0, 8.0),), 1), (((0, 16.0),), 0):
+        mixed = CostModel(cost.hardware, replace(cost.shape, layer_bits=bits))
+        found = caveats(replace(outcome, plan=replace(outcome.plan, cost=mixed)))
+        assert len(found) == expected
+    mixed = CostModel(cost.hardware, replace(cost.shape, layer_bits=((0, 8.0),)))
+    assert caveats(replace(outcome, plan=replace(outcome.plan, cost=mixed))) == [
+        (
+            "experts have unequal sizes, so MIN is no bound",
+            "experts take 1.5 MiB to 3 MiB; MIN bounds the hits only where all sizes are equal",
+        )
+    ]
 
 
 def test_caveats_begin_where_the_limit_is_passed() -> None:

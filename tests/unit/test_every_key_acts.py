@@ -73,6 +73,8 @@ CASES: dict[str, tuple[dict[str, Any], Any]] = {
     "ModelChoice.expert_bits": ({}, 4),
     "ModelChoice.weight_bits": ({}, 8),
     "ModelChoice.kv_bits": ({}, 8),
+    "ExpertBitsBy.layer": ({}, {"0": 8}),
+    "ExpertBitsBy.expert": ({}, {"0/3": 8}),
     "HardwareChoice.profile": ({}, "t4"),
     "HardwareChoice.pinned": ({"hardware": {"profile": "rtx-4090"}}, False),
     "HardwareChoice.vram": ({}, "8GiB"),
@@ -109,6 +111,9 @@ CASES: dict[str, tuple[dict[str, Any], Any]] = {
     "Memory.kv_block_tokens": ({}, 1),
     "Memory.staging": ({}, 1),
     "Memory.activations": ({}, "1GiB"),
+    "Memory.host": ({}, "1GiB"),
+    "Memory.host_cache": ({}, "expert"),
+    "Memory.pinned": ({}, "none"),
     "Workload.requests": ({}, 2),
     "Workload.order": ({}, "shuffled"),
     "Workload.domains": ({}, ["code"]),
@@ -183,6 +188,7 @@ UNUSED: list[tuple[str, dict[str, Any], Any]] = [
     ("workload.lengths", CSV, {"prompt": 3, "output": 3}),
     ("workload.arrivals.think", NO_LOOP, "2s"),
     ("batching.long_prompts", {}, "refuse"),
+    ("memory.host_cache", {}, "expert"),
 ]
 
 

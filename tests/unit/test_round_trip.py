@@ -49,6 +49,7 @@ CHANGES = sections(
         kv=SHARES.filter(lambda share: 0.01 < share < 0.8).map(format_share) | st.just("auto"),
         activations=st.just("auto") | st.integers(1, 2**30),
         staging=st.integers(1, 3),
+        host_cache=st.sampled_from(["page", "expert"]),
     ),
     cache=sections(slots=SHARES.map(format_share) | st.sampled_from(["rest", 7, "2/layer", "40MB"]))
     | st.fixed_dictionaries(

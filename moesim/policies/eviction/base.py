@@ -6,6 +6,9 @@
 A key of the union may be a leaver, too: it is computed without ever having a slot (*bypass*).
 With admission `always`, that happens only where the union exceeds the capacity.
 
+Where experts have unequal sizes, the capacity is in bytes (`CacheContext.sizes`). Keys then leave
+in the policy's order until the others fit. A key that is larger than the cache leaves at once.
+
 Each policy lists its residents in `book`. An audit compares the book with the server's residency.
 """
 
@@ -13,7 +16,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from heapq import nlargest
 from typing import Any, ClassVar
@@ -29,6 +32,9 @@ from moesim.policies.view import Key, View
 class CacheContext:
     """What a policy is built with: one cache of `capacity` slots for the keys of `universe`.
 
+    `sizes[key]` is the bytes of each key; then `capacity` is in bytes, too. None: all sizes are
+    equal, and each key takes one slot.
+
     `admission` is `always` or `bypass`. `popularity` returns the uses of each key in a profile
     trace, which must be one of the policy's `inputs`; None is the replayed trace. `future` holds
     the unions of all layer events of the cache; it is set for clairvoyant policies, and only where
@@ -41,6 +47,7 @@ class CacheContext:
     rng: np.random.Generator
     popularity: Callable[[Any], Mapping[Key, int]] | None = None
     future: Sequence[Sequence[Key]] | None = None
+    sizes: Sequence[int] | None = None
 
 
 class Eviction(Policy, ABC):
@@ -54,16 +61,25 @@ class Eviction(Policy, ABC):
       while its next token does not exist; by default none. Options may set it for an instance;
     - `stack`: ranks keys independently of capacity, so one pass over a trace gives the hit rate at
       every capacity (Mattson et al. 1970). Subclasses do not inherit this claim;
+    - `by_bytes`: `decide` handles a capacity in bytes; other policies are refused where sizes are
+      unequal;
     - `needs_bypass`: never admits a key on demand, so `admission: always` is refused.
     """
 
     looks_ahead: ClassVar[bool] = False
     recent_rows: int = 0
     stack: ClassVar[bool] = False
+    by_bytes: ClassVar[bool] = False
     needs_bypass: ClassVar[bool] = False
 
     def __init__(self, context: CacheContext, options: Any = None) -> None:
         self.capacity = context.capacity
+        self.sizes = context.sizes
+        if self.sizes is not None and not self.by_bytes:
+            raise UsageError(
+                f"{self.name} counts slots, and the experts of this model have unequal sizes; "
+                "choose another policy, or leave model.expert_bits_by out"
+            )
         self.always = context.admission == "always"
         if self.always and self.needs_bypass:
             raise UsageError(
@@ -88,6 +104,44 @@ class Eviction(Policy, ABC):
         The victim must not be in `protected`. The server removes it with `remove`.
         """
 
+    def victims(self, protected: Collection[Key], nbytes: int) -> Sequence[Key] | None:
+        """Return residents that together free `nbytes` for a prefetched key, or None to refuse.
+
+        Needed where sizes are unequal. Nothing is removed. The server removes each with `remove`.
+        """
+        assert self.sizes is not None
+        chosen: list[Key] = []
+        spared = set(protected)
+        while nbytes > 0:
+            key = self.victim(spared)
+            if key is None:
+                return None
+            chosen.append(key)
+            spared.add(key)
+            nbytes -= self.sizes[key]
+        return chosen
+
+    def shrink(self, order: Iterable[Key]) -> list[Key]:
+        """Remove keys of the book until their bytes fit the capacity, and return them.
+
+        Keys larger than the cache leave first. Others leave in the order of `order`, which is not
+        read if all fit.
+        """
+        assert self.sizes is not None
+        sizes, capacity = self.sizes, self.capacity
+        leavers = [key for key in self.book if sizes[key] > capacity]
+        excess = sum(sizes[key] for key in self.book if sizes[key] <= capacity) - capacity
+        if excess > 0:
+            for key in order:
+                if sizes[key] <= capacity:
+                    leavers.append(key)
+                    excess -= sizes[key]
+                    if excess <= 0:
+                        break
+        for key in leavers:
+            self.remove(key)
+        return leavers
+
     def insert(self, key: Key) -> None:
         """Record that a prefetched key took a slot."""
         self.book[key] = None
@@ -103,6 +157,8 @@ class Ranked(Eviction):
     Subclasses update the ranks in `observe`. No two keys may have equal ranks.
     """
 
+    by_bytes = True
+
     def __init__(self, context: CacheContext, options: Any = None) -> None:
         super().__init__(context, options)
         self.rank: dict[Key, tuple[float, ...]] = {}
@@ -117,6 +173,8 @@ class Ranked(Eviction):
         # Residents and union compete for the same slots, so all enter the book before any leaves.
         for key in view.union:
             book[key] = None
+        if self.sizes is not None:
+            return self.shrink(self._dispensable(view.union))
         excess = len(book) - self.capacity
         if excess <= 0:
             return ()
@@ -124,6 +182,13 @@ class Ranked(Eviction):
         for key in leavers:
             self.remove(key)
         return leavers
+
+    def _dispensable(self, union: Sequence[Key]) -> Iterator[Key]:
+        """Yield all keys of the book, the most dispensable first."""
+        rank = self.rank.__getitem__
+        wanted = set(union) if self.always else set()
+        yield from sorted((key for key in self.book if key not in wanted), key=rank, reverse=True)
+        yield from sorted(wanted, key=rank, reverse=True)
 
     def _most_dispensable(self, count: int, union: Sequence[Key]) -> list[Key]:
         rank = self.rank.__getitem__

@@ -18,6 +18,7 @@ class LRU(Eviction):
     """The key that was used longest ago leaves first."""
 
     stack = True
+    by_bytes = True
 
     def decide(self, view: View) -> Collection[Key]:
         book = self.book  # an OrderedDict, kept in order of last use
@@ -26,6 +27,8 @@ class LRU(Eviction):
                 book.move_to_end(key)
             else:
                 book[key] = None
+        if self.sizes is not None:
+            return self.shrink(book)
         excess = len(book) - self.capacity
         if excess <= 0:
             return ()

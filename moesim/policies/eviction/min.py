@@ -1,7 +1,9 @@
 """MIN: the key whose next use is furthest in the future leaves (Belady 1966, Mattson et al. 1970).
 
-Without prefetch no policy has fewer *misses*, since all experts have the same size. MIN does not
-minimise latency, because overlap can hide a miss.
+Without prefetch no policy has fewer *misses* where all experts have the same size. With unequal
+sizes MIN is no bound, neither on misses nor on bytes: several small experts may be worth more than
+a large one that is used sooner. The best choice is then NP-hard (Chrobak, Woeginger, Makino & Xu
+2012, Algorithmica 63). MIN does not minimise latency either, because overlap can hide a miss.
 
 `min_hit_rate` scores MIN offline on a run's own layer events. As the policy of a run, MIN works
 only where all requests arrive at once. Otherwise the layer events depend on its own decisions.
@@ -21,7 +23,10 @@ _NEVER = float("inf")
 
 @register("eviction", "min", "belady")
 class MIN(Ranked):
-    """The key whose next use is furthest in the future leaves first: a bound on misses."""
+    """The key whose next use is furthest in the future leaves first: a bound on misses.
+
+    The bound holds where all experts have the same size.
+    """
 
     clairvoyant = True
     stack = True

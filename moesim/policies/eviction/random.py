@@ -6,7 +6,7 @@ uses it in the same role.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from moesim.policies.eviction.base import CacheContext, Eviction
@@ -18,6 +18,8 @@ from moesim.policies.view import Key, View
 class Random(Eviction):
     """All keys, resident or just wanted, are equally likely to leave: a floor."""
 
+    by_bytes = True
+
     def __init__(self, context: CacheContext, options: Any = None) -> None:
         super().__init__(context, options)
         self._rng = context.rng
@@ -26,6 +28,8 @@ class Random(Eviction):
         book = self.book
         for key in view.union:
             book[key] = None
+        if self.sizes is not None:
+            return self.shrink(self._shuffled(view.union))
         excess = len(book) - self.capacity
         if excess <= 0:
             return ()
@@ -36,6 +40,12 @@ class Random(Eviction):
         for key in leavers:
             del book[key]
         return leavers
+
+    def _shuffled(self, union: Collection[Key]) -> Iterator[Key]:
+        """Yield the keys of the book in random order; with `always`, those of the union last."""
+        wanted = set(union) if self.always else set()
+        for pool in ([key for key in self.book if key not in wanted], sorted(wanted)):
+            yield from (pool[i] for i in self._rng.permutation(len(pool)).tolist())
 
     def _draw(self, pool: list[Key], count: int) -> list[Key]:
         if count >= len(pool):

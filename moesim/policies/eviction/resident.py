@@ -19,6 +19,7 @@ class Resident(Eviction):
     """The keys given stay, by default all of the universe. The capacity must hold them."""
 
     name = "resident"
+    by_bytes = True
 
     def __init__(self, context: CacheContext, keys: Iterable[Key] | None = None) -> None:
         super().__init__(context)

@@ -1,6 +1,7 @@
 """Static placement: the most popular experts keep their slots for the whole run.
 
-All other experts are computed by bypass. Popularity is counted in a profile trace, as in Fiddler
+All other experts are computed by bypass. Where sizes are unequal, an expert that no longer fits is
+passed over for less popular ones that do. Popularity is counted in a profile trace, as in Fiddler
 (arXiv 2402.07033) and in KTransformers' `frequency` placement. Without a profile it is counted in
 the replayed trace itself. That is hindsight, so reports label such a run an oracle.
 """
@@ -31,6 +32,7 @@ class Static(Eviction):
     """The keys with the highest counts in a profile trace always stay; ties: the lower key."""
 
     stack = True
+    by_bytes = True
     needs_bypass = True
     Options = StaticOptions
 
@@ -53,7 +55,18 @@ class Static(Eviction):
             )
         counts = context.popularity(self.options.profile)
         best = sorted(context.universe, key=lambda key: (-counts.get(key, 0), key))
-        self.book.update(dict.fromkeys(best[: self.capacity]))
+        kept = best[: self.capacity] if self.sizes is None else self._that_fit(best)
+        self.book.update(dict.fromkeys(kept))
+
+    def _that_fit(self, keys: Sequence[Key]) -> list[Key]:
+        """Return each key that fits beside those before it."""
+        assert self.sizes is not None
+        left, kept = self.capacity, []
+        for key in keys:
+            if self.sizes[key] <= left:
+                left -= self.sizes[key]
+                kept.append(key)
+        return kept
 
     def preload(self) -> Sequence[Key]:
         return list(self.book)

@@ -35,6 +35,31 @@ def replay(
     return outcomes
 
 
+def replay_bytes(
+    worth: Worth,
+    events: Sequence[Event],
+    capacity: int,
+    sizes: Sequence[int],
+    always: bool = False,
+) -> list[Outcome]:
+    """Return what `replay` does, for keys of unequal sizes in a cache of `capacity` bytes.
+
+    The key worth least leaves, one after another, until the others fit. Keys larger than the cache
+    do not compete.
+    """
+    before: list[set[int]] = [set()]
+    outcomes = []
+    for index, event in enumerate(events):
+        past = events[: index + 1]
+        kept = [key for key in before[-1].union(event) if sizes[key] <= capacity]
+        while sum(sizes[key] for key in kept) > capacity:
+            worths = {key: (always and key in event, worth(key, past, before)) for key in kept}
+            kept.remove(min(kept, key=worths.__getitem__))
+        outcomes.append((before[-1].intersection(event), set(kept)))
+        before.append(set(kept))
+    return outcomes
+
+
 def entered(key: int, past: Sequence[Event], before: Sequence[set[int]]) -> int:
     """Return the last event at which the key was loaded (the present one if it is loaded now)."""
     return max(i for i, event in enumerate(past) if key in event and key not in before[i])
