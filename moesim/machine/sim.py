@@ -184,11 +184,13 @@ class SimMachine:
             if soonest >= target:
                 return target
             for job in starting:
-                settled = job.lane.settle_urgent(soonest)
-                if settled:
-                    self._unsettled -= settled
-                else:
-                    self._start(job, soonest)
+                urgent = job.lane.urgent
+                if urgent and urgent[0] is job:
+                    settled = job.lane.settle_urgent(soonest)
+                    if settled:
+                        self._unsettled -= settled
+                        continue
+                self._start(job, soonest)
 
     def _next_starts(self) -> tuple[int, list[Job]]:
         """Return the instant of the next starts if nothing new is issued, and their jobs."""

@@ -67,6 +67,12 @@ class Tariff(Durations):
 
     landing_ns = 0
 
+    def experts_ns(self, tokens: tuple[int, ...]) -> int:
+        return sum(tokens)
+
+    def layers_ns(self, batch: BatchShape) -> Sequence[int]:
+        return ()
+
     def chunk_bytes(self, lane: str) -> int | None:
         return self.chunk if lane in (H2D, DISK) else None
 
