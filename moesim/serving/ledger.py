@@ -5,7 +5,7 @@ a step all works that the step waited for are done, so the ledger reads their ti
 idle moment of the GPU a cause (`moesim/serving/stalls.py`). Copies that are still under way are
 read at the end of a later step.
 
-Steps that a `StepMemo` timed at once come through `log_timed` instead, as sums.
+A `StepMemo` adds the steps that it timed at once itself, as sums.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from moesim.machine.base import Machine
 from moesim.machine.work import DEMAND, PREFETCH, Work
 from moesim.policies.view import Key
 from moesim.serving import stalls
-from moesim.serving.decision import Decision
+from moesim.serving.decision import NO_READS, Decision
 from moesim.serving.issue import Issuer
 from moesim.serving.slots import Slot
 from moesim.serving.stalls import Waits
@@ -57,6 +57,7 @@ class Program:
         self._nbytes = nbytes
         self._state_bytes = state_bytes
         self._num_experts = num_experts
+        self._reading: dict[Key, Work] = {}  # the last read of an expert, while it may be under way
 
     def move(self, hidden: Hidden, lane: str, layer: int, rows: int, issue: Issuer) -> Hidden:
         """Bring hidden states beside another compute lane, if they are not there yet."""
@@ -108,7 +109,8 @@ class Program:
         if last is not None:
             parts.append(self.move(Hidden(GPU, (last,)), hidden.lane, layer, rows, issue))
         if it.later:
-            self.ahead(it._replace(vacated=()), issue)
+            # They ran elsewhere in this event, so whatever is on disk is being read already.
+            self.ahead(it._replace(vacated=(), reads=NO_READS), issue)
         if not parts:
             return hidden
         after_all = tuple([work for part in parts for work in part.after])
@@ -152,11 +154,19 @@ class Program:
     def _read(
         self, key: Key, reads: Mapping[Key, int], layer: int, issue: Issuer
     ) -> tuple[tuple[Work, ...], Waits]:
-        """Read the part of an expert that is on disk; return what to wait for."""
-        nbytes = reads.get(key, 0)
-        if not nbytes:
+        """Read the part of an expert that is on disk; return what to wait for.
+
+        An expert that is in host memory may still be under way to it, for an earlier use.
+        """
+        reading, nbytes = self._reading, reads.get(key, 0)
+        if nbytes:
+            reading[key] = issue(Work(DISK, Copy(key, nbytes)), "read", layer)
+        elif key not in reading:
             return (), ()
-        read = issue(Work(DISK, Copy(key, nbytes)), "read", layer)
+        read = reading[key]
+        if self._done(read):
+            del reading[key]
+            return (), ()
         return (read,), ((read, stalls.DISK, layer),)
 
     def _elsewhere(self, it: Decision, hidden: Hidden, rows: int, issue: Issuer) -> list[Hidden]:

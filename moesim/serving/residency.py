@@ -94,7 +94,11 @@ class ExpertCache:
         """Return whether all experts of a layer have a slot, with no copy under way."""
         keys = range(layer * num_experts, (layer + 1) * num_experts)
         slots = self.slots
-        return all(key in slots and self._landed(slots[key]) for key in keys)
+        return all(key in slots and self._is_here(slots[key]) for key in keys)
+
+    def _is_here(self, slot: Slot) -> bool:
+        """Return whether the copy that fills the slot is done; this is not a use."""
+        return slot.landing is None or self._done(slot.landing)
 
     def decide(self, layer: int, view: View, rows_of_step: int = 0) -> Decision:
         """Decide one layer event: sort the union, and move slots between keys."""

@@ -23,7 +23,7 @@ from moesim.errors import InvariantError, PolicyViolation
 from moesim.hardware.ops import Dense, Front, Readback, Tail
 from moesim.hardware.topology import D2H, GPU
 from moesim.machine.base import Machine, Wait
-from moesim.machine.work import Work
+from moesim.machine.work import FAR, Work
 from moesim.policies.prefetch.base import Prefetch
 from moesim.policies.view import View
 from moesim.progress import Counter
@@ -207,6 +207,8 @@ class Server:
         for step, routing, events in zip(steps, routings, decided, strict=True):
             number, sizes = ledger.num_steps, self._sizes(step)
             finish = memo.step(number, start, step.batch, events, sizes, step.facts)
+            if finish >= FAR:
+                break  # the wait refuses it
             ledger.num_steps += 1
             step.stamp(start, finish)
             if number in ledger.timeline_steps:

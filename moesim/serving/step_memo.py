@@ -63,7 +63,7 @@ class EventTimes:
     """The work of an event of one shape, with times in ns from the instant its ids are known.
 
     `union` are the keys of the event that was issued; `sums` are what an event adds to the
-    counters, in the order of `Columns`.
+    counters, in the order of the columns of `_Sums`.
     """
 
     __slots__ = ("duration_ns", "entries", "sums", "union")
@@ -116,6 +116,7 @@ class StepMemo:
         self._ledger = ledger
         self._events: dict[tuple[object, ...], EventTimes] = {}
         self._log: list[_Logged] = []
+        self._last: _Logged | None = None
         self._lanes = topology.names
         self._kind_of = kind_of
 
@@ -123,7 +124,7 @@ class StepMemo:
         self, it: Decision, union: Sequence[Key], rows: Sequence[int], total: int
     ) -> EventTimes:
         """Return the times of a decided event. `rows` want each key, `total` are in the step."""
-        shape = _shape(it, union, rows)
+        shape = _shape(it, union, rows, total)
         if self._kind_of is not None:
             shape = (*shape, tuple(map(self._kind_of, union)))
         times = self._events.get(shape)
@@ -143,6 +144,8 @@ class StepMemo:
         issue = Issuer(twin.submit, entries, self._topology, HostTimes())
         results = self._program_on(twin).event(it, Hidden(GPU), total, issue)
         twin.settle()
+        if any(entry.work.finish_ns >= FAR for entry in entries):
+            return EventTimes(union, entries, FAR, ())  # the server's wait will refuse such a step
         stall_ns = [[0] * (it.layer + 1) for _ in CAUSES]
         end = self._end(it, entries, results, stall_ns)
         _check(entries, end)
@@ -195,7 +198,10 @@ class StepMemo:
         sizes: StepBytes,
         facts: StepFacts,
     ) -> int:
-        """Time a step that starts on idle lanes, and log it; return its finish."""
+        """Time a step that starts on idle lanes, and log it.
+
+        Return its finish, or FAR if that is later than can be counted; then nothing is logged.
+        """
         prices = self._prices
         ids_ns = self._alone_ns(D2H, Readback(sizes.ids)) if sizes.ids else 0
         sampled_ns = self._alone_ns(D2H, Readback(sizes.sampled))
@@ -204,9 +210,10 @@ class StepMemo:
         finish += sum([event.duration_ns for event in events])
         if finish >= FAR:
             return FAR
-        self._log.append(
-            _Logged(number, start_ns, finish, fixed_ns, ids_ns, sampled_ns, sizes, facts, events)
+        self._last = _Logged(
+            number, start_ns, finish, fixed_ns, ids_ns, sampled_ns, sizes, facts, events
         )
+        self._log.append(self._last)
         if len(self._log) >= _ADD_EVERY:
             self.flush()
         return finish
@@ -217,8 +224,9 @@ class StepMemo:
     def show(
         self, number: int, start_ns: int, batch: BatchShape, unions: Sequence[Sequence[Key]]
     ) -> None:
-        """Add the rows of the last logged step to the timeline."""
-        step, ledger = self._log[-1], self._ledger
+        """Add the rows of the last timed step to the timeline."""
+        step, ledger = self._last, self._ledger
+        assert step is not None
         layers_ns, layers = self._prices.layers_ns(batch), ledger.layers
         clock = start_ns
 
@@ -392,7 +400,9 @@ class _Sums:
         return result
 
 
-def _shape(it: Decision, union: Sequence[Key], rows: Sequence[int]) -> tuple[object, ...]:
+def _shape(
+    it: Decision, union: Sequence[Key], rows: Sequence[int], total: int
+) -> tuple[object, ...]:
     """Return what decides an event's times: all but the identity of its experts."""
     if not it.loads and not it.elsewhere:
         return (rows,)
@@ -409,7 +419,8 @@ def _shape(it: Decision, union: Sequence[Key], rows: Sequence[int]) -> tuple[obj
             seen[number] = place
         waits = tuple(after)
     reads = tuple([it.reads.get(key, 0) for key in union]) if it.reads else ()
-    return rows, places, waits, reads
+    # Only experts elsewhere need the hidden states moved, which are those of all rows.
+    return rows, places, waits, reads, total if it.elsewhere else 0
 
 
 def _check(entries: Sequence[Entry], end_ns: int) -> None:

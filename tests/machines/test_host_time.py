@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import simpy
+from moesim.machine.step_times import StepBytes
 from scripted_servers import LANES, Tariff
 
 from moesim.errors import InvariantError
@@ -13,7 +14,6 @@ from moesim.hardware.ops import BatchShape, Copy, Tail
 from moesim.hardware.topology import CPU, GPU, H2D, Topology
 from moesim.machine.events import EventMachine
 from moesim.machine.sim import SimMachine
-from moesim.machine.step_times import StepBytes
 from moesim.machine.threads import ThreadMachine, drive
 from moesim.machine.work import PREFETCH, Work
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from layer_events import HandPrices, event_times
 from measured_profiles import measured_profile, random_times, tiny_shape
 from workloads import (
     REFACTORED_CONFIG,
@@ -38,7 +39,6 @@ from moesim.hardware import (
 from moesim.hardware.measurement import OperationTimes
 from moesim.hardware.operations import OperationCost
 from moesim.machine.events import EventMachine
-from moesim.machine.step_times import EventTimes
 from moesim.simulate import summarise
 
 COUNTS = st.integers(0, 5000)
@@ -208,10 +208,11 @@ def test_a_computation_that_waited_for_a_copy_begins_later_and_another_does_not(
 ) -> None:
     """Copies take 100 ns; from a landing to the start of what has waited for it, 7 ns."""
     prices: dict[tuple[int, ...], int] = {(1,): resident_ns, (2,): 20}
-    event_times = EventTimes(((1, 2), (False, True), ()), prices.__getitem__, 100, 7)
-    assert event_times.landings == [100]
-    assert event_times.starts == [0, start]
-    assert event_times.duration_ns == start + 20
+    it = event_times((1, 2), (False, True), prices=HandPrices(7, prices.__getitem__))
+    resident, copy, copied_in = (entry.work for entry in it.entries)
+    assert (copy.start_ns, copy.finish_ns) == (0, 100)
+    assert [resident.start_ns, copied_in.start_ns] == [0, start]
+    assert it.duration_ns == start + 20
 
 
 def test_a_profile_with_operations_is_read_back_as_it_was_written(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from moesim.errors import UsageError
-from moesim.serving.host_memory import PAGE_BYTES, HostMemory, Unit, UnlimitedHostMemory
+from moesim.serving.host_memory import PAGE_BYTES, HostMemory, Unit
 
 PAGE = 4
 SIZES = st.lists(st.integers(1, 30), min_size=1, max_size=6)
@@ -138,7 +138,6 @@ def test_nothing_is_read_if_all_experts_fit(sizes: list[int], uses: list[int]) -
     uses = [key for key in uses if key < len(sizes)]
     taken = sum(-(-size // PAGE) * PAGE for size in sizes)
     for memory in (
-        UnlimitedHostMemory(),
         HostMemory(sum(sizes), sizes, "expert"),
         HostMemory(taken, sizes, "page", page_bytes=PAGE),
     ):

@@ -383,7 +383,7 @@ def test_every_prefetched_byte_is_useful_late_wasted_or_unused(block: int) -> No
         summary = summarise(outcome)
         plan = outcome.plan
         size = plan.cost.expert_bytes
-        layers = layer_columns(outcome.ledger, plan.layers.model_layers, size)
+        layers = layer_columns(outcome.ledger, plan.layers.model_layers)
         issued = int(layers["prefetch_bytes"].sum())
         kinds = ("useful", "late", "wasted", "unused")
         assert sum(summary[f"prefetch_{kind}_bytes"] for kind in kinds) == issued, seed
@@ -687,7 +687,7 @@ def odd_case(seed: int) -> tuple[dict[str, Any], Trace]:
 
 @pytest.mark.parametrize("block", range(4))
 def test_machines_agree_on_what_is_rare(block: int) -> None:
-    """Folded step by step, folded layer by layer, and one event per chunk."""
+    """Timed step by step, walked layer by layer, and one event per chunk."""
     for seed in range(block, 80, 4):
         plan = plan_of(*odd_case(7000 + seed))
         expected = everything(run_on(plan, EventMachine))
