@@ -1,4 +1,4 @@
-"""A server's view stands still between its waits, and a step is folded only when nothing is due."""
+"""A server's view of time and of finished work stands still between its waits."""
 
 from __future__ import annotations
 
@@ -6,10 +6,8 @@ from typing import Any
 
 import pytest
 import simpy
-from moesim.machine.step_times import StepBytes
-from scripted_servers import LANES, Tariff
+from scripted_servers import Tariff
 
-from moesim.errors import InvariantError
 from moesim.hardware.ops import BatchShape, Copy, Tail
 from moesim.hardware.topology import CPU, GPU, H2D, Topology
 from moesim.machine.events import EventMachine
@@ -82,20 +80,6 @@ def test_work_that_shares_a_resource_has_no_finish_before_it_is_over(make: Any) 
         assert (reader.start_ns, reader.finish_ns) == (10, 14)
 
     serve(make, server, tariff)
-
-
-def test_a_step_is_not_folded_while_the_host_is_busy() -> None:
-    """All lanes get free at 11, but the host hands over the last of their works at 5 only."""
-    machine = SimMachine(simpy.Environment(), Tariff(), Tariff().topology)
-    step = BatchShape(3, 0, 0, 1), (), StepBytes(10, 0, 4)
-    for number, lane in enumerate(LANES):
-        size = 10 - number
-        op = Tail(BatchShape(size, 0, 0, 0)) if lane.computes else Copy(number, size)
-        machine.submit(Work(lane.name, op, issue_ns=1))
-    with pytest.raises(InvariantError, match="under way"):
-        machine.fold(*step)
-    list(machine.wait_any((), until_ns=5))
-    assert machine.fold(*step).start_ns == 11
 
 
 def test_a_lane_that_computes_takes_no_prefetches() -> None:
