@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 import simpy
-from scripted_servers import Tariff
+from scripted_servers import LANES, Tariff
 
+from moesim.errors import InvariantError
 from moesim.hardware.ops import BatchShape, Copy, Tail
 from moesim.hardware.topology import CPU, GPU, H2D, Topology
 from moesim.machine.events import EventMachine
