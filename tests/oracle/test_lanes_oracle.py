@@ -318,16 +318,17 @@ def test_what_is_left_of_a_division_goes_to_the_flow_issued_last(make: Any) -> N
 
 @both_machines
 def test_rates_are_computed_once_an_instant(make: Any) -> None:
-    """At 10 a copy ends, the server acts, and two flows start: then there is one new set of
-    rates."""
+    """At 20 a copy ends, the server acts, and two flows start beside the disk's: then there is one
+    new set of rates."""
     seen: list[tuple[int, ...]] = []
 
     def note(_costs: Sequence[Cost], rates: Sequence[int]) -> None:
         seen.append(tuple(rates))
 
-    script: list[Any] = [Issue(H2D, 10), Issue(H2D, 10), Await((), 10), Issue(CPU, 10)]
+    script: list[Any] = [Issue(H2D, 10), Issue(DISK, 100), Await((), 20)]
+    script += [Issue(CPU, 90), Issue(H2D, 90)]
     play(watched(make, note), dram(NS), script)
-    assert [rates for rates in seen if rates] == [(NS,), (NS // 2, NS // 2)]
+    assert seen[:2] == [(NS // 2, NS // 2), (NS // 3, NS // 3, NS // 3 + 1)]
 
 
 @both_machines
@@ -342,3 +343,6 @@ def test_demand_that_waits_for_work_without_a_duration_lets_a_prefetch_by(make: 
         Issue(H2D, 7, after=(2,)),
     ]
     assert play(make, Tariff(), script)[0] == [(0, 10), (10, 15), (10, 10), (15, 22)]
+    # All is issued at once here, and each copy takes 1 ns.
+    script = [Issue(GPU, 0), Issue(H2D, 1, PREFETCH), Issue(H2D, 1, after=(0,)), Issue(H2D, 1)]
+    assert play(make, Tariff(), script)[0] == [(0, 0), (0, 1), (1, 2), (2, 3)]
