@@ -25,7 +25,7 @@ from scripted_servers import (
     Tariff,
     play,
     play_all,
-    read_out,
+    read_out_all,
     shuffled_events,
 )
 
@@ -51,9 +51,12 @@ def dram(capacity: int, rates: dict[str, int] | None = None, latency: int = 0) -
 
 
 @st.composite
-def scripts(draw: Any, *, least: int = 0, most_issue_ns: int = 5) -> list[Any]:
-    """Draw random servers of five lanes. Jobs are of `least` bytes or more, and may wait for
-    others; the host takes up to `most_issue_ns` for each."""
+def scripts(draw: Any, *, most: int = 9, most_issue_ns: int = 5) -> list[Any]:
+    """Draw random servers of five lanes.
+
+    Jobs have up to `most` bytes and may wait for others. The host takes up to `most_issue_ns` for
+    each.
+    """
     script: list[Any] = []
     jobs = 0
     needed: set[int] = set()  # a job that is promoted behind one that waits for it would never run
@@ -65,7 +68,7 @@ def scripts(draw: Any, *, least: int = 0, most_issue_ns: int = 5) -> list[Any]:
             after = draw(some)
             needed.update(after)
             jobs += 1
-            size, issue_ns = draw(st.integers(least, 9)), draw(st.integers(0, most_issue_ns))
+            size, issue_ns = draw(st.integers(0, most)), draw(st.integers(0, most_issue_ns))
             script.append(Issue(lane, size, priority, after, issue_ns))
         elif kind <= 7 and jobs:
             number = draw(one)
@@ -105,7 +108,17 @@ def test_the_host_issues_one_work_after_another(
     make: Any, script: list[Any], latency: int, chunk: int | None
 ) -> None:
     tariff = Tariff(latency, chunk)
-    assert play(make, tariff, script) == read_out(tariff, script)
+    assert play_all(make, tariff, script) == read_out_all(tariff, script)
+
+
+@both_machines
+@settings(max_examples=800)
+@given(scripts(most=1, most_issue_ns=1), st.integers(0, 1))
+def test_work_that_takes_no_time_is_over_after_lanes_have_started(
+    make: Any, script: list[Any], latency: int
+) -> None:
+    tariff = Tariff(latency)
+    assert play_all(make, tariff, script) == read_out_all(tariff, script)
 
 
 @both_machines
@@ -114,16 +127,15 @@ def test_the_host_issues_one_work_after_another(
 def test_lanes_share_resources_nanosecond_by_nanosecond(
     make: Any, script: list[Any], tariff: Tariff
 ) -> None:
-    assert play(make, tariff, script) == read_out(tariff, script)
+    assert play_all(make, tariff, script) == read_out_all(tariff, script)
 
 
 @settings(max_examples=400)
 @given(scripts(), tariffs(), st.integers(0, 1000))
-def test_machines_agree_on_how_long_lanes_work(
+def test_the_order_of_simultaneous_events_changes_nothing(
     script: list[Any], tariff: Tariff, seed: int
 ) -> None:
     folded = play_all(SimMachine, tariff, script)
-    assert folded == play_all(EventMachine, tariff, script)
     assert folded == play_all(shuffled_events(seed), tariff, script)
 
 
@@ -235,9 +247,9 @@ def test_a_copy_and_a_cpu_read_slow_each_other_down(make: Any) -> None:
 
     The copy has 20 of its 50 bytes left then and moves them at full speed.
     """
-    times, _, busy = play_all(make, dram(NS), [Issue(H2D, 50), Issue(CPU, 30)])
-    assert times == [(0, 80), (0, 60)]
-    assert busy == [80, 60]
+    played = play_all(make, dram(NS), [Issue(H2D, 50), Issue(CPU, 30)])
+    assert played.times == [(0, 80), (0, 60)]
+    assert played.busy == [80, 60]
 
 
 @both_machines
@@ -293,3 +305,44 @@ def test_a_finish_is_rounded_up_and_a_rate_down(make: Any) -> None:
     assert play(make, dram(3), [Issue(H2D, 1)])[0] == [(0, 333_333_334)]
     script = [Issue(H2D, 3), Issue(CPU, 3), Issue(DISK, 4)]
     assert play(make, dram(10), script)[0] == [(0, NS)] * 3
+
+
+@both_machines
+def test_what_is_left_of_a_division_goes_to_the_flow_issued_last(make: Any) -> None:
+    """The copy is issued first and starts last, at 1. Each flow has 3, 3 and 4 bytes/s from then
+    on, in order of issue, so the last two are over at 1 s."""
+    script = [Issue(GPU, 1), Issue(H2D, 3, after=(0,)), Issue(CPU, 3), Issue(DISK, 4)]
+    times, _ = play(make, dram(10), script)
+    assert times[1:] == [(1, NS + 1), (0, NS), (0, NS)]
+
+
+@both_machines
+def test_rates_are_computed_once_an_instant(make: Any) -> None:
+    """At 20 a copy ends, the server acts, and two flows start beside the disk's: then there is one
+    new set of rates."""
+    seen: list[tuple[int, ...]] = []
+
+    def note(_costs: Sequence[Cost], rates: Sequence[int]) -> None:
+        seen.append(tuple(rates))
+
+    script: list[Any] = [Issue(H2D, 10), Issue(DISK, 100), Await((), 20)]
+    script += [Issue(CPU, 90), Issue(H2D, 90)]
+    play(watched(make, note), dram(NS), script)
+    assert seen[:2] == [(NS // 2, NS // 2), (NS // 3, NS // 3, NS // 3 + 1)]
+
+
+@both_machines
+def test_demand_that_waits_for_work_without_a_duration_lets_a_prefetch_by(make: Any) -> None:
+    """At 10 the link gets free and the server issues a copy out that takes no time. Lanes start
+    before it is over, so the prefetch goes first."""
+    script: list[Any] = [
+        Issue(H2D, 10),
+        Issue(H2D, 5, PREFETCH),
+        Await((), 10),
+        Issue(D2H, 0),
+        Issue(H2D, 7, after=(2,)),
+    ]
+    assert play(make, Tariff(), script)[0] == [(0, 10), (10, 15), (10, 10), (15, 22)]
+    # All is issued at once here, and each copy takes 1 ns.
+    script = [Issue(GPU, 0), Issue(H2D, 1, PREFETCH), Issue(H2D, 1, after=(0,)), Issue(H2D, 1)]
+    assert play(make, Tariff(), script)[0] == [(0, 0), (0, 1), (1, 2), (2, 3)]

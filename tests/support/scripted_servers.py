@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import simpy
@@ -132,6 +132,19 @@ Script = Sequence[Issue | Promote | Await]
 Times = list[tuple[int, int]]
 
 
+class Played(NamedTuple):
+    """What a script did on a machine."""
+
+    times: Times
+    """Start and finish of every issue."""
+    resumed: list[int]
+    """When the server resumed from each wait."""
+    seen: list[list[bool]]
+    """Which issues it saw as done then."""
+    busy: list[int]
+    """How long the lanes worked on each issue."""
+
+
 def shuffled_events(seed: int) -> Callable[..., EventMachine]:
     """Return a maker of event machines that order simultaneous events of a class at random."""
     return lambda env, prices, topology=None: EventMachine(
@@ -141,18 +154,16 @@ def shuffled_events(seed: int) -> Callable[..., EventMachine]:
 
 def play(make: Callable[..., Any], tariff: Any, script: Script) -> tuple[Times, list[int]]:
     """Return start and finish of every issue, and when the server resumed from each wait."""
-    times, resumed, _ = play_all(make, tariff, script)
-    return times, resumed
+    return play_all(make, tariff, script)[:2]
 
 
-def play_all(
-    make: Callable[..., Any], tariff: Any, script: Script
-) -> tuple[Times, list[int], list[int]]:
-    """Return what `play` returns, and how long the lanes worked on each issue."""
+def play_all(make: Callable[..., Any], tariff: Any, script: Script) -> Played:
+    """Return all that a script did on the machine that `make` builds."""
     env = simpy.Environment()
     machine = make(env, tariff, getattr(tariff, "topology", None))
     tickets: list[Any] = []
     resumed: list[int] = []
+    seen: list[list[bool]] = []
 
     def server() -> Any:
         for action in script:
@@ -171,6 +182,7 @@ def play_all(
                 until = None if action.for_ns is None else machine.now_ns + action.for_ns
                 yield from machine.wait_any(tuple(tickets[job] for job in action.jobs), until)
                 resumed.append(machine.now_ns)
+                seen.append([machine.done(ticket) for ticket in tickets])
         pending = list(tickets)
         while pending:
             yield from machine.wait_any(pending)
@@ -179,7 +191,7 @@ def play_all(
 
     env.run(until=env.process(server()))
     times = [(ticket.start_ns, ticket.finish_ns) for ticket in tickets]
-    return times, resumed, [ticket.busy_ns for ticket in tickets]
+    return Played(times, resumed, seen, [ticket.busy_ns for ticket in tickets])
 
 
 @dataclass(eq=False)
@@ -190,6 +202,7 @@ class _Job:
     order: int
     start: int = -1
     finish: int = -1
+    busy: int = 0
 
 
 @dataclass(eq=False)
@@ -213,14 +226,17 @@ class _ReadOut:
         self.lanes = {lane.name: _Lane() for lane in LANES}
         self.jobs: list[_Job] = []
         self.resumed: list[int] = []
+        self.seen: list[list[bool]] = []
         self.waiting: tuple[Sequence[_Job], int | None] | None = None
         self.now = 0
         self.host = 0  # the host is busy until then
         self.issuing = False  # the next action's issue time is already in `host`
 
-    def run(self) -> None:
+    def run(self) -> Played:
         while self.todo or self.waiting or any(job.finish < 0 for job in self.jobs):
             for lane in self.lanes.values():
+                if lane.current is not None:
+                    lane.current.busy += 1
                 if lane.left is not None:
                     lane.left -= Fraction(lane.rate, NS)
             # What takes no time may set off more at the same instant.
@@ -229,6 +245,8 @@ class _ReadOut:
             self.share()
             self.now += 1
             assert self.now < 100_000, "the script never ends"
+        times = [(job.start, job.finish) for job in self.jobs]
+        return Played(times, self.resumed, self.seen, [job.busy for job in self.jobs])
 
     def complete(self) -> bool:
         moved = False
@@ -299,6 +317,7 @@ class _ReadOut:
     def resume(self) -> None:
         self.waiting = None
         self.resumed.append(self.now)
+        self.seen.append([job.finish >= 0 for job in self.jobs])
         self.host = self.now
 
     def start(self) -> bool:
@@ -344,9 +363,12 @@ class _ReadOut:
 
 def read_out(tariff: Tariff, script: Script) -> tuple[Times, list[int]]:
     """Return what `play` returns, simulated nanosecond by nanosecond."""
-    simulation = _ReadOut(tariff, script)
-    simulation.run()
-    return [(job.start, job.finish) for job in simulation.jobs], simulation.resumed
+    return read_out_all(tariff, script)[:2]
+
+
+def read_out_all(tariff: Tariff, script: Script) -> Played:
+    """Return what `play_all` returns, simulated nanosecond by nanosecond."""
+    return _ReadOut(tariff, script).run()
 
 
 __all__ = [
@@ -364,5 +386,6 @@ __all__ = [
     "play",
     "play_all",
     "read_out",
+    "read_out_all",
     "shuffled_events",
 ]
