@@ -399,7 +399,7 @@ def test_random_events_show_every_outcome() -> None:
 @pytest.mark.parametrize("capacity", [0, 1, 3])
 def test_where_an_expert_runs_does_not_change_who_is_resident(capacity: int) -> None:
     rng = random.Random(capacity)
-    events = [(rng.sample(range(EXPERTS), 3), 50, []) for _ in range(30)]
+    events: Any = [(rng.sample(range(EXPERTS), 3), 50, []) for _ in range(30)]
     cache = {
         "name": "lru",
         "capacity": capacity,
