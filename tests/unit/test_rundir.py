@@ -62,7 +62,8 @@ REPORTED = """
     prefetch_useful_bytes prefetch_late_bytes prefetch_wasted_bytes prefetch_unused_bytes load_bytes
     d2h_bytes gpu_busy_share h2d_busy_share d2h_busy_share stall_s stall_demand_s stall_late_s
     stall_readback_s stall_other_s stall_cpu_s stall_disk_s stall_host_s elsewhere states_bytes
-    disk_bytes cpu_busy_share disk_busy_share busy_s idle_s peak_vram_bytes vram_bytes fixed_bytes kv_bytes
+    disk_bytes cpu_busy_share disk_busy_share
+    busy_s idle_s peak_vram_bytes vram_bytes fixed_bytes kv_bytes
     slots_bytes staging_bytes activations_bytes peak_kv_blocks waves_max waves_mean
     unique_experts_per_event_mean tiled_share min_hit_rate infinite_cache_hit_rate
     infinite_cache_makespan_s infinite_cache_e2e_p95_ms infinite_link_makespan_s
