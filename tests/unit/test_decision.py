@@ -194,14 +194,15 @@ def test_a_leaver_is_vacated_where_it_is_on_its_way_or_is_written_back() -> None
     assert (only(it.vacated), it.write_back) == ([1], True)
 
 
-def test_a_free_slot_is_taken_before_one_that_is_being_read() -> None:
-    """Slot numbers of the cache are 1 to 3. Experts 0 and 1 leave, and only 1 is computed now."""
-    served = Served(capacity=3)
-    served.event([0, 1, 2])
+@pytest.mark.parametrize(("read", "idle"), [(0, 1), (1, 0)])
+def test_the_slot_of_a_leaver_that_is_not_computed_now_is_taken_first(read: int, idle: int) -> None:
+    """Both residents leave, and one of them is computed: its slot must wait, the other need not."""
+    served = Served(capacity=2)
+    served.event([0, 1])
     served.wait(1000)
     before = served.numbers()
-    it = served.event([1, 2, 5])
-    assert [slot.number for *_, slot in it.loads] == [before[0]]
+    it = served.event([read, 5, 6])
+    assert [slot.number for *_, slot in it.loads] == [before[idle], before[read]]
 
 
 def test_what_is_not_in_host_memory_is_read_once_an_event() -> None:
