@@ -25,7 +25,7 @@ from moesim.serving.ledger import Ledger
 from moesim.serving.program import Hidden, Program
 from moesim.serving.residency import ExpertCache
 from moesim.serving.slots import ExpertSizes, Slot, Staging
-from moesim.serving.stalls import Entry
+from moesim.serving.stalls import CAUSES, Entry, account
 
 EXPERTS = 8
 NAMES = ["lru", "fifo", "lfu", "lfu_decay", "lfu_in_cache", "random", "static"]
@@ -180,6 +180,24 @@ def test_late_experts_are_in_the_order_in_which_they_land() -> None:
         served.prefetch(key)
     assert only(served.event([2, 4, 5]).late) == [5, 2, 4]
     assert served.ledger.prefetch_late == 3
+
+
+def test_the_gpu_waits_for_late_copies_for_demand_copies_and_for_the_disk() -> None:
+    """A copy takes 100 ns, a read from disk as long; the computation of one row takes 11 ns."""
+    served = Served(capacity=3, host=LeastRecent(2, EXPERT_BYTES))
+    served.host.read(2)
+    served.prefetch(2)
+    served.wait(30)
+    served.event([2, 3])
+    served.machine.settle()
+    stall_ns = [[0, 0] for _ in CAUSES]
+    assert account(served.entries, 30, stall_ns) == (241, 70 + 119)
+    # The disk reads from 30 to 130, the copy follows until 230.
+    assert {name: sum(ns) for name, ns in zip(CAUSES, stall_ns, strict=True) if sum(ns)} == {
+        "late": 70,
+        "disk": 19,
+        "demand": 100,
+    }
 
 
 def test_a_leaver_is_vacated_where_it_is_on_its_way_or_is_written_back() -> None:
