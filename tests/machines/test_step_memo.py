@@ -33,7 +33,7 @@ from moesim.serving.issue import HostTimes, Issuer
 from moesim.serving.ledger import StepFacts
 from moesim.serving.program import Hidden
 from moesim.serving.slots import Slot
-from moesim.serving.stalls import DEMAND, Entry
+from moesim.serving.stalls import CAUSES, DEMAND, Entry
 from moesim.serving.step_memo import EventTimes, StepBytes, StepMemo, Twinned
 from moesim.simulate import Outcome, Plan, SimPrices, build_server, finish, summarise
 from moesim.trace import Trace
@@ -274,6 +274,34 @@ def test_events_of_one_memo_differ_by_rows_places_reads_and_the_rows_of_the_step
     for _ in range(2):
         for it, counts, total, lasts in expected:
             assert memo.event(it, union, counts, total).duration_ns == lasts
+
+
+def test_a_buffer_may_wait_for_the_residents_or_for_an_earlier_expert() -> None:
+    """Two residents are computed until 401; the third copy needs the buffer of one of them, or that
+    of the first expert copied in, which is computed until 702."""
+    memo, _ = memo_of(HandPrices(table=lambda tokens: 1 + 200 * sum(tokens)))
+    rows, absent, union = (1,) * 5, (False, False, True, True, True), range(5)
+    for _ in range(2):
+        for last, starts in ((1, 601), (0, 702)):
+            it = memo.event(decision(rows, absent, (0, 1, 0, 2, last), 1), union, rows, 5)
+            assert spans(it, H2D) == [(401, 501), (501, 601), (starts, starts + 100)]
+
+
+def test_the_gpu_waits_for_the_cpu_and_the_disk_and_for_what_has_come_back() -> None:
+    """Inputs reach the CPU at 50, the expert the host at 100; its results are back at 181."""
+    memo, _ = memo_of(HandPrices(landing_ns=7), FIVE_LANES)
+    it = decision((2, 3), (False, True))._replace(
+        loads=(), waves=0, elsewhere=[(1, 3, CPU)], reads={1: 1000}
+    )
+    times = memo.event(it, (0, 1), (2, 3), 5)
+    assert (spans(times, GPU), times.duration_ns) == ([(0, 21)], 181 + 7)
+    stalls = dict(zip(CAUSES, times.sums[7:14], strict=True))
+    assert {cause: ns for cause, ns in stalls.items() if ns} == {
+        "cpu": (50 - 21) + (188 - 100),
+        "disk": 50,
+    }
+    hits, loads, elsewhere, missed, nbytes = times.sums[:5]
+    assert (hits, loads, elsewhere, missed, nbytes) == (1, 0, 1, 3, 0)
 
 
 def issued() -> tuple[list[Entry], int]:
