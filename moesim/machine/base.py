@@ -5,7 +5,8 @@ a price list, or in real time. Only the server submits work, and it is suspended
 between two of its actions the future of every lane is fixed. That is why a machine that folds time
 agrees with one that runs every event. A completion callback or an "on idle" hook would break this.
 
-At equal times, completions come first, then the server, then lanes start work.
+At equal times, completions come first, then the server, then lanes start work. Work that takes no
+time is over after all lanes have started at that instant, so what waits for it starts after that.
 
 **Host time.** Between two waits of the server, `now_ns` and `done` stand still. Each work has a
 release: `now_ns` plus the issue times of all work submitted since the last wait, its own included.
@@ -13,7 +14,8 @@ It starts no earlier. A wait first moves the host past the last release. `promot
 release of the work submitted before it.
 
 **Shared resources.** Work whose `Cost` has `uses` shares bandwidths with the running work of other
-lanes. Its finish is not known before it is over.
+lanes. Its finish is not known before it is over. `moesim.machine.flows` states the rates. They are
+computed once an instant, after its completions, the server's actions and the starts.
 """
 
 from __future__ import annotations
@@ -39,7 +41,10 @@ class Machine(Protocol):
         """Return the time of the server's last wait."""
 
     def submit(self, work: Work) -> None:
-        """Queue a work on its lane. A simulated machine prices it, the real machine does it."""
+        """Queue a work on its lane. A simulated machine prices it, the real machine does it.
+
+        Lanes that compute, or copy from GPU memory, take no prefetches.
+        """
 
     def promote(self, work: Work) -> None:
         """Move a queued prefetch behind the demand copies issued so far; no effect on others."""

@@ -269,7 +269,8 @@ class SimMachine:
     def _pending(self) -> str:
         queued = [job for lane in self._all for job in (*lane.urgent, *lane.prefetches)]
         jobs = {id(job): job for job in (*(each.job for each in self._running), *queued)}
-        return ", ".join(map(str, (job.work for job in jobs.values()))) or "nothing"
+        works = [job.work for job in jobs.values()]
+        return ", ".join([f"{work.op} on {work.lane}" for work in works]) or "nothing"
 
     def close(self) -> None:
         """Do nothing: there is nothing to release."""

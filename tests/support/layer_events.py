@@ -164,7 +164,9 @@ class LeastRecent:
         return HOST if key in self._held else DISK
 
 
-def some_on_the_cpu(view: View, missing: Sequence[int], arriving: Sequence[int]) -> dict[int, str]:
+def some_on_the_cpu(
+    view: View, missing: Sequence[int], arriving: Sequence[int], rows_of_step: int
+) -> dict[int, str]:
     """Place about half of the absent experts on the CPU, by their keys and rows."""
     rows = dict(zip(view.union, view.tokens, strict=True))
     return {key: CPU for key in (*missing, *arriving) if (key * 5 + rows[key]) % 4 < 2}

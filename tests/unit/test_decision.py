@@ -93,7 +93,7 @@ class Served:
 
 def on_cpu(*keys: int) -> Place:
     """Return a placement that computes these keys on the CPU wherever they are absent."""
-    return lambda view, missing, arriving: {
+    return lambda view, missing, arriving, rows: {
         key: CPU for key in (*missing, *arriving) if key in keys
     }
 
@@ -149,7 +149,9 @@ def test_a_bypass_needs_no_slot_but_a_staging_buffer_where_it_is_copied() -> Non
 def test_residents_stay_on_the_gpu_and_are_not_placed() -> None:
     asked: list[tuple[list[int], list[int]]] = []
 
-    def place(view: View, missing: Sequence[int], arriving: Sequence[int]) -> dict[int, str]:
+    def place(
+        view: View, missing: Sequence[int], arriving: Sequence[int], rows: int
+    ) -> dict[int, str]:
         asked.append((list(missing), list(arriving)))
         return {}
 
@@ -356,7 +358,9 @@ def serve(cache: dict[str, Any], events: Any, places: int | None, in_host: int |
         cache = {**cache, "admission": "bypass", "write_back": False}
     rng = random.Random(places)
 
-    def place(view: View, missing: Sequence[int], arriving: Sequence[int]) -> dict[int, str]:
+    def place(
+        view: View, missing: Sequence[int], arriving: Sequence[int], rows: int
+    ) -> dict[int, str]:
         assert not set(missing) & set(arriving)
         assert {*missing, *arriving} <= set(view.union)
         return {key: CPU for key in (*missing, *arriving) if rng.random() < 0.5}
