@@ -124,7 +124,8 @@ class SimMachine:
     def settle(self) -> int:
         """Advance until all submitted work is done; return that time. For twins only."""
         self._settle_until((), FAR)
-        self.now_ns = max(self.now_ns, *(lane.free_ns for lane in self._all))
+        frees = [lane.free_ns for lane in self._all]
+        self.now_ns = self._host_ns = max(self.now_ns, *frees)
         return self.now_ns
 
     def promote(self, work: Work) -> None:

@@ -29,7 +29,7 @@ from moesim.serving.stalls import CAUSES, Entry, account
 
 EXPERTS = 8
 NAMES = ["lru", "fifo", "lfu", "lfu_decay", "lfu_in_cache", "random", "static"]
-Place = Callable[[View, Sequence[int], Sequence[int]], Mapping[int, str]]
+Place = Callable[[View, Sequence[int], Sequence[int], int], Mapping[int, str]]
 
 
 @dataclass
