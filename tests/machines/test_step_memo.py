@@ -287,6 +287,15 @@ def test_a_buffer_may_wait_for_the_residents_or_for_an_earlier_expert() -> None:
             assert spans(it, H2D) == [(401, 501), (501, 601), (starts, starts + 100)]
 
 
+def test_the_copy_that_waits_for_the_residents_may_be_any() -> None:
+    memo, _ = memo_of(HandPrices(table=lambda tokens: 1 + 200 * sum(tokens)))
+    rows, absent = (1, 1, 1), (False, True, True)
+    for _ in range(2):
+        for buffers, starts in (((0, 0, 1), [201, 301]), ((0, 1, 0), [0, 201])):
+            it = memo.event(decision(rows, absent, buffers), range(3), rows, 3)
+            assert [start for start, _ in spans(it, H2D)] == starts
+
+
 def test_the_gpu_waits_for_the_cpu_and_the_disk_and_for_what_has_come_back() -> None:
     """Inputs reach the CPU at 50, the expert the host at 100; its results are back at 181."""
     memo, _ = memo_of(HandPrices(landing_ns=7), FIVE_LANES)
