@@ -183,14 +183,15 @@ def test_a_record_reaches_each_observer_of_its_kind_once() -> None:
 
 
 def test_a_log_keeps_the_records_in_the_order_of_the_run() -> None:
-    log = RunLog()
-    serve(plan_of(tiny_scenario(cache={"slots": 12}), tiny_trace(requests=1)), log)
-    first = [type(it) for it in log.records[:4]]
-    assert first == [Planned, StepStarted, Issued, Issued]  # a front, and its ids
-    assert type(log.records[-1]) is StepEnded
-    steps = [getattr(it, "step", None) for it in log.records]
-    numbers = [step for step in steps if step is not None]
-    assert numbers == sorted(numbers)
+    for number, plan in enumerate(plans()):
+        log = RunLog()
+        serve(plan, log)
+        steps = [it.step for it in log.records if not isinstance(it, Planned)]
+        assert steps == sorted(steps), number
+        ends = {it.step: place for place, it in enumerate(log.records) if type(it) is StepEnded}
+        assert list(ends) == sorted(set(steps)), number
+        last = {it.step: at for at, it in enumerate(log.records) if not isinstance(it, Planned)}
+        assert ends == last, number
 
 
 # --- replaced policies ----------------------------------------------------------------------------
@@ -292,6 +293,20 @@ def test_a_witness_counts_the_bytes_that_the_ledger_counts() -> None:
                     op: Any = it.work.op
                     late += op.nbytes
             assert issued[kind] == nbytes + late, (number, kind)
+
+
+def test_a_witness_notes_the_victims_of_copies_ahead_and_refusals() -> None:
+    scenario = tiny_scenario(
+        cache={"policy": "lru", "slots": "3/layer"},
+        prefetch={"policy": "predicted", "options": {"depth": 1}},
+    )
+    witness, log = Witness(), RunLog(DecidedAhead)
+    server = serve(plan_of(scenario, tiny_trace()), witness, log)
+    left = [keys for _, cause, keys in witness.evictions if cause == "prefetch"]
+    copied = [it.decision for it in log.of(DecidedAhead) if it.decision is not None]
+    victims = [tuple(key for key, _ in event.vacated) for event in copied]
+    assert [keys for keys in left if keys] == [keys for keys in victims if keys] != []
+    assert left.count(()) == server.ledger.prefetch_refused
 
 
 def test_misses_of_a_witness_are_the_demand_copies_of_the_log() -> None:
