@@ -13,7 +13,6 @@ does not bound latency.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -22,11 +21,9 @@ from moesim.config.units import format_bytes
 from moesim.metrics import latency_summary, ratio
 from moesim.policies.eviction import MIN, CacheContext, Eviction
 from moesim.serving.budget import OnGpu, slots_in_unused_memory
-from moesim.serving.replay import PlanRecord, PlanRecorder, Replay
 
 if TYPE_CHECKING:
     from moesim.policies import Key, View
-    from moesim.policies.batching.base import Batching
     from moesim.serving.request import Request
     from moesim.simulate import Outcome
     from moesim.wiring import Plan
@@ -86,33 +83,6 @@ class Endless(Eviction):
 
     def victim(self, protected: Collection[Key]) -> Key | None:
         return None  # with a slot for every key, a copy always has a free slot
-
-
-@dataclass(frozen=True, slots=True)
-class Steps:
-    """An observer of a run that records in `steps` the steps that its batching forms."""
-
-    steps: list[PlanRecord]
-
-    def batching(self, policy: Batching) -> Batching:
-        return PlanRecorder(policy, self.steps)
-
-    def eviction(self, cache: int, policy: Eviction) -> Eviction:
-        return policy
-
-
-@dataclass(frozen=True, slots=True)
-class Remedy:
-    """A replacement of the scenario's policies: evictions, and with a schedule also batching."""
-
-    evictions: Sequence[Eviction]
-    schedule: Sequence[PlanRecord] | None = None
-
-    def batching(self, policy: Batching) -> Batching:
-        return policy if self.schedule is None else Replay(self.schedule)
-
-    def eviction(self, cache: int, policy: Eviction) -> Eviction:
-        return self.evictions[cache]
 
 
 def hindsight(outcome: Outcome, unions: Sequence[list[Key]]) -> list[LoadedMIN]:

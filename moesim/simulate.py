@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from moesim.bounds import BOUND_KEYS, Loaded, Remedy, Steps, bounds_summary, endless, hindsight
+from moesim.bounds import BOUND_KEYS, Loaded, bounds_summary, endless, hindsight
 from moesim.caveats import caveats
 from moesim.errors import OutputError, ScenarioError
 from moesim.facts import POLICY_SECTIONS, hardware_changes, knows_the_future, routing_facts
@@ -29,6 +29,7 @@ from moesim.metrics import (
 )
 from moesim.policies import find, parse_options
 from moesim.policies.base import hindsight_note
+from moesim.policies.batching import Batching
 from moesim.policies.eviction import Eviction
 from moesim.policies.guard import note_of
 from moesim.progress import Progress
@@ -40,9 +41,10 @@ from moesim.serving.budget import useful_blocks
 from moesim.serving.invariants import check_arrivals, check_lanes, check_run
 from moesim.serving.kv import BlockPool
 from moesim.serving.ledger import Ledger
-from moesim.serving.replay import PlanRecord
+from moesim.serving.replay import Replay
 from moesim.serving.request import Request
 from moesim.serving.residency import ExpertCache
+from moesim.serving.run_log import Planned, PlanRecord, RunLog
 from moesim.serving.server import Server
 from moesim.trace.statistics import prediction_recall
 from moesim.window import find_window
@@ -58,6 +60,7 @@ __all__ = [
     "finish",
     "group_by_cache",
     "prepare",
+    "result_from",
     "result_of",
     "run",
     "simulate",
@@ -150,7 +153,8 @@ def run(
 def simulate(
     plan: Plan,
     *,
-    eviction: str | None = None,
+    evictions: Sequence[Eviction] | None = None,
+    batching: Batching | None = None,
     free_link: bool = False,
     at_once: bool = False,
     what: str = "run",
@@ -160,22 +164,22 @@ def simulate(
 
     Arguments are those of `moesim.wiring.serve`.
     """
-    steps: list[PlanRecord] | None = None
-    # A plan with an observer is itself simulated for a bound, and needs no bounds.
-    if plan.scenario.bounds and plan.observer is None and _is_spread(plan.scenario):
-        steps = []
-        observed = replace(plan, observer=Steps(steps))
-    else:
-        observed = plan
+    log = None
+    # A run with other evictions is itself a bound, and needs no bounds.
+    if plan.scenario.bounds and evictions is None and _is_spread(plan.scenario):
+        log = RunLog(Planned)
     server, now_ns = serve(
-        observed,
-        eviction=eviction,
+        plan,
+        evictions=evictions,
+        batching=batching,
         free_link=free_link,
         at_once=at_once,
         what=what,
         progress=progress,
+        observers=() if log is None else (log,),
     )
-    outcome = replace(finish(plan, server, now_ns), schedule=steps)
+    schedule = None if log is None else [it.plan for it in log.of(Planned)]
+    outcome = replace(finish(plan, server, now_ns), schedule=schedule)
     check_lanes(outcome.ledger, outcome.now_ns)
     return outcome
 
@@ -196,7 +200,12 @@ def finish(plan: Plan, server: Server, now_ns: int) -> Outcome:
 
 def result_of(plan: Plan, progress: Progress | None = None) -> Result:
     """Simulate a plan, with its bounds if `bounds` is set in the scenario; return the result."""
-    outcome = simulate(plan, progress=progress)
+    return result_from(simulate(plan, progress=progress), progress)
+
+
+def result_from(outcome: Outcome, progress: Progress | None = None) -> Result:
+    """Return the result of a finished simulation, with bounds if its scenario has `bounds` set."""
+    plan = outcome.plan
     summary = summarise(outcome)
     bounds = bounds_of(outcome, progress) if plan.scenario.bounds else {}
     # Without bounds the keys are there as None, so that tables of runs have the same columns.
@@ -228,9 +237,14 @@ def bounds_of(outcome: Outcome, progress: Progress | None = None) -> dict[str, A
     def remedied(
         what: str, plan: Plan, evictions: Sequence[Eviction], steps: Sequence[PlanRecord] | None
     ) -> Outcome:
-        observed = replace(plan, observer=Remedy(evictions, steps))
+        batching = None if steps is None else Replay(steps)
         return simulate(
-            observed, eviction="lru", at_once=steps is not None, what=what, progress=progress
+            plan,
+            evictions=evictions,
+            batching=batching,
+            at_once=steps is not None,
+            what=what,
+            progress=progress,
         )
 
     best = remedied("MIN", plan, hindsight(outcome, ledger.layer_events()), schedule)

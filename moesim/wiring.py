@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from moesim.checks import check_parts, policy_of, profile_trace
 from moesim.config.units import format_duration_ns
@@ -54,6 +54,7 @@ from moesim.serving.placing import Placing
 from moesim.serving.request import Request
 from moesim.serving.residency import ExpertCache
 from moesim.serving.routing import RoutingSource, TraceRouting
+from moesim.serving.run_log import Observer
 from moesim.serving.scheduler import Scheduler
 from moesim.serving.server import Server
 from moesim.serving.slots import ExpertSizes, Staging
@@ -66,19 +67,6 @@ if TYPE_CHECKING:
     from moesim.machine.base import Machine
     from moesim.policies.batching.base import Batching
     from moesim.policies.eviction.base import Eviction
-
-
-class PolicyObserver(Protocol):
-    """A wrapper of a server's policies that records or replaces their decisions.
-
-    Each method returns the policy to use in place of the scenario's own.
-    """
-
-    def batching(self, policy: Batching) -> Batching:
-        """Return the policy that the scheduler uses."""
-
-    def eviction(self, cache: int, policy: Eviction) -> Eviction:
-        """Return the policy that cache number `cache` uses."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +86,6 @@ class Plan:
     places: Places
     hindsight: frozenset[str] = frozenset()
     """Families whose policy learnt on the replayed trace before the run."""
-    observer: PolicyObserver | None = None
 
     def __repr__(self) -> str:
         shape, hardware = self.cost.shape.name, self.cost.hardware.name
@@ -246,15 +233,20 @@ def build_server(
     machine: Machine,
     *,
     eviction: str | None = None,
+    evictions: Sequence[Eviction] | None = None,
+    batching: Batching | None = None,
     routing: RoutingSource | None = None,
     what: str = "run",
     progress: Progress | None = None,
     at_once: bool = False,
+    observers: Sequence[Observer] = (),
 ) -> Server:
     """Return a new server of a plan, on any machine.
 
-    `eviction` overrides the eviction policy (for rehearsals), and `routing` the trace. `at_once`
-    moves all arrivals to zero. `progress` receives the progress of the run under the name `what`.
+    `eviction` names another eviction policy (for rehearsals). `evictions`, by cache number, and
+    `batching` are policies that replace the scenario's own; each serves one run. `routing` replaces
+    the trace. `at_once` moves all arrivals to zero. `progress` receives the progress of the run
+    under the name `what`, `observers` its records.
 
     Raises:
         ScenarioError: a policy refuses its options.
@@ -273,22 +265,22 @@ def build_server(
         steps=scenario.timeline.steps,
         per_step=scenario.metrics.window is not None,
     )
-    batching, batching_options = policy_of(scenario, "batching")
     prefetch, prefetch_options = policy_of(scenario, "prefetch")
-    batching_policy = make_batching(batching, batching_options)
     scheduler = Scheduler(
-        batching_policy if plan.observer is None else plan.observer.batching(batching_policy),
+        batching or make_batching(*policy_of(scenario, "batching")),
         BlockPool(plan.budget.kv_blocks, scenario.memory.kv_block_tokens),
         token_budget=scenario.batching.token_budget,
         max_sequences=scenario.batching.max_sequences,
         whole_prompts=not scenario.batching.chunked_prefill,
         experts=routing.experts if knowledge.queued else None,
         wants=routing.wants if knowledge.future_tokens else None,
+        observers=observers,
     )
     ledger.hindsight |= plan.hindsight
-    caches = _caches(
-        plan, machine, ledger, requests, eviction, partial(_rehearse, plan, what, progress)
-    )
+    if evictions is None:
+        rehearse = partial(_rehearse, plan, what, progress)
+        evictions = _evictions(plan, ledger, requests, eviction, rehearse)
+    caches = _caches(plan, machine, ledger, evictions)
     fixed = all(isinstance(cache.policy, Resident) for cache in caches)
     return Server(
         machine,
@@ -303,18 +295,34 @@ def build_server(
         knowledge=knowledge,
         sequential=scenario.replay == "sequential",
         progress=counter(progress, what),
+        observers=observers,
     )
 
 
 def _caches(
+    plan: Plan, machine: Machine, ledger: Ledger, evictions: Sequence[Eviction]
+) -> list[ExpertCache]:
+    """Return the cache of each trace layer; layers that share a cache have the same object."""
+    scenario = plan.scenario
+    host = plan.places.host.memory(plan.cost.shape.sizes())
+    place = _placing(plan, host) if plan.places.elsewhere else None
+    staging = Staging(scenario.memory.staging)  # all caches share the staging buffers
+    sizes = ExpertSizes(plan.cost.expert_bytes, scenario.cache.write_back)
+    caches = [
+        ExpertCache(policy, machine, ledger, staging, sizes, place=place, host=host)
+        for policy in evictions
+    ]
+    return [caches[_cache_of(scenario, layer)] for layer in range(plan.trace.num_layers)]
+
+
+def _evictions(
     plan: Plan,
-    machine: Machine,
     ledger: Ledger,
     requests: Sequence[Request],
     eviction: str | None,
     rehearse: Callable[[], list[list[Key]]],
-) -> list[ExpertCache]:
-    """Return the cache of each trace layer; layers that share a cache have the same object."""
+) -> list[Eviction]:
+    """Return the eviction policy of each cache, by cache number."""
     scenario, trace = plan.scenario, plan.trace
     policy, options = policy_of(scenario, "cache")
     if eviction is not None:
@@ -327,11 +335,7 @@ def _caches(
         futures = group_by_cache(plan, rehearse())
     # Counting a trace is slow, so it is done once.
     popularity = cache(partial(_learnt, scenario, trace, "cache", ledger.hindsight))
-    host = plan.places.host.memory(plan.cost.shape.sizes())
-    place = _placing(plan, host) if plan.places.elsewhere else None
-    staging = Staging(scenario.memory.staging)  # all caches share the staging buffers
-    sizes = ExpertSizes(plan.cost.expert_bytes, scenario.cache.write_back)
-    caches = []
+    policies = []
     for number, capacity in enumerate(plan.slots):
         context = CacheContext(
             capacity=capacity,
@@ -342,15 +346,10 @@ def _caches(
             future=None if futures is None else futures[number],
         )
         try:
-            evicting = _eviction(plan, number, policy, context, options)
+            policies.append(_eviction(plan, number, policy, context, options))
         except UsageError as error:
             raise ScenarioError.at(scenario, "cache.policy", str(error)) from None
-        if plan.observer is not None:
-            evicting = plan.observer.eviction(number, evicting)
-        caches.append(
-            ExpertCache(evicting, machine, ledger, staging, sizes, place=place, host=host)
-        )
-    return [caches[_cache_of(scenario, layer)] for layer in range(trace.num_layers)]
+    return policies
 
 
 def _eviction(
@@ -428,7 +427,6 @@ def _rehearse(plan: Plan, what: str, progress: Progress | None) -> list[list[Key
     They come from a run with LRU: with all requests present from the start, layer events do not
     depend on times, and so not on the eviction policy.
     """
-    plan = replace(plan, observer=None)  # it must record the run itself, not the rehearsal
     server, _ = serve(plan, eviction="lru", what=f"{what}: rehearsal", progress=progress)
     return server.ledger.layer_events()
 
@@ -449,10 +447,13 @@ def serve(
     plan: Plan,
     *,
     eviction: str | None = None,
+    evictions: Sequence[Eviction] | None = None,
+    batching: Batching | None = None,
     free_link: bool = False,
     at_once: bool = False,
     what: str = "run",
     progress: Progress | None = None,
+    observers: Sequence[Observer] = (),
 ) -> tuple[Server, int]:
     """Run a plan's server on the simulated machine; return it and the time of its end in ns.
 
@@ -465,7 +466,15 @@ def serve(
     env = simpy.Environment()
     machine = SimMachine(env, plan.prices(free_link=free_link), plan.places.topology)
     server = build_server(
-        plan, machine, eviction=eviction, at_once=at_once, what=what, progress=progress
+        plan,
+        machine,
+        eviction=eviction,
+        evictions=evictions,
+        batching=batching,
+        at_once=at_once,
+        what=what,
+        progress=progress,
+        observers=observers,
     )
     # Until the last token, not until the last event: a copy in flight must not prolong the run.
     try:

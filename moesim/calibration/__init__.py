@@ -1,6 +1,6 @@
 """Calibration: measure a machine's times, fit them and write them as a profile.
 
-Designed workloads are served on the real machine. The journal of each run gives samples of every
+Designed workloads are served on the real machine. The works of each run give samples of every
 kind of operation. Half of the samples are fitted; the other half gives the error.
 """
 

@@ -1,4 +1,4 @@
-"""The machine under calibration: serves designed workloads and returns the journal of each."""
+"""The machine under calibration: serves designed workloads and returns the works of each."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from moesim.calibration.design import Design, Limits, Subject, design_plan
 from moesim.config.units import format_bytes
 from moesim.errors import BudgetError, MissingExtra
 from moesim.hardware.hardware import Hardware, Link, load_hardware
-from moesim.machine.journal import Record
+from moesim.serving.run_log import Issued
 
 if TYPE_CHECKING:
     from moesim.machine.real.device import Device
@@ -33,8 +33,8 @@ class Bench(Protocol):
     link: Link | None
     """The emulated link from host to device; None if copies run at the machine's own speed."""
 
-    def serve(self, design: Design) -> Sequence[Record]:
-        """Serve a workload and return its journal."""
+    def serve(self, design: Design) -> Sequence[Issued]:
+        """Serve a workload and return its works, in the order of issue."""
 
     def close(self) -> None:
         """Release threads and memory."""
@@ -83,11 +83,11 @@ class DeviceBench:
 
         return open_device(self._name, **self._links)
 
-    def serve(self, design: Design) -> Sequence[Record]:
+    def serve(self, design: Design) -> Sequence[Issued]:
         from moesim.machine.real.run import run_real
 
         plan = design_plan(design, self._subject, self._hardware)
-        return run_real(plan, self._executor, self.open()).journal.records
+        return run_real(plan, self._executor, self.open()).works
 
     def close(self) -> None:
         self._executor.close()

@@ -20,7 +20,7 @@ from moesim.calibration.copies import (
 )
 from moesim.calibration.design import Design, Limits, Subject, designs
 from moesim.calibration.profile import Profile, figure
-from moesim.calibration.samples import Samples, read_journal
+from moesim.calibration.samples import Samples, read_works
 from moesim.calibration.times import fit_times
 from moesim.errors import UsageError
 from moesim.hardware.cost import copy_ns
@@ -272,7 +272,7 @@ def _serve(subject: Subject, bench: Bench, clock: _Clock, seed: int) -> Iterator
         if row_s:  # with the last workload's time per row, keep this one within its share
             design = _shortened(design, int(_ROUND_SHARE * clock.budget_s / row_s))
         began_s = time.monotonic()
-        yield read_journal(bench.serve(design), link=bench.link)
+        yield read_works(bench.serve(design), link=bench.link)
         row_s = (time.monotonic() - began_s) / design.rows
         clock.show()
         if clock.left_s <= 0:

@@ -1,4 +1,4 @@
-"""From a run's journal to samples: how long each operation kept the run waiting.
+"""From the works of a run to samples: how long each operation kept the run waiting.
 
 The simulated machine starts work at the first possible instant. A real machine first wakes a thread
 or launches a kernel. So an operation's sample starts when the simulated machine would have started
@@ -19,10 +19,10 @@ from moesim.hardware.cost import copy_ns
 from moesim.hardware.hardware import Link
 from moesim.hardware.ops import BatchShape, Dense, Experts, Front, Tail
 from moesim.hardware.topology import GPU, H2D
-from moesim.machine.journal import Record
 from moesim.machine.work import DEMAND, Work
+from moesim.serving.run_log import Issued
 
-__all__ = ["ExpertWork", "Layer", "Readback", "Samples", "TailWork", "read_journal"]
+__all__ = ["ExpertWork", "Layer", "Readback", "Samples", "TailWork", "read_works"]
 
 
 class ExpertWork(NamedTuple):
@@ -88,8 +88,8 @@ class Samples:
             getattr(self, name).extend(getattr(other, name))
 
 
-def read_journal(
-    records: Sequence[Record], *, link: Link | None = None, skip_steps: int = 1
+def read_works(
+    works: Sequence[Issued], *, link: Link | None = None, skip_steps: int = 1
 ) -> Samples:
     """Return the samples of a finished run, without its first `skip_steps` steps.
 
@@ -97,12 +97,12 @@ def read_journal(
     """
     # A step's early layers are cold too if a later layer waits, so a first pass finds such steps.
     scout = _Reader(link, skip_steps)
-    scout.read(records)
-    return _Reader(link, skip_steps, frozenset(scout.waiting)).read(records)
+    scout.read(works)
+    return _Reader(link, skip_steps, frozenset(scout.waiting)).read(works)
 
 
 class _Reader:
-    """Reads a journal in the order of issue, which on each lane is the order of time."""
+    """Reads works in the order of issue, which on each lane is the order of time."""
 
     def __init__(
         self, link: Link | None, skip_steps: int, cold: frozenset[int] = frozenset()
@@ -129,13 +129,13 @@ class _Reader:
         self._tail: tuple[BatchShape, int, int] | None = None  # of the previous step
         self._sampled_bytes = 0
 
-    def read(self, records: Sequence[Record]) -> Samples:
-        for record in records:
-            self._counts = record.step >= self._skip_steps
-            if record.step != self._step:
+    def read(self, works: Sequence[Issued]) -> Samples:
+        for issued in works:
+            self._counts = issued.step >= self._skip_steps
+            if issued.step != self._step:
                 self._end_event()
-                self._step = record.step
-            work = record.work
+                self._step = issued.step
+            work = issued.work
             if isinstance(work.op, ops.Readback):
                 if self._tail is None:
                     self._event, self._copies = (work.op.nbytes, None), 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from moesim.policies.view import Key
@@ -28,6 +28,7 @@ class Decision(NamedTuple):
     - `reads`: bytes of each expert that must first be read from disk.
     - `waves`: rounds through the staging buffers; 0 if nothing is copied on demand.
     - `write_back`: whether vacated experts are copied back to the host.
+    - `leavers`: keys that have no slot afterwards, as the eviction policy named them.
     """
 
     layer: int
@@ -42,3 +43,4 @@ class Decision(NamedTuple):
     reads: Mapping[Key, int] = NO_READS
     waves: int = 0
     write_back: bool = False
+    leavers: Collection[Key] = ()

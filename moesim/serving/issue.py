@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 
 from moesim.hardware.topology import GPU, Topology
 from moesim.machine.work import Work
+from moesim.serving.run_log import Issued, Record
 from moesim.serving.stalls import READBACK, Entry, Waits
 
-__all__ = ["Execution", "HostTimes", "Issuer"]
+__all__ = ["Execution", "HostTimes", "Issuer", "ObservedIssuer"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +56,7 @@ class Issuer:
     """Submits work through `submit` and appends an entry of it to `log`.
 
     `decided_ns` is the time of the host's last wait, and `waited` the cause of a GPU that is idle
-    during it.
+    during it. `step` is the step that further work belongs to.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class Issuer:
         self.free = not any((host.launch_ns, host.copy_ns, host.event_ns))
         self.decided_ns = 0
         self.waited = READBACK
+        self.step = 0
 
     def event_decided(self) -> None:
         """Add the time of a layer event's decision to the next work."""
@@ -87,4 +89,24 @@ class Issuer:
             self._extra_ns = 0
         self._submit(work)
         self._log.append(Entry(work, kind, layer, self.decided_ns, self.waited, waits))
+        return work
+
+
+class ObservedIssuer(Issuer):
+    """An issuer that also passes each work to `tell`, as a record of the run log."""
+
+    def __init__(
+        self,
+        submit: Callable[[Work], None],
+        log: list[Entry],
+        topology: Topology,
+        host: HostTimes,
+        tell: Callable[[Record], None],
+    ) -> None:
+        super().__init__(submit, log, topology, host)
+        self._tell = tell
+
+    def __call__(self, work: Work, kind: str, layer: int, waits: Waits = ()) -> Work:
+        super().__call__(work, kind, layer, waits)
+        self._tell(Issued(self.step, work, kind, layer, self.decided_ns, self.waited, waits))
         return work

@@ -18,11 +18,9 @@ from typing import Any
 
 from moesim.errors import UsageError
 from moesim.policies.batching.base import Batching, Queue, StepPlan
+from moesim.serving.run_log import PlanRecord
 
-__all__ = ["PlanRecord", "PlanRecorder", "Replay"]
-
-# One plan of a batching policy: (request index, its rows computed so far, its tokens) of each.
-PlanRecord = tuple[tuple[int, int, int], ...]
+__all__ = ["Replay"]
 
 
 class Replay(Batching):
@@ -69,23 +67,3 @@ class Replay(Batching):
                 "does; replay it with the scenario that recorded it"
             )
         return self._script[self._next]
-
-
-class PlanRecorder(Batching):
-    """A batching policy that plans as another one and appends each plan to `plans`."""
-
-    def __init__(self, policy: Batching, plans: list[PlanRecord]) -> None:
-        super().__init__(policy.options)
-        self.name = policy.name  # type: ignore[misc]
-        self.clairvoyant = policy.clairvoyant  # type: ignore[misc]
-        # On the instance, because the scheduler does not call a `ready` of the class `Batching`.
-        self.ready = policy.ready  # type: ignore[method-assign]
-        self._policy = policy
-        self._plans = plans
-
-    def plan(self, queue: Queue) -> StepPlan:
-        plan = self._policy.plan(queue)
-        self._plans.append(
-            tuple((request.index, request.position, tokens) for request, tokens in plan)
-        )
-        return plan

@@ -141,6 +141,7 @@ class ExpertCache:
             self._reads(loads, placed, later),
             max(1, -(-staged // len(self._staging.buffers))) if loads else 0,
             self.write_back,
+            leavers,
         )
 
     def _arriving(self, union: Sequence[Key]) -> list[Key]:
@@ -209,6 +210,7 @@ class ExpertCache:
         """
         policy, slots = self.policy, self.slots
         vacated: list[tuple[Key, Slot]] = []
+        leavers: tuple[Key, ...] = ()
         if self._free:
             slot = self._free.pop()
         else:
@@ -223,13 +225,15 @@ class ExpertCache:
             policy.remove(victim)
             self._waste(slot)
             vacated.append((victim, slot))
+            leavers = (victim,)
         policy.insert(key)
         slots[key] = slot
         slot.issued = next(self._issues)
         self._copied_ahead = True
         later = [(key, slot)]
         reads = self._reads((), {}, later)
-        return Decision(layer, (), (), (), (), vacated, (), (), later, reads, 0, self.write_back)
+        back = self.write_back
+        return Decision(layer, (), (), (), (), vacated, (), (), later, reads, 0, back, leavers)
 
     @property
     def unused_prefetches(self) -> int:

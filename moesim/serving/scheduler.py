@@ -22,6 +22,7 @@ from moesim.policies.batching.base import Batching, Candidate, ClairvoyantCandid
 from moesim.policies.view import Key
 from moesim.serving.kv import BlockPool
 from moesim.serving.request import Request
+from moesim.serving.run_log import Observer, Planned, listener
 
 _NOT_QUEUED = "is not queued, so nothing is known of it; pass a candidate of the queue"
 
@@ -42,17 +43,19 @@ class Scheduler:
         whole_prompts: bool = False,
         experts: Callable[[Request, int], Sequence[Sequence[int]]] | None = None,
         wants: Callable[[Request], frozenset[Key]] | None = None,
+        observers: Sequence[Observer] = (),
     ) -> None:
         """Build an empty queue.
 
         `experts` and `wants` answer `Queue.experts` and `Queue.wants`. They are None where the
-        router does not reveal the answer.
+        router does not reveal the answer. `observers` receive the policy's plans.
         """
         self._policy = policy
         # `ready` gets all requests, which takes time; call it only where a policy has its own.
         self._may_wait = getattr(policy.ready, "__func__", None) is not Batching.ready
         self._revealed_experts = experts
         self._revealed_wants = wants
+        self._tell_planned = listener(observers, Planned)
         self._candidates: dict[Request, Candidate] = {}
         self._requests: dict[Candidate, Request] = {}
         self.pool = pool
@@ -189,6 +192,9 @@ class Scheduler:
                 f"has {total} tokens, over the budget of {self._token_budget}; `fill` plans within "
                 "the budget",
             )
+        if self._tell_planned is not None:
+            plan = [(request.index, request.position, tokens) for request, tokens in batch]
+            self._tell_planned(Planned(tuple(plan)))
         return batch
 
     def _may_exceed(self, batch: Batch) -> bool:

@@ -9,7 +9,8 @@
 
 A decision is data (`moesim/serving/residency.py`). `Program` turns it into work, and the `Issuer`
 hands the work to the machine. Where all decisions of a step can be made before its work is issued,
-a `StepMemo` times the whole step at once; the result is the same.
+a `StepMemo` times the whole step at once; the result is the same. Observers receive records of all
+this (`moesim/serving/run_log.py`).
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from moesim.policies.view import View
 from moesim.progress import Counter
 from moesim.serving import stalls
 from moesim.serving.arrivals import Arrivals
-from moesim.serving.issue import Execution, Issuer
+from moesim.serving.issue import Execution, Issuer, ObservedIssuer
 from moesim.serving.knowledge import EVERYTHING, KNOWLEDGE, Knowledge
 from moesim.serving.layers import LayerPlan
 from moesim.serving.ledger import Ledger
@@ -37,6 +38,16 @@ from moesim.serving.program import Hidden, Program
 from moesim.serving.request import Request
 from moesim.serving.residency import ExpertCache
 from moesim.serving.routing import RoutingSource, StepRouting, StepView
+from moesim.serving.run_log import (
+    Decided,
+    DecidedAhead,
+    Issued,
+    Observer,
+    PlanRecord,
+    StepEnded,
+    StepStarted,
+    listener,
+)
 from moesim.serving.scheduler import Scheduler
 from moesim.serving.step import Step
 from moesim.serving.step_memo import EventTimes, StepBytes, StepMemo, Twinned
@@ -53,7 +64,8 @@ class Server:
     `caches[l]` is the cache of trace layer l; if the cache is global, it is the same object for all
     layers. `knowledge` is what the router reveals in advance. A clairvoyant prefetch policy sees
     the whole step, and the rows of the next step whose tokens exist. After each step, `progress`
-    receives the numbers of rows served and to serve.
+    receives the numbers of rows served and to serve. `observers` receive the records of the run,
+    except plans, which the scheduler records.
     """
 
     def __init__(
@@ -71,6 +83,7 @@ class Server:
         knowledge: Knowledge = KNOWLEDGE["layerwise"],
         sequential: bool = False,
         progress: Counter | None = None,
+        observers: Sequence[Observer] = (),
     ) -> None:
         self.machine = machine
         self.requests = requests
@@ -89,7 +102,13 @@ class Server:
         self._eviction = caches[-1].policy  # the first caches may hold resident initial layers
         self._execution = execution
         self._program = self._program_on(machine)
-        self._issue = Issuer(machine.submit, ledger.log, execution.topology, execution.host)
+        issuing = machine.submit, ledger.log, execution.topology, execution.host
+        tell = listener(observers, Issued)
+        self._issue = Issuer(*issuing) if tell is None else ObservedIssuer(*issuing, tell)
+        self._tell_started = listener(observers, StepStarted)
+        self._tell_decided = listener(observers, Decided)
+        self._tell_ahead = listener(observers, DecidedAhead)
+        self._tell_ended = listener(observers, StepEnded)
         self._hidden = Hidden(GPU)
         self._memo = self._make_memo(machine)
         # Policies that read the queue must run before later steps are formed.
@@ -101,6 +120,8 @@ class Server:
         self._served = 0
         self._place: tuple[int, int | None] = 0, None  # step and layer, for messages
         self._distinct_caches = list({id(cache): cache for cache in caches}.values())
+        numbers = {id(cache): number for number, cache in enumerate(self._distinct_caches)}
+        self._cache_numbers = [numbers[id(cache)] for cache in caches]
 
     def _program_on(self, machine: Machine) -> Program:
         it = self._execution
@@ -111,14 +132,14 @@ class Server:
 
         It needs layer events that begin and end on idle lanes, and ids that return in every layer
         or in none. Copies ahead and write-backs leave copies under way; a host that takes time to
-        issue work may fall behind the lanes.
+        issue work may fall behind the lanes. An observer may want each work.
         """
         it, knowledge = self._execution, self._knowledge
         ahead = self._prefetch.active or it.copies_later or self.caches[0].write_back
         layerwise = self._sequential or bool(it.lanes) or it.sorts_on_device
         if ahead or layerwise or not knowledge.uniform or not self._issue.free:
             return None
-        if not isinstance(machine, Twinned):
+        if isinstance(self._issue, ObservedIssuer) or not isinstance(machine, Twinned):
             return None
         return StepMemo(machine, self._program_on, it.topology, self.ledger, it.kind_of)
 
@@ -211,19 +232,30 @@ class Server:
                 break  # the wait refuses it
             ledger.num_steps += 1
             step.stamp(start, finish)
+            self._record_step(number, step, start, finish)
             if number in ledger.timeline_steps:
                 memo.show(number, start, step.batch, routing.unions)
             ledger.log_unions(routing.unions)
             start = finish
         yield from self.machine.wait_any((), until_ns=finish)
 
+    def _record_step(self, number: int, step: Step, start_ns: int, finish_ns: int) -> None:
+        """Pass the start and end of a step that was timed at once to the observers."""
+        if self._tell_started is not None:
+            self._tell_started(StepStarted(number, start_ns, _parts(step)))
+        if self._tell_ended is not None:
+            self._tell_ended(StepEnded(number, finish_ns))
+
     def _decide(self, step: Step, routing: StepRouting, memo: StepMemo) -> list[EventTimes]:
         """Decide all layer events of a step that will be timed at once."""
         views, total = self._view(step, routing).layers(), step.batch.tokens
+        tell = self._tell_decided
         events = []
         for layer, (cache, view) in enumerate(zip(self.caches, views, strict=True)):
             self._place = self._steps, layer
             decision = cache.decide(layer, view, total)
+            if tell is not None:
+                tell(Decided(self._steps, self._cache_numbers[layer], decision))
             events.append(memo.event(decision, view.union, view.tokens, total))
         self._audit()
         return events
@@ -289,6 +321,9 @@ class Server:
         batch, sizes, started_ns = step.batch, self._sizes(step), machine.now_ns
         routing = self._routing.step(step)
         ledger.begin_step(started_ns)
+        if self._tell_started is not None:
+            self._tell_started(StepStarted(self._steps, started_ns, _parts(step)))
+        issue.step = self._steps
         issue.decided_ns, issue.waited = started_ns, stalls.READBACK
         prefetching = self._prefetch.active
         self._place = self._steps, None
@@ -313,6 +348,8 @@ class Server:
                 ahead.move_to(layer)
                 self._issue_prefetches(ahead)
         yield from self._end_step(step, sizes, started_ns)
+        if self._tell_ended is not None:
+            self._tell_ended(StepEnded(self._steps, machine.now_ns))
         unions = routing.unions
         ledger.end_step(machine.now_ns, step.facts, unions, routing.tokens, issue.waited)
         ledger.log_unions([[k] for union in unions for k in union] if self._sequential else unions)
@@ -362,6 +399,8 @@ class Server:
         for event in events:
             decision = cache.decide(layer, event, rows)
             self.ledger.decided(decision)
+            if self._tell_decided is not None:
+                self._tell_decided(Decided(self._steps, self._cache_numbers[layer], decision))
             self._issue.event_decided()
             results.append(self._program.event(decision, inputs, rows, self._issue))
         after = tuple([work for hidden in results for work in hidden.after])
@@ -400,6 +439,9 @@ class Server:
             if key in cache.slots:
                 continue
             decision = cache.prefetch(layer, key, protected)
+            if self._tell_ahead is not None:
+                number = self._cache_numbers[layer]
+                self._tell_ahead(DecidedAhead(self._steps, number, key, decision))
             if decision is None:
                 self.ledger.prefetch_refused += 1
             else:
@@ -421,3 +463,8 @@ class Server:
         shared = number == len(caches) - 1 and len(caches) < self._num_layers
         self._place = self._steps - 1, None if shared else number
         caches[number].audit()
+
+
+def _parts(step: Step) -> PlanRecord:
+    """Return the requests of a step for the run log."""
+    return tuple([(request.index, first, tokens) for request, first, tokens, _ in step.parts])

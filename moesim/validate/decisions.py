@@ -1,24 +1,20 @@
-"""The decisions of a server, without their times: step compositions, misses, evictions, bytes.
+"""The decisions of a server, without their times: steps, misses, placements, evictions, bytes.
 
-Two machines that run the same workload must make the same decisions. A witness between server and
-policies notes the policies' answers. Misses and prefetches are read from the machine's journal.
+Two machines that run the same workload must make the same decisions. A witness reads them from the
+run log of each.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
-from typing import Any
+from typing import Any, ClassVar
 
-from moesim.hardware.ops import Copy, Readback
-from moesim.hardware.topology import H2D
-from moesim.machine.journal import Record
-from moesim.machine.work import DEMAND
-from moesim.policies.batching.base import Batching
-from moesim.policies.eviction.base import Eviction
-from moesim.policies.view import Key, View
-from moesim.serving.replay import PlanRecord, PlanRecorder, Replay
+from moesim.hardware.ops import Copy, Readback, States
+from moesim.policies.view import Key
+from moesim.serving.ledger import MOVES
+from moesim.serving.run_log import Decided, DecidedAhead, Issued, Planned, PlanRecord, Record
 
 __all__ = ["Decisions", "Witness", "differences"]
 
@@ -32,7 +28,8 @@ class Decisions:
 
     `schedule`: the batching policy's answers, enough to `Replay` them; `misses` (step, layer, key)
     and `prefetches` (step, key) in the order of issue; `evictions`: the keys that left each cache,
-    event by event; `nbytes`: bytes of issued copies, by kind.
+    event by event; `nbytes`: bytes of issued copies, by kind; `placements` (step, layer, key,
+    lane): absent experts that were computed on another lane than the GPU.
     """
 
     schedule: tuple[PlanRecord, ...]
@@ -40,83 +37,67 @@ class Decisions:
     prefetches: tuple[tuple[int, Key], ...]
     evictions: tuple[Departure, ...]
     nbytes: dict[str, int]
+    placements: tuple[tuple[int, int, Key, str], ...] = ()
 
 
 @dataclass(slots=True)
 class Witness:
-    """An observer between one server and its policies that notes their answers.
+    """An observer of one run that notes its decisions and keeps its works.
 
-    With a `script`, it replaces the batching policy by a replay.
+    The lists are those of `Decisions`; `works` are in the order of issue.
     """
 
-    script: Sequence[PlanRecord] | None = None
-    asks: list[PlanRecord] = field(default_factory=list)
+    kinds: ClassVar = (Planned, Decided, DecidedAhead, Issued)
+
+    works: list[Issued] = field(default_factory=list)
+    schedule: list[PlanRecord] = field(default_factory=list)
+    misses: list[tuple[int, int, Key]] = field(default_factory=list)
+    prefetches: list[tuple[int, Key]] = field(default_factory=list)
     evictions: list[Departure] = field(default_factory=list)
+    placements: list[tuple[int, int, Key, str]] = field(default_factory=list)
+    nbytes: dict[str, int] = field(default_factory=lambda: dict.fromkeys(MOVES, 0))
 
-    def batching(self, policy: Batching) -> Batching:
-        return PlanRecorder(policy if self.script is None else Replay(self.script), self.asks)
+    def record(self, it: Record) -> None:
+        if isinstance(it, Issued):
+            self._issued(it)
+        elif isinstance(it, Planned):
+            self.schedule.append(it.plan)
+        elif isinstance(it, Decided):
+            self._decided(it)
+        elif isinstance(it, DecidedAhead):
+            self._decided_ahead(it)
 
-    def eviction(self, cache: int, policy: Eviction) -> Eviction:
-        return _Eviction(cache, policy, self.evictions)
+    def _issued(self, it: Issued) -> None:
+        self.works.append(it)
+        op = it.work.op
+        if isinstance(op, Copy | Readback | States):
+            self.nbytes[it.kind] += op.nbytes
+        if isinstance(op, Copy) and it.kind == "demand":
+            self.misses.append((it.step, it.layer, op.key))
+        elif isinstance(op, Copy) and it.kind == "prefetch":
+            self.prefetches.append((it.step, op.key))
 
-    def decisions(self, records: Sequence[Record], num_experts: int) -> Decisions:
-        """Return the decisions of the run whose journal holds `records`."""
-        misses, prefetches = [], []
-        nbytes = {"demand": 0, "prefetch": 0, "write_back": 0, "readback": 0}
-        for step, work in records:
-            op = work.op
-            if not isinstance(op, Copy | Readback):
-                continue
-            if isinstance(op, Readback):
-                kind = "readback"
-            elif work.lane != H2D:
-                kind = "write_back"
-            elif work.urgency == DEMAND:
-                kind = "demand"
-                misses.append((step, op.key // num_experts, op.key))
-            else:
-                kind = "prefetch"
-                prefetches.append((step, op.key))
-            nbytes[kind] += op.nbytes
-        return Decisions(
-            tuple(self.asks), tuple(misses), tuple(prefetches), tuple(self.evictions), nbytes
-        )
-
-
-class _Eviction(Eviction):
-    """A wrapper of an eviction policy that notes its answers; it shares the policy's book."""
-
-    def __init__(self, cache: int, policy: Eviction, departures: list[Departure]) -> None:
-        # The server reads these attributes of the class, and this class stands for any policy.
-        self.name = policy.name  # type: ignore[misc]
-        self.clairvoyant = policy.clairvoyant  # type: ignore[misc]
-        self.looks_ahead = policy.looks_ahead  # type: ignore[misc]
-        self.recent_rows = policy.recent_rows
-        self.capacity = policy.capacity
-        self.sizes = policy.sizes
-        self.always = policy.always
-        self.options = policy.options
-        self.preload = policy.preload  # type: ignore[method-assign]
-        self.insert = policy.insert  # type: ignore[method-assign]
-        self.remove = policy.remove  # type: ignore[method-assign]
-        self._cache = cache
-        self._policy = policy
-        self._departures = departures
-
-    @property
-    def book(self) -> Any:  # type: ignore[override]
-        return self._policy.book
-
-    def decide(self, view: View) -> Collection[Key]:
-        leavers = self._policy.decide(view)
+    def _decided(self, it: Decided) -> None:
         # Policies may return sets. Sorted, equal answers are equal on both machines.
-        self._departures.append((self._cache, "event", tuple(sorted(leavers))))
-        return leavers
+        self.evictions.append((it.cache, "event", tuple(sorted(it.decision.leavers))))
+        for key, _, lane in it.decision.elsewhere:
+            self.placements.append((it.step, it.decision.layer, key, lane))
 
-    def victim(self, protected: Collection[Key]) -> Key | None:
-        victim = self._policy.victim(protected)
-        self._departures.append((self._cache, "prefetch", () if victim is None else (victim,)))
-        return victim
+    def _decided_ahead(self, it: DecidedAhead) -> None:
+        leavers = () if it.decision is None else tuple(it.decision.leavers)
+        if it.decision is None or leavers:
+            self.evictions.append((it.cache, "prefetch", leavers))
+
+    def decisions(self) -> Decisions:
+        """Return the decisions of the run so far."""
+        return Decisions(
+            tuple(self.schedule),
+            tuple(self.misses),
+            tuple(self.prefetches),
+            tuple(self.evictions),
+            dict(self.nbytes),
+            tuple(self.placements),
+        )
 
 
 def differences(real: Decisions, simulated: Decisions) -> list[str]:
@@ -126,11 +107,13 @@ def differences(real: Decisions, simulated: Decisions) -> list[str]:
         _first("miss (step, layer, key)", real.misses, simulated.misses),
         _first("prefetch (step, key)", real.prefetches, simulated.prefetches),
         _first("eviction (cache, for, keys)", real.evictions, simulated.evictions),
+        _first("placement (step, layer, key, lane)", real.placements, simulated.placements),
     ]
-    for kind, count in real.nbytes.items():
-        if count != simulated.nbytes[kind]:
-            theirs = simulated.nbytes[kind]
-            texts.append(f"{kind} bytes: {count:,} on the real machine, {theirs:,} simulated")
+    # A stored run may lack the kinds that are newer than it.
+    for kind in real.nbytes | simulated.nbytes:
+        ours, theirs = real.nbytes.get(kind, 0), simulated.nbytes.get(kind, 0)
+        if ours != theirs:
+            texts.append(f"{kind} bytes: {ours:,} on the real machine, {theirs:,} simulated")
     return [text for text in texts if text]
 
 

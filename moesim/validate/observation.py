@@ -6,8 +6,7 @@ last computation of its experts: readback of the ids, waiting for copies and com
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +14,6 @@ import numpy as np
 import numpy.typing as npt
 
 from moesim.hardware.ops import Experts, Front
-from moesim.machine.journal import Record
 from moesim.machine.work import Work
 from moesim.metrics import ratio
 from moesim.serving.server import Server
@@ -51,10 +49,8 @@ class Observation:
     decisions: Decisions = field(repr=False)
 
 
-def observe(
-    plan: Plan, server: Server, records: Sequence[Record], witness: Witness, now_ns: int
-) -> Observation:
-    """Read a finished run from its server and the journal of its machine.
+def observe(plan: Plan, server: Server, witness: Witness, now_ns: int) -> Observation:
+    """Read a finished run from its server and from the witness that observed it.
 
     Raises:
         InvariantError: a check of the run's totals fails.
@@ -66,43 +62,35 @@ def observe(
     return Observation(
         now_ns,
         {name: steps[name] for name in (*_STEPS, "start_ns", "finish_ns")},
-        _events(records, plan),
+        _events(witness),
         _requests(server),
         ratio(ledger.busy_ns["gpu"], ledger.stepping_ns) or 0.0,
         ratio(stalled, ledger.stepping_ns) or 0.0,
-        witness.decisions(records, plan.trace.num_experts),
+        witness.decisions(),
     )
 
 
-def _events(records: Sequence[Record], plan: Plan) -> Columns:
+def _events(witness: Witness) -> Columns:
     """Return one row for each layer event that wanted any expert, in order."""
-    # Fronts carry model layers, experts carry trace layers.
-    trace_layer = {model: trace for trace, model in enumerate(plan.layers.model_layers)}
     fronts: dict[tuple[int, int], tuple[Work, Front]] = {}
     experts: dict[tuple[int, int], list[tuple[Work, Experts]]] = defaultdict(list)
-    misses: Mapping[tuple[int, int], int] = _misses(records, plan.trace.num_experts)
-    for step, work in records:
+    for issued in witness.works:
+        work, place = issued.work, (issued.step, issued.layer)
         if isinstance(work.op, Front):
-            fronts[step, trace_layer[work.op.layer]] = work, work.op
+            fronts[place] = work, work.op
         elif isinstance(work.op, Experts):
-            experts[step, work.op.layer].append((work, work.op))
+            experts[place].append((work, work.op))
+    # Experts that are computed elsewhere were not in GPU memory either.
+    absent = Counter((step, layer) for step, layer, *_ in (*witness.misses, *witness.placements))
     rows = []
-    for (step, layer), computed in experts.items():
-        front, op = fronts[step, layer]
+    for place, computed in experts.items():
+        front, op = fronts[place]
         keys = sum(len(experts.keys) for _, experts in computed)
         last = max(work.finish_ns for work, _ in computed)
-        counts = (op.batch.tokens, keys, misses[step, layer])
-        rows.append((step, layer, *counts, front.finish_ns, last))
+        rows.append((*place, op.batch.tokens, keys, absent[place], front.finish_ns, last))
     names = ("step", "layer", "tokens", "accesses", "misses", "start_ns", "finish_ns")
     table = np.array(rows, np.int64).reshape(-1, len(names))
     return {name: table[:, place] for place, name in enumerate(names)}
-
-
-def _misses(records: Sequence[Record], num_experts: int) -> Mapping[tuple[int, int], int]:
-    counts: dict[tuple[int, int], int] = defaultdict(int)
-    for step, layer, _ in Witness().decisions(records, num_experts).misses:
-        counts[step, layer] += 1
-    return counts
 
 
 def _requests(server: Server) -> Columns:

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
-from moesim.machine.journal import Journal
-from moesim.serving.replay import PlanRecord
+from moesim.serving.replay import Replay
+from moesim.serving.run_log import PlanRecord
 from moesim.serving.workload import build_workload
 from moesim.validate.decisions import Witness
 from moesim.validate.observation import Observation, observe
@@ -36,22 +35,18 @@ class Bench(Protocol):
 
 
 def simulate_observed(plan: Plan, script: Sequence[PlanRecord] | None = None) -> Observation:
-    """Serve the plan's workload on the simulated machine, without folding.
-
-    So each operation is in the journal and can be compared.
-    """
+    """Serve the plan's workload on the simulated machine, work by work."""
     import simpy
 
     from moesim.machine.sim import SimMachine
 
-    witness = Witness(script)
-    watched = replace(plan, observer=witness)
+    witness = Witness()
     env = simpy.Environment()
-    # A journal has no `fold`, so the server asks for each operation.
-    journal = Journal(SimMachine(env, plan.prices(), plan.places.topology))
-    server = build_server(watched, journal)
+    machine = SimMachine(env, plan.prices(), plan.places.topology)
+    batching = None if script is None else Replay(script)
+    server = build_server(plan, machine, batching=batching, observers=[witness])
     env.run(until=env.process(server.run()))
-    return observe(watched, server, journal.records, witness, journal.now_ns)
+    return observe(plan, server, witness, machine.now_ns)
 
 
 class RealBench:
@@ -81,12 +76,13 @@ class RealBench:
         """
         from moesim.machine.real.run import run_real
 
-        witness = Witness(script)
-        watched = replace(plan, observer=witness)
+        witness = Witness()
+        batching = None if script is None else Replay(script)
         # A new device for each run, because its links are those of the plan.
         with closing(self._open(plan)) as device:
-            run = run_real(watched, self._executor(plan, device), device)
-        return observe(watched, run.server, run.journal.records, witness, run.now_ns)
+            executor = self._executor(plan, device)
+            run = run_real(plan, executor, device, batching=batching, observers=[witness])
+        return observe(plan, run.server, witness, run.now_ns)
 
     def close(self) -> None:
         """Release the weights."""

@@ -17,7 +17,7 @@ from moesim.facts import routing_facts
 from moesim.hardware.operations import OperationCost
 from moesim.policies import find
 from moesim.progress import Progress
-from moesim.serving.replay import PlanRecord
+from moesim.serving.run_log import PlanRecord
 from moesim.validate.comparison import Comparison, compare
 from moesim.validate.observation import Observation
 from moesim.validate.runs import Bench, arrives_at_once, simulate_observed

@@ -12,7 +12,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
@@ -20,14 +20,14 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 from rotating import NAME as ROTATING
-from rotating import InTurns
+from rotating import RotatingPrefillFirst
 
 from moesim.errors import UsageError
 from moesim.files import output_errors, write_json
 from moesim.result import Result
 from moesim.scenario import Scenario
 from moesim.serving.arrivals_csv import CsvError, read_arrivals
-from moesim.simulate import prepare, result_of
+from moesim.simulate import prepare, result_from, result_of, simulate
 from moesim.trace import DecoupledKnobs, Trace, synthesize_decoupled
 
 ONE_LAYER: Final = Path(__file__).parents[2] / "scenarios/shapes/readme-one-layer.json"
@@ -199,10 +199,11 @@ def serve(setting: Setting, policy: str, seed: int, azure: Path | None) -> Seen:
     """Simulate a run."""
     trace = workload(setting.family, setting.requests, setting.layers, seed, azure)
     if policy == ROTATING:
-        plan = replace(prepare(setting.scenario("prefill_first", seed), trace), observer=InTurns())
+        # Passed as an object, so that the policy needs no entry among those of scenarios.
+        plan = prepare(setting.scenario("prefill_first", seed), trace)
+        result = result_from(simulate(plan, batching=RotatingPrefillFirst()))
     else:
-        plan = prepare(setting.scenario(policy, seed), trace)
-    result = result_of(plan)
+        result = result_of(prepare(setting.scenario(policy, seed), trace))
     summary = result.summary
     return Seen(
         summary["unique_experts_per_event_mean"],

@@ -10,7 +10,6 @@ from itertools import chain
 from typing import Any, Final
 
 from moesim.policies.batching.base import Batching, Queue, StepPlan, fill
-from moesim.policies.eviction import Eviction
 
 NAME: Final = "rotating_prefill_first"
 
@@ -33,18 +32,3 @@ class RotatingPrefillFirst(Batching):
         self._step += 1
         self._last_served |= {request.index: self._step for request, _ in plan}
         return plan
-
-
-class InTurns:
-    """Observer of a plan that replaces its batching policy by `RotatingPrefillFirst`.
-
-    So the policy needs no entry among those that scenarios can name.
-    """
-
-    def batching(self, policy: Batching) -> Batching:
-        """Return the policy that forms the steps."""
-        return RotatingPrefillFirst()
-
-    def eviction(self, cache: int, policy: Eviction) -> Eviction:
-        """Return the scenario's own eviction policy."""
-        return policy

@@ -17,17 +17,17 @@ from measured_profiles import random_times, tiny_shape
 from moesim.calibration.calibrate import measure
 from moesim.calibration.design import Design, Limits, Subject, design_plan, designs
 from moesim.calibration.fitting import Point, fit, pool, robust, split, verify
-from moesim.calibration.samples import Readback, read_journal
+from moesim.calibration.samples import Readback, read_works
 from moesim.calibration.times import fit_times
 from moesim.errors import UsageError
 from moesim.hardware import BatchShape, CostModel, Link, load_hardware
 from moesim.hardware.measurement import MOST_RATIO, OperationTimes
 from moesim.hardware.operations import OperationCost
 from moesim.machine.events import EventMachine
-from moesim.machine.journal import Journal, Record
 from moesim.machine.prices import Durations
 from moesim.machine.sim_prices import SimPrices
 from moesim.machine.work import Work
+from moesim.serving.run_log import Issued, RunLog
 from moesim.wiring import build_server
 
 KNOWN = {
@@ -98,14 +98,15 @@ class SimBench:
         self._cost = cost
         self._noise = noise
 
-    def serve(self, design: Design) -> Sequence[Record]:
+    def serve(self, design: Design) -> Sequence[Issued]:
         self.served.append(design)
         plan = replace(design_plan(design, Subject(self._cost.shape)), cost=self._cost)
         env = simpy.Environment()
         prices: Any = Noisy(self._cost, self._noise, len(self.served))
-        journal = Journal(EventMachine(env, prices))
-        env.run(until=env.process(build_server(plan, journal).run()))
-        return journal.records
+        log = RunLog(Issued)
+        server = build_server(plan, EventMachine(env, prices), observers=[log])
+        env.run(until=env.process(server.run()))
+        return log.of(Issued)
 
     def close(self) -> None:
         pass
@@ -151,7 +152,7 @@ def test_with_noise_and_outliers_prices_are_near_and_the_stated_error_is_true() 
 def test_samples_are_the_prices_themselves() -> None:
     cost = known_cost()
     design = Design(4, 16, (9, 3, 20, 1, 7), (4, 5, 3, 6, 4), slots=9, skew=0.8, seed=5)
-    samples = read_journal(SimBench(cost).serve(design))
+    samples = read_works(SimBench(cost).serve(design))
     for work, ns in samples.experts:
         assert ns == cost.experts_ns(work.tokens) + (25_000 if work.landed else 0)
         assert len(work.tokens) == 1 or not work.landed
@@ -180,15 +181,15 @@ def test_late_wake_ups_of_an_emulated_link_count_once() -> None:
         def ready_ns(self) -> int:
             return 150
 
-    def done(lane: str, what: Any, start: int, finish: int) -> Record:
+    def done(lane: str, what: Any, start: int, finish: int) -> Issued:
         work = Work(lane, what)
         work.start_ns, work.finish_ns = start, finish
-        return Record(0, work)
+        return Issued(0, work, "", 0)
 
-    def op(what: Any, start: int, finish: int) -> Record:
+    def op(what: Any, start: int, finish: int) -> Issued:
         return done("gpu", what, start, finish)
 
-    def copy(key: int, start: int, finish: int) -> Record:
+    def copy(key: int, start: int, finish: int) -> Issued:
         record = done("h2d", ops.Copy(key, 100), start, finish)
         record.work.job = Late()
         return record
@@ -201,7 +202,7 @@ def test_late_wake_ups_of_an_emulated_link_count_once() -> None:
         copy(2, 275, 385),  # due at 370, whenever it began
         op(Experts(0, (2,), (1,)), 390, 400),
     ]
-    samples = read_journal(records, link=link, skip_steps=0)
+    samples = read_works(records, link=link, skip_steps=0)
     assert samples.readbacks == [(Readback(8, True), 50)]
     assert [ns for _, ns in samples.experts] == [300 - 260, 400 - 370]
     assert [ns for _, ns in samples.copies] == [125, 110]
@@ -310,6 +311,6 @@ def test_the_budget_of_time_is_kept_and_one_that_is_too_short_is_reported() -> N
     assert found.rounds == 1
     assert not found.narrow
     assert math.isfinite(found.times.residuals["front"].error_p90)
-    empty = read_journal([])
+    empty = read_works([])
     with pytest.raises(UsageError, match="too few experts, fronts, readbacks, tails"):
         fit_times(cost.shape, empty)

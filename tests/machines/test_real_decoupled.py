@@ -197,7 +197,10 @@ def check_decisions(ours: Generation, plan: Plan, departures: list[Any]) -> None
     left, departures[:] = list(departures), []
     theirs = run_on(plan)
     assert left == departures
-    found = Witness().decisions(ours.journal.records, EXPERTS)
+    witness = Witness()
+    for issued in ours.works:
+        witness.record(issued)
+    found = witness.decisions()
     expected = simulated(plan).decisions
     assert (found.misses, found.prefetches) == (expected.misses, expected.prefetches)
     assert found.nbytes == expected.nbytes
@@ -274,7 +277,7 @@ def test_a_recorded_trace_is_executed_in_its_shape(
     done = real.run_real(plan, executor, device, patience_s=20)
     executor.close()
     assert decisions(finish(plan, done.server, done.now_ns)) == decisions(run_on(plan))
-    ops = [record.work.op for record in done.journal.records]
+    ops = [issued.work.op for issued in done.works]
     tails = [op.batch.tokens for op in ops if isinstance(op, Tail)]
     assert routed == (tails if decoupled else [])
 

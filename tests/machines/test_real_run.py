@@ -88,7 +88,7 @@ def test_a_shipped_trace_is_executed_with_the_shape_in_its_header() -> None:
     plan = plan_of(scenario, load_trace(TRACES / "shallow"))
     done = run(plan, open_device("cpu"))
     assert decisions(finish(plan, done.server, done.now_ns)) == decisions(run_on(plan))
-    works = [record.work for record in done.journal.records if record.work.lane == "gpu"]
+    works = [issued.work for issued in done.works if issued.work.lane == "gpu"]
     assert all(work.finish_ns > work.start_ns > 0 for work in works)
 
 

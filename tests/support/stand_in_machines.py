@@ -3,41 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import simpy
 
-from moesim.machine.journal import Journal
 from moesim.machine.sim import SimMachine
 from moesim.machine.threads import ThreadMachine, drive
+from moesim.serving.replay import Replay
 from moesim.simulate import Plan, SimPrices, build_server
 from moesim.validate import Observation, Witness, observe
 
 
 def simulated(plan: Plan, script: Any = None, *, slower: float = 1.0) -> Observation:
     """Return one run in virtual time; `slower` multiplies all prices."""
-    witness = Witness(script)
-    plan = replace(plan, observer=witness)
+    witness = Witness()
     env = simpy.Environment()
-    journal = Journal(SimMachine(env, _Scaled(plan, slower)))
-    server = build_server(plan, journal)
+    machine = SimMachine(env, _Scaled(plan, slower))
+    server = build_server(plan, machine, batching=_replay(script), observers=[witness])
     env.run(until=env.process(server.run()))
-    return observe(plan, server, journal.records, witness, journal.now_ns)
+    return observe(plan, server, witness, machine.now_ns)
 
 
 def on_threads(plan: Plan, script: Any = None, *, speed: float = 200.0) -> Observation:
     """Return one run in real time, with the noise of sleeping threads."""
-    witness = Witness(script)
-    plan = replace(plan, observer=witness)
-    journal = Journal(ThreadMachine(SimPrices(plan.cost), speed=speed))
+    witness = Witness()
+    machine = ThreadMachine(SimPrices(plan.cost), speed=speed)
     try:
-        server = build_server(plan, journal)
+        server = build_server(plan, machine, batching=_replay(script), observers=[witness])
         drive(server.run())
     finally:
-        journal.close()
-    return observe(plan, server, journal.records, witness, journal.now_ns)
+        machine.close()
+    return observe(plan, server, witness, machine.now_ns)
+
+
+def _replay(script: Any) -> Replay | None:
+    return None if script is None else Replay(script)
 
 
 class PretendBench:

@@ -82,14 +82,14 @@ def plan_of(scenario: dict[str, Any], trace: Trace) -> Plan:
     return prepare(Scenario.model_validate(scenario), trace)
 
 
-def run_on(plan: Plan, make: Make = SimMachine) -> Outcome:
-    """Serve a plan on the machine that `make` builds."""
+def run_on(plan: Plan, make: Make = SimMachine, **options: Any) -> Outcome:
+    """Serve a plan on the machine that `make` builds; options are those of `build_server`."""
     env = simpy.Environment()
     if plan.places.topology == Topology.single_gpu():
         machine = make(env, plan.prices())
     else:
         machine = make(env, plan.prices(), plan.places.topology)
-    server = build_server(plan, machine)
+    server = build_server(plan, machine, **options)
     env.run(until=env.process(server.run()))
     return finish(plan, server, machine.now_ns)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,8 +14,9 @@ from moesim.machine.events import EventMachine
 from moesim.machine.sim import SimMachine
 from moesim.scenario import Closed, Scenario, Think, expand_sweep
 from moesim.serving.arrivals import NOT_SENT, Arrivals
-from moesim.serving.replay import PlanRecord, Replay
+from moesim.serving.replay import Replay
 from moesim.serving.request import Request
+from moesim.serving.run_log import PlanRecord
 from moesim.serving.workload import build_workload
 from moesim.simulate import Outcome
 from moesim.streams import stream
@@ -171,24 +171,11 @@ def test_requests_that_end_on_arrival_are_followed_by_the_next(think: str) -> No
 # --- policies that wait, and replays --------------------------------------------------------------
 
 
-class OneStep:
-    """Policies of a server that replays a given schedule."""
-
-    def __init__(self, schedule: list[PlanRecord]) -> None:
-        self.schedule = schedule
-
-    def batching(self, policy: Any) -> Any:
-        return Replay(self.schedule)
-
-    def eviction(self, cache: int, policy: Any) -> Any:
-        return policy
-
-
 def test_a_policy_that_waits_for_more_requests_than_there_are_clients_is_a_violation() -> None:
     prompts: PlanRecord = tuple((index, 0, 3) for index in range(3))
     plan = plan_of(tiny_scenario(workload=clients(2)), tiny_trace(requests=4, prompt_tokens=3))
     with pytest.raises(PolicyViolation, match="no request will arrive and 2 are queued"):
-        run_on(replace(plan, observer=OneStep([prompts])))
+        run_on(plan, batching=Replay([prompts]))
 
 
 def test_arrivals_are_handed_over_in_order_and_wait_for_ends() -> None:

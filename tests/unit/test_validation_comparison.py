@@ -12,7 +12,6 @@ from stand_in_machines import on_threads, simulated
 from workloads import plan_of, random_case, run_on, tiny_scenario, tiny_trace
 
 from moesim.errors import UsageError
-from moesim.machine.journal import Journal
 from moesim.machine.sim import SimMachine
 from moesim.policies.eviction.lru import LRU
 from moesim.simulate import Plan, SimPrices, build_server
@@ -155,12 +154,11 @@ def test_a_layer_event_lasts_from_its_front_to_its_last_expert() -> None:
         tiny_trace(),
     )
     witness = Witness()
-    watched = replace(plan, observer=witness)
     env = simpy.Environment()
-    journal = Journal(SimMachine(env, SimPrices(plan.cost)))
-    server = build_server(watched, journal)
+    machine = SimMachine(env, SimPrices(plan.cost))
+    server = build_server(plan, machine, observers=[witness])
     env.run(until=env.process(server.run()))
-    seen = observe(watched, server, journal.records, witness, journal.now_ns)
+    seen = observe(plan, server, witness, machine.now_ns)
     gpu = [row for row in server.ledger.timeline if row[0] == "gpu"]
     for place, (step, layer) in enumerate(
         zip(seen.events["step"].tolist(), seen.events["layer"].tolist(), strict=True)

@@ -26,8 +26,9 @@ from moesim.policies.batching import Batching, Queue, StepPlan, fill
 from moesim.scenario import Scenario
 from moesim.serving.budget import largest_step, plan_budget
 from moesim.serving.kv import BlockPool
-from moesim.serving.replay import PlanRecord, PlanRecorder, Replay
+from moesim.serving.replay import Replay
 from moesim.serving.request import Request
+from moesim.serving.run_log import Observer, Planned, RunLog
 from moesim.serving.scheduler import Batch, Scheduler
 from moesim.simulate import Outcome, Plan
 
@@ -158,11 +159,24 @@ def request_of(index: int, prompt: int, output: int) -> Request:
 
 
 def scheduler(
-    order: str | Batching, *, budget: int, cap: int = 4, blocks: int = 1000, block_tokens: int = 1
+    order: str | Batching,
+    *,
+    budget: int,
+    cap: int = 4,
+    blocks: int = 1000,
+    block_tokens: int = 1,
+    observers: Sequence[Observer] = (),
 ) -> Scheduler:
     policy = find("batching", order)() if isinstance(order, str) else order
     pool = BlockPool(blocks, block_tokens)
-    return Scheduler(policy, pool, token_budget=budget, max_sequences=cap, whole_prompts=True)
+    return Scheduler(
+        policy,
+        pool,
+        token_budget=budget,
+        max_sequences=cap,
+        whole_prompts=True,
+        observers=observers,
+    )
 
 
 def advance(queue: Scheduler, plan: Batch) -> None:
@@ -314,9 +328,9 @@ def test_a_long_prompt_does_not_starve_among_short_ones(order: str, long: int) -
 
 def test_a_replayed_schedule_gives_the_same_steps() -> None:
     lengths = [(9, 4, 0), (3, 5, 0), (14, 2, 0), (2, 6, 0)]
-    plans: list[PlanRecord] = []
-    recorder = PlanRecorder(find("batching", "prefill_first")(), plans)
-    recorded = served(scheduler(recorder, budget=8, blocks=18), lengths)
+    log = RunLog(Planned)
+    recorded = served(scheduler("prefill_first", budget=8, blocks=18, observers=[log]), lengths)
+    plans = [it.plan for it in log.of(Planned)]
     assert served(scheduler(Replay(plans), budget=8, blocks=18), lengths) == recorded
 
 

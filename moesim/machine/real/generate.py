@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from moesim.errors import UsageError
-from moesim.machine.journal import Journal
 from moesim.machine.real.device import Device, open_device
 from moesim.machine.real.executor import Executor
 from moesim.machine.real.live import LiveRouting, RevealedRouting
@@ -34,6 +33,7 @@ from moesim.serving.kv import BlockPool
 from moesim.serving.ledger import Ledger
 from moesim.serving.request import Request
 from moesim.serving.residency import ExpertCache
+from moesim.serving.run_log import Issued, Observer, RunLog
 from moesim.serving.scheduler import Scheduler
 from moesim.serving.server import Server
 from moesim.serving.slots import ExpertSizes, Staging
@@ -89,7 +89,8 @@ class Generation:
     logits: list[Tensor]
     """Each text's logits before the choice: `[tokens, vocabulary]` on the host."""
     server: Server
-    journal: Journal
+    works: list[Issued]
+    """All work of the run, in the order of issue."""
     now_ns: int
 
 
@@ -129,7 +130,7 @@ def generate(
             prediction_depth=0 if knowledge.queued else getattr(options, "depth", 0),
         )
         machine = RealMachine(executor, opened, patience_s=patience_s)
-        journal = Journal(machine)
+        log = RunLog(Issued)
         try:
             requests = _requests(prompts, max_new_tokens)
             routing = (
@@ -137,7 +138,7 @@ def generate(
                 if knowledge.queued
                 else LiveRouting(executor, prompts)
             )
-            server = _server(journal, requests, routing, serving, capacities, options)
+            server = _server(machine, requests, routing, serving, capacities, options, [log])
             machine.serve(server)
             routing.collect()
         finally:
@@ -152,7 +153,7 @@ def generate(
         [text[len(prompt) :] for text, prompt in texts],
         [torch.stack(rows) for rows in routing.logits],
         server,
-        journal,
+        log.of(Issued),
         machine.now_ns,
     )
 
@@ -199,12 +200,13 @@ def _requests(prompts: Sequence[Sequence[int]], new: int) -> list[Request]:
 
 
 def _server(
-    machine: Journal,
+    machine: RealMachine,
     requests: Sequence[Request],
     routing: LiveRouting,
     serving: Serving,
     capacities: Sequence[int],
     prefetch_options: Any,
+    observers: Sequence[Observer],
 ) -> Server:
     plan = routing.layer_plan
     ledger = Ledger(plan, routing.num_experts)
@@ -227,6 +229,7 @@ def _server(
             max_sequences=serving.max_sequences,
             experts=routing.experts if routing.knowledge.queued else None,
             wants=routing.wants if routing.knowledge.future_tokens else None,
+            observers=observers,
         ),
         caches=_caches(machine, ledger, routing, serving, capacities),
         prefetch=make_prefetch(find_policy("prefetch", serving.prefetch), prefetch_options),
@@ -235,11 +238,12 @@ def _server(
         ledger=ledger,
         execution=Execution(lambda _key: routing.expert_bytes),
         knowledge=routing.knowledge,
+        observers=observers,
     )
 
 
 def _caches(
-    machine: Journal,
+    machine: RealMachine,
     ledger: Ledger,
     routing: LiveRouting,
     serving: Serving,

@@ -7,6 +7,7 @@ So weights may be random and of any size.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -14,7 +15,6 @@ import numpy as np
 
 from moesim.config.units import format_bytes
 from moesim.errors import BudgetError, ScenarioError
-from moesim.machine.journal import Journal
 from moesim.machine.real.batch import Batch, Span
 from moesim.machine.real.device import Device
 from moesim.machine.real.executor import Executor
@@ -22,9 +22,11 @@ from moesim.machine.real.machine import RealMachine
 from moesim.machine.real.models import shaped_model
 from moesim.serving.request import Request
 from moesim.serving.routing import StepRouting, TraceRouting
+from moesim.serving.run_log import Issued, Observer, RunLog
 from moesim.wiring import Plan, build_server
 
 if TYPE_CHECKING:
+    from moesim.policies.batching.base import Batching
     from moesim.serving.server import Server
     from moesim.serving.step import Step
     from moesim.trace import Trace
@@ -37,10 +39,10 @@ _DISTINCT_BYTES: Final = 2 << 30  # beyond this, experts of random weights share
 
 @dataclass(frozen=True, slots=True)
 class RealRun:
-    """A finished server, and the journal of its requests to the machine."""
+    """A finished server, and the works that it issued, in order."""
 
     server: Server
-    journal: Journal
+    works: list[Issued]
     now_ns: int
 
 
@@ -79,8 +81,10 @@ def run_real(
     device: Device,
     *,
     patience_s: float = 60.0,
+    batching: Batching | None = None,
+    observers: Sequence[Observer] = (),
 ) -> RealRun:
-    """Serve the plan's workload.
+    """Serve the plan's workload; `batching` and `observers` are as in `build_server`.
 
     Raise `DeviceError` if the device fails, `InvariantError` if nothing happens for `patience_s`.
     """
@@ -92,15 +96,17 @@ def run_real(
         chunk_bytes=chunk_bytes,
         patience_s=patience_s,
     )
-    journal = Journal(machine)
+    log = RunLog(Issued)
     routing = ExecutedRouting(plan.trace, executor)
-    server = build_server(plan, journal, routing=routing)
+    server = build_server(
+        plan, machine, batching=batching, routing=routing, observers=[log, *observers]
+    )
     try:
         machine.serve(server)
     finally:
         for request in server.requests:
             executor.release(request.index)
-    return RealRun(server, journal, machine.now_ns)
+    return RealRun(server, log.of(Issued), machine.now_ns)
 
 
 def executor_for(plan: Plan, device: Device, *, seed: int = 0) -> Executor:
