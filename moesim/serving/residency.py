@@ -18,10 +18,8 @@ from moesim.hardware.topology import GPU
 from moesim.machine.base import Machine
 from moesim.policies.eviction.base import Eviction
 from moesim.policies.view import Key, View
-from moesim.serving.decision import NO_READS, Decision, Placed
-from moesim.serving.host_memory import HostMemory
+from moesim.serving.decision import NO_READS, Decision, Place, Placed, Reads
 from moesim.serving.ledger import Ledger
-from moesim.serving.placing import Placing
 from moesim.serving.slots import ExpertSizes, Slot, Staging
 
 __all__ = ["ExpertCache"]
@@ -41,8 +39,8 @@ class ExpertCache:
         staging: Staging,
         sizes: ExpertSizes,
         *,
-        place: Placing | None = None,
-        host: HostMemory | None = None,
+        place: Place | None = None,
+        host: Reads | None = None,
     ) -> None:
         """Build the cache, with the keys that its policy preloads.
 

@@ -75,7 +75,7 @@ class Noisy(Durations):
         factor = self._rng.lognormvariate(0, self._noise)
         return round(duration_ns * factor * (5 if self._rng.random() < 0.01 else 1))
 
-    def compute_ns(self, op: Any) -> int:  # type: ignore[override]
+    def compute_ns(self, op: Any) -> int:
         return self._late(self._prices.compute_ns(op))
 
     def chunk_bytes(self, lane: str) -> int | None:

@@ -56,7 +56,7 @@ class Tariff(Durations):
     def topology(self) -> Topology:
         return Topology(LANES, self.capacities)
 
-    def compute_ns(self, op: Any) -> int:  # type: ignore[override]
+    def compute_ns(self, op: Any) -> int:
         return int(op.batch.tokens)
 
     def copy_ns(self, lane: str, nbytes: int) -> int:

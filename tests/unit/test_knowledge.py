@@ -157,7 +157,7 @@ def test_look_ahead_hits_more_often_the_more_is_queued() -> None:
     assert ahead > 0.9 * least
 
 
-@dataclass(frozen=True)
+@dataclass
 class Simple(Durations):
     """Prices of a model whose experts take a while to load and to compute, and nothing else."""
 
@@ -166,7 +166,7 @@ class Simple(Durations):
     layers: int
     landing_ns: int = 0
 
-    def compute_ns(self, op: Any) -> int:  # type: ignore[override]
+    def compute_ns(self, op: Any) -> int:
         return self.computing if isinstance(op, Experts) else 0
 
     def experts_ns(self, tokens: tuple[int, ...]) -> int:

@@ -18,7 +18,6 @@ from moesim.policies import View, find, parse_options
 from moesim.policies.eviction import LRU, CacheContext, Eviction, Resident
 from moesim.policies.guard import make_eviction
 from moesim.serving.budget import split_bytes, split_slots
-from moesim.validate.decisions import Departure, _Eviction
 
 EXPERTS = 6
 UNIVERSE = range(EXPERTS)
@@ -238,14 +237,3 @@ def test_equal_sizes_share_bytes_as_slots(
     total = slots * nbytes + data.draw(st.integers(0, nbytes - 1))
     expected = [count * nbytes for count in split_slots(slots, layers, experts)]
     assert split_bytes(total, [[nbytes] * experts] * layers) == expected
-
-
-def test_wrappers_of_a_policy_know_its_sizes() -> None:
-    sizes = [2] * EXPERTS
-    policy = build("lru", [], 5, sizes)
-    noted: list[Departure] = []
-    wrapper = _Eviction(0, policy, noted)
-    assert (policy.sizes, wrapper.sizes) == (sizes, sizes)
-    wrapper.decide(View(0, [0, 1]))
-    assert wrapper.victims((), 3) == [0, 1]
-    assert noted == [(0, "event", ()), (0, "prefetch", (0,)), (0, "prefetch", (1,))]

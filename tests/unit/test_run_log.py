@@ -90,8 +90,9 @@ def test_steps_that_are_timed_at_once_have_the_records_of_steps_that_are_walked(
         walked = RunLog()
         compared += serve(plan, timed)._memo is not None
         serve(plan, walked)
-        for kind in (Planned, StepStarted, StepEnded):
-            assert timed.of(kind) == walked.of(kind), number
+        assert timed.of(Planned) == walked.of(Planned), number
+        assert timed.of(StepStarted) == walked.of(StepStarted), number
+        assert timed.of(StepEnded) == walked.of(StepEnded), number
         assert list(map(_facts, timed.of(Decided))) == list(map(_facts, walked.of(Decided))), number
     assert compared > 5
 
@@ -152,7 +153,7 @@ def test_leavers_of_the_log_give_the_residency() -> None:
             if it.decision is None:
                 continue
             event, keys = it.decision, held[it.cache]
-            keys |= {key for key, *_ in (*event.loads, *event.later)}
+            keys |= {key for key, *_ in event.loads} | {key for key, _ in event.later}
             keys |= {key for key, *_ in event.elsewhere if key not in event.leavers}
             evicted += len(keys & set(event.leavers))
             keys -= set(event.leavers)
