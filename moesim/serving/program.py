@@ -94,10 +94,9 @@ class Program:
             waits = (*inputs.waits, (landing, stalls.LATE, layer))
             last = issue(Work(GPU, op, (landing, *before)), "experts", layer, waits)
             slot.reader = last
+        computed = self._elsewhere(it, hidden, rows, issue) if it.elsewhere else []
         for key, slot in it.vacated:
             self._vacate(key, slot, it.write_back, issue)
-        if it.elsewhere:
-            parts += self._elsewhere(it, hidden, rows, issue)
         for key, count, slot in it.loads:
             after, waits = self._read(key, reads, layer, issue)
             landing = self._copy(key, slot, DEMAND, after, layer, issue)
@@ -106,6 +105,9 @@ class Program:
             last = issue(Work(GPU, op, (landing, *before)), "experts", layer, waits)
             slot.reader = last
             slot.landing = None  # later work waits for the reader, which waits for the copy
+        # A lane is first in first out: before the copies of experts, the outputs of another lane
+        # would keep them waiting until it has computed.
+        parts += [self.move(there, hidden.lane, layer, rows, issue) for there in computed]
         if last is not None:
             parts.append(self.move(Hidden(GPU, (last,)), hidden.lane, layer, rows, issue))
         if it.later:
@@ -170,8 +172,11 @@ class Program:
         return (read,), ((read, stalls.DISK, layer),)
 
     def _elsewhere(self, it: Decision, hidden: Hidden, rows: int, issue: Issuer) -> list[Hidden]:
-        """Issue the experts that run on other lanes, one call a lane; return their results."""
-        results = []
+        """Issue the experts that run on other lanes, one call a lane.
+
+        Return where each lane's results are: beside the lane still.
+        """
+        computed = []
         for lane in dict.fromkeys([lane for *_, lane in it.elsewhere]):
             chosen = [(key, count) for key, count, where in it.elsewhere if where == lane]
             inputs = self.move(hidden, lane, it.layer, rows, issue)
@@ -184,9 +189,8 @@ class Program:
             op = Experts(it.layer, keys, counts)
             call = issue(Work(lane, op, after), "experts", it.layer)
             waits.append((call, stalls.CPU, it.layer))
-            there = Hidden(lane, (call,), tuple(waits))
-            results.append(self.move(there, hidden.lane, it.layer, rows, issue))
-        return results
+            computed.append(Hidden(lane, (call,), tuple(waits)))
+        return computed
 
     def _busy(self, slot: Slot) -> tuple[Work, ...]:
         """Return the work that must be done before the slot may be overwritten.
