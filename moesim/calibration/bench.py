@@ -64,8 +64,9 @@ class DeviceBench:
         self._subject = subject
         self._name = device
         # Only the CPU emulates links; a GPU has real ones.
-        self._links = {"h2d": h2d, "d2h": d2h} if device == "cpu" else {}
-        self.link = self._links.get("h2d")
+        emulates = device == "cpu"
+        self._h2d, self._d2h = (h2d, d2h) if emulates else (None, None)
+        self.link = self._h2d
         self._hardware = _hardware(self.link)
         opened = self.open()
         try:
@@ -81,7 +82,7 @@ class DeviceBench:
         """Open the device; the caller closes it."""
         from moesim.machine.real.device import open_device
 
-        return open_device(self._name, **self._links)
+        return open_device(self._name, h2d=self._h2d, d2h=self._d2h)
 
     def serve(self, design: Design) -> Sequence[Issued]:
         from moesim.machine.real.run import run_real

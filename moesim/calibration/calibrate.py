@@ -26,6 +26,7 @@ from moesim.errors import UsageError
 from moesim.hardware.cost import copy_ns
 from moesim.hardware.hardware import Link
 from moesim.hardware.measurement import OperationTimes
+from moesim.machine.real.device import emulated
 from moesim.progress import Progress
 from moesim.serving.budget import largest_step
 from moesim.serving.workload import build_workload
@@ -194,8 +195,10 @@ def _limits(plan: Plan) -> Limits:
 
 def _emulated(plan: Plan, device: str) -> dict[str, Link]:
     """Return the plan's links if the device emulates them."""
-    hardware = plan.cost.hardware
-    return {"h2d": hardware.h2d, "d2h": hardware.d2h} if device == "cpu" else {}
+    if device != "cpu":
+        return {}
+    parts = emulated(plan.cost)
+    return {"h2d": parts["h2d"], "d2h": parts["d2h"]}
 
 
 def _subject(plan: Plan) -> Subject:

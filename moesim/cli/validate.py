@@ -55,9 +55,10 @@ def validate(
 ) -> None:
     """Run a scenario on a real machine and in simulation, and compare decisions and times.
 
-    Without a measured profile of this machine, a short calibration runs first. The exit code is 1
-    if the two decide differently, and 3 if an error is above its limit. The last line printed is
-    the folder.
+    Without a measured profile of this machine, a short calibration runs first. It measures no
+    experts on the CPU and no disk; their costs are those of the scenario's hardware. The exit code
+    is 1 if the two decide differently, and 3 if an error is above its limit. The last line printed
+    is the folder.
     """
     import json
 
@@ -103,7 +104,8 @@ def _check_limits(
     """
     from moesim.errors import MoesimError, ThresholdError
 
-    if differences:
+    # A placement that looks at copies under way may decide differently on each machine.
+    if differences and not summary["decisions_timed"]:
         raise MoesimError("the machines decided differently:\n  " + "\n  ".join(differences))
     limits = {
         "step_time_error_median_pct": ("--max-step-error", max_step_error),

@@ -44,6 +44,7 @@ PREFILL: Final = ("with prompt tokens", "#D55E00", "s")
 EVENTS: Final = ("layer events", "#009E73", "v")
 BAND_PCT: Final = 5.0  # the error that docs/validation.md sets as the goal of a median
 MOST_POINTS: Final = 3000
+_UNMEASURED: Final = {"assumed": ": from the hardware profile; no calibration measures them"}
 DURATIONS: Final = {
     "step_time": "step",
     "event_time": "layer event",
@@ -132,7 +133,11 @@ def _context(summary: Mapping[str, Any]) -> Table:
     runs = (
         f"{summary['runs']} runs" if summary["runs"] > 1 else "one run has no spread; use --runs 5"
     )
-    context.add("decisions", "equal" if summary["decisions_equal"] else "DIFFERENT")
+    context.add("decisions", _decisions(summary))
+    for key, what in (("cpu_cost_kind", "the CPU"), ("disk_cost_kind", "the disk")):
+        # Older summaries have no such key.
+        if (kind := summary.get(key)) is not None:
+            context.add(f"costs of {what}", f"{kind}{_UNMEASURED.get(kind, '')}")
     context.add("executor's spread", f"{spread:.1f} % of the whole ({runs}){untestable}")
     context.add(
         "time in steps",
@@ -146,6 +151,14 @@ def _context(summary: Mapping[str, Any]) -> Table:
         "(they depend on times, not on decisions)",
     )
     return context
+
+
+def _decisions(summary: Mapping[str, Any]) -> str:
+    if summary["decisions_equal"]:
+        return "equal"
+    if not summary.get("decisions_timed"):
+        return "DIFFERENT"
+    return f"different: {summary['placement_policy']} decides by which copies are under way"
 
 
 def plots_for_validation(folder: str | Path) -> Path:

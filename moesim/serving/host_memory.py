@@ -25,7 +25,7 @@ that expert is then in a buffer of the event, as one in a staging buffer of the 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Final, Literal
 
 from moesim.errors import UsageError
@@ -49,7 +49,8 @@ class HostMemory:
     """Host memory of `capacity_bytes` for experts; `sizes[key]` is the bytes of each.
 
     `held_bytes` is what the experts in it take, pinned ones included. It counts whole pages with
-    the unit `page`, and never exceeds the capacity.
+    the unit `page`, and never exceeds the capacity. `on_loss` is called with each expert of which a
+    part has left the memory.
     """
 
     def __init__(
@@ -67,6 +68,8 @@ class HostMemory:
         """
         self.capacity_bytes = capacity_bytes
         self.unit = unit
+        self.num_experts = len(sizes)
+        self.on_loss: Callable[[Key], object] | None = None
         self._sizes = sizes
         self._taken = [taken_bytes(nbytes, unit, page_bytes) for nbytes in sizes]
         self._pinned = frozenset(pinned)
@@ -128,3 +131,5 @@ class HostMemory:
         else:
             self._held[oldest] = held - lost
         self._free += lost
+        if self.on_loss is not None:
+            self.on_loss(oldest)

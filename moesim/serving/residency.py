@@ -48,8 +48,8 @@ class ExpertCache:
         if it cannot hold all experts.
         """
         self.policy = policy
+        self.host = host
         self._place = place
-        self._host = host
         self.capacity = policy.capacity
         self.expert_bytes = sizes.nbytes
         self.write_back = sizes.write_back
@@ -195,11 +195,12 @@ class ExpertCache:
         later: Sequence[tuple[Key, Slot]],
     ) -> Mapping[Key, int]:
         """Return the bytes to be read from disk of each expert that leaves host memory's copy."""
-        if self._host is None:
+        host = self.host
+        if host is None:
             return NO_READS
         elsewhere = [key for key, lane in placed.items() if lane != GPU]
         keys = dict.fromkeys([*(key for key, *_ in loads), *elsewhere, *(key for key, _ in later)])
-        return {key: nbytes for key in keys if (nbytes := self._host.read(key))}
+        return {key: nbytes for key in keys if (nbytes := host.read(key))}
 
     def prefetch(self, layer: int, key: Key, protected: Collection[Key]) -> Decision | None:
         """Decide the copy ahead of an absent key; return None if the policy gives it no slot.

@@ -91,10 +91,9 @@ class RealBench:
         self._executors.clear()
 
     def _open(self, plan: Plan) -> Device:
-        from moesim.machine.real.device import open_device
+        from moesim.machine.real.device import emulated, open_device
 
-        hardware = plan.cost.hardware
-        return open_device(self.device, h2d=hardware.h2d, d2h=hardware.d2h)
+        return open_device(self.device, **emulated(plan.cost))
 
     def _executor(self, plan: Plan, device: Device) -> Executor:
         from moesim.machine.real.run import executor_for

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from moesim.errors import ScenarioError
 from moesim.files import whole_folder
+from moesim.machine.real.supported import check_supported
 from moesim.progress import Progress
 from moesim.scenario import Scenario
 from moesim.validate.costs import measured_costs
@@ -37,7 +38,8 @@ def validate_scenario(
     profile is kept in the folder.
 
     Raises:
-        ScenarioError: the scenario is wrong, or its profile was measured on another machine.
+        ScenarioError: the scenario is wrong, no real machine runs it, or its profile was measured
+            on another machine.
         UsageError: this machine has no such device.
         MissingExtra: torch is not installed.
         OutputError: `out` cannot be written.
@@ -48,6 +50,7 @@ def validate_scenario(
             scenario, "sweep", "one validation takes no sweep; a study validates many scenarios"
         )
     plan = prepare(scenario)
+    check_supported(plan)
     with whole_folder(out, force=force, ours=OURS) as folder:
         # Costs first: a calibration right before the runs sees a similar machine load.
         plan, facts = measured_costs(plan, device, folder, progress=progress)

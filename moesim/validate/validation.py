@@ -15,6 +15,8 @@ import numpy as np
 
 from moesim.facts import routing_facts
 from moesim.hardware.operations import OperationCost
+from moesim.hardware.profile_schema import Kind
+from moesim.hardware.topology import CPU, DISK
 from moesim.policies import find
 from moesim.progress import Progress
 from moesim.serving.run_log import PlanRecord
@@ -26,6 +28,8 @@ from moesim.wiring import Plan
 __all__ = ["Validation", "assess", "measure", "validate_plan"]
 
 WARMUPS: Final = 1
+# A calibration measures none of them.
+_CPU_FIGURES: Final = ("cpu_flops", "cpu_overhead", "cpu_efficiency", "host_memory_bandwidth")
 OPEN_KEYS: Final = (
     "open_total_time_bias_pct",
     "open_ttft_mean_bias_pct",
@@ -103,6 +107,10 @@ def _what(plan: Plan, device: str, *, replayed: bool) -> dict[str, Any]:
         "num_experts": plan.trace.num_experts,
         "num_layers": plan.trace.num_layers,
         "prefetch_policy": find("prefetch", scenario.prefetch.policy).name,
+        "placement_policy": find("placement", scenario.placement.policy).name,
+        "decisions_timed": _decides_by_time(plan),
+        "cpu_cost_kind": _kind(plan, CPU, _CPU_FIGURES),
+        "disk_cost_kind": _kind(plan, DISK, ("disk.latency", "disk.bandwidth")),
         "batching_policy": find("batching", scenario.batching.policy).name,
         "max_sequences": scenario.batching.max_sequences,
         "token_budget": scenario.batching.token_budget,
@@ -113,6 +121,24 @@ def _what(plan: Plan, device: str, *, replayed: bool) -> dict[str, Any]:
         "schedule": "replayed" if replayed else "all at once",
         "warmup_runs": WARMUPS,
     }
+
+
+def _decides_by_time(plan: Plan) -> bool:
+    """Return whether placements depend on which copies are under way, and so on times."""
+    scenario = plan.scenario
+    if not find("placement", scenario.placement.policy).sees_arriving:
+        return False
+    comes_and_goes = plan.places.residents is None and scenario.cache.policy != "static"
+    return comes_and_goes and sum(plan.slots) > 0
+
+
+def _kind(plan: Plan, lane: str, figures: Sequence[str]) -> Kind | None:
+    """Return whether the figures of a lane are measured or assumed; None without such a lane."""
+    if lane not in plan.places.topology.names:
+        return None
+    known = plan.cost.hardware.figures
+    measured = all(known[name].kind == "measured" for name in figures if name in known)
+    return "measured" if measured else "assumed"
 
 
 def _open(real: Observation, simulated: Observation) -> dict[str, Any]:

@@ -3,8 +3,8 @@
 Copies between the pools release the interpreter lock, so they run beside the computation. A CPU
 lane, if there is one, computes from the host's pool, beside the lane that replaces the GPU. An
 *emulated link* withholds the completion of a copy until its latency and its bytes' time have
-passed. So any machine can run the ratios of PCIe. A copy that follows another is timed from the
-nominal end of the one before, so that late wake-ups do not add up.
+passed, and so does an emulated disk. So any machine can run the ratios of PCIe. A copy that follows
+another is timed from the nominal end of the one before, so that late wake-ups do not add up.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
-from moesim.hardware.cost import copy_ns
-from moesim.hardware.hardware import Link
-from moesim.hardware.topology import D2H, H2D, Lane
+from moesim.hardware.cost import copy_ns, read_ns
+from moesim.hardware.hardware import Disk, Link
+from moesim.hardware.topology import D2H, DISK, H2D, Lane
 from moesim.machine.real.device import Done, one_thread
 
 __all__ = ["CpuDevice"]
@@ -28,9 +28,11 @@ class CpuDevice:
     pins = False
     outstanding = 1
 
-    def __init__(self, *, h2d: Link | None = None, d2h: Link | None = None) -> None:
-        self._links = {H2D: h2d, D2H: d2h}
-        self._free_ns = {H2D: 0, D2H: 0}
+    def __init__(
+        self, *, h2d: Link | None = None, d2h: Link | None = None, disk: Disk | None = None
+    ) -> None:
+        self._links = {H2D: h2d, D2H: d2h, DISK: disk}
+        self._free_ns = dict.fromkeys(self._links, 0)
 
     def add_lanes(self, lanes: Sequence[Lane]) -> None:
         """Let torch compute in one thread a lane, so that lanes do not take each other's cores."""
@@ -49,7 +51,7 @@ class CpuDevice:
         work()
         link = self._links.get(lane)
         if link is not None and nbytes:
-            takes = copy_ns(link, nbytes, pinned=True) - (link.latency_ns if goes_on else 0)
+            takes = _duration_ns(link, nbytes) - (link.latency_ns if goes_on else 0)
             due = max(self._free_ns[lane], ready_ns) + takes
             self._free_ns[lane] = due
             # The copy itself has taken a part of the link's time; only the rest is waited for.
@@ -60,3 +62,10 @@ class CpuDevice:
 
     def close(self) -> None:
         """Do nothing: there is nothing to release."""
+
+
+def _duration_ns(link: Link | Disk, nbytes: int) -> int:
+    """Return the nanoseconds that a copy over an idle link, or a read, takes."""
+    if isinstance(link, Disk):
+        return read_ns(link, nbytes)
+    return copy_ns(link, nbytes, pinned=True)

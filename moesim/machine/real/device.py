@@ -8,13 +8,15 @@ lanes no order is guaranteed, so code that depends on some work waits for its ma
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from dataclasses import replace
+from typing import Any, NamedTuple, Protocol
 
 from moesim.errors import UsageError
-from moesim.hardware.hardware import Link
+from moesim.hardware.cost import CostModel
+from moesim.hardware.hardware import Disk, Link
 from moesim.hardware.topology import Lane
 
-__all__ = ["DEVICES", "Device", "Done", "Mark", "one_thread", "open_device"]
+__all__ = ["DEVICES", "Device", "Done", "Mark", "emulated", "one_thread", "open_device"]
 
 DEVICES = ("cpu", "cuda", "fake")
 
@@ -75,8 +77,22 @@ class Device(Protocol):
         """Release threads and memory."""
 
 
-def open_device(name: str, *, h2d: Link | None = None, d2h: Link | None = None) -> Device:
-    """Open a device by name; `h2d` and `d2h` are emulated links, on the CPU only.
+def emulated(cost: CostModel) -> dict[str, Any]:
+    """Return the links and the disk that emulate a machine, as arguments of `open_device`."""
+    links = {"h2d": cost.hardware.h2d, "d2h": cost.hardware.d2h}
+    if not cost.pinned:
+        # An emulated copy has one rate, here that of ordinary host memory.
+        links = {
+            name: replace(link, pinned_bytes_per_s=link.pageable_bytes_per_s)
+            for name, link in links.items()
+        }
+    return {**links, "disk": cost.hardware.disk}
+
+
+def open_device(
+    name: str, *, h2d: Link | None = None, d2h: Link | None = None, disk: Disk | None = None
+) -> Device:
+    """Open a device by name; `h2d`, `d2h` and `disk` are emulated, on the CPU only.
 
     For cpu and fake, torch computes in one thread from now on. Raise `UsageError` for an unknown
     name, and for cuda without a GPU.
@@ -87,7 +103,7 @@ def open_device(name: str, *, h2d: Link | None = None, d2h: Link | None = None) 
     if name == "cpu":
         from moesim.machine.real.cpu import CpuDevice
 
-        return CpuDevice(h2d=h2d, d2h=d2h)
+        return CpuDevice(h2d=h2d, d2h=d2h, disk=disk)
     if name == "cuda":
         from moesim.machine.real.cuda import CudaDevice
 

@@ -191,16 +191,19 @@ class Executor:
             else:
                 self._resume(op)
 
-    def run_on_host(self, op: Experts) -> None:
-        """Compute experts on the CPU, with their weights and the layer's states in host memory.
+    def run_on_host(self, op: Experts, rows: Sequence[Tensor] | None = None) -> None:
+        """Compute experts on the CPU, with the layer's states in host memory.
 
-        Raise `InvariantError` if the states are not there, and as `run` does.
+        `rows[i]` `[elements]` has the weights of `op.keys[i]` in host memory (None: `host_of` has
+        them). Raise `InvariantError` if the states are not there, and as `run` does.
         """
         with torch.inference_mode():
             first = op.layer * self.num_experts
+            if rows is None:
+                rows = [self.host_of(key) for key in op.keys]
             self._event_of(op.layer, "experts").compute_on_host(
-                (key - first, tokens, self._pool.weights_on_host(key))
-                for key, tokens in zip(op.keys, op.tokens, strict=True)
+                (key - first, tokens, self._pool.weights_of(row))
+                for key, tokens, row in zip(op.keys, op.tokens, rows, strict=True)
             )
 
     def send_states(self, layer: int) -> None:

@@ -81,7 +81,7 @@ class Pool:
                     # A view, so that memory holds the weights once.
                     theirs.data = own[:, start:stop].view(num_experts, *self._shapes[name])
         self.buffers = torch.empty(buffers, sum(sizes), dtype=dtype, device=device)
-        self._views = [self._split(row) for row in self.buffers]
+        self._views = [self.weights_of(row) for row in self.buffers]
 
     @property
     def expert_bytes(self) -> int:
@@ -98,9 +98,10 @@ class Pool:
 
     def weights_on_host(self, key: int) -> Weights:
         """Return the weights of an expert in host memory."""
-        return self._split(self.host_of(key))
+        return self.weights_of(self.host_of(key))
 
-    def _split(self, row: Tensor) -> Weights:
+    def weights_of(self, row: Tensor) -> Weights:
+        """Return a row `[elements]` as an expert's weights."""
         views = {
             name: row[start:stop].view(shape)
             for (name, shape), (start, stop) in zip(self._shapes.items(), self._edges, strict=True)

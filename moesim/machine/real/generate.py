@@ -6,10 +6,10 @@ appears, but never which token it is.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,14 +20,13 @@ from moesim.machine.real.device import Device, open_device
 from moesim.machine.real.executor import Executor
 from moesim.machine.real.live import LiveRouting, RevealedRouting
 from moesim.machine.real.machine import RealMachine
+from moesim.machine.real.places import ModelPlaces
+from moesim.machine.real.settings import Serving
 from moesim.machine.real.token_router import PackedRouter
-from moesim.policies import Key, parse_options
-from moesim.policies.eviction.base import CacheContext
+from moesim.policies import parse_options
+from moesim.policies.eviction import CacheContext, Resident
 from moesim.policies.guard import find_policy, make_batching, make_eviction, make_prefetch
-from moesim.record.routers import MoeLayer, find_moe_layers
-from moesim.serving.budget import split_slots
 from moesim.serving.invariants import check_run
-from moesim.serving.issue import Execution
 from moesim.serving.knowledge import KNOWLEDGE, Knowledge
 from moesim.serving.kv import BlockPool
 from moesim.serving.ledger import Ledger
@@ -40,45 +39,6 @@ from moesim.serving.slots import ExpertSizes, Staging
 from moesim.streams import stream
 
 __all__ = ["Generation", "Serving", "generate"]
-
-
-@dataclass(frozen=True, slots=True)
-class Serving:
-    """Serving settings: a short form of the sections `cache`, `prefetch`, `batching`, `memory`.
-
-    `slots` counts the expert slots of all layers together. `kv_tokens` limits the keys and values
-    of all sequences together (None: enough for all). `profile` counts past uses of expert keys, for
-    the policy `static`.
-    """
-
-    eviction: str = "lru"
-    slots: int = 0
-    scope: Literal["per_layer", "global"] = "per_layer"
-    admission: Literal["bypass", "always"] = "bypass"
-    staging: int = 1
-    prefetch: str = "none"
-    prefetch_options: Mapping[str, Any] | None = None
-    batching: str = "decode_first"
-    batching_options: Mapping[str, Any] | None = None
-    token_budget: int = 256
-    max_sequences: int = 16
-    kv_tokens: int | None = None
-    profile: Mapping[Key, int] | None = None
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        smallest = {"slots": 0, "staging": 1, "token_budget": 1, "max_sequences": 1, "kv_tokens": 1}
-        for name, least in smallest.items():
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise UsageError(f"{name} ({value}) must be at least {least}")
-        for family in ("eviction", "prefetch", "batching"):
-            policy = getattr(self, family)
-            if find_policy(family, policy).clairvoyant:
-                raise UsageError(
-                    f"{family} policy {policy!r} sees the future, which a model that generates "
-                    "does not know; it runs on a trace only"
-                )
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,18 +78,18 @@ def generate(
     options = parse_options(prefetch, serving.prefetch_options or {})
     knowledge = KNOWLEDGE["layerwise" if PackedRouter.of(model) is None else "decoupled"]
     _check_knowledge(model, serving, options, knowledge)
-    capacities = _capacities(serving, find_moe_layers(model))
+    places = ModelPlaces.of(model, serving)
     opened = open_device(device) if isinstance(device, str) else device
     try:
         executor = Executor(
             model,
-            buffers=sum(capacities) + serving.staging,
+            buffers=sum(places.slots) + serving.staging,
             device=opened.torch_device,
-            pinned=opened.pins,
+            pinned=opened.pins and places.host is None,
             # The layers of a decoupled model have no gates to predict with.
             prediction_depth=0 if knowledge.queued else getattr(options, "depth", 0),
         )
-        machine = RealMachine(executor, opened, patience_s=patience_s)
+        machine = RealMachine(executor, opened, topology=places.topology, patience_s=patience_s)
         log = RunLog(Issued)
         try:
             requests = _requests(prompts, max_new_tokens)
@@ -138,7 +98,7 @@ def generate(
                 if knowledge.queued
                 else LiveRouting(executor, prompts)
             )
-            server = _server(machine, requests, routing, serving, capacities, options, [log])
+            server = _server(machine, requests, routing, serving, places, options, [log])
             machine.serve(server)
             routing.collect()
         finally:
@@ -156,14 +116,6 @@ def generate(
         log.of(Issued),
         machine.now_ns,
     )
-
-
-def _capacities(serving: Serving, layers: Sequence[MoeLayer]) -> list[int]:
-    """Return the slots of each cache."""
-    experts = layers[0].num_experts
-    if serving.scope == "per_layer":
-        return split_slots(serving.slots, len(layers), experts)
-    return [min(serving.slots, len(layers) * experts)]
 
 
 def _check_knowledge(
@@ -204,12 +156,12 @@ def _server(
     requests: Sequence[Request],
     routing: LiveRouting,
     serving: Serving,
-    capacities: Sequence[int],
+    places: ModelPlaces,
     prefetch_options: Any,
     observers: Sequence[Observer],
 ) -> Server:
     plan = routing.layer_plan
-    ledger = Ledger(plan, routing.num_experts)
+    ledger = Ledger(plan, routing.num_experts, places.topology)
     tokens = [request.max_kv_tokens for request in requests]
     room = sum(tokens) if serving.kv_tokens is None else serving.kv_tokens
     if max(tokens) > room:
@@ -231,12 +183,12 @@ def _server(
             wants=routing.wants if routing.knowledge.future_tokens else None,
             observers=observers,
         ),
-        caches=_caches(machine, ledger, routing, serving, capacities),
+        caches=_caches(machine, ledger, routing, serving, places),
         prefetch=make_prefetch(find_policy("prefetch", serving.prefetch), prefetch_options),
         routing=routing,
         layers=plan,
         ledger=ledger,
-        execution=Execution(lambda _key: routing.expert_bytes),
+        execution=places.execution(),
         knowledge=routing.knowledge,
         observers=observers,
     )
@@ -247,14 +199,14 @@ def _caches(
     ledger: Ledger,
     routing: LiveRouting,
     serving: Serving,
-    capacities: Sequence[int],
+    places: ModelPlaces,
 ) -> list[ExpertCache]:
     """Return the cache of each layer; all layers share it if the scope is global."""
     policy = find_policy("eviction", serving.eviction)
     every = routing.num_layers * routing.num_experts
     staging, sizes = Staging(serving.staging), ExpertSizes(routing.expert_bytes)
     caches = []
-    for number, capacity in enumerate(capacities):
+    for number, capacity in enumerate(places.slots):
         first = number * routing.num_experts
         own = range(first, first + routing.num_experts)
         context = CacheContext(
@@ -264,6 +216,13 @@ def _caches(
             rng=stream(serving.seed, "eviction", number),
             popularity=None if serving.profile is None else lambda _: serving.profile or {},
         )
-        eviction = make_eviction(policy, context, parse_options(policy, {}))
-        caches.append(ExpertCache(eviction, machine, ledger, staging, sizes))
+        if places.residents is None:
+            eviction = make_eviction(policy, context, parse_options(policy, {}))
+        else:
+            universe = set(context.universe)
+            eviction = Resident(context, [key for key in places.residents if key in universe])
+        cache = ExpertCache(
+            eviction, machine, ledger, staging, sizes, place=places.place, host=places.host
+        )
+        caches.append(cache)
     return caches if serving.scope == "per_layer" else caches * routing.num_layers

@@ -6,8 +6,11 @@ of the expert that has landed in it. So an expert that is computed from the wron
 overwritten during its computation, is an error.
 
 A topology with a CPU lane gives the machine a second compute lane. Its experts are computed from
-host memory, where all experts are. `States` works move their inputs and outputs. The forward pass
-itself runs on the GPU lane only, because all its segments must run in one thread.
+host memory. `States` works move their inputs and outputs. The forward pass itself runs on the GPU
+lane only, because all its segments must run in one thread.
+
+Host memory has all experts. With a disk it has those that the server's `HostMemory` holds, and a
+read from disk brings another one (`host_rows.py`).
 """
 
 from __future__ import annotations
@@ -22,9 +25,11 @@ from moesim.errors import DeviceError, InvariantError, UsageError
 from moesim.hardware.ops import Copy, Experts, Op, Readback, States
 from moesim.hardware.topology import DISK, GPU, HOST, Topology
 from moesim.machine.real.device import Device
+from moesim.machine.real.host_rows import HostRows, Row
 from moesim.machine.real.lanes import Job, Lane, Piece
 from moesim.machine.threads import drive
 from moesim.machine.work import Work
+from moesim.serving.host_memory import HostMemory
 
 if TYPE_CHECKING:
     from moesim.machine.real.executor import Executor
@@ -77,9 +82,12 @@ class RealMachine:
         self._failure: DeviceError | InvariantError | None = None
         self._origin_ns = 0
         self._lanes: dict[str, Lane] = {}
+        self._rows: HostRows | None = None  # where experts are on disk
 
     def serve(self, server: Server) -> None:
         """Run a server on this machine to its end, then close the machine."""
+        if (memory := server.caches[0].host) is not None:  # all caches share it
+            self.keep_on_disk(memory)
         # A static placement is loaded before time zero, as in the simulation.
         for cache in dict.fromkeys(server.caches):
             for key, slot in cache.slots.items():
@@ -98,6 +106,13 @@ class RealMachine:
             name: Lane(name, self._device, self._lock, self._origin_ns, self._settled, self._failed)
             for name in self._topology.names
         }
+
+    def keep_on_disk(self, memory: HostMemory) -> None:
+        """Keep in host memory only what `memory` holds, and all experts in a file on disk.
+
+        Raise `UsageError` if there is no room for the file.
+        """
+        self._rows = HostRows(self._executor.host, memory)
 
     def preload(self, key: int, slot: int) -> None:
         """Put an expert into its buffer before the run starts."""
@@ -121,6 +136,8 @@ class RealMachine:
         return work.finish_ns <= self.now_ns
 
     def wait_any(self, works: Sequence[Work], until_ns: int | None = None) -> Iterable[Any]:
+        if self._rows is not None:
+            self._rows.settle()  # the server issues all that it has decided before it waits
         with self._lock:
             self._awaited = works
             self._progress_s = time.monotonic()
@@ -140,6 +157,8 @@ class RealMachine:
                 lane.close()
         for lane in self._lanes.values():
             lane.join(timeout_s=5.0)  # a thread that hangs is a daemon and ends with the process
+        if self._rows is not None:
+            self._rows.close()
 
     # --- behind it ---
 
@@ -169,17 +188,23 @@ class RealMachine:
         if isinstance(op, Readback) and route == _TO_HOST:
             return [Piece(self._executor.fetch)], "readback"
         if isinstance(op, Copy) and route in (_TO_GPU, _TO_HOST):
+            what = f"copy of key {op.key} {work.lane} with buffer {work.buffer}"
             if route == _TO_GPU:
                 self._place[op.key] = work.buffer
-            what = f"copy of key {op.key} {work.lane} with buffer {work.buffer}"
-            return self._chunks(route == _TO_GPU, op.key, work.buffer), what
+                return self._to_gpu(self._row(op.key), work.buffer), what
+            host, buffer = self._executor.host_of(op.key), self._executor.buffers[work.buffer]
+            return self._chunks(host, buffer), what
+        if isinstance(op, Copy) and route == _FROM_DISK and self._rows is not None:
+            reading = self._rows.read(op.key, op.nbytes)
+            return [Piece(reading, op.nbytes)], f"read of key {op.key} {work.lane}"
         what = f"{type(op).__name__} of layer {getattr(op, 'layer', '-')}"
         if isinstance(op, States) and route in (_TO_GPU, _TO_HOST):
             executor = self._executor
             move = executor.return_states if route == _TO_GPU else executor.send_states
             return [Piece(partial(move, op.layer), op.nbytes)], f"{what} {work.lane}"
         if isinstance(op, Experts) and route == _ON_CPU:
-            return [Piece(partial(self._executor.run_on_host, op))], f"{what} on the CPU"
+            rows = [self._row(key) for key in op.keys]
+            return [Piece(partial(self._compute_on_host, op, rows))], f"{what} on the CPU"
         if isinstance(op, Experts) and route == _ON_GPU:
             # Now, at issue: later copies may move other keys before this work runs.
             places = tuple([self._place[key] for key in op.keys])
@@ -188,28 +213,44 @@ class RealMachine:
             return [Piece(partial(self._executor.run, op))], what
         raise _refusal(op, work.lane, route)
 
-    def _chunks(self, to_gpu: bool, key: int, slot: int) -> list[Piece]:
-        """Return the pieces of an expert's copy; the last one marks the buffer with the key."""
-        host, buffer = self._executor.host_of(key), self._executor.buffers[slot]
-        target, source = (buffer, host) if to_gpu else (host, buffer)
+    def _row(self, key: int) -> Row:
+        """Return the row of an expert in host memory, for work that is issued now."""
+        if self._rows is not None:
+            return self._rows.use(key)
+        return Row(key, self._executor.host_of(key))
+
+    def _to_gpu(self, row: Row, slot: int) -> list[Piece]:
+        """Return the pieces of an expert's copy to a buffer; the last one marks the buffer."""
+        pieces = self._chunks(self._executor.buffers[slot], row.tensor)
+        last = pieces[-1]
+        return [
+            piece._replace(work=partial(self._fill, slot, row, piece.work, piece is last))
+            for piece in pieces
+        ]
+
+    def _chunks(self, target: Any, source: Any) -> list[Piece]:
+        """Return the pieces of a copy between two tensors of equal length."""
         size, item = len(target), target.element_size()
         step = size if self._chunk_bytes is None else max(1, self._chunk_bytes // item)
-        starts = range(0, size, step)
         pieces = []
-        for start in starts:
+        for start in range(0, size, step):
             stop = min(start + step, size)
             move = partial(target[start:stop].copy_, source[start:stop], non_blocking=True)
-            if to_gpu:
-                move = partial(self._fill, slot, move, key if stop == size else None)
             pieces.append(Piece(move, (stop - start) * item, start > 0))
         return pieces
 
-    def _fill(self, slot: int, move: Callable[[], Any], whole: int | None) -> None:
-        """Overwrite a part of a buffer; after the last chunk it holds the expert `whole`."""
+    def _fill(self, slot: int, row: Row, move: Callable[[], Any], whole: bool) -> None:
+        """Overwrite a part of a buffer from a row; after the last chunk it has the `whole` row."""
         self._holds.pop(slot, None)
+        row.check()
         move()
-        if whole is not None:
-            self._holds[slot] = whole
+        if whole:
+            self._holds[slot] = row.key
+
+    def _compute_on_host(self, op: Experts, rows: Sequence[Row]) -> None:
+        for row in rows:
+            row.check()
+        self._executor.run_on_host(op, [row.tensor for row in rows])
 
     def _compute_experts(self, op: Experts, places: Sequence[int]) -> None:
         self._check(op, places, 4, "is computed before it landed")
@@ -250,8 +291,8 @@ def _refusal(op: Op, lane: str, route: tuple[str, str]) -> Exception:
     """Return the error for an operation that a lane cannot do."""
     if route == _FROM_DISK and isinstance(op, Copy):
         return UsageError(
-            f"the real machine cannot read key {op.key} from disk: it keeps all experts in host "
-            "memory; serve without a disk"
+            f"the real machine cannot read key {op.key} from disk: the server has no host memory "
+            "that says what is there"
         )
     if route == _ON_CPU and not isinstance(op, Copy | Readback | States):
         return UsageError(

@@ -20,6 +20,7 @@ from moesim.machine.real.device import Device
 from moesim.machine.real.executor import Executor
 from moesim.machine.real.machine import RealMachine
 from moesim.machine.real.models import shaped_model
+from moesim.machine.real.supported import check_supported
 from moesim.serving.request import Request
 from moesim.serving.routing import StepRouting, TraceRouting
 from moesim.serving.run_log import Issued, Observer, RunLog
@@ -86,8 +87,10 @@ def run_real(
 ) -> RealRun:
     """Serve the plan's workload; `batching` and `observers` are as in `build_server`.
 
-    Raise `DeviceError` if the device fails, `InvariantError` if nothing happens for `patience_s`.
+    Raise `ScenarioError` for a plan that no real machine runs, `DeviceError` if the device fails,
+    `InvariantError` if nothing happens for `patience_s`.
     """
+    check_supported(plan)
     chunk_bytes = plan.cost.chunk_bytes("h2d")
     machine = RealMachine(
         executor,
@@ -125,7 +128,7 @@ def executor_for(plan: Plan, device: Device, *, seed: int = 0) -> Executor:
         )
     every = plan.trace.num_layers * plan.trace.num_experts
     distinct = max(1, min(_DISTINCT_BYTES // shape.expert_bytes, every))
-    pinned = device.pins and scenario.hardware.pinned
+    pinned = device.pins and plan.places.host.num_pinned > 0
     # On a GPU the buffers are in its own memory, so only the experts count here.
     needed = (distinct + (0 if device.pins else plan.buffers)) * shape.expert_bytes
     free = free_memory()

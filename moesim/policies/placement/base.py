@@ -82,10 +82,13 @@ class Placement(Policy, ABC):
     Class attributes declare what a policy needs:
 
     - `clairvoyant`: sees the future, so it is a bound and no real policy;
-    - `lanes`: the lanes on which it computes, beside `gpu`; a topology without them is refused.
+    - `lanes`: the lanes on which it computes, beside `gpu`; a topology without them is refused;
+    - `sees_arriving`: which experts are arriving decides where others run. So its answers depend on
+      times, and differ between machines.
     """
 
     lanes: ClassVar[tuple[str, ...]] = ()
+    sees_arriving: ClassVar[bool] = False
 
     def __init__(self, context: PlacementContext, options: Any = None) -> None:
         self.context = context

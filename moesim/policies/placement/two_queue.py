@@ -23,6 +23,7 @@ class TwoQueue(Placement):
     """The heaviest missing experts are copied, the lightest run on the CPU, until both meet."""
 
     lanes = (CPU,)
+    sees_arriving = True
 
     def place(self, view: View, absent: Mapping[Key, str], estimate: Estimate) -> Mapping[Key, str]:
         event = _Event(view, absent, estimate)
