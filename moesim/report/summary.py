@@ -73,6 +73,8 @@ def _setup(run: Run) -> Table:
         f"({slots} of {run.text('num_experts')} experts a layer)",
     )
     table.add("prefetch", run.text("prefetch_policy"))
+    if run.placement:
+        table.add("placement", run.placement)
     parts = run.text("batching_policy"), run.prompts, f"seed {run.text('seed')}"
     table.add("batching", ", ".join(filter(None, parts)))
     if run.arrivals:
@@ -211,7 +213,8 @@ def _verdict(run: Run) -> list[Table]:
     if run.summary.get("verdict") is None:
         return []
     reason = run.summary.get("verdict_reason")
-    limit = marked(f"limited by the {run.text('verdict')}", routing_mark(run))
+    word = run.text("verdict")
+    limit = marked(f"limited by the {'CPU' if word == 'cpu' else word}", routing_mark(run))
     return [Table(limit + (f": {reason}" if reason else ""))]
 
 
