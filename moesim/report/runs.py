@@ -103,12 +103,6 @@ class Run:
         return " ".join(parts)
 
     @property
-    def placement(self) -> str:
-        """Return the placement policy; "" where every expert runs on the GPU."""
-        policy = self.summary.get("placement_policy")
-        return "" if policy in (None, "copy") else str(policy)
-
-    @property
     def prompts(self) -> str:
         """Return `prompts not cut` if the run had no chunked prefill; "" otherwise."""
         batching = self.scenario.get("batching")

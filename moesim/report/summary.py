@@ -73,8 +73,6 @@ def _setup(run: Run) -> Table:
         f"({slots} of {run.text('num_experts')} experts a layer)",
     )
     table.add("prefetch", run.text("prefetch_policy"))
-    if run.placement:
-        table.add("placement", run.placement)
     parts = run.text("batching_policy"), run.prompts, f"seed {run.text('seed')}"
     table.add("batching", ", ".join(filter(None, parts)))
     if run.arrivals:

@@ -48,6 +48,10 @@ def _unused_of_host(scenario: Scenario) -> Iterator[tuple[str, str]]:
     for key in _OF_CPU:
         if getattr(hardware, key) is not None and not on_cpu:
             yield f"hardware.{key}", f"placement {policy} runs nothing on the CPU"
+    if on_cpu and hardware.cpu_cores is not None:
+        machine = scenario.load_hardware()
+        if machine.cpu_threads is None and machine.core_memory_bytes_per_s is None:
+            yield "hardware.cpu_cores", "all cores compute; cpu_threads would take some of them"
     for key in _OF_HOST_MEMORY:
         if getattr(hardware, key) is not None and not on_cpu and not on_disk:
             yield (

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from workloads import plan_of, tiny_scenario, tiny_trace
+from workloads import tiny_scenario, tiny_trace
 
 from moesim.config.units import format_bytes
 from moesim.errors import BudgetError, ScenarioError
@@ -288,12 +288,6 @@ def test_a_meaningless_value_is_refused_with_its_place(
     (problem,) = caught.value.problems
     assert f"x.yaml:4:{4 + line.index(' ')}: memory." in problem
     assert says in problem
-
-
-@pytest.mark.parametrize("key", ["host", "pinned"])
-def test_a_key_that_would_have_no_effect_yet_is_refused(key: str) -> None:
-    with pytest.raises(ScenarioError, match=rf"memory\.{key}: is not simulated yet"):
-        plan_of(tiny_scenario(memory={key: "4GiB"}), tiny_trace(requests=1))
 
 
 @given(

@@ -41,7 +41,7 @@ COLUMNS = {
     "late_hits misses h2d_bytes stall_ns waves kv_blocks",
     "layers": "layer model_layer events accesses hits late_hits misses tokens token_hits "
     "unique_experts_mean stall_demand_ns stall_late_ns stall_readback_ns stall_other_ns "
-    "demand_bytes prefetch_bytes",
+    "stall_cpu_ns stall_disk_ns stall_host_ns elsewhere demand_bytes prefetch_bytes",
     "timeline": "lane kind start_ns finish_ns step layer expert",
 }
 LATENCIES = [
@@ -61,7 +61,9 @@ REPORTED = """
     late_hit_rate token_hit_rate accesses hits late_hits misses demand_bytes prefetch_bytes
     prefetch_useful_bytes prefetch_late_bytes prefetch_wasted_bytes prefetch_unused_bytes load_bytes
     d2h_bytes gpu_busy_share h2d_busy_share d2h_busy_share stall_s stall_demand_s stall_late_s
-    stall_readback_s stall_other_s busy_s idle_s peak_vram_bytes vram_bytes fixed_bytes kv_bytes
+    stall_readback_s stall_other_s stall_cpu_s stall_disk_s stall_host_s elsewhere states_bytes
+    disk_bytes cpu_busy_share disk_busy_share
+    busy_s idle_s peak_vram_bytes vram_bytes fixed_bytes kv_bytes
     slots_bytes staging_bytes activations_bytes peak_kv_blocks waves_max waves_mean
     unique_experts_per_event_mean tiled_share min_hit_rate infinite_cache_hit_rate
     infinite_cache_makespan_s infinite_cache_e2e_p95_ms infinite_link_makespan_s
@@ -69,6 +71,8 @@ REPORTED = """
     infinite_link_time_in_steps_s verdict verdict_reason cost_kind caveats notes
     wait_max_ms wait_max_steps pause_max_ms pause_max_steps
     window_from_s window_to_s window_s window_requests
+    placement_policy host_memory_bytes host_weights_bytes host_kv_bytes host_experts_bytes
+    pinned_bytes
 """
 KEYS = {*PROMISED, *LATENCIES, *REPORTED.split()}
 
