@@ -21,9 +21,11 @@ from moesim.config.units import format_bytes
 from moesim.metrics import latency_summary, ratio
 from moesim.policies.eviction import MIN, CacheContext, Eviction
 from moesim.serving.budget import OnGpu, slots_in_unused_memory
+from moesim.serving.stalls import CAUSES
 
 if TYPE_CHECKING:
     from moesim.policies import Key, View
+    from moesim.serving.ledger import Ledger
     from moesim.serving.request import Request
     from moesim.simulate import Outcome
     from moesim.wiring import Plan
@@ -50,6 +52,7 @@ _REMEDIES: Final = {
     "memory": ("infinite_cache", "a slot for every expert (filled at first use)"),
     "link": ("infinite_link", "copies that take no time"),
 }
+WAITED_FOR: Final = {"cpu": "CPU", "disk": "disk", "host": "host to issue work"}
 _WORTH_IT: Final = 10  # a remedy must save more than one part in ten
 
 
@@ -112,7 +115,8 @@ def bounds_summary(
     """Return the bounds and the verdict for `summary.json`, under `BOUND_KEYS`.
 
     `cached` is the run with a slot for every expert, `linked` with copies that take no time.
-    `steps_ns` is the time in steps with each remedy, by the remedy's word in the verdict.
+    `steps_ns` is the time in steps with each remedy, by the remedy's word in the verdict. It lacks
+    `policy` where the placement fixes which experts are in GPU memory.
     """
     unions = outcome.ledger.layer_events()
     accesses = sum(map(len, unions))
@@ -127,8 +131,11 @@ def bounds_summary(
         result[f"{name}_makespan_s"] = bound.now_ns / 1e9
         result[f"{name}_e2e_p95_ms"] = latency_summary(bound.requests)["e2e_p95_ms"]
     for word, (name, _) in _REMEDIES.items():
-        result[f"{name}_time_in_steps_s"] = steps_ns[word] / 1e9
+        result[f"{name}_time_in_steps_s"] = steps_ns[word] / 1e9 if word in steps_ns else None
     word, reason = verdict(outcome.ledger.stepping_ns, steps_ns)
+    if word == "compute":
+        word, waits = longest_wait(outcome.ledger)
+        reason = "; ".join([reason, *waits])
     if word == "memory":
         reason = "; ".join([reason, *more_slots(outcome.plan, outcome.requests)])
     return {**result, "verdict": word, "verdict_reason": reason}
@@ -148,19 +155,39 @@ def verdict(now_ns: int, then_ns: Mapping[str, int]) -> tuple[str, str]:
 
     The choices are no remedy (*compute*), *policy*, *memory* and *link*. The verdict is the
     cheapest whose time is within a tenth of `now_ns` of the best. So a remedy is named if it saves
-    more than a tenth of the time in steps, and more than a tenth over each cheaper one.
+    more than a tenth of the time in steps, and more than a tenth over each cheaper one. A remedy
+    that `then_ns` lacks is no choice.
     """
     best_ns = min(then_ns.values())
     # In integers, so that a time exactly at the threshold is judged alike everywhere.
-    choices = {"compute": now_ns, **{word: then_ns[word] for word in _REMEDIES}}
+    remedies = [word for word in _REMEDIES if word in then_ns]
+    choices = {"compute": now_ns, **{word: then_ns[word] for word in remedies}}
     word = next(w for w, ns in choices.items() if (ns - best_ns) * _WORTH_IT <= now_ns)
     if word == "compute":
         lead = f"no remedy would save more than a tenth of the {_seconds(now_ns)} in steps"
     else:
         change = f"{_seconds(now_ns)} to {_change(now_ns, then_ns[word])}"
         lead = f"{_REMEDIES[word][1]} would cut the time in steps from {change}"
-    others = [f"{_REMEDIES[w][1]}: {_change(now_ns, then_ns[w])}" for w in _REMEDIES if w != word]
+    others = [f"{_REMEDIES[w][1]}: {_change(now_ns, then_ns[w])}" for w in remedies if w != word]
+    if "policy" not in then_ns:
+        others.append("experts never move, so no other eviction is a remedy")
     return word, "; ".join([lead, *others])
+
+
+def longest_wait(ledger: Ledger) -> tuple[str, list[str]]:
+    """Return what limits a run that no remedy helps, and how long the GPU waits for it.
+
+    The choices are the CPU, the disk and the host. The longest of these waits is named if it takes
+    more than a tenth of the time in steps; otherwise it is *compute*, without a text.
+    """
+    waits_ns = {
+        cause: sum(ledger.stall_ns[CAUSES.index(cause)]) for cause in ("cpu", "disk", "host")
+    }
+    word = max(waits_ns, key=lambda cause: waits_ns[cause])
+    if waits_ns[word] * _WORTH_IT <= ledger.stepping_ns:
+        return "compute", []
+    share = waits_ns[word] / ledger.stepping_ns
+    return word, [f"the GPU waits {share:.0%} of this time for the {WAITED_FOR[word]}"]
 
 
 def more_slots(plan: Plan, requests: Sequence[Request]) -> list[str]:

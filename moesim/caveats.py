@@ -7,7 +7,7 @@ in a few words under every figure, in full among the notes.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from moesim.checks import policy_of
 from moesim.config.units import format_bytes, format_duration_ns
@@ -22,6 +22,16 @@ if TYPE_CHECKING:
     from moesim.simulate import Outcome
     from moesim.wiring import Plan
 
+_OF_CPU: Final = (
+    "cpu_flops",
+    "cpu_efficiency",
+    "cpu_overhead",
+    "core_memory_bandwidth",
+    "host_memory_bandwidth",
+    "host_memory_efficiency",
+)
+"""The figures of a machine from which durations on the CPU follow."""
+
 Caveat = tuple[str, str]
 """A short text, without numbers that differ from run to run, and the full text."""
 
@@ -33,6 +43,7 @@ def caveats(outcome: Outcome) -> list[Caveat]:
         *_units(plan),
         *_memory(plan),
         *_sizes(plan),
+        *_placement(plan),
         *_look_ahead(plan),
         *_prefetch(outcome),
         *_workload(outcome),
@@ -61,7 +72,9 @@ def _memory(plan: Plan) -> Iterator[Caveat]:
             f"cache.slots is {format_bytes(int(slots.value))}; all {total} experts take "
             f"{format_bytes(budget.slots_bytes)}, and no more is used",
         )
-    if sum(plan.slots) > 0 and (empty := plan.slots.count(0)):
+    # A placement that fixes the experts on the GPU leaves whole layers to the CPU on purpose.
+    fixed = plan.places.residents is not None
+    if not fixed and sum(plan.slots) > 0 and (empty := plan.slots.count(0)):
         yield "some layers have no slot", _without_slots(plan, empty)
     # Not refused: a larger card of the same kind is a fair question.
     vram_bytes = plan.cost.hardware.vram_bytes
@@ -84,6 +97,28 @@ def _sizes(plan: Plan) -> Iterator[Caveat]:
         )
 
 
+def _placement(plan: Plan) -> Iterator[Caveat]:
+    places, hardware = plan.places, plan.cost.hardware
+    if not places.elsewhere:
+        return
+    policy = find("placement", plan.scenario.placement.policy).name
+    if places.residents is None:
+        yield (
+            "placement estimates ignore that host memory is shared",
+            f"{policy} placement estimates durations on idle lanes; CPU work, copies and reads "
+            "that share host memory take longer",
+        )
+    assumed = [key for key in _OF_CPU if key in hardware.figures]
+    assumed = [key for key in assumed if hardware.figures[key].kind == "assumed"]
+    # Where the whole profile is assumed, every report says so.
+    if assumed and hardware.measured is not None:
+        yield (
+            "figures of the CPU are assumed",
+            f"{', '.join(assumed)} of {plan.scenario.hardware.profile} are assumed; other figures "
+            "are measured",
+        )
+
+
 def _without_slots(plan: Plan, empty: int) -> str:
     """Return the full text for `empty` layers whose experts are copied at each use."""
     slots, layers = plan.scenario.cache.slots, plan.trace.num_layers
@@ -95,6 +130,8 @@ def _without_slots(plan: Plan, empty: int) -> str:
 
 
 def _look_ahead(plan: Plan) -> Iterator[Caveat]:
+    if plan.places.residents is not None:
+        return  # the eviction policy is not asked
     eviction, router = policy_of(plan.scenario, "cache")[0], plan.trace.meta.router
     # Not refused: as a control beside a router that reveals its choices, it is a fair question.
     if eviction.looks_ahead and KNOWLEDGE[router].reach == 0:

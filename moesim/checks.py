@@ -22,7 +22,7 @@ from moesim.hardware.topology import CPU, GPU
 from moesim.policies import parse_options
 from moesim.policies.base import Input
 from moesim.policies.guard import find_policy, inputs_of, placement_lanes, placement_mistakes
-from moesim.policies.placement import PlacementContext
+from moesim.policies.placement import PlacementContext, fixes_residents
 from moesim.policies.registry import path_options
 from moesim.scenario.keys import key_path
 from moesim.scenario.policies import FAMILIES
@@ -185,7 +185,12 @@ class _Checks:
         placement = policies["placement"]
         if placement is not None and hardware is not None:
             attempt("placement.policy hardware", _check_lanes, scenario, hardware, placement[0])
-        if policies["cache"]:
+        fixed = placement is not None and fixes_residents(placement[0])
+        if fixed and policies["prefetch"]:
+            attempt(
+                "prefetch.policy placement.policy", _check_moves, scenario, policies["prefetch"][0]
+            )
+        if policies["cache"] and not fixed:
             attempt("cache.admission", _check_admission, scenario, policies["cache"][0])
         if trace is None:
             return None
@@ -334,6 +339,18 @@ def _check_placement(
     ]
     if mistakes:
         raise ScenarioError(mistakes)
+
+
+def _check_moves(scenario: Scenario, prefetch: type[Any]) -> None:
+    """Raise ScenarioError where experts are prefetched, and the placement lets none come."""
+    if prefetch.active:
+        raise ScenarioError.at(
+            scenario,
+            "prefetch.policy",
+            f"{prefetch.name} copies experts to GPU memory, and placement "
+            f"{scenario.placement.policy} fixes which are there; write prefetch: none, or choose a "
+            "placement that lets experts come and go, like cost",
+        )
 
 
 def _check_admission(scenario: Scenario, policy: type[Any]) -> None:

@@ -14,10 +14,12 @@ from moesim.hardware.model_config import shape_from_config
 from moesim.hardware.overrides import spelled_figures
 from moesim.hardware.shapes import ModelShape
 from moesim.policies import find
+from moesim.policies.placement import fixes_residents
 from moesim.scenario.unused import unused_keys
 
 if TYPE_CHECKING:
     from moesim.scenario import Scenario
+    from moesim.serving.host_budget import HostBudget
     from moesim.trace import TraceMeta
 
 __all__ = ["POLICY_SECTIONS", "hardware_changes", "knows_the_future", "routing_facts"]
@@ -46,12 +48,15 @@ def routing_facts(scenario: Scenario, meta: TraceMeta, shape: ModelShape) -> dic
 def knows_the_future(scenario: Scenario, *, hindsight: Collection[str] = ()) -> list[str]:
     """Return the policies that know what a real server cannot know yet, like `eviction min`.
 
-    `hindsight` are the families whose policy learnt on the replayed trace itself.
+    `hindsight` are the families whose policy learnt on the replayed trace itself. An eviction
+    policy that is not asked, because the placement fixes the residents, is left out.
     """
     named = {
         family: find(family, getattr(scenario, section).policy)
         for family, section in POLICY_SECTIONS.items()
     }
+    if fixes_residents(named["placement"]):
+        del named["eviction"]
     return [
         f"{family} {policy.name}"
         for family, policy in named.items()
@@ -59,15 +64,20 @@ def knows_the_future(scenario: Scenario, *, hindsight: Collection[str] = ()) -> 
     ]
 
 
-def hardware_changes(scenario: Scenario) -> str:
+def hardware_changes(scenario: Scenario, host: HostBudget) -> str:
     """Return what the scenario changes of its hardware profile; "" if nothing.
 
-    Keys without effect are left out.
+    Keys without effect are left out. `host` says which experts lie in page-locked host memory.
     """
     hardware = scenario.hardware
     unused = {key.removeprefix("hardware.") for key in unused_keys(scenario)}
     figures = spelled_figures(hardware.overrides(), without=unused)
-    return ", ".join(filter(None, (figures, "" if hardware.pinned else "pageable host memory")))
+    memory = ""
+    if host.mixed:
+        memory = f"{host.num_pinned} experts in page-locked host memory"
+    elif not host.num_pinned:
+        memory = "pageable host memory"
+    return ", ".join(filter(None, (figures, memory)))
 
 
 def _same_model(meta: TraceMeta, shape: ModelShape) -> bool:

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from moesim.checks import policy_of
-from moesim.errors import ScenarioError, UsageError
+from moesim.errors import PolicyViolation, ScenarioError, UsageError
 from moesim.hardware.cpu import topology_of
 from moesim.hardware.topology import GPU, Topology
 from moesim.policies import Key
 from moesim.policies.guard import make_placement, placement_lanes
-from moesim.policies.placement import Placement, PlacementContext
+from moesim.policies.placement import Placement, PlacementContext, fixes_residents
 from moesim.policies.placement.answers import check_layer_lane, check_residents
 from moesim.serving.host_budget import HostBudget
 from moesim.streams import stream
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Places", "build_placement", "layer_lanes", "residents_of", "topology_for"]
 
+_RETURN_KEYS = "return keys, or leave the method out if experts come and go"
 Popularity = Callable[[Any], Mapping[Key, int]]
 
 
@@ -107,6 +108,8 @@ def residents_of(
     except UsageError as error:
         raise ScenarioError.at(scenario, "placement.options", str(error)) from None
     if keys is None:
+        if fixes_residents(policy_of(scenario, "placement")[0]):
+            raise PolicyViolation(placement.name, "residents", "returns None; " + _RETURN_KEYS)
         return None
     check_residents(placement.name, keys, slots, num_keys)
     return tuple(keys)

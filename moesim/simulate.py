@@ -12,6 +12,7 @@ import numpy as np
 
 from moesim.bounds import BOUND_KEYS, Loaded, bounds_summary, endless, hindsight
 from moesim.caveats import caveats
+from moesim.config.units import format_bytes
 from moesim.errors import OutputError, ScenarioError
 from moesim.facts import POLICY_SECTIONS, hardware_changes, knows_the_future, routing_facts
 from moesim.files import as_path
@@ -30,8 +31,9 @@ from moesim.metrics import (
 from moesim.policies import find, parse_options
 from moesim.policies.base import hindsight_note
 from moesim.policies.batching import Batching
-from moesim.policies.eviction import Eviction
+from moesim.policies.eviction import Eviction, Resident
 from moesim.policies.guard import note_of
+from moesim.policies.placement import fixes_residents
 from moesim.progress import Progress
 from moesim.result import Result
 from moesim.scenario import Scenario, load_scenario
@@ -247,14 +249,13 @@ def bounds_of(outcome: Outcome, progress: Progress | None = None) -> dict[str, A
             progress=progress,
         )
 
-    best = remedied("MIN", plan, hindsight(outcome, ledger.layer_events()), schedule)
+    steps_ns: dict[str, int] = {}
+    if plan.places.residents is None:  # otherwise no eviction policy is asked
+        best = remedied("MIN", plan, hindsight(outcome, ledger.layer_events()), schedule)
+        steps_ns["policy"] = best.ledger.stepping_ns
     cached = remedied("infinite cache", roomy, endless(roomy.slots, loaded), None)
     linked = simulate(plan, free_link=True, what="infinite link", progress=progress)
-    steps_ns = {
-        "policy": best.ledger.stepping_ns,
-        "memory": cached.ledger.stepping_ns,
-        "link": linked.ledger.stepping_ns,
-    }
+    steps_ns |= {"memory": cached.ledger.stepping_ns, "link": linked.ledger.stepping_ns}
     if schedule is not None:
         # Above, these two waited for arrivals and formed steps of their own. The run with a free
         # link is not repeated: its time in the same steps is the run's own, less its copy stalls.
@@ -283,10 +284,10 @@ def summarise(outcome: Outcome) -> dict[str, Any]:
         "trace": trace.meta.model,
         "model": shape.name,
         "hardware": scenario.hardware.profile,
-        "hardware_changes": hardware_changes(scenario),
+        "hardware_changes": hardware_changes(scenario, plan.places.host),
         "cost_kind": plan.cost.hardware.cost_kind,
         **routing_facts(scenario, trace.meta, shape),
-        "cache_policy": find("eviction", scenario.cache.policy).name,
+        "cache_policy": _cache_policy(plan),
         "cache_scope": scenario.cache.scope,
         "cache_slots": total,
         "cache_slots_per_layer": total / trace.num_layers,
@@ -294,6 +295,7 @@ def summarise(outcome: Outcome) -> dict[str, Any]:
         "num_layers": trace.num_layers,
         "prefetch_policy": find("prefetch", scenario.prefetch.policy).name,
         "batching_policy": find("batching", scenario.batching.policy).name,
+        "placement_policy": find("placement", scenario.placement.policy).name,
         "knows_the_future": ", ".join(knows_the_future(scenario, hindsight=ledger.hindsight)),
         "seed": scenario.seed,
         **throughput_summary(outcome.requests, outcome.now_ns, window),
@@ -312,8 +314,28 @@ def summarise(outcome: Outcome) -> dict[str, Any]:
         "free_bytes": budget.free_bytes,
         "peak_vram_bytes": budget.used_bytes - budget.kv_bytes + outcome.pool.peak * block_bytes,
         "peak_kv_blocks": outcome.pool.peak,
+        **_host_summary(plan),
         "caveats": [short for short, _ in warnings],
         "notes": [*_notes(plan, outcome), *(full for _, full in warnings)],
+    }
+
+
+def _cache_policy(plan: Plan) -> str:
+    """Return the name of the eviction policy that is asked."""
+    if plan.places.residents is not None:
+        return Resident.name
+    return str(find("eviction", plan.scenario.cache.policy).name)
+
+
+def _host_summary(plan: Plan) -> dict[str, int | None]:
+    """Return the split of host memory in bytes; its size is None where it is unlimited."""
+    host = plan.places.host
+    return {
+        "host_memory_bytes": host.capacity_bytes,
+        "host_weights_bytes": host.weights_bytes,
+        "host_kv_bytes": host.kv_bytes,
+        "host_experts_bytes": host.experts_bytes,
+        "pinned_bytes": host.pinned_bytes,
     }
 
 
@@ -323,7 +345,10 @@ def _foresight(scenario: Scenario, *, hindsight: Collection[str]) -> list[str]:
         f"{name} knows the future: a bound, not a policy"
         for name in map(_in_words, knows_the_future(scenario))
     ]
+    fixed = fixes_residents(find("placement", scenario.placement.policy))
     for section, family in FAMILIES.items():
+        if fixed and section == "cache":
+            continue  # the eviction policy is not asked
         chosen = getattr(scenario, section)
         policy = find(family, chosen.policy)
         # As the scenario spells them: a resolved path would depend on the working directory.
@@ -352,6 +377,25 @@ def _router_note(router: str, shape: ModelShape) -> str | None:
     revealed = "as its layers run" if router == "layerwise" else "ahead"
     costed = "in the tail of each step" if shape.router else "in each layer, as model.shape says"
     return f"the router is {router}: policies see its choices {revealed}; its time is {costed}"
+
+
+def _placement_notes(plan: Plan) -> list[str]:
+    """Return what a reader must know of host memory and of the places of experts."""
+    places, trace, total = plan.places, plan.trace, sum(plan.slots)
+    host, experts, notes = places.host, trace.num_layers * trace.num_experts, []
+    if places.residents is not None:
+        notes.append(f"{total} of {experts} experts are in GPU memory; none of them ever leaves")
+    if plan.scenario.bounds and places.lanes:
+        notes.append("layers on the CPU stay there in all bounds")
+    if host.capacity_bytes is None and total < experts:
+        size = format_bytes(host.experts_bytes)
+        notes.append(f"host memory is taken as unlimited: all {experts} experts take {size}")
+    if host.needs_disk:
+        notes.append(
+            f"host memory holds {format_bytes(host.room_bytes or 0)} of all experts' "
+            f"{format_bytes(host.experts_bytes)}; the others are read from disk"
+        )
+    return notes
 
 
 def _recall_note(plan: Plan, outcome: Outcome) -> str | None:
@@ -385,7 +429,8 @@ def _notes(plan: Plan, outcome: Outcome) -> list[str]:
     if trace.meta.synthetic:
         notes.append("the trace is synthetic")
     notes += _foresight(scenario, hindsight=outcome.ledger.hindsight)
-    if first := scenario.cache.initial_layers:
+    notes += _placement_notes(plan)
+    if (first := scenario.cache.initial_layers) and plan.places.residents is None:
         notes.append(f"all experts of the first {first} MoE layers are resident from the start")
     if scenario.bounds and any(request.arrival_ns for request in outcome.requests):
         notes.append(

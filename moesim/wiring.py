@@ -38,6 +38,7 @@ from moesim.policies import Key, find, parse_options
 from moesim.policies.base import Input
 from moesim.policies.eviction import CacheContext, Resident
 from moesim.policies.guard import inputs_of, make_batching, make_eviction, make_prefetch
+from moesim.policies.placement import Copy
 from moesim.progress import Progress, counter
 from moesim.scenario import Scenario
 from moesim.scenario.policies import FAMILIES
@@ -240,13 +241,15 @@ def build_server(
     progress: Progress | None = None,
     at_once: bool = False,
     observers: Sequence[Observer] = (),
+    free_link: bool = False,
 ) -> Server:
     """Return a new server of a plan, on any machine.
 
     `eviction` names another eviction policy (for rehearsals). `evictions`, by cache number, and
     `batching` are policies that replace the scenario's own; each serves one run. `routing` replaces
-    the trace. `at_once` moves all arrivals to zero. `progress` receives the progress of the run
-    under the name `what`, `observers` its records.
+    the trace. `at_once` moves all arrivals to zero. With `free_link`, placement policies know that
+    copies take no time. `progress` receives the progress of the run under the name `what`,
+    `observers` its records.
 
     Raises:
         ScenarioError: a policy refuses its options.
@@ -280,7 +283,7 @@ def build_server(
     if evictions is None:
         rehearse = partial(_rehearse, plan, what, progress)
         evictions = _evictions(plan, ledger, requests, eviction, rehearse)
-    caches = _caches(plan, machine, ledger, evictions)
+    caches = _caches(plan, machine, ledger, evictions, free_link=free_link)
     fixed = all(isinstance(cache.policy, Resident) for cache in caches)
     return Server(
         machine,
@@ -300,12 +303,20 @@ def build_server(
 
 
 def _caches(
-    plan: Plan, machine: Machine, ledger: Ledger, evictions: Sequence[Eviction]
+    plan: Plan,
+    machine: Machine,
+    ledger: Ledger,
+    evictions: Sequence[Eviction],
+    *,
+    free_link: bool,
 ) -> list[ExpertCache]:
     """Return the cache of each trace layer; layers that share a cache have the same object."""
     scenario = plan.scenario
     host = plan.places.host.memory(plan.cost.shape.sizes())
-    place = _placing(plan, host) if plan.places.elsewhere else None
+    # `copy` answers nothing. Others are asked even if they name no lanes, so that a wrong answer is
+    # refused and not ignored.
+    asked = policy_of(scenario, "placement")[0] is not Copy
+    place = _placing(plan, host, free_link=free_link) if asked else None
     staging = Staging(scenario.memory.staging)  # all caches share the staging buffers
     sizes = ExpertSizes(plan.cost.expert_bytes, scenario.cache.write_back)
     caches = [
@@ -331,7 +342,8 @@ def _evictions(
     # If requests arrive over time, the steps depend on how fast the run is, so no rehearsal can
     # show the layer events. The policy then gets no future (`min` refuses to be built).
     futures: list[list[list[Key]]] | None = None
-    if policy.clairvoyant and all(request.arrival_ns == 0 for request in requests):
+    moves = plan.places.residents is None
+    if policy.clairvoyant and moves and all(request.arrival_ns == 0 for request in requests):
         futures = group_by_cache(plan, rehearse())
     # Counting a trace is slow, so it is done once.
     popularity = cache(partial(_learnt, scenario, trace, "cache", ledger.hindsight))
@@ -365,7 +377,7 @@ def _eviction(
     return make_eviction(policy, context, options)
 
 
-def _placing(plan: Plan, host: HostMemory | None) -> Placing:
+def _placing(plan: Plan, host: HostMemory | None, *, free_link: bool) -> Placing:
     """Return the plan's placement policy, ready to be asked."""
     scenario, cost, places = plan.scenario, plan.cost, plan.places
     learnt = partial(_learnt, scenario, plan.trace, "placement", set())
@@ -374,9 +386,10 @@ def _placing(plan: Plan, host: HostMemory | None) -> Placing:
     residents_of(scenario, placement, plan.budget.slots, keys)  # a policy expects this call first
     estimate = CostEstimate(
         cost,
-        CpuCost(cost.hardware, cost.shape),
+        CpuCost(cost.hardware, cost.shape) if places.elsewhere else None,
         unread_of=None if host is None else host.unread,
         is_pinned=places.host.is_pinned if places.host.mixed else None,
+        free_link=free_link,
     )
     lanes = [lane.name for lane in places.topology.lanes if lane.computes]
     return Placing(placement, estimate, lanes, None if host is None else host.place)
@@ -472,6 +485,7 @@ def serve(
         evictions=evictions,
         batching=batching,
         at_once=at_once,
+        free_link=free_link,
         what=what,
         progress=progress,
         observers=observers,

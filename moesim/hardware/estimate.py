@@ -23,6 +23,7 @@ class CostEstimate:
     - `bytes_of(key)`: the stored size of an expert; None: all experts have the same.
     - `unread_of(key)`: the bytes of it that are on disk only; None: all are in host memory.
     - `is_pinned(key)`: whether it is page-locked; None: as the cost model says.
+    - `free_link`: copies take no time, as on the machine of that bound.
     """
 
     def __init__(
@@ -33,6 +34,7 @@ class CostEstimate:
         bytes_of: Callable[[int], int] | None = None,
         unread_of: Callable[[int], int] | None = None,
         is_pinned: Callable[[int], bool] | None = None,
+        free_link: bool = False,
     ) -> None:
         self.rows = 0
         self.gpu_call_ns = cost.call_ns
@@ -43,9 +45,12 @@ class CostEstimate:
         self._unread_of = unread_of
         self._is_pinned = is_pinned
         self._pageable = cost.pageable()
+        self._free_link = free_link
 
     def copy_ns(self, key: int) -> int:
         """Return the duration of the expert's copy from host memory to the GPU."""
+        if self._free_link:
+            return 0
         nbytes = self._cost.expert_bytes if self._bytes_of is None else self._bytes_of(key)
         pinned = self._is_pinned is None or self._is_pinned(key)
         return (self._cost if pinned else self._pageable).copy_ns(H2D, nbytes)

@@ -28,7 +28,12 @@ __all__ = [
 ]
 
 FORESEES: Final = "knows the future"
-POLICIES: Final = {"eviction": "cache", "prefetch": "prefetch", "batching": "batching"}
+POLICIES: Final = {
+    "eviction": "cache",
+    "prefetch": "prefetch",
+    "batching": "batching",
+    "placement": "placement",
+}
 
 
 def mark_of(routing: Any, sizes: Any) -> str:

@@ -211,7 +211,8 @@ def _verdict(run: Run) -> list[Table]:
     if run.summary.get("verdict") is None:
         return []
     reason = run.summary.get("verdict_reason")
-    limit = marked(f"limited by the {run.text('verdict')}", routing_mark(run))
+    word = run.text("verdict")
+    limit = marked(f"limited by the {'CPU' if word == 'cpu' else word}", routing_mark(run))
     return [Table(limit + (f": {reason}" if reason else ""))]
 
 

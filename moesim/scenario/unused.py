@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from moesim.hardware.topology import CPU
 from moesim.policies import find
+from moesim.policies.placement import fixes_residents
 from moesim.scenario.arrivals import Closed, Csv
 
 if TYPE_CHECKING:
@@ -43,10 +44,14 @@ def _unused_of_host(scenario: Scenario) -> Iterator[tuple[str, str]]:
     hardware, policy = scenario.hardware, scenario.placement.policy
     on_cpu = CPU in getattr(find("placement", policy), "lanes", ())
     # Experts that do not fit into host memory are on disk; without a limit all of them fit.
-    on_disk = getattr(scenario.memory, "host", None) is not None
+    on_disk = scenario.memory.host is not None
     for key in _OF_CPU:
         if getattr(hardware, key) is not None and not on_cpu:
             yield f"hardware.{key}", f"placement {policy} runs nothing on the CPU"
+    if on_cpu and hardware.cpu_cores is not None:
+        machine = scenario.load_hardware()
+        if machine.cpu_threads is None and machine.core_memory_bytes_per_s is None:
+            yield "hardware.cpu_cores", "all cores compute; cpu_threads would take some of them"
     for key in _OF_HOST_MEMORY:
         if getattr(hardware, key) is not None and not on_cpu and not on_disk:
             yield (
@@ -60,9 +65,21 @@ def _unused_of_host(scenario: Scenario) -> Iterator[tuple[str, str]]:
             yield f"hardware.disk.{key}", "all experts fit into host memory"
 
 
+def _unused_of_cache(scenario: Scenario) -> Iterator[tuple[str, str]]:
+    """Yield the keys that say who leaves GPU memory, where the placement says who stays."""
+    policy, cache = scenario.placement.policy, scenario.cache
+    if not fixes_residents(find("placement", policy)):
+        return
+    reason = f"placement {policy} fixes which experts are in GPU memory"
+    for key in ("policy", "options", "scope", "initial_layers", "admission", "write_back"):
+        if getattr(cache, key) != type(cache).model_fields[key].default:
+            yield f"cache.{key}", reason
+
+
 def _unused(scenario: Scenario) -> Iterator[tuple[str, str]]:
     hardware = scenario.hardware
     yield from _unused_of_host(scenario)
+    yield from _unused_of_cache(scenario)
     if hardware.d2h is not None and hardware.d2h.chunk is not None:
         yield "hardware.d2h.chunk", "no copy to the host is more urgent than another"
     chunked = hardware.h2d is not None and hardware.h2d.chunk is not None

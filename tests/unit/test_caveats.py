@@ -39,8 +39,9 @@ def test_a_run_that_did_all_that_was_asked_has_no_caveats() -> None:
         workload={"requests": 2, "arrivals": {"kind": "poisson", "rate_per_s": 9}},
     )
     assert caveats == []
-    first, recall = notes.splitlines()
+    first, host, recall = notes.splitlines()
     assert first == synthetic
+    assert host == "host memory is taken as unlimited: all 32 experts take 96 MiB"
     assert recall.startswith("predicted prefetch uses the trace's predictions, which contain")
 
 

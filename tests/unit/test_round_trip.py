@@ -26,6 +26,17 @@ EXPONENTIAL = {"mean": "3ms", "distribution": "exponential"}
 BITS = st.floats(0.1, 64) | st.integers(1, 64)
 
 
+PLACEMENTS = st.sampled_from(
+    [
+        *("copy", "cost", "two_queue", "cpu_layers", "cpu_experts"),
+        {"policy": "cpu_layers", "options": {"layers": "all", "whole_layers": 2}},
+        {"policy": "cpu_layers", "options": {"whole_layers": "all", "copy_rows": None}},
+        {"policy": "cpu_experts", "options": {"by": "frequency", "profile": "trace"}},
+        {"policy": "cpu_experts", "options": {"by": "random"}},
+    ]
+)
+
+
 def sections(**optional: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]:
     return st.fixed_dictionaries({}, optional=optional)
 
@@ -42,6 +53,14 @@ CHANGES = sections(
             "memory_efficiency": st.floats(1e-6, 1).map(format_share),
             "kernel_overhead": st.integers(0, 10**9),
             "pinned": st.booleans(),
+            "cpu_flops": st.integers(1, 2**62),
+            "cpu_efficiency": SHARES.filter(lambda share: share > 0).map(format_share),
+            "cpu_overhead": st.integers(0, 10**9),
+            "host_memory_bandwidth": st.sampled_from(["55GB/s", 10**11]),
+            "disk": st.fixed_dictionaries(
+                {"latency": st.sampled_from(["80us", 5]), "bandwidth": st.integers(1, 2**62)},
+                optional={"queue_depth": st.integers(1, 64)},
+            ),
             "h2d": sections(bandwidth=st.integers(1, 2**62), latency=st.sampled_from(["7us", 3])),
         },
     ),
@@ -50,7 +69,16 @@ CHANGES = sections(
         activations=st.just("auto") | st.integers(1, 2**30),
         staging=st.integers(1, 3),
         host_cache=st.sampled_from(["page", "expert"]),
+        host=st.sampled_from(["unlimited", "1GiB", 2**31]),
+        pinned=st.sampled_from(["auto", "all", "none", "40MB"]) | SHARES.map(format_share),
     ),
+    engine=sections(
+        launch=st.integers(0, 10**9) | st.just("5us"),
+        copy_launch=st.integers(0, 10**9),
+        layer_event=st.sampled_from(["20us", 0, 7]),
+        sorting=st.sampled_from(["host", "device"]),
+    ),
+    placement=PLACEMENTS,
     cache=sections(slots=SHARES.map(format_share) | st.sampled_from(["rest", 7, "2/layer", "40MB"]))
     | st.fixed_dictionaries(
         {"policy": st.just("static"), "options": sections(profile=st.just("trace"))}
@@ -101,6 +129,7 @@ def test_a_resolved_scenario_reads_back_as_the_very_same_run(
     plans = [prepare(each, trace) for each in (scenario, again)]
     assert plans[0].budget == plans[1].budget
     assert plans[0].slots == plans[1].slots
+    assert plans[0].places == plans[1].places
     assert plans[0].cost.shape == plans[1].cost.shape
     assert plans[0].cost.hardware == plans[1].cost.hardware
 
@@ -125,6 +154,32 @@ def test_a_run_repeated_from_its_own_folder_is_the_same_run(folder: Path) -> Non
     assert {k: v for k, v in first.summary.items() if k not in skipped} == {
         k: v for k, v in again.summary.items() if k not in skipped
     }
+
+
+PLACED: dict[str, dict[str, Any]] = {
+    "experts": {"placement": {"policy": "cpu_experts", "options": {"by": "random"}}, "seed": 7},
+    "layers": {"placement": {"policy": "cpu_layers", "options": {"whole_layers": 2}}},
+    "disk": {
+        "placement": "cost",
+        "hardware": {"profile": "t4", "disk": {"latency": "80us", "bandwidth": "3GB/s"}},
+        "memory": {"host": "31MiB", "host_cache": "expert", "pinned": "10%"},
+    },
+    "engine": {"engine": {"launch": "5us", "copy_launch": 7, "sorting": "device"}},
+}
+
+
+@pytest.mark.parametrize("name", PLACED)
+def test_a_run_with_places_repeated_from_its_own_folder_has_the_same_result(
+    folder: Path, name: str
+) -> None:
+    data: dict[str, Any] = {"trace": str(folder / "trace"), "hardware": "t4", "name": name}
+    data |= {"cache": {"slots": 17}, **PLACED[name]}
+    first = run(data, out=folder / f"first_{name}")
+    again = run(folder / f"first_{name}" / "scenario.yaml", out=folder / f"again_{name}")
+    assert fingerprint(first.scenario) == fingerprint(again.scenario)
+    assert first.summary == again.summary
+    for table, columns in first.columns.items():
+        assert repr(columns) == repr(again.columns[table])
 
 
 def test_a_path_that_climbs_out_of_a_linked_folder_is_written_as_it_leads(folder: Path) -> None:

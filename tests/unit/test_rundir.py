@@ -71,6 +71,8 @@ REPORTED = """
     infinite_link_time_in_steps_s verdict verdict_reason cost_kind caveats notes
     wait_max_ms wait_max_steps pause_max_ms pause_max_steps
     window_from_s window_to_s window_s window_requests
+    placement_policy host_memory_bytes host_weights_bytes host_kv_bytes host_experts_bytes
+    pinned_bytes
 """
 KEYS = {*PROMISED, *LATENCIES, *REPORTED.split()}
 

@@ -1,6 +1,11 @@
 """Placement policies: where an expert that is not in GPU memory is computed, one idea per file."""
 
-from moesim.policies.placement.base import Estimate, Placement, PlacementContext
+from moesim.policies.placement.base import (
+    Estimate,
+    Placement,
+    PlacementContext,
+    fixes_residents,
+)
 from moesim.policies.placement.copy import Copy
 from moesim.policies.placement.cost import Cost
 from moesim.policies.placement.cpu_experts import CPUExperts
@@ -16,4 +21,5 @@ __all__ = [
     "Placement",
     "PlacementContext",
     "TwoQueue",
+    "fixes_residents",
 ]

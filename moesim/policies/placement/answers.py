@@ -57,4 +57,7 @@ def check_layer_lane(policy: str, model_layer: int, lane: str, lanes: Collection
 
 
 def _no_lane(lane: str, lanes: Collection[str]) -> str:
-    return f"is placed on {lane!r}; the machine computes on {', '.join(lanes)}"
+    return (
+        f"is placed on {lane!r}; the machine computes on {', '.join(lanes)}; the class attribute "
+        "`lanes` of the policy adds cpu"
+    )

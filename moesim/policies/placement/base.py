@@ -74,6 +74,12 @@ class Estimate(Protocol):
         """Return the duration of computing `rows` rows of an expert on the CPU."""
 
 
+def fixes_residents(policy: type[Any]) -> bool:
+    """Return whether a placement policy says which experts are in GPU memory for the whole run."""
+    residents = getattr(policy, "residents", Placement.residents)
+    return residents is not Placement.residents
+
+
 class Placement(Policy, ABC):
     """Base class of placement policies.
 
@@ -117,7 +123,8 @@ class Placement(Policy, ABC):
         """Return the keys that are in GPU memory for the whole run, at most `slots`.
 
         None: experts come and go, as the eviction policy decides. Called once, before the run.
-        Raise `UsageError` if the options need more slots; the message says how many.
+        Raise `UsageError` if the options need more slots; the message says how many. A class that
+        overrides this method must return keys. It allows no prefetch, and asks no eviction policy.
         """
         return None
 
