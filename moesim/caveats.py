@@ -61,7 +61,9 @@ def _memory(plan: Plan) -> Iterator[Caveat]:
             f"cache.slots is {format_bytes(int(slots.value))}; all {total} experts take "
             f"{format_bytes(budget.slots_bytes)}, and no more is used",
         )
-    if sum(plan.slots) > 0 and (empty := plan.slots.count(0)):
+    # A placement that fixes the experts on the GPU leaves whole layers to the CPU on purpose.
+    fixed = plan.places.residents is not None
+    if not fixed and sum(plan.slots) > 0 and (empty := plan.slots.count(0)):
         yield "some layers have no slot", _without_slots(plan, empty)
     # Not refused: a larger card of the same kind is a fair question.
     vram_bytes = plan.cost.hardware.vram_bytes
