@@ -202,7 +202,7 @@ class Comparison:
         text = (
             f"{_spelt(run.text('requests') for run in runs)} requests a run, "
             f"{_arriving(runs)}"
-            f"{_prompts(runs)}"
+            f"{_prompts(runs)}{self._placement()}"
             f"{_seeds(self.rows, intervals)}; "
             f"trace {_spelt(run.trace for run in runs)} costed as "
             f"{_spelt(run.text('model') for run in runs)} on "
@@ -210,6 +210,12 @@ class Comparison:
             f"{caveats_sentence(_counted(runs, lambda run: run.caveats))}"
         )
         return " ".join(filter(None, (shared_sentence(runs), text, HITS_LEGEND if hits else "")))
+
+    def _placement(self) -> str:
+        """Return the placement policy, with a comma behind it; "" if rows name it, or for copy."""
+        names = {run.placement.partition(" ")[0] for run in self.runs}
+        swept = any(key in ("placement", "placement.policy") for key in self.policy_keys)
+        return "" if swept or names == {""} else f"{_spelt(sorted(names - {''}))} placement, "
 
     def mark(self, rows: Sequence[Row] | None = None) -> str:
         """Return the marks that numbers of these rows (default: all) need; "" without any."""

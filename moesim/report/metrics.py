@@ -154,6 +154,7 @@ def run_caption(run: Run) -> str:
 def _setting(run: Run) -> str:
     prefetch, batching = run.text("prefetch_policy"), run.text("batching_policy")
     placement = f"{run.placement} placement, " if run.placement else ""
+    host = f", host memory {run.host_memory}" if run.host_memory else ""
     arrivals = f", arrivals {run.arrivals}" if run.arrivals else ""
     return (
         f"{run.text('requests')} requests{arrivals}, seed {run.text('seed')}; trace {run.trace} "
@@ -162,7 +163,7 @@ def _setting(run: Run) -> str:
         f"with {run.value('cache_slots') / run.value('num_layers'):.3g} of "
         f"{run.text('num_experts')} experts a layer, "
         f"{'no' if prefetch == 'none' else prefetch} prefetch, {placement}{batching} batching"
-        f"{f', {run.prompts}' if run.prompts else ''}; "
+        f"{f', {run.prompts}' if run.prompts else ''}{host}; "
         f"{costs_sentence(run)}."
         f"{caveats_sentence(run.caveats)}"
     )

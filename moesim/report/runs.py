@@ -16,7 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from moesim.config.spelling import entries
-from moesim.config.units import format_duration_ns, parse_duration_ns
+from moesim.config.units import (
+    format_bytes,
+    format_duration_ns,
+    parse_bytes,
+    parse_duration_ns,
+)
 from moesim.errors import DamagedRun, ScenarioError, UsageError
 from moesim.files import as_path, sha256
 from moesim.inputs import read_bytes, read_json, read_table
@@ -130,7 +135,11 @@ class Run:
         memory = self.scenario.get("memory")
         section = memory if isinstance(memory, Mapping) else {}
         size = section.get("host", "unlimited")
-        return "" if size == "unlimited" else f"{size}, a cache of {section.get('host_cache')}s"
+        if size == "unlimited":
+            return ""
+        with suppress(ValueError):  # a file that was edited by hand
+            size = format_bytes(parse_bytes(size))
+        return f"{size} (a cache of {section.get('host_cache')}s)"
 
     @property
     def idle_share(self) -> float:

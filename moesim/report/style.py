@@ -62,8 +62,8 @@ STALLS: Final = {
     "late": ("#F0C000", "////"),
     "readback": ("#56B4E9", "\\\\\\\\"),
     "cpu": ("#009E73", "..."),
-    "disk": ("#882255", "----"),
-    "host": ("#CC79A7", "++++"),
+    "disk": ("#B5739D", "----"),
+    "host": ("#CFC3EE", "++++"),
     "other": ("#9A9A9A", "xxxx"),
 }
 OUTCOMES: Final = {

@@ -163,10 +163,12 @@ def _cache(run: Run) -> Table:
 def _bytes(run: Run) -> Table:
     table = Table("bytes moved", ["", "size", "share of host to GPU"])
     total = _positive(run.value("h2d_bytes"))
+    # Experts that ran on the CPU and got a slot are copied behind all demand copies, too.
+    kept = bool(run.placement) and not prefetches(run)
     for label, key in (
         ("host to GPU", "h2d_bytes"),
         ("  on demand", "demand_bytes"),
-        ("  prefetched", "prefetch_bytes"),
+        ("  for later, after the CPU" if kept else "  prefetched", "prefetch_bytes"),
         ("    useful (used in time)", "prefetch_useful_bytes"),
         ("    late (used after a wait)", "prefetch_late_bytes"),
         ("    wasted (evicted unused)", "prefetch_wasted_bytes"),
