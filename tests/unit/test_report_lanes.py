@@ -166,7 +166,7 @@ def test_a_swept_number_has_a_line_for_each_policy(trace: Path, tmp_path: Path) 
     lines = {line.get_label(): line for line in panel.get_lines()}
     assert list(lines) == ["copy placement", "cost placement"]
     for policy, line in zip(policies, lines.values(), strict=True):
-        drawn = dict(zip(line.get_xdata(), line.get_ydata(), strict=True))
+        drawn = dict(zip(*map(np.asarray, line.get_data()), strict=True))
         assert list(drawn) == [1, 2, 4]
         for row in comparison.rows:
             if row.values["placement.policy"] == policy:
