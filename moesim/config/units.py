@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from decimal import Decimal
 from fractions import Fraction
 from typing import Final
@@ -26,6 +27,7 @@ __all__ = [
     "format_duration_ns",
     "format_share",
     "has_no_unit",
+    "in_one_unit",
     "parse_bandwidth",
     "parse_bytes",
     "parse_duration_ns",
@@ -111,6 +113,24 @@ def has_no_unit(value: object) -> bool:
         match = _QUANTITY.fullmatch(value)
         return match is not None and not match[2] and Fraction(match[1]) != 0
     return isinstance(value, int | float) and not isinstance(value, bool) and value != 0
+
+
+def in_one_unit(values: Sequence[object]) -> tuple[list[float], str] | None:
+    """Return the numbers in `values` and their unit; None if they are not all of one kind.
+
+    Quantities of several units have the unit of the last one: `["500MB/s", "3GB/s"]` are 0.5 and 3
+    in "GB/s". Bare numbers have the unit "".
+    """
+    matches = [_QUANTITY.fullmatch(v) if isinstance(v, str) else None for v in values]
+    if not any(matches):
+        numbers = [v for v in values if isinstance(v, int | float) and not isinstance(v, bool)]
+        return (list(map(float, numbers)), "") if numbers and len(numbers) == len(values) else None
+    found = [(Fraction(match[1]), match[2]) for match in matches if match is not None]
+    unit = found[-1][1]
+    for sizes in (BYTES, DURATIONS_NS, FLOPS, BANDWIDTHS, {"%": 1}):
+        if len(found) == len(values) and all(name in sizes for _, name in found):
+            return [float(number * sizes[name] / sizes[unit]) for number, name in found], unit
+    return None
 
 
 def format_share(share: float) -> str:

@@ -47,9 +47,9 @@ TIME_BOUNDS: Final = (
 def hit_rate_against_capacity(comparison: Comparison) -> Chart | None:
     """Draw hits over slots per layer, one line per variant, with MIN and the infinite cache.
 
-    Return None if all runs have the same number of slots.
+    Return None if no variant has two numbers of slots.
     """
-    if comparison.num_capacities < 2:
+    if not _has_lines(comparison):
         return None
     facets = comparison.facets[:MOST_PANELS]
     chart = grid(
@@ -81,9 +81,9 @@ def hit_rate_against_capacity(comparison: Comparison) -> Chart | None:
 def metrics_against_capacity(comparison: Comparison) -> Chart | None:
     """Draw throughput, TTFT, TPOT and stalls over slots per layer, two rows of panels a setting.
 
-    Return None if all runs have the same number of slots.
+    Return None if no variant has two numbers of slots.
     """
-    if comparison.num_capacities < 2:
+    if not _has_lines(comparison):
         return None
     facets = comparison.facets[:MOST_SETTINGS]
     metrics = [metric for metric in comparison.headline if metric.key in AGAINST_CAPACITY]
@@ -120,6 +120,12 @@ def metrics_against_capacity(comparison: Comparison) -> Chart | None:
                 axes.set_ylim(0, axes.get_ylim()[1] * 1.04)
     shared_legend(chart)
     return chart
+
+
+def _has_lines(comparison: Comparison) -> bool:
+    """Return whether any line has two points: the size may follow from the variant instead."""
+    lines = [comparison.series(f, v) for f in comparison.facets for v in comparison.variants]
+    return any(len({round(row.slots_per_layer, 6) for row in rows}) > 1 for rows in lines)
 
 
 def _line(

@@ -2,8 +2,8 @@
 
 Runs that differ in their seed alone are one *row*. The other keys that differ are of two kinds.
 *Policy keys* say how the server decides: everything under `cache`, `prefetch`, `batching` and
-`placement`, and `replay`, except the size of the cache. *Setting keys* say what the server works
-with: trace, hardware, memory, workload and the size of the cache. The values of the policy keys
+`placement`, and `replay`, except the sizes of cache and batch. *Setting keys* say what the server
+works with: trace, hardware, memory, workload and these sizes. The values of the policy keys
 name a *variant*. Variants are compared within one setting, never across two. If no policy key
 differs, the settings themselves are compared.
 """
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from moesim.config.spelling import spelled
@@ -26,7 +26,15 @@ from moesim.report.marks import (
     shared_mark,
     shared_sentence,
 )
-from moesim.report.metrics import HEADLINE, HITS_LEGEND, Metric, caveats_sentence, costs_sentence
+from moesim.report.metrics import (
+    ELSEWHERE,
+    FROM_DISK,
+    HEADLINE,
+    HITS_LEGEND,
+    Metric,
+    caveats_sentence,
+    costs_sentence,
+)
 from moesim.report.names import policy_label
 from moesim.report.runs import MOST_IDLE, Run
 from moesim.report.statistics import Estimate, estimate
@@ -35,6 +43,8 @@ __all__ = ["Comparison", "Row", "compare_runs"]
 
 # Both change the number of slots, which is the axis of the charts against capacity.
 CAPACITY_KEYS: Final = ("cache.slots", "memory.capacity")
+# A batch of another size is another load, so policies are compared at each size.
+LOAD_KEYS: Final = ("batching.max_sequences",)
 POLICY_SECTIONS: Final = ("cache", "prefetch", "batching", "placement", "replay")
 # Never compared: the seed repeats a point, the others change a run's name or what it records.
 IGNORED: Final = frozenset({"name", "seed", "sweep", "timeline", "bounds"})
@@ -54,6 +64,8 @@ class Row:
     """The setting without the size of the cache; "" where all rows share it."""
     capacity: str
     """The size of the cache as text; "" where all rows share it."""
+    named: Mapping[str, str] = field(default_factory=dict)
+    """The label of each key's value, like `bandwidth = 25GB/s`; not of the size of the cache."""
 
     def __repr__(self) -> str:
         where = f" in {self.setting}" if self.setting else ""
@@ -151,7 +163,17 @@ class Comparison:
         # One unit for all rows: columns that mix ms and s cannot be compared by eye.
         return tuple(
             metric.in_readable_unit(row.mean(metric.key) for row in self.rows)
+            for metric in self.metrics
+        )
+
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """Return the metrics to compare, without those of a CPU or a disk that no run used."""
+        optional = (ELSEWHERE, FROM_DISK)
+        return tuple(
+            metric
             for metric in HEADLINE
+            if metric not in optional or any(row.mean(metric.key) > 0 for row in self.rows)
         )
 
     @property
@@ -180,7 +202,7 @@ class Comparison:
         text = (
             f"{_spelt(run.text('requests') for run in runs)} requests a run, "
             f"{_arriving(runs)}"
-            f"{_prompts(runs)}"
+            f"{_prompts(runs)}{self._placement()}"
             f"{_seeds(self.rows, intervals)}; "
             f"trace {_spelt(run.trace for run in runs)} costed as "
             f"{_spelt(run.text('model') for run in runs)} on "
@@ -188,6 +210,12 @@ class Comparison:
             f"{caveats_sentence(_counted(runs, lambda run: run.caveats))}"
         )
         return " ".join(filter(None, (shared_sentence(runs), text, HITS_LEGEND if hits else "")))
+
+    def _placement(self) -> str:
+        """Return the placement policy, with a comma behind it; "" if rows name it, or for copy."""
+        names = {run.placement.partition(" ")[0] for run in self.runs}
+        swept = any(key in ("placement", "placement.policy") for key in self.policy_keys)
+        return "" if swept or names == {""} else f"{_spelt(sorted(names - {''}))} placement, "
 
     def mark(self, rows: Sequence[Row] | None = None) -> str:
         """Return the marks that numbers of these rows (default: all) need; "" without any."""
@@ -206,7 +234,7 @@ def compare_runs(runs: Sequence[Run]) -> Comparison:
         raise UsageError("no runs to compare; name at least one run directory")
     keys = _varying(runs)
     policy_keys = tuple(k for k in keys if k.split(".")[0] in POLICY_SECTIONS)
-    policy_keys = tuple(k for k in policy_keys if k not in CAPACITY_KEYS)
+    policy_keys = tuple(k for k in policy_keys if k not in (*CAPACITY_KEYS, *LOAD_KEYS))
     # "Facet" is the plotting term: each value gets its own panel or table.
     facet_keys = tuple(k for k in keys if k not in policy_keys and k not in CAPACITY_KEYS)
     if facet_keys and not policy_keys:
@@ -231,7 +259,8 @@ def compare_runs(runs: Sequence[Run]) -> Comparison:
             ", ".join(named[key][places[0]] for key in part) for part in (policy_keys, facet_keys)
         )
         values = {key: value_at(members[0], key) for key in keys}
-        rows.append(Row(tuple(chosen), variant or _policy(members[0]), values, facet, ""))
+        texts = {key: named[key][places[0]] for key in named}
+        rows.append(Row(tuple(chosen), variant or _policy(members[0]), values, facet, "", texts))
     rows = _with_capacities(rows, [key for key in keys if key in CAPACITY_KEYS])
     setting_keys = tuple(key for key in keys if key not in policy_keys)
     return Comparison(tuple(rows), policy_keys, setting_keys, (*notes, *_seed_notes(rows)))

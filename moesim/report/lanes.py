@@ -1,4 +1,4 @@
-"""The lane timeline: operations of the GPU and copies in both directions, over time.
+"""The lane timeline: what each lane of the machine did, over time.
 
 Only a window of the run is drawn: whole steps from the middle of the recorded ones, as many as
 stay legible. If a single step has too many operations, its first layers are drawn.
@@ -6,10 +6,12 @@ stay legible. If a single step has too many operations, its first layers are dra
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from moesim.report.chart import Chart, grid, mark_undefined
+from moesim.report.lane_names import LANES, lanes_of
 from moesim.report.metrics import run_caption
 from moesim.report.runs import Run
 from moesim.report.style import KINDS
@@ -21,10 +23,13 @@ if TYPE_CHECKING:
 
 __all__ = ["lane_timeline"]
 
-LANES: Final = ("gpu", "h2d", "d2h")
-LANE_LABELS: Final = ("GPU\ncompute", "host to\nGPU copy", "GPU to\nhost copy")
 COLUMNS: Final = ("lane", "kind", "start_ns", "finish_ns", "step", "layer", "expert")
-KIND_LABELS: Final = {"front": "attention, router", "demand": "demand copy"}
+KIND_LABELS: Final = {
+    "front": "attention, router",
+    "demand": "demand copy",
+    "states": "hidden states",
+    "read": "disk read",
+}
 """Legend entries of kinds whose names are not plain; other kinds show their names."""
 LEGIBLE: Final = 130
 """The most rectangles in a window of the width of a page."""
@@ -44,6 +49,7 @@ def lane_timeline(run: Run) -> Chart:
     """Draw each operation and copy of a window as a rectangle on its lane, coloured by kind."""
     table = run.table("timeline", COLUMNS)
     window = choose_window(table)
+    lanes = lanes_of(run) or list(LANES)[:1]
     text = (
         f"Operations and copies of {window.text}. Gaps of the GPU lane within a step are stalls."
         if window
@@ -54,7 +60,7 @@ def lane_timeline(run: Run) -> Chart:
         "Lane timeline",
         f"{text} {run_caption(run)}",
         COLUMNS,
-        height_in=2.5,
+        height_in=1.0 + 0.5 * len(lanes),
     )
     axes = chart.axes[0][0]
     if window is None:
@@ -63,9 +69,11 @@ def lane_timeline(run: Run) -> Chart:
     rows = {column: values[window.chosen] for column, values in table.items()}
     for row in zip(*(rows[column].tolist() for column in COLUMNS), strict=True):
         chart.record(*row)
-    _draw(axes, rows, window)
+    _draw(axes, rows, window, lanes)
     _mark_steps(axes, run, window)
-    chart.figure.legend(loc="outside upper right", ncols=9, handlelength=1, columnspacing=1.2)
+    kinds = len(axes.get_legend_handles_labels()[1])
+    columns = kinds if kinds <= 9 else -(-kinds // 2)  # two lines of the same length
+    chart.figure.legend(loc="outside upper right", ncols=columns, handlelength=1, columnspacing=1.2)
     return chart
 
 
@@ -96,7 +104,7 @@ def choose_window(table: dict[str, Any]) -> Window | None:
     return Window(chosen, start, int(table["finish_ns"][chosen].max()), text)
 
 
-def _draw(axes: Axes, rows: dict[str, Any], window: Window) -> None:
+def _draw(axes: Axes, rows: dict[str, Any], window: Window, lanes: Sequence[str]) -> None:
     import numpy as np
 
     start = (rows["start_ns"].astype(np.int64) - window.start_ns) / 1e6
@@ -109,14 +117,14 @@ def _draw(axes: Axes, rows: dict[str, Any], window: Window) -> None:
         if of_kind.any():
             # An empty bar gives the legend one entry per kind; the spans below would give many.
             axes.bar(0, 0, color=color, label=KIND_LABELS.get(kind, kind.replace("_", " ")))
-        for place, lane in enumerate(LANES):
+        for place, lane in enumerate(lanes):
             for chosen, edge in ((~thin, "white"), (thin, color)):
                 here = of_kind & (rows["lane"] == lane) & chosen
                 spans = list(zip(start[here], length[here], strict=True))
                 axes.broken_barh(spans, (place - 0.36, 0.72), facecolor=color, edgecolor=edge,
                                  linewidth=0.3)  # fmt: skip
-    axes.set_yticks(range(len(LANES)), LANE_LABELS)
-    axes.set_ylim(len(LANES) - 0.5, -0.5)  # reversed: the GPU lane on top
+    axes.set_yticks(range(len(lanes)), [LANES.get(lane, lane) for lane in lanes])
+    axes.set_ylim(len(lanes) - 0.5, -0.5)  # reversed: the GPU lane on top
     axes.set_xlim(0, (window.finish_ns - window.start_ns) / 1e6)
     axes.set_xlabel(f"time (ms), from {window.start_ns / 1e6:.3f} ms into the run")
     axes.grid(False, axis="y")

@@ -13,13 +13,14 @@ from moesim.report.runs import Run
 from moesim.report.statistics import Estimate
 
 __all__ = [
+    "ELSEWHERE",
+    "FROM_DISK",
     "HEADLINE",
     "HITS",
     "HITS_LEGEND",
     "HIT_RATE",
     "LATE_HITS",
     "MISSES",
-    "STALL_CAUSES",
     "UNDEFINED",
     "Metric",
     "costs",
@@ -34,12 +35,6 @@ HITS_LEGEND: Final = (
     "Hit: the expert was resident when its layer event began. Late hit: its copy was under way. "
     "Miss: neither. Shares are of accesses, the distinct experts of each layer event."
 )
-STALL_CAUSES: Final = {
-    "demand": "demand copy",
-    "late": "late prefetch",
-    "readback": "router readback",
-    "other": "other",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +94,9 @@ LATE_HITS: Final = Metric("late_hits", "late hits", "%", 100, is_share=True, of_
 MISSES: Final = Metric("misses", "misses", "%", 100, is_share=True, of_all="accesses")
 HIT_RATE: Final = Metric("expert_hit_rate", "hits and late hits", "%", 100, is_share=True)
 """Hits and late hits together, as bounds on hits count them. Reports show late hits beside it."""
+ELSEWHERE: Final = Metric("elsewhere", "on the CPU", "%", 100, is_share=True, of_all="accesses")
+"""Misses whose expert was computed on the CPU and not copied first."""
+FROM_DISK: Final = Metric("disk_bytes", "read from disk", "GiB", 2.0**-30)
 HEADLINE: Final = (
     Metric("output_tokens_per_s", "throughput", "tokens/s", better="higher"),
     Metric("ttft_p95_ms", "TTFT p95", "ms", better="lower"),
@@ -107,7 +105,9 @@ HEADLINE: Final = (
     HITS,
     LATE_HITS,
     MISSES,
+    ELSEWHERE,
     Metric("h2d_bytes", "copied to GPU", "GiB", 2.0**-30),
+    FROM_DISK,
     Metric("stall_share", "stalled", "% of step time", 100, is_share=True),
 )
 
@@ -153,6 +153,8 @@ def run_caption(run: Run) -> str:
 
 def _setting(run: Run) -> str:
     prefetch, batching = run.text("prefetch_policy"), run.text("batching_policy")
+    placement = f"{run.placement} placement, " if run.placement else ""
+    host = f", host memory {run.host_memory}" if run.host_memory else ""
     arrivals = f", arrivals {run.arrivals}" if run.arrivals else ""
     return (
         f"{run.text('requests')} requests{arrivals}, seed {run.text('seed')}; trace {run.trace} "
@@ -160,8 +162,8 @@ def _setting(run: Run) -> str:
         f"{policy_label(run.text('cache_policy'), run.cache_options)} "
         f"with {run.value('cache_slots') / run.value('num_layers'):.3g} of "
         f"{run.text('num_experts')} experts a layer, "
-        f"{'no' if prefetch == 'none' else prefetch} prefetch, {batching} batching"
-        f"{f', {run.prompts}' if run.prompts else ''}; "
+        f"{'no' if prefetch == 'none' else prefetch} prefetch, {placement}{batching} batching"
+        f"{f', {run.prompts}' if run.prompts else ''}{host}; "
         f"{costs_sentence(run)}."
         f"{caveats_sentence(run.caveats)}"
     )

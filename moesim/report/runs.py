@@ -15,7 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from moesim.config.units import format_duration_ns, parse_duration_ns
+from moesim.config.spelling import entries
+from moesim.config.units import (
+    format_bytes,
+    format_duration_ns,
+    parse_bytes,
+    parse_duration_ns,
+)
 from moesim.errors import DamagedRun, ScenarioError, UsageError
 from moesim.files import as_path, sha256
 from moesim.inputs import read_bytes, read_json, read_table
@@ -108,6 +114,32 @@ class Run:
         batching = self.scenario.get("batching")
         section = batching if isinstance(batching, Mapping) else {}
         return "prompts not cut" if section.get("chunked_prefill") is False else ""
+
+    @property
+    def placement(self) -> str:
+        """Return the placement with its options: `cpu_layers (layers 8)`; "" for `copy`."""
+        placement = self.scenario.get("placement")
+        section = placement if isinstance(placement, Mapping) else {}
+        policy, options = section.get("policy", "copy"), section.get("options")
+        if policy == "copy":
+            return ""
+        return (
+            f"{policy} ({entries(options)})"
+            if isinstance(options, Mapping) and options
+            else (str(policy))
+        )
+
+    @property
+    def host_memory(self) -> str:
+        """Return the size of host memory and what leaves it first; "" if it is unlimited."""
+        memory = self.scenario.get("memory")
+        section = memory if isinstance(memory, Mapping) else {}
+        size = section.get("host", "unlimited")
+        if size == "unlimited":
+            return ""
+        with suppress(ValueError):  # a file that was edited by hand
+            size = format_bytes(parse_bytes(size))
+        return f"{size} (a cache of {section.get('host_cache')}s)"
 
     @property
     def idle_share(self) -> float:

@@ -11,8 +11,9 @@ from moesim.report.capacity import hit_rate_against_capacity, metrics_against_ca
 from moesim.report.chart import Chart, drawn, grid, save_charts
 from moesim.report.comparison import Comparison, Row
 from moesim.report.distribution import LATENCIES, cdf, latencies_ns, latency_axis
+from moesim.report.lane_names import causes_of
 from moesim.report.limits import HIT_LIMITS, MIN_BOUND, limit
-from moesim.report.metrics import HIT_RATE, HITS, STALL_CAUSES, Metric
+from moesim.report.metrics import HIT_RATE, HITS, Metric
 from moesim.report.panels import (
     MOST_SETTINGS,
     OUTPUT_ONLY,
@@ -24,6 +25,7 @@ from moesim.report.panels import (
     titled,
 )
 from moesim.report.style import STALLS, Style, styles
+from moesim.report.swept import metrics_against_number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -40,7 +42,8 @@ LATE: Final = "Dotted lines to the right of hits end at hits and late hits toget
 def plots_for_comparison(comparison: Comparison, folder: Path) -> list[Chart]:
     """Draw every chart that the runs allow into `folder`, and return the charts.
 
-    They replace the folder's content. Charts against capacity need two sizes of the cache.
+    They replace the folder's content. Charts against capacity need two sizes of the cache, and the
+    chart against a swept number needs a key with three values.
 
     Raises:
         OutputError: the folder cannot be written.
@@ -48,6 +51,7 @@ def plots_for_comparison(comparison: Comparison, folder: Path) -> list[Chart]:
     charts = (
         hit_rate_against_capacity,
         metrics_against_capacity,
+        metrics_against_number,
         side_by_side,
         latency_cdfs,
         stalls_side_by_side,
@@ -137,7 +141,8 @@ def stalls_side_by_side(comparison: Comparison) -> Chart:
         sharex=True,
     )
     parts = [("compute", "busy_s", "#0072B2", "")]
-    parts += [(STALL_CAUSES[c], f"stall_{c}_s", *STALLS[c]) for c in STALL_CAUSES]
+    causes = causes_of(comparison.runs)
+    parts += [(label, f"stall_{cause}_s", *STALLS[cause]) for cause, label in causes.items()]
     parts += [("idle", "idle_s", "#FFFFFF", "")]
     longest = 0.0  # of all panels, which share their axis: lengths must compare across settings
     for column, (axes, setting) in enumerate(zip(chart.axes[0], settings, strict=True)):

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, Final
 from moesim.files import as_path
 from moesim.report.chart import Chart, grid, mark_undefined, save_charts
 from moesim.report.distribution import LATENCIES, cdf, latencies_ns, latency_axis, latency_scale
+from moesim.report.lane_names import STALL_CAUSES, causes_of, lanes_of
 from moesim.report.lanes import lane_timeline
-from moesim.report.metrics import HITS_LEGEND, STALL_CAUSES, run_caption
+from moesim.report.metrics import HITS_LEGEND, run_caption
 from moesim.report.runs import Run, load_run
 from moesim.report.style import OUTCOMES, STALLS
 
@@ -101,10 +102,11 @@ def stall_breakdown(run: Run) -> Chart:
     )
     total, by_layer = chart.axes[0]
     seconds = {"compute": run.value("busy_s")}
-    seconds |= {label: run.value(f"stall_{cause}_s") for cause, label in STALL_CAUSES.items()}
+    causes = causes_of([run])
+    seconds |= {label: run.value(f"stall_{cause}_s") for cause, label in causes.items()}
     seconds["idle"] = run.value("idle_s")
-    colors = [LINE, *(STALLS[cause][0] for cause in STALL_CAUSES), "#FFFFFF"]
-    hatches = ["", *(STALLS[cause][1] for cause in STALL_CAUSES), ""]
+    colors = [LINE, *(STALLS[cause][0] for cause in causes), "#FFFFFF"]
+    hatches = ["", *(STALLS[cause][1] for cause in causes), ""]
     window = run.window_s
     for place, (label, value) in enumerate(seconds.items()):
         total.barh(place, np.nan_to_num(value), color=colors[place], hatch=hatches[place],
@@ -126,17 +128,22 @@ def stall_breakdown(run: Run) -> Chart:
 
 
 def hits_by_layer(run: Run) -> Chart:
-    """Draw each layer's accesses as shares of hits, late hits and misses."""
+    """Draw each layer's accesses as shares of hits, late hits and misses.
+
+    Where the machine has a CPU lane, misses that were computed there are shown apart.
+    """
     import numpy as np
 
+    on_cpu = "cpu" in lanes_of(run)
     chart = grid(
         "hits_by_layer",
         "Hits by layer",
         f"Share of hits, late hits and misses at each layer{_of_whole_run(run)}. "
         f"{run_caption(run)} {HITS_LEGEND}",
-        ("layer", "model_layer", "accesses", "hits", "late_hits", "misses"),
+        ("layer", "model_layer", "accesses", "hits", "late_hits", "misses",
+         *(["elsewhere"] if on_cpu else [])),
         height_in=2.7,
-    )
+    )  # fmt: skip
     axes = chart.axes[0][0]
     table = run.table("layers", chart.columns)
     for row in zip(*(table[column].tolist() for column in chart.columns), strict=True):
@@ -145,10 +152,13 @@ def hits_by_layer(run: Run) -> Chart:
     if not accesses.sum():
         mark_undefined(axes, "no expert was accessed")
         return chart
-    parts = {
-        label: table[column].astype(np.float64) / np.maximum(accesses, 1)
-        for label, column in (("hit", "hits"), ("late hit", "late_hits"), ("miss", "misses"))
-    }
+    counts = {"hit": table["hits"], "late hit": table["late_hits"], "miss": table["misses"]}
+    if on_cpu:
+        elsewhere = table["elsewhere"].astype(np.int64)
+        del counts["miss"]
+        counts["miss, on the CPU"] = elsewhere
+        counts["miss, copied"] = table["misses"].astype(np.int64) - elsewhere
+    parts = {label: count / np.maximum(accesses, 1) for label, count in counts.items()}
     _stack(axes, table["layer"], parts, OUTCOMES)
     # Of the table, because the summary may be of a window.
     hits, late = (table[key].sum() / accesses.sum() for key in ("hits", "late_hits"))
@@ -161,7 +171,7 @@ def hits_by_layer(run: Run) -> Chart:
     # Matplotlib lists lines before bars; the dashed line belongs last, after what it averages.
     order = sorted(range(len(labels)), key=lambda place: labels[place].startswith("all"))
     chart.figure.legend([handles[i] for i in order], [labels[i] for i in order],
-                        loc="outside upper right", ncols=4)  # fmt: skip
+                        loc="outside upper right", ncols=5)  # fmt: skip
     return chart
 
 
@@ -186,11 +196,12 @@ def _mark_quantiles(axes: Axes, sample: NDArray[np.float64], scale: float, unit:
 def _stalls_by_layer(chart: Chart, axes: Axes, run: Run) -> None:
     import numpy as np
 
-    columns = [f"stall_{cause}_ns" for cause in STALL_CAUSES]
+    causes = causes_of([run])
+    columns = [f"stall_{cause}_ns" for cause in causes]
     table = run.table("layers", ["layer", *columns])
     layers = table["layer"]
     parts: dict[str, Any] = {}
-    for cause, column in zip(STALL_CAUSES, columns, strict=True):
+    for cause, column in zip(causes, columns, strict=True):
         parts[cause] = table[column].astype(np.float64)
         for layer, value in zip(layers.tolist(), parts[cause].tolist(), strict=True):
             chart.record("layer", layer, STALL_CAUSES[cause], value / 1e9)

@@ -9,7 +9,7 @@ of its name, so the colour stays the same from figure to figure.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
@@ -18,6 +18,7 @@ from moesim.report.comparison import Comparison
 from moesim.report.names import ORACLE
 
 __all__ = ["BOUNDS", "KINDS", "OUTCOMES", "STALLS", "Style", "house_style", "styles"]
+__all__ += ["styles_of"]
 
 POLICIES: Final = {
     "LRU": ("#0072B2", "o"),
@@ -34,6 +35,11 @@ POLICIES: Final = {
     "prefill-first batching": ("#D55E00", "s"),
     "decode-first batching": ("#0072B2", "o"),
     "fcfs batching": ("#009E73", "v"),
+    "copy placement": ("#0072B2", "o"),
+    "cpu-layers placement": ("#E69F00", "D"),
+    "cpu-experts placement": ("#D55E00", "s"),
+    "cost placement": ("#009E73", "^"),
+    "two-queue placement": ("#CC79A7", "v"),
 }
 # For all other policies: mostly Paul Tol's muted scheme, without the colours above.
 OTHERS: Final = (
@@ -55,11 +61,16 @@ STALLS: Final = {
     "demand": ("#D55E00", ""),
     "late": ("#F0C000", "////"),
     "readback": ("#56B4E9", "\\\\\\\\"),
+    "cpu": ("#009E73", "..."),
+    "disk": ("#B5739D", "----"),
+    "host": ("#CFC3EE", "++++"),
     "other": ("#9A9A9A", "xxxx"),
 }
 OUTCOMES: Final = {
     "hit": ("#0072B2", ""),
     "late hit": ("#8CC6EC", "////"),
+    "miss, on the CPU": ("#7FCDB5", "..."),
+    "miss, copied": ("#EBEBEB", ""),
     "miss": ("#EBEBEB", ""),
 }
 # The kinds of work in `timeline.parquet`: warm colours copy to the GPU.
@@ -72,6 +83,8 @@ KINDS: Final = {
     "prefetch": "#F0C000",
     "load": "#CC79A7",
     "readback": "#56B4E9",
+    "states": "#A6761D",
+    "read": "#882255",
     "write_back": "#6A3D7C",
 }
 
@@ -93,16 +106,21 @@ class Style:
 
 def styles(comparison: Comparison) -> dict[str, Style]:
     """Return each variant's style: colour and marker by its first policy, line by the rest."""
+    return styles_of(comparison.variants)
+
+
+def styles_of(variants: Sequence[str]) -> dict[str, Style]:
+    """Return the styles of these labels, as `styles` does for the variants of a comparison."""
     by_variant: dict[str, Style] = {}
     line_numbers: dict[str, int] = {}
     taken: dict[str, tuple[str, str]] = {}
     # Sorted, so that the order of a sweep changes no colour.
-    for variant in sorted(comparison.variants):
+    for variant in sorted(variants):
         first, _, rest = variant.partition(", ")
         index = line_numbers.setdefault(rest, len(line_numbers))
         color, marker = _look(first, taken)
         by_variant[variant] = Style(color, marker, LINES[index % len(LINES)], index % 2 == 0)
-    return {variant: by_variant[variant] for variant in comparison.variants}
+    return {variant: by_variant[variant] for variant in variants}
 
 
 @contextmanager

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Final, TextIO
 
 from moesim.config.units import format_bytes
+from moesim.report.lane_names import busy_key, causes_of, lanes_of
 from moesim.report.marks import (
     FORESEES,
     foreseeing,
@@ -14,7 +15,7 @@ from moesim.report.marks import (
     routing_mark,
     routing_sentence,
 )
-from moesim.report.metrics import HITS, LATE_HITS, STALL_CAUSES, UNDEFINED, costs, error_bar, number
+from moesim.report.metrics import HITS, LATE_HITS, UNDEFINED, costs, error_bar, number
 from moesim.report.names import MIN_LABEL, policy_label
 from moesim.report.runs import Run, load_run
 from moesim.report.tabular import Table, write_tables
@@ -23,6 +24,12 @@ __all__ = ["print_summary", "summary_tables"]
 
 LATENCIES: Final = ("ttft", "tpot", "itl", "e2e")
 POINTS: Final = ("mean", "p50", "p90", "p95", "p99")
+BUSY: Final = {
+    "cpu": "CPU busy",
+    "h2d": "host-to-GPU link busy",
+    "d2h": "GPU-to-host link busy",
+    "disk": "disk busy",
+}
 
 
 def print_summary(run_dir: str | Path, stream: TextIO | None = None) -> None:
@@ -73,6 +80,10 @@ def _setup(run: Run) -> Table:
         f"({slots} of {run.text('num_experts')} experts a layer)",
     )
     table.add("prefetch", run.text("prefetch_policy"))
+    if run.placement:
+        table.add("placement", run.placement)
+    if run.host_memory:
+        table.add("host memory", run.host_memory)
     parts = run.text("batching_policy"), run.prompts, f"seed {run.text('seed')}"
     table.add("batching", ", ".join(filter(None, parts)))
     if run.arrivals:
@@ -133,6 +144,9 @@ def _cache(run: Run) -> Table:
     table = Table("expert accesses", ["", "count", "share"])
     for label, key in (("hits in time", "hits"), ("late hits", "late_hits"), ("misses", "misses")):
         table.add(label, run.text(key), _share(run.value(key) / _positive(run.value("accesses"))))
+    if "cpu" in lanes_of(run):
+        elsewhere = _share(run.value("elsewhere") / _positive(run.value("accesses")))
+        table.add("  computed on the CPU", run.text("elsewhere"), elsewhere)
     table.add("all", run.text("accesses"), "")
     # Bounds count late hits as hits, and so does this rate. The rows above show them apart,
     # because a late hit may stall the GPU for almost a whole copy.
@@ -149,10 +163,12 @@ def _cache(run: Run) -> Table:
 def _bytes(run: Run) -> Table:
     table = Table("bytes moved", ["", "size", "share of host to GPU"])
     total = _positive(run.value("h2d_bytes"))
+    # Experts that ran on the CPU and got a slot are copied behind all demand copies, too.
+    kept = bool(run.placement) and not prefetches(run)
     for label, key in (
         ("host to GPU", "h2d_bytes"),
         ("  on demand", "demand_bytes"),
-        ("  prefetched", "prefetch_bytes"),
+        ("  for later, after the CPU" if kept else "  prefetched", "prefetch_bytes"),
         ("    useful (used in time)", "prefetch_useful_bytes"),
         ("    late (used after a wait)", "prefetch_late_bytes"),
         ("    wasted (evicted unused)", "prefetch_wasted_bytes"),
@@ -162,6 +178,10 @@ def _bytes(run: Run) -> Table:
     # No share: these copies end before time zero and are not part of `h2d_bytes`.
     table.add("loaded before the start", _size(run.value("load_bytes")), "")
     table.add("GPU to host", _size(run.value("d2h_bytes")), "")
+    if "cpu" in lanes_of(run):
+        table.add("hidden states, both ways", _size(run.value("states_bytes")), "")
+    if "disk" in lanes_of(run):
+        table.add("disk to host", _size(run.value("disk_bytes")), "")
     return table
 
 
@@ -170,12 +190,14 @@ def _time(run: Run) -> Table:
     table = Table("where the GPU's time went", ["", "seconds", f"share of {whole}"])
     window = _positive(run.window_s)
     rows = [("computing", "busy_s"), ("stalled", "stall_s")]
-    rows += [(f"  {label}", f"stall_{cause}_s") for cause, label in STALL_CAUSES.items()]
+    rows += [(f"  {label}", f"stall_{cause}_s") for cause, label in causes_of([run]).items()]
     for label, key in [*rows, ("idle, no request", "idle_s")]:
         table.add(label, number(run.value(key)), _share(run.value(key) / window))
-    # The links work beside the GPU, so their shares do not add up with those above.
-    for label, key in (("host-to-GPU link busy", "h2d"), ("GPU-to-host link busy", "d2h")):
-        table.add(label, "", _share(run.value(f"{key}_busy_share")))
+    # The other lanes work beside the GPU, so their shares do not add up with those above.
+    for lane in lanes_of(run):
+        if lane != "gpu":
+            label = BUSY.get(lane, f"{lane} busy")
+            table.add(label, "", _share(run.value(busy_key(lane))))
     return table
 
 

@@ -15,7 +15,7 @@ from moesim.report.chart import Chart, write_csv
 from moesim.report.comparison import Comparison, Row
 from moesim.report.limits import HIT_LIMITS, MIN_BOUND, limit
 from moesim.report.marks import FORESEES, marked
-from moesim.report.metrics import HEADLINE, UNDEFINED, Metric
+from moesim.report.metrics import UNDEFINED, Metric
 from moesim.report.runs import Run
 from moesim.report.statistics import Estimate, difference, estimate
 from moesim.report.tabular import Cell, Table, escaped, markdown
@@ -40,7 +40,7 @@ def tables(comparison: Comparison) -> list[Table]:
         mark = comparison.mark(rows)
         result.append(_means(marked(setting, mark), rows, comparison.headline))
         if len(rows) > 1:
-            result.append(_differences(marked(setting, mark), rows))
+            result.append(_differences(marked(setting, mark), rows, comparison.metrics))
     return result
 
 
@@ -230,17 +230,17 @@ def _resolved(row: Row, other: Row, metric: Metric) -> bool:
     return change.half is not None and abs(change.mean) > change.half
 
 
-def _differences(setting: str, rows: Sequence[Row]) -> Table:
+def _differences(setting: str, rows: Sequence[Row], metrics: Sequence[Metric]) -> Table:
     # A bound as baseline would show every policy as a loss.
     base = next((row for row in rows if not row.knows_the_future), rows[0])
     title = f"Difference to {base.label}" + (f": {setting}" if setting else "")
-    units = ("points" if metric.is_share else "%" for metric in HEADLINE)
-    headers = [f"{metric.label} ({unit})" for metric, unit in zip(HEADLINE, units, strict=True)]
+    units = ("points" if metric.is_share else "%" for metric in metrics)
+    headers = [f"{metric.label} ({unit})" for metric, unit in zip(metrics, units, strict=True)]
     table = Table(title, ["", *headers])
     for row in rows:
         if row is base:
             continue
-        table.add(row.label, *(_difference(row, base, metric) for metric in HEADLINE))
+        table.add(row.label, *(_difference(row, base, metric) for metric in metrics))
     return table
 
 

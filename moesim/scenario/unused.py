@@ -83,7 +83,9 @@ def _unused(scenario: Scenario) -> Iterator[tuple[str, str]]:
     if hardware.d2h is not None and hardware.d2h.chunk is not None:
         yield "hardware.d2h.chunk", "no copy to the host is more urgent than another"
     chunked = hardware.h2d is not None and hardware.h2d.chunk is not None
-    if chunked and not find("prefetch", scenario.prefetch.policy).active:
+    # An expert that ran on the CPU and is kept is copied for later, like a prefetch.
+    for_later = bool(find("placement", scenario.placement.policy).lanes)
+    if chunked and not for_later and not find("prefetch", scenario.prefetch.policy).active:
         yield "hardware.h2d.chunk", "nothing is prefetched, so no copy is more urgent than another"
     unread, reason = _unread_rate(scenario)
     for direction in ("h2d", "d2h"):

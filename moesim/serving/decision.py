@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Final, NamedTuple, Protocol
+from typing import Final, NamedTuple
 
 from moesim.policies.view import Key, View
 from moesim.serving.slots import Slot
 
-__all__ = ["NO_READS", "Decision", "Place", "Placed", "Reads"]
+__all__ = ["NO_READS", "Decision", "Place", "Placed"]
 
 Placed = Mapping[Key, str]
 """The lanes of absent experts, in the order in which they are copied or computed."""
 Place = Callable[[View, Sequence[Key], Sequence[Key], int], Placed]
 """Returns the lanes of a view's missing and arriving keys, in a step of so many rows."""
 NO_READS: Final[Mapping[Key, int]] = {}
-
-
-class Reads(Protocol):
-    """Host memory in front of a disk."""
-
-    def read(self, key: Key) -> int:
-        """Use an expert, and return the bytes that must be read from disk before; 0 for none."""
 
 
 class Decision(NamedTuple):

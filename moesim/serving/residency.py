@@ -18,7 +18,8 @@ from moesim.hardware.topology import GPU
 from moesim.machine.base import Machine
 from moesim.policies.eviction.base import Eviction
 from moesim.policies.view import Key, View
-from moesim.serving.decision import NO_READS, Decision, Place, Placed, Reads
+from moesim.serving.decision import NO_READS, Decision, Place, Placed
+from moesim.serving.host_memory import HostMemory
 from moesim.serving.ledger import Ledger
 from moesim.serving.slots import ExpertSizes, Slot, Staging
 
@@ -40,7 +41,7 @@ class ExpertCache:
         sizes: ExpertSizes,
         *,
         place: Place | None = None,
-        host: Reads | None = None,
+        host: HostMemory | None = None,
     ) -> None:
         """Build the cache, with the keys that its policy preloads.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -368,7 +368,7 @@ def serve(cache: dict[str, Any], events: Any, places: int | None, in_host: int |
     served = Checked(
         **cache,
         place=None if places is None else place,
-        host=None if in_host is None else LeastRecent(in_host, EXPERT_BYTES),
+        host=cast(Any, None if in_host is None else LeastRecent(in_host, EXPERT_BYTES)),
     )
     for union, pause_ns, ahead in events:
         served.checked(union, [rng.randint(1, 5) for _ in union])

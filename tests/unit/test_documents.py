@@ -47,7 +47,8 @@ def test_no_test_measures_wall_clock_time() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["README.md", "CONTRIBUTING.md", "docs/design.md", "reports/README.md"]
+    "name",
+    ["README.md", "CONTRIBUTING.md", "docs/design.md", "docs/placement.md", "reports/README.md"],
 )
 def test_files_that_a_document_names_exist(name: str) -> None:
     text = (ROOT / name).read_text()
@@ -97,6 +98,9 @@ def test_labels_that_the_results_quote_are_printed(tmp_path: Path) -> None:
 
     stream = io.StringIO()
     print_summary(run_directory(tmp_path / "run"), stream)
+    # A machine with every lane, and a host that takes time.
+    shares = {"cpu_busy_share": 0.5, "disk_busy_share": 0.5, "stall_host_s": 1.0}
+    print_summary(run_directory(tmp_path / "whole", summary=shares), stream)
     printed = stream.getvalue() + "".join(metric.title for metric in HEADLINE)
     _, results = (ROOT / "docs/results.md").read_text().split("## summary.json")
     labels = re.findall(r'"([^"]+?)[ .]*"', " ".join(results.split()))
@@ -108,9 +112,21 @@ def test_policies_named_in_the_changelog_exist() -> None:
     from moesim.policies import names
 
     text = (ROOT / "CHANGELOG.md").read_text()
-    for family in ("eviction", "prefetch", "batching"):
+    for family in ("eviction", "prefetch", "batching", "placement"):
         for policy in names(family):
             assert policy in text
+
+
+def test_the_page_on_placement_lists_every_policy_with_its_options() -> None:
+    from moesim.policies import find, names
+
+    text = (ROOT / "docs/placement.md").read_text()
+    table = text.split("## Three memories")[0]
+    rows = {row.split("`")[1]: row for row in table.splitlines() if row.startswith("| `")}
+    for name in names("placement"):
+        options = getattr(find("placement", name), "Options", None)
+        for option in getattr(options, "__dataclass_fields__", ()):
+            assert f"`{option}`" in rows[name]
 
 
 def test_every_key_of_a_summary_is_explained() -> None:

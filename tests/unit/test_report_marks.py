@@ -256,7 +256,7 @@ def test_every_metric_of_the_headline_has_its_direction() -> None:
     assert {metric.key: metric.better for metric in HEADLINE} == {
         "output_tokens_per_s": "higher", "ttft_p95_ms": "lower", "tpot_mean_ms": "lower",
         "e2e_p95_ms": "lower", "hits": "higher", "late_hits": None, "misses": None,
-        "h2d_bytes": None, "stall_share": None,
+        "elsewhere": None, "h2d_bytes": None, "disk_bytes": None, "stall_share": None,
     }  # fmt: skip
 
 

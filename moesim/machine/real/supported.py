@@ -24,16 +24,16 @@ def check_supported(plan: Plan) -> None:
             scenario,
             f"placement.{key}",
             f"the real machine runs only experts on the CPU, not {_parts(away, plan)}. Leave only "
-            "experts there, like placement: {policy: cpu_layers, options: {layers: 2}}, or simulate "
-            "the scenario with moesim run",
+            "experts there, like placement: {policy: cpu_layers, options: {layers: 2}}, or "
+            "simulate the scenario with moesim run",
         )
     if places.host.mixed:
         raise ScenarioError.at(
             scenario,
             "memory.pinned",
             f"the real machine page-locks all experts or none; here it is "
-            f"{places.host.num_pinned} of {plan.trace.num_layers * plan.trace.num_experts} experts. "
-            "Write all or none",
+            f"{places.host.num_pinned} of {plan.trace.num_layers * plan.trace.num_experts} "
+            "experts. Write all or none",
         )
 
 
