@@ -296,7 +296,6 @@ def summarise(outcome: Outcome) -> dict[str, Any]:
         "prefetch_policy": find("prefetch", scenario.prefetch.policy).name,
         "placement_policy": find("placement", scenario.placement.policy).name,
         "batching_policy": find("batching", scenario.batching.policy).name,
-        "placement_policy": find("placement", scenario.placement.policy).name,
         "knows_the_future": ", ".join(knows_the_future(scenario, hindsight=ledger.hindsight)),
         "seed": scenario.seed,
         **throughput_summary(outcome.requests, outcome.now_ns, window),
