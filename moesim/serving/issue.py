@@ -64,7 +64,7 @@ class Issuer:
         host: HostTimes,
     ) -> None:
         self._submit = submit
-        self._log = log
+        self._append = log.append
         self._issue_ns = {
             lane.name: host.launch_ns if lane.computes else host.copy_ns for lane in topology.lanes
         }
@@ -84,5 +84,5 @@ class Issuer:
             work.issue_ns = self._issue_ns[work.lane] + self._extra_ns
             self._extra_ns = 0
         self._submit(work)
-        self._log.append(Entry(work, kind, layer, self.decided_ns, self.waited, waits))
+        self._append((work, kind, layer, self.decided_ns, self.waited, waits))
         return work

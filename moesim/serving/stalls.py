@@ -12,7 +12,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Final, NamedTuple
+from typing import Final
 
 from moesim.errors import InvariantError
 from moesim.hardware.topology import GPU
@@ -31,19 +31,13 @@ Each has the cause of an idle GPU until it is done, and the layer that this time
 """
 
 
-class Entry(NamedTuple):
-    """One issued work.
+Entry = tuple[Work, str, int, int, int, Waits]
+"""One issued work: (work, kind, layer, decided_ns, waited, waits).
 
-    `decided_ns` is the time of the host's last wait before it, and `waited` the cause of a GPU that
-    is idle during that wait. `kind` is the work's name in the timeline.
-    """
-
-    work: Work
-    kind: str
-    layer: int
-    decided_ns: int
-    waited: int
-    waits: Waits
+`kind` is the work's name in the timeline. `decided_ns` is the time of the host's last wait before
+it, and `waited` the cause of a GPU that is idle during that wait. A plain tuple, because a run has
+millions of them.
+"""
 
 
 def account(

@@ -154,14 +154,12 @@ class StepMemo:
         stall_ns: Sequence[list[int]],
     ) -> int:
         """Return when the next layer can start, and add the stalls until then to `stall_ns`."""
-        clock = max(
-            (entry.work.finish_ns for entry in entries if entry.work.lane == GPU), default=0
-        )
+        clock = max((work.finish_ns for work, *_ in entries if work.lane == GPU), default=0)
         returns = [work.finish_ns for work in results.after if work.lane != GPU]
         marker = Work(GPU, Readback(0), results.after)
         marker.start_ns = max(clock, *(ns + self._prices.landing_ns for ns in returns), 0)
         marker.finish_ns = marker.start_ns
-        following = Entry(marker, "", it.layer, 0, READBACK, results.waits)
+        following: Entry = (marker, "", it.layer, 0, READBACK, results.waits)
         return account([*entries, following], 0, stall_ns)[0]
 
     def _sums(
@@ -173,10 +171,10 @@ class StepMemo:
     ) -> list[int]:
         busy = dict.fromkeys(self._lanes, 0)
         moved = dict.fromkeys(MOVES, 0)
-        for entry in entries:
-            busy[entry.work.lane] += entry.work.busy_ns
-            if entry.kind in moved:
-                moved[entry.kind] += entry.work.op.nbytes  # type: ignore[union-attr]
+        for work, kind, *_ in entries:
+            busy[work.lane] += work.busy_ns
+            if kind in moved:
+                moved[kind] += work.op.nbytes  # type: ignore[union-attr]
         missed = sum(count for _, count, _ in (*it.loads, *it.elsewhere))
         counts = (len(it.ready), len(it.loads), len(it.elsewhere), missed, moved["demand"])
         stalls = [sum(by_layer) for by_layer in stall_ns]
@@ -229,9 +227,9 @@ class StepMemo:
             if step.sizes.ids:
                 clock = lasts(D2H, "readback", step.ids_ns, layer)
             own = dict(zip(times.union, union, strict=True))
-            for entry in times.entries:
-                key = own.get(getattr(entry.work.op, "key", -1), -1)
-                ledger.show(entry._replace(layer=layer), number, clock, key)
+            for work, kind, *_ in times.entries:
+                key = own.get(getattr(work.op, "key", -1), -1)
+                ledger.show_at(work, kind, layer, number, clock, key)
             clock += times.duration_ns
         for dense in layers.dense_before[-1]:
             clock = lasts(GPU, "dense", layers_ns[dense], ledger.num_layers)
@@ -411,14 +409,13 @@ def _shape(it: Decision, union: Sequence[Key], rows: Sequence[int]) -> tuple[obj
 def _check(entries: Sequence[Entry], end_ns: int) -> None:
     """Raise `InvariantError` if a lane does two things at once, or work starts too early."""
     free: dict[str, int] = {}
-    for entry in sorted(entries, key=lambda entry: entry.work.start_ns):
-        work = entry.work
+    for work, kind, *_ in sorted(entries, key=lambda entry: entry[0].start_ns):
         if work.start_ns < free.get(work.lane, 0) or work.finish_ns < work.start_ns:
             raise InvariantError(9, f"work on {work.lane} overlaps at {work.start_ns} ns")
         free[work.lane] = work.finish_ns
         for other in work.after:
             if work.start_ns < other.finish_ns:
-                rule = 5 if entry.kind == "demand" else 4
+                rule = 5 if kind == "demand" else 4
                 raise InvariantError(rule, f"{work.op} starts at {work.start_ns} ns, too early")
         if work.finish_ns > end_ns:
             raise InvariantError(
