@@ -10,7 +10,7 @@ last.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from moesim.hardware.ops import Copy, Experts, States
 from moesim.hardware.topology import D2H, DISK, GPU, H2D, Topology
@@ -26,10 +26,14 @@ from moesim.serving.stalls import Waits
 __all__ = ["Hidden", "Program"]
 
 
+_NOTHING: Final[tuple[tuple[Work, ...], Waits]] = ((), ())
+
+
 class Hidden(NamedTuple):
     """Where the hidden states are, and what the next work on them waits for.
 
-    `lane` is the compute lane beside them. `waits` has the causes of an idle GPU meanwhile.
+    `lane` is the compute lane beside them. `waits` has the causes of an idle GPU meanwhile. Without
+    `after`, only earlier work of that lane matters, and the lane is first in first out.
     """
 
     lane: str
@@ -57,9 +61,12 @@ class Program:
         self._nbytes = nbytes
         self._state_bytes = state_bytes
         self._num_experts = num_experts
+        self._copies: dict[Key, Copy] = {}  # of each expert to GPU memory
 
     def move(self, hidden: Hidden, lane: str, layer: int, rows: int, issue: Issuer) -> Hidden:
         """Bring hidden states beside another compute lane, if they are not there yet."""
+        if hidden.lane == lane:
+            return hidden
         topology = self._topology
         source, target = topology.memory_of(hidden.lane), topology.memory_of(lane)
         if source == target:
@@ -73,12 +80,12 @@ class Program:
 
         `hidden` are the inputs of its experts, for the `rows` rows of the step.
         """
-        layer, reads = it.layer, it.reads
-        parts: list[Hidden] = []
-        on_gpu = bool(it.ready or it.late or it.loads)
-        inputs = self.move(hidden, GPU, layer, rows, issue) if on_gpu else hidden
+        layer = it.layer
+        here, inputs = hidden.lane == GPU, hidden
+        if not here and (it.ready or it.late or it.loads):
+            inputs = self.move(hidden, GPU, layer, rows, issue)
         # A lane is first in first out, so work on the GPU needs no other promise of its inputs.
-        before = () if hidden.lane == GPU else inputs.after
+        before = () if here else inputs.after
         last = None
         if it.ready:
             op = Experts(layer, tuple(it.ready), tuple(it.ready_rows))
@@ -91,28 +98,22 @@ class Program:
             self._promote(landing)
             op = Experts(layer, (key,), (count,))
             waits = (*inputs.waits, (landing, stalls.LATE, layer))
-            last = issue(Work(GPU, op, (landing, *before)), "experts", layer, waits)
-            slot.reader = last
+            slot.reader = last = issue(Work(GPU, op, (landing, *before)), "experts", layer, waits)
         for key, slot in it.vacated:
             self._vacate(key, slot, it.write_back, issue)
-        if it.elsewhere:
-            parts += self._elsewhere(it, hidden, rows, issue)
+        parts = self._elsewhere(it, hidden, rows, issue) if it.elsewhere else []
         for key, count, slot in it.loads:
-            after, waits = self._read(key, reads, layer, issue)
+            after, read = self._read(key, it.reads, layer, issue) if it.reads else _NOTHING
             landing = self._copy(key, slot, DEMAND, after, layer, issue)
             op = Experts(layer, (key,), (count,))
-            waits = (*inputs.waits, *waits, (landing, stalls.DEMAND, layer))
-            last = issue(Work(GPU, op, (landing, *before)), "experts", layer, waits)
-            slot.reader = last
+            waits = (*inputs.waits, *read, (landing, stalls.DEMAND, layer))
+            slot.reader = last = issue(Work(GPU, op, (landing, *before)), "experts", layer, waits)
             slot.landing = None  # later work waits for the reader, which waits for the copy
-        if last is not None:
+        if last is not None and (hidden.after or not here):
             parts.append(self.move(Hidden(GPU, (last,)), hidden.lane, layer, rows, issue))
         if it.later:
-            self.ahead(it._replace(vacated=()), issue)
-        if not parts:
-            return hidden
-        after_all = tuple([work for part in parts for work in part.after])
-        return Hidden(hidden.lane, after_all, tuple([w for part in parts for w in part.waits]))
+            self._copy_ahead(it, issue)
+        return _joined(hidden.lane, parts) if parts else hidden
 
     def ahead(self, it: Decision, issue: Issuer) -> None:
         """Issue copies of experts for later events, behind all demand copies.
@@ -121,8 +122,11 @@ class Program:
         """
         for key, slot in it.vacated:
             self._vacate(key, slot, it.write_back, issue)
+        self._copy_ahead(it, issue)
+
+    def _copy_ahead(self, it: Decision, issue: Issuer) -> None:
         for key, slot in it.later:
-            after, _ = self._read(key, it.reads, it.layer, issue)
+            after, _ = self._read(key, it.reads, it.layer, issue) if it.reads else _NOTHING
             slot.landing = self._copy(key, slot, PREFETCH, after, it.layer, issue)
             slot.reader = None
             slot.fresh = True
@@ -140,13 +144,15 @@ class Program:
         key: Key,
         slot: Slot,
         urgency: int,
-        after: Sequence[Work],
+        after: tuple[Work, ...],
         layer: int,
         issue: Issuer,
     ) -> Work:
         """Issue the copy of an expert into a slot that may still be in use."""
-        op = Copy(key, self._nbytes(key))
-        work = Work(H2D, op, (*self._busy(slot), *after), urgency, slot.number)
+        op = self._copies.get(key)
+        if op is None:
+            op = self._copies[key] = Copy(key, self._nbytes(key))
+        work = Work(H2D, op, self._busy(slot) + after, urgency, slot.number)
         return issue(work, "prefetch" if urgency else "demand", layer)
 
     def _read(
@@ -155,7 +161,7 @@ class Program:
         """Read the part of an expert that is on disk; return what to wait for."""
         nbytes = reads.get(key, 0)
         if not nbytes:
-            return (), ()
+            return _NOTHING
         read = issue(Work(DISK, Copy(key, nbytes)), "read", layer)
         return (read,), ((read, stalls.DISK, layer),)
 
@@ -186,3 +192,9 @@ class Program:
         """
         last = slot.landing if slot.reader is None else slot.reader
         return () if last is None or self._done(last) else (last,)
+
+
+def _joined(lane: str, parts: Sequence[Hidden]) -> Hidden:
+    """Return hidden states that are complete when all parts are."""
+    after = tuple([work for part in parts for work in part.after])
+    return Hidden(lane, after, tuple([wait for part in parts for wait in part.waits]))

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from itertools import count
-from typing import Protocol
+from typing import Final, Protocol
 
 from moesim.errors import InvariantError, PolicyViolation
 from moesim.hardware.topology import GPU
@@ -28,6 +28,10 @@ __all__ = ["ExpertCache", "HostMemory"]
 
 _STRAY_LEAVER = "is a leaver, but neither resident nor wanted"
 _NOWHERE_ELSE: Placed = {}
+_Released = tuple[Collection[Key], Sequence[tuple[Key, Slot]]]
+_Assigned = tuple[Sequence[tuple[Key, int, Slot]], Sequence[tuple[Key, Slot]]]
+_NO_LEAVERS: Final[_Released] = ((), ())
+_NO_LOADS: Final[_Assigned] = ((), ())
 
 
 class HostMemory(Protocol):
@@ -70,7 +74,6 @@ class ExpertCache:
         self._done = machine.done
         self._ledger = ledger
         self._staging = staging
-        self._copied_ahead = False  # whether a copy may be under way when a layer event begins
         self._issues = count()
         self._free = staging.slots(self.capacity)
         for key in policy.preload():
@@ -108,10 +111,20 @@ class ExpertCache:
 
     def decide(self, layer: int, view: View, rows_of_step: int = 0) -> Decision:
         """Decide one layer event: sort the union, and move slots between keys."""
-        union, tokens, slots = view.union, view.tokens, self.slots
-        missing = [key for key in union if key not in slots]
-        arriving = self._arriving(union) if self._copied_ahead else ()
-        placed: Placed = _NOWHERE_ELSE
+        slots = self.slots
+        ready, counts, held = [], [], []
+        missing, arriving = [], []
+        for key, wanting in zip(view.union, view.tokens, strict=True):
+            slot = slots.get(key)
+            if slot is None:
+                missing.append(key)
+            elif slot.landing is None or self._landed(slot):
+                ready.append(key)
+                counts.append(wanting)
+                held.append(slot)
+            else:
+                arriving.append(key)
+        placed = _NOWHERE_ELSE
         if self._place is not None and (missing or arriving):
             placed = self._place(view, missing, arriving, rows_of_step)
             if placed:  # experts are copied in the order in which the policy names them
@@ -119,40 +132,32 @@ class ExpertCache:
                 missing = [*named, *(key for key in missing if key not in placed)]
         leavers = self._leavers(view)
         if not (missing or arriving or leavers):
-            return Decision(layer, union, tokens, [slots[key] for key in union])
-        rows = dict(zip(union, tokens, strict=True))
-        ready = [key for key in union if key in slots]
-        late: list[tuple[Key, int, Slot]] = []
-        if arriving:
-            ready = [key for key in ready if key not in arriving]
-            late = self._late(rows, arriving, placed)
-        held = [slots[key] for key in ready]
-        reading = {slot.number for slot in held}.union([slot.number for *_, slot in late])
-        bypass: Collection[Key] = ()
-        vacated: list[tuple[Key, Slot]] = []
-        if leavers:
-            bypass, vacated = self._release(missing, leavers, reading)
-        loads, later = self._assign(rows, missing, bypass, placed)
-        staged = len(loads) + len(later) and sum([key in bypass for key, *_ in loads])
+            return Decision(layer, ready, counts, held)
+        rows = dict(zip(view.union, view.tokens, strict=True))
+        late = self._late(rows, arriving, placed) if arriving else ()
+        bypass, vacated = self._release(missing, leavers, held, late) if leavers else _NO_LEAVERS
+        loads, later = self._assign(rows, missing, bypass, placed) if missing else _NO_LOADS
         return Decision(
             layer,
             ready,
-            [rows[key] for key in ready],
+            counts,
             held,
             late,
             vacated,
             loads,
-            [(key, rows[key], lane) for key, lane in placed.items() if lane != GPU],
+            [(k, rows[k], lane) for k, lane in placed.items() if lane != GPU] if placed else (),
             later,
-            self._reads(loads, placed, later),
-            max(1, -(-staged // len(self._staging.buffers))) if loads else 0,
+            NO_READS if self._host is None else self._reads(self._host, loads, placed, later),
+            self._waves(loads, bypass) if loads else 0,
             self.write_back,
         )
 
-    def _arriving(self, union: Sequence[Key]) -> list[Key]:
-        """Return the keys of a union whose copy is under way."""
-        slots = self.slots
-        return [key for key in union if key in slots and not self._landed(slots[key])]
+    def _waves(self, loads: Sequence[tuple[Key, int, Slot]], bypass: Collection[Key]) -> int:
+        """Return the rounds through the staging buffers that some copies need."""
+        if not bypass:
+            return 1
+        staged = sum([key in bypass for key, *_ in loads])
+        return max(1, -(-staged // len(self._staging.buffers)))
 
     def _late(
         self, rows: Mapping[Key, int], arriving: Sequence[Key], placed: Placed
@@ -173,13 +178,13 @@ class ExpertCache:
         missing: Sequence[Key],
         bypass: Collection[Key],
         placed: Placed,
-    ) -> tuple[list[tuple[Key, int, Slot]], list[tuple[Key, Slot]]]:
+    ) -> _Assigned:
         """Give slots to the missing keys that stay, and staging buffers to those copied for now."""
         slots, free = self.slots, self._free
         loads: list[tuple[Key, int, Slot]] = []
         later: list[tuple[Key, Slot]] = []
         for key in missing:
-            here = placed.get(key, GPU) == GPU
+            here = not placed or placed.get(key, GPU) == GPU
             if key in bypass:
                 if here:
                     loads.append((key, rows[key], self._staging.take()))
@@ -192,21 +197,19 @@ class ExpertCache:
             else:
                 slot.issued = next(self._issues)
                 later.append((key, slot))
-                self._copied_ahead = True
         return loads, later
 
     def _reads(
         self,
+        host: HostMemory,
         loads: Sequence[tuple[Key, int, Slot]],
         placed: Placed,
         later: Sequence[tuple[Key, Slot]],
     ) -> Mapping[Key, int]:
         """Return the bytes to be read from disk of each expert that leaves host memory's copy."""
-        if self._host is None:
-            return NO_READS
         elsewhere = [key for key, lane in placed.items() if lane != GPU]
         keys = dict.fromkeys([*(key for key, *_ in loads), *elsewhere, *(key for key, _ in later)])
-        return {key: nbytes for key in keys if (nbytes := self._host.read(key))}
+        return {key: nbytes for key in keys if (nbytes := host.read(key))}
 
     def prefetch(self, layer: int, key: Key, protected: Collection[Key]) -> Decision | None:
         """Decide the copy ahead of an absent key; return None if the policy gives it no slot.
@@ -214,7 +217,7 @@ class ExpertCache:
         The decision has the key in `later`, and its victim in `vacated` if there is one.
         """
         policy, slots = self.policy, self.slots
-        vacated: list[tuple[Key, Slot]] = []
+        vacated: Sequence[tuple[Key, Slot]] = ()
         if self._free:
             slot = self._free.pop()
         else:
@@ -227,15 +230,21 @@ class ExpertCache:
                 )
             slot = slots.pop(victim)
             policy.remove(victim)
-            self._waste(slot)
-            vacated.append((victim, slot))
+            if slot.fresh:
+                self._waste(slot)
+            if slot.landing is not None or self.write_back:
+                vacated = ((victim, slot),)
         policy.insert(key)
         slots[key] = slot
         slot.issued = next(self._issues)
-        self._copied_ahead = True
         later = [(key, slot)]
-        reads = self._reads((), {}, later)
+        reads = NO_READS if self._host is None else self._reads(self._host, (), {}, later)
         return Decision(layer, (), (), (), (), vacated, (), (), later, reads, 0, self.write_back)
+
+    @property
+    def places(self) -> bool:
+        """Whether a placement policy may run experts on other lanes than the GPU."""
+        return self._place is not None
 
     @property
     def unused_prefetches(self) -> int:
@@ -255,43 +264,47 @@ class ExpertCache:
         return True
 
     def _release(
-        self, missing: Sequence[Key], leavers: Collection[Key], reading: Collection[int]
-    ) -> tuple[Collection[Key], list[tuple[Key, Slot]]]:
+        self,
+        missing: Sequence[Key],
+        leavers: Collection[Key],
+        held: Sequence[Slot],
+        late: Sequence[tuple[Key, int, Slot]],
+    ) -> _Released:
         """Free the slots of resident leavers.
 
         Return the missing keys that get no slot, and the leavers that need a copy to leave. Slots
         that are still being read are used last.
         """
-        slots, free, done = self.slots, self._free, self._done
+        slots, free, write_back = self.slots, self._free, self.write_back
         bypass, vacated = [], []
-        busy = set(reading)
         for key in leavers:
             slot = slots.pop(key, None)
             if slot is None:
                 bypass.append(key)
                 continue
-            self._waste(slot)
-            if slot.landing is not None or self.write_back:
+            if slot.fresh:
+                self._waste(slot)
+            if slot.landing is not None or write_back:
                 vacated.append((key, slot))
-                if self.write_back:
-                    busy.add(slot.number)
             free.append(slot)
         if bypass and (len(set(bypass)) < len(bypass) or not set(missing).issuperset(bypass)):
             raise self._violation(bypass, _STRAY_LEAVER)
-        # The end of the stack is taken first: there go the slots for which no copy must wait.
         if len(free) > 1:
-            free.sort(
-                key=lambda slot: (
-                    slot.number not in busy and (slot.reader is None or done(slot.reader))
-                )
-            )
+            busy = {*held, *(slot for *_, slot in late)}
+            self._sort_free(busy.union([slot for _, slot in vacated]) if write_back else busy)
         return bypass, vacated
+
+    def _sort_free(self, busy: Collection[Slot]) -> None:
+        """Sort the free slots: those for which no copy must wait go to the end, taken first."""
+        done = self._done
+        self._free.sort(
+            key=lambda slot: slot not in busy and (slot.reader is None or done(slot.reader))
+        )
 
     def _waste(self, slot: Slot) -> None:
         """Count a prefetched expert that leaves before any use."""
-        if slot.fresh:
-            slot.fresh = False
-            self._ledger.prefetch_wasted += 1
+        slot.fresh = False
+        self._ledger.prefetch_wasted += 1
 
     @property
     def _too_many(self) -> str:

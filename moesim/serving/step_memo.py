@@ -118,10 +118,11 @@ class StepMemo:
         self._lanes = topology.names
 
     def event(
-        self, it: Decision, union: Sequence[Key], rows: Sequence[int], total: int
+        self, it: Decision, union: Sequence[Key], rows: tuple[int, ...], total: int
     ) -> EventTimes:
         """Return the times of a decided event. `rows` want each key, `total` are in the step."""
-        shape = _shape(it, union, rows)
+        # Most events want resident experts alone; the rows that want each are then their shape.
+        shape = _shape(it, union, rows) if it.loads or it.elsewhere else rows
         times = self._events.get(shape)
         if times is None:
             if len(self._events) >= _MEMO_LIMIT:
@@ -388,19 +389,19 @@ class _Sums:
 
 def _shape(it: Decision, union: Sequence[Key], rows: Sequence[int]) -> tuple[object, ...]:
     """Return what decides an event's times: all but the identity of its experts."""
-    if not it.loads and not it.elsewhere:
-        return (rows,)
-    lane_of = {key: lane for key, _, lane in it.elsewhere}
-    loads = {key: slot.number for key, _, slot in it.loads}
-    places = tuple([lane_of.get(key, key in loads) for key in union])
+    loaded = {key: slot for key, _, slot in it.loads}
+    if it.elsewhere:
+        lane_of = {key: lane for key, _, lane in it.elsewhere}
+        places = tuple([lane_of.get(key, key in loaded) for key in union])
+    else:
+        places = tuple([key in loaded for key in union])
     waits: tuple[int, ...] = ()
-    reading = {slot.number for slot in it.held}
-    if not reading.isdisjoint(loads.values()) or it.waves > 1:
-        seen = dict.fromkeys(reading, _RESIDENTS)
+    if it.waves > 1 or not set(it.held).isdisjoint(loaded.values()):
+        seen = dict.fromkeys(it.held, _RESIDENTS)
         after = []
-        for place, number in enumerate(loads.values()):
-            after.append(seen.get(number, _FREE))
-            seen[number] = place
+        for place, slot in enumerate(loaded.values()):
+            after.append(seen.get(slot, _FREE))
+            seen[slot] = place
         waits = tuple(after)
     reads = tuple([it.reads.get(key, 0) for key in union]) if it.reads else ()
     return rows, places, waits, reads
