@@ -224,11 +224,9 @@ class Ledger:
 
     def _count_bytes(self) -> None:
         """Count the bytes of the expert copies that the step issued, by layer."""
-        for work, kind, layer, *_ in self.log:
-            if kind == "demand":
-                self.demand_bytes[layer] += work.op.nbytes  # type: ignore[union-attr]
-            elif kind == "prefetch":
-                self.prefetch_bytes[layer] += work.op.nbytes  # type: ignore[union-attr]
+        counted = {"demand": self.demand_bytes, "prefetch": self.prefetch_bytes}
+        for work, kind, layer, *_ in [entry for entry in self.log if entry[1] in counted]:
+            counted[kind][layer] += work.op.nbytes  # type: ignore[union-attr]
 
     def log_unions(self, unions: Sequence[Sequence[Key]]) -> None:
         """Record the unions of the next layer events."""

@@ -30,6 +30,7 @@ _STRAY_LEAVER = "is a leaver, but neither resident nor wanted"
 _NOWHERE_ELSE: Placed = {}
 _Released = tuple[Collection[Key], Sequence[tuple[Key, Slot]]]
 _Assigned = tuple[Sequence[tuple[Key, int, Slot]], Sequence[tuple[Key, Slot]]]
+_NO_EXPERTS: Final[Sequence[tuple[Key, int, str]]] = ()
 _NO_LEAVERS: Final[_Released] = ((), ())
 _NO_LOADS: Final[_Assigned] = ((), ())
 
@@ -113,30 +114,30 @@ class ExpertCache:
         """Decide one layer event: sort the union, and move slots between keys."""
         slots = self.slots
         ready, counts, held = [], [], []
-        missing, arriving = [], []
-        for key, wanting in zip(view.union, view.tokens, strict=True):
+        missing: list[tuple[Key, int]] = []
+        late: list[tuple[Key, int, Slot]] = []
+        for key, rows in zip(view.union, view.tokens, strict=True):
             slot = slots.get(key)
             if slot is None:
-                missing.append(key)
+                missing.append((key, rows))
             elif slot.landing is None or self._landed(slot):
                 ready.append(key)
-                counts.append(wanting)
+                counts.append(rows)
                 held.append(slot)
             else:
-                arriving.append(key)
-        placed = _NOWHERE_ELSE
-        if self._place is not None and (missing or arriving):
-            placed = self._place(view, missing, arriving, rows_of_step)
-            if placed:  # experts are copied in the order in which the policy names them
-                named = [key for key in placed if key not in arriving]
-                missing = [*named, *(key for key in missing if key not in placed)]
+                late.append((key, rows, slot))
+        placed, elsewhere = _NOWHERE_ELSE, _NO_EXPERTS
+        if self._place is not None and (missing or late):
+            placed = self._place(view, [k for k, _ in missing], [k for k, *_ in late], rows_of_step)
+            if placed:
+                missing, late, elsewhere = _divide(placed, missing, late)
         leavers = self._leavers(view)
-        if not (missing or arriving or leavers):
+        if not (missing or late or elsewhere or leavers):
             return Decision(layer, ready, counts, held)
-        rows = dict(zip(view.union, view.tokens, strict=True))
-        late = self._late(rows, arriving, placed) if arriving else ()
+        if late:
+            self._count_late(late)
         bypass, vacated = self._release(missing, leavers, held, late) if leavers else _NO_LEAVERS
-        loads, later = self._assign(rows, missing, bypass, placed) if missing else _NO_LOADS
+        loads, later = self._assign(missing, bypass, placed) if missing else _NO_LOADS
         return Decision(
             layer,
             ready,
@@ -145,9 +146,9 @@ class ExpertCache:
             late,
             vacated,
             loads,
-            [(k, rows[k], lane) for k, lane in placed.items() if lane != GPU] if placed else (),
+            elsewhere,
             later,
-            NO_READS if self._host is None else self._reads(self._host, loads, placed, later),
+            NO_READS if self._host is None else self._reads(self._host, loads, elsewhere, later),
             self._waves(loads, bypass) if loads else 0,
             self.write_back,
         )
@@ -159,41 +160,34 @@ class ExpertCache:
         staged = sum([key in bypass for key, *_ in loads])
         return max(1, -(-staged // len(self._staging.buffers)))
 
-    def _late(
-        self, rows: Mapping[Key, int], arriving: Sequence[Key], placed: Placed
-    ) -> list[tuple[Key, int, Slot]]:
-        """Return the experts that are computed on the GPU when their copy has landed."""
-        late = [(k, rows[k], self.slots[k]) for k in arriving if placed.get(k, GPU) == GPU]
-        # In order of issue, so the GPU computes the experts in the order in which they land.
-        late.sort(key=lambda item: item[2].issued)
+    def _count_late(self, late: list[tuple[Key, int, Slot]]) -> None:
+        """Count late prefetches, and sort the experts by the landing of their copies."""
+        if len(late) > 1:
+            # In order of issue, so the GPU computes the experts in the order in which they land.
+            late.sort(key=lambda item: item[2].issued)
         for *_, slot in late:
             if slot.fresh:
                 slot.fresh = False
                 self._ledger.prefetch_late += 1
-        return late
 
     def _assign(
-        self,
-        rows: Mapping[Key, int],
-        missing: Sequence[Key],
-        bypass: Collection[Key],
-        placed: Placed,
+        self, missing: Sequence[tuple[Key, int]], bypass: Collection[Key], placed: Placed
     ) -> _Assigned:
         """Give slots to the missing keys that stay, and staging buffers to those copied for now."""
         slots, free = self.slots, self._free
         loads: list[tuple[Key, int, Slot]] = []
         later: list[tuple[Key, Slot]] = []
-        for key in missing:
+        for key, rows in missing:
             here = not placed or placed.get(key, GPU) == GPU
             if key in bypass:
                 if here:
-                    loads.append((key, rows[key], self._staging.take()))
+                    loads.append((key, rows, self._staging.take()))
                 continue
             if not free:
                 raise self._violation(key, self._too_many)
             slots[key] = slot = free.pop()
             if here:
-                loads.append((key, rows[key], slot))
+                loads.append((key, rows, slot))
             else:
                 slot.issued = next(self._issues)
                 later.append((key, slot))
@@ -203,12 +197,13 @@ class ExpertCache:
         self,
         host: HostMemory,
         loads: Sequence[tuple[Key, int, Slot]],
-        placed: Placed,
+        elsewhere: Sequence[tuple[Key, int, str]],
         later: Sequence[tuple[Key, Slot]],
     ) -> Mapping[Key, int]:
         """Return the bytes to be read from disk of each expert that leaves host memory's copy."""
-        elsewhere = [key for key, lane in placed.items() if lane != GPU]
-        keys = dict.fromkeys([*(key for key, *_ in loads), *elsewhere, *(key for key, _ in later)])
+        keys = dict.fromkeys([key for key, *_ in loads])
+        keys.update(dict.fromkeys([key for key, *_ in elsewhere]))
+        keys.update(dict.fromkeys([key for key, _ in later]))
         return {key: nbytes for key in keys if (nbytes := host.read(key))}
 
     def prefetch(self, layer: int, key: Key, protected: Collection[Key]) -> Decision | None:
@@ -238,7 +233,7 @@ class ExpertCache:
         slots[key] = slot
         slot.issued = next(self._issues)
         later = [(key, slot)]
-        reads = NO_READS if self._host is None else self._reads(self._host, (), {}, later)
+        reads = NO_READS if self._host is None else self._reads(self._host, (), (), later)
         return Decision(layer, (), (), (), (), vacated, (), (), later, reads, 0, self.write_back)
 
     @property
@@ -265,7 +260,7 @@ class ExpertCache:
 
     def _release(
         self,
-        missing: Sequence[Key],
+        missing: Sequence[tuple[Key, int]],
         leavers: Collection[Key],
         held: Sequence[Slot],
         late: Sequence[tuple[Key, int, Slot]],
@@ -287,8 +282,10 @@ class ExpertCache:
             if slot.landing is not None or write_back:
                 vacated.append((key, slot))
             free.append(slot)
-        if bypass and (len(set(bypass)) < len(bypass) or not set(missing).issuperset(bypass)):
-            raise self._violation(bypass, _STRAY_LEAVER)
+        if bypass:
+            absent = {key for key, _ in missing}
+            if len(set(bypass)) < len(bypass) or not absent.issuperset(bypass):
+                raise self._violation(bypass, _STRAY_LEAVER)
         if len(free) > 1:
             busy = {*held, *(slot for *_, slot in late)}
             self._sort_free(busy.union([slot for _, slot in vacated]) if write_back else busy)
@@ -312,3 +309,18 @@ class ExpertCache:
 
     def _violation(self, key: object, reason: str) -> PolicyViolation:
         return PolicyViolation(self.policy.name, key, reason)
+
+
+def _divide(
+    placed: Placed, missing: Sequence[tuple[Key, int]], late: Sequence[tuple[Key, int, Slot]]
+) -> tuple[list[tuple[Key, int]], list[tuple[Key, int, Slot]], list[tuple[Key, int, str]]]:
+    """Return the missing keys, the late ones that run on the GPU, and the keys that run elsewhere.
+
+    Experts are copied in the order in which the policy names them.
+    """
+    rows = dict(missing)
+    named = [(key, rows[key]) for key in placed if key in rows]
+    missing = [*named, *(pair for pair in missing if pair[0] not in placed)]
+    rows.update({key: count for key, count, _ in late})
+    elsewhere = [(key, rows[key], lane) for key, lane in placed.items() if lane != GPU]
+    return missing, [item for item in late if placed.get(item[0], GPU) == GPU], elsewhere

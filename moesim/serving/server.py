@@ -82,6 +82,7 @@ class Server:
         self._layers = layers
         self._num_layers = routing.num_layers
         self._knowledge = knowledge
+        self._ids_return = [knowledge.comes_back(layer) for layer in range(self._num_layers)]
         self._foresight = EVERYTHING if prefetch.clairvoyant else knowledge.reach
         self._sequential = sequential
         self.arrivals = Arrivals(requests)
@@ -287,7 +288,7 @@ class Server:
         """Run one step layer by layer, on any machine."""
         machine, ledger, issue = self.machine, self.ledger, self._issue
         batch, sizes, started_ns = step.batch, self._sizes(step), machine.now_ns
-        ids = Readback(sizes.ids)
+        ids, on_device = Readback(sizes.ids), self._execution.sorts_on_device
         routing = self._routing.step(step)
         ledger.begin_step(started_ns)
         issue.decided_ns, issue.waited = started_ns, stalls.READBACK
@@ -304,7 +305,7 @@ class Server:
                 self._run_layer(Dense(dense, batch), dense, "dense", layer)
             model_layer = self._layers.model_layers[layer]
             front = self._run_layer(Front(model_layer, batch), model_layer, "front", layer)
-            if not self._stays_on_device(layer, cache):
+            if not (on_device and self._stays_on_device(layer, cache)):
                 yield from machine.wait_any((self._ids_ready(front, layer, ids),))
                 issue.decided_ns = machine.now_ns
             view.move_to(layer)
@@ -335,12 +336,8 @@ class Server:
         return work
 
     def _stays_on_device(self, layer: int, cache: ExpertCache) -> bool:
-        """Return whether the ids of a layer need not reach the host."""
-        return (
-            self._execution.sorts_on_device
-            and self._hidden.lane == GPU
-            and cache.holds(layer, self._routing.num_experts)
-        )
+        """Return whether the ids of a layer that sorts on the GPU need not reach the host."""
+        return self._hidden.lane == GPU and cache.holds(layer, self._routing.num_experts)
 
     def _ids_ready(self, front: Work, layer: int, ids: Readback) -> Work:
         """Return the work after which the host knows the ids of a layer.
@@ -350,7 +347,7 @@ class Server:
         """
         on_gpu = front.lane == GPU
         self._issue.waited = stalls.READBACK if on_gpu else stalls.CPU
-        if not on_gpu or not self._knowledge.comes_back(layer):
+        if not on_gpu or not self._ids_return[layer]:
             return front
         return self._issue(Work(D2H, ids, (front,)), "readback", layer)
 
@@ -371,7 +368,8 @@ class Server:
     ) -> Hidden:
         decision = cache.decide(layer, view, rows)
         self.ledger.decided(decision)
-        self._issue.event_decided()
+        if not self._issue.free:
+            self._issue.event_decided()
         return self._program.event(decision, inputs, rows, self._issue)
 
     def _end_step(self, step: Step, sizes: StepBytes, started_ns: int) -> Wait:
@@ -411,7 +409,7 @@ class Server:
             if decision is None:
                 ledger.prefetch_refused += 1
             else:
-                ledger.decided(decision)
+                ledger.prefetch_copies[layer] += 1
                 self._program.ahead(decision, self._issue)
 
     def _audit(self) -> None:
