@@ -112,20 +112,20 @@ class ExpertCache:
 
     def decide(self, layer: int, view: View, rows_of_step: int = 0) -> Decision:
         """Decide one layer event: sort the union, and move slots between keys."""
-        slots = self.slots
+        slots, tokens = self.slots, view.tokens
         ready, counts, held = [], [], []
         missing: list[tuple[Key, int]] = []
         late: list[tuple[Key, int, Slot]] = []
-        for key, rows in zip(view.union, view.tokens, strict=True):
+        for place, key in enumerate(view.union):
             slot = slots.get(key)
             if slot is None:
-                missing.append((key, rows))
+                missing.append((key, tokens[place]))
             elif slot.landing is None or self._landed(slot):
                 ready.append(key)
-                counts.append(rows)
+                counts.append(tokens[place])
                 held.append(slot)
             else:
-                late.append((key, rows, slot))
+                late.append((key, tokens[place], slot))
         placed, elsewhere = _NOWHERE_ELSE, _NO_EXPERTS
         if self._place is not None and (missing or late):
             placed = self._place(view, [k for k, _ in missing], [k for k, *_ in late], rows_of_step)

@@ -307,7 +307,8 @@ class TraceRouting:
         if recorded is None or depth > recorded.shape[2]:
             return []
         layers = max(0, self.num_layers - depth)
-        guesses_BLK: Any = recorded[rows][:, :layers, depth - 1]
+        # As a plain array, because each view of a mapped file costs a call in Python.
+        guesses_BLK: Any = np.asarray(recorded[rows])[:, :layers, depth - 1]
         keys_LBK = (guesses_BLK + self._base_L1[depth:]).transpose(1, 0, 2)
         if int(guesses_BLK.max(initial=0)) >= self.num_experts:
             keys_LBK = np.where(guesses_BLK.transpose(1, 0, 2) == self._unused, -1, keys_LBK)

@@ -389,6 +389,9 @@ class _Sums:
 
 def _shape(it: Decision, union: Sequence[Key], rows: Sequence[int]) -> tuple[object, ...]:
     """Return what decides an event's times: all but the identity of its experts."""
+    if len(it.loads) == 1 and not (it.elsewhere or it.reads):  # the most frequent case
+        key, _, slot = it.loads[0]
+        return rows, union.index(key), slot in it.held
     loaded = {key: slot for key, _, slot in it.loads}
     if it.elsewhere:
         lane_of = {key: lane for key, _, lane in it.elsewhere}
