@@ -96,18 +96,19 @@ class Program:
             landing = slot.landing
             assert landing is not None
             self._promote(landing)
-            op = Experts(layer, (key,), (count,))
-            waits = (*inputs.waits, (landing, stalls.LATE, layer))
-            slot.reader = last = issue(Work(GPU, op, (landing, *before)), "experts", layer, waits)
+            landed = (landing,)
+            until: Waits = ((landing, stalls.LATE, layer),)
+            work = Work(GPU, Experts(layer, (key,), (count,)), landed + before)
+            slot.reader = last = issue(work, "experts", layer, inputs.waits + until)
         for key, slot in it.vacated:
             self._vacate(key, slot, it.write_back, issue)
         parts = self._elsewhere(it, hidden, rows, issue) if it.elsewhere else []
         for key, count, slot in it.loads:
             after, read = self._read(key, it.reads, layer, issue) if it.reads else _NOTHING
             landing = self._copy(key, slot, DEMAND, after, layer, issue)
-            op = Experts(layer, (key,), (count,))
-            waits = (*inputs.waits, *read, (landing, stalls.DEMAND, layer))
-            slot.reader = last = issue(Work(GPU, op, (landing, *before)), "experts", layer, waits)
+            landed, until = (landing,), (*read, (landing, stalls.DEMAND, layer))
+            work = Work(GPU, Experts(layer, (key,), (count,)), landed + before)
+            slot.reader = last = issue(work, "experts", layer, inputs.waits + until)
             slot.landing = None  # later work waits for the reader, which waits for the copy
         if last is not None and (hidden.after or not here):
             parts.append(self.move(Hidden(GPU, (last,)), hidden.lane, layer, rows, issue))
