@@ -18,6 +18,7 @@ _UNKNOWN = -1
 class Job:
     """Work that is not settled yet, with the pieces that it still has to start.
 
+    - `left`: how many of its pieces have not started.
     - `order`: the number of its submission.
     - `delay_ns`: how long after the work that it waits for it may start.
     - `promoted_ns`: when it moves to the queue of demand; FAR if it does not.
@@ -30,7 +31,7 @@ class Job:
         "delay_ns",
         "flows",
         "lane",
-        "next",
+        "left",
         "order",
         "pieces",
         "promoted_ns",
@@ -52,16 +53,11 @@ class Job:
         self.pieces = pieces
         self.order = order
         self.delay_ns = lane.delay_ns
-        self.next = 0
+        self.left = len(pieces)
         self.promoted_ns = FAR
         self.flows = flows
         self._release_ns = release_ns
         self._ready_ns = _UNKNOWN
-
-    @property
-    def started_all(self) -> bool:
-        """Whether its last piece has started."""
-        return self.next == len(self.pieces)
 
     def ready_ns(self) -> int:
         """Return when it is released and its `after` done; FAR or more while that is unknown."""
@@ -77,12 +73,14 @@ class Job:
 
     def start_ns(self) -> int:
         """Return when it may start as demand; FAR or more while that is unknown."""
-        ready = self.ready_ns()
+        ready = self._ready_ns
+        if ready == _UNKNOWN:
+            ready = self.ready_ns()
         return ready if self.promoted_ns == FAR or ready > self.promoted_ns else self.promoted_ns
 
     def left_ns(self) -> int:
         """Return the duration of the pieces that have not started; none uses a shared resource."""
-        return sum([piece.fixed_ns for piece in self.pieces[self.next :]])
+        return sum([piece.fixed_ns for piece in self.pieces[-self.left :]])
 
 
 class Lane:
@@ -132,18 +130,18 @@ class Lane:
         """Start the next piece of a job; return its cost."""
         if job.work.start_ns == FAR:
             job.work.start_ns = start_ns
-        cost = job.pieces[job.next]
-        job.next += 1
-        if job.started_all:
+        cost = job.pieces[-job.left]
+        job.left -= 1
+        if not job.left:
             self.tidy(start_ns)
         return cost
 
     def tidy(self, now_ns: int) -> None:
         """Take jobs from the heads of the queues that have started, or were promoted by now."""
         urgent, prefetches = self.urgent, self.prefetches
-        while urgent and urgent[0].started_all:
+        while urgent and not urgent[0].left:
             urgent.popleft()
-        while prefetches and (prefetches[0].started_all or prefetches[0].promoted_ns <= now_ns):
+        while prefetches and (not prefetches[0].left or prefetches[0].promoted_ns <= now_ns):
             prefetches.popleft()
 
     def settle_urgent(self, now_ns: int) -> int:
@@ -160,7 +158,7 @@ class Lane:
         while urgent and free < FAR:
             job = urgent[0]
             work = job.work
-            if not job.started_all:  # else it was promoted, but over before
+            if job.left:  # else it was promoted, but over before
                 start = job.start_ns()
                 if start > free:
                     # A prefetch that is issued, or gets ready, before then would go first.
@@ -171,9 +169,10 @@ class Lane:
                     break
                 if work.start_ns == FAR:
                     work.start_ns = free
-                free += work.busy_ns if not job.next else job.left_ns()
+                free += work.busy_ns if job.left == len(job.pieces) else job.left_ns()
                 self.free_ns = work.finish_ns = free
-                job.next = len(job.pieces)
+                job.left = 0
+                work.job = None  # so that no cycle of references is left
                 settled += 1
             urgent.popleft()
         return settled

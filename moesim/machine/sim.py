@@ -74,37 +74,31 @@ class SimMachine:
         work.release_ns = release = self._host_ns
         lane = self._lanes[work.lane]
         pieces = self._pieces(work.lane, work.op)
-        if len(pieces) == 1:
-            busy_ns, _, _, uses = pieces[0]
-        else:
-            busy_ns, uses = 0, ()
-            for piece in pieces:
+        busy_ns, _, _, uses = pieces[0]
+        if len(pieces) > 1:
+            for piece in pieces[1:]:
                 busy_ns += piece[0]
                 uses = uses or piece[3]
         work.busy_ns = busy_ns
         start = lane.free_ns
         if start < release:
             start = release
-        ready, delay_ns = start, lane.delay_ns
-        for other in work.after:
-            if other.finish_ns + delay_ns > ready:
-                ready = other.finish_ns + delay_ns
+        ready = start
+        if work.after:
+            delay_ns = lane.delay_ns
+            for other in work.after:
+                if other.finish_ns + delay_ns > ready:
+                    ready = other.finish_ns + delay_ns
         # With no unsettled work before it, nothing issued later can change these times. But while a
         # copy waits for its buffer, a prefetch issued later may use the link; and until the copy is
         # released, a prefetch issued before may. Work that takes no time is over only when lanes
         # have started at that instant.
-        if (
-            (ready == start or lane.fifo)
-            and busy_ns
-            and ready < FAR
-            and not lane.urgent
-            and work.urgency == DEMAND
-            and not uses
-            and not (lane.prefetches and lane.free_ns < release > self.now_ns)
-        ):
-            work.start_ns = ready
-            lane.free_ns = work.finish_ns = ready + busy_ns
-            return
+        if busy_ns and ready < FAR and not (uses or work.urgency or lane.urgent):
+            overtaken = lane.prefetches and lane.free_ns < release > self.now_ns
+            if lane.fifo or (ready == start and not overtaken):
+                work.start_ns = ready
+                lane.free_ns = work.finish_ns = ready + busy_ns
+                return
         order = self._unsettled_ever = self._unsettled_ever + 1
         work.job = Job(work, lane, pieces, release, order=order, flows=bool(uses))
         if uses:
@@ -130,7 +124,7 @@ class SimMachine:
 
     def promote(self, work: Work) -> None:
         job: Job | None = work.job
-        if job is None or work.urgency == DEMAND or job.promoted_ns < FAR or job.started_all:
+        if job is None or work.urgency == DEMAND or job.promoted_ns < FAR or not job.left:
             return
         # It stands in both queues until then, and may start from either. Pieces that have started
         # stay started: only its place changes.
@@ -195,15 +189,16 @@ class SimMachine:
 
     def _next_starts(self) -> tuple[int, list[Job]]:
         """Return the instant of the next starts if nothing new is issued, and their jobs."""
-        soonest = FAR
+        soonest, now_ns = FAR, self.now_ns
         starting: list[Job] = []
         for lane in self._all:
             if lane.urgent or lane.prefetches:
-                start, job = lane.next_start(self.now_ns)
+                start, job = lane.next_start(now_ns)
                 if job is not None and start <= soonest:
                     if start < soonest:
-                        soonest, starting = start, []
-                    starting.append(job)
+                        soonest, starting = start, [job]
+                    else:
+                        starting.append(job)
         return soonest, starting
 
     def _start(self, job: Job, now_ns: int) -> None:
@@ -219,8 +214,9 @@ class SimMachine:
         lane.free_ns = now_ns + cost.fixed_ns
         if job.flows:
             job.work.busy_ns += cost.fixed_ns
-        if job.started_all:
+        if not job.left:
             job.work.finish_ns = lane.free_ns
+            job.work.job = None  # so that no cycle of references is left
             self._unsettled -= 1
 
     def _begin_flow(self, running: _Running) -> None:
@@ -263,8 +259,9 @@ class SimMachine:
         self._running.remove(running)
         job.lane.free_ns = now_ns
         job.work.busy_ns += now_ns - running.start_ns
-        if job.started_all:
+        if not job.left:
             job.work.finish_ns = now_ns
+            job.work.job = None
             self._unsettled -= 1
 
     def _pending(self) -> str:

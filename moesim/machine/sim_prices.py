@@ -7,7 +7,7 @@ from typing import Final
 
 from moesim.hardware.cost import CostModel, remember
 from moesim.hardware.cpu import CpuCost
-from moesim.hardware.ops import BatchShape, Copy, Experts, Op, Readback, States
+from moesim.hardware.ops import BatchShape, Copy, Experts, Front, Op, Readback, States
 from moesim.hardware.topology import CPU, DISK, GPU, HOST_BANDWIDTH, Topology
 from moesim.machine.prices import Durations
 from moesim.machine.work import Cost
@@ -63,6 +63,8 @@ class SimPrices(Durations):
         self._copied: dict[tuple[str, int], Sequence[Cost]] = {}
         self._readbacks: dict[int, tuple[Cost, ...]] = {}
         self._computed: dict[int, tuple[Cost, ...]] = {}
+        self._batch: BatchShape | None = None  # of the last front
+        self._layers: Sequence[tuple[Cost, ...]] = ()  # of that batch, by model layer
 
     def copy_ns(self, lane: str, nbytes: int) -> int:
         if self._free_link and lane != DISK:
@@ -77,7 +79,8 @@ class SimPrices(Durations):
 
     def pieces(self, lane: str, op: Op) -> Sequence[Cost]:
         """See `Prices.pieces`. Pieces are remembered, because the same ones are asked for again."""
-        if isinstance(op, Experts):
+        # Types are compared by identity, the most frequent ones first.
+        if type(op) is Experts:
             if lane != GPU or self._bytes_of is not None:
                 return self._sized_experts(lane, op)
             tokens = op[2]  # by number, as in `CostModel.compute_ns`
@@ -86,7 +89,12 @@ class SimPrices(Durations):
                 pieces = (Cost(self.compute_ns(op)),)
                 remember(self._experts, tokens, pieces)
             return pieces
-        if isinstance(op, Copy):
+        if type(op) is Front and lane == GPU:
+            layer, batch = op
+            if batch is not self._batch:
+                self._batch, self._layers = batch, list(map(self._whole, self.layers_ns(batch)))
+            return self._layers[layer]
+        if type(op) is Copy:
             if self._is_pinned is not None and not self._is_pinned(op.key):
                 assert self._pageable is not None
                 return self._pageable.pieces(lane, op)
@@ -95,7 +103,7 @@ class SimPrices(Durations):
                 copied = self._copy(lane, op)
                 remember(self._copied, (lane, op.nbytes), copied)
             return copied
-        if isinstance(op, Readback):
+        if type(op) is Readback:
             read_back = self._readbacks.get(op.nbytes)
             if read_back is None:
                 read_back = (Cost(self.readback_ns(op.nbytes)),)
@@ -105,7 +113,10 @@ class SimPrices(Durations):
             return (Cost(self.copy_ns(lane, op.nbytes)),)
         if lane == CPU:
             return (flow(*self._on_cpu().call(op)),)
-        duration_ns = self.compute_ns(op)
+        return self._whole(self.compute_ns(op))
+
+    def _whole(self, duration_ns: int) -> tuple[Cost, ...]:
+        """Return the piece of a work that takes `duration_ns`; layers share most durations."""
         computed = self._computed.get(duration_ns)
         if computed is None:
             computed = (Cost(duration_ns),)

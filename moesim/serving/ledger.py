@@ -21,6 +21,7 @@ import numpy.typing as npt
 from moesim.errors import InvariantError
 from moesim.hardware.ops import Copy, Experts
 from moesim.hardware.topology import Topology
+from moesim.machine.work import Work
 from moesim.policies.view import Key
 from moesim.serving.decision import Decision
 from moesim.serving.layers import LayerPlan
@@ -223,13 +224,9 @@ class Ledger:
 
     def _count_bytes(self) -> None:
         """Count the bytes of the expert copies that the step issued, by layer."""
-        for entry in self.log:
-            op = entry.work.op
-            if type(op) is Copy:
-                if entry.kind == "demand":
-                    self.demand_bytes[entry.layer] += op.nbytes
-                elif entry.kind == "prefetch":
-                    self.prefetch_bytes[entry.layer] += op.nbytes
+        counted = {"demand": self.demand_bytes, "prefetch": self.prefetch_bytes}
+        for work, kind, layer, *_ in [entry for entry in self.log if entry[1] in counted]:
+            counted[kind][layer] += work.op.nbytes  # type: ignore[union-attr]
 
     def log_unions(self, unions: Sequence[Sequence[Key]]) -> None:
         """Record the unions of the next layer events."""
@@ -251,12 +248,14 @@ class Ledger:
             if work.finish_ns > now_ns:
                 in_flight.append(entry)
                 continue
-            if work.after:
-                self._check_start(entry)
+            start_ns = work.start_ns
+            for other in work.after:
+                if start_ns < other.finish_ns:
+                    raise _started_too_early(work)
             # Copies ahead are left out: demand copies may run between their chunks.
             if kind == "demand":
-                if work.start_ns < self._last_demand_ns:
-                    raise InvariantError(9, f"two demand copies overlap at {work.start_ns} ns")
+                if start_ns < self._last_demand_ns:
+                    raise InvariantError(9, f"two demand copies overlap at {start_ns} ns")
                 self._last_demand_ns = work.finish_ns
             if kind in moved:
                 moved[kind] += work.op.nbytes  # type: ignore[union-attr]
@@ -266,19 +265,6 @@ class Ledger:
         self._in_flight = in_flight
         self.log.clear()
 
-    def _check_start(self, entry: Entry) -> None:
-        """Raise `InvariantError` if a work started before what it waits for was done."""
-        work = entry.work
-        for other in work.after:
-            if work.start_ns < other.finish_ns:
-                if isinstance(work.op, Copy):
-                    key = work.op.key
-                    raise InvariantError(5, f"the copy of key {key} overwrites what is in use")
-                what = "an expert" if isinstance(work.op, Experts) else str(work.op)
-                raise InvariantError(
-                    4, f"{what} is computed at {work.start_ns} ns, before it landed"
-                )
-
     def finish(self, now_ns: int) -> int:
         """Add all that is left, and return the bytes of expert copies still in flight."""
         self._count_bytes()
@@ -286,19 +272,22 @@ class Ledger:
         self._pack()
         if self.per_step is not None:
             self.per_step.close(self)
-        flying = [
-            entry.work.op for entry in self._in_flight if entry.kind in ("demand", "prefetch")
-        ]
+        flying = [work.op for work, kind, *_ in self._in_flight if kind in ("demand", "prefetch")]
         return sum(op.nbytes for op in flying if isinstance(op, Copy))
 
-    def show(self, entry: Entry, step: int, offset_ns: int = 0, key: Key | None = None) -> None:
-        """Add a work to the timeline; its times and its key may be those of a memo."""
-        work = entry.work
-        if key is None:
-            key = work.op.key if isinstance(work.op, Copy) else -1
+    def show(self, entry: Entry, step: int) -> None:
+        """Add a work to the timeline."""
+        work, kind, layer, *_ = entry
+        key = work.op.key if isinstance(work.op, Copy) else -1
+        self.show_at(work, kind, layer, step, 0, key)
+
+    def show_at(
+        self, work: Work, kind: str, layer: int, step: int, offset_ns: int, key: Key
+    ) -> None:
+        """Add a work, whose times count from `offset_ns` on, to the timeline; key -1: none."""
         expert = key % self.num_experts if key >= 0 else -1
         start, finish = work.start_ns + offset_ns, work.finish_ns + offset_ns
-        self.timeline.append((work.lane, entry.kind, start, finish, step, entry.layer, expert))
+        self.timeline.append((work.lane, kind, start, finish, step, layer, expert))
 
     # --- read afterwards ---
 
@@ -342,3 +331,11 @@ class Ledger:
         """Return the columns of `timeline.parquet`, in order of start."""
         rows = sorted(self.timeline, key=lambda row: (row[2], row[0], row[3]))
         return {name: [row[i] for row in rows] for i, name in enumerate(TIMELINE_COLUMNS)}
+
+
+def _started_too_early(work: Work) -> InvariantError:
+    """Return the error for a work that started before what it waits for was done."""
+    if isinstance(work.op, Copy):
+        return InvariantError(5, f"the copy of key {work.op.key} overwrites what is in use")
+    what = "an expert" if isinstance(work.op, Experts) else str(work.op)
+    return InvariantError(4, f"{what} is computed at {work.start_ns} ns, before it landed")

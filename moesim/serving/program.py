@@ -10,7 +10,7 @@ last.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from moesim.hardware.ops import Copy, Experts, States
 from moesim.hardware.topology import D2H, DISK, GPU, H2D, Topology
@@ -26,10 +26,14 @@ from moesim.serving.stalls import Waits
 __all__ = ["Hidden", "Program"]
 
 
+_NOTHING: Final[tuple[tuple[Work, ...], Waits]] = ((), ())
+
+
 class Hidden(NamedTuple):
     """Where the hidden states are, and what the next work on them waits for.
 
-    `lane` is the compute lane beside them. `waits` has the causes of an idle GPU meanwhile.
+    `lane` is the compute lane beside them. `waits` has the causes of an idle GPU meanwhile. Without
+    `after`, only earlier work of that lane matters, and the lane is first in first out.
     """
 
     lane: str
@@ -57,10 +61,13 @@ class Program:
         self._nbytes = nbytes
         self._state_bytes = state_bytes
         self._num_experts = num_experts
+        self._copies: dict[Key, Copy] = {}  # of each expert to GPU memory
         self._reading: dict[Key, Work] = {}  # the last read of an expert, while it may be under way
 
     def move(self, hidden: Hidden, lane: str, layer: int, rows: int, issue: Issuer) -> Hidden:
         """Bring hidden states beside another compute lane, if they are not there yet."""
+        if hidden.lane == lane:
+            return hidden
         topology = self._topology
         source, target = topology.memory_of(hidden.lane), topology.memory_of(lane)
         if source == target:
@@ -74,12 +81,12 @@ class Program:
 
         `hidden` are the inputs of its experts, for the `rows` rows of the step.
         """
-        layer, reads = it.layer, it.reads
-        parts: list[Hidden] = []
-        on_gpu = bool(it.ready or it.late or it.loads)
-        inputs = self.move(hidden, GPU, layer, rows, issue) if on_gpu else hidden
+        layer = it.layer
+        here, inputs = hidden.lane == GPU, hidden
+        if not here and (it.ready or it.late or it.loads):
+            inputs = self.move(hidden, GPU, layer, rows, issue)
         # A lane is first in first out, so work on the GPU needs no other promise of its inputs.
-        before = () if hidden.lane == GPU else inputs.after
+        before = () if here else inputs.after
         last = None
         if it.ready:
             op = Experts(layer, tuple(it.ready), tuple(it.ready_rows))
@@ -90,33 +97,30 @@ class Program:
             landing = slot.landing
             assert landing is not None
             self._promote(landing)
-            op = Experts(layer, (key,), (count,))
-            waits = (*inputs.waits, (landing, stalls.LATE, layer))
-            last = issue(Work(GPU, op, (landing, *before)), "experts", layer, waits)
-            slot.reader = last
-        computed = self._elsewhere(it, hidden, rows, issue) if it.elsewhere else []
+            landed = (landing,)
+            until: Waits = ((landing, stalls.LATE, layer),)
+            work = Work(GPU, Experts(layer, (key,), (count,)), landed + before)
+            slot.reader = last = issue(work, "experts", layer, inputs.waits + until)
+        computed = self._elsewhere(it, hidden, rows, issue) if it.elsewhere else ()
         for key, slot in it.vacated:
             self._vacate(key, slot, it.write_back, issue)
+        reads = it.reads or self._reading
         for key, count, slot in it.loads:
-            after, waits = self._read(key, reads, layer, issue)
+            after, read = self._read(key, it.reads, layer, issue) if reads else _NOTHING
             landing = self._copy(key, slot, DEMAND, after, layer, issue)
-            op = Experts(layer, (key,), (count,))
-            waits = (*inputs.waits, *waits, (landing, stalls.DEMAND, layer))
-            last = issue(Work(GPU, op, (landing, *before)), "experts", layer, waits)
-            slot.reader = last
+            landed, until = (landing,), (*read, (landing, stalls.DEMAND, layer))
+            work = Work(GPU, Experts(layer, (key,), (count,)), landed + before)
+            slot.reader = last = issue(work, "experts", layer, inputs.waits + until)
             slot.landing = None  # later work waits for the reader, which waits for the copy
         # A lane is first in first out: before the copies of experts, the outputs of another lane
         # would keep them waiting until it has computed.
-        parts += [self.move(there, hidden.lane, layer, rows, issue) for there in computed]
-        if last is not None:
+        parts = [self.move(there, hidden.lane, layer, rows, issue) for there in computed]
+        if last is not None and (hidden.after or not here):
             parts.append(self.move(Hidden(GPU, (last,)), hidden.lane, layer, rows, issue))
         if it.later:
             # They ran elsewhere in this event, so whatever is on disk is being read already.
-            self.ahead(it._replace(vacated=(), reads=NO_READS), issue)
-        if not parts:
-            return hidden
-        after_all = tuple([work for part in parts for work in part.after])
-        return Hidden(hidden.lane, after_all, tuple([w for part in parts for w in part.waits]))
+            self._copy_ahead(it._replace(reads=NO_READS), issue)
+        return _joined(hidden.lane, parts) if parts else hidden
 
     def ahead(self, it: Decision, issue: Issuer) -> None:
         """Issue copies of experts for later events, behind all demand copies.
@@ -125,8 +129,12 @@ class Program:
         """
         for key, slot in it.vacated:
             self._vacate(key, slot, it.write_back, issue)
+        self._copy_ahead(it, issue)
+
+    def _copy_ahead(self, it: Decision, issue: Issuer) -> None:
+        reads = it.reads or self._reading
         for key, slot in it.later:
-            after, _ = self._read(key, it.reads, it.layer, issue)
+            after, _ = self._read(key, it.reads, it.layer, issue) if reads else _NOTHING
             slot.landing = self._copy(key, slot, PREFETCH, after, it.layer, issue)
             slot.reader = None
             slot.fresh = True
@@ -144,13 +152,15 @@ class Program:
         key: Key,
         slot: Slot,
         urgency: int,
-        after: Sequence[Work],
+        after: tuple[Work, ...],
         layer: int,
         issue: Issuer,
     ) -> Work:
         """Issue the copy of an expert into a slot that may still be in use."""
-        op = Copy(key, self._nbytes(key))
-        work = Work(H2D, op, (*self._busy(slot), *after), urgency, slot.number)
+        op = self._copies.get(key)
+        if op is None:
+            op = self._copies[key] = Copy(key, self._nbytes(key))
+        work = Work(H2D, op, self._busy(slot) + after, urgency, slot.number)
         return issue(work, "prefetch" if urgency else "demand", layer)
 
     def _read(
@@ -164,11 +174,11 @@ class Program:
         if nbytes:
             reading[key] = issue(Work(DISK, Copy(key, nbytes)), "read", layer)
         elif key not in reading:
-            return (), ()
+            return _NOTHING
         read = reading[key]
         if self._done(read):
             del reading[key]
-            return (), ()
+            return _NOTHING
         return (read,), ((read, stalls.DISK, layer),)
 
     def _elsewhere(self, it: Decision, hidden: Hidden, rows: int, issue: Issuer) -> list[Hidden]:
@@ -200,3 +210,9 @@ class Program:
         """
         last = slot.landing if slot.reader is None else slot.reader
         return () if last is None or self._done(last) else (last,)
+
+
+def _joined(lane: str, parts: Sequence[Hidden]) -> Hidden:
+    """Return hidden states that are complete when all parts are."""
+    after = tuple([work for part in parts for work in part.after])
+    return Hidden(lane, after, tuple([wait for part in parts for wait in part.waits]))

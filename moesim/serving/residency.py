@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from itertools import count
+from typing import Final
 
 from moesim.errors import InvariantError, PolicyViolation
 from moesim.hardware.topology import GPU
@@ -27,6 +28,11 @@ __all__ = ["ExpertCache"]
 
 _STRAY_LEAVER = "is a leaver, but neither resident nor wanted"
 _NOWHERE_ELSE: Placed = {}
+_Released = tuple[Collection[Key], Sequence[tuple[Key, Slot]]]
+_Assigned = tuple[Sequence[tuple[Key, int, Slot]], Sequence[tuple[Key, Slot]]]
+_NO_EXPERTS: Final[Sequence[tuple[Key, int, str]]] = ()
+_NO_LEAVERS: Final[_Released] = ((), ())
+_NO_LOADS: Final[_Assigned] = ((), ())
 
 
 class ExpertCache:
@@ -59,7 +65,6 @@ class ExpertCache:
         self._done = machine.done
         self._ledger = ledger
         self._staging = staging
-        self._copied_ahead = False  # whether a copy may be under way when a layer event begins
         self._issues = count()
         self._free = staging.slots(self.capacity)
         for key in policy.preload():
@@ -101,106 +106,99 @@ class ExpertCache:
 
     def decide(self, layer: int, view: View, rows_of_step: int = 0) -> Decision:
         """Decide one layer event: sort the union, and move slots between keys."""
-        union, tokens, slots = view.union, view.tokens, self.slots
-        missing = [key for key in union if key not in slots]
-        arriving = self._arriving(union) if self._copied_ahead else ()
-        placed: Placed = _NOWHERE_ELSE
-        if self._place is not None and (missing or arriving):
-            placed = self._place(view, missing, arriving, rows_of_step)
-            if placed:  # experts are copied in the order in which the policy names them
-                named = [key for key in placed if key not in arriving]
-                missing = [*named, *(key for key in missing if key not in placed)]
-        leavers = self._leavers(view)
-        if not (missing or arriving or leavers):
-            return Decision(layer, union, tokens, [slots[key] for key in union])
-        rows = dict(zip(union, tokens, strict=True))
-        ready = [key for key in union if key in slots]
+        slots, tokens = self.slots, view.tokens
+        ready, counts, held = [], [], []
+        missing: list[tuple[Key, int]] = []
         late: list[tuple[Key, int, Slot]] = []
-        if arriving:
-            ready = [key for key in ready if key not in arriving]
-            late = self._late(rows, arriving, placed)
-        held = [slots[key] for key in ready]
-        reading = {slot.number for slot in held}.union([slot.number for *_, slot in late])
-        bypass: Collection[Key] = ()
-        vacated: list[tuple[Key, Slot]] = []
-        if leavers:
-            bypass, vacated = self._release(missing, leavers, reading)
-        loads, later = self._assign(rows, missing, bypass, placed)
-        staged = len(loads) + len(later) and sum([key in bypass for key, *_ in loads])
+        for place, key in enumerate(view.union):
+            slot = slots.get(key)
+            if slot is None:
+                missing.append((key, tokens[place]))
+            elif slot.landing is None or self._landed(slot):
+                ready.append(key)
+                counts.append(tokens[place])
+                held.append(slot)
+            else:
+                late.append((key, tokens[place], slot))
+        placed, elsewhere = _NOWHERE_ELSE, _NO_EXPERTS
+        if self._place is not None and (missing or late):
+            placed = self._place(view, [k for k, _ in missing], [k for k, *_ in late], rows_of_step)
+            if placed:
+                missing, late, elsewhere = _divide(placed, missing, late)
+        leavers = self._leavers(view)
+        if not (missing or late or elsewhere or leavers):
+            return Decision(layer, ready, counts, held)
+        if late:
+            self._count_late(late)
+        bypass, vacated = self._release(missing, leavers, held, late) if leavers else _NO_LEAVERS
+        loads, later = self._assign(missing, bypass, placed) if missing else _NO_LOADS
         return Decision(
             layer,
             ready,
-            [rows[key] for key in ready],
+            counts,
             held,
             late,
             vacated,
             loads,
-            [(key, rows[key], lane) for key, lane in placed.items() if lane != GPU],
+            elsewhere,
             later,
-            self._reads(loads, placed, later),
-            max(1, -(-staged // len(self._staging.buffers))) if loads else 0,
+            NO_READS if self.host is None else self._reads(self.host, loads, elsewhere, later),
+            self._waves(loads, bypass) if loads else 0,
             self.write_back,
             leavers,
         )
 
-    def _arriving(self, union: Sequence[Key]) -> list[Key]:
-        """Return the keys of a union whose copy is under way."""
-        slots = self.slots
-        return [key for key in union if key in slots and not self._landed(slots[key])]
+    def _waves(self, loads: Sequence[tuple[Key, int, Slot]], bypass: Collection[Key]) -> int:
+        """Return the rounds through the staging buffers that some copies need."""
+        if not bypass:
+            return 1
+        staged = sum([key in bypass for key, *_ in loads])
+        return max(1, -(-staged // len(self._staging.buffers)))
 
-    def _late(
-        self, rows: Mapping[Key, int], arriving: Sequence[Key], placed: Placed
-    ) -> list[tuple[Key, int, Slot]]:
-        """Return the experts that are computed on the GPU when their copy has landed."""
-        late = [(k, rows[k], self.slots[k]) for k in arriving if placed.get(k, GPU) == GPU]
-        # In order of issue, so the GPU computes the experts in the order in which they land.
-        late.sort(key=lambda item: item[2].issued)
+    def _count_late(self, late: list[tuple[Key, int, Slot]]) -> None:
+        """Count late prefetches, and sort the experts by the landing of their copies."""
+        if len(late) > 1:
+            # In order of issue, so the GPU computes the experts in the order in which they land.
+            late.sort(key=lambda item: item[2].issued)
         for *_, slot in late:
             if slot.fresh:
                 slot.fresh = False
                 self._ledger.prefetch_late += 1
-        return late
 
     def _assign(
-        self,
-        rows: Mapping[Key, int],
-        missing: Sequence[Key],
-        bypass: Collection[Key],
-        placed: Placed,
-    ) -> tuple[list[tuple[Key, int, Slot]], list[tuple[Key, Slot]]]:
+        self, missing: Sequence[tuple[Key, int]], bypass: Collection[Key], placed: Placed
+    ) -> _Assigned:
         """Give slots to the missing keys that stay, and staging buffers to those copied for now."""
         slots, free = self.slots, self._free
         loads: list[tuple[Key, int, Slot]] = []
         later: list[tuple[Key, Slot]] = []
-        for key in missing:
-            here = placed.get(key, GPU) == GPU
+        for key, rows in missing:
+            here = not placed or placed.get(key, GPU) == GPU
             if key in bypass:
                 if here:
-                    loads.append((key, rows[key], self._staging.take()))
+                    loads.append((key, rows, self._staging.take()))
                 continue
             if not free:
                 raise self._violation(key, self._too_many)
             slots[key] = slot = free.pop()
             if here:
-                loads.append((key, rows[key], slot))
+                loads.append((key, rows, slot))
             else:
                 slot.issued = next(self._issues)
                 later.append((key, slot))
-                self._copied_ahead = True
         return loads, later
 
     def _reads(
         self,
+        host: HostMemory,
         loads: Sequence[tuple[Key, int, Slot]],
-        placed: Placed,
+        elsewhere: Sequence[tuple[Key, int, str]],
         later: Sequence[tuple[Key, Slot]],
     ) -> Mapping[Key, int]:
         """Return the bytes to be read from disk of each expert that leaves host memory's copy."""
-        host = self.host
-        if host is None:
-            return NO_READS
-        elsewhere = [key for key, lane in placed.items() if lane != GPU]
-        keys = dict.fromkeys([*(key for key, *_ in loads), *elsewhere, *(key for key, _ in later)])
+        keys = dict.fromkeys([key for key, *_ in loads])
+        keys.update(dict.fromkeys([key for key, *_ in elsewhere]))
+        keys.update(dict.fromkeys([key for key, _ in later]))
         return {key: nbytes for key in keys if (nbytes := host.read(key))}
 
     def prefetch(self, layer: int, key: Key, protected: Collection[Key]) -> Decision | None:
@@ -209,7 +207,7 @@ class ExpertCache:
         The decision has the key in `later`, and its victim in `vacated` if there is one.
         """
         policy, slots = self.policy, self.slots
-        vacated: list[tuple[Key, Slot]] = []
+        vacated: Sequence[tuple[Key, Slot]] = ()
         leavers: tuple[Key, ...] = ()
         if self._free:
             slot = self._free.pop()
@@ -223,17 +221,23 @@ class ExpertCache:
                 )
             slot = slots.pop(victim)
             policy.remove(victim)
-            self._waste(slot)
-            vacated.append((victim, slot))
             leavers = (victim,)
+            if slot.fresh:
+                self._waste(slot)
+            if slot.landing is not None or self.write_back:
+                vacated = ((victim, slot),)
         policy.insert(key)
         slots[key] = slot
         slot.issued = next(self._issues)
-        self._copied_ahead = True
         later = [(key, slot)]
-        reads = self._reads((), {}, later)
+        reads = NO_READS if self.host is None else self._reads(self.host, (), (), later)
         back = self.write_back
         return Decision(layer, (), (), (), (), vacated, (), (), later, reads, 0, back, leavers)
+
+    @property
+    def places(self) -> bool:
+        """Whether a placement policy may run experts on other lanes than the GPU."""
+        return self._place is not None
 
     @property
     def unused_prefetches(self) -> int:
@@ -253,43 +257,49 @@ class ExpertCache:
         return True
 
     def _release(
-        self, missing: Sequence[Key], leavers: Collection[Key], reading: Collection[int]
-    ) -> tuple[Collection[Key], list[tuple[Key, Slot]]]:
+        self,
+        missing: Sequence[tuple[Key, int]],
+        leavers: Collection[Key],
+        held: Sequence[Slot],
+        late: Sequence[tuple[Key, int, Slot]],
+    ) -> _Released:
         """Free the slots of resident leavers.
 
         Return the missing keys that get no slot, and the leavers that need a copy to leave. Slots
         that are still being read are used last.
         """
-        slots, free, done = self.slots, self._free, self._done
+        slots, free, write_back = self.slots, self._free, self.write_back
         bypass, vacated = [], []
-        busy = set(reading)
         for key in leavers:
             slot = slots.pop(key, None)
             if slot is None:
                 bypass.append(key)
                 continue
-            self._waste(slot)
-            if slot.landing is not None or self.write_back:
+            if slot.fresh:
+                self._waste(slot)
+            if slot.landing is not None or write_back:
                 vacated.append((key, slot))
-                if self.write_back:
-                    busy.add(slot.number)
             free.append(slot)
-        if bypass and (len(set(bypass)) < len(bypass) or not set(missing).issuperset(bypass)):
-            raise self._violation(bypass, _STRAY_LEAVER)
-        # The end of the stack is taken first: there go the slots for which no copy must wait.
+        if bypass:
+            absent = {key for key, _ in missing}
+            if len(set(bypass)) < len(bypass) or not absent.issuperset(bypass):
+                raise self._violation(bypass, _STRAY_LEAVER)
         if len(free) > 1:
-            free.sort(
-                key=lambda slot: (
-                    slot.number not in busy and (slot.reader is None or done(slot.reader))
-                )
-            )
+            busy = {*held, *(slot for *_, slot in late)}
+            self._sort_free(busy.union([slot for _, slot in vacated]) if write_back else busy)
         return bypass, vacated
+
+    def _sort_free(self, busy: Collection[Slot]) -> None:
+        """Sort the free slots: those for which no copy must wait go to the end, taken first."""
+        done = self._done
+        self._free.sort(
+            key=lambda slot: slot not in busy and (slot.reader is None or done(slot.reader))
+        )
 
     def _waste(self, slot: Slot) -> None:
         """Count a prefetched expert that leaves before any use."""
-        if slot.fresh:
-            slot.fresh = False
-            self._ledger.prefetch_wasted += 1
+        slot.fresh = False
+        self._ledger.prefetch_wasted += 1
 
     @property
     def _too_many(self) -> str:
@@ -297,3 +307,18 @@ class ExpertCache:
 
     def _violation(self, key: object, reason: str) -> PolicyViolation:
         return PolicyViolation(self.policy.name, key, reason)
+
+
+def _divide(
+    placed: Placed, missing: Sequence[tuple[Key, int]], late: Sequence[tuple[Key, int, Slot]]
+) -> tuple[list[tuple[Key, int]], list[tuple[Key, int, Slot]], list[tuple[Key, int, str]]]:
+    """Return the missing keys, the late ones that run on the GPU, and the keys that run elsewhere.
+
+    Experts are copied in the order in which the policy names them.
+    """
+    rows = dict(missing)
+    named = [(key, rows[key]) for key in placed if key in rows]
+    missing = [*named, *(pair for pair in missing if pair[0] not in placed)]
+    rows.update({key: count for key, count, _ in late})
+    elsewhere = [(key, rows[key], lane) for key, lane in placed.items() if lane != GPU]
+    return missing, [item for item in late if placed.get(item[0], GPU) == GPU], elsewhere

@@ -9,7 +9,7 @@ Shapes: B rows, L trace layers, K experts per row (top-k), E experts, N = B × K
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -90,12 +90,12 @@ class RoutingSource(Protocol):
 class TracedStep:
     """The routing of a step as recorded in a trace."""
 
-    __slots__ = ("_guesses", "_source", "rows", "tokens", "unions")
+    __slots__ = ("_predicted", "_source", "rows", "tokens", "unions")
 
     def __init__(self, source: TraceRouting, rows: npt.NDArray[np.int64]) -> None:
         self._source = source
         self.rows = rows
-        self._guesses: list[list[list[list[int]]]] | None = None
+        self._predicted: dict[int, Sequence[tuple[Key, ...]]] = {}  # by depth, then layer
         self.unions, self.tokens = source.unions(rows)
 
     @property
@@ -103,14 +103,10 @@ class TracedStep:
         return int(self._source.num_experts)
 
     def predicted(self, layer: int, depth: int) -> tuple[Key, ...]:
-        if self._guesses is None:  # read at the first use: most policies use no predictions
-            self._guesses = self._source.predictions(self.rows) or []
-        if layer + depth >= len(self.unions) or not self._guesses:
-            return ()
-        if depth > len(self._guesses[0][layer]):  # deeper than the trace records
-            return ()
-        guessed = [guesses[layer][depth - 1] for guesses in self._guesses]
-        return self._source.keys_at(layer + depth, chain.from_iterable(guessed))
+        keys = self._predicted.get(depth)
+        if keys is None:  # read at the first use: most policies use no predictions
+            keys = self._predicted[depth] = self._source.predictions(self.rows, depth)
+        return keys[layer] if layer < len(keys) else ()
 
     def gate_weights(self, layer: int) -> tuple[float, ...]:
         return self._source.gate_weights(self.rows, layer, self.unions[layer])
@@ -302,16 +298,22 @@ class TraceRouting:
             [tuple(tokens[:size]) for tokens, size in zip(tokens_LE, sizes, strict=True)],
         )
 
-    def predictions(self, rows: npt.NDArray[np.int64]) -> list[list[list[list[int]]]] | None:
-        """Return predicted experts by row, layer and depth, or None if none are recorded."""
-        recorded = self._trace.predictions
-        return None if recorded is None else recorded[rows].tolist()
+    def predictions(self, rows: npt.NDArray[np.int64], depth: int) -> list[tuple[Key, ...]]:
+        """Return, for each layer that has a prediction, the distinct keys of layer + depth.
 
-    def keys_at(self, layer: int, experts: Iterable[int]) -> tuple[Key, ...]:
-        """Return the distinct keys of these experts of a layer, without unused places."""
-        base = layer * self.num_experts
-        unused = self._unused
-        return tuple([base + expert for expert in dict.fromkeys(experts) if expert != unused])
+        Empty if the trace records none so deep.
+        """
+        recorded = self._trace.predictions
+        if recorded is None or depth > recorded.shape[2]:
+            return []
+        layers = max(0, self.num_layers - depth)
+        # As a plain array, because each view of a mapped file costs a call in Python.
+        guesses_BLK: Any = np.asarray(recorded[rows])[:, :layers, depth - 1]
+        keys_LBK = (guesses_BLK + self._base_L1[depth:]).transpose(1, 0, 2)
+        if int(guesses_BLK.max(initial=0)) >= self.num_experts:
+            keys_LBK = np.where(guesses_BLK.transpose(1, 0, 2) == self._unused, -1, keys_LBK)
+        keys_LN = keys_LBK.reshape(layers, -1).tolist()
+        return [tuple([k for k in dict.fromkeys(keys) if k >= 0]) for keys in keys_LN]
 
     def gate_weights(
         self, rows: npt.NDArray[np.int64], layer: int, union: Sequence[Key]

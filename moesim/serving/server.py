@@ -26,7 +26,7 @@ from moesim.hardware.topology import D2H, GPU
 from moesim.machine.base import Machine, Wait
 from moesim.machine.work import FAR, Work
 from moesim.policies.prefetch.base import Prefetch
-from moesim.policies.view import View
+from moesim.policies.view import Key, View
 from moesim.progress import Counter
 from moesim.serving import stalls
 from moesim.serving.arrivals import Arrivals
@@ -95,6 +95,7 @@ class Server:
         self._layers = layers
         self._num_layers = routing.num_layers
         self._knowledge = knowledge
+        self._ids_return = [knowledge.comes_back(layer) for layer in range(self._num_layers)]
         self._foresight = EVERYTHING if prefetch.clairvoyant else knowledge.reach
         self._sequential = sequential
         self.arrivals = Arrivals(requests)
@@ -110,6 +111,8 @@ class Server:
         self._tell_ahead = listener(observers, DecidedAhead)
         self._tell_ended = listener(observers, StepEnded)
         self._hidden = Hidden(GPU)
+        # Whether hidden states move between lanes; else what the GPU waits for need not be known.
+        self._moves = bool(execution.lanes) or any(cache.places for cache in caches)
         self._memo = self._make_memo(machine)
         # Policies that read the queue must run before later steps are formed.
         together = self._memo is not None and not self._eviction.looks_ahead
@@ -319,6 +322,7 @@ class Server:
         """Run one step layer by layer, on any machine."""
         machine, ledger, issue = self.machine, self.ledger, self._issue
         batch, sizes, started_ns = step.batch, self._sizes(step), machine.now_ns
+        ids, on_device = Readback(sizes.ids), self._execution.sorts_on_device
         routing = self._routing.step(step)
         ledger.begin_step(started_ns)
         if self._tell_started is not None:
@@ -338,8 +342,8 @@ class Server:
                 self._run_layer(Dense(dense, batch), dense, "dense", layer)
             model_layer = self._layers.model_layers[layer]
             front = self._run_layer(Front(model_layer, batch), model_layer, "front", layer)
-            if not self._stays_on_device(layer, cache):
-                yield from machine.wait_any((self._ids_ready(front, layer, sizes.ids),))
+            if not (on_device and self._stays_on_device(layer, cache)):
+                yield from machine.wait_any((self._ids_ready(front, layer, ids),))
                 issue.decided_ns = machine.now_ns
             view.move_to(layer)
             self._place = self._steps, layer
@@ -357,6 +361,8 @@ class Server:
 
     def _run_layer(self, op: Dense | Front | Tail, model_layer: int, kind: str, layer: int) -> Work:
         """Issue a layer without its routed experts on its lane, where the hidden states go too."""
+        if not self._moves:  # the GPU is first in first out
+            return self._issue(Work(GPU, op), kind, layer)
         lane = self._execution.lane(model_layer)
         hidden = self._hidden
         if hidden.lane != lane:
@@ -369,14 +375,10 @@ class Server:
         return work
 
     def _stays_on_device(self, layer: int, cache: ExpertCache) -> bool:
-        """Return whether the ids of a layer need not reach the host."""
-        return (
-            self._execution.sorts_on_device
-            and self._hidden.lane == GPU
-            and cache.holds(layer, self._routing.num_experts)
-        )
+        """Return whether the ids of a layer that sorts on the GPU need not reach the host."""
+        return self._hidden.lane == GPU and cache.holds(layer, self._routing.num_experts)
 
-    def _ids_ready(self, front: Work, layer: int, nbytes: int) -> Work:
+    def _ids_ready(self, front: Work, layer: int, ids: Readback) -> Work:
         """Return the work after which the host knows the ids of a layer.
 
         Ids that are known in advance, or chosen on the CPU, need no copy: the layer event follows
@@ -384,28 +386,32 @@ class Server:
         """
         on_gpu = front.lane == GPU
         self._issue.waited = stalls.READBACK if on_gpu else stalls.CPU
-        if not on_gpu or not self._knowledge.comes_back(layer):
+        if not on_gpu or not self._ids_return[layer]:
             return front
-        return self._issue(Work(D2H, Readback(nbytes), (front,)), "readback", layer)
+        return self._issue(Work(D2H, ids, (front,)), "readback", layer)
 
     def _run_event(self, layer: int, cache: ExpertCache, view: StepView, rows: int) -> None:
         """Decide and issue one layer event, or with sequential replay one for each key."""
-        events: list[View] = [view]
-        if self._sequential:
-            pairs = zip(view.union, view.tokens, strict=True)
-            events = [View(layer, (key,), (count,)) for key, count in pairs]
-        inputs = self._hidden
-        results = [inputs]
-        for event in events:
-            decision = cache.decide(layer, event, rows)
-            self.ledger.decided(decision)
-            if self._tell_decided is not None:
-                self._tell_decided(Decided(self._steps, self._cache_numbers[layer], decision))
-            self._issue.event_decided()
-            results.append(self._program.event(decision, inputs, rows, self._issue))
-        after = tuple([work for hidden in results for work in hidden.after])
-        waits = tuple([wait for hidden in results[1:] for wait in hidden.waits])
+        if not self._sequential:
+            self._hidden = self._decide_and_issue(layer, cache, view, rows, self._hidden)
+            return
+        inputs, pairs = self._hidden, zip(view.union, view.tokens, strict=True)
+        events = [View(layer, (key,), (count,)) for key, count in pairs]
+        results = [self._decide_and_issue(layer, cache, event, rows, inputs) for event in events]
+        after = tuple([work for hidden in (inputs, *results) for work in hidden.after])
+        waits = tuple([wait for hidden in results for wait in hidden.waits])
         self._hidden = Hidden(inputs.lane, after, waits)
+
+    def _decide_and_issue(
+        self, layer: int, cache: ExpertCache, view: View, rows: int, inputs: Hidden
+    ) -> Hidden:
+        decision = cache.decide(layer, view, rows)
+        self.ledger.decided(decision)
+        if self._tell_decided is not None:
+            self._tell_decided(Decided(self._steps, self._cache_numbers[layer], decision))
+        if not self._issue.free:
+            self._issue.event_decided()
+        return self._program.event(decision, inputs, rows, self._issue)
 
     def _end_step(self, step: Step, sizes: StepBytes, started_ns: int) -> Wait:
         """Run what follows the last layer with routed experts, until the host has the tokens."""
@@ -426,9 +432,8 @@ class Server:
         keys = self._prefetch.wanted(view)
         if not keys:
             return
-        # One prefetch must not evict what this layer or another prefetch of the call needs.
-        protected = frozenset((*keys, *view.union))
-        experts = self._routing.num_experts
+        protected: frozenset[Key] | None = None
+        experts, ledger = self._routing.num_experts, self.ledger
         for key in dict.fromkeys(keys):  # without repetitions, in order of urgency
             layer = key // experts
             if not 0 <= layer < self._num_layers:
@@ -438,14 +443,17 @@ class Server:
             cache = self.caches[layer]
             if key in cache.slots:
                 continue
+            if protected is None:
+                # A prefetch must not evict what this layer or another prefetch of the call needs.
+                protected = frozenset((*keys, *view.union))
             decision = cache.prefetch(layer, key, protected)
             if self._tell_ahead is not None:
                 number = self._cache_numbers[layer]
                 self._tell_ahead(DecidedAhead(self._steps, number, key, decision))
             if decision is None:
-                self.ledger.prefetch_refused += 1
+                ledger.prefetch_refused += 1
             else:
-                self.ledger.decided(decision)
+                ledger.prefetch_copies[layer] += 1
                 self._program.ahead(decision, self._issue)
 
     def _audit(self) -> None:

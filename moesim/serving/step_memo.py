@@ -121,10 +121,11 @@ class StepMemo:
         self._kind_of = kind_of
 
     def event(
-        self, it: Decision, union: Sequence[Key], rows: Sequence[int], total: int
+        self, it: Decision, union: Sequence[Key], rows: tuple[int, ...], total: int
     ) -> EventTimes:
         """Return the times of a decided event. `rows` want each key, `total` are in the step."""
-        shape = _shape(it, union, rows, total)
+        # Most events want resident experts alone; the rows that want each are then their shape.
+        shape = _shape(it, union, rows, total) if it.loads or it.elsewhere else rows
         if self._kind_of is not None:
             shape = (*shape, tuple(map(self._kind_of, union)))
         times = self._events.get(shape)
@@ -161,9 +162,7 @@ class StepMemo:
         stall_ns: Sequence[list[int]],
     ) -> int:
         """Return when the next layer can start, and add the stalls until then to `stall_ns`."""
-        clock = max(
-            (entry.work.finish_ns for entry in entries if entry.work.lane == GPU), default=0
-        )
+        clock = max((work.finish_ns for work, *_ in entries if work.lane == GPU), default=0)
         returns = [work.finish_ns for work in results.after if work.lane != GPU]
         marker = Work(GPU, Readback(0), results.after)
         marker.start_ns = max(clock, *(ns + self._prices.landing_ns for ns in returns), 0)
@@ -180,10 +179,10 @@ class StepMemo:
     ) -> list[int]:
         busy = dict.fromkeys(self._lanes, 0)
         moved = dict.fromkeys(MOVES, 0)
-        for entry in entries:
-            busy[entry.work.lane] += entry.work.busy_ns
-            if entry.kind in moved:
-                moved[entry.kind] += entry.work.op.nbytes  # type: ignore[union-attr]
+        for work, kind, *_ in entries:
+            busy[work.lane] += work.busy_ns
+            if kind in moved:
+                moved[kind] += work.op.nbytes  # type: ignore[union-attr]
         missed = sum(count for _, count, _ in (*it.loads, *it.elsewhere))
         counts = (len(it.ready), len(it.loads), len(it.elsewhere), missed, moved["demand"])
         stalls = [sum(by_layer) for by_layer in stall_ns]
@@ -241,9 +240,9 @@ class StepMemo:
             if step.sizes.ids:
                 clock = lasts(D2H, "readback", step.ids_ns, layer)
             own = dict(zip(times.union, union, strict=True))
-            for entry in times.entries:
-                key = own.get(getattr(entry.work.op, "key", -1), -1)
-                ledger.show(entry._replace(layer=layer), number, clock, key)
+            for work, kind, *_ in times.entries:
+                key = own.get(getattr(work.op, "key", -1), -1)
+                ledger.show_at(work, kind, layer, number, clock, key)
             clock += times.duration_ns
         for dense in layers.dense_before[-1]:
             clock = lasts(GPU, "dense", layers_ns[dense], ledger.num_layers)
@@ -404,36 +403,35 @@ def _shape(
     it: Decision, union: Sequence[Key], rows: Sequence[int], total: int
 ) -> tuple[object, ...]:
     """Return what decides an event's times: all but the identity of its experts."""
-    if not it.loads and not it.elsewhere:
-        return (rows,)
-    lane_of = {key: lane for key, _, lane in it.elsewhere}
-    loads = {key: slot.number for key, _, slot in it.loads}
-    places = tuple([lane_of.get(key, key in loads) for key in union])
+    if len(it.loads) == 1 and not (it.elsewhere or it.reads):  # the most frequent case
+        key, _, slot = it.loads[0]
+        return rows, union.index(key), slot in it.held
+    position = {key: place for place, key in enumerate(union)}
+    places = tuple([position[key] for key, *_ in it.loads])  # in the order of their copies
+    lanes = tuple([(position[key], lane) for key, _, lane in it.elsewhere])
     waits: tuple[int, ...] = ()
-    reading = {slot.number for slot in it.held}
-    if not reading.isdisjoint(loads.values()) or it.waves > 1:
-        seen = dict.fromkeys(reading, _RESIDENTS)
+    if it.waves > 1 or not set(it.held).isdisjoint([slot for *_, slot in it.loads]):
+        seen = dict.fromkeys(it.held, _RESIDENTS)
         after = []
-        for place, number in enumerate(loads.values()):
-            after.append(seen.get(number, _FREE))
-            seen[number] = place
+        for place, (*_, slot) in enumerate(it.loads):
+            after.append(seen.get(slot, _FREE))
+            seen[slot] = place
         waits = tuple(after)
     reads = tuple([it.reads.get(key, 0) for key in union]) if it.reads else ()
     # Only experts elsewhere need the hidden states moved, which are those of all rows.
-    return rows, places, waits, reads, total if it.elsewhere else 0
+    return rows, places, lanes, waits, reads, total if lanes else 0
 
 
 def _check(entries: Sequence[Entry], end_ns: int) -> None:
     """Raise `InvariantError` if a lane does two things at once, or work starts too early."""
     free: dict[str, int] = {}
-    for entry in sorted(entries, key=lambda entry: entry.work.start_ns):
-        work = entry.work
+    for work, kind, *_ in sorted(entries, key=lambda entry: entry[0].start_ns):
         if work.start_ns < free.get(work.lane, 0) or work.finish_ns < work.start_ns:
             raise InvariantError(9, f"work on {work.lane} overlaps at {work.start_ns} ns")
         free[work.lane] = work.finish_ns
         for other in work.after:
             if work.start_ns < other.finish_ns:
-                rule = 5 if entry.kind == "demand" else 4
+                rule = 5 if kind == "demand" else 4
                 raise InvariantError(rule, f"{work.op} starts at {work.start_ns} ns, too early")
         if work.finish_ns > end_ns:
             raise InvariantError(

@@ -97,7 +97,7 @@ def event_times(
     By default each key has a slot of its own.
     """
     memo, _ = memo_of(prices or HandPrices())
-    return memo.event(decision(rows, absent, buffers), range(len(rows)), rows, sum(rows))
+    return memo.event(decision(rows, absent, buffers), range(len(rows)), tuple(rows), sum(rows))
 
 
 def decision(

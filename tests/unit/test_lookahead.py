@@ -43,6 +43,27 @@ def test_the_view_wraps_into_the_next_step_as_far_as_it_is_known() -> None:
     assert list(view.exact(5)) == []
 
 
+def test_predictions_are_the_distinct_experts_of_a_later_layer_without_unused_places() -> None:
+    ids = np.tile([0, 1], (2, 3, 1))
+    guesses = np.full((2, 3, 2, 2), -1)  # two rows, three layers, two depths, two places
+    guesses[:, 0, 0] = [[5, 3], [3, 6]]
+    guesses[:, 0, 1] = [[-1, 7], [2, -1]]
+    guesses[:, 1, 0] = [4, -1]
+    trace = Trace.from_arrays(
+        expert_ids=ids,
+        predictions=guesses,
+        seq_len=[2],
+        prompt_tokens=[2],
+        num_experts=8,
+        model_config={**TINY_CONFIG, "num_hidden_layers": 3},
+    )
+    step = TracedStep(TraceRouting(trace), np.array([0, 1]))
+    predicted = [[step.predicted(layer, depth) for depth in (1, 2, 3)] for layer in range(3)]
+    assert predicted[0] == [(8 + 5, 8 + 3, 8 + 6), (16 + 7, 16 + 2), ()]
+    assert predicted[1] == [(16 + 4,), (), ()]
+    assert predicted[2] == [(), (), ()]
+
+
 def test_experts_of_the_next_chunk_of_a_prompt_are_fetched_in_the_step_before() -> None:
     scenario = tiny_scenario(
         hardware={"profile": "rtx-4090", "kernel_overhead": "1ms"},  # computing hides any copy

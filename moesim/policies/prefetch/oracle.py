@@ -21,4 +21,6 @@ class Oracle(Prefetch):
     Options = DepthOptions
 
     def wanted(self, view: View) -> Sequence[Key]:
+        if self.options.depth == 1:  # the usual case, without a copy of the keys
+            return view.exact(1)
         return [key for depth in range(1, self.options.depth + 1) for key in view.exact(depth)]
