@@ -148,6 +148,9 @@ class Program:
     ) -> Work:
         """Issue the copy of an expert into a slot that may still be in use."""
         op = Copy(key, self._nbytes(key))
+        if slot.over:  # it takes the memory of experts that may still be read
+            after = (*after, *[work for other in slot.over for work in self._busy(other)])
+            slot.over = ()
         work = Work(H2D, op, (*self._busy(slot), *after), urgency, slot.number)
         return issue(work, "prefetch" if urgency else "demand", layer)
 
