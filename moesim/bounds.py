@@ -20,7 +20,7 @@ import numpy as np
 from moesim.config.units import format_bytes
 from moesim.metrics import latency_summary, ratio
 from moesim.policies.eviction import MIN, CacheContext, Eviction
-from moesim.serving.budget import OnGpu, slots_in_unused_memory
+from moesim.serving.budget import OnGpu, bytes_in_unused_memory
 from moesim.serving.stalls import CAUSES
 
 if TYPE_CHECKING:
@@ -95,14 +95,14 @@ def hindsight(outcome: Outcome, unions: Sequence[list[Key]]) -> list[LoadedMIN]:
     plan = outcome.plan
     policies = []
     for number, future in enumerate(group_by_cache(plan, unions)):
-        context = _context(plan.slots[number], universe_of(plan, number), future)
+        context = _context(plan, number, universe_of(plan, number), future)
         policies.append(LoadedMIN(context, outcome.loaded[number]))
     return policies
 
 
-def endless(slots: Sequence[int], loaded: Loaded) -> list[Endless]:
-    """Return a policy that evicts nothing for each cache; `slots` must hold all its keys."""
-    return [Endless(_context(count, ()), keys) for count, keys in zip(slots, loaded, strict=True)]
+def endless(plan: Plan, loaded: Loaded) -> list[Endless]:
+    """Return a policy that evicts nothing for each cache of a plan with slots for all keys."""
+    return [Endless(_context(plan, number, ()), keys) for number, keys in enumerate(loaded)]
 
 
 def bounds_summary(
@@ -195,17 +195,18 @@ def more_slots(plan: Plan, requests: Sequence[Request]) -> list[str]:
 
     The first is left out if the unused memory holds less than a slot a layer.
     """
-    budget, slots = plan.budget, sum(plan.slots)
+    budget, slots, sizes = plan.budget, sum(plan.slots), plan.sizes
     total = plan.trace.num_layers * plan.trace.num_experts
-    kv_tokens = [request.max_kv_tokens for request in requests]
-    rest = slots_in_unused_memory(
+    every_bytes = total * plan.cost.expert_bytes if sizes is None else sum(sizes)
+    rest_bytes = bytes_in_unused_memory(
         plan.scenario,
         plan.cost.shape,
         plan.cost.hardware.vram_bytes,
-        kv_tokens,
+        [request.max_kv_tokens for request in requests],
         OnGpu.of(plan.cost.shape, plan.places.lanes),
     )
-    fits = "fits" if max(slots, rest) >= total else "does not fit"
+    rest = rest_bytes * total // every_bytes
+    fits = "fits" if max(budget.slots_bytes, rest_bytes) >= every_bytes else "does not fit"
     texts = [f"a slot for every expert {fits} in {format_bytes(budget.capacity_bytes)}"]
     if budget.free_bytes >= plan.trace.num_layers * plan.cost.expert_bytes and rest > slots:
         texts.insert(
@@ -227,7 +228,8 @@ def _seconds(time_ns: int) -> str:
 
 
 def _context(
-    capacity: int, universe: Sequence[Key], future: Sequence[Sequence[Key]] | None = None
+    plan: Plan, number: int, universe: Sequence[Key], future: Sequence[Sequence[Key]] | None = None
 ) -> CacheContext:
     rng = np.random.default_rng(0)  # required by the context; neither policy draws from it
-    return CacheContext(capacity, universe, "bypass", rng, future=future)
+    capacity, sizes = plan.capacity(number), plan.sizes
+    return CacheContext(capacity, universe, "bypass", rng, future=future, sizes=sizes)

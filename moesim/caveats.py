@@ -66,7 +66,8 @@ def _memory(plan: Plan) -> Iterator[Caveat]:
     scenario, trace, budget = plan.scenario, plan.trace, plan.budget
     slots, total = scenario.cache.slots, trace.num_layers * trace.num_experts
     # Less than a whole expert too many is a rounded number, not a misunderstanding.
-    if slots.kind == "bytes" and slots.value >= (total + 1) * plan.cost.expert_bytes:
+    every_bytes = total * plan.cost.expert_bytes if plan.sizes is None else sum(plan.sizes)
+    if slots.kind == "bytes" and slots.value >= every_bytes + plan.cost.expert_bytes:
         yield (
             "cache.slots is more than all experts take",
             f"cache.slots is {format_bytes(int(slots.value))}; all {total} experts take "

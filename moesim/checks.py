@@ -170,8 +170,6 @@ class _Checks:
         # Without a trace there is no header to read the shape from.
         if trace is not None or scenario.model.shape != "trace":
             shape = attempt("model", scenario.load_shape, config)
-        if shape is not None:
-            attempt("model", _check_sizes, scenario, shape)
         policies = {
             section: attempt(f"{section}.policy {section}.options", policy_of, scenario, section)
             for section in FAMILIES
@@ -182,6 +180,8 @@ class _Checks:
             if policy is not None
         }
         attempt("prefetch.cancel", _check_cancel, scenario)
+        if shape is not None and policies["cache"]:
+            attempt("model cache.policy", _check_sizes, scenario, shape, policies["cache"][0])
         placement = policies["placement"]
         if placement is not None and hardware is not None:
             attempt("placement.policy hardware", _check_lanes, scenario, hardware, placement[0])
@@ -287,14 +287,13 @@ def _check_cancel(scenario: Scenario) -> None:
         )
 
 
-def _check_sizes(scenario: Scenario, shape: ModelShape) -> None:
-    # Caches count slots so far, and each holds one expert of the same size.
-    by = scenario.model.expert_bits_by
-    if by is not None and not shape.equal_sizes:
+def _check_sizes(scenario: Scenario, shape: ModelShape, eviction: type[Any]) -> None:
+    if not shape.equal_sizes and not eviction.by_bytes:
         raise ScenarioError.at(
             scenario,
-            f"model.expert_bits_by.{'layer' if by.layer else 'expert'}",
-            "experts of unequal sizes are not simulated yet; leave the key out",
+            "cache.policy",
+            f"{eviction.name} counts slots, and model.expert_bits_by gives the experts unequal "
+            "sizes; choose another policy, or leave model.expert_bits_by out",
         )
 
 

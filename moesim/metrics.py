@@ -134,8 +134,10 @@ def cache_summary(totals: Totals) -> dict[str, Any]:
     }
 
 
-def bytes_summary(totals: Totals, expert_bytes: int, unused_prefetches: int) -> dict[str, Any]:
+def bytes_summary(totals: Totals, unit_bytes: int, unused_prefetches: int) -> dict[str, Any]:
     """Return the bytes of finished copies, by kind.
+
+    Prefetches are counted in units: experts, or bytes where experts have unequal sizes.
 
     A prefetched expert is useful (used in time), late (used after a wait), wasted (evicted unused)
     or unused (not used before the run ended, resident or under way).
@@ -145,10 +147,10 @@ def bytes_summary(totals: Totals, expert_bytes: int, unused_prefetches: int) -> 
         "h2d_bytes": moved["demand"] + moved["prefetch"],
         "demand_bytes": moved["demand"],
         "prefetch_bytes": moved["prefetch"],
-        "prefetch_useful_bytes": totals.prefetch_useful * expert_bytes,
-        "prefetch_late_bytes": totals.prefetch_late * expert_bytes,
-        "prefetch_wasted_bytes": totals.prefetch_wasted * expert_bytes,
-        "prefetch_unused_bytes": unused_prefetches * expert_bytes,
+        "prefetch_useful_bytes": totals.prefetch_useful * unit_bytes,
+        "prefetch_late_bytes": totals.prefetch_late * unit_bytes,
+        "prefetch_wasted_bytes": totals.prefetch_wasted * unit_bytes,
+        "prefetch_unused_bytes": unused_prefetches * unit_bytes,
         "prefetch_refused": totals.prefetch_refused,
         # Weights are read-only, so evictions write back only if the scenario says so.
         "d2h_bytes": moved["write_back"] + moved["readback"],

@@ -230,7 +230,7 @@ def bounds_of(outcome: Outcome, progress: Progress | None = None) -> dict[str, A
     """
     plan, ledger, loaded = outcome.plan, outcome.ledger, outcome.loaded
     # A slot for every expert, whatever memory holds.
-    roomy = plan.with_slots(plan.trace.num_layers * plan.trace.num_experts)
+    roomy = plan.with_all_slots()
     schedule = None
     if any(request.arrival_ns for request in outcome.requests):
         schedule = outcome.schedule
@@ -253,13 +253,13 @@ def bounds_of(outcome: Outcome, progress: Progress | None = None) -> dict[str, A
     if plan.places.residents is None:  # otherwise no eviction policy is asked
         best = remedied("MIN", plan, hindsight(outcome, ledger.layer_events()), schedule)
         steps_ns["policy"] = best.ledger.stepping_ns
-    cached = remedied("infinite cache", roomy, endless(roomy.slots, loaded), None)
+    cached = remedied("infinite cache", roomy, endless(roomy, loaded), None)
     linked = simulate(plan, free_link=True, what="infinite link", progress=progress)
     steps_ns |= {"memory": cached.ledger.stepping_ns, "link": linked.ledger.stepping_ns}
     if schedule is not None:
         # Above, these two waited for arrivals and formed steps of their own. The run with a free
         # link is not repeated: its time in the same steps is the run's own, less its copy stalls.
-        same_steps = remedied("infinite cache", roomy, endless(roomy.slots, loaded), schedule)
+        same_steps = remedied("infinite cache", roomy, endless(roomy, loaded), schedule)
         steps_ns["memory"] = same_steps.ledger.stepping_ns
         steps_ns["link"] = ledger.stepping_ns - sum(map(sum, ledger.copy_stalls_ns))
     return bounds_summary(outcome, cached=cached, linked=linked, steps_ns=steps_ns)
@@ -302,8 +302,8 @@ def summarise(outcome: Outcome) -> dict[str, Any]:
         **latency_summary(inside),
         **starvation_summary(inside),
         **cache_summary(window.totals),
-        **bytes_summary(window.totals, plan.cost.expert_bytes, unused),
-        "load_bytes": sum(len(cache.preloaded) for cache in caches) * plan.cost.expert_bytes,
+        **bytes_summary(window.totals, plan.unit_bytes, unused),
+        "load_bytes": _load_bytes(plan, [key for cache in caches for key in cache.preloaded]),
         **time_summary(window.totals, window.duration_ns),
         "vram_bytes": budget.capacity_bytes,
         "fixed_bytes": budget.fixed_bytes,
@@ -318,6 +318,12 @@ def summarise(outcome: Outcome) -> dict[str, Any]:
         "caveats": [short for short, _ in warnings],
         "notes": [*_notes(plan, outcome), *(full for _, full in warnings)],
     }
+
+
+def _load_bytes(plan: Plan, keys: Sequence[int]) -> int:
+    """Return the bytes of experts that are loaded before time zero."""
+    sizes = plan.sizes
+    return len(keys) * plan.cost.expert_bytes if sizes is None else sum(sizes[key] for key in keys)
 
 
 def _cache_policy(plan: Plan) -> str:
@@ -430,6 +436,9 @@ def _notes(plan: Plan, outcome: Outcome) -> list[str]:
         notes.append("the trace is synthetic")
     notes += _foresight(scenario, hindsight=outcome.ledger.hindsight)
     notes += _placement_notes(plan)
+    if (sizes := plan.sizes) is not None:
+        mean = format_bytes(sum(sizes) // len(sizes))
+        notes.append(f"slots are counted in experts of the mean size, {mean}")
     if (first := scenario.cache.initial_layers) and plan.places.residents is None:
         notes.append(f"all experts of the first {first} MoE layers are resident from the start")
     if scenario.bounds and any(request.arrival_ns for request in outcome.requests):

@@ -16,7 +16,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from moesim.checks import check_parts, policy_of, profile_trace
-from moesim.config.units import format_duration_ns
+from moesim.config.units import format_bytes, format_duration_ns
 from moesim.errors import BudgetError, PolicyViolation, ScenarioError, UsageError
 from moesim.hardware.cost import CostModel
 from moesim.hardware.cpu import CpuCost
@@ -42,7 +42,14 @@ from moesim.policies.placement import Copy
 from moesim.progress import Progress, counter
 from moesim.scenario import Scenario
 from moesim.scenario.policies import FAMILIES
-from moesim.serving.budget import STATE_BYTES, Budget, OnGpu, plan_budget, split_slots
+from moesim.serving.budget import (
+    STATE_BYTES,
+    Budget,
+    OnGpu,
+    plan_budget,
+    split_bytes,
+    split_slots,
+)
 from moesim.serving.host_budget import plan_host
 from moesim.serving.host_memory import HostMemory
 from moesim.serving.issue import Execution, HostTimes
@@ -85,6 +92,11 @@ class Plan:
     all other layers.
     """
     places: Places
+    capacities: tuple[int, ...] = ()
+    """Bytes of each cache, by cache number, where experts have unequal sizes; otherwise empty.
+
+    `slots` then says how many experts of the cache's mean size these bytes hold.
+    """
     hindsight: frozenset[str] = frozenset()
     """Families whose policy learnt on the replayed trace before the run."""
 
@@ -94,6 +106,20 @@ class Plan:
             f"<Plan of {self.scenario.name}: {self.trace!r} as {shape} on {hardware}, "
             f"{sum(self.slots)} slots>"
         )
+
+    @property
+    def sizes(self) -> tuple[int, ...] | None:
+        """The bytes of each expert by key; None where all are equal."""
+        return None if self.cost.shape.equal_sizes else self.cost.shape.sizes()
+
+    @property
+    def unit_bytes(self) -> int:
+        """The bytes of one unit of a cache's capacity: an expert, or a byte if sizes differ."""
+        return 1 if self.capacities else self.cost.expert_bytes
+
+    def capacity(self, number: int) -> int:
+        """Return the capacity of a cache as its policy counts it: in slots, or in bytes."""
+        return self.capacities[number] if self.capacities else self.slots[number]
 
     @property
     def buffers(self) -> int:
@@ -118,9 +144,9 @@ class Plan:
 
     def execution(self, *, copies_later: bool = False) -> Execution:
         """Return how decided work is executed; `copies_later` is as in `Execution`."""
-        nbytes, engine = self.cost.expert_bytes, self.scenario.engine
+        nbytes, engine, sizes = self.cost.expert_bytes, self.scenario.engine, self.sizes
         return Execution(
-            lambda _key: nbytes,
+            (lambda _key: nbytes) if sizes is None else sizes.__getitem__,
             self.places.topology,
             state_bytes=self.cost.shape.hidden * STATE_BYTES,
             host=HostTimes(engine.launch, engine.copy_launch, engine.layer_event),
@@ -132,21 +158,25 @@ class Plan:
 
     def prices(self, *, free_link: bool = False) -> SimPrices:
         """Return the prices of the simulated machine; `free_link` makes copies take no time."""
-        host = self.places.host
+        host, sizes = self.places.host, self.sizes
         return SimPrices(
             self.cost,
             free_link=free_link,
             topology=self.places.topology,
+            bytes_of=None if sizes is None else sizes.__getitem__,
             is_pinned=host.is_pinned if host.mixed else None,
         )
 
-    def with_slots(self, total: int) -> Plan:
-        """Return the plan with `total` expert slots, even if they do not fit the memory.
+    def with_all_slots(self) -> Plan:
+        """Return the plan with a slot for every expert, even if they do not fit the memory.
 
         Experts then come and go, also where the placement fixes which are in GPU memory.
         """
-        slots = _slots_of_caches(self.scenario, self.trace, total)
-        return replace(self, slots=slots, places=replace(self.places, residents=None))
+        sizes = self.sizes
+        every = self.trace.num_layers * self.trace.num_experts if sizes is None else sum(sizes)
+        slots, capacities = _capacities(self.scenario, self.trace, every, sizes)
+        places = replace(self.places, residents=None)
+        return replace(self, slots=slots, capacities=capacities, places=places)
 
 
 def prepare(scenario: Scenario, trace: Trace | None = None) -> Plan:
@@ -186,18 +216,80 @@ def prepare(scenario: Scenario, trace: Trace | None = None) -> Plan:
     topology = topology_for(scenario, hardware, disk=host.needs_disk)
     cost = cost_of(hardware, shape, pinned=host.num_pinned > 0)
     keys = trace.num_layers * trace.num_experts
-    residents = residents_of(scenario, placement, budget.slots, keys)
+    sizes = None if shape.equal_sizes else shape.sizes()
+    # The largest experts must fit, because a placement may choose any.
+    fitting = budget.slots if sizes is None else budget.slots_bytes // shape.expert_bytes
+    residents = residents_of(scenario, placement, fitting, keys)
     places = Places(topology, host, lanes, residents, elsewhere=CPU in topology.names)
     if residents is None:
-        slots = _slots_of_caches(scenario, trace, budget.slots)
+        total = budget.slots if sizes is None else budget.slots_bytes
+        slots, capacities = _capacities(scenario, trace, total, sizes)
     else:
-        counts = Counter(_cache_of(scenario, key // trace.num_experts) for key in residents)
-        layers = {_cache_of(scenario, layer) for layer in range(trace.num_layers)}
-        slots = tuple([counts[number] for number in sorted(layers)])
-        budget = replace(
-            budget, slots=len(residents), slots_bytes=len(residents) * cost.expert_bytes
+        slots = _counts_of_caches(scenario, trace, residents)
+        nbytes = len(residents) * cost.expert_bytes
+        capacities = ()
+        if sizes is not None:
+            capacities = _counts_of_caches(scenario, trace, residents, sizes)
+            nbytes = sum(capacities)
+        budget = replace(budget, slots=len(residents), slots_bytes=nbytes)
+    return Plan(scenario, trace, cost, budget, slots, places, capacities, frozenset(hindsight))
+
+
+def _counts_of_caches(
+    scenario: Scenario, trace: Trace, residents: Sequence[Key], sizes: Sequence[int] | None = None
+) -> tuple[int, ...]:
+    """Return the residents of each cache: their number, or with `sizes` their bytes."""
+    counts: Counter[int] = Counter()
+    for key in residents:
+        counts[_cache_of(scenario, key // trace.num_experts)] += 1 if sizes is None else sizes[key]
+    numbers = {_cache_of(scenario, layer) for layer in range(trace.num_layers)}
+    return tuple([counts[number] for number in sorted(numbers)])
+
+
+def _capacities(
+    scenario: Scenario, trace: Trace, total: int, sizes: Sequence[int] | None
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the slots of each cache, and where `sizes` are unequal also its bytes.
+
+    `total` is in slots, or where sizes are unequal in bytes.
+    """
+    if sizes is None:
+        return _slots_of_caches(scenario, trace, total), ()
+    experts, layers = trace.num_experts, range(trace.num_layers)
+    by_layer = [sizes[layer * experts : (layer + 1) * experts] for layer in layers]
+    capacities = _bytes_of_caches(scenario, by_layer, total)
+    whole = [0] * len(capacities)
+    for layer in layers:
+        whole[_cache_of(scenario, layer)] += sum(by_layer[layer])
+    keys = Counter(_cache_of(scenario, layer) for layer in layers)
+    slots = [
+        nbytes * keys[number] * experts // whole[number] for number, nbytes in enumerate(capacities)
+    ]
+    return tuple(slots), capacities
+
+
+def _bytes_of_caches(
+    scenario: Scenario, by_layer: Sequence[Sequence[int]], total: int
+) -> tuple[int, ...]:
+    """Divide `total` bytes among the caches: initial layers get the bytes of all their experts.
+
+    Raises:
+        BudgetError: the initial layers alone need more.
+    """
+    first = scenario.cache.initial_layers
+    initial, others = [sum(layer) for layer in by_layer[:first]], by_layer[first:]
+    remaining = total - sum(initial)
+    if remaining < 0:
+        raise BudgetError(
+            f"{scenario.mark('cache.initial_layers')}: all experts of {first} initial layers take "
+            f"{format_bytes(sum(initial))}; the slots have {format_bytes(total)}; set "
+            "cache.initial_layers to fewer, or raise cache.slots"
         )
-    return Plan(scenario, trace, cost, budget, slots, places, frozenset(hindsight))
+    if not others:
+        return tuple(initial)
+    if scenario.cache.scope == "per_layer":
+        return (*initial, *split_bytes(remaining, others))
+    return (*initial, min(remaining, sum(map(sum, others))))
 
 
 def _slots_of_caches(scenario: Scenario, trace: Trace, total: int) -> tuple[int, ...]:
@@ -318,7 +410,7 @@ def _caches(
     asked = policy_of(scenario, "placement")[0] is not Copy
     place = _placing(plan, host, free_link=free_link) if asked else None
     staging = Staging(scenario.memory.staging)  # all caches share the staging buffers
-    sizes = ExpertSizes(plan.cost.expert_bytes, scenario.cache.write_back)
+    sizes = ExpertSizes(plan.cost.expert_bytes, scenario.cache.write_back, plan.sizes)
     caches = [
         ExpertCache(policy, machine, ledger, staging, sizes, place=place, host=host)
         for policy in evictions
@@ -348,14 +440,16 @@ def _evictions(
     # Counting a trace is slow, so it is done once.
     popularity = cache(partial(_learnt, scenario, trace, "cache", ledger.hindsight))
     policies = []
-    for number, capacity in enumerate(plan.slots):
+    unequal = plan.sizes
+    for number in range(len(plan.slots)):
         context = CacheContext(
-            capacity=capacity,
+            capacity=plan.capacity(number),
             universe=universe_of(plan, number),
             admission=scenario.cache.admission,
             rng=stream(scenario.seed, "eviction", number),
             popularity=popularity,
             future=None if futures is None else futures[number],
+            sizes=unequal,
         )
         try:
             policies.append(_eviction(plan, number, policy, context, options))
@@ -384,9 +478,11 @@ def _placing(plan: Plan, host: HostMemory | None, *, free_link: bool) -> Placing
     placement = build_placement(scenario, cost.shape, learnt)
     keys = plan.trace.num_layers * plan.trace.num_experts
     residents_of(scenario, placement, plan.budget.slots, keys)  # a policy expects this call first
+    sizes = plan.sizes
     estimate = CostEstimate(
         cost,
         CpuCost(cost.hardware, cost.shape) if places.elsewhere else None,
+        bytes_of=None if sizes is None else sizes.__getitem__,
         unread_of=None if host is None else host.unread,
         is_pinned=places.host.is_pinned if places.host.mixed else None,
         free_link=free_link,

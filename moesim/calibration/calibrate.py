@@ -74,7 +74,8 @@ def calibrate(
     in a phase, and those planned for it.
 
     Raises:
-        UsageError: this machine has no such device, or the time is too short for a fit.
+        UsageError: this machine has no such device, the time is too short for a fit, or experts
+            have unequal sizes.
         BudgetError: the model does not fit into the memory of the machine.
         ScenarioError: a model of this shape cannot be built.
         MissingExtra: torch is not installed.
@@ -82,9 +83,13 @@ def calibrate(
     """
     if budget_s <= 0:
         raise UsageError(f"a calibration takes time; the budget of {budget_s:g} s leaves none")
+    shape = subject.shape
+    if not shape.equal_sizes:
+        raise UsageError(
+            "a calibration measures experts of one size; leave model.expert_bits_by out"
+        )
     clock = _Clock(budget_s, progress)
     clock.begin("building the model")
-    shape = subject.shape
     with closing(DeviceBench(subject, device, limits or Limits(), h2d=h2d, d2h=d2h)) as bench:
         clock.start()
         with closing(bench.open()) as opened:

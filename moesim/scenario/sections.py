@@ -258,7 +258,8 @@ class Cache(Strict):
         "rest",
         validate_default=True,
         description="Expert slots of all layers together: rest, a count, a size, a share of all "
-        "experts, or a number for each layer like 4/layer.",
+        "experts, or a number for each layer like 4/layer. Where experts have unequal sizes, a "
+        "slot has their mean size.",
     )
     initial_layers: Count = Field(
         0,

@@ -31,7 +31,8 @@ _MIB = 2**20
 class Budget:
     """Bytes of each part, and the numbers of expert slots and KV blocks.
 
-    `staging_bytes` are of staging buffers, and `slots_bytes` of all expert slots together.
+    `staging_bytes` are of staging buffers, and `slots_bytes` of all expert slots together. Where
+    experts have unequal sizes, `slots` says how many of their mean size these bytes hold.
     """
 
     capacity_bytes: int
@@ -108,7 +109,7 @@ def plan_budget(
     """
     memory = scenario.memory
     capacity = memory.capacity if memory.capacity is not None else vram_bytes
-    expert = shape.expert_bytes
+    unit = _unit_bytes(shape)
     on_gpu = on_gpu or OnGpu.of(shape)
     block = memory.kv_block_tokens * on_gpu.kv_bytes_per_token
     tokens = largest_step(scenario.batching, kv_tokens)
@@ -129,20 +130,20 @@ def plan_budget(
     )
     if left < 0:
         raise shortage.error("leave nothing for KV blocks and experts")
-    total_experts = len(shape.moe_layers) * shape.num_experts
+    every = _all_units(shape)
     wanted_blocks = useful_blocks(scenario, kv_tokens)
     # `auto` shares what is left evenly with the slots, if these take the rest. The longest request
     # must fit, and blocks beyond those that the requests can use would be wasted.
     if blocks is None and (memory.kv.kind == "auto" or not block):
-        room = left - slots * expert if slots is not None else left // 2
+        room = left - slots * unit if slots is not None else left // 2
         blocks = min(wanted_blocks, max(longest, room // block if block else wanted_blocks))
     if slots is None:
         assert blocks is not None
-        slots = max(0, min(total_experts, (left - blocks * block) // expert))
+        slots = max(0, min(every, (left - blocks * block) // unit))
     if blocks is None:
-        blocks = max(0, (left - slots * expert) // block)
+        blocks = max(0, (left - slots * unit) // block)
     shortage = replace(shortage, kv=blocks * block, slots=slots)
-    if left < blocks * block + slots * expert:
+    if left < blocks * block + slots * unit:
         raise shortage.error("exceed the memory")
     # Requests that do not fit are rejected on arrival, so one that fits is enough for a run.
     shortest = min(-(-tokens // memory.kv_block_tokens) for tokens in kv_tokens)
@@ -154,21 +155,35 @@ def plan_budget(
         fixed_bytes=weights_bytes,
         activations_bytes=activations_bytes,
         staging_bytes=staging_bytes,
-        slots=slots,
-        slots_bytes=slots * expert,
+        slots=slots if shape.equal_sizes else slots * _num_experts(shape) // every,
+        slots_bytes=slots * unit,
         kv_blocks=blocks,
         kv_bytes=blocks * block,
     )
 
 
-def slots_in_unused_memory(
+def _num_experts(shape: ModelShape) -> int:
+    return len(shape.moe_layers) * shape.num_experts
+
+
+def _unit_bytes(shape: ModelShape) -> int:
+    """Return the bytes in which slots are planned: an expert, or single bytes if sizes differ."""
+    return shape.expert_bytes if shape.equal_sizes else 1
+
+
+def _all_units(shape: ModelShape) -> int:
+    """Return the units of `_unit_bytes` that all experts take."""
+    return _num_experts(shape) if shape.equal_sizes else sum(shape.sizes())
+
+
+def bytes_in_unused_memory(
     scenario: Scenario,
     shape: ModelShape,
     vram_bytes: int,
     kv_tokens: Sequence[int],
     on_gpu: OnGpu | None = None,
 ) -> int:
-    """Return how many slots `cache.slots: rest` would give; 0 if KV blocks take the rest.
+    """Return the bytes of slots that `cache.slots: rest` would give; 0 if KV takes the rest.
 
     Arguments are those of `plan_budget`, for a scenario that fits.
     """
@@ -176,7 +191,7 @@ def slots_in_unused_memory(
         return 0
     cache = scenario.cache.model_copy(update={"slots": replace(scenario.cache.slots, kind="rest")})
     roomy = scenario.model_copy(update={"cache": cache})
-    return plan_budget(roomy, shape, vram_bytes, kv_tokens, on_gpu).slots
+    return plan_budget(roomy, shape, vram_bytes, kv_tokens, on_gpu).slots_bytes
 
 
 def split_slots(total: int, num_layers: int, num_experts: int) -> list[int]:
@@ -262,9 +277,10 @@ def _slots(scenario: Scenario, shape: ModelShape) -> int | None:
     """Return the slots that the scenario sets, or None if they take the rest.
 
     A size in bytes may exceed all experts and is cut. A number above them raises `ScenarioError`.
+    Where experts have unequal sizes, the slots are returned in bytes, and a slot has the mean size.
     """
     amount, layers = scenario.cache.slots, len(shape.moe_layers)
-    total = layers * shape.num_experts
+    total, every = layers * shape.num_experts, _all_units(shape)
     match amount.kind:
         case "count" if amount.value > total:
             raise ScenarioError.at(
@@ -281,13 +297,13 @@ def _slots(scenario: Scenario, shape: ModelShape) -> int | None:
                 f"give at most {shape.num_experts}/layer",
             )
         case "count":
-            return int(amount.value)
+            return int(amount.value) * every // total
         case "per_layer":
-            return int(amount.value) * layers
+            return int(amount.value) * layers * every // total
         case "share":
-            return round(amount.value * total)
+            return round(amount.value * every)
         case "bytes":
-            return min(total, int(amount.value) // shape.expert_bytes)
+            return min(every, int(amount.value) // _unit_bytes(shape))
     return None
 
 
@@ -321,15 +337,16 @@ class _Shortage:
 
     @property
     def expert(self) -> int:
-        """Bytes of one expert."""
-        return self.shape.expert_bytes
+        """Bytes of one slot, as `slots` counts them: a single byte where sizes are unequal."""
+        return _unit_bytes(self.shape)
 
     def error(self, what: str) -> BudgetError:
         """Return the error: `what` is wrong, the size of each part, and what to try."""
         parts = {**self.fixed, "KV blocks": self.kv}
         written = self.scenario.cache.slots
         form = f" ({written.plain()})" if written.kind in ("per_layer", "share") else ""
-        parts[f"{self.slots} expert slots{form}"] = self.slots * self.expert
+        number = f"{self.slots} " if self.shape.equal_sizes else ""
+        parts[f"{number}expert slots{form}"] = self.slots * self.expert
         if self.kv < self.kv_needed:
             parts["KV blocks of the longest request"] = self.kv_needed
         lines = [f"  {name}: {format_bytes(size)} ({size} bytes)" for name, size in parts.items()]
@@ -388,7 +405,7 @@ class _Shortage:
         if not held_back and 0 < fixed + kv + held - self.capacity <= self._whole_prompts():
             yield "batching.chunked_prefill: true"
         staging = self.scenario.memory.staging
-        fitting = staging + (self.capacity - fixed - kv - held) // self.expert
+        fitting = staging + (self.capacity - fixed - kv - held) // self.shape.expert_bytes
         if 1 <= fitting < staging:
             yield f"memory.staging: {fitting}"
         slots = (self.capacity - fixed - kv) // self.expert
@@ -405,6 +422,8 @@ class _Shortage:
     def _in_form(self, slots: int) -> str:
         """Return at most this many slots in the form that the scenario uses."""
         layers = len(self.shape.moe_layers)
+        if not self.shape.equal_sizes:
+            return f"{slots}B"
         match self.scenario.cache.slots.kind:
             case "per_layer":
                 return f"{slots // layers}/layer"

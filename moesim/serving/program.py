@@ -160,6 +160,9 @@ class Program:
         op = self._copies.get(key)
         if op is None:
             op = self._copies[key] = Copy(key, self._nbytes(key))
+        if slot.over:  # it takes the memory of experts that may still be read
+            after = (*after, *[work for other in slot.over for work in self._busy(other)])
+            slot.over = ()
         work = Work(H2D, op, self._busy(slot) + after, urgency, slot.number)
         return issue(work, "prefetch" if urgency else "demand", layer)
 

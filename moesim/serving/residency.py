@@ -20,6 +20,7 @@ from moesim.machine.base import Machine
 from moesim.policies.eviction.base import Eviction
 from moesim.policies.view import Key, View
 from moesim.serving.decision import NO_READS, Decision, Place, Placed
+from moesim.serving.free_bytes import FreeBytes
 from moesim.serving.host_memory import HostMemory
 from moesim.serving.ledger import Ledger
 from moesim.serving.slots import ExpertSizes, Slot, Staging
@@ -36,7 +37,10 @@ _NO_LOADS: Final[_Assigned] = ((), ())
 
 
 class ExpertCache:
-    """One cache: `capacity` slots for the keys of its policy's universe."""
+    """One cache: `capacity` slots for the keys of its policy's universe.
+
+    Where experts have unequal sizes, `capacity` is in bytes.
+    """
 
     def __init__(
         self,
@@ -66,7 +70,13 @@ class ExpertCache:
         self._ledger = ledger
         self._staging = staging
         self._issues = count()
-        self._free = staging.slots(self.capacity)
+        self._sizes = sizes.by_key
+        self._memory: FreeBytes | None = None
+        self._free: list[Slot] | FreeBytes
+        if self._sizes is None:
+            self._free = staging.slots(self.capacity)
+        else:
+            self._free = self._memory = FreeBytes(self.capacity, staging.total)
         for key in policy.preload():
             if not self._free:
                 raise self._violation(
@@ -74,7 +84,8 @@ class ExpertCache:
                 )
             if key in self.slots or key not in policy.book:
                 raise self._violation(key, "is preloaded twice, or is not in the policy's book")
-            self.slots[key] = self._free.pop()
+            self.slots[key] = slot = self._free.pop()
+            self._fit(key, slot)
         self.preloaded = tuple(self.slots)
 
     def audit(self) -> None:
@@ -89,7 +100,13 @@ class ExpertCache:
                 "the policy's book is not the residency: these keys are in one of them only; "
                 "call `insert` for each key that gets a slot, and `remove` for each that loses it",
             )
-        if len(self.slots) + len(self._free) != self.capacity:
+        if self._memory is not None:
+            held = sum([slot.units for slot in self.slots.values()])
+            if held + self._memory.nbytes != self.capacity:
+                raise InvariantError(
+                    2, f"{held} used + {self._memory.nbytes} free bytes are not {self.capacity}"
+                )
+        elif len(self.slots) + len(self._free) != self.capacity:
             raise InvariantError(
                 2, f"{len(self.slots)} used + {len(self._free)} free slots are not {self.capacity}"
             )
@@ -132,6 +149,12 @@ class ExpertCache:
             self._count_late(late)
         bypass, vacated = self._release(missing, leavers, held, late) if leavers else _NO_LEAVERS
         loads, later = self._assign(missing, bypass, placed) if missing else _NO_LOADS
+        if self._memory is not None:
+            for key, _, slot in loads:
+                if slots.get(key) is slot:  # others are in staging buffers
+                    self._fit(key, slot)
+            for key, slot in later:
+                self._fit(key, slot)
         return Decision(
             layer,
             ready,
@@ -163,7 +186,7 @@ class ExpertCache:
         for *_, slot in late:
             if slot.fresh:
                 slot.fresh = False
-                self._ledger.prefetch_late += 1
+                self._ledger.prefetch_late += slot.units
 
     def _assign(
         self, missing: Sequence[tuple[Key, int]], bypass: Collection[Key], placed: Placed
@@ -208,24 +231,23 @@ class ExpertCache:
         """
         policy, slots = self.policy, self.slots
         vacated: Sequence[tuple[Key, Slot]] = ()
-        leavers: tuple[Key, ...] = ()
-        if self._free:
+        leavers: Sequence[Key] = ()
+        if self._memory is not None:
+            left = self._make_room(key, protected, self._memory)
+            if left is None:
+                return None
+            vacated, slot = self._vacated(left), self._memory.pop()
+            leavers = [victim for victim, _ in left]
+            self._fit(key, slot)
+        elif self._free:
             slot = self._free.pop()
         else:
             victim = policy.victim(protected) if self.capacity else None
             if victim is None:
                 return None
-            if victim not in slots or victim in protected:
-                raise self._violation(
-                    victim, "cannot leave for a prefetch: it is not resident, or is protected"
-                )
-            slot = slots.pop(victim)
-            policy.remove(victim)
+            slot = self._evict(victim, protected)
             leavers = (victim,)
-            if slot.fresh:
-                self._waste(slot)
-            if slot.landing is not None or self.write_back:
-                vacated = ((victim, slot),)
+            vacated = self._vacated([(victim, slot)])
         policy.insert(key)
         slots[key] = slot
         slot.issued = next(self._issues)
@@ -239,10 +261,55 @@ class ExpertCache:
         """Whether a placement policy may run experts on other lanes than the GPU."""
         return self._place is not None
 
+    def _evict(self, victim: Key, protected: Collection[Key]) -> Slot:
+        """Remove a resident for a prefetched key; return its slot."""
+        if victim not in self.slots or victim in protected:
+            raise self._violation(
+                victim, "cannot leave for a prefetch: it is not resident, or is protected"
+            )
+        slot = self.slots.pop(victim)
+        self.policy.remove(victim)
+        if slot.fresh:
+            self._waste(slot)
+        return slot
+
+    def _vacated(self, left: Sequence[tuple[Key, Slot]]) -> Sequence[tuple[Key, Slot]]:
+        """Return the leavers that need a copy to leave, or whose copy is under way."""
+        if self.write_back:
+            return left
+        return [(key, slot) for key, slot in left if slot.landing is not None]
+
+    def _make_room(
+        self, key: Key, protected: Collection[Key], memory: FreeBytes
+    ) -> list[tuple[Key, Slot]] | None:
+        """Free the bytes of a prefetched key; return who left, or None if the policy refuses."""
+        assert self._sizes is not None
+        nbytes = self._sizes[key]
+        if nbytes > self.capacity:
+            return None
+        victims: Sequence[Key] | None = ()
+        if nbytes > memory.nbytes:
+            victims = self.policy.victims(protected, nbytes - memory.nbytes)
+        if victims is None:
+            return None
+        left = [(victim, self._evict(victim, protected)) for victim in victims]
+        for _, slot in left:
+            memory.append(slot)
+        return left
+
+    def _fit(self, key: Key, slot: Slot) -> None:
+        """Give a slot memory where sizes are unequal. Raise PolicyViolation without enough."""
+        memory, sizes = self._memory, self._sizes
+        if memory is not None and sizes is not None and not memory.take(slot, sizes[key]):
+            raise self._violation(key, self._too_many)
+
     @property
     def unused_prefetches(self) -> int:
-        """Number of experts that were copied ahead and not used so far."""
-        return sum(slot.fresh for slot in self.slots.values())
+        """Number of experts that were copied ahead and not used so far.
+
+        Where sizes are unequal, it is their bytes.
+        """
+        return sum([slot.units for slot in self.slots.values() if slot.fresh])
 
     def _landed(self, slot: Slot) -> bool:
         """Return whether the copy that fills the slot is done, and count a prefetch as useful."""
@@ -253,7 +320,7 @@ class ExpertCache:
         slot.landing = None
         if slot.fresh:
             slot.fresh = False
-            self._ledger.prefetch_useful += 1
+            self._ledger.prefetch_useful += slot.units
         return True
 
     def _release(
@@ -299,11 +366,12 @@ class ExpertCache:
     def _waste(self, slot: Slot) -> None:
         """Count a prefetched expert that leaves before any use."""
         slot.fresh = False
-        self._ledger.prefetch_wasted += 1
+        self._ledger.prefetch_wasted += slot.units
 
     @property
     def _too_many(self) -> str:
-        return f"keeps more than {self.capacity} keys; return more leavers from `decide`"
+        unit = "keys" if self._memory is None else "bytes"
+        return f"keeps more than {self.capacity} {unit}; return more leavers from `decide`"
 
     def _violation(self, key: object, reason: str) -> PolicyViolation:
         return PolicyViolation(self.policy.name, key, reason)

@@ -140,7 +140,9 @@ class Server:
         it, knowledge = self._execution, self._knowledge
         ahead = self._prefetch.active or it.copies_later or self.caches[0].write_back
         layerwise = self._sequential or bool(it.lanes) or it.sorts_on_device
-        if ahead or layerwise or not knowledge.uniform or not self._issue.free:
+        # A memo knows copies by slots that are used again, not by bytes.
+        unequal = self.caches[0].policy.sizes is not None
+        if ahead or layerwise or unequal or not knowledge.uniform or not self._issue.free:
             return None
         if isinstance(self._issue, ObservedIssuer) or not isinstance(machine, Twinned):
             return None

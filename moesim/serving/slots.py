@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from moesim.machine.work import Work
@@ -17,9 +18,12 @@ class Slot:
     - `reader`: the last computation, or write-back, that reads it.
     - `fresh`: whether its expert was copied ahead and not used since.
     - `issued`: number of the copy ahead that fills it, in order of issue.
+    - `units`: 1; where sizes are unequal, the bytes of its expert.
+    - `over`: the slots whose memory it takes, until the copy that fills it is issued. Empty where
+      all sizes are equal, because then a slot is used again as it is.
     """
 
-    __slots__ = ("fresh", "issued", "landing", "number", "reader")
+    __slots__ = ("fresh", "issued", "landing", "number", "over", "reader", "units")
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -27,14 +31,20 @@ class Slot:
         self.reader: Work | None = None
         self.fresh = False
         self.issued = 0
+        self.units = 1
+        self.over: tuple[Slot, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class ExpertSizes:
-    """Bytes of one expert, and whether an evicted expert is copied back to the host."""
+    """Bytes of the largest expert, and whether an evicted expert is copied back to the host.
+
+    `by_key` are the bytes of each expert where they are unequal; None: all have the same.
+    """
 
     nbytes: int
     write_back: bool = False
+    by_key: Sequence[int] | None = None
 
 
 class Staging:

@@ -124,7 +124,7 @@ def test_an_expert_that_ran_elsewhere_and_is_kept_is_copied_later_into_its_slot(
     assert kinds.index("demand") < kinds.index("prefetch"), "demand copies go first"
     served.wait(1000)
     again = served.event([3, 1, 5])
-    assert (again.ready, again.elsewhere, again.loads) == ((3, 1, 5), (), ())
+    assert (tuple(again.ready), again.elsewhere, again.loads) == ((3, 1, 5), (), ())
     assert served.ledger.prefetch_useful == 2
 
 

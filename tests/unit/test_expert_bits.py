@@ -167,15 +167,6 @@ def test_what_the_model_does_not_have_is_refused_with_its_place(
     assert caught.value.problems == [f"{folder / 'x.yaml'}:{message}" for message in messages]
 
 
-def test_unequal_sizes_are_refused_while_caches_count_slots() -> None:
-    for by, key in (({"layer": {"0": 8}}, "layer"), ({"expert": {"0/0": 8}}, "expert")):
-        with pytest.raises(ScenarioError, match=rf"expert_bits_by\.{key}: experts of unequal"):
-            plan_of(
-                tiny_scenario(model={"shape": "trace", "expert_bits_by": by}),
-                tiny_trace(requests=1),
-            )
-
-
 def test_the_command_line_sets_the_bits_of_one_layer(folder: Path) -> None:
     (folder / "x.yaml").write_text("trace: trace\nhardware: t4\n")
     scenario = load_scenario(folder / "x.yaml", ["model.expert_bits_by.layer.2=8"])

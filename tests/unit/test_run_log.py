@@ -305,7 +305,7 @@ def test_a_witness_notes_the_victims_of_copies_ahead_and_refusals() -> None:
     server = serve(plan_of(scenario, tiny_trace()), witness, log)
     left = [keys for _, cause, keys in witness.evictions if cause == "prefetch"]
     copied = [it.decision for it in log.of(DecidedAhead) if it.decision is not None]
-    victims = [tuple(key for key, _ in event.vacated) for event in copied]
+    victims = [tuple(event.leavers) for event in copied]
     assert [keys for keys in left if keys] == [keys for keys in victims if keys] != []
     assert left.count(()) == server.ledger.prefetch_refused
 

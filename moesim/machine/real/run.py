@@ -119,6 +119,12 @@ def executor_for(plan: Plan, device: Device, *, seed: int = 0) -> Executor:
     `BudgetError` if the weights do not fit into this machine's memory.
     """
     shape, scenario = plan.cost.shape, plan.scenario
+    if not shape.equal_sizes:
+        raise ScenarioError.at(
+            scenario,
+            "model.expert_bits_by",
+            "the real machine computes with experts of one size; leave the key out",
+        )
     if shape.expert_bits != shape.weight_bits or shape.expert_bits not in DTYPES:
         raise ScenarioError.at(
             scenario,
