@@ -36,7 +36,7 @@ FAMILIES = ("qwen3_moe", "mixtral", "deepseek_v3", "gpt_oss")
 SLOW: Any = {
     "cpu_flops": "0.05GFLOPS",
     "cpu_cores": 1,
-    "h2d": {"latency": "2us", "bandwidth": "100MB/s"},
+    "h2d": {"latency": "2us", "pinned_bandwidth": "100MB/s", "pageable_bandwidth": "60MB/s"},
     "disk": {"latency": "80us", "bandwidth": "1GB/s"},
 }
 PLACEMENTS: list[tuple[str, dict[str, Any]]] = [
@@ -191,14 +191,27 @@ def test_two_queues_decide_as_the_simulation_where_nothing_arrives_during_an_eve
     assert ours == decisions_of(lambda: run_on(plan))
 
 
-def test_what_is_read_from_disk_is_what_the_simulation_reads(trace: Trace) -> None:
-    plan = plan_for(trace, ("cost", {}), 6)
+@pytest.mark.parametrize(("policy", "eviction"), [("cost", "lru"), ("two_queue", "static")])
+def test_experts_on_disk_are_placed_and_read_as_in_the_simulation(
+    policy: str, eviction: str, trace: Trace
+) -> None:
+    placement: tuple[str, Any] = (policy, {})
     room = 9 * EXPERT_BYTES
+    plan = plan_for(trace, placement, 6, eviction=eviction, host=room)
     assert plan.cost.expert_bytes == EXPERT_BYTES
-    run = lambda: served("qwen3_moe", "cpu", ("cost", {}), slots=6, host_bytes=room)  # noqa: E731
-    ours = decisions_of(run)
+    ours = decisions_of(
+        lambda: served(
+            "qwen3_moe",
+            "cpu",
+            placement,
+            slots=6,
+            eviction=eviction,
+            host_bytes=room,
+            profile=trace_popularity(trace),
+        )
+    )
     assert any(event[-2] for event in ours)
-    assert ours == decisions_of(lambda: run_on(plan_for(trace, ("cost", {}), 6, host=room)))
+    assert ours == decisions_of(lambda: run_on(plan))
 
 
 # --- a replayed trace ---

@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 from moesim.cli import app
 from moesim.errors import MissingExtra, ScenarioError
 from moesim.record import extra
-from moesim.validate import costs
+from moesim.validate import costs, session
 
 torch = pytest.importorskip("torch", reason="the real machine needs the torch extra")
 
@@ -120,7 +120,13 @@ def test_experts_on_the_cpu_and_on_disk_are_validated(
     assert "no calibration measures them" in done.output
 
 
-def test_what_no_real_machine_runs_is_refused_before_anything_is_measured(tmp_path: Path) -> None:
+def test_what_no_real_machine_runs_is_refused_before_anything_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measure(*_: Any, **__: Any) -> Any:
+        raise AssertionError("measured")
+
+    monkeypatch.setattr(session, "measured_costs", measure)
     placement = {"policy": "cpu_layers", "options": {"whole_layers": 1}}
     done = validate(write(tmp_path / "whole.yaml", placement=placement), "--out", tmp_path / "out")
     assert isinstance(done.exception, ScenarioError)
