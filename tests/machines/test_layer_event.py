@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ torch = pytest.importorskip("torch", reason="layer events need the torch extra")
 
 from router_models import tiny  # noqa: E402
 
+from moesim.machine.real import layer_event  # noqa: E402
 from moesim.machine.real.expert_buffers import Pool  # noqa: E402
 from moesim.machine.real.layer_event import LayerEvent  # noqa: E402
 from moesim.record.routers import find_moe_layers  # noqa: E402
@@ -47,6 +49,21 @@ def pool_of(family: str) -> tuple[Pool, Any]:
     """Return a tiny model's experts in host memory, and its module for them."""
     modules: list[Any] = [layer.experts for layer in find_moe_layers(tiny(family))]
     return Pool(modules, EXPERTS, buffers=1, device=torch.device("cpu")), modules[0]
+
+
+def test_states_that_are_sent_again_do_not_disturb_those_that_have_landed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As with one event a key: the next key's states are under way when the last is computed."""
+    pool, template = pool_of("qwen3_moe")
+    landed = iter([True, False])
+    monkeypatch.setattr(layer_event, "landing", lambda _: partial(bool, next(landed)))
+    with torch.inference_mode():
+        hidden, gates = torch.arange(64.0).view(2, 32), torch.ones(2, 1)
+        event = LayerEvent(0, template, EXPERTS, hidden, gates, lambda: np.array([[3], [3]]))
+        event.send_inputs()
+        event.send_inputs()
+        event.compute_on_host([(3, 2, pool.weights_on_host(3))])
 
 
 def test_the_cpu_reads_a_copy_of_the_states_not_those_on_the_device() -> None:

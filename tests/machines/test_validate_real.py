@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from typer.testing import CliRunner
 from moesim.cli import app
 from moesim.errors import MissingExtra, ScenarioError
 from moesim.record import extra
-from moesim.validate import costs
+from moesim.validate import costs, session
 
 torch = pytest.importorskip("torch", reason="the real machine needs the torch extra")
 
@@ -89,6 +90,49 @@ def test_a_device_that_is_late_at_random_decides_the_same(
     assert summary["decisions_equal"] is True
     assert summary["cost_kind"] == "assumed"
     assert not (out / "profile.yaml").exists()
+
+
+DISK = {"profile": "t4", "disk": {"latency": "10us", "bandwidth": "5GB/s"}}
+PLACED: dict[str, dict[str, Any]] = {
+    "cost": {"placement": "cost"},
+    "layers": {"placement": {"policy": "cpu_layers", "options": {"copy_rows": 3}}},
+    "disk": {"placement": "cost", "hardware": DISK, "memory": {"host": "700kB"}},
+}
+
+
+@pytest.mark.parametrize("device", ["cpu", "fake"])
+@pytest.mark.parametrize("placed", PLACED)
+@pytest.mark.usefixtures("brief")
+def test_experts_on_the_cpu_and_on_disk_are_validated(
+    placed: str, device: str, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    file = write(tmp_path / "placed.yaml", **PLACED[placed])
+    done = validate(file, "--device", device, "--runs", 1, "--out", out, "--no-plots")
+    assert done.exit_code == 0, done.output
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["decisions_equal"] is True
+    assert summary["decisions_timed"] is False
+    assert summary["cpu_cost_kind"] == "assumed"
+    assert summary["disk_cost_kind"] == ("assumed" if placed == "disk" else None)
+    assert "costs of the CPU" in done.output
+    assert ("costs of the disk" in done.output) == (placed == "disk")
+    assert "no calibration measures them" in done.output
+
+
+def test_what_no_real_machine_runs_is_refused_before_anything_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measure(*_: Any, **__: Any) -> Any:
+        raise AssertionError("measured")
+
+    monkeypatch.setattr(session, "measured_costs", measure)
+    placement = {"policy": "cpu_layers", "options": {"whole_layers": 1}}
+    done = validate(write(tmp_path / "whole.yaml", placement=placement), "--out", tmp_path / "out")
+    assert isinstance(done.exception, ScenarioError)
+    said = str(done.exception)
+    assert re.search(r"whole\.yaml:\d+:\d+: placement\.options\.whole_layers: ", said), said
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.usefixtures("brief")

@@ -118,6 +118,23 @@ def test_bytes_are_read_and_dropped_in_equal_amounts(
             assert not dropped or read > free
 
 
+@pytest.mark.parametrize("unit", UNITS)
+@given(SIZES, st.data())
+def test_every_expert_that_loses_bytes_is_told(
+    unit: Unit, sizes: list[int], data: st.DataObject
+) -> None:
+    capacity = PAGE + data.draw(st.integers(max(sizes), sum(sizes) + PAGE * len(sizes)))
+    memory = HostMemory(capacity, sizes, unit, page_bytes=PAGE)
+    told: set[int] = set()
+    memory.on_loss = told.add
+    keys = range(len(sizes))
+    for key in data.draw(st.lists(st.sampled_from(keys), max_size=40)):
+        before = [memory.unread(other) for other in keys]
+        told.clear()
+        memory.read(key)
+        assert told == {other for other in keys if memory.unread(other) > before[other]}
+
+
 @given(
     st.integers(1, 6), st.integers(1, 8), st.integers(1, 9), st.lists(st.integers(0, 5)), st.data()
 )

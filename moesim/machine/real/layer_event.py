@@ -113,7 +113,7 @@ class LayerEvent:
         self._inputs: _Inputs | None = None
         self._outputs = hidden_TH.new_empty(0)
         # On the host.
-        self._sent: _Sent | None = None
+        self._sent: list[_Sent] = []
         self._num_computing = 0  # assignments that the CPU computes now
         self._computed: list[_Group] = []
         self._returned: list[_Group] = []
@@ -152,11 +152,14 @@ class LayerEvent:
     # --- between the memories ---
 
     def send_inputs(self) -> None:
-        """Begin to copy the states and gate weights of all rows to host memory."""
+        """Begin to copy the states and gate weights of all rows to host memory.
+
+        Each call copies them again, and an earlier copy may be in use meanwhile.
+        """
         hidden_TH, weights_Tk = to_host(self._hidden_TH), to_host(self._weights_Tk)
         sent = _Sent(hidden_TH, weights_Tk, landing(self._hidden_TH.device))
         with self._lock:
-            self._sent = sent
+            self._sent.append(sent)
 
     def return_outputs(self) -> None:
         """Begin to copy all outputs that the CPU has computed to the device.
@@ -186,8 +189,8 @@ class LayerEvent:
 
         Raise `InvariantError` unless the states are in host memory, and as `compute` does.
         """
-        sent = self._sent
-        if sent is None or not sent.landed():
+        sent = next((sent for sent in self._sent if sent.landed()), None)
+        if sent is None:
             raise InvariantError(
                 4,
                 f"experts of layer {self.layer} are computed on the CPU before its states landed "

@@ -86,14 +86,14 @@ class RealMachine:
 
     def serve(self, server: Server) -> None:
         """Run a server on this machine to its end, then close the machine."""
-        if (memory := server.caches[0].host) is not None:  # all caches share it
-            self.keep_on_disk(memory)
-        # A static placement is loaded before time zero, as in the simulation.
-        for cache in dict.fromkeys(server.caches):
-            for key, slot in cache.slots.items():
-                self.preload(key, slot.number)
-        self.start()
         try:
+            if (memory := server.caches[0].host) is not None:  # all caches share it
+                self.keep_on_disk(memory)
+            # A static placement is loaded before time zero, as in the simulation.
+            for cache in dict.fromkeys(server.caches):
+                for key, slot in cache.slots.items():
+                    self.preload(key, slot.number)
+            self.start()
             drive(server.run())
         finally:
             self.close()

@@ -89,7 +89,6 @@ class ModelPlaces:
             lambda _key: self.expert_bytes,
             self.topology,
             state_bytes=self.state_bytes,
-            copies_later=self.place is not None and self.residents is None,
         )
 
 

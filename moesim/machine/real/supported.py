@@ -23,17 +23,17 @@ def check_supported(plan: Plan) -> None:
         raise ScenarioError.at(
             scenario,
             f"placement.{key}",
-            f"the real machine runs only experts on the CPU, not {_parts(away, plan)}. Leave only "
-            "experts there, like placement: {policy: cpu_layers, options: {layers: 2}}, or "
+            f"the real machine runs only experts on the CPU, not {_parts(away, plan)}. Leave "
+            "experts there only, like placement: {policy: cpu_layers, options: {layers: 2}}, or "
             "simulate the scenario with moesim run",
         )
     if places.host.mixed:
+        experts = plan.trace.num_layers * plan.trace.num_experts
         raise ScenarioError.at(
             scenario,
             "memory.pinned",
-            f"the real machine page-locks all experts or none; here it is "
-            f"{places.host.num_pinned} of {plan.trace.num_layers * plan.trace.num_experts} "
-            "experts. Write all or none",
+            f"the real machine page-locks all experts or none, not {places.host.num_pinned} of "
+            f"{experts}. Write all or none",
         )
 
 
