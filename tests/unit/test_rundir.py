@@ -41,7 +41,7 @@ COLUMNS = {
     "late_hits misses h2d_bytes stall_ns waves kv_blocks",
     "layers": "layer model_layer events accesses hits late_hits misses tokens token_hits "
     "unique_experts_mean stall_demand_ns stall_late_ns stall_readback_ns stall_other_ns "
-    "demand_bytes prefetch_bytes",
+    "stall_cpu_ns stall_disk_ns stall_host_ns elsewhere demand_bytes prefetch_bytes",
     "timeline": "lane kind start_ns finish_ns step layer expert",
 }
 LATENCIES = [
