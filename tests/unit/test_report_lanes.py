@@ -92,6 +92,19 @@ def test_a_run_directory_of_a_version_with_three_lanes_still_reads(tmp_path: Pat
     assert "CPU busy" not in rows_of(run)
 
 
+def test_host_memory_is_split_where_it_is_limited(tmp_path: Path) -> None:
+    sizes = {"host_weights_bytes": 1, "host_kv_bytes": 2, "host_experts_bytes": 12,
+             "pinned_bytes": 4, "host_memory_bytes": 8}  # fmt: skip
+    limited = load_run(run_directory(tmp_path / "limited", summary=sizes))
+    tables_of = {table.title: table for table in summary_tables(limited)}
+    cells = [[cell.text.strip() for cell in row] for row in tables_of["host memory"].rows]
+    assert cells[2] == ["all experts", "12 B", "150.0%"]  # more than fits: the rest is on disk
+    assert cells[3] == ["page-locked", "4 B", "50.0%"]
+    sizes["host_memory_bytes"] = None  # type: ignore[assignment]
+    unlimited = load_run(run_directory(tmp_path / "unlimited", summary=sizes))
+    assert "host memory" not in {table.title for table in summary_tables(unlimited)}
+
+
 def test_the_timeline_draws_each_lane_of_the_machine(trace: Path, tmp_path: Path) -> None:
     chart = lane_timeline(with_everything(trace, tmp_path / "run"))
     ticks = [label.get_text() for label in chart.axes[0][0].get_yticklabels()]
