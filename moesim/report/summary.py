@@ -52,7 +52,7 @@ def summary_tables(run: Run) -> list[Table]:
     # Readers copy single tables, so each title repeats the mark.
     for table in tables:
         table.title = marked(table.title, routing_mark(run))
-    tables += [*_verdict(run), _memory(run)]
+    tables += [*_verdict(run), _memory(run), *_host_memory(run)]
     if error_bar(run):
         tables.append(Table(error_bar(run)))
     if run.notes:
@@ -82,8 +82,8 @@ def _setup(run: Run) -> Table:
     table.add("prefetch", run.text("prefetch_policy"))
     if run.placement:
         table.add("placement", run.placement)
-    if run.host_memory:
-        table.add("host memory", run.host_memory)
+    if run.host_memory or set(lanes_of(run)) & {"cpu", "disk"}:
+        table.add("host memory", run.host_memory or "unlimited")
     parts = run.text("batching_policy"), run.prompts, f"seed {run.text('seed')}"
     table.add("batching", ", ".join(filter(None, parts)))
     if run.arrivals:
@@ -253,6 +253,23 @@ def _memory(run: Run) -> Table:
     ):
         table.add(label, _size(run.value(key)), _share(run.value(key) / total))
     return table
+
+
+def _host_memory(run: Run) -> list[Table]:
+    """Return the split of host memory; [] where it is unlimited or the run does not say it."""
+    total = _positive(run.value("host_memory_bytes"))
+    if total != total:
+        return []
+    table = Table("host memory", ["", "size", "share"])
+    for label, key in (
+        ("layers on the CPU", "host_weights_bytes"),
+        ("their KV entries", "host_kv_bytes"),
+        ("all experts", "host_experts_bytes"),
+        ("  page-locked", "pinned_bytes"),
+        ("budget", "host_memory_bytes"),
+    ):
+        table.add(label, _size(run.value(key)), _share(run.value(key) / total))
+    return [table]
 
 
 def _align_left(table: Table) -> None:

@@ -72,6 +72,13 @@ def test_a_run_names_every_lane_and_cause_that_it_has(trace: Path, tmp_path: Pat
     assert rows["host memory"] == ["36 MiB (a cache of pages)"]
 
 
+def test_a_lane_that_the_gpu_never_waits_for_is_a_cause_of_zero(tmp_path: Path) -> None:
+    summary = {"cpu_busy_share": 0.5, "stall_cpu_s": 0.0, "stall_disk_s": 0.0}
+    run = load_run(run_directory(tmp_path / "run", summary=summary))
+    assert list(causes_of([run])) == ["demand", "late", "readback", "cpu", "other"]
+    assert rows_of(run)["CPU results"] == ["0", "0.0%"]
+
+
 def test_a_run_without_cpu_and_disk_names_neither(trace: Path, tmp_path: Path) -> None:
     run = run_of(trace, tmp_path / "run")
     assert lanes_of(run) == ["gpu", "h2d", "d2h"]
@@ -92,6 +99,19 @@ def test_a_run_directory_of_a_version_with_three_lanes_still_reads(tmp_path: Pat
     assert "CPU busy" not in rows_of(run)
 
 
+def test_host_memory_is_split_where_it_is_limited(tmp_path: Path) -> None:
+    sizes = {"host_weights_bytes": 1, "host_kv_bytes": 2, "host_experts_bytes": 12,
+             "pinned_bytes": 4, "host_memory_bytes": 8}  # fmt: skip
+    limited = load_run(run_directory(tmp_path / "limited", summary=sizes))
+    tables_of = {table.title: table for table in summary_tables(limited)}
+    cells = [[cell.text.strip() for cell in row] for row in tables_of["host memory"].rows]
+    assert cells[2] == ["all experts", "12 B", "150.0%"]  # more than fits: the rest is on disk
+    assert cells[3] == ["page-locked", "4 B", "50.0%"]
+    sizes["host_memory_bytes"] = None  # type: ignore[assignment]
+    unlimited = load_run(run_directory(tmp_path / "unlimited", summary=sizes))
+    assert "host memory" not in {table.title for table in summary_tables(unlimited)}
+
+
 def test_the_timeline_draws_each_lane_of_the_machine(trace: Path, tmp_path: Path) -> None:
     chart = lane_timeline(with_everything(trace, tmp_path / "run"))
     ticks = [label.get_text() for label in chart.axes[0][0].get_yticklabels()]
@@ -99,7 +119,14 @@ def test_the_timeline_draws_each_lane_of_the_machine(trace: Path, tmp_path: Path
         "GPU\ncompute", "CPU\ncompute", "host to\nGPU copy", "GPU to\nhost copy",
         "disk to\nhost read",
     ]  # fmt: skip
-    assert {row[0] for row in chart.rows} <= {"gpu", "cpu", "h2d", "d2h", "disk"}
+    lanes = ["gpu", "cpu", "h2d", "d2h", "disk"]
+    drawn = [
+        round(float(path.vertices[:, 1].mean()))
+        for bars in chart.axes[0][0].collections
+        for path in bars.get_paths()
+    ]
+    assert {lanes[place] for place in drawn} == {row[0] for row in chart.rows}
+    assert len({row[0] for row in chart.rows}) >= 4
     assert {row[1] for row in chart.rows} <= KINDS.keys()
 
 
