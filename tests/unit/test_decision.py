@@ -73,7 +73,9 @@ class Served:
         """Decide and issue one event; by default one row wants each expert."""
         it = self.cache.decide(0, View(0, union, rows or [1] * len(union)))
         self.program.event(it, Hidden("gpu"), sum(it.ready_rows), self.issue)
-        return it
+        # Empty parts may be of any kind of sequence.
+        parts = [list(part) if isinstance(part, tuple | list) else part for part in it]
+        return Decision(*parts)
 
     def prefetch(self, key: int, protected: Collection[int] = ()) -> Decision | None:
         """Decide and issue the copy ahead of an absent key."""
@@ -124,7 +126,7 @@ def test_an_expert_that_ran_elsewhere_and_is_kept_is_copied_later_into_its_slot(
     assert kinds.index("demand") < kinds.index("prefetch"), "demand copies go first"
     served.wait(1000)
     again = served.event([3, 1, 5])
-    assert (tuple(again.ready), again.elsewhere, again.loads) == ((3, 1, 5), (), ())
+    assert (again.ready, again.elsewhere, again.loads) == ([3, 1, 5], [], [])
     assert served.ledger.prefetch_useful == 2
 
 
@@ -172,7 +174,7 @@ def test_an_expert_on_its_way_may_run_on_the_cpu_and_its_copy_goes_on() -> None:
     assert (it.late, it.elsewhere, it.later, it.loads) == ([], [(2, 1, CPU)], [], [])
     assert len([entry for entry in served.entries if entry.kind == "prefetch"]) == 1
     served.wait(1000)
-    assert served.event([2]).ready == (2,)
+    assert served.event([2]).ready == [2]
     assert served.ledger.prefetch_useful == 1
 
 
