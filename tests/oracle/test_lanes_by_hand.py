@@ -147,6 +147,26 @@ def test_an_expert_that_is_not_in_host_memory_is_read_copied_and_computed(unit: 
     assert stall_ns(outcome, "demand") == 4 * 2 * COPY
 
 
+def test_an_expert_that_is_copied_ahead_is_read_first_and_once() -> None:
+    """All experts are read in turn from the start of the step, and each is copied when it is there.
+
+    A read takes 1,020,000 ns, longer than all else, so each layer waits for its second expert.
+    """
+    disk = {"disk": {"latency": "80us", "bandwidth": 3_145_728_000, "queue_depth": 4}}
+    outcome = serve(
+        hardware=disk,
+        memory={"host": 3_145_728, "host_cache": "expert"},
+        cache={"slots": "100%"},
+        prefetch={"policy": "oracle"},
+    )
+    read = 20_000 + 1_000_000
+    ends = [read * number for number in range(1, 9)]
+    assert spans(outcome, "disk", "read") == [(end - read, end) for end in ends]
+    assert spans(outcome, "h2d", "prefetch") == [(end, end + COPY) for end in ends]
+    assert outcome.now_ns == ends[-1] + COPY + EXPERT + GPU_CALL + TAIL + TOKEN
+    assert outcome.ledger.moved_bytes["read"] == 8 * 3_145_728
+
+
 LAUNCH, COPY_LAUNCH, EVENT = 30_000, 4_000, 50_000
 SLOW_HOST = {"launch": "30us", "copy_launch": "4us", "layer_event": "50us"}
 RESIDENT = {"policy": "static", "slots": "100%"}

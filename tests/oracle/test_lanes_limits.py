@@ -287,6 +287,26 @@ def test_more_host_memory_never_reads_more_from_disk(unit: str, placement: str) 
         assert read[0] > 0 == read[-1]
 
 
+def test_uses_read_what_the_least_recent_of_so_many_experts_reads() -> None:
+    """By a list of the experts in host memory, the most recent last."""
+    nbytes = 3 * 512 * 1024 * 2
+    for capacity in (1, 5, 12, 17):
+        outcome = run(
+            tiny_trace(requests=3, prompt_tokens=4, output_tokens=6, seed=capacity),
+            hardware={"profile": "rtx-4090", "disk": {"latency": "80us", "bandwidth": "3GB/s"}},
+            memory={"host": capacity * nbytes, "host_cache": "expert"},
+            placement={"policy": "cpu_experts"},
+            cache={"slots": 8},
+        )
+        resident = {key for each in outcome.caches for key in each.slots}
+        held, reads = list(range(LAYERS * EXPERTS))[-capacity:], 0
+        for union in outcome.ledger.layer_events():
+            for key in [key for key in union if key not in resident]:
+                reads += key not in held
+                held = [*(other for other in held if other != key), key][-capacity:]
+        assert outcome.ledger.moved_bytes["read"] == reads * nbytes > 0
+
+
 BANDWIDTHS = (3, 6, 12, 24, 48, 96)
 
 
@@ -389,3 +409,18 @@ def test_sorting_on_the_device_removes_exactly_the_readbacks_of_resident_layers(
     moved = [outcome.ledger.moved_bytes["readback"] for outcome in (host, device)]
     assert moved[0] - moved[1] == ids_bytes
     assert decisions(host) == decisions(device)
+
+
+@pytest.mark.parametrize("sorting", ["host", "device"])
+def test_layers_with_missing_experts_read_their_ids_back_wherever_tokens_are_sorted(
+    sorting: str,
+) -> None:
+    """Layers 0 and 1 are in GPU memory, the others have one expert on the CPU or more."""
+    trace = tiny_trace(requests=2, prompt_tokens=4, output_tokens=5, seed=2)
+    placement = {"policy": "cpu_experts", "options": {"by": "front"}}
+    slots = {"slots": 3 * EXPERTS - 1}
+    outcome = run(trace, engine={"sorting": sorting}, placement=placement, cache=slots)
+    rows = [row[3] for row in outcome.ledger.steps]
+    tokens = 4 * sum(len(request.token_ns) for request in outcome.requests)
+    layers = 2 if sorting == "device" else LAYERS
+    assert outcome.ledger.moved_bytes["readback"] == layers * 4 * 2 * sum(rows) + tokens
