@@ -74,7 +74,7 @@ class Served:
         it = self.cache.decide(0, View(0, union, rows or [1] * len(union)))
         self.program.event(it, Hidden("gpu"), sum(it.ready_rows), self.issue)
         # Empty parts may be of any kind of sequence.
-        parts = [list(part) if isinstance(part, tuple | list) else part for part in it]
+        parts: list[Any] = [list(part) if isinstance(part, tuple | list) else part for part in it]
         return Decision(*parts)
 
     def prefetch(self, key: int, protected: Collection[int] = ()) -> Decision | None:
