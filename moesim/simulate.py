@@ -294,6 +294,7 @@ def summarise(outcome: Outcome) -> dict[str, Any]:
         "num_experts": trace.num_experts,
         "num_layers": trace.num_layers,
         "prefetch_policy": find("prefetch", scenario.prefetch.policy).name,
+        "placement_policy": find("placement", scenario.placement.policy).name,
         "batching_policy": find("batching", scenario.batching.policy).name,
         "knows_the_future": ", ".join(knows_the_future(scenario, hindsight=ledger.hindsight)),
         "seed": scenario.seed,

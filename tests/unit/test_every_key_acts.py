@@ -25,7 +25,7 @@ EXPLAINED = {
 }
 ECHOES = {
     *("name", "trace", "model", "hardware", "hardware_changes", "seed", "cost_kind", "notes"),
-    *("cache_policy", "cache_scope", "prefetch_policy", "batching_policy"),
+    *("cache_policy", "cache_scope", "prefetch_policy", "placement_policy", "batching_policy"),
 }
 """What a summary only repeats from the scenario proves nothing."""
 
