@@ -13,7 +13,7 @@ __all__ = ["NO_READS", "Decision", "Place", "Placed"]
 Placed = Mapping[Key, str]
 """The lanes of absent experts, in the order in which they are copied or computed."""
 Place = Callable[[View, Sequence[Key], Sequence[Key], int], Placed]
-"""Returns the lanes of a view's missing and arriving keys, in a step of so many rows."""
+"""Returns the lanes of missing and arriving keys, in a step with this number of rows."""
 NO_READS: Final[Mapping[Key, int]] = {}
 
 
