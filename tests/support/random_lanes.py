@@ -44,6 +44,8 @@ def random_lanes_case(seed: int, *, at_once: bool = False) -> tuple[dict[str, An
         if scenario["prefetch"]["policy"] == "predicted":
             scenario["prefetch"]["policy"] = "oracle"
     scenario["placement"], needed = random_placement(rng, policy, layers)
+    if policy in ("cpu_layers", "cpu_experts"):  # they fix which experts are in GPU memory
+        scenario["prefetch"] = {"policy": "none"}
     if scenario["cache"]["slots"] < needed:
         scenario["cache"]["slots"] = rng.randint(needed, NUM_LAYERS * NUM_EXPERTS)
     scenario["engine"] = _random_engine(rng)
