@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from costed_traces import costed_trace
+from round_figures import same_experts
 from watched_machines import watch
 from workloads import REFACTORED_CONFIG, everything, plan_of, run_on, tiny_scenario, tiny_trace
 
@@ -23,11 +24,6 @@ from moesim.trace import Trace
 
 LAYERS, TOP_K = 4, 2
 both_configs = pytest.mark.parametrize("dense", [(), (0, 3)], ids=["all MoE", "two dense layers"])
-
-
-def same_experts(rows: int) -> Any:
-    """Return rows that all want experts 2 and 5 of every layer."""
-    return np.tile([2, 5], (rows, LAYERS, 1))
 
 
 def serve(trace: Trace, **changes: Any) -> tuple[Plan, Outcome]:

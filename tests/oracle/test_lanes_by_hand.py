@@ -19,30 +19,13 @@ from typing import Any
 import pytest
 from costed_traces import costed_trace
 from random_lanes import Walking
-from test_hand_computed import same_experts
+from round_figures import FIGURES, same_experts
 from workloads import everything, plan_of, run_on, tiny_scenario
 
 from moesim.machine.events import EventMachine
 from moesim.serving.stalls import CAUSES
 from moesim.simulate import Outcome
 
-FIGURES = {
-    "profile": "rtx-4090",
-    "memory_bandwidth": 10**12,
-    "memory_efficiency": "100%",
-    "flops": 10**18,
-    "kernel_overhead": "5us",
-    "h2d": {"bandwidth": 49_152_000_000, "latency": "10us"},
-    "d2h": {"bandwidth": 49_152_000_000, "latency": "10us"},
-    "readback_latency": "1us",
-    "host_memory_bandwidth": 98_304_000_000,  # enough for the CPU and the link together
-    "host_memory_efficiency": "100%",
-    "core_memory_bandwidth": 12_288_000_000,
-    "cpu_cores": 4,
-    "cpu_flops": 10**18,
-    "cpu_efficiency": "100%",
-    "cpu_overhead": "3us",
-}
 FRONT, IDS, TAIL, TOKEN = 2112 + 5000, 11_001, 1026 + 5000, 11_001
 STATES, COPY, GPU_CALL, EXPERT = 10_021, 10_000 + 64_000, 5000, 3146
 CPU_CALL, CPU_EXPERT, CPU_FRONT, CPU_TAIL = 3000, 64_000, 3000 + 42_959, 3000 + 20_855

@@ -14,8 +14,7 @@ from typing import Any
 import pytest
 from costed_traces import costed_trace
 from random_lanes import random_lanes_case
-from test_hand_computed import same_experts
-from test_lanes_by_hand import FIGURES
+from round_figures import FIGURES, same_experts
 from workloads import (
     decisions,
     everything,
