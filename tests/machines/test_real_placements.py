@@ -16,7 +16,7 @@ torch = pytest.importorskip("torch", reason="the real machine needs the torch ex
 from plain_texts import NEW, PROMPTS, check_text, model_of  # noqa: E402
 
 from moesim.curve import trace_popularity  # noqa: E402
-from moesim.errors import InvariantError, ScenarioError, UsageError  # noqa: E402
+from moesim.errors import BudgetError, InvariantError, ScenarioError, UsageError  # noqa: E402
 from moesim.hardware import load_hardware  # noqa: E402
 from moesim.hardware.topology import CPU  # noqa: E402
 from moesim.machine.real import run as real  # noqa: E402
@@ -331,6 +331,21 @@ def test_host_memory_that_cannot_hold_an_expert_is_refused() -> None:
         served("qwen3_moe", "cpu", PLACEMENTS[0], host_bytes=100)
     with pytest.raises(UsageError, match="lacks disk"):
         served("qwen3_moe", "cpu", PLACEMENTS[0], host_bytes=200_000, hardware="rtx-4090")
+
+
+def test_the_rows_of_experts_that_are_read_from_disk_must_fit_in_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    hardware = {"profile": "rtx-4090", "disk": SLOW["disk"]}
+    scenario = tiny_scenario(model=BITS, hardware=hardware, memory={"host": 20 * 24_576})
+    plan = plan_of(scenario, tiny_trace().with_meta(model_config=SMALL))
+    needed = (32 + plan.buffers) * 24_576
+    device = open_device("cpu")
+    monkeypatch.setattr(real, "free_memory", lambda: needed + 20 * 24_576)
+    real.executor_for(plan, device).close()
+    monkeypatch.setattr(real, "free_memory", lambda: needed + 20 * 24_576 - 1)
+    with pytest.raises(BudgetError, match="those read from disk 480 KiB; this machine has"):
+        real.executor_for(plan, device)
 
 
 def test_a_cpu_lane_exists_only_where_a_placement_uses_it() -> None:

@@ -22,7 +22,7 @@ from torch import Tensor
 from moesim.errors import InvariantError, UsageError
 from moesim.serving.host_memory import HostMemory
 
-__all__ = ["HostRows", "Row"]
+__all__ = ["HostRows", "Reading", "Row"]
 
 
 class Row:

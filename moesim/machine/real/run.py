@@ -137,11 +137,15 @@ def executor_for(plan: Plan, device: Device, *, seed: int = 0) -> Executor:
     pinned = device.pins and plan.places.host.num_pinned > 0
     # On a GPU the buffers are in its own memory, so only the experts count here.
     needed = (distinct + (0 if device.pins else plan.buffers)) * shape.expert_bytes
+    host = plan.places.host
+    # Experts that are read from disk get rows of their own, as many as host memory holds.
+    read = host.room_bytes or 0 if host.needs_disk else 0
     free = free_memory()
-    if needed > free:
+    if needed + read > free:
+        rows = f", and those read from disk {format_bytes(read)}" if read else ""
         raise BudgetError(
             f"{distinct} experts and {plan.buffers} buffers of {shape.expert_bytes} bytes need "
-            f"{format_bytes(needed)}; this machine has {format_bytes(free)} of free memory"
+            f"{format_bytes(needed)}{rows}; this machine has {format_bytes(free)} of free memory"
         )
     dtype = DTYPES[int(shape.expert_bits)]
     model = shaped_model(
