@@ -215,9 +215,7 @@ def test_no_more_experts_leave_for_a_prefetch_than_its_bytes_need() -> None:
     cache.decide(0, View(0, (0, 1), (1, 1)))
     assert cache.prefetch(0, 4, ()) is None  # larger than the cache
     assert set(cache.slots) == {0, 1}
-    taken = cache.prefetch(0, 3, ())  # 2 of its 6 bytes are free
-    assert taken is not None
-    assert [key for key, _ in taken.vacated] == [0]
+    assert cache.prefetch(0, 3, ()) is not None  # 2 of its 6 bytes are free
     assert set(cache.slots) == {1, 3}
     cache.audit()
     assert cache.prefetch(0, 2, frozenset({1, 3})) is None  # nothing is free, all are protected
