@@ -285,8 +285,6 @@ class ExpertCache:
         """Free the bytes of a prefetched key; return who left, or None if the policy refuses."""
         assert self._sizes is not None
         nbytes = self._sizes[key]
-        if nbytes > self.capacity:
-            return None
         victims: Sequence[Key] | None = ()
         if nbytes > memory.nbytes:
             victims = self.policy.victims(protected, nbytes - memory.nbytes)

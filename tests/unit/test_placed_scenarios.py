@@ -245,6 +245,14 @@ def test_a_policy_that_is_not_asked_knows_nothing() -> None:
     )
 
 
+def test_a_policy_that_is_not_asked_is_not_rehearsed() -> None:
+    for placement, rehearsed in (("cpu_experts", False), ("cost", True)):
+        data = tiny_scenario(placement=placement, cache={"slots": 9, "policy": "min"})
+        said: list[tuple[str, int, int]] = []
+        simulate(plan_of(data, tiny_trace()), progress=lambda *args, log=said: log.append(args))
+        assert ("run: rehearsal" in {what for what, _, _ in said}) == rehearsed
+
+
 # --- facts and notes ------------------------------------------------------------------------------
 
 

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import simpy
 from hypothesis import given
 from hypothesis import strategies as st
 from oracles import eviction as naive
@@ -24,16 +26,19 @@ from workloads import (
 
 from moesim.errors import BudgetError, PolicyViolation, ScenarioError
 from moesim.hardware.estimate import CostEstimate
+from moesim.hardware.ops import Experts
 from moesim.hardware.shapes import ModelShape
 from moesim.machine.events import EventMachine
 from moesim.machine.real.run import executor_for
+from moesim.machine.sim import SimMachine
 from moesim.machine.work import Work
 from moesim.policies import View
-from moesim.policies.eviction import LRU
+from moesim.policies.eviction import LRU, CacheContext
 from moesim.scenario import load_scenario
 from moesim.serving.budget import split_slots
 from moesim.serving.free_bytes import FreeBytes
-from moesim.serving.slots import Slot
+from moesim.serving.residency import ExpertCache
+from moesim.serving.slots import ExpertSizes, Slot, Staging
 from moesim.simulate import Plan, bounds_of, group_by_cache, prepare, result_of, summarise
 
 EXPERT = 3 * 512 * 1024 * 2
@@ -200,6 +205,22 @@ def test_a_prefetch_evicts_as_many_experts_as_its_bytes_need() -> None:
     assert sum(outcome.ledger.prefetch_copies) > 0
 
 
+def test_no_more_experts_leave_for_a_prefetch_than_its_bytes_need() -> None:
+    sizes, rng = [4, 4, 2, 6, 11], np.random.default_rng(0)
+    policy = LRU(CacheContext(10, range(5), "bypass", rng, sizes=sizes))
+    env = simpy.Environment()
+    made, ledger = plan(), run_on(plan()).ledger
+    machine = SimMachine(env, made.prices())
+    cache = ExpertCache(policy, machine, ledger, Staging(1), ExpertSizes(11, by_key=sizes))
+    cache.decide(0, View(0, (0, 1), (1, 1)))
+    assert cache.prefetch(0, 4, ()) is None  # larger than the cache
+    assert set(cache.slots) == {0, 1}
+    assert cache.prefetch(0, 3, ()) is not None  # 2 of its 6 bytes are free
+    assert set(cache.slots) == {1, 3}
+    cache.audit()
+    assert cache.prefetch(0, 2, frozenset({1, 3})) is None  # nothing is free, all are protected
+
+
 # --- free bytes -----------------------------------------------------------------------------------
 
 ACTIONS = st.lists(
@@ -320,6 +341,14 @@ def test_initial_layers_that_do_not_fit_are_refused_in_bytes() -> None:
         plan(cache={"slots": 5, "initial_layers": 2})
 
 
+@pytest.mark.parametrize(("slots", "nbytes"), [(31, 31 / 32), ("3/layer", 12 / 32), ("30%", 0.3)])
+def test_a_slot_has_the_mean_size_to_the_byte(slots: Any, nbytes: float) -> None:
+    made = plan(model=mixed({"expert": {"0/0": 3.3, "1/1": 2.9}}), cache={"slots": slots})
+    every = sum(made.cost.shape.sizes())
+    assert every % 32 > 1  # so that dividing first would lose more than a byte
+    assert abs(made.budget.slots_bytes - every * nbytes) < 1
+
+
 # --- bounds and refusals --------------------------------------------------------------------------
 
 
@@ -336,6 +365,20 @@ def test_bounds_hold_the_bytes_of_all_experts(arrivals: Any) -> None:
     summary = result_of(made).summary
     assert summary["verdict"] is not None
     assert "experts have unequal sizes, so MIN is no bound" in summary["caveats"]
+
+
+def test_prices_are_of_the_expert_s_own_bytes() -> None:
+    made = plan()
+    prices, sizes = made.prices(), made.cost.shape.sizes()
+    for keys in ((0,), (3,), (0, 3)):
+        (cost,) = prices.pieces("gpu", Experts(0, keys, (1,) * len(keys)))
+        own = tuple(sizes[key] for key in keys)
+        assert cost.fixed_ns == made.cost.experts_ns((1,) * len(keys), own)
+    # A row of one expert reads its weights, so the time is that of its bytes.
+    small, large = (prices.pieces("gpu", Experts(0, (key,), (1,)))[0].fixed_ns for key in (3, 0))
+    assert small < large
+    execution = made.execution()
+    assert [execution.nbytes(key) for key in range(32)] == list(sizes)
 
 
 def test_estimates_are_of_the_expert_s_own_bytes() -> None:
