@@ -34,12 +34,12 @@ def import_everything() -> float:
     import simpy
     import yaml
 
-    import moesim.bounds
-    import moesim.curve
     import moesim.machine.sim
     import moesim.policies.eviction
-    import moesim.rundir
     import moesim.simulate
+    import moesim.simulate.bounds
+    import moesim.simulate.curve
+    import moesim.simulate.rundir
     import moesim.trace
 
     assert all((pyarrow, simpy, yaml, moesim))
@@ -82,7 +82,7 @@ def beside_the_loop_s(folder: Path, *, draw: bool = False) -> tuple[float, float
     Building a server and its final checks count as outside.
     """
     import moesim.simulate as running
-    from moesim import wiring
+    from moesim.simulate import build as wiring
 
     parts = (running.simulate, wiring.build_server, running.finish)
     simulate, build, finish = map(Stopwatch, parts)

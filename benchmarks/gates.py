@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from moesim.models.gates import DSelectK, Gate, TopK
+from moesim.training.gates import DSelectK, Gate, TopK
 
 ROWS, FEATURES, ROUNDS = 2048, 512, 40
 SIZES = tuple((n, k) for n in (64, 128, 256) for k in (4, 8))

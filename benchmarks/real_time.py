@@ -16,9 +16,9 @@ import tempfile
 import time
 from pathlib import Path
 
+from moesim.executor.cpu import CpuDevice
 from moesim.hardware.hardware import Link
 from moesim.hardware.topology import H2D
-from moesim.machine.real.cpu import CpuDevice
 
 SCENARIO = Path(__file__).resolve().parents[1] / "scenarios/validate.yaml"
 COPIES = 40

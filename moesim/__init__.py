@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from moesim.result import Result
+    from moesim.results.result import Result
     from moesim.scenario import Scenario, load_scenario
     from moesim.simulate import run
     from moesim.trace import Trace, load_trace
@@ -28,7 +28,7 @@ __all__ = [
 ]
 
 _HOME = {
-    "Result": "moesim.result",
+    "Result": "moesim.results.result",
     "Scenario": "moesim.scenario",
     "Trace": "moesim.trace",
     "load_scenario": "moesim.scenario",

@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from moesim.curve import curve
+from moesim.simulate.curve import curve
 from moesim.trace import from_esft
 
 SHARED = Path(__file__).resolve().parents[2] / "shared/data/routing/esft_deepseek_v2_lite"

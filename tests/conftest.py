@@ -14,7 +14,7 @@ from paths import SHARED
 from tiny_traces import tiny_trace
 
 from moesim.errors import UsageError
-from moesim.machine.real.device import DEVICES, Device, open_device
+from moesim.executor.device import DEVICES, Device, open_device
 from moesim.trace import Trace, from_esft
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before it is read: no test asks the network

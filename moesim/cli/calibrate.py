@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from moesim.calibration.profile import Profile
+    from moesim.calibrate.profile import Profile
 
 __all__ = ["register"]
 
@@ -87,10 +87,10 @@ def calibrate(
 
 
 def _of_scenario(path: Path, bits: int | None, settings: dict[str, Any]) -> Profile:
-    from moesim.calibration import calibrate_plan
+    from moesim.calibrate import calibrate_plan
     from moesim.errors import UsageError
     from moesim.scenario import load_scenario
-    from moesim.wiring import prepare
+    from moesim.simulate.build import prepare
 
     if bits is not None:
         raise UsageError("--bits goes with --model; a scenario states its model's bits itself")
@@ -98,8 +98,8 @@ def _of_scenario(path: Path, bits: int | None, settings: dict[str, Any]) -> Prof
 
 
 def _of_model(name: str | None, bits: int | None, settings: dict[str, Any]) -> Profile:
-    from moesim.calibration import calibrate as calibrate_model
-    from moesim.calibration import named_subject
+    from moesim.calibrate import calibrate as calibrate_model
+    from moesim.calibrate import named_subject
 
     return calibrate_model(named_subject(str(name), bits), **settings)
 

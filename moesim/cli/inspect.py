@@ -63,8 +63,8 @@ def curve(
     """
     from moesim.cli.output import echo_json
     from moesim.cli.progress import progress
-    from moesim.curve import curve as replayed
     from moesim.report.marks import FORESEES, marked
+    from moesim.simulate.curve import curve as replayed
     from moesim.trace import load_trace
 
     loaded = load_trace(trace)

@@ -89,7 +89,7 @@ def _show_gpus(listing: Listing) -> None:
 
 def _models() -> Listing:
     """Return each shipped shape's layers, experts and sizes, at the bits it is published in."""
-    from moesim.hardware.shapes import named_shape, shape_names
+    from moesim.model.shapes import named_shape, shape_names
 
     listing = {}
     for name in shape_names():

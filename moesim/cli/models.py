@@ -14,7 +14,7 @@ from moesim.cli.readme import readme
 from moesim.cli.text import CharactersOption, TextOption, corpus_of, spell_text
 
 if TYPE_CHECKING:
-    from moesim.models import Evaluation, Preset
+    from moesim.training import Evaluation, Preset
 
 __all__ = ["register"]
 
@@ -78,7 +78,7 @@ def train(
     if os.path.exists(out) and not force:
         raise OutputError(out, "already exists; choose another name or pass --force")
     start_torch("training a model", threads)
-    from moesim.models import train as train_model
+    from moesim.training import train as train_model
 
     command = spell(
         ["models", "train"],
@@ -138,7 +138,7 @@ def _preset(
 
     from moesim.config.yaml_document import parse_value
     from moesim.errors import UsageError
-    from moesim.models import PRESETS, GatedPreset
+    from moesim.training import PRESETS, GatedPreset
 
     if preset not in PRESETS:
         raise UsageError(f"unknown preset {preset!r}: choose one of {', '.join(PRESETS)}")
@@ -163,7 +163,7 @@ def _preset(
         routed_by=routed_by or ("tokens" if gate == "hash" else base.routed_by),
         top_k=top_k or (1 if gate == "switch" else base.top_k),
     )
-    from moesim.models.gated import check_gate
+    from moesim.training.gated import check_gate
 
     check_gate(gated)
     return gated
@@ -185,7 +185,7 @@ def prompts(
 
     The last line printed is the file.
     """
-    from moesim.models import cut_prompts, write_prompts
+    from moesim.training import cut_prompts, write_prompts
 
     cut = cut_prompts(
         corpus_of(text, characters),

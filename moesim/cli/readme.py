@@ -15,9 +15,9 @@ from moesim.cli.extra import ThreadsOption, start_torch
 from moesim.cli.text import CharactersOption, TextOption, corpus_of, spell_text
 
 if TYPE_CHECKING:
-    from moesim.models.readme.pipeline import Untuned
-    from moesim.models.readme.settings import PipelineSettings
-    from moesim.models.readme.tuning import Measured
+    from moesim.training.readme.pipeline import Untuned
+    from moesim.training.readme.settings import PipelineSettings
+    from moesim.training.readme.tuning import Measured
 
 __all__ = ["readme"]
 
@@ -73,7 +73,7 @@ def readme(
     from moesim.cli.record import spell
 
     start_torch("refactoring a model", threads)
-    from moesim.models.readme.pipeline import run
+    from moesim.training.readme.pipeline import run
 
     settings = _settings(size or ("smollm2" if base == "smollm2" else "small"), rounds)
     settings = _changed(
@@ -117,7 +117,7 @@ def _settings(size: str, rounds: int | None) -> PipelineSettings:
     from dataclasses import replace
 
     from moesim.errors import UsageError
-    from moesim.models.readme.settings import SIZES
+    from moesim.training.readme.settings import SIZES
 
     if size not in SIZES:
         raise UsageError(f"unknown size {size!r}: choose one of {', '.join(SIZES)}")

@@ -39,9 +39,9 @@ def run(
     from moesim.cli.progress import progress
     from moesim.files import clean_up
     from moesim.report import print_summary
-    from moesim.rundir import default_path
     from moesim.scenario import load_scenario
     from moesim.simulate import run as simulate
+    from moesim.simulate.rundir import default_path
 
     loaded = load_scenario(scenario, overrides or ())
     folder = out if out is not None else default_path(loaded)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from moesim.models import Corpus
+    from moesim.training import Corpus
 
 __all__ = ["CharactersOption", "TextOption", "corpus_of", "spell_text"]
 
@@ -28,7 +28,7 @@ CharactersOption = Annotated[
 
 def corpus_of(text: list[str] | None, characters: int) -> Corpus:
     """Return the domains that `--text` names, or without it those built in."""
-    from moesim.models import built_in_corpus, read_corpus
+    from moesim.training import built_in_corpus, read_corpus
 
     return read_corpus(_named(text), characters) if text else built_in_corpus(characters)
 

@@ -25,7 +25,7 @@ from moesim.files import as_path
 from moesim.hardware.measurement import OperationTimes, Overlap, Provenance, signature
 from moesim.hardware.overrides import HardwareOverrides
 from moesim.hardware.profile_schema import Kind, LinkProfile, Profile, ProfileFigure
-from moesim.hardware.shapes import ModelShape
+from moesim.model.shapes import ModelShape
 
 __all__ = [
     "Disk",

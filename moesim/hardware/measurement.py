@@ -16,7 +16,7 @@ from pydantic_core import PydanticCustomError
 
 from moesim.config.fields import Bits, Count, PositiveCount
 from moesim.config.validation import Strict
-from moesim.hardware.shapes import DecoupledRouter, Mla, ModelShape
+from moesim.model.shapes import DecoupledRouter, Mla, ModelShape
 
 __all__ = [
     "ExpertTable",

@@ -20,7 +20,7 @@ from moesim.config.units import has_no_unit
 from moesim.config.validation import Strict
 from moesim.errors import shown
 from moesim.hardware.measurement import OperationTimes, Overlap, Provenance, signature
-from moesim.hardware.shapes import ModelShape
+from moesim.model.shapes import ModelShape
 
 __all__ = ["DiskProfile", "Kind", "LinkProfile", "Profile", "ProfileFigure"]
 

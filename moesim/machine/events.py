@@ -18,9 +18,9 @@ import numpy as np
 import simpy
 
 from moesim.hardware.topology import GPU, Topology
-from moesim.machine.base import Wait
 from moesim.machine.flows import Flow, Sharing, shares
 from moesim.machine.prices import Prices
+from moesim.machine.protocol import Wait
 from moesim.machine.work import DEMAND, PREFETCH, Cost, Work
 
 _COMPLETION, _SERVER, _START, _RATES = 0, 1, 2, 3  # SimPy's normal priority is 1

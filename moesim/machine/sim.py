@@ -21,10 +21,10 @@ import simpy
 
 from moesim.errors import InvariantError, UsageError
 from moesim.hardware.topology import Topology
-from moesim.machine.base import Wait
 from moesim.machine.flows import Flow, Sharing, shares
 from moesim.machine.lanes import Job, Lane
 from moesim.machine.prices import Prices
+from moesim.machine.protocol import Wait
 from moesim.machine.work import DEMAND, FAR, Cost, Work
 
 

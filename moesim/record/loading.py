@@ -11,8 +11,8 @@ import torch
 from moesim.errors import UsageError
 
 _OWN_KINDS = (  # on import these modules register their models with transformers
-    "moesim.models.readme.model",
-    "moesim.models.gated",
+    "moesim.training.readme.model",
+    "moesim.training.gated",
 )
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 

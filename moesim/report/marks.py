@@ -1,8 +1,8 @@
 """Marks: short warnings that reports put beside every number of a run.
 
 A mark says that no model made the routing, that the sizes are another model's, or that a policy
-knows the future. Runs write these facts into their summaries (`moesim.facts`). For runs of older
-versions the names in the summary decide. The label of a row never decides.
+knows the future. Runs write these facts into their summaries (`moesim.simulate.facts`). For runs
+of older versions the names in the summary decide. The label of a row never decides.
 """
 
 from __future__ import annotations

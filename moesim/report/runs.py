@@ -25,7 +25,7 @@ from moesim.config.units import (
 from moesim.errors import DamagedRun, ScenarioError, UsageError
 from moesim.files import as_path, sha256
 from moesim.inputs import read_bytes, read_json, read_table
-from moesim.result import in_short
+from moesim.results.result import in_short
 
 if TYPE_CHECKING:
     import numpy as np
@@ -211,7 +211,7 @@ class Run:
 
     @property
     def caveats(self) -> list[str]:
-        """Return the short forms of the run's caveats (`moesim.caveats`)."""
+        """Return the short forms of the run's caveats (`moesim.simulate.caveats`)."""
         caveats = self.summary.get("caveats")
         return [str(caveat) for caveat in caveats] if isinstance(caveats, list) else []
 

@@ -31,7 +31,7 @@ def mistakes_behind(document: Document, base_dir: Path) -> list[str]:
     The wrong keys are left out. The rest is checked against its trace, model and machine, with
     every value of each swept key.
     """
-    from moesim.checks import further_mistakes  # which imports this package
+    from moesim.simulate.checks import further_mistakes  # which imports this package
 
     scenario, wrong = _without_mistakes(document, base_dir)
     if scenario is None:

@@ -24,7 +24,7 @@ from moesim.config.validation import SEVERAL, Strict
 from moesim.errors import ScenarioError, shown
 
 if TYPE_CHECKING:
-    from moesim.hardware.shapes import ModelShape
+    from moesim.model.shapes import ModelShape
     from moesim.scenario.scenario import Scenario
 
 __all__ = ["ExpertBitsBy", "with_expert_bits"]

@@ -17,8 +17,8 @@ from moesim.config.yaml_document import Document, KeyPath, dotted, dump_document
 from moesim.errors import ScenarioError, UsageError
 from moesim.files import as_path
 from moesim.hardware.hardware import Hardware, IncompleteDisk, TooManyThreads, load_hardware
-from moesim.hardware.model_config import load_shape, shape_from_config
-from moesim.hardware.shapes import ModelShape
+from moesim.model.hf_config import load_shape, shape_from_config
+from moesim.model.shapes import ModelShape
 from moesim.scenario.engine import Engine
 from moesim.scenario.expert_bits import with_expert_bits
 from moesim.scenario.keys import key_path, map_paths, quantities, shorthands

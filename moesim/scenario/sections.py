@@ -22,7 +22,7 @@ from moesim.config.markers import NoneAs, PathTo, Short
 from moesim.config.validation import Strict
 from moesim.hardware.hardware import check_hardware_name, hardware_names
 from moesim.hardware.overrides import HardwareOverrides
-from moesim.hardware.shapes import check_shape_name, shape_names
+from moesim.model.shapes import check_shape_name, shape_names
 from moesim.scenario.arrivals import AllAtOnce, Arrivals
 from moesim.scenario.expert_bits import ExpertBitsBy
 from moesim.scenario.memory_share import KvShare, PinnedShare, SlotsShare

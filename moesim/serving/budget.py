@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 
 from moesim.config.units import format_bytes
 from moesim.errors import BudgetError, ScenarioError
-from moesim.hardware.shapes import stored_bytes
 from moesim.hardware.topology import GPU
+from moesim.model.shapes import stored_bytes
 from moesim.scenario.keys import key_path
 
 if TYPE_CHECKING:
-    from moesim.hardware.shapes import ModelShape
+    from moesim.model.shapes import ModelShape
     from moesim.scenario import MemoryShare, Scenario
     from moesim.scenario.sections import Batching
 

@@ -23,7 +23,7 @@ from moesim.hardware.ops import Copy, Experts
 from moesim.hardware.topology import Topology
 from moesim.machine.work import Work
 from moesim.policies.view import Key
-from moesim.serving.decision import Decision
+from moesim.serving.experts.decision import Decision
 from moesim.serving.layers import LayerPlan
 from moesim.serving.stalls import CAUSES, DEMAND, LATE, READBACK, Entry, account
 from moesim.serving.totals import StepTotals

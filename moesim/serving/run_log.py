@@ -16,7 +16,7 @@ from typing import NamedTuple, Protocol, TypeVar
 
 from moesim.machine.work import Work
 from moesim.policies.view import Key
-from moesim.serving.decision import Decision
+from moesim.serving.experts.decision import Decision
 from moesim.serving.stalls import READBACK, Waits
 
 __all__ = [

@@ -7,10 +7,10 @@
    is decided: where its experts run, which are copied in, and which leave;
 3. at the end, the sampled tokens return to the host.
 
-A decision is data (`moesim/serving/residency.py`). `Program` turns it into work, and the `Issuer`
-hands the work to the machine. Where all decisions of a step can be made before its work is issued,
-a `StepMemo` times the whole step at once; the result is the same. Observers receive records of all
-this (`moesim/serving/run_log.py`).
+A decision is data (`moesim/serving/experts/decision.py`). `Program` turns it into work, and the
+`Issuer` hands the work to the machine. Where all decisions of a step can be made before its work is
+issued, a `StepMemo` times the whole step at once; the result is the same. Observers receive records
+of all this (`moesim/serving/run_log.py`).
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ import numpy.typing as npt
 from moesim.errors import InvariantError, PolicyViolation
 from moesim.hardware.ops import Dense, Front, Readback, Tail
 from moesim.hardware.topology import D2H, GPU
-from moesim.machine.base import Machine, Wait
+from moesim.machine.protocol import Machine, Wait
 from moesim.machine.work import FAR, Work
 from moesim.policies.prefetch.base import Prefetch
 from moesim.policies.view import Key, View
 from moesim.progress import Counter
 from moesim.serving import stalls
 from moesim.serving.arrivals import Arrivals
+from moesim.serving.experts.program import Hidden, Program
+from moesim.serving.experts.residency import ExpertCache
 from moesim.serving.issue import Execution, Issuer, ObservedIssuer
 from moesim.serving.knowledge import EVERYTHING, KNOWLEDGE, Knowledge
 from moesim.serving.layers import LayerPlan
 from moesim.serving.ledger import Ledger
-from moesim.serving.program import Hidden, Program
 from moesim.serving.request import Request
-from moesim.serving.residency import ExpertCache
 from moesim.serving.routing import RoutingSource, StepRouting, StepView
 from moesim.serving.run_log import (
     Decided,

@@ -21,14 +21,14 @@ import numpy.typing as npt
 from moesim.errors import InvariantError
 from moesim.hardware.ops import BatchShape, Readback, Tail
 from moesim.hardware.topology import D2H, GPU, Topology
-from moesim.machine.base import Machine
 from moesim.machine.prices import Prices
+from moesim.machine.protocol import Machine
 from moesim.machine.work import FAR, Work
 from moesim.policies.view import Key
-from moesim.serving.decision import Decision
+from moesim.serving.experts.decision import Decision
+from moesim.serving.experts.program import Hidden, Program
 from moesim.serving.issue import HostTimes, Issuer
 from moesim.serving.ledger import MOVES, Ledger, StepFacts
-from moesim.serving.program import Hidden, Program
 from moesim.serving.stalls import CAUSES, READBACK, Entry, account
 from moesim.serving.totals import counter_names
 

@@ -87,7 +87,7 @@ def unfinished(points: Sequence[Point]) -> list[Point]:
     Raises:
         OutputError: a folder holds a run of another scenario, trace, policy or moesim code.
     """
-    from moesim.rundir import fingerprint
+    from moesim.simulate.rundir import fingerprint
 
     fingerprints = {point.folder: _fingerprint_in(point.folder) for point in points}
     outdated = [p for p in points if fingerprints[p.folder] not in (None, fingerprint(p.scenario))]

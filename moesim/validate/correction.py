@@ -15,9 +15,9 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from moesim.cost.measured import OperationCost
 from moesim.hardware.measurement import LayerTimes, OperationTimes
-from moesim.hardware.operations import OperationCost
-from moesim.wiring import Plan
+from moesim.simulate.build import Plan
 
 __all__ = ["Correction", "corrected", "fit_correction"]
 

@@ -13,8 +13,8 @@ from typing import Any, Final
 from moesim.errors import ScenarioError
 from moesim.hardware.hardware import Hardware
 from moesim.progress import Progress
+from moesim.simulate.build import Plan
 from moesim.validate.runs import ready_torch
-from moesim.wiring import Plan
 
 __all__ = ["PROFILE", "check_machine", "measured_costs"]
 
@@ -45,8 +45,8 @@ def measured_costs(
         MissingExtra: torch is not installed.
     """
     ready_torch(device)  # before any import of torch, which reads the environment once
-    from moesim.calibration.bench import machine_facts
-    from moesim.calibration.calibrate import calibrate_plan
+    from moesim.calibrate.bench import machine_facts
+    from moesim.calibrate.calibrate import calibrate_plan
 
     budget_s = BRIEF_S if budget_s is None else budget_s
     here = machine_facts(device)

@@ -14,7 +14,14 @@ from typing import TYPE_CHECKING, Any
 from moesim import __version__
 from moesim.files import output_errors, sha256, write_json, write_parquet
 from moesim.report.chart import write_csv
-from moesim.rundir import MANIFEST, SUMMARY, code_hash, input_hashes, policy_hashes, trace_hash
+from moesim.simulate.rundir import (
+    MANIFEST,
+    SUMMARY,
+    code_hash,
+    input_hashes,
+    policy_hashes,
+    trace_hash,
+)
 
 if TYPE_CHECKING:
     from moesim.validate.comparison import Comparison

@@ -15,11 +15,11 @@ import numpy.typing as npt
 
 from moesim.hardware.ops import Experts, Front
 from moesim.machine.work import Work
-from moesim.metrics import ratio
+from moesim.results.metrics import ratio
 from moesim.serving.server import Server
 from moesim.simulate import finish
+from moesim.simulate.build import Plan
 from moesim.validate.decisions import Decisions, Witness
-from moesim.wiring import Plan
 
 __all__ = ["Columns", "Observation", "observe"]
 

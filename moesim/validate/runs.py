@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Protocol
 
 from moesim.serving.replay import Replay
 from moesim.serving.run_log import PlanRecord
-from moesim.serving.workload import build_workload
+from moesim.simulate.build import Plan, build_server
 from moesim.validate.decisions import Witness
 from moesim.validate.observation import Observation, observe
-from moesim.wiring import Plan, build_server
+from moesim.workload.workload import build_workload
 
 if TYPE_CHECKING:
-    from moesim.hardware.shapes import ModelShape
-    from moesim.machine.real.device import Device
-    from moesim.machine.real.executor import Executor
+    from moesim.executor.device import Device
+    from moesim.executor.executor import Executor
+    from moesim.model.shapes import ModelShape
 
 __all__ = ["Bench", "RealBench", "arrives_at_once", "ready_torch", "simulate_observed"]
 
@@ -74,7 +74,7 @@ class RealBench:
         Raise `UsageError` for a missing device, `BudgetError` if the weights do not fit into
         memory, `DeviceError` if the device fails, `InvariantError` if it hangs.
         """
-        from moesim.machine.real.run import run_real
+        from moesim.executor.run import run_real
 
         witness = Witness()
         batching = None if script is None else Replay(script)
@@ -91,12 +91,12 @@ class RealBench:
         self._executors.clear()
 
     def _open(self, plan: Plan) -> Device:
-        from moesim.machine.real.device import emulated, open_device
+        from moesim.executor.device import emulated, open_device
 
         return open_device(self.device, **emulated(plan.cost))
 
     def _executor(self, plan: Plan, device: Device) -> Executor:
-        from moesim.machine.real.run import executor_for
+        from moesim.executor.run import executor_for
 
         shape = plan.cost.shape
         if shape not in self._executors:
@@ -110,7 +110,7 @@ def ready_torch(device: str) -> None:
 
     prepare_torch("running on a real machine")
     if device != "cuda":
-        from moesim.machine.real.device import one_thread
+        from moesim.executor.device import one_thread
 
         one_thread()
 

@@ -9,15 +9,15 @@ from contextlib import closing
 from pathlib import Path
 
 from moesim.errors import ScenarioError
+from moesim.executor.supported import check_supported
 from moesim.files import whole_folder
-from moesim.machine.real.supported import check_supported
 from moesim.progress import Progress
 from moesim.scenario import Scenario
+from moesim.simulate.build import prepare
 from moesim.validate.costs import measured_costs
 from moesim.validate.folder import OURS, write_validation
 from moesim.validate.runs import RealBench
 from moesim.validate.validation import Validation, validate_plan
-from moesim.wiring import prepare
 
 __all__ = ["validate_scenario"]
 

@@ -19,14 +19,14 @@ from typing import Any, Final
 from moesim.errors import OutputError
 from moesim.files import output_errors, write_json
 from moesim.progress import Progress
-from moesim.rundir import trace_hash
 from moesim.scenario import Scenario
+from moesim.simulate.build import Plan
+from moesim.simulate.rundir import trace_hash
 from moesim.validate.comparison import Comparison
 from moesim.validate.observation import Observation
 from moesim.validate.runs import Bench
 from moesim.validate.store import load_run, save_run
 from moesim.validate.validation import WARMUPS, Validation, assess, measure
-from moesim.wiring import Plan
 
 __all__ = ["Configuration", "Ranking", "Study", "Verdict", "rankings", "split", "verdict"]
 

@@ -13,17 +13,17 @@ from typing import Any, Final
 
 import numpy as np
 
-from moesim.facts import routing_facts
-from moesim.hardware.operations import OperationCost
+from moesim.cost.measured import OperationCost
 from moesim.hardware.profile_schema import Kind
 from moesim.hardware.topology import CPU, DISK
 from moesim.policies import find
 from moesim.progress import Progress
 from moesim.serving.run_log import PlanRecord
+from moesim.simulate.build import Plan
+from moesim.simulate.facts import routing_facts
 from moesim.validate.comparison import Comparison, compare
 from moesim.validate.observation import Observation
 from moesim.validate.runs import Bench, arrives_at_once, simulate_observed
-from moesim.wiring import Plan
 
 __all__ = ["Validation", "assess", "measure", "validate_plan"]
 

@@ -25,10 +25,10 @@ from collections.abc import Mapping, Sequence
 import multitask
 
 from moesim.cli.ending import run_to_its_end
-from moesim.models import digits
-from moesim.models.gates import Gate
-from moesim.models.multitask import Examples, Mixture
 from moesim.streams import stream
+from moesim.training import digits
+from moesim.training.gates import Gate
+from moesim.training.multitask import Examples, Mixture
 
 RATES = (5e-4, 8e-3)
 

@@ -40,13 +40,13 @@ from recovery import spread
 from moesim.cli.ending import run_to_its_end
 from moesim.cli.text import corpus_of, spell_text
 from moesim.errors import MoesimError, OutputError, UsageError
-from moesim.models import PRESETS, Corpus, GatedPreset, cut_prompts, train
-from moesim.models.gates import DSelectK
 from moesim.record import load_model, record
 from moesim.report.statistics import difference
 from moesim.report.tabular import Table, markdown
 from moesim.streams import stream
 from moesim.trace import load_trace
+from moesim.training import PRESETS, Corpus, GatedPreset, cut_prompts, train
+from moesim.training.gates import DSelectK
 
 TUNING_SEED = recovery.TUNING_SEED
 RATES = (1.5e-3, 1.5e-2)  # log-uniform, divided into one part a trial, with one draw in each

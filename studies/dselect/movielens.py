@@ -25,9 +25,9 @@ from collections.abc import Sequence
 import multitask
 
 from moesim.cli.ending import run_to_its_end
-from moesim.models import movielens
-from moesim.models.gates import Gate
-from moesim.models.multitask import Mixture
+from moesim.training import movielens
+from moesim.training.gates import Gate
+from moesim.training.multitask import Mixture
 
 RATES = (5e-4, 2e-2)
 

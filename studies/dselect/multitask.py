@@ -32,8 +32,9 @@ from tuning import Setting
 
 from moesim.errors import UsageError
 from moesim.files import output_errors, write_json
-from moesim.models.gates import Gate
-from moesim.models.multitask import (
+from moesim.report.tabular import markdown
+from moesim.training.gates import Gate
+from moesim.training.multitask import (
     Examples,
     FitSettings,
     Mixture,
@@ -42,8 +43,7 @@ from moesim.models.multitask import (
     fit,
     flops_per_row,
 )
-from moesim.models.multitask.fitting import weighted
-from moesim.report.tabular import markdown
+from moesim.training.multitask.fitting import weighted
 
 TUNING_SEED = recovery.TUNING_SEED
 SPACES: Mapping[str, Mapping[str, Sequence[Any]]] = {

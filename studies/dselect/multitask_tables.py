@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from recovery import reading, spread, written
 
-from moesim.models.multitask import Task
 from moesim.report.statistics import difference
 from moesim.report.tabular import Table
+from moesim.training.multitask import Task
 
 Run = dict[str, Any]
 Results = Mapping[str, Sequence[Run]]  # of each gate, seed by seed

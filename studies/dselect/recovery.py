@@ -45,10 +45,10 @@ from torch import Tensor
 from moesim.cli.ending import run_to_its_end
 from moesim.errors import MoesimError, UsageError
 from moesim.files import output_errors, write_json
-from moesim.models.gates import GATES, Gate
-from moesim.models.gates.dselect_k import Ramp
-from moesim.models.gates.mixing import activity
 from moesim.report.tabular import markdown
+from moesim.training.gates import GATES, Gate
+from moesim.training.gates.dselect_k import Ramp
+from moesim.training.gates.mixing import activity
 
 INPUTS, HIDDEN, OUTPUTS = 10, 16, 4
 TRAINING, HELD_OUT, BATCH = 2048, 1024, 32

@@ -56,12 +56,12 @@ from torch import nn
 from trained_experts import Trained, end_of
 
 from moesim.cli.ending import run_to_its_end
-from moesim.models.multitask import Examples, Mixture
-from moesim.models.multitask.requests import draw_requests, record_tasks
-from moesim.models.multitask.served import ServedMixture
 from moesim.report.statistics import difference
 from moesim.report.tabular import Table, markdown
 from moesim.simulate import run as simulate
+from moesim.training.multitask import Examples, Mixture
+from moesim.training.multitask.requests import draw_requests, record_tasks
+from moesim.training.multitask.served import ServedMixture
 
 TUNED_TASKS: Final = 32
 AT_A_TIME, ROWS = served_tasks.BATCH  # most requests at a time, most rows a step

@@ -46,14 +46,14 @@ from tuning import Setting
 from moesim.cli.ending import run_to_its_end
 from moesim.errors import UsageError
 from moesim.files import output_errors, write_json
-from moesim.models import digits
-from moesim.models.multitask import Mixture
-from moesim.models.multitask.requests import draw_requests, record_tasks
-from moesim.models.multitask.served import ServedMixture
 from moesim.report.statistics import difference
 from moesim.report.tabular import Table, markdown
 from moesim.simulate import run as simulate
 from moesim.trace import load_trace
+from moesim.training import digits
+from moesim.training.multitask import Mixture
+from moesim.training.multitask.requests import draw_requests, record_tasks
+from moesim.training.multitask.served import ServedMixture
 
 SHAPE: Final = Path(__file__).parents[2] / "scenarios/shapes/mixtral-one-layer.json"
 CAPACITIES: Final = (1, 2, 3, 4, 6)

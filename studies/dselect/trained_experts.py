@@ -25,9 +25,9 @@ from recovery import HIDDEN, INPUTS, OUTPUTS, TRAINING, Cell, Problem, Run, Sett
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
-from moesim.models.gates import DSelectK, Gate
-from moesim.models.gates.base import Gating, Scores, no_loss
 from moesim.streams import stream
+from moesim.training.gates import DSelectK, Gate
+from moesim.training.gates.base import Gating, Scores, no_loss
 
 BATCH: Final = 64
 SNAPSHOTS: Final = 5  # along a run

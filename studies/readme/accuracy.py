@@ -56,9 +56,9 @@ from typing import Any
 from output import at_least_one, run_main, spread
 
 from moesim.cli.text import corpus_of, spell_text
-from moesim.models import Corpus
 from moesim.report.statistics import Estimate, difference, estimate
 from moesim.report.tabular import Table, markdown
+from moesim.training import Corpus
 
 SHARES = (0.5, 0.25, 0.125)
 KINDS = ("decoupled", "oracle", "dense")
@@ -101,8 +101,8 @@ def records_of(
     seed: int, share: float, corpus: Corpus, out: Path, rounds: int, controls: Sequence[str]
 ) -> Stories:
     """Train all models of one seed and share; return the training record of each."""
-    from moesim.models import train
-    from moesim.models.readme.settings import SIZES
+    from moesim.training import train
+    from moesim.training.readme.settings import SIZES
 
     def trained(done: int, steps: int) -> None:
         if done % 50 == 0:
@@ -134,7 +134,7 @@ def records_of(
 def _refactored(
     base: Path, corpus: Corpus, out: Path, settings: Any, kinds: Sequence[str]
 ) -> dict[str, Path]:
-    from moesim.models.readme.pipeline import run
+    from moesim.training.readme.pipeline import run
 
     what = f"share {settings.share}, control {settings.control}"
 

@@ -24,11 +24,11 @@ from rotating import RotatingPrefillFirst
 
 from moesim.errors import UsageError
 from moesim.files import output_errors, write_json
-from moesim.result import Result
+from moesim.results.result import Result
 from moesim.scenario import Scenario
-from moesim.serving.arrivals_csv import CsvError, read_arrivals
 from moesim.simulate import prepare, result_from, result_of, simulate
 from moesim.trace import DecoupledKnobs, Trace, synthesize_decoupled
+from moesim.workload.arrivals_csv import CsvError, read_arrivals
 
 ONE_LAYER: Final = Path(__file__).parents[2] / "scenarios/shapes/readme-one-layer.json"
 ALL_LAYERS: Final = 32

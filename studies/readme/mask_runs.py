@@ -31,11 +31,11 @@ from torch.nn import functional
 
 from moesim.errors import OutputError, UsageError
 from moesim.files import whole_file, write_json
-from moesim.models import Corpus
-from moesim.models.dense import load_base
-from moesim.models.readme.ffn import Variant, find_ffns, frozen, watched
-from moesim.models.readme.masks import pooled_mask, random_masks, top_masks
-from moesim.models.tokens import Tokens, spread_windows, token_stream
+from moesim.training import Corpus
+from moesim.training.dense import load_base
+from moesim.training.readme.ffn import Variant, find_ffns, frozen, watched
+from moesim.training.readme.masks import pooled_mask, random_masks, top_masks
+from moesim.training.tokens import Tokens, spread_windows, token_stream
 
 VARIANTS: Final[tuple[Variant, ...]] = ("code", "paper")
 

@@ -52,9 +52,10 @@ import numpy as np
 from loads import closed
 from output import at_least_one, command, counted, run_main, spread
 
-from moesim.hardware import ModelShape, load_hardware, named_shape
-from moesim.hardware.cost import CostModel
+from moesim.cost.roofline import CostModel
+from moesim.hardware import load_hardware
 from moesim.hardware.ops import BatchShape
+from moesim.model.shapes import ModelShape, named_shape
 from moesim.report.statistics import Estimate, difference, estimate
 from moesim.report.tabular import Table, markdown
 from moesim.scenario import Scenario

@@ -19,7 +19,7 @@ from typing import Any, Final
 import numpy as np
 from output import at_least_one, run_main
 
-from moesim.curve import curve
+from moesim.simulate.curve import curve
 from moesim.trace import Trace
 
 PUBLISHED: Final = {

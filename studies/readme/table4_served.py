@@ -39,11 +39,11 @@ from typing import Any, Final
 from loads import closed, queued
 from output import at_least_one, command, counted, run_main, spread
 
-from moesim.bounds import min_hits
 from moesim.report.statistics import Estimate, difference, estimate
 from moesim.report.tabular import Table, markdown
 from moesim.scenario import Scenario
 from moesim.simulate import prepare, simulate, summarise
+from moesim.simulate.bounds import min_hits
 from moesim.trace import DecoupledKnobs, Trace, load_trace, synthesize_decoupled
 
 SHIPPED: Final = Path(__file__).resolve().parents[2] / "traces/readme-decoupled"

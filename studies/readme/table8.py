@@ -27,9 +27,10 @@ from typing import Final
 import numpy as np
 from output import run_main
 
-from moesim.hardware import load_hardware, named_shape
-from moesim.hardware.cost import CostModel
+from moesim.cost.roofline import CostModel
+from moesim.hardware import load_hardware
 from moesim.hardware.ops import BatchShape
+from moesim.model.shapes import named_shape
 from moesim.report.tabular import Table, markdown
 
 BATCHES: Final = (5, 10, 20, 30)

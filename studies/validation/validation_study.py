@@ -24,10 +24,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from moesim.calibration.bench import machine_facts
-from moesim.calibration.calibrate import Slices, calibrate_plan
-from moesim.calibration.samples import Samples
-from moesim.calibration.store import load_samples, save_samples
+from moesim.calibrate.bench import machine_facts
+from moesim.calibrate.calibrate import Slices, calibrate_plan
+from moesim.calibrate.samples import Samples
+from moesim.calibrate.store import load_samples, save_samples
 from moesim.cli.progress import progress
 from moesim.config.yaml_document import dump_document, load_document
 from moesim.errors import MoesimError
@@ -36,11 +36,11 @@ from moesim.hardware.hardware import load_hardware
 from moesim.report.study import configuration_table, verdict_table, write_study
 from moesim.report.tabular import write_tables
 from moesim.scenario import Scenario, load_scenario
+from moesim.simulate.build import Plan, prepare
 from moesim.validate.correction import Correction, corrected, fit_correction
 from moesim.validate.runs import RealBench, ready_torch, simulate_observed
 from moesim.validate.study import Configuration, Study, rankings, split, verdict
 from moesim.validate.validation import Validation
-from moesim.wiring import Plan, prepare
 
 ROOT = Path(__file__).resolve().parents[2]
 MODELS = {

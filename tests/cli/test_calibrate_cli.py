@@ -11,19 +11,20 @@ from late_clock import LateClock
 from typer.testing import CliRunner
 from workloads import TINY_CONFIG, plan_of, run_on, tiny_scenario, tiny_trace
 
-from moesim.calibration import Subject, calibrate, calibrate_plan
+from moesim.calibrate import Subject, calibrate, calibrate_plan
 from moesim.cli import app
+from moesim.cost.measured import OperationCost
 from moesim.errors import MoesimError, OutputError, ScenarioError, UsageError
-from moesim.hardware import load_hardware, shape_from_config
-from moesim.hardware.operations import OperationCost
+from moesim.hardware import load_hardware
+from moesim.model.hf_config import shape_from_config
 
 torch = pytest.importorskip("torch", reason="the real machine needs the torch extra")
 
-from moesim.calibration import copies  # noqa: E402
+from moesim.calibrate import copies  # noqa: E402
+from moesim.executor import cpu  # noqa: E402
+from moesim.executor.cpu import CpuDevice  # noqa: E402
 from moesim.hardware.hardware import Link  # noqa: E402
 from moesim.hardware.topology import D2H, H2D  # noqa: E402
-from moesim.machine.real import cpu  # noqa: E402
-from moesim.machine.real.cpu import CpuDevice  # noqa: E402
 
 CONFIG = {**TINY_CONFIG, "architectures": ["MixtralForCausalLM"], "dtype": "float32"}
 

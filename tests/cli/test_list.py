@@ -12,8 +12,8 @@ from moesim.cli import app
 from moesim.config.fields import Bandwidth
 from moesim.errors import UsageError
 from moesim.hardware import hardware_names, load_hardware
-from moesim.hardware.model_config import load_shape
-from moesim.hardware.shapes import shape_names
+from moesim.model.hf_config import load_shape
+from moesim.model.shapes import shape_names
 from moesim.policies import find, names
 
 

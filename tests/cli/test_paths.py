@@ -14,7 +14,7 @@ from moesim.cli import app
 from moesim.errors import MoesimError, OutputError, UsageError
 from moesim.files import as_path
 from moesim.report import load_run
-from moesim.rundir import TABLES
+from moesim.simulate.rundir import TABLES
 from moesim.trace import load_trace, validate_trace
 
 SCENARIO = "hardware: rtx-4090\ncache: {slots: 4/layer}\nbounds: false\n"

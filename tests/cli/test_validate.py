@@ -18,8 +18,8 @@ from typer.testing import CliRunner
 from moesim.cli import app
 from moesim.errors import MoesimError, ThresholdError
 from moesim.report.validation import load_validation, plots_for_validation
+from moesim.simulate.build import Plan
 from moesim.validate import session
-from moesim.wiring import Plan
 
 TABLES = ("steps", "events", "requests", "runs")
 

@@ -14,21 +14,22 @@ import pytest
 import simpy
 from measured_profiles import random_times, tiny_shape
 
-from moesim.calibration.calibrate import measure
-from moesim.calibration.design import Design, Limits, Subject, design_plan, designs
-from moesim.calibration.fitting import Point, fit, pool, robust, split, verify
-from moesim.calibration.samples import Readback, read_works
-from moesim.calibration.times import fit_times
+from moesim.calibrate.calibrate import measure
+from moesim.calibrate.design import Design, Limits, Subject, design_plan, designs
+from moesim.calibrate.fitting import Point, fit, pool, robust, split, verify
+from moesim.calibrate.samples import Readback, read_works
+from moesim.calibrate.times import fit_times
+from moesim.cost.measured import OperationCost
+from moesim.cost.prices import SimPrices
+from moesim.cost.roofline import CostModel
 from moesim.errors import UsageError
-from moesim.hardware import BatchShape, CostModel, Link, load_hardware
+from moesim.hardware import BatchShape, Link, load_hardware
 from moesim.hardware.measurement import MOST_RATIO, OperationTimes
-from moesim.hardware.operations import OperationCost
 from moesim.machine.events import EventMachine
 from moesim.machine.prices import Durations
-from moesim.machine.sim_prices import SimPrices
 from moesim.machine.work import Work
 from moesim.serving.run_log import Issued, RunLog
-from moesim.wiring import build_server
+from moesim.simulate.build import build_server
 
 KNOWN = {
     "experts": {

@@ -16,12 +16,12 @@ from router_models import FAMILIES, tiny  # noqa: E402
 from torch import nn  # noqa: E402
 
 from moesim.errors import InvariantError, UsageError  # noqa: E402
-from moesim.hardware.model_config import shape_from_config  # noqa: E402
+from moesim.executor.batch import Batch, Span  # noqa: E402
+from moesim.executor.executor import Executor  # noqa: E402
+from moesim.executor.models import shaped_model  # noqa: E402
 from moesim.hardware.ops import Dense, Experts, Front, Tail  # noqa: E402
-from moesim.hardware.shapes import named_shape  # noqa: E402
-from moesim.machine.real.batch import Batch, Span  # noqa: E402
-from moesim.machine.real.executor import Executor  # noqa: E402
-from moesim.machine.real.models import shaped_model  # noqa: E402
+from moesim.model.hf_config import shape_from_config  # noqa: E402
+from moesim.model.shapes import named_shape  # noqa: E402
 from moesim.record.header import model_config  # noqa: E402
 from moesim.record.routers import find_moe_layers  # noqa: E402
 

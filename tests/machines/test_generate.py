@@ -17,9 +17,9 @@ torch = pytest.importorskip("torch", reason="the real machine needs the torch ex
 from router_models import tiny  # noqa: E402
 
 from moesim.errors import DeviceError, UsageError  # noqa: E402
-from moesim.machine.real.device import DEVICES, open_device  # noqa: E402
-from moesim.machine.real.fake import FakeDevice  # noqa: E402
-from moesim.machine.real.generate import Generation, Serving, generate  # noqa: E402
+from moesim.executor.device import DEVICES, open_device  # noqa: E402
+from moesim.executor.fake import FakeDevice  # noqa: E402
+from moesim.executor.generate import Generation, Serving, generate  # noqa: E402
 
 PROMPTS = ([5, 9, 31, 7, 12, 40, 3, 28, 19], [11, 22, 33, 44], [50, 2], [17] * 6)
 NEW = 6
@@ -144,7 +144,7 @@ def test_every_device_gives_the_same_text(name: str) -> None:
 
 
 def test_sequences_are_forgotten_once_they_are_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    from moesim.machine.real.attention import KvStore
+    from moesim.executor.attention import KvStore
 
     forgotten: list[int] = []
     monkeypatch.setattr(KvStore, "release", lambda _, sequence: forgotten.append(sequence))
@@ -193,7 +193,7 @@ def test_arguments_that_make_no_sense_are_refused() -> None:
 
 
 def test_a_device_that_fails_leaves_the_model_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    from moesim.machine.real.layer_event import LayerEvent
+    from moesim.executor.layer_event import LayerEvent
 
     def fail(*_: Any) -> None:
         raise RuntimeError("a bit fell over")

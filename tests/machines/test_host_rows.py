@@ -15,17 +15,17 @@ torch = pytest.importorskip("torch", reason="the real machine needs the torch ex
 from late_clock import LateClock  # noqa: E402
 
 from moesim.errors import InvariantError, UsageError  # noqa: E402
+from moesim.executor import cpu  # noqa: E402
+from moesim.executor.cpu import CpuDevice  # noqa: E402
+from moesim.executor.device import Device  # noqa: E402
+from moesim.executor.host_rows import HostRows  # noqa: E402
+from moesim.executor.machine import RealMachine  # noqa: E402
 from moesim.hardware.hardware import Disk  # noqa: E402
 from moesim.hardware.ops import Copy, Experts  # noqa: E402
 from moesim.hardware.topology import CPU, DISK, H2D, HOST, Lane, Topology  # noqa: E402
-from moesim.machine.real import cpu  # noqa: E402
-from moesim.machine.real.cpu import CpuDevice  # noqa: E402
-from moesim.machine.real.device import Device  # noqa: E402
-from moesim.machine.real.host_rows import HostRows  # noqa: E402
-from moesim.machine.real.machine import RealMachine  # noqa: E402
 from moesim.machine.threads import drive  # noqa: E402
 from moesim.machine.work import Work  # noqa: E402
-from moesim.serving.host_memory import HostMemory, Unit  # noqa: E402
+from moesim.serving.experts.host_memory import HostMemory, Unit  # noqa: E402
 
 PATIENCE_S = 60  # a wait this long is a hang
 KEYS, SIZE, PAGE = 6, 10, 16

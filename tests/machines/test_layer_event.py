@@ -15,9 +15,9 @@ torch = pytest.importorskip("torch", reason="layer events need the torch extra")
 
 from router_models import tiny  # noqa: E402
 
-from moesim.machine.real import layer_event  # noqa: E402
-from moesim.machine.real.expert_buffers import Pool  # noqa: E402
-from moesim.machine.real.layer_event import LayerEvent  # noqa: E402
+from moesim.executor import layer_event  # noqa: E402
+from moesim.executor.expert_buffers import Pool  # noqa: E402
+from moesim.executor.layer_event import LayerEvent  # noqa: E402
 from moesim.record.routers import find_moe_layers  # noqa: E402
 
 EXPERTS = 8  # in each layer of a tiny model

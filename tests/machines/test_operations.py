@@ -25,20 +25,13 @@ from workloads import (
     tiny_trace,
 )
 
+from moesim.cost.measured import OperationCost
+from moesim.cost.roofline import CostModel
 from moesim.errors import ScenarioError
-from moesim.hardware import (
-    BatchShape,
-    CostModel,
-    Dense,
-    Experts,
-    Front,
-    Tail,
-    load_hardware,
-    shape_from_config,
-)
+from moesim.hardware import BatchShape, Dense, Experts, Front, Tail, load_hardware
 from moesim.hardware.measurement import OperationTimes
-from moesim.hardware.operations import OperationCost
 from moesim.machine.events import EventMachine
+from moesim.model.hf_config import shape_from_config
 from moesim.simulate import summarise
 
 COUNTS = st.integers(0, 5000)

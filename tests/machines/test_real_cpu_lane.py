@@ -20,6 +20,13 @@ from placed_experts import WITH_CPU, PlacedTexts  # noqa: E402
 from router_models import tiny  # noqa: E402
 
 from moesim.errors import InvariantError, UsageError  # noqa: E402
+from moesim.executor.batch import Batch, Span  # noqa: E402
+from moesim.executor.cpu import CpuDevice  # noqa: E402
+from moesim.executor.device import Device  # noqa: E402
+from moesim.executor.executor import Executor  # noqa: E402
+from moesim.executor.expert_buffers import swiglu  # noqa: E402
+from moesim.executor.fake import FakeDevice  # noqa: E402
+from moesim.executor.machine import RealMachine  # noqa: E402
 from moesim.hardware.ops import (  # noqa: E402
     BatchShape,
     Copy,
@@ -41,13 +48,6 @@ from moesim.hardware.topology import (  # noqa: E402
     Lane,
     Topology,
 )
-from moesim.machine.real.batch import Batch, Span  # noqa: E402
-from moesim.machine.real.cpu import CpuDevice  # noqa: E402
-from moesim.machine.real.device import Device  # noqa: E402
-from moesim.machine.real.executor import Executor  # noqa: E402
-from moesim.machine.real.expert_buffers import swiglu  # noqa: E402
-from moesim.machine.real.fake import FakeDevice  # noqa: E402
-from moesim.machine.real.machine import RealMachine  # noqa: E402
 from moesim.machine.threads import drive  # noqa: E402
 from moesim.machine.work import Work  # noqa: E402
 
@@ -300,7 +300,7 @@ def held_experts(monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Event, thre
         assert release.wait(PATIENCE_S)
         return swiglu(*given)
 
-    monkeypatch.setattr("moesim.machine.real.layer_event.swiglu", hold)
+    monkeypatch.setattr("moesim.executor.layer_event.swiglu", hold)
     return begun, release
 
 

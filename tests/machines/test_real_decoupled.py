@@ -19,17 +19,15 @@ from refactored_models import readme_model, some_tokens  # noqa: E402
 from stand_in_machines import simulated  # noqa: E402
 
 from moesim.errors import InvariantError, UsageError  # noqa: E402
+from moesim.executor import run as real  # noqa: E402
+from moesim.executor.batch import Batch, Span  # noqa: E402
+from moesim.executor.device import open_device  # noqa: E402
+from moesim.executor.executor import Executor  # noqa: E402
+from moesim.executor.fake import FakeDevice  # noqa: E402
+from moesim.executor.generate import Generation, Serving, generate  # noqa: E402
+from moesim.executor.live import RevealedRouting  # noqa: E402
+from moesim.executor.token_router import PackedRouter  # noqa: E402
 from moesim.hardware.ops import Tail  # noqa: E402
-from moesim.machine.real import run as real  # noqa: E402
-from moesim.machine.real.batch import Batch, Span  # noqa: E402
-from moesim.machine.real.device import open_device  # noqa: E402
-from moesim.machine.real.executor import Executor  # noqa: E402
-from moesim.machine.real.fake import FakeDevice  # noqa: E402
-from moesim.machine.real.generate import Generation, Serving, generate  # noqa: E402
-from moesim.machine.real.live import RevealedRouting  # noqa: E402
-from moesim.machine.real.token_router import PackedRouter  # noqa: E402
-from moesim.models.readme.model import materialise  # noqa: E402
-from moesim.models.readme.router import PreGatingRouter  # noqa: E402
 from moesim.policies.eviction.lookahead import LookAhead, LookAheadOptions  # noqa: E402
 from moesim.policies.eviction.lru import LRU  # noqa: E402
 from moesim.record import record  # noqa: E402
@@ -37,6 +35,8 @@ from moesim.record.prompts import Prompt  # noqa: E402
 from moesim.serving.request import Request  # noqa: E402
 from moesim.simulate import Plan, finish  # noqa: E402
 from moesim.trace import Trace  # noqa: E402
+from moesim.training.readme.model import materialise  # noqa: E402
+from moesim.training.readme.router import PreGatingRouter  # noqa: E402
 from moesim.validate import Witness  # noqa: E402
 
 PROMPTS: list[Any] = [

@@ -25,10 +25,10 @@ from moesim.simulate import Outcome, Plan, build_server, finish
 
 torch = pytest.importorskip("torch", reason="the real machine needs the torch extra")
 
-from moesim.machine.real import cpu  # noqa: E402
-from moesim.machine.real.cpu import CpuDevice  # noqa: E402
-from moesim.machine.real.device import Device, open_device  # noqa: E402
-from moesim.machine.real.machine import RealMachine  # noqa: E402
+from moesim.executor import cpu  # noqa: E402
+from moesim.executor.cpu import CpuDevice  # noqa: E402
+from moesim.executor.device import Device, open_device  # noqa: E402
+from moesim.executor.machine import RealMachine  # noqa: E402
 
 SIZE = 512
 PATIENCE_S = 60  # a wait this long is a hang

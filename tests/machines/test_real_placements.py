@@ -15,21 +15,21 @@ torch = pytest.importorskip("torch", reason="the real machine needs the torch ex
 
 from plain_texts import NEW, PROMPTS, check_text, model_of  # noqa: E402
 
-from moesim.curve import trace_popularity  # noqa: E402
 from moesim.errors import BudgetError, InvariantError, ScenarioError, UsageError  # noqa: E402
+from moesim.executor import run as real  # noqa: E402
+from moesim.executor.device import Device, emulated, open_device  # noqa: E402
+from moesim.executor.fake import FakeDevice  # noqa: E402
+from moesim.executor.generate import Generation, Serving, generate  # noqa: E402
 from moesim.hardware import load_hardware  # noqa: E402
 from moesim.hardware.topology import CPU  # noqa: E402
-from moesim.machine.real import run as real  # noqa: E402
-from moesim.machine.real.device import Device, emulated, open_device  # noqa: E402
-from moesim.machine.real.fake import FakeDevice  # noqa: E402
-from moesim.machine.real.generate import Generation, Serving, generate  # noqa: E402
 from moesim.record import record  # noqa: E402
 from moesim.record.prompts import Prompt  # noqa: E402
 from moesim.scenario import load_scenario  # noqa: E402
-from moesim.serving.host_memory import HostMemory  # noqa: E402
+from moesim.serving.experts.host_memory import HostMemory  # noqa: E402
 from moesim.simulate import Plan, finish  # noqa: E402
+from moesim.simulate.build import prepare  # noqa: E402
+from moesim.simulate.curve import trace_popularity  # noqa: E402
 from moesim.trace import Trace  # noqa: E402
-from moesim.wiring import prepare  # noqa: E402
 
 FAMILIES = ("qwen3_moe", "mixtral", "deepseek_v3", "gpt_oss")
 # A CPU so slow, and a link so slow, that copies and the CPU are each the better choice at times.

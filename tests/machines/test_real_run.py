@@ -22,8 +22,8 @@ from moesim.trace import Trace, load_trace
 
 torch = pytest.importorskip("torch", reason="the real machine needs the torch extra")
 
-from moesim.machine.real import run as real  # noqa: E402
-from moesim.machine.real.device import Device, open_device  # noqa: E402
+from moesim.executor import run as real  # noqa: E402
+from moesim.executor.device import Device, open_device  # noqa: E402
 
 SMALL = {**TINY_CONFIG, "hidden_size": 32, "head_dim": 4, "intermediate_size": 64, "vocab_size": 96}
 TRACES = ROOT / "traces"

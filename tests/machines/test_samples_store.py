@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from moesim.calibration.samples import ExpertWork, Layer, Readback, Samples, TailWork
-from moesim.calibration.store import load_samples, save_samples
+from moesim.calibrate.samples import ExpertWork, Layer, Readback, Samples, TailWork
+from moesim.calibrate.store import load_samples, save_samples
 from moesim.errors import OutputError
 from moesim.hardware.ops import BatchShape
 

@@ -21,18 +21,20 @@ from layer_events import (
 )
 from workloads import decisions, everything, plan_of, random_case, run_on, tiny_scenario, tiny_trace
 
+from moesim.cost.roofline import CostModel
 from moesim.errors import InvariantError
-from moesim.hardware import CostModel, load_hardware, named_shape
+from moesim.hardware import load_hardware
 from moesim.hardware.ops import BatchShape, Copy, Dense, Experts, Front
 from moesim.hardware.topology import CPU, GPU, H2D
 from moesim.machine.events import EventMachine
 from moesim.machine.sim import SimMachine
 from moesim.machine.work import Work
+from moesim.model.shapes import named_shape
 from moesim.serving import step_memo
+from moesim.serving.experts.program import Hidden
+from moesim.serving.experts.slots import Slot
 from moesim.serving.issue import HostTimes, Issuer
 from moesim.serving.ledger import StepFacts
-from moesim.serving.program import Hidden
-from moesim.serving.slots import Slot
 from moesim.serving.stalls import CAUSES, DEMAND, Entry
 from moesim.serving.step_memo import EventTimes, StepBytes, StepMemo, Twinned
 from moesim.simulate import Outcome, Plan, SimPrices, build_server, finish, summarise

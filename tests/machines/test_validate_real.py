@@ -175,7 +175,7 @@ def test_a_profile_of_another_machine_is_refused_and_both_are_named(
 
 
 def test_only_a_profile_of_this_machine_and_device_is_accepted(tmp_path: Path) -> None:
-    from moesim.calibration.bench import machine_facts
+    from moesim.calibrate.bench import machine_facts
     from moesim.hardware import load_hardware
 
     here = machine_facts("cpu")

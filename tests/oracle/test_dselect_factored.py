@@ -7,9 +7,9 @@ import torch
 from study_scripts import script
 from torch import Tensor
 
-from moesim.models.gates import DSelectK, Selection, TopK, factored
-from moesim.models.gates.base import heaviest, kept_of, scaled
-from moesim.models.gates.binary_codes import (
+from moesim.training.gates import DSelectK, Selection, TopK, factored
+from moesim.training.gates.base import heaviest, kept_of, scaled
+from moesim.training.gates.binary_codes import (
     codes,
     entropy,
     num_bits,
@@ -17,7 +17,7 @@ from moesim.models.gates.binary_codes import (
     selectors,
     smooth_step,
 )
-from moesim.models.gates.factored import Penalties, weights_and_penalty
+from moesim.training.gates.factored import Penalties, weights_and_penalty
 
 torch.set_num_threads(1)
 

@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 
 from moesim.errors import UsageError
-from moesim.models.gates.binary_codes import (
+from moesim.training.gates.binary_codes import (
     codes,
     num_bits,
     reachability,
     selectors,
     smooth_step,
 )
-from moesim.models.gates.dselect_k import DSelectK, Ramp, construct, gate
+from moesim.training.gates.dselect_k import DSelectK, Ramp, construct, gate
 
 torch.set_num_threads(1)
 

@@ -15,9 +15,10 @@ from round_figures import same_experts
 from watched_machines import watch
 from workloads import REFACTORED_CONFIG, everything, plan_of, run_on, tiny_scenario, tiny_trace
 
-from moesim.hardware import BatchShape, CostModel
+from moesim.cost.roofline import CostModel
+from moesim.hardware import BatchShape
 from moesim.machine.events import EventMachine
-from moesim.metrics import latency_summary
+from moesim.results.metrics import latency_summary
 from moesim.serving.request import Request
 from moesim.simulate import Outcome, Plan
 from moesim.trace import Trace

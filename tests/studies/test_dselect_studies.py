@@ -11,8 +11,8 @@ import torch
 from study_scripts import study
 
 from moesim.errors import MoesimError, UsageError
-from moesim.models.gates import TopK
 from moesim.report.statistics import Estimate
+from moesim.training.gates import TopK
 
 torch.set_num_threads(1)
 

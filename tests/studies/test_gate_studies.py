@@ -14,12 +14,12 @@ import torch
 from study_scripts import study
 
 from moesim.errors import MoesimError, UsageError
-from moesim.models import PRESETS, built_in_corpus
-from moesim.models.gated import GatedConfig
-from moesim.models.gates import GumbelSoftmax
 from moesim.record import load_model
 from moesim.simulate import run as simulate
 from moesim.trace import Trace, load_trace
+from moesim.training import PRESETS, built_in_corpus
+from moesim.training.gated import GatedConfig
+from moesim.training.gates import GumbelSoftmax
 
 language = study("dselect", "language")
 served = language.language_served

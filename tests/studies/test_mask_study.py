@@ -16,12 +16,12 @@ from dense_decoders import ids, tiny_llama
 from study_scripts import study
 
 from moesim.errors import OutputError, UsageError
-from moesim.models.readme.ffn import find_ffns, watched
-from moesim.models.readme.masked_experts import MaskedExperts
-from moesim.models.readme.masks import pooled_mask, top_masks
-from moesim.models.readme.scores import channel_scores
-from moesim.models.text import Corpus, Document
-from moesim.models.tokenizer import train_tokenizer
+from moesim.training.readme.ffn import find_ffns, watched
+from moesim.training.readme.masked_experts import MaskedExperts
+from moesim.training.readme.masks import pooled_mask, top_masks
+from moesim.training.readme.scores import channel_scores
+from moesim.training.text import Corpus, Document
+from moesim.training.tokenizer import train_tokenizer
 
 torch.set_num_threads(1)
 runs, masks = study("readme", "mask_runs"), study("readme", "masks")

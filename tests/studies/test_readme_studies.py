@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 from study_scripts import study
 
+from moesim.cost.roofline import CostModel
 from moesim.errors import UsageError
-from moesim.hardware import BatchShape, CostModel, load_hardware, named_shape
+from moesim.hardware import BatchShape, load_hardware
+from moesim.model.shapes import named_shape
 from moesim.report.statistics import Estimate
 from moesim.trace import DecoupledKnobs, synthesize_decoupled
 
@@ -47,7 +49,7 @@ def test_accuracy_takes_domains_as_the_command_line_does(
 def test_a_wrong_share_ends_the_accuracy_study_before_the_long_training(
     share: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("moesim.models.train", lambda *_, **__: pytest.fail("long work began"))
+    monkeypatch.setattr("moesim.training.train", lambda *_, **__: pytest.fail("long work began"))
     with pytest.raises(UsageError, match=f"share .{float(share)}. must be"):
         accuracy.records_of(0, float(share), None, tmp_path / "out", 1, ())
 

@@ -20,18 +20,18 @@ from random_datasets import made_up_digits  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
 from moesim.errors import OutputError, ScenarioError, UsageError  # noqa: E402
-from moesim.models import movielens  # noqa: E402
-from moesim.models.gates import GATES, DSelectK, Gate, Switch, TopK  # noqa: E402
-from moesim.models.multitask import Mixture  # noqa: E402
-from moesim.models.multitask.requests import (  # noqa: E402
+from moesim.record import Recorder  # noqa: E402
+from moesim.simulate import run  # noqa: E402
+from moesim.trace import load_trace, validate_trace  # noqa: E402
+from moesim.training import movielens  # noqa: E402
+from moesim.training.gates import GATES, DSelectK, Gate, Switch, TopK  # noqa: E402
+from moesim.training.multitask import Mixture  # noqa: E402
+from moesim.training.multitask.requests import (  # noqa: E402
     TaskRequest,
     draw_requests,
     record_tasks,
 )
-from moesim.models.multitask.served import ServedMixture  # noqa: E402
-from moesim.record import Recorder  # noqa: E402
-from moesim.simulate import run  # noqa: E402
-from moesim.trace import load_trace, validate_trace  # noqa: E402
+from moesim.training.multitask.served import ServedMixture  # noqa: E402
 
 torch.set_num_threads(1)
 TASKS = ("side", "sum")

@@ -14,8 +14,8 @@ torch = pytest.importorskip("torch", reason="mixtures need the torch extra")
 
 from torch import nn  # noqa: E402
 
-from moesim.models.gates import DSelectK, TopK  # noqa: E402
 from moesim.trace import load_trace  # noqa: E402
+from moesim.training.gates import DSelectK, TopK  # noqa: E402
 
 torch.set_num_threads(1)
 recovery = study("dselect", "recovery")

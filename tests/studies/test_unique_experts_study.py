@@ -13,8 +13,7 @@ import pytest
 from study_scripts import study
 
 from moesim.errors import UsageError
-from moesim.hardware import named_shape
-from moesim.hardware.shapes import ModelShape
+from moesim.model.shapes import ModelShape, named_shape
 from moesim.report.statistics import Estimate
 from moesim.simulate import prepare, result_of
 

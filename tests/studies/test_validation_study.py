@@ -17,11 +17,11 @@ from moesim.errors import OutputError
 from moesim.hardware.ops import BatchShape, Experts, Front, Tail
 from moesim.report.study import study_errors, write_study
 from moesim.report.style import house_style
+from moesim.simulate.build import Plan
 from moesim.validate import compare, differences
 from moesim.validate.correction import Correction, corrected, fit_correction
 from moesim.validate.store import load_run, save_run
 from moesim.validate.study import Configuration, Study, rankings, split, verdict
-from moesim.wiring import Plan
 
 TRACE = tiny_trace(requests=3)
 RUNS = 3

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from moesim.serving.residency import ExpertCache
+from moesim.serving.experts.residency import ExpertCache
 
 __all__ = ["decided", "decisions_of"]
 

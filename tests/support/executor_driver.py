@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from moesim.executor.batch import Batch, Span
+from moesim.executor.executor import Executor
 from moesim.hardware.ops import BatchShape, Dense, Experts, Front, Tail
-from moesim.machine.real.batch import Batch, Span
-from moesim.machine.real.executor import Executor
 
 BATCH = BatchShape(1, 1, 1, 1)
 

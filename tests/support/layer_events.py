@@ -16,13 +16,13 @@ from moesim.machine.prices import Durations
 from moesim.machine.sim import SimMachine
 from moesim.machine.work import Cost
 from moesim.policies.view import View
-from moesim.serving.decision import Decision
+from moesim.serving.experts.decision import Decision
+from moesim.serving.experts.program import Program
+from moesim.serving.experts.residency import ExpertCache
+from moesim.serving.experts.slots import Slot
 from moesim.serving.layers import LayerPlan
 from moesim.serving.ledger import Ledger
-from moesim.serving.program import Program
-from moesim.serving.residency import ExpertCache
 from moesim.serving.server import Server
-from moesim.serving.slots import Slot
 from moesim.serving.step_memo import EventTimes, StepMemo
 from moesim.simulate import Outcome, Plan, SimPrices, build_server, finish
 
@@ -195,7 +195,7 @@ def run_on_five_lanes(
 
     env = simpy.Environment()
     with monkeypatch.context() as patch:
-        patch.setattr("moesim.wiring.Server", serve)
+        patch.setattr("moesim.simulate.build.Server", serve)
         prices = FiveLanePrices(plan.cost)
         server = build_server(plan, machine(env, prices, topology=FIVE_LANES))
         env.run(until=env.process(server.run()))

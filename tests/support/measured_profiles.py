@@ -10,9 +10,10 @@ import yaml
 from workloads import TINY_CONFIG
 
 from moesim.config.yaml_document import dump_document
-from moesim.hardware import ModelShape, shape_from_config
 from moesim.hardware.hardware import PROFILES
 from moesim.hardware.measurement import shape_profile
+from moesim.model.hf_config import shape_from_config
+from moesim.model.shapes import ModelShape
 
 
 def tiny_shape(**changes: Any) -> ModelShape:

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from moesim.models.gates import GATES, Gate
-from moesim.models.multitask import Examples, Mixture, Task
-from moesim.models.multitask.tasks import cross_entropy, right_class, squared_error
+from moesim.training.gates import GATES, Gate
+from moesim.training.multitask import Examples, Mixture, Task
+from moesim.training.multitask.tasks import cross_entropy, right_class, squared_error
 
 TASKS = (Task("side", cross_entropy, 0.5, right_class), Task("sum", squared_error, 2.0))
 

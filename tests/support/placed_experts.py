@@ -11,6 +11,9 @@ from typing import Any, Final
 
 import numpy as np
 
+from moesim.executor.batch import Batch, Span
+from moesim.executor.executor import Executor
+from moesim.executor.machine import RealMachine
 from moesim.hardware.ops import (
     BatchShape,
     Copy,
@@ -23,9 +26,6 @@ from moesim.hardware.ops import (
     Tail,
 )
 from moesim.hardware.topology import CPU, D2H, GPU, H2D, HOST, HOST_BANDWIDTH, Lane, Topology
-from moesim.machine.real.batch import Batch, Span
-from moesim.machine.real.executor import Executor
-from moesim.machine.real.machine import RealMachine
 from moesim.machine.work import Work
 
 __all__ = ["WITH_CPU", "PlacedTexts"]

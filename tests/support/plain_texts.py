@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from router_models import tiny
 
-from moesim.machine.real.generate import Generation
+from moesim.executor.generate import Generation
 
 __all__ = ["NEW", "PROMPTS", "check_text", "model_of", "plain"]
 

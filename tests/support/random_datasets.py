@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from moesim.models.digits import Digits
-from moesim.models.movielens import Ratings
+from moesim.training.digits import Digits
+from moesim.training.movielens import Ratings
 
 
 def made_up_digits(per_class: int = 10, seed: int = 0) -> Digits:

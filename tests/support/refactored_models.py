@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from moesim.models.readme.model import refactor
+from moesim.training.readme.model import refactor
 
 torch.set_num_threads(1)
 

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from workloads import TINY_CONFIG, plan_of, random_case, run_on, tiny_scenario, tiny_trace
 
-from moesim.bounds import BOUND_KEYS, min_hits, verdict
 from moesim.config.units import format_bytes
 from moesim.errors import ScenarioError
 from moesim.policies import find, names
 from moesim.simulate import Outcome, Plan, bounds_of, result_of, simulate, summarise
+from moesim.simulate.bounds import BOUND_KEYS, min_hits, verdict
 from moesim.trace import Trace
 
 # Policies that load only what is asked for; `static` starts loaded, and is none of them.

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from workloads import plan_of, run_on, tiny_scenario, tiny_trace
 
 from moesim.errors import BudgetError, ScenarioError
-from moesim.hardware import ModelShape, named_shape, shape_from_config
+from moesim.model.hf_config import shape_from_config
+from moesim.model.shapes import ModelShape, named_shape
 from moesim.scenario import Scenario, load_scenario
 from moesim.serving.budget import Budget, plan_budget, split_slots
 from moesim.simulate import prepare, run, summarise

@@ -6,8 +6,8 @@ from typing import Any
 
 from measured_profiles import random_times, tiny_shape
 
-from moesim.calibration.calibrate import _figures
-from moesim.calibration.design import Subject
+from moesim.calibrate.calibrate import _figures
+from moesim.calibrate.design import Subject
 from moesim.hardware import Link, hardware_from
 from moesim.hardware.measurement import OperationTimes
 

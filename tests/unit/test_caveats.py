@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 from workloads import plan_of, run_on, static_trace, tiny_scenario, tiny_trace
 
-from moesim.caveats import caveats
+from moesim.cost.roofline import CostModel
 from moesim.errors import ScenarioError
-from moesim.hardware.cost import CostModel
 from moesim.report.comparison import compare_runs
 from moesim.report.metrics import run_caption
 from moesim.report.runs import load_run
 from moesim.scenario import load_scenario
 from moesim.simulate import prepare, run, summarise
+from moesim.simulate.caveats import caveats
 from moesim.trace import Trace
 
 NONE: dict[str, Any] = {"prediction_depth": 0}

@@ -17,9 +17,9 @@ from moesim.serving.arrivals import NOT_SENT, Arrivals
 from moesim.serving.replay import Replay
 from moesim.serving.request import Request
 from moesim.serving.run_log import PlanRecord
-from moesim.serving.workload import build_workload
 from moesim.simulate import Outcome
 from moesim.streams import stream
+from moesim.workload.workload import build_workload
 
 EXPONENTIAL = {"mean": "2ms", "distribution": "exponential"}
 

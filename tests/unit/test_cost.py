@@ -10,23 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moesim.hardware import (
-    BatchShape,
-    CostModel,
-    DecoupledRouter,
-    Dense,
-    Experts,
-    Front,
-    Hardware,
-    Link,
-    Mla,
-    ModelShape,
-    Tail,
-    load_hardware,
-    named_shape,
-)
+from moesim.cost.roofline import CostModel
+from moesim.cost.slowest import slowest_figures
+from moesim.hardware import BatchShape, Dense, Experts, Front, Hardware, Link, Tail, load_hardware
 from moesim.hardware.ops import Op
-from moesim.hardware.slowest import slowest_figures
+from moesim.model.shapes import DecoupledRouter, Mla, ModelShape, named_shape
 
 # 10 operations and 1 byte a nanosecond are reached.
 HARDWARE = Hardware(
@@ -218,7 +206,7 @@ def test_asking_twice_or_elsewhere_gives_the_same_price(shape: str) -> None:
 
 
 def test_a_full_memo_starts_afresh_and_answers_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("moesim.hardware.cost._MEMO_LIMIT", 2)
+    monkeypatch.setattr("moesim.cost.roofline._MEMO_LIMIT", 2)
     cost = CostModel(HARDWARE, SHAPE)
     for _ in range(2):
         for rows in range(1, 6):

@@ -9,26 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from moesim.cost.cpu import Call, CpuCost, cpu_rates, missing_figures, topology_of
+from moesim.cost.roofline import CostModel
+from moesim.cost.slowest import slowest_figures
 from moesim.errors import UsageError
-from moesim.hardware import (
-    BatchShape,
-    CostModel,
-    DecoupledRouter,
-    Dense,
-    Experts,
-    Front,
-    Hardware,
-    Link,
-    ModelShape,
-    Tail,
-    load_hardware,
-    named_shape,
-)
-from moesim.hardware.cpu import Call, CpuCost, cpu_rates, missing_figures, topology_of
+from moesim.hardware import BatchShape, Dense, Experts, Front, Hardware, Link, Tail, load_hardware
 from moesim.hardware.hardware import Disk
 from moesim.hardware.ops import Op
-from moesim.hardware.slowest import slowest_figures
 from moesim.hardware.topology import CPU, DISK, GPU, HOST, HOST_BANDWIDTH, Topology
+from moesim.model.shapes import DecoupledRouter, ModelShape, named_shape
 
 # The CPU reaches 10 operations and 1 byte a nanosecond, the GPU ten times as many.
 HARDWARE = Hardware(

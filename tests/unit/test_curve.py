@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from oracles import eviction as naive
 from tiny_traces import save_sharded, tiny_trace
 
-from moesim.curve import Stream, curve, replay_hits, stack_hits
 from moesim.errors import TraceError, UsageError
 from moesim.policies import find, names
 from moesim.policies.eviction import LRU, CacheContext
+from moesim.simulate.curve import Stream, curve, replay_hits, stack_hits
 from moesim.trace import Trace, load_trace
 
 TASKS = [
@@ -266,7 +266,7 @@ def test_few_capacities_of_a_big_cache_are_replayed_with_the_same_result() -> No
     trace = tiny_trace()
     every = curve(trace, ["lru", "lfu"], scope="global")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("moesim.curve._REPLAYS_PER_STACK_PASS", 0)
+        patch.setattr("moesim.simulate.curve._REPLAYS_PER_STACK_PASS", 0)
         assert curve(trace, ["lru", "lfu"], scope="global") == every
 
 

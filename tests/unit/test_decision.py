@@ -18,13 +18,13 @@ from moesim.hardware.topology import CPU, DISK, H2D
 from moesim.machine.sim import SimMachine
 from moesim.policies import View, find
 from moesim.policies.eviction import CacheContext, Eviction
-from moesim.serving.decision import Decision
+from moesim.serving.experts.decision import Decision
+from moesim.serving.experts.program import Hidden, Program
+from moesim.serving.experts.residency import ExpertCache
+from moesim.serving.experts.slots import ExpertSizes, Slot, Staging
 from moesim.serving.issue import HostTimes, Issuer
 from moesim.serving.layers import LayerPlan
 from moesim.serving.ledger import Ledger
-from moesim.serving.program import Hidden, Program
-from moesim.serving.residency import ExpertCache
-from moesim.serving.slots import ExpertSizes, Slot, Staging
 from moesim.serving.stalls import CAUSES, Entry, account
 
 EXPERTS = 8

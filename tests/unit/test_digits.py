@@ -13,8 +13,8 @@ from random_datasets import made_up_digits  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from moesim.errors import MissingExtra, UsageError  # noqa: E402
-from moesim.models import digits  # noqa: E402
-from moesim.models.digits import Digits  # noqa: E402
+from moesim.training import digits  # noqa: E402
+from moesim.training.digits import Digits  # noqa: E402
 
 torch.set_num_threads(1)
 real = pytest.mark.skipif(

@@ -171,8 +171,8 @@ def test_the_scenario_of_the_readme_is_one() -> None:
     from yaml import safe_load
 
     from moesim.scenario import Scenario
-    from moesim.serving.workload import build_workload
     from moesim.trace import load_trace
+    from moesim.workload.workload import build_workload
 
     text = (ROOT / "README.md").read_text()
     (code,) = re.findall(r"```yaml\n(.*?)```", text, re.S)

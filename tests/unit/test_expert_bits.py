@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from workloads import TINY_CONFIG, plan_of, tiny_scenario, tiny_trace
 
 from moesim.errors import ScenarioError
-from moesim.facts import _same_model
-from moesim.hardware import ModelShape, named_shape, shape_from_config
 from moesim.hardware.measurement import shape_profile, signature
-from moesim.hardware.shapes import stored_bytes
+from moesim.model.hf_config import shape_from_config
+from moesim.model.shapes import ModelShape, named_shape, stored_bytes
 from moesim.scenario import Scenario, load_scenario
+from moesim.simulate.facts import _same_model
 
 LAYERS, EXPERTS = 4, 3
 SHAPE = ModelShape(

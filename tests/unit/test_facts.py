@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 from workloads import TINY_CONFIG, plan_of, tiny_scenario, tiny_trace
 
-from moesim.facts import routing_facts
-from moesim.hardware.model_config import shape_from_config
 from moesim.hardware.overrides import HardwareOverrides, spelled_figures
-from moesim.hardware.shapes import named_shape
+from moesim.model.hf_config import shape_from_config
+from moesim.model.shapes import named_shape
 from moesim.policies.batching import FirstComeFirstServed
 from moesim.policies.eviction import LRU
 from moesim.policies.registry import _registry, register
 from moesim.scenario import Scenario
 from moesim.simulate import result_of
+from moesim.simulate.facts import routing_facts
 from moesim.trace import Trace, TraceMeta
 from moesim.trace.statistics import prediction_recall
 

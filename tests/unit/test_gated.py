@@ -19,13 +19,13 @@ from typer.testing import CliRunner
 
 from moesim.cli import models as models_cli
 from moesim.errors import MoesimError, OutputError, UsageError
-from moesim.hardware.model_config import shape_from_config
-from moesim.machine.real.generate import Serving, generate
-from moesim.models import Corpus, GatedPreset, built_in_corpus, checkpoint, train, training
-from moesim.models.gated import GatedConfig, GatedForCausalLM, check_gate
-from moesim.models.tokenizer import train_tokenizer
+from moesim.executor.generate import Serving, generate
+from moesim.model.hf_config import shape_from_config
 from moesim.record import Prompt, Recorder, load_model, record
 from moesim.trace import validate_trace
+from moesim.training import Corpus, GatedPreset, built_in_corpus, checkpoint, train, training
+from moesim.training.gated import GatedConfig, GatedForCausalLM, check_gate
+from moesim.training.tokenizer import train_tokenizer
 
 N, K, FFN = 6, 2, 12
 TASKS = ["law", "code"]
@@ -485,7 +485,7 @@ def app() -> typer.Typer:
 def test_the_command_trains_any_gate(
     app: typer.Typer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("moesim.models.PRESETS", {"gated": TINY, "dense": object()})
+    monkeypatch.setattr("moesim.training.PRESETS", {"gated": TINY, "dense": object()})
     words = ["models", "train", "--preset", "gated", "--steps", "2", "--characters", "30000"]
     chosen = ["--gate", "dselect_k", "--routed-by", "tasks", "--gate-option", "gamma=5e-1"]
     done = CliRunner().invoke(

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from moesim.errors import UsageError
-from moesim.models.gates import (
+from moesim.record.recorder import Recorder
+from moesim.training.gates import (
     GATES,
     DSelectK,
     Gate,
@@ -25,10 +26,9 @@ from moesim.models.gates import (
     TopK,
     build,
 )
-from moesim.models.gates.balance import expected_load, shares_product, squared_variation
-from moesim.models.gates.mixing import activity, mix
-from moesim.models.multitask.fitting import options_of
-from moesim.record.recorder import Recorder
+from moesim.training.gates.balance import expected_load, shares_product, squared_variation
+from moesim.training.gates.mixing import activity, mix
+from moesim.training.multitask.fitting import options_of
 
 torch.set_num_threads(1)
 

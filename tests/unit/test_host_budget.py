@@ -15,11 +15,12 @@ from workloads import tiny_scenario, tiny_trace
 
 from moesim.config.units import format_bytes
 from moesim.errors import BudgetError, ScenarioError
-from moesim.hardware import ModelShape, load_hardware, named_shape
+from moesim.hardware import load_hardware
+from moesim.model.shapes import ModelShape, named_shape
 from moesim.scenario import Scenario, load_scenario
 from moesim.scenario.unused import unused_keys
-from moesim.serving.host_budget import HostBudget, plan_host
-from moesim.serving.host_memory import PAGE_BYTES, HostMemory
+from moesim.serving.experts.host_budget import HostBudget, plan_host
+from moesim.serving.experts.host_memory import PAGE_BYTES, HostMemory
 
 # 2 MoE layers of 4 experts, each of 3 * 64 * 32 * 2 = 12,288 bytes: 3 pages.
 SHAPE = ModelShape(

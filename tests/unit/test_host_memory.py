@@ -7,7 +7,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from moesim.errors import UsageError
-from moesim.serving.host_memory import PAGE_BYTES, HostMemory, Unit
+from moesim.serving.experts.host_memory import PAGE_BYTES, HostMemory, Unit
 
 PAGE = 4
 SIZES = st.lists(st.integers(1, 30), min_size=1, max_size=6)

@@ -13,8 +13,8 @@ from damage import damaged_bytes, damaged_value
 from workloads import REFACTORED_CONFIG, TINY_CONFIG
 
 from moesim.errors import UsageError
-from moesim.hardware.model_config import load_shape
-from moesim.hardware.shapes import ModelShape
+from moesim.model.hf_config import load_shape
+from moesim.model.shapes import ModelShape
 
 EXAMPLES = int(os.environ.get("MOESIM_FUZZ", "1"))
 """Raise it to look further than a test may take time for."""

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from workloads import plan_of, run_on, tiny_scenario, tiny_trace
 
-from moesim.metrics import latency_summary, time_summary
+from moesim.results.metrics import latency_summary, time_summary
 from moesim.serving.request import Request
 from moesim.serving.totals import totals_of
 

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from workloads import TINY_CONFIG, tiny_trace
 
-from moesim.checks import policy_of
 from moesim.errors import ScenarioError
-from moesim.hardware.shapes import named_shape
+from moesim.model.shapes import named_shape
 from moesim.scenario import load_scenario
 from moesim.simulate import prepare
+from moesim.simulate.checks import policy_of
 from moesim.sweep import check_points, points_of
 from moesim.trace import SyntheticKnobs, synthesize
 

@@ -18,7 +18,9 @@ from typer.testing import CliRunner
 from moesim.cli import models as models_cli
 from moesim.cli import record as record_cli
 from moesim.errors import MissingExtra, MoesimError, OutputError, UsageError
-from moesim.models import (
+from moesim.record import read_prompts, record
+from moesim.trace import load_trace, validate_trace
+from moesim.training import (
     PRESETS,
     Corpus,
     MoePreset,
@@ -28,9 +30,7 @@ from moesim.models import (
     train,
     write_prompts,
 )
-from moesim.models.tokenizer import END, train_tokenizer
-from moesim.record import read_prompts, record
-from moesim.trace import load_trace, validate_trace
+from moesim.training.tokenizer import END, train_tokenizer
 
 TINY = MoePreset(
     num_layers=2,
@@ -292,7 +292,7 @@ def test_the_commands_train_cut_prompts_and_record(
     app: typer.Typer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("moesim.models.training.PRESETS", {"shallow": TINY})
+    monkeypatch.setattr("moesim.training.training.PRESETS", {"shallow": TINY})
     for domain in ("verse", "prose"):
         Path(domain).mkdir()
         for number in range(9):

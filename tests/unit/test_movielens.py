@@ -11,8 +11,8 @@ torch = pytest.importorskip("torch", reason="mixtures need the torch extra")
 from random_datasets import made_up_ratings  # noqa: E402
 
 from moesim.errors import UsageError  # noqa: E402
-from moesim.models import movielens  # noqa: E402
-from moesim.models.multitask import Examples  # noqa: E402
+from moesim.training import movielens  # noqa: E402
+from moesim.training.multitask import Examples  # noqa: E402
 
 torch.set_num_threads(1)
 real = pytest.mark.skipif(

@@ -15,9 +15,9 @@ from multitask_problem import TASKS, examples, gate, mixture  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
 from moesim.errors import MoesimError, UsageError  # noqa: E402
-from moesim.models.gates import GATES, Softmax, TopK  # noqa: E402
-from moesim.models.gates.mixing import mix, mix_shared  # noqa: E402
-from moesim.models.multitask import (  # noqa: E402
+from moesim.training.gates import GATES, Softmax, TopK  # noqa: E402
+from moesim.training.gates.mixing import mix, mix_shared  # noqa: E402
+from moesim.training.multitask import (  # noqa: E402
     Examples,
     FitSettings,
     Mixture,
@@ -26,7 +26,7 @@ from moesim.models.multitask import (  # noqa: E402
     fit,
     flops_per_row,
 )
-from moesim.models.multitask.tasks import (  # noqa: E402
+from moesim.training.multitask.tasks import (  # noqa: E402
     binary_cross_entropy,
     right_side,
     squared_error,
@@ -175,7 +175,7 @@ def test_evaluation_is_the_same_in_batches_and_weighs_rows_equally(
 ) -> None:
     model, rows = mixture(dropout=0.5), examples(50, known=21)
     whole = evaluate(model, TASKS, rows)
-    monkeypatch.setattr("moesim.models.multitask.fitting._EVALUATION_BATCH", 7)
+    monkeypatch.setattr("moesim.training.multitask.fitting._EVALUATION_BATCH", 7)
     for task, score in evaluate(model, TASKS, rows).items():
         assert score.loss == pytest.approx(whole[task].loss)
         assert score.accuracy == whole[task].accuracy

@@ -11,17 +11,17 @@ import pytest
 from watched_machines import enlist
 from workloads import plan_of, run_on, tiny_scenario, tiny_trace
 
-from moesim.bounds import longest_wait, verdict
 from moesim.config.units import format_bytes
+from moesim.cost.estimate import CostEstimate
+from moesim.cost.roofline import CostModel
 from moesim.errors import BudgetError, PolicyViolation, ScenarioError
-from moesim.hardware.cost import CostModel
-from moesim.hardware.estimate import CostEstimate
 from moesim.hardware.hardware import Figure
 from moesim.policies.placement import Copy, Placement, fixes_residents
 from moesim.scenario import Scenario, load_scenario
 from moesim.scenario.unused import unused_keys
 from moesim.serving.stalls import CAUSES
 from moesim.simulate import bounds_of, prepare, result_of, simulate, summarise
+from moesim.simulate.bounds import longest_wait, verdict
 from moesim.sweep import check_points, points_of
 
 EXPERT = 3 * 512 * 1024 * 2

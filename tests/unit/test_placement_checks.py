@@ -11,10 +11,10 @@ from watched_machines import enlist
 from workloads import TINY_CONFIG, plan_of, tiny_scenario, tiny_trace
 
 from moesim.errors import PolicyViolation, ScenarioError
-from moesim.facts import knows_the_future
 from moesim.policies.placement import Copy
 from moesim.scenario import Scenario, load_scenario
 from moesim.simulate import prepare, result_of
+from moesim.simulate.facts import knows_the_future
 
 
 @pytest.fixture(scope="module")

@@ -12,12 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from oracles import eviction as naive
 
-from moesim.curve import replay_hits
 from moesim.errors import PolicyViolation, UsageError
 from moesim.policies import View, find, parse_options
 from moesim.policies.eviction import LRU, CacheContext, Eviction, Resident
 from moesim.policies.guard import make_eviction
 from moesim.serving.budget import split_bytes, split_slots
+from moesim.simulate.curve import replay_hits
 
 EXPERTS = 6
 UNIVERSE = range(EXPERTS)

@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import eviction as naive
 
-from moesim.curve import replay_hits, trace_popularity
 from moesim.errors import InvariantError, UsageError
 from moesim.policies import View, find, names, parse_options
 from moesim.policies.eviction import MIN, CacheContext, Eviction
+from moesim.simulate.curve import replay_hits, trace_popularity
 from moesim.trace import Trace
 
 EXPERTS = 7

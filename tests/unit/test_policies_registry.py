@@ -251,7 +251,7 @@ class NewestOut(Eviction):
 '''
 
 USE = """
-from moesim.curve import curve
+from moesim.simulate.curve import curve
 from moesim.policies import find, names, parse_options
 from moesim.trace import Trace
 

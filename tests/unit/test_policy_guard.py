@@ -12,7 +12,6 @@ import pytest
 from watched_machines import enlist
 from workloads import plan_of, run_on, tiny_scenario, tiny_trace
 
-from moesim.curve import curve
 from moesim.errors import PolicyViolation, UsageError
 from moesim.policies import View, find, names, parse_options
 from moesim.policies.batching import Batching, Queue, fill
@@ -20,6 +19,7 @@ from moesim.policies.blame import is_foreign
 from moesim.policies.eviction import LRU, Eviction, Ranked
 from moesim.policies.guard import make_batching, make_prefetch
 from moesim.policies.prefetch import Prefetch
+from moesim.simulate.curve import curve
 
 Ask = Callable[..., Any]
 

@@ -30,9 +30,9 @@ from moesim.policies.placement import Placement
 from moesim.policies.prefetch import NoPrefetch
 from moesim.policies.view import View
 from moesim.report.names import policy_label
-from moesim.rundir import fingerprint, input_hashes
 from moesim.scenario import Scenario, load_scenario
 from moesim.simulate import prepare, run, summarise
+from moesim.simulate.rundir import fingerprint, input_hashes
 
 
 @dataclass(frozen=True, slots=True)

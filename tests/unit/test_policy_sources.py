@@ -20,9 +20,9 @@ from workloads import tiny_scenario, tiny_trace
 from moesim.errors import PolicyViolation, UsageError
 from moesim.policies import find, register, registry, sources
 from moesim.policies.sources import source_hash
-from moesim.rundir import fingerprint, policy_hashes
 from moesim.scenario import Scenario
 from moesim.simulate import prepare
+from moesim.simulate.rundir import fingerprint, policy_hashes
 
 EVICTION = """
 from moesim.policies import register

@@ -8,10 +8,10 @@ from moesim.hardware import topology
 from moesim.hardware.ops import States
 from moesim.hardware.topology import CPU, D2H, GPU, HOST, Topology
 from moesim.machine.work import Work
-from moesim.serving.decision import Decision
+from moesim.serving.experts.decision import Decision
+from moesim.serving.experts.program import Hidden, Program
+from moesim.serving.experts.slots import Slot
 from moesim.serving.issue import HostTimes, Issuer
-from moesim.serving.program import Hidden, Program
-from moesim.serving.slots import Slot
 
 WITH_CPU = Topology((*Topology.single_gpu().lanes, topology.Lane(CPU, HOST, HOST)))
 HITS = Decision(0, [0, 1], [1, 1], [Slot(0), Slot(1)])

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from workloads import plan_of, random_case, tiny_scenario, tiny_trace
 
-from moesim.curve import curve
 from moesim.errors import BudgetError, ScenarioError
 from moesim.simulate import result_of, run
+from moesim.simulate.curve import curve
 
 Reports = dict[str, list[tuple[int, int]]]
 

@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.nn.functional import kl_div
 
 from moesim.errors import UsageError
-from moesim.models.readme.distill import _soft_overlap, agreement, loss, targets
-from moesim.models.readme.ffn import Variant
-from moesim.models.readme.masks import Masks, top_masks
-from moesim.models.readme.scores import channel_scores
+from moesim.training.readme.distill import _soft_overlap, agreement, loss, targets
+from moesim.training.readme.ffn import Variant
+from moesim.training.readme.masks import Masks, top_masks
+from moesim.training.readme.scores import channel_scores
 
 DOMAINS = ("law", "code", "verse")
 WINDOWS = ids(2, 5, seed=9)

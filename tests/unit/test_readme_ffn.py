@@ -9,7 +9,7 @@ from dense_decoders import LAYERS, WIDTH, ids, inner_activations, tiny, tiny_lla
 from torch import nn
 
 from moesim.errors import UsageError
-from moesim.models.readme.ffn import find_ffns, frozen, watched
+from moesim.training.readme.ffn import find_ffns, frozen, watched
 
 
 @pytest.mark.parametrize("family", ["Llama", "Mistral", "Qwen2", "Qwen3", "Gemma", "Gemma2"])

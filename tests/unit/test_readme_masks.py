@@ -11,8 +11,8 @@ from dense_decoders import LAYERS, WIDTH, ids, inner_activations, tiny_llama
 from torch import Tensor
 
 from moesim.errors import UsageError
-from moesim.models.readme.masks import Masks, check_masks, random_masks, top_masks
-from moesim.models.readme.scores import channel_scores
+from moesim.training.readme.masks import Masks, check_masks, random_masks, top_masks
+from moesim.training.readme.scores import channel_scores
 
 DOMAINS = ("law", "code", "verse")
 

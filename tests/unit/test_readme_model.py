@@ -12,14 +12,14 @@ from refactored_models import ROUTER, dense_model, readme_model, some_masks, som
 from torch.nn import functional
 
 from moesim.errors import UsageError
-from moesim.hardware.model_config import shape_from_config
-from moesim.machine.real.models import load_model
-from moesim.models.readme.masked_experts import decide
-from moesim.models.readme.model import materialise, refactor
-from moesim.models.readme.router import PreGatingRouter, RouterCache
+from moesim.executor.models import load_model
+from moesim.model.hf_config import shape_from_config
 from moesim.record import record
 from moesim.record.header import model_config
 from moesim.record.prompts import Prompt
+from moesim.training.readme.masked_experts import decide
+from moesim.training.readme.model import materialise, refactor
+from moesim.training.readme.router import PreGatingRouter, RouterCache
 
 KINDS = [
     {"routing": routing, "scaled": scaled}

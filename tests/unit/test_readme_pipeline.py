@@ -14,14 +14,14 @@ import transformers
 
 from moesim.cli import app
 from moesim.errors import OutputError, UsageError
-from moesim.models.readme import pipeline
-from moesim.models.readme.model import ReadMeForCausalLM
-from moesim.models.readme.pipeline import run
-from moesim.models.readme.schedule import Schedule
-from moesim.models.readme.settings import KINDS, PipelineSettings
-from moesim.models.text import Corpus, read_corpus
-from moesim.models.tokenizer import train_tokenizer
 from moesim.record.loading import load_model
+from moesim.training.readme import pipeline
+from moesim.training.readme.model import ReadMeForCausalLM
+from moesim.training.readme.pipeline import run
+from moesim.training.readme.schedule import Schedule
+from moesim.training.readme.settings import KINDS, PipelineSettings
+from moesim.training.text import Corpus, read_corpus
+from moesim.training.tokenizer import train_tokenizer
 
 torch.set_num_threads(1)
 

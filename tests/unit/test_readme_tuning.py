@@ -12,13 +12,13 @@ from refactored_models import dense_model, readme_model, some_masks, some_tokens
 from safetensors.torch import save_file
 
 from moesim.errors import MoesimError, UsageError
-from moesim.models import checkpoint as checkpoints
-from moesim.models.readme import distill, tuning
-from moesim.models.readme.distill import targets
-from moesim.models.readme.masks import Masks
-from moesim.models.readme.schedule import PAPER, Schedule
-from moesim.models.readme.tuning import Tuned, TuningText, evaluate
-from moesim.models.tokens import WindowStream
+from moesim.training import checkpoint as checkpoints
+from moesim.training.readme import distill, tuning
+from moesim.training.readme.distill import targets
+from moesim.training.readme.masks import Masks
+from moesim.training.readme.schedule import PAPER, Schedule
+from moesim.training.readme.tuning import Tuned, TuningText, evaluate
+from moesim.training.tokens import WindowStream
 
 QUICK = Schedule(
     rounds=2,
@@ -298,7 +298,7 @@ def test_a_loss_that_is_not_finite_stops(tmp_path: Path) -> None:
 
 
 def test_one_expert_needs_no_router() -> None:
-    from moesim.models.readme.model import refactor
+    from moesim.training.readme.model import refactor
 
     model = refactor(dense_model(), some_masks(1), router={"hidden": 16, "heads": 2, "ffn": 8})
     history = tuning.tune(model, text(), QUICK, None).history

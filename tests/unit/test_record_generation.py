@@ -14,9 +14,9 @@ import transformers as hf
 from router_models import END, FAMILIES, PAD, VOCABULARY, batch, tiny
 
 from moesim.errors import OutputError, TraceError, UsageError
-from moesim.models.tokenizer import train_tokenizer
 from moesim.record import Prompt, Recorder, load_model, record
 from moesim.trace import load_trace, validate_trace
+from moesim.training.tokenizer import train_tokenizer
 
 
 def prompts(num: int = 5, seed: int = 3) -> list[Prompt]:

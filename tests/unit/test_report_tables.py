@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 from run_directories import run_directory
 
-from moesim.bounds import BOUND_KEYS
 from moesim.report import compare_runs, load_run, print_summary, write_comparison
 from moesim.report.comparison import Comparison
 from moesim.report.metrics import HIT_RATE, Metric, number
@@ -20,6 +19,7 @@ from moesim.report.statistics import Estimate
 from moesim.report.summary import summary_tables
 from moesim.report.tables import as_json, signs, tables
 from moesim.report.tabular import Cell, Table, fitted, markdown, plain, write_tables
+from moesim.simulate.bounds import BOUND_KEYS
 
 SPEED = {"output_tokens_per_s": (10.0, 20.0, 40.0), "e2e_p95_ms": (50.0, 80.0, 80.0)}
 

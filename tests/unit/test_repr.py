@@ -10,9 +10,9 @@ from stand_in_machines import PretendBench
 from workloads import plan_of, tiny_scenario, tiny_trace
 
 from moesim.errors import UsageError
-from moesim.models.text import Corpus, Document
 from moesim.report import compare_runs, load_run
 from moesim.simulate import result_of, run, simulate
+from moesim.training.text import Corpus, Document
 from moesim.validate.validation import validate_plan
 
 LONGEST = 200

@@ -17,10 +17,10 @@ from workloads import everything, plan_of, random_case, run_on, tiny_scenario, t
 from moesim.errors import PolicyViolation
 from moesim.machine.events import EventMachine
 from moesim.machine.sim import SimMachine
-from moesim.metrics import layer_columns
 from moesim.policies.eviction import LRU, Static
 from moesim.policies.prefetch import Prefetch
 from moesim.policies.view import View
+from moesim.results.metrics import layer_columns
 from moesim.simulate import Outcome, summarise
 from moesim.trace import Trace
 

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from workloads import tiny_trace
 
 from moesim.config.units import format_share, parse_share
-from moesim.rundir import fingerprint
 from moesim.scenario import Scenario, load_scenario
 from moesim.scenario.sweep import expand_sweep
 from moesim.simulate import prepare, run
+from moesim.simulate.rundir import fingerprint
 from moesim.trace import load_trace
 
 SHARES = st.floats(0, 1) | st.sampled_from([1 / 3, 0.1 + 0.2, 1e-130, 5e-324, 1.0, 0.1234567])

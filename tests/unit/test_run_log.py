@@ -32,8 +32,8 @@ from moesim.serving.run_log import (
 )
 from moesim.serving.server import Server
 from moesim.simulate import Plan, build_server, simulate
+from moesim.simulate.build import universe_of
 from moesim.validate import Witness, differences, simulate_observed
-from moesim.wiring import universe_of
 
 CPU_CASES: list[dict[str, Any]] = [
     {"placement": {"policy": "two_queue"}, "cache": {"slots": 9, "policy": "lru"}},

@@ -21,9 +21,8 @@ import pytest
 from costed_traces import costed_trace
 from workloads import tiny_scenario, tiny_trace
 
-from moesim import rundir
 from moesim.errors import OutputError, ScenarioError, TraceError
-from moesim.simulate import run
+from moesim.simulate import run, rundir
 
 FILES = {
     "scenario.yaml",
@@ -424,10 +423,10 @@ def test_a_file_in_the_way_is_refused(tmp_path: Path, trace: Path) -> None:
 DIE = "import os, signal; die = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)\n"
 KILLED_AT = {
     "the first step": "import moesim.policies.batching as b; b.DecodeFirst.plan = die",
-    "the last invariant": "import moesim.simulate as s; s.check_run = die",
+    "the last invariant": "import moesim.simulate.run as s; s.check_run = die",
     "the first file": "import yaml; yaml.dump = die",
     "the first table": "import pyarrow.parquet as p; p.write_table = die",
-    "the manifest": "import moesim.rundir as r; r.sha256 = die",
+    "the manifest": "import moesim.simulate.rundir as r; r.sha256 = die",
     "the rename": "import pathlib; pathlib.Path.rename = die",
 }
 

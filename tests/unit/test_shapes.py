@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from moesim.errors import UsageError
-from moesim.hardware import ModelShape, load_shape, named_shape, shape_from_config, shape_names
 from moesim.hardware.measurement import ShapeProfile, shape_profile, signature
+from moesim.model.hf_config import load_shape, shape_from_config
+from moesim.model.shapes import ModelShape, named_shape, shape_names
 
 # Bytes of one expert in bf16, and all experts' gigabytes; the known total of parameters.
 KNOWN = {

@@ -10,26 +10,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from measured_profiles import random_times, tiny_shape
 
-from moesim.hardware import (
-    BatchShape,
-    CostModel,
-    Dense,
-    Experts,
-    Front,
-    Hardware,
-    Link,
-    ModelShape,
-    Tail,
-)
-from moesim.hardware.cpu import CpuCost, topology_of
-from moesim.hardware.estimate import CostEstimate
+from moesim.cost.cpu import CpuCost, topology_of
+from moesim.cost.estimate import CostEstimate
+from moesim.cost.measured import OperationCost
+from moesim.cost.prices import SimPrices, flow
+from moesim.cost.roofline import CostModel
+from moesim.hardware import BatchShape, Dense, Experts, Front, Hardware, Link, Tail
 from moesim.hardware.hardware import Disk
 from moesim.hardware.measurement import OperationTimes
-from moesim.hardware.operations import OperationCost
 from moesim.hardware.ops import Copy, Op, Readback, States
 from moesim.hardware.topology import CPU, D2H, DISK, GPU, H2D, HOST_BANDWIDTH
-from moesim.machine.sim_prices import SimPrices, flow
 from moesim.machine.work import Cost
+from moesim.model.shapes import ModelShape
 from moesim.policies.placement import Estimate
 
 # The CPU reaches 10 operations and 1 byte a nanosecond, the GPU ten times as many.

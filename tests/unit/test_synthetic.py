@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_traces import assert_same
 
-from moesim.curve import curve
 from moesim.errors import UsageError
+from moesim.simulate.curve import curve
 from moesim.trace import SyntheticKnobs, Trace, synthesize, validate_trace
 
 # Choices that agree by chance are rare among 64 experts, so that shares measure the knobs.

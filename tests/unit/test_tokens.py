@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from moesim.errors import UsageError
-from moesim.models.text import Document, read_corpus
-from moesim.models.tokenizer import train_tokenizer
-from moesim.models.tokens import (
+from moesim.training.text import Document, read_corpus
+from moesim.training.tokenizer import train_tokenizer
+from moesim.training.tokens import (
     WindowStream,
     draw_windows,
     shuffle_domains,

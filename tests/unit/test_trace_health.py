@@ -16,10 +16,10 @@ from workloads import tiny_scenario
 
 from moesim.errors import TraceError
 from moesim.scenario import Scenario
+from moesim.simulate.build import prepare
 from moesim.trace import Trace, load_trace, validate_trace
 from moesim.trace.health import check_shard
 from moesim.trace.meta import Role, TraceMeta
-from moesim.wiring import prepare
 
 Place = tuple[int, ...]
 IDS, GUESSES = "expert_ids-00001.npy", "predictions-00001.npy"

@@ -24,21 +24,21 @@ from workloads import (
     tiny_trace,
 )
 
+from moesim.cost.estimate import CostEstimate
 from moesim.errors import BudgetError, PolicyViolation, ScenarioError
-from moesim.hardware.estimate import CostEstimate
+from moesim.executor.run import executor_for
 from moesim.hardware.ops import Experts
-from moesim.hardware.shapes import ModelShape
 from moesim.machine.events import EventMachine
-from moesim.machine.real.run import executor_for
 from moesim.machine.sim import SimMachine
 from moesim.machine.work import Work
+from moesim.model.shapes import ModelShape
 from moesim.policies import View
 from moesim.policies.eviction import LRU, CacheContext
 from moesim.scenario import load_scenario
 from moesim.serving.budget import split_slots
-from moesim.serving.free_bytes import FreeBytes
-from moesim.serving.residency import ExpertCache
-from moesim.serving.slots import ExpertSizes, Slot, Staging
+from moesim.serving.experts.free_bytes import FreeBytes
+from moesim.serving.experts.residency import ExpertCache
+from moesim.serving.experts.slots import ExpertSizes, Slot, Staging
 from moesim.simulate import Plan, bounds_of, group_by_cache, prepare, result_of, summarise
 
 EXPERT = 3 * 512 * 1024 * 2

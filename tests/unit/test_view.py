@@ -15,7 +15,6 @@ from costed_traces import costed_trace
 from watched_machines import enlist
 from workloads import TINY_CONFIG, plan_of, run_on, tiny_scenario, tiny_trace
 
-from moesim.curve import curve
 from moesim.errors import PolicyViolation
 from moesim.machine.events import EventMachine
 from moesim.machine.sim import SimMachine
@@ -25,6 +24,7 @@ from moesim.policies.prefetch import Prefetch
 from moesim.policies.view import View
 from moesim.serving.scheduler import Scheduler
 from moesim.simulate import summarise
+from moesim.simulate.curve import curve
 from moesim.trace import Trace
 
 LAYERS, EXPERTS, TOP_K = 4, 8, 2

@@ -18,10 +18,10 @@ from moesim.machine.sim import SimMachine
 from moesim.report.metrics import run_caption
 from moesim.report.runs import load_run
 from moesim.report.summary import summary_tables
+from moesim.results.window import Window, find_window
 from moesim.scenario import load_scenario
 from moesim.serving.totals import Totals, totals_of
 from moesim.simulate import Outcome, result_of, run, simulate, summarise
-from moesim.window import Window, find_window
 
 WHOLE_RUN = {
     *("requests", "finished", "rejected", "running", "queued", "makespan_s", "tiled_share"),

@@ -21,12 +21,12 @@ from moesim.errors import ScenarioError
 from moesim.policies.eviction import Random
 from moesim.policies.view import View
 from moesim.scenario import Scenario
-from moesim.serving import arrivals_csv
 from moesim.serving.request import Request
-from moesim.serving.workload import build_workload
 from moesim.simulate import summarise
 from moesim.streams import stream
 from moesim.trace import Trace
+from moesim.workload import arrivals_csv
+from moesim.workload.workload import build_workload
 
 
 def workload(trace: Trace, seed: int = 0, **section: Any) -> list[Request]:

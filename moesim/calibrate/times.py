@@ -1,0 +1,171 @@
+"""From samples to an entry of a profile: the fitted times of one model's operations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any, Final
+
+import numpy as np
+
+from moesim.calibrate.fitting import Fit, Row, fit, pool, robust, split, swelling, verify
+from moesim.calibrate.samples import ExpertWork, Layer, Samples
+from moesim.cost.measured import LayerWork, layer_work
+from moesim.errors import UsageError
+from moesim.hardware.measurement import (
+    ExpertTable,
+    LayerTimes,
+    OperationTimes,
+    ReadbackTimes,
+    Residual,
+    TailTimes,
+    shape_profile,
+)
+from moesim.hardware.ops import BatchShape
+from moesim.model.shapes import ModelShape
+
+__all__ = ["fit_times"]
+
+# Rows at which the expert table may bend: nearly evenly spaced on a logarithmic scale.
+_KNOTS: Final = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
+
+
+def fit_times(shape: ModelShape, samples: Samples, *, seed: int = 0) -> OperationTimes:
+    """Return the times of `shape`'s operations, each kind fitted to half of its points.
+
+    Raise `UsageError` if a kind has too few points.
+    """
+    residuals: dict[str, Residual] = {}
+
+    def note(kind: str, result: Fit) -> tuple[float, ...]:
+        residuals[kind] = result.residual
+        return result.coefficients
+
+    _check(samples, shape)
+    backs = [(work.nbytes, float(ns)) for work, ns in samples.readbacks]
+    base, byte = note("readback", fit(pool(backs), lambda n: (1, n), seed=seed))
+    # A tail's sample includes the readback of its sampled tokens, which has a price of its own.
+    tails = [(work.batch, max(1.0, ns - base - byte * work.nbytes)) for work, ns in samples.tails]
+    tail = note("tail", fit(pool(tails), _tail_parts, seed=seed))
+    # A step's first layer takes longer than later ones, so its extra time is fitted apart.
+    layers = _Layers(shape, seed)
+    front, dense, first = layers.fit(samples)
+    residuals.update(layers.residuals)
+    experts, landing, residuals["experts"] = _fit_experts(samples.experts, seed)
+    return OperationTimes(
+        shape=shape_profile(shape),
+        experts=experts,
+        front=front,
+        dense=dense,
+        first=first,
+        tail=TailTimes(base_ns=tail[0], token_ns=tail[1], sequence_ns=tail[2], sampled_ns=tail[3]),
+        readback=ReadbackTimes(base_ns=base, byte_ns=byte),
+        landing_ns=landing,
+        residuals=residuals,
+    )
+
+
+def _check(samples: Samples, shape: ModelShape) -> None:
+    """Raise `UsageError` unless there are samples of every kind of operation of the model."""
+    wanted = ["experts", "fronts", "readbacks", "tails"] + ["dense"] * bool(shape.dense_layers)
+    missing = [name for name in wanted if len(getattr(samples, name)) < 2]
+    if missing:
+        raise UsageError(
+            f"the measurements of {shape.name} hold too few {', '.join(missing)}; allow more time"
+        )
+
+
+def _tail_parts(batch: BatchShape) -> Row:
+    return 1, batch.tokens, batch.sequences, batch.sampled
+
+
+def _layer_parts(work: LayerWork) -> Row:
+    return 1, *work
+
+
+class _Layers:
+    """Fits fronts and dense layers, and the extra time of the first layer of a step."""
+
+    def __init__(self, shape: ModelShape, seed: int) -> None:
+        self._shape = shape
+        self._windowed = set(shape.windowed_layers)
+        self._seed = seed
+        self.residuals: dict[str, Residual] = {}
+
+    def fit(self, samples: Samples) -> tuple[LayerTimes, LayerTimes | None, LayerTimes]:
+        """Return the times of a front, of a dense layer (or None), and the first layer's extra."""
+        times: dict[str, LayerTimes] = {}
+        surplus: list[tuple[Any, float]] = []
+        for kind, taken in (("front", samples.fronts), ("dense", samples.dense)):
+            if not taken:
+                continue
+            later = [(self._work(w), float(ns)) for w, ns in taken if not w.first]
+            begins = [(self._work(w), float(ns)) for w, ns in taken if w.first]
+            usual = fit(pool(later or begins), _layer_parts, seed=self._seed)
+            self.residuals[kind] = usual.residual
+            times[kind] = _times(usual.coefficients)
+            if later and begins:
+                surplus += [((work, usual.coefficients), ns) for work, ns in begins]
+        return times["front"], times.get("dense"), self._first(surplus)
+
+    def _first(self, surplus: Sequence[tuple[Any, float]]) -> LayerTimes:
+        points = pool(surplus)
+        if len(points) < 2:
+            return LayerTimes(base_ns=0.0)
+        fitted, held_out = split(points, self._seed)
+
+        def usual(work: Any) -> float:
+            return float(np.dot(_layer_parts(work[0]), work[1]))
+
+        extra = robust(fitted, lambda work: _layer_parts(work[0]), usual)
+
+        def predict(work: Any) -> float:
+            return usual(work) + float(np.dot(_layer_parts(work[0]), extra))
+
+        # The usual part is fitted already, so the extra part alone makes the sum come out right.
+        whole = sum(point.repeats * predict(point.work) for point in fitted)
+        own = sum(point.repeats * (predict(point.work) - usual(point.work)) for point in fitted)
+        if own > 0:
+            extra = extra * max(0.0, 1 + (swelling(fitted, predict) - 1) * whole / own)
+
+        self.residuals["first"] = verify(held_out, predict, len(fitted))
+        return _times(tuple(extra))
+
+    def _work(self, layer: Layer) -> LayerWork:
+        window = self._shape.window if layer.layer in self._windowed else None
+        return layer_work(layer.batch, window)
+
+
+def _times(coefficients: Sequence[float]) -> LayerTimes:
+    base, token, sequence, entry, pair = coefficients
+    return LayerTimes(
+        base_ns=base, token_ns=token, sequence_ns=sequence, kv_token_ns=entry, pair_ns=pair
+    )
+
+
+def _fit_experts(
+    samples: Sequence[tuple[ExpertWork, int]], seed: int
+) -> tuple[ExpertTable, float, Residual]:
+    """Fit the table of rows, and the delay from a landing to the computation that waited for it."""
+    points = pool((ExpertWork(tuple(sorted(work.tokens)), work.landed), ns) for work, ns in samples)
+    fitted, _ = split(points, seed)
+    most = max(max(point.work.tokens) for point in fitted)
+    least = min(min(point.work.tokens) for point in fitted)
+    knots = [knot for knot in _KNOTS if least <= knot < most]
+    knots = sorted({least, *knots, most})
+
+    def parts(work: ExpertWork) -> Row:
+        """Return the parts: a call, a wait, experts, and the rows between each two knots."""
+        each = [0.0] * (len(knots) - 1)
+        for count in work.tokens:
+            for place, (low, high) in enumerate(pairwise(knots)):
+                beyond = count if place == len(each) - 1 else min(count, high)
+                each[place] += max(0, beyond - low)
+        return [1, float(work.landed), len(work.tokens), *each]
+
+    result = fit(points, parts, seed=seed)
+    call, landing, weights, *slopes = result.coefficients
+    each_ns = [weights]
+    for slope, (low, high) in zip(slopes, pairwise(knots), strict=True):
+        each_ns.append(each_ns[-1] + slope * (high - low))
+    return ExpertTable(call_ns=call, tokens=knots, each_ns=each_ns), landing, result.residual

@@ -1,0 +1,164 @@
+"""The load of each operation: its arithmetic, and the bytes that it reads and writes.
+
+A load depends on the model alone. The rates of a machine turn it into a duration by the roofline
+(Williams, Waterman, Patterson 2009): the longer of arithmetic and memory traffic. The GPU and the
+CPU do the same work at different rates.
+
+A matrix product of an n × m weight with t rows has 2·t·n·m operations and reads the weight once.
+Activations are small beside weights and are left out.
+"""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+from moesim.hardware.ops import BatchShape
+from moesim.model.shapes import ModelShape, stored_bytes
+
+__all__ = ["Load", "Loads", "Rates"]
+
+_SECOND_NS: Final = 10**9
+
+
+class Load(NamedTuple):
+    """The arithmetic operations of a work, and the bytes that it moves from and to memory."""
+
+    flops: int
+    nbytes: int
+
+
+class Rates(NamedTuple):
+    """What a processor reaches: operations/s, and bytes/s of its memory. Both are at least 1."""
+
+    flops_per_s: int
+    bytes_per_s: int
+
+    def duration_ns(self, load: Load) -> int:
+        """Return the longer of arithmetic and memory traffic, rounded up to whole nanoseconds."""
+        # `-(-a // b)` rounds up, exactly also for integers that a float cannot hold.
+        compute = -(-load.flops * _SECOND_NS // self.flops_per_s)
+        memory = -(-load.nbytes * _SECOND_NS // self.bytes_per_s)
+        return max(compute, memory)
+
+
+class Loads:
+    """The loads of one model's operations."""
+
+    def __init__(self, shape: ModelShape) -> None:
+        self.shape = shape
+        self.windowed = frozenset(shape.windowed_layers) if shape.window else frozenset()
+        self._front = _Weights.of(shape.front_params, shape)
+        self._dense = _Weights.of(shape.dense_params, shape)
+        self._head = _Weights.of(shape.hidden * shape.vocabulary, shape)
+        self._row_bytes = stored_bytes(shape.hidden, shape.weight_bits)
+        self._router = _Router.of(shape) if shape.router else None
+
+    def expert(self, rows: int, nbytes: int | None = None) -> Load:
+        """Return the load of one routed expert: 2·rows·(3·hidden·FFN) operations, its weights once.
+
+        `nbytes`: its stored size, where experts differ in it. Without rows the load is 0.
+        """
+        if not rows:
+            return Load(0, 0)
+        shape = self.shape
+        return Load(
+            2 * rows * shape.expert_params, shape.expert_bytes if nbytes is None else nbytes
+        )
+
+    def front(self, batch: BatchShape, *, windowed: bool) -> Load:
+        """Return the load of norms, attention, router and shared experts of an MoE layer."""
+        return self._layer(self._front, batch, windowed)
+
+    def dense(self, batch: BatchShape, *, windowed: bool) -> Load:
+        """Return the load of a layer without routed experts: as `front`, with its FFN."""
+        return self._layer(self._dense, batch, windowed)
+
+    def tail(self, batch: BatchShape) -> Load:
+        """Return the load of a step's end, without a decoupled router.
+
+        This is reading the embedding rows, and the LM head if rows are sampled.
+        """
+        head_bytes = self._head.nbytes if batch.sampled else 0
+        return Load(
+            2 * batch.sampled * self._head.params, batch.tokens * self._row_bytes + head_bytes
+        )
+
+    def router(self, batch: BatchShape) -> Load | None:
+        """Return the load of a decoupled router over all rows of a step; None without one.
+
+        The router has the load of a layer of its sizes: its weights are read once a step, and its
+        attention has as many pairs and past tokens as that of a layer. Each row is assumed to be
+        routed in the step that computes it, although the ids of a prompt are there earlier.
+        """
+        router = self._router
+        if router is None:
+            return None
+        flops = 2 * batch.tokens * router.params + router.pair_flops * batch.pairs
+        entries = batch.kv_tokens + batch.tokens
+        nbytes = router.nbytes + batch.tokens * router.row_bytes + entries * router.kv_bytes
+        return Load(flops, nbytes)
+
+    def attention(self, batch: BatchShape, *, windowed: bool) -> Load:
+        """Return the load of one layer's attention without its projections: its KV entries.
+
+        Scores and weighted values each take 2 operations for a (query, key) pair, head and
+        dimension. KV entries are read once a sequence, and each token writes its own. Latent
+        attention either folds the up-projections into the query (DeepSeek-V2, section 2.1.2) or
+        expands the entries first; the cheaper of the two counts.
+        """
+        shape = self.shape
+        pairs, entries = batch.pairs, batch.kv_tokens
+        if windowed and shape.window is not None:
+            # An upper bound: tokens of one sequence share most of their windows.
+            pairs = min(pairs, batch.tokens * shape.window)
+            entries = min(entries, batch.tokens * shape.window)
+        nbytes = (entries + batch.tokens) * shape.kv_bytes_per_token_layer
+        if shape.mla is None:
+            return Load(4 * pairs * shape.num_heads * shape.head_dim, nbytes)
+        mla, heads = shape.mla, shape.num_heads
+        folded = 2 * pairs * heads * (2 * mla.kv_rank + mla.rope_dim)
+        expand = 2 * entries * mla.kv_rank * heads * (mla.nope_dim + mla.value_dim)
+        expanded = expand + 2 * pairs * heads * (mla.nope_dim + mla.rope_dim + mla.value_dim)
+        return Load(min(folded, expanded), nbytes)
+
+    def _layer(self, weights: _Weights, batch: BatchShape, windowed: bool) -> Load:
+        flops, nbytes = self.attention(batch, windowed=windowed)
+        return Load(flops + 2 * batch.tokens * weights.params, nbytes + weights.nbytes)
+
+
+class _Weights(NamedTuple):
+    """A number of weights and their stored bytes."""
+
+    params: int
+    nbytes: int
+
+    @classmethod
+    def of(cls, params: int, shape: ModelShape) -> _Weights:
+        return cls(params, stored_bytes(params, shape.weight_bits))
+
+
+class _Router(NamedTuple):
+    """The sizes of a decoupled router from which its load follows."""
+
+    params: int
+    """Weights that each row is multiplied with."""
+    pair_flops: int
+    """Operations of one (query, key) pair."""
+    nbytes: int
+    """Bytes of these weights."""
+    row_bytes: int
+    """Bytes of one embedding row."""
+    kv_bytes: int
+    """Bytes of one KV entry."""
+
+    @classmethod
+    def of(cls, shape: ModelShape) -> _Router:
+        assert shape.router is not None
+        params = shape.router.multiplied_params(shape.num_experts)
+        return cls(
+            params,
+            4 * shape.router.hidden,
+            stored_bytes(params, shape.weight_bits),
+            stored_bytes(shape.router.hidden, shape.weight_bits),
+            shape.router_kv_bytes_per_token,
+        )

@@ -1,0 +1,204 @@
+"""The cost model: how long an operation or a copy takes on a machine, in whole nanoseconds.
+
+An operation on the GPU takes the longer of two times: its arithmetic at the reached compute rate,
+or its bytes at the reached memory bandwidth (`moesim.cost.loads`). A fixed overhead is added.
+Results are integers, rounded up, so that a sum does not depend on the order of its terms.
+"""
+
+from __future__ import annotations
+
+from typing import Final, TypeVar
+
+from moesim.cost.loads import Loads, Rates
+from moesim.hardware.hardware import Disk, Hardware, Link
+from moesim.hardware.ops import BatchShape, Dense, Experts, Front, Op, Tail
+from moesim.hardware.topology import D2H, DISK, H2D
+from moesim.model.shapes import ModelShape
+
+__all__ = ["CostModel", "copy_ns", "read_ns", "remember"]
+
+_K = TypeVar("_K")
+_V = TypeVar("_V")
+
+_SECOND_NS: Final = 10**9
+_MEMO_LIMIT: Final = 1 << 16  # entries of one memo
+
+
+class CostModel:
+    """Durations of the operations and copies of one model on one machine.
+
+    Durations depend on the arguments alone; the memos change none.
+    """
+
+    landing_ns: int = 0
+    """Nanoseconds from the end of a copy until a computation that waited for it may start."""
+
+    def __init__(self, hardware: Hardware, shape: ModelShape, *, pinned: bool = True) -> None:
+        """Prepare the sums that no batch changes.
+
+        `pinned`: the experts lie in page-locked host memory.
+        """
+        self.hardware = hardware
+        self.shape = shape
+        self.pinned = pinned
+        self.expert_bytes = shape.expert_bytes
+        self.loads = Loads(shape)
+        self.rates = Rates(
+            max(1, round(hardware.flops_per_s * hardware.compute_efficiency)),
+            max(1, round(hardware.memory_bytes_per_s * hardware.memory_efficiency)),
+        )
+        self._windowed = self.loads.windowed
+        self._dense = frozenset(shape.dense_layers)
+        kinds = [self._layer_kind(layer) for layer in range(shape.num_layers)]
+        self._first_of_kind = [kinds.index(kind) for kind in kinds]  # for each layer
+        self._first_layers = sorted(set(self._first_of_kind))
+        self._experts_memo: dict[tuple[int, ...], int] = {}
+        self._expert_memo: dict[int, int] = {}
+        self._front_memo: dict[tuple[bool, BatchShape], int] = {}
+        self._dense_memo: dict[tuple[bool, BatchShape], int] = {}
+        self._tail_memo: dict[BatchShape, int] = {}
+
+    def compute_ns(self, op: Op) -> int:
+        """Return how long the GPU is busy with `op`, in nanoseconds."""
+        if isinstance(op, Experts):
+            tokens = op[2]  # by number: this is the most frequent call, and a name takes longer
+            duration_ns = self._experts_memo.get(tokens)
+            return duration_ns if duration_ns is not None else self.experts_ns(tokens)
+        if isinstance(op, Front):
+            return self.front_ns(op.layer, op.batch)
+        if isinstance(op, Dense):
+            return self.dense_ns(op.layer, op.batch)
+        assert isinstance(op, Tail), f"{op} is no computation"
+        return self.tail_ns(op.batch)
+
+    def experts_ns(self, tokens: tuple[int, ...], nbytes: tuple[int, ...] | None = None) -> int:
+        """Return the nanoseconds of one grouped call, whose i-th expert computes `tokens[i]` rows.
+
+        Each expert takes the longer of reading its weights and 2·rows·(3·hidden·FFN) operations.
+        The call takes their sum and one overhead; without experts it takes 0. `nbytes[i]` is the
+        stored size of an expert, where experts differ in it.
+        """
+        if nbytes is not None:
+            loads = map(self.loads.expert, tokens, nbytes)
+            return sum(map(self.rates.duration_ns, loads)) + self.call_ns if tokens else 0
+        duration_ns = self._experts_memo.get(tokens)
+        if duration_ns is None:
+            sum_ns = sum(self._expert_ns(count) for count in tokens)
+            duration_ns = sum_ns + self.call_ns if tokens else 0
+            remember(self._experts_memo, tokens, duration_ns)
+        return duration_ns
+
+    @property
+    def call_ns(self) -> int:
+        """The nanoseconds that one call over several experts takes beside its experts."""
+        return self.hardware.kernel_overhead_ns
+
+    def front_ns(self, layer: int, batch: BatchShape) -> int:
+        """Return the nanoseconds of norms, attention, router and shared experts of an MoE layer.
+
+        Weights are read once and take 2·tokens·weights operations; attention adds the rest.
+        """
+        key = (layer in self._windowed, batch)
+        duration_ns = self._front_memo.get(key)
+        if duration_ns is None:
+            load = self.loads.front(batch, windowed=key[0])
+            duration_ns = self.rates.duration_ns(load) + self.hardware.kernel_overhead_ns
+            remember(self._front_memo, key, duration_ns)
+        return duration_ns
+
+    def dense_ns(self, layer: int, batch: BatchShape) -> int:
+        """Return the nanoseconds of a layer without routed experts: as `front_ns`, with its FFN."""
+        key = (layer in self._windowed, batch)
+        duration_ns = self._dense_memo.get(key)
+        if duration_ns is None:
+            load = self.loads.dense(batch, windowed=key[0])
+            duration_ns = self.rates.duration_ns(load) + self.hardware.kernel_overhead_ns
+            remember(self._dense_memo, key, duration_ns)
+        return duration_ns
+
+    def layers_ns(self, batch: BatchShape) -> list[int]:
+        """Return the nanoseconds of each model layer without its routed experts."""
+        durations_ns = {}
+        for first in self._first_layers:
+            dense = first in self._dense
+            durations_ns[first] = (
+                self.dense_ns(first, batch) if dense else self.front_ns(first, batch)
+            )
+        return [durations_ns[first] for first in self._first_of_kind]
+
+    def tail_ns(self, batch: BatchShape) -> int:
+        """Return the nanoseconds of the work that a step does once.
+
+        This is reading the embedding rows, the LM head (2·sampled·hidden·vocabulary operations) if
+        rows are sampled, and a decoupled router if the model has one (`router_ns`).
+        """
+        duration_ns = self._tail_memo.get(batch)
+        if duration_ns is None:
+            duration_ns = self.rates.duration_ns(self.loads.tail(batch))
+            duration_ns += self.hardware.kernel_overhead_ns + self.router_ns(batch)
+            remember(self._tail_memo, batch, duration_ns)
+        return duration_ns
+
+    def router_ns(self, batch: BatchShape) -> int:
+        """Return the nanoseconds of a decoupled router over all rows of a step; 0 without one."""
+        load = self.loads.router(batch)
+        if load is None:
+            return 0
+        return self.rates.duration_ns(load) + self.hardware.kernel_overhead_ns
+
+    def pageable(self) -> CostModel:
+        """Return the same costs with experts in pageable host memory."""
+        return CostModel(self.hardware, self.shape, pinned=False)
+
+    def copy_ns(self, lane: str, nbytes: int) -> int:
+        """Return the nanoseconds of one copy of `nbytes` on a lane that is otherwise idle.
+
+        The lane `disk` reads into host memory; the hardware must have a disk then.
+        """
+        if lane == DISK:
+            assert self.hardware.disk is not None, "topology_of refuses this machine"
+            return read_ns(self.hardware.disk, nbytes)
+        link = self.hardware.h2d if lane == H2D else self.hardware.d2h
+        return copy_ns(link, nbytes, pinned=self.pinned)
+
+    def readback_ns(self, nbytes: int) -> int:
+        """Return the nanoseconds until `nbytes` of ids from the GPU can be read on the host."""
+        return self.hardware.readback_latency_ns + self.copy_ns(D2H, nbytes)
+
+    def chunk_bytes(self, lane: str) -> int | None:
+        """Return the largest piece of a copy in bytes; None: copies are never cut."""
+        if lane == DISK:
+            return None  # a queue of reads has one latency, which cut reads would multiply
+        link = self.hardware.h2d if lane == H2D else self.hardware.d2h
+        return link.chunk_bytes
+
+    def _layer_kind(self, layer: int) -> tuple[bool, ...]:
+        """Return the kind of a layer; layers of one kind take the same time."""
+        return layer in self._dense, layer in self._windowed
+
+    def _expert_ns(self, count: int) -> int:
+        duration_ns = self._expert_memo.get(count)
+        if duration_ns is None:
+            duration_ns = self.rates.duration_ns(self.loads.expert(count))
+            # No limit: there are at most as many keys as a step has rows.
+            self._expert_memo[count] = duration_ns
+        return duration_ns
+
+
+def copy_ns(link: Link, nbytes: int, *, pinned: bool) -> int:
+    """Return the nanoseconds of one copy over an idle `link`: latency + bytes / bandwidth."""
+    rate = link.pinned_bytes_per_s if pinned else link.pageable_bytes_per_s
+    return link.latency_ns - (-nbytes * _SECOND_NS // rate)
+
+
+def read_ns(disk: Disk, nbytes: int) -> int:
+    """Return the nanoseconds of one read: latency / queue depth + bytes / bandwidth, rounded up."""
+    return -(-disk.latency_ns // disk.queue_depth) - (-nbytes * _SECOND_NS // disk.bytes_per_s)
+
+
+def remember(memo: dict[_K, _V], key: _K, value: _V) -> None:
+    """Store `value` under `key`; empty the memo first if it is full."""
+    # Batches of a long run seldom repeat, so keeping the newest entries would help little.
+    if len(memo) >= _MEMO_LIMIT:
+        memo.clear()
+    memo[key] = value

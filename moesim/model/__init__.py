@@ -1,0 +1,1 @@
+"""Models as sizes: shapes of shipped models, and shapes from Hugging Face configurations."""

@@ -1,0 +1,1 @@
+"""Results: the numbers and tables of a finished run."""

@@ -1,0 +1,1 @@
+"""Serving: the serving logic, the same for every machine."""

@@ -1,0 +1,390 @@
+"""Residency: which experts have a slot in GPU memory, and how a layer event changes that.
+
+A slot belongs to a key as soon as the key's copy is issued, and not only when the copy has landed.
+So decisions do not depend on the speed of the link. An expert that must leave while its copy is
+under way lands first; the copy gets demand priority.
+
+`ExpertCache.decide` decides a layer event once for the whole union, as a `Decision`. It moves slots
+between keys and issues no work. `moesim/serving/experts/program.py` turns a decision into work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from itertools import count
+from typing import Final
+
+from moesim.errors import InvariantError, PolicyViolation
+from moesim.hardware.topology import GPU
+from moesim.machine.protocol import Machine
+from moesim.policies.eviction.base import Eviction
+from moesim.policies.view import Key, View
+from moesim.serving.experts.decision import NO_READS, Decision, Place, Placed
+from moesim.serving.experts.free_bytes import FreeBytes
+from moesim.serving.experts.host_memory import HostMemory
+from moesim.serving.experts.slots import ExpertSizes, Slot, Staging
+from moesim.serving.ledger import Ledger
+
+__all__ = ["ExpertCache"]
+
+_STRAY_LEAVER = "is a leaver, but neither resident nor wanted"
+_NOWHERE_ELSE: Placed = {}
+_Released = tuple[Collection[Key], Sequence[tuple[Key, Slot]]]
+_Assigned = tuple[Sequence[tuple[Key, int, Slot]], Sequence[tuple[Key, Slot]]]
+_NO_EXPERTS: Final[Sequence[tuple[Key, int, str]]] = ()
+_NO_LEAVERS: Final[_Released] = ((), ())
+_NO_LOADS: Final[_Assigned] = ((), ())
+
+
+class ExpertCache:
+    """One cache: `capacity` slots for the keys of its policy's universe.
+
+    Where experts have unequal sizes, `capacity` is in bytes.
+    """
+
+    def __init__(
+        self,
+        policy: Eviction,
+        machine: Machine,
+        ledger: Ledger,
+        staging: Staging,
+        sizes: ExpertSizes,
+        *,
+        place: Place | None = None,
+        host: HostMemory | None = None,
+    ) -> None:
+        """Build the cache, with the keys that its policy preloads.
+
+        `place` gives the lanes of absent keys; None: all run on the GPU. `host` is the host memory
+        if it cannot hold all experts.
+        """
+        self.policy = policy
+        self.host = host
+        self._place = place
+        self.capacity = policy.capacity
+        self.expert_bytes = sizes.nbytes
+        self.write_back = sizes.write_back
+        self._leavers = policy.decide  # looked up once: it is called at every layer event
+        self.slots: dict[Key, Slot] = {}
+        self._done = machine.done
+        self._ledger = ledger
+        self._staging = staging
+        self._issues = count()
+        self._sizes = sizes.by_key
+        self._memory: FreeBytes | None = None
+        self._free: list[Slot] | FreeBytes
+        if self._sizes is None:
+            self._free = staging.slots(self.capacity)
+        else:
+            self._free = self._memory = FreeBytes(self.capacity, staging.total)
+        for key in policy.preload():
+            if not self._free:
+                raise self._violation(
+                    key, f"is preloaded, but the {self.capacity} slots are taken; return fewer keys"
+                )
+            if key in self.slots or key not in policy.book:
+                raise self._violation(key, "is preloaded twice, or is not in the policy's book")
+            self.slots[key] = slot = self._free.pop()
+            self._fit(key, slot)
+        self.preloaded = tuple(self.slots)
+
+    def audit(self) -> None:
+        """Check that the policy's book equals the residency, and that no slot is lost.
+
+        Raise `PolicyViolation` or `InvariantError` otherwise.
+        """
+        if self.policy.book.keys() != self.slots.keys():
+            wrong = self.policy.book.keys() ^ self.slots.keys()
+            raise self._violation(
+                sorted(wrong, key=str),
+                "the policy's book is not the residency: these keys are in one of them only; "
+                "call `insert` for each key that gets a slot, and `remove` for each that loses it",
+            )
+        if self._memory is not None:
+            held = sum([slot.units for slot in self.slots.values()])
+            if held + self._memory.nbytes != self.capacity:
+                raise InvariantError(
+                    2, f"{held} used + {self._memory.nbytes} free bytes are not {self.capacity}"
+                )
+        elif len(self.slots) + len(self._free) != self.capacity:
+            raise InvariantError(
+                2, f"{len(self.slots)} used + {len(self._free)} free slots are not {self.capacity}"
+            )
+
+    def holds(self, layer: int, num_experts: int) -> bool:
+        """Return whether all experts of a layer have a slot, with no copy under way."""
+        keys = range(layer * num_experts, (layer + 1) * num_experts)
+        slots = self.slots
+        return all(key in slots and self._is_here(slots[key]) for key in keys)
+
+    def _is_here(self, slot: Slot) -> bool:
+        """Return whether the copy that fills the slot is done; this is not a use."""
+        return slot.landing is None or self._done(slot.landing)
+
+    def decide(self, layer: int, view: View, rows_of_step: int = 0) -> Decision:
+        """Decide one layer event: sort the union, and move slots between keys."""
+        slots, tokens = self.slots, view.tokens
+        ready, counts, held = [], [], []
+        missing: list[tuple[Key, int]] = []
+        late: list[tuple[Key, int, Slot]] = []
+        for place, key in enumerate(view.union):
+            slot = slots.get(key)
+            if slot is None:
+                missing.append((key, tokens[place]))
+            elif slot.landing is None or self._landed(slot):
+                ready.append(key)
+                counts.append(tokens[place])
+                held.append(slot)
+            else:
+                late.append((key, tokens[place], slot))
+        placed, elsewhere = _NOWHERE_ELSE, _NO_EXPERTS
+        if self._place is not None and (missing or late):
+            placed = self._place(view, [k for k, _ in missing], [k for k, *_ in late], rows_of_step)
+            if placed:
+                missing, late, elsewhere = _divide(placed, missing, late)
+        leavers = self._leavers(view)
+        if not (missing or late or elsewhere or leavers):
+            return Decision(layer, ready, counts, held)
+        if late:
+            self._count_late(late)
+        bypass, vacated = self._release(missing, leavers, held, late) if leavers else _NO_LEAVERS
+        loads, later = self._assign(missing, bypass, placed) if missing else _NO_LOADS
+        if self._memory is not None:
+            for key, _, slot in loads:
+                if slots.get(key) is slot:  # others are in staging buffers
+                    self._fit(key, slot)
+            for key, slot in later:
+                self._fit(key, slot)
+        return Decision(
+            layer,
+            ready,
+            counts,
+            held,
+            late,
+            vacated,
+            loads,
+            elsewhere,
+            later,
+            NO_READS if self.host is None else self._reads(self.host, loads, elsewhere, later),
+            self._waves(loads, bypass) if loads else 0,
+            self.write_back,
+            leavers,
+        )
+
+    def _waves(self, loads: Sequence[tuple[Key, int, Slot]], bypass: Collection[Key]) -> int:
+        """Return the rounds through the staging buffers that some copies need."""
+        if not bypass:
+            return 1
+        staged = sum([key in bypass for key, *_ in loads])
+        return max(1, -(-staged // len(self._staging.buffers)))
+
+    def _count_late(self, late: list[tuple[Key, int, Slot]]) -> None:
+        """Count late prefetches, and sort the experts by the landing of their copies."""
+        if len(late) > 1:
+            # In order of issue, so the GPU computes the experts in the order in which they land.
+            late.sort(key=lambda item: item[2].issued)
+        for *_, slot in late:
+            if slot.fresh:
+                slot.fresh = False
+                self._ledger.prefetch_late += slot.units
+
+    def _assign(
+        self, missing: Sequence[tuple[Key, int]], bypass: Collection[Key], placed: Placed
+    ) -> _Assigned:
+        """Give slots to the missing keys that stay, and staging buffers to those copied for now."""
+        slots, free = self.slots, self._free
+        loads: list[tuple[Key, int, Slot]] = []
+        later: list[tuple[Key, Slot]] = []
+        for key, rows in missing:
+            here = not placed or placed.get(key, GPU) == GPU
+            if key in bypass:
+                if here:
+                    loads.append((key, rows, self._staging.take()))
+                continue
+            if not free:
+                raise self._violation(key, self._too_many)
+            slots[key] = slot = free.pop()
+            if here:
+                loads.append((key, rows, slot))
+            else:
+                slot.issued = next(self._issues)
+                later.append((key, slot))
+        return loads, later
+
+    def _reads(
+        self,
+        host: HostMemory,
+        loads: Sequence[tuple[Key, int, Slot]],
+        elsewhere: Sequence[tuple[Key, int, str]],
+        later: Sequence[tuple[Key, Slot]],
+    ) -> Mapping[Key, int]:
+        """Return the bytes to be read from disk of each expert that leaves host memory's copy."""
+        keys = dict.fromkeys([key for key, *_ in loads])
+        keys.update(dict.fromkeys([key for key, *_ in elsewhere]))
+        keys.update(dict.fromkeys([key for key, _ in later]))
+        return {key: nbytes for key in keys if (nbytes := host.read(key))}
+
+    def prefetch(self, layer: int, key: Key, protected: Collection[Key]) -> Decision | None:
+        """Decide the copy ahead of an absent key; return None if the policy gives it no slot.
+
+        The decision has the key in `later`, and its victim in `vacated` if there is one.
+        """
+        policy, slots = self.policy, self.slots
+        vacated: Sequence[tuple[Key, Slot]] = ()
+        leavers: Sequence[Key] = ()
+        if self._memory is not None:
+            left = self._make_room(key, protected, self._memory)
+            if left is None:
+                return None
+            vacated, slot = self._vacated(left), self._memory.pop()
+            leavers = [victim for victim, _ in left]
+            self._fit(key, slot)
+        elif self._free:
+            slot = self._free.pop()
+        else:
+            victim = policy.victim(protected) if self.capacity else None
+            if victim is None:
+                return None
+            slot = self._evict(victim, protected)
+            leavers = (victim,)
+            vacated = self._vacated([(victim, slot)])
+        policy.insert(key)
+        slots[key] = slot
+        slot.issued = next(self._issues)
+        later = [(key, slot)]
+        reads = NO_READS if self.host is None else self._reads(self.host, (), (), later)
+        back = self.write_back
+        return Decision(layer, (), (), (), (), vacated, (), (), later, reads, 0, back, leavers)
+
+    @property
+    def places(self) -> bool:
+        """Whether a placement policy may run experts on other lanes than the GPU."""
+        return self._place is not None
+
+    def _evict(self, victim: Key, protected: Collection[Key]) -> Slot:
+        """Remove a resident for a prefetched key; return its slot."""
+        if victim not in self.slots or victim in protected:
+            raise self._violation(
+                victim, "cannot leave for a prefetch: it is not resident, or is protected"
+            )
+        slot = self.slots.pop(victim)
+        self.policy.remove(victim)
+        if slot.fresh:
+            self._waste(slot)
+        return slot
+
+    def _vacated(self, left: Sequence[tuple[Key, Slot]]) -> Sequence[tuple[Key, Slot]]:
+        """Return the leavers that need a copy to leave, or whose copy is under way."""
+        if self.write_back:
+            return left
+        return [(key, slot) for key, slot in left if slot.landing is not None]
+
+    def _make_room(
+        self, key: Key, protected: Collection[Key], memory: FreeBytes
+    ) -> list[tuple[Key, Slot]] | None:
+        """Free the bytes of a prefetched key; return who left, or None if the policy refuses."""
+        assert self._sizes is not None
+        nbytes = self._sizes[key]
+        victims: Sequence[Key] | None = ()
+        if nbytes > memory.nbytes:
+            victims = self.policy.victims(protected, nbytes - memory.nbytes)
+        if victims is None:
+            return None
+        left = [(victim, self._evict(victim, protected)) for victim in victims]
+        for _, slot in left:
+            memory.append(slot)
+        return left
+
+    def _fit(self, key: Key, slot: Slot) -> None:
+        """Give a slot memory where sizes are unequal. Raise PolicyViolation without enough."""
+        memory, sizes = self._memory, self._sizes
+        if memory is not None and sizes is not None and not memory.take(slot, sizes[key]):
+            raise self._violation(key, self._too_many)
+
+    @property
+    def unused_prefetches(self) -> int:
+        """Number of experts that were copied ahead and not used so far.
+
+        Where sizes are unequal, it is their bytes.
+        """
+        return sum([slot.units for slot in self.slots.values() if slot.fresh])
+
+    def _landed(self, slot: Slot) -> bool:
+        """Return whether the copy that fills the slot is done, and count a prefetch as useful."""
+        if slot.landing is None:
+            return True
+        if not self._done(slot.landing):
+            return False
+        slot.landing = None
+        if slot.fresh:
+            slot.fresh = False
+            self._ledger.prefetch_useful += slot.units
+        return True
+
+    def _release(
+        self,
+        missing: Sequence[tuple[Key, int]],
+        leavers: Collection[Key],
+        held: Sequence[Slot],
+        late: Sequence[tuple[Key, int, Slot]],
+    ) -> _Released:
+        """Free the slots of resident leavers.
+
+        Return the missing keys that get no slot, and the leavers that need a copy to leave. Slots
+        that are still being read are used last.
+        """
+        slots, free, write_back = self.slots, self._free, self.write_back
+        bypass, vacated = [], []
+        for key in leavers:
+            slot = slots.pop(key, None)
+            if slot is None:
+                bypass.append(key)
+                continue
+            if slot.fresh:
+                self._waste(slot)
+            if slot.landing is not None or write_back:
+                vacated.append((key, slot))
+            free.append(slot)
+        if bypass:
+            absent = {key for key, _ in missing}
+            if len(set(bypass)) < len(bypass) or not absent.issuperset(bypass):
+                raise self._violation(bypass, _STRAY_LEAVER)
+        if len(free) > 1:
+            busy = {*held, *(slot for *_, slot in late)}
+            self._sort_free(busy.union([slot for _, slot in vacated]) if write_back else busy)
+        return bypass, vacated
+
+    def _sort_free(self, busy: Collection[Slot]) -> None:
+        """Sort the free slots: those for which no copy must wait go to the end, taken first."""
+        done = self._done
+        self._free.sort(
+            key=lambda slot: slot not in busy and (slot.reader is None or done(slot.reader))
+        )
+
+    def _waste(self, slot: Slot) -> None:
+        """Count a prefetched expert that leaves before any use."""
+        slot.fresh = False
+        self._ledger.prefetch_wasted += slot.units
+
+    @property
+    def _too_many(self) -> str:
+        unit = "keys" if self._memory is None else "bytes"
+        return f"keeps more than {self.capacity} {unit}; return more leavers from `decide`"
+
+    def _violation(self, key: object, reason: str) -> PolicyViolation:
+        return PolicyViolation(self.policy.name, key, reason)
+
+
+def _divide(
+    placed: Placed, missing: Sequence[tuple[Key, int]], late: Sequence[tuple[Key, int, Slot]]
+) -> tuple[list[tuple[Key, int]], list[tuple[Key, int, Slot]], list[tuple[Key, int, str]]]:
+    """Return the missing keys, the late ones that run on the GPU, and the keys that run elsewhere.
+
+    Experts are copied in the order in which the policy names them.
+    """
+    rows = dict(missing)
+    named = [(key, rows[key]) for key in placed if key in rows]
+    missing = [*named, *(pair for pair in missing if pair[0] not in placed)]
+    rows.update({key: count for key, count, _ in late})
+    elsewhere = [(key, rows[key], lane) for key, lane in placed.items() if lane != GPU]
+    return missing, [item for item in late if placed.get(item[0], GPU) == GPU], elsewhere

@@ -1,0 +1,99 @@
+"""Facts that decide how a run's numbers may be read: its routing, its sizes, and its foresight.
+
+`summary.json` holds them, and reports read them there. No report guesses them from a label.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
+
+from moesim.errors import UsageError
+from moesim.hardware.overrides import spelled_figures
+from moesim.model.hf_config import shape_from_config
+from moesim.model.shapes import ModelShape
+from moesim.policies import find
+from moesim.policies.placement import fixes_residents
+from moesim.scenario.unused import unused_keys
+
+if TYPE_CHECKING:
+    from moesim.scenario import Scenario
+    from moesim.serving.experts.host_budget import HostBudget
+    from moesim.trace import TraceMeta
+
+__all__ = ["POLICY_SECTIONS", "hardware_changes", "knows_the_future", "routing_facts"]
+
+POLICY_SECTIONS: Final = {
+    "eviction": "cache",
+    "prefetch": "prefetch",
+    "batching": "batching",
+    "placement": "placement",
+}
+"""The families of policies that can know the future, with their sections of a scenario."""
+
+
+def routing_facts(scenario: Scenario, meta: TraceMeta, shape: ModelShape) -> dict[str, str]:
+    """Return `routing` (`recorded` or `synthetic`) and `sizes` (`own` or `foreign`).
+
+    Sizes are foreign if they are those of another model than the routing's.
+    """
+    own = scenario.model.shape == "trace" or _same_model(meta, shape)
+    return {
+        "routing": "synthetic" if meta.synthetic else "recorded",
+        "sizes": "own" if own else "foreign",
+    }
+
+
+def knows_the_future(scenario: Scenario, *, hindsight: Collection[str] = ()) -> list[str]:
+    """Return the policies that know what a real server cannot know yet, like `eviction min`.
+
+    `hindsight` are the families whose policy learnt on the replayed trace itself. An eviction
+    policy that is not asked, because the placement fixes the residents, is left out.
+    """
+    named = {
+        family: find(family, getattr(scenario, section).policy)
+        for family, section in POLICY_SECTIONS.items()
+    }
+    if fixes_residents(named["placement"]):
+        del named["eviction"]
+    return [
+        f"{family} {policy.name}"
+        for family, policy in named.items()
+        if getattr(policy, "clairvoyant", False) or family in hindsight
+    ]
+
+
+def hardware_changes(scenario: Scenario, host: HostBudget) -> str:
+    """Return what the scenario changes of its hardware profile; "" if nothing.
+
+    Keys without effect are left out. `host` says which experts lie in page-locked host memory.
+    """
+    hardware = scenario.hardware
+    unused = {key.removeprefix("hardware.") for key in unused_keys(scenario)}
+    figures = spelled_figures(hardware.overrides(), without=unused)
+    memory = ""
+    if host.mixed:
+        memory = f"{host.num_pinned} experts in page-locked host memory"
+    elif not host.num_pinned:
+        memory = "pageable host memory"
+    return ", ".join(filter(None, (figures, memory)))
+
+
+def _same_model(meta: TraceMeta, shape: ModelShape) -> bool:
+    """Return whether the trace is of this model: by sizes if it has a configuration, or by name."""
+    if meta.model_config is not None:
+        try:
+            return _sizes(shape_from_config(meta.model_config)) == _sizes(shape)
+        except UsageError:
+            pass  # moesim knows no sizes of this kind of model, so its name has to decide
+    # Names on a hub start with the owner; names of shapes do not.
+    return meta.model.rpartition("/")[2].lower() == shape.name.lower()
+
+
+def _sizes(shape: ModelShape) -> ModelShape:
+    """Return the shape without name, bits and embeddings: quantising a model keeps its sizes."""
+    return replace(
+        shape, name="", source="", expert_bits=16, weight_bits=16, kv_bits=16, vocabulary=0,
+        tied_embeddings=False, layer_bits=(), single_expert_bits=(),
+    )  # fmt: skip

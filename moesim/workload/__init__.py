@@ -1,0 +1,1 @@
+"""Workloads: the requests of a run, their lengths and arrivals."""
