@@ -1,6 +1,6 @@
 """Simulations: a scenario becomes a plan, a plan is served, and its outcome is summarised."""
 
-from moesim.simulate.run import (
+from moesim.simulate.simulation import (
     Outcome,
     Plan,
     Result,

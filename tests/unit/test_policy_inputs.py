@@ -236,7 +236,9 @@ def test_an_edited_profile_makes_another_run(
     first = run(plain, out=folder / "out")
     inputs = json.loads((folder / "out" / "manifest.json").read_text())["inputs"]
     assert f"{section}.options.lessons" in inputs
-    monkeypatch.setattr("moesim.simulate.result_of", None)  # a finished run simulates nothing
+    monkeypatch.setattr(
+        "moesim.simulate.simulation.result_of", None
+    )  # a finished run simulates nothing
     assert run(plain, out=folder / "out").summary == first.summary
     shutil.rmtree(folder / "lessons")
     shutil.copytree(folder / "others", folder / "lessons")

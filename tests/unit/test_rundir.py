@@ -282,7 +282,7 @@ def test_the_same_seed_writes_the_same_bytes_whatever_the_hash_seed(
 ) -> None:
     """The hash of the code is fixed here, so that edits during the test do not change the bytes."""
     scenario = scenario_of(trace)
-    same_code = "from moesim import rundir; rundir.code_hash = lambda: 'code'"
+    same_code = "from moesim.simulate import rundir; rundir.code_hash = lambda: 'code'"
     monkeypatch.setattr(rundir, "code_hash", lambda: "code")
     for hash_seed in ("1", "77"):
         folder = tmp_path / f"seed{hash_seed}"
@@ -311,7 +311,7 @@ def test_running_the_same_again_does_nothing(
     out = tmp_path / "out"
     first = run(scenario_of(trace), out=out)
     before = {path: path.stat() for path in out.iterdir()}
-    monkeypatch.setattr("moesim.simulate.simulate", forbidden)
+    monkeypatch.setattr("moesim.simulate.simulation.simulate", forbidden)
     second = run(scenario_of(trace), out=out)
     assert {path: path.stat() for path in out.iterdir()} == before
     assert second.summary == first.summary
@@ -325,7 +325,7 @@ def test_a_trace_that_moved_is_the_same_run(
 ) -> None:
     run(scenario_of(trace), out=tmp_path / "out")
     shutil.copytree(trace, tmp_path / "copied")
-    monkeypatch.setattr("moesim.simulate.simulate", forbidden)
+    monkeypatch.setattr("moesim.simulate.simulation.simulate", forbidden)
     run(scenario_of(tmp_path / "copied"), out=tmp_path / "out")
 
 
@@ -423,7 +423,7 @@ def test_a_file_in_the_way_is_refused(tmp_path: Path, trace: Path) -> None:
 DIE = "import os, signal; die = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)\n"
 KILLED_AT = {
     "the first step": "import moesim.policies.batching as b; b.DecodeFirst.plan = die",
-    "the last invariant": "import moesim.simulate.run as s; s.check_run = die",
+    "the last invariant": "import moesim.simulate.simulation as s; s.check_run = die",
     "the first file": "import yaml; yaml.dump = die",
     "the first table": "import pyarrow.parquet as p; p.write_table = die",
     "the manifest": "import moesim.simulate.rundir as r; r.sha256 = die",
@@ -438,7 +438,7 @@ def test_a_killed_run_leaves_nothing_under_the_final_name(
 ) -> None:
     scenario = scenario_of(trace, bounds=False)
     # What comes before the run itself (fingerprints) must work: it is imported and done first.
-    before = "from moesim import rundir; rundir.fingerprint = lambda scenario: 'x'\n"
+    before = "from moesim.simulate import rundir; rundir.fingerprint = lambda scenario: 'x'\n"
     before += "rundir.trace_hash = rundir.code_hash = lambda *_: 'x'\n"
     killed = child(tmp_path / "out", scenario, before=before + DIE + KILLED_AT[moment])
     assert killed.returncode == -signal.SIGKILL, killed.stderr
@@ -472,7 +472,7 @@ def test_an_interrupted_or_failed_run_leaves_nothing_at_all(
     def fail(*_: Any) -> None:
         raise error
 
-    monkeypatch.setattr("moesim.simulate.summarise", fail)
+    monkeypatch.setattr("moesim.simulate.simulation.summarise", fail)
     with pytest.raises(type(error)):
         run(scenario_of(trace), out=tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["trace"]
@@ -483,7 +483,7 @@ def test_a_failed_replacement_leaves_the_old_run(
 ) -> None:
     run(scenario_of(trace), out=tmp_path / "out")
     before = contents(tmp_path / "out")
-    monkeypatch.setattr("moesim.simulate.summarise", lambda *_: 1 / 0)
+    monkeypatch.setattr("moesim.simulate.simulation.summarise", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         run(scenario_of(trace, seed=8), out=tmp_path / "out", force=True)
     assert contents(tmp_path / "out") == before
@@ -500,7 +500,7 @@ def test_a_run_that_another_process_finished_meanwhile_is_used(
         shutil.copytree(tmp_path / "first", out)
         return first
 
-    monkeypatch.setattr("moesim.simulate.result_of", overtaken)
+    monkeypatch.setattr("moesim.simulate.simulation.result_of", overtaken)
     assert run(scenario, out=out).summary == first.summary
     shutil.rmtree(out)
     with pytest.raises(OutputError, match="written by another process meanwhile"):
@@ -518,7 +518,7 @@ def test_the_manifest_names_the_inputs_as_they_were_before_the_simulation(
         header.write_text("{}")
         return first
 
-    monkeypatch.setattr("moesim.simulate.result_of", edited)
+    monkeypatch.setattr("moesim.simulate.simulation.result_of", edited)
     run(scenario, out=out)
     assert json.loads((out / "manifest.json").read_text())["inputs"]["trace"] == before
 
