@@ -65,6 +65,8 @@ class _Scaled(SimPrices):
         super().__init__(plan.cost)
         price = self.compute_ns
         self.compute_ns = lambda op: round(factor * price(op))
+        layers_ns = self.layers_ns
+        self.layers_ns = lambda batch: [round(factor * each) for each in layers_ns(batch)]
         self._factor = factor
 
     def copy_ns(self, lane: str, nbytes: int) -> int:
