@@ -154,11 +154,16 @@ def shuffled_events(seed: int) -> Callable[..., EventMachine]:
 
 def play(make: Callable[..., Any], tariff: Any, script: Script) -> tuple[Times, list[int]]:
     """Return start and finish of every issue, and when the server resumed from each wait."""
-    return play_all(make, tariff, script)[:2]
+    return play_all(make, tariff, script, looks=False)[:2]
 
 
-def play_all(make: Callable[..., Any], tariff: Any, script: Script) -> Played:
-    """Return all that a script did on the machine that `make` builds."""
+def play_all(
+    make: Callable[..., Any], tariff: Any, script: Script, *, looks: bool = True
+) -> Played:
+    """Return all that a script did on the machine that `make` builds.
+
+    With `looks`, the server asks after each wait which of its works are done.
+    """
     env = simpy.Environment()
     machine = make(env, tariff, getattr(tariff, "topology", None))
     tickets: list[Any] = []
@@ -182,7 +187,8 @@ def play_all(make: Callable[..., Any], tariff: Any, script: Script) -> Played:
                 until = None if action.for_ns is None else machine.now_ns + action.for_ns
                 yield from machine.wait_any(tuple(tickets[job] for job in action.jobs), until)
                 resumed.append(machine.now_ns)
-                seen.append([machine.done(ticket) for ticket in tickets])
+                if looks:
+                    seen.append([machine.done(ticket) for ticket in tickets])
         pending = list(tickets)
         while pending:
             yield from machine.wait_any(pending)
