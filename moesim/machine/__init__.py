@@ -1,5 +1,5 @@
-"""Machines run a server. `sim` folds virtual time, `events` runs one SimPy event per chunk,
-`threads` sleeps in real time, and `real` computes with torch."""
+"""Machines run a server. `sim` folds virtual time, `events` runs one SimPy event per chunk, and
+`threads` sleeps in real time. The real machine, which computes, is `moesim.executor`."""
 
 from moesim.machine.protocol import Machine
 from moesim.machine.work import Work

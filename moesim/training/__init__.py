@@ -1,4 +1,4 @@
-"""Models: small real language models, dense or of experts, that need no download.
+"""Training: small real language models, dense or of experts, that need no download.
 
 A decoder-only model (transformers classes, from a config) learns text that every machine with
 Python has: the standard library's source and documentation, licences, and the names of Unicode
@@ -15,7 +15,7 @@ unlike random weights or a synthetic trace. They still route as *small* models d
     dense.py      dense base models: trained here, or pretrained and shipped in a package
     readme/       Read-ME: a dense model refactored into experts
     gates/        DSelect-k and other gates, for tasks and for tokens
-    experts.py, routed.py  a decoder whose FFNs were replaced by experts
+    routed.py, routed_ffn.py  a decoder whose FFNs were replaced by experts
     gated.py      such a decoder with any gate, trained from scratch
     multitask/    mixtures of shared experts, with a gate's weights and a tower for each task
     digits.py     two overlaid digits, both to be recognised: Multi-MNIST

@@ -1,10 +1,10 @@
 """Programs: the work of a decided layer event, in the order of issue.
 
 Experts in GPU memory are computed in one call. Experts whose copy is under way follow, each when it
-has landed. Leavers are written back if the scenario says so. Then come the experts that are
-computed on other lanes: their inputs go there, one call computes them, and their outputs come back.
-Each missing expert that runs on the GPU has a copy and a computation. Copies for later events are
-last.
+has landed. Then come the experts that are computed on other lanes: their inputs go there, and one
+call computes them. Leavers are written back if the scenario says so. Each missing expert that runs
+on the GPU has a copy and a computation. Only then do outputs of other lanes come back, because they
+would delay these copies. Copies for later events are last.
 """
 
 from __future__ import annotations
