@@ -234,6 +234,8 @@ def placed_case(seed: int) -> tuple[dict[str, Any], Trace]:
     if policy == "two_queue":
         scenario["cache"] = {"policy": "static", "slots": rng.randint(0, 32)}
         scenario["prefetch"] = "none"
+    if policy in ("cpu_layers", "cpu_experts"):  # experts never move, so none is fetched ahead
+        scenario["prefetch"] = "none"
     if seed // len(PLACEMENTS) % 2:
         scenario["hardware"]["disk"] = SLOW["disk"]
         scenario["memory"]["host"] = 24_576 * rng.randint(8, 31) + rng.choice([0, 5000])

@@ -316,9 +316,7 @@ class Hurries(Watched):
 
 
 def simulate_on(lying: type[Watched], monkeypatch: pytest.MonkeyPatch) -> InvariantError:
-    monkeypatch.setattr(
-        "moesim.machine.sim.SimMachine", lambda env, prices: lying(SimMachine(env, prices))
-    )
+    monkeypatch.setattr("moesim.machine.sim.SimMachine", lambda *given: lying(SimMachine(*given)))
     with pytest.raises(InvariantError) as caught:
         simulate(plan())
     return caught.value

@@ -11,6 +11,7 @@ import pytest
 from workloads import TINY_CONFIG, tiny_trace
 
 from moesim.errors import ScenarioError
+from moesim.hardware.hardware import PROFILES
 from moesim.model.shapes import named_shape
 from moesim.scenario import load_scenario
 from moesim.simulate import prepare
@@ -124,7 +125,7 @@ sweep:
 
 # --- paths ----------------------------------------------------------------------------------------
 
-PROFILE = Path(named_shape.__code__.co_filename).parent / "profiles" / "t4.yaml"
+PROFILE = PROFILES / "t4.yaml"
 
 
 def path_cases(folder: Path) -> dict[str, str]:
