@@ -87,7 +87,7 @@ def _noted_signals() -> list[int]:
 
     def note(number: int, _frame: FrameType | None) -> None:
         noted.append(number)
-        again = threading.Timer(_AGAIN_S, signal.raise_signal, [number])
+        again = threading.Timer(_AGAIN_S, _raise_in_main_thread, [number])
         again.daemon = True
         again.start()
         if not _unwinds(sys.exception()):
@@ -100,6 +100,14 @@ def _noted_signals() -> list[int]:
             if number and signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
                 signal.signal(number, note)
     return noted
+
+
+def _raise_in_main_thread(number: int) -> None:
+    """Raise a signal where it also wakes the main thread out of a wait."""
+    if hasattr(signal, "pthread_kill"):
+        signal.pthread_kill(threading.main_thread().ident or 0, number)
+    else:  # Windows
+        signal.raise_signal(number)
 
 
 def _unwinds(error: BaseException | None) -> bool:

@@ -9,7 +9,7 @@ from typing import Protocol
 from moesim.hardware.ops import BatchShape, Copy, Op, Readback, States
 from moesim.machine.work import Cost
 
-__all__ = ["Durations", "Prices", "flow_pieces"]
+__all__ = ["Durations", "Prices"]
 
 
 class Prices(Protocol):
@@ -80,29 +80,6 @@ class Durations:
         ends = [self.copy_ns(lane, end) for end in range(chunk, nbytes, chunk)] if chunk else []
         ends.append(self.copy_ns(lane, nbytes))
         return tuple([Cost(end - start) for start, end in zip([0, *ends], ends, strict=False)])
-
-
-def flow_pieces(
-    nbytes: int,
-    rate: int,
-    resources: Sequence[str],
-    *,
-    fixed_ns: int = 0,
-    chunk_bytes: int | None = None,
-) -> tuple[Cost, ...]:
-    """Return the pieces of a work that moves its bytes through shared resources.
-
-    `rate` is the lane's own in bytes/s. Each byte uses each resource once. With `chunk_bytes`, the
-    work is cut into pieces of that size; the first one has the fixed part.
-    """
-    chunk = chunk_bytes or nbytes
-    sizes = [min(chunk, nbytes - start) for start in range(0, nbytes, chunk)] if nbytes else [0]
-    return tuple(
-        [
-            Cost(0 if number else fixed_ns, size, rate, tuple([(name, size) for name in resources]))
-            for number, size in enumerate(sizes)
-        ]
-    )
 
 
 @lru_cache(maxsize=1 << 12)

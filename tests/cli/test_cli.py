@@ -302,7 +302,8 @@ cli.main()
 def ended_by(app: str) -> subprocess.CompletedProcess[str]:
     """The command line, with `app` in the place of its commands."""
     code = f"import os, signal, time\nfrom moesim import cli\n{app}\ncli.app = app\ncli.main()"
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
 
 
 def test_an_interrupt_that_a_library_drops_ends_the_command_all_the_same() -> None:

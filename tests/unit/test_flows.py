@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moesim.machine.flows import Flow, Sharing, fair_rates, shares
-from moesim.machine.prices import flow_pieces
 from moesim.machine.work import Cost
 
 
@@ -129,15 +128,3 @@ def test_only_bytes_through_a_resource_make_a_flow() -> None:
     assert not shares(flow(1, "dram", nbytes=0))
     with pytest.raises(ValueError, match="needs a rate"):
         shares(flow(0, "dram"))
-
-
-def test_the_first_piece_of_a_cut_copy_pays_the_fixed_part() -> None:
-    pieces = flow_pieces(25, 7, ("dram", "root"), fixed_ns=3, chunk_bytes=10)
-    assert [(piece.fixed_ns, piece.nbytes, piece.rate) for piece in pieces] == [
-        (3, 10, 7),
-        (0, 10, 7),
-        (0, 5, 7),
-    ]
-    assert pieces[2].uses == (("dram", 5), ("root", 5))
-    assert flow_pieces(25, 7, ("dram",)) == (Cost(0, 25, 7, (("dram", 25),)),)
-    assert flow_pieces(0, 7, ("dram",), fixed_ns=3)[0].alone_ns == 3
