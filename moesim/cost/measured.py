@@ -19,7 +19,7 @@ from moesim.hardware.ops import BatchShape
 from moesim.hardware.topology import H2D
 from moesim.model.shapes import ModelShape
 
-__all__ = ["LayerWork", "OperationCost", "cost_of", "layer_work"]
+__all__ = ["LayerWork", "OperationCost", "layer_work"]
 
 _FS: Final = 10**6  # femtoseconds in a nanosecond
 
@@ -43,17 +43,6 @@ def layer_work(batch: BatchShape, window: int | None) -> LayerWork:
         pairs = min(pairs, batch.tokens * window)
         entries = min(entries, batch.tokens * window)
     return LayerWork(batch.tokens, batch.sequences, entries, pairs)
-
-
-def cost_of(hardware: Hardware, shape: ModelShape, *, pinned: bool = True) -> CostModel:
-    """Return measured costs where the profile has them for exactly these sizes, else a roofline.
-
-    `pinned`: the experts lie in page-locked host memory.
-    """
-    times = hardware.operations_of(shape)
-    if times is None:
-        return CostModel(hardware, shape, pinned=pinned)
-    return OperationCost(hardware, shape, times, pinned=pinned)
 
 
 class OperationCost(CostModel):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Final
 
+from moesim.cost.choice import cpu_cost_of
 from moesim.cost.cpu import CpuCost
 from moesim.cost.roofline import CostModel, remember
 from moesim.hardware.ops import BatchShape, Copy, Experts, Front, Op, Readback, States
@@ -48,7 +49,7 @@ class SimPrices(Durations):
         self.experts_ns: Callable[[tuple[int, ...]], int] = cost.experts_ns
         self.landing_ns: int = cost.landing_ns
         self.layers_ns: Callable[[BatchShape], Sequence[int]] = cost.layers_ns
-        self.cpu = CpuCost(cost.hardware, cost.shape) if CPU in topology.names else None
+        self.cpu = cpu_cost_of(cost) if CPU in topology.names else None
         self._cost = cost
         self._free_link = free_link
         self._shared = HOST_BANDWIDTH in topology.resources
@@ -110,7 +111,7 @@ class SimPrices(Durations):
                 remember(self._readbacks, op.nbytes, read_back)
             return read_back
         if isinstance(op, States):
-            return (Cost(self.copy_ns(lane, op.nbytes)),)
+            return (Cost(0 if self._free_link else self._cost.states_ns(lane, op.nbytes)),)
         if lane == CPU:
             return (flow(*self._on_cpu().call(op)),)
         return self._whole(self.compute_ns(op))

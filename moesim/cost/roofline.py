@@ -161,6 +161,10 @@ class CostModel:
         link = self.hardware.h2d if lane == H2D else self.hardware.d2h
         return copy_ns(link, nbytes, pinned=self.pinned)
 
+    def states_ns(self, lane: str, nbytes: int) -> int:
+        """Return the nanoseconds of bringing hidden states to another processor."""
+        return self.copy_ns(lane, nbytes)
+
     def readback_ns(self, nbytes: int) -> int:
         """Return the nanoseconds until `nbytes` of ids from the GPU can be read on the host."""
         return self.hardware.readback_latency_ns + self.copy_ns(D2H, nbytes)

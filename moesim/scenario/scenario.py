@@ -6,20 +6,21 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, Literal, Self
 
-from pydantic import Field, PrivateAttr, field_validator, model_validator
+from pydantic import Field, PrivateAttr, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from moesim.config.fields import Count
-from moesim.config.markers import seen_from
+from moesim.config.markers import BASE_DIR, seen_from
 from moesim.config.units import has_no_unit
 from moesim.config.validation import COMMAND_LINE, Strict
 from moesim.config.yaml_document import Document, KeyPath, dotted, dump_document
+from moesim.engines.engine import IDEAL, Engine, load_engine
 from moesim.errors import ScenarioError, UsageError
 from moesim.files import as_path
 from moesim.hardware.hardware import Hardware, IncompleteDisk, TooManyThreads, load_hardware
 from moesim.model.hf_config import load_shape, shape_from_config
 from moesim.model.shapes import ModelShape
-from moesim.scenario.engine import Engine
+from moesim.scenario.engine import EngineChoice, engine_defaults
 from moesim.scenario.expert_bits import with_expert_bits
 from moesim.scenario.keys import key_path, map_paths, quantities, shorthands
 from moesim.scenario.metrics import Metrics
@@ -28,6 +29,7 @@ from moesim.scenario.sections import (
     BatchingField,
     Cache,
     CacheField,
+    EngineField,
     HardwareField,
     Memory,
     Model,
@@ -76,8 +78,8 @@ class Scenario(Strict):
         Prefetch(), description="Which experts are fetched before they are needed."
     )
     placement: PlacementField = Field(Placement(), description="Where a missing expert runs.")
-    engine: Engine = Field(
-        Engine(), description="The host's time to hand work to the machine; 0 by default."
+    engine: EngineField = Field(
+        EngineChoice(), description="The engine: the host's times, and what its kernels reach."
     )
     replay: Literal["atomic", "sequential"] = Field(
         "atomic",
@@ -120,6 +122,21 @@ class Scenario(Strict):
                 "give memory.kv or cache.slots a size",
                 {"at": ("memory", "kv")},
             )
+        return self
+
+    @model_validator(mode="after")
+    def _as_the_engine_does(self, info: ValidationInfo) -> Self:
+        """Give keys that the scenario leaves out the values that its engine has for them."""
+        if self.engine.profile == IDEAL.name:
+            return self
+        base = (info.context or {}).get(BASE_DIR)
+        try:
+            engine = load_engine(self._engine_path(base))
+        except (ScenarioError, UsageError):
+            return self  # `load_engine` reports it with its place
+        for section, changes in engine_defaults(self, engine).items():
+            # Users cannot change a model; its own validator may.
+            self.__dict__[section] = getattr(self, section).model_copy(update=changes)
         return self
 
     def __repr__(self) -> str:
@@ -166,7 +183,7 @@ class Scenario(Strict):
         for (*around, key), number in self.without_unit().items():
             Document("", plain).at(tuple(around))[key] = number
         # The profile is a field of a subclass and would come last; a reader expects it first.
-        for section, key in (("model", "shape"), ("hardware", "profile")):
+        for section, key in (("model", "shape"), ("hardware", "profile"), ("engine", "profile")):
             values = _without_none(plain[section])
             plain[section] = {key: values.pop(key), **values}
         if paths is None:
@@ -237,6 +254,34 @@ class Scenario(Strict):
             raise ScenarioError.at(self, "hardware.disk", str(error)) from None
         except UsageError as error:
             raise ScenarioError.at(self, "hardware", str(error)) from None
+
+    def load_engine(self) -> Engine:
+        """Return the engine, with this scenario's changes to its profile.
+
+        Raises:
+            ScenarioError: the profile cannot be read, is wrong, or lacks the interface.
+        """
+        choice = self.engine
+        try:
+            engine = load_engine(self._engine_path(self._base_dir))
+            engine.kernels(choice.interface)
+        except ScenarioError:
+            raise  # its messages point at lines of the profile
+        except UsageError as error:
+            raise ScenarioError.at(self, "engine", str(error)) from None
+        return engine.with_times(
+            launch_ns=choice.launch,
+            copy_ns=choice.copy_launch,
+            event_ns=choice.layer_event,
+            sorting=choice.sorting,
+        )
+
+    def _engine_path(self, base_dir: Path | None) -> str:
+        """Return the name of the engine, or the path of its profile from the working directory."""
+        profile = self.engine.profile
+        if base_dir is None or not profile.endswith((".yaml", ".yml")):
+            return profile
+        return str(base_dir / as_path(profile))
 
     def load_shape(self, trace_config: Mapping[str, Any] | None) -> ModelShape:
         """Return the model's sizes; `trace_config` is the Hugging Face config of the trace.

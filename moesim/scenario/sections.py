@@ -20,10 +20,12 @@ from pydantic import (
 from moesim.config.fields import Bits, Bytes, Count, PositiveCount
 from moesim.config.markers import NoneAs, PathTo, Short
 from moesim.config.validation import Strict
+from moesim.engines.engine import engine_names
 from moesim.hardware.hardware import check_hardware_name, hardware_names
 from moesim.hardware.overrides import HardwareOverrides
 from moesim.model.shapes import check_shape_name, shape_names
 from moesim.scenario.arrivals import AllAtOnce, Arrivals
+from moesim.scenario.engine import EngineChoice
 from moesim.scenario.expert_bits import ExpertBitsBy
 from moesim.scenario.memory_share import KvShare, PinnedShare, SlotsShare
 from moesim.scenario.policies import OptionsOf, PolicyOf, finite_throughout
@@ -315,6 +317,7 @@ class Timeline(Strict):
 
 
 Model = Annotated[ModelChoice, Short("shape", lambda: ["trace", *shape_names()])]
+EngineField = Annotated[EngineChoice, Short("profile", engine_names)]
 HardwareField = Annotated[HardwareChoice, Short("profile", hardware_names)]
 BatchingField = Annotated[Batching, Short("policy")]
 CacheField = Annotated[Cache, Short("policy")]

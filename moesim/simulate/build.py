@@ -16,12 +16,12 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from moesim.config.units import format_bytes, format_duration_ns
-from moesim.cost.cpu import CpuCost
 from moesim.cost.estimate import CostEstimate
-from moesim.cost.measured import cost_of
+from moesim.cost.choice import cost_of, cpu_cost_of
 from moesim.cost.prices import SimPrices
 from moesim.cost.roofline import CostModel
 from moesim.cost.slowest import slowest_figures
+from moesim.engines.engine import IDEAL, Engine
 from moesim.errors import BudgetError, PolicyViolation, ScenarioError, UsageError
 from moesim.hardware.topology import CPU, GPU
 from moesim.machine.work import FAR
@@ -99,6 +99,7 @@ class Plan:
     """
     hindsight: frozenset[str] = frozenset()
     """Families whose policy learnt on the replayed trace before the run."""
+    engine: Engine = IDEAL
 
     def __repr__(self) -> str:
         shape, hardware = self.cost.shape.name, self.cost.hardware.name
@@ -144,12 +145,12 @@ class Plan:
 
     def execution(self, *, copies_later: bool = False) -> Execution:
         """Return how decided work is executed; `copies_later` is as in `Execution`."""
-        nbytes, engine, sizes = self.cost.expert_bytes, self.scenario.engine, self.sizes
+        nbytes, engine, sizes = self.cost.expert_bytes, self.engine, self.sizes
         return Execution(
             (lambda _key: nbytes) if sizes is None else sizes.__getitem__,
             self.places.topology,
             state_bytes=self.cost.shape.hidden * STATE_BYTES,
-            host=HostTimes(engine.launch, engine.copy_launch, engine.layer_event),
+            host=HostTimes(engine.launch_ns, engine.copy_ns, engine.event_ns),
             lanes=self.places.lanes,
             copies_later=copies_later,
             sorts_on_device=engine.sorting == "device",
@@ -214,7 +215,13 @@ def prepare(scenario: Scenario, trace: Trace | None = None) -> Plan:
         kv_bytes_on_host=kv_tokens_held * (shape.kv_bytes_per_token - on_gpu.kv_bytes_per_token),
     )
     topology = topology_for(scenario, hardware, disk=host.needs_disk)
-    cost = cost_of(hardware, shape, pinned=host.num_pinned > 0)
+    cost = cost_of(
+        hardware,
+        shape,
+        pinned=host.num_pinned > 0,
+        engine=parts.engine,
+        interface=scenario.engine.interface,
+    )
     keys = trace.num_layers * trace.num_experts
     sizes = None if shape.equal_sizes else shape.sizes()
     # The largest experts must fit, because a placement may choose any.
@@ -232,7 +239,17 @@ def prepare(scenario: Scenario, trace: Trace | None = None) -> Plan:
             capacities = _counts_of_caches(scenario, trace, residents, sizes)
             nbytes = sum(capacities)
         budget = replace(budget, slots=len(residents), slots_bytes=nbytes)
-    return Plan(scenario, trace, cost, budget, slots, places, capacities, frozenset(hindsight))
+    return Plan(
+        scenario,
+        trace,
+        cost,
+        budget,
+        slots,
+        places,
+        capacities,
+        frozenset(hindsight),
+        engine=parts.engine,
+    )
 
 
 def _counts_of_caches(
@@ -481,7 +498,7 @@ def _placing(plan: Plan, host: HostMemory | None, *, free_link: bool) -> Placing
     sizes = plan.sizes
     estimate = CostEstimate(
         cost,
-        CpuCost(cost.hardware, cost.shape) if places.elsewhere else None,
+        cpu_cost_of(cost) if places.elsewhere else None,
         bytes_of=None if sizes is None else sizes.__getitem__,
         unread_of=None if host is None else host.unread,
         is_pinned=places.host.is_pinned if places.host.mixed else None,

@@ -16,6 +16,7 @@ from moesim.config.markers import PathTo
 from moesim.config.validation import COMMAND_LINE, order
 from moesim.config.yaml_document import KeyPath
 from moesim.errors import ScenarioError, TraceError, UsageError
+from moesim.engines.engine import Engine
 from moesim.hardware.hardware import Hardware
 from moesim.hardware.topology import CPU, GPU
 from moesim.model.shapes import ModelShape, shapes_like
@@ -49,9 +50,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """The machine, the model's sizes and the requests of one scenario."""
+    """The machine, the engine, the model's sizes and the requests of one scenario."""
 
     hardware: Hardware
+    engine: Engine
     shape: ModelShape
     requests: list[Request]
 
@@ -165,6 +167,7 @@ class _Checks:
         """
         scenario, attempt = self.scenario, self.attempt
         hardware = attempt("hardware", scenario.load_hardware)
+        engine = attempt("engine", scenario.load_engine)
         config = None if trace is None else trace.meta.model_config
         shape = None
         # Without a trace there is no header to read the shape from.
@@ -212,9 +215,9 @@ class _Checks:
         if requests is not None:
             attempt("batching", check_prompts, scenario, requests)
             attempt("metrics.window", check_window, scenario, requests)
-        if hardware is None or shape is None or requests is None:
+        if hardware is None or engine is None or shape is None or requests is None:
             return None
-        return Parts(hardware, shape, requests)
+        return Parts(hardware, engine, shape, requests)
 
     def _workload(self, trace: Trace) -> list[Request] | None:
         """Return the requests. Where they cannot be built, check the arrivals by themselves."""

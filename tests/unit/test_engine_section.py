@@ -20,8 +20,8 @@ def scenario_with(folder: Path, section: str) -> Path:
 
 
 def test_by_default_the_host_takes_no_time_and_sorts_the_tokens(tmp_path: Path) -> None:
-    engine = load_scenario(scenario_with(tmp_path, "")).engine
-    assert (engine.launch, engine.copy_launch, engine.layer_event) == (0, 0, 0)
+    engine = load_scenario(scenario_with(tmp_path, "")).load_engine()
+    assert (engine.launch_ns, engine.copy_ns, engine.event_ns) == (0, 0, 0)
     assert engine.sorting == "host"
 
 
@@ -34,6 +34,7 @@ def test_times_of_the_host_have_units_and_survive_being_written(tmp_path: Path) 
     assert scenario.engine.sorting == "device"
     written = scenario.resolved()
     assert written["engine"] == {
+        "profile": "ideal",
         "launch": "5000ns",
         "copy_launch": "8000ns",
         "layer_event": "100000ns",

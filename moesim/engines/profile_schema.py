@@ -1,0 +1,113 @@
+"""The schema of an engine profile: each figure is a value with its kind and its source."""
+
+from __future__ import annotations
+
+from typing import Annotated, Generic, Literal, TypeVar
+
+from pydantic import Field
+
+from moesim.config.fields import Count, Duration, PositiveCount, PositiveShare
+from moesim.config.validation import Strict
+
+__all__ = ["EngineFigure", "EngineKind", "EngineProfile", "KernelsProfile"]
+
+EngineKind = Literal["assumed", "fitted", "measured"]
+T = TypeVar("T")
+
+
+class EngineFigure(Strict, Generic[T]):
+    value: T = Field(description="The number with its unit, or the word.")
+    kind: EngineKind = Field(
+        description="assumed (documentation or reasoning), fitted (to published rows, which the "
+        "source names) or measured."
+    )
+    source: Annotated[str, Field(min_length=1)] = Field(description="Origin of the number.")
+
+
+class Shares(Strict):
+    """A share for each family of stored formats; `other` is for families without their own."""
+
+    float: PositiveShare | None = None
+    int8: PositiveShare | None = None
+    legacy: PositiveShare | None = None
+    k_quant: PositiveShare | None = None
+    i_quant: PositiveShare | None = None
+    mxfp4: PositiveShare | None = None
+    kv: PositiveShare | None = None
+    other: PositiveShare
+
+
+class Numbers(Strict):
+    """The kernels that an operation consists of."""
+
+    attention: Count = Field(description="A layer's norms, attention and residual sums.")
+    linear: Count | None = Field(
+        None, description="The same of a layer with linear attention or a state-space model."
+    )
+    router: Count = Field(description="Choosing and sorting the experts of a layer.")
+    experts: Count = Field(description="One grouped call of a layer's routed experts.")
+    each_expert: Count = Field(
+        0, description="More kernels for each expert of a call with more than vector_rows rows."
+    )
+    shared: Count = Field(description="The shared experts of a layer.")
+    dense: Count = Field(description="The dense FFN of a layer.")
+    tail: Count = Field(description="The embedding and the head of a step.")
+
+
+class KernelsProfile(Strict):
+    """How the engine's kernels run on one kind of processor."""
+
+    kernel: EngineFigure[Duration] = Field(
+        description="Time of one kernel beside its traffic and arithmetic."
+    )
+    numbers: EngineFigure[Numbers]
+    bandwidth: EngineFigure[Shares] = Field(
+        description="Share of the peak memory bandwidth that reading weights reaches, by family."
+    )
+    compute: EngineFigure[Shares] = Field(
+        description="Share of the peak arithmetic that products of many rows reach, by family."
+    )
+    padding: EngineFigure[Annotated[float, Field(ge=0, le=4096)]] = Field(
+        description="A product of n rows takes the time of n + padding rows."
+    )
+    vector_rows: EngineFigure[PositiveCount] = Field(
+        description="Up to this many rows of a step, weights are multiplied by vectors: no padding."
+    )
+    vector_row: EngineFigure[Annotated[float, Field(ge=0, le=16)]] | None = Field(
+        None,
+        description="What each further row of such a step adds, as a share of the first row's time.",
+    )
+
+
+class HostProfile(Strict):
+    """The host's times."""
+
+    step: EngineFigure[Duration] | None = None
+    layer_event: EngineFigure[Duration] | None = None
+    launch: EngineFigure[Duration] | None = None
+    copy_launch: EngineFigure[Duration] | None = None
+
+
+class EngineProfile(Strict):
+    name: Annotated[str, Field(min_length=1)]
+    about: Annotated[str, Field(min_length=1)]
+    host: HostProfile = HostProfile()
+    sorting: EngineFigure[Literal["host", "device"]]
+    gpu: dict[Literal["cuda", "hip", "vulkan", "sycl", "metal"], KernelsProfile] = Field(
+        {}, description="Kernels on the GPU, by the interface that they are written for."
+    )
+    cpu: KernelsProfile | None = None
+    switch: EngineFigure[Duration] | None = Field(
+        None,
+        description="Time beside the copy when states move between GPU and CPU: one "
+        "synchronisation.",
+    )
+    batch_threshold: EngineFigure[PositiveCount] | None = Field(
+        None, description="Rows of a step from which experts in host memory are copied to the GPU."
+    )
+    ubatch: EngineFigure[PositiveCount] | None = Field(
+        None, description="Largest number of prompt tokens in one step."
+    )
+    pinned: EngineFigure[bool] | None = Field(
+        None, description="Whether weights in host memory are page-locked."
+    )
