@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from moesim.cost.choice import cost_of
 from moesim.cost.cpu import CpuCost, topology_of
 from moesim.cost.estimate import CostEstimate
-from moesim.cost.choice import cost_of
 from moesim.errors import UsageError
 from moesim.executor.settings import Serving
 from moesim.hardware.hardware import Hardware, load_hardware

@@ -16,8 +16,8 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from moesim.config.units import format_bytes, format_duration_ns
-from moesim.cost.estimate import CostEstimate
 from moesim.cost.choice import cost_of, cpu_cost_of
+from moesim.cost.estimate import CostEstimate
 from moesim.cost.prices import SimPrices
 from moesim.cost.roofline import CostModel
 from moesim.cost.slowest import slowest_figures

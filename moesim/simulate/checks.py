@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from moesim.config.markers import PathTo
 from moesim.config.validation import COMMAND_LINE, order
 from moesim.config.yaml_document import KeyPath
-from moesim.errors import ScenarioError, TraceError, UsageError
 from moesim.engines.engine import Engine
+from moesim.errors import ScenarioError, TraceError, UsageError
 from moesim.hardware.hardware import Hardware
 from moesim.hardware.topology import CPU, GPU
 from moesim.model.shapes import ModelShape, shapes_like
