@@ -1,4 +1,4 @@
-"""`moesim list`: the GPUs, models and policies that a scenario can name, with their figures."""
+"""`moesim list`: the GPUs, models, formats and policies that a scenario can name, with figures."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ def register(app: typer.Typer) -> None:
 def list_kind(
     kind: Annotated[
         str | None,
-        typer.Argument(help="What to list: gpus, models or policies.", show_default=False),
+        typer.Argument(help="What to list: gpus, models, formats or policies.", show_default=False),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """List the GPUs, models or policies that a scenario can name, with figures and sources."""
+    """List the GPUs, models, formats or policies that a scenario can name, with their figures."""
     from moesim.cli.output import echo_json
     from moesim.config.suggest import suggest
     from moesim.errors import UsageError
@@ -133,6 +133,42 @@ def _show_models(listing: Listing) -> None:
         typer.echo(f"  {name:<22} {model['source']}")
 
 
+def _formats() -> Listing:
+    """Return each format's block, bits, family and other blocks, and whether its rules are known.
+
+    `bits` are those of the block of most matrices; the mean depends on the model.
+    """
+    from moesim.model.formats import block_named, format_named, format_names
+
+    listing: Listing = {}
+    for name in format_names():
+        form = format_named(name).format
+        assert form is not None
+        # Formats that quantise only layers name the block of their matrices in a rule.
+        main = form.block_of("ffn_gate_exps", 0, (0, 2, 1.0))
+        others = {rule.block for rule in form.rules} | {form.block, form.embedding, form.head}
+        block = block_named(main)
+        listing[form.name] = {
+            "block": main,
+            "bits": block.bits,
+            "family": block.family,
+            "other_blocks": sorted(others - {main, ""}),
+            "documented": form.documented,
+        }
+    return listing
+
+
+def _show_formats(listing: Listing) -> None:
+    from moesim.report.tabular import Table, write_tables
+
+    table = Table("", ["format", "experts", "bits", "family", "rules", "also has"])
+    for name, form in listing.items():
+        rules = "documented" if form["documented"] else "assumed"
+        also = ", ".join(form["other_blocks"])
+        table.add(name, form["block"], f"{form['bits']:g}", form["family"], rules, also)
+    write_tables([table])
+
+
 def _policies() -> Listing:
     """Return the policies of each family with their options, also those of installed packages."""
     from dataclasses import MISSING, fields
@@ -170,5 +206,6 @@ def _show_policies(listing: Listing) -> None:
 _KINDS: Final[dict[str, tuple[Callable[[], Listing], Callable[[Listing], None]]]] = {
     "gpus": (_gpus, _show_gpus),
     "models": (_models, _show_models),
+    "formats": (_formats, _show_formats),
     "policies": (_policies, _show_policies),
 }

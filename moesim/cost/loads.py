@@ -49,8 +49,9 @@ class Loads:
         self.windowed = frozenset(shape.windowed_layers) if shape.window else frozenset()
         self._front = _Weights.of(shape.front_params, shape)
         self._dense = _Weights.of(shape.dense_params, shape)
-        self._head = _Weights.of(shape.hidden * shape.vocabulary, shape)
-        self._row_bytes = stored_bytes(shape.hidden, shape.weight_bits)
+        head = shape.hidden * shape.vocabulary
+        self._head = _Weights(head, stored_bytes(head, shape.bits_of_head))
+        self._row_bytes = stored_bytes(shape.hidden, shape.bits_of_embedding)
         self._router = _Router.of(shape) if shape.router else None
 
     def expert(self, rows: int, nbytes: int | None = None) -> Load:

@@ -157,6 +157,8 @@ class ShapeProfile(Strict):
     expert_bits: Bits = 16
     weight_bits: Bits = 16
     kv_bits: Bits = 16
+    embedding_bits: Bits | None = None
+    head_bits: Bits | None = None
 
     def resolve(self) -> ModelShape:
         """Return the shape, with an empty `source`."""
@@ -223,8 +225,8 @@ class Provenance(Strict):
 
 
 def signature(shape: ModelShape) -> ModelShape:
-    """Return the shape without name and source, on which no duration depends."""
-    return replace(shape, name="", source="")
+    """Return the shape without name, source and families, on which no measured duration depends."""
+    return replace(shape, name="", source="", expert_family="", weight_family="")
 
 
 def shape_profile(shape: ModelShape) -> ShapeProfile:
@@ -232,7 +234,7 @@ def shape_profile(shape: ModelShape) -> ShapeProfile:
     sizes: dict[str, Any] = {
         item.name: getattr(shape, item.name)
         for item in fields(ModelShape)
-        if item.name not in ("mla", "router", "source", "layer_bits", "single_expert_bits")
+        if item.name in ShapeProfile.model_fields and item.name not in ("mla", "router")
     }
     for key in ("dense_layers", "windowed_layers"):
         sizes[key] = list(sizes[key])

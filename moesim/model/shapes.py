@@ -81,7 +81,11 @@ class ModelShape:
     number; MXFP4 has 4.25, because a block of 32 weights of 4 bits shares a scale of 8 bits.
 
     Experts have `expert_bits`, except where `layer_bits` gives other bits for those of a layer, or
-    `single_expert_bits` for one expert of a layer. Both are sorted.
+    `single_expert_bits` for one expert of a layer. Both are sorted. Embeddings and LM head have
+    `weight_bits` unless they have their own; tied embeddings are stored once, as the head.
+
+    Families name the blocks that most bytes of experts and of other weights have, such as
+    `k-quant`; "" where they are not known.
     """
 
     name: str
@@ -108,6 +112,10 @@ class ModelShape:
     source: str = ""
     layer_bits: tuple[tuple[int, float], ...] = ()
     single_expert_bits: tuple[tuple[int, int, float], ...] = ()
+    embedding_bits: float | None = None
+    head_bits: float | None = None
+    expert_family: str = ""
+    weight_family: str = ""
 
     @property
     def moe_layers(self) -> tuple[int, ...]:
@@ -212,7 +220,41 @@ class ModelShape:
     @property
     def fixed_bytes(self) -> int:
         """Bytes of all weights but those of routed experts."""
-        return stored_bytes(self.fixed_params, self.weight_bits)
+        if self.plain_ends:  # rounded up once
+            return stored_bytes(self.fixed_params, self.weight_bits)
+        return stored_bytes(self.fixed_params - self._end_params, self.weight_bits) + self.end_bytes
+
+    @property
+    def plain_ends(self) -> bool:
+        """Whether embeddings and LM head are stored as other weights are."""
+        return self.embedding_bits is None and self.head_bits is None
+
+    @property
+    def end_bytes(self) -> int:
+        """Bytes of the end of a step: embeddings, last norm, LM head, and the decoupled router."""
+        if self.plain_ends:
+            return stored_bytes(self._end_params, self.weight_bits)
+        matrix = self.vocabulary * self.hidden
+        embedding = 0 if self.tied_embeddings else stored_bytes(matrix, self.bits_of_embedding)
+        rest = stored_bytes(self.hidden + self.router_params, self.weight_bits)
+        return embedding + stored_bytes(matrix, self.bits_of_head) + rest
+
+    @property
+    def bits_of_embedding(self) -> float:
+        """Bits of a stored weight of the embeddings."""
+        if self.tied_embeddings:
+            return self.bits_of_head
+        return self.weight_bits if self.embedding_bits is None else self.embedding_bits
+
+    @property
+    def bits_of_head(self) -> float:
+        """Bits of a stored weight of the LM head."""
+        return self.weight_bits if self.head_bits is None else self.head_bits
+
+    @property
+    def _end_params(self) -> int:
+        embeddings = (1 if self.tied_embeddings else 2) * self.vocabulary * self.hidden
+        return embeddings + self.hidden + self.router_params
 
     def layers_bytes(self, layers: Iterable[int]) -> int:
         """Return the bytes of some layers without their routed experts.
@@ -222,8 +264,13 @@ class ModelShape:
         """
         params = dict.fromkeys(range(self.num_layers), self.front_params)
         params.update(dict.fromkeys(self.dense_layers, self.dense_params))
-        params[self.num_layers] = self.fixed_params - sum(params.values())
-        return stored_bytes(sum(params[layer] for layer in set(layers)), self.weight_bits)
+        asked = set(layers)
+        if self.plain_ends:
+            params[self.num_layers] = self.fixed_params - sum(params.values())
+            return stored_bytes(sum(params[layer] for layer in asked), self.weight_bits)
+        ends = self.end_bytes if self.num_layers in asked else 0
+        asked.discard(self.num_layers)
+        return stored_bytes(sum(params[layer] for layer in asked), self.weight_bits) + ends
 
     @property
     def total_params(self) -> int:
@@ -254,13 +301,20 @@ class ModelShape:
         weight_bits: float | None = None,
         kv_bits: float | None = None,
     ) -> ModelShape:
-        """Return the same model stored in other precisions; None keeps a precision."""
-        return replace(
-            self,
-            expert_bits=expert_bits or self.expert_bits,
-            weight_bits=weight_bits or self.weight_bits,
-            kv_bits=kv_bits or self.kv_bits,
-        )
+        """Return the same model stored in other precisions; None keeps a precision.
+
+        `expert_bits` are those of all experts, and `weight_bits` also those of embeddings and head.
+        """
+        changed: dict[str, Any] = {}
+        if expert_bits:
+            changed.update(expert_bits=expert_bits, layer_bits=(), expert_family="")
+            changed["single_expert_bits"] = ()
+        if weight_bits:
+            changed.update(weight_bits=weight_bits, weight_family="")
+            changed.update(embedding_bits=None, head_bits=None)
+        if kv_bits:
+            changed["kv_bits"] = kv_bits
+        return replace(self, **changed)
 
 
 def stored_bytes(params: int, bits: float) -> int:

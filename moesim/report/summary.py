@@ -32,6 +32,14 @@ BUSY: Final = {
 }
 
 
+_BASIS: Final = {
+    "documented": "exact: the published rules of the format",
+    "file header": "exact: read from the file",
+    "file size": "mean of experts exact: from the size of the file",
+    "assumed": "assumed: the plain mix, because the rules of the format are not published",
+}
+
+
 def print_summary(run_dir: str | Path, stream: TextIO | None = None) -> None:
     """Write the tables of a run to `stream` (default: standard output), in colour on a terminal.
 
@@ -70,6 +78,8 @@ def _setup(run: Run) -> Table:
     # The folder tells two traces of one model apart; the model tells whose routing they hold.
     table.add("trace", f"{run.trace} (routing of {run.text('trace')})")
     table.add("costed as", f"{run.text('model')} on {run.hardware}")
+    if sentence := _format(run):
+        table.add("format", sentence)
     if sentence := routing_sentence(run):
         table.add("routing", sentence)
     if seers := foreseeing(run):
@@ -113,6 +123,19 @@ def _setup(run: Run) -> Table:
         )
     _align_left(table)
     return table
+
+
+def _format(run: Run) -> str:
+    """Return the format of the weights with its bits, and whether they are exact; "" without."""
+    if "format" not in run.summary:
+        return ""
+    basis = run.text("format_basis")
+    parts = ("expert", "weight", "embedding", "head")
+    experts, weights, embedding, head = (number(run.value(f"{part}_bits")) for part in parts)
+    return (
+        f"{run.text('format')}: bits of experts {experts}, of other weights {weights}, "
+        f"of embeddings {embedding}, of the head {head} ({_BASIS.get(basis, basis)})"
+    )
 
 
 def _waiting(run: Run) -> str:

@@ -105,10 +105,10 @@ def with_expert_bits(scenario: Scenario, shape: ModelShape) -> ModelShape:
         raise ScenarioError(mistakes)
     # Sorted and without repetition, so that shapes with the same bits are equal.
     usual = shape.expert_bits
+    named = {layer: bits for key, bits in by.layer.items() for layer in _layers(key)}
     layers = {
         layer: bits
-        for key, bits in by.layer.items()
-        for layer in _layers(key)
+        for layer, bits in {**dict(shape.layer_bits), **named}.items()
         if layer in shape.moe_layers and bits != usual
     }
     experts = {

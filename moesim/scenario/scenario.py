@@ -18,6 +18,9 @@ from moesim.engines.engine import IDEAL, Engine, load_engine
 from moesim.errors import ScenarioError, UsageError
 from moesim.files import as_path
 from moesim.hardware.hardware import Hardware, IncompleteDisk, TooManyThreads, load_hardware
+from moesim.model.format_bits import Bits, bits_for, bits_of_file, with_bits_of
+from moesim.model.formats import format_named
+from moesim.model.gguf_file import read_header
 from moesim.model.hf_config import load_shape, shape_from_config
 from moesim.model.shapes import ModelShape
 from moesim.scenario.engine import EngineChoice, engine_defaults
@@ -302,12 +305,32 @@ class Scenario(Strict):
                 shape = shape_from_config(trace_config)
         except UsageError as error:
             raise ScenarioError.at(self, "model", str(error)) from error
+        if (bits := self.format_bits(shape)) is not None:
+            shape = with_bits_of(shape, bits, by_layer=self.model.format_by_layer)
         shape = shape.with_bits(
             expert_bits=self.model.expert_bits,
             weight_bits=self.model.weight_bits,
             kv_bits=self.model.kv_bits,
         )
         return with_expert_bits(self, shape)
+
+    def format_bits(self, shape: ModelShape) -> Bits | None:
+        """Return the bits that `model.format` gives the parts of `shape`; None without a format.
+
+        Raises:
+            ScenarioError: the file cannot be read, or is not of this model.
+        """
+        name = self.model.format
+        if name is None:
+            return None
+        try:
+            if name.endswith(".gguf"):
+                return bits_of_file(read_header(self.path(name)), shape, name)
+            named = format_named(name)
+            assert named.format is not None  # the section checks it
+            return bits_for(named.format, shape, named.file_bytes)
+        except UsageError as error:
+            raise ScenarioError.at(self, "model.format", str(error)) from error
 
 
 def _without_none(section: dict[str, Any]) -> dict[str, Any]:

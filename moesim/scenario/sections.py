@@ -23,6 +23,7 @@ from moesim.config.validation import Strict
 from moesim.engines.engine import engine_names
 from moesim.hardware.hardware import check_hardware_name, hardware_names
 from moesim.hardware.overrides import HardwareOverrides
+from moesim.model.formats import check_format_name
 from moesim.model.shapes import check_shape_name, shape_names
 from moesim.scenario.arrivals import AllAtOnce, Arrivals
 from moesim.scenario.engine import EngineChoice
@@ -57,8 +58,15 @@ def _existing_shape(value: str) -> str:
     return value
 
 
+def _existing_format(value: str) -> str:
+    if not value.endswith(_WEIGHTS) and (wrong := check_format_name(value)):
+        raise ValueError(wrong)
+    return value
+
+
 _PROFILES: Final = (".yaml", ".yml")
 _CONFIGS: Final = (".json",)
+_WEIGHTS: Final = (".gguf",)
 
 Text = Annotated[str, Field(min_length=1)]
 TracePath = Annotated[
@@ -82,6 +90,20 @@ class ModelChoice(Strict):
         description="`trace` (the shape in the trace's header), a shipped model, or the path of a "
         "Hugging Face config.json.",
         examples=["mixtral-8x7b"],
+    )
+    format: (
+        Annotated[str, AfterValidator(_existing_format), PathTo("file", os.path.isfile, _WEIGHTS)]
+        | None
+    ) = Field(
+        None,
+        description="The format of the weights, like Q4_K_M or `IQ4_XS (15.4 GiB)`, or the path "
+        "of a .gguf file; it gives the bits of all parts that no other key gives.",
+        examples=["Q4_K_M"],
+    )
+    format_by_layer: bool = Field(
+        False,
+        description="Experts of each layer have the bits of their layer, not the mean of all.",
+        examples=[True],
     )
     expert_bits: Bits | None = Field(
         None, description="Bits of a stored expert weight, like 4.5.", examples=[4.5]

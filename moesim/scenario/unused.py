@@ -76,8 +76,20 @@ def _unused_of_cache(scenario: Scenario) -> Iterator[tuple[str, str]]:
             yield f"cache.{key}", reason
 
 
+def _unused_of_model(scenario: Scenario) -> Iterator[tuple[str, str]]:
+    """Yield the keys of the format where other keys give the bits."""
+    model = scenario.model
+    if model.format is not None and model.expert_bits and model.weight_bits:
+        yield "model.format", "model.expert_bits and model.weight_bits give all bits"
+    if model.format_by_layer and model.format is None:
+        yield "model.format_by_layer", "there is no model.format"
+    elif model.format_by_layer and model.expert_bits:
+        yield "model.format_by_layer", "model.expert_bits gives the bits of all experts"
+
+
 def _unused(scenario: Scenario) -> Iterator[tuple[str, str]]:
     hardware = scenario.hardware
+    yield from _unused_of_model(scenario)
     yield from _unused_of_host(scenario)
     yield from _unused_of_cache(scenario)
     if hardware.d2h is not None and hardware.d2h.chunk is not None:

@@ -82,9 +82,7 @@ class OnGpu:
                 fixed -= stored_bytes(params, shape.weight_bits)
                 kv -= shape.kv_bytes_per_token_layer
         if lanes and lanes[-1] != GPU:
-            embeddings = (1 if shape.tied_embeddings else 2) * shape.vocabulary + 1
-            params = embeddings * shape.hidden + shape.router_params
-            fixed -= stored_bytes(params, shape.weight_bits)
+            fixed -= shape.end_bytes
             kv -= shape.router_kv_bytes_per_token
         return cls(max(0, fixed), kv)
 

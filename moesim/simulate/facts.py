@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from moesim.errors import UsageError
 from moesim.hardware.overrides import spelled_figures
+from moesim.model.format_bits import basis_of
 from moesim.model.hf_config import shape_from_config
 from moesim.model.shapes import ModelShape
 from moesim.policies import find
@@ -22,7 +23,13 @@ if TYPE_CHECKING:
     from moesim.serving.experts.host_budget import HostBudget
     from moesim.trace import TraceMeta
 
-__all__ = ["POLICY_SECTIONS", "hardware_changes", "knows_the_future", "routing_facts"]
+__all__ = [
+    "POLICY_SECTIONS",
+    "format_facts",
+    "hardware_changes",
+    "knows_the_future",
+    "routing_facts",
+]
 
 POLICY_SECTIONS: Final = {
     "eviction": "cache",
@@ -42,6 +49,21 @@ def routing_facts(scenario: Scenario, meta: TraceMeta, shape: ModelShape) -> dic
     return {
         "routing": "synthetic" if meta.synthetic else "recorded",
         "sizes": "own" if own else "foreign",
+    }
+
+
+def format_facts(scenario: Scenario, shape: ModelShape) -> dict[str, str | float]:
+    """Return the format of the weights, where its bits are from, and the bits; {} without one."""
+    name, model = scenario.model.format, scenario.model
+    if name is None or (model.expert_bits and model.weight_bits):
+        return {}
+    return {
+        "format": name,
+        "format_basis": basis_of(name),
+        "expert_bits": shape.expert_bits,
+        "weight_bits": shape.weight_bits,
+        "embedding_bits": shape.bits_of_embedding,
+        "head_bits": shape.bits_of_head,
     }
 
 
@@ -95,5 +117,6 @@ def _sizes(shape: ModelShape) -> ModelShape:
     """Return the shape without name, bits and embeddings: quantising a model keeps its sizes."""
     return replace(
         shape, name="", source="", expert_bits=16, weight_bits=16, kv_bits=16, vocabulary=0,
-        tied_embeddings=False, layer_bits=(), single_expert_bits=(),
+        tied_embeddings=False, layer_bits=(), single_expert_bits=(), embedding_bits=None,
+        head_bits=None, expert_family="", weight_family="",
     )  # fmt: skip

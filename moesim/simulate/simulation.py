@@ -49,7 +49,13 @@ from moesim.serving.server import Server
 from moesim.simulate.bounds import BOUND_KEYS, Loaded, bounds_summary, endless, hindsight
 from moesim.simulate.build import Plan, build_server, group_by_cache, prepare, serve
 from moesim.simulate.caveats import caveats
-from moesim.simulate.facts import POLICY_SECTIONS, hardware_changes, knows_the_future, routing_facts
+from moesim.simulate.facts import (
+    POLICY_SECTIONS,
+    format_facts,
+    hardware_changes,
+    knows_the_future,
+    routing_facts,
+)
 from moesim.trace.statistics import prediction_recall
 
 __all__ = [
@@ -287,6 +293,7 @@ def summarise(outcome: Outcome) -> dict[str, Any]:
         "hardware_changes": hardware_changes(scenario, plan.places.host),
         "cost_kind": plan.cost.hardware.cost_kind,
         **routing_facts(scenario, trace.meta, shape),
+        **format_facts(scenario, shape),
         "cache_policy": _cache_policy(plan),
         "cache_scope": scenario.cache.scope,
         "cache_slots": total,

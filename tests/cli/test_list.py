@@ -12,6 +12,7 @@ from moesim.cli import app
 from moesim.config.fields import Bandwidth
 from moesim.errors import UsageError
 from moesim.hardware import hardware_names, load_hardware
+from moesim.model.formats import block_named, format_names
 from moesim.model.hf_config import load_shape
 from moesim.model.shapes import shape_names
 from moesim.policies import find, names
@@ -78,12 +79,30 @@ def test_every_policy_is_listed_with_its_options_under_both_spellings() -> None:
     assert CliRunner().invoke(app, ["policies"]).stdout == printed("policies")
 
 
+def test_every_format_is_listed_with_the_bits_of_its_experts() -> None:
+    listed = listing("formats")
+    assert sorted(listed) == sorted(format_names())
+    text = printed("formats")
+    for name, form in listed.items():
+        assert form["bits"] == block_named(form["block"]).bits
+        assert name in text
+    assert listed["Q4_K_M"] == {
+        "block": "Q4_K",
+        "bits": 4.5,
+        "family": "k-quant",
+        "other_blocks": ["Q5_K", "Q6_K", "Q8_0"],
+        "documented": True,
+    }
+    assert not listed["Q4_K_XL"]["documented"]
+    assert listed["AWQ-4bit"]["block"] == "AWQ-4bit"
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ([], "say what to list: gpus, models, policies"),
+        ([], "say what to list: gpus, models, formats, policies"),
         (["model"], "did you mean 'models'"),
-        (["traces"], "there is no list of 'traces': gpus, models, policies"),
+        (["traces"], "there is no list of 'traces': gpus, models, formats, policies"),
     ],
 )
 def test_without_a_kind_the_kinds_are_named(arguments: list[str], said: str) -> None:

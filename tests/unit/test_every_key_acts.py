@@ -26,6 +26,7 @@ EXPLAINED = {
 ECHOES = {
     *("name", "trace", "model", "hardware", "hardware_changes", "seed", "cost_kind", "notes"),
     *("cache_policy", "cache_scope", "prefetch_policy", "placement_policy", "batching_policy"),
+    *("format", "format_basis", "expert_bits", "weight_bits", "embedding_bits", "head_bits"),
 }
 """What a summary only repeats from the scenario proves nothing."""
 
@@ -79,6 +80,8 @@ CASES: dict[str, tuple[dict[str, Any], Any]] = {
     "Scenario.bounds": ({}, True),
     "Scenario.sweep": ({}, {"seed": [1, 2]}),
     "ModelChoice.shape": ({}, "wide.json"),
+    "ModelChoice.format": ({}, "Q4_K_M"),
+    "ModelChoice.format_by_layer": ({"model": {"shape": "trace", "format": "Q4_K_M"}}, True),
     "ModelChoice.expert_bits": ({}, 4),
     "ModelChoice.weight_bits": ({}, 8),
     "ModelChoice.kv_bits": ({}, 8),
@@ -176,6 +179,13 @@ CASES: dict[str, tuple[dict[str, Any], Any]] = {
 }
 """For each key, a scenario in which it can act, and another value."""
 UNUSED: list[tuple[str, dict[str, Any], Any]] = [
+    ("model.format", {"model": {"shape": "trace", "expert_bits": 4, "weight_bits": 8}}, "Q8_0"),
+    ("model.format_by_layer", {}, True),
+    (
+        "model.format_by_layer",
+        {"model": {"shape": "trace", "format": "Q4_K_M", "expert_bits": 4}},
+        True,
+    ),
     ("hardware.host_memory_bandwidth", {}, "1GB/s"),
     ("hardware.host_memory", {}, "8GiB"),
     ("hardware.host_memory_efficiency", {}, "50%"),

@@ -1,0 +1,261 @@
+"""The bits of a model's parts in a format: mean bits of experts, layers, embeddings and LM head.
+
+They follow from the block of each matrix and its number of weights. A format gives the blocks by
+rules; the header of a GGUF file gives them as they are. Where the size of a file is known, the bits
+of the experts are scaled until the file has that size.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Final, Literal, NamedTuple
+
+from moesim.errors import UsageError
+from moesim.model.formats import Format, block_named, fallback, format_named
+from moesim.model.gguf_file import Header
+from moesim.model.shapes import ModelShape
+
+__all__ = ["Basis", "Bits", "basis_of", "bits_for", "bits_of_file", "with_bits_of"]
+
+Basis = Literal["documented", "assumed", "file size", "file header"]
+MXFP4_BITS: Final = 4.25
+_LAYER: Final = re.compile(r"^blk\.(\d+)\.")
+_EXPERTS: Final = re.compile(r"^blk\.\d+\.ffn_(?:gate|up|down|gate_up)(?:_exps|\.\d+)\.weight$")
+
+
+@dataclass(frozen=True, slots=True)
+class Bits:
+    """Mean bits of a stored weight of each part, and the family of the block that most bytes have.
+
+    `weights` are those of all layers but routed experts, norms and routers included. `by_layer` has
+    the bits of the experts of each MoE layer. `basis` says where they are from.
+    """
+
+    format: str
+    experts: float
+    by_layer: tuple[tuple[int, float], ...]
+    weights: float
+    embedding: float
+    head: float
+    expert_family: str
+    weight_family: str
+    basis: Basis
+
+    @property
+    def exact(self) -> bool:
+        """Whether the bits follow from published rules or from the file itself."""
+        return self.basis in ("documented", "file header")
+
+
+class _Matrix(NamedTuple):
+    """Weights of one role in one layer: their number, and the columns of one matrix."""
+
+    role: str
+    layer: int
+    params: int
+    columns: int
+
+
+class _Sum:
+    """Weights and bits of one part, by family."""
+
+    def __init__(self) -> None:
+        self.params = 0
+        self.bits: dict[str, float] = defaultdict(float)
+
+    def add(self, params: int, block: str) -> None:
+        found = block_named(block)
+        self.params += params
+        self.bits[found.family] += params * found.bits
+
+    @property
+    def total(self) -> float:
+        return sum(self.bits.values())
+
+    @property
+    def mean(self) -> float:
+        return self.total / self.params if self.params else 0.0
+
+    @property
+    def family(self) -> str:
+        return max(self.bits, key=lambda family: self.bits[family], default="")
+
+
+class _Parts:
+    """The parts of a model while their matrices are added."""
+
+    def __init__(self) -> None:
+        self.experts, self.weights, self.embedding, self.head = (_Sum() for _ in range(4))
+        self.layers: dict[int, _Sum] = defaultdict(_Sum)
+
+    def add_expert(self, layer: int, params: int, block: str) -> None:
+        self.experts.add(params, block)
+        self.layers[layer].add(params, block)
+
+    def bits(self, name: str, basis: Basis) -> Bits:
+        # Tied embeddings and head are one matrix.
+        head = self.head if self.head.params else self.embedding
+        embedding = self.embedding if self.embedding.params else self.head
+        return Bits(
+            name,
+            self.experts.mean,
+            tuple((layer, total.mean) for layer, total in sorted(self.layers.items())),
+            self.weights.mean,
+            embedding.mean,
+            head.mean,
+            self.experts.family,
+            self.weights.family,
+            basis,
+        )
+
+
+def basis_of(text: str) -> Basis:
+    """Return where the bits of a format come from; `text` is its name, or the path of a file."""
+    if text.endswith(".gguf"):
+        return "file header"
+    named = format_named(text)
+    if named.file_bytes is not None:
+        return "file size"
+    return "documented" if named.format is not None and named.format.documented else "assumed"
+
+
+def bits_for(form: Format, shape: ModelShape, file_bytes: int | None = None) -> Bits:
+    """Return the bits of a model's parts in a format.
+
+    Experts that were published in MXFP4 stay so, because quantisers keep them. With `file_bytes`,
+    the bits of the experts are scaled so that all weights take that size.
+
+    Raise UsageError if a file of that size cannot hold the model in this format.
+    """
+    keeps = shape.expert_bits == MXFP4_BITS
+    parts = _Parts()
+    model = (shape.num_layers, shape.num_experts, shape.num_heads / max(1, shape.num_kv_heads))
+    for matrix in _matrices(shape):
+        block = fallback(form.block_of(matrix.role, matrix.layer, model), matrix.columns)
+        if matrix.role.endswith("_exps"):
+            parts.add_expert(matrix.layer, matrix.params, "MXFP4" if keeps else block)
+        elif matrix.role == "token_embd":
+            parts.embedding.add(matrix.params, block)
+        elif matrix.role == "output":
+            parts.head.add(matrix.params, block)
+        else:
+            parts.weights.add(matrix.params, block)
+    bits = parts.bits(form.name, "documented" if form.documented else "assumed")
+    return bits if file_bytes is None else _scaled(bits, parts, file_bytes)
+
+
+def bits_of_file(header: Header, shape: ModelShape, name: str) -> Bits:
+    """Return the bits of a model's parts as a GGUF file stores them.
+
+    Raise UsageError if the file has a block that is not known, or experts of another model.
+    """
+    parts = _Parts()
+    for tensor in header.tensors:
+        if _EXPERTS.match(tensor.name):
+            layer = _LAYER.match(tensor.name)
+            assert layer is not None
+            parts.add_expert(int(layer[1]), tensor.params, tensor.type)
+        elif tensor.name == "token_embd.weight":
+            parts.embedding.add(tensor.params, tensor.type)
+        elif tensor.name == "output.weight":
+            parts.head.add(tensor.params, tensor.type)
+        else:
+            parts.weights.add(tensor.params, tensor.type)
+    expected = len(shape.moe_layers) * shape.num_experts * shape.expert_params
+    if parts.experts.params != expected or not set(parts.layers) <= set(shape.moe_layers):
+        raise UsageError(
+            f"the routed experts of {name} have {parts.experts.params} weights, and those of "
+            f"{shape.name} have {expected}: it is a file of another model"
+        )
+    return parts.bits(name, "file header")
+
+
+def with_bits_of(shape: ModelShape, bits: Bits, *, by_layer: bool = False) -> ModelShape:
+    """Return the shape stored with these bits; `by_layer`: experts of each layer have their own."""
+    own = {layer: each for layer, each in bits.by_layer if each != bits.experts}
+    return replace(
+        shape,
+        expert_bits=bits.experts,
+        layer_bits=tuple(sorted(own.items())) if by_layer else (),
+        single_expert_bits=(),
+        weight_bits=bits.weights,
+        embedding_bits=bits.embedding,
+        head_bits=bits.head,
+        expert_family=bits.expert_family,
+        weight_family=bits.weight_family,
+    )
+
+
+def _scaled(bits: Bits, parts: _Parts, file_bytes: int) -> Bits:
+    others = parts.weights.total + parts.embedding.total + parts.head.total
+    factor = (8 * file_bytes - others) / parts.experts.total
+    if not 0.5 <= factor <= 2:
+        plain = (others + parts.experts.total) / 8
+        raise UsageError(
+            f"the model takes {plain / 1e9:.1f} GB as {bits.format}, so a file of "
+            f"{file_bytes / 1e9:.1f} GB is of another model or format"
+        )
+    by_layer = tuple((layer, each * factor) for layer, each in bits.by_layer)
+    return replace(bits, experts=bits.experts * factor, by_layer=by_layer, basis="file size")
+
+
+def _matrices(shape: ModelShape) -> Iterator[_Matrix]:
+    """Yield the weights of each role of each layer, and the embeddings and the LM head."""
+    hidden, dense = shape.hidden, set(shape.dense_layers)
+    attention = list(_attention(shape))
+    for layer in range(shape.num_layers):
+        for role, params, columns in attention:
+            yield _Matrix(role, layer, params, columns)
+        yield _Matrix("norm", layer, shape.norm_params, 1)
+        if layer in dense:
+            yield from _ffn(layer, "", hidden, shape.dense_ffn)
+            continue
+        if shape.router is None:
+            yield _Matrix("router", layer, hidden * shape.num_experts, hidden)
+        yield from _ffn(layer, "_shexp", hidden, shape.shared_ffn)
+        experts = _ffn(layer, "_exps", hidden, shape.expert_ffn)
+        yield from (each._replace(params=each.params * shape.num_experts) for each in experts)
+    # Tied embeddings are stored once, as the head is.
+    if not shape.tied_embeddings:
+        yield _Matrix("token_embd", 0, hidden * shape.vocabulary, hidden)
+    yield _Matrix("output", 0, hidden * shape.vocabulary, hidden)
+
+
+def _ffn(layer: int, kind: str, hidden: int, width: int) -> Iterable[_Matrix]:
+    """Return gate, up and down projection of one FFN; none where its width is 0."""
+    if not width:
+        return ()
+    return (
+        _Matrix(f"ffn_gate{kind}", layer, hidden * width, hidden),
+        _Matrix(f"ffn_up{kind}", layer, hidden * width, hidden),
+        _Matrix(f"ffn_down{kind}", layer, hidden * width, width),
+    )
+
+
+def _attention(shape: ModelShape) -> Iterator[tuple[str, int, int]]:
+    """Yield role, weights and columns of the matrices of one layer's attention.
+
+    Latent attention has the matrices of llama.cpp's files: the up-projection of keys is transposed
+    and split from that of values.
+    """
+    hidden, heads, mla = shape.hidden, shape.num_heads, shape.mla
+    if mla is None:
+        queries, keys = heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
+        yield "attn_q", hidden * queries, hidden
+        yield "attn_k", hidden * keys, hidden
+        yield "attn_v", hidden * keys, hidden
+        yield "attn_output", hidden * queries, queries
+        return
+    width = heads * (mla.nope_dim + mla.rope_dim)
+    if mla.q_rank is None:
+        yield "attn_q", hidden * width, hidden
+    else:
+        yield "attn_q_a", hidden * mla.q_rank, hidden
+        yield "attn_q_b", mla.q_rank * width, mla.q_rank
+    yield "attn_kv_a_mqa", hidden * (mla.kv_rank + mla.rope_dim), hidden
+    yield "attn_k_b", mla.kv_rank * heads * mla.nope_dim, mla.nope_dim
+    yield "attn_v_b", mla.kv_rank * heads * mla.value_dim, mla.kv_rank
+    yield "attn_output", hidden * heads * mla.value_dim, heads * mla.value_dim
