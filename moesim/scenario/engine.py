@@ -35,5 +35,6 @@ class Engine(Strict):
     sorting: Literal["host", "device"] = Field(
         "host",
         description="Where tokens are sorted by expert. With host, the ids of every layer are read "
-        "back. With device, a layer whose experts are all in GPU memory needs no readback.",
+        "back. With device, a layer whose experts are all in GPU memory needs no readback, unless "
+        "a prefetch policy needs its ids or predictions.",
     )

@@ -97,6 +97,9 @@ class Server:
         self._knowledge = knowledge
         self._ids_return = [knowledge.comes_back(layer) for layer in range(self._num_layers)]
         self._foresight = EVERYTHING if prefetch.clairvoyant else knowledge.reach
+        # Whether prefetches depend on what a layer's front computes: its ids, or predictions.
+        known = prefetch.clairvoyant or (knowledge.queued and not prefetch.needs_predictions)
+        self._fetches_by_front = prefetch.active and not known
         self._sequential = sequential
         self.arrivals = Arrivals(requests)
         self._steps = 0
@@ -324,7 +327,7 @@ class Server:
         """Run one step layer by layer, on any machine."""
         machine, ledger, issue = self.machine, self.ledger, self._issue
         batch, sizes, started_ns = step.batch, self._sizes(step), machine.now_ns
-        ids, on_device = Readback(sizes.ids), self._execution.sorts_on_device
+        ids = Readback(sizes.ids)
         routing = self._routing.step(step)
         ledger.begin_step(started_ns)
         if self._tell_started is not None:
@@ -344,7 +347,7 @@ class Server:
                 self._run_layer(Dense(dense, batch), dense, "dense", layer)
             model_layer = self._layers.model_layers[layer]
             front = self._run_layer(Front(model_layer, batch), model_layer, "front", layer)
-            if not (on_device and self._stays_on_device(layer, cache)):
+            if not self._stays_on_device(layer, cache):
                 yield from machine.wait_any((self._ids_ready(front, layer, ids),))
                 issue.decided_ns = machine.now_ns
             view.move_to(layer)
@@ -377,7 +380,13 @@ class Server:
         return work
 
     def _stays_on_device(self, layer: int, cache: ExpertCache) -> bool:
-        """Return whether the ids of a layer that sorts on the GPU need not reach the host."""
+        """Return whether the host issues a layer event without waiting for the layer's ids.
+
+        The engine must sort on the GPU, all experts must be there, and no prefetch may depend on
+        what the front computes.
+        """
+        if not self._execution.sorts_on_device or self._fetches_by_front:
+            return False
         return self._hidden.lane == GPU and cache.holds(layer, self._routing.num_experts)
 
     def _ids_ready(self, front: Work, layer: int, ids: Readback) -> Work:
