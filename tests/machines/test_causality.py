@@ -50,7 +50,7 @@ def logged(plan: Plan) -> tuple[Outcome, list[Issued]]:
 
 
 def check_prefetches(plan: Plan) -> int:
-    """Check each prefetch that follows a front in its step; return how many there are."""
+    """Check each prefetch of a step, and that none precedes the first front; return how many."""
     knowledge = KNOWLEDGE[plan.trace.meta.router]
     _, works = logged(plan)
     known: Issued | None = None
@@ -60,7 +60,8 @@ def check_prefetches(plan: Plan) -> int:
             known = None
         if it.kind == "front" or (it.kind == "readback" and it.layer < plan.trace.num_layers):
             known = it
-        elif it.kind == "prefetch" and known is not None:
+        elif it.kind == "prefetch":
+            assert known is not None, "a layer's ids are not known before its step"
             returned = known.kind == "readback" or known.work.lane != GPU
             assert returned or not knowledge.comes_back(known.layer)
             assert it.decided_ns >= known.work.finish_ns
