@@ -29,7 +29,7 @@ class Engine(Strict):
     layer_event: Duration = Field(
         0,
         description="The host's time to decide one layer's experts, before it issues their first "
-        "work.",
+        "work. With sorting on the device, a layer without a readback takes none.",
         examples=["20us"],
     )
     sorting: Literal["host", "device"] = Field(

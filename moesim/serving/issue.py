@@ -18,7 +18,7 @@ class HostTimes:
     """The host's time to issue work, in nanoseconds: a property of the engine.
 
     `launch_ns` is for a computation, `copy_ns` for a copy. `event_ns` is for deciding a layer
-    event; the first work of the event carries it.
+    event on the host; the first work of the event carries it.
     """
 
     launch_ns: int = 0

@@ -347,12 +347,13 @@ class Server:
                 self._run_layer(Dense(dense, batch), dense, "dense", layer)
             model_layer = self._layers.model_layers[layer]
             front = self._run_layer(Front(model_layer, batch), model_layer, "front", layer)
-            if not self._stays_on_device(layer, cache):
+            decides = not self._stays_on_device(layer, cache)
+            if decides:
                 yield from machine.wait_any((self._ids_ready(front, layer, ids),))
                 issue.decided_ns = machine.now_ns
             view.move_to(layer)
             self._place = self._steps, layer
-            self._run_event(layer, cache, view, batch.tokens)
+            self._run_event(layer, cache, view, batch.tokens, decides)
             if prefetching:
                 ahead.move_to(layer)
                 self._issue_prefetches(ahead)
@@ -401,26 +402,40 @@ class Server:
             return front
         return self._issue(Work(D2H, ids, (front,)), "readback", layer)
 
-    def _run_event(self, layer: int, cache: ExpertCache, view: StepView, rows: int) -> None:
-        """Decide and issue one layer event, or with sequential replay one for each key."""
+    def _run_event(
+        self, layer: int, cache: ExpertCache, view: StepView, rows: int, decides: bool
+    ) -> None:
+        """Decide and issue one layer event, or with sequential replay one for each key.
+
+        `decides`: the host decides it, which takes the host's time. Else the engine needs no
+        decision, since the GPU sorts the tokens and has all experts.
+        """
         if not self._sequential:
-            self._hidden = self._decide_and_issue(layer, cache, view, rows, self._hidden)
+            self._hidden = self._decide_and_issue(layer, cache, view, rows, self._hidden, decides)
             return
         inputs, pairs = self._hidden, zip(view.union, view.tokens, strict=True)
         events = [View(layer, (key,), (count,)) for key, count in pairs]
-        results = [self._decide_and_issue(layer, cache, event, rows, inputs) for event in events]
+        results = [
+            self._decide_and_issue(layer, cache, event, rows, inputs, decides) for event in events
+        ]
         after = tuple([work for hidden in (inputs, *results) for work in hidden.after])
         waits = tuple([wait for hidden in results for wait in hidden.waits])
         self._hidden = Hidden(inputs.lane, after, waits)
 
     def _decide_and_issue(
-        self, layer: int, cache: ExpertCache, view: View, rows: int, inputs: Hidden
+        self,
+        layer: int,
+        cache: ExpertCache,
+        view: View,
+        rows: int,
+        inputs: Hidden,
+        decides: bool,
     ) -> Hidden:
         decision = cache.decide(layer, view, rows)
         self.ledger.decided(decision)
         if self._tell_decided is not None:
             self._tell_decided(Decided(self._steps, self._cache_numbers[layer], decision))
-        if not self._issue.free:
+        if decides and not self._issue.free:
             self._issue.event_decided()
         return self._program.event(decision, inputs, rows, self._issue)
 
