@@ -98,8 +98,8 @@ class Server:
         self._ids_return = [knowledge.comes_back(layer) for layer in range(self._num_layers)]
         self._foresight = EVERYTHING if prefetch.clairvoyant else knowledge.reach
         # Whether prefetches depend on what a layer's front computes: its ids, or predictions.
-        known = prefetch.clairvoyant or (knowledge.queued and not prefetch.needs_predictions)
-        self._fetches_by_front = prefetch.active and not known
+        revealed = prefetch.clairvoyant or (knowledge.queued and not prefetch.needs_predictions)
+        self._fetches_by_front = prefetch.active and not revealed
         self._sequential = sequential
         self.arrivals = Arrivals(requests)
         self._steps = 0

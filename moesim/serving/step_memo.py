@@ -453,6 +453,6 @@ def _column(values: Sequence[int]) -> npt.NDArray[np.int64]:
     return np.array(values, np.int64)
 
 
-def _add(counts: list[int], amounts: Sequence[int]) -> None:
-    for index, amount in enumerate(amounts):
-        counts[index] += amount
+def _add(counts: list[int], added: Sequence[int]) -> None:
+    for index, number in enumerate(added):
+        counts[index] += number

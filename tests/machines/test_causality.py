@@ -53,19 +53,19 @@ def check_prefetches(plan: Plan) -> int:
     """Check each prefetch of a step, and that none precedes the first front; return how many."""
     knowledge = KNOWLEDGE[plan.trace.meta.router]
     _, works = logged(plan)
-    known: Issued | None = None
+    last: Issued | None = None
     checked = 0
     for it in works:
-        if known is not None and it.step != known.step:
-            known = None
+        if last is not None and it.step != last.step:
+            last = None
         if it.kind == "front" or (it.kind == "readback" and it.layer < plan.trace.num_layers):
-            known = it
+            last = it
         elif it.kind == "prefetch":
-            assert known is not None, "a layer's ids are not known before its step"
-            returned = known.kind == "readback" or known.work.lane != GPU
-            assert returned or not knowledge.comes_back(known.layer)
-            assert it.decided_ns >= known.work.finish_ns
-            assert it.work.start_ns >= known.work.finish_ns
+            assert last is not None, "a layer's ids are not known before its step"
+            returned = last.kind == "readback" or last.work.lane != GPU
+            assert returned or not knowledge.comes_back(last.layer)
+            assert it.decided_ns >= last.work.finish_ns
+            assert it.work.start_ns >= last.work.finish_ns
             checked += 1
     return checked
 
