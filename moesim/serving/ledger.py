@@ -127,11 +127,6 @@ class Ledger:
         """Waits for expert copies in ns, by layer: of demand copies, and of late copies ahead."""
         return self.stall_ns[DEMAND], self.stall_ns[LATE]
 
-    @property
-    def readback_stall_ns(self) -> list[int]:
-        """Waits for ids and tokens on their way to the host in ns, by layer."""
-        return self.stall_ns[READBACK]
-
     # --- decisions ---
 
     def decided(self, it: Decision) -> None:
