@@ -53,7 +53,7 @@ class Forgetful(Watched):
     def __init__(self, machine: Any, urgency: int) -> None:
         super().__init__(machine)
         self.urgency = urgency
-        self.forgotten: list[tuple[Work, tuple[Work, ...]]] = []
+        self.forgotten: list[tuple[Work, Sequence[Work]]] = []
 
     def submit(self, work: Work) -> None:
         if work.lane == H2D and work.urgency == self.urgency:
