@@ -39,7 +39,8 @@ class Places:
     `lanes[m]` is the compute lane of model layer m without its routed experts, and the last entry
     that of the end of a step; empty if all are on the GPU. `residents` are the experts that are in
     GPU memory for the whole run; None if they come and go. `elsewhere`: experts may run on another
-    lane than the GPU. `host` is the split of host memory.
+    lane than the GPU. `host` is the split of host memory. `fitting` is the number of slots in which
+    every choice of experts fits; each placement policy of the plan is asked with it.
     """
 
     topology: Topology
@@ -47,6 +48,7 @@ class Places:
     lanes: tuple[str, ...] = ()
     residents: tuple[Key, ...] | None = None
     elsewhere: bool = False
+    fitting: int = 0
 
 
 def build_placement(

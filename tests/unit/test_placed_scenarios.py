@@ -196,6 +196,26 @@ def test_a_policy_that_fixes_residents_must_return_keys(monkeypatch: pytest.Monk
         plan_of(tiny_scenario(placement=name), tiny_trace())
 
 
+@pytest.mark.parametrize("sizes", [{}, {"expert_bits_by": {"layer": {"0": 8}}}])
+def test_every_instance_of_a_policy_is_asked_with_the_slots_that_fit(
+    monkeypatch: pytest.MonkeyPatch, sizes: dict[str, Any]
+) -> None:
+    """So the instance that places experts holds the same ones as GPU memory."""
+    asked: list[tuple[int, int]] = []
+
+    def residents(self: Any, slots: int) -> Any:
+        asked.append((slots, slots * 3 // 4))
+        return range(slots * 3 // 4)
+
+    name = enlist(monkeypatch, "placement", foreign(residents=residents))
+    data = tiny_scenario(placement=name, cache={"slots": 20}, model=sizes or "trace")
+    plan = plan_of(data, tiny_trace())
+    run_on(plan)
+    assert len(asked) > 1
+    assert set(asked) == {(plan.places.fitting, sum(plan.slots))}
+    assert len(plan.places.residents or ()) == sum(plan.slots) < plan.places.fitting
+
+
 def test_only_policies_with_residents_of_their_own_fix_them() -> None:
     from moesim.policies import find
 
