@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from moesim.cost.cpu import topology_of
 from moesim.errors import PolicyViolation, ScenarioError, UsageError
-from moesim.hardware.topology import GPU, Topology
+from moesim.hardware.topology import CPU, GPU, Topology
 from moesim.policies import Key
 from moesim.policies.guard import make_placement, placement_lanes
 from moesim.policies.placement import Placement, PlacementContext, fixes_residents
@@ -76,7 +76,7 @@ def build_placement(
 def topology_for(scenario: Scenario, hardware: Hardware, *, disk: bool = False) -> Topology:
     """Return the lanes that a scenario's placement and memories need."""
     policy, _ = policy_of(scenario, "placement")
-    cpu = bool(placement_lanes(policy))
+    cpu = CPU in placement_lanes(policy)  # a policy may also name `gpu`, which is always there
     try:
         return topology_of(hardware, cpu=cpu, disk=disk)
     except UsageError as error:

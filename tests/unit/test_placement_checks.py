@@ -11,8 +11,10 @@ from watched_machines import enlist
 from workloads import TINY_CONFIG, plan_of, tiny_scenario, tiny_trace
 
 from moesim.errors import PolicyViolation, ScenarioError
+from moesim.hardware.topology import Topology
 from moesim.policies.placement import Copy
 from moesim.scenario import Scenario, load_scenario
+from moesim.scenario.unused import unused_keys
 from moesim.simulate import prepare, result_of
 from moesim.simulate.facts import knows_the_future
 
@@ -172,6 +174,19 @@ def test_without_a_cpu_lane_no_figure_of_the_cpu_is_needed(
 
 def foreign(**members: Any) -> type[Copy]:
     return type("Elsewhere", (Copy,), {"__module__": __name__, **members})
+
+
+def test_a_policy_that_names_only_the_gpu_needs_no_cpu(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = enlist(monkeypatch, "placement", foreign(lanes=("gpu",)))
+    plan = plan_of(tiny_scenario(placement=name), tiny_trace(requests=1))
+    assert plan.places.topology == Topology.single_gpu()
+    chunk = {"profile": "rtx-4090", "h2d": {"chunk": "1MiB"}}
+    data = tiny_scenario(placement=name, hardware=chunk)
+    assert unused_keys(Scenario.model_validate(data)) == ["hardware.h2d.chunk"]
+    described_without(monkeypatch, "cpu_flops", "host_memory_bandwidth")
+    assert mistakes(folder, name) == []
 
 
 def test_a_lane_that_no_machine_has_is_refused(
