@@ -494,6 +494,21 @@ def _placing(plan: Plan, host: HostMemory | None, *, free_link: bool) -> Placing
     return Placing(placement, estimate, lanes, None if host is None else host.place)
 
 
+def residents_in(plan: Plan, slots: int) -> int:
+    """Return how many experts the plan's placement would keep in GPU memory with `slots` slots.
+
+    As many as now if it refuses them, or lets experts come and go.
+    """
+    learnt = partial(_learnt, plan.scenario, plan.trace, "placement", set())
+    keys = plan.trace.num_layers * plan.trace.num_experts
+    try:
+        placement = build_placement(plan.scenario, plan.cost.shape, learnt)
+        residents = residents_of(plan.scenario, placement, slots, keys)
+    except ScenarioError:
+        residents = plan.places.residents
+    return sum(plan.slots) if residents is None else len(residents)
+
+
 def universe_of(plan: Plan, number: int) -> range:
     """Return the keys of all experts that cache `number` may hold."""
     experts, layers = plan.trace.num_experts, range(plan.trace.num_layers)
