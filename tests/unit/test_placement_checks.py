@@ -107,10 +107,14 @@ def test_options_that_cannot_hold_are_refused_at_the_place_of_their_value(
 
 @pytest.mark.parametrize("option", ["layers: most", "layers: -1", "copy_rows: 0", "whole: 1"])
 def test_options_of_the_wrong_kind_are_refused_at_their_line(folder: Path, option: str) -> None:
-    said = mistakes(folder, f"{{policy: cpu_layers, options: {{{option}}}}}")
-    assert said
-    assert all(problem.startswith("3:") for problem in said)
-    assert all("placement.options." in problem for problem in said)
+    (said,) = mistakes(folder, f"{{policy: cpu_layers, options: {{{option}}}}}")
+    assert said.startswith("3:")
+    assert f": placement.options.{option.split(':')[0]}: " in said
+
+
+def test_a_wrong_number_of_layers_is_one_mistake_that_says_what_to_write(folder: Path) -> None:
+    (said,) = mistakes(folder, "{policy: cpu_layers, options: {layers: -1}}")
+    assert said.endswith(": placement.options.layers: is -1; write a number from 0, auto or all")
 
 
 def test_a_model_of_another_depth_than_the_trace_is_the_only_mistake(folder: Path) -> None:
