@@ -74,13 +74,10 @@ def build_placement(
 
 
 def topology_for(scenario: Scenario, hardware: Hardware, *, disk: bool = False) -> Topology:
-    """Return the lanes that a scenario's placement and memories need."""
+    """Return the lanes that a checked scenario's placement and memories need."""
     policy, _ = policy_of(scenario, "placement")
     cpu = CPU in placement_lanes(policy)  # a policy may also name `gpu`, which is always there
-    try:
-        return topology_of(hardware, cpu=cpu, disk=disk)
-    except UsageError as error:
-        raise ScenarioError.at(scenario, "hardware", str(error)) from None
+    return topology_of(hardware, cpu=cpu, disk=disk)
 
 
 def layer_lanes(placement: Placement, shape: ModelShape, topology: Topology) -> tuple[str, ...]:

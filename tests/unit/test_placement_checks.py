@@ -131,6 +131,9 @@ def test_a_model_of_another_depth_than_the_trace_is_the_only_mistake(folder: Pat
 # --- the machine ----------------------------------------------------------------------------------
 
 
+FIELDS = {"cpu_flops": "cpu_flops_per_s", "host_memory_bandwidth": "host_memory_bytes_per_s"}
+
+
 def described_without(monkeypatch: pytest.MonkeyPatch, *keys: str) -> None:
     """Make the machines of scenarios ones whose profile lacks these figures."""
     load = Scenario.load_hardware
@@ -138,7 +141,7 @@ def described_without(monkeypatch: pytest.MonkeyPatch, *keys: str) -> None:
     def without(self: Scenario) -> Any:
         hardware = load(self)
         figures = {key: of for key, of in hardware.figures.items() if key not in keys}
-        return replace(hardware, figures=figures)
+        return replace(hardware, figures=figures, **{FIELDS[key]: None for key in keys})
 
     monkeypatch.setattr(Scenario, "load_hardware", without)
 
@@ -148,7 +151,7 @@ def described_without(monkeypatch: pytest.MonkeyPatch, *keys: str) -> None:
     [
         (["cpu_flops"], "without cpu_flops;"),
         (["host_memory_bandwidth"], "without host_memory_bandwidth;"),
-        (["cpu_flops", "host_memory_bandwidth"], "without cpu_flops and host_memory_bandwidth;"),
+        (["cpu_flops", "host_memory_bandwidth"], "without host_memory_bandwidth and cpu_flops;"),
     ],
 )
 @pytest.mark.parametrize("placement", ["cost", "two_queue", "cpu_layers", "cpu_experts"])
@@ -171,6 +174,52 @@ def test_without_a_cpu_lane_no_figure_of_the_cpu_is_needed(
 ) -> None:
     described_without(monkeypatch, "cpu_flops", "host_memory_bandwidth")
     assert mistakes(folder, "copy") == []
+
+
+ALL_BYTES = 32 * 3 * 512 * 1024 * 2
+
+
+@pytest.mark.parametrize(
+    ("host", "said"),
+    [
+        (f"{{host: {ALL_BYTES - 1}B}}", "4:16: memory.host: "),
+        (f"{{host_cache: expert, host: {ALL_BYTES - 1}B}}", "4:36: memory.host: "),
+        (f"{{host: {ALL_BYTES}B}}", None),
+        ("{}", None),
+    ],
+)
+def test_a_disk_shares_host_memory_whose_bandwidth_must_be_known(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, host: str, said: str | None
+) -> None:
+    described_without(monkeypatch, "cpu_flops", "host_memory_bandwidth")
+    path = folder / "x.yaml"
+    path.write_text(
+        "trace: tiny\nhardware: {profile: rtx-4090, disk: {latency: 1us, bandwidth: 3GB/s}}\n"
+        f"placement: copy\nmemory: {host}\nsed: 1\n"
+    )
+    with pytest.raises(ScenarioError) as caught:
+        prepare(load_scenario(path))
+    found = [problem.replace(f"{path}:", "") for problem in caught.value.problems]
+    starts = [*([said] if said else []), "5:1: sed: "]  # together with all other mistakes
+    assert all(problem.startswith(start) for problem, start in zip(found, starts, strict=True))
+    if said:
+        assert "experts are read from disk, which shares host memory" in found[0]
+        assert "set hardware.host_memory_bandwidth, like 60GB/s" in found[0]
+
+
+@pytest.mark.parametrize("placement", ["cost", "cpu_layers"])
+def test_a_cpu_and_a_disk_without_a_bandwidth_of_host_memory_are_one_mistake(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, placement: str
+) -> None:
+    described_without(monkeypatch, "host_memory_bandwidth")
+    text = f"{placement}\nmemory: {{host: 10MiB}}\nhardware: "
+    text += "{profile: rtx-4090, disk: {latency: 1us, bandwidth: 3GB/s}}"
+    path = folder / "x.yaml"
+    path.write_text(f"trace: tiny\nplacement: {text}\n")
+    with pytest.raises(ScenarioError) as caught:
+        prepare(load_scenario(path))
+    (said,) = caught.value.problems
+    assert said.startswith(f"{path}:2:12: placement.policy: {placement} computes experts on")
 
 
 # --- policies of other packages -------------------------------------------------------------------
