@@ -77,6 +77,16 @@ def test_a_placement_that_can_hold_is_accepted(folder: Path, placement: str) -> 
             },
         ),
         (
+            "cpu_layers",
+            "layers: 2, whole_layers: 3",
+            {"layers": "is 2, and whole_layers: 3 has the experts of 3 MoE layers on the"},
+        ),
+        (
+            "cpu_layers",
+            "layers: 0, whole_layers: all",
+            {"layers": "write layers: 4 or more, auto, or fewer whole_layers"},
+        ),
+        (
             "cpu_experts",
             "by: frequency, profile: nowhere",
             {"profile": "there is no file or folder 'nowhere'"},
