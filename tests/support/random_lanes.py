@@ -78,7 +78,7 @@ def random_placement(
         options["copy_rows"] = rng.choice([None, 1, 3, 6, 32])
         if isinstance(on_cpu, int):
             needed = (NUM_LAYERS - on_cpu) * NUM_EXPERTS
-            end = model_layers if whole == "all" else whole
+            end = whole if isinstance(whole, int) else model_layers
             in_whole = sum(layer not in dense for layer in range(end))
             options["layers"] = max(on_cpu, in_whole)  # fewer are refused
     if policy == "cpu_experts":

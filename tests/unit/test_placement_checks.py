@@ -151,7 +151,8 @@ def described_without(monkeypatch: pytest.MonkeyPatch, *keys: str) -> None:
     def without(self: Scenario) -> Any:
         hardware = load(self)
         figures = {key: of for key, of in hardware.figures.items() if key not in keys}
-        return replace(hardware, figures=figures, **{FIELDS[key]: None for key in keys})
+        missing: dict[str, Any] = {FIELDS[key]: None for key in keys}
+        return replace(hardware, figures=figures, **missing)
 
     monkeypatch.setattr(Scenario, "load_hardware", without)
 

@@ -272,7 +272,8 @@ def test_a_wrong_option_of_any_policy_is_one_mistake_at_its_own_name(
 ) -> None:
     policy = find(family, name)
     for field in fields(getattr(policy, "Options", NoOptions)):
-        for wrong in (-1.5, "?", [[]], {"a": 1}):
+        values: list[Any] = [-1.5, "?", [[]], {"a": 1}]
+        for wrong in values:
             found = option_mistakes(policy, {field.name: wrong})
             if (field.name, wrong) != ("profile", "?"):  # any text is a path
                 assert [where for where, _ in found] == [(field.name,)], (field.name, wrong)
