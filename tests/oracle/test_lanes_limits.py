@@ -204,8 +204,6 @@ def differences(values: Sequence[int]) -> list[int]:
 def tokens_ns(option: str, number: int) -> list[int]:
     """Return the durations of the steps of one request with this many layers on the CPU."""
     placement = {"policy": "cpu_layers", "options": {option: number}}
-    if option == "whole_layers":
-        placement["options"]["layers"] = 0
     outcome = run(decode_trace(), placement=placement, cache={"slots": "100%"})
     return step_ns(outcome)
 
