@@ -23,12 +23,12 @@ _POLL_S = 20e-6  # how often an asynchronous device is asked whether it is done
 class Piece(NamedTuple):
     """A whole operation, or a chunk of a copy: the work, and its bytes that cross the link.
 
-    `goes_on`: it is a chunk, but not the first one.
+    `is_continuation`: it is a chunk, but not the first one.
     """
 
     work: Callable[[], None]
     nbytes: int = 0
-    goes_on: bool = False
+    is_continuation: bool = False
 
 
 class Job:
@@ -143,7 +143,7 @@ class Lane:
                 self.name,
                 piece.work,
                 nbytes=piece.nbytes,
-                goes_on=piece.goes_on,
+                is_continuation=piece.is_continuation,
                 ready_ns=job.ready_ns() + self._origin_ns,
             )
         except BaseException as error:

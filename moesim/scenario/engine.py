@@ -63,13 +63,14 @@ class EngineChoice(Strict):
     layer_event: Duration | None = Field(
         None,
         description="The host's time to decide one layer's experts, before it issues their first "
-        "work.",
+        "work. With sorting on the device, a layer without a readback takes none.",
         examples=["20us"],
     )
     sorting: Literal["host", "device"] | None = Field(
         None,
         description="Where tokens are sorted by expert. With host, the ids of every layer are read "
-        "back. With device, a layer whose experts are all in GPU memory needs no readback.",
+        "back. With device, a layer whose experts are all in GPU memory needs no readback, unless "
+        "a prefetch policy needs its ids or predictions.",
     )
 
 
