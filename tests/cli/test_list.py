@@ -12,6 +12,7 @@ from moesim.cli import app
 from moesim.config.fields import Bandwidth
 from moesim.errors import UsageError
 from moesim.hardware import hardware_names, load_hardware
+from moesim.hardware.parts import cpus, gpus
 from moesim.model.hf_config import load_shape
 from moesim.model.shapes import shape_names
 from moesim.policies import find, names
@@ -76,6 +77,19 @@ def test_every_policy_is_listed_with_its_options_under_both_spellings() -> None:
         "decay": find("eviction", "lfu_decay").Options().decay
     }
     assert CliRunner().invoke(app, ["policies"]).stdout == printed("policies")
+
+
+@pytest.mark.parametrize("kind", ["cards", "cpus"])
+def test_every_part_of_the_catalogue_is_listed_with_its_sources(kind: str) -> None:
+    listed, text = listing(kind), printed(kind)
+    assert list(listed) == list(gpus() if kind == "cards" else cpus())
+    for name, part in listed.items():
+        assert name in text
+        assert part["kind"] == "assumed"
+        for key, value in part.items():
+            if key.endswith("source"):
+                assert value
+                assert value in text
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from moesim.hardware import BatchShape, Dense, Experts, Front, Hardware, Link, T
 from moesim.hardware.ops import Copy, Op, Readback, States
 from moesim.hardware.topology import CPU, D2H, GPU, H2D, HOST_BANDWIDTH, Topology
 from moesim.machine.events import EventMachine
+from moesim.machine.protocol import Wait
 from moesim.machine.sim import SimMachine
 from moesim.machine.work import Cost, Work
 from moesim.model.shapes import ModelShape
@@ -111,7 +112,7 @@ def test_the_gpu_and_the_cpu_halve_each_other_s_rate(machine: type[SimMachine]) 
     built = machine(env, prices, topology)
     on_gpu, on_cpu = (Work(lane, Experts(1, (0,), (1,))) for lane in (GPU, CPU))
 
-    def serve() -> object:
+    def serve() -> Wait:
         built.submit(on_gpu)
         built.submit(on_cpu)
         for work in (on_cpu, on_gpu):
