@@ -1,4 +1,4 @@
-"""`moesim list`: the GPUs, models, formats and policies that a scenario can name, with figures."""
+"""`moesim list`: what a scenario can name (GPUs, models, formats, policies, parts), with figures."""
 
 from __future__ import annotations
 
@@ -23,11 +23,13 @@ def register(app: typer.Typer) -> None:
 def list_kind(
     kind: Annotated[
         str | None,
-        typer.Argument(help="What to list: gpus, models, formats or policies.", show_default=False),
+        typer.Argument(
+            help="What to list: gpus, models, formats, policies, cards or cpus.", show_default=False
+        ),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """List the GPUs, models, formats or policies that a scenario can name, with their figures."""
+    """List the GPUs, models, formats, policies and parts that a scenario can name, with sources."""
     from moesim.cli.output import echo_json
     from moesim.config.suggest import suggest
     from moesim.errors import UsageError
@@ -81,10 +83,101 @@ def _show_gpus(listing: Listing) -> None:
         kinds = sorted({figure["kind"] for figure in figures.values()})
         table.add(name, *(str(figures[key]["value"]) for key in keys), ", ".join(kinds))
     write_tables([table])
+    typer.echo("\n`moesim list cards` has more GPUs, for `hardware: {gpu: ...}`.")
     for name, gpu in listing.items():
         typer.echo(f"\n{name}: {gpu['name']}")
         for key, figure in gpu["figures"].items():
             typer.echo(f"  {key:<22} {figure['value']:<12} {figure['kind']}: {figure['source']}")
+
+
+def _cards() -> Listing:
+    """Return each graphics card of the catalogue with its figures and their sources."""
+    from moesim.hardware.parts import gpus
+
+    return {
+        name: {
+            "family": card.family,
+            "architecture": card.architecture,
+            "vram_bytes": card.vram_bytes,
+            "memory_bytes_per_s": card.memory_bytes_per_s,
+            "flops_per_s": card.flops_per_s,
+            "int8_ops_per_s": card.int8_ops_per_s,
+            "pcie": card.pcie,
+            "unified": card.unified,
+            "kind": "assumed",
+            "memory_source": card.memory_source,
+            "rate_source": card.rate_source,
+        }
+        for name, card in gpus().items()
+    }
+
+
+def _show_cards(listing: Listing) -> None:
+    from moesim.report.tabular import Table, write_tables
+
+    headers = ("GiB", "memory GB/s", "FP16 TFLOPS", "INT8 TOPS", "link", "architecture")
+    table = Table("", ["gpu", *headers])
+    for name, card in listing.items():
+        table.add(
+            name,
+            f"{card['vram_bytes'] / 2**30:g}",
+            f"{card['memory_bytes_per_s'] / 1e9:.0f}",
+            f"{card['flops_per_s'] / 1e12:.1f}",
+            f"{card['int8_ops_per_s'] / 1e12:.0f}",
+            card["pcie"] or ("one memory" if card["unified"] else "C2C"),
+            card["architecture"],
+        )
+    write_tables([table])
+    _show_sources(listing, ("memory_source", "rate_source"))
+
+
+def _cpus() -> Listing:
+    """Return each processor of the catalogue with its figures and their source."""
+    from moesim.hardware.parts import cpus
+    from moesim.hardware.parts.tables import simd_source
+
+    return {
+        name: {
+            "family": cpu.family,
+            "cores": cpu.all_cores,
+            "flops_per_s": cpu.ops_per_s("fp32"),
+            "int8_ops_per_s": cpu.ops_per_s("int8"),
+            "instructions": cpu.simd,
+            "memory": cpu.memory,
+            "pcie": cpu.pcie,
+            "kind": "assumed",
+            "source": cpu.source,
+            "rate_source": simd_source(),
+        }
+        for name, cpu in cpus().items()
+    }
+
+
+def _show_cpus(listing: Listing) -> None:
+    from moesim.report.tabular import Table, write_tables
+
+    headers = ("cores", "FP32 GFLOPS", "INT8 GOPS", "instructions", "memory", "PCIe")
+    table = Table("", ["cpu", *headers])
+    for name, cpu in listing.items():
+        table.add(
+            name,
+            str(cpu["cores"]),
+            f"{cpu['flops_per_s'] / 1e9:.0f}",
+            f"{cpu['int8_ops_per_s'] / 1e9:.0f}",
+            cpu["instructions"],
+            cpu["memory"],
+            cpu["pcie"],
+        )
+    write_tables([table])
+    _show_sources(listing, ("source", "rate_source"))
+
+
+def _show_sources(listing: Listing, keys: tuple[str, ...]) -> None:
+    """Print the sources of each family once; all figures of a catalogue are assumed."""
+    typer.echo("\nAll figures are assumed. Sources:")
+    sources = {part["family"]: " ".join(part[key] for key in keys) for part in listing.values()}
+    for family, text in sources.items():
+        typer.echo(f"  {family}: {text}")
 
 
 def _models() -> Listing:
@@ -208,4 +301,6 @@ _KINDS: Final[dict[str, tuple[Callable[[], Listing], Callable[[Listing], None]]]
     "models": (_models, _show_models),
     "formats": (_formats, _show_formats),
     "policies": (_policies, _show_policies),
+    "cards": (_cards, _show_cards),
+    "cpus": (_cpus, _show_cpus),
 }

@@ -5,8 +5,8 @@ and for each expert the longer of reading its stored weights and computing its r
 entries are read from host memory, which copies and the disk use too.
 
 Threads: the CPU's operations are in proportion to them. They read the bandwidth of host memory, and
-at most what one core reads, times their number. Frequencies that fall as more cores work, several
-sockets and caches are left out.
+at most what one core reads, times their number, or what the links between dies carry. Frequencies
+that fall as more cores work, several sockets and caches are left out.
 """
 
 from __future__ import annotations
@@ -116,6 +116,8 @@ def cpu_rates(hardware: Hardware) -> Rates:
         flops = flops * threads // cores
         if hardware.core_memory_bytes_per_s is not None:
             nbytes = min(nbytes, hardware.core_memory_bytes_per_s * threads)
+    if hardware.cpu_memory_bytes_per_s is not None:
+        nbytes = min(nbytes, hardware.cpu_memory_bytes_per_s)
     return Rates(max(1, flops), max(1, nbytes))
 
 
@@ -138,7 +140,9 @@ def topology_of(hardware: Hardware, *, cpu: bool, disk: bool) -> Topology:
     """Return the lanes of a machine, and the bandwidth of host memory if they share it.
 
     Without a CPU lane and a disk nothing shares host memory, because both copy engines together
-    seldom reach its bandwidth. Raise UsageError where a figure is missing.
+    seldom reach its bandwidth. In unified memory, the work of the GPU shares it too, and its own
+    share of the bandwidth may be higher than that of the CPU. Raise UsageError where a figure is
+    missing.
     """
     if not cpu and not disk:
         return Topology.single_gpu()
@@ -146,7 +150,11 @@ def topology_of(hardware: Hardware, *, cpu: bool, disk: bool) -> Topology:
     gpu, *links = Topology.single_gpu().lanes
     lanes = [gpu, *([Lane(CPU, HOST, HOST)] if cpu else ()), *links]
     lanes += [Lane(DISK, DISK, HOST)] if disk else []
-    return Topology(tuple(lanes), {HOST_BANDWIDTH: host_read_bytes_per_s(hardware)})
+    capacity = host_read_bytes_per_s(hardware)
+    if hardware.unified:
+        reached = round(hardware.memory_bytes_per_s * hardware.memory_efficiency)
+        capacity = max(capacity, reached)
+    return Topology(tuple(lanes), {HOST_BANDWIDTH: capacity})
 
 
 def _require(

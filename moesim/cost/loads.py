@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-from moesim.hardware.ops import BatchShape
+from moesim.hardware.ops import BatchShape, Dense, Experts, Front, Op, Tail
 from moesim.model.shapes import ModelShape, stored_bytes
 
 __all__ = ["Load", "Loads", "Rates"]
@@ -65,6 +65,21 @@ class Loads:
         return Load(
             2 * rows * shape.expert_params, shape.expert_bytes if nbytes is None else nbytes
         )
+
+    def nbytes(self, op: Op, sizes: tuple[int, ...] | None = None) -> int:
+        """Return the bytes that a computation moves; `sizes` are those of its experts, if given."""
+        if isinstance(op, Experts):
+            stored = sizes or (None,) * len(op.tokens)
+            return sum(
+                self.expert(*expert).nbytes for expert in zip(op.tokens, stored, strict=True)
+            )
+        if isinstance(op, Front):
+            return self.front(op.batch, windowed=op.layer in self.windowed).nbytes
+        if isinstance(op, Dense):
+            return self.dense(op.batch, windowed=op.layer in self.windowed).nbytes
+        assert isinstance(op, Tail), f"{op} is no computation"
+        router = self.router(op.batch)
+        return self.tail(op.batch).nbytes + (router.nbytes if router else 0)
 
     def front(self, batch: BatchShape, *, windowed: bool) -> Load:
         """Return the load of norms, attention, router and shared experts of an MoE layer."""

@@ -26,6 +26,9 @@ class SimPrices(Durations):
     copy from or to pageable memory counts its bytes once, because the driver's own buffer stays in
     the cache of the CPU.
 
+    In unified memory, computations on the GPU move their bytes through host memory too, and copies
+    between host and GPU take no time.
+
     With `free_link`, copies between host and GPU take no time: the bound of an infinite link. These
     are the copies of weights and of hidden states. Ids still take the latency of their readback,
     which is no bandwidth, and reads from disk take their time.
@@ -53,6 +56,7 @@ class SimPrices(Durations):
         self._cost = cost
         self._free_link = free_link
         self._shared = HOST_BANDWIDTH in topology.resources
+        self._unified = self._shared and cost.hardware.unified
         self._bytes_of = bytes_of
         self._is_pinned = is_pinned
         self._pageable: SimPrices | None = None
@@ -87,13 +91,13 @@ class SimPrices(Durations):
             tokens = op[2]  # by number, as in `CostModel.compute_ns`
             pieces = self._experts.get(tokens)
             if pieces is None:
-                pieces = (Cost(self.compute_ns(op)),)
+                pieces = (self._on_gpu(op, self.compute_ns(op)),)
                 remember(self._experts, tokens, pieces)
             return pieces
         if type(op) is Front and lane == GPU:
             layer, batch = op
             if batch is not self._batch:
-                self._batch, self._layers = batch, list(map(self._whole, self.layers_ns(batch)))
+                self._batch, self._layers = batch, self._fronts(batch)
             return self._layers[layer]
         if type(op) is Copy:
             if self._is_pinned is not None and not self._is_pinned(op.key):
@@ -114,7 +118,28 @@ class SimPrices(Durations):
             return (Cost(0 if self._free_link else self._cost.states_ns(lane, op.nbytes)),)
         if lane == CPU:
             return (flow(*self._on_cpu().call(op)),)
+        if self._unified:
+            return (self._on_gpu(op, self.compute_ns(op)),)
         return self._whole(self.compute_ns(op))
+
+    def _fronts(self, batch: BatchShape) -> Sequence[tuple[Cost, ...]]:
+        """Return the piece of each model layer's front on the GPU."""
+        durations_ns = self.layers_ns(batch)
+        if not self._unified:
+            return list(map(self._whole, durations_ns))
+        fronts = (Front(layer, batch) for layer in range(len(durations_ns)))
+        return [
+            (self._on_gpu(front, duration_ns),)
+            for front, duration_ns in zip(fronts, durations_ns, strict=True)
+        ]
+
+    def _on_gpu(self, op: Op, duration_ns: int, sizes: tuple[int, ...] | None = None) -> Cost:
+        """Return the piece of a computation on the GPU that takes `duration_ns` alone."""
+        if not self._unified:
+            return Cost(duration_ns)
+        fixed_ns = min(self._cost.call_ns, duration_ns)
+        nbytes = self._cost.loads.nbytes(op, sizes)
+        return flow(fixed_ns, duration_ns - fixed_ns, nbytes)
 
     def _whole(self, duration_ns: int) -> tuple[Cost, ...]:
         """Return the piece of a work that takes `duration_ns`; layers share most durations."""
@@ -137,7 +162,8 @@ class SimPrices(Durations):
             if lane == CPU:
                 pieces = (flow(*self._on_cpu().experts(op.tokens, sizes)),)
             else:
-                pieces = (Cost(self._cost.experts_ns(op.tokens, sizes)),)
+                duration_ns = self._cost.experts_ns(op.tokens, sizes)
+                pieces = (self._on_gpu(op, duration_ns, sizes),)
             remember(self._sized, key, pieces)
         return pieces
 

@@ -153,11 +153,14 @@ class CostModel:
     def copy_ns(self, lane: str, nbytes: int) -> int:
         """Return the nanoseconds of one copy of `nbytes` on a lane that is otherwise idle.
 
-        The lane `disk` reads into host memory; the hardware must have a disk then.
+        The lane `disk` reads into host memory; the hardware must have a disk then. In unified
+        memory nothing moves between host and GPU.
         """
         if lane == DISK:
             assert self.hardware.disk is not None, "topology_of refuses this machine"
             return read_ns(self.hardware.disk, nbytes)
+        if self.hardware.unified:
+            return 0
         link = self.hardware.h2d if lane == H2D else self.hardware.d2h
         return copy_ns(link, nbytes, pinned=self.pinned)
 

@@ -103,7 +103,14 @@ class Hardware:
     its bandwidth when it is read. The CPU reaches `cpu_efficiency` of its operations with all
     cores. `cpu_overhead_ns` is the fixed time of one call on the CPU: 0 unless a profile gives it,
     because it depends on the engine and its threads, and no datasheet has it. One core reads
-    `core_memory_bytes_per_s`. `cpu_threads` cores compute; None: all of them.
+    `core_memory_bytes_per_s`. `cpu_threads` cores compute; None: all of them. All cores together
+    read at most `cpu_memory_bytes_per_s`, where the links between dies carry less than memory.
+
+    `int8_ops_per_s` and `cpu_int8_ops_per_s` are peaks of dot products of 8-bit integers; 0 without
+    an instruction for them, or where a profile does not give them.
+
+    With `unified`, the GPU and the CPU share one memory and its bandwidth, and copies between them
+    take no time. Without `has_gpu` all work is for the CPU, and each figure of the GPU is 1.
     """
 
     name: str
@@ -126,6 +133,13 @@ class Hardware:
     core_memory_bytes_per_s: int | None = None
     cpu_threads: int | None = None
     disk: Disk | None = None
+    int8_ops_per_s: int = 0
+    cpu_int8_ops_per_s: int = 0
+    cpu_memory_bytes_per_s: int | None = None
+    cpu_sockets: int = 1
+    architecture: str = ""
+    unified: bool = False
+    has_gpu: bool = True
     # Origins change no duration, so they do not count when machines are compared.
     figures: Mapping[str, Figure] = field(default_factory=dict, compare=False, repr=False)
     measured: Provenance | None = field(default=None, compare=False, repr=False)
@@ -170,19 +184,27 @@ def load_hardware(name_or_path: str | Path, overrides: Mapping[str, Any] | None 
         IncompleteDisk: a figure of the disk is missing.
         UsageError: there is no such profile.
     """
-    profile = _read_profile(str(name_or_path))
-    document = plain_document(overrides or {}, "hardware")
-    changes = validate(document, HardwareOverrides).model_dump(exclude_none=True)
-    return _resolve(profile, changes)
+    return _resolve(_read_profile(str(name_or_path)), _changes(overrides))
 
 
-def hardware_from(data: Mapping[str, Any], file: str = "profile") -> Hardware:
+def hardware_from(
+    data: Mapping[str, Any],
+    file: str = "profile",
+    overrides: Mapping[str, Any] | None = None,
+) -> Hardware:
     """Return the machine that plain data describes, as the YAML of a profile would.
 
-    `file` names the data in messages. Raise ScenarioError with all mistakes.
+    `file` names the data in messages, and `overrides` are those of `load_hardware`. Raise
+    ScenarioError with all mistakes, and what `load_hardware` raises for overrides.
     """
-    document = plain_document(data, file)
-    return _resolve(validate(document, Profile), {})
+    profile = validate(plain_document(data, file), Profile)
+    return _resolve(profile, _changes(overrides))
+
+
+def _changes(overrides: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return overrides in base units. Raise ScenarioError where one is wrong."""
+    document = plain_document(overrides or {}, "hardware")
+    return validate(document, HardwareOverrides).model_dump(exclude_none=True)
 
 
 def check_hardware_name(name_or_path: str) -> str | None:
@@ -325,6 +347,13 @@ def _resolve(profile: Profile, changes: Mapping[str, Any]) -> Hardware:
         core_memory_bytes_per_s=top("core_memory_bandwidth"),
         cpu_threads=resolver.threads(cores),
         disk=resolver.disk(),
+        int8_ops_per_s=top("int8_ops", 0),
+        cpu_int8_ops_per_s=top("cpu_int8_ops", 0),
+        cpu_memory_bytes_per_s=top("cpu_memory_bandwidth"),
+        cpu_sockets=top("cpu_sockets", 1),
+        architecture=profile.architecture,
+        unified=profile.unified,
+        has_gpu=profile.has_gpu,
         figures=resolver.figures,
         measured=profile.measured,
         overlap=profile.overlap,

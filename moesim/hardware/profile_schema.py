@@ -96,6 +96,13 @@ class Profile(Strict):
     cpu_cores: ProfileFigure[PositiveCount] | None = None
     core_memory_bandwidth: ProfileFigure[Bandwidth] | None = None
     disk: DiskProfile | None = None
+    int8_ops: ProfileFigure[Flops] | None = None
+    cpu_int8_ops: ProfileFigure[Flops] | None = None
+    cpu_memory_bandwidth: ProfileFigure[Bandwidth] | None = None
+    cpu_sockets: ProfileFigure[PositiveCount] | None = None
+    architecture: str = ""
+    unified: bool = False
+    has_gpu: bool = True
     measured: Provenance | None = None
     overlap: Overlap | None = None
     operations: list[OperationTimes] = Field(default=[])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Literal, Self
 
@@ -18,6 +19,7 @@ from moesim.engines.engine import IDEAL, Engine, load_engine
 from moesim.errors import ScenarioError, UsageError
 from moesim.files import as_path
 from moesim.hardware.hardware import Hardware, IncompleteDisk, TooManyThreads, load_hardware
+from moesim.hardware.parts import Machine, assemble
 from moesim.model.format_bits import Bits, bits_for, bits_of_file, with_bits_of
 from moesim.model.formats import format_named
 from moesim.model.gguf_file import read_header
@@ -28,6 +30,7 @@ from moesim.scenario.expert_bits import with_expert_bits
 from moesim.scenario.keys import key_path, map_paths, quantities, shorthands
 from moesim.scenario.metrics import Metrics
 from moesim.scenario.sections import (
+    PARTS,
     Batching,
     BatchingField,
     Cache,
@@ -146,7 +149,7 @@ class Scenario(Strict):
         grid = f", sweep over {', '.join(self.sweep)}" if self.sweep else ""
         return (
             f"<Scenario {self.name}: {self.trace} as {self.model.shape} "
-            f"on {self.hardware.profile}, {self.cache.policy}{grid}>"
+            f"on {self.hardware.label}, {self.cache.policy}{grid}>"
         )
 
     __str__ = __repr__
@@ -185,10 +188,12 @@ class Scenario(Strict):
         plain = self.model_dump(mode="json")
         for (*around, key), number in self.without_unit().items():
             Document("", plain).at(tuple(around))[key] = number
-        # The profile is a field of a subclass and would come last; a reader expects it first.
-        for section, key in (("model", "shape"), ("hardware", "profile"), ("engine", "profile")):
+        # Fields of a subclass would come last; a reader expects the profile, or the parts, first.
+        firsts = (("model", ("shape",)), ("hardware", ("profile", *PARTS)), ("engine", ("profile",)))
+        for section, keys in firsts:
             values = _without_none(plain[section])
-            plain[section] = {key: values.pop(key), **values}
+            first = {key: values.pop(key) for key in keys if key in values}
+            plain[section] = {**first, **values}
         if paths is None:
             return plain
         moved: dict[str, Any] = map_paths(
@@ -238,17 +243,28 @@ class Scenario(Strict):
         file.write_text(text, encoding="utf-8", newline="\n")
 
     def load_hardware(self) -> Hardware:
-        """Return the machine, with this scenario's changes to its profile.
+        """Return the machine of the profile or of the parts, with this scenario's changes to it.
 
         Raises:
             ScenarioError: the profile cannot be read, or is wrong.
         """
         profile = self.hardware.profile
+        if profile is None:
+            return self._with_changes(lambda changes: self.assemble(changes).hardware)
         # A shipped profile is a name, which no folder goes in front of.
         if profile.endswith((".yaml", ".yml")):
             profile = str(self.path(profile))
+        return self._with_changes(partial(load_hardware, profile))
+
+    def assemble(self, changes: Mapping[str, Any] | None = None) -> Machine:
+        """Return the machine of the section's parts, and what their texts leave open."""
+        parts = self.hardware.parts()
+        return assemble(*(parts.get(key, "") for key in PARTS), overrides=changes)
+
+    def _with_changes(self, load: Callable[[dict[str, Any]], Hardware]) -> Hardware:
+        """Return what `load` makes of the section's figures; mistakes point at their keys."""
         try:
-            return load_hardware(profile, self.hardware.overrides())
+            return load(self.hardware.overrides())
         except ScenarioError:
             raise  # its messages point at lines of the profile
         except TooManyThreads as error:

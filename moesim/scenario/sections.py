@@ -8,21 +8,26 @@ one key only may be written as that key's value: `hardware: t4` is short for
 from __future__ import annotations
 
 import os
-from typing import Annotated, Any, Final, Literal
+from collections.abc import Callable
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import (
     AfterValidator,
     BeforeValidator,
     Field,
     WithJsonSchema,
+    model_validator,
 )
+from pydantic_core import PydanticCustomError
 
 from moesim.config.fields import Bits, Bytes, Count, PositiveCount
 from moesim.config.markers import NoneAs, PathTo, Short
 from moesim.config.validation import Strict
 from moesim.engines.engine import engine_names
+from moesim.errors import UsageError
 from moesim.hardware.hardware import check_hardware_name, hardware_names
 from moesim.hardware.overrides import HardwareOverrides
+from moesim.hardware.parts import cpu_named, gpu_named, memory_named, pcie_named
 from moesim.model.formats import check_format_name
 from moesim.model.shapes import check_shape_name, shape_names
 from moesim.scenario.arrivals import AllAtOnce, Arrivals
@@ -52,6 +57,24 @@ def _existing_profile(value: str) -> str:
     return value
 
 
+def _understood(read: Callable[[str], Any]) -> AfterValidator:
+    """Return a validator of a part's text: the catalogue has it, and no words are left over."""
+
+    def check(text: str) -> str:
+        try:
+            unknown = read(text).unknown
+        except UsageError as error:
+            raise ValueError(str(error)) from None
+        if unknown:
+            words = " and ".join(map(repr, unknown))
+            raise ValueError(
+                f"{words} is not understood; docs/machines.md says what a text may say"
+            )
+        return text
+
+    return AfterValidator(check)
+
+
 def _existing_shape(value: str) -> str:
     if value != "trace" and not value.endswith(_CONFIGS) and (wrong := check_shape_name(value)):
         raise ValueError(wrong)
@@ -67,6 +90,8 @@ def _existing_format(value: str) -> str:
 _PROFILES: Final = (".yaml", ".yml")
 _CONFIGS: Final = (".json",)
 _WEIGHTS: Final = (".gguf",)
+PARTS: Final = ("gpu", "cpu", "memory", "pcie")
+"""The keys of `hardware` that name parts, in the order of `assemble`."""
 
 Text = Annotated[str, Field(min_length=1)]
 TracePath = Annotated[
@@ -120,15 +145,37 @@ class ModelChoice(Strict):
 
 
 class HardwareChoice(HardwareOverrides):
-    """The machine: a profile, and the figures that differ from it."""
+    """The machine: a profile or the names of its parts, and the figures that differ from it."""
 
-    profile: Annotated[
-        str,
-        AfterValidator(_existing_profile),
-        PathTo("hardware profile", os.path.isfile, _PROFILES),
-    ] = Field(
+    profile: (
+        Annotated[
+            str,
+            AfterValidator(_existing_profile),
+            PathTo("hardware profile", os.path.isfile, _PROFILES),
+        ]
+        | None
+    ) = Field(
+        None,
         description="A shipped profile, or the path of your own .yaml file.",
         examples=["rtx-4090"],
+    )
+    gpu: Annotated[Text, _understood(gpu_named)] | None = Field(
+        None,
+        description="Instead of a profile: a graphics card of the catalogue, or none.",
+        examples=["RTX 4090"],
+    )
+    cpu: Annotated[Text, _understood(cpu_named)] | None = Field(
+        None,
+        description="With gpu: a processor of the catalogue, like `2x EPYC 9354, 32 threads`.",
+        examples=["Ryzen 9 7950X"],
+    )
+    memory: Annotated[Text, _understood(memory_named)] | None = Field(
+        None,
+        description="With gpu: host memory, like `64 GB DDR5-6000 dual channel`.",
+        examples=["DDR5-5600 x2"],
+    )
+    pcie: Annotated[Text, _understood(pcie_named)] | None = Field(
+        None, description="With gpu: the link of the card.", examples=["4.0 x16"]
     )
     pinned: bool = Field(
         True,
@@ -136,9 +183,37 @@ class HardwareChoice(HardwareOverrides):
         examples=[True],
     )
 
+    @model_validator(mode="after")
+    def _profile_or_parts(self) -> Self:
+        if self.profile is None and self.gpu is None:
+            raise PydanticCustomError(
+                "no_machine",
+                "is required and missing; write for example `profile: rtx-4090`, or name the "
+                "parts, like `gpu: RTX 4090`",
+                {"at": ("profile",)},
+            )
+        if self.profile is not None and (parts := [*self.parts()]):
+            raise PydanticCustomError(
+                "two_machines",
+                "describes a part of a machine that profile describes already; leave one of them "
+                "out, or change single figures of the profile",
+                {"at": (parts[0],)},
+            )
+        return self
+
+    @property
+    def label(self) -> str:
+        """The profile, or the texts of the parts, for messages and reports."""
+        return self.profile if self.profile is not None else ", ".join(self.parts().values())
+
+    def parts(self) -> dict[str, str]:
+        """Return the texts of the parts that are given, as `assemble` takes them."""
+        texts = {key: getattr(self, key) for key in PARTS}
+        return {key: text for key, text in texts.items() if text is not None}
+
     def overrides(self) -> dict[str, Any]:
         """Return the figures that differ from the profile, as `load_hardware` takes them."""
-        return self.model_dump(exclude={"profile", "pinned"}, exclude_none=True)
+        return self.model_dump(exclude={"profile", "pinned", *PARTS}, exclude_none=True)
 
 
 class Memory(Strict):

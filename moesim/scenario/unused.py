@@ -26,7 +26,7 @@ _OF_CPU: Final = (
     "cpu_threads",
     "core_memory_bandwidth",
 )
-_OF_HOST_MEMORY: Final = ("host_memory_bandwidth", "host_memory_efficiency")
+_OF_HOST_MEMORY: Final = ("host_memory_bandwidth", "host_memory_efficiency", "memory")
 
 
 def unused_keys(scenario: Scenario) -> list[str]:
@@ -58,7 +58,10 @@ def _unused_of_host(scenario: Scenario) -> Iterator[tuple[str, str]]:
         if machine.cpu_threads is None and machine.core_memory_bytes_per_s is None:
             yield "hardware.cpu_cores", "all cores compute; cpu_threads would take some of them"
     for key in _OF_HOST_MEMORY:
-        if getattr(hardware, key) is not None and not on_cpu and not on_disk:
+        if getattr(hardware, key) is None or on_cpu or on_disk:
+            continue
+        # The text of unified memory gives the size of GPU memory.
+        if key != "memory" or not scenario.load_hardware().unified:
             yield (
                 f"hardware.{key}",
                 f"placement {policy} runs nothing on the CPU and nothing is read from disk",

@@ -41,6 +41,7 @@ def caveats(outcome: Outcome) -> list[Caveat]:
     plan = outcome.plan
     return [
         *_units(plan),
+        *_machine(plan),
         *_memory(plan),
         *_sizes(plan),
         *_placement(plan),
@@ -58,8 +59,15 @@ def _units(plan: Plan) -> Iterator[Caveat]:
         yield f"{key} has no unit", note
     for key, figure in plan.cost.hardware.figures.items():
         if figure.bare:
-            profile = scenario.hardware.profile
+            profile = scenario.hardware.label
             yield f"{key} of the profile has no unit", f"{key} of {profile} {figure.bare}"
+
+
+def _machine(plan: Plan) -> Iterator[Caveat]:
+    scenario = plan.scenario
+    if scenario.hardware.gpu is not None:
+        for supposed in scenario.assemble().supposed:
+            yield "what no text says of the machine is assumed", supposed
 
 
 def _memory(plan: Plan) -> Iterator[Caveat]:
@@ -81,9 +89,9 @@ def _memory(plan: Plan) -> Iterator[Caveat]:
     vram_bytes = plan.cost.hardware.vram_bytes
     if budget.capacity_bytes > vram_bytes:
         yield (
-            f"memory.capacity is more than {scenario.hardware.profile} has",
+            f"memory.capacity is more than {scenario.hardware.label} has",
             f"memory.capacity is {format_bytes(budget.capacity_bytes)}; "
-            f"{scenario.hardware.profile} has {format_bytes(vram_bytes)}",
+            f"{scenario.hardware.label} has {format_bytes(vram_bytes)}",
         )
 
 
@@ -115,7 +123,7 @@ def _placement(plan: Plan) -> Iterator[Caveat]:
     if assumed and hardware.measured is not None:
         yield (
             "figures of the CPU are assumed",
-            f"{', '.join(assumed)} of {plan.scenario.hardware.profile} are assumed; other figures "
+            f"{', '.join(assumed)} of {plan.scenario.hardware.label} are assumed; other figures "
             "are measured",
         )
 

@@ -289,7 +289,7 @@ def summarise(outcome: Outcome) -> dict[str, Any]:
         "name": scenario.name,
         "trace": trace.meta.model,
         "model": shape.name,
-        "hardware": scenario.hardware.profile,
+        "hardware": scenario.hardware.label,
         "hardware_changes": hardware_changes(scenario, plan.places.host),
         "cost_kind": plan.cost.hardware.cost_kind,
         **routing_facts(scenario, trace.meta, shape),
@@ -322,7 +322,7 @@ def summarise(outcome: Outcome) -> dict[str, Any]:
         "peak_vram_bytes": budget.used_bytes - budget.kv_bytes + outcome.pool.peak * block_bytes,
         "peak_kv_blocks": outcome.pool.peak,
         **_host_summary(plan),
-        "caveats": [short for short, _ in warnings],
+        "caveats": list(dict.fromkeys(short for short, _ in warnings)),
         "notes": [*_notes(plan, outcome), *(full for _, full in warnings)],
     }
 

@@ -13,6 +13,7 @@ from moesim.config.fields import Bandwidth
 from moesim.errors import UsageError
 from moesim.hardware import hardware_names, load_hardware
 from moesim.model.formats import block_named, format_names
+from moesim.hardware.parts import cpus, gpus
 from moesim.model.hf_config import load_shape
 from moesim.model.shapes import shape_names
 from moesim.policies import find, names
@@ -95,6 +96,17 @@ def test_every_format_is_listed_with_the_bits_of_its_experts() -> None:
     }
     assert not listed["Q4_K_XL"]["documented"]
     assert listed["AWQ-4bit"]["block"] == "AWQ-4bit"
+@pytest.mark.parametrize("kind", ["cards", "cpus"])
+def test_every_part_of_the_catalogue_is_listed_with_its_sources(kind: str) -> None:
+    listed, text = listing(kind), printed(kind)
+    assert list(listed) == list(gpus() if kind == "cards" else cpus())
+    for name, part in listed.items():
+        assert name in text
+        assert part["kind"] == "assumed"
+        for key, value in part.items():
+            if key.endswith("source"):
+                assert value
+                assert value in text
 
 
 @pytest.mark.parametrize(

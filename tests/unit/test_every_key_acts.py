@@ -68,6 +68,8 @@ ON_CPU: dict[str, Any] = {
 }
 HALF_CPU = {**ON_CPU, "hardware": {**ON_CPU["hardware"], "cpu_threads": 2}}
 BOUND_BY_MEMORY = {**ON_CPU, "hardware": "rtx-4090"}
+OF_PARTS: dict[str, Any] = {"hardware": {"gpu": "RTX 4090", "cpu": "Ryzen 5 3600"}}
+MEMORY_OF_PARTS = {**ON_CPU, **OF_PARTS}
 UNPINNED = {"hardware": {**SLOW_LINK, "h2d": {}, "pinned": False}}
 FIXED: dict[str, Any] = {"placement": "cpu_experts"}
 EXPERT_AWARE = {"trace": "decoupled", "batching": {"policy": "expert_aware", "token_budget": 2}}
@@ -88,6 +90,10 @@ CASES: dict[str, tuple[dict[str, Any], Any]] = {
     "ExpertBitsBy.layer": ({}, {"0": 8}),
     "ExpertBitsBy.expert": ({}, {"0/3": 8}),
     "HardwareChoice.profile": ({}, "t4"),
+    "HardwareChoice.gpu": (OF_PARTS, "RTX 2080"),
+    "HardwareChoice.cpu": (OF_PARTS, "i9-9900K"),
+    "HardwareChoice.memory": (MEMORY_OF_PARTS, "DDR4-2133 1ch"),
+    "HardwareChoice.pcie": (OF_PARTS, "PCIe 3.0 x1"),
     "HardwareChoice.pinned": ({"hardware": {"profile": "rtx-4090"}}, False),
     "HardwareChoice.vram": ({}, "8GiB"),
     "HardwareChoice.flops": ({}, "1GFLOPS"),
@@ -188,6 +194,7 @@ UNUSED: list[tuple[str, dict[str, Any], Any]] = [
     ),
     ("hardware.host_memory_bandwidth", {}, "1GB/s"),
     ("hardware.host_memory", {}, "8GiB"),
+    ("hardware.memory", OF_PARTS, "DDR4-2133 1ch"),
     ("hardware.host_memory_efficiency", {}, "50%"),
     ("hardware.cpu_flops", {}, "1GFLOPS"),
     ("hardware.cpu_efficiency", {}, "50%"),

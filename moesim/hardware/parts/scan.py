@@ -1,0 +1,91 @@
+"""Reading free text: phrases are taken out one by one, and what is left is reported.
+
+A text is cut at commas, semicolons and brackets. In each part, phrases that a pattern describes are
+taken out. Words that carry no figure are dropped. The rest of a part was not understood.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+__all__ = ["Measured", "Scanner"]
+
+_CUT: Final = re.compile(r"[,;()\[\]]|\s[/|]\s|\bwith\b|\band\b")
+_NUMBER: Final = r"\d+(?:\.\d+)?"
+
+RATE: Final = re.compile(
+    rf"(?P<lead>(?:\b(?:gpu|cpu|stream|triad|copy|scale|add|mlc|measured|read|reads|sequential|"
+    rf"bandwidth|peak|nominal|theoretical|about|h2d|d2h|ram|memory)\b\s*:?\s*)*)[~≈]?\s*"
+    rf"(?P<low>{_NUMBER})(?:\s*[-–]\s*(?P<high>{_NUMBER}))?\s*(?P<unit>[GT]i?B/s)"
+    rf"(?P<trail>(?:\s*\b(?:sequential|read|reads|measured|mlc|nominal|peak|theoretical|stream|"
+    rf"triad|copy|bandwidth|gpu|cpu|h2d|d2h)\b|\s*\bat (?P<threads>\d+) threads\b)*)",
+    re.IGNORECASE,
+)
+_UNITS: Final = {"GB/s": 10**9, "TB/s": 10**12, "GiB/s": 2**30, "TiB/s": 2**40}
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """A bandwidth that a text states.
+
+    `kind`: `read`, `triad`, `copy` or `peak`. `of`: `gpu`, `h2d`, `d2h`, or `host`.
+    """
+
+    bytes_per_s: int
+    kind: str
+    of: str
+    text: str
+
+
+class Scanner:
+    """The parts of a text that no pattern has taken out yet."""
+
+    def __init__(self, text: str) -> None:
+        self.pieces = [piece for piece in _CUT.split(text) if piece.strip()]
+
+    def take(self, pattern: str) -> Iterator[re.Match[str]]:
+        """Take out each match of a pattern, without regard to case, and yield it."""
+        yield from self._take(re.compile(pattern, re.IGNORECASE))
+
+    def first(self, pattern: str) -> re.Match[str] | None:
+        """Take out all matches of a pattern; return the first."""
+        matches = list(self.take(pattern))
+        return matches[0] if matches else None
+
+    def rates(self) -> list[Measured]:
+        """Take out all bandwidths; the middle of a range counts."""
+        return [_measured(match) for match in self._take(RATE)]
+
+    def rest(self, *harmless: str) -> tuple[str, ...]:
+        """Return what is left, without words that carry no figure."""
+        for word in harmless:
+            list(self.take(rf"\b{word}\b"))
+        pieces = (" ".join(piece.split()).strip(" -.:+~") for piece in self.pieces)
+        return tuple(piece for piece in pieces if piece)
+
+    def _take(self, pattern: re.Pattern[str]) -> list[re.Match[str]]:
+        found: list[re.Match[str]] = []
+        for number, piece in enumerate(self.pieces):
+            found += pattern.finditer(piece)
+            self.pieces[number] = pattern.sub(" ", piece)
+        return found
+
+
+def _measured(match: re.Match[str]) -> Measured:
+    words = f"{match['lead']} {match['trail']}".lower()
+    low, high = float(match["low"]), float(match["high"] or match["low"])
+    unit = next(size for unit, size in _UNITS.items() if unit.lower() == match["unit"].lower())
+    kind = "read"
+    if re.search(r"\b(?:nominal|peak|theoretical)\b", words):
+        kind = "peak"
+    elif re.search(r"\b(?:triad|add)\b", words):
+        kind = "triad"
+    elif re.search(r"\b(?:copy|scale)\b", words):
+        kind = "copy"
+    elif "stream" in words:
+        kind = "triad"
+    of = next((where for where in ("gpu", "h2d", "d2h") if where in words), "host")
+    return Measured(round((low + high) / 2 * unit), kind, of, " ".join(match[0].split()))
