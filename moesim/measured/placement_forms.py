@@ -1,0 +1,153 @@
+"""Forms of the grammar that say where weights are."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Final
+
+from moesim.measured.forms import CPU, DEVICES, GPU, NUMBER, OF, Form, Reading, skip
+from moesim.measured.places import Choice, Layers, Rule, pattern_fault
+from moesim.measured.setting import ALL_LAYERS, Placement
+
+__all__ = ["PLACEMENT_FORMS"]
+
+
+def _of(reading: Reading, match: re.Match[str]) -> None:
+    if match["m"]:
+        reading.put("model_layers", int(match["m"]))
+
+
+def _first_experts(reading: Reading, match: re.Match[str]) -> None:
+    """`ncmoe=N`: experts of the layers 0 to N-1, of which some may be dense."""
+    _of(reading, match)
+    count = int(match["n"])
+    reading.place("experts" if count else "gpu", *([Rule(Layers("first", count))] if count else []))
+
+
+def _all_experts(reading: Reading, match: re.Match[str]) -> None:
+    reading.place("experts", Rule())
+
+
+def _end_experts(reading: Reading, match: re.Match[str]) -> None:
+    """`experts of the last 14 of 48 layers on CPU`, or on the GPU with the rest on the CPU."""
+    _of(reading, match)
+    end, count = match["e"].lower(), int(match["n"])
+    kind: Choice = "first" if end == "first" else "last"
+    if match["moe"]:
+        kind = "first_moe" if end == "first" else "last_moe"
+    tensors = _tensors(match["what"] or match["moe"])
+    _ends(reading, Layers(kind, count), tensors, on_cpu=not match["where"])
+
+
+def _ends(reading: Reading, layers: Layers, tensors: Any, *, on_cpu: bool) -> None:
+    placement: Placement = "layers" if tensors == "all" else "experts"
+    if on_cpu:
+        reading.place(placement, Rule(layers, tensors))
+    else:
+        reading.place(placement, Rule(layers, tensors, cpu=False), Rule(Layers(), tensors))
+
+
+def _tensors(what: str | None) -> Any:
+    if not what:
+        return "all"
+    return "ffn" if what.lower().startswith("ffn") else "experts"
+
+
+def _some_experts(reading: Reading, match: re.Match[str]) -> None:
+    """`experts of 20 of 48 layers on CPU`: which 20 is not said."""
+    _of(reading, match)
+    reading.notes.append(f"{match.group().strip()}: taken as the first {match['n']} layers")
+    reading.place("experts", Rule(Layers("first", int(match["n"])), _tensors(match["what"])))
+
+
+def _range_on_cpu(reading: Reading, match: re.Match[str]) -> None:
+    """`FFN of layers 12-93 of 94 on CPU`, `layers 32-93 experts on CPU`."""
+    _of(reading, match)
+    if match["about"]:
+        reading.notes.append(f"{match.group().strip()}: the first layer is approximate")
+    what = _tensors(match["what"] or match["what2"])
+    layers = Layers("range", low=int(match["n"]), high=int(match["high"]))
+    reading.place("layers" if what == "all" else "experts", Rule(layers, what))
+
+
+def _gpu_layers(reading: Reading, match: re.Match[str]) -> None:
+    _of(reading, match)
+    given = match["n"].lower()
+    count = int(given) if given.isdigit() else ALL_LAYERS
+    reading.put("gpu_layers", min(count, ALL_LAYERS))
+    # 99 is the usual way to say "all"; models with as many layers need a larger number.
+    reading.place("gpu" if count >= int(match["m"] or 90) else "layers")
+
+
+def _cpu_layers(reading: Reading, match: re.Match[str]) -> None:
+    _of(reading, match)
+    reading.notes.append(f"{match.group().strip()}: taken as the first {match['n']} whole layers")
+    reading.place("layers", Rule(Layers("first", int(match["n"])), "all"))
+
+
+def _override(reading: Reading, match: re.Match[str]) -> None:
+    """`-ot "pattern=CPU,pattern=CUDA0"`; without -ot, a pattern and a device."""
+    text = match["q"] or match["p"]
+    if re.fullmatch(r"[A-Za-z]+=\w+", text):  # a word for tensors, not a pattern: FFN=CPU
+        text = text.partition("=")[0].lower() + "=" + text.partition("=")[2]
+    pairs = _PAIR.findall(text)
+    if not pairs or _PAIR.sub("", text).strip(", "):
+        reading.unknown.append(match.group())
+        return
+    for pattern, device in pairs:
+        if fault := pattern_fault(pattern):
+            reading.faults.append(fault)
+            continue
+        on_cpu = device.upper() == "CPU"
+        if device[-1].isdigit() and int(re.sub(r"\D", "", device)) > 0:
+            reading.decline("several-gpus")
+        reading.place("experts", Rule(pattern=pattern, cpu=on_cpu))
+
+
+_PAIR: Final = re.compile(rf"(?:^|,)\s*([^=]{{1,2000}})=({DEVICES})(?=,|$)", re.IGNORECASE)
+_WHAT: Final = r"(?P<what>experts?|exps|MoE|FFNs?)(?:\s+(?:weights|tensors))?"
+_ON: Final = r"\s+(?:are\s+|kept\s+|stay\s+)?(?:on|in|to)\s+"
+_REST: Final = rf"(?:\s*[,;]?\s*(?:and\s+)?(?:the\s+)?(?:rest|others?)\s+(?:(?:on|in|to)\s+)?{CPU})"
+PLACEMENT_FORMS: Final[list[Form]] = [
+    # Placement: experts on the CPU.
+    (rf"(?:--?)?(?:n[-_]?cpu[-_]?moe|ncmoe)\s*[=:\s]?\s*{NUMBER}{OF}", _first_experts),
+    (r"--?(?:cpu-moe|cmoe)(?![\w-])|cpu[-_]moe(?:\s*=\s*1)?(?![\w-])", _all_experts),
+    (r"""(?:--?(?:ot|override-tensors?)|ot)(?:\s*=\s*|\s+)(?:"(?P<q>[^"]+)"|'(?P<p>[^']+)')""",
+     _override),
+    (r"(?:--?(?:ot|override-tensors?)|ot(?==))(?:\s*=\s*|\s+)(?P<q>)(?P<p>[^\s,;]+=[^\s;]+?)"
+     r"(?=[,;)]*(?:\s|$))", _override),
+    (r"(?:experts?|moe)=CPU(?!\w)", _all_experts),
+    (rf"(?P<q>)(?P<p>(?!-|dev)[^\s,;=\"']{{1,400}}={DEVICES})(?![\w.])", _override),
+    (rf"(?:all\s+|only\s+)?(?:of\s+)?(?:the\s+)?(?:routed\s+|MoE\s+)?(?:experts?|MoE)"
+     rf"(?:\s+(?:weights|tensors|layers))?{_ON}{CPU}", _all_experts),
+    (rf"{_WHAT}\s+(?:of|in)\s+(?:the\s+)?(?P<e>first|last)\s+{NUMBER}(?P<moe>)?{OF}(?:\s+layers?)?{_ON}"
+     rf"(?:(?:the\s+)?(?P<where>GPU)(?:{_REST})|(?P<where2>{CPU}))", _end_experts),
+    (rf"(?:the\s+)?(?P<e>first|last)\s+{NUMBER}{OF}\s+(?:(?P<moe>experts?|MoE)\s+)?layers?"
+     rf"(?:'?s?\s+(?P<what>experts?|FFNs?))?{_ON}"
+     rf"(?:(?:the\s+)?(?P<where>GPU)(?:{_REST})|(?P<where2>{CPU})(?:\s*[,;]?\s*(?:the\s+)?rest\s+(?:on\s+)?GPU)?)",
+     _end_experts),
+    (rf"(?:{_WHAT}\s+(?:of|in)\s+)?(?P<about>about\s+|approx\.?\s+|~\s*|ca\.?\s+)?layers?\s+"
+     rf"(?P<n>\d{{1,6}})\s*(?:-|–|\.\.|to)\s*(?P<high>\d{{1,6}})(?!\w){OF}"
+     rf"(?:'?s?\s+(?P<what2>experts?|FFNs?))?{_ON}{CPU}", _range_on_cpu),
+    (rf"{_WHAT}\s+(?:of|in)\s+{NUMBER}{OF}\s+(?:MoE\s+|expert\s+)?layers?{_ON}{CPU}", _some_experts),
+    (rf"{NUMBER}{OF}\s+(?P<what>experts?|MoE)\s+layers?{_ON}{CPU}", _some_experts),
+    # Placement: whole layers, all on the GPU, all on the CPU.
+    (r"(?:--?)?(?:ngl|(?:n[-_])?gpu[-_]layers|num[-_]gpu(?:[-_]layers)?)\s*[=:\s]?\s*"
+     rf"(?P<n>\d{{1,9}}|all|max|-1)(?!\w){OF}(?:\s+layers)?", _gpu_layers),
+    (rf"{NUMBER}{OF}\s+(?:whole\s+|full\s+)?layers?\s+(?:offloaded\s+)?(?:on|in|to)\s+{GPU}",
+     _gpu_layers),
+    (rf"{NUMBER}{OF}\s+(?:whole\s+|full\s+)?layers?\s+(?:on|in|to)\s+{CPU}", _cpu_layers),
+    (r"whole[- ]layer(?:\s+split)?(?!\w)", skip),
+    (r"(?:cpu[- _]only|only\s+(?:the\s+)?cpu|pure\s+cpu|no\s+gpu|all\s+(?:layers\s+)?on\s+(?:the\s+)?cpu"
+     r"|(?:entirely|fully)\s+on\s+(?:the\s+)?cpu)(?!\w)", lambda reading, _: reading.place("cpu")),
+    (r"(?:(?:all|fully|entirely|completely|model|weights)\s+)?resident(?!\w)",
+     lambda reading, _: reading.place("gpu")),
+    (rf"(?:all|everything|fully|entirely|completely|full|100\s?%)\s+(?:layers?\s+|weights\s+|tensors\s+"
+     rf"|experts\s+|offload(?:ed)?\s+)*(?:on|in|to)\s+{GPU}"
+     r"|full(?:y)?[\s-]+(?:offload(?:ed)?|GPU(?:[\s-]+offload)?)(?!\w)|GPU[- ]only(?!\w)"
+     r"|(?:fits|all)\s+in\s+VRAM(?!\w)", lambda reading, _: reading.place("gpu")),
+    (r"unified(?:\s+memory)?(?!\w)", lambda reading, _: reading.put("unified", True)),
+    # What these say follows from the forms above, whose experts leave the rest on the GPU.
+    (rf"(?:(?:attention|attn|shared\s+experts?|dense(?:\s+layers?)?|KV(?:\s+cache)?|router|(?:the\s+)?rest"
+     rf"|non-expert\w*(?:\s+\w+)?)(?:\s*(?:,|/|\+|and)\s*)?)+{_ON}{GPU}", skip),
+]  # fmt: skip
