@@ -14,8 +14,8 @@ __all__ = ["CPU", "DEVICES", "GPU", "NUMBER", "OF", "Form", "Handler", "Reading"
 
 NUMBER: Final = r"(?P<n>\d{1,9})(?![\w.])"
 OF: Final = r"(?:\s*(?:of|/)\s*(?P<m>\d{1,6})(?!\w))?"
-CPU: Final = r"(?:the\s+)?(?:CPU|host|RAM|DRAM|system\s+(?:RAM|memory))(?![\w.])"
-GPU: Final = r"(?:the\s+)?(?:GPU|VRAM)(?![\w.])"
+CPU: Final = r"(?:the )?(?:CPU|host|RAM|DRAM|system (?:RAM|memory))(?![\w.])"
+GPU: Final = r"(?:the )?(?:GPU|VRAM)(?![\w.])"
 DEVICES: Final = r"(?:CPU|(?:CUDA|ROCm|HIP|Vulkan|SYCL|Metal|MTL|GPU)\d*)"
 
 
@@ -49,7 +49,7 @@ class Reading:
 _RANK: Final[tuple[Placement, ...]] = ("", "gpu", "layers", "experts", "cpu")
 Handler = Callable[[Reading, "re.Match[str]"], None]
 Form = tuple[str, Handler]
-"""A pattern, and what it does to a reading where it matches."""
+"""A pattern, and what it does to a reading where it matches; a space in it is any white space."""
 
 
 def skip(reading: Reading, match: re.Match[str]) -> None:

@@ -84,6 +84,6 @@ def _form_at(text: str, place: int) -> tuple[Handler, re.Match[str]] | None:
 
 
 _FORMS: Final = [
-    (re.compile(text, re.IGNORECASE), handler)
+    (re.compile(text.replace(" ", r"\s+"), re.IGNORECASE), handler)
     for text, handler in (*PLACEMENT_FORMS, *OPTION_FORMS)
 ]

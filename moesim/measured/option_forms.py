@@ -35,7 +35,7 @@ _SHORT_FORMATS: Final = {"q8": "q8_0", "q5": "q5_0", "q4": "q4_0", "fp16": "f16"
 
 def _option(names: str, value: str) -> str:
     """Return a pattern for `name=value`, `-name value` and `--name=value`."""
-    return rf"(?:-{{0,2}}(?:{names})\s*[=:]\s*|--?(?:{names})\s+){value}"
+    return rf"(?:-{{0,2}}(?:{names})\s*[=:]\s*|--?(?:{names}) ){value}"
 
 
 def _tokens(match: re.Match[str]) -> int:
@@ -138,19 +138,19 @@ OPTION_FORMS: Final[list[Form]] = [
     (_option(r"ub|ubatch|ubatch-size|n[-_]ubatch", _TOKENS), _count("ubatch")),
     (_option(r"b|batch-size|n[-_]batch", _TOKENS), _count("batch")),
     (_option(r"kv|kv-cache|kv_cache|kvcache", _KV), _kv("kv_keys", "kv_values")),
-    (rf"KV(?:\s+cache)?\s+{_KV}", _kv("kv_keys", "kv_values")),
-    (r"(?P<f>q8_0|q4_0|f16|bf16|q8|q4)\s+KV(?:\s+cache)?(?!\w)", _kv("kv_keys", "kv_values")),
+    (rf"KV(?: cache)? {_KV}", _kv("kv_keys", "kv_values")),
+    (r"(?P<f>q8_0|q4_0|f16|bf16|q8|q4) KV(?: cache)?(?!\w)", _kv("kv_keys", "kv_values")),
     (_option(r"ctk|cache-type-k", _KV), _kv("kv_keys")),
     (_option(r"ctv|cache-type-v", _KV), _kv("kv_values")),
     (r"--?(?:nkvo|no-kv-offload)(?:[\s=]+1)?(?![\w-])", _fixed("kv_on_cpu", True)),
-    (_option(r"t|threads|n[-_]threads", NUMBER) + r"|(?P<n2>\d{1,4})\s+threads(?!\w)",
+    (_option(r"t|threads|n[-_]threads", NUMBER) + r"|(?P<n2>\d{1,4}) threads(?!\w)",
      lambda reading, match: reading.put("threads", int(match["n"] or match["n2"]))),
     (_option(r"tb|threads-batch", NUMBER), _note("threads of prefill")),
     (_option(r"c|ctx|ctx-size|n[-_]ctx|context|max-model-len", _TOKENS), _count("context")),
-    (rf"(?:ctx|context)\s+{_TOKENS}", _count("context")),
+    (rf"(?:ctx|context) {_TOKENS}", _count("context")),
     (_option(r"np|parallel|max-num-seqs|concurrency", NUMBER), _sequences),
-    (rf"{NUMBER}\s+(?:concurrent|parallel|simultaneous|users|clients|streams|sequences)"
-     r"(?:\s+(?:users|clients|streams|sequences|requests))?(?!\w)", _sequences),
+    (rf"{NUMBER} (?:concurrent|parallel|simultaneous|users|clients|streams|sequences)"
+     r"(?: (?:users|clients|streams|sequences|requests))?(?!\w)", _sequences),
     (_option(r"fa|flash-attn|flash[-_]attention", _SWITCH), _switch("flash_attention")),
     (rf"fa(?=\d){_SWITCH}", _switch("flash_attention")),
     (r"(?:--?fa|--flash-attn|fa|flash[-\s]attention)(?![\w=-])", _fixed("flash_attention", True)),
@@ -165,29 +165,29 @@ OPTION_FORMS: Final[list[Form]] = [
     (r"-{0,2}mla(?:(?:-use)?[\s=]+(?P<n>\d)(?!\w))?(?![\w=-])", _mla),
     (r"(?:--?)?numa[\s=]+(?P<v>distribute|isolate|numactl|mirror|interleave)(?!\w)", _numa),
     (r"(?P<n>one|single|two|both|dual|[1-8])[\s-]+sockets?(?!\w)", _sockets),
-    (r"(?:one|single|1)\s+(?:NUMA\s+)?node(?!\w)", _fixed("sockets", 1)),
+    (r"(?:one|single|1) (?:NUMA )?node(?!\w)", _fixed("sockets", 1)),
     (r"VRAM\s*[=:]?\s*(?P<n>\d{1,4}(?:\.\d{1,3})?)\s*(?P<u>GiB|GB|G)(?!\w)", _vram),
     # Kinds of rows that are not counted.
     (_option(r"ser|smart-expert-reduction", r"\d+(?:,[\d.]+)?"), _declines("fewer-experts")),
-    (rf"{NUMBER}\s*(?:of|/)\s*(?P<m>\d{{1,6}})\s+(?:active\s+)?experts(?:\s+(?:used|active|per\s+token))?"
+    (rf"{NUMBER}\s*(?:of|/)\s*(?P<m>\d{{1,6}}) (?:active )?experts(?: (?:used|active|per token))?"
      r"(?!\w)", _experts_used),
-    (r"--override-kv\s+\S*expert_used_count\S*|(?:fewer|reduced)\s+experts(?!\w)",
+    (r"--override-kv \S*expert_used_count\S*|(?:fewer|reduced) experts(?!\w)",
      _declines("fewer-experts")),
-    (r"(?:no|without)[\s-]+(?:speculative(?:\s+decoding)?|speculation|draft(?:\s+model)?|MTP)(?!\w)"
+    (r"(?:no|without)[\s-]+(?:speculative(?: decoding)?|speculation|draft(?: model)?|MTP)(?!\w)"
      r"|(?:MTP|spec(?:ulative)?|draft)\s*=\s*(?:0|off|none|no|false)(?!\w)", skip),
-    (r"(?:speculative|speculation|spec[- ]decod\w*|MTP|EAGLE\d?|n-?gram|draft|lookahead|lookup\s+decoding)"
-     r"(?:[\s=-]+(?:decoding|model|max|min|n|\d+|on|true))*(?!\w)"
+    (r"(?:speculative|speculation|spec[- ]decod\w*|MTP|EAGLE\d?|n-?gram|draft|lookahead"
+     r"|lookup decoding)(?:[\s=-]+(?:decoding|model|max|min|n|\d+|on|true))*(?!\w)"
      r"|--?(?:md|model-draft|draft(?:-\w+)*|spec-\S+|speculative\S*)(?:[\s=]+[^\s,;-][^\s,;]*)?",
      _declines("speculative")),
-    (r"(?:LRU|LFU|expert)[\s-]+(?:expert[\s-]+)?cach\w+|cached\s+experts|static\s+split"
+    (r"(?:LRU|LFU|expert)[\s-]+(?:expert[\s-]+)?cach\w+|cached experts|static split"
      r"|slots\s*/\s*layer", _declines("expert-cache")),
     (_option(r"ts|tensor-split", r"(?P<v>[\d.]+(?:[,/][\d.]+)*)"), _several_devices),
     (_option(r"tp|tensor-parallel(?:-size)?|pp|pipeline-parallel(?:-size)?", NUMBER), _gpus),
     (rf"{NUMBER}\s*[x×]?\s*GPUs?(?!\w)", _gpus),
     (_option(r"dev|device", r"(?P<v>\w+(?:,(?:CUDA|ROCm|HIP|Vulkan|SYCL)\d)*)"), _device),
     # Options that change no time that is predicted.
-    (_option(r"sm|split-mode", r"(?:layer|none)(?!\w)") + r"|" + _option(r"mg|main-gpu", r"0(?!\w)"),
-     skip),
+    (_option(r"sm|split-mode", r"(?:layer|none)(?!\w)"), skip),
+    (_option(r"mg|main-gpu", r"0(?!\w)"), skip),
     (r"--(?:no-mmap|mlock|mmap|no-warmup|jinja|cont-batching|no-display-prompt|verbose|color|metrics"
      r"|no-webui|swa-full|kv-unified|log-\w+)(?![\w-])", skip),
     (_option(r"mmp|mmap|mlock|r|w|seed|s|temp|top-k|top-p|min-p|prio|poll|amb|gr|ger|no-mmap"

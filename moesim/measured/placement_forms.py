@@ -101,53 +101,55 @@ def _override(reading: Reading, match: re.Match[str]) -> None:
         on_cpu = device.upper() == "CPU"
         if device[-1].isdigit() and int(re.sub(r"\D", "", device)) > 0:
             reading.decline("several-gpus")
-        reading.place("experts", Rule(pattern=pattern, cpu=on_cpu))
+        reading.place("experts" if on_cpu else "gpu", Rule(pattern=pattern, cpu=on_cpu))
 
 
 _PAIR: Final = re.compile(rf"(?:^|,)\s*([^=]{{1,2000}})=({DEVICES})(?=,|$)", re.IGNORECASE)
-_WHAT: Final = r"(?P<what>experts?|exps|MoE|FFNs?)(?:\s+(?:weights|tensors))?"
-_ON: Final = r"\s+(?:are\s+|kept\s+|stay\s+)?(?:on|in|to)\s+"
-_REST: Final = rf"(?:\s*[,;]?\s*(?:and\s+)?(?:the\s+)?(?:rest|others?)\s+(?:(?:on|in|to)\s+)?{CPU})"
+_WHAT: Final = r"(?P<what>experts?|exps|MoE|FFNs?)(?: (?:weights|tensors))?"
+_ON: Final = r" (?:are |kept |stay )?(?:on|in|to) "
+_REST: Final = rf"(?:\s*[,;]?\s*(?:and )?(?:the )?(?:rest|others?) (?:(?:on|in|to) )?{CPU})"
 PLACEMENT_FORMS: Final[list[Form]] = [
     # Placement: experts on the CPU.
     (rf"(?:--?)?(?:n[-_]?cpu[-_]?moe|ncmoe)\s*[=:\s]?\s*{NUMBER}{OF}", _first_experts),
     (r"--?(?:cpu-moe|cmoe)(?![\w-])|cpu[-_]moe(?:\s*=\s*1)?(?![\w-])", _all_experts),
-    (r"""(?:--?(?:ot|override-tensors?)|ot)(?:\s*=\s*|\s+)(?:"(?P<q>[^"]+)"|'(?P<p>[^']+)')""",
+    (r"""(?:--?(?:ot|override-tensors?)|ot)(?:\s*=\s*| )(?:"(?P<q>[^"]+)"|'(?P<p>[^']+)')""",
      _override),
-    (r"(?:--?(?:ot|override-tensors?)|ot(?==))(?:\s*=\s*|\s+)(?P<q>)(?P<p>[^\s,;]+=[^\s;]+?)"
+    (r"(?:--?(?:ot|override-tensors?)|ot(?==))(?:\s*=\s*| )(?P<q>)(?P<p>[^\s,;]+=[^\s;]+?)"
      r"(?=[,;)]*(?:\s|$))", _override),
     (r"(?:experts?|moe)=CPU(?!\w)", _all_experts),
-    (rf"(?P<q>)(?P<p>(?!-|dev)[^\s,;=\"']{{1,400}}={DEVICES})(?![\w.])", _override),
-    (rf"(?:all\s+|only\s+)?(?:of\s+)?(?:the\s+)?(?:routed\s+|MoE\s+)?(?:experts?|MoE)"
-     rf"(?:\s+(?:weights|tensors|layers))?{_ON}{CPU}", _all_experts),
-    (rf"{_WHAT}\s+(?:of|in)\s+(?:the\s+)?(?P<e>first|last)\s+{NUMBER}(?P<moe>)?{OF}(?:\s+layers?)?{_ON}"
-     rf"(?:(?:the\s+)?(?P<where>GPU)(?:{_REST})|(?P<where2>{CPU}))", _end_experts),
-    (rf"(?:the\s+)?(?P<e>first|last)\s+{NUMBER}{OF}\s+(?:(?P<moe>experts?|MoE)\s+)?layers?"
-     rf"(?:'?s?\s+(?P<what>experts?|FFNs?))?{_ON}"
-     rf"(?:(?:the\s+)?(?P<where>GPU)(?:{_REST})|(?P<where2>{CPU})(?:\s*[,;]?\s*(?:the\s+)?rest\s+(?:on\s+)?GPU)?)",
+    # Without -ot, a pattern must name tensors: "backend=CPU" is none.
+    (rf"(?P<q>)(?P<p>(?!-)(?=\S*(?:exps|ffn|blk|attn))[^\s,;=\"']{{1,400}}={DEVICES})(?![\w.])",
+     _override),
+    (rf"(?:all |only )?(?:of )?(?:the )?(?:routed |MoE )?(?:experts?|MoE)"
+     rf"(?: (?:weights|tensors|layers))?{_ON}{CPU}", _all_experts),
+    (rf"{_WHAT} (?:of|in) (?:the )?(?P<e>first|last) {NUMBER}(?P<moe>)?{OF}(?: layers?)?{_ON}"
+     rf"(?:(?:the )?(?P<where>GPU){_REST}|{CPU})", _end_experts),
+    (rf"(?:the )?(?P<e>first|last) {NUMBER}{OF} (?:(?P<moe>experts?|MoE) )?layers?"
+     rf"(?:'?s? (?P<what>experts?|FFNs?))?{_ON}"
+     rf"(?:(?:the )?(?P<where>GPU){_REST}|{CPU}(?:\s*[,;]?\s*(?:the )?rest (?:on )?GPU)?)",
      _end_experts),
-    (rf"(?:{_WHAT}\s+(?:of|in)\s+)?(?P<about>about\s+|approx\.?\s+|~\s*|ca\.?\s+)?layers?\s+"
+    (rf"(?:{_WHAT} (?:of|in) )?(?P<about>about |approx\.? |~\s*|ca\.? )?layers? "
      rf"(?P<n>\d{{1,6}})\s*(?:-|–|\.\.|to)\s*(?P<high>\d{{1,6}})(?!\w){OF}"
-     rf"(?:'?s?\s+(?P<what2>experts?|FFNs?))?{_ON}{CPU}", _range_on_cpu),
-    (rf"{_WHAT}\s+(?:of|in)\s+{NUMBER}{OF}\s+(?:MoE\s+|expert\s+)?layers?{_ON}{CPU}", _some_experts),
-    (rf"{NUMBER}{OF}\s+(?P<what>experts?|MoE)\s+layers?{_ON}{CPU}", _some_experts),
+     rf"(?:'?s? (?P<what2>experts?|FFNs?))?{_ON}{CPU}", _range_on_cpu),
+    (rf"{_WHAT} (?:of|in) {NUMBER}{OF} (?:MoE |expert )?layers?{_ON}{CPU}", _some_experts),
+    (rf"{NUMBER}{OF} (?P<what>experts?|MoE) layers?{_ON}{CPU}", _some_experts),
     # Placement: whole layers, all on the GPU, all on the CPU.
     (r"(?:--?)?(?:ngl|(?:n[-_])?gpu[-_]layers|num[-_]gpu(?:[-_]layers)?)\s*[=:\s]?\s*"
-     rf"(?P<n>\d{{1,9}}|all|max|-1)(?!\w){OF}(?:\s+layers)?", _gpu_layers),
-    (rf"{NUMBER}{OF}\s+(?:whole\s+|full\s+)?layers?\s+(?:offloaded\s+)?(?:on|in|to)\s+{GPU}",
+     rf"(?P<n>\d{{1,9}}|all|max|-1)(?!\w){OF}(?: layers)?", _gpu_layers),
+    (rf"{NUMBER}{OF} (?:whole |full )?layers? (?:offloaded )?(?:on|in|to) {GPU}",
      _gpu_layers),
-    (rf"{NUMBER}{OF}\s+(?:whole\s+|full\s+)?layers?\s+(?:on|in|to)\s+{CPU}", _cpu_layers),
-    (r"whole[- ]layer(?:\s+split)?(?!\w)", skip),
-    (r"(?:cpu[- _]only|only\s+(?:the\s+)?cpu|pure\s+cpu|no\s+gpu|all\s+(?:layers\s+)?on\s+(?:the\s+)?cpu"
-     r"|(?:entirely|fully)\s+on\s+(?:the\s+)?cpu)(?!\w)", lambda reading, _: reading.place("cpu")),
-    (r"(?:(?:all|fully|entirely|completely|model|weights)\s+)?resident(?!\w)",
+    (rf"{NUMBER}{OF} (?:whole |full )?layers? (?:on|in|to) {CPU}", _cpu_layers),
+    (r"whole[- ]layer(?: split)?(?!\w)", skip),
+    (r"(?:cpu[- _]only|only (?:the )?cpu|pure cpu|no gpu|all (?:layers )?on (?:the )?cpu"
+     r"|(?:entirely|fully) on (?:the )?cpu)(?!\w)", lambda reading, _: reading.place("cpu")),
+    (r"(?:(?:all|fully|entirely|completely|model|weights) )?resident(?!\w)",
      lambda reading, _: reading.place("gpu")),
-    (rf"(?:all|everything|fully|entirely|completely|full|100\s?%)\s+(?:layers?\s+|weights\s+|tensors\s+"
-     rf"|experts\s+|offload(?:ed)?\s+)*(?:on|in|to)\s+{GPU}"
+    (rf"(?:all|everything|fully|entirely|completely|full|100\s?%) (?:layers? |weights |tensors "
+     rf"|experts |offload(?:ed)? )*(?:on|in|to) {GPU}"
      r"|full(?:y)?[\s-]+(?:offload(?:ed)?|GPU(?:[\s-]+offload)?)(?!\w)|GPU[- ]only(?!\w)"
-     r"|(?:fits|all)\s+in\s+VRAM(?!\w)", lambda reading, _: reading.place("gpu")),
-    (r"unified(?:\s+memory)?(?!\w)", lambda reading, _: reading.put("unified", True)),
+     r"|(?:fits|all) in VRAM(?!\w)", lambda reading, _: reading.place("gpu")),
+    (r"unified(?: memory)?(?!\w)", lambda reading, _: reading.put("unified", True)),
     # What these say follows from the forms above, whose experts leave the rest on the GPU.
-    (rf"(?:(?:attention|attn|shared\s+experts?|dense(?:\s+layers?)?|KV(?:\s+cache)?|router|(?:the\s+)?rest"
-     rf"|non-expert\w*(?:\s+\w+)?)(?:\s*(?:,|/|\+|and)\s*)?)+{_ON}{GPU}", skip),
+    (rf"(?:(?:attention|attn|shared experts?|dense(?: layers?)?|KV(?: cache)?|router|(?:the )?rest"
+     rf"|non-expert\w*(?: \w+)?)(?:\s*(?:,|/|\+|and)\s*)?)+{_ON}{GPU}", skip),
 ]  # fmt: skip
