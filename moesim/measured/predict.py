@@ -24,7 +24,6 @@ __all__ = [
     "Predictor",
     "Reading",
     "group_of",
-    "predict",
     "read",
 ]
 
@@ -89,11 +88,6 @@ def read(row: Row) -> Reading:
     engine = read_engine(row.engine, row.gpu, cpu_only=kind.name == CPU_ONLY)
     group = group_of(row)
     return Reading(row, setting, engine, kind, group, _reason(row, setting, engine, kind, group))
-
-
-def predict(reading: Reading) -> Answer:
-    """Predict one row with the models, machines and engines that moesim knows."""
-    return Declined(f"no times are known for engine {reading.engine.name!r}")
 
 
 @lru_cache(maxsize=256)
