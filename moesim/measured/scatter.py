@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from moesim.measured.answers import Answered
 from moesim.measured.score import GROUPS
 from moesim.report.chart import Chart, grid, mark_undefined, save_charts
+from moesim.report.panels import shared_legend
 from moesim.report.style import styles_of
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 __all__ = ["draw_scatter"]
 
@@ -31,7 +35,7 @@ def draw_scatter(rows: Sequence[Answered], folder: Path) -> None:
 def _chart(rows: Sequence[Answered]) -> Chart:
     columns = ("group", "placement", "index", "measured", "predicted", "low", "high")
     title = "Predicted and measured throughput"
-    chart = grid("measured", title, _CAPTION, columns, shape=(1, len(GROUPS)), height_in=2.9)
+    chart = grid("measured", title, _CAPTION, columns, shape=(1, len(GROUPS)), height_in=2.7)
     kinds = sorted({row.reading.kind.name for row in rows})
     looks = styles_of(kinds)
     for group, axes in zip(GROUPS, chart.axes[0], strict=True):
@@ -52,6 +56,7 @@ def _chart(rows: Sequence[Answered]) -> Chart:
                 markerfacecolor=looks[kind].face, markersize=3, label=kind, linestyle="none",
             )  # fmt: skip
         _finish(axes, drawn)
+    shared_legend(chart, wide=True)
     return chart
 
 
@@ -65,15 +70,11 @@ def _record(chart: Chart, group: str, row: Answered) -> tuple[float, float, floa
     return point
 
 
-def _finish(axes: object, rows: Sequence[Answered]) -> None:
-    """Set equal logarithmic axes with their units, the line of equality, and the legend."""
-    from matplotlib.axes import Axes
-
-    assert isinstance(axes, Axes)
+def _finish(axes: Axes, rows: Sequence[Answered]) -> None:
+    """Set equal logarithmic axes with their units, and the line of equality."""
     values = [v for row in rows if row.prediction for v in (row.value or 1, row.prediction.value)]
     ends = (min(values) / 1.3, max(values) * 1.3)
     axes.plot(ends, ends, color="black", linewidth=0.8, zorder=1)
     axes.set(xscale="log", yscale="log", xlim=ends, ylim=ends, aspect="equal")
     axes.set_xlabel("measured (tokens/s)")
     axes.set_ylabel("predicted (tokens/s)")
-    axes.legend(loc="upper left")
