@@ -12,7 +12,9 @@ __all__ = ["OPTION_FORMS"]
 
 _TOKENS: Final = r"(?P<n>\d{1,9})(?P<k>[kK]?)(?![\w.])"
 _SWITCH: Final = r"(?P<s>1|0|on|off|true|false|yes|no|auto|enabled|disabled)(?!\w)"
-_KV: Final = r"(?P<f>[a-z]{1,4}\d{1,2}(?:_\w{1,3})?)(?!\w)"
+_FORMAT: Final = r"[a-z]{1,4}\d{1,2}(?:_\w{1,3})?"
+_KV: Final = rf"(?P<f>{_FORMAT})(?!\w)"
+_KV_PAIR: Final = rf"(?P<f>{_FORMAT})(?:\s*/\s*(?P<v>{_FORMAT}))?(?!\w)"
 _KV_FORMATS: Final = frozenset(
     [
         "f32",
@@ -34,7 +36,12 @@ _SHORT_FORMATS: Final = {"q8": "q8_0", "q5": "q5_0", "q4": "q4_0", "fp16": "f16"
 
 
 def _option(names: str, value: str) -> str:
-    """Return a pattern for `name=value`, `-name value` and `--name=value`."""
+    """Return a pattern for `name=value`, `name value`, `-name value` and `--name=value`."""
+    return rf"-{{0,2}}(?:{names})(?:\s*[=:]\s*| ){value}"
+
+
+def _flag(names: str, value: str) -> str:
+    """Return a pattern like that of `_option`, but a dash or "=" is needed: names may be words."""
     return rf"(?:-{{0,2}}(?:{names})\s*[=:]\s*|--?(?:{names}) ){value}"
 
 
@@ -83,6 +90,16 @@ def _kv(*names: str) -> Handler:
     return put
 
 
+def _kv_pair(reading: Reading, match: re.Match[str]) -> None:
+    """`kv=q8_0` for keys and values, `kv=q8_0/q4_0` for each."""
+    for key, given in (("kv_keys", match["f"]), ("kv_values", match["v"] or match["f"])):
+        name = _SHORT_FORMATS.get(given.lower(), given.lower())
+        if name not in _KV_FORMATS:
+            reading.unknown.append(f"{match.group().strip()} (format of the KV cache)")
+            return
+        reading.put(key, name)
+
+
 def _mla(reading: Reading, match: re.Match[str]) -> None:
     reading.put("mla", int(match["n"] or 1))
 
@@ -96,6 +113,15 @@ def _sequences(reading: Reading, match: re.Match[str]) -> None:
     reading.put("sequences", int(match["n"]))
     if int(match["n"]) > 1:
         reading.decline("concurrent")
+
+
+def _batch(reading: Reading, match: re.Match[str]) -> None:
+    """`batch=8` counts sequences, and `batch=2048` tokens of a logical batch."""
+    count = int(match["n"] or match["n2"])
+    reading.put("sequences" if count < _TOKENS_FROM else "batch", count)
+
+
+_TOKENS_FROM: Final = 256
 
 
 def _gpus(reading: Reading, match: re.Match[str]) -> None:
@@ -137,8 +163,7 @@ OPTION_FORMS: Final[list[Form]] = [
     # Options that change the time.
     (_option(r"ub|ubatch|ubatch-size|n[-_]ubatch", _TOKENS), _count("ubatch")),
     (_option(r"b|batch-size|n[-_]batch", _TOKENS), _count("batch")),
-    (_option(r"kv|kv-cache|kv_cache|kvcache", _KV), _kv("kv_keys", "kv_values")),
-    (rf"KV(?: cache)? {_KV}", _kv("kv_keys", "kv_values")),
+    (_option(r"kv|kv[-_ ]?cache|kv[-_ ]quant|kv[-_]cache[-_](?:d?type)", _KV_PAIR), _kv_pair),
     (r"(?P<f>q8_0|q4_0|f16|bf16|q8|q4) KV(?: cache)?(?!\w)", _kv("kv_keys", "kv_values")),
     (_option(r"ctk|cache-type-k", _KV), _kv("kv_keys")),
     (_option(r"ctv|cache-type-v", _KV), _kv("kv_values")),
@@ -147,11 +172,12 @@ OPTION_FORMS: Final[list[Form]] = [
      lambda reading, match: reading.put("threads", int(match["n"] or match["n2"]))),
     (_option(r"tb|threads-batch", NUMBER), _note("threads of prefill")),
     (_option(r"c|ctx|ctx-size|n[-_]ctx|context|max-model-len", _TOKENS), _count("context")),
-    (rf"(?:ctx|context) {_TOKENS}", _count("context")),
+    (r"(?P<n>\d{1,9})(?P<k>[kK]?) (?:ctx|context)(?!\w)", _count("context")),
     (_option(r"np|parallel|max-num-seqs|concurrency", NUMBER), _sequences),
+    (_option(r"bs|batch", NUMBER) + r"|batch size (?P<n2>\d{1,6})", _batch),
     (rf"{NUMBER} (?:concurrent|parallel|simultaneous|users|clients|streams|sequences)"
      r"(?: (?:users|clients|streams|sequences|requests))?(?!\w)", _sequences),
-    (_option(r"fa|flash-attn|flash[-_]attention", _SWITCH), _switch("flash_attention")),
+    (_option(r"fa|flash-attn|flash[-_ ]attention", _SWITCH), _switch("flash_attention")),
     (rf"fa(?=\d){_SWITCH}", _switch("flash_attention")),
     (r"(?:--?fa|--flash-attn|fa|flash[-\s]attention)(?![\w=-])", _fixed("flash_attention", True)),
     (r"(?:no|without)[\s-]+(?:fa|flash[-\s]attention)(?!\w)", _fixed("flash_attention", False)),
@@ -164,6 +190,7 @@ OPTION_FORMS: Final[list[Form]] = [
     (r"(?:--?no-fmoe|--no-fused-moe)(?![\w=-])", _fixed("fused_moe", False)),
     (r"-{0,2}mla(?:(?:-use)?[\s=]+(?P<n>\d)(?!\w))?(?![\w=-])", _mla),
     (r"(?:--?)?numa[\s=]+(?P<v>distribute|isolate|numactl|mirror|interleave)(?!\w)", _numa),
+    (r"numactl (?:--)?(?P<v>interleave)(?:[ =]all)?(?!\w)", _numa),
     (r"(?P<n>one|single|two|both|dual|[1-8])[\s-]+sockets?(?!\w)", _sockets),
     (r"(?:one|single|1) (?:NUMA )?node(?!\w)", _fixed("sockets", 1)),
     (r"VRAM\s*[=:]?\s*(?P<n>\d{1,4}(?:\.\d{1,3})?)\s*(?P<u>GiB|GB|G)(?!\w)", _vram),
@@ -174,7 +201,7 @@ OPTION_FORMS: Final[list[Form]] = [
     (r"--override-kv \S*expert_used_count\S*|(?:fewer|reduced) experts(?!\w)",
      _declines("fewer-experts")),
     (r"(?:no|without)[\s-]+(?:speculative(?: decoding)?|speculation|draft(?: model)?|MTP)(?!\w)"
-     r"|(?:MTP|spec(?:ulative)?|draft)\s*=\s*(?:0|off|none|no|false)(?!\w)", skip),
+     r"|(?:MTP|spec(?:ulative)?|draft)(?:\s*=\s*| )(?:0|off|none|no|false|disabled)(?!\w)", skip),
     (r"(?:speculative|speculation|spec[- ]decod\w*|MTP|EAGLE\d?|n-?gram|draft|lookahead"
      r"|lookup decoding)(?:[\s=-]+(?:decoding|model|max|min|n|\d+|on|true))*(?!\w)"
      r"|--?(?:md|model-draft|draft(?:-\w+)*|spec-\S+|speculative\S*)(?:[\s=]+[^\s,;-][^\s,;]*)?",
@@ -182,18 +209,21 @@ OPTION_FORMS: Final[list[Form]] = [
     (r"(?:LRU|LFU|expert)[\s-]+(?:expert[\s-]+)?cach\w+|cached experts|static split"
      r"|slots\s*/\s*layer", _declines("expert-cache")),
     (_option(r"ts|tensor-split", r"(?P<v>[\d.]+(?:[,/][\d.]+)*)"), _several_devices),
-    (_option(r"tp|tensor-parallel(?:-size)?|pp|pipeline-parallel(?:-size)?", NUMBER), _gpus),
+    (_option(r"tp|tensor[- ]parallel(?:-size)?|pp|pipeline-parallel(?:-size)?", NUMBER), _gpus),
     (rf"{NUMBER}\s*[x×]?\s*GPUs?(?!\w)", _gpus),
     (_option(r"dev|device", r"(?P<v>\w+(?:,(?:CUDA|ROCm|HIP|Vulkan|SYCL)\d)*)"), _device),
     # Options that change no time that is predicted.
-    (_option(r"sm|split-mode", r"(?:layer|none)(?!\w)"), skip),
-    (_option(r"mg|main-gpu", r"0(?!\w)"), skip),
+    (_flag(r"sm|split-mode", r"(?:layer|none)(?!\w)"), skip),
+    (_flag(r"mg|main-gpu", r"0(?!\w)"), skip),
     (r"--(?:no-mmap|mlock|mmap|no-warmup|jinja|cont-batching|no-display-prompt|verbose|color|metrics"
      r"|no-webui|swa-full|kv-unified|log-\w+)(?![\w-])", skip),
-    (_option(r"mmp|mmap|mlock|r|w|seed|s|temp|top-k|top-p|min-p|prio|poll|amb|gr|ger|no-mmap"
+    (_flag(r"mmp|mmap|mlock|r|w|seed|s|temp|top-k|top-p|min-p|prio|poll|amb|gr|ger|no-mmap"
              r"|host|port|rep|repetitions|delay", r"[\w.]+(?![\w.])"), skip),
-    (_option(r"m|model|hf|hf-repo|alias|a", r"[^\s,;]+"), skip),
-    (_option(r"p|n|pg|n-prompt|n-gen|n-predict|d|n-depth", r"\d+(?:,\d+)*(?!\w)"), skip),
+    (_flag(r"m|model|hf|hf-repo|alias|a", r"[^\s,;]+"), skip),
+    (_flag(r"p|n|pg|n-prompt|n-gen|n-predict|d|n-depth", r"\d+(?:,\d+)*(?!\w)"), skip),
+    (_flag(r"cache-ram|cache-reuse|gpu-memory-utilization", r"[\d.]+(?!\w)"), skip),
+    (r"(?:no |without )?(?:prompt|prefix)[- ]cach(?:e|ing)(?: off)?(?!\w)", skip),
+    (_flag("fit", "off(?!\\w)"), skip),
     (r"(?:pp|tg)\s?\d{1,7}(?!\w)", skip),
     (r"(?:llama-bench|llama-server|llama-cli|llama-batched-bench|llama-sweep-bench|sweep-bench)(?!\w)",
      skip),

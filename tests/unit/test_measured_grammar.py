@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -46,6 +47,22 @@ def layers(text: str) -> list[int]:
         (r'-ot "blk\.3\.=CUDA0,exps=CPU"', [4, 5, 6, 7, 8, 9]),
         ('-ot "ffn_(up|down)_exps=CPU"', []),
         ("all experts on CPU", [*MOE]),
+        ("all exps on CPU", [*MOE]),
+        ("experts offloaded to RAM", [*MOE]),
+        ("cpu moe, 8 threads", [*MOE]),
+        ("ncmoe=5 of 10 layers", [3, 4]),
+        ("n_cpu_moe=5 (of 10)", [3, 4]),
+        ("5 layers of experts on CPU", [3, 4]),
+        ("2 of 10 MoE layers on GPU", [3, 4, 5, 6, 7]),
+        ("layers 0-4 experts on GPU, rest on CPU", [5, 6, 7, 8, 9]),
+        ("experts of layers 5-9 on GPU, rest CPU", [3, 4]),
+        ("layers 0-4 on GPU, rest CPU", [5, 6, 7, 8, 9]),
+        ("4/10 layers offloaded", [3, 4, 5]),
+        ("offloaded 4/10 layers to GPU", [3, 4, 5]),
+        ("ngl=4 (partial offload)", [3, 4, 5]),
+        ("CPU, 8 threads", [*MOE]),
+        ("GPU", []),
+        ("fits entirely in VRAM", []),
         ("experts in RAM, attention on GPU", [*MOE]),
         ("experts=CPU", [*MOE]),
         ("FFN=CPU", [*MOE]),
@@ -97,7 +114,10 @@ def test_a_form_of_placement_says_whose_experts_are_on_the_cpu(
         ("resident unified fa=0", "gpu"),
         ("first 2 expert layers on GPU, rest CPU", "experts"),
         ("first 2 layers on GPU, rest CPU", "layers"),
-        ("-ot blk.1=CUDA0", "gpu"),
+        ("-ngl 99 -ot blk.1=CUDA0", "gpu"),
+        ("-ngl 99 -ot token_embd=CPU", "gpu"),
+        ("-ngl 99 -ot attn_q=CPU", "experts"),
+        ('-ngl 99 -ot "blk.4.ffn_up.weight=CPU"', "experts"),
         ("ub=512", ""),
         ("", ""),
     ],
@@ -112,6 +132,14 @@ def test_the_placement_of_a_setting_is_named(text: str, placement: str) -> None:
         ("ub=2048", {"ubatch": 2048}),
         ("-ub 4096 -b 2k", {"ubatch": 4096, "batch": 2048}),
         ("kv=q8_0", {"kv_keys": "q8_0", "kv_values": "q8_0"}),
+        ("kv=q8_0/q4_0", {"kv_keys": "q8_0", "kv_values": "q4_0"}),
+        ("ub 512", {"ubatch": 512}),
+        ("16k context", {"context": 16384}),
+        ("numactl --interleave=all", {"numa": "interleave"}),
+        ("batch size 8", {"sequences": 8}),
+        ("bs=8", {"sequences": 8}),
+        ("batch=2048", {"batch": 2048}),
+        ("--fit off, no prompt cache, MTP disabled", {}),
         ("KV q8", {"kv_keys": "q8_0", "kv_values": "q8_0"}),
         ("-ctk q8_0 -ctv f16", {"kv_keys": "q8_0", "kv_values": "f16"}),
         ("t=6", {"threads": 6}),
@@ -122,6 +150,8 @@ def test_the_placement_of_a_setting_is_named(text: str, placement: str) -> None:
         ("np=1", {"sequences": 1}),
         ("fa=0", {"flash_attention": False}),
         ("-fa on", {"flash_attention": True}),
+        ("fa off", {"flash_attention": False}),
+        ("flash attention on", {"flash_attention": True}),
         ("-fa", {"flash_attention": True}),
         ("fa1", {"flash_attention": True}),
         ("no flash attention", {"flash_attention": False}),
@@ -250,6 +280,26 @@ def test_long_texts_of_separators_and_brackets_end() -> None:
         "first 1 " * 200,
     ):
         read_setting(part)
+
+
+def documented() -> list[str]:
+    """Return the forms of the tables of settings in the documentation, with numbers filled in."""
+    text = (ROOT / "docs/measured.md").read_text().partition("## Settings")[2]
+    rows = [line for line in text.partition("## Engines")[0].splitlines() if line[:3] == "| `"]
+    forms = [form for row in rows for form in re.findall(r"`([^`]+)`", row.split(" | ")[0])]
+    filled = [re.sub(r"PATTERN", "exps", form) for form in forms]
+    values = {"N": "4", "M": "10", "A": "4", "B": "9"}
+    return [re.sub(r"\b([NMAB])\b", lambda match: values[match[1]], form) for form in filled]
+
+
+def test_every_form_of_the_documentation_is_understood() -> None:
+    forms = [form for form in documented() if not form.endswith("=")]
+    assert len(forms) > 40
+    assert [form for form in forms if read_setting(form).unknown] == []
+    options = [form for form in documented() if form.endswith("=")]
+    values = {"kv=": "f16", "ctk=": "f16", "ctv=": "f16"}
+    filled = [option + values.get(option, "4") for option in options]
+    assert [form for form in filled if read_setting(form).unknown] == []
 
 
 @pytest.mark.skipif(not PUBLISHED.exists(), reason="the published rows are not beside this clone")
