@@ -13,7 +13,18 @@ from typing import Annotated
 
 import typer
 
-from moesim.cli import calibrate, compare, inspect, listing, models, record, run, trace, validate
+from moesim.cli import (
+    calibrate,
+    compare,
+    inspect,
+    listing,
+    measured,
+    models,
+    record,
+    run,
+    trace,
+    validate,
+)
 from moesim.cli.ending import run_to_its_end
 from moesim.cli.paths import App
 
@@ -52,7 +63,7 @@ def moesim(
 
 
 # The order of the commands in `moesim --help`.
-for group in (run, compare, calibrate, validate, inspect, listing, record, models, trace):
+for group in (run, compare, calibrate, validate, measured, inspect, listing, record, models, trace):
     group.register(app)
 
 

@@ -24,6 +24,7 @@ SUCCEED: dict[str, list[list[str]]] = {
     "report": [["{home}/run", "--no-plots"], ["{home}/run", "{home}/run", "--out", "{out}"]],
     "calibrate": [["--model", "{home}/config.json", "--budget", "2s", "--out", "{out}.yaml"]],
     "validate": [["{home}/x.yaml", "--out", "{out}", "--no-plots", "--runs", "1"]],
+    "measured": [["{home}/rows.json", "--fit", "two", "--out", "{out}"]],
     "curve": [["{home}/trace", "--policy", "lru"]],
     "list": [["gpus"], ["models"], ["policies"]],
     "policies": [[]],
@@ -46,6 +47,7 @@ FAIL: dict[str, list[list[str]]] = {
         ["{home}/sweep.yaml", "--out", "{out}"],
         ["{home}/x.yaml", "--out", "{out}", "--no-plots", "--runs", "1", "--max-total-error", "0"],
     ],
+    "measured": [["{home}/absent"], ["{home}/config.json"], ["{home}/rows.json", "--fit", "3"]],
     "curve": [["{home}/trace", "--policy", "lruu"], ["{home}/trace"]],
     "list": [[], ["model"]],
     "policies": [["eviction"]],
@@ -66,6 +68,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("home")
     tiny_trace(requests=3).save(home / "trace")
     (home / "config.json").write_text(json.dumps(TINY_CONFIG))
+    (home / "rows.json").write_text('[{"model": "M", "metric": "decode_tok_s", "value": 2}]')
     plain = "trace: trace\nhardware: rtx-4090\nbounds: false\n"
     for name, more in {
         "x": "cache: {slots: 4/layer}\n",

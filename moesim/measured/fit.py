@@ -1,0 +1,168 @@
+"""Two numbers for each machine and engine, fitted to a few of its rows.
+
+The numbers are the bandwidth at which weights are read and the host time of a layer. Fitted are
+decode rows that permit it (`fit: true`), by least squares on the logarithm of the time. Such rows
+get no prediction. With one row, one number is fitted: the one with the greater share of the time,
+because the other can hardly be seen in it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moesim.measured.predict import Answer, Declined, Reading
+
+__all__ = ["Fitted", "TimeModel", "engine_of", "fit_machines", "fit_two", "machine_of"]
+
+Number = Literal["read_bandwidth", "layer_ns"]
+NUMBERS: Final[tuple[Number, Number]] = ("read_bandwidth", "layer_ns")
+_MOST: Final = 50.0
+"""Fitted numbers are between a fiftieth and fifty times those assumed."""
+_ROUNDS: Final = 6
+_CLOSE: Final = 1e-6
+_Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """The numbers of one machine and engine, and the indices of the rows that they come from.
+
+    `read_bandwidth` is in bytes per second. `fitted` names the numbers that were fitted; the other
+    is the assumed one.
+    """
+
+    machine: str
+    engine: str
+    read_bandwidth: float
+    layer_ns: float
+    fitted: tuple[Number, ...]
+    rows: tuple[int, ...]
+    note: str = ""
+
+
+class TimeModel(Protocol):
+    """What predicts rows, and can do so with other numbers for a machine."""
+
+    def predict(self, reading: Reading, /) -> Answer:
+        """Return a prediction, or why there is none."""
+
+    def assumed(self, reading: Reading, /) -> tuple[float, float]:
+        """Return the read bandwidth (bytes per second) and the host time of a layer (ns)."""
+
+    def seconds(self, reading: Reading, read_bandwidth: float, layer_ns: float, /) -> float:
+        """Return the seconds of one token of a row at these two numbers."""
+
+    def with_fitted(self, fits: Sequence[Fitted], /) -> TimeModel:
+        """Return the model that predicts the fitted machines with their fitted numbers."""
+
+
+_THREADS: Final = re.compile(r"(?:,|\s-t)\s*\d+\s*(?:threads?.*|cores?)?$", re.IGNORECASE)
+
+
+def machine_of(reading: Reading) -> str:
+    """Return the machine of a row: its GPU and CPU, without the number of threads."""
+    cpu = _THREADS.sub("", reading.row.cpu).strip()
+    return " / ".join(part for part in (reading.row.gpu, cpu) if part)
+
+
+def engine_of(reading: Reading) -> str:
+    """Return the engine of a row with its backend."""
+    return f"{reading.engine.name} {reading.engine.backend}".strip()
+
+
+def fit_machines(
+    readings: Sequence[Reading], values: Sequence[float | None], model: TimeModel
+) -> list[Fitted]:
+    """Fit each machine and engine that has rows with `fit: true`, in the order of the rows.
+
+    Rows without a value, of another metric than decode, or that the model declines, are not used.
+    """
+    parts: dict[tuple[str, str], list[tuple[Reading, float]]] = {}
+    for reading, value in zip(readings, values, strict=True):
+        if reading.row.fit and value and reading.group == "decode" and not reading.reason:
+            if isinstance(model.predict(reading), Declined):
+                continue
+            key = (machine_of(reading), engine_of(reading))
+            parts.setdefault(key, []).append((reading, value))
+    return [fit_two(rows, model) for rows in parts.values()]
+
+
+def fit_two(rows: Sequence[tuple[Reading, float]], model: TimeModel) -> Fitted:
+    """Fit one or two numbers to rows of one machine with their measured tokens per second."""
+    readings = [reading for reading, _ in rows]
+    bandwidth, layer_ns = model.assumed(readings[0])
+    numbers, note = _numbers(readings, model, bandwidth, layer_ns)
+    free = np.array([number in numbers for number in NUMBERS])
+    values = np.array([value for _, value in rows])
+    logs = np.zeros(2)
+    for _ in range(_ROUNDS):  # one is enough where times are affine, as those of decode mostly are
+        factors = np.exp(logs)
+        parts = _parts(readings, model, bandwidth * factors[0], layer_ns * factors[1])
+        step = _least_squares(parts, values, free, logs)
+        logs = logs + step
+        if np.max(np.abs(step)) < _CLOSE:
+            break
+    factors = np.exp(logs)
+    ends = [
+        name for name, log in zip(NUMBERS, logs, strict=True) if abs(log) > np.log(_MOST) - 0.01
+    ]
+    limits = [f"{name} reached the limit of the fit" for name in ends]
+    return Fitted(
+        machine_of(readings[0]), engine_of(readings[0]),
+        float(bandwidth * factors[0]), float(layer_ns * factors[1]), numbers,
+        tuple(reading.row.index for reading in readings), "; ".join(filter(None, (note, *limits))),
+    )  # fmt: skip
+
+
+def _numbers(
+    readings: Sequence[Reading], model: TimeModel, bandwidth: float, layer_ns: float
+) -> tuple[tuple[Number, ...], str]:
+    """Return which numbers are fitted, and why not both."""
+    if len(readings) > 1:
+        return NUMBERS, ""
+    fixed, reads, host = _parts(readings, model, bandwidth, layer_ns)[0]
+    whole = fixed + reads + host
+    chosen = NUMBERS[0] if reads >= host else NUMBERS[1]
+    shares = f"reads take {reads / whole:.0%} of its time and layers {host / whole:.0%}"
+    return (chosen,), f"one row, so only {chosen} is fitted: {shares}"
+
+
+def _parts(
+    readings: Sequence[Reading], model: TimeModel, bandwidth: float, layer_ns: float
+) -> _Floats:
+    """Return for each row the seconds that neither number changes, of reads, and of layers (n, 3).
+
+    Decode time is affine in 1 / bandwidth and in the time of a layer, so three prices tell them.
+    """
+    parts = []
+    for reading in readings:
+        whole = model.seconds(reading, bandwidth, layer_ns)
+        reads = 2 * (whole - model.seconds(reading, 2 * bandwidth, layer_ns))
+        host = whole - model.seconds(reading, bandwidth, 0.0)
+        parts.append((whole - reads - host, reads, host))
+    split: _Floats = np.maximum(np.array(parts), 0.0)
+    return split
+
+
+def _least_squares(parts: _Floats, values: _Floats, free: Any, logs: _Floats) -> _Floats:
+    """Return the change of both logarithms with the least squares of log errors."""
+    from scipy.optimize import least_squares
+
+    def errors(change: _Floats) -> Any:
+        both = np.zeros(2)
+        both[free] = change
+        times = parts[:, 0] + parts[:, 1] * np.exp(-both[0]) + parts[:, 2] * np.exp(both[1])
+        return np.log(times * values)
+
+    most = np.log(_MOST)
+    limits = (-most - logs[free] - _CLOSE, most - logs[free] + _CLOSE)
+    found = least_squares(errors, np.zeros(int(free.sum())), bounds=limits, xtol=1e-12, ftol=1e-12)
+    step = np.zeros(2)
+    step[free] = found.x
+    return step

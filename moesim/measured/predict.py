@@ -1,0 +1,128 @@
+"""The seam between rows and times: what a predictor gets, and what it answers.
+
+A predictor is called with a `Reading`: the row, and all that its texts say. It never sees a
+measured value. Rows that the reading already declines do not reach it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Final, Literal, Protocol
+
+from moesim.measured.engine_text import Engine, read_engine
+from moesim.measured.grammar import read_setting
+from moesim.measured.kinds import CPU_ONLY, Kind, kind_of
+from moesim.measured.rows import Row
+from moesim.measured.setting import Setting
+
+__all__ = [
+    "Answer",
+    "Declined",
+    "Group",
+    "Prediction",
+    "Predictor",
+    "Reading",
+    "group_of",
+    "read",
+]
+
+Group = Literal["decode", "prefill", "small_batch"]
+"""How rows are scored: one token at a time, long prompts, and batches of 2 to 64 tokens."""
+
+_MOST_SMALL: Final = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """Tokens per second, and the interval in which the measured value is expected."""
+
+    value: float
+    low: float
+    high: float
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not 0 < self.low <= self.value <= self.high < float("inf"):
+            raise ValueError(f"not 0 < low <= value <= high: {self.low}, {self.value}, {self.high}")
+
+
+@dataclass(frozen=True, slots=True)
+class Declined:
+    """No prediction, and why."""
+
+    reason: str
+
+
+Answer = Prediction | Declined
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """A row and what its texts say. Where `reason` is not "", the row cannot be predicted."""
+
+    row: Row
+    setting: Setting
+    engine: Engine
+    kind: Kind
+    group: Group | None
+    reason: str
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Return all that was supposed or left out while reading."""
+        return (*self.kind.notes, *self.setting.notes, *self.engine.notes)
+
+
+class Predictor(Protocol):
+    """A function that predicts a row's tokens per second."""
+
+    def __call__(self, reading: Reading, /) -> Answer:
+        """Return a prediction, or why there is none."""
+
+
+def read(row: Row) -> Reading:
+    """Return what a row's texts say."""
+    setting = read_setting(row.setting)
+    kind = kind_of(row, setting)
+    engine = read_engine(row.engine, row.gpu, cpu_only=kind.name == CPU_ONLY)
+    group = group_of(row)
+    return Reading(row, setting, engine, kind, group, _reason(row, setting, engine, kind, group))
+
+
+@lru_cache(maxsize=256)
+def _metric(name: str) -> str:
+    """Return "decode" or "prefill" for a metric's name, "" for another."""
+    known = {"decode_tok_s": "decode", "aggregate_decode_tok_s": "decode"}
+    return (known | {"prefill_tok_s": "prefill"}).get(name.casefold(), "")
+
+
+def group_of(row: Row) -> Group | None:
+    """Return the group in which a row is scored; None for a metric that is not predicted.
+
+    A prompt of one token is one decode step, whatever its metric is called.
+    """
+    metric = _metric(row.metric)
+    if metric == "decode":
+        return "small_batch" if row.batch > 1 else "decode"
+    if metric != "prefill":
+        return None
+    if row.prompt is None or row.prompt > _MOST_SMALL:
+        return "prefill"
+    return "decode" if row.prompt * row.batch <= 1 else "small_batch"
+
+
+def _reason(row: Row, setting: Setting, engine: Engine, kind: Kind, group: Group | None) -> str:
+    if kind.reason:
+        return kind.reason
+    if group is None:
+        return f"metric {row.metric!r} is not predicted" if row.metric else "no metric is named"
+    if not row.model:
+        return "no model is named"
+    if not engine.name:
+        return f"engine {row.engine!r} is not known" if row.engine else "no engine is named"
+    if setting.reason:
+        return setting.reason
+    if kind.name == "offload" and not setting.placement:
+        return "the row is of kind offload, but its setting does not say what is on the CPU"
+    return ""

@@ -1,0 +1,157 @@
+"""Kinds of rows, and what a reading declines before any prediction."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from paths import ROOT
+
+from moesim.measured import Row, read_rows
+from moesim.measured.grammar import read_setting
+from moesim.measured.kinds import COUNTED, DECLINED, Kind, kind_of, spills
+from moesim.measured.predict import Prediction, group_of, read
+
+PUBLISHED = ROOT.parent / "shared/data/measured/throughput.json"
+
+
+def kind(setting: str, gpu: str, placement: str = "", **fields: Any) -> Kind:
+    row = Row(setting=setting, gpu=gpu, placement=placement, **fields)
+    return kind_of(row, read_setting(setting))
+
+
+@pytest.mark.parametrize(
+    ("setting", "gpu", "expected"),
+    [
+        ("ncmoe=5", "RTX 3090", "offload"),
+        ("ngl=0", "RTX 3090", "offload"),
+        ("ncmoe=0", "RTX 3090", "resident"),
+        ("-ngl 99", "RTX 3090", "resident"),
+        ("-ngl 99", "Radeon 8060S (Strix Halo)", "resident/unified"),
+        ("resident unified", "Radeon", "resident/unified"),
+        ("resident", "DGX Spark GB10", "resident/unified"),
+        ("-ngl 99", "Apple M3 Ultra", "resident/unified"),
+        ("cpu-only", "RTX 3090", "cpu-only"),
+        ("t=4", "none", "cpu-only"),
+        ("ncmoe=5", "none", "cpu-only"),
+        ("", "RTX 3090", "resident"),
+        ("ncmoe=5", "2x RTX 3090", "several-gpus"),
+        ("ncmoe=5", "RTX 3090 + RTX 3060", "several-gpus"),
+        ("ncmoe=5", "Dual RTX 3090", "several-gpus"),
+        ("-ts 1,1", "RTX 3090", "several-gpus"),
+        ("ncmoe=5", "srv2 12 GB card", "unnamed-card"),
+        ("ncmoe=5", "", "unnamed-card"),
+        ("cpu-only", "", "cpu-only"),
+        ("cpu-only, 4 of 8 experts", "none", "fewer-experts"),
+        ("ngl=99 MTP", "RTX 3090", "speculative"),
+        ("LRU cache 2952 slots", "Arc B580", "expert-cache"),
+        ("ncmoe=5 np=8", "RTX 3090", "concurrent"),
+    ],
+)
+def test_a_kind_follows_from_setting_and_gpu(setting: str, gpu: str, expected: str) -> None:
+    assert kind(setting, gpu).name == expected
+
+
+@pytest.mark.parametrize("name", DECLINED)
+def test_a_kind_that_the_row_names_and_that_is_not_counted_is_declined_with_its_reason(
+    name: str,
+) -> None:
+    declined = kind("ncmoe=5", "RTX 3090", name)
+    assert (declined.name, declined.counted) == (name, False)
+    assert declined.reason.startswith(f"{name}: ")
+
+
+def test_the_setting_wins_over_the_rows_own_field_and_the_contradiction_is_noted() -> None:
+    derived = kind("ncmoe=5", "RTX 3090", "resident")
+    assert derived.name == "offload"
+    assert "marked 'resident'" in derived.notes[0]
+    assert kind("ncmoe=5", "RTX 3090", "offload").notes == ()
+
+
+def test_the_rows_own_field_decides_where_the_setting_says_nothing() -> None:
+    assert kind("t=4", "RTX 3090", "resident") == Kind("resident")
+    assert kind("t=4", "RTX 3090", "cpu-only") == Kind("cpu-only")
+    assert "does not say" in kind("t=4", "RTX 3090", "offload").notes[0]
+    assert "taken as resident" in kind("t=4", "RTX 3090").notes[0]
+
+
+def test_a_batch_of_a_counted_kind_is_counted() -> None:
+    assert kind("-ngl 99 np=8", "RTX 3090", "resident", batch=8).counted
+
+
+def test_a_resident_row_that_needs_more_than_the_gpu_has_spills() -> None:
+    resident = Kind("resident")
+    assert spills(resident, 10e9, 12e9) == resident
+    assert spills(resident, 14e9, 12e9).name == "spill"
+    assert "14.0 GB are needed" in spills(resident, 14e9, 12e9).notes[0]
+    assert spills(Kind("offload"), 14e9, 12e9) == Kind("offload")
+    assert kind("-ngl 99", "RTX 3090", "spill").name == "spill"
+
+
+@pytest.mark.parametrize(
+    ("fields", "group"),
+    [
+        ({"metric": "decode_tok_s"}, "decode"),
+        ({"metric": "decode_tok_s", "batch": 2}, "small_batch"),
+        ({"metric": "aggregate_decode_tok_s", "batch": 32}, "small_batch"),
+        ({"metric": "prefill_tok_s"}, "prefill"),
+        ({"metric": "prefill_tok_s", "prompt": 512}, "prefill"),
+        ({"metric": "prefill_tok_s", "prompt": 65}, "prefill"),
+        ({"metric": "prefill_tok_s", "prompt": 64}, "small_batch"),
+        ({"metric": "prefill_tok_s", "prompt": 2}, "small_batch"),
+        ({"metric": "prefill_tok_s", "prompt": 1}, "decode"),
+        ({"metric": "ttft_ms"}, None),
+        ({}, None),
+    ],
+)
+def test_rows_are_scored_in_groups(fields: dict[str, Any], group: str | None) -> None:
+    assert group_of(Row(**fields)) == group
+
+
+WHOLE = {"model": "M", "engine": "llama.cpp", "gpu": "RTX 3090", "setting": "ncmoe=5"}
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({}, ""),
+        ({"model": ""}, "no model is named"),
+        ({"engine": ""}, "no engine is named"),
+        ({"engine": "homemade"}, "engine 'homemade' is not known"),
+        ({"metric": "ttft_ms"}, "metric 'ttft_ms' is not predicted"),
+        ({"metric": ""}, "no metric is named"),
+        ({"setting": "ncmoe=x"}, "setting not understood: 'ncmoe=x'"),
+        ({"setting": "", "placement": "offload"}, "does not say what is on the CPU"),
+        ({"gpu": "2x RTX 3090"}, "several-gpus: "),
+    ],
+)
+def test_a_reading_says_why_a_row_cannot_be_predicted(changed: dict[str, Any], reason: str) -> None:
+    said = read(Row(**({"metric": "decode_tok_s"} | WHOLE | changed))).reason
+    assert said == reason or (reason and reason in said)
+
+
+def test_an_interval_holds_its_prediction() -> None:
+    Prediction(2, 1, 3)
+    for wrong in ((2, 3, 4), (2, 1, 1.5), (0, 0, 1), (2, 1, float("inf")), (float("nan"), 1, 2)):
+        with pytest.raises(ValueError, match="low"):
+            Prediction(*wrong)
+
+
+@pytest.mark.skipif(not PUBLISHED.exists(), reason="the published rows are not beside this clone")
+def test_published_rows_are_of_the_kind_that_they_name() -> None:
+    rows = read_rows(PUBLISHED)
+    assert len(rows) > 500
+    readings = [read(row) for row in rows]
+    assert {r.kind.name for r in readings} <= {*COUNTED, *DECLINED}
+    assert [r.row.index for r in readings if r.kind.name != r.row.placement] == []
+    # A row of one sequence may belong to a study of concurrent ones, which only its author knows.
+    alone = [r for r in readings if r.kind.name != "concurrent"]
+    assert [r.row.index for r in alone if read_blank(r.row).name != r.kind.name] == []
+    assert [r.row.index for r in readings if r.kind.counted and r.reason] == []
+
+
+def read_blank(row: Row) -> Kind:
+    """Return the kind of a row without its field `placement`."""
+    from dataclasses import replace
+
+    return read(replace(row, placement="")).kind
