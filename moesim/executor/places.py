@@ -65,7 +65,7 @@ class ModelPlaces:
         num_layers, num_experts = len(layers), layers[0].num_experts
         nbytes = layers[0].expert_bytes or 0  # the executor refuses a model without them
         policy = find_policy("placement", serving.placement)
-        on_cpu = bool(placement_lanes(policy))
+        on_cpu = CPU in placement_lanes(policy)
         hardware = _hardware_of(serving)
         host = _host_memory(serving, [nbytes] * (num_layers * num_experts))
         topology = topology_of(hardware, cpu=on_cpu, disk=host is not None)
