@@ -2,9 +2,15 @@
 
 A decoder layer has attention, and then either routed experts or one dense FFN. A layer with
 routed experts has a router, and may have shared experts that compute every token. Experts are
-SwiGLU (Shazeer, 2020, arXiv 2002.05202): three matrices of hidden × expert FFN. A decoupled router
-runs before all layers and replaces the routers in them. Shapes come from a Hugging Face
-`config.json` or from the shipped table, whose entries name their source.
+SwiGLU (Shazeer, 2020, arXiv 2002.05202), three matrices of hidden × expert FFN, or have two
+matrices. A decoupled router runs before all layers and replaces the routers in them. Where layers
+differ in more than this, the shape lists their kinds (`moesim.model.layers`). Shapes come from a
+Hugging Face `config.json`, from the header of a GGUF file, or from the shipped table, whose entries
+name their source.
+
+Weights are those of all matrices and convolutions, and of two norms a layer and one at the end.
+Other vectors (biases, norms of queries and keys) are left out: they are under 0.1 % of a published
+model, and take no time of their own.
 """
 
 from __future__ import annotations
@@ -20,9 +26,11 @@ import yaml
 
 from moesim.config.suggest import suggest
 from moesim.errors import UsageError
+from moesim.model.layers import LayerKind, Mla
 
 __all__ = [
     "DecoupledRouter",
+    "LayerKind",
     "Mla",
     "ModelShape",
     "check_shape_name",
@@ -33,20 +41,6 @@ __all__ = [
 ]
 
 SHAPES = Path(__file__).with_name("shapes.yaml")
-
-
-@dataclass(frozen=True, slots=True)
-class Mla:
-    """Multi-head latent attention, which stores keys and values as one low-rank vector a token.
-
-    Source: DeepSeek-V2 (Liu et al., 2024), section 2.1.
-    """
-
-    kv_rank: int
-    rope_dim: int
-    nope_dim: int
-    value_dim: int
-    q_rank: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +76,12 @@ class ModelShape:
 
     Experts have `expert_bits`, except where `layer_bits` gives other bits for those of a layer, or
     `single_expert_bits` for one expert of a layer. Both are sorted.
+
+    Experts have `expert_matrices` matrices between `expert_width` (the hidden size, if None) and
+    `expert_ffn`. `kinds` and `layer_kinds`, the number of each layer's kind, replace the sizes of
+    attention and dense FFNs where both are given. `dense_layers` are always all layers without
+    routed experts. `lookup_params` are weights outside the layers of which a token reads few rows,
+    like the table of an n-gram embedding.
     """
 
     name: str
@@ -108,6 +108,11 @@ class ModelShape:
     source: str = ""
     layer_bits: tuple[tuple[int, float], ...] = ()
     single_expert_bits: tuple[tuple[int, int, float], ...] = ()
+    expert_matrices: int = 3
+    expert_width: int | None = None
+    kinds: tuple[LayerKind, ...] = ()
+    layer_kinds: tuple[int, ...] = ()
+    lookup_params: int = 0
 
     @property
     def moe_layers(self) -> tuple[int, ...]:
@@ -117,8 +122,8 @@ class ModelShape:
 
     @property
     def expert_params(self) -> int:
-        """Weights of one routed expert: gate, up and down projection."""
-        return 3 * self.hidden * self.expert_ffn
+        """Weights of one routed expert: its projections up (one, or gate and up) and down."""
+        return self.expert_matrices * (self.expert_width or self.hidden) * self.expert_ffn
 
     @property
     def expert_bytes(self) -> int:
@@ -188,6 +193,35 @@ class ModelShape:
         """Weights of one layer without routed experts."""
         return self.attention_params + 3 * self.hidden * self.dense_ffn + self.norm_params
 
+    def kind(self, layer: int) -> LayerKind:
+        """Return what a model layer is made of."""
+        if self.kinds:
+            return self.kinds[self.layer_kinds[layer]]
+        mla, routed = self.mla, layer not in self.dense_layers
+        return LayerKind(
+            params=self.front_params if routed else self.dense_params,
+            routed=routed,
+            heads=self.num_heads,
+            key_dim=self.head_dim,
+            value_dim=self.head_dim,
+            # Latent attention caches the latent vector and the rotary key only.
+            kv_numbers=mla.kv_rank + mla.rope_dim if mla else 2 * self.num_kv_heads * self.head_dim,
+            window=self.window if layer in self.windowed_layers else None,
+            mla=mla,
+        )
+
+    def all_kinds(self) -> tuple[LayerKind, ...]:
+        """Return the kind of each layer; equal layers share one object."""
+        if self.kinds:
+            return tuple(self.kinds[number] for number in self.layer_kinds)
+        dense, windowed = set(self.dense_layers), set(self.windowed_layers)
+        first: dict[tuple[bool, bool], LayerKind] = {}
+        for layer in range(self.num_layers):
+            key = (layer in dense, layer in windowed)
+            if key not in first:
+                first[key] = self.kind(layer)
+        return tuple(first[layer in dense, layer in windowed] for layer in range(self.num_layers))
+
     @property
     def norm_params(self) -> int:
         """Weights of the two norms of one layer."""
@@ -204,10 +238,14 @@ class ModelShape:
     @property
     def fixed_params(self) -> int:
         """All weights but those of routed experts: they stay in GPU memory during a run."""
-        dense = len(self.dense_layers)
+        layers = sum(kind.params for kind in self.all_kinds())
+        return layers + self.end_params
+
+    @property
+    def end_params(self) -> int:
+        """Weights outside the layers: embeddings, last norm, LM head, and a decoupled router."""
         embeddings = (1 if self.tied_embeddings else 2) * self.vocabulary * self.hidden
-        layers = (self.num_layers - dense) * self.front_params + dense * self.dense_params
-        return layers + embeddings + self.hidden + self.router_params
+        return embeddings + self.lookup_params + self.hidden + self.router_params
 
     @property
     def fixed_bytes(self) -> int:
@@ -220,9 +258,7 @@ class ModelShape:
         The number of layers stands for the end of a step: embeddings, last norm, LM head, and the
         decoupled router.
         """
-        params = dict.fromkeys(range(self.num_layers), self.front_params)
-        params.update(dict.fromkeys(self.dense_layers, self.dense_params))
-        params[self.num_layers] = self.fixed_params - sum(params.values())
+        params = [*(kind.params for kind in self.all_kinds()), self.end_params]
         return stored_bytes(sum(params[layer] for layer in set(layers)), self.weight_bits)
 
     @property
@@ -230,17 +266,20 @@ class ModelShape:
         """All weights of the model."""
         return self.fixed_params + len(self.moe_layers) * self.num_experts * self.expert_params
 
-    @property
-    def kv_bytes_per_token_layer(self) -> int:
-        """Bytes of one token in the KV cache of one layer."""
-        if self.mla is not None:  # the cache holds the latent vector and the rotary key only
-            return stored_bytes(self.mla.kv_rank + self.mla.rope_dim, self.kv_bits)
-        return stored_bytes(2 * self.num_kv_heads * self.head_dim, self.kv_bits)
+    def kv_bytes_of(self, layer: int) -> int:
+        """Return the bytes of one token in the KV cache of a layer; 0 if it attends to none."""
+        return stored_bytes(self.kind(layer).kv_numbers, self.kv_bits)
 
     @property
     def kv_bytes_per_token(self) -> int:
         """Bytes of one token in the KV cache of all layers and of a decoupled router."""
-        return self.num_layers * self.kv_bytes_per_token_layer + self.router_kv_bytes_per_token
+        layers = sum(stored_bytes(kind.kv_numbers, self.kv_bits) for kind in self.all_kinds())
+        return layers + self.router_kv_bytes_per_token
+
+    @property
+    def state_bytes_per_sequence(self) -> int:
+        """Bytes of the recurrent states of one sequence, whatever its length."""
+        return sum(kind.state_bytes for kind in self.all_kinds())
 
     @property
     def router_kv_bytes_per_token(self) -> int:
