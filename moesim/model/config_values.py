@@ -83,6 +83,8 @@ _NO_SIZES: Final = re.compile(
     r"|keep_vocab|tokenizer_.*|prefix|(begin_)?suppress_tokens|num_beams.*|top_k|top_p"
     r"|use_(mamba_kernels|mambapy|associative_scan|cache|flash.*|recompute|kernels|return_dict)"
     r"|attn_implementation|_.*|mlp_bias|attention_bias|(mamba_)?chunk_size|block_size|calc_logits.*"
+    r"|initial_context_length|org_vocab_size|.*_id|moe_capacity|moe_use_aux_free|use_rmsnorm"
+    r"|use_pos_enc|for_llm_compressor|im_.*|mask_init_id|num_media_embeds|skip_.*|qk_norm_type"
     r"|qk_head_dim|moe_shared_expert_overlap"
     # How tokens choose experts, and how their results are weighed.
     r"|n_groups?|topk_group|topk_method|num_expert_group|norm_topk_prob|norm_expert_weight|seq_aux"
@@ -236,12 +238,16 @@ class Values:
         if window is None and chunk is None:
             return (), None
         # Without `layer_types`, the window holds for all layers.
-        kinds = self.kinds("layer_types", num_layers) or ["sliding_attention"] * num_layers
-        if self.values.get("layer_types"):
+        kinds = self.kinds("layer_types", num_layers)
+        if kinds:
             self.read.update(_PATTERNS)  # the list says the same
-        word = "sliding" if chunk is None else "chunked"
-        windowed = tuple(i for i, kind in enumerate(kinds) if word in kind)
-        return windowed, (chunk or window) if windowed else None
+        else:
+            kinds = ["sliding_attention" if window else "chunked_attention"] * num_layers
+        for word, width in (("sliding", window), ("chunked", chunk)):
+            windowed = tuple(i for i, kind in enumerate(kinds) if word in kind)
+            if windowed and width is not None:
+                return windowed, width
+        return (), None
 
     def shared_ffn(self) -> int:
         """Return the total width of a layer's shared experts; 0 where it has none.

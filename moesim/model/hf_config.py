@@ -142,6 +142,8 @@ def _tied(read: Values, family: Family | None) -> Any:
 def _check_alike(read: Values, num_layers: int) -> None:
     """Raise UsageError if a layer has no usual attention, in a family that is read as uniform."""
     known = ("full_attention", "sliding_attention", "chunked_attention", "attention")
+    if 0 not in (read.values.get("attn_type_list") or ()):
+        read.get("attn_type_list")  # 1 is usual attention
     for kind in read.kinds("layer_types", num_layers):
         if kind not in known:
             raise UsageError(

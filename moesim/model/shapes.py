@@ -35,6 +35,7 @@ __all__ = [
     "ModelShape",
     "check_shape_name",
     "named_shape",
+    "shape_aliases",
     "shape_names",
     "shapes_like",
     "stored_bytes",
@@ -310,7 +311,7 @@ def stored_bytes(params: int, bits: float) -> int:
 
 def shape_names() -> list[str]:
     """Return the names of the shipped models."""
-    return sorted(_table())
+    return sorted(_entries())
 
 
 def shapes_like(num_layers: int, num_experts: int, top_k: int) -> list[str]:
@@ -324,15 +325,20 @@ def shapes_like(num_layers: int, num_experts: int, top_k: int) -> list[str]:
 
 
 def named_shape(name: str) -> ModelShape:
-    """Return a shipped model. Raise UsageError where there is none of that name."""
+    """Return a shipped model by its name or an alias, in any case. Raise UsageError without."""
     if wrong := check_shape_name(name):
         raise UsageError(wrong)
-    return _table()[name]
+    return _table()[_names()[name.lower()]]
+
+
+def shape_aliases(name: str) -> list[str]:
+    """Return the other names of a shipped model."""
+    return [str(alias) for alias in _entries()[name].get("aliases", ())]
 
 
 def check_shape_name(name: str) -> str | None:
     """Return a message if there is no shipped model of this name, else None."""
-    if name in _table():
+    if name.lower() in _names():
         return None
     hint = suggest(name, shape_names(), rest="there are")
     return (
@@ -342,18 +348,38 @@ def check_shape_name(name: str) -> str | None:
 
 
 @cache
-def _table() -> dict[str, ModelShape]:
+def _entries() -> dict[str, dict[str, Any]]:
     # Part of the package, so it needs none of the checks of a user's file.
-    raw = yaml.safe_load(SHAPES.read_text(encoding="utf-8"))
-    return {name: _from_entry(name, entry) for name, entry in raw.items()}
+    entries: dict[str, dict[str, Any]] = yaml.safe_load(SHAPES.read_text(encoding="utf-8"))
+    return entries
+
+
+@cache
+def _names() -> dict[str, str]:
+    """Return the name of the entry for each name and alias in lower case."""
+    names = {name.lower(): name for name in _entries()}
+    for name in _entries():
+        names.update({alias.lower(): name for alias in shape_aliases(name)})
+    return names
+
+
+@cache
+def _table() -> dict[str, ModelShape]:
+    return {name: _from_entry(name, entry) for name, entry in _entries().items()}
 
 
 def _from_entry(name: str, entry: dict[str, Any]) -> ModelShape:
+    if "config" in entry:
+        from moesim.model.hf_config import shape_from_config  # which needs this module
+
+        shape = shape_from_config(entry["config"], name)
+        return replace(shape, source=entry["source"])
     fields: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value
         for key, value in entry.items()
-        if key not in ("mla", "router")
+        if key not in ("mla", "router", "kinds", "aliases")
     }
     mla = Mla(**entry["mla"]) if "mla" in entry else None
     router = DecoupledRouter(**entry["router"]) if "router" in entry else None
-    return ModelShape(name=name, mla=mla, router=router, **fields)
+    kinds = tuple(LayerKind(**kind) for kind in entry.get("kinds", ()))
+    return ModelShape(name=name, mla=mla, router=router, kinds=kinds, **fields)

@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 from moesim.errors import UsageError  # noqa: E402
 from moesim.model.hf_config import shape_from_config  # noqa: E402
-from moesim.model.shapes import ModelShape  # noqa: E402
+from moesim.model.shapes import SHAPES, ModelShape, named_shape  # noqa: E402
 
 REFUSED = {
     "axk2": "indexed_attention",
@@ -266,3 +267,18 @@ def test_a_nemotron_pattern_says_the_same_as_its_list_of_blocks() -> None:
     assert [kind.routed for kind in listed.all_kinds()] == [False, True, False, True, False, False]
     assert [bool(kind.kv_numbers) for kind in listed.all_kinds()].count(True) == 1
     assert (listed.expert_matrices, listed.expert_width) == (2, 256)
+
+
+def entries() -> dict[str, dict[str, Any]]:
+    return {
+        name: entry["config"]
+        for name, entry in yaml.safe_load(SHAPES.read_text(encoding="utf-8")).items()
+        if "config" in entry
+    }
+
+
+@pytest.mark.parametrize("name", entries())
+def test_a_shipped_model_has_the_sizes_that_transformers_builds(name: str) -> None:
+    config = entries()[name]
+    kind = transformers.CONFIG_MAPPING[config["model_type"]]
+    check(named_shape(name), kind.from_dict(config))
