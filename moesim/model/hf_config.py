@@ -25,12 +25,19 @@ in Read-ME or with another gate."""
 
 
 def load_shape(name_or_path: str | Path) -> ModelShape:
-    """Return a shipped model by name, or the model of a `config.json` by path (ending in .json).
+    """Return a shipped model by name, or the model of a file by its path.
+
+    The file is a `config.json` (ending in .json) or a GGUF file (.gguf), of which only the header
+    is read.
 
     Raises:
         UsageError: there is no such name or file, or the file describes no model that is read.
     """
     text = str(name_or_path)
+    if text.endswith(".gguf"):
+        from moesim.model.gguf_header import gguf_shape
+
+        return gguf_shape(text)
     if not text.endswith(".json"):
         return named_shape(text)
     config = load_config(text)

@@ -247,7 +247,9 @@ class Scenario(Strict):
         name = self.model.shape
         try:
             if name != "trace":
-                shape = load_shape(str(self.path(name)) if name.endswith(".json") else name)
+                shape = load_shape(
+                    str(self.path(name)) if name.endswith((".json", ".gguf")) else name
+                )
             elif trace_config is None:
                 raise UsageError(
                     "the trace's header names no model configuration to take sizes from; "

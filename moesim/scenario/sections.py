@@ -56,7 +56,7 @@ def _existing_shape(value: str) -> str:
 
 
 _PROFILES: Final = (".yaml", ".yml")
-_CONFIGS: Final = (".json",)
+_CONFIGS: Final = (".json", ".gguf")
 
 Text = Annotated[str, Field(min_length=1)]
 TracePath = Annotated[
@@ -78,7 +78,7 @@ class ModelChoice(Strict):
     ] = Field(
         "trace",
         description="`trace` (the shape in the trace's header), a shipped model, or the path of a "
-        "Hugging Face config.json.",
+        "Hugging Face config.json or of a GGUF file.",
         examples=["mixtral-8x7b"],
     )
     expert_bits: Bits | None = Field(
