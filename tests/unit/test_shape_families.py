@@ -17,6 +17,7 @@ import yaml
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
+from moesim.cli.record import _note_missing_shape  # noqa: E402
 from moesim.errors import UsageError  # noqa: E402
 from moesim.model.hf_config import shape_from_config  # noqa: E402
 from moesim.model.shapes import SHAPES, ModelShape, named_shape  # noqa: E402
@@ -282,3 +283,12 @@ def test_a_shipped_model_has_the_sizes_that_transformers_builds(name: str) -> No
     config = entries()[name]
     kind = transformers.CONFIG_MAPPING[config["model_type"]]
     check(named_shape(name), kind.from_dict(config))
+
+
+def test_recording_says_that_a_run_will_need_a_shape(capsys: pytest.CaptureFixture[str]) -> None:
+    _note_missing_shape(SMALL)
+    assert capsys.readouterr() == ("", "")
+    _note_missing_shape({**SMALL, "latent_size": 8})
+    said = capsys.readouterr().err
+    assert said.startswith("note: a run of this trace needs `model`")
+    assert "latent_size = 8" in said
