@@ -31,7 +31,7 @@ _MIB = 2**20
 class Budget:
     """Bytes of each part, and the numbers of expert slots and KV blocks.
 
-    `states_bytes` are the recurrent states of as many sequences as may run at once.
+    `recurrent_bytes` are the recurrent states of as many sequences as may run at once.
     `staging_bytes` are of staging buffers, and `slots_bytes` of all expert slots together. Where
     experts have unequal sizes, `slots` says how many of their mean size these bytes hold.
     """
@@ -44,7 +44,7 @@ class Budget:
     slots_bytes: int
     kv_blocks: int
     kv_bytes: int
-    states_bytes: int = 0
+    recurrent_bytes: int = 0
 
     @property
     def used_bytes(self) -> int:
@@ -55,7 +55,7 @@ class Budget:
             + self.staging_bytes
             + self.slots_bytes
             + self.kv_bytes
-            + self.states_bytes
+            + self.recurrent_bytes
         )
 
     @property
@@ -167,7 +167,7 @@ def plan_budget(
         slots_bytes=slots * unit,
         kv_blocks=blocks,
         kv_bytes=blocks * block,
-        states_bytes=states,
+        recurrent_bytes=states,
     )
 
 

@@ -108,9 +108,9 @@ def test_states_of_all_sequences_that_may_run_take_memory() -> None:
         ),
         budget(10**6),
     )
-    assert (plain.states_bytes, roomy.states_bytes) == (0, 3 * 64)
+    assert (plain.recurrent_bytes, roomy.recurrent_bytes) == (0, 3 * 64)
     assert roomy.used_bytes + roomy.free_bytes == 10**6
-    assert budget(10**6, sequences=2).states_bytes == 2 * 64
+    assert budget(10**6, sequences=2).recurrent_bytes == 2 * 64
     with pytest.raises(BudgetError, match="recurrent states"):
         budget(roomy.fixed_bytes + 1000 + roomy.staging_bytes + 64)
 
@@ -147,8 +147,8 @@ def test_a_trace_of_a_hybrid_model_runs_with_its_own_sizes() -> None:
     outcome = run_on(plan_of(tiny_scenario(cache={"policy": "lru", "slots": "2/layer"}), trace))
     summary = summarise(outcome)
     assert shape.state_bytes_per_sequence > 0
-    assert summary["states_bytes"] % shape.state_bytes_per_sequence == 0
-    parts = ("fixed", "activations", "staging", "slots", "kv", "states", "free")
+    assert summary["recurrent_bytes"] % shape.state_bytes_per_sequence == 0
+    parts = ("fixed", "activations", "staging", "slots", "kv", "recurrent", "free")
     assert sum(summary[f"{part}_bytes"] for part in parts) == summary["vram_bytes"]
     usual = prepare(Scenario.model_validate(tiny_scenario()), tiny_trace())
-    assert usual.budget.states_bytes == 0
+    assert usual.budget.recurrent_bytes == 0
