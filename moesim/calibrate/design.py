@@ -8,13 +8,14 @@ drawn at random from all layers, so weights are as cold in the processor's cache
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from moesim.cost.roofline import CostModel
+from moesim.errors import UsageError
 from moesim.hardware.hardware import Hardware, load_hardware
 from moesim.hardware.topology import Topology
 from moesim.model.hf_config import load_config, load_shape
@@ -53,6 +54,11 @@ def named_subject(name: str, bits: int | None = None) -> Subject:
     """
     shape = load_shape(name)
     config = load_config(name) if name.endswith(".json") else None
+    if len({replace(kind, window=None) for kind in shape.kinds if kind.routed}) > 1:
+        raise UsageError(
+            f"{name} has MoE layers of several kinds, whose times are not measured apart; "
+            "use a hardware profile without measured operations for it"
+        )
     if bits is not None:
         shape = shape.with_bits(expert_bits=bits, weight_bits=bits)
     return Subject(shape, config)

@@ -182,7 +182,7 @@ def _show_sources(listing: Listing, keys: tuple[str, ...]) -> None:
 
 def _models() -> Listing:
     """Return each shipped shape's layers, experts and sizes, at the bits it is published in."""
-    from moesim.model.shapes import named_shape, shape_names
+    from moesim.model.shapes import named_shape, shape_aliases, shape_names
 
     listing = {}
     for name in shape_names():
@@ -199,6 +199,7 @@ def _models() -> Listing:
             "total_bytes": experts * shape.expert_bytes + shape.fixed_bytes,
             "total_params": shape.total_params,
             "source": shape.source,
+            "aliases": shape_aliases(name),
         }
     return listing
 
@@ -224,6 +225,10 @@ def _show_models(listing: Listing) -> None:
     typer.echo("\nsources")
     for name, model in listing.items():
         typer.echo(f"  {name:<22} {model['source']}")
+    typer.echo("\naliases")
+    for name, model in listing.items():
+        if model["aliases"]:
+            typer.echo(f"  {name:<22} {', '.join(model['aliases'])}")
 
 
 def _formats() -> Listing:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -139,7 +139,22 @@ def record(
         f"{len(requests)} requests, {trace.num_rows} rows of {meta.num_layers} layers, "
         f"{meta.top_k} of {meta.num_experts} experts"
     )
+    _note_missing_shape(meta.model_config)
     typer.echo(str(out))
+
+
+def _note_missing_shape(config: dict[str, Any] | None) -> None:
+    """Say that a run of the trace will need a shape, if its own configuration gives none."""
+    from moesim.errors import UsageError
+    from moesim.model.hf_config import shape_from_config
+
+    try:
+        shape_from_config(config or {})
+    except UsageError as error:
+        typer.echo(
+            f"note: a run of this trace needs `model`, a shipped model or a path, because {error}",
+            err=True,
+        )
 
 
 def spell(words: list[str], options: dict[str, object]) -> str:

@@ -63,12 +63,8 @@ class CpuCost:
         """Return the call of a computation whose experts are all of one size."""
         if isinstance(op, Experts):
             return self.experts(op.tokens)
-        if isinstance(op, Front):
-            windowed = op.layer in self.loads.windowed
-            return self._call([self.loads.front(op.batch, windowed=windowed)])
-        if isinstance(op, Dense):
-            windowed = op.layer in self.loads.windowed
-            return self._call([self.loads.dense(op.batch, windowed=windowed)])
+        if isinstance(op, Front | Dense):
+            return self._call([self.loads.layer(op.layer, op.batch)])
         assert isinstance(op, Tail), f"{op} is no computation"
         return self._tail(op.batch)
 

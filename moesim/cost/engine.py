@@ -12,9 +12,10 @@ from math import ceil
 from typing import NamedTuple
 
 from moesim.cost.cpu import Call, CpuCost, host_read_bytes_per_s
-from moesim.cost.parts import KV, Part, Parts
+from moesim.cost.parts import Part, Parts
 from moesim.cost.roofline import CostModel, remember
 from moesim.engines.engine import Engine, Kernels
+from moesim.engines.profile_schema import KV
 from moesim.errors import UsageError
 from moesim.hardware.hardware import Hardware
 from moesim.hardware.ops import BatchShape, Dense, Experts, Front, Op, Tail
@@ -101,7 +102,7 @@ class EngineCost(CostModel):
             kernels,
             Peaks(
                 flops,
-                getattr(hardware, "int8_ops_per_s", None) or flops,
+                hardware.int8_ops_per_s or flops,
                 hardware.memory_bytes_per_s,
             ),
         )
@@ -123,20 +124,12 @@ class EngineCost(CostModel):
     def call_ns(self) -> int:
         return self.times.call_ns()
 
-    def front_ns(self, layer: int, batch: BatchShape) -> int:
-        key = (layer in self._windowed, batch)
-        duration_ns = self._front_memo.get(key)
+    def _layer_ns(self, layer: int, batch: BatchShape) -> int:
+        key = (self.loads.kind_of[layer], batch)
+        duration_ns = self._layer_memo.get(key)
         if duration_ns is None:
             duration_ns = self.times.duration_ns(self.parts.layer(layer, batch))
-            remember(self._front_memo, key, duration_ns)
-        return duration_ns
-
-    def dense_ns(self, layer: int, batch: BatchShape) -> int:
-        key = (layer in self._windowed, batch)
-        duration_ns = self._dense_memo.get(key)
-        if duration_ns is None:
-            duration_ns = self.times.duration_ns(self.parts.layer(layer, batch))
-            remember(self._dense_memo, key, duration_ns)
+            remember(self._layer_memo, key, duration_ns)
         return duration_ns
 
     def tail_ns(self, batch: BatchShape) -> int:
@@ -170,7 +163,7 @@ class EngineCpuCost(CpuCost):
         share = threads / cores if cores and threads else 1.0
         assert hardware.cpu_flops_per_s is not None
         flops = hardware.cpu_flops_per_s * share
-        int8 = (getattr(hardware, "cpu_int8_ops_per_s", None) or 0) * share
+        int8 = (hardware.cpu_int8_ops_per_s or 0) * share
         peak = host_read_bytes_per_s(hardware)
         if threads and hardware.core_memory_bytes_per_s is not None:
             peak = min(peak, hardware.core_memory_bytes_per_s * threads)

@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import Final, NamedTuple
 
 from moesim.hardware.ops import BatchShape, Dense, Experts, Front, Op, Tail
+from moesim.model.layers import LayerKind
 from moesim.model.shapes import ModelShape, stored_bytes
 
 __all__ = ["Load", "Loads", "Rates"]
@@ -47,15 +48,19 @@ class Loads:
     def __init__(self, shape: ModelShape) -> None:
         self.shape = shape
         self.windowed = frozenset(shape.windowed_layers) if shape.window else frozenset()
-        self._front = _Weights.of(shape.front_params, shape)
-        self._dense = _Weights.of(shape.dense_params, shape)
+        kinds = shape.all_kinds()
+        self._kinds = list(dict.fromkeys(kinds))
+        numbers = {kind: number for number, kind in enumerate(self._kinds)}
+        self.kind_of = [numbers[kind] for kind in kinds]
+        """For each model layer the number of its kind; layers of one kind have the same load."""
+        self._weights = [_Weights.of(kind.params, shape) for kind in self._kinds]
         head = shape.hidden * shape.vocabulary
         self._head = _Weights(head, stored_bytes(head, shape.bits_of_head))
         self._row_bytes = stored_bytes(shape.hidden, shape.bits_of_embedding)
         self._router = _Router.of(shape) if shape.router else None
 
     def expert(self, rows: int, nbytes: int | None = None) -> Load:
-        """Return the load of one routed expert: 2·rows·(3·hidden·FFN) operations, its weights once.
+        """Return the load of one routed expert: 2·rows·weights operations, its weights once.
 
         `nbytes`: its stored size, where experts differ in it. Without rows the load is 0.
         """
@@ -73,21 +78,22 @@ class Loads:
             return sum(
                 self.expert(*expert).nbytes for expert in zip(op.tokens, stored, strict=True)
             )
-        if isinstance(op, Front):
-            return self.front(op.batch, windowed=op.layer in self.windowed).nbytes
-        if isinstance(op, Dense):
-            return self.dense(op.batch, windowed=op.layer in self.windowed).nbytes
+        if isinstance(op, Front | Dense):
+            return self.layer(op.layer, op.batch).nbytes
         assert isinstance(op, Tail), f"{op} is no computation"
         router = self.router(op.batch)
         return self.tail(op.batch).nbytes + (router.nbytes if router else 0)
 
-    def front(self, batch: BatchShape, *, windowed: bool) -> Load:
-        """Return the load of norms, attention, router and shared experts of an MoE layer."""
-        return self._layer(self._front, batch, windowed)
+    def layer(self, layer: int, batch: BatchShape) -> Load:
+        """Return the load of a layer without its routed experts.
 
-    def dense(self, batch: BatchShape, *, windowed: bool) -> Load:
-        """Return the load of a layer without routed experts: as `front`, with its FFN."""
-        return self._layer(self._dense, batch, windowed)
+
+        This is norms, attention or recurrence, and then router and shared experts, or a dense FFN.
+        """
+        number = self.kind_of[layer]
+        weights = self._weights[number]
+        flops, nbytes = self._mixing(self._kinds[number], batch)
+        return Load(flops + 2 * batch.tokens * weights.params, nbytes + weights.nbytes)
 
     def tail(self, batch: BatchShape) -> Load:
         """Return the load of a step's end, without a decoupled router.
@@ -114,32 +120,48 @@ class Loads:
         nbytes = router.nbytes + batch.tokens * router.row_bytes + entries * router.kv_bytes
         return Load(flops, nbytes)
 
-    def attention(self, batch: BatchShape, *, windowed: bool) -> Load:
-        """Return the load of one layer's attention without its projections: its KV entries.
+    def attention(self, layer: int, batch: BatchShape) -> Load:
+        """Return the load of one layer's attention or recurrence, without its projections."""
+        return self._mixing(self._kinds[self.kind_of[layer]], batch)
+
+    def _mixing(self, kind: LayerKind, batch: BatchShape) -> Load:
+        """Return the operations on pairs and states, and the bytes of KV entries and states.
 
         Scores and weighted values each take 2 operations for a (query, key) pair, head and
-        dimension. KV entries are read once a sequence, and each token writes its own. Latent
-        attention either folds the up-projections into the query (DeepSeek-V2, section 2.1.2) or
-        expands the entries first; the cheaper of the two counts.
+        dimension. KV entries are read once a sequence, and each token writes its own. A state is
+        read and written once a sequence.
         """
-        shape = self.shape
-        pairs, entries = batch.pairs, batch.kv_tokens
-        if windowed and shape.window is not None:
-            # An upper bound: tokens of one sequence share most of their windows.
-            pairs = min(pairs, batch.tokens * shape.window)
-            entries = min(entries, batch.tokens * shape.window)
-        nbytes = (entries + batch.tokens) * shape.kv_bytes_per_token_layer
-        if shape.mla is None:
-            return Load(4 * pairs * shape.num_heads * shape.head_dim, nbytes)
-        mla, heads = shape.mla, shape.num_heads
-        folded = 2 * pairs * heads * (2 * mla.kv_rank + mla.rope_dim)
-        expand = 2 * entries * mla.kv_rank * heads * (mla.nope_dim + mla.value_dim)
-        expanded = expand + 2 * pairs * heads * (mla.nope_dim + mla.rope_dim + mla.value_dim)
-        return Load(min(folded, expanded), nbytes)
+        flops, nbytes = _pair_flops(kind, batch), 0
+        if kind.kv_numbers:
+            entries = _entries(kind, batch) + batch.tokens
+            nbytes = entries * stored_bytes(kind.kv_numbers, self.shape.kv_bits)
+        flops += batch.tokens * kind.state_flops
+        return Load(flops, nbytes + 2 * batch.sequences * kind.state_bytes)
 
-    def _layer(self, weights: _Weights, batch: BatchShape, windowed: bool) -> Load:
-        flops, nbytes = self.attention(batch, windowed=windowed)
-        return Load(flops + 2 * batch.tokens * weights.params, nbytes + weights.nbytes)
+
+def _entries(kind: LayerKind, batch: BatchShape) -> int:
+    """Return the KV entries that a layer reads."""
+    # An upper bound: tokens of one sequence share most of their windows.
+    return (
+        batch.kv_tokens if kind.window is None else min(batch.kv_tokens, batch.tokens * kind.window)
+    )
+
+
+def _pair_flops(kind: LayerKind, batch: BatchShape) -> int:
+    """Return the operations of a layer's (query, key) pairs.
+
+    Latent attention either folds the up-projections into the query (DeepSeek-V2, section 2.1.2) or
+    expands the entries first; the cheaper of the two counts.
+    """
+    pairs = batch.pairs if kind.window is None else min(batch.pairs, batch.tokens * kind.window)
+    mla, heads = kind.mla, kind.heads
+    if mla is None:
+        return 2 * pairs * heads * (kind.key_dim + kind.value_dim)
+    folded = 2 * pairs * heads * (2 * mla.kv_rank + mla.rope_dim)
+    entries = _entries(kind, batch)
+    expand = 2 * entries * mla.kv_rank * heads * (mla.nope_dim + mla.value_dim)
+    expanded = expand + 2 * pairs * heads * (mla.nope_dim + mla.rope_dim + mla.value_dim)
+    return min(folded, expanded)
 
 
 class _Weights(NamedTuple):

@@ -124,7 +124,7 @@ class OperationCost(CostModel):
         base, byte = self._readback_fs
         return _ceil_ns(base + byte * nbytes)
 
-    def _layer_kind(self, layer: int) -> tuple[bool, ...]:
+    def _layer_kind(self, layer: int) -> tuple[int, ...]:
         return (layer == 0, *super()._layer_kind(layer))  # the first layer has a time of its own
 
     def _layer_ns_of(self, times: _Layer, layer: int, batch: BatchShape) -> int:

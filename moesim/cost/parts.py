@@ -9,13 +9,11 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from moesim.cost.loads import Loads
+from moesim.engines.profile_schema import KV
 from moesim.hardware.ops import BatchShape
 from moesim.model.shapes import ModelShape, stored_bytes
 
-__all__ = ["KV", "Part", "Parts", "family_of"]
-
-KV = "kv"
-"""The family of KV entries, beside those of stored weights."""
+__all__ = ["Part", "Parts", "family_of"]
 
 
 class Part(NamedTuple):
@@ -38,7 +36,7 @@ def family_of(bits: float) -> str:
     """Return the family of formats that weights of so many bits most probably have."""
     if bits >= 16:
         return "float"
-    return "int8" if bits >= 8 else "k_quant"
+    return "8-bit" if bits >= 8 else "k-quant"
 
 
 class Parts:
@@ -47,28 +45,28 @@ class Parts:
     def __init__(self, shape: ModelShape) -> None:
         self.shape = shape
         self._loads = Loads(shape)
-        self._weights = family_of(shape.weight_bits)
-        self._experts = family_of(shape.expert_bits)
-        shared = 3 * shape.hidden * shape.shared_ffn
-        self._front = shape.front_params - shared
-        self._shared = shared
-        self._ffn = 3 * shape.hidden * shape.dense_ffn
-        self._attention = shape.dense_params - self._ffn
-        self._moe = frozenset(shape.moe_layers)
+        self._kinds = shape.all_kinds()
+        self._weights = shape.weight_family or family_of(shape.weight_bits)
+        self._experts = shape.expert_family or family_of(shape.expert_bits)
+        self._head = self._weights if shape.head_bits is None else family_of(shape.head_bits)
+        self._shared = bool(shape.shared_ffn)
 
     def layer(self, layer: int, batch: BatchShape) -> list[Part]:
         """Return the parts of a model layer without its routed experts."""
-        windowed = layer in self._loads.windowed
-        flops, nbytes = self._loads.attention(batch, windowed=windowed)
-        parts = [Part("", KV, batch.tokens, flops, nbytes, batch.tokens)]
-        if layer not in self._moe:
-            parts.append(self._product("attention", self._attention, batch.tokens))
-            parts.append(self._product("dense", self._ffn, batch.tokens))
-            return parts
-        parts.append(self._product("attention", self._front, batch.tokens))
-        parts.append(Part("router", "float", batch.tokens, 0, 0, batch.tokens))
-        if self._shared:
-            parts.append(self._product("shared", self._shared, batch.tokens))
+        kind, rows = self._kinds[layer], batch.tokens
+        flops, nbytes = self._loads.attention(layer, batch)
+        recurrent = kind.state_bytes > 0
+        parts = [self._product("linear" if recurrent else "attention", kind.params, rows)]
+        if flops or nbytes:
+            parts.append(Part("", KV, rows, flops, nbytes, rows))
+        else:
+            parts[0] = parts[0]._replace(kernels="norm")
+        if kind.routed:
+            parts.append(Part("router", "float", rows, 0, 0, rows))
+            if self._shared:
+                parts.append(Part("shared", "float", rows, 0, 0, rows))
+        elif self.shape.dense_ffn or not self.shape.kinds:
+            parts.append(Part("dense", "float", rows, 0, 0, rows))
         return parts
 
     def experts(self, tokens: tuple[int, ...], nbytes: tuple[int, ...] | None) -> list[Part]:
@@ -84,7 +82,7 @@ class Parts:
         """Return the parts of a step's end, without a decoupled router."""
         load = self._loads.tail(batch)
         rows = max(1, batch.sampled)
-        return [Part("tail", self._weights, rows, load.flops, load.nbytes, rows)]
+        return [Part("tail", self._head, rows, load.flops, load.nbytes, rows)]
 
     def router(self, batch: BatchShape) -> list[Part]:
         """Return the parts of a decoupled router over all rows of a step; empty without one."""

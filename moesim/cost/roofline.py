@@ -54,8 +54,7 @@ class CostModel:
         self._first_layers = sorted(set(self._first_of_kind))
         self._experts_memo: dict[tuple[int, ...], int] = {}
         self._expert_memo: dict[int, int] = {}
-        self._front_memo: dict[tuple[bool, BatchShape], int] = {}
-        self._dense_memo: dict[tuple[bool, BatchShape], int] = {}
+        self._layer_memo: dict[tuple[int, BatchShape], int] = {}
         self._tail_memo: dict[BatchShape, int] = {}
 
     def compute_ns(self, op: Op) -> int:
@@ -98,23 +97,11 @@ class CostModel:
 
         Weights are read once and take 2·tokens·weights operations; attention adds the rest.
         """
-        key = (layer in self._windowed, batch)
-        duration_ns = self._front_memo.get(key)
-        if duration_ns is None:
-            load = self.loads.front(batch, windowed=key[0])
-            duration_ns = self.rates.duration_ns(load) + self.hardware.kernel_overhead_ns
-            remember(self._front_memo, key, duration_ns)
-        return duration_ns
+        return self._layer_ns(layer, batch)
 
     def dense_ns(self, layer: int, batch: BatchShape) -> int:
         """Return the nanoseconds of a layer without routed experts: as `front_ns`, with its FFN."""
-        key = (layer in self._windowed, batch)
-        duration_ns = self._dense_memo.get(key)
-        if duration_ns is None:
-            load = self.loads.dense(batch, windowed=key[0])
-            duration_ns = self.rates.duration_ns(load) + self.hardware.kernel_overhead_ns
-            remember(self._dense_memo, key, duration_ns)
-        return duration_ns
+        return self._layer_ns(layer, batch)
 
     def layers_ns(self, batch: BatchShape) -> list[int]:
         """Return the nanoseconds of each model layer without its routed experts."""
@@ -179,9 +166,18 @@ class CostModel:
         link = self.hardware.h2d if lane == H2D else self.hardware.d2h
         return link.chunk_bytes
 
-    def _layer_kind(self, layer: int) -> tuple[bool, ...]:
+    def _layer_kind(self, layer: int) -> tuple[int, ...]:
         """Return the kind of a layer; layers of one kind take the same time."""
-        return layer in self._dense, layer in self._windowed
+        return (self.loads.kind_of[layer],)
+
+    def _layer_ns(self, layer: int, batch: BatchShape) -> int:
+        key = (self.loads.kind_of[layer], batch)
+        duration_ns = self._layer_memo.get(key)
+        if duration_ns is None:
+            load = self.loads.layer(layer, batch)
+            duration_ns = self.rates.duration_ns(load) + self.hardware.kernel_overhead_ns
+            remember(self._layer_memo, key, duration_ns)
+        return duration_ns
 
     def _expert_ns(self, count: int) -> int:
         duration_ns = self._expert_memo.get(count)

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Generic, Literal, TypeVar
+from typing import Annotated, Final, Generic, Literal, TypeVar
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from moesim.config.fields import Count, Duration, PositiveCount, PositiveShare
 from moesim.config.validation import Strict
 
-__all__ = ["EngineFigure", "EngineKind", "EngineProfile", "KernelsProfile"]
+__all__ = [
+    "FAMILIES",
+    "KV",
+    "EngineFigure",
+    "EngineKind",
+    "EngineProfile",
+    "KernelsProfile",
+]
 
 EngineKind = Literal["assumed", "fitted", "measured"]
 T = TypeVar("T")
@@ -24,17 +31,23 @@ class EngineFigure(Strict, Generic[T]):
     source: Annotated[str, Field(min_length=1)] = Field(description="Origin of the number.")
 
 
-class Shares(Strict):
-    """A share for each family of stored formats; `other` is for families without their own."""
+FAMILIES: Final = ("float", "8-bit", "legacy", "k-quant", "i-quant", "mxfp4", "ternary", "trellis")
+"""The families of stored formats, as `moesim.model.formats` has them."""
+KV: Final = "kv"
+OTHER: Final = "other"
 
-    float: PositiveShare | None = None
-    int8: PositiveShare | None = None
-    legacy: PositiveShare | None = None
-    k_quant: PositiveShare | None = None
-    i_quant: PositiveShare | None = None
-    mxfp4: PositiveShare | None = None
-    kv: PositiveShare | None = None
-    other: PositiveShare
+
+def _known(shares: dict[str, float]) -> dict[str, float]:
+    known = (*FAMILIES, KV, OTHER)
+    if wrong := [name for name in shares if name not in known]:
+        raise ValueError(f"has no family {wrong[0]!r}; there are {', '.join(known)}")
+    if OTHER not in shares:
+        raise ValueError(f"needs {OTHER}, the share of families that are not listed")
+    return shares
+
+
+Shares = Annotated[dict[str, PositiveShare], AfterValidator(_known)]
+"""A share for each family of stored formats, `kv` for KV entries, and `other` for the rest."""
 
 
 class Numbers(Strict):
@@ -44,6 +57,7 @@ class Numbers(Strict):
     linear: Count | None = Field(
         None, description="The same of a layer with linear attention or a state-space model."
     )
+    norm: Count = Field(2, description="A layer without attention: its norm and residual sum.")
     router: Count = Field(description="Choosing and sorting the experts of a layer.")
     experts: Count = Field(description="One grouped call of a layer's routed experts.")
     each_expert: Count = Field(
@@ -75,7 +89,7 @@ class KernelsProfile(Strict):
     )
     vector_row: EngineFigure[Annotated[float, Field(ge=0, le=16)]] | None = Field(
         None,
-        description="What each further row of such a step adds, as a share of the first row's time.",
+        description="What each further row of such a step adds, as a share of the first row's.",
     )
 
 

@@ -139,6 +139,8 @@ def _config_of(shape: ModelShape) -> Any:
     from transformers import Qwen2MoeConfig, Qwen3MoeConfig
 
     special = {
+        "layers or experts of its own kind": bool(shape.kinds)
+        or shape.expert_params != 3 * shape.hidden * shape.expert_ffn,
         "latent attention": shape.mla is not None,
         "a decoupled router": shape.router is not None,
         "windows in some of its layers": 0 < len(shape.windowed_layers) < shape.num_layers,

@@ -20,7 +20,7 @@ from moesim.cost.estimate import CostEstimate
 from moesim.errors import UsageError
 from moesim.executor.settings import Serving
 from moesim.hardware.hardware import Hardware, load_hardware
-from moesim.hardware.topology import GPU, Topology
+from moesim.hardware.topology import CPU, GPU, Topology
 from moesim.model.hf_config import shape_from_config
 from moesim.model.shapes import ModelShape
 from moesim.policies import Key, parse_options

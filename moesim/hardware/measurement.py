@@ -16,7 +16,7 @@ from pydantic_core import PydanticCustomError
 
 from moesim.config.fields import Bits, Count, PositiveCount
 from moesim.config.validation import Strict
-from moesim.model.shapes import DecoupledRouter, Mla, ModelShape
+from moesim.model.shapes import DecoupledRouter, LayerKind, Mla, ModelShape
 
 __all__ = [
     "ExpertTable",
@@ -118,6 +118,10 @@ class Residual(Strict):
     )
 
 
+_LISTS = ("dense_layers", "windowed_layers", "layer_kinds")
+"""The keys of a shape that hold numbers of layers or kinds."""
+
+
 class _MlaProfile(Strict):
     kv_rank: PositiveCount
     rope_dim: Count
@@ -131,6 +135,24 @@ class _RouterProfile(Strict):
     heads: PositiveCount
     ffn: PositiveCount
     gated: bool = False
+
+
+class _LayerKindProfile(Strict):
+    params: PositiveCount
+    routed: bool = True
+    heads: Count = 0
+    key_dim: Count = 0
+    value_dim: Count = 0
+    kv_numbers: Count = 0
+    window: PositiveCount | None = None
+    mla: _MlaProfile | None = None
+    state_bytes: Count = 0
+    state_flops: Count = 0
+
+    def resolve(self) -> LayerKind:
+        """Return the kind of layer."""
+        mla = None if self.mla is None else Mla(**self.mla.model_dump())
+        return LayerKind(mla=mla, **self.model_dump(exclude={"mla"}))
 
 
 class ShapeProfile(Strict):
@@ -159,14 +181,20 @@ class ShapeProfile(Strict):
     kv_bits: Bits = 16
     embedding_bits: Bits | None = None
     head_bits: Bits | None = None
+    expert_matrices: PositiveCount = 3
+    expert_width: PositiveCount | None = None
+    kinds: list[_LayerKindProfile] = Field(default=[])
+    layer_kinds: list[Count] = Field(default=[])
+    lookup_params: Count = 0
 
     def resolve(self) -> ModelShape:
         """Return the shape, with an empty `source`."""
-        parts = ("mla", "router")
+        parts = ("mla", "router", "kinds")
         sizes = {key: getattr(self, key) for key in type(self).model_fields if key not in parts}
         # YAML has lists only, but a shape must be hashable.
-        for key in ("dense_layers", "windowed_layers"):
+        for key in _LISTS:
             sizes[key] = tuple(sizes[key])
+        sizes["kinds"] = tuple(kind.resolve() for kind in self.kinds)
         mla = None if self.mla is None else Mla(**self.mla.model_dump())
         router = None if self.router is None else DecoupledRouter(**self.router.model_dump())
         return ModelShape(mla=mla, router=router, **sizes)
@@ -236,8 +264,9 @@ def shape_profile(shape: ModelShape) -> ShapeProfile:
         for item in fields(ModelShape)
         if item.name in ShapeProfile.model_fields and item.name not in ("mla", "router")
     }
-    for key in ("dense_layers", "windowed_layers"):
+    for key in _LISTS:
         sizes[key] = list(sizes[key])
+    sizes["kinds"] = [_LayerKindProfile(**asdict(kind)) for kind in shape.kinds]
     mla = None if shape.mla is None else _MlaProfile(**asdict(shape.mla))
     router = None if shape.router is None else _RouterProfile(**asdict(shape.router))
     return ShapeProfile(mla=mla, router=router, **sizes)

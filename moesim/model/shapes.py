@@ -2,9 +2,15 @@
 
 A decoder layer has attention, and then either routed experts or one dense FFN. A layer with
 routed experts has a router, and may have shared experts that compute every token. Experts are
-SwiGLU (Shazeer, 2020, arXiv 2002.05202): three matrices of hidden × expert FFN. A decoupled router
-runs before all layers and replaces the routers in them. Shapes come from a Hugging Face
-`config.json` or from the shipped table, whose entries name their source.
+SwiGLU (Shazeer, 2020, arXiv 2002.05202), three matrices of hidden × expert FFN, or have two
+matrices. A decoupled router runs before all layers and replaces the routers in them. Where layers
+differ in more than this, the shape lists their kinds (`moesim.model.layers`). Shapes come from a
+Hugging Face `config.json`, from the header of a GGUF file, or from the shipped table, whose entries
+name their source.
+
+Weights are those of all matrices and convolutions, and of two norms a layer and one at the end.
+Other vectors (biases, norms of queries and keys) are left out: they are under 0.1 % of a published
+model, and take no time of their own.
 """
 
 from __future__ import annotations
@@ -20,33 +26,22 @@ import yaml
 
 from moesim.config.suggest import suggest
 from moesim.errors import UsageError
+from moesim.model.layers import LayerKind, Mla
 
 __all__ = [
     "DecoupledRouter",
+    "LayerKind",
     "Mla",
     "ModelShape",
     "check_shape_name",
     "named_shape",
+    "shape_aliases",
     "shape_names",
     "shapes_like",
     "stored_bytes",
 ]
 
 SHAPES = Path(__file__).with_name("shapes.yaml")
-
-
-@dataclass(frozen=True, slots=True)
-class Mla:
-    """Multi-head latent attention, which stores keys and values as one low-rank vector a token.
-
-    Source: DeepSeek-V2 (Liu et al., 2024), section 2.1.
-    """
-
-    kv_rank: int
-    rope_dim: int
-    nope_dim: int
-    value_dim: int
-    q_rank: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +81,12 @@ class ModelShape:
 
     Families name the blocks that most bytes of experts and of other weights have, such as
     `k-quant`; "" where they are not known.
+
+    Experts have `expert_matrices` matrices between `expert_width` (the hidden size, if None) and
+    `expert_ffn`. `kinds` and `layer_kinds`, the number of each layer's kind, replace the sizes of
+    attention and dense FFNs where both are given. `dense_layers` are always all layers without
+    routed experts. `lookup_params` are weights outside the layers of which a token reads few rows,
+    like the table of an n-gram embedding.
     """
 
     name: str
@@ -116,6 +117,11 @@ class ModelShape:
     head_bits: float | None = None
     expert_family: str = ""
     weight_family: str = ""
+    expert_matrices: int = 3
+    expert_width: int | None = None
+    kinds: tuple[LayerKind, ...] = ()
+    layer_kinds: tuple[int, ...] = ()
+    lookup_params: int = 0
 
     @property
     def moe_layers(self) -> tuple[int, ...]:
@@ -125,8 +131,8 @@ class ModelShape:
 
     @property
     def expert_params(self) -> int:
-        """Weights of one routed expert: gate, up and down projection."""
-        return 3 * self.hidden * self.expert_ffn
+        """Weights of one routed expert: its projections up (one, or gate and up) and down."""
+        return self.expert_matrices * (self.expert_width or self.hidden) * self.expert_ffn
 
     @property
     def expert_bytes(self) -> int:
@@ -188,6 +194,35 @@ class ModelShape:
         """Weights of one layer without routed experts."""
         return self.attention_params + 3 * self.hidden * self.dense_ffn + self.norm_params
 
+    def kind(self, layer: int) -> LayerKind:
+        """Return what a model layer is made of."""
+        if self.kinds:
+            return self.kinds[self.layer_kinds[layer]]
+        mla, routed = self.mla, layer not in self.dense_layers
+        return LayerKind(
+            params=self.front_params if routed else self.dense_params,
+            routed=routed,
+            heads=self.num_heads,
+            key_dim=self.head_dim,
+            value_dim=self.head_dim,
+            # Latent attention caches the latent vector and the rotary key only.
+            kv_numbers=mla.kv_rank + mla.rope_dim if mla else 2 * self.num_kv_heads * self.head_dim,
+            window=self.window if layer in self.windowed_layers else None,
+            mla=mla,
+        )
+
+    def all_kinds(self) -> tuple[LayerKind, ...]:
+        """Return the kind of each layer; equal layers share one object."""
+        if self.kinds:
+            return tuple(self.kinds[number] for number in self.layer_kinds)
+        dense, windowed = set(self.dense_layers), set(self.windowed_layers)
+        first: dict[tuple[bool, bool], LayerKind] = {}
+        for layer in range(self.num_layers):
+            key = (layer in dense, layer in windowed)
+            if key not in first:
+                first[key] = self.kind(layer)
+        return tuple(first[layer in dense, layer in windowed] for layer in range(self.num_layers))
+
     @property
     def norm_params(self) -> int:
         """Weights of the two norms of one layer."""
@@ -204,17 +239,21 @@ class ModelShape:
     @property
     def fixed_params(self) -> int:
         """All weights but those of routed experts: they stay in GPU memory during a run."""
-        dense = len(self.dense_layers)
+        layers = sum(kind.params for kind in self.all_kinds())
+        return layers + self.end_params
+
+    @property
+    def end_params(self) -> int:
+        """Weights outside the layers: embeddings, last norm, LM head, and a decoupled router."""
         embeddings = (1 if self.tied_embeddings else 2) * self.vocabulary * self.hidden
-        layers = (self.num_layers - dense) * self.front_params + dense * self.dense_params
-        return layers + embeddings + self.hidden + self.router_params
+        return embeddings + self.lookup_params + self.hidden + self.router_params
 
     @property
     def fixed_bytes(self) -> int:
         """Bytes of all weights but those of routed experts."""
         if self.plain_ends:  # rounded up once
             return stored_bytes(self.fixed_params, self.weight_bits)
-        return stored_bytes(self.fixed_params - self._end_params, self.weight_bits) + self.end_bytes
+        return stored_bytes(self.fixed_params - self.end_params, self.weight_bits) + self.end_bytes
 
     @property
     def plain_ends(self) -> bool:
@@ -225,9 +264,10 @@ class ModelShape:
     def end_bytes(self) -> int:
         """Bytes of the end of a step: embeddings, last norm, LM head, and the decoupled router."""
         if self.plain_ends:
-            return stored_bytes(self._end_params, self.weight_bits)
+            return stored_bytes(self.end_params, self.weight_bits)
         matrix = self.vocabulary * self.hidden
         embedding = 0 if self.tied_embeddings else stored_bytes(matrix, self.bits_of_embedding)
+        embedding += stored_bytes(self.lookup_params, self.bits_of_embedding)
         rest = stored_bytes(self.hidden + self.router_params, self.weight_bits)
         return embedding + stored_bytes(matrix, self.bits_of_head) + rest
 
@@ -243,22 +283,16 @@ class ModelShape:
         """Bits of a stored weight of the LM head."""
         return self.weight_bits if self.head_bits is None else self.head_bits
 
-    @property
-    def _end_params(self) -> int:
-        embeddings = (1 if self.tied_embeddings else 2) * self.vocabulary * self.hidden
-        return embeddings + self.hidden + self.router_params
-
     def layers_bytes(self, layers: Iterable[int]) -> int:
         """Return the bytes of some layers without their routed experts.
 
         The number of layers stands for the end of a step: embeddings, last norm, LM head, and the
         decoupled router.
         """
-        params = dict.fromkeys(range(self.num_layers), self.front_params)
-        params.update(dict.fromkeys(self.dense_layers, self.dense_params))
+        params = [kind.params for kind in self.all_kinds()]
         asked = set(layers)
         if self.plain_ends:
-            params[self.num_layers] = self.fixed_params - sum(params.values())
+            params.append(self.end_params)
             return stored_bytes(sum(params[layer] for layer in asked), self.weight_bits)
         ends = self.end_bytes if self.num_layers in asked else 0
         asked.discard(self.num_layers)
@@ -269,17 +303,20 @@ class ModelShape:
         """All weights of the model."""
         return self.fixed_params + len(self.moe_layers) * self.num_experts * self.expert_params
 
-    @property
-    def kv_bytes_per_token_layer(self) -> int:
-        """Bytes of one token in the KV cache of one layer."""
-        if self.mla is not None:  # the cache holds the latent vector and the rotary key only
-            return stored_bytes(self.mla.kv_rank + self.mla.rope_dim, self.kv_bits)
-        return stored_bytes(2 * self.num_kv_heads * self.head_dim, self.kv_bits)
+    def kv_bytes_of(self, layer: int) -> int:
+        """Return the bytes of one token in the KV cache of a layer; 0 if it attends to none."""
+        return stored_bytes(self.kind(layer).kv_numbers, self.kv_bits)
 
     @property
     def kv_bytes_per_token(self) -> int:
         """Bytes of one token in the KV cache of all layers and of a decoupled router."""
-        return self.num_layers * self.kv_bytes_per_token_layer + self.router_kv_bytes_per_token
+        layers = sum(stored_bytes(kind.kv_numbers, self.kv_bits) for kind in self.all_kinds())
+        return layers + self.router_kv_bytes_per_token
+
+    @property
+    def state_bytes_per_sequence(self) -> int:
+        """Bytes of the recurrent states of one sequence, whatever its length."""
+        return sum(kind.state_bytes for kind in self.all_kinds())
 
     @property
     def router_kv_bytes_per_token(self) -> int:
@@ -317,7 +354,7 @@ def stored_bytes(params: int, bits: float) -> int:
 
 def shape_names() -> list[str]:
     """Return the names of the shipped models."""
-    return sorted(_table())
+    return sorted(_entries())
 
 
 def shapes_like(num_layers: int, num_experts: int, top_k: int) -> list[str]:
@@ -331,15 +368,20 @@ def shapes_like(num_layers: int, num_experts: int, top_k: int) -> list[str]:
 
 
 def named_shape(name: str) -> ModelShape:
-    """Return a shipped model. Raise UsageError where there is none of that name."""
+    """Return a shipped model by its name or an alias, in any case. Raise UsageError without."""
     if wrong := check_shape_name(name):
         raise UsageError(wrong)
-    return _table()[name]
+    return _table()[_names()[name.lower()]]
+
+
+def shape_aliases(name: str) -> list[str]:
+    """Return the other names of a shipped model."""
+    return [str(alias) for alias in _entries()[name].get("aliases", ())]
 
 
 def check_shape_name(name: str) -> str | None:
     """Return a message if there is no shipped model of this name, else None."""
-    if name in _table():
+    if name.lower() in _names():
         return None
     hint = suggest(name, shape_names(), rest="there are")
     return (
@@ -349,18 +391,38 @@ def check_shape_name(name: str) -> str | None:
 
 
 @cache
-def _table() -> dict[str, ModelShape]:
+def _entries() -> dict[str, dict[str, Any]]:
     # Part of the package, so it needs none of the checks of a user's file.
-    raw = yaml.safe_load(SHAPES.read_text(encoding="utf-8"))
-    return {name: _from_entry(name, entry) for name, entry in raw.items()}
+    entries: dict[str, dict[str, Any]] = yaml.safe_load(SHAPES.read_text(encoding="utf-8"))
+    return entries
+
+
+@cache
+def _names() -> dict[str, str]:
+    """Return the name of the entry for each name and alias in lower case."""
+    names = {name.lower(): name for name in _entries()}
+    for name in _entries():
+        names.update({alias.lower(): name for alias in shape_aliases(name)})
+    return names
+
+
+@cache
+def _table() -> dict[str, ModelShape]:
+    return {name: _from_entry(name, entry) for name, entry in _entries().items()}
 
 
 def _from_entry(name: str, entry: dict[str, Any]) -> ModelShape:
+    if "config" in entry:
+        from moesim.model.hf_config import shape_from_config  # which needs this module
+
+        shape = shape_from_config(entry["config"], name)
+        return replace(shape, source=entry["source"])
     fields: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value
         for key, value in entry.items()
-        if key not in ("mla", "router")
+        if key not in ("mla", "router", "kinds", "aliases")
     }
     mla = Mla(**entry["mla"]) if "mla" in entry else None
     router = DecoupledRouter(**entry["router"]) if "router" in entry else None
-    return ModelShape(name=name, mla=mla, router=router, **fields)
+    kinds = tuple(LayerKind(**kind) for kind in entry.get("kinds", ()))
+    return ModelShape(name=name, mla=mla, router=router, kinds=kinds, **fields)

@@ -189,7 +189,11 @@ class Scenario(Strict):
         for (*around, key), number in self.without_unit().items():
             Document("", plain).at(tuple(around))[key] = number
         # Fields of a subclass would come last; a reader expects the profile, or the parts, first.
-        firsts = (("model", ("shape",)), ("hardware", ("profile", *PARTS)), ("engine", ("profile",)))
+        firsts = (
+            ("model", ("shape",)),
+            ("hardware", ("profile", *PARTS)),
+            ("engine", ("profile",)),
+        )
         for section, keys in firsts:
             values = _without_none(plain[section])
             first = {key: values.pop(key) for key in keys if key in values}
@@ -311,7 +315,9 @@ class Scenario(Strict):
         name = self.model.shape
         try:
             if name != "trace":
-                shape = load_shape(str(self.path(name)) if name.endswith(".json") else name)
+                shape = load_shape(
+                    str(self.path(name)) if name.endswith((".json", ".gguf")) else name
+                )
             elif trace_config is None:
                 raise UsageError(
                     "the trace's header names no model configuration to take sizes from; "

@@ -88,7 +88,7 @@ def _existing_format(value: str) -> str:
 
 
 _PROFILES: Final = (".yaml", ".yml")
-_CONFIGS: Final = (".json",)
+_CONFIGS: Final = (".json", ".gguf")
 _WEIGHTS: Final = (".gguf",)
 PARTS: Final = ("gpu", "cpu", "memory", "pcie")
 """The keys of `hardware` that name parts, in the order of `assemble`."""
@@ -113,7 +113,7 @@ class ModelChoice(Strict):
     ] = Field(
         "trace",
         description="`trace` (the shape in the trace's header), a shipped model, or the path of a "
-        "Hugging Face config.json.",
+        "Hugging Face config.json or of a GGUF file.",
         examples=["mixtral-8x7b"],
     )
     format: (

@@ -31,6 +31,7 @@ _MIB = 2**20
 class Budget:
     """Bytes of each part, and the numbers of expert slots and KV blocks.
 
+    `recurrent_bytes` are the recurrent states of as many sequences as may run at once.
     `staging_bytes` are of staging buffers, and `slots_bytes` of all expert slots together. Where
     experts have unequal sizes, `slots` says how many of their mean size these bytes hold.
     """
@@ -43,6 +44,7 @@ class Budget:
     slots_bytes: int
     kv_blocks: int
     kv_bytes: int
+    recurrent_bytes: int = 0
 
     @property
     def used_bytes(self) -> int:
@@ -53,6 +55,7 @@ class Budget:
             + self.staging_bytes
             + self.slots_bytes
             + self.kv_bytes
+            + self.recurrent_bytes
         )
 
     @property
@@ -63,10 +66,14 @@ class Budget:
 
 @dataclass(frozen=True, slots=True)
 class OnGpu:
-    """The bytes of a model that are in GPU memory: weights without experts, and KV of a token."""
+    """The bytes of a model that are in GPU memory.
+
+    These are weights without experts, KV of a token, and recurrent states of a sequence.
+    """
 
     fixed_bytes: int
     kv_bytes_per_token: int
+    state_bytes_per_sequence: int = 0
 
     @classmethod
     def of(cls, shape: ModelShape, lanes: Sequence[str] = ()) -> OnGpu:
@@ -75,16 +82,16 @@ class OnGpu:
         Empty: all on the GPU.
         """
         fixed, kv = shape.fixed_bytes, shape.kv_bytes_per_token
-        dense = set(shape.dense_layers)
-        for layer in range(shape.num_layers):
-            if lanes and lanes[layer] != GPU:
-                params = shape.dense_params if layer in dense else shape.front_params
-                fixed -= stored_bytes(params, shape.weight_bits)
-                kv -= shape.kv_bytes_per_token_layer
+        states = shape.state_bytes_per_sequence
+        for lane, kind in zip(lanes, shape.all_kinds(), strict=False):
+            if lane != GPU:
+                fixed -= stored_bytes(kind.params, shape.weight_bits)
+                kv -= stored_bytes(kind.kv_numbers, shape.kv_bits)
+                states -= kind.state_bytes
         if lanes and lanes[-1] != GPU:
             fixed -= shape.end_bytes
             kv -= shape.router_kv_bytes_per_token
-        return cls(max(0, fixed), kv)
+        return cls(max(0, fixed), kv, states)
 
 
 def plan_budget(
@@ -112,6 +119,9 @@ def plan_budget(
     block = memory.kv_block_tokens * on_gpu.kv_bytes_per_token
     tokens = largest_step(scenario.batching, kv_tokens)
     parts = _fixed_parts(scenario, shape, on_gpu.fixed_bytes, tokens)
+    states = most_sequences(scenario, kv_tokens) * on_gpu.state_bytes_per_sequence
+    if states:
+        parts["recurrent states"] = states
     left = capacity - sum(parts.values())
     longest = max(-(-tokens // memory.kv_block_tokens) for tokens in kv_tokens)
     slots = _slots(scenario, shape)
@@ -147,7 +157,7 @@ def plan_budget(
     shortest = min(-(-tokens // memory.kv_block_tokens) for tokens in kv_tokens)
     if blocks == 0 or blocks < shortest:
         raise shortage.error("leave too few KV blocks for any request")
-    weights_bytes, activations_bytes, staging_bytes = parts.values()
+    weights_bytes, activations_bytes, staging_bytes, *_ = parts.values()
     return Budget(
         capacity_bytes=capacity,
         fixed_bytes=weights_bytes,
@@ -157,7 +167,13 @@ def plan_budget(
         slots_bytes=slots * unit,
         kv_blocks=blocks,
         kv_bytes=blocks * block,
+        recurrent_bytes=states,
     )
+
+
+def most_sequences(scenario: Scenario, kv_tokens: Sequence[int]) -> int:
+    """Return the most requests, one for each entry of `kv_tokens`, that may run at once."""
+    return min(scenario.batching.max_sequences, len(kv_tokens))
 
 
 def _num_experts(shape: ModelShape) -> int:

@@ -38,6 +38,7 @@ from moesim.serving.budget import (
     STATE_BYTES,
     Budget,
     OnGpu,
+    most_sequences,
     plan_budget,
     split_bytes,
     split_slots,
@@ -207,12 +208,15 @@ def prepare(scenario: Scenario, trace: Trace | None = None) -> Plan:
     budget = plan_budget(scenario, shape, hardware.vram_bytes, kv_tokens, on_gpu)
     check_recomputes(scenario, parts.requests, budget.kv_blocks)
     kv_tokens_held = budget.kv_blocks * scenario.memory.kv_block_tokens
+    kv_bytes_on_host = kv_tokens_held * (shape.kv_bytes_per_token - on_gpu.kv_bytes_per_token)
+    states = shape.state_bytes_per_sequence - on_gpu.state_bytes_per_sequence
+    kv_bytes_on_host += states * most_sequences(scenario, kv_tokens)
     host = plan_host(
         scenario,
         shape,
         hardware,
         layers_on_cpu=[layer for layer, lane in enumerate(lanes) if lane != GPU],
-        kv_bytes_on_host=kv_tokens_held * (shape.kv_bytes_per_token - on_gpu.kv_bytes_per_token),
+        kv_bytes_on_host=kv_bytes_on_host,
     )
     topology = topology_for(scenario, hardware, disk=host.needs_disk)
     cost = cost_of(

@@ -114,9 +114,14 @@ def _same_model(meta: TraceMeta, shape: ModelShape) -> bool:
 
 
 def _sizes(shape: ModelShape) -> ModelShape:
-    """Return the shape without name, bits and embeddings: quantising a model keeps its sizes."""
+    """Return the shape without name, bits and embeddings: quantising a model keeps its sizes.
+
+    The sizes of layers are those of their kinds, because a model is said in several ways.
+    """
     return replace(
         shape, name="", source="", expert_bits=16, weight_bits=16, kv_bits=16, vocabulary=0,
         tied_embeddings=False, layer_bits=(), single_expert_bits=(), embedding_bits=None,
-        head_bits=None, expert_family="", weight_family="",
+        head_bits=None, expert_family="", weight_family="", mla=None, num_heads=1,
+        num_kv_heads=1, head_dim=1, shared_ffn=0, dense_ffn=0, windowed_layers=(), window=None,
+        kinds=shape.all_kinds(), layer_kinds=(),
     )  # fmt: skip

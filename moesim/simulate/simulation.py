@@ -318,6 +318,7 @@ def summarise(outcome: Outcome) -> dict[str, Any]:
         "slots_bytes": budget.slots_bytes,
         "staging_bytes": budget.staging_bytes,
         "activations_bytes": budget.activations_bytes,
+        **({"recurrent_bytes": budget.recurrent_bytes} if budget.recurrent_bytes else {}),
         "free_bytes": budget.free_bytes,
         "peak_vram_bytes": budget.used_bytes - budget.kv_bytes + outcome.pool.peak * block_bytes,
         "peak_kv_blocks": outcome.pool.peak,

@@ -104,7 +104,7 @@ def test_a_window_bounds_what_a_token_reads_and_attends() -> None:
     # At most 3 entries for the one token: (3 + 1) * 16 bytes instead of (10 + 1) * 16.
     assert COST.compute_ns(Front(2, BatchShape(1, 10, 10, 1))) == 720 + 64 + 1000
     # Two first rows see 3 pairs, and not the 6 of two full windows.
-    assert COST.loads.attention(BatchShape(2, 0, 3, 1), windowed=True) == (4 * 3 * 8, 2 * 16)
+    assert COST.loads.attention(2, BatchShape(2, 0, 3, 1)) == (4 * 3 * 8, 2 * 16)
     # 100 rows: 72000 operations and 4 * 300 * 8 = 9600 for attention.
     assert COST.compute_ns(Front(2, BatchShape(100, 100, 5050, 1))) == 8160 + 1000
 
