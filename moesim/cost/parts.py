@@ -55,8 +55,8 @@ class Parts:
         """Return the parts of a model layer without its routed experts."""
         kind, rows = self._kinds[layer], batch.tokens
         flops, nbytes = self._loads.attention(layer, batch)
-        recurrent = kind.state_bytes > 0
-        parts = [self._product("linear" if recurrent else "attention", kind.params, rows)]
+        mixer = "linear" if kind.state_bytes else "latent" if kind.mla else "attention"
+        parts = [self._product(mixer, kind.params, rows)]
         if flops or nbytes:
             parts.append(Part("", KV, rows, flops, nbytes, rows))
         else:

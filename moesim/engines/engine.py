@@ -68,8 +68,8 @@ class Kernels:
     vector_row: float = 0
 
     def number(self, part: str) -> int:
-        """Return the number of kernels of a part; without `linear`, that of attention."""
-        if part == "linear" and part not in self.numbers:
+        """Return the number of kernels of a part; those of attention stand for `latent` and `linear`."""
+        if part in ("latent", "linear") and part not in self.numbers:
             part = "attention"
         return self.numbers[part]
 
@@ -116,6 +116,23 @@ class Engine:
         }
         figures = MappingProxyType({**self.figures, **origins})
         return replace(self, **given, figures=figures) if given else self
+
+    def scaled(self, factor: float) -> Engine:
+        """Return the engine with all its fixed times multiplied by `factor`, for fits."""
+
+        def scale(kernels: Kernels) -> Kernels:
+            return replace(kernels, kernel_ns=round(kernels.kernel_ns * factor))
+
+        return replace(
+            self,
+            step_ns=round(self.step_ns * factor),
+            event_ns=round(self.event_ns * factor),
+            launch_ns=round(self.launch_ns * factor),
+            copy_ns=round(self.copy_ns * factor),
+            switch_ns=round(self.switch_ns * factor),
+            gpu=MappingProxyType({name: scale(each) for name, each in self.gpu.items()}),
+            cpu=None if self.cpu is None else scale(self.cpu),
+        )
 
     def kernels(self, interface: str | None) -> Kernels | None:
         """Return the kernels for an interface, or for the first one if None; None: ideal.

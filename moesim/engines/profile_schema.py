@@ -54,6 +54,7 @@ class Numbers(Strict):
     """The kernels that an operation consists of."""
 
     attention: Count = Field(description="A layer's norms, attention and residual sums.")
+    latent: Count | None = Field(None, description="The same of a layer with latent attention.")
     linear: Count | None = Field(
         None, description="The same of a layer with linear attention or a state-space model."
     )

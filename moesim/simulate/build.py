@@ -181,10 +181,12 @@ class Plan:
         return replace(self, slots=slots, capacities=capacities, places=places)
 
 
-def prepare(scenario: Scenario, trace: Trace | None = None) -> Plan:
+def prepare(
+    scenario: Scenario, trace: Trace | None = None, *, engine: Engine | None = None
+) -> Plan:
     """Return the plan of a scenario, with all parts loaded and checked; simulate nothing.
 
-    `trace` saves reading the scenario's trace again.
+    `trace` saves reading the scenario's trace again. `engine` replaces the scenario's.
 
     Raises:
         ScenarioError: with all mistakes of the scenario.
@@ -223,7 +225,7 @@ def prepare(scenario: Scenario, trace: Trace | None = None) -> Plan:
         hardware,
         shape,
         pinned=host.num_pinned > 0,
-        engine=parts.engine,
+        engine=engine or parts.engine,
         interface=scenario.engine.interface,
     )
     keys = trace.num_layers * trace.num_experts
@@ -253,7 +255,7 @@ def prepare(scenario: Scenario, trace: Trace | None = None) -> Plan:
         places,
         capacities,
         frozenset(hindsight),
-        engine=parts.engine,
+        engine=engine or parts.engine,
     )
 
 

@@ -1,0 +1,233 @@
+"""Predictions by the ordinary simulator: a row becomes a scenario, which is planned and served.
+
+Nothing here knows a measured value. The routing is uniform, from a fixed seed: where no expert is
+cached, the choice of experts changes no decode time, and prompts use nearly all experts of a layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Final
+
+from moesim.errors import MoesimError
+from moesim.measured.fit import Fitted, engine_of, machine_of
+from moesim.measured.intervals import interval_of
+from moesim.measured.kinds import CPU_ONLY
+from moesim.measured.predict import Answer, Declined, Prediction, Reading
+from moesim.measured.setting import placed
+
+if TYPE_CHECKING:
+    from moesim.hardware.parts import Machine
+    from moesim.model.shapes import ModelShape
+    from moesim.simulate.build import Plan
+    from moesim.trace import Trace
+
+__all__ = ["Simulated"]
+
+_DECODED: Final = 4  # tokens of a decode row that are simulated; their times hardly differ
+_SEED: Final = 0
+_SECOND_NS: Final = 10**9
+_KV_BITS: Final = {"f32": 32, "f16": 16, "bf16": 16, "q8_0": 8.5, "q5_1": 6, "q5_0": 5.5,
+                   "q4_1": 5, "q4_0": 4.5, "iq4_nl": 4.5}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A row as moesim understands it: its scenario as plain data, and what it stands for."""
+
+    scenario: Mapping[str, Any]
+    shape: ModelShape
+    machine: Machine
+    prompt: int
+    """Tokens whose time is asked for: the last of the prompt, or 0 for decode."""
+    layers_on_cpu: int
+    whole: int | str
+    notes: tuple[str, ...]
+
+
+class Simulated:
+    """A `Predictor` and a `TimeModel`. `fits` replaces two numbers of the machines it names."""
+
+    def __init__(self, fits: Sequence[Fitted] = ()) -> None:
+        self._fits = {(fit.machine, fit.engine): fit for fit in fits}
+
+    def predict(self, reading: Reading) -> Answer:
+        """Return the simulated tokens per second, or why there are none."""
+        fit = self._fits.get((machine_of(reading), engine_of(reading)))
+        try:
+            case = case_of(reading)
+            if fit is None:
+                seconds = _seconds(case)
+            else:
+                seconds = self.seconds(reading, fit.read_bandwidth, fit.layer_ns)
+        except (MoesimError, ValueError) as error:
+            return Declined(_one_line(error))
+        rate = _tokens(case, reading) / seconds
+        low, high = interval_of(reading, case.notes, fitted=fit is not None)
+        return Prediction(rate, rate * low, rate * high, case.notes)
+
+    __call__ = predict
+
+    def assumed(self, reading: Reading) -> tuple[float, float]:
+        """Return the bandwidth of reads (bytes/s), and the fixed time of a layer (ns)."""
+        plan = _plan(case_of(reading))
+        layers = plan.cost.shape.num_layers
+        fixed = _seconds(case_of(reading)) - _seconds(case_of(reading), kernels=0.0)
+        return float(_bandwidth(plan)), max(1.0, fixed * _SECOND_NS / layers)
+
+    def seconds(self, reading: Reading, read_bandwidth: float, layer_ns: float) -> float:
+        """Return the seconds of a step at another bandwidth of reads and time of a layer."""
+        bandwidth, assumed_ns = self.assumed(reading)
+        return _seconds(
+            case_of(reading), reads=read_bandwidth / bandwidth, kernels=layer_ns / assumed_ns
+        )
+
+    def with_fitted(self, fits: Sequence[Fitted]) -> Simulated:
+        """Return the model with the fitted numbers of some machines."""
+        return Simulated(fits)
+
+
+def case_of(reading: Reading) -> Case:
+    """Return the scenario of a row.
+
+    Raises:
+        UsageError: a part of the row is not known.
+    """
+    from moesim.hardware.parts import assemble
+    from moesim.model.formats import format_named
+    from moesim.model.shapes import named_shape
+
+    row, setting = reading.row, reading.setting
+    shape = named_shape(row.model)
+    machine = assemble(row.gpu or None, row.cpu, row.ram, row.pcie)
+    named = format_named(row.quant)
+    where = placed(setting, shape.num_layers, shape.moe_layers)
+    whole = sum("attn_q" in names for names in where.on_cpu)
+    experts = sum(bool(where.on_cpu[layer]) for layer in shape.moe_layers)
+    if reading.kind.name == CPU_ONLY:
+        whole_layers: int | str = "all"
+    else:
+        whole_layers = "all" if where.output_on_cpu and whole == shape.num_layers else whole
+    prompt = 0 if reading.group == "decode" or row.prompt is None else row.prompt
+    if reading.group == "prefill" and not prompt:
+        prompt = 512
+    depth = row.depth or 0
+    ubatch = setting.ubatch
+    scenario: dict[str, Any] = {
+        "name": f"row-{row.index}",
+        "trace": ".",
+        "model": {"shape": row.model, "format": row.quant},
+        "hardware": _hardware(reading),
+        "engine": {"profile": reading.engine.name, "interface": _interface(reading)},
+        "batching": {"max_sequences": max(1, row.batch)},
+        "workload": {"requests": max(1, row.batch)},
+        "bounds": False,
+        "seed": _SEED,
+    }
+    if ubatch is not None:
+        scenario["batching"]["token_budget"] = ubatch
+    if experts or whole_layers:
+        scenario["placement"] = {
+            "policy": "cpu_layers",
+            "options": {"layers": experts, "whole_layers": whole_layers},
+        }
+    else:
+        scenario["cache"] = {"initial_layers": len(shape.moe_layers)}
+    lengths = {"prompt": max(1, depth), "output": _DECODED}
+    if prompt:
+        lengths = {"prompt": depth + prompt, "output": 1}
+    else:
+        scenario["workload"]["prefill"] = "skip"
+    scenario["workload"]["lengths"] = lengths
+    notes = (*machine.supposed, *(f"not understood: {part!r}" for part in machine.unknown))
+    return Case(scenario, shape, machine, prompt, experts, whole_layers, (*notes, *named.rest))
+
+
+def _hardware(reading: Reading) -> dict[str, Any]:
+    row = reading.row
+    parts = {"gpu": row.gpu or "none", "cpu": row.cpu, "memory": row.ram, "pcie": row.pcie}
+    hardware: dict[str, Any] = {name: text for name, text in parts.items() if text}
+    if reading.setting.threads is not None:
+        hardware["cpu_threads"] = reading.setting.threads
+    return hardware
+
+
+def _interface(reading: Reading) -> str | None:
+    names = {"rocm": "hip", "cpu": None, "": None}
+    backend = reading.engine.backend.lower()
+    return names.get(backend, backend)
+
+
+def _tokens(case: Case, reading: Reading) -> int:
+    """Return the tokens of what `_seconds` returns."""
+    return case.prompt * reading.row.batch if case.prompt else reading.row.batch
+
+
+def _seconds(case: Case, *, reads: float = 1.0, kernels: float = 1.0) -> float:
+    """Return the seconds of one decode step, or of the last `prompt` tokens of a prompt.
+
+    `reads` multiplies the bandwidth at which weights are read, `kernels` all fixed times.
+    """
+    from moesim.serving.run_log import RunLog, StepEnded
+    from moesim.simulate.build import serve
+
+    plan = _plan(case, reads=reads, kernels=kernels)
+    log = RunLog(StepEnded)
+    _, end_ns = serve(plan, observers=[log])
+    ends = [0, *(record.now_ns for record in log.of(StepEnded))]
+    if not case.prompt:
+        steps = len(ends) - 1
+        return end_ns / steps / _SECOND_NS
+    timed = -(-case.prompt // plan.scenario.batching.token_budget)
+    return (ends[-1] - ends[-1 - timed]) / _SECOND_NS
+
+
+def _plan(case: Case, *, reads: float = 1.0, kernels: float = 1.0) -> Plan:
+    from moesim.scenario import Scenario
+    from moesim.simulate.build import prepare
+
+    plain = dict(case.scenario)
+    if reads != 1:
+        hardware = case.machine.hardware
+        key = "memory_bandwidth"
+        peak = hardware.memory_bytes_per_s
+        if case.layers_on_cpu or case.whole:
+            key, peak = "host_memory_bandwidth", hardware.host_memory_bytes_per_s or 0
+        plain["hardware"] = {**plain["hardware"], key: max(1, round(peak * reads))}
+    scenario = Scenario.model_validate(plain)
+    return prepare(scenario, _trace_of(case), engine=scenario.load_engine().scaled(kernels))
+
+
+def _bandwidth(plan: Plan) -> int:
+    hardware = plan.cost.hardware
+    if plan.places.elsewhere and hardware.host_memory_bytes_per_s is not None:
+        return hardware.host_memory_bytes_per_s
+    return hardware.memory_bytes_per_s
+
+
+def _trace_of(case: Case) -> Trace:
+    shape = case.shape
+    rows = max(_DECODED + 1, min(case.prompt, 2048) + 1)
+    return _trace(len(shape.moe_layers), shape.num_experts, shape.top_k, rows)
+
+
+@lru_cache(maxsize=4)
+def _trace(layers: int, experts: int, top_k: int, rows: int) -> Trace:
+    """Return one request whose tokens choose their experts at random, all equally likely."""
+    import numpy as np
+
+    from moesim.trace import Trace
+
+    rng = np.random.default_rng(_SEED)
+    keys = rng.random((rows, layers, experts), dtype=np.float32)
+    ids = np.argpartition(keys, top_k - 1, axis=2)[:, :, :top_k]
+    return Trace.from_arrays(
+        expert_ids=ids, seq_len=[rows], num_experts=experts, prompt_tokens=[rows - 1],
+        model="uniform routing",
+    )  # fmt: skip
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
