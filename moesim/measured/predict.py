@@ -6,6 +6,7 @@ measured value. Rows that the reading already declines do not reach it.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final, Literal, Protocol
@@ -69,9 +70,20 @@ class Reading:
     reason: str
 
     @property
+    def threads(self) -> int | None:
+        """Return the threads that the setting states, or else the text of the CPU; None if none."""
+        if self.setting.threads is not None:
+            return self.setting.threads
+        found = _THREADS.search(self.row.cpu)
+        return int(found[1] or found[2]) if found is not None else None
+
+    @property
     def notes(self) -> tuple[str, ...]:
         """Return all that was supposed or left out while reading."""
         return (*self.kind.notes, *self.setting.notes, *self.engine.notes)
+
+
+_THREADS: Final = re.compile(r"\b(\d{1,4}) ?threads?\b|-t (\d{1,4})\b", re.IGNORECASE)
 
 
 class Predictor(Protocol):

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass, fields
+import re
+from dataclasses import dataclass, fields, replace
 from typing import Annotated, Any, Final
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
@@ -33,7 +34,8 @@ class Row:
 
     Texts that are missing are "". `depth` counts tokens in the KV cache before the timed work,
     `prompt` tokens of the timed prompt, `allocated` tokens for which the cache has room. They are
-    None where unknown. `batch` counts sequences. `fit` permits `--fit two` to use the row.
+    None where unknown; a missing `prompt` of a prefill is that of a note like "pp512". `batch`
+    counts sequences. `fit` permits `--fit two` to use the row.
     """
 
     index: int = 0
@@ -47,7 +49,6 @@ class Row:
     engine: str = ""
     setting: str = ""
     metric: str = ""
-    note: str = ""
     placement: str = ""
     grade: str = ""
     depth: int | None = None
@@ -59,10 +60,14 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """A row and its measured tokens per second; None where the row has no value."""
+    """A row, its measured tokens per second (None where there are none), and the author's note.
+
+    A note may quote what was measured, so it is kept apart from the row too.
+    """
 
     row: Row
     value: float | None
+    note: str = ""
 
 
 def read_rows(path: str | os.PathLike[str]) -> list[Row]:
@@ -148,9 +153,14 @@ _TEXTS: Final = frozenset(field.name for field in fields(Row) if field.type == "
 def _measured(index: int, checked: _Fields) -> Measured:
     given = {name: value for name in _GIVEN if (value := getattr(checked, name)) is not None}
     texts = {name: value.strip() for name, value in given.items() if name in _TEXTS}
-    return Measured(Row(index=index, **{**given, **texts}), checked.value)
+    row, note = Row(index=index, **{**given, **texts}), checked.note or ""
+    timed = _PROMPT.search(note)
+    if timed is not None and row.prompt is None and row.metric.startswith("prefill"):
+        row = replace(row, prompt=int(timed[1] or timed[2]))
+    return Measured(row, checked.value, note.strip())
 
 
+_PROMPT: Final = re.compile(r"^pp ?(\d{1,7})\b|\bubatch of (\d{1,7})\b", re.IGNORECASE)
 _GIVEN: Final = tuple(field.name for field in fields(Row) if field.name != "index")
 
 

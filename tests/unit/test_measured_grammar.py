@@ -7,8 +7,11 @@ import re
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from paths import ROOT
 
+from moesim.measured.engine_text import read_engine
 from moesim.measured.grammar import MOST_CHARACTERS, read_setting
 from moesim.measured.places import EXPERTS, Layers, Rule, experts_on_cpu
 from moesim.measured.setting import ALL_LAYERS, Setting, placed
@@ -105,6 +108,8 @@ def test_a_form_of_placement_says_whose_experts_are_on_the_cpu(
         ("ncmoe=5", "experts"),
         ("ncmoe=0", "gpu"),
         ("-ngl 99 -ncmoe 5", "experts"),
+        ("-ncmoe 5 -ngl 99", "experts"),
+        ("-ncmoe 5 -ngl 4", "experts"),
         ("ngl=4", "layers"),
         ("ngl=0", "layers"),
         ("ngl=99", "gpu"),
@@ -280,6 +285,18 @@ def test_long_texts_of_separators_and_brackets_end() -> None:
         "first 1 " * 200,
     ):
         read_setting(part)
+
+
+WORDS = ["ncmoe", "-ngl", "-ot", "exps=CPU", "blk.1=CPU", "=", " ", ",", "(", "first", "layers"]
+WORDS += ["on", "GPU", "rest", "CPU", "12", "1-5", "of", "kv=", "q8_0", "VRAM", "\x00", "\ud800"]
+
+
+@given(st.one_of(st.text(max_size=60), st.lists(st.sampled_from(WORDS), max_size=12).map(" ".join)))
+def test_any_text_is_read_or_gives_a_reason(text: str) -> None:
+    setting = read_setting(text)
+    assert not (setting.reason and not setting.unknown and "pattern" not in setting.reason)
+    read_engine(text, text)
+    placed(setting, 10, MOE)
 
 
 def documented() -> list[str]:

@@ -130,6 +130,23 @@ def test_a_reading_says_why_a_row_cannot_be_predicted(changed: dict[str, Any], r
     assert said == reason or (reason and reason in said)
 
 
+@pytest.mark.parametrize(
+    ("setting", "cpu", "threads"),
+    [
+        ("t=4", "EPYC, 32 threads", 4),
+        ("", "Ryzen 9 7950X, 16 threads", 16),
+        ("", "Core Ultra 7 265K -t 16", 16),
+        ("", "30 vCPU host, STREAM Triad 93.7 GB/s at 30 threads", 30),
+        ("", "EPYC 7773X, 64 cores", None),
+        ("", "", None),
+    ],
+)
+def test_threads_are_those_of_the_setting_or_else_of_the_cpu(
+    setting: str, cpu: str, threads: int | None
+) -> None:
+    assert read(Row(setting=setting, cpu=cpu)).threads == threads
+
+
 def test_an_interval_holds_its_prediction() -> None:
     Prediction(2, 1, 3)
     for wrong in ((2, 3, 4), (2, 1, 1.5), (0, 0, 1), (2, 1, float("inf")), (float("nan"), 1, 2)):

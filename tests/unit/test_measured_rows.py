@@ -24,6 +24,28 @@ def test_a_row_has_no_value() -> None:
     assert not hasattr(Row(), "value")
 
 
+def test_a_row_has_no_note_because_it_may_quote_the_value(tmp_path: Path) -> None:
+    (read,) = read_measured(written(tmp_path, [{"note": " 33-34 tok/s"}]))
+    assert (read.note, "33-34" in repr(read.row)) == ("33-34 tok/s", False)
+
+
+@pytest.mark.parametrize(
+    ("fields", "prompt"),
+    [
+        ({"note": "pp512 sd 1.2", "metric": "prefill_tok_s"}, 512),
+        ({"note": "ubatch of 256 at depth", "metric": "prefill_tok_s"}, 256),
+        ({"note": "pp512", "metric": "prefill_tok_s", "prompt": 8}, 8),
+        ({"note": "pp512", "metric": "decode_tok_s"}, None),
+        ({"note": "128 tokens", "metric": "prefill_tok_s"}, None),
+    ],
+)
+def test_a_missing_prompt_is_read_from_the_note(
+    fields: dict[str, Any], prompt: int | None, tmp_path: Path
+) -> None:
+    (row,) = read_rows(written(tmp_path, [fields]))
+    assert row.prompt == prompt
+
+
 def test_fields_are_read_and_the_value_is_kept_apart(tmp_path: Path) -> None:
     given = {"model": "M ", "depth": 512, "batch": 2, "fit": True, "value": 3, "unit": [1]}
     (read,) = read_measured(written(tmp_path, [given]))

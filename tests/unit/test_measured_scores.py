@@ -45,6 +45,11 @@ def test_medians_shares_and_intervals_agree_with_numbers_by_hand() -> None:
     assert scores["coverage"] == 0.8
 
 
+@pytest.mark.parametrize(("value", "inside"), [(49, 0), (50, 1), (200, 1), (201, 0)])
+def test_an_interval_includes_its_ends(value: float, inside: float) -> None:
+    assert decode([Prediction(100, 50, 200)], [value])["inside"] == inside
+
+
 def test_a_limit_includes_an_error_that_equals_it() -> None:
     scores = decode([near(125), near(140)], [100, 100])
     assert scores["within_25_pct"] == np.mean([abs(error_pct(125, 100)) <= 25, False])
