@@ -135,7 +135,10 @@ class Loads:
         if kind.kv_numbers:
             entries = _entries(kind, batch) + batch.tokens
             nbytes = entries * stored_bytes(kind.kv_numbers, self.shape.kv_bits)
-        flops += batch.tokens * kind.state_flops
+        if kind.index_numbers:  # an index scores all positions, of which attention reads few
+            entry_bytes = stored_bytes(kind.index_numbers, self.shape.kv_bits)
+            nbytes += (batch.kv_tokens + batch.tokens) * entry_bytes
+        flops += batch.pairs * kind.index_flops + batch.tokens * kind.state_flops
         return Load(flops, nbytes + 2 * batch.sequences * kind.state_bytes)
 
 

@@ -148,6 +148,8 @@ class _LayerKindProfile(Strict):
     mla: _MlaProfile | None = None
     state_bytes: Count = 0
     state_flops: Count = 0
+    index_flops: Count = 0
+    index_numbers: Count = 0
 
     def resolve(self) -> LayerKind:
         """Return the kind of layer."""

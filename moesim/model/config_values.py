@@ -51,6 +51,7 @@ _KINDS: Final[dict[str, tuple[str, Callable[[Any], bool]]]] = {
     "attn_type_list": ("a list of 0 and 1", _is_list_of(_is_count)),
     "hybrid_layer_pattern": ("a list of 0 and 1", _is_list_of(_is_count)),
     "full_attn_idxs": ("a list of layer numbers", _is_list_of(_is_count)),
+    "indexer_types": ("a list of texts", _is_list_of(_is_text)),
     "per_layer_config": ("a JSON object", lambda value: isinstance(value, Mapping)),
 }
 """The rule of each value that is not a size; sizes are checked when they are read."""

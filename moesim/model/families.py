@@ -16,6 +16,7 @@ from moesim.model.layers import LayerKind
 from moesim.model.mixers import (
     attention,
     delta_net,
+    kimi_delta,
     lightning,
     mamba1,
     mamba2,
@@ -254,6 +255,131 @@ def _gated_attention(read: Values, shape: ModelShape) -> ModelShape:
     return _with_ffns(shape, _mixed(read, shape, [known[0]] * shape.num_layers, kinds))
 
 
+def _latent(shape: ModelShape, gate: int = 0) -> LayerKind:
+    """Return latent attention; `gate` is the width of a gate on its output."""
+    mla = shape.mla
+    if mla is None:
+        raise UsageError("the model configuration lacks kv_lora_rank")
+    return LayerKind(
+        shape.attention_params + shape.hidden * gate,
+        heads=shape.num_heads,
+        key_dim=mla.nope_dim + mla.rope_dim,
+        value_dim=mla.value_dim,
+        kv_numbers=mla.kv_rank + mla.rope_dim,
+        mla=mla,
+    )
+
+
+def _spelled_kimi(read: Values) -> Mapping[str, Any]:
+    values = dict(read.values)
+    part = read.get("linear_attn_config")
+    if isinstance(part, Mapping):
+        inner = Values(part)
+        values["linear_head_dim"] = inner.optional("head_dim")
+        values["linear_num_heads"] = inner.optional("num_heads")
+        values["linear_conv_kernel_dim"] = inner.optional("short_conv_kernel_size")
+        full = inner.get("full_attn_layers")  # counted from 1
+        inner.get("kda_layers")
+        inner.check_keys()
+        if isinstance(full, list) and not values.get("layer_types"):
+            count = read.size("num_hidden_layers", most=10_000)
+            values["layer_types"] = [
+                "full_attention" if layer + 1 in full else "linear_attention"
+                for layer in range(count)
+            ]
+    read.read.add("mla_use_nope")
+    return values
+
+
+def _kimi_linear(read: Values, shape: ModelShape) -> ModelShape:
+    """Kimi delta attention, and latent attention in some layers."""
+    linear = kimi_delta(
+        shape.hidden,
+        heads=read.size("linear_num_heads"),
+        head_dim=read.size("linear_head_dim"),
+        kernel=read.size("linear_conv_kernel_dim"),
+        low_rank=True,
+    )
+    default = [
+        "full_attention" if layer and layer % 4 == 0 else "linear_attention"
+        for layer in range(shape.num_layers)
+    ]
+    kinds = {"linear_attention": _always(linear), "full_attention": _always(_latent(shape))}
+    return _with_ffns(shape, _mixed(read, shape, default, kinds))
+
+
+def _bailing_hybrid(read: Values, shape: ModelShape) -> ModelShape:
+    """Kimi delta attention without bottlenecks, and latent attention with a gate a head."""
+    # Written configurations replace the width of a head by that of its rotary part.
+    linear = kimi_delta(
+        shape.hidden,
+        heads=read.optional("linear_num_heads") or shape.num_heads,
+        head_dim=read.optional("linear_head_dim") or shape.head_dim,
+        kernel=read.optional("linear_conv_kernel_dim", "short_conv_kernel_size") or 4,
+        low_rank=False,
+    )
+    read.read.update(("short_conv_kernel_size", "kda_safe_gate"))
+    group = read.optional("layer_group_size") or 6
+    default = _every(group, shape.num_layers, "full_attention", "linear_attention")
+    latent = _latent(shape, shape.num_heads)
+    kinds = {"linear_attention": _always(linear), "full_attention": _always(latent)}
+    return _with_ffns(shape, _mixed(read, shape, default, kinds))
+
+
+def _indexed(read: Values, shape: ModelShape) -> ModelShape:
+    """DeepSeek sparse attention: an index of its own heads chooses the positions of a layer.
+
+    In GLM-5 some layers take the choice of an earlier one, and have no index of their own.
+    Source: DeepSeek-V3.2 (2025), section 2.1.
+    """
+    heads, width = read.size("index_n_heads"), read.size("index_head_dim")
+    rank = shape.mla.q_rank if shape.mla else None
+    if rank is None:
+        raise UsageError("the model configuration lacks q_lora_rank, which an index needs")
+    shared = replace(_latent(shape), window=read.size("index_topk"))
+    index = rank * heads * width + shape.hidden * (width + heads)
+    full = replace(
+        shared,
+        params=shared.params + index,
+        index_flops=2 * heads * width,
+        index_numbers=width,
+    )
+    types = read.kinds("indexer_types", shape.num_layers)
+    for key in ("index_topk_freq", "index_topk_pattern"):
+        if not types and read.get(key) not in (None, 1):
+            raise UsageError(
+                f"the model configuration has {key} = {shown(read.values[key])} without "
+                "indexer_types, which is not understood"
+            )
+    read.read.update(("index_skip_topk_offset", "index_share_for_mtp_iteration"))
+    read.read.update(("index_topk_freq", "index_topk_pattern", "indexer_rope_interleave"))
+    known = ("indexed_attention", "full_attention", "deepseek_sparse_attention")
+    kinds = {
+        name: lambda layer: shared if types and types[layer] == "shared" else full for name in known
+    }
+    return _with_ffns(shape, _mixed(read, shape, [known[0]] * shape.num_layers, kinds))
+
+
+def _laguna(read: Values, shape: ModelShape) -> ModelShape:
+    """Layers have their own numbers of heads, and a gate on each head or on its whole output."""
+    heads = read.get("num_attention_heads_per_layer") or [shape.num_heads] * shape.num_layers
+    if not isinstance(heads, list) or not all(isinstance(one, int) and one > 0 for one in heads):
+        raise UsageError(
+            "the model configuration has num_attention_heads_per_layer = "
+            f"{shown(heads)}, not a list of sizes"
+        )
+    _check_length(shape, "num_attention_heads_per_layer", heads)
+    gating = read.get("gating")
+    whole = shape.head_dim if gating not in (True, "per-head") else 1
+    layers = []
+    for layer, count in enumerate(heads):
+        mixer = attention(shape.hidden, count, shape.num_kv_heads, shape.head_dim)
+        window = shape.window if layer in shape.windowed_layers else None
+        gated = mixer.params + shape.hidden * count * whole
+        layers.append(replace(mixer, params=gated, window=window))
+    return _with_ffns(shape, layers)
+
+
 def _spelled_lfm2(read: Values) -> Mapping[str, Any]:
     values = dict(read.values)
     tied = read.get("tie_embedding")
@@ -446,13 +572,18 @@ def _check_length(shape: ModelShape, key: str, values: Sequence[Any]) -> None:
 FAMILIES: Final[Mapping[str, Family]] = {
     "afmoe": Family(layers=_gated_attention),
     "aria_text": Family(_spelled_aria),
+    "bailing_hybrid": Family(layers=_bailing_hybrid),
     "beam": Family(layers=_gated_attention),
     "cohere2_moe": Family(_spelled_cohere2, tied=True),
     "dbrx": Family(_spelled_dbrx),
+    "deepseek_v32": Family(layers=_indexed),
     "gemma4_text": Family(_spelled_gemma4, _gemma4, tied=True),
+    "glm_moe_dsa": Family(layers=_indexed),
     "granitemoehybrid": Family(layers=_granite_hybrid),
     "hunyuan_v1_moe": Family(_spelled_hunyuan),
     "jamba": Family(_spelled_jamba, _jamba),
+    "kimi_linear": Family(_spelled_kimi, _kimi_linear),
+    "laguna": Family(layers=_laguna),
     "lfm2_moe": Family(_spelled_lfm2, _lfm2, tied=True),
     "llama4_text": Family(_spelled_llama4),
     "mimo_v2_flash": Family(_spelled_mimo, _mimo),

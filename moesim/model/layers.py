@@ -34,7 +34,9 @@ class LayerKind:
     - `routed`: whether the layer has routed experts.
     - `heads`, `key_dim`, `value_dim`: attention, and the sizes of one head; 0: no attention.
     - `kv_numbers`: the numbers that a token leaves in the KV cache.
-    - `window`: attention is limited to that many last positions.
+    - `window`: attention is limited to that many positions, the last or chosen ones.
+    - `index_flops`: the operations in which an index scores one pair, to choose positions.
+    - `index_numbers`: the numbers that a token leaves in the cache of the index.
     - `mla`: latent attention; its sizes replace `key_dim` and `value_dim`.
     - `state_bytes`: the recurrent state of one sequence, read and written once a step.
     - `state_flops`: the operations of one token on the state.
@@ -50,3 +52,10 @@ class LayerKind:
     mla: Mla | None = None
     state_bytes: int = 0
     state_flops: int = 0
+    index_flops: int = 0
+    index_numbers: int = 0
+
+    @property
+    def cached_numbers(self) -> int:
+        """The numbers that a token leaves in all caches of the layer."""
+        return self.kv_numbers + self.index_numbers

@@ -8,7 +8,15 @@ from __future__ import annotations
 
 from moesim.model.layers import LayerKind
 
-__all__ = ["attention", "delta_net", "lightning", "mamba1", "mamba2", "short_convolution"]
+__all__ = [
+    "attention",
+    "delta_net",
+    "kimi_delta",
+    "lightning",
+    "mamba1",
+    "mamba2",
+    "short_convolution",
+]
 
 _STATE_BYTES, _INPUT_BYTES = 4, 2
 
@@ -42,6 +50,21 @@ def delta_net(
     return LayerKind(
         hidden * (mixed + values + 2 * value_heads) + mixed * kernel + values * hidden,
         state_bytes=_STATE_BYTES * state + _INPUT_BYTES * mixed * (kernel - 1),
+        state_flops=6 * state,
+    )
+
+
+def kimi_delta(hidden: int, *, heads: int, head_dim: int, kernel: int, low_rank: bool) -> LayerKind:
+    """Return Kimi delta attention (Kimi Linear, 2025, arXiv 2510.26692), with a decay a channel.
+
+    `low_rank`: the gates of decay and output pass a bottleneck as wide as a head.
+    """
+    width = heads * head_dim
+    gate = head_dim * (hidden + width) if low_rank else hidden * width
+    state = width * head_dim
+    return LayerKind(
+        hidden * (4 * width + heads) + 3 * width * kernel + 2 * gate,
+        state_bytes=_STATE_BYTES * state + _INPUT_BYTES * 3 * width * (kernel - 1),
         state_flops=6 * state,
     )
 

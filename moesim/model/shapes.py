@@ -305,12 +305,12 @@ class ModelShape:
 
     def kv_bytes_of(self, layer: int) -> int:
         """Return the bytes of one token in the KV cache of a layer; 0 if it attends to none."""
-        return stored_bytes(self.kind(layer).kv_numbers, self.kv_bits)
+        return stored_bytes(self.kind(layer).cached_numbers, self.kv_bits)
 
     @property
     def kv_bytes_per_token(self) -> int:
         """Bytes of one token in the KV cache of all layers and of a decoupled router."""
-        layers = sum(stored_bytes(kind.kv_numbers, self.kv_bits) for kind in self.all_kinds())
+        layers = sum(stored_bytes(kind.cached_numbers, self.kv_bits) for kind in self.all_kinds())
         return layers + self.router_kv_bytes_per_token
 
     @property

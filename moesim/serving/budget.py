@@ -86,7 +86,7 @@ class OnGpu:
         for lane, kind in zip(lanes, shape.all_kinds(), strict=False):
             if lane != GPU:
                 fixed -= stored_bytes(kind.params, shape.weight_bits)
-                kv -= stored_bytes(kind.kv_numbers, shape.kv_bits)
+                kv -= stored_bytes(kind.cached_numbers, shape.kv_bits)
                 states -= kind.state_bytes
         if lanes and lanes[-1] != GPU:
             fixed -= shape.end_bytes

@@ -54,6 +54,15 @@ def test_each_kind_has_its_own_load() -> None:
     assert loads.layer(3, longer) == loads.layer(3, BATCH) == (2 * 5 * 700, 1400)
 
 
+def test_an_index_scores_all_positions_and_attention_reads_the_chosen_ones() -> None:
+    kind = replace(WINDOWED, index_flops=32, index_numbers=8)
+    shape = with_layers(BASE, [kind] * 4)
+    flops, nbytes = Loads(SHAPE).layer(1, BATCH)
+    assert Loads(shape).layer(0, BATCH) == (flops + 200 * 32, nbytes + 45 * 16)
+    assert shape.kv_bytes_per_token == 4 * (20 + 16)
+    assert OnGpu.of(shape, ["cpu", "gpu", "gpu", "gpu", "gpu"]).kv_bytes_per_token == 3 * 36
+
+
 def test_a_step_prices_each_layer_by_its_kind() -> None:
     cost = CostModel(load_hardware("t4"), with_layers(BASE, [LINEAR, FULL, LINEAR, FFN_ONLY]))
     each = [
