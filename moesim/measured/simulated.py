@@ -119,7 +119,7 @@ def case_of(reading: Reading) -> Case:
         "name": f"row-{row.index}",
         "trace": ".",
         "model": {"shape": row.model, "format": row.quant},
-        "hardware": _hardware(reading),
+        "hardware": _hardware(reading, machine),
         "engine": {"profile": reading.engine.name, "interface": _interface(reading)},
         "batching": {"max_sequences": max(1, row.batch)},
         "workload": {"requests": max(1, row.batch)},
@@ -145,12 +145,14 @@ def case_of(reading: Reading) -> Case:
     return Case(scenario, shape, machine, prompt, experts, whole_layers, (*notes, *named.rest))
 
 
-def _hardware(reading: Reading) -> dict[str, Any]:
+def _hardware(reading: Reading, machine: Machine) -> dict[str, Any]:
     row = reading.row
     parts = {"gpu": row.gpu or "none", "cpu": row.cpu, "memory": row.ram, "pcie": row.pcie}
     hardware: dict[str, Any] = {name: text for name, text in parts.items() if text}
-    if reading.setting.threads is not None:
-        hardware["cpu_threads"] = reading.setting.threads
+    threads = reading.threads
+    if threads is not None and machine.hardware.cpu_cores is not None:
+        # Threads beyond the cores share them.
+        hardware["cpu_threads"] = max(1, min(threads, machine.hardware.cpu_cores))
     return hardware
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from moesim.config.units import format_bytes, format_duration_ns
 from moesim.cost.choice import cost_of, cpu_cost_of
@@ -76,6 +76,9 @@ if TYPE_CHECKING:
     from moesim.machine.protocol import Machine
     from moesim.policies.batching.base import Batching
     from moesim.policies.eviction.base import Eviction
+
+
+_UNKNOWN_BYTES: Final = 1 << 44  # 16 TiB: host memory whose size is not known limits nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,7 +210,11 @@ def prepare(
     topology = topology_for(scenario, hardware)
     lanes = layer_lanes(placement, shape, topology)
     on_gpu = OnGpu.of(shape, lanes)
-    budget = plan_budget(scenario, shape, hardware.vram_bytes, kv_tokens, on_gpu)
+    # A machine without a GPU keeps in host memory what a budget divides.
+    memory_bytes = hardware.vram_bytes
+    if not hardware.has_gpu:
+        memory_bytes = hardware.host_memory_bytes or _UNKNOWN_BYTES
+    budget = plan_budget(scenario, shape, memory_bytes, kv_tokens, on_gpu)
     check_recomputes(scenario, parts.requests, budget.kv_blocks)
     kv_tokens_held = budget.kv_blocks * scenario.memory.kv_block_tokens
     kv_bytes_on_host = kv_tokens_held * (shape.kv_bytes_per_token - on_gpu.kv_bytes_per_token)
