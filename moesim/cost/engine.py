@@ -41,14 +41,15 @@ class Peaks(NamedTuple):
 class KernelTimes:
     """The times of an engine's kernels on one processor."""
 
-    def __init__(self, kernels: Kernels, peaks: Peaks) -> None:
+    def __init__(self, kernels: Kernels, peaks: Peaks, threads: int = 0) -> None:
         self.kernels = kernels
         self.peaks = peaks
+        self._kernel_ns = kernels.kernel_ns + threads * kernels.thread_ns
 
     def fixed_ns(self, parts: Sequence[Part]) -> int:
         """Return the fixed times of the kernels of all parts."""
         numbers = [self.kernels.number(part.kernels) for part in parts if part.kernels]
-        return sum(numbers) * self.kernels.kernel_ns
+        return sum(numbers) * self._kernel_ns
 
     def moving_ns(self, part: Part) -> int:
         """Return the longer of a part's traffic and arithmetic."""
@@ -74,7 +75,7 @@ class KernelTimes:
         number = kernels.numbers["experts"]
         if step_rows > kernels.vector_rows:
             number += kernels.numbers.get("each_expert", 0) * experts
-        return number * kernels.kernel_ns
+        return number * self._kernel_ns
 
 
 class EngineCost(CostModel):
@@ -167,7 +168,9 @@ class EngineCpuCost(CpuCost):
         peak = host_read_bytes_per_s(hardware)
         if threads and hardware.core_memory_bytes_per_s is not None:
             peak = min(peak, hardware.core_memory_bytes_per_s * threads)
-        self.times = KernelTimes(kernels, Peaks(flops, int8 or flops, peak))
+        if (hardware.cpu_sockets or 1) > 1:
+            peak = round(peak * kernels.sockets)
+        self.times = KernelTimes(kernels, Peaks(flops, int8 or flops, peak), threads or 0)
 
     def call(self, op: Op) -> Call:
         if isinstance(op, Experts):

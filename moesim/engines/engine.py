@@ -51,12 +51,13 @@ class Origin:
 class Kernels:
     """How an engine's kernels run on one kind of processor.
 
-    A kernel takes `kernel_ns`, and then the longer of its traffic and its arithmetic. `numbers` are
+    A kernel takes `kernel_ns`, and `thread_ns` for each thread of a CPU, and then the longer of its traffic and its arithmetic. `numbers` are
     the kernels of the parts of an operation: attention, linear, router, experts, each_expert,
     shared, dense, tail. `bandwidth` and `compute` are shares of the peaks, by family of stored
     formats, with `other` for those that are not listed; `bandwidth` has `kv` too. A product of n
     rows takes the arithmetic of n + `padding` rows; in a step of at most `vector_rows` rows there
-    is no padding, and each row after the first adds `vector_row` of the first row's traffic.
+    is no padding, and each row after the first adds `vector_row` of the first row's traffic. With
+    several sockets, reads reach the share `sockets` of the bandwidth of all.
     """
 
     kernel_ns: int
@@ -66,6 +67,8 @@ class Kernels:
     padding: float = 0
     vector_rows: int = 1
     vector_row: float = 0
+    thread_ns: int = 0
+    sockets: float = 1
 
     def number(self, part: str) -> int:
         """Return the number of kernels of a part; those of attention stand for `latent` and `linear`."""
@@ -121,7 +124,11 @@ class Engine:
         """Return the engine with all its fixed times multiplied by `factor`, for fits."""
 
         def scale(kernels: Kernels) -> Kernels:
-            return replace(kernels, kernel_ns=round(kernels.kernel_ns * factor))
+            return replace(
+                kernels,
+                kernel_ns=round(kernels.kernel_ns * factor),
+                thread_ns=round(kernels.thread_ns * factor),
+            )
 
         return replace(
             self,
@@ -222,6 +229,8 @@ def _resolve(profile: EngineProfile) -> Engine:
             padding=value(f"{key}.padding", part.padding),
             vector_rows=value(f"{key}.vector_rows", part.vector_rows),
             vector_row=value(f"{key}.vector_row", part.vector_row, 0.0),
+            thread_ns=value(f"{key}.thread", part.thread, 0),
+            sockets=value(f"{key}.sockets", part.sockets, 1.0),
         )
 
     host = profile.host

@@ -75,6 +75,14 @@ class KernelsProfile(Strict):
     kernel: EngineFigure[Duration] = Field(
         description="Time of one kernel beside its traffic and arithmetic."
     )
+    thread: EngineFigure[Duration] | None = Field(
+        None, description="What each thread of a CPU adds to it: they wait for one another."
+    )
+    sockets: EngineFigure[PositiveShare] | None = Field(
+        None,
+        description="Share of the bandwidth of all sockets that reads reach where a machine has "
+        "several.",
+    )
     numbers: EngineFigure[Numbers]
     bandwidth: EngineFigure[Shares] = Field(
         description="Share of the peak memory bandwidth that reading weights reaches, by family."

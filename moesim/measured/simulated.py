@@ -20,6 +20,7 @@ from moesim.measured.setting import placed
 
 if TYPE_CHECKING:
     from moesim.hardware.parts import Machine
+    from moesim.measured.rows import Row
     from moesim.model.shapes import ModelShape
     from moesim.simulate.build import Plan
     from moesim.trace import Trace
@@ -28,6 +29,8 @@ __all__ = ["Simulated"]
 
 _DECODED: Final = 4  # tokens of a decode row that are simulated; their times hardly differ
 _SEED: Final = 0
+_SHORT: Final = 2048
+_UBATCH: Final = 512
 _SECOND_NS: Final = 10**9
 _KV_BITS: Final = {"f32": 32, "f16": 16, "bf16": 16, "q8_0": 8.5, "q5_1": 6, "q5_0": 5.5,
                    "q4_1": 5, "q4_0": 4.5, "iq4_nl": 4.5}  # fmt: skip
@@ -110,10 +113,7 @@ def case_of(reading: Reading) -> Case:
         whole_layers: int | str = "all"
     else:
         whole_layers = "all" if where.output_on_cpu and whole == shape.num_layers else whole
-    prompt = 0 if reading.group == "decode" or row.prompt is None else row.prompt
-    if reading.group == "prefill" and not prompt:
-        prompt = 512
-    depth = row.depth or 0
+    prompt, depth = (0, row.depth or 0) if reading.group == "decode" else _prompt(row)
     ubatch = setting.ubatch
     scenario: dict[str, Any] = {
         "name": f"row-{row.index}",
@@ -133,6 +133,9 @@ def case_of(reading: Reading) -> Case:
             "policy": "cpu_layers",
             "options": {"layers": experts, "whole_layers": whole_layers},
         }
+        # Repacked weights have the layout of the CPU's kernels, so the GPU cannot use them.
+        if setting.repack or setting.op_offload is False:
+            scenario["placement"]["options"]["copy_rows"] = None
     else:
         scenario["cache"] = {"initial_layers": len(shape.moe_layers)}
     lengths = {"prompt": max(1, depth), "output": _DECODED}
@@ -143,6 +146,17 @@ def case_of(reading: Reading) -> Case:
     scenario["workload"]["lengths"] = lengths
     notes = (*machine.supposed, *(f"not understood: {part!r}" for part in machine.unknown))
     return Case(scenario, shape, machine, prompt, experts, whole_layers, (*notes, *named.rest))
+
+
+def _prompt(row: Row) -> tuple[int, int]:
+    """Return the tokens of a timed prompt, and those before it.
+
+    A short depth without a prompt is the prompt: people who time `pp512` write 512 there.
+    """
+    depth = row.depth or 0
+    if row.prompt:
+        return row.prompt, depth
+    return (depth, 0) if 0 < depth <= _SHORT else (_UBATCH, depth)
 
 
 def _hardware(reading: Reading, machine: Machine) -> dict[str, Any]:
