@@ -175,7 +175,7 @@ def _show_cpus(listing: Listing) -> None:
 def _show_sources(listing: Listing, keys: tuple[str, ...]) -> None:
     """Print the sources of each family once; all figures of a catalogue are assumed."""
     typer.echo("\nAll figures are assumed. Sources:")
-    sources = {part["family"]: " ".join(part[key] for key in keys) for part in listing.values()}
+    sources = {part["family"]: "; ".join(part[key] for key in keys) for part in listing.values()}
     for family, text in sources.items():
         typer.echo(f"  {family}: {text}")
 

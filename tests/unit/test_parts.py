@@ -155,6 +155,8 @@ def test_rates_are_those_that_vendors_publish(name: str, tflops: float, int8_top
         ("Apple M3 Max 128GB", "m3-max"),
         ("3060 12GB", "rtx-3060-12gb"),
         ("DGX Spark GB10", "gb10"),
+        ("24GB, RTX 3090", "rtx-3090"),
+        ("4x3090", "rtx-3090"),
     ],
 )
 def test_a_card_is_read_from_its_text(text: str, name: str) -> None:
@@ -205,6 +207,9 @@ def test_a_text_may_say_that_there_is_no_card(text: str | None) -> None:
         ("EPYC 9354 x2", "epyc-9354", (2, 2), None),
         ("Ryzen AI MAX+ 395", "ryzen-ai-max-plus-395", (1, 1), None),
         ("6 cores", "unnamed", (1, 1), None),
+        ("13th Gen Intel(R) Core(TM) i9-13900K", "i9-13900k", (1, 1), None),
+        ("Intel(R) Xeon(R) Gold 6330 CPU @ 2.00GHz", "xeon-gold-6330", (1, 1), None),
+        ("Ryzen 9 5950X 16C/32T", "ryzen-9-5950x", (1, 1), None),
     ],
 )
 def test_a_processor_is_read_from_its_text(
@@ -235,6 +240,7 @@ def test_a_processor_s_text_may_hold_figures() -> None:
     [
         ("96 GB DDR5-6400 dual channel", "DDR5", 6400, 2, 96),
         ("8ch DDR5", "DDR5", None, 8, None),
+        ("192GB DDR5 @ 5200", "DDR5", 5200, None, 192),
         ("DDR5-5600 x2", "DDR5", 5600, 2, None),
         ("64GB DDR4 3200MHz", "DDR4", 3200, None, 64),
         ("2x32GB DDR5-6000 CL30", "DDR5", 6000, None, 64),

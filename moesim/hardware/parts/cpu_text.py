@@ -13,6 +13,13 @@ from moesim.hardware.parts.tables import Cpu, cpus
 
 __all__ = ["CpuText", "cpu_named"]
 
+_HARMLESS: Final = (
+    "host",
+    "machine",
+    r"\d+c/\d+t",
+    r"\d+th gen",
+    r"CPU @ [\d.]+ ?GHz",  # the base clock, which is not that of all cores
+)
 _NOT_NAMED: Final = re.compile(r"\s*(?:unstated|unknown|not stated|\?|n/a)?\s*", re.IGNORECASE)
 
 
@@ -87,7 +94,7 @@ def cpu_named(text: str) -> CpuText:
     fclk = _number(scanner, r"\bFCLK\s*(?:at\s*)?(\d+)(?:\s*MHz)?\b")
     one_node = scanner.first(r"\b(?:on\s+)?(?:one|1|single)\s+(?:NUMA\s+)?(?:node|socket)\b")
     counted = (
-        scanner.first(r"^\s*(\d+)\s*[x×]\s+")
+        scanner.first(r"^\s*(\d{1,2})\s*[x×]\s*")
         or scanner.first(r"^\s*(dual)\s+")
         or scanner.first(r"\s[x×]\s*(\d)\s*$")
     )
@@ -96,7 +103,7 @@ def cpu_named(text: str) -> CpuText:
         cores = max(1, virtual // 2)
         supposed.append(f"{virtual} virtual processors are the threads of {cores} cores")
     # Only the first part can be the name; in others a number may stand for anything.
-    name, *remarks = scanner.rest("host", "machine", "@") or ("",)
+    name, *remarks = scanner.rest(*_HARMLESS) or ("",)
     if name:
         named = _index().find(name)
         cpu, unknown = named.parts[0], (*named.rest, *remarks)

@@ -57,13 +57,13 @@ def gpu_named(text: str | None) -> GpuText:
             text = pattern.sub(name, text)
             supposed.append(why)
     scanner = Scanner(text)
-    counted = scanner.first(r"^\s*(\d+)\s*[x×]\s+") or scanner.first(r"\s[x×]\s*(\d+)\s*$")
+    counted = scanner.first(r"^\s*(\d{1,2})\s*[x×]\s*") or scanner.first(r"\s[x×]\s*(\d+)\s*$")
     list(scanner.take(r"\b(?:HBM|GDDR)\d\w*\b"))
     # Only a size that stands alone: `rtx-4060-ti-16gb` has it as well.
     sized = scanner.first(r"(?<![\d.])(\d+(?:\.\d+)?)[\s-]*Gi?B\b")
     size = round(float(sized[1]) * 2**30) if sized else None
-    remarks = scanner.pieces[1:]
-    named = _index().find(scanner.pieces[0] if scanner.pieces else text)
+    name, *remarks = [piece for piece in scanner.pieces if piece.strip()] or [text]
+    named = _index().find(name)
     card = _of_size(named.parts, size, text, supposed)
     unknown = list(named.rest) + [piece for piece in remarks if not _agrees(card, piece)]
     count = int(counted[1]) if counted else 1

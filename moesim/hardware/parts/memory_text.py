@@ -67,7 +67,7 @@ def memory_named(text: str) -> MemoryText:
     modules = scanner.first(r"\b(\d+)\s*[x×]\s*(\d+)\s*Gi?B\b")
     sized = scanner.first(r"(\d+(?:\.\d+)?)\s*([GT])i?B\b")
     typed = scanner.first(
-        r"\b(LPDDR[345]X?|DDR[345])(?:[\s-]*(\d{4,5}))?(?:\s*(?:MT/s|MHz|MT))?(?:\s*x\s*(\d+)\b)?"
+        r"\b(LPDDR[345]X?|DDR[345])(?:[\s@-]*(\d{4,5}))?(?:\s*(?:MT/s|MHz|MT))?(?:\s*x\s*(\d+)\b)?"
     )
     speed = scanner.first(r"\b(\d{4,5})\s*(?:MT/s|MHz|MT)\b")
     per_socket = scanner.first(r"\b(?:a|per|each|/)\s*(?:socket|cpu|node)\b") is not None

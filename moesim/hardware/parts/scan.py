@@ -13,6 +13,7 @@ from typing import Final
 
 __all__ = ["Measured", "Scanner"]
 
+_MARKS: Final = re.compile(r"\((?:r|tm|c)\)|[®™©]", re.IGNORECASE)  # of trade names
 _CUT: Final = re.compile(r"[,;()\[\]]|\s[/|]\s|\bwith\b|\band\b")
 _NUMBER: Final = r"\d+(?:\.\d+)?"
 
@@ -44,7 +45,8 @@ class Scanner:
     """The parts of a text that no pattern has taken out yet."""
 
     def __init__(self, text: str) -> None:
-        self.pieces = [piece for piece in _CUT.split(text) if piece.strip()]
+        pieces = _CUT.split(_MARKS.sub(" ", text))
+        self.pieces = [piece for piece in pieces if piece.strip()]
 
     def take(self, pattern: str) -> Iterator[re.Match[str]]:
         """Take out each match of a pattern, without regard to case, and yield it."""
