@@ -141,6 +141,7 @@ def case_of(reading: Reading) -> Case:
     lengths = {"prompt": max(1, depth), "output": _DECODED}
     if prompt:
         lengths = {"prompt": depth + prompt, "output": 1}
+        scenario["workload"]["cached_prefix"] = depth
     else:
         scenario["workload"]["prefill"] = "skip"
     scenario["workload"]["lengths"] = lengths

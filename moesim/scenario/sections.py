@@ -302,6 +302,12 @@ class Workload(Strict):
         description="Routing of prompt tokens: recorded, skip (start with the first decoded "
         "token), or resample (draw it from decoded tokens, if the trace has no prompts).",
     )
+    cached_prefix: Count = Field(
+        0,
+        description="Number of first prompt tokens of each request whose KV entries exist before "
+        "it starts, as with prefix caching. The last prompt token is always computed.",
+        examples=[1024],
+    )
 
 
 class Batching(Strict):

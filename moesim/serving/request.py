@@ -60,7 +60,7 @@ class Request:
         rows: npt.NDArray[np.int64],
         domain: str = "",
         tiled_rows: int = 0,
-        prefill_skipped: bool = False,
+        cached_tokens: int = 0,
         think_ns: int | None = None,
     ) -> None:
         self.index = index
@@ -71,11 +71,11 @@ class Request:
         self.domain = domain
         self.tiled_rows = tiled_rows
         self.think_ns = think_ns
-        # With a skipped prefill, the prompt's KV entries exist from the start, and `rows` begins
-        # with the first decoded token.
-        self.first_row_position = prompt_tokens if prefill_skipped else 0
+        # The KV entries of these tokens exist from the start, and `rows` begins behind them.
+        self.first_row_position = cached_tokens
         self.position = self.first_row_position
-        self.emitted = int(prefill_skipped)  # the prefill would have emitted the first token
+        # The prefill of a prompt that is cached whole would have emitted the first token.
+        self.emitted = int(cached_tokens >= prompt_tokens)
         self.blocks = 0
         self.preemptions = 0
         self.scheduled_ns = -1  # before the first step

@@ -80,6 +80,10 @@ def build_workload(scenario: Scenario, trace: Trace) -> list[Request]:
     for index, source in enumerate(chosen.tolist()):
         prompt, output = int(prompts[index]), int(outputs[index])
         rows, tiled = supply.rows(source, prompt, output)
+        # The last token of a prompt is always computed: its logits give the first output token.
+        cached = prompt if plan.prefill == "skip" else min(plan.cached_prefix, prompt - 1)
+        if plan.prefill != "skip":
+            rows = rows[cached:]
         requests.append(
             Request(
                 index,
@@ -89,7 +93,7 @@ def build_workload(scenario: Scenario, trace: Trace) -> list[Request]:
                 rows=rows,
                 domain=str(trace.requests["domain"][source]),
                 tiled_rows=tiled,
-                prefill_skipped=plan.prefill == "skip",
+                cached_tokens=cached,
                 think_ns=None if thinks is None else int(thinks[index]),
             )
         )

@@ -228,7 +228,7 @@ def test_a_preempted_request_with_a_skipped_prefill_keeps_its_prompt() -> None:
         prompt_tokens=3,
         output_tokens=4,
         rows=np.array([7, 8, 9]),
-        prefill_skipped=True,
+        cached_tokens=3,
     )
     request.position, request.emitted = 5, 3
     request.restart()
