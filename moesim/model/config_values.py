@@ -156,6 +156,7 @@ class Values:
 
     def optional(self, *keys: str, most: int = MOST_SIZE) -> int | None:
         """Return the first of `keys` that holds a positive integer; None where there is none."""
+        self.read.update(keys)  # a size may be stated under several names
         for key in keys:
             value = self.get(key)
             if value is None:
