@@ -64,6 +64,17 @@ WRAPPED_REFUSED = {
 }
 """Families without a causal model in `AutoModelForCausalLM`, and what the message names."""
 
+GEMMA = {
+    "enable_moe_block": True,
+    "num_experts": 16,
+    "top_k_experts": 4,
+    "moe_intermediate_size": 704,
+    "hidden_size_per_layer_input": 0,
+    "num_kv_shared_layers": 0,
+    "num_global_key_value_heads": 1,
+    "attention_k_eq_v": True,
+    "num_key_value_heads": 4,
+}
 CHANGES: dict[str, dict[str, Any]] = {
     "dbrx": {
         "n_layers": 3,
@@ -77,18 +88,8 @@ CHANGES: dict[str, dict[str, Any]] = {
         "num_experts_per_tok": 4,
         "first_k_dense_replace": 1,
     },
-    "gemma4": {},
-    "gemma4_text": {
-        "enable_moe_block": True,
-        "num_experts": 16,
-        "top_k_experts": 4,
-        "moe_intermediate_size": 704,
-        "hidden_size_per_layer_input": 0,
-        "num_kv_shared_layers": 0,
-        "num_global_key_value_heads": 1,
-        "attention_k_eq_v": True,
-        "num_key_value_heads": 4,
-    },
+    "gemma4": {"text_config": GEMMA},
+    "gemma4_text": GEMMA,
     "hunyuan_v1_moe": {"num_experts": 8, "moe_topk": 2, "head_dim": 128, "num_hidden_layers": 4},
     "lfm2_moe": {
         "num_hidden_layers": 8,
@@ -184,8 +185,6 @@ def check(shape: ModelShape, config: Any) -> None:
 
 @pytest.mark.parametrize("kind", families())
 def test_sizes_are_those_of_the_model_or_refused(kind: str) -> None:
-    if kind == "gemma4":
-        pytest.skip("its defaults have no experts; gemma4_text has the same layers")
     config = config_of(kind)
     if kind in REFUSED:
         with pytest.raises(UsageError, match=REFUSED[kind]):
