@@ -156,6 +156,7 @@ class Values:
 
     def optional(self, *keys: str, most: int = MOST_SIZE) -> int | None:
         """Return the first of `keys` that holds a positive integer; None where there is none."""
+        self.read.update(keys)  # a size may be stated under several names
         for key in keys:
             value = self.get(key)
             if value is None:
@@ -236,13 +237,12 @@ class Values:
         window, chunk = self.optional("sliding_window"), self.optional("attention_chunk_size")
         if self.get("use_sliding_window") is False:
             window = None
-        if window is None and chunk is None:
-            return (), None
-        # Without `layer_types`, the window holds for all layers.
         kinds = self.kinds("layer_types", num_layers)
         if kinds:
             self.read.update(_PATTERNS)  # the list says the same
-        else:
+        if window is None and chunk is None:
+            return (), None
+        if not kinds:  # the window holds for all layers
             kinds = ["sliding_attention" if window else "chunked_attention"] * num_layers
         for word, width in (("sliding", window), ("chunked", chunk)):
             windowed = tuple(i for i, kind in enumerate(kinds) if word in kind)

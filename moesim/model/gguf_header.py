@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from moesim.errors import UsageError, shown
-from moesim.model.families import with_layers
 from moesim.model.layers import LayerKind, Mla
+from moesim.model.layouts import with_layers
 from moesim.model.shapes import ModelShape
 
 __all__ = ["Tensor", "gguf_shape", "shape_from_tensors"]

@@ -23,6 +23,9 @@ EXCHANGED = ("moesim_readme", "moesim_gated")
 """The `model_type`s of this project: dense models (`base`) whose FFNs were replaced by experts, as
 in Read-ME or with another gate."""
 
+NO_DECODERS = ("openai_privacy_filter",)
+"""The `model_type`s with routed experts whose models generate no text token by token."""
+
 
 def load_shape(name_or_path: str | Path) -> ModelShape:
     """Return a shipped model by name, or the model of a file by its path.
@@ -77,6 +80,8 @@ def shape_from_config(config: Mapping[str, Any], name: str | None = None) -> Mod
         return _read(Values(_exchanged(config)), name, _router(config))
     values = {**inner, **_outer(config)} if isinstance(inner, dict) else config
     read = Values(values)
+    if read.model_type in NO_DECODERS:
+        raise UsageError(f"the model configuration is of a {read.model_type}, which is no decoder")
     family = FAMILIES.get(read.model_type)
     if family is not None and family.spelled is not None:
         spelled = Values(family.spelled(read))
@@ -121,7 +126,7 @@ def _read(
         num_heads=num_heads,
         # Families that state neither share no keys between heads, and split the hidden size evenly.
         num_kv_heads=read.optional("num_key_value_heads") or num_heads,
-        head_dim=read.optional("head_dim") or max(1, hidden // num_heads),
+        head_dim=read.optional("head_dim", "attention_head_dim") or max(1, hidden // num_heads),
         vocabulary=read.size("vocab_size"),
         dense_layers=dense_layers,
         shared_ffn=read.shared_ffn(),

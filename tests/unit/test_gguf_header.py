@@ -194,15 +194,24 @@ def test_recurrent_layers_give_the_state_of_the_config() -> None:
     shared["ffn_gate_inp_shexp"] = (1, HIDDEN)
     ffn = {key: sizes for key, sizes in BLOCK.items() if key.startswith("ffn")}
     linear = {
-        "attn_qkv": (128, HIDDEN), "attn_gate": (64, HIDDEN), "ssm_ba": (8, HIDDEN),
-        "ssm_conv1d": (128, 4), "ssm_out": (HIDDEN, 64), "ssm_a": (4,),
+        "attn_qkv": (128, HIDDEN),
+        "attn_gate": (64, HIDDEN),
+        "ssm_ba": (8, HIDDEN),
+        "ssm_conv1d": (128, 4),
+        "ssm_out": (HIDDEN, 64),
+        "ssm_a": (4,),
     }
     full = {key: sizes for key, sizes in BLOCK.items() if key.startswith("attn")}
     full["attn_q"] = (2 * HEADS * HEAD, HIDDEN)
     metadata = {
-        "embedding_length": HIDDEN, "expert_used_count": 2, "attention.head_count": HEADS,
-        "attention.head_count_kv": KV_HEADS, "attention.key_length": HEAD,
-        "attention.value_length": HEAD, "ssm.inner_size": 64, "ssm.state_size": 16,
+        "embedding_length": HIDDEN,
+        "expert_used_count": 2,
+        "attention.head_count": HEADS,
+        "attention.head_count_kv": KV_HEADS,
+        "attention.key_length": HEAD,
+        "attention.value_length": HEAD,
+        "ssm.inner_size": 64,
+        "ssm.state_size": 16,
     }
     blocks = [{**linear, **ffn, **shared}, {**full, **ffn, **shared}]
     assert facts(hybrid("qwen3next", metadata, blocks)) == facts(shape_from_config(config))
@@ -215,20 +224,33 @@ def test_latent_attention_is_told_by_its_tensors() -> None:
         "num_hidden_layers": 2,
         "first_k_dense_replace": 1,
         "intermediate_size": FFN,
-        "kv_lora_rank": 32, "qk_rope_head_dim": 8, "qk_nope_head_dim": 16, "v_head_dim": 12,
+        "kv_lora_rank": 32,
+        "qk_rope_head_dim": 8,
+        "qk_nope_head_dim": 16,
+        "v_head_dim": 12,
         "q_lora_rank": 24,
         "tie_word_embeddings": True,
     }
     attention = {
-        "attn_q_a": (24, HIDDEN), "attn_q_b": (HEADS * 24, 24), "attn_kv_a_mqa": (40, HIDDEN),
-        "attn_k_b": (HEADS, 32, 16), "attn_v_b": (HEADS, 12, 32),
+        "attn_q_a": (24, HIDDEN),
+        "attn_q_b": (HEADS * 24, 24),
+        "attn_kv_a_mqa": (40, HIDDEN),
+        "attn_k_b": (HEADS, 32, 16),
+        "attn_v_b": (HEADS, 12, 32),
         "attn_output": (HIDDEN, HEADS * 12),
     }
     metadata = {
-        "embedding_length": HIDDEN, "expert_used_count": 2, "attention.head_count": HEADS,
-        "attention.head_count_kv": 1, "attention.key_length": 40, "attention.value_length": 32,
-        "attention.key_length_mla": 24, "attention.value_length_mla": 12,
-        "attention.kv_lora_rank": 32, "attention.q_lora_rank": 24, "rope.dimension_count": 8,
+        "embedding_length": HIDDEN,
+        "expert_used_count": 2,
+        "attention.head_count": HEADS,
+        "attention.head_count_kv": 1,
+        "attention.key_length": 40,
+        "attention.value_length": 32,
+        "attention.key_length_mla": 24,
+        "attention.value_length_mla": 12,
+        "attention.kv_lora_rank": 32,
+        "attention.q_lora_rank": 24,
+        "rope.dimension_count": 8,
     }
     experts = {key: sizes for key, sizes in BLOCK.items() if key.startswith("ffn")}
     blocks = [{**attention, **DENSE}, {**attention, **experts}]

@@ -13,9 +13,9 @@ from moesim.cost.roofline import CostModel
 from moesim.errors import BudgetError
 from moesim.hardware.hardware import load_hardware
 from moesim.hardware.ops import BatchShape
-from moesim.model.families import with_layers
 from moesim.model.hf_config import shape_from_config
 from moesim.model.layers import LayerKind
+from moesim.model.layouts import with_layers
 from moesim.model.shapes import ModelShape, named_shape
 from moesim.scenario import Scenario
 from moesim.serving.budget import OnGpu, plan_budget

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from paths import ROOT
 
 from moesim.errors import UsageError
 from moesim.hardware.measurement import ShapeProfile, shape_profile, signature
@@ -408,3 +409,23 @@ def test_the_configs_that_transformers_writes_are_read(module: str, cls: str) ->
     assert shape.num_layers == config.num_hidden_layers
     assert shape.top_k == 2 <= shape.num_experts
     assert 0 < len(shape.moe_layers) <= shape.num_layers
+
+
+MEASURED = ROOT.parent / "shared" / "data" / "measured" / "models.json"
+
+
+@pytest.mark.skipif(not MEASURED.exists(), reason="the models of measured rows are not here")
+def test_models_of_measured_rows_are_shipped_with_their_sizes() -> None:
+    for model in json.loads(MEASURED.read_text()):
+        shape = named_shape(model["name"])
+        assert all(named_shape(alias).num_layers == shape.num_layers for alias in model["aliases"])
+        assert shape.moe_layers == tuple(model["moe_layers"]), model["name"]
+        for key, expected in (
+            ("hidden", shape.hidden), ("expert_ffn", shape.expert_ffn), ("top_k", shape.top_k),
+            ("num_experts", shape.num_experts), ("vocabulary", shape.vocabulary),
+        ):  # fmt: skip
+            assert model[key] == expected, (model["name"], key)
+        # The biases of an expert of gpt-oss are left out, as vectors are.
+        assert shape.expert_params == pytest.approx(model["params_per_expert"], rel=4e-4)
+        total = model["check"]["total_from_sizes"]
+        assert shape.total_params == pytest.approx(total, rel=1e-3), model["name"]
