@@ -28,7 +28,6 @@ __all__ = ["CopyPoint", "fit_copies", "measure_copies", "measure_overlap", "meas
 _SHARES: Final = (0.125, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 4.0)  # sizes, in experts
 _LEAST_BYTES: Final = 1 << 12
 _MOST_BYTES: Final = 256 << 20
-_PAUSE_S: Final = 20e-6
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,8 +163,7 @@ def _timed(device: Device, lane: str, work: Callable[[], Any], nbytes: int) -> i
     """Return the time of one piece of work on a lane, by the device's own clock, in ns."""
     ready_ns = time.monotonic_ns()
     mark = device.submit(lane, work, nbytes=nbytes, ready_ns=ready_ns)
-    while not mark.done():
-        time.sleep(_PAUSE_S)
+    mark.wait()
     return mark.finish_ns - mark.start_ns
 
 
