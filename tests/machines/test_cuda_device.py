@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-from fake_cuda import LAUNCH_NS, WAKE_NS, Clock, Torch
+from fake_cuda import LAUNCH_NS, WAKE_NS, Clock, Torch, rehearse
+from workloads import TINY_CONFIG, decisions, plan_of, random_case, run_on
 
-pytest.importorskip("torch", reason="the real machine needs the torch extra")
+torch = pytest.importorskip("torch", reason="the real machine needs the torch extra")
 
-from moesim.executor import cuda
-from moesim.hardware.topology import GPU, H2D, HOST, Lane, Topology
+from moesim.executor import cuda  # noqa: E402
+from moesim.executor.device import open_device  # noqa: E402
+from moesim.executor.run import executor_for, run_real  # noqa: E402
+from moesim.hardware.topology import GPU, H2D, HOST, Lane, Topology  # noqa: E402
+from moesim.simulate import finish  # noqa: E402
 
 
 @pytest.fixture
@@ -100,3 +105,27 @@ def test_work_of_a_lane_without_a_stream_is_done_at_once(clock: Clock) -> None:
 def test_a_waiting_thread_spins_or_sleeps(clock: Clock, spins: bool, blocking: bool) -> None:
     mark: Any = cuda.CudaDevice(spins=spins).submit(GPU, work(clock, 0))
     assert mark._last.blocking is blocking
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_the_real_machine_decides_alike_through_streams_and_events(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The whole way through `CudaDevice`, on a stand-in for `torch.cuda` that works at once."""
+    called = rehearse(monkeypatch)
+    monkeypatch.setattr(cuda, "_STREAMS", {})
+    monkeypatch.setattr(cuda.CudaDevice, "torch_device", "cpu")
+    cudart = SimpleNamespace(cudaHostRegister=lambda *_: 0, cudaHostUnregister=lambda *_: 0)
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: cudart)
+    scenario, trace = random_case(8000 + seed, at_once=True)
+    bits = {"shape": "trace", "expert_bits": 32, "weight_bits": 32, "kv_bits": 32}
+    plan = plan_of({**scenario, "model": bits}, trace.with_meta(model_config=TINY_CONFIG))
+    device = open_device("cuda")
+    executor = executor_for(plan, device)
+    done = run_real(plan, executor, device, patience_s=60)
+    executor.close()
+    device.close()
+    assert decisions(finish(plan, done.server, done.now_ns)) == decisions(run_on(plan))
+    works = [issued.work for issued in done.works]
+    assert all(0 <= work.start_ns <= work.finish_ns for work in works)
+    assert called.count("stream") >= len(works)
