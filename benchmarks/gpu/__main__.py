@@ -68,7 +68,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parts = [part for part in parts if part.name not in _TRIAL]
     options.out.mkdir(parents=True, exist_ok=True)
     recorder = Recorder(options.out / "results.jsonl", machine_facts(options.device))
-    bench = Bench(options.device, recorder, options.out)
+    work = options.work or options.out
+    work.mkdir(parents=True, exist_ok=True)
+    bench = Bench(options.device, recorder, work)
     recorder.put("machine", None, "none", **machine_details(options.device))
     failed = run_parts(parts, bench, options.budget)
     print(options.out / "results.jsonl")
@@ -106,6 +108,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--budget", type=float, default=560.0, help="seconds for all parts")
     parser.add_argument("--out", type=Path, default=Path("gpu-results"), help="the folder to write")
+    parser.add_argument("--work", type=Path, help="the folder for all but results.jsonl (--out)")
     parser.add_argument("--parts", default="", help="names of parts, separated by commas")
     return parser
 

@@ -53,7 +53,8 @@ class _HostEvent:
 class Bench:
     """A device to measure. `device` is `cuda`, or `cpu` to try the script without a GPU.
 
-    `deadline_s` is the end of the current part on the clock of `time.monotonic`.
+    `out` is the folder for files of commands. `deadline_s` is the end of the current part on the
+    clock of `time.monotonic`.
     """
 
     device: str

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import torch
@@ -23,7 +23,16 @@ _SMALL_SIZES: Final = (1 << 20, 1 << 16)
 def links(bench: Bench) -> None:
     """Measure copies alone, both directions at once, chunks, and how long memory takes to lock."""
     sizes = _SIZES if bench.on_gpu else _SMALL_SIZES
-    memories = _memories(bench, max(sizes))
+    memories, unlock = _memories(bench, max(sizes))
+    try:
+        _alone(bench, memories, sizes)
+    finally:
+        unlock()  # before the memory is freed
+    if bench.on_gpu:
+        _locking(bench)
+
+
+def _alone(bench: Bench, memories: dict[str, torch.Tensor], sizes: Sequence[int]) -> None:
     there = torch.zeros(max(sizes), dtype=torch.uint8, device=bench.device)
     stream = bench.stream()
     for nbytes in bench.cases("links by size", sizes):
@@ -32,18 +41,16 @@ def links(bench: Bench) -> None:
                 target, source = (there, here) if direction == "h2d" else (here, there)
                 _copy(bench, target[:nbytes], source[:nbytes], stream, direction, memory)
     _both_ways(bench, memories["pinned" if bench.on_gpu else "pageable"], there)
-    if bench.on_gpu:
-        _locking(bench)
 
 
-def _memories(bench: Bench, nbytes: int) -> dict[str, torch.Tensor]:
-    """Return host memory of each kind, with pages that exist."""
-    kinds = {"pageable": torch.zeros(nbytes, dtype=torch.uint8)}
-    if bench.on_gpu:
-        pinned = torch.zeros(nbytes, dtype=torch.uint8, pin_memory=True)
-        registered, _ = page_locked((nbytes,), torch.uint8)
-        kinds = {"pinned": pinned, "registered": registered.zero_(), **kinds}
-    return kinds
+def _memories(bench: Bench, nbytes: int) -> tuple[dict[str, torch.Tensor], Callable[[], None]]:
+    """Return host memory of each kind, with pages that exist, and what unlocks the registered."""
+    pageable = torch.zeros(nbytes, dtype=torch.uint8)
+    if not bench.on_gpu:
+        return {"pageable": pageable}, lambda: None
+    pinned = torch.zeros(nbytes, dtype=torch.uint8, pin_memory=True)
+    registered, unlock = page_locked((nbytes,), torch.uint8)
+    return {"pinned": pinned, "registered": registered.zero_(), "pageable": pageable}, unlock
 
 
 def _copy(bench: Bench, target: Any, source: Any, stream: Any, direction: str, memory: str) -> None:
@@ -87,20 +94,17 @@ def _locking(bench: Bench) -> None:
     """Time what it takes to lock memory, by each way: once a run, but gigabytes of it."""
     nbytes = _LOCKED_BYTES
 
-    def by_torch() -> Callable[[], None]:
-        torch.empty(nbytes + 1, dtype=torch.uint8, pin_memory=True)
-        return lambda: None
+    def by_torch() -> tuple[torch.Tensor, Callable[[], None]]:
+        return torch.empty(nbytes + 1, dtype=torch.uint8, pin_memory=True), lambda: None
 
-    def registered() -> Callable[[], None]:
-        return page_locked((nbytes,), torch.uint8)[1]
-
-    ways: dict[str, Callable[[], Callable[[], None]]] = {
+    ways: dict[str, Callable[[], tuple[torch.Tensor, Callable[[], None]]]] = {
         "torch, which rounds up to 2 GiB": by_torch,
-        "registered": registered,
+        "registered": lambda: page_locked((nbytes,), torch.uint8),
     }
     for way, lock in ways.items():
         began_s = time.perf_counter()
-        unlock = lock()
+        memory, unlock = lock()
         seconds = time.perf_counter() - began_s
+        unlock()  # while `memory` is there
+        del memory
         bench.recorder.put("locking of a gibibyte", round(seconds, 4), "s", way=way)
-        unlock()

@@ -40,7 +40,8 @@ def page_locked(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[Tensor, Cal
 
     def unlock() -> None:
         cuda.synchronize()  # a copy that is under way needs the lock
-        cuda.cudart().cudaHostUnregister(address)
+        if int(cuda.cudart().cudaHostUnregister(address)) != 0:
+            _clear_error()
 
     return rows, unlock
 

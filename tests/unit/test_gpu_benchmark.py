@@ -20,6 +20,7 @@ sys.path.append(str(ROOT / "benchmarks"))
 from gpu import bench as benches  # noqa: E402
 from gpu import commands, experts, hand_over, host, layers, links, recorder  # noqa: E402
 from gpu.__main__ import PARTS, Part, main, run_parts  # noqa: E402
+from torch.multiprocessing.reductions import StorageWeakRef  # noqa: E402
 
 from moesim.model.shapes import named_shape  # noqa: E402
 from moesim.scenario import load_scenario  # noqa: E402
@@ -49,6 +50,18 @@ def test_every_line_says_what_was_measured_where_when_and_in_which_unit(tmp_path
     (head,) = [line for line in taken if line["measurement"] == "LM head"]
     assert (head["unit"], head["rows"], head["device"]) == ("us", 1, "cpu")
     assert 0 < head["low"] <= head["value"] <= head["high"]
+
+
+def test_files_of_commands_can_be_kept_apart_from_the_results(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: Any = subprocess.CompletedProcess((), 0, "{}", "")
+    monkeypatch.setattr(commands, "_moesim", lambda *_, **__: done)
+    out, work = tmp_path / "safe", tmp_path / "work"
+    arguments = ["--device", "cpu", "--out", str(out), "--work", str(work), "--parts", "calibrate"]
+    assert main(arguments) == 0
+    assert [file.name for file in out.iterdir()] == ["results.jsonl"]
+    assert (work / "calibration.log").is_file()
 
 
 def test_a_line_is_in_the_file_before_the_next_measurement_begins(tmp_path: Path) -> None:
@@ -144,9 +157,16 @@ def test_every_part_runs_its_gpu_paths_to_the_end(
     monkeypatch.setattr(hand_over, "staged", lambda numbers, _: numbers.clone())
     monkeypatch.setattr(links, "_SIZES", (1 << 16, 1 << 12))
     monkeypatch.setattr(links, "_LOCKED_BYTES", 1 << 16)
-    monkeypatch.setattr(
-        links, "page_locked", lambda *_: (torch.zeros(1 << 16, dtype=torch.uint8), int)
-    )
+    locked: list[Any] = []
+    held: list[bool] = []
+
+    def page_locked(shape: tuple[int], dtype: Any) -> Any:
+        memory = torch.zeros(shape, dtype=dtype)
+        locked.append(StorageWeakRef(memory.untyped_storage()))
+        mine = locked[-1]
+        return memory, lambda: held.append(not mine.expired())
+
+    monkeypatch.setattr(links, "page_locked", page_locked)
     monkeypatch.setattr(experts, "_SHAPES", experts._TINY)
     monkeypatch.setattr(experts, "_ROWS", (1, 4))
     monkeypatch.setattr(experts, "_BEYOND_CACHE", 1 << 18)
@@ -165,6 +185,7 @@ def test_every_part_runs_its_gpu_paths_to_the_end(
     assert run_parts(ran, bench, 1000) == []
     taken = {line["measurement"] for line in lines(tmp_path)}
     assert not taken & {"failed", "left out"}
+    assert held == [True, True]  # memory is unlocked, and before it is freed
     assert {"round trip", "copy", "expert", "grouped experts", "attention in a graph"} <= taken
     assert {"locking of a gibibyte", "copies both ways at once", "expert on the CPU"} <= taken
     assert {"graph", "stream", "pinned", "empty_cache"} <= set(called)
