@@ -167,14 +167,23 @@ def _check_device_memory(device: Device, nbytes: int) -> None:
     """Raise `BudgetError` if a GPU has no room for buffers of `nbytes`."""
     if device.torch_device == "cpu":
         return
-    import torch
-
-    free = int(torch.cuda.mem_get_info()[0])
+    free = free_gpu_memory()
     if nbytes > free:
         raise BudgetError(
             f"the expert buffers need {format_bytes(nbytes)}; the GPU has {format_bytes(free)} of "
             "free memory. Lower cache.slots"
         )
+
+
+def free_gpu_memory() -> int:
+    """Return the bytes of the GPU's memory that are free.
+
+    Torch keeps memory that was freed, like the buffers of a closed executor; it is given back.
+    """
+    import torch
+
+    torch.cuda.empty_cache()
+    return int(torch.cuda.mem_get_info()[0])
 
 
 def free_memory() -> int:

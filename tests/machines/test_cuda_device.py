@@ -12,7 +12,8 @@ from workloads import TINY_CONFIG, decisions, plan_of, random_case, run_on
 
 torch = pytest.importorskip("torch", reason="the real machine needs the torch extra")
 
-from moesim.executor import cuda  # noqa: E402
+from moesim.errors import BudgetError  # noqa: E402
+from moesim.executor import cuda, run  # noqa: E402
 from moesim.executor.device import open_device  # noqa: E402
 from moesim.executor.run import executor_for, run_real  # noqa: E402
 from moesim.hardware.topology import GPU, H2D, HOST, Lane, Topology  # noqa: E402
@@ -105,6 +106,24 @@ def test_work_of_a_lane_without_a_stream_is_done_at_once(clock: Clock) -> None:
 def test_a_waiting_thread_spins_or_sleeps(clock: Clock, spins: bool, blocking: bool) -> None:
     mark: Any = cuda.CudaDevice(spins=spins).submit(GPU, work(clock, 0))
     assert mark._last.blocking is blocking
+
+
+def test_free_memory_of_a_gpu_counts_what_torch_keeps_of_closed_executors(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    called = rehearse(monkeypatch)
+    assert run.free_gpu_memory() == 8 << 30
+    assert called == ["empty_cache", "mem_get_info"]
+
+
+def test_buffers_that_do_not_fit_into_gpu_memory_are_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rehearse(monkeypatch)
+    device: Any = SimpleNamespace(torch_device="cuda")
+    run._check_device_memory(device, 8 << 30)
+    with pytest.raises(BudgetError, match=r"buffers need 9 GiB.*Lower cache\.slots"):
+        run._check_device_memory(device, 9 << 30)
 
 
 @pytest.mark.parametrize("seed", range(2))
