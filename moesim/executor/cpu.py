@@ -45,14 +45,14 @@ class CpuDevice:
         work: Callable[[], None],
         *,
         nbytes: int = 0,
-        goes_on: bool = False,
+        is_continuation: bool = False,
         ready_ns: int = 0,
     ) -> Done:
         start = time.monotonic_ns()
         work()
         link = self._links.get(lane)
         if link is not None and nbytes:
-            takes = _duration_ns(link, nbytes) - (link.latency_ns if goes_on else 0)
+            takes = _duration_ns(link, nbytes) - (link.latency_ns if is_continuation else 0)
             due = max(self._free_ns[lane], ready_ns) + takes
             self._free_ns[lane] = due
             # The copy itself has taken a part of the link's time; only the rest is waited for.

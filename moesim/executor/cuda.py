@@ -144,7 +144,7 @@ class CudaDevice:
         work: Callable[[], None],
         *,
         nbytes: int = 0,
-        goes_on: bool = False,
+        is_continuation: bool = False,
         ready_ns: int = 0,
     ) -> Mark:
         stream = self._streams.get(lane)

@@ -74,13 +74,13 @@ class Device(Protocol):
         work: Callable[[], None],
         *,
         nbytes: int = 0,
-        goes_on: bool = False,
+        is_continuation: bool = False,
         ready_ns: int = 0,
     ) -> Mark:
         """Hand in work for a lane; one thread makes all calls for a lane.
 
         `nbytes` cross the link (0: too few to count), and could have from `ready_ns` on. With
-        `goes_on` they are the next chunk of the copy before, which has paid the latency.
+        `is_continuation` they are the next chunk of the copy before, which has paid the latency.
         """
 
     def close(self) -> None:

@@ -117,10 +117,6 @@ class Pool:
         """Return a buffer's content as an expert's weights."""
         return self._views[place]
 
-    def weights_on_host(self, key: int) -> Weights:
-        """Return the weights of an expert in host memory."""
-        return self.weights_of(self.host_of(key))
-
     def weights_of(self, row: Tensor) -> Weights:
         """Return a row `[elements]` as an expert's weights."""
         views = {

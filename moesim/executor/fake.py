@@ -78,7 +78,7 @@ class FakeDevice:
         work: Callable[[], None],
         *,
         nbytes: int = 0,
-        goes_on: bool = False,
+        is_continuation: bool = False,
         ready_ns: int = 0,
     ) -> _Late:
         mark = _Late(work)

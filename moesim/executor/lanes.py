@@ -22,12 +22,12 @@ __all__ = ["Job", "Lane", "Piece"]
 class Piece(NamedTuple):
     """A whole operation, or a chunk of a copy: the work, and its bytes that cross the link.
 
-    `goes_on`: it is a chunk, but not the first one.
+    `is_continuation`: it is a chunk, but not the first one.
     """
 
     work: Callable[[], None]
     nbytes: int = 0
-    goes_on: bool = False
+    is_continuation: bool = False
 
 
 class Job:
@@ -158,7 +158,7 @@ class Lane:
                 self.name,
                 piece.work,
                 nbytes=piece.nbytes,
-                goes_on=piece.goes_on,
+                is_continuation=piece.is_continuation,
                 ready_ns=job.ready_ns() + self._origin_ns,
             )
             # Only the oldest piece may be settled: a lane is first in, first out.

@@ -63,13 +63,12 @@ class Topology:
         """The names of the lanes."""
         return tuple(lane.name for lane in self.lanes)
 
-    def compute_lane(self, memory: str) -> str:
-        """Return the lane that computes on a memory. Raise `KeyError` if there is none."""
-        return self._find(memory, memory)
-
     def route(self, source: str, target: str) -> str:
         """Return the lane that copies from one memory to another. Raise `KeyError` for none."""
-        return self._find(source, target)
+        for lane in self.lanes:
+            if (lane.source, lane.target) == (source, target):
+                return lane.name
+        raise KeyError((source, target))
 
     def memory_of(self, name: str) -> str:
         """Return the memory into which a lane writes. Raise `KeyError` for an unknown lane."""
@@ -77,9 +76,3 @@ class Topology:
             if lane.name == name:
                 return lane.target
         raise KeyError(name)
-
-    def _find(self, source: str, target: str) -> str:
-        for lane in self.lanes:
-            if (lane.source, lane.target) == (source, target):
-                return lane.name
-        raise KeyError((source, target))

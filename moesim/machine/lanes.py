@@ -1,5 +1,6 @@
-"""Lanes of the folded machine: queues of work whose times are not known yet.
+"""Lanes of the simulated machine: queues of work whose times are not known yet.
 
+Times are computed without one event for each work (`moesim/machine/sim.py`).
 Each lane has a queue of demand and one of prefetches, in order of release. Only the head of a queue
 may start. A promoted prefetch stands in both queues until it leaves the second one.
 """

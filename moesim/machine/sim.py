@@ -1,4 +1,4 @@
-"""The simulated machine: virtual time, folded.
+"""The simulated machine, whose times are computed without one event for each work.
 
 While the server waits, no other code changes the lanes, so their future is known in closed form.
 Most work is *settled* (its start and finish are known) when it is issued. The rest is settled

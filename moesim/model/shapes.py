@@ -137,14 +137,6 @@ class ModelShape:
         """Whether all routed experts take the same bytes."""
         return not self.mixed_bits or len(set(self.sizes())) == 1
 
-    def expert_bytes_of(self, layer: int, expert: int) -> int:
-        """Return the bytes of one routed expert of a model layer as stored."""
-        bits = dict(self.layer_bits).get(layer, self.expert_bits)
-        for other_layer, other_expert, other_bits in self.single_expert_bits:
-            if (other_layer, other_expert) == (layer, expert):
-                bits = other_bits
-        return stored_bytes(self.expert_params, bits)
-
     def sizes(self) -> tuple[int, ...]:
         """Return the bytes of each routed expert by key: MoE layer by layer, in order.
 

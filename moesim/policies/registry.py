@@ -29,6 +29,7 @@ from typing import Any, TypeVar, get_args, get_type_hints
 from moesim.config.suggest import suggest
 from moesim.errors import PolicyViolation, UsageError
 from moesim.policies.blame import CAUGHT, blamed, is_foreign
+from moesim.policies.option_mistakes import Where, mistakes_in
 from moesim.policies.sources import note_loaded
 
 FAMILIES = ("eviction", "prefetch", "batching", "placement")
@@ -176,16 +177,25 @@ def parse_options(policy: type[Any], options: Mapping[str, Any]) -> Any:
         PolicyViolation: the `Options` class itself is no dataclass or cannot be used.
     """
     parsed, mistakes = _parse(policy, options)
-    if mistakes:
-        raise UsageError("\n".join(message for _, message in mistakes))
+    texts = [text for _, text in _unknown(policy, options)]
+    texts += [_about(policy, where) + text for where, text in mistakes]
+    if texts:
+        raise UsageError("\n".join(texts))
     return parsed
 
 
-def option_mistakes(
-    policy: type[Any], options: Mapping[str, Any]
-) -> list[tuple[tuple[str | int, ...], str]]:
+def option_mistakes(policy: type[Any], options: Mapping[str, Any]) -> list[tuple[Where, str]]:
     """Return every wrong option: its path inside `options`, and what is wrong with it."""
-    return _parse(policy, options)[1]
+    mistakes = _parse(policy, options)[1]
+    # Where there is a path, the caller names the option.
+    texts = [(where, text if where else _about(policy) + text) for where, text in mistakes]
+    return [*_unknown(policy, options), *texts]
+
+
+def _about(policy: type[Any], where: Where = ()) -> str:
+    """Return the start of a message about an option, or about all options of a policy."""
+    option = f", option {'.'.join(map(str, where))}" if where else ""
+    return f"policy {policy.name!r}{option}: "
 
 
 def path_options(family: str, policy: str | None = None) -> frozenset[str]:
@@ -214,24 +224,27 @@ def _options_of(policy: type[Any]) -> type[Any]:
     return kind
 
 
-def _parse(
-    policy: type[Any], options: Mapping[str, Any]
-) -> tuple[Any, list[tuple[tuple[str | int, ...], str]]]:
-    """Return the parsed options, and every mistake as its path and message."""
+def _unknown(policy: type[Any], options: Mapping[str, Any]) -> list[tuple[Where, str]]:
+    """Return the path and message of each option that the policy does not have."""
+    known = [field.name for field in fields(_options_of(policy))]
+    return [
+        (
+            (name,),
+            f"policy {policy.name!r} has no option {name!r}"
+            f"{suggest(str(name), known, rest='it has:')}",
+        )
+        for name in options
+        if name not in known
+    ]
+
+
+def _parse(policy: type[Any], options: Mapping[str, Any]) -> tuple[Any, list[tuple[Where, str]]]:
+    """Return the parsed options without unknown ones, and every mistake as path and message."""
     from pydantic import TypeAdapter, ValidationError
     from pydantic_core import PydanticSerializationError, to_json
 
     kind = _options_of(policy)
     option_names = [field.name for field in fields(kind)]
-    mistakes: list[tuple[tuple[str | int, ...], str]] = [
-        (
-            (name,),
-            f"policy {policy.name!r} has no option {name!r}"
-            f"{suggest(str(name), option_names, rest='it has:')}",
-        )
-        for name in options
-        if name not in option_names
-    ]
     try:
         # Only from JSON do strict types accept a list as a tuple and a string as a path.
         plain = to_json(
@@ -240,15 +253,11 @@ def _parse(
         )
         with blamed(policy, "Options"):
             adapter = TypeAdapter(kind)
-        return _validated(policy, adapter, plain), mistakes
+        return _validated(policy, adapter, plain), []
     except PydanticSerializationError as error:
-        return None, [*mistakes, ((), f"policy {policy.name!r}, options: {error}")]
+        return None, [((), f"options: {error}")]
     except ValidationError as error:
-        for item in error.errors():
-            where = ".".join(str(part) for part in item["loc"])
-            about = f"policy {policy.name!r}{f', option {where}' if where else ''}"
-            mistakes.append((item["loc"], f"{about}: {item['msg']} (got {item['input']!r})"))
-        return None, mistakes
+        return None, list(mistakes_in(options, error.errors()))
 
 
 def _validated(policy: type[Any], adapter: Any, plain: bytes) -> Any:

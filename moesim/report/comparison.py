@@ -177,12 +177,6 @@ class Comparison:
         )
 
     @property
-    def num_capacities(self) -> int:
-        """Return how many different cache sizes there are."""
-        # Slots per layer are quotients, so equal sizes may differ in their last bits.
-        return len({round(size, 6) for size in map(_size, self.rows)})
-
-    @property
     def has_intervals(self) -> bool:
         """Return whether any row has more than one seed."""
         return any(len(row.runs) > 1 for row in self.rows)

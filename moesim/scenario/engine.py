@@ -29,11 +29,12 @@ class Engine(Strict):
     layer_event: Duration = Field(
         0,
         description="The host's time to decide one layer's experts, before it issues their first "
-        "work.",
+        "work. With sorting on the device, a layer without a readback takes none.",
         examples=["20us"],
     )
     sorting: Literal["host", "device"] = Field(
         "host",
         description="Where tokens are sorted by expert. With host, the ids of every layer are read "
-        "back. With device, a layer whose experts are all in GPU memory needs no readback.",
+        "back. With device, a layer whose experts are all in GPU memory needs no readback, unless "
+        "a prefetch policy needs its ids or predictions.",
     )

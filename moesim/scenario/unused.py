@@ -39,10 +39,15 @@ def unused_notes(scenario: Scenario) -> list[str]:
     return [f"{key} is unused: {reason}" for key, reason in _unused(scenario)]
 
 
+def _computes_on_cpu(scenario: Scenario) -> bool:
+    """Return whether the placement may run experts on the CPU."""
+    return CPU in getattr(find("placement", scenario.placement.policy), "lanes", ())
+
+
 def _unused_of_host(scenario: Scenario) -> Iterator[tuple[str, str]]:
     """Yield the figures of the CPU, of host memory and of the disk where nothing reads them."""
     hardware, policy = scenario.hardware, scenario.placement.policy
-    on_cpu = CPU in getattr(find("placement", policy), "lanes", ())
+    on_cpu = _computes_on_cpu(scenario)
     # Experts that do not fit into host memory are on disk; without a limit all of them fit.
     on_disk = scenario.memory.host is not None
     for key in _OF_CPU:
@@ -84,7 +89,7 @@ def _unused(scenario: Scenario) -> Iterator[tuple[str, str]]:
         yield "hardware.d2h.chunk", "no copy to the host is more urgent than another"
     chunked = hardware.h2d is not None and hardware.h2d.chunk is not None
     # An expert that ran on the CPU and is kept is copied for later, like a prefetch.
-    for_later = bool(find("placement", scenario.placement.policy).lanes)
+    for_later = _computes_on_cpu(scenario)
     if chunked and not for_later and not find("prefetch", scenario.prefetch.policy).active:
         yield "hardware.h2d.chunk", "nothing is prefetched, so no copy is more urgent than another"
     unread, reason = _unread_rate(scenario)

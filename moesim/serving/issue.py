@@ -18,7 +18,7 @@ class HostTimes:
     """The host's time to issue work, in nanoseconds: a property of the engine.
 
     `launch_ns` is for a computation, `copy_ns` for a copy. `event_ns` is for deciding a layer
-    event; the first work of the event carries it.
+    event on the host; the first work of the event carries it.
     """
 
     launch_ns: int = 0
@@ -34,8 +34,8 @@ class Execution:
     `lanes[m]` is the compute lane of model layer m without its routed experts; the last entry is
     the end of a step. Empty: all on the GPU. `copies_later`: experts that ran elsewhere may be
     copied to the GPU for later events. `sorts_on_device`: a layer whose experts are all in GPU
-    memory needs no ids on the host. `kind_of(key)`: experts of one kind take the same time; None:
-    all are of one kind.
+    memory needs no ids on the host, except for prefetches. `kind_of(key)`: experts of one kind take
+    the same time; None: all are of one kind.
     """
 
     nbytes: Callable[[int], int]

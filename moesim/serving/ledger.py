@@ -19,13 +19,14 @@ import numpy as np
 import numpy.typing as npt
 
 from moesim.errors import InvariantError
-from moesim.hardware.ops import Copy, Experts
+from moesim.hardware.ops import Copy
 from moesim.hardware.topology import Topology
 from moesim.machine.work import Work
 from moesim.policies.view import Key
 from moesim.serving.experts.decision import Decision
 from moesim.serving.layers import LayerPlan
 from moesim.serving.stalls import CAUSES, DEMAND, LATE, READBACK, Entry, account
+from moesim.serving.too_early import too_early
 from moesim.serving.totals import StepTotals
 
 __all__ = ["MOVES", "STEP_COLUMNS", "TIMELINE_COLUMNS", "Ledger", "StepFacts"]
@@ -125,11 +126,6 @@ class Ledger:
     def copy_stalls_ns(self) -> tuple[list[int], list[int]]:
         """Waits for expert copies in ns, by layer: of demand copies, and of late copies ahead."""
         return self.stall_ns[DEMAND], self.stall_ns[LATE]
-
-    @property
-    def readback_stall_ns(self) -> list[int]:
-        """Waits for ids and tokens on their way to the host in ns, by layer."""
-        return self.stall_ns[READBACK]
 
     # --- decisions ---
 
@@ -251,7 +247,7 @@ class Ledger:
             start_ns = work.start_ns
             for other in work.after:
                 if start_ns < other.finish_ns:
-                    raise _started_too_early(work)
+                    raise too_early(work, other)
             # Copies ahead are left out: demand copies may run between their chunks.
             if kind == "demand":
                 if start_ns < self._last_demand_ns:
@@ -331,11 +327,3 @@ class Ledger:
         """Return the columns of `timeline.parquet`, in order of start."""
         rows = sorted(self.timeline, key=lambda row: (row[2], row[0], row[3]))
         return {name: [row[i] for row in rows] for i, name in enumerate(TIMELINE_COLUMNS)}
-
-
-def _started_too_early(work: Work) -> InvariantError:
-    """Return the error for a work that started before what it waits for was done."""
-    if isinstance(work.op, Copy):
-        return InvariantError(5, f"the copy of key {work.op.key} overwrites what is in use")
-    what = "an expert" if isinstance(work.op, Experts) else str(work.op)
-    return InvariantError(4, f"{what} is computed at {work.start_ns} ns, before it landed")

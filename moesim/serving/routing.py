@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from moesim.errors import PolicyViolation, TraceError
 from moesim.policies.view import Key, View
+from moesim.serving.knowledge import EVERYTHING
 
 if TYPE_CHECKING:
     from moesim.serving.request import Request
@@ -166,6 +167,8 @@ class StepView(View):
                 f"looks past the view: this router reveals {self._reach} layers ahead; depths "
                 f"are 0 to {self._reach}",
             )
+        if self._layer < 0 and self._reach < EVERYTHING:
+            return ()  # no router of this step has run
         layer = self._layer + depth
         unions: Sequence[tuple[Key, ...]] = self._routing.unions
         if layer >= len(unions):

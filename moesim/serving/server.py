@@ -97,6 +97,9 @@ class Server:
         self._knowledge = knowledge
         self._ids_return = [knowledge.comes_back(layer) for layer in range(self._num_layers)]
         self._foresight = EVERYTHING if prefetch.clairvoyant else knowledge.reach
+        # Whether prefetches depend on what a layer's front computes: its ids, or predictions.
+        revealed = prefetch.clairvoyant or (knowledge.queued and not prefetch.needs_predictions)
+        self._fetches_by_front = prefetch.active and not revealed
         self._sequential = sequential
         self.arrivals = Arrivals(requests)
         self._steps = 0
@@ -324,7 +327,7 @@ class Server:
         """Run one step layer by layer, on any machine."""
         machine, ledger, issue = self.machine, self.ledger, self._issue
         batch, sizes, started_ns = step.batch, self._sizes(step), machine.now_ns
-        ids, on_device = Readback(sizes.ids), self._execution.sorts_on_device
+        ids = Readback(sizes.ids)
         routing = self._routing.step(step)
         ledger.begin_step(started_ns)
         if self._tell_started is not None:
@@ -344,12 +347,13 @@ class Server:
                 self._run_layer(Dense(dense, batch), dense, "dense", layer)
             model_layer = self._layers.model_layers[layer]
             front = self._run_layer(Front(model_layer, batch), model_layer, "front", layer)
-            if not (on_device and self._stays_on_device(layer, cache)):
+            decides = not self._stays_on_device(layer, cache)
+            if decides:
                 yield from machine.wait_any((self._ids_ready(front, layer, ids),))
                 issue.decided_ns = machine.now_ns
             view.move_to(layer)
             self._place = self._steps, layer
-            self._run_event(layer, cache, view, batch.tokens)
+            self._run_event(layer, cache, view, batch.tokens, decides)
             if prefetching:
                 ahead.move_to(layer)
                 self._issue_prefetches(ahead)
@@ -377,7 +381,13 @@ class Server:
         return work
 
     def _stays_on_device(self, layer: int, cache: ExpertCache) -> bool:
-        """Return whether the ids of a layer that sorts on the GPU need not reach the host."""
+        """Return whether the host issues a layer event without waiting for the layer's ids.
+
+        The engine must sort on the GPU, all experts must be there, and no prefetch may depend on
+        what the front computes.
+        """
+        if not self._execution.sorts_on_device or self._fetches_by_front:
+            return False
         return self._hidden.lane == GPU and cache.holds(layer, self._routing.num_experts)
 
     def _ids_ready(self, front: Work, layer: int, ids: Readback) -> Work:
@@ -392,26 +402,40 @@ class Server:
             return front
         return self._issue(Work(D2H, ids, (front,)), "readback", layer)
 
-    def _run_event(self, layer: int, cache: ExpertCache, view: StepView, rows: int) -> None:
-        """Decide and issue one layer event, or with sequential replay one for each key."""
+    def _run_event(
+        self, layer: int, cache: ExpertCache, view: StepView, rows: int, decides: bool
+    ) -> None:
+        """Decide and issue one layer event, or with sequential replay one for each key.
+
+        `decides`: the host decides it, which takes the host's time. Else the engine needs no
+        decision, since the GPU sorts the tokens and has all experts.
+        """
         if not self._sequential:
-            self._hidden = self._decide_and_issue(layer, cache, view, rows, self._hidden)
+            self._hidden = self._decide_and_issue(layer, cache, view, rows, self._hidden, decides)
             return
         inputs, pairs = self._hidden, zip(view.union, view.tokens, strict=True)
         events = [View(layer, (key,), (count,)) for key, count in pairs]
-        results = [self._decide_and_issue(layer, cache, event, rows, inputs) for event in events]
+        results = [
+            self._decide_and_issue(layer, cache, event, rows, inputs, decides) for event in events
+        ]
         after = tuple([work for hidden in (inputs, *results) for work in hidden.after])
         waits = tuple([wait for hidden in results for wait in hidden.waits])
         self._hidden = Hidden(inputs.lane, after, waits)
 
     def _decide_and_issue(
-        self, layer: int, cache: ExpertCache, view: View, rows: int, inputs: Hidden
+        self,
+        layer: int,
+        cache: ExpertCache,
+        view: View,
+        rows: int,
+        inputs: Hidden,
+        decides: bool,
     ) -> Hidden:
         decision = cache.decide(layer, view, rows)
         self.ledger.decided(decision)
         if self._tell_decided is not None:
             self._tell_decided(Decided(self._steps, self._cache_numbers[layer], decision))
-        if not self._issue.free:
+        if decides and not self._issue.free:
             self._issue.event_decided()
         return self._program.event(decision, inputs, rows, self._issue)
 

@@ -17,6 +17,7 @@ from typing import Final, NamedTuple
 from moesim.errors import InvariantError
 from moesim.hardware.topology import GPU
 from moesim.machine.work import Work
+from moesim.serving.too_early import too_early
 
 __all__ = ["CAUSES", "CPU", "DEMAND", "DISK", "HOST", "LATE", "OTHER", "READBACK", "Entry", "Waits"]
 __all__ += ["account"]
@@ -67,7 +68,7 @@ def account(
             _divide(entry, clock, stall_ns)
         for other, _, _ in entry[5]:
             if start < other.finish_ns:
-                raise InvariantError(4, f"an expert is computed at {start} ns, before it landed")
+                raise too_early(work, other)
         clock = work.finish_ns
     return clock, stalled
 

@@ -30,6 +30,7 @@ from moesim.serving.experts.program import Hidden, Program
 from moesim.serving.issue import HostTimes, Issuer
 from moesim.serving.ledger import MOVES, Ledger, StepFacts
 from moesim.serving.stalls import CAUSES, READBACK, Entry, account
+from moesim.serving.too_early import too_early
 from moesim.serving.totals import counter_names
 
 __all__ = ["EventTimes", "StepBytes", "StepMemo", "Twinned"]
@@ -425,14 +426,13 @@ def _shape(
 def _check(entries: Sequence[Entry], end_ns: int) -> None:
     """Raise `InvariantError` if a lane does two things at once, or work starts too early."""
     free: dict[str, int] = {}
-    for work, kind, *_ in sorted(entries, key=lambda entry: entry[0].start_ns):
+    for work, *_ in sorted(entries, key=lambda entry: entry[0].start_ns):
         if work.start_ns < free.get(work.lane, 0) or work.finish_ns < work.start_ns:
             raise InvariantError(9, f"work on {work.lane} overlaps at {work.start_ns} ns")
         free[work.lane] = work.finish_ns
         for other in work.after:
             if work.start_ns < other.finish_ns:
-                rule = 5 if kind == "demand" else 4
-                raise InvariantError(rule, f"{work.op} starts at {work.start_ns} ns, too early")
+                raise too_early(work, other)
         if work.finish_ns > end_ns:
             raise InvariantError(
                 9, f"an event ends at {end_ns} ns, its work at {work.finish_ns} ns"
@@ -453,6 +453,6 @@ def _column(values: Sequence[int]) -> npt.NDArray[np.int64]:
     return np.array(values, np.int64)
 
 
-def _add(counts: list[int], amounts: Sequence[int]) -> None:
-    for index, amount in enumerate(amounts):
-        counts[index] += amount
+def _add(counts: list[int], added: Sequence[int]) -> None:
+    for index, number in enumerate(added):
+        counts[index] += number

@@ -193,8 +193,11 @@ def longest_wait(ledger: Ledger) -> tuple[str, list[str]]:
 def more_slots(plan: Plan, requests: Sequence[Request]) -> list[str]:
     """Return how many slots the unused memory holds, and whether all experts fit the memory.
 
-    The first is left out if the unused memory holds less than a slot a layer.
+    The first is left out if the unused memory holds less than a slot a layer. Where the placement
+    fixes which experts are in GPU memory and would add none, a hint says so.
     """
+    from moesim.simulate.build import residents_in
+
     budget, slots, sizes = plan.budget, sum(plan.slots), plan.sizes
     total = plan.trace.num_layers * plan.trace.num_experts
     every_bytes = total * plan.cost.expert_bytes if sizes is None else sum(sizes)
@@ -208,13 +211,20 @@ def more_slots(plan: Plan, requests: Sequence[Request]) -> list[str]:
     rest = rest_bytes * total // every_bytes
     fits = "fits" if max(budget.slots_bytes, rest_bytes) >= every_bytes else "does not fit"
     texts = [f"a slot for every expert {fits} in {format_bytes(budget.capacity_bytes)}"]
-    if budget.free_bytes >= plan.trace.num_layers * plan.cost.expert_bytes and rest > slots:
-        texts.insert(
-            0,
-            f"{format_bytes(budget.free_bytes)} of {format_bytes(budget.capacity_bytes)} of memory "
-            f"is unused: cache.slots: rest would give {rest} of {total} slots",
+    if budget.free_bytes < plan.trace.num_layers * plan.cost.expert_bytes or rest <= slots:
+        return texts
+    if plan.places.residents is not None:
+        # The largest experts must fit, because the placement may choose any.
+        rest = residents_in(plan, rest_bytes // plan.cost.expert_bytes)
+    if rest > slots:
+        hint = f"cache.slots: rest would give {rest} of {total} slots"
+    else:
+        hint = (
+            f"placement {plan.scenario.placement.policy} keeps {slots} of {total} experts there, "
+            "also with cache.slots: rest; its options decide"
         )
-    return texts
+    unused = f"{format_bytes(budget.free_bytes)} of {format_bytes(budget.capacity_bytes)} of memory"
+    return [f"{unused} is unused: {hint}", *texts]
 
 
 def _change(now_ns: int, then_ns: int) -> str:

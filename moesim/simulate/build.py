@@ -220,7 +220,8 @@ def prepare(scenario: Scenario, trace: Trace | None = None) -> Plan:
     # The largest experts must fit, because a placement may choose any.
     fitting = budget.slots if sizes is None else budget.slots_bytes // shape.expert_bytes
     residents = residents_of(scenario, placement, fitting, keys)
-    places = Places(topology, host, lanes, residents, elsewhere=CPU in topology.names)
+    elsewhere = CPU in topology.names
+    places = Places(topology, host, lanes, residents, elsewhere=elsewhere, fitting=fitting)
     if residents is None:
         total = budget.slots if sizes is None else budget.slots_bytes
         slots, capacities = _capacities(scenario, trace, total, sizes)
@@ -477,7 +478,9 @@ def _placing(plan: Plan, host: HostMemory | None, *, free_link: bool) -> Placing
     learnt = partial(_learnt, scenario, plan.trace, "placement", set())
     placement = build_placement(scenario, cost.shape, learnt)
     keys = plan.trace.num_layers * plan.trace.num_experts
-    residents_of(scenario, placement, plan.budget.slots, keys)  # a policy expects this call first
+    # A policy expects this call first, and the answer must be that of the plan. So it gets the
+    # slots that the plan asked with, not those that were then given to the residents.
+    residents_of(scenario, placement, places.fitting, keys)
     sizes = plan.sizes
     estimate = CostEstimate(
         cost,
@@ -489,6 +492,21 @@ def _placing(plan: Plan, host: HostMemory | None, *, free_link: bool) -> Placing
     )
     lanes = [lane.name for lane in places.topology.lanes if lane.computes]
     return Placing(placement, estimate, lanes, None if host is None else host.place)
+
+
+def residents_in(plan: Plan, slots: int) -> int:
+    """Return how many experts the plan's placement would keep in GPU memory with `slots` slots.
+
+    As many as now if it refuses them, or lets experts come and go.
+    """
+    learnt = partial(_learnt, plan.scenario, plan.trace, "placement", set())
+    keys = plan.trace.num_layers * plan.trace.num_experts
+    try:
+        placement = build_placement(plan.scenario, plan.cost.shape, learnt)
+        residents = residents_of(plan.scenario, placement, slots, keys)
+    except ScenarioError:
+        residents = plan.places.residents
+    return sum(plan.slots) if residents is None else len(residents)
 
 
 def universe_of(plan: Plan, number: int) -> range:

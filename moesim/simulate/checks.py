@@ -10,11 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from moesim.config.markers import PathTo
+from moesim.config.units import format_bytes
 from moesim.config.validation import COMMAND_LINE, order
 from moesim.config.yaml_document import KeyPath
+from moesim.cost.cpu import missing_figures
 from moesim.errors import ScenarioError, TraceError, UsageError
 from moesim.hardware.hardware import Hardware
 from moesim.hardware.topology import CPU, GPU
@@ -27,6 +29,7 @@ from moesim.policies.registry import path_options
 from moesim.results.window import check_window
 from moesim.scenario.keys import key_path
 from moesim.scenario.policies import FAMILIES
+from moesim.serving.experts.host_memory import taken_bytes
 from moesim.serving.knowledge import KNOWLEDGE, Knowledge
 from moesim.serving.long_prompts import check_prompts
 from moesim.serving.request import Request
@@ -185,6 +188,10 @@ class _Checks:
         placement = policies["placement"]
         if placement is not None and hardware is not None:
             attempt("placement.policy hardware", _check_lanes, scenario, hardware, placement[0])
+        # A CPU lane needs all figures of host memory, which `_check_lanes` reports.
+        on_cpu = placement is not None and CPU in placement_lanes(placement[0])
+        if hardware is not None and shape is not None and not on_cpu:
+            attempt("memory hardware model", _check_disk, scenario, hardware, shape)
         fixed = placement is not None and fixes_residents(placement[0])
         if fixed and policies["prefetch"]:
             attempt(
@@ -297,10 +304,6 @@ def _check_sizes(scenario: Scenario, shape: ModelShape, eviction: type[Any]) -> 
         )
 
 
-_CPU_FIGURES: Final = ("cpu_flops", "host_memory_bandwidth")
-"""The figures of a machine without which no duration on the CPU can be computed."""
-
-
 def _check_lanes(scenario: Scenario, hardware: Hardware, policy: type[Any]) -> None:
     """Raise ScenarioError where a placement computes on a lane that the machine lacks."""
     lanes = set(placement_lanes(policy))
@@ -310,13 +313,32 @@ def _check_lanes(scenario: Scenario, hardware: Hardware, policy: type[Any]) -> N
             "placement.policy",
             f"{policy.name} computes on {', '.join(unknown)}; machines compute on {GPU} and {CPU}",
         )
-    missing = [key for key in _CPU_FIGURES if key not in hardware.figures]
-    if CPU in lanes and missing:
+    missing = missing_figures(hardware, cpu=CPU in lanes)
+    if missing:
         raise ScenarioError.at(
             scenario,
             "placement.policy",
             f"{policy.name} computes experts on the CPU, and {hardware.name} is described without "
             f"{' and '.join(missing)}; give the profile these figures, or set them in `hardware`",
+        )
+
+
+def _check_disk(scenario: Scenario, hardware: Hardware, shape: ModelShape) -> None:
+    """Raise ScenarioError where experts are read from disk and host memory has no bandwidth.
+
+    For scenarios that keep nothing but experts in host memory.
+    """
+    memory = scenario.memory
+    if memory.host is None or hardware.disk is None:
+        return  # without a disk, the budget of host memory refuses experts that do not fit
+    nbytes = sum(taken_bytes(size, memory.host_cache) for size in shape.sizes())
+    if nbytes > memory.host and missing_figures(hardware, disk=True):
+        raise ScenarioError.at(
+            scenario,
+            "memory.host",
+            f"{format_bytes(nbytes)} of experts exceed {format_bytes(memory.host)}, so experts are "
+            f"read from disk, which shares host memory; {hardware.name} is described without its "
+            "bandwidth; set hardware.host_memory_bandwidth, like 60GB/s",
         )
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from moesim.cost.cpu import topology_of
 from moesim.errors import PolicyViolation, ScenarioError, UsageError
-from moesim.hardware.topology import GPU, Topology
+from moesim.hardware.topology import CPU, GPU, Topology
 from moesim.policies import Key
 from moesim.policies.guard import make_placement, placement_lanes
 from moesim.policies.placement import Placement, PlacementContext, fixes_residents
@@ -39,7 +39,8 @@ class Places:
     `lanes[m]` is the compute lane of model layer m without its routed experts, and the last entry
     that of the end of a step; empty if all are on the GPU. `residents` are the experts that are in
     GPU memory for the whole run; None if they come and go. `elsewhere`: experts may run on another
-    lane than the GPU. `host` is the split of host memory.
+    lane than the GPU. `host` is the split of host memory. `fitting` is the number of slots in which
+    every choice of experts fits; each placement policy of the plan is asked with it.
     """
 
     topology: Topology
@@ -47,6 +48,7 @@ class Places:
     lanes: tuple[str, ...] = ()
     residents: tuple[Key, ...] | None = None
     elsewhere: bool = False
+    fitting: int = 0
 
 
 def build_placement(
@@ -72,13 +74,10 @@ def build_placement(
 
 
 def topology_for(scenario: Scenario, hardware: Hardware, *, disk: bool = False) -> Topology:
-    """Return the lanes that a scenario's placement and memories need."""
+    """Return the lanes that a checked scenario's placement and memories need."""
     policy, _ = policy_of(scenario, "placement")
-    cpu = bool(placement_lanes(policy))
-    try:
-        return topology_of(hardware, cpu=cpu, disk=disk)
-    except UsageError as error:
-        raise ScenarioError.at(scenario, "hardware", str(error)) from None
+    cpu = CPU in placement_lanes(policy)  # a policy may also name `gpu`, which is always there
+    return topology_of(hardware, cpu=cpu, disk=disk)
 
 
 def layer_lanes(placement: Placement, shape: ModelShape, topology: Topology) -> tuple[str, ...]:

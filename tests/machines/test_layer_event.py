@@ -63,7 +63,7 @@ def test_states_that_are_sent_again_do_not_disturb_those_that_have_landed(
         event = LayerEvent(0, template, EXPERTS, hidden, gates, lambda: np.array([[3], [3]]))
         event.send_inputs()
         event.send_inputs()
-        event.compute_on_host([(3, 2, pool.weights_on_host(3))])
+        event.compute_on_host([(3, 2, pool.weights_of(pool.host_of(3)))])
 
 
 def test_the_cpu_reads_a_copy_of_the_states_not_those_on_the_device() -> None:
@@ -77,7 +77,7 @@ def test_the_cpu_reads_a_copy_of_the_states_not_those_on_the_device() -> None:
             event.send_inputs()
             hidden *= later
             gates *= later
-            event.compute_on_host([(3, 2, pool.weights_on_host(3))])
+            event.compute_on_host([(3, 2, pool.weights_of(pool.host_of(3)))])
             event.return_outputs()
             totals.append(event.total())
     assert torch.equal(*totals)
@@ -108,7 +108,7 @@ def _two_threads_against_one(
 ) -> None:
     ids = np.stack([rng.permutation(EXPERTS)[:2] for _ in hidden])
     work = [
-        (expert, int((ids == expert).sum()), pool.weights_on_host(expert))
+        (expert, int((ids == expert).sum()), pool.weights_of(pool.host_of(expert)))
         for expert in range(EXPERTS)
     ]
     asked: list[int] = []

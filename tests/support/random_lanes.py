@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -32,18 +33,17 @@ def random_lanes_case(seed: int, *, at_once: bool = False) -> tuple[dict[str, An
     # From another generator, so that the cases of `random_case` stay the same.
     rng = random.Random(f"lanes {seed}")
     policy = rng.choice(["copy", "cpu_layers", "cpu_experts", "cost", "two_queue"])
-    layers = NUM_LAYERS
+    dense: tuple[int, ...] = ()
     if rng.random() < 0.25 and scenario["cache"]["policy"] != "min":
         dense = (0, 3) if rng.random() < 0.5 else ()
         trace = _with_gaps(trace, seed, dense)
-        layers += len(dense)
         if scenario["prefetch"]["policy"] == "predicted":  # the new trace has no predictions
             scenario["prefetch"]["policy"] = "oracle"
     elif rng.random() < 0.2 and scenario["cache"]["policy"] != "min":
         trace = _refactored(trace)
         if scenario["prefetch"]["policy"] == "predicted":
             scenario["prefetch"]["policy"] = "oracle"
-    scenario["placement"], needed = random_placement(rng, policy, layers)
+    scenario["placement"], needed = random_placement(rng, policy, dense)
     if policy in ("cpu_layers", "cpu_experts"):  # they fix which experts are in GPU memory
         scenario["prefetch"] = {"policy": "none"}
     if scenario["cache"]["slots"] < needed:
@@ -62,9 +62,13 @@ def random_lanes_case(seed: int, *, at_once: bool = False) -> tuple[dict[str, An
 
 
 def random_placement(
-    rng: random.Random, policy: str, model_layers: int
+    rng: random.Random, policy: str, dense: Collection[int]
 ) -> tuple[dict[str, Any], int]:
-    """Return a placement with random options, and the slots that it needs at least."""
+    """Return a placement with random options, and slots that suffice for it.
+
+    `dense` are the model layers without experts.
+    """
+    model_layers = NUM_LAYERS + len(dense)
     options: dict[str, Any] = {}
     needed = 0
     if policy == "cpu_layers":
@@ -74,6 +78,9 @@ def random_placement(
         options["copy_rows"] = rng.choice([None, 1, 3, 6, 32])
         if isinstance(on_cpu, int):
             needed = (NUM_LAYERS - on_cpu) * NUM_EXPERTS
+            end = whole if isinstance(whole, int) else model_layers
+            in_whole = sum(layer not in dense for layer in range(end))
+            options["layers"] = max(on_cpu, in_whole)  # fewer are refused
     if policy == "cpu_experts":
         options = {"by": rng.choice(["uniform", "front", "random", "frequency"])}
     return {"policy": policy, "options": options}, needed

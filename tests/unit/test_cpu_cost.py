@@ -203,9 +203,10 @@ def test_lanes_share_the_bandwidth_at_which_host_memory_is_read() -> None:
     topology = topology_of(HARDWARE, cpu=True, disk=True)
     assert topology.names == ("gpu", "cpu", "h2d", "d2h", "disk")
     assert topology.resources == {HOST_BANDWIDTH: 10**9}
-    assert topology.compute_lane(HOST) == CPU
+    assert [lane.name for lane in topology.lanes if lane.computes] == [GPU, CPU]
+    assert topology.memory_of(CPU) == HOST
     assert topology.route(DISK, HOST) == DISK
-    assert topology.compute_lane(GPU) == GPU
+    assert topology.memory_of(GPU) == GPU
     assert topology_of(HARDWARE, cpu=True, disk=False).names == ("gpu", "cpu", "h2d", "d2h")
     assert topology_of(HARDWARE, cpu=False, disk=True).names == ("gpu", "h2d", "d2h", "disk")
 

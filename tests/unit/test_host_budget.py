@@ -134,6 +134,15 @@ def test_pages_are_counted_whole_and_experts_to_the_byte() -> None:
     assert budget({"host_cache": "expert"}, shape=odd).experts_bytes == 8 * 13_056
 
 
+@pytest.mark.parametrize(("unit", "size"), [("page", 4 * PAGE_BYTES), ("expert", 13_056)])
+def test_no_more_bytes_are_pinned_than_are_asked_for(unit: str, size: int) -> None:
+    """With pages an expert takes more than its own bytes."""
+    odd = replace(SHAPE, expert_bits=17)
+    for nbytes, number in [(3 * size, 3), (3 * size - 1, 2)]:
+        plan = budget({"pinned": f"{nbytes}B", "host_cache": unit}, shape=odd)
+        assert (plan.num_pinned, plan.pinned_bytes) == (number, number * size)
+
+
 def test_the_layers_of_a_model_together_have_all_weights_but_those_of_experts() -> None:
     for name in ("mixtral-8x7b", "deepseek-v2-lite", "qwen1.5-moe-a2.7b"):
         shape = named_shape(name)

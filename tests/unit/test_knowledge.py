@@ -35,6 +35,7 @@ from moesim.policies.eviction import LRU
 from moesim.policies.prefetch import Prefetch
 from moesim.policies.view import View
 from moesim.serving.knowledge import KNOWLEDGE
+from moesim.serving.stalls import READBACK
 from moesim.simulate import Outcome, build_server, summarise
 from moesim.trace import Trace
 
@@ -49,7 +50,7 @@ def run(router: str, **changes: Any) -> Outcome:
 
 
 def readback_ns(outcome: Outcome) -> int:
-    return sum(outcome.ledger.readback_stall_ns[: outcome.plan.trace.num_layers])
+    return sum(outcome.ledger.stall_ns[READBACK][: outcome.plan.trace.num_layers])
 
 
 def test_no_step_waits_for_ids_that_are_already_known() -> None:

@@ -14,15 +14,16 @@ from workloads import plan_of, run_on, tiny_scenario, tiny_trace
 from moesim.config.units import format_bytes
 from moesim.cost.estimate import CostEstimate
 from moesim.cost.roofline import CostModel
-from moesim.errors import BudgetError, PolicyViolation, ScenarioError
+from moesim.errors import BudgetError, PolicyViolation, ScenarioError, UsageError
 from moesim.hardware.hardware import Figure
 from moesim.policies.placement import Copy, Placement, fixes_residents
 from moesim.scenario import Scenario, load_scenario
 from moesim.scenario.unused import unused_keys
 from moesim.serving.stalls import CAUSES
 from moesim.simulate import bounds_of, prepare, result_of, simulate, summarise
-from moesim.simulate.bounds import longest_wait, verdict
+from moesim.simulate.bounds import longest_wait, more_slots, verdict
 from moesim.sweep import check_points, points_of
+from moesim.workload.workload import build_workload
 
 EXPERT = 3 * 512 * 1024 * 2
 ALL = 32 * EXPERT
@@ -194,6 +195,26 @@ def test_a_policy_that_fixes_residents_must_return_keys(monkeypatch: pytest.Monk
     name = enlist(monkeypatch, "placement", foreign(residents=lambda self, slots: None))
     with pytest.raises(PolicyViolation, match="returns None; return keys"):
         plan_of(tiny_scenario(placement=name), tiny_trace())
+
+
+@pytest.mark.parametrize("sizes", [{}, {"expert_bits_by": {"layer": {"0": 8}}}])
+def test_every_instance_of_a_policy_is_asked_with_the_slots_that_fit(
+    monkeypatch: pytest.MonkeyPatch, sizes: dict[str, Any]
+) -> None:
+    """So the instance that places experts holds the same ones as GPU memory."""
+    asked: list[tuple[int, int]] = []
+
+    def residents(self: Any, slots: int) -> Any:
+        asked.append((slots, slots * 3 // 4))
+        return range(slots * 3 // 4)
+
+    name = enlist(monkeypatch, "placement", foreign(residents=residents))
+    data = tiny_scenario(placement=name, cache={"slots": 20}, model=sizes or "trace")
+    plan = plan_of(data, tiny_trace())
+    run_on(plan)
+    assert len(asked) > 1
+    assert set(asked) == {(plan.places.fitting, sum(plan.slots))}
+    assert len(plan.places.residents or ()) == sum(plan.slots) < plan.places.fitting
 
 
 def test_only_policies_with_residents_of_their_own_fix_them() -> None:
@@ -453,3 +474,43 @@ def test_the_infinite_link_is_never_slower_than_the_run_where_all_requests_are_t
         outcome = simulate(plan)
         found = bounds_of(outcome)
         assert found["infinite_link_time_in_steps_s"] * 1e9 <= outcome.ledger.stepping_ns + 1
+
+
+@pytest.mark.parametrize(
+    ("placement", "slots", "more"),
+    [
+        ("cpu_layers", 9, True),
+        ("cpu_experts", 9, True),
+        ({"policy": "cpu_layers", "options": {"layers": 3}}, 9, False),
+        ({"policy": "cpu_layers", "options": {"layers": "all", "whole_layers": "all"}}, 0, False),
+    ],
+)
+def test_more_slots_are_a_remedy_only_where_the_placement_would_use_them(
+    placement: Any, slots: int, more: bool
+) -> None:
+    trace = tiny_trace(requests=3, prompt_tokens=4, output_tokens=5, seed=2)
+    plan = plan_of(tiny_scenario(placement=placement, cache={"slots": slots}), trace)
+    now, then = sum(plan.slots), plan_of(tiny_scenario(placement=placement), trace)
+    assert then.scenario.cache.slots.kind == "rest"
+    policy = plan.scenario.placement.policy
+    said = more_slots(plan, build_workload(plan.scenario, trace))
+    assert len(said) == 2
+    assert ("cache.slots: rest would give " in said[0]) == (sum(then.slots) > now) == more
+    if more:
+        assert said[0].endswith(f"would give {sum(then.slots)} of 32 slots")
+    else:
+        assert f"is unused: placement {policy} keeps {now} of 32 experts there" in said[0]
+
+
+def test_a_placement_that_refuses_other_slots_gets_no_hint_of_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def residents(self: Any, slots: int) -> Any:
+        if slots != 9:
+            raise UsageError("nine")
+        return range(9)
+
+    name = enlist(monkeypatch, "placement", foreign(residents=residents))
+    plan = plan_of(tiny_scenario(placement=name, cache={"slots": 9}), tiny_trace(requests=1))
+    said = more_slots(plan, build_workload(plan.scenario, plan.trace))
+    assert "keeps 9 of 32 experts there" in said[0]

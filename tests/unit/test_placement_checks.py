@@ -11,8 +11,10 @@ from watched_machines import enlist
 from workloads import TINY_CONFIG, plan_of, tiny_scenario, tiny_trace
 
 from moesim.errors import PolicyViolation, ScenarioError
+from moesim.hardware.topology import Topology
 from moesim.policies.placement import Copy
 from moesim.scenario import Scenario, load_scenario
+from moesim.scenario.unused import unused_keys
 from moesim.simulate import prepare, result_of
 from moesim.simulate.facts import knows_the_future
 
@@ -75,6 +77,16 @@ def test_a_placement_that_can_hold_is_accepted(folder: Path, placement: str) -> 
             },
         ),
         (
+            "cpu_layers",
+            "layers: 2, whole_layers: 3",
+            {"layers": "is 2, and whole_layers: 3 has the experts of 3 MoE layers on the"},
+        ),
+        (
+            "cpu_layers",
+            "layers: 0, whole_layers: all",
+            {"layers": "write layers: 4 or more, auto, or fewer whole_layers"},
+        ),
+        (
             "cpu_experts",
             "by: frequency, profile: nowhere",
             {"profile": "there is no file or folder 'nowhere'"},
@@ -105,10 +117,14 @@ def test_options_that_cannot_hold_are_refused_at_the_place_of_their_value(
 
 @pytest.mark.parametrize("option", ["layers: most", "layers: -1", "copy_rows: 0", "whole: 1"])
 def test_options_of_the_wrong_kind_are_refused_at_their_line(folder: Path, option: str) -> None:
-    said = mistakes(folder, f"{{policy: cpu_layers, options: {{{option}}}}}")
-    assert said
-    assert all(problem.startswith("3:") for problem in said)
-    assert all("placement.options." in problem for problem in said)
+    (said,) = mistakes(folder, f"{{policy: cpu_layers, options: {{{option}}}}}")
+    assert said.startswith("3:")
+    assert f": placement.options.{option.split(':')[0]}: " in said
+
+
+def test_a_wrong_number_of_layers_is_one_mistake_that_says_what_to_write(folder: Path) -> None:
+    (said,) = mistakes(folder, "{policy: cpu_layers, options: {layers: -1}}")
+    assert said.endswith(": placement.options.layers: is -1; write a number from 0, auto or all")
 
 
 def test_a_model_of_another_depth_than_the_trace_is_the_only_mistake(folder: Path) -> None:
@@ -125,6 +141,9 @@ def test_a_model_of_another_depth_than_the_trace_is_the_only_mistake(folder: Pat
 # --- the machine ----------------------------------------------------------------------------------
 
 
+FIELDS = {"cpu_flops": "cpu_flops_per_s", "host_memory_bandwidth": "host_memory_bytes_per_s"}
+
+
 def described_without(monkeypatch: pytest.MonkeyPatch, *keys: str) -> None:
     """Make the machines of scenarios ones whose profile lacks these figures."""
     load = Scenario.load_hardware
@@ -132,7 +151,8 @@ def described_without(monkeypatch: pytest.MonkeyPatch, *keys: str) -> None:
     def without(self: Scenario) -> Any:
         hardware = load(self)
         figures = {key: of for key, of in hardware.figures.items() if key not in keys}
-        return replace(hardware, figures=figures)
+        missing: dict[str, Any] = {FIELDS[key]: None for key in keys}
+        return replace(hardware, figures=figures, **missing)
 
     monkeypatch.setattr(Scenario, "load_hardware", without)
 
@@ -142,7 +162,7 @@ def described_without(monkeypatch: pytest.MonkeyPatch, *keys: str) -> None:
     [
         (["cpu_flops"], "without cpu_flops;"),
         (["host_memory_bandwidth"], "without host_memory_bandwidth;"),
-        (["cpu_flops", "host_memory_bandwidth"], "without cpu_flops and host_memory_bandwidth;"),
+        (["cpu_flops", "host_memory_bandwidth"], "without host_memory_bandwidth and cpu_flops;"),
     ],
 )
 @pytest.mark.parametrize("placement", ["cost", "two_queue", "cpu_layers", "cpu_experts"])
@@ -167,11 +187,70 @@ def test_without_a_cpu_lane_no_figure_of_the_cpu_is_needed(
     assert mistakes(folder, "copy") == []
 
 
+ALL_BYTES = 32 * 3 * 512 * 1024 * 2
+
+
+@pytest.mark.parametrize(
+    ("host", "said"),
+    [
+        (f"{{host: {ALL_BYTES - 1}B}}", "4:16: memory.host: "),
+        (f"{{host_cache: expert, host: {ALL_BYTES - 1}B}}", "4:36: memory.host: "),
+        (f"{{host: {ALL_BYTES}B}}", None),
+        ("{}", None),
+    ],
+)
+def test_a_disk_shares_host_memory_whose_bandwidth_must_be_known(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, host: str, said: str | None
+) -> None:
+    described_without(monkeypatch, "cpu_flops", "host_memory_bandwidth")
+    path = folder / "x.yaml"
+    path.write_text(
+        "trace: tiny\nhardware: {profile: rtx-4090, disk: {latency: 1us, bandwidth: 3GB/s}}\n"
+        f"placement: copy\nmemory: {host}\nsed: 1\n"
+    )
+    with pytest.raises(ScenarioError) as caught:
+        prepare(load_scenario(path))
+    found = [problem.replace(f"{path}:", "") for problem in caught.value.problems]
+    starts = [*([said] if said else []), "5:1: sed: "]  # together with all other mistakes
+    assert all(problem.startswith(start) for problem, start in zip(found, starts, strict=True))
+    if said:
+        assert "experts are read from disk, which shares host memory" in found[0]
+        assert "set hardware.host_memory_bandwidth, like 60GB/s" in found[0]
+
+
+@pytest.mark.parametrize("placement", ["cost", "cpu_layers"])
+def test_a_cpu_and_a_disk_without_a_bandwidth_of_host_memory_are_one_mistake(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, placement: str
+) -> None:
+    described_without(monkeypatch, "host_memory_bandwidth")
+    text = f"{placement}\nmemory: {{host: 10MiB}}\nhardware: "
+    text += "{profile: rtx-4090, disk: {latency: 1us, bandwidth: 3GB/s}}"
+    path = folder / "x.yaml"
+    path.write_text(f"trace: tiny\nplacement: {text}\n")
+    with pytest.raises(ScenarioError) as caught:
+        prepare(load_scenario(path))
+    (said,) = caught.value.problems
+    assert said.startswith(f"{path}:2:12: placement.policy: {placement} computes experts on")
+
+
 # --- policies of other packages -------------------------------------------------------------------
 
 
 def foreign(**members: Any) -> type[Copy]:
     return type("Elsewhere", (Copy,), {"__module__": __name__, **members})
+
+
+def test_a_policy_that_names_only_the_gpu_needs_no_cpu(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = enlist(monkeypatch, "placement", foreign(lanes=("gpu",)))
+    plan = plan_of(tiny_scenario(placement=name), tiny_trace(requests=1))
+    assert plan.places.topology == Topology.single_gpu()
+    chunk = {"profile": "rtx-4090", "h2d": {"chunk": "1MiB"}}
+    data = tiny_scenario(placement=name, hardware=chunk)
+    assert unused_keys(Scenario.model_validate(data)) == ["hardware.h2d.chunk"]
+    described_without(monkeypatch, "cpu_flops", "host_memory_bandwidth")
+    assert mistakes(folder, name) == []
 
 
 def test_a_lane_that_no_machine_has_is_refused(

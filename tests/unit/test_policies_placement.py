@@ -119,11 +119,13 @@ def test_slots_beyond_the_layers_that_fit_hold_nothing() -> None:
     assert list(placement("cpu_layers").residents(23) or ()) == list(range(16, 32))
 
 
-@pytest.mark.parametrize(("options", "on_the_cpu"), [({"layers": 2}, 2), ({"whole_layers": 2}, 2)])
+@pytest.mark.parametrize(
+    ("options", "on_the_cpu"), [({"layers": 2}, 2), ({"layers": 2, "whole_layers": 2}, 2)]
+)
 def test_layers_that_do_not_fit_are_refused_with_the_numbers(
     options: dict[str, Any], on_the_cpu: int
 ) -> None:
-    policy = placement("cpu_layers", **{"layers": 0, **options})
+    policy = placement("cpu_layers", **options)
     with pytest.raises(UsageError) as refused:
         policy.residents(15)
     for part in (f"experts of {on_the_cpu} layers", "need 16 slots; there are 15", "layers: 3"):
@@ -182,6 +184,19 @@ def test_more_layers_than_there_are_are_refused(options: dict[str, Any], said: s
         placement("cpu_layers", context(dense=1), **options)
     last = {option: number - 1 for option, number in options.items()}
     placement("cpu_layers", context(dense=1), **last)
+
+
+@pytest.mark.parametrize(("whole", "needed"), [(2, 1), (4, 3), ("all", 4)])
+def test_fewer_layers_than_whole_layers_have_experts_are_refused(
+    whole: int | str, needed: int
+) -> None:
+    """Model layer 0 is dense, so it needs no layer of experts on the CPU."""
+    where = context(dense=1)
+    said = rf"layers is {needed - 1}, and whole_layers: {whole} .*write layers: {needed} or more"
+    with pytest.raises(UsageError, match=said):
+        placement("cpu_layers", where, layers=needed - 1, whole_layers=whole)
+    for layers in (needed, "auto", "all"):
+        placement("cpu_layers", where, layers=layers, whole_layers=whole)
 
 
 @pytest.mark.parametrize(

@@ -7,15 +7,15 @@ import subprocess
 import sys
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import pytest
-from annotated_types import Ge, Le
+from annotated_types import Ge, Le, MaxLen
 from workloads import tiny_trace
 
 from moesim.errors import UsageError
 from moesim.policies import FAMILIES, find, names, parse_options, register, registry
-from moesim.policies.registry import NoOptions
+from moesim.policies.registry import NoOptions, option_mistakes
 
 EXPECTED = {
     "eviction": "fifo lfu lfu_decay lfu_in_cache lookahead lru min min_window random static",
@@ -215,6 +215,69 @@ def test_built_in_options_have_their_range(
 ) -> None:
     with pytest.raises(UsageError, match=message):
         parse_options(find(family, name), given)
+
+
+@dataclass(frozen=True, slots=True)
+class Choices:
+    """Options that are unions."""
+
+    size: Annotated[int, Ge(0), Le(9)] | Literal["auto", "all"] = 0
+    keys: tuple[int, ...] | Literal["all"] = ()
+    inner: Inner | bool | None = None
+    deep: tuple[Inner | float, ...] = ()
+    odd: Annotated[str, MaxLen(2)] | Annotated[int, Ge(1)] = "a"
+
+
+class Choosing:
+    name = "choosing"
+    Options = Choices
+
+
+@pytest.mark.parametrize(
+    ("given", "where", "text"),
+    [
+        ({"size": -1}, ("size",), "is -1; write a number from 0, auto or all"),
+        ({"size": 10}, ("size",), "is 10; write a number up to 9, auto or all"),
+        ({"size": "some"}, ("size",), "is 'some'; write a whole number, auto or all"),
+        ({"keys": 3}, ("keys",), "is 3; write a list or all"),
+        ({"keys": [1, "x"]}, ("keys",), "is [1, 'x']; write a whole number at 1 or all"),
+        (
+            {"inner": {"depth": 0}},
+            ("inner",),
+            "is {'depth': 0}; write a number from 1 at depth or true or false",
+        ),
+        ({"deep": [{}, "x"]}, ("deep", 1), "is 'x'; write a mapping of keys and values or a num"),
+        (
+            {"odd": "abc"},
+            ("odd",),
+            "is 'abc'; write a value that mends: String should have at most 2 characters or a who",
+        ),
+    ],
+)
+def test_the_branches_of_a_union_are_one_mistake_at_the_option(
+    given: dict[str, Any], where: tuple[str | int, ...], text: str
+) -> None:
+    ((found, said),) = option_mistakes(Choosing, given)
+    assert found == where
+    assert said.startswith(text)
+    with pytest.raises(UsageError) as refused:
+        parse_options(Choosing, given)
+    option = ".".join(map(str, where))
+    assert str(refused.value) == f"policy 'choosing', option {option}: {said}"
+
+
+@pytest.mark.parametrize(("family", "name"), ALL)
+def test_a_wrong_option_of_any_policy_is_one_mistake_at_its_own_name(
+    family: str, name: str
+) -> None:
+    policy = find(family, name)
+    for field in fields(getattr(policy, "Options", NoOptions)):
+        values: list[Any] = [-1.5, "?", [[]], {"a": 1}]
+        for wrong in values:
+            found = option_mistakes(policy, {field.name: wrong})
+            if (field.name, wrong) != ("profile", "?"):  # any text is a path
+                assert [where for where, _ in found] == [(field.name,)], (field.name, wrong)
+                assert "policy" not in found[0][1]
 
 
 PLUGIN = '''

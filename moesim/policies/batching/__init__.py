@@ -13,7 +13,7 @@ from moesim.policies.batching.base import (
     unknown_wants,
 )
 from moesim.policies.batching.expert_aware import ExpertAware
-from moesim.policies.batching.orders import DecodeFirst, FirstComeFirstServed, PrefillFirst
+from moesim.policies.batching.fixed_order import DecodeFirst, FirstComeFirstServed, PrefillFirst
 from moesim.policies.batching.task_aware import TaskAware
 
 __all__ = [

@@ -122,7 +122,8 @@ class Placement(Policy, ABC):
     def residents(self, slots: int) -> Collection[Key] | None:
         """Return the keys that are in GPU memory for the whole run, at most `slots`.
 
-        None: experts come and go, as the eviction policy decides. Called once, before the run.
+        None: experts come and go, as the eviction policy decides. Called once per instance, before
+        the run. A run builds several instances; all get the same `slots` and must return the same.
         Raise `UsageError` if the options need more slots; the message says how many. A class that
         overrides this method must return keys. It allows no prefetch, and asks no eviction policy.
         """

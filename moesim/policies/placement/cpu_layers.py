@@ -26,7 +26,8 @@ class CPULayersOptions:
     """`layers`: the first MoE layers whose experts stay on the CPU: a number, `auto` or `all`.
 
     `auto` leaves as few there as the slots allow. `whole_layers`: the first model layers that run
-    entirely on the CPU, a number or `all`; `all` includes embedding and LM head. `copy_rows`: in a
+    entirely on the CPU, a number or `all`; `all` includes embedding and LM head. Their experts are
+    there too, so `layers` may not be a smaller number than their MoE layers. `copy_rows`: in a
     step of at least this many rows, experts of CPU layers are copied to the GPU, except those of
     whole layers; None: never.
     """
@@ -34,6 +35,16 @@ class CPULayersOptions:
     layers: Annotated[int, Ge(0)] | Literal["auto", "all"] = "auto"
     whole_layers: Annotated[int, Ge(0)] | Literal["all"] = 0
     copy_rows: Annotated[int, Ge(1)] | None = 32
+
+
+def _whole_layers(options: CPULayersOptions, context: PlacementContext) -> tuple[int, int]:
+    """Return how many model layers are whole on the CPU, and how many of them have experts.
+
+    The end of a step counts as one more layer, which only `all` includes.
+    """
+    whole = options.whole_layers
+    number = context.num_model_layers + 1 if whole == "all" else whole
+    return number, sum(layer < number for layer in context.model_layers)
 
 
 @register("placement", "cpu_layers")
@@ -45,10 +56,7 @@ class CPULayers(Placement):
 
     def __init__(self, context: PlacementContext, options: Any = None) -> None:
         super().__init__(context, options)
-        whole = self.options.whole_layers
-        # The end of a step counts as one more layer, which only `all` includes.
-        self._whole = context.num_model_layers + 1 if whole == "all" else whole
-        self._in_whole = sum(layer < self._whole for layer in context.model_layers)
+        self._whole, self._in_whole = _whole_layers(self.options, context)
         self._on_cpu = self._cpu_layers(slots=0)
 
     @classmethod
@@ -57,11 +65,20 @@ class CPULayers(Placement):
             ("layers", options.layers, context.num_layers, "MoE layers of the trace"),
             ("whole_layers", options.whole_layers, context.num_model_layers, "layers of the model"),
         ]
-        return [
+        beyond = [
             (option, f"is {number}; it must be at most {most}, the {what}, or all")
             for option, number, most, what in limits
             if isinstance(number, int) and number > most
         ]
+        _, in_whole = _whole_layers(options, context)
+        if beyond or not isinstance(options.layers, int) or options.layers >= in_whole:
+            return beyond
+        needed = (
+            f"is {options.layers}, and whole_layers: {options.whole_layers} has the experts of "
+            f"{in_whole} MoE layers on the CPU; write layers: {in_whole} or more, auto, or fewer "
+            "whole_layers"
+        )
+        return [("layers", needed)]
 
     def _cpu_layers(self, slots: int) -> int:
         """Return how many trace layers have their experts on the CPU."""

@@ -102,7 +102,7 @@ def plan_host(
     taken = [taken_bytes(nbytes, memory.host_cache) for nbytes in sizes]
     weights = shape.layers_bytes(layers_on_cpu)
     room = None if memory.host is None else memory.host - weights - kv_bytes_on_host
-    pinned = _num_pinned(scenario, sizes, fits=room is None or sum(taken) <= room)
+    pinned = _num_pinned(scenario, taken, fits=room is None or sum(taken) <= room)
     budget = HostBudget(
         capacity_bytes=memory.host,
         weights_bytes=weights,
@@ -127,23 +127,26 @@ def plan_host(
     return budget
 
 
-def _num_pinned(scenario: Scenario, sizes: Sequence[int], *, fits: bool) -> int:
-    """Return the number of page-locked experts; `fits`: all experts fit in host memory."""
+def _num_pinned(scenario: Scenario, taken: Sequence[int], *, fits: bool) -> int:
+    """Return the number of page-locked experts; `fits`: all experts fit in host memory.
+
+    `taken` are the bytes of each expert in host memory, by key.
+    """
     amount = scenario.memory.pinned
     match amount.kind:
         case "all":
-            return len(sizes)
+            return len(taken)
         case "share":
-            return round(amount.value * len(sizes))
+            return round(amount.value * len(taken))
         case "bytes":
             left, number = int(amount.value), 0
-            while number < len(sizes) and sizes[number] <= left:
-                left -= sizes[number]
+            while number < len(taken) and taken[number] <= left:
+                left -= taken[number]
                 number += 1
             return number
         case "none":
             return 0
-    return len(sizes) if scenario.hardware.pinned and fits else 0
+    return len(taken) if scenario.hardware.pinned and fits else 0
 
 
 @dataclass(frozen=True, slots=True)

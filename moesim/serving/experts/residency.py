@@ -218,7 +218,7 @@ class ExpertCache:
         elsewhere: Sequence[tuple[Key, int, str]],
         later: Sequence[tuple[Key, Slot]],
     ) -> Mapping[Key, int]:
-        """Return the bytes to be read from disk of each expert that leaves host memory's copy."""
+        """Return the bytes of each used expert that must first be read from disk."""
         keys = dict.fromkeys([key for key, *_ in loads])
         keys.update(dict.fromkeys([key for key, *_ in elsewhere]))
         keys.update(dict.fromkeys([key for key, _ in later]))
