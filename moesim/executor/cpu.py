@@ -28,6 +28,7 @@ class CpuDevice:
     pins = False
     outstanding = 1
     outstanding_bytes = 0
+    clock_error_ns = 0
 
     def __init__(
         self, *, h2d: Link | None = None, d2h: Link | None = None, disk: Disk | None = None

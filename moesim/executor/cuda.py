@@ -29,6 +29,7 @@ _CLOCK: Final = "clock"  # the stream of the events that tie the clocks together
 
 _ANCHOR_NS: Final = 10**9  # the age at which an anchor is replaced
 _TRIES: Final = 5
+_DRIFT_NS: Final = 10_000  # how far the clocks drift apart within that age: 10 parts in a million
 _SPINNING_CORES: Final = 8  # with fewer, a thread that waits for the GPU sleeps
 
 
@@ -51,7 +52,13 @@ class _Clock:
     def __init__(self) -> None:
         self._stream = _stream(_CLOCK)
         self._lock = threading.Lock()
+        self._worst_ns = 0
         self._anchor = self._new()
+
+    @property
+    def error_ns(self) -> int:
+        """The most that two times can be wrong against each other."""
+        return 2 * (self._worst_ns + _DRIFT_NS)
 
     def anchor(self) -> _Anchor:
         """Return an anchor that is at most a second old."""
@@ -62,7 +69,9 @@ class _Clock:
 
     def _new(self) -> _Anchor:
         """Return the best of a few anchors: the one with the shortest way to the GPU and back."""
-        return min((self._once() for _ in range(_TRIES)), key=lambda anchor: anchor.error_ns)
+        best = min((self._once() for _ in range(_TRIES)), key=lambda anchor: anchor.error_ns)
+        self._worst_ns = max(self._worst_ns, best.error_ns)
+        return best
 
     def _once(self) -> _Anchor:
         # The stream has nothing else to do, so the event ends at once. It spins: the shorter the
@@ -159,6 +168,10 @@ class CudaDevice:
             work()
             last.record(stream)
         return _Event(anchor, first, last)
+
+    @property
+    def clock_error_ns(self) -> int:
+        return self._clock.error_ns
 
     def close(self) -> None:
         torch.cuda.synchronize()

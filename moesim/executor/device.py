@@ -65,6 +65,12 @@ class Device(Protocol):
 
     Many small chunks then keep a fast link busy, and an urgent copy still waits for few bytes."""
 
+    @property
+    def clock_error_ns(self) -> int:
+        """How far two times of its marks can be wrong against each other, and against the host's.
+
+        0 if it takes times from the host's clock."""
+
     def add_lanes(self, lanes: Sequence[Lane]) -> None:
         """Make these lanes ready beside those of one GPU, which are there from the beginning."""
 

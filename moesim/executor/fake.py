@@ -47,6 +47,7 @@ class FakeDevice:
     pins = False
     outstanding = 2
     outstanding_bytes = 1 << 12
+    clock_error_ns = 0
 
     def __init__(self, *, latest_s: float = 0.001, seed: int = 0) -> None:
         self._latest_s = latest_s

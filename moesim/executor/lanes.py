@@ -81,6 +81,7 @@ class Lane:
         self._flying: deque[_Flight] = deque()
         self._landed = threading.Condition(lock)  # wakes the collector
         self._num_taken = self._taken_bytes = 0  # of pieces that are not settled
+        self._free_ns = 0  # the end of the last piece that is settled
         self._device: Final = device
         self._origin_ns = origin_ns
         self._settled = settled
@@ -243,10 +244,11 @@ class Lane:
         return None
 
     def _settle(self, job: Job, mark: Mark, last: bool) -> None:
-        start, finish = mark.start_ns - self._origin_ns, mark.finish_ns - self._origin_ns
+        start, finish = self._times(job, mark)
         work = job.work
         work.start_ns = min(work.start_ns, start)
         work.busy_ns += finish - start
+        self._free_ns = finish
         if last:
             with self.news:
                 # A device's clock may run ahead of the host's; a finish in the future would make
@@ -254,3 +256,14 @@ class Lane:
                 now = time.monotonic_ns() - self._origin_ns
                 work.finish_ns = max(min(finish, now), work.start_ns)
                 self._settled(job)
+
+    def _times(self, job: Job, mark: Mark) -> tuple[int, int]:
+        """Return a piece's start and finish, corrected by the error of the device's clock at most.
+
+        A piece begins after the piece before it, and after what its job waited for. A start that is
+        too early by more than that error stays, and an invariant will tell.
+        """
+        start, finish = mark.start_ns - self._origin_ns, mark.finish_ns - self._origin_ns
+        if 0 < (early := max(self._free_ns, job.ready_ns()) - start) <= self._device.clock_error_ns:
+            start += early
+        return start, max(start, finish)

@@ -39,7 +39,7 @@ class HeldDevice:
     """A device whose work ends when the test says so."""
 
     name, torch_device, pins = "held", "cpu", False
-    outstanding, outstanding_bytes = 2, 1000
+    outstanding, outstanding_bytes, clock_error_ns = 2, 1000, 0
 
     def __init__(self) -> None:
         self.marks: list[Held] = []
@@ -156,6 +156,41 @@ def test_a_piece_that_fails_late_is_reported_and_ends_the_lane(bench: Bench) -> 
     bench.lane._thread.join(60)
     assert bench.failures == [error]
     assert len(bench.device.marks) == 2
+
+
+@pytest.mark.parametrize(
+    ("start_ns", "finish_ns", "counted"),
+    [(70, 140, (100, 140)), (75, 95, (100, 100)), (69, 140, (69, 140))],
+)
+def test_a_start_before_the_end_of_the_piece_before_is_an_error_of_the_clock_up_to_its_size(
+    bench: Bench, start_ns: int, finish_ns: int, counted: tuple[int, int]
+) -> None:
+    bench.device.clock_error_ns = 30
+    jobs = [bench.put(0), bench.put(0)]
+    bench.handed_in(2)
+    first, second = bench.device.marks
+    first.start_ns, first.finish_ns = 40, 100
+    second.start_ns, second.finish_ns = start_ns, finish_ns
+    bench.end(0)
+    bench.end(1)
+    wait_until(lambda: len(bench.settled) == 2, 60, 0.001)
+    assert [(job.work.start_ns, job.work.finish_ns) for job in jobs] == [(40, 100), counted]
+
+
+def test_a_start_before_what_a_job_waited_for_is_an_error_of_the_clock_up_to_its_size(
+    bench: Bench,
+) -> None:
+    bench.device.clock_error_ns = 30
+    for early_ns, counted_ns in ((30, 1000), (31, 969)):
+        with bench.lock:
+            job = Job(Work("h2d", Copy(0, 0), (), DEMAND), [Piece(lambda: None)], "a copy", 1000)
+            bench.lane.put(job, DEMAND)
+        bench.handed_in(mark := len(bench.device.marks) + 1)
+        held = bench.device.marks[mark - 1]
+        held.start_ns, held.finish_ns = 1000 - early_ns, 1001
+        bench.end(mark - 1)
+        wait_until(lambda job=job: job in bench.settled, 60, 0.001)
+        assert job.work.start_ns == counted_ns
 
 
 def test_a_lane_that_closes_waits_for_what_is_in_flight(bench: Bench) -> None:
