@@ -117,9 +117,9 @@ def _free_bytes(device: Device) -> int:
         from moesim.executor.run import free_memory
 
         return free_memory()
-    import torch
+    from moesim.executor.run import free_gpu_memory
 
-    return int(torch.cuda.mem_get_info()[0])
+    return free_gpu_memory()
 
 
 def total_bytes(device: Device) -> int:

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import cycle
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -28,7 +29,6 @@ __all__ = ["CopyPoint", "fit_copies", "measure_copies", "measure_overlap", "meas
 _SHARES: Final = (0.125, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 4.0)  # sizes, in experts
 _LEAST_BYTES: Final = 1 << 12
 _MOST_BYTES: Final = 256 << 20
-_PAUSE_S: Final = 20e-6
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +109,9 @@ def measure_rates(device: Device, shape: ModelShape, *, budget_s: float) -> tupl
         left = torch.randn(wide, wide, device=device.torch_device).to(_dtype(shape))
         right = left.clone()
         flops = 2 * wide**3 * 1e9 / _repeat(device, GPU, lambda: left @ right, 0, share_s)
-        large = torch.zeros(_MOST_BYTES // 4, dtype=torch.uint8, device=device.torch_device)
+        # Much larger than the cache of either, so that memory is measured.
+        nbytes = _MOST_BYTES // 4 if device.torch_device == "cpu" else 4 * _MOST_BYTES
+        large = torch.zeros(nbytes, dtype=torch.uint8, device=device.torch_device)
         other = torch.zeros_like(large)
         moved = (
             2 * large.nbytes * 1e9 / _repeat(device, GPU, lambda: other.copy_(large), 0, share_s)
@@ -144,18 +146,28 @@ class _Buffers:
 
 
 def _product(device: Device, shape: ModelShape, rows: int) -> Callable[[], Any]:
-    """Return a product with as much reading and arithmetic as an expert with `rows` rows."""
+    """Return a product with as much reading and arithmetic as an expert with `rows` rows.
+
+    On a GPU, repeats use different weights in turn, so that its cache does not hold them.
+    """
     import torch
 
+    on_cpu = device.torch_device == "cpu"
+    sets = 1 if on_cpu else max(1, -(-_MOST_BYTES // shape.expert_bytes))
     with torch.inference_mode():
-        weights = torch.randn(3, shape.hidden, shape.expert_ffn, device=device.torch_device)
-        weights = weights.to(_dtype(shape))
-        x = torch.randn(rows, shape.hidden, device=device.torch_device).to(weights.dtype)
+        weights = [
+            torch.randn(3, shape.hidden, shape.expert_ffn, device=device.torch_device).to(
+                _dtype(shape)
+            )
+            for _ in range(sets)
+        ]
+        x = torch.randn(rows, shape.hidden, device=device.torch_device).to(weights[0].dtype)
+    turns = cycle(weights)
 
     def run() -> None:
         with torch.inference_mode():
-            up = (x @ weights[0]) * (x @ weights[1])
-            up @ weights[2].T
+            gate, up, down = next(turns)
+            ((x @ gate) * (x @ up)) @ down.T
 
     return run
 
@@ -164,8 +176,7 @@ def _timed(device: Device, lane: str, work: Callable[[], Any], nbytes: int) -> i
     """Return the time of one piece of work on a lane, by the device's own clock, in ns."""
     ready_ns = time.monotonic_ns()
     mark = device.submit(lane, work, nbytes=nbytes, ready_ns=ready_ns)
-    while not mark.done():
-        time.sleep(_PAUSE_S)
+    mark.wait()
     return mark.finish_ns - mark.start_ns
 
 

@@ -27,6 +27,8 @@ class CpuDevice:
     torch_device = "cpu"
     pins = False
     outstanding = 1
+    outstanding_bytes = 0
+    clock_error_ns = 0
 
     def __init__(
         self, *, h2d: Link | None = None, d2h: Link | None = None, disk: Disk | None = None

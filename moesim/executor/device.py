@@ -33,6 +33,9 @@ class Mark(Protocol):
     def done(self) -> bool:
         """Return whether the work is done and its effects are visible. Raise the work's error."""
 
+    def wait(self) -> None:
+        """Return once the work is done, as `done` says. Raise the work's error."""
+
 
 class Done(NamedTuple):
     """The mark of finished work."""
@@ -42,6 +45,9 @@ class Done(NamedTuple):
 
     def done(self) -> bool:
         return True
+
+    def wait(self) -> None:
+        """Return at once."""
 
 
 class Device(Protocol):
@@ -54,6 +60,16 @@ class Device(Protocol):
     """Whether page-locked host memory makes a difference."""
     outstanding: int
     """How many pieces of work a lane may hand in before the first of them is done."""
+    outstanding_bytes: int
+    """Copies beyond `outstanding` are handed in too while all in flight have at most these bytes.
+
+    Many small chunks then keep a fast link busy, and an urgent copy still waits for few bytes."""
+
+    @property
+    def clock_error_ns(self) -> int:
+        """How far two times of its marks can be wrong against each other, and against the host's.
+
+        0 if it takes times from the host's clock."""
 
     def add_lanes(self, lanes: Sequence[Lane]) -> None:
         """Make these lanes ready beside those of one GPU, which are there from the beginning."""

@@ -25,6 +25,7 @@ from moesim.executor.attention import KvStore, attach, checked_config
 from moesim.executor.batch import Batch, positions_of
 from moesim.executor.expert_buffers import Early, Pool, StandIn
 from moesim.executor.layer_event import LayerEvent
+from moesim.executor.state_copies import staged
 from moesim.executor.token_router import PackedRouter
 from moesim.hardware.ops import Dense, Experts, Front, Op, Tail
 from moesim.record.routers import find_moe_layers
@@ -238,9 +239,14 @@ class Executor:
         self._fetched.copy_(newest, non_blocking=True)
 
     def close(self) -> None:
-        """Restore the model; the executor cannot be used afterwards."""
+        """Restore the model and release all memory; the executor cannot be used afterwards."""
         self._undo.close()
-        self._pass = self._event = None
+        self._pass = self._event = self._newest = self._model = self._router = None
+        self._moe.clear()
+        self._templates.clear()
+        self._shared.clear()
+        self._kv = KvStore()
+        self._pool.close()
         self.host = self.buffers = self.logits = torch.empty(0)
 
     # --- behind it ---
@@ -329,8 +335,7 @@ class Executor:
         return torch.cat([tokens[:, None].double(), self._router.route(tokens, following)], 1)
 
     def _put(self, numbers: Any) -> Tensor:
-        host = torch.from_numpy(np.asarray(numbers, dtype=np.int64))
-        return host.to(self._device, non_blocking=True)
+        return staged(torch.from_numpy(np.asarray(numbers, dtype=np.int64)), self._device)
 
     def _at_experts(self, layer: int, hidden: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
         """Stop at the experts of layer `layer` until they are computed. It runs in the greenlet."""
@@ -349,6 +354,9 @@ class Executor:
             partial(self.ids, layer),
         )
         self._event, self._newest = event, self._with_predictions(layer, hidden, ids)
+        # Known ids are sorted here, so that it is no part of the first expert's time.
+        if self._batch.expert_ids is not None:
+            event.prepare()
         _pause(Front, self.model_layers[layer])
         self._event = None
         return event.total()
@@ -366,8 +374,8 @@ class Executor:
         if recorded is None:
             shape = (len(self.ids(layer)), self.top_k)
             return torch.full(shape, 1 / self.top_k, device=like.device, dtype=like.dtype)
-        weights = torch.from_numpy(np.ascontiguousarray(recorded[:, layer]))
-        return weights.to(like.device, like.dtype)
+        weights = torch.from_numpy(np.ascontiguousarray(recorded[:, layer])).to(like.dtype)
+        return staged(weights, like.device)
 
     def _replace(
         self, number: int, block: nn.Module, experts: nn.Module | None, undo: ExitStack

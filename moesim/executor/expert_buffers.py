@@ -7,6 +7,7 @@ them from there, or on the CPU from host memory (`layer_event.py`).
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from math import prod
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from moesim.errors import UsageError
+from moesim.executor.pinned import page_locked
 
 __all__ = ["Early", "Pool", "StandIn", "Weights", "fill_randomly", "swiglu"]
 
@@ -42,7 +44,8 @@ class Pool:
 
     `experts` are a model's modules in order of its MoE layers. Their weights move to `host`, and
     the modules keep a view of it. Modules without weights (on torch's meta device) stay so, and all
-    layers share `distinct` random experts. With `pinned`, `host` is page-locked memory.
+    layers share `distinct` random experts. With `pinned`, `host` is page-locked memory. `close`
+    releases all of it.
 
     Raises `UsageError` for an unknown kind of experts.
     """
@@ -69,7 +72,14 @@ class Pool:
         every = len(experts) * num_experts
         rows = min(distinct or every, every) if imaginary else every
         dtype = tensors[self._up].dtype
-        self.host = torch.empty(rows, sum(sizes), dtype=dtype, pin_memory=pinned)
+        self._unlock: Callable[[], Any] | None = None
+        if pinned:
+            self.host, unlock = page_locked((rows, sum(sizes)), dtype)
+            # Also where the pool is dropped without `close`: locked memory must not be freed.
+            self._unlock = finalizer = weakref.finalize(self, unlock)
+            finalizer.atexit = False  # the end of the process unlocks it anyway
+        else:
+            self.host = torch.empty(rows, sum(sizes), dtype=dtype)
         if imaginary:
             fill_randomly(self.host, torch.Generator().manual_seed(seed))
         for layer, module in enumerate(experts):
@@ -82,6 +92,17 @@ class Pool:
                     theirs.data = own[:, start:stop].view(num_experts, *self._shapes[name])
         self.buffers = torch.empty(buffers, sum(sizes), dtype=dtype, device=device)
         self._views = [self.weights_of(row) for row in self.buffers]
+
+    def close(self) -> None:
+        """Release host memory and buffers; a module that has a view of `host` keeps that memory.
+
+        It is explicit, because objects that refer to each other may hold it until
+        the garbage collector runs, and two pools seldom fit into memory.
+        """
+        if self._unlock is not None:
+            self._unlock()
+        self._views.clear()
+        self.host = self.buffers = torch.empty(0, 0)
 
     @property
     def expert_bytes(self) -> int:

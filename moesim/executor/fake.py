@@ -26,13 +26,17 @@ class _Late:
     def __init__(self, work: Callable[[], None]) -> None:
         self.work = work
         self.start_ns = self.finish_ns = 0
-        self.over = False
         self.error: BaseException | None = None
+        self.over = threading.Event()
 
     def done(self) -> bool:
-        if self.over and self.error is not None:
+        if self.over.is_set() and self.error is not None:
             raise self.error
-        return self.over
+        return self.over.is_set()
+
+    def wait(self) -> None:
+        self.over.wait()
+        self.done()
 
 
 class FakeDevice:
@@ -42,6 +46,8 @@ class FakeDevice:
     torch_device = "cpu"
     pins = False
     outstanding = 2
+    outstanding_bytes = 1 << 12
+    clock_error_ns = 0
 
     def __init__(self, *, latest_s: float = 0.001, seed: int = 0) -> None:
         self._latest_s = latest_s
@@ -90,7 +96,7 @@ class FakeDevice:
                 mark.error = error
             time.sleep(rng.random() * self._latest_s)
             mark.finish_ns = time.monotonic_ns()
-            mark.over = True  # last: from now on another thread reads the mark
+            mark.over.set()  # last: from now on another thread reads the mark
 
     def close(self) -> None:
         for inbox in self._inbox.values():

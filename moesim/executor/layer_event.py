@@ -22,7 +22,7 @@ from torch import Tensor
 
 from moesim.errors import InvariantError
 from moesim.executor.expert_buffers import Weights, swiglu
-from moesim.executor.state_copies import at_once, landing, to_device, to_host
+from moesim.executor.state_copies import at_once, landing, staged, to_device, to_host
 
 __all__ = ["LayerEvent"]
 
@@ -52,7 +52,7 @@ class _Inputs:
         self._hidden_TH = hidden_TH
         # One copy to the device instead of three.
         stacked = torch.from_numpy(np.stack([order.rows, order.slots, order.places]))
-        placed = stacked.to(hidden_TH.device, non_blocking=True)
+        placed = staged(stacked, hidden_TH.device)
         self._rows_A, self.slots_A = placed[0], placed[1]
         self._gates_A1 = weights_Tk.T.reshape(-1)[placed[2]][:, None]
 
@@ -119,6 +119,13 @@ class LayerEvent:
         self._returned: list[_Group] = []
 
     # --- on the device's compute lane ---
+
+    def prepare(self) -> None:
+        """Sort the assignments by expert and bring their order to the device.
+
+        Without this call, the first computation does so. The ids must be known.
+        """
+        self._on_device()
 
     def compute(self, expert: int, tokens: int, weights: Weights) -> None:
         """Compute one expert on the device.
@@ -271,7 +278,7 @@ class LayerEvent:
         return self._inputs
 
     def _arranged(self) -> _Order:
-        """Arrange on first use: at construction the ids are not on the host yet."""
+        """Arrange on first use: at construction the ids may not be on the host yet."""
         with self._lock:
             if self._order is None:
                 self._order = _arrange(self._ids(), self._num_experts)

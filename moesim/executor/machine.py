@@ -157,6 +157,9 @@ class RealMachine:
                 lane.close()
         for lane in self._lanes.values():
             lane.join(timeout_s=5.0)  # a thread that hangs is a daemon and ends with the process
+        with self._lock:
+            for lane in self._lanes.values():
+                lane.forget()
         if self._rows is not None:
             self._rows.close()
 

@@ -147,6 +147,7 @@ def executor_for(plan: Plan, device: Device, *, seed: int = 0) -> Executor:
             f"{distinct} experts and {plan.buffers} buffers of {shape.expert_bytes} bytes need "
             f"{format_bytes(needed)}{rows}; this machine has {format_bytes(free)} of free memory"
         )
+    _check_device_memory(device, plan.buffers * shape.expert_bytes)
     dtype = DTYPES[int(shape.expert_bits)]
     model = shaped_model(
         plan.model_config or shape, dtype=dtype, seed=seed, device=device.torch_device
@@ -160,6 +161,29 @@ def executor_for(plan: Plan, device: Device, *, seed: int = 0) -> Executor:
             f"was built for it {executor.expert_bytes}",
         )
     return executor
+
+
+def _check_device_memory(device: Device, nbytes: int) -> None:
+    """Raise `BudgetError` if a GPU has no room for buffers of `nbytes`."""
+    if device.torch_device == "cpu":
+        return
+    free = free_gpu_memory()
+    if nbytes > free:
+        raise BudgetError(
+            f"the expert buffers need {format_bytes(nbytes)}; the GPU has {format_bytes(free)} of "
+            "free memory. Lower cache.slots"
+        )
+
+
+def free_gpu_memory() -> int:
+    """Return the bytes of the GPU's memory that are free.
+
+    Torch keeps memory that was freed, like the buffers of a closed executor; it is given back.
+    """
+    import torch
+
+    torch.cuda.empty_cache()
+    return int(torch.cuda.mem_get_info()[0])
 
 
 def free_memory() -> int:

@@ -1,4 +1,4 @@
-"""Copies of hidden states and outputs between the memories, as tensors of their own.
+"""Copies of hidden states, outputs and small numbers between the memories, as tensors of their own.
 
 A copy of a GPU's stream lands later, and its target is read by another stream or by the CPU. On the
 CPU both memories are host memory; the copies are still real, so that the order of works matters.
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["at_once", "landing", "to_device", "to_host"]
+__all__ = ["at_once", "landing", "staged", "to_device", "to_host"]
 
 
 def to_host(source: Tensor) -> Tensor:
@@ -27,6 +27,17 @@ def to_host(source: Tensor) -> Tensor:
 def to_device(source: Tensor, device: torch.device) -> Tensor:
     """Return a copy in the device's memory; on a GPU it may land later."""
     return source.to(device, non_blocking=True, copy=True)
+
+
+def staged(numbers: Tensor, device: torch.device) -> Tensor:
+    """Return numbers of ordinary host memory on the device; on a GPU they may land later.
+
+    A copy from ordinary memory may wait for all earlier work of its stream. So the numbers go
+    through page-locked memory, which torch reuses only once the copy is done.
+    """
+    if device.type != "cuda":
+        return numbers.to(device)
+    return numbers.pin_memory().to(device, non_blocking=True)
 
 
 def landing(device: torch.device) -> Callable[[], bool]:

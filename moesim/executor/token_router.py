@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from moesim.errors import UsageError
 from moesim.executor.attention import KvStore
 from moesim.executor.batch import Span, positions_of
+from moesim.executor.state_copies import staged
 
 __all__ = ["PackedRouter", "TokenRouter"]
 
@@ -63,7 +64,7 @@ class PackedRouter:
         """Return `[T, 2]`, float64: the expert of each token of `spans`, and its weight."""
         # One more row than the layers need: the last token is routed, but no layer computes it.
         self._kv.begin([span._replace(capacity=span.capacity + 1) for span in spans])
-        positions = torch.from_numpy(positions_of(spans)).to(token_ids_T.device, non_blocking=True)
+        positions = staged(torch.from_numpy(positions_of(spans)), token_ids_T.device)
         logits_1TN = self._router.run(token_ids_T[None], positions[None], self._attend)
         _, weights_T1, ids_T1 = self._router.choose(logits_1TN[0], scaled=self._scaled)
         # One tensor, so that ids and weights reach the host in one copy.

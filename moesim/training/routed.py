@@ -6,18 +6,18 @@ with these. A router may run before all layers; it reads token ids and has its o
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Final
 
 from torch import Tensor, nn
 from transformers import (
+    CONFIG_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     DynamicCache,
     PreTrainedConfig,
     PreTrainedModel,
 )
-from transformers.configuration_utils import SubConfigSpec
 from transformers.generation.utils import GenerationMixin
 
 from moesim.errors import UsageError
@@ -25,6 +25,12 @@ from moesim.training.readme.ffn import GatedFfn, find_ffns
 from moesim.training.readme.router import PreGatingRouter, RouterCache
 from moesim.training.routed_ffn import RoutedFfn
 
+try:
+    from transformers.configuration_utils import SubConfigSpec
+except ImportError:  # before transformers 5.23, where a class has `sub_configs` instead
+    SubConfigSpec = None  # type: ignore[assignment,misc]
+
+_DEFAULT_BASE: Final = "llama"
 _ROUTED = "moesim_router_cache"  # attribute of transformers' KV cache that holds the router's cache
 
 
@@ -35,9 +41,12 @@ class RoutedConfig(PreTrainedConfig):
     `num_experts_per_tok`. `routing` says how far ahead routing is known, as in a trace's header.
     """
 
-    sub_configs_defaults = {  # noqa: RUF012
-        "base": SubConfigSpec(config_class=AutoConfig, model_type="llama")
-    }
+    if SubConfigSpec is None:
+        sub_configs = {"base": AutoConfig}
+    else:
+        sub_configs_defaults = {
+            "base": SubConfigSpec(config_class=AutoConfig, model_type=_DEFAULT_BASE)
+        }
     base: dict[str, Any] | PreTrainedConfig | None = None
     num_experts: int = 2
     num_experts_per_tok: int = 1
@@ -47,6 +56,8 @@ class RoutedConfig(PreTrainedConfig):
     vocab_size: int = 0
 
     def __post_init__(self, **kwargs: Any) -> None:
+        if SubConfigSpec is None and not isinstance(self.base, PreTrainedConfig):
+            self.base = _config_of(self.base or {})
         super().__post_init__(**kwargs)  # type: ignore[no-untyped-call]
         base: Any = self.base
         self.vocab_size = base.vocab_size
@@ -153,3 +164,9 @@ def _router_cache(past: Any) -> RouterCache:
             "pass a cache that only this model filled and that was not cut"
         )
     return cache
+
+
+def _config_of(values: Mapping[str, Any]) -> Any:
+    """Return a dense model's configuration, as transformers builds it since 5.23."""
+    kind: Any = CONFIG_MAPPING[values.get("model_type", _DEFAULT_BASE)]
+    return kind(**values)
