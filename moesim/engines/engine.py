@@ -18,6 +18,7 @@ from types import MappingProxyType
 from typing import Any, Final, Literal
 
 from moesim.config.suggest import suggest
+from moesim.config.units import format_duration_ns
 from moesim.config.validation import validate
 from moesim.config.yaml_document import load_document
 from moesim.engines.profile_schema import EngineFigure, EngineKind, EngineProfile, KernelsProfile
@@ -25,7 +26,9 @@ from moesim.errors import UsageError
 from moesim.files import as_path
 
 __all__ = [
+    "BY_SCENARIO",
     "IDEAL",
+    "PROFILES",
     "Engine",
     "Kernels",
     "Origin",
@@ -36,15 +39,20 @@ __all__ = [
 
 PROFILES: Final = Path(__file__).parent / "profiles"
 Sorting = Literal["host", "device"]
+_WEAKEST_FIRST: Final[tuple[EngineKind, ...]] = ("assumed", "fitted", "measured")
 
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """The value of one figure of an engine as text, and where it comes from."""
+    """The value of one figure of an engine as text, and where it comes from.
+
+    `bare` is what was read where the profile gives a number without its unit, else empty.
+    """
 
     value: str
     kind: EngineKind
     source: str
+    bare: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +94,9 @@ class Kernels:
 class Engine:
     """One engine, with times in ns. `gpu` has its kernels by interface (cuda, hip, vulkan, ...).
 
-    Without any `gpu` the engine is ideal there: operations reach the efficiencies of the hardware
-    profile. `figures` gives the origin of each number, by its key in the profile.
+    Without any `gpu`, or without `cpu`, the engine is ideal there: operations reach the
+    efficiencies of the hardware profile. `figures` gives the origin of each number, by its key in
+    the profile.
     """
 
     name: str
@@ -107,15 +116,48 @@ class Engine:
         default_factory=lambda: MappingProxyType({}), compare=False, repr=False
     )
 
-    def with_times(self, **changes: Any) -> Engine:
+    def with_times(
+        self,
+        *,
+        launch_ns: int | None = None,
+        copy_ns: int | None = None,
+        event_ns: int | None = None,
+        sorting: Sorting | None = None,
+    ) -> Engine:
         """Return the engine with the changes that are not None; changed figures are assumed."""
-        given = {name: value for name, value in changes.items() if value is not None}
-        origins = {
-            name: Origin(str(value), "assumed", "set by the scenario")
-            for name, value in given.items()
+        given: dict[str, tuple[str, int | str | None]] = {
+            "host.launch": ("launch_ns", launch_ns),
+            "host.copy_launch": ("copy_ns", copy_ns),
+            "host.layer_event": ("event_ns", event_ns),
+            "sorting": ("sorting", sorting),
         }
-        figures = MappingProxyType({**self.figures, **origins})
-        return replace(self, **given, figures=figures) if given else self
+        changes: dict[str, Any] = {}
+        figures = dict(self.figures)
+        for key, (name, value) in given.items():
+            if value is not None and value != getattr(self, name):
+                changes[name] = value
+                text = format_duration_ns(value) if isinstance(value, int) else value
+                figures[key] = Origin(text, "assumed", BY_SCENARIO)
+        return replace(self, **changes, figures=MappingProxyType(figures)) if changes else self
+
+    @property
+    def changes(self) -> str:
+        """What a scenario changes of the profile: `launch 5us, sorting device`; "" if nothing."""
+        return ", ".join(
+            f"{key.rpartition('.')[2]} {origin.value}"
+            for key, origin in self.figures.items()
+            if origin.source == BY_SCENARIO
+        )
+
+    def kind(self, interface: str | None = None) -> EngineKind | Literal["ideal"]:
+        """Return the weakest kind of the figures that act; `ideal` for an engine without any.
+
+        Figures of other interfaces than the chosen one do not act.
+        """
+        chosen = interface or next(iter(self.gpu), None)
+        others = tuple(f"gpu.{name}." for name in self.gpu if name != chosen)
+        kinds = {origin.kind for key, origin in self.figures.items() if not key.startswith(others)}
+        return next((kind for kind in _WEAKEST_FIRST if kind in kinds), "ideal")
 
     def kernels(self, interface: str | None) -> Kernels | None:
         """Return the kernels for an interface, or for the first one if None; None: ideal.
@@ -134,6 +176,9 @@ class Engine:
             )
         return self.gpu[interface]
 
+
+BY_SCENARIO: Final = "set by the scenario"
+"""The source of a figure that a scenario changes."""
 
 IDEAL: Final = Engine(
     "ideal",
@@ -193,7 +238,7 @@ def _resolve(profile: EngineProfile) -> Engine:
         plain = figure.value
         if hasattr(plain, "model_dump"):
             plain = plain.model_dump(exclude_none=True)
-        figures[key] = Origin(str(plain), figure.kind, figure.source)
+        figures[key] = Origin(str(plain), figure.kind, figure.source, figure.bare)
         return plain
 
     def kernels(key: str, part: KernelsProfile) -> Kernels:

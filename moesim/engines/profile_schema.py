@@ -8,6 +8,7 @@ from pydantic import Field
 
 from moesim.config.fields import Count, Duration, PositiveCount, PositiveShare
 from moesim.config.validation import Strict
+from moesim.hardware.profile_schema import ProfileFigure
 
 __all__ = ["EngineFigure", "EngineKind", "EngineProfile", "KernelsProfile"]
 
@@ -15,13 +16,12 @@ EngineKind = Literal["assumed", "fitted", "measured"]
 T = TypeVar("T")
 
 
-class EngineFigure(Strict, Generic[T]):
+class EngineFigure(ProfileFigure[T], Generic[T]):
     value: T = Field(description="The number with its unit, or the word.")
-    kind: EngineKind = Field(
+    kind: EngineKind = Field(  # type: ignore[assignment]  # a hardware profile has no fitted ones
         description="assumed (documentation or reasoning), fitted (to published rows, which the "
         "source names) or measured."
     )
-    source: Annotated[str, Field(min_length=1)] = Field(description="Origin of the number.")
 
 
 class Shares(Strict):
@@ -75,7 +75,8 @@ class KernelsProfile(Strict):
     )
     vector_row: EngineFigure[Annotated[float, Field(ge=0, le=16)]] | None = Field(
         None,
-        description="What each further row of such a step adds, as a share of the first row's time.",
+        description="What each further row of such a step adds, as a share of the first row's "
+        "traffic.",
     )
 
 
@@ -103,7 +104,9 @@ class EngineProfile(Strict):
         "synchronisation.",
     )
     batch_threshold: EngineFigure[PositiveCount] | None = Field(
-        None, description="Rows of a step from which experts in host memory are copied to the GPU."
+        None,
+        description="Rows of a step from which experts in host memory are copied to the GPU; "
+        "without it they never are.",
     )
     ubatch: EngineFigure[PositiveCount] | None = Field(
         None, description="Largest number of prompt tokens in one step."
