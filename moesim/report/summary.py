@@ -70,6 +70,8 @@ def _setup(run: Run) -> Table:
     # The folder tells two traces of one model apart; the model tells whose routing they hold.
     table.add("trace", f"{run.trace} (routing of {run.text('trace')})")
     table.add("costed as", f"{run.text('model')} on {run.hardware}")
+    if run.engine:
+        table.add("engine", run.engine)
     if sentence := routing_sentence(run):
         table.add("routing", sentence)
     if seers := foreseeing(run):

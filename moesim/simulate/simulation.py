@@ -49,7 +49,13 @@ from moesim.serving.server import Server
 from moesim.simulate.bounds import BOUND_KEYS, Loaded, bounds_summary, endless, hindsight
 from moesim.simulate.build import Plan, build_server, group_by_cache, prepare, serve
 from moesim.simulate.caveats import caveats
-from moesim.simulate.facts import POLICY_SECTIONS, hardware_changes, knows_the_future, routing_facts
+from moesim.simulate.facts import (
+    POLICY_SECTIONS,
+    engine_facts,
+    hardware_changes,
+    knows_the_future,
+    routing_facts,
+)
 from moesim.trace.statistics import prediction_recall
 
 __all__ = [
@@ -286,6 +292,7 @@ def summarise(outcome: Outcome) -> dict[str, Any]:
         "hardware": scenario.hardware.profile,
         "hardware_changes": hardware_changes(scenario, plan.places.host),
         "cost_kind": plan.cost.hardware.cost_kind,
+        **engine_facts(plan),
         **routing_facts(scenario, trace.meta, shape),
         "cache_policy": _cache_policy(plan),
         "cache_scope": scenario.cache.scope,
