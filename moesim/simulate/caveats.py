@@ -41,6 +41,7 @@ def caveats(outcome: Outcome) -> list[Caveat]:
     plan = outcome.plan
     return [
         *_units(plan),
+        *_engine(plan),
         *_memory(plan),
         *_sizes(plan),
         *_placement(plan),
@@ -60,6 +61,19 @@ def _units(plan: Plan) -> Iterator[Caveat]:
         if figure.bare:
             profile = scenario.hardware.profile
             yield f"{key} of the profile has no unit", f"{key} of {profile} {figure.bare}"
+
+
+def _engine(plan: Plan) -> Iterator[Caveat]:
+    name, hardware = plan.scenario.engine.profile, plan.cost.hardware
+    for key, origin in plan.engine.figures.items():
+        if origin.bare:
+            yield f"{key} of the engine has no unit", f"{key} of {name} {origin.bare}"
+    if plan.engine.gpu and hardware.operations_of(plan.cost.shape) is not None:
+        yield (
+            f"measured operations are not used under engine {name}",
+            f"{plan.scenario.hardware.profile} has measured operations of this model; the engine "
+            f"{name} has kernels of its own, so only engine: ideal uses them",
+        )
 
 
 def _memory(plan: Plan) -> Iterator[Caveat]:
