@@ -269,7 +269,7 @@ def test_estimates_of_placements_are_the_prices_of_work_alone(rows: int) -> None
     ],
 )
 def test_the_slowest_figures_name_those_of_the_engine(
-    engine: dict[str, int], key: str, text: str
+    engine: dict[str, Any], key: str, text: str
 ) -> None:
     cost = EngineCost(HARDWARE, SHAPE, dataclasses.replace(ENGINE, **engine))
     assert slowest_figures(cost, (GPU, CPU, H2D)) == [(key, text)]
