@@ -1,4 +1,4 @@
-"""`moesim list`: what a scenario can name (GPUs, models, formats, policies, parts), with figures."""
+"""`moesim list`: what a scenario can name (GPUs, engines, models, ...), with figures."""
 
 from __future__ import annotations
 
@@ -24,12 +24,13 @@ def list_kind(
     kind: Annotated[
         str | None,
         typer.Argument(
-            help="What to list: gpus, models, formats, policies, cards or cpus.", show_default=False
+            help="What to list: gpus, engines, models, formats, policies, cards or cpus.",
+            show_default=False,
         ),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """List the GPUs, models, formats, policies and parts that a scenario can name, with sources."""
+    """List what a scenario can name: GPUs, engines, models, formats, policies, parts."""
     from moesim.cli.output import echo_json
     from moesim.config.suggest import suggest
     from moesim.errors import UsageError
@@ -88,6 +89,50 @@ def _show_gpus(listing: Listing) -> None:
         typer.echo(f"\n{name}: {gpu['name']}")
         for key, figure in gpu["figures"].items():
             typer.echo(f"  {key:<22} {figure['value']:<12} {figure['kind']}: {figure['source']}")
+
+
+def _engines() -> Listing:
+    """Return `ideal` and each shipped engine: its description, and its figures as it spells them.
+
+    The kind of an engine is the weakest of its figures.
+    """
+    from moesim.config.yaml_document import load_document
+    from moesim.engines.engine import IDEAL, PROFILES, engine_names, load_engine
+
+    listing: Listing = {}
+    for name in engine_names():
+        engine, profile = load_engine(name), {}
+        if name != IDEAL.name:
+            profile = load_document(PROFILES / f"{name}.yaml").data
+        listing[name] = {
+            "about": " ".join(engine.about.split()),
+            "kind": engine.kind(),
+            "interfaces": list(engine.gpu),
+            "figures": dict(_figures(profile)),
+        }
+    return listing
+
+
+def _show_engines(listing: Listing) -> None:
+    from moesim.report.tabular import Table, write_tables
+
+    table = Table("", ["engine", "interfaces", "CPU", "tokens a step", "rows to copy", "kinds"])
+    for name, engine in listing.items():
+        figures = engine["figures"]
+        limits = [figures.get(key, {}).get("value", "") for key in ("ubatch", "batch_threshold")]
+        kinds = sorted({figure["kind"] for figure in figures.values()}) or [engine["kind"]]
+        on_cpu = "yes" if any(key.startswith("cpu.") for key in figures) else ""
+        table.add(
+            name, ", ".join(engine["interfaces"]), on_cpu, *map(str, limits), ", ".join(kinds)
+        )
+    write_tables([table])
+    for name, engine in listing.items():
+        typer.echo(f"\n{name}: {engine['about']}")
+        for key, figure in engine["figures"].items():
+            value = figure["value"]
+            if isinstance(value, Mapping):
+                value = ", ".join(f"{part} {number}" for part, number in value.items())
+            typer.echo(f"  {key:<22} {value!s:<12} {figure['kind']}: {figure['source']}")
 
 
 def _cards() -> Listing:
@@ -303,6 +348,7 @@ def _show_policies(listing: Listing) -> None:
 
 _KINDS: Final[dict[str, tuple[Callable[[], Listing], Callable[[Listing], None]]]] = {
     "gpus": (_gpus, _show_gpus),
+    "engines": (_engines, _show_engines),
     "models": (_models, _show_models),
     "formats": (_formats, _show_formats),
     "policies": (_policies, _show_policies),

@@ -23,9 +23,9 @@ def cost_of(
 ) -> CostModel:
     """Return the costs of a model on a machine under an engine.
 
-    The ideal engine takes measured operations where the profile has them for exactly these sizes,
-    else a roofline. `pinned`: the experts lie in page-locked host memory. `interface` chooses among
-    an engine's kernels (cuda, hip, vulkan, ...).
+    An engine without kernels on the GPU, like the ideal one, takes measured operations where the
+    hardware has them for exactly these sizes, else a roofline. `pinned`: the experts lie in
+    page-locked host memory. `interface` chooses among an engine's kernels (cuda, hip, vulkan, ...).
 
     Raises:
         UsageError: the engine has no kernels for the interface.
@@ -34,16 +34,17 @@ def cost_of(
         return EngineCost(hardware, shape, engine, interface=interface, pinned=pinned)
     times = hardware.operations_of(shape)
     if times is None:
-        return CostModel(hardware, shape, pinned=pinned)
-    return OperationCost(hardware, shape, times, pinned=pinned)
+        return CostModel(hardware, shape, pinned=pinned, engine=engine)
+    return OperationCost(hardware, shape, times, pinned=pinned, engine=engine)
 
 
 def cpu_cost_of(cost: CostModel) -> CpuCost:
-    """Return the costs on the CPU beside those on the GPU.
+    """Return the costs on the CPU beside those on the GPU, under the same engine.
 
     Raises:
         UsageError: the hardware lacks a figure of the CPU.
     """
-    if isinstance(cost, EngineCost) and cost.engine.cpu is not None:
-        return EngineCpuCost(cost.hardware, cost.shape, cost.engine.cpu)
-    return CpuCost(cost.hardware, cost.shape)
+    engine = cost.engine
+    if engine.cpu is not None:
+        return EngineCpuCost(cost.hardware, cost.shape, engine.cpu, engine)
+    return CpuCost(cost.hardware, cost.shape, engine)

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from moesim.cost.loads import Load, Loads, Rates
 from moesim.cost.roofline import remember
+from moesim.engines.engine import IDEAL, Engine
 from moesim.errors import UsageError
 from moesim.hardware.hardware import Hardware
 from moesim.hardware.ops import BatchShape, Dense, Experts, Front, Op, Tail
@@ -51,9 +52,10 @@ class Call(NamedTuple):
 class CpuCost:
     """The calls of one model's operations on the CPU of one machine."""
 
-    def __init__(self, hardware: Hardware, shape: ModelShape) -> None:
+    def __init__(self, hardware: Hardware, shape: ModelShape, engine: Engine = IDEAL) -> None:
         """Raise UsageError where the hardware lacks a figure of the CPU."""
         self.hardware = hardware
+        self.engine = engine
         self.loads = Loads(shape)
         self.rates = cpu_rates(hardware)
         self.call_ns = hardware.cpu_overhead_ns
@@ -84,10 +86,9 @@ class CpuCost:
     def _tail(self, batch: BatchShape) -> Call:
         """Return the end of a step; a decoupled router is a call of its own, as on the GPU."""
         tail, router = self.loads.tail(batch), self.loads.router(batch)
-        if router is None:
-            return self._call([tail])
-        fixed_ns, moving_ns, nbytes = self._call([tail, router])
-        return Call(fixed_ns + self.call_ns, moving_ns, nbytes)
+        calls = [tail] if router is None else [tail, router]
+        _, moving_ns, nbytes = self._call(calls)
+        return Call(len(calls) * self.call_ns + self.engine.step_ns, moving_ns, nbytes)
 
     def _call(self, loads: list[Load]) -> Call:
         moving_ns = sum(map(self.rates.duration_ns, loads))

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from moesim.cost.cpu import Call, CpuCost, host_read_bytes_per_s
 from moesim.cost.parts import Part, Parts
 from moesim.cost.roofline import CostModel, remember
-from moesim.engines.engine import Engine, Kernels
+from moesim.engines.engine import IDEAL, Engine, Kernels
 from moesim.engines.profile_schema import KV
 from moesim.errors import UsageError
 from moesim.hardware.hardware import Hardware
@@ -91,11 +91,10 @@ class EngineCost(CostModel):
         pinned: bool = True,
     ) -> None:
         """Raise UsageError where the engine has no kernels for the interface."""
-        super().__init__(hardware, shape, pinned=pinned)
+        super().__init__(hardware, shape, pinned=pinned, engine=engine)
         kernels = engine.kernels(interface)
         if kernels is None:
             raise UsageError(f"the engine {engine.name} has no figures of kernels on a GPU")
-        self.engine = engine
         self.interface = interface
         self.parts = Parts(shape)
         flops = hardware.flops_per_s
@@ -149,16 +148,18 @@ class EngineCost(CostModel):
             self.hardware, self.shape, self.engine, interface=self.interface, pinned=False
         )
 
-    def states_ns(self, lane: str, nbytes: int) -> int:
-        return self.copy_ns(lane, nbytes) + self.engine.switch_ns
-
 
 class EngineCpuCost(CpuCost):
     """The calls of one model's operations on the CPU of one machine under an engine."""
 
-    def __init__(self, hardware: Hardware, shape: ModelShape, kernels: Kernels) -> None:
-        """Raise UsageError where the hardware lacks a figure of the CPU."""
-        super().__init__(hardware, shape)
+    def __init__(
+        self, hardware: Hardware, shape: ModelShape, kernels: Kernels, engine: Engine = IDEAL
+    ) -> None:
+        """Raise UsageError where the hardware lacks a figure of the CPU.
+
+        `kernels` are those on the CPU; of `engine` the time of a step counts.
+        """
+        super().__init__(hardware, shape, engine)
         self.parts = Parts(shape)
         cores, threads = hardware.cpu_cores, hardware.cpu_threads or hardware.cpu_cores
         share = threads / cores if cores and threads else 1.0
@@ -171,6 +172,7 @@ class EngineCpuCost(CpuCost):
         if (hardware.cpu_sockets or 1) > 1:
             peak = round(peak * kernels.sockets)
         self.times = KernelTimes(kernels, Peaks(flops, int8 or flops, peak), threads or 0)
+        self.call_ns = self.times.call_ns()
 
     def call(self, op: Op) -> Call:
         if isinstance(op, Experts):
@@ -178,7 +180,8 @@ class EngineCpuCost(CpuCost):
         if isinstance(op, Front | Dense):
             return self._kernels(self.parts.layer(op.layer, op.batch))
         assert isinstance(op, Tail), f"{op} is no computation"
-        return self._kernels([*self.parts.tail(op.batch), *self.parts.router(op.batch)])
+        parts = [*self.parts.tail(op.batch), *self.parts.router(op.batch)]
+        return self._kernels(parts, self.engine.step_ns)
 
     def experts(self, tokens: tuple[int, ...], nbytes: tuple[int, ...] | None = None) -> Call:
         call = self._experts_memo.get((tokens, nbytes))

@@ -13,6 +13,7 @@ from math import ceil
 from typing import Final, NamedTuple
 
 from moesim.cost.roofline import CostModel, remember
+from moesim.engines.engine import IDEAL, Engine
 from moesim.hardware.hardware import Hardware
 from moesim.hardware.measurement import ExpertTable, LayerTimes, OperationTimes
 from moesim.hardware.ops import BatchShape
@@ -59,8 +60,9 @@ class OperationCost(CostModel):
         times: OperationTimes,
         *,
         pinned: bool = True,
+        engine: Engine = IDEAL,
     ) -> None:
-        super().__init__(hardware, shape, pinned=pinned)
+        super().__init__(hardware, shape, pinned=pinned, engine=engine)
         self.times = times
         self._table = _Table(times.experts)
         self._call_fs = _fs(times.experts.call_ns)
@@ -107,12 +109,15 @@ class OperationCost(CostModel):
         The measurement includes a decoupled router, if the model has one.
         """
         base, token, sequence, sampled = self._tail_fs
-        return _ceil_ns(
+        measured_ns = _ceil_ns(
             base + token * batch.tokens + sequence * batch.sequences + sampled * batch.sampled
         )
+        return measured_ns + self.engine.step_ns
 
     def pageable(self) -> OperationCost:
-        return OperationCost(self.hardware, self.shape, self.times, pinned=False)
+        return OperationCost(
+            self.hardware, self.shape, self.times, pinned=False, engine=self.engine
+        )
 
     def copy_ns(self, lane: str, nbytes: int) -> int:
         """Return the nanoseconds of one copy without other copies, during computations."""

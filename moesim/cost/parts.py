@@ -33,7 +33,7 @@ class Part(NamedTuple):
 
 
 def family_of(bits: float) -> str:
-    """Return the family of formats that weights of so many bits most probably have."""
+    """Return the family of formats that weights of this number of bits most probably have."""
     if bits >= 16:
         return "float"
     return "8-bit" if bits >= 8 else "k-quant"

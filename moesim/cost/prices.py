@@ -30,8 +30,9 @@ class SimPrices(Durations):
     between host and GPU take no time.
 
     With `free_link`, copies between host and GPU take no time: the bound of an infinite link. These
-    are the copies of weights and of hidden states. Ids still take the latency of their readback,
-    which is no bandwidth, and reads from disk take their time.
+    are the copies of weights and of hidden states. Ids still take the latency of their readback
+    and hidden states the engine's switch, which are no bandwidth, and reads from disk take their
+    time.
 
     `bytes_of(key)` is the stored size of an expert; None: all have the same. `is_pinned(key)` says
     whether an expert is page-locked; None: as the cost model says.
@@ -115,7 +116,10 @@ class SimPrices(Durations):
                 remember(self._readbacks, op.nbytes, read_back)
             return read_back
         if isinstance(op, States):
-            return (Cost(0 if self._free_link else self._cost.states_ns(lane, op.nbytes)),)
+            # Synchronising is no bandwidth, so a free link does not save it.
+            switch_ns = self._cost.engine.switch_ns
+            free = self._free_link
+            return (Cost(switch_ns if free else self._cost.states_ns(lane, op.nbytes)),)
         if lane == CPU:
             return (flow(*self._on_cpu().call(op)),)
         if self._unified:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Final, TypeVar
 
 from moesim.cost.loads import Loads, Rates
+from moesim.engines.engine import IDEAL, Engine
 from moesim.hardware.hardware import Disk, Hardware, Link
 from moesim.hardware.ops import BatchShape, Dense, Experts, Front, Op, Tail
 from moesim.hardware.topology import D2H, DISK, H2D
@@ -33,11 +34,20 @@ class CostModel:
     landing_ns: int = 0
     """Nanoseconds from the end of a copy until a computation that waited for it may start."""
 
-    def __init__(self, hardware: Hardware, shape: ModelShape, *, pinned: bool = True) -> None:
+    def __init__(
+        self,
+        hardware: Hardware,
+        shape: ModelShape,
+        *,
+        pinned: bool = True,
+        engine: Engine = IDEAL,
+    ) -> None:
         """Prepare the sums that no batch changes.
 
-        `pinned`: the experts lie in page-locked host memory.
+        `pinned`: the experts lie in page-locked host memory. Of an engine, this class takes the
+        times of a step and of a switch between processors; `EngineCost` takes its kernels too.
         """
+        self.engine = engine
         self.hardware = hardware
         self.shape = shape
         self.pinned = pinned
@@ -123,6 +133,7 @@ class CostModel:
         if duration_ns is None:
             duration_ns = self.rates.duration_ns(self.loads.tail(batch))
             duration_ns += self.hardware.kernel_overhead_ns + self.router_ns(batch)
+            duration_ns += self.engine.step_ns
             remember(self._tail_memo, batch, duration_ns)
         return duration_ns
 
@@ -135,7 +146,7 @@ class CostModel:
 
     def pageable(self) -> CostModel:
         """Return the same costs with experts in pageable host memory."""
-        return CostModel(self.hardware, self.shape, pinned=False)
+        return CostModel(self.hardware, self.shape, pinned=False, engine=self.engine)
 
     def copy_ns(self, lane: str, nbytes: int) -> int:
         """Return the nanoseconds of one copy of `nbytes` on a lane that is otherwise idle.
@@ -153,7 +164,7 @@ class CostModel:
 
     def states_ns(self, lane: str, nbytes: int) -> int:
         """Return the nanoseconds of bringing hidden states to another processor."""
-        return self.copy_ns(lane, nbytes)
+        return self.copy_ns(lane, nbytes) + self.engine.switch_ns
 
     def readback_ns(self, nbytes: int) -> int:
         """Return the nanoseconds until `nbytes` of ids from the GPU can be read on the host."""

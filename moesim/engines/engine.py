@@ -18,6 +18,7 @@ from types import MappingProxyType
 from typing import Any, Final, Literal
 
 from moesim.config.suggest import suggest
+from moesim.config.units import format_duration_ns
 from moesim.config.validation import validate
 from moesim.config.yaml_document import load_document
 from moesim.engines.profile_schema import EngineFigure, EngineKind, EngineProfile, KernelsProfile
@@ -25,7 +26,9 @@ from moesim.errors import UsageError
 from moesim.files import as_path
 
 __all__ = [
+    "BY_SCENARIO",
     "IDEAL",
+    "PROFILES",
     "Engine",
     "Kernels",
     "Origin",
@@ -36,24 +39,29 @@ __all__ = [
 
 PROFILES: Final = Path(__file__).parent / "profiles"
 Sorting = Literal["host", "device"]
+_WEAKEST_FIRST: Final[tuple[EngineKind, ...]] = ("assumed", "fitted", "measured")
 
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """The value of one figure of an engine as text, and where it comes from."""
+    """The value of one figure of an engine as text, and where it comes from.
+
+    `bare` is what was read where the profile gives a number without its unit, else empty.
+    """
 
     value: str
     kind: EngineKind
     source: str
+    bare: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Kernels:
     """How an engine's kernels run on one kind of processor.
 
-    A kernel takes `kernel_ns`, and `thread_ns` for each thread of a CPU, and then the longer of its traffic and its arithmetic. `numbers` are
-    the kernels of the parts of an operation: attention, linear, router, experts, each_expert,
-    shared, dense, tail. `bandwidth` and `compute` are shares of the peaks, by family of stored
+    A kernel takes `kernel_ns`, and `thread_ns` for each thread of a CPU, and then the longer of its
+    traffic and its arithmetic. `numbers` are the kernels of the parts of an operation: attention,
+    latent, linear, norm, router, experts, each_expert, shared, dense, tail. `bandwidth` and `compute` are shares of the peaks, by family of stored
     formats, with `other` for those that are not listed; `bandwidth` has `kv` too. A product of n
     rows takes the arithmetic of n + `padding` rows; in a step of at most `vector_rows` rows there
     is no padding, and each row after the first adds `vector_row` of the first row's traffic. With
@@ -71,7 +79,7 @@ class Kernels:
     sockets: float = 1
 
     def number(self, part: str) -> int:
-        """Return the number of kernels of a part; those of attention stand for `latent` and `linear`."""
+        """Return the number of kernels of a part; attention's stand for `latent` and `linear`."""
         if part in ("latent", "linear") and part not in self.numbers:
             part = "attention"
         return self.numbers[part]
@@ -89,8 +97,9 @@ class Kernels:
 class Engine:
     """One engine, with times in ns. `gpu` has its kernels by interface (cuda, hip, vulkan, ...).
 
-    Without any `gpu` the engine is ideal there: operations reach the efficiencies of the hardware
-    profile. `figures` gives the origin of each number, by its key in the profile.
+    Without any `gpu`, or without `cpu`, the engine is ideal there: operations reach the
+    efficiencies of the hardware profile. `figures` gives the origin of each number, by its key in
+    the profile.
     """
 
     name: str
@@ -110,15 +119,48 @@ class Engine:
         default_factory=lambda: MappingProxyType({}), compare=False, repr=False
     )
 
-    def with_times(self, **changes: Any) -> Engine:
+    def with_times(
+        self,
+        *,
+        launch_ns: int | None = None,
+        copy_ns: int | None = None,
+        event_ns: int | None = None,
+        sorting: Sorting | None = None,
+    ) -> Engine:
         """Return the engine with the changes that are not None; changed figures are assumed."""
-        given = {name: value for name, value in changes.items() if value is not None}
-        origins = {
-            name: Origin(str(value), "assumed", "set by the scenario")
-            for name, value in given.items()
+        given: dict[str, tuple[str, int | str | None]] = {
+            "host.launch": ("launch_ns", launch_ns),
+            "host.copy_launch": ("copy_ns", copy_ns),
+            "host.layer_event": ("event_ns", event_ns),
+            "sorting": ("sorting", sorting),
         }
-        figures = MappingProxyType({**self.figures, **origins})
-        return replace(self, **given, figures=figures) if given else self
+        changes: dict[str, Any] = {}
+        figures = dict(self.figures)
+        for key, (name, value) in given.items():
+            if value is not None and value != getattr(self, name):
+                changes[name] = value
+                text = format_duration_ns(value) if isinstance(value, int) else value
+                figures[key] = Origin(text, "assumed", BY_SCENARIO)
+        return replace(self, **changes, figures=MappingProxyType(figures)) if changes else self
+
+    @property
+    def changes(self) -> str:
+        """What a scenario changes of the profile: `launch 5us, sorting device`; "" if nothing."""
+        return ", ".join(
+            f"{key.rpartition('.')[2]} {origin.value}"
+            for key, origin in self.figures.items()
+            if origin.source == BY_SCENARIO
+        )
+
+    def kind(self, interface: str | None = None) -> EngineKind | Literal["ideal"]:
+        """Return the weakest kind of the figures that act; `ideal` for an engine without any.
+
+        Figures of other interfaces than the chosen one do not act.
+        """
+        chosen = interface or next(iter(self.gpu), None)
+        others = tuple(f"gpu.{name}." for name in self.gpu if name != chosen)
+        kinds = {origin.kind for key, origin in self.figures.items() if not key.startswith(others)}
+        return next((kind for kind in _WEAKEST_FIRST if kind in kinds), "ideal")
 
     def scaled(self, factor: float) -> Engine:
         """Return the engine with all its fixed times multiplied by `factor`, for fits."""
@@ -158,6 +200,9 @@ class Engine:
             )
         return self.gpu[interface]
 
+
+BY_SCENARIO: Final = "set by the scenario"
+"""The source of a figure that a scenario changes."""
 
 IDEAL: Final = Engine(
     "ideal",
@@ -217,7 +262,7 @@ def _resolve(profile: EngineProfile) -> Engine:
         plain = figure.value
         if hasattr(plain, "model_dump"):
             plain = plain.model_dump(exclude_none=True)
-        figures[key] = Origin(str(plain), figure.kind, figure.source)
+        figures[key] = Origin(str(plain), figure.kind, figure.source, figure.bare)
         return plain
 
     def kernels(key: str, part: KernelsProfile) -> Kernels:

@@ -8,6 +8,7 @@ from pydantic import AfterValidator, Field
 
 from moesim.config.fields import Count, Duration, PositiveCount, PositiveShare
 from moesim.config.validation import Strict
+from moesim.hardware.profile_schema import ProfileFigure
 
 __all__ = [
     "FAMILIES",
@@ -22,13 +23,12 @@ EngineKind = Literal["assumed", "fitted", "measured"]
 T = TypeVar("T")
 
 
-class EngineFigure(Strict, Generic[T]):
+class EngineFigure(ProfileFigure[T], Generic[T]):
     value: T = Field(description="The number with its unit, or the word.")
-    kind: EngineKind = Field(
+    kind: EngineKind = Field(  # type: ignore[assignment]  # a hardware profile has no fitted ones
         description="assumed (documentation or reasoning), fitted (to published rows, which the "
         "source names) or measured."
     )
-    source: Annotated[str, Field(min_length=1)] = Field(description="Origin of the number.")
 
 
 FAMILIES: Final = ("float", "8-bit", "legacy", "k-quant", "i-quant", "mxfp4", "ternary", "trellis")
@@ -126,7 +126,9 @@ class EngineProfile(Strict):
         "synchronisation.",
     )
     batch_threshold: EngineFigure[PositiveCount] | None = Field(
-        None, description="Rows of a step from which experts in host memory are copied to the GPU."
+        None,
+        description="Rows of a step from which experts in host memory are copied to the GPU; "
+        "without it they never are.",
     )
     ubatch: EngineFigure[PositiveCount] | None = Field(
         None, description="Largest number of prompt tokens in one step."

@@ -16,6 +16,14 @@ __all__ = ["check_supported"]
 def check_supported(plan: Plan) -> None:
     """Raise `ScenarioError` at the key of a plan that no real machine runs."""
     scenario, places = plan.scenario, plan.places
+    if plan.engine.gpu or plan.engine.cpu:
+        raise ScenarioError.at(
+            scenario,
+            "engine",
+            f"the real machine runs moesim's own kernels, so times under {scenario.engine.profile} "
+            "would be compared with those of another engine. Write engine: ideal, or simulate the "
+            "scenario with moesim run",
+        )
     away = [layer for layer, lane in enumerate(places.lanes) if lane != GPU]
     if away:
         options = scenario.placement.options

@@ -48,6 +48,10 @@ LOAD_KEYS: Final = ("batching.max_sequences",)
 POLICY_SECTIONS: Final = ("cache", "prefetch", "batching", "placement", "replay")
 # Never compared: the seed repeats a point, the others change a run's name or what it records.
 IGNORED: Final = frozenset({"name", "seed", "sweep", "timeline", "bounds"})
+OF_ENGINES: Final = frozenset(
+    {"batching.token_budget", "hardware.pinned", "placement.options", "placement.options.copy_rows"}
+)
+"""Keys that an engine has values for. Where they follow from a swept engine, they are no label."""
 ARRIVALS_LIMIT: Final = (
     f"arrivals limit throughput: no request to serve for more than {MOST_IDLE:.0%} of the time"
 )
@@ -200,7 +204,8 @@ class Comparison:
             f"{_seeds(self.rows, intervals)}; "
             f"trace {_spelt(run.trace for run in runs)} costed as "
             f"{_spelt(run.text('model') for run in runs)} on "
-            f"{_spelt(run.hardware for run in runs)}; {_spelt(map(costs_sentence, runs))}."
+            f"{_spelt(run.hardware for run in runs)}{_engines(runs)}; "
+            f"{_spelt(map(costs_sentence, runs))}."
             f"{caveats_sentence(_counted(runs, lambda run: run.caveats))}"
         )
         return " ".join(filter(None, (shared_sentence(runs), text, HITS_LEGEND if hits else "")))
@@ -310,7 +315,19 @@ def _varying(runs: Sequence[Run]) -> list[str]:
         if path.split(".")[0] in IGNORED or any(_inside(path, key) for key in swept):
             continue
         keys.append(path)
-    return keys
+    if not {"engine", "engine.profile"} & set(keys):
+        return keys
+    own = [key for key in keys if key in swept or key not in OF_ENGINES]
+    return [key for key in keys if key in own or not _follows(runs, key, own)]
+
+
+def _follows(runs: Sequence[Run], key: str, others: Sequence[str]) -> bool:
+    """Return whether the values of `others` determine that of a key in all runs."""
+    values: dict[tuple[str, ...], set[str]] = {}
+    for run in runs:
+        group = tuple(identity(run, other) for other in others)
+        values.setdefault(group, set()).add(identity(run, key))
+    return all(len(seen) == 1 for seen in values.values())
 
 
 def _differences(values: Sequence[Any], prefix: str = "") -> Iterable[str]:
@@ -349,6 +366,12 @@ def _prompts(runs: Sequence[Run]) -> str:
     """Return that prompts are not cut, with a comma behind it; "" if all may be cut."""
     spelt = _spelt(run.prompts or "prompts may be cut" for run in runs)
     return f"{spelt}, " if any(run.prompts for run in runs) else ""
+
+
+def _engines(runs: Sequence[Run]) -> str:
+    """Return the engines, with a comma before them; "" if no summary names one."""
+    spelt = _spelt(run.engine for run in runs if run.engine)
+    return f", engine {spelt}" if spelt else ""
 
 
 def _seeds(rows: Sequence[Row], intervals: bool) -> str:

@@ -156,9 +156,10 @@ def _setting(run: Run) -> str:
     placement = f"{run.placement} placement, " if run.placement else ""
     host = f", host memory {run.host_memory}" if run.host_memory else ""
     arrivals = f", arrivals {run.arrivals}" if run.arrivals else ""
+    engine = f", engine {run.engine}" if run.engine else ""
     return (
         f"{run.text('requests')} requests{arrivals}, seed {run.text('seed')}; trace {run.trace} "
-        f"costed as {run.text('model')} on {run.hardware}; "
+        f"costed as {run.text('model')} on {run.hardware}{engine}; "
         f"{policy_label(run.text('cache_policy'), run.cache_options)} "
         f"with {run.value('cache_slots') / run.value('num_layers'):.3g} of "
         f"{run.text('num_experts')} experts a layer, "

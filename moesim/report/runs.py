@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     Column = NDArray[np.generic]
 
-__all__ = ["Run", "load_run", "load_runs"]
+__all__ = ["Run", "engine_in_words", "load_run", "load_runs"]
 
 MANIFEST: Final = "manifest.json"
 SUMMARY: Final = "summary.json"
@@ -41,10 +41,32 @@ SCENARIO: Final = "scenario.yaml"
 _TEXTS: Final = frozenset({"domain", "status", "lane", "kind"})
 _LISTS: Final = frozenset({"token_ns"})
 _REPAIR: Final = "run its scenario again with --force"
+IDEAL: Final = "ideal"
 MOST_IDLE: Final = 0.1
 """The largest share of time without a request at which throughput still measures the machine."""
 RUNS: Final = "runs.csv"
 """The file in a comparison's folder that lists its runs, in the order of the sweep."""
+
+
+def engine_in_words(summary: Mapping[str, Any]) -> str:
+    """Return the engine of a summary in words; "" if an older version wrote it.
+
+    No engine is as fast as the ideal one, so its text says what it leaves out.
+    """
+    name, changes = summary.get("engine"), summary.get("engine_changes")
+    if not isinstance(name, str):
+        return ""
+    kind = summary.get("engine_kind")
+    changed = f" with {changes}" if changes else ""
+    if name != IDEAL:
+        return f"{name}{changed} ({kind} figures)"
+    if kind == "measured":
+        return "ideal with measured operations"
+    host = "" if changes else "no host time, "
+    return (
+        f"ideal{changed} (no engine is that fast: {host}one overlap of traffic and arithmetic per "
+        "operation)"
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +109,11 @@ class Run:
         """Return the hardware profile with the scenario's changes: `t4 with vram 10GiB`."""
         changes = self.summary.get("hardware_changes")
         return self.text("hardware") + (f" with {changes}" if changes else "")
+
+    @property
+    def engine(self) -> str:
+        """Return the engine in words: `llama.cpp (assumed figures)`; "" for an older run."""
+        return engine_in_words(self.summary)
 
     @property
     def arrivals(self) -> str:
@@ -170,6 +197,7 @@ class Run:
         """
         world: dict[str, Any] = self.with_absolute_paths(self.scenario)
         world["trace"] = self.trace_identity[1] or world.get("trace")
+        world["engine"] = _engine_section(world.get("engine"))
         return world
 
     @property
@@ -297,6 +325,17 @@ def _runs_inside(path: Path) -> list[Path]:
     visible = (folder for folder in inner.iterdir() if not folder.name.startswith("."))
     runs = [folder for folder in visible if (folder / MANIFEST).is_file()]
     return sorted(runs, key=lambda run: (places.get(f"runs/{run.name}", len(places)), run.name))
+
+
+def _engine_section(section: Any) -> Any:
+    """Return the section `engine` of a scenario; older runs wrote all times of the ideal engine."""
+    if section is None:
+        return {"profile": IDEAL}
+    if not isinstance(section, Mapping) or "profile" in section:
+        return section
+    unset = {"launch": "0ns", "copy_launch": "0ns", "layer_event": "0ns", "sorting": "host"}
+    kept = {key: value for key, value in section.items() if unset.get(key) != value}
+    return {"profile": IDEAL, **kept}
 
 
 def _with_absolute_paths(value: Any, base: Path) -> Any:

@@ -80,6 +80,8 @@ def _setup(run: Run) -> Table:
     table.add("costed as", f"{run.text('model')} on {run.hardware}")
     if sentence := _format(run):
         table.add("format", sentence)
+    if run.engine:
+        table.add("engine", run.engine)
     if sentence := routing_sentence(run):
         table.add("routing", sentence)
     if seers := foreseeing(run):

@@ -20,6 +20,7 @@ from moesim.report.distribution import latency_scale
 from moesim.report.marks import mark_of, marked
 from moesim.report.metrics import number
 from moesim.report.panels import shared_legend
+from moesim.report.runs import engine_in_words
 from moesim.report.tabular import Table
 
 if TYPE_CHECKING:
@@ -134,6 +135,8 @@ def _context(summary: Mapping[str, Any]) -> Table:
         f"{summary['runs']} runs" if summary["runs"] > 1 else "one run has no spread; use --runs 5"
     )
     context.add("decisions", _decisions(summary))
+    if engine := engine_in_words(summary):  # older summaries have none
+        context.add("simulated engine", engine)
     for key, what in (("cpu_cost_kind", "the CPU"), ("disk_cost_kind", "the disk")):
         # Older summaries have no such key.
         if (kind := summary.get(key)) is not None:
@@ -369,9 +372,11 @@ def _mark(summary: Mapping[str, Any]) -> str:
 def _caption(summary: Mapping[str, Any]) -> str:
     mark = _mark(summary)
     warning = f"{mark.upper()}. " if mark else ""
+    engine = engine_in_words(summary)
+    simulated = f" Simulated engine: {engine}." if engine else ""
     return (
         f"{warning}{summary['name']} on {summary['device']}: {summary['runs']} runs, their spread "
-        f"{summary['executor_spread_pct']:.1f} % of the whole."
+        f"{summary['executor_spread_pct']:.1f} % of the whole.{simulated}"
     )
 
 

@@ -49,8 +49,8 @@ class EngineChoice(Strict):
     )
     interface: Literal["cuda", "hip", "vulkan", "sycl", "metal"] | None = Field(
         None,
-        description="Which of the engine's kernels for GPUs run; the default is the one of the "
-        "GPU's vendor.",
+        description="Which of the engine's kernels for GPUs run; the default is the first of its "
+        "profile.",
         examples=["vulkan"],
     )
     launch: Duration | None = Field(
@@ -75,11 +75,16 @@ class EngineChoice(Strict):
 
 
 def engine_defaults(scenario: Scenario, engine: Engine) -> dict[str, dict[str, Any]]:
-    """Return the values of an engine for keys that a scenario leaves out, by section."""
+    """Return the values of an engine for keys that a scenario leaves out, by section.
+
+    An engine without `batch_threshold` never copies experts of CPU layers. Where the scenario says
+    in `memory.pinned` what is page-locked, the engine says nothing.
+    """
     values: dict[str, dict[str, Any]] = {}
     if engine.ubatch is not None and "token_budget" not in scenario.batching.model_fields_set:
         values["batching"] = {"token_budget": engine.ubatch}
-    if engine.pinned is not None and "pinned" not in scenario.hardware.model_fields_set:
+    pinned = {*scenario.hardware.model_fields_set, *scenario.memory.model_fields_set} & {"pinned"}
+    if engine.pinned is not None and not pinned:
         values["hardware"] = {"pinned": engine.pinned}
     options = scenario.placement.options
     if scenario.placement.policy == "cpu_layers" and "copy_rows" not in options:

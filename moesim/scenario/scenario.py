@@ -287,11 +287,14 @@ class Scenario(Strict):
         choice = self.engine
         try:
             engine = load_engine(self._engine_path(self._base_dir))
-            engine.kernels(choice.interface)
         except ScenarioError:
             raise  # its messages point at lines of the profile
         except UsageError as error:
             raise ScenarioError.at(self, "engine", str(error)) from None
+        try:
+            engine.kernels(choice.interface)
+        except UsageError as error:
+            raise ScenarioError.at(self, "engine.interface", str(error)) from None
         return engine.with_times(
             launch_ns=choice.launch,
             copy_ns=choice.copy_launch,

@@ -26,6 +26,8 @@ _OF_CPU: Final = (
     "cpu_threads",
     "core_memory_bandwidth",
 )
+_OF_IDEAL_CPU: Final = ("cpu_efficiency", "cpu_overhead")
+_OF_IDEAL_GPU: Final = ("compute_efficiency", "memory_efficiency", "kernel_overhead")
 _OF_HOST_MEMORY: Final = ("host_memory_bandwidth", "host_memory_efficiency", "memory")
 
 
@@ -73,6 +75,24 @@ def _unused_of_host(scenario: Scenario) -> Iterator[tuple[str, str]]:
             yield f"hardware.disk.{key}", "all experts fit into host memory"
 
 
+def _unused_of_engine(scenario: Scenario) -> Iterator[tuple[str, str]]:
+    """Yield the figures that an engine with kernels of its own does not read, and its interface."""
+    hardware, placement, name = scenario.hardware, scenario.placement, scenario.engine.profile
+    engine = scenario.load_engine()
+    if not engine.gpu and scenario.engine.interface is not None:
+        yield "engine.interface", f"engine {name} has no kernels of its own on the GPU"
+    if engine.gpu:
+        for key in _OF_IDEAL_GPU:
+            if getattr(hardware, key) is not None:
+                yield f"hardware.{key}", f"engine {name} has kernels of its own on the GPU"
+    # Without a CPU lane, these keys are reported already.
+    on_cpu = CPU in getattr(find("placement", placement.policy), "lanes", ())
+    if engine.cpu is not None and on_cpu:
+        for key in _OF_IDEAL_CPU:
+            if getattr(hardware, key) is not None:
+                yield f"hardware.{key}", f"engine {name} has kernels of its own on the CPU"
+
+
 def _unused_of_cache(scenario: Scenario) -> Iterator[tuple[str, str]]:
     """Yield the keys that say who leaves GPU memory, where the placement says who stays."""
     policy, cache = scenario.placement.policy, scenario.cache
@@ -100,6 +120,7 @@ def _unused(scenario: Scenario) -> Iterator[tuple[str, str]]:
     yield from _unused_of_model(scenario)
     yield from _unused_of_host(scenario)
     yield from _unused_of_cache(scenario)
+    yield from _unused_of_engine(scenario)
     if hardware.d2h is not None and hardware.d2h.chunk is not None:
         yield "hardware.d2h.chunk", "no copy to the host is more urgent than another"
     chunked = hardware.h2d is not None and hardware.h2d.chunk is not None

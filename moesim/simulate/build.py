@@ -651,5 +651,5 @@ def _too_slow(plan: Plan, server: Server) -> ScenarioError:
         key, reason = "workload.arrivals", f"the last arrives after {format_duration_ns(last_ns)}"
     else:
         figures = slowest_figures(plan.cost, plan.places.topology.names)
-        key, reason = f"hardware.{figures[0][0]}", "; ".join(text for _, text in figures)
+        key, reason = figures[0][0], "; ".join(text for _, text in figures)
     return ScenarioError.at(scenario, key, f"the simulated time exceeds 146 years: {reason}")

@@ -42,6 +42,7 @@ def caveats(outcome: Outcome) -> list[Caveat]:
     return [
         *_units(plan),
         *_machine(plan),
+        *_engine(plan),
         *_memory(plan),
         *_sizes(plan),
         *_placement(plan),
@@ -68,6 +69,19 @@ def _machine(plan: Plan) -> Iterator[Caveat]:
     if scenario.hardware.gpu is not None:
         for supposed in scenario.assemble().supposed:
             yield "what no text says of the machine is assumed", supposed
+
+
+def _engine(plan: Plan) -> Iterator[Caveat]:
+    name, hardware = plan.scenario.engine.profile, plan.cost.hardware
+    for key, origin in plan.engine.figures.items():
+        if origin.bare:
+            yield f"{key} of the engine has no unit", f"{key} of {name} {origin.bare}"
+    if plan.engine.gpu and hardware.operations_of(plan.cost.shape) is not None:
+        yield (
+            f"measured operations are not used under engine {name}",
+            f"{plan.scenario.hardware.profile} has measured operations of this model; the engine "
+            f"{name} has kernels of its own, so only engine: ideal uses them",
+        )
 
 
 def _memory(plan: Plan) -> Iterator[Caveat]:

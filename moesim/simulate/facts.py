@@ -9,6 +9,7 @@ from collections.abc import Collection
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
+from moesim.cost.measured import OperationCost
 from moesim.errors import UsageError
 from moesim.hardware.overrides import spelled_figures
 from moesim.model.format_bits import basis_of
@@ -21,10 +22,12 @@ from moesim.scenario.unused import unused_keys
 if TYPE_CHECKING:
     from moesim.scenario import Scenario
     from moesim.serving.experts.host_budget import HostBudget
+    from moesim.simulate.build import Plan
     from moesim.trace import TraceMeta
 
 __all__ = [
     "POLICY_SECTIONS",
+    "engine_facts",
     "format_facts",
     "hardware_changes",
     "knows_the_future",
@@ -100,6 +103,22 @@ def hardware_changes(scenario: Scenario, host: HostBudget) -> str:
     elif not host.num_pinned:
         memory = "pageable host memory"
     return ", ".join(filter(None, (figures, memory)))
+
+
+def engine_facts(plan: Plan) -> dict[str, str]:
+    """Return the engine's profile, what the scenario changes of it, and `engine_kind`.
+
+    The kind is the weakest of the figures that act: `assumed`, `fitted` or `measured`. It is
+    `ideal` without any figure, and `measured` if the ideal engine has measured operations.
+    """
+    kind = plan.engine.kind(plan.scenario.engine.interface)
+    if kind == "ideal" and isinstance(plan.cost, OperationCost):
+        kind = "measured"
+    return {
+        "engine": plan.scenario.engine.profile,
+        "engine_changes": plan.engine.changes,
+        "engine_kind": kind,
+    }
 
 
 def _same_model(meta: TraceMeta, shape: ModelShape) -> bool:

@@ -51,6 +51,7 @@ from moesim.simulate.build import Plan, build_server, group_by_cache, prepare, s
 from moesim.simulate.caveats import caveats
 from moesim.simulate.facts import (
     POLICY_SECTIONS,
+    engine_facts,
     format_facts,
     hardware_changes,
     knows_the_future,
@@ -292,6 +293,7 @@ def summarise(outcome: Outcome) -> dict[str, Any]:
         "hardware": scenario.hardware.label,
         "hardware_changes": hardware_changes(scenario, plan.places.host),
         "cost_kind": plan.cost.hardware.cost_kind,
+        **engine_facts(plan),
         **routing_facts(scenario, trace.meta, shape),
         **format_facts(scenario, shape),
         "cache_policy": _cache_policy(plan),

@@ -20,7 +20,7 @@ from moesim.policies import find
 from moesim.progress import Progress
 from moesim.serving.run_log import PlanRecord
 from moesim.simulate.build import Plan
-from moesim.simulate.facts import routing_facts
+from moesim.simulate.facts import engine_facts, routing_facts
 from moesim.validate.comparison import Comparison, compare
 from moesim.validate.observation import Observation
 from moesim.validate.runs import Bench, arrives_at_once, simulate_observed
@@ -98,6 +98,7 @@ def _what(plan: Plan, device: str, *, replayed: bool) -> dict[str, Any]:
         "device": device,
         "hardware": hardware.name,
         "cost_kind": "measured" if isinstance(plan.cost, OperationCost) else hardware.cost_kind,
+        **engine_facts(plan),
         "trace": plan.trace.meta.model,
         **routing_facts(scenario, plan.trace.meta, plan.cost.shape),
         "model": plan.cost.shape.name,

@@ -10,10 +10,11 @@ from typer.testing import CliRunner
 
 from moesim.cli import app
 from moesim.config.fields import Bandwidth
+from moesim.engines.engine import engine_names, load_engine
 from moesim.errors import UsageError
 from moesim.hardware import hardware_names, load_hardware
-from moesim.model.formats import block_named, format_names
 from moesim.hardware.parts import cpus, gpus
+from moesim.model.formats import block_named, format_names
 from moesim.model.hf_config import load_shape
 from moesim.model.shapes import shape_names
 from moesim.policies import find, names
@@ -52,6 +53,24 @@ def test_the_figures_are_spelt_as_a_scenario_may_spell_them() -> None:
     for name, gpu in listing("gpus").items():
         spelt = gpu["figures"]["h2d.pinned_bandwidth"]["value"]
         assert bandwidth.validate_python(spelt) == load_hardware(name).h2d.pinned_bytes_per_s
+
+
+def test_every_figure_of_every_engine_is_listed_with_its_value_kind_and_source() -> None:
+    listed = listing("engines")
+    assert list(listed) == engine_names()
+    text = printed("engines")
+    assert listed["ideal"] == {**listed["ideal"], "kind": "ideal", "interfaces": [], "figures": {}}
+    for name, entry in listed.items():
+        engine = load_engine(name)
+        assert f"{name}: {entry['about']}" in text
+        assert entry["interfaces"] == list(engine.gpu)
+        assert entry["kind"] == engine.kind()
+        assert entry["figures"].keys() == engine.figures.keys()
+        for key, figure in entry["figures"].items():
+            origin = engine.figures[key]
+            assert (figure["kind"], figure["source"]) == (origin.kind, origin.source)
+            assert f"{figure['kind']}: {figure['source']}" in text
+    assert listed["llama.cpp"]["figures"]["switch"]["value"].endswith("us")
 
 
 def test_every_model_is_listed_with_its_sizes_and_source() -> None:
@@ -96,6 +115,8 @@ def test_every_format_is_listed_with_the_bits_of_its_experts() -> None:
     }
     assert not listed["Q4_K_XL"]["documented"]
     assert listed["AWQ-4bit"]["block"] == "AWQ-4bit"
+
+
 @pytest.mark.parametrize("kind", ["cards", "cpus"])
 def test_every_part_of_the_catalogue_is_listed_with_its_sources(kind: str) -> None:
     listed, text = listing(kind), printed(kind)
@@ -112,9 +133,9 @@ def test_every_part_of_the_catalogue_is_listed_with_its_sources(kind: str) -> No
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ([], "say what to list: gpus, models, formats, policies"),
+        ([], "say what to list: gpus, engines, models, formats, policies"),
         (["model"], "did you mean 'models'"),
-        (["traces"], "there is no list of 'traces': gpus, models, formats, policies"),
+        (["traces"], "there is no list of 'traces': gpus, engines, models, formats, policies"),
     ],
 )
 def test_without_a_kind_the_kinds_are_named(arguments: list[str], said: str) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from random_lanes import Walking, random_lanes_case
+from random_lanes import ENGINE, Walking, random_lanes_case
 from workloads import decisions, everything, plan_of, run_on, shuffled
 
 from moesim.machine.events import EventMachine
@@ -71,10 +71,15 @@ def test_random_cases_have_all_that_lanes_differ_in(monkeypatch: pytest.MonkeyPa
         found["pinned in part"] += outcome.plan.places.host.mixed
         found["host stalls"] += sum(ledger.stall_ns[5]) > 0
         found["CPU and timed at once"] += sum(ledger.elsewhere) > 0 and bool(timed)
+        engine = outcome.plan.engine
+        found["timed at once under an engine"] += bool(engine.gpu) and bool(timed)
+        found[f"{engine.name} on both processors"] += bool(engine.gpu) and moved["states"] > 0
+        found["interface"] += outcome.plan.scenario.engine.interface == "vulkan"
         timed.clear()
     for name in ("copy", "cpu_layers", "cpu_experts", "cost", "two_queue"):
         assert found.pop(name) >= 5, name
-    assert len(found) == 10
+    assert not found.pop("ideal on both processors")  # it has no kernels of its own
+    assert len(found) == 14
     assert min(found.values()) > 0, found
 
 
@@ -139,3 +144,25 @@ def test_a_faster_link_copies_more_experts_where_durations_are_estimated(policy:
         assert everything(outcomes[0]) == everything(outcomes[1])
         copied.append(sum(outcomes[0].ledger.demand_copies))
     assert copied[0] < copied[1]
+
+
+# --- decisions and engines ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("profile", ["llama.cpp", ENGINE])
+def test_policies_and_engines_are_independent_where_all_requests_are_there_at_once(
+    profile: str,
+) -> None:
+    """An engine changes when, never what, unless the scenario leaves it a key of its own."""
+    changed = 0
+    for seed in range(3000, 3030):
+        scenario, trace = random_lanes_case(seed, at_once=True)
+        scenario |= {"placement": {"policy": "copy"}, "prefetch": {"policy": "none"}}
+        scenario["cache"]["policy"] = "lru"
+        scenario["engine"] = {"profile": "ideal"}
+        ideal = run_on(plan_of(scenario, trace))
+        scenario["engine"] = {"profile": profile}
+        other = run_on(plan_of(scenario, trace))
+        assert decided(ideal) == decided(other), seed
+        changed += ideal.now_ns != other.now_ns
+    assert changed > 20

@@ -135,6 +135,24 @@ def test_what_no_real_machine_runs_is_refused_before_anything_is_measured(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("engine", ["llama.cpp", {"profile": "llama.cpp", "launch": "5us"}])
+def test_an_engine_with_kernels_of_its_own_is_refused_because_other_kernels_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: Any
+) -> None:
+    def measure(*_: Any, **__: Any) -> Any:
+        raise AssertionError("measured")
+
+    monkeypatch.setattr(session, "measured_costs", measure)
+    done = validate(write(tmp_path / "engine.yaml", engine=engine), "--out", tmp_path / "out")
+    assert isinstance(done.exception, ScenarioError)
+    said = str(done.exception)
+    assert re.search(r"engine\.yaml:\d+:\d+: engine: the real machine runs moesim's own", said), (
+        said
+    )
+    assert "Write engine: ideal" in said
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.usefixtures("brief")
 @pytest.mark.parametrize(
     "arrivals",

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from itertools import pairwise
+from math import ceil
 from typing import Any
 
 import pytest
@@ -201,10 +202,12 @@ def differences(values: Sequence[int]) -> list[int]:
     return [after - before for before, after in pairwise(values)]
 
 
-def tokens_ns(option: str, number: int) -> list[int]:
+def tokens_ns(option: str, number: int, engine: str = "ideal") -> list[int]:
     """Return the durations of the steps of one request with this many layers on the CPU."""
     placement = {"policy": "cpu_layers", "options": {option: number}}
-    outcome = run(decode_trace(), placement=placement, cache={"slots": "100%"})
+    if option == "whole_layers":
+        placement["options"]["layers"] = 0
+    outcome = run(decode_trace(), placement=placement, cache={"slots": "100%"}, engine=engine)
     return step_ns(outcome)
 
 
@@ -224,6 +227,26 @@ def test_the_time_of_a_token_is_a_straight_line_in_the_layers_whose_experts_are_
     slope = 2 * cost.copy_ns("h2d", 2 * 512) + on_cpu - cost.experts_ns((1, 1))
     lines = zip(*[tokens_ns("layers", n) for n in range(LAYERS + 1)], strict=True)
     for by_n in lines:
+        assert differences(by_n) == [slope] * LAYERS
+    assert slope > 0
+
+
+def test_the_line_holds_under_an_engine_that_sorts_on_the_device() -> None:
+    """Each layer on the CPU adds a readback of its ids too, and a switch in both directions."""
+    placement = {"policy": "cpu_layers", "options": {"layers": 2}}
+    plan = plan_of(tiny_scenario(placement=placement, engine="llama.cpp"), decode_trace())
+    cost, cpu, engine = plan.cost, plan.prices().cpu, plan.engine
+    assert cpu is not None
+    assert engine.cpu is not None
+    # 2 experts of 3 * 512 * 1024 weights of 2 bytes, at the engine's share of 60 GB/s.
+    nbytes = 2 * 3 * 512 * 1024
+    on_cpu = engine.cpu.numbers["experts"] * engine.cpu.kernel_ns
+    on_cpu += 2 * ceil(nbytes / (60 * engine.cpu.bandwidth["other"]))
+    assert cpu.experts((1, 1)).duration_ns == on_cpu
+    states = cost.copy_ns("h2d", 2 * 512) + engine.switch_ns
+    slope = 2 * states + on_cpu + cost.readback_ns(4 * 2) - cost.experts_ns((1, 1))
+    lines = [tokens_ns("layers", n, "llama.cpp") for n in range(LAYERS + 1)]
+    for by_n in zip(*lines, strict=True):
         assert differences(by_n) == [slope] * LAYERS
     assert slope > 0
 

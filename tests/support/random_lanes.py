@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Collection
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,10 @@ from workloads import REFACTORED_CONFIG, plan_of, random_case
 from moesim.machine.sim import SimMachine
 from moesim.trace import Trace
 
-__all__ = ["Walking", "random_lanes_case", "random_placement"]
+__all__ = ["ENGINE", "Walking", "random_lanes_case", "random_placement"]
+
+ENGINE = str(Path(__file__).with_name("random_engine.yaml"))
+"""The path of an engine's profile with every figure."""
 
 NUM_LAYERS, NUM_EXPERTS = 4, 8
 
@@ -48,7 +52,7 @@ def random_lanes_case(seed: int, *, at_once: bool = False) -> tuple[dict[str, An
         scenario["prefetch"] = {"policy": "none"}
     if scenario["cache"]["slots"] < needed:
         scenario["cache"]["slots"] = rng.randint(needed, NUM_LAYERS * NUM_EXPERTS)
-    scenario["engine"] = _random_engine(rng)
+    scenario["engine"] = _random_engine(rng) | _random_profile(seed)
     scenario["hardware"] |= _random_host(rng)
     link = scenario["hardware"]["h2d"]
     link["pinned_bandwidth"] = link.pop("bandwidth")
@@ -95,6 +99,15 @@ def _random_engine(rng: random.Random) -> dict[str, Any]:
     return engine
 
 
+def _random_profile(seed: int) -> dict[str, Any]:
+    """Return an engine with kernels of its own in two of five cases, else the ideal one."""
+    # From a generator of its own, so that other draws stay the same.
+    rng = random.Random(f"engine {seed}")
+    ideal: list[dict[str, Any]] = [{}] * 3
+    own = {"profile": ENGINE, "interface": rng.choice(["cuda", "vulkan"])}
+    return rng.choice([*ideal, {"profile": "llama.cpp"}, own])
+
+
 def _random_host(rng: random.Random) -> dict[str, Any]:
     """Return figures of a CPU and its memory, from far slower to far faster than the link."""
     return {
@@ -132,7 +145,9 @@ def _add_disk(rng: random.Random, scenario: dict[str, Any], trace: Trace) -> Non
 
 def _simplify(scenario: dict[str, Any]) -> None:
     """Change the case so that its steps can be timed at once, if its placement allows that."""
-    scenario |= {"engine": {}, "prefetch": {"policy": "none"}, "replay": "atomic"}
+    scenario |= {"prefetch": {"policy": "none"}, "replay": "atomic"}
+    no_time = dict.fromkeys(("launch", "copy_launch", "layer_event"), 0)
+    scenario["engine"] |= {"sorting": "host", **no_time}
     scenario["cache"].pop("write_back", None)
 
 

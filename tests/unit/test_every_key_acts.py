@@ -14,7 +14,8 @@ from pydantic import BaseModel
 from workloads import TINY_CONFIG, tiny_trace
 
 from moesim.config.markers import models_in
-from moesim.config.yaml_document import dump_document
+from moesim.config.yaml_document import dump_document, load_document
+from moesim.engines.engine import PROFILES
 from moesim.errors import ScenarioError
 from moesim.scenario import Scenario, load_scenario
 from moesim.simulate import run
@@ -25,6 +26,7 @@ EXPLAINED = {
 }
 ECHOES = {
     *("name", "trace", "model", "hardware", "hardware_changes", "seed", "cost_kind", "notes"),
+    *("engine", "engine_changes", "engine_kind"),
     *("cache_policy", "cache_scope", "prefetch_policy", "placement_policy", "batching_policy"),
     *("format", "format_basis", "expert_bits", "weight_bits", "embedding_bits", "head_bits"),
 }
@@ -72,6 +74,8 @@ OF_PARTS: dict[str, Any] = {"hardware": {"gpu": "RTX 4090", "cpu": "Ryzen 5 3600
 MEMORY_OF_PARTS = {**ON_CPU, **OF_PARTS}
 UNPINNED = {"hardware": {**SLOW_LINK, "h2d": {}, "pinned": False}}
 FIXED: dict[str, Any] = {"placement": "cpu_experts"}
+KERNELS: dict[str, Any] = {"engine": "llama.cpp"}
+KERNELS_ON_CPU = {**ON_CPU, **KERNELS}
 EXPERT_AWARE = {"trace": "decoupled", "batching": {"policy": "expert_aware", "token_budget": 2}}
 UNSPLIT = {"chunked_prefill": False}
 D2H: dict[str, Any] = {**WRITE_BACK, "hardware": {**SLOW_LINK, "d2h": {"bandwidth": "200MB/s"}}}
@@ -172,10 +176,12 @@ CASES: dict[str, tuple[dict[str, Any], Any]] = {
     "Prefetch.cancel": ({}, True),
     "Placement.policy": ({}, "cost"),
     "Placement.options": ({"placement": {"policy": "cpu_layers"}}, {"whole_layers": 3}),
-    "Engine.launch": ({}, "50us"),
-    "Engine.copy_launch": ({}, "50us"),
-    "Engine.layer_event": ({}, "50us"),
-    "Engine.sorting": ({"cache": {"policy": "static", "slots": 32}}, "device"),
+    "EngineChoice.profile": ({}, "llama.cpp"),
+    "EngineChoice.interface": ({"engine": {"profile": "own.yaml"}}, "vulkan"),
+    "EngineChoice.launch": ({}, "50us"),
+    "EngineChoice.copy_launch": ({}, "50us"),
+    "EngineChoice.layer_event": ({}, "50us"),
+    "EngineChoice.sorting": ({"cache": {"policy": "static", "slots": 32}}, "device"),
     "Timeline.first_step": ({}, 1),
     "Timeline.steps": ({}, 1),
     "Window.skip_requests": ({}, 1),
@@ -215,6 +221,12 @@ UNUSED: list[tuple[str, dict[str, Any], Any]] = [
     ("hardware.d2h.pageable_bandwidth", {}, "1GB/s"),
     ("hardware.h2d.pinned_bandwidth", UNPINNED, "1GB/s"),
     ("hardware.d2h.pinned_bandwidth", UNPINNED, "1GB/s"),
+    ("hardware.compute_efficiency", KERNELS, "1%"),
+    ("hardware.memory_efficiency", KERNELS, "1%"),
+    ("hardware.kernel_overhead", KERNELS, "1ms"),
+    ("hardware.cpu_efficiency", KERNELS_ON_CPU, "50%"),
+    ("hardware.cpu_overhead", KERNELS_ON_CPU, "50us"),
+    ("engine.interface", {}, "cuda"),
     ("workload.lengths", CSV, {"prompt": 3, "output": 3}),
     ("workload.arrivals.think", NO_LOOP, "2s"),
     ("batching.long_prompts", {}, "refuse"),
@@ -257,6 +269,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, second in (("a", 0.001), ("b", 0.002)):
         text = f"arrival_s,prompt_tokens,output_tokens\n0,3,4\n{second},2,3\n"
         (made / f"{name}.csv").write_text(text, encoding="utf-8")
+    profile = load_document(PROFILES / "llama.cpp.yaml").data
+    cuda = profile["gpu"]["cuda"]
+    slower = {"value": "9us", "kind": "assumed", "source": "a test"}
+    profile["gpu"] = {"cuda": cuda, "vulkan": {**cuda, "kernel": slower}}
+    (made / "own.yaml").write_text(dump_document(profile), encoding="utf-8")
     return made
 
 

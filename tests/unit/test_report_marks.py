@@ -335,6 +335,11 @@ def test_a_validation_is_marked_in_its_table_and_captions() -> None:
     assert _caption(summary).startswith("SYNTHETIC ROUTING. ")
     summary["routing"] = "recorded"
     assert validation_tables(summary)[0].title == "simulated against real"
+    assert "engine" not in _caption(summary)
+    facts = {"engine": "ideal", "engine_changes": "", "engine_kind": "measured"}
+    context = {row[0].text: row[1].text for row in validation_tables({**summary, **facts})[1].rows}
+    assert context["simulated engine"] == "ideal with measured operations"
+    assert "Simulated engine: ideal with measured operations." in _caption({**summary, **facts})
 
 
 @pytest.mark.parametrize("command", ["curve", "redundancy", "locality"])
