@@ -1,0 +1,98 @@
+"""Rows of published figures beside moesim's, and how they are written.
+
+A row is *fitted* if its published figure chose a number of the model, and *predicted* if it chose
+none. Rows that moesim cannot compute say what is missing, and have no figure of moesim.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import Final, Literal
+
+from moesim.files import write_json
+
+__all__ = ["Kind", "Row", "median_error", "read_rows", "table", "with_tables", "write_rows"]
+
+Kind = Literal["fitted", "predicted", "missing"]
+_POINTS: Final = "%"
+_MARK: Final = "<!-- table: {} -->"
+_END: Final = "<!-- end -->"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One published figure. `what` says of what it is, `ours` is moesim's, `note` says why.
+
+    A unit of % is compared in points; other units in per cent of the published figure.
+    """
+
+    table: str
+    source: str
+    what: str
+    unit: str
+    published: float
+    ours: float | None
+    kind: Kind
+    note: str = ""
+
+    @property
+    def error(self) -> float | None:
+        """Return moesim's error in points or per cent, or None without a figure."""
+        if self.ours is None:
+            return None
+        difference = self.ours - self.published
+        return difference if self.unit == _POINTS else 100 * difference / self.published
+
+    @property
+    def error_text(self) -> str:
+        """Return the error with its sign and unit."""
+        if self.error is None:
+            return ""
+        return f"{self.error:+.1f} {'points' if self.unit == _POINTS else '%'}"
+
+
+def median_error(rows: Iterable[Row], kind: Kind = "predicted") -> float | None:
+    """Return the median of the errors' sizes over rows of a kind; None without any."""
+    sizes = [abs(row.error) for row in rows if row.kind == kind and row.error is not None]
+    return median(sizes) if sizes else None
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Return rows as a Markdown table."""
+    lines = ["| of | published | ours | error | kind | note |", "|---|--:|--:|--:|---|---|"]
+    for row in rows:
+        ours = "" if row.ours is None else f"{row.ours:.4g}"
+        cells = (
+            row.what, f"{row.published:.4g} {row.unit}", ours, row.error_text, row.kind, row.note,
+        )  # fmt: skip
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def with_tables(text: str, tables: dict[str, str]) -> str:
+    """Return a document with each table between its marks replaced."""
+    for name, content in tables.items():
+        before, mark, rest = text.partition(_MARK.format(name))
+        if not mark:
+            raise ValueError(f"the document has no mark for the table {name}")
+        after = rest[rest.index(_END) :]
+        text = f"{before}{mark}\n{content}\n{after}"
+    return text
+
+
+def write_rows(rows: Sequence[Row], path: Path) -> None:
+    """Write rows as JSON, with figures to six digits."""
+    plain = [asdict(row) for row in rows]
+    for row in plain:
+        if row["ours"] is not None:
+            row["ours"] = float(f"{row['ours']:.6g}")
+    write_json(path, plain)
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Return the rows that `write_rows` wrote."""
+    return [Row(**each) for each in json.loads(path.read_text(encoding="utf-8"))]
