@@ -39,6 +39,7 @@ __all__ = [
 
 PROFILES: Final = Path(__file__).parent / "profiles"
 Sorting = Literal["host", "device"]
+ThresholdOf = Literal["step", "expert"]
 _WEAKEST_FIRST: Final[tuple[EngineKind, ...]] = ("assumed", "fitted", "measured")
 
 
@@ -113,6 +114,7 @@ class Engine:
     cpu: Kernels | None = None
     switch_ns: int = 0
     batch_threshold: int | None = None
+    batch_threshold_of: ThresholdOf = "step"
     ubatch: int | None = None
     pinned: bool | None = None
     figures: Mapping[str, Origin] = field(
@@ -293,6 +295,7 @@ def _resolve(profile: EngineProfile) -> Engine:
         cpu=None if profile.cpu is None else kernels("cpu", profile.cpu),
         switch_ns=value("switch", profile.switch, 0),
         batch_threshold=value("batch_threshold", profile.batch_threshold),
+        batch_threshold_of=value("batch_threshold_of", profile.batch_threshold_of, "step"),
         ubatch=value("ubatch", profile.ubatch),
         pinned=value("pinned", profile.pinned),
         figures=MappingProxyType(figures),

@@ -130,6 +130,11 @@ class EngineProfile(Strict):
         description="Rows of a step from which experts in host memory are copied to the GPU; "
         "without it they never are.",
     )
+    batch_threshold_of: EngineFigure[Literal["step", "expert"]] | None = Field(
+        None,
+        description="Which rows batch_threshold compares: those of a step (the default), or those "
+        "of an expert in the mean.",
+    )
     ubatch: EngineFigure[PositiveCount] | None = Field(
         None, description="Largest number of prompt tokens in one step."
     )

@@ -112,6 +112,7 @@ def _placement(serving: Serving, shape: ModelShape) -> tuple[Placement, tuple[Ke
         tuple(shape.moe_layers),
         shape.num_layers,
         shape.num_experts,
+        shape.top_k,
         stream(serving.seed, "placement"),
         None if counts is None else lambda _: counts,
     )

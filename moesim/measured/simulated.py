@@ -6,21 +6,23 @@ cached, the choice of experts changes no decode time, and prompts use nearly all
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
-from moesim.errors import MoesimError
+from moesim.errors import MoesimError, UsageError
 from moesim.measured.fit import Fitted, engine_of, machine_of
 from moesim.measured.intervals import interval_of
-from moesim.measured.kinds import CPU_ONLY
+from moesim.measured.kinds import CPU_ONLY, OFFLOAD, RESIDENT
+from moesim.measured.places import EXPERTS
 from moesim.measured.predict import Answer, Declined, Prediction, Reading
 from moesim.measured.setting import placed
 
 if TYPE_CHECKING:
     from moesim.hardware.parts import Machine
     from moesim.measured.rows import Row
+    from moesim.measured.setting import Setting
     from moesim.model.shapes import ModelShape
     from moesim.simulate.build import Plan
     from moesim.trace import Trace
@@ -32,6 +34,8 @@ _SEED: Final = 0
 _SHORT: Final = 2048
 _UBATCH: Final = 512
 _SECOND_NS: Final = 10**9
+_ROOMY: Final = 0.85
+_TOO_MUCH: Final = 1.1
 _KV_BITS: Final = {"f32": 32, "f16": 16, "bf16": 16, "q8_0": 8.5, "q5_1": 6, "q5_0": 5.5,
                    "q4_1": 5, "q4_0": 4.5, "iq4_nl": 4.5}  # fmt: skip
 
@@ -45,9 +49,12 @@ class Case:
     machine: Machine
     prompt: int
     """Tokens whose time is asked for: the last of the prompt, or 0 for decode."""
-    layers_on_cpu: int
-    whole: int | str
     notes: tuple[str, ...]
+
+    @property
+    def reads_host_memory(self) -> bool:
+        """Return whether layers, or their experts, run on the CPU."""
+        return "placement" in self.scenario
 
 
 class Simulated:
@@ -96,25 +103,23 @@ def case_of(reading: Reading) -> Case:
     """Return the scenario of a row.
 
     Raises:
-        UsageError: a part of the row is not known.
+        UsageError: a part of the row is not known, or is not simulated.
     """
     from moesim.hardware.parts import assemble
     from moesim.model.formats import format_named
     from moesim.model.shapes import named_shape
 
     row, setting = reading.row, reading.setting
+    if setting.kv_on_cpu:
+        raise UsageError("KV entries in host memory, with layers on the GPU, are not simulated")
     shape = named_shape(row.model)
     machine = assemble(row.gpu or None, row.cpu, row.ram, row.pcie)
-    named = format_named(row.quant)
-    where = placed(setting, shape.num_layers, shape.moe_layers)
-    whole = sum("attn_q" in names for names in where.on_cpu)
-    experts = sum(bool(where.on_cpu[layer]) for layer in shape.moe_layers)
-    if reading.kind.name == CPU_ONLY:
-        whole_layers: int | str = "all"
-    else:
-        whole_layers = "all" if where.output_on_cpu and whole == shape.num_layers else whole
+    try:
+        named = format_named(row.quant)
+    except ValueError:
+        raise UsageError(f"no format of weights is called {row.quant!r}") from None
+    layers = _layers(reading, shape)
     prompt, depth = (0, row.depth or 0) if reading.group == "decode" else _prompt(row)
-    ubatch = setting.ubatch
     scenario: dict[str, Any] = {
         "name": f"row-{row.index}",
         "trace": ".",
@@ -126,12 +131,14 @@ def case_of(reading: Reading) -> Case:
         "bounds": False,
         "seed": _SEED,
     }
-    if ubatch is not None:
-        scenario["batching"]["token_budget"] = ubatch
-    if experts or whole_layers:
+    if setting.kv_keys or setting.kv_values:
+        scenario["model"]["kv_bits"] = _kv_bits(setting)
+    if setting.ubatch is not None:
+        scenario["batching"]["token_budget"] = setting.ubatch
+    if layers.experts or layers.whole:
         scenario["placement"] = {
             "policy": "cpu_layers",
-            "options": {"layers": experts, "whole_layers": whole_layers},
+            "options": {"layers": layers.experts, "whole_layers": layers.whole},
         }
         # Repacked weights have the layout of the CPU's kernels, so the GPU cannot use them.
         if setting.repack or setting.op_offload is False:
@@ -145,8 +152,72 @@ def case_of(reading: Reading) -> Case:
     else:
         scenario["workload"]["prefill"] = "skip"
     scenario["workload"]["lengths"] = lengths
-    notes = (*machine.supposed, *(f"not understood: {part!r}" for part in machine.unknown))
-    return Case(scenario, shape, machine, prompt, experts, whole_layers, (*notes, *named.rest))
+    notes = [*machine.supposed, *(f"not understood: {part!r}" for part in machine.unknown)]
+    notes += [*named.rest, *layers.notes, *_make_room(reading, scenario, machine, layers)]
+    return Case(scenario, shape, machine, prompt, tuple(notes))
+
+
+def _make_room(
+    reading: Reading, scenario: dict[str, Any], machine: Machine, layers: _Layers
+) -> Iterator[str]:
+    """Give the GPU the memory that a row needs, if it nearly has it; yield a note if so.
+
+    The row did run, and sizes are known to some per cent: an engine may keep a table of embeddings
+    on the host, or have smaller buffers.
+
+    Raises:
+        UsageError: the row needs much more than the GPU has.
+    """
+    from moesim.scenario import Scenario
+
+    if reading.kind.name not in (OFFLOAD, RESIDENT) or layers.whole == "all":
+        return
+    shape = Scenario.model_validate(scenario).load_shape(None)
+    tokens = sum(scenario["workload"]["lengths"].values()) * max(1, reading.row.batch)
+    on_gpu = range(layers.whole, shape.num_layers + 1)
+    experts = (len(shape.moe_layers) - layers.experts) * shape.num_experts
+    needed = shape.layers_bytes(on_gpu) + experts * shape.expert_bytes
+    needed += tokens * shape.kv_bytes_per_token
+    has = machine.hardware.vram_bytes
+    if needed > _TOO_MUCH * has:
+        raise UsageError(
+            f"spill: {needed / 1e9:.1f} GB are needed and the GPU has {has / 1e9:.1f} GB"
+        )
+    if needed > _ROOMY * has:
+        scenario["hardware"]["vram"] = round(needed / _ROOMY)
+        yield f"{needed / 1e9:.1f} GB of {has / 1e9:.1f} GB of GPU memory are taken as enough"
+
+
+class _Layers(NamedTuple):
+    """How many MoE layers have their experts on the CPU, and how many layers run there whole."""
+
+    experts: int
+    whole: int | Literal["all"]
+    notes: tuple[str, ...]
+
+
+def _layers(reading: Reading, shape: ModelShape) -> _Layers:
+    setting, notes = reading.setting, []
+    where = placed(setting, shape.num_layers, shape.moe_layers)
+    number = sum("attn_q" in names for names in where.on_cpu)
+    # A layer with one or two of its three expert matrices on the CPU counts as that share.
+    parts = [
+        len(where.on_cpu[layer].intersection(EXPERTS)) / len(EXPERTS) for layer in shape.moe_layers
+    ]
+    if any(part not in (0, 1) for part in parts):
+        notes.append("layers whose experts are divided count in part")
+    if setting.model_layers not in (None, shape.num_layers, shape.num_layers + 1):
+        notes.append(f"the setting names {setting.model_layers} layers, not {shape.num_layers}")
+    everything = where.output_on_cpu and number == shape.num_layers
+    if reading.kind.name == CPU_ONLY or everything:
+        return _Layers(len(parts), "all", tuple(notes))
+    return _Layers(round(sum(parts)), number, tuple(notes))
+
+
+def _kv_bits(setting: Setting) -> float:
+    """Return the bits of a number in the KV cache, the mean of keys and values."""
+    keys, values = (_KV_BITS[name or "f16"] for name in (setting.kv_keys, setting.kv_values))
+    return (keys + values) / 2
 
 
 def _prompt(row: Row) -> tuple[int, int]:
@@ -163,7 +234,12 @@ def _prompt(row: Row) -> tuple[int, int]:
 def _hardware(reading: Reading, machine: Machine) -> dict[str, Any]:
     row = reading.row
     parts = {"gpu": row.gpu or "none", "cpu": row.cpu, "memory": row.ram, "pcie": row.pcie}
-    hardware: dict[str, Any] = {name: text for name, text in parts.items() if text}
+    hardware: dict[str, Any] = {}
+    for name, text in parts.items():
+        for unknown in machine.unknown:  # the case's notes list them
+            text = text.replace(unknown, "").strip(" ,;/")
+        if text:
+            hardware[name] = text
     threads = reading.threads
     if threads is not None and machine.hardware.cpu_cores is not None:
         # Threads beyond the cores share them.
@@ -210,7 +286,7 @@ def _plan(case: Case, *, reads: float = 1.0, kernels: float = 1.0) -> Plan:
         hardware = case.machine.hardware
         key = "memory_bandwidth"
         peak = hardware.memory_bytes_per_s
-        if case.layers_on_cpu or case.whole:
+        if case.reads_host_memory:
             key, peak = "host_memory_bandwidth", hardware.host_memory_bytes_per_s or 0
         plain["hardware"] = {**plain["hardware"], key: max(1, round(peak * reads))}
     scenario = Scenario.model_validate(plain)
@@ -247,4 +323,10 @@ def _trace(layers: int, experts: int, top_k: int, rows: int) -> Trace:
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+    from pydantic import ValidationError
+
+    text = str(error)
+    if isinstance(error, ValidationError):
+        found = error.errors()[0]
+        text = f"{'.'.join(map(str, found['loc']))}: {found['msg'].removeprefix('Value error, ')}"
+    return " ".join(text.split())

@@ -49,7 +49,13 @@ POLICY_SECTIONS: Final = ("cache", "prefetch", "batching", "placement", "replay"
 # Never compared: the seed repeats a point, the others change a run's name or what it records.
 IGNORED: Final = frozenset({"name", "seed", "sweep", "timeline", "bounds"})
 OF_ENGINES: Final = frozenset(
-    {"batching.token_budget", "hardware.pinned", "placement.options", "placement.options.copy_rows"}
+    {
+        "batching.token_budget",
+        "hardware.pinned",
+        "placement.options",
+        "placement.options.copy_rows",
+        "placement.options.copy_rows_of",
+    }
 )
 """Keys that an engine has values for. Where they follow from a swept engine, they are no label."""
 ARRIVALS_LIMIT: Final = (

@@ -5,7 +5,7 @@
 is short for `engine: {profile: llama.cpp}`. The engine `ideal` is the default: its host takes no
 time. Single times of the host may be changed here, for any engine. An engine also has values for
 keys of other sections that the scenario leaves out: `batching.token_budget`, `hardware.pinned`, and
-`copy_rows` of the placement `cpu_layers`.
+`copy_rows` with `copy_rows_of` of the placement `cpu_layers`.
 """
 
 from __future__ import annotations
@@ -88,5 +88,6 @@ def engine_defaults(scenario: Scenario, engine: Engine) -> dict[str, dict[str, A
         values["hardware"] = {"pinned": engine.pinned}
     options = scenario.placement.options
     if scenario.placement.policy == "cpu_layers" and "copy_rows" not in options:
-        values["placement"] = {"options": {**options, "copy_rows": engine.batch_threshold}}
+        rows = {"copy_rows": engine.batch_threshold, "copy_rows_of": engine.batch_threshold_of}
+        values["placement"] = {"options": {**options, **rows}}
     return values

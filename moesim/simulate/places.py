@@ -64,6 +64,7 @@ def build_placement(
         model_layers=tuple(shape.moe_layers),
         num_model_layers=shape.num_layers,
         num_experts=shape.num_experts,
+        top_k=shape.top_k,
         rng=stream(scenario.seed, "placement"),
         popularity=popularity,
     )

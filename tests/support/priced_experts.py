@@ -48,6 +48,7 @@ def context(layers: int = 4, experts: int = 8, dense: int = 0, **changes: Any) -
             "model_layers": tuple(range(dense, dense + layers)),
             "num_model_layers": dense + layers,
             "num_experts": experts,
+            "top_k": 2,
             "rng": np.random.default_rng(0),
             **changes,
         }

@@ -153,6 +153,15 @@ def test_a_large_step_copies_the_experts_of_cpu_layers(
     assert found == (set() if copied else {9})
 
 
+@pytest.mark.parametrize(("rows", "copied"), [(127, False), (128, True)])
+def test_the_rows_of_an_expert_can_decide_instead(rows: int, copied: bool) -> None:
+    # Each row uses 2 of 8 experts, so 128 rows are 32 an expert.
+    policy = placement("cpu_layers", layers=2, copy_rows_of="expert")
+    policy.residents(16)
+    found = place(policy, {9: rows}, {9: "host"}, PricedExperts(rows=rows))
+    assert found == (set() if copied else {9})
+
+
 def test_whole_layers_run_on_the_cpu_with_their_experts_in_every_step() -> None:
     # Model layer 0 is dense; trace layers 0 to 3 are model layers 1 to 4. So two whole layers
     # hold the experts of trace layer 0 alone, and `layers: 2` adds those of trace layer 1.

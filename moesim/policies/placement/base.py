@@ -35,13 +35,14 @@ class PlacementContext:
     """What a placement is built with.
 
     `model_layers[l]` is the model layer of trace layer l, of `num_model_layers` in all. Each trace
-    layer has `num_experts` experts. `popularity` returns the uses of each key in a profile trace;
+    layer has `num_experts` experts, of which each row uses `top_k`. `popularity` returns the uses of each key in a profile trace;
     None stands for the replayed trace.
     """
 
     model_layers: tuple[int, ...]
     num_model_layers: int
     num_experts: int
+    top_k: int
     rng: np.random.Generator
     popularity: Callable[[Any], Mapping[Key, int]] | None = None
 

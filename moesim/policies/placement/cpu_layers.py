@@ -3,6 +3,7 @@
 llama.cpp divides a model like this: `--n-cpu-moe` leaves the experts of the first layers in host
 memory, and `-ngl` leaves whole layers there, with their KV entries. For steps of at least 32 rows
 it copies the experts to the GPU, and drops them afterwards (`op-offload`). Nothing is cached.
+ik_llama.cpp does so from 32 rows an expert on, in the mean.
 
 llama.cpp then also copies other weights of whole CPU layers. Here whole layers stay on the CPU.
 """
@@ -29,12 +30,14 @@ class CPULayersOptions:
     entirely on the CPU, a number or `all`; `all` includes embedding and LM head. Their experts are
     there too, so `layers` may not be a smaller number than their MoE layers. `copy_rows`: in a
     step of at least this many rows, experts of CPU layers are copied to the GPU, except those of
-    whole layers; None: never.
+    whole layers; None: never. `copy_rows_of`: `expert` compares the mean rows of an expert instead,
+    rows of the step x top-k / experts.
     """
 
     layers: Annotated[int, Ge(0)] | Literal["auto", "all"] = "auto"
     whole_layers: Annotated[int, Ge(0)] | Literal["all"] = 0
     copy_rows: Annotated[int, Ge(1)] | None = 32
+    copy_rows_of: Literal["step", "expert"] = "step"
 
 
 def _whole_layers(options: CPULayersOptions, context: PlacementContext) -> tuple[int, int]:
@@ -104,7 +107,14 @@ class CPULayers(Placement):
         return range(self._on_cpu * experts, layers * experts)
 
     def place(self, view: View, absent: Mapping[Key, str], estimate: Estimate) -> Mapping[Key, str]:
-        rows = self.options.copy_rows
-        copied = rows is not None and estimate.rows >= rows
-        end = (self._in_whole if copied else self._on_cpu) * self.context.num_experts
-        return {key: CPU for key in absent if key < end}
+        end = self._in_whole if self._copies(estimate.rows) else self._on_cpu
+        return {key: CPU for key in absent if key < end * self.context.num_experts}
+
+    def _copies(self, rows: int) -> bool:
+        """Return whether a step of so many rows copies the experts of CPU layers."""
+        least = self.options.copy_rows
+        if least is None:
+            return False
+        if self.options.copy_rows_of == "step":
+            return rows >= least
+        return rows * self.context.top_k >= least * self.context.num_experts
