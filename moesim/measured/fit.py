@@ -1,9 +1,10 @@
 """Two numbers for each machine and engine, fitted to a few of its rows.
 
-The numbers are the bandwidth at which weights are read and the host time of a layer. Fitted are
-decode rows that permit it (`fit: true`), by least squares on the logarithm of the time. Such rows
-get no prediction. With one row, one number is fitted: the one with the greater share of the time,
-because the other can hardly be seen in it.
+The numbers are the bandwidth at which the CPU reads weights (on machines with unified memory, at
+which all do) and the host time of a layer. Fitted are decode rows that permit it (`fit: true`), by
+least squares on the logarithm of the time. Such rows get no prediction. With one row, one number is
+fitted: the one with the greater share of the time, because the other can hardly be seen in it. Of
+pairs that fit equally well, the one nearest to the assumed numbers is taken.
 """
 
 from __future__ import annotations
@@ -18,7 +19,15 @@ from numpy.typing import NDArray
 
 from moesim.measured.predict import Answer, Declined, Reading
 
-__all__ = ["Fitted", "TimeModel", "engine_of", "fit_machines", "fit_two", "machine_of"]
+__all__ = [
+    "Fitted",
+    "TimeModel",
+    "engine_of",
+    "fit_machines",
+    "fit_two",
+    "machine_of",
+    "owned_by",
+]
 
 Number = Literal["read_bandwidth", "layer_ns"]
 NUMBERS: Final[tuple[Number, Number]] = ("read_bandwidth", "layer_ns")
@@ -26,6 +35,8 @@ _MOST: Final = 50.0
 """Fitted numbers are between a fiftieth and fifty times those assumed."""
 _ROUNDS: Final = 6
 _CLOSE: Final = 1e-6
+_NEAR: Final = 0.001
+"""Weight of the distance from the assumed numbers: one e-fold counts as an error of 0.1 %."""
 _Floats = NDArray[np.float64]
 
 
@@ -44,6 +55,7 @@ class Fitted:
     fitted: tuple[Number, ...]
     rows: tuple[int, ...]
     note: str = ""
+    owner: str = ""
 
 
 class TimeModel(Protocol):
@@ -65,10 +77,21 @@ class TimeModel(Protocol):
 _THREADS: Final = re.compile(r"(?:,|\s-t)\s*\d+\s*(?:threads?.*|cores?)?$", re.IGNORECASE)
 
 
+_OWNER: Final = re.compile(r"[\s/#@]")
+
+
 def machine_of(reading: Reading) -> str:
     """Return the machine of a row: its GPU and CPU, without the number of threads."""
     cpu = _THREADS.sub("", reading.row.cpu).strip()
     return " / ".join(part for part in (reading.row.gpu, cpu) if part)
+
+
+def owned_by(reading: Reading) -> tuple[str, str, str]:
+    """Return machine, engine, and the account or site that published the row.
+
+    Machines of one kind of two owners differ, in their software too.
+    """
+    return machine_of(reading), engine_of(reading), _OWNER.split(reading.row.source, maxsplit=1)[0]
 
 
 def engine_of(reading: Reading) -> str:
@@ -83,12 +106,12 @@ def fit_machines(
 
     Rows without a value, of another metric than decode, or that the model declines, are not used.
     """
-    parts: dict[tuple[str, str], list[tuple[Reading, float]]] = {}
+    parts: dict[tuple[str, str, str], list[tuple[Reading, float]]] = {}
     for reading, value in zip(readings, values, strict=True):
         if reading.row.fit and value and reading.group == "decode" and not reading.reason:
             if isinstance(model.predict(reading), Declined):
                 continue
-            key = (machine_of(reading), engine_of(reading))
+            key = owned_by(reading)
             parts.setdefault(key, []).append((reading, value))
     return [fit_two(rows, model) for rows in parts.values()]
 
@@ -117,6 +140,7 @@ def fit_two(rows: Sequence[tuple[Reading, float]], model: TimeModel) -> Fitted:
         machine_of(readings[0]), engine_of(readings[0]),
         float(bandwidth * factors[0]), float(layer_ns * factors[1]), numbers,
         tuple(reading.row.index for reading in readings), "; ".join(filter(None, (note, *limits))),
+        owned_by(readings[0])[2],
     )  # fmt: skip
 
 
@@ -158,10 +182,14 @@ def _least_squares(parts: _Floats, values: _Floats, free: Any, logs: _Floats) ->
         both = np.zeros(2)
         both[free] = change
         times = parts[:, 0] + parts[:, 1] * np.exp(-both[0]) + parts[:, 2] * np.exp(both[1])
-        return np.log(times * values)
+        return np.concatenate([np.log(times * values), _NEAR * (logs + both)])
 
     most = np.log(_MOST)
-    limits = (-most - logs[free] - _CLOSE, most - logs[free] + _CLOSE)
+    # At a limit, rounding must not put the start of the search outside of it.
+    limits = (
+        np.minimum(-most - logs[free], -_CLOSE),
+        np.maximum(most - logs[free], _CLOSE),
+    )
     found = least_squares(errors, np.zeros(int(free.sum())), bounds=limits, xtol=1e-12, ftol=1e-12)
     step = np.zeros(2)
     step[free] = found.x

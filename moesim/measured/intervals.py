@@ -16,7 +16,7 @@ from moesim.measured.predict import Reading
 __all__ = ["interval_of"]
 
 _MODEL: Final = {"decode": 1.35, "prefill": 1.45, "small_batch": 1.45}
-_FITTED: Final = 1.20
+_FITTED: Final = 1.25
 _SUPPOSED: Final = 1.08
 """The factor of one supposed part: the speed of memory, the processor, or the link."""
 _MOST: Final = 1.7  # each way

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
+from moesim.engines.engine import load_engine
 from moesim.errors import MoesimError, UsageError
-from moesim.measured.fit import Fitted, engine_of, machine_of
+from moesim.measured.fit import Fitted, owned_by
 from moesim.measured.intervals import interval_of
 from moesim.measured.kinds import CPU_ONLY, OFFLOAD, RESIDENT
 from moesim.measured.places import EXPERTS
@@ -33,6 +34,8 @@ _DECODED: Final = 4  # tokens of a decode row that are simulated; their times ha
 _SEED: Final = 0
 _SHORT: Final = 2048
 _UBATCH: Final = 512
+_LAYER_KERNELS: Final = 40
+_IDEAL_KERNEL_NS: Final = 1000
 _SECOND_NS: Final = 10**9
 _ROOMY: Final = 0.85
 _TOO_MUCH: Final = 1.1
@@ -51,21 +54,16 @@ class Case:
     """Tokens whose time is asked for: the last of the prompt, or 0 for decode."""
     notes: tuple[str, ...]
 
-    @property
-    def reads_host_memory(self) -> bool:
-        """Return whether layers, or their experts, run on the CPU."""
-        return "placement" in self.scenario
-
 
 class Simulated:
     """A `Predictor` and a `TimeModel`. `fits` replaces two numbers of the machines it names."""
 
     def __init__(self, fits: Sequence[Fitted] = ()) -> None:
-        self._fits = {(fit.machine, fit.engine): fit for fit in fits}
+        self._fits = {(fit.machine, fit.engine, fit.owner): fit for fit in fits}
 
     def predict(self, reading: Reading) -> Answer:
         """Return the simulated tokens per second, or why there are none."""
-        fit = self._fits.get((machine_of(reading), engine_of(reading)))
+        fit = self._fits.get(owned_by(reading))
         try:
             case = case_of(reading)
             if fit is None:
@@ -81,11 +79,20 @@ class Simulated:
     __call__ = predict
 
     def assumed(self, reading: Reading) -> tuple[float, float]:
-        """Return the bandwidth of reads (bytes/s), and the fixed time of a layer (ns)."""
-        plan = _plan(case_of(reading))
-        layers = plan.cost.shape.num_layers
-        fixed = _seconds(case_of(reading)) - _seconds(case_of(reading), kernels=0.0)
-        return float(_bandwidth(plan)), max(1.0, fixed * _SECOND_NS / layers)
+        """Return the bandwidth of reads (bytes/s), and the fixed time of a layer (ns).
+
+        Layers differ between models and placements. So a layer stands here for 40 kernels on the
+        GPU, or on the CPU without one, and a fit multiplies all fixed times by the same factor.
+        """
+        case = case_of(reading)
+        engine, hardware = load_engine(reading.engine.name), case.machine.hardware
+        kernels = engine.kernels(_interface(reading)) if hardware.has_gpu else engine.cpu
+        kernel_ns = _IDEAL_KERNEL_NS
+        if kernels is not None:
+            threads = 0 if hardware.has_gpu else hardware.cpu_threads or hardware.cpu_cores or 0
+            kernel_ns = kernels.kernel_ns + threads * kernels.thread_ns
+        _, bandwidth = _reads_of(case)
+        return float(bandwidth), float(_LAYER_KERNELS * kernel_ns)
 
     def seconds(self, reading: Reading, read_bandwidth: float, layer_ns: float) -> float:
         """Return the seconds of a step at another bandwidth of reads and time of a layer."""
@@ -283,21 +290,21 @@ def _plan(case: Case, *, reads: float = 1.0, kernels: float = 1.0) -> Plan:
 
     plain = dict(case.scenario)
     if reads != 1:
-        hardware = case.machine.hardware
-        key = "memory_bandwidth"
-        peak = hardware.memory_bytes_per_s
-        if case.reads_host_memory:
-            key, peak = "host_memory_bandwidth", hardware.host_memory_bytes_per_s or 0
-        plain["hardware"] = {**plain["hardware"], key: max(1, round(peak * reads))}
+        key, bandwidth = _reads_of(case)
+        plain["hardware"] = {**plain["hardware"], key: max(1, round(bandwidth * reads))}
     scenario = Scenario.model_validate(plain)
     return prepare(scenario, _trace_of(case), engine=scenario.load_engine().scaled(kernels))
 
 
-def _bandwidth(plan: Plan) -> int:
-    hardware = plan.cost.hardware
-    if plan.places.elsewhere and hardware.host_memory_bytes_per_s is not None:
-        return hardware.host_memory_bytes_per_s
-    return hardware.memory_bytes_per_s
+def _reads_of(case: Case) -> tuple[str, int]:
+    """Return the key and the bytes/s of the memory whose reads are fitted.
+
+    That is host memory, which the CPU reads; on a machine with unified memory it is the only one.
+    """
+    hardware = case.machine.hardware
+    if hardware.host_memory_bytes_per_s is None or hardware.unified:
+        return "memory_bandwidth", hardware.memory_bytes_per_s
+    return "host_memory_bandwidth", hardware.host_memory_bytes_per_s
 
 
 def _trace_of(case: Case) -> Trace:

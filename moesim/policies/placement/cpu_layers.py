@@ -112,7 +112,7 @@ class CPULayers(Placement):
 
     def _copies(self, rows: int) -> bool:
         """Return whether a step of so many rows copies the experts of CPU layers."""
-        least = self.options.copy_rows
+        least: int | None = self.options.copy_rows
         if least is None:
             return False
         if self.options.copy_rows_of == "step":
