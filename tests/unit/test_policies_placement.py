@@ -162,7 +162,7 @@ def test_the_rows_of_an_expert_can_decide_instead(rows: int, copied: bool) -> No
     assert found == (set() if copied else {9})
 
 
-def test_whole_layers_run_on_the_cpu_with_their_experts_in_every_step() -> None:
+def test_whole_layers_run_on_the_cpu_and_their_experts_except_in_large_steps() -> None:
     # Model layer 0 is dense; trace layers 0 to 3 are model layers 1 to 4. So two whole layers
     # hold the experts of trace layer 0 alone, and `layers: 2` adds those of trace layer 1.
     policy = placement("cpu_layers", context(dense=1), layers=2, whole_layers=2)
@@ -170,7 +170,7 @@ def test_whole_layers_run_on_the_cpu_with_their_experts_in_every_step() -> None:
     policy.residents(16)
     loads, absent = {7: 1, 8: 1}, {7: "host", 8: "host"}
     assert place(policy, loads, absent, PricedExperts(rows=1)) == {7, 8}
-    assert place(policy, loads, absent, PricedExperts(rows=32)) == {7}
+    assert place(policy, loads, absent, PricedExperts(rows=32)) == set()
 
 
 def test_only_all_whole_layers_include_the_end_of_a_step() -> None:

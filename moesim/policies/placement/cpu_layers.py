@@ -5,7 +5,8 @@ memory, and `-ngl` leaves whole layers there, with their KV entries. For steps o
 it copies the experts to the GPU, and drops them afterwards (`op-offload`). Nothing is cached.
 ik_llama.cpp does so from 32 rows an expert on, in the mean.
 
-llama.cpp then also copies other weights of whole CPU layers. Here whole layers stay on the CPU.
+llama.cpp then also copies other weights of whole CPU layers. Here attention and the dense parts of
+whole layers stay on the CPU, and only their experts are copied.
 """
 
 from __future__ import annotations
@@ -29,8 +30,7 @@ class CPULayersOptions:
     `auto` leaves as few there as the slots allow. `whole_layers`: the first model layers that run
     entirely on the CPU, a number or `all`; `all` includes embedding and LM head. Their experts are
     there too, so `layers` may not be a smaller number than their MoE layers. `copy_rows`: in a
-    step of at least this many rows, experts of CPU layers are copied to the GPU, except those of
-    whole layers; None: never. `copy_rows_of`: `expert` compares the mean rows of an expert instead,
+    step of at least this many rows, experts of CPU layers are copied to the GPU; None: never. `copy_rows_of`: `expert` compares the mean rows of an expert instead,
     rows of the step x top-k / experts.
     """
 
@@ -107,7 +107,7 @@ class CPULayers(Placement):
         return range(self._on_cpu * experts, layers * experts)
 
     def place(self, view: View, absent: Mapping[Key, str], estimate: Estimate) -> Mapping[Key, str]:
-        end = self._in_whole if self._copies(estimate.rows) else self._on_cpu
+        end = 0 if self._copies(estimate.rows) else self._on_cpu
         return {key: CPU for key in absent if key < end * self.context.num_experts}
 
     def _copies(self, rows: int) -> bool:
