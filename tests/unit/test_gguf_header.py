@@ -68,8 +68,11 @@ def write(
     for key, value in metadata.items():
         writer.add_uint32(f"{arch}.{key.replace('__', '.')}", value)
     writer.add_token_list([f"t{i}" for i in range(VOCABULARY)])
-    names = {"token_embd": (VOCABULARY, HIDDEN), "output": (VOCABULARY, HIDDEN)}
-    names["output_norm"] = (HIDDEN,)
+    names: dict[str, tuple[int, ...]] = {
+        "token_embd": (VOCABULARY, HIDDEN),
+        "output": (VOCABULARY, HIDDEN),
+        "output_norm": (HIDDEN,),
+    }
     for layer in range(LAYERS):
         names.update({f"blk.{layer}.{key}": sizes for key, sizes in block.items()})
     for name, sizes in names.items():
