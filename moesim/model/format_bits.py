@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Final, Literal, NamedTuple
 
 from moesim.errors import UsageError
-from moesim.model.formats import Format, block_named, fallback, format_named
+from moesim.model.formats import Format, block_named, block_names, fallback, format_named
 from moesim.model.gguf_file import Header
 from moesim.model.shapes import ModelShape
 
@@ -66,10 +66,10 @@ class _Sum:
         self.params = 0
         self.bits: dict[str, float] = defaultdict(float)
 
-    def add(self, params: int, block: str) -> None:
-        found = block_named(block)
+    def add(self, params: int, bits: float, family: str) -> None:
+        """Add `params` weights that take `bits` in all."""
         self.params += params
-        self.bits[found.family] += params * found.bits
+        self.bits[family] += bits
 
     @property
     def total(self) -> float:
@@ -91,9 +91,13 @@ class _Parts:
         self.experts, self.weights, self.embedding, self.head = (_Sum() for _ in range(4))
         self.layers: dict[int, _Sum] = defaultdict(_Sum)
 
-    def add_expert(self, layer: int, params: int, block: str) -> None:
-        self.experts.add(params, block)
-        self.layers[layer].add(params, block)
+    def add(self, role: str, layer: int, params: int, bits: float, family: str) -> None:
+        """Add the weights of a role in a layer; `bits` are those of all of them."""
+        ends = {"token_embd": self.embedding, "output": self.head}
+        if role.endswith("_exps"):
+            self.layers[layer].add(params, bits, family)
+            ends[role] = self.experts
+        ends.get(role, self.weights).add(params, bits, family)
 
     def bits(self, name: str, basis: Basis) -> Bits:
         # Tied embeddings and head are one matrix.
@@ -134,36 +138,32 @@ def bits_for(form: Format, shape: ModelShape, file_bytes: int | None = None) -> 
     parts = _Parts()
     model = (shape.num_layers, shape.num_experts, shape.num_heads / max(1, shape.num_kv_heads))
     for matrix in _matrices(shape):
-        block = fallback(form.block_of(matrix.role, matrix.layer, model), matrix.columns)
-        if matrix.role.endswith("_exps"):
-            parts.add_expert(matrix.layer, matrix.params, "MXFP4" if keeps else block)
-        elif matrix.role == "token_embd":
-            parts.embedding.add(matrix.params, block)
-        elif matrix.role == "output":
-            parts.head.add(matrix.params, block)
-        else:
-            parts.weights.add(matrix.params, block)
-    bits = parts.bits(form.name, "documented" if form.documented else "assumed")
-    return bits if file_bytes is None else _scaled(bits, parts, file_bytes)
+        name = fallback(form.block_of(matrix.role, matrix.layer, model), matrix.columns)
+        block = block_named("MXFP4" if keeps and matrix.role.endswith("_exps") else name)
+        bits = matrix.params * block.bits
+        parts.add(matrix.role, matrix.layer, matrix.params, bits, block.family)
+    found = parts.bits(form.name, "documented" if form.documented else "assumed")
+    return found if file_bytes is None else _scaled(found, parts, file_bytes)
 
 
 def bits_of_file(header: Header, shape: ModelShape, name: str) -> Bits:
     """Return the bits of a model's parts as a GGUF file stores them.
 
-    Raise UsageError if the file has a block that is not known, or experts of another model.
+    Layers that predict further tokens are left out. Raise UsageError if the file has experts of
+    another model.
     """
     parts = _Parts()
+    predicting = header.value("nextn_predict_layers")
+    first = shape.num_layers
+    left_out = range(first, first + predicting) if isinstance(predicting, int) else ()
     for tensor in header.tensors:
-        if _EXPERTS.match(tensor.name):
-            layer = _LAYER.match(tensor.name)
-            assert layer is not None
-            parts.add_expert(int(layer[1]), tensor.params, tensor.type)
-        elif tensor.name == "token_embd.weight":
-            parts.embedding.add(tensor.params, tensor.type)
-        elif tensor.name == "output.weight":
-            parts.head.add(tensor.params, tensor.type)
-        else:
-            parts.weights.add(tensor.params, tensor.type)
+        match = _LAYER.match(tensor.name)
+        layer = int(match[1]) if match else 0
+        if layer not in left_out:
+            role = (
+                "ffn_exps" if _EXPERTS.match(tensor.name) else tensor.name.removesuffix(".weight")
+            )
+            parts.add(role, layer, tensor.params, 8 * tensor.nbytes, _family(tensor.type))
     expected = len(shape.moe_layers) * shape.num_experts * shape.expert_params
     if parts.experts.params != expected or not set(parts.layers) <= set(shape.moe_layers):
         raise UsageError(
@@ -171,6 +171,11 @@ def bits_of_file(header: Header, shape: ModelShape, name: str) -> Bits:
             f"{shape.name} have {expected}: it is a file of another model"
         )
     return parts.bits(name, "file header")
+
+
+def _family(block: str) -> str:
+    """Return the family of a block; "" for one that is not known, like that of integers."""
+    return block_named(block).family if block in block_names() else ""
 
 
 def with_bits_of(shape: ModelShape, bits: Bits, *, by_layer: bool = False) -> ModelShape:

@@ -575,7 +575,8 @@ def test_the_last_token_of_a_prompt_is_computed_however_long_the_cached_prefix_i
 def test_a_cached_request_has_exactly_the_rows_that_it_computes(
     prompt: int, output: int, prefix: int, prefill: str
 ) -> None:
-    section = {"lengths": {"prompt": prompt, "output": output}, "prefill": prefill}
+    lengths = {"prompt": prompt, "output": output}
+    section: dict[str, Any] = {"lengths": lengths, "prefill": prefill}
     plain = workload(domains_trace(), **section)
     for request, whole in zip(
         workload(domains_trace(), **section, cached_prefix=prefix), plain, strict=True
