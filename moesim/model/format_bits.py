@@ -16,6 +16,7 @@ from typing import Final, Literal, NamedTuple
 from moesim.errors import UsageError
 from moesim.model.formats import Format, block_named, block_names, fallback, format_named
 from moesim.model.gguf_file import Header
+from moesim.model.layers import LayerKind
 from moesim.model.shapes import ModelShape
 
 __all__ = ["Basis", "Bits", "basis_of", "bits_for", "bits_of_file", "with_bits_of"]
@@ -209,50 +210,74 @@ def _scaled(bits: Bits, parts: _Parts, file_bytes: int) -> Bits:
 
 def _matrices(shape: ModelShape) -> Iterator[_Matrix]:
     """Yield the weights of each role of each layer, and the embeddings and the LM head."""
-    hidden, dense = shape.hidden, set(shape.dense_layers)
-    attention = list(_attention(shape))
-    for layer in range(shape.num_layers):
-        for role, params, columns in attention:
-            yield _Matrix(role, layer, params, columns)
-        yield _Matrix("norm", layer, shape.norm_params, 1)
-        if layer in dense:
-            yield from _ffn(layer, "", hidden, shape.dense_ffn)
-            continue
-        if shape.router is None:
-            yield _Matrix("router", layer, hidden * shape.num_experts, hidden)
-        yield from _ffn(layer, "_shexp", hidden, shape.shared_ffn)
-        experts = _ffn(layer, "_exps", hidden, shape.expert_ffn)
-        yield from (each._replace(params=each.params * shape.num_experts) for each in experts)
+    hidden = shape.hidden
+    for layer, kind in enumerate(shape.all_kinds()):
+        yield from _layer(shape, layer, kind)
+        if kind.routed:
+            width = shape.expert_width or hidden
+            experts = _ffn(layer, "_exps", width, shape.expert_ffn, shape.expert_matrices)
+            yield from (each._replace(params=each.params * shape.num_experts) for each in experts)
     # Tied embeddings are stored once, as the head is.
     if not shape.tied_embeddings:
         yield _Matrix("token_embd", 0, hidden * shape.vocabulary, hidden)
+    yield _Matrix("token_embd", 0, shape.lookup_params, hidden)
     yield _Matrix("output", 0, hidden * shape.vocabulary, hidden)
 
 
-def _ffn(layer: int, kind: str, hidden: int, width: int) -> Iterable[_Matrix]:
-    """Return gate, up and down projection of one FFN; none where its width is 0."""
+def _layer(shape: ModelShape, layer: int, kind: LayerKind) -> Iterator[_Matrix]:
+    """Yield the weights of a layer without its routed experts: all of its `params`.
+
+    Attention that has fewer weights than its usual matrices has less of each. Weights beyond those
+    of known roles, like those of a recurrence, are of one more role.
+    """
+    hidden = shape.hidden
+    yield _Matrix("norm", layer, shape.norm_params, 1)
+    rest = kind.params - shape.norm_params
+    ffn: list[_Matrix] = []
+    if kind.routed and shape.router is None:
+        ffn.append(_Matrix("router", layer, hidden * shape.num_experts, hidden))
+    if kind.routed:
+        ffn += _ffn(layer, "_shexp", hidden, shape.shared_ffn, shape.expert_matrices)
+    else:
+        dense = list(_ffn(layer, "", hidden, shape.dense_ffn))
+        # Where layers differ, one may have no FFN.
+        ffn += dense if sum(each.params for each in dense) <= rest else ()
+    yield from ffn
+    rest = max(0, rest - sum(each.params for each in ffn))
+    mixing = [_Matrix(role, layer, *sizes) for role, *sizes in _attention(shape, kind)]
+    wanted = sum(each.params for each in mixing)
+    if wanted > rest:
+        mixing = [each._replace(params=each.params * rest // wanted) for each in mixing]
+    yield from mixing
+    yield _Matrix("mixer", layer, rest - sum(each.params for each in mixing), hidden)
+
+
+def _ffn(layer: int, kind: str, hidden: int, width: int, matrices: int = 3) -> Iterable[_Matrix]:
+    """Return the projections of one FFN: up and down, and a gate if there are three.
+
+    None where its width is 0.
+    """
     if not width:
         return ()
-    return (
-        _Matrix(f"ffn_gate{kind}", layer, hidden * width, hidden),
-        _Matrix(f"ffn_up{kind}", layer, hidden * width, hidden),
-        _Matrix(f"ffn_down{kind}", layer, hidden * width, width),
-    )
+    gate = _Matrix(f"ffn_gate{kind}", layer, hidden * width, hidden)
+    up = gate._replace(role=f"ffn_up{kind}")
+    down = gate._replace(role=f"ffn_down{kind}", columns=width)
+    return (gate, up, down) if matrices == 3 else (up, down)
 
 
-def _attention(shape: ModelShape) -> Iterator[tuple[str, int, int]]:
+def _attention(shape: ModelShape, kind: LayerKind) -> Iterator[tuple[str, int, int]]:
     """Yield role, weights and columns of the matrices of one layer's attention.
 
     Latent attention has the matrices of llama.cpp's files: the up-projection of keys is transposed
     and split from that of values.
     """
-    hidden, heads, mla = shape.hidden, shape.num_heads, shape.mla
+    hidden, heads, mla = shape.hidden, kind.heads, kind.mla
     if mla is None:
-        queries, keys = heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
-        yield "attn_q", hidden * queries, hidden
+        keys = kind.kv_numbers * kind.key_dim // max(1, kind.key_dim + kind.value_dim)
+        yield "attn_q", hidden * heads * kind.key_dim, hidden
         yield "attn_k", hidden * keys, hidden
-        yield "attn_v", hidden * keys, hidden
-        yield "attn_output", hidden * queries, queries
+        yield "attn_v", hidden * (kind.kv_numbers - keys), hidden
+        yield "attn_output", hidden * heads * kind.value_dim, heads * kind.value_dim
         return
     width = heads * (mla.nope_dim + mla.rope_dim)
     if mla.q_rank is None:
