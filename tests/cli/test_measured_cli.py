@@ -150,7 +150,7 @@ def test_a_place_that_cannot_be_written_is_named(file: Path) -> None:
     [
         ({"model": "M"}, "no model shape is called 'M'"),
         ({"cpu": "i7"}, "no processor of the catalogue is called 'i7'"),
-        ({"engine": "swift-moe 0.9"}, "no engine is called 'swift-moe'"),
+        ({"engine": "swift-moe 0.9"}, "engine 'swift-moe 0.9' is not known"),
         ({"quant": "Q4_K_QQ"}, "no format of weights is called 'Q4_K_QQ'"),
     ],
 )
