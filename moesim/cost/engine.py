@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from math import ceil
 from typing import NamedTuple
 
-from moesim.cost.cpu import Call, CpuCost, host_read_bytes_per_s
+from moesim.cost.cpu import Call, CpuCost
 from moesim.cost.parts import Part, Parts
 from moesim.cost.roofline import CostModel, remember
 from moesim.engines.engine import IDEAL, Engine, Kernels
@@ -44,12 +44,12 @@ class KernelTimes:
     def __init__(self, kernels: Kernels, peaks: Peaks, threads: int = 0) -> None:
         self.kernels = kernels
         self.peaks = peaks
-        self._kernel_ns = kernels.kernel_ns + threads * kernels.thread_ns
+        self.kernel_ns = kernels.kernel_ns + threads * kernels.thread_ns
 
     def fixed_ns(self, parts: Sequence[Part]) -> int:
         """Return the fixed times of the kernels of all parts."""
         numbers = [self.kernels.number(part.kernels) for part in parts if part.kernels]
-        return sum(numbers) * self._kernel_ns
+        return sum(numbers) * self.kernel_ns
 
     def moving_ns(self, part: Part) -> int:
         """Return the longer of a part's traffic and arithmetic."""
@@ -75,7 +75,7 @@ class KernelTimes:
         number = kernels.numbers["experts"]
         if step_rows > kernels.vector_rows:
             number += kernels.numbers.get("each_expert", 0) * experts
-        return number * self._kernel_ns
+        return number * self.kernel_ns
 
 
 class EngineCost(CostModel):
@@ -165,12 +165,8 @@ class EngineCpuCost(CpuCost):
         share = threads / cores if cores and threads else 1.0
         assert hardware.cpu_flops_per_s is not None
         flops = hardware.cpu_flops_per_s * share
-        int8 = (hardware.cpu_int8_ops_per_s or 0) * share
-        peak = host_read_bytes_per_s(hardware)
-        if threads and hardware.core_memory_bytes_per_s is not None:
-            peak = min(peak, hardware.core_memory_bytes_per_s * threads)
-        if (hardware.cpu_sockets or 1) > 1:
-            peak = round(peak * kernels.sockets)
+        int8 = hardware.cpu_int8_ops_per_s * share
+        peak = self.rates.bytes_per_s * (kernels.sockets if hardware.cpu_sockets > 1 else 1)
         self.times = KernelTimes(kernels, Peaks(flops, int8 or flops, peak), threads or 0)
         self.call_ns = self.times.call_ns()
 

@@ -87,7 +87,6 @@ class Loads:
     def layer(self, layer: int, batch: BatchShape) -> Load:
         """Return the load of a layer without its routed experts.
 
-
         This is norms, attention or recurrence, and then router and shared experts, or a dense FFN.
         """
         number = self.kind_of[layer]

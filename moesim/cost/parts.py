@@ -13,7 +13,7 @@ from moesim.engines.profile_schema import KV
 from moesim.hardware.ops import BatchShape
 from moesim.model.shapes import ModelShape, stored_bytes
 
-__all__ = ["Part", "Parts", "family_of"]
+__all__ = ["Part", "Parts", "expert_family", "family_of"]
 
 
 class Part(NamedTuple):
@@ -39,6 +39,11 @@ def family_of(bits: float) -> str:
     return "8-bit" if bits >= 8 else "k-quant"
 
 
+def expert_family(shape: ModelShape) -> str:
+    """Return the family of the stored experts: that of their format, or of their bits."""
+    return shape.expert_family or family_of(shape.expert_bits)
+
+
 class Parts:
     """The parts of one model's operations."""
 
@@ -47,7 +52,7 @@ class Parts:
         self._loads = Loads(shape)
         self._kinds = shape.all_kinds()
         self._weights = shape.weight_family or family_of(shape.weight_bits)
-        self._experts = shape.expert_family or family_of(shape.expert_bits)
+        self._experts = expert_family(shape)
         self._head = self._weights if shape.head_bits is None else family_of(shape.head_bits)
         self._shared = bool(shape.shared_ffn)
 

@@ -9,7 +9,7 @@ from moesim.config.units import format_bytes, format_duration_ns
 from moesim.cost.choice import cpu_cost_of
 from moesim.cost.cpu import cpu_rates
 from moesim.cost.engine import EngineCost, EngineCpuCost, KernelTimes
-from moesim.cost.parts import family_of
+from moesim.cost.parts import expert_family
 from moesim.cost.roofline import CostModel
 from moesim.engines.engine import BY_SCENARIO, Engine
 from moesim.hardware.topology import CPU, D2H, DISK, GPU, H2D
@@ -51,12 +51,15 @@ def _engine_durations(cost: CostModel, lanes: Collection[str]) -> Iterator[tuple
     if isinstance(cost, EngineCost):
         chosen = cost.interface or next(iter(engine.gpu))
         times[f"gpu.{chosen}.kernel"] = cost.times.kernels.kernel_ns
+    threads = 0
     if engine.cpu is not None and CPU in lanes:
-        times["cpu.kernel"] = engine.cpu.kernel_ns
+        threads = cost.hardware.cpu_threads or cost.hardware.cpu_cores or 0
+        times |= {"cpu.kernel": engine.cpu.kernel_ns, "cpu.thread": engine.cpu.thread_ns}
     for key, fixed_ns in times.items():
         if fixed_ns:
             shown = f"{key} of the engine {engine.name} is {format_duration_ns(fixed_ns)}"
-            yield _scenario_key(engine, key), fixed_ns, shown
+            each = threads if key == "cpu.thread" else 1
+            yield _scenario_key(engine, key), fixed_ns * each, shown
 
 
 def _scenario_key(engine: Engine, key: str) -> str:
@@ -68,7 +71,7 @@ def _scenario_key(engine: Engine, key: str) -> str:
 
 def _reached(times: KernelTimes, cost: CostModel) -> tuple[float, float]:
     """Return the operations/s and the bytes/s that an engine's kernels reach with experts."""
-    family = family_of(cost.shape.expert_bits)
+    family = expert_family(cost.shape)
     kernels, peaks = times.kernels, times.peaks
     flops = peaks.ops_per_s(family) * kernels.compute_of(family)
     return flops, peaks.bytes_per_s * kernels.bandwidth_of(family)

@@ -62,11 +62,12 @@ class Kernels:
 
     A kernel takes `kernel_ns`, and `thread_ns` for each thread of a CPU, and then the longer of its
     traffic and its arithmetic. `numbers` are the kernels of the parts of an operation: attention,
-    latent, linear, norm, router, experts, each_expert, shared, dense, tail. `bandwidth` and `compute` are shares of the peaks, by family of stored
-    formats, with `other` for those that are not listed; `bandwidth` has `kv` too. A product of n
-    rows takes the arithmetic of n + `padding` rows; in a step of at most `vector_rows` rows there
-    is no padding, and each row after the first adds `vector_row` of the first row's traffic. With
-    several sockets, reads reach the share `sockets` of the bandwidth of all.
+    latent, linear, norm, router, experts, each_expert, shared, dense, tail. `bandwidth` and
+    `compute` are shares of the peaks, by family of stored formats and for `kv`, with `other` for
+    those that are not listed. A product of n rows takes the arithmetic of n + `padding` rows; in a
+    step of at most `vector_rows` rows there is no padding, and each row after the first adds
+    `vector_row` of the first row's traffic. With several sockets, reads reach the share `sockets`
+    of the bandwidth of all.
     """
 
     kernel_ns: int

@@ -31,9 +31,13 @@ class EngineFigure(ProfileFigure[T], Generic[T]):
     )
 
 
-FAMILIES: Final = ("float", "8-bit", "legacy", "k-quant", "i-quant", "mxfp4", "ternary", "trellis")
+FAMILIES: Final = (
+    *("float", "8-bit", "legacy", "k-quant", "i-quant"),
+    *("mxfp4", "ternary", "trellis", "grouped"),
+)
 """The families of stored formats, as `moesim.model.formats` has them."""
 KV: Final = "kv"
+"""The family of KV entries and recurrent states, beside those of stored weights."""
 OTHER: Final = "other"
 
 

@@ -24,6 +24,14 @@ def check_supported(plan: Plan) -> None:
             "would be compared with those of another engine. Write engine: ideal, or simulate the "
             "scenario with moesim run",
         )
+    skipped = scenario.workload.prefill == "skip"
+    if skipped or scenario.workload.cached_prefix:
+        raise ScenarioError.at(
+            scenario,
+            f"workload.{'prefill' if skipped else 'cached_prefix'}",
+            "the real machine has no KV entries of tokens that it did not compute. Leave the key "
+            "out, or simulate the scenario with moesim run",
+        )
     away = [layer for layer, lane in enumerate(places.lanes) if lane != GPU]
     if away:
         options = scenario.placement.options

@@ -14,8 +14,9 @@ from dataclasses import dataclass, replace
 from typing import Final, Literal, NamedTuple
 
 from moesim.errors import UsageError
-from moesim.model.formats import Format, block_named, fallback, format_named
+from moesim.model.formats import Format, block_named, block_names, fallback, format_named
 from moesim.model.gguf_file import Header
+from moesim.model.layers import LayerKind
 from moesim.model.shapes import ModelShape
 
 __all__ = ["Basis", "Bits", "basis_of", "bits_for", "bits_of_file", "with_bits_of"]
@@ -66,10 +67,10 @@ class _Sum:
         self.params = 0
         self.bits: dict[str, float] = defaultdict(float)
 
-    def add(self, params: int, block: str) -> None:
-        found = block_named(block)
+    def add(self, params: int, bits: float, family: str) -> None:
+        """Add `params` weights that take `bits` in all."""
         self.params += params
-        self.bits[found.family] += params * found.bits
+        self.bits[family] += bits
 
     @property
     def total(self) -> float:
@@ -91,9 +92,13 @@ class _Parts:
         self.experts, self.weights, self.embedding, self.head = (_Sum() for _ in range(4))
         self.layers: dict[int, _Sum] = defaultdict(_Sum)
 
-    def add_expert(self, layer: int, params: int, block: str) -> None:
-        self.experts.add(params, block)
-        self.layers[layer].add(params, block)
+    def add(self, role: str, layer: int, params: int, bits: float, family: str) -> None:
+        """Add the weights of a role in a layer; `bits` are those of all of them."""
+        ends = {"token_embd": self.embedding, "output": self.head}
+        if role.endswith("_exps"):
+            self.layers[layer].add(params, bits, family)
+            ends[role] = self.experts
+        ends.get(role, self.weights).add(params, bits, family)
 
     def bits(self, name: str, basis: Basis) -> Bits:
         # Tied embeddings and head are one matrix.
@@ -134,36 +139,32 @@ def bits_for(form: Format, shape: ModelShape, file_bytes: int | None = None) -> 
     parts = _Parts()
     model = (shape.num_layers, shape.num_experts, shape.num_heads / max(1, shape.num_kv_heads))
     for matrix in _matrices(shape):
-        block = fallback(form.block_of(matrix.role, matrix.layer, model), matrix.columns)
-        if matrix.role.endswith("_exps"):
-            parts.add_expert(matrix.layer, matrix.params, "MXFP4" if keeps else block)
-        elif matrix.role == "token_embd":
-            parts.embedding.add(matrix.params, block)
-        elif matrix.role == "output":
-            parts.head.add(matrix.params, block)
-        else:
-            parts.weights.add(matrix.params, block)
-    bits = parts.bits(form.name, "documented" if form.documented else "assumed")
-    return bits if file_bytes is None else _scaled(bits, parts, file_bytes)
+        name = fallback(form.block_of(matrix.role, matrix.layer, model), matrix.columns)
+        block = block_named("MXFP4" if keeps and matrix.role.endswith("_exps") else name)
+        bits = matrix.params * block.bits
+        parts.add(matrix.role, matrix.layer, matrix.params, bits, block.family)
+    found = parts.bits(form.name, "documented" if form.documented else "assumed")
+    return found if file_bytes is None else _scaled(found, parts, file_bytes)
 
 
 def bits_of_file(header: Header, shape: ModelShape, name: str) -> Bits:
     """Return the bits of a model's parts as a GGUF file stores them.
 
-    Raise UsageError if the file has a block that is not known, or experts of another model.
+    Layers that predict further tokens are left out. Raise UsageError if the file has experts of
+    another model.
     """
     parts = _Parts()
+    predicting = header.value("nextn_predict_layers")
+    first = shape.num_layers
+    left_out = range(first, first + predicting) if isinstance(predicting, int) else ()
     for tensor in header.tensors:
-        if _EXPERTS.match(tensor.name):
-            layer = _LAYER.match(tensor.name)
-            assert layer is not None
-            parts.add_expert(int(layer[1]), tensor.params, tensor.type)
-        elif tensor.name == "token_embd.weight":
-            parts.embedding.add(tensor.params, tensor.type)
-        elif tensor.name == "output.weight":
-            parts.head.add(tensor.params, tensor.type)
-        else:
-            parts.weights.add(tensor.params, tensor.type)
+        match = _LAYER.match(tensor.name)
+        layer = int(match[1]) if match else 0
+        if layer not in left_out:
+            role = (
+                "ffn_exps" if _EXPERTS.match(tensor.name) else tensor.name.removesuffix(".weight")
+            )
+            parts.add(role, layer, tensor.params, 8 * tensor.nbytes, _family(tensor.type))
     expected = len(shape.moe_layers) * shape.num_experts * shape.expert_params
     if parts.experts.params != expected or not set(parts.layers) <= set(shape.moe_layers):
         raise UsageError(
@@ -171,6 +172,11 @@ def bits_of_file(header: Header, shape: ModelShape, name: str) -> Bits:
             f"{shape.name} have {expected}: it is a file of another model"
         )
     return parts.bits(name, "file header")
+
+
+def _family(block: str) -> str:
+    """Return the family of a block; "" for one that is not known, like that of integers."""
+    return block_named(block).family if block in block_names() else ""
 
 
 def with_bits_of(shape: ModelShape, bits: Bits, *, by_layer: bool = False) -> ModelShape:
@@ -204,50 +210,74 @@ def _scaled(bits: Bits, parts: _Parts, file_bytes: int) -> Bits:
 
 def _matrices(shape: ModelShape) -> Iterator[_Matrix]:
     """Yield the weights of each role of each layer, and the embeddings and the LM head."""
-    hidden, dense = shape.hidden, set(shape.dense_layers)
-    attention = list(_attention(shape))
-    for layer in range(shape.num_layers):
-        for role, params, columns in attention:
-            yield _Matrix(role, layer, params, columns)
-        yield _Matrix("norm", layer, shape.norm_params, 1)
-        if layer in dense:
-            yield from _ffn(layer, "", hidden, shape.dense_ffn)
-            continue
-        if shape.router is None:
-            yield _Matrix("router", layer, hidden * shape.num_experts, hidden)
-        yield from _ffn(layer, "_shexp", hidden, shape.shared_ffn)
-        experts = _ffn(layer, "_exps", hidden, shape.expert_ffn)
-        yield from (each._replace(params=each.params * shape.num_experts) for each in experts)
+    hidden = shape.hidden
+    for layer, kind in enumerate(shape.all_kinds()):
+        yield from _layer(shape, layer, kind)
+        if kind.routed:
+            width = shape.expert_width or hidden
+            experts = _ffn(layer, "_exps", width, shape.expert_ffn, shape.expert_matrices)
+            yield from (each._replace(params=each.params * shape.num_experts) for each in experts)
     # Tied embeddings are stored once, as the head is.
     if not shape.tied_embeddings:
         yield _Matrix("token_embd", 0, hidden * shape.vocabulary, hidden)
+    yield _Matrix("token_embd", 0, shape.lookup_params, hidden)
     yield _Matrix("output", 0, hidden * shape.vocabulary, hidden)
 
 
-def _ffn(layer: int, kind: str, hidden: int, width: int) -> Iterable[_Matrix]:
-    """Return gate, up and down projection of one FFN; none where its width is 0."""
+def _layer(shape: ModelShape, layer: int, kind: LayerKind) -> Iterator[_Matrix]:
+    """Yield the weights of a layer without its routed experts: all of its `params`.
+
+    Attention that has fewer weights than its usual matrices has less of each. Weights beyond those
+    of known roles, like those of a recurrence, are of one more role.
+    """
+    hidden = shape.hidden
+    yield _Matrix("norm", layer, shape.norm_params, 1)
+    rest = kind.params - shape.norm_params
+    ffn: list[_Matrix] = []
+    if kind.routed and shape.router is None:
+        ffn.append(_Matrix("router", layer, hidden * shape.num_experts, hidden))
+    if kind.routed:
+        ffn += _ffn(layer, "_shexp", hidden, shape.shared_ffn, shape.expert_matrices)
+    else:
+        dense = list(_ffn(layer, "", hidden, shape.dense_ffn))
+        # Where layers differ, one may have no FFN.
+        ffn += dense if sum(each.params for each in dense) <= rest else ()
+    yield from ffn
+    rest = max(0, rest - sum(each.params for each in ffn))
+    mixing = [_Matrix(role, layer, *sizes) for role, *sizes in _attention(shape, kind)]
+    wanted = sum(each.params for each in mixing)
+    if wanted > rest:
+        mixing = [each._replace(params=each.params * rest // wanted) for each in mixing]
+    yield from mixing
+    yield _Matrix("mixer", layer, rest - sum(each.params for each in mixing), hidden)
+
+
+def _ffn(layer: int, kind: str, hidden: int, width: int, matrices: int = 3) -> Iterable[_Matrix]:
+    """Return the projections of one FFN: up and down, and a gate if there are three.
+
+    None where its width is 0.
+    """
     if not width:
         return ()
-    return (
-        _Matrix(f"ffn_gate{kind}", layer, hidden * width, hidden),
-        _Matrix(f"ffn_up{kind}", layer, hidden * width, hidden),
-        _Matrix(f"ffn_down{kind}", layer, hidden * width, width),
-    )
+    gate = _Matrix(f"ffn_gate{kind}", layer, hidden * width, hidden)
+    up = gate._replace(role=f"ffn_up{kind}")
+    down = gate._replace(role=f"ffn_down{kind}", columns=width)
+    return (gate, up, down) if matrices == 3 else (up, down)
 
 
-def _attention(shape: ModelShape) -> Iterator[tuple[str, int, int]]:
+def _attention(shape: ModelShape, kind: LayerKind) -> Iterator[tuple[str, int, int]]:
     """Yield role, weights and columns of the matrices of one layer's attention.
 
     Latent attention has the matrices of llama.cpp's files: the up-projection of keys is transposed
     and split from that of values.
     """
-    hidden, heads, mla = shape.hidden, shape.num_heads, shape.mla
+    hidden, heads, mla = shape.hidden, kind.heads, kind.mla
     if mla is None:
-        queries, keys = heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
-        yield "attn_q", hidden * queries, hidden
+        keys = kind.kv_numbers * kind.key_dim // max(1, kind.key_dim + kind.value_dim)
+        yield "attn_q", hidden * heads * kind.key_dim, hidden
         yield "attn_k", hidden * keys, hidden
-        yield "attn_v", hidden * keys, hidden
-        yield "attn_output", hidden * queries, queries
+        yield "attn_v", hidden * (kind.kv_numbers - keys), hidden
+        yield "attn_output", hidden * heads * kind.value_dim, heads * kind.value_dim
         return
     width = heads * (mla.nope_dim + mla.rope_dim)
     if mla.q_rank is None:

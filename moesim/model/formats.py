@@ -26,6 +26,7 @@ __all__ = [
     "Format",
     "NamedFormat",
     "block_named",
+    "block_names",
     "check_format_name",
     "fallback",
     "format_named",
@@ -211,6 +212,11 @@ def _in_part(part: str, layer: int, num_layers: int) -> bool:
     middle = eighth <= layer < last
     # `more`: both ends, and every third layer between them.
     return middle if part == "middle" else not middle or (layer - eighth) % 3 == 2
+
+
+def block_names() -> list[str]:
+    """Return the names of all blocks, and of the formats of groups."""
+    return [*_TABLE["blocks"], *_TABLE["grouped"]]
 
 
 @cache

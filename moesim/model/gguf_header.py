@@ -1,4 +1,4 @@
-"""The header of a GGUF file, as llama.cpp reads it, read into a `ModelShape`.
+"""The shape of the model in a GGUF file, as llama.cpp reads it, from the file's header.
 
 The header lists the name, sizes and type of every tensor. So weights are counted and not derived,
 and every part has the bits in which the file stores it. Tensors themselves are never read. What
@@ -8,19 +8,19 @@ sizes do not say comes from the metadata: heads, windows, and the sizes of recur
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from fractions import Fraction
-from math import prod
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Final
 
 from moesim.errors import UsageError, shown
+from moesim.model.format_bits import bits_of_file, with_bits_of
+from moesim.model.gguf_file import Header, Tensor, read_header
 from moesim.model.layers import LayerKind, Mla
 from moesim.model.layouts import with_layers
 from moesim.model.shapes import ModelShape
 
-__all__ = ["Tensor", "gguf_shape", "shape_from_tensors"]
+__all__ = ["gguf_shape", "shape_from_header"]
 
 _MOST_LAYERS: Final = 10_000
 _BLOCK: Final = re.compile(r"blk\.(\d+)\.(.+)")
@@ -38,63 +38,30 @@ _ALTERNATING: Final = ("gpt-oss",)
 """Architectures whose even layers have the window, which no metadata says."""
 
 
-class Tensor(NamedTuple):
-    """One tensor of the header: its sizes, the longest run in memory first, and its bytes."""
-
-    name: str
-    sizes: tuple[int, ...]
-    nbytes: int
-
-    @property
-    def is_matrix(self) -> bool:
-        """Whether it is more than a vector; vectors are left out of a shape."""
-        return sum(size > 1 for size in self.sizes) > 1
-
-    @property
-    def params(self) -> int:
-        """The number of its weights."""
-        return prod(self.sizes)
-
-
 def gguf_shape(path: str | Path, name: str | None = None) -> ModelShape:
-    """Return the shape of the model in a GGUF file.
+    """Return the shape of the model in a GGUF file, with the bits that each part has there.
 
     Raises:
-        UsageError: the library `gguf` is missing, the file cannot be read, or its model has no
-            routed experts or a part that is not understood.
+        MissingExtra: the gguf package is not installed.
+        UsageError: the file cannot be read, or its model has no routed experts or a part that is
+            not understood.
     """
+    header = read_header(path)
     try:
-        from gguf import GGUFReader
-    except ImportError:
-        raise UsageError("a GGUF file needs the library gguf: pip install 'moesim[gguf]'") from None
-    try:
-        reader = GGUFReader(str(path))
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except Exception as error:  # the library raises errors of many kinds for damaged files
-        raise UsageError(f"{path}: is no GGUF file that can be read: {error}") from error
-    tensors = [
-        Tensor(one.name, tuple(map(int, one.shape)), int(one.n_bytes)) for one in reader.tensors
-    ]
-    wanted = {key: field for key, field in reader.fields.items() if not key.startswith("tokenizer")}
-    metadata = {key: field.contents() for key, field in wanted.items()}
-    try:
-        return shape_from_tensors(metadata, tensors, name or Path(path).stem)
+        return shape_from_header(header, name or Path(path).stem)
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from error
 
 
-def shape_from_tensors(
-    metadata: Mapping[str, Any], tensors: Iterable[Tensor], name: str
-) -> ModelShape:
-    """Return the shape that metadata and tensors of a header describe. Raise UsageError else."""
-    read = _Metadata(metadata)
+def shape_from_header(header: Header, name: str) -> ModelShape:
+    """Return the shape that a header describes. Raise UsageError where it describes none."""
+    read = _Metadata(header)
     num_layers = read.size("block_count") - (read.optional("nextn_predict_layers") or 0)
     if not 0 < num_layers <= _MOST_LAYERS:
         raise UsageError(f"the header has {read.arch}.block_count = {num_layers}, no valid number")
     blocks: list[dict[str, Tensor]] = [{} for _ in range(num_layers)]
     ends: dict[str, Tensor] = {}
-    for tensor in tensors:
+    for tensor in header.tensors:
         _sort(tensor, blocks, ends)
     if "token_embd" not in ends:
         raise UsageError("the header has no tensor token_embd.weight")
@@ -104,7 +71,8 @@ def shape_from_tensors(
             f"the header (architecture {shown(read.arch)}) has no tensor of routed experts; only "
             "decoders with routed experts are supported"
         )
-    return _shape(read, blocks, ends, experts, name)
+    shape = _shape(read, blocks, ends, experts, name)
+    return with_bits_of(shape, bits_of_file(header, shape, name), by_layer=True)
 
 
 def _sort(tensor: Tensor, blocks: list[dict[str, Tensor]], ends: dict[str, Tensor]) -> None:
@@ -140,16 +108,7 @@ def _shape(
     hidden = read.size("embedding_length")
     each = sum(experts[0][key].params for key in _EXPERTS if key in experts[0]) // count
     heads = read.most("attention.head_count")
-    bits = [_bits([block[key] for key in _EXPERTS if key in block]) for block in experts]
-    usual = max(set(bits), key=bits.count)
     layers = [_layer(read, block, number, hidden) for number, block in enumerate(blocks)]
-    routed = [number for number, kind in enumerate(layers) if kind.routed]
-    rest = [
-        tensor
-        for part in (*blocks, ends)
-        for key, tensor in part.items()
-        if key not in _EXPERTS and not key.startswith("rope_")
-    ]
     shape = ModelShape(
         name=name,
         num_layers=len(blocks),
@@ -164,12 +123,7 @@ def _shape(
         shared_ffn=max((_width(block, "ffn_down_shexp") for block in blocks), default=0),
         dense_ffn=max((_width(block, "ffn_down") for block in blocks), default=0),
         tied_embeddings="output" not in ends,
-        expert_bits=usual,
-        weight_bits=_bits(rest),
         source="GGUF header",
-        layer_bits=tuple(
-            (layer, own) for layer, own in zip(routed, bits, strict=True) if own != usual
-        ),
         expert_matrices=each // (ffn * width),
         expert_width=width if width != hidden else None,
     )
@@ -249,21 +203,12 @@ def _three(tensor: Tensor) -> tuple[int, int, int]:
     return tensor.sizes[0], tensor.sizes[1], tensor.sizes[2]
 
 
-def _bits(tensors: Sequence[Tensor]) -> float:
-    """Return the mean bits of a stored weight."""
-    params = sum(tensor.params for tensor in tensors)
-    return float(Fraction(8 * sum(tensor.nbytes for tensor in tensors), max(1, params)))
-
-
 class _Metadata:
     """The metadata of a header; keys are those after the name of the architecture."""
 
-    def __init__(self, values: Mapping[str, Any]) -> None:
-        self.values = values
-        self.arch = str(values.get("general.architecture", "unknown"))
-
-    def get(self, key: str) -> Any:
-        return self.values.get(f"{self.arch}.{key}")
+    def __init__(self, header: Header) -> None:
+        self.get = header.value
+        self.arch = str(header.metadata.get("general.architecture", "unknown"))
 
     def optional(self, key: str) -> int | None:
         """Return a positive integer; None where there is none or 0."""

@@ -143,6 +143,8 @@ def _unused(scenario: Scenario) -> Iterator[tuple[str, str]]:
     arrivals, requests = scenario.workload.arrivals, scenario.workload.requests
     if scenario.workload.lengths is not None and isinstance(arrivals, Csv):
         yield "workload.lengths", "the CSV file gives the lengths"
+    if scenario.workload.cached_prefix and scenario.workload.prefill == "skip":
+        yield "workload.cached_prefix", "with prefill: skip, whole prompts are cached"
     # Without `requests`, their number is that of the trace, which is not known here.
     if (
         isinstance(arrivals, Closed)

@@ -464,6 +464,11 @@ def _notes(plan: Plan, outcome: Outcome) -> list[str]:
         notes.append("sequential replay inflates misses; use it only for comparison")
     if scenario.workload.prefill != "recorded":
         notes.append(f"prefill: {scenario.workload.prefill}; prompt rows are not the recorded ones")
+    if (prefix := scenario.workload.cached_prefix) and scenario.workload.prefill != "skip":
+        notes.append(
+            f"the first {prefix} prompt tokens of each request are cached, except its last one; "
+            "tokens_per_s counts them"
+        )
     budget = plan.budget
     # A larger KV region takes memory from expert slots without any use.
     useful = useful_blocks(scenario, [request.max_kv_tokens for request in outcome.requests])

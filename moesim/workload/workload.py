@@ -80,9 +80,11 @@ def build_workload(scenario: Scenario, trace: Trace) -> list[Request]:
     for index, source in enumerate(chosen.tolist()):
         prompt, output = int(prompts[index]), int(outputs[index])
         rows, tiled = supply.rows(source, prompt, output)
-        # The last token of a prompt is always computed: its logits give the first output token.
-        cached = prompt if plan.prefill == "skip" else min(plan.cached_prefix, prompt - 1)
-        if plan.prefill != "skip":
+        if plan.prefill == "skip":  # `rows` begin with the first decoded token
+            cached = prompt
+        else:
+            # The last prompt token is always computed: its logits give the first output token.
+            cached = min(plan.cached_prefix, prompt - 1)
             rows = rows[cached:]
         requests.append(
             Request(
@@ -92,7 +94,7 @@ def build_workload(scenario: Scenario, trace: Trace) -> list[Request]:
                 output_tokens=output,
                 rows=rows,
                 domain=str(trace.requests["domain"][source]),
-                tiled_rows=tiled,
+                tiled_rows=min(tiled, len(rows)),  # tiled rows are the last ones
                 cached_tokens=cached,
                 think_ns=None if thinks is None else int(thinks[index]),
             )

@@ -248,5 +248,3 @@ def latency_row(entry: Mapping[str, Any], fits: Mapping[str, Fit]) -> Row:
         kind="predicted",
         note="unexplained: bits, k and prompts are not stated; here 3 bits and k = 4",
     )
-
-

@@ -1,8 +1,8 @@
 """Table `resident`: llama.cpp with all weights on the card, batches of one to 512 tokens.
 
 The rows are those of three threads in `throughput.json`. `moesim.measured` predicts them with the
-shipped profile of llama.cpp. The profile may be formed with the RTX 3090, so its rows count as fitted. The RTX 4090 forms no
-figure of it, so its rows are predictions.
+shipped profile of llama.cpp. The profile may be formed with the RTX 3090, so its rows count as
+fitted. The RTX 4090 forms no figure of it, so its rows are predictions.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from random_lanes import ENGINE
+from random_lanes import ENGINE, QUIET
 from typer.testing import CliRunner
 from workloads import tiny_trace
 
@@ -40,8 +40,8 @@ def scenario_with(folder: Path, *lines: str) -> Path:
     ("engine", "text"),
     [
         ("ideal", IDEAL),
-        ("llama.cpp", "llama.cpp (assumed figures)"),
-        ("{profile: llama.cpp, launch: 5us}", "llama.cpp with launch 5 us (assumed figures)"),
+        (QUIET, f"{QUIET} (assumed figures)"),
+        (f"{{profile: {QUIET}, launch: 5us}}", f"{QUIET} with launch 5 us (assumed figures)"),
         ("{launch: 5us}", IDEAL.replace("ideal (", "ideal with launch 5 us (").replace(
             "no host time, ", "")),
     ],
@@ -56,7 +56,7 @@ def test_the_tables_and_captions_of_a_run_name_its_engine(
     setup = summary_tables(run)[0]
     assert [row[1].text.strip() for row in setup.rows if row[0].text == "engine"] == [text]
     assert (
-        f" on t4{'' if 'llama' not in engine else ' with pageable host memory'}, engine {text}; "
+        f" on t4{'' if QUIET not in engine else ' with pageable host memory'}, engine {text}; "
         in (run_caption(run))
     )
 
@@ -65,22 +65,22 @@ def test_a_swept_engine_is_one_label_whatever_keys_follow_from_it(tmp_path: Path
     path = scenario_with(
         tmp_path,
         "placement: cpu_layers",
-        f"sweep: {{engine: [ideal, llama.cpp, {ENGINE}], batching.policy: [fcfs, decode_first]}}",
+        f"sweep: {{engine: [ideal, {QUIET}, {ENGINE}], batching.policy: [fcfs, decode_first]}}",
     )
     out = tmp_path / "out"
     listed = json.loads(done("compare", path, "--out", out, "--no-plots", "--json"))
     assert [(row["variant"], row["setting"]) for row in listed["rows"]] == [
         (f"{policy} batching", f"engine = {engine}")
-        for engine in ("ideal", "llama.cpp", ENGINE)
+        for engine in ("ideal", QUIET, ENGINE)
         for policy in ("fcfs", "decode-first")
     ]
     caption = (out / "compare.md").read_text(encoding="utf-8")
-    assert f", engine {IDEAL} / llama.cpp (assumed figures) / " in caption
+    assert f", engine {IDEAL} / {QUIET} (assumed figures) / " in caption
 
 
 def test_a_key_that_differs_by_itself_stays_a_label_beside_the_engine(tmp_path: Path) -> None:
     path = scenario_with(
-        tmp_path, "sweep: {engine: [ideal, llama.cpp], batching.token_budget: [3, 512]}"
+        tmp_path, f"sweep: {{engine: [ideal, {QUIET}], batching.token_budget: [3, 512]}}"
     )
     listed = json.loads(done("compare", path, "--out", tmp_path / "out", "--no-plots", "--json"))
     names = [row["variant"] + row["setting"] for row in listed["rows"]]

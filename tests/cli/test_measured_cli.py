@@ -145,9 +145,22 @@ def test_a_place_that_cannot_be_written_is_named(file: Path) -> None:
     assert isinstance(invoke(file, "--out", file).exception, OutputError)
 
 
-def test_without_a_model_of_times_each_row_is_declined_by_its_engine(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("unknown", "reason"),
+    [
+        ({"model": "M"}, "no model shape is called 'M'"),
+        ({"cpu": "i7"}, "no processor of the catalogue is called 'i7'"),
+        ({"engine": "swift-moe 0.9"}, "engine 'swift-moe 0.9' is not known"),
+        ({"quant": "Q4_K_QQ"}, "no format of weights is called 'Q4_K_QQ'"),
+    ],
+)
+@pytest.mark.parametrize("fit", ["none", "two"])
+def test_a_row_with_an_unknown_part_is_declined_by_its_name(
+    tmp_path: Path, unknown: dict[str, str], reason: str, fit: str
+) -> None:
     path = tmp_path / "rows.json"
-    path.write_text(json.dumps(ROWS[:1]))
-    for fit in ("none", "two"):
-        (answer,) = printed(path, "--fit", fit)["rows"]
-        assert answer["reason"] == "no times are known for engine 'llama.cpp'"
+    known = {"model": "olmoe-1b-7b", "cpu": "i9-9900K", "ram": "64 GB DDR4-3200"}
+    path.write_text(json.dumps([{**ROWS[0], **known, **unknown}]))
+    (answer,) = printed(path, "--fit", fit)["rows"]
+    assert reason in answer["reason"]
+    assert answer["predicted"] is None

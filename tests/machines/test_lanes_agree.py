@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from random_lanes import ENGINE, Walking, random_lanes_case
+from random_lanes import ENGINE, QUIET, Walking, random_lanes_case
 from workloads import decisions, everything, plan_of, run_on, shuffled
 
 from moesim.machine.events import EventMachine
@@ -149,7 +149,7 @@ def test_a_faster_link_copies_more_experts_where_durations_are_estimated(policy:
 # --- decisions and engines ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("profile", ["llama.cpp", ENGINE])
+@pytest.mark.parametrize("profile", [QUIET, ENGINE])
 def test_policies_and_engines_are_independent_where_all_requests_are_there_at_once(
     profile: str,
 ) -> None:

@@ -153,6 +153,17 @@ def test_an_engine_with_kernels_of_its_own_is_refused_because_other_kernels_run(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(("key", "value"), [("prefill", "skip"), ("cached_prefix", 3)])
+def test_prompts_that_nothing_computes_are_refused(tmp_path: Path, key: str, value: Any) -> None:
+    done = validate(write(tmp_path / "cached.yaml", workload={key: value}), "--out", tmp_path / "o")
+    assert isinstance(done.exception, ScenarioError)
+    said = str(done.exception)
+    assert re.search(
+        rf"cached\.yaml:\d+:\d+: workload\.{key}: the real machine has no KV ", said
+    ), said
+    assert not (tmp_path / "o").exists()
+
+
 @pytest.mark.usefixtures("brief")
 @pytest.mark.parametrize(
     "arrivals",

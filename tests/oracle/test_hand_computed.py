@@ -42,6 +42,7 @@ class Bill:
         self.cost: CostModel = plan.cost
         self.hardware = plan.cost.hardware
         self.dense = plan.cost.shape.dense_layers
+        self.routed = plan.cost.shape.moe_layers[0]
 
     def back(self, count: int) -> int:
         """Return the time until `count` ids of 4 bytes reach the host."""
@@ -51,7 +52,7 @@ class Bill:
         """Return the time of a step whose experts are all resident: its operations run in a row."""
         cost, batch = self.cost, BatchShape(tokens, entries, pairs, 1)
         layer = (
-            cost.front_ns(0, batch)
+            cost.front_ns(self.routed, batch)
             + self.back(tokens * TOP_K)
             + cost.experts_ns((tokens,) * experts)
         )
@@ -65,7 +66,7 @@ class Bill:
         """
         cost, batch = self.cost, BatchShape(tokens, entries, pairs, 1)
         copy, work = cost.copy_ns("h2d", cost.expert_bytes), cost.experts_ns((tokens,))
-        layer = cost.front_ns(0, batch) + self.back(tokens * TOP_K)
+        layer = cost.front_ns(self.routed, batch) + self.back(tokens * TOP_K)
         layer += copy + max(copy, work) + work
         denses = sum(cost.dense_ns(model_layer, batch) for model_layer in self.dense)
         return LAYERS * layer + denses + cost.tail_ns(batch) + self.back(1)

@@ -14,10 +14,12 @@ from workloads import REFACTORED_CONFIG, plan_of, random_case
 from moesim.machine.sim import SimMachine
 from moesim.trace import Trace
 
-__all__ = ["ENGINE", "Walking", "random_lanes_case", "random_placement"]
+__all__ = ["ENGINE", "QUIET", "Walking", "random_lanes_case", "random_placement"]
 
 ENGINE = str(Path(__file__).with_name("random_engine.yaml"))
 """The path of an engine's profile with every figure."""
+QUIET = str(Path(__file__).with_name("quiet_engine.yaml"))
+"""The path of the profile of an engine whose host takes no time."""
 
 NUM_LAYERS, NUM_EXPERTS = 4, 8
 
@@ -105,7 +107,7 @@ def _random_profile(seed: int) -> dict[str, Any]:
     rng = random.Random(f"engine {seed}")
     ideal: list[dict[str, Any]] = [{}] * 3
     own = {"profile": ENGINE, "interface": rng.choice(["cuda", "vulkan"])}
-    return rng.choice([*ideal, {"profile": "llama.cpp"}, own])
+    return rng.choice([*ideal, {"profile": QUIET}, own])
 
 
 def _random_host(rng: random.Random) -> dict[str, Any]:

@@ -9,20 +9,24 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from random_lanes import QUIET
 
 from moesim.cost.choice import cost_of, cpu_cost_of
 from moesim.cost.cpu import Call
 from moesim.cost.engine import EngineCost, EngineCpuCost, KernelTimes, Peaks
 from moesim.cost.estimate import CostEstimate
-from moesim.cost.parts import KV, Part, family_of
+from moesim.cost.parts import Part, family_of
 from moesim.cost.prices import SimPrices
 from moesim.cost.roofline import CostModel
 from moesim.cost.slowest import slowest_figures
 from moesim.engines.engine import IDEAL, Engine, Kernels, load_engine
+from moesim.engines.profile_schema import FAMILIES, KV
 from moesim.errors import UsageError
 from moesim.hardware import BatchShape, Dense, Experts, Front, Hardware, Link, Tail, load_hardware
 from moesim.hardware.ops import Copy, States
 from moesim.hardware.topology import CPU, GPU, H2D, Topology
+from moesim.model.formats import block_named, block_names
+from moesim.model.layers import LayerKind, Mla
 from moesim.model.shapes import DecoupledRouter, ModelShape, named_shape
 
 # Peaks of the GPU: 10 operations and 2 bytes a nanosecond; of the CPU: 20 and 1.
@@ -127,6 +131,35 @@ def test_a_dense_layer_has_its_ffn_in_place_of_router_and_experts() -> None:
     assert COST.compute_ns(Dense(0, ONE)) == 16 * 100 + 416 + 960 + 352
 
 
+def test_each_kind_of_mixer_has_kernels_of_its_own() -> None:
+    """Layers with attention, latent attention, a state, and routed experts alone."""
+    numbers = {**NUMBERS, "latent": 20, "linear": 30, "norm": 2}
+
+    def fixed_ns(numbers: dict[str, int]) -> list[int]:
+        kernels = dataclasses.replace(GPU_KERNELS, numbers=MappingProxyType(numbers))
+        engine = dataclasses.replace(ENGINE, gpu={"cuda": kernels})
+        cost = EngineCost(HARDWARE, shape, engine)
+        parts = [cost.parts.layer(layer, ONE) for layer in range(4)]
+        moving_ns = [sum(map(cost.times.moving_ns, each)) for each in parts]
+        found = [cost.front_ns(layer, ONE) for layer in range(4)]
+        return [each - moving for each, moving in zip(found, moving_ns, strict=True)]
+
+    shape = dataclasses.replace(
+        SHAPE, num_layers=4, dense_layers=(), dense_ffn=0, windowed_layers=(), window=None,
+        kinds=(
+            LayerKind(100, heads=2, key_dim=4, value_dim=4, kv_numbers=8),
+            LayerKind(100, heads=2, key_dim=4, value_dim=4, kv_numbers=4, mla=Mla(3, 1, 3, 4)),
+            LayerKind(100, state_bytes=64, state_flops=32),
+            LayerKind(100),
+        ),
+        layer_kinds=(0, 1, 2, 3),
+    )  # fmt: skip
+    rest = 3 + 4  # router and shared experts
+    assert fixed_ns(numbers) == [100 * (number + rest) for number in (10, 20, 30, 2)]
+    # Where a profile does not tell them apart, attention's stand for them.
+    assert fixed_ns({**NUMBERS, "norm": 2}) == [100 * (number + rest) for number in (10, 10, 10, 2)]
+
+
 def test_experts_take_one_call_and_in_large_steps_kernels_of_their_own() -> None:
     assert COST.call_ns == 500
     assert COST.compute_ns(Experts(1, (0, 3), (1, 1))) == 500 + 2 * 480
@@ -164,17 +197,44 @@ def test_quantised_weights_are_multiplied_at_the_peak_of_integers() -> None:
         return times.moving_ns(Part("", family, rows, 2 * rows * 1000, 0, rows))
 
     assert of("float") == 2 * 100 * 1000 / 5
-    assert of("k_quant") == of("int8") == 2 * 100 * 1000 / 20
+    assert of("k-quant") == of("8-bit") == 2 * 100 * 1000 / 20
     # Attention computes on floats, at its own share, and has no tiles to fill.
     assert of(KV) == 2 * 94 * 1000 / 1
 
 
 @pytest.mark.parametrize(
     ("bits", "family"),
-    [(32, "float"), (16, "float"), (8.5, "int8"), (8, "int8"), (4.85, "k_quant"), (2, "k_quant")],
+    [(32, "float"), (16, "float"), (8.5, "8-bit"), (8, "8-bit"), (4.85, "k-quant"), (2, "k-quant")],
 )
 def test_bits_name_a_family_of_formats(bits: float, family: str) -> None:
     assert family_of(bits) == family
+
+
+def test_the_format_of_a_model_says_the_family_where_it_is_known() -> None:
+    shares = MappingProxyType({"i-quant": 0.125, "mxfp4": 0.25, "kv": 0.25, "other": 0.5})
+    engine = dataclasses.replace(
+        ENGINE, gpu={"cuda": dataclasses.replace(GPU_KERNELS, bandwidth=shares)}
+    )
+
+    def expert_ns(**stored: Any) -> int:
+        shape = dataclasses.replace(SHAPE, expert_bits=4, **stored)
+        return EngineCost(HARDWARE, shape, engine).experts_ns((1,)) - 500
+
+    assert expert_ns() == 120 / (2 * 0.5)
+    assert expert_ns(expert_family="i-quant") == 120 / (2 * 0.125)
+    assert expert_ns(expert_family="mxfp4") == 120 / (2 * 0.25)
+    weights = dataclasses.replace(SHAPE, weight_family="i-quant")
+    # Shared experts are weights of a layer too; KV entries have a share of their own.
+    cost = EngineCost(HARDWARE, weights, engine)
+    assert cost.front_ns(1, ONE) == 1700 + 720 / (2 * 0.125) + 352
+    # The head is a part of its own only where it has bits of its own.
+    assert cost.tail_ns(ONE) == 733 + 1616 / (2 * 0.125)
+    head = dataclasses.replace(weights, head_bits=16)
+    assert EngineCost(HARDWARE, head, engine).tail_ns(ONE) == 733 + 1616 / (2 * 0.5)
+
+
+def test_profiles_have_the_families_of_all_formats() -> None:
+    assert set(FAMILIES) == {block_named(name).family for name in block_names()}
 
 
 def test_the_cpu_runs_the_same_parts_with_kernels_of_its_own() -> None:
@@ -199,6 +259,36 @@ def test_fewer_threads_compute_and_read_less() -> None:
     assert cost(cpu_threads=1).experts((1,)).moving_ns == 960
     slow = cost(cpu_threads=2, core_memory_bytes_per_s=200_000_000)
     assert slow.experts((1,)).moving_ns == 480 / (0.4 * 0.5)
+    # All four together read no more than the links between dies carry.
+    linked = cost(cpu_memory_bytes_per_s=250_000_000)
+    assert linked.experts((1,)).moving_ns == 480 / (0.25 * 0.5)
+
+
+def test_each_thread_adds_to_the_time_of_a_kernel_on_the_cpu() -> None:
+    kernels = dataclasses.replace(CPU_KERNELS, thread_ns=30)
+
+    def fixed_ns(kernels: Kernels, **figures: Any) -> int:
+        hardware = dataclasses.replace(HARDWARE, **figures)
+        cost = EngineCpuCost(hardware, SHAPE, kernels, ENGINE)
+        assert cost.call_ns == cost.experts((1,)).fixed_ns
+        return cost.call_ns
+
+    assert fixed_ns(kernels) == 5 * (1000 + 4 * 30)
+    assert fixed_ns(kernels, cpu_threads=2) == 5 * (1000 + 2 * 30)
+    assert fixed_ns(CPU_KERNELS) == 5 * 1000
+    # A GPU has no threads of this kind.
+    on_gpu = dataclasses.replace(ENGINE, gpu={"cuda": dataclasses.replace(kernels, thread_ns=30)})
+    assert EngineCost(HARDWARE, SHAPE, on_gpu).call_ns == 5 * 1000
+
+
+def test_several_sockets_are_read_at_the_engines_share() -> None:
+    def moving_ns(sockets: int, share: float) -> int:
+        hardware = dataclasses.replace(HARDWARE, cpu_sockets=sockets)
+        kernels = dataclasses.replace(CPU_KERNELS, sockets=share)
+        return EngineCpuCost(hardware, SHAPE, kernels, ENGINE).experts((1,)).moving_ns
+
+    assert moving_ns(1, 0.5) == moving_ns(2, 1) == 960
+    assert moving_ns(2, 0.5) == 2 * 960
 
 
 def test_an_engine_without_kernels_there_is_ideal_there() -> None:
@@ -290,16 +380,19 @@ def test_the_slowest_figures_leave_out_what_the_engine_does_not_read() -> None:
     ((key, text),) = slowest_figures(host, (GPU, CPU))
     assert key == "hardware.cpu_flops"
     assert text.endswith("so one expert takes 240 s")
+    # Threads count as often as a kernel waits for them.
+    kernels = dataclasses.replace(CPU_KERNELS, kernel_ns=1000, thread_ns=10**17)
+    waiting = EngineCost(HARDWARE, SHAPE, dataclasses.replace(ENGINE, cpu=kernels))
+    ((key, text),) = slowest_figures(waiting, (GPU, CPU))
+    assert (key, text) == ("engine", "cpu.thread of the engine by hand is 100000000 s")
     launched = ENGINE.with_times(launch_ns=10**17)
     ((key, _),) = slowest_figures(EngineCost(HARDWARE, SHAPE, launched))
     assert key == "engine.launch"
 
 
-LLAMA = cost_of(
-    load_hardware("rtx-4090"), named_shape("mixtral-8x7b"), engine=load_engine("llama.cpp")
-)
-LLAMA_CPU = cpu_cost_of(LLAMA)
-FEW = load_engine("llama.cpp").gpu["cuda"].vector_rows
+LARGE = cost_of(load_hardware("rtx-4090"), named_shape("mixtral-8x7b"), engine=load_engine(QUIET))
+LARGE_CPU = cpu_cost_of(LARGE)
+FEW = load_engine(QUIET).gpu["cuda"].vector_rows
 
 
 @given(st.integers(0, 4000), st.integers(0, 10**6), st.integers(1, 400), st.integers(0, 10**5))
@@ -313,9 +406,9 @@ def test_more_rows_and_more_entries_never_take_less_time(
         if less is small:
             rows = min(FEW, rows)
         many = BatchShape(rows, entries + more_entries, entries + more_entries, 1)
-        for cost in (LLAMA.layers_ns, lambda batch: [LLAMA.tail_ns(batch)]):
+        for cost in (LARGE.layers_ns, lambda batch: [LARGE.tail_ns(batch)]):
             assert all(a <= b for a, b in zip(cost(less), cost(many), strict=True))
-        front = [LLAMA_CPU.call(Front(1, batch)).duration_ns for batch in (less, many)]
+        front = [LARGE_CPU.call(Front(1, batch)).duration_ns for batch in (less, many)]
         assert front[0] <= front[1]
 
 
@@ -328,16 +421,16 @@ def test_more_rows_and_more_bytes_of_an_expert_never_take_less_time(
     larger = (*tokens[:place], tokens[place] + more, *tokens[place + 1 :])
     sizes = tuple(10**6 + count for count in tokens)
     wider = (*sizes[:place], sizes[place] + more * 10**5, *sizes[place + 1 :])
-    assert LLAMA.experts_ns(tuple(tokens)) <= LLAMA.experts_ns(larger)
-    assert LLAMA.experts_ns(tuple(tokens), sizes) <= LLAMA.experts_ns(tuple(tokens), wider)
-    on_cpu = [LLAMA_CPU.experts(each).duration_ns for each in (tuple(tokens), larger)]
+    assert LARGE.experts_ns(tuple(tokens)) <= LARGE.experts_ns(larger)
+    assert LARGE.experts_ns(tuple(tokens), sizes) <= LARGE.experts_ns(tuple(tokens), wider)
+    on_cpu = [LARGE_CPU.experts(each).duration_ns for each in (tuple(tokens), larger)]
     assert on_cpu[0] <= on_cpu[1]
 
 
 @pytest.mark.parametrize("name", ["mixtral-8x7b", "deepseek-v2-lite", "gpt-oss-20b"])
 def test_the_price_of_all_layers_is_that_of_each_under_an_engine(name: str) -> None:
     shape = named_shape(name)
-    cost = cost_of(load_hardware("rtx-4090"), shape, engine=load_engine("llama.cpp"))
+    cost = cost_of(load_hardware("rtx-4090"), shape, engine=load_engine(QUIET))
     batch = BatchShape(3, 5000, 5000, 2)
     dense = set(shape.dense_layers)
     assert cost.layers_ns(batch) == [

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from random_lanes import ENGINE
+from random_lanes import ENGINE, QUIET
 from workloads import tiny_trace
 
 from moesim.errors import ScenarioError
@@ -111,7 +111,7 @@ def test_what_is_set_on_the_command_line_is_the_scenarios_too(tmp_path: Path) ->
 
 
 def test_each_point_of_a_sweep_has_the_values_of_its_engine(tmp_path: Path) -> None:
-    path = scenario_with(tmp_path, f"{ON_CPU}\nsweep: {{engine: [ideal, llama.cpp, {ENGINE}]}}")
+    path = scenario_with(tmp_path, f"{ON_CPU}\nsweep: {{engine: [ideal, {QUIET}, {ENGINE}]}}")
     points = [scenario for _, scenario in expand_sweep(load_scenario(path))]
     assert [set_by(point) for point in points] == [
         (512, True, "unset"),
@@ -156,10 +156,12 @@ def test_mistakes_of_a_profile_point_at_its_lines(tmp_path: Path) -> None:
 
 
 def test_an_interface_without_figures_is_named_with_its_place(tmp_path: Path) -> None:
-    section = "engine: {profile: llama.cpp, interface: metal}"
+    section = f"engine: {{profile: {ENGINE}, interface: metal}}"
     path = scenario_with(tmp_path, section)
     with pytest.raises(ScenarioError) as caught:
         prepare(load_scenario(path))
     (problem,) = caught.value.problems
     place = f"{path}:3:{section.index('metal') + 1}: engine.interface: "
-    assert problem.startswith(f"{place}the engine llama.cpp has no figures for metal; it has ")
+    assert problem.startswith(
+        f"{place}the engine random has no figures for metal; it has cuda, vulkan"
+    )

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 from pydantic import BaseModel
+from random_lanes import QUIET
 from workloads import TINY_CONFIG, tiny_trace
 
 from moesim.config.markers import models_in
 from moesim.config.yaml_document import dump_document, load_document
-from moesim.engines.engine import PROFILES
 from moesim.errors import ScenarioError
 from moesim.scenario import Scenario, load_scenario
 from moesim.simulate import run
@@ -74,7 +74,7 @@ OF_PARTS: dict[str, Any] = {"hardware": {"gpu": "RTX 4090", "cpu": "Ryzen 5 3600
 MEMORY_OF_PARTS = {**ON_CPU, **OF_PARTS}
 UNPINNED = {"hardware": {**SLOW_LINK, "h2d": {}, "pinned": False}}
 FIXED: dict[str, Any] = {"placement": "cpu_experts"}
-KERNELS: dict[str, Any] = {"engine": "llama.cpp"}
+KERNELS: dict[str, Any] = {"engine": QUIET}
 KERNELS_ON_CPU = {**ON_CPU, **KERNELS}
 EXPERT_AWARE = {"trace": "decoupled", "batching": {"policy": "expert_aware", "token_budget": 2}}
 UNSPLIT = {"chunked_prefill": False}
@@ -140,6 +140,7 @@ CASES: dict[str, tuple[dict[str, Any], Any]] = {
     "Workload.order": ({}, "shuffled"),
     "Workload.domains": ({}, ["code"]),
     "Workload.prefill": ({}, "skip"),
+    "Workload.cached_prefix": ({}, 2),
     "AllAtOnce.kind": (POISSON, "all_at_once"),
     "Poisson.kind": (GAMMA | {}, "poisson"),
     "Poisson.rate_per_s": (POISSON, 100),
@@ -228,6 +229,7 @@ UNUSED: list[tuple[str, dict[str, Any], Any]] = [
     ("hardware.cpu_overhead", KERNELS_ON_CPU, "50us"),
     ("engine.interface", {}, "cuda"),
     ("workload.lengths", CSV, {"prompt": 3, "output": 3}),
+    ("workload.cached_prefix", {"workload": {"prefill": "skip"}}, 2),
     ("workload.arrivals.think", NO_LOOP, "2s"),
     ("batching.long_prompts", {}, "refuse"),
     ("memory.host_cache", {}, "expert"),
@@ -269,7 +271,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, second in (("a", 0.001), ("b", 0.002)):
         text = f"arrival_s,prompt_tokens,output_tokens\n0,3,4\n{second},2,3\n"
         (made / f"{name}.csv").write_text(text, encoding="utf-8")
-    profile = load_document(PROFILES / "llama.cpp.yaml").data
+    profile = load_document(QUIET).data
     cuda = profile["gpu"]["cuda"]
     slower = {"value": "9us", "kind": "assumed", "source": "a test"}
     profile["gpu"] = {"cuda": cuda, "vulkan": {**cuda, "kernel": slower}}

@@ -21,7 +21,7 @@ from moesim.model.formats import (
     format_named,
     format_names,
 )
-from moesim.model.shapes import ModelShape, named_shape, stored_bytes
+from moesim.model.shapes import ModelShape, named_shape, shape_names, stored_bytes
 
 MEASURED = Path(__file__).parents[2].parent / "shared/data/measured/throughput.json"
 
@@ -115,6 +115,18 @@ def test_four_bit_mixes_store_values_and_down_projections_of_some_layers_in_six_
     assert by_layer[6] == 4.5
 
 
+def test_the_first_files_of_mixtral_had_four_bits_in_all_down_projections() -> None:
+    """TheBloke/Mixtral-8x7B-v0.1-GGUF of December 2023, before llama.cpp counted MoE layers."""
+    older = replace(form("Q4_K_M"), rules=form("Q4_K_M").rules[:1])  # of keys and values
+    assert older.rules[0].experts == 8
+    shape = named_shape("mixtral-8x7b")
+    sizes = [
+        model_bytes(with_bits_of(shape, bits_for(each, shape))) / 1e9
+        for each in (older, form("Q4_K_M"))
+    ]
+    assert sizes == pytest.approx([26.44, 28.45], rel=3e-4)
+
+
 def test_models_of_eight_experts_have_keys_and_values_in_eight_bits() -> None:
     eight, sixteen = (
         form("Q4_K_M").block_of("attn_k", 9, (32, experts, 4.0)) for experts in (8, 16)
@@ -180,6 +192,36 @@ def test_every_format_has_bits_for_every_kind_of_model() -> None:
             found = bits(model, name)
             parts = (found.experts, found.weights, found.embedding, found.head)
             assert all(1 < each <= 32 for each in parts), (name, model)
+
+
+@pytest.mark.parametrize("name", shape_names())
+def test_every_weight_of_every_model_counts(name: str) -> None:
+    """Whatever its layers and experts are: a file of equal bits has the size of the model.
+
+    The last norm and a decoupled router are left out.
+    """
+    shape = replace(named_shape(name), expert_bits=16)
+    assert scaled_experts(shape) == pytest.approx(16, rel=1e-12)
+    # With layers of several kinds, some have no room for the FFN that others have.
+    if shape.kinds:
+        assert scaled_experts(replace(shape, dense_ffn=10**6)) == pytest.approx(16, rel=1e-12)
+
+
+def scaled_experts(shape: ModelShape) -> float:
+    """Return the bits of experts in a file of 16 bits for each weight of a model."""
+    counted = shape.total_params - shape.hidden - shape.router_params
+    equal = Format("equal", "F16", embedding="F16", head="F16", small="F16")
+    return bits_for(equal, shape, 2 * counted).experts
+
+
+def test_experts_of_two_matrices_have_no_gate() -> None:
+    shape = named_shape("nemotron-3-super-120b-a12b")
+    assert shape.expert_matrices == 2
+    up_and_down = dict(bits_for(form("Q4_K_M"), shape).by_layer)
+    larger = max(up_and_down.values())
+    # Rows of the up projection have the latent width, those of the down projection the FFN's.
+    blocks = [fallback("Q4_K", shape.expert_width or 0), fallback("Q6_K", shape.expert_ffn)]
+    assert larger == sum(block_named(block).bits for block in blocks) / 2
 
 
 def test_tied_embeddings_are_stored_once_and_in_the_bits_of_the_head() -> None:

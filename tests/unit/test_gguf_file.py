@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from moesim.errors import MissingExtra, ScenarioError, UsageError
-from moesim.model.format_bits import bits_of_file
+from moesim.model.format_bits import bits_of_file, with_bits_of
 from moesim.model.gguf_file import read_header
 from moesim.model.shapes import ModelShape, stored_bytes
 from moesim.scenario import Scenario
@@ -24,10 +25,23 @@ SHAPE = ModelShape(
 NAMES = gguf.GGMLQuantizationType
 
 
-def write(path: Path, *, down: tuple[str, str] = ("Q6_K", "Q4_K"), experts: int = EXPERTS) -> Path:
-    """Write a file of SHAPE, whose layers 1 and 2 have down projections of these types."""
+def write(
+    path: Path,
+    *,
+    down: tuple[str, str] = ("Q6_K", "Q4_K"),
+    experts: int = EXPERTS,
+    whole: bool = False,
+) -> Path:
+    """Write a file of SHAPE, whose layers 1 and 2 have down projections of these types.
+
+    With `whole`, it has all that a shape needs.
+    """
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_block_count(LAYERS)
+    if whole:
+        writer.add_embedding_length(HIDDEN)
+        writer.add_head_count(4)
+        writer.add_expert_used_count(2)
 
     def add(name: str, kind: str, *shape: int) -> None:
         weights, nbytes = gguf.GGML_QUANT_SIZES[NAMES[kind]]
@@ -38,6 +52,9 @@ def write(path: Path, *, down: tuple[str, str] = ("Q6_K", "Q4_K"), experts: int 
     add("output.weight", "Q6_K", VOCABULARY, HIDDEN)
     for layer in range(LAYERS):
         add(f"blk.{layer}.attn_q.weight", "Q8_0", HIDDEN, HIDDEN)
+        if whole:
+            add(f"blk.{layer}.attn_k.weight", "Q8_0", HIDDEN // 2, HIDDEN)
+            add(f"blk.{layer}.attn_v.weight", "Q8_0", HIDDEN // 2, HIDDEN)
         if layer:
             add(f"blk.{layer}.ffn_gate_exps.weight", "Q4_K", experts, FFN, HIDDEN)
             add(f"blk.{layer}.ffn_up_exps.weight", "Q4_K", experts, FFN, HIDDEN)
@@ -61,6 +78,8 @@ def test_a_header_has_the_metadata_and_the_types_of_all_tensors(tmp_path: Path) 
     assert header.metadata["llama.block_count"] == LAYERS
     assert header.metadata["general.architecture"] == "llama"
     types = {tensor.name: (tensor.params, tensor.type) for tensor in header.tensors}
+    assert header.tensors[0].sizes == (HIDDEN, VOCABULARY)
+    assert header.tensors[0].nbytes == HIDDEN * VOCABULARY * 144 // 256
     assert types["blk.1.ffn_down_exps.weight"] == (EXPERTS * HIDDEN * FFN, "Q6_K")
     assert types["output.weight"] == (VOCABULARY * HIDDEN, "Q6_K")
 
@@ -89,8 +108,36 @@ def test_a_file_in_parts_is_read_whole(tmp_path: Path) -> None:
 
 def test_a_file_that_is_no_gguf_file_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "bad.gguf").write_bytes(b"no weights here, only text of some length")
-    with pytest.raises(UsageError, match=r"the header of .*bad\.gguf cannot be read"):
+    with pytest.raises(UsageError, match=r"bad\.gguf: is no GGUF file that can be read"):
         read_header(tmp_path / "bad.gguf")
+
+
+def test_one_file_is_parsed_once_as_shape_and_as_format(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path / "a.gguf", whole=True)
+    parsed = []
+
+    class Counted(gguf.GGUFReader):  # type: ignore[misc,name-defined,unused-ignore]
+        def __init__(self, path: Path) -> None:
+            parsed.append(path)
+            super().__init__(path)
+
+    monkeypatch.setattr(gguf, "GGUFReader", Counted)
+    own = scenario(tmp_path, shape="a.gguf").load_shape(None)
+    both = scenario(tmp_path, shape="a.gguf", format="a.gguf", format_by_layer=True)
+    assert both.load_shape(None) == own
+    assert parsed == [path]
+    # The file says the same of a model whose sizes come from elsewhere.
+    bits = bits_of_file(read_header(path), SHAPE, "a.gguf")
+    for field in ("expert_bits", "layer_bits", "weight_bits", "embedding_bits", "head_bits"):
+        assert getattr(own, field) == getattr(with_bits_of(SHAPE, bits, by_layer=True), field)
+    assert (own.expert_family, own.weight_family) == ("k-quant", "8-bit")
+    # A file that has changed is read again.
+    write(path, whole=True, down=("Q4_K", "Q4_K"))
+    os.utime(path, ns=(1, 1))
+    assert scenario(tmp_path, shape="a.gguf").load_shape(None).expert_bits == 4.5
+    assert len(parsed) == 2
 
 
 def test_a_missing_package_says_what_to_install(
@@ -111,8 +158,8 @@ def test_a_scenario_reads_the_bits_of_a_file_and_says_where_it_is_wrong(tmp_path
         "head_dim": 64, "vocab_size": VOCABULARY, "first_k_dense_replace": 1,
     }  # fmt: skip
     shape = scenario(tmp_path, format="a.gguf", format_by_layer=True).load_shape(config)
-    assert shape.expert_bytes_of(2, 0) == stored_bytes(shape.expert_params, 4.5)
-    assert shape.expert_bytes_of(1, 0) > shape.expert_bytes_of(2, 0)
+    first, *_, last = shape.sizes()  # experts of layers 1 and 2
+    assert first > last == stored_bytes(shape.expert_params, 4.5)
     assert (shape.head_bits, shape.weight_bits) == (6.5625, 8.5)
     with pytest.raises(ScenarioError, match=r"model\.format: .*file of another model"):
         scenario(tmp_path, format="a.gguf").load_shape({**config, "n_routed_experts": 8})

@@ -12,7 +12,9 @@ import yaml
 from moesim.cost.loads import Loads
 from moesim.errors import UsageError
 from moesim.hardware.ops import BatchShape
-from moesim.model.gguf_header import Tensor, shape_from_tensors
+from moesim.model.format_bits import bits_of_file
+from moesim.model.gguf_file import Header, Tensor, read_header
+from moesim.model.gguf_header import shape_from_header
 from moesim.model.hf_config import load_shape, shape_from_config
 from moesim.model.shapes import ModelShape
 from moesim.scenario import load_scenario
@@ -68,8 +70,11 @@ def write(
     for key, value in metadata.items():
         writer.add_uint32(f"{arch}.{key.replace('__', '.')}", value)
     writer.add_token_list([f"t{i}" for i in range(VOCABULARY)])
-    names = {"token_embd": (VOCABULARY, HIDDEN), "output": (VOCABULARY, HIDDEN)}
-    names["output_norm"] = (HIDDEN,)
+    names: dict[str, tuple[int, ...]] = {
+        "token_embd": (VOCABULARY, HIDDEN),
+        "output": (VOCABULARY, HIDDEN),
+        "output_norm": (HIDDEN,),
+    }
     for layer in range(LAYERS):
         names.update({f"blk.{layer}.{key}": sizes for key, sizes in block.items()})
     for name, sizes in names.items():
@@ -138,8 +143,14 @@ def test_a_tensor_that_is_not_understood_is_refused(tmp_path: Path) -> None:
 
 
 def test_layers_of_the_next_token_prediction_are_left_out(tmp_path: Path) -> None:
-    shape = load_shape(write(tmp_path / "mtp.gguf", nextn_predict_layers=1))
+    path = write(tmp_path / "mtp.gguf", nextn_predict_layers=1)
+    shape = load_shape(path)
     assert shape.moe_layers == (0, 1)
+    # The model of a configuration has as many layers.
+    two = shape_from_config({**CONFIG, "num_hidden_layers": 2})
+    assert bits_of_file(read_header(path), two, "mtp.gguf").by_layer == ((0, 16.0), (1, 16.0))
+    with pytest.raises(UsageError, match="file of another model"):
+        bits_of_file(read_header(write(tmp_path / "three.gguf")), two, "three.gguf")
 
 
 @pytest.mark.parametrize("content", [b"", b"GGUF", b"GGUF\x03\x00\x00\x00" + b"\xff" * 64])
@@ -167,12 +178,14 @@ def hybrid(
     """Return the shape of a header that is given as data; sizes as in memory, longest run first."""
     values = {"general.architecture": arch, f"{arch}.block_count": len(blocks)}
     values |= {f"{arch}.{key}": value for key, value in metadata.items()}
-    tensors = [Tensor("token_embd.weight", (HIDDEN, VOCABULARY), 2 * HIDDEN * VOCABULARY)]
+    embedding = Tensor("token_embd.weight", (HIDDEN, VOCABULARY), 2 * HIDDEN * VOCABULARY, "F16")
+    tensors = [embedding]
     for layer, block in enumerate(blocks):
         for key, sizes in block.items():
             nbytes = 2 * int(np.prod(sizes))
-            tensors.append(Tensor(f"blk.{layer}.{key}.weight", tuple(reversed(sizes)), nbytes))
-    return shape_from_tensors(values, tensors, "hybrid")
+            name = f"blk.{layer}.{key}.weight"
+            tensors.append(Tensor(name, tuple(reversed(sizes)), nbytes, "F16"))
+    return shape_from_header(Header(values, tuple(tensors)), "hybrid")
 
 
 def test_recurrent_layers_give_the_state_of_the_config() -> None:

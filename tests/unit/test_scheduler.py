@@ -236,6 +236,24 @@ def test_a_preempted_request_with_a_skipped_prefill_keeps_its_prompt() -> None:
     assert request.next_rows(request.tokens_wanted).tolist() == [7, 8, 9]
 
 
+def test_a_preempted_request_keeps_the_cached_prefix_of_its_prompt() -> None:
+    """It computes the rest of its prompt and its emitted tokens anew, and nothing before them."""
+    request = Request(
+        0,
+        arrival_ns=0,
+        prompt_tokens=5,
+        output_tokens=4,
+        rows=np.array([6, 7, 8, 9, 10]),
+        cached_tokens=3,
+    )
+    assert (request.position, request.tokens_wanted, request.emitted) == (3, 2, 0)
+    request.position, request.emitted = 6, 2
+    assert request.last_rows(9).tolist() == [8, 7, 6]
+    request.restart()
+    assert (request.position, request.tokens_wanted) == (3, 4)
+    assert request.next_rows(request.tokens_wanted).tolist() == [6, 7, 8, 9]
+
+
 class Scripted(Batching):
     """Serves one request per step in a stated order, then the last one of the queue."""
 

@@ -339,7 +339,7 @@ def test_a_key_that_may_change_the_sizes_is_refused(change: dict[str, Any], says
     assert shape_from_config({**SMALL, **off}).num_layers == 4
 
 
-VARIANTS = {
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "published Maverick": (
         "llama4_text",
         {"num_local_experts": 128, "interleave_moe_layer_step": 2},

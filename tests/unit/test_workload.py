@@ -18,10 +18,12 @@ from watched_machines import enlist
 from workloads import plan_of, run_on, tiny_scenario, tiny_trace
 
 from moesim.errors import ScenarioError
+from moesim.hardware import BatchShape
 from moesim.policies.eviction import Random
 from moesim.policies.view import View
 from moesim.scenario import Scenario
 from moesim.serving.request import Request
+from moesim.serving.step import Step
 from moesim.simulate import summarise
 from moesim.streams import stream
 from moesim.trace import Trace
@@ -530,6 +532,99 @@ def test_a_skipped_prefill_starts_with_the_first_decoded_token() -> None:
 def test_recorded_prompts_can_be_skipped_too() -> None:
     requests = workload(domains_trace(), prefill="skip")
     assert [request.rows.tolist() for request in requests] == [[2], [4], [7, 8]]
+
+
+# --- cached prefixes ------------------------------------------------------------------------------
+
+
+def test_a_request_begins_behind_the_cached_prefix_of_its_prompt() -> None:
+    lengths = {"prompt": 4, "output": 3}
+    plain = workload(domains_trace(), lengths=lengths)
+    cached = workload(domains_trace(), lengths=lengths, cached_prefix=3)
+    assert [request.position for request in cached] == [3, 3, 3]
+    assert [request.rows.tolist() for request in cached] == [
+        request.rows.tolist()[3:] for request in plain
+    ]
+    assert [request.next_rows(2).tolist() for request in cached] == [
+        request.rows.tolist()[3:5] for request in plain
+    ]
+    # Of 6 rows each, the first request has 3 of its own, the others 2 and 4. The rest is tiled.
+    assert [request.tiled_rows for request in plain] == [3, 4, 2]
+    assert [request.tiled_rows for request in cached] == [3, 3, 2]
+
+
+def test_the_last_token_of_a_prompt_is_computed_however_long_the_cached_prefix_is() -> None:
+    for prefix in (3, 4, 1000):
+        requests = workload(
+            domains_trace(), lengths={"prompt": 4, "output": 3}, cached_prefix=prefix
+        )
+        assert [(each.position, each.tokens_wanted, each.emitted) for each in requests] == [
+            (3, 1, 0)
+        ] * 3
+    # Prompts of 2, 1 and 2 tokens.
+    assert [each.position for each in workload(domains_trace(), cached_prefix=9)] == [1, 0, 1]
+
+
+@settings(max_examples=60)
+@given(
+    st.integers(1, 30),
+    st.integers(1, 9),
+    st.integers(0, 40),
+    st.sampled_from(["recorded", "resample"]),
+)
+def test_a_cached_request_has_exactly_the_rows_that_it_computes(
+    prompt: int, output: int, prefix: int, prefill: str
+) -> None:
+    lengths = {"prompt": prompt, "output": output}
+    section: dict[str, Any] = {"lengths": lengths, "prefill": prefill}
+    plain = workload(domains_trace(), **section)
+    for request, whole in zip(
+        workload(domains_trace(), **section, cached_prefix=prefix), plain, strict=True
+    ):
+        assert request.position == min(prefix, prompt - 1)
+        assert request.rows.tolist() == whole.rows.tolist()[request.position :]
+        assert request.max_kv_tokens - request.position == len(request.rows)
+        assert request.tiled_rows <= len(request.rows)
+
+
+def test_the_first_step_reads_the_kv_entries_of_the_cached_prefix() -> None:
+    (request,) = workload(
+        domains_trace(), requests=1, lengths={"prompt": 8, "output": 2}, cached_prefix=5
+    )
+    # Three rows that see 6, 7 and 8 entries; then one that sees 9.
+    assert Step([(request, 3)], 0, 0).batch == BatchShape(3, 8, 6 + 7 + 8, 1)
+    assert Step([(request, 1)], 1, 0).batch == BatchShape(1, 9, 9, 1)
+
+
+@pytest.mark.parametrize("prefix", [0, 1, 15, 16, 90])
+def test_a_run_computes_the_prompt_tokens_that_are_not_cached(prefix: int) -> None:
+    section = {"lengths": {"prompt": 40, "output": 3}, "cached_prefix": prefix}
+    outcome = run_on(plan_of(tiny_scenario(workload=section), domains_trace()))
+    columns = outcome.ledger.step_columns()
+    computed = 40 - min(prefix, 39)
+    assert columns["prefill_tokens"].tolist() == [3 * computed, 0, 0]
+    assert columns["decode_tokens"].tolist() == [0, 3, 3]
+    # 16 tokens a block: the prefix takes memory like the rest of the prompt.
+    assert columns["kv_blocks"].tolist() == [9, 9, 9]
+    summary = summarise(outcome)
+    assert summary["output_tokens"] == 9
+    assert [len(request.token_ns) for request in outcome.requests] == [3, 3, 3]
+    assert any(f"the first {prefix} prompt tokens" in note for note in summary["notes"]) == bool(
+        prefix
+    )
+
+
+def test_a_cached_prefix_shortens_the_longest_prompt_that_a_step_must_hold() -> None:
+    batching = {"token_budget": 10, "chunked_prefill": False, "long_prompts": "refuse"}
+    section = {"lengths": {"prompt": 40, "output": 3}}
+
+    def serve(prefix: int) -> None:
+        cached = {**section, "cached_prefix": prefix}
+        run_on(plan_of(tiny_scenario(workload=cached, batching=batching), domains_trace()))
+
+    serve(30)
+    with pytest.raises(ScenarioError, match="the longest prompt, 11 tokens, exceeds"):
+        serve(29)
 
 
 def test_resampled_prompts_come_from_decoded_rows_of_the_domain() -> None:
