@@ -27,6 +27,8 @@ _END: Final = "<!-- end -->"
 class Row:
     """One published figure. `what` says of what it is, `ours` is moesim's, `note` says why.
 
+    Rows of one `group` are summarised together.
+
     A unit of % is compared in points; other units in per cent of the published figure.
     """
 
@@ -38,6 +40,7 @@ class Row:
     ours: float | None
     kind: Kind
     note: str = ""
+    group: str = ""
 
     @property
     def error(self) -> float | None:
