@@ -38,7 +38,9 @@ def locality_table(found: Sequence[Found], rows: Sequence[Row]) -> str:
             f"{each.knobs.stickiness:g}",
             each.fitted_to,
             "" if median is None else f"{median:.1f} points",
-            "" if worst is None else f"{worst.error_text} ({worst.what.removeprefix(each.group)[2:]})",
+            ""
+            if worst is None
+            else f"{worst.error_text} ({worst.what.removeprefix(each.group)[2:]})",
         )
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

@@ -231,7 +231,7 @@ def _row(entry: Mapping[str, Any], machine: Machine, fit: Fit, routing: Locality
     note = ""
     if not _usable(entry):
         shifted = entry["value"] - 1
-        note = f"likely a misprint: PCIe 3.0 is too slow for it, and {shifted:.3g} would fit; not fitted"
+        note = f"likely a misprint of {shifted:.3g}: PCIe 3.0 is too slow for it; not fitted"
     elif algorithm == "full":
         note = "copies ahead take slots here, and staging buffers there"
     elif algorithm == "no_preload" and machine.cached < 4:

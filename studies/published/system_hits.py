@@ -17,16 +17,18 @@ from typing import Any, Final
 import numpy as np
 from cache_replay import Locality, events_of, fit_locality, hit_pct, synthetic_events
 from localities import Found
-from published_rows import Row
+from published_rows import Kind, Row
 
+from moesim.simulate.curve import curve
+from moesim.trace import load_trace
 from moesim.trace.importers import from_esft
 
-__all__ = ["mixtral_locality", "popular_hit_pct", "system_rows"]
+__all__ = ["lru_by_slots", "mixtral_locality", "popular_hit_pct", "system_rows"]
 
 _TASKS: Final = ("intent", "law", "summary", "translation")
-_EXPERTS: Final = {"Mixtral-8x7B": 8, "DeepSeek-V2-Lite": 64}
 _LAYERS: Final = 32
 _STEPS: Final = 1000
+_DEEP: Final = Path(__file__).resolve().parents[2] / "traces/deep"
 _DATA: Final = "data/routing"
 
 
@@ -53,9 +55,19 @@ def mixtral_locality(published: Sequence[Mapping[str, Any]]) -> Found:
     )
 
 
-def system_rows(
-    published: Sequence[Mapping[str, Any]], mixtral: Found, shared: Path
-) -> list[Row]:
+def lru_by_slots(mixtral: Found) -> dict[str, list[float]]:
+    """Return LRU's hit rates in per cent at 1 to 7 slots a layer, of this routing and of `deep`."""
+    events = synthetic_events(_LAYERS, 8, 2, _STEPS, mixtral.knobs)
+    deep = curve(load_trace(_DEEP), ["lru"], capacities=range(1, 8))["lru"]
+    return {
+        "synthetic, as HybriMoE measured Mixtral": [
+            hit_pct(events, "lru", slots, "per_layer") for slots in range(1, 8)
+        ],
+        "`traces/deep`": [100 * deep[slots] for slots in range(1, 8)],
+    }
+
+
+def system_rows(published: Sequence[Mapping[str, Any]], mixtral: Found, shared: Path) -> list[Row]:
     """Return the rows of both systems."""
     hybrid = [_hybrid(each, mixtral, shared) for each in _entries(published, "HybriMoE")]
     fiddler = _entries(published, "Fiddler")
@@ -66,7 +78,8 @@ def system_rows(
 def _hybrid(entry: Mapping[str, Any], mixtral: Found, shared: Path) -> Row:
     model, policy = entry["model"], entry["config"]["policy"]
     fraction = entry["config"]["cache_fraction"]
-    ours, kind, note = None, "missing", ""
+    ours: float | None = None
+    kind: Kind = "missing"
     if policy == "MRS":
         note = "moesim has no policy that reads gate scores"
     elif model == "Mixtral-8x7B":
@@ -86,7 +99,7 @@ def _hybrid(entry: Mapping[str, Any], mixtral: Found, shared: Path) -> Row:
         unit="%",
         published=entry["value"],
         ours=ours,
-        kind=kind,  # type: ignore[arg-type]
+        kind=kind,
         note=note,
         group=mixtral.group if model == "Mixtral-8x7B" else f"{model}, HybriMoE",
     )
@@ -132,9 +145,7 @@ def _popular(shared: Path, number: int) -> float:
     return popular_hit_pct(frequencies_LE, json.loads(text)["popular_experts"][:number])
 
 
-def popular_hit_pct(
-    frequencies_LE: np.ndarray[Any, Any], kept: Sequence[tuple[int, int]]
-) -> float:
+def popular_hit_pct(frequencies_LE: np.ndarray[Any, Any], kept: Sequence[tuple[int, int]]) -> float:
     """Return the share of uses, in per cent, that the kept (layer, expert) pairs serve."""
     rows, columns = zip(*kept, strict=True)
     return float(100 * frequencies_LE[rows, columns].sum() / frequencies_LE.sum())
