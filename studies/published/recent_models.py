@@ -1,8 +1,8 @@
 """Table `recent`: hit rates of caches by policy and capacity, on routing of recent models.
 
-The routing itself is not published. So two knobs of synthetic routing are fitted to two rows of
-each trace, and the other rows are predicted. These are a row of LRU and a row of LFU at a middle
-capacity where the source has both, else two rows of LRU.
+The routing itself is not published. So two knobs of synthetic routing are fitted to a few rows of
+each trace, and the other rows are predicted. The fitted rows are LRU at a small and at a large
+capacity, and LFU at one between them, as far as the source has them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _NO_POLICY: Final = {
     "static_split": "whole layers in GPU memory; how many is not stated",
 }
 _NOTES: Final = {
-    "static_profile": "popularity of other texts there, of the routing's own first half here",
+    "static_profile": "popularity of the routing's own first half here; not stated there",
     "lru_warm": "the first half of the steps fills the cache here",
     "lru_engine_warm": "the first half of the steps fills the cache here",
     "lru_cold": "the cache is empty once, at the start",
@@ -50,7 +50,7 @@ class Routing:
     layers: int
     steps: int
     fit_steps: int
-    fitted: tuple[tuple[str, int], tuple[str, int]]
+    fitted: tuple[tuple[str, int], ...]
     scope: Scope = "global"
     rows: int = 1
 
@@ -95,15 +95,15 @@ _POLICIES: Final = {
 
 ROUTINGS: Final = (
     Routing("gpt-oss-120b", "code 512 decode steps", 36, 128, 4, 12, 512, 512,
-            (("lru", 600), ("lfu", 600))),
+            (("lru", 288), ("lru", 1790), ("lfu", 600))),
     Routing("Qwen3.6-35B-A3B", "code 1024 decode steps", 40, 256, 8, 5, 1024, 1024,
             (("lru", 3976), ("lfu", 3976))),
     Routing("Qwen3-30B-A3B", "fibonacci greedy 192 steps", 48, 128, 8, 48, 192, 192,
             (("lru_simulator", 520), ("lru_simulator", 2952))),
     Routing("gpt-oss-120b", "wikitext 47.7K tokens", 36, 128, 4, 4, 6000, 6000,
-            (("lru", 24), ("lfu_decay", 24)), "per_layer"),
+            (("lru", 8), ("lru", 48), ("lfu_decay", 24)), "per_layer"),
     Routing("gpt-oss-120b", "chat 52.0K tokens", 36, 128, 4, 4, 6000, 6000,
-            (("lru", 24), ("lfu_decay", 24)), "per_layer"),
+            (("lru", 8), ("lru", 48), ("lfu_decay", 24)), "per_layer"),
     Routing("Qwen3.8-Flash-Next", "15 generations, 2329 steps", 48, 512, 10, 6, 1000, 400,
             (("lru_warm", 3255), ("lru_warm", 9765)), rows=5),
 )  # fmt: skip
@@ -141,15 +141,17 @@ def _fit(routing: Routing, entries: Sequence[Mapping[str, Any]]) -> Found:
             for policy, capacity in routing.fitted
         ]
 
-    (first, at), (second, then) = routing.fitted
-    names = [re.sub(r"_.*", "", name).upper() for name in (first, second)]
-    if names[0] == names[1]:
-        what = f"{names[0]} at {at} and {then} slots"
-    else:
-        what = f"{names[0]} and {names[1]} at {at} slots"
-    if routing.scope == "per_layer":
-        what += " a layer"
-    return Found(routing.group, fit_locality(misfit), what)
+    return Found(routing.group, fit_locality(misfit), _described(routing))
+
+
+def _described(routing: Routing) -> str:
+    """Return the fitted rows as text: `LRU at 8 and 48, LFU at 24 slots a layer`."""
+    capacities: dict[str, list[str]] = {}
+    for policy, capacity in routing.fitted:
+        capacities.setdefault(policy.partition("_")[0].upper(), []).append(str(capacity))
+    texts = [f"{policy} at {' and '.join(each)}" for policy, each in capacities.items()]
+    layer = " a layer" if routing.scope == "per_layer" else ""
+    return f"{', '.join(texts)} slots{layer}"
 
 
 def _row(entry: Mapping[str, Any], routing: Routing, knobs: Locality) -> Row:
