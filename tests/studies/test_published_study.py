@@ -207,3 +207,6 @@ def test_one_table_can_be_written_without_the_others(shared: Path) -> None:
     assert len(found.rows) == len(COMMITTED.rows)
     assert [r for r in found.rows if r.table != "resident"] == list(earlier.rows)
     assert found.fits == COMMITTED.fits
+    ours = {each.what: each.ours for each in COMMITTED.rows if each.table == "resident"}
+    again = {each.what: each.ours for each in found.rows if each.table == "resident"}
+    assert again == pytest.approx(ours, rel=1e-5), "write them with tables.py --only resident"
