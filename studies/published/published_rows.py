@@ -6,16 +6,12 @@ none. Rows that moesim cannot compute say what is missing, and have no figure of
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from statistics import median
 from typing import Final, Literal
 
-from moesim.files import write_json
-
-__all__ = ["Kind", "Row", "median_error", "read_rows", "table", "with_tables", "write_rows"]
+__all__ = ["Kind", "Row", "median_error", "table", "with_tables"]
 
 Kind = Literal["fitted", "predicted", "missing"]
 _POINTS: Final = "%"
@@ -26,6 +22,8 @@ _END: Final = "<!-- end -->"
 @dataclass(frozen=True, slots=True)
 class Row:
     """One published figure. `what` says of what it is, `ours` is moesim's, `note` says why.
+
+    Rows of one `group` are summarised together.
 
     A unit of % is compared in points; other units in per cent of the published figure.
     """
@@ -38,6 +36,7 @@ class Row:
     ours: float | None
     kind: Kind
     note: str = ""
+    group: str = ""
 
     @property
     def error(self) -> float | None:
@@ -46,6 +45,11 @@ class Row:
             return None
         difference = self.ours - self.published
         return difference if self.unit == _POINTS else 100 * difference / self.published
+
+    @property
+    def relative_pct(self) -> float | None:
+        """Return the error in per cent of the published figure, whatever the unit."""
+        return None if self.ours is None else 100 * (self.ours - self.published) / self.published
 
     @property
     def error_text(self) -> str:
@@ -82,17 +86,3 @@ def with_tables(text: str, tables: dict[str, str]) -> str:
         after = rest[rest.index(_END) :]
         text = f"{before}{mark}\n{content}\n{after}"
     return text
-
-
-def write_rows(rows: Sequence[Row], path: Path) -> None:
-    """Write rows as JSON, with figures to six digits."""
-    plain = [asdict(row) for row in rows]
-    for row in plain:
-        if row["ours"] is not None:
-            row["ours"] = float(f"{row['ours']:.6g}")
-    write_json(path, plain)
-
-
-def read_rows(path: Path) -> list[Row]:
-    """Return the rows that `write_rows` wrote."""
-    return [Row(**each) for each in json.loads(path.read_text(encoding="utf-8"))]

@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
-from published_rows import Row
+from published_rows import Kind, Row
 
 from moesim.measured.answers import Answered, answer_rows
 from moesim.measured.rows import read_measured
@@ -29,6 +29,12 @@ def resident_rows(shared: Path) -> list[Row]:
     return [_row(each) for each in answer_rows(chosen, Simulated().predict)]
 
 
+def _kind(answered: Answered, exam: bool) -> Kind:
+    if answered.prediction is None:
+        return "missing"
+    return "predicted" if exam else "fitted"
+
+
 def _row(answered: Answered) -> Row:
     row = answered.reading.row
     tokens = row.prompt or 1
@@ -40,6 +46,7 @@ def _row(answered: Answered) -> Row:
         unit="tok/s",
         published=answered.value if answered.value is not None else float("nan"),
         ours=None if answered.prediction is None else answered.prediction.value,
-        kind="predicted" if exam else "fitted",
+        kind=_kind(answered, exam),
         note=answered.reason or "",
+        group=row.gpu,
     )
