@@ -206,7 +206,7 @@ def prepare(
     hindsight: set[str] = set()
     learnt = partial(_learnt, scenario, trace, "placement", hindsight)
     shape, hardware = parts.shape, parts.hardware
-    placement = build_placement(scenario, shape, learnt)
+    placement = build_placement(scenario, shape, learnt, has_gpu=hardware.has_gpu)
     topology = topology_for(scenario, hardware)
     lanes = layer_lanes(placement, shape, topology)
     on_gpu = OnGpu.of(shape, lanes)
@@ -506,7 +506,7 @@ def _placing(plan: Plan, host: HostMemory | None, *, free_link: bool) -> Placing
     """Return the plan's placement policy, ready to be asked."""
     scenario, cost, places = plan.scenario, plan.cost, plan.places
     learnt = partial(_learnt, scenario, plan.trace, "placement", set())
-    placement = build_placement(scenario, cost.shape, learnt)
+    placement = build_placement(scenario, cost.shape, learnt, has_gpu=cost.hardware.has_gpu)
     keys = plan.trace.num_layers * plan.trace.num_experts
     # A policy expects this call first, and the answer must be that of the plan. So it gets the
     # slots that the plan asked with, not those that were then given to the residents.
@@ -532,7 +532,9 @@ def residents_in(plan: Plan, slots: int) -> int:
     learnt = partial(_learnt, plan.scenario, plan.trace, "placement", set())
     keys = plan.trace.num_layers * plan.trace.num_experts
     try:
-        placement = build_placement(plan.scenario, plan.cost.shape, learnt)
+        placement = build_placement(
+            plan.scenario, plan.cost.shape, learnt, has_gpu=plan.cost.hardware.has_gpu
+        )
         residents = residents_of(plan.scenario, placement, slots, keys)
     except ScenarioError:
         residents = plan.places.residents

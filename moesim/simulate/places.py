@@ -52,9 +52,13 @@ class Places:
 
 
 def build_placement(
-    scenario: Scenario, shape: ModelShape, popularity: Popularity | None = None
+    scenario: Scenario,
+    shape: ModelShape,
+    popularity: Popularity | None = None,
+    *,
+    has_gpu: bool = True,
 ) -> Placement:
-    """Return a new placement policy of a scenario.
+    """Return a new placement policy of a scenario; `has_gpu` is that of its machine.
 
     Raises:
         ScenarioError: the policy refuses its options.
@@ -67,6 +71,7 @@ def build_placement(
         top_k=shape.top_k,
         rng=stream(scenario.seed, "placement"),
         popularity=popularity,
+        has_gpu=has_gpu,
     )
     try:
         return make_placement(policy, context, options)

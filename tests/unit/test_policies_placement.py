@@ -162,6 +162,11 @@ def test_the_rows_of_an_expert_can_decide_instead(rows: int, copied: bool) -> No
     assert found == (set() if copied else {9})
 
 
+def test_without_a_gpu_nothing_is_copied_to_it() -> None:
+    policy = placement("cpu_layers", context(has_gpu=False), layers="all", whole_layers="all")
+    assert place(policy, {9: 32}, {9: "host"}, PricedExperts(rows=32)) == {9}
+
+
 def test_whole_layers_run_on_the_cpu_and_their_experts_except_in_large_steps() -> None:
     # Model layer 0 is dense; trace layers 0 to 3 are model layers 1 to 4. So two whole layers
     # hold the experts of trace layer 0 alone, and `layers: 2` adds those of trace layer 1.

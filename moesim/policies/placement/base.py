@@ -36,7 +36,7 @@ class PlacementContext:
 
     `model_layers[l]` is the model layer of trace layer l, of `num_model_layers` in all. Each trace
     layer has `num_experts` experts, of which each row uses `top_k`. `popularity` returns the uses of each key in a profile trace;
-    None stands for the replayed trace.
+    None stands for the replayed trace. `has_gpu`: the machine has a GPU to copy to.
     """
 
     model_layers: tuple[int, ...]
@@ -45,6 +45,7 @@ class PlacementContext:
     top_k: int
     rng: np.random.Generator
     popularity: Callable[[Any], Mapping[Key, int]] | None = None
+    has_gpu: bool = True
 
     @property
     def num_layers(self) -> int:

@@ -113,7 +113,7 @@ class CPULayers(Placement):
     def _copies(self, rows: int) -> bool:
         """Return whether a step of so many rows copies the experts of CPU layers."""
         least: int | None = self.options.copy_rows
-        if least is None:
+        if least is None or not self.context.has_gpu:
             return False
         if self.options.copy_rows_of == "step":
             return rows >= least
