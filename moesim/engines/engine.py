@@ -21,7 +21,13 @@ from moesim.config.suggest import suggest
 from moesim.config.units import format_duration_ns
 from moesim.config.validation import validate
 from moesim.config.yaml_document import load_document
-from moesim.engines.profile_schema import EngineFigure, EngineKind, EngineProfile, KernelsProfile
+from moesim.engines.profile_schema import (
+    KV,
+    EngineFigure,
+    EngineKind,
+    EngineProfile,
+    KernelsProfile,
+)
 from moesim.errors import UsageError
 from moesim.files import as_path
 
@@ -165,25 +171,34 @@ class Engine:
         kinds = {origin.kind for key, origin in self.figures.items() if not key.startswith(others)}
         return next((kind for kind in _WEAKEST_FIRST if kind in kinds), "ideal")
 
-    def scaled(self, factor: float) -> Engine:
-        """Return the engine with all its fixed times multiplied by `factor`, for fits."""
+    def scaled(self, fixed: float, *, cpu_reads: float = 1, gpu_reads: float = 1) -> Engine:
+        """Return the engine with its fixed times, and what reads of weights reach, multiplied.
 
-        def scale(kernels: Kernels) -> Kernels:
+        It is for fits. A share may then exceed 1.
+        """
+
+        def scale(kernels: Kernels, reads: float) -> Kernels:
+            shares = {
+                name: share if name == KV else share * reads
+                for name, share in kernels.bandwidth.items()
+            }
             return replace(
                 kernels,
-                kernel_ns=round(kernels.kernel_ns * factor),
-                thread_ns=round(kernels.thread_ns * factor),
+                kernel_ns=round(kernels.kernel_ns * fixed),
+                thread_ns=round(kernels.thread_ns * fixed),
+                bandwidth=MappingProxyType(shares),
             )
 
+        gpu = {name: scale(each, gpu_reads) for name, each in self.gpu.items()}
         return replace(
             self,
-            step_ns=round(self.step_ns * factor),
-            event_ns=round(self.event_ns * factor),
-            launch_ns=round(self.launch_ns * factor),
-            copy_ns=round(self.copy_ns * factor),
-            switch_ns=round(self.switch_ns * factor),
-            gpu=MappingProxyType({name: scale(each) for name, each in self.gpu.items()}),
-            cpu=None if self.cpu is None else scale(self.cpu),
+            step_ns=round(self.step_ns * fixed),
+            event_ns=round(self.event_ns * fixed),
+            launch_ns=round(self.launch_ns * fixed),
+            copy_ns=round(self.copy_ns * fixed),
+            switch_ns=round(self.switch_ns * fixed),
+            gpu=MappingProxyType(gpu),
+            cpu=None if self.cpu is None else scale(self.cpu, cpu_reads),
         )
 
     def kernels(self, interface: str | None) -> Kernels | None:

@@ -31,8 +31,8 @@ __all__ = [
 
 Number = Literal["read_bandwidth", "layer_ns"]
 NUMBERS: Final[tuple[Number, Number]] = ("read_bandwidth", "layer_ns")
-_MOST: Final = 50.0
-"""Fitted numbers are between a fiftieth and fifty times those assumed."""
+_MOST: Final = (50.0, 5.0)
+"""The most by which a fitted number, reads and layer, is above or below the assumed one."""
 _ROUNDS: Final = 6
 _CLOSE: Final = 1e-6
 _NEAR: Final = 0.001
@@ -133,7 +133,9 @@ def fit_two(rows: Sequence[tuple[Reading, float]], model: TimeModel) -> Fitted:
             break
     factors = np.exp(logs)
     ends = [
-        name for name, log in zip(NUMBERS, logs, strict=True) if abs(log) > np.log(_MOST) - 0.01
+        name
+        for name, log, most in zip(NUMBERS, logs, np.log(_MOST), strict=True)
+        if abs(log) > most - 0.01
     ]
     limits = [f"{name} reached the limit of the fit" for name in ends]
     return Fitted(
@@ -163,11 +165,12 @@ def _parts(
     """Return for each row the seconds that neither number changes, of reads, and of layers (n, 3).
 
     Decode time is affine in 1 / bandwidth and in the time of a layer, so three prices tell them.
+    Half the bandwidth is asked for, because twice as much may exceed what the memory has.
     """
     parts = []
     for reading in readings:
         whole = model.seconds(reading, bandwidth, layer_ns)
-        reads = 2 * (whole - model.seconds(reading, 2 * bandwidth, layer_ns))
+        reads = model.seconds(reading, bandwidth / 2, layer_ns) - whole
         host = whole - model.seconds(reading, bandwidth, 0.0)
         parts.append((whole - reads - host, reads, host))
     split: _Floats = np.maximum(np.array(parts), 0.0)
@@ -184,7 +187,7 @@ def _least_squares(parts: _Floats, values: _Floats, free: Any, logs: _Floats) ->
         times = parts[:, 0] + parts[:, 1] * np.exp(-both[0]) + parts[:, 2] * np.exp(both[1])
         return np.concatenate([np.log(times * values), _NEAR * (logs + both)])
 
-    most = np.log(_MOST)
+    most = np.log(_MOST)[free]
     # At a limit, rounding must not put the start of the search outside of it.
     limits = (
         np.minimum(-most - logs[free], -_CLOSE),

@@ -21,6 +21,7 @@ from moesim.measured.predict import Answer, Declined, Prediction, Reading
 from moesim.measured.setting import placed
 
 if TYPE_CHECKING:
+    from moesim.hardware.hardware import Hardware
     from moesim.hardware.parts import Machine
     from moesim.measured.rows import Row
     from moesim.measured.setting import Setting
@@ -79,7 +80,9 @@ class Simulated:
     __call__ = predict
 
     def assumed(self, reading: Reading) -> tuple[float, float]:
-        """Return the bandwidth of reads (bytes/s), and the fixed time of a layer (ns).
+        """Return the peak bandwidth of reads (bytes/s), and the fixed time of a layer (ns).
+
+        What reads reach is in proportion to the peak.
 
         Layers differ between models and placements. So a layer stands here for 40 kernels on the
         GPU, or on the CPU without one, and a fit multiplies all fixed times by the same factor.
@@ -91,8 +94,7 @@ class Simulated:
         if kernels is not None:
             threads = 0 if hardware.has_gpu else hardware.cpu_threads or hardware.cpu_cores or 0
             kernel_ns = kernels.kernel_ns + threads * kernels.thread_ns
-        _, bandwidth = _reads_of(case)
-        return float(bandwidth), float(_LAYER_KERNELS * kernel_ns)
+        return float(_peak_of_reads(hardware)), float(_LAYER_KERNELS * kernel_ns)
 
     def seconds(self, reading: Reading, read_bandwidth: float, layer_ns: float) -> float:
         """Return the seconds of a step at another bandwidth of reads and time of a layer."""
@@ -288,23 +290,21 @@ def _plan(case: Case, *, reads: float = 1.0, kernels: float = 1.0) -> Plan:
     from moesim.scenario import Scenario
     from moesim.simulate.build import prepare
 
-    plain = dict(case.scenario)
-    if reads != 1:
-        key, bandwidth = _reads_of(case)
-        plain["hardware"] = {**plain["hardware"], key: max(1, round(bandwidth * reads))}
-    scenario = Scenario.model_validate(plain)
-    return prepare(scenario, _trace_of(case), engine=scenario.load_engine().scaled(kernels))
+    scenario = Scenario.model_validate(case.scenario)
+    unified = case.machine.hardware.unified
+    engine = scenario.load_engine().scaled(
+        kernels, cpu_reads=reads, gpu_reads=reads if unified else 1
+    )
+    return prepare(scenario, _trace_of(case), engine=engine)
 
 
-def _reads_of(case: Case) -> tuple[str, int]:
-    """Return the key and the bytes/s of the memory whose reads are fitted.
+def _peak_of_reads(hardware: Hardware) -> int:
+    """Return the bytes/s of the memory whose reads are fitted.
 
     That is host memory, which the CPU reads; on a machine with unified memory it is the only one.
     """
-    hardware = case.machine.hardware
-    if hardware.host_memory_bytes_per_s is None or hardware.unified:
-        return "memory_bandwidth", hardware.memory_bytes_per_s
-    return "host_memory_bandwidth", hardware.host_memory_bytes_per_s
+    host = hardware.host_memory_bytes_per_s
+    return hardware.memory_bytes_per_s if host is None or hardware.unified else host
 
 
 def _trace_of(case: Case) -> Trace:
