@@ -92,12 +92,15 @@ def _durations(cost: CostModel) -> Iterator[tuple[str, float, str]]:
     for key, link in (("h2d", machine.h2d), ("d2h", machine.d2h)):
         rate = link.pinned_bytes_per_s if cost.pinned else link.pageable_bytes_per_s
         yield (f"{key}.{copied}", *_rate(f"{key}.{copied}", nbytes, rate, _bytes_per_s(rate)))
-    peak, flops_peak = machine.memory_bytes_per_s, machine.flops_per_s
+    peak, flops_peak = machine.memory_bytes_per_s, f"{machine.flops_per_s:g} FLOPS"
+    key = "flops"
     if isinstance(cost, EngineCost):
+        if machine.int8_ops_per_s and expert_family(cost.shape) != "float":
+            key, flops_peak = "int8_ops", f"{machine.int8_ops_per_s:g} operations/s"
         flops, nbytes_per_s = _reached(cost.times, cost)
         shares = [f", with the share that {cost.engine.name} reaches"] * 2
     else:
-        flops = flops_peak * machine.compute_efficiency
+        flops = machine.flops_per_s * machine.compute_efficiency
         nbytes_per_s = peak * machine.memory_efficiency
         shares = [
             f" at memory_efficiency {machine.memory_efficiency:g}",
@@ -105,8 +108,8 @@ def _durations(cost: CostModel) -> Iterator[tuple[str, float, str]]:
         ]
     shown = f"{_bytes_per_s(peak)}{shares[0]}"
     yield ("memory_bandwidth", *_rate("memory_bandwidth", nbytes, nbytes_per_s, shown))
-    shown = f"{flops_peak:g} FLOPS{shares[1]}"
-    yield ("flops", *_rate("flops", 2 * cost.shape.expert_params, flops, shown))
+    shown = f"{flops_peak}{shares[1]}"
+    yield (key, *_rate(key, 2 * cost.shape.expert_params, flops, shown))
 
 
 def _host_durations(cost: CostModel, lanes: Collection[str]) -> Iterator[tuple[str, float, str]]:

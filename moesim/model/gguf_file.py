@@ -68,7 +68,8 @@ def read_header(path: str | Path) -> Header:
             state = part.stat()
         except OSError as error:
             raise UsageError(f"{part}: cannot be read: {error.strerror or error}") from error
-        headers.append(_read(part, state.st_mtime_ns, state.st_size))
+        version = (state.st_dev, state.st_ino, state.st_mtime_ns, state.st_size)
+        headers.append(_read(part, version))
     tensors = tuple(tensor for header in headers for tensor in header.tensors)
     return Header(headers[0].metadata, tensors)
 
@@ -83,8 +84,8 @@ def _parts(path: Path) -> list[Path]:
 
 # A scenario may name one file as shape and as format, and a sweep reads it at each point.
 @lru_cache(maxsize=64)
-def _read(path: Path, mtime_ns: int, nbytes: int) -> Header:
-    """Return the header of one file, in the version of this time and size."""
+def _read(path: Path, version: tuple[int, ...]) -> Header:
+    """Return the header of one file; `version` is of its content."""
     from gguf import GGUFReader
 
     try:

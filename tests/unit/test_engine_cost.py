@@ -376,6 +376,12 @@ def test_the_slowest_figures_leave_out_what_the_engine_does_not_read() -> None:
     assert text == (
         "hardware.flops is 4 FLOPS, with the share that by hand reaches, so one expert takes 240 s"
     )
+    # Quantised experts are multiplied as integers.
+    quantised = dataclasses.replace(SHAPE, expert_bits=4)
+    integers = dataclasses.replace(HARDWARE, int8_ops_per_s=4)
+    ((key, text),) = slowest_figures(EngineCost(integers, quantised, ENGINE))
+    assert key == "hardware.int8_ops"
+    assert text.startswith("hardware.int8_ops is 4 operations/s, with the share that by hand ")
     host = EngineCost(dataclasses.replace(HARDWARE, cpu_flops_per_s=8), SHAPE, ENGINE)
     ((key, text),) = slowest_figures(host, (GPU, CPU))
     assert key == "hardware.cpu_flops"
