@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
-from moesim.engines.engine import load_engine
+from moesim.engines.engine import engine_names, load_engine
 from moesim.errors import MoesimError, UsageError
 from moesim.measured.fit import Fitted, owned_by
 from moesim.measured.intervals import interval_of
@@ -121,6 +121,8 @@ def case_of(reading: Reading) -> Case:
     row, setting = reading.row, reading.setting
     if setting.kv_on_cpu:
         raise UsageError("KV entries in host memory, with layers on the GPU, are not simulated")
+    if reading.engine.name not in engine_names():
+        raise UsageError(f"no figures of the engine {reading.engine.name} are known")
     shape = named_shape(row.model)
     machine = assemble(row.gpu or None, row.cpu, row.ram, row.pcie)
     try:

@@ -35,8 +35,9 @@ class PlacementContext:
     """What a placement is built with.
 
     `model_layers[l]` is the model layer of trace layer l, of `num_model_layers` in all. Each trace
-    layer has `num_experts` experts, of which each row uses `top_k`. `popularity` returns the uses of each key in a profile trace;
-    None stands for the replayed trace. `has_gpu`: the machine has a GPU to copy to.
+    layer has `num_experts` experts, of which each row uses `top_k`. `popularity` returns the uses
+    of each key in a profile trace; None stands for the replayed trace. `has_gpu`: the machine has a
+    GPU to copy to.
     """
 
     model_layers: tuple[int, ...]

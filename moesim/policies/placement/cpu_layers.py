@@ -30,8 +30,8 @@ class CPULayersOptions:
     `auto` leaves as few there as the slots allow. `whole_layers`: the first model layers that run
     entirely on the CPU, a number or `all`; `all` includes embedding and LM head. Their experts are
     there too, so `layers` may not be a smaller number than their MoE layers. `copy_rows`: in a
-    step of at least this many rows, experts of CPU layers are copied to the GPU; None: never. `copy_rows_of`: `expert` compares the mean rows of an expert instead,
-    rows of the step x top-k / experts.
+    step of at least this many rows, experts of CPU layers are copied to the GPU; None: never.
+    `copy_rows_of`: `expert` compares the mean rows of an expert, rows x top-k / experts.
     """
 
     layers: Annotated[int, Ge(0)] | Literal["auto", "all"] = "auto"
@@ -111,7 +111,7 @@ class CPULayers(Placement):
         return {key: CPU for key in absent if key < end * self.context.num_experts}
 
     def _copies(self, rows: int) -> bool:
-        """Return whether a step of so many rows copies the experts of CPU layers."""
+        """Return whether a step of this many rows copies the experts of CPU layers."""
         least: int | None = self.options.copy_rows
         if least is None or not self.context.has_gpu:
             return False
