@@ -1,8 +1,7 @@
 """Intervals of predictions: factors around the predicted value, by what a row leaves open.
 
-Errors of speeds are ratios, so an interval is a factor each way. The factor of the model itself
-comes from the rows with which the engine profiles were formed (docs/measured.md names them). A
-figure that had to be supposed widens it: independent causes add as squares of logarithms.
+Errors of speeds are ratios, so an interval is a factor each way. What a row leaves open widens it:
+independent causes add as squares of logarithms. docs/measured.md says how often intervals held.
 """
 
 from __future__ import annotations
@@ -15,18 +14,29 @@ from moesim.measured.predict import Reading
 
 __all__ = ["interval_of"]
 
-_MODEL: Final = {"decode": 1.35, "prefill": 1.45, "small_batch": 1.45}
+_MODEL: Final = 1.38
+"""The factor of the model itself."""
 _FITTED: Final = 1.25
+"""The same with two numbers fitted to the machine."""
 _SUPPOSED: Final = 1.08
 """The factor of one supposed part: the speed of memory, the processor, or the link."""
-_MOST: Final = 1.7  # each way
+_SEVERAL_MACHINES: Final = frozenset({"cuda", "cpu"})
+"""Backends whose figures were fitted to several machines."""
+_ONE_MACHINE: Final = {"decode": 1.1, "prefill": 1.6, "small_batch": 1.6}
+"""The factor where they were fitted to one: builds differ most in how they multiply many rows."""
 
 
 def interval_of(
     reading: Reading, supposed: Sequence[str], *, fitted: bool = False
 ) -> tuple[float, float]:
-    """Return the factors of the lower and upper end of the interval."""
-    factors = [_FITTED if fitted else _MODEL[reading.group or "decode"]]
-    factors += [] if fitted else [_SUPPOSED] * len(supposed)
-    factor = min(_MOST, exp(sqrt(sum(log(each) ** 2 for each in factors))))
+    """Return the factors of the lower and upper end of the interval.
+
+    A fit is one of decode rows, so it narrows the intervals of decode only.
+    """
+    group = reading.group or "decode"
+    known = fitted and group == "decode"
+    factors = [_FITTED] if known else [_MODEL, *[_SUPPOSED] * len(supposed)]
+    if not known and reading.engine.backend.casefold() not in _SEVERAL_MACHINES:
+        factors.append(_ONE_MACHINE[group])
+    factor = exp(sqrt(sum(log(each) ** 2 for each in factors)))
     return 1 / factor, factor
