@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -20,19 +21,19 @@ def high(supposed: int = 0, *, fitted: bool = False, **fields: Any) -> float:
 
 def test_each_supposed_part_widens_an_interval_and_less_than_the_one_before() -> None:
     factors = [high(supposed) for supposed in range(4)]
-    steps = [after / before for before, after in zip(factors, factors[1:], strict=False)]
+    steps = [after / before for before, after in pairwise(factors)]
     assert all(step > 1 for step in steps)
     assert factors[0] == pytest.approx(1.38)
 
 
 def test_figures_of_one_machine_widen_prompts_more_than_decode() -> None:
-    cards = {"gpu": "RX 7900 XTX", "engine": "llama.cpp Vulkan"}
-    prompt = {"metric": "prefill_tok_s", "prompt": 512}
+    cards: Any = {"gpu": "RX 7900 XTX", "engine": "llama.cpp Vulkan"}
+    prompt: Any = {"metric": "prefill_tok_s", "prompt": 512}
     assert high(**cards) / high() < high(**cards, **prompt) / high(**prompt)
     assert high(**prompt) == high()
 
 
 def test_two_fitted_numbers_narrow_decode_and_nothing_else() -> None:
     assert high(2, fitted=True) == pytest.approx(1.25)
-    prompt = {"metric": "prefill_tok_s", "prompt": 512}
+    prompt: Any = {"metric": "prefill_tok_s", "prompt": 512}
     assert high(2, fitted=True, **prompt) == high(2, **prompt)
