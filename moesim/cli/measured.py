@@ -66,11 +66,11 @@ def measured(
         written = {} if out is None else {"out": str(out)}
         echo_json({**written, **as_plain(answered, fits)})
         return
-    from moesim.measured.tables import row_tables, summary_tables
+    from moesim.measured.tables import note_table, row_tables, summary_tables
     from moesim.report.tabular import write_tables
 
     write_tables(row_tables(answered, None if out is not None else _MOST_ROWS))
     typer.echo()
-    write_tables(summary_tables(summarised(answered), fits))
+    write_tables([*note_table(answered), *summary_tables(summarised(answered), fits)])
     if out is not None:
         typer.echo(f"\n{out}")

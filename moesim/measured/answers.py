@@ -11,7 +11,7 @@ from moesim.measured.predict import Answer, Declined, Prediction, Predictor, Rea
 from moesim.measured.rows import Measured
 from moesim.measured.score import FITTED, error_pct, summary
 
-__all__ = ["Answered", "answer_fitted", "answer_rows", "as_plain", "summarised"]
+__all__ = ["Answered", "answer_fitted", "answer_rows", "as_plain", "notes_of", "summarised"]
 
 Show = Callable[[str, int, int], None]
 
@@ -88,7 +88,17 @@ def _answer(reading: Reading, predictor: Predictor, fitted: Collection[int]) -> 
 def as_plain(rows: Sequence[Answered], fits: Sequence[Fitted] = ()) -> dict[str, Any]:
     """Return rows and summary as plain data for JSON, with the fitted numbers if there are any."""
     fitted = {"fits": [asdict(fit) for fit in fits]} if fits else {}
-    return {"rows": [_row(row) for row in rows], "summary": {**summarised(rows), **fitted}}
+    notes = {"notes": notes_of(rows)}
+    return {"rows": [_row(row) for row in rows], "summary": {**summarised(rows), **notes, **fitted}}
+
+
+def notes_of(rows: Sequence[Answered]) -> dict[str, list[int]]:
+    """Return each reason and note with the indices of its rows, in the order of the rows."""
+    indices: dict[str, list[int]] = {}
+    for row in rows:
+        for text in (*filter(None, (row.reason,)), *row.notes):
+            indices.setdefault(text, []).append(row.reading.row.index)
+    return indices
 
 
 def summarised(rows: Sequence[Answered]) -> dict[str, Any]:

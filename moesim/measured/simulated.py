@@ -125,10 +125,9 @@ def case_of(reading: Reading) -> Case:
         raise UsageError(f"no figures of the engine {reading.engine.name} are known")
     shape = named_shape(row.model)
     machine = assemble(row.gpu or None, row.cpu, row.ram, row.pcie)
-    try:
-        named = format_named(row.quant)
-    except ValueError:
-        raise UsageError(f"no format of weights is called {row.quant!r}") from None
+    named = format_named(row.quant)
+    if named.format is None:
+        raise UsageError(f"no format of weights is called {row.quant!r}")
     layers = _layers(reading, shape)
     prompt, depth = (0, row.depth or 0) if reading.group == "decode" else _prompt(row)
     scenario: dict[str, Any] = {
@@ -171,10 +170,10 @@ def case_of(reading: Reading) -> Case:
 def _make_room(
     reading: Reading, scenario: dict[str, Any], machine: Machine, layers: _Layers
 ) -> Iterator[str]:
-    """Give the GPU the memory that a row needs, if it nearly has it; yield a note if so.
+    """Give the GPU the memory that a row needs, if it nearly has it; yield a note if it has less.
 
     The row did run, and sizes are known to some per cent: an engine may keep a table of embeddings
-    on the host, or have smaller buffers.
+    on the host, or have smaller buffers. The KV cache has the tokens that it was made for.
 
     Raises:
         UsageError: the row needs much more than the GPU has.
@@ -184,7 +183,9 @@ def _make_room(
     if reading.kind.name not in (OFFLOAD, RESIDENT) or layers.whole == "all":
         return
     shape = Scenario.model_validate(scenario).load_shape(None)
-    tokens = sum(scenario["workload"]["lengths"].values()) * max(1, reading.row.batch)
+    row, lengths = reading.row, scenario["workload"]["lengths"]
+    used = sum(lengths.values()) * max(1, row.batch)
+    tokens = max(used, row.allocated or 0, reading.setting.context or 0)
     on_gpu = range(layers.whole, shape.num_layers + 1)
     experts = (len(shape.moe_layers) - layers.experts) * shape.num_experts
     needed = shape.layers_bytes(on_gpu) + experts * shape.expert_bytes
@@ -196,7 +197,11 @@ def _make_room(
         )
     if needed > _ROOMY * has:
         scenario["hardware"]["vram"] = round(needed / _ROOMY)
-        yield f"{needed / 1e9:.1f} GB of {has / 1e9:.1f} GB of GPU memory are taken as enough"
+    if needed > has:
+        yield (
+            f"{needed / 1e9:.1f} GB are needed and the GPU has {has / 1e9:.1f} GB: as the row ran, "
+            "it is taken to fit"
+        )
 
 
 class _Layers(NamedTuple):

@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from moesim.measured.answers import Answered
+from moesim.measured.answers import Answered, notes_of
 from moesim.measured.fit import Fitted, machine_of
 from moesim.measured.score import GROUPS
 from moesim.report.chart import write_csv
 from moesim.report.metrics import number
 from moesim.report.tabular import Cell, Table
 
-__all__ = ["row_tables", "summary_tables", "write_rows"]
+__all__ = ["note_table", "row_tables", "summary_tables", "write_rows"]
 
 _ROW_COLUMNS: Final = (
     "row", "model", "quant", "setting", "metric", "depth", "measured tok/s", "predicted",
@@ -24,6 +24,7 @@ _SCORE_COLUMNS: Final = (
     "within 40 %", "in interval", "high / low",
 )  # fmt: skip
 _LONGEST: Final = 40  # characters of a cell
+_MOST_INDICES: Final = 8
 
 
 def row_tables(rows: Sequence[Answered], most: int | None = None) -> list[Table]:
@@ -45,6 +46,19 @@ def row_tables(rows: Sequence[Answered], most: int | None = None) -> list[Table]
             table.rows.append([Cell(rest), *(Cell("") for _ in _ROW_COLUMNS[1:])])
         tables.append(table)
     return tables
+
+
+def note_table(rows: Sequence[Answered]) -> list[Table]:
+    """Return a table of all reasons and notes with the indices of their rows, if there are any."""
+    indices = notes_of(rows)
+    if not indices:
+        return []
+    table = Table("Notes", ["note", "rows"])
+    for text, numbers in indices.items():
+        first = ", ".join(map(str, numbers[:_MOST_INDICES]))
+        more = f", … ({len(numbers)})" if len(numbers) > _MOST_INDICES else ""
+        table.add(text, first + more)
+    return [table]
 
 
 def summary_tables(summary: Mapping[str, Any], fits: Sequence[Fitted] = ()) -> list[Table]:

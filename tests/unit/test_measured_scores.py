@@ -172,3 +172,14 @@ def test_the_baseline_reads_bytes_at_three_quarters_and_adds_layers() -> None:
         gpu_layers=40, cpu_layers=20,
     )  # fmt: skip
     assert both == pytest.approx(1 / (0.011 + 0.01 + 0.0012))
+
+
+def test_each_reason_and_note_is_listed_once_with_its_rows() -> None:
+    rows = [
+        Measured(row(index=0, gpu="2x RTX 3090"), None),
+        Measured(row(index=1, engine="llama.cpp"), None),
+        Measured(row(index=2, engine="llama.cpp"), None),
+    ]
+    notes = as_plain(answer_rows(rows, Affine().predict))["summary"]["notes"]
+    assert notes["several-gpus: several GPUs share the model; the simulated machine has one"] == [0]
+    assert [numbers for text, numbers in notes.items() if "names no backend" in text] == [[0, 1, 2]]
