@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -189,7 +190,7 @@ def test_a_start_before_what_a_job_waited_for_is_an_error_of_the_clock_up_to_its
         held = bench.device.marks[mark - 1]
         held.start_ns, held.finish_ns = 1000 - early_ns, 1001
         bench.end(mark - 1)
-        wait_until(lambda job=job: job in bench.settled, 60, 0.001)
+        wait_until(partial(bench.settled.__contains__, job), 60, 0.001)
         assert job.work.start_ns == counted_ns
 
 
