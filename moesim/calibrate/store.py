@@ -15,7 +15,7 @@ from moesim.hardware.ops import BatchShape
 __all__ = ["load_samples", "save_samples"]
 
 _READ: Final[dict[str, Callable[[Sequence[Any]], Any]]] = {
-    "experts": lambda row: ExpertWork(tuple(row[0]), row[1]),
+    "experts": lambda row: ExpertWork(tuple(row[0]), *row[1:]),
     "fronts": lambda row: Layer(row[0], BatchShape(*row[1]), *row[2:]),
     "dense": lambda row: Layer(row[0], BatchShape(*row[1]), *row[2:]),
     "readbacks": lambda row: Readback(*row),

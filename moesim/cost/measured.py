@@ -76,6 +76,8 @@ class OperationCost(CostModel):
         self._table = _Table(times.experts)
         self._call_fs = _fs(times.experts.call_ns)
         self.landing_ns = ceil(times.landing_ns)
+        fetch = times.fetch
+        self._fetch_fs = _fs(fetch.call_ns), _fs(fetch.event_ns), _fs(fetch.copy_ns)
         self._front = _Layer(times.front)
         # A model without dense layers never uses the second.
         self._dense_times = _Layer(times.dense or times.front)
@@ -129,6 +131,11 @@ class OperationCost(CostModel):
         """Return the nanoseconds of one copy without other copies, during computations."""
         idle_ns = super().copy_ns(lane, nbytes)
         return ceil(idle_ns * self._copy_factor) if lane == H2D else idle_ns
+
+    def fetch_ns(self, copied: int) -> int:
+        """See `CostModel.fetch_ns`."""
+        call, event, copy = self._fetch_fs
+        return _ceil_ns(call + (event + copy * copied if copied else 0))
 
     def readback_ns(self, nbytes: int) -> int:
         """Return the nanoseconds from the end of a front until its layer event starts work."""
