@@ -54,10 +54,11 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """Coefficients of a sum, in ns per unit of each part, and their error."""
+    """Coefficients of a sum, in ns per unit of each part, their error, and the sum of a work."""
 
     coefficients: tuple[float, ...]
     residual: Residual
+    predict: Callable[[Any], float]
 
 
 def pool(samples: Iterable[tuple[Hashable, float]]) -> list[Point]:
@@ -119,7 +120,7 @@ def fit(
     def predict(work: Any) -> float:
         return float(np.dot(parts(work), coefficients))
 
-    return Fit(coefficients, verify(held_out, predict, len(fitted)))
+    return Fit(coefficients, verify(held_out, predict, len(fitted)), predict)
 
 
 def robust(

@@ -30,7 +30,7 @@ from moesim.serving.run_log import Issued
 
 _SLOWER: Final = 1.5  # times its nominal duration: then the link did not hold the copy back
 
-__all__ = ["ExpertWork", "Layer", "Readback", "Samples", "TailWork", "read_works"]
+__all__ = ["KINDS", "ExpertWork", "Layer", "Readback", "Samples", "TailWork", "read_works"]
 
 
 class ExpertWork(NamedTuple):
@@ -85,9 +85,17 @@ class Waiting(Protocol):
         """Return the first time at which it could have begun."""
 
 
+KINDS: Final = ("experts", "fronts", "dense", "readbacks", "tails")
+"""The kinds of samples that add up to a step, beside the waits for copies."""
+
+
 @dataclass(slots=True)
 class Samples:
-    """Pairs (work, ns) of each kind; `copies`, from host to device, are (bytes, ns)."""
+    """Pairs (work, ns) of each kind; `copies`, from host to device, are (bytes, ns).
+
+    `steps` has an entry for each finished step: how many samples of each of `KINDS` there were at
+    its end.
+    """
 
     experts: list[tuple[ExpertWork, int]] = field(default_factory=list)
     fronts: list[tuple[Layer, int]] = field(default_factory=list)
@@ -95,11 +103,18 @@ class Samples:
     readbacks: list[tuple[Readback, int]] = field(default_factory=list)
     tails: list[tuple[TailWork, int]] = field(default_factory=list)
     copies: list[tuple[int, int]] = field(default_factory=list)
+    steps: list[tuple[int, ...]] = field(default_factory=list)
 
     def add(self, other: Samples) -> None:
         """Add the samples of another run."""
-        for name in self.__slots__:
+        before = self.counts()
+        self.steps += [tuple(map(sum, zip(before, end, strict=True))) for end in other.steps]
+        for name in (*KINDS, "copies"):
             getattr(self, name).extend(getattr(other, name))
+
+    def counts(self) -> tuple[int, ...]:
+        """Return how many samples of each of `KINDS` there are."""
+        return tuple(len(getattr(self, kind)) for kind in KINDS)
 
 
 def read_works(
@@ -263,4 +278,5 @@ class _Reader:
         if self._counts:
             work = TailWork(batch, self._sampled_bytes, self._copies)
             self._samples.tails.append((work, tail_ns + first.start_ns - end_ns))
+            self._samples.steps.append(self._samples.counts())
         self._tail, self._copies = None, 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any, Final, NamedTuple
 
@@ -10,6 +10,7 @@ import numpy as np
 
 from moesim.calibrate.fitting import Fit, Row, fit, pool, robust, split, verify
 from moesim.calibrate.samples import ExpertWork, Layer, Readback, Samples
+from moesim.calibrate.steps import scaled, step_factor
 from moesim.cost.measured import LayerWork, layer_work
 from moesim.cost.roofline import copy_ns
 from moesim.errors import UsageError
@@ -39,23 +40,22 @@ def fit_times(shape: ModelShape, samples: Samples, *, seed: int = 0) -> Operatio
     Raise `UsageError` if a kind has too few points.
     """
     residuals: dict[str, Residual] = {}
-
-    def note(kind: str, result: Fit) -> tuple[float, ...]:
-        residuals[kind] = result.residual
-        return result.coefficients
-
     _check(samples, shape)
     backs = [(work, float(ns)) for work, ns in samples.readbacks]
-    base, byte, *asked = note("readback", fit(pool(backs), _readback_parts, seed=seed))
+    readback = fit(pool(backs), _readback_parts, seed=seed)
+    base, byte, *asked = readback.coefficients
     # A tail's sample includes the readback of its sampled tokens, which has a price of its own.
     tails = [(work.batch, max(1.0, ns - base - byte * work.nbytes)) for work, ns in samples.tails]
-    tail = note("tail", fit(pool(tails), _tail_parts, seed=seed))
+    tail_fit = fit(pool(tails), _tail_parts, seed=seed)
+    tail = tail_fit.coefficients
+    residuals |= {"readback": readback.residual, "tail": tail_fit.residual}
     # A step's first layer takes longer than later ones, so its extra time is fitted apart.
     layers = _Layers(shape, seed)
     front, dense, first = layers.fit(samples)
     residuals.update(layers.residuals)
-    experts, landing, call, residuals["experts"] = _fit_experts(samples.experts, seed)
-    return OperationTimes(
+    experts, landing, call, calls = _fit_experts(samples.experts, seed)
+    residuals["experts"] = calls.residual
+    times = OperationTimes(
         shape=shape_profile(shape),
         experts=experts,
         front=front,
@@ -71,6 +71,14 @@ def fit_times(shape: ModelShape, samples: Samples, *, seed: int = 0) -> Operatio
         ),
         residuals=residuals,
     )
+    predict = {
+        "experts": calls.predict,
+        "fronts": layers.predict,
+        "dense": layers.predict,
+        "readbacks": readback.predict,
+        "tails": lambda work: tail_fit.predict(work.batch) + base + byte * work.nbytes,
+    }
+    return scaled(times, step_factor(samples, predict))
 
 
 def fit_operations(shape: ModelShape, samples: Samples, link: Link) -> OperationTimes:
@@ -129,6 +137,8 @@ class _Layers:
         self.residuals: dict[str, Residual] = {}
         # What copies of the layer event before add to a front: once, and for each.
         self.fetch_ns: Sequence[float] = (0.0, 0.0)
+        self._usual: dict[str, Callable[[Any], float]] = {}
+        self._extra: Row = (0.0,) * len(_layer_parts(_LayerPoint(LayerWork(0, 0, 0, 0), 0)))
 
     def fit(self, samples: Samples) -> tuple[LayerTimes, LayerTimes | None, LayerTimes]:
         """Return the times of a front, of a dense layer (or None), and the first layer's extra."""
@@ -142,6 +152,7 @@ class _Layers:
             usual = fit(pool(later or begins), _layer_parts, seed=self._seed)
             self.residuals[kind] = usual.residual
             times[kind] = _times(usual.coefficients)
+            self._usual[kind] = usual.predict
             if kind == "front" and later:
                 self.fetch_ns = usual.coefficients[-2:]
             if later and begins:
@@ -163,7 +174,15 @@ class _Layers:
             return usual(work) + float(np.dot(_layer_parts(work[0]), extra))
 
         self.residuals["first"] = verify(held_out, predict, len(fitted))
-        return _times(tuple(extra))
+        self._extra = tuple(map(float, extra))
+        return _times(self._extra)
+
+    def predict(self, layer: Layer) -> float:
+        """Return the nanoseconds of a layer."""
+        kind = "dense" if layer.layer in self._shape.dense_layers else "front"
+        work = self._work(layer)
+        extra = float(np.dot(_layer_parts(work), self._extra)) if layer.first else 0.0
+        return self._usual[kind](work) + extra
 
     def _work(self, layer: Layer) -> _LayerPoint:
         window = self._shape.window if layer.layer in self._windowed else None
@@ -179,8 +198,11 @@ def _times(coefficients: Sequence[float]) -> LayerTimes:
 
 def _fit_experts(
     samples: Sequence[tuple[ExpertWork, int]], seed: int
-) -> tuple[ExpertTable, float, float, Residual]:
-    """Fit the table of rows, the delay after a landing, and what a copy adds to the calls."""
+) -> tuple[ExpertTable, float, float, Fit]:
+    """Fit the table of rows, the delay after a landing, and what a copy adds to the calls.
+
+    The fit itself predicts calls whose tokens are in any order.
+    """
     points = pool((work._replace(tokens=tuple(sorted(work.tokens))), ns) for work, ns in samples)
     fitted, _ = split(points, seed)
     most = max(max(point.work.tokens) for point in fitted)
@@ -203,4 +225,4 @@ def _fit_experts(
     for slope, (low, high) in zip(slopes, pairwise(knots), strict=True):
         each_ns.append(each_ns[-1] + slope * (high - low))
     table = ExpertTable(call_ns=call, tokens=knots, each_ns=each_ns)
-    return table, landing, fresh + beside, result.residual
+    return table, landing, fresh + beside, result
