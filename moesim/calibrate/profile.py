@@ -24,7 +24,7 @@ __all__ = ["Profile", "figure"]
 _NO_LINK: Final = Link(0, 10**15, 10**15)
 _COLUMNS: Final = (
     *("kind", "duration_ns", "layer", "first", "tokens", "kv_tokens", "pairs", "sampled"),
-    *("sequences", "copies", "rows", "landed", "fresh", "nbytes", "pinned"),
+    *("sequences", "copies", "before", "rows", "landed", "fresh", "nbytes", "pinned"),
 )
 
 
@@ -116,7 +116,7 @@ class Profile:
             more = {"nbytes": tail.nbytes, "copies": tail.copies}
             yield {"kind": "tail", "duration_ns": ns, **batch, **more}
         for back, ns in samples.readbacks:
-            more = {"nbytes": back.nbytes, "copies": back.copies}
+            more = {"nbytes": back.nbytes, "copies": back.copies, "before": back.before}
             yield {"kind": "readback", "duration_ns": ns, **more}
         for nbytes, ns in samples.copies:
             yield {"kind": "expert copy", "duration_ns": ns, "nbytes": nbytes}

@@ -60,10 +60,14 @@ class Layer(NamedTuple):
 
 
 class Readback(NamedTuple):
-    """`nbytes` of ids brought to the host, for a layer event that copies `copies` experts."""
+    """`nbytes` of ids brought to the host, for a layer event that copies `copies` experts.
+
+    `before`: how many experts the layer event before it copied.
+    """
 
     nbytes: int
     copies: int = 0
+    before: int = 0
 
 
 class TailWork(NamedTuple):
@@ -155,7 +159,8 @@ class _Reader:
         self._gpu_free_ns = 0  # the end of the operation before
         self._front_ns = 0  # the end of the last front
         self._event: _Event | None = None
-        self._copies = 0  # of the last layer event
+        self._before = 0  # copies of the last layer event
+        self._copies = 0  # the same, until the layer after the event has begun
         self._step = 0
         self._copy: Work | None = None  # the previous copy
         self._link_free_ns = 0  # its end; on an emulated link its nominal end
@@ -261,10 +266,11 @@ class _Reader:
         event, self._event = self._event, None
         if event is None:
             return
+        before, self._before = self._before, event.copies
         self._copies = event.copies
         if event.begun_ns is None or not self._counts:
             return
-        readback = Readback(event.nbytes, event.copies)
+        readback = Readback(event.nbytes, event.copies, before)
         self._samples.readbacks.append((readback, max(0, event.begun_ns - self._front_ns)))
         if event.resident is not None and event.copies:
             what, ns = self._samples.experts[event.resident]

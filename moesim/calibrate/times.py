@@ -43,7 +43,7 @@ def fit_times(shape: ModelShape, samples: Samples, *, seed: int = 0) -> Operatio
     _check(samples, shape)
     backs = [(work, float(ns)) for work, ns in samples.readbacks]
     readback = fit(pool(backs), _readback_parts, seed=seed)
-    base, byte, *asked = readback.coefficients
+    base, byte, *asked, before = readback.coefficients
     # A tail's sample includes the readback of its sampled tokens, which has a price of its own.
     tails = [(work.batch, max(1.0, ns - base - byte * work.nbytes)) for work, ns in samples.tails]
     tail_fit = fit(pool(tails), _tail_parts, seed=seed)
@@ -67,7 +67,7 @@ def fit_times(shape: ModelShape, samples: Samples, *, seed: int = 0) -> Operatio
         fetch=FetchTimes(
             call_ns=call,
             event_ns=asked[0] + layers.fetch_ns[0],
-            copy_ns=asked[1] + layers.fetch_ns[1],
+            copy_ns=asked[1] + before + layers.fetch_ns[1],
         ),
         residuals=residuals,
     )
@@ -108,7 +108,7 @@ def _tail_parts(batch: BatchShape) -> Row:
 
 
 def _readback_parts(work: Readback) -> Row:
-    return 1, work.nbytes, *_fetch_parts(work.copies)
+    return 1, work.nbytes, *_fetch_parts(work.copies), work.before
 
 
 def _layer_parts(work: _LayerPoint) -> Row:
