@@ -97,12 +97,8 @@ class DeviceBench:
         from moesim.executor.run import run_real
 
         plan = design_plan(design, self._subject, self._hardware)
-        # A GPU loads kernels when they are first needed, which takes up to half a second for a new
-        # number of rows. Runs are compared after a warm-up, so designs are measured after one too.
-        for _ in range(1 if self._name == "cpu" else 2):
-            with closing(self.open()) as opened:
-                works = run_real(plan, self._executor, opened).works
-        return works
+        with closing(self.open()) as opened:
+            return run_real(plan, self._executor, opened).works
 
     def close(self) -> None:
         if self._owned is not None:

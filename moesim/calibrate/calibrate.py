@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
@@ -16,7 +16,7 @@ from moesim.calibrate.copies import (
     measure_overlap,
     measure_rates,
 )
-from moesim.calibrate.design import Limits, Subject, designs
+from moesim.calibrate.design import Design, Limits, Subject, designs
 from moesim.calibrate.profile import Profile, figure
 from moesim.calibrate.samples import Samples, read_works
 from moesim.calibrate.times import fit_operations, fit_times, with_copies
@@ -31,6 +31,7 @@ from moesim.workload.workload import build_workload
 if TYPE_CHECKING:
     from moesim.executor.executor import Executor
     from moesim.model.shapes import ModelShape
+    from moesim.serving.run_log import Issued
     from moesim.simulate.build import Plan
 
 __all__ = ["Measurement", "Slices", "calibrate", "calibrate_plan", "measure"]
@@ -173,13 +174,14 @@ class Slices:
     ) -> None:
         """Build the plan's model, or borrow an executor of it. Raise as `calibrate` does."""
         self._subject = _subject(plan)
+        self._pace = _Pace()
         links = _emulated(plan, device)
         self._bench = DeviceBench(self._subject, device, _limits(plan), **links, executor=executor)
 
     def sample(self, budget_s: float, *, seed: int) -> Samples:
         """Return samples of designed workloads that take about `budget_s`."""
         samples = Samples()
-        for more in _serve(self._subject, self._bench, _Clock(budget_s), seed):
+        for more in _serve(self._subject, self._bench, _Clock(budget_s), seed, self._pace):
             samples.add(more)
         return samples
 
@@ -280,24 +282,43 @@ def measure(
     return Measurement(samples, times, rounds, _is_narrow(times))
 
 
-def _serve(subject: Subject, bench: Bench, clock: _Clock, seed: int) -> Iterator[Samples]:
-    """Serve designed workloads until the time is over, at least one; yield the samples of each."""
-    share_s = _ROUND_SHARE * clock.budget_s
-    rows = steps = 0
+def _serve(
+    subject: Subject, bench: Bench, clock: _Clock, seed: int, pace: _Pace | None = None
+) -> Iterator[Samples]:
+    """Serve designed workloads until the time is over, at least one; yield the samples of each.
+
+    A warm-up comes first, unless the `pace` of an earlier call is known.
+    """
+    pace = pace or _Pace()
     source = designs(subject.shape, bench.limits, seed=seed)
-    warm_up = replace(next(source), prompts=(4, 4), outputs=(3, 3), sequences=2)
-    bench.serve(warm_up)
+    if not pace.known:
+        pace.serve(bench, replace(next(source), prompts=(4, 4), outputs=(3, 3), sequences=2))
     for design in source:
-        if rows:
-            design = design.shortened(rows, steps)
-        works = bench.serve(design)
-        yield read_works(works, link=bench.link)
-        # As many rows and steps as the last workload would have done in the share of the time.
-        taken_s = max(work.finish_ns for _, work, *_ in works) / 1e9
-        rows, steps = (1 + int(n * share_s / taken_s) for n in (design.rows, design.steps))
+        short = pace.shortened(design, _ROUND_SHARE * clock.budget_s)
+        yield read_works(pace.serve(bench, short), link=bench.link)
         clock.show()
         if clock.left_s <= 0:
             return
+
+
+class _Pace:
+    """The seconds that a row and a step of the last workload took."""
+
+    def __init__(self) -> None:
+        self.known = False
+        self._row_s = self._step_s = 0.0
+
+    def serve(self, bench: Bench, design: Design) -> Sequence[Issued]:
+        """Serve a workload, and note its pace."""
+        works = bench.serve(design)
+        taken_s = max(issued.work.finish_ns for issued in works) / 1e9
+        self._row_s, self._step_s = taken_s / design.rows, taken_s / design.steps
+        self.known = True
+        return works
+
+    def shortened(self, design: Design, budget_s: float) -> Design:
+        """Return a design that takes about `budget_s` at this pace."""
+        return design.shortened(int(budget_s / self._row_s), int(budget_s / self._step_s))
 
 
 def _is_narrow(times: OperationTimes) -> bool:

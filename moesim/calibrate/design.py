@@ -33,6 +33,7 @@ _CARD: Final = "a100-80gb"  # only its links' chunks reach a real machine, and t
 _ROOM: Final = 1 << 50  # no limit: the bench checks the machine's real memory
 _BATCHES: Final = (1, 8, 2, 32, 4, 16)
 STAGING: Final = 2
+_LEAST_PROMPT: Final = 8  # tokens of a shortened prompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,14 +103,17 @@ class Design:
     def shortened(self, rows: int, steps: int) -> Design:
         """Return the design with about `rows` rows or `steps` steps, whichever allows more.
 
-        Requests go first, but the last two stay. Then prompts become shorter.
+        Requests go first, but the last two stay. Then prompts become shorter, down to a few tokens:
+        a prefill must be seen.
         """
         short = self
         while len(short.prompts) > 2 and short.rows > rows and short.steps > steps:
             short = replace(short, prompts=short.prompts[:-1], outputs=short.outputs[:-1])
         if short.rows > rows and short.steps > steps:
             share = max(0.0, (rows - sum(short.outputs)) / sum(short.prompts))
-            prompts = tuple(max(1, int(share * prompt)) for prompt in short.prompts)
+            prompts = tuple(
+                max(min(prompt, _LEAST_PROMPT), int(share * prompt)) for prompt in short.prompts
+            )
             short = replace(short, prompts=prompts)
         return short
 

@@ -190,9 +190,14 @@ class _Layers:
 
 
 def _times(coefficients: Sequence[float]) -> LayerTimes:
-    base, token, sequence, entry, pair, *_ = coefficients
+    base, token, sequence, entry, pair, prefill, *_ = coefficients
     return LayerTimes(
-        base_ns=base, token_ns=token, sequence_ns=sequence, kv_token_ns=entry, pair_ns=pair
+        base_ns=base,
+        token_ns=token,
+        sequence_ns=sequence,
+        kv_token_ns=entry,
+        pair_ns=pair,
+        prefill_ns=prefill,
     )
 
 

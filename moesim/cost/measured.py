@@ -28,12 +28,14 @@ class LayerWork(NamedTuple):
     """The counts whose weighted sum is the time of one layer without its routed experts.
 
     They mean what they mean in `BatchShape`, within what the layer's window lets tokens attend to.
+    `prefill` is 1 if a sequence has several tokens, else 0.
     """
 
     tokens: int
     sequences: int
     kv_tokens: int
     pairs: int
+    prefill: int = 0
 
 
 def layer_work(batch: BatchShape, window: int | None) -> LayerWork:
@@ -42,7 +44,8 @@ def layer_work(batch: BatchShape, window: int | None) -> LayerWork:
     if window is not None:
         pairs = min(pairs, batch.tokens * window)
         entries = min(entries, batch.tokens * window)
-    return LayerWork(batch.tokens, batch.sequences, entries, pairs)
+    prefill = int(batch.tokens > batch.sequences)
+    return LayerWork(batch.tokens, batch.sequences, entries, pairs, prefill)
 
 
 def cost_of(hardware: Hardware, shape: ModelShape, *, pinned: bool = True) -> CostModel:
@@ -161,6 +164,7 @@ class _Layer:
             _fs(times.sequence_ns),
             _fs(times.kv_token_ns),
             _fs(times.pair_ns),
+            _fs(times.prefill_ns),
         )
 
     def fs(self, work: LayerWork) -> int:

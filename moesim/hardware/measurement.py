@@ -79,13 +79,18 @@ class ExpertTable(Strict):
 
 
 class LayerTimes(Strict):
-    """The time of a layer without its routed experts: a sum with one coefficient for each count."""
+    """The time of a layer without its routed experts: a sum with one coefficient for each count.
+
+    `prefill_ns` is added in steps in which a sequence has several tokens: libraries then build
+    masks and take other kernels.
+    """
 
     base_ns: Nanoseconds
     token_ns: Nanoseconds = 0.0
     sequence_ns: Nanoseconds = 0.0
     kv_token_ns: Nanoseconds = 0.0
     pair_ns: Nanoseconds = 0.0
+    prefill_ns: Nanoseconds = 0.0
 
 
 class TailTimes(Strict):

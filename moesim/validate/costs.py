@@ -18,6 +18,7 @@ from moesim.simulate.build import Plan
 from moesim.validate.runs import ready_torch
 
 if TYPE_CHECKING:
+    from moesim.calibrate.calibrate import Slices
     from moesim.calibrate.profile import Profile
     from moesim.calibrate.samples import Samples
     from moesim.validate.runs import RealBench
@@ -27,6 +28,7 @@ __all__ = ["PROFILE", "Interleaved", "check_machine", "measured_costs"]
 PROFILE: Final = "profile.yaml"
 """In the folder of a validation: the costs that were measured for it."""
 BRIEF_S: Final = 12.0
+BRIEF_GPU_S: Final = 20.0  # a model of many layers takes a fifth of a second a step
 SLICE_S: Final = 3.0
 _SAME: Final = ("processor", "cores", "gpu", "torch", "threads")
 """Facts of a machine that must be equal for measured durations to be valid."""
@@ -43,6 +45,7 @@ class Interleaved:
 
     profile: Profile | None = None
     samples: list[Samples] = field(default_factory=list)
+    slices: Slices | None = None
 
     def sample(self, plan: Plan, bench: RealBench) -> None:
         """Measure a slice. The bench must have run the plan before."""
@@ -50,8 +53,9 @@ class Interleaved:
             return
         from moesim.calibrate.calibrate import Slices
 
-        slices = Slices(plan, device=bench.device, executor=bench.executor(plan))
-        self.samples.append(slices.sample(SLICE_S, seed=1 + len(self.samples)))
+        if self.slices is None:
+            self.slices = Slices(plan, device=bench.device, executor=bench.executor(plan))
+        self.samples.append(self.slices.sample(SLICE_S, seed=1 + len(self.samples)))
 
     def priced(self, plan: Plan, folder: Path) -> Plan:
         """Return the plan with costs of all slices, which replace the profile in `folder`."""
@@ -88,7 +92,8 @@ def measured_costs(
     from moesim.calibrate.bench import machine_facts
     from moesim.calibrate.calibrate import calibrate_plan
 
-    budget_s = BRIEF_S if budget_s is None else budget_s
+    if budget_s is None:
+        budget_s = BRIEF_GPU_S if device == "cuda" else BRIEF_S
     here = machine_facts(device)
     # Its delays are random, so measured costs would predict nothing.
     if device == "fake":

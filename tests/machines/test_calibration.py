@@ -381,13 +381,16 @@ def test_every_design_has_prefills_after_its_first_step_also_when_it_is_shortene
             assert design.shortened(design.rows, 1) == design.shortened(1, design.steps) == design
 
 
-def test_a_first_design_that_takes_long_shortens_the_next_by_its_steps_or_its_rows() -> None:
+def test_designs_are_shortened_to_the_pace_of_the_last_one_and_not_below() -> None:
+    """A simulated machine takes real time too, but its pace is that of its own clock."""
     cost = known_cost()
-    bench = SimBench(cost)
-    measure(Subject(cost.shape), bench, 0.2, most_rounds=4)
-    plain = list(islice(designs(cost.shape, LIMITS), 6))
-    assert bench.served[1] == plain[1]
-    assert all(a.rows <= b.rows for a, b in zip(bench.served[2:], plain[2:], strict=False))
+    plain = list(islice(designs(cost.shape, LIMITS), 4))[1:]
+    for budget_s, longest in ((60.0, None), (1e-3, 2)):
+        bench = SimBench(cost)
+        measure(Subject(cost.shape), bench, budget_s, most_rounds=1)
+        warm_up, first = bench.served
+        assert len(warm_up.prompts) == 2
+        assert first == plain[0] if longest is None else len(first.prompts) == longest
 
 
 def test_the_budget_of_time_is_kept_and_one_that_is_too_short_is_reported() -> None:
