@@ -33,7 +33,7 @@ _CARD: Final = "a100-80gb"  # only its links' chunks reach a real machine, and t
 _ROOM: Final = 1 << 50  # no limit: the bench checks the machine's real memory
 _BATCHES: Final = (1, 8, 2, 32, 4, 16)
 STAGING: Final = 2
-_LEAST_PROMPT: Final = 8  # tokens of a shortened prompt
+_LEAST_PROMPT: Final = 4  # tokens of a shortened prompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,11 +103,11 @@ class Design:
     def shortened(self, rows: int, steps: int) -> Design:
         """Return the design with about `rows` rows or `steps` steps, whichever allows more.
 
-        Requests go first, but the last two stay. Then prompts become shorter, down to a few tokens:
-        a prefill must be seen.
+        Requests go first, but a full batch stays, and two requests. Then prompts become shorter,
+        down to a few tokens: a prefill must be seen.
         """
-        short = self
-        while len(short.prompts) > 2 and short.rows > rows and short.steps > steps:
+        short, fewest = self, max(2, self.sequences)
+        while len(short.prompts) > fewest and short.rows > rows and short.steps > steps:
             short = replace(short, prompts=short.prompts[:-1], outputs=short.outputs[:-1])
         if short.rows > rows and short.steps > steps:
             share = max(0.0, (rows - sum(short.outputs)) / sum(short.prompts))
