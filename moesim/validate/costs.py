@@ -28,7 +28,7 @@ __all__ = ["PROFILE", "Interleaved", "check_machine", "measured_costs"]
 PROFILE: Final = "profile.yaml"
 """In the folder of a validation: the costs that were measured for it."""
 BRIEF_S: Final = 12.0
-BRIEF_GPU_S: Final = 20.0  # a model of many layers takes a fifth of a second a step
+BRIEF_GPU_S: Final = 16.0  # a model of many layers takes a fifth of a second a step
 SLICE_S: Final = 3.0
 _SAME: Final = ("processor", "cores", "gpu", "torch", "threads")
 """Facts of a machine that must be equal for measured durations to be valid."""
@@ -120,6 +120,7 @@ def measured_costs(
         "machine": here,
         "calibrated": "for this validation",
         "calibration_s": budget_s,
+        "calibration_slice_s": 0.0 if interleaved is None else SLICE_S,
         "calibration_rounds": profile.rounds,
         "calibration_narrow": profile.narrow,
     }
