@@ -175,11 +175,17 @@ class Slices:
         """Build the plan's model, or borrow an executor of it. Raise as `calibrate` does."""
         self._subject = _subject(plan)
         self._pace = _Pace()
+        self._borrowed = executor is not None
         links = _emulated(plan, device)
         self._bench = DeviceBench(self._subject, device, _limits(plan), **links, executor=executor)
 
     def sample(self, budget_s: float, *, seed: int) -> Samples:
-        """Return samples of designed workloads that take about `budget_s`."""
+        """Return samples of designed workloads that take about `budget_s`.
+
+        An executor that was borrowed has just run, and needs a warm-up for the first slice only.
+        """
+        if not self._borrowed:
+            self._pace = _Pace()
         samples = Samples()
         for more in _serve(self._subject, self._bench, _Clock(budget_s), seed, self._pace):
             samples.add(more)

@@ -61,9 +61,13 @@ class Interleaved:
         """Return the plan with costs of all slices, which replace the profile in `folder`."""
         if self.profile is None or not self.samples:
             return plan
-        for more in self.samples:
-            self.profile = self.profile.refined(more)
+        from moesim.calibrate.samples import Samples
+
+        more = Samples()
+        for samples in self.samples:
+            more.add(samples)
         self.samples.clear()
+        self.profile = self.profile.refined(more)
         self.profile.write(folder / PROFILE)
         return self.profile.priced(plan)
 
