@@ -222,7 +222,9 @@ def _fit_experts(
             for place, (low, high) in enumerate(pairwise(knots)):
                 beyond = count if place == len(each) - 1 else min(count, high)
                 each[place] += max(0, beyond - low)
-        return [len(work.tokens), 1, float(work.landed), float(work.fresh), work.copies, *each]
+        # A copy slows down what is computed while it is issued, which is about one expert.
+        beside = min(work.copies, len(work.tokens))
+        return [len(work.tokens), 1, float(work.landed), float(work.fresh), beside, *each]
 
     result = fit(points, parts, seed=seed)
     weights, call, landing, fresh, beside, *slopes = result.coefficients
