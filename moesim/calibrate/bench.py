@@ -6,11 +6,12 @@ import os
 import platform
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import replace
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
-from moesim.calibrate.design import Design, Limits, Subject, design_plan
+from moesim.calibrate.design import STAGING, Design, Limits, Subject, design_plan
 from moesim.config.units import format_bytes
 from moesim.errors import BudgetError, MissingExtra
 from moesim.hardware.hardware import Hardware, Link, load_hardware
@@ -18,6 +19,7 @@ from moesim.serving.run_log import Issued
 
 if TYPE_CHECKING:
     from moesim.executor.device import Device
+    from moesim.executor.executor import Executor
 
 __all__ = ["Bench", "DeviceBench", "machine_facts"]
 
@@ -51,8 +53,9 @@ class DeviceBench:
         *,
         h2d: Link | None = None,
         d2h: Link | None = None,
+        executor: Executor | None = None,
     ) -> None:
-        """Build the model and its executor on a device.
+        """Build the model and its executor on a device, or borrow an executor of the model.
 
         Raise `UsageError` without such a device, `BudgetError` if memory is short, `MissingExtra`
         without torch.
@@ -68,13 +71,19 @@ class DeviceBench:
         self._h2d, self._d2h = (h2d, d2h) if emulates else (None, None)
         self.link = self._h2d
         self._hardware = _hardware(self.link)
+        self._owned: Executor | None = None
+        if executor is not None:
+            self._executor = executor
+            room = len(executor.buffers) - STAGING
+            self.limits = replace(limits, slots=min(limits.slots, room))
+            return
         opened = self.open()
         try:
             slots = _slots_with_room(subject, opened)
             self.limits = replace(limits, slots=min(limits.slots, slots))
             largest = Design(1, 1, (1,), (1,), self.limits.slots_of(subject.shape), 0.0, 0)
             plan = design_plan(largest, subject, self._hardware)
-            self._executor: Any = executor_for(plan, opened)
+            self._executor = self._owned = executor_for(plan, opened)
         finally:
             opened.close()
 
@@ -88,10 +97,12 @@ class DeviceBench:
         from moesim.executor.run import run_real
 
         plan = design_plan(design, self._subject, self._hardware)
-        return run_real(plan, self._executor, self.open()).works
+        with closing(self.open()) as opened:
+            return run_real(plan, self._executor, opened).works
 
     def close(self) -> None:
-        self._executor.close()
+        if self._owned is not None:
+            self._owned.close()
 
 
 def _hardware(link: Link | None) -> Hardware:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
-
-import numpy as np
 
 from moesim.calibrate.bench import Bench, DeviceBench, machine_facts, today, total_bytes
 from moesim.calibrate.copies import (
@@ -21,8 +19,7 @@ from moesim.calibrate.copies import (
 from moesim.calibrate.design import Design, Limits, Subject, designs
 from moesim.calibrate.profile import Profile, figure
 from moesim.calibrate.samples import Samples, read_works
-from moesim.calibrate.times import fit_times
-from moesim.cost.roofline import copy_ns
+from moesim.calibrate.times import fit_operations, fit_times, with_copies
 from moesim.errors import UsageError
 from moesim.executor.device import emulated
 from moesim.hardware.hardware import Link
@@ -32,7 +29,9 @@ from moesim.serving.budget import largest_step
 from moesim.workload.workload import build_workload
 
 if TYPE_CHECKING:
+    from moesim.executor.executor import Executor
     from moesim.model.shapes import ModelShape
+    from moesim.serving.run_log import Issued
     from moesim.simulate.build import Plan
 
 __all__ = ["Measurement", "Slices", "calibrate", "calibrate_plan", "measure"]
@@ -106,7 +105,7 @@ def calibrate(
         link = bench.link
     lines = _links(copies, pins)
     nominal = lines["h2d"] if link is None else link
-    result.times = _with_copies(result.times, result.samples, nominal)
+    result.times = with_copies(result.times, result.samples, nominal)
     data = {
         "name": f"{device} of this machine, with {shape.name}",
         **_figures(
@@ -127,7 +126,16 @@ def calibrate(
         "overlap": overlap.model_dump(),
         "operations": [result.times.model_dump(exclude_defaults=True)],
     }
-    return Profile(data, result.times, result.samples, tuple(copies), result.rounds, result.narrow)
+    return Profile(
+        data,
+        result.times,
+        result.samples,
+        tuple(copies),
+        result.rounds,
+        result.narrow,
+        nominal,
+        lines if link is None else None,
+    )
 
 
 def calibrate_plan(
@@ -161,15 +169,25 @@ class Slices:
     So calibration and the runs that it predicts see the same machine load.
     """
 
-    def __init__(self, plan: Plan, *, device: str = "cpu") -> None:
-        """Build the plan's model. Raise as `calibrate` does."""
+    def __init__(
+        self, plan: Plan, *, device: str = "cpu", executor: Executor | None = None
+    ) -> None:
+        """Build the plan's model, or borrow an executor of it. Raise as `calibrate` does."""
         self._subject = _subject(plan)
-        self._bench = DeviceBench(self._subject, device, _limits(plan), **_emulated(plan, device))
+        self._pace = _Pace()
+        self._borrowed = executor is not None
+        links = _emulated(plan, device)
+        self._bench = DeviceBench(self._subject, device, _limits(plan), **links, executor=executor)
 
     def sample(self, budget_s: float, *, seed: int) -> Samples:
-        """Return samples of designed workloads that take about `budget_s`."""
+        """Return samples of designed workloads that take about `budget_s`.
+
+        An executor that was borrowed has just run, and needs a warm-up for the first slice only.
+        """
+        if not self._borrowed:
+            self._pace = _Pace()
         samples = Samples()
-        for more in _serve(self._subject, self._bench, _Clock(budget_s), seed):
+        for more in _serve(self._subject, self._bench, _Clock(budget_s), seed, self._pace):
             samples.add(more)
         return samples
 
@@ -179,7 +197,7 @@ class Slices:
 
         `link` gives the nominal cost of copies from host to device.
         """
-        return _with_copies(fit_times(shape, samples), samples, link)
+        return fit_operations(shape, samples, link)
 
     def close(self) -> None:
         """Release the model."""
@@ -270,38 +288,47 @@ def measure(
     return Measurement(samples, times, rounds, _is_narrow(times))
 
 
-def _serve(subject: Subject, bench: Bench, clock: _Clock, seed: int) -> Iterator[Samples]:
-    """Serve designed workloads until the time is over, at least one; yield the samples of each."""
-    row_s = 0.0
+def _serve(
+    subject: Subject, bench: Bench, clock: _Clock, seed: int, pace: _Pace | None = None
+) -> Iterator[Samples]:
+    """Serve designed workloads until the time is over, at least one; yield the samples of each.
+
+    A warm-up comes first, unless the `pace` of an earlier call is known.
+    """
+    pace = pace or _Pace()
     source = designs(subject.shape, bench.limits, seed=seed)
-    warm_up = replace(next(source), prompts=(4, 4), outputs=(3, 3), sequences=2)
-    bench.serve(warm_up)
+    if not pace.known:
+        pace.serve(bench, replace(next(source), prompts=(4, 4), outputs=(3, 3), sequences=2))
     for design in source:
-        if row_s:  # with the last workload's time per row, keep this one within its share
-            design = _shortened(design, int(_ROUND_SHARE * clock.budget_s / row_s))
-        began_s = time.monotonic()
-        yield read_works(bench.serve(design), link=bench.link)
-        row_s = (time.monotonic() - began_s) / design.rows
+        short = pace.shortened(design, _ROUND_SHARE * clock.budget_s)
+        yield read_works(pace.serve(bench, short), link=bench.link)
         clock.show()
         if clock.left_s <= 0:
             return
 
 
+class _Pace:
+    """The seconds that a row and a step of the last workload took."""
+
+    def __init__(self) -> None:
+        self.known = False
+        self._row_s = self._step_s = 0.0
+
+    def serve(self, bench: Bench, design: Design) -> Sequence[Issued]:
+        """Serve a workload, and note its pace."""
+        works = bench.serve(design)
+        taken_s = max(issued.work.finish_ns for issued in works) / 1e9
+        self._row_s, self._step_s = taken_s / design.rows, taken_s / design.steps
+        self.known = True
+        return works
+
+    def shortened(self, design: Design, budget_s: float) -> Design:
+        """Return a design that takes about `budget_s` at this pace."""
+        return design.shortened(int(budget_s / self._row_s), int(budget_s / self._step_s))
+
+
 def _is_narrow(times: OperationTimes) -> bool:
     return all(residual.interval <= NARROW for residual in times.residuals.values())
-
-
-def _shortened(design: Design, rows: int) -> Design:
-    """Return the design with about `rows` rows at most: shorter prompts, then fewer requests."""
-    if design.rows <= rows:
-        return design
-    outputs = sum(design.outputs)
-    share = max(0.0, (rows - outputs) / max(1, sum(design.prompts)))
-    prompts = tuple(max(1, int(share * prompt)) for prompt in design.prompts)
-    keep = len(prompts)
-    while keep > 1 and sum(prompts[:keep]) + sum(design.outputs[:keep]) > rows + keep:
-        keep -= 1
-    return replace(design, prompts=prompts[:keep], outputs=design.outputs[:keep])
 
 
 def _links(copies: list[CopyPoint], pins: bool) -> dict[str, Link]:
@@ -316,13 +343,6 @@ def _links(copies: list[CopyPoint], pins: bool) -> dict[str, Link]:
         rates = [round(1e9 / max(line[1], 1e-6)) for line in lines]
         links[direction] = Link(round(latency), *rates)
     return links
-
-
-def _with_copies(times: OperationTimes, samples: Samples, link: Link) -> OperationTimes:
-    """Return the times with the factor by which copies take longer in runs than alone."""
-    ratios = [ns / copy_ns(link, nbytes, pinned=True) for nbytes, ns in samples.copies]
-    factor = float(np.median(ratios)) if ratios else 1.0
-    return times.model_copy(update={"copy_factor": max(1.0, factor)})
 
 
 def _figures(

@@ -33,7 +33,8 @@ __all__ = ["Design", "Limits", "Subject", "design_plan", "designs", "named_subje
 _CARD: Final = "a100-80gb"  # only its links' chunks reach a real machine, and they are replaced
 _ROOM: Final = 1 << 50  # no limit: the bench checks the machine's real memory
 _BATCHES: Final = (1, 8, 2, 32, 4, 16)
-_STAGING: Final = 2
+STAGING: Final = 2
+_LEAST_PROMPT: Final = 4  # tokens of a shortened prompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +100,29 @@ class Design:
     def rows(self) -> int:
         return sum(self.prompts) + sum(self.outputs) - len(self.prompts)
 
+    @property
+    def steps(self) -> int:
+        """About how many steps it takes."""
+        prefills = -(-sum(self.prompts) // self.token_budget)
+        return prefills + -(-sum(self.outputs) // self.sequences)
+
+    def shortened(self, rows: int, steps: int) -> Design:
+        """Return the design with about `rows` rows or `steps` steps, whichever allows more.
+
+        Requests go first, but a full batch stays, and two requests. Then prompts become shorter,
+        down to a few tokens: a prefill must be seen.
+        """
+        short, fewest = self, max(2, self.sequences)
+        while len(short.prompts) > fewest and short.rows > rows and short.steps > steps:
+            short = replace(short, prompts=short.prompts[:-1], outputs=short.outputs[:-1])
+        if short.rows > rows and short.steps > steps:
+            share = max(0.0, (rows - sum(short.outputs)) / sum(short.prompts))
+            prompts = tuple(
+                max(min(prompt, _LEAST_PROMPT), int(share * prompt)) for prompt in short.prompts
+            )
+            short = replace(short, prompts=prompts)
+        return short
+
 
 def designs(shape: ModelShape, limits: Limits, *, seed: int = 0) -> Iterator[Design]:
     """Yield workloads without end; six cover all batch sizes, three cover all residencies."""
@@ -110,7 +134,7 @@ def designs(shape: ModelShape, limits: Limits, *, seed: int = 0) -> Iterator[Des
     number = 0
     while True:
         for batch in batches:
-            requests = batch + batch // 2
+            requests = batch + max(1, batch // 2)  # the first step of a run counts nowhere
             longest = max(1, limits.context - 8)
             prompts = np.exp(rng.uniform(0, np.log(longest + 1), requests)).astype(int)
             if batch > 4:  # many long prompts would use up the time budget
@@ -146,7 +170,7 @@ def design_plan(design: Design, subject: Subject, hardware: Hardware | None = No
             "name": "calibration",
             "trace": "in memory",
             "hardware": _CARD,
-            "memory": {"staging": _STAGING, "capacity": _ROOM},
+            "memory": {"staging": STAGING, "capacity": _ROOM},
             "batching": {
                 "policy": "decode_first",
                 "token_budget": design.token_budget,

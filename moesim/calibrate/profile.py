@@ -11,18 +11,20 @@ from typing import Any, Final
 
 from moesim.calibrate.copies import CopyPoint
 from moesim.calibrate.samples import Samples
+from moesim.calibrate.times import fit_operations
 from moesim.config.yaml_document import dump_document
 from moesim.cost.measured import OperationCost
 from moesim.files import whole_file
-from moesim.hardware.hardware import Hardware, hardware_from
+from moesim.hardware.hardware import Hardware, Link, hardware_from
 from moesim.hardware.measurement import OperationTimes
 from moesim.simulate.build import Plan
 
 __all__ = ["Profile", "figure"]
 
+_NO_LINK: Final = Link(0, 10**15, 10**15)
 _COLUMNS: Final = (
     *("kind", "duration_ns", "layer", "first", "tokens", "kv_tokens", "pairs", "sampled"),
-    *("sequences", "cold", "rows", "landed", "nbytes", "pinned"),
+    *("sequences", "copies", "before", "rows", "landed", "fresh", "nbytes", "pinned"),
 )
 
 
@@ -42,6 +44,10 @@ class Profile:
     rounds: int
     narrow: bool
     """Whether all intervals became narrow within the time budget."""
+    link: Link = _NO_LINK
+    """What a copy to the device takes by itself."""
+    links: Mapping[str, Link] | None = None
+    """The measured links by lane; None where they were emulated."""
 
     def __repr__(self) -> str:
         width = "narrow" if self.narrow else "wide"
@@ -52,10 +58,27 @@ class Profile:
         return hardware_from(self.data, "the measured profile")
 
     def priced(self, plan: Plan) -> Plan:
-        """Return the plan with the measured operations as costs, but its own memory and links."""
+        """Return the plan with the measured operations as costs, but its own memory.
+
+        Emulated links are the plan's own too, and real ones are as measured.
+        """
         hardware = replace(plan.cost.hardware, operations=(self.times,))
+        if self.links is not None:
+            # The size of a chunk is a choice, so the plan's own stays.
+            h2d = replace(self.links["h2d"], chunk_bytes=hardware.h2d.chunk_bytes)
+            d2h = replace(self.links["d2h"], chunk_bytes=hardware.d2h.chunk_bytes)
+            hardware = replace(hardware, h2d=h2d, d2h=d2h)
         cost = OperationCost(hardware, plan.cost.shape, self.times, pinned=plan.cost.pinned)
         return replace(plan, cost=cost)
+
+    def refined(self, samples: Samples) -> Profile:
+        """Return the profile with its operations fitted to these samples as well."""
+        every = Samples()
+        every.add(self.samples)
+        every.add(samples)
+        times = fit_operations(self.times.shape.resolve(), every, self.link)
+        data = {**self.data, "operations": [times.model_dump(exclude_defaults=True)]}
+        return replace(self, data=data, times=times, samples=every)
 
     def write(self, path: str | os.PathLike[str]) -> None:
         """Write the profile, and its raw points as CSV beside it. Raise `OutputError`."""
@@ -80,18 +103,20 @@ class Profile:
                 "duration_ns": ns,
                 "rows": rows,
                 "landed": int(work.landed),
+                "fresh": int(work.fresh),
+                "copies": work.copies,
             }
         for kind, layers in (("front", samples.fronts), ("dense", samples.dense)):
             for layer, ns in layers:
-                flags = {"first": int(layer.first), "cold": int(layer.cold)}
+                flags = {"first": int(layer.first), "copies": layer.copies}
                 more = {"layer": layer.layer, **flags}
                 yield {"kind": kind, "duration_ns": ns, **layer.batch._asdict(), **more}
         for tail, ns in samples.tails:
             batch = tail.batch._asdict()
-            more = {"nbytes": tail.nbytes, "cold": int(tail.cold)}
+            more = {"nbytes": tail.nbytes, "copies": tail.copies}
             yield {"kind": "tail", "duration_ns": ns, **batch, **more}
         for back, ns in samples.readbacks:
-            more = {"nbytes": back.nbytes, "cold": int(back.cold)}
+            more = {"nbytes": back.nbytes, "copies": back.copies, "before": back.before}
             yield {"kind": "readback", "duration_ns": ns, **more}
         for nbytes, ns in samples.copies:
             yield {"kind": "expert copy", "duration_ns": ns, "nbytes": nbytes}

@@ -4,15 +4,21 @@ The simulated machine starts work at the first possible instant. A real machine 
 or launches a kernel. So an operation's sample starts when the simulated machine would have started
 it: at the end of the operation before it on the GPU lane, or at the landing of its expert. The
 host's work between a front and the first work of its layer event counts as readback. Its work
-between two steps counts as part of the tail. Late wake-ups of an emulated link do not add up. So a
-copy counts as landed at its nominal time, and any delay after that belongs to the computation.
+between two steps counts as part of the tail.
+
+An emulated link tells of a landing late, because a thread must wake up. So a copy over it lasts its
+nominal time, and the delay after that belongs to the computation that waited. The delay then counts
+once. If the copy itself takes longer than the link would let it, its own end counts.
+
+A copy also costs time on the compute lane: the host issues it, computation beside it is slower, and
+threads that have waited start cold. So each sample has the number of copies in its layer event.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Final, NamedTuple, Protocol, runtime_checkable
 
 from moesim.cost.roofline import copy_ns
 from moesim.hardware import ops
@@ -22,45 +28,57 @@ from moesim.hardware.topology import GPU, H2D
 from moesim.machine.work import DEMAND, Work
 from moesim.serving.run_log import Issued
 
-__all__ = ["ExpertWork", "Layer", "Readback", "Samples", "TailWork", "read_works"]
+_SLOWER: Final = 1.5  # times its nominal duration: then the link did not hold the copy back
+
+__all__ = ["KINDS", "ExpertWork", "Layer", "Readback", "Samples", "TailWork", "read_works"]
 
 
 class ExpertWork(NamedTuple):
-    """One call over routed experts; `landed`: the lane was idle until its expert's copy landed."""
+    """One call over routed experts.
+
+    `landed`: the lane was idle until its expert's copy landed. `fresh`: the call follows the copy
+    of its expert. `copies`: how many experts were copied beside a call that is not fresh.
+    """
 
     tokens: tuple[int, ...]
     landed: bool
+    fresh: bool = False
+    copies: int = 0
 
 
 class Layer(NamedTuple):
     """One layer of one batch, without its routed experts.
 
-    `first`: it is the first layer of its step. `cold`: the lane waited for a copy somewhere in the
-    step, so threads have slept and caches are cold.
+    `first`: it is the first layer of its step. `copies`: how many experts the layer event before it
+    copied, in the same step.
     """
 
     layer: int
     batch: BatchShape
     first: bool
-    cold: bool
+    copies: int = 0
 
 
 class Readback(NamedTuple):
-    """`nbytes` of ids brought to the host; `cold` as for a layer."""
+    """`nbytes` of ids brought to the host, for a layer event that copies `copies` experts.
+
+    `before`: how many experts the layer event before it copied.
+    """
 
     nbytes: int
-    cold: bool
+    copies: int = 0
+    before: int = 0
 
 
 class TailWork(NamedTuple):
     """The end of a step, until the next begins; it brings `nbytes` of sampled tokens to the host.
 
-    `cold` as for a layer.
+    `copies`: how many experts the last layer event of the step copied.
     """
 
     batch: BatchShape
     nbytes: int
-    cold: bool
+    copies: int = 0
 
 
 @runtime_checkable
@@ -71,9 +89,17 @@ class Waiting(Protocol):
         """Return the first time at which it could have begun."""
 
 
+KINDS: Final = ("experts", "fronts", "dense", "readbacks", "tails")
+"""The kinds of samples that add up to a step, beside the waits for copies."""
+
+
 @dataclass(slots=True)
 class Samples:
-    """Pairs (work, ns) of each kind; `copies`, from host to device, are (bytes, ns)."""
+    """Pairs (work, ns) of each kind; `copies`, from host to device, are (bytes, ns).
+
+    `steps` has an entry for each finished step: how many samples of each of `KINDS` there were at
+    its end.
+    """
 
     experts: list[tuple[ExpertWork, int]] = field(default_factory=list)
     fronts: list[tuple[Layer, int]] = field(default_factory=list)
@@ -81,11 +107,18 @@ class Samples:
     readbacks: list[tuple[Readback, int]] = field(default_factory=list)
     tails: list[tuple[TailWork, int]] = field(default_factory=list)
     copies: list[tuple[int, int]] = field(default_factory=list)
+    steps: list[tuple[int, ...]] = field(default_factory=list)
 
     def add(self, other: Samples) -> None:
         """Add the samples of another run."""
-        for name in self.__slots__:
+        before = self.counts()
+        self.steps += [tuple(map(sum, zip(before, end, strict=True))) for end in other.steps]
+        for name in (*KINDS, "copies"):
             getattr(self, name).extend(getattr(other, name))
+
+    def counts(self) -> tuple[int, ...]:
+        """Return how many samples of each of `KINDS` there are."""
+        return tuple(len(getattr(self, kind)) for kind in KINDS)
 
 
 def read_works(
@@ -95,34 +128,40 @@ def read_works(
 
     `link` is the emulated link, or None.
     """
-    # A step's early layers are cold too if a later layer waits, so a first pass finds such steps.
-    scout = _Reader(link, skip_steps)
-    scout.read(works)
-    return _Reader(link, skip_steps, frozenset(scout.waiting)).read(works)
+    return _Reader(link, skip_steps).read(works)
+
+
+@dataclass(slots=True)
+class _Event:
+    """A layer event: its readback, and what has begun in it so far."""
+
+    nbytes: int
+    work_ns: int | None = None  # when its first computation began
+    copy_ns: int | None = None  # when its first copy began
+    copies: int = 0
+    waited: bool = False  # whether any computation waited for a copy
+    resident: int | None = None  # the sample of the call over experts that were in GPU memory
+
+    @property
+    def begun_ns(self) -> int | None:
+        """When its first work began: that of its copies if the run waits for them."""
+        return self.copy_ns if self.waited and self.copy_ns is not None else self.work_ns
 
 
 class _Reader:
     """Reads works in the order of issue, which on each lane is the order of time."""
 
-    def __init__(
-        self, link: Link | None, skip_steps: int, cold: frozenset[int] = frozenset()
-    ) -> None:
-        """Start a pass; `cold` are the steps in which the lane waits for copies."""
-        self.waiting: set[int] = set()
-        self._cold_steps = cold
+    def __init__(self, link: Link | None, skip_steps: int) -> None:
         self._link = link
         self._skip_steps = skip_steps
         self._samples = Samples()
         self._counts = False
         self._gpu_free_ns = 0  # the end of the operation before
         self._front_ns = 0  # the end of the last front
-        # Bytes read back for the current layer event, and when its first work began: that of the
-        # copies if there are any, because the run waits for them.
-        self._event: tuple[int, int | None] | None = None
-        self._copies = 0  # of this layer event
-        self._waited = False  # whether its last computation waited for a copy
+        self._event: _Event | None = None
+        self._before = 0  # copies of the last layer event
+        self._copies = 0  # the same, until the layer after the event has begun
         self._step = 0
-        self._cold = False  # whether any computation of the step waits for a copy
         self._copy: Work | None = None  # the previous copy
         self._link_free_ns = 0  # its end; on an emulated link its nominal end
         self._landing: dict[int, int] = {}  # landing times of experts that are not computed yet
@@ -138,7 +177,7 @@ class _Reader:
             work = issued.work
             if isinstance(work.op, ops.Readback):
                 if self._tail is None:
-                    self._event, self._copies = (work.op.nbytes, None), 0
+                    self._event = _Event(work.op.nbytes)
                 else:
                     self._sampled_bytes = work.op.nbytes
             elif isinstance(work.op, ops.Copy) and work.lane == H2D:
@@ -155,49 +194,68 @@ class _Reader:
         # An emulated link counts from when a copy could begin, not from when its thread woke up.
         start_ns = work.start_ns if self._link is None else ready_ns
         follows = before is not None and ready_ns <= before.finish_ns
-        if before is not None and follows:
-            start_ns = before.finish_ns
-        elif work.urgency == DEMAND and self._event is not None and not self._copies:
-            self._event = self._event[0], start_ns
-        self._copies += 1
+        if follows:
+            start_ns = self._link_free_ns
+        if work.urgency == DEMAND and self._event is not None:
+            if not self._event.copies and not follows:
+                self._event.copy_ns = start_ns
+            self._event.copies += 1
+        self._link_free_ns = self._landed_ns(work, start_ns, op.nbytes)
         if self._counts:
-            self._samples.copies.append((op.nbytes, work.finish_ns - start_ns))
-        if self._link is None:
-            self._link_free_ns = work.finish_ns
-        else:
-            due_ns = self._link_free_ns if follows else start_ns
-            self._link_free_ns = due_ns + copy_ns(self._link, op.nbytes, pinned=True)
+            self._samples.copies.append((op.nbytes, self._link_free_ns - start_ns))
         self._copy = work
         self._landing[op.key] = self._link_free_ns
+
+    def _landed_ns(self, work: Work, start_ns: int, nbytes: int) -> int:
+        """Return when a copy landed that began at `start_ns`."""
+        if self._link is None:
+            return max(start_ns, work.finish_ns)
+        nominal_ns = copy_ns(self._link, nbytes, pinned=True)
+        # A thread wakes up late by much less than a copy takes, unless the link is very fast.
+        own = work.finish_ns - start_ns > _SLOWER * nominal_ns
+        return work.finish_ns if own else min(work.finish_ns, start_ns + nominal_ns)
 
     def _computed(self, work: Work) -> None:
         op, samples = work.op, self._samples
         if not isinstance(op, Experts):
             self._end_event()
         first = self._tail is not None or not self._gpu_free_ns
-        cold_tail, self._cold = self._cold, self._step in self._cold_steps
         begun_ns = work.start_ns if first else self._gpu_free_ns
-        self._end_step(work, cold_tail)
-        # A computation that waited for a copy counts from the landing, any other from the end of
-        # the operation before.
+        self._end_step(work)
         if isinstance(op, Experts):
-            # An expert has a landing only until its first computation.
-            landings = [self._landing.pop(key, 0) for key in op.keys]
-            self._waited = max(landings) > max(self._gpu_free_ns, self._front_ns)
-            if self._waited:
-                begun_ns = max(landings)
-            elif self._event is not None and self._event[1] is None:
-                begun_ns = work.start_ns
-                self._event = self._event[0], begun_ns
-            self._take(samples.experts, ExpertWork(op.tokens, self._waited), work, begun_ns)
+            self._experts(work, op)
         elif isinstance(op, Tail):
             self._tail = op.batch, work.finish_ns - begun_ns, work.finish_ns
         elif isinstance(op, Front):
             self._front_ns = work.finish_ns
-            self._take(samples.fronts, Layer(op.layer, op.batch, first, self._cold), work, begun_ns)
+            self._take(samples.fronts, self._layer(op, first), work, begun_ns)
         elif isinstance(op, Dense):
-            self._take(samples.dense, Layer(op.layer, op.batch, first, self._cold), work, begun_ns)
+            self._take(samples.dense, self._layer(op, first), work, begun_ns)
+        if isinstance(op, Front | Dense):
+            self._copies = 0
         self._gpu_free_ns = work.finish_ns
+
+    def _layer(self, op: Front | Dense, first: bool) -> Layer:
+        return Layer(op.layer, op.batch, first, 0 if first else self._copies)
+
+    def _experts(self, work: Work, op: Experts) -> None:
+        """Add a call over experts.
+
+        A call that waited for a copy counts from the landing, any other from the end of the
+        operation before.
+        """
+        # An expert has a landing only until its first computation.
+        landing_ns = max([self._landing.pop(key, 0) for key in op.keys])
+        landed = landing_ns > max(self._gpu_free_ns, self._front_ns)
+        begun_ns, event = self._gpu_free_ns, self._event
+        if event is not None:
+            event.waited |= landed
+            if event.work_ns is None:
+                event.work_ns = begun_ns = work.start_ns
+            if not op.fresh:
+                event.resident = len(self._samples.experts)
+        what = ExpertWork(op.tokens, landed, op.fresh)
+        self._take(self._samples.experts, what, work, landing_ns if landed else begun_ns)
 
     def _take(self, into: list[Any], what: Any, work: Work, begun_ns: int) -> None:
         if self._counts:
@@ -205,21 +263,26 @@ class _Reader:
 
     def _end_event(self) -> None:
         """Add the readback of the last layer event: from its front to the event's first work."""
-        nbytes, begun_ns = self._event or (0, None)
-        if begun_ns is not None and self._counts:
-            self._samples.readbacks.append(
-                (Readback(nbytes, self._cold), begun_ns - self._front_ns)
-            )
-        if self._waited:
-            self.waiting.add(self._step)
-        self._event, self._waited = None, False
+        event, self._event = self._event, None
+        if event is None:
+            return
+        before, self._before = self._before, event.copies
+        self._copies = event.copies
+        if event.begun_ns is None or not self._counts:
+            return
+        readback = Readback(event.nbytes, event.copies, before)
+        self._samples.readbacks.append((readback, max(0, event.begun_ns - self._front_ns)))
+        if event.resident is not None and event.copies:
+            what, ns = self._samples.experts[event.resident]
+            self._samples.experts[event.resident] = what._replace(copies=event.copies), ns
 
-    def _end_step(self, first: Work, cold: bool) -> None:
+    def _end_step(self, first: Work) -> None:
         """Add the tail of the previous step, which ends at the first work of this one."""
         if self._tail is None:
             return
         batch, tail_ns, end_ns = self._tail
         if self._counts:
-            work = TailWork(batch, self._sampled_bytes, cold)
+            work = TailWork(batch, self._sampled_bytes, self._copies)
             self._samples.tails.append((work, tail_ns + first.start_ns - end_ns))
-        self._tail = None
+            self._samples.steps.append(self._samples.counts())
+        self._tail, self._copies = None, 0

@@ -29,12 +29,14 @@ class LayerWork(NamedTuple):
     """The counts whose weighted sum is the time of one layer without its routed experts.
 
     They mean what they mean in `BatchShape`, within what the layer's window lets tokens attend to.
+    `prefill` is 1 if a sequence has several tokens, else 0.
     """
 
     tokens: int
     sequences: int
     kv_tokens: int
     pairs: int
+    prefill: int = 0
 
 
 def layer_work(batch: BatchShape, window: int | None) -> LayerWork:
@@ -43,7 +45,8 @@ def layer_work(batch: BatchShape, window: int | None) -> LayerWork:
     if window is not None:
         pairs = min(pairs, batch.tokens * window)
         entries = min(entries, batch.tokens * window)
-    return LayerWork(batch.tokens, batch.sequences, entries, pairs)
+    prefill = int(batch.tokens > batch.sequences)
+    return LayerWork(batch.tokens, batch.sequences, entries, pairs, prefill)
 
 
 class OperationCost(CostModel):
@@ -67,6 +70,8 @@ class OperationCost(CostModel):
         self._table = _Table(times.experts)
         self._call_fs = _fs(times.experts.call_ns)
         self.landing_ns = ceil(times.landing_ns)
+        fetch = times.fetch
+        self._fetch_fs = _fs(fetch.call_ns), _fs(fetch.event_ns), _fs(fetch.copy_ns)
         self._front = _Layer(times.front)
         # A model without dense layers never uses the second.
         self._dense_times = _Layer(times.dense or times.front)
@@ -124,6 +129,11 @@ class OperationCost(CostModel):
         idle_ns = super().copy_ns(lane, nbytes)
         return ceil(idle_ns * self._copy_factor) if lane == H2D else idle_ns
 
+    def fetch_ns(self, copied: int) -> int:
+        """See `CostModel.fetch_ns`."""
+        call, event, copy = self._fetch_fs
+        return _ceil_ns(call + (event + copy * copied if copied else 0))
+
     def readback_ns(self, nbytes: int) -> int:
         """Return the nanoseconds from the end of a front until its layer event starts work."""
         base, byte = self._readback_fs
@@ -148,6 +158,7 @@ class _Layer:
             _fs(times.sequence_ns),
             _fs(times.kv_token_ns),
             _fs(times.pair_ns),
+            _fs(times.prefill_ns),
         )
 
     def fs(self, work: LayerWork) -> int:

@@ -89,6 +89,8 @@ class SimPrices(Durations):
         if type(op) is Experts:
             if lane != GPU or self._bytes_of is not None:
                 return self._sized_experts(lane, op)
+            if op[3]:
+                return self._whole(self.compute_ns(op))
             tokens = op[2]  # by number, as in `CostModel.compute_ns`
             pieces = self._experts.get(tokens)
             if pieces is None:

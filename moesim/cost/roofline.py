@@ -72,7 +72,9 @@ class CostModel:
         if isinstance(op, Experts):
             tokens = op[2]  # by number: this is the most frequent call, and a name takes longer
             duration_ns = self._experts_memo.get(tokens)
-            return duration_ns if duration_ns is not None else self.experts_ns(tokens)
+            if duration_ns is None:
+                duration_ns = self.experts_ns(tokens)
+            return duration_ns + self.fetch_ns(op[4]) if op[3] else duration_ns
         if isinstance(op, Front):
             return self.front_ns(op.layer, op.batch)
         if isinstance(op, Dense):
@@ -147,6 +149,13 @@ class CostModel:
     def pageable(self) -> CostModel:
         """Return the same costs with experts in pageable host memory."""
         return CostModel(self.hardware, self.shape, pinned=False, engine=self.engine)
+
+    def fetch_ns(self, copied: int) -> int:
+        """Return what a call after its expert's copy takes longer than another, in nanoseconds.
+
+        `copied` is that of `Experts`. A datasheet has no such figure: 0.
+        """
+        return 0
 
     def copy_ns(self, lane: str, nbytes: int) -> int:
         """Return the nanoseconds of one copy of `nbytes` on a lane that is otherwise idle.

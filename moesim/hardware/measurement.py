@@ -20,6 +20,7 @@ from moesim.model.shapes import DecoupledRouter, LayerKind, Mla, ModelShape
 
 __all__ = [
     "ExpertTable",
+    "FetchTimes",
     "LayerTimes",
     "OperationTimes",
     "Overlap",
@@ -78,13 +79,18 @@ class ExpertTable(Strict):
 
 
 class LayerTimes(Strict):
-    """The time of a layer without its routed experts: a sum with one coefficient for each count."""
+    """The time of a layer without its routed experts: a sum with one coefficient for each count.
+
+    `prefill_ns` is added in steps in which a sequence has several tokens: libraries then build
+    masks and take other kernels.
+    """
 
     base_ns: Nanoseconds
     token_ns: Nanoseconds = 0.0
     sequence_ns: Nanoseconds = 0.0
     kv_token_ns: Nanoseconds = 0.0
     pair_ns: Nanoseconds = 0.0
+    prefill_ns: Nanoseconds = 0.0
 
 
 class TailTimes(Strict):
@@ -103,6 +109,19 @@ class ReadbackTimes(Strict):
     byte_ns: Nanoseconds = 0.0
 
 
+class FetchTimes(Strict):
+    """The time that copies of experts cost where experts are computed.
+
+    The host issues them, computation beside them is slower, and threads that have waited for them
+    start cold. `call_ns` is for each call right after its expert's copy. The last such call of a
+    layer event takes `event_ns` more, and `copy_ns` for each copy of the event.
+    """
+
+    call_ns: Nanoseconds = 0.0
+    event_ns: Nanoseconds = 0.0
+    copy_ns: Nanoseconds = 0.0
+
+
 class Residual(Strict):
     """The errors of a fit on measured points that it was not fitted to."""
 
@@ -111,7 +130,7 @@ class Residual(Strict):
     error_median: Ratio = Field(description="Median of |predicted - measured| / measured.")
     error_p90: Ratio = Field(description="90th percentile of the same.")
     bias: Annotated[float, BeforeValidator(_number), Field(ge=-MOST_RATIO, le=MOST_RATIO)] = Field(
-        description="Sum of predicted durations over sum of measured ones, minus 1."
+        description="Median of predicted durations over measured ones, minus 1."
     )
     interval: Ratio = Field(
         description="Half the 95 % interval of the median of predicted over measured."
@@ -216,6 +235,9 @@ class OperationTimes(Strict):
     readback: ReadbackTimes
     landing_ns: Nanoseconds = Field(
         0.0, description="Time from the end of a copy until a computation that waited for it."
+    )
+    fetch: FetchTimes = Field(
+        default=FetchTimes(), description="Time of computation that copies of experts cost."
     )
     copy_factor: Annotated[float, BeforeValidator(_number), Field(ge=1, le=1e3)] = Field(
         1.0, description="Duration of an expert's copy in a run over that of a copy by itself."

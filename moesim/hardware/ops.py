@@ -57,11 +57,17 @@ class Dense(NamedTuple):
 
 
 class Experts(NamedTuple):
-    """One grouped call of routed experts: expert `keys[i]` computes `tokens[i]` rows."""
+    """One grouped call of routed experts: expert `keys[i]` computes `tokens[i]` rows.
+
+    `fresh`: the call follows the copy of its expert. `copied`: in the last call of a layer event,
+    how many experts the event has copied; 0 in all other calls.
+    """
 
     layer: int
     keys: tuple[int, ...]
     tokens: tuple[int, ...]
+    fresh: bool = False
+    copied: int = 0
 
 
 class Tail(NamedTuple):

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
+from moesim.calibrate.steps import scaled
 from moesim.cost.measured import OperationCost
-from moesim.hardware.measurement import LayerTimes, OperationTimes
+from moesim.hardware.measurement import OperationTimes
 from moesim.simulate.build import Plan
 
 __all__ = ["Correction", "corrected", "fit_correction"]
@@ -85,26 +86,5 @@ def _axis(place: int) -> npt.NDArray[np.float64]:
 
 
 def _corrected(times: OperationTimes, by: Correction) -> OperationTimes:
-    factor = by.compute_factor
-
-    def scaled(part: Any) -> Any:
-        """Return a part of the times with every duration scaled."""
-        changes = {
-            key: [factor * each for each in value] if isinstance(value, list) else factor * value
-            for key, value in part.model_dump().items()
-            if key.endswith("_ns")
-        }
-        return part.model_copy(update=changes)
-
-    layers: dict[str, LayerTimes | None] = {
-        key: None if (part := getattr(times, key)) is None else scaled(part)
-        for key in ("front", "dense", "first")
-    }
-    changes = {
-        "experts": scaled(times.experts),
-        "landing_ns": times.landing_ns + by.landing_ns,
-        **layers,
-        "tail": scaled(times.tail),
-        "readback": scaled(times.readback),
-    }
-    return times.model_copy(update=changes)
+    landing_ns = times.landing_ns + by.landing_ns
+    return scaled(times, by.compute_factor).model_copy(update={"landing_ns": landing_ns})

@@ -80,7 +80,7 @@ class RealBench:
         batching = None if script is None else Replay(script)
         # A new device for each run, because its links are those of the plan.
         with closing(self._open(plan)) as device:
-            executor = self._executor(plan, device)
+            executor = self._executor_on(device, plan)
             run = run_real(plan, executor, device, batching=batching, observers=[witness])
         return observe(plan, run.server, witness, run.now_ns)
 
@@ -95,7 +95,12 @@ class RealBench:
 
         return open_device(self.device, **emulated(plan.cost))
 
-    def _executor(self, plan: Plan, device: Device) -> Executor:
+    def executor(self, plan: Plan) -> Executor:
+        """Return the executor of the plan's shape; build it if no run has done so."""
+        with closing(self._open(plan)) as device:
+            return self._executor_on(device, plan)
+
+    def _executor_on(self, device: Device, plan: Plan) -> Executor:
         from moesim.executor.run import executor_for
 
         shape = plan.cost.shape

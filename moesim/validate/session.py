@@ -6,6 +6,7 @@ The folder gets its name only when it is complete, so an interrupted validation 
 from __future__ import annotations
 
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 from moesim.errors import ScenarioError
@@ -14,7 +15,7 @@ from moesim.files import whole_folder
 from moesim.progress import Progress
 from moesim.scenario import Scenario
 from moesim.simulate.build import prepare
-from moesim.validate.costs import measured_costs
+from moesim.validate.costs import Interleaved, measured_costs
 from moesim.validate.folder import OURS, write_validation
 from moesim.validate.runs import RealBench
 from moesim.validate.validation import Validation, validate_plan
@@ -53,8 +54,16 @@ def validate_scenario(
     check_supported(plan)
     with whole_folder(out, force=force, ours=OURS) as folder:
         # Costs first: a calibration right before the runs sees a similar machine load.
-        plan, facts = measured_costs(plan, device, folder, progress=progress)
+        costs = Interleaved()
+        plan, facts = measured_costs(plan, device, folder, progress=progress, interleaved=costs)
         with closing(RealBench(device, [plan])) as bench:
-            validation = validate_plan(plan, bench, runs=runs, progress=progress)
+            validation = validate_plan(
+                plan,
+                bench,
+                runs=runs,
+                progress=progress,
+                between=partial(costs.sample, plan, bench),
+                priced=partial(costs.priced, folder=folder),
+            )
         write_validation(validation, folder, out, draw=draw, facts=facts)
     return validation

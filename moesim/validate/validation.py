@@ -7,7 +7,7 @@ reported too, under other names (`open_...`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -50,16 +50,30 @@ class Validation:
 
 
 def validate_plan(
-    plan: Plan, bench: Bench, *, runs: int = 5, progress: Progress | None = None
+    plan: Plan,
+    bench: Bench,
+    *,
+    runs: int = 5,
+    progress: Progress | None = None,
+    between: Callable[[], None] | None = None,
+    priced: Callable[[Plan], Plan] | None = None,
 ) -> Validation:
-    """Run `plan` on the bench `runs` times after a warm-up that does not count, and compare."""
+    """Run `plan` on the bench `runs` times after a warm-up that does not count, and compare.
+
+    `between` is called before each run that counts. `priced` gives the plan's final costs after the
+    last run.
+    """
     real: list[Observation] = []
     for number in range(WARMUPS + runs):
+        if between is not None and number >= WARMUPS:
+            between()
         run = measure(plan, bench, real)
         if number >= WARMUPS:
             real.append(run)
         if progress is not None:
             progress("runs", number + 1, WARMUPS + runs)
+    if priced is not None:
+        plan = priced(plan)
     return assess(plan, bench.device, real)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -93,6 +94,11 @@ def test_a_plan_is_calibrated_with_its_own_steps_and_links() -> None:
     assert isinstance(priced.cost, OperationCost)
     assert priced.cost.hardware.h2d == plan.cost.hardware.h2d
     assert run_on(priced).now_ns > 0
+    # A device that emulates no link has its own: only the size of a chunk is the plan's choice.
+    real = replace(profile, links={"h2d": Link(1, 2, 3, None), "d2h": Link(4, 5, 6, 7)})
+    hardware, own = real.priced(plan).cost.hardware, plan.cost.hardware
+    assert hardware.h2d == Link(1, 2, 3, own.h2d.chunk_bytes)
+    assert hardware.d2h == Link(4, 5, 6, own.d2h.chunk_bytes)
 
 
 def test_an_emulated_link_is_measured_as_it_was_set(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -80,6 +80,11 @@ def test_layers_are_sums_over_their_work_and_the_first_costs_more() -> None:
     assert cost.compute_ns(Front(0, batch)) == ceil(first)
     assert cost.compute_ns(Dense(2, batch)) == later + 4000
     assert cost.layers_ns(batch) == [ceil(first), later, later, later]
+    prefill = cost_with(
+        front={"base_ns": 9, "prefill_ns": 40}, first={"base_ns": 0, "prefill_ns": 5000}
+    )
+    assert prefill.layers_ns(batch)[:2] == [5049, 49]
+    assert prefill.layers_ns(batch._replace(tokens=3))[:2] == [9, 9]
     assert cost.compute_ns(Tail(batch)) == 7 + 4 + 6 + 6
     assert [cost.readback_ns(nbytes) for nbytes in (0, 1, 2)] == [50, 51, 51]
 
@@ -206,6 +211,17 @@ def test_a_computation_that_waited_for_a_copy_begins_later_and_another_does_not(
     assert (copy.start_ns, copy.finish_ns) == (0, 100)
     assert [resident.start_ns, copied_in.start_ns] == [0, start]
     assert it.duration_ns == start + 20
+
+
+def test_the_last_call_after_a_copy_bears_what_the_copies_of_its_event_cost() -> None:
+    it = event_times((1, 2, 3), (False, True, True))
+    ops = [entry.work.op for entry in it.entries if isinstance(entry.work.op, Experts)]
+    assert [(op.fresh, op.copied) for op in ops] == [(False, 0), (True, 0), (True, 2)]
+    cost = cost_with(fetch={"call_ns": 7, "event_ns": 100, "copy_ns": 1000})
+    alone = [cost.experts_ns(op.tokens) for op in ops]
+    later = [cost.compute_ns(op) - ns for op, ns in zip(ops, alone, strict=True)]
+    assert later == [0, 7, 2107]
+    assert [CostModel(cost.hardware, cost.shape).fetch_ns(copied) for copied in (0, 2)] == [0, 0]
 
 
 def test_a_profile_with_operations_is_read_back_as_it_was_written(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="the real machine needs the torch extra")
 
 from placed_experts import WITH_CPU, PlacedTexts  # noqa: E402
+from plain_texts import logit_tolerance  # noqa: E402
 from router_models import tiny  # noqa: E402
 
 from moesim.errors import InvariantError, UsageError  # noqa: E402
@@ -105,9 +106,8 @@ def run(
         machine.close()
 
 
-def check(texts: PlacedTexts, family: str) -> None:
-    # DeepSeek's routers compute in float32, whatever the type of the weights.
-    tolerance = 1e-5 if "deepseek" in family else 1e-9
+def check(texts: PlacedTexts, family: str, device: Device) -> None:
+    tolerance = logit_tolerance(family, device.torch_device)
     for tokens, logits, (expected, rows) in zip(
         texts.tokens, texts.logits, plain(family), strict=True
     ):
@@ -119,7 +119,7 @@ def check(texts: PlacedTexts, family: str) -> None:
 def test_the_text_is_the_models_at_every_capacity_and_split(buffers: int, device: Device) -> None:
     for seed, share in enumerate((0.0, 0.3, 0.7, 1.0)):
         texts = placed(device, "qwen3_moe", buffers, cpu_share=share, seed=seed)
-        check(texts, "qwen3_moe")
+        check(texts, "qwen3_moe", device)
         assert bool(texts.counts["cpu"]) == (share > 0 or not buffers)
         assert bool(texts.counts["copied"]) == (share < 1 and buffers > 0)
 
@@ -127,7 +127,7 @@ def test_the_text_is_the_models_at_every_capacity_and_split(buffers: int, device
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_text_is_the_models_in_every_family(family: str, device: Device) -> None:
     texts = placed(device, family, 6, seed=7)
-    check(texts, family)
+    check(texts, family, device)
     assert all(texts.counts.values())  # resident, copied and on the CPU
 
 

@@ -90,7 +90,7 @@ def test_the_text_is_the_models_wherever_experts_run(
             prefetch=("none", "predicted")[number // 2 % 2],
             staging=1 + number % 2,
         )
-        check_text(ours, "qwen3_moe")
+        check_text(ours, "qwen3_moe", device.torch_device)
         counted["elsewhere"] += sum(ours.server.ledger.elsewhere)
         counted["copied"] += sum(ours.server.ledger.demand_copies)
     assert bool(counted["elsewhere"]) == (placement[0] != "copy")
@@ -122,7 +122,7 @@ def test_the_text_is_the_models_where_experts_are_read_from_disk(
             host_bytes=room,
             host_cache=unit,
         )
-        check_text(ours, "qwen3_moe")
+        check_text(ours, "qwen3_moe", device.torch_device)
         nbytes += ours.server.ledger.moved_bytes["read"]
     assert nbytes > 0
 

@@ -13,12 +13,13 @@ from moesim.hardware.ops import BatchShape
 
 BATCH = BatchShape(3, 40, 50, 1, 2)
 SAMPLES = Samples(
-    experts=[(ExpertWork((1, 2), True), 100), (ExpertWork((3,), False), 90)],
-    fronts=[(Layer(4, BATCH, True, False), 800)],
-    dense=[(Layer(0, BATCH, False, True), 700)],
-    readbacks=[(Readback(24, True), 50)],
-    tails=[(TailWork(BATCH, 8, False), 300)],
+    experts=[(ExpertWork((1, 2), False, copies=2), 100), (ExpertWork((3,), True, True), 90)],
+    fronts=[(Layer(4, BATCH, True, 0), 800)],
+    dense=[(Layer(0, BATCH, False, 3), 700)],
+    readbacks=[(Readback(24, 2, 1), 50)],
+    tails=[(TailWork(BATCH, 8, 2), 300)],
     copies=[(4096, 1000)],
+    steps=[(2, 1, 1, 1, 1)],
 )
 
 
@@ -29,6 +30,10 @@ def test_samples_on_disk_are_the_samples(tmp_path: Path) -> None:
     work, _ = load_samples(path).fronts[0]
     assert isinstance(work, Layer)
     assert isinstance(work.batch, BatchShape)
+    more = Samples()
+    more.add(SAMPLES)
+    more.add(SAMPLES)
+    assert more.steps == [(2, 1, 1, 1, 1), (4, 2, 2, 2, 2)]
     assert [one.name for one in path.parent.iterdir()] == ["round-0.json"]
 
 

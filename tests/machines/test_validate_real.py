@@ -18,6 +18,8 @@ from measured_profiles import measured_profile, random_times
 from paths import ROOT
 from typer.testing import CliRunner
 
+from moesim.calibrate.calibrate import Slices
+from moesim.calibrate.profile import Profile
 from moesim.cli import app
 from moesim.errors import MissingExtra, ScenarioError
 from moesim.record import extra
@@ -56,6 +58,7 @@ def validate(*arguments: str | int | Path) -> Any:
 def brief(monkeypatch: pytest.MonkeyPatch) -> None:
     """Measure too briefly to be right, and long enough to run."""
     monkeypatch.setattr(costs, "BRIEF_S", 1.5)
+    monkeypatch.setattr(costs, "SLICE_S", 0.2)
 
 
 @pytest.mark.usefixtures("brief")
@@ -74,6 +77,36 @@ def test_costs_are_measured_and_the_executor_decides_as_the_simulator(
     manifest = json.loads((out / "manifest.json").read_text())
     assert manifest["machine"]["processor"]
     assert manifest["calibration_s"] == 1.5
+
+
+@pytest.mark.usefixtures("brief")
+def test_calibration_continues_before_each_run_and_all_its_samples_are_fitted(
+    scenario: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sample, write = Slices.sample, Profile.write
+    slices: list[int] = []
+    fitted: list[int] = []
+
+    def counted(self: Slices, budget_s: float, *, seed: int) -> Any:
+        samples = sample(self, budget_s, seed=seed)
+        slices.append(len(samples.fronts))
+        return samples
+
+    def written(self: Profile, path: Path) -> None:
+        fitted.append(len(self.samples.fronts))
+        write(self, path)
+
+    monkeypatch.setattr(Slices, "sample", counted)
+    monkeypatch.setattr(Profile, "write", written)
+    out = tmp_path / "out"
+    done = validate(scenario, "--runs", 2, "--out", out, "--no-plots")
+    assert done.exit_code == 0, done.output
+    assert len(slices) == 2
+    assert min(slices) > 0
+    first, last = fitted
+    assert last == first + sum(slices)
+    rows = (out / "profile.points.csv").read_text().splitlines()
+    assert sum(row.startswith("front,") for row in rows) == last
 
 
 @pytest.mark.parametrize("prefetch", ["none", "predicted"])

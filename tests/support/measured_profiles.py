@@ -47,6 +47,7 @@ def random_times(seed: int, shape: ModelShape) -> dict[str, Any]:
         "readback": {"base_ns": some(30_000), "byte_ns": some(20)},
         "landing_ns": some(60_000),
         "copy_factor": 1 + some(2),
+        "fetch": {key: some(40_000) for key in ("call_ns", "event_ns", "copy_ns")},
         "residuals": {
             "front": {
                 "fitted": 9,

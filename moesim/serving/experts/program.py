@@ -99,17 +99,20 @@ class Program:
             self._promote(landing)
             landed = (landing,)
             until: Waits = ((landing, stalls.LATE, layer),)
-            work = Work(GPU, Experts(layer, (key,), (count,)), landed + before)
+            op = Experts(layer, (key,), (count,), fresh=True)
+            work = Work(GPU, op, landed + before)
             slot.reader = last = issue(work, "experts", layer, inputs.waits + until)
         computed = self._elsewhere(it, hidden, rows, issue) if it.elsewhere else ()
         for key, slot in it.vacated:
             self._vacate(key, slot, it.write_back, issue)
         reads = it.reads or self._reading
-        for key, count, slot in it.loads:
+        last_load = len(it.loads) - 1
+        for number, (key, count, slot) in enumerate(it.loads):
             after, read = self._read(key, it.reads, layer, issue) if reads else _NOTHING
             landing = self._copy(key, slot, DEMAND, after, layer, issue)
             landed, until = (landing,), (*read, (landing, stalls.DEMAND, layer))
-            work = Work(GPU, Experts(layer, (key,), (count,)), landed + before)
+            copied = len(it.loads) if number == last_load else 0
+            work = Work(GPU, Experts(layer, (key,), (count,), True, copied), landed + before)
             slot.reader = last = issue(work, "experts", layer, inputs.waits + until)
             slot.landing = None  # later work waits for the reader, which waits for the copy
         # A lane is first in first out: before the copies of experts, the outputs of another lane
