@@ -70,6 +70,11 @@ class Reading:
     reason: str
 
     @property
+    def decodes(self) -> bool:
+        """Return whether tokens are generated, one a sequence and step; else prompts are timed."""
+        return _metric(self.row.metric) == "decode" or self.group == "decode"
+
+    @property
     def threads(self) -> int | None:
         """Return the threads that the setting states, or else the text of the CPU; None if none."""
         if self.setting.threads is not None:

@@ -7,7 +7,7 @@ cached, the choice of experts changes no decode time, and prompts use nearly all
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
@@ -15,7 +15,7 @@ from moesim.engines.engine import engine_names, load_engine
 from moesim.errors import MoesimError, UsageError
 from moesim.measured.fit import Fitted, owned_by
 from moesim.measured.intervals import interval_of
-from moesim.measured.kinds import CPU_ONLY, OFFLOAD, RESIDENT
+from moesim.measured.kinds import CPU_ONLY, OFFLOAD, RESIDENT, UNIFIED
 from moesim.measured.places import EXPERTS
 from moesim.measured.predict import Answer, Declined, Prediction, Reading
 from moesim.measured.setting import placed
@@ -37,6 +37,9 @@ _SHORT: Final = 2048
 _UBATCH: Final = 512
 _LAYER_KERNELS: Final = 40
 _IDEAL_KERNEL_NS: Final = 1000
+_MOST_STEPS: Final = 32
+_PARTS: Final = 8  # steps that stand for all of a long prompt
+_MOST_SEQUENCES: Final = 64  # with routing of their own; others share it
 _SECOND_NS: Final = 10**9
 _ROOMY: Final = 0.85
 _TOO_MUCH: Final = 1.1
@@ -52,7 +55,7 @@ class Case:
     shape: ModelShape
     machine: Machine
     prompt: int
-    """Tokens whose time is asked for: the last of the prompt, or 0 for decode."""
+    """Tokens of each sequence's prompt whose time is asked for, or 0 for decode."""
     notes: tuple[str, ...]
 
 
@@ -73,7 +76,7 @@ class Simulated:
                 seconds = self.seconds(reading, fit.read_bandwidth, fit.layer_ns)
         except (MoesimError, ValueError) as error:
             return Declined(_one_line(error))
-        rate = _tokens(case, reading) / seconds
+        rate = 1 / seconds
         low, high = interval_of(reading, case.notes, fitted=fit is not None)
         return Prediction(rate, rate * low, rate * high, case.notes)
 
@@ -97,7 +100,7 @@ class Simulated:
         return float(_peak_of_reads(hardware)), float(_LAYER_KERNELS * kernel_ns)
 
     def seconds(self, reading: Reading, read_bandwidth: float, layer_ns: float) -> float:
-        """Return the seconds of a step at another bandwidth of reads and time of a layer."""
+        """Return the seconds of a token at another bandwidth of reads and time of a layer."""
         bandwidth, assumed_ns = self.assumed(reading)
         return _seconds(
             case_of(reading), reads=read_bandwidth / bandwidth, kernels=layer_ns / assumed_ns
@@ -129,7 +132,7 @@ def case_of(reading: Reading) -> Case:
     if named.format is None:
         raise UsageError(f"no format of weights is called {row.quant!r}")
     layers = _layers(reading, shape)
-    prompt, depth = (0, row.depth or 0) if reading.group == "decode" else _prompt(row)
+    prompt, depth = (0, row.depth or 0) if reading.decodes else _prompt(row)
     scenario: dict[str, Any] = {
         "name": f"row-{row.index}",
         "trace": ".",
@@ -180,7 +183,7 @@ def _make_room(
     """
     from moesim.scenario import Scenario
 
-    if reading.kind.name not in (OFFLOAD, RESIDENT) or layers.whole == "all":
+    if reading.kind.name not in (OFFLOAD, RESIDENT, UNIFIED) or layers.whole == "all":
         return
     shape = Scenario.model_validate(scenario).load_shape(None)
     row, lengths = reading.row, scenario["workload"]["lengths"]
@@ -269,28 +272,43 @@ def _interface(reading: Reading) -> str | None:
     return names.get(backend, backend)
 
 
-def _tokens(case: Case, reading: Reading) -> int:
-    """Return the tokens of what `_seconds` returns."""
-    return case.prompt * reading.row.batch if case.prompt else reading.row.batch
-
-
 def _seconds(case: Case, *, reads: float = 1.0, kernels: float = 1.0) -> float:
-    """Return the seconds of one decode step, or of the last `prompt` tokens of a prompt.
+    """Return the seconds of one token, over all sequences of the batch.
 
-    `reads` multiplies the bandwidth at which weights are read, `kernels` all fixed times.
+    `reads` multiplies what reads of weights reach, `kernels` all fixed times. A prompt of many
+    steps is not simulated whole: the time of a step changes evenly with the depth, so the mean of
+    some steps is taken.
     """
-    from moesim.serving.run_log import RunLog, StepEnded
+    budget = _plan(case).scenario.batching.token_budget
+    batch = case.scenario["batching"]["max_sequences"]
+    if not case.prompt:
+        return _run_s(case, reads, kernels) / float(batch * (_DECODED - 1))
+    if case.prompt * batch <= _MOST_STEPS * budget:
+        return _run_s(case, reads, kernels) / float(batch * case.prompt)
+    rows = max(1, budget // batch)
+    depth = case.scenario["workload"]["cached_prefix"]
+    middles = [round(case.prompt * (part + 0.5) / _PARTS) for part in range(_PARTS)]
+    parts = [depth + middle - rows // 2 for middle in middles]
+    times = [_run_s(_prompt_case(case, rows, part), reads, kernels) for part in parts]
+    return float(sum(times) / (_PARTS * rows * batch))
+
+
+def _prompt_case(case: Case, prompt: int, depth: int) -> Case:
+    """Return the case with another prompt behind another depth."""
+    workload = {
+        **case.scenario["workload"],
+        "cached_prefix": depth,
+        "lengths": {"prompt": depth + prompt, "output": 1},
+    }
+    return replace(case, scenario={**case.scenario, "workload": workload}, prompt=prompt)
+
+
+def _run_s(case: Case, reads: float, kernels: float) -> float:
+    """Return the seconds until all sequences are done."""
     from moesim.simulate.build import serve
 
-    plan = _plan(case, reads=reads, kernels=kernels)
-    log = RunLog(StepEnded)
-    _, end_ns = serve(plan, observers=[log])
-    ends = [0, *(record.now_ns for record in log.of(StepEnded))]
-    if not case.prompt:
-        steps = len(ends) - 1
-        return end_ns / steps / _SECOND_NS
-    timed = -(-case.prompt // plan.scenario.batching.token_budget)
-    return (ends[-1] - ends[-1 - timed]) / _SECOND_NS
+    _, end_ns = serve(_plan(case, reads=reads, kernels=kernels))
+    return float(end_ns) / _SECOND_NS
 
 
 def _plan(case: Case, *, reads: float = 1.0, kernels: float = 1.0) -> Plan:
@@ -316,23 +334,25 @@ def _peak_of_reads(hardware: Hardware) -> int:
 
 def _trace_of(case: Case) -> Trace:
     shape = case.shape
-    rows = max(_DECODED + 1, min(case.prompt, 2048) + 1)
-    return _trace(len(shape.moe_layers), shape.num_experts, shape.top_k, rows)
+    rows = max(_DECODED + 1, min(case.prompt, _SHORT) + 1)
+    sequences = min(case.scenario["batching"]["max_sequences"], _MOST_SEQUENCES)
+    return _trace(len(shape.moe_layers), shape.num_experts, shape.top_k, sequences, rows)
 
 
 @lru_cache(maxsize=4)
-def _trace(layers: int, experts: int, top_k: int, rows: int) -> Trace:
-    """Return one request whose tokens choose their experts at random, all equally likely."""
+def _trace(layers: int, experts: int, top_k: int, sequences: int, rows: int) -> Trace:
+    """Return requests of `rows` rows whose tokens choose their experts at random, all alike."""
     import numpy as np
 
     from moesim.trace import Trace
 
     rng = np.random.default_rng(_SEED)
-    keys = rng.random((rows, layers, experts), dtype=np.float32)
-    ids = np.argpartition(keys, top_k - 1, axis=2)[:, :, :top_k]
+    shape = (rows, layers, experts)
+    draws = (rng.random(shape, dtype=np.float32) for _ in range(sequences))
+    ids = [np.argpartition(keys, top_k - 1, axis=2)[:, :, :top_k] for keys in draws]
     return Trace.from_arrays(
-        expert_ids=ids, seq_len=[rows], num_experts=experts, prompt_tokens=[rows - 1],
-        model="uniform routing",
+        expert_ids=np.concatenate(ids), seq_len=[rows] * sequences, num_experts=experts,
+        prompt_tokens=[rows - 1] * sequences, model="uniform routing",
     )  # fmt: skip
 
 
