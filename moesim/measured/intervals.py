@@ -18,12 +18,17 @@ _MODEL: Final = 1.38
 """The factor of the model itself."""
 _FITTED: Final = 1.25
 """The same with two numbers fitted to the machine."""
-_SUPPOSED: Final = 1.08
-"""The factor of one supposed part: the speed of memory, the processor, or the link."""
+_SUPPOSED: Final = (
+    ("host memory is ", 1.2),
+    ("the text names no card", 1.2),
+    ("the text names no processor", 1.15),
+)
+"""The factors of supposed parts, by how their notes begin."""
+_OTHER: Final = 1.05
 _SEVERAL_MACHINES: Final = frozenset({"cuda", "cpu"})
 """Backends whose figures were fitted to several machines."""
-_ONE_MACHINE: Final = {"decode": 1.1, "prefill": 1.6, "small_batch": 1.6}
-"""The factor where they were fitted to one: builds differ most in how they multiply many rows."""
+_FEW_MACHINES: Final = {"decode": 1.1, "prefill": 1.6, "small_batch": 1.6}
+"""The factor where they were fitted to one machine, or assumed: builds differ most in prompts."""
 
 
 def interval_of(
@@ -35,8 +40,12 @@ def interval_of(
     """
     group = reading.group or "decode"
     known = fitted and group == "decode"
-    factors = [_FITTED] if known else [_MODEL, *[_SUPPOSED] * len(supposed)]
+    factors = [_FITTED] if known else [_MODEL, *map(_factor_of, supposed)]
     if not known and reading.engine.backend.casefold() not in _SEVERAL_MACHINES:
-        factors.append(_ONE_MACHINE[group])
+        factors.append(_FEW_MACHINES[group])
     factor = exp(sqrt(sum(log(each) ** 2 for each in factors)))
     return 1 / factor, factor
+
+
+def _factor_of(supposed: str) -> float:
+    return next((factor for start, factor in _SUPPOSED if supposed.startswith(start)), _OTHER)

@@ -77,7 +77,9 @@ class Simulated:
         except (MoesimError, ValueError) as error:
             return Declined(_one_line(error))
         rate = 1 / seconds
-        low, high = interval_of(reading, case.notes, fitted=fit is not None)
+        # A row with all weights on the GPU uses nothing else.
+        open_parts = () if reading.kind.name in (RESIDENT, UNIFIED) else case.notes
+        low, high = interval_of(reading, open_parts, fitted=fit is not None)
         return Prediction(rate, rate * low, rate * high, case.notes)
 
     __call__ = predict

@@ -26,6 +26,12 @@ def test_each_supposed_part_widens_an_interval_and_less_than_the_one_before() ->
     assert factors[0] == pytest.approx(1.38)
 
 
+def test_a_supposed_speed_of_memory_counts_more_than_other_parts() -> None:
+    memory = "host memory is DDR4-3200, the usual speed of a, because no text has its speed"
+    wide, narrow = (interval_of(reading(), [note])[1] for note in (memory, "the link is PCIe"))
+    assert wide > narrow > 1.38
+
+
 def test_figures_of_one_machine_widen_prompts_more_than_decode() -> None:
     cards: Any = {"gpu": "RX 7900 XTX", "engine": "llama.cpp Vulkan"}
     prompt: Any = {"metric": "prefill_tok_s", "prompt": 512}
