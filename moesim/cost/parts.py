@@ -13,7 +13,7 @@ from moesim.engines.profile_schema import KV
 from moesim.hardware.ops import BatchShape
 from moesim.model.shapes import ModelShape, stored_bytes
 
-__all__ = ["Part", "Parts", "expert_family", "family_of"]
+__all__ = ["Part", "Parts", "expert_family", "family_of", "is_quantised"]
 
 
 class Part(NamedTuple):
@@ -42,6 +42,12 @@ def family_of(bits: float) -> str:
 def expert_family(shape: ModelShape) -> str:
     """Return the family of the stored experts: that of their format, or of their bits."""
     return shape.expert_family or family_of(shape.expert_bits)
+
+
+def is_quantised(shape: ModelShape) -> bool:
+    """Return whether experts or other weights are stored in a format that multiplies integers."""
+    weights = shape.weight_family or family_of(shape.weight_bits)
+    return {expert_family(shape), weights} != {"float"}
 
 
 class Parts:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
 from moesim.config.units import format_bytes, format_duration_ns
+from moesim.cost.parts import is_quantised
 from moesim.policies import find
 from moesim.results.metrics import ratio
 from moesim.scenario.arrivals import Closed, Csv, Recorded
@@ -43,6 +44,7 @@ def caveats(outcome: Outcome) -> list[Caveat]:
         *_units(plan),
         *_machine(plan),
         *_engine(plan),
+        *_integers(plan),
         *_memory(plan),
         *_sizes(plan),
         *_placement(plan),
@@ -81,6 +83,25 @@ def _engine(plan: Plan) -> Iterator[Caveat]:
             f"measured operations are not used under engine {name}",
             f"{plan.scenario.hardware.profile} has measured operations of this model; the engine "
             f"{name} has kernels of its own, so only engine: ideal uses them",
+        )
+
+
+def _integers(plan: Plan) -> Iterator[Caveat]:
+    """Yield each missing rate of integers by which an engine's kernels would multiply weights."""
+    engine, hardware = plan.engine, plan.cost.hardware
+    if not is_quantised(plan.cost.shape):
+        return
+    on_gpu, on_cpu = bool(engine.gpu) and hardware.has_gpu, engine.cpu and plan.places.elsewhere
+    missing = {
+        "int8_ops": on_gpu and not hardware.int8_ops_per_s,
+        "cpu_int8_ops": on_cpu and not hardware.cpu_int8_ops_per_s,
+    }
+    for key in [key for key, is_missing in missing.items() if is_missing]:
+        yield (
+            f"without {key}, integer products count at the rate of floats",
+            f"{plan.scenario.hardware.label} has no {key}, so under engine "
+            f"{plan.scenario.engine.profile} products with quantised weights count at the rate of "
+            "floats",
         )
 
 
