@@ -13,7 +13,7 @@ from moesim.engines.profile_schema import KV
 from moesim.hardware.ops import BatchShape
 from moesim.model.shapes import ModelShape, stored_bytes
 
-__all__ = ["Part", "Parts", "expert_family", "family_of", "is_quantised"]
+__all__ = ["Part", "Parts", "expert_family", "families_of", "family_of"]
 
 
 class Part(NamedTuple):
@@ -44,10 +44,14 @@ def expert_family(shape: ModelShape) -> str:
     return shape.expert_family or family_of(shape.expert_bits)
 
 
-def is_quantised(shape: ModelShape) -> bool:
-    """Return whether experts or other weights are stored in a format that multiplies integers."""
-    weights = shape.weight_family or family_of(shape.weight_bits)
-    return {expert_family(shape), weights} != {"float"}
+def families_of(shape: ModelShape, *, layers: bool = True) -> set[str]:
+    """Return the families of the stored experts, and with `layers` of all other weights."""
+    families = {expert_family(shape)}
+    if layers:
+        families.add(shape.weight_family or family_of(shape.weight_bits))
+    if layers and shape.head_bits is not None:
+        families.add(family_of(shape.head_bits))
+    return families
 
 
 class Parts:

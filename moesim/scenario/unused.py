@@ -25,6 +25,8 @@ _OF_CPU: Final = (
     "cpu_cores",
     "cpu_threads",
     "core_memory_bandwidth",
+    "cpu_int8_ops",
+    "cpu_memory_bandwidth",
 )
 _OF_IDEAL_CPU: Final = ("cpu_efficiency", "cpu_overhead")
 _OF_IDEAL_GPU: Final = ("compute_efficiency", "memory_efficiency", "kernel_overhead")
@@ -85,12 +87,16 @@ def _unused_of_engine(scenario: Scenario) -> Iterator[tuple[str, str]]:
         for key in _OF_IDEAL_GPU:
             if getattr(hardware, key) is not None:
                 yield f"hardware.{key}", f"engine {name} has kernels of its own on the GPU"
+    elif hardware.int8_ops is not None:
+        yield "hardware.int8_ops", f"engine {name} computes everything at the rate of floats"
     # Without a CPU lane, these keys are reported already.
     on_cpu = CPU in getattr(find("placement", placement.policy), "lanes", ())
     if engine.cpu is not None and on_cpu:
         for key in _OF_IDEAL_CPU:
             if getattr(hardware, key) is not None:
                 yield f"hardware.{key}", f"engine {name} has kernels of its own on the CPU"
+    if engine.cpu is None and on_cpu and hardware.cpu_int8_ops is not None:
+        yield "hardware.cpu_int8_ops", f"engine {name} computes everything at the rate of floats"
 
 
 def _unused_of_cache(scenario: Scenario) -> Iterator[tuple[str, str]]:

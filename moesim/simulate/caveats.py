@@ -10,13 +10,13 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
 from moesim.config.units import format_bytes, format_duration_ns
-from moesim.cost.parts import is_quantised
 from moesim.policies import find
 from moesim.results.metrics import ratio
 from moesim.scenario.arrivals import Closed, Csv, Recorded
 from moesim.scenario.metrics import Window
 from moesim.serving.knowledge import KNOWLEDGE
 from moesim.simulate.checks import policy_of
+from moesim.simulate.unread import missing_rates
 from moesim.workload.workload import drawn_from
 
 if TYPE_CHECKING:
@@ -88,15 +88,7 @@ def _engine(plan: Plan) -> Iterator[Caveat]:
 
 def _integers(plan: Plan) -> Iterator[Caveat]:
     """Yield each missing rate of integers by which an engine's kernels would multiply weights."""
-    engine, hardware = plan.engine, plan.cost.hardware
-    if not is_quantised(plan.cost.shape):
-        return
-    on_gpu, on_cpu = bool(engine.gpu) and hardware.has_gpu, engine.cpu and plan.places.elsewhere
-    missing = {
-        "int8_ops": on_gpu and not hardware.int8_ops_per_s,
-        "cpu_int8_ops": on_cpu and not hardware.cpu_int8_ops_per_s,
-    }
-    for key in [key for key, is_missing in missing.items() if is_missing]:
+    for key in missing_rates(plan):
         yield (
             f"without {key}, integer products count at the rate of floats",
             f"{plan.scenario.hardware.label} has no {key}, so under engine "

@@ -18,10 +18,10 @@ from moesim.model.shapes import ModelShape
 from moesim.policies import find
 from moesim.policies.placement import fixes_residents
 from moesim.scenario.unused import unused_keys
+from moesim.simulate.unread import unread_keys
 
 if TYPE_CHECKING:
     from moesim.scenario import Scenario
-    from moesim.serving.experts.host_budget import HostBudget
     from moesim.simulate.build import Plan
     from moesim.trace import TraceMeta
 
@@ -89,13 +89,15 @@ def knows_the_future(scenario: Scenario, *, hindsight: Collection[str] = ()) -> 
     ]
 
 
-def hardware_changes(scenario: Scenario, host: HostBudget) -> str:
+def hardware_changes(plan: Plan) -> str:
     """Return what the scenario changes of its hardware profile; "" if nothing.
 
-    Keys without effect are left out. `host` says which experts lie in page-locked host memory.
+    Keys without effect are left out.
     """
+    scenario, host = plan.scenario, plan.places.host
     hardware = scenario.hardware
-    unused = {key.removeprefix("hardware.") for key in unused_keys(scenario)}
+    without_effect = [*unused_keys(scenario), *(key for key, _ in unread_keys(plan))]
+    unused = {key.removeprefix("hardware.") for key in without_effect}
     figures = spelled_figures(hardware.overrides(), without=unused)
     memory = ""
     if host.mixed:

@@ -76,6 +76,12 @@ UNPINNED = {"hardware": {**SLOW_LINK, "h2d": {}, "pinned": False}}
 FIXED: dict[str, Any] = {"placement": "cpu_experts"}
 KERNELS: dict[str, Any] = {"engine": QUIET}
 KERNELS_ON_CPU = {**ON_CPU, **KERNELS}
+QUANTISED = {**KERNELS, "model": {"shape": "trace", "expert_bits": 4}}
+QUANTISED_ON_CPU = {**ON_CPU, **QUANTISED}
+ALL_ON_CPU = {
+    **QUANTISED_ON_CPU,
+    "placement": {"policy": "cpu_layers", "options": {"layers": "all", "whole_layers": 4}},
+}
 EXPERT_AWARE = {"trace": "decoupled", "batching": {"policy": "expert_aware", "token_budget": 2}}
 UNSPLIT = {"chunked_prefill": False}
 D2H: dict[str, Any] = {**WRITE_BACK, "hardware": {**SLOW_LINK, "d2h": {"bandwidth": "200MB/s"}}}
@@ -101,6 +107,7 @@ CASES: dict[str, tuple[dict[str, Any], Any]] = {
     "HardwareChoice.pinned": ({"hardware": {"profile": "rtx-4090"}}, False),
     "HardwareChoice.vram": ({}, "8GiB"),
     "HardwareChoice.flops": ({}, "1GFLOPS"),
+    "HardwareChoice.int8_ops": (QUANTISED, "1GFLOPS"),
     "HardwareChoice.memory_bandwidth": ({}, "1GB/s"),
     "HardwareChoice.compute_efficiency": ({"hardware": {**SLOW_LINK, "flops": "1TFLOPS"}}, "1%"),
     "HardwareChoice.memory_efficiency": ({}, "1%"),
@@ -110,6 +117,8 @@ CASES: dict[str, tuple[dict[str, Any], Any]] = {
     "HardwareChoice.host_memory": ({}, "8GiB"),
     "HardwareChoice.host_memory_efficiency": (BOUND_BY_MEMORY, "50%"),
     "HardwareChoice.cpu_flops": (ON_CPU, "1GFLOPS"),
+    "HardwareChoice.cpu_int8_ops": (QUANTISED_ON_CPU, "1GFLOPS"),
+    "HardwareChoice.cpu_memory_bandwidth": (BOUND_BY_MEMORY, "1GB/s"),
     "HardwareChoice.cpu_efficiency": (ON_CPU, "50%"),
     "HardwareChoice.cpu_overhead": (ON_CPU, "50us"),
     "HardwareChoice.cpu_cores": (HALF_CPU, 4),
@@ -204,6 +213,13 @@ UNUSED: list[tuple[str, dict[str, Any], Any]] = [
     ("hardware.memory", OF_PARTS, "DDR4-2133 1ch"),
     ("hardware.host_memory_efficiency", {}, "50%"),
     ("hardware.cpu_flops", {}, "1GFLOPS"),
+    ("hardware.cpu_flops", {**QUANTISED, **FIXED}, "2GFLOPS"),
+    ("hardware.int8_ops", {}, "1GFLOPS"),
+    ("hardware.int8_ops", KERNELS, "1GFLOPS"),
+    ("hardware.cpu_int8_ops", {}, "1GFLOPS"),
+    ("hardware.cpu_int8_ops", ON_CPU, "1GFLOPS"),
+    ("hardware.cpu_int8_ops", KERNELS_ON_CPU, "1GFLOPS"),
+    ("hardware.cpu_memory_bandwidth", {}, "1GB/s"),
     ("hardware.cpu_efficiency", {}, "50%"),
     ("hardware.cpu_overhead", {}, "50us"),
     ("hardware.cpu_cores", {}, 2),
@@ -347,6 +363,25 @@ def test_a_key_that_cannot_act_here_is_said_to_be_unused(
     after, notes = outcome(folder, with_key(base, key, value))
     assert before == after
     assert [note.split(" is unused: ")[0] for note in notes if note not in quiet] == [key]
+
+
+@pytest.mark.parametrize(
+    ("changes", "key", "value"),
+    [
+        (KERNELS_ON_CPU, "hardware.cpu_flops", "0.01GFLOPS"),  # experts of floats
+        (ALL_ON_CPU, "hardware.cpu_flops", "0.01GFLOPS"),  # attention
+        (ALL_ON_CPU, "hardware.cpu_int8_ops", "0.01GFLOPS"),
+        (QUANTISED_ON_CPU | OF_PARTS, "hardware.cpu_memory_bandwidth", "1GB/s"),
+    ],
+)
+def test_a_rate_that_the_engine_reads_changes_the_result(
+    folder: Path, changes: dict[str, Any], key: str, value: Any
+) -> None:
+    base = merged(BASE, changes)
+    before, _ = outcome(folder, base)
+    after, notes = outcome(folder, with_key(base, key, value))
+    assert before != after
+    assert not any(note.startswith(f"{key} is unused") for note in notes)
 
 
 def test_figures_of_the_host_are_used_where_a_placement_computes_on_the_cpu(
