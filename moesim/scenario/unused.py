@@ -83,6 +83,8 @@ def _unused_of_engine(scenario: Scenario) -> Iterator[tuple[str, str]]:
     engine = scenario.load_engine()
     if not engine.gpu and scenario.engine.interface is not None:
         yield "engine.interface", f"engine {name} has no kernels of its own on the GPU"
+    elif scenario.engine.interface is not None and not scenario.load_hardware().has_gpu:
+        yield "engine.interface", "the machine has no GPU"
     if engine.gpu:
         for key in _OF_IDEAL_GPU:
             if getattr(hardware, key) is not None:

@@ -104,6 +104,8 @@ class Plan:
     hindsight: frozenset[str] = frozenset()
     """Families whose policy learnt on the replayed trace before the run."""
     engine: Engine = IDEAL
+    interface: str | None = None
+    """Which of the engine's kernels run on the GPU; None without any."""
 
     def __repr__(self) -> str:
         shape, hardware = self.cost.shape.name, self.cost.hardware.name
@@ -233,7 +235,7 @@ def prepare(
         shape,
         pinned=host.num_pinned > 0,
         engine=engine or parts.engine,
-        interface=scenario.engine.interface,
+        interface=parts.interface,
     )
     keys = trace.num_layers * trace.num_experts
     sizes = None if shape.equal_sizes else shape.sizes()
@@ -263,6 +265,7 @@ def prepare(
         capacities,
         frozenset(hindsight),
         engine=engine or parts.engine,
+        interface=parts.interface,
     )
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
 from moesim.config.units import format_bytes, format_duration_ns
+from moesim.engines.interface import foreign_interface
 from moesim.policies import find
 from moesim.results.metrics import ratio
 from moesim.scenario.arrivals import Closed, Csv, Recorded
@@ -44,6 +45,7 @@ def caveats(outcome: Outcome) -> list[Caveat]:
         *_units(plan),
         *_machine(plan),
         *_engine(plan),
+        *_interface(plan),
         *_integers(plan),
         *_memory(plan),
         *_sizes(plan),
@@ -94,6 +96,16 @@ def _integers(plan: Plan) -> Iterator[Caveat]:
             f"{plan.scenario.hardware.label} has no {key}, so under engine "
             f"{plan.scenario.engine.profile} products with quantised weights count at the rate of "
             "floats",
+        )
+
+
+def _interface(plan: Plan) -> Iterator[Caveat]:
+    name, vendor = plan.engine.name, foreign_interface(plan.engine, plan.cost.hardware)
+    if vendor is not None:
+        yield (
+            f"engine {name} has no kernels for cards of {vendor}",
+            f"engine {name} has no kernels for cards of {vendor}, like {plan.cost.hardware.name}; "
+            f"its figures of {plan.interface} are used",
         )
 
 

@@ -108,16 +108,19 @@ def hardware_changes(plan: Plan) -> str:
 
 
 def engine_facts(plan: Plan) -> dict[str, str]:
-    """Return the engine's profile, what the scenario changes of it, and `engine_kind`.
+    """Return the engine's profile, its interface, what the scenario changes, and `engine_kind`.
 
+    `engine_interface` says which kernels run on the GPU, where the engine has several.
     The kind is the weakest of the figures that act: `assumed`, `fitted` or `measured`. It is
     `ideal` without any figure, and `measured` if the ideal engine has measured operations.
     """
-    kind = plan.engine.kind(plan.scenario.engine.interface)
+    kind = plan.engine.kind(plan.interface)
     if kind == "ideal" and isinstance(plan.cost, OperationCost):
         kind = "measured"
+    several = len(plan.engine.gpu) > 1 and plan.cost.hardware.has_gpu and plan.interface
     return {
         "engine": plan.scenario.engine.profile,
+        **({"engine_interface": several} if several else {}),
         "engine_changes": plan.engine.changes,
         "engine_kind": kind,
     }

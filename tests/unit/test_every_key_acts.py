@@ -26,7 +26,7 @@ EXPLAINED = {
 }
 ECHOES = {
     *("name", "trace", "model", "hardware", "hardware_changes", "seed", "cost_kind", "notes"),
-    *("engine", "engine_changes", "engine_kind"),
+    *("engine", "engine_changes", "engine_interface", "engine_kind"),
     *("cache_policy", "cache_scope", "prefetch_policy", "placement_policy", "batching_policy"),
     *("format", "format_basis", "expert_bits", "weight_bits", "embedding_bits", "head_bits"),
 }
@@ -71,6 +71,7 @@ ON_CPU: dict[str, Any] = {
 HALF_CPU = {**ON_CPU, "hardware": {**ON_CPU["hardware"], "cpu_threads": 2}}
 BOUND_BY_MEMORY = {**ON_CPU, "hardware": "rtx-4090"}
 OF_PARTS: dict[str, Any] = {"hardware": {"gpu": "RTX 4090", "cpu": "Ryzen 5 3600"}}
+NO_GPU = {"gpu": "none", "cpu": "Ryzen 5 3600"}
 MEMORY_OF_PARTS = {**ON_CPU, **OF_PARTS}
 UNPINNED = {"hardware": {**SLOW_LINK, "h2d": {}, "pinned": False}}
 FIXED: dict[str, Any] = {"placement": "cpu_experts"}
@@ -244,6 +245,7 @@ UNUSED: list[tuple[str, dict[str, Any], Any]] = [
     ("hardware.cpu_efficiency", KERNELS_ON_CPU, "50%"),
     ("hardware.cpu_overhead", KERNELS_ON_CPU, "50us"),
     ("engine.interface", {}, "cuda"),
+    ("engine.interface", {**ALL_ON_CPU, "hardware": NO_GPU, "engine": {"profile": QUIET}}, "cuda"),
     ("workload.lengths", CSV, {"prompt": 3, "output": 3}),
     ("workload.cached_prefix", {"workload": {"prefill": "skip"}}, 2),
     ("workload.arrivals.think", NO_LOOP, "2s"),
