@@ -146,6 +146,14 @@ class Scenario(Strict):
             self.__dict__[section] = getattr(self, section).model_copy(update=changes)
         return self
 
+    @model_validator(mode="after")
+    def _as_the_text_of_the_memory_says(self) -> Self:
+        """Give host memory the size of the machine's text, where the scenario gives none."""
+        nbytes = self.hardware.host_bytes
+        if nbytes is not None and "host" not in self.memory.model_fields_set:
+            self.__dict__["memory"] = self.memory.model_copy(update={"host": nbytes})
+        return self
+
     def __repr__(self) -> str:
         grid = f", sweep over {', '.join(self.sweep)}" if self.sweep else ""
         return (

@@ -53,7 +53,8 @@ def _unused_of_host(scenario: Scenario) -> Iterator[tuple[str, str]]:
     hardware, policy = scenario.hardware, scenario.placement.policy
     on_cpu = _computes_on_cpu(scenario)
     # Experts that do not fit into host memory are on disk; without a limit all of them fit.
-    on_disk = scenario.memory.host is not None
+    limited = scenario.memory.host is not None
+    on_disk = limited and (hardware.gpu is None or scenario.load_hardware().disk is not None)
     for key in _OF_CPU:
         if getattr(hardware, key) is not None and not on_cpu:
             yield f"hardware.{key}", f"placement {policy} runs nothing on the CPU"
@@ -64,8 +65,9 @@ def _unused_of_host(scenario: Scenario) -> Iterator[tuple[str, str]]:
     for key in _OF_HOST_MEMORY:
         if getattr(hardware, key) is None or on_cpu or on_disk:
             continue
-        # The text of unified memory gives the size of GPU memory.
-        if key != "memory" or not scenario.load_hardware().unified:
+        # The text of unified memory gives the size of GPU memory, other texts that of host memory.
+        gives_size = hardware.host_bytes is not None or scenario.load_hardware().unified
+        if key != "memory" or not gives_size:
             yield (
                 f"hardware.{key}",
                 f"placement {policy} runs nothing on the CPU and nothing is read from disk",

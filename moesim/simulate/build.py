@@ -222,12 +222,20 @@ def prepare(
     kv_bytes_on_host = kv_tokens_held * (shape.kv_bytes_per_token - on_gpu.kv_bytes_per_token)
     states = shape.state_bytes_per_sequence - on_gpu.state_bytes_per_sequence
     kv_bytes_on_host += states * most_sequences(scenario, kv_tokens)
+    keys = trace.num_layers * trace.num_experts
+    sizes = None if shape.equal_sizes else shape.sizes()
+    # The largest experts must fit, because a placement may choose any.
+    fitting = budget.slots if sizes is None else budget.slots_bytes // shape.expert_bytes
+    residents = residents_of(scenario, placement, fitting, keys)
+    # Experts of initial layers have a slot each, so they never leave.
+    initial = range(scenario.cache.initial_layers * trace.num_experts)
     host = plan_host(
         scenario,
         shape,
         hardware,
         layers_on_cpu=[layer for layer, lane in enumerate(lanes) if lane != GPU],
         kv_bytes_on_host=kv_bytes_on_host,
+        always_on_gpu=frozenset(initial if residents is None else residents),
     )
     topology = topology_for(scenario, hardware, disk=host.needs_disk)
     cost = cost_of(
@@ -237,11 +245,6 @@ def prepare(
         engine=engine or parts.engine,
         interface=parts.interface,
     )
-    keys = trace.num_layers * trace.num_experts
-    sizes = None if shape.equal_sizes else shape.sizes()
-    # The largest experts must fit, because a placement may choose any.
-    fitting = budget.slots if sizes is None else budget.slots_bytes // shape.expert_bytes
-    residents = residents_of(scenario, placement, fitting, keys)
     elsewhere = CPU in topology.names
     places = Places(topology, host, lanes, residents, elsewhere=elsewhere, fitting=fitting)
     if residents is None:

@@ -71,6 +71,7 @@ ON_CPU: dict[str, Any] = {
 HALF_CPU = {**ON_CPU, "hardware": {**ON_CPU["hardware"], "cpu_threads": 2}}
 BOUND_BY_MEMORY = {**ON_CPU, "hardware": "rtx-4090"}
 OF_PARTS: dict[str, Any] = {"hardware": {"gpu": "RTX 4090", "cpu": "Ryzen 5 3600"}}
+OF_SIZED_PARTS = {"hardware": {**OF_PARTS["hardware"], "memory": "32 GB DDR4-3200"}}
 NO_GPU = {"gpu": "none", "cpu": "Ryzen 5 3600"}
 MEMORY_OF_PARTS = {**ON_CPU, **OF_PARTS}
 UNPINNED = {"hardware": {**SLOW_LINK, "h2d": {}, "pinned": False}}
@@ -213,6 +214,7 @@ UNUSED: list[tuple[str, dict[str, Any], Any]] = [
     ("hardware.host_memory", {}, "8GiB"),
     ("hardware.memory", OF_PARTS, "DDR4-2133 1ch"),
     ("hardware.host_memory_efficiency", {}, "50%"),
+    ("hardware.host_memory_bandwidth", OF_SIZED_PARTS, "1GB/s"),
     ("hardware.cpu_flops", {}, "1GFLOPS"),
     ("hardware.cpu_flops", {**QUANTISED, **FIXED}, "2GFLOPS"),
     ("hardware.int8_ops", {}, "1GFLOPS"),
