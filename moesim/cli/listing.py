@@ -30,7 +30,7 @@ def list_kind(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """List what a scenario can name: GPUs, engines, models, formats, policies, parts."""
+    """List what a scenario can name: GPUs, engines, models, formats, policies, cards and CPUs."""
     from moesim.cli.output import echo_json
     from moesim.config.suggest import suggest
     from moesim.errors import UsageError
@@ -114,6 +114,7 @@ def _engines() -> Listing:
 
 
 def _show_engines(listing: Listing) -> None:
+    from moesim.cli.engine_figures import show_figures
     from moesim.report.tabular import Table, write_tables
 
     table = Table("", ["engine", "interfaces", "CPU", "tokens a step", "rows to copy", "kinds"])
@@ -128,11 +129,8 @@ def _show_engines(listing: Listing) -> None:
     write_tables([table])
     for name, engine in listing.items():
         typer.echo(f"\n{name}: {engine['about']}")
-        for key, figure in engine["figures"].items():
-            value = figure["value"]
-            if isinstance(value, Mapping):
-                value = ", ".join(f"{part} {number}" for part, number in value.items())
-            typer.echo(f"  {key:<22} {value!s:<12} {figure['kind']}: {figure['source']}")
+        if engine["figures"]:
+            show_figures(engine["figures"])
 
 
 def _cards() -> Listing:

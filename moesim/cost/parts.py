@@ -13,7 +13,7 @@ from moesim.engines.profile_schema import KV
 from moesim.hardware.ops import BatchShape
 from moesim.model.shapes import ModelShape, stored_bytes
 
-__all__ = ["Part", "Parts", "expert_family", "family_of"]
+__all__ = ["Part", "Parts", "expert_family", "families_of", "family_of"]
 
 
 class Part(NamedTuple):
@@ -42,6 +42,16 @@ def family_of(bits: float) -> str:
 def expert_family(shape: ModelShape) -> str:
     """Return the family of the stored experts: that of their format, or of their bits."""
     return shape.expert_family or family_of(shape.expert_bits)
+
+
+def families_of(shape: ModelShape, *, layers: bool = True) -> set[str]:
+    """Return the families of the stored experts, and with `layers` of all other weights."""
+    families = {expert_family(shape)}
+    if layers:
+        families.add(shape.weight_family or family_of(shape.weight_bits))
+    if layers and shape.head_bits is not None:
+        families.add(family_of(shape.head_bits))
+    return families
 
 
 class Parts:

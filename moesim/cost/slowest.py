@@ -125,6 +125,9 @@ def _host_durations(cost: CostModel, lanes: Collection[str]) -> Iterator[tuple[s
             yield "cpu_overhead", fixed_ns, f"cpu_overhead is {format_duration_ns(fixed_ns)}"
         flops, nbytes_per_s = rates
         key, shown = "cpu_flops", f"{flops:g} FLOPS, with efficiency and threads"
+        quantised = isinstance(cpu, EngineCpuCost) and expert_family(cost.shape) != "float"
+        if quantised and machine.cpu_int8_ops_per_s:
+            key, shown = "cpu_int8_ops", f"{flops:g} operations/s, with efficiency and threads"
         yield (key, *_rate(key, 2 * cost.shape.expert_params, flops, shown))
         key = "host_memory_bandwidth"
         shown = f"{_bytes_per_s(nbytes_per_s)}, with efficiency and threads"

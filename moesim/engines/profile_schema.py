@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Final, Generic, Literal, TypeVar
+from typing import Annotated, ClassVar, Final, Generic, Literal, TypeVar
 
 from pydantic import AfterValidator, Field
 
@@ -24,6 +24,8 @@ T = TypeVar("T")
 
 
 class EngineFigure(ProfileFigure[T], Generic[T]):
+    by_people: ClassVar[tuple[str, ...]] = ("assumed", "fitted", "measured")
+
     value: T = Field(description="The number with its unit, or the word.")
     kind: EngineKind = Field(  # type: ignore[assignment]  # a hardware profile has no fitted ones
         description="assumed (documentation or reasoning), fitted (to published rows, which the "

@@ -65,6 +65,11 @@ class HardwareOverrides(Strict):
     flops: Flops | None = Field(
         None, description="Peak rate of dense 16-bit matrix products, like 165.2TFLOPS."
     )
+    int8_ops: Flops | None = Field(
+        None,
+        description="Peak rate of dense products of 8-bit integers, like 660TFLOPS; engines with "
+        "kernels of their own use it for quantised weights.",
+    )
     memory_bandwidth: Bandwidth | None = Field(
         None, description="Peak bandwidth of GPU memory, like 1TB/s."
     )
@@ -95,6 +100,11 @@ class HardwareOverrides(Strict):
     cpu_flops: Flops | None = Field(
         None, description="Rate of matrix products on all cores of the CPU, like 1500GFLOPS."
     )
+    cpu_int8_ops: Flops | None = Field(
+        None,
+        description="Peak rate of products of 8-bit integers on all cores, like 2000GFLOPS; "
+        "engines with kernels of their own use it for quantised weights.",
+    )
     cpu_efficiency: PositiveShare | None = Field(
         None, description="Share of this rate that the CPU reaches, like 60%."
     )
@@ -106,6 +116,11 @@ class HardwareOverrides(Strict):
     )
     core_memory_bandwidth: Bandwidth | None = Field(
         None, description="Bandwidth that one core reaches when it reads host memory, like 12GB/s."
+    )
+    cpu_memory_bandwidth: Bandwidth | None = Field(
+        None,
+        description="The most that all cores together read, where the links between the dies of a "
+        "processor carry less than host memory, like 50GB/s.",
     )
     cpu_threads: PositiveCount | None = Field(
         None,
@@ -139,6 +154,7 @@ def _spelling(key: str) -> Callable[[Any], str]:
         "bandwidth": exact_bandwidth,
         "efficiency": format_share,
         "flops": exact_flops,
+        "ops": exact_flops,
         "vram": exact_bytes,
         "chunk": exact_bytes,
         "memory": exact_bytes,

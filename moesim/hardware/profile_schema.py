@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Generic, Literal, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Generic, Literal, Self, TypeVar
 
 from pydantic import Field, ModelWrapValidatorHandler, PrivateAttr, model_validator
 from pydantic_core import PydanticCustomError
@@ -33,19 +33,21 @@ class ProfileFigure(Strict, Generic[T]):
     kind: Kind = Field(description="assumed (a datasheet or reasoning) or measured.")
     source: Annotated[str, Field(min_length=1)] = Field(description="Origin of the number.")
 
+    # Calibration writes measured numbers in base units; people write the assumed ones.
+    by_people: ClassVar[tuple[str, ...]] = ("assumed",)
+
     _bare: str = PrivateAttr("")
 
     @property
     def bare(self) -> str:
-        """What was read where an assumed number has no unit; else an empty text."""
+        """What was read where a number that people write has no unit; else an empty text."""
         return self._bare
 
     @model_validator(mode="wrap")
     @classmethod
     def _note_bare(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
         figure = handler(data)
-        # Calibration writes measured numbers in base units; people write the assumed ones.
-        if isinstance(data, dict) and figure.kind == "assumed" and has_no_unit(data["value"]):
+        if isinstance(data, dict) and figure.kind in cls.by_people and has_no_unit(data["value"]):
             for quantity in cls.model_fields["value"].metadata:
                 if isinstance(quantity, Quantity):
                     figure._bare = quantity.read_as(data["value"])

@@ -58,6 +58,8 @@ OF_ENGINES: Final = frozenset(
     }
 )
 """Keys that an engine has values for. Where they follow from a swept engine, they are no label."""
+OF_PARTS: Final = ("memory.host",)
+"""Keys that the texts of a machine have values for, likewise."""
 ARRIVALS_LIMIT: Final = (
     f"arrivals limit throughput: no request to serve for more than {MOST_IDLE:.0%} of the time"
 )
@@ -321,9 +323,12 @@ def _varying(runs: Sequence[Run]) -> list[str]:
         if path.split(".")[0] in IGNORED or any(_inside(path, key) for key in swept):
             continue
         keys.append(path)
-    if not {"engine", "engine.profile"} & set(keys):
-        return keys
-    own = [key for key in keys if key in swept or key not in OF_ENGINES]
+    follows: set[str] = set()
+    if {"engine", "engine.profile"} & set(keys):
+        follows.update(OF_ENGINES)
+    if {"hardware", "hardware.memory"} & set(keys):
+        follows.update(OF_PARTS)
+    own = [key for key in keys if key in swept or key not in follows]
     return [key for key in keys if key in own or not _follows(runs, key, own)]
 
 

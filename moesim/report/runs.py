@@ -56,10 +56,11 @@ def engine_in_words(summary: Mapping[str, Any]) -> str:
     name, changes = summary.get("engine"), summary.get("engine_changes")
     if not isinstance(name, str):
         return ""
-    kind = summary.get("engine_kind")
+    kind, interface = summary.get("engine_kind"), summary.get("engine_interface")
     changed = f" with {changes}" if changes else ""
     if name != IDEAL:
-        return f"{name}{changed} ({kind} figures)"
+        kernels = f", {interface}" if isinstance(interface, str) else ""
+        return f"{name}{kernels}{changed} ({kind} figures)"
     if kind == "measured":
         return "ideal with measured operations"
     host = "" if changes else "no host time, "
@@ -112,7 +113,7 @@ class Run:
 
     @property
     def engine(self) -> str:
-        """Return the engine in words: `llama.cpp (assumed figures)`; "" for an older run."""
+        """Return the engine in words: `llama.cpp, cuda (fitted figures)`; "" for an older run."""
         return engine_in_words(self.summary)
 
     @property

@@ -49,8 +49,8 @@ class EngineChoice(Strict):
     )
     interface: Literal["cuda", "hip", "vulkan", "sycl", "metal"] | None = Field(
         None,
-        description="Which of the engine's kernels for GPUs run; the default is the first of its "
-        "profile.",
+        description="Which of the engine's kernels for GPUs run; the default is that of the card's "
+        "vendor, or the first of the profile where the engine does not have it.",
         examples=["vulkan"],
     )
     launch: Duration | None = Field(

@@ -16,6 +16,7 @@ from moesim.config.units import has_no_unit
 from moesim.config.validation import COMMAND_LINE, Strict
 from moesim.config.yaml_document import Document, KeyPath, dotted, dump_document
 from moesim.engines.engine import IDEAL, Engine, load_engine
+from moesim.engines.interface import interface_for
 from moesim.errors import ScenarioError, UsageError
 from moesim.files import as_path
 from moesim.hardware.hardware import Hardware, IncompleteDisk, TooManyThreads, load_hardware
@@ -143,6 +144,14 @@ class Scenario(Strict):
         for section, changes in engine_defaults(self, engine).items():
             # Users cannot change a model; its own validator may.
             self.__dict__[section] = getattr(self, section).model_copy(update=changes)
+        return self
+
+    @model_validator(mode="after")
+    def _as_the_text_of_the_memory_says(self) -> Self:
+        """Give host memory the size of the machine's text, where the scenario gives none."""
+        nbytes = self.hardware.host_bytes
+        if nbytes is not None and "host" not in self.memory.model_fields_set:
+            self.__dict__["memory"] = self.memory.model_copy(update={"host": nbytes})
         return self
 
     def __repr__(self) -> str:
@@ -301,6 +310,17 @@ class Scenario(Strict):
             event_ns=choice.layer_event,
             sorting=choice.sorting,
         )
+
+    def interface(self, hardware: Hardware, engine: Engine) -> str | None:
+        """Return which of the engine's kernels run on the machine's GPU; None without any.
+
+        Raises:
+            ScenarioError: the card cannot have the interface of the scenario.
+        """
+        try:
+            return interface_for(engine, hardware, self.engine.interface)
+        except UsageError as error:
+            raise ScenarioError.at(self, "engine.interface", str(error)) from None
 
     def _engine_path(self, base_dir: Path | None) -> str:
         """Return the name of the engine, or the path of its profile from the working directory."""

@@ -211,6 +211,17 @@ class HardwareChoice(HardwareOverrides):
         texts = {key: getattr(self, key) for key in PARTS}
         return {key: text for key, text in texts.items() if text is not None}
 
+    @property
+    def host_bytes(self) -> int | None:
+        """The size of host memory that the text of the memory gives; None without any.
+
+        The memory of a machine with unified memory, or without a GPU, is divided elsewhere.
+        """
+        if self.memory is None or self.gpu is None:
+            return None
+        card, text = gpu_named(self.gpu).card, memory_named(self.memory)
+        return None if card is None or card.unified else text.seen_bytes or text.nbytes
+
     def overrides(self) -> dict[str, Any]:
         """Return the figures that differ from the profile, as `load_hardware` takes them."""
         return self.model_dump(exclude={"profile", "pinned", *PARTS}, exclude_none=True)
@@ -248,8 +259,9 @@ class Memory(Strict):
     host: Annotated[Bytes | None, NoneAs("unlimited", "a size like 64GiB")] = Field(
         "unlimited",
         validate_default=True,
-        description="Host memory for weights and KV entries: unlimited or a size. Experts that do "
-        "not fit are read from the disk of the hardware.",
+        description="Host memory for weights and KV entries: unlimited or a size. The default is "
+        "the size in the text of hardware.memory, or unlimited. Experts that do not fit are read "
+        "from the disk of the hardware.",
         examples=["64GiB"],
     )
     host_cache: Literal["page", "expert"] = Field(

@@ -25,6 +25,8 @@ _OF_CPU: Final = (
     "cpu_cores",
     "cpu_threads",
     "core_memory_bandwidth",
+    "cpu_int8_ops",
+    "cpu_memory_bandwidth",
 )
 _OF_IDEAL_CPU: Final = ("cpu_efficiency", "cpu_overhead")
 _OF_IDEAL_GPU: Final = ("compute_efficiency", "memory_efficiency", "kernel_overhead")
@@ -51,7 +53,8 @@ def _unused_of_host(scenario: Scenario) -> Iterator[tuple[str, str]]:
     hardware, policy = scenario.hardware, scenario.placement.policy
     on_cpu = _computes_on_cpu(scenario)
     # Experts that do not fit into host memory are on disk; without a limit all of them fit.
-    on_disk = scenario.memory.host is not None
+    limited = scenario.memory.host is not None
+    on_disk = limited and (hardware.gpu is None or scenario.load_hardware().disk is not None)
     for key in _OF_CPU:
         if getattr(hardware, key) is not None and not on_cpu:
             yield f"hardware.{key}", f"placement {policy} runs nothing on the CPU"
@@ -62,8 +65,9 @@ def _unused_of_host(scenario: Scenario) -> Iterator[tuple[str, str]]:
     for key in _OF_HOST_MEMORY:
         if getattr(hardware, key) is None or on_cpu or on_disk:
             continue
-        # The text of unified memory gives the size of GPU memory.
-        if key != "memory" or not scenario.load_hardware().unified:
+        # The text of unified memory gives the size of GPU memory, other texts that of host memory.
+        gives_size = hardware.host_bytes is not None or scenario.load_hardware().unified
+        if key != "memory" or not gives_size:
             yield (
                 f"hardware.{key}",
                 f"placement {policy} runs nothing on the CPU and nothing is read from disk",
@@ -81,16 +85,22 @@ def _unused_of_engine(scenario: Scenario) -> Iterator[tuple[str, str]]:
     engine = scenario.load_engine()
     if not engine.gpu and scenario.engine.interface is not None:
         yield "engine.interface", f"engine {name} has no kernels of its own on the GPU"
+    elif scenario.engine.interface is not None and not scenario.load_hardware().has_gpu:
+        yield "engine.interface", "the machine has no GPU"
     if engine.gpu:
         for key in _OF_IDEAL_GPU:
             if getattr(hardware, key) is not None:
                 yield f"hardware.{key}", f"engine {name} has kernels of its own on the GPU"
+    elif hardware.int8_ops is not None:
+        yield "hardware.int8_ops", f"engine {name} computes everything at the rate of floats"
     # Without a CPU lane, these keys are reported already.
     on_cpu = CPU in getattr(find("placement", placement.policy), "lanes", ())
     if engine.cpu is not None and on_cpu:
         for key in _OF_IDEAL_CPU:
             if getattr(hardware, key) is not None:
                 yield f"hardware.{key}", f"engine {name} has kernels of its own on the CPU"
+    if engine.cpu is None and on_cpu and hardware.cpu_int8_ops is not None:
+        yield "hardware.cpu_int8_ops", f"engine {name} computes everything at the rate of floats"
 
 
 def _unused_of_cache(scenario: Scenario) -> Iterator[tuple[str, str]]:

@@ -104,6 +104,8 @@ class Plan:
     hindsight: frozenset[str] = frozenset()
     """Families whose policy learnt on the replayed trace before the run."""
     engine: Engine = IDEAL
+    interface: str | None = None
+    """Which of the engine's kernels run on the GPU; None without any."""
 
     def __repr__(self) -> str:
         shape, hardware = self.cost.shape.name, self.cost.hardware.name
@@ -220,12 +222,20 @@ def prepare(
     kv_bytes_on_host = kv_tokens_held * (shape.kv_bytes_per_token - on_gpu.kv_bytes_per_token)
     states = shape.state_bytes_per_sequence - on_gpu.state_bytes_per_sequence
     kv_bytes_on_host += states * most_sequences(scenario, kv_tokens)
+    keys = trace.num_layers * trace.num_experts
+    sizes = None if shape.equal_sizes else shape.sizes()
+    # The largest experts must fit, because a placement may choose any.
+    fitting = budget.slots if sizes is None else budget.slots_bytes // shape.expert_bytes
+    residents = residents_of(scenario, placement, fitting, keys)
+    # Experts of initial layers have a slot each, so they never leave.
+    initial = range(scenario.cache.initial_layers * trace.num_experts)
     host = plan_host(
         scenario,
         shape,
         hardware,
         layers_on_cpu=[layer for layer, lane in enumerate(lanes) if lane != GPU],
         kv_bytes_on_host=kv_bytes_on_host,
+        always_on_gpu=frozenset(initial if residents is None else residents),
     )
     topology = topology_for(scenario, hardware, disk=host.needs_disk)
     cost = cost_of(
@@ -233,13 +243,8 @@ def prepare(
         shape,
         pinned=host.num_pinned > 0,
         engine=engine or parts.engine,
-        interface=scenario.engine.interface,
+        interface=parts.interface,
     )
-    keys = trace.num_layers * trace.num_experts
-    sizes = None if shape.equal_sizes else shape.sizes()
-    # The largest experts must fit, because a placement may choose any.
-    fitting = budget.slots if sizes is None else budget.slots_bytes // shape.expert_bytes
-    residents = residents_of(scenario, placement, fitting, keys)
     elsewhere = CPU in topology.names
     places = Places(topology, host, lanes, residents, elsewhere=elsewhere, fitting=fitting)
     if residents is None:
@@ -263,6 +268,7 @@ def prepare(
         capacities,
         frozenset(hindsight),
         engine=engine or parts.engine,
+        interface=parts.interface,
     )
 
 

@@ -10,12 +10,14 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
 from moesim.config.units import format_bytes, format_duration_ns
+from moesim.engines.interface import foreign_interface
 from moesim.policies import find
 from moesim.results.metrics import ratio
 from moesim.scenario.arrivals import Closed, Csv, Recorded
 from moesim.scenario.metrics import Window
 from moesim.serving.knowledge import KNOWLEDGE
 from moesim.simulate.checks import policy_of
+from moesim.simulate.unread import missing_rates
 from moesim.workload.workload import drawn_from
 
 if TYPE_CHECKING:
@@ -43,6 +45,8 @@ def caveats(outcome: Outcome) -> list[Caveat]:
         *_units(plan),
         *_machine(plan),
         *_engine(plan),
+        *_interface(plan),
+        *_integers(plan),
         *_memory(plan),
         *_sizes(plan),
         *_placement(plan),
@@ -81,6 +85,27 @@ def _engine(plan: Plan) -> Iterator[Caveat]:
             f"measured operations are not used under engine {name}",
             f"{plan.scenario.hardware.profile} has measured operations of this model; the engine "
             f"{name} has kernels of its own, so only engine: ideal uses them",
+        )
+
+
+def _integers(plan: Plan) -> Iterator[Caveat]:
+    """Yield each missing rate of integers by which an engine's kernels would multiply weights."""
+    for key in missing_rates(plan):
+        yield (
+            f"without {key}, integer products count at the rate of floats",
+            f"{plan.scenario.hardware.label} has no {key}, so under engine "
+            f"{plan.scenario.engine.profile} products with quantised weights count at the rate of "
+            "floats",
+        )
+
+
+def _interface(plan: Plan) -> Iterator[Caveat]:
+    name, vendor = plan.engine.name, foreign_interface(plan.engine, plan.cost.hardware)
+    if vendor is not None:
+        yield (
+            f"engine {name} has no kernels for cards of {vendor}",
+            f"engine {name} has no kernels for cards of {vendor}, like {plan.cost.hardware.name}; "
+            f"its figures of {plan.interface} are used",
         )
 
 

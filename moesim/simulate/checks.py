@@ -53,10 +53,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """The machine, the engine, the model's sizes and the requests of one scenario."""
+    """The machine, the engine, the model's sizes and the requests of one scenario.
+
+    `interface` says which of the engine's kernels run on the GPU.
+    """
 
     hardware: Hardware
     engine: Engine
+    interface: str | None
     shape: ModelShape
     requests: list[Request]
 
@@ -171,6 +175,9 @@ class _Checks:
         scenario, attempt = self.scenario, self.attempt
         hardware = attempt("hardware", scenario.load_hardware)
         engine = attempt("engine", scenario.load_engine)
+        interface = None
+        if hardware is not None and engine is not None:
+            interface = attempt("engine hardware", scenario.interface, hardware, engine)
         config = None if trace is None else trace.meta.model_config
         shape = None
         # Without a trace there is no header to read the shape from.
@@ -224,7 +231,7 @@ class _Checks:
             attempt("metrics.window", check_window, scenario, requests)
         if hardware is None or engine is None or shape is None or requests is None:
             return None
-        return Parts(hardware, engine, shape, requests)
+        return Parts(hardware, engine, interface, shape, requests)
 
     def _workload(self, trace: Trace) -> list[Request] | None:
         """Return the requests. Where they cannot be built, check the arrivals by themselves."""

@@ -18,10 +18,10 @@ from moesim.model.shapes import ModelShape
 from moesim.policies import find
 from moesim.policies.placement import fixes_residents
 from moesim.scenario.unused import unused_keys
+from moesim.simulate.unread import unread_keys
 
 if TYPE_CHECKING:
     from moesim.scenario import Scenario
-    from moesim.serving.experts.host_budget import HostBudget
     from moesim.simulate.build import Plan
     from moesim.trace import TraceMeta
 
@@ -89,13 +89,15 @@ def knows_the_future(scenario: Scenario, *, hindsight: Collection[str] = ()) -> 
     ]
 
 
-def hardware_changes(scenario: Scenario, host: HostBudget) -> str:
+def hardware_changes(plan: Plan) -> str:
     """Return what the scenario changes of its hardware profile; "" if nothing.
 
-    Keys without effect are left out. `host` says which experts lie in page-locked host memory.
+    Keys without effect are left out.
     """
+    scenario, host = plan.scenario, plan.places.host
     hardware = scenario.hardware
-    unused = {key.removeprefix("hardware.") for key in unused_keys(scenario)}
+    without_effect = [*unused_keys(scenario), *(key for key, _ in unread_keys(plan))]
+    unused = {key.removeprefix("hardware.") for key in without_effect}
     figures = spelled_figures(hardware.overrides(), without=unused)
     memory = ""
     if host.mixed:
@@ -106,16 +108,19 @@ def hardware_changes(scenario: Scenario, host: HostBudget) -> str:
 
 
 def engine_facts(plan: Plan) -> dict[str, str]:
-    """Return the engine's profile, what the scenario changes of it, and `engine_kind`.
+    """Return the engine's profile, its interface, what the scenario changes, and `engine_kind`.
 
+    `engine_interface` says which kernels run on the GPU, where the engine has several.
     The kind is the weakest of the figures that act: `assumed`, `fitted` or `measured`. It is
     `ideal` without any figure, and `measured` if the ideal engine has measured operations.
     """
-    kind = plan.engine.kind(plan.scenario.engine.interface)
+    kind = plan.engine.kind(plan.interface)
     if kind == "ideal" and isinstance(plan.cost, OperationCost):
         kind = "measured"
+    several = len(plan.engine.gpu) > 1 and plan.cost.hardware.has_gpu and plan.interface
     return {
         "engine": plan.scenario.engine.profile,
+        **({"engine_interface": several} if several else {}),
         "engine_changes": plan.engine.changes,
         "engine_kind": kind,
     }

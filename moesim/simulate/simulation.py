@@ -57,6 +57,7 @@ from moesim.simulate.facts import (
     knows_the_future,
     routing_facts,
 )
+from moesim.simulate.unread import unread_keys
 from moesim.trace.statistics import prediction_recall
 
 __all__ = [
@@ -291,7 +292,7 @@ def summarise(outcome: Outcome) -> dict[str, Any]:
         "trace": trace.meta.model,
         "model": shape.name,
         "hardware": scenario.hardware.label,
-        "hardware_changes": hardware_changes(scenario, plan.places.host),
+        "hardware_changes": hardware_changes(plan),
         "cost_kind": plan.cost.hardware.cost_kind,
         **engine_facts(plan),
         **routing_facts(scenario, trace.meta, shape),
@@ -440,6 +441,7 @@ def _notes(plan: Plan, outcome: Outcome) -> list[str]:
     """Return the notes of `summary.json`: facts without which its numbers could be misread."""
     scenario, trace, shape = plan.scenario, plan.trace, plan.cost.shape
     notes = unused_notes(scenario)
+    notes += [f"{key} is unused: {reason}" for key, reason in unread_keys(plan)]
     if routing_facts(scenario, trace.meta, shape)["sizes"] == "foreign":
         notes.append(f"a trace of {trace.meta.model} is costed with the sizes of {shape.name}")
     if trace.meta.synthetic:

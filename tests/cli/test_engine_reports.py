@@ -78,6 +78,26 @@ def test_a_swept_engine_is_one_label_whatever_keys_follow_from_it(tmp_path: Path
     assert f", engine {IDEAL} / {QUIET} (assumed figures) / " in caption
 
 
+def test_the_size_of_host_memory_that_follows_from_a_swept_text_is_no_label(tmp_path: Path) -> None:
+    tiny_trace(requests=2).save(tmp_path / "trace")
+    path = tmp_path / "small.yaml"
+    texts = "hardware.memory: [8 GB DDR5, 16 GB DDR5]"
+    lines = ("trace: trace", "bounds: false", "hardware: {gpu: T4, cpu: i5-12400, memory: DDR5}")
+
+    def labels(*sections: str) -> list[str]:
+        path.write_text("\n".join([*lines, *sections]), encoding="utf-8")
+        out = tmp_path / str(len(sections) + len(sections[0]))
+        listed = json.loads(done("compare", path, "--out", out, "--no-plots", "--json"))
+        return [row["variant"] + row["setting"] for row in listed["rows"]]
+
+    swept = labels(f"sweep: {{{texts}}}")
+    assert len(set(swept)) == 2
+    assert not any("host" in label for label in swept)
+    both = labels(f"sweep: {{{texts}, memory.host: [4GiB, 6GiB]}}")
+    assert len(set(both)) == 4
+    assert all("host" in label for label in both)
+
+
 def test_a_key_that_differs_by_itself_stays_a_label_beside_the_engine(tmp_path: Path) -> None:
     path = scenario_with(
         tmp_path, f"sweep: {{engine: [ideal, {QUIET}], batching.token_budget: [3, 512]}}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -71,6 +72,38 @@ def test_every_figure_of_every_engine_is_listed_with_its_value_kind_and_source()
             assert (figure["kind"], figure["source"]) == (origin.kind, origin.source)
             assert f"{figure['kind']}: {figure['source']}" in text
     assert listed["llama.cpp"]["figures"]["switch"]["value"].endswith("us")
+
+
+def test_each_source_of_an_engine_is_printed_once_and_each_figure_names_its_own() -> None:
+    text = printed("engines").split("\nllama.cpp: ")[1]
+    figures, sources = (part.splitlines() for part in text.split("\nsources\n"))
+    named = dict(line.strip().split("] ", 1) for line in sources)
+    assert len(set(named.values())) == len(named) == len(sources)
+    engine = load_engine("llama.cpp")
+    columns = next(line.split() for line in figures if "cuda" in line)
+    assert columns == ["figure", *engine.gpu, "cpu"]
+    origins = {f"{origin.kind}: {origin.source}" for origin in engine.figures.values()}
+    assert set(named.values()) == origins
+    for own in ("kernel", "padding"):
+        cells = next(line.split() for line in figures if line.split()[:1] == [own])[1:]
+        for column, value, number in zip(columns[1:], cells[::2], cells[1::2], strict=True):
+            key = f"cpu.{own}" if column == "cpu" else f"gpu.{column}.{own}"
+            origin, listed = engine.figures[key], listing("engines")["llama.cpp"]["figures"][key]
+            assert value == str(listed["value"])
+            assert named[number.rstrip("]")] == f"{origin.kind}: {origin.source}"
+    shared = next(line.split() for line in figures if line.split()[:1] == ["kv"])
+    shares = [kernels.bandwidth["kv"] for kernels in engine.gpu.values()]
+    assert engine.cpu is not None
+    assert [float(share) for share in shared[1:]] == [*shares, engine.cpu.bandwidth["kv"]]
+
+
+def test_the_help_names_each_list_that_there_is() -> None:
+    done = CliRunner().invoke(app, ["list", "--help"])
+    said = " ".join(re.sub(r"[^\w.]", " ", done.stdout).split()).lower()
+    known = re.findall(r"\w+", str(CliRunner().invoke(app, ["list", "x"]).exception))
+    kinds = known[known.index("x") + 1 :]
+    sentence = said[said.index("name") : said.index(".")]
+    assert set(sentence.removeprefix("name").replace(" and ", " ").split()) == set(kinds)
 
 
 def test_every_model_is_listed_with_its_sizes_and_source() -> None:

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from paths import ROOT
+
+from moesim.errors import ScenarioError
+from moesim.scenario import load_scenario
+from moesim.scenario.sweep import expand_sweep
+from moesim.simulate import run
+from moesim.trace import load_trace
 
 SCENARIOS = sorted((ROOT / "scenarios").glob("*.yaml"))
 
@@ -55,6 +64,72 @@ def test_every_other_scenario_is_a_grid_that_compare_runs(path: Path, tmp_path: 
     assert (out / "compare.csv").exists()
     assert (out / "compare.md").exists()
     assert list((out / "plots").glob("*.png"))
+
+
+@pytest.fixture(scope="module")
+def llama_cpp() -> dict[int, dict[str, Any]]:
+    """The summary of each number of layers on the CPU."""
+    scenario = load_scenario(ROOT / "scenarios/llama_cpp.yaml")
+    return {
+        point["placement.options.layers"]: run(each).summary
+        for point, each in expand_sweep(scenario)
+    }
+
+
+def test_the_documented_answer_of_llama_cpp_is_that_of_its_scenario(
+    llama_cpp: dict[int, dict[str, Any]],
+) -> None:
+    text = (ROOT / "docs/engines.md").read_text(encoding="utf-8")
+    section = text.split("## Will it run on my machine?")[1].split("\n## ")[0]
+    table = {
+        cells[0]: [float(cell) for cell in cells[1:]]
+        for line in section.splitlines()
+        if re.fullmatch(r"\|[^|]+(\| [\d.]+ )+\|", line)
+        for cells in [[cell.strip() for cell in line.strip("|").split("|")]]
+    }
+    assert table.pop("layers of experts on the CPU") == list(llama_cpp)
+    tpots = [summary["tpot_mean_ms"] for summary in llama_cpp.values()]
+    ttfts = [summary["ttft_mean_ms"] for summary in llama_cpp.values()]
+    expected = {
+        "TPOT (ms)": tpots,
+        "decode (tokens/s)": [1000 / tpot for tpot in tpots],
+        "TTFT of 2000 tokens (ms)": ttfts,
+        "prompt (tokens/s)": [2000 * 1000 / ttft for ttft in ttfts],
+    }
+    assert table.keys() == expected.keys()
+    for name, values in expected.items():
+        assert table[name] == pytest.approx(values, rel=0.003), name
+
+
+def test_llama_cpp_names_its_engine_its_host_memory_and_its_routing(
+    llama_cpp: dict[int, dict[str, Any]],
+) -> None:
+    for summary in llama_cpp.values():
+        assert (summary["engine"], summary["engine_interface"]) == ("llama.cpp", "cuda")
+        assert summary["host_memory_bytes"] == 32 * 2**30
+        assert summary["routing"] == "synthetic"
+        assert summary["format"] == "Q4_K_M"
+        assert not any("floats" in caveat for caveat in summary["caveats"])
+    fewer = load_scenario(
+        ROOT / "scenarios/llama_cpp.yaml", ["sweep={}", "placement.options.layers=19"]
+    )
+    with pytest.raises(ScenarioError, match="there are 3700"):
+        run(fewer)
+
+
+def test_the_synthetic_trace_is_small_uniform_and_made_by_the_command_that_its_list_gives(
+    tmp_path: Path,
+) -> None:
+    text = (ROOT / "traces/README.md").read_text(encoding="utf-8")
+    (command,) = re.findall(r"^moesim (trace synth .*)$", text, re.M)
+    verb, kind, folder, *options = command.split()
+    moesim(verb, kind, tmp_path / "again", *options)
+    shipped, again = (load_trace(path) for path in (ROOT / folder, tmp_path / "again"))
+    assert (shipped.expert_ids[:] == again.expert_ids[:]).all()
+    assert shipped.meta.synthetic
+    assert sum(path.stat().st_size for path in (ROOT / folder).iterdir()) < 1_000_000
+    counts = np.bincount(shipped.expert_ids[:].ravel(), minlength=128)
+    assert counts.min() > 0.9 * counts.mean()
 
 
 @pytest.mark.parametrize("name", ["shallow", "deep"])

@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from random_lanes import QUIET
 from workloads import plan_of, run_on, static_trace, tiny_scenario, tiny_trace
 
+from moesim.config.yaml_document import dump_document, load_document
 from moesim.cost.roofline import CostModel
 from moesim.errors import ScenarioError
+from moesim.hardware.hardware import PROFILES
 from moesim.report.comparison import compare_runs
 from moesim.report.metrics import run_caption
 from moesim.report.runs import load_run
@@ -138,6 +141,36 @@ def test_min_is_said_to_be_no_bound_where_experts_have_unequal_sizes() -> None:
             "experts take 1.5 MiB to 3 MiB; MIN bounds the hits only where all sizes are equal",
         )
     ]
+
+
+INTEGERS = "integer products count at the rate of floats"
+WITHOUT = {
+    "cpu_int8_ops": {"placement": "cpu_experts"},
+    "int8_ops": {},
+}
+
+
+@pytest.mark.parametrize("key", WITHOUT)
+def test_a_missing_rate_of_integers_is_said_where_quantised_weights_would_use_it(
+    key: str, tmp_path: Path
+) -> None:
+    profile = load_document(PROFILES / "rtx-3060-12gb.yaml").data
+    del profile[key]
+    path = tmp_path / "lacking.yaml"
+    path.write_text(dump_document(profile), encoding="utf-8")
+    lacking: dict[str, Any] = {**WITHOUT[key], "hardware": str(path), "engine": QUIET}
+    lacking |= {"cache": {"slots": 16}, "model": {"shape": "trace", "format": "Q4_K_M"}}
+    caveats, notes = said(**lacking)
+    assert f"without {key}, {INTEGERS}" in caveats
+    assert f"{path} has no {key}, so under engine {QUIET} products with quantised" in notes
+    for changes in (
+        {"hardware": "rtx-3060-12gb"},  # has the figure
+        {"engine": "ideal"},  # does not read it
+        {"model": {"shape": "trace"}},  # floats
+    ):
+        assert INTEGERS not in str(said(**{**lacking, **changes})), changes
+    if WITHOUT[key]:
+        assert INTEGERS not in str(said(**{**lacking, "placement": "copy"}))  # nothing on the CPU
 
 
 def test_caveats_begin_where_the_limit_is_passed() -> None:

@@ -386,6 +386,9 @@ def test_the_slowest_figures_leave_out_what_the_engine_does_not_read() -> None:
     ((key, text),) = slowest_figures(host, (GPU, CPU))
     assert key == "hardware.cpu_flops"
     assert text.endswith("so one expert takes 240 s")
+    on_cpu = dataclasses.replace(HARDWARE, cpu_int8_ops_per_s=4)
+    ((key, text),) = slowest_figures(EngineCost(on_cpu, quantised, ENGINE), (GPU, CPU))
+    assert key == "hardware.cpu_int8_ops"
     # Threads count as often as a kernel waits for them.
     kernels = dataclasses.replace(CPU_KERNELS, kernel_ns=1000, thread_ns=10**17)
     waiting = EngineCost(HARDWARE, SHAPE, dataclasses.replace(ENGINE, cpu=kernels))

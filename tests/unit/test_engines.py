@@ -123,11 +123,31 @@ def test_a_summary_names_the_engine(engine: Any, facts: tuple[str, str, str]) ->
     assert tuple(summary[key] for key in ("engine", "engine_changes", "engine_kind")) == facts
 
 
-def test_a_number_without_its_unit_is_a_caveat(tmp_path: Path) -> None:
-    path = changed(tmp_path, lambda data: data["switch"].update(value=25))
+DURATIONS = (
+    *("host.step", "host.layer_event", "host.launch", "host.copy_launch", "switch"),
+    *("gpu.cuda.kernel", "gpu.vulkan.kernel", "cpu.kernel", "cpu.thread"),
+)
+
+
+@pytest.mark.parametrize("kind", ["assumed", "fitted", "measured"])
+@pytest.mark.parametrize("key", DURATIONS)
+def test_a_number_without_its_unit_is_a_caveat(tmp_path: Path, key: str, kind: str) -> None:
+    def bare(data: Any) -> None:
+        for part in key.split("."):
+            data = data[part]
+        data.update(value=25, kind=kind)
+
+    path = changed(tmp_path, bare)
     summary = summarise(run_on(plan_of(tiny_scenario(engine=path), tiny_trace(requests=1))))
-    assert "switch of the engine has no unit" in summary["caveats"]
-    assert any(note.startswith(f"switch of {path} ") for note in summary["notes"])
+    assert f"{key} of the engine has no unit" in summary["caveats"]
+    note = f"{key} of {path} is 25 without a unit: read as 25 ns"
+    assert [each for each in summary["notes"] if "without a unit" in each] == [note]
+
+
+def test_every_time_of_an_engine_is_checked_for_its_unit() -> None:
+    times = {key for key, origin in load_engine(ENGINE).figures.items() if origin.value.isdigit()}
+    numbers = ("ubatch", "batch_threshold", "padding", "vector_rows", "vector_row", "sockets")
+    assert {key for key in times if key.rpartition(".")[2] not in numbers} == set(DURATIONS)
 
 
 def test_measured_operations_are_those_of_the_ideal_engine_alone(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ EXPLAINED = {
 }
 ECHOES = {
     *("name", "trace", "model", "hardware", "hardware_changes", "seed", "cost_kind", "notes"),
-    *("engine", "engine_changes", "engine_kind"),
+    *("engine", "engine_changes", "engine_interface", "engine_kind"),
     *("cache_policy", "cache_scope", "prefetch_policy", "placement_policy", "batching_policy"),
     *("format", "format_basis", "expert_bits", "weight_bits", "embedding_bits", "head_bits"),
 }
@@ -71,11 +71,19 @@ ON_CPU: dict[str, Any] = {
 HALF_CPU = {**ON_CPU, "hardware": {**ON_CPU["hardware"], "cpu_threads": 2}}
 BOUND_BY_MEMORY = {**ON_CPU, "hardware": "rtx-4090"}
 OF_PARTS: dict[str, Any] = {"hardware": {"gpu": "RTX 4090", "cpu": "Ryzen 5 3600"}}
+OF_SIZED_PARTS = {"hardware": {**OF_PARTS["hardware"], "memory": "32 GB DDR4-3200"}}
+NO_GPU = {"gpu": "none", "cpu": "Ryzen 5 3600"}
 MEMORY_OF_PARTS = {**ON_CPU, **OF_PARTS}
 UNPINNED = {"hardware": {**SLOW_LINK, "h2d": {}, "pinned": False}}
 FIXED: dict[str, Any] = {"placement": "cpu_experts"}
 KERNELS: dict[str, Any] = {"engine": QUIET}
 KERNELS_ON_CPU = {**ON_CPU, **KERNELS}
+QUANTISED = {**KERNELS, "model": {"shape": "trace", "expert_bits": 4}}
+QUANTISED_ON_CPU = {**ON_CPU, **QUANTISED}
+ALL_ON_CPU = {
+    **QUANTISED_ON_CPU,
+    "placement": {"policy": "cpu_layers", "options": {"layers": "all", "whole_layers": 4}},
+}
 EXPERT_AWARE = {"trace": "decoupled", "batching": {"policy": "expert_aware", "token_budget": 2}}
 UNSPLIT = {"chunked_prefill": False}
 D2H: dict[str, Any] = {**WRITE_BACK, "hardware": {**SLOW_LINK, "d2h": {"bandwidth": "200MB/s"}}}
@@ -101,6 +109,7 @@ CASES: dict[str, tuple[dict[str, Any], Any]] = {
     "HardwareChoice.pinned": ({"hardware": {"profile": "rtx-4090"}}, False),
     "HardwareChoice.vram": ({}, "8GiB"),
     "HardwareChoice.flops": ({}, "1GFLOPS"),
+    "HardwareChoice.int8_ops": (QUANTISED, "1GFLOPS"),
     "HardwareChoice.memory_bandwidth": ({}, "1GB/s"),
     "HardwareChoice.compute_efficiency": ({"hardware": {**SLOW_LINK, "flops": "1TFLOPS"}}, "1%"),
     "HardwareChoice.memory_efficiency": ({}, "1%"),
@@ -110,6 +119,8 @@ CASES: dict[str, tuple[dict[str, Any], Any]] = {
     "HardwareChoice.host_memory": ({}, "8GiB"),
     "HardwareChoice.host_memory_efficiency": (BOUND_BY_MEMORY, "50%"),
     "HardwareChoice.cpu_flops": (ON_CPU, "1GFLOPS"),
+    "HardwareChoice.cpu_int8_ops": (QUANTISED_ON_CPU, "1GFLOPS"),
+    "HardwareChoice.cpu_memory_bandwidth": (BOUND_BY_MEMORY, "1GB/s"),
     "HardwareChoice.cpu_efficiency": (ON_CPU, "50%"),
     "HardwareChoice.cpu_overhead": (ON_CPU, "50us"),
     "HardwareChoice.cpu_cores": (HALF_CPU, 4),
@@ -203,7 +214,15 @@ UNUSED: list[tuple[str, dict[str, Any], Any]] = [
     ("hardware.host_memory", {}, "8GiB"),
     ("hardware.memory", OF_PARTS, "DDR4-2133 1ch"),
     ("hardware.host_memory_efficiency", {}, "50%"),
+    ("hardware.host_memory_bandwidth", OF_SIZED_PARTS, "1GB/s"),
     ("hardware.cpu_flops", {}, "1GFLOPS"),
+    ("hardware.cpu_flops", {**QUANTISED, **FIXED}, "2GFLOPS"),
+    ("hardware.int8_ops", {}, "1GFLOPS"),
+    ("hardware.int8_ops", KERNELS, "1GFLOPS"),
+    ("hardware.cpu_int8_ops", {}, "1GFLOPS"),
+    ("hardware.cpu_int8_ops", ON_CPU, "1GFLOPS"),
+    ("hardware.cpu_int8_ops", KERNELS_ON_CPU, "1GFLOPS"),
+    ("hardware.cpu_memory_bandwidth", {}, "1GB/s"),
     ("hardware.cpu_efficiency", {}, "50%"),
     ("hardware.cpu_overhead", {}, "50us"),
     ("hardware.cpu_cores", {}, 2),
@@ -228,6 +247,7 @@ UNUSED: list[tuple[str, dict[str, Any], Any]] = [
     ("hardware.cpu_efficiency", KERNELS_ON_CPU, "50%"),
     ("hardware.cpu_overhead", KERNELS_ON_CPU, "50us"),
     ("engine.interface", {}, "cuda"),
+    ("engine.interface", {**ALL_ON_CPU, "hardware": NO_GPU, "engine": {"profile": QUIET}}, "cuda"),
     ("workload.lengths", CSV, {"prompt": 3, "output": 3}),
     ("workload.cached_prefix", {"workload": {"prefill": "skip"}}, 2),
     ("workload.arrivals.think", NO_LOOP, "2s"),
@@ -347,6 +367,25 @@ def test_a_key_that_cannot_act_here_is_said_to_be_unused(
     after, notes = outcome(folder, with_key(base, key, value))
     assert before == after
     assert [note.split(" is unused: ")[0] for note in notes if note not in quiet] == [key]
+
+
+@pytest.mark.parametrize(
+    ("changes", "key", "value"),
+    [
+        (KERNELS_ON_CPU, "hardware.cpu_flops", "0.01GFLOPS"),  # experts of floats
+        (ALL_ON_CPU, "hardware.cpu_flops", "0.01GFLOPS"),  # attention
+        (ALL_ON_CPU, "hardware.cpu_int8_ops", "0.01GFLOPS"),
+        (QUANTISED_ON_CPU | OF_PARTS, "hardware.cpu_memory_bandwidth", "1GB/s"),
+    ],
+)
+def test_a_rate_that_the_engine_reads_changes_the_result(
+    folder: Path, changes: dict[str, Any], key: str, value: Any
+) -> None:
+    base = merged(BASE, changes)
+    before, _ = outcome(folder, base)
+    after, notes = outcome(folder, with_key(base, key, value))
+    assert before != after
+    assert not any(note.startswith(f"{key} is unused") for note in notes)
 
 
 def test_figures_of_the_host_are_used_where_a_placement_computes_on_the_cpu(

@@ -11,6 +11,8 @@ from workloads import tiny_trace
 from moesim.errors import ScenarioError, UsageError
 from moesim.hardware import hardware_names, load_hardware
 from moesim.hardware.hardware import PROFILES, Disk, IncompleteDisk, TooManyThreads
+from moesim.hardware.parts import gpus
+from moesim.hardware.parts.tables import simd_classes
 from moesim.scenario import load_scenario
 from moesim.simulate import prepare
 
@@ -24,7 +26,7 @@ def test_the_shipped_profiles_are_these() -> None:
 @pytest.mark.parametrize("card", CARDS)
 def test_every_figure_has_a_source_and_is_assumed(card: str) -> None:
     hardware = load_hardware(card)
-    assert len(hardware.figures) == 16
+    assert len(hardware.figures) == 18
     assert all(figure.source and figure.kind == "assumed" for figure in hardware.figures.values())
     assert hardware.cost_kind == "assumed"
     assert hardware.h2d.pageable_bytes_per_s < hardware.h2d.pinned_bytes_per_s
@@ -49,6 +51,47 @@ def test_figures_are_those_of_the_datasheets(
     assert hardware.flops_per_s == tenth_tflops * 10**11
     assert hardware.memory_bytes_per_s == gb_per_s * 10**9
     assert hardware.h2d.pinned_bytes_per_s == round(link_gb_per_s * 10**9)
+
+
+@pytest.mark.parametrize(
+    ("profile", "card"),
+    [
+        ("rtx-3060-12gb", "rtx-3060-12gb"),
+        ("rtx-4090", "rtx-4090"),
+        ("t4", "t4"),
+        ("a100-80gb", "a100-sxm-80gb"),
+        ("h100-80gb", "h100-sxm"),
+    ],
+)
+def test_profiles_and_the_catalogue_agree(profile: str, card: str) -> None:
+    hardware, named = load_hardware(profile), gpus()[card]
+    assert hardware.vram_bytes == named.vram_bytes
+    assert hardware.memory_bytes_per_s == named.memory_bytes_per_s
+    # Datasheets round what follows from units and clocks.
+    assert hardware.flops_per_s == pytest.approx(named.flops_per_s, rel=0.005)
+    assert hardware.int8_ops_per_s == pytest.approx(named.int8_ops_per_s, rel=0.005)
+    source = hardware.figures["cpu_int8_ops"].source
+    assert "cpu_flops" in source
+    assert "no named processor" in " ".join(source.split())
+
+
+@pytest.mark.parametrize(
+    ("card", "ghz", "simd"),
+    [
+        ("rtx-3060-12gb", 4.0, "avx2"),
+        ("rtx-4090", 5.0, "avx2"),
+        ("t4", 2.0, "avx512-vnni"),
+        ("a100-80gb", 3.0, "avx2"),
+        ("h100-80gb", 2.5, "avx512-vnni"),
+    ],
+)
+def test_integers_on_the_cpu_are_those_of_the_processor_that_a_profile_stands_for(
+    card: str, ghz: float, simd: str
+) -> None:
+    hardware = load_hardware(card)
+    assert hardware.cpu_cores is not None
+    a_core = simd_classes()[simd].int8 * ghz * 10**9
+    assert hardware.cpu_int8_ops_per_s == round(hardware.cpu_cores * a_core)
 
 
 def test_an_override_replaces_what_it_names_and_nothing_else() -> None:
@@ -171,7 +214,7 @@ def test_a_profile_may_leave_the_cpu_and_host_memory_out(tmp_path: Path) -> None
     assert hardware.host_memory_bytes is hardware.cpu_cores is hardware.disk is None
     assert (hardware.host_memory_efficiency, hardware.cpu_efficiency) == (1.0, 1.0)
     assert hardware.cpu_overhead_ns == 0
-    assert len(hardware.figures) == 13
+    assert len(hardware.figures) == 14
 
 
 def test_figures_of_the_host_have_sources_and_are_read_in_base_units(tmp_path: Path) -> None:
@@ -186,7 +229,7 @@ def test_figures_of_the_host_have_sources_and_are_read_in_base_units(tmp_path: P
     assert hardware.core_memory_bytes_per_s == 12 * 10**9
     assert hardware.disk == Disk(90_000, 7 * 10**9, 8)
     assert hardware.cpu_threads is None
-    assert len(hardware.figures) == 13 + 11
+    assert len(hardware.figures) == 14 + 11
     assert hardware.figures["host_memory_efficiency"].kind == "measured"
     assert hardware.figures["disk.queue_depth"].source == "a"
 

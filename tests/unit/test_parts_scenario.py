@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from workloads import tiny_trace
+from workloads import TINY_CONFIG, tiny_trace
 
-from moesim.errors import ScenarioError
+from moesim.errors import BudgetError, ScenarioError
 from moesim.hardware.parts import assemble
 from moesim.scenario import Scenario, load_scenario
 from moesim.scenario.sweep import expand_sweep
-from moesim.simulate import run
+from moesim.simulate import prepare, run
 
 PARTS = {
     "gpu": "RTX 4090",
@@ -120,3 +121,89 @@ def test_the_gpu_of_unified_memory_serves_beside_the_cpu(folder: Path) -> None:
     both = run(load_scenario(written(folder, hardware, placement=placement))).summary
     assert both["cpu_busy_share"] > 0
     assert both["h2d_busy_share"] == 0
+
+
+SIZED = {**PARTS, "memory": "8 GB DDR5-5600 dual channel"}
+EIGHT_GIB = 8 * 2**30
+
+
+def test_the_size_in_the_text_of_the_memory_is_that_of_host_memory(folder: Path) -> None:
+    scenario = load_scenario(written(folder, SIZED))
+    summary = run(scenario).summary
+    assert summary["host_memory_bytes"] == EIGHT_GIB
+    assert "unlimited" not in str(summary["notes"])
+    # A resolved scenario gives the same.
+    assert Scenario.model_validate(scenario.resolved()).memory.host == EIGHT_GIB
+    seen = {**PARTS, "memory": "64 GB DDR5-5600, 62 GB seen"}
+    assert load_scenario(written(folder, seen)).memory.host == 62 * 2**30
+
+
+@pytest.mark.parametrize(
+    ("hardware", "memory", "host"),
+    [
+        (SIZED, {"host": "unlimited"}, None),
+        (SIZED, {"host": "4GiB"}, 4 * 2**30),
+        (SIZED, {"kv": "1GiB"}, EIGHT_GIB),
+        (PARTS, {}, None),  # the text gives no size
+        ({"profile": "t4"}, {}, None),
+        ({"gpu": "Radeon 8060S", "memory": "128 GB unified"}, {}, None),  # it is GPU memory
+        ({"gpu": "none", "cpu": "Ryzen 9 7950X", "memory": "64 GB DDR5"}, {}, None),
+    ],
+)
+def test_what_the_scenario_says_of_host_memory_counts_more_than_a_text(
+    folder: Path, hardware: Any, memory: Any, host: int | None
+) -> None:
+    assert load_scenario(written(folder, hardware, memory=memory)).memory.host == host
+
+
+def test_each_point_of_a_sweep_has_the_size_of_its_text(folder: Path) -> None:
+    texts = ["8 GB DDR5", "16 GB DDR5", "DDR5"]
+    path = written(folder, SIZED, sweep={"hardware.memory": texts})
+    points = [scenario for _, scenario in expand_sweep(load_scenario(path))]
+    assert [point.memory.host for point in points] == [EIGHT_GIB, 2 * EIGHT_GIB, None]
+
+
+LARGE = {"model": {"shape": "large.json"}}
+"""Its 32 experts take 24 GiB, 6 GiB a layer."""
+
+
+def large(folder: Path, hardware: Any, **sections: Any) -> Path:
+    wide = {**TINY_CONFIG, "hidden_size": 4096, "intermediate_size": 32768}
+    (folder / "large.json").write_text(json.dumps(wide), encoding="utf-8")
+    return written(folder, hardware, **LARGE, **sections)
+
+
+def on_cpu(layers: int) -> dict[str, Any]:
+    return {"policy": "cpu_layers", "options": {"layers": layers}}
+
+
+def test_experts_beyond_the_size_in_the_text_are_refused_at_the_text(folder: Path) -> None:
+    path = large(folder, SIZED)
+    with pytest.raises(BudgetError) as caught:
+        prepare(load_scenario(path))
+    line = path.read_text(encoding="utf-8").splitlines().index("  memory: " + SIZED["memory"]) + 1
+    assert str(caught.value).startswith(f"{path}:{line}:11: impossible host memory: the parts exce")
+    disk = {**SIZED, "disk": {"latency": "100us", "bandwidth": "3GB/s"}}
+    assert prepare(load_scenario(large(folder, disk))).places.host.needs_disk
+    named = large(folder, SIZED, memory={"host": "9GiB"})
+    with pytest.raises(BudgetError, match=r"x\.yaml:\d+:9: impossible host memory"):
+        prepare(load_scenario(named))
+
+
+def test_experts_that_never_leave_the_gpu_need_no_host_memory(folder: Path) -> None:
+    """As with an engine that maps the file of the model: it drops what the GPU has."""
+    roomy = {**SIZED, "vram": "40GiB"}
+    plan = prepare(load_scenario(large(folder, roomy, placement=on_cpu(1))))
+    assert plan.places.host.experts_bytes == 6 * 2**30
+    assert not plan.places.host.needs_disk
+    with pytest.raises(BudgetError, match="the parts exceed the memory, and the hardware has no "):
+        prepare(load_scenario(large(folder, roomy, placement=on_cpu(2))))
+    # All experts are resident from the start.
+    cache = {"slots": 32, "initial_layers": 4}
+    assert prepare(load_scenario(large(folder, roomy, cache=cache))).places.host.experts_bytes == 0
+    with pytest.raises(BudgetError):
+        prepare(load_scenario(large(folder, roomy, cache={"slots": 32, "initial_layers": 2})))
+    # Where all of them fit, they all count.
+    plenty = {**roomy, "memory": "32 GB DDR5-5600"}
+    plan = prepare(load_scenario(large(folder, plenty, placement=on_cpu(1))))
+    assert plan.places.host.experts_bytes == 24 * 2**30

@@ -3,7 +3,8 @@
 The parts are the weights of layers on the CPU, KV entries on the host, and experts. Pinned experts
 are page-locked and stay. The others share the rest: all of them, or what fits in front of a disk.
 A split that does not fit is refused before anything runs, with all numbers and with changes that
-would make it fit. Unlimited host memory holds everything.
+would make it fit. Unlimited host memory holds everything. Without a disk, experts that never leave
+GPU memory need no place in host memory, so they only count where all experts fit.
 """
 
 from __future__ import annotations
@@ -84,6 +85,7 @@ def plan_host(
     *,
     layers_on_cpu: Collection[int] = (),
     kv_bytes_on_host: int = 0,
+    always_on_gpu: Collection[Key] = (),
 ) -> HostBudget:
     """Return the split of host memory.
 
@@ -94,6 +96,7 @@ def plan_host(
         layers_on_cpu: the model layers whose weights lie in host memory; the number of layers
             stands for embeddings and LM head.
         kv_bytes_on_host: bytes of the KV entries of these layers.
+        always_on_gpu: the experts that are in GPU memory for the whole run.
 
     Raise `BudgetError` with all numbers if the parts exceed the memory, or if experts do not fit
     and there is no disk to read them from.
@@ -102,6 +105,8 @@ def plan_host(
     taken = [taken_bytes(nbytes, memory.host_cache) for nbytes in sizes]
     weights = shape.layers_bytes(layers_on_cpu)
     room = None if memory.host is None else memory.host - weights - kv_bytes_on_host
+    if room is not None and sum(taken) > room and hardware.disk is None:
+        taken = [0 if key in always_on_gpu else nbytes for key, nbytes in enumerate(taken)]
     pinned = _num_pinned(scenario, taken, fits=room is None or sum(taken) <= room)
     budget = HostBudget(
         capacity_bytes=memory.host,
@@ -187,10 +192,16 @@ class _Shortage:
         key = "pinned" if self._pinned_too_many(capacity) else "host"
         remedies = [*self._remedies(capacity), "fewer model.expert_bits"]
         return BudgetError(
-            f"{self.scenario.mark(f'memory.{key}')}: impossible host memory: the parts {what}\n"
+            f"{self._place(f'memory.{key}')}: impossible host memory: the parts {what}\n"
             + "\n".join(lines)
             + f"\n  try {', or '.join(remedies)}"
         )
+
+    def _place(self, key: str) -> str:
+        """Return the place of a key, or that of the text which gives its value."""
+        if key == "memory.host" and self.scenario.document().at(("memory", "host")) is None:
+            return self.scenario.mark("hardware.memory")
+        return self.scenario.mark(key)
 
     def _remedies(self, capacity: int) -> Iterator[str]:
         """Yield changes of which each alone makes everything fit, as `key: value`."""
