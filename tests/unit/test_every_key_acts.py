@@ -82,6 +82,7 @@ QUANTISED = {**KERNELS, "model": {"shape": "trace", "expert_bits": 4}}
 QUANTISED_ON_CPU = {**ON_CPU, **QUANTISED}
 ALL_ON_CPU = {
     **QUANTISED_ON_CPU,
+    "model": {"shape": "trace", "expert_bits": 4, "weight_bits": 4},
     "placement": {"policy": "cpu_layers", "options": {"layers": "all", "whole_layers": 4}},
 }
 EXPERT_AWARE = {"trace": "decoupled", "batching": {"policy": "expert_aware", "token_budget": 2}}

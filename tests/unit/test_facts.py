@@ -166,7 +166,8 @@ def test_every_figure_that_a_scenario_can_set_is_spelled_in_its_unit() -> None:
     host = {
         "host_memory": "64GiB", "host_memory_efficiency": "70%", "cpu_flops": "6TFLOPS",
         "cpu_efficiency": "55%", "cpu_overhead": "11us", "cpu_cores": 16, "cpu_threads": 12,
-        "core_memory_bandwidth": "13GB/s",
+        "core_memory_bandwidth": "13GB/s", "cpu_memory_bandwidth": "14GB/s",
+        "int8_ops": "8TFLOPS", "cpu_int8_ops": "9TFLOPS",
     }  # fmt: skip
     disk = {"disk.latency": "90us", "disk.bandwidth": "5GB/s", "disk.queue_depth": 8}
     flat = {**rates, **shares, **others, **links, **host, **disk}
