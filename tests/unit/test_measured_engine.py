@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from paths import ROOT
 
+from moesim.hardware.parts import gpus
 from moesim.measured.engine_text import gpu_vendor, read_engine
 
 PUBLISHED = ROOT.parent / "shared/data/measured/throughput.json"
@@ -93,6 +94,35 @@ def test_what_is_not_understood_is_noted() -> None:
 def test_the_vendor_of_an_arc_is_not_that_of_a_tesla() -> None:
     assert gpu_vendor("Arc A770") == gpu_vendor("B580") == "intel"
     assert gpu_vendor("B200") == gpu_vendor("A100") == gpu_vendor("Tesla P40") == "nvidia"
+
+
+@pytest.mark.parametrize("name", gpus())
+def test_the_vendor_of_a_card_is_that_of_its_family(name: str) -> None:
+    card = gpus()[name]
+    sources = f"{card.memory_source} {card.rate_source} {card.family}".lower()
+    assert gpu_vendor(name) == card.vendor
+    assert card.vendor in sources
+
+
+@pytest.mark.parametrize(
+    ("gpu", "vendor"),
+    [
+        ("A100 40GB", "nvidia"),
+        ("A100 80GB", "nvidia"),
+        ("B200 180GB", "nvidia"),
+        ("B300", "nvidia"),
+        ("GB300", "nvidia"),
+        ("Jetson Thor", "nvidia"),
+        ("RTX9999", "nvidia"),
+        ("Arc A310", "intel"),
+        ("A770 16GB", "intel"),
+        ("RX 9999 XT", "amd"),
+        ("MacBook", "apple"),
+        ("srv2 12 GB card", ""),
+    ],
+)
+def test_a_vendor_is_that_of_the_card_or_else_of_the_words(gpu: str, vendor: str) -> None:
+    assert gpu_vendor(gpu) == vendor
 
 
 @pytest.mark.skipif(not PUBLISHED.exists(), reason="the published rows are not beside this clone")

@@ -10,7 +10,8 @@ from paths import ROOT
 from moesim.measured import Row, read_rows
 from moesim.measured.grammar import read_setting
 from moesim.measured.kinds import COUNTED, DECLINED, Kind, kind_of, spills
-from moesim.measured.predict import Prediction, group_of, read
+from moesim.measured.predict import Declined, Prediction, group_of, read
+from moesim.measured.simulated import Simulated
 
 PUBLISHED = ROOT.parent / "shared/data/measured/throughput.json"
 
@@ -39,6 +40,15 @@ def kind(setting: str, gpu: str, placement: str = "", **fields: Any) -> Kind:
         ("ncmoe=5", "RTX 3090 + RTX 3060", "several-gpus"),
         ("ncmoe=5", "Dual RTX 3090", "several-gpus"),
         ("-ts 1,1", "RTX 3090", "several-gpus"),
+        ("ncmoe=5", "RTX 3090 x2", "several-gpus"),
+        ("ncmoe=5", "99x RTX 4090", "several-gpus"),
+        ("ncmoe=5", "RTX 3090 + RTX 3090", "several-gpus"),
+        ("ncmoe=5", "RTX 3090, RTX 3060", "several-gpus"),
+        ("ncmoe=5", "12x RTX 9999", "several-gpus"),
+        ("ncmoe=5", "AMD Ryzen AI MAX+ 395 w/ Radeon 8060S", "offload"),
+        ("", "AMD Ryzen AI MAX+ 395 w/ Radeon 8060S", "resident/unified"),
+        ("", "Arc 140V", "resident/unified"),
+        ("", "GH200", "resident"),
         ("ncmoe=5", "srv2 12 GB card", "unnamed-card"),
         ("ncmoe=5", "", "unnamed-card"),
         ("cpu-only", "", "cpu-only"),
@@ -50,6 +60,23 @@ def kind(setting: str, gpu: str, placement: str = "", **fields: Any) -> Kind:
 )
 def test_a_kind_follows_from_setting_and_gpu(setting: str, gpu: str, expected: str) -> None:
     assert kind(setting, gpu).name == expected
+
+
+@pytest.mark.parametrize("gpu", ["none (CPU only)", "N/A", "CPU", "-", "cpu-only", "None"])
+def test_a_row_says_in_many_words_that_it_has_no_gpu(gpu: str) -> None:
+    row = Row(gpu=gpu, setting="t=4")
+    assert kind_of(row, read_setting("t=4")).name == "cpu-only"
+    assert read(row).engine.backend == "CPU"
+
+
+@pytest.mark.parametrize(
+    "gpu",
+    ["GH200", "GH200 96GB", "GH200 144GB", "NVIDIA GH200 480GB", "Grace Hopper GH200",
+     "Mac Studio M2 Ultra", "MacBook Pro M4 Max", "rtx4090", "4090", "3090", "RTX4070TiSUPER",
+     "2080Ti 22GB", "7900XTX", "A10G", "W7900", "K80", "ASUS Ascent GX10", "GB10 DGX Spark 128GB"],
+)  # fmt: skip
+def test_a_card_of_the_catalogue_is_a_named_card(gpu: str) -> None:
+    assert kind("", gpu).counted
 
 
 @pytest.mark.parametrize("name", DECLINED)
@@ -172,3 +199,22 @@ def read_blank(row: Row) -> Kind:
     from dataclasses import replace
 
     return read(replace(row, placement="")).kind
+
+
+def predicted(**fields: Any) -> Prediction | Declined:
+    """Return the simulated answer for a row, with some fields changed."""
+    whole = {
+        "model": "Qwen3-30B-A3B", "quant": "Q4_K_M", "gpu": "RTX 4090", "cpu": "Ryzen 9 7950X",
+        "ram": "DDR5-5600", "engine": "llama.cpp CUDA", "setting": "ncmoe=20",
+        "metric": "decode_tok_s", "depth": 0,
+    }  # fmt: skip
+    given = read(Row(**(whole | fields)))
+    return Declined(given.reason) if given.reason else Simulated().predict(given)
+
+
+def test_a_word_of_one_text_that_is_not_understood_changes_no_other_text() -> None:
+    plain, said = predicted(), predicted(ram="DDR5-5600, 4")
+    assert isinstance(plain, Prediction)
+    assert isinstance(said, Prediction)
+    assert said.value == plain.value
+    assert {*said.notes} - {*plain.notes} == {"not understood: '4'"}

@@ -157,6 +157,23 @@ def test_rates_are_those_that_vendors_publish(name: str, tflops: float, int8_top
         ("DGX Spark GB10", "gb10"),
         ("24GB, RTX 3090", "rtx-3090"),
         ("4x3090", "rtx-3090"),
+        ("GH200", "gh200-96gb"),
+        ("GH200 144GB", "gh200-144gb"),
+        ("NVIDIA GH200 480GB", "gh200-96gb"),
+        ("Grace Hopper GH200", "gh200-96gb"),
+        ("Mac Studio M2 Ultra", "m2-ultra"),
+        ("MacBook Pro M4 Max", "m4-max"),
+        ("2080Ti 22GB", "rtx-2080-ti-22gb"),
+        ("RTX 2080 Ti", "rtx-2080-ti"),
+        ("7900XTX", "rx-7900-xtx"),
+        ("A10G", "a10g"),
+        ("W7900", "pro-w7900"),
+        ("Tesla K80 24GB", "k80"),
+        ("ASUS Ascent GX10", "gb10"),
+        ("GB10 DGX Spark 128GB", "gb10"),
+        ("H200 NVL", "h200-nvl"),
+        ("RTX 5090 @ 450W", "rtx-5090"),
+        ("AMD Ryzen AI MAX+ 395 w/ Radeon 8060S", "radeon-8060s"),
     ],
 )
 def test_a_card_is_read_from_its_text(text: str, name: str) -> None:
@@ -188,7 +205,68 @@ def test_several_cards_a_choice_of_memory_and_remarks_are_told() -> None:
     assert "RTX 2070 stands for it" in gpu_named("8 GB Turing (sm_75)").supposed[0]
 
 
-@pytest.mark.parametrize("text", [None, "none", "CPU only"])
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        ("RTX 3090", 1),
+        ("RTX 3090 x2", 2),
+        ("RTX 3090 24GB (x2)", 2),
+        ("99x RTX 4090", 99),
+        ("Dual RTX 3090", 2),
+        ("2 RTX 3090", 2),
+        ("RTX 3090 + RTX 3090", 2),
+        ("RTX 3090 and 2x RTX 3060", 3),
+        ("RTX 3090, RTX 3060", 2),
+        ("Radeon 8060S (Strix Halo, unified)", 1),
+        ("AMD Ryzen AI MAX+ 395 w/ Radeon 8060S", 1),
+        ("7900XTX", 1),
+    ],
+)
+def test_cards_are_counted(text: str, count: int) -> None:
+    found = gpu_named(text)
+    assert found.count == count
+    assert (f"names {count} cards" in " ".join(found.supposed)) == (count > 1)
+
+
+def test_a_power_limit_is_told_and_no_card_at_all_is_refused() -> None:
+    assert "450 W" in gpu_named("RTX 5090 @ 450W").supposed[0]
+    assert gpu_named("RTX 2080 Ti").supposed == ()
+    with pytest.raises(UsageError, match="their number is 0"):
+        gpu_named("0x RTX 4090")
+
+
+def test_the_grace_hopper_has_a_processor_of_its_own() -> None:
+    machine = assemble("GH200")
+    assert machine.cpu == "grace"
+    assert "usually has" in " ".join(machine.supposed)
+    assert not machine.hardware.unified
+
+
+@pytest.mark.parametrize(
+    ("key", "texts", "understood"),
+    [
+        ("memory", ("RTX 4090", "", "DDR5-5600, 4"), "DDR5-5600"),
+        ("memory", ("RTX 4090", "", "4x32GB DDR5-5600, 4"), "4x32GB DDR5-5600"),
+        ("gpu", ("RTX 4090 watercooled, V2", "", ""), "rtx-4090"),
+        ("gpu", ("RTX 4090", "", "DDR5-5600, 4"), "RTX 4090"),
+        ("cpu", ("none", "2x Xeon Platinum 8480+ lidless, 8 threads, 8", ""),
+         "2x xeon-platinum-8480 , 8 threads"),
+        ("pcie", ("RTX 4090", "", "", "PCIe 4.0 x16, riser blue"), "PCIe 4.0 x16"),
+    ],
+)  # fmt: skip
+def test_what_is_not_understood_is_cut_by_its_place_in_its_own_text(
+    key: str, texts: tuple[str, ...], understood: str
+) -> None:
+    machine = assemble(*texts)
+    assert machine.unknown
+    assert machine.understood[key].strip(" ,") == understood.strip(" ,")
+    again = assemble(*machine.understood.values())
+    assert again.unknown == ()
+    assert (again.gpu, again.cpu) == (machine.gpu, machine.cpu)
+    assert again.hardware.figures == machine.hardware.figures
+
+
+@pytest.mark.parametrize("text", [None, "none", "CPU only", "none (CPU only)", "N/A", "CPU", "-"])
 def test_a_text_may_say_that_there_is_no_card(text: str | None) -> None:
     assert gpu_named(text).card is None
 

@@ -40,6 +40,8 @@ class CpuText:
     measured: tuple[Measured, ...] = ()
     supposed: tuple[str, ...] = ()
     unknown: tuple[str, ...] = ()
+    understood: str = ""
+    """The text without what is unknown, and with the catalogue's name if that is a part of it."""
 
 
 @cache
@@ -103,12 +105,15 @@ def cpu_named(text: str) -> CpuText:
         cores = max(1, virtual // 2)
         supposed.append(f"{virtual} virtual processors are the threads of {cores} cores")
     # Only the first part can be the name; in others a number may stand for anything.
-    name, *remarks = scanner.rest(*_HARMLESS) or ("",)
-    if name:
-        named = _index().find(name)
-        cpu, unknown = named.parts[0], (*named.rest, *remarks)
+    left = scanner.left(*_HARMLESS)
+    unknown, cut = tuple(left.values()), dict.fromkeys(left, "")
+    if left:
+        first, *_ = left
+        named = _index().find(left[first])
+        cpu, unknown = named.parts[0], (*named.rest, *unknown[1:])
+        cut[first] = cpu.name
     else:
-        cpu, unknown = cpus()["unnamed"], ()
+        cpu = cpus()["unnamed"]
         supposed.append("the text names no processor; cores with AVX2 at 4 GHz stand for its own")
     return CpuText(
         cpu,
@@ -119,7 +124,8 @@ def cpu_named(text: str) -> CpuText:
         fclk,
         measured,
         tuple(supposed),
-        tuple(unknown),
+        unknown,
+        scanner.without(cut) if unknown else text,
     )
 
 

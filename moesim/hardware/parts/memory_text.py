@@ -52,11 +52,13 @@ class MemoryText:
     unified: bool = False
     measured: tuple[Measured, ...] = ()
     unknown: tuple[str, ...] = ()
+    understood: str = ""
+    """The text without what is unknown."""
 
     @property
     def empty(self) -> bool:
         """Whether the text says nothing about memory."""
-        return self == MemoryText(unknown=self.unknown)
+        return self == MemoryText(unknown=self.unknown, understood=self.understood)
 
 
 def memory_named(text: str) -> MemoryText:
@@ -77,6 +79,7 @@ def memory_named(text: str) -> MemoryText:
     channels = int(counted[1]) if counted else _WORDS[worded[1].lower()] if worded else None
     if typed and typed[3] and channels is None:
         channels = int(typed[3])
+    left = scanner.left(*_HARMLESS)
     return MemoryText(
         typed[1].upper() if typed else None,
         int(typed[2]) if typed and typed[2] else int(speed[1]) if speed else None,
@@ -86,7 +89,8 @@ def memory_named(text: str) -> MemoryText:
         _bytes(seen[1], seen[2]) if seen else None,
         unified,
         measured,
-        scanner.rest(*_HARMLESS),
+        tuple(left.values()),
+        scanner.without(dict.fromkeys(left, "")) if left else text,
     )
 
 

@@ -21,6 +21,8 @@ class PcieText:
     lanes: int | None = None
     measured: tuple[Measured, ...] = ()
     unknown: tuple[str, ...] = ()
+    understood: str = ""
+    """The text without what is unknown."""
 
 
 def pcie_named(text: str) -> PcieText:
@@ -37,6 +39,6 @@ def pcie_named(text: str) -> PcieText:
     if cable:
         usual_gen, usual_width = _CABLES[cable[1].lower()]
         gen, width = gen or usual_gen, width or usual_width
-    return PcieText(
-        gen, width, measured, scanner.rest("PCI-?e(?:xpress)?", "lanes?", "link", "gen")
-    )
+    left = scanner.left("PCI-?e(?:xpress)?", "lanes?", "link", "gen")
+    understood = scanner.without(dict.fromkeys(left, "")) if left else text
+    return PcieText(gen, width, measured, tuple(left.values()), understood)

@@ -2,19 +2,21 @@
 
 A text is cut at commas, semicolons and brackets. In each part, phrases that a pattern describes are
 taken out. Words that carry no figure are dropped. The rest of a part was not understood.
+What is taken out leaves blanks, so that each character keeps its position in the text.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
 __all__ = ["Measured", "Scanner"]
 
 _MARKS: Final = re.compile(r"\((?:r|tm|c)\)|[®™©]", re.IGNORECASE)  # of trade names
-_CUT: Final = re.compile(r"[,;()\[\]]|\s[/|]\s|\bwith\b|\band\b")
+_CUT: Final = re.compile(r"[,;()\[\]]|\s[/|]\s|\bw/(?!o\b)|\bwith\b|\band\b")
+_EDGES: Final = " -.:+~"
 _NUMBER: Final = r"\d+(?:\.\d+)?"
 
 RATE: Final = re.compile(
@@ -45,8 +47,16 @@ class Scanner:
     """The parts of a text that no pattern has taken out yet."""
 
     def __init__(self, text: str) -> None:
-        pieces = _CUT.split(_MARKS.sub(" ", text))
-        self.pieces = [piece for piece in pieces if piece.strip()]
+        self._text = text
+        plain = _MARKS.sub(_blanks, text)
+        self.pieces: list[str] = []
+        self._starts: list[int] = []
+        start = 0
+        for end, after in [*(match.span() for match in _CUT.finditer(plain)), (len(plain), 0)]:
+            if plain[start:end].strip():
+                self.pieces.append(plain[start:end])
+                self._starts.append(start)
+            start = after
 
     def take(self, pattern: str) -> Iterator[re.Match[str]]:
         """Take out each match of a pattern, without regard to case, and yield it."""
@@ -57,23 +67,51 @@ class Scanner:
         matches = list(self.take(pattern))
         return matches[0] if matches else None
 
+    def first_of(self, number: int, pattern: str) -> re.Match[str] | None:
+        """Take out all matches of a pattern in one piece; return the first."""
+        matches = self._take(re.compile(pattern, re.IGNORECASE), [number])
+        return matches[0] if matches else None
+
     def rates(self) -> list[Measured]:
         """Take out all bandwidths; the middle of a range counts."""
         return [_measured(match) for match in self._take(RATE)]
 
     def rest(self, *harmless: str) -> tuple[str, ...]:
         """Return what is left, without words that carry no figure."""
+        return tuple(self.left(*harmless).values())
+
+    def left(self, *harmless: str) -> dict[int, str]:
+        """Return what is left, as `rest`, by the index of its piece."""
         for word in harmless:
             list(self.take(rf"\b{word}\b"))
-        pieces = (" ".join(piece.split()).strip(" -.:+~") for piece in self.pieces)
-        return tuple(piece for piece in pieces if piece)
+        pieces = (" ".join(piece.split()).strip(_EDGES) for piece in self.pieces)
+        return {number: piece for number, piece in enumerate(pieces) if piece}
 
-    def _take(self, pattern: re.Pattern[str]) -> list[re.Match[str]]:
+    def without(self, left: Mapping[int, str]) -> str:
+        """Return the text with what is left of some pieces replaced, by position."""
+        kept = list(self._text)
+        for number, instead in left.items():
+            start = self._starts[number]
+            places = [start + at for at, char in enumerate(self.pieces[number]) if char.strip()]
+            for place in places:
+                kept[place] = ""
+            if places:
+                kept[places[0]] = instead
+        return " ".join("".join(kept).split()).strip(" ,;/")
+
+    def _take(
+        self, pattern: re.Pattern[str], numbers: Iterable[int] | None = None
+    ) -> list[re.Match[str]]:
         found: list[re.Match[str]] = []
-        for number, piece in enumerate(self.pieces):
+        for number in range(len(self.pieces)) if numbers is None else numbers:
+            piece = self.pieces[number]
             found += pattern.finditer(piece)
-            self.pieces[number] = pattern.sub(" ", piece)
+            self.pieces[number] = pattern.sub(_blanks, piece)
         return found
+
+
+def _blanks(match: re.Match[str]) -> str:
+    return " " * len(match[0])
 
 
 def _measured(match: re.Match[str]) -> Measured:

@@ -19,6 +19,8 @@ __all__ = ["Cpu", "Gpu", "Shares", "Simd", "cpus", "gpus", "shares", "simd_class
 
 _FOLDER: Final = Path(__file__).parent
 _GIB: Final = 2**30
+_VENDORS: Final = {"gcn": "amd", "rdna": "amd", "cdna": "amd", "xe": "intel", "apple": "apple"}
+"""Vendors by the architecture without its number; all others are NVIDIA's."""
 
 
 class Gpu(Strict):
@@ -43,8 +45,18 @@ class Gpu(Strict):
     pcie: str | None = None
     link: float | None = Field(None, description="GB/s of a link to the CPU that is no PCIe.")
     unified: bool = False
-    cpu: str | None = Field(None, description="The processor that it is a part of.")
+    soldered: bool = Field(False, description="Whether its unified memory is a part of it.")
+    cpu: str | None = Field(None, description="The processor that it is a part of, or beside.")
+    modified: bool = Field(False, description="Whether its vendor never sold it so.")
+    board: int | None = Field(None, description="GB in its name that are not those of the GPU.")
+    board_source: str = Field("", description="Whose GB these are.")
     aliases: tuple[str, ...] = ()
+
+    @property
+    def vendor(self) -> str:
+        """Return "nvidia", "amd", "intel" or "apple"."""
+        start = self.architecture.rstrip("0123456789")
+        return _VENDORS.get(start, "nvidia")
 
     @property
     def vram_bytes(self) -> int:
