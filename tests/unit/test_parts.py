@@ -359,6 +359,91 @@ def test_a_bandwidth_is_read_with_what_it_counts(
 
 
 @pytest.mark.parametrize(
+    "text",
+    ["-50 GB/s", "64 GB, -50 GB/s", "0 GB/s", "900 TB/s", "0 channels DDR5-5600", "999999 channels",
+     "25ch a socket", "DDR5-0", "DDR5-100000", f"DDR5-{'9' * 30}", "20001 MT/s", "150 MHz",
+     "0 GB DDR5", "0x16GB", "-64 GB"],
+)  # fmt: skip
+def test_figures_that_no_memory_has_are_refused(text: str) -> None:
+    with pytest.raises(UsageError, match=r"negative|expected"):
+        memory_named(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "bytes_per_s"), [("DDR5 - 50 GB/s", 50), ("DDR5, 40-50 GB/s", 45), ("DDR5 50GB/s", 50)]
+)
+def test_a_dash_before_a_bandwidth_is_no_range_of_the_type(text: str, bytes_per_s: int) -> None:
+    found = memory_named(text)
+    assert (found.kind, found.unknown) == ("DDR5", ())
+    assert [rate.bytes_per_s for rate in found.measured] == [bytes_per_s * GB]
+
+
+@pytest.mark.parametrize(
+    "text", ["0x EPYC 9654", "EPYC 9654, 0 threads", "0 cores", "99x EPYC 9654"]
+)
+def test_processors_without_sockets_cores_or_threads_are_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="expected 1 to"):
+        cpu_named(text)
+
+
+@pytest.mark.parametrize("text", ["PCIe 4.0 x0", "x32"])
+def test_a_link_without_lanes_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="expected 1 to 16"):
+        pcie_named(text)
+
+
+def test_a_socket_has_at_most_24_channels() -> None:
+    assert assemble("none", "2x EPYC 9654", "48ch DDR5-4800").hardware.host_memory_bytes_per_s
+    with pytest.raises(UsageError, match="49 channels for 2 sockets"):
+        assemble("none", "2x EPYC 9654", "49ch DDR5-4800")
+
+
+@pytest.mark.parametrize(
+    ("cpu", "memory", "said"),
+    [
+        ("i5-8400", "DDR5-5600", "i5-8400 takes DDR4, and the text says DDR5"),
+        ("EPYC 9654", "DDR4-3200", "epyc-9654 takes DDR5"),
+        ("i5-8400", "LPDDR4X", ""),
+        ("i9-13900K", "DDR4-3200", ""),
+        ("6 cores", "DDR5-5600", ""),
+    ],
+)
+def test_memory_of_another_platform_is_noted(cpu: str, memory: str, said: str) -> None:
+    supposed = " ".join(assemble("RTX 4090", cpu, memory).supposed)
+    assert said in supposed
+    assert ("takes" in supposed) == bool(said)
+
+
+@pytest.mark.parametrize(
+    ("parts", "memory", "gib", "gb_per_s", "said"),
+    [
+        (("M2 Ultra", ""), "DDR5-5600", 192, 819.2, "DDR5 of the text is left out"),
+        (("GB10", ""), "64 GB DDR5-6000 2ch", 64, 273.056, "DDR5 of the text is left out"),
+        (("Radeon 8060S", "Ryzen AI Max+ 395"), "DDR5-5600 2ch", 128, 256, "is left out"),
+        (
+            ("Radeon 8060S", "Ryzen AI Max+ 395"),
+            "96 GB LPDDR5X-8000 16ch",
+            96,
+            256,
+            "are 4, not 16",
+        ),
+        (("Radeon 8060S", "Ryzen AI Max+ 395"), "LPDDR5X-7500", 128, 240, "7500, which is taken"),
+        (("M4 Max", ""), "36 GB LPDDR5", 36, 546.112, ""),
+        (("M3 Max", ""), "64 GB", 64, 409.6, ""),
+    ],
+)
+def test_modules_do_not_replace_soldered_memory(
+    parts: tuple[str, str], memory: str, gib: int, gb_per_s: float, said: str
+) -> None:
+    machine = assemble(*parts, memory)
+    assert machine.hardware.vram_bytes == gib * 2**30
+    assert machine.hardware.host_memory_bytes_per_s == pytest.approx(gb_per_s * GB)
+    assert machine.hardware.memory_bytes_per_s == pytest.approx(gb_per_s * GB, rel=0.001)
+    assert said in " ".join(machine.supposed)
+    assert bool(said) == ("a part of it" in " ".join(machine.supposed))
+
+
+@pytest.mark.parametrize(
     ("text", "generation", "lanes"),
     [
         ("PCIe 4.0 x16", 4, 16),

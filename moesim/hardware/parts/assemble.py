@@ -16,7 +16,7 @@ from moesim.hardware.hardware import Hardware, hardware_from
 from moesim.hardware.parts.cpu_text import CpuText, cpu_named
 from moesim.hardware.parts.figures import Figures, Notes
 from moesim.hardware.parts.gpu_text import GpuText, gpu_named
-from moesim.hardware.parts.host import cpu_figures, memory_figures
+from moesim.hardware.parts.host import cpu_figures, fitting_memory, memory_figures
 from moesim.hardware.parts.link import link_figures, no_link
 from moesim.hardware.parts.memory_text import MemoryText, memory_named
 from moesim.hardware.parts.pcie_text import PcieText, pcie_named
@@ -107,6 +107,7 @@ def _assembled(gpu: str | None, cpu: str, memory: str, pcie: str) -> _Assembled:
     texts: dict[str, GpuText | CpuText | MemoryText | PcieText] = {
         "gpu": card, "cpu": named, "memory": host, "pcie": link,
     }  # fmt: skip
+    host = fitting_memory(host, processor, notes)
     data: dict[str, Any] = {"name": _name(card, processor)}
     figures = Figures()
     memory_figures(figures, card, processor, host, notes)

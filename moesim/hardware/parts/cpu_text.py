@@ -20,6 +20,7 @@ _HARMLESS: Final = (
     r"\d+th gen",
     r"CPU @ [\d.]+ ?GHz",  # the base clock, which is not that of all cores
 )
+_MOST_SOCKETS, _MOST_CORES, _MOST_MHZ = 16, 4096, 10_000
 _NOT_NAMED: Final = re.compile(r"\s*(?:unstated|unknown|not stated|\?|n/a)?\s*", re.IGNORECASE)
 
 
@@ -82,15 +83,16 @@ _THREADRIPPERS: Final = ("threadripper-pro", "ryzen-threadripper", "ryzen-thread
 def cpu_named(text: str) -> CpuText:
     """Return the processor that `text` names; None for an empty text.
 
-    Raise UsageError, with the most similar name, for an unknown processor.
+    Raise UsageError, with the most similar name, for an unknown processor, and for numbers of
+    sockets, cores or threads that no machine has.
     """
     if _NOT_NAMED.fullmatch(text):
         return CpuText(None)
     scanner, supposed = Scanner(text), []
     measured = tuple(scanner.rates())
-    threads = _number(scanner, r"(?:\bat\s+|-t\s*)?\b(\d+)\s*threads?\b") or _number(
-        scanner, r"-t\s*(\d+)\b"
-    )
+    threads = _number(scanner, r"(?:\bat\s+|-t\s*)?\b(\d+)\s*threads?\b")
+    if threads is None:
+        threads = _number(scanner, r"-t\s*(\d+)\b")
     virtual = _number(scanner, r"\b(\d+)\s*vCPUs?(?:\s+host)?\b")
     cores = _number(scanner, r"\b(\d+)[\s-]*(?:physical\s+)?cores?\b")
     fclk = _number(scanner, r"\bFCLK\s*(?:at\s*)?(\d+)(?:\s*MHz)?\b")
@@ -101,6 +103,12 @@ def cpu_named(text: str) -> CpuText:
         or scanner.first(r"\s[x×]\s*(\d)\s*$")
     )
     sockets = 1 if counted is None else 2 if counted[1].lower() == "dual" else int(counted[1])
+    for number, most, what in (
+        (sockets, _MOST_SOCKETS, "sockets"), (threads, _MOST_CORES, "threads"),
+        (cores, _MOST_CORES, "cores"), (virtual, _MOST_CORES, "virtual processors"),
+        (fclk, _MOST_MHZ, "MHz of the fabric"),
+    ):  # fmt: skip
+        scanner.check(number, 1, most, f"the number of {what}")
     if virtual is not None and cores is None:
         cores = max(1, virtual // 2)
         supposed.append(f"{virtual} virtual processors are the threads of {cores} cores")

@@ -12,6 +12,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from moesim.errors import UsageError
+
 __all__ = ["Measured", "Scanner"]
 
 _MARKS: Final = re.compile(r"\((?:r|tm|c)\)|[®™©]", re.IGNORECASE)  # of trade names
@@ -22,11 +24,16 @@ _NUMBER: Final = r"\d+(?:\.\d+)?"
 RATE: Final = re.compile(
     rf"(?P<lead>(?:\b(?:gpu|cpu|stream|triad|copy|scale|add|mlc|measured|read|reads|sequential|"
     rf"bandwidth|peak|nominal|theoretical|about|h2d|d2h|ram|memory)\b\s*:?\s*)*)[~≈]?\s*"
-    rf"(?P<low>{_NUMBER})(?:\s*[-–]\s*(?P<high>{_NUMBER}))?\s*(?P<unit>[GT]i?B/s)"
+    rf"(?<![\w.])(?P<low>{_NUMBER})(?:\s*[-–]\s*(?P<high>{_NUMBER}))?\s*(?P<unit>[GT]i?B/s)"
     rf"(?P<trail>(?:\s*\b(?:sequential|read|reads|measured|mlc|nominal|peak|theoretical|stream|"
     rf"triad|copy|bandwidth|gpu|cpu|h2d|d2h)\b|\s*\bat (?P<threads>\d+) threads\b)*)",
     re.IGNORECASE,
 )
+_NEGATIVE: Final = re.compile(
+    r"(?:^|(?<=[\s(,;~]))[-−]\d[\d.]*\s*(?:[GT]i?B(?:/s)?|M[TH]z?(?:/s)?|ch(?:annels?)?)\b",
+    re.IGNORECASE,
+)
+_MOST_RATE: Final = 10**14
 _UNITS: Final = {"GB/s": 10**9, "TB/s": 10**12, "GiB/s": 2**30, "TiB/s": 2**40}
 
 
@@ -73,8 +80,24 @@ class Scanner:
         return matches[0] if matches else None
 
     def rates(self) -> list[Measured]:
-        """Take out all bandwidths; the middle of a range counts."""
-        return [_measured(match) for match in self._take(RATE)]
+        """Take out all bandwidths; the middle of a range counts.
+
+        Raise UsageError for a negative number, and for a rate of 0 or over 100 TB/s.
+        """
+        if negative := _NEGATIVE.search(self._text):
+            raise UsageError(f"{self._text.strip()!r}: {negative[0]} is negative")
+        found = [_measured(match) for match in self._take(RATE)]
+        for rate in found:
+            self.check(
+                rate.bytes_per_s, 1, _MOST_RATE, f"the bandwidth in {rate.text!r}", "bytes/s"
+            )
+        return found
+
+    def check(self, number: int | None, least: int, most: int, what: str, unit: str = "") -> None:
+        """Raise UsageError for a number outside a range."""
+        if number is not None and not least <= number <= most:
+            between = f"{least:,} to {most:,} {unit}".strip()
+            raise UsageError(f"{self._text.strip()!r}: {what} is {number:,}; expected {between}")
 
     def rest(self, *harmless: str) -> tuple[str, ...]:
         """Return what is left, without words that carry no figure."""

@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 from moesim.config.validation import Strict, validate
 from moesim.config.yaml_document import load_document
 
-__all__ = ["Cpu", "Gpu", "Shares", "Simd", "cpus", "gpus", "shares", "simd_classes"]
+__all__ = ["Cpu", "Gpu", "Shares", "Simd", "cpus", "gpus", "shares", "simd_classes", "soldered"]
 
 _FOLDER: Final = Path(__file__).parent
 _GIB: Final = 2**30
@@ -87,6 +87,7 @@ class Cpu(Strict):
     ghz: float = Field(ge=0)
     simd: str
     memory: str
+    other_memory: str | None = Field(None, description="Another type that its boards may have.")
     core: float = Field(gt=0, description="GB/s that one core reads.")
     pcie: str
     e_cores: int = 0
@@ -182,6 +183,12 @@ def gpus() -> dict[str, Gpu]:
 def cpus() -> dict[str, Cpu]:
     """Return all processors by name, in the order of the table."""
     return {name: Cpu.model_validate(part) for name, part in _rows("cpus.yaml")}
+
+
+@cache
+def soldered() -> frozenset[str]:
+    """Return the names of processors whose memory is a part of the chip or of its board."""
+    return frozenset(card.cpu or card.name for card in gpus().values() if card.soldered)
 
 
 @cache
