@@ -12,7 +12,7 @@ from moesim.errors import UsageError
 if TYPE_CHECKING:
     from moesim.hardware.parts import GpuText
 
-__all__ = ["Engine", "card_text", "gpu_vendor", "read_engine", "without_gpu"]
+__all__ = ["Engine", "card_text", "gpu_vendor", "impossible_backend", "read_engine", "without_gpu"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +123,11 @@ def _take(
         groups = match.groupdict()
         value = name or groups.get("v") or ""
         if kind in ("name", "backend", "version", "driver", "system"):
-            fields.setdefault(kind, value)
+            held = fields.setdefault(kind, value)
+            # Whole layers or experts may be on the CPU beside any other backend.
+            if kind in ("name", "backend") and value not in (held, "CPU"):
+                what = "engine" if kind == "name" else "backend"
+                notes.append(f"the {what} is {held} first, then {value}: the former")
         if groups.get("bv"):
             fields.setdefault("backend_version", groups["bv"])
         if groups.get("b"):
@@ -150,7 +154,14 @@ _VENDORS: Final = (
                r"|\b[ahblptvk]\d{1,3}[gs]?(?:-|\b)|\btitan\b|\bjetson\b|\bcmp\b|\bcuda\b"),
 )  # fmt: skip
 _VENDOR_FORMS: Final = tuple((name, re.compile(text, re.IGNORECASE)) for name, text in _VENDORS)
-_BACKEND_OF: Final = {"nvidia": "CUDA", "amd": "ROCm", "intel": "SYCL", "apple": "Metal"}
+_BACKENDS_OF: Final = {
+    "nvidia": ("CUDA", "OpenCL", "SYCL"),
+    "amd": ("ROCm", "OpenCL", "SYCL"),
+    "intel": ("SYCL", "OpenCL", "OpenVINO"),
+    "apple": ("Metal",),
+}
+"""Backends of each vendor's GPUs, the usual one first; Vulkan and the CPU are everywhere."""
+_EVERYWHERE: Final = ("Vulkan", "CPU")
 
 
 @lru_cache(maxsize=4096)
@@ -178,10 +189,22 @@ def gpu_vendor(gpu: str) -> str:
     return next((name for name, form in _VENDOR_FORMS if form.search(gpu)), "")
 
 
+def impossible_backend(engine: Engine, gpu: str) -> str:
+    """Return why a GPU cannot run the engine's backend, or ""."""
+    possible = _BACKENDS_OF.get(vendor := gpu_vendor(gpu))
+    backend = engine.backend
+    if not backend or possible is None or backend in (*possible, *_EVERYWHERE):
+        return ""
+    if backend == "Metal" and engine.system.startswith("macOS"):  # Macs had GPUs of others
+        return ""
+    known = ", ".join((*possible, *_EVERYWHERE))
+    return f"the backend {backend} does not run on {gpu!r}, a GPU of {vendor}; possible: {known}"
+
+
 def _backend_of(gpu: str, cpu_only: bool) -> str:
     if cpu_only or without_gpu(gpu):
         return "CPU"
-    return _BACKEND_OF.get(gpu_vendor(gpu), "")
+    return next(iter(_BACKENDS_OF.get(gpu_vendor(gpu), ())), "")
 
 
 def _why(gpu: str, cpu_only: bool) -> str:

@@ -9,7 +9,7 @@ import pytest
 from paths import ROOT
 
 from moesim.hardware.parts import gpus
-from moesim.measured.engine_text import gpu_vendor, read_engine
+from moesim.measured.engine_text import gpu_vendor, impossible_backend, read_engine
 
 PUBLISHED = ROOT.parent / "shared/data/measured/throughput.json"
 
@@ -81,6 +81,37 @@ def test_a_named_backend_wins_and_a_row_without_gpu_runs_on_the_cpu() -> None:
     assert read_engine("llama.cpp Vulkan", "RTX 4090").backend == "Vulkan"
     assert read_engine("llama.cpp", "RTX 4090", cpu_only=True).backend == "CPU"
     assert read_engine("llama.cpp Vulkan", "RTX 4090", cpu_only=True).backend == "Vulkan"
+
+
+@pytest.mark.parametrize(
+    ("gpu", "engine", "why"),
+    [
+        ("RTX 4090", "llama.cpp ROCm", "ROCm does not run on 'RTX 4090', a GPU of nvidia"),
+        ("RTX 4090", "llama.cpp Metal", "Metal does not run"),
+        ("RX 7900 XTX", "llama.cpp CUDA", "a GPU of amd"),
+        ("Apple M3 Max", "llama.cpp CUDA", "a GPU of apple"),
+        ("Arc B580", "llama.cpp ROCm", "a GPU of intel"),
+        ("RX 6900 XT", "llama.cpp Metal, macOS 14", ""),
+        ("RTX 4090", "llama.cpp", ""),
+        ("RTX 4090", "llama.cpp SYCL", ""),
+        ("srv2 12 GB card", "llama.cpp ROCm", ""),
+        *((gpu, "llama.cpp Vulkan", "") for gpu in ("RTX 4090", "M2", "Arc B580", "MI300X")),
+        *((gpu, "llama.cpp CPU", "") for gpu in ("RTX 4090", "M2", "none")),
+    ],
+)
+def test_a_backend_that_the_gpu_cannot_run_is_told(gpu: str, engine: str, why: str) -> None:
+    said = impossible_backend(read_engine(engine, gpu), gpu)
+    assert why in said
+    assert bool(why) == bool(said)
+
+
+def test_several_engines_or_backends_in_one_text_are_noted() -> None:
+    two = read_engine("vLLM and SGLang")
+    assert two.name == "vllm"
+    assert "vllm first, then sglang" in two.notes[0]
+    assert "CUDA first, then Vulkan" in read_engine("llama.cpp CUDA Vulkan").notes[0]
+    for text in ("llama.cpp llama-bench CUDA", "llama.cpp CUDA CPU", "ik_llama.cpp CUDA 12.8"):
+        assert read_engine(text).notes == ()
 
 
 def test_what_is_not_understood_is_noted() -> None:

@@ -10,7 +10,14 @@ from paths import ROOT
 from moesim.measured import Row, read_rows
 from moesim.measured.grammar import read_setting
 from moesim.measured.kinds import COUNTED, DECLINED, Kind, kind_of, spills
-from moesim.measured.predict import Declined, Prediction, group_of, read
+from moesim.measured.predict import (
+    SHORT_DEPTH,
+    USUAL_PROMPT,
+    Declined,
+    Prediction,
+    group_of,
+    read,
+)
 from moesim.measured.simulated import Simulated
 
 PUBLISHED = ROOT.parent / "shared/data/measured/throughput.json"
@@ -127,6 +134,7 @@ def test_a_resident_row_that_needs_more_than_the_gpu_has_spills() -> None:
         ({"metric": "prefill_tok_s", "prompt": 64}, "small_batch"),
         ({"metric": "prefill_tok_s", "prompt": 2}, "small_batch"),
         ({"metric": "prefill_tok_s", "prompt": 1}, "decode"),
+        ({"metric": "prefill_tok_s", "prompt": 0}, "prefill"),
         ({"metric": "ttft_ms"}, None),
         ({}, None),
     ],
@@ -150,6 +158,8 @@ WHOLE = {"model": "M", "engine": "llama.cpp", "gpu": "RTX 3090", "setting": "ncm
         ({"setting": "ncmoe=x"}, "setting not understood: 'ncmoe=x'"),
         ({"setting": "", "placement": "offload"}, "does not say what is on the CPU"),
         ({"gpu": "2x RTX 3090"}, "several-gpus: "),
+        ({"engine": "llama.cpp ROCm"}, "ROCm does not run on 'RTX 3090'"),
+        ({"engine": "llama.cpp ROCm", "setting": "cpu-only"}, ""),
     ],
 )
 def test_a_reading_says_why_a_row_cannot_be_predicted(changed: dict[str, Any], reason: str) -> None:
@@ -172,6 +182,39 @@ def test_threads_are_those_of_the_setting_or_else_of_the_cpu(
     setting: str, cpu: str, threads: int | None
 ) -> None:
     assert read(Row(setting=setting, cpu=cpu)).threads == threads
+
+
+@pytest.mark.parametrize(
+    ("fields", "note"),
+    [
+        ({"depth": 512}, "no prompt is given: the depth of 512 tokens is the prompt"),
+        ({"depth": 2048}, "the depth of 2048 tokens is the prompt"),
+        ({"depth": 2049}, "no prompt is given: 512 tokens are timed"),
+        ({"depth": 0}, "no prompt is given: 512 tokens are timed"),
+        ({}, "no prompt is given: 512 tokens are timed"),
+        ({"prompt": 0, "depth": 512}, "a prompt of 0 tokens is taken as missing: the depth of 512"),
+        ({"prompt": 100, "depth": 512}, ""),
+        ({"metric": "decode_tok_s", "depth": 512, "prompt": 0}, ""),
+    ],
+)
+def test_a_prompt_that_is_not_given_is_supposed_and_noted(
+    fields: dict[str, Any], note: str
+) -> None:
+    notes = read(Row(**({"metric": "prefill_tok_s"} | WHOLE | fields))).notes
+    said = [text for text in notes if "prompt" in text]
+    assert len(said) == bool(note)
+    assert note in "".join(said)
+
+
+def test_the_supposed_prompt_is_the_one_that_is_simulated() -> None:
+    def rate(**fields: Any) -> float:
+        found = predicted(metric="prefill_tok_s", **fields)
+        assert isinstance(found, Prediction)
+        return found.value
+
+    assert rate(depth=SHORT_DEPTH) == rate(prompt=SHORT_DEPTH)
+    assert rate(depth=None, prompt=0) == rate(depth=0, prompt=USUAL_PROMPT)
+    assert rate(depth=SHORT_DEPTH + 1) == rate(depth=SHORT_DEPTH + 1, prompt=USUAL_PROMPT)
 
 
 def test_an_interval_holds_its_prediction() -> None:
