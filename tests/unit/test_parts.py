@@ -288,6 +288,15 @@ def test_a_text_may_say_that_there_is_no_card(text: str | None) -> None:
         ("13th Gen Intel(R) Core(TM) i9-13900K", "i9-13900k", (1, 1), None),
         ("Intel(R) Xeon(R) Gold 6330 CPU @ 2.00GHz", "xeon-gold-6330", (1, 1), None),
         ("Ryzen 9 5950X 16C/32T", "ryzen-9-5950x", (1, 1), None),
+        ("EPYC 7402P", "epyc-7402", (1, 1), None),
+        ("AMD EPYC 9354P 32-Core Processor", "epyc-9354", (1, 1), None),
+        ("i7-13700HX", "i7-13700hx", (1, 1), None),
+        ("Intel Core i7-6700K", "i7-6700k", (1, 1), None),
+        ("Ryzen 1700", "ryzen-7-1700", (1, 1), None),
+        ("Ryzen 5 2600", "ryzen-5-2600", (1, 1), None),
+        ("Ryzen 2600", "ryzen-5-2600", (1, 1), None),
+        ("Threadripper 1950X", "threadripper-1950x", (1, 1), None),
+        ("Xeon Platinum 8480C", "xeon-platinum-8480", (1, 1), None),
     ],
 )
 def test_a_processor_is_read_from_its_text(

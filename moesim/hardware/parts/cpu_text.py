@@ -62,6 +62,8 @@ def _spellings(cpu: Cpu) -> list[str]:
             spellings += [f"{name}f"]
         if match := re.fullmatch(r"ryzen-\d-(\d\w+)", name):
             spellings.append(f"ryzen-{match[1]}")  # `Ryzen 7800X3D`
+        if re.fullmatch(r"epyc-[\dhkjv]+", name):
+            spellings.append(f"{name}p")  # the same part, for one socket
         if name.startswith("threadripper"):
             spellings += [name.replace("threadripper", other) for other in _THREADRIPPERS]
         if name.startswith("core-ultra"):
