@@ -77,7 +77,7 @@ _FORMS: Final = tuple(
         (r"(?P<v>Windows(?: (?:10|11))?|WSL ?2?|Linux|Ubuntu(?: \d\d\.\d\d)?|Fedora(?: \d+)?"
          r"|Debian(?: \d+)?|Arch|macOS(?: [\d.]+)?)", "system", "", ""),
         (r"fork(?: of)?", "fork", "", ""),
-        (r"(?:main(?:line)?|master|version|build|release|nightly|backend|with|on|docker)",
+        (r"(?:main(?:line)?|master|version|build|release|nightly|backend|with|and|on|docker)",
          "word", "", ""),
         (_VERSION, "version", "", ""),
         (r"(?P<v>[0-9a-f]{7,40})", "version", "", ""),

@@ -108,7 +108,7 @@ def test_a_backend_that_the_gpu_cannot_run_is_told(gpu: str, engine: str, why: s
 def test_several_engines_or_backends_in_one_text_are_noted() -> None:
     two = read_engine("vLLM and SGLang")
     assert two.name == "vllm"
-    assert "vllm first, then sglang" in two.notes[0]
+    assert two.notes == ("the engine is vllm first, then sglang: the former",)
     assert "CUDA first, then Vulkan" in read_engine("llama.cpp CUDA Vulkan").notes[0]
     for text in ("llama.cpp llama-bench CUDA", "llama.cpp CUDA CPU", "ik_llama.cpp CUDA 12.8"):
         assert read_engine(text).notes == ()

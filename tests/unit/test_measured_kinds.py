@@ -246,7 +246,7 @@ def read_blank(row: Row) -> Kind:
 
 def predicted(**fields: Any) -> Prediction | Declined:
     """Return the simulated answer for a row, with some fields changed."""
-    whole = {
+    whole: dict[str, Any] = {
         "model": "Qwen3-30B-A3B", "quant": "Q4_K_M", "gpu": "RTX 4090", "cpu": "Ryzen 9 7950X",
         "ram": "DDR5-5600", "engine": "llama.cpp CUDA", "setting": "ncmoe=20",
         "metric": "decode_tok_s", "depth": 0,
