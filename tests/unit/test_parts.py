@@ -217,6 +217,7 @@ def test_several_cards_a_choice_of_memory_and_remarks_are_told() -> None:
         ("RTX 3090 + RTX 3090", 2),
         ("RTX 3090 and 2x RTX 3060", 3),
         ("RTX 3090, RTX 3060", 2),
+        ("RTX 3090 RTX 3060", 2),
         ("Radeon 8060S (Strix Halo, unified)", 1),
         ("AMD Ryzen AI MAX+ 395 w/ Radeon 8060S", 1),
         ("7900XTX", 1),
@@ -250,7 +251,8 @@ def test_the_grace_hopper_has_a_processor_of_its_own() -> None:
         ("gpu", ("RTX 4090 watercooled, V2", "", ""), "rtx-4090"),
         ("gpu", ("RTX 4090", "", "DDR5-5600, 4"), "RTX 4090"),
         ("cpu", ("none", "2x Xeon Platinum 8480+ lidless, 8 threads, 8", ""),
-         "2x xeon-platinum-8480 , 8 threads"),
+         "2x xeon-platinum-8480, 8 threads"),
+        ("memory", ("RTX 4090", "", "DDR5-5600 blue 2ch"), "DDR5-5600, 2ch"),
         ("pcie", ("RTX 4090", "", "", "PCIe 4.0 x16, riser blue"), "PCIe 4.0 x16"),
     ],
 )  # fmt: skip

@@ -101,7 +101,7 @@ def cpu_named(text: str) -> CpuText:
     one_node = scanner.first(r"\b(?:on\s+)?(?:one|1|single)\s+(?:NUMA\s+)?(?:node|socket)\b")
     counted = (
         scanner.first(r"^\s*(\d{1,2})\s*[x×]\s*")
-        or scanner.first(r"^\s*(dual)\s+")
+        or scanner.first(r"^\s*(dual)\b")
         or scanner.first(r"\s[x×]\s*(\d)\s*$")
     )
     sockets = 1 if counted is None else 2 if counted[1].lower() == "dual" else int(counted[1])

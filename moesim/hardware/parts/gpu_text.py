@@ -99,18 +99,21 @@ def gpu_named(text: str | None) -> GpuText:
     unknown = [word for word in named.rest if not _agrees(card, word)]
     cut = {first: card.name} if unknown else {}
     count = _one(counts[first])
+    if unknown and (other := _another(card, " ".join(named.rest), joined=False)):
+        count += 1  # `RTX 3090 RTX 3060`
+        supposed.append(f"the text also names {other}")
     for number in range(len(scanner.pieces)):
         if number == first:
             continue
         if (piece := left.get(number)) is None:  # `(x2)` counts the card before it
             count *= _one(counts[number])
-        elif other := _another(card, piece, joined):
+        elif other := _another(card, piece, joined=joined):
             count += _one(counts[number])
             supposed.append(f"the text also names {other}")
         elif not _agrees(card, piece):
             unknown.append(piece)
             cut[number] = ""
-    if count == 0:
+    if 0 in counts:
         raise UsageError(f"{whole.strip()!r} names no cards: their number is 0")
     if count > 1:
         supposed.append(f"the text names {count} cards; the figures are those of one")
@@ -131,7 +134,7 @@ def _one(count: int | None) -> int:
     return 1 if count is None else count
 
 
-def _another(card: Gpu, piece: str, joined: bool) -> str:
+def _another(card: Gpu, piece: str, *, joined: bool) -> str:
     """Return the name of another card that a piece names, or "".
 
     An alias in brackets repeats the card. After a plus sign it is one more.
@@ -173,7 +176,7 @@ def _agrees(card: Gpu, remark: str) -> bool:
         return card.unified
     if plain == "sm_75":
         return card.architecture == "turing"
-    if plain == card.architecture or plain in card.family.lower():
+    if plain == card.architecture or re.search(rf"\b{re.escape(plain)}\b", card.family.lower()):
         return True
     if card.cpu is not None and plain in card.cpu.split("-"):
         return True

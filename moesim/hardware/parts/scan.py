@@ -18,7 +18,7 @@ __all__ = ["Measured", "Scanner"]
 
 _MARKS: Final = re.compile(r"\((?:r|tm|c)\)|[®™©]", re.IGNORECASE)  # of trade names
 _CUT: Final = re.compile(r"[,;()\[\]]|\s[/|]\s|\bw/(?!o\b)|\bwith\b|\band\b")
-_EDGES: Final = " -.:+~"
+_EDGES: Final = " -.:+~/|"
 _NUMBER: Final = r"\d+(?:\.\d+)?"
 
 RATE: Final = re.compile(
@@ -111,16 +111,18 @@ class Scanner:
         return {number: piece for number, piece in enumerate(pieces) if piece}
 
     def without(self, left: Mapping[int, str]) -> str:
-        """Return the text with what is left of some pieces replaced, by position."""
+        """Return the text with what is left of some pieces replaced, by position.
+
+        A comma stands for each word that is cut, so that its neighbours are not read together.
+        """
         kept = list(self._text)
         for number, instead in left.items():
             start = self._starts[number]
-            places = [start + at for at, char in enumerate(self.pieces[number]) if char.strip()]
-            for place in places:
-                kept[place] = ""
-            if places:
-                kept[places[0]] = instead
-        return " ".join("".join(kept).split()).strip(" ,;/")
+            for word in re.finditer(r"\S+", self.pieces[number]):
+                kept[start + word.start() : start + word.end()] = [""] * len(word[0])
+                kept[start + word.start()] = instead or ","
+                instead = ""
+        return re.sub(r"\s*(?:,\s*)+", ", ", " ".join("".join(kept).split())).strip(" ,;")
 
     def _take(
         self, pattern: re.Pattern[str], numbers: Iterable[int] | None = None
