@@ -5,9 +5,14 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-__all__ = ["Engine", "gpu_vendor", "read_engine"]
+from moesim.errors import UsageError
+
+if TYPE_CHECKING:
+    from moesim.hardware.parts import GpuText
+
+__all__ = ["Engine", "card_text", "gpu_vendor", "impossible_backend", "read_engine", "without_gpu"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +77,7 @@ _FORMS: Final = tuple(
         (r"(?P<v>Windows(?: (?:10|11))?|WSL ?2?|Linux|Ubuntu(?: \d\d\.\d\d)?|Fedora(?: \d+)?"
          r"|Debian(?: \d+)?|Arch|macOS(?: [\d.]+)?)", "system", "", ""),
         (r"fork(?: of)?", "fork", "", ""),
-        (r"(?:main(?:line)?|master|version|build|release|nightly|backend|with|on|docker)",
+        (r"(?:main(?:line)?|master|version|build|release|nightly|backend|with|and|on|docker)",
          "word", "", ""),
         (_VERSION, "version", "", ""),
         (r"(?P<v>[0-9a-f]{7,40})", "version", "", ""),
@@ -118,7 +123,11 @@ def _take(
         groups = match.groupdict()
         value = name or groups.get("v") or ""
         if kind in ("name", "backend", "version", "driver", "system"):
-            fields.setdefault(kind, value)
+            held = fields.setdefault(kind, value)
+            # Whole layers or experts may be on the CPU beside any other backend.
+            if kind in ("name", "backend") and value not in (held, "CPU"):
+                what = "engine" if kind == "name" else "backend"
+                notes.append(f"the {what} is {held} first, then {value}: the former")
         if groups.get("bv"):
             fields.setdefault("backend_version", groups["bv"])
         if groups.get("b"):
@@ -134,30 +143,68 @@ def _take(
     return match
 
 
-# First match decides: "Arc B580" must not be read as NVIDIA's B-series.
+# For cards that the catalogue lacks. The first match decides.
 _VENDORS: Final = (
-    ("apple", r"\bapple\b|^m[1-5](?: (?:pro|max|ultra))?\b"),
-    ("intel", r"\barc\b|\bintel\b|\b[ab]\d{2}0 ?(?:pro)?\b(?<!a100)(?<!b100)(?<!b200)(?<!a800)"),
+    ("apple", r"\bapple\b|^m[1-9](?: (?:pro|max|ultra))?\b|\bmac(?:book)?\b"),
+    ("intel", r"\barc\b|\bintel\b|\ba3[15]0m?\b"),
     ("amd", r"\bradeon\b|\brx ?\d|\bamd\b|\binstinct\b|\bmi\d{2,3}x?\b|\bstrix\b|\b80[456]0s\b"
-            r"|\bvega\b|\bnavi\b|\bai max\b|\br9700\b"),
-    ("nvidia", r"\brtx\b|\bgtx\b|\btesla\b|\bquadro\b|\bnvidia\b|\bgeforce\b|\bturing\b|\bampere\b"
-               r"|\bada\b|\bhopper\b|\bblackwell\b|\bpascal\b|\bvolta\b|\bsm_\d+|\bgb\d+\b|\bspark\b"
-               r"|\b[ahblptv]\d{1,3}(?:-|\b)|\btitan\b|\bjetson\b|\bl40s\b|\bcmp\b|\bcuda\b"),
+            r"|\bvega\b|\bnavi\b|\bai max\b|\br9700\b|\bw[67]\d00\b"),
+    ("nvidia", r"\b[rg]tx ?\d*|\btesla\b|\bquadro\b|\bnvidia\b|\bgeforce\b|\bturing\b|\bampere\b"
+               r"|\bada\b|\bhopper\b|\bblackwell\b|\bpascal\b|\bvolta\b|\bsm_\d+|\bg[bh]\d+\b|\bspark\b"
+               r"|\b[ahblptvk]\d{1,3}[gs]?(?:-|\b)|\btitan\b|\bjetson\b|\bcmp\b|\bcuda\b"),
 )  # fmt: skip
 _VENDOR_FORMS: Final = tuple((name, re.compile(text, re.IGNORECASE)) for name, text in _VENDORS)
-_BACKEND_OF: Final = {"nvidia": "CUDA", "amd": "ROCm", "intel": "SYCL", "apple": "Metal"}
+_BACKENDS_OF: Final = {
+    "nvidia": ("CUDA", "OpenCL", "SYCL"),
+    "amd": ("ROCm", "OpenCL", "SYCL"),
+    "intel": ("SYCL", "OpenCL", "OpenVINO"),
+    "apple": ("Metal",),
+}
+"""Backends of each vendor's GPUs, the usual one first; Vulkan and the CPU are everywhere."""
+_EVERYWHERE: Final = ("Vulkan", "CPU")
+
+
+@lru_cache(maxsize=4096)
+def card_text(gpu: str) -> GpuText | None:
+    """Return what the catalogue reads in a text of a GPU; None where it knows no such card."""
+    from moesim.hardware.parts import gpu_named  # whose tables are read at the first use
+
+    try:
+        return gpu_named(gpu)
+    except UsageError:
+        return None
+
+
+def without_gpu(gpu: str) -> bool:
+    """Return whether a text says that there is no GPU."""
+    found = card_text(gpu)
+    return found is not None and found.card is None
 
 
 @lru_cache(maxsize=4096)
 def gpu_vendor(gpu: str) -> str:
     """Return "nvidia", "amd", "intel" or "apple", or "" where a text names no GPU of theirs."""
+    if (found := card_text(gpu)) is not None and found.card is not None:
+        return found.card.vendor
     return next((name for name, form in _VENDOR_FORMS if form.search(gpu)), "")
 
 
+def impossible_backend(engine: Engine, gpu: str) -> str:
+    """Return why a GPU cannot run the engine's backend, or ""."""
+    possible = _BACKENDS_OF.get(vendor := gpu_vendor(gpu))
+    backend = engine.backend
+    if not backend or possible is None or backend in (*possible, *_EVERYWHERE):
+        return ""
+    if backend == "Metal" and engine.system.startswith("macOS"):  # Macs had GPUs of others
+        return ""
+    known = ", ".join((*possible, *_EVERYWHERE))
+    return f"the backend {backend} does not run on {gpu!r}, a GPU of {vendor}; possible: {known}"
+
+
 def _backend_of(gpu: str, cpu_only: bool) -> str:
-    if cpu_only or gpu.lower() in ("none", "no gpu", "cpu"):
+    if cpu_only or without_gpu(gpu):
         return "CPU"
-    return _BACKEND_OF.get(gpu_vendor(gpu), "")
+    return next(iter(_BACKENDS_OF.get(gpu_vendor(gpu), ())), "")
 
 
 def _why(gpu: str, cpu_only: bool) -> str:

@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
-from moesim.measured.engine_text import gpu_vendor
+from moesim.measured.engine_text import card_text, gpu_vendor, without_gpu
 from moesim.measured.rows import Row
 from moesim.measured.setting import Setting
 
@@ -35,13 +35,14 @@ DECLINED: Final = {
 }
 """Kinds of rows that are not counted, and why."""
 
+# For cards that the catalogue lacks.
 _SEVERAL: Final = re.compile(
-    r"(?:^|[\s(])(?:[2-9]|1\d)\s*[x×]\s*\w|\b(?:dual|two|four|quad|eight)\b", re.I
+    r"(?:^|[\s(])(?:[2-9]|[1-9]\d{1,2})\s*[x×]\s*\w|\b(?:dual|two|four|quad|eight)\b|\sx\s?[2-9]\b",
+    re.I,
 )
 _UNIFIED: Final = re.compile(
     r"\bunified\b|\bstrix\b|\b80[456]0s\b|\bgb10\b|\bspark\b|\bapple\b|^m[1-5]\b|\bjetson\b", re.I
 )
-_NO_GPU: Final = frozenset({"none", "no", "no gpu", "cpu", "cpu only", "cpu-only", "-"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,12 +95,12 @@ def _declined(row: Row, setting: Setting, stated: str) -> str:
     # A batch that runs in lock-step is a kind of its own only where the row does not say.
     if setting.declining == "concurrent" and stated not in COUNTED:
         return "concurrent"
-    uses_gpu = setting.placement != "cpu" and stated != CPU_ONLY and not _without_gpu(row.gpu)
+    uses_gpu = setting.placement != "cpu" and stated != CPU_ONLY and not without_gpu(row.gpu)
     return "unnamed-card" if uses_gpu and not gpu_vendor(row.gpu) else ""
 
 
 def _derived(row: Row, setting: Setting) -> str:
-    if setting.placement == "cpu" or _without_gpu(row.gpu):
+    if setting.placement == "cpu" or without_gpu(row.gpu):
         return CPU_ONLY
     if setting.placement in ("experts", "layers"):
         return OFFLOAD
@@ -108,7 +109,7 @@ def _derived(row: Row, setting: Setting) -> str:
 
 def _supposed(row: Row, setting: Setting, stated: str) -> Kind:
     """Return the kind of a row whose setting says nothing about placement."""
-    if _without_gpu(row.gpu):
+    if without_gpu(row.gpu):
         return Kind(CPU_ONLY, _contradiction(stated, CPU_ONLY))
     if stated in COUNTED and stated != OFFLOAD:
         return Kind(stated)
@@ -124,14 +125,18 @@ def _contradiction(stated: str, derived: str) -> tuple[str, ...]:
     return (f"the row is marked {stated!r}, but its setting and GPU say {derived!r}",)
 
 
-def _without_gpu(gpu: str) -> bool:
-    return gpu.casefold() in _NO_GPU
-
-
 def _shares_memory(row: Row, setting: Setting) -> bool:
-    return setting.unified or bool(_UNIFIED.search(row.gpu))
+    if setting.unified:
+        return True
+    found = card_text(row.gpu)
+    if found is not None and found.card is not None:
+        return found.card.unified
+    return bool(_UNIFIED.search(row.gpu))
 
 
 def _several(gpu: str) -> bool:
-    parts = re.split(r"\s*(?:\+|&|\band\b|,)\s*", gpu)
+    if (found := card_text(gpu)) is not None:
+        return found.count > 1
+    # "AI MAX+ 395" is one name.
+    parts = re.split(r"\s+\+\s+|\s*(?:&|\band\b|,)\s*", gpu)
     return bool(_SEVERAL.search(gpu)) or sum(bool(gpu_vendor(part)) for part in parts) > 1

@@ -11,13 +11,15 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final, Literal, Protocol
 
-from moesim.measured.engine_text import Engine, read_engine
+from moesim.measured.engine_text import Engine, impossible_backend, read_engine
 from moesim.measured.grammar import read_setting
 from moesim.measured.kinds import CPU_ONLY, Kind, kind_of
 from moesim.measured.rows import Row
 from moesim.measured.setting import Setting
 
 __all__ = [
+    "SHORT_DEPTH",
+    "USUAL_PROMPT",
     "Answer",
     "Declined",
     "Group",
@@ -32,6 +34,10 @@ Group = Literal["decode", "prefill", "small_batch"]
 """How rows are scored: one token at a time, long prompts, and batches of 2 to 64 tokens."""
 
 _MOST_SMALL: Final = 64
+SHORT_DEPTH: Final = 2048
+"""Tokens of the longest depth that stands for a missing prompt: for `pp512` people write 512."""
+USUAL_PROMPT: Final = 512
+"""Tokens of a timed prompt that nothing tells."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +91,8 @@ class Reading:
     @property
     def notes(self) -> tuple[str, ...]:
         """Return all that was supposed or left out while reading."""
-        return (*self.kind.notes, *self.setting.notes, *self.engine.notes)
+        prompt = _prompt_notes(self.row, self.group)
+        return (*self.kind.notes, *self.setting.notes, *self.engine.notes, *prompt)
 
 
 _THREADS: Final = re.compile(r"\b(\d{1,4}) ?threads?\b|-t (\d{1,4})\b", re.IGNORECASE)
@@ -124,9 +131,21 @@ def group_of(row: Row) -> Group | None:
         return "small_batch" if row.batch > 1 else "decode"
     if metric != "prefill":
         return None
-    if row.prompt is None or row.prompt > _MOST_SMALL:
+    if not row.prompt or row.prompt > _MOST_SMALL:
         return "prefill"
     return "decode" if row.prompt * row.batch <= 1 else "small_batch"
+
+
+def _prompt_notes(row: Row, group: Group | None) -> tuple[str, ...]:
+    """Return what is supposed of the timed prompt of a prefill row that does not give it."""
+    if _metric(row.metric) != "prefill" or group is None or row.prompt:
+        return ()
+    missing = (
+        "a prompt of 0 tokens is taken as missing" if row.prompt == 0 else "no prompt is given"
+    )
+    if row.depth and row.depth <= SHORT_DEPTH:
+        return (f"{missing}: the depth of {row.depth} tokens is the prompt, after an empty cache",)
+    return (f"{missing}: {USUAL_PROMPT} tokens are timed",)
 
 
 def _reason(row: Row, setting: Setting, engine: Engine, kind: Kind, group: Group | None) -> str:
@@ -138,6 +157,8 @@ def _reason(row: Row, setting: Setting, engine: Engine, kind: Kind, group: Group
         return "no model is named"
     if not engine.name:
         return f"engine {row.engine!r} is not known" if row.engine else "no engine is named"
+    if kind.name != CPU_ONLY and (why := impossible_backend(engine, row.gpu)):
+        return why
     if setting.reason:
         return setting.reason
     if kind.name == "offload" and not setting.placement:

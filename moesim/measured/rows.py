@@ -5,6 +5,7 @@ The measured value is no field of a `Row`. A prediction gets a `Row`, so it cann
 
 from __future__ import annotations
 
+import codecs
 import math
 import os
 import re
@@ -34,8 +35,8 @@ class Row:
 
     Texts that are missing are "". `depth` counts tokens in the KV cache before the timed work,
     `prompt` tokens of the timed prompt, `allocated` tokens for which the cache has room. They are
-    None where unknown; a missing `prompt` of a prefill is that of a note like "pp512". `batch`
-    counts sequences. `fit` permits `--fit two` to use the row.
+    None where unknown; a missing `prompt` (or 0) of a prefill is that of a note like "pp512".
+    `batch` counts sequences. `fit` permits `--fit two` to use the row.
     """
 
     index: int = 0
@@ -85,7 +86,7 @@ def read_measured(path: str | os.PathLike[str]) -> list[Measured]:
     """
     file = as_path(path)
     try:
-        raw = from_json(read_bytes(file, MOST_BYTES))
+        raw = from_json(read_bytes(file, MOST_BYTES).removeprefix(codecs.BOM_UTF8))
     except OSError as error:
         raise UsageError(f"{file}: {error.strerror or error}") from None
     except ValueError as error:
@@ -155,7 +156,7 @@ def _measured(index: int, checked: _Fields) -> Measured:
     texts = {name: value.strip() for name, value in given.items() if name in _TEXTS}
     row, note = Row(index=index, **{**given, **texts}), checked.note or ""
     timed = _PROMPT.search(note)
-    if timed is not None and row.prompt is None and row.metric.startswith("prefill"):
+    if timed is not None and not row.prompt and row.metric.startswith("prefill"):
         row = replace(row, prompt=int(timed[1] or timed[2]))
     return Measured(row, checked.value, note.strip())
 

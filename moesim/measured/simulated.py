@@ -253,14 +253,8 @@ def _prompt(row: Row) -> tuple[int, int]:
 
 
 def _hardware(reading: Reading, machine: Machine) -> dict[str, Any]:
-    row = reading.row
-    parts = {"gpu": row.gpu or "none", "cpu": row.cpu, "memory": row.ram, "pcie": row.pcie}
-    hardware: dict[str, Any] = {}
-    for name, text in parts.items():
-        for unknown in machine.unknown:  # the case's notes list them
-            text = text.replace(unknown, "").strip(" ,;/")
-        if text:
-            hardware[name] = text
+    # The case's notes list what is not understood; a scenario would refuse it.
+    hardware: dict[str, Any] = {name: text for name, text in machine.understood.items() if text}
     threads = reading.threads
     if threads is not None and machine.hardware.cpu_cores is not None:
         # Threads beyond the cores share them.

@@ -116,8 +116,8 @@ def format_names() -> list[str]:
 def format_named(text: str) -> NamedFormat:
     """Return the format that a text names, like `UD-Q4_K_XL` or `IQ4_XS (15.4 GiB)`.
 
-    Case is ignored, and so are `.gguf` and the prefix of imatrix files, `i1-`. The format is None
-    where the name is unknown; `rest` is then the name.
+    Case is ignored, and so are hyphens (`q4km`), `.gguf` and the prefix of imatrix files, `i1-`.
+    The format is None where the name is unknown; `rest` is then the name.
     """
     file_bytes = None
     if match := _SIZE.search(text):
@@ -156,6 +156,8 @@ def _find(name: str) -> Format | None:
     for table in (_spellings(), _mixes()):
         if plain in table:
             return table[plain]
+    if (joined := _joined(plain)) in _joined_names():
+        return _find(_joined_names()[joined])
     if (group := _GROUP.search(plain)) and int(group[1]):
         whole = next((n for n in _TABLE["grouped"] if _spelt(n) == _GROUP.sub("", plain)), None)
         return _grouped(f"{whole}-g{int(group[1])}") if whole else None
@@ -168,6 +170,16 @@ def _find(name: str) -> Format | None:
 def _spelt(name: str) -> str:
     """Return a name as it is compared: upper case, without `_` before `BIT`."""
     return re.sub(r"[-_ ]?(\d)[-_ ]?BIT", r"-\1BIT", name.strip().upper())
+
+
+def _joined(name: str) -> str:
+    return re.sub(r"[-_\s]", "", name)
+
+
+@cache
+def _joined_names() -> dict[str, str]:
+    """Return the names by what is left of them without hyphens and blanks, like `Q4KM`."""
+    return {_joined(name): name for name in (*_mixes(), *_spellings())}
 
 
 @cache

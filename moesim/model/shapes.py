@@ -15,12 +15,13 @@ model, and take no time of their own.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import yaml
 
@@ -368,10 +369,15 @@ def shapes_like(num_layers: int, num_experts: int, top_k: int) -> list[str]:
 
 
 def named_shape(name: str) -> ModelShape:
-    """Return a shipped model by its name or an alias, in any case. Raise UsageError without."""
-    if wrong := check_shape_name(name):
-        raise UsageError(wrong)
-    return _table()[_names()[name.lower()]]
+    """Return a shipped model by its name or an alias.
+
+    Case, blanks, hyphens and underscores do not count, nor do an owner before a slash and endings
+    of tuned versions (`-Instruct`, `-it`, `-2507`). Raise UsageError without such a model.
+    """
+    found = _found(name)
+    if found is None:
+        raise UsageError(check_shape_name(name) or "")
+    return _table()[found]
 
 
 def shape_aliases(name: str) -> list[str]:
@@ -381,7 +387,7 @@ def shape_aliases(name: str) -> list[str]:
 
 def check_shape_name(name: str) -> str | None:
     """Return a message if there is no shipped model of this name, else None."""
-    if name.lower() in _names():
+    if _found(name) is not None:
         return None
     hint = suggest(name, shape_names(), rest="there are")
     return (
@@ -397,13 +403,36 @@ def _entries() -> dict[str, dict[str, Any]]:
     return entries
 
 
+def _found(name: str) -> str | None:
+    """Return the entry of a name, with as few endings left out as possible."""
+    words = _WORDS.findall(name.lower().rpartition("/")[2])
+    while words:
+        key = "".join(words)
+        if key in _names():
+            return _names()[key]
+        if not _ENDING.search(key):
+            return None
+        if words[-1] in _TUNED or _DATE.fullmatch(words[-1]):
+            words.pop()
+        else:  # `Qwen3-30B-A3B-Instruct2507`
+            words = [_ENDING.sub("", key)]
+    return None
+
+
+_WORDS: Final = re.compile(r"[a-z0-9.]+")
+_TUNED: Final = ("instruct", "inst", "it", "chat", "thinking", "base", "gguf", "hf", "v0.1")
+_DATE: Final = re.compile(r"\d{4}")
+_ENDING: Final = re.compile(rf"(?:{'|'.join(map(re.escape, _TUNED))}|\d{{4}})$")
+
+
 @cache
 def _names() -> dict[str, str]:
-    """Return the name of the entry for each name and alias in lower case."""
-    names = {name.lower(): name for name in _entries()}
-    for name in _entries():
-        names.update({alias.lower(): name for alias in shape_aliases(name)})
-    return names
+    """Return the name of the entry for each name and alias, without blanks and hyphens."""
+    return {
+        "".join(_WORDS.findall(spelling.lower())): name
+        for name in _entries()
+        for spelling in (name, *shape_aliases(name))
+    }
 
 
 @cache

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from paths import ROOT
 
-from moesim.measured.engine_text import gpu_vendor, read_engine
+from moesim.hardware.parts import gpus
+from moesim.measured.engine_text import gpu_vendor, impossible_backend, read_engine
 
 PUBLISHED = ROOT.parent / "shared/data/measured/throughput.json"
 
@@ -82,6 +83,37 @@ def test_a_named_backend_wins_and_a_row_without_gpu_runs_on_the_cpu() -> None:
     assert read_engine("llama.cpp Vulkan", "RTX 4090", cpu_only=True).backend == "Vulkan"
 
 
+@pytest.mark.parametrize(
+    ("gpu", "engine", "why"),
+    [
+        ("RTX 4090", "llama.cpp ROCm", "ROCm does not run on 'RTX 4090', a GPU of nvidia"),
+        ("RTX 4090", "llama.cpp Metal", "Metal does not run"),
+        ("RX 7900 XTX", "llama.cpp CUDA", "a GPU of amd"),
+        ("Apple M3 Max", "llama.cpp CUDA", "a GPU of apple"),
+        ("Arc B580", "llama.cpp ROCm", "a GPU of intel"),
+        ("RX 6900 XT", "llama.cpp Metal, macOS 14", ""),
+        ("RTX 4090", "llama.cpp", ""),
+        ("RTX 4090", "llama.cpp SYCL", ""),
+        ("srv2 12 GB card", "llama.cpp ROCm", ""),
+        *((gpu, "llama.cpp Vulkan", "") for gpu in ("RTX 4090", "M2", "Arc B580", "MI300X")),
+        *((gpu, "llama.cpp CPU", "") for gpu in ("RTX 4090", "M2", "none")),
+    ],
+)
+def test_a_backend_that_the_gpu_cannot_run_is_told(gpu: str, engine: str, why: str) -> None:
+    said = impossible_backend(read_engine(engine, gpu), gpu)
+    assert why in said
+    assert bool(why) == bool(said)
+
+
+def test_several_engines_or_backends_in_one_text_are_noted() -> None:
+    two = read_engine("vLLM and SGLang")
+    assert two.name == "vllm"
+    assert two.notes == ("the engine is vllm first, then sglang: the former",)
+    assert "CUDA first, then Vulkan" in read_engine("llama.cpp CUDA Vulkan").notes[0]
+    for text in ("llama.cpp llama-bench CUDA", "llama.cpp CUDA CPU", "ik_llama.cpp CUDA 12.8"):
+        assert read_engine(text).notes == ()
+
+
 def test_what_is_not_understood_is_noted() -> None:
     engine = read_engine("llama.cpp turboquant patch")
     assert engine.unknown == ("turboquant", "patch")
@@ -93,6 +125,35 @@ def test_what_is_not_understood_is_noted() -> None:
 def test_the_vendor_of_an_arc_is_not_that_of_a_tesla() -> None:
     assert gpu_vendor("Arc A770") == gpu_vendor("B580") == "intel"
     assert gpu_vendor("B200") == gpu_vendor("A100") == gpu_vendor("Tesla P40") == "nvidia"
+
+
+@pytest.mark.parametrize("name", gpus())
+def test_the_vendor_of_a_card_is_that_of_its_family(name: str) -> None:
+    card = gpus()[name]
+    sources = f"{card.memory_source} {card.rate_source} {card.family}".lower()
+    assert gpu_vendor(name) == card.vendor
+    assert card.vendor in sources
+
+
+@pytest.mark.parametrize(
+    ("gpu", "vendor"),
+    [
+        ("A100 40GB", "nvidia"),
+        ("A100 80GB", "nvidia"),
+        ("B200 180GB", "nvidia"),
+        ("B300", "nvidia"),
+        ("GB300", "nvidia"),
+        ("Jetson Thor", "nvidia"),
+        ("RTX9999", "nvidia"),
+        ("Arc A310", "intel"),
+        ("A770 16GB", "intel"),
+        ("RX 9999 XT", "amd"),
+        ("MacBook", "apple"),
+        ("srv2 12 GB card", ""),
+    ],
+)
+def test_a_vendor_is_that_of_the_card_or_else_of_the_words(gpu: str, vendor: str) -> None:
+    assert gpu_vendor(gpu) == vendor
 
 
 @pytest.mark.skipif(not PUBLISHED.exists(), reason="the published rows are not beside this clone")

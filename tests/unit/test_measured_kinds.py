@@ -10,7 +10,15 @@ from paths import ROOT
 from moesim.measured import Row, read_rows
 from moesim.measured.grammar import read_setting
 from moesim.measured.kinds import COUNTED, DECLINED, Kind, kind_of, spills
-from moesim.measured.predict import Prediction, group_of, read
+from moesim.measured.predict import (
+    SHORT_DEPTH,
+    USUAL_PROMPT,
+    Declined,
+    Prediction,
+    group_of,
+    read,
+)
+from moesim.measured.simulated import Simulated
 
 PUBLISHED = ROOT.parent / "shared/data/measured/throughput.json"
 
@@ -39,6 +47,15 @@ def kind(setting: str, gpu: str, placement: str = "", **fields: Any) -> Kind:
         ("ncmoe=5", "RTX 3090 + RTX 3060", "several-gpus"),
         ("ncmoe=5", "Dual RTX 3090", "several-gpus"),
         ("-ts 1,1", "RTX 3090", "several-gpus"),
+        ("ncmoe=5", "RTX 3090 x2", "several-gpus"),
+        ("ncmoe=5", "99x RTX 4090", "several-gpus"),
+        ("ncmoe=5", "RTX 3090 + RTX 3090", "several-gpus"),
+        ("ncmoe=5", "RTX 3090, RTX 3060", "several-gpus"),
+        ("ncmoe=5", "12x RTX 9999", "several-gpus"),
+        ("ncmoe=5", "AMD Ryzen AI MAX+ 395 w/ Radeon 8060S", "offload"),
+        ("", "AMD Ryzen AI MAX+ 395 w/ Radeon 8060S", "resident/unified"),
+        ("", "Arc 140V", "resident/unified"),
+        ("", "GH200", "resident"),
         ("ncmoe=5", "srv2 12 GB card", "unnamed-card"),
         ("ncmoe=5", "", "unnamed-card"),
         ("cpu-only", "", "cpu-only"),
@@ -50,6 +67,23 @@ def kind(setting: str, gpu: str, placement: str = "", **fields: Any) -> Kind:
 )
 def test_a_kind_follows_from_setting_and_gpu(setting: str, gpu: str, expected: str) -> None:
     assert kind(setting, gpu).name == expected
+
+
+@pytest.mark.parametrize("gpu", ["none (CPU only)", "N/A", "CPU", "-", "cpu-only", "None"])
+def test_a_row_says_in_many_words_that_it_has_no_gpu(gpu: str) -> None:
+    row = Row(gpu=gpu, setting="t=4")
+    assert kind_of(row, read_setting("t=4")).name == "cpu-only"
+    assert read(row).engine.backend == "CPU"
+
+
+@pytest.mark.parametrize(
+    "gpu",
+    ["GH200", "GH200 96GB", "GH200 144GB", "NVIDIA GH200 480GB", "Grace Hopper GH200",
+     "Mac Studio M2 Ultra", "MacBook Pro M4 Max", "rtx4090", "4090", "3090", "RTX4070TiSUPER",
+     "2080Ti 22GB", "7900XTX", "A10G", "W7900", "K80", "ASUS Ascent GX10", "GB10 DGX Spark 128GB"],
+)  # fmt: skip
+def test_a_card_of_the_catalogue_is_a_named_card(gpu: str) -> None:
+    assert kind("", gpu).counted
 
 
 @pytest.mark.parametrize("name", DECLINED)
@@ -100,6 +134,7 @@ def test_a_resident_row_that_needs_more_than_the_gpu_has_spills() -> None:
         ({"metric": "prefill_tok_s", "prompt": 64}, "small_batch"),
         ({"metric": "prefill_tok_s", "prompt": 2}, "small_batch"),
         ({"metric": "prefill_tok_s", "prompt": 1}, "decode"),
+        ({"metric": "prefill_tok_s", "prompt": 0}, "prefill"),
         ({"metric": "ttft_ms"}, None),
         ({}, None),
     ],
@@ -123,6 +158,8 @@ WHOLE = {"model": "M", "engine": "llama.cpp", "gpu": "RTX 3090", "setting": "ncm
         ({"setting": "ncmoe=x"}, "setting not understood: 'ncmoe=x'"),
         ({"setting": "", "placement": "offload"}, "does not say what is on the CPU"),
         ({"gpu": "2x RTX 3090"}, "several-gpus: "),
+        ({"engine": "llama.cpp ROCm"}, "ROCm does not run on 'RTX 3090'"),
+        ({"engine": "llama.cpp ROCm", "setting": "cpu-only"}, ""),
     ],
 )
 def test_a_reading_says_why_a_row_cannot_be_predicted(changed: dict[str, Any], reason: str) -> None:
@@ -145,6 +182,39 @@ def test_threads_are_those_of_the_setting_or_else_of_the_cpu(
     setting: str, cpu: str, threads: int | None
 ) -> None:
     assert read(Row(setting=setting, cpu=cpu)).threads == threads
+
+
+@pytest.mark.parametrize(
+    ("fields", "note"),
+    [
+        ({"depth": 512}, "no prompt is given: the depth of 512 tokens is the prompt"),
+        ({"depth": 2048}, "the depth of 2048 tokens is the prompt"),
+        ({"depth": 2049}, "no prompt is given: 512 tokens are timed"),
+        ({"depth": 0}, "no prompt is given: 512 tokens are timed"),
+        ({}, "no prompt is given: 512 tokens are timed"),
+        ({"prompt": 0, "depth": 512}, "a prompt of 0 tokens is taken as missing: the depth of 512"),
+        ({"prompt": 100, "depth": 512}, ""),
+        ({"metric": "decode_tok_s", "depth": 512, "prompt": 0}, ""),
+    ],
+)
+def test_a_prompt_that_is_not_given_is_supposed_and_noted(
+    fields: dict[str, Any], note: str
+) -> None:
+    notes = read(Row(**({"metric": "prefill_tok_s"} | WHOLE | fields))).notes
+    said = [text for text in notes if "prompt" in text]
+    assert len(said) == bool(note)
+    assert note in "".join(said)
+
+
+def test_the_supposed_prompt_is_the_one_that_is_simulated() -> None:
+    def rate(**fields: Any) -> float:
+        found = predicted(metric="prefill_tok_s", **fields)
+        assert isinstance(found, Prediction)
+        return found.value
+
+    assert rate(depth=SHORT_DEPTH) == rate(prompt=SHORT_DEPTH)
+    assert rate(depth=None, prompt=0) == rate(depth=0, prompt=USUAL_PROMPT)
+    assert rate(depth=SHORT_DEPTH + 1) == rate(depth=SHORT_DEPTH + 1, prompt=USUAL_PROMPT)
 
 
 def test_an_interval_holds_its_prediction() -> None:
@@ -172,3 +242,22 @@ def read_blank(row: Row) -> Kind:
     from dataclasses import replace
 
     return read(replace(row, placement="")).kind
+
+
+def predicted(**fields: Any) -> Prediction | Declined:
+    """Return the simulated answer for a row, with some fields changed."""
+    whole: dict[str, Any] = {
+        "model": "Qwen3-30B-A3B", "quant": "Q4_K_M", "gpu": "RTX 4090", "cpu": "Ryzen 9 7950X",
+        "ram": "DDR5-5600", "engine": "llama.cpp CUDA", "setting": "ncmoe=20",
+        "metric": "decode_tok_s", "depth": 0,
+    }  # fmt: skip
+    given = read(Row(**(whole | fields)))
+    return Declined(given.reason) if given.reason else Simulated().predict(given)
+
+
+def test_a_word_of_one_text_that_is_not_understood_changes_no_other_text() -> None:
+    plain, said = predicted(), predicted(ram="DDR5-5600, 4")
+    assert isinstance(plain, Prediction)
+    assert isinstance(said, Prediction)
+    assert said.value == plain.value
+    assert {*said.notes} - {*plain.notes} == {"not understood: '4'"}

@@ -35,6 +35,7 @@ def test_a_row_has_no_note_because_it_may_quote_the_value(tmp_path: Path) -> Non
         ({"note": "pp512 sd 1.2", "metric": "prefill_tok_s"}, 512),
         ({"note": "ubatch of 256 at depth", "metric": "prefill_tok_s"}, 256),
         ({"note": "pp512", "metric": "prefill_tok_s", "prompt": 8}, 8),
+        ({"note": "pp512", "metric": "prefill_tok_s", "prompt": 0}, 512),
         ({"note": "pp512", "metric": "decode_tok_s"}, None),
         ({"note": "128 tokens", "metric": "prefill_tok_s"}, None),
     ],
@@ -112,6 +113,15 @@ def test_what_is_no_list_of_rows_is_refused(text: str, why: str, tmp_path: Path)
 def test_a_missing_file_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"none\.json"):
         read_measured(tmp_path / "none.json")
+
+
+def test_a_byte_order_mark_is_no_part_of_the_rows(tmp_path: Path) -> None:
+    file = tmp_path / "rows.json"
+    file.write_text('[{"model": "M"}]', encoding="utf-8-sig")
+    assert read_rows(file)[0].model == "M"
+    file.write_text('\ufeff[{"model": "M"}]', encoding="utf-8-sig")
+    with pytest.raises(UsageError, match="is no JSON"):
+        read_rows(file)
 
 
 def test_an_empty_list_is_no_mistake(tmp_path: Path) -> None:

@@ -157,6 +157,23 @@ def test_rates_are_those_that_vendors_publish(name: str, tflops: float, int8_top
         ("DGX Spark GB10", "gb10"),
         ("24GB, RTX 3090", "rtx-3090"),
         ("4x3090", "rtx-3090"),
+        ("GH200", "gh200-96gb"),
+        ("GH200 144GB", "gh200-144gb"),
+        ("NVIDIA GH200 480GB", "gh200-96gb"),
+        ("Grace Hopper GH200", "gh200-96gb"),
+        ("Mac Studio M2 Ultra", "m2-ultra"),
+        ("MacBook Pro M4 Max", "m4-max"),
+        ("2080Ti 22GB", "rtx-2080-ti-22gb"),
+        ("RTX 2080 Ti", "rtx-2080-ti"),
+        ("7900XTX", "rx-7900-xtx"),
+        ("A10G", "a10g"),
+        ("W7900", "pro-w7900"),
+        ("Tesla K80 24GB", "k80"),
+        ("ASUS Ascent GX10", "gb10"),
+        ("GB10 DGX Spark 128GB", "gb10"),
+        ("H200 NVL", "h200-nvl"),
+        ("RTX 5090 @ 450W", "rtx-5090"),
+        ("AMD Ryzen AI MAX+ 395 w/ Radeon 8060S", "radeon-8060s"),
     ],
 )
 def test_a_card_is_read_from_its_text(text: str, name: str) -> None:
@@ -188,7 +205,70 @@ def test_several_cards_a_choice_of_memory_and_remarks_are_told() -> None:
     assert "RTX 2070 stands for it" in gpu_named("8 GB Turing (sm_75)").supposed[0]
 
 
-@pytest.mark.parametrize("text", [None, "none", "CPU only"])
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        ("RTX 3090", 1),
+        ("RTX 3090 x2", 2),
+        ("RTX 3090 24GB (x2)", 2),
+        ("99x RTX 4090", 99),
+        ("Dual RTX 3090", 2),
+        ("2 RTX 3090", 2),
+        ("RTX 3090 + RTX 3090", 2),
+        ("RTX 3090 and 2x RTX 3060", 3),
+        ("RTX 3090, RTX 3060", 2),
+        ("RTX 3090 RTX 3060", 2),
+        ("Radeon 8060S (Strix Halo, unified)", 1),
+        ("AMD Ryzen AI MAX+ 395 w/ Radeon 8060S", 1),
+        ("7900XTX", 1),
+    ],
+)
+def test_cards_are_counted(text: str, count: int) -> None:
+    found = gpu_named(text)
+    assert found.count == count
+    assert (f"names {count} cards" in " ".join(found.supposed)) == (count > 1)
+
+
+def test_a_power_limit_is_told_and_no_card_at_all_is_refused() -> None:
+    assert "450 W" in gpu_named("RTX 5090 @ 450W").supposed[0]
+    assert gpu_named("RTX 2080 Ti").supposed == ()
+    with pytest.raises(UsageError, match="their number is 0"):
+        gpu_named("0x RTX 4090")
+
+
+def test_the_grace_hopper_has_a_processor_of_its_own() -> None:
+    machine = assemble("GH200")
+    assert machine.cpu == "grace"
+    assert "usually has" in " ".join(machine.supposed)
+    assert not machine.hardware.unified
+
+
+@pytest.mark.parametrize(
+    ("key", "texts", "understood"),
+    [
+        ("memory", ("RTX 4090", "", "DDR5-5600, 4"), "DDR5-5600"),
+        ("memory", ("RTX 4090", "", "4x32GB DDR5-5600, 4"), "4x32GB DDR5-5600"),
+        ("gpu", ("RTX 4090 watercooled, V2", "", ""), "rtx-4090"),
+        ("gpu", ("RTX 4090", "", "DDR5-5600, 4"), "RTX 4090"),
+        ("cpu", ("none", "2x Xeon Platinum 8480+ lidless, 8 threads, 8", ""),
+         "2x xeon-platinum-8480, 8 threads"),
+        ("memory", ("RTX 4090", "", "DDR5-5600 blue 2ch"), "DDR5-5600, 2ch"),
+        ("pcie", ("RTX 4090", "", "", "PCIe 4.0 x16, riser blue"), "PCIe 4.0 x16"),
+    ],
+)  # fmt: skip
+def test_what_is_not_understood_is_cut_by_its_place_in_its_own_text(
+    key: str, texts: tuple[str, ...], understood: str
+) -> None:
+    machine = assemble(*texts)
+    assert machine.unknown
+    assert machine.understood[key].strip(" ,") == understood.strip(" ,")
+    again = assemble(*machine.understood.values())
+    assert again.unknown == ()
+    assert (again.gpu, again.cpu) == (machine.gpu, machine.cpu)
+    assert again.hardware.figures == machine.hardware.figures
+
+
+@pytest.mark.parametrize("text", [None, "none", "CPU only", "none (CPU only)", "N/A", "CPU", "-"])
 def test_a_text_may_say_that_there_is_no_card(text: str | None) -> None:
     assert gpu_named(text).card is None
 
@@ -210,6 +290,15 @@ def test_a_text_may_say_that_there_is_no_card(text: str | None) -> None:
         ("13th Gen Intel(R) Core(TM) i9-13900K", "i9-13900k", (1, 1), None),
         ("Intel(R) Xeon(R) Gold 6330 CPU @ 2.00GHz", "xeon-gold-6330", (1, 1), None),
         ("Ryzen 9 5950X 16C/32T", "ryzen-9-5950x", (1, 1), None),
+        ("EPYC 7402P", "epyc-7402", (1, 1), None),
+        ("AMD EPYC 9354P 32-Core Processor", "epyc-9354", (1, 1), None),
+        ("i7-13700HX", "i7-13700hx", (1, 1), None),
+        ("Intel Core i7-6700K", "i7-6700k", (1, 1), None),
+        ("Ryzen 1700", "ryzen-7-1700", (1, 1), None),
+        ("Ryzen 5 2600", "ryzen-5-2600", (1, 1), None),
+        ("Ryzen 2600", "ryzen-5-2600", (1, 1), None),
+        ("Threadripper 1950X", "threadripper-1950x", (1, 1), None),
+        ("Xeon Platinum 8480C", "xeon-platinum-8480", (1, 1), None),
     ],
 )
 def test_a_processor_is_read_from_its_text(
@@ -278,6 +367,91 @@ def test_a_bandwidth_is_read_with_what_it_counts(
     assert [(rate.kind, rate.of) for rate in found.measured] == [(kind, of)]
     assert found.measured[0].bytes_per_s == round(gb_per_s * GB)
     assert found.unknown == ()
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["-50 GB/s", "64 GB, -50 GB/s", "0 GB/s", "900 TB/s", "0 channels DDR5-5600", "999999 channels",
+     "25ch a socket", "DDR5-0", "DDR5-100000", f"DDR5-{'9' * 30}", "20001 MT/s", "150 MHz",
+     "0 GB DDR5", "0x16GB", "-64 GB"],
+)  # fmt: skip
+def test_figures_that_no_memory_has_are_refused(text: str) -> None:
+    with pytest.raises(UsageError, match=r"negative|expected"):
+        memory_named(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "bytes_per_s"), [("DDR5 - 50 GB/s", 50), ("DDR5, 40-50 GB/s", 45), ("DDR5 50GB/s", 50)]
+)
+def test_a_dash_before_a_bandwidth_is_no_range_of_the_type(text: str, bytes_per_s: int) -> None:
+    found = memory_named(text)
+    assert (found.kind, found.unknown) == ("DDR5", ())
+    assert [rate.bytes_per_s for rate in found.measured] == [bytes_per_s * GB]
+
+
+@pytest.mark.parametrize(
+    "text", ["0x EPYC 9654", "EPYC 9654, 0 threads", "0 cores", "99x EPYC 9654"]
+)
+def test_processors_without_sockets_cores_or_threads_are_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="expected 1 to"):
+        cpu_named(text)
+
+
+@pytest.mark.parametrize("text", ["PCIe 4.0 x0", "x32"])
+def test_a_link_without_lanes_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="expected 1 to 16"):
+        pcie_named(text)
+
+
+def test_a_socket_has_at_most_24_channels() -> None:
+    assert assemble("none", "2x EPYC 9654", "48ch DDR5-4800").hardware.host_memory_bytes_per_s
+    with pytest.raises(UsageError, match="49 channels for 2 sockets"):
+        assemble("none", "2x EPYC 9654", "49ch DDR5-4800")
+
+
+@pytest.mark.parametrize(
+    ("cpu", "memory", "said"),
+    [
+        ("i5-8400", "DDR5-5600", "i5-8400 takes DDR4, and the text says DDR5"),
+        ("EPYC 9654", "DDR4-3200", "epyc-9654 takes DDR5"),
+        ("i5-8400", "LPDDR4X", ""),
+        ("i9-13900K", "DDR4-3200", ""),
+        ("6 cores", "DDR5-5600", ""),
+    ],
+)
+def test_memory_of_another_platform_is_noted(cpu: str, memory: str, said: str) -> None:
+    supposed = " ".join(assemble("RTX 4090", cpu, memory).supposed)
+    assert said in supposed
+    assert ("takes" in supposed) == bool(said)
+
+
+@pytest.mark.parametrize(
+    ("parts", "memory", "gib", "gb_per_s", "said"),
+    [
+        (("M2 Ultra", ""), "DDR5-5600", 192, 819.2, "DDR5 of the text is left out"),
+        (("GB10", ""), "64 GB DDR5-6000 2ch", 64, 273.056, "DDR5 of the text is left out"),
+        (("Radeon 8060S", "Ryzen AI Max+ 395"), "DDR5-5600 2ch", 128, 256, "is left out"),
+        (
+            ("Radeon 8060S", "Ryzen AI Max+ 395"),
+            "96 GB LPDDR5X-8000 16ch",
+            96,
+            256,
+            "are 4, not 16",
+        ),
+        (("Radeon 8060S", "Ryzen AI Max+ 395"), "LPDDR5X-7500", 128, 240, "7500, which is taken"),
+        (("M4 Max", ""), "36 GB LPDDR5", 36, 546.112, ""),
+        (("M3 Max", ""), "64 GB", 64, 409.6, ""),
+    ],
+)
+def test_modules_do_not_replace_soldered_memory(
+    parts: tuple[str, str], memory: str, gib: int, gb_per_s: float, said: str
+) -> None:
+    machine = assemble(*parts, memory)
+    assert machine.hardware.vram_bytes == gib * 2**30
+    assert machine.hardware.host_memory_bytes_per_s == pytest.approx(gb_per_s * GB)
+    assert machine.hardware.memory_bytes_per_s == pytest.approx(gb_per_s * GB, rel=0.001)
+    assert said in " ".join(machine.supposed)
+    assert bool(said) == ("a part of it" in " ".join(machine.supposed))
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,12 @@ KNOWN = {
     "qwen3.5-122b-a10b": (18_874_368, 231.9, 122.11e9),
     "deepseek-v4-flash": (50_331_648, 554.1, 284.33e9),
     "qwen3.8-flash-next": (9_830_400, 241.6, 176.94e9),
+    "glm-4.5-air": (34_603_008, 199.3, 106e9),
+    "glm-4.6": (47_185_920, 671.9, 355e9),
+    "kimi-k2": (88_080_384, 2029.4, 1026.4e9),
+    "qwen3-next-80b-a3b": (6_291_456, 154.6, 80e9),
+    "qwen3-coder-480b-a35b": (94_371_840, 936.2, 480e9),
+    "ernie-4.5-300b-a47b": (176_160_768, 575.0, 300e9),
     "readme-llama-2-7b": (135_266_304, 30.3, 17.56e9),
 }
 
@@ -85,13 +92,51 @@ def test_quantised_experts_round_up_to_whole_bytes() -> None:
         ("DEEPSEEK-R1", "deepseek-v3"),
         ("Mixtral-8x7B", "mixtral-8x7b"),
         ("qwen3.6-35b-a3b", "qwen3.5-35b-a3b"),
+        ("Mixtral 8x7B", "mixtral-8x7b"),
+        ("Mixtral-8x7B-Instruct", "mixtral-8x7b"),
+        ("mixtral8x7b", "mixtral-8x7b"),
+        ("Qwen/Qwen3-235B-A22B-Instruct-2507", "qwen3-235b-a22b"),
+        ("Qwen3 30B A3B Instruct2507", "qwen3-30b-a3b"),
+        ("gemma-4-26b-a4b-it", "gemma-4-26b-a4b"),
+        ("DeepSeek-V2-Lite-Chat", "deepseek-v2-lite"),
+        ("gpt-oss:120b", "gpt-oss-120b"),
+        ("DeepSeek V3.1", "deepseek-v3"),
+        ("GLM-4.5", "glm-4.6"),
+        ("GLM-4.5-Air", "glm-4.5-air"),
+        ("Kimi-K2-Instruct-0905", "kimi-k2"),
     ],
 )
 def test_a_model_is_found_by_its_other_names_in_any_case(said: str, name: str) -> None:
     assert named_shape(said) is named_shape(name)
 
 
+@pytest.mark.parametrize(
+    "name", ["DeepSeek-V2", "DeepSeek-V3.2", "Qwen3-30B", "GLM-4", "instruct", "2507", "it", ""]
+)
+def test_no_other_model_stands_for_one_that_is_not_shipped(name: str) -> None:
+    with pytest.raises(UsageError, match="no model shape is called"):
+        named_shape(name)
+
+
+def test_shipped_configs_build_models_of_the_published_size() -> None:
+    """The counts are those of the models that transformers builds, without vectors of biases."""
+    built = {
+        "glm-4.5-air": 106_851_586_048,
+        "glm-4.6": 352_796_472_320,
+        "kimi-k2": 1_026_408_209_408,
+        "qwen3-next-80b-a3b": 79_674_391_296,
+        "qwen3-coder-480b-a35b": 480_154_875_392,
+        "ernie-4.5-300b-a47b": 299_484_163_264,
+    }
+    for name, params in built.items():
+        assert named_shape(name).total_params == pytest.approx(params, rel=1e-5)
+
+
 def test_no_two_models_share_a_name() -> None:
+    for name in shape_names():
+        for other in (name, *shape_aliases(name)):
+            assert named_shape(other) is named_shape(name)
+            assert named_shape(re.sub(r"[-_ ]", "", other)) is named_shape(name)
     names = [other.lower() for name in shape_names() for other in (name, *shape_aliases(name))]
     assert len(names) == len(set(names))
 

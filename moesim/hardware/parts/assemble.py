@@ -16,7 +16,7 @@ from moesim.hardware.hardware import Hardware, hardware_from
 from moesim.hardware.parts.cpu_text import CpuText, cpu_named
 from moesim.hardware.parts.figures import Figures, Notes
 from moesim.hardware.parts.gpu_text import GpuText, gpu_named
-from moesim.hardware.parts.host import cpu_figures, memory_figures
+from moesim.hardware.parts.host import cpu_figures, fitting_memory, memory_figures
 from moesim.hardware.parts.link import link_figures, no_link
 from moesim.hardware.parts.memory_text import MemoryText, memory_named
 from moesim.hardware.parts.pcie_text import PcieText, pcie_named
@@ -38,11 +38,18 @@ class Machine:
     hardware: Hardware
     supposed: tuple[str, ...]
     """What was assumed because the texts do not say it, one sentence each."""
-    unknown: tuple[str, ...]
-    """The parts of the texts that were not understood."""
+    unknown_in: Mapping[str, tuple[str, ...]]
+    """What was not understood in each text: `gpu`, `cpu`, `memory` and `pcie`."""
+    understood: Mapping[str, str]
+    """The texts without what was not understood in them."""
     gpu: str | None
     cpu: str | None
     num_gpus: int = 1
+
+    @property
+    def unknown(self) -> tuple[str, ...]:
+        """Return the parts of all texts that were not understood."""
+        return tuple(part for parts in self.unknown_in.values() for part in parts)
 
 
 def assemble(
@@ -68,7 +75,8 @@ def assemble(
     return Machine(
         hardware,
         assembled.supposed,
-        assembled.unknown,
+        assembled.unknown_in,
+        assembled.understood,
         assembled.gpu,
         assembled.cpu,
         assembled.num_gpus,
@@ -82,7 +90,8 @@ class _Assembled:
     data: Mapping[str, Any]
     threads: Mapping[str, int]
     supposed: tuple[str, ...]
-    unknown: tuple[str, ...]
+    unknown_in: Mapping[str, tuple[str, ...]]
+    understood: Mapping[str, str]
     gpu: str | None
     cpu: str | None
     num_gpus: int
@@ -90,11 +99,15 @@ class _Assembled:
 
 @lru_cache(maxsize=256)  # a sweep assembles the same machine at every point
 def _assembled(gpu: str | None, cpu: str, memory: str, pcie: str) -> _Assembled:
-    card = gpu_named(gpu)
+    card, named = gpu_named(gpu), cpu_named(cpu)
     notes = Notes([*card.supposed])
-    processor = _processor(card, cpu_named(cpu), notes)
+    processor = _processor(card, named, notes)
     notes.supposed += processor.supposed
     host, link = memory_named(memory), pcie_named(pcie)
+    texts: dict[str, GpuText | CpuText | MemoryText | PcieText] = {
+        "gpu": card, "cpu": named, "memory": host, "pcie": link,
+    }  # fmt: skip
+    host = fitting_memory(host, processor, notes)
     data: dict[str, Any] = {"name": _name(card, processor)}
     figures = Figures()
     memory_figures(figures, card, processor, host, notes)
@@ -104,12 +117,12 @@ def _assembled(gpu: str | None, cpu: str, memory: str, pcie: str) -> _Assembled:
         data |= {"architecture": card.card.architecture, "unified": card.card.unified}
     else:
         data["has_gpu"] = False
-    unknown = (*card.unknown, *processor.unknown, *host.unknown, *link.unknown)
     return _Assembled(
         data | figures.data,
         threads,
         tuple(notes.supposed),
-        unknown,
+        {name: text.unknown for name, text in texts.items()},
+        {name: text.understood for name, text in texts.items()},
         card.card.name if card.card else None,
         processor.cpu.name if processor.cpu else None,
         card.count,
@@ -118,7 +131,7 @@ def _assembled(gpu: str | None, cpu: str, memory: str, pcie: str) -> _Assembled:
 
 def _processor(card: GpuText, text: CpuText, notes: Notes) -> CpuText:
     """Return the processor of the text; without one, that of which the GPU is a part."""
-    if text.cpu is not None or card.card is None or not card.card.unified:
+    if text.cpu is not None or card.card is None or not (card.card.unified or card.card.cpu):
         return text
     name = card.card.cpu or card.card.name
     if card.card.cpu:

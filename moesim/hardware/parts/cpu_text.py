@@ -20,6 +20,7 @@ _HARMLESS: Final = (
     r"\d+th gen",
     r"CPU @ [\d.]+ ?GHz",  # the base clock, which is not that of all cores
 )
+_MOST_SOCKETS, _MOST_CORES, _MOST_MHZ = 16, 4096, 10_000
 _NOT_NAMED: Final = re.compile(r"\s*(?:unstated|unknown|not stated|\?|n/a)?\s*", re.IGNORECASE)
 
 
@@ -40,6 +41,8 @@ class CpuText:
     measured: tuple[Measured, ...] = ()
     supposed: tuple[str, ...] = ()
     unknown: tuple[str, ...] = ()
+    understood: str = ""
+    """The text without what is unknown, and with the catalogue's name if that is a part of it."""
 
 
 @cache
@@ -59,6 +62,8 @@ def _spellings(cpu: Cpu) -> list[str]:
             spellings += [f"{name}f"]
         if match := re.fullmatch(r"ryzen-\d-(\d\w+)", name):
             spellings.append(f"ryzen-{match[1]}")  # `Ryzen 7800X3D`
+        if re.fullmatch(r"epyc-[\dhkjv]+", name):
+            spellings.append(f"{name}p")  # the same part, for one socket
         if name.startswith("threadripper"):
             spellings += [name.replace("threadripper", other) for other in _THREADRIPPERS]
         if name.startswith("core-ultra"):
@@ -80,35 +85,45 @@ _THREADRIPPERS: Final = ("threadripper-pro", "ryzen-threadripper", "ryzen-thread
 def cpu_named(text: str) -> CpuText:
     """Return the processor that `text` names; None for an empty text.
 
-    Raise UsageError, with the most similar name, for an unknown processor.
+    Raise UsageError, with the most similar name, for an unknown processor, and for numbers of
+    sockets, cores or threads that no machine has.
     """
     if _NOT_NAMED.fullmatch(text):
         return CpuText(None)
     scanner, supposed = Scanner(text), []
     measured = tuple(scanner.rates())
-    threads = _number(scanner, r"(?:\bat\s+|-t\s*)?\b(\d+)\s*threads?\b") or _number(
-        scanner, r"-t\s*(\d+)\b"
-    )
+    threads = _number(scanner, r"(?:\bat\s+|-t\s*)?\b(\d+)\s*threads?\b")
+    if threads is None:
+        threads = _number(scanner, r"-t\s*(\d+)\b")
     virtual = _number(scanner, r"\b(\d+)\s*vCPUs?(?:\s+host)?\b")
     cores = _number(scanner, r"\b(\d+)[\s-]*(?:physical\s+)?cores?\b")
     fclk = _number(scanner, r"\bFCLK\s*(?:at\s*)?(\d+)(?:\s*MHz)?\b")
     one_node = scanner.first(r"\b(?:on\s+)?(?:one|1|single)\s+(?:NUMA\s+)?(?:node|socket)\b")
     counted = (
         scanner.first(r"^\s*(\d{1,2})\s*[x×]\s*")
-        or scanner.first(r"^\s*(dual)\s+")
+        or scanner.first(r"^\s*(dual)\b")
         or scanner.first(r"\s[x×]\s*(\d)\s*$")
     )
     sockets = 1 if counted is None else 2 if counted[1].lower() == "dual" else int(counted[1])
+    for number, most, what in (
+        (sockets, _MOST_SOCKETS, "sockets"), (threads, _MOST_CORES, "threads"),
+        (cores, _MOST_CORES, "cores"), (virtual, _MOST_CORES, "virtual processors"),
+        (fclk, _MOST_MHZ, "MHz of the fabric"),
+    ):  # fmt: skip
+        scanner.check(number, 1, most, f"the number of {what}")
     if virtual is not None and cores is None:
         cores = max(1, virtual // 2)
         supposed.append(f"{virtual} virtual processors are the threads of {cores} cores")
     # Only the first part can be the name; in others a number may stand for anything.
-    name, *remarks = scanner.rest(*_HARMLESS) or ("",)
-    if name:
-        named = _index().find(name)
-        cpu, unknown = named.parts[0], (*named.rest, *remarks)
+    left = scanner.left(*_HARMLESS)
+    unknown, cut = tuple(left.values()), dict.fromkeys(left, "")
+    if left:
+        first, *_ = left
+        named = _index().find(left[first])
+        cpu, unknown = named.parts[0], (*named.rest, *unknown[1:])
+        cut[first] = cpu.name
     else:
-        cpu, unknown = cpus()["unnamed"], ()
+        cpu = cpus()["unnamed"]
         supposed.append("the text names no processor; cores with AVX2 at 4 GHz stand for its own")
     return CpuText(
         cpu,
@@ -119,7 +134,8 @@ def cpu_named(text: str) -> CpuText:
         fclk,
         measured,
         tuple(supposed),
-        tuple(unknown),
+        unknown,
+        scanner.without(cut) if unknown else text,
     )
 
 

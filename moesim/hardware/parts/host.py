@@ -9,16 +9,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from fractions import Fraction
 
+from moesim.errors import UsageError
 from moesim.hardware.parts.cpu_text import CpuText
 from moesim.hardware.parts.figures import Figures, Notes
 from moesim.hardware.parts.gpu_text import GpuText
-from moesim.hardware.parts.memory_text import MemoryText, memory_named
+from moesim.hardware.parts.memory_text import MOST_CHANNELS, MemoryText, memory_named
 from moesim.hardware.parts.scan import Measured
-from moesim.hardware.parts.tables import shares, simd_source
+from moesim.hardware.parts.tables import Cpu, shares, simd_source, soldered
 
-__all__ = ["cpu_figures", "memory_figures"]
+__all__ = ["cpu_figures", "fitting_memory", "memory_figures"]
 
 _UNNAMED = "unnamed"
 _CHANNEL_BYTES = 8
@@ -59,6 +61,55 @@ def cpu_figures(figures: Figures, text: CpuText, notes: Notes) -> dict[str, int]
     if threads is not None and threads > cores:
         notes.supposed.append(f"{threads} threads are two a core; {cores} cores compute")
     return {"cpu_threads": threads} if threads is not None and threads < cores else {}
+
+
+def fitting_memory(text: MemoryText, named: CpuText, notes: Notes) -> MemoryText:
+    """Return the memory of a text as the processor can have it, and note what does not fit.
+
+    Soldered memory keeps its own channels. Modules beside it are no figures of it.
+
+    Raises:
+        UsageError: a socket has more channels than any processor.
+    """
+    if text.channels is not None and text.channels > MOST_CHANNELS * named.sockets:
+        raise UsageError(
+            f"{text.understood.strip()!r}: {text.channels} channels for {named.sockets} sockets; "
+            f"a socket has at most {MOST_CHANNELS}"
+        )
+    cpu = named.cpu
+    if cpu is None or cpu.name == _UNNAMED:
+        return text
+    own = memory_named(cpu.memory)
+    if cpu.name not in soldered():
+        if text.kind and _generation(text.kind) not in map(_generation, _types(cpu)):
+            notes.supposed.append(
+                f"{cpu.name} takes {' or '.join(_types(cpu))}, and the text says {text.kind}: "
+                "the figures are those of the text"
+            )
+        return text
+    its = f"{cpu.name} has {own.kind}-{own.mts} that is a part of it"
+    if text.kind is not None and not text.kind.startswith("LP"):
+        notes.supposed.append(f"{its}: {text.kind} of the text is left out")
+        return replace(text, kind=None, mts=None, channels=None)
+    if text.channels not in (None, own.channels):
+        notes.supposed.append(f"{its}: its channels are {own.channels}, not {text.channels}")
+        text = replace(text, channels=None)
+    if text.kind is not None and text.mts is None:
+        return replace(text, kind=own.kind)
+    if text.mts not in (None, own.mts):
+        kind = text.kind or "memory"
+        notes.supposed.append(f"{its}: the text says {kind}-{text.mts}, which is taken")
+    return text
+
+
+def _types(cpu: Cpu) -> tuple[str, ...]:
+    kinds = (memory_named(cpu.memory).kind, cpu.other_memory)
+    return tuple(kind for kind in kinds if kind)
+
+
+def _generation(kind: str) -> str:
+    """Return "DDR5" for LPDDR5X: the controllers of a generation take both."""
+    return kind.removeprefix("LP").removesuffix("X")
 
 
 def memory_figures(

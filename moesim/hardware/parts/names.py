@@ -42,6 +42,14 @@ _VENDORS: Final = frozenset(
         "core",
         "series",
         "workstation",
+        "asus",
+        "evga",
+        "gigabyte",
+        "msi",
+        "palit",
+        "pny",
+        "sapphire",
+        "zotac",
     }
 )
 _SAME: Final = {"mobile": "laptop", "notebook": "laptop", "sxm4": "sxm", "sxm5": "sxm"}

@@ -9,6 +9,7 @@ from moesim.hardware.parts.scan import Measured, Scanner
 
 __all__ = ["PcieText", "pcie_named"]
 
+_MOST_LANES: Final = 16
 _CABLES: Final = {"oculink": (4, 4), "thunderbolt": (3, 4), "usb4": (3, 4), "egpu": (3, 4)}
 """Generation and lanes of links through a cable; Thunderbolt and USB4 tunnel PCIe 3.0 x4."""
 
@@ -21,10 +22,12 @@ class PcieText:
     lanes: int | None = None
     measured: tuple[Measured, ...] = ()
     unknown: tuple[str, ...] = ()
+    understood: str = ""
+    """The text without what is unknown."""
 
 
 def pcie_named(text: str) -> PcieText:
-    """Return what `text` says about the link of a card."""
+    """Return what `text` says about the link of a card. Raise UsageError for impossible lanes."""
     scanner = Scanner(text)
     measured = tuple(scanner.rates())
     generation = scanner.first(
@@ -37,6 +40,7 @@ def pcie_named(text: str) -> PcieText:
     if cable:
         usual_gen, usual_width = _CABLES[cable[1].lower()]
         gen, width = gen or usual_gen, width or usual_width
-    return PcieText(
-        gen, width, measured, scanner.rest("PCI-?e(?:xpress)?", "lanes?", "link", "gen")
-    )
+    scanner.check(width, 1, _MOST_LANES, "the number of lanes")
+    left = scanner.left("PCI-?e(?:xpress)?", "lanes?", "link", "gen")
+    understood = scanner.without(dict.fromkeys(left, "")) if left else text
+    return PcieText(gen, width, measured, tuple(left.values()), understood)

@@ -15,10 +15,12 @@ from pydantic import Field, model_validator
 from moesim.config.validation import Strict, validate
 from moesim.config.yaml_document import load_document
 
-__all__ = ["Cpu", "Gpu", "Shares", "Simd", "cpus", "gpus", "shares", "simd_classes"]
+__all__ = ["Cpu", "Gpu", "Shares", "Simd", "cpus", "gpus", "shares", "simd_classes", "soldered"]
 
 _FOLDER: Final = Path(__file__).parent
 _GIB: Final = 2**30
+_VENDORS: Final = {"gcn": "amd", "rdna": "amd", "cdna": "amd", "xe": "intel", "apple": "apple"}
+"""Vendors by the architecture without its number; all others are NVIDIA's."""
 
 
 class Gpu(Strict):
@@ -43,8 +45,18 @@ class Gpu(Strict):
     pcie: str | None = None
     link: float | None = Field(None, description="GB/s of a link to the CPU that is no PCIe.")
     unified: bool = False
-    cpu: str | None = Field(None, description="The processor that it is a part of.")
+    soldered: bool = Field(False, description="Whether its unified memory is a part of it.")
+    cpu: str | None = Field(None, description="The processor that it is a part of, or beside.")
+    modified: bool = Field(False, description="Whether its vendor never sold it so.")
+    board: int | None = Field(None, description="GB in its name that are not those of the GPU.")
+    board_source: str = Field("", description="Whose GB these are.")
     aliases: tuple[str, ...] = ()
+
+    @property
+    def vendor(self) -> str:
+        """Return "nvidia", "amd", "intel" or "apple"."""
+        start = self.architecture.rstrip("0123456789")
+        return _VENDORS.get(start, "nvidia")
 
     @property
     def vram_bytes(self) -> int:
@@ -75,6 +87,7 @@ class Cpu(Strict):
     ghz: float = Field(ge=0)
     simd: str
     memory: str
+    other_memory: str | None = Field(None, description="Another type that its boards may have.")
     core: float = Field(gt=0, description="GB/s that one core reads.")
     pcie: str
     e_cores: int = 0
@@ -170,6 +183,12 @@ def gpus() -> dict[str, Gpu]:
 def cpus() -> dict[str, Cpu]:
     """Return all processors by name, in the order of the table."""
     return {name: Cpu.model_validate(part) for name, part in _rows("cpus.yaml")}
+
+
+@cache
+def soldered() -> frozenset[str]:
+    """Return the names of processors whose memory is a part of the chip or of its board."""
+    return frozenset(card.cpu or card.name for card in gpus().values() if card.soldered)
 
 
 @cache
