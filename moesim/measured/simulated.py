@@ -17,7 +17,14 @@ from moesim.measured.fit import Fitted, owned_by
 from moesim.measured.intervals import interval_of
 from moesim.measured.kinds import CPU_ONLY, OFFLOAD, RESIDENT, UNIFIED
 from moesim.measured.places import EXPERTS
-from moesim.measured.predict import Answer, Declined, Prediction, Reading
+from moesim.measured.predict import (
+    SHORT_DEPTH,
+    USUAL_PROMPT,
+    Answer,
+    Declined,
+    Prediction,
+    Reading,
+)
 from moesim.measured.setting import placed
 
 if TYPE_CHECKING:
@@ -33,8 +40,7 @@ __all__ = ["Simulated"]
 
 _DECODED: Final = 4  # tokens of a decode row that are simulated; their times hardly differ
 _SEED: Final = 0
-_SHORT: Final = 2048
-_UBATCH: Final = 512
+_MOST_ROWS: Final = 2048  # of a sequence with routing of its own; then it repeats
 _LAYER_KERNELS: Final = 40
 _IDEAL_KERNEL_NS: Final = 1000
 _MOST_STEPS: Final = 32
@@ -249,7 +255,7 @@ def _prompt(row: Row) -> tuple[int, int]:
     depth = row.depth or 0
     if row.prompt:
         return row.prompt, depth
-    return (depth, 0) if 0 < depth <= _SHORT else (_UBATCH, depth)
+    return (depth, 0) if 0 < depth <= SHORT_DEPTH else (USUAL_PROMPT, depth)
 
 
 def _hardware(reading: Reading, machine: Machine) -> dict[str, Any]:
@@ -330,7 +336,7 @@ def _peak_of_reads(hardware: Hardware) -> int:
 
 def _trace_of(case: Case) -> Trace:
     shape = case.shape
-    rows = max(_DECODED + 1, min(case.prompt, _SHORT) + 1)
+    rows = max(_DECODED + 1, min(case.prompt, _MOST_ROWS) + 1)
     sequences = min(case.scenario["batching"]["max_sequences"], _MOST_SEQUENCES)
     return _trace(len(shape.moe_layers), shape.num_experts, shape.top_k, sequences, rows)
 
