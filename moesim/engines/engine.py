@@ -34,6 +34,7 @@ from moesim.files import as_path
 __all__ = [
     "BY_SCENARIO",
     "IDEAL",
+    "MISSING",
     "PROFILES",
     "Engine",
     "Kernels",
@@ -222,6 +223,9 @@ class Engine:
 BY_SCENARIO: Final = "set by the scenario"
 """The source of a figure that a scenario changes."""
 
+MISSING: Final = ("vllm", "sglang", "ktransformers", "hf-eager", "moe-infinity")
+"""Engines that people ask for, and that have no profile."""
+
 IDEAL: Final = Engine(
     "ideal",
     "The host takes no time. Operations reach the efficiencies of the hardware profile.",
@@ -240,6 +244,11 @@ def check_engine_name(name_or_path: str) -> str | None:
         return None if exists else f"there is no engine profile {name_or_path!r}"
     if name_or_path in engine_names():
         return None
+    if name_or_path.casefold() in MISSING:
+        return (
+            f"there are no figures of {name_or_path} yet, because nothing measured is predicted with "
+            f"them; there are {', '.join(engine_names())}, and your own .yaml"
+        )
     hint = suggest(name_or_path, engine_names(), rest="there are")
     return f"no engine is called {name_or_path!r}, and it is no path of a .yaml{hint}"
 

@@ -58,6 +58,11 @@ def test_times_of_the_host_have_units_and_survive_being_written(tmp_path: Path) 
         ("engine: {launches: 5us}", "launches", "engine.launches: "),
         ("engine: fast", "fast", "engine: no engine is called 'fast', and it is no path"),
         ("engine: lama.cpp", "lama.cpp", "engine: no engine is called 'lama.cpp', and it is no "),
+        (
+            "engine: vllm",
+            "vllm",
+            "engine: there are no figures of vllm yet, because nothing measur",
+        ),
         ("engine: null", "null", "engine: must be a mapping of keys and values, not None"),
         ("engine: {profile: no.yaml}", "no.yaml", "engine.profile: there is no engine profile "),
         ("engine: {interface: gpu}", "gpu", "engine.interface: 'gpu' is none of cuda, hip, vulka"),
