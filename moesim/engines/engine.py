@@ -246,8 +246,8 @@ def check_engine_name(name_or_path: str) -> str | None:
         return None
     if name_or_path.casefold() in MISSING:
         return (
-            f"there are no figures of {name_or_path} yet, because nothing measured is predicted with "
-            f"them; there are {', '.join(engine_names())}, and your own .yaml"
+            f"there are no figures of {name_or_path} yet, because nothing measured is predicted "
+            f"with them; there are {', '.join(engine_names())}, and your own .yaml"
         )
     hint = suggest(name_or_path, engine_names(), rest="there are")
     return f"no engine is called {name_or_path!r}, and it is no path of a .yaml{hint}"
