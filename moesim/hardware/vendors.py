@@ -12,7 +12,7 @@ from typing import Final
 
 from moesim.hardware.hardware import Hardware
 
-__all__ = ["INTERFACES", "vendor_of"]
+__all__ = ["INTERFACES", "maker_of", "vendor_of"]
 
 INTERFACES: Final[Mapping[str, tuple[str, ...]]] = {
     "NVIDIA": ("cuda", "vulkan", "sycl"),
@@ -23,7 +23,7 @@ INTERFACES: Final[Mapping[str, tuple[str, ...]]] = {
 """The interfaces that cards of a vendor can have, the vendor's own first."""
 
 _ARCHITECTURES: Final = {
-    "NVIDIA": "pascal|volta|turing|ampere|ada|hopper|blackwell",
+    "NVIDIA": "kepler|maxwell|pascal|volta|turing|ampere|ada|hopper|blackwell",
     "AMD": r"(gcn|rdna|cdna)\d*",
     "Intel": r"xe\d*",
     "Apple": "apple",
@@ -36,6 +36,14 @@ _NAMES: Final = {
 }
 
 
+def maker_of(architecture: str) -> str | None:
+    """Return the vendor of an architecture of the catalogue, None for another."""
+    for vendor, pattern in _ARCHITECTURES.items():
+        if re.fullmatch(pattern, architecture):
+            return vendor
+    return None
+
+
 def vendor_of(hardware: Hardware) -> str | None:
     """Return the vendor of the GPU; None where there is none, or where nothing tells it.
 
@@ -43,9 +51,8 @@ def vendor_of(hardware: Hardware) -> str | None:
     """
     if not hardware.has_gpu:
         return None
-    for vendor, pattern in _ARCHITECTURES.items():
-        if re.fullmatch(pattern, hardware.architecture):
-            return vendor
+    if (maker := maker_of(hardware.architecture)) is not None:
+        return maker
     for word in re.findall("[a-z]+", hardware.name.lower()):
         for vendor, pattern in _NAMES.items():
             if re.fullmatch(pattern, word):

@@ -14,13 +14,12 @@ from pydantic import Field, model_validator
 
 from moesim.config.validation import Strict, validate
 from moesim.config.yaml_document import load_document
+from moesim.hardware.vendors import maker_of
 
 __all__ = ["Cpu", "Gpu", "Shares", "Simd", "cpus", "gpus", "shares", "simd_classes", "soldered"]
 
 _FOLDER: Final = Path(__file__).parent
 _GIB: Final = 2**30
-_VENDORS: Final = {"gcn": "amd", "rdna": "amd", "cdna": "amd", "xe": "intel", "apple": "apple"}
-"""Vendors by the architecture without its number; all others are NVIDIA's."""
 
 
 class Gpu(Strict):
@@ -55,8 +54,9 @@ class Gpu(Strict):
     @property
     def vendor(self) -> str:
         """Return "nvidia", "amd", "intel" or "apple"."""
-        start = self.architecture.rstrip("0123456789")
-        return _VENDORS.get(start, "nvidia")
+        maker = maker_of(self.architecture)
+        assert maker is not None, f"no vendor has the architecture {self.architecture!r}"
+        return maker.lower()
 
     @property
     def vram_bytes(self) -> int:
