@@ -37,7 +37,8 @@ MANIFEST = "manifest.json"
 SUMMARY = "summary.json"
 TABLES = ("requests", "steps", "layers", "timeline")
 # Packages that cannot change a result: editing them must not invalidate finished runs.
-_DECIDES_NOTHING = ("cli", "models", "record", "report", "sweep", "__pycache__")
+_PACKAGE = Path(__file__).parents[1]
+_DECIDES_NOTHING = ("cli", "measured", "record", "report", "results", "sweep", "training")
 _VERSIONS = ("simpy", "numpy", "pyarrow")
 
 
@@ -146,15 +147,22 @@ def policy_hashes(scenario: Scenario) -> dict[str, str]:
 @cache
 def code_hash() -> str:
     """Return the SHA-256 of those source and data files of moesim that can change a result."""
-    root = Path(__file__).parent
     digest = hashlib.sha256()
-    for path in sorted(root.rglob("*")):
-        inside = path.relative_to(root).parts
-        if path.suffix in (".py", ".yaml") and inside[0] not in _DECIDES_NOTHING:
-            # The name too: moving code to another file changes the hash.
-            digest.update(path.relative_to(root).as_posix().encode())
-            digest.update(path.read_bytes())
+    for path in deciding_files():
+        # The name too: moving code to another file changes the hash.
+        digest.update(path.relative_to(_PACKAGE).as_posix().encode())
+        digest.update(path.read_bytes())
     return digest.hexdigest()
+
+
+def deciding_files() -> list[Path]:
+    """Return the source and data files of moesim that can change a result, sorted."""
+    return [
+        path
+        for path in sorted(_PACKAGE.rglob("*"))
+        if path.suffix in (".py", ".yaml")
+        and path.relative_to(_PACKAGE).parts[0] not in _DECIDES_NOTHING
+    ]
 
 
 def _draw(folder: Path, progress: Progress | None = None) -> None:

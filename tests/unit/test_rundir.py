@@ -631,3 +631,15 @@ def test_a_static_placement_names_the_trace_it_learnt_from(tmp_path: Path, trace
 def test_mistakes_in_plain_data_are_those_of_a_file() -> None:
     with pytest.raises(ScenarioError, match="scenario: trace: is required and missing"):
         run({"hardware": "t4"})
+
+
+def test_the_code_of_every_room_that_decides_a_result_counts() -> None:
+    counted = {path.relative_to(rundir._PACKAGE).as_posix() for path in rundir.deciding_files()}
+    deciding = {
+        "policies/eviction/lru.py", "cost/roofline.py", "machine/sim.py", "serving/server.py",
+        "simulate/build.py", "workload/workload.py", "scenario/sections.py", "trace/__init__.py",
+        "engines/profiles/llama.cpp.yaml", "hardware/parts/gpus.yaml", "model/shapes.yaml",
+        "hardware/profiles/rtx-3060-12gb.yaml", "executor/lanes.py", "streams.py",
+    }  # fmt: skip
+    assert deciding <= counted
+    assert not [name for name in counted if name.startswith(("report/", "cli/", "measured/"))]
