@@ -215,6 +215,8 @@ def _caches(
             admission=serving.admission,
             rng=stream(serving.seed, "eviction", number),
             popularity=None if serving.profile is None else lambda _: serving.profile or {},
+            experts_per_layer=routing.num_experts,
+            top_k=routing.top_k,
         )
         if places.residents is None:
             eviction = make_eviction(policy, context, parse_options(policy, {}))

@@ -57,6 +57,9 @@ class LiveStep:
     def gate_weights(self, layer: int) -> tuple[float, ...]:
         return ()  # unknown to the host: they stay on the device
 
+    def probabilities(self, layer: int) -> tuple[float, ...]:
+        return ()  # as the gate weights
+
 
 class LiveRouting:
     """The routing source of a model that generates: ids come from the model.

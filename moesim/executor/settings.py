@@ -61,3 +61,8 @@ class Serving:
                     f"{family} policy {policy!r} sees the future, which a model that generates "
                     "does not know; it runs on a trace only"
                 )
+        if find_policy("eviction", self.eviction).needs_scores:
+            raise UsageError(
+                f"eviction policy {self.eviction!r} weighs experts by the router's scores, which "
+                "stay on the device where a model generates; it runs on a trace only"
+            )

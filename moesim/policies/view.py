@@ -73,3 +73,11 @@ class View:
     def gate_weights(self) -> Sequence[float]:
         """Return the summed gate weight of each key of the union; empty if not recorded."""
         return ()
+
+    def probabilities(self) -> Sequence[float]:
+        """Return the router's probability of each expert of this layer, summed over the rows.
+
+        The router computes them to choose the union, so they reveal no future. Empty if not
+        recorded.
+        """
+        return ()

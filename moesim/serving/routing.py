@@ -53,6 +53,9 @@ class StepRouting(Protocol):
     def gate_weights(self, layer: int) -> tuple[float, ...]:
         """Return the summed gate weight of each key of `unions[layer]`; empty if unknown."""
 
+    def probabilities(self, layer: int) -> tuple[float, ...]:
+        """Return the summed probability of each expert of a layer; empty if unknown."""
+
 
 class RoutingSource(Protocol):
     """The interface of a source of routing: a trace, or a model that generates text."""
@@ -111,6 +114,9 @@ class TracedStep:
 
     def gate_weights(self, layer: int) -> tuple[float, ...]:
         return self._source.gate_weights(self.rows, layer, self.unions[layer])
+
+    def probabilities(self, layer: int) -> tuple[float, ...]:
+        return self._source.probabilities(self.rows, layer)
 
 
 class StepView(View):
@@ -185,6 +191,9 @@ class StepView(View):
 
     def gate_weights(self) -> tuple[float, ...]:
         return self._routing.gate_weights(self._layer) if self._layer >= 0 else ()
+
+    def probabilities(self) -> tuple[float, ...]:
+        return self._routing.probabilities(self._layer) if self._layer >= 0 else ()
 
 
 class TraceRouting:
@@ -333,6 +342,14 @@ class TraceRouting:
             if expert != self._unused:
                 sums[base + expert] += weight
         return tuple(sums.values())
+
+    def probabilities(self, rows: npt.NDArray[np.int64], layer: int) -> tuple[float, ...]:
+        """Return the router's probability of each expert, summed over rows; empty if unknown."""
+        recorded = self._trace.probabilities
+        if recorded is None:
+            return ()
+        scores_BE: Any = recorded[rows][:, layer].astype(np.float64)
+        return tuple(scores_BE.sum(axis=0).tolist())
 
 
 def count_keys(keys: list[Key]) -> dict[Key, int]:

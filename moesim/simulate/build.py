@@ -487,6 +487,8 @@ def _evictions(
             popularity=popularity,
             future=None if futures is None else futures[number],
             sizes=unequal,
+            experts_per_layer=trace.num_experts,
+            top_k=trace.top_k,
         )
         try:
             policies.append(_eviction(plan, number, policy, context, options))

@@ -211,6 +211,8 @@ class _Checks:
             attempt("cache.admission", _check_admission, scenario, policies["cache"][0])
         if trace is None:
             return None
+        if policies["cache"] and not fixed:
+            attempt("cache.policy", _check_scores, scenario, trace, policies["cache"][0])
         if shape is not None:
             attempt("trace", _check_shape, scenario, trace, shape)
         knowledge = KNOWLEDGE[trace.meta.router]
@@ -392,6 +394,26 @@ def _check_admission(scenario: Scenario, policy: type[Any]) -> None:
             "cache.admission",
             f"{policy.name} never admits a missing expert, so `admission: always` cannot hold; "
             "write bypass, or choose another cache.policy",
+        )
+
+
+def _check_scores(scenario: Scenario, trace: Trace, policy: type[Any]) -> None:
+    """Raise ScenarioError where a policy weighs by gate scores, and would see none."""
+    if not policy.needs_scores:
+        return
+    if trace.gate_weights is None and trace.probabilities is None:
+        raise ScenarioError.at(
+            scenario,
+            "cache.policy",
+            f"{policy.name} weighs experts by the router's scores, and the trace holds none; "
+            "record it with `moesim record --probabilities`, or choose another policy",
+        )
+    if scenario.replay == "sequential":
+        raise ScenarioError.at(
+            scenario,
+            "cache.policy",
+            f"{policy.name} weighs the scores of a whole layer event, which sequential replay cuts "
+            "up; write replay: atomic, or choose another policy",
         )
 
 

@@ -26,6 +26,7 @@ from moesim.progress import Progress
 from moesim.trace.health import check_shard
 
 if TYPE_CHECKING:
+    from moesim.serving.routing import TraceRouting
     from moesim.trace import Trace
 
 Union = Sequence[Key]
@@ -37,12 +38,44 @@ Scope = Literal["per_layer", "global"]
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """The layer events of one cache, in order, and the keys that may occur in them."""
+    """The layer events of one cache, in order, and the keys that may occur in them.
+
+    `rows` are the trace rows of each event, and `routing` knows their scores.
+    """
 
     unions: Sequence[Union]
     universe: Sequence[Key]
     seed: int
     shape: tuple[int, int] | None = None  # layers and experts, which a profile must share
+    rows: Sequence[Sequence[int]] = ()
+    routing: TraceRouting | None = None
+
+    def views(self, scored: bool) -> Iterator[View]:
+        """Yield the view of each event; with `scored`, it shows the router's scores."""
+        experts = 0 if self.shape is None else self.shape[1]
+        for number, union in enumerate(self.unions):
+            layer = union[0] // experts if experts and union else 0
+            if scored and self.routing is not None:
+                yield _ScoredView(layer, union, self.routing, self.rows[number])
+            else:
+                yield View(layer, union)
+
+
+class _ScoredView(View):
+    """The view of one event, with the scores that a trace records of its rows."""
+
+    __slots__ = ("_routing", "_rows")
+
+    def __init__(self, layer: int, union: Union, routing: TraceRouting, rows: Sequence[int]):
+        super().__init__(layer, union)
+        self._routing = routing
+        self._rows = np.array(rows, np.int64)
+
+    def gate_weights(self) -> tuple[float, ...]:
+        return self._routing.gate_weights(self._rows, self.layer, self.union)
+
+    def probabilities(self) -> tuple[float, ...]:
+        return self._routing.probabilities(self._rows, self.layer)
 
 
 def curve(
@@ -84,6 +117,8 @@ def curve(
         name, options = (entry, {}) if isinstance(entry, str) else entry
         policy = find_policy("eviction", name)
         parsed = parse_options(policy, options)
+        if policy.needs_scores:
+            _check_scores(name, trace, replay)
         hits = np.zeros(len(slots), np.int64)
         for done, stream in enumerate(streams):
             if progress is not None:
@@ -93,6 +128,19 @@ def curve(
             progress(name, len(streams), len(streams))
         result[name] = {c: int(h) / accesses for c, h in zip(sizes, hits, strict=True)}
     return result
+
+
+def _check_scores(name: str, trace: Trace, replay: str) -> None:
+    if trace.gate_weights is None and trace.probabilities is None:
+        raise UsageError(
+            f"{name} weighs experts by the router's scores, and the trace holds none; record it "
+            "with `moesim record --probabilities`, or choose another policy"
+        )
+    if replay == "sequential":
+        raise UsageError(
+            f"{name} weighs the scores of a whole layer event, which sequential replay cuts up; "
+            "replay atomically, or choose another policy"
+        )
 
 
 def _check_arguments(
@@ -113,16 +161,26 @@ def _check_arguments(
 
 
 def replay_hits(policy: Eviction, unions: Iterable[Union], layer: int = 0) -> int:
-    """Return the hits of one cache of one capacity over layer events, replayed one by one.
+    """Return the hits of one cache of one capacity over events of one layer, replayed one by one.
+
+    Raises:
+        PolicyViolation: the policy keeps more keys than its capacity.
+    """
+    return replay_views(policy, (View(layer, union) for union in unions))
+
+
+def replay_views(policy: Eviction, views: Iterable[View]) -> int:
+    """Return what `replay_hits` does, for events of any layers.
 
     Raises:
         PolicyViolation: the policy keeps more keys than its capacity.
     """
     resident: set[Key] = set(policy.preload())
     hits = 0
-    for union in unions:
+    for view in views:
+        union = view.union
         hits += sum(key in resident for key in union)
-        leavers = policy.decide(View(layer, union))
+        leavers = policy.decide(view)
         # In this order, because a bypassed key enters and leaves within the event.
         resident.update(union)
         resident.difference_update(leavers)
@@ -147,7 +205,7 @@ def _hits(
     hits = []
     for capacity in slots:
         cache = make_eviction(policy, _context(stream, capacity, admission), options)
-        hits.append(replay_hits(cache, stream.unions))
+        hits.append(replay_views(cache, stream.views(policy.needs_scores)))
     return np.array(hits)
 
 
@@ -180,6 +238,8 @@ def _context(stream: Stream, capacity: int, admission: str) -> CacheContext:
         rng=np.random.default_rng(np.random.SeedSequence(stream.seed, spawn_key=(capacity,))),
         popularity=popularity,
         future=stream.unions,
+        experts_per_layer=0 if stream.shape is None else stream.shape[1],
+        top_k=0 if stream.routing is None else stream.routing.top_k,
     )
 
 
@@ -254,7 +314,9 @@ def _rank_depths(policy: Ranked, stream: Stream) -> Iterator[int]:
 
 
 def _streams(trace: Trace, scope: Scope, batch: int, replay: str, seed: int) -> Iterator[Stream]:
-    unused, experts = trace.meta.unused, trace.num_experts
+    from moesim.serving.routing import TraceRouting  # slow to import
+
+    unused, experts, routing = trace.meta.unused, trace.num_experts, TraceRouting(trace)
     order = _lock_step(trace, batch)
     layers = []
     for layer in range(trace.num_layers):
@@ -275,9 +337,11 @@ def _streams(trace: Trace, scope: Scope, batch: int, replay: str, seed: int) -> 
         groups = [
             (unions, range(i * experts, (i + 1) * experts)) for i, unions in enumerate(layers)
         ]
+        rows = order
     elif scope == "global":
         every = [union for step in zip(*layers, strict=True) for union in step]
         groups = [(every, range(trace.num_layers * experts))]
+        rows = [step for step in order for _ in layers]
     else:
         raise UsageError(f"scope must be per_layer or global, not {scope!r}")
     for number, (unions, universe) in enumerate(groups):
@@ -286,7 +350,7 @@ def _streams(trace: Trace, scope: Scope, batch: int, replay: str, seed: int) -> 
         elif replay != "atomic":
             raise UsageError(f"replay must be atomic or sequential, not {replay!r}")
         shape = trace.num_layers, experts
-        yield Stream(unions, universe, seed * 100_003 + number, shape)
+        yield Stream(unions, universe, seed * 100_003 + number, shape, rows, routing)
 
 
 def _lock_step(trace: Trace, batch: int) -> list[list[int]]:

@@ -13,34 +13,34 @@ from workloads import plan_of, run_on, tiny_scenario, tiny_trace
 from moesim.policies import View, find, registry
 from moesim.policies.eviction import CacheContext
 
-PLUGIN = ROOT / "examples/plugin/moesim_lfru.py"
+PLUGIN = ROOT / "examples/plugin/moesim_hyperbolic.py"
 
 
 @pytest.fixture
-def lfru(monkeypatch: pytest.MonkeyPatch) -> None:
+def hyperbolic(monkeypatch: pytest.MonkeyPatch) -> None:
     """The plug-in, registered for one test as its entry point would."""
     registry.names("eviction")  # the built-in ones first
     monkeypatch.setattr(registry, "_registry", dict(registry._registry))
-    spec = importlib.util.spec_from_file_location("moesim_lfru", PLUGIN)
+    spec = importlib.util.spec_from_file_location("moesim_hyperbolic", PLUGIN)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "moesim_lfru", module)
+    monkeypatch.setitem(sys.modules, "moesim_hyperbolic", module)
     spec.loader.exec_module(module)
 
 
-@pytest.mark.usefixtures("lfru")
+@pytest.mark.usefixtures("hyperbolic")
 @pytest.mark.parametrize("prefetch", ["none", "predicted"])
 def test_the_plugin_serves_a_workload_and_passes_its_audit(prefetch: str) -> None:
-    scenario = tiny_scenario(cache={"policy": "lfru", "slots": "3/layer"}, prefetch=prefetch)
+    scenario = tiny_scenario(cache={"policy": "hyperbolic", "slots": "3/layer"}, prefetch=prefetch)
     outcome = run_on(plan_of(scenario, tiny_trace(requests=6)))
     assert sum(outcome.ledger.hits) > 0
 
 
-@pytest.mark.usefixtures("lfru")
+@pytest.mark.usefixtures("hyperbolic")
 def test_the_plugin_obeys_admission_always() -> None:
     context = CacheContext(2, range(4), "always", np.random.default_rng(0))
-    policy = find("eviction", "lfru")(context)
+    policy = find("eviction", "hyperbolic")(context)
     for union in [(0,), (1,), (1,), (1,)]:
         policy.decide(View(0, union))
     assert list(policy.decide(View(0, (0, 2)))) == [1]  # 0 has fewer uses for its age

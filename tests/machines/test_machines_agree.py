@@ -16,10 +16,11 @@ from moesim.serving.invariants import check_lanes
 BLOCKS = 10
 
 
+@pytest.mark.parametrize("newer", [False, True])
 @pytest.mark.parametrize("block", range(BLOCKS))
-def test_the_folded_machine_equals_one_event_per_chunk(block: int) -> None:
+def test_the_folded_machine_equals_one_event_per_chunk(block: int, newer: bool) -> None:
     for seed in range(block, 150, BLOCKS):
-        plan = plan_of(*random_case(seed))
+        plan = plan_of(*random_case(seed, newer=newer))
         assert everything(run_on(plan)) == everything(run_on(plan, EventMachine)), seed
 
 
@@ -31,10 +32,11 @@ def test_simultaneous_events_in_any_order_change_nothing(case: int) -> None:
         assert everything(run_on(plan, shuffled(seed))) == expected, seed
 
 
+@pytest.mark.parametrize("newer", [False, True])
 @pytest.mark.parametrize("block", range(BLOCKS))
-def test_a_link_four_times_slower_changes_no_decision(block: int) -> None:
+def test_a_link_four_times_slower_changes_no_decision(block: int, newer: bool) -> None:
     for seed in range(block, 150, BLOCKS):
-        scenario, trace = random_case(2000 + seed, at_once=True)
+        scenario, trace = random_case(2000 + seed, at_once=True, newer=newer)
         fast = run_on(plan_of(scenario, trace))
         scenario["hardware"]["h2d"]["bandwidth"] //= 4
         slow = run_on(plan_of(scenario, trace))

@@ -53,6 +53,24 @@ def tiny_trace(**knobs: Any) -> Trace:
     return trace.with_meta(model_config=TINY_CONFIG)
 
 
+def scored_trace(trace: Trace, seed: int = 0) -> Trace:
+    """Return the trace with random probabilities of all experts."""
+    ids, guesses = np.asarray(trace.expert_ids[:]).astype(int), np.asarray(trace.predictions[:])
+    shape = (trace.num_rows, trace.num_layers, trace.num_experts)
+    return Trace.from_arrays(
+        expert_ids=np.where(ids == trace.meta.unused, -1, ids),
+        predictions=np.where(guesses == trace.meta.unused, -1, guesses.astype(int)),
+        gate_weights=trace.gate_weights[:],
+        probabilities=np.random.default_rng(seed).random(shape),
+        seq_len=trace.requests["num_rows"],
+        prompt_tokens=trace.requests["prompt_tokens"],
+        domain=trace.requests["domain"],
+        arrival_s=trace.requests["arrival_s"],
+        num_experts=trace.num_experts,
+        model_config=trace.meta.model_config,
+    )
+
+
 def static_trace(trace: Trace, tasks: int = 1) -> Trace:
     """Return the trace with a static router and its requests dealt to `tasks` tasks in turn.
 
@@ -101,10 +119,18 @@ def shuffled(seed: int) -> Make:
     )
 
 
-def random_case(seed: int, *, at_once: bool = False) -> tuple[dict[str, Any], Trace]:
+NEWER_EVICTIONS = [
+    "activation_matrix", "arc", "least_stale", "lfru", "lirs", "s3_fifo", "sieve",
+]  # fmt: skip
+
+
+def random_case(
+    seed: int, *, at_once: bool = False, newer: bool = False
+) -> tuple[dict[str, Any], Trace]:
     """Return a random scenario and trace: any policies, scopes, capacities, links and arrivals.
 
-    `at_once` makes all requests arrive at once.
+    `at_once` makes all requests arrive at once. `newer` takes an eviction policy that the cases of
+    stored outcomes do not have, which stay the same.
     """
     rng = random.Random(seed)
     trace = tiny_trace(
@@ -167,6 +193,9 @@ def random_case(seed: int, *, at_once: bool = False) -> tuple[dict[str, Any], Tr
         timeline={"steps": 1000},
     )
     scenario["batching"]["chunked_prefill"] = rng.random() < 0.6
+    if newer:
+        by_scores = ["mrs", "fmoe"] if scenario["replay"] == "atomic" else []
+        cache["policy"] = random.Random(-1 - seed).choice([*NEWER_EVICTIONS, *by_scores])
     return scenario, trace
 
 

@@ -29,6 +29,8 @@ from moesim.serving.stalls import CAUSES, Entry, account
 
 EXPERTS = 8
 NAMES = ["lru", "fifo", "lfu", "lfu_decay", "lfu_in_cache", "random", "static"]
+NAMES += ["activation_matrix", "arc", "fmoe", "least_stale", "lfru", "lirs", "mrs"]
+NAMES += ["s3_fifo", "sieve"]
 Place = Callable[[View, Sequence[int], Sequence[int], int], Mapping[int, str]]
 
 

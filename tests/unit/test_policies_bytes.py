@@ -32,6 +32,11 @@ ORACLES: dict[str, Callable[[Events], naive.Worth]] = {
     "min": naive.furthest_next_use,
     "min_window": lambda events: naive.seen_within(1, events),
     "lookahead": lambda events: naive.lru,  # a view that reveals nothing
+    "lfru": lambda events: naive.lfru(),
+    "least_stale": lambda events: naive.least_stale(naive.fifo),
+    "activation_matrix": lambda events: naive.activation_share(0.99),
+    "mrs": lambda events: naive.mean_recent_score(0.5),
+    "fmoe": lambda events: naive.probability_times_frequency,
 }
 ADMISSIONS = ["bypass", "always"]
 UNIONS = st.lists(st.lists(st.integers(0, EXPERTS - 1), unique=True, max_size=EXPERTS), max_size=25)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import eviction as naive
+from oracles import replacing
+from paths import ROOT
 
 from moesim.errors import InvariantError, UsageError
 from moesim.policies import View, find, names, parse_options
@@ -32,8 +35,19 @@ ORACLES: dict[str, Callable[[Events], naive.Worth]] = {
     "min": naive.furthest_next_use,
     "min_window": lambda events: naive.seen_within(1, events),
     "lookahead": lambda events: naive.lru,  # a view that reveals nothing
+    "lfru": lambda events: naive.lfru(),
+    "least_stale": lambda events: naive.least_stale(naive.fifo),
+    "activation_matrix": lambda events: naive.activation_share(0.99),
+    "mrs": lambda events: naive.mean_recent_score(0.5),
+    "fmoe": lambda events: naive.probability_times_frequency,
 }
-DEMAND = sorted(set(ORACLES) - {"min", "min_window"} | {"random"})
+REPLACING: dict[str, replacing.Make] = {
+    "arc": replacing.ARC,
+    "lirs": replacing.LIRS,
+    "s3_fifo": replacing.S3FIFO,
+    "sieve": replacing.Sieve,
+}
+DEMAND = sorted({*ORACLES, *REPLACING} - {"min", "min_window"} | {"random"})
 ADMISSIONS = ["bypass", "always"]
 
 
@@ -87,6 +101,88 @@ def test_a_policy_equals_its_naive_version_access_by_access(
 ) -> None:
     policy = build(name, events, capacity, admission)
     expected = naive.replay(ORACLES[name](events), events, capacity, admission == "always")
+    assert outcomes(policy, events) == expected
+
+
+@pytest.mark.parametrize("admission", ADMISSIONS)
+@pytest.mark.parametrize("name", REPLACING)
+@given(events=unions(most=40), capacity=st.integers(0, EXPERTS + 1))
+def test_a_replacement_policy_equals_its_naive_version_access_by_access(
+    name: str, admission: str, events: Events, capacity: int
+) -> None:
+    policy = build(name, events, capacity, admission)
+    expected = replacing.replay(REPLACING[name], events, capacity, admission == "always")
+    assert outcomes(policy, events) == expected
+
+
+@pytest.mark.parametrize("admission", ADMISSIONS)
+@pytest.mark.parametrize("name", REPLACING)
+def test_a_replacement_policy_equals_its_naive_version_on_long_traces(
+    name: str, admission: str
+) -> None:
+    """Only long traces fill the ghost lists of a large cache."""
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        capacity = int(rng.integers(1, 14))
+        chances = rng.dirichlet(np.full(24, 0.5))
+        sizes = rng.choice([1, 1, 1, 2, 4], 200)
+        events = [rng.choice(24, size, replace=False, p=chances).tolist() for size in sizes]
+        expected = replacing.replay(REPLACING[name], events, capacity, admission == "always")
+        assert outcomes(build(name, events, capacity, admission), events) == expected
+
+
+@given(
+    unions(most=40),
+    st.integers(0, EXPERTS + 1),
+    st.floats(0, 1),
+    st.floats(0, 3),
+    st.integers(1, 3),
+    st.sampled_from(["small", "main"]),
+)
+def test_s3_fifo_obeys_its_options(
+    events: Events, capacity: int, small: float, ghosts: float, promote: int, fill: str
+) -> None:
+    options: dict[str, Any] = {"small": small, "ghosts": ghosts, "promote": promote}
+    policy = build("s3_fifo", events, capacity, fill=fill, **options)
+
+    def make(slots: int) -> replacing.S3FIFO:
+        return replacing.S3FIFO(slots, fill_main=fill == "main", **options)
+
+    assert outcomes(policy, events) == replacing.replay(make, events, capacity, False)
+
+
+@given(unions(most=40), st.integers(0, EXPERTS + 1), st.floats(0, 1), st.floats(1, 3))
+def test_lirs_obeys_its_options(events: Events, capacity: int, hir: float, stack: float) -> None:
+    policy = build("lirs", events, capacity, hir=hir, stack=stack)
+
+    def make(slots: int) -> replacing.LIRS:
+        return replacing.LIRS(slots, hir, stack)
+
+    assert outcomes(policy, events) == replacing.replay(make, events, capacity, False)
+
+
+@given(unions(), st.integers(0, EXPERTS), st.integers(1, 30))
+def test_lfru_ages_by_its_ticks(events: Events, capacity: int, ticks: int) -> None:
+    policy = build("lfru", events, capacity, ticks=ticks)
+    assert outcomes(policy, events) == naive.replay(naive.lfru(ticks), events, capacity)
+
+
+@given(unions(), st.integers(0, EXPERTS), st.sampled_from(ADMISSIONS))
+def test_least_stale_by_last_use_is_lru(events: Events, capacity: int, admission: str) -> None:
+    policy = build("least_stale", events, capacity, admission, age="use")
+    assert outcomes(policy, events) == outcomes(build("lru", events, capacity), events)
+
+
+@given(unions(), st.integers(0, EXPERTS), st.sampled_from([0.5, 0.9, 1.0]))
+def test_the_activation_matrix_fades(events: Events, capacity: int, fade: float) -> None:
+    policy = build("activation_matrix", events, capacity, fade=fade)
+    assert outcomes(policy, events) == naive.replay(naive.activation_share(fade), events, capacity)
+
+
+@given(unions(), st.integers(0, EXPERTS), st.sampled_from([0.1, 0.9, 1.0]))
+def test_mrs_weighs_the_newest_scores(events: Events, capacity: int, weight: float) -> None:
+    policy = build("mrs", events, capacity, weight=weight)
+    expected = naive.replay(naive.mean_recent_score(weight), events, capacity)
     assert outcomes(policy, events) == expected
 
 
@@ -234,6 +330,15 @@ VICTIMS: dict[str, int] = {
     "lfu_in_cache": 1,
     "lfu_decay": 1,
     "min": 2,
+    "lfru": 1,
+    "least_stale": 1,
+    "activation_matrix": 1,
+    "mrs": 1,
+    "fmoe": 1,
+    "arc": 1,
+    "lirs": 0,  # 2 was reused while it was in the stack, so it took the place of 0
+    "s3_fifo": 0,  # one reuse is not enough to enter the main queue
+    "sieve": 1,
 }
 
 
@@ -326,5 +431,11 @@ def test_a_demand_policy_decides_without_the_future(
     assert outcomes(promised, events) == outcomes(replaced, events)
 
 
+def test_the_document_lists_every_policy() -> None:
+    table = (ROOT / "docs/eviction.md").read_text(encoding="utf-8").split("\n## ")[0]
+    listed = re.findall(r"`(\w+)`", "".join(re.findall(r"^\| (`.*?) \|", table, re.MULTILINE)))
+    assert sorted(listed) == names("eviction")
+
+
 def test_every_policy_has_an_oracle() -> None:
-    assert set(names("eviction")) == {*ORACLES, "static", "random"}
+    assert set(names("eviction")) == {*ORACLES, *REPLACING, "static", "random"}

@@ -18,7 +18,8 @@ from moesim.policies import FAMILIES, find, names, parse_options, register, regi
 from moesim.policies.registry import NoOptions, option_mistakes
 
 EXPECTED = {
-    "eviction": "fifo lfu lfu_decay lfu_in_cache lookahead lru min min_window random static",
+    "eviction": "activation_matrix arc fifo fmoe least_stale lfru lfu lfu_decay lfu_in_cache lirs "
+    "lookahead lru min min_window mrs random s3_fifo sieve static",
     "prefetch": "layer_ahead none oracle predicted",
     "batching": "decode_first expert_aware fcfs prefill_first task_aware",
     "placement": "copy cost cpu_experts cpu_layers two_queue",
@@ -58,6 +59,11 @@ def test_a_built_in_policy_knows_its_name_says_what_it_is_and_has_typed_options(
         ("lfu_cumulative", "lfu"),
         ("lfu-cumulative", "lfu"),
         ("belady", "min"),
+        ("s3-fifo", "s3_fifo"),
+        ("s3fifo", "s3_fifo"),
+        ("eam", "activation_matrix"),
+        ("finemoe", "fmoe"),
+        ("least-stale", "least_stale"),
     ],
 )
 def test_a_name_has_other_spellings(spelling: str, name: str) -> None:
@@ -69,8 +75,8 @@ def test_a_name_has_other_spellings(spelling: str, name: str) -> None:
     [
         ("lfu_deca", "did you mean 'lfu_decay'"),
         ("lruu", "did you mean 'lru'"),
-        ("", "there are fifo, lfu, .*static"),
-        ("something else", "there are fifo, lfu, .*static"),
+        ("", "there are activation_matrix, arc, fifo, .*static"),
+        ("something else", "there are activation_matrix, arc, fifo, .*static"),
     ],
 )
 def test_an_unknown_name_is_answered_with_near_matches_or_all(name: str, answer: str) -> None:

@@ -157,7 +157,24 @@ def test_prediction_accuracy_is_how_often_a_prediction_is_the_truth(accuracy: fl
                 assert mean == pytest.approx(accuracy, abs=margin)
 
 
-@pytest.mark.parametrize("policy", ["lru", "lfu", "lfu_in_cache", "lfu_decay", "fifo", "random"])
+@pytest.mark.parametrize(
+    "policy",
+    [
+        "lru",
+        "lfu",
+        "lfu_in_cache",
+        "lfu_decay",
+        "fifo",
+        "random",
+        "activation_matrix",
+        "arc",
+        "least_stale",
+        "lfru",
+        "lirs",
+        "s3_fifo",
+        "sieve",
+    ],
+)
 @pytest.mark.parametrize("admission", ["bypass", "always"])
 def test_uniform_routing_gives_every_demand_policy_capacity_over_experts(
     policy: str, admission: str

@@ -107,6 +107,7 @@ WORTHS: dict[str, Any] = {
     "fifo": naive.fifo,
     "lfu": naive.lfu,
     "lfu_in_cache": naive.lfu_in_cache,
+    "lfru": naive.lfru(),
 }
 
 

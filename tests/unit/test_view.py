@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from costed_traces import costed_trace
 from watched_machines import enlist
-from workloads import TINY_CONFIG, plan_of, run_on, tiny_scenario, tiny_trace
+from workloads import TINY_CONFIG, plan_of, run_on, scored_trace, tiny_scenario, tiny_trace
 
 from moesim.errors import PolicyViolation
 from moesim.machine.events import EventMachine
@@ -94,6 +94,7 @@ def arrays(trace: Trace) -> dict[str, Any]:
         "expert_ids": ids.astype(int),
         "predictions": np.where(guesses == trace.meta.unused, -1, guesses.astype(int)),
         "gate_weights": np.asarray(trace.gate_weights[:]).astype(float),
+        "probabilities": np.asarray(trace.probabilities[:]).astype(float),
     }
 
 
@@ -105,6 +106,7 @@ def with_another_future(trace: Trace, steps: list[list[int]], event: int, seed: 
         "expert_ids": rng.random((trace.num_rows, LAYERS, EXPERTS)).argsort(axis=-1)[..., :TOP_K],
         "predictions": rng.integers(0, EXPERTS // 2, same["predictions"].shape) * 2 + [0, 1],
         "gate_weights": rng.random(same["gate_weights"].shape),
+        "probabilities": rng.random(same["probabilities"].shape),
     }
     step, layer = divmod(event - 1, LAYERS)
     seen = np.zeros((trace.num_rows, LAYERS), bool)
@@ -147,7 +149,7 @@ def scenario_of(eviction: str, prefetch: str, scope: str, profile: Path) -> dict
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> Trace:
     """Return a trace of four requests, also saved as the profile from which `static` learns."""
     trace = tiny_trace(requests=4, prompt_tokens=4, output_tokens=4, prediction_accuracy=0.6)
-    return trace.save(tmp_path_factory.mktemp("view") / "trace")
+    return scored_trace(trace).save(tmp_path_factory.mktemp("view") / "trace")
 
 
 @pytest.mark.parametrize("scope", ["per_layer", "global"])
@@ -306,6 +308,31 @@ def test_gate_weights_are_summed_over_the_rows_of_the_batch(
     assert Weighs.seen == [([0, 1, 5], [0.75, 0.75, 0.625])]
 
 
+class Scores(LRU):
+    """Writes down the probabilities it is shown."""
+
+    seen: list[list[float]]
+
+    def decide(self, view: View) -> Any:
+        self.seen.append(list(view.probabilities()))
+        return super().decide(view)
+
+
+@both_machines
+def test_probabilities_are_summed_over_the_rows_of_the_batch(
+    monkeypatch: pytest.MonkeyPatch, make: Any
+) -> None:
+    rows = np.array([[[0, 1]], [[1, 2]]])
+    scores = np.array([[[0.5, 0.25, 0.25, 0, 0, 0, 0, 0]], [[0.25, 0.5, 0, 0.25, 0, 0, 0, 0]]])
+    monkeypatch.setattr(Scores, "seen", [], raising=False)
+    name = enlist(monkeypatch, "eviction", Scores)
+    for recorded, expected in ((scores, [0.75, 0.75, 0.25, 0.25, 0, 0, 0, 0]), (None, [])):
+        Scores.seen.clear()
+        trace = costed_trace(rows, probabilities=recorded)
+        run_on(plan_of(tiny_scenario(cache={"policy": name}), trace), make)
+        assert Scores.seen == [expected]
+
+
 # --- read-only ------------------------------------------------------------------------------------
 
 TUPLES = {
@@ -314,6 +341,7 @@ TUPLES = {
     "exact": lambda view: view.exact(0),
     "predicted": lambda view: view.predicted(1),
     "gate_weights": lambda view: view.gate_weights(),
+    "probabilities": lambda view: view.probabilities(),
 }
 
 
@@ -349,7 +377,7 @@ def test_all_that_a_view_answers_are_tuples(
     monkeypatch.setattr(InspectsToo, "answers", answers, raising=False)
     eviction = enlist(monkeypatch, "eviction", Inspects)
     prefetch = enlist(monkeypatch, "prefetch", InspectsToo)
-    trace = tiny_trace(requests=sequences, prompt_tokens=3, output_tokens=4)
+    trace = scored_trace(tiny_trace(requests=sequences, prompt_tokens=3, output_tokens=4))
     batching = {"max_sequences": sequences}
     chosen = {"cache": {"policy": eviction}, "prefetch": {"policy": prefetch}}
     run_on(plan_of(tiny_scenario(batching=batching, **chosen), trace), make)

@@ -35,6 +35,9 @@ class CacheContext:
     `sizes[key]` is the bytes of each key; then `capacity` is in bytes, too. None: all sizes are
     equal, and each key takes one slot.
 
+    `experts_per_layer` is the number of experts by which a key is divided to get its layer; 0 if
+    all keys are of one layer. `top_k` is the number of experts that a row chooses; 0 if unknown.
+
     `admission` is `always` or `bypass`. `popularity` returns the uses of each key in a profile
     trace, which must be one of the policy's `inputs`; None is the replayed trace. `future` holds
     the unions of all layer events of the cache; it is set for clairvoyant policies, and only where
@@ -48,6 +51,8 @@ class CacheContext:
     popularity: Callable[[Any], Mapping[Key, int]] | None = None
     future: Sequence[Sequence[Key]] | None = None
     sizes: Sequence[int] | None = None
+    experts_per_layer: int = 0
+    top_k: int = 0
 
 
 class Eviction(Policy, ABC):
@@ -63,6 +68,8 @@ class Eviction(Policy, ABC):
       every capacity (Mattson et al. 1970). Subclasses do not inherit this claim;
     - `by_bytes`: `decide` handles a capacity in bytes; other policies are refused where sizes are
       unequal;
+    - `needs_scores`: weighs keys by `View.gate_weights` or `View.probabilities`, so a trace that
+      records neither is refused;
     - `needs_bypass`: never admits a key on demand, so `admission: always` is refused.
     """
 
@@ -70,6 +77,7 @@ class Eviction(Policy, ABC):
     recent_rows: int = 0
     stack: ClassVar[bool] = False
     by_bytes: ClassVar[bool] = False
+    needs_scores: ClassVar[bool] = False
     needs_bypass: ClassVar[bool] = False
 
     def __init__(self, context: CacheContext, options: Any = None) -> None:

@@ -111,6 +111,58 @@ def seen_within(window: int, events: Sequence[Event]) -> Worth:
     return worth
 
 
+def lfru(ticks: int = 1) -> Worth:
+    def worth(key: int, past: Sequence[Event], _: Any) -> Any:
+        uses = [i for i, event in enumerate(past) if key in event]
+        age = ticks * (len(past) - 1 - uses[-1]) + 1
+        return (Fraction(len(uses), age), lru(key, past))
+
+    return worth
+
+
+def least_stale(age: Callable[..., Any]) -> Worth:
+    """Each event is a pass: all keys outside it are stale. Among equals, the oldest is worth least.
+
+    `age` is `fifo` for the age since the load, `lru` for that since the last use.
+    """
+
+    def worth(key: int, past: Sequence[Event], before: Sequence[set[int]]) -> Any:
+        return (key in past[-1], age(key, past, before))
+
+    return worth
+
+
+def activation_share(fade: float) -> Worth:
+    """The matrix has one row, and each use is a token."""
+    shrink = Fraction(fade)
+
+    def worth(key: int, past: Sequence[Event], _: Any) -> Any:
+        ages = list(enumerate(reversed(past)))
+        tokens = sum(shrink**age * len(event) for age, event in ages)
+        own = sum(shrink**age for age, event in ages if key in event)
+        return (own / tokens, lru(key, past))
+
+    return worth
+
+
+def mean_recent_score(weight: float) -> Worth:
+    """Without scores, each key of an event has an equal share of it."""
+
+    def worth(key: int, past: Sequence[Event], _: Any) -> Any:
+        mean = 0.0
+        for event in past:
+            mean = (1 - weight) * mean + weight * (1 / len(event) if key in event else 0.0)
+        return (mean, lru(key, past))
+
+    return worth
+
+
+def probability_times_frequency(key: int, past: Sequence[Event], _: Any) -> Any:
+    """Without scores, each key of an event has an equal share of it."""
+    shares = [1 / len(event) for event in past if key in event]
+    return (sum(shares) * len(shares) / len(past), lru(key, past))
+
+
 def static(events: Sequence[Event], universe: Sequence[int], capacity: int) -> list[Outcome]:
     """Return the outcomes if the keys used most in the whole run stay resident throughout."""
     counts = Counter(key for event in events for key in event)

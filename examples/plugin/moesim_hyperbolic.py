@@ -1,11 +1,11 @@
-"""LFRU, an eviction policy in a package of its own: the key with fewest uses for its age leaves.
+"""Hyperbolic caching, in a package of its own: the key with fewest uses for its age leaves.
 
 The age of a key is the number of layer events since it was admitted. So a key that was popular
-long ago loses its slot in time, which plain LFU does not achieve. The rule is an example and comes
-from no paper.
+long ago loses its slot in time, which plain LFU does not achieve. Blankstein, Sen & Freedman
+(USENIX ATC 2017) weigh a sample of the keys by this rule; here all are weighed.
 
-After `pip install ./examples/plugin`, scenarios can say `cache: {policy: lfru}`. The entry point in
-pyproject.toml makes moesim import this module, and `register` adds the class.
+After `pip install ./examples/plugin`, scenarios can say `cache: {policy: hyperbolic}`. The entry
+point in pyproject.toml makes moesim import this module, and `register` adds the class.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from moesim.policies import Key, View, register
 from moesim.policies.eviction import CacheContext, Ranked
 
 
-@register("eviction", "lfru")
-class LFRU(Ranked):
+@register("eviction", "hyperbolic")
+class Hyperbolic(Ranked):
     """The key with the fewest uses per layer event of age leaves first; ties: the lower key."""
 
     def __init__(self, context: CacheContext, options: Any = None) -> None:
