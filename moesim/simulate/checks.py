@@ -218,7 +218,7 @@ class _Checks:
             if (policy := policies[section]) is not None:
                 attempt(section, check, scenario, trace, knowledge, *policy)
         if policies["prefetch"]:
-            attempt("prefetch.policy", _check_predictions, scenario, trace, policies["prefetch"][0])
+            attempt("prefetch", _check_predictions, scenario, trace, *policies["prefetch"])
         attempt("cache.initial_layers", _check_initial_layers, scenario, trace)
         for section, policy in policies.items():
             if policy is not None and paths_exist[section]:
@@ -453,14 +453,27 @@ def _check_prefetch(
     )
 
 
-def _check_predictions(scenario: Scenario, trace: Trace, policy: type[Any]) -> None:
-    """Raise ScenarioError where a policy needs predictions and the trace holds none."""
-    if policy.needs_predictions and not trace.meta.prediction_depth:
+def _check_predictions(
+    scenario: Scenario, trace: Trace, policy: type[Any], options: Any
+) -> None:
+    """Raise ScenarioError where a policy needs predictions that the trace does not hold."""
+    if not policy.needs_predictions:
+        return
+    recorded, depth = trace.meta.prediction_depth, getattr(options, "depth", 1)
+    if not recorded:
         raise ScenarioError.at(
             scenario,
             "prefetch.policy",
             f"{policy.name} needs predictions, and the trace holds none; record it with "
-            "`moesim record --depth 1`, or choose another policy",
+            f"`moesim record --depth {depth}`, or choose another policy",
+        )
+    if depth > recorded:
+        raise ScenarioError.at(
+            scenario,
+            "prefetch.options.depth",
+            f"{policy.name} has depth {depth}; the trace predicts {recorded} "
+            f"layer{'s' if recorded > 1 else ''} ahead; write depth: {recorded}, or record it with "
+            f"`moesim record --depth {depth}`",
         )
 
 
