@@ -288,6 +288,12 @@ class Lengths(Strict):
 _PartEdge = Annotated[float, Field(ge=0, le=1)]
 
 
+def _two_shares(part: list[float]) -> list[float]:
+    if len(part) != 2 or part[0] >= part[1]:
+        raise ValueError(f"is {part}; write two shares, the lower first, like [0.5, 1]")
+    return part
+
+
 class Workload(Strict):
     """Which requests of the trace arrive, when, and how long they are."""
 
@@ -304,7 +310,7 @@ class Workload(Strict):
     domains: Annotated[list[Text], Field(min_length=1)] | None = Field(
         None, description="Use only requests of these domains.", examples=[["code"]]
     )
-    part: Annotated[list[_PartEdge], Field(min_length=2, max_length=2)] | None = Field(
+    part: Annotated[list[_PartEdge], AfterValidator(_two_shares)] | None = Field(
         None,
         description="Use only this part of the trace's requests, as two shares of their number: "
         "[0.5, 1] is the second half. A policy may learn from the rest.",
@@ -329,12 +335,6 @@ class Workload(Strict):
         "it starts, as with prefix caching. The last prompt token is always computed.",
         examples=[1024],
     )
-
-    @model_validator(mode="after")
-    def _ascending(self) -> Self:
-        if self.part is not None and self.part[0] >= self.part[1]:
-            raise ValueError(f"part is {self.part}; its first share must be below its second")
-        return self
 
 
 class Batching(Strict):
