@@ -82,14 +82,18 @@ class Dial(Prefetch):
 
     @classmethod
     def mistakes(cls, options: Any, context: PrefetchContext) -> Sequence[tuple[str, str]]:
-        return [
-            (
-                "preset" if options.preset else name,
-                f"has {len(share)} layers; the trace has {context.num_layers} MoE layers; give "
-                "one number for all layers, or a list with one for each",
-            )
+        lengths = {
+            "preset" if options.preset else name: len(share)
             for name, share in options.shares().items()
             if isinstance(share, tuple) and len(share) != context.num_layers
+        }
+        return [
+            (
+                name,
+                f"has length {length}; the trace has {context.num_layers} MoE layers; give one "
+                "number for all layers, or a list with one for each",
+            )
+            for name, length in lengths.items()
         ]
 
     def prepare(self, context: PrefetchContext) -> None:
