@@ -30,6 +30,7 @@ from moesim.trace import Trace
 
 LEARNED = [name for name in names("prefetch") if issubclass(find("prefetch", name), Learned)]
 EXPERTS, LAYERS, TOP_K = 8, 4, 2
+RULES = ["sum", "bayes"]
 
 
 def watched(scenario: dict[str, Any], trace: Trace) -> list[tuple[list[Look], list[int]]]:
@@ -95,18 +96,22 @@ def most_of(options: dict[str, Any], looks: list[Look]) -> int:
     return int(options.get("experts") or (sizes[-1] if sizes else TOP_K))
 
 
-@pytest.mark.parametrize("name", BY_SCORE)
+@pytest.mark.parametrize(
+    ("name", "rule"),
+    [("popularity", ""), *[(f"previous_{x}", y) for x in ("layer", "token") for y in RULES]],
+)
 @settings(max_examples=40, deadline=None)
 @given(case=cases())
-def test_a_table_ranks_as_its_plain_version(name: str, case: Any) -> None:
+def test_a_table_ranks_as_its_plain_version(name: str, rule: str, case: Any) -> None:
     options, scenario, trace = case
+    options |= {"combine": rule} if rule else {}
     scenario["prefetch"]["policy"] = name
     table = table_of(trace, 0.5)
     for looks, answer in watched(scenario, trace):
         now, most = looks[-1].layer, most_of(options, looks)
         rest = list(answer)
         for layer in range(now + 1, min(now + options["depth"], LAYERS - 1) + 1):
-            scores = BY_SCORE[name](table, looks, layer)
+            scores = BY_SCORE[name](table, looks, layer, rule)
             count = min(most, sum(score > 0 for score in scores.values()))
             mine, rest = rest[:count], rest[count:]
             assert {key // EXPERTS for key in mine} <= {layer}

@@ -104,22 +104,6 @@ def rows_of(view: View, num_experts: int) -> Scores:
     return rows_E
 
 
-def transitions(
-    before_BK: npt.NDArray[np.int64], after_BK: npt.NDArray[np.int64], num_experts: int
-) -> Scores:
-    """Return P(an expert is wanted after | an expert was wanted before), of shape [E, E].
-
-    Row b of both arrays belongs together; -1 is no expert. Experts never seen before have zeros.
-    """
-    counts_EE = np.zeros((num_experts, num_experts))
-    uses_E = np.bincount(before_BK[before_BK >= 0], minlength=num_experts)
-    for before_B in before_BK.T:
-        for after_B in after_BK.T:
-            both = (before_B >= 0) & (after_B >= 0)
-            np.add.at(counts_EE, (before_B[both], after_B[both]), 1)
-    return counts_EE / np.maximum(uses_E, 1)[:, None]
-
-
 def weighed(lessons: Lessons, num_experts: int) -> npt.NDArray[np.float64]:
     """Return the gate weight of each expert in each row, of shape [rows, layers, experts].
 

@@ -50,7 +50,7 @@ def table_of(trace: Trace, share: float) -> Table:
 Scores = dict[int, float]
 
 
-def popularity(table: Table, looks: Sequence[Look], layer: int) -> Scores:
+def popularity(table: Table, looks: Sequence[Look], layer: int, rule: str = "") -> Scores:
     """Return the uses of each expert of a layer."""
     scores: Scores = {}
     for rows in table.requests:
@@ -70,27 +70,47 @@ def _after(pairs: list[tuple[list[int], list[int]]], rows: dict[int, int]) -> Sc
     return scores
 
 
-def previous_layer(table: Table, looks: Sequence[Look], layer: int) -> Scores:
-    """Return the expected rows of each expert, given those of the last layer event."""
+def _bayes(pairs: list[tuple[list[int], list[int]]], table: Table, rows: dict[int, int]) -> Scores:
+    """Return naive Bayes of the mean row, with half an occurrence added to each count."""
+    if not rows:
+        return {}
+    number = max(1.0, sum(rows.values()) / table.top_k)
+    scores: Scores = {}
+    for expert in range(table.experts):
+        followed = [before for before, after in pairs if expert in after]
+        score = len(followed) + 0.5
+        for wanted, count in rows.items():
+            share = (sum(wanted in before for before in followed) + 0.5) / (len(followed) + 1)
+            score *= share ** (count / number)
+        scores[expert] = score
+    best = max(scores.values())
+    return {expert: score / best for expert, score in scores.items()}
+
+
+def previous_layer(table: Table, looks: Sequence[Look], layer: int, rule: str = "sum") -> Scores:
+    """Return a score of each expert, given the rows of the last layer event."""
     now = looks[-1]
     if now.layer < 0:
         return {}
     pairs = [(row[now.layer], row[layer]) for rows in table.requests for row in rows]
-    return _after(pairs, now.rows)
+    return _bayes(pairs, table, now.rows) if rule == "bayes" else _after(pairs, now.rows)
 
 
-def previous_token(table: Table, looks: Sequence[Look], layer: int) -> Scores:
-    """Return the expected rows of each expert, given those of the layer's last event."""
+def previous_token(table: Table, looks: Sequence[Look], layer: int, rule: str = "sum") -> Scores:
+    """Return a score of each expert, given the rows of the layer's last event."""
     before = [look for look in looks if look.layer == layer]
     pairs = [
         (earlier[layer], later[layer])
         for rows in table.requests
         for earlier, later in itertools.pairwise(rows)
     ]
-    return _after(pairs, before[-1].rows) if before else {}
+    if not before:
+        return {}
+    rows = before[-1].rows
+    return _bayes(pairs, table, rows) if rule == "bayes" else _after(pairs, rows)
 
 
-BY_SCORE: dict[str, Callable[[Table, Sequence[Look], int], Scores]] = {
+BY_SCORE: dict[str, Callable[[Table, Sequence[Look], int, str], Scores]] = {
     "popularity": popularity,
     "previous_layer": previous_layer,
     "previous_token": previous_token,
