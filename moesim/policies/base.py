@@ -26,11 +26,15 @@ class Input:
     the option's line. With `trace`, the path is the folder of a trace to learn from. That trace
     must have the layers and experts of the replayed one. The path None stands for the replayed
     trace itself, from which a policy learns in hindsight.
+
+    `part` is the part of the trace's requests to learn from, as two shares: (0, 0.5) is the first
+    half. With it, a run may not serve these requests, so learning from them is no hindsight.
     """
 
     path: Path | None
     option: str = ""
     trace: bool = False
+    part: tuple[float, float] | None = None
 
 
 class Policy:

@@ -23,7 +23,7 @@ from moesim.policies.batching.base import Batching, Candidate
 from moesim.policies.blame import CAUGHT, PASSED_ON, WrongType, blamed, is_foreign, violation
 from moesim.policies.eviction.base import CacheContext, Eviction
 from moesim.policies.placement.base import Placement, PlacementContext
-from moesim.policies.prefetch.base import Prefetch
+from moesim.policies.prefetch.base import Prefetch, PrefetchContext
 from moesim.policies.registry import find
 from moesim.policies.view import Key
 
@@ -38,6 +38,7 @@ __all__ = [
     "note_of",
     "placement_lanes",
     "placement_mistakes",
+    "prefetch_mistakes",
     "without_foresight",
 ]
 
@@ -92,7 +93,7 @@ def note_of(policy: type[Any], options: Any) -> str | None:
 
 def has_hindsight(policy: type[Any], options: Any) -> bool:
     """Return whether a policy with these options learns from the replayed trace itself."""
-    return any(each.path is None for each in inputs_of(policy, options))
+    return any(each.path is None and each.part is None for each in inputs_of(policy, options))
 
 
 def make_eviction(policy: type[Eviction], context: CacheContext, options: Any) -> Eviction:
@@ -103,12 +104,21 @@ def make_eviction(policy: type[Eviction], context: CacheContext, options: Any) -
         return _GuardedEviction(policy(without_foresight(policy, context), options), context)
 
 
-def make_prefetch(policy: type[Prefetch], options: Any) -> Prefetch:
-    """Return a prefetch policy, guarded if it comes from outside moesim."""
-    if not is_foreign(policy):
-        return policy(options)
-    with blamed(policy, "__init__"):
-        return _GuardedPrefetch(policy(options))
+def make_prefetch(
+    policy: type[Prefetch], options: Any, context: PrefetchContext | None = None
+) -> Prefetch:
+    """Return a prefetch policy, guarded if it comes from outside moesim.
+
+    With a context, it is prepared for a run.
+    """
+    if is_foreign(policy):
+        with blamed(policy, "__init__"):
+            made: Prefetch = _GuardedPrefetch(policy(options))
+    else:
+        made = policy(options)
+    if context is not None:
+        made.prepare(context)
+    return made
 
 
 def make_batching(policy: type[Batching], options: Any) -> Batching:
@@ -145,12 +155,23 @@ def placement_mistakes(
 ) -> list[tuple[str, str]]:
     """Return the options of a placement policy that cannot hold, each with what is wrong."""
     with blamed(policy, "mistakes"):
-        answer: Any = policy.mistakes(options, context)
-        if not isinstance(answer, list | tuple) or not all(map(_is_mistake, answer)):
-            raise WrongType(
-                f"returns {_shown(answer)}; it must return a list of (option, message) pairs"
-            )
-        return list(answer)
+        return _mistakes(policy.mistakes(options, context))
+
+
+def prefetch_mistakes(
+    policy: type[Prefetch], context: PrefetchContext, options: Any
+) -> list[tuple[str, str]]:
+    """Return the options of a prefetch policy that cannot hold, each with what is wrong."""
+    with blamed(policy, "mistakes"):
+        return _mistakes(policy.mistakes(options, context))
+
+
+def _mistakes(answer: Any) -> list[tuple[str, str]]:
+    if not isinstance(answer, list | tuple) or not all(map(_is_mistake, answer)):
+        raise WrongType(
+            f"returns {_shown(answer)}; it must return a list of (option, message) pairs"
+        )
+    return list(answer)
 
 
 def _is_mistake(pair: Any) -> bool:
@@ -266,7 +287,17 @@ def _inputs(answer: Any) -> tuple[Input, ...]:
                 f"returns an Input whose path is {_shown(each.path)}; it must be a pathlib.Path, "
                 "or None for the replayed trace, with `trace=True`"
             )
+        if each.part is not None and not (each.trace and _is_part(each.part)):
+            raise WrongType(
+                f"returns an Input whose part is {_shown(each.part)}; it must be two shares like "
+                "(0, 0.5), with `trace=True`"
+            )
     return tuple(answer)
+
+
+def _is_part(part: Any) -> bool:
+    numbers = isinstance(part, tuple) and len(part) == 2 and {*map(type, part)} <= {int, float}
+    return numbers and bool(0 <= part[0] < part[1] <= 1)
 
 
 def _note(answer: Any) -> str | None:
@@ -276,7 +307,7 @@ def _note(answer: Any) -> str | None:
 
 
 def _ignored(answer: Any) -> None:
-    """Drop the return value of `insert` and `remove`, which has no meaning."""
+    """Drop the return value of `insert`, `remove` and `prepare`, which has no meaning."""
 
 
 def _shown(value: Any) -> str:
@@ -351,6 +382,7 @@ class _GuardedPrefetch(Prefetch):
         self.options = getattr(policy, "options", None)
         self._policy = policy
 
+    prepare = _guarded("prepare", _ignored)
     wanted = _guarded("wanted", _keys)
 
 

@@ -19,6 +19,7 @@ class View:
     - `layer`: the trace layer whose routing was just decided; -1 at the start of a step.
     - `union`: the distinct keys wanted now, in order of first appearance in the batch.
     - `tokens`: number of rows that want each key, in the same order.
+    - `requests`: numbers of the requests of the step; shown to prefetch policies.
 
     This class reveals no future. Subclasses add recorded predictions, and the routing that the
     model's router really reveals in advance.
@@ -46,6 +47,11 @@ class View:
         layer = property(attrgetter("_layer"))
         union = property(attrgetter("_union"))
         tokens = property(attrgetter("_tokens"))
+
+    @property
+    def requests(self) -> Sequence[int]:
+        """Numbers of the requests of the step; empty where the view shows none."""
+        return ()
 
     def predicted(self, depth: int) -> Sequence[Key]:
         """Return the keys predicted at this layer for layer + `depth`; they may be wrong.

@@ -50,7 +50,9 @@ def policy_label(name: str, options: Mapping[str, Any] | None = None) -> str:
     name = name.replace("-", "_")
     if name in NAMES:
         return NAMES[name]
-    in_hindsight = any(each.path is None for each in learnt_from(name, options))
+    in_hindsight = any(
+        each.path is None and each.part is None for each in learnt_from(name, options)
+    )
     return f"{name}{ORACLE}" if in_hindsight else name
 
 

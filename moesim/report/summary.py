@@ -173,6 +173,10 @@ def _cache(run: Run) -> Table:
         elsewhere = _share(run.value("elsewhere") / _positive(run.value("accesses")))
         table.add("  computed on the CPU", run.text("elsewhere"), elsewhere)
     table.add("all", run.text("accesses"), "")
+    if prefetches(run) and "prefetch_pollution" in run.summary:
+        polluted = run.value("prefetch_pollution") / _positive(run.value("accesses"))
+        label = "evicted for a prefetch that was wanted later"
+        table.add(label, run.text("prefetch_pollution"), _share(polluted))
     # Bounds count late hits as hits, and so does this rate. The rows above show them apart,
     # because a late hit may stall the GPU for almost a whole copy.
     table.add("hits and late hits (expert hit rate)", "", _share(run.value("expert_hit_rate")))

@@ -126,6 +126,7 @@ def cache_summary(totals: Totals) -> dict[str, Any]:
         "misses": accesses - hits - late,
         "elsewhere": totals.elsewhere,
         "expert_hit_rate": ratio(hits + late, accesses),
+        "on_time_hit_rate": ratio(hits, accesses),
         "late_hit_rate": ratio(late, accesses),
         "token_hit_rate": ratio(rows - totals.missed_rows, rows),
         "unique_experts_per_event_mean": ratio(accesses, events),
@@ -140,7 +141,8 @@ def bytes_summary(totals: Totals, unit_bytes: int, unused_prefetches: int) -> di
     Prefetches are counted in units: experts, or bytes where experts have unequal sizes.
 
     A prefetched expert is useful (used in time), late (used after a wait), wasted (evicted unused)
-    or unused (not used before the run ended, resident or under way).
+    or unused (not used before the run ended, resident or under way). Pollution counts experts that
+    were evicted for a prefetch and wanted before the prefetched one.
     """
     moved = totals.moved_bytes
     return {
@@ -152,6 +154,7 @@ def bytes_summary(totals: Totals, unit_bytes: int, unused_prefetches: int) -> di
         "prefetch_wasted_bytes": totals.prefetch_wasted * unit_bytes,
         "prefetch_unused_bytes": unused_prefetches * unit_bytes,
         "prefetch_refused": totals.prefetch_refused,
+        "prefetch_pollution": totals.prefetch_pollution,
         # Weights are read-only, so evictions write back only if the scenario says so.
         "d2h_bytes": moved["write_back"] + moved["readback"],
         "write_back_bytes": moved["write_back"],

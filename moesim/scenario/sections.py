@@ -285,6 +285,15 @@ class Lengths(Strict):
     output: PositiveCount = Field(description="Generated tokens of each request.", examples=[32])
 
 
+_PartEdge = Annotated[float, Field(ge=0, le=1)]
+
+
+def _two_shares(part: list[float]) -> list[float]:
+    if len(part) != 2 or part[0] >= part[1]:
+        raise ValueError(f"is {part}; write two shares, the lower first, like [0.5, 1]")
+    return part
+
+
 class Workload(Strict):
     """Which requests of the trace arrive, when, and how long they are."""
 
@@ -300,6 +309,12 @@ class Workload(Strict):
     )
     domains: Annotated[list[Text], Field(min_length=1)] | None = Field(
         None, description="Use only requests of these domains.", examples=[["code"]]
+    )
+    part: Annotated[list[_PartEdge], AfterValidator(_two_shares)] | None = Field(
+        None,
+        description="Use only this part of the trace's requests, as two shares of their number: "
+        "[0.5, 1] is the second half. A policy may learn from the rest.",
+        examples=[[0.5, 1]],
     )
     arrivals: Arrivals = Field(AllAtOnce(), description="When requests arrive.")
     # None inside, `recorded` in YAML.
@@ -399,7 +414,8 @@ class Prefetch(Strict):
 
     policy: Annotated[Text, PolicyOf("prefetch")] = Field(
         "none",
-        description="The prefetch policy: none, oracle, predicted, layer_ahead or a plug-in.",
+        description="The prefetch policy: none, oracle, dial, predicted, layer_ahead, popularity, "
+        "previous_layer, previous_token, activation_matrix, trajectory or a plug-in.",
     )
     options: Annotated[dict[str, Any], OptionsOf("prefetch")] = Field(
         {}, description="Options of the policy, like {depth: 1}."

@@ -105,6 +105,7 @@ class Ledger:
         self.prefetch_late = 0
         self.prefetch_wasted = 0
         self.prefetch_refused = 0
+        self.prefetch_pollution = 0
         self.moved_bytes = dict.fromkeys(MOVES, 0)
         self.busy_ns = dict.fromkeys((topology or Topology.single_gpu()).names, 0)
         self.waves_max = 0

@@ -126,9 +126,10 @@ class StepView(View):
     - `owner`: name of the policy, for messages.
     - `next_unions`: what is known of the next step; its layers follow the last one of this step.
     - `queue`: for each key, the place of the first queued row that wants it.
+    - `requests`: numbers of the requests of the step.
     """
 
-    __slots__ = ("_next_unions", "_owner", "_queue", "_reach", "_routing")
+    __slots__ = ("_next_unions", "_owner", "_queue", "_reach", "_requests", "_routing")
 
     def __init__(
         self,
@@ -137,13 +138,19 @@ class StepView(View):
         owner: str,
         next_unions: Sequence[tuple[Key, ...]] = (),
         queue: Mapping[Key, int] | None = None,
+        requests: Sequence[int] = (),
     ) -> None:
         super().__init__(-1, ())
+        self._requests = requests
         self._next_unions = next_unions
         self._queue = queue or {}
         self._routing = routing
         self._reach = reach
         self._owner = owner
+
+    @property
+    def requests(self) -> Sequence[int]:
+        return self._requests
 
     def move_to(self, layer: int) -> None:
         """Show the layer event of `layer`."""

@@ -321,7 +321,10 @@ class Server:
         sees_next = self._prefetch.clairvoyant or self._knowledge.queued
         next_rows = step.known_ahead if sees_next and self._prefetch.active else ()
         next_unions = self._routing.unions(step.known_ahead)[0] if len(next_rows) else ()
-        return StepView(routing, self._foresight, self._prefetch.name, next_unions)
+        requests = tuple([request.index for request, *_ in step.parts])
+        return StepView(
+            routing, self._foresight, self._prefetch.name, next_unions, requests=requests
+        )
 
     def _run_layers(self, step: Step) -> Wait:
         """Run one step layer by layer, on any machine."""

@@ -35,6 +35,7 @@ _PLAIN: Final = (
     "prefetch_late",
     "prefetch_wasted",
     "prefetch_refused",
+    "prefetch_pollution",
 )
 
 
@@ -62,6 +63,7 @@ class Totals:
     prefetch_late: int
     prefetch_wasted: int
     prefetch_refused: int
+    prefetch_pollution: int
     busy_ns: dict[str, int]
     stall_ns: dict[str, int]
     moved_bytes: dict[str, int]

@@ -31,6 +31,7 @@ from moesim.policies.base import Input
 from moesim.policies.eviction import CacheContext, Resident
 from moesim.policies.guard import inputs_of, make_batching, make_eviction, make_prefetch
 from moesim.policies.placement import Copy
+from moesim.policies.prefetch import Lessons
 from moesim.progress import Progress, counter
 from moesim.scenario import Scenario
 from moesim.scenario.policies import FAMILIES
@@ -59,7 +60,8 @@ from moesim.serving.routing import RoutingSource, TraceRouting
 from moesim.serving.run_log import Observer
 from moesim.serving.scheduler import Scheduler
 from moesim.serving.server import Server
-from moesim.simulate.checks import check_parts, policy_of, profile_trace
+from moesim.simulate.checks import check_parts, policy_of, prefetch_context, profile_trace
+from moesim.simulate.lessons import lessons_of
 from moesim.simulate.places import (
     Places,
     build_placement,
@@ -419,7 +421,11 @@ def build_server(
         requests,
         scheduler=scheduler,
         caches=caches,
-        prefetch=make_prefetch(prefetch, prefetch_options),
+        prefetch=make_prefetch(
+            prefetch,
+            prefetch_options,
+            prefetch_context(scenario, trace, partial(_lessons, scenario, trace)),
+        ),
         routing=routing,
         layers=plan.layers,
         ledger=ledger,
@@ -586,6 +592,23 @@ def _learnt(
     if profile is None or counts == trace_popularity(trace):
         hindsight.add(FAMILIES[section])
     return MappingProxyType(counts)
+
+
+def _lessons(scenario: Scenario, trace: Trace, given: Input) -> Lessons:
+    """Return the rows of an input of the prefetch policy.
+
+    Raises:
+        PolicyViolation: the policy does not name the input, or no part of it.
+    """
+    policy, options = policy_of(scenario, "prefetch")
+    if given not in inputs_of(policy, options) or given.part is None:
+        raise PolicyViolation(
+            policy.name,
+            "lessons",
+            f"asks for the rows of {given!r:.200}, which is none of its inputs; return it from "
+            "`inputs`, as an Input with `trace=True` and a `part`",
+        )
+    return lessons_of(profile_trace(scenario, trace, "prefetch", given), given.part)
 
 
 def _rehearse(plan: Plan, what: str, progress: Progress | None) -> list[list[Key]]:

@@ -195,13 +195,7 @@ def _prefetch(outcome: Outcome) -> Iterator[Caveat]:
     policy, options = policy_of(plan.scenario, "prefetch")
     # Not every policy has a depth.
     depth, layers = getattr(options, "depth", 1), plan.trace.num_layers
-    recorded = plan.trace.meta.prediction_depth
-    if policy.needs_predictions and depth > recorded:
-        yield (
-            f"the trace predicts {recorded} layers ahead, not {depth}",
-            f"prefetch.options.depth is {depth}; the trace predicts {recorded} layers ahead",
-        )
-    elif depth >= 2 * layers:  # past the last layer, the next step's layers may be known
+    if depth >= 2 * layers:  # past the last layer, the next step's layers may be known
         yield (
             f"prefetch looks {depth} layers ahead of {layers}",
             f"prefetch.options.depth is {depth}; two steps have {2 * layers} layers",

@@ -7,7 +7,7 @@ some, `further_mistakes` runs every check that does not read a wrong key.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -24,8 +24,15 @@ from moesim.hardware.topology import CPU, GPU
 from moesim.model.shapes import ModelShape, shapes_like
 from moesim.policies import parse_options
 from moesim.policies.base import Input
-from moesim.policies.guard import find_policy, inputs_of, placement_lanes, placement_mistakes
+from moesim.policies.guard import (
+    find_policy,
+    inputs_of,
+    placement_lanes,
+    placement_mistakes,
+    prefetch_mistakes,
+)
 from moesim.policies.placement import PlacementContext, fixes_residents
+from moesim.policies.prefetch import Lessons, PrefetchContext
 from moesim.policies.registry import path_options
 from moesim.results.window import check_window
 from moesim.scenario.keys import key_path
@@ -34,6 +41,7 @@ from moesim.serving.experts.host_memory import taken_bytes
 from moesim.serving.knowledge import KNOWLEDGE, Knowledge
 from moesim.serving.long_prompts import check_prompts
 from moesim.serving.request import Request
+from moesim.simulate.lessons import served_lessons
 from moesim.streams import stream
 from moesim.trace import Trace, load_trace
 from moesim.workload.workload import (
@@ -41,12 +49,20 @@ from moesim.workload.workload import (
     check_arrivals,
     check_domains,
     check_prefill,
+    requests_of,
 )
 
 if TYPE_CHECKING:
     from moesim.scenario import Scenario
 
-__all__ = ["Parts", "check_parts", "further_mistakes", "policy_of", "profile_trace"]
+__all__ = [
+    "Parts",
+    "check_parts",
+    "further_mistakes",
+    "policy_of",
+    "prefetch_context",
+    "profile_trace",
+]
 
 T = TypeVar("T")
 
@@ -220,7 +236,8 @@ class _Checks:
             if (policy := policies[section]) is not None:
                 attempt(section, check, scenario, trace, knowledge, *policy)
         if policies["prefetch"]:
-            attempt("prefetch.policy", _check_predictions, scenario, trace, policies["prefetch"][0])
+            attempt("prefetch", _check_predictions, scenario, trace, *policies["prefetch"])
+            attempt("prefetch.options", _check_options, scenario, trace, *policies["prefetch"])
         attempt("cache.initial_layers", _check_initial_layers, scenario, trace)
         for section, policy in policies.items():
             if policy is not None and paths_exist[section]:
@@ -231,6 +248,10 @@ class _Checks:
         if requests is not None:
             attempt("batching", check_prompts, scenario, requests)
             attempt("metrics.window", check_window, scenario, requests)
+            for section, policy in policies.items():
+                if policy is not None and paths_exist[section]:
+                    keys = f"workload {section}.options"
+                    attempt(keys, _check_apart, scenario, trace, requests, section, *policy)
         if hardware is None or engine is None or shape is None or requests is None:
             return None
         return Parts(hardware, engine, interface, shape, requests)
@@ -295,6 +316,67 @@ def _check_profiles(
     for given in inputs_of(policy, options):
         if given.trace:
             profile_trace(scenario, trace, section, given)
+
+
+def _check_apart(
+    scenario: Scenario,
+    trace: Trace,
+    requests: Sequence[Request],
+    section: str,
+    policy: type[Any],
+    options: Any,
+) -> None:
+    """Raise ScenarioError where a run serves requests from which a policy learns."""
+    for given in inputs_of(policy, options):
+        if given.part is None:
+            continue
+        profile = profile_trace(scenario, trace, section, given)
+        learnt = requests_of(profile, given.part)
+        where = "the replayed trace" if given.path is None else f"{str(given.path)!r}"
+        part = f"requests {learnt.start} to {learnt.stop - 1} of {where}"
+        if not learnt:
+            message = f"{policy.name} learns from no request: {where} has {profile.num_requests}, "
+            message += "of which the training part has none; choose a larger part"
+        elif both := served_lessons(profile, given.part, trace, requests):
+            message = f"{policy.name} learns from {part}, and the run serves {len(both)} of them, "
+            message += f"first request {both[0]} of the trace; {_apart(given)}"
+        else:
+            continue
+        raise ScenarioError.at(scenario, _key_of(section, given), message)
+
+
+def _apart(given: Input) -> str:
+    """Return what a run needs to serve no request of a training part."""
+    first, last = given.part or (0.0, 1.0)
+    rest = [[0, first]] if first > 0 else []
+    rest += [[last, 1]] if last < 1 else []
+    if given.path is not None or not rest:
+        return "learn from another trace, or from a part that is not served"
+    return f"write {' or '.join(f'workload.part: {each}' for each in rest)}"
+
+
+def _check_options(scenario: Scenario, trace: Trace, policy: type[Any], options: Any) -> None:
+    """Raise ScenarioError with the options of a prefetch policy that cannot hold for the trace."""
+    mistakes = [
+        problem
+        for option, message in prefetch_mistakes(policy, prefetch_context(scenario, trace), options)
+        for problem in ScenarioError.at(scenario, f"prefetch.options.{option}", message).problems
+    ]
+    if mistakes:
+        raise ScenarioError(mistakes)
+
+
+def prefetch_context(
+    scenario: Scenario, trace: Trace, lessons: Callable[[Input], Lessons] | None = None
+) -> PrefetchContext:
+    """Return what the prefetch policy of a scenario may know before a run."""
+    return PrefetchContext(
+        num_layers=trace.num_layers,
+        num_experts=trace.num_experts,
+        top_k=trace.top_k,
+        rng=stream(scenario.seed, "prefetch"),
+        lessons=lessons,
+    )
 
 
 def _check_cancel(scenario: Scenario) -> None:
@@ -475,14 +557,25 @@ def _check_prefetch(
     )
 
 
-def _check_predictions(scenario: Scenario, trace: Trace, policy: type[Any]) -> None:
-    """Raise ScenarioError where a policy needs predictions and the trace holds none."""
-    if policy.needs_predictions and not trace.meta.prediction_depth:
+def _check_predictions(scenario: Scenario, trace: Trace, policy: type[Any], options: Any) -> None:
+    """Raise ScenarioError where a policy needs predictions that the trace does not hold."""
+    if not policy.needs_predictions:
+        return
+    recorded, depth = trace.meta.prediction_depth, getattr(options, "depth", 1)
+    if not recorded:
         raise ScenarioError.at(
             scenario,
             "prefetch.policy",
             f"{policy.name} needs predictions, and the trace holds none; record it with "
-            "`moesim record --depth 1`, or choose another policy",
+            f"`moesim record --depth {depth}`, or choose another policy",
+        )
+    if depth > recorded:
+        raise ScenarioError.at(
+            scenario,
+            "prefetch.options.depth",
+            f"{policy.name} has depth {depth}; the trace predicts {recorded} "
+            f"layer{'s' if recorded > 1 else ''} ahead; write depth: {recorded}, or record it with "
+            f"`moesim record --depth {depth}`",
         )
 
 

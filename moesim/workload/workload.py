@@ -9,6 +9,7 @@ of other requests of the same domain. Reports give the share of tiled rows.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -117,7 +118,23 @@ def drawn_from(scenario: Scenario, trace: Trace) -> Ints:
         raise ScenarioError.at(
             scenario, "workload", "no request of the trace has any rows; choose another trace"
         )
+    if scenario.workload.part is not None:
+        part = requests_of(trace, scenario.workload.part)
+        pool = pool[(pool >= part.start) & (pool < part.stop)]
+        if not len(pool):
+            raise ScenarioError.at(
+                scenario,
+                "workload.part",
+                f"holds no request with rows that may be drawn; the trace has {trace.num_requests} "
+                "requests; write a larger part",
+            )
     return pool
+
+
+def requests_of(trace: Trace, part: Sequence[float]) -> range:
+    """Return the numbers of the requests of a part of a trace, given as two shares."""
+    first, last = (round(share * trace.num_requests) for share in part)
+    return range(first, last)
 
 
 def check_prefill(scenario: Scenario, trace: Trace) -> None:

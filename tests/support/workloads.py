@@ -159,7 +159,10 @@ def random_case(
         cache["write_back"] = rng.random() < 0.3
     prefetch: dict[str, Any] = {"policy": rng.choice(["none", "predicted", "oracle"])}
     if prefetch["policy"] != "none":
-        prefetch["options"] = {"depth": rng.randint(1, 3)}
+        depth = rng.randint(1, 3)
+        recorded = trace.meta.prediction_depth  # a deeper prediction would be refused
+        deepest = recorded if prefetch["policy"] == "predicted" else depth
+        prefetch["options"] = {"depth": min(depth, deepest)}
     arrivals: Any = "all_at_once"
     if not at_once and eviction != "min" and rng.random() < 0.5:
         arrivals = {"kind": "poisson", "rate_per_s": rng.choice([10, 300, 3000])}

@@ -52,11 +52,6 @@ def test_a_run_that_did_all_that_was_asked_has_no_caveats() -> None:
     ("changes", "caveat", "note"),
     [
         (
-            {"prefetch": {"policy": "predicted", "options": {"depth": 3}}, "cache": {"slots": 9}},
-            "the trace predicts 2 layers ahead, not 3",
-            "prefetch.options.depth is 3; the trace predicts 2 layers ahead",
-        ),
-        (
             {"prefetch": {"policy": "oracle", "options": {"depth": 8}}, "cache": {"slots": 9}},
             "prefetch looks 8 layers ahead of 4",
             "prefetch.options.depth is 8; two steps have 8 layers",
@@ -263,6 +258,18 @@ def refusal(tmp_path: Path, text: str, trace: Trace) -> str:
         prepare(load_scenario(tmp_path / "s.yaml"))
     (problem,) = caught.value.problems
     return problem.removeprefix(f"{tmp_path / 's.yaml'}:")
+
+
+@pytest.mark.parametrize("recorded", [1, 2])
+def test_a_depth_of_which_no_prediction_is_recorded_is_refused_where_it_stands(
+    tmp_path: Path, recorded: int
+) -> None:
+    text = "prefetch: {policy: predicted, options: {depth: 3}}"
+    assert refusal(tmp_path, text, tiny_trace(prediction_depth=recorded)) == (
+        f"3:48: prefetch.options.depth: predicted has depth 3; the trace predicts {recorded} "
+        f"layer{'s' if recorded > 1 else ''} ahead; write depth: {recorded}, or record it with "
+        "`moesim record --depth 3`"
+    )
 
 
 @pytest.mark.parametrize(

@@ -108,6 +108,8 @@ def test_labels_that_the_results_quote_are_printed(tmp_path: Path) -> None:
     # A machine with every lane, and a host that takes time.
     shares = {"cpu_busy_share": 0.5, "disk_busy_share": 0.5, "stall_host_s": 1.0}
     print_summary(run_directory(tmp_path / "whole", summary=shares), stream)
+    ahead = {"prefetch_policy": "oracle", "prefetch_pollution": 3}
+    print_summary(run_directory(tmp_path / "ahead", summary=ahead), stream)
     printed = stream.getvalue() + "".join(metric.title for metric in HEADLINE)
     _, results = (ROOT / "docs/results.md").read_text().split("## summary.json")
     labels = re.findall(r'"([^"]+?)[ .]*"', " ".join(results.split()))

@@ -151,6 +151,7 @@ CASES: dict[str, tuple[dict[str, Any], Any]] = {
     "Workload.requests": ({}, 2),
     "Workload.order": ({}, "shuffled"),
     "Workload.domains": ({}, ["code"]),
+    "Workload.part": ({}, [0, 0.5]),
     "Workload.prefill": ({}, "skip"),
     "Workload.cached_prefix": ({}, 2),
     "AllAtOnce.kind": (POISSON, "all_at_once"),

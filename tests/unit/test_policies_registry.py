@@ -20,7 +20,8 @@ from moesim.policies.registry import NoOptions, option_mistakes
 EXPECTED = {
     "eviction": "activation_matrix arc fifo fmoe least_stale lfru lfu lfu_decay lfu_in_cache lirs "
     "lookahead lru min min_window mrs random s3_fifo sieve static",
-    "prefetch": "layer_ahead none oracle predicted",
+    "prefetch": "activation_matrix dial layer_ahead none oracle popularity predicted "
+    "previous_layer previous_token trajectory",
     "batching": "decode_first expert_aware fcfs prefill_first task_aware",
     "placement": "copy cost cpu_experts cpu_layers two_queue",
 }

@@ -20,7 +20,7 @@ from moesim.machine.events import EventMachine
 from moesim.machine.sim import SimMachine
 from moesim.policies import find, names
 from moesim.policies.eviction import LFU, LRU, Static
-from moesim.policies.prefetch import Prefetch
+from moesim.policies.prefetch import Learned, Prefetch
 from moesim.policies.view import View
 from moesim.serving.scheduler import Scheduler
 from moesim.simulate import summarise
@@ -138,18 +138,26 @@ def diary_of(scenario: Any, trace: Trace, make: Any = SimMachine) -> Diary:
 
 def scenario_of(eviction: str, prefetch: str, scope: str, profile: Path) -> dict[str, Any]:
     options = {"profile": str(profile)} if eviction == "static" else {}
+    ahead: dict[str, Any] = {} if prefetch == "none" else {"depth": 2}
+    if issubclass(find("prefetch", prefetch), Learned):  # from requests that are not replayed
+        ahead["profile"] = str(profile.with_name("lessons"))
     return tiny_scenario(
         cache={"policy": eviction, "scope": scope, "slots": 14, "options": options},
-        prefetch={"policy": prefetch, "options": {} if prefetch == "none" else {"depth": 2}},
+        prefetch={"policy": prefetch, "options": ahead},
         batching={"token_budget": 5, "max_sequences": 3},
     )
 
 
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> Trace:
-    """Return a trace of four requests, also saved as the profile from which `static` learns."""
+    """Return a trace of four requests, also saved as the profile from which `static` learns.
+
+    Prefetch policies learn from another one beside it.
+    """
     trace = tiny_trace(requests=4, prompt_tokens=4, output_tokens=4, prediction_accuracy=0.6)
-    return scored_trace(trace).save(tmp_path_factory.mktemp("view") / "trace")
+    folder = tmp_path_factory.mktemp("view")
+    tiny_trace(requests=6, prompt_tokens=4, output_tokens=4, seed=11).save(folder / "lessons")
+    return scored_trace(trace).save(folder / "trace")
 
 
 @pytest.mark.parametrize("scope", ["per_layer", "global"])
@@ -172,7 +180,9 @@ def test_another_future_changes_no_decision_taken_before_it(
     assert differs == CUTS, "the futures are all the same: nothing was shown"
 
 
-@pytest.mark.parametrize(("eviction", "prefetch"), [("min", "none"), ("lru", "oracle")])
+@pytest.mark.parametrize(
+    ("eviction", "prefetch"), [("min", "none"), ("lru", "oracle"), ("lru", "dial")]
+)
 def test_clairvoyant_policies_do_look_beyond(recorded: Trace, eviction: str, prefetch: str) -> None:
     """They are marked as such. This also shows that the comparison above can fail."""
     assert recorded.path is not None

@@ -1,9 +1,33 @@
 """Prefetch policies: which experts are copied before they are needed, one idea per file."""
 
-from moesim.policies.prefetch.base import DepthOptions, Prefetch
+from moesim.policies.prefetch.activation_matrix import ActivationMatrix
+from moesim.policies.prefetch.base import DepthOptions, Lessons, Prefetch, PrefetchContext
+from moesim.policies.prefetch.dial import Dial
 from moesim.policies.prefetch.layer_ahead import LayerAhead
+from moesim.policies.prefetch.learned import Learned, LearnedOptions
 from moesim.policies.prefetch.none import NoPrefetch
 from moesim.policies.prefetch.oracle import Oracle
+from moesim.policies.prefetch.popularity import Popularity
 from moesim.policies.prefetch.predicted import Predicted
+from moesim.policies.prefetch.previous_layer import PreviousLayer
+from moesim.policies.prefetch.previous_token import PreviousToken
+from moesim.policies.prefetch.trajectory import Trajectory
 
-__all__ = ["DepthOptions", "LayerAhead", "NoPrefetch", "Oracle", "Predicted", "Prefetch"]
+__all__ = [
+    "ActivationMatrix",
+    "DepthOptions",
+    "Dial",
+    "LayerAhead",
+    "Learned",
+    "LearnedOptions",
+    "Lessons",
+    "NoPrefetch",
+    "Oracle",
+    "Popularity",
+    "Predicted",
+    "Prefetch",
+    "PrefetchContext",
+    "PreviousLayer",
+    "PreviousToken",
+    "Trajectory",
+]

@@ -4,18 +4,22 @@
 each layer event. The server skips the returned keys that are resident or being copied.
 
 A prefetched key takes a slot as soon as its copy is issued, before the copy has landed.
+
+Shapes: B rows, L layers, K experts per row (top-k).
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
+import numpy as np
+import numpy.typing as npt
 from annotated_types import Ge, Le
 
-from moesim.policies.base import Policy
+from moesim.policies.base import Input, Policy
 from moesim.policies.view import Key, View
 
 
@@ -24,6 +28,35 @@ class DepthOptions:
     """`depth`: number of later layers to prefetch for."""
 
     depth: Annotated[int, Ge(1), Le(1000)] = 1  # more layers than any model has
+
+
+@dataclass(frozen=True, slots=True)
+class Lessons:
+    """The rows from which a policy learns, in recorded order.
+
+    - `ids`: experts, of shape [B, L, K], -1 where a place is unused.
+    - `weights`: gate weights, of shape [B, L, K]; None if the trace records none.
+    - `requests`: the number of the request of each row, of shape [B].
+    """
+
+    ids: npt.NDArray[np.int64]
+    weights: npt.NDArray[np.float64] | None
+    requests: npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class PrefetchContext:
+    """What a prefetch policy may know of the model and of its lessons before a run.
+
+    `rng` is the policy's own random stream. `lessons` reads the rows of an input, which must be one
+    of the policy's `inputs`; it is None where options are checked.
+    """
+
+    num_layers: int
+    num_experts: int
+    top_k: int
+    rng: np.random.Generator
+    lessons: Callable[[Input], Lessons] | None = None
 
 
 class Prefetch(Policy, ABC):
@@ -41,8 +74,16 @@ class Prefetch(Policy, ABC):
     needs_predictions: ClassVar[bool] = False
     active: ClassVar[bool] = True
 
+    @classmethod
+    def mistakes(cls, options: Any, context: PrefetchContext) -> Sequence[tuple[str, str]]:
+        """Return the options that cannot hold for this model, each with what is wrong."""
+        return ()
+
     def __init__(self, options: Any = None) -> None:
         self.options = self.Options() if options is None else options
+
+    def prepare(self, context: PrefetchContext) -> None:
+        """Prepare for a run, once and before the first `wanted`; by default nothing."""
 
     @abstractmethod
     def wanted(self, view: View) -> Sequence[Key]:

@@ -77,6 +77,9 @@ class ExpertCache:
             self._free = staging.slots(self.capacity)
         else:
             self._free = self._memory = FreeBytes(self.capacity, staging.total)
+        # Leavers for prefetches, each with the keys that took its slot, until either is wanted.
+        self._displaced: dict[Key, list[Key]] = {}
+        self._displacers: dict[Key, list[Key]] = {}
         for key in policy.preload():
             if not self._free:
                 raise self._violation(
@@ -137,6 +140,8 @@ class ExpertCache:
                 held.append(slot)
             else:
                 late.append((key, tokens[place], slot))
+        if self._displaced:
+            self._count_pollution(view.union)
         placed, elsewhere = _NOWHERE_ELSE, _NO_EXPERTS
         if self._place is not None and (missing or late):
             placed = self._place(view, [k for k, _ in missing], [k for k, *_ in late], rows_of_step)
@@ -187,6 +192,17 @@ class ExpertCache:
             if slot.fresh:
                 slot.fresh = False
                 self._ledger.prefetch_late += slot.units
+
+    def _count_pollution(self, union: Sequence[Key]) -> None:
+        """Count keys that left for a prefetch and are wanted before the prefetched key."""
+        displaced, displacers = self._displaced, self._displacers
+        for key in union:  # first, because a key wanted at the same time is not wanted before
+            for victim in displacers.pop(key, ()):
+                left = [other for other in displaced.pop(victim, ()) if other != key]
+                if left:
+                    displaced[victim] = left
+        for key in union:
+            self._ledger.prefetch_pollution += len(displaced.pop(key, ()))
 
     def _assign(
         self, missing: Sequence[tuple[Key, int]], bypass: Collection[Key], placed: Placed
@@ -248,6 +264,9 @@ class ExpertCache:
             slot = self._evict(victim, protected)
             leavers = (victim,)
             vacated = self._vacated([(victim, slot)])
+        for victim in leavers:
+            self._displaced.setdefault(victim, []).append(key)
+            self._displacers.setdefault(key, []).append(victim)
         policy.insert(key)
         slots[key] = slot
         slot.issued = next(self._issues)
