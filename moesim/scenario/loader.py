@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from moesim.config.markers import BASE_DIR, seen_from
+from moesim.config.markers import BASE_DIR, file_under, seen_from
 from moesim.config.validation import order, validate
 from moesim.config.yaml_document import (
     Document,
@@ -18,6 +18,7 @@ from moesim.config.yaml_document import (
 )
 from moesim.errors import ScenarioError
 from moesim.files import as_path
+from moesim.policies.references import referred_file, with_file
 from moesim.scenario.behind import mistakes_behind
 from moesim.scenario.keys import key_path, map_paths
 from moesim.scenario.scenario import SHORTHANDS, Scenario
@@ -95,7 +96,8 @@ def _override(
             continue
         try:
             value = parse_value(text, place)
-            value = map_paths(Scenario, key_path(key), value, seen_from_base)
+            policy = _policy_beside(document, key_path(key), base_dir)
+            value = map_paths(Scenario, key_path(key), value, seen_from_base, policy)
             document = document.with_value(key_path(key), value, place, SHORTHANDS)
         except ScenarioError as error:
             problems += error.problems
@@ -106,6 +108,15 @@ def _override(
             for swept in [s for s in sweep if s == key or s.startswith(f"{key}.")]:
                 del sweep[swept]
     return document, problems + _overwritten(document, overrides)
+
+
+def _policy_beside(document: Document, key: KeyPath, base_dir: Path) -> str | None:
+    """Return the reference to the policy whose option a key is; None for a registered policy."""
+    policy = document.at((*key[:1], "policy"))
+    if key[1:2] != ("options",) or not isinstance(policy, str):
+        return None
+    file = referred_file(policy)
+    return with_file(policy, file_under(base_dir, file)) if file else None
 
 
 def _overwritten(document: Document, overrides: Sequence[str]) -> list[str]:
