@@ -73,6 +73,8 @@ def _usual(run: Run, key: str, name: str, distinguishing: Distinguishing) -> str
     value = value_at(run, key)
     if key == "trace":
         return f"{name} = {spelled(run.trace)}"
+    if key == "system":
+        return str(value or "no system")
     if isinstance(value, Mapping):
         return _section(name, distinguishing.get(_json(value), value), value)
     if key == "cache.policy":

@@ -23,6 +23,7 @@ from moesim.scenario.behind import mistakes_behind
 from moesim.scenario.keys import key_path, map_paths
 from moesim.scenario.scenario import SHORTHANDS, Scenario
 from moesim.scenario.sweep import expand_sweep
+from moesim.scenario.system import with_system
 
 __all__ = ["load_scenario"]
 
@@ -65,7 +66,7 @@ def load_scenario(
 
 def build(document: Document, base_dir: Path) -> Scenario:
     """Return the scenario in a document without checking its sweep. Raise ScenarioError."""
-    scenario = validate(document, Scenario, {BASE_DIR: base_dir})
+    scenario = validate(with_system(document, SHORTHANDS), Scenario, {BASE_DIR: base_dir})
     scenario._document = document
     scenario._base_dir = base_dir
     return scenario

@@ -35,6 +35,7 @@ from moesim.scenario.engine import EngineChoice
 from moesim.scenario.expert_bits import ExpertBitsBy
 from moesim.scenario.memory_share import KvShare, PinnedShare, SlotsShare
 from moesim.scenario.policies import OptionsOf, PolicyOf, finite_throughout
+from moesim.systems.preset import check_system_name, system_names
 
 __all__ = [
     "Batching",
@@ -75,6 +76,12 @@ def _understood(read: Callable[[str], Any]) -> AfterValidator:
     return AfterValidator(check)
 
 
+def _existing_system(value: str) -> str:
+    if wrong := check_system_name(value):
+        raise ValueError(wrong)
+    return value
+
+
 def _existing_shape(value: str) -> str:
     if value != "trace" and not value.endswith(_CONFIGS) and (wrong := check_shape_name(value)):
         raise ValueError(wrong)
@@ -94,6 +101,11 @@ PARTS: Final = ("gpu", "cpu", "memory", "pcie")
 """The keys of `hardware` that name parts, in the order of `assemble`."""
 
 Text = Annotated[str, Field(min_length=1)]
+SystemName = Annotated[
+    str,
+    AfterValidator(_existing_system),
+    WithJsonSchema({"enum": system_names()}),
+]
 TracePath = Annotated[
     str,
     PathTo(
