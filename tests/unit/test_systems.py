@@ -597,3 +597,23 @@ def test_the_files_of_presets_hold_no_line_that_the_schema_does_not_know() -> No
         assert set(data) == {"name", "about", "source", "sets", "cannot_express"}
         assert load_document(file).data == data
         assert dump_document(data)
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_the_document_has_every_setting_and_source_of_a_system(system: str) -> None:
+    lines = (ROOT / "docs" / "systems.md").read_text(encoding="utf-8").splitlines()
+    rows = [line for line in lines if line.startswith(f"| `{system}` |")]
+    assert len(rows) == 1
+    preset = load_preset(system)
+    sets = ", ".join(
+        f"`{key}: {dump_document({'': setting.value}).partition(': ')[2].strip()}`"
+        for key, setting in preset.sets.items()
+    )
+    assert rows[0].startswith(f"| `{system}` | {sets} | {preset.source} | ")
+
+
+def test_the_example_of_the_document_is_a_scenario(tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "systems.md").read_text(encoding="utf-8")
+    example = text.partition("```yaml\n")[2].partition("```")[0]
+    (tmp_path / "x.yaml").write_text(example.replace("../traces", str(ROOT / "traces")))
+    assert len(expand_sweep(load_scenario(tmp_path / "x.yaml"))) == 4
