@@ -78,5 +78,6 @@ def load_preset(name: str) -> Preset:
 
 @cache
 def preset_keys() -> frozenset[str]:
-    """Return every key that some preset sets."""
-    return frozenset(key for name in system_names() for key in load_preset(name).sets)
+    """Return every key that some preset sets, and the keys inside a section that hold such keys."""
+    keys = [key.split(".") for name in system_names() for key in load_preset(name).sets]
+    return frozenset(".".join(key[:end]) for key in keys for end in range(2, len(key) + 1))

@@ -18,7 +18,9 @@ from workloads import tiny_trace
 from moesim.errors import ScenarioError, UsageError
 from moesim.policies import names, references
 from moesim.policies.registry import find
+from moesim.report.comparison import compare_runs
 from moesim.report.names import policy_label
+from moesim.report.runs import load_run
 from moesim.scenario import Scenario, expand_sweep, load_scenario
 from moesim.simulate import run
 from moesim.simulate.rundir import fingerprint, input_hashes, policy_hashes
@@ -289,6 +291,15 @@ def test_a_sweep_takes_policies_from_files(folder: Path) -> None:
 
 def test_the_label_of_a_reference_is_its_class_and_loads_nothing() -> None:
     assert policy_label("absent/file.py:Mine") == "Mine"
+
+
+def test_a_comparison_names_policies_in_files_by_their_classes(folder: Path) -> None:
+    text = "cache: {slots: 8}\nsweep: {cache.policy: [lru, policies/mine.py:Mine]}"
+    runs = []
+    for place, (_, point) in enumerate(expand_sweep(load_scenario(scenario_in(folder, text)))):
+        run(point, out=folder / f"run-{place}")
+        runs.append(load_run(folder / f"run-{place}"))
+    assert [row.variant for row in compare_runs(runs).rows] == ["LRU", "Mine"]
 
 
 def test_a_scenario_that_is_only_validated_loads_no_file() -> None:

@@ -567,7 +567,7 @@ def test_a_sweep_over_systems_needs_the_scenario_as_it_was_written() -> None:
 
 
 def test_rows_of_a_comparison_are_named_by_their_system_alone(folder: Path) -> None:
-    text = "cache: {slots: 8}\nsweep: {system: [mixtral-offloading, fmoe, null]}"
+    text = "cache: {slots: 8}\nsweep: {system: [mixtral-offloading, fmoe, promoe, null]}"
     loaded = load_scenario(scenario_in(folder, text))
     runs = []
     for place, (values, point) in enumerate(expand_sweep(loaded)):
@@ -578,8 +578,10 @@ def test_rows_of_a_comparison_are_named_by_their_system_alone(folder: Path) -> N
     assert [row.variant for row in compare_runs(runs).rows] == [
         "mixtral-offloading",
         "fmoe",
+        "promoe",
         "no system",
     ]
+    assert {row.facet for row in compare_runs(runs).rows} == {""}
 
 
 def test_merging_leaves_the_document_and_its_places_alone() -> None:
