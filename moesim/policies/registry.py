@@ -163,7 +163,7 @@ def find(family: str, name: str) -> type[Any]:
     _check_family(family)
     _load_all()
     if is_reference(name):
-        return _referred(name)
+        return _referred(family, name)
     key = (family, name.replace("-", "_"))
     key = (family, _aliases.get(key, key[1]))
     if key in _ambiguous:
@@ -177,15 +177,23 @@ def find(family: str, name: str) -> type[Any]:
     return _registry[key]
 
 
-def _referred(name: str) -> type[Any]:
-    """Return the class that a reference names. Names that its code registers are dropped again."""
+def _referred(family: str, name: str) -> type[Any]:
+    """Return the class that a reference names. Names that its code registers are dropped again.
+
+    Raise `UsageError` where another policy has its name, by which results would show it.
+    """
     before = dict(_registry), dict(_aliases)
     try:
         with _no_bytecode_written():
-            return load_reference(name)
+            policy = load_reference(name)
     finally:
         _restore(_registry, before[0])
         _restore(_aliases, before[1])
+    if _registry.get((family, getattr(policy, "name", "")), policy) is not policy:
+        raise UsageError(
+            f"{policy.__name__!r} is the name of a registered policy; rename the class"
+        )
+    return policy
 
 
 def parse_options(policy: type[Any], options: Mapping[str, Any]) -> Any:
