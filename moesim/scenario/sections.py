@@ -340,7 +340,7 @@ class Batching(Strict):
     policy: Annotated[Text, PolicyOf("batching")] = Field(
         "decode_first",
         description="The batching policy: prefill_first, decode_first, fcfs, expert_aware, "
-        "task_aware or a plug-in.",
+        "task_aware, a plug-in, or a class like file.py:MyPolicy.",
         examples=["decode_first"],
     )
     options: Annotated[dict[str, Any], OptionsOf("batching")] = Field(
@@ -372,7 +372,8 @@ class Cache(Strict):
 
     policy: Annotated[Text, PolicyOf("eviction")] = Field(
         "lru",
-        description="The eviction policy; see `moesim list policies`.",
+        description="The eviction policy, or the place of its class, like path/to/file.py:MyPolicy"
+        "; see `moesim list policies`.",
         examples=["lru"],
     )
     options: Annotated[dict[str, Any], OptionsOf("eviction")] = Field(
@@ -411,7 +412,8 @@ class Prefetch(Strict):
 
     policy: Annotated[Text, PolicyOf("prefetch")] = Field(
         "none",
-        description="The prefetch policy: none, oracle, predicted, layer_ahead or a plug-in.",
+        description="The prefetch policy: none, oracle, predicted, layer_ahead, a plug-in, or a "
+        "class like file.py:MyPolicy.",
     )
     options: Annotated[dict[str, Any], OptionsOf("prefetch")] = Field(
         {}, description="Options of the policy, like {depth: 1}."
@@ -429,7 +431,7 @@ class Placement(Strict):
     policy: Annotated[Text, PolicyOf("placement")] = Field(
         "copy",
         description="The placement policy: copy (to the GPU), cpu_layers, cpu_experts, cost, "
-        "two_queue or a plug-in.",
+        "two_queue, a plug-in, or a class like file.py:MyPolicy.",
     )
     options: Annotated[dict[str, Any], OptionsOf("placement")] = Field(
         {}, description="Options of the policy, like {layers: auto}."
