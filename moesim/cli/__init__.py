@@ -22,6 +22,7 @@ from moesim.cli import (
     models,
     record,
     run,
+    systems,
     trace,
     validate,
 )
@@ -63,7 +64,19 @@ def moesim(
 
 
 # The order of the commands in `moesim --help`.
-for group in (run, compare, calibrate, validate, measured, inspect, listing, record, models, trace):
+for group in (
+    run,
+    compare,
+    calibrate,
+    validate,
+    measured,
+    inspect,
+    listing,
+    systems,
+    record,
+    models,
+    trace,
+):
     group.register(app)
 
 

@@ -28,7 +28,17 @@ from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 from moesim.config.suggest import suggest
 from moesim.config.yaml_document import KeyPath
 
-__all__ = ["BASE_DIR", "NO_PATH", "NoneAs", "PathTo", "Short", "marked", "models_in", "seen_from"]
+__all__ = [
+    "BASE_DIR",
+    "NO_PATH",
+    "NoneAs",
+    "PathTo",
+    "Short",
+    "file_under",
+    "marked",
+    "models_in",
+    "seen_from",
+]
 
 BASE_DIR: Final = "base_dir"
 """Key of the validation context: the folder from which relative paths start. Without it, paths are
@@ -132,13 +142,13 @@ class PathTo:
     def __get_pydantic_core_schema__(
         self, source: Any, handler: GetCoreSchemaHandler
     ) -> CoreSchema:
-        return core_schema.with_info_after_validator_function(self._check, handler(source))
+        return core_schema.with_info_after_validator_function(self.check, handler(source))
 
-    def _check(self, value: str, info: ValidationInfo) -> str:
+    def check(self, value: str, info: ValidationInfo) -> str:
         """Return the path. Raise `NO_PATH` where it does not exist."""
         base = info.context.get(BASE_DIR) if info.context else None
         if self.is_path(value) and (not value or base is not None):
-            at = os.path.join(base or "", os.path.expanduser(value))
+            at = file_under(base or "", value)
             if not value or not self.exists(at):
                 # The message depends on where the value came from, which the document tells later.
                 details = {"value": value, "base": str(base or ""), "marker": self}
@@ -150,7 +160,7 @@ class PathTo:
 
         `typed`: the path came from the command line, and was made relative to `base` afterwards.
         """
-        at = os.path.join(base, os.path.expanduser(value))
+        at = file_under(base, value)
         # A path from the command line is shown as it was typed, from the working directory.
         shown = (
             os.path.relpath(os.path.realpath(at), os.path.realpath("."))
@@ -175,6 +185,11 @@ class PathTo:
         except (OSError, ValueError):  # no such folder, or a NUL in its name
             return []
         return [n for n in names if self.is_path(n) and self.exists(os.path.join(folder, n))]
+
+
+def file_under(folder: str | os.PathLike[str], path: str) -> str:
+    """Return a path as seen from the working directory; a relative one starts at `folder`."""
+    return os.path.join(folder, os.path.expanduser(path))
 
 
 def seen_from(folder: str | os.PathLike[str], path: str | os.PathLike[str]) -> str:

@@ -34,7 +34,7 @@ def is_foreign(policy: object) -> bool:
 
 def violation(name: str, method: str, error: BaseException) -> PolicyViolation:
     """Return the violation of policy `name`, in whose `method` the `error` was raised."""
-    return PolicyViolation(name, method, _one_line(error))
+    return PolicyViolation(name, method, one_line(error))
 
 
 @contextmanager
@@ -51,7 +51,7 @@ def blamed(policy: type, method: str) -> Iterator[None]:
         raise violation(str(name), method, error) from error
 
 
-def _one_line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
     """Return what was raised and in which line; of a `WrongType`, its message alone."""
     text = " ".join(str(error).split())
     if len(text) > _LONGEST:

@@ -10,6 +10,9 @@ folder, and the path must exist. The file, or the header of a trace folder, is p
 fingerprint. A policy that learns from other files as well, or from a trace, says so in
 `Policy.inputs`.
 
+A name with a colon says where a class is (`moesim.policies.references`): such a class needs no
+registration.
+
 Other packages add policies through the entry-point group `moesim.policies`. Each entry point names
 a module that registers its classes when it is imported. A package that cannot be imported is left
 out, and named where a policy is not found.
@@ -30,6 +33,7 @@ from moesim.config.suggest import suggest
 from moesim.errors import PolicyViolation, UsageError
 from moesim.policies.blame import CAUGHT, blamed, is_foreign
 from moesim.policies.option_mistakes import Where, mistakes_in
+from moesim.policies.references import is_reference, load_reference
 from moesim.policies.sources import note_loaded
 
 FAMILIES = ("eviction", "prefetch", "batching", "placement")
@@ -151,11 +155,15 @@ def names(family: str) -> list[str]:
 def find(family: str, name: str) -> type[Any]:
     """Return the class registered under a name or alias (`-` and `_` are the same).
 
+    A reference, like `file.py:Class`, gives the class at that place.
+
     Raise `UsageError` with similar names if there is none, or with the packages that cannot be
     loaded, which may be where the policy is.
     """
     _check_family(family)
     _load_all()
+    if is_reference(name):
+        return _referred(family, name)
     key = (family, name.replace("-", "_"))
     key = (family, _aliases.get(key, key[1]))
     if key in _ambiguous:
@@ -167,6 +175,25 @@ def find(family: str, name: str) -> type[Any]:
         hint += " (see `moesim list policies`)"
         raise UsageError(f"unknown {family} policy {name!r}{hint}")
     return _registry[key]
+
+
+def _referred(family: str, name: str) -> type[Any]:
+    """Return the class that a reference names. Names that its code registers are dropped again.
+
+    Raise `UsageError` where another policy has its name, by which results would show it.
+    """
+    before = dict(_registry), dict(_aliases)
+    try:
+        with _no_bytecode_written():
+            policy = load_reference(name)
+    finally:
+        _restore(_registry, before[0])
+        _restore(_aliases, before[1])
+    if _registry.get((family, getattr(policy, "name", "")), policy) is not policy:
+        raise UsageError(
+            f"{policy.__name__!r} is the name of a registered policy; rename the class"
+        )
+    return policy
 
 
 def parse_options(policy: type[Any], options: Mapping[str, Any]) -> Any:

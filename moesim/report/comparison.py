@@ -38,6 +38,7 @@ from moesim.report.metrics import (
 from moesim.report.names import policy_label
 from moesim.report.runs import MOST_IDLE, Run
 from moesim.report.statistics import Estimate, estimate
+from moesim.systems.preset import preset_keys
 
 __all__ = ["Comparison", "Row", "compare_runs"]
 
@@ -45,7 +46,7 @@ __all__ = ["Comparison", "Row", "compare_runs"]
 CAPACITY_KEYS: Final = ("cache.slots", "memory.capacity")
 # A batch of another size is another load, so policies are compared at each size.
 LOAD_KEYS: Final = ("batching.max_sequences",)
-POLICY_SECTIONS: Final = ("cache", "prefetch", "batching", "placement", "replay")
+POLICY_SECTIONS: Final = ("system", "cache", "prefetch", "batching", "placement", "replay")
 # Never compared: the seed repeats a point, the others change a run's name or what it records.
 IGNORED: Final = frozenset({"name", "seed", "sweep", "timeline", "bounds"})
 OF_ENGINES: Final = frozenset(
@@ -328,6 +329,8 @@ def _varying(runs: Sequence[Run]) -> list[str]:
         follows.update(OF_ENGINES)
     if {"hardware", "hardware.memory"} & set(keys):
         follows.update(OF_PARTS)
+    if "system" in keys:
+        follows.update(preset_keys(), OF_ENGINES)
     own = [key for key in keys if key in swept or key not in follows]
     return [key for key in keys if key in own or not _follows(runs, key, own)]
 

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from moesim.config.spelling import entries, shortest_tails, spelled
+from moesim.policies.references import is_reference, referred_class
 from moesim.report.names import policy_label
 from moesim.report.runs import Run
 
@@ -72,6 +73,8 @@ def _usual(run: Run, key: str, name: str, distinguishing: Distinguishing) -> str
     value = value_at(run, key)
     if key == "trace":
         return f"{name} = {spelled(run.trace)}"
+    if key == "system":
+        return str(value or "no system")
     if isinstance(value, Mapping):
         return _section(name, distinguishing.get(_json(value), value), value)
     if key == "cache.policy":
@@ -79,6 +82,8 @@ def _usual(run: Run, key: str, name: str, distinguishing: Distinguishing) -> str
         return policy_label(str(value or run.text("cache_policy")), options)
     if key.endswith(".policy"):
         family = key.split(".")[0]
+        if isinstance(value, str) and is_reference(value):
+            return f"{referred_class(value)} {family}"
         return f"{'no' if value == 'none' else value} {family}".replace("_", "-")
     return f"{name} = {spelled(value)}"
 

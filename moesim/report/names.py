@@ -44,8 +44,13 @@ def policy_label(name: str, options: Mapping[str, Any] | None = None) -> str:
     """Return the label of an eviction policy; its own name if the literature has none.
 
     The label of MIN says that it minimises misses, not latency. A policy that learnt on the
-    replayed trace is an oracle, and its label says so.
+    replayed trace is an oracle, and its label says so. One that a file or a module holds has the
+    name of its class.
     """
+    from moesim.policies.references import is_reference, referred_class
+
+    if is_reference(name):  # reading a report runs no code of a file
+        return referred_class(name)
     # Users may write lfu-decay for lfu_decay; the registry accepts both.
     name = name.replace("-", "_")
     if name in NAMES:

@@ -14,8 +14,9 @@ from moesim.config.validation import check
 from moesim.config.yaml_document import Document, KeyPath
 from moesim.errors import ScenarioError
 from moesim.hardware.hardware import hardware_names
-from moesim.scenario.scenario import Scenario
+from moesim.scenario.scenario import SHORTHANDS, Scenario
 from moesim.scenario.sweep import expand_sweep, oversize, vary
+from moesim.scenario.system import with_system
 
 if TYPE_CHECKING:
     from moesim.trace import Trace
@@ -58,7 +59,7 @@ def _without_mistakes(document: Document, base_dir: Path) -> tuple[Scenario | No
     """
     wrong: set[KeyPath] = set()
     for _ in range(_ROUNDS):
-        scenario, faults = check(document, Scenario, {BASE_DIR: base_dir})
+        scenario, faults = check(with_system(document, SHORTHANDS), Scenario, {BASE_DIR: base_dir})
         if scenario is not None:
             scenario._document, scenario._base_dir = document, base_dir
             return scenario, wrong

@@ -11,8 +11,9 @@ from pydantic import BaseModel
 from moesim.config.fields import Quantity
 from moesim.config.markers import PathTo, Short, marked
 from moesim.config.yaml_document import KeyPath
+from moesim.policies.references import referred_file, with_file
 from moesim.policies.registry import path_options
-from moesim.scenario.policies import OptionsOf
+from moesim.scenario.policies import OptionsOf, PolicyOf
 
 __all__ = ["key_path", "map_paths", "quantities", "shorthands"]
 
@@ -46,6 +47,11 @@ def _paths(model: type[BaseModel]) -> Mapping[KeyPath, PathTo]:
 
 
 @cache
+def _policies(model: type[BaseModel]) -> frozenset[KeyPath]:
+    return frozenset(path for path, _ in marked(model, PolicyOf))
+
+
+@cache
 def _families(model: type[BaseModel]) -> Mapping[KeyPath, str]:
     return {path: options.family for path, options in marked(model, OptionsOf)}
 
@@ -59,8 +65,9 @@ def map_paths(
 ) -> Any:
     """Return the plain data `value` of `key` with every path in it replaced.
 
-    `change(key, path)` returns the replacement. An option of a policy is a path where the policy
-    types it `Path`. Without `policy`, an option is a path if any policy of the family says so.
+    `change(key, path)` returns the replacement. Of a reference to a policy, the file is a path. An
+    option of a policy is a path where the policy types it `Path`. Without `policy`, an option is a
+    path if any policy of the family says so.
     """
     if key[:1] == ("sweep",) and len(key) == 2:
         # A value that is no list is a mistake, which the schema reports later.
@@ -73,6 +80,9 @@ def map_paths(
         return value
     if key in shorthands(model):  # the text is the value of the section's main key
         key = (*key, shorthands(model)[key])
+    if key in _policies(model):  # of a reference, only the file is a path
+        file = referred_file(value)
+        return value if file is None else with_file(value, change(key, file))
     marker, family = _paths(model).get(key), _families(model).get(key[:-1])
     # The schema types no option; the policy's own class does.
     of_policy = family is not None and key[-1] in path_options(family, policy)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from moesim.config.markers import BASE_DIR, seen_from
+from moesim.config.markers import BASE_DIR, file_under, seen_from
 from moesim.config.validation import order, validate
 from moesim.config.yaml_document import (
     Document,
@@ -18,10 +18,12 @@ from moesim.config.yaml_document import (
 )
 from moesim.errors import ScenarioError
 from moesim.files import as_path
+from moesim.policies.references import referred_file, with_file
 from moesim.scenario.behind import mistakes_behind
 from moesim.scenario.keys import key_path, map_paths
 from moesim.scenario.scenario import SHORTHANDS, Scenario
 from moesim.scenario.sweep import expand_sweep
+from moesim.scenario.system import with_system
 
 __all__ = ["load_scenario"]
 
@@ -64,7 +66,7 @@ def load_scenario(
 
 def build(document: Document, base_dir: Path) -> Scenario:
     """Return the scenario in a document without checking its sweep. Raise ScenarioError."""
-    scenario = validate(document, Scenario, {BASE_DIR: base_dir})
+    scenario = validate(with_system(document, SHORTHANDS), Scenario, {BASE_DIR: base_dir})
     scenario._document = document
     scenario._base_dir = base_dir
     return scenario
@@ -95,7 +97,8 @@ def _override(
             continue
         try:
             value = parse_value(text, place)
-            value = map_paths(Scenario, key_path(key), value, seen_from_base)
+            policy = _policy_beside(document, key_path(key), base_dir)
+            value = map_paths(Scenario, key_path(key), value, seen_from_base, policy)
             document = document.with_value(key_path(key), value, place, SHORTHANDS)
         except ScenarioError as error:
             problems += error.problems
@@ -106,6 +109,15 @@ def _override(
             for swept in [s for s in sweep if s == key or s.startswith(f"{key}.")]:
                 del sweep[swept]
     return document, problems + _overwritten(document, overrides)
+
+
+def _policy_beside(document: Document, key: KeyPath, base_dir: Path) -> str | None:
+    """Return the reference to the policy whose option a key is; None for a registered policy."""
+    policy = document.at((*key[:1], "policy"))
+    if key[1:2] != ("options",) or not isinstance(policy, str):
+        return None
+    file = referred_file(policy)
+    return with_file(policy, file_under(base_dir, file)) if file else None
 
 
 def _overwritten(document: Document, overrides: Sequence[str]) -> list[str]:

@@ -46,11 +46,13 @@ from moesim.scenario.sections import (
     Prefetch,
     PrefetchField,
     Sweep,
+    SystemName,
     Text,
     Timeline,
     TracePath,
     Workload,
 )
+from moesim.scenario.system import with_system
 
 __all__ = ["SHORTHANDS", "Scenario"]
 
@@ -70,6 +72,12 @@ class Scenario(Strict):
     trace: TracePath = Field(
         description="Folder of the trace; a relative path starts at the folder of this file.",
         examples=["../traces/shallow"],
+    )
+    system: SystemName | None = Field(
+        None,
+        description="An offloading system, whose preset gives values to keys that this file leaves "
+        "out; see `moesim systems`.",
+        examples=["fiddler"],
     )
     model: Model = Field(
         ModelChoice(), description="The model whose sizes decide how long operations take."
@@ -111,6 +119,14 @@ class Scenario(Strict):
     # Only a scenario that was read from a document has them.
     _document: Document | None = PrivateAttr(None)
     _base_dir: Path = PrivateAttr(Path())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_the_system_does(cls, data: Any) -> Any:
+        """Add the settings of the system, unless the loader has done so with their places."""
+        if not isinstance(data, dict):
+            return data
+        return with_system(Document("scenario", data, has_lines=False), shorthands(cls)).data
 
     @field_validator("name")
     @classmethod
@@ -182,6 +198,10 @@ class Scenario(Strict):
         return self.document().place(key_path(key))
 
     def document(self) -> Document:
+        """Return the document of `source` with the settings of the system."""
+        return with_system(self.source(), SHORTHANDS)
+
+    def source(self) -> Document:
         """Return the document that this scenario was read from, or one made from its values."""
         if self._document is None:
             return Document("scenario", self.resolved(), has_lines=False)
@@ -195,6 +215,8 @@ class Scenario(Strict):
         `paths(key, path)`.
         """
         plain = self.model_dump(mode="json")
+        if self.system is None:
+            del plain["system"]
         for (*around, key), number in self.without_unit().items():
             Document("", plain).at(tuple(around))[key] = number
         # Fields of a subclass would come last; a reader expects the profile, or the parts, first.

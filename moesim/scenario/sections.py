@@ -35,6 +35,7 @@ from moesim.scenario.engine import EngineChoice
 from moesim.scenario.expert_bits import ExpertBitsBy
 from moesim.scenario.memory_share import KvShare, PinnedShare, SlotsShare
 from moesim.scenario.policies import OptionsOf, PolicyOf, finite_throughout
+from moesim.systems.preset import check_system_name, system_names
 
 __all__ = [
     "Batching",
@@ -75,6 +76,12 @@ def _understood(read: Callable[[str], Any]) -> AfterValidator:
     return AfterValidator(check)
 
 
+def _existing_system(value: str) -> str:
+    if wrong := check_system_name(value):
+        raise ValueError(wrong)
+    return value
+
+
 def _existing_shape(value: str) -> str:
     if value != "trace" and not value.endswith(_CONFIGS) and (wrong := check_shape_name(value)):
         raise ValueError(wrong)
@@ -94,6 +101,11 @@ PARTS: Final = ("gpu", "cpu", "memory", "pcie")
 """The keys of `hardware` that name parts, in the order of `assemble`."""
 
 Text = Annotated[str, Field(min_length=1)]
+SystemName = Annotated[
+    str,
+    AfterValidator(_existing_system),
+    WithJsonSchema({"enum": system_names()}),
+]
 TracePath = Annotated[
     str,
     PathTo(
@@ -343,7 +355,7 @@ class Batching(Strict):
     policy: Annotated[Text, PolicyOf("batching")] = Field(
         "decode_first",
         description="The batching policy: prefill_first, decode_first, fcfs, expert_aware, "
-        "task_aware or a plug-in.",
+        "task_aware, a plug-in, or a class like file.py:MyPolicy.",
         examples=["decode_first"],
     )
     options: Annotated[dict[str, Any], OptionsOf("batching")] = Field(
@@ -375,7 +387,8 @@ class Cache(Strict):
 
     policy: Annotated[Text, PolicyOf("eviction")] = Field(
         "lru",
-        description="The eviction policy; see `moesim list policies`.",
+        description="The eviction policy, or the place of its class, like path/to/file.py:MyPolicy"
+        "; see `moesim list policies`.",
         examples=["lru"],
     )
     options: Annotated[dict[str, Any], OptionsOf("eviction")] = Field(
@@ -415,7 +428,8 @@ class Prefetch(Strict):
     policy: Annotated[Text, PolicyOf("prefetch")] = Field(
         "none",
         description="The prefetch policy: none, oracle, dial, predicted, layer_ahead, popularity, "
-        "previous_layer, previous_token, activation_matrix, trajectory or a plug-in.",
+        "previous_layer, previous_token, activation_matrix, trajectory, a plug-in, or a class like "
+        "file.py:MyPolicy.",
     )
     options: Annotated[dict[str, Any], OptionsOf("prefetch")] = Field(
         {}, description="Options of the policy, like {depth: 1}."
@@ -433,7 +447,7 @@ class Placement(Strict):
     policy: Annotated[Text, PolicyOf("placement")] = Field(
         "copy",
         description="The placement policy: copy (to the GPU), cpu_layers, cpu_experts, cost, "
-        "two_queue or a plug-in.",
+        "two_queue, a plug-in, or a class like file.py:MyPolicy.",
     )
     options: Annotated[dict[str, Any], OptionsOf("placement")] = Field(
         {}, description="Options of the policy, like {layers: auto}."

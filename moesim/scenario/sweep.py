@@ -12,6 +12,7 @@ from moesim.config.yaml_document import Document, KeyPath
 from moesim.errors import ScenarioError
 from moesim.scenario.keys import key_path
 from moesim.scenario.scenario import SHORTHANDS, Scenario
+from moesim.scenario.system import with_system
 
 __all__ = ["expand_sweep"]
 
@@ -29,7 +30,7 @@ def expand_sweep(scenario: Scenario) -> list[tuple[dict[str, Any], Scenario]]:
     Raises:
         ScenarioError: a swept key does not exist, or a value is wrong; each with its line.
     """
-    document = scenario.document()
+    document = scenario.source()
     problems = _check_keys(scenario, document)
     if problems:
         raise ScenarioError(problems)
@@ -60,7 +61,7 @@ def vary(scenario: Scenario) -> tuple[list[Scenario], set[KeyPath]]:
 
     Each point differs from the first in at most one key.
     """
-    document = scenario.document()
+    document = scenario.source()
     plain = document.with_value(("sweep",), {}, document.place(("sweep",)), SHORTHANDS)
     valid = {
         key: [i for i in range(len(values)) if not _wrong_with(scenario, plain, {key: i})]
@@ -79,7 +80,7 @@ def vary(scenario: Scenario) -> tuple[list[Scenario], set[KeyPath]]:
 def oversize(scenario: Scenario) -> str | None:
     """Return the message for a sweep with too many keys or points; None if its size is fine."""
     size = math.prod(len(values) for values in scenario.sweep.values())
-    place = f"{scenario.document().place(('sweep',), key=True)}: sweep"
+    place = f"{scenario.source().place(('sweep',), key=True)}: sweep"
     if len(scenario.sweep) > MAX_KEYS:
         return f"{place}: has {len(scenario.sweep)} keys; at most {MAX_KEYS} are allowed"
     if size > MAX_POINTS:
@@ -96,6 +97,9 @@ def _check_keys(scenario: Scenario, document: Document) -> list[str]:
         place = document.place(("sweep", key), key=True)
         if not all(key.split(".")) or key.split(".")[0] == "sweep":
             problems.append(f"{place}: sweep.{key}: is not a dotted key of a scenario")
+        if key == "system" and scenario._document is None:
+            # Its values cannot be told from those of its own system, which would win.
+            problems.append(f"{place}: sweep.system: needs a scenario from load_scenario")
         problems += [
             f"{place}: sweep.{key}: cannot be swept together with {other}, which is inside it"
             for other in scenario.sweep
@@ -125,14 +129,14 @@ def _point(scenario: Scenario, plain: Document, chosen: dict[str, int]) -> Scena
     Raise ScenarioError.
     """
     document = plain
-    source = scenario.document()
+    source = scenario.source()
     for key, index in chosen.items():
         place = source.place(("sweep", key, index))
         value = scenario.sweep[key][index]
         document = document.with_value(key_path(key), value, place, SHORTHANDS)
     # A scenario from `model_validate` has no document; its paths are not checked either.
     context = {BASE_DIR: scenario.base_dir} if scenario._document is not None else None
-    point = validate(document, Scenario, context)
+    point = validate(with_system(document, SHORTHANDS), Scenario, context)
     point._document = document
     point._base_dir = scenario.base_dir
     return point

@@ -288,10 +288,12 @@ def _open(scenario: Scenario, traces: dict[Path, Trace]) -> Trace:
 
 def _check_paths(scenario: Scenario, section: str, policy: type[Any], parsed: Any) -> bool:
     """Return True. Raise ScenarioError where a path or an input of a policy does not exist."""
-    options = getattr(scenario, section).options
+    chosen = getattr(scenario, section)
+    options = chosen.options
     kind = PathTo("file or folder", lambda path: Path(path).exists())
     mistakes = []
-    paths = path_options(FAMILIES[section], policy.name) & options.keys()
+    # By the scenario's name for it: the registry knows no class that a file holds.
+    paths = path_options(FAMILIES[section], chosen.policy) & options.keys()
     for given in inputs_of(policy, parsed):
         if given.path is not None and given.option not in paths and not given.path.exists():
             key = _key_of(section, given)

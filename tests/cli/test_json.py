@@ -28,6 +28,7 @@ SUCCEED: dict[str, list[list[str]]] = {
     "curve": [["{home}/trace", "--policy", "lru"]],
     "list": [["gpus"], ["models"], ["policies"]],
     "policies": [[]],
+    "systems": [[], ["fiddler"]],
     "trace info": [["{home}/trace"]],
 }
 FAIL: dict[str, list[list[str]]] = {
@@ -51,6 +52,7 @@ FAIL: dict[str, list[list[str]]] = {
     "curve": [["{home}/trace", "--policy", "lruu"], ["{home}/trace"]],
     "list": [[], ["model"]],
     "policies": [["eviction"]],
+    "systems": [["fidler"]],
     "trace info": [["{home}/absent"]],
 }
 

@@ -1,4 +1,4 @@
-"""`moesim list`: what scenarios can name, with the figures that simulations use."""
+"""`moesim list` and `moesim systems`: what scenarios can name, with figures and sources."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from moesim.model.formats import block_named, format_names
 from moesim.model.hf_config import load_shape
 from moesim.model.shapes import shape_names
 from moesim.policies import find, names
+from moesim.systems import load_preset, system_names
 
 
 def listing(kind: str) -> Any:
@@ -188,3 +189,24 @@ def test_without_a_kind_the_kinds_are_named(arguments: list[str], said: str) -> 
 def test_an_unknown_name_points_to_its_list(call: Any, command: str) -> None:
     with pytest.raises(UsageError, match=command):
         call()
+
+
+def test_systems_prints_every_setting_source_and_gap_of_a_preset() -> None:
+    for name in system_names():
+        done = CliRunner().invoke(app, ["systems", name])
+        printed = " ".join(done.stdout.split())
+        preset = load_preset(name)
+        parts = [preset.about, preset.source, *preset.cannot_express]
+        parts += [each.source for each in preset.sets.values()]
+        parts += preset.sets
+        assert [part for part in parts if " ".join(part.split()) not in printed] == []
+
+
+def test_systems_lists_all_presets_in_one_table() -> None:
+    lines = CliRunner().invoke(app, ["systems"]).stdout.splitlines()
+    assert [line.split()[0] for line in lines[1 : 1 + len(system_names())]] == system_names()
+
+
+def test_systems_refuses_a_wrong_name_with_a_suggestion() -> None:
+    done = CliRunner().invoke(app, ["systems", "fidler"])
+    assert "did you mean 'fiddler'" in str(done.exception)

@@ -90,6 +90,7 @@ UNSPLIT = {"chunked_prefill": False}
 D2H: dict[str, Any] = {**WRITE_BACK, "hardware": {**SLOW_LINK, "d2h": {"bandwidth": "200MB/s"}}}
 CASES: dict[str, tuple[dict[str, Any], Any]] = {
     "Scenario.trace": ({}, "other"),
+    "Scenario.system": ({}, "fiddler"),
     "Scenario.replay": ({}, "sequential"),
     "Scenario.seed": ({"workload": {"order": "shuffled"}}, 7),
     "Scenario.bounds": ({}, True),
