@@ -46,10 +46,10 @@ def measured(
     from moesim.measured.answers import answer_fitted, answer_rows, as_plain, summarised
     from moesim.measured.fit import Fitted
     from moesim.measured.rows import read_measured
-    from moesim.measured.times import known_times
+    from moesim.measured.simulated import Simulated
 
     read = read_measured(rows)
-    model = known_times()
+    model = Simulated()
     fits: list[Fitted] = []
     with progress() as show:
         if fit == "two":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import cached_property, lru_cache
 from typing import Protocol
@@ -32,7 +33,7 @@ class Prices(Protocol):
         """Return the duration of each model layer on the GPU without its routed experts."""
 
 
-class Durations:
+class Durations(ABC):
     """Prices of one GPU whose lanes share nothing: each work takes a time of its own.
 
     `compute_ns` is the duration of a computation on the GPU.
@@ -40,13 +41,13 @@ class Durations:
 
     compute_ns: Callable[[Op], int]
 
+    @abstractmethod
     def copy_ns(self, lane: str, nbytes: int) -> int:
         """Return the duration of an uncut copy of `nbytes`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def readback_ns(self, nbytes: int) -> int:
         """Return the duration of bringing `nbytes` of ids to the host."""
-        raise NotImplementedError
 
     def chunk_bytes(self, lane: str) -> int | None:
         """Return the size above which copies are cut so that demand can overtake; None: never."""

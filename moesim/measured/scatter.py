@@ -39,8 +39,8 @@ def _chart(rows: Sequence[Answered]) -> Chart:
     kinds = sorted({row.reading.kind.name for row in rows})
     looks = styles_of(kinds)
     for group, axes in zip(GROUPS, chart.axes[0], strict=True):
-        axes.set_title(group.replace("_", " "))
         drawn = [row for row in rows if row.reading.group == group and row.error_pct is not None]
+        axes.set_title(f"{group.replace('_', ' ')} (n = {len(drawn)})")
         if not drawn:
             mark_undefined(axes, "no predicted row with a value")
             continue

@@ -49,8 +49,7 @@ _MOST_SEQUENCES: Final = 64  # with routing of their own; others share it
 _SECOND_NS: Final = 10**9
 _ROOMY: Final = 0.85
 _TOO_MUCH: Final = 1.1
-_KV_BITS: Final = {"f32": 32, "f16": 16, "bf16": 16, "q8_0": 8.5, "q5_1": 6, "q5_0": 5.5,
-                   "q4_1": 5, "q4_0": 4.5, "iq4_nl": 4.5}  # fmt: skip
+_Q8_KV_BITS: Final = 8  # one scale a row, which hardly counts
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +87,6 @@ class Simulated:
         low, high = interval_of(reading, open_parts, fitted=fit is not None)
         return Prediction(rate, rate * low, rate * high, case.notes)
 
-    __call__ = predict
-
     def assumed(self, reading: Reading) -> tuple[float, float]:
         """Return the peak bandwidth of reads (bytes/s), and the fixed time of a layer (ns).
 
@@ -98,21 +95,13 @@ class Simulated:
         Layers differ between models and placements. So a layer stands here for 40 kernels on the
         GPU, or on the CPU without one, and a fit multiplies all fixed times by the same factor.
         """
-        case = case_of(reading)
-        engine, hardware = load_engine(reading.engine.name), case.machine.hardware
-        kernels = engine.kernels(_interface(reading)) if hardware.has_gpu else engine.cpu
-        kernel_ns = _IDEAL_KERNEL_NS
-        if kernels is not None:
-            threads = 0 if hardware.has_gpu else hardware.cpu_threads or hardware.cpu_cores or 0
-            kernel_ns = kernels.kernel_ns + threads * kernels.thread_ns
-        return float(_peak_of_reads(hardware)), float(_LAYER_KERNELS * kernel_ns)
+        return _assumed(case_of(reading), reading)
 
     def seconds(self, reading: Reading, read_bandwidth: float, layer_ns: float) -> float:
         """Return the seconds of a token at another bandwidth of reads and time of a layer."""
-        bandwidth, assumed_ns = self.assumed(reading)
-        return _seconds(
-            case_of(reading), reads=read_bandwidth / bandwidth, kernels=layer_ns / assumed_ns
-        )
+        case = case_of(reading)
+        bandwidth, assumed_ns = _assumed(case, reading)
+        return _seconds(case, reads=read_bandwidth / bandwidth, kernels=layer_ns / assumed_ns)
 
     def with_fitted(self, fits: Sequence[Fitted]) -> Simulated:
         """Return the model with the fitted numbers of some machines."""
@@ -243,8 +232,12 @@ def _layers(reading: Reading, shape: ModelShape) -> _Layers:
 
 def _kv_bits(setting: Setting) -> float:
     """Return the bits of a number in the KV cache, the mean of keys and values."""
-    keys, values = (_KV_BITS[name or "f16"] for name in (setting.kv_keys, setting.kv_values))
-    return (keys + values) / 2
+    from moesim.model.formats import block_named
+
+    def bits(name: str) -> float:
+        return _Q8_KV_BITS if name == "q8_kv" else block_named((name or "f16").upper()).bits
+
+    return (bits(setting.kv_keys) + bits(setting.kv_values)) / 2
 
 
 def _prompt(row: Row) -> tuple[int, int]:
@@ -281,7 +274,9 @@ def _seconds(case: Case, *, reads: float = 1.0, kernels: float = 1.0) -> float:
     steps is not simulated whole: the time of a step changes evenly with the depth, so the mean of
     some steps is taken.
     """
-    budget = _plan(case).scenario.batching.token_budget
+    from moesim.scenario import Scenario
+
+    budget = Scenario.model_validate(case.scenario).batching.token_budget
     batch = case.scenario["batching"]["max_sequences"]
     if not case.prompt:
         return _run_s(case, reads, kernels) / float(batch * (_DECODED - 1))
@@ -323,6 +318,17 @@ def _plan(case: Case, *, reads: float = 1.0, kernels: float = 1.0) -> Plan:
         kernels, cpu_reads=reads, gpu_reads=reads if unified else 1
     )
     return prepare(scenario, _trace_of(case), engine=engine)
+
+
+def _assumed(case: Case, reading: Reading) -> tuple[float, float]:
+    """Return what `Simulated.assumed` does."""
+    engine, hardware = load_engine(reading.engine.name), case.machine.hardware
+    kernels = engine.kernels(_interface(reading)) if hardware.has_gpu else engine.cpu
+    kernel_ns = _IDEAL_KERNEL_NS
+    if kernels is not None:
+        threads = 0 if hardware.has_gpu else hardware.cpu_threads or hardware.cpu_cores or 0
+        kernel_ns = kernels.kernel_ns + threads * kernels.thread_ns
+    return float(_peak_of_reads(hardware)), float(_LAYER_KERNELS * kernel_ns)
 
 
 def _peak_of_reads(hardware: Hardware) -> int:

@@ -98,7 +98,9 @@ def _read(path: Path, version: tuple[int, ...]) -> Header:
     except OSError as error:
         raise UsageError(f"{path}: cannot be read: {error.strerror or error}") from error
     except Exception as error:  # the package raises errors of many kinds for damaged files
-        raise UsageError(f"{path}: is no GGUF file that can be read: {error}") from error
+        raise UsageError(
+            f"{path}: is no GGUF file that can be read, or it is cut off or damaged: {error}"
+        ) from error
     tensors = (
         Tensor(one.name, tuple(map(int, one.shape)), int(one.n_bytes), one.tensor_type.name)
         for one in reader.tensors

@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 import sys
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, TextIO
 
-__all__ = ["Cell", "Table", "escaped", "fitted", "markdown", "plain", "write_tables"]
+__all__ = ["Cell", "Table", "escaped", "fitted", "markdown", "plain", "with_tables", "write_tables"]
 
+_MARK: Final = "<!-- table: {} -->"
+_END: Final = "<!-- end -->"
 _SIGNS: Final = {"best": " ▲", "better": " ▲", "worst": " ▼", "worse": " ▼"}
 _MARKUP: Final = re.compile(r"[\\`*|\[<$~]|&(?=#?\w+;)|(?<![^\W_])_|_(?![^\W_])")
 _COLORS: Final = {"best": "green", "better": "green", "worst": "red", "worse": "red"}
@@ -172,3 +174,18 @@ def escaped(text: str) -> str:
     """Return a text that Markdown shows as it is, on one line."""
     # Underscores inside words are no markup, and escaping them would make names hard to read.
     return _MARKUP.sub(r"\\\g<0>", text.replace("\n", " "))
+
+
+def with_tables(text: str, tables: Mapping[str, str]) -> str:
+    """Return a document with each table between its marks replaced.
+
+    The marks of a table are `<!-- table: NAME -->` and `<!-- end -->`. Raise `ValueError` for a
+    name without a mark.
+    """
+    for name, content in tables.items():
+        before, mark, rest = text.partition(_MARK.format(name))
+        if not mark:
+            raise ValueError(f"the document has no mark for the table {name}")
+        after = rest[rest.index(_END) :]
+        text = f"{before}{mark}\n{content}\n{after}"
+    return text

@@ -19,6 +19,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from moesim.cli.ending import run_to_its_end
 from moesim.cli.progress import progress
 from moesim.files import whole_file, write_json
 from moesim.measured.answers import Answered, answer_fitted, answer_rows
@@ -28,6 +29,7 @@ from moesim.measured.rows import Measured, Row, read_measured
 from moesim.measured.scatter import draw_scatter
 from moesim.measured.score import GROUPS, error_pct, summary
 from moesim.measured.simulated import Simulated, case_of
+from moesim.report.tabular import with_tables
 from moesim.scenario import Scenario
 
 ROOT: Final = Path(__file__).resolve().parents[2]
@@ -166,15 +168,6 @@ def misses_table(rows: Iterable[Answered]) -> str:
     return "\n".join(lines)
 
 
-def with_table(text: str, name: str, content: str) -> str:
-    """Return a document with the table between its marks replaced."""
-    mark, end = f"<!-- table: {name} -->\n", "<!-- end -->"
-    before, found, rest = text.partition(mark)
-    if not found:
-        raise ValueError(f"{DOCUMENT.name} has no mark for the table {name}")
-    return f"{before}{mark}{content}\n{rest[rest.index(end) :]}"
-
-
 def tables_of(scores: Mapping[str, Any]) -> dict[str, str]:
     """Return the tables of `docs/measured.md` from `scores.json`."""
     exam = scores["summaries"]["none"]["exam"]["groups"]
@@ -255,13 +248,11 @@ def main() -> None:
     for name in ("measured.csv", "measured.svg"):  # the rows are their authors' to publish
         (REPORT / name).unlink()
     write_json(REPORT / "scores.json", scores)
-    text = DOCUMENT.read_text(encoding="utf-8")
-    for name, content in tables_of(scores).items():
-        text = with_table(text, name, content)
+    text = with_tables(DOCUMENT.read_text(encoding="utf-8"), tables_of(scores))
     with whole_file(DOCUMENT) as partial:
         partial.write_text(text, encoding="utf-8")
     sys.stdout.write(scores_table(scores["summaries"]) + "\n")
 
 
 if __name__ == "__main__":
-    main()
+    run_to_its_end(main)

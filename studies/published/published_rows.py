@@ -11,12 +11,10 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Final, Literal
 
-__all__ = ["Kind", "Row", "median_error", "table", "with_tables"]
+__all__ = ["Kind", "Row", "median_error", "table"]
 
 Kind = Literal["fitted", "predicted", "missing"]
 _POINTS: Final = "%"
-_MARK: Final = "<!-- table: {} -->"
-_END: Final = "<!-- end -->"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,14 +73,3 @@ def table(rows: Sequence[Row]) -> str:
         )  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
-
-
-def with_tables(text: str, tables: dict[str, str]) -> str:
-    """Return a document with each table between its marks replaced."""
-    for name, content in tables.items():
-        before, mark, rest = text.partition(_MARK.format(name))
-        if not mark:
-            raise ValueError(f"the document has no mark for the table {name}")
-        after = rest[rest.index(_END) :]
-        text = f"{before}{mark}\n{content}\n{after}"
-    return text

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, Final
 
 from mixtral_offloading import latency_row, offloading_rows
-from published_rows import with_tables
 from recent_models import recent_rows
 from resident_points import resident_rows
 from results import TABLES, Results, read_results, tables_of, write_results
@@ -26,6 +25,7 @@ from system_hits import lru_by_slots, mixtral_locality, system_rows
 from moesim.cli.ending import run_to_its_end
 from moesim.errors import UsageError
 from moesim.files import output_errors
+from moesim.report.tabular import with_tables
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 ROWS: Final = Path(__file__).with_name("rows.json")

@@ -15,7 +15,7 @@ from typer.testing import CliRunner, Result
 
 from moesim.cli import app
 from moesim.errors import OutputError, UsageError
-from moesim.measured import times
+from moesim.measured import simulated
 
 ROWS: list[dict[str, Any]] = [
     asdict(row(setting="ncmoe=10", fit=True)) | {"value": 90.0},
@@ -30,7 +30,7 @@ ROWS: list[dict[str, Any]] = [
 @pytest.fixture
 def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A file of rows, and a model that prices them."""
-    monkeypatch.setattr(times, "known_times", Affine)
+    monkeypatch.setattr(simulated, "Simulated", Affine)
     path = tmp_path / "rows.json"
     path.write_text(json.dumps(ROWS))
     return path

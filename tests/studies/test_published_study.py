@@ -13,6 +13,7 @@ import pytest
 from paths import ROOT
 from study_scripts import study
 
+from moesim.report.tabular import with_tables
 from moesim.simulate.curve import Scope, curve
 from moesim.trace.synthetic import SyntheticKnobs, synthesize
 
@@ -38,7 +39,7 @@ def row(**changes: Any) -> Any:
 
 def test_the_document_has_the_tables_of_the_committed_rows() -> None:
     made = results.tables_of(COMMITTED)
-    assert published_rows.with_tables(DOCUMENT, made) == DOCUMENT
+    assert with_tables(DOCUMENT, made) == DOCUMENT
     for name in results.TABLES:
         own = [each for each in COMMITTED.rows if each.table == name]
         assert own
@@ -87,7 +88,7 @@ def test_results_survive_the_file_with_six_digits(tmp_path: Path) -> None:
 
 def test_a_table_without_a_mark_is_refused() -> None:
     with pytest.raises(ValueError, match="no mark for the table other"):
-        published_rows.with_tables(DOCUMENT, {"other": ""})
+        with_tables(DOCUMENT, {"other": ""})
 
 
 MADE_UP = offloading.Machine("made up", "A100 80GB SXM", "", 4)

@@ -15,6 +15,7 @@ from study_scripts import study
 from moesim.measured.answers import answer_rows
 from moesim.measured.rows import Measured, read_measured
 from moesim.measured.simulated import Simulated
+from moesim.report.tabular import with_tables
 
 scoreboard = study("measured", "scoreboard")
 
@@ -30,12 +31,12 @@ def test_the_document_has_the_tables_of_the_committed_scores() -> None:
     tables = scoreboard.tables_of(committed())
     assert len(tables) > 10
     for name, content in tables.items():
-        assert scoreboard.with_table(text, name, content) == text, name
+        assert with_tables(text, {name: content}) == text, name
 
 
 def test_a_table_without_a_mark_is_an_error() -> None:
     with pytest.raises(ValueError, match="no mark for the table scores"):
-        scoreboard.with_table("# A document\n", "scores", "| a |")
+        with_tables("# A document\n", {"scores": "| a |"})
 
 
 @pytest.mark.parametrize(

@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny_shapes import three_layers
 
 from moesim.cost.roofline import CostModel
 from moesim.cost.slowest import slowest_figures
 from moesim.hardware import BatchShape, Dense, Experts, Front, Hardware, Link, Tail, load_hardware
 from moesim.hardware.ops import Op
-from moesim.model.shapes import DecoupledRouter, Mla, ModelShape, named_shape
+from moesim.model.shapes import DecoupledRouter, Mla, named_shape
 
 # 10 operations and 1 byte a nanosecond are reached.
 HARDWARE = Hardware(
@@ -32,23 +33,7 @@ HARDWARE = Hardware(
     cpu_flops_per_s=10**9,
 )
 # Attention 8 * 4 * 2 * (2 + 1) = 192 weights, router 8 * 4 = 32, shared 3 * 8 * 5 = 120, norms 16.
-SHAPE = ModelShape(
-    name="tiny",
-    num_layers=3,
-    hidden=8,
-    expert_ffn=10,
-    num_experts=4,
-    top_k=2,
-    num_heads=2,
-    num_kv_heads=1,
-    head_dim=4,
-    vocabulary=100,
-    dense_layers=(0,),
-    shared_ffn=5,
-    dense_ffn=20,
-    windowed_layers=(2,),
-    window=3,
-)
+SHAPE = three_layers()
 COST = CostModel(HARDWARE, SHAPE)
 
 

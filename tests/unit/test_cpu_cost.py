@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny_shapes import three_layers
 
 from moesim.cost.cpu import Call, CpuCost, cpu_rates, missing_figures, topology_of
 from moesim.cost.roofline import CostModel
@@ -17,7 +18,7 @@ from moesim.hardware import BatchShape, Dense, Experts, Front, Hardware, Link, T
 from moesim.hardware.hardware import Disk
 from moesim.hardware.ops import Op
 from moesim.hardware.topology import CPU, DISK, GPU, HOST, HOST_BANDWIDTH, Topology
-from moesim.model.shapes import DecoupledRouter, ModelShape, named_shape
+from moesim.model.shapes import DecoupledRouter, named_shape
 
 # The CPU reaches 10 operations and 1 byte a nanosecond, the GPU ten times as many.
 HARDWARE = Hardware(
@@ -40,23 +41,7 @@ HARDWARE = Hardware(
     disk=Disk(latency_ns=900, bytes_per_s=10**9, queue_depth=4),
 )
 # Attention 8 * 4 * 2 * (2 + 1) = 192 weights, router 8 * 4 = 32, shared 3 * 8 * 5 = 120, norms 16.
-SHAPE = ModelShape(
-    name="tiny",
-    num_layers=3,
-    hidden=8,
-    expert_ffn=10,
-    num_experts=4,
-    top_k=2,
-    num_heads=2,
-    num_kv_heads=1,
-    head_dim=4,
-    vocabulary=100,
-    dense_layers=(0,),
-    shared_ffn=5,
-    dense_ffn=20,
-    windowed_layers=(2,),
-    window=3,
-)
+SHAPE = three_layers()
 CPU_COST = CpuCost(HARDWARE, SHAPE)
 
 

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from random_lanes import QUIET
+from tiny_shapes import three_layers
 
 from moesim.cost.choice import cost_of, cpu_cost_of
 from moesim.cost.cpu import Call
@@ -27,7 +28,7 @@ from moesim.hardware.ops import Copy, States
 from moesim.hardware.topology import CPU, GPU, H2D, Topology
 from moesim.model.formats import block_named, block_names
 from moesim.model.layers import LayerKind, Mla
-from moesim.model.shapes import DecoupledRouter, ModelShape, named_shape
+from moesim.model.shapes import DecoupledRouter, named_shape
 
 # Peaks of the GPU: 10 operations and 2 bytes a nanosecond; of the CPU: 20 and 1.
 HARDWARE = Hardware(
@@ -50,23 +51,7 @@ HARDWARE = Hardware(
 )
 # Attention 8 * 4 * 2 * (2 + 1) = 192 weights, router 8 * 4 = 32, shared 3 * 8 * 5 = 120, norms 16,
 # dense FFN 3 * 8 * 20 = 480, an expert 3 * 8 * 10 = 240. Two bytes each.
-SHAPE = ModelShape(
-    name="tiny",
-    num_layers=3,
-    hidden=8,
-    expert_ffn=10,
-    num_experts=4,
-    top_k=2,
-    num_heads=2,
-    num_kv_heads=1,
-    head_dim=4,
-    vocabulary=100,
-    dense_layers=(0,),
-    shared_ffn=5,
-    dense_ffn=20,
-    windowed_layers=(2,),
-    window=3,
-)
+SHAPE = three_layers()
 NUMBERS = {
     "attention": 10,
     "router": 3,

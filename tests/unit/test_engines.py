@@ -163,3 +163,23 @@ def test_measured_operations_are_those_of_the_ideal_engine_alone(tmp_path: Path)
     assert not ideal["caveats"]
     assert (ideal["engine"], ideal["engine_kind"]) == ("ideal", "measured")
     assert of({"launch": "5us"})["engine_kind"] == "assumed"
+
+
+def test_an_engine_is_scaled_in_its_fixed_times_and_in_its_reads_of_weights() -> None:
+    engine = load_engine(ENGINE)
+    scaled = engine.scaled(2, cpu_reads=3, gpu_reads=0.5)
+    times = ("step_ns", "event_ns", "launch_ns", "copy_ns", "switch_ns")
+    assert [getattr(scaled, name) for name in times] == [
+        2 * getattr(engine, name) for name in times
+    ]
+    assert engine.cpu is not None
+    assert scaled.cpu is not None
+    pairs = [(engine.cpu, scaled.cpu, 3.0)]
+    pairs += [(engine.gpu[name], scaled.gpu[name], 0.5) for name in engine.gpu]
+    for before, after, reads in pairs:
+        assert after.kernel_ns == 2 * before.kernel_ns
+        assert after.thread_ns == 2 * before.thread_ns
+        for family, share in before.bandwidth.items():
+            expected = share if family == "kv" else reads * share
+            assert after.bandwidth[family] == pytest.approx(expected), family
+        assert after.compute == before.compute

@@ -114,6 +114,16 @@ def test_each_machine_and_engine_is_fitted_alone() -> None:
     ]
 
 
+def test_machines_of_one_kind_of_two_owners_are_fitted_apart() -> None:
+    rows = [
+        *measured_by(TRUE, 10, 40, source="ann/bench README.md"),
+        *measured_by(TRUE, 20, source="ann/notes @1234"),
+        *measured_by(Affine(80e9, 60e3), 10, 40, source="ben/bench README.md"),
+    ]
+    fits = fit_machines([given for given, _ in rows], [value for _, value in rows], Affine())
+    assert [(fit.owner, len(fit.rows)) for fit in fits] == [("ann", 3), ("ben", 2)]
+
+
 @pytest.mark.parametrize(
     ("cpu", "machine"),
     [

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from measured_rows import reading
 
+from moesim.measured.option_forms import _KV_FORMATS
 from moesim.measured.predict import Declined, Prediction
 from moesim.measured.simulated import Simulated, case_of
 
@@ -95,6 +96,14 @@ def test_a_layer_with_divided_experts_counts_in_part() -> None:
 def test_the_kv_cache_has_the_bits_of_its_types() -> None:
     case = case_of(reading(**{**CARD, "setting": "-ngl 99 -ctk q8_0 -ctv q4_0"}))
     assert case.scenario["model"]["kv_bits"] == 6.5
+
+
+@pytest.mark.parametrize("name", sorted(_KV_FORMATS))
+def test_every_type_of_kv_cache_that_is_understood_can_be_priced(name: str) -> None:
+    setting = f"-ngl 99 -ctk {name} -ctv {name}"
+    bits = case_of(reading(**{**CARD, "setting": setting})).scenario["model"]["kv_bits"]
+    assert 4 <= bits <= 32
+    assert rate(setting=setting, depth=4096) > 0
 
 
 def test_experts_of_the_cpu_run_there_where_there_is_no_gpu() -> None:
