@@ -431,6 +431,39 @@ def test_a_demand_policy_decides_without_the_future(
     assert outcomes(promised, events) == outcomes(replaced, events)
 
 
+@given(
+    capacity=st.integers(0, 6),
+    moves=st.lists(st.tuples(st.booleans(), st.sets(st.integers(0, 11), min_size=1)), max_size=20),
+)
+def test_drop_after_use_keeps_what_was_prefetched_until_its_layer_is_computed(
+    capacity: int, moves: list[tuple[bool, set[int]]]
+) -> None:
+    """Three layers of four experts; a move prefetches keys, or is an event of one layer."""
+    policy = build("drop_after_use", [], capacity)
+    policy._experts = 4
+    kept: list[int] = []
+    for prefetches, keys in moves:
+        if not prefetches:
+            layer = min(keys) // 4
+            union = [key for key in keys if key // 4 == layer]
+            gone = {key for key in kept if key // 4 == layer}
+            assert set(policy.decide(View(layer, union))) == gone | set(union)
+            kept = [key for key in kept if key not in gone]
+        for key in sorted(keys) if prefetches else ():
+            if key in kept:
+                continue
+            if len(kept) == capacity:
+                victim = policy.victim(keys)
+                assert victim == next((old for old in kept if old not in keys), None)
+                if victim is None:
+                    continue
+                policy.remove(victim)
+                kept.remove(victim)
+            policy.insert(key)
+            kept.append(key)
+        assert list(policy.book) == kept
+
+
 def test_the_document_lists_every_policy() -> None:
     table = (ROOT / "docs/eviction.md").read_text(encoding="utf-8").split("\n## ")[0]
     listed = re.findall(r"`(\w+)`", "".join(re.findall(r"^\| (`.*?) \|", table, re.MULTILINE)))
@@ -438,4 +471,4 @@ def test_the_document_lists_every_policy() -> None:
 
 
 def test_every_policy_has_an_oracle() -> None:
-    assert set(names("eviction")) == {*ORACLES, *REPLACING, "static", "random"}
+    assert set(names("eviction")) == {*ORACLES, *REPLACING, "static", "random", "drop_after_use"}
