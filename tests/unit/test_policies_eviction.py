@@ -431,6 +431,39 @@ def test_a_demand_policy_decides_without_the_future(
     assert outcomes(promised, events) == outcomes(replaced, events)
 
 
+class Serving(View):
+    """Shows the requests of its step."""
+
+    def __init__(self, event: list[int], requests: set[int]) -> None:
+        super().__init__(0, event, [1] * len(event))
+        self._requests = tuple(sorted(requests))
+
+    @property
+    def requests(self) -> tuple[int, ...]:
+        return self._requests
+
+
+@given(
+    events=unions(),
+    capacity=st.integers(0, EXPERTS),
+    served=st.lists(st.sets(st.integers(0, 3), min_size=1, max_size=2), min_size=25, max_size=25),
+)
+def test_an_activation_matrix_starts_anew_where_no_request_goes_on(
+    events: Events, capacity: int, served: list[set[int]]
+) -> None:
+    def starts(now: int) -> int:
+        anew = [at for at in range(1, now + 1) if served[at].isdisjoint(served[at - 1])]
+        return anew[-1] if anew else 0
+
+    policy = build("activation_matrix", events, capacity, fade=1.0)
+    expected = naive.replay(naive.activation_share(1.0, starts), events, capacity)
+    resident: set[int] = set()
+    for event, requests, (hits, after) in zip(events, served, expected, strict=False):
+        assert resident.intersection(event) == hits
+        resident = resident.union(event).difference(policy.decide(Serving(event, requests)))
+        assert resident == after
+
+
 @given(
     capacity=st.integers(0, 6),
     moves=st.lists(st.tuples(st.booleans(), st.sets(st.integers(0, 11), min_size=1)), max_size=20),

@@ -180,6 +180,15 @@ def test_moe_infinity_evicts_the_expert_with_the_fewest_activations(tmp_path: Pa
     assert copied(result) == [(0, 0), (0, 1), (0, 2)]  # 0 stays, though 1 is more recent
 
 
+def test_moe_infinity_counts_each_sequence_anew(tmp_path: Path) -> None:
+    # The first request uses 0 three times, and the second one 1 twice before 2 comes.
+    ids = [[[0]], [[0]], [[0]], [[0]], [[1]], [[1]], [[2]], [[1]]]
+    trace = trace_of(ids, seq_len=[4, 4], prompt_tokens=[1, 1])
+    changes: dict[str, Any] = {"prefetch": "none", "batching": {"max_sequences": 1}}
+    result = serve(tmp_path, trace, "moe-infinity", cache={"slots": 2}, **changes)
+    assert copied(result) == [(0, 0), (0, 1), (0, 2)]  # 2 takes the slot of 0, so 1 is still there
+
+
 def test_fiddler_computes_a_missing_expert_on_the_cpu_where_that_is_sooner(tmp_path: Path) -> None:
     trace = trace_of(top_one([0, 0, 1, 2]))
     slow_link = {**PC, "h2d": {"bandwidth": "100MB/s"}}
