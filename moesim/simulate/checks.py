@@ -552,7 +552,7 @@ def _check_predictions(scenario: Scenario, trace: Trace, policy: type[Any], opti
             scenario,
             "prefetch.policy",
             f"{policy.name} needs predictions, and the trace holds none; record it with "
-            f"`moesim record --depth {depth}`, or choose another policy",
+            f"`moesim record --depth {depth}`, or choose another policy, like `prefetch: none`",
         )
     if depth > recorded:
         option = "depth" if hasattr(options, "depth") else "stride"
