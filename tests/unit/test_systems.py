@@ -1035,6 +1035,7 @@ def test_a_sweep_over_systems_needs_the_scenario_as_it_was_written() -> None:
 
 def test_rows_of_a_comparison_are_named_by_their_system_alone(folder: Path) -> None:
     text = "cache: {slots: 8}\nsweep: {system: [mixtral-offloading, fmoe, promoe, null]}"
+    text += "\nworkload: {part: [0.5, 1]}"
     loaded = load_scenario(scenario_in(folder, text))
     runs = []
     for place, (values, point) in enumerate(expand_sweep(loaded)):
@@ -1049,6 +1050,17 @@ def test_rows_of_a_comparison_are_named_by_their_system_alone(folder: Path) -> N
         "no system",
     ]
     assert {row.facet for row in compare_runs(runs).rows} == {""}
+
+
+def test_a_comparison_sets_systems_apart_that_serve_other_requests(folder: Path) -> None:
+    text = "cache: {slots: 8}\nsweep: {system: [mixtral-offloading, promoe]}"
+    runs = []
+    for place, (_, point) in enumerate(expand_sweep(load_scenario(scenario_in(folder, text)))):
+        run(point, out=folder / f"run-{place}")
+        runs.append(load_run(folder / f"run-{place}"))
+    facets = [row.facet for row in compare_runs(runs).rows]
+    assert len(set(facets)) == 2
+    assert any("0.5" in facet for facet in facets)
 
 
 def test_merging_leaves_the_document_and_its_places_alone() -> None:
@@ -1089,4 +1101,4 @@ def test_the_example_of_the_document_is_a_scenario(tmp_path: Path) -> None:
     text = (ROOT / "docs" / "systems.md").read_text(encoding="utf-8")
     example = text.partition("```yaml\n")[2].partition("```")[0]
     (tmp_path / "x.yaml").write_text(example.replace("../traces", str(ROOT / "traces")))
-    assert len(expand_sweep(load_scenario(tmp_path / "x.yaml"))) == 4
+    assert len(expand_sweep(load_scenario(tmp_path / "x.yaml"))) == 5
