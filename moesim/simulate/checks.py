@@ -208,7 +208,6 @@ class _Checks:
             for section, policy in policies.items()
             if policy is not None
         }
-        attempt("prefetch.cancel", _check_cancel, scenario)
         if shape is not None and policies["cache"]:
             attempt("model cache.policy", _check_sizes, scenario, shape, policies["cache"][0])
         placement = policies["placement"]
@@ -379,15 +378,6 @@ def prefetch_context(
         rng=stream(scenario.seed, "prefetch"),
         lessons=lessons,
     )
-
-
-def _check_cancel(scenario: Scenario) -> None:
-    if scenario.prefetch.cancel:
-        raise ScenarioError.at(
-            scenario,
-            "prefetch.cancel",
-            "cancelling prefetches is not available yet; leave the key out",
-        )
 
 
 def _check_sizes(scenario: Scenario, shape: ModelShape, eviction: type[Any]) -> None:
