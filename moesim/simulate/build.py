@@ -610,11 +610,11 @@ def _learnt(
     Raises:
         PolicyViolation: the policy does not name the profile among its inputs.
     """
-    from moesim.simulate.curve import trace_popularity
+    from moesim.simulate.curve import part_popularity, trace_popularity
 
     policy, options = policy_of(scenario, section)
     # A profile that the policy does not declare would be missing in the run's fingerprint.
-    named = [Input(None, trace=True), *inputs_of(policy, options)]
+    named = [*inputs_of(policy, options), Input(None, trace=True)]
     wanted = None if profile is None else Path(profile)
     given = next((each for each in named if each.path == wanted), None)
     if given is None:
@@ -624,7 +624,10 @@ def _learnt(
             f"asks for counts of {str(profile)!r}, which is none of its inputs; return it from "
             "`inputs`, as an Input with `trace=True`",
         )
-    counts = trace_popularity(profile_trace(scenario, trace, section, given))
+    learnt = profile_trace(scenario, trace, section, given)
+    if given.part is not None:  # of requests that the run does not serve
+        return MappingProxyType(part_popularity(learnt, given.part))
+    counts = trace_popularity(learnt)
     # Counts are compared, not paths: a copy of the replayed trace is hindsight too.
     if profile is None or counts == trace_popularity(trace):
         hindsight.add(FAMILIES[section])

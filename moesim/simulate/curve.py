@@ -21,7 +21,7 @@ from moesim.errors import PolicyViolation, UsageError
 from moesim.policies import Key, View, parse_options
 from moesim.policies.blame import blamed
 from moesim.policies.eviction.base import CacheContext, Eviction, Ranked
-from moesim.policies.guard import find_policy, make_eviction, without_foresight
+from moesim.policies.guard import find_policy, inputs_of, make_eviction, without_foresight
 from moesim.progress import Progress
 from moesim.trace.health import check_shard
 
@@ -117,6 +117,11 @@ def curve(
         name, options = (entry, {}) if isinstance(entry, str) else entry
         policy = find_policy("eviction", name)
         parsed = parse_options(policy, options)
+        if any(each.part is not None for each in inputs_of(policy, parsed)):
+            raise UsageError(
+                f"{name} learns from a part of a trace, and a curve replays all of it; leave the "
+                "option `train` out, or name a profile"
+            )
         if policy.needs_scores:
             _check_scores(name, trace, replay)
         hits = np.zeros(len(slots), np.int64)
@@ -241,6 +246,16 @@ def _context(stream: Stream, capacity: int, admission: str) -> CacheContext:
         experts_per_layer=0 if stream.shape is None else stream.shape[1],
         top_k=0 if stream.routing is None else stream.routing.top_k,
     )
+
+
+def part_popularity(trace: Trace, part: Sequence[float]) -> dict[Key, int]:
+    """Return how many rows of a part of a trace's requests use each key."""
+    from moesim.simulate.lessons import lessons_of
+
+    ids_BLK = lessons_of(trace, (part[0], part[1])).ids
+    keys_BLK = ids_BLK + (np.arange(trace.num_layers) * trace.num_experts)[:, None]
+    keys = trace.num_layers * trace.num_experts
+    return dict(enumerate(np.bincount(keys_BLK[ids_BLK >= 0], minlength=keys).tolist()))
 
 
 def trace_popularity(trace: Trace) -> dict[Key, int]:
