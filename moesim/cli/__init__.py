@@ -22,6 +22,7 @@ from moesim.cli import (
     models,
     record,
     run,
+    split,
     systems,
     trace,
     validate,
@@ -67,6 +68,7 @@ def moesim(
 for group in (
     run,
     compare,
+    split,
     calibrate,
     validate,
     measured,

@@ -21,6 +21,7 @@ from moesim.validate import session
 SUCCEED: dict[str, list[list[str]]] = {
     "run": [["{home}/x.yaml", "--out", "{out}", "--no-plots"]],
     "compare": [["{home}/sweep.yaml", "--out", "{out}", "--no-plots", "--workers", "1"]],
+    "split": [["{home}/x.yaml", "--out", "{out}", "--no-plots", "--runs", "3"]],
     "report": [["{home}/run", "--no-plots"], ["{home}/run", "{home}/run", "--out", "{out}"]],
     "calibrate": [["--model", "{home}/config.json", "--budget", "2s", "--out", "{out}.yaml"]],
     "validate": [["{home}/x.yaml", "--out", "{out}", "--no-plots", "--runs", "1"]],
@@ -42,6 +43,7 @@ FAIL: dict[str, list[list[str]]] = {
         ["{home}/half.yaml", "--out", "{out}", "--no-plots", "--workers", "1"],
         ["{home}/none.yaml", "--out", "{out}", "--no-plots", "--workers", "1"],
     ],
+    "split": [["{home}/sweep.yaml", "--out", "{out}"], ["{home}/x.yaml", "--goal", "speed"]],
     "report": [["{home}/absent"], ["{home}/run", "{home}/absent"]],
     "calibrate": [[], ["--model", "absent"]],
     "validate": [
