@@ -39,8 +39,8 @@ HIT_BOUNDS: Final = (
 LATE: Final = f"Faint lines: hits and late hits together. {UNBOUNDED}"
 TIME_BOUNDS: Final = (
     "Bounds, if all requests arrive at once: the same run with copies that take no time (infinite "
-    "link) and, for variants that prefetch nothing, with a slot for every expert, filled at first "
-    f"use (infinite cache). {OWN_BOUNDS}"
+    "link) and, for variants that prefetch nothing and run no expert on the CPU, with a slot for "
+    f"every expert, filled at first use (infinite cache). {OWN_BOUNDS}"
 )
 
 
@@ -212,8 +212,13 @@ def _bound(
 def _points(rows: Sequence[Row], of: Callable[[Run], float]) -> dict[float, float]:
     """Return a bound by slots per layer, only where it holds."""
     # Rounded, so that sizes of two variants that differ in the last bit are one.
-    points = {round(row.slots_per_layer, 6): limit(row, of) for row in rows}
-    return {size: value for size, value in points.items() if not math.isnan(value)}
+    points: dict[float, float] = {}
+    for row in rows:
+        size, value = round(row.slots_per_layer, 6), limit(row, of)
+        # Of two rows of one size, the larger bound holds for both.
+        if not math.isnan(value):
+            points[size] = max(value, points.get(size, value))
+    return points
 
 
 def _common(lines: Sequence[dict[float, float]]) -> dict[float, float]:

@@ -15,7 +15,15 @@ from moesim.report.marks import (
     routing_mark,
     routing_sentence,
 )
-from moesim.report.metrics import HITS, LATE_HITS, UNDEFINED, costs, error_bar, number
+from moesim.report.metrics import (
+    HITS,
+    LATE_HITS,
+    UNDEFINED,
+    costs,
+    error_bar,
+    number,
+    saved_text,
+)
 from moesim.report.names import MIN_LABEL, policy_label
 from moesim.report.runs import Run, load_run
 from moesim.report.tabular import Table, write_tables
@@ -91,7 +99,8 @@ def _setup(run: Run) -> Table:
         f"{policy}, {run.text('cache_scope').replace('_', ' ')}, {run.text('cache_slots')} slots "
         f"({slots} of {run.text('num_experts')} experts a layer)",
     )
-    table.add("prefetch", run.text("prefetch_policy"))
+    saved = saved_text(run)
+    table.add("prefetch", run.text("prefetch_policy") + (f", {saved}" if saved else ""))
     if run.placement:
         table.add("placement", run.placement)
     if run.host_memory or set(lanes_of(run)) & {"cpu", "disk"}:
@@ -232,9 +241,11 @@ def _time(run: Run) -> Table:
 
 def _bounds(run: Run) -> Table:
     if run.summary.get("verdict", "") is None:
-        return Table("bounds: not computed")
+        return Table("bounds: not computed")  # the setup says what prefetching saves
     # MIN and the infinite cache copy on demand only. A prefetch can turn their misses into hits.
     exception = "; the hits of this run have none, because it prefetches" if prefetches(run) else ""
+    if run.summary.get("expert_sizes") == "unequal":
+        exception += "; MIN bounds no hits, because experts have unequal sizes"
     if run.windowed:
         exception += "; all but this run's hits, time in steps and E2E are of the whole run"
     columns = ["", "hits", "late hits", "time in steps (s)", "makespan (s)", "E2E p95 (ms)"]
@@ -246,6 +257,9 @@ def _bounds(run: Run) -> Table:
         *(_share(metric.of(run) / 100) for metric in (HITS, LATE_HITS)),
         *map(number, (steps, run.value("makespan_s"), run.value("e2e_p95_ms"))),
     )
+    without = run.value("no_prefetch_time_in_steps_s")
+    if without == without:
+        table.add("without prefetch", "", "", number(without), "", "")
     for label, name in (
         (MIN_LABEL, "min"), ("infinite cache", "infinite_cache"), ("infinite link", "infinite_link")
     ):  # fmt: skip

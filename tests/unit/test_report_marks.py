@@ -77,7 +77,7 @@ def test_every_table_of_results_and_the_verdict_carry_the_mark(
     results = [table for table in shown if table.title not in no_results]
     assert [f"[{mark}]" in table.title for table in results] == [bool(mark)] * len(results)
     (verdict,) = (table.title for table in shown if table.title.startswith("limited by"))
-    where = f"limited by the memory [{mark}]: " if mark else "limited by the memory: "
+    where = f"limited by the working set [{mark}]: " if mark else "limited by the working set: "
     assert verdict.startswith(where)
 
 

@@ -316,7 +316,7 @@ def test_the_summary_shows_every_block(tmp_path: Path, capsys: pytest.CaptureFix
         "bytes moved",
         "where the GPU's time went",
         "MIN (misses)",
-        "limited by the memory: even MIN misses 21 %",
+        "limited by the working set: even MIN misses 21 %",
         "GPU memory",
         "- trace of shallow costed as mixtral-8x7b",
     ):
