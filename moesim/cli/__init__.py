@@ -16,6 +16,7 @@ import typer
 from moesim.cli import (
     calibrate,
     compare,
+    dial,
     inspect,
     listing,
     measured,
@@ -67,6 +68,7 @@ def moesim(
 for group in (
     run,
     compare,
+    dial,
     calibrate,
     validate,
     measured,
