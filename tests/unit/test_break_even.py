@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
 import pytest
 
 from moesim.dial import Cell, Link, Plane, parse_depths, parse_links, parse_shares
@@ -76,10 +77,10 @@ def test_a_line_is_dotted_and_its_point_hollow_where_the_border_is_not_claimed()
     def drawn(saved: Saved) -> tuple[list[str], list[str]]:
         with house_style():
             chart = break_even_chart([plane(saved)], {Link("1x"): "25GB/s"}, "About the run.")
-        lines = chart.axes[0][0].lines
+        lines = [(line, len(np.asarray(line.get_xdata()))) for line in chart.axes[0][0].lines]
         return (
-            [line.get_linestyle() for line in lines if len(line.get_xdata()) == 2],
-            [line.get_markerfacecolor() for line in lines if len(line.get_xdata()) == 1],
+            [str(line.get_linestyle()) for line, points in lines if points == 2],
+            [str(line.get_markerfacecolor()) for line, points in lines if points == 1],
         )
 
     assert drawn(STAIRS) == (["-"], ["black", "black"])
