@@ -42,8 +42,8 @@ def break_even_chart(planes: Sequence[Plane], speeds: Mapping[Link, str], captio
         "What accuracy a predictor needs",
         f"Time saved against the same run without prefetch, in % of its time in steps{partly}. "
         "Black line: break-even; dotted where an interval does not exclude zero. In grey: not "
-        "resolved, the interval includes zero. The dial knows the future: it spoils the true "
-        f"routing at random, so each point is a bound for predictors of its accuracy. {caption}",
+        "resolved, the interval includes zero. The dial knows the future and errs at random; a "
+        f"real predictor of its accuracy errs elsewhere. {caption}",
         _COLUMNS,
         shape=(len(depths), len(links)),
         height_in=0.5 + 1.75 * len(depths),
