@@ -16,6 +16,7 @@ import typer
 from moesim.cli import (
     calibrate,
     compare,
+    dial,
     inspect,
     listing,
     measured,
@@ -69,6 +70,7 @@ for group in (
     run,
     compare,
     split,
+    dial,
     calibrate,
     validate,
     measured,
