@@ -434,6 +434,12 @@ class Prefetch(Strict):
     options: Annotated[dict[str, Any], OptionsOf("prefetch")] = Field(
         {}, description="Options of the policy, like {depth: 1}."
     )
+    buffers: Count = Field(
+        0,
+        description="Number of expert-sized buffers of their own for copies ahead; an expert takes "
+        "a slot of the cache when it is used. 0: it takes a slot when its copy is issued.",
+        examples=[4],
+    )
     cancel: bool = Field(
         False,
         description="Cancel prefetches that turn out useless; not available yet.",

@@ -1,8 +1,8 @@
 """The budget: how GPU memory is split before a run starts.
 
-The parts are fixed weights, KV blocks, expert slots, staging buffers and activations. Either KV
-blocks or expert slots may take the rest. A split that does not fit is refused before anything runs,
-with all numbers and with changes that would make it fit.
+The parts are fixed weights, KV blocks, expert slots, staging buffers, prefetch buffers and
+activations. Either KV blocks or expert slots may take the rest. A split that does not fit is
+refused before anything runs, with all numbers and with changes that would make it fit.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from moesim.config.units import format_bytes
 from moesim.errors import BudgetError, ScenarioError
 from moesim.hardware.topology import GPU
 from moesim.model.shapes import stored_bytes
+from moesim.policies import find
 from moesim.scenario.keys import key_path
 
 if TYPE_CHECKING:
@@ -32,7 +33,8 @@ class Budget:
     """Bytes of each part, and the numbers of expert slots and KV blocks.
 
     `recurrent_bytes` are the recurrent states of as many sequences as may run at once.
-    `staging_bytes` are of staging buffers, and `slots_bytes` of all expert slots together. Where
+    `staging_bytes` are of staging buffers, `buffers_bytes` of those that only copies ahead fill
+    (`prefetch.buffers`), and `slots_bytes` of all expert slots together. Where
     experts have unequal sizes, `slots` says how many of their mean size these bytes hold.
     """
 
@@ -45,6 +47,7 @@ class Budget:
     kv_blocks: int
     kv_bytes: int
     recurrent_bytes: int = 0
+    buffers_bytes: int = 0
 
     @property
     def used_bytes(self) -> int:
@@ -53,6 +56,7 @@ class Budget:
             self.fixed_bytes
             + self.activations_bytes
             + self.staging_bytes
+            + self.buffers_bytes
             + self.slots_bytes
             + self.kv_bytes
             + self.recurrent_bytes
@@ -168,7 +172,14 @@ def plan_budget(
         kv_blocks=blocks,
         kv_bytes=blocks * block,
         recurrent_bytes=states,
+        buffers_bytes=prefetch_buffers(scenario) * shape.expert_bytes,
     )
+
+
+def prefetch_buffers(scenario: Scenario) -> int:
+    """Return how many buffers only copies ahead fill; none where nothing is prefetched."""
+    prefetch = scenario.prefetch
+    return prefetch.buffers if find("prefetch", prefetch.policy).active else 0
 
 
 def most_sequences(scenario: Scenario, kv_tokens: Sequence[int]) -> int:
@@ -261,11 +272,18 @@ def _fixed_parts(
     activations = memory.activations
     if activations is None:
         activations = _activations(scenario, shape, step_tokens)
-    return {
+    parts = {
         "fixed weights": fixed_bytes,
         "activations": activations,
         f"{memory.staging} staging buffers": memory.staging * shape.expert_bytes,
     }
+    if ahead := prefetch_buffers(scenario):
+        parts[_buffers_name(ahead)] = ahead * shape.expert_bytes
+    return parts
+
+
+def _buffers_name(count: int) -> str:
+    return f"{count} prefetch buffers"
 
 
 def _activations(scenario: Scenario, shape: ModelShape, tokens: int) -> int:
@@ -381,6 +399,7 @@ class _Shortage:
             "memory.kv": self.kv,
             "memory.activations": self.fixed[names[1]],
             "memory.staging": self.fixed[names[2]],
+            "prefetch.buffers": self.fixed.get(_buffers_name(prefetch_buffers(self.scenario)), 0),
         }
         if memory.kv.kind in ("bytes", "share") and self.kv < self.kv_needed:
             return "memory.kv"  # it is too small
@@ -422,6 +441,10 @@ class _Shortage:
         fitting = staging + (self.capacity - fixed - kv - held) // self.shape.expert_bytes
         if 1 <= fitting < staging:
             yield f"memory.staging: {fitting}"
+        ahead = prefetch_buffers(self.scenario)
+        fitting = ahead + (self.capacity - fixed - kv - held) // self.shape.expert_bytes
+        if 0 <= fitting < ahead:
+            yield f"prefetch.buffers: {fitting}"
         slots = (self.capacity - fixed - kv) // self.expert
         if 0 <= slots < self.slots:
             yield f"cache.slots: {self._in_form(slots)}"

@@ -41,12 +41,14 @@ from moesim.serving.budget import (
     OnGpu,
     most_sequences,
     plan_budget,
+    prefetch_buffers,
     split_bytes,
     split_slots,
 )
 from moesim.serving.experts.host_budget import plan_host
 from moesim.serving.experts.host_memory import HostMemory
 from moesim.serving.experts.placing import Placing
+from moesim.serving.experts.prefetch_buffers import PrefetchBuffers
 from moesim.serving.experts.residency import ExpertCache
 from moesim.serving.experts.slots import ExpertSizes, Staging
 from moesim.serving.issue import Execution, HostTimes
@@ -132,8 +134,9 @@ class Plan:
 
     @property
     def buffers(self) -> int:
-        """The number of expert-sized buffers in GPU memory: slots and staging."""
-        return sum(self.slots) + self.scenario.memory.staging
+        """The number of expert-sized buffers in GPU memory: slots, staging and for prefetch."""
+        others = self.scenario.memory.staging + prefetch_buffers(self.scenario)
+        return sum(self.slots) + others
 
     @property
     def model_config(self) -> dict[str, Any] | None:
@@ -453,9 +456,13 @@ def _caches(
     asked = policy_of(scenario, "placement")[0] is not Copy
     place = _placing(plan, host, free_link=free_link) if asked else None
     staging = Staging(scenario.memory.staging)  # all caches share the staging buffers
+    ahead = prefetch_buffers(scenario)
+    buffers = PrefetchBuffers(staging.slots(ahead)) if ahead else None  # shared too
     sizes = ExpertSizes(plan.cost.expert_bytes, scenario.cache.write_back, plan.sizes)
     caches = [
-        ExpertCache(policy, machine, ledger, staging, sizes, place=place, host=host)
+        ExpertCache(
+            policy, machine, ledger, staging, sizes, place=place, host=host, buffers=buffers
+        )
         for policy in evictions
     ]
     return [caches[_cache_of(scenario, layer)] for layer in range(plan.trace.num_layers)]

@@ -285,6 +285,8 @@ def summarise(outcome: Outcome) -> dict[str, Any]:
     inside = window.finished(outcome.requests)
     caches, warnings = outcome.distinct_caches, caveats(outcome)
     unused = sum(cache.unused_prefetches for cache in caches)
+    if (buffers := caches[0].buffers) is not None:  # all caches share them
+        unused += buffers.unused
     # Peak memory is the budget with the KV blocks that were used, instead of those set aside.
     block_bytes = scenario.memory.kv_block_tokens * shape.kv_bytes_per_token
     return {
@@ -320,6 +322,7 @@ def summarise(outcome: Outcome) -> dict[str, Any]:
         "kv_bytes": budget.kv_bytes,
         "slots_bytes": budget.slots_bytes,
         "staging_bytes": budget.staging_bytes,
+        **({"prefetch_buffers_bytes": budget.buffers_bytes} if budget.buffers_bytes else {}),
         "activations_bytes": budget.activations_bytes,
         **({"recurrent_bytes": budget.recurrent_bytes} if budget.recurrent_bytes else {}),
         "free_bytes": budget.free_bytes,

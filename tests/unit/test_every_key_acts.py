@@ -188,6 +188,7 @@ CASES: dict[str, tuple[dict[str, Any], Any]] = {
     "Cache.write_back": ({}, True),
     "Prefetch.policy": ({}, "oracle"),
     "Prefetch.options": (ORACLE, {"depth": 3}),
+    "Prefetch.buffers": (ORACLE, 4),
     "Prefetch.cancel": ({}, True),
     "Placement.policy": ({}, "cost"),
     "Placement.options": ({"placement": {"policy": "cpu_layers"}}, {"whole_layers": 3}),
@@ -256,6 +257,7 @@ UNUSED: list[tuple[str, dict[str, Any], Any]] = [
     ("workload.arrivals.think", NO_LOOP, "2s"),
     ("batching.long_prompts", {}, "refuse"),
     ("memory.host_cache", {}, "expert"),
+    ("prefetch.buffers", {}, 4),
 ]
 
 
