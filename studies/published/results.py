@@ -58,6 +58,7 @@ def tables_of(results: Results) -> dict[str, str]:
         "designs": _groups(rows["pre_gated"]),
         "layers": _layers(results.layer_ns),
         "fits": _fits(results.fits),
+        "gains": _gains(rows["offloading"]),
         "slots": _slots(results.lru_by_slots),
         "mixtral": locality_table(mixtral, results.rows),
         "locality": locality_table(recent, results.rows),
@@ -106,6 +107,21 @@ def _groups(rows: Sequence[Row]) -> str:
             f"| {group} | {kind} | {len(own)} | {median_error(own, kind):.1f} % "
             f"| {worst.error_text} |"
         )
+    return "\n".join(lines)
+
+
+def _gains(rows: Sequence[Row]) -> str:
+    """Return how much faster full is than LRU, there and here."""
+    lines = ["| gain of prefetch, % | published | ours |", "|---|--:|--:|"]
+    by_what = {row.what: row for row in rows}
+    for what, full in by_what.items():
+        setting, _, algorithm = what.rpartition(", ")
+        if algorithm != "full":
+            continue
+        lru = by_what[f"{setting}, LRU"]
+        published = 100 * (full.published / lru.published - 1)
+        ours = 100 * ((full.ours or 0) / (lru.ours or 1) - 1)
+        lines.append(f"| {setting} | {published:+.0f} | {ours:+.0f} |")
     return "\n".join(lines)
 
 

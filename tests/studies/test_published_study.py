@@ -135,6 +135,21 @@ def test_a_misprint_is_not_fitted() -> None:
     assert offloading._by_bits(entries, "no_lru_no_preload") == {"3bit": 1.5}
 
 
+def test_prefetch_and_demand_share_the_four_buffers_of_the_open_code() -> None:
+    for algorithm, ahead in (("full", 2), ("no_preload", 0)):
+        scenario = offloading._scenario(algorithm, 3.0, MADE_UP, TRUE, 4)
+        assert scenario["prefetch"]["buffers"] == ahead
+        assert scenario["memory"]["staging"] + ahead == 4
+
+
+def test_prefetch_helps_in_each_row_where_it_helped_there() -> None:
+    ours = {r.what: r.ours for r in COMMITTED.rows if r.table == "offloading"}
+    gains = [(what, what.replace("full", "LRU")) for what in ours if what.endswith("full")]
+    assert len(gains) == 8
+    for full, lru in gains:
+        assert ours[full] > ours[lru]
+
+
 def test_knobs_are_found_again_from_the_hit_rates_that_they_give() -> None:
     true = replay.Locality(0.9, 0.25)
 
@@ -275,6 +290,13 @@ def test_one_figure_of_pre_gated_moe_is_fitted_and_it_is_of_gpu_only() -> None:
     fitted = [each.what for each in own if each.kind == "fitted"]
     assert len([what for what in fitted if "raw data" not in what]) == 1
     assert all("GPU-only" in what for what in fitted)
+
+
+def test_ratios_of_pre_gated_moe_are_close_but_where_the_figure_itself_is_in_doubt() -> None:
+    own = [r for r in COMMITTED.rows if r.table == "pre_gated" and r.kind == "predicted"]
+    far = [r.what for r in own if abs(r.error) > 20]
+    assert all("prefetch-all" in what or "memory" in what for what in far)
+    assert not any("block" in what or "raw data" in what for what in far)
 
 
 def test_mrs_is_missing_where_the_routing_has_no_scores() -> None:
