@@ -1,0 +1,106 @@
+"""The routing that the claims are tried on: real tasks, parts of them, and synthetic planes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from moesim.policies import Key
+from moesim.simulate.curve import trace_popularity
+from moesim.trace import Trace, from_esft
+from moesim.trace.synthetic import SyntheticKnobs, synthesize
+
+__all__ = [
+    "KNOBS",
+    "LAYERS",
+    "SHARED",
+    "TASKS",
+    "Halves",
+    "counts",
+    "halves",
+    "pick",
+    "synthetic",
+    "task",
+    "thinned",
+]
+
+SHARED: Final = Path(__file__).resolve().parents[3] / "shared"
+TASKS: Final = ("intent", "law", "summary", "translation")
+LAYERS: Final = range(1, 26, 4)
+"""The layers whose hits are counted; all 26 would take four times as long."""
+KNOBS: Final = SyntheticKnobs(
+    requests=32, prompt_tokens=1, output_tokens=96, num_layers=2, num_experts=64, top_k=6,
+    layer_correlation=0,
+)  # fmt: skip
+"""Synthetic routing of the shape of DeepSeek-V2-Lite, in fewer layers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Halves:
+    """The first half of a task's requests, to learn from, and the second half, to replay."""
+
+    train: Trace
+    test: Trace
+
+
+@cache
+def task(name: str, shared: Path = SHARED) -> Trace:
+    """Return the real routing of DeepSeek-V2-Lite on a task.
+
+    Raises:
+        TraceError: the shared data are not there.
+    """
+    return from_esft(shared / f"data/routing/esft_deepseek_v2_lite/{name}.npz")
+
+
+@cache
+def thinned(name: str, shared: Path = SHARED) -> Trace:
+    """Return the routing of a task in the layers whose hits are counted."""
+    trace = task(name, shared)
+    return pick(trace, range(trace.num_requests), LAYERS)
+
+
+def pick(trace: Trace, requests: Iterable[int], layers: Sequence[int] | None = None) -> Trace:
+    """Return some requests of a trace as a trace, in the given order, with all layers or some."""
+    slices = [trace.slice(number) for number in requests]
+    rows = np.concatenate([np.arange(part.start, part.stop) for part in slices])
+    kept = slice(None) if layers is None else list(layers)
+    weights = trace.gate_weights
+    return Trace.from_arrays(
+        expert_ids=np.asarray(trace.expert_ids[:])[rows][:, kept],
+        seq_len=[part.stop - part.start for part in slices],
+        num_experts=trace.num_experts,
+        gate_weights=None if weights is None else np.asarray(weights[:])[rows][:, kept],
+        model=trace.meta.model,
+        synthetic=trace.meta.synthetic,
+        num_shared_experts=trace.meta.num_shared_experts,
+        layer_map=np.asarray(trace.meta.layer_map)[kept].tolist() if trace.meta.layer_map else None,
+    )
+
+
+def halves(trace: Trace) -> Halves:
+    """Return both halves of a trace's requests."""
+    middle = trace.num_requests // 2
+    return Halves(
+        pick(trace, range(middle)), pick(trace, range(middle, trace.num_requests))
+    )
+
+
+def counts(traces: Iterable[Trace]) -> dict[Key, int]:
+    """Return how often each (layer, expert) is used, in all traces together."""
+    total: dict[Key, int] = {}
+    for trace in traces:
+        for key, number in trace_popularity(trace).items():
+            total[key] = total.get(key, 0) + number
+    return total
+
+
+@cache
+def synthetic(skew: float, stickiness: float, seed: int, knobs: SyntheticKnobs = KNOBS) -> Trace:
+    """Return synthetic routing of given popularity skew (Zipf exponent) and locality."""
+    return synthesize(replace(knobs, skew=skew, stickiness=stickiness, seed=seed))
