@@ -80,6 +80,7 @@ def _entitle(axes: Axes, model: Model, machine: Machine, fits: bool) -> None:
 
 def _panel(chart: Chart, axes: Axes, cells: dict[Cell, list[Row]], systems: Sequence[str]) -> None:
     axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     places = {system: place for place, system in enumerate(systems)}
     for number, (cell, rows) in enumerate(sorted(cells.items(), key=lambda item: item[0].batch)):
         color, marker = LOOKS[number % len(LOOKS)]
@@ -92,7 +93,7 @@ def _panel(chart: Chart, axes: Axes, cells: dict[Cell, list[Row]], systems: Sequ
             if estimate is None:
                 continue
             axes.errorbar(
-                row.speed, place, xerr=None if math.isnan(half) else half, color=color,
+                row.speed, place, xerr=_bar(row.speed, half), color=color,
                 marker=marker, markersize=3.2, linewidth=0.8, linestyle="none",
                 markerfacecolor=color if row.status == "ranked" else "white", label=label,
             )  # fmt: skip
@@ -100,6 +101,11 @@ def _panel(chart: Chart, axes: Axes, cells: dict[Cell, list[Row]], systems: Sequ
     _notes(axes, cells, places)
     axes.set_yticks(range(len(systems)), [drawn(system) for system in systems], fontsize=6.5)
     axes.set_ylim(len(systems) - 0.5, -0.5)
+
+
+def _bar(value: float, half: float) -> list[list[float]] | None:
+    """Return the lengths of an interval's bars; the lower end stays positive, for a log axis."""
+    return None if math.isnan(half) else [[min(half, 0.9 * value)], [half]]
 
 
 def _notes(axes: Axes, cells: dict[Cell, list[Row]], places: dict[str, int]) -> None:
@@ -124,7 +130,7 @@ def shares(rows: Sequence[Row]) -> Chart:
         "How far each system stays behind the best",
         "Tokens/s as a percentage of the best ranked system of the cell (column), under the ideal "
         f"engine. In italics: knows the future or needs another model, not ranked. {_about(rows)}. "
-        "Cells in which everything fits in GPU memory are left out: there all systems are equal.",
+        "Cells in which everything fits in GPU memory are left out.",
         ("model", "machine", "batch", "system", "status", "share_pct"),
         height_in=0.2 * len(systems) + 1.2,
     )

@@ -13,11 +13,23 @@ from system_rows import Row
 
 from moesim.report.statistics import Estimate, difference
 
-__all__ = ["LEVEL", "Standing", "best_of", "by_cell", "cell_text", "general", "level_with", "named"]
-__all__ += ["offloading", "rank_correlation", "ranked", "standing", "system_text"]
+__all__ = [
+    "LEVEL",
+    "Standing",
+    "best_of",
+    "by_cell",
+    "cell_text",
+    "general",
+    "how",
+    "level_with",
+    "named",
+]
+__all__ += ["offloading", "percent", "rank_correlation", "ranked", "standing", "system_text"]
 
 LEVEL: Final = 0.01
-"""Systems whose tokens/s differ by less are level, as are those whose interval contains 0."""
+"""Systems whose tokens/s differ by less are level."""
+_NEAR: Final = 0.1
+"""So are those that differ by less than this, where the interval contains 0."""
 _ON_CPU: Final = ("cost", "two_queue", "cpu_experts", "cpu_layers")
 
 
@@ -48,7 +60,8 @@ def gain(row: Row, other: Row) -> Estimate:
 def level_with(row: Row, best: Row) -> bool:
     """Return whether a row is as fast as the best one, as far as the seeds tell."""
     found = gain(best, row)
-    return found.mean < LEVEL or (found.half is not None and found.low <= 0)
+    unsure = found.half is not None and found.low <= 0
+    return found.mean < (_NEAR if unsure else LEVEL)
 
 
 def cell_text(rows: Sequence[Row]) -> str:
@@ -66,7 +79,7 @@ def cell_text(rows: Sequence[Row]) -> str:
         text += f", {_gain(best, others[0])} on {others[0].system}"
         text += f". It {_why(best, others)}"
     if last.system != best.system and last in others:
-        text += f". Last: {last.system}, {_speed(last)}; it {_how(last)}"
+        text += f". Last: {last.system}, {_speed(last)}; it {how(last)}"
     return f"{text}.{_unranked(rows, best)}"
 
 
@@ -79,16 +92,23 @@ def _speed(row: Row) -> str:
 def _gain(row: Row, other: Row) -> str:
     found = gain(row, other)
     if found.half is None:
-        return f"{found.mean:+.0%}"
-    return f"{found.mean:+.0%} ({found.low:+.0%} to {found.high:+.0%})"
+        return percent(found.mean, sign="+")
+    low, high = percent(found.low, sign="+"), percent(found.high, sign="+")
+    return f"{percent(found.mean, sign='+')} ({low} to {high})"
+
+
+def percent(share: float, *, sign: str = "", digits: int = 0) -> str:
+    """Return a share in per cent as text."""
+    return f"{100 * share:{sign}.{digits}f} %"
 
 
 def _why(best: Row, others: Sequence[Row]) -> str:
     usual = median(row.mean("mib_per_token") for row in others)
-    return f"{_how(best)} (the others copy {_short(usual)} MiB a token in the median)"
+    return f"{how(best)} (the others copy {_short(usual)} MiB a token in the median)"
 
 
-def _how(row: Row) -> str:
+def how(row: Row) -> str:
+    """Return what a system copies, computes and waits for."""
     cause, share = row.longest_wait()
     parts = [f"copies {_short(row.mean('mib_per_token'))} MiB a token"]
     if row.mean("cpu_pct") >= 1:
@@ -174,14 +194,14 @@ def system_text(found: Standing) -> str:
     where = [cell for cell, share in found.shares.items() if share == best]
     text = (
         f"**{found.system}** is the fastest or level with it in {found.won} of {len(found.shares)} "
-        f"cells. It has {found.median:.0%} of the best tokens/s in the median"
+        f"cells. It has {percent(found.median)} of the best tokens/s in the median"
     )
     if best < 1:
-        text += f", and {best:.0%} at most ({named(where[0])})"
+        text += f", and {percent(best)} at most ({named(where[0])})"
     worst = found.shares[found.worst.cell]
     if worst < 1:
-        text += f". It falls behind most in {named(found.worst.cell)} ({worst:.0%}): it "
-        text += _how(found.worst)
+        text += f". It falls behind most in {named(found.worst.cell)} ({percent(worst)}): it "
+        text += how(found.worst)
     return f"{text}."
 
 

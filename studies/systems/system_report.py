@@ -16,7 +16,9 @@ from system_findings import (
     by_cell,
     cell_text,
     general,
+    how,
     named,
+    percent,
     ranked,
     standing,
     system_text,
@@ -114,7 +116,7 @@ def _standings(found: Sequence[Standing]) -> Table:
     for each in found:
         worst = each.shares[each.worst.cell]
         counts = (len(each.shares), each.won, each.near, each.last)
-        table.add(each.system, *map(str, counts), f"{each.median:.0%}", f"{worst:.0%}")
+        table.add(each.system, *map(str, counts), percent(each.median), percent(worst))
     return table
 
 
@@ -138,12 +140,12 @@ def _all_fit(cell: Cell, rows: Sequence[Row]) -> str:
         return f"{named(cell)}: no system runs."
     best, last = order[0], order[-1]
     text = (
-        f"Batch {cell.batch}: every expert fits in GPU memory, so nothing is copied once the "
-        f"caches are warm. The {len(order)} systems reach {last.speed:,.3g} to "
+        f"Batch {cell.batch}: every expert fits in GPU memory, so nothing needs to be copied "
+        f"once the caches are warm. The {len(order)} systems reach {last.speed:,.3g} to "
         f"{best.speed:,.3g} tokens/s, TTFT {best.mean('ttft_ms'):.3g} ms."
     )
     apart = [
-        f"{row.system} {row.speed / best.speed - 1:+.1%}"
+        f"{row.system} ({percent(row.speed / best.speed - 1, sign='+')}, it {how(row)})"
         for row in order
         if row.speed < 0.99 * best.speed
     ]

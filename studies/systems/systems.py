@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from system_cells import BATCHES, MACHINES, MODELS, Cell
@@ -54,10 +55,10 @@ QUICK = Grid(
 
 def main() -> None:
     options = parse()
-    compare(
-        QUICK if options.quick else FULL, options.folder, workers=options.workers,
-        shared=options.shared,
-    )  # fmt: skip
+    grid = QUICK if options.quick else FULL
+    if options.seeds:
+        grid = replace(grid, seeds=options.seeds)
+    compare(grid, options.folder, workers=options.workers, shared=options.shared)
 
 
 def parse() -> argparse.Namespace:
@@ -65,6 +66,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--workers", type=int, default=2, help="processes (default: 2)")
     parser.add_argument("--quick", action="store_true", help="run a small part of the grid")
+    parser.add_argument("--seeds", type=int, help=f"seeds (default: {FULL.seeds})")
     parser.add_argument("--shared", type=Path, default=SHARED, help="the folder of shared data")
     return parser.parse_args()
 
