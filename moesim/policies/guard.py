@@ -341,6 +341,7 @@ class _GuardedEviction(Eviction):
         self.inputs = partial(inputs_of, kind)  # type: ignore[method-assign]
         self.note = partial(note_of, kind)  # type: ignore[method-assign]
         self.looks_ahead = kind.looks_ahead  # type: ignore[misc]
+        self.sees_requests = kind.sees_requests  # type: ignore[misc]
         self.recent_rows = policy.recent_rows
         self.capacity = context.capacity
         self.sizes = context.sizes

@@ -19,7 +19,8 @@ class View:
     - `layer`: the trace layer whose routing was just decided; -1 at the start of a step.
     - `union`: the distinct keys wanted now, in order of first appearance in the batch.
     - `tokens`: number of rows that want each key, in the same order.
-    - `requests`: numbers of the requests of the step; shown to prefetch policies.
+    - `requests`: numbers of the requests of the step; shown to prefetch policies, and to eviction
+      policies that declare `sees_requests`.
 
     This class reveals no future. Subclasses add recorded predictions, and the routing that the
     model's router really reveals in advance.

@@ -1,6 +1,7 @@
 """Prefetch policies: which experts are copied before they are needed, one idea per file."""
 
 from moesim.policies.prefetch.activation_matrix import ActivationMatrix
+from moesim.policies.prefetch.all import AllExperts
 from moesim.policies.prefetch.base import DepthOptions, Lessons, Prefetch, PrefetchContext
 from moesim.policies.prefetch.dial import Dial
 from moesim.policies.prefetch.layer_ahead import LayerAhead
@@ -15,6 +16,7 @@ from moesim.policies.prefetch.trajectory import Trajectory
 
 __all__ = [
     "ActivationMatrix",
+    "AllExperts",
     "DepthOptions",
     "Dial",
     "LayerAhead",
