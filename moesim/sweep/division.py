@@ -26,6 +26,7 @@ from moesim.workload.workload import build_workload
 
 if TYPE_CHECKING:
     from moesim.scenario import Scenario
+    from moesim.trace import Trace
 
 __all__ = [
     "GOALS",
@@ -88,8 +89,10 @@ class Room:
         return {"memory.kv": _exact(self.blocks(slots) * self.block_bytes), "cache.slots": size}
 
 
-def room_of(scenario: Scenario) -> Room:
+def room_of(scenario: Scenario, trace: Trace | None = None) -> Room:
     """Return the memory that a scenario leaves to KV blocks and slots, whatever it gives them.
+
+    `trace` saves reading the scenario's trace again.
 
     Raises:
         ScenarioError: the scenario is wrong, or its division cannot change.
@@ -112,7 +115,8 @@ def room_of(scenario: Scenario) -> Room:
                 "cache.initial_layers": 0,
                 "bounds": False,
             },
-        )
+        ),
+        trace,
     )
     budget, shape = plan.budget, plan.cost.shape
     if not budget.kv_bytes:
