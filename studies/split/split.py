@@ -184,7 +184,7 @@ def static_hits(learnt_BK: Any, used_BK: Any, experts: int) -> Any:
 
 
 def simulated_splits(sizes: Sequence[int], seeds: Sequence[int]) -> Iterator[dict[str, Any]]:
-    """Yield splits of slots over the 32 layers of `traces/deep`, one user, with and without prefetch."""
+    """Yield splits over the 32 layers of `traces/deep`, one user, with and without prefetch."""
     trace = load_trace(ROOT / "traces/deep")
     for size in sizes:
         for prefetch in ("none", "predicted"):
