@@ -21,6 +21,7 @@ from moesim.scenario.sweep import with_values
 from moesim.simulate import prepare, run
 from moesim.sweep.division import (
     COARSE,
+    Room,
     best_of,
     count_peaks,
     flat_around,
@@ -185,6 +186,26 @@ def test_a_list_of_slots_and_a_request_that_never_fits_are_refused(folder: Path)
         room_of(loaded_in(folder, "cache: {split: [1, 2, 3, 4]}\n"))
     with pytest.raises(BudgetError, match="impossible memory: the parts exceed the memory"):
         room_of(loaded_in(folder, prompt=5000))
+
+
+@pytest.mark.parametrize(
+    ("best", "most", "experts", "said"),
+    [
+        (2, 9, 9, "the best is at an end: KV blocks hold all that the requests can use"),
+        (9, 9, 9, "the best is at an end: every expert has a slot"),
+        (9, 9, 12, "the best is at an end: KV blocks hold little more than the longest request"),
+        (5, 9, 9, "flat: KV blocks of 50% to 50% of the free memory (5 to 6 slots) are within 1 %"),
+    ],
+)
+def test_remarks_say_where_the_best_division_is(
+    best: int, most: int, experts: int, said: str
+) -> None:
+    room = Room(1000, 10, 16, 50, 1, True, experts, 2, most)
+    close = {best: 0.0, best + 1: -0.005} if best == 5 else {best: 0.0}
+    found = search(2, most, lambda slots: 100 * (1 + close.get(slots, -abs(slots - best))), 30)
+    notes = remarks(room, found)
+    assert said in notes
+    assert sum(note.startswith(said[:16]) for note in notes) == 1
 
 
 # --- the command ---------------------------------------------------------------------------------
