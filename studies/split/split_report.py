@@ -296,9 +296,8 @@ def throughput_chart(settings: Sequence[Setting]) -> Chart:
     for place, case in enumerate(cases):
         chart.axes[place][0].set_ylabel("throughput (% of best)")
         for axes, context in zip(chart.axes[place], contexts, strict=True):
-            axes.set_title(f"{case.split(',')[0]}, {context} tokens", fontsize=8)
+            axes.set_title(f"{case.split(',')[0]}\n{context} tokens", fontsize=8)
             axes.set_ylim(0, 112)
-            axes.set_xlim(left=-2)
     for axes in chart.axes[-1]:
         axes.set_xlabel("KV share of free memory (%)")
     shared_legend(chart)
@@ -313,8 +312,8 @@ def best_chart(settings: Sequence[Setting]) -> Chart:
         "split_best",
         "Best share of KV blocks",
         "Best share of KV blocks over the context, for each number of clients. Bars: divisions "
-        f"whose mean throughput is within 2 % of the best. {FOREIGN}",
-        ("case", "context", "clients", "best_share", "flat_from", "flat_to"),
+        f"whose mean throughput is within 2 % of the best. Hollow: memory.kv: auto. {FOREIGN}",
+        ("case", "context", "clients", "best_pct", "flat_from_pct", "flat_to_pct", "auto_pct"),
         shape=(1, len(cases)),
         height_in=2.8,
         sharey=True,
@@ -332,14 +331,21 @@ def best_chart(settings: Sequence[Setting]) -> Chart:
                 [each["context"] * shift for each in mine], best, yerr=[below, above], color=color,
                 marker=marker, markersize=4, elinewidth=1, label=f"{count} clients",
             )  # fmt: skip
+            axes.plot(
+                [each["context"] * shift for each in mine],
+                [100 * each["auto"]["share"] for each in mine],
+                marker=marker, markersize=8, markerfacecolor="none", markeredgecolor=color,
+                linestyle="",
+            )  # fmt: skip
             for each, one, flat in zip(mine, best, flats, strict=True):
-                chart.record(case, each["context"], count, one, min(flat), max(flat))
+                auto = 100 * each["auto"]["share"]
+                chart.record(case, each["context"], count, one, min(flat), max(flat), auto)
         axes.set_xscale("log", base=2)
         axes.set_xticks(list(dict.fromkeys(each["context"] for each in settings)))
         axes.xaxis.set_major_formatter("{x:.0f}")
-        axes.set_title(case, fontsize=8)
+        axes.set_title(case.replace(", ", "\n", 1), fontsize=8)
         axes.set_xlabel("context (tokens)")
-        axes.set_ylim(0, 100)
+        axes.set_ylim(bottom=0)
     chart.axes[0][0].set_ylabel("best KV share of free memory (%)")
     shared_legend(chart)
     return chart
