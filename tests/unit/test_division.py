@@ -242,6 +242,20 @@ def test_the_best_division_is_that_of_all_and_its_lines_repeat_it(
         assert json.loads(repeated.stdout)[key] == every[best][key]
 
 
+def test_the_best_is_marked_where_a_placement_uses_fewer_slots(
+    folder: Path, tmp_path: Path
+) -> None:
+    path = scenario_in(folder, "placement: {policy: cpu_layers}\n")
+    done = split(path, "--out", tmp_path, "--no-plots", "--runs", 4)
+    assert done.exit_code == 0, done.output
+    with (tmp_path / "split.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len({row["slots"] for row in rows}) < len(rows)
+    most = max(float(row["output_tokens_per_s"]) for row in rows if row["as_written"] == "False")
+    marked = next(line for line in done.stdout.splitlines() if " ▲" in line)
+    assert float(marked.split(" ▲")[0].split()[-1]) == pytest.approx(most, rel=1e-3)
+
+
 def test_the_command_writes_its_divisions_and_runs_none_again(folder: Path, tmp_path: Path) -> None:
     path = scenario_in(folder)
     first = split(path, "--out", tmp_path / "out", "--runs", 5)
