@@ -345,7 +345,7 @@ def best_chart(settings: Sequence[Setting]) -> Chart:
         axes.xaxis.set_major_formatter("{x:.0f}")
         axes.set_title(case.replace(", ", "\n", 1), fontsize=8)
         axes.set_xlabel("context (tokens)")
-        axes.set_ylim(bottom=0)
+    chart.axes[0][0].set_ylim(bottom=0)  # last, because it ends the scaling of the shared axis
     chart.axes[0][0].set_ylabel("best KV share of free memory (%)")
     shared_legend(chart)
     return chart
