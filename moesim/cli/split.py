@@ -72,8 +72,7 @@ def split(
         (folder / "runs").mkdir(parents=True, exist_ok=True)
     with exclusive(folder, inside=True):
         clean_up(folder / "runs")
-        rows, found = _searched(loaded, room, folder / "runs", (key, sign), runs, force=force)
-        best = next(row for row in rows if not row.own and row.slots == found.best)
+        rows, best, found = _searched(loaded, room, folder / "runs", (key, sign), runs, force=force)
         write_division(folder, rows, best, key, name=loaded.name, plots=plots)
     values = room.values(found.best)
     notes = [*_against_own(rows, best, key, sign), *remarks(room, found)]
@@ -107,8 +106,8 @@ def _searched(
     runs: int,
     *,
     force: bool,
-) -> tuple[list[Divided], Search]:
-    """Return all simulated divisions, by KV share, and the search that chose them."""
+) -> tuple[list[Divided], Divided, Search]:
+    """Return all simulated divisions by KV share, the best, and the search that chose them."""
     from moesim.sweep.division import search
 
     key, sign = goal
@@ -123,13 +122,15 @@ def _searched(
 
         with suppress(BudgetError):  # one that does not fit is a reason to search for another
             run({}, own=True)
-        found = search(
-            room.least,
-            room.most,
-            lambda slots: sign * run(room.values(slots), own=False).run.value(key),
-            runs,
-        )
-    return sorted(rows, key=lambda row: (row.share, row.own)), found
+        # By the slots that were asked for: a placement may use fewer of them.
+        searched: dict[int, Divided] = {}
+
+        def score(slots: int) -> float:
+            searched[slots] = run(room.values(slots), own=False)
+            return sign * searched[slots].run.value(key)
+
+        found = search(room.least, room.most, score, runs)
+    return sorted(rows, key=lambda row: (row.share, row.own)), searched[found.best], found
 
 
 def _divided(

@@ -26,6 +26,7 @@ from moesim.workload.workload import build_workload
 
 if TYPE_CHECKING:
     from moesim.scenario import Scenario
+    from moesim.trace import Trace
 
 __all__ = [
     "GOALS",
@@ -58,9 +59,10 @@ _FINEST: Final = 64  # no gap is halved that is narrower than this part of all d
 class Room:
     """The memory that KV blocks and expert slots share, and the divisions that make sense.
 
-    `slot_bytes` is the size of an expert, or the mean size where sizes are unequal. `least` and
-    `most` are numbers of slots: with fewer than `least`, KV blocks would have no use for the rest,
-    and with more than `most`, the longest request would not fit, or experts are all there.
+    `slot_bytes` is the size of an expert, or the mean size where sizes are unequal. `experts` is
+    the number of all experts. `least` and `most` are numbers of slots: with fewer than `least`, KV
+    blocks would have no use for the rest. With more than `most`, the longest request would not fit,
+    or there are no more experts.
     """
 
     free_bytes: int
@@ -69,6 +71,7 @@ class Room:
     useful_blocks: int
     slot_bytes: int
     equal_sizes: bool
+    experts: int
     least: int
     most: int
 
@@ -88,8 +91,10 @@ class Room:
         return {"memory.kv": _exact(self.blocks(slots) * self.block_bytes), "cache.slots": size}
 
 
-def room_of(scenario: Scenario) -> Room:
+def room_of(scenario: Scenario, trace: Trace | None = None) -> Room:
     """Return the memory that a scenario leaves to KV blocks and slots, whatever it gives them.
+
+    `trace` saves reading the scenario's trace again.
 
     Raises:
         ScenarioError: the scenario is wrong, or its division cannot change.
@@ -112,7 +117,8 @@ def room_of(scenario: Scenario) -> Room:
                 "cache.initial_layers": 0,
                 "bounds": False,
             },
-        )
+        ),
+        trace,
     )
     budget, shape = plan.budget, plan.cost.shape
     if not budget.kv_bytes:
@@ -140,7 +146,7 @@ def room_of(scenario: Scenario) -> Room:
             "slots; set cache.initial_layers to fewer"
         )
     least = max(least, first if plan.places.residents is None else 0)
-    return Room(free, block, tokens, useful, slot, sizes is None, least, most)
+    return Room(free, block, tokens, useful, slot, sizes is None, every, least, most)
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,7 +261,7 @@ def remarks(room: Room, found: Search) -> list[str]:
     first, last = found.flat
     if first < last:
         shares = f"{room.share(last):.0%} to {room.share(first):.0%} of the free memory"
-        notes.append(f"flat: KV blocks of {shares} ({last} to {first} slots) are within 1 %")
+        notes.append(f"flat: KV blocks of {shares} ({first} to {last} slots) are within 1 %")
     if found.peaks > 1:
         notes.append(
             f"the even steps show {found.peaks} optima, so a better division may lie between them; "
@@ -266,11 +272,8 @@ def remarks(room: Room, found: Search) -> list[str]:
     if found.best == room.least:
         notes.append("the best is at an end: KV blocks hold all that the requests can use")
     if found.best == room.most:
-        whole = (
-            "every expert has a slot"
-            if room.blocks(room.most) * room.block_bytes
-            < (room.free_bytes - (room.most + 1) * room.slot_bytes)
-            else "KV blocks hold little more than the longest request"
-        )
-        notes.append(f"the best is at an end: {whole}")
+        end = "every expert has a slot"
+        if room.most < room.experts:
+            end = "KV blocks hold little more than the longest request"
+        notes.append(f"the best is at an end: {end}")
     return notes

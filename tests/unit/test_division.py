@@ -21,6 +21,7 @@ from moesim.scenario.sweep import with_values
 from moesim.simulate import prepare, run
 from moesim.sweep.division import (
     COARSE,
+    Room,
     best_of,
     count_peaks,
     flat_around,
@@ -164,8 +165,8 @@ def test_what_the_scenario_gives_either_part_does_not_limit_the_search(
 
 
 def test_initial_layers_have_their_slots_in_each_division(folder: Path) -> None:
-    room = room_of(loaded_in(folder, "cache: {initial_layers: 1}\n"))
-    assert room.least == 8
+    assert room_of(loaded_in(folder)).least < 16
+    assert room_of(loaded_in(folder, "cache: {initial_layers: 2}\n")).least == 16
     with pytest.raises(BudgetError, match=r"x.yaml:8:\d+: 32 slots of initial layers and the KV"):
         room_of(loaded_in(folder, "cache: {initial_layers: 4}\n"))
 
@@ -185,6 +186,26 @@ def test_a_list_of_slots_and_a_request_that_never_fits_are_refused(folder: Path)
         room_of(loaded_in(folder, "cache: {split: [1, 2, 3, 4]}\n"))
     with pytest.raises(BudgetError, match="impossible memory: the parts exceed the memory"):
         room_of(loaded_in(folder, prompt=5000))
+
+
+@pytest.mark.parametrize(
+    ("best", "most", "experts", "said"),
+    [
+        (2, 9, 9, "the best is at an end: KV blocks hold all that the requests can use"),
+        (9, 9, 9, "the best is at an end: every expert has a slot"),
+        (9, 9, 12, "the best is at an end: KV blocks hold little more than the longest request"),
+        (5, 9, 9, "flat: KV blocks of 50% to 50% of the free memory (5 to 6 slots) are within 1 %"),
+    ],
+)
+def test_remarks_say_where_the_best_division_is(
+    best: int, most: int, experts: int, said: str
+) -> None:
+    room = Room(1000, 10, 16, 50, 1, True, experts, 2, most)
+    close = {best: 0.0, best + 1: -0.005} if best == 5 else {best: 0.0}
+    found = search(2, most, lambda slots: 100 * (1 + close.get(slots, -abs(slots - best))), 30)
+    notes = remarks(room, found)
+    assert said in notes
+    assert sum(note.startswith(said[:16]) for note in notes) == 1
 
 
 # --- the command ---------------------------------------------------------------------------------
@@ -219,6 +240,20 @@ def test_the_best_division_is_that_of_all_and_its_lines_repeat_it(
             app, ["run", str(path), *sets, "--json", "--no-plots", "--out", str(tmp_path / goal)]
         )
         assert json.loads(repeated.stdout)[key] == every[best][key]
+
+
+def test_the_best_is_marked_where_a_placement_uses_fewer_slots(
+    folder: Path, tmp_path: Path
+) -> None:
+    path = scenario_in(folder, "placement: {policy: cpu_layers}\n")
+    done = split(path, "--out", tmp_path, "--no-plots", "--runs", 4)
+    assert done.exit_code == 0, done.output
+    with (tmp_path / "split.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len({row["slots"] for row in rows}) < len(rows)
+    most = max(float(row["output_tokens_per_s"]) for row in rows if row["as_written"] == "False")
+    marked = next(line for line in done.stdout.splitlines() if " ▲" in line)
+    assert float(marked.split(" ▲")[0].split()[-1]) == pytest.approx(most, rel=1e-3)
 
 
 def test_the_command_writes_its_divisions_and_runs_none_again(folder: Path, tmp_path: Path) -> None:
