@@ -138,6 +138,9 @@ def _unused(scenario: Scenario) -> Iterator[tuple[str, str]]:
     for_later = _computes_on_cpu(scenario)
     if chunked and not for_later and not find("prefetch", scenario.prefetch.policy).active:
         yield "hardware.h2d.chunk", "nothing is prefetched, so no copy is more urgent than another"
+    prefetches = find("prefetch", scenario.prefetch.policy).active
+    if scenario.metrics.without_prefetch is not None and not prefetches:
+        yield "metrics.without_prefetch", "nothing is prefetched"
     unread, reason = _unread_rate(scenario)
     for direction in ("h2d", "d2h"):
         if getattr(getattr(hardware, direction), unread, None) is not None:
