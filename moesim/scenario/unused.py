@@ -138,9 +138,6 @@ def _unused(scenario: Scenario) -> Iterator[tuple[str, str]]:
     for_later = _computes_on_cpu(scenario)
     if chunked and not for_later and not find("prefetch", scenario.prefetch.policy).active:
         yield "hardware.h2d.chunk", "nothing is prefetched, so no copy is more urgent than another"
-    prefetches = find("prefetch", scenario.prefetch.policy).active
-    if scenario.metrics.without_prefetch is not None and not prefetches:
-        yield "metrics.without_prefetch", "nothing is prefetched"
     unread, reason = _unread_rate(scenario)
     for direction in ("h2d", "d2h"):
         if getattr(getattr(hardware, direction), unread, None) is not None:
@@ -150,6 +147,9 @@ def _unused(scenario: Scenario) -> Iterator[tuple[str, str]]:
         yield "memory.host_cache", "host memory is unlimited, so nothing leaves it"
     if memory.pinned.kind != "auto" and not hardware.pinned:
         yield "hardware.pinned", "memory.pinned says which experts lie in page-locked memory"
+    without_prefetch = scenario.metrics.without_prefetch
+    if without_prefetch is not None and not find("prefetch", scenario.prefetch.policy).active:
+        yield "metrics.without_prefetch", "nothing is prefetched"
     batching = scenario.batching
     if batching.chunked_prefill and batching.long_prompts != "exceed":
         yield "batching.long_prompts", "chunked prefill cuts prompts, so none exceeds the budget"
