@@ -18,7 +18,6 @@ __all__ = [
     "HEADLINE",
     "HITS",
     "HITS_LEGEND",
-    "HIT_RATE",
     "LATE_HITS",
     "MISSES",
     "SAVED",
@@ -94,8 +93,6 @@ class Metric:
 HITS: Final = Metric("hits", "hits", "%", 100, "higher", is_share=True, of_all="accesses")
 LATE_HITS: Final = Metric("late_hits", "late hits", "%", 100, is_share=True, of_all="accesses")
 MISSES: Final = Metric("misses", "misses", "%", 100, is_share=True, of_all="accesses")
-HIT_RATE: Final = Metric("expert_hit_rate", "hits and late hits", "%", 100, is_share=True)
-"""Hits and late hits together, as bounds on hits count them. Reports show late hits beside it."""
 ELSEWHERE: Final = Metric("elsewhere", "on the CPU", "%", 100, is_share=True, of_all="accesses")
 """Misses whose expert was computed on the CPU and not copied first."""
 FROM_DISK: Final = Metric("disk_bytes", "read from disk", "GiB", 2.0**-30)

@@ -40,6 +40,16 @@ BUSY: Final = {
 }
 
 
+CAUSES: Final = {
+    "policy": "policy (MIN's evictions)",
+    "working_set": "working set (a slot for every expert)",
+    "link": "link (copies that take no time)",
+    "host": "host (the GPU waits for it)",
+    "disk": "disk (the GPU waits for it)",
+    "cpu": "CPU (the GPU waits for it)",
+    "compute": "computing (the GPU is busy)",
+}
+"""The causes that can limit a run, with what their regret is."""
 _BASIS: Final = {
     "documented": "exact: the published rules of the format",
     "file header": "exact: read from the file",
@@ -68,7 +78,7 @@ def summary_tables(run: Run) -> list[Table]:
     # Readers copy single tables, so each title repeats the mark.
     for table in tables:
         table.title = marked(table.title, routing_mark(run))
-    tables += [*_verdict(run), _memory(run), *_host_memory(run)]
+    tables += [*_regrets(run), *_verdict(run), _memory(run), *_host_memory(run)]
     if error_bar(run):
         tables.append(Table(error_bar(run)))
     if run.notes:
@@ -272,12 +282,26 @@ def _bounds(run: Run) -> Table:
     return table
 
 
+def _regrets(run: Run) -> list[Table]:
+    """Return what each cause costs; [] without bounds, and in runs of older versions."""
+    # They overlap, because two remedies may avoid the same copies.
+    title = marked("regrets (they overlap, so they do not add up)", routing_mark(run))
+    table = Table(title, ["", "seconds saved without it", "share of time in steps"])
+    steps = _positive(run.value("busy_s") + run.value("stall_s"))
+    for cause, label in CAUSES.items():
+        seconds = run.value(f"regret_{cause}_s")
+        if seconds == seconds and (seconds or cause not in ("cpu", "disk")):
+            table.add(label, number(seconds), "" if run.windowed else _share(seconds / steps))
+    return [table] if table.rows else []
+
+
 def _verdict(run: Run) -> list[Table]:
     if run.summary.get("verdict") is None:
         return []
     reason = run.summary.get("verdict_reason")
     word = run.text("verdict")
-    limit = marked(f"limited by the {'CPU' if word == 'cpu' else word}", routing_mark(run))
+    named = {"cpu": "the CPU", "compute": "computing"}.get(word, f"the {word}")
+    limit = marked(f"limited by {named}", routing_mark(run))
     return [Table(limit + (f": {reason}" if reason else ""))]
 
 

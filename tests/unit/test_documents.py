@@ -102,7 +102,7 @@ def test_labels_that_the_results_quote_are_printed(tmp_path: Path) -> None:
     from run_directories import run_directory
 
     from moesim.report import print_summary
-    from moesim.report.metrics import HEADLINE
+    from moesim.report.metrics import HEADLINE, SAVED
 
     stream = io.StringIO()
     print_summary(run_directory(tmp_path / "run"), stream)
@@ -110,8 +110,10 @@ def test_labels_that_the_results_quote_are_printed(tmp_path: Path) -> None:
     shares = {"cpu_busy_share": 0.5, "disk_busy_share": 0.5, "stall_host_s": 1.0}
     print_summary(run_directory(tmp_path / "whole", summary=shares), stream)
     ahead = {"prefetch_policy": "oracle", "prefetch_pollution": 3}
+    ahead |= {"no_prefetch_time_in_steps_s": 9.0, "prefetch_saved_share": 0.1}
+    ahead |= {"regret_policy_s": 1.0}
     print_summary(run_directory(tmp_path / "ahead", summary=ahead), stream)
-    printed = stream.getvalue() + "".join(metric.title for metric in HEADLINE)
+    printed = stream.getvalue() + "".join(metric.title for metric in (*HEADLINE, SAVED))
     _, results = (ROOT / "docs/results.md").read_text().split("## summary.json")
     labels = re.findall(r'"([^"]+?)[ .]*"', " ".join(results.split()))
     assert len(labels) > 20

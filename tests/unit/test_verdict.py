@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from costed_traces import costed_trace
+from run_directories import run_directory
 from workloads import plan_of, random_case, tiny_scenario, tiny_trace
 
+from moesim.report import load_run
+from moesim.report.summary import summary_tables
 from moesim.simulate import bounds_of, result_of, simulate
 from moesim.simulate.verdict import ORDER, REGRET_KEYS, regrets, verdict
 from moesim.trace import Trace
@@ -207,3 +211,22 @@ def test_the_verdict_says_where_routing_and_sizes_are_from() -> None:
     drawn = tiny_scenario(bounds=True, cache={"slots": 9})
     reason = result_of(plan_of(drawn, tiny_trace())).summary["verdict_reason"]
     assert "; synthetic routing: drawn at random, made by no model, costed with" in reason
+
+
+def test_the_regrets_are_printed_with_the_mark_of_the_run(tmp_path: Path) -> None:
+    regrets_s = {"policy": 1.5, "working_set": 2.5, "link": 3, "host": 0, "disk": 0, "cpu": 0}
+    found = {f"regret_{cause}_s": seconds for cause, seconds in regrets_s.items()}
+    steps = {"busy_s": 1.0, "stall_s": 4.0, "regret_compute_s": 1.0, "sizes": "foreign"}
+    run = load_run(run_directory(tmp_path / "run", summary={**found, **steps}))
+    (table,) = (table for table in summary_tables(run) if table.title.startswith("regrets"))
+    assert table.title.endswith("[foreign sizes]")
+    shown = {row[0].text.split(" (")[0]: [cell.text for cell in row[1:]] for row in table.rows}
+    assert shown == {
+        "policy": ["1.5", "30.0%"],
+        "working set": ["2.5", "50.0%"],
+        "link": ["3", "60.0%"],
+        "host": ["0", "0.0%"],
+        "computing": ["1", "20.0%"],
+    }
+    older = load_run(run_directory(tmp_path / "older"))
+    assert not [table for table in summary_tables(older) if table.title.startswith("regrets")]
