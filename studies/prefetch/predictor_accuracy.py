@@ -1,6 +1,6 @@
 """What prediction accuracy each published predictor needs, and what it has.
 
-    python studies/prefetch/predictor_accuracy.py runs/prefetch [--seeds 3] [--requests 1]
+    python studies/prefetch/predictor_accuracy.py runs/prefetch [--seeds 4] [--requests 1]
 
 Published recalls and precisions of predictors stand beside the break-even line of `moesim dial` on
 several machines: one user, LRU, copies one layer ahead. A predictor is run as the dial of its
@@ -39,7 +39,7 @@ from moesim.report.tabular import Table, markdown
 from moesim.scenario import load_scenario
 
 SHARED: Final = Path(__file__).resolve().parents[2].parent / "shared"
-GRID: Final = Grid((0.5, 0.75, 1.0), (0.5, 0.75, 0.9, 1.0), (1,), (Link("1x"),), 3)
+GRID: Final = Grid((0.5, 1.0), (0.5, 0.75, 0.9, 1.0), (1,), (Link("1x"),), 4)
 HEAD: Final = (
     "One user decodes token by token, the cache is LRU, and copies are made one layer ahead. "
     "*Saved* is the share of the time in steps, against the same run without prefetch. ▲ pays: the "
@@ -49,6 +49,12 @@ HEAD: Final = (
     "assumed (datasheets). The engine is ideal, unless a place says otherwise: then the host needs "
     "12.2 ms a layer, as mixtral-offloading's Python loop does on such a card. Figures that are "
     "`secondary` are from notes on a source that was not read itself."
+)
+
+
+TEMPLATES: Final = (
+    "Requests of a task share a template, so these figures are optimistic, also in the middle of a "
+    "request. Most of all this holds for `trajectory`, which looks for the same text."
 )
 
 
@@ -100,17 +106,23 @@ def write(
         HEAD,
         markdown(needs(found)),
         markdown(has(found)),
+        markdown(saves(found)),
         f"No accuracy was found for {', '.join(WITHOUT_FIGURE)} in the sources at hand.",
         "![Predictors and break-even lines](plots/predictors.png)",
     ]
     if accuracies:
-        parts += [markdown(held_out(accuracies)), markdown(random_or_real(found))]
+        parts += [markdown(held_out(accuracies)), TEMPLATES, markdown(random_or_real(found))]
     write_whole(folder / "accuracy.md", "\n\n".join(parts) + "\n")
 
 
 def _command() -> str:
-    """Return the command of this process."""
-    return shlex.join(["python", "studies/prefetch/predictor_accuracy.py", *sys.argv[1:]])
+    """Return the command of this process; the number of workers changes no result."""
+    given = sys.argv[1:]
+    kept = [
+        text for text, before in zip(given, ["", *given], strict=False)
+        if "--workers" not in (text, before)
+    ]  # fmt: skip
+    return shlex.join(["python", "studies/prefetch/predictor_accuracy.py", *kept])
 
 
 def needs(found: Sequence[Found]) -> Table:
@@ -144,18 +156,27 @@ def _border(mean: float | None, pays_from: float | None, *, claimed: bool) -> st
 
 
 def has(found: Sequence[Found]) -> Table:
-    """Return what each published predictor has, and saves at each place."""
+    """Return what each published predictor has, and at how many places it pays and loses."""
     table = Table(
-        "What a predictor has, and what it saves (%)",
-        ["predictor", "recall", "precision", "read", *(each.place.name for each in found),
-         "source and reading"],
-    )  # fmt: skip
+        "What a predictor has",
+        ["predictor", "recall", "precision", "read", "pays at", "loses at", "source and reading"],
+    )
     for predictor in PREDICTORS:
+        saved = [each.published[predictor.name] for each in found]
         table.add(
             predictor.name, f"{predictor.recall:.2f}", f"{predictor.precision:.2f}", predictor.read,
-            *(cell(each.published[predictor.name]) for each in found),
+            f"{sum(it.low > 0 for it in saved)} of {len(found)}",
+            f"{sum(it.high < 0 for it in saved)} of {len(found)}",
             f"{predictor.source}: {predictor.note}",
         )  # fmt: skip
+    return table
+
+
+def saves(found: Sequence[Found]) -> Table:
+    """Return what each published predictor saves at each place."""
+    table = Table("What it saves (%)", ["place", *(each.name for each in PREDICTORS)])
+    for each in found:
+        table.add(each.place.name, *(cell(each.published[it.name]) for it in PREDICTORS))
     return table
 
 

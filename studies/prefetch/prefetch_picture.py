@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, Final
 
 from prefetch_places import DEEPSEEK
 from prefetch_runs import Found
 from published_predictors import Predictor
 
+from moesim.dial import Border
 from moesim.report.chart import Chart, drawn, grid
 from moesim.report.statistics import Estimate
 
@@ -20,6 +22,11 @@ __all__ = ["predictor_chart"]
 _COLUMNS: Final = 3
 _PAYS, _LOSES, _OPEN = "#0072B2", "#D55E00", "#8C8C8C"
 _MARKERS: Final = ("*", "D", "s", "P", "o", "^", "v")
+# Two predictors have nearly the same accuracy: one mark is drawn inside the other.
+_LOOK: Final[dict[str, dict[str, Any]]] = {
+    "s": {"markersize": 8, "fillstyle": "none"},
+    "P": {"markersize": 4},
+}
 _LOWEST: Final = 25
 
 
@@ -57,18 +64,12 @@ def predictor_chart(found: Sequence[Found], predictors: Sequence[Predictor]) -> 
 def _panel(chart: Chart, axes: Axes, each: Found, predictors: Sequence[Predictor]) -> None:
     mark = "" if each.place.model == DEEPSEEK else " [synthetic routing]"
     axes.set_title(drawn(f"{each.place.name}{mark}", 34), fontsize=6.5)
-    borders = [border for border in each.plane.borders if border.mean is not None]
-    axes.plot(
-        [100 * border.recall for border in borders],
-        [100 * (border.mean or 0) for border in borders],
-        color="black",
-        linestyle="-" if all(border.claimed for border in borders) else (0, (1, 1.2)),
-    )
+    _line(axes, each.plane.borders)
     for predictor, marker in zip(predictors, _MARKERS, strict=True):
         saved = each.published[predictor.name]
         axes.plot(
             100 * predictor.recall, 100 * predictor.precision, marker=marker, linestyle="",
-            color=_color(saved), clip_on=False, zorder=3, markersize=5,
+            color=_color(saved), clip_on=False, zorder=3, **_LOOK.get(marker, {"markersize": 5}),
         )  # fmt: skip
         ends = (None, None) if saved.half is None else (100 * saved.low, 100 * saved.high)
         chart.record(
@@ -77,6 +78,19 @@ def _panel(chart: Chart, axes: Axes, each: Found, predictors: Sequence[Predictor
         )  # fmt: skip
     axes.set_xlim(45, 103)
     axes.set_ylim(_LOWEST, 103)
+
+
+def _line(axes: Axes, borders: Sequence[Border]) -> None:
+    """Draw the break-even line, or say on which side of all precisions it lies."""
+    placed = [(border, border.mean) for border in borders if border.mean is not None]
+    for (left, low), (right, high) in pairwise(placed):
+        solid = left.claimed and right.claimed
+        axes.plot(
+            [100 * left.recall, 100 * right.recall], [100 * low, 100 * high], color="black",
+            linestyle="-" if solid else (0, (1, 1.2)),
+        )  # fmt: skip
+    if all(border.fails_at is None for border in borders):
+        axes.text(50, 76, "every accuracy of the grid pays", fontsize=6, style="italic")
 
 
 def _color(saved: Estimate) -> str:
@@ -89,7 +103,15 @@ def _legend(chart: Chart, predictors: Sequence[Predictor]) -> None:
     from matplotlib.lines import Line2D
 
     handles = [
-        Line2D([], [], marker=marker, linestyle="", color="#444444", label=drawn(each.name))
+        Line2D(
+            [],
+            [],
+            marker=marker,
+            linestyle="",
+            color="#444444",
+            label=drawn(each.name),
+            **_LOOK.get(marker, {}),
+        )
         for each, marker in zip(predictors, _MARKERS, strict=True)
     ]
     handles.append(Line2D([], [], color="black", label="break-even"))

@@ -3,7 +3,8 @@
 Mixtral has synthetic routing. Its knobs are those that match hit rates measured on Mixtral
 (docs/published.md). Each layer is drawn by itself, so no table can learn anything. DeepSeek-V2-Lite
 has real routing of one task, published by deepseek-ai/ESFT. Its second half is served token by
-token, and tables learn from the first half.
+token, and tables learn from the first half. Requests of a task begin with the same words, so only
+rows from the middle of a request are served.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ _KNOBS: Final = Path(__file__).resolve().parents[1] / "published/rows.json"
 _GROUP: Final = "Mixtral-8x7B, HybriMoE"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)  # the key of a dictionary
 class Place:
     """One model on one machine; `keys` are those of a scenario."""
 
@@ -66,7 +67,7 @@ def _mixtral(name: str, bits: float, gpu: Mapping[str, str], slots: str, **more:
 
 def _deepseek(name: str, gpu: Mapping[str, str]) -> Place:
     cache = {"slots": "rest", "admission": "always"}
-    return Place(f"DeepSeek-V2-Lite, {name}", DEEPSEEK, {
+    return Place(f"DeepSeek, {name}", DEEPSEEK, {
         "model": {"shape": DEEPSEEK}, "hardware": gpu, "cache": cache,
     })  # fmt: skip
 
@@ -107,15 +108,14 @@ def deepseek_trace(shared: Path, task: str) -> Trace:
 
 
 def half_cut(trace: Trace, rows: int = ROWS) -> Trace:
-    """Return a trace whose first half is whole, and whose other requests have `rows` rows.
+    """Return a trace whose first half is whole, and whose other requests are their middle `rows`.
 
     Each request has one prompt token, so that its rows are served one by one.
     """
     lessons = requests_of(trace, (0.0, 0.5))
     slices = [trace.slice(number) for number in range(trace.num_requests)]
     kept = [
-        each if number in lessons else slice(each.start, min(each.stop, each.start + rows))
-        for number, each in enumerate(slices)
+        each if number in lessons else _middle(each, rows) for number, each in enumerate(slices)
     ]
     chosen = np.concatenate([np.arange(each.start, each.stop) for each in kept])
     return Trace.from_arrays(
@@ -129,6 +129,11 @@ def half_cut(trace: Trace, rows: int = ROWS) -> Trace:
         num_shared_experts=trace.meta.num_shared_experts,
         provenance=dict(trace.meta.provenance),
     )
+
+
+def _middle(rows: slice, most: int) -> slice:
+    start = rows.start + max(0, rows.stop - rows.start - most) // 2
+    return slice(start, min(rows.stop, start + most))
 
 
 def traces_of(places: Sequence[Place], shared: Path, folder: Path) -> dict[str, Path]:

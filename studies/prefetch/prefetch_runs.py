@@ -23,6 +23,7 @@ from moesim.report.statistics import Estimate, difference
 from moesim.scenario import Scenario, load_scenario
 from moesim.sweep import LocalProcesses, Point, simulate_points, unfinished
 from moesim.sweep.points import slug
+from moesim.trace import load_trace
 
 __all__ = ["Found", "run_places"]
 
@@ -79,7 +80,7 @@ class _Plan:
     ) -> None:
         self._place, self._grid = place, grid
         self._dial = dial_points(scenario, grid, folder)
-        layers = moe_layers(scenario)
+        layers = load_trace(scenario.trace_path).num_layers
         seeds = [scenario.seed + number for number in range(grid.seeds)]
 
         def points(prefetches: Mapping[str, Mapping[str, Any]]) -> dict[str, list[Point]]:
@@ -122,11 +123,6 @@ class _Plan:
             name.removeprefix("dial as "): value for name, value in saved(self._as_learned).items()
         }
         return Found(self._place, plane, saved(self._published), saved(self._learned), dialled)
-
-
-def moe_layers(scenario: Scenario) -> int:
-    """Return the number of MoE layers of a scenario's model."""
-    return len(scenario.load_shape(None).moe_layers)
 
 
 def _dialled(options: Mapping[str, Any]) -> dict[str, Any]:
