@@ -34,7 +34,7 @@ class Predictor:
     preset_layers: int = 0
 
     def options(self, layers: int) -> dict[str, Any]:
-        """Return the options of the dial for a model of so many MoE layers."""
+        """Return the options of the dial for a model of this number of MoE layers."""
         if self.preset and layers == self.preset_layers:
             return {**self.preset, "depth": 1}
         return {"recall": self.recall, "precision": self.precision, "depth": 1}
