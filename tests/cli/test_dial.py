@@ -193,7 +193,7 @@ def test_finished_runs_are_kept_and_a_larger_grid_adds_to_them(home: Path) -> No
 
 
 def test_other_keys_of_prefetch_stay_and_the_run_without_prefetch_has_none(home: Path) -> None:
-    plain = load_scenario(home / "x.yaml", ["system=promoe", "prefetch.options={depth: 2}"])
+    plain = load_scenario(home / "x.yaml", ["system=mixtral-offloading"])
     kept = plain.prefetch.model_dump(exclude={"policy", "options"})
     grid = Grid((1.0,), (0.5,), (2,), (Link("2x", 2.0),), 1)
     none, half, perfect = dial_points(plain, grid, home)
