@@ -92,7 +92,7 @@ def _panel(chart: Chart, axes: Axes, plane: Plane, speed: str, colors: Any) -> A
             cell.verdict,
         )  # fmt: skip
     mesh = axes.pcolormesh(
-        _edges(recalls), _edges(precisions), saved_PR, cmap="RdBu", norm=colors, alpha=0.8,
+        _edges(recalls), _edges(precisions), saved_PR, cmap="RdBu", norm=colors, alpha=0.65,
         linewidth=0, rasterized=True,
     )  # fmt: skip
     if len(plane.cells) <= _NUMBERED:

@@ -70,7 +70,7 @@ def _of(plane: Plane, where: str) -> str:
 def _other(plane: Plane, speed: str, main: Plane) -> str:
     """Return what the plane of another link says, in few words; `main` was named before."""
     if plane.perfect.saved.mean < WORTH_IT:
-        return f"at {speed} it never pays"
+        return f"at {speed} it never pays (perfect prediction {_saves(plane.perfect.saved)})"
     needs = needed(plane) or "pays at no accuracy of the grid"
     deeper = "" if plane.depth == main.depth else f", {ahead(plane.depth)},"
     return f"at {speed}{deeper} it {needs}"

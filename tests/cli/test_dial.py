@@ -193,7 +193,7 @@ def test_finished_runs_are_kept_and_a_larger_grid_adds_to_them(home: Path) -> No
 
 
 def test_other_keys_of_prefetch_stay_and_the_run_without_prefetch_has_none(home: Path) -> None:
-    plain = load_scenario(home / "x.yaml", ["system=promoe", "prefetch.options={depth: 2}"])
+    plain = load_scenario(home / "x.yaml", ["system=mixtral-offloading"])
     kept = plain.prefetch.model_dump(exclude={"policy", "options"})
     grid = Grid((1.0,), (0.5,), (2,), (Link("2x", 2.0),), 1)
     none, half, perfect = dial_points(plain, grid, home)
@@ -207,6 +207,18 @@ def test_other_keys_of_prefetch_stay_and_the_run_without_prefetch_has_none(home:
         assert prefetch.model_dump(exclude={"policy", "options"}) == kept
     links = {each.point.scenario.load_hardware().h2d.pinned_bytes_per_s for each in (none, half)}
     assert links == {2 * plain.load_hardware().h2d.pinned_bytes_per_s}
+
+
+def test_the_dial_fills_the_buffers_of_the_scenario(home: Path) -> None:
+    arguments = ["--recall", "0,1", "--precision", "0.5", "--depth", "1", "--link", "1x"]
+    saved = {}
+    for buffers in (0, 2):
+        override = ["--set", f"prefetch.buffers={buffers}"]
+        out = home / f"buffers-{buffers}"
+        (plane,) = answer(home / "x.yaml", *override, *arguments, "--out", out)["planes"]
+        saved[buffers] = [cell["saved_pct"] for cell in plane["cells"]]
+    assert saved[0][0] == saved[2][0] == 0  # slots are given, so buffers take none from them
+    assert saved[0][1] != saved[2][1]
 
 
 @pytest.mark.parametrize(
