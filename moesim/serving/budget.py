@@ -16,6 +16,7 @@ from moesim.errors import BudgetError, ScenarioError
 from moesim.hardware.topology import GPU
 from moesim.model.shapes import stored_bytes
 from moesim.policies import find
+from moesim.policies.placement import fixes_residents
 from moesim.scenario.keys import key_path
 
 if TYPE_CHECKING:
@@ -214,7 +215,8 @@ def bytes_in_unused_memory(
     """
     if scenario.memory.kv.kind == "rest":
         return 0
-    cache = scenario.cache.model_copy(update={"slots": replace(scenario.cache.slots, kind="rest")})
+    rest = {"slots": replace(scenario.cache.slots, kind="rest"), "split": "uniform"}
+    cache = scenario.cache.model_copy(update=rest)
     roomy = scenario.model_copy(update={"cache": cache})
     return plan_budget(roomy, shape, vram_bytes, kv_tokens, on_gpu).slots_bytes
 
@@ -308,6 +310,30 @@ def useful_blocks(scenario: Scenario, kv_tokens: Sequence[int]) -> int:
 def _slots(scenario: Scenario, shape: ModelShape) -> int | None:
     """Return the slots that the scenario sets, or None if they take the rest.
 
+    A list of the slots of each layer sets their sum; `ScenarioError` if `cache.slots` is another.
+    """
+    stated, listed = _stated_slots(scenario, shape), _listed_slots(scenario)
+    if listed is None:
+        return stated
+    if stated not in (None, listed):
+        raise ScenarioError.at(
+            scenario,
+            "cache.split",
+            f"gives {listed} slots in all, and cache.slots {stated}; leave cache.slots out",
+        )
+    return listed
+
+
+def _listed_slots(scenario: Scenario) -> int | None:
+    """Return the slots that a list of each layer's slots has in all; None without a list in use."""
+    split = scenario.cache.split
+    fixed = fixes_residents(find("placement", scenario.placement.policy))
+    return sum(split) if isinstance(split, list) and not fixed else None
+
+
+def _stated_slots(scenario: Scenario, shape: ModelShape) -> int | None:
+    """Return the slots that `cache.slots` sets, or None if they take the rest.
+
     A size in bytes may exceed all experts and is cut. A number above them raises `ScenarioError`.
     Where experts have unequal sizes, the slots are returned in bytes, and a slot has the mean size.
     """
@@ -394,8 +420,9 @@ class _Shortage:
     def _key(self) -> str:
         """Return the key that is too large: of the largest part without which the others fit."""
         memory, names = self.scenario.memory, list(self.fixed)
+        slots_key = "cache.slots" if _listed_slots(self.scenario) is None else "cache.split"
         sizes = {
-            "cache.slots": self.slots * self.expert,
+            slots_key: self.slots * self.expert,
             "memory.kv": self.kv,
             "memory.activations": self.fixed[names[1]],
             "memory.staging": self.fixed[names[2]],
@@ -446,7 +473,9 @@ class _Shortage:
         if 0 <= fitting < ahead:
             yield f"prefetch.buffers: {fitting}"
         slots = (self.capacity - fixed - kv) // self.expert
-        if 0 <= slots < self.slots:
+        if 0 <= slots < self.slots and _listed_slots(self.scenario) is not None:
+            yield f"a cache.split of at most {slots} slots in all"
+        elif 0 <= slots < self.slots:
             yield f"cache.slots: {self._in_form(slots)}"
 
     def _whole_prompts(self) -> int:

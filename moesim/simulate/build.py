@@ -43,7 +43,6 @@ from moesim.serving.budget import (
     plan_budget,
     prefetch_buffers,
     split_bytes,
-    split_slots,
 )
 from moesim.serving.experts.host_budget import plan_host
 from moesim.serving.experts.host_memory import HostMemory
@@ -71,6 +70,7 @@ from moesim.simulate.places import (
     residents_of,
     topology_for,
 )
+from moesim.simulate.split import SPLIT, slots_by_layer
 from moesim.streams import stream
 from moesim.trace import Trace, load_trace
 from moesim.trace.health import check_static
@@ -186,7 +186,7 @@ class Plan:
         """
         sizes = self.sizes
         every = self.trace.num_layers * self.trace.num_experts if sizes is None else sum(sizes)
-        slots, capacities = _capacities(self.scenario, self.trace, every, sizes)
+        slots, capacities = _capacities(self.scenario, self.trace, every, sizes, set())
         places = replace(self.places, residents=None)
         return replace(self, slots=slots, capacities=capacities, places=places)
 
@@ -254,7 +254,7 @@ def prepare(
     places = Places(topology, host, lanes, residents, elsewhere=elsewhere, fitting=fitting)
     if residents is None:
         total = budget.slots if sizes is None else budget.slots_bytes
-        slots, capacities = _capacities(scenario, trace, total, sizes)
+        slots, capacities = _capacities(scenario, trace, total, sizes, hindsight)
     else:
         slots = _counts_of_caches(scenario, trace, residents)
         nbytes = len(residents) * cost.expert_bytes
@@ -289,14 +289,19 @@ def _counts_of_caches(
 
 
 def _capacities(
-    scenario: Scenario, trace: Trace, total: int, sizes: Sequence[int] | None
+    scenario: Scenario,
+    trace: Trace,
+    total: int,
+    sizes: Sequence[int] | None,
+    hindsight: set[str],
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Return the slots of each cache, and where `sizes` are unequal also its bytes.
 
-    `total` is in slots, or where sizes are unequal in bytes.
+    `total` is in slots, or where sizes are unequal in bytes. `hindsight` gets `split` if the slots
+    of the layers were learnt from the replayed trace.
     """
     if sizes is None:
-        return _slots_of_caches(scenario, trace, total), ()
+        return _slots_of_caches(scenario, trace, total, hindsight), ()
     experts, layers = trace.num_experts, range(trace.num_layers)
     by_layer = [sizes[layer * experts : (layer + 1) * experts] for layer in layers]
     capacities = _bytes_of_caches(scenario, by_layer, total)
@@ -334,7 +339,9 @@ def _bytes_of_caches(
     return (*initial, min(remaining, sum(map(sum, others))))
 
 
-def _slots_of_caches(scenario: Scenario, trace: Trace, total: int) -> tuple[int, ...]:
+def _slots_of_caches(
+    scenario: Scenario, trace: Trace, total: int, hindsight: set[str]
+) -> tuple[int, ...]:
     """Divide `total` slots among the caches: initial layers get a slot for each expert.
 
     Raises:
@@ -348,10 +355,14 @@ def _slots_of_caches(scenario: Scenario, trace: Trace, total: int) -> tuple[int,
             f"{first * experts} slots; there are {total}; set cache.initial_layers to at most "
             f"{total // experts}, or raise cache.slots"
         )
+    rest: Sequence[int]
     if not others:
-        rest = []
+        rest = ()
     elif scenario.cache.scope == "per_layer":
-        rest = split_slots(remaining, others, experts)
+        split = slots_by_layer(scenario, trace, remaining)
+        rest = split.slots
+        if split.hindsight:
+            hindsight.add(SPLIT)
     else:
         rest = [min(remaining, others * experts)]
     return (*[experts] * first, *rest)
@@ -427,7 +438,12 @@ def build_server(
         prefetch=make_prefetch(
             prefetch,
             prefetch_options,
-            prefetch_context(scenario, trace, partial(_lessons, scenario, trace)),
+            prefetch_context(
+                scenario,
+                trace,
+                partial(_lessons, scenario, trace),
+                _estimate(plan, caches[0].host, free_link=free_link),
+            ),
         ),
         routing=routing,
         layers=plan.layers,
@@ -532,8 +548,15 @@ def _placing(plan: Plan, host: HostMemory | None, *, free_link: bool) -> Placing
     # A policy expects this call first, and the answer must be that of the plan. So it gets the
     # slots that the plan asked with, not those that were then given to the residents.
     residents_of(scenario, placement, places.fitting, keys)
-    sizes = plan.sizes
-    estimate = CostEstimate(
+    estimate = _estimate(plan, host, free_link=free_link)
+    lanes = [lane.name for lane in places.topology.lanes if lane.computes]
+    return Placing(placement, estimate, lanes, None if host is None else host.place)
+
+
+def _estimate(plan: Plan, host: HostMemory | None, *, free_link: bool) -> CostEstimate:
+    """Return what policies may know of durations. `host` tells which experts are on disk."""
+    cost, places, sizes = plan.cost, plan.places, plan.sizes
+    return CostEstimate(
         cost,
         cpu_cost_of(cost) if places.elsewhere else None,
         bytes_of=None if sizes is None else sizes.__getitem__,
@@ -541,8 +564,6 @@ def _placing(plan: Plan, host: HostMemory | None, *, free_link: bool) -> Placing
         is_pinned=places.host.is_pinned if places.host.mixed else None,
         free_link=free_link,
     )
-    lanes = [lane.name for lane in places.topology.lanes if lane.computes]
-    return Placing(placement, estimate, lanes, None if host is None else host.place)
 
 
 def residents_in(plan: Plan, slots: int) -> int:

@@ -49,6 +49,7 @@ from moesim.serving.server import Server
 from moesim.simulate.bounds import BOUND_KEYS, Loaded, bounds_summary, endless, hindsight
 from moesim.simulate.build import Plan, build_server, group_by_cache, prepare, serve
 from moesim.simulate.caveats import caveats
+from moesim.simulate.checks import policy_of
 from moesim.simulate.facts import (
     POLICY_SECTIONS,
     engine_facts,
@@ -57,6 +58,7 @@ from moesim.simulate.facts import (
     knows_the_future,
     routing_facts,
 )
+from moesim.simulate.split import SPLIT, split_note
 from moesim.simulate.unread import unread_keys
 from moesim.trace.statistics import prediction_recall
 
@@ -374,7 +376,9 @@ def _foresight(scenario: Scenario, *, hindsight: Collection[str]) -> list[str]:
         # As the scenario spells them: a resolved path would depend on the working directory.
         if note := note_of(policy, parse_options(policy, chosen.options)):
             notes.append(note)
-    for family in sorted(hindsight):
+    if SPLIT in hindsight:
+        notes.append(hindsight_note(f"{SPLIT} {scenario.cache.split}"))
+    for family in sorted(set(hindsight) - {SPLIT}):
         section = POLICY_SECTIONS[family]
         notes.append(hindsight_note(find(family, getattr(scenario, section).policy).name))
     return list(dict.fromkeys(notes))
@@ -424,7 +428,8 @@ def _recall_note(plan: Plan, outcome: Outcome) -> str | None:
     It counts the served rows, each once.
     """
     prefetch = plan.scenario.prefetch
-    if not find("prefetch", prefetch.policy).needs_predictions or not outcome.requests:
+    policy, options = policy_of(plan.scenario, "prefetch")
+    if not policy.prediction_depth(options) or not outcome.requests:
         return None
     rows = np.unique(np.concatenate([request.rows for request in outcome.requests]))
     shares = prediction_recall(plan.trace, rows)
@@ -454,6 +459,8 @@ def _notes(plan: Plan, outcome: Outcome) -> list[str]:
     if (sizes := plan.sizes) is not None:
         mean = format_bytes(sum(sizes) // len(sizes))
         notes.append(f"slots are counted in experts of the mean size, {mean}")
+    if note := split_note(scenario, plan.slots):
+        notes.append(note)
     if (first := scenario.cache.initial_layers) and plan.places.residents is None:
         notes.append(f"all experts of the first {first} MoE layers are resident from the start")
     if scenario.bounds and any(request.arrival_ns for request in outcome.requests):

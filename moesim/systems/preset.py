@@ -37,6 +37,11 @@ class Setting(Strict):
 
     value: Any = Field(description="The value, as a scenario spells it.")
     source: Text = Field(description="The paper, code or document that the value is from.")
+    beside: list[Text] = Field(
+        [],
+        description="Other keys. The setting is left out where the scenario gives one of them "
+        "another value than the preset does.",
+    )
 
 
 class Preset(Strict):
