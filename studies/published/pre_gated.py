@@ -261,7 +261,7 @@ def _raw(found: Mapping[tuple[str, str], Times]) -> list[Row]:
             source=RAW_SOURCE,
             published=value,
             ours=found[design, model.name].tokens_per_s,
-            # The fitted figure is the mean of these.
+            # The fitted figure is a mean over the same models.
             kind="fitted" if design == "GPU-only" else "predicted",
             note="whole tok/s: 1.5 to 2.5" if value == 2 else "",
             group="throughput of single models",
