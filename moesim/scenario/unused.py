@@ -157,8 +157,11 @@ def _unused(scenario: Scenario) -> Iterator[tuple[str, str]]:
     if chunked and not for_later and not find("prefetch", scenario.prefetch.policy).active:
         yield "hardware.h2d.chunk", "nothing is prefetched, so no copy is more urgent than another"
     prefetch = scenario.prefetch
-    if prefetch.buffers and not find("prefetch", prefetch.policy).active:
-        yield "prefetch.buffers", "nothing is prefetched, so they take no memory"
+    if not find("prefetch", prefetch.policy).active:
+        if prefetch.buffers:
+            yield "prefetch.buffers", "nothing is prefetched, so they take no memory"
+        if prefetch.cancel:
+            yield "prefetch.cancel", "nothing is prefetched"
     unread, reason = _unread_rate(scenario)
     for direction in ("h2d", "d2h"):
         if getattr(getattr(hardware, direction), unread, None) is not None:

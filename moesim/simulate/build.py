@@ -475,9 +475,18 @@ def _caches(
     ahead = prefetch_buffers(scenario)
     buffers = PrefetchBuffers(staging.slots(ahead)) if ahead else None  # shared too
     sizes = ExpertSizes(plan.cost.expert_bytes, scenario.cache.write_back, plan.sizes)
+    prefetches = policy_of(scenario, "prefetch")[0].active
     caches = [
         ExpertCache(
-            policy, machine, ledger, staging, sizes, place=place, host=host, buffers=buffers
+            policy,
+            machine,
+            ledger,
+            staging,
+            sizes,
+            place=place,
+            host=host,
+            buffers=buffers,
+            cancels=prefetches and scenario.prefetch.cancel,
         )
         for policy in evictions
     ]

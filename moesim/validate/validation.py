@@ -139,8 +139,14 @@ def _what(plan: Plan, device: str, *, replayed: bool) -> dict[str, Any]:
 
 
 def _decides_by_time(plan: Plan) -> bool:
-    """Return whether placements depend on which copies are under way, and so on times."""
+    """Return whether decisions depend on which copies are under way, and so on times.
+
+    Placements may. Without buffers of its own, a cancelled copy gives back its slot.
+    """
     scenario = plan.scenario
+    prefetch = scenario.prefetch
+    if prefetch.cancel and not prefetch.buffers and find("prefetch", prefetch.policy).active:
+        return True
     if not find("placement", scenario.placement.policy).sees_arriving:
         return False
     comes_and_goes = plan.places.residents is None and scenario.cache.policy != "static"

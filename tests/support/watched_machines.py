@@ -77,6 +77,7 @@ class Watched:
         self.machine = machine
         self.log: list[Asked] = []
         self.promoted: list[Work] = []
+        self.cancelled: list[Work] = []
 
     @property
     def now_ns(self) -> int:
@@ -89,6 +90,11 @@ class Watched:
     def promote(self, work: Work) -> None:
         self.promoted.append(work)
         self.machine.promote(work)
+
+    def cancel(self, work: Work) -> bool:
+        done = bool(self.machine.cancel(work))
+        self.cancelled += [work] * done
+        return done
 
     def done(self, work: Work) -> bool:
         return bool(self.machine.done(work))

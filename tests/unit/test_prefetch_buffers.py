@@ -34,6 +34,8 @@ from moesim.policies.eviction import LRU
 from moesim.policies.prefetch import Prefetch
 from moesim.policies.view import View
 from moesim.scenario import load_scenario
+from moesim.serving.experts.prefetch_buffers import PrefetchBuffers
+from moesim.serving.experts.slots import Slot
 from moesim.serving.run_log import Decided, DecidedAhead, RunLog
 from moesim.simulate import Outcome, prepare, summarise
 
@@ -109,6 +111,16 @@ def test_the_buffer_and_the_slot_of_the_victim_swap_roles(monkeypatch: pytest.Mo
     assert numbers | {taken.number} == {2, 3, 4}  # two staging buffers come first
     assert taken.number != 2  # the number of the buffer at first: now that of expert 7's slot
     assert cache.slots[7].number == 2
+
+
+def test_a_buffer_that_waits_for_nothing_is_taken_first() -> None:
+    slots = [Slot(number) for number in range(3)]
+    buffers = PrefetchBuffers(slots)
+    assert buffers.take(5, lambda slot: slot.number == 1) is slots[1]
+    assert buffers.take(6, lambda slot: False) is slots[0]  # the one that is free for longest
+    buffers.release(5)
+    assert buffers.take(7, lambda slot: False) is slots[2]
+    assert list(buffers.held) == [6, 7]
 
 
 def test_a_second_buffer_takes_the_second_guess(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -207,7 +207,7 @@ def test_a_prefetch_policy_sees_which_experts_are_resident_and_for_how_many_rows
         """Fetches nothing, and notes what it sees."""
 
         def wanted(self, view: View) -> Any:
-            assert not view.resident(-1) and not view.resident(LAYERS * EXPERTS)
+            assert not any(view.resident(key) for key in (-1, LAYERS * EXPERTS))
             keys = {key for key in range(LAYERS * EXPERTS) if view.resident(key)}
             both = zip(view.predicted(1), view.predicted_tokens(1), strict=True)
             seen.append((view.layer, keys, dict(both)))
