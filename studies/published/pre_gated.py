@@ -20,7 +20,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from statistics import geometric_mean
 from typing import Any, Final
 
@@ -43,7 +42,6 @@ TOKENS: Final = 256
 _SIMULATED: Final = 24
 _SECOND_NS: Final = 10**9
 _BITS: Final = 32
-_POLICIES: Final = Path(__file__).with_name("streaming.py")
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,12 +137,12 @@ def times(design: str, model: Switch, layer_ns: float) -> Times:
 
 
 def _scenario(design: str, model: Switch, layer_ns: float) -> dict[str, Any]:
-    streamed = {"policy": f"{_POLICIES}:DropUsed", "scope": "global", "slots": 2 * model.experts}
+    streamed = {"policy": "drop_after_use", "scope": "global", "slots": 2 * model.experts}
     caches: dict[str, dict[str, Any]] = {
         "GPU-only": {"policy": "static", "slots": f"{model.experts}/layer"},
         "on-demand": {"slots": 0},
     }
-    prefetch = {"pre-gated": "layer_ahead", "prefetch-all": f"{_POLICIES}:StreamAll"}
+    prefetch = {"pre-gated": "layer_ahead", "prefetch-all": "all"}
     return {
         "name": design,
         "trace": ".",
@@ -263,7 +261,7 @@ def _raw(found: Mapping[tuple[str, str], Times]) -> list[Row]:
             source=RAW_SOURCE,
             published=value,
             ours=found[design, model.name].tokens_per_s,
-            # The fitted figure is the mean of these.
+            # The fitted figure is a mean over the same models.
             kind="fitted" if design == "GPU-only" else "predicted",
             note="whole tok/s: 1.5 to 2.5" if value == 2 else "",
             group="throughput of single models",

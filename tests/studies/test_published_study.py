@@ -322,5 +322,5 @@ def test_a_token_without_misses_takes_the_times_of_its_layers() -> None:
         requests=6, prompt_tokens=16, output_tokens=30, num_layers=16, num_experts=64, top_k=8,
         stickiness=1.0,
     ))  # fmt: skip
-    few, more = (infinity.token_seconds(trace, "olmoe-1b-7b", ns, "8GiB") for ns in (0, 1e6))
+    few, more = (infinity.token_seconds(trace, "olmoe-1b-7b", ns, slots="8GiB") for ns in (0, 1e6))
     assert more - few == pytest.approx(16e-3, rel=0.03)
