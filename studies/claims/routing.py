@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Final
 
-import numpy as np
-
 from moesim.policies import Key
 from moesim.simulate.curve import trace_popularity
 from moesim.trace import Trace, from_esft
+from moesim.trace.parts import pick
 from moesim.trace.synthetic import SyntheticKnobs, synthesize
 
 __all__ = [
@@ -20,10 +19,7 @@ __all__ = [
     "LAYERS",
     "SHARED",
     "TASKS",
-    "Halves",
     "counts",
-    "halves",
-    "pick",
     "synthetic",
     "task",
     "thinned",
@@ -38,14 +34,6 @@ KNOBS: Final = SyntheticKnobs(
     layer_correlation=0,
 )  # fmt: skip
 """Synthetic routing of the shape of DeepSeek-V2-Lite, in fewer layers."""
-
-
-@dataclass(frozen=True, slots=True)
-class Halves:
-    """The first half of a task's requests, to learn from, and the second half, to replay."""
-
-    train: Trace
-    test: Trace
 
 
 @cache
@@ -63,32 +51,6 @@ def thinned(name: str, shared: Path = SHARED) -> Trace:
     """Return the routing of a task in the layers whose hits are counted."""
     trace = task(name, shared)
     return pick(trace, range(trace.num_requests), LAYERS)
-
-
-def pick(trace: Trace, requests: Iterable[int], layers: Sequence[int] | None = None) -> Trace:
-    """Return some requests of a trace as a trace, in the given order, with all layers or some."""
-    slices = [trace.slice(number) for number in requests]
-    rows = np.concatenate([np.arange(part.start, part.stop) for part in slices])
-    kept = slice(None) if layers is None else list(layers)
-    weights = trace.gate_weights
-    return Trace.from_arrays(
-        expert_ids=np.asarray(trace.expert_ids[:])[rows][:, kept],
-        seq_len=[part.stop - part.start for part in slices],
-        num_experts=trace.num_experts,
-        gate_weights=None if weights is None else np.asarray(weights[:])[rows][:, kept],
-        model=trace.meta.model,
-        synthetic=trace.meta.synthetic,
-        num_shared_experts=trace.meta.num_shared_experts,
-        layer_map=np.asarray(trace.meta.layer_map)[kept].tolist() if trace.meta.layer_map else None,
-    )
-
-
-def halves(trace: Trace) -> Halves:
-    """Return both halves of a trace's requests."""
-    middle = trace.num_requests // 2
-    return Halves(
-        pick(trace, range(middle)), pick(trace, range(middle, trace.num_requests))
-    )
 
 
 def counts(traces: Iterable[Trace]) -> dict[Key, int]:
