@@ -20,9 +20,17 @@ class Halves:
     test: Trace
 
 
-def pick(trace: Trace, requests: Iterable[int], layers: Sequence[int] | None = None) -> Trace:
-    """Return some requests of a trace as a trace, in the given order, with all layers or some."""
-    slices = [trace.slice(number) for number in requests]
+def pick(
+    trace: Trace, requests: Iterable[int], layers: Sequence[int] | None = None, *, skip: int = 0
+) -> Trace:
+    """Return some requests of a trace as a trace, in the given order, with all layers or some.
+
+    The first `skip` rows of each request are left out. A request without others is left out, too.
+    """
+    whole = [trace.slice(number) for number in requests]
+    slices = [
+        slice(part.start + skip, part.stop) for part in whole if part.stop - part.start > skip
+    ]
     rows = np.concatenate([np.arange(part.start, part.stop) for part in slices])
     kept = slice(None) if layers is None else list(layers)
     weights = trace.gate_weights

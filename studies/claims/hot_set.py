@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import numpy.typing as npt
 from finding import Finding
-from routing import KNOBS, SHARED, TASKS, synthetic, task, thinned
+from routing import KNOBS, SHARED, TASKS, synthetic, text, thinned
 
 from moesim.report.chart import Chart, grid
 from moesim.report.statistics import Estimate, estimate
@@ -90,7 +90,7 @@ def measure(on: Grid = Grid()) -> Found:
     """Return all shares."""
     found = Found({}, {}, {}, {}, {}, {}, {})
     for name in on.tasks:
-        trace = task(name, on.shared)
+        trace = text(name, on.shared)
         ids, experts = _ids(trace), trace.num_experts
         found.windows[name] = _windows(on, ids, experts)
         found.whole[name] = hot_share(ids, experts)
@@ -242,7 +242,7 @@ def _words(on: Grid, found: Found) -> dict[str, str]:
     shown = [window for window in on.windows if window in (1, 2, 4, 16, 64, 256)]
     rows = [
         "| task | hottest 10 %: share of uses | of later requests' uses | of LRU's hits at 25 % | "
-        f"hottest 50 % | {' | '.join(f'hottest 10 % in {w} tokens' for w in shown)} |",
+        f"hottest 50 % | {' | '.join(f'hottest 10 %, window of {w}' for w in shown)} |",
         f"|---|--:|--:|--:|--:|{'--:|' * len(shown)}",
     ]
     for name, shares in found.windows.items():

@@ -206,10 +206,8 @@ def _words(on: Grid, found: Found) -> dict[str, str]:
         f"accurate than the border: "
         f"{needed(on.accuracies, [row[middle] for row in found.slots])} at 16 slots "
         "and 25 GB/s",
-        "flips": "for accurate predictors. The border falls with a faster link and with more "
-        "slots, and depends on the batch: "
-        "with slots for few experts a wrong copy evicts a useful one, and on a busy link it delays "
-        "copies on demand",
+        "flips": "above an accuracy that falls with the speed of the link "
+        f"({borders(on.links, found.links)}). Slots and batch move this border little",
         "evidence": f"law, RTX 4090: accuracy needed by slots: {borders(on.slots, found.slots)}; a "
         f"perfect predictor gains "
         f"{spread(perfect[0]) if perfect[0] else ''} % at {on.slots[0]} slots",
@@ -233,13 +231,13 @@ def _words(on: Grid, found: Found) -> dict[str, str]:
                 f"before the copied one is used (at {', '.join(map(str, on.slots))} slots). The "
                 f"link is busy without prefetch, "
                 "so a wrong copy delays the next one on demand.",
-                "- **Headroom.** A perfect predictor one layer ahead cannot gain more than the "
-                "overlap with one layer's "
-                "computing. Most of the time is copying, so it gains little, and errors cost more "
-                "than this.",
+                "- **Headroom.** A perfect predictor one layer ahead only hides copies behind the "
+                "computing of one layer. On these links most of the time is copying, so it gains "
+                f"{spread(perfect[0]) if perfect[0] else ''} % at {on.slots[0]} slots.",
+                "- **What was not tried.** A predicted expert takes a slot at once. Buffers of its "
+                "own would spare the slots, and not the link.",
                 "- A pinned set has no slots for prefetches, so prefetch cannot hurt it. This is "
-                "why pinning can win where "
-                "LRU with prefetch loses.",
+                "one reason why pinning can win where LRU with prefetch loses.",
             ]
         ),
     }

@@ -15,6 +15,7 @@ from moesim.trace.parts import pick
 from moesim.trace.synthetic import SyntheticKnobs, synthesize
 
 __all__ = [
+    "HEAD",
     "KNOBS",
     "LAYERS",
     "SHARED",
@@ -22,6 +23,7 @@ __all__ = [
     "counts",
     "synthetic",
     "task",
+    "text",
     "thinned",
 ]
 
@@ -29,6 +31,8 @@ SHARED: Final = Path(__file__).resolve().parents[3] / "shared"
 TASKS: Final = ("intent", "law", "summary", "translation")
 LAYERS: Final = range(1, 26, 4)
 """The layers whose hits are counted; all 26 would take four times as long."""
+HEAD: Final = 24
+"""Tokens at the begin of each request that are left out: all requests of a task share them."""
 KNOBS: Final = SyntheticKnobs(
     requests=32, prompt_tokens=1, output_tokens=96, num_layers=2, num_experts=64, top_k=6,
     layer_correlation=0,
@@ -47,10 +51,17 @@ def task(name: str, shared: Path = SHARED) -> Trace:
 
 
 @cache
-def thinned(name: str, shared: Path = SHARED) -> Trace:
-    """Return the routing of a task in the layers whose hits are counted."""
+def text(name: str, shared: Path = SHARED) -> Trace:
+    """Return the routing of a task without the template that its requests begin with."""
     trace = task(name, shared)
-    return pick(trace, range(trace.num_requests), LAYERS)
+    return pick(trace, range(trace.num_requests), skip=HEAD)
+
+
+@cache
+def thinned(name: str, shared: Path = SHARED) -> Trace:
+    """Return what `text` does, in the layers whose hits are counted."""
+    trace = task(name, shared)
+    return pick(trace, range(trace.num_requests), LAYERS, skip=HEAD)
 
 
 def counts(traces: Iterable[Trace]) -> dict[Key, int]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from finding import Finding
-from routing import SHARED, TASKS, task
+from routing import HEAD, SHARED, TASKS, task
 
 from moesim.report.chart import Chart, grid
 from moesim.report.planes import PLANE_LEGEND, draw_plane, side
@@ -44,7 +44,7 @@ def measure(on: Grid = Grid()) -> Planes:
     for name in on.tasks:
         trace = task(name, on.shared)
         last = round(on.part * trace.num_requests)
-        part = pick(trace, range(trace.num_requests - last, trace.num_requests))
+        part = pick(trace, range(trace.num_requests - last, trace.num_requests), skip=HEAD)
         planes[name] = []
         for batch in on.batches:
             replay = partial(step_hits, part, "lru", capacities=on.capacities, batch=batch)

@@ -21,6 +21,8 @@ REPLAYS: Final[Mapping[str, Mapping[str, Any]]] = {
     "ascending": {"replay": "sequential", "order": "ascending"},
 }
 """Each replay as arguments of `step_hits`; the sequential ones by the order of ids in an event."""
+HEAD: Final = 24
+"""Tokens at the begin of each request that are left out: all requests of a task share them."""
 NAMES: Final = {
     "atomic": "atomic",
     "random": "one by one, random order",
@@ -75,14 +77,14 @@ class Results:
 
 @cache
 def routing(file: Path, layers: tuple[int, ...], share: float = 0.5) -> Trace:
-    """Return the last `share` of the requests of a recording, in some layers.
+    """Return the last `share` of the requests of a recording, in some layers, without heads.
 
     Raises:
         TraceError: the file is not there, or not a recording of ESFT.
     """
     trace = from_esft(file)
     first = round((1 - share) * trace.num_requests)
-    return pick(trace, range(first, trace.num_requests), layers)
+    return pick(trace, range(first, trace.num_requests), layers, skip=HEAD)
 
 
 def contrast(

@@ -277,6 +277,8 @@ python studies/replay/replay.py
 ```
 
 Routing: DeepSeek-V2-Lite on four tasks (deepseek-ai/ESFT), second half of the requests, 4 of 26
-layers, one cache a layer. B requests advance in lock-step, and only steps of a full batch count.
+layers, one cache a layer. The first 24 tokens of each request are left out, because all requests of
+a task begin with the same template. B requests advance in lock-step, and only steps of a full batch
+count.
 Intervals are 95 % over eight blocks of steps.
 """

@@ -111,9 +111,9 @@ def test_a_loop_repeats_the_first_tokens_and_a_template_those_of_the_first_reque
     assert templates.joined(np.zeros((2, 6, 1, 1), np.int64)).num_requests == 2
 
 
-def test_requests_of_one_text_share_all_experts_at_the_same_position() -> None:
-    # Each token uses its own expert, so other positions share none.
-    ids = np.tile(np.arange(40), 3)[:, None, None]
+def test_requests_share_the_experts_of_a_template_and_no_others() -> None:
+    # The requests agree in their first 24 tokens, and use different experts later.
+    ids = np.concatenate([[*range(24), *[40 + number] * 16] for number in range(3)])[:, None, None]
     trace = Trace.from_arrays(expert_ids=ids, seq_len=[40] * 3, num_experts=64)
     assert claim("templates").alike(trace) == (100, 0)
 

@@ -27,6 +27,17 @@ def test_layers_can_be_left_out() -> None:
     assert np.array_equal(found.expert_ids[:], np.asarray(whole.expert_ids[:])[:, [1]])
 
 
+def test_first_rows_can_be_left_out_and_requests_with_them() -> None:
+    whole = tiny_trace()
+    lengths = [whole.slice(n).stop - whole.slice(n).start for n in range(whole.num_requests)]
+    skip = min(lengths)
+    found = pick(whole, range(whole.num_requests), skip=skip)
+    assert found.num_requests == sum(length > skip for length in lengths)
+    first = next(n for n, length in enumerate(lengths) if length > skip)
+    row = whole.slice(first).start + skip
+    assert np.array_equal(found.expert_ids[0], np.asarray(whole.expert_ids[:])[row])
+
+
 def test_both_halves_hold_each_request_once() -> None:
     whole = tiny_trace()
     both = halves(whole)
