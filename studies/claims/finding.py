@@ -28,8 +28,9 @@ python studies/claims/claims.py --only pinning   # one claim; the others stay as
 - **Routing.** DeepSeek-V2-Lite's real routing on four tasks (deepseek-ai/ESFT; 26 layers, 64
   experts, top-6), unless a part says otherwise. It was recorded teacher-forced, so rows of prompts
   and of answers look alike. Synthetic routing (`moesim trace synth`) crosses borders that no real
-  task crosses, and is named. The first 24 tokens of each request are left out: all requests of a
-  task begin with the same template, which would look like locality.
+  task crosses, and is named. All requests of a task begin with the same template, which would
+  look like locality. So their first 24 tokens are left out where hits are counted, and the first
+  16 are cached where times are simulated.
 - **Hits** are counted in 7 of the 26 layers, by atomic layer events, unless a part says otherwise.
   At batch B, B requests advance in lock-step, one token each. Only steps of a full batch count.
 - **Intervals** are 95 %. Those of hits are over blocks of consecutive steps, without the first

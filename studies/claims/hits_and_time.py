@@ -204,26 +204,22 @@ def _words(on: Grid, found: Found) -> dict[str, str]:
     return {
         "claim": "A high hit rate makes it fast",
         "source": "against it: github.com/kekzl/imp, pull request 1365 (Qwen3-30B-A3B, Q4_K_M: "
-        "88.7 % hits, yet 311 tokens/s "
-        "fall to 25, while the link averages 4.7 of 25.6 GB/s)",
+        "88.7 % hits, yet 311 tokens/s fall to 25, while the link averages 4.7 of 25.6 GB/s)",
         "holds": "while copies take longer than what the host adds to each layer event. With no "
-        "host time, speed grows "
-        f"{ratio:.1f} times over the hit rates swept",
+        f"host time, speed grows {ratio:.1f} times over the hit rates swept",
         "flips": f"above a hit rate that falls with the host's time of a layer "
         f"({_borders(on, found)}). Beyond it, hits say "
         f"little: at {on.hosts_us[-1]} µs the same hit rates change the speed {slow:.1f} times",
         "evidence": f"Qwen3-30B-A3B's shape at {hit:.1f} % hits (synthetic routing): copies alone "
-        f"give {ideal:.0f} tokens/s at "
-        f"{link:.1f} GB/s, so they explain a small part of the published 25",
+        f"make it {found.qwen_resident / ideal:.1f} times slower than resident ({link:.1f} GB/s); "
+        f"the published engine is {PUBLISHED['resident'] / PUBLISHED['cached']:.1f} times slower",
         "text": "\n".join(
             [
                 f"Swept: slots {on.slots} of 64 × the host's time of a layer event {on.hosts_us} "
-                f"µs. Tokens/s from the lowest to "
-                f"the highest hit rate: {spans}.",
+                f"µs. Tokens/s from the lowest to the highest hit rate: {spans}.",
                 "",
                 f"The published case, with {slots} of 128 slots and synthetic routing (skew "
-                f"{QWEN.skew:g}, stickiness "
-                f"{QWEN.stickiness:g}):",
+                f"{QWEN.skew:g}, stickiness {QWEN.stickiness:g}):",
                 "",
                 *rows,
                 "",

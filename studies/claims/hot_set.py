@@ -208,13 +208,11 @@ def _label(axes: Any, x: str, y: str, title: str) -> None:
 
 
 CAPTION: Final = (
-    "Left: share of uses of the most used (layer, expert) pairs; star and cross: published "
-    "figures. Deep is a small "
-    "model of this project, Mixtral-8x7B published frequencies. Middle: share of the hottest tenth "
-    "within windows of "
-    "consecutive tokens, mean and 95 % over windows; dashed: uniform routing. Right: synthetic "
-    "routing of "
-    "given skew and top-k. Dotted: 80 %."
+    "Left: share of uses of the most used (layer, expert) pairs, all layers; star and cross: "
+    "published figures. Deep is a small model of this project, Mixtral-8x7B published frequencies. "
+    "Middle: share of the hottest tenth in windows of consecutive tokens, mean and 95 % over "
+    "windows; dashed: uniform routing. Right: synthetic routing of given skew and top-k. Dotted: "
+    "80 %."
 )
 
 
@@ -277,8 +275,7 @@ def _words(on: Grid, found: Found) -> dict[str, str]:
         "text": "\n".join(
             [
                 f"Swept: the window in tokens ({on.windows[0]} to {on.windows[-1]}), the task, and "
-                f"on synthetic "
-                "routing skew and top-k.",
+                f"on synthetic routing skew and top-k.",
                 "",
                 *rows,
                 "",
@@ -292,8 +289,7 @@ def _words(on: Grid, found: Found) -> dict[str, str]:
                 "concentrated than the uses. The headroom is full: a share could be 100 % with "
                 "top-6 of 64.",
                 "- A hot set of one half of the requests has about the same share in the other "
-                "half, so it is real; it is "
-                "only small.",
+                "half, so it is real; it is only small.",
             ]
         ),
     }  # fmt: skip

@@ -286,40 +286,33 @@ def _words(on: Grid, found: Found) -> dict[str, str]:
         "source": "it loses: github.com/kekzl/imp, pull request 2061 (one request, half of the "
         "slots "
         "pinned, Qwen3.8-Flash-Next), and github.com/ml-explore/mlx-lm, issue 1438 (a set learnt "
-        "in the same "
-        "session). It wins by 41 % at batch 8: a note of the field, from one trace",
+        "in the same session). It wins by 41 % at batch 8: a note of the field, from one trace",
         "holds": "it *loses* with a profile of other work, at every budget at batch 1 "
         f"({foreign_small[1]} of {sum(foreign_small)} settings), and with a profile of the same "
         f"task at "
         f"batch 1 on {' and '.join(losing) or 'no task'}. It *wins* from batch 8 on with a profile "
-        f"of the same "
-        f"task ({own_large[0]} of {sum(own_large)} settings)",
+        f"of the same task ({own_large[0]} of {sum(own_large)} settings)",
         "flips": "with the batch (requests in lock-step mix their experts, so recency says little, "
         "and "
         "popularity as much as before), and with the profile. On synthetic routing more stickiness "
-        "turns "
-        "it to LRU, and more skew to pinning",
+        "turns it to LRU, and more skew to pinning",
         "evidence": f"own profile, batch 1: {own_small[0]} won, {own_small[1]} lost of "
         f"{sum(own_small)}; batch ≥ 8: {own_large[0]} won, {own_large[1]} lost of "
-        f"{sum(own_large)}; "
-        f"largest gain in tokens/s {spread(best, 0)} %",
+        f"{sum(own_large)}; largest gain in tokens/s {spread(best, 0)} %",
         "text": "\n".join(
             [
                 f"Swept: {len(on.tasks)} tasks × batch {on.batches} × slots {on.capacities} of 64 "
-                f"a "
-                "layer × three profiles. Real settings in which pinning beats LRU:",
+                f"a layer × three profiles. Real settings in which pinning beats LRU:",
                 "",
                 *table,
                 "",
                 f"- **Headroom.** MIN is above LRU by {room} points at {on.quarter} slots and "
-                f"batch 1. So "
-                "either side could have shown a difference.",
+                f"batch 1. So either side could have shown a difference.",
                 "- **Half pinned, half LRU** (the published rule), batch 1, less LRU, at "
                 f"{', '.join(map(str, on.half_capacities))} slots: {halves_text} points.",
                 f"- **Time.** Change of output tokens/s in per cent by full pinning at "
                 f"{', '.join(map(str, on.time_slots))} slots: {times}. Requests of 64 tokens, "
-                f"prompts cached, "
-                "without the first ones, in which the LRU cache fills.",
+                f"prompts cached, without the first ones, in which the LRU cache fills.",
                 "- **Hindsight** is a set counted on the very steps it is tried on.",
             ]
         ),

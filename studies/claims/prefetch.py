@@ -204,8 +204,7 @@ def _words(on: Grid, found: Found) -> dict[str, str]:
         "holds": "for predictors that history alone can train "
         f"({hurt} of {len(flat)} settings slower, {helped} faster), and for any predictor less "
         f"accurate than the border: "
-        f"{needed(on.accuracies, [row[middle] for row in found.slots])} at 16 slots "
-        "and 25 GB/s",
+        f"{needed(on.accuracies, [row[middle] for row in found.slots])} at 16 slots and 25 GB/s",
         "flips": "above an accuracy that falls with the speed of the link "
         f"({borders(on.links, found.links)}). Slots and batch move this border little",
         "evidence": f"law, RTX 4090: accuracy needed by slots: {borders(on.slots, found.slots)}; a "
@@ -219,8 +218,7 @@ def _words(on: Grid, found: Found) -> dict[str, str]:
                 *table,
                 "",
                 "Change of tokens/s in per cent, batch 1, 25 GB/s. Accuracy at which prefetch "
-                "begins to pay (hurts at the "
-                "first, pays at the second):",
+                "begins to pay (hurts at the first, pays at the second):",
                 "",
                 f"- by slots of 64: {borders(on.slots, found.slots)}",
                 f"- by link: {borders(on.links, found.links)}",
@@ -229,8 +227,7 @@ def _words(on: Grid, found: Found) -> dict[str, str]:
                 f"- **Why.** At an accuracy of 70 %, of 100 copies ahead {pollution} evict an "
                 f"expert that is wanted "
                 f"before the copied one is used (at {', '.join(map(str, on.slots))} slots). The "
-                f"link is busy without prefetch, "
-                "so a wrong copy delays the next one on demand.",
+                f"link is busy without prefetch, so a wrong copy delays the next one on demand.",
                 "- **Headroom.** A perfect predictor one layer ahead only hides copies behind the "
                 "computing of one layer. On these links most of the time is copying, so it gains "
                 f"{spread(perfect[0]) if perfect[0] else ''} % at {on.slots[0]} slots.",

@@ -122,8 +122,8 @@ def draw(on: Grid, found: Found) -> Chart:
 
 CAPTION: Final = (
     "Distinct experts of a layer event, DeepSeek-V2-Lite's routing (64 experts, top-6), mean and "
-    "95 % over events. Dashed: "
-    "E (1 - (1 - k/E)^B). Dotted: 90 %. Lines end where requests are too short or too few."
+    "95 % over events. Prompts begin with their template. Dashed: E (1 - (1 - k/E)^B). Dotted: "
+    "90 %. Lines end where requests are too short or too few."
 )
 
 

@@ -67,8 +67,7 @@ def draw(on: Grid, planes: Planes) -> Chart:
 
 CAPTION: Final = (
     "Hit rate of one LRU cache for all layers less that of one a layer, with the same slots in "
-    "all, in points. DeepSeek-V2-Lite's routing, all 26 "
-    f"layers. {PLANE_LEGEND}"
+    f"all, in points. DeepSeek-V2-Lite's routing, all 26 layers. {PLANE_LEGEND}"
 )
 
 

@@ -113,8 +113,7 @@ def draw(on: Grid, found: Found) -> Chart:
 
 CAPTION: Final = (
     f"Hit rate less slots ÷ experts, in points, at 16 of 64 slots. {PLANE_LEGEND} Synthetic "
-    f"routing is top-6; real is DeepSeek-V2-Lite's. "
-    "MIN knows the future."
+    f"routing is top-6; real is DeepSeek-V2-Lite's. MIN knows the future."
 )
 
 

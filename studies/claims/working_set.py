@@ -108,9 +108,9 @@ def draw(on: Grid, found: Found) -> Chart:
 
 
 CAPTION: Final = (
-    "Top: what MIN hits and LRU misses (policy) less what MIN misses too (working set), in points. "
-    f"{PLANE_LEGEND} Blue: a policy failure. Red: a working-set failure. Bottom: both parts at "
-    f"batch 1. DeepSeek-V2-Lite's routing."
+    "Top: the policy part of LRU's misses less the working-set part, in points. Blue is a policy "
+    f"failure, red a working-set failure. {PLANE_LEGEND} Bottom: both parts at batch 1. "
+    "DeepSeek-V2-Lite's routing."
 )
 
 
@@ -147,14 +147,11 @@ def _words(on: Grid, found: Found) -> dict[str, str]:
     return {
         "claim": "A bad hit rate is a policy failure; it is a working-set failure",
         "source": "github.com/Helldez/BigMoeOnEdge, issue 33 (8-9 % hits of gpt-oss-120b in 2000 "
-        "MiB, 75 % of "
-        "Qwen3-30B-A3B in 4000 MiB, the same LRU)",
+        "MiB, 75 % of Qwen3-30B-A3B in 4000 MiB, the same LRU)",
         "holds": "*working set*: with few slots. No policy hits what MIN misses, and this is the "
-        "larger part of LRU's "
-        f"misses at batch {on.batches[0]} up to {first} of the experts",
+        f"larger part of LRU's misses at batch {on.batches[0]} up to {first} of the experts",
         "flips": "to *policy* with more slots, and later with a larger batch, because a batch "
-        "wants more experts at once. "
-        "What a causal policy can take of that part is small",
+        "wants more experts at once. What a causal policy can take of that part is small",
         "evidence": f"border at batch {on.batches[0]}: {first}; best causal gain over LRU at 25 %: "
         f"{spread(best)} points, of "
         f"{spread(max((v['min'] for v in found.gains.values()), key=lambda v: v.mean))} that MIN "
@@ -162,8 +159,7 @@ def _words(on: Grid, found: Found) -> dict[str, str]:
         "text": "\n".join(
             [
                 f"Swept: {len(on.tasks)} tasks × batch {on.batches} × slots {on.capacities} of 64. "
-                f"Experts in slots from which "
-                "the policy part is the larger one:",
+                f"Experts in slots from which the policy part is the larger one:",
                 "",
                 *table,
                 "",

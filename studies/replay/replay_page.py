@@ -106,13 +106,11 @@ def draw_inflation(results: Results) -> Chart:
 
 POLICIES_CAPTION: Final = (
     "Misses in per cent of distinct experts of layer events, 41 % of the experts in slots. "
-    "DeepSeek-V2-Lite's routing on {task}, "
-    "4 of 26 layers; bars 95 % over blocks of steps."
+    "DeepSeek-V2-Lite's routing on {task}, 4 of 26 layers; bars 95 % over blocks of steps."
 )
 INFLATION_CAPTION: Final = (
     "Misses of LRU one by one less atomic ones, in points of uses. Top: ids of an event in random "
-    "order. Bottom: ascending. "
-    f"{PLANE_LEGEND} Empty: too few requests for the batch."
+    f"order. Bottom: ascending. {PLANE_LEGEND} Empty: too few requests for the batch."
 )
 
 
@@ -176,8 +174,7 @@ def _published(results: Results) -> Iterator[str]:
     batch = 8 if 8 in on.batches else max(on.batches)
     yield (
         "| policy | published: one by one | atomic | inflated | ours: one by one, random | "
-        "ascending "
-        "| atomic | inflated (points, random) |"
+        "ascending | atomic | inflated (points, random) |"
     )
     yield "|---|--:|--:|--:|--:|--:|--:|--:|"
     for policy in on.policies:
@@ -196,8 +193,7 @@ def _published(results: Results) -> Iterator[str]:
         f"Published: moe-cache-eval (github.com/shijiuzhang/moe-cache-eval @b8c702f), "
         f"Qwen3-30B-A3B, 128 experts, top-8. Ours: "
         f"DeepSeek-V2-Lite on {on.task}, 64 experts, top-6, {FORTY} of 64 slots, batch {batch}. "
-        f"The models differ, so the sizes may; "
-        "the signs should not."
+        f"The models differ, so the sizes may; the signs should not."
     )
     nearest = _nearest(results, batch)
     if nearest:
