@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -19,15 +19,18 @@ from moesim.errors import UsageError
 from moesim.policies import Key, View, parse_options
 from moesim.policies.eviction.base import CacheContext
 from moesim.policies.guard import find_policy, make_eviction
+from moesim.report.statistics import Estimate, difference
 from moesim.simulate.curve import Scope, Stream, event_streams, lock_step
 
 if TYPE_CHECKING:
     from moesim.trace import Trace
 
-__all__ = ["Order", "StepHits", "step_hits"]
+__all__ = ["BLOCKS", "Order", "StepHits", "points", "step_hits"]
 
 Order = Literal["recorded", "ascending", "random"]
 Union = Sequence[Key]
+BLOCKS: Final = 9
+"""Blocks of steps of a replay; the first is left out, because caches fill in it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +51,7 @@ class StepHits:
         """The hit rate at each capacity, over all steps, (capacities,)."""
         return np.asarray(self.hits.sum(axis=0) / self.uses.sum(), np.float64)
 
-    def block_rates(
-        self, blocks: int, *, skip: int = 1, batch: int = 1
-    ) -> npt.NDArray[np.float64]:
+    def block_rates(self, blocks: int, *, skip: int = 1, batch: int = 1) -> npt.NDArray[np.float64]:
         """Return the hit rates of blocks of consecutive steps, (blocks - skip, capacities).
 
         The first `skip` blocks, in which caches fill, are left out. Only steps of at least `batch`
@@ -110,6 +111,21 @@ def step_hits(
         )
     rows = np.array([len(step) for step in order_rows])
     return StepHits(tuple(capacities), hits, uses, rows)
+
+
+def points(
+    ours: StepHits, theirs: StepHits, batch: int = 1, blocks: int = BLOCKS
+) -> list[Estimate]:
+    """Return the difference of two hit rates in points, paired by blocks, at each capacity.
+
+    Raises:
+        UsageError: too few steps have `batch` requests.
+    """
+    mine, other = (100 * hits.block_rates(blocks, batch=batch) for hits in (ours, theirs))
+    return [
+        difference(mine[:, column].tolist(), other[:, column].tolist(), relative=False)
+        for column in range(mine.shape[1])
+    ]
 
 
 def _ordered(union: Union, order: Order, rng: np.random.Generator) -> Union:

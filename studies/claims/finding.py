@@ -17,23 +17,28 @@ __all__ = ["Finding", "page", "read_findings", "save_png", "write_findings"]
 
 HEAD: Final = """# Claims of the field that contradict one another
 
-Each of these claims was published from one trace or one machine. Each holds under a condition, and flips under another.
-Here each is a scenario. The condition is swept, and the border is drawn.
+Each of these claims was published from one trace or one machine. Each holds under a condition,
+and flips under another. Here each is a scenario. The condition is swept, and the border is drawn.
 
 ```sh
 python studies/claims/claims.py                  # all claims
 python studies/claims/claims.py --only pinning   # one claim; the others stay as they are
 ```
 
-- **Routing.** DeepSeek-V2-Lite's real routing on four tasks (deepseek-ai/ESFT; 26 layers, 64 experts, top-6), unless a part says
-  otherwise. It was recorded teacher-forced, so a row of a prompt and a row of an answer look alike. Synthetic routing (`moesim trace synth`) only crosses
-  borders that no real task crosses, and is named.
-- **Hits** are counted in 7 of the 26 layers, by atomic layer events. At batch B, B requests advance in lock-step, one token each. Only steps of a full
-  batch count.
-- **Intervals** are 95 %. Those of hits are over blocks of consecutive steps, without the first block, in which caches fill. Those of times are over seeds, which draw
-  requests. Differences are taken block by block or seed by seed.
-- **A border** is drawn only between settings whose intervals lie on different sides of zero. Hatched settings are undecided.
-- **Times** are simulated with assumed figures of an RTX 4090. Their sizes carry over less far than their signs.
+- **Routing.** DeepSeek-V2-Lite's real routing on four tasks (deepseek-ai/ESFT; 26 layers, 64
+  experts, top-6), unless a part says otherwise. It was recorded teacher-forced, so rows of prompts
+  and of answers look alike. Synthetic routing (`moesim trace synth`) crosses borders that no real
+  task crosses, and is named. All requests of a task begin with the same template, which would
+  look like locality. So their first 24 tokens are left out where hits are counted, and the first
+  16 are cached where times are simulated.
+- **Hits** are counted in 7 of the 26 layers, by atomic layer events, unless a part says otherwise.
+  At batch B, B requests advance in lock-step, one token each. Only steps of a full batch count.
+- **Intervals** are 95 %. Those of hits are over blocks of consecutive steps, without the first
+  block, in which caches fill. Those of times are over seeds, which draw requests. Differences are
+  taken block by block or seed by seed.
+- **A border** is drawn only between settings whose intervals lie on different sides of zero.
+  Hatched settings are undecided.
+- **Times** are simulated with assumed figures of an RTX 4090. Signs carry over further than sizes.
 """
 
 

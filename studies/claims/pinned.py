@@ -16,7 +16,7 @@ from moesim.policies.view import Key, View
 
 
 class HalfPinned(Eviction):
-    """The most popular keys hold half of the slots for good; others leave by last use."""
+    """The most popular keys always hold half of the slots; others leave by last use."""
 
     name = "half_pinned"
     Options = StaticOptions

@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Final
 
-import numpy as np
-
 from moesim.policies import Key
 from moesim.simulate.curve import trace_popularity
 from moesim.trace import Trace, from_esft
+from moesim.trace.parts import pick
 from moesim.trace.synthetic import SyntheticKnobs, synthesize
 
 __all__ = [
+    "HEAD",
     "KNOBS",
     "LAYERS",
     "SHARED",
     "TASKS",
-    "Halves",
     "counts",
-    "halves",
-    "pick",
     "synthetic",
     "task",
+    "text",
     "thinned",
 ]
 
@@ -33,19 +31,13 @@ SHARED: Final = Path(__file__).resolve().parents[3] / "shared"
 TASKS: Final = ("intent", "law", "summary", "translation")
 LAYERS: Final = range(1, 26, 4)
 """The layers whose hits are counted; all 26 would take four times as long."""
+HEAD: Final = 24
+"""Tokens at the begin of each request that are left out: all requests of a task share them."""
 KNOBS: Final = SyntheticKnobs(
     requests=32, prompt_tokens=1, output_tokens=96, num_layers=2, num_experts=64, top_k=6,
     layer_correlation=0,
 )  # fmt: skip
 """Synthetic routing of the shape of DeepSeek-V2-Lite, in fewer layers."""
-
-
-@dataclass(frozen=True, slots=True)
-class Halves:
-    """The first half of a task's requests, to learn from, and the second half, to replay."""
-
-    train: Trace
-    test: Trace
 
 
 @cache
@@ -59,36 +51,17 @@ def task(name: str, shared: Path = SHARED) -> Trace:
 
 
 @cache
-def thinned(name: str, shared: Path = SHARED) -> Trace:
-    """Return the routing of a task in the layers whose hits are counted."""
+def text(name: str, shared: Path = SHARED) -> Trace:
+    """Return the routing of a task without the template that its requests begin with."""
     trace = task(name, shared)
-    return pick(trace, range(trace.num_requests), LAYERS)
+    return pick(trace, range(trace.num_requests), skip=HEAD)
 
 
-def pick(trace: Trace, requests: Iterable[int], layers: Sequence[int] | None = None) -> Trace:
-    """Return some requests of a trace as a trace, in the given order, with all layers or some."""
-    slices = [trace.slice(number) for number in requests]
-    rows = np.concatenate([np.arange(part.start, part.stop) for part in slices])
-    kept = slice(None) if layers is None else list(layers)
-    weights = trace.gate_weights
-    return Trace.from_arrays(
-        expert_ids=np.asarray(trace.expert_ids[:])[rows][:, kept],
-        seq_len=[part.stop - part.start for part in slices],
-        num_experts=trace.num_experts,
-        gate_weights=None if weights is None else np.asarray(weights[:])[rows][:, kept],
-        model=trace.meta.model,
-        synthetic=trace.meta.synthetic,
-        num_shared_experts=trace.meta.num_shared_experts,
-        layer_map=np.asarray(trace.meta.layer_map)[kept].tolist() if trace.meta.layer_map else None,
-    )
-
-
-def halves(trace: Trace) -> Halves:
-    """Return both halves of a trace's requests."""
-    middle = trace.num_requests // 2
-    return Halves(
-        pick(trace, range(middle)), pick(trace, range(middle, trace.num_requests))
-    )
+@cache
+def thinned(name: str, shared: Path = SHARED) -> Trace:
+    """Return what `text` does, in the layers whose hits are counted."""
+    trace = task(name, shared)
+    return pick(trace, range(trace.num_requests), LAYERS, skip=HEAD)
 
 
 def counts(traces: Iterable[Trace]) -> dict[Key, int]:

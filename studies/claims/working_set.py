@@ -15,12 +15,13 @@ from typing import Final
 
 import numpy as np
 from finding import Finding
-from planes import BLOCKS, PLANE_LEGEND, draw_plane, points, side, spread
-from routing import SHARED, TASKS, counts, halves, thinned
+from routing import SHARED, TASKS, counts, thinned
 
 from moesim.report.chart import Chart, grid
+from moesim.report.planes import PLANE_LEGEND, draw_plane, side, spread
 from moesim.report.statistics import Estimate, estimate
-from moesim.simulate.step_hits import step_hits
+from moesim.simulate.step_hits import BLOCKS, points, step_hits
+from moesim.trace.parts import halves
 
 CAUSAL: Final = ("lfu", "lfru", "lfu_decay")
 
@@ -43,7 +44,7 @@ SMALL: Final = Grid(tasks=("intent",), batches=(1,), capacities=(8, 48), quarter
 class Found:
     """By task: planes [batch][capacity] of the policy part less the working-set part, in points.
 
-    `parts`: both parts at batch 1, [capacity]. `gains`: of policies above LRU at a quarter, batch 1.
+    `parts`: both parts at batch 1, [capacity]. `gains`: above LRU at a quarter.
     """
 
     planes: dict[str, list[list[Estimate | None]]]
@@ -51,7 +52,7 @@ class Found:
     gains: dict[str, dict[str, Estimate]]
 
 
-def measure(on: Grid = Grid()) -> Found:  # noqa: B008 (frozen)
+def measure(on: Grid = Grid()) -> Found:
     """Return the parts of all tasks."""
     planes: dict[str, list[list[Estimate | None]]] = {}
     parts: dict[str, list[tuple[float, float]]] = {}
@@ -83,8 +84,8 @@ def measure(on: Grid = Grid()) -> Found:  # noqa: B008 (frozen)
 
 def draw(on: Grid, found: Found) -> Chart:
     """Draw the planes of the tasks, and below them the parts at batch 1."""
-    chart = grid("working_set", "What LRU misses, by cause", CAPTION, (), shape=(2, max(2, len(on.tasks))),
-                 height_in=3.6)  # fmt: skip
+    chart = grid("working_set", "What LRU misses, by cause", CAPTION, (),
+                 shape=(2, max(2, len(on.tasks))),                 height_in=3.6)  # fmt: skip
     percents = [f"{100 * c / 64:.0f}" for c in on.capacities]
     for column, name in enumerate(on.tasks):
         upper, lower = chart.axes[0][column], chart.axes[1][column]
@@ -107,12 +108,13 @@ def draw(on: Grid, found: Found) -> Chart:
 
 
 CAPTION: Final = (
-    "Top: what MIN hits and LRU misses (policy) less what MIN misses too (working set), in points. "
-    f"{PLANE_LEGEND} Blue: a policy failure. Red: a working-set failure. Bottom: both parts at batch 1. DeepSeek-V2-Lite's routing."
+    "Top: the policy part of LRU's misses less the working-set part, in points. Blue is a policy "
+    f"failure, red a working-set failure. {PLANE_LEGEND} Bottom: both parts at batch 1. "
+    "DeepSeek-V2-Lite's routing."
 )
 
 
-def find(on: Grid = Grid()) -> tuple[Finding, Chart]:  # noqa: B008
+def find(on: Grid = Grid()) -> tuple[Finding, Chart]:
     """Return the finding and its picture."""
     found = measure(on)
     return Finding(name="working_set", **_words(on, found), caption=CAPTION), draw(on, found)
@@ -139,29 +141,35 @@ def _words(on: Grid, found: Found) -> dict[str, str]:
     for name, values in found.gains.items():
         gains.append(f"| {name} | {' | '.join(spread(values[policy]) for policy in names)} |")
     first = ", ".join(f"{name} {_border(on, plane[0])}" for name, plane in found.planes.items())
-    best = max((v[p] for v in found.gains.values() for p in (*CAUSAL, "pinned")), key=lambda v: v.mean)
+    best = max(
+        (v[p] for v in found.gains.values() for p in (*CAUSAL, "pinned")), key=lambda v: v.mean
+    )
     return {
         "claim": "A bad hit rate is a policy failure; it is a working-set failure",
-        "source": "github.com/Helldez/BigMoeOnEdge, issue 33 (8-9 % hits of gpt-oss-120b in 2000 MiB, 75 % of "
-        "Qwen3-30B-A3B in 4000 MiB, the same LRU)",
-        "holds": "*working set*: with few slots. No policy hits what MIN misses, and this is the larger part of LRU's "
-        f"misses at batch {on.batches[0]} up to {first} of the experts",
-        "flips": "to *policy* with more slots, and later with a larger batch, because a batch wants more experts at once. "
-        "What a causal policy can take of that part is small",
-        "evidence": f"border at batch {on.batches[0]}: {first}; best causal gain over LRU at 25 %: {spread(best)} points, of "
-        f"{spread(max((v['min'] for v in found.gains.values()), key=lambda v: v.mean))} that MIN has at most",
+        "source": "github.com/Helldez/BigMoeOnEdge, issue 33 (8-9 % hits of gpt-oss-120b in 2000 "
+        "MiB, 75 % of Qwen3-30B-A3B in 4000 MiB, the same LRU)",
+        "holds": "*working set*: with few slots. No policy hits what MIN misses, and this is the "
+        f"larger part of LRU's misses at batch {on.batches[0]} up to {first} of the experts",
+        "flips": "to *policy* with more slots, and later with a larger batch, because a batch "
+        "wants more experts at once. What a causal policy can take of that part is small",
+        "evidence": f"border at batch {on.batches[0]}: {first}; best causal gain over LRU at 25 %: "
+        f"{spread(best)} points, of "
+        f"{spread(max((v['min'] for v in found.gains.values()), key=lambda v: v.mean))} that MIN "
+        f"has at most",
         "text": "\n".join(
             [
-                f"Swept: {len(on.tasks)} tasks × batch {on.batches} × slots {on.capacities} of 64. Experts in slots from which "
-                "the policy part is the larger one:",
+                f"Swept: {len(on.tasks)} tasks × batch {on.batches} × slots {on.capacities} of 64. "
+                f"Experts in slots from which the policy part is the larger one:",
                 "",
                 *table,
                 "",
-                f"Points above LRU at {on.quarter} slots and batch 1 (`pinned` learnt on the first half):",
+                f"Points above LRU at {on.quarter} slots and batch 1 (`pinned` learnt on the first "
+                f"half):",
                 "",
                 *gains,
                 "",
-                "- MIN knows the future. So its part is an upper bound of what any policy could gain, not a promise.",
+                "- MIN knows the future. So its part is an upper bound of what any policy could "
+                "gain, not a promise.",
             ]
         ),
     }

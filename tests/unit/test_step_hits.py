@@ -49,15 +49,17 @@ def test_unused_places_and_requests_of_unequal_lengths_count_as_in_the_curve() -
 
 
 def test_ids_in_ascending_order_defeat_sequential_lru_and_no_atomic_policy() -> None:
-    # Two tokens a step want {0, 1, 2, 3} each time; three slots. In ascending order, LRU has
-    # always just evicted what is wanted next.
-    ids = np.concatenate([np.tile([[[1, 0]]], (6, 1, 1)), np.tile([[[3, 2]]], (6, 1, 1))])
+    # Two tokens a step want {0, 1, 2, 3} each time, in rising and falling order by turns. There are
+    # three slots. In ascending order, LRU has always just evicted what is wanted next.
+    ids = np.array([[[0, 1]], [[3, 2]]] * 3 + [[[2, 3]], [[1, 0]]] * 3)
     trace = Trace.from_arrays(expert_ids=ids, seq_len=[6, 6], num_experts=4)
     shared: dict[str, Any] = {"capacities": [3], "batch": 2}
     ascending = step_hits(trace, "lru", replay="sequential", order="ascending", **shared)
     assert ascending.hits.sum() == 0
+    recorded = step_hits(trace, "lru", replay="sequential", **shared)
+    assert recorded.hits.sum() == 3 * 5
     drawn = step_hits(trace, "lru", replay="sequential", order="random", **shared)
-    assert drawn.hits.sum() > 0
+    assert 0 < drawn.hits.sum() < 3 * 5
     atomic = step_hits(trace, "lru", order="ascending", **shared)
     assert atomic.hits.sum() == 3 * 5  # each step after the first finds three of its four
 

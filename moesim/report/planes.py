@@ -3,35 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from moesim.report.statistics import Estimate, difference
-from moesim.simulate.step_hits import StepHits
+from moesim.report.statistics import Estimate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["BLOCKS", "PLANE_LEGEND", "draw_plane", "points", "side", "spread"]
+__all__ = ["PLANE_LEGEND", "draw_plane", "side", "spread"]
 
-BLOCKS: Final = 9
-"""Blocks of steps of a replay; the first is left out."""
 PLANE_LEGEND: Final = (
     "Blue: above zero. Red: below. Hatched: the 95 % interval contains zero. The black line "
     "separates settings whose intervals lie on different sides."
 )
-
-
-def points(
-    ours: StepHits, theirs: StepHits, batch: int = 1, blocks: int = BLOCKS
-) -> list[Estimate]:
-    """Return the difference of two hit rates in points, paired by blocks, at each capacity."""
-    mine, other = (100 * hits.block_rates(blocks, batch=batch) for hits in (ours, theirs))
-    return [
-        difference(mine[:, column], other[:, column], relative=False)
-        for column in range(mine.shape[1])
-    ]
 
 
 def side(value: Estimate | None) -> int:
@@ -111,6 +98,6 @@ def _changes(line: Sequence[int]) -> list[float]:
     decided = [(place, value) for place, value in enumerate(line) if value]
     return [
         (first + second + 1) / 2
-        for (first, before), (second, after) in zip(decided, decided[1:], strict=False)
+        for (first, before), (second, after) in pairwise(decided)
         if before != after
     ]
