@@ -61,6 +61,18 @@ class View:
         """
         return ()
 
+    def predicted_tokens(self, depth: int) -> Sequence[int]:
+        """Return for how many rows each key of `predicted(depth)` is predicted, in its order."""
+        return ()
+
+    def resident(self, key: Key) -> bool:
+        """Return whether a key is in GPU memory or on its way there.
+
+        Shown to prefetch policies; False where the view shows it not. It tells nothing of times: a
+        key is resident from the decision to copy it on.
+        """
+        return False
+
     def exact(self, depth: int) -> Sequence[Key]:
         """Return the keys that layer + `depth` will want.
 

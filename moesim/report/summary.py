@@ -275,12 +275,14 @@ def _memory(run: Run) -> Table:
         ("KV blocks", "kv_bytes"),
         ("expert slots", "slots_bytes"),
         ("staging buffers", "staging_bytes"),
+        ("prefetch buffers", "prefetch_buffers_bytes"),
         ("activations", "activations_bytes"),
         ("free", "free_bytes"),
         ("budget", "vram_bytes"),
         ("peak use", "peak_vram_bytes"),
     ):
-        table.add(label, _size(run.value(key)), _share(run.value(key) / total))
+        if key != "prefetch_buffers_bytes" or key in run.summary:
+            table.add(label, _size(run.value(key)), _share(run.value(key) / total))
     return table
 
 

@@ -356,6 +356,8 @@ class Server:
                 issue.decided_ns = machine.now_ns
             view.move_to(layer)
             self._place = self._steps, layer
+            if cache.buffered:
+                cache.drop_wrong(layer, view.union)
             self._run_event(layer, cache, view, batch.tokens, decides)
             if prefetching:
                 ahead.move_to(layer)
@@ -470,7 +472,7 @@ class Server:
                 reason = f"is not a key of this model; keys are 0 to {most}"
                 raise PolicyViolation(self._prefetch.name, key, reason)
             cache = self.caches[layer]
-            if key in cache.slots:
+            if key in cache.slots or key in cache.buffered:
                 continue
             if protected is None:
                 # A prefetch must not evict what this layer or another prefetch of the call needs.

@@ -41,12 +41,13 @@ from moesim.serving.budget import (
     OnGpu,
     most_sequences,
     plan_budget,
+    prefetch_buffers,
     split_bytes,
-    split_slots,
 )
 from moesim.serving.experts.host_budget import plan_host
 from moesim.serving.experts.host_memory import HostMemory
 from moesim.serving.experts.placing import Placing
+from moesim.serving.experts.prefetch_buffers import PrefetchBuffers
 from moesim.serving.experts.residency import ExpertCache
 from moesim.serving.experts.slots import ExpertSizes, Staging
 from moesim.serving.issue import Execution, HostTimes
@@ -69,6 +70,7 @@ from moesim.simulate.places import (
     residents_of,
     topology_for,
 )
+from moesim.simulate.split import SPLIT, slots_by_layer
 from moesim.streams import stream
 from moesim.trace import Trace, load_trace
 from moesim.trace.health import check_static
@@ -132,8 +134,9 @@ class Plan:
 
     @property
     def buffers(self) -> int:
-        """The number of expert-sized buffers in GPU memory: slots and staging."""
-        return sum(self.slots) + self.scenario.memory.staging
+        """The number of expert-sized buffers in GPU memory: slots, staging and for prefetch."""
+        others = self.scenario.memory.staging + prefetch_buffers(self.scenario)
+        return sum(self.slots) + others
 
     @property
     def model_config(self) -> dict[str, Any] | None:
@@ -183,7 +186,7 @@ class Plan:
         """
         sizes = self.sizes
         every = self.trace.num_layers * self.trace.num_experts if sizes is None else sum(sizes)
-        slots, capacities = _capacities(self.scenario, self.trace, every, sizes)
+        slots, capacities = _capacities(self.scenario, self.trace, every, sizes, set())
         places = replace(self.places, residents=None)
         return replace(self, slots=slots, capacities=capacities, places=places)
 
@@ -251,7 +254,7 @@ def prepare(
     places = Places(topology, host, lanes, residents, elsewhere=elsewhere, fitting=fitting)
     if residents is None:
         total = budget.slots if sizes is None else budget.slots_bytes
-        slots, capacities = _capacities(scenario, trace, total, sizes)
+        slots, capacities = _capacities(scenario, trace, total, sizes, hindsight)
     else:
         slots = _counts_of_caches(scenario, trace, residents)
         nbytes = len(residents) * cost.expert_bytes
@@ -286,14 +289,19 @@ def _counts_of_caches(
 
 
 def _capacities(
-    scenario: Scenario, trace: Trace, total: int, sizes: Sequence[int] | None
+    scenario: Scenario,
+    trace: Trace,
+    total: int,
+    sizes: Sequence[int] | None,
+    hindsight: set[str],
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Return the slots of each cache, and where `sizes` are unequal also its bytes.
 
-    `total` is in slots, or where sizes are unequal in bytes.
+    `total` is in slots, or where sizes are unequal in bytes. `hindsight` gets `split` if the slots
+    of the layers were learnt from the replayed trace.
     """
     if sizes is None:
-        return _slots_of_caches(scenario, trace, total), ()
+        return _slots_of_caches(scenario, trace, total, hindsight), ()
     experts, layers = trace.num_experts, range(trace.num_layers)
     by_layer = [sizes[layer * experts : (layer + 1) * experts] for layer in layers]
     capacities = _bytes_of_caches(scenario, by_layer, total)
@@ -331,7 +339,9 @@ def _bytes_of_caches(
     return (*initial, min(remaining, sum(map(sum, others))))
 
 
-def _slots_of_caches(scenario: Scenario, trace: Trace, total: int) -> tuple[int, ...]:
+def _slots_of_caches(
+    scenario: Scenario, trace: Trace, total: int, hindsight: set[str]
+) -> tuple[int, ...]:
     """Divide `total` slots among the caches: initial layers get a slot for each expert.
 
     Raises:
@@ -345,10 +355,14 @@ def _slots_of_caches(scenario: Scenario, trace: Trace, total: int) -> tuple[int,
             f"{first * experts} slots; there are {total}; set cache.initial_layers to at most "
             f"{total // experts}, or raise cache.slots"
         )
+    rest: Sequence[int]
     if not others:
-        rest = []
+        rest = ()
     elif scenario.cache.scope == "per_layer":
-        rest = split_slots(remaining, others, experts)
+        split = slots_by_layer(scenario, trace, remaining)
+        rest = split.slots
+        if split.hindsight:
+            hindsight.add(SPLIT)
     else:
         rest = [min(remaining, others * experts)]
     return (*[experts] * first, *rest)
@@ -453,9 +467,13 @@ def _caches(
     asked = policy_of(scenario, "placement")[0] is not Copy
     place = _placing(plan, host, free_link=free_link) if asked else None
     staging = Staging(scenario.memory.staging)  # all caches share the staging buffers
+    ahead = prefetch_buffers(scenario)
+    buffers = PrefetchBuffers(staging.slots(ahead)) if ahead else None  # shared too
     sizes = ExpertSizes(plan.cost.expert_bytes, scenario.cache.write_back, plan.sizes)
     caches = [
-        ExpertCache(policy, machine, ledger, staging, sizes, place=place, host=host)
+        ExpertCache(
+            policy, machine, ledger, staging, sizes, place=place, host=host, buffers=buffers
+        )
         for policy in evictions
     ]
     return [caches[_cache_of(scenario, layer)] for layer in range(plan.trace.num_layers)]

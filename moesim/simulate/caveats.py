@@ -170,6 +170,8 @@ def _placement(plan: Plan) -> Iterator[Caveat]:
 def _without_slots(plan: Plan, empty: int) -> str:
     """Return the full text for `empty` layers whose experts are copied at each use."""
     slots, layers = plan.scenario.cache.slots, plan.trace.num_layers
+    if isinstance(plan.scenario.cache.split, list):
+        return f"cache.split gives no slot to {empty} of {layers} layers"
     # A total that would fit one layer was probably meant for each.
     meant = slots.kind == "count" and slots.value <= plan.trace.num_experts
     hint = f"; did you mean {slots.value}/layer?" if meant else ""

@@ -41,7 +41,8 @@ from moesim.serving.experts.host_memory import taken_bytes
 from moesim.serving.knowledge import KNOWLEDGE, Knowledge
 from moesim.serving.long_prompts import check_prompts
 from moesim.serving.request import Request
-from moesim.simulate.lessons import served_lessons
+from moesim.simulate.lessons import profile_at, refuse_served
+from moesim.simulate.split import check_split, check_split_apart
 from moesim.streams import stream
 from moesim.trace import Trace, load_trace
 from moesim.workload.workload import (
@@ -49,7 +50,6 @@ from moesim.workload.workload import (
     check_arrivals,
     check_domains,
     check_prefill,
-    requests_of,
 )
 
 if TYPE_CHECKING:
@@ -138,22 +138,7 @@ def profile_trace(scenario: Scenario, trace: Trace, section: str, learnt: Input)
     Raises:
         ScenarioError: it is not a trace, or has other layers or experts than `trace`.
     """
-    if learnt.path is None:
-        return trace
-    key = _key_of(section, learnt)
-    try:
-        profile = load_trace(learnt.path)
-    except TraceError as error:
-        raise ScenarioError.at(scenario, key, str(error)) from None
-    shapes = [(each.num_layers, each.num_experts) for each in (profile, trace)]
-    if shapes[0] != shapes[1]:
-        raise ScenarioError.at(
-            scenario,
-            key,
-            f"the profile {str(learnt.path)!r} is of another shape than the trace: "
-            "{} layers of {} experts, not {} of {}".format(*shapes[0], *shapes[1]),
-        )
-    return profile
+    return profile_at(scenario, trace, _key_of(section, learnt), learnt)
 
 
 def _key_of(section: str, given: Input) -> str:
@@ -223,6 +208,8 @@ class _Checks:
             attempt(
                 "prefetch.policy placement.policy", _check_moves, scenario, policies["prefetch"][0]
             )
+        if shape is not None and not fixed:
+            attempt("model cache.split", _check_split_sizes, scenario, shape)
         if policies["cache"] and not fixed:
             attempt("cache.admission", _check_admission, scenario, policies["cache"][0])
         if trace is None:
@@ -239,6 +226,7 @@ class _Checks:
             attempt("prefetch", _check_predictions, scenario, trace, *policies["prefetch"])
             attempt("prefetch.options", _check_options, scenario, trace, *policies["prefetch"])
         attempt("cache.initial_layers", _check_initial_layers, scenario, trace)
+        attempt("cache placement.policy", check_split, scenario, trace)
         for section, policy in policies.items():
             if policy is not None and paths_exist[section]:
                 attempt(f"{section}.options", _check_profiles, scenario, trace, section, *policy)
@@ -248,6 +236,7 @@ class _Checks:
         if requests is not None:
             attempt("batching", check_prompts, scenario, requests)
             attempt("metrics.window", check_window, scenario, requests)
+            attempt("workload cache", check_split_apart, scenario, trace, requests)
             for section, policy in policies.items():
                 if policy is not None and paths_exist[section]:
                     keys = f"workload {section}.options"
@@ -330,31 +319,7 @@ def _check_apart(
 ) -> None:
     """Raise ScenarioError where a run serves requests from which a policy learns."""
     for given in inputs_of(policy, options):
-        if given.part is None:
-            continue
-        profile = profile_trace(scenario, trace, section, given)
-        learnt = requests_of(profile, given.part)
-        where = "the replayed trace" if given.path is None else f"{str(given.path)!r}"
-        part = f"requests {learnt.start} to {learnt.stop - 1} of {where}"
-        if not learnt:
-            message = f"{policy.name} learns from no request: {where} has {profile.num_requests}, "
-            message += "of which the training part has none; choose a larger part"
-        elif both := served_lessons(profile, given.part, trace, requests):
-            message = f"{policy.name} learns from {part}, and the run serves {len(both)} of them, "
-            message += f"first request {both[0]} of the trace; {_apart(given)}"
-        else:
-            continue
-        raise ScenarioError.at(scenario, _key_of(section, given), message)
-
-
-def _apart(given: Input) -> str:
-    """Return what a run needs to serve no request of a training part."""
-    first, last = given.part or (0.0, 1.0)
-    rest = [[0, first]] if first > 0 else []
-    rest += [[last, 1]] if last < 1 else []
-    if given.path is not None or not rest:
-        return "learn from another trace, or from a part that is not served"
-    return f"write {' or '.join(f'workload.part: {each}' for each in rest)}"
+        refuse_served(scenario, trace, requests, policy.name, given, _key_of(section, given))
 
 
 def _check_options(scenario: Scenario, trace: Trace, policy: type[Any], options: Any) -> None:
@@ -397,6 +362,16 @@ def _check_sizes(scenario: Scenario, shape: ModelShape, eviction: type[Any]) -> 
             "cache.policy",
             f"{eviction.name} counts slots, and model.expert_bits_by gives the experts unequal "
             "sizes; choose another policy, or leave model.expert_bits_by out",
+        )
+
+
+def _check_split_sizes(scenario: Scenario, shape: ModelShape) -> None:
+    if not shape.equal_sizes and scenario.cache.split != "uniform":
+        raise ScenarioError.at(
+            scenario,
+            "cache.split",
+            "counts slots, and the experts have unequal sizes; write split: uniform, which divides "
+            "bytes, or give all experts the same bits",
         )
 
 

@@ -57,6 +57,7 @@ from moesim.simulate.facts import (
     knows_the_future,
     routing_facts,
 )
+from moesim.simulate.split import SPLIT, split_note
 from moesim.simulate.unread import unread_keys
 from moesim.trace.statistics import prediction_recall
 
@@ -285,6 +286,8 @@ def summarise(outcome: Outcome) -> dict[str, Any]:
     inside = window.finished(outcome.requests)
     caches, warnings = outcome.distinct_caches, caveats(outcome)
     unused = sum(cache.unused_prefetches for cache in caches)
+    if (buffers := caches[0].buffers) is not None:  # all caches share them
+        unused += buffers.unused
     # Peak memory is the budget with the KV blocks that were used, instead of those set aside.
     block_bytes = scenario.memory.kv_block_tokens * shape.kv_bytes_per_token
     return {
@@ -320,6 +323,7 @@ def summarise(outcome: Outcome) -> dict[str, Any]:
         "kv_bytes": budget.kv_bytes,
         "slots_bytes": budget.slots_bytes,
         "staging_bytes": budget.staging_bytes,
+        **({"prefetch_buffers_bytes": budget.buffers_bytes} if budget.buffers_bytes else {}),
         "activations_bytes": budget.activations_bytes,
         **({"recurrent_bytes": budget.recurrent_bytes} if budget.recurrent_bytes else {}),
         "free_bytes": budget.free_bytes,
@@ -371,7 +375,9 @@ def _foresight(scenario: Scenario, *, hindsight: Collection[str]) -> list[str]:
         # As the scenario spells them: a resolved path would depend on the working directory.
         if note := note_of(policy, parse_options(policy, chosen.options)):
             notes.append(note)
-    for family in sorted(hindsight):
+    if SPLIT in hindsight:
+        notes.append(hindsight_note(f"{SPLIT} {scenario.cache.split}"))
+    for family in sorted(set(hindsight) - {SPLIT}):
         section = POLICY_SECTIONS[family]
         notes.append(hindsight_note(find(family, getattr(scenario, section).policy).name))
     return list(dict.fromkeys(notes))
@@ -451,6 +457,8 @@ def _notes(plan: Plan, outcome: Outcome) -> list[str]:
     if (sizes := plan.sizes) is not None:
         mean = format_bytes(sum(sizes) // len(sizes))
         notes.append(f"slots are counted in experts of the mean size, {mean}")
+    if note := split_note(scenario, plan.slots):
+        notes.append(note)
     if (first := scenario.cache.initial_layers) and plan.places.residents is None:
         notes.append(f"all experts of the first {first} MoE layers are resident from the start")
     if scenario.bounds and any(request.arrival_ns for request in outcome.requests):

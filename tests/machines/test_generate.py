@@ -76,6 +76,20 @@ def test_the_text_is_the_models_at_every_capacity(slots: int) -> None:
     check(ours, plain("qwen3_moe"), 1e-9)
 
 
+@pytest.mark.parametrize("slots", [0, 3, 11, 20])
+def test_the_text_is_the_models_with_prefetch_buffers(slots: int) -> None:
+    used = 0
+    for buffers in (1, 3):
+        ours = served(
+            "qwen3_moe", slots=slots, prefetch="predicted", prefetch_buffers=buffers, staging=1
+        )
+        check(ours, plain("qwen3_moe"), 1e-9)
+        ledger = ours.server.ledger
+        assert ledger.prefetch_pollution == 0
+        used += ledger.prefetch_useful + ledger.prefetch_late
+    assert used > 0
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_text_is_the_models_in_every_family(family: str) -> None:
     for slots, prefetch in product((0, 1, 10, 24), ("none", "predicted")):

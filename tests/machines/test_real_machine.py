@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from late_clock import LateClock
-from workloads import decisions, plan_of, random_case, run_on
+from workloads import buffered_case, decisions, plan_of, random_case, run_on
 
 from moesim.errors import DeviceError, InvariantError, UsageError
 from moesim.hardware.hardware import Link
@@ -60,8 +60,7 @@ class Blocks:
 
 def run_real(plan: Plan, device: Device, blocks: Blocks | None = None) -> Outcome:
     keys = plan.trace.num_layers * plan.trace.num_experts
-    buffers = sum(plan.slots) + plan.scenario.memory.staging
-    executor: Any = blocks or Blocks(buffers, keys, device.torch_device)
+    executor: Any = blocks or Blocks(plan.buffers, keys, device.torch_device)
     machine = RealMachine(executor, device, chunk_bytes=1000, patience_s=PATIENCE_S)
     server = build_server(plan, machine)
     for cache in server.caches:
@@ -78,6 +77,12 @@ def run_real(plan: Plan, device: Device, blocks: Blocks | None = None) -> Outcom
 @pytest.mark.parametrize("seed", range(10))
 def test_it_decides_as_the_simulated_machine_does(seed: int, device: Device) -> None:
     plan = plan_of(*random_case(7000 + seed, at_once=True))
+    assert decisions(run_real(plan, device)) == decisions(run_on(plan))
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3, 4, 6, 7, 8, 9])
+def test_it_decides_the_same_with_prefetch_buffers(seed: int, device: Device) -> None:
+    plan = plan_of(*buffered_case(seed, at_once=True))
     assert decisions(run_real(plan, device)) == decisions(run_on(plan))
 
 

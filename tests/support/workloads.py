@@ -202,6 +202,19 @@ def random_case(
     return scenario, trace
 
 
+def buffered_case(seed: int, *, at_once: bool = False) -> tuple[dict[str, Any], Trace]:
+    """Return a random case whose copies ahead go to one to five buffers of their own."""
+    scenario, trace = random_case(7000 + seed, at_once=at_once, newer=seed % 2 == 0)
+    if scenario["prefetch"]["policy"] == "none":
+        guesses = {"depth": 1 + seed % 3, "recall": 0.6, "precision": 0.5}
+        scenario["prefetch"] = {"policy": "dial", "options": guesses}
+    scenario["prefetch"]["buffers"] = random.Random(seed).randint(1, 5)
+    if seed % 5 == 0:
+        by_layer = {"shape": "trace", "expert_bits_by": {"layer": {"0": 8}}}
+        scenario |= {"model": by_layer, "cache": scenario["cache"] | {"policy": "lru"}}
+    return scenario, trace
+
+
 def everything(outcome: Outcome) -> tuple[Any, ...]:
     """Return all that a run records, times included."""
     ledger = outcome.ledger

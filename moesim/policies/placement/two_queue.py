@@ -26,22 +26,22 @@ class TwoQueue(Placement):
     sees_arriving = True
 
     def place(self, view: View, absent: Mapping[Key, str], estimate: Estimate) -> Mapping[Key, str]:
-        event = _Event(view, absent, estimate)
-        queue = event.queue
-        # `min` returns the first of equals: the greedy division, then the CPU, then copies.
-        divisions = (event.greedy(), 0, len(queue))
-        num_copied = min(divisions, key=event.makespan_ns)
-        return {key: CPU if place >= num_copied else GPU for place, key in enumerate(queue)}
+        rows = dict(zip(view.union, view.tokens, strict=True))
+        event = QueuedEvent(rows, absent, estimate)
+        num_copied = event.best()
+        return {key: CPU if place >= num_copied else GPU for place, key in enumerate(event.queue)}
 
 
-class _Event:
+class QueuedEvent:
     """One layer event with its estimated durations in nanoseconds.
 
-    `queue` holds the experts to divide, those with most rows first; ties: the lower key.
+    `rows` are the rows of each wanted key; `absent` is as in `Placement.place`. `queue` holds the
+    experts to divide, those with most rows first; ties: the lower key.
     """
 
-    def __init__(self, view: View, absent: Mapping[Key, str], estimate: Estimate) -> None:
-        rows = dict(zip(view.union, view.tokens, strict=True))
+    def __init__(
+        self, rows: Mapping[Key, int], absent: Mapping[Key, str], estimate: Estimate
+    ) -> None:
         host = [key for key in rows if absent.get(key, ARRIVING) != ARRIVING]
         queue = self.queue = sorted(host, key=lambda key: (-rows[key], key))
         # A read from disk delays the task that needs it, and no other read.
@@ -61,6 +61,16 @@ class _Event:
             [estimate.gpu_ns(key, n) for key, n in rows.items() if key not in absent],
             estimate.gpu_call_ns,
         )
+
+    def best(self) -> int:
+        """Return how many experts of the queue are copied where that ends first."""
+        # `min` returns the first of equals: the greedy division, then the CPU, then copies.
+        divisions = (self.greedy(), 0, len(self.queue))
+        return min(divisions, key=self.makespan_ns)
+
+    def link_ns(self, num_copied: int) -> int:
+        """Return how long the link copies, if the first experts of the queue are copied."""
+        return sum([copy for copy, _ in self._arriving] + self._copy_ns[:num_copied])
 
     def greedy(self) -> int:
         """Return how many experts of the queue are copied; the CPU computes the others."""

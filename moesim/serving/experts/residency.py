@@ -4,6 +4,10 @@ A slot belongs to a key as soon as the key's copy is issued, and not only when t
 So decisions do not depend on the speed of the link. An expert that must leave while its copy is
 under way lands first; the copy gets demand priority.
 
+With prefetch buffers (`moesim/serving/experts/prefetch_buffers.py`), a copy ahead takes no slot. A
+wanted expert in such a buffer is a hit, but for the eviction policy it is absent: `decide` admits
+it and chooses who leaves, or bypasses it.
+
 `ExpertCache.decide` decides a layer event once for the whole union, as a `Decision`. It moves slots
 between keys and issues no work. `moesim/serving/experts/program.py` turns a decision into work.
 """
@@ -22,6 +26,7 @@ from moesim.policies.view import Key, View
 from moesim.serving.experts.decision import NO_READS, Decision, Place, Placed
 from moesim.serving.experts.free_bytes import FreeBytes
 from moesim.serving.experts.host_memory import HostMemory
+from moesim.serving.experts.prefetch_buffers import PrefetchBuffers
 from moesim.serving.experts.slots import ExpertSizes, Slot, Staging
 from moesim.serving.ledger import Ledger
 
@@ -34,6 +39,7 @@ _Assigned = tuple[Sequence[tuple[Key, int, Slot]], Sequence[tuple[Key, Slot]]]
 _NO_EXPERTS: Final[Sequence[tuple[Key, int, str]]] = ()
 _NO_LEAVERS: Final[_Released] = ((), ())
 _NO_LOADS: Final[_Assigned] = ((), ())
+_NONE_BUFFERED: Final[Mapping[Key, Slot]] = {}
 
 
 class ExpertCache:
@@ -52,11 +58,13 @@ class ExpertCache:
         *,
         place: Place | None = None,
         host: HostMemory | None = None,
+        buffers: PrefetchBuffers | None = None,
     ) -> None:
         """Build the cache, with the keys that its policy preloads.
 
         `place` gives the lanes of absent keys; None: all run on the GPU. `host` is the host memory
-        if it cannot hold all experts.
+        if it cannot hold all experts. `buffers` take the copies ahead; None: a copy ahead takes a
+        slot when it is issued.
         """
         self.policy = policy
         self.host = host
@@ -69,6 +77,8 @@ class ExpertCache:
         self._done = machine.done
         self._ledger = ledger
         self._staging = staging
+        self.buffers = buffers
+        self.buffered = _NONE_BUFFERED if buffers is None else buffers.held
         self._issues = count()
         self._sizes = sizes.by_key
         self._memory: FreeBytes | None = None
@@ -113,6 +123,8 @@ class ExpertCache:
             raise InvariantError(
                 2, f"{len(self.slots)} used + {len(self._free)} free slots are not {self.capacity}"
             )
+        if self.buffers is not None:
+            self.buffers.audit()
 
     def holds(self, layer: int, num_experts: int) -> bool:
         """Return whether all experts of a layer have a slot, with no copy under way."""
@@ -142,17 +154,22 @@ class ExpertCache:
                 late.append((key, tokens[place], slot))
         if self._displaced:
             self._count_pollution(view.union)
+        arrived = _NONE_BUFFERED
+        if missing and self.buffered:
+            missing, arrived = self._find_buffered(missing, ready, counts, held, late)
         placed, elsewhere = _NOWHERE_ELSE, _NO_EXPERTS
         if self._place is not None and (missing or late):
             placed = self._place(view, [k for k, _ in missing], [k for k, *_ in late], rows_of_step)
             if placed:
                 missing, late, elsewhere = _divide(placed, missing, late)
         leavers = self._leavers(view)
-        if not (missing or late or elsewhere or leavers):
+        if not (missing or late or elsewhere or leavers or arrived):
             return Decision(layer, ready, counts, held)
         if late:
             self._count_late(late)
-        bypass, vacated = self._release(missing, leavers, held, late) if leavers else _NO_LEAVERS
+        bypass, vacated = _NO_LEAVERS
+        if leavers:
+            bypass, vacated = self._release(missing, leavers, held, late, arrived)
         loads, later = self._assign(missing, bypass, placed) if missing else _NO_LOADS
         if self._memory is not None:
             for key, _, slot in loads:
@@ -160,6 +177,8 @@ class ExpertCache:
                     self._fit(key, slot)
             for key, slot in later:
                 self._fit(key, slot)
+        if arrived:
+            self._admit(arrived, bypass)
         return Decision(
             layer,
             ready,
@@ -175,6 +194,61 @@ class ExpertCache:
             self.write_back,
             leavers,
         )
+
+    def _find_buffered(
+        self,
+        missing: Sequence[tuple[Key, int]],
+        ready: list[Key],
+        counts: list[int],
+        held: list[Slot],
+        late: list[tuple[Key, int, Slot]],
+    ) -> tuple[list[tuple[Key, int]], Mapping[Key, Slot]]:
+        """Add wanted keys in prefetch buffers to the ready or late ones.
+
+        Return the keys that are still missing, and those in buffers.
+        """
+        absent: list[tuple[Key, int]] = []
+        arrived: dict[Key, Slot] = {}
+        for key, rows in missing:
+            slot = self.buffered.get(key)
+            if slot is None:
+                absent.append((key, rows))
+                continue
+            arrived[key] = slot
+            if self._landed(slot):
+                ready.append(key)
+                counts.append(rows)
+                held.append(slot)
+            else:
+                late.append((key, rows, slot))
+        return absent, arrived
+
+    def _admit(self, arrived: Mapping[Key, Slot], bypass: Collection[Key]) -> None:
+        """Make wanted keys in prefetch buffers resident, or free the buffers of bypassed ones."""
+        assert self.buffers is not None
+        for key, slot in arrived.items():
+            if key in bypass:
+                self._drop(key, self.buffers)
+                continue
+            if not self._free:
+                raise self._violation(key, self._too_many)
+            left = self._free.pop()
+            self._fit(key, left)  # the buffer's bytes become the cache's, and these the buffer's
+            self.slots[key] = slot
+            self.buffers.swap(key, left)
+
+    def drop_wrong(self, layer: int, union: Collection[Key]) -> None:
+        """Free the prefetch buffers of keys of a layer whose event does not want them."""
+        experts = self._ledger.num_experts
+        keys = range(layer * experts, (layer + 1) * experts)
+        if self.buffers is not None:
+            for key in self.buffers.wrong(keys, union):
+                self._drop(key, self.buffers)
+
+    def _drop(self, key: Key, buffers: PrefetchBuffers) -> None:
+        slot = buffers.release(key)
+        if slot.fresh:
+            self._waste(slot)
 
     def _waves(self, loads: Sequence[tuple[Key, int, Slot]], bypass: Collection[Key]) -> int:
         """Return the rounds through the staging buffers that some copies need."""
@@ -241,10 +315,12 @@ class ExpertCache:
         return {key: nbytes for key in keys if (nbytes := host.read(key))}
 
     def prefetch(self, layer: int, key: Key, protected: Collection[Key]) -> Decision | None:
-        """Decide the copy ahead of an absent key; return None if the policy gives it no slot.
+        """Decide the copy ahead of an absent key; return None if there is no slot or buffer for it.
 
         The decision has the key in `later`, and its victim in `vacated` if there is one.
         """
+        if self.buffers is not None:
+            return self._prefetch_to_buffer(layer, key, self.buffers)
         policy, slots = self.policy, self.slots
         vacated: Sequence[tuple[Key, Slot]] = ()
         leavers: Sequence[Key] = ()
@@ -269,11 +345,43 @@ class ExpertCache:
             self._displacers.setdefault(key, []).append(victim)
         policy.insert(key)
         slots[key] = slot
+        return self._copied_ahead(layer, key, slot, vacated, self.write_back, leavers)
+
+    def _copied_ahead(
+        self,
+        layer: int,
+        key: Key,
+        slot: Slot,
+        vacated: Sequence[tuple[Key, Slot]],
+        write_back: bool,
+        leavers: Sequence[Key],
+    ) -> Decision:
         slot.issued = next(self._issues)
         later = [(key, slot)]
         reads = NO_READS if self.host is None else self._reads(self.host, (), (), later)
-        back = self.write_back
-        return Decision(layer, (), (), (), (), vacated, (), (), later, reads, 0, back, leavers)
+        return Decision(
+            layer, (), (), (), (), vacated, (), (), later, reads, 0, write_back, leavers
+        )
+
+    def _prefetch_to_buffer(
+        self, layer: int, key: Key, buffers: PrefetchBuffers
+    ) -> Decision | None:
+        """Decide the copy ahead of a key to a buffer; return None if all hold other guesses.
+
+        A wrong guess may have left the buffer with its copy under way. That copy lands first.
+        """
+        slot = buffers.take(key, self._is_idle)
+        if slot is None:
+            return None
+        # Without a write-back only the slot matters here: it has no expert of its own.
+        vacated = [] if slot.landing is None else [(key, slot)]
+        if self._sizes is not None:
+            slot.units = self._sizes[key]
+        return self._copied_ahead(layer, key, slot, vacated, False, ())
+
+    def _is_idle(self, slot: Slot) -> bool:
+        """Return whether a copy into a free buffer need not wait for its last copy or reader."""
+        return self._is_here(slot) and (slot.reader is None or self._done(slot.reader))
 
     @property
     def places(self) -> bool:
@@ -346,11 +454,12 @@ class ExpertCache:
         leavers: Collection[Key],
         held: Sequence[Slot],
         late: Sequence[tuple[Key, int, Slot]],
+        arrived: Collection[Key],
     ) -> _Released:
         """Free the slots of resident leavers.
 
-        Return the missing keys that get no slot, and the leavers that need a copy to leave. Slots
-        that are still being read are used last.
+        Return the keys, missing or `arrived` in a prefetch buffer, that get no slot, and the
+        leavers that need a copy to leave. Slots that are still being read are used last.
         """
         slots, free, write_back = self.slots, self._free, self.write_back
         bypass, vacated = [], []
@@ -365,7 +474,7 @@ class ExpertCache:
                 vacated.append((key, slot))
             free.append(slot)
         if bypass:
-            absent = {key for key, _ in missing}
+            absent = {key for key, _ in missing}.union(arrived)
             if len(set(bypass)) < len(bypass) or not absent.issuperset(bypass):
                 raise self._violation(bypass, _STRAY_LEAVER)
         if len(free) > 1:
