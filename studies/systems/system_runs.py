@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from system_cells import COMMON, FITTED, OWN, Cell, Entry, entry_of, own_engine, scenario_of
+from system_cells import COMMON, FITTED, OWN, Cell, Entry, Load, entry_of, own_engine, scenario_of
 from system_traces import Routing
 
 from moesim.files import clean_up
@@ -25,7 +25,7 @@ _FOLDER: Final = "runs"
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """The cells and systems that are run; `requests` by batch: for warming, and all of them.
+    """The cells and systems that are run, and their load by batch.
 
     `seeds` are those under the common engine and under a preset's own. The fitted engine has one,
     and so has a cell in which everything fits in GPU memory.
@@ -33,7 +33,7 @@ class Grid:
 
     cells: Sequence[Cell]
     systems: Sequence[str]
-    requests: Mapping[int, tuple[int, int]]
+    loads: Mapping[int, Load]
     seeds: int
     fitted: bool = True
 
@@ -55,8 +55,8 @@ def entries_of(grid: Grid, routings: Mapping[str, Routing], tell: Tell) -> list[
     entries = []
     for done, (cell, system) in enumerate(pairs):
         tell("systems checked", done, len(pairs))
-        requests = grid.requests[cell.batch]
-        entries.append(entry_of(cell, system, routings[cell.model.key], requests, traces))
+        load = grid.loads[cell.batch]
+        entries.append(entry_of(cell, system, routings[cell.model.key], load, traces))
     tell("systems checked", len(pairs), len(pairs))
     return entries
 

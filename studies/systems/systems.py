@@ -17,7 +17,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from system_cells import BATCHES, MACHINES, MODELS, Cell
+from system_cells import LOADS, MACHINES, MODELS, Cell, Load
 from system_report import write_report
 from system_rows import rows_of
 from system_runs import Grid, entries_of, runs_of
@@ -34,10 +34,10 @@ FULL = Grid(
         Cell(model, machine, batch)
         for model in MODELS.values()
         for machine in MACHINES.values()
-        for batch in BATCHES
+        for batch in LOADS
     ],
     systems=system_names(),
-    requests=BATCHES,
+    loads=LOADS,
     seeds=4,
 )
 QUICK = Grid(
@@ -47,7 +47,7 @@ QUICK = Grid(
         for batch in (1, 8)
     ],
     systems=("fiddler", "llama.cpp", "mixtral-offloading", "moe-lightning", "pre-gated"),
-    requests={1: (1, 2), 8: (8, 16)},
+    loads={1: Load(1, 1), 8: Load(8, 8)},
     seeds=2,
     fitted=False,
 )

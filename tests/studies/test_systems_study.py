@@ -31,7 +31,7 @@ cells, traces, runs, rows, findings, report, systems = (
 )
 SMALL = cells.Cell(cells.MODELS["mixtral"], cells.MACHINES["12GB"], 1)
 LARGE = cells.Cell(cells.MODELS["mixtral"], cells.MACHINES["24GB"], 1)
-REQUESTS = (1, 2)
+LOAD = cells.Load(1, 1)
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def routing(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 def entry(system: str, routing: Any, served: Path | None = None) -> Any:
     used = routing if served is None else replace(routing, served=served)
-    return cells.entry_of(SMALL, system, used, REQUESTS, {})
+    return cells.entry_of(SMALL, system, used, LOAD, {})
 
 
 def row(system: str, tokens: tuple[float, ...], **changes: Any) -> Any:
@@ -104,7 +104,7 @@ def test_every_preset_meets_the_same_requests(routing: Any) -> None:
 def test_a_model_that_does_not_fit_is_a_result(routing: Any) -> None:
     sizes = {"12GB": {"shape": "mixtral-8x7b", "expert_bits": 64, "weight_bits": 64}}
     cell = replace(SMALL, model=cells.Model("mixtral", "Huge", "routing", sizes))
-    found = cells.entry_of(cell, "fiddler", routing, REQUESTS, {})
+    found = cells.entry_of(cell, "fiddler", routing, LOAD, {})
     assert found.data is None
     assert found.refusal.startswith("does not fit: ")
 
@@ -184,7 +184,7 @@ def test_the_command_compares_resumes_and_reports_what_cannot_run(
         systems.QUICK,
         cells=[SMALL],
         systems=("fiddler", "mixtral-offloading", "pre-gated"),
-        requests={1: REQUESTS},
+        loads={1: LOAD},
         seeds=1,
     )
     systems.compare(grid, tmp_path, workers=1, shared=SHARED)
