@@ -109,15 +109,16 @@ def _setting(rows: Sequence[Row], grid: Grid, left_out: Sequence[str]) -> Iterat
 
 
 def _standings(found: Sequence[Standing]) -> Table:
+    batches = sorted({cell.batch for each in found for cell in each.shares})
     table = Table(
-        "Standing over the cells where not everything fits",
-        ["system", "cells", "fastest or level", "within 10 %", "last", "share of the best, median",
-         "worst"],
+        "Standing over the cells where not everything fits; shares of the best tokens/s, medians",
+        ["system", "cells", "fastest or level", "within 10 %", "last", "share",
+         *(f"at batch {batch}" for batch in batches), "worst"],
     )  # fmt: skip
     for each in found:
-        worst = each.shares[each.worst.cell]
         counts = (len(each.shares), each.won, each.near, each.last)
-        table.add(each.system, *map(str, counts), percent(each.median), percent(worst))
+        shares = (each.median, *map(each.median_at, batches), each.shares[each.worst.cell])
+        table.add(each.system, *map(str, counts), *map(percent, shares))
     return table
 
 

@@ -17,7 +17,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from system_cells import LOADS, MACHINES, MODELS, Cell, Load
+from system_cells import FITTED, LOADS, MACHINES, MODELS, Cell, Load
 from system_report import write_report
 from system_rows import rows_of
 from system_runs import Grid, entries_of, runs_of
@@ -56,8 +56,11 @@ QUICK = Grid(
 def main() -> None:
     options = parse()
     grid = QUICK if options.quick else FULL
-    if options.seeds:
-        grid = replace(grid, seeds=options.seeds)
+    grid = replace(
+        grid,
+        seeds=options.seeds or grid.seeds,
+        fitted=grid.fitted and not options.no_fitted,
+    )
     compare(grid, options.folder, workers=options.workers, shared=options.shared)
 
 
@@ -67,6 +70,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=2, help="processes (default: 2)")
     parser.add_argument("--quick", action="store_true", help="run a small part of the grid")
     parser.add_argument("--seeds", type=int, help=f"seeds (default: {FULL.seeds})")
+    parser.add_argument("--no-fitted", action="store_true", help=f"no runs under {FITTED}")
     parser.add_argument("--shared", type=Path, default=SHARED, help="the folder of shared data")
     return parser.parse_args()
 

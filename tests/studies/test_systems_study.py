@@ -166,6 +166,13 @@ def test_a_cell_in_which_everything_fits_ranks_nothing() -> None:
     assert "All are equal" in report._all_fit(SMALL, made[:1])
 
 
+def test_systems_that_differ_in_their_engine_alone_are_named() -> None:
+    made = [row("a", (10.0,)), row("b", (4.0,)), row("c", (4.0,))]
+    assert "b and c are equal in every cell" in " ".join(findings.general(made))
+    apart = [*made, *(replace(each, cell=LARGE) for each in made[:2]), row("c", (5.0,), cell=LARGE)]
+    assert "equal in every cell" not in " ".join(findings.general(apart))
+
+
 def test_rank_correlation_shares_ranks_of_ties() -> None:
     assert findings.rank_correlation([1, 2, 3], [10, 20, 30]) == pytest.approx(1)
     assert findings.rank_correlation([1, 2, 3], [3, 2, 1]) == pytest.approx(-1)
