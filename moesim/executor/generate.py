@@ -26,6 +26,7 @@ from moesim.executor.token_router import PackedRouter
 from moesim.policies import parse_options
 from moesim.policies.eviction import CacheContext, Resident
 from moesim.policies.guard import find_policy, make_batching, make_eviction, make_prefetch
+from moesim.policies.prefetch import PrefetchContext
 from moesim.serving.experts.prefetch_buffers import PrefetchBuffers
 from moesim.serving.experts.residency import ExpertCache
 from moesim.serving.experts.slots import ExpertSizes, Staging
@@ -88,7 +89,7 @@ def generate(
             device=opened.torch_device,
             pinned=opened.pins and places.host is None,
             # The layers of a decoupled model have no gates to predict with.
-            prediction_depth=0 if knowledge.queued else getattr(options, "depth", 0),
+            prediction_depth=0 if knowledge.queued else prefetch.prediction_depth(options),
         )
         machine = RealMachine(executor, opened, topology=places.topology, patience_s=patience_s)
         log = RunLog(Issued)
@@ -185,7 +186,16 @@ def _server(
             observers=observers,
         ),
         caches=_caches(machine, ledger, routing, serving, places),
-        prefetch=make_prefetch(find_policy("prefetch", serving.prefetch), prefetch_options),
+        prefetch=make_prefetch(
+            find_policy("prefetch", serving.prefetch),
+            prefetch_options,
+            PrefetchContext(
+                routing.num_layers,
+                routing.num_experts,
+                routing.top_k,
+                stream(serving.seed, "prefetch"),
+            ),
+        ),
         routing=routing,
         layers=plan,
         ledger=ledger,

@@ -437,9 +437,9 @@ class Prefetch(Strict):
 
     policy: Annotated[Text, PolicyOf("prefetch")] = Field(
         "none",
-        description="The prefetch policy: none, oracle, dial, predicted, layer_ahead, all, "
-        "popularity, previous_layer, previous_token, activation_matrix, trajectory, a plug-in, or "
-        "a class like file.py:MyPolicy.",
+        description="The prefetch policy: none, oracle, dial, predicted, gain, layer_ahead, "
+        "all, popularity, previous_layer, previous_token, stride, activation_matrix, trajectory, a "
+        "plug-in, or a class like file.py:MyPolicy.",
     )
     options: Annotated[dict[str, Any], OptionsOf("prefetch")] = Field(
         {}, description="Options of the policy, like {depth: 1}."

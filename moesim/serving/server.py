@@ -323,8 +323,21 @@ class Server:
         next_rows = step.known_ahead if sees_next and self._prefetch.active else ()
         next_unions = self._routing.unions(step.known_ahead)[0] if len(next_rows) else ()
         return StepView(
-            routing, self._foresight, self._prefetch.name, next_unions, requests=_requests(step)
+            routing,
+            self._foresight,
+            self._prefetch.name,
+            next_unions,
+            requests=_requests(step),
+            is_resident=self._is_resident,
         )
+
+    def _is_resident(self, key: Key) -> bool:
+        """Return whether a key is in GPU memory or on its way there."""
+        layer = key // self._routing.num_experts
+        if not 0 <= layer < self._num_layers:
+            return False
+        cache = self.caches[layer]
+        return key in cache.slots or key in cache.buffered
 
     def _run_layers(self, step: Step) -> Wait:
         """Run one step layer by layer, on any machine."""

@@ -438,7 +438,12 @@ def build_server(
         prefetch=make_prefetch(
             prefetch,
             prefetch_options,
-            prefetch_context(scenario, trace, partial(_lessons, scenario, trace)),
+            prefetch_context(
+                scenario,
+                trace,
+                partial(_lessons, scenario, trace),
+                _estimate(plan, caches[0].host, free_link=free_link),
+            ),
         ),
         routing=routing,
         layers=plan.layers,
@@ -543,8 +548,15 @@ def _placing(plan: Plan, host: HostMemory | None, *, free_link: bool) -> Placing
     # A policy expects this call first, and the answer must be that of the plan. So it gets the
     # slots that the plan asked with, not those that were then given to the residents.
     residents_of(scenario, placement, places.fitting, keys)
-    sizes = plan.sizes
-    estimate = CostEstimate(
+    estimate = _estimate(plan, host, free_link=free_link)
+    lanes = [lane.name for lane in places.topology.lanes if lane.computes]
+    return Placing(placement, estimate, lanes, None if host is None else host.place)
+
+
+def _estimate(plan: Plan, host: HostMemory | None, *, free_link: bool) -> CostEstimate:
+    """Return what policies may know of durations. `host` tells which experts are on disk."""
+    cost, places, sizes = plan.cost, plan.places, plan.sizes
+    return CostEstimate(
         cost,
         cpu_cost_of(cost) if places.elsewhere else None,
         bytes_of=None if sizes is None else sizes.__getitem__,
@@ -552,8 +564,6 @@ def _placing(plan: Plan, host: HostMemory | None, *, free_link: bool) -> Placing
         is_pinned=places.host.is_pinned if places.host.mixed else None,
         free_link=free_link,
     )
-    lanes = [lane.name for lane in places.topology.lanes if lane.computes]
-    return Placing(placement, estimate, lanes, None if host is None else host.place)
 
 
 def residents_in(plan: Plan, slots: int) -> int:

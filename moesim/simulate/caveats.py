@@ -195,9 +195,10 @@ def _look_ahead(plan: Plan) -> Iterator[Caveat]:
 def _prefetch(outcome: Outcome) -> Iterator[Caveat]:
     plan, ledger = outcome.plan, outcome.ledger
     policy, options = policy_of(plan.scenario, "prefetch")
-    # Not every policy has a depth.
+    # Not every policy has a depth, or a number as such.
     depth, layers = getattr(options, "depth", 1), plan.trace.num_layers
-    if depth >= 2 * layers:  # past the last layer, the next step's layers may be known
+    # Past the last layer, the next step's layers may be known.
+    if isinstance(depth, int) and depth >= 2 * layers:
         yield (
             f"prefetch looks {depth} layers ahead of {layers}",
             f"prefetch.options.depth is {depth}; two steps have {2 * layers} layers",

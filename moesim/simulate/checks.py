@@ -24,6 +24,7 @@ from moesim.hardware.topology import CPU, GPU
 from moesim.model.shapes import ModelShape, shapes_like
 from moesim.policies import parse_options
 from moesim.policies.base import Input
+from moesim.policies.blame import blamed
 from moesim.policies.guard import (
     find_policy,
     inputs_of,
@@ -32,7 +33,7 @@ from moesim.policies.guard import (
     prefetch_mistakes,
 )
 from moesim.policies.placement import PlacementContext, fixes_residents
-from moesim.policies.prefetch import Lessons, PrefetchContext
+from moesim.policies.prefetch import Lessons, PrefetchContext, Prices
 from moesim.policies.registry import path_options
 from moesim.results.window import check_window
 from moesim.scenario.keys import key_path
@@ -334,7 +335,10 @@ def _check_options(scenario: Scenario, trace: Trace, policy: type[Any], options:
 
 
 def prefetch_context(
-    scenario: Scenario, trace: Trace, lessons: Callable[[Input], Lessons] | None = None
+    scenario: Scenario,
+    trace: Trace,
+    lessons: Callable[[Input], Lessons] | None = None,
+    prices: Prices | None = None,
 ) -> PrefetchContext:
     """Return what the prefetch policy of a scenario may know before a run."""
     return PrefetchContext(
@@ -343,6 +347,8 @@ def prefetch_context(
         top_k=trace.top_k,
         rng=stream(scenario.seed, "prefetch"),
         lessons=lessons,
+        recorded_depth=trace.meta.prediction_depth,
+        prices=prices,
     )
 
 
@@ -536,23 +542,26 @@ def _check_prefetch(
 
 def _check_predictions(scenario: Scenario, trace: Trace, policy: type[Any], options: Any) -> None:
     """Raise ScenarioError where a policy needs predictions that the trace does not hold."""
-    if not policy.needs_predictions:
+    with blamed(policy, "prediction_depth"):
+        depth: int = policy.prediction_depth(options)
+    recorded = trace.meta.prediction_depth
+    if not depth:
         return
-    recorded, depth = trace.meta.prediction_depth, getattr(options, "depth", 1)
     if not recorded:
         raise ScenarioError.at(
             scenario,
             "prefetch.policy",
             f"{policy.name} needs predictions, and the trace holds none; record it with "
-            f"`moesim record --depth {depth}`, or choose another policy",
+            f"`moesim record --depth {depth}`, or choose another policy, like `prefetch: none`",
         )
     if depth > recorded:
+        option = "depth" if hasattr(options, "depth") else "stride"
         raise ScenarioError.at(
             scenario,
-            "prefetch.options.depth",
-            f"{policy.name} has depth {depth}; the trace predicts {recorded} "
-            f"layer{'s' if recorded > 1 else ''} ahead; write depth: {recorded}, or record it with "
-            f"`moesim record --depth {depth}`",
+            f"prefetch.options.{option}",
+            f"{policy.name} has {option} {depth}; the trace predicts {recorded} "
+            f"layer{'s' if recorded > 1 else ''} ahead; write {option}: {recorded}, or record it "
+            f"with `moesim record --depth {depth}`",
         )
 
 

@@ -49,6 +49,7 @@ from moesim.serving.server import Server
 from moesim.simulate.bounds import BOUND_KEYS, Loaded, bounds_summary, endless, hindsight
 from moesim.simulate.build import Plan, build_server, group_by_cache, prepare, serve
 from moesim.simulate.caveats import caveats
+from moesim.simulate.checks import policy_of
 from moesim.simulate.facts import (
     POLICY_SECTIONS,
     engine_facts,
@@ -427,7 +428,8 @@ def _recall_note(plan: Plan, outcome: Outcome) -> str | None:
     It counts the served rows, each once.
     """
     prefetch = plan.scenario.prefetch
-    if not find("prefetch", prefetch.policy).needs_predictions or not outcome.requests:
+    policy, options = policy_of(plan.scenario, "prefetch")
+    if not policy.prediction_depth(options) or not outcome.requests:
         return None
     rows = np.unique(np.concatenate([request.rows for request in outcome.requests]))
     shares = prediction_recall(plan.trace, rows)

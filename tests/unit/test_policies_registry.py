@@ -20,8 +20,8 @@ from moesim.policies.registry import NoOptions, option_mistakes
 EXPECTED = {
     "eviction": "activation_matrix arc drop_after_use fifo fmoe least_stale lfru lfu lfu_decay "
     "lfu_in_cache lirs lookahead lru min min_window mrs random s3_fifo sieve static",
-    "prefetch": "activation_matrix all dial layer_ahead none oracle popularity predicted "
-    "previous_layer previous_token trajectory",
+    "prefetch": "activation_matrix all dial gain layer_ahead none oracle popularity predicted "
+    "previous_layer previous_token stride trajectory",
     "batching": "decode_first expert_aware fcfs prefill_first task_aware",
     "placement": "copy cost cpu_experts cpu_layers two_queue",
 }

@@ -10,12 +10,13 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 from annotated_types import Ge, Gt, Le
 
+from moesim.errors import UsageError
 from moesim.policies.base import Input
 from moesim.policies.prefetch.base import Lessons, Prefetch, PrefetchContext
 from moesim.policies.view import Key, View
@@ -47,7 +48,7 @@ class LearnedOptions:
 class Learned(Prefetch):
     """Base class of policies that learn from a trace and rank the experts of later layers."""
 
-    Options = LearnedOptions
+    Options: ClassVar[type[Any]] = LearnedOptions
 
     @classmethod
     def inputs(cls, options: Any) -> Sequence[Input]:
@@ -59,7 +60,8 @@ class Learned(Prefetch):
         return f"{cls.name} was learnt on the first {options.share:.0%} of the requests of {where}"
 
     def prepare(self, context: PrefetchContext) -> None:
-        assert context.lessons is not None
+        if context.lessons is None:
+            raise UsageError(f"{self.name} learns from a trace, and there is none to learn from")
         self.num_layers, self.num_experts = context.num_layers, context.num_experts
         self._most = self.options.experts or context.top_k
         self.learn(context.lessons(self.inputs(self.options)[0]))
