@@ -85,17 +85,19 @@ def report(rows: Sequence[Row], grid: Grid, left_out: Sequence[str]) -> str:
 def _setting(rows: Sequence[Row], grid: Grid, left_out: Sequence[str]) -> Iterator[str]:
     models = dict.fromkeys(row.cell.model for row in rows)
     machines = dict.fromkeys(row.cell.machine for row in rows)
+    verdicts = "The verdict is of seed 0, warming included."
+    if not grid.verdicts:
+        verdicts = "This run has no verdicts."
     fitted = f", and all run once more under `{FITTED}`" if grid.fitted else ""
     yield (
         "Each preset of `system:` serves the same requests on the same machine, under the same "
         f"engine, `{COMMON}`. So differences are those of the policies. Presets that name an "
         f"engine run under it too{fitted}. Requests have {LENGTHS['prompt']} prompt tokens and "
         f"{LENGTHS['output']} output tokens. As many closed clients as the batch send them. The "
-        f"first requests warm the caches and do not count, and of the largest batch neither do the "
-        f"last ones. Each of {grid.seeds} seeds draws other "
-        "requests of the second half of the trace, the same for all systems. Intervals are 95 % "
-        "over seeds, and gains are paired by seed. The verdict is of seed 0, warming included. All "
-        "times are simulated, and all costs assumed."
+        "first requests warm the caches and do not count, and of the largest batch neither do the "
+        f"last ones. Each of {grid.seeds} seeds draws other requests of the second half of the "
+        "trace, the same for all systems. Intervals are 95 % over seeds, and gains are paired by "
+        f"seed. {verdicts} All times are simulated, and all costs assumed."
     )
     lines = [f"- **{model.label}**: routing is {model.routing}." for model in models]
     lines += [f"- **{machine.label}**: {machine}." for machine in machines]

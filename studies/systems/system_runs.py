@@ -28,7 +28,8 @@ class Grid:
     """The cells and systems that are run, and their load by batch.
 
     `seeds` are those under the common engine and under a preset's own. The fitted engine has one,
-    and so has a cell in which everything fits in GPU memory.
+    and so has a cell in which everything fits in GPU memory. `verdicts` need bounds, which take
+    most of the time.
     """
 
     cells: Sequence[Cell]
@@ -36,6 +37,7 @@ class Grid:
     loads: Mapping[int, Load]
     seeds: int
     fitted: bool = True
+    verdicts: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +68,7 @@ def runs_of(
 ) -> list[Run]:
     """Simulate what is not finished in `folder`; return the runs of all entries that can run."""
     points = {
-        (number, engine, seed): _point(entries[number], engine, seed, folder / _FOLDER)
+        (number, engine, seed): _point(grid, entries[number], engine, seed, folder / _FOLDER)
         for number, engine, seed in _planned(grid, entries)
     }
     clean_up(folder / _FOLDER)  # what a killed worker has left
@@ -98,15 +100,15 @@ def _planned(grid: Grid, entries: Sequence[Entry]) -> Iterator[tuple[int, str, i
             yield number, FITTED, 0
 
 
-def _point(entry: Entry, engine: str, seed: int, folder: Path) -> Point:
+def _point(grid: Grid, entry: Entry, engine: str, seed: int, folder: Path) -> Point:
     assert entry.data is not None
     model, machine = entry.cell.place
     values = {
         "model": model, "machine": machine, "batch": entry.cell.batch, "system": entry.system,
         "engine": engine, "seed": seed,
     }  # fmt: skip
-    # Bounds take most of the time, and where everything fits there is nothing to explain.
-    bounds = engine == COMMON and seed == 0 and not entry.fits
+    # Where everything fits, there is nothing to explain.
+    bounds = grid.verdicts and engine == COMMON and seed == 0 and not entry.fits
     scenario = scenario_of(entry.data, engine, seed, bounds=bounds)
     return Point(values, scenario, folder / slug(values))
 

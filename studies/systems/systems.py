@@ -60,6 +60,7 @@ def main() -> None:
         grid,
         seeds=options.seeds or grid.seeds,
         fitted=grid.fitted and not options.no_fitted,
+        verdicts=not options.no_verdicts,
     )
     compare(grid, options.folder, workers=options.workers, shared=options.shared)
 
@@ -71,6 +72,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="run a small part of the grid")
     parser.add_argument("--seeds", type=int, help=f"seeds (default: {FULL.seeds})")
     parser.add_argument("--no-fitted", action="store_true", help=f"no runs under {FITTED}")
+    parser.add_argument("--no-verdicts", action="store_true", help="no bounds, so no verdicts")
     parser.add_argument("--shared", type=Path, default=SHARED, help="the folder of shared data")
     return parser.parse_args()
 
