@@ -31,27 +31,22 @@ FITTED: Final = "llama.cpp"
 """A fitted engine, for all systems once more: does it change the order?"""
 OWN: Final = "own"
 """The engine that a preset names."""
-LENGTHS: Final = {"prompt": 32, "output": 16}
+LENGTHS: Final = {"prompt": 16, "output": 16}
+"""A step has room for all prompts of the largest batch, so that its requests end together."""
 LEARNT: Final = 0.5
 """The share of a trace from which a table is learnt: the part that no run serves."""
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """How many requests a run serves: the first ones warm the caches, and the last ones drain."""
+    """How many requests a run serves: those that warm the caches, and those that are counted."""
 
     warming: int
     counted: int
-    draining: int = 0
-
-    @property
-    def total(self) -> int:
-        """All requests."""
-        return self.warming + self.counted + self.draining
 
 
-LOADS: Final = {1: Load(2, 4), 8: Load(8, 16), 32: Load(32, 32, 32)}
-"""The load by batch. A step has too few tokens for 32 prompts, so these do not end together."""
+LOADS: Final = {1: Load(2, 4), 8: Load(8, 16), 32: Load(32, 32)}
+"""The load by batch."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)  # each exists once
@@ -229,7 +224,7 @@ def _base(cell: Cell, system: str, routing: Routing, load: Load) -> dict[str, An
         "model": dict(cell.model.sizes[cell.machine.key]),
         "hardware": dict(cell.machine.parts),
         "workload": {
-            "requests": load.total,
+            "requests": load.warming + load.counted,
             "part": SERVED,
             "order": "resampled",  # each seed draws other requests, which gives intervals
             "lengths": LENGTHS,
@@ -239,7 +234,7 @@ def _base(cell: Cell, system: str, routing: Routing, load: Load) -> dict[str, An
         "batching": {"max_sequences": cell.batch},
         # With larger blocks, the last request of a batch would wait for blocks that no other takes.
         "memory": {"kv_block_tokens": 1},
-        "metrics": {"window": {"skip_requests": load.warming, "last": load.draining}},
+        "metrics": {"window": {"skip_requests": load.warming}},
     }
 
 

@@ -94,9 +94,9 @@ def _setting(rows: Sequence[Row], grid: Grid, left_out: Sequence[str]) -> Iterat
         f"engine, `{COMMON}`. So differences are those of the policies. Presets that name an "
         f"engine run under it too{fitted}. Requests have {LENGTHS['prompt']} prompt tokens and "
         f"{LENGTHS['output']} output tokens. As many closed clients as the batch send them. The "
-        "first requests warm the caches and do not count, and of the largest batch neither do the "
-        f"last ones. Each of {grid.seeds} seeds draws other requests of the second half of the "
-        "trace, the same for all systems. Intervals are 95 % over seeds, and gains are paired by "
+        f"first requests warm the caches and do not count. Each of {grid.seeds} seeds draws other "
+        "requests of the second half of the trace, the same for all systems. Intervals are 95 % "
+        f"over seeds, and gains are paired by "
         f"seed. {verdicts} All times are simulated, and all costs assumed."
     )
     lines = [f"- **{model.label}**: routing is {model.routing}." for model in models]
