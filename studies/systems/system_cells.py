@@ -22,8 +22,8 @@ from moesim.simulate import prepare
 from moesim.systems.preset import Preset, load_preset
 from moesim.trace import Trace, load_trace
 
-__all__ = ["BATCHES", "COMMON", "FITTED", "LENGTHS", "MACHINES", "MODELS", "OWN"]
-__all__ += ["Cell", "Entry", "Machine", "Model", "entry_of", "own_engine", "scenario_of"]
+__all__ = ["COMMON", "FITTED", "LENGTHS", "LOADS", "MACHINES", "MODELS", "OWN"]
+__all__ += ["Cell", "Entry", "Load", "Machine", "Model", "entry_of", "own_engine", "scenario_of"]
 
 COMMON: Final = "ideal"
 """The engine of all systems in the comparison of policies."""
@@ -31,11 +31,22 @@ FITTED: Final = "llama.cpp"
 """A fitted engine, for all systems once more: does it change the order?"""
 OWN: Final = "own"
 """The engine that a preset names."""
-BATCHES: Final = {1: (2, 6), 8: (8, 24), 32: (32, 64)}
-"""By batch: requests that only warm the caches, and all requests."""
-LENGTHS: Final = {"prompt": 32, "output": 16}
-LEARNT: Final = 0.25
-"""The share of a trace from which a table is learnt; more would hardly guess better."""
+LENGTHS: Final = {"prompt": 16, "output": 16}
+"""A step has room for all prompts of the largest batch, so that its requests end together."""
+LEARNT: Final = 0.5
+"""The share of a trace from which a table is learnt: the part that no run serves."""
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """How many requests a run serves: those that warm the caches, and those that are counted."""
+
+    warming: int
+    counted: int
+
+
+LOADS: Final = {1: Load(2, 4), 8: Load(8, 16), 32: Load(32, 32)}
+"""The load by batch."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)  # each exists once
@@ -162,14 +173,14 @@ MACHINES: Final = {
 
 
 def entry_of(
-    cell: Cell, system: str, routing: Routing, requests: tuple[int, int], traces: dict[Path, Trace]
+    cell: Cell, system: str, routing: Routing, load: Load, traces: dict[Path, Trace]
 ) -> Entry:
     """Return a system's entry in a cell: as the preset is, with the least change, or refused.
 
-    `requests`: those that only warm the caches, and all of them. `traces` keeps opened traces.
+    `traces` keeps opened traces.
     """
     preset = load_preset(system)
-    base = _base(cell, system, routing, requests)
+    base = _base(cell, system, routing, load)
     learnt, words = _profiles(preset, routing.half)
     refusal = ""
     for attempt in _attempts(preset, routing, cell.batch, traces):
@@ -205,8 +216,7 @@ def own_engine(system: str) -> str | None:
     return None if setting is None else str(setting.value)
 
 
-def _base(cell: Cell, system: str, routing: Routing, requests: tuple[int, int]) -> dict[str, Any]:
-    warm, total = requests
+def _base(cell: Cell, system: str, routing: Routing, load: Load) -> dict[str, Any]:
     return {
         "name": "systems",
         "trace": str(routing.served),
@@ -214,7 +224,7 @@ def _base(cell: Cell, system: str, routing: Routing, requests: tuple[int, int]) 
         "model": dict(cell.model.sizes[cell.machine.key]),
         "hardware": dict(cell.machine.parts),
         "workload": {
-            "requests": total,
+            "requests": load.warming + load.counted,
             "part": SERVED,
             "order": "resampled",  # each seed draws other requests, which gives intervals
             "lengths": LENGTHS,
@@ -222,7 +232,9 @@ def _base(cell: Cell, system: str, routing: Routing, requests: tuple[int, int]) 
             "arrivals": {"kind": "closed", "clients": cell.batch},
         },
         "batching": {"max_sequences": cell.batch},
-        "metrics": {"window": {"skip_requests": warm}},
+        # With larger blocks, the last request of a batch would wait for blocks that no other takes.
+        "memory": {"kv_block_tokens": 1},
+        "metrics": {"window": {"skip_requests": load.warming}},
     }
 
 

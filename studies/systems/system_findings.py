@@ -156,6 +156,11 @@ class Standing:
         """The median share of the best system's tokens/s."""
         return median(self.shares.values())
 
+    def median_at(self, batch: int) -> float:
+        """Return the median share in the cells of one batch; NaN without any."""
+        own = [share for cell, share in self.shares.items() if cell.batch == batch]
+        return median(own) if own else math.nan
+
 
 def standing(rows: Sequence[Row]) -> list[Standing]:
     """Return how each system stands over the cells where not everything fits, best first."""
@@ -215,7 +220,7 @@ def general(rows: Sequence[Row]) -> list[str]:
     cells = offloading(rows)
     if not cells:
         return ["Everything fits in GPU memory, so there is nothing to compare."]
-    texts = [*_winners(cells), *_copy_or_cpu(cells), *_bytes_decide(cells)]
+    texts = [*_winners(cells), *_equals(cells), *_copy_or_cpu(cells), *_bytes_decide(cells)]
     return [*texts, *_engines(cells, by_cell(rows, FITTED)), *_verdicts(cells)]
 
 
@@ -228,6 +233,25 @@ def _winners(cells: Mapping[Cell, Sequence[Row]]) -> list[str]:
     order = sorted(wins.items(), key=lambda item: (-item[1], item[0]))
     text = ", ".join(f"{system} in {count}" for system, count in order)
     return [f"Of {len(cells)} cells where not everything fits, the fastest is: {text}."]
+
+
+def _equals(cells: Mapping[Cell, Sequence[Row]]) -> list[str]:
+    """Name the systems that have the same tokens/s in all cells: only their engines differ."""
+    found: dict[tuple[tuple[Cell, float], ...], list[str]] = {}
+    systems = sorted({row.system for own in cells.values() for row in ranked(own)})
+    for system in systems:
+        speeds = [
+            (cell, row.speed)
+            for cell, own in cells.items()
+            for row in ranked(own)
+            if row.system == system
+        ]
+        found.setdefault(tuple(speeds), []).append(system)
+    return [
+        f"{' and '.join(same)} are equal in every cell: their presets differ in the engine alone."
+        for same in found.values()
+        if len(same) > 1
+    ]
 
 
 def _copy_or_cpu(cells: Mapping[Cell, Sequence[Row]]) -> list[str]:

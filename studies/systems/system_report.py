@@ -85,6 +85,9 @@ def report(rows: Sequence[Row], grid: Grid, left_out: Sequence[str]) -> str:
 def _setting(rows: Sequence[Row], grid: Grid, left_out: Sequence[str]) -> Iterator[str]:
     models = dict.fromkeys(row.cell.model for row in rows)
     machines = dict.fromkeys(row.cell.machine for row in rows)
+    verdicts = "The verdict is of seed 0, warming included."
+    if not grid.verdicts:
+        verdicts = "This run has no verdicts."
     fitted = f", and all run once more under `{FITTED}`" if grid.fitted else ""
     yield (
         "Each preset of `system:` serves the same requests on the same machine, under the same "
@@ -93,8 +96,8 @@ def _setting(rows: Sequence[Row], grid: Grid, left_out: Sequence[str]) -> Iterat
         f"{LENGTHS['output']} output tokens. As many closed clients as the batch send them. The "
         f"first requests warm the caches and do not count. Each of {grid.seeds} seeds draws other "
         "requests of the second half of the trace, the same for all systems. Intervals are 95 % "
-        "over seeds, and gains are paired by seed. The verdict is of seed 0, warming included. All "
-        "times are simulated, and all costs assumed."
+        f"over seeds, and gains are paired by "
+        f"seed. {verdicts} All times are simulated, and all costs assumed."
     )
     lines = [f"- **{model.label}**: routing is {model.routing}." for model in models]
     lines += [f"- **{machine.label}**: {machine}." for machine in machines]
@@ -108,15 +111,16 @@ def _setting(rows: Sequence[Row], grid: Grid, left_out: Sequence[str]) -> Iterat
 
 
 def _standings(found: Sequence[Standing]) -> Table:
+    batches = sorted({cell.batch for each in found for cell in each.shares})
     table = Table(
-        "Standing over the cells where not everything fits",
-        ["system", "cells", "fastest or level", "within 10 %", "last", "share of the best, median",
-         "worst"],
+        "Standing over the cells where not everything fits; shares of the best tokens/s, medians",
+        ["system", "cells", "fastest or level", "within 10 %", "last", "share",
+         *(f"at batch {batch}" for batch in batches), "worst"],
     )  # fmt: skip
     for each in found:
-        worst = each.shares[each.worst.cell]
         counts = (len(each.shares), each.won, each.near, each.last)
-        table.add(each.system, *map(str, counts), percent(each.median), percent(worst))
+        shares = (each.median, *map(each.median_at, batches), each.shares[each.worst.cell])
+        table.add(each.system, *map(str, counts), *map(percent, shares))
     return table
 
 

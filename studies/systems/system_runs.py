@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from system_cells import COMMON, FITTED, OWN, Cell, Entry, entry_of, own_engine, scenario_of
+from system_cells import COMMON, FITTED, OWN, Cell, Entry, Load, entry_of, own_engine, scenario_of
 from system_traces import Routing
 
 from moesim.files import clean_up
@@ -25,17 +25,19 @@ _FOLDER: Final = "runs"
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """The cells and systems that are run; `requests` by batch: for warming, and all of them.
+    """The cells and systems that are run, and their load by batch.
 
     `seeds` are those under the common engine and under a preset's own. The fitted engine has one,
-    and so has a cell in which everything fits in GPU memory.
+    and so has a cell in which everything fits in GPU memory. `verdicts` need bounds, which take
+    most of the time.
     """
 
     cells: Sequence[Cell]
     systems: Sequence[str]
-    requests: Mapping[int, tuple[int, int]]
+    loads: Mapping[int, Load]
     seeds: int
     fitted: bool = True
+    verdicts: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +57,8 @@ def entries_of(grid: Grid, routings: Mapping[str, Routing], tell: Tell) -> list[
     entries = []
     for done, (cell, system) in enumerate(pairs):
         tell("systems checked", done, len(pairs))
-        requests = grid.requests[cell.batch]
-        entries.append(entry_of(cell, system, routings[cell.model.key], requests, traces))
+        load = grid.loads[cell.batch]
+        entries.append(entry_of(cell, system, routings[cell.model.key], load, traces))
     tell("systems checked", len(pairs), len(pairs))
     return entries
 
@@ -66,7 +68,7 @@ def runs_of(
 ) -> list[Run]:
     """Simulate what is not finished in `folder`; return the runs of all entries that can run."""
     points = {
-        (number, engine, seed): _point(entries[number], engine, seed, folder / _FOLDER)
+        (number, engine, seed): _point(grid, entries[number], engine, seed, folder / _FOLDER)
         for number, engine, seed in _planned(grid, entries)
     }
     clean_up(folder / _FOLDER)  # what a killed worker has left
@@ -98,15 +100,15 @@ def _planned(grid: Grid, entries: Sequence[Entry]) -> Iterator[tuple[int, str, i
             yield number, FITTED, 0
 
 
-def _point(entry: Entry, engine: str, seed: int, folder: Path) -> Point:
+def _point(grid: Grid, entry: Entry, engine: str, seed: int, folder: Path) -> Point:
     assert entry.data is not None
     model, machine = entry.cell.place
     values = {
         "model": model, "machine": machine, "batch": entry.cell.batch, "system": entry.system,
         "engine": engine, "seed": seed,
     }  # fmt: skip
-    # Bounds take most of the time, and where everything fits there is nothing to explain.
-    bounds = engine == COMMON and seed == 0 and not entry.fits
+    # Where everything fits, there is nothing to explain.
+    bounds = grid.verdicts and engine == COMMON and seed == 0 and not entry.fits
     scenario = scenario_of(entry.data, engine, seed, bounds=bounds)
     return Point(values, scenario, folder / slug(values))
 

@@ -17,7 +17,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from system_cells import BATCHES, MACHINES, MODELS, Cell
+from system_cells import FITTED, LOADS, MACHINES, MODELS, Cell, Load
 from system_report import write_report
 from system_rows import rows_of
 from system_runs import Grid, entries_of, runs_of
@@ -34,10 +34,10 @@ FULL = Grid(
         Cell(model, machine, batch)
         for model in MODELS.values()
         for machine in MACHINES.values()
-        for batch in BATCHES
+        for batch in LOADS
     ],
     systems=system_names(),
-    requests=BATCHES,
+    loads=LOADS,
     seeds=4,
 )
 QUICK = Grid(
@@ -47,7 +47,7 @@ QUICK = Grid(
         for batch in (1, 8)
     ],
     systems=("fiddler", "llama.cpp", "mixtral-offloading", "moe-lightning", "pre-gated"),
-    requests={1: (1, 2), 8: (8, 16)},
+    loads={1: Load(1, 1), 8: Load(8, 8)},
     seeds=2,
     fitted=False,
 )
@@ -56,8 +56,12 @@ QUICK = Grid(
 def main() -> None:
     options = parse()
     grid = QUICK if options.quick else FULL
-    if options.seeds:
-        grid = replace(grid, seeds=options.seeds)
+    grid = replace(
+        grid,
+        seeds=options.seeds or grid.seeds,
+        fitted=grid.fitted and not options.no_fitted,
+        verdicts=not options.no_verdicts,
+    )
     compare(grid, options.folder, workers=options.workers, shared=options.shared)
 
 
@@ -67,6 +71,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=2, help="processes (default: 2)")
     parser.add_argument("--quick", action="store_true", help="run a small part of the grid")
     parser.add_argument("--seeds", type=int, help=f"seeds (default: {FULL.seeds})")
+    parser.add_argument("--no-fitted", action="store_true", help=f"no runs under {FITTED}")
+    parser.add_argument("--no-verdicts", action="store_true", help="no bounds, so no verdicts")
     parser.add_argument("--shared", type=Path, default=SHARED, help="the folder of shared data")
     return parser.parse_args()
 

@@ -31,7 +31,7 @@ cells, traces, runs, rows, findings, report, systems = (
 )
 SMALL = cells.Cell(cells.MODELS["mixtral"], cells.MACHINES["12GB"], 1)
 LARGE = cells.Cell(cells.MODELS["mixtral"], cells.MACHINES["24GB"], 1)
-REQUESTS = (1, 2)
+LOAD = cells.Load(1, 1)
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def routing(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 def entry(system: str, routing: Any, served: Path | None = None) -> Any:
     used = routing if served is None else replace(routing, served=served)
-    return cells.entry_of(SMALL, system, used, REQUESTS, {})
+    return cells.entry_of(SMALL, system, used, LOAD, {})
 
 
 def row(system: str, tokens: tuple[float, ...], **changes: Any) -> Any:
@@ -104,7 +104,7 @@ def test_every_preset_meets_the_same_requests(routing: Any) -> None:
 def test_a_model_that_does_not_fit_is_a_result(routing: Any) -> None:
     sizes = {"12GB": {"shape": "mixtral-8x7b", "expert_bits": 64, "weight_bits": 64}}
     cell = replace(SMALL, model=cells.Model("mixtral", "Huge", "routing", sizes))
-    found = cells.entry_of(cell, "fiddler", routing, REQUESTS, {})
+    found = cells.entry_of(cell, "fiddler", routing, LOAD, {})
     assert found.data is None
     assert found.refusal.startswith("does not fit: ")
 
@@ -166,6 +166,13 @@ def test_a_cell_in_which_everything_fits_ranks_nothing() -> None:
     assert "All are equal" in report._all_fit(SMALL, made[:1])
 
 
+def test_systems_that_differ_in_their_engine_alone_are_named() -> None:
+    made = [row("a", (10.0,)), row("b", (4.0,)), row("c", (4.0,))]
+    assert "b and c are equal in every cell" in " ".join(findings.general(made))
+    apart = [*made, *(replace(each, cell=LARGE) for each in made[:2]), row("c", (5.0,), cell=LARGE)]
+    assert "equal in every cell" not in " ".join(findings.general(apart))
+
+
 def test_rank_correlation_shares_ranks_of_ties() -> None:
     assert findings.rank_correlation([1, 2, 3], [10, 20, 30]) == pytest.approx(1)
     assert findings.rank_correlation([1, 2, 3], [3, 2, 1]) == pytest.approx(-1)
@@ -184,7 +191,7 @@ def test_the_command_compares_resumes_and_reports_what_cannot_run(
         systems.QUICK,
         cells=[SMALL],
         systems=("fiddler", "mixtral-offloading", "pre-gated"),
-        requests={1: REQUESTS},
+        loads={1: LOAD},
         seeds=1,
     )
     systems.compare(grid, tmp_path, workers=1, shared=SHARED)
