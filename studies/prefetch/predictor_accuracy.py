@@ -47,8 +47,9 @@ HEAD: Final = (
     "**The routing of Mixtral is synthetic.** Its hit rates are those measured on Mixtral, and "
     f"each layer is drawn by itself. That of DeepSeek-V2-Lite is real (task {TASK}). Costs are "
     "assumed (datasheets). The engine is ideal, unless a place says otherwise: then the host needs "
-    "12.2 ms a layer, as mixtral-offloading's Python loop does on such a card. Figures that are "
-    "`secondary` are from notes on a source that was not read itself."
+    "12.2 ms a layer, as mixtral-offloading's Python loop does on such a card. A copy ahead takes "
+    "a slot when it is issued; with buffers, an expert takes a slot when it is used. Figures that "
+    "are `secondary` are from notes on a source that was not read itself."
 )
 
 

@@ -65,10 +65,10 @@ def _mixtral(name: str, bits: float, gpu: Mapping[str, str], slots: str, **more:
     })  # fmt: skip
 
 
-def _deepseek(name: str, gpu: Mapping[str, str]) -> Place:
+def _deepseek(name: str, gpu: Mapping[str, str], **more: Any) -> Place:
     cache = {"slots": "rest", "admission": "always"}
     return Place(f"DeepSeek, {name}", DEEPSEEK, {
-        "model": {"shape": DEEPSEEK}, "hardware": gpu, "cache": cache,
+        "model": {"shape": DEEPSEEK}, "hardware": gpu, "cache": cache, **more,
     })  # fmt: skip
 
 
@@ -78,6 +78,9 @@ PLACES: Final = (
     _mixtral("2.6 bits, 12 GB, PCIe 3", 2.6, _SMALL_3, "4/layer"),
     _mixtral("2.6 bits, 12 GB, PCIe 4", 2.6, _SMALL_4, "4/layer"),
     _mixtral(
+        "2.6 bits, 12 GB, PCIe 4, 4 buffers", 2.6, _SMALL_4, "4/layer", prefetch={"buffers": 4},
+    ),
+    _mixtral(
         "2.6 bits, 12 GB, PCIe 3, slow engine", 2.6, _SMALL_3, "4/layer",
         engine={"profile": "hf-offloading", "layer_event": "12.2ms"},
     ),
@@ -85,9 +88,13 @@ PLACES: Final = (
     _mixtral("16 bits, 80 GB, PCIe 4", 16, {"gpu": "A100 80GB SXM"}, "rest"),
     _deepseek("16 bits, 12 GB, PCIe 3", _SMALL_3),
     _deepseek("16 bits, 12 GB, PCIe 4", _SMALL_4),
+    _deepseek("16 bits, 12 GB, PCIe 4, 12 buffers", _SMALL_4, prefetch={"buffers": 12}),
     _deepseek("16 bits, 24 GB, PCIe 4", {"gpu": "RTX 4090"}),
 )  # fmt: skip
-"""DeepSeek-V2-Lite is missing on the card of 80 GB: all its experts have a slot there."""
+"""DeepSeek-V2-Lite is missing on the card of 80 GB: all its experts have a slot there.
+
+Buffers hold the copies ahead of two layers; elsewhere a copy ahead takes a slot at once.
+"""
 
 
 def mixtral_trace(requests: int = 16) -> Trace:

@@ -132,7 +132,8 @@ def _dialled(options: Mapping[str, Any]) -> dict[str, Any]:
 def _point(
     scenario: Scenario, name: str, prefetch: Mapping[str, Any], seed: int, folder: Path
 ) -> Point:
-    data = {**scenario.resolved(), "seed": seed, "prefetch": dict(prefetch)}
+    kept = {"buffers": scenario.prefetch.buffers, **prefetch}
+    data = {**scenario.resolved(), "seed": seed, "prefetch": kept}
     values = {"predictor": name, "seed": seed}
     # The paths of a mapping start at the working directory, as those of the places do.
     return Point(values, load_scenario(data), folder / slug(values))
