@@ -337,7 +337,7 @@ class Server:
         if not 0 <= layer < self._num_layers:
             return False
         cache = self.caches[layer]
-        return key in cache.slots or key in cache.buffered
+        return key in cache.slots or key in cache.guesses
 
     def _run_layers(self, step: Step) -> Wait:
         """Run one step layer by layer, on any machine."""

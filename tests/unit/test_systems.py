@@ -872,6 +872,7 @@ OTHERS: dict[str, Any] = {
     "placement.options.layers": 7,
     "placement.policy": "two_queue",
     "prefetch.buffers": 2,
+    "prefetch.cancel": False,
     "prefetch.options.depth": 3,
     "prefetch.options.experts": 1,
     "prefetch.options.predictor": "recorded",
