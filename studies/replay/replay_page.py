@@ -235,14 +235,18 @@ def _ranking(results: Results) -> Iterator[str]:
             cells.append(" < ".join(f"{policy} {rates[policy]:.1f}" for policy in order))
         yield f"| {batch} | {' | '.join(cells)} |"
     yield ""
-    yield f"Misses in per cent at {FORTY} of 64 slots on {on.task}, without MIN. `static` is "
-    "learnt from the replayed steps."
+    yield (
+        f"Misses in per cent at {FORTY} of 64 slots on {on.task}, without MIN. `static` is learnt "
+        "from the replayed steps."
+    )
 
 
 def _by_batch(results: Results) -> Iterator[str]:
     """Yield how many settings inflate, by policy."""
-    yield "| policy | settings | inflated, random order | largest (points) | inflated, ascending | "
-    "largest (points) |"
+    yield (
+        "| policy | settings | inflated, random order | largest (points) | inflated, ascending "
+        "| largest (points) |"
+    )
     yield "|---|--:|--:|--:|--:|--:|"
     for policy in results.grid.policies:
         cells = []

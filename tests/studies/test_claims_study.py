@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -49,6 +50,8 @@ def test_the_committed_page_is_that_of_the_committed_findings() -> None:
     assert list(findings) == list(claims.CLAIMS)
     page = (FOLDER / "claims.md").read_text(encoding="utf-8")
     assert page == finding.page(list(findings.values()))
+    tables = re.findall(r"(?:^\|.*\n)+", page, re.MULTILINE)
+    assert all(len({line.count("|") for line in table.splitlines()}) == 1 for table in tables)
     for name in findings:
         assert f"]({name}.png)" in page
         assert (FOLDER / f"{name}.png").is_file()

@@ -68,9 +68,24 @@ def test_a_batch_without_enough_requests_is_left_out(shared: Path) -> None:
     assert not replay.measure(grid, shared / "data/routing/esft_deepseek_v2_lite").by_setting
 
 
-def test_the_committed_page_shows_its_pictures() -> None:
+def cells(text: str) -> list[list[int]]:
+    """Return the number of cells of each row, by table."""
+    tables: list[list[int]] = []
+    before = ""
+    for line in text.splitlines():
+        if line.startswith("|"):
+            if not before.startswith("|"):
+                tables.append([])
+            tables[-1].append(line.count("|"))
+        before = line
+    return tables
+
+
+def test_the_committed_page_has_whole_tables_and_its_pictures() -> None:
     folder = ROOT / "reports/replay"
     text = (folder / "replay.md").read_text(encoding="utf-8")
+    assert len(cells(text)) == 3
+    assert all(len(set(table)) == 1 for table in cells(text))
     for name in ("policies", "inflation"):
         assert f"]({name}.png)" in text
         assert (folder / f"{name}.png").is_file()
