@@ -171,6 +171,9 @@ def _unused(scenario: Scenario) -> Iterator[tuple[str, str]]:
         yield "memory.host_cache", "host memory is unlimited, so nothing leaves it"
     if memory.pinned.kind != "auto" and not hardware.pinned:
         yield "hardware.pinned", "memory.pinned says which experts lie in page-locked memory"
+    without_prefetch = scenario.metrics.without_prefetch
+    if without_prefetch is not None and not find("prefetch", scenario.prefetch.policy).active:
+        yield "metrics.without_prefetch", "nothing is prefetched"
     batching = scenario.batching
     if batching.chunked_prefill and batching.long_prompts != "exceed":
         yield "batching.long_prompts", "chunked prefill cuts prompts, so none exceeds the budget"

@@ -110,6 +110,8 @@ class Plan:
     engine: Engine = IDEAL
     interface: str | None = None
     """Which of the engine's kernels run on the GPU; None without any."""
+    as_named: bool = False
+    """Whether trace and engine are what the scenario names, so that its fingerprint tells them."""
 
     def __repr__(self) -> str:
         shape, hardware = self.cost.shape.name, self.cost.hardware.name
@@ -203,6 +205,7 @@ def prepare(
         TraceError: the trace cannot be used.
         BudgetError: the model does not fit the memory.
     """
+    as_named = trace is None and engine is None
     trace = trace or load_trace(scenario.trace_path)
     parts = check_parts(scenario, trace)
     # With a static router, the experts of future tokens are read from a request's first row. If the
@@ -274,6 +277,7 @@ def prepare(
         frozenset(hindsight),
         engine=engine or parts.engine,
         interface=parts.interface,
+        as_named=as_named,
     )
 
 

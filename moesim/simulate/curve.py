@@ -107,7 +107,7 @@ def curve(
     # Loading a trace checks no ids, because that would read all of them. Here all are read anyway.
     for first_row, shard in trace.expert_ids.pieces():
         check_shard(trace.meta, "expert_ids", shard, file=str(trace.path), first_row=first_row)
-    streams = list(_streams(trace, scope, batch, replay, seed))
+    streams = list(event_streams(trace, scope, batch, replay, seed))
     slots = [c if scope == "per_layer" else c * trace.num_layers for c in sizes]
     accesses = sum(len(union) for stream in streams for union in stream.unions)
     if not accesses:
@@ -328,11 +328,14 @@ def _rank_depths(policy: Ranked, stream: Stream) -> Iterator[int]:
             stack.append(heappop(left)[1])
 
 
-def _streams(trace: Trace, scope: Scope, batch: int, replay: str, seed: int) -> Iterator[Stream]:
+def event_streams(
+    trace: Trace, scope: Scope, batch: int, replay: str, seed: int
+) -> Iterator[Stream]:
+    """Yield the events of each cache. Raise `UsageError` for a scope or replay that is none."""
     from moesim.serving.routing import TraceRouting  # slow to import
 
     unused, experts, routing = trace.meta.unused, trace.num_experts, TraceRouting(trace)
-    order = _lock_step(trace, batch)
+    order = lock_step(trace, batch)
     layers = []
     for layer in range(trace.num_layers):
         base = layer * experts
@@ -368,7 +371,7 @@ def _streams(trace: Trace, scope: Scope, batch: int, replay: str, seed: int) -> 
         yield Stream(unions, universe, seed * 100_003 + number, shape, rows, routing)
 
 
-def _lock_step(trace: Trace, batch: int) -> list[list[int]]:
+def lock_step(trace: Trace, batch: int) -> list[list[int]]:
     """Return the rows of each step when `batch` requests advance together, one token each.
 
     When a request ends, the next one takes its place.

@@ -231,6 +231,9 @@ def test_a_promoted_prefetch_and_a_demand_copy_are_not_cancelled(make: Any) -> N
     ]
     times, _ = play(make, Tariff(), script)
     assert times == [(0, 10), (10, 20), (20, 30)]
+    script = [Issue(GPU, 25), Issue(H2D, 10, PREFETCH, after=(0,)), Promote(1), Cancel(1)]
+    times, _ = play(make, Tariff(), script)
+    assert times == [(0, 25), (25, 35)]
 
 
 @both_machines

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from layer_events import run_on_five_lanes
 from oracles import eviction as naive
 from oracles.prefetch_buffers import replay_staged
-from watched_machines import enlist, watch
+from watched_machines import check_buffers, enlist, watch
 from workloads import (
     buffered_case,
     decisions,
@@ -389,6 +389,16 @@ def test_a_dropped_guess_whose_copy_is_queued_lands_before_its_buffer_is_used_ag
             reused += 1
         filled[asked.work.buffer] = asked.work
     assert reused > 0
+
+
+@pytest.mark.parametrize("router", ["layerwise", "decoupled"])
+def test_no_buffer_is_overwritten_before_all_earlier_work_on_it_is_over(router: str) -> None:
+    """With write-backs so slow that a victim's slot is a buffer before it was read."""
+    for seed in range(24):
+        scenario, trace = buffered_case(1 + 5 * (seed // 4) + seed % 4)
+        scenario["cache"] = {"policy": "lru", "slots": 1 + seed % 12, "write_back": True}
+        scenario["hardware"] |= {"d2h": {"bandwidth": 10**8}}
+        check_buffers(watch(plan_of(scenario, trace.with_meta(router=router)))[1])
 
 
 # --- memory ---------------------------------------------------------------------------------------
