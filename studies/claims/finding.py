@@ -39,6 +39,7 @@ python studies/claims/claims.py --only pinning   # one claim; the others stay as
 - **A border** is drawn only between settings whose intervals lie on different sides of zero.
   Hatched settings are undecided.
 - **Times** are simulated with assumed figures of an RTX 4090. Signs carry over further than sizes.
+  Their scenarios lie in `studies/claims/scenarios`, to be run with `moesim run`.
 """
 
 
