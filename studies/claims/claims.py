@@ -26,7 +26,7 @@ from moesim.report.style import house_style
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 CLAIMS: Final = (
-    "hot_set", "pinning", "prefetch", "hits_and_time", "working_set", "templates", "uniform",
+    "hot_set", "pinning", "lru_prefetch", "hits_and_time", "working_set", "templates", "uniform",
     "scope", "prefill",
 )  # fmt: skip
 """The module of each claim, in the order of the page."""

@@ -62,7 +62,7 @@ def served(family: str, device: Any = "cpu", dtype: str = "float64", **serving: 
 
 @pytest.mark.parametrize("slots", range(25))
 def test_the_text_is_the_models_at_every_capacity(slots: int) -> None:
-    policies = ("lru", "lfu", "fifo", "random", "lfu_decay", "lfu_in_cache")
+    policies: tuple[str, ...] = ("lru", "lfu", "fifo", "random", "lfu_decay", "lfu_in_cache")
     policies += ("activation_matrix", "arc", "least_stale", "lfru", "lirs", "s3_fifo", "sieve")
     ours = served(
         "qwen3_moe",

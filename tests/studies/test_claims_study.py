@@ -141,7 +141,7 @@ def test_changes_of_a_scenario_reach_nested_keys_and_short_sections() -> None:
 
 
 def test_needed_accuracy_lies_between_what_hurts_and_what_pays() -> None:
-    needed = claim("prefetch").needed
+    needed = claim("lru_prefetch").needed
     column = [Estimate(-9, 1, 3), Estimate(0, 2, 3), Estimate(5, 1, 3)]
     assert needed((0.5, 0.8, 1), column) == "50 to 100 %"
     assert needed((0.5, 0.8), column[:2]) == "never"

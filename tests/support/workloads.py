@@ -55,6 +55,8 @@ def tiny_trace(**knobs: Any) -> Trace:
 
 def scored_trace(trace: Trace, seed: int = 0) -> Trace:
     """Return the trace with random probabilities of all experts."""
+    assert trace.predictions is not None
+    assert trace.gate_weights is not None
     ids, guesses = np.asarray(trace.expert_ids[:]).astype(int), np.asarray(trace.predictions[:])
     shape = (trace.num_rows, trace.num_layers, trace.num_experts)
     return Trace.from_arrays(
@@ -64,7 +66,7 @@ def scored_trace(trace: Trace, seed: int = 0) -> Trace:
         probabilities=np.random.default_rng(seed).random(shape),
         seq_len=trace.requests["num_rows"],
         prompt_tokens=trace.requests["prompt_tokens"],
-        domain=trace.requests["domain"],
+        domain=trace.requests["domain"].tolist(),
         arrival_s=trace.requests["arrival_s"],
         num_experts=trace.num_experts,
         model_config=trace.meta.model_config,

@@ -473,7 +473,7 @@ def test_drop_after_use_keeps_what_was_prefetched_until_its_layer_is_computed(
 ) -> None:
     """Three layers of four experts; a move prefetches keys, or is an event of one layer."""
     policy = build("drop_after_use", [], capacity)
-    policy._experts = 4
+    policy._experts = 4  # type: ignore[attr-defined]
     kept: list[int] = []
     for prefetches, keys in moves:
         if not prefetches:

@@ -182,7 +182,12 @@ class Scripted(Prefetch):
         return rng.sample(range(4 * EXPERTS), rng.randint(0, 4))
 
 
-POLICIES = {"lru": naive.lru, "fifo": naive.fifo, "lfu": naive.lfu, "lfru": naive.lfru()}
+POLICIES: dict[str, Any] = {
+    "lru": naive.lru,
+    "fifo": naive.fifo,
+    "lfu": naive.lfu,
+    "lfru": naive.lfru(),
+}
 
 
 @settings(max_examples=60, deadline=None)

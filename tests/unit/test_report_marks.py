@@ -8,6 +8,7 @@ import io
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from run_directories import run_directory
 
@@ -349,7 +350,7 @@ def test_no_chart_shows_a_sum_of_hits_and_late_hits(tmp_path: Path) -> None:
             value
             for axes in panels
             for line in axes.get_lines()
-            for value in (*line.get_xdata(), *line.get_ydata())
+            for value in [*np.ravel(line.get_xdata()), *np.ravel(line.get_ydata())]
             if value == pytest.approx(90)
         ]
 

@@ -60,7 +60,7 @@ def _span(loads: Loads, absent: Absent, prices: Any) -> int:
 
 def _idle(loads: Loads, absent: Absent, prices: Any) -> int:
     copied = best_plan(loads, absent, prices)
-    link = sum(prices.copy_ns(key) + prices.read_ns(key) for key in copied)
+    link: int = sum(prices.copy_ns(key) + prices.read_ns(key) for key in copied)
     return max(0, _span(loads, absent, prices) - link)
 
 

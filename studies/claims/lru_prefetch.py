@@ -70,7 +70,7 @@ def measure(on: Grid = Grid()) -> Found:
     """Return all changes."""
     trace = task(on.task, on.shared)
     length = {"prompt": 16, "output": on.output}
-    run = partial(serve, "prefetch", trace, range(on.seeds), workload__lengths=length)
+    run = partial(serve, "lru_prefetch", trace, range(on.seeds), workload__lengths=length)
     by_slots = [_column(on, partial(run, cache__slots=f"{n}/layer")) for n in on.slots]
     by_link = [
         _column(on, partial(run, hardware__h2d={"pinned_bandwidth": link})) for link in on.links
@@ -118,7 +118,7 @@ def _polluted(summary: Served) -> float:
 
 def draw(on: Grid, found: Found) -> Chart:
     """Draw the three planes and the learned predictors."""
-    chart = grid("prefetch", "LRU with prefetch against LRU alone", CAPTION, (), shape=(2, 2),
+    chart = grid("lru_prefetch", "LRU with prefetch against LRU alone", CAPTION, (), shape=(2, 2),
                  height_in=4.6)  # fmt: skip
     rows = [f"{100 * a:.0f}" for a in on.accuracies]
     names = (
@@ -166,7 +166,7 @@ CAPTION: Final = (
 def find(on: Grid = Grid()) -> tuple[Finding, Chart]:
     """Return the finding and its picture."""
     found = measure(on)
-    return Finding(name="prefetch", **_words(on, found), caption=CAPTION), draw(on, found)
+    return Finding(name="lru_prefetch", **_words(on, found), caption=CAPTION), draw(on, found)
 
 
 def needed(accuracies: Sequence[float], column: Sequence[Estimate | None]) -> str:
