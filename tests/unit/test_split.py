@@ -296,9 +296,9 @@ def test_demand_is_the_split_with_most_hits_in_its_profile(need: str) -> None:
         hits = sum(curves[slots][layer] for layer, slots in enumerate(split))
         totals[sum(split)] = max(totals[sum(split)], hits)
     for total in (5, 11, 16, 23):
-        divided = {"split": "demand", "split_options": {"need": need}}
-        cache = {"policy": policy, "slots": total, **divided}
-        outcome = run_on(plan_of(tiny_scenario(cache=cache, batching=batching), SKEWED))
+        divided: dict[str, Any] = {"policy": policy, "slots": total, "split": "demand"}
+        divided["split_options"] = {"need": need}
+        outcome = run_on(plan_of(tiny_scenario(cache=divided, batching=batching), SKEWED))
         assert sum(outcome.ledger.hits) == totals[total]
 
 
