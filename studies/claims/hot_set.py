@@ -284,8 +284,7 @@ def _words(on: Grid, found: Found) -> dict[str, str]:
                 "has them all. Uniform routing does the same, so each share needs that of uniform "
                 "routing beside it.",
                 f"- **Synthetic routing** reaches 80 % at a skew: {dial}.",
-                "- **Hits are not uses.** A cache keeps what was used lately, so its hits are a "
-                "little more "
+                "- **Hits are not uses.** A cache keeps what was used lately, so its hits are more "
                 "concentrated than the uses. The headroom is full: a share could be 100 % with "
                 "top-6 of 64.",
                 "- A hot set of one half of the requests has about the same share in the other "

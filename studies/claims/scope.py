@@ -94,12 +94,16 @@ def _words(on: Grid, planes: Planes) -> dict[str, str]:
     for name, plane in planes.items():
         table.append(f"| {name} | {' | '.join(_border(on, row) for row in plane)} |")
     values = [value.mean for plane in planes.values() for row in plane for value in row if value]
+    worst = ", ".join(
+        f"{-min(v.mean for plane in planes.values() for v in plane[row] if v):.1f} (batch {batch})"
+        for row, batch in enumerate(on.batches)
+    )
     first = ", ".join(f"{name} {_border(on, plane[0])}" for name, plane in planes.items())
     return {
         "claim": "A global cache is worse than one a layer",
         "source": "measured for this project on these tasks; systems differ (mixtral-offloading: a "
         "cache a layer; MoE-Infinity, ProMoE: global)",
-        "holds": f"with few slots: up to {-min(values):.1f} points worse",
+        "holds": f"with few slots, and the more so with a batch: up to {worst} points worse",
         "flips": f"with more slots, at batch 1: {first}. There, layers of uneven need share slots "
         f"(at most {max(values):+.1f} points)",
         "evidence": f"{len(on.tasks)} tasks, {len(on.capacities)} sizes, all 26 layers; from "

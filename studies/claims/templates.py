@@ -209,7 +209,7 @@ def _words(on: Grid, found: Found) -> dict[str, str]:
         ),
         "flips": "for one request after another, where a shared template gains at most "
         f"{most(found.single):+.0f} points: a cache of recent experts has forgotten the template "
-        "before its next use. Loops longer than what the slots hold gain nothing, and can lose",
+        "before its next use. Loops whose experts do not fit into the slots gain little",
         "evidence": f"largest gain: template at batch 1 {most(found.single):+.0f}, at batch "
         f"{on.batch} {most(found.batched):+.0f}, loop {most(found.loops):+.0f} points",
         "text": "\n".join(
