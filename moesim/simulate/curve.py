@@ -40,7 +40,8 @@ Scope = Literal["per_layer", "global"]
 class Stream:
     """The layer events of one cache, in order, and the keys that may occur in them.
 
-    `rows` are the trace rows of each event, and `routing` knows their scores.
+    `rows` are the trace rows of each event, of which `routing` knows the scores and `owners` the
+    requests. Sequential replay has other events, to which they do not apply.
     """
 
     unions: Sequence[Union]
@@ -49,14 +50,21 @@ class Stream:
     shape: tuple[int, int] | None = None  # layers and experts, which a profile must share
     rows: Sequence[Sequence[int]] = ()
     routing: TraceRouting | None = None
+    owners: Sequence[int] = ()
 
-    def views(self, scored: bool) -> Iterator[View]:
-        """Yield the view of each event; with `scored`, it shows the router's scores."""
+    def views(self, scored: bool, owned: bool = False) -> Iterator[View]:
+        """Yield the view of each event; with `scored`, it shows the router's scores.
+
+        With `owned`, it shows the requests that are served.
+        """
         experts = 0 if self.shape is None else self.shape[1]
         for number, union in enumerate(self.unions):
             layer = union[0] // experts if experts and union else 0
             if scored and self.routing is not None:
                 yield _ScoredView(layer, union, self.routing, self.rows[number])
+            elif owned and self.owners:
+                requests = dict.fromkeys(self.owners[row] for row in self.rows[number])
+                yield _OwnedView(layer, union, tuple(requests))
             else:
                 yield View(layer, union)
 
@@ -76,6 +84,20 @@ class _ScoredView(View):
 
     def probabilities(self) -> tuple[float, ...]:
         return self._routing.probabilities(self._rows, self.layer)
+
+
+class _OwnedView(View):
+    """The view of one event, with the requests that are served."""
+
+    __slots__ = ("_requests",)
+
+    def __init__(self, layer: int, union: Union, requests: Sequence[int]):
+        super().__init__(layer, union)
+        self._requests = requests
+
+    @property
+    def requests(self) -> Sequence[int]:
+        return self._requests
 
 
 def curve(
@@ -210,7 +232,7 @@ def _hits(
     hits = []
     for capacity in slots:
         cache = make_eviction(policy, _context(stream, capacity, admission), options)
-        hits.append(replay_views(cache, stream.views(policy.needs_scores)))
+        hits.append(replay_views(cache, stream.views(policy.needs_scores, policy.sees_requests)))
     return np.array(hits)
 
 
@@ -362,13 +384,15 @@ def event_streams(
         rows = [step for step in order for _ in layers]
     else:
         raise UsageError(f"scope must be per_layer or global, not {scope!r}")
+    lengths = [each.stop - each.start for each in map(trace.slice, range(trace.num_requests))]
+    owners = np.repeat(np.arange(trace.num_requests), lengths).tolist()
     for number, (unions, universe) in enumerate(groups):
         if replay == "sequential":
-            unions = [[key] for union in unions for key in union]
+            unions, owners = [[key] for union in unions for key in union], []
         elif replay != "atomic":
             raise UsageError(f"replay must be atomic or sequential, not {replay!r}")
         shape = trace.num_layers, experts
-        yield Stream(unions, universe, seed * 100_003 + number, shape, rows, routing)
+        yield Stream(unions, universe, seed * 100_003 + number, shape, rows, routing, owners)
 
 
 def lock_step(trace: Trace, batch: int) -> list[list[int]]:
