@@ -45,7 +45,7 @@ class Load:
     counted: int
 
 
-LOADS: Final = {1: Load(2, 4), 8: Load(8, 16), 32: Load(32, 32)}
+LOADS: Final = {1: Load(4, 4), 8: Load(8, 16), 32: Load(32, 32)}
 """The load by batch."""
 
 

@@ -119,6 +119,8 @@ _TRUST: Final = """**How far to trust it.**
   ([`docs/published.md`](../../docs/published.md)). Only DeepSeek-V2-Lite has its own routing.
 - Synthetic layers are independent. So a learned predictor finds popularity in them, and no more.
 - Systems that stream all weights are made for batches of hundreds. All batches here are small.
+- Caches start empty, and few requests warm them. So systems that load their experts before the
+  start have an advantage where slots are many.
 - The engine `ideal` reads weights at the full bandwidth of GPU and CPU, and costs no host time.
 - The rows under `its own` engine compare engines too. `hf-offloading` was fitted to one machine."""
 
