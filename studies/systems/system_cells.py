@@ -78,7 +78,7 @@ class Machine:
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One model on one machine, with so many sequences at once."""
+    """One model on one machine, with a number of sequences at once."""
 
     model: Model
     machine: Machine
