@@ -16,12 +16,14 @@ import typer
 from moesim.cli import (
     calibrate,
     compare,
+    dial,
     inspect,
     listing,
     measured,
     models,
     record,
     run,
+    split,
     systems,
     trace,
     validate,
@@ -67,6 +69,8 @@ def moesim(
 for group in (
     run,
     compare,
+    split,
+    dial,
     calibrate,
     validate,
     measured,

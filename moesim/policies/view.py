@@ -68,8 +68,8 @@ class View:
     def resident(self, key: Key) -> bool:
         """Return whether a key is in GPU memory or on its way there.
 
-        Shown to prefetch policies; False where the view shows it not. It tells nothing of times: a
-        key is resident from the decision to copy it on.
+        Shown to prefetch policies; False where the view shows it not. A key is resident from the
+        decision to copy it on, so this tells of times only where copies are cancelled.
         """
         return False
 

@@ -452,8 +452,9 @@ class Prefetch(Strict):
     )
     cancel: bool = Field(
         False,
-        description="Cancel prefetches that turn out useless; not available yet.",
-        examples=[False],
+        description="Remove a queued copy ahead from the link when it turns out useless before it "
+        "starts.",
+        examples=[True],
     )
 
 

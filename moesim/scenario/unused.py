@@ -157,8 +157,11 @@ def _unused(scenario: Scenario) -> Iterator[tuple[str, str]]:
     if chunked and not for_later and not find("prefetch", scenario.prefetch.policy).active:
         yield "hardware.h2d.chunk", "nothing is prefetched, so no copy is more urgent than another"
     prefetch = scenario.prefetch
-    if prefetch.buffers and not find("prefetch", prefetch.policy).active:
-        yield "prefetch.buffers", "nothing is prefetched, so they take no memory"
+    if not find("prefetch", prefetch.policy).active:
+        if prefetch.buffers:
+            yield "prefetch.buffers", "nothing is prefetched, so they take no memory"
+        if prefetch.cancel:
+            yield "prefetch.cancel", "nothing is prefetched"
     unread, reason = _unread_rate(scenario)
     for direction in ("h2d", "d2h"):
         if getattr(getattr(hardware, direction), unread, None) is not None:
@@ -168,6 +171,9 @@ def _unused(scenario: Scenario) -> Iterator[tuple[str, str]]:
         yield "memory.host_cache", "host memory is unlimited, so nothing leaves it"
     if memory.pinned.kind != "auto" and not hardware.pinned:
         yield "hardware.pinned", "memory.pinned says which experts lie in page-locked memory"
+    without_prefetch = scenario.metrics.without_prefetch
+    if without_prefetch is not None and not find("prefetch", scenario.prefetch.policy).active:
+        yield "metrics.without_prefetch", "nothing is prefetched"
     batching = scenario.batching
     if batching.chunked_prefill and batching.long_prompts != "exceed":
         yield "batching.long_prompts", "chunked prefill cuts prompts, so none exceeds the budget"

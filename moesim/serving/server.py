@@ -337,7 +337,7 @@ class Server:
         if not 0 <= layer < self._num_layers:
             return False
         cache = self.caches[layer]
-        return key in cache.slots or key in cache.buffered
+        return key in cache.slots or key in cache.guesses
 
     def _run_layers(self, step: Step) -> Wait:
         """Run one step layer by layer, on any machine."""
@@ -369,7 +369,7 @@ class Server:
                 issue.decided_ns = machine.now_ns
             view.move_to(layer)
             self._place = self._steps, layer
-            if cache.buffered:
+            if cache.guesses:
                 cache.drop_wrong(layer, view.union)
             self._run_event(layer, cache, view, batch.tokens, decides)
             if prefetching:
@@ -485,7 +485,7 @@ class Server:
                 reason = f"is not a key of this model; keys are 0 to {most}"
                 raise PolicyViolation(self._prefetch.name, key, reason)
             cache = self.caches[layer]
-            if key in cache.slots or key in cache.buffered:
+            if key in cache.slots or key in cache.guesses:
                 continue
             if protected is None:
                 # A prefetch must not evict what this layer or another prefetch of the call needs.

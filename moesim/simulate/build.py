@@ -110,6 +110,8 @@ class Plan:
     engine: Engine = IDEAL
     interface: str | None = None
     """Which of the engine's kernels run on the GPU; None without any."""
+    as_named: bool = False
+    """Whether trace and engine are what the scenario names, so that its fingerprint tells them."""
 
     def __repr__(self) -> str:
         shape, hardware = self.cost.shape.name, self.cost.hardware.name
@@ -203,6 +205,7 @@ def prepare(
         TraceError: the trace cannot be used.
         BudgetError: the model does not fit the memory.
     """
+    as_named = trace is None and engine is None
     trace = trace or load_trace(scenario.trace_path)
     parts = check_parts(scenario, trace)
     # With a static router, the experts of future tokens are read from a request's first row. If the
@@ -274,6 +277,7 @@ def prepare(
         frozenset(hindsight),
         engine=engine or parts.engine,
         interface=parts.interface,
+        as_named=as_named,
     )
 
 
@@ -475,9 +479,18 @@ def _caches(
     ahead = prefetch_buffers(scenario)
     buffers = PrefetchBuffers(staging.slots(ahead)) if ahead else None  # shared too
     sizes = ExpertSizes(plan.cost.expert_bytes, scenario.cache.write_back, plan.sizes)
+    prefetches = policy_of(scenario, "prefetch")[0].active
     caches = [
         ExpertCache(
-            policy, machine, ledger, staging, sizes, place=place, host=host, buffers=buffers
+            policy,
+            machine,
+            ledger,
+            staging,
+            sizes,
+            place=place,
+            host=host,
+            buffers=buffers,
+            cancels=prefetches and scenario.prefetch.cancel,
         )
         for policy in evictions
     ]
@@ -601,11 +614,11 @@ def _learnt(
     Raises:
         PolicyViolation: the policy does not name the profile among its inputs.
     """
-    from moesim.simulate.curve import trace_popularity
+    from moesim.simulate.curve import part_popularity, trace_popularity
 
     policy, options = policy_of(scenario, section)
     # A profile that the policy does not declare would be missing in the run's fingerprint.
-    named = [Input(None, trace=True), *inputs_of(policy, options)]
+    named = [*inputs_of(policy, options), Input(None, trace=True)]
     wanted = None if profile is None else Path(profile)
     given = next((each for each in named if each.path == wanted), None)
     if given is None:
@@ -615,7 +628,10 @@ def _learnt(
             f"asks for counts of {str(profile)!r}, which is none of its inputs; return it from "
             "`inputs`, as an Input with `trace=True`",
         )
-    counts = trace_popularity(profile_trace(scenario, trace, section, given))
+    learnt = profile_trace(scenario, trace, section, given)
+    if given.part is not None:  # of requests that the run does not serve
+        return MappingProxyType(part_popularity(learnt, given.part))
+    counts = trace_popularity(learnt)
     # Counts are compared, not paths: a copy of the replayed trace is hindsight too.
     if profile is None or counts == trace_popularity(trace):
         hindsight.add(FAMILIES[section])

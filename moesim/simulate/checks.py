@@ -194,7 +194,6 @@ class _Checks:
             for section, policy in policies.items()
             if policy is not None
         }
-        attempt("prefetch.cancel", _check_cancel, scenario)
         if shape is not None and policies["cache"]:
             attempt("model cache.policy", _check_sizes, scenario, shape, policies["cache"][0])
         placement = policies["placement"]
@@ -350,15 +349,6 @@ def prefetch_context(
         recorded_depth=trace.meta.prediction_depth,
         prices=prices,
     )
-
-
-def _check_cancel(scenario: Scenario) -> None:
-    if scenario.prefetch.cancel:
-        raise ScenarioError.at(
-            scenario,
-            "prefetch.cancel",
-            "cancelling prefetches is not available yet; leave the key out",
-        )
 
 
 def _check_sizes(scenario: Scenario, shape: ModelShape, eviction: type[Any]) -> None:

@@ -32,6 +32,7 @@ __all__ = [
     "format_facts",
     "hardware_changes",
     "knows_the_future",
+    "provenance",
     "routing_facts",
 ]
 
@@ -54,6 +55,21 @@ def routing_facts(scenario: Scenario, meta: TraceMeta, shape: ModelShape) -> dic
         "routing": "synthetic" if meta.synthetic else "recorded",
         "sizes": "own" if own else "foreign",
     }
+
+
+def provenance(plan: Plan) -> str:
+    """Return in words where routing and sizes of a run are from; "" if both are one model's.
+
+    Every text that draws a conclusion from the run repeats it.
+    """
+    shape, meta = plan.cost.shape, plan.trace.meta
+    facts = routing_facts(plan.scenario, meta, shape)
+    costed = f"costed with the sizes of {shape.name}"
+    if facts["routing"] == "synthetic":
+        return f"synthetic routing: drawn at random, made by no model, {costed}"
+    if facts["sizes"] == "foreign":
+        return f"foreign sizes: routing of {meta.model}, {costed}"
+    return ""
 
 
 def format_facts(scenario: Scenario, shape: ModelShape) -> dict[str, str | float]:

@@ -46,6 +46,7 @@ from moesim.serving.replay import Replay
 from moesim.serving.request import Request
 from moesim.serving.run_log import Planned, PlanRecord, RunLog
 from moesim.serving.server import Server
+from moesim.simulate.baseline import BASELINE_KEYS, baseline_of, has_baseline
 from moesim.simulate.bounds import BOUND_KEYS, Loaded, bounds_summary, endless, hindsight
 from moesim.simulate.build import Plan, build_server, group_by_cache, prepare, serve
 from moesim.simulate.caveats import caveats
@@ -67,6 +68,7 @@ __all__ = [
     "Plan",
     "Result",
     "SimPrices",
+    "baseline_of",
     "bounds_of",
     "build_server",
     "finish",
@@ -91,9 +93,9 @@ class Outcome:
     pool: BlockPool
     now_ns: int
     schedule: Sequence[PlanRecord] | None = None
-    """The steps as the batching policy formed them; None if they are not needed for bounds.
+    """The steps as the batching policy formed them; None if no other run has to repeat them.
 
-    They are needed if requests may arrive at different times.
+    Bounds and the run without prefetch repeat them if requests may arrive at different times.
     """
 
     @property
@@ -105,6 +107,17 @@ class Outcome:
     def loaded(self) -> Loaded:
         """The keys that were loaded before time zero, for each cache."""
         return [cache.preloaded for cache in self.distinct_caches]
+
+    @property
+    def repeated(self) -> Sequence[PlanRecord] | None:
+        """The steps that other runs must repeat to be compared with this one.
+
+        None if all requests arrive at once: then other runs form the same steps by themselves.
+        """
+        if not any(request.arrival_ns for request in self.requests):
+            return None
+        assert self.schedule is not None, "a run that others are compared with records its steps"
+        return self.schedule
 
     def __repr__(self) -> str:
         name, steps = self.plan.scenario.name, self.ledger.num_steps
@@ -177,8 +190,9 @@ def simulate(
     Arguments are those of `moesim.simulate.build.serve`.
     """
     log = None
+    compared = plan.scenario.bounds or has_baseline(plan.scenario)
     # A run with other evictions is itself a bound, and needs no bounds.
-    if plan.scenario.bounds and evictions is None and _is_spread(plan.scenario):
+    if compared and evictions is None and _is_spread(plan.scenario):
         log = RunLog(Planned)
     server, now_ns = serve(
         plan,
@@ -216,12 +230,16 @@ def result_of(plan: Plan, progress: Progress | None = None) -> Result:
 
 
 def result_from(outcome: Outcome, progress: Progress | None = None) -> Result:
-    """Return the result of a finished simulation, with bounds if its scenario has `bounds` set."""
+    """Return the result of a finished simulation, with bounds if its scenario has `bounds` set.
+
+    If it prefetches, its run without prefetch is simulated too, unless the scenario says otherwise.
+    """
     plan = outcome.plan
     summary = summarise(outcome)
-    bounds = bounds_of(outcome, progress) if plan.scenario.bounds else {}
-    # Without bounds the keys are there as None, so that tables of runs have the same columns.
-    summary.update({key: bounds.get(key) for key in BOUND_KEYS})
+    others = bounds_of(outcome, progress) if plan.scenario.bounds else {}
+    others |= baseline_of(outcome, progress)
+    # Without these runs the keys are there as None, so that tables of runs have the same columns.
+    summary.update({key: others.get(key) for key in (*BOUND_KEYS, *BASELINE_KEYS)})
     columns = {
         "requests": request_columns(outcome.requests),
         "steps": outcome.ledger.step_columns(),
@@ -240,11 +258,7 @@ def bounds_of(outcome: Outcome, progress: Progress | None = None) -> dict[str, A
     """
     plan, ledger, loaded = outcome.plan, outcome.ledger, outcome.loaded
     # A slot for every expert, whatever memory holds.
-    roomy = plan.with_all_slots()
-    schedule = None
-    if any(request.arrival_ns for request in outcome.requests):
-        schedule = outcome.schedule
-        assert schedule is not None, "a run with bounds records its steps"
+    roomy, schedule = plan.with_all_slots(), outcome.repeated
 
     def remedied(
         what: str, plan: Plan, evictions: Sequence[Eviction], steps: Sequence[PlanRecord] | None
@@ -265,12 +279,12 @@ def bounds_of(outcome: Outcome, progress: Progress | None = None) -> dict[str, A
         steps_ns["policy"] = best.ledger.stepping_ns
     cached = remedied("infinite cache", roomy, endless(roomy, loaded), None)
     linked = simulate(plan, free_link=True, what="infinite link", progress=progress)
-    steps_ns |= {"memory": cached.ledger.stepping_ns, "link": linked.ledger.stepping_ns}
+    steps_ns |= {"working set": cached.ledger.stepping_ns, "link": linked.ledger.stepping_ns}
     if schedule is not None:
         # Above, these two waited for arrivals and formed steps of their own. The run with a free
         # link is not repeated: its time in the same steps is the run's own, less its copy stalls.
         same_steps = remedied("infinite cache", roomy, endless(roomy, loaded), schedule)
-        steps_ns["memory"] = same_steps.ledger.stepping_ns
+        steps_ns["working set"] = same_steps.ledger.stepping_ns
         steps_ns["link"] = ledger.stepping_ns - sum(map(sum, ledger.copy_stalls_ns))
     return bounds_summary(outcome, cached=cached, linked=linked, steps_ns=steps_ns)
 
@@ -307,6 +321,7 @@ def summarise(outcome: Outcome) -> dict[str, Any]:
         "cache_slots_per_layer": total / trace.num_layers,
         "num_experts": trace.num_experts,
         "num_layers": trace.num_layers,
+        "expert_sizes": "equal" if plan.sizes is None else "unequal",
         "prefetch_policy": find("prefetch", scenario.prefetch.policy).name,
         "placement_policy": find("placement", scenario.placement.policy).name,
         "batching_policy": find("batching", scenario.batching.policy).name,

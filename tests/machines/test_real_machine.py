@@ -86,6 +86,18 @@ def test_it_decides_the_same_with_prefetch_buffers(seed: int, device: Device) ->
     assert decisions(run_real(plan, device)) == decisions(run_on(plan))
 
 
+@pytest.mark.parametrize("seed", [1, 2, 3, 4, 6, 7, 8, 9])
+def test_cancelled_copies_ahead_keep_the_rules(seed: int, device: Device) -> None:
+    """With buffers no decision depends on what could be cancelled; without them slots may."""
+    scenario, trace = buffered_case(seed, at_once=True)
+    plain = decisions(run_on(plan_of(scenario, trace)))
+    scenario["prefetch"]["cancel"] = True
+    again = decisions(run_real(plan_of(scenario, trace), device))
+    assert [plain[place] for place in (0, 2, 4)] == [again[place] for place in (0, 2, 4)]
+    del scenario["prefetch"]["buffers"]
+    run_real(plan_of(scenario, trace), device)
+
+
 def test_arrivals_are_waited_for_in_real_time() -> None:
     scenario, trace = random_case(7001, at_once=True)
     scenario["workload"] = {"arrivals": {"kind": "poisson", "rate_per_s": 100}}

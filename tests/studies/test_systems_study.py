@@ -88,7 +88,9 @@ def test_a_router_that_reveals_its_choices_early_is_another_model(routing: Any) 
 
 def test_popularity_is_counted_in_requests_that_no_run_serves(routing: Any) -> None:
     found = entry("fiddler", routing)
-    assert found.data["cache"]["options"]["profile"] == str(routing.half)
+    scenario = cells.scenario_of(found.data, cells.COMMON, 0)
+    assert scenario.cache.options == {"train": traces.SERVED[0]}
+    assert list(scenario.workload.part) == list(traces.SERVED)
     served, half = load_trace(routing.served), load_trace(routing.half)
     first = served.slice(half.num_requests).start
     assert half.num_requests == served.num_requests // 2

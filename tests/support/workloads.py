@@ -230,6 +230,7 @@ def everything(outcome: Outcome) -> tuple[Any, ...]:
         ledger.busy_ns,
         ledger.moved_bytes,
         (ledger.prefetch_useful, ledger.prefetch_late, ledger.prefetch_wasted),
+        ledger.prefetch_cancelled,
     )
 
 

@@ -314,6 +314,11 @@ def test_options_reach_the_policy() -> None:
     assert flat == curve(trace, ["lfu"])["lfu"]
 
 
+def test_a_part_of_the_replayed_trace_to_learn_from_is_refused() -> None:
+    with pytest.raises(UsageError, match="static learns from a part of a trace, and a curve"):
+        curve(tiny_trace(), [("static", {"train": 0.5})])
+
+
 def test_a_static_placement_may_learn_from_another_trace(tmp_path: Path) -> None:
     trace = tiny_trace()
     trace.save(tmp_path / "itself")

@@ -64,6 +64,7 @@ ARRIVALS: dict[str, dict[str, Any]] = {
     "closed": CLOSED,
 }
 LENGTHS = {"workload": {"lengths": {"prompt": 3, "output": 3}}}
+GUESSES = {"prefetch": {"policy": "dial", "options": {"recall": 0.5, "precision": 0.2}}}
 ORACLE = {"prefetch": {"policy": "oracle", "options": {"depth": 1}}}
 DISK = {"hardware": {**SLOW_LINK, "disk": {"latency": "90us", "bandwidth": "2GB/s"}}}
 FROM_DISK: dict[str, Any] = {**DISK, "memory": {"kv": "auto", "host": "31MiB"}}
@@ -196,10 +197,11 @@ CASES: dict[str, tuple[dict[str, Any], Any]] = {
     "Cache.initial_layers": ({}, 1),
     "Cache.admission": ({"cache": {"policy": "lfu", "slots": 6}}, "always"),
     "Cache.write_back": ({}, True),
+    "Metrics.without_prefetch": (ORACLE, True),
     "Prefetch.policy": ({}, "oracle"),
     "Prefetch.options": (ORACLE, {"depth": 3}),
     "Prefetch.buffers": (ORACLE, 4),
-    "Prefetch.cancel": ({}, True),
+    "Prefetch.cancel": (GUESSES, True),
     "Placement.policy": ({}, "cost"),
     "Placement.options": ({"placement": {"policy": "cpu_layers"}}, {"whole_layers": 3}),
     "EngineChoice.profile": ({}, "llama.cpp"),
@@ -225,6 +227,7 @@ UNUSED: list[tuple[str, dict[str, Any], Any]] = [
         True,
     ),
     ("hardware.host_memory_bandwidth", {}, "1GB/s"),
+    ("metrics.without_prefetch", {}, True),
     ("hardware.host_memory", {}, "8GiB"),
     ("hardware.memory", OF_PARTS, "DDR4-2133 1ch"),
     ("hardware.host_memory_efficiency", {}, "50%"),
@@ -273,6 +276,7 @@ UNUSED: list[tuple[str, dict[str, Any], Any]] = [
     ("batching.long_prompts", {}, "refuse"),
     ("memory.host_cache", {}, "expert"),
     ("prefetch.buffers", {}, 4),
+    ("prefetch.cancel", {}, True),
 ]
 
 

@@ -235,6 +235,17 @@ def test_a_stride_of_recorded_predictions_fetches_for_one_layer_and_learns_nothi
         assert policy.needs_predictions
 
 
+@pytest.mark.parametrize("name", [name for name in LEARNED if name != "stride"])
+def test_all_layers_are_as_many_as_there_are(name: str) -> None:
+    trace = tiny_trace(requests=4, prompt_tokens=2, output_tokens=3)
+    scenario = tiny_scenario(workload={"part": [0.5, 1]})
+    answers = [
+        [answer for _, answer in watched({**scenario, "prefetch": {"policy": name, **how}}, trace)]
+        for how in ({"options": {"depth": "all"}}, {"options": {"depth": LAYERS}})
+    ]
+    assert answers[0] == answers[1]
+
+
 def test_a_policy_without_a_trace_to_learn_from_says_so() -> None:
     for name in LEARNED:
         with pytest.raises(UsageError, match=f"{name} learns from a trace, and there is none"):

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from layer_events import run_on_five_lanes
 from oracles import eviction as naive
 from oracles.prefetch_buffers import replay_staged
-from watched_machines import enlist, watch
+from watched_machines import check_buffers, enlist, watch
 from workloads import (
     buffered_case,
     decisions,
@@ -34,6 +34,8 @@ from moesim.policies.eviction import LRU
 from moesim.policies.prefetch import Prefetch
 from moesim.policies.view import View
 from moesim.scenario import load_scenario
+from moesim.serving.experts.prefetch_buffers import PrefetchBuffers
+from moesim.serving.experts.slots import Slot
 from moesim.serving.run_log import Decided, DecidedAhead, RunLog
 from moesim.simulate import Outcome, prepare, summarise
 
@@ -109,6 +111,16 @@ def test_the_buffer_and_the_slot_of_the_victim_swap_roles(monkeypatch: pytest.Mo
     assert numbers | {taken.number} == {2, 3, 4}  # two staging buffers come first
     assert taken.number != 2  # the number of the buffer at first: now that of expert 7's slot
     assert cache.slots[7].number == 2
+
+
+def test_a_buffer_that_waits_for_nothing_is_taken_first() -> None:
+    slots = [Slot(number) for number in range(3)]
+    buffers = PrefetchBuffers(slots)
+    assert buffers.take(5, lambda slot: slot.number == 1) is slots[1]
+    assert buffers.take(6, lambda slot: False) is slots[0]  # the one that is free for longest
+    buffers.release(5)
+    assert buffers.take(7, lambda slot: False) is slots[2]
+    assert list(buffers.held) == [6, 7]
 
 
 def test_a_second_buffer_takes_the_second_guess(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -377,6 +389,16 @@ def test_a_dropped_guess_whose_copy_is_queued_lands_before_its_buffer_is_used_ag
             reused += 1
         filled[asked.work.buffer] = asked.work
     assert reused > 0
+
+
+@pytest.mark.parametrize("router", ["layerwise", "decoupled"])
+def test_no_buffer_is_overwritten_before_all_earlier_work_on_it_is_over(router: str) -> None:
+    """With write-backs so slow that a victim's slot is a buffer before it was read."""
+    for seed in range(24):
+        scenario, trace = buffered_case(1 + 5 * (seed // 4) + seed % 4)
+        scenario["cache"] = {"policy": "lru", "slots": 1 + seed % 12, "write_back": True}
+        scenario["hardware"] |= {"d2h": {"bandwidth": 10**8}}
+        check_buffers(watch(plan_of(scenario, trace.with_meta(router=router)))[1])
 
 
 # --- memory ---------------------------------------------------------------------------------------

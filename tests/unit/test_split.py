@@ -233,6 +233,17 @@ def test_the_slots_of_all_layers_are_those_of_the_budget(
 SKEWED = skewed_trace()
 
 
+@pytest.mark.parametrize("slots", ["rest", "3/layer", "40%", "50MB", 14])
+@pytest.mark.parametrize("admission", ["bypass", "always"])
+def test_any_spelling_of_the_slots_is_split(slots: Any, admission: str) -> None:
+    """A run with prefetch keeps the rules of every cache, which are checked at its end."""
+    cache = {"slots": slots, "split": "demand", "admission": admission}
+    scenario = tiny_scenario(cache=cache, prefetch="oracle", memory={"capacity": "90MB"})
+    outcome = run_on(plan_of({**scenario, "batching": BATCHING}, SKEWED))
+    assert sum(outcome.plan.slots) == outcome.plan.budget.slots < LAYERS * EXPERTS
+    assert [cache.capacity for cache in outcome.caches] == list(outcome.plan.slots)
+
+
 def test_each_layer_hits_as_in_a_run_whose_layers_all_have_its_slots() -> None:
     """Without prefetch, the caches of the layers know nothing of each other."""
     listed = run_on(

@@ -40,6 +40,8 @@ SLOW_CPU = {"profile": "rtx-4090", "cpu_flops": "0.1GFLOPS"}
 REVEALED_EARLY = ("pre-gated", "read-me")
 """Systems whose routers reveal routing before a layer computes."""
 EXPERTS = 8
+ONE_POPULAR: dict[str, Any] = {"slots": 1, "options": {"train": None}}
+"""One slot, for the expert that the replayed trace uses most. Its traces have one request."""
 
 Rows = Sequence[Sequence[Sequence[int]]]
 """For each token and layer, the experts that it is routed to."""
@@ -292,8 +294,9 @@ def test_fiddler_copies_if_and_only_if_the_cpu_takes_longer_than_gpu_and_transfe
 ) -> None:
     machine = {**PC, "h2d": {"bandwidth": f"{bandwidth}GB/s"}}
     trace = trace_of(top_one([0, 0, 1, 2]))
-    result = serve(tmp_path, trace, "fiddler", cache={"slots": 1}, hardware=machine)
+    result = serve(tmp_path, trace, "fiddler", cache=ONE_POPULAR, hardware=machine)
     data = {"trace": str(tmp_path / "trace"), "system": "fiddler", "hardware": machine}
+    data["cache"] = ONE_POPULAR
     prices = _estimate(prepare(load_scenario(data)), None, free_link=False)
     copies = prices.cpu_ns(1, 1) > prices.gpu_ns(1, 1) + prices.copy_ns(1)
     assert result.summary["elsewhere"] == (0 if copies else 2)
@@ -303,28 +306,39 @@ def test_fiddler_copies_if_and_only_if_the_cpu_takes_longer_than_gpu_and_transfe
 def test_fiddler_computes_a_missing_expert_on_the_cpu_where_that_is_sooner(tmp_path: Path) -> None:
     trace = trace_of(top_one([0, 0, 1, 2]))
     slow_link = {**PC, "h2d": {"bandwidth": "100MB/s"}}
-    summary = serve(tmp_path, trace, "fiddler", cache={"slots": 1}, hardware=slow_link).summary
+    summary = serve(tmp_path, trace, "fiddler", cache=ONE_POPULAR, hardware=slow_link).summary
     assert (summary["hits"], summary["misses"], summary["elsewhere"]) == (2, 2, 2)
     assert summary["h2d_bytes"] == 0
 
 
 def test_fiddler_copies_a_missing_expert_where_the_cpu_is_slower(tmp_path: Path) -> None:
     trace = trace_of(top_one([0, 0, 1, 2]))
-    summary = serve(tmp_path, trace, "fiddler", cache={"slots": 1}, hardware=SLOW_CPU).summary
+    summary = serve(tmp_path, trace, "fiddler", cache=ONE_POPULAR, hardware=SLOW_CPU).summary
     assert (summary["hits"], summary["misses"], summary["elsewhere"]) == (2, 2, 0)
     assert summary["demand_bytes"] == 2 * expert_bytes(trace, tmp_path)
 
 
 def test_fiddler_drops_a_copied_expert_after_use(tmp_path: Path) -> None:
     trace = trace_of(top_one([0, 0, 0, 1, 1, 0]))
-    result = serve(tmp_path, trace, "fiddler", cache={"slots": 1}, hardware=SLOW_CPU)
+    result = serve(tmp_path, trace, "fiddler", cache=ONE_POPULAR, hardware=SLOW_CPU)
     assert copied(result) == [(0, 1), (0, 1)]
 
 
 def test_fiddler_keeps_the_most_popular_experts_of_all_layers(tmp_path: Path) -> None:
     rows = top_one([0, 0, 0, 0], [1, 2, 3, 4])
-    summary = serve(tmp_path, trace_of(rows), "fiddler", cache={"slots": 1}, hardware=PC).summary
+    summary = serve(tmp_path, trace_of(rows), "fiddler", cache=ONE_POPULAR, hardware=PC).summary
     assert summary["hits"] == 4  # expert 0 of the first layer
+
+
+def test_fiddler_counts_popularity_in_requests_that_are_not_served(tmp_path: Path) -> None:
+    # Expert 1 is the more popular one in the first half, and expert 0 in the second.
+    ids = [[[1]], [[1]], [[0]], [[0]], [[0]], [[1]]]
+    trace = trace_of(ids, seq_len=[3, 3], prompt_tokens=[1, 1])
+    summary = serve(tmp_path, trace, "fiddler", cache={"slots": 1}, hardware=PC).summary
+    assert (summary["requests"], summary["hits"], summary["misses"]) == (1, 1, 2)
+    assert summary["knows_the_future"] == ""
+    note = "static was learnt on the first 50% of the requests of the replayed trace"
+    assert note in summary["notes"]
 
 
 def test_ktransformers_keeps_as_many_experts_of_each_layer_and_copies_none(tmp_path: Path) -> None:
@@ -763,6 +777,12 @@ OWN_TEST = (
         ),
         (
             "trace",
+            "system: fiddler\nworkload: {part: [0.25, 1]}",
+            "4:9: cache.options.profile",
+            "static learns from requests 0 to 1 of the replayed trace, and the run serves 1 of",
+        ),
+        (
+            "trace",
             "system: fmoe\nprefetch: {options: {profile: other}}",
             "5:31: prefetch.options.profile",
             "is of another shape than the trace: 3 layers of 8 experts, not 4 of 8",
@@ -858,6 +878,7 @@ OTHERS: dict[str, Any] = {
     "batching.policy": "fcfs",
     "cache.admission": {"always": "bypass", "bypass": "always"},
     "cache.options.fade": 0.25,
+    "cache.options.train": 0.25,
     "cache.options.visits": False,
     "cache.options.weight": 0.25,
     "cache.policy": "random",
@@ -872,6 +893,7 @@ OTHERS: dict[str, Any] = {
     "placement.options.layers": 7,
     "placement.policy": "two_queue",
     "prefetch.buffers": 2,
+    "prefetch.cancel": False,
     "prefetch.options.depth": 3,
     "prefetch.options.experts": 1,
     "prefetch.options.predictor": "recorded",

@@ -86,16 +86,16 @@ class _Layer:
         absent = [other for other in self.absent if other != key]
         return _Layer(self.rows, absent, self._prices)
 
-    def gains_ns(self, keys: Sequence[Key]) -> list[int]:
+    def gains_ns(self, keys: Sequence[Key]) -> dict[Key, int]:
         """Return by how much the layer is shorter if each of some absent keys were resident."""
         known: dict[tuple[int, ...], int] = {}
-        gains = []
+        gains = {}
         for key in keys:
             # Experts with the same durations save the same, and in a prompt they are many.
             kind = self._durations(key)
             if kind not in known:
                 known[kind] = self.span_ns - self.with_resident(key).span_ns
-            gains.append(known[kind])
+            gains[key] = known[kind]
         return gains
 
     def _durations(self, key: Key) -> tuple[int, ...]:
@@ -181,22 +181,27 @@ class Gain(Prefetch):
 
         `left_ns` is the time of the link that is left before each later layer.
         """
-        layers = list(later)
-        gains = [layer.gains_ns(layer.absent) for layer in layers]
+        copy_ns, layers = self._prices.copy_ns, list(later)
         chosen: list[list[Key]] = [[] for _ in layers]
+        gains_ns: list[dict[Key, int] | None] = [None] * len(layers)
         while True:
             best_ns, place, best = 0, -1, -1
             for ahead, layer in enumerate(layers):
+                # The time only gets less, so a copy that does not fit now never will.
                 fits_ns = min(left_ns[ahead:])
-                for key, gain_ns in zip(layer.absent, gains[ahead], strict=True):
-                    if gain_ns > best_ns and self._prices.copy_ns(key) <= fits_ns:
+                known = gains_ns[ahead]
+                among = layer.absent if known is None else known
+                keys = [key for key in among if copy_ns(key) <= fits_ns]
+                gains = layer.gains_ns(keys) if known is None else {k: known[k] for k in keys}
+                gains_ns[ahead] = gains
+                for key, gain_ns in gains.items():
+                    if gain_ns > best_ns:
                         best_ns, place, best = gain_ns, ahead, key
             if place < 0:
                 return [key for keys in chosen for key in keys]
             chosen[place].append(best)
-            copy_ns = self._prices.copy_ns(best)
             # A copy delays those of the later layers, which are issued after it.
             for ahead in range(place, len(left_ns)):
-                left_ns[ahead] -= copy_ns
+                left_ns[ahead] -= copy_ns(best)
             layers[place] = layers[place].with_resident(best)
-            gains[place] = layers[place].gains_ns(layers[place].absent)
+            gains_ns[place] = None

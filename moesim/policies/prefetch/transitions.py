@@ -27,8 +27,8 @@ class TableOptions(LearnedOptions):
     """`profile`: trace folder to learn from; by default the replayed trace.
 
     `train`: the share of its requests to learn from; see `LearnedOptions`.
-    `depth`: number of later layers to prefetch for. `experts`: number of experts to fetch for each
-    layer; by default as many as the last layer event wanted.
+    `depth`: number of later layers to prefetch for, or `all`. `experts`: number of experts to
+    fetch for each layer; by default as many as the last layer event wanted.
     `combine`: `sum` over the rows of an event, or `bayes`, which is better for one row at a time.
     """
 

@@ -8,7 +8,7 @@ experts like this (Eliseev and Mazur 2023, arXiv:2312.17238). All caches share t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 
 from moesim.errors import InvariantError
 from moesim.policies.view import Key
@@ -52,10 +52,6 @@ class PrefetchBuffers:
     def unused(self) -> int:
         """Number of guesses that are not due; where sizes are unequal, their bytes."""
         return sum([slot.units for slot in self.held.values()])
-
-    def wrong(self, keys: range, union: Collection[Key]) -> list[Key]:
-        """Return the guesses among the `keys` of a layer that its `union` does not have."""
-        return [key for key in self.held if key in keys and key not in union]
 
     def audit(self) -> None:
         """Check that no buffer is lost. Raise `InvariantError` otherwise."""

@@ -19,7 +19,7 @@ from itertools import count
 from typing import Final
 
 from moesim.errors import InvariantError, PolicyViolation
-from moesim.hardware.topology import GPU
+from moesim.hardware.topology import DISK, GPU
 from moesim.machine.protocol import Machine
 from moesim.policies.eviction.base import Eviction
 from moesim.policies.view import Key, View
@@ -39,7 +39,7 @@ _Assigned = tuple[Sequence[tuple[Key, int, Slot]], Sequence[tuple[Key, Slot]]]
 _NO_EXPERTS: Final[Sequence[tuple[Key, int, str]]] = ()
 _NO_LEAVERS: Final[_Released] = ((), ())
 _NO_LOADS: Final[_Assigned] = ((), ())
-_NONE_BUFFERED: Final[Mapping[Key, Slot]] = {}
+_NONE_ARRIVED: Final[Mapping[Key, Slot]] = {}
 
 
 class ExpertCache:
@@ -59,12 +59,13 @@ class ExpertCache:
         place: Place | None = None,
         host: HostMemory | None = None,
         buffers: PrefetchBuffers | None = None,
+        cancels: bool = False,
     ) -> None:
         """Build the cache, with the keys that its policy preloads.
 
         `place` gives the lanes of absent keys; None: all run on the GPU. `host` is the host memory
         if it cannot hold all experts. `buffers` take the copies ahead; None: a copy ahead takes a
-        slot when it is issued.
+        slot when it is issued. `cancels`: useless copies ahead that are queued are removed.
         """
         self.policy = policy
         self.host = host
@@ -78,7 +79,9 @@ class ExpertCache:
         self._ledger = ledger
         self._staging = staging
         self.buffers = buffers
-        self.buffered = _NONE_BUFFERED if buffers is None else buffers.held
+        self._cancel = machine.cancel if cancels else None
+        # Keys copied ahead whose layer event has not come. Not needed with neither option.
+        self.guesses: dict[Key, Slot] = {} if buffers is None else buffers.held
         self._issues = count()
         self._sizes = sizes.by_key
         self._memory: FreeBytes | None = None
@@ -154,8 +157,8 @@ class ExpertCache:
                 late.append((key, tokens[place], slot))
         if self._displaced:
             self._count_pollution(view.union)
-        arrived = _NONE_BUFFERED
-        if missing and self.buffered:
+        arrived = _NONE_ARRIVED
+        if missing and self.buffers is not None and self.guesses:
             missing, arrived = self._find_buffered(missing, ready, counts, held, late)
         placed, elsewhere = _NOWHERE_ELSE, _NO_EXPERTS
         if self._place is not None and (missing or late):
@@ -210,7 +213,7 @@ class ExpertCache:
         absent: list[tuple[Key, int]] = []
         arrived: dict[Key, Slot] = {}
         for key, rows in missing:
-            slot = self.buffered.get(key)
+            slot = self.guesses.get(key)
             if slot is None:
                 absent.append((key, rows))
                 continue
@@ -238,17 +241,45 @@ class ExpertCache:
             self.buffers.swap(key, left)
 
     def drop_wrong(self, layer: int, union: Collection[Key]) -> None:
-        """Free the prefetch buffers of keys of a layer whose event does not want them."""
-        experts = self._ledger.num_experts
+        """End the guesses for a layer, whose event wants `union`.
+
+        A wrong guess leaves its prefetch buffer. In a slot it stays, unless its copy is cancelled.
+        """
+        experts, guesses = self._ledger.num_experts, self.guesses
         keys = range(layer * experts, (layer + 1) * experts)
+        due = [key for key in guesses if key in keys]
         if self.buffers is not None:
-            for key in self.buffers.wrong(keys, union):
-                self._drop(key, self.buffers)
+            for key in due:
+                if key not in union:
+                    self._drop(key, self.buffers)
+            return
+        for key in due:
+            slot = guesses.pop(key)
+            if key not in union and self._cancelled(slot):
+                del self.slots[key]
+                self.policy.remove(key)
+                self._free.append(slot)
 
     def _drop(self, key: Key, buffers: PrefetchBuffers) -> None:
         slot = buffers.release(key)
-        if slot.fresh:
+        if slot.fresh and not self._cancelled(slot):
             self._waste(slot)
+
+    def _cancelled(self, slot: Slot) -> bool:
+        """Cancel the copy that fills a slot, if that is possible; return whether it was.
+
+        The slot then waits for what the copy waited for. It remembers one work, so a copy that
+        waits for several is not cancelled.
+        """
+        landing = slot.landing
+        if self._cancel is None or landing is None:
+            return False
+        before = [work for work in landing.after if work.lane != DISK and not self._done(work)]
+        if len(before) > 1 or not self._cancel(landing):
+            return False
+        slot.landing, slot.reader, slot.fresh = None, before[0] if before else None, False
+        self._ledger.cancelled(landing)
+        return True
 
     def _waves(self, loads: Sequence[tuple[Key, int, Slot]], bypass: Collection[Key]) -> int:
         """Return the rounds through the staging buffers that some copies need."""
@@ -328,8 +359,8 @@ class ExpertCache:
             left = self._make_room(key, protected, self._memory)
             if left is None:
                 return None
-            vacated, slot = self._vacated(left), self._memory.pop()
-            leavers = [victim for victim, _ in left]
+            leavers, vacated = left
+            slot = self._memory.pop()
             self._fit(key, slot)
         elif self._free:
             slot = self._free.pop()
@@ -337,14 +368,15 @@ class ExpertCache:
             victim = policy.victim(protected) if self.capacity else None
             if victim is None:
                 return None
-            slot = self._evict(victim, protected)
+            slot, vacated = self._evict(victim, protected)
             leavers = (victim,)
-            vacated = self._vacated([(victim, slot)])
         for victim in leavers:
             self._displaced.setdefault(victim, []).append(key)
             self._displacers.setdefault(key, []).append(victim)
         policy.insert(key)
         slots[key] = slot
+        if self._cancel is not None:
+            self.guesses[key] = slot
         return self._copied_ahead(layer, key, slot, vacated, self.write_back, leavers)
 
     def _copied_ahead(
@@ -388,28 +420,30 @@ class ExpertCache:
         """Whether a placement policy may run experts on other lanes than the GPU."""
         return self._place is not None
 
-    def _evict(self, victim: Key, protected: Collection[Key]) -> Slot:
-        """Remove a resident for a prefetched key; return its slot."""
+    def _evict(
+        self, victim: Key, protected: Collection[Key]
+    ) -> tuple[Slot, Sequence[tuple[Key, Slot]]]:
+        """Remove a resident for a prefetched key; return its slot.
+
+        Return it also with its key if the resident needs a copy to leave, or has one under way.
+        """
         if victim not in self.slots or victim in protected:
             raise self._violation(
                 victim, "cannot leave for a prefetch: it is not resident, or is protected"
             )
         slot = self.slots.pop(victim)
         self.policy.remove(victim)
-        if slot.fresh:
-            self._waste(slot)
-        return slot
-
-    def _vacated(self, left: Sequence[tuple[Key, Slot]]) -> Sequence[tuple[Key, Slot]]:
-        """Return the leavers that need a copy to leave, or whose copy is under way."""
-        if self.write_back:
-            return left
-        return [(key, slot) for key, slot in left if slot.landing is not None]
+        if slot.fresh and self._leaves_unused(victim, slot):
+            return slot, ()
+        return slot, [(victim, slot)] if slot.landing is not None or self.write_back else ()
 
     def _make_room(
         self, key: Key, protected: Collection[Key], memory: FreeBytes
-    ) -> list[tuple[Key, Slot]] | None:
-        """Free the bytes of a prefetched key; return who left, or None if the policy refuses."""
+    ) -> tuple[Sequence[Key], Sequence[tuple[Key, Slot]]] | None:
+        """Free the bytes of a prefetched key; return None if the policy refuses.
+
+        Else return who left, and those of them that need a copy to leave or have one under way.
+        """
         assert self._sizes is not None
         nbytes = self._sizes[key]
         victims: Sequence[Key] | None = ()
@@ -417,10 +451,10 @@ class ExpertCache:
             victims = self.policy.victims(protected, nbytes - memory.nbytes)
         if victims is None:
             return None
-        left = [(victim, self._evict(victim, protected)) for victim in victims]
-        for _, slot in left:
+        left = [self._evict(victim, protected) for victim in victims]
+        for slot, _ in left:
             memory.append(slot)
-        return left
+        return victims, [pair for _, vacated in left for pair in vacated]
 
     def _fit(self, key: Key, slot: Slot) -> None:
         """Give a slot memory where sizes are unequal. Raise PolicyViolation without enough."""
@@ -468,11 +502,11 @@ class ExpertCache:
             if slot is None:
                 bypass.append(key)
                 continue
-            if slot.fresh:
-                self._waste(slot)
+            free.append(slot)
+            if slot.fresh and self._leaves_unused(key, slot):
+                continue
             if slot.landing is not None or write_back:
                 vacated.append((key, slot))
-            free.append(slot)
         if bypass:
             absent = {key for key, _ in missing}.union(arrived)
             if len(set(bypass)) < len(bypass) or not absent.issuperset(bypass):
@@ -488,6 +522,15 @@ class ExpertCache:
         self._free.sort(
             key=lambda slot: slot not in busy and (slot.reader is None or done(slot.reader))
         )
+
+    def _leaves_unused(self, key: Key, slot: Slot) -> bool:
+        """Cancel the copy ahead of a leaver and return True, or count it as wasted."""
+        if self._cancel is not None:
+            self.guesses.pop(key, None)
+            if self._cancelled(slot):
+                return True
+        self._waste(slot)
+        return False
 
     def _waste(self, slot: Slot) -> None:
         """Count a prefetched expert that leaves before any use."""
