@@ -45,7 +45,7 @@ class Load:
     counted: int
 
 
-LOADS: Final = {1: Load(2, 4), 8: Load(8, 16), 32: Load(32, 32)}
+LOADS: Final = {1: Load(4, 4), 8: Load(8, 16), 32: Load(32, 32)}
 """The load by batch."""
 
 
@@ -196,6 +196,9 @@ def entry_of(
             continue
         changed = "; ".join(filter(None, (words, attempt.words)))
         fits = sum(plan.slots) >= plan.trace.num_layers * plan.trace.num_experts
+        if fits:  # else the first use of each expert would be a miss, for long
+            loaded = {"cache": {"initial_layers": plan.trace.num_layers}}
+            data = _merged(data, loaded) if _loads(data, loaded, plan.trace) else data
         return Entry(cell, system, data, changed, refusal, attempt.trace is not None, fits)
     return Entry(cell, system, None, refusal=refusal)
 
@@ -278,6 +281,15 @@ def _profiles(preset: Preset, half: Path) -> tuple[dict[str, Any], str]:
             if given.trace and given.path is None and given.part is None:
                 settings[section] = {"options": {given.option: str(half)}}
     return settings, "popularity counted in the other half of the trace" if settings else ""
+
+
+def _loads(data: Mapping[str, Any], loaded: Mapping[str, Any], trace: Trace) -> bool:
+    """Return whether a system can start with these experts in GPU memory."""
+    try:
+        prepare(scenario_of(_merged(data, loaded), COMMON, 0), trace)
+    except (BudgetError, ScenarioError):
+        return False
+    return True
 
 
 def _opened(path: Path, traces: dict[Path, Trace]) -> Trace:

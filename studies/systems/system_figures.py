@@ -51,7 +51,7 @@ def tokens(rows: Sequence[Row], seeds: int) -> Chart:
         "tokens",
         "Tokens a second of offloading systems",
         "Output tokens/s of each preset under the ideal engine, by batch, in steady state with as "
-        f"many closed clients as the batch; bars: 95 % over {seeds} seeds. Hollow: knows the "
+        f"many closed clients as the batch; bars: 95 % over seeds (n = {seeds}). Hollow: knows the "
         "future, or needs a model whose router reveals its choices early; neither is ranked. "
         f"~: runs with a predictor that the trace allows, not with the preset's. {_about(rows)}.",
         ("model", "machine", "batch", "system", "status", "tokens_per_s", "half"),
@@ -75,7 +75,10 @@ def tokens(rows: Sequence[Row], seeds: int) -> Chart:
 
 def _entitle(axes: Axes, model: Model, machine: Machine, fits: bool) -> None:
     text = f"{model.label}, {model.bits(machine)}, {machine.label}"
-    axes.set_title(drawn(f"{text}: all fits" if fits else text), fontsize=7)
+    axes.set_title(drawn(text), fontsize=7)
+    if fits:
+        axes.text(0.03, 0.03, "everything fits", transform=axes.transAxes, fontsize=6.5,
+                  color="#666666", style="italic")  # fmt: skip
 
 
 def _panel(chart: Chart, axes: Axes, cells: dict[Cell, list[Row]], systems: Sequence[str]) -> None:
@@ -118,7 +121,7 @@ def _notes(axes: Axes, cells: dict[Cell, list[Row]], places: dict[str, int]) -> 
             axes.text(0.5, place, "not possible", transform=edge, fontsize=6, ha="center",
                       va="center", color="#666666", style="italic")  # fmt: skip
         elif any(row.refusal and row.status == "ranked" for row in own):
-            axes.text(0.985, place, "~", transform=edge, fontsize=8, ha="right", va="center")
+            axes.text(0.02, place, "~", transform=edge, fontsize=8, ha="left", va="center")
 
 
 def shares(rows: Sequence[Row]) -> Chart:

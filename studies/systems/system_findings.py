@@ -116,8 +116,7 @@ def how(row: Row) -> str:
     parts.append(f"hits {row.mean('on_time_pct'):.0f} % in time")
     if row.mean("wasted_pct") >= 5:
         parts.append(f"wastes {row.mean('wasted_pct'):.0f} % of its copies")
-    parts.append(f"the GPU waits {share:.0f} % of the time for {cause}")
-    return ", ".join(parts)
+    return f"{', '.join(parts)}, and the GPU waits {share:.0f} % of the time for {cause}"
 
 
 def _unranked(rows: Sequence[Row], best: Row) -> str:
@@ -322,10 +321,11 @@ def _verdicts(cells: Mapping[Cell, Sequence[Row]]) -> list[str]:
     words: dict[str, int] = {}
     for own in cells.values():
         for row in ranked(own):
-            words[row.facts["verdict"]] = words.get(row.facts["verdict"], 0) + 1
+            if word := row.facts["verdict"]:
+                words[word] = words.get(word, 0) + 1
     order = sorted(words.items(), key=lambda item: (-item[1], item[0]))
-    text = ", ".join(f"{word or 'none'} {count}" for word, count in order)
-    return [f"Verdicts of ranked runs: {text}."]
+    text = ", ".join(f"{word} {count}" for word, count in order)
+    return [f"Verdicts of ranked runs: {text}."] if text else []
 
 
 def rank_correlation(left: Sequence[float], right: Sequence[float]) -> float:

@@ -68,6 +68,7 @@ def report(rows: Sequence[Row], grid: Grid, left_out: Sequence[str]) -> str:
         "# Offloading systems side by side",
         f"```sh\n{shlex.join(['python', 'studies/systems/systems.py', *sys.argv[1:]])}\n```",
         *_setting(rows, grid, left_out),
+        _TRUST,
         "## Where each wins and why",
         "\n".join(f"- {text}" for text in general(rows)),
         markdown(_standings(found)),
@@ -94,7 +95,7 @@ def _setting(rows: Sequence[Row], grid: Grid, left_out: Sequence[str]) -> Iterat
         f"engine, `{COMMON}`. So differences are those of the policies. Presets that name an "
         f"engine run under it too{fitted}. Requests have {LENGTHS['prompt']} prompt tokens and "
         f"{LENGTHS['output']} output tokens. As many closed clients as the batch send them. The "
-        f"first requests warm the caches and do not count. Each of {grid.seeds} seeds draws other "
+        f"first requests warm the caches and do not count. Each seed (of {grid.seeds}) draws other "
         "requests of the second half of the trace, the same for all systems. Intervals are 95 % "
         f"over seeds, and gains are paired by "
         f"seed. {verdicts} All times are simulated, and all costs assumed."
@@ -108,6 +109,20 @@ def _setting(rows: Sequence[Row], grid: Grid, left_out: Sequence[str]) -> Iterat
         "the end. **(hindsight)** knows the future, and **(other model)** needs a router that "
         "reveals its choices early: both are shown and not ranked."
     )
+
+
+_TRUST: Final = """**How far to trust it.**
+
+- A preset is not the system: [`docs/systems.md`](../../docs/systems.md) says what each leaves out.
+- Experts are equally popular in all synthetic requests, so a fixed set of popular experts does well
+  there. The small model behind Mixtral's routing repeats experts more than Mixtral does
+  ([`docs/published.md`](../../docs/published.md)). Only DeepSeek-V2-Lite has its own routing.
+- Synthetic layers are independent. So a learned predictor finds popularity in them, and no more.
+- Systems that stream all weights are made for batches of hundreds. All batches here are small.
+- Caches start empty, and few requests warm them. So systems that load their experts before the
+  start have an advantage where slots are many.
+- The engine `ideal` reads weights at the full bandwidth of GPU and CPU, and costs no host time.
+- The rows under `its own` engine compare engines too. `hf-offloading` was fitted to one machine."""
 
 
 def _standings(found: Sequence[Standing]) -> Table:
@@ -144,8 +159,8 @@ def _all_fit(cell: Cell, rows: Sequence[Row]) -> str:
         return f"{named(cell)}: no system runs."
     best, last = order[0], order[-1]
     text = (
-        f"Batch {cell.batch}: every expert fits in GPU memory, so nothing needs to be copied "
-        f"once the caches are warm. The {len(order)} systems reach {last.speed:,.3g} to "
+        f"Batch {cell.batch}: every expert fits in GPU memory, and is there from the "
+        f"start. The {len(order)} systems reach {last.speed:,.3g} to "
         f"{best.speed:,.3g} tokens/s, TTFT {best.mean('ttft_ms'):.3g} ms."
     )
     apart = [

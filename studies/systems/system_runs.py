@@ -96,7 +96,7 @@ def _planned(grid: Grid, entries: Sequence[Entry]) -> Iterator[tuple[int, str, i
             yield number, COMMON, seed
             if own_engine(entry.system) is not None:
                 yield number, OWN, seed
-        if grid.fitted and not entry.fits:
+        if grid.fitted and not (entry.fits or entry.other_model):
             yield number, FITTED, 0
 
 
@@ -107,8 +107,9 @@ def _point(grid: Grid, entry: Entry, engine: str, seed: int, folder: Path) -> Po
         "model": model, "machine": machine, "batch": entry.cell.batch, "system": entry.system,
         "engine": engine, "seed": seed,
     }  # fmt: skip
-    # Where everything fits, there is nothing to explain.
-    bounds = grid.verdicts and engine == COMMON and seed == 0 and not entry.fits
+    # Where everything fits, there is nothing to explain, and another model is not ranked.
+    explained = grid.verdicts and not (entry.fits or entry.other_model)
+    bounds = explained and engine == COMMON and seed == 0
     scenario = scenario_of(entry.data, engine, seed, bounds=bounds)
     return Point(values, scenario, folder / slug(values))
 

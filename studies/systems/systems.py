@@ -38,7 +38,7 @@ FULL = Grid(
     ],
     systems=system_names(),
     loads=LOADS,
-    seeds=4,
+    seeds=3,
 )
 QUICK = Grid(
     cells=[
