@@ -231,8 +231,8 @@ def everything(outcome: Outcome) -> tuple[Any, ...]:
         sorted(ledger.timeline),
         ledger.busy_ns,
         ledger.moved_bytes,
-        (ledger.prefetch_useful, ledger.prefetch_late, ledger.prefetch_wasted),
         ledger.prefetch_cancelled,
+        (ledger.prefetch_useful, ledger.prefetch_late, ledger.prefetch_wasted),
     )
 
 
