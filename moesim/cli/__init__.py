@@ -14,6 +14,7 @@ from typing import Annotated
 import typer
 
 from moesim.cli import (
+    advise,
     calibrate,
     compare,
     inspect,
@@ -65,6 +66,7 @@ def moesim(
 
 # The order of the commands in `moesim --help`.
 for group in (
+    advise,
     run,
     compare,
     calibrate,

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from moesim.simulate.build import Plan
     from moesim.trace import Trace
 
-__all__ = ["Simulated"]
+__all__ = ["NamedModel", "Simulated", "case_of"]
 
 _DECODED: Final = 4  # tokens of a decode row that are simulated; their times hardly differ
 _SEED: Final = 0
@@ -52,6 +52,13 @@ _TOO_MUCH: Final = 1.1
 _Q8_KV_BITS: Final = 8  # one scale a row, which hardly counts
 
 
+class NamedModel(NamedTuple):
+    """A model by the `model` section of a scenario, and its shape."""
+
+    section: Mapping[str, str]
+    shape: ModelShape
+
+
 @dataclass(frozen=True, slots=True)
 class Case:
     """A row as moesim understands it: its scenario as plain data, and what it stands for."""
@@ -65,16 +72,23 @@ class Case:
 
 
 class Simulated:
-    """A `Predictor` and a `TimeModel`. `fits` replaces two numbers of the machines it names."""
+    """A `Predictor` and a `TimeModel`. `fits` replaces two numbers of the machines it names.
 
-    def __init__(self, fits: Sequence[Fitted] = ()) -> None:
+    `models` are models that rows name and moesim does not ship: a scenario's `model` section and
+    the shape, by name. The section may lack the format, which a row without `quant` then lacks too.
+    """
+
+    def __init__(
+        self, fits: Sequence[Fitted] = (), models: Mapping[str, NamedModel] | None = None
+    ) -> None:
         self._fits = {(fit.machine, fit.engine, fit.owner): fit for fit in fits}
+        self._models = models or {}
 
     def predict(self, reading: Reading) -> Answer:
         """Return the simulated tokens per second, or why there are none."""
         fit = self._fits.get(owned_by(reading))
         try:
-            case = case_of(reading)
+            case = self.case_of(reading)
             if fit is None:
                 seconds = _seconds(case)
             else:
@@ -95,21 +109,25 @@ class Simulated:
         Layers differ between models and placements. So a layer stands here for 40 kernels on the
         GPU, or on the CPU without one, and a fit multiplies all fixed times by the same factor.
         """
-        return _assumed(case_of(reading), reading)
+        return _assumed(self.case_of(reading), reading)
 
     def seconds(self, reading: Reading, read_bandwidth: float, layer_ns: float) -> float:
         """Return the seconds of a token at another bandwidth of reads and time of a layer."""
-        case = case_of(reading)
+        case = self.case_of(reading)
         bandwidth, assumed_ns = _assumed(case, reading)
         return _seconds(case, reads=read_bandwidth / bandwidth, kernels=layer_ns / assumed_ns)
 
     def with_fitted(self, fits: Sequence[Fitted]) -> Simulated:
         """Return the model with the fitted numbers of some machines."""
-        return Simulated(fits)
+        return Simulated(fits, self._models)
+
+    def case_of(self, reading: Reading) -> Case:
+        """Return the scenario of a row. Raise UsageError as the function `case_of`."""
+        return case_of(reading, self._models.get(reading.row.model))
 
 
-def case_of(reading: Reading) -> Case:
-    """Return the scenario of a row.
+def case_of(reading: Reading, model: NamedModel | None = None) -> Case:
+    """Return the scenario of a row, of a shipped model or of `model`.
 
     Raises:
         UsageError: a part of the row is not known, or is not simulated.
@@ -123,17 +141,20 @@ def case_of(reading: Reading) -> Case:
         raise UsageError("KV entries in host memory, with layers on the GPU, are not simulated")
     if reading.engine.name not in engine_names():
         raise UsageError(f"no figures of the engine {reading.engine.name} are known")
-    shape = named_shape(row.model)
+    section: dict[str, Any] = {"shape": row.model} if model is None else {**model.section}
+    shape = named_shape(row.model) if model is None else model.shape
     machine = assemble(row.gpu or None, row.cpu, row.ram, row.pcie)
     named = format_named(row.quant)
-    if named.format is None:
-        raise UsageError(f"no format of weights is called {row.quant!r}")
+    if row.quant or model is None:
+        if named.format is None:
+            raise UsageError(f"no format of weights is called {row.quant!r}")
+        section["format"] = row.quant
     layers = _layers(reading, shape)
     prompt, depth = (0, row.depth or 0) if reading.decodes else _prompt(row)
     scenario: dict[str, Any] = {
         "name": f"row-{row.index}",
         "trace": ".",
-        "model": {"shape": row.model, "format": row.quant},
+        "model": section,
         "hardware": _hardware(reading, machine),
         "engine": {"profile": reading.engine.name, "interface": _interface(reading)},
         "batching": {"max_sequences": max(1, row.batch)},

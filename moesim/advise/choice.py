@@ -1,0 +1,204 @@
+"""A choice: how an engine would hold and run a model, and the memory that this takes.
+
+The experts of the first layers stay on the CPU, as many as needed; or the whole model runs there.
+Memory is that of weights, KV entries of the whole context, and buffers. What an engine takes beside
+these is assumed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Final
+
+from moesim.advise.question import Model, Question
+from moesim.model.shapes import ModelShape, stored_bytes
+
+__all__ = ["FORMATS", "UBATCHES", "Choice", "Memory", "choices", "fewest_on_cpu", "memory_of"]
+
+FORMATS: Final = ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q3_K_M", "Q2_K")
+"""Formats that are compared where weights may have any, the most exact first."""
+UBATCHES: Final = (512, 2048)
+"""Tokens of a physical batch that are compared; 512 is the default of llama.cpp."""
+_ENGINE_BYTES: Final = 600 * 10**6
+"""Assumed: the context of the GPU's driver and the libraries of an engine."""
+_FREE: Final = 0.03
+"""Assumed: share of GPU memory that is kept free, for the screen and for fragments."""
+_LOGIT_BYTES: Final = 4
+_ROW_BYTES: Final = 4  # activations have 32 bits in ggml
+_SYSTEM_BYTES: Final = 2 * 10**9
+"""Assumed: what the operating system takes of host memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """How a model is run.
+
+    `cpu_layers` MoE layers, the first, have their experts on the CPU. With `whole` everything is
+    there. `format` is "" where the file or the shape says it.
+    """
+
+    engine: str
+    format: str
+    cpu_layers: int = 0
+    whole: bool = False
+    ubatch: int = UBATCHES[0]
+    kv: str = "f16"
+
+    @property
+    def placement(self) -> str:
+        """Return where the experts are, in a word: `cpu`, `gpu` or `layers`."""
+        if self.whole:
+            return "cpu"
+        return "layers" if self.cpu_layers else "gpu"
+
+    def first_layers(self, shape: ModelShape) -> int:
+        """Return the number N of `--n-cpu-moe N`, which counts dense layers too."""
+        return shape.moe_layers[self.cpu_layers - 1] + 1 if self.cpu_layers else 0
+
+    def setting(self, shape: ModelShape, *, unified: bool = False) -> str:
+        """Return the choice as a setting that `moesim measured` reads."""
+        if self.whole:
+            where = "cpu-only"
+        elif self.cpu_layers:
+            where = f"ncmoe={self.first_layers(shape)}"
+        else:
+            where = "resident unified" if unified else "resident"
+        return f"{where} ub={self.ubatch} kv={self.kv} fa=1"
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Bytes by part in GPU memory and in host memory, and how much there is.
+
+    `host_has` is None where the size of host memory is not known.
+    """
+
+    gpu: dict[str, int]
+    host: dict[str, int]
+    gpu_has: int
+    host_has: int | None
+
+    @property
+    def gpu_bytes(self) -> int:
+        """Bytes used in GPU memory."""
+        return sum(self.gpu.values())
+
+    @property
+    def host_bytes(self) -> int:
+        """Bytes used in host memory."""
+        return sum(self.host.values())
+
+    @property
+    def gpu_left(self) -> int:
+        """Bytes left in GPU memory; negative if the choice does not fit."""
+        return self.gpu_has - self.gpu_bytes
+
+    @property
+    def host_left(self) -> int | None:
+        """Bytes left in host memory; None if its size is not known."""
+        return None if self.host_has is None else self.host_has - self.host_bytes
+
+    @property
+    def fits(self) -> bool:
+        """Whether everything fits; a host memory of unknown size is taken as large enough."""
+        return self.gpu_left >= 0 and (self.host_left is None or self.host_left >= 0)
+
+
+def memory_of(question: Question, choice: Choice) -> Memory:
+    """Return the memory that a choice takes."""
+    hardware = question.machine.hardware
+    shape = question.model.stored(choice.format, choice.kv)
+    end = shape.num_layers
+    # The table of embeddings is read a row a token, and stays in host memory.
+    table = 0 if shape.tied_embeddings else shape.end_bytes - _head_bytes(shape)
+    rest = shape.layers_bytes(range(end + 1)) - table
+    sizes = shape.sizes()
+    on_cpu = choice.cpu_layers * shape.num_experts
+    tokens = question.context * question.load
+    kv = tokens * shape.kv_bytes_per_token + question.load * shape.state_bytes_per_sequence
+    buffers = _buffer_bytes(shape, choice)
+    if choice.whole:
+        host = {"weights": rest + table, "experts": sum(sizes), "KV cache": kv, "buffers": buffers}
+        gpu: dict[str, int] = {}
+    else:
+        gpu = {
+            "weights": rest,
+            "experts": sum(sizes[on_cpu:]),
+            "KV cache": kv,
+            "buffers": buffers,
+            "engine": _ENGINE_BYTES,
+            "kept free": round(_FREE * hardware.vram_bytes),
+        }
+        host = {"weights": table, "experts": sum(sizes[:on_cpu])}
+    has = hardware.vram_bytes if hardware.has_gpu else 0
+    if hardware.unified:
+        gpu, host = {**gpu, "embeddings": host["weights"]} if gpu else host, {}
+        return Memory(gpu, host, has, None)
+    host["system"] = _SYSTEM_BYTES
+    return Memory(gpu, host, has, hardware.host_memory_bytes)
+
+
+def _head_bytes(shape: ModelShape) -> int:
+    """Return the bytes of the output head, norms and a decoupled router."""
+    matrix = shape.vocabulary * shape.hidden
+    rest = shape.hidden + shape.router_params
+    return stored_bytes(matrix, shape.bits_of_head) + stored_bytes(rest, shape.weight_bits)
+
+
+def _buffer_bytes(shape: ModelShape, choice: Choice) -> int:
+    """Return the bytes of compute buffers: logits and activations of a batch, a copied layer.
+
+    Assumed after llama.cpp, which reserves logits for each token of a physical batch, and room for
+    the expert weights of one layer where prompts copy them.
+    """
+    row = shape.vocabulary * _LOGIT_BYTES
+    row += _ROW_BYTES * (4 * shape.hidden + 3 * shape.top_k * shape.expert_ffn)
+    copied = 0
+    if choice.cpu_layers and not choice.whole:
+        copied = sum(shape.sizes()[: shape.num_experts])
+    return choice.ubatch * row + copied
+
+
+def fewest_on_cpu(question: Question, choice: Choice) -> int | None:
+    """Return the fewest layers of experts on the CPU with which a choice fits the GPU, or None."""
+    low, high = 0, len(question.model.shape.moe_layers)
+    if memory_of(question, replace(choice, cpu_layers=high)).gpu_left < 0:
+        return None
+    while low < high:
+        middle = (low + high) // 2
+        fits = memory_of(question, replace(choice, cpu_layers=middle)).gpu_left >= 0
+        low, high = (low, middle) if fits else (middle + 1, high)
+    return low
+
+
+def formats_of(question: Question) -> tuple[str, ...]:
+    """Return the formats that are compared, the most exact first."""
+    model: Model = question.model
+    if model.format is not None:
+        return (model.format,)
+    return question.formats or FORMATS
+
+
+def choices(question: Question) -> Iterator[Choice]:
+    """Yield the choices that fit the machine: of each format, those that may be best.
+
+    With fewer layers on the CPU decoding is faster as long as the GPU's kernels are; where they are
+    not, the other end is best. So both ends are compared, and nothing between.
+    """
+    hardware = question.machine.hardware
+    every = len(question.model.shape.moe_layers)
+    for engine in question.engines:
+        for form in formats_of(question):
+            for kv in question.kv:
+                if hardware.has_gpu:
+                    for ubatch in UBATCHES:
+                        start = Choice(engine, form, ubatch=ubatch, kv=kv)
+                        fewest = fewest_on_cpu(question, start)
+                        if fewest is None:
+                            continue
+                        ends = {fewest} if hardware.unified else {fewest, every}
+                        for layers in sorted(ends):
+                            yield replace(start, cpu_layers=layers)
+                if not hardware.unified:
+                    yield Choice(engine, form, every, whole=True, kv=kv)

@@ -1,0 +1,149 @@
+"""Prices: how fast a choice decodes and reads prompts, by the code that predicts measured rows.
+
+A choice becomes a row without a value, as a person would write it. So an answer is the one that
+`moesim measured` would give for that row, with the same interval.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from math import sqrt
+from typing import Final
+
+from moesim.advise.choice import Choice, Memory, memory_of
+from moesim.advise.question import Question
+from moesim.measured.predict import Answer, Declined, Prediction, read
+from moesim.measured.rows import Row
+from moesim.measured.simulated import NamedModel, Simulated
+
+__all__ = ["Priced", "Pricer", "Span"]
+
+DECODE: Final = "decode_tok_s"
+PREFILL: Final = "prefill_tok_s"
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A value and its interval."""
+
+    value: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, prediction: Prediction) -> Span:
+        """Return the span of a prediction, in tokens per second."""
+        return cls(prediction.value, prediction.low, prediction.high)
+
+    def over(self, work: float) -> Span:
+        """Return the seconds that `work` tokens take at this rate."""
+        return Span(work / self.value, work / self.high, work / self.low)
+
+
+@dataclass(frozen=True, slots=True)
+class Priced:
+    """A choice with its memory and speeds, each in tokens per second.
+
+    `decode` is the rate of each of the sequences at the asked context, `prefill` the mean over a
+    prompt that fills it.
+    """
+
+    choice: Choice
+    memory: Memory
+    decode: Span
+    prefill: Span
+    bits: float
+    """Mean bits of a stored weight."""
+    prompt: int
+    output: int
+    notes: tuple[str, ...] = field(default=(), compare=False)
+
+    @property
+    def first_token_s(self) -> Span:
+        """Seconds until the first token of the answer to a usual prompt."""
+        return self.prefill.over(self.prompt)
+
+    @property
+    def request_s(self) -> Span:
+        """Seconds of a usual request: its prompt, and then its answer."""
+        prompt, answer = self.first_token_s, self.decode.over(self.output)
+        value = prompt.value + answer.value
+        # The errors of both are taken as independent.
+        down = sqrt((prompt.value - prompt.low) ** 2 + (answer.value - answer.low) ** 2)
+        up = sqrt((prompt.high - prompt.value) ** 2 + (answer.high - answer.value) ** 2)
+        return Span(value, value - down, value + up)
+
+
+class Pricer:
+    """Prices the choices of a question. A price is computed once."""
+
+    def __init__(self, question: Question) -> None:
+        self.question = question
+        model = question.model
+        named = {model.name: NamedModel(model.section, model.shape)}
+        self._simulated = Simulated(models=named)
+        self._answers: dict[Row, Answer] = {}
+
+    def decode(self, choice: Choice) -> Answer:
+        """Return the tokens per second of all sequences together, at the asked context."""
+        question = self.question
+        if choice.cpu_layers or choice.whole:
+            # A physical batch changes prompts only.
+            choice = Choice(choice.engine, choice.format, choice.cpu_layers, choice.whole,
+                            kv=choice.kv)  # fmt: skip
+        return self._answer(choice, DECODE, question.context - 1, 0, question.load)
+
+    def prefill(self, choice: Choice) -> Answer:
+        """Return the tokens per second of the prompt that fills the context.
+
+        The time of a step changes evenly with its depth, so a step in the middle stands for all.
+        """
+        longest = max(1, self.question.context - self.question.output)
+        prompt = min(longest, choice.ubatch)
+        return self._answer(choice, PREFILL, (longest - prompt) // 2, prompt, 1)
+
+    def price(self, choice: Choice) -> Priced | Declined:
+        """Return a choice with its speeds, or why it has none."""
+        question = self.question
+        decode = self.decode(choice)
+        if isinstance(decode, Declined):
+            return decode
+        prefill = self.prefill(choice)
+        if isinstance(prefill, Declined):
+            return prefill
+        shape = question.model.stored(choice.format, choice.kv)
+        nbytes = shape.fixed_bytes + sum(shape.sizes())
+        every, load = Span.of(decode), question.load
+        return Priced(
+            choice,
+            memory_of(question, choice),
+            Span(every.value / load, every.low / load, every.high / load),
+            Span.of(prefill),
+            8 * nbytes / shape.total_params,
+            question.prompt,
+            question.output,
+            tuple(dict.fromkeys((*decode.notes, *prefill.notes))),
+        )
+
+    def _answer(self, choice: Choice, metric: str, depth: int, prompt: int, batch: int) -> Answer:
+        question = self.question
+        hardware, (parts, _) = question.machine.hardware, question.parts.filled()
+        row = Row(
+            model=question.model.name,
+            quant=choice.format,
+            gpu="none" if choice.whole else parts.gpu,
+            cpu=parts.cpu,
+            ram=parts.ram,
+            pcie=parts.pcie,
+            engine=choice.engine,
+            setting=choice.setting(question.model.shape, unified=hardware.unified),
+            metric=metric,
+            depth=depth,
+            prompt=prompt or None,
+            batch=batch,
+        )
+        if row not in self._answers:
+            reading = read(row)
+            reason = reading.reason
+            self._answers[row] = Declined(reason) if reason else self._simulated.predict(reading)
+        return self._answers[row]

@@ -1,0 +1,138 @@
+"""Tables and plain data of an advice, for a terminal and for programs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from moesim.advise.advice import Advice
+from moesim.advise.choice import Choice, Memory
+from moesim.advise.flags import flags_of
+from moesim.advise.price import Priced, Span
+from moesim.advise.question import GOALS, Question
+from moesim.config.units import format_bytes
+from moesim.model.shapes import ModelShape
+from moesim.report.tabular import Cell, Table
+
+__all__ = ["as_plain", "front_table", "heading", "memory_table", "recommendation"]
+
+
+def heading(question: Question) -> str:
+    """Return what is asked, in two lines."""
+    machine, goal = question.machine, GOALS[question.goal]
+    parts = [machine.gpu or "no GPU", machine.cpu or "a processor that is not named"]
+    load = f", {question.load} at once" if question.load > 1 else ""
+    return (
+        f"{question.model.name} on {', '.join(parts)}\n"
+        f"goal {question.goal} ({goal.about}): prompts of {question.prompt} tokens, answers of "
+        f"{question.output}, a context of {question.context}{load}"
+    )
+
+
+def front_table(advice: Advice, *, whole: bool = False) -> Table:
+    """Return the best choice of each format, or the whole Pareto front; the best is marked."""
+    table = Table(
+        "choices that no other beats" if whole else "the best choice of each format",
+        (
+            "weights", "bits", "experts on the CPU", "-ub", "KV", "decode, tokens/s",
+            "prompt, tokens/s", "first token, s", "GPU memory", "left", "host memory",
+        ),
+    )  # fmt: skip
+    for one in advice.front if whole else advice.by_format():
+        mark = "best" if one == advice.best else ""
+        choice, memory = one.choice, one.memory
+        table.add(
+            Cell(choice.format or "its own", mark),
+            f"{one.bits:.2f}",
+            place_of(choice, advice.question.model.shape),
+            str(choice.ubatch),
+            choice.kv,
+            span(one.decode),
+            span(one.prefill),
+            span(one.first_token_s),
+            format_bytes(memory.gpu_bytes),
+            format_bytes(memory.gpu_left),
+            format_bytes(memory.host_bytes),
+        )
+    return table
+
+
+def place_of(choice: Choice, shape: ModelShape) -> str:
+    """Return where a choice has its experts, in a word or two."""
+    if choice.whole:
+        return "all, with all layers"
+    every = len(shape.moe_layers)
+    return f"{choice.cpu_layers} of {every} layers" if choice.cpu_layers else "none"
+
+
+def memory_table(memory: Memory) -> Table:
+    """Return the parts of each memory."""
+    table = Table("memory", ("part", "GPU", "host"))
+    for part in dict.fromkeys((*memory.gpu, *memory.host)):
+        table.add(part, *(format_bytes(each.get(part, 0)) for each in (memory.gpu, memory.host)))
+    left = "?" if memory.host_left is None else format_bytes(memory.host_left)
+    table.add("left", format_bytes(memory.gpu_left), left)
+    return table
+
+
+def recommendation(advice: Advice) -> Iterator[str]:
+    """Yield the lines that recommend a choice, with the flags of each engine."""
+    one = advice.best
+    form = one.choice.format or "the file as it is"
+    where = place_of(one.choice, advice.question.model.shape)
+    yield (
+        f"recommended: {form}, experts on the CPU: {where}; {span(one.decode)} tokens/s, first "
+        f"token after {span(one.first_token_s)} s"
+    )
+    for engine, flags in flags_of(advice.question, one.choice).items():
+        yield f"  {engine}: {flags}"
+
+
+def span(value: Span) -> str:
+    """Return a value and its interval, like `34 (25 to 47)`."""
+    return f"{_short(value.value)} ({_short(value.low)} to {_short(value.high)})"
+
+
+def _short(value: float) -> str:
+    """Return a number with two digits, and all before the point."""
+    if value >= 10:
+        return f"{value:,.0f}"
+    return f"{value:.1f}" if value >= 1 else f"{value:.2f}"
+
+
+def as_plain(advice: Advice) -> dict[str, Any]:
+    """Return an advice as plain data for JSON."""
+    best = advice.best
+    return {
+        "question": advice.question.plain(),
+        "recommended": {**_plain(best), "flags": flags_of(advice.question, best.choice)},
+        "front": [_plain(one) for one in advice.front],
+        "notes": list(best.notes),
+    }
+
+
+def _plain(one: Priced) -> dict[str, Any]:
+    choice, memory = one.choice, one.memory
+    return {
+        "engine": choice.engine,
+        "format": choice.format or None,
+        "bits": one.bits,
+        "cpu_layers": choice.cpu_layers,
+        "all_on_cpu": choice.whole,
+        "ubatch": choice.ubatch,
+        "kv": choice.kv,
+        "decode_tok_s": one.decode.value,
+        "low": one.decode.low,
+        "high": one.decode.high,
+        "prefill_tok_s": _span(one.prefill),
+        "first_token_s": _span(one.first_token_s),
+        "request_s": _span(one.request_s),
+        "gpu_bytes": memory.gpu,
+        "gpu_left_bytes": memory.gpu_left,
+        "host_bytes": memory.host,
+        "host_left_bytes": memory.host_left,
+    }
+
+
+def _span(value: Span) -> dict[str, float]:
+    return {"value": value.value, "low": value.low, "high": value.high}

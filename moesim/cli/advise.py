@@ -1,0 +1,103 @@
+"""`moesim advise`: will a model run on a machine, how fast, and with which flags?"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+if TYPE_CHECKING:
+    from moesim.advise.question import Question
+
+__all__ = ["register"]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command of this file to the application."""
+    app.command()(advise)
+
+
+def advise(
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="A shipped model (`moesim list models`), or the path of a Hugging Face "
+            "config.json or of a GGUF file."
+        ),
+    ],
+    gpu: Annotated[
+        str, typer.Option(help="The graphics card, like rtx-3060-12gb, or none.")
+    ] = "none",
+    cpu: Annotated[str, typer.Option(help="The processor, like ryzen-7950x.")] = "",
+    ram: Annotated[str, typer.Option(help="Host memory, like 32GB-ddr4-3200-2ch.")] = "",
+    pcie: Annotated[str, typer.Option(help="The link of the card, like 4.0-x16.")] = "",
+    context: Annotated[
+        str, typer.Option(help="Tokens of the longest conversation; k is 1024.")
+    ] = "8k",
+    goal: Annotated[
+        Literal["chat", "agent", "batch", "rag"], typer.Option(help="What the model is for.")
+    ] = "chat",
+    load: Annotated[
+        int | None, typer.Option(min=1, max=64, help="Sequences at once; batch has 8, others 1.")
+    ] = None,
+    formats: Annotated[
+        list[str] | None,
+        typer.Option("--format", help="Only this format of the weights; may be repeated."),
+    ] = None,
+    engine: Annotated[
+        Literal["llama.cpp", "ik_llama.cpp"], typer.Option(help="The engine that is priced.")
+    ] = "llama.cpp",
+    every: Annotated[
+        bool, typer.Option("--all", help="Show every choice that no other beats.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+) -> None:
+    """Say whether a model runs on a machine, how fast, and with which flags.
+
+    Needs no trace and no GPU. Speeds are predictions by the code that `moesim measured` scores, and
+    each has its interval.
+    """
+    question = _question(model, (gpu, cpu, ram, pcie), context, goal, load, formats, engine)
+    from moesim.advise.tables import as_plain, front_table, heading, memory_table, recommendation
+
+    if not as_json:
+        typer.echo(heading(question))
+        for note in question.assumed:
+            typer.echo(f"assumed: {note}")
+        typer.echo()
+    from moesim.advise.advice import advise as advise_on
+    from moesim.cli.output import echo_json
+    from moesim.report.tabular import write_tables
+
+    advice = advise_on(question)
+    if as_json:
+        echo_json(as_plain(advice))
+        return
+    write_tables([front_table(advice, whole=every), memory_table(advice.best.memory)])
+    typer.echo()
+    for line in recommendation(advice):
+        typer.echo(line)
+
+
+def _question(
+    model: str,
+    parts: tuple[str, str, str, str],
+    context: str,
+    goal: Literal["chat", "agent", "batch", "rag"],
+    load: int | None,
+    formats: list[str] | None,
+    engine: str,
+) -> Question:
+    from moesim.advise.question import GOALS, Model, Parts, Question, tokens_of
+
+    question = Question(
+        Model.of(model),
+        Parts(*parts),
+        tokens_of(context),
+        goal,
+        GOALS[goal].load if load is None else load,
+        (engine,),
+        tuple(formats or ()),
+    )
+    _ = question.machine  # its mistakes are those of the question
+    return question
