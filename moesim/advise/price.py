@@ -6,15 +6,16 @@ A choice becomes a row without a value, as a person would write it. So an answer
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import sqrt
 from typing import Final
 
-from moesim.advise.choice import Choice, Memory, memory_of
+from moesim.advise.choice import UBATCHES, Choice, Memory, memory_of
 from moesim.advise.question import Question
+from moesim.advise.terms import Term, terms_of
 from moesim.measured.predict import Answer, Declined, Prediction, read
 from moesim.measured.rows import Row
-from moesim.measured.simulated import NamedModel, Simulated
+from moesim.measured.simulated import NamedModel, Simulated, timeline_of
 
 __all__ = ["Priced", "Pricer", "Span"]
 
@@ -81,17 +82,13 @@ class Pricer:
         self.question = question
         model = question.model
         named = {model.name: NamedModel(model.section, model.shape)}
-        self._simulated = Simulated(models=named)
+        self._simulated = Simulated(models=named, overrides=question.parts.figures)
         self._answers: dict[Row, Answer] = {}
 
     def decode(self, choice: Choice) -> Answer:
         """Return the tokens per second of all sequences together, at the asked context."""
         question = self.question
-        if choice.cpu_layers or choice.whole:
-            # A physical batch changes prompts only.
-            choice = Choice(choice.engine, choice.format, choice.cpu_layers, choice.whole,
-                            kv=choice.kv)  # fmt: skip
-        return self._answer(choice, DECODE, question.context - 1, 0, question.load)
+        return self._answer(_for_decode(choice), DECODE, question.context - 1, 0, question.load)
 
     def prefill(self, choice: Choice) -> Answer:
         """Return the tokens per second of the prompt that fills the context.
@@ -125,10 +122,25 @@ class Pricer:
             tuple(dict.fromkeys((*decode.notes, *prefill.notes))),
         )
 
+    def terms(self, choice: Choice) -> list[Term]:
+        """Return what takes the time of a step that decodes one token of each sequence."""
+        row = self._row(
+            _for_decode(choice), DECODE, self.question.context - 1, 0, self.question.load
+        )
+        return terms_of(timeline_of(self._simulated.case_of(read(row))))
+
     def _answer(self, choice: Choice, metric: str, depth: int, prompt: int, batch: int) -> Answer:
+        row = self._row(choice, metric, depth, prompt, batch)
+        if row not in self._answers:
+            reading = read(row)
+            reason = reading.reason
+            self._answers[row] = Declined(reason) if reason else self._simulated.predict(reading)
+        return self._answers[row]
+
+    def _row(self, choice: Choice, metric: str, depth: int, prompt: int, batch: int) -> Row:
         question = self.question
         hardware, (parts, _) = question.machine.hardware, question.parts.filled()
-        row = Row(
+        return Row(
             model=question.model.name,
             quant=choice.format,
             gpu="none" if choice.whole else parts.gpu,
@@ -142,8 +154,8 @@ class Pricer:
             prompt=prompt or None,
             batch=batch,
         )
-        if row not in self._answers:
-            reading = read(row)
-            reason = reading.reason
-            self._answers[row] = Declined(reason) if reason else self._simulated.predict(reading)
-        return self._answers[row]
+
+
+def _for_decode(choice: Choice) -> Choice:
+    """Return a choice without what changes prompts only, where it changes nothing else."""
+    return replace(choice, ubatch=UBATCHES[0]) if choice.cpu_layers or choice.whole else choice

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -57,12 +57,16 @@ GOALS: Final[Mapping[GoalName, Goal]] = {
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """The texts of a machine's parts; "" where nothing is said."""
+    """The texts of a machine's parts; "" where nothing is said.
+
+    `figures` of the machine replace those of its parts. Keys are those of `hardware` in scenarios.
+    """
 
     gpu: str = "none"
     cpu: str = ""
     ram: str = ""
     pcie: str = ""
+    figures: Mapping[str, Any] = field(default_factory=dict)
 
     def filled(self) -> tuple[Parts, tuple[str, ...]]:
         """Return the parts with usual ones where none are given, and what was assumed."""
@@ -86,7 +90,7 @@ class Parts:
                 several GPUs.
         """
         given, _ = self.filled()
-        machine = assemble(given.gpu, given.cpu, given.ram, given.pcie)
+        machine = assemble(given.gpu, given.cpu, given.ram, given.pcie, overrides=given.figures)
         if machine.num_gpus > 1:
             raise UsageError(
                 f"{self.gpu!r} are {machine.num_gpus} GPUs: how several share a model is not "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from moesim.advise.advice import Advice
@@ -10,11 +10,22 @@ from moesim.advise.choice import Choice, Memory
 from moesim.advise.flags import flags_of
 from moesim.advise.price import Priced, Span
 from moesim.advise.question import GOALS, Question
+from moesim.advise.terms import Term
+from moesim.advise.upgrades import Cliff, Upgrade
 from moesim.config.units import format_bytes
 from moesim.model.shapes import ModelShape
 from moesim.report.tabular import Cell, Table
 
-__all__ = ["as_plain", "front_table", "heading", "memory_table", "recommendation"]
+__all__ = [
+    "as_plain",
+    "cliff_lines",
+    "front_table",
+    "heading",
+    "memory_table",
+    "recommendation",
+    "terms_table",
+    "upgrade_table",
+]
 
 
 def heading(question: Question) -> str:
@@ -86,6 +97,37 @@ def recommendation(advice: Advice) -> Iterator[str]:
     )
     for engine, flags in flags_of(advice.question, one.choice).items():
         yield f"  {engine}: {flags}"
+
+
+def terms_table(terms: Sequence[Term]) -> Table:
+    """Return what takes the time of a decode step."""
+    table = Table("a step that decodes", ("part", "ms", "share"))
+    for term in terms:
+        table.add(term.name, f"{term.ms:.2f}", f"{term.share:.0%}")
+    table.add("in all", f"{sum(term.ms for term in terms):.2f}", "100%")
+    return table
+
+
+def upgrade_table(advice: Advice, found: Sequence[Upgrade]) -> Table:
+    """Return the upgrades with the speeds that they give, and the time of a request they save."""
+    table = Table(
+        "what would help most",
+        ("upgrade", "decode, tokens/s", "first token, s", "time of a request"),
+    )
+    for each in found:
+        then = each.then
+        table.add(each.name, span(then.decode), span(then.first_token_s), f"{-each.gain:.0%}")
+    return table
+
+
+def cliff_lines(advice: Advice, cliff: Cliff) -> Iterator[str]:
+    """Yield what happens with longer contexts than asked."""
+    yield f"these flags hold a context of up to {cliff.context:,} tokens; beyond it they run out of memory"
+    if cliff.decode is None:
+        yield f"a context of {cliff.doubled:,} does not fit in this format"
+    elif cliff.moved is not None:
+        moved = f"{cliff.moved} more layers on the CPU" if cliff.moved else "the same layers"
+        yield f"a context of {cliff.doubled:,} needs {moved}: {span(cliff.decode)} tokens/s at its end"
 
 
 def span(value: Span) -> str:

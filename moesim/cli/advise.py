@@ -50,6 +50,9 @@ def advise(
     every: Annotated[
         bool, typer.Option("--all", help="Show every choice that no other beats.")
     ] = False,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Show what takes the time of the recommended choice.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
     """Say whether a model runs on a machine, how fast, and with which flags.
@@ -58,25 +61,33 @@ def advise(
     each has its interval.
     """
     question = _question(model, (gpu, cpu, ram, pcie), context, goal, load, formats, engine)
-    from moesim.advise.tables import as_plain, front_table, heading, memory_table, recommendation
+    from moesim.advise import tables
 
     if not as_json:
-        typer.echo(heading(question))
+        typer.echo(tables.heading(question))
         for note in question.assumed:
             typer.echo(f"assumed: {note}")
         typer.echo()
     from moesim.advise.advice import advise as advise_on
+    from moesim.advise.price import Pricer
+    from moesim.advise.upgrades import cliff_of, upgrades
     from moesim.cli.output import echo_json
     from moesim.report.tabular import write_tables
 
-    advice = advise_on(question)
+    pricer = Pricer(question)
+    advice = advise_on(question, pricer)
+    terms = pricer.terms(advice.best.choice)
     if as_json:
-        echo_json(as_plain(advice))
+        echo_json(tables.as_plain(advice))
         return
-    write_tables([front_table(advice, whole=every), memory_table(advice.best.memory)])
+    shown = [tables.front_table(advice, whole=every), tables.memory_table(advice.best.memory)]
+    write_tables([*shown, tables.terms_table(terms)] if explain else shown)
     typer.echo()
-    for line in recommendation(advice):
-        typer.echo(line)
+    typer.echo("\n".join(tables.recommendation(advice)))
+    typer.echo(f"limited by: {terms[0].name} ({terms[0].share:.0%} of the time of a token)")
+    typer.echo("\n".join(tables.cliff_lines(advice, cliff_of(advice, pricer))))
+    typer.echo()
+    write_tables([tables.upgrade_table(advice, upgrades(advice))])
 
 
 def _question(

@@ -33,10 +33,11 @@ if TYPE_CHECKING:
     from moesim.measured.rows import Row
     from moesim.measured.setting import Setting
     from moesim.model.shapes import ModelShape
+    from moesim.serving.ledger import Ledger
     from moesim.simulate.build import Plan
     from moesim.trace import Trace
 
-__all__ = ["NamedModel", "Simulated", "case_of"]
+__all__ = ["NamedModel", "Simulated", "case_of", "timeline_of"]
 
 _DECODED: Final = 4  # tokens of a decode row that are simulated; their times hardly differ
 _SEED: Final = 0
@@ -76,13 +77,18 @@ class Simulated:
 
     `models` are models that rows name and moesim does not ship: a scenario's `model` section and
     the shape, by name. The section may lack the format, which a row without `quant` then lacks too.
+    `overrides` are figures of every row's machine that replace those of its parts.
     """
 
     def __init__(
-        self, fits: Sequence[Fitted] = (), models: Mapping[str, NamedModel] | None = None
+        self,
+        fits: Sequence[Fitted] = (),
+        models: Mapping[str, NamedModel] | None = None,
+        overrides: Mapping[str, Any] | None = None,
     ) -> None:
         self._fits = {(fit.machine, fit.engine, fit.owner): fit for fit in fits}
         self._models = models or {}
+        self._overrides = overrides or {}
 
     def predict(self, reading: Reading) -> Answer:
         """Return the simulated tokens per second, or why there are none."""
@@ -119,15 +125,21 @@ class Simulated:
 
     def with_fitted(self, fits: Sequence[Fitted]) -> Simulated:
         """Return the model with the fitted numbers of some machines."""
-        return Simulated(fits, self._models)
+        return Simulated(fits, self._models, self._overrides)
 
     def case_of(self, reading: Reading) -> Case:
         """Return the scenario of a row. Raise UsageError as the function `case_of`."""
-        return case_of(reading, self._models.get(reading.row.model))
+        return case_of(reading, self._models.get(reading.row.model), self._overrides)
 
 
-def case_of(reading: Reading, model: NamedModel | None = None) -> Case:
+def case_of(
+    reading: Reading,
+    model: NamedModel | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> Case:
     """Return the scenario of a row, of a shipped model or of `model`.
+
+    `overrides` are figures of the machine that replace those of its parts.
 
     Raises:
         UsageError: a part of the row is not known, or is not simulated.
@@ -143,7 +155,7 @@ def case_of(reading: Reading, model: NamedModel | None = None) -> Case:
         raise UsageError(f"no figures of the engine {reading.engine.name} are known")
     section: dict[str, Any] = {"shape": row.model} if model is None else {**model.section}
     shape = named_shape(row.model) if model is None else model.shape
-    machine = assemble(row.gpu or None, row.cpu, row.ram, row.pcie)
+    machine = assemble(row.gpu or None, row.cpu, row.ram, row.pcie, overrides=overrides)
     named = format_named(row.quant)
     if row.quant or model is None:
         if named.format is None:
@@ -155,7 +167,7 @@ def case_of(reading: Reading, model: NamedModel | None = None) -> Case:
         "name": f"row-{row.index}",
         "trace": ".",
         "model": section,
-        "hardware": _hardware(reading, machine),
+        "hardware": {**_hardware(reading, machine), **(overrides or {})},
         "engine": {"profile": reading.engine.name, "interface": _interface(reading)},
         "batching": {"max_sequences": max(1, row.batch)},
         "workload": {"requests": max(1, row.batch)},
@@ -319,6 +331,15 @@ def _prompt_case(case: Case, prompt: int, depth: int) -> Case:
         "lengths": {"prompt": depth + prompt, "output": 1},
     }
     return replace(case, scenario={**case.scenario, "workload": workload}, prompt=prompt)
+
+
+def timeline_of(case: Case) -> Ledger:
+    """Return the ledger of a row's run, with the times of all work in its timeline."""
+    from moesim.simulate.build import serve
+
+    kept = {**case.scenario, "timeline": {"first_step": 0, "steps": _MOST_STEPS}}
+    server, _ = serve(_plan(replace(case, scenario=kept)))
+    return server.ledger
 
 
 def _run_s(case: Case, reads: float, kernels: float) -> float:
