@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from moesim.advise.choice import Choice, Memory, choices, memory_of
+from moesim.advise.choice import Choice, Memory, choices, formats_of, memory_of
 from moesim.advise.price import Priced, Pricer
 from moesim.advise.question import Question
 from moesim.errors import UsageError
@@ -170,6 +170,4 @@ def _too_large(question: Question, asked: Sequence[Choice]) -> str:
 
 
 def _smallest(question: Question) -> str:
-    from moesim.advise.choice import formats_of
-
     return formats_of(question)[-1]

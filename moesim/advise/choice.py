@@ -11,10 +11,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Final
 
-from moesim.advise.question import Model, Question
+from moesim.advise.question import Question
 from moesim.model.shapes import ModelShape, stored_bytes
 
-__all__ = ["FORMATS", "UBATCHES", "Choice", "Memory", "choices", "fewest_on_cpu", "memory_of"]
+__all__ = [
+    "FORMATS",
+    "UBATCHES",
+    "Choice",
+    "Memory",
+    "choices",
+    "fewest_on_cpu",
+    "formats_of",
+    "memory_of",
+]
 
 FORMATS: Final = ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q3_K_M", "Q2_K")
 """Formats that are compared where weights may have any, the most exact first."""
@@ -115,8 +124,7 @@ def memory_of(question: Question, choice: Choice) -> Memory:
     rest = shape.layers_bytes(range(end + 1)) - table
     sizes = shape.sizes()
     on_cpu = choice.cpu_layers * shape.num_experts
-    tokens = question.context * question.load
-    kv = tokens * shape.kv_bytes_per_token + question.load * shape.state_bytes_per_sequence
+    kv = question.load * _cache_bytes(shape, question.context, choice.ubatch)
     buffers = _buffer_bytes(shape, choice)
     if choice.whole:
         host = {"weights": rest + table, "experts": sum(sizes), "KV cache": kv, "buffers": buffers}
@@ -137,6 +145,19 @@ def memory_of(question: Question, choice: Choice) -> Memory:
         return Memory(gpu, host, has, None)
     host["system"] = _SYSTEM_BYTES
     return Memory(gpu, host, has, hardware.host_memory_bytes)
+
+
+def _cache_bytes(shape: ModelShape, context: int, ubatch: int) -> int:
+    """Return the bytes of KV entries and recurrent states of one sequence.
+
+    A layer with a window keeps the window and the batch that is computed, as in llama.cpp.
+    """
+    tokens_by_layer = [
+        min(context, kind.window + ubatch) if kind.window else context for kind in shape.all_kinds()
+    ]
+    layers = sum(tokens * shape.kv_bytes_of(layer) for layer, tokens in enumerate(tokens_by_layer))
+    router = context * shape.router_kv_bytes_per_token
+    return layers + router + shape.state_bytes_per_sequence
 
 
 def _head_bytes(shape: ModelShape) -> int:
@@ -174,9 +195,8 @@ def fewest_on_cpu(question: Question, choice: Choice) -> int | None:
 
 def formats_of(question: Question) -> tuple[str, ...]:
     """Return the formats that are compared, the most exact first."""
-    model: Model = question.model
-    if model.format is not None:
-        return (model.format,)
+    if question.model.format is not None:
+        return (question.model.format,)
     return question.formats or FORMATS
 
 

@@ -30,8 +30,9 @@ _MOST_TOKENS: Final = 1 << 24
 _TOKENS: Final = re.compile(r"(\d{1,9})\s*([kK]?)")
 _USUAL_CPU: Final = "6 cores"
 _USUAL_RAM: Final = "32 GB DDR4-3200 dual channel"
+_NATIVE: Final = "MXFP4_MOE"
 _NATIVE_BITS: Final = 8
-"""A model that is published with fewer bits than these is compared in its own format only."""
+"""A model whose experts are published with fewer bits is compared in that format only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +132,7 @@ class Model:
         if not shape.moe_layers:
             raise UsageError(f"{text} has no routed experts: nothing of a dense model is divided")
         file = text.endswith(".gguf")
-        own = "" if file or shape.expert_bits < _NATIVE_BITS else None
+        own = "" if file else _NATIVE if shape.expert_bits < _NATIVE_BITS else None
         return cls(shape.name, {"shape": text}, shape, own)
 
     def stored(self, form: str, kv: str) -> ModelShape:

@@ -122,12 +122,13 @@ def upgrade_table(advice: Advice, found: Sequence[Upgrade]) -> Table:
 
 def cliff_lines(advice: Advice, cliff: Cliff) -> Iterator[str]:
     """Yield what happens with longer contexts than asked."""
-    yield f"these flags hold a context of up to {cliff.context:,} tokens; beyond it they run out of memory"
+    yield f"these flags hold a context of up to {cliff.context:,} tokens; beyond it, memory runs out"
     if cliff.decode is None:
         yield f"a context of {cliff.doubled:,} does not fit in this format"
     elif cliff.moved is not None:
         moved = f"{cliff.moved} more layers on the CPU" if cliff.moved else "the same layers"
-        yield f"a context of {cliff.doubled:,} needs {moved}: {span(cliff.decode)} tokens/s at its end"
+        speed = f"{span(cliff.decode)} tokens/s at its end"
+        yield f"a context of {cliff.doubled:,} needs {moved}: {speed}"
 
 
 def span(value: Span) -> str:

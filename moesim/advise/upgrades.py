@@ -18,6 +18,8 @@ __all__ = ["Cliff", "Upgrade", "cliff_of", "upgrades"]
 
 _MORE_VRAM: Final = 8 * 2**30
 _MOST: Final = 3
+_BLOCK: Final = 256
+_MOST_CONTEXT: Final = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,14 +109,24 @@ def _figures(hardware: Hardware) -> Iterator[tuple[str, dict[str, Any]]]:
 def cliff_of(advice: Advice, pricer: Pricer) -> Cliff:
     """Return the longest context with the best choice's flags, and the speed at twice the asked."""
     question, choice = advice.question, advice.best.choice
-    shape = question.model.stored(choice.format, choice.kv)
-    memory = memory_of(question, choice)
-    left = memory.host_left if choice.whole else memory.gpu_left
-    token = shape.kv_bytes_per_token * question.load
-    longest = question.context + (left // token if left is not None and token else 0)
+    longest = _longest(question, choice)
     doubled = replace(question, context=2 * question.context)
     moved, decode = _at(doubled, choice)
     return Cliff(longest, doubled.context, moved, decode)
+
+
+def _longest(question: Question, choice: Choice) -> int:
+    """Return the longest context with which a choice fits, to 256 tokens."""
+
+    def fits(blocks: int) -> bool:
+        return memory_of(replace(question, context=_BLOCK * blocks), choice).fits
+
+    low = -(-question.context // _BLOCK)
+    high = max(low, _MOST_CONTEXT // _BLOCK)
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle - 1)
+    return low * _BLOCK
 
 
 def _at(question: Question, choice: Choice) -> tuple[int | None, Span | None]:
