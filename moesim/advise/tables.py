@@ -122,7 +122,7 @@ def upgrade_table(advice: Advice, found: Sequence[Upgrade]) -> Table:
 
 def cliff_lines(advice: Advice, cliff: Cliff) -> Iterator[str]:
     """Yield what happens with longer contexts than asked."""
-    yield f"these flags hold a context of up to {cliff.context:,} tokens; beyond it, memory runs out"
+    yield f"these flags hold a context of up to {cliff.context:,} tokens; beyond, memory runs out"
     if cliff.decode is None:
         yield f"a context of {cliff.doubled:,} does not fit in this format"
     elif cliff.moved is not None:
