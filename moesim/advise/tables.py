@@ -31,7 +31,8 @@ __all__ = [
 def heading(question: Question) -> str:
     """Return what is asked, in two lines."""
     machine, goal = question.machine, GOALS[question.goal]
-    parts = [machine.gpu or "no GPU", machine.cpu or "a processor that is not named"]
+    card = question.parts.own_card or machine.gpu or "no GPU"
+    parts = [card, machine.cpu or "a processor that is not named"]
     load = f", {question.load} at once" if question.load > 1 else ""
     return (
         f"{question.model.name} on {', '.join(parts)}\n"

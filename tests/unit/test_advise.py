@@ -209,8 +209,9 @@ def measured_row(asked: Question, choice: Choice, **fields: Any) -> Row:
     where = f"ncmoe={choice.cpu_layers}" if choice.cpu_layers else "resident"
     where = "cpu-only" if choice.whole else where
     return Row(
-        model=asked.model.name, quant=choice.format, gpu="none" if choice.whole else asked.parts.gpu,
-        cpu=asked.parts.cpu, ram=asked.parts.ram, engine=choice.engine,
+        model=asked.model.name, quant=choice.format,
+        gpu="none" if choice.whole else asked.parts.gpu, cpu=asked.parts.cpu, ram=asked.parts.ram,
+        engine=choice.engine,
         setting=f"{where} ub={choice.ubatch} ctk={choice.kv} ctv={choice.kv} fa=1", **fields,
     )  # fmt: skip
 
@@ -367,5 +368,5 @@ def test_another_context_is_refused(text: str) -> None:
 @given(st.sampled_from(sorted(GOALS)), st.integers(700, 10**6))
 def test_prompt_and_answer_are_within_the_context(goal: Any, context: int) -> None:
     asked = question(goal=goal, context=context)
-    assert 0 < asked.prompt
+    assert asked.prompt > 0
     assert asked.prompt + asked.output <= context
