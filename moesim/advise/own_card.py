@@ -58,8 +58,7 @@ def with_own_card(parts: Parts, vram: str, bandwidth: str, tflops: str) -> Parts
     assert card is not None  # the catalogue has it
     # Products of 8-bit integers keep their ratio to those of 16 bits.
     figures["int8_ops"] = figures["flops"] * card.int8_ops_per_s // card.flops_per_s
-    own = {"gpu": similar, "own_card": name, "figures": {**parts.figures, **figures}}
-    return replace(parts, **own)
+    return replace(parts, gpu=similar, own_card=name, figures={**parts.figures, **figures})
 
 
 def _is_known(gpu: str) -> bool:

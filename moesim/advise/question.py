@@ -19,9 +19,9 @@ from moesim.hardware.parts import Machine, assemble, gpu_named
 from moesim.model.format_bits import bits_for, with_bits_of
 from moesim.model.formats import block_named, check_format_name, format_named
 from moesim.model.hf_config import load_config, load_shape
-from moesim.model.shapes import ModelShape
+from moesim.model.shapes import ModelShape, stored_bytes
 
-__all__ = ["GOALS", "KV_FORMATS", "Goal", "Model", "Parts", "Question", "tokens_of"]
+__all__ = ["GOALS", "KV_FORMATS", "Goal", "Model", "Parts", "Question", "Weights", "tokens_of"]
 
 GoalName = Literal["chat", "agent", "batch", "rag"]
 KV_FORMATS: Final = ("f16", "q8_0")
@@ -160,17 +160,68 @@ class Model:
         """Return the shape with weights in a format ("": its own) and KV entries in another."""
         key = (form, kv)
         if key not in self._stored:
+            bits = block_named(kv.upper()).bits
+            self._stored[key] = replace(self._with_weights(form), kv_bits=bits)
+        return self._stored[key]
+
+    def weights(self, form: str) -> Weights:
+        """Return the bytes of the parts of the model with weights in a format."""
+        if form not in self._weights:
+            self._weights[form] = Weights.of(self._with_weights(form))
+        return self._weights[form]
+
+    def _with_weights(self, form: str) -> ModelShape:
+        if form not in self._shapes:
             shape = self.shape
             if form:
                 named = format_named(form)
                 assert named.format is not None  # checked where the question is asked
                 shape = with_bits_of(shape, bits_for(named.format, shape, named.file_bytes))
-            self._stored[key] = replace(shape, kv_bits=block_named(kv.upper()).bits)
-        return self._stored[key]
+            self._shapes[form] = shape
+        return self._shapes[form]
 
     @cached_property
     def _stored(self) -> dict[tuple[str, str], ModelShape]:
         return {}
+
+    @cached_property
+    def _shapes(self) -> dict[str, ModelShape]:
+        return {}
+
+    @cached_property
+    def _weights(self) -> dict[str, Weights]:
+        return {}
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """The bytes of a model's parts. They are asked for often, and long to sum.
+
+    `experts` has those of all routed experts of each MoE layer, `table` the table of embeddings
+    where it is not the head too, `rest` all other weights.
+    """
+
+    experts: tuple[int, ...]
+    table: int
+    rest: int
+
+    @classmethod
+    def of(cls, shape: ModelShape) -> Weights:
+        """Return the parts of a shape."""
+        sizes, number = shape.sizes(), shape.num_experts
+        experts = tuple(
+            sum(sizes[start : start + number]) for start in range(0, len(sizes), number)
+        )
+        table = 0 if shape.tied_embeddings else shape.end_bytes - _head_bytes(shape)
+        whole = shape.layers_bytes(range(shape.num_layers + 1))
+        return cls(experts, table, whole - table)
+
+
+def _head_bytes(shape: ModelShape) -> int:
+    """Return the bytes of the output head, norms and a decoupled router."""
+    matrix = shape.vocabulary * shape.hidden
+    rest = shape.hidden + shape.router_params
+    return stored_bytes(matrix, shape.bits_of_head) + stored_bytes(rest, shape.weight_bits)
 
 
 _DENSE: Final = (

@@ -77,10 +77,9 @@ def advise(
 
     if not as_json:
         typer.echo(tables.heading(question))
-        for note in question.assumed:
-            typer.echo(f"assumed: {note}")
         typer.echo()
     from moesim.advise.advice import advise as advise_on
+    from moesim.advise.grounds import grounds_of
     from moesim.advise.price import Pricer
     from moesim.advise.upgrades import cliff_of, upgrades
     from moesim.cli.output import echo_json
@@ -88,9 +87,9 @@ def advise(
 
     pricer = Pricer(question)
     advice = advise_on(question, pricer)
-    terms = pricer.terms(advice.best.choice)
+    terms, grounds = pricer.terms(advice.best.choice), grounds_of(advice, pricer)
     if as_json:
-        echo_json(tables.as_plain(advice))
+        echo_json(tables.as_plain(advice, grounds))
         return
     shown = [tables.front_table(advice, whole=every), tables.memory_table(advice.best.memory)]
     write_tables([*shown, tables.terms_table(terms)] if explain else shown)
@@ -100,6 +99,9 @@ def advise(
     typer.echo("\n".join(tables.cliff_lines(advice, cliff_of(advice, pricer))))
     typer.echo()
     write_tables([tables.upgrade_table(advice, upgrades(advice))])
+    typer.echo("\nwhat the answer rests on")
+    for line in grounds.lines():
+        typer.echo(f"  {line}")
 
 
 def _question(

@@ -266,6 +266,8 @@ def test_the_first_token_waits_for_the_prompt_and_a_request_for_both() -> None:
     one = given_advice().advice.best
     assert one.first_token_s.value == 512 / one.prefill.value
     assert one.request_s.value == 512 / one.prefill.value + 400 / one.decode.value
+    assert one.request_s.high == pytest.approx(512 / one.prefill.low + 400 / one.decode.low)
+    assert one.request_s.low == pytest.approx(512 / one.prefill.high + 400 / one.decode.high)
     for span in (one.decode, one.prefill, one.first_token_s, one.request_s):
         assert 0 < span.low < span.value < span.high
 
@@ -326,6 +328,17 @@ def test_upgrades_are_never_slower_than_now() -> None:
     for each in found:
         assert each.then.request_s.value < advice.best.request_s.value
         assert each.gain == 1 - each.then.request_s.value / advice.best.request_s.value
+
+
+def test_the_interval_of_a_gain_is_that_of_the_ratio_of_saved_to_remaining_time() -> None:
+    advice = given_advice().advice
+    now = advice.best.request_s
+    for each in upgrades(advice):
+        saved, left = each.gain * now.value, (1 - each.gain) * now.value
+        wrong = now.high / now.value
+        assert each.gain_span.high == pytest.approx(saved * wrong / (saved * wrong + left))
+        assert each.gain_span.low == pytest.approx(saved / (saved + left * wrong))
+        assert 0 < each.gain_span.low < each.gain < each.gain_span.high < 1
 
 
 def test_the_longest_context_fits_and_one_block_more_does_not() -> None:
