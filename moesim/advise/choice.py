@@ -7,7 +7,7 @@ these is assumed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -201,8 +201,8 @@ def formats_of(question: Question) -> tuple[str, ...]:
     return question.formats or FORMATS
 
 
-def choices(question: Question) -> Iterator[Choice]:
-    """Yield the choices that fit the machine: of each format, those that may be best.
+def choices(question: Question, ubatches: Sequence[int] = UBATCHES) -> Iterator[Choice]:
+    """Yield the choices that fit the GPU: of each format, those that may be best.
 
     With fewer layers on the CPU decoding is faster as long as the GPU's kernels are; where they are
     not, the other end is best. So both ends are compared, and nothing between.
@@ -213,7 +213,7 @@ def choices(question: Question) -> Iterator[Choice]:
         for form in formats_of(question):
             for kv in question.kv:
                 if hardware.has_gpu:
-                    for ubatch in UBATCHES:
+                    for ubatch in ubatches:
                         start = Choice(engine, form, ubatch=ubatch, kv=kv)
                         fewest = fewest_on_cpu(question, start)
                         if fewest is None:

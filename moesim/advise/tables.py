@@ -9,8 +9,8 @@ from moesim.advise.advice import Advice
 from moesim.advise.choice import Choice, Memory
 from moesim.advise.flags import flags_of
 from moesim.advise.grounds import Grounds
+from moesim.advise.heading import heading
 from moesim.advise.price import Priced, Span
-from moesim.advise.question import GOALS, Question
 from moesim.advise.terms import Term
 from moesim.advise.upgrades import Cliff, Upgrade
 from moesim.config.units import format_bytes
@@ -27,19 +27,6 @@ __all__ = [
     "terms_table",
     "upgrade_table",
 ]
-
-
-def heading(question: Question) -> str:
-    """Return what is asked, in two lines."""
-    machine, goal = question.machine, GOALS[question.goal]
-    card = question.parts.own_card or machine.gpu or "no GPU"
-    parts = [card, machine.cpu or "a processor that is not named"]
-    load = f", {question.load} at once" if question.load > 1 else ""
-    return (
-        f"{question.model.name} on {', '.join(parts)}\n"
-        f"goal {question.goal} ({goal.about}): prompts of {question.prompt} tokens, answers of "
-        f"{question.output}, a context of {question.context}{load}"
-    )
 
 
 def front_table(advice: Advice, *, whole: bool = False) -> Table:

@@ -281,6 +281,21 @@ def test_terms_sum_to_the_step() -> None:
         assert sum(term.share for term in terms) == pytest.approx(1)
 
 
+@pytest.mark.parametrize("goal", ["chat", "rag"])
+def test_what_is_left_out_takes_over_a_tenth_longer(goal: Any) -> None:
+    asked = question(formats=FORMATS, goal=goal)
+    short, thorough = advise(asked), advise(asked, thorough=True)
+    assert len(short.priced) < len(thorough.priced)
+    assert all(one in thorough.priced for one in short.priced)
+    assert short.best == thorough.best
+    assert short.by_format() == thorough.by_format()
+    for one in thorough.priced:
+        if one in short.priced:
+            continue
+        same = [other for other in short.priced if other.choice.format == one.choice.format]
+        assert one.request_s.value > 1.1 * min(other.request_s.value for other in same)
+
+
 # Flags
 
 
