@@ -7,7 +7,7 @@ from typing import Any
 
 from moesim.advise.advice import Advice
 from moesim.advise.choice import Choice, Memory
-from moesim.advise.flags import flags_of
+from moesim.advise.flags import flags_of, left_out
 from moesim.advise.grounds import Grounds
 from moesim.advise.heading import heading
 from moesim.advise.price import Priced, Span
@@ -85,7 +85,10 @@ def recommendation(advice: Advice) -> Iterator[str]:
         f"token after {span(one.first_token_s)} s"
     )
     for engine, flags in flags_of(advice.question, one.choice).items():
-        yield f"  {engine}: {flags}"
+        priced = "" if engine == one.choice.engine else " (another speed)"
+        yield f"  {engine}{priced}: {flags}"
+    for engine, reason in left_out(advice.question, one.choice).items():
+        yield f"  not {engine}: {reason}"
 
 
 def terms_table(terms: Sequence[Term]) -> Table:
@@ -139,7 +142,11 @@ def as_plain(advice: Advice, grounds: Grounds | None = None) -> dict[str, Any]:
     best = advice.best
     return {
         "question": advice.question.plain(),
-        "recommended": {**_plain(best), "flags": flags_of(advice.question, best.choice)},
+        "recommended": {
+            **_plain(best),
+            "flags": flags_of(advice.question, best.choice),
+            "left_out": left_out(advice.question, best.choice),
+        },
         "front": [_plain(one) for one in advice.front],
         "notes": list(best.notes),
         **({} if grounds is None else {"grounds": grounds.plain()}),
