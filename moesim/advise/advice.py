@@ -12,7 +12,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from moesim.advise.choice import UBATCHES, Choice, Memory, choices, formats_of, memory_of
+from moesim.advise.choice import (
+    UBATCHES,
+    Choice,
+    Memory,
+    choices,
+    disk_choices,
+    formats_of,
+    memory_of,
+)
 from moesim.advise.price import Priced, Pricer
 from moesim.advise.question import Question
 from moesim.errors import UsageError
@@ -55,8 +63,9 @@ def advise(
 ) -> Advice:
     """Return the advice on a question.
 
-    A choice that takes over a tenth longer than another of its format is left out, unless
-    `thorough`. `ubatches` are the physical batches that are compared.
+    Where no choice fits the memory, experts are read from a disk. A choice that takes over a tenth
+    longer than another of its format is left out, unless `thorough`. `ubatches` are the physical
+    batches that are compared.
 
     Raises:
         UsageError: no choice fits the machine, or none can be priced.
@@ -65,7 +74,9 @@ def advise(
     asked = list(choices(question, ubatches))
     fitting = [choice for choice in asked if memory_of(question, choice).fits]
     if not fitting:
-        raise UsageError(_too_large(question, asked))
+        fitting = asked = list(disk_choices(question))
+    if not fitting:
+        raise UsageError(_too_large(question, list(choices(question, ubatches))))
     priced: list[Priced] = []
     declined: list[tuple[Choice, str]] = []
     # Less exact KV caches are priced first, because they bound the speed of more exact ones.
