@@ -67,11 +67,13 @@ class Priced:
     prompt: int
     output: int
     notes: tuple[str, ...] = field(default=(), compare=False)
+    usual: Span | None = None
+    """The rate of a usual prompt that is shorter than a batch; None where it is `prefill`."""
 
     @property
     def first_token_s(self) -> Span:
         """Seconds until the first token of the answer to a usual prompt."""
-        return self.prefill.over(self.prompt)
+        return (self.usual or self.prefill).over(self.prompt)
 
     @property
     def request_s(self) -> Span:
@@ -104,8 +106,12 @@ class Pricer:
 
         The time of a step changes evenly with its depth, so a step in the middle stands for all.
         """
+        return self._prompt(choice, choice.ubatch)
+
+    def _prompt(self, choice: Choice, tokens: int) -> Answer:
+        """Return the tokens per second of a step of at most `tokens`, in the middle."""
         longest = max(1, self.question.context - self.question.output)
-        prompt = min(longest, choice.ubatch)
+        prompt = min(longest, tokens)
         return self.answer(choice, PREFILL, (longest - prompt) // 2, prompt, 1)
 
     def answer(self, choice: Choice, metric: str, depth: int, prompt: int, batch: int) -> Answer:
@@ -121,6 +127,10 @@ class Pricer:
         prefill = self.prefill(choice)
         if isinstance(prefill, Declined):
             return prefill
+        # A batch that is not full copies and reads nearly as many weights as a full one.
+        usual = self._prompt(choice, question.prompt) if question.prompt < choice.ubatch else None
+        if isinstance(usual, Declined):
+            return usual
         shape = question.model.stored(choice.format, choice.kv)
         nbytes = shape.fixed_bytes + sum(question.model.weights(choice.format).experts)
         every, load = Span.of(decode), question.load
@@ -133,6 +143,7 @@ class Pricer:
             question.prompt,
             question.output,
             tuple(dict.fromkeys((*decode.notes, *prefill.notes))),
+            None if usual is None else Span.of(usual),
         )
 
     def reading(self, choice: Choice) -> Reading:
