@@ -12,7 +12,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from moesim.advise.choice import Choice, Memory, choices, formats_of, memory_of
+from moesim.advise.choice import (
+    UBATCHES,
+    Choice,
+    Memory,
+    choices,
+    disk_choices,
+    formats_of,
+    memory_of,
+)
 from moesim.advise.price import Priced, Pricer
 from moesim.advise.question import Question
 from moesim.errors import UsageError
@@ -49,32 +57,78 @@ def advise(
     question: Question,
     pricer: Pricer | None = None,
     progress: Callable[[int, int], None] | None = None,
+    *,
+    thorough: bool = False,
+    ubatches: Sequence[int] = UBATCHES,
 ) -> Advice:
     """Return the advice on a question.
+
+    Where no choice fits the memory, experts are read from a disk. A choice that takes longer
+    than another of its format that is as exact, or over a tenth longer than any, is left out,
+    unless `thorough`. `ubatches` are the physical
+    batches that are compared.
 
     Raises:
         UsageError: no choice fits the machine, or none can be priced.
     """
     pricer = pricer or Pricer(question)
-    asked = list(choices(question))
+    asked = list(choices(question, ubatches))
     fitting = [choice for choice in asked if memory_of(question, choice).fits]
     if not fitting:
-        raise UsageError(_too_large(question, asked))
+        fitting = asked = list(disk_choices(question))
+    if not fitting:
+        raise UsageError(_too_large(question, list(choices(question, ubatches))))
     priced: list[Priced] = []
     declined: list[tuple[Choice, str]] = []
-    for number, choice in enumerate(fitting):
+    # Less exact KV caches are priced first, because they bound the speed of more exact ones.
+    for number, choice in enumerate(sorted(fitting, key=lambda each: each.kv == "f16")):
+        if progress is not None:
+            progress(number, len(fitting))
         if not _worth_a_price(choice, fitting, pricer):
+            continue
+        if not thorough and _too_slow(choice, priced, pricer):
             continue
         answer = pricer.price(choice)
         if isinstance(answer, Declined):
             declined.append((choice, answer.reason))
         else:
             priced.append(answer)
-        if progress is not None:
-            progress(number + 1, len(fitting))
+    if progress is not None:
+        progress(len(fitting), len(fitting))
     if not priced:
         raise UsageError(f"no choice can be priced: {declined[0][1]}")
+    priced.sort(key=lambda one: asked.index(one.choice))
     return Advice(question, tuple(priced), front_of(priced), recommended(priced), tuple(declined))
+
+
+def _too_slow(choice: Choice, priced: Sequence[Priced], pricer: Pricer) -> bool:
+    """Return whether a choice takes longer than one that is as exact, or over a tenth longer.
+
+    Its prompt is not bounded by simulation, but by those of priced choices: it is not read faster
+    with more layers on the CPU, with a more exact KV cache, or with a batch that it does not fill.
+    """
+    same = [
+        one
+        for one in priced
+        if (one.choice.engine, one.choice.format) == (choice.engine, choice.format)
+        and one.choice.whole == choice.whole
+    ]
+    decode = pricer.decode(choice)
+    if not same or isinstance(decode, Declined):
+        return False
+    question = pricer.question
+    filled = min(choice.ubatch, question.prompt)
+    bounds = [
+        one.first_token_s.value
+        for one in same
+        if one.choice.ubatch >= filled and one.choice.cpu_layers <= choice.cpu_layers
+    ]
+    answer_s = question.output * question.load / decode.value
+    least_s = max(bounds, default=0.0) + answer_s
+    slower = (1 if one.choice.kv == choice.kv else _SLOWER for one in same)
+    return any(
+        least_s > factor * one.request_s.value for factor, one in zip(slower, same, strict=True)
+    )
 
 
 def _worth_a_price(choice: Choice, fitting: Sequence[Choice], pricer: Pricer) -> bool:
@@ -133,7 +187,12 @@ def recommended(priced: Sequence[Priced]) -> Priced:
         good = [one for one in priced if one.bits >= most * (1 - _CLOSE)]
     fastest = min(one.request_s.value for one in good)
     near = [one for one in good if one.request_s.value <= fastest * _SLOWER]
-    return max(near, key=lambda one: (round(one.bits, 2), _exactness(one), -one.request_s.value))
+    return max(near, key=_rank)
+
+
+def _rank(one: Priced) -> tuple[float, ...]:
+    """Return what decides between choices that are nearly as fast, the most important first."""
+    return (round(one.bits, 2), _exactness(one), -one.request_s.value, one.prefill.value)
 
 
 def _too_large(question: Question, asked: Sequence[Choice]) -> str:

@@ -7,19 +7,22 @@ these is assumed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
 from moesim.advise.question import Question
-from moesim.model.shapes import ModelShape, stored_bytes
+from moesim.model.shapes import ModelShape
 
 __all__ = [
     "FORMATS",
+    "FREE_SHARE",
+    "MEMORY_ASSUMED",
     "UBATCHES",
     "Choice",
     "Memory",
     "choices",
+    "disk_choices",
     "fewest_on_cpu",
     "formats_of",
     "memory_of",
@@ -31,12 +34,19 @@ UBATCHES: Final = (512, 2048)
 """Tokens of a physical batch that are compared; 512 is the default of llama.cpp."""
 _ENGINE_BYTES: Final = 600 * 10**6
 """Assumed: the context of the GPU's driver and the libraries of an engine."""
-_FREE: Final = 0.03
+FREE_SHARE: Final = 0.03
 """Assumed: share of GPU memory that is kept free, for the screen and for fragments."""
+_DISK_FORMATS: Final = 3
 _LOGIT_BYTES: Final = 4
 _ROW_BYTES: Final = 4  # activations have 32 bits in ggml
 _SYSTEM_BYTES: Final = 2 * 10**9
 """Assumed: what the operating system takes of host memory."""
+MEMORY_ASSUMED: Final = (
+    f"driver and libraries take {_ENGINE_BYTES // 10**6} MB of GPU memory, {FREE_SHARE:.0%} stay "
+    f"free, and the operating system takes {_SYSTEM_BYTES // 10**9} GB of host memory",
+    "compute buffers are logits and activations of a physical batch, and one layer's experts",
+)
+"""What is assumed of memory, one sentence each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +63,8 @@ class Choice:
     whole: bool = False
     ubatch: int = UBATCHES[0]
     kv: str = "f16"
+    disk: bool = False
+    """Whether experts that exceed host memory are read from a disk."""
 
     @property
     def placement(self) -> str:
@@ -80,13 +92,15 @@ class Choice:
 class Memory:
     """Bytes by part in GPU memory and in host memory, and how much there is.
 
-    `host_has` is None where the size of host memory is not known.
+    `host_has` is None where the size of host memory is not known. `disk_bytes` are those of experts
+    that have no room in host memory.
     """
 
     gpu: dict[str, int]
     host: dict[str, int]
     gpu_has: int
     host_has: int | None
+    disk_bytes: int = 0
 
     @property
     def gpu_bytes(self) -> int:
@@ -118,33 +132,48 @@ def memory_of(question: Question, choice: Choice) -> Memory:
     """Return the memory that a choice takes."""
     hardware = question.machine.hardware
     shape = question.model.stored(choice.format, choice.kv)
-    end = shape.num_layers
+    weights = question.model.weights(choice.format)
     # The table of embeddings is read a row a token, and stays in host memory.
-    table = 0 if shape.tied_embeddings else shape.end_bytes - _head_bytes(shape)
-    rest = shape.layers_bytes(range(end + 1)) - table
-    sizes = shape.sizes()
-    on_cpu = choice.cpu_layers * shape.num_experts
+    table, rest, experts = weights.table, weights.rest, weights.experts
+    on_cpu = choice.cpu_layers
     kv = question.load * _cache_bytes(shape, question.context, choice.ubatch)
-    buffers = _buffer_bytes(shape, choice)
+    buffers = _buffer_bytes(shape, choice, max(experts[:on_cpu], default=0))
     if choice.whole:
-        host = {"weights": rest + table, "experts": sum(sizes), "KV cache": kv, "buffers": buffers}
+        host = {
+            "weights": rest + table,
+            "experts": sum(experts),
+            "KV cache": kv,
+            "buffers": buffers,
+        }
         gpu: dict[str, int] = {}
     else:
         gpu = {
             "weights": rest,
-            "experts": sum(sizes[on_cpu:]),
+            "experts": sum(experts[on_cpu:]),
             "KV cache": kv,
             "buffers": buffers,
             "engine": _ENGINE_BYTES,
-            "kept free": round(_FREE * hardware.vram_bytes),
+            "kept free": round(FREE_SHARE * hardware.vram_bytes),
         }
-        host = {"weights": table, "experts": sum(sizes[:on_cpu])}
+        host = {"weights": table, "experts": sum(experts[:on_cpu])}
     has = hardware.vram_bytes if hardware.has_gpu else 0
     if hardware.unified:
         gpu, host = {**gpu, "embeddings": host["weights"]} if gpu else host, {}
         return Memory(gpu, host, has, None)
     host["system"] = _SYSTEM_BYTES
-    return Memory(gpu, host, has, hardware.host_memory_bytes)
+    memory = Memory(gpu, host, has, hardware.host_memory_bytes)
+    return _with_disk(memory, experts[0]) if choice.disk else memory
+
+
+def _with_disk(memory: Memory, least_bytes: int) -> Memory:
+    """Return the memory with experts on disk where host memory is full.
+
+    At least one layer's experts have room, because a step needs them together.
+    """
+    experts, left = memory.host["experts"], memory.host_left
+    missing = min(max(0, -(left or 0)), max(0, experts - least_bytes))
+    host = {**memory.host, "experts": experts - missing}
+    return replace(memory, host=host, disk_bytes=missing)
 
 
 def _cache_bytes(shape: ModelShape, context: int, ubatch: int) -> int:
@@ -160,14 +189,7 @@ def _cache_bytes(shape: ModelShape, context: int, ubatch: int) -> int:
     return layers + router + shape.state_bytes_per_sequence
 
 
-def _head_bytes(shape: ModelShape) -> int:
-    """Return the bytes of the output head, norms and a decoupled router."""
-    matrix = shape.vocabulary * shape.hidden
-    rest = shape.hidden + shape.router_params
-    return stored_bytes(matrix, shape.bits_of_head) + stored_bytes(rest, shape.weight_bits)
-
-
-def _buffer_bytes(shape: ModelShape, choice: Choice) -> int:
+def _buffer_bytes(shape: ModelShape, choice: Choice, layer_bytes: int) -> int:
     """Return the bytes of compute buffers: logits and activations of a batch, a copied layer.
 
     Assumed after llama.cpp, which reserves logits for each token of a physical batch, and room for
@@ -175,9 +197,7 @@ def _buffer_bytes(shape: ModelShape, choice: Choice) -> int:
     """
     row = shape.vocabulary * _LOGIT_BYTES
     row += _ROW_BYTES * (4 * shape.hidden + 3 * shape.top_k * shape.expert_ffn)
-    copied = 0
-    if choice.cpu_layers and not choice.whole:
-        copied = sum(shape.sizes()[: shape.num_experts])
+    copied = 0 if choice.whole else layer_bytes
     return choice.ubatch * row + copied
 
 
@@ -200,8 +220,8 @@ def formats_of(question: Question) -> tuple[str, ...]:
     return question.formats or FORMATS
 
 
-def choices(question: Question) -> Iterator[Choice]:
-    """Yield the choices that fit the machine: of each format, those that may be best.
+def choices(question: Question, ubatches: Sequence[int] = UBATCHES) -> Iterator[Choice]:
+    """Yield the choices that fit the GPU: of each format, those that may be best.
 
     With fewer layers on the CPU decoding is faster as long as the GPU's kernels are; where they are
     not, the other end is best. So both ends are compared, and nothing between.
@@ -212,7 +232,7 @@ def choices(question: Question) -> Iterator[Choice]:
         for form in formats_of(question):
             for kv in question.kv:
                 if hardware.has_gpu:
-                    for ubatch in UBATCHES:
+                    for ubatch in ubatches:
                         start = Choice(engine, form, ubatch=ubatch, kv=kv)
                         fewest = fewest_on_cpu(question, start)
                         if fewest is None:
@@ -222,3 +242,22 @@ def choices(question: Question) -> Iterator[Choice]:
                             yield replace(start, cpu_layers=layers)
                 if not hardware.unified:
                     yield Choice(engine, form, every, whole=True, kv=kv)
+
+
+def disk_choices(question: Question) -> Iterator[Choice]:
+    """Yield choices that read experts from a disk: all experts are in front of it, on the CPU.
+
+    Prompts read all experts for each batch, so batches are large. Only the smaller formats are
+    compared, because time is in proportion to what is read.
+    """
+    hardware = question.machine.hardware
+    every, kv, ubatch = len(question.model.shape.moe_layers), question.kv[-1], UBATCHES[-1]
+    if hardware.unified or hardware.host_memory_bytes is None:
+        return
+    for engine in question.engines:
+        for form in formats_of(question)[-_DISK_FORMATS:]:
+            start = Choice(engine, form, every, ubatch=ubatch, kv=kv, disk=True)
+            for choice in (start, replace(start, whole=True)):
+                if memory_of(question, choice).fits and (choice.whole or hardware.has_gpu):
+                    yield choice
+                    break
