@@ -54,7 +54,9 @@ def price_of(reading: Reading, predicted: Prediction) -> str:
     except MoesimError as error:
         return f"refused by advise: {error}".split(";", maxsplit=1)[0]
     row = reading.row
-    answer = Pricer(question).answer(choice, row.metric, row.depth, row.prompt or 0, row.batch)
+    pricer = Pricer(question)
+    asked = pricer._row(choice, row.metric, row.depth or 0, row.prompt or 0, row.batch)
+    answer = pricer._answer(asked)
     if not isinstance(answer, Prediction) or answer.value != predicted.value:
         return DIFFERENT
     same = (answer.low, answer.high) == (predicted.low, predicted.high)
@@ -111,6 +113,7 @@ def as_plain(found: Advised) -> dict[str, Any]:
         "advised": found.layers,
         "advised_tok_s": found.speed,
         "lost_pct": None if found.lost is None else 100 * found.lost,
+        "fits": found.fits,
         "reason": found.reason,
     }
 
@@ -149,37 +152,46 @@ def _cells(one: Mapping[str, Any]) -> Iterable[str]:
     outside = "" if one["from"] <= one["advised"] <= one["to"] else " (outside)"
     yield f"{one['advised']}{outside}"
     yield f"{one['advised_tok_s']:.3g}"
-    yield f"{one['lost_pct']:.1f} %"
+    yield f"{one['lost_pct']:.1f} %" if one["fits"] is not False else "would not fit"
 
 
 def shares_table(found: Sequence[Mapping[str, Any]]) -> str:
     """Return the shares of sweeps whose advice loses little, as a Markdown table."""
     lines = [
-        f"| half | sweeps | could be asked | within {CLOSE:.0%} of the best | of those with three "
-        "settings or more |",
-        "|---|--:|--:|--:|--:|",
+        f"| half | sweeps | could be asked | fit, and within {CLOSE:.0%} of the best "
+        "| of those with three settings or more | machines with all their sweeps within |",
+        "|---|--:|--:|--:|--:|--:|",
     ]
     for half in HALVES:
         part = [one for one in found if one["half"] == half]
         asked = [one for one in part if one["advised"] is not None]
         many = [one for one in asked if one["settings"] > _FEW]
+        machines = {one["machine"] for one in asked}
+        missed = {one["machine"] for one in asked if not _close(one)}
         cells = [str(len(part)), str(len(asked)), *(_share(group) for group in (asked, many))]
+        cells.append(f"{len(machines - missed)} of {len(machines)}")
         lines.append(f"| {half} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def _share(found: Sequence[Mapping[str, Any]]) -> str:
-    close = sum(one["lost_pct"] <= 100 * CLOSE for one in found)
+    close = sum(map(_close, found))
     return f"{close} of {len(found)} ({close / len(found):.0%})" if found else "–"
+
+
+def _close(one: Mapping[str, Any]) -> bool:
+    return one["fits"] is not False and bool(one["lost_pct"] <= 100 * CLOSE)
 
 
 def prices_table(counts: Mapping[str, Mapping[str, int]]) -> str:
     """Return the outcomes of the comparison of prices as a Markdown table."""
     outcomes = list(dict.fromkeys(name for half in HALVES for name in counts[half]))
     lines = [f"| price by advise | {' | '.join(HALVES)} |", "|---|--:|--:|"]
-    for name in sorted(outcomes, key=lambda name: -sum(counts[half].get(name, 0) for half in HALVES)):
-        numbers = [str(counts[half].get(name, 0)) for half in HALVES]
-        lines.append(f"| {name} | {' | '.join(numbers)} |")
+    for name in sorted(
+        outcomes, key=lambda name: -sum(one.get(name, 0) for one in counts.values())
+    ):
+        numbers = " | ".join(str(counts[half].get(name, 0)) for half in HALVES)
+        lines.append(f"| {name} | {numbers} |")
     return "\n".join(lines)
 
 

@@ -40,8 +40,9 @@ CLOSE: Final = 0.05
 SHORT_CONTEXT: Final = 512
 """Tokens of a context that no text has; a benchmark of 128 tokens needs fewer."""
 _ANSWER: Final = 128
+_LINE: Final = 2  # points
 _TABLE: Final = re.compile(r" table \d+$")  # tables of one thread are of one machine
-_THREADS: Final = re.compile(r"\b\d+ threads?\b|-t \d+\b")
+_THREADS: Final = re.compile(r"(?:\bat )?\b\d+ threads?\b|-t \d+\b")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,29 +57,40 @@ class Place:
 class Sweep:
     """A row of a sweep, and the tokens per second measured at each number of layers on the CPU.
 
-    The layers are whole ones if `whole`, and else those of whose experts are there.
+    The layers are whole ones if `whole`, and else those whose experts are there. `stated` has the
+    bytes of GPU memory that the author states for some of these numbers.
     """
 
     row: Row
     whole: bool
     measured: tuple[tuple[int, float], ...]
+    stated: tuple[tuple[int, float], ...] = ()
 
     @property
     def best(self) -> tuple[int, float]:
         """The layers on the CPU with the highest speed, and that speed."""
         return max(self.measured, key=lambda point: point[1])
 
+    def stated_bytes(self, layers: int) -> float | None:
+        """Return the GPU memory with that many layers on the CPU, on the line through two stated."""
+        if len(self.stated) < _LINE:
+            return None
+        (low, much), (high, little) = self.stated[0], self.stated[-1]
+        return much + (little - much) * (layers - low) / (high - low)
+
 
 @dataclass(frozen=True, slots=True)
 class Advised:
     """A sweep with the layers that `advise` puts on the CPU, and the speed measured there.
 
-    `layers` is None if it cannot be asked, and `reason` says why.
+    `layers` is None if it cannot be asked, and `reason` says why. `fits` is False if the memory that
+    the author states would not hold it, and None where the author states too little.
     """
 
     sweep: Sweep
     layers: int | None = None
     speed: float | None = None
+    fits: bool | None = None
     reason: str = ""
 
     @property
@@ -104,18 +116,21 @@ def place_of(reading: Reading, shape: ModelShape) -> Place | None:
 
 def sweeps(rows: Iterable[Measured]) -> list[Sweep]:
     """Return the sweeps of at least two settings, in the order of their first rows."""
-    groups: dict[tuple[object, ...], tuple[Row, dict[int, float]]] = {}
+    groups: dict[tuple[object, ...], tuple[Row, dict[int, float], dict[int, float]]] = {}
     for measured in rows:
         reading = read(measured.row)
         if measured.value is None or reading.kind.name not in (OFFLOAD, RESIDENT):
             continue
         found = _place(reading)
         for whole, layers in found:
-            _, points = groups.setdefault((whole, *_key(reading)), (measured.row, {}))
+            new: tuple[Row, dict[int, float], dict[int, float]] = (measured.row, {}, {})
+            _, points, stated = groups.setdefault((whole, *_key(reading)), new)
             points.setdefault(layers, measured.value)
+            if (nbytes := reading.setting.vram_bytes) is not None:
+                stated[layers] = nbytes / 1e9 * 2**30  # authors copy GiB from nvidia-smi
     return [
-        Sweep(row, bool(key[0]), tuple(sorted(points.items())))
-        for key, (row, points) in groups.items()
+        Sweep(row, bool(key[0]), *(tuple(sorted(each.items())) for each in (points, stated)))
+        for key, (row, points, stated) in groups.items()
         if len(points) > 1
     ]
 
@@ -204,14 +219,17 @@ def advised(sweep: Sweep) -> Advised:
     """
     ubatch = read(sweep.row).setting.ubatch or UBATCHES[0]
     try:
-        priced = advise(question_of(sweep.row)).priced
+        question = question_of(sweep.row)
+        priced = advise(question).priced
     except MoesimError as error:
         return Advised(sweep, reason=str(error).split(", and it is no path")[0])
     same = [one for one in priced if one.choice.ubatch == ubatch and not one.choice.whole]
     if not same:
         return Advised(sweep, reason=f"no choice with a physical batch of {ubatch} fits")
     layers = recommended(same).choice.cpu_layers
-    return Advised(sweep, layers, speed_at(sweep.measured, layers))
+    stated = sweep.stated_bytes(layers)
+    fits = None if stated is None else stated <= question.machine.hardware.vram_bytes
+    return Advised(sweep, layers, speed_at(sweep.measured, layers), fits)
 
 
 def speed_at(points: Sequence[tuple[int, float]], layers: int) -> float:
