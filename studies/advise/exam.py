@@ -2,9 +2,9 @@
 
     python studies/advise/exam.py [ROWS.json]
 
-It prices the setting of each row by the code of `advise`, and compares the price with the prediction
-that `studies/measured/scoreboard.py` scores. It asks `advise` about the machine of each sweep. It
-writes `reports/advise/exam.json` and the tables of `docs/advise.md`. The default file is
+It prices the setting of each row by the code of `advise`, and compares the price with the
+prediction that `studies/measured/scoreboard.py` scores. It asks `advise` about the machine of each
+sweep. It writes `reports/advise/exam.json` and the tables of `docs/advise.md`. The default file is
 `../shared/data/measured/throughput.json`.
 """
 
@@ -187,11 +187,9 @@ def prices_table(counts: Mapping[str, Mapping[str, int]]) -> str:
     """Return the outcomes of the comparison of prices as a Markdown table."""
     outcomes = list(dict.fromkeys(name for half in HALVES for name in counts[half]))
     lines = [f"| price by advise | {' | '.join(HALVES)} |", "|---|--:|--:|"]
-    for name in sorted(
-        outcomes, key=lambda name: -sum(one.get(name, 0) for one in counts.values())
-    ):
-        numbers = " | ".join(str(counts[half].get(name, 0)) for half in HALVES)
-        lines.append(f"| {name} | {numbers} |")
+    numbers = {name: [counts[half].get(name, 0) for half in HALVES] for name in outcomes}
+    for name in sorted(outcomes, key=lambda name: -sum(numbers[name])):
+        lines.append(f"| {name} | {' | '.join(map(str, numbers[name]))} |")
     return "\n".join(lines)
 
 

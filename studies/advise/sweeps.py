@@ -12,8 +12,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from moesim.advise.advice import advise, recommended
-from moesim.advise.choice import UBATCHES, Choice
+from moesim.advise.advice import recommended
+from moesim.advise.choice import UBATCHES, Choice, choices, memory_of
+from moesim.advise.price import Priced, Pricer
 from moesim.advise.question import KV_FORMATS, Model, Parts, Question
 from moesim.errors import MoesimError
 from moesim.measured.kinds import CPU_ONLY, OFFLOAD, RESIDENT
@@ -72,7 +73,7 @@ class Sweep:
         return max(self.measured, key=lambda point: point[1])
 
     def stated_bytes(self, layers: int) -> float | None:
-        """Return the GPU memory with that many layers on the CPU, on the line through two stated."""
+        """Return the GPU memory with that many layers on the CPU, on a line through two stated."""
         if len(self.stated) < _LINE:
             return None
         (low, much), (high, little) = self.stated[0], self.stated[-1]
@@ -83,8 +84,8 @@ class Sweep:
 class Advised:
     """A sweep with the layers that `advise` puts on the CPU, and the speed measured there.
 
-    `layers` is None if it cannot be asked, and `reason` says why. `fits` is False if the memory that
-    the author states would not hold it, and None where the author states too little.
+    `layers` is None if it cannot be asked, and `reason` says why. `fits` is False if the GPU memory
+    that the author states would not suffice, and None where the author states too little.
     """
 
     sweep: Sweep
@@ -217,19 +218,25 @@ def advised(sweep: Sweep) -> Advised:
 
     Compared are the choices with the row's format, KV cache and physical batch.
     """
-    ubatch = read(sweep.row).setting.ubatch or UBATCHES[0]
     try:
         question = question_of(sweep.row)
-        priced = advise(question).priced
+        priced = _priced(question, read(sweep.row).setting.ubatch or UBATCHES[0])
     except MoesimError as error:
         return Advised(sweep, reason=str(error).split(", and it is no path")[0])
-    same = [one for one in priced if one.choice.ubatch == ubatch and not one.choice.whole]
-    if not same:
-        return Advised(sweep, reason=f"no choice with a physical batch of {ubatch} fits")
-    layers = recommended(same).choice.cpu_layers
+    if not priced:
+        return Advised(sweep, reason="no choice fits with this physical batch")
+    layers = recommended(priced).choice.cpu_layers
     stated = sweep.stated_bytes(layers)
     fits = None if stated is None else stated <= question.machine.hardware.vram_bytes
     return Advised(sweep, layers, speed_at(sweep.measured, layers), fits)
+
+
+def _priced(question: Question, ubatch: int) -> list[Priced]:
+    """Return the choices that fit, with a physical batch and attention on the GPU."""
+    pricer = Pricer(question)
+    same = [one for one in choices(question) if one.ubatch == ubatch and not one.whole]
+    answers = [pricer.price(one) for one in same if memory_of(question, one).fits]
+    return [answer for answer in answers if isinstance(answer, Priced)]
 
 
 def speed_at(points: Sequence[tuple[int, float]], layers: int) -> float:
