@@ -7,7 +7,7 @@ these is assumed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -16,6 +16,7 @@ from moesim.model.shapes import ModelShape
 
 __all__ = [
     "FORMATS",
+    "FREE_SHARE",
     "MEMORY_ASSUMED",
     "UBATCHES",
     "Choice",
@@ -32,15 +33,15 @@ UBATCHES: Final = (512, 2048)
 """Tokens of a physical batch that are compared; 512 is the default of llama.cpp."""
 _ENGINE_BYTES: Final = 600 * 10**6
 """Assumed: the context of the GPU's driver and the libraries of an engine."""
-_FREE: Final = 0.03
+FREE_SHARE: Final = 0.03
 """Assumed: share of GPU memory that is kept free, for the screen and for fragments."""
 _LOGIT_BYTES: Final = 4
 _ROW_BYTES: Final = 4  # activations have 32 bits in ggml
 _SYSTEM_BYTES: Final = 2 * 10**9
 """Assumed: what the operating system takes of host memory."""
 MEMORY_ASSUMED: Final = (
-    f"driver and libraries take {_ENGINE_BYTES // 10**6} MB of GPU memory, {_FREE:.0%} stay free, "
-    f"and the operating system takes {_SYSTEM_BYTES // 10**9} GB of host memory",
+    f"driver and libraries take {_ENGINE_BYTES // 10**6} MB of GPU memory, {FREE_SHARE:.0%} stay "
+    f"free, and the operating system takes {_SYSTEM_BYTES // 10**9} GB of host memory",
     "compute buffers are logits and activations of a physical batch, and one layer's experts",
 )
 """What is assumed of memory, one sentence each."""
@@ -146,7 +147,7 @@ def memory_of(question: Question, choice: Choice) -> Memory:
             "KV cache": kv,
             "buffers": buffers,
             "engine": _ENGINE_BYTES,
-            "kept free": round(_FREE * hardware.vram_bytes),
+            "kept free": round(FREE_SHARE * hardware.vram_bytes),
         }
         host = {"weights": table, "experts": sum(experts[:on_cpu])}
     has = hardware.vram_bytes if hardware.has_gpu else 0
@@ -201,8 +202,8 @@ def formats_of(question: Question) -> tuple[str, ...]:
     return question.formats or FORMATS
 
 
-def choices(question: Question) -> Iterator[Choice]:
-    """Yield the choices that fit the machine: of each format, those that may be best.
+def choices(question: Question, ubatches: Sequence[int] = UBATCHES) -> Iterator[Choice]:
+    """Yield the choices that fit the GPU: of each format, those that may be best.
 
     With fewer layers on the CPU decoding is faster as long as the GPU's kernels are; where they are
     not, the other end is best. So both ends are compared, and nothing between.
@@ -213,7 +214,7 @@ def choices(question: Question) -> Iterator[Choice]:
         for form in formats_of(question):
             for kv in question.kv:
                 if hardware.has_gpu:
-                    for ubatch in UBATCHES:
+                    for ubatch in ubatches:
                         start = Choice(engine, form, ubatch=ubatch, kv=kv)
                         fewest = fewest_on_cpu(question, start)
                         if fewest is None:

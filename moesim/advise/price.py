@@ -86,7 +86,7 @@ class Pricer:
 
     def decode(self, choice: Choice) -> Answer:
         """Return the tokens per second of all sequences together, at the asked context."""
-        return self._answer(self._decode_row(choice))
+        return self._answered(self._decode_row(choice))
 
     def prefill(self, choice: Choice) -> Answer:
         """Return the tokens per second of the prompt that fills the context.
@@ -95,7 +95,11 @@ class Pricer:
         """
         longest = max(1, self.question.context - self.question.output)
         prompt = min(longest, choice.ubatch)
-        return self._answer(self._row(choice, PREFILL, (longest - prompt) // 2, prompt, 1))
+        return self.answer(choice, PREFILL, (longest - prompt) // 2, prompt, 1)
+
+    def answer(self, choice: Choice, metric: str, depth: int, prompt: int, batch: int) -> Answer:
+        """Return the tokens per second of a choice as those of a row with these fields."""
+        return self._answered(self._row(choice, metric, depth, prompt, batch))
 
     def price(self, choice: Choice) -> Priced | Declined:
         """Return a choice with its speeds, or why it has none."""
@@ -132,7 +136,7 @@ class Pricer:
         question = self.question
         return self._row(_for_decode(choice), DECODE, question.context - 1, 0, question.load)
 
-    def _answer(self, row: Row) -> Answer:
+    def _answered(self, row: Row) -> Answer:
         if row not in self._answers:
             reading = read(row)
             reason = reading.reason

@@ -7,10 +7,10 @@ from typing import Any
 
 from moesim.advise.advice import Advice
 from moesim.advise.choice import Choice, Memory
-from moesim.advise.flags import flags_of
+from moesim.advise.flags import flags_of, left_out
 from moesim.advise.grounds import Grounds
+from moesim.advise.heading import heading
 from moesim.advise.price import Priced, Span
-from moesim.advise.question import GOALS, Question
 from moesim.advise.terms import Term
 from moesim.advise.upgrades import Cliff, Upgrade
 from moesim.config.units import format_bytes
@@ -27,19 +27,6 @@ __all__ = [
     "terms_table",
     "upgrade_table",
 ]
-
-
-def heading(question: Question) -> str:
-    """Return what is asked, in two lines."""
-    machine, goal = question.machine, GOALS[question.goal]
-    card = question.parts.own_card or machine.gpu or "no GPU"
-    parts = [card, machine.cpu or "a processor that is not named"]
-    load = f", {question.load} at once" if question.load > 1 else ""
-    return (
-        f"{question.model.name} on {', '.join(parts)}\n"
-        f"goal {question.goal} ({goal.about}): prompts of {question.prompt} tokens, answers of "
-        f"{question.output}, a context of {question.context}{load}"
-    )
 
 
 def front_table(advice: Advice, *, whole: bool = False) -> Table:
@@ -98,7 +85,10 @@ def recommendation(advice: Advice) -> Iterator[str]:
         f"token after {span(one.first_token_s)} s"
     )
     for engine, flags in flags_of(advice.question, one.choice).items():
-        yield f"  {engine}: {flags}"
+        priced = "" if engine == one.choice.engine else " (another speed)"
+        yield f"  {engine}{priced}: {flags}"
+    for engine, reason in left_out(advice.question, one.choice).items():
+        yield f"  not {engine}: {reason}"
 
 
 def terms_table(terms: Sequence[Term]) -> Table:
@@ -152,7 +142,11 @@ def as_plain(advice: Advice, grounds: Grounds | None = None) -> dict[str, Any]:
     best = advice.best
     return {
         "question": advice.question.plain(),
-        "recommended": {**_plain(best), "flags": flags_of(advice.question, best.choice)},
+        "recommended": {
+            **_plain(best),
+            "flags": flags_of(advice.question, best.choice),
+            "left_out": left_out(advice.question, best.choice),
+        },
         "front": [_plain(one) for one in advice.front],
         "notes": list(best.notes),
         **({} if grounds is None else {"grounds": grounds.plain()}),

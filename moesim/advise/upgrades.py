@@ -64,7 +64,7 @@ def upgrades(advice: Advice) -> list[Upgrade]:
     factor, found = now.high / now.value, []
     for name, question in _changes(advice):
         try:
-            then = advise(question).best
+            then = advise(question, ubatches=(advice.best.choice.ubatch,)).best
         except MoesimError:
             continue  # such a machine cannot be priced either
         gain = 1 - then.request_s.value / now.value
@@ -74,7 +74,7 @@ def upgrades(advice: Advice) -> list[Upgrade]:
 
 
 def _changes(advice: Advice) -> Iterator[tuple[str, Question]]:
-    """Yield changed questions, each about the format and the KV cache of the best choice."""
+    """Yield changed questions, each about the format, batch and KV cache of the best choice."""
     question, best = advice.question, advice.best.choice
     same: dict[str, Any] = {"kv": (best.kv,)}
     if best.format and question.model.format is None:

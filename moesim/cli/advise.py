@@ -73,11 +73,11 @@ def advise(
     question = _question(
         model, (gpu, cpu, ram, pcie), numbers, context, goal, load, formats, engine
     )
-    from moesim.advise import tables
+    from moesim.advise.heading import heading
 
     if not as_json:
-        typer.echo(tables.heading(question))
-        typer.echo()
+        typer.echo(f"{heading(question)}\n")
+    from moesim.advise import tables
     from moesim.advise.advice import advise as advise_on
     from moesim.advise.grounds import grounds_of
     from moesim.advise.price import Pricer
@@ -86,7 +86,7 @@ def advise(
     from moesim.report.tabular import write_tables
 
     pricer = Pricer(question)
-    advice = advise_on(question, pricer)
+    advice = advise_on(question, pricer, thorough=every)
     terms, grounds = pricer.terms(advice.best.choice), grounds_of(advice, pricer)
     if as_json:
         echo_json(tables.as_plain(advice, grounds))
