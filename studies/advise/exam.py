@@ -158,29 +158,39 @@ def _cells(one: Mapping[str, Any]) -> Iterable[str]:
 def shares_table(found: Sequence[Mapping[str, Any]]) -> str:
     """Return the shares of sweeps whose advice loses little, as a Markdown table."""
     lines = [
-        f"| half | sweeps | could be asked | fit, and within {CLOSE:.0%} of the best "
-        "| of those with three settings or more | machines with all their sweeps within |",
-        "|---|--:|--:|--:|--:|--:|",
+        f"| half | sweeps | asked | within {CLOSE:.0%} of the best | and fit by what is stated "
+        "| of those with three settings or more | machines without a miss |",
+        "|---|--:|--:|--:|--:|--:|--:|",
     ]
     for half in HALVES:
         part = [one for one in found if one["half"] == half]
         asked = [one for one in part if one["advised"] is not None]
-        many = [one for one in asked if one["settings"] > _FEW]
         machines = {one["machine"] for one in asked}
-        missed = {one["machine"] for one in asked if not _close(one)}
-        cells = [str(len(part)), str(len(asked)), *(_share(group) for group in (asked, many))]
-        cells.append(f"{len(machines - missed)} of {len(machines)}")
-        lines.append(f"| {half} | {' | '.join(cells)} |")
+        missed = {one["machine"] for one in asked if not _good(one)}
+        cells = (
+            half,
+            str(len(part)),
+            str(len(asked)),
+            _share([_close(one) for one in asked]),
+            _share([_good(one) for one in asked]),
+            _share([_good(one) for one in asked if one["settings"] > _FEW]),
+            f"{len(machines - missed)} of {len(machines)}",
+        )
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def _share(found: Sequence[Mapping[str, Any]]) -> str:
-    close = sum(map(_close, found))
-    return f"{close} of {len(found)} ({close / len(found):.0%})" if found else "–"
+def _share(outcomes: Sequence[bool]) -> str:
+    number, good = len(outcomes), sum(outcomes)
+    return f"{good} of {number} ({good / number:.0%})" if number else "–"
 
 
 def _close(one: Mapping[str, Any]) -> bool:
-    return one["fits"] is not False and bool(one["lost_pct"] <= 100 * CLOSE)
+    return bool(one["lost_pct"] <= 100 * CLOSE)
+
+
+def _good(one: Mapping[str, Any]) -> bool:
+    return _close(one) and one["fits"] is not False
 
 
 def prices_table(counts: Mapping[str, Mapping[str, int]]) -> str:

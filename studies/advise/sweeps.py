@@ -12,9 +12,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from moesim.advise.advice import recommended
-from moesim.advise.choice import UBATCHES, Choice, choices, memory_of
-from moesim.advise.price import Priced, Pricer
+from moesim.advise.advice import advise
+from moesim.advise.choice import UBATCHES, Choice
 from moesim.advise.question import KV_FORMATS, Model, Parts, Question
 from moesim.errors import MoesimError
 from moesim.measured.kinds import CPU_ONLY, OFFLOAD, RESIDENT
@@ -218,25 +217,15 @@ def advised(sweep: Sweep) -> Advised:
 
     Compared are the choices with the row's format, KV cache and physical batch.
     """
+    ubatch = read(sweep.row).setting.ubatch or UBATCHES[0]
     try:
         question = question_of(sweep.row)
-        priced = _priced(question, read(sweep.row).setting.ubatch or UBATCHES[0])
+        layers = advise(question, ubatches=(ubatch,)).best.choice.cpu_layers
     except MoesimError as error:
         return Advised(sweep, reason=str(error).split(", and it is no path")[0])
-    if not priced:
-        return Advised(sweep, reason="no choice fits with this physical batch")
-    layers = recommended(priced).choice.cpu_layers
     stated = sweep.stated_bytes(layers)
     fits = None if stated is None else stated <= question.machine.hardware.vram_bytes
     return Advised(sweep, layers, speed_at(sweep.measured, layers), fits)
-
-
-def _priced(question: Question, ubatch: int) -> list[Priced]:
-    """Return the choices that fit, with a physical batch and attention on the GPU."""
-    pricer = Pricer(question)
-    same = [one for one in choices(question) if one.ubatch == ubatch and not one.whole]
-    answers = [pricer.price(one) for one in same if memory_of(question, one).fits]
-    return [answer for answer in answers if isinstance(answer, Priced)]
 
 
 def speed_at(points: Sequence[tuple[int, float]], layers: int) -> float:
