@@ -54,9 +54,8 @@ def price_of(reading: Reading, predicted: Prediction) -> str:
     except MoesimError as error:
         return f"refused by advise: {error}".split(";", maxsplit=1)[0]
     row = reading.row
-    pricer = Pricer(question)
-    asked = pricer._row(choice, row.metric, row.depth or 0, row.prompt or 0, row.batch)
-    answer = pricer._answer(asked)
+    numbers = (row.depth or 0, row.prompt or 0, row.batch)
+    answer = Pricer(question).answer(choice, row.metric, *numbers)
     if not isinstance(answer, Prediction) or answer.value != predicted.value:
         return DIFFERENT
     same = (answer.low, answer.high) == (predicted.low, predicted.high)

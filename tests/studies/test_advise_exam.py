@@ -139,7 +139,6 @@ def test_no_price_of_a_measured_setting_differs() -> None:
         assert exam.DIFFERENT not in counts
 
 
-@pytest.mark.slow
 def test_the_committed_results_are_made_again(shared: Path) -> None:
     made = exam.rounded(exam.exam(read_measured(shared / "data/measured/throughput.json")))
     assert made == committed("exam")
@@ -156,9 +155,7 @@ def test_a_value_outside_of_the_interval_is_said() -> None:
     assert "**and the interval does not hold it**" in questions._line(beside, outside)
 
 
-@pytest.mark.parametrize(
-    "number", [1, *(pytest.param(n, marks=pytest.mark.slow) for n in range(2, 11))]
-)
+@pytest.mark.parametrize("number", range(1, 11))
 def test_a_worked_question_has_the_numbers_of_the_document(number: int) -> None:
     result = committed("questions")[number - 1]
     worked = questions.QUESTIONS[number - 1]
