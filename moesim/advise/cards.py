@@ -88,7 +88,9 @@ def cards_in(table: str) -> tuple[FoundCard, ...]:
     for line in table.splitlines():
         cells = [cell.strip() for cell in line.rsplit(",", 3)]
         if len(cells) == 4 and cells[0]:
-            memory, generation, lanes = (int(cell) if cell.isdigit() else None for cell in cells[1:])
+            memory, generation, lanes = (
+                int(cell) if cell.isdigit() else None for cell in cells[1:]
+            )
             cards.append(
                 FoundCard(cells[0], None if memory is None else memory * _MIB, generation, lanes)
             )
@@ -97,9 +99,7 @@ def cards_in(table: str) -> tuple[FoundCard, ...]:
 
 def _query_smi() -> str:
     try:
-        done = subprocess.run(
-            _SMI, capture_output=True, text=True, timeout=_TIMEOUT_S, check=True
-        )
+        done = subprocess.run(_SMI, capture_output=True, text=True, timeout=_TIMEOUT_S, check=True)
     except (OSError, subprocess.SubprocessError, UnicodeDecodeError):
         return ""
     return done.stdout

@@ -114,9 +114,7 @@ def _processors(cpuinfo: str, allowed: set[int]) -> tuple[str, int, int]:
     ]
     blocks = [each for each in blocks if each.get("processor", "").isdigit()]
     used = [each for each in blocks if int(each["processor"]) in allowed] or blocks
-    cores = {
-        (each.get("physical id"), each.get("core id", each["processor"])) for each in used
-    }
+    cores = {(each.get("physical id"), each.get("core id", each["processor"])) for each in used}
     sockets = {each.get("physical id") for each in used}
     name = used[0].get("model name", "") if used else ""
     return name, max(1, len(cores) or len(allowed)), max(1, len(sockets))
@@ -151,9 +149,7 @@ def modules_in(udev: str) -> str:
     modules: dict[str, dict[str, str]] = {}
     for number, key, value in lines:
         modules.setdefault(number, {})[key] = value.strip()
-    there = [
-        each for each in modules.values() if each.get("PRESENT") != "0" and "SIZE" in each
-    ]
+    there = [each for each in modules.values() if each.get("PRESENT") != "0" and "SIZE" in each]
     types = {each.get("TYPE", "") for each in there}
     speeds = {each.get("CONFIGURED_SPEED_MTS") or each.get("SPEED_MTS", "") for each in there}
     if len(speeds) != 1 or not (speed := speeds.pop()).isdigit():
@@ -269,9 +265,7 @@ def _with_psutil(found: Found, load: Callable[[str], Any] = import_module) -> Fo
             return found
         note = f"the size of memory cannot be read without psutil ({type(error).__name__})"
         return replace(found, notes=(*found.notes, note))
-    return replace(
-        found, cores=cores or found.cores, memory_bytes=total, free_bytes=free
-    )
+    return replace(found, cores=cores or found.cores, memory_bytes=total, free_bytes=free)
 
 
 def _output(command: Sequence[str]) -> str:

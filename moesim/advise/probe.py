@@ -30,19 +30,23 @@ Clock = Callable[[], float]
 """Return seconds from any start, like `time.perf_counter`."""
 
 _PROBING: Final = "probing this machine"
+_WORD_BYTES: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
     """How long and with how much memory a machine is probed.
 
-    A round of reads takes `round_s`. `caches` times the size of all caches are read, at least
-    `least_bytes`, and at most `most_bytes` and `most_share` of free memory. A copy has `copy_bytes`.
+    A round of reads takes `round_s`: a short one is more likely to find a quiet moment. No round
+    starts later than `reads_s` after the first, except one of each kind. `caches` times the size of
+    all caches are read, at least `least_bytes`, and at most `most_bytes` and `most_share` of free
+    memory. A copy has `copy_bytes`.
     """
 
-    round_s: float = 0.6
-    rounds: int = 6
-    core_rounds: int = 4
+    round_s: float = 0.2
+    rounds: int = 20
+    core_rounds: int = 10
+    reads_s: float = 7.0
     caches: int = 4
     least_bytes: int = 512 * 2**20
     most_bytes: int = 4 * 2**30
@@ -60,10 +64,14 @@ class Bounds:
 
 @dataclass(frozen=True, slots=True)
 class Rounds:
-    """The rates of several rounds in bytes/s, by `threads` threads together."""
+    """The rates of several rounds in bytes/s, by `threads` threads together.
+
+    `cpu_share` of the rounds' time the threads had a processor; other processes had the rest.
+    """
 
     threads: int
     bytes_per_s: tuple[float, ...]
+    cpu_share: float = 1.0
 
     @property
     def best(self) -> float:
@@ -98,15 +106,16 @@ def probe(
     found: Found,
     card: str | None = None,
     *,
+    reads: bool = True,
     bounds: Bounds = Bounds(),  # noqa: B008  # it is frozen
     clock: Clock = time.perf_counter,
     progress: Progress | None = None,
 ) -> Reached:
-    """Return what this machine reaches. `card` is the name of the GPU that is copied to.
+    """Return what this machine reaches in `reads` of memory and copies to the GPU `card`.
 
     What fails is left out, with a note.
     """
-    total = bounds.rounds + bounds.core_rounds + (1 if card else 0)
+    total = (bounds.rounds + bounds.core_rounds if reads else 0) + (1 if card else 0)
     done = 0
 
     def step() -> None:
@@ -115,57 +124,95 @@ def probe(
         if progress is not None:
             progress(_PROBING, done, total)
 
-    reads = core = copies = None
+    every = core = copies = None
     notes: list[str] = []
-    try:
+    if reads:
         size = bounds.nbytes(found)
-        reads = _reads(found.cores, bounds.rounds, size, bounds.round_s, clock, step)
-        core = _reads(1, bounds.core_rounds, size, bounds.round_s, clock, step)
-    except (MemoryError, RuntimeError, ValueError) as error:  # no memory, or no thread more
-        notes.append(f"reads of memory could not be measured: {error or type(error).__name__}")
+        if size < 2 * (found.cache_bytes or 0):
+            notes.append("little memory is free: the reads are partly those of caches")
+        try:
+            until = clock() + bounds.reads_s
+            threads = _Reads(found.cores, size, bounds.round_s, clock, step)
+            every = threads.rates(bounds.rounds, until - bounds.reads_s / 3)
+            one = _Reads(1, size, bounds.round_s, clock, step)
+            core = one.rates(bounds.core_rounds, until)
+        except (MemoryError, RuntimeError) as error:  # no memory, or no more threads
+            said = str(error) or type(error).__name__
+            notes.append(f"reads of memory are not measured: {said}")
     if card:
         copies, why = probe_copies(card, bounds=bounds, clock=clock)
         notes += why
         step()
-    return Reached(reads, core, copies, tuple(notes))
+    return Reached(every, core, copies, tuple(notes))
 
 
-def _reads(
-    threads: int, rounds: int, nbytes: int, round_s: float, clock: Clock, step: Callable[[], None]
-) -> Rounds:
-    """Return the rates of reads by threads that start each round together.
+class _Reads:
+    """Threads that read at the same time, each a buffer of its own.
 
-    Each thread fills its own buffer first, which puts the pages into the memory next to it. A rate
-    is that of whole passes over the buffer, in the thread's own time.
+    A thread fills its buffer first, which puts the pages into the memory next to it. All start a
+    round together. A rate is that of whole passes over the buffer, in the thread's own time.
     """
-    import numpy as np
 
-    each = nbytes // threads // 8
-    start = Barrier(threads)
+    def __init__(
+        self, threads: int, nbytes: int, round_s: float, clock: Clock, step: Callable[[], None]
+    ) -> None:
+        self.threads, self.round_s, self.clock, self.step = threads, round_s, clock, step
+        self._numbers = max(1, nbytes // threads // _WORD_BYTES)
+        self._start = Barrier(threads, action=self._look)
+        self._started = self._rounds = 0
+        self._until = 0.0
+        self._over = False
 
-    def thread(number: int) -> list[float]:
-        rates = []
+    def rates(self, rounds: int, until: float) -> Rounds:
+        """Return the rates of at most `rounds` rounds, of which all but the first start in time."""
+        self._rounds, self._until = rounds, until
+        with ThreadPoolExecutor(self.threads) as pool:
+            try:
+                threads = list(pool.map(self._thread, range(self.threads)))
+            except BaseException:
+                self._start.abort()  # a thread that could not start, or an interrupt
+                raise
+        rates = tuple(map(sum, zip(*(rates for rates, _ in threads), strict=True)))
+        return Rounds(self.threads, rates, sum(share for _, share in threads) / self.threads)
+
+    def _look(self) -> None:
+        """Decide for all threads whether another round starts; one of them calls it."""
+        late = self._started > 0 and self.clock() > self._until
+        self._over = late or self._started == self._rounds
+        self._started += 1
+
+    def _thread(self, number: int) -> tuple[list[float], float]:
+        """Return the rates of a thread, and the share of the time that it had a processor."""
+        import numpy as np
+
+        rates: list[float] = []
+        wall_s = cpu_s = 0.0
         try:
-            buffer = np.ones(each, np.int64)
-            for _ in range(rounds):
-                start.wait()
-                began, passes = clock(), 0
-                now = began
-                while now - began < round_s:
-                    buffer.max()
-                    passes += 1
-                    now = clock()
-                rates.append(passes * buffer.nbytes / (now - began))
+            buffer = np.ones(self._numbers, np.int64)
+            buffer.max()  # the first call of a type loads code
+            while True:
+                self._start.wait()
+                if self._over:
+                    return rates, min(1.0, cpu_s / wall_s) if wall_s else 1.0
+                cpu_s -= time.thread_time()
+                passes, took_s = self._round(buffer)
+                cpu_s += time.thread_time()
+                wall_s += took_s
+                rates.append(passes * buffer.nbytes / took_s)
                 if number == 0:
-                    step()
+                    self.step()
         except BaseException:
-            start.abort()  # else the other threads wait for ever
+            self._start.abort()  # else the other threads never end
             raise
-        return rates
 
-    with ThreadPoolExecutor(threads) as pool:
-        by_thread = list(pool.map(thread, range(threads)))
-    return Rounds(threads, tuple(map(sum, zip(*by_thread, strict=True))))
+    def _round(self, buffer: Any) -> tuple[int, float]:
+        """Return the passes of one round over a buffer, and the seconds they took."""
+        began, passes, took_s = self.clock(), 0, 0.0
+        while took_s < self.round_s or not took_s:
+            buffer.max()
+            passes += 1
+            took_s = self.clock() - began
+        return passes, took_s
 
 
 def probe_copies(
