@@ -242,16 +242,16 @@ def macos(sysctl: str) -> Found:
 
 def _windows_cpu() -> str:
     """Return the name of the processor in the registry of Windows; "" elsewhere."""
-    if sys.platform != "win32":
-        return ""
-    try:
+    if sys.platform == "win32":
         import winreg
 
         path = r"HARDWARE\DESCRIPTION\System\CentralProcessor\0"
-        with winreg.OpenKey(winreg.HKEY_LOCAL_MACHINE, path) as key:
-            return str(winreg.QueryValueEx(key, "ProcessorNameString")[0]).strip()
-    except OSError:
-        return ""
+        try:
+            with winreg.OpenKey(winreg.HKEY_LOCAL_MACHINE, path) as key:
+                return str(winreg.QueryValueEx(key, "ProcessorNameString")[0]).strip()
+        except OSError:
+            pass
+    return ""
 
 
 def _with_psutil(found: Found, load: Callable[[str], Any] = import_module) -> Found:

@@ -38,7 +38,7 @@ class Bounds:
     """How long and with how much memory a machine is probed.
 
     A round of reads takes `round_s`: a short one is more likely to find a quiet moment. No round
-    starts later than `reads_s` after the first, except one of each kind. `caches` times the size of
+    starts later than `reads_s` (one core: `core_s`) after the first. `caches` times the size of
     all caches are read, at least `least_bytes`, and at most `most_bytes` and `most_share` of free
     memory. A copy has `copy_bytes`.
     """
@@ -46,7 +46,8 @@ class Bounds:
     round_s: float = 0.2
     rounds: int = 20
     core_rounds: int = 10
-    reads_s: float = 7.0
+    reads_s: float = 4.0
+    core_s: float = 2.0
     caches: int = 4
     least_bytes: int = 512 * 2**20
     most_bytes: int = 4 * 2**30
@@ -107,7 +108,7 @@ def probe(
     card: str | None = None,
     *,
     reads: bool = True,
-    bounds: Bounds = Bounds(),  # noqa: B008  # it is frozen
+    bounds: Bounds = Bounds(),
     clock: Clock = time.perf_counter,
     progress: Progress | None = None,
 ) -> Reached:
@@ -131,11 +132,11 @@ def probe(
         if size < 2 * (found.cache_bytes or 0):
             notes.append("little memory is free: the reads are partly those of caches")
         try:
-            until = clock() + bounds.reads_s
             threads = _Reads(found.cores, size, bounds.round_s, clock, step)
-            every = threads.rates(bounds.rounds, until - bounds.reads_s / 3)
+            every = threads.rates(bounds.rounds, bounds.reads_s)
+            size = min(size, bounds.least_bytes)  # a core has few of the caches
             one = _Reads(1, size, bounds.round_s, clock, step)
-            core = one.rates(bounds.core_rounds, until)
+            core = one.rates(bounds.core_rounds, bounds.core_s)
         except (MemoryError, RuntimeError) as error:  # no memory, or no more threads
             said = str(error) or type(error).__name__
             notes.append(f"reads of memory are not measured: {said}")
@@ -160,12 +161,12 @@ class _Reads:
         self._numbers = max(1, nbytes // threads // _WORD_BYTES)
         self._start = Barrier(threads, action=self._look)
         self._started = self._rounds = 0
-        self._until = 0.0
+        self._seconds = self._first = 0.0
         self._over = False
 
-    def rates(self, rounds: int, until: float) -> Rounds:
-        """Return the rates of at most `rounds` rounds, of which all but the first start in time."""
-        self._rounds, self._until = rounds, until
+    def rates(self, rounds: int, seconds: float) -> Rounds:
+        """Return the rates of at most `rounds` rounds that start within some seconds."""
+        self._rounds, self._seconds = rounds, seconds
         with ThreadPoolExecutor(self.threads) as pool:
             try:
                 threads = list(pool.map(self._thread, range(self.threads)))
@@ -177,8 +178,10 @@ class _Reads:
 
     def _look(self) -> None:
         """Decide for all threads whether another round starts; one of them calls it."""
-        late = self._started > 0 and self.clock() > self._until
-        self._over = late or self._started == self._rounds
+        now = self.clock()
+        if not self._started:
+            self._first = now
+        self._over = self._started == self._rounds or now - self._first > self._seconds
         self._started += 1
 
     def _thread(self, number: int) -> tuple[list[float], float]:
@@ -218,7 +221,7 @@ class _Reads:
 def probe_copies(
     card: str,
     *,
-    bounds: Bounds = Bounds(),  # noqa: B008  # it is frozen
+    bounds: Bounds = Bounds(),
     clock: Clock = time.perf_counter,
     load: Callable[[str], Any] | None = None,
 ) -> tuple[Copies | None, Sequence[str]]:
