@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from moesim.advise.choice import Choice, Memory, choices, formats_of, memory_of
+from moesim.advise.choice import UBATCHES, Choice, Memory, choices, formats_of, memory_of
 from moesim.advise.price import Priced, Pricer
 from moesim.advise.question import Question
 from moesim.errors import UsageError
@@ -49,32 +49,69 @@ def advise(
     question: Question,
     pricer: Pricer | None = None,
     progress: Callable[[int, int], None] | None = None,
+    *,
+    thorough: bool = False,
+    ubatches: Sequence[int] = UBATCHES,
 ) -> Advice:
     """Return the advice on a question.
+
+    A choice that takes over a tenth longer than another of its format is left out, unless
+    `thorough`. `ubatches` are the physical batches that are compared.
 
     Raises:
         UsageError: no choice fits the machine, or none can be priced.
     """
     pricer = pricer or Pricer(question)
-    asked = list(choices(question))
+    asked = list(choices(question, ubatches))
     fitting = [choice for choice in asked if memory_of(question, choice).fits]
     if not fitting:
         raise UsageError(_too_large(question, asked))
     priced: list[Priced] = []
     declined: list[tuple[Choice, str]] = []
-    for number, choice in enumerate(fitting):
+    # Less exact KV caches are priced first, because they bound the speed of more exact ones.
+    for number, choice in enumerate(sorted(fitting, key=lambda each: each.kv == "f16")):
+        if progress is not None:
+            progress(number, len(fitting))
         if not _worth_a_price(choice, fitting, pricer):
+            continue
+        if not thorough and _too_slow(choice, priced, pricer):
             continue
         answer = pricer.price(choice)
         if isinstance(answer, Declined):
             declined.append((choice, answer.reason))
         else:
             priced.append(answer)
-        if progress is not None:
-            progress(number + 1, len(fitting))
+    if progress is not None:
+        progress(len(fitting), len(fitting))
     if not priced:
         raise UsageError(f"no choice can be priced: {declined[0][1]}")
+    priced.sort(key=lambda one: asked.index(one.choice))
     return Advice(question, tuple(priced), front_of(priced), recommended(priced), tuple(declined))
+
+
+def _too_slow(choice: Choice, priced: Sequence[Priced], pricer: Pricer) -> bool:
+    """Return whether a choice takes over a tenth longer than a priced one, whatever its prompts.
+
+    Prompts are not read faster with more layers on the CPU, or with a more exact KV cache.
+    """
+    same = [
+        one
+        for one in priced
+        if (one.choice.engine, one.choice.format) == (choice.engine, choice.format)
+        and one.choice.whole == choice.whole
+    ]
+    decode = pricer.decode(choice)
+    if not same or isinstance(decode, Declined):
+        return False
+    bounds = [
+        one.first_token_s.value
+        for one in same
+        if one.choice.ubatch == choice.ubatch and one.choice.cpu_layers <= choice.cpu_layers
+    ]
+    question = pricer.question
+    answer_s = question.output * question.load / decode.value
+    fastest = min(one.request_s.value for one in same)
+    return max(bounds, default=0.0) + answer_s > _SLOWER * fastest
 
 
 def _worth_a_price(choice: Choice, fitting: Sequence[Choice], pricer: Pricer) -> bool:

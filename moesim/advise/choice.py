@@ -7,15 +7,16 @@ these is assumed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
 from moesim.advise.question import Question
-from moesim.model.shapes import ModelShape, stored_bytes
+from moesim.model.shapes import ModelShape
 
 __all__ = [
     "FORMATS",
+    "MEMORY_ASSUMED",
     "UBATCHES",
     "Choice",
     "Memory",
@@ -37,6 +38,12 @@ _LOGIT_BYTES: Final = 4
 _ROW_BYTES: Final = 4  # activations have 32 bits in ggml
 _SYSTEM_BYTES: Final = 2 * 10**9
 """Assumed: what the operating system takes of host memory."""
+MEMORY_ASSUMED: Final = (
+    f"driver and libraries take {_ENGINE_BYTES // 10**6} MB of GPU memory, {_FREE:.0%} stay free, "
+    f"and the operating system takes {_SYSTEM_BYTES // 10**9} GB of host memory",
+    "compute buffers are logits and activations of a physical batch, and one layer's experts",
+)
+"""What is assumed of memory, one sentence each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,27 +125,30 @@ def memory_of(question: Question, choice: Choice) -> Memory:
     """Return the memory that a choice takes."""
     hardware = question.machine.hardware
     shape = question.model.stored(choice.format, choice.kv)
-    end = shape.num_layers
+    weights = question.model.weights(choice.format)
     # The table of embeddings is read a row a token, and stays in host memory.
-    table = 0 if shape.tied_embeddings else shape.end_bytes - _head_bytes(shape)
-    rest = shape.layers_bytes(range(end + 1)) - table
-    sizes = shape.sizes()
-    on_cpu = choice.cpu_layers * shape.num_experts
+    table, rest, experts = weights.table, weights.rest, weights.experts
+    on_cpu = choice.cpu_layers
     kv = question.load * _cache_bytes(shape, question.context, choice.ubatch)
-    buffers = _buffer_bytes(shape, choice)
+    buffers = _buffer_bytes(shape, choice, max(experts[:on_cpu], default=0))
     if choice.whole:
-        host = {"weights": rest + table, "experts": sum(sizes), "KV cache": kv, "buffers": buffers}
+        host = {
+            "weights": rest + table,
+            "experts": sum(experts),
+            "KV cache": kv,
+            "buffers": buffers,
+        }
         gpu: dict[str, int] = {}
     else:
         gpu = {
             "weights": rest,
-            "experts": sum(sizes[on_cpu:]),
+            "experts": sum(experts[on_cpu:]),
             "KV cache": kv,
             "buffers": buffers,
             "engine": _ENGINE_BYTES,
             "kept free": round(_FREE * hardware.vram_bytes),
         }
-        host = {"weights": table, "experts": sum(sizes[:on_cpu])}
+        host = {"weights": table, "experts": sum(experts[:on_cpu])}
     has = hardware.vram_bytes if hardware.has_gpu else 0
     if hardware.unified:
         gpu, host = {**gpu, "embeddings": host["weights"]} if gpu else host, {}
@@ -160,14 +170,7 @@ def _cache_bytes(shape: ModelShape, context: int, ubatch: int) -> int:
     return layers + router + shape.state_bytes_per_sequence
 
 
-def _head_bytes(shape: ModelShape) -> int:
-    """Return the bytes of the output head, norms and a decoupled router."""
-    matrix = shape.vocabulary * shape.hidden
-    rest = shape.hidden + shape.router_params
-    return stored_bytes(matrix, shape.bits_of_head) + stored_bytes(rest, shape.weight_bits)
-
-
-def _buffer_bytes(shape: ModelShape, choice: Choice) -> int:
+def _buffer_bytes(shape: ModelShape, choice: Choice, layer_bytes: int) -> int:
     """Return the bytes of compute buffers: logits and activations of a batch, a copied layer.
 
     Assumed after llama.cpp, which reserves logits for each token of a physical batch, and room for
@@ -175,9 +178,7 @@ def _buffer_bytes(shape: ModelShape, choice: Choice) -> int:
     """
     row = shape.vocabulary * _LOGIT_BYTES
     row += _ROW_BYTES * (4 * shape.hidden + 3 * shape.top_k * shape.expert_ffn)
-    copied = 0
-    if choice.cpu_layers and not choice.whole:
-        copied = sum(shape.sizes()[: shape.num_experts])
+    copied = 0 if choice.whole else layer_bytes
     return choice.ubatch * row + copied
 
 
@@ -200,8 +201,8 @@ def formats_of(question: Question) -> tuple[str, ...]:
     return question.formats or FORMATS
 
 
-def choices(question: Question) -> Iterator[Choice]:
-    """Yield the choices that fit the machine: of each format, those that may be best.
+def choices(question: Question, ubatches: Sequence[int] = UBATCHES) -> Iterator[Choice]:
+    """Yield the choices that fit the GPU: of each format, those that may be best.
 
     With fewer layers on the CPU decoding is faster as long as the GPU's kernels are; where they are
     not, the other end is best. So both ends are compared, and nothing between.
@@ -212,7 +213,7 @@ def choices(question: Question) -> Iterator[Choice]:
         for form in formats_of(question):
             for kv in question.kv:
                 if hardware.has_gpu:
-                    for ubatch in UBATCHES:
+                    for ubatch in ubatches:
                         start = Choice(engine, form, ubatch=ubatch, kv=kv)
                         fewest = fewest_on_cpu(question, start)
                         if fewest is None:

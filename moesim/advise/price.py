@@ -7,13 +7,12 @@ A choice becomes a row without a value, as a person would write it. So an answer
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from math import sqrt
 from typing import Final
 
 from moesim.advise.choice import UBATCHES, Choice, Memory, memory_of
 from moesim.advise.question import Question
 from moesim.advise.terms import Term, terms_of
-from moesim.measured.predict import Answer, Declined, Prediction, read
+from moesim.measured.predict import Answer, Declined, Prediction, Reading, read
 from moesim.measured.rows import Row
 from moesim.measured.simulated import NamedModel, Simulated, timeline_of
 
@@ -66,13 +65,13 @@ class Priced:
 
     @property
     def request_s(self) -> Span:
-        """Seconds of a usual request: its prompt, and then its answer."""
+        """Seconds of a usual request: its prompt, and then its answer.
+
+        Both may err for the same reason, like a slower memory, so the ends of both are added.
+        Independent errors would give a narrower interval.
+        """
         prompt, answer = self.first_token_s, self.decode.over(self.output)
-        value = prompt.value + answer.value
-        # The errors of both are taken as independent.
-        down = sqrt((prompt.value - prompt.low) ** 2 + (answer.value - answer.low) ** 2)
-        up = sqrt((prompt.high - prompt.value) ** 2 + (answer.high - answer.value) ** 2)
-        return Span(value, value - down, value + up)
+        return Span(prompt.value + answer.value, prompt.low + answer.low, prompt.high + answer.high)
 
 
 class Pricer:
@@ -87,8 +86,7 @@ class Pricer:
 
     def decode(self, choice: Choice) -> Answer:
         """Return the tokens per second of all sequences together, at the asked context."""
-        question = self.question
-        return self._answer(_for_decode(choice), DECODE, question.context - 1, 0, question.load)
+        return self._answered(self._decode_row(choice))
 
     def prefill(self, choice: Choice) -> Answer:
         """Return the tokens per second of the prompt that fills the context.
@@ -97,7 +95,11 @@ class Pricer:
         """
         longest = max(1, self.question.context - self.question.output)
         prompt = min(longest, choice.ubatch)
-        return self._answer(choice, PREFILL, (longest - prompt) // 2, prompt, 1)
+        return self.answer(choice, PREFILL, (longest - prompt) // 2, prompt, 1)
+
+    def answer(self, choice: Choice, metric: str, depth: int, prompt: int, batch: int) -> Answer:
+        """Return the tokens per second of a choice as those of a row with these fields."""
+        return self._answered(self._row(choice, metric, depth, prompt, batch))
 
     def price(self, choice: Choice) -> Priced | Declined:
         """Return a choice with its speeds, or why it has none."""
@@ -109,7 +111,7 @@ class Pricer:
         if isinstance(prefill, Declined):
             return prefill
         shape = question.model.stored(choice.format, choice.kv)
-        nbytes = shape.fixed_bytes + sum(shape.sizes())
+        nbytes = shape.fixed_bytes + sum(question.model.weights(choice.format).experts)
         every, load = Span.of(decode), question.load
         return Priced(
             choice,
@@ -122,15 +124,19 @@ class Pricer:
             tuple(dict.fromkeys((*decode.notes, *prefill.notes))),
         )
 
+    def reading(self, choice: Choice) -> Reading:
+        """Return the row of a choice that decodes, as it is read."""
+        return read(self._decode_row(choice))
+
     def terms(self, choice: Choice) -> list[Term]:
         """Return what takes the time of a step that decodes one token of each sequence."""
-        row = self._row(
-            _for_decode(choice), DECODE, self.question.context - 1, 0, self.question.load
-        )
-        return terms_of(timeline_of(self._simulated.case_of(read(row))))
+        return terms_of(timeline_of(self._simulated.case_of(self.reading(choice))))
 
-    def _answer(self, choice: Choice, metric: str, depth: int, prompt: int, batch: int) -> Answer:
-        row = self._row(choice, metric, depth, prompt, batch)
+    def _decode_row(self, choice: Choice) -> Row:
+        question = self.question
+        return self._row(_for_decode(choice), DECODE, question.context - 1, 0, question.load)
+
+    def _answered(self, row: Row) -> Answer:
         if row not in self._answers:
             reading = read(row)
             reason = reading.reason

@@ -14,19 +14,21 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from moesim.errors import UsageError
-from moesim.hardware.parts import Machine, assemble, cpu_named, gpu_named
+from moesim.errors import MoesimError, UsageError, shown
+from moesim.hardware.parts import Machine, assemble, gpu_named
 from moesim.model.format_bits import bits_for, with_bits_of
 from moesim.model.formats import block_named, check_format_name, format_named
-from moesim.model.hf_config import load_shape
-from moesim.model.shapes import ModelShape
+from moesim.model.hf_config import load_config, load_shape
+from moesim.model.shapes import ModelShape, stored_bytes
 
-__all__ = ["GOALS", "KV_FORMATS", "Goal", "Model", "Parts", "Question", "tokens_of"]
+__all__ = ["GOALS", "KV_FORMATS", "Goal", "Model", "Parts", "Question", "Weights", "tokens_of"]
 
 GoalName = Literal["chat", "agent", "batch", "rag"]
 KV_FORMATS: Final = ("f16", "q8_0")
 """Formats of the KV cache that are compared, the most exact first."""
 _MOST_TOKENS: Final = 1 << 24
+_MOST_TEXT: Final = 200
+"""Characters of the longest text of a part."""
 _TOKENS: Final = re.compile(r"(\d{1,9})\s*([kK]?)")
 _USUAL_CPU: Final = "6 cores"
 _USUAL_RAM: Final = "32 GB DDR4-3200 dual channel"
@@ -68,27 +70,39 @@ class Parts:
     ram: str = ""
     pcie: str = ""
     figures: Mapping[str, Any] = field(default_factory=dict)
+    own_card: str = ""
+    """The name of a card that `gpu` stands for."""
+
+    def __post_init__(self) -> None:
+        for name in ("gpu", "cpu", "ram", "pcie"):
+            if len(text := getattr(self, name)) > _MOST_TEXT:
+                raise UsageError(
+                    f"--{name}: a text of {len(text)} characters; at most {_MOST_TEXT} are read"
+                )
 
     def filled(self) -> tuple[Parts, tuple[str, ...]]:
         """Return the parts with usual ones where none are given, and what was assumed."""
         card = gpu_named(self.gpu).card
         if card is not None and card.unified:
             return self, ()  # the card's chip is the processor, and its memory is known
-        given, notes = self, []
-        if not self.cpu:
+        # A hyphen for a blank, so that no quotes are needed: `4.0-x16`.
+        given, notes = replace(self, pcie=self.pcie.replace("-", " ")), []
+        if self.own_card:
+            notes.append(f"overheads of {self.own_card} are those of {self.gpu}")
+        if not self.cpu.strip():
             given = replace(given, cpu=_USUAL_CPU)
             notes.append(f"the processor has {_USUAL_CPU} with AVX2, because none is named")
-        if not self.ram and not cpu_named(given.cpu).cpu:
-            given = replace(given, ram=_USUAL_RAM)
-            notes.append(f"host memory is {_USUAL_RAM}, because no text says it")
+            if not self.ram.strip():
+                given = replace(given, ram=_USUAL_RAM)
+                notes.append(f"host memory is {_USUAL_RAM}, because no text says it")
         return given, tuple(notes)
 
     def machine(self) -> Machine:
         """Return the machine.
 
         Raises:
-            UsageError: a part is not known, a text has words that are not understood, or there are
-                several GPUs.
+            UsageError: a part is not known, a text has words that are not understood, a link has
+                no card, or there are several GPUs.
         """
         given, _ = self.filled()
         machine = assemble(given.gpu, given.cpu, given.ram, given.pcie, overrides=given.figures)
@@ -96,6 +110,11 @@ class Parts:
             raise UsageError(
                 f"{self.gpu!r} are {machine.num_gpus} GPUs: how several share a model is not "
                 "simulated (which layers each holds, and what moves between them); ask for one"
+            )
+        if self.pcie.strip() and (not machine.hardware.has_gpu or machine.hardware.unified):
+            what = "shares the processor's memory" if machine.hardware.has_gpu else "is not there"
+            raise UsageError(
+                f"--pcie {shown(self.pcie)}: a card that {what} has no link (--gpu {self.gpu})"
             )
         if machine.unknown:
             words = " and ".join(map(repr, machine.unknown))
@@ -124,13 +143,15 @@ class Model:
         Raises:
             UsageError: there is no such model or file, or it has no routed experts.
         """
-        if Path(text).is_dir():
-            text = str(Path(text, "config.json"))
-        if text.endswith((".json", ".gguf")):
-            text = str(Path(text).expanduser().resolve())
-        shape = load_shape(text)
+        text = _resolved(text)
+        try:
+            shape = load_shape(text)
+        except UsageError as error:
+            if _is_dense(text):
+                raise UsageError(f"{text} {_DENSE}") from error
+            raise
         if not shape.moe_layers:
-            raise UsageError(f"{text} has no routed experts: nothing of a dense model is divided")
+            raise UsageError(f"{text} {_DENSE}")
         file = text.endswith(".gguf")
         own = "" if file else _NATIVE if shape.expert_bits < _NATIVE_BITS else None
         return cls(shape.name, {"shape": text}, shape, own)
@@ -139,17 +160,105 @@ class Model:
         """Return the shape with weights in a format ("": its own) and KV entries in another."""
         key = (form, kv)
         if key not in self._stored:
+            bits = block_named(kv.upper()).bits
+            self._stored[key] = replace(self._with_weights(form), kv_bits=bits)
+        return self._stored[key]
+
+    def weights(self, form: str) -> Weights:
+        """Return the bytes of the parts of the model with weights in a format."""
+        if form not in self._weights:
+            self._weights[form] = Weights.of(self._with_weights(form))
+        return self._weights[form]
+
+    def _with_weights(self, form: str) -> ModelShape:
+        if form not in self._shapes:
             shape = self.shape
             if form:
                 named = format_named(form)
                 assert named.format is not None  # checked where the question is asked
                 shape = with_bits_of(shape, bits_for(named.format, shape, named.file_bytes))
-            self._stored[key] = replace(shape, kv_bits=block_named(kv.upper()).bits)
-        return self._stored[key]
+            self._shapes[form] = shape
+        return self._shapes[form]
 
     @cached_property
     def _stored(self) -> dict[tuple[str, str], ModelShape]:
         return {}
+
+    @cached_property
+    def _shapes(self) -> dict[str, ModelShape]:
+        return {}
+
+    @cached_property
+    def _weights(self) -> dict[str, Weights]:
+        return {}
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """The bytes of a model's parts. They are asked for often, and long to sum.
+
+    `experts` has those of all routed experts of each MoE layer, `table` the table of embeddings
+    where it is not the head too, `rest` all other weights.
+    """
+
+    experts: tuple[int, ...]
+    table: int
+    rest: int
+
+    @classmethod
+    def of(cls, shape: ModelShape) -> Weights:
+        """Return the parts of a shape."""
+        sizes, number = shape.sizes(), shape.num_experts
+        experts = tuple(
+            sum(sizes[start : start + number]) for start in range(0, len(sizes), number)
+        )
+        table = 0 if shape.tied_embeddings else shape.end_bytes - _head_bytes(shape)
+        whole = shape.layers_bytes(range(shape.num_layers + 1))
+        return cls(experts, table, whole - table)
+
+
+def _head_bytes(shape: ModelShape) -> int:
+    """Return the bytes of the output head, norms and a decoupled router."""
+    matrix = shape.vocabulary * shape.hidden
+    rest = shape.hidden + shape.router_params
+    return stored_bytes(matrix, shape.bits_of_head) + stored_bytes(rest, shape.weight_bits)
+
+
+_DENSE: Final = (
+    "has no routed experts: it is a dense model. All of its weights are read for every token, so "
+    "no experts can be left in host memory, and no advice is given"
+)
+
+
+def _resolved(text: str) -> str:
+    """Return the path of a model's file without `~` and links, and a name as it is."""
+    try:
+        if Path(text).is_dir():
+            text = str(Path(text, "config.json"))
+        if text.endswith((".json", ".gguf")):
+            text = str(Path(text).expanduser().resolve())
+    except OSError as error:
+        raise UsageError(f"{shown(text)}: cannot be a path: {error.strerror}") from error
+    except (ValueError, RuntimeError) as error:  # a NUL character, or no home folder
+        raise UsageError(f"{shown(text)}: cannot be a path: {shown(str(error))}") from error
+    return text
+
+
+def _is_dense(path: str) -> bool:
+    """Return whether a file describes a model, and no part of it speaks of experts."""
+    try:
+        if path.endswith(".json"):
+            config = load_config(path)
+            return "model_type" in config and "expert" not in str(config)
+        if path.endswith(".gguf"):
+            from moesim.model.gguf_file import read_header
+
+            header = read_header(path)
+            names = [*header.metadata, *(tensor.name for tensor in header.tensors)]
+            return bool(header.tensors) and not any("exp" in name for name in names)
+    except MoesimError:
+        pass
+    return False
 
 
 @dataclass(frozen=True)
@@ -171,16 +280,20 @@ class Question:
     def __post_init__(self) -> None:
         if self.output >= self.context:
             raise UsageError(
-                f"--context {self.context}: an answer of {self.goal} has {self.output} tokens; "
-                "ask for more"
+                f"--context {self.context}: an answer of --goal {self.goal} has {self.output} "
+                "tokens, which leave none for the prompt; ask for more"
             )
         if self.formats and self.model.format is not None:
+            kept = "the file says the type of every tensor"
+            if self.model.format:
+                kept = f"it is published in {self.model.format}"
             raise UsageError(
-                f"--format {self.formats[0]}: {self.model.name} is stored in one format already"
+                f"--format {shown(self.formats[0])}: {self.model.name} has one format, because "
+                f"{kept}; leave --format out"
             )
         for name in self.formats:
             if wrong := check_format_name(name):
-                raise UsageError(f"--format {name}: {wrong}")
+                raise UsageError(f"--format {shown(name)}: {wrong}")
 
     @cached_property
     def machine(self) -> Machine:
@@ -190,7 +303,11 @@ class Question:
     @cached_property
     def assumed(self) -> tuple[str, ...]:
         """What was assumed of the machine, one sentence each."""
-        return (*self.parts.filled()[1], *self.machine.supposed)
+        machine = self.machine
+        size = machine.hardware.host_memory_bytes
+        unknown = "host memory is taken as large enough, because no text says its size"
+        sizes = (unknown,) if size is None and not machine.hardware.unified else ()
+        return (*self.parts.filled()[1], *machine.supposed, *sizes)
 
     @property
     def output(self) -> int:
@@ -210,6 +327,7 @@ class Question:
         return {
             "model": self.model.name,
             **parts,
+            "figures": dict(self.parts.figures),
             "context": self.context,
             "goal": self.goal,
             "load": self.load,
@@ -221,5 +339,5 @@ def tokens_of(text: str) -> int:
     match = _TOKENS.fullmatch(text.strip())
     number = int(match[1]) * (1024 if match[2] else 1) if match else 0
     if not 1 <= number <= _MOST_TOKENS:
-        raise UsageError(f"--context {text}: write a number of tokens, like 16k or 16384")
+        raise UsageError(f"--context {shown(text)}: write a number of tokens, like 16k or 16384")
     return number

@@ -8,8 +8,9 @@ from typing import Any
 from moesim.advise.advice import Advice
 from moesim.advise.choice import Choice, Memory
 from moesim.advise.flags import flags_of
+from moesim.advise.grounds import Grounds
+from moesim.advise.heading import heading
 from moesim.advise.price import Priced, Span
-from moesim.advise.question import GOALS, Question
 from moesim.advise.terms import Term
 from moesim.advise.upgrades import Cliff, Upgrade
 from moesim.config.units import format_bytes
@@ -26,18 +27,6 @@ __all__ = [
     "terms_table",
     "upgrade_table",
 ]
-
-
-def heading(question: Question) -> str:
-    """Return what is asked, in two lines."""
-    machine, goal = question.machine, GOALS[question.goal]
-    parts = [machine.gpu or "no GPU", machine.cpu or "a processor that is not named"]
-    load = f", {question.load} at once" if question.load > 1 else ""
-    return (
-        f"{question.model.name} on {', '.join(parts)}\n"
-        f"goal {question.goal} ({goal.about}): prompts of {question.prompt} tokens, answers of "
-        f"{question.output}, a context of {question.context}{load}"
-    )
 
 
 def front_table(advice: Advice, *, whole: bool = False) -> Table:
@@ -116,7 +105,9 @@ def upgrade_table(advice: Advice, found: Sequence[Upgrade]) -> Table:
     )
     for each in found:
         then = each.then
-        table.add(each.name, span(then.decode), span(then.first_token_s), f"{-each.gain:.0%}")
+        gain = each.gain_span
+        saved = f"-{gain.value:.0%} ({gain.low:.0%} to {gain.high:.0%})"
+        table.add(each.name, span(then.decode), span(then.first_token_s), saved)
     return table
 
 
@@ -143,7 +134,7 @@ def _short(value: float) -> str:
     return f"{value:.1f}" if value >= 1 else f"{value:.2f}"
 
 
-def as_plain(advice: Advice) -> dict[str, Any]:
+def as_plain(advice: Advice, grounds: Grounds | None = None) -> dict[str, Any]:
     """Return an advice as plain data for JSON."""
     best = advice.best
     return {
@@ -151,6 +142,7 @@ def as_plain(advice: Advice) -> dict[str, Any]:
         "recommended": {**_plain(best), "flags": flags_of(advice.question, best.choice)},
         "front": [_plain(one) for one in advice.front],
         "notes": list(best.notes),
+        **({} if grounds is None else {"grounds": grounds.plain()}),
     }
 
 

@@ -30,6 +30,19 @@ class Upgrade:
     then: Priced
     gain: float
     """Share of the time of a usual request that it saves."""
+    factor: float
+    """The factor by which the time that is saved may be wrong against the time that is left."""
+
+    @property
+    def gain_span(self) -> Span:
+        """The gain and its interval.
+
+        The saved and the remaining time are different work, so their ratio is taken to be as
+        uncertain as a time.
+        """
+        odds = self.gain / (1 - self.gain)
+        low, high = odds / self.factor, odds * self.factor
+        return Span(self.gain, low / (1 + low), high / (1 + high))
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,21 +60,21 @@ class Cliff:
 
 def upgrades(advice: Advice) -> list[Upgrade]:
     """Return the upgrades that save most of a usual request's time, the best first."""
-    now = advice.best.request_s.value
-    found = []
+    now = advice.best.request_s
+    factor, found = now.high / now.value, []
     for name, question in _changes(advice):
         try:
-            then = advise(question).best
+            then = advise(question, ubatches=(advice.best.choice.ubatch,)).best
         except MoesimError:
             continue  # such a machine cannot be priced either
-        gain = 1 - then.request_s.value / now
+        gain = 1 - then.request_s.value / now.value
         if gain > 0:
-            found.append(Upgrade(name, then, gain))
+            found.append(Upgrade(name, then, gain, factor))
     return sorted(found, key=lambda each: -each.gain)[:_MOST]
 
 
 def _changes(advice: Advice) -> Iterator[tuple[str, Question]]:
-    """Yield changed questions, each about the format and the KV cache of the best choice."""
+    """Yield changed questions, each about the format, batch and KV cache of the best choice."""
     question, best = advice.question, advice.best.choice
     same: dict[str, Any] = {"kv": (best.kv,)}
     if best.format and question.model.format is None:

@@ -31,6 +31,15 @@ def advise(
     cpu: Annotated[str, typer.Option(help="The processor, like ryzen-7950x.")] = "",
     ram: Annotated[str, typer.Option(help="Host memory, like 32GB-ddr4-3200-2ch.")] = "",
     pcie: Annotated[str, typer.Option(help="The link of the card, like 4.0-x16.")] = "",
+    vram: Annotated[
+        str, typer.Option(help="GPU memory, like 16GB, if it is not that of the catalogue.")
+    ] = "",
+    gpu_bandwidth: Annotated[
+        str, typer.Option(help="Bandwidth of GPU memory, like 600GB/s, likewise.")
+    ] = "",
+    gpu_tflops: Annotated[
+        str, typer.Option(help="Peak rate of dense 16-bit products, like 80, likewise.")
+    ] = "",
     context: Annotated[
         str, typer.Option(help="Tokens of the longest conversation; k is 1024.")
     ] = "8k",
@@ -60,25 +69,27 @@ def advise(
     Needs no trace and no GPU. Speeds are predictions by the code that `moesim measured` scores, and
     each has its interval.
     """
-    question = _question(model, (gpu, cpu, ram, pcie), context, goal, load, formats, engine)
-    from moesim.advise import tables
+    numbers = (vram, gpu_bandwidth, gpu_tflops)
+    question = _question(
+        model, (gpu, cpu, ram, pcie), numbers, context, goal, load, formats, engine
+    )
+    from moesim.advise.heading import heading
 
     if not as_json:
-        typer.echo(tables.heading(question))
-        for note in question.assumed:
-            typer.echo(f"assumed: {note}")
-        typer.echo()
+        typer.echo(f"{heading(question)}\n")
+    from moesim.advise import tables
     from moesim.advise.advice import advise as advise_on
+    from moesim.advise.grounds import grounds_of
     from moesim.advise.price import Pricer
     from moesim.advise.upgrades import cliff_of, upgrades
     from moesim.cli.output import echo_json
     from moesim.report.tabular import write_tables
 
     pricer = Pricer(question)
-    advice = advise_on(question, pricer)
-    terms = pricer.terms(advice.best.choice)
+    advice = advise_on(question, pricer, thorough=every)
+    terms, grounds = pricer.terms(advice.best.choice), grounds_of(advice, pricer)
     if as_json:
-        echo_json(tables.as_plain(advice))
+        echo_json(tables.as_plain(advice, grounds))
         return
     shown = [tables.front_table(advice, whole=every), tables.memory_table(advice.best.memory)]
     write_tables([*shown, tables.terms_table(terms)] if explain else shown)
@@ -88,27 +99,38 @@ def advise(
     typer.echo("\n".join(tables.cliff_lines(advice, cliff_of(advice, pricer))))
     typer.echo()
     write_tables([tables.upgrade_table(advice, upgrades(advice))])
+    typer.echo("\nwhat the answer rests on")
+    for line in grounds.lines():
+        typer.echo(f"  {line}")
 
 
 def _question(
     model: str,
     parts: tuple[str, str, str, str],
+    card: tuple[str, str, str],
     context: str,
     goal: Literal["chat", "agent", "batch", "rag"],
     load: int | None,
     formats: list[str] | None,
     engine: str,
 ) -> Question:
+    from moesim.advise.own_card import HOW_TO_DESCRIBE, with_own_card
     from moesim.advise.question import GOALS, Model, Parts, Question, tokens_of
+    from moesim.errors import UsageError
 
     question = Question(
         Model.of(model),
-        Parts(*parts),
+        with_own_card(Parts(*parts), *card),
         tokens_of(context),
         goal,
         GOALS[goal].load if load is None else load,
         (engine,),
-        tuple(formats or ()),
+        tuple(dict.fromkeys(formats or ())),
     )
-    _ = question.machine  # its mistakes are those of the question
+    try:
+        _ = question.machine  # its mistakes are those of the question
+    except UsageError as error:
+        if str(error).startswith("no graphics card"):
+            raise UsageError(f"{error}; {HOW_TO_DESCRIBE}") from error
+        raise
     return question

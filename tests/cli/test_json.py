@@ -25,6 +25,10 @@ SUCCEED: dict[str, list[list[str]]] = {
     "calibrate": [["--model", "{home}/config.json", "--budget", "2s", "--out", "{out}.yaml"]],
     "validate": [["{home}/x.yaml", "--out", "{out}", "--no-plots", "--runs", "1"]],
     "measured": [["{home}/rows.json", "--fit", "two", "--out", "{out}"]],
+    "advise": [
+        ["olmoe-1b-7b", "--gpu", "rtx-3060-12gb", "--format", "Q4_K_M"],
+        ["olmoe-1b-7b", "--format", "Q4_K_M", "--all", "--explain"],
+    ],
     "curve": [["{home}/trace", "--policy", "lru"]],
     "list": [["gpus"], ["models"], ["policies"]],
     "policies": [[]],
@@ -49,6 +53,11 @@ FAIL: dict[str, list[list[str]]] = {
         ["{home}/x.yaml", "--out", "{out}", "--no-plots", "--runs", "1", "--max-total-error", "0"],
     ],
     "measured": [["{home}/absent"], ["{home}/config.json"], ["{home}/rows.json", "--fit", "3"]],
+    "advise": [
+        ["absent"],
+        ["{home}/config.json", "--gpu", "rtx-9999"],
+        ["deepseek-v3", "--gpu", "rtx-4090", "--ram", "64GB-ddr5-6000-2ch", "--goal", "art"],
+    ],
     "curve": [["{home}/trace", "--policy", "lruu"], ["{home}/trace"]],
     "list": [[], ["model"]],
     "policies": [["eviction"]],

@@ -1,0 +1,202 @@
+"""`moesim advise`: what it prints, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+from workloads import TINY_CONFIG
+
+from moesim.advise.own_card import with_own_card
+from moesim.advise.question import Parts
+from moesim.cli import app
+from moesim.errors import MoesimError, UsageError
+
+SMALL = ["olmoe-1b-7b", "--format", "Q4_K_M"]
+DENSE = {
+    "model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 100,
+}  # fmt: skip
+
+
+def printed(*arguments: str) -> str:
+    done = CliRunner().invoke(app, ["advise", *arguments])
+    assert done.exit_code == 0, (done.output, done.exception)
+    return done.stdout
+
+
+def plain(*arguments: str) -> Any:
+    return json.loads(printed(*arguments, "--json"))
+
+
+def refused(*arguments: str) -> str:
+    """Return the message of a question that is refused, which ends with exit code 2."""
+    done = CliRunner().invoke(app, ["advise", *arguments])
+    if isinstance(done.exception, MoesimError):  # `main` prints it and ends with this code
+        assert done.exception.exit_code == 2
+        return str(done.exception)
+    assert done.exit_code == 2, (done.output, done.exception)
+    return " ".join(done.stderr.replace("│", " ").split())
+
+
+def test_the_answer_names_a_choice_its_flags_and_what_limits_it() -> None:
+    text = printed(*SMALL, "--gpu", "rtx-3060-12gb", "--vram", "3GB", "--explain")
+    assert text.startswith("olmoe-1b-7b on rtx-3060-12gb")
+    assert "goal chat" in text
+    assert "assumed: the processor has 6 cores" in text
+    assert "▲" in text
+    assert "--n-cpu-moe" in text
+    assert "limited by: " in text
+    assert "a step that decodes" in text
+    assert "a step that decodes" not in printed(*SMALL)
+
+
+def test_json_has_the_recommended_speed_its_interval_and_flags() -> None:
+    best = plain(*SMALL, "--gpu", "rtx-3060-12gb")["recommended"]
+    assert best["low"] < best["decode_tok_s"] < best["high"]
+    assert best["flags"]["llama.cpp"].startswith("-c 8192 -ngl 999 ")
+    assert sum(best["gpu_bytes"].values()) + best["gpu_left_bytes"] == 12 * 2**30
+
+
+def test_a_hyphen_of_a_link_is_a_blank() -> None:
+    asked = ("--gpu", "rtx-3060-12gb", "--vram", "3GB", "--format", "Q8_0")
+    assert (
+        plain("olmoe-1b-7b", *asked, "--pcie", "3.0-x4")["recommended"]
+        == (plain("olmoe-1b-7b", *asked, "--pcie", "PCIe 3.0 x4")["recommended"])
+    )
+
+
+# A card of one's own
+
+
+def test_three_numbers_describe_a_card_that_is_not_in_the_catalogue() -> None:
+    numbers = ("--vram", "12GB", "--gpu-bandwidth", "360GB/s", "--gpu-tflops", "51.2")
+    text = printed(*SMALL, "--gpu", "rtx-9999", *numbers)
+    assert text.startswith("olmoe-1b-7b on rtx-9999")
+    assert "assumed: overheads of rtx-9999 are those of rtx-4070" in text
+    known = plain(*SMALL, "--gpu", "rtx-3060-12gb")["recommended"]
+    own = plain(*SMALL, "--gpu", "rtx-9999", *numbers)["recommended"]
+    assert own["gpu_bytes"] == known["gpu_bytes"]
+    assert own["decode_tok_s"] == pytest.approx(known["decode_tok_s"], rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("name", "similar"),
+    [("rtx-9999", "rtx-4070"), ("RX 9999", "rx-7900-xtx"), ("Arc Z9", "arc-b580"), ("none", "")],
+)
+def test_other_figures_are_those_of_a_card_of_the_same_vendor(name: str, similar: str) -> None:
+    parts = with_own_card(Parts(name), "16GB", "600", "80TFLOPS")
+    assert parts.gpu == (similar or "rtx-4070")
+    assert parts.own_card == ("your card" if name == "none" else name)
+    hardware = parts.machine().hardware
+    assert hardware.vram_bytes == 16 * 2**30
+    assert hardware.memory_bytes_per_s == 600 * 10**9
+    assert hardware.flops_per_s == 80 * 10**12
+
+
+def test_a_number_replaces_that_of_a_card_of_the_catalogue() -> None:
+    parts = with_own_card(Parts("rtx-3060-12gb"), "", "300GB/s", "")
+    assert not parts.own_card
+    assert parts.machine().hardware.memory_bytes_per_s == 300 * 10**9
+    assert parts.machine().hardware.vram_bytes == 12 * 2**30
+
+
+def test_an_unknown_card_needs_all_three_numbers() -> None:
+    with pytest.raises(UsageError, match="--vram 16GB --gpu-bandwidth 600GB/s --gpu-tflops 80"):
+        with_own_card(Parts("rtx-9999"), "16GB", "", "80")
+
+
+@pytest.mark.parametrize("text", ["-1", "0", "lots", "16 TB", "1e9", "9" * 12, "nan"])
+def test_another_number_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match=r"--vram .*write a number above 0, like 16GB"):
+        with_own_card(Parts("rtx-3090"), text, "", "")
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--gpu", "rtx-3061-12gb"], "did you mean 'rtx-3060-12gb'.*three numbers.*--vram"),
+        (["--gpu", ""], "no graphics card .* is called ''"),
+        (["--cpu", "frob-9000"], "no processor .* is called 'frob-9000'"),
+        (["--ram", "32GB-flurb"], "'flurb' is not understood"),
+        (["--ram", "-3GB"], "negative"),
+        (["--gpu", "2x RTX 3090"], "are 2 GPUs: .*which layers each holds.*ask for one"),
+        (["--gpu", "RTX 3090 + RTX 3060"], "are 2 GPUs"),
+        (["--gpu", "rtx-3090", "--pcie", "fast"], "'fast' is not understood"),
+        (["--pcie", "4.0-x16"], "--pcie '4.0-x16': a card that is not there has no link"),
+        (["--gpu", "strix-halo", "--pcie", "4.0"], "shares the processor's memory has no link"),
+        (["--gpu", "x" * 10_000], "a text of 10000 characters; at most 200"),
+        (["--gpu", "\x1b[31m"], r"is called '31m'"),
+        (["--context", "16m"], "--context '16m': write a number of tokens"),
+        (["--context", "400"], "an answer of --goal chat has 400 tokens, which leave none"),
+        (["--load", "0"], "--load"),
+        (["--goal", "art"], "--goal"),
+        (["--format", "Q9"], "--format 'Q9': no format of weights is called 'Q9'"),
+    ],
+)
+def test_a_wrong_option_is_refused(arguments: list[str], message: str) -> None:
+    assert matches(message, refused("olmoe-1b-7b", *arguments))
+
+
+def matches(pattern: str, text: str) -> bool:
+    return re.search(pattern, text) is not None or pytest.fail(text)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("olmo-1b-7b", "did you mean 'olmoe-1b-7b'"),
+        ("/absent/config.json", "cannot be read: No such file"),
+        ("/absent/model.gguf", "cannot be read: No such file"),
+        ("x" * 10_000, "cannot be a path: File name too long"),
+        ("\0", "no model shape is called"),
+    ],
+)
+def test_an_absent_model_is_refused(model: str, message: str) -> None:
+    assert matches(message, refused(model))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("config.json", json.dumps(DENSE), "is a dense model"),
+        ("config.json", "{", "is not JSON"),
+        ("config.json", "[]", "must hold a JSON object"),
+        ("config.json", "{}", "lacks"),
+        ("m.gguf", "", "cut off or damaged"),
+        ("m.gguf", "GGUF\x03\0\0\0", "cut off or damaged"),
+    ],
+)
+def test_a_file_of_no_such_model_is_refused(
+    name: str, content: str, message: str, tmp_path: Path
+) -> None:
+    if name.endswith(".gguf"):
+        pytest.importorskip("gguf")
+    (tmp_path / name).write_text(content)
+    assert matches(message, refused(str(tmp_path / name)))
+
+
+def test_a_folder_stands_for_its_configuration(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(TINY_CONFIG))
+    asked = ("--gpu", "rtx-3060-12gb", "--format", "Q8_0")
+    folder, file = (plain(str(path), *asked) for path in (tmp_path, tmp_path / "config.json"))
+    assert folder == file
+
+
+def test_a_model_of_one_format_is_compared_in_no_other() -> None:
+    message = refused("gpt-oss-20b", "--format", "Q4_K_M")
+    assert "--format 'Q4_K_M': gpt-oss-20b has one format" in message
+
+
+def test_a_model_that_fits_nowhere_is_refused_with_what_is_missing() -> None:
+    asked = ("--gpu", "rtx-4090", "--ram", "64GB-ddr5-6000-2ch")
+    message = refused("deepseek-v3", *asked, "--format", "Q4_K_M")
+    assert matches(r"does not fit: the smallest choice in Q4_K_M needs .* GiB of host", message)
+    assert "GiB are missing" in message
