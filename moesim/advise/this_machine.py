@@ -238,9 +238,10 @@ def measured_lines(reached: Reached) -> Iterator[str]:
 def _rounds(rounds: Rounds) -> str:
     text = f"{_gb(rounds.best)}, the best of {len(rounds.bytes_per_s)} rounds"
     if rounds.cpu_share < _BUSY:
-        taken = 1 - rounds.cpu_share
+        mean = sum(rounds.bytes_per_s) / len(rounds.bytes_per_s)
         text += (
-            f"; other processes took {taken:.0%} of its processor time: an idle machine reads more"
+            f"; other work left its threads {rounds.cpu_share:.0%} of the processor time: on an "
+            f"idle machine they read up to {_gb(mean / rounds.cpu_share)}"
         )
     return text
 
