@@ -243,13 +243,13 @@ def macos(sysctl: str) -> Found:
 def _windows_cpu() -> str:
     """Return the name of the processor in the registry of Windows; "" elsewhere."""
     if sys.platform == "win32":
-        import winreg
-
         path = r"HARDWARE\DESCRIPTION\System\CentralProcessor\0"
         try:
+            import winreg
+
             with winreg.OpenKey(winreg.HKEY_LOCAL_MACHINE, path) as key:
                 return str(winreg.QueryValueEx(key, "ProcessorNameString")[0]).strip()
-        except OSError:
+        except (ImportError, OSError):
             pass
     return ""
 

@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
-from threading import Barrier
+from threading import Barrier, BrokenBarrierError
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
@@ -78,11 +78,6 @@ class Rounds:
     def best(self) -> float:
         """The rate of the best round."""
         return max(self.bytes_per_s)
-
-    @property
-    def worst(self) -> float:
-        """The rate of the worst round."""
-        return min(self.bytes_per_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,12 +164,18 @@ class _Reads:
         self._rounds, self._seconds = rounds, seconds
         with ThreadPoolExecutor(self.threads) as pool:
             try:
-                threads = list(pool.map(self._thread, range(self.threads)))
+                running = [pool.submit(self._thread, n) for n in range(self.threads)]
+                errors = [each.exception() for each in running]
             except BaseException:
                 self._start.abort()  # a thread that could not start, or an interrupt
                 raise
-        rates = tuple(map(sum, zip(*(rates for rates, _ in threads), strict=True)))
-        return Rounds(self.threads, rates, sum(share for _, share in threads) / self.threads)
+        for error in errors:
+            # The others only report that one has failed.
+            if error is not None and not isinstance(error, BrokenBarrierError):
+                raise error
+        results = [each.result() for each in running]
+        rates = tuple(map(sum, zip(*(rates for rates, _ in results), strict=True)))
+        return Rounds(self.threads, rates, sum(share for _, share in results) / self.threads)
 
     def _look(self) -> None:
         """Decide for all threads whether another round starts; one of them calls it."""

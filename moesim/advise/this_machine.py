@@ -236,9 +236,10 @@ def measured_lines(reached: Reached) -> Iterator[str]:
 
 
 def _rounds(rounds: Rounds) -> str:
-    text = f"{_gb(rounds.best)}, the best of {len(rounds.bytes_per_s)} rounds"
+    number = len(rounds.bytes_per_s)
+    text = f"{_gb(rounds.best)}, the best of {number} round{'s' if number > 1 else ''}"
     if rounds.cpu_share < _BUSY:
-        mean = sum(rounds.bytes_per_s) / len(rounds.bytes_per_s)
+        mean = sum(rounds.bytes_per_s) / number
         text += (
             f"; other work left its threads {rounds.cpu_share:.0%} of the processor time: on an "
             f"idle machine they read up to {_gb(mean / rounds.cpu_share)}"
