@@ -43,7 +43,7 @@ def found_cards(
         cards, why = (), f"NVML: {_said(error)}"
     if not cards:
         cards = cards_in(_query_smi() if query is None else query())
-    return cards, () if cards else (f"no NVIDIA card is found ({why})",)
+    return cards, () if cards else (f"no NVIDIA card ({why})",)
 
 
 def nvml_cards(nvml: Any) -> tuple[FoundCard, ...]:

@@ -1,4 +1,4 @@
-"""Detection: what the system's files and tools say of a machine, and the texts that this becomes."""
+"""Detection: what the system's files and tools say of a machine, as texts of its parts."""
 
 from __future__ import annotations
 
