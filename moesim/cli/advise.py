@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 if TYPE_CHECKING:
-    from moesim.advise.question import Question
+    from moesim.advise.question import Parts, Question
+    from moesim.cli.this_machine import OwnMachine
 
 __all__ = ["register"]
 
@@ -26,8 +27,9 @@ def advise(
         ),
     ],
     gpu: Annotated[
-        str, typer.Option(help="The graphics card, like rtx-3060-12gb, or none.")
-    ] = "none",
+        str | None,
+        typer.Option(help="The graphics card, like rtx-3060-12gb, or none, the default."),
+    ] = None,
     cpu: Annotated[str, typer.Option(help="The processor, like ryzen-7950x.")] = "",
     ram: Annotated[str, typer.Option(help="Host memory, like 32GB-ddr4-3200-2ch.")] = "",
     pcie: Annotated[str, typer.Option(help="The link of the card, like 4.0-x16.")] = "",
@@ -62,6 +64,17 @@ def advise(
     explain: Annotated[
         bool, typer.Option("--explain", help="Show what takes the time of the recommended choice.")
     ] = False,
+    this_machine: Annotated[
+        bool,
+        typer.Option(
+            "--this-machine",
+            help="Detect the parts of this machine that are not named, and measure its memory and "
+            "its link for about ten seconds.",
+        ),
+    ] = False,
+    no_probe: Annotated[
+        bool, typer.Option("--no-probe", help="With --this-machine: measure nothing.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
     """Say whether a model runs on a machine, how fast, and with which flags.
@@ -70,9 +83,10 @@ def advise(
     each has its interval.
     """
     numbers = (vram, gpu_bandwidth, gpu_tflops)
-    question = _question(
-        model, (gpu, cpu, ram, pcie), numbers, context, goal, load, formats, engine
-    )
+    parts, own = _parts(gpu, cpu, ram, pcie, this_machine, no_probe, as_json)
+    question = _question(model, parts, numbers, context, goal, load, formats, engine)
+    if own is not None and not no_probe:
+        question = own.probed(question)
     from moesim.advise.heading import heading
 
     if not as_json:
@@ -89,7 +103,9 @@ def advise(
     advice = advise_on(question, pricer, thorough=every)
     terms, grounds = pricer.terms(advice.best.choice), grounds_of(advice, pricer)
     if as_json:
-        echo_json(tables.as_plain(advice, grounds))
+        echo_json(
+            {**tables.as_plain(advice, grounds), **({"this_machine": own.plain()} if own else {})}
+        )
         return
     shown = [tables.front_table(advice, whole=every), tables.memory_table(advice.best.memory)]
     write_tables([*shown, tables.terms_table(terms)] if explain else shown)
@@ -104,9 +120,34 @@ def advise(
         typer.echo(f"  {line}")
 
 
+def _parts(
+    gpu: str | None,
+    cpu: str,
+    ram: str,
+    pcie: str,
+    this_machine: bool,
+    no_probe: bool,
+    quiet: bool,
+) -> tuple[Parts, OwnMachine | None]:
+    """Return the parts that are named, or those of this machine where it is asked for."""
+    from moesim.advise.question import Parts
+    from moesim.errors import UsageError
+
+    if no_probe and not this_machine:
+        raise UsageError(
+            "--no-probe skips the measurements of --this-machine; add that or leave it"
+        )
+    if not this_machine:
+        return Parts(gpu or "none", cpu, ram, pcie), None
+    from moesim.cli.this_machine import OwnMachine
+
+    own = OwnMachine(gpu, cpu, ram, pcie, quiet=quiet)
+    return own.parts, own
+
+
 def _question(
     model: str,
-    parts: tuple[str, str, str, str],
+    parts: Parts,
     card: tuple[str, str, str],
     context: str,
     goal: Literal["chat", "agent", "batch", "rag"],
@@ -115,12 +156,12 @@ def _question(
     engine: str,
 ) -> Question:
     from moesim.advise.own_card import HOW_TO_DESCRIBE, with_own_card
-    from moesim.advise.question import GOALS, Model, Parts, Question, tokens_of
+    from moesim.advise.question import GOALS, Model, Question, tokens_of
     from moesim.errors import UsageError
 
     question = Question(
         Model.of(model),
-        with_own_card(Parts(*parts), *card),
+        with_own_card(parts, *card),
         tokens_of(context),
         goal,
         GOALS[goal].load if load is None else load,
