@@ -22,6 +22,7 @@ __all__ = [
     "Choice",
     "Memory",
     "choices",
+    "disk_choices",
     "fewest_on_cpu",
     "formats_of",
     "memory_of",
@@ -35,6 +36,7 @@ _ENGINE_BYTES: Final = 600 * 10**6
 """Assumed: the context of the GPU's driver and the libraries of an engine."""
 FREE_SHARE: Final = 0.03
 """Assumed: share of GPU memory that is kept free, for the screen and for fragments."""
+_DISK_FORMATS: Final = 3
 _LOGIT_BYTES: Final = 4
 _ROW_BYTES: Final = 4  # activations have 32 bits in ggml
 _SYSTEM_BYTES: Final = 2 * 10**9
@@ -61,6 +63,8 @@ class Choice:
     whole: bool = False
     ubatch: int = UBATCHES[0]
     kv: str = "f16"
+    disk: bool = False
+    """Whether experts that exceed host memory are read from a disk."""
 
     @property
     def placement(self) -> str:
@@ -88,13 +92,15 @@ class Choice:
 class Memory:
     """Bytes by part in GPU memory and in host memory, and how much there is.
 
-    `host_has` is None where the size of host memory is not known.
+    `host_has` is None where the size of host memory is not known. `disk_bytes` are those of experts
+    that have no room in host memory.
     """
 
     gpu: dict[str, int]
     host: dict[str, int]
     gpu_has: int
     host_has: int | None
+    disk_bytes: int = 0
 
     @property
     def gpu_bytes(self) -> int:
@@ -155,7 +161,19 @@ def memory_of(question: Question, choice: Choice) -> Memory:
         gpu, host = {**gpu, "embeddings": host["weights"]} if gpu else host, {}
         return Memory(gpu, host, has, None)
     host["system"] = _SYSTEM_BYTES
-    return Memory(gpu, host, has, hardware.host_memory_bytes)
+    memory = Memory(gpu, host, has, hardware.host_memory_bytes)
+    return _with_disk(memory, experts[0]) if choice.disk else memory
+
+
+def _with_disk(memory: Memory, least_bytes: int) -> Memory:
+    """Return the memory with experts on disk where host memory is full.
+
+    At least one layer's experts have room, because a step needs them together.
+    """
+    experts, left = memory.host["experts"], memory.host_left
+    missing = min(max(0, -(left or 0)), max(0, experts - least_bytes))
+    host = {**memory.host, "experts": experts - missing}
+    return replace(memory, host=host, disk_bytes=missing)
 
 
 def _cache_bytes(shape: ModelShape, context: int, ubatch: int) -> int:
@@ -224,3 +242,22 @@ def choices(question: Question, ubatches: Sequence[int] = UBATCHES) -> Iterator[
                             yield replace(start, cpu_layers=layers)
                 if not hardware.unified:
                     yield Choice(engine, form, every, whole=True, kv=kv)
+
+
+def disk_choices(question: Question) -> Iterator[Choice]:
+    """Yield choices that read experts from a disk: all experts are in front of it, on the CPU.
+
+    Prompts read all experts for each batch, so batches are large. Only the smaller formats are
+    compared, because time is in proportion to what is read.
+    """
+    hardware = question.machine.hardware
+    every, kv, ubatch = len(question.model.shape.moe_layers), question.kv[-1], UBATCHES[-1]
+    if hardware.unified or hardware.host_memory_bytes is None:
+        return
+    for engine in question.engines:
+        for form in formats_of(question)[-_DISK_FORMATS:]:
+            start = Choice(engine, form, every, ubatch=ubatch, kv=kv, disk=True)
+            for choice in (start, replace(start, whole=True)):
+                if memory_of(question, choice).fits and (choice.whole or hardware.has_gpu):
+                    yield choice
+                    break

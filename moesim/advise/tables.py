@@ -70,6 +70,8 @@ def memory_table(memory: Memory) -> Table:
     table = Table("memory", ("part", "GPU", "host"))
     for part in dict.fromkeys((*memory.gpu, *memory.host)):
         table.add(part, *(format_bytes(each.get(part, 0)) for each in (memory.gpu, memory.host)))
+    if memory.disk_bytes:
+        table.add("experts on disk", "", format_bytes(memory.disk_bytes))
     left = "?" if memory.host_left is None else format_bytes(memory.host_left)
     table.add("left", format_bytes(memory.gpu_left), left)
     return table
@@ -84,6 +86,11 @@ def recommendation(advice: Advice) -> Iterator[str]:
         f"recommended: {form}, experts on the CPU: {where}; {span(one.decode)} tokens/s, first "
         f"token after {span(one.first_token_s)} s"
     )
+    if one.choice.disk:
+        yield (
+            f"warning: {format_bytes(one.memory.disk_bytes)} of experts do not fit into host "
+            "memory, and are read from a disk again and again"
+        )
     for engine, flags in flags_of(advice.question, one.choice).items():
         priced = "" if engine == one.choice.engine else " (another speed)"
         yield f"  {engine}{priced}: {flags}"
@@ -173,6 +180,7 @@ def _plain(one: Priced) -> dict[str, Any]:
         "gpu_left_bytes": memory.gpu_left,
         "host_bytes": memory.host,
         "host_left_bytes": memory.host_left,
+        "disk_bytes": memory.disk_bytes,
     }
 
 
