@@ -1,0 +1,397 @@
+"""Formulas: the speeds and the memory of an advice as expressions that a page can evaluate.
+
+Every formula comes from simulations by the code that gave the advice, and is checked against
+further ones. Where it does not hold, its range is narrower.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Final
+
+from moesim.advise.advice import Advice
+from moesim.advise.choice import UBATCHES
+from moesim.advise.expression import Expression
+from moesim.advise.fits import (
+    TOLERANCE,
+    Formula,
+    Range,
+    Sample,
+    Space,
+    candidates_of,
+    fitted,
+    range_of,
+    shifted,
+)
+from moesim.advise.memory_formulas import memory_formula
+from moesim.advise.price import Priced
+from moesim.advise.question import GOALS, Question
+from moesim.advise.samples import BANDWIDTHS, Samples, Setting, base_of
+from moesim.errors import MoesimError
+
+__all__ = ["Formulas", "formulas_of"]
+
+_LEAST_CONTEXT: Final = 4096
+_MOST_CONTEXT: Final = 131072
+Key = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Formulas:
+    """The formulas of an advice.
+
+    `decode_s` is the time between tokens of a sequence, by format and KV entries; `prompt_s` that
+    of a token of a prompt, by format, KV entries and physical batch. `memory` has the bytes of each
+    part by the same three. Intervals are factors of speeds, with none and with some layers on the
+    CPU. `refused` says what is not offered, and why.
+    """
+
+    question: Question
+    space: Space
+    decode_s: Mapping[Key, Formula]
+    prompt_s: Mapping[Key, Formula]
+    memory: Mapping[Key, Mapping[str, Mapping[str, Expression]]]
+    intervals: Mapping[str, Sequence[Range]]
+    refused: tuple[str, ...] = ()
+
+    @property
+    def checks(self) -> tuple[int, float]:
+        """The number of simulations that formulas were checked against, and the largest error."""
+        every = [*self.decode_s.values(), *self.prompt_s.values()]
+        return sum(len(each.errors) for each in every), max(each.error for each in every)
+
+    def plain(self) -> dict[str, Any]:
+        """Return the formulas as plain data."""
+        number, error = self.checks
+        return {
+            "decode_s": {" ".join(key): each.plain() for key, each in self.decode_s.items()},
+            "prompt_s": {" ".join(key): each.plain() for key, each in self.prompt_s.items()},
+            "memory": {" ".join(key): each for key, each in self.memory.items()},
+            "intervals": {name: list(map(list, each)) for name, each in self.intervals.items()},
+            "prompt_tokens": _prompt_tokens(self.question),
+            "checked": {"simulations": number, "largest_error": error},
+            "refused": list(self.refused),
+        }
+
+
+def formulas_of(advice: Advice) -> Formulas:
+    """Return the formulas of an advice.
+
+    Raises:
+        UsageError: the best choice cannot be simulated at other settings.
+    """
+    return _Maker(advice).formulas()
+
+
+def _prompt_tokens(question: Question) -> Expression:
+    """Return the tokens of a usual prompt, as `Question.prompt`."""
+    wanted: Expression | None = GOALS[question.goal].prompt
+    if wanted is None:
+        wanted = ["floor", ["/", ["*", 3, "context"], 4]]
+    return ["min", wanted, ["+", "context", -question.output]]
+
+
+class _Maker:
+    """Makes the formulas of one advice. All samples are of the engine and the place of the best."""
+
+    def __init__(self, advice: Advice) -> None:
+        self.advice, self.question = advice, advice.question
+        self.best = advice.best.choice
+        self.samples = Samples(self.question, self.best.engine, self.best.whole)
+        self.first = self.best.kv
+        self.other_kv = next((kv for kv in self.question.kv if kv != self.first), self.first)
+        self.refused: list[str] = []
+
+    @cached_property
+    def chosen(self) -> dict[str, Priced]:
+        """The recommended choice of each format, of those in the place of the best."""
+        found = {one.choice.format: one for one in self.advice.by_format()}
+        found[self.best.format] = self.advice.best
+        return {form: one for form, one in found.items() if one.choice.whole == self.best.whole}
+
+    @cached_property
+    def divides(self) -> bool:
+        """Whether the number of layers on the CPU may change."""
+        return not self.best.whole and not self.question.machine.hardware.unified
+
+    @cached_property
+    def kv_memory(self) -> str:
+        """The bandwidth of the memory that holds the KV cache."""
+        return "host" if self.best.whole else "gpu"
+
+    @cached_property
+    def bandwidths(self) -> tuple[str, ...]:
+        """The bandwidths that the times of decoding may depend on."""
+        known = base_of(self.question)
+        wanted = ("host",) if self.best.whole else BANDWIDTHS
+        return tuple(name for name in wanted if name in known)
+
+    @cached_property
+    def space(self) -> Space:
+        """The ranges in which decoding in the best format is affine.
+
+        The widest ranges are tried first. Only where they fail is each variable tried alone.
+        """
+        base = {**base_of(self.question), "n": self.best.cpu_layers}
+        every = len(self.question.model.shape.moe_layers)
+        context = base["context"]
+        wide: dict[str, Range] = {
+            "n": (0, every) if self.divides else (base["n"], base["n"]),
+            "context": (min(context, _LEAST_CONTEXT), max(context, _MOST_CONTEXT)),
+        }
+        tried = {name: candidates_of(base[name], self._most(name)) for name in self.bandwidths}
+        wide |= {name: ranges[0] for name, ranges in tried.items()}
+        if self._fits(Space(base, wide)):
+            return Space(base, wide)
+        return Space(base, self._narrowed(base, wide, tried))
+
+    def _fits(self, space: Space) -> bool:
+        """Return whether one formula of the best format holds in a space, to its corners."""
+        sample = self._decoding(self.best.format, self.first)
+        shift = shifted(sample, sample, space, self._knots(space), self.kv_memory)
+        terms = [*fitted(sample, space, self._monomials), *self._link_terms(sample, space), *shift]
+        formula = Formula(["+", *terms], space.ranges)
+        points = [_middle(space), *_corners(space)]
+        return all(formula.check(point, sample(point)) <= TOLERANCE for point in points)
+
+    def _narrowed(
+        self, base: Setting, wide: Mapping[str, Range], tried: Mapping[str, list[Range]]
+    ) -> dict[str, Range]:
+        """Return the range of each variable in which the time is affine in it alone."""
+        sample = self._decoding(self.best.format, self.first)
+        ranges = {"n": wide["n"]}
+        if self.divides:
+            ranges["n"] = range_of(sample, base, "n", [wide["n"]])
+        ranges["context"] = self._contexts(sample, base, wide["context"])
+        middle = {**base, "n": wide["n"][1] // 2} if self.divides else base
+        for name, candidates in tried.items():
+            ranges[name] = range_of(sample, middle, name, candidates)
+        if not self._fits(Space(base, ranges)):
+            self.refused.append("times are no sum of what single variables change")
+            ranges = {name: (base[name], base[name]) for name in ranges}
+        return ranges
+
+    def _contexts(self, sample: Sample, base: Setting, wide: Range) -> Range:
+        low, high = wide
+        start = max([low, *(edge for edge in self._windows() if edge < high)])
+        # Beyond the last window it is affine.
+        found = range_of(sample, base, "context", [(start, high)] if start < high else [])
+        return wide if found[0] < found[1] else found
+
+    def _windows(self) -> list[int]:
+        kinds = self.question.model.shape.all_kinds()
+        return sorted({kind.window for kind in kinds if kind.window})
+
+    def _knots(self, space: Space) -> list[float]:
+        low, high = space.ranges["context"]
+        if low == high:
+            return [low]
+        return sorted({low, high, *(edge for edge in self._windows() if low < edge < high)})
+
+    def _most(self, name: str) -> float | None:
+        """Return the GB/s of host memory that its reader can take, by the machine's figures."""
+        hardware = self.question.machine.hardware
+        limits = [hardware.cpu_memory_bytes_per_s]
+        threads = hardware.cpu_threads or hardware.cpu_cores
+        if hardware.core_memory_bytes_per_s is not None and threads is not None:
+            limits.append(hardware.core_memory_bytes_per_s * threads)
+        known = [limit for limit in limits if limit is not None]
+        if name != "host" or not known:
+            return None
+        return min(known) / hardware.host_memory_efficiency / 1e9
+
+    def _decoding(self, form: str, kv: str) -> Sample:
+        return lambda setting: self.samples.decode_s(form, kv, setting)
+
+    def _prompting(self, form: str, kv: str, ubatch: int) -> Sample:
+        return lambda setting: self.samples.prompt_s(form, kv, ubatch, setting)
+
+    def formulas(self) -> Formulas:
+        """Return all formulas."""
+        decode = self._decode_formulas()
+        forms = {key[0] for key in decode}
+        prompts = {key: each for key, each in self._prompt_formulas() if key[0] in forms}
+        batches = sorted({int(key[2]) for key in prompts} | {self.best.ubatch})
+        memory = {
+            (form, kv, str(ubatch)): memory_formula(
+                self.question, self.best, form, kv, ubatch, self.space, layers=self.divides
+            )
+            for form, kv in decode
+            for ubatch in batches
+        }
+        return Formulas(
+            self.question, self.space, decode, prompts, memory, self._intervals(bool(prompts)),
+            tuple(self.refused),
+        )  # fmt: skip
+
+    # Decoding
+
+    @cached_property
+    def _monomials(self) -> list[Key]:
+        """What decoding is a sum of; what the link takes is `_link_terms`."""
+        found: list[Key] = [(), ("n",), (self.kv_memory,)]
+        return found if self.best.whole else [*found, ("n", "gpu"), ("n", "host")]
+
+    def _decode_formulas(self) -> dict[Key, Formula]:
+        space = self.space
+        reference = self._decoding(self.best.format, self.first)
+        knots = self._knots(space)
+        shifts = {
+            kv: shifted(
+                self._decoding(self.best.format, kv), reference, space, knots, self.kv_memory
+            )
+            for kv in self.question.kv
+        }
+        link = self._link_terms(reference, space)
+        found: dict[Key, Formula] = {}
+        for number, form in enumerate(self.chosen):
+            local = self._local(form)
+            terms = [*fitted(self._decoding(form, self.first), local, self._monomials), *link]
+            formulas = {
+                (form, kv): Formula(["+", *terms, *shift], local.ranges)
+                for kv, shift in shifts.items()
+            }
+            if self._decode_holds(form, formulas, _corners(local)[number % 2]):
+                found |= formulas
+        return found
+
+    def _local(self, form: str) -> Space:
+        """Return the space of a format, whose own number of layers counts if it may not change."""
+        space = self.space
+        if space.varies("n") or not self.divides:
+            return space
+        layers = self.chosen[form].choice.cpu_layers
+        return Space({**space.base, "n": layers}, {**space.ranges, "n": (layers, layers)})
+
+    def _link_terms(self, sample: Sample, space: Space) -> list[Expression]:
+        """Return what hidden states take on the link; they are the same in all formats."""
+        if not (space.varies("link") and space.varies("n")):
+            return []
+        layers, slow = space.far("n"), space.far("link")
+        point = {**space.base, "n": layers}
+        more = sample({**point, "link": slow}) - sample(point)
+        each = more / layers / (space.factor("link", slow) - 1)
+        return [["*", each, "n", ["+", space.symbol("link"), -1]]]
+
+    def _decode_holds(
+        self, form: str, formulas: Mapping[Key, Formula], corner: Setting
+    ) -> bool:
+        """Return whether the formulas of a format hold at the prices and in a corner."""
+        for one in self._priced_here():
+            formula = formulas.get((one.choice.format, one.choice.kv))
+            if formula is not None:
+                setting = {**self.space.base, "n": one.choice.cpu_layers}
+                formula.check(setting, 1 / one.decode.value)
+        kv = self.other_kv
+        formulas[form, kv].check(corner, self._decoding(form, kv)(corner))
+        return self._holds(form, formulas, "decoding")
+
+    def _is_here(self, one: Priced, space: Space) -> bool:
+        choice = one.choice
+        here = choice.engine == self.best.engine and choice.whole == self.best.whole
+        return here and (space.varies("n") or choice.cpu_layers == space.base["n"])
+
+    def _holds(self, form: str, formulas: Mapping[Key, Formula], what: str) -> bool:
+        error = max(formula.error for formula in formulas.values())
+        if error > TOLERANCE:
+            self.refused.append(f"{what} in {form or 'this file'}: no formula within 0.1 %")
+        return error <= TOLERANCE
+
+    # Prompts
+
+    def _prompt_formulas(self) -> Iterator[tuple[Key, Formula]]:
+        """Yield the formulas of prompts, at the bandwidths of the question.
+
+        Each format has its recommended physical batch, and the best format every one.
+        """
+        pairs = [(form, one.choice.ubatch) for form, one in self.chosen.items()]
+        here = {(one.choice.format, one.choice.ubatch) for one in self._priced_here()}
+        pairs += sorted(pair for pair in here - {*pairs} if pair[0] == self.best.format)
+        try:
+            space = self._prompt_space()
+            shifts = {kv: self._prompt_shift(kv, space) for kv in self.question.kv}
+        except MoesimError as error:
+            self.refused.append(f"prompts: {error}")
+            return
+        for form, ubatch in pairs:
+            formulas = self._prompts_of(form, ubatch, space, shifts)
+            if self._holds(form, formulas, f"prompts in batches of {ubatch}"):
+                yield from formulas.items()
+
+    def _priced_here(self) -> list[Priced]:
+        forms = self.chosen
+        return [
+            one
+            for one in self.advice.priced
+            if one.choice.format in forms and self._is_here(one, self._local(one.choice.format))
+        ]
+
+    def _prompt_space(self) -> Space:
+        """Return the ranges for prompts: a context has a whole batch, bandwidths do not change."""
+        base, ranges = self.space.base, dict(self.space.ranges)
+        low, high = ranges["context"]
+        low = max(low, max(UBATCHES) + self.question.output)
+        if low >= high or base["context"] < low:
+            low = high = base["context"]
+        fixed = {name: (base[name], base[name]) for name in self.bandwidths}
+        return Space(base, {**ranges, "context": (low, high), **fixed})
+
+    def _prompt_shift(self, kv: str, space: Space) -> list[Expression]:
+        form, ubatch = self.best.format, self.best.ubatch
+        reference = self._prompting(form, self.first, ubatch)
+        return shifted(self._prompting(form, kv, ubatch), reference, space, self._knots(space), "")
+
+    def _prompts_of(
+        self, form: str, ubatch: int, space: Space, shifts: Mapping[str, list[Expression]]
+    ) -> dict[Key, Formula]:
+        """Return the formulas of prompts of a format, checked at another context and number."""
+        local = self._local(form)
+        local = Space(local.base, {**space.ranges, "n": local.ranges["n"]})
+        sample = self._prompting(form, self.first, ubatch)
+        terms = fitted(sample, local, [(), ("n",)])
+        formulas = {
+            (form, kv, str(ubatch)): Formula(["+", *terms, *shift], local.ranges)
+            for kv, shift in shifts.items()
+        }
+        kv, middle = self.other_kv, _middle(local)
+        formulas[form, kv, str(ubatch)].check(
+            middle, self._prompting(form, kv, ubatch)(middle)
+        )
+        return formulas
+
+    # Intervals
+
+    def _intervals(self, prompts: bool) -> dict[str, Sequence[Range]]:
+        """Return the factors of intervals without and with layers on the CPU."""
+        form, kv, ubatch = self.best.format, self.first, self.best.ubatch
+        numbers = [0, 1] if self.space.varies("n") else [self.space.base["n"]] * 2
+        settings = [{**self.space.base, "n": number} for number in numbers]
+        found = {"decode": [self.samples.interval(form, kv, each) for each in settings]}
+        if prompts:
+            found["prompt"] = [
+                self.samples.prompt_interval(form, kv, ubatch, each) for each in settings
+            ]
+        return {name: tuple(each) for name, each in found.items()}
+
+
+def _middle(space: Space) -> dict[str, float]:
+    """Return a setting between the ends of all ranges."""
+    found = dict(space.base)
+    for name, (low, high) in space.ranges.items():
+        if space.varies(name):
+            middle = (low * high) ** 0.5 if name in BANDWIDTHS else low + (high - low) // 3
+            found[name] = middle
+    return found
+
+
+def _corners(space: Space) -> list[dict[str, float]]:
+    """Return two settings at the ends of all ranges, and some layers on the CPU in each."""
+    low, high = space.ranges["n"]
+    layers = [low + (high - low) // 3, low + 2 * (high - low) // 3]
+    ends: list[dict[str, float]] = [{}, {}]
+    for number, (name, (least, most)) in enumerate(space.ranges.items()):
+        for corner, end in zip(ends, (number, number + 1), strict=True):
+            corner[name] = most if end % 2 else least
+    return [{**space.base, **end, "n": n} for end, n in zip(ends, layers, strict=True)]
