@@ -27,6 +27,7 @@ __all__ = [
     "fit_two",
     "machine_of",
     "owned_by",
+    "parts_of",
 ]
 
 Number = Literal["read_bandwidth", "layer_ns"]
@@ -126,7 +127,7 @@ def fit_two(rows: Sequence[tuple[Reading, float]], model: TimeModel) -> Fitted:
     logs = np.zeros(2)
     for _ in range(_ROUNDS):  # one is enough where times are affine, as those of decode mostly are
         factors = np.exp(logs)
-        parts = _parts(readings, model, bandwidth * factors[0], layer_ns * factors[1])
+        parts = parts_of(readings, model, bandwidth * factors[0], layer_ns * factors[1])
         step = _least_squares(parts, values, free, logs)
         logs = logs + step
         if np.max(np.abs(step)) < _CLOSE:
@@ -152,14 +153,14 @@ def _numbers(
     """Return which numbers are fitted, and why not both."""
     if len(readings) > 1:
         return NUMBERS, ""
-    fixed, reads, host = _parts(readings, model, bandwidth, layer_ns)[0]
+    fixed, reads, host = parts_of(readings, model, bandwidth, layer_ns)[0]
     whole = fixed + reads + host
     chosen = NUMBERS[0] if reads >= host else NUMBERS[1]
     shares = f"reads take {reads / whole:.0%} of its time and layers {host / whole:.0%}"
     return (chosen,), f"one row, so only {chosen} is fitted: {shares}"
 
 
-def _parts(
+def parts_of(
     readings: Sequence[Reading], model: TimeModel, bandwidth: float, layer_ns: float
 ) -> _Floats:
     """Return for each row the seconds that neither number changes, of reads, and of layers (n, 3).
