@@ -25,6 +25,7 @@ from moesim.cli import (
     run,
     systems,
     trace,
+    twin,
     validate,
 )
 from moesim.cli.ending import run_to_its_end
@@ -67,6 +68,7 @@ def moesim(
 # The order of the commands in `moesim --help`.
 for group in (
     advise,
+    twin,
     run,
     compare,
     calibrate,

@@ -35,8 +35,9 @@ _IK_ONLY: Final = ("fused_moe", "mla_attn", "repack_run_time", "attn_max_batch",
 _NEEDED: Final = frozenset(
     re.findall(
         r"\w+",
-        """model_type model_size model_n_params model_filename backends gpu_info cpu_info build_number
-        n_gpu_layers n_cpu_moe flash_attn tensor_buft_overrides split_mode devices tensor_split
+        """model_type model_size model_n_params model_filename backends gpu_info cpu_info
+        build_number n_gpu_layers n_cpu_moe flash_attn tensor_buft_overrides split_mode devices
+        tensor_split
         n_prompt n_gen n_depth avg_ts stddev_ts""",
     )
 )

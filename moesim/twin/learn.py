@@ -89,7 +89,9 @@ class _Around:
     ) -> None:
         self._assumed = model.assumed(readings[0])
         self._fit = fit
-        self._parts = {reading.row.index: part for reading, part in zip(readings, parts, strict=True)}
+        self._parts = {
+            reading.row.index: part for reading, part in zip(readings, parts, strict=True)
+        }
 
     def predict(self, reading: Reading) -> Answer:
         raise NotImplementedError  # a fit asks for seconds only
@@ -160,8 +162,7 @@ class Learned:
     def numbers(self) -> tuple[Number, Number]:
         """Return both numbers."""
         first, second = (
-            self._number(place, name)
-            for place, name in enumerate(("read_bandwidth", "layer_ns"))
+            self._number(place, name) for place, name in enumerate(("read_bandwidth", "layer_ns"))
         )
         return first, second
 

@@ -7,7 +7,6 @@ computing. The fitted factor multiplies the assumed link, and takes in other err
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from math import exp, log
 from typing import Any, Final
@@ -15,7 +14,7 @@ from typing import Any, Final
 from moesim.hardware.hardware import Hardware
 from moesim.measured.kinds import OFFLOAD
 from moesim.measured.predict import Reading
-from moesim.measured.simulated import Simulated
+from moesim.twin.model import OpenMachine
 from moesim.twin.samples import Sample, Samples
 
 __all__ = ["Link", "learn_link", "link_figures"]
@@ -58,15 +57,36 @@ def link_figures(hardware: Hardware, factor: float) -> dict[str, Any]:
     ways = (("h2d", hardware.h2d), ("d2h", hardware.d2h))
     return {
         way: {
-            "pinned": round(factor * link.pinned_bytes_per_s),
-            "pageable": round(factor * link.pageable_bytes_per_s),
+            "pinned_bandwidth": round(factor * link.pinned_bytes_per_s),
+            "pageable_bandwidth": round(factor * link.pageable_bytes_per_s),
         }
         for way, link in ways
     }
 
 
-def learn_link(samples: Samples, times: "_Times") -> Link:
-    """Return the link that fits the prompts, or why it cannot be seen."""
+class _Times:
+    """Seconds of a token of a prompt at the fitted numbers, and another link."""
+
+    def __init__(self, samples: Samples, numbers: tuple[float, float]) -> None:
+        self._models = samples.models
+        self._numbers = numbers
+
+    def hardware(self, reading: Reading) -> Hardware:
+        """Return the machine of a row."""
+        return OpenMachine(self._models).hardware(reading)
+
+    def seconds(self, reading: Reading, factor: float) -> float:
+        """Return the seconds of a token with a link that is faster by a factor."""
+        figures = link_figures(self.hardware(reading), factor)
+        return OpenMachine(self._models, figures).seconds(reading, *self._numbers)
+
+
+def learn_link(samples: Samples, numbers: tuple[float, float]) -> Link:
+    """Return the link that fits the prompts, or why it cannot be seen.
+
+    `numbers` are the fitted read bandwidth and host time of a layer.
+    """
+    times = _Times(samples, numbers)
     prompts = [sample for sample in samples.prompts if sample.reading.kind.name == OFFLOAD]
     if not prompts:
         return Link(reason="no prompt was timed with experts on the CPU")
@@ -96,27 +116,3 @@ def learn_link(samples: Samples, times: "_Times") -> Link:
         reason = f"the prompts would need a link that differs by more than {_MOST:g} times"
         return Link(reason=reason, share=share)
     return Link(exp(logs), assumed, share, tuple(prompts), residuals)
-
-
-class _Times:
-    """Seconds of a token of a prompt at the fitted numbers, and another link."""
-
-    def __init__(self, samples: Samples, numbers: tuple[float, float]) -> None:
-        self._models = samples.models
-        self._numbers = numbers
-
-    def hardware(self, reading: Reading) -> Hardware:
-        """Return the machine of a row."""
-        return Simulated(models=self._models).case_of(reading).machine.hardware
-
-    def seconds(self, reading: Reading, factor: float) -> float:
-        """Return the seconds of a token with a link that is faster by a factor."""
-        figures = link_figures(self.hardware(reading), factor)
-        model = Simulated(models=self._models, overrides=figures)
-        return model.seconds(reading, *self._numbers)
-
-
-def link_of(samples: Samples, numbers: Sequence[float]) -> Link:
-    """Return the link of a machine whose read bandwidth and layer time are fitted."""
-    first, second = numbers
-    return learn_link(samples, _Times(samples, (first, second)))
