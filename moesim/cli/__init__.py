@@ -27,6 +27,7 @@ from moesim.cli import (
     split,
     systems,
     trace,
+    twin,
     validate,
 )
 from moesim.cli.ending import run_to_its_end
@@ -69,6 +70,7 @@ def moesim(
 # The order of the commands in `moesim --help`.
 for group in (
     advise,
+    twin,
     run,
     compare,
     split,

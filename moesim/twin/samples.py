@@ -1,0 +1,137 @@
+"""Samples: the measurements of logs as rows that can be predicted, completed by options.
+
+A log says little of the machine: what it lacks is given, or assumed as in `moesim advise`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+from moesim.advise.question import Model, Parts
+from moesim.errors import MoesimError, UsageError
+from moesim.measured.predict import Reading, read
+from moesim.measured.rows import Row
+from moesim.measured.simulated import NamedModel, Simulated
+from moesim.model.formats import check_format_name
+from moesim.twin.log import Entry
+from moesim.twin.server import UNPLACED
+
+__all__ = ["Options", "Sample", "Samples", "samples_of"]
+
+_KEYS: Final = ("gpu", "cpu", "ram", "pcie")
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the user says of the machine and the runs; "" where nothing is said.
+
+    A text replaces what the logs say, but `setting` adds to it.
+    """
+
+    gpu: str = ""
+    cpu: str = ""
+    ram: str = ""
+    pcie: str = ""
+    model: str = ""
+    format: str = ""
+    engine: str = ""
+    setting: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A measurement that can be predicted: what its row says, and what was measured."""
+
+    reading: Reading
+    value: float
+    deviation: float | None
+    place: str
+
+
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """All samples, those that are left out as pairs of a place and the reason, and notes.
+
+    `models` are those that the logs name and moesim does not ship.
+    """
+
+    used: tuple[Sample, ...]
+    left_out: tuple[tuple[str, str], ...]
+    notes: tuple[str, ...]
+    models: Mapping[str, NamedModel] = field(default_factory=dict)
+
+    @property
+    def decodes(self) -> tuple[Sample, ...]:
+        """The samples of single tokens, which the numbers are fitted to."""
+        return tuple(sample for sample in self.used if sample.reading.group == "decode")
+
+    @property
+    def prompts(self) -> tuple[Sample, ...]:
+        """The samples of prompts."""
+        return tuple(sample for sample in self.used if sample.reading.group == "prefill")
+
+
+def samples_of(entries: Sequence[Entry], options: Options) -> Samples:
+    """Return the samples of measurements.
+
+    Raises:
+        UsageError: an option is wrong, no card is named, or none of the rows can be predicted.
+    """
+    if options.format and (wrong := check_format_name(options.format)):
+        raise UsageError(f"--format {options.format}: {wrong}")
+    model = Model.of(options.model) if options.model else None
+    models = {} if model is None else {model.name: NamedModel(model.section, model.shape)}
+    simulated = Simulated(models=models)
+    used: list[Sample] = []
+    left_out: list[tuple[str, str]] = []
+    notes: dict[str, None] = {}
+    for index, entry in enumerate(entries):
+        completed, more = _completed(entry, options, model)
+        reading = read(replace(completed, index=index))
+        if why := _unusable(entry, reading, options, simulated):
+            left_out.append((entry.place, why))
+            continue
+        notes.update(dict.fromkeys((*entry.notes, *more, *reading.notes)))
+        used.append(Sample(reading, entry.value, entry.deviation, entry.place))
+    if not used:
+        place, why = left_out[0]
+        raise UsageError(f"{place}: no measurement can be used; this one is left out: {why}")
+    return Samples(tuple(used), tuple(left_out), tuple(notes), models)
+
+
+def _completed(entry: Entry, options: Options, model: Model | None) -> tuple[Row, tuple[str, ...]]:
+    """Return the row of an entry with what the options add, and what was assumed."""
+    row = entry.row
+    given = {key: text for key in _KEYS if (text := getattr(options, key))}
+    row = replace(row, source="", fit=row.metric.casefold() == "decode_tok_s", **given)
+    if row.gpu == "" and "cpu-only" not in row.setting:
+        raise UsageError(f"{entry.place}: the log names no card; give --gpu, or --gpu none")
+    parts, notes = Parts(row.gpu or "none", row.cpu, row.ram, row.pcie).filled()
+    row = replace(row, gpu=parts.gpu, cpu=parts.cpu, ram=parts.ram)
+    if model is not None:
+        form = row.quant if model.format is None else ""
+        row = replace(row, model=model.name, quant=form)
+    if options.format:
+        row = replace(row, quant=options.format)
+    if options.engine:
+        row = replace(row, engine=options.engine)
+    if options.setting:
+        row = replace(row, setting=f"{row.setting} {options.setting}".strip())
+    return row, notes
+
+
+def _unusable(entry: Entry, reading: Reading, options: Options, simulated: Simulated) -> str:
+    """Return why an entry cannot be used, or ""."""
+    if entry.left_out and not (entry.left_out == UNPLACED and options.setting):
+        return entry.left_out
+    if reading.reason:
+        return reading.reason
+    if reading.group not in ("decode", "prefill"):
+        return "batches of 2 to 64 tokens are not used"
+    try:
+        simulated.case_of(reading)
+    except (MoesimError, ValueError) as error:
+        return " ".join(str(error).split())
+    return ""
