@@ -109,8 +109,9 @@ def test_a_card_of_amd_is_told_and_not_used(tmp_path: Path) -> None:
 def test_the_tightest_group_above_a_process_limits_it(tmp_path: Path) -> None:
     write(tmp_path, "proc/self/cgroup", "0::/user/app\n")
     write(tmp_path, "sys/fs/cgroup/user/cpu.max", "150000 100000\n")
-    write(tmp_path, "sys/fs/cgroup/user/app/cpu.max", "max 100000\n")
-    write(tmp_path, "sys/fs/cgroup/user/memory.max", "max\n")
+    write(tmp_path, "sys/fs/cgroup/user/app/cpu.max", "200000 100000\n")
+    write(tmp_path, "sys/fs/cgroup/cpu.max", "max 100000\n")
+    write(tmp_path, "sys/fs/cgroup/user/memory.max", f"{5 * GIB}\n")
     write(tmp_path, "sys/fs/cgroup/user/app/memory.max", f"{4 * GIB}\n")
     assert limits_in(tmp_path) == Limits(1.5, 4 * GIB)
 
