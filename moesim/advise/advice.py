@@ -12,7 +12,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from moesim.advise.choice import UBATCHES, Choice, Memory, choices, formats_of, memory_of
+from moesim.advise.choice import (
+    UBATCHES,
+    Choice,
+    Memory,
+    choices,
+    disk_choices,
+    formats_of,
+    memory_of,
+)
 from moesim.advise.price import Priced, Pricer
 from moesim.advise.question import Question
 from moesim.errors import UsageError
@@ -55,8 +63,10 @@ def advise(
 ) -> Advice:
     """Return the advice on a question.
 
-    A choice that takes over a tenth longer than another of its format is left out, unless
-    `thorough`. `ubatches` are the physical batches that are compared.
+    Where no choice fits the memory, experts are read from a disk. A choice that takes longer
+    than another of its format that is as exact, or over a tenth longer than any, is left out,
+    unless `thorough`. `ubatches` are the physical
+    batches that are compared.
 
     Raises:
         UsageError: no choice fits the machine, or none can be priced.
@@ -65,7 +75,9 @@ def advise(
     asked = list(choices(question, ubatches))
     fitting = [choice for choice in asked if memory_of(question, choice).fits]
     if not fitting:
-        raise UsageError(_too_large(question, asked))
+        fitting = asked = list(disk_choices(question))
+    if not fitting:
+        raise UsageError(_too_large(question, list(choices(question, ubatches))))
     priced: list[Priced] = []
     declined: list[tuple[Choice, str]] = []
     # Less exact KV caches are priced first, because they bound the speed of more exact ones.
@@ -90,9 +102,10 @@ def advise(
 
 
 def _too_slow(choice: Choice, priced: Sequence[Priced], pricer: Pricer) -> bool:
-    """Return whether a choice takes over a tenth longer than a priced one, whatever its prompts.
+    """Return whether a choice takes longer than one that is as exact, or over a tenth longer.
 
-    Prompts are not read faster with more layers on the CPU, or with a more exact KV cache.
+    Its prompt is not bounded by simulation, but by those of priced choices: it is not read faster
+    with more layers on the CPU, with a more exact KV cache, or with a batch that it does not fill.
     """
     same = [
         one
@@ -103,15 +116,19 @@ def _too_slow(choice: Choice, priced: Sequence[Priced], pricer: Pricer) -> bool:
     decode = pricer.decode(choice)
     if not same or isinstance(decode, Declined):
         return False
+    question = pricer.question
+    filled = min(choice.ubatch, question.prompt)
     bounds = [
         one.first_token_s.value
         for one in same
-        if one.choice.ubatch == choice.ubatch and one.choice.cpu_layers <= choice.cpu_layers
+        if one.choice.ubatch >= filled and one.choice.cpu_layers <= choice.cpu_layers
     ]
-    question = pricer.question
     answer_s = question.output * question.load / decode.value
-    fastest = min(one.request_s.value for one in same)
-    return max(bounds, default=0.0) + answer_s > _SLOWER * fastest
+    least_s = max(bounds, default=0.0) + answer_s
+    slower = (1 if one.choice.kv == choice.kv else _SLOWER for one in same)
+    return any(
+        least_s > factor * one.request_s.value for factor, one in zip(slower, same, strict=True)
+    )
 
 
 def _worth_a_price(choice: Choice, fitting: Sequence[Choice], pricer: Pricer) -> bool:
@@ -170,7 +187,12 @@ def recommended(priced: Sequence[Priced]) -> Priced:
         good = [one for one in priced if one.bits >= most * (1 - _CLOSE)]
     fastest = min(one.request_s.value for one in good)
     near = [one for one in good if one.request_s.value <= fastest * _SLOWER]
-    return max(near, key=lambda one: (round(one.bits, 2), _exactness(one), -one.request_s.value))
+    return max(near, key=_rank)
+
+
+def _rank(one: Priced) -> tuple[float, ...]:
+    """Return what decides between choices that are nearly as fast, the most important first."""
+    return (round(one.bits, 2), _exactness(one), -one.request_s.value, one.prefill.value)
 
 
 def _too_large(question: Question, asked: Sequence[Choice]) -> str:

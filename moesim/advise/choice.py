@@ -16,11 +16,13 @@ from moesim.model.shapes import ModelShape
 
 __all__ = [
     "FORMATS",
+    "FREE_SHARE",
     "MEMORY_ASSUMED",
     "UBATCHES",
     "Choice",
     "Memory",
     "choices",
+    "disk_choices",
     "fewest_on_cpu",
     "formats_of",
     "memory_of",
@@ -32,15 +34,16 @@ UBATCHES: Final = (512, 2048)
 """Tokens of a physical batch that are compared; 512 is the default of llama.cpp."""
 _ENGINE_BYTES: Final = 600 * 10**6
 """Assumed: the context of the GPU's driver and the libraries of an engine."""
-_FREE: Final = 0.03
+FREE_SHARE: Final = 0.03
 """Assumed: share of GPU memory that is kept free, for the screen and for fragments."""
+_DISK_FORMATS: Final = 3
 _LOGIT_BYTES: Final = 4
 _ROW_BYTES: Final = 4  # activations have 32 bits in ggml
 _SYSTEM_BYTES: Final = 2 * 10**9
 """Assumed: what the operating system takes of host memory."""
 MEMORY_ASSUMED: Final = (
-    f"driver and libraries take {_ENGINE_BYTES // 10**6} MB of GPU memory, {_FREE:.0%} stay free, "
-    f"and the operating system takes {_SYSTEM_BYTES // 10**9} GB of host memory",
+    f"driver and libraries take {_ENGINE_BYTES // 10**6} MB of GPU memory, {FREE_SHARE:.0%} stay "
+    f"free, and the operating system takes {_SYSTEM_BYTES // 10**9} GB of host memory",
     "compute buffers are logits and activations of a physical batch, and one layer's experts",
 )
 """What is assumed of memory, one sentence each."""
@@ -60,6 +63,8 @@ class Choice:
     whole: bool = False
     ubatch: int = UBATCHES[0]
     kv: str = "f16"
+    disk: bool = False
+    """Whether experts that exceed host memory are read from a disk."""
 
     @property
     def placement(self) -> str:
@@ -87,13 +92,15 @@ class Choice:
 class Memory:
     """Bytes by part in GPU memory and in host memory, and how much there is.
 
-    `host_has` is None where the size of host memory is not known.
+    `host_has` is None where the size of host memory is not known. `disk_bytes` are those of experts
+    that have no room in host memory.
     """
 
     gpu: dict[str, int]
     host: dict[str, int]
     gpu_has: int
     host_has: int | None
+    disk_bytes: int = 0
 
     @property
     def gpu_bytes(self) -> int:
@@ -146,7 +153,7 @@ def memory_of(question: Question, choice: Choice) -> Memory:
             "KV cache": kv,
             "buffers": buffers,
             "engine": _ENGINE_BYTES,
-            "kept free": round(_FREE * hardware.vram_bytes),
+            "kept free": round(FREE_SHARE * hardware.vram_bytes),
         }
         host = {"weights": table, "experts": sum(experts[:on_cpu])}
     has = hardware.vram_bytes if hardware.has_gpu else 0
@@ -154,7 +161,19 @@ def memory_of(question: Question, choice: Choice) -> Memory:
         gpu, host = {**gpu, "embeddings": host["weights"]} if gpu else host, {}
         return Memory(gpu, host, has, None)
     host["system"] = _SYSTEM_BYTES
-    return Memory(gpu, host, has, hardware.host_memory_bytes)
+    memory = Memory(gpu, host, has, hardware.host_memory_bytes)
+    return _with_disk(memory, experts[0]) if choice.disk else memory
+
+
+def _with_disk(memory: Memory, least_bytes: int) -> Memory:
+    """Return the memory with experts on disk where host memory is full.
+
+    At least one layer's experts have room, because a step needs them together.
+    """
+    experts, left = memory.host["experts"], memory.host_left
+    missing = min(max(0, -(left or 0)), max(0, experts - least_bytes))
+    host = {**memory.host, "experts": experts - missing}
+    return replace(memory, host=host, disk_bytes=missing)
 
 
 def _cache_bytes(shape: ModelShape, context: int, ubatch: int) -> int:
@@ -223,3 +242,22 @@ def choices(question: Question, ubatches: Sequence[int] = UBATCHES) -> Iterator[
                             yield replace(start, cpu_layers=layers)
                 if not hardware.unified:
                     yield Choice(engine, form, every, whole=True, kv=kv)
+
+
+def disk_choices(question: Question) -> Iterator[Choice]:
+    """Yield choices that read experts from a disk: all experts are in front of it, on the CPU.
+
+    Prompts read all experts for each batch, so batches are large. Only the smaller formats are
+    compared, because time is in proportion to what is read.
+    """
+    hardware = question.machine.hardware
+    every, kv, ubatch = len(question.model.shape.moe_layers), question.kv[-1], UBATCHES[-1]
+    if hardware.unified or hardware.host_memory_bytes is None:
+        return
+    for engine in question.engines:
+        for form in formats_of(question)[-_DISK_FORMATS:]:
+            start = Choice(engine, form, every, ubatch=ubatch, kv=kv, disk=True)
+            for choice in (start, replace(start, whole=True)):
+                if memory_of(question, choice).fits and (choice.whole or hardware.has_gpu):
+                    yield choice
+                    break

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from moesim.advise.advice import Advice
 from moesim.advise.choice import MEMORY_ASSUMED
-from moesim.advise.price import Pricer
+from moesim.advise.price import DISK_NOTE, Pricer
 from moesim.engines.engine import load_engine
 from moesim.measured.predict import Reading
 
@@ -104,7 +104,8 @@ def grounds_of(advice: Advice, pricer: Pricer) -> Grounds:
         "the machine": _kinds(figure.kind for figure in machine.values()),
         f"{reading.engine.name} {reading.engine.backend}".strip(): _engine_kinds(reading),
     }
-    scores = (score_of(reading, "decode"), score_of(reading, "prefill"))
+    groups = () if choice.disk else ("decode", "prefill")  # no row reads from a disk
+    scores = [score_of(reading, group) for group in groups]
     found = tuple(score for score in scores if score is not None)
     return Grounds(figures, (*question.assumed, *_assumed(advice)), found)
 
@@ -116,7 +117,10 @@ def _assumed(advice: Advice) -> Iterator[str]:
     yield from MEMORY_ASSUMED
     yield f"lengths of goal {question.goal}: {question.prompt} new tokens, {question.output} out"
     yield "bits of a weight stand for the quality of answers, which is not simulated"
-    yield "every expert is as likely as another, which changes no time of a fixed placement"
+    if choice.disk:
+        yield DISK_NOTE
+    else:
+        yield "every expert is as likely as another, which changes no time of a fixed placement"
 
 
 def _engine_kinds(reading: Reading) -> dict[str, int]:

@@ -21,7 +21,17 @@ from moesim.model.formats import block_named, check_format_name, format_named
 from moesim.model.hf_config import load_config, load_shape
 from moesim.model.shapes import ModelShape, stored_bytes
 
-__all__ = ["GOALS", "KV_FORMATS", "Goal", "Model", "Parts", "Question", "Weights", "tokens_of"]
+__all__ = [
+    "GOALS",
+    "KV_FORMATS",
+    "Goal",
+    "Model",
+    "Parts",
+    "Question",
+    "Weights",
+    "tokens_of",
+    "unreadable",
+]
 
 GoalName = Literal["chat", "agent", "batch", "rag"]
 KV_FORMATS: Final = ("f16", "q8_0")
@@ -294,6 +304,9 @@ class Question:
         for name in self.formats:
             if wrong := check_format_name(name):
                 raise UsageError(f"--format {shown(name)}: {wrong}")
+            for engine in self.engines:
+                if wrong := unreadable(name, engine):
+                    raise UsageError(f"--format {name}: {wrong}")
 
     @cached_property
     def machine(self) -> Machine:
@@ -332,6 +345,21 @@ class Question:
             "goal": self.goal,
             "load": self.load,
         }
+
+
+_NO_GGUF: Final = re.compile(r"(?:AWQ|GPTQ|HQQ|MLX|FP8|INT8|NF4)\b.*")
+_OF_IK: Final = re.compile(r"mix-.*|Q6_0|Q8_K|.*_R\d+|IQ\d_K(?:S|L|T|SS)?")
+
+
+def unreadable(form: str, engine: str) -> str:
+    """Return why a GGUF engine cannot read a format, or ""."""
+    named = format_named(form).format
+    name = named.name if named is not None else form
+    if _NO_GGUF.fullmatch(name):
+        return "no GGUF file has it, and the engines that are priced read GGUF; try Q4_K_M"
+    if engine != "ik_llama.cpp" and _OF_IK.fullmatch(name):
+        return "only ik_llama.cpp reads it (--engine ik_llama.cpp)"
+    return ""
 
 
 def tokens_of(text: str) -> int:

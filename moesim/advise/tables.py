@@ -7,7 +7,7 @@ from typing import Any
 
 from moesim.advise.advice import Advice
 from moesim.advise.choice import Choice, Memory
-from moesim.advise.flags import flags_of
+from moesim.advise.flags import flags_of, left_out
 from moesim.advise.grounds import Grounds
 from moesim.advise.heading import heading
 from moesim.advise.price import Priced, Span
@@ -70,6 +70,8 @@ def memory_table(memory: Memory) -> Table:
     table = Table("memory", ("part", "GPU", "host"))
     for part in dict.fromkeys((*memory.gpu, *memory.host)):
         table.add(part, *(format_bytes(each.get(part, 0)) for each in (memory.gpu, memory.host)))
+    if memory.disk_bytes:
+        table.add("experts on disk", "", format_bytes(memory.disk_bytes))
     left = "?" if memory.host_left is None else format_bytes(memory.host_left)
     table.add("left", format_bytes(memory.gpu_left), left)
     return table
@@ -84,8 +86,16 @@ def recommendation(advice: Advice) -> Iterator[str]:
         f"recommended: {form}, experts on the CPU: {where}; {span(one.decode)} tokens/s, first "
         f"token after {span(one.first_token_s)} s"
     )
+    if one.choice.disk:
+        yield (
+            f"warning: {format_bytes(one.memory.disk_bytes)} of experts do not fit into host "
+            "memory, and are read from a disk again and again"
+        )
     for engine, flags in flags_of(advice.question, one.choice).items():
-        yield f"  {engine}: {flags}"
+        priced = "" if engine == one.choice.engine else " (another speed)"
+        yield f"  {engine}{priced}: {flags}"
+    for engine, reason in left_out(advice.question, one.choice).items():
+        yield f"  not {engine}: {reason}"
 
 
 def terms_table(terms: Sequence[Term]) -> Table:
@@ -139,7 +149,11 @@ def as_plain(advice: Advice, grounds: Grounds | None = None) -> dict[str, Any]:
     best = advice.best
     return {
         "question": advice.question.plain(),
-        "recommended": {**_plain(best), "flags": flags_of(advice.question, best.choice)},
+        "recommended": {
+            **_plain(best),
+            "flags": flags_of(advice.question, best.choice),
+            "left_out": left_out(advice.question, best.choice),
+        },
         "front": [_plain(one) for one in advice.front],
         "notes": list(best.notes),
         **({} if grounds is None else {"grounds": grounds.plain()}),
@@ -166,6 +180,7 @@ def _plain(one: Priced) -> dict[str, Any]:
         "gpu_left_bytes": memory.gpu_left,
         "host_bytes": memory.host,
         "host_left_bytes": memory.host_left,
+        "disk_bytes": memory.disk_bytes,
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -18,6 +19,7 @@ __all__ = ["Cliff", "Upgrade", "cliff_of", "upgrades"]
 
 _MORE_VRAM: Final = 8 * 2**30
 _MOST: Final = 3
+_SIZE: Final = re.compile(r"\b(\d{1,6})\s*GB\b(?!/)", re.IGNORECASE)
 _BLOCK: Final = 256
 _MOST_CONTEXT: Final = 1 << 20
 
@@ -81,9 +83,13 @@ def _changes(advice: Advice) -> Iterator[tuple[str, Question]]:
         same["formats"] = (best.format,)
     hardware = question.machine.hardware
     given, _ = question.parts.filled()
-    for name, figures in _figures(hardware):
+    for name, figures in () if best.disk else _figures(hardware):
         parts = replace(given, figures={**given.figures, **figures})
         yield name, replace(question, parts=parts, **same)
+    if best.disk and (size := _SIZE.search(given.ram)):
+        doubled = f"{2 * int(size[1])}GB"
+        ram = given.ram[: size.start()] + doubled + given.ram[size.end() :]
+        yield f"host memory of {doubled}", replace(question, parts=replace(given, ram=ram), **same)
     formats = formats_of(question)
     if best.format in formats[:-1]:
         smaller = formats[formats.index(best.format) + 1]

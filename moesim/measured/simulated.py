@@ -77,7 +77,9 @@ class Simulated:
 
     `models` are models that rows name and moesim does not ship: a scenario's `model` section and
     the shape, by name. The section may lack the format, which a row without `quant` then lacks too.
-    `overrides` are figures of every row's machine that replace those of its parts.
+    `overrides` are figures of every row's machine that replace those of its parts. `memory` is the
+    `memory` section of every row's scenario: with `host` and a disk in `overrides`, experts are
+    read from disk.
     """
 
     def __init__(
@@ -85,10 +87,12 @@ class Simulated:
         fits: Sequence[Fitted] = (),
         models: Mapping[str, NamedModel] | None = None,
         overrides: Mapping[str, Any] | None = None,
+        memory: Mapping[str, Any] | None = None,
     ) -> None:
         self._fits = {(fit.machine, fit.engine, fit.owner): fit for fit in fits}
         self._models = models or {}
         self._overrides = overrides or {}
+        self._memory = memory or {}
 
     def predict(self, reading: Reading) -> Answer:
         """Return the simulated tokens per second, or why there are none."""
@@ -125,21 +129,24 @@ class Simulated:
 
     def with_fitted(self, fits: Sequence[Fitted]) -> Simulated:
         """Return the model with the fitted numbers of some machines."""
-        return Simulated(fits, self._models, self._overrides)
+        return Simulated(fits, self._models, self._overrides, self._memory)
 
     def case_of(self, reading: Reading) -> Case:
         """Return the scenario of a row. Raise UsageError as the function `case_of`."""
-        return case_of(reading, self._models.get(reading.row.model), self._overrides)
+        model = self._models.get(reading.row.model)
+        return case_of(reading, model, self._overrides, self._memory)
 
 
 def case_of(
     reading: Reading,
     model: NamedModel | None = None,
     overrides: Mapping[str, Any] | None = None,
+    memory: Mapping[str, Any] | None = None,
 ) -> Case:
     """Return the scenario of a row, of a shipped model or of `model`.
 
-    `overrides` are figures of the machine that replace those of its parts.
+    `overrides` are figures of the machine that replace those of its parts. `memory` is the section
+    of the scenario with this name.
 
     Raises:
         UsageError: a part of the row is not known, or is not simulated.
@@ -174,6 +181,8 @@ def case_of(
         "bounds": False,
         "seed": _SEED,
     }
+    if memory:
+        scenario["memory"] = dict(memory)
     if setting.kv_keys or setting.kv_values:
         scenario["model"]["kv_bits"] = _kv_bits(setting)
     if setting.ubatch is not None:
@@ -386,12 +395,18 @@ def _trace_of(case: Case) -> Trace:
     shape = case.shape
     rows = max(_DECODED + 1, min(case.prompt, _MOST_ROWS) + 1)
     sequences = min(case.scenario["batching"]["max_sequences"], _MOST_SEQUENCES)
-    return _trace(len(shape.moe_layers), shape.num_experts, shape.top_k, sequences, rows)
+    prompt = rows - 1
+    if "memory" in case.scenario and not case.prompt:
+        prompt = 1  # generated tokens repeat no expert by design, which counts behind a cache
+    return _trace(len(shape.moe_layers), shape.num_experts, shape.top_k, sequences, rows, prompt)
 
 
 @lru_cache(maxsize=4)
-def _trace(layers: int, experts: int, top_k: int, sequences: int, rows: int) -> Trace:
-    """Return requests of `rows` rows whose tokens choose their experts at random, all alike."""
+def _trace(layers: int, experts: int, top_k: int, sequences: int, rows: int, prompt: int) -> Trace:
+    """Return requests of `rows` rows whose tokens choose their experts at random, all alike.
+
+    The first `prompt` rows are those of prompts. Rows beyond the last repeat generated ones.
+    """
     import numpy as np
 
     from moesim.trace import Trace
@@ -402,7 +417,7 @@ def _trace(layers: int, experts: int, top_k: int, sequences: int, rows: int) -> 
     ids = [np.argpartition(keys, top_k - 1, axis=2)[:, :, :top_k] for keys in draws]
     return Trace.from_arrays(
         expert_ids=np.concatenate(ids), seq_len=[rows] * sequences, num_experts=experts,
-        prompt_tokens=[rows - 1] * sequences, model="uniform routing",
+        prompt_tokens=[prompt] * sequences, model="uniform routing",
     )  # fmt: skip
 
 

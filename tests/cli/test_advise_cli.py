@@ -116,6 +116,20 @@ def test_another_number_is_refused(text: str) -> None:
         with_own_card(Parts("rtx-3090"), text, "", "")
 
 
+def test_another_engine_has_its_own_speed_and_formats() -> None:
+    asked = ("--gpu", "rtx-3060-12gb", "--vram", "3GB", "--format")
+    speeds = {
+        engine: plain("olmoe-1b-7b", *asked, "Q4_K_M", "--engine", engine)["recommended"]
+        for engine in ("llama.cpp", "ik_llama.cpp")
+    }
+    assert len({speed["decode_tok_s"] for speed in speeds.values()}) == 2
+    assert all(speed["engine"] == engine for engine, speed in speeds.items())
+    best = plain("olmoe-1b-7b", *asked, "IQ4_KS", "--engine", "ik_llama.cpp")["recommended"]
+    assert best["format"] == "IQ4_KS"
+    assert "ik_llama.cpp" in best["flags"]
+    assert "only ik_llama.cpp reads it" in best["left_out"]["llama.cpp"]
+
+
 # Bad input
 
 
@@ -138,6 +152,8 @@ def test_another_number_is_refused(text: str) -> None:
         (["--context", "400"], "an answer of --goal chat has 400 tokens, which leave none"),
         (["--load", "0"], "--load"),
         (["--goal", "art"], "--goal"),
+        (["--format", "AWQ-4bit"], "--format AWQ-4bit: no GGUF file has it"),
+        (["--format", "IQ4_KS"], r"only ik_llama.cpp reads it \(--engine ik_llama.cpp\)"),
         (["--format", "Q9"], "--format 'Q9': no format of weights is called 'Q9'"),
     ],
 )
@@ -196,7 +212,6 @@ def test_a_model_of_one_format_is_compared_in_no_other() -> None:
 
 
 def test_a_model_that_fits_nowhere_is_refused_with_what_is_missing() -> None:
-    asked = ("--gpu", "rtx-4090", "--ram", "64GB-ddr5-6000-2ch")
-    message = refused("deepseek-v3", *asked, "--format", "Q4_K_M")
-    assert matches(r"does not fit: the smallest choice in Q4_K_M needs .* GiB of host", message)
+    message = refused("deepseek-v3", "--gpu", "rtx-3060-12gb", "--ram", "4GB-ddr4-3200-2ch")
+    assert matches(r"does not fit: the smallest choice in Q2_K needs .* GiB of host", message)
     assert "GiB are missing" in message
