@@ -238,6 +238,30 @@ def test_psutil_counts_cores_and_memory(system: str, monkeypatch: pytest.MonkeyP
     assert (found.cores, found.memory_bytes, found.free_bytes) == (8, 32 * GIB, 20 * GIB)
 
 
+def tool(folder: Path, name: str, printed: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make a tool of the system that prints a text, the only one there is."""
+    (folder / "printed").write_text(printed)
+    (folder / name).write_text(f"#!/bin/sh\nexec /bin/cat {folder}/printed\n")
+    (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder))
+
+
+def test_macos_is_asked_with_its_own_tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    without(monkeypatch, "psutil", "pynvml")
+    tool(tmp_path, "sysctl", f"hw.physicalcpu: 10\nhw.memsize: {16 * GIB}\n", monkeypatch)
+    monkeypatch.setattr(sys, "platform", "darwin")
+    found = detect()
+    assert (found.cores, found.memory_bytes) == (10, 16 * GIB)
+
+
+def test_the_tool_of_the_driver_is_run_without_its_library(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without(monkeypatch, "pynvml")
+    tool(tmp_path, "nvidia-smi", "NVIDIA L4, 23034, 4, 16\n", monkeypatch)
+    assert detect().cards == (FoundCard("NVIDIA L4", 23034 * 2**20, 4, 16),)
+
+
 def without(monkeypatch: pytest.MonkeyPatch, *modules: str) -> None:
     """Make imports of modules fail, as if they were not installed."""
     for name in modules:
