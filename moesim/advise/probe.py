@@ -146,7 +146,7 @@ class _Reads:
     """Threads that read at the same time, each a buffer of its own.
 
     A thread fills its buffer first, which puts the pages into the memory next to it. All start a
-    round together. A rate is that of whole passes over the buffer, in the thread's own time.
+    round together, and each times its own whole passes over the buffer.
     """
 
     def __init__(
