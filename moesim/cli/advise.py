@@ -103,9 +103,9 @@ def advise(
     advice = advise_on(question, pricer, thorough=every)
     terms, grounds = pricer.terms(advice.best.choice), grounds_of(advice, pricer)
     if as_json:
-        echo_json(
-            {**tables.as_plain(advice, grounds), **({"this_machine": own.plain()} if own else {})}
-        )
+        extras = tables.extras_as_plain(terms, upgrades(advice), cliff_of(advice, pricer))
+        machine = {"this_machine": own.plain()} if own else {}
+        echo_json({**tables.as_plain(advice, grounds), **extras, **machine})
         return
     shown = [tables.front_table(advice, whole=every), tables.memory_table(advice.best.memory)]
     write_tables([*shown, tables.terms_table(terms)] if explain else shown)
@@ -114,7 +114,10 @@ def advise(
     typer.echo(f"limited by: {terms[0].name} ({terms[0].share:.0%} of the time of a token)")
     typer.echo("\n".join(tables.cliff_lines(advice, cliff_of(advice, pricer))))
     typer.echo()
-    write_tables([tables.upgrade_table(advice, upgrades(advice))])
+    if better := upgrades(advice):
+        write_tables([tables.upgrade_table(advice, better)])
+    else:
+        typer.echo("none of the upgrades that are tried saves time")
     typer.echo("\nwhat the answer rests on")
     for line in grounds.lines():
         typer.echo(f"  {line}")
@@ -138,7 +141,7 @@ def _parts(
             "--no-probe skips the measurements of --this-machine; add that or leave it"
         )
     if not this_machine:
-        return Parts(gpu or "none", cpu, ram, pcie), None
+        return Parts("none" if gpu is None else gpu, cpu, ram, pcie), None
     from moesim.cli.this_machine import OwnMachine
 
     own = OwnMachine(gpu, cpu, ram, pcie, quiet=quiet)
