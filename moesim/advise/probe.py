@@ -146,7 +146,7 @@ class _Reads:
     """Threads that read at the same time, each a buffer of its own.
 
     A thread fills its buffer first, which puts the pages into the memory next to it. All start a
-    round together. A rate is that of whole passes over the buffer, in the thread's own time.
+    round together, and each times its own whole passes over the buffer.
     """
 
     def __init__(
@@ -263,10 +263,10 @@ def _copy_rate(torch: Any, device: int, bounds: Bounds, clock: Clock, *, pinned:
     source = torch.ones(bounds.copy_bytes, dtype=torch.uint8, pin_memory=pinned)
     target = torch.empty(bounds.copy_bytes, dtype=torch.uint8, device=f"cuda:{device}")
     times = []
-    for _ in range(bounds.copies + 1):
+    for _ in range(bounds.copies):
         torch.cuda.synchronize(device)
         began = clock()
         target.copy_(source, non_blocking=pinned)
         torch.cuda.synchronize(device)
         times.append(clock() - began)
-    return float(bounds.copy_bytes / min(times[1:]))  # the first one makes the context
+    return float(bounds.copy_bytes / min(times))

@@ -219,7 +219,7 @@ def with_measured(parts: Parts, reached: Reached) -> Parts:
 
 
 def measured_lines(reached: Reached) -> Iterator[str]:
-    """Yield a sentence for each rate that was measured, and for each that was not."""
+    """Yield a sentence for each rate that was measured."""
     if reached.reads is not None:
         threads = reached.reads.threads
         who = f"{threads} threads" if threads > 1 else "one thread"
@@ -232,7 +232,6 @@ def measured_lines(reached: Reached) -> Iterator[str]:
             f"copies to the GPU: {_gb(pinned)} from page-locked memory, {_gb(pageable)} from "
             "ordinary memory"
         )
-    yield from reached.notes
 
 
 def _rounds(rounds: Rounds) -> str:

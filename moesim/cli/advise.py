@@ -141,7 +141,7 @@ def _parts(
             "--no-probe skips the measurements of --this-machine; add that or leave it"
         )
     if not this_machine:
-        return Parts(gpu or "none", cpu, ram, pcie), None
+        return Parts("none" if gpu is None else gpu, cpu, ram, pcie), None
     from moesim.cli.this_machine import OwnMachine
 
     own = OwnMachine(gpu, cpu, ram, pcie, quiet=quiet)

@@ -32,6 +32,7 @@ class OwnMachine:
         self._found = detect()
         self._described = described(self._found, gpu=gpu, cpu=cpu, ram=ram, pcie=pcie)
         self._measured: tuple[str, ...] = ()
+        self._notes: tuple[str, ...] = ()
         self._tell("found", self._described.lines)
 
     @property
@@ -48,13 +49,18 @@ class OwnMachine:
             if show is None:
                 typer.echo("measuring for about ten seconds (--no-probe skips it)", err=True)
             reached = probe(self._found, card, reads=reads, progress=show)
-        self._measured = tuple(measured_lines(reached))
+        self._measured, self._notes = tuple(measured_lines(reached)), reached.notes
         self._tell("measured", self._measured)
+        self._tell("note", self._notes)
         return replace(question, parts=with_measured(question.parts, reached))
 
     def plain(self) -> dict[str, Any]:
-        """Return what was found and measured, in sentences."""
-        return {"found": list(self._described.lines), "measured": list(self._measured)}
+        """Return what was found and measured, and what was not, in sentences."""
+        return {
+            "found": list(self._described.lines),
+            "measured": list(self._measured),
+            "notes": list(self._notes),
+        }
 
     def _tell(self, kind: str, lines: tuple[str, ...]) -> None:
         if not self._quiet:

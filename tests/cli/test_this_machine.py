@@ -103,7 +103,7 @@ def test_a_card_that_is_found_is_priced(monkeypatch: pytest.MonkeyPatch) -> None
     assert answer["question"]["gpu"] == "rtx-3060-12gb"
     assert answer["question"]["pcie"] == "PCIe 4.0 x8"
     assert not answer["recommended"]["all_on_cpu"]
-    assert "torch is not installed" in answer["this_machine"]["measured"][-1]
+    assert "torch is not installed" in answer["this_machine"]["notes"][0]
 
 
 def test_no_probe_is_refused_without_this_machine() -> None:

@@ -109,8 +109,9 @@ def test_a_card_of_amd_is_told_and_not_used(tmp_path: Path) -> None:
 def test_the_tightest_group_above_a_process_limits_it(tmp_path: Path) -> None:
     write(tmp_path, "proc/self/cgroup", "0::/user/app\n")
     write(tmp_path, "sys/fs/cgroup/user/cpu.max", "150000 100000\n")
-    write(tmp_path, "sys/fs/cgroup/user/app/cpu.max", "max 100000\n")
-    write(tmp_path, "sys/fs/cgroup/user/memory.max", "max\n")
+    write(tmp_path, "sys/fs/cgroup/user/app/cpu.max", "200000 100000\n")
+    write(tmp_path, "sys/fs/cgroup/cpu.max", "max 100000\n")
+    write(tmp_path, "sys/fs/cgroup/user/memory.max", f"{5 * GIB}\n")
     write(tmp_path, "sys/fs/cgroup/user/app/memory.max", f"{4 * GIB}\n")
     assert limits_in(tmp_path) == Limits(1.5, 4 * GIB)
 
@@ -235,6 +236,30 @@ def test_psutil_counts_cores_and_memory(system: str, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(sys, "platform", system)
     found = detect()
     assert (found.cores, found.memory_bytes, found.free_bytes) == (8, 32 * GIB, 20 * GIB)
+
+
+def tool(folder: Path, name: str, printed: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make a tool of the system that prints a text, the only one there is."""
+    (folder / "printed").write_text(printed)
+    (folder / name).write_text(f"#!/bin/sh\nexec /bin/cat {folder}/printed\n")
+    (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder))
+
+
+def test_macos_is_asked_with_its_own_tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    without(monkeypatch, "psutil", "pynvml")
+    tool(tmp_path, "sysctl", f"hw.physicalcpu: 10\nhw.memsize: {16 * GIB}\n", monkeypatch)
+    monkeypatch.setattr(sys, "platform", "darwin")
+    found = detect()
+    assert (found.cores, found.memory_bytes) == (10, 16 * GIB)
+
+
+def test_the_tool_of_the_driver_is_run_without_its_library(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without(monkeypatch, "pynvml")
+    tool(tmp_path, "nvidia-smi", "NVIDIA L4, 23034, 4, 16\n", monkeypatch)
+    assert detect().cards == (FoundCard("NVIDIA L4", 23034 * 2**20, 4, 16),)
 
 
 def without(monkeypatch: pytest.MonkeyPatch, *modules: str) -> None:
@@ -486,7 +511,7 @@ def test_figures_that_a_user_has_set_are_kept() -> None:
 def test_nothing_measured_changes_nothing() -> None:
     parts = described(RYZEN).parts
     assert with_measured(parts, Reached(notes=("no memory",))) == parts
-    assert list(measured_lines(Reached(notes=("no memory",)))) == ["no memory"]
+    assert list(measured_lines(Reached(notes=("no memory",)))) == []
 
 
 def test_each_rate_is_told_and_a_busy_machine_too() -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 from itertools import count
-from threading import active_count
+from threading import Thread, active_count
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from moesim.advise.detect import Found
@@ -104,6 +105,38 @@ def test_too_little_memory_leaves_the_rate_out_and_says_so(cores: int) -> None:
     assert active_count() == before
 
 
+def test_the_thread_that_fails_is_told_and_not_those_that_end_with_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made, before = np.ones, active_count()
+    calls = count()
+
+    def ones(*arguments: Any) -> Any:
+        if next(calls) == 1:
+            raise MemoryError("no more memory")
+        return made(*arguments)
+
+    monkeypatch.setattr(np, "ones", ones)
+    done = probe(Found(cores=2), bounds=SMALL)
+    assert done.notes == ("reads of memory are not measured: no more memory",)
+    assert active_count() == before
+
+
+def test_a_thread_that_cannot_start_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    started, before = Thread.start, active_count()
+    calls = count()
+
+    def start(thread: Thread) -> None:
+        if next(calls) == 1:
+            raise RuntimeError("can't start new thread")
+        started(thread)
+
+    monkeypatch.setattr(Thread, "start", start)
+    done = probe(Found(cores=2), bounds=SMALL)
+    assert done.notes == ("reads of memory are not measured: can't start new thread",)
+    assert active_count() == before
+
+
 def test_an_error_of_the_progress_ends_the_threads() -> None:
     def fail(what: str, done: int, total: int) -> None:
         raise KeyboardInterrupt
@@ -185,7 +218,7 @@ def copied(torch: Any, card: str = "RTX") -> tuple[Copies | None, Any]:
     return probe_copies(card, bounds=SMALL, clock=lambda: torch.clock, load=load)
 
 
-def test_copies_are_rated_by_the_memory_they_start_from_without_the_first() -> None:
+def test_the_best_copy_from_each_kind_of_memory_counts() -> None:
     copies, notes = copied(Torch(("RTX", 24)))
     assert copies == Copies(1000 / 0.5, 1000 / 2.0)
     assert notes == ()
