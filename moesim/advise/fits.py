@@ -87,7 +87,7 @@ class Space:
     def far(self, name: str) -> float:
         """Return the end of a range that changes the time most: most layers, least bandwidth."""
         low, high = self.ranges[name]
-        return low if name in BANDWIDTHS else high
+        return low if name in BANDWIDTHS and low < self.base[name] else high
 
     def factor(self, name: str, value: float) -> float:
         """Return what a time is affine in: a number of layers, or the base over a bandwidth."""
@@ -166,4 +166,5 @@ def candidates_of(value: float, most: float | None = None) -> list[Range]:
     for factor in _FACTORS:
         high = value * factor if most is None or most <= value else min(most, value * factor)
         ranges.append((value / factor, high))
-    return ranges
+    least, most = ranges[0]
+    return [*ranges, (least, value), (value, most)]

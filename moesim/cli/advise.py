@@ -63,6 +63,9 @@ def advise(
         bool, typer.Option("--explain", help="Show what takes the time of the recommended choice.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+    html: Annotated[
+        str, typer.Option(help="Also write the answer as one page, which computes other settings.")
+    ] = "",
 ) -> None:
     """Say whether a model runs on a machine, how fast, and with which flags.
 
@@ -75,6 +78,10 @@ def advise(
     )
     from moesim.advise.heading import heading
 
+    if html:
+        from moesim.advise.page import Shown, check_page_path, write_page
+
+        check_page_path(html)
     if not as_json:
         typer.echo(f"{heading(question)}\n")
     from moesim.advise import tables
@@ -89,6 +96,9 @@ def advise(
     advice = advise_on(question, pricer, thorough=every)
     terms, grounds = pricer.terms(advice.best.choice), grounds_of(advice, pricer)
     if as_json:
+        if html:
+            cliff, helpful = cliff_of(advice, pricer), upgrades(advice)
+            write_page(html, advice, Shown(terms, cliff, helpful, grounds))
         echo_json(tables.as_plain(advice, grounds))
         return
     shown = [tables.front_table(advice, whole=every), tables.memory_table(advice.best.memory)]
@@ -96,12 +106,17 @@ def advise(
     typer.echo()
     typer.echo("\n".join(tables.recommendation(advice)))
     typer.echo(f"limited by: {terms[0].name} ({terms[0].share:.0%} of the time of a token)")
-    typer.echo("\n".join(tables.cliff_lines(advice, cliff_of(advice, pricer))))
+    cliff = cliff_of(advice, pricer)
+    typer.echo("\n".join(tables.cliff_lines(advice, cliff)))
     typer.echo()
-    write_tables([tables.upgrade_table(advice, upgrades(advice))])
+    helpful = upgrades(advice)
+    write_tables([tables.upgrade_table(advice, helpful)])
     typer.echo("\nwhat the answer rests on")
     for line in grounds.lines():
         typer.echo(f"  {line}")
+    if html:
+        write_page(html, advice, Shown(terms, cliff, helpful, grounds))
+        typer.echo(f"\npage: {html}")
 
 
 def _question(
