@@ -233,7 +233,7 @@ class _Maker:
             for usual in (False, True)
         )
         batches = sorted({int(key[2]) for key in prompts} | {self.best.ubatch})
-        memory = {
+        memory: dict[Key, Mapping[str, Mapping[str, Expression]]] = {
             (form, kv, str(ubatch)): memory_formula(
                 self.question, self.best, form, kv, ubatch, self.space, layers=self.divides
             )
@@ -268,7 +268,7 @@ class _Maker:
         for number, form in enumerate(self.chosen):
             local = self._local(form)
             terms = [*fitted(self._decoding(form, self.first), local, self._monomials), *link]
-            formulas = {
+            formulas: dict[Key, Formula] = {
                 (form, kv): Formula(["+", *terms, *shift], local.ranges)
                 for kv, shift in shifts.items()
             }
@@ -367,6 +367,7 @@ class _Maker:
         # What a context adds is mostly the same in all formats. Where it is not, it has more knots.
         tried = [(self.best.format, self.best.ubatch, self.best.ubatch, knots)]
         tried += [(form, ubatch, tokens, _more(knots))]
+        formulas: dict[Key, Formula] = {}
         for source in tried:
             formulas = {
                 (form, kv, str(ubatch)): Formula(

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache, reduce
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -108,11 +109,11 @@ def value_of(expression: Any, values: Mapping[str, float]) -> float:
     if expression[0] == "interp":
         x = value_of(expression[1], values)
         points = list(zip(expression[2], expression[3], strict=True))
-        for (x0, y0), (x1, y1) in zip(points, points[1:], strict=False):
+        for (x0, y0), (x1, y1) in pairwise(points):
             if x <= x1 or (x1, y1) == points[-1]:
                 return y0 + (y1 - y0) * (x - x0) / (x1 - x0)
         return points[0][1]
-    operation = {
+    operation: Any = {
         "+": operator.add, "*": operator.mul, "/": operator.truediv, "min": min, "max": max,
         "floor": lambda a: math.floor(a),
     }[expression[0]]  # fmt: skip
@@ -161,7 +162,8 @@ def test_an_expression_has_the_value_that_another_evaluator_gives(
 
 
 def test_an_expression_with_an_unknown_name_is_refused() -> None:
-    for wrong in ("c", ["power", 1, 2]):
+    unknown: list[Any] = ["c", ["power", 1, 2]]
+    for wrong in unknown:
         with pytest.raises(KeyError):
             evaluate(wrong, {"a": 1.0})
 
@@ -424,8 +426,8 @@ def test_the_script_chooses_the_layers_and_the_flags_of_the_command_line(tmp_pat
 
 @needs_node
 def test_the_script_evaluates_every_operation_as_python_does(tmp_path: Path) -> None:
-    inner = ["interp", "a", [0, 2, 5], [1, 7, 4]]
-    every = [
+    inner: Any = ["interp", "a", [0, 2, 5], [1, 7, 4]]
+    every: list[Any] = [
         ["min", ["max", "a", 3], 4], ["floor", ["/", ["*", 3, "a"], 4]], ["+", inner, 1],
         ["interp", "a", [3], [8]], ["interp", "a", [5, 6], [0, 1]], 2, "a",
     ]  # fmt: skip
