@@ -6,7 +6,7 @@ further ones. Where it does not hold, its range is narrower.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final
@@ -22,6 +22,7 @@ from moesim.advise.fits import (
     Space,
     candidates_of,
     fitted,
+    layers_table,
     range_of,
     shifted,
 )
@@ -155,9 +156,24 @@ class _Maker:
         }
         tried = {name: candidates_of(base[name], self._most(name)) for name in self.bandwidths}
         wide |= {name: ranges[0] for name, ranges in tried.items()}
-        if self._fits(Space(base, wide)):
-            return Space(base, wide)
-        return Space(base, self._narrowed(base, wide, tried))
+        return next(space for space in self._spaces(base, wide, tried) if self._fits(space))
+
+    def _spaces(
+        self, base: Setting, wide: Mapping[str, Range], tried: Mapping[str, list[Range]]
+    ) -> Iterator[Space]:
+        """Yield spaces to try, the widest first; in the last one, nothing varies."""
+        yield Space(base, wide)
+        fixed = {name: (base[name], base[name]) for name in wide}
+        if self.divides:
+            sample = self._decoding(self.best.format, self.first)
+            layers = layers_table(sample, base, round(wide["n"][1]))
+            yield Space(base, wide, layers)
+            narrow = self._narrowed({**base, "n": wide["n"][1] // 2}, wide, tried)
+            yield Space(base, {**narrow, "n": wide["n"]}, layers)
+        narrow = self._narrowed(base, wide, tried)
+        yield Space(base, {**narrow, "n": fixed["n"]})
+        self.refused.append("times are no sum of what single variables change")
+        yield Space(base, fixed)
 
     def _fits(self, space: Space) -> bool:
         """Return whether one formula of the best format holds in a space, to its corners."""
@@ -171,18 +187,11 @@ class _Maker:
     def _narrowed(
         self, base: Setting, wide: Mapping[str, Range], tried: Mapping[str, list[Range]]
     ) -> dict[str, Range]:
-        """Return the range of each variable in which the time is affine in it alone."""
+        """Return the range of context and bandwidths in which the time is affine in each alone."""
         sample = self._decoding(self.best.format, self.first)
-        ranges = {"n": wide["n"]}
-        if self.divides:
-            ranges["n"] = range_of(sample, base, "n", [wide["n"]])
-        ranges["context"] = self._contexts(sample, base, wide["context"])
-        middle = {**base, "n": wide["n"][1] // 2} if self.divides else base
+        ranges = {"n": wide["n"], "context": self._contexts(sample, base, wide["context"])}
         for name, candidates in tried.items():
-            ranges[name] = range_of(sample, middle, name, candidates)
-        if not self._fits(Space(base, ranges)):
-            self.refused.append("times are no sum of what single variables change")
-            ranges = {name: (base[name], base[name]) for name in ranges}
+            ranges[name] = range_of(sample, base, name, candidates)
         return ranges
 
     def _contexts(self, sample: Sample, base: Setting, wide: Range) -> Range:
