@@ -116,6 +116,8 @@ def _assumed(advice: Advice) -> Iterator[str]:
         yield f"{choice.format} stores each tensor as llama.cpp's rules say (docs/formats.md)"
     yield from MEMORY_ASSUMED
     yield f"lengths of goal {question.goal}: {question.prompt} new tokens, {question.output} out"
+    if question.load > 1:
+        yield f"{question.load} sequences decode together, and a prompt waits for no other one"
     yield "bits of a weight stand for the quality of answers, which is not simulated"
     if choice.disk:
         yield DISK_NOTE

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from html import escape
 from typing import Final
 
 from moesim.advise.advice import Advice
+from moesim.advise.choice import fewest_on_cpu
 from moesim.advise.formulas import Formulas
 
 __all__ = ["control_names", "controls"]
@@ -42,7 +44,9 @@ def controls(advice: Advice, formulas: Formulas) -> str:
         fields.append(_select("format", "weights", forms, best.format))
     if formulas.divides:
         every = len(question.model.shape.moe_layers)
-        fields.append(_layers(best.cpu_layers, every))
+        fewest = fewest_on_cpu(question, replace(best, cpu_layers=0))
+        automatic = best.cpu_layers == fewest
+        fields.append(_layers(best.cpu_layers, every, automatic=automatic))
     low, high = space.ranges["context"]
     if low < high:
         fields.append(
@@ -81,16 +85,21 @@ def _select(name: str, label: str, options: Sequence[str], chosen: str) -> str:
 def _number(name: str, label: str, value: float, low: float, high: float, step: str) -> str:
     """Return a field whose value is exact, because formulas may hold for it alone."""
     return (
-        f'<label>{escape(label)} <span class="soft">({low:,.4g} to {high:,.6g})</span>'
+        f'<label>{escape(label)} <span class="soft">({_short(low)} to {_short(high)})</span>'
         f'<input type="number" name="{name}" value="{value!r}" min="{low!r}" max="{high!r}" '
         f'step="{step}" required></label>'
     )
 
 
-def _layers(value: int, every: int) -> str:
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+
+
+def _layers(value: int, every: int, *, automatic: bool) -> str:
+    checked = " checked" if automatic else ""
     return (
         f'<div><label>layers with experts on the CPU: <output data-of="n">{value}</output> of '
         f'{every}<input type="range" name="n" value="{value}" min="0" max="{every}" step="1">'
-        '</label><label class="line"><input type="checkbox" name="automatic"> as few as fit'
-        "</label></div>"
+        f'</label><label class="line"><input type="checkbox" name="automatic"{checked}> '
+        "as few as fit</label></div>"
     )

@@ -8,7 +8,7 @@ answers are.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -139,12 +139,14 @@ class Model:
     """A model: `name` in reports, `section` of a scenario without a format, and its shape.
 
     `format` is None where weights may have any format; "" where the file or the shape says it.
+    `longest` is the longest context that the model was made for; None where it is not known.
     """
 
     name: str
     section: Mapping[str, str]
     shape: ModelShape
     format: str | None = None
+    longest: int | None = None
 
     @classmethod
     def of(cls, text: str) -> Model:
@@ -164,7 +166,7 @@ class Model:
             raise UsageError(f"{text} {_DENSE}")
         file = text.endswith(".gguf")
         own = "" if file else _NATIVE if shape.expert_bits < _NATIVE_BITS else None
-        return cls(shape.name, {"shape": text}, shape, own)
+        return cls(shape.name, {"shape": text}, shape, own, _longest(text))
 
     def stored(self, form: str, kv: str) -> ModelShape:
         """Return the shape with weights in a format ("": its own) and KV entries in another."""
@@ -254,6 +256,16 @@ def _resolved(text: str) -> str:
     return text
 
 
+def _longest(path: str) -> int | None:
+    """Return the longest context in a `config.json`; None for other models."""
+    if not path.endswith(".json"):
+        return None
+    config = load_config(path)
+    inner = config.get("text_config")
+    tokens = (inner if isinstance(inner, dict) else config).get("max_position_embeddings")
+    return tokens if type(tokens) is int and tokens > 0 else None
+
+
 def _is_dense(path: str) -> bool:
     """Return whether a file describes a model, and no part of it speaks of experts."""
     try:
@@ -320,7 +332,17 @@ class Question:
         size = machine.hardware.host_memory_bytes
         unknown = "host memory is taken as large enough, because no text says its size"
         sizes = (unknown,) if size is None and not machine.hardware.unified else ()
-        return (*self.parts.filled()[1], *machine.supposed, *sizes)
+        return (*self.parts.filled()[1], *machine.supposed, *sizes, *self._contexts())
+
+    def _contexts(self) -> Iterator[str]:
+        longest = self.model.longest
+        if longest is None:
+            yield f"the model takes contexts of {self.context} tokens"
+        elif longest < self.context:
+            yield (
+                f"RoPE scaling extends contexts to {self.context} tokens: the model was made for "
+                f"{longest}, and answers may get worse"
+            )
 
     @property
     def output(self) -> int:

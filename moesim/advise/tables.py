@@ -12,7 +12,7 @@ from moesim.advise.grounds import Grounds
 from moesim.advise.heading import heading
 from moesim.advise.price import Priced, Span
 from moesim.advise.terms import Term
-from moesim.advise.upgrades import Cliff, Upgrade
+from moesim.advise.upgrades import MOST_CONTEXT, Cliff, Upgrade
 from moesim.config.units import format_bytes
 from moesim.model.shapes import ModelShape
 from moesim.report.tabular import Cell, Table
@@ -20,6 +20,7 @@ from moesim.report.tabular import Cell, Table
 __all__ = [
     "as_plain",
     "cliff_lines",
+    "extras_as_plain",
     "front_table",
     "heading",
     "memory_table",
@@ -32,7 +33,8 @@ __all__ = [
 def front_table(advice: Advice, *, whole: bool = False) -> Table:
     """Return the best choice of each format, or the whole Pareto front; the best is marked."""
     table = Table(
-        "choices that no other beats" if whole else "the best choice of each format",
+        "choices that no other beats" if whole else "the best choice of each format, decoding at "
+        f"{advice.question.context:,} tokens",
         (
             "weights", "bits", "experts on the CPU", "-ub", "KV", "decode, tokens/s",
             "prompt, tokens/s", "first token, s", "GPU memory", "left", "host memory",
@@ -123,7 +125,10 @@ def upgrade_table(advice: Advice, found: Sequence[Upgrade]) -> Table:
 
 def cliff_lines(advice: Advice, cliff: Cliff) -> Iterator[str]:
     """Yield what happens with longer contexts than asked."""
-    yield f"these flags hold a context of up to {cliff.context:,} tokens; beyond, memory runs out"
+    if cliff.context < MOST_CONTEXT:
+        yield f"this choice holds contexts of up to {cliff.context:,} tokens; then memory is full"
+    else:
+        yield f"this choice holds contexts of {cliff.context:,} tokens and more"
     if cliff.decode is None:
         yield f"a context of {cliff.doubled:,} does not fit in this format"
     elif cliff.moved is not None:
@@ -157,6 +162,30 @@ def as_plain(advice: Advice, grounds: Grounds | None = None) -> dict[str, Any]:
         "front": [_plain(one) for one in advice.front],
         "notes": list(best.notes),
         **({} if grounds is None else {"grounds": grounds.plain()}),
+    }
+
+
+def extras_as_plain(
+    terms: Sequence[Term], found: Sequence[Upgrade], cliff: Cliff
+) -> dict[str, Any]:
+    """Return the terms of a step, the upgrades and the cliff as plain data."""
+    return {
+        "terms": [{"name": term.name, "ms": term.ms, "share": term.share} for term in terms],
+        "upgrades": [
+            {
+                "name": each.name,
+                "saves": _span(each.gain_span),
+                "decode_tok_s": _span(each.then.decode),
+                "first_token_s": _span(each.then.first_token_s),
+            }
+            for each in found
+        ],
+        "cliff": {
+            "longest_context": cliff.context,
+            "twice_the_context": cliff.doubled,
+            "more_layers_on_cpu": cliff.moved,
+            "decode_tok_s": None if cliff.decode is None else _span(cliff.decode),
+        },
     }
 
 

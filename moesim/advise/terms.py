@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from moesim.serving.ledger import Ledger
 
-__all__ = ["Term", "terms_of"]
+__all__ = ["OVERLAP", "Term", "terms_of"]
 
 _NAMES: Final = {
     ("gpu", "front"): "attention, routers and shared experts on the GPU",

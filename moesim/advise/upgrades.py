@@ -15,13 +15,13 @@ from moesim.errors import MoesimError
 from moesim.hardware.hardware import Hardware
 from moesim.measured.predict import Declined
 
-__all__ = ["Cliff", "Upgrade", "cliff_of", "upgrades"]
+__all__ = ["MOST_CONTEXT", "Cliff", "Upgrade", "cliff_of", "upgrades"]
 
 _MORE_VRAM: Final = 8 * 2**30
 _MOST: Final = 3
 _SIZE: Final = re.compile(r"\b(\d{1,6})\s*GB\b(?!/)", re.IGNORECASE)
 _BLOCK: Final = 256
-_MOST_CONTEXT: Final = 1 << 20
+MOST_CONTEXT: Final = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +51,7 @@ class Upgrade:
 class Cliff:
     """The longest context that a choice holds, and the speed at twice the asked one.
 
+    `context` is at most `MOST_CONTEXT`: contexts beyond are not looked at.
     `moved` more layers are on the CPU then; None where nothing fits any more.
     """
 
@@ -141,7 +142,7 @@ def _longest(question: Question, choice: Choice) -> int:
         return memory_of(replace(question, context=_BLOCK * blocks), choice).fits
 
     low = -(-question.context // _BLOCK)
-    high = max(low, _MOST_CONTEXT // _BLOCK)
+    high = max(low, MOST_CONTEXT // _BLOCK)
     while low < high:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if fits(middle) else (low, middle - 1)

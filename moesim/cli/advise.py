@@ -96,10 +96,11 @@ def advise(
     advice = advise_on(question, pricer, thorough=every)
     terms, grounds = pricer.terms(advice.best.choice), grounds_of(advice, pricer)
     if as_json:
+        cliff, better = cliff_of(advice, pricer), upgrades(advice)
         if html:
-            cliff, helpful = cliff_of(advice, pricer), upgrades(advice)
-            write_page(html, advice, Shown(terms, cliff, helpful, grounds))
-        echo_json(tables.as_plain(advice, grounds))
+            write_page(html, advice, Shown(terms, cliff, better, grounds))
+        extras = tables.extras_as_plain(terms, better, cliff)
+        echo_json({**tables.as_plain(advice, grounds), **extras})
         return
     shown = [tables.front_table(advice, whole=every), tables.memory_table(advice.best.memory)]
     write_tables([*shown, tables.terms_table(terms)] if explain else shown)
@@ -109,13 +110,16 @@ def advise(
     cliff = cliff_of(advice, pricer)
     typer.echo("\n".join(tables.cliff_lines(advice, cliff)))
     typer.echo()
-    helpful = upgrades(advice)
-    write_tables([tables.upgrade_table(advice, helpful)])
+    better = upgrades(advice)
+    if better:
+        write_tables([tables.upgrade_table(advice, better)])
+    else:
+        typer.echo("none of the upgrades that are tried saves time")
     typer.echo("\nwhat the answer rests on")
     for line in grounds.lines():
         typer.echo(f"  {line}")
     if html:
-        write_page(html, advice, Shown(terms, cliff, helpful, grounds))
+        write_page(html, advice, Shown(terms, cliff, better, grounds))
         typer.echo(f"\npage: {html}")
 
 

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 from workloads import TINY_CONFIG
@@ -51,8 +52,17 @@ def test_the_answer_names_a_choice_its_flags_and_what_limits_it() -> None:
     assert "▲" in text
     assert "--n-cpu-moe" in text
     assert "limited by: " in text
+    assert "this choice holds contexts of up to " in text
+    assert "what would help most" in text
+    assert "what the answer rests on" in text
     assert "a step that decodes" in text
     assert "a step that decodes" not in printed(*SMALL)
+
+
+def test_an_answer_without_a_useful_upgrade_says_so() -> None:
+    text = printed("gpt-oss-20b", "--gpu", "strix-halo")
+    assert "none of the upgrades that are tried saves time" in text
+    assert "tokens and more" in text
 
 
 def test_json_has_the_recommended_speed_its_interval_and_flags() -> None:
@@ -60,6 +70,21 @@ def test_json_has_the_recommended_speed_its_interval_and_flags() -> None:
     assert best["low"] < best["decode_tok_s"] < best["high"]
     assert best["flags"]["llama.cpp"].startswith("-c 8192 -ngl 999 ")
     assert sum(best["gpu_bytes"].values()) + best["gpu_left_bytes"] == 12 * 2**30
+
+
+def test_json_has_what_the_tables_have() -> None:
+    asked = (*SMALL, "--gpu", "rtx-3060-12gb", "--vram", "3GB")
+    document = plain(*asked)
+    step_ms = 1000 / document["recommended"]["decode_tok_s"]
+    assert sum(term["ms"] for term in document["terms"]) == pytest.approx(step_ms)
+    text = printed(*asked)
+    assert document["upgrades"]
+    for each in document["upgrades"]:
+        assert each["saves"]["low"] < each["saves"]["value"] < each["saves"]["high"]
+        assert f"{each['name']} " in text
+    assert f"{document['cliff']['longest_context']:,} tokens" in text
+    for line in document["grounds"]["assumed"]:
+        assert line in text
 
 
 def test_a_hyphen_of_a_link_is_a_blank() -> None:
@@ -204,6 +229,54 @@ def test_a_folder_stands_for_its_configuration(tmp_path: Path) -> None:
     asked = ("--gpu", "rtx-3060-12gb", "--format", "Q8_0")
     folder, file = (plain(str(path), *asked) for path in (tmp_path, tmp_path / "config.json"))
     assert folder == file
+
+
+def test_a_context_beyond_that_of_the_model_is_said(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    asked = (str(path), "--gpu", "rtx-3060-12gb", "--format", "Q8_0", "--context", "8k")
+    notes = []
+    for longest in (4096, 8192):
+        path.write_text(json.dumps({**TINY_CONFIG, "max_position_embeddings": longest}))
+        notes.append(" ".join(plain(*asked)["grounds"]["assumed"]))
+    assert "the model was made for 4096" in notes[0]
+    assert "was made for" not in notes[1]
+    assert "the model takes contexts of 8192" in " ".join(plain(*SMALL)["grounds"]["assumed"])
+
+
+@pytest.mark.parametrize("experts", [True, False])
+def test_a_damaged_or_dense_gguf_file_is_refused(experts: bool, tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    _write_gguf(path, experts=experts)
+    if experts:
+        whole = plain(str(path), "--gpu", "rtx-3060-12gb", "--context", "2k")["recommended"]
+        assert whole["format"] is None
+        path.write_bytes(path.read_bytes()[:300])
+        assert "cut off or damaged" in refused(str(path))
+    else:
+        assert "is a dense model" in refused(str(path))
+
+
+def _write_gguf(path: Path, *, experts: bool) -> None:
+    """Write a file of two layers, with or without routed experts."""
+    gguf = pytest.importorskip("gguf", reason="gguf is in the gguf extra")
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_block_count(2)
+    writer.add_embedding_length(256)
+    writer.add_head_count(4)
+    names = {"attn_q": (256, 256), "attn_k": (128, 256), "attn_v": (128, 256)}
+    if experts:
+        writer.add_expert_used_count(2)
+        names |= {f"ffn_{part}_exps": (4, 512, 256) for part in ("gate", "up")}
+        names["ffn_down_exps"] = (4, 256, 512)
+    else:
+        names |= {"ffn_up": (512, 256), "ffn_gate": (512, 256), "ffn_down": (256, 512)}
+    tensors = {f"blk.{layer}.{name}": size for layer in range(2) for name, size in names.items()}
+    for name, size in {"token_embd": (256, 256), "output": (256, 256), **tensors}.items():
+        writer.add_tensor(f"{name}.weight", np.zeros(size, np.float16))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
 
 
 def test_a_model_of_one_format_is_compared_in_no_other() -> None:

@@ -24,6 +24,7 @@ from moesim.advise.choice import (
 from moesim.advise.flags import flags_of, left_out
 from moesim.advise.price import Priced, Pricer, Span
 from moesim.advise.question import GOALS, Question, tokens_of
+from moesim.advise.terms import OVERLAP, terms_of
 from moesim.advise.upgrades import cliff_of, upgrades
 from moesim.errors import UsageError
 from moesim.measured.answers import answer_rows
@@ -311,6 +312,18 @@ def test_a_prompt_shorter_than_a_batch_takes_the_time_of_such_a_step() -> None:
     assert priced.first_token_s == small.first_token_s
     assert priced.prefill.value > small.prefill.value
     assert priced.first_token_s.value > 512 / priced.prefill.value
+
+
+def test_work_that_overlaps_is_taken_off_and_waiting_is_a_term() -> None:
+    lanes = [("gpu", "experts", 0, 70), ("cpu", "experts", 20, 90)]
+    for stepping, name, rest in ((90, OVERLAP, -50), (150, "waiting for the host", 10)):
+        ledger: Any = SimpleNamespace(timeline=lanes, stepping_ns=stepping * 10**6, num_steps=2)
+        ledger.timeline = [(*lane[:2], lane[2] * 10**6, lane[3] * 10**6, 0) for lane in lanes]
+        terms = {term.name: term for term in terms_of(ledger)}
+        assert terms["experts on the GPU"].ms == 35
+        assert terms[name].ms == rest / 2
+        assert sum(term.ms for term in terms.values()) == stepping / 2
+        assert sum(term.share for term in terms.values()) == pytest.approx(1)
 
 
 # Flags

@@ -104,6 +104,16 @@ def test_an_answer_lists_the_kinds_of_its_figures_and_what_is_assumed() -> None:
     assert json.loads(json.dumps(grounds.plain()))["scores"][0]["rows"] == grounds.scores[0].rows
 
 
+def test_several_sequences_are_said_to_wait_for_no_other_prompt() -> None:
+    texts = []
+    for load in (1, 4):
+        asked = question(formats=("Q4_K_M",), load=load)
+        pricer = Pricer(asked)
+        texts.append(" ".join(grounds_of(advise(asked, pricer), pricer).assumed))
+    assert "a prompt waits for no other one" not in texts[0]
+    assert "4 sequences decode together, and a prompt waits for no other one" in texts[1]
+
+
 def test_the_figures_are_those_of_the_processors_that_are_used() -> None:
     numbers = {}
     for gpu, vram in (("none", None), ("rtx-3060-12gb", None), ("rtx-3060-12gb", 3 * 10**9)):

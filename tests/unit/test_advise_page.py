@@ -208,7 +208,7 @@ def test_formulas_have_three_digits_of_what_the_command_line_says(change: dict[s
     assert low / decode == pytest.approx(priced.decode.low, rel=DIGITS)
     assert high / decode == pytest.approx(priced.decode.high, rel=DIGITS)
     if change.keys() & {"gpu", "host", "link"}:
-        return  # prompts hold at the question's bandwidths only
+        return  # prompts hold at few bandwidths
     key = [*key, str(setting["ubatch"])]
     prompt = value_of(data["prompt_s"][" ".join(key)]["expression"], setting)
     # Layers differ a little in the tokens of each expert, so prompts are affine but for that.
@@ -233,11 +233,19 @@ def test_memory_has_every_byte_of_the_command_line(change: dict[str, Any]) -> No
         assert found == pytest.approx(expected, abs=2)
 
 
-def test_prompts_hold_at_the_bandwidths_of_the_question_only() -> None:
-    base = base_of(made().advice.question)
-    for formula in made().formulas.prompt_s.values():
-        for name in ("gpu", "host", "link"):
+def test_prompts_hold_at_the_bandwidths_of_the_question_and_with_faster_host_memory() -> None:
+    asked, best = made().advice.question, made().advice.best.choice
+    base = {**base_of(asked), "n": 12}
+    samples = Samples(asked, best.engine, whole=False)
+    for (form, kv, ubatch), formula in made().formulas.prompt_s.items():
+        for name in ("gpu", "link"):
             assert formula.holds[name] == (base[name], base[name])
+        low, high = formula.holds["host"]
+        assert low == base["host"]
+        setting = {**base, "host": high}
+        simulated = samples.prompt_s(form, kv, int(ubatch), int(ubatch), setting)
+        seconds = value_of(formula.expression, setting)
+        assert seconds == pytest.approx(simulated, rel=fits.TOLERANCE)
 
 
 def test_every_formula_was_checked_against_a_simulation() -> None:
@@ -271,6 +279,19 @@ def test_a_formula_that_misses_a_price_is_refused(monkeypatch: pytest.MonkeyPatc
     found = formulas_of(made().advice)
     assert {form for form, _ in found.decode_s} == {"Q4_K_M"}
     assert any("Q8_0" in text for text in found.refused)
+
+
+def test_decoding_of_several_sequences_has_formulas_by_layers_and_context() -> None:
+    asked = question(formats=("Q4_K_M",), load=2, vram=4 * 10**9)
+    found = formulas_of(advise(asked))
+    assert found.space.varies("n")
+    assert found.space.varies("context")
+    kv = found.question.kv[0]
+    for n, context in ((2, 16384), (13, 5000)):
+        setting = {**found.space.base, "n": n, "context": context}
+        seconds = value_of(found.decode_s["Q4_K_M", kv].expression, setting)
+        simulated = Samples(asked, "llama.cpp", whole=False).decode_s("Q4_K_M", kv, setting)
+        assert seconds == pytest.approx(simulated, rel=fits.TOLERANCE)
 
 
 def test_all_on_the_cpu_and_a_shared_memory_have_formulas_too() -> None:
