@@ -27,6 +27,7 @@ __all__ = [
     "Space",
     "candidates_of",
     "fitted",
+    "layers_table",
     "range_of",
     "shifted",
 ]
@@ -35,6 +36,8 @@ TOLERANCE: Final = 0.001
 """The largest relative error of a formula at a simulated setting."""
 _FACTORS: Final = (3.0, 1.5)
 """By how much a bandwidth may change, the widest range that holds first."""
+_PARTS: Final = 8
+"""Groups of layers that a table of layers tells apart, about."""
 Sample = Callable[[Setting], float]
 Range = tuple[float, float]
 Ranges = Mapping[str, Range]
@@ -70,11 +73,13 @@ class Formula:
 class Space:
     """The setting of the question, with `n`, and the ranges of its variables.
 
-    A variable whose range has one value does not vary.
+    A variable whose range has one value does not vary. `layers` is what a time is affine in, by
+    `n`: with several sequences, layers differ in the experts that all tokens need together.
     """
 
     base: Setting
     ranges: Ranges
+    layers: Expression = "n"
 
     def varies(self, name: str) -> bool:
         """Return whether a variable may change."""
@@ -87,14 +92,16 @@ class Space:
     def far(self, name: str) -> float:
         """Return the end of a range that changes the time most: most layers, least bandwidth."""
         low, high = self.ranges[name]
-        return low if name in BANDWIDTHS else high
+        return low if name in BANDWIDTHS and low < self.base[name] else high
 
     def factor(self, name: str, value: float) -> float:
         """Return what a time is affine in: a number of layers, or the base over a bandwidth."""
-        return self.base[name] / value if name in BANDWIDTHS else value
+        return evaluate(self.symbol(name), {name: value})
 
     def symbol(self, name: str) -> Expression:
         """Return `factor` as an expression."""
+        if name == "n":
+            return self.layers
         return ["/", self.base[name], name] if name in BANDWIDTHS else name
 
 
@@ -147,6 +154,17 @@ def shifted(
     ]
 
 
+def layers_table(sample: Sample, start: Setting, every: int) -> Expression:
+    """Return layers on the CPU, each counted by the time that it adds at a setting."""
+    step = max(1, every // _PARTS)
+    numbers = sorted({*range(0, every, step), every})
+    times = [sample({**start, "n": number}) for number in numbers]
+    scale = every / (times[-1] - times[0])
+    return table(
+        "n", [(n, scale * (time - times[0])) for n, time in zip(numbers, times, strict=True)]
+    )
+
+
 def range_of(sample: Sample, base: Setting, name: str, candidates: Sequence[Range]) -> Range:
     """Return the first range in which a time is affine in a variable, or the base alone."""
     for low, high in candidates:
@@ -166,4 +184,5 @@ def candidates_of(value: float, most: float | None = None) -> list[Range]:
     for factor in _FACTORS:
         high = value * factor if most is None or most <= value else min(most, value * factor)
         ranges.append((value / factor, high))
-    return ranges
+    least, most = ranges[0]
+    return [*ranges, (least, value), (value, most)]

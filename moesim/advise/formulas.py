@@ -22,6 +22,7 @@ from moesim.advise.fits import (
     Space,
     candidates_of,
     fitted,
+    layers_table,
     range_of,
     shifted,
 )
@@ -29,7 +30,7 @@ from moesim.advise.memory_formulas import memory_formula
 from moesim.advise.price import Priced
 from moesim.advise.question import GOALS, Question
 from moesim.advise.samples import BANDWIDTHS, Samples, Setting, base_of
-from moesim.errors import MoesimError
+from moesim.errors import MoesimError, UsageError
 
 __all__ = ["Formulas", "formulas_of"]
 
@@ -42,25 +43,30 @@ Key = tuple[str, ...]
 class Formulas:
     """The formulas of an advice.
 
-    `decode_s` is the time between tokens of a sequence, by format and KV entries; `prompt_s` that
-    of a token of a prompt, by format, KV entries and physical batch. `memory` has the bytes of each
-    part by the same three. Intervals are factors of speeds, with none and with some layers on the
-    CPU. `refused` says what is not offered, and why.
+    `decode_s` is the time between tokens of a sequence, by format and KV entries. `prompt_s` is
+    that of a token of a prompt, by format, KV entries and physical batch; `usual_s` that of a usual
+    prompt that is shorter than a batch. `memory` has the bytes of each part by the same three.
+    Intervals are factors of speeds, with none and with some layers on the CPU. `refused` says what
+    is not offered, and why.
     """
 
     question: Question
     space: Space
     decode_s: Mapping[Key, Formula]
     prompt_s: Mapping[Key, Formula]
+    usual_s: Mapping[Key, Formula]
     memory: Mapping[Key, Mapping[str, Mapping[str, Expression]]]
     intervals: Mapping[str, Sequence[Range]]
     refused: tuple[str, ...] = ()
+    divides: bool = True
+    """Whether the number of layers on the CPU may change."""
 
     @property
     def checks(self) -> tuple[int, float]:
         """The number of simulations that formulas were checked against, and the largest error."""
-        every = [*self.decode_s.values(), *self.prompt_s.values()]
-        return sum(len(each.errors) for each in every), max(each.error for each in every)
+        every = [*self.decode_s.values(), *self.prompt_s.values(), *self.usual_s.values()]
+        errors = [error for each in every for error in each.errors]
+        return len(errors), max(errors, default=0.0)
 
     def plain(self) -> dict[str, Any]:
         """Return the formulas as plain data."""
@@ -68,6 +74,7 @@ class Formulas:
         return {
             "decode_s": {" ".join(key): each.plain() for key, each in self.decode_s.items()},
             "prompt_s": {" ".join(key): each.plain() for key, each in self.prompt_s.items()},
+            "usual_s": {" ".join(key): each.plain() for key, each in self.usual_s.items()},
             "memory": {" ".join(key): each for key, each in self.memory.items()},
             "intervals": {name: list(map(list, each)) for name, each in self.intervals.items()},
             "prompt_tokens": _prompt_tokens(self.question),
@@ -82,6 +89,8 @@ def formulas_of(advice: Advice) -> Formulas:
     Raises:
         UsageError: the best choice cannot be simulated at other settings.
     """
+    if advice.best.choice.disk:
+        raise UsageError("the time of reads from a disk has no formula")
     return _Maker(advice).formulas()
 
 
@@ -109,7 +118,11 @@ class _Maker:
         """The recommended choice of each format, of those in the place of the best."""
         found = {one.choice.format: one for one in self.advice.by_format()}
         found[self.best.format] = self.advice.best
-        return {form: one for form, one in found.items() if one.choice.whole == self.best.whole}
+        return {
+            form: one
+            for form, one in found.items()
+            if one.choice.whole == self.best.whole and not one.choice.disk
+        }
 
     @cached_property
     def divides(self) -> bool:
@@ -143,9 +156,24 @@ class _Maker:
         }
         tried = {name: candidates_of(base[name], self._most(name)) for name in self.bandwidths}
         wide |= {name: ranges[0] for name, ranges in tried.items()}
-        if self._fits(Space(base, wide)):
-            return Space(base, wide)
-        return Space(base, self._narrowed(base, wide, tried))
+        return next(space for space in self._spaces(base, wide, tried) if self._fits(space))
+
+    def _spaces(
+        self, base: Setting, wide: Mapping[str, Range], tried: Mapping[str, list[Range]]
+    ) -> Iterator[Space]:
+        """Yield spaces to try, the widest first; in the last one, nothing varies."""
+        yield Space(base, wide)
+        fixed = {name: (base[name], base[name]) for name in wide}
+        if self.divides:
+            sample = self._decoding(self.best.format, self.first)
+            layers = layers_table(sample, base, round(wide["n"][1]))
+            yield Space(base, wide, layers)
+            narrow = self._narrowed({**base, "n": wide["n"][1] // 2}, wide, tried)
+            yield Space(base, {**narrow, "n": wide["n"]}, layers)
+        narrow = self._narrowed(base, wide, tried)
+        yield Space(base, {**narrow, "n": fixed["n"]})
+        self.refused.append("times are no sum of what single variables change")
+        yield Space(base, fixed)
 
     def _fits(self, space: Space) -> bool:
         """Return whether one formula of the best format holds in a space, to its corners."""
@@ -159,18 +187,11 @@ class _Maker:
     def _narrowed(
         self, base: Setting, wide: Mapping[str, Range], tried: Mapping[str, list[Range]]
     ) -> dict[str, Range]:
-        """Return the range of each variable in which the time is affine in it alone."""
+        """Return the range of context and bandwidths in which the time is affine in each alone."""
         sample = self._decoding(self.best.format, self.first)
-        ranges = {"n": wide["n"]}
-        if self.divides:
-            ranges["n"] = range_of(sample, base, "n", [wide["n"]])
-        ranges["context"] = self._contexts(sample, base, wide["context"])
-        middle = {**base, "n": wide["n"][1] // 2} if self.divides else base
+        ranges = {"n": wide["n"], "context": self._contexts(sample, base, wide["context"])}
         for name, candidates in tried.items():
-            ranges[name] = range_of(sample, middle, name, candidates)
-        if not self._fits(Space(base, ranges)):
-            self.refused.append("times are no sum of what single variables change")
-            ranges = {name: (base[name], base[name]) for name in ranges}
+            ranges[name] = range_of(sample, base, name, candidates)
         return ranges
 
     def _contexts(self, sample: Sample, base: Setting, wide: Range) -> Range:
@@ -205,16 +226,23 @@ class _Maker:
     def _decoding(self, form: str, kv: str) -> Sample:
         return lambda setting: self.samples.decode_s(form, kv, setting)
 
-    def _prompting(self, form: str, kv: str, ubatch: int) -> Sample:
-        return lambda setting: self.samples.prompt_s(form, kv, ubatch, setting)
+    def _prompting(self, form: str, kv: str, ubatch: int, tokens: int) -> Sample:
+        return lambda setting: self.samples.prompt_s(form, kv, ubatch, tokens, setting)
 
     def formulas(self) -> Formulas:
         """Return all formulas."""
         decode = self._decode_formulas()
         forms = {key[0] for key in decode}
-        prompts = {key: each for key, each in self._prompt_formulas() if key[0] in forms}
+        prompts, usual = (
+            {
+                key: each
+                for key, each in self._prompt_formulas(usual=usual).items()
+                if key[0] in forms
+            }
+            for usual in (False, True)
+        )
         batches = sorted({int(key[2]) for key in prompts} | {self.best.ubatch})
-        memory = {
+        memory: dict[Key, Mapping[str, Mapping[str, Expression]]] = {
             (form, kv, str(ubatch)): memory_formula(
                 self.question, self.best, form, kv, ubatch, self.space, layers=self.divides
             )
@@ -222,8 +250,8 @@ class _Maker:
             for ubatch in batches
         }
         return Formulas(
-            self.question, self.space, decode, prompts, memory, self._intervals(bool(prompts)),
-            tuple(self.refused),
+            self.question, self.space, decode, prompts, usual, memory,
+            self._intervals(bool(prompts)), tuple(self.refused), self.divides,
         )  # fmt: skip
 
     # Decoding
@@ -249,7 +277,7 @@ class _Maker:
         for number, form in enumerate(self.chosen):
             local = self._local(form)
             terms = [*fitted(self._decoding(form, self.first), local, self._monomials), *link]
-            formulas = {
+            formulas: dict[Key, Formula] = {
                 (form, kv): Formula(["+", *terms, *shift], local.ranges)
                 for kv, shift in shifts.items()
             }
@@ -267,17 +295,15 @@ class _Maker:
 
     def _link_terms(self, sample: Sample, space: Space) -> list[Expression]:
         """Return what hidden states take on the link; they are the same in all formats."""
-        if not (space.varies("link") and space.varies("n")):
+        if not space.varies("link"):
             return []
-        layers, slow = space.far("n"), space.far("link")
-        point = {**space.base, "n": layers}
+        slow = space.far("link")
+        point = {**space.base, "n": space.far("n") if space.varies("n") else space.base["n"]}
         more = sample({**point, "link": slow}) - sample(point)
-        each = more / layers / (space.factor("link", slow) - 1)
+        each = more / max(1, point["n"]) / (space.factor("link", slow) - 1)
         return [["*", each, "n", ["+", space.symbol("link"), -1]]]
 
-    def _decode_holds(
-        self, form: str, formulas: Mapping[Key, Formula], corner: Setting
-    ) -> bool:
+    def _decode_holds(self, form: str, formulas: Mapping[Key, Formula], corner: Setting) -> bool:
         """Return whether the formulas of a format hold at the prices and in a corner."""
         for one in self._priced_here():
             formula = formulas.get((one.choice.format, one.choice.kv))
@@ -291,6 +317,7 @@ class _Maker:
     def _is_here(self, one: Priced, space: Space) -> bool:
         choice = one.choice
         here = choice.engine == self.best.engine and choice.whole == self.best.whole
+        here = here and not choice.disk
         return here and (space.varies("n") or choice.cpu_layers == space.base["n"])
 
     def _holds(self, form: str, formulas: Mapping[Key, Formula], what: str) -> bool:
@@ -301,24 +328,24 @@ class _Maker:
 
     # Prompts
 
-    def _prompt_formulas(self) -> Iterator[tuple[Key, Formula]]:
-        """Yield the formulas of prompts, at the bandwidths of the question.
+    def _prompt_formulas(self, *, usual: bool) -> dict[Key, Formula]:
+        """Return the formulas of prompts, at the bandwidths of the question.
 
-        Each format has its recommended physical batch, and the best format every one.
+        With `usual`, they are those of a usual prompt that is shorter than a batch, which is a step
+        of its own. Each format has its recommended physical batch, and the best format every one.
         """
         pairs = [(form, one.choice.ubatch) for form, one in self.chosen.items()]
-        here = {(one.choice.format, one.choice.ubatch) for one in self._priced_here()}
-        pairs += sorted(pair for pair in here - {*pairs} if pair[0] == self.best.format)
-        try:
-            space = self._prompt_space()
-            shifts = {kv: self._prompt_shift(kv, space) for kv in self.question.kv}
-        except MoesimError as error:
-            self.refused.append(f"prompts: {error}")
-            return
-        for form, ubatch in pairs:
-            formulas = self._prompts_of(form, ubatch, space, shifts)
-            if self._holds(form, formulas, f"prompts in batches of {ubatch}"):
-                yield from formulas.items()
+        if not self.best.whole:
+            pairs += [(self.best.format, ubatch) for ubatch in UBATCHES]
+        found: dict[Key, Formula] = {}
+        for form, ubatch in dict.fromkeys(pairs):
+            tokens = min(ubatch, self.question.prompt) if usual else ubatch
+            if not usual or tokens < ubatch:
+                try:
+                    found |= self._prompts_of(form, ubatch, tokens)
+                except MoesimError as error:
+                    self.refused.append(f"prompts in {form or 'this file'}: {error}")
+        return found
 
     def _priced_here(self) -> list[Priced]:
         forms = self.chosen
@@ -328,38 +355,70 @@ class _Maker:
             if one.choice.format in forms and self._is_here(one, self._local(one.choice.format))
         ]
 
+    @cached_property
     def _prompt_space(self) -> Space:
-        """Return the ranges for prompts: a context has a whole batch, bandwidths do not change."""
+        """The ranges for prompts: a context has a whole batch, and bandwidths do not change."""
         base, ranges = self.space.base, dict(self.space.ranges)
         low, high = ranges["context"]
-        low = max(low, max(UBATCHES) + self.question.output)
+        # Three quarters of the context may be the usual prompt.
+        low = max(low, 2 * max(UBATCHES), max(UBATCHES) + self.question.output)
         if low >= high or base["context"] < low:
             low = high = base["context"]
         fixed = {name: (base[name], base[name]) for name in self.bandwidths}
         return Space(base, {**ranges, "context": (low, high), **fixed})
 
-    def _prompt_shift(self, kv: str, space: Space) -> list[Expression]:
-        form, ubatch = self.best.format, self.best.ubatch
-        reference = self._prompting(form, self.first, ubatch)
-        return shifted(self._prompting(form, kv, ubatch), reference, space, self._knots(space), "")
-
-    def _prompts_of(
-        self, form: str, ubatch: int, space: Space, shifts: Mapping[str, list[Expression]]
-    ) -> dict[Key, Formula]:
-        """Return the formulas of prompts of a format, checked at another context and number."""
+    def _prompts_of(self, form: str, ubatch: int, tokens: int) -> dict[Key, Formula]:
+        """Return the formulas of prompts of a format that hold, or none."""
         local = self._local(form)
-        local = Space(local.base, {**space.ranges, "n": local.ranges["n"]})
-        sample = self._prompting(form, self.first, ubatch)
-        terms = fitted(sample, local, [(), ("n",)])
-        formulas = {
-            (form, kv, str(ubatch)): Formula(["+", *terms, *shift], local.ranges)
-            for kv, shift in shifts.items()
-        }
-        kv, middle = self.other_kv, _middle(local)
-        formulas[form, kv, str(ubatch)].check(
-            middle, self._prompting(form, kv, ubatch)(middle)
-        )
-        return formulas
+        local = Space(local.base, {**self._prompt_space.ranges, "n": local.ranges["n"]})
+        terms = fitted(self._prompting(form, self.first, ubatch, tokens), local, [(), ("n",)])
+        knots = self._knots(local)
+        faster = self._faster_host(local)
+        # What a context adds is mostly the same in all formats. Where it is not, it has more knots.
+        shared = (self.best.format, self.best.ubatch, self.best.ubatch, knots)
+        tried = [(faster, shared)] if faster is not local else []
+        tried += [(local, shared), (local, (form, ubatch, tokens, _more(knots)))]
+        formulas: dict[Key, Formula] = {}
+        for space, source in tried:
+            formulas = {
+                (form, kv, str(ubatch)): Formula(
+                    ["+", *terms, *self._prompt_shift(kv, *source)], space.ranges
+                )
+                for kv in self.question.kv
+            }
+            kv, point = self.other_kv, _middle(space)
+            if space is faster and "host" in space.ranges:
+                point["host"] = space.ranges["host"][1]
+            simulated = self._prompting(form, kv, ubatch, tokens)(point)
+            if formulas[form, kv, str(ubatch)].check(point, simulated) <= TOLERANCE:
+                self._check_prices(formulas, usual=tokens < ubatch)
+                break
+        what = f"prompts in batches of {ubatch}"
+        return formulas if self._holds(form, formulas, what) else {}
+
+    def _faster_host(self, space: Space) -> Space:
+        """Return the space with faster host memory too, which changes no prompt that copies bound.
+
+        A formula without this bandwidth has to hold at its largest value.
+        """
+        if not self.divides or not self.space.varies("host"):
+            return space
+        host = (self.space.base["host"], self.space.ranges["host"][1])
+        return Space(space.base, {**space.ranges, "host": host})
+
+    def _prompt_shift(
+        self, kv: str, form: str, ubatch: int, tokens: int, knots: Sequence[float]
+    ) -> list[Expression]:
+        sample = self._prompting(form, kv, ubatch, tokens)
+        reference = self._prompting(form, self.first, ubatch, tokens)
+        return shifted(sample, reference, self._prompt_space, knots, "")
+
+    def _check_prices(self, formulas: Mapping[Key, Formula], *, usual: bool) -> None:
+        for one in self._priced_here():
+            formula = formulas.get((one.choice.format, one.choice.kv, str(one.choice.ubatch)))
+            speed = one.usual if usual else one.prefill
+            if formula is not None and speed is not None:
+                formula.check({**self.space.base, "n": one.choice.cpu_layers}, 1 / speed.value)
 
     # Intervals
 
@@ -395,3 +454,13 @@ def _corners(space: Space) -> list[dict[str, float]]:
         for corner, end in zip(ends, (number, number + 1), strict=True):
             corner[name] = most if end % 2 else least
     return [{**space.base, **end, "n": n} for end, n in zip(ends, layers, strict=True)]
+
+
+def _more(knots: Sequence[float]) -> list[float]:
+    """Return contexts with others between them, about twice as long each."""
+    found = list(knots[:1])
+    for end in knots[1:]:
+        while found[-1] * 2 < end:
+            found.append(found[-1] * 2)
+        found.append(end)
+    return found

@@ -55,12 +55,13 @@ def memory_formula(
     start = ask(base)
     found: dict[str, dict[str, Expression]] = {"gpu": {}, "host": {}}
     for place, part in start:
-        whole: list[Expression] = [start[place, part]]
+        size = start[place, part]
+        whole: list[Expression] = [size]
         for name, parts in asked.items():
-            changes = [(value, each[place, part] - whole[0]) for value, each in parts]
+            changes = [(value, each[place, part] - size) for value, each in parts]
             if any(change for _, change in changes):
                 whole.append(table(name, changes))
-        found[place][part] = whole[0] if len(whole) == 1 else ["+", *whole]
+        found[place][part] = size if len(whole) == 1 else ["+", *whole]
     _check(found, ask, {name: values[len(values) // 2] for name, values in points.items()})
     return found
 

@@ -78,7 +78,12 @@ function answer(data, settings) {
   const found = { memory: memoryOf(data, settings), decode: rate(decode, data.intervals.decode[some]) };
   found.prompt = prompt.reason ? prompt : rate(prompt, data.intervals.prompt[some]);
   const tokens = evaluate(data.prompt_tokens, settings);
-  const speed = found.prompt;
+  let speed = found.prompt;
+  const usual = data.usual_s[[...key, settings.ubatch].join(" ")];
+  if (usual) {
+    const time = secondsOf(data, usual, settings);
+    speed = time.reason ? time : rate(time, data.intervals.prompt[some]);
+  }
   found.first = speed.reason ? speed :
     { value: tokens / speed.value, low: tokens / speed.high, high: tokens / speed.low };
   return found;

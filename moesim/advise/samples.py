@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from moesim.advise.choice import UBATCHES, Choice
-from moesim.advise.price import Pricer
+from moesim.advise.price import PREFILL, Pricer
 from moesim.advise.question import Question
 from moesim.errors import UsageError
 from moesim.measured.predict import Answer, Declined, Prediction
@@ -82,14 +82,15 @@ class Samples:
         choice = self._choice(form, kv, UBATCHES[0], setting)
         return self.question.load / _value(self._pricer(setting).decode(choice)).value
 
-    def prompt_s(self, form: str, kv: str, ubatch: int, setting: Setting) -> float:
-        """Return the seconds a token of the prompt that fills the context.
+    def prompt_s(self, form: str, kv: str, ubatch: int, tokens: int, setting: Setting) -> float:
+        """Return the seconds a token of a prompt takes in a step of at most `tokens`.
+
+        The step is in the middle of the context, as in `Pricer`.
 
         Raises:
             UsageError: it cannot be simulated.
         """
-        choice = self._choice(form, kv, ubatch, setting)
-        return 1 / _value(self._pricer(setting).prefill(choice)).value
+        return 1 / _value(self._prompt(form, kv, ubatch, tokens, setting)).value
 
     def interval(self, form: str, kv: str, setting: Setting) -> tuple[float, float]:
         """Return the factors from the speed of decoding to the ends of its interval."""
@@ -100,8 +101,14 @@ class Samples:
         self, form: str, kv: str, ubatch: int, setting: Setting
     ) -> tuple[float, float]:
         """Return the factors from the speed of prompts to the ends of its interval."""
+        return _factors(_value(self._prompt(form, kv, ubatch, ubatch, setting)))
+
+    def _prompt(self, form: str, kv: str, ubatch: int, tokens: int, setting: Setting) -> Answer:
         choice = self._choice(form, kv, ubatch, setting)
-        return _factors(_value(self._pricer(setting).prefill(choice)))
+        longest = max(1, round(setting["context"]) - self.question.output)
+        step = min(longest, tokens)
+        depth = (longest - step) // 2
+        return self._pricer(setting).answer(choice, PREFILL, depth, step, 1)
 
     def _choice(self, form: str, kv: str, ubatch: int, setting: Setting) -> Choice:
         layers = round(setting["n"])

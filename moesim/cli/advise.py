@@ -76,6 +76,9 @@ def advise(
         bool, typer.Option("--no-probe", help="With --this-machine: measure nothing.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+    html: Annotated[
+        str, typer.Option(help="Also write the answer as one page, which computes other settings.")
+    ] = "",
 ) -> None:
     """Say whether a model runs on a machine, how fast, and with which flags.
 
@@ -89,6 +92,10 @@ def advise(
         question = own.probed(question)
     from moesim.advise.heading import heading
 
+    if html:
+        from moesim.advise.page import Shown, check_page_path, write_page
+
+        check_page_path(html)
     if not as_json:
         typer.echo(f"{heading(question)}\n")
     from moesim.advise import tables
@@ -103,7 +110,10 @@ def advise(
     advice = advise_on(question, pricer, thorough=every)
     terms, grounds = pricer.terms(advice.best.choice), grounds_of(advice, pricer)
     if as_json:
-        extras = tables.extras_as_plain(terms, upgrades(advice), cliff_of(advice, pricer))
+        cliff, better = cliff_of(advice, pricer), upgrades(advice)
+        if html:
+            write_page(html, advice, Shown(terms, cliff, better, grounds))
+        extras = tables.extras_as_plain(terms, better, cliff)
         machine = {"this_machine": own.plain()} if own else {}
         echo_json({**tables.as_plain(advice, grounds), **extras, **machine})
         return
@@ -112,15 +122,20 @@ def advise(
     typer.echo()
     typer.echo("\n".join(tables.recommendation(advice)))
     typer.echo(f"limited by: {terms[0].name} ({terms[0].share:.0%} of the time of a token)")
-    typer.echo("\n".join(tables.cliff_lines(advice, cliff_of(advice, pricer))))
+    cliff = cliff_of(advice, pricer)
+    typer.echo("\n".join(tables.cliff_lines(advice, cliff)))
     typer.echo()
-    if better := upgrades(advice):
+    better = upgrades(advice)
+    if better:
         write_tables([tables.upgrade_table(advice, better)])
     else:
         typer.echo("none of the upgrades that are tried saves time")
     typer.echo("\nwhat the answer rests on")
     for line in grounds.lines():
         typer.echo(f"  {line}")
+    if html:
+        write_page(html, advice, Shown(terms, cliff, better, grounds))
+        typer.echo(f"\npage: {html}")
 
 
 def _parts(
