@@ -88,12 +88,16 @@ def samples_of(entries: Sequence[Entry], options: Options) -> Samples:
     left_out: list[tuple[str, str]] = []
     notes: dict[str, None] = {}
     for index, entry in enumerate(entries):
+        if entry.left_out and not (entry.left_out == UNPLACED and options.setting):
+            left_out.append((entry.place, entry.left_out))
+            continue
         completed, more = _completed(entry, options, model)
         reading = read(replace(completed, index=index))
-        if why := _unusable(entry, reading, options, simulated):
+        why, supposed = _case(reading, simulated)
+        if why:
             left_out.append((entry.place, why))
             continue
-        notes.update(dict.fromkeys((*entry.notes, *more, *reading.notes)))
+        notes.update(dict.fromkeys((*entry.notes, *more, *reading.notes, *supposed)))
         used.append(Sample(reading, entry.value, entry.deviation, entry.place))
     if not used:
         place, why = left_out[0]
@@ -122,16 +126,13 @@ def _completed(entry: Entry, options: Options, model: Model | None) -> tuple[Row
     return row, notes
 
 
-def _unusable(entry: Entry, reading: Reading, options: Options, simulated: Simulated) -> str:
-    """Return why an entry cannot be used, or ""."""
-    if entry.left_out and not (entry.left_out == UNPLACED and options.setting):
-        return entry.left_out
+def _case(reading: Reading, simulated: Simulated) -> tuple[str, tuple[str, ...]]:
+    """Return why a row cannot be used, "" if it can, and what is supposed of its machine."""
     if reading.reason:
-        return reading.reason
+        return reading.reason, ()
     if reading.group not in ("decode", "prefill"):
-        return "batches of 2 to 64 tokens are not used"
+        return "batches of 2 to 64 tokens are not used", ()
     try:
-        simulated.case_of(reading)
+        return "", simulated.case_of(reading).notes
     except (MoesimError, ValueError) as error:
-        return " ".join(str(error).split())
-    return ""
+        return " ".join(str(error).split()), ()
