@@ -25,7 +25,7 @@ HEAD = "| model | size | params | backend | ngl | n_cpu_moe | test | t/s |"
 RULE = "| --- | ---: | ---: | --- | --: | --: | ---: | ---: |"
 ROW = (
     "| qwen3moe 30B.A3B Q4_K - Medium | 17.28 GiB | 30.53 B | CUDA | 99 | 48 | tg128 "
-    "| 26.91 ± 0.11 |"
+    "| 54.31 ± 0.11 |"
 )
 
 
@@ -45,16 +45,16 @@ def refused(*lines: str) -> str:
 
 def test_a_markdown_table_is_read_with_the_card_before_it() -> None:
     entries = logged("sweep.md")
-    assert [entry.value for entry in entries] == [333.53, 26.91, 431.77, 33.9, 610.15, 43.26]
+    assert [entry.value for entry in entries] == [2065.53, 54.31, 2641.77, 69.9, 3510.15, 83.10]
     assert [entry.deviation for entry in entries][:2] == [2.41, 0.11]
     prompt, first, *_, last = entries
     assert prompt.row.metric == "prefill_tok_s"
     assert prompt.row.prompt == 512
     assert first.row.metric == "decode_tok_s"
-    assert first.row.model == "qwen3moe 30B.A3B"
-    assert first.row.quant == "Q4_K_M (17.28 GiB)"
+    assert first.row.model == "olmoe A1.7B"
+    assert first.row.quant == "Q4_K_M (3.92 GiB)"
     assert first.row.gpu == "NVIDIA GeForce RTX 3090"
-    assert first.row.setting == "ngl=99 ncmoe=48 t=8 fa=1"
+    assert first.row.setting == "ngl=99 ncmoe=16 t=8 fa=1"
     assert first.place == f"{LOGS / 'sweep.md'}:8"
     assert (first.row.depth, last.row.depth) == (0, 4096)
 
@@ -87,19 +87,19 @@ def test_json_objects_have_the_line_where_they_begin() -> None:
 
 def test_rows_of_ones_own_are_read() -> None:
     first, second = logged("rows.json")
-    assert (first.row.setting, first.value) == ("ncmoe=48 fa=1", 26.91)
-    assert (second.row.setting, second.value) == ("ncmoe=24 fa=1", 43.26)
+    assert (first.row.setting, first.value) == ("ncmoe=16 fa=1", 54.31)
+    assert (second.row.setting, second.value) == ("ncmoe=8 fa=1", 83.10)
 
 
 def test_a_server_log_gives_requests_with_their_mean_depth() -> None:
     prompt, first, short, second = logged("server.log")
-    assert (prompt.row.prompt, prompt.row.depth, prompt.value) == (741, 0, 513.77)
-    assert (first.row.depth, first.value) == (1534 - 794 // 2, 44.08)
+    assert (prompt.row.prompt, prompt.row.depth, prompt.value) == (741, 0, 3413.77)
+    assert (first.row.depth, first.value) == (1534 - 794 // 2, 84.08)
     assert "only 12 tokens" in short.left_out
-    assert (second.row.depth, second.value) == (6200 - 100, 42.62)
-    assert first.row.setting == "-ngl 99 --n-cpu-moe 24 -c 16384 -fa on ub=512 ctk=f16 ctv=f16 t=8"
+    assert (second.row.depth, second.value) == (6200 - 100, 81.62)
+    assert first.row.setting == "-ngl 99 --n-cpu-moe 8 -c 16384 -fa on ub=512 ctk=f16 ctv=f16 t=8"
     assert first.row.gpu == "NVIDIA GeForce RTX 3090"  # found and then used: it is one card
-    assert first.row.model == "qwen3moe 30B.A3B"
+    assert first.row.model == "olmoe A1.7B"
 
 
 def test_requests_that_overlap_are_left_out() -> None:
@@ -156,14 +156,14 @@ def test_colours_and_progress_are_removed(tmp_path: Path) -> None:
     path = tmp_path / "a"
     path.write_text(f"load 10 %\rload 100 %\r\x1b[32m{HEAD}\x1b[0m\r\n{RULE}\n\x1b[1m{ROW}\x1b[m\n")
     (entry,) = read_logs([str(path)])
-    assert entry.value == 26.91
+    assert entry.value == 54.31
     assert entry.place == f"{path}:3"
 
 
 @pytest.mark.parametrize("sign", ["Â±", "┬▒", "+-", "�"])
 def test_the_sign_before_the_deviation_may_be_damaged(sign: str) -> None:
     (entry,) = from_text(HEAD, RULE, ROW.replace("±", sign))
-    assert (entry.value, entry.deviation) == (26.91, 0.11)
+    assert (entry.value, entry.deviation) == (54.31, 0.11)
 
 
 def test_the_standard_input_is_a_log(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,8 +184,8 @@ def test_several_files_are_one_list() -> None:
     ("lines", "said"),
     [
         ((HEAD, RULE, ROW.replace("tg128", "zz9")), "x.md:3: the test is not understood"),
-        ((HEAD, RULE, ROW.replace("26.91", "fast")), "x.md:3: the speed is not understood"),
-        ((HEAD, RULE, ROW.replace("26.91 ± 0.11", "0.00 ± 0.00")), "x.md:3: 0.00 tokens"),
+        ((HEAD, RULE, ROW.replace("54.31", "fast")), "x.md:3: the speed is not understood"),
+        ((HEAD, RULE, ROW.replace("54.31 ± 0.11", "0.00 ± 0.00")), "x.md:3: 0.00 tokens"),
         ((HEAD, RULE, ROW.replace("| 99 ", "")), "x.md:3: a row of 7 cells under 8 columns"),
         ((HEAD.replace("ngl", "magic"), RULE, ROW), "x.md:1: the column 'magic' is not known"),
         (("| PP | TG | N_KV |", "| 1 | 2 | 3 |"), "x.md:1: a table without the column"),
