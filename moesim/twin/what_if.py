@@ -148,7 +148,9 @@ def _predicted(
     if change.of_machine:
         low, high = interval_of(new, answer.notes)
     own = 0.0
-    if new.group == "decode":  # the interval of prompts is much wider than what the fit leaves open
+    if (
+        new.group == "decode" and alike
+    ):  # the interval of prompts is much wider than what the fit leaves open
         own = learned.uncertainty(slopes_of(parts_of([new], model, *numbers))[0])
     factor = exp(sqrt(max(log(high), -log(low)) ** 2 + own**2))
     notes = answer.notes if alike else (*answer.notes, "its memory is of another kind: not fitted")

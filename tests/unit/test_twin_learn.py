@@ -238,3 +238,27 @@ def test_options_replace_what_logs_say_and_a_card_is_needed() -> None:
     assert any("host memory is" in note for note in samples_of([poor], Options()).notes)
     with pytest.raises(UsageError, match="no measurement can be used"):
         samples_of([replace(entry, row=replace(entry.row, model="unheard-of"))], Options())
+
+
+def test_many_requests_are_groups_of_like_depth() -> None:
+    (entry,) = made((16,))
+    entries = [
+        replace(entry, row=replace(entry.row, depth=depth), value=entry.value + noise / 10)
+        for depth in (0, 8192)
+        for noise in range(25)
+    ]
+    samples = samples_of(entries, Options())
+    assert [sample.reading.row.depth for sample in samples.used] == [0, 8192]
+    assert [sample.value for sample in samples.used] == [entry.value + 1.2] * 2
+    assert all(sample.deviation and sample.deviation < 1 for sample in samples.used)
+    assert "50 measurements are 2 groups" in " ".join(samples.notes)
+    assert len(samples_of(entries[:40], Options()).used) == 40
+
+
+def test_an_unknown_model_says_which_option_helps() -> None:
+    (entry,) = made((16,))
+    with pytest.raises(UsageError, match="give --model"):
+        samples_of([replace(entry, row=replace(entry.row, model="dense 7B"))], Options())
+    named = Options(model="olmoe-1b-7b")
+    lost = replace(entry, row=replace(entry.row, model="dense 7B"))
+    assert samples_of([lost], named).used[0].reading.row.model == "olmoe-1b-7b"
