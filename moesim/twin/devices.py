@@ -17,12 +17,14 @@ _FORMS: Final = (
 )
 
 
-def gpu_of(line: str) -> str:
-    """Return the card that a line names, or ""."""
+def gpu_of(line: str) -> tuple[int, str] | None:
+    """Return which form names a card in a line, and the card; None where none does."""
     if len(line) > MOST_LINE:
-        return ""
-    matches = (form.search(line) for form in _FORMS)
-    return next((match[1].strip() for match in matches if match), "")
+        return None
+    for number, form in enumerate(_FORMS):
+        if match := form.search(line):
+            return number, match[1].strip()
+    return None
 
 
 def devices_text(text: str) -> str:
@@ -35,19 +37,23 @@ def devices_text(text: str) -> str:
 
 @dataclass(slots=True)
 class Devices:
-    """The cards that the run of the next measurement found, while a log is read."""
+    """The cards that the run of the next measurement found, while a log is read.
 
-    names: list[str] = field(default_factory=list)
+    A log may list the cards that there are and then those that are used, in lines of two forms.
+    """
+
+    names: dict[int, list[str]] = field(default_factory=dict)
     measured: bool = False
 
     def see(self, line: str) -> None:
         """Take a line: the first card after a measurement is that of another run."""
-        if name := gpu_of(line):
+        if found := gpu_of(line):
             if self.measured:
-                self.names, self.measured = [], False
-            self.names.append(name)
+                self.names, self.measured = {}, False
+            self.names.setdefault(found[0], []).append(found[1])
 
     @property
     def text(self) -> str:
-        """The cards as one text, "" where none is named."""
-        return devices_text(", ".join(self.names))
+        """The cards as one text, those that are used if they are said; "" where none is named."""
+        last = self.names[max(self.names)] if self.names else []
+        return devices_text(", ".join(last))

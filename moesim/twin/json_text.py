@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from typing import Any, Final, NoReturn
 
+from moesim.errors import UsageError
 from moesim.measured.rows import measured_rows
 from moesim.twin.bench import FIELDS, bench_entry
 from moesim.twin.log import Entry, Log
@@ -103,7 +104,10 @@ def _entry(value: dict[str, Any], log: Log, index: int, gpu: str) -> Entry:
             raise log.refused(index, "a test of llama-bench without its model or its tokens")
         return bench_entry(known, log, index, gpu, unknown)
     if "metric" in value:
-        (measured,) = measured_rows([value], log.place(index))
+        try:
+            (measured,) = measured_rows([value], "")
+        except UsageError as error:
+            raise log.refused(index, str(error).replace(": row 0, ", "").strip()) from None
         if measured.value is None:
             raise log.refused(index, "a row without a value")
         return Entry(measured.row, measured.value, None, log.place(index))

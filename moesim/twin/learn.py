@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from math import exp, sqrt
+from math import exp, log, sqrt
 from typing import Any, Final
 
 import numpy as np
@@ -34,9 +34,10 @@ SPREAD: Final = 0.06
 """Assumed: the spread of measured times around the best line, as a share."""
 _AS_ROWS: Final = 2
 _TWO_SIDED: Final = 1.96  # of the normal distribution, for 95 %
-_RIDGE: Final = 1e-6
-_UNSEEN: Final = (3.0, 3.0)
-"""A number that may be wrong by this factor is not seen in the rows."""
+_RIGHT_WITHIN: Final = 3.0
+"""Assumed: the factor by which a true number differs from the assumed one, in 95 % of machines."""
+_UNSEEN: Final = 2.5
+"""A number that may be wrong by this factor is not determined by the rows."""
 _Floats = NDArray[np.float64]
 
 
@@ -152,7 +153,8 @@ class Learned:
         """The covariance of the logarithms of both numbers (2, 2)."""
         free = [name in self.fit.fitted for name in ("read_bandwidth", "layer_ns")]
         slopes = self.slopes * np.array(free)
-        covariance: _Floats = self.spread**2 * np.linalg.inv(slopes.T @ slopes + _RIDGE * np.eye(2))
+        known = (self.spread * _TWO_SIDED / log(_RIGHT_WITHIN)) ** 2
+        covariance: _Floats = self.spread**2 * np.linalg.inv(slopes.T @ slopes + known * np.eye(2))
         return covariance * np.outer(free, free)
 
     def uncertainty(self, slopes: _Floats) -> float:
@@ -168,8 +170,8 @@ class Learned:
 
     def _number(self, place: int, name: str) -> Number:
         value = float(getattr(self.fit, name))
-        factor = exp(min(50.0, _TWO_SIDED * sqrt(self.covariance[place, place])))
-        seen = name in self.fit.fitted and factor < _UNSEEN[place]
+        factor = exp(_TWO_SIDED * sqrt(self.covariance[place, place]))
+        seen = name in self.fit.fitted and factor < _UNSEEN
         return Number(name, value, self.assumed[place], value / factor, value * factor, seen)
 
     def residuals(self, model: TimeModel) -> list[Residual]:

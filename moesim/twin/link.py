@@ -23,7 +23,8 @@ _LEAST_SHARE: Final = 0.3
 _MOST: Final = 8.0
 """The most by which the fitted link is above or below the assumed one."""
 _ROUNDS: Final = 5
-_CLOSE: Final = 1e-3
+_CLOSE: Final = 5e-3
+_SLOWER: Final = 1.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,26 +93,25 @@ def learn_link(samples: Samples, numbers: tuple[float, float]) -> Link:
         return Link(reason="no prompt was timed with experts on the CPU")
     if len({sample.reading.row.setting for sample in prompts}) < 2:
         return Link(reason="prompts of one setting only: link and computing cannot be told apart")
+    assumed = float(times.hardware(prompts[0].reading).h2d.pinned_bytes_per_s)
+    whole = [times.seconds(sample.reading, 1) for sample in prompts]
+    slower = [times.seconds(sample.reading, 1 / _SLOWER) for sample in prompts]
+    shares = [log(b / a) / log(_SLOWER) for a, b in zip(whole, slower, strict=True)]
+    if (share := max(shares)) < _LEAST_SHARE:
+        why = f"copies over the link take at most {share:.0%} of a prompt's time"
+        return Link(reason=f"{why}; it is seen from {_LEAST_SHARE:.0%} on", share=share)
     logs = 0.0
-    hardware = times.hardware(prompts[0].reading)
-    assumed = float(hardware.h2d.pinned_bytes_per_s)
-    share = 0.0
-    for number in range(_ROUNDS):
-        whole = [times.seconds(sample.reading, exp(logs)) for sample in prompts]
-        slower = [times.seconds(sample.reading, exp(logs) / 1.1) for sample in prompts]
-        shares = [(b - a) / 0.1 / a for a, b in zip(whole, slower, strict=True)]
-        if number == 0 and (share := max(shares)) < _LEAST_SHARE:
-            why = f"copies over the link take at most {share:.0%} of a prompt's time"
-            return Link(reason=f"{why}; it is seen from {_LEAST_SHARE:.0%} on", share=share)
+    for _ in range(_ROUNDS):
         errors = [log(t * s.value) for t, s in zip(whole, prompts, strict=True)]
         step = sum(e * w for e, w in zip(errors, shares, strict=True)) / sum(w * w for w in shares)
-        new = max(-log(_MOST), min(log(_MOST), logs + max(-1.0, min(1.0, step))))
-        logs, step = new, new - logs
+        step = max(-log(_MOST), min(log(_MOST), logs + max(-1.0, min(1.0, step)))) - logs
         if abs(step) < _CLOSE:
             break
-    final = [times.seconds(sample.reading, exp(logs)) for sample in prompts]
-    residuals = tuple(100 * (1 / (t * s.value) - 1) for t, s in zip(final, prompts, strict=True))
-    reason = ""
+        before, logs = whole, logs + step
+        whole = [times.seconds(sample.reading, exp(logs)) for sample in prompts]
+        # Where other work hides copies, the share depends on the link.
+        shares = [max(0.01, log(a / b) / step) for a, b in zip(before, whole, strict=True)]
+    residuals = tuple(100 * (1 / (t * s.value) - 1) for t, s in zip(whole, prompts, strict=True))
     if abs(logs) > log(_MOST) - 0.01:
         reason = f"the prompts would need a link that differs by more than {_MOST:g} times"
         return Link(reason=reason, share=share)

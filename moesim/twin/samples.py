@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import log2
+from statistics import stdev
 from typing import Final
 
 from moesim.advise.question import Model, Parts
@@ -20,6 +22,8 @@ from moesim.twin.server import UNPLACED
 
 __all__ = ["Options", "Sample", "Samples", "samples_of"]
 
+_MOST: Final = 40
+"""Samples that are all simulated; of more, groups are formed."""
 _KEYS: Final = ("gpu", "cpu", "ram", "pcie")
 
 
@@ -88,17 +92,53 @@ def samples_of(entries: Sequence[Entry], options: Options) -> Samples:
     left_out: list[tuple[str, str]] = []
     notes: dict[str, None] = {}
     for index, entry in enumerate(entries):
+        if entry.left_out and not (entry.left_out == UNPLACED and options.setting):
+            left_out.append((entry.place, entry.left_out))
+            continue
         completed, more = _completed(entry, options, model)
         reading = read(replace(completed, index=index))
-        if why := _unusable(entry, reading, options, simulated):
+        why, supposed = _case(reading, simulated)
+        if why:
             left_out.append((entry.place, why))
             continue
-        notes.update(dict.fromkeys((*entry.notes, *more, *reading.notes)))
+        notes.update(dict.fromkeys((*entry.notes, *more, *reading.notes, *supposed)))
         used.append(Sample(reading, entry.value, entry.deviation, entry.place))
     if not used:
         place, why = left_out[0]
         raise UsageError(f"{place}: no measurement can be used; this one is left out: {why}")
-    return Samples(tuple(used), tuple(left_out), tuple(notes), models)
+    kept = _thinned(used)
+    if len(kept) < len(used):
+        notes[f"{len(used)} measurements are {len(kept)} groups of like depth, each its median"] = (
+            None
+        )
+    return Samples(tuple(kept), tuple(left_out), tuple(notes), models)
+
+
+def _thinned(samples: list[Sample]) -> list[Sample]:
+    """Return the samples, or where they are many the median of each group of like depth.
+
+    A log of a server has hundreds of requests, which would all be simulated.
+    """
+    if len(samples) <= _MOST:
+        return samples
+    groups: dict[Row, list[Sample]] = {}
+    for sample in samples:
+        row = sample.reading.row
+        like = replace(row, index=0, depth=_step(row.depth), prompt=_step(row.prompt))
+        groups.setdefault(like, []).append(sample)
+    return [_median(group) for group in groups.values()]
+
+
+def _step(tokens: int | None) -> int | None:
+    """Return a number that is equal for like numbers of tokens, which differ by up to 40 %."""
+    return None if tokens is None else round(2 * log2(tokens + 256))
+
+
+def _median(group: list[Sample]) -> Sample:
+    middle = sorted(group, key=lambda sample: sample.value)[len(group) // 2]
+    if len(group) == 1:
+        return middle
+    return replace(middle, deviation=stdev(sample.value for sample in group))
 
 
 def _completed(entry: Entry, options: Options, model: Model | None) -> tuple[Row, tuple[str, ...]]:
@@ -122,16 +162,14 @@ def _completed(entry: Entry, options: Options, model: Model | None) -> tuple[Row
     return row, notes
 
 
-def _unusable(entry: Entry, reading: Reading, options: Options, simulated: Simulated) -> str:
-    """Return why an entry cannot be used, or ""."""
-    if entry.left_out and not (entry.left_out == UNPLACED and options.setting):
-        return entry.left_out
+def _case(reading: Reading, simulated: Simulated) -> tuple[str, tuple[str, ...]]:
+    """Return why a row cannot be used, "" if it can, and what is supposed of its machine."""
     if reading.reason:
-        return reading.reason
+        return reading.reason, ()
     if reading.group not in ("decode", "prefill"):
-        return "batches of 2 to 64 tokens are not used"
+        return "batches of 2 to 64 tokens are not used", ()
     try:
-        simulated.case_of(reading)
+        return "", simulated.case_of(reading).notes
     except (MoesimError, ValueError) as error:
-        return " ".join(str(error).split())
-    return ""
+        text = " ".join(str(error).split())
+        return f"{text}; give --model" if "no model shape" in text else text, ()

@@ -14,6 +14,7 @@ from typing import Final
 
 from moesim.measured.rows import Row
 from moesim.twin.bench import format_of_type
+from moesim.twin.command import used_options
 from moesim.twin.devices import Devices
 from moesim.twin.log import MOST_LINE, Entry, Log
 
@@ -57,6 +58,7 @@ class _Loaded:
     command: str = ""
     ik: bool = False
     on_cpu: list[str] = field(default_factory=list)
+    notes: tuple[str, ...] = ()
     mib: dict[bool, float] = field(default_factory=dict)
     """MiB of weights, in host memory (True) and on the GPU (False)."""
 
@@ -212,7 +214,7 @@ def _see(loaded: _Loaded, line: str) -> None:
     """Take what a line says about what is loaded."""
     loaded.devices.see(line)
     if command := _COMMAND.search(line):
-        loaded.command = " ".join(command[1].split())
+        loaded.command, loaded.notes = used_options(command[1])
     if "fused_moe" in line:
         loaded.ik = True
     loaded.backend = next((name for sign, name in _BACKENDS if sign in line), loaded.backend)
@@ -237,7 +239,8 @@ class _Requests:
     """The requests of a log; a task that starts before another has ended overlaps with it."""
 
     done: list[_Request] = field(default_factory=list)
-    running: dict[str, _Request] = field(default_factory=dict)
+    latest: dict[str, _Request] = field(default_factory=dict)
+    running: set[str] = field(default_factory=set)
     task: str = ""
 
     def see(self, line: str) -> bool:
@@ -249,15 +252,16 @@ class _Requests:
             self._request().left_out = "tokens were drafted, at an acceptance of this request"
             return True
         if _LAUNCH.search(line):
-            new = self._request()
+            self.running.add(self.task)
+            self._request(new=True)
             if len(self.running) > 1:
-                for each in self.running.values():
-                    each.left_out = each.left_out or "requests overlap in time"
-            new.end = None
+                for task in self.running:
+                    self.latest[task].left_out = "requests overlap in time"
             return True
         if release := _RELEASE.search(line):
-            if self.task in self.running:
-                self.running.pop(self.task).end = int(release[1])
+            self.running.discard(self.task)
+            if self.task in self.latest:  # older servers print the times after this line
+                self.latest[self.task].end = int(release[1])
             return True
         return False
 
@@ -268,9 +272,9 @@ class _Requests:
         request = self._request()
         tokens, rate = int(match[3]), float(match[5])
         metric = "prefill_tok_s" if match["prompt"] else "decode_tok_s"
+        if any(entry.row.metric == metric for entry in request.made):  # logs without tasks
+            request = self._request(new=True)
         if match["prompt"]:
-            if any(entry.row.metric == metric for entry in request.made):  # logs without tasks
-                request = self._request(new=True)
             request.prompt = tokens
         else:
             request.output = tokens
@@ -282,26 +286,26 @@ class _Requests:
         elif not loaded.placed:
             left_out = UNPLACED
         row = replace(loaded.row(), metric=metric, prompt=tokens if match["prompt"] else None)
-        request.made.append(Entry(row, rate, None, place, left_out))
+        request.made.append(Entry(row, rate, None, place, left_out, loaded.notes))
 
     def entries(self) -> list[Entry]:
         """Return the entries of all requests, in the order of the log."""
         return [self._placed(request, entry) for request in self.done for entry in request.made]
 
     def _request(self, *, new: bool = False) -> _Request:
-        if new or self.task not in self.running:
-            self.running[self.task] = _Request()
-            self.done.append(self.running[self.task])
-        return self.running[self.task]
+        if new or self.task not in self.latest:
+            self.latest[self.task] = _Request()
+            self.done.append(self.latest[self.task])
+        return self.latest[self.task]
 
     @staticmethod
     def _placed(request: _Request, entry: Entry) -> Entry:
         """Return an entry with the mean depth of its tokens."""
-        notes: tuple[str, ...] = ()
+        notes = entry.notes
         end = request.end
         if end is None:
             end = request.prompt + request.output
-            notes = ("the log does not say how long the conversation was: taken as this request's",)
+            notes = (*notes, "how long a conversation was is taken as the length of its request")
         if entry.row.metric == "decode_tok_s":
             depth = max(0, end - request.output // 2)
         else:

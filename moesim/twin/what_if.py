@@ -135,7 +135,7 @@ def _predicted(
         figures |= link_figures(plain.hardware(new), link.factor)
     model = OpenMachine(samples.models, figures)
     alike = plain.hardware(old).unified == model.hardware(new).unified
-    numbers = _carried(learned, model.assumed(new), alike=alike)
+    numbers = _carried(learned, model.assumed(new), alike=alike, engine=engine_of(new))
     machine, owner = machine_of(new), owned_by(new)[2]
     fit = replace(
         learned.fit, machine=machine, engine=engine_of(new), owner=owner,
@@ -147,20 +147,29 @@ def _predicted(
     low, high = answer.low / answer.value, answer.high / answer.value
     if change.of_machine:
         low, high = interval_of(new, answer.notes)
-    parts = parts_of([new], model, *numbers)
-    own = learned.uncertainty(slopes_of(parts)[0])
+    own = 0.0
+    if (
+        new.group == "decode" and alike
+    ):  # the interval of prompts is much wider than what the fit leaves open
+        own = learned.uncertainty(slopes_of(parts_of([new], model, *numbers))[0])
     factor = exp(sqrt(max(log(high), -log(low)) ** 2 + own**2))
     notes = answer.notes if alike else (*answer.notes, "its memory is of another kind: not fitted")
     return Prediction(answer.value, answer.value / factor, answer.value * factor, notes)
 
 
-def _carried(learned: Learned, assumed: tuple[float, float], *, alike: bool) -> tuple[float, float]:
-    """Return both numbers of another machine, whose ratios to the assumed ones are the same."""
+def _carried(
+    learned: Learned, assumed: tuple[float, float], *, alike: bool, engine: str
+) -> tuple[float, float]:
+    """Return both numbers of another machine, whose ratios to the assumed ones are the same.
+
+    The host time of a layer is that of an engine's backend, so another backend has the assumed one.
+    """
     if not alike:
         return assumed
     fit, before = learned.fit, learned.assumed
-    ratios = fit.read_bandwidth / before[0], fit.layer_ns / before[1]
-    return assumed[0] * ratios[0], assumed[1] * ratios[1]
+    reads = fit.read_bandwidth / before[0]
+    layer = fit.layer_ns / before[1] if engine == fit.engine else 1.0
+    return assumed[0] * reads, assumed[1] * layer
 
 
 def _more_channels(change: Change, new: Reading) -> float:
