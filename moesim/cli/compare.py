@@ -7,29 +7,23 @@ from __future__ import annotations
 
 import os
 import shlex
-import traceback
 from collections.abc import Sequence
-from contextlib import closing
 from pathlib import Path
-from tempfile import TemporaryFile
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from moesim.cli.output import echo_json
-from moesim.cli.progress import progress
-from moesim.errors import MoesimError, UsageError
-from moesim.files import clean_up, output_errors
+from moesim.cli.points import check_writable, described, echo_failures, exit_code, run_points
+from moesim.errors import UsageError
+from moesim.files import clean_up
 from moesim.locks import exclusive
 
 if TYPE_CHECKING:
     from moesim.report import Comparison, Run
     from moesim.scenario import Scenario
-    from moesim.sweep import Point
 
 __all__ = ["register"]
-
-_MOST_FAILURES: Final = 20  # a sweep has hundreds of points, and they often fail for one reason
 
 Overrides = Annotated[
     list[str] | None,
@@ -88,20 +82,18 @@ def compare(
     missing = points if force else unfinished(points)
     # A mistake in the last point, or a read-only folder, must show before hours of simulation.
     check_points(missing)
-    _check_writable(folder / "runs")
+    check_writable(folder / "runs")
     # Inside the folder, which stays while its runs come and go. The lock also keeps `report` out.
     with exclusive(folder, inside=True):
         clean_up(folder / "runs")
         try:
-            failures = _run_points(
-                missing, len(points), workers or os.cpu_count() or 1, force=force
-            )
+            failures = run_points(missing, len(points), workers or os.cpu_count() or 1, force=force)
         finally:
             clean_up(folder / "runs")  # a worker that was killed could not do this itself
         # Points that worked are reported although others failed.
         failed = {point.folder for point, _ in failures}
         runs = [load_run(point.folder) for point in points if point.folder not in failed]
-        lines = [f"{point.label}: {_described(error).splitlines()[0]}" for point, error in failures]
+        lines = [f"{point.label}: {described(error).splitlines()[0]}" for point, error in failures]
         if runs:
             comparison = compare_runs(runs)
             write_comparison(
@@ -115,10 +107,8 @@ def compare(
     if runs:
         _print(comparison, folder, lines, as_json=as_json)
     if failures:
-        _echo_failures(failures, len(points))
-        # Code 2 says that only the scenario is wrong: nothing ran, and nothing was written.
-        usage = all(isinstance(error, UsageError) for _, error in failures)
-        raise typer.Exit(2 if usage and not runs else 1)
+        echo_failures(failures, len(points))
+        raise typer.Exit(exit_code(failures, wrote=bool(runs)))
 
 
 def _taken_out(file: Path, loaded: Scenario) -> str:
@@ -158,7 +148,7 @@ def report(
     comparison = compare_runs(loaded)
     folder = out or (paths[0] if len(paths) == 1 else Path("runs") / "report")
     names = list(dict.fromkeys(run.text("name") for run in loaded))
-    _check_writable(folder)
+    check_writable(folder)
     with exclusive(folder, inside=True):
         write_comparison(
             comparison,
@@ -168,15 +158,6 @@ def report(
             plots=plots,
         )
     _print(comparison, folder, [], as_json=as_json)
-
-
-def _check_writable(folder: Path) -> None:
-    """Raise `OutputError` if no file can be written in `folder`, which is created if missing."""
-    # Permission bits do not tell: the disk may be full or mounted read-only.
-    with output_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        with TemporaryFile(dir=folder):
-            pass
 
 
 def _report_one(run: Run, out: Path | None, *, plots: bool, as_json: bool) -> None:
@@ -191,41 +172,6 @@ def _report_one(run: Run, out: Path | None, *, plots: bool, as_json: bool) -> No
         return
     print_summary(run.path)
     typer.echo(f"\n{folder}")
-
-
-def _run_points(
-    points: Sequence[Point], total: int, workers: int, *, force: bool
-) -> list[tuple[Point, Exception]]:
-    """Simulate points; return those that failed, in order, with their errors.
-
-    `total` also counts the points that were finished before.
-    """
-    from moesim.sweep import LocalProcesses, simulate_points
-
-    failures: dict[int, Exception] = {}
-    done = total - len(points)
-    try:
-        with (
-            # Closing ends the workers at once, also after an interrupt.
-            closing(simulate_points(points, LocalProcesses(workers), force=force)) as results,
-            progress() as show,
-        ):
-            if show is not None:
-                show("points", done, total)
-            for result in results:
-                if result.error is None:
-                    done += 1
-                else:
-                    failures[result.index] = result.error
-                if show is not None:
-                    show("points", done + len(failures), total)
-    except KeyboardInterrupt:
-        typer.echo(
-            f"{done} of {total} points are done and kept; the same command continues from there",
-            err=True,
-        )
-        raise
-    return [(points[index], error) for index, error in sorted(failures.items())]
 
 
 def _print(comparison: Comparison, folder: Path, failures: Sequence[str], *, as_json: bool) -> None:
@@ -245,26 +191,6 @@ def _print(comparison: Comparison, folder: Path, failures: Sequence[str], *, as_
     typer.echo(f"\n{folder}")
 
 
-def _echo_failures(failures: Sequence[tuple[Point, Exception]], total: int) -> None:
-    """Print the points that failed and why, on stderr."""
-    typer.echo(f"{len(failures)} of {total} points failed:", err=True)
-    labels: dict[str, list[str]] = {}
-    for point, error in failures[:_MOST_FAILURES]:
-        labels.setdefault(_described(error), []).append(point.label)
-    # Points may fail for the same reason of many lines, which is then printed once.
-    for reason, (first, *others) in labels.items():
-        typer.echo(f"  {first}: {reason}", err=True)
-        for label in others:
-            typer.echo(f"  {label}: the same", err=True)
-    if len(failures) > _MOST_FAILURES:
-        typer.echo(f"  and {len(failures) - _MOST_FAILURES} more", err=True)
-    # Only moesim's own mistakes need a traceback, and the first is enough for a report.
-    unforeseen = [error for _, error in failures if not isinstance(error, MoesimError)]
-    if unforeseen:
-        typer.echo("\nthis error is a mistake in moesim; please report it:", err=True)
-        typer.echo("".join(traceback.format_exception(unforeseen[0])), err=True)
-
-
 def _command(scenario: Path, overrides: Sequence[str], out: Path | None, *, plots: bool) -> str:
     """Return the command line that makes this comparison; options that change nothing are left out.
 
@@ -281,8 +207,3 @@ def _sets(overrides: Sequence[str]) -> list[str]:
 
 def _out_option(out: Path | None) -> list[str]:
     return [] if out is None else ["--out", str(out)]
-
-
-def _described(error: Exception) -> str:
-    """Return the message of an error; only a foreseen one says enough without its type."""
-    return str(error) if isinstance(error, MoesimError) else f"{type(error).__name__}: {error}"

@@ -67,6 +67,8 @@ def _show(preset: Preset) -> None:
     for key, setting in preset.sets.items():
         _wrapped(f"{key}: {_text(setting.value)}", "  ")
         _wrapped(setting.source, "      ")
+        if setting.beside:
+            _wrapped(f"left out where the scenario changes {', '.join(setting.beside)}", "      ")
     typer.echo("\ncannot express")
     for text in preset.cannot_express:
         _wrapped(text, "  - ", "    ")

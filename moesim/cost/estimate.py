@@ -11,13 +11,16 @@ from collections.abc import Callable
 
 from moesim.cost.cpu import CpuCost
 from moesim.cost.roofline import CostModel
+from moesim.hardware.ops import BatchShape
 from moesim.hardware.topology import DISK, H2D
 
 __all__ = ["CostEstimate"]
 
 
 class CostEstimate:
-    """Durations of one expert's copy, read and computation; the protocol `Estimate` of placements.
+    """Durations of one expert's copy, read and computation.
+
+    They are the protocols `Estimate` of placements and `Prices` of prefetch policies.
 
     - `rows`: the rows of the step; the server sets it before each step.
     - `bytes_of(key)`: the stored size of an expert; None: all experts have the same.
@@ -37,6 +40,7 @@ class CostEstimate:
         free_link: bool = False,
     ) -> None:
         self.rows = 0
+        self.has_cpu = cpu is not None
         self.gpu_call_ns = cost.call_ns
         self.cpu_call_ns = 0 if cpu is None else cpu.call_ns
         self._cost = cost
@@ -71,6 +75,14 @@ class CostEstimate:
         """
         assert self._cpu is not None, "placements with the lane cpu need a machine with a CPU"
         return self._cpu.experts((rows,), self._sizes(key)).duration_ns
+
+    def front_ns(self, layer: int, rows: int) -> int:
+        """Return the duration of MoE layer `layer` on the GPU without its routed experts.
+
+        It is that of a step of `rows` rows which read no KV entries of earlier tokens.
+        """
+        batch = BatchShape(rows, kv_tokens=rows, pairs=rows, sampled=0)
+        return self._cost.front_ns(self._cost.shape.moe_layers[layer], batch)
 
     def _sizes(self, key: int) -> tuple[int] | None:
         return None if self._bytes_of is None else (self._bytes_of(key),)

@@ -26,6 +26,8 @@ from moesim.executor.token_router import PackedRouter
 from moesim.policies import parse_options
 from moesim.policies.eviction import CacheContext, Resident
 from moesim.policies.guard import find_policy, make_batching, make_eviction, make_prefetch
+from moesim.policies.prefetch import PrefetchContext
+from moesim.serving.experts.prefetch_buffers import PrefetchBuffers
 from moesim.serving.experts.residency import ExpertCache
 from moesim.serving.experts.slots import ExpertSizes, Staging
 from moesim.serving.invariants import check_run
@@ -83,11 +85,11 @@ def generate(
     try:
         executor = Executor(
             model,
-            buffers=sum(places.slots) + serving.staging,
+            buffers=sum(places.slots) + serving.staging + serving.prefetch_buffers,
             device=opened.torch_device,
             pinned=opened.pins and places.host is None,
             # The layers of a decoupled model have no gates to predict with.
-            prediction_depth=0 if knowledge.queued else getattr(options, "depth", 0),
+            prediction_depth=0 if knowledge.queued else prefetch.prediction_depth(options),
         )
         machine = RealMachine(executor, opened, topology=places.topology, patience_s=patience_s)
         log = RunLog(Issued)
@@ -184,7 +186,16 @@ def _server(
             observers=observers,
         ),
         caches=_caches(machine, ledger, routing, serving, places),
-        prefetch=make_prefetch(find_policy("prefetch", serving.prefetch), prefetch_options),
+        prefetch=make_prefetch(
+            find_policy("prefetch", serving.prefetch),
+            prefetch_options,
+            PrefetchContext(
+                routing.num_layers,
+                routing.num_experts,
+                routing.top_k,
+                stream(serving.seed, "prefetch"),
+            ),
+        ),
         routing=routing,
         layers=plan,
         ledger=ledger,
@@ -205,6 +216,8 @@ def _caches(
     policy = find_policy("eviction", serving.eviction)
     every = routing.num_layers * routing.num_experts
     staging, sizes = Staging(serving.staging), ExpertSizes(routing.expert_bytes)
+    ahead = serving.prefetch_buffers
+    buffers = PrefetchBuffers(staging.slots(ahead)) if ahead else None
     caches = []
     for number, capacity in enumerate(places.slots):
         first = number * routing.num_experts
@@ -224,7 +237,14 @@ def _caches(
             universe = set(context.universe)
             eviction = Resident(context, [key for key in places.residents if key in universe])
         cache = ExpertCache(
-            eviction, machine, ledger, staging, sizes, place=places.place, host=places.host
+            eviction,
+            machine,
+            ledger,
+            staging,
+            sizes,
+            place=places.place,
+            host=places.host,
+            buffers=buffers,
         )
         caches.append(cache)
     return caches if serving.scope == "per_layer" else caches * routing.num_layers

@@ -1,8 +1,9 @@
 """A lane of the real machine: a thread that hands the most urgent eligible work to its device.
 
-A device can neither reorder nor cancel queued copies. So the lane keeps them and hands in a few at
-a time. If the device works later, a second thread of the lane waits for the oldest piece and
-settles it. So the lane can hand in the next piece meanwhile, and learns of an end without polling.
+A device can neither reorder nor cancel the copies that it has. So the lane keeps them and hands in
+a few at a time. If the device works later, a second thread of the lane waits for the oldest piece
+and settles it. So the lane can hand in the next piece meanwhile, and learns of an end without
+polling.
 """
 
 from __future__ import annotations
@@ -33,13 +34,14 @@ class Piece(NamedTuple):
 class Job:
     """A work with its pieces. `what` describes it in an error."""
 
-    __slots__ = ("issued_ns", "pieces", "what", "work")
+    __slots__ = ("begun", "issued_ns", "pieces", "what", "work")
 
     def __init__(self, work: Work, pieces: Sequence[Piece], what: str, issued_ns: int) -> None:
         self.work = work
         self.pieces = deque(pieces)
         self.what = what
         self.issued_ns = issued_ns
+        self.begun = False  # whether a piece was handed in
 
     def eligible(self) -> bool:
         """Return whether all its dependencies are done."""
@@ -104,6 +106,14 @@ class Lane:
             self.queues[PREFETCH].remove(job)
             self.queues[DEMAND].append(job)
             self.news.notify()
+
+    def cancel(self, job: Job) -> bool:
+        """Remove a prefetch that is queued whole; return whether it was."""
+        if job.begun or job not in self.queues[PREFETCH]:
+            return False
+        self.queues[PREFETCH].remove(job)
+        self.news.notify()
+        return True
 
     def heard(self, work: Work) -> None:
         """Wake up if the next job waits for this work."""
@@ -236,6 +246,7 @@ class Lane:
             if not self._has_room(job.pieces[0]):
                 return None
             piece = job.pieces.popleft()
+            job.begun = True
             if not job.pieces:
                 queue.popleft()
             self._num_taken += 1

@@ -48,11 +48,17 @@ class LiveStep:
         return _count(self._executor.ids(layer), layer * self._executor.num_experts)
 
     def predicted(self, layer: int, depth: int) -> tuple[Key, ...]:
+        return tuple(self._guesses(layer, depth))
+
+    def predicted_tokens(self, layer: int, depth: int) -> tuple[int, ...]:
+        return tuple(self._guesses(layer, depth).values())
+
+    def _guesses(self, layer: int, depth: int) -> dict[Key, int]:
+        """Return the predicted keys of layer + depth, and the rows of each."""
         executor = self._executor
         if layer + depth >= executor.num_layers:
-            return ()
-        guessed = executor.predicted(layer, depth)
-        return tuple(_count(guessed, (layer + depth) * executor.num_experts))
+            return {}
+        return _count(executor.predicted(layer, depth), (layer + depth) * executor.num_experts)
 
     def gate_weights(self, layer: int) -> tuple[float, ...]:
         return ()  # unknown to the host: they stay on the device
@@ -127,6 +133,11 @@ class RevealedStep(LiveStep):
         if layer + depth >= self._executor.num_layers:
             return ()
         return tuple(self.unions[layer + depth])
+
+    def predicted_tokens(self, layer: int, depth: int) -> tuple[int, ...]:
+        if layer + depth >= self._executor.num_layers:
+            return ()
+        return tuple(self.tokens[layer + depth])
 
 
 class RevealedRouting(LiveRouting):

@@ -132,6 +132,10 @@ class RealMachine:
         with self._lock:
             self._lanes[work.lane].promote(work.job)
 
+    def cancel(self, work: Work) -> bool:
+        with self._lock:
+            return self._lanes[work.lane].cancel(work.job)
+
     def done(self, work: Work) -> bool:
         return work.finish_ns <= self.now_ns
 

@@ -20,6 +20,7 @@ class Serving:
     """Settings like those of the sections `cache`, `prefetch`, `batching`, `memory`, `placement`.
 
     - `slots`: the expert slots of all layers together.
+    - `prefetch_buffers`: buffers that only copies ahead fill (0: they take slots at once).
     - `kv_tokens`: limits the keys and values of all sequences together (None: enough for all).
     - `profile`: counts past uses of expert keys, for the policy `static` and for placements.
     - `hardware`: the profile from which a placement estimates durations. It is not measured, so
@@ -35,6 +36,7 @@ class Serving:
     staging: int = 1
     prefetch: str = "none"
     prefetch_options: Mapping[str, Any] | None = None
+    prefetch_buffers: int = 0
     batching: str = "decode_first"
     batching_options: Mapping[str, Any] | None = None
     token_budget: int = 256
@@ -50,6 +52,7 @@ class Serving:
 
     def __post_init__(self) -> None:
         smallest = {"slots": 0, "staging": 1, "token_budget": 1, "max_sequences": 1, "kv_tokens": 1}
+        smallest["prefetch_buffers"] = 0
         for name, least in smallest.items():
             value = getattr(self, name)
             if value is not None and value < least:

@@ -21,7 +21,7 @@ from moesim.hardware.topology import GPU, Topology
 from moesim.machine.flows import Flow, Sharing, shares
 from moesim.machine.prices import Prices
 from moesim.machine.protocol import Wait
-from moesim.machine.work import DEMAND, PREFETCH, Cost, Work
+from moesim.machine.work import DEMAND, FAR, PREFETCH, Cost, Work
 
 _COMPLETION, _SERVER, _START, _RATES = 0, 1, 2, 3  # SimPy's normal priority is 1
 
@@ -45,7 +45,10 @@ class _At(simpy.Event):
 
 
 class _Job:
-    __slots__ = ("alarmed", "delay_ns", "finished", "flows", "order", "pieces", "urgency", "work")
+    __slots__ = (
+        "alarmed", "cancelled", "delay_ns", "finished", "flows", "order", "pieces", "promoted",
+        "urgency", "work",
+    )  # fmt: skip
 
     def __init__(self, work: Work, pieces: Sequence[Cost], delay_ns: int, order: int) -> None:
         self.work = work
@@ -56,6 +59,8 @@ class _Job:
         self.flows = any(piece.uses for piece in pieces)
         self.urgency = work.urgency
         self.finished = False
+        self.promoted = False
+        self.cancelled = False
 
 
 class _Running:
@@ -113,7 +118,19 @@ class EventMachine:
         self._when_released(partial(self._release, work.job))
 
     def promote(self, work: Work) -> None:
+        work.job.promoted = True
         self._when_released(partial(self._promote, work.job))
+
+    def cancel(self, work: Work) -> bool:
+        job: _Job = work.job
+        if job.urgency == DEMAND or job.promoted or job.cancelled or work.start_ns < FAR:
+            return False
+        job.cancelled = True
+        queue = self._lanes[work.lane].queues[PREFETCH]
+        if job in queue:  # else the host has not released it
+            queue.remove(job)
+            self._plan_start()
+        return True
 
     def _when_released(self, action: Callable[[Any], None]) -> None:
         """Do something at the release of the work submitted so far; now if that is over."""
@@ -123,8 +140,9 @@ class EventMachine:
             action(None)
 
     def _release(self, job: _Job, _event: Any) -> None:
-        self._lanes[job.work.lane].queues[job.urgency].append(job)
-        self._plan_start()
+        if not job.cancelled:
+            self._lanes[job.work.lane].queues[job.urgency].append(job)
+            self._plan_start()
 
     def _promote(self, job: _Job, _event: Any) -> None:
         queues = self._lanes[job.work.lane].queues

@@ -1,4 +1,4 @@
-"""The interface of a machine: six members, which are all that a server may ask for.
+"""The interface of a machine: seven members, which are all that a server may ask for.
 
 A server is a generator that submits work and waits for it. A machine runs it, in virtual time with
 a price list, or in real time. Only the server submits work, and it is suspended while it waits. So
@@ -48,6 +48,13 @@ class Machine(Protocol):
 
     def promote(self, work: Work) -> None:
         """Move a queued prefetch behind the demand copies issued so far; no effect on others."""
+
+    def cancel(self, work: Work) -> bool:
+        """Remove a queued prefetch that has not started by `now_ns`; return whether it was removed.
+
+        Promoted prefetches stay, and so do those of which a chunk has started. It takes no host
+        time. The caller makes sure that no work waits for a removed one, which is never done.
+        """
 
     def done(self, work: Work) -> bool:
         """Return whether the work finished at or before `now_ns`."""

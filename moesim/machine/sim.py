@@ -133,6 +133,15 @@ class SimMachine:
         job.lane.tidy(self.now_ns)
         self._unsettled -= job.lane.settle_urgent(self.now_ns)
 
+    def cancel(self, work: Work) -> bool:
+        job: Job | None = work.job
+        if job is None or work.urgency == DEMAND or job.promoted_ns < FAR or work.start_ns < FAR:
+            return False
+        job.lane.prefetches.remove(job)
+        work.job = None
+        self._unsettled -= 1
+        return True
+
     def done(self, work: Work) -> bool:
         return work.finish_ns <= self.now_ns
 

@@ -70,6 +70,15 @@ class ThreadMachine:
                 queues[DEMAND].append(work.job)
                 self._changed.notify_all()
 
+    def cancel(self, work: Work) -> bool:
+        with self._changed:
+            queue = self._queues[work.lane][PREFETCH]
+            if work.job not in queue or work.start_ns < FAR:
+                return False
+            queue.remove(work.job)
+            self._changed.notify_all()
+            return True
+
     def done(self, work: Work) -> bool:
         return work.finish_ns <= self.now_ns
 

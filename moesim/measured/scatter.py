@@ -19,7 +19,8 @@ __all__ = ["draw_scatter"]
 
 _CAPTION: Final = (
     "Each point is a row with a measured value and a prediction; tokens per second on both axes, "
-    "logarithmic. On the line, both are equal. Thin bars are the intervals of predictions."
+    "logarithmic. On the line, both are equal. Thin bars are the intervals of predictions. "
+    "SYNTHETIC ROUTING: simulated rows replay routing that is drawn at random, made by no model."
 )
 
 

@@ -341,6 +341,7 @@ class _GuardedEviction(Eviction):
         self.inputs = partial(inputs_of, kind)  # type: ignore[method-assign]
         self.note = partial(note_of, kind)  # type: ignore[method-assign]
         self.looks_ahead = kind.looks_ahead  # type: ignore[misc]
+        self.sees_requests = kind.sees_requests  # type: ignore[misc]
         self.recent_rows = policy.recent_rows
         self.capacity = context.capacity
         self.sizes = context.sizes
@@ -378,6 +379,7 @@ class _GuardedPrefetch(Prefetch):
         self.inputs = partial(inputs_of, kind)  # type: ignore[method-assign]
         self.note = partial(note_of, kind)  # type: ignore[method-assign]
         self.needs_routing = kind.needs_routing  # type: ignore[misc]
+        self.needs_predictions = policy.needs_predictions  # type: ignore[misc]
         self.active = kind.active  # type: ignore[misc]
         self.options = getattr(policy, "options", None)
         self._policy = policy

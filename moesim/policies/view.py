@@ -19,7 +19,8 @@ class View:
     - `layer`: the trace layer whose routing was just decided; -1 at the start of a step.
     - `union`: the distinct keys wanted now, in order of first appearance in the batch.
     - `tokens`: number of rows that want each key, in the same order.
-    - `requests`: numbers of the requests of the step; shown to prefetch policies.
+    - `requests`: numbers of the requests of the step; shown to prefetch policies, and to eviction
+      policies that declare `sees_requests`.
 
     This class reveals no future. Subclasses add recorded predictions, and the routing that the
     model's router really reveals in advance.
@@ -59,6 +60,18 @@ class View:
         Empty where the trace holds no prediction.
         """
         return ()
+
+    def predicted_tokens(self, depth: int) -> Sequence[int]:
+        """Return for how many rows each key of `predicted(depth)` is predicted, in its order."""
+        return ()
+
+    def resident(self, key: Key) -> bool:
+        """Return whether a key is in GPU memory or on its way there.
+
+        Shown to prefetch policies; False where the view shows it not. A key is resident from the
+        decision to copy it on, so this tells of times only where copies are cancelled.
+        """
+        return False
 
     def exact(self, depth: int) -> Sequence[Key]:
         """Return the keys that layer + `depth` will want.

@@ -48,7 +48,9 @@ CAPACITY_KEYS: Final = ("cache.slots", "memory.capacity")
 LOAD_KEYS: Final = ("batching.max_sequences",)
 POLICY_SECTIONS: Final = ("system", "cache", "prefetch", "batching", "placement", "replay")
 # Never compared: the seed repeats a point, the others change a run's name or what it records.
-IGNORED: Final = frozenset({"name", "seed", "sweep", "timeline", "bounds"})
+IGNORED: Final = frozenset(
+    {"name", "seed", "sweep", "timeline", "bounds", "metrics.without_prefetch"}
+)
 OF_ENGINES: Final = frozenset(
     {
         "batching.token_budget",
@@ -321,7 +323,7 @@ def _varying(runs: Sequence[Run]) -> list[str]:
     keys = [key for key in swept if differs(identity(run, key) for run in runs)]
     # Runs of several sweeps may differ in keys that no sweep varied.
     for path in _differences([run.world for run in runs]):
-        if path.split(".")[0] in IGNORED or any(_inside(path, key) for key in swept):
+        if {path, path.split(".")[0]} & IGNORED or any(_inside(path, key) for key in swept):
             continue
         keys.append(path)
     follows: set[str] = set()

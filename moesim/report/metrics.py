@@ -18,9 +18,9 @@ __all__ = [
     "HEADLINE",
     "HITS",
     "HITS_LEGEND",
-    "HIT_RATE",
     "LATE_HITS",
     "MISSES",
+    "SAVED",
     "UNDEFINED",
     "Metric",
     "costs",
@@ -28,6 +28,7 @@ __all__ = [
     "error_bar",
     "number",
     "run_caption",
+    "saved_text",
 ]
 
 UNDEFINED: Final = "undefined"
@@ -92,11 +93,14 @@ class Metric:
 HITS: Final = Metric("hits", "hits", "%", 100, "higher", is_share=True, of_all="accesses")
 LATE_HITS: Final = Metric("late_hits", "late hits", "%", 100, is_share=True, of_all="accesses")
 MISSES: Final = Metric("misses", "misses", "%", 100, is_share=True, of_all="accesses")
-HIT_RATE: Final = Metric("expert_hit_rate", "hits and late hits", "%", 100, is_share=True)
-"""Hits and late hits together, as bounds on hits count them. Reports show late hits beside it."""
 ELSEWHERE: Final = Metric("elsewhere", "on the CPU", "%", 100, is_share=True, of_all="accesses")
 """Misses whose expert was computed on the CPU and not copied first."""
 FROM_DISK: Final = Metric("disk_bytes", "read from disk", "GiB", 2.0**-30)
+SAVED: Final = Metric(
+    "prefetch_saved_share", "saved by prefetch", "% of step time", 100, is_share=True
+)
+"""The share of a run's time in steps without prefetch that prefetching saves; negative if it costs
+time. No row is the best: each is measured against a run of its own."""
 HEADLINE: Final = (
     Metric("output_tokens_per_s", "throughput", "tokens/s", better="higher"),
     Metric("ttft_p95_ms", "TTFT p95", "ms", better="lower"),
@@ -151,8 +155,18 @@ def run_caption(run: Run) -> str:
     return " ".join(filter(None, parts))
 
 
+def saved_text(run: Run) -> str:
+    """Return what prefetching saves or costs: "saves 4.1 % of the time in steps"; "" if unknown."""
+    share = SAVED.of(run)
+    if math.isnan(share):
+        return ""
+    return f"{'costs' if share < 0 else 'saves'} {number(abs(share))} % of the time in steps"
+
+
 def _setting(run: Run) -> str:
-    prefetch, batching = run.text("prefetch_policy"), run.text("batching_policy")
+    policy, batching = run.text("prefetch_policy"), run.text("batching_policy")
+    prefetch = f"{'no' if policy == 'none' else policy} prefetch"
+    prefetch += f" ({saved})" if (saved := saved_text(run)) else ""
     placement = f"{run.placement} placement, " if run.placement else ""
     host = f", host memory {run.host_memory}" if run.host_memory else ""
     arrivals = f", arrivals {run.arrivals}" if run.arrivals else ""
@@ -163,7 +177,7 @@ def _setting(run: Run) -> str:
         f"{policy_label(run.text('cache_policy'), run.cache_options)} "
         f"with {run.value('cache_slots') / run.value('num_layers'):.3g} of "
         f"{run.text('num_experts')} experts a layer, "
-        f"{'no' if prefetch == 'none' else prefetch} prefetch, {placement}{batching} batching"
+        f"{prefetch}, {placement}{batching} batching"
         f"{f', {run.prompts}' if run.prompts else ''}{host}; "
         f"{costs_sentence(run)}."
         f"{caveats_sentence(run.caveats)}"

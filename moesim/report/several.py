@@ -13,7 +13,7 @@ from moesim.report.comparison import Comparison, Row
 from moesim.report.distribution import LATENCIES, cdf, latencies_ns, latency_axis
 from moesim.report.lane_names import causes_of
 from moesim.report.limits import HIT_LIMITS, MIN_BOUND, limit
-from moesim.report.metrics import HIT_RATE, HITS, Metric
+from moesim.report.metrics import HITS, LATE_HITS, MISSES, Metric
 from moesim.report.panels import (
     MOST_SETTINGS,
     OUTPUT_ONLY,
@@ -35,8 +35,13 @@ __all__ = ["latency_cdfs", "plots_for_comparison", "side_by_side", "stalls_side_
 ACROSS: Final = 60
 """Characters of a title across the figure."""
 SIDE_BY_SIDE: Final = ("output_tokens_per_s", "ttft_p95_ms", "tpot_mean_ms", "hits")
+WITH_LATE: Final = (
+    "output_tokens_per_s",
+    "tpot_mean_ms",
+    *(metric.key for metric in (HITS, LATE_HITS, MISSES)),
+)
+"""The panels where copies arrive late: hits, late hits and misses, each beside the others."""
 TICKS: Final = "Black ticks in the panel of hits: the MIN bound of variants that prefetch nothing."
-LATE: Final = "Dotted lines to the right of hits end at hits and late hits together. "
 
 
 def plots_for_comparison(comparison: Comparison, folder: Path) -> list[Chart]:
@@ -60,20 +65,25 @@ def plots_for_comparison(comparison: Comparison, folder: Path) -> list[Chart]:
 
 
 def side_by_side(comparison: Comparison) -> Chart:
-    """Draw throughput, TTFT p95, mean TPOT and hits of each variant, with intervals if any."""
+    """Draw throughput, TTFT p95, mean TPOT and hits of each variant, with intervals if any.
+
+    Where hits are late, late hits and misses have panels of their own, and TTFT has none. A sum of
+    hits and late hits could seem to beat the bound of MIN.
+    """
     from matplotlib.ticker import MaxNLocator
 
     settings = _chosen(comparison.settings)
     variants = comparison.variants
-    metrics = [metric for metric in comparison.headline if metric.key in SIDE_BY_SIDE]
     late = any(row.mean("late_hits") > 0 for row in comparison.rows)
+    shown = WITH_LATE if late else SIDE_BY_SIDE
+    metrics = [metric for metric in comparison.headline if metric.key in shown]
     names = [row.label for row in comparison.rows]
     chart = grid(
         "side_by_side",
         "Policies side by side",
         f"{'Mean and interval' if comparison.has_intervals else 'Value'} of each variant"
         f"{left_out(comparison.settings, settings)}. "
-        f"{about_bounds(comparison, TICKS)}{LATE if late else ''}{OUTPUT_ONLY} "
+        f"{about_bounds(comparison, TICKS)}{OUTPUT_ONLY} "
         f"{comparison.caption(hits=True)}",
         ("setting", "metric", "unit", "variant", "mean", "low", "high", "n"),
         shape=(len(settings), len(metrics)),
@@ -85,8 +95,10 @@ def side_by_side(comparison: Comparison) -> Chart:
         rows = comparison.within(setting)
         for axes, metric in zip(panels, metrics, strict=True):
             _dots(chart, axes, setting, rows, metric, looks)
-            axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
+            axes.xaxis.set_major_locator(MaxNLocator(2 if late else 4, steps=[1, 2, 5, 10]))
             axes.tick_params(left=axes is panels[0])
+            if late:  # five narrow panels
+                axes.tick_params(axis="x", labelsize=7)
             if setting == settings[-1]:
                 axes.set_xlabel(metric.title)
         panels[0].set_yticks(range(len(rows)), _names(rows))
@@ -191,25 +203,20 @@ def _dots(
                       marker=look.marker, markerfacecolor=look.face, capsize=2,
                       elinewidth=1)  # fmt: skip
         if metric is HITS:
-            _beside_hits(chart, axes, setting, row, place, look)
+            _bound_of_hits(chart, axes, setting, row, place)
     axes.margins(x=0.12)
     # Numbers along an axis without any value would be those of an empty plot.
     if not any(row.estimate(metric).defined for row in rows):
         axes.tick_params(bottom=False, labelbottom=False)
 
 
-def _beside_hits(chart: Chart, axes: Axes, setting: str, row: Row, place: int, look: Style) -> None:
-    """Draw late hits as a line to the right of the hits, and MIN's hits as a tick."""
-    hits, both = row.estimate(HITS), row.estimate(HIT_RATE)
-    if row.mean("late_hits") > 0:
-        axes.plot([hits.mean, both.mean], [place, place], color=look.color, alpha=0.6,
-                  linewidth=1, linestyle=(0, (1, 1)), marker="", zorder=1.9)  # fmt: skip
-        axes.plot(both.mean, place, ".", color=look.color, markersize=4)
-        chart.record(setting, HIT_RATE.label, "%", row.variant, both.mean, None, None, both.n)
+def _bound_of_hits(chart: Chart, axes: Axes, setting: str, row: Row, place: int) -> None:
+    """Draw MIN's hits as a tick in the row that they bound."""
     bound = limit(row, HIT_LIMITS[MIN_BOUND])
     if bound == bound:
         axes.plot(bound, place, "|", color="black", markersize=8, markeredgewidth=1.4)
-        chart.record(setting, MIN_BOUND, "%", row.variant, bound, None, None, hits.n)
+        seeds = row.estimate(HITS).n
+        chart.record(setting, MIN_BOUND, "%", row.variant, bound, None, None, seeds)
 
 
 def _names(rows: Sequence[Row]) -> list[str]:

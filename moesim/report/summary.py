@@ -15,7 +15,15 @@ from moesim.report.marks import (
     routing_mark,
     routing_sentence,
 )
-from moesim.report.metrics import HITS, LATE_HITS, UNDEFINED, costs, error_bar, number
+from moesim.report.metrics import (
+    HITS,
+    LATE_HITS,
+    UNDEFINED,
+    costs,
+    error_bar,
+    number,
+    saved_text,
+)
 from moesim.report.names import MIN_LABEL, policy_label
 from moesim.report.runs import Run, load_run
 from moesim.report.tabular import Table, write_tables
@@ -32,6 +40,16 @@ BUSY: Final = {
 }
 
 
+CAUSES: Final = {
+    "policy": "policy (MIN's evictions)",
+    "working_set": "working set (a slot for every expert)",
+    "link": "link (copies that take no time)",
+    "host": "host (the GPU waits for it)",
+    "disk": "disk (the GPU waits for it)",
+    "cpu": "CPU (the GPU waits for it)",
+    "compute": "computing (the GPU is busy)",
+}
+"""The causes that can limit a run, with what their regret is."""
 _BASIS: Final = {
     "documented": "exact: the published rules of the format",
     "file header": "exact: read from the file",
@@ -60,7 +78,7 @@ def summary_tables(run: Run) -> list[Table]:
     # Readers copy single tables, so each title repeats the mark.
     for table in tables:
         table.title = marked(table.title, routing_mark(run))
-    tables += [*_verdict(run), _memory(run), *_host_memory(run)]
+    tables += [*_regrets(run), *_verdict(run), _memory(run), *_host_memory(run)]
     if error_bar(run):
         tables.append(Table(error_bar(run)))
     if run.notes:
@@ -91,7 +109,8 @@ def _setup(run: Run) -> Table:
         f"{policy}, {run.text('cache_scope').replace('_', ' ')}, {run.text('cache_slots')} slots "
         f"({slots} of {run.text('num_experts')} experts a layer)",
     )
-    table.add("prefetch", run.text("prefetch_policy"))
+    saved = saved_text(run)
+    table.add("prefetch", run.text("prefetch_policy") + (f", {saved}" if saved else ""))
     if run.placement:
         table.add("placement", run.placement)
     if run.host_memory or set(lanes_of(run)) & {"cpu", "disk"}:
@@ -232,9 +251,11 @@ def _time(run: Run) -> Table:
 
 def _bounds(run: Run) -> Table:
     if run.summary.get("verdict", "") is None:
-        return Table("bounds: not computed")
+        return Table("bounds: not computed")  # the setup says what prefetching saves
     # MIN and the infinite cache copy on demand only. A prefetch can turn their misses into hits.
     exception = "; the hits of this run have none, because it prefetches" if prefetches(run) else ""
+    if run.summary.get("expert_sizes") == "unequal":
+        exception += "; MIN bounds no hits, because experts have unequal sizes"
     if run.windowed:
         exception += "; all but this run's hits, time in steps and E2E are of the whole run"
     columns = ["", "hits", "late hits", "time in steps (s)", "makespan (s)", "E2E p95 (ms)"]
@@ -246,6 +267,9 @@ def _bounds(run: Run) -> Table:
         *(_share(metric.of(run) / 100) for metric in (HITS, LATE_HITS)),
         *map(number, (steps, run.value("makespan_s"), run.value("e2e_p95_ms"))),
     )
+    without = run.value("no_prefetch_time_in_steps_s")
+    if without == without:
+        table.add("without prefetch", "", "", number(without), "", "")
     for label, name in (
         (MIN_LABEL, "min"), ("infinite cache", "infinite_cache"), ("infinite link", "infinite_link")
     ):  # fmt: skip
@@ -258,12 +282,26 @@ def _bounds(run: Run) -> Table:
     return table
 
 
+def _regrets(run: Run) -> list[Table]:
+    """Return what each cause costs; [] without bounds, and in runs of older versions."""
+    # They overlap, because two remedies may avoid the same copies.
+    title = marked("regrets (they overlap, so they do not add up)", routing_mark(run))
+    table = Table(title, ["", "seconds saved without it", "share of time in steps"])
+    steps = _positive(run.value("busy_s") + run.value("stall_s"))
+    for cause, label in CAUSES.items():
+        seconds = run.value(f"regret_{cause}_s")
+        if seconds == seconds and (seconds or cause not in ("cpu", "disk")):
+            table.add(label, number(seconds), "" if run.windowed else _share(seconds / steps))
+    return [table] if table.rows else []
+
+
 def _verdict(run: Run) -> list[Table]:
     if run.summary.get("verdict") is None:
         return []
     reason = run.summary.get("verdict_reason")
     word = run.text("verdict")
-    limit = marked(f"limited by the {'CPU' if word == 'cpu' else word}", routing_mark(run))
+    named = {"cpu": "the CPU", "compute": "computing"}.get(word, f"the {word}")
+    limit = marked(f"limited by {named}", routing_mark(run))
     return [Table(limit + (f": {reason}" if reason else ""))]
 
 
@@ -275,12 +313,14 @@ def _memory(run: Run) -> Table:
         ("KV blocks", "kv_bytes"),
         ("expert slots", "slots_bytes"),
         ("staging buffers", "staging_bytes"),
+        ("prefetch buffers", "prefetch_buffers_bytes"),
         ("activations", "activations_bytes"),
         ("free", "free_bytes"),
         ("budget", "vram_bytes"),
         ("peak use", "peak_vram_bytes"),
     ):
-        table.add(label, _size(run.value(key)), _share(run.value(key) / total))
+        if key != "prefetch_buffers_bytes" or key in run.summary:
+            table.add(label, _size(run.value(key)), _share(run.value(key) / total))
     return table
 
 

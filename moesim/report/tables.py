@@ -15,7 +15,7 @@ from moesim.report.chart import Chart, write_csv
 from moesim.report.comparison import Comparison, Row
 from moesim.report.limits import HIT_LIMITS, MIN_BOUND, limit
 from moesim.report.marks import FORESEES, marked
-from moesim.report.metrics import UNDEFINED, Metric
+from moesim.report.metrics import SAVED, UNDEFINED, Metric
 from moesim.report.runs import Run
 from moesim.report.statistics import Estimate, difference, estimate
 from moesim.report.tabular import Cell, Table, escaped, markdown
@@ -24,7 +24,9 @@ __all__ = ["as_json", "as_markdown", "legend", "signs", "tables", "write_csvs"]
 
 BOUND: Final = Metric("min_hit_rate", "MIN bound", "% hits", 100)
 NO_BOUND: Final = "no bound"
-"""The cell of the MIN bound in a row that prefetches."""
+"""The cell of the MIN bound in a row that it does not bound, for example one that prefetches."""
+NO_PREFETCH: Final = "no prefetch"
+"""The cell of the time that prefetching saves in a row that prefetches nothing."""
 # These keys describe a run and measure nothing, so a mean over seeds would say nothing.
 _DESCRIPTIVE: Final = frozenset({"seed", "num_experts", "num_layers", "cache_slots_per_layer"})
 
@@ -91,7 +93,9 @@ def legend(comparison: Comparison) -> str:
     return (
         f"Throughput counts output tokens. {best} A column where neither more nor less is always "
         f"better has no marks. Variants \\[{FORESEES}] are bounds and are not ranked. The MIN "
-        "bound holds only for variants that prefetch nothing. Differences are to the first ranked "
+        "bound holds only for variants that prefetch nothing. Saved by prefetch is the time in "
+        "steps that the same run without prefetch takes longer, as a share of its time; it is "
+        "negative where prefetching costs time. Differences are to the first ranked "
         "variant, seed by seed: in percentage points for shares, relative otherwise."
         f"{resolved}"
     )
@@ -172,7 +176,9 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
 def _means(setting: str, rows: Sequence[Row], headline: Sequence[Metric]) -> Table:
     # Without bounds (`bounds: false`), a column of "undefined" would say nothing.
     bounded = any(not math.isnan(limit(row, HIT_LIMITS[MIN_BOUND])) for row in rows)
-    metrics = (*headline, BOUND) if bounded else headline
+    # Each row is measured against its own run without prefetch, so differences say nothing.
+    saved = any(not math.isnan(row.estimate(SAVED).mean) for row in rows)
+    metrics = (*headline, *([SAVED] if saved else []), *([BOUND] if bounded else []))
     table = Table(setting, ["", *(metric.title for metric in metrics)])
     columns = []
     for metric in metrics:
@@ -181,8 +187,10 @@ def _means(setting: str, rows: Sequence[Row], headline: Sequence[Metric]) -> Tab
         columns.append([Cell(metric.text(e), mark) for e, mark in zip(means, marks, strict=True)])
     for place, row in enumerate(rows):
         cells = [column[place] for column in columns]
-        if bounded and row.prefetches:
+        if bounded and math.isnan(limit(row, HIT_LIMITS[MIN_BOUND])):
             cells[-1] = Cell(NO_BOUND)
+        if saved and not row.prefetches:
+            cells[len(headline)] = Cell(NO_PREFETCH)
         table.add(row.label, *cells)
     return table
 

@@ -161,7 +161,8 @@ def _decisions(summary: Mapping[str, Any]) -> str:
         return "equal"
     if not summary.get("decisions_timed"):
         return "DIFFERENT"
-    return f"different: {summary['placement_policy']} decides by which copies are under way"
+    by = summary.get("decisions_timed_by", summary["placement_policy"])
+    return f"different: {by} decides by which copies are under way"
 
 
 def plots_for_validation(folder: str | Path) -> Path:

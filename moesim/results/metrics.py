@@ -142,7 +142,8 @@ def bytes_summary(totals: Totals, unit_bytes: int, unused_prefetches: int) -> di
 
     A prefetched expert is useful (used in time), late (used after a wait), wasted (evicted unused)
     or unused (not used before the run ended, resident or under way). Pollution counts experts that
-    were evicted for a prefetch and wanted before the prefetched one.
+    were evicted for a prefetch and wanted before the prefetched one. Cancelled copies, a number,
+    moved no bytes and are in none of these.
     """
     moved = totals.moved_bytes
     return {
@@ -155,6 +156,7 @@ def bytes_summary(totals: Totals, unit_bytes: int, unused_prefetches: int) -> di
         "prefetch_unused_bytes": unused_prefetches * unit_bytes,
         "prefetch_refused": totals.prefetch_refused,
         "prefetch_pollution": totals.prefetch_pollution,
+        "prefetch_cancelled": totals.prefetch_cancelled,
         # Weights are read-only, so evictions write back only if the scenario says so.
         "d2h_bytes": moved["write_back"] + moved["readback"],
         "write_back_bytes": moved["write_back"],

@@ -53,7 +53,7 @@ class Window(Strict):
 
 
 class Metrics(Strict):
-    """Which part of a run its summary counts."""
+    """Which part of a run its summary counts, and what it compares the run with."""
 
     # None inside, `whole` in YAML.
     window: Annotated[Window | None, NoneAs("whole", "{skip_requests: 100, last: 50}")] = Field(
@@ -61,4 +61,10 @@ class Metrics(Strict):
         validate_default=True,
         description="The part of the run that the summary counts: `whole`, or without its ramp-up "
         "and drain, like {skip_requests: 100, last: 50} or {after: 10s, until: 60s}.",
+    )
+    without_prefetch: bool | None = Field(
+        None,
+        description="Where experts are prefetched, also simulate the run without prefetch, to say "
+        "how much time prefetching saves or loses; the default is the value of `bounds`.",
+        examples=[False],
     )

@@ -138,7 +138,8 @@ class Scenario(Strict):
 
     @model_validator(mode="after")
     def _one_rest(self) -> Self:
-        if self.memory.kv.kind == "rest" and self.cache.slots.kind == "rest":
+        listed = isinstance(self.cache.split, list)  # which gives the slots a number
+        if self.memory.kv.kind == "rest" and self.cache.slots.kind == "rest" and not listed:
             raise PydanticCustomError(
                 "two_rests",
                 "the rest of the memory cannot go to both KV blocks and expert slots; "

@@ -35,6 +35,7 @@ from moesim.scenario.engine import EngineChoice
 from moesim.scenario.expert_bits import ExpertBitsBy
 from moesim.scenario.memory_share import KvShare, PinnedShare, SlotsShare
 from moesim.scenario.policies import OptionsOf, PolicyOf, finite_throughout
+from moesim.scenario.split import Split, SplitOptions
 from moesim.systems.preset import check_system_name, system_names
 
 __all__ = [
@@ -406,6 +407,15 @@ class Cache(Strict):
         "experts, or a number for each layer like 4/layer. Where experts have unequal sizes, a "
         "slot has their mean size.",
     )
+    split: Split = Field(
+        "uniform",
+        description="How slots are divided among the layers, with scope per_layer: uniform, demand "
+        "(most hits in a profile trace), adapmoe (fewest copies by AdapMoE's model), or the slots "
+        "of each MoE layer, like [4, 2, 6].",
+    )
+    split_options: SplitOptions = Field(
+        SplitOptions(), description="What demand and adapmoe learn from, and what they suppose."
+    )
     initial_layers: Count = Field(
         0,
         description="Number of first MoE layers whose experts are all in GPU memory from the "
@@ -427,17 +437,24 @@ class Prefetch(Strict):
 
     policy: Annotated[Text, PolicyOf("prefetch")] = Field(
         "none",
-        description="The prefetch policy: none, oracle, dial, predicted, layer_ahead, popularity, "
-        "previous_layer, previous_token, activation_matrix, trajectory, a plug-in, or a class like "
-        "file.py:MyPolicy.",
+        description="The prefetch policy: none, oracle, dial, predicted, gain, layer_ahead, "
+        "all, popularity, previous_layer, previous_token, stride, activation_matrix, trajectory, a "
+        "plug-in, or a class like file.py:MyPolicy.",
     )
     options: Annotated[dict[str, Any], OptionsOf("prefetch")] = Field(
         {}, description="Options of the policy, like {depth: 1}."
     )
+    buffers: Count = Field(
+        0,
+        description="Number of expert-sized buffers of their own for copies ahead; an expert takes "
+        "a slot of the cache when it is used. 0: it takes a slot when its copy is issued.",
+        examples=[4],
+    )
     cancel: bool = Field(
         False,
-        description="Cancel prefetches that turn out useless; not available yet.",
-        examples=[False],
+        description="Remove a queued copy ahead from the link when it turns out useless before it "
+        "starts.",
+        examples=[True],
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Mapping
 from typing import Any, Final
 
 from moesim.config.markers import BASE_DIR
@@ -14,7 +15,7 @@ from moesim.scenario.keys import key_path
 from moesim.scenario.scenario import SHORTHANDS, Scenario
 from moesim.scenario.system import with_system
 
-__all__ = ["expand_sweep"]
+__all__ = ["expand_sweep", "with_values"]
 
 # All points are built and checked before the first one runs, which takes time and memory.
 MAX_POINTS: Final = 10_000
@@ -77,6 +78,20 @@ def vary(scenario: Scenario) -> tuple[list[Scenario], set[KeyPath]]:
     return points, {key_path(key) for key in valid if key not in first}
 
 
+def with_values(scenario: Scenario, values: Mapping[str, Any]) -> Scenario:
+    """Return a scenario with other values of some dotted keys, checked, and without its sweep.
+
+    Raises:
+        ScenarioError: a value is wrong.
+    """
+    document = scenario.source()
+    document = document.with_value(("sweep",), {}, document.place(("sweep",)), SHORTHANDS)
+    for key, value in values.items():
+        path = key_path(key)
+        document = document.with_value(path, value, document.place(path), SHORTHANDS)
+    return _built(scenario, document)
+
+
 def oversize(scenario: Scenario) -> str | None:
     """Return the message for a sweep with too many keys or points; None if its size is fine."""
     size = math.prod(len(values) for values in scenario.sweep.values())
@@ -134,6 +149,11 @@ def _point(scenario: Scenario, plain: Document, chosen: dict[str, int]) -> Scena
         place = source.place(("sweep", key, index))
         value = scenario.sweep[key][index]
         document = document.with_value(key_path(key), value, place, SHORTHANDS)
+    return _built(scenario, document)
+
+
+def _built(scenario: Scenario, document: Document) -> Scenario:
+    """Return the scenario in a document that `scenario`'s was changed to. Raise ScenarioError."""
     # A scenario from `model_validate` has no document; its paths are not checked either.
     context = {BASE_DIR: scenario.base_dir} if scenario._document is not None else None
     point = validate(with_system(document, SHORTHANDS), Scenario, context)

@@ -5,6 +5,8 @@
 
 A key that the scenario sets counts more than the preset's value for it. Options belong to their
 policy: where the scenario names another policy, the preset's options of the section are left out.
+A setting may belong to further keys (`Setting.beside`), like the part of a trace that is served to
+the policy that learns from the other part.
 """
 
 from __future__ import annotations
@@ -48,9 +50,10 @@ def _missing(
         section = _section(data, path[0], shorthands)
         if section is None or _is_set(section, path[1:]):
             continue
-        if path[1] == "options" and not _same_policy(section, preset, path[0]):
+        if path[1] == "options" and not _as_preset(data, preset, f"{path[0]}.policy", shorthands):
             continue
-        yield path, setting.value
+        if all(_as_preset(data, preset, other, shorthands) for other in setting.beside):
+            yield path, setting.value
 
 
 def _section(
@@ -78,8 +81,19 @@ def _is_set(section: Mapping[str, Any], path: KeyPath) -> bool:
     return True
 
 
-def _same_policy(section: Mapping[str, Any], preset: Preset, name: str) -> bool:
-    """Return whether the scenario leaves the policy of a section as the preset has it."""
-    given = section.get("policy")
-    ours = preset.sets[f"{name}.policy"].value
-    return given is None or str(given).replace("-", "_") == ours
+def _as_preset(
+    data: Mapping[str, Any], preset: Preset, key: str, shorthands: Mapping[KeyPath, str]
+) -> bool:
+    """Return whether the scenario leaves a key as the preset has it: unset, or of equal value."""
+    section, *path = key.split(".")
+    here: Any = _section(data, section, shorthands)
+    for part in path:
+        if not isinstance(here, Mapping) or part not in here:
+            return True
+        here = here[part]
+    if key not in preset.sets:
+        return here is None
+    ours = preset.sets[key].value
+    if path == ["policy"]:  # `-` and `_` are the same in names
+        return here is None or str(here).replace("-", "_") == ours
+    return bool(here == ours)

@@ -12,6 +12,7 @@ from moesim.hardware.topology import CPU
 from moesim.policies import find
 from moesim.policies.placement import fixes_residents
 from moesim.scenario.arrivals import Closed, Csv
+from moesim.scenario.split import OPTIONS_OF, split_label
 
 if TYPE_CHECKING:
     from moesim.scenario.scenario import Scenario
@@ -107,11 +108,28 @@ def _unused_of_cache(scenario: Scenario) -> Iterator[tuple[str, str]]:
     """Yield the keys that say who leaves GPU memory, where the placement says who stays."""
     policy, cache = scenario.placement.policy, scenario.cache
     if not fixes_residents(find("placement", policy)):
+        yield from _unused_of_split(scenario)
         return
     reason = f"placement {policy} fixes which experts are in GPU memory"
-    for key in ("policy", "options", "scope", "initial_layers", "admission", "write_back"):
+    for key in ("policy", "options", "scope", "split", "initial_layers", "admission", "write_back"):
         if getattr(cache, key) != type(cache).model_fields[key].default:
             yield f"cache.{key}", reason
+    for key, field in type(cache.split_options).model_fields.items():
+        if getattr(cache.split_options, key) != field.default:
+            yield f"cache.split_options.{key}", reason
+
+
+def _unused_of_split(scenario: Scenario) -> Iterator[tuple[str, str]]:
+    """Yield the options that the split of slots does not read, so that splits can be swept."""
+    split, options = split_label(scenario.cache.split), scenario.cache.split_options
+    for key, field in type(options).model_fields.items():
+        value = getattr(options, key)
+        if value == field.default:
+            continue
+        if key not in OPTIONS_OF.get(split, ()):
+            yield f"cache.split_options.{key}", f"split {split} does not read it"
+        elif key in ("profile", "train") and split == "adapmoe" and options.accuracy is not None:
+            yield f"cache.split_options.{key}", "accuracy gives what adapmoe would learn"
 
 
 def _unused_of_model(scenario: Scenario) -> Iterator[tuple[str, str]]:
@@ -138,6 +156,12 @@ def _unused(scenario: Scenario) -> Iterator[tuple[str, str]]:
     for_later = _computes_on_cpu(scenario)
     if chunked and not for_later and not find("prefetch", scenario.prefetch.policy).active:
         yield "hardware.h2d.chunk", "nothing is prefetched, so no copy is more urgent than another"
+    prefetch = scenario.prefetch
+    if not find("prefetch", prefetch.policy).active:
+        if prefetch.buffers:
+            yield "prefetch.buffers", "nothing is prefetched, so they take no memory"
+        if prefetch.cancel:
+            yield "prefetch.cancel", "nothing is prefetched"
     unread, reason = _unread_rate(scenario)
     for direction in ("h2d", "d2h"):
         if getattr(getattr(hardware, direction), unread, None) is not None:
@@ -147,6 +171,9 @@ def _unused(scenario: Scenario) -> Iterator[tuple[str, str]]:
         yield "memory.host_cache", "host memory is unlimited, so nothing leaves it"
     if memory.pinned.kind != "auto" and not hardware.pinned:
         yield "hardware.pinned", "memory.pinned says which experts lie in page-locked memory"
+    without_prefetch = scenario.metrics.without_prefetch
+    if without_prefetch is not None and not find("prefetch", scenario.prefetch.policy).active:
+        yield "metrics.without_prefetch", "nothing is prefetched"
     batching = scenario.batching
     if batching.chunked_prefill and batching.long_prompts != "exceed":
         yield "batching.long_prompts", "chunked prefill cuts prompts, so none exceeds the budget"

@@ -1,8 +1,8 @@
 """The budget: how GPU memory is split before a run starts.
 
-The parts are fixed weights, KV blocks, expert slots, staging buffers and activations. Either KV
-blocks or expert slots may take the rest. A split that does not fit is refused before anything runs,
-with all numbers and with changes that would make it fit.
+The parts are fixed weights, KV blocks, expert slots, staging buffers, prefetch buffers and
+activations. Either KV blocks or expert slots may take the rest. A split that does not fit is
+refused before anything runs, with all numbers and with changes that would make it fit.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from moesim.config.units import format_bytes
 from moesim.errors import BudgetError, ScenarioError
 from moesim.hardware.topology import GPU
 from moesim.model.shapes import stored_bytes
+from moesim.policies import find
+from moesim.policies.placement import fixes_residents
 from moesim.scenario.keys import key_path
 
 if TYPE_CHECKING:
@@ -32,7 +34,8 @@ class Budget:
     """Bytes of each part, and the numbers of expert slots and KV blocks.
 
     `recurrent_bytes` are the recurrent states of as many sequences as may run at once.
-    `staging_bytes` are of staging buffers, and `slots_bytes` of all expert slots together. Where
+    `staging_bytes` are of staging buffers, `buffers_bytes` of those that only copies ahead fill
+    (`prefetch.buffers`), and `slots_bytes` of all expert slots together. Where
     experts have unequal sizes, `slots` says how many of their mean size these bytes hold.
     """
 
@@ -45,6 +48,7 @@ class Budget:
     kv_blocks: int
     kv_bytes: int
     recurrent_bytes: int = 0
+    buffers_bytes: int = 0
 
     @property
     def used_bytes(self) -> int:
@@ -53,6 +57,7 @@ class Budget:
             self.fixed_bytes
             + self.activations_bytes
             + self.staging_bytes
+            + self.buffers_bytes
             + self.slots_bytes
             + self.kv_bytes
             + self.recurrent_bytes
@@ -168,7 +173,14 @@ def plan_budget(
         kv_blocks=blocks,
         kv_bytes=blocks * block,
         recurrent_bytes=states,
+        buffers_bytes=prefetch_buffers(scenario) * shape.expert_bytes,
     )
+
+
+def prefetch_buffers(scenario: Scenario) -> int:
+    """Return how many buffers only copies ahead fill; none where nothing is prefetched."""
+    prefetch = scenario.prefetch
+    return prefetch.buffers if find("prefetch", prefetch.policy).active else 0
 
 
 def most_sequences(scenario: Scenario, kv_tokens: Sequence[int]) -> int:
@@ -203,7 +215,8 @@ def bytes_in_unused_memory(
     """
     if scenario.memory.kv.kind == "rest":
         return 0
-    cache = scenario.cache.model_copy(update={"slots": replace(scenario.cache.slots, kind="rest")})
+    rest = {"slots": replace(scenario.cache.slots, kind="rest"), "split": "uniform"}
+    cache = scenario.cache.model_copy(update=rest)
     roomy = scenario.model_copy(update={"cache": cache})
     return plan_budget(roomy, shape, vram_bytes, kv_tokens, on_gpu).slots_bytes
 
@@ -261,11 +274,18 @@ def _fixed_parts(
     activations = memory.activations
     if activations is None:
         activations = _activations(scenario, shape, step_tokens)
-    return {
+    parts = {
         "fixed weights": fixed_bytes,
         "activations": activations,
         f"{memory.staging} staging buffers": memory.staging * shape.expert_bytes,
     }
+    if ahead := prefetch_buffers(scenario):
+        parts[_buffers_name(ahead)] = ahead * shape.expert_bytes
+    return parts
+
+
+def _buffers_name(count: int) -> str:
+    return f"{count} prefetch buffers"
 
 
 def _activations(scenario: Scenario, shape: ModelShape, tokens: int) -> int:
@@ -289,6 +309,30 @@ def useful_blocks(scenario: Scenario, kv_tokens: Sequence[int]) -> int:
 
 def _slots(scenario: Scenario, shape: ModelShape) -> int | None:
     """Return the slots that the scenario sets, or None if they take the rest.
+
+    A list of the slots of each layer sets their sum; `ScenarioError` if `cache.slots` is another.
+    """
+    stated, listed = _stated_slots(scenario, shape), _listed_slots(scenario)
+    if listed is None:
+        return stated
+    if stated not in (None, listed):
+        raise ScenarioError.at(
+            scenario,
+            "cache.split",
+            f"gives {listed} slots in all, and cache.slots {stated}; leave cache.slots out",
+        )
+    return listed
+
+
+def _listed_slots(scenario: Scenario) -> int | None:
+    """Return the slots that a list of each layer's slots has in all; None without a list in use."""
+    split = scenario.cache.split
+    fixed = fixes_residents(find("placement", scenario.placement.policy))
+    return sum(split) if isinstance(split, list) and not fixed else None
+
+
+def _stated_slots(scenario: Scenario, shape: ModelShape) -> int | None:
+    """Return the slots that `cache.slots` sets, or None if they take the rest.
 
     A size in bytes may exceed all experts and is cut. A number above them raises `ScenarioError`.
     Where experts have unequal sizes, the slots are returned in bytes, and a slot has the mean size.
@@ -376,11 +420,13 @@ class _Shortage:
     def _key(self) -> str:
         """Return the key that is too large: of the largest part without which the others fit."""
         memory, names = self.scenario.memory, list(self.fixed)
+        slots_key = "cache.slots" if _listed_slots(self.scenario) is None else "cache.split"
         sizes = {
-            "cache.slots": self.slots * self.expert,
+            slots_key: self.slots * self.expert,
             "memory.kv": self.kv,
             "memory.activations": self.fixed[names[1]],
             "memory.staging": self.fixed[names[2]],
+            "prefetch.buffers": self.fixed.get(_buffers_name(prefetch_buffers(self.scenario)), 0),
         }
         if memory.kv.kind in ("bytes", "share") and self.kv < self.kv_needed:
             return "memory.kv"  # it is too small
@@ -422,8 +468,14 @@ class _Shortage:
         fitting = staging + (self.capacity - fixed - kv - held) // self.shape.expert_bytes
         if 1 <= fitting < staging:
             yield f"memory.staging: {fitting}"
+        ahead = prefetch_buffers(self.scenario)
+        fitting = ahead + (self.capacity - fixed - kv - held) // self.shape.expert_bytes
+        if 0 <= fitting < ahead:
+            yield f"prefetch.buffers: {fitting}"
         slots = (self.capacity - fixed - kv) // self.expert
-        if 0 <= slots < self.slots:
+        if 0 <= slots < self.slots and _listed_slots(self.scenario) is not None:
+            yield f"a cache.split of at most {slots} slots in all"
+        elif 0 <= slots < self.slots:
             yield f"cache.slots: {self._in_form(slots)}"
 
     def _whole_prompts(self) -> int:

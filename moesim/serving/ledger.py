@@ -106,6 +106,7 @@ class Ledger:
         self.prefetch_wasted = 0
         self.prefetch_refused = 0
         self.prefetch_pollution = 0
+        self.prefetch_cancelled = 0
         self.moved_bytes = dict.fromkeys(MOVES, 0)
         self.busy_ns = dict.fromkeys((topology or Topology.single_gpu()).names, 0)
         self.waves_max = 0
@@ -152,6 +153,22 @@ class Ledger:
         self.waves_sum += number
         if number > self.waves_max:
             self.waves_max = number
+
+    def cancelled(self, work: Work) -> None:
+        """Forget a copy ahead that the machine removed before it started."""
+        self.prefetch_cancelled += 1
+        for entries in (self.log, self._in_flight):
+            for place, (other, _, layer, *_) in enumerate(entries):
+                if other is not work:
+                    continue
+                del entries[place]
+                self.prefetch_copies[layer] -= 1
+                if entries is self._in_flight:  # its bytes were counted in an earlier step
+                    nbytes = work.op.nbytes  # type: ignore[union-attr]
+                    self.prefetch_bytes[layer] -= nbytes
+                    hits, late, copied, waves = self._step_base
+                    self._step_base = hits, late, copied - nbytes, waves
+                return
 
     # --- at the borders of a step, when all work that it waited for is done ---
 

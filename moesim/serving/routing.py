@@ -9,7 +9,7 @@ Shapes: B rows, L trace layers, K experts per row (top-k), E experts, N = B × K
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -49,6 +49,9 @@ class StepRouting(Protocol):
 
     def predicted(self, layer: int, depth: int) -> tuple[Key, ...]:
         """Return the distinct keys of layer + depth that predictions at `layer` name."""
+
+    def predicted_tokens(self, layer: int, depth: int) -> tuple[int, ...]:
+        """Return the number of rows of which `predicted` names each key, in its order."""
 
     def gate_weights(self, layer: int) -> tuple[float, ...]:
         """Return the summed gate weight of each key of `unions[layer]`; empty if unknown."""
@@ -94,12 +97,13 @@ class RoutingSource(Protocol):
 class TracedStep:
     """The routing of a step as recorded in a trace."""
 
-    __slots__ = ("_predicted", "_source", "rows", "tokens", "unions")
+    __slots__ = ("_predicted", "_predicted_tokens", "_source", "rows", "tokens", "unions")
 
     def __init__(self, source: TraceRouting, rows: npt.NDArray[np.int64]) -> None:
         self._source = source
         self.rows = rows
         self._predicted: dict[int, Sequence[tuple[Key, ...]]] = {}  # by depth, then layer
+        self._predicted_tokens: dict[int, Sequence[tuple[int, ...]]] = {}
         self.unions, self.tokens = source.unions(rows)
 
     @property
@@ -111,6 +115,14 @@ class TracedStep:
         if keys is None:  # read at the first use: most policies use no predictions
             keys = self._predicted[depth] = self._source.predictions(self.rows, depth)
         return keys[layer] if layer < len(keys) else ()
+
+    def predicted_tokens(self, layer: int, depth: int) -> tuple[int, ...]:
+        counts = self._predicted_tokens.get(depth)
+        if counts is None:
+            counts = self._predicted_tokens[depth] = self._source.prediction_counts(
+                self.rows, depth
+            )
+        return counts[layer] if layer < len(counts) else ()
 
     def gate_weights(self, layer: int) -> tuple[float, ...]:
         return self._source.gate_weights(self.rows, layer, self.unions[layer])
@@ -127,9 +139,18 @@ class StepView(View):
     - `next_unions`: what is known of the next step; its layers follow the last one of this step.
     - `queue`: for each key, the place of the first queued row that wants it.
     - `requests`: numbers of the requests of the step.
+    - `is_resident(key)`: whether a key is in GPU memory or on its way there.
     """
 
-    __slots__ = ("_next_unions", "_owner", "_queue", "_reach", "_requests", "_routing")
+    __slots__ = (
+        "_is_resident",
+        "_next_unions",
+        "_owner",
+        "_queue",
+        "_reach",
+        "_requests",
+        "_routing",
+    )
 
     def __init__(
         self,
@@ -139,8 +160,10 @@ class StepView(View):
         next_unions: Sequence[tuple[Key, ...]] = (),
         queue: Mapping[Key, int] | None = None,
         requests: Sequence[int] = (),
+        is_resident: Callable[[Key], bool] | None = None,
     ) -> None:
         super().__init__(-1, ())
+        self._is_resident = is_resident
         self._requests = requests
         self._next_unions = next_unions
         self._queue = queue or {}
@@ -171,6 +194,14 @@ class StepView(View):
                 self._owner, depth, "is no depth of a prediction; depths start at 1"
             )
         return self._routing.predicted(self._layer, depth) if self._layer >= 0 else ()
+
+    def predicted_tokens(self, depth: int) -> tuple[int, ...]:
+        if depth < 1 or self._layer < 0:
+            return ()
+        return self._routing.predicted_tokens(self._layer, depth)
+
+    def resident(self, key: Key) -> bool:
+        return self._is_resident is not None and self._is_resident(key)
 
     def exact(self, depth: int) -> tuple[Key, ...]:
         if not 0 <= depth <= self._reach:
@@ -322,6 +353,15 @@ class TraceRouting:
 
         Empty if the trace records none so deep.
         """
+        keys_LN = self._predicted(rows, depth)
+        return [tuple([k for k in dict.fromkeys(keys) if k >= 0]) for keys in keys_LN]
+
+    def prediction_counts(self, rows: npt.NDArray[np.int64], depth: int) -> list[tuple[int, ...]]:
+        """Return the rows of each key of `predictions`, in its order."""
+        return [tuple(count_keys(keys).values()) for keys in self._predicted(rows, depth)]
+
+    def _predicted(self, rows: npt.NDArray[np.int64], depth: int) -> list[list[Key]]:
+        """Return, for each layer that has a prediction, the keys of all rows; -1 is unused."""
         recorded = self._trace.predictions
         if recorded is None or depth > recorded.shape[2]:
             return []
@@ -331,8 +371,8 @@ class TraceRouting:
         keys_LBK = (guesses_BLK + self._base_L1[depth:]).transpose(1, 0, 2)
         if int(guesses_BLK.max(initial=0)) >= self.num_experts:
             keys_LBK = np.where(guesses_BLK.transpose(1, 0, 2) == self._unused, -1, keys_LBK)
-        keys_LN = keys_LBK.reshape(layers, -1).tolist()
-        return [tuple([k for k in dict.fromkeys(keys) if k >= 0]) for keys in keys_LN]
+        keys_LN: list[list[Key]] = keys_LBK.reshape(layers, -1).tolist()
+        return keys_LN
 
     def gate_weights(
         self, rows: npt.NDArray[np.int64], layer: int, union: Sequence[Key]

@@ -283,7 +283,8 @@ class Server:
         policy = self._eviction
         looks = policy.looks_ahead and self._knowledge.queued
         queue = self._routing.first_uses(self._queued(step)) if looks else None
-        return StepView(routing, self._knowledge.reach, policy.name, queue=queue)
+        requests = _requests(step) if policy.sees_requests else ()
+        return StepView(routing, self._knowledge.reach, policy.name, queue=queue, requests=requests)
 
     def _queued(self, step: Step) -> npt.NDArray[np.int64]:
         """Return the rows queued behind a step: of running requests, then of waiting ones.
@@ -321,10 +322,22 @@ class Server:
         sees_next = self._prefetch.clairvoyant or self._knowledge.queued
         next_rows = step.known_ahead if sees_next and self._prefetch.active else ()
         next_unions = self._routing.unions(step.known_ahead)[0] if len(next_rows) else ()
-        requests = tuple([request.index for request, *_ in step.parts])
         return StepView(
-            routing, self._foresight, self._prefetch.name, next_unions, requests=requests
+            routing,
+            self._foresight,
+            self._prefetch.name,
+            next_unions,
+            requests=_requests(step),
+            is_resident=self._is_resident,
         )
+
+    def _is_resident(self, key: Key) -> bool:
+        """Return whether a key is in GPU memory or on its way there."""
+        layer = key // self._routing.num_experts
+        if not 0 <= layer < self._num_layers:
+            return False
+        cache = self.caches[layer]
+        return key in cache.slots or key in cache.guesses
 
     def _run_layers(self, step: Step) -> Wait:
         """Run one step layer by layer, on any machine."""
@@ -356,6 +369,8 @@ class Server:
                 issue.decided_ns = machine.now_ns
             view.move_to(layer)
             self._place = self._steps, layer
+            if cache.guesses:
+                cache.drop_wrong(layer, view.union)
             self._run_event(layer, cache, view, batch.tokens, decides)
             if prefetching:
                 ahead.move_to(layer)
@@ -470,7 +485,7 @@ class Server:
                 reason = f"is not a key of this model; keys are 0 to {most}"
                 raise PolicyViolation(self._prefetch.name, key, reason)
             cache = self.caches[layer]
-            if key in cache.slots:
+            if key in cache.slots or key in cache.guesses:
                 continue
             if protected is None:
                 # A prefetch must not evict what this layer or another prefetch of the call needs.
@@ -500,6 +515,11 @@ class Server:
         shared = number == len(caches) - 1 and len(caches) < self._num_layers
         self._place = self._steps - 1, None if shared else number
         caches[number].audit()
+
+
+def _requests(step: Step) -> tuple[int, ...]:
+    """Return the numbers of the requests of a step."""
+    return tuple([request.index for request, *_ in step.parts])
 
 
 def _parts(step: Step) -> PlanRecord:

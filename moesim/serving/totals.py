@@ -36,6 +36,7 @@ _PLAIN: Final = (
     "prefetch_wasted",
     "prefetch_refused",
     "prefetch_pollution",
+    "prefetch_cancelled",
 )
 
 
@@ -64,6 +65,7 @@ class Totals:
     prefetch_wasted: int
     prefetch_refused: int
     prefetch_pollution: int
+    prefetch_cancelled: int
     busy_ns: dict[str, int]
     stall_ns: dict[str, int]
     moved_bytes: dict[str, int]

@@ -3,7 +3,8 @@
 A run waits for experts because its policy evicts the wrong ones, because slots are few, or because
 the link is slow. Each of three remedies removes one cause: MIN's evictions in the same slots, a
 slot for every expert, and copies that take no time. A remedy starts with the run's own first
-experts. It is judged by time in steps, which leaves out the wait for arrivals.
+experts. It is judged by time in steps, which leaves out the wait for arrivals
+(`moesim.simulate.verdict`).
 
 `min_hit_rate` scores the run's own layer events again with hindsight (Belady, IBM Systems Journal
 1966). It bounds the hits of runs that prefetch nothing, where all experts have the same size. It
@@ -17,16 +18,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from moesim.config.units import format_bytes
 from moesim.policies.eviction import MIN, CacheContext, Eviction
 from moesim.results.metrics import latency_summary, ratio
-from moesim.serving.budget import OnGpu, bytes_in_unused_memory
-from moesim.serving.stalls import CAUSES
+from moesim.simulate.facts import provenance
+from moesim.simulate.verdict import REGRET_KEYS, more_slots, regrets, spent_of, verdict
 
 if TYPE_CHECKING:
     from moesim.policies import Key, View
-    from moesim.serving.ledger import Ledger
-    from moesim.serving.request import Request
     from moesim.simulate import Outcome
     from moesim.simulate.build import Plan
 
@@ -45,15 +43,10 @@ BOUND_KEYS = (
     "infinite_link_time_in_steps_s",
     "verdict",
     "verdict_reason",
+    *REGRET_KEYS,
 )
-# From the cheapest to the most expensive; the keys are the verdict's words.
-_REMEDIES: Final = {
-    "policy": ("min", "MIN's evictions"),
-    "memory": ("infinite_cache", "a slot for every expert (filled at first use)"),
-    "link": ("infinite_link", "copies that take no time"),
-}
-WAITED_FOR: Final = {"cpu": "CPU", "disk": "disk", "host": "host to issue work"}
-_WORTH_IT: Final = 10  # a remedy must save more than one part in ten
+_RUNS: Final = {"policy": "min", "working set": "infinite_cache", "link": "infinite_link"}
+"""The part of a key that names the run with each remedy."""
 
 
 class LoadedMIN(MIN):
@@ -116,7 +109,8 @@ def bounds_summary(
 
     `cached` is the run with a slot for every expert, `linked` with copies that take no time.
     `steps_ns` is the time in steps with each remedy, by the remedy's word in the verdict. It lacks
-    `policy` where the placement fixes which experts are in GPU memory.
+    `policy` where the placement fixes which experts are in GPU memory. The reason ends with where
+    routing and sizes are from, unless both are one model's.
     """
     unions = outcome.ledger.layer_events()
     accesses = sum(map(len, unions))
@@ -130,15 +124,20 @@ def bounds_summary(
     for name, bound in (("infinite_cache", cached), ("infinite_link", linked)):
         result[f"{name}_makespan_s"] = bound.now_ns / 1e9
         result[f"{name}_e2e_p95_ms"] = latency_summary(bound.requests)["e2e_p95_ms"]
-    for word, (name, _) in _REMEDIES.items():
+    for word, name in _RUNS.items():
         result[f"{name}_time_in_steps_s"] = steps_ns[word] / 1e9 if word in steps_ns else None
-    word, reason = verdict(outcome.ledger.stepping_ns, steps_ns)
-    if word == "compute":
-        word, waits = longest_wait(outcome.ledger)
-        reason = "; ".join([reason, *waits])
-    if word == "memory":
-        reason = "; ".join([reason, *more_slots(outcome.plan, outcome.requests)])
-    return {**result, "verdict": word, "verdict_reason": reason}
+    now_ns, spent_ns = outcome.ledger.stepping_ns, spent_of(outcome.ledger)
+    word, reason = verdict(now_ns, steps_ns, spent_ns)
+    texts = [reason]
+    if word == "working set":
+        texts += more_slots(outcome.plan, outcome.requests)
+    texts += filter(None, [provenance(outcome.plan)])
+    return {
+        **result,
+        "verdict": word,
+        "verdict_reason": "; ".join(texts),
+        **regrets(now_ns, steps_ns, spent_ns),
+    }
 
 
 def min_hits(outcome: Outcome, unions: Sequence[list[Key]]) -> int:
@@ -148,93 +147,6 @@ def min_hits(outcome: Outcome, unions: Sequence[list[Key]]) -> int:
 
     futures = group_by_cache(outcome.plan, unions)
     return sum(map(replay_hits, hindsight(outcome, unions), futures))
-
-
-def verdict(now_ns: int, then_ns: Mapping[str, int]) -> tuple[str, str]:
-    """Return what limits a run, and a sentence with the time in steps under each remedy.
-
-    The choices are no remedy (*compute*), *policy*, *memory* and *link*. The verdict is the
-    cheapest whose time is within a tenth of `now_ns` of the best. So a remedy is named if it saves
-    more than a tenth of the time in steps, and more than a tenth over each cheaper one. A remedy
-    that `then_ns` lacks is no choice.
-    """
-    best_ns = min(then_ns.values())
-    # In integers, so that a time exactly at the threshold is judged alike everywhere.
-    remedies = [word for word in _REMEDIES if word in then_ns]
-    choices = {"compute": now_ns, **{word: then_ns[word] for word in remedies}}
-    word = next(w for w, ns in choices.items() if (ns - best_ns) * _WORTH_IT <= now_ns)
-    if word == "compute":
-        lead = f"no remedy would save more than a tenth of the {_seconds(now_ns)} in steps"
-    else:
-        change = f"{_seconds(now_ns)} to {_change(now_ns, then_ns[word])}"
-        lead = f"{_REMEDIES[word][1]} would cut the time in steps from {change}"
-    others = [f"{_REMEDIES[w][1]}: {_change(now_ns, then_ns[w])}" for w in remedies if w != word]
-    if "policy" not in then_ns:
-        others.append("experts never move, so no other eviction is a remedy")
-    return word, "; ".join([lead, *others])
-
-
-def longest_wait(ledger: Ledger) -> tuple[str, list[str]]:
-    """Return what limits a run that no remedy helps, and how long the GPU waits for it.
-
-    The choices are the CPU, the disk and the host. The longest of these waits is named if it takes
-    more than a tenth of the time in steps; otherwise it is *compute*, without a text.
-    """
-    waits_ns = {
-        cause: sum(ledger.stall_ns[CAUSES.index(cause)]) for cause in ("cpu", "disk", "host")
-    }
-    word = max(waits_ns, key=lambda cause: waits_ns[cause])
-    if waits_ns[word] * _WORTH_IT <= ledger.stepping_ns:
-        return "compute", []
-    share = waits_ns[word] / ledger.stepping_ns
-    return word, [f"the GPU waits {share:.0%} of this time for the {WAITED_FOR[word]}"]
-
-
-def more_slots(plan: Plan, requests: Sequence[Request]) -> list[str]:
-    """Return how many slots the unused memory holds, and whether all experts fit the memory.
-
-    The first is left out if the unused memory holds less than a slot a layer. Where the placement
-    fixes which experts are in GPU memory and would add none, a hint says so.
-    """
-    from moesim.simulate.build import residents_in
-
-    budget, slots, sizes = plan.budget, sum(plan.slots), plan.sizes
-    total = plan.trace.num_layers * plan.trace.num_experts
-    every_bytes = total * plan.cost.expert_bytes if sizes is None else sum(sizes)
-    rest_bytes = bytes_in_unused_memory(
-        plan.scenario,
-        plan.cost.shape,
-        plan.cost.hardware.vram_bytes,
-        [request.max_kv_tokens for request in requests],
-        OnGpu.of(plan.cost.shape, plan.places.lanes),
-    )
-    rest = rest_bytes * total // every_bytes
-    fits = "fits" if max(budget.slots_bytes, rest_bytes) >= every_bytes else "does not fit"
-    texts = [f"a slot for every expert {fits} in {format_bytes(budget.capacity_bytes)}"]
-    if budget.free_bytes < plan.trace.num_layers * plan.cost.expert_bytes or rest <= slots:
-        return texts
-    if plan.places.residents is not None:
-        # The largest experts must fit, because the placement may choose any.
-        rest = residents_in(plan, rest_bytes // plan.cost.expert_bytes)
-    if rest > slots:
-        hint = f"cache.slots: rest would give {rest} of {total} slots"
-    else:
-        hint = (
-            f"placement {plan.scenario.placement.policy} keeps {slots} of {total} experts there, "
-            "also with cache.slots: rest; its options decide"
-        )
-    unused = f"{format_bytes(budget.free_bytes)} of {format_bytes(budget.capacity_bytes)} of memory"
-    return [f"{unused} is unused: {hint}", *texts]
-
-
-def _change(now_ns: int, then_ns: int) -> str:
-    gain = ratio(then_ns - now_ns, now_ns) or 0.0
-    return f"{_seconds(then_ns)} ({gain:+.0%})"
-
-
-def _seconds(time_ns: int) -> str:
-    seconds = time_ns / 1e9
-    return f"{seconds:#.3g} s" if seconds < 99.95 else f"{seconds:,.0f} s"
 
 
 def _context(

@@ -41,12 +41,13 @@ from moesim.serving.budget import (
     OnGpu,
     most_sequences,
     plan_budget,
+    prefetch_buffers,
     split_bytes,
-    split_slots,
 )
 from moesim.serving.experts.host_budget import plan_host
 from moesim.serving.experts.host_memory import HostMemory
 from moesim.serving.experts.placing import Placing
+from moesim.serving.experts.prefetch_buffers import PrefetchBuffers
 from moesim.serving.experts.residency import ExpertCache
 from moesim.serving.experts.slots import ExpertSizes, Staging
 from moesim.serving.issue import Execution, HostTimes
@@ -69,6 +70,7 @@ from moesim.simulate.places import (
     residents_of,
     topology_for,
 )
+from moesim.simulate.split import SPLIT, slots_by_layer
 from moesim.streams import stream
 from moesim.trace import Trace, load_trace
 from moesim.trace.health import check_static
@@ -108,6 +110,8 @@ class Plan:
     engine: Engine = IDEAL
     interface: str | None = None
     """Which of the engine's kernels run on the GPU; None without any."""
+    as_named: bool = False
+    """Whether trace and engine are what the scenario names, so that its fingerprint tells them."""
 
     def __repr__(self) -> str:
         shape, hardware = self.cost.shape.name, self.cost.hardware.name
@@ -132,8 +136,9 @@ class Plan:
 
     @property
     def buffers(self) -> int:
-        """The number of expert-sized buffers in GPU memory: slots and staging."""
-        return sum(self.slots) + self.scenario.memory.staging
+        """The number of expert-sized buffers in GPU memory: slots, staging and for prefetch."""
+        others = self.scenario.memory.staging + prefetch_buffers(self.scenario)
+        return sum(self.slots) + others
 
     @property
     def model_config(self) -> dict[str, Any] | None:
@@ -183,7 +188,7 @@ class Plan:
         """
         sizes = self.sizes
         every = self.trace.num_layers * self.trace.num_experts if sizes is None else sum(sizes)
-        slots, capacities = _capacities(self.scenario, self.trace, every, sizes)
+        slots, capacities = _capacities(self.scenario, self.trace, every, sizes, set())
         places = replace(self.places, residents=None)
         return replace(self, slots=slots, capacities=capacities, places=places)
 
@@ -200,6 +205,7 @@ def prepare(
         TraceError: the trace cannot be used.
         BudgetError: the model does not fit the memory.
     """
+    as_named = trace is None and engine is None
     trace = trace or load_trace(scenario.trace_path)
     parts = check_parts(scenario, trace)
     # With a static router, the experts of future tokens are read from a request's first row. If the
@@ -251,7 +257,7 @@ def prepare(
     places = Places(topology, host, lanes, residents, elsewhere=elsewhere, fitting=fitting)
     if residents is None:
         total = budget.slots if sizes is None else budget.slots_bytes
-        slots, capacities = _capacities(scenario, trace, total, sizes)
+        slots, capacities = _capacities(scenario, trace, total, sizes, hindsight)
     else:
         slots = _counts_of_caches(scenario, trace, residents)
         nbytes = len(residents) * cost.expert_bytes
@@ -271,6 +277,7 @@ def prepare(
         frozenset(hindsight),
         engine=engine or parts.engine,
         interface=parts.interface,
+        as_named=as_named,
     )
 
 
@@ -286,14 +293,19 @@ def _counts_of_caches(
 
 
 def _capacities(
-    scenario: Scenario, trace: Trace, total: int, sizes: Sequence[int] | None
+    scenario: Scenario,
+    trace: Trace,
+    total: int,
+    sizes: Sequence[int] | None,
+    hindsight: set[str],
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Return the slots of each cache, and where `sizes` are unequal also its bytes.
 
-    `total` is in slots, or where sizes are unequal in bytes.
+    `total` is in slots, or where sizes are unequal in bytes. `hindsight` gets `split` if the slots
+    of the layers were learnt from the replayed trace.
     """
     if sizes is None:
-        return _slots_of_caches(scenario, trace, total), ()
+        return _slots_of_caches(scenario, trace, total, hindsight), ()
     experts, layers = trace.num_experts, range(trace.num_layers)
     by_layer = [sizes[layer * experts : (layer + 1) * experts] for layer in layers]
     capacities = _bytes_of_caches(scenario, by_layer, total)
@@ -331,7 +343,9 @@ def _bytes_of_caches(
     return (*initial, min(remaining, sum(map(sum, others))))
 
 
-def _slots_of_caches(scenario: Scenario, trace: Trace, total: int) -> tuple[int, ...]:
+def _slots_of_caches(
+    scenario: Scenario, trace: Trace, total: int, hindsight: set[str]
+) -> tuple[int, ...]:
     """Divide `total` slots among the caches: initial layers get a slot for each expert.
 
     Raises:
@@ -345,10 +359,14 @@ def _slots_of_caches(scenario: Scenario, trace: Trace, total: int) -> tuple[int,
             f"{first * experts} slots; there are {total}; set cache.initial_layers to at most "
             f"{total // experts}, or raise cache.slots"
         )
+    rest: Sequence[int]
     if not others:
-        rest = []
+        rest = ()
     elif scenario.cache.scope == "per_layer":
-        rest = split_slots(remaining, others, experts)
+        split = slots_by_layer(scenario, trace, remaining)
+        rest = split.slots
+        if split.hindsight:
+            hindsight.add(SPLIT)
     else:
         rest = [min(remaining, others * experts)]
     return (*[experts] * first, *rest)
@@ -424,7 +442,12 @@ def build_server(
         prefetch=make_prefetch(
             prefetch,
             prefetch_options,
-            prefetch_context(scenario, trace, partial(_lessons, scenario, trace)),
+            prefetch_context(
+                scenario,
+                trace,
+                partial(_lessons, scenario, trace),
+                _estimate(plan, caches[0].host, free_link=free_link),
+            ),
         ),
         routing=routing,
         layers=plan.layers,
@@ -453,9 +476,22 @@ def _caches(
     asked = policy_of(scenario, "placement")[0] is not Copy
     place = _placing(plan, host, free_link=free_link) if asked else None
     staging = Staging(scenario.memory.staging)  # all caches share the staging buffers
+    ahead = prefetch_buffers(scenario)
+    buffers = PrefetchBuffers(staging.slots(ahead)) if ahead else None  # shared too
     sizes = ExpertSizes(plan.cost.expert_bytes, scenario.cache.write_back, plan.sizes)
+    prefetches = policy_of(scenario, "prefetch")[0].active
     caches = [
-        ExpertCache(policy, machine, ledger, staging, sizes, place=place, host=host)
+        ExpertCache(
+            policy,
+            machine,
+            ledger,
+            staging,
+            sizes,
+            place=place,
+            host=host,
+            buffers=buffers,
+            cancels=prefetches and scenario.prefetch.cancel,
+        )
         for policy in evictions
     ]
     return [caches[_cache_of(scenario, layer)] for layer in range(plan.trace.num_layers)]
@@ -525,8 +561,15 @@ def _placing(plan: Plan, host: HostMemory | None, *, free_link: bool) -> Placing
     # A policy expects this call first, and the answer must be that of the plan. So it gets the
     # slots that the plan asked with, not those that were then given to the residents.
     residents_of(scenario, placement, places.fitting, keys)
-    sizes = plan.sizes
-    estimate = CostEstimate(
+    estimate = _estimate(plan, host, free_link=free_link)
+    lanes = [lane.name for lane in places.topology.lanes if lane.computes]
+    return Placing(placement, estimate, lanes, None if host is None else host.place)
+
+
+def _estimate(plan: Plan, host: HostMemory | None, *, free_link: bool) -> CostEstimate:
+    """Return what policies may know of durations. `host` tells which experts are on disk."""
+    cost, places, sizes = plan.cost, plan.places, plan.sizes
+    return CostEstimate(
         cost,
         cpu_cost_of(cost) if places.elsewhere else None,
         bytes_of=None if sizes is None else sizes.__getitem__,
@@ -534,8 +577,6 @@ def _placing(plan: Plan, host: HostMemory | None, *, free_link: bool) -> Placing
         is_pinned=places.host.is_pinned if places.host.mixed else None,
         free_link=free_link,
     )
-    lanes = [lane.name for lane in places.topology.lanes if lane.computes]
-    return Placing(placement, estimate, lanes, None if host is None else host.place)
 
 
 def residents_in(plan: Plan, slots: int) -> int:
@@ -573,11 +614,11 @@ def _learnt(
     Raises:
         PolicyViolation: the policy does not name the profile among its inputs.
     """
-    from moesim.simulate.curve import trace_popularity
+    from moesim.simulate.curve import part_popularity, trace_popularity
 
     policy, options = policy_of(scenario, section)
     # A profile that the policy does not declare would be missing in the run's fingerprint.
-    named = [Input(None, trace=True), *inputs_of(policy, options)]
+    named = [*inputs_of(policy, options), Input(None, trace=True)]
     wanted = None if profile is None else Path(profile)
     given = next((each for each in named if each.path == wanted), None)
     if given is None:
@@ -587,7 +628,10 @@ def _learnt(
             f"asks for counts of {str(profile)!r}, which is none of its inputs; return it from "
             "`inputs`, as an Input with `trace=True`",
         )
-    counts = trace_popularity(profile_trace(scenario, trace, section, given))
+    learnt = profile_trace(scenario, trace, section, given)
+    if given.part is not None:  # of requests that the run does not serve
+        return MappingProxyType(part_popularity(learnt, given.part))
+    counts = trace_popularity(learnt)
     # Counts are compared, not paths: a copy of the replayed trace is hindsight too.
     if profile is None or counts == trace_popularity(trace):
         hindsight.add(FAMILIES[section])

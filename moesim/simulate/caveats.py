@@ -170,6 +170,8 @@ def _placement(plan: Plan) -> Iterator[Caveat]:
 def _without_slots(plan: Plan, empty: int) -> str:
     """Return the full text for `empty` layers whose experts are copied at each use."""
     slots, layers = plan.scenario.cache.slots, plan.trace.num_layers
+    if isinstance(plan.scenario.cache.split, list):
+        return f"cache.split gives no slot to {empty} of {layers} layers"
     # A total that would fit one layer was probably meant for each.
     meant = slots.kind == "count" and slots.value <= plan.trace.num_experts
     hint = f"; did you mean {slots.value}/layer?" if meant else ""
@@ -193,9 +195,10 @@ def _look_ahead(plan: Plan) -> Iterator[Caveat]:
 def _prefetch(outcome: Outcome) -> Iterator[Caveat]:
     plan, ledger = outcome.plan, outcome.ledger
     policy, options = policy_of(plan.scenario, "prefetch")
-    # Not every policy has a depth.
+    # Not every policy has a depth, or a number as such.
     depth, layers = getattr(options, "depth", 1), plan.trace.num_layers
-    if depth >= 2 * layers:  # past the last layer, the next step's layers may be known
+    # Past the last layer, the next step's layers may be known.
+    if isinstance(depth, int) and depth >= 2 * layers:
         yield (
             f"prefetch looks {depth} layers ahead of {layers}",
             f"prefetch.options.depth is {depth}; two steps have {2 * layers} layers",

@@ -24,6 +24,7 @@ from moesim.hardware.topology import CPU, GPU
 from moesim.model.shapes import ModelShape, shapes_like
 from moesim.policies import parse_options
 from moesim.policies.base import Input
+from moesim.policies.blame import blamed
 from moesim.policies.guard import (
     find_policy,
     inputs_of,
@@ -32,7 +33,7 @@ from moesim.policies.guard import (
     prefetch_mistakes,
 )
 from moesim.policies.placement import PlacementContext, fixes_residents
-from moesim.policies.prefetch import Lessons, PrefetchContext
+from moesim.policies.prefetch import Lessons, PrefetchContext, Prices
 from moesim.policies.registry import path_options
 from moesim.results.window import check_window
 from moesim.scenario.keys import key_path
@@ -41,7 +42,8 @@ from moesim.serving.experts.host_memory import taken_bytes
 from moesim.serving.knowledge import KNOWLEDGE, Knowledge
 from moesim.serving.long_prompts import check_prompts
 from moesim.serving.request import Request
-from moesim.simulate.lessons import served_lessons
+from moesim.simulate.lessons import profile_at, refuse_served
+from moesim.simulate.split import check_split, check_split_apart
 from moesim.streams import stream
 from moesim.trace import Trace, load_trace
 from moesim.workload.workload import (
@@ -49,7 +51,6 @@ from moesim.workload.workload import (
     check_arrivals,
     check_domains,
     check_prefill,
-    requests_of,
 )
 
 if TYPE_CHECKING:
@@ -138,22 +139,7 @@ def profile_trace(scenario: Scenario, trace: Trace, section: str, learnt: Input)
     Raises:
         ScenarioError: it is not a trace, or has other layers or experts than `trace`.
     """
-    if learnt.path is None:
-        return trace
-    key = _key_of(section, learnt)
-    try:
-        profile = load_trace(learnt.path)
-    except TraceError as error:
-        raise ScenarioError.at(scenario, key, str(error)) from None
-    shapes = [(each.num_layers, each.num_experts) for each in (profile, trace)]
-    if shapes[0] != shapes[1]:
-        raise ScenarioError.at(
-            scenario,
-            key,
-            f"the profile {str(learnt.path)!r} is of another shape than the trace: "
-            "{} layers of {} experts, not {} of {}".format(*shapes[0], *shapes[1]),
-        )
-    return profile
+    return profile_at(scenario, trace, _key_of(section, learnt), learnt)
 
 
 def _key_of(section: str, given: Input) -> str:
@@ -208,7 +194,6 @@ class _Checks:
             for section, policy in policies.items()
             if policy is not None
         }
-        attempt("prefetch.cancel", _check_cancel, scenario)
         if shape is not None and policies["cache"]:
             attempt("model cache.policy", _check_sizes, scenario, shape, policies["cache"][0])
         placement = policies["placement"]
@@ -223,6 +208,8 @@ class _Checks:
             attempt(
                 "prefetch.policy placement.policy", _check_moves, scenario, policies["prefetch"][0]
             )
+        if shape is not None and not fixed:
+            attempt("model cache.split", _check_split_sizes, scenario, shape)
         if policies["cache"] and not fixed:
             attempt("cache.admission", _check_admission, scenario, policies["cache"][0])
         if trace is None:
@@ -239,6 +226,7 @@ class _Checks:
             attempt("prefetch", _check_predictions, scenario, trace, *policies["prefetch"])
             attempt("prefetch.options", _check_options, scenario, trace, *policies["prefetch"])
         attempt("cache.initial_layers", _check_initial_layers, scenario, trace)
+        attempt("cache placement.policy", check_split, scenario, trace)
         for section, policy in policies.items():
             if policy is not None and paths_exist[section]:
                 attempt(f"{section}.options", _check_profiles, scenario, trace, section, *policy)
@@ -248,6 +236,7 @@ class _Checks:
         if requests is not None:
             attempt("batching", check_prompts, scenario, requests)
             attempt("metrics.window", check_window, scenario, requests)
+            attempt("workload cache", check_split_apart, scenario, trace, requests)
             for section, policy in policies.items():
                 if policy is not None and paths_exist[section]:
                     keys = f"workload {section}.options"
@@ -330,31 +319,7 @@ def _check_apart(
 ) -> None:
     """Raise ScenarioError where a run serves requests from which a policy learns."""
     for given in inputs_of(policy, options):
-        if given.part is None:
-            continue
-        profile = profile_trace(scenario, trace, section, given)
-        learnt = requests_of(profile, given.part)
-        where = "the replayed trace" if given.path is None else f"{str(given.path)!r}"
-        part = f"requests {learnt.start} to {learnt.stop - 1} of {where}"
-        if not learnt:
-            message = f"{policy.name} learns from no request: {where} has {profile.num_requests}, "
-            message += "of which the training part has none; choose a larger part"
-        elif both := served_lessons(profile, given.part, trace, requests):
-            message = f"{policy.name} learns from {part}, and the run serves {len(both)} of them, "
-            message += f"first request {both[0]} of the trace; {_apart(given)}"
-        else:
-            continue
-        raise ScenarioError.at(scenario, _key_of(section, given), message)
-
-
-def _apart(given: Input) -> str:
-    """Return what a run needs to serve no request of a training part."""
-    first, last = given.part or (0.0, 1.0)
-    rest = [[0, first]] if first > 0 else []
-    rest += [[last, 1]] if last < 1 else []
-    if given.path is not None or not rest:
-        return "learn from another trace, or from a part that is not served"
-    return f"write {' or '.join(f'workload.part: {each}' for each in rest)}"
+        refuse_served(scenario, trace, requests, policy.name, given, _key_of(section, given))
 
 
 def _check_options(scenario: Scenario, trace: Trace, policy: type[Any], options: Any) -> None:
@@ -369,7 +334,10 @@ def _check_options(scenario: Scenario, trace: Trace, policy: type[Any], options:
 
 
 def prefetch_context(
-    scenario: Scenario, trace: Trace, lessons: Callable[[Input], Lessons] | None = None
+    scenario: Scenario,
+    trace: Trace,
+    lessons: Callable[[Input], Lessons] | None = None,
+    prices: Prices | None = None,
 ) -> PrefetchContext:
     """Return what the prefetch policy of a scenario may know before a run."""
     return PrefetchContext(
@@ -378,16 +346,9 @@ def prefetch_context(
         top_k=trace.top_k,
         rng=stream(scenario.seed, "prefetch"),
         lessons=lessons,
+        recorded_depth=trace.meta.prediction_depth,
+        prices=prices,
     )
-
-
-def _check_cancel(scenario: Scenario) -> None:
-    if scenario.prefetch.cancel:
-        raise ScenarioError.at(
-            scenario,
-            "prefetch.cancel",
-            "cancelling prefetches is not available yet; leave the key out",
-        )
 
 
 def _check_sizes(scenario: Scenario, shape: ModelShape, eviction: type[Any]) -> None:
@@ -397,6 +358,16 @@ def _check_sizes(scenario: Scenario, shape: ModelShape, eviction: type[Any]) -> 
             "cache.policy",
             f"{eviction.name} counts slots, and model.expert_bits_by gives the experts unequal "
             "sizes; choose another policy, or leave model.expert_bits_by out",
+        )
+
+
+def _check_split_sizes(scenario: Scenario, shape: ModelShape) -> None:
+    if not shape.equal_sizes and scenario.cache.split != "uniform":
+        raise ScenarioError.at(
+            scenario,
+            "cache.split",
+            "counts slots, and the experts have unequal sizes; write split: uniform, which divides "
+            "bytes, or give all experts the same bits",
         )
 
 
@@ -561,23 +532,26 @@ def _check_prefetch(
 
 def _check_predictions(scenario: Scenario, trace: Trace, policy: type[Any], options: Any) -> None:
     """Raise ScenarioError where a policy needs predictions that the trace does not hold."""
-    if not policy.needs_predictions:
+    with blamed(policy, "prediction_depth"):
+        depth: int = policy.prediction_depth(options)
+    recorded = trace.meta.prediction_depth
+    if not depth:
         return
-    recorded, depth = trace.meta.prediction_depth, getattr(options, "depth", 1)
     if not recorded:
         raise ScenarioError.at(
             scenario,
             "prefetch.policy",
             f"{policy.name} needs predictions, and the trace holds none; record it with "
-            f"`moesim record --depth {depth}`, or choose another policy",
+            f"`moesim record --depth {depth}`, or choose another policy, like `prefetch: none`",
         )
     if depth > recorded:
+        option = "depth" if hasattr(options, "depth") else "stride"
         raise ScenarioError.at(
             scenario,
-            "prefetch.options.depth",
-            f"{policy.name} has depth {depth}; the trace predicts {recorded} "
-            f"layer{'s' if recorded > 1 else ''} ahead; write depth: {recorded}, or record it with "
-            f"`moesim record --depth {depth}`",
+            f"prefetch.options.{option}",
+            f"{policy.name} has {option} {depth}; the trace predicts {recorded} "
+            f"layer{'s' if recorded > 1 else ''} ahead; write {option}: {recorded}, or record it "
+            f"with `moesim record --depth {depth}`",
         )
 
 

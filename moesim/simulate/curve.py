@@ -21,7 +21,7 @@ from moesim.errors import PolicyViolation, UsageError
 from moesim.policies import Key, View, parse_options
 from moesim.policies.blame import blamed
 from moesim.policies.eviction.base import CacheContext, Eviction, Ranked
-from moesim.policies.guard import find_policy, make_eviction, without_foresight
+from moesim.policies.guard import find_policy, inputs_of, make_eviction, without_foresight
 from moesim.progress import Progress
 from moesim.trace.health import check_shard
 
@@ -40,7 +40,8 @@ Scope = Literal["per_layer", "global"]
 class Stream:
     """The layer events of one cache, in order, and the keys that may occur in them.
 
-    `rows` are the trace rows of each event, and `routing` knows their scores.
+    `rows` are the trace rows of each event, of which `routing` knows the scores and `owners` the
+    requests. Sequential replay has other events, to which they do not apply.
     """
 
     unions: Sequence[Union]
@@ -49,14 +50,21 @@ class Stream:
     shape: tuple[int, int] | None = None  # layers and experts, which a profile must share
     rows: Sequence[Sequence[int]] = ()
     routing: TraceRouting | None = None
+    owners: Sequence[int] = ()
 
-    def views(self, scored: bool) -> Iterator[View]:
-        """Yield the view of each event; with `scored`, it shows the router's scores."""
+    def views(self, scored: bool, owned: bool = False) -> Iterator[View]:
+        """Yield the view of each event; with `scored`, it shows the router's scores.
+
+        With `owned`, it shows the requests that are served.
+        """
         experts = 0 if self.shape is None else self.shape[1]
         for number, union in enumerate(self.unions):
             layer = union[0] // experts if experts and union else 0
             if scored and self.routing is not None:
                 yield _ScoredView(layer, union, self.routing, self.rows[number])
+            elif owned and self.owners:
+                requests = dict.fromkeys(self.owners[row] for row in self.rows[number])
+                yield _OwnedView(layer, union, tuple(requests))
             else:
                 yield View(layer, union)
 
@@ -76,6 +84,20 @@ class _ScoredView(View):
 
     def probabilities(self) -> tuple[float, ...]:
         return self._routing.probabilities(self._rows, self.layer)
+
+
+class _OwnedView(View):
+    """The view of one event, with the requests that are served."""
+
+    __slots__ = ("_requests",)
+
+    def __init__(self, layer: int, union: Union, requests: Sequence[int]):
+        super().__init__(layer, union)
+        self._requests = requests
+
+    @property
+    def requests(self) -> Sequence[int]:
+        return self._requests
 
 
 def curve(
@@ -107,7 +129,7 @@ def curve(
     # Loading a trace checks no ids, because that would read all of them. Here all are read anyway.
     for first_row, shard in trace.expert_ids.pieces():
         check_shard(trace.meta, "expert_ids", shard, file=str(trace.path), first_row=first_row)
-    streams = list(_streams(trace, scope, batch, replay, seed))
+    streams = list(event_streams(trace, scope, batch, replay, seed))
     slots = [c if scope == "per_layer" else c * trace.num_layers for c in sizes]
     accesses = sum(len(union) for stream in streams for union in stream.unions)
     if not accesses:
@@ -117,6 +139,11 @@ def curve(
         name, options = (entry, {}) if isinstance(entry, str) else entry
         policy = find_policy("eviction", name)
         parsed = parse_options(policy, options)
+        if any(each.part is not None for each in inputs_of(policy, parsed)):
+            raise UsageError(
+                f"{name} learns from a part of a trace, and a curve replays all of it; leave the "
+                "option `train` out, or name a profile"
+            )
         if policy.needs_scores:
             _check_scores(name, trace, replay)
         hits = np.zeros(len(slots), np.int64)
@@ -205,7 +232,7 @@ def _hits(
     hits = []
     for capacity in slots:
         cache = make_eviction(policy, _context(stream, capacity, admission), options)
-        hits.append(replay_views(cache, stream.views(policy.needs_scores)))
+        hits.append(replay_views(cache, stream.views(policy.needs_scores, policy.sees_requests)))
     return np.array(hits)
 
 
@@ -241,6 +268,16 @@ def _context(stream: Stream, capacity: int, admission: str) -> CacheContext:
         experts_per_layer=0 if stream.shape is None else stream.shape[1],
         top_k=0 if stream.routing is None else stream.routing.top_k,
     )
+
+
+def part_popularity(trace: Trace, part: Sequence[float]) -> dict[Key, int]:
+    """Return how many rows of a part of a trace's requests use each key."""
+    from moesim.simulate.lessons import lessons_of
+
+    ids_BLK = lessons_of(trace, (part[0], part[1])).ids
+    keys_BLK = ids_BLK + (np.arange(trace.num_layers) * trace.num_experts)[:, None]
+    keys = trace.num_layers * trace.num_experts
+    return dict(enumerate(np.bincount(keys_BLK[ids_BLK >= 0], minlength=keys).tolist()))
 
 
 def trace_popularity(trace: Trace) -> dict[Key, int]:
@@ -313,11 +350,14 @@ def _rank_depths(policy: Ranked, stream: Stream) -> Iterator[int]:
             stack.append(heappop(left)[1])
 
 
-def _streams(trace: Trace, scope: Scope, batch: int, replay: str, seed: int) -> Iterator[Stream]:
+def event_streams(
+    trace: Trace, scope: Scope, batch: int, replay: str, seed: int
+) -> Iterator[Stream]:
+    """Yield the events of each cache. Raise `UsageError` for a scope or replay that is none."""
     from moesim.serving.routing import TraceRouting  # slow to import
 
     unused, experts, routing = trace.meta.unused, trace.num_experts, TraceRouting(trace)
-    order = _lock_step(trace, batch)
+    order = lock_step(trace, batch)
     layers = []
     for layer in range(trace.num_layers):
         base = layer * experts
@@ -344,16 +384,18 @@ def _streams(trace: Trace, scope: Scope, batch: int, replay: str, seed: int) -> 
         rows = [step for step in order for _ in layers]
     else:
         raise UsageError(f"scope must be per_layer or global, not {scope!r}")
+    lengths = [each.stop - each.start for each in map(trace.slice, range(trace.num_requests))]
+    owners = np.repeat(np.arange(trace.num_requests), lengths).tolist()
     for number, (unions, universe) in enumerate(groups):
         if replay == "sequential":
-            unions = [[key] for union in unions for key in union]
+            unions, owners = [[key] for union in unions for key in union], []
         elif replay != "atomic":
             raise UsageError(f"replay must be atomic or sequential, not {replay!r}")
         shape = trace.num_layers, experts
-        yield Stream(unions, universe, seed * 100_003 + number, shape, rows, routing)
+        yield Stream(unions, universe, seed * 100_003 + number, shape, rows, routing, owners)
 
 
-def _lock_step(trace: Trace, batch: int) -> list[list[int]]:
+def lock_step(trace: Trace, batch: int) -> list[list[int]]:
     """Return the rows of each step when `batch` requests advance together, one token each.
 
     When a request ends, the next one takes its place.

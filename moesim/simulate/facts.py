@@ -18,6 +18,7 @@ from moesim.model.shapes import ModelShape
 from moesim.policies import find
 from moesim.policies.placement import fixes_residents
 from moesim.scenario.unused import unused_keys
+from moesim.simulate.split import SPLIT
 from moesim.simulate.unread import unread_keys
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ __all__ = [
     "format_facts",
     "hardware_changes",
     "knows_the_future",
+    "provenance",
     "routing_facts",
 ]
 
@@ -55,6 +57,21 @@ def routing_facts(scenario: Scenario, meta: TraceMeta, shape: ModelShape) -> dic
     }
 
 
+def provenance(plan: Plan) -> str:
+    """Return in words where routing and sizes of a run are from; "" if both are one model's.
+
+    Every text that draws a conclusion from the run repeats it.
+    """
+    shape, meta = plan.cost.shape, plan.trace.meta
+    facts = routing_facts(plan.scenario, meta, shape)
+    costed = f"costed with the sizes of {shape.name}"
+    if facts["routing"] == "synthetic":
+        return f"synthetic routing: drawn at random, made by no model, {costed}"
+    if facts["sizes"] == "foreign":
+        return f"foreign sizes: routing of {meta.model}, {costed}"
+    return ""
+
+
 def format_facts(scenario: Scenario, shape: ModelShape) -> dict[str, str | float]:
     """Return the format of the weights, where its bits are from, and the bits; {} without one."""
     name, model = scenario.model.format, scenario.model
@@ -73,7 +90,8 @@ def format_facts(scenario: Scenario, shape: ModelShape) -> dict[str, str | float
 def knows_the_future(scenario: Scenario, *, hindsight: Collection[str] = ()) -> list[str]:
     """Return the policies that know what a real server cannot know yet, like `eviction min`.
 
-    `hindsight` are the families whose policy learnt on the replayed trace itself. An eviction
+    `hindsight` are the families whose policy learnt on the replayed trace itself, and `split` if
+    the slots of the layers did. An eviction
     policy that is not asked, because the placement fixes the residents, is left out.
     """
     named = {
@@ -82,11 +100,12 @@ def knows_the_future(scenario: Scenario, *, hindsight: Collection[str] = ()) -> 
     }
     if fixes_residents(named["placement"]):
         del named["eviction"]
-    return [
+    seers = [
         f"{family} {policy.name}"
         for family, policy in named.items()
         if getattr(policy, "clairvoyant", False) or family in hindsight
     ]
+    return [*seers, *([f"{SPLIT} {scenario.cache.split}"] if SPLIT in hindsight else [])]
 
 
 def hardware_changes(plan: Plan) -> str:

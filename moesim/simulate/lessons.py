@@ -13,14 +13,80 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from moesim.errors import ScenarioError, TraceError
 from moesim.policies.prefetch import Lessons
+from moesim.trace import load_trace
 from moesim.workload.workload import requests_of
 
 if TYPE_CHECKING:
+    from moesim.policies.base import Input
+    from moesim.scenario import Scenario
     from moesim.serving.request import Request
     from moesim.trace import Trace
 
-__all__ = ["lessons_of", "served_lessons"]
+__all__ = ["lessons_of", "profile_at", "refuse_served", "served_lessons"]
+
+
+def profile_at(scenario: Scenario, trace: Trace, key: str, learnt: Input) -> Trace:
+    """Return the trace of an input, which the dotted `key` names; it may be `trace` itself.
+
+    Raises:
+        ScenarioError: it is not a trace, or has other layers or experts than `trace`.
+    """
+    if learnt.path is None:
+        return trace
+    try:
+        profile = load_trace(learnt.path)
+    except TraceError as error:
+        raise ScenarioError.at(scenario, key, str(error)) from None
+    shapes = [(each.num_layers, each.num_experts) for each in (profile, trace)]
+    if shapes[0] != shapes[1]:
+        raise ScenarioError.at(
+            scenario,
+            key,
+            f"the profile {str(learnt.path)!r} is of another shape than the trace: "
+            "{} layers of {} experts, not {} of {}".format(*shapes[0], *shapes[1]),
+        )
+    return profile
+
+
+def refuse_served(
+    scenario: Scenario,
+    trace: Trace,
+    requests: Sequence[Request],
+    name: str,
+    given: Input,
+    key: str,
+) -> None:
+    """Raise ScenarioError where a run serves requests of the part of a trace that `name` learns.
+
+    An input without a part is not checked. `key` names the input.
+    """
+    if given.part is None:
+        return
+    profile = profile_at(scenario, trace, key, given)
+    learnt = requests_of(profile, given.part)
+    where = "the replayed trace" if given.path is None else f"{str(given.path)!r}"
+    part = f"requests {learnt.start} to {learnt.stop - 1} of {where}"
+    if not learnt:
+        message = f"{name} learns from no request: {where} has {profile.num_requests}, "
+        message += "of which the training part has none; choose a larger part"
+    elif both := served_lessons(profile, given.part, trace, requests):
+        message = f"{name} learns from {part}, and the run serves {len(both)} of them, "
+        message += f"first request {both[0]} of the trace; {_apart(given)}"
+    else:
+        return
+    raise ScenarioError.at(scenario, key, message)
+
+
+def _apart(given: Input) -> str:
+    """Return what a run needs to serve no request of a training part."""
+    first, last = given.part or (0.0, 1.0)
+    rest = [[0, first]] if first > 0 else []
+    rest += [[last, 1]] if last < 1 else []
+    if given.path is not None or not rest:
+        return "learn from another trace, or from a part that is not served"
+    return f"write {' or '.join(f'workload.part: {each}' for each in rest)}"
 
 
 def lessons_of(trace: Trace, part: tuple[float, float]) -> Lessons:

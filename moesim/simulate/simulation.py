@@ -46,9 +46,11 @@ from moesim.serving.replay import Replay
 from moesim.serving.request import Request
 from moesim.serving.run_log import Planned, PlanRecord, RunLog
 from moesim.serving.server import Server
+from moesim.simulate.baseline import BASELINE_KEYS, baseline_of, has_baseline
 from moesim.simulate.bounds import BOUND_KEYS, Loaded, bounds_summary, endless, hindsight
 from moesim.simulate.build import Plan, build_server, group_by_cache, prepare, serve
 from moesim.simulate.caveats import caveats
+from moesim.simulate.checks import policy_of
 from moesim.simulate.facts import (
     POLICY_SECTIONS,
     engine_facts,
@@ -57,6 +59,7 @@ from moesim.simulate.facts import (
     knows_the_future,
     routing_facts,
 )
+from moesim.simulate.split import SPLIT, split_note
 from moesim.simulate.unread import unread_keys
 from moesim.trace.statistics import prediction_recall
 
@@ -65,6 +68,7 @@ __all__ = [
     "Plan",
     "Result",
     "SimPrices",
+    "baseline_of",
     "bounds_of",
     "build_server",
     "finish",
@@ -89,9 +93,9 @@ class Outcome:
     pool: BlockPool
     now_ns: int
     schedule: Sequence[PlanRecord] | None = None
-    """The steps as the batching policy formed them; None if they are not needed for bounds.
+    """The steps as the batching policy formed them; None if no other run has to repeat them.
 
-    They are needed if requests may arrive at different times.
+    Bounds and the run without prefetch repeat them if requests may arrive at different times.
     """
 
     @property
@@ -103,6 +107,17 @@ class Outcome:
     def loaded(self) -> Loaded:
         """The keys that were loaded before time zero, for each cache."""
         return [cache.preloaded for cache in self.distinct_caches]
+
+    @property
+    def repeated(self) -> Sequence[PlanRecord] | None:
+        """The steps that other runs must repeat to be compared with this one.
+
+        None if all requests arrive at once: then other runs form the same steps by themselves.
+        """
+        if not any(request.arrival_ns for request in self.requests):
+            return None
+        assert self.schedule is not None, "a run that others are compared with records its steps"
+        return self.schedule
 
     def __repr__(self) -> str:
         name, steps = self.plan.scenario.name, self.ledger.num_steps
@@ -175,8 +190,9 @@ def simulate(
     Arguments are those of `moesim.simulate.build.serve`.
     """
     log = None
+    compared = plan.scenario.bounds or has_baseline(plan.scenario)
     # A run with other evictions is itself a bound, and needs no bounds.
-    if plan.scenario.bounds and evictions is None and _is_spread(plan.scenario):
+    if compared and evictions is None and _is_spread(plan.scenario):
         log = RunLog(Planned)
     server, now_ns = serve(
         plan,
@@ -214,12 +230,16 @@ def result_of(plan: Plan, progress: Progress | None = None) -> Result:
 
 
 def result_from(outcome: Outcome, progress: Progress | None = None) -> Result:
-    """Return the result of a finished simulation, with bounds if its scenario has `bounds` set."""
+    """Return the result of a finished simulation, with bounds if its scenario has `bounds` set.
+
+    If it prefetches, its run without prefetch is simulated too, unless the scenario says otherwise.
+    """
     plan = outcome.plan
     summary = summarise(outcome)
-    bounds = bounds_of(outcome, progress) if plan.scenario.bounds else {}
-    # Without bounds the keys are there as None, so that tables of runs have the same columns.
-    summary.update({key: bounds.get(key) for key in BOUND_KEYS})
+    others = bounds_of(outcome, progress) if plan.scenario.bounds else {}
+    others |= baseline_of(outcome, progress)
+    # Without these runs the keys are there as None, so that tables of runs have the same columns.
+    summary.update({key: others.get(key) for key in (*BOUND_KEYS, *BASELINE_KEYS)})
     columns = {
         "requests": request_columns(outcome.requests),
         "steps": outcome.ledger.step_columns(),
@@ -238,11 +258,7 @@ def bounds_of(outcome: Outcome, progress: Progress | None = None) -> dict[str, A
     """
     plan, ledger, loaded = outcome.plan, outcome.ledger, outcome.loaded
     # A slot for every expert, whatever memory holds.
-    roomy = plan.with_all_slots()
-    schedule = None
-    if any(request.arrival_ns for request in outcome.requests):
-        schedule = outcome.schedule
-        assert schedule is not None, "a run with bounds records its steps"
+    roomy, schedule = plan.with_all_slots(), outcome.repeated
 
     def remedied(
         what: str, plan: Plan, evictions: Sequence[Eviction], steps: Sequence[PlanRecord] | None
@@ -263,12 +279,12 @@ def bounds_of(outcome: Outcome, progress: Progress | None = None) -> dict[str, A
         steps_ns["policy"] = best.ledger.stepping_ns
     cached = remedied("infinite cache", roomy, endless(roomy, loaded), None)
     linked = simulate(plan, free_link=True, what="infinite link", progress=progress)
-    steps_ns |= {"memory": cached.ledger.stepping_ns, "link": linked.ledger.stepping_ns}
+    steps_ns |= {"working set": cached.ledger.stepping_ns, "link": linked.ledger.stepping_ns}
     if schedule is not None:
         # Above, these two waited for arrivals and formed steps of their own. The run with a free
         # link is not repeated: its time in the same steps is the run's own, less its copy stalls.
         same_steps = remedied("infinite cache", roomy, endless(roomy, loaded), schedule)
-        steps_ns["memory"] = same_steps.ledger.stepping_ns
+        steps_ns["working set"] = same_steps.ledger.stepping_ns
         steps_ns["link"] = ledger.stepping_ns - sum(map(sum, ledger.copy_stalls_ns))
     return bounds_summary(outcome, cached=cached, linked=linked, steps_ns=steps_ns)
 
@@ -285,6 +301,8 @@ def summarise(outcome: Outcome) -> dict[str, Any]:
     inside = window.finished(outcome.requests)
     caches, warnings = outcome.distinct_caches, caveats(outcome)
     unused = sum(cache.unused_prefetches for cache in caches)
+    if (buffers := caches[0].buffers) is not None:  # all caches share them
+        unused += buffers.unused
     # Peak memory is the budget with the KV blocks that were used, instead of those set aside.
     block_bytes = scenario.memory.kv_block_tokens * shape.kv_bytes_per_token
     return {
@@ -303,6 +321,7 @@ def summarise(outcome: Outcome) -> dict[str, Any]:
         "cache_slots_per_layer": total / trace.num_layers,
         "num_experts": trace.num_experts,
         "num_layers": trace.num_layers,
+        "expert_sizes": "equal" if plan.sizes is None else "unequal",
         "prefetch_policy": find("prefetch", scenario.prefetch.policy).name,
         "placement_policy": find("placement", scenario.placement.policy).name,
         "batching_policy": find("batching", scenario.batching.policy).name,
@@ -320,6 +339,7 @@ def summarise(outcome: Outcome) -> dict[str, Any]:
         "kv_bytes": budget.kv_bytes,
         "slots_bytes": budget.slots_bytes,
         "staging_bytes": budget.staging_bytes,
+        **({"prefetch_buffers_bytes": budget.buffers_bytes} if budget.buffers_bytes else {}),
         "activations_bytes": budget.activations_bytes,
         **({"recurrent_bytes": budget.recurrent_bytes} if budget.recurrent_bytes else {}),
         "free_bytes": budget.free_bytes,
@@ -371,7 +391,9 @@ def _foresight(scenario: Scenario, *, hindsight: Collection[str]) -> list[str]:
         # As the scenario spells them: a resolved path would depend on the working directory.
         if note := note_of(policy, parse_options(policy, chosen.options)):
             notes.append(note)
-    for family in sorted(hindsight):
+    if SPLIT in hindsight:
+        notes.append(hindsight_note(f"{SPLIT} {scenario.cache.split}"))
+    for family in sorted(set(hindsight) - {SPLIT}):
         section = POLICY_SECTIONS[family]
         notes.append(hindsight_note(find(family, getattr(scenario, section).policy).name))
     return list(dict.fromkeys(notes))
@@ -421,7 +443,8 @@ def _recall_note(plan: Plan, outcome: Outcome) -> str | None:
     It counts the served rows, each once.
     """
     prefetch = plan.scenario.prefetch
-    if not find("prefetch", prefetch.policy).needs_predictions or not outcome.requests:
+    policy, options = policy_of(plan.scenario, "prefetch")
+    if not policy.prediction_depth(options) or not outcome.requests:
         return None
     rows = np.unique(np.concatenate([request.rows for request in outcome.requests]))
     shares = prediction_recall(plan.trace, rows)
@@ -451,6 +474,8 @@ def _notes(plan: Plan, outcome: Outcome) -> list[str]:
     if (sizes := plan.sizes) is not None:
         mean = format_bytes(sum(sizes) // len(sizes))
         notes.append(f"slots are counted in experts of the mean size, {mean}")
+    if note := split_note(scenario, plan.slots):
+        notes.append(note)
     if (first := scenario.cache.initial_layers) and plan.places.residents is None:
         notes.append(f"all experts of the first {first} MoE layers are resident from the start")
     if scenario.bounds and any(request.arrival_ns for request in outcome.requests):

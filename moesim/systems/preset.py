@@ -37,6 +37,11 @@ class Setting(Strict):
 
     value: Any = Field(description="The value, as a scenario spells it.")
     source: Text = Field(description="The paper, code or document that the value is from.")
+    beside: list[Text] = Field(
+        [],
+        description="Other keys. The setting is left out where the scenario gives one of them "
+        "another value than the preset does.",
+    )
 
 
 class Preset(Strict):
@@ -78,6 +83,11 @@ def load_preset(name: str) -> Preset:
 
 @cache
 def preset_keys() -> frozenset[str]:
-    """Return every key that some preset sets, and the keys inside a section that hold such keys."""
+    """Return the keys that a comparison need not name beside the name of a system.
+
+    They are all that some preset sets, and those inside a section that hold such keys. Keys of the
+    workload are not among them: systems that serve other requests must not seem comparable.
+    """
     keys = [key.split(".") for name in system_names() for key in load_preset(name).sets]
+    keys = [path for path in keys if path[0] != "workload"]
     return frozenset(".".join(key[:end]) for key in keys for end in range(2, len(key) + 1))

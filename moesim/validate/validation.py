@@ -107,6 +107,7 @@ def _script(plan: Plan, earlier: Sequence[Observation]) -> tuple[PlanRecord, ...
 
 def _what(plan: Plan, device: str, *, replayed: bool) -> dict[str, Any]:
     scenario, hardware = plan.scenario, plan.cost.hardware
+    timed_by = _decides_by_time(plan)
     return {
         "name": scenario.name,
         "device": device,
@@ -123,7 +124,8 @@ def _what(plan: Plan, device: str, *, replayed: bool) -> dict[str, Any]:
         "num_layers": plan.trace.num_layers,
         "prefetch_policy": find("prefetch", scenario.prefetch.policy).name,
         "placement_policy": find("placement", scenario.placement.policy).name,
-        "decisions_timed": _decides_by_time(plan),
+        "decisions_timed": bool(timed_by),
+        "decisions_timed_by": timed_by,
         "cpu_cost_kind": _kind(plan, CPU, _CPU_FIGURES),
         "disk_cost_kind": _kind(plan, DISK, ("disk.latency", "disk.bandwidth")),
         "batching_policy": find("batching", scenario.batching.policy).name,
@@ -138,13 +140,19 @@ def _what(plan: Plan, device: str, *, replayed: bool) -> dict[str, Any]:
     }
 
 
-def _decides_by_time(plan: Plan) -> bool:
-    """Return whether placements depend on which copies are under way, and so on times."""
+def _decides_by_time(plan: Plan) -> str:
+    """Return what decides by which copies are under way, and so by times; empty if nothing does.
+
+    Placements may. Without buffers of its own, a cancelled copy gives back its slot.
+    """
     scenario = plan.scenario
-    if not find("placement", scenario.placement.policy).sees_arriving:
-        return False
+    prefetch = scenario.prefetch
+    if prefetch.cancel and not prefetch.buffers and find("prefetch", prefetch.policy).active:
+        return "prefetch.cancel"
+    placement = find("placement", scenario.placement.policy)
     comes_and_goes = plan.places.residents is None and scenario.cache.policy != "static"
-    return comes_and_goes and sum(plan.slots) > 0
+    timed = placement.sees_arriving and comes_and_goes and sum(plan.slots) > 0
+    return str(placement.name) if timed else ""
 
 
 def _kind(plan: Plan, lane: str, figures: Sequence[str]) -> Kind | None:

@@ -2,8 +2,8 @@
 
 Section 4 of the paper says what the rows mean. *Naive offloading* loads the entire MoE layer, with
 `accelerate`. *W/o LRU cache and pre-loading* copies the two chosen experts of each layer. *W/o
-pre-loading* has k cached experts a layer, LRU. *Full* also loads experts that the next gate
-predicts.
+pre-loading* has k cached experts a layer, LRU. *Full* also loads the two experts that the next gate
+predicts, into buffers of their own. An expert takes a slot only when it is used.
 
 Two numbers of each machine are fitted. The naive rows need no routing, so the link never waits:
 they give the bandwidth that it reaches. The rows without a cache then give the time of a layer
@@ -38,6 +38,10 @@ PREDICTED: Final = 0.81
 the mean over layers that AdapMoE (arXiv 2408.10284) measured for Mixtral's next gate."""
 
 _LAYERS, _EXPERTS, _STEPS, _WARM = 32, 8, 120, 24
+_BUFFERS: Final = 4
+"""Expert-sized buffers of the open code, for demanded and for guessed experts together."""
+
+_GUESSES: Final = 2
 _SECOND_NS: Final = 10**9
 _ANY_ROUTING: Final = Locality(skew=0.0, stickiness=0.0)
 _CONFIG: Final = Path(__file__).with_name("mixtral-all-experts.json")
@@ -120,6 +124,7 @@ def _scenario(
     }
     prefetch = {"naive_accelerate": "oracle", "full": "predicted"}
     naive = algorithm == "naive_accelerate"
+    buffers = _GUESSES if algorithm == "full" else 0
     return {
         "name": algorithm,
         "trace": ".",
@@ -130,11 +135,11 @@ def _scenario(
         },
         "hardware": hardware,
         "engine": {"profile": "hf-offloading", "layer_event": 1 if naive else round(fit.layer_ns)},
-        "memory": {"staging": 4},
+        "memory": {"staging": _BUFFERS - buffers},
         "batching": {"max_sequences": 1},
         "workload": {"requests": 1, "lengths": {"prompt": 1, "output": _STEPS}},
         "cache": caches.get(algorithm, {"slots": f"{slots}/layer", "admission": "always"}),
-        "prefetch": {"policy": prefetch.get(algorithm, "none")},
+        "prefetch": {"policy": prefetch.get(algorithm, "none"), "buffers": buffers},
         "bounds": False,
     }
 
@@ -232,8 +237,6 @@ def _row(entry: Mapping[str, Any], machine: Machine, fit: Fit, routing: Locality
     if not _usable(entry):
         shifted = entry["value"] - 1
         note = f"likely a misprint of {shifted:.3g}: PCIe 3.0 is too slow for it; not fitted"
-    elif algorithm == "full":
-        note = "copies ahead take slots here, and staging buffers there"
     elif algorithm == "no_preload" and machine.cached < 4:
         four = 1 / seconds(algorithm, bits, machine, fit, routing, slots=4)
         note = f"the paper says k = {machine.cached}; with k = 4 it would be {four:.4g}"

@@ -14,7 +14,7 @@ from typing import Final, Literal
 __all__ = ["Kind", "Row", "median_error", "table"]
 
 Kind = Literal["fitted", "predicted", "missing"]
-_POINTS: Final = "%"
+_POINTS: Final = ("%", "points")
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +23,7 @@ class Row:
 
     Rows of one `group` are summarised together.
 
-    A unit of % is compared in points; other units in per cent of the published figure.
+    Figures in % and in points are compared in points, others in per cent of the published one.
     """
 
     table: str
@@ -37,12 +37,17 @@ class Row:
     group: str = ""
 
     @property
+    def in_points(self) -> bool:
+        """Return whether the error is a difference in points."""
+        return self.unit in _POINTS
+
+    @property
     def error(self) -> float | None:
         """Return moesim's error in points or per cent, or None without a figure."""
         if self.ours is None:
             return None
         difference = self.ours - self.published
-        return difference if self.unit == _POINTS else 100 * difference / self.published
+        return difference if self.in_points else 100 * difference / self.published
 
     @property
     def relative_pct(self) -> float | None:
@@ -54,7 +59,7 @@ class Row:
         """Return the error with its sign and unit."""
         if self.error is None:
             return ""
-        return f"{self.error:+.1f} {'points' if self.unit == _POINTS else '%'}"
+        return f"{self.error:+.1f} {'points' if self.in_points else '%'}"
 
 
 def median_error(rows: Iterable[Row], kind: Kind = "predicted") -> float | None:

@@ -20,6 +20,8 @@ __all__ = ["LARGE_PCT", "TABLES", "Results", "read_results", "tables_of", "write
 TABLES: Final = {
     "resident": "llama.cpp, all weights on the card",
     "offloading": "mixtral-offloading",
+    "pre_gated": "Pre-gated MoE",
+    "infinity": "MoE-Infinity and FineMoE",
     "systems": "hit rates of HybriMoE and Fiddler",
     "recent": "hit rates on recent models",
 }
@@ -31,13 +33,15 @@ _DIGITS: Final = 6
 class Results:
     """Rows of all tables, knobs of routing, and fits of mixtral-offloading by machine.
 
-    `lru_by_slots` are hit rates in per cent at 1, 2, ... slots a layer, by routing.
+    `lru_by_slots` are hit rates in per cent at 1, 2, ... slots a layer, by routing. `layer_ns` are
+    the fitted times of a layer beside its copies in other tables, by system.
     """
 
     rows: Sequence[Row] = ()
     found: Sequence[Found] = ()
     fits: Mapping[str, Fit] = field(default_factory=dict)
     lru_by_slots: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    layer_ns: Mapping[str, float] = field(default_factory=dict)
 
 
 def tables_of(results: Results) -> dict[str, str]:
@@ -51,7 +55,10 @@ def tables_of(results: Results) -> dict[str, str]:
         "large": _large(results.rows),
         **{name: table(own) for name, own in rows.items()},
         "groups": _groups(rows["offloading"]),
+        "designs": _groups(rows["pre_gated"]),
+        "layers": _layers(results.layer_ns),
         "fits": _fits(results.fits),
+        "gains": _gains(rows["offloading"]),
         "slots": _slots(results.lru_by_slots),
         "mixtral": locality_table(mixtral, results.rows),
         "locality": locality_table(recent, results.rows),
@@ -79,7 +86,7 @@ def _median(rows: Sequence[Row], kind: Any) -> str:
     found = median_error(rows, kind)
     if found is None:
         return ""
-    unit = "points" if all(row.unit == "%" for row in rows) else "%"
+    unit = "points" if all(row.in_points for row in rows) else "%"
     return f"{found:.1f} {unit}"
 
 
@@ -103,12 +110,33 @@ def _groups(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
+def _gains(rows: Sequence[Row]) -> str:
+    """Return how much faster full is than LRU, there and here."""
+    lines = ["| gain of prefetch, % | published | ours |", "|---|--:|--:|"]
+    by_what = {row.what: row for row in rows}
+    for what, full in by_what.items():
+        setting, _, algorithm = what.rpartition(", ")
+        if algorithm != "full":
+            continue
+        lru = by_what[f"{setting}, LRU"]
+        published = 100 * (full.published / lru.published - 1)
+        ours = 100 * ((full.ours or 0) / (lru.ours or 1) - 1)
+        lines.append(f"| {setting} | {published:+.0f} | {ours:+.0f} |")
+    return "\n".join(lines)
+
+
 def _fits(fits: Mapping[str, Fit]) -> str:
     lines = ["| machine | link, GB/s | a layer, ms |", "|---|--:|--:|"]
     lines += [
         f"| {name} | {fit.link_bytes_per_s / 1e9:.1f} | {fit.layer_ns / 1e6:.1f} |"
         for name, fit in fits.items()
     ]
+    return "\n".join(lines)
+
+
+def _layers(layer_ns: Mapping[str, float]) -> str:
+    lines = ["| system | a layer, ms |", "|---|--:|"]
+    lines += [f"| {system} | {each / 1e6:.2f} |" for system, each in layer_ns.items()]
     return "\n".join(lines)
 
 
@@ -144,4 +172,4 @@ def read_results(path: Path) -> Results:
     found = [Found(**{**each, "knobs": Locality(**each["knobs"])}) for each in plain["found"]]
     fits = {name: Fit(**each) for name, each in plain["fits"].items()}
     rows = [Row(**each) for each in plain["rows"]]
-    return Results(rows, found, fits, plain["lru_by_slots"])
+    return Results(rows, found, fits, plain["lru_by_slots"], plain["layer_ns"])

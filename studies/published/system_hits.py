@@ -2,20 +2,26 @@
 
 HybriMoE gives LRU and its own policy, MRS, at a quarter or three quarters of the experts. Two of
 its figures fit the synthetic routing of Mixtral. DeepSeek-V2-Lite is predicted with real routing of
-that model (deepseek-ai/ESFT). Fiddler places experts by popularity, without any cache. Its rows are
-predicted with frequencies of Mixtral's experts that a third source measured.
+that model (deepseek-ai/ESFT).
+
+MRS needs the router's scores of all experts. The real routing has those of the chosen experts only,
+and synthetic routing has none.
+
+Fiddler places experts by popularity, without any cache. Its rows are predicted with frequencies of
+Mixtral's experts that a third source measured.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean
 from typing import Any, Final
 
 import numpy as np
-from cache_replay import Locality, events_of, fit_locality, hit_pct, synthetic_events
+from cache_replay import Locality, fit_locality, hit_pct, synthetic_events
 from localities import Found
 from published_rows import Kind, Row
 
@@ -69,7 +75,9 @@ def lru_by_slots(mixtral: Found) -> dict[str, list[float]]:
 
 def system_rows(published: Sequence[Mapping[str, Any]], mixtral: Found, shared: Path) -> list[Row]:
     """Return the rows of both systems."""
-    hybrid = [_hybrid(each, mixtral, shared) for each in _entries(published, "HybriMoE")]
+    entries = _entries(published, "HybriMoE")
+    hybrid = [_hybrid(each, mixtral, shared) for each in entries]
+    hybrid += _gains(entries, hybrid)
     fiddler = _entries(published, "Fiddler")
     kept = {each["hardware"]: _resident(each) for each in fiddler if _resident(each)}
     return [*hybrid, *(_fiddler(each, kept, shared) for each in fiddler)]
@@ -80,18 +88,20 @@ def _hybrid(entry: Mapping[str, Any], mixtral: Found, shared: Path) -> Row:
     fraction = entry["config"]["cache_fraction"]
     ours: float | None = None
     kind: Kind = "missing"
-    if policy == "MRS":
-        note = "moesim has no policy that reads gate scores"
-    elif model == "Mixtral-8x7B":
+    if model == "DeepSeek-V2-Lite":
+        each = [_real(shared, task, policy.lower(), 64 * fraction) for task in _TASKS]
+        ours, kind = mean(each), "predicted"
+        note = f"real routing, mean of four tasks: {min(each):.1f} to {max(each):.1f} %"
+        if policy == "MRS":
+            note += "; it has the scores of chosen experts only"
+    elif model != "Mixtral-8x7B":
+        note = "no routing of this model; one figure does not give two knobs"
+    elif policy == "MRS":
+        note = "no routing with the router's scores of all experts; synthetic routing has none"
+    else:
         events = synthetic_events(_LAYERS, 8, 2, _STEPS, mixtral.knobs)
         ours, kind = hit_pct(events, "lru", 8 * fraction, "per_layer"), "fitted"
         note = "synthetic routing"
-    elif model == "DeepSeek-V2-Lite":
-        each = [_real(shared, task, 64 * fraction) for task in _TASKS]
-        ours, kind = mean(each), "predicted"
-        note = f"real routing, mean of four tasks: {min(each):.1f} to {max(each):.1f} %"
-    else:
-        note = "no routing of this model; one figure does not give two knobs"
     return Row(
         table="systems",
         source=entry["source"],
@@ -105,9 +115,35 @@ def _hybrid(entry: Mapping[str, Any], mixtral: Found, shared: Path) -> Row:
     )
 
 
-def _real(shared: Path, task: str, slots: float) -> float:
+def _gains(entries: Sequence[Mapping[str, Any]], rows: Sequence[Row]) -> list[Row]:
+    """Return how many points MRS hits more often than LRU; `rows` are those of `entries`."""
+    by_setting = {
+        (e["model"], e["config"]["cache_fraction"], e["config"]["policy"]): row
+        for e, row in zip(entries, rows, strict=True)
+    }
+    gains = []
+    for (model, fraction, policy), mrs in by_setting.items():
+        if policy != "MRS":
+            continue
+        lru = by_setting[model, fraction, "LRU"]
+        known = mrs.ours is not None and lru.ours is not None
+        gains.append(
+            replace(
+                mrs,
+                what=f"{model}, MRS over LRU, {fraction:.0%} of the experts",
+                unit="points",
+                published=mrs.published - lru.published,
+                ours=(mrs.ours or 0) - (lru.ours or 0) if known else None,
+                note="the scores of other experts are missing" if known else mrs.note,
+            )
+        )
+    return gains
+
+
+def _real(shared: Path, task: str, policy: str, slots: float) -> float:
     trace = from_esft(shared / _DATA / f"esft_deepseek_v2_lite/{task}.npz")
-    return hit_pct(events_of(trace), "lru", slots, "per_layer")
+    at = round(slots)
+    return 100 * curve(trace, [policy], capacities=[at], admission="always")[policy][at]
 
 
 def _resident(entry: Mapping[str, Any]) -> int:

@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from mixtral_offloading import latency_row, offloading_rows
+from moe_infinity import infinity_rows
+from pre_gated import pre_gated_rows
 from recent_models import recent_rows
 from resident_points import resident_rows
 from results import TABLES, Results, read_results, tables_of, write_results
@@ -59,10 +61,13 @@ def updated(results: Results, wanted: list[str], shared: Path) -> Results:
     published = _published(shared)
     rows = {name: [row for row in results.rows if row.table == name] for name in TABLES}
     found = {each.group: each for each in results.found}
-    fits, slots = results.fits, results.lru_by_slots
+    fits, slots, layers = results.fits, results.lru_by_slots, dict(results.layer_ns)
     if "resident" in wanted:
         tell("resident", 0, 1)
         rows["resident"] = resident_rows(shared)
+    if "pre_gated" in wanted:
+        tell("Pre-gated MoE", 0, 1)
+        rows["pre_gated"], layers["Pre-gated MoE"] = pre_gated_rows(published)
     if "offloading" in wanted or "systems" in wanted:
         tell("routing of Mixtral", 0, 1)
         mixtral = mixtral_locality(published)
@@ -79,9 +84,13 @@ def updated(results: Results, wanted: list[str], shared: Path) -> Results:
     if "recent" in wanted:
         rows["recent"], knobs = recent_rows(shared, tell)
         found |= {each.group: each for each in knobs}
+    if "infinity" in wanted:
+        tell("MoE-Infinity", 0, 1)
+        routings = {each.group.partition(",")[0]: each.knobs for each in found.values()}
+        rows["infinity"], layers["MoE-Infinity"] = infinity_rows(routings, shared)
     print(file=sys.stderr)
     every = [row for name in TABLES for row in rows[name]]
-    return Results(every, list(found.values()), fits, slots)
+    return Results(every, list(found.values()), fits, slots, layers)
 
 
 def _published(shared: Path) -> list[dict[str, Any]]:

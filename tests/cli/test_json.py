@@ -18,9 +18,15 @@ from moesim.cli import app
 from moesim.cli.output import echo_json
 from moesim.validate import session
 
+DIAL = [
+    *("--recall", "1", "--precision", "1", "--depth", "1", "--link", "1x", "--seeds", "1"),
+    *("--no-plots", "--workers", "1"),
+]
 SUCCEED: dict[str, list[list[str]]] = {
     "run": [["{home}/x.yaml", "--out", "{out}", "--no-plots"]],
     "compare": [["{home}/sweep.yaml", "--out", "{out}", "--no-plots", "--workers", "1"]],
+    "split": [["{home}/x.yaml", "--out", "{out}", "--no-plots", "--runs", "3"]],
+    "dial": [["{home}/x.yaml", *DIAL, "--out", "{out}"]],
     "report": [["{home}/run", "--no-plots"], ["{home}/run", "{home}/run", "--out", "{out}"]],
     "calibrate": [["--model", "{home}/config.json", "--budget", "2s", "--out", "{out}.yaml"]],
     "validate": [["{home}/x.yaml", "--out", "{out}", "--no-plots", "--runs", "1"]],
@@ -41,6 +47,12 @@ FAIL: dict[str, list[list[str]]] = {
         ["{home}/x.yaml", "--out", "{out}"],
         ["{home}/half.yaml", "--out", "{out}", "--no-plots", "--workers", "1"],
         ["{home}/none.yaml", "--out", "{out}", "--no-plots", "--workers", "1"],
+    ],
+    "split": [["{home}/sweep.yaml", "--out", "{out}"], ["{home}/x.yaml", "--goal", "speed"]],
+    "dial": [
+        ["{home}/sweep.yaml", *DIAL, "--out", "{out}"],
+        ["{home}/x.yaml", "--recall", "2", "--out", "{out}"],
+        ["{home}/x.yaml", *DIAL, "--set", "memory.capacity=1MiB", "--out", "{out}"],
     ],
     "report": [["{home}/absent"], ["{home}/run", "{home}/absent"]],
     "calibrate": [[], ["--model", "absent"]],

@@ -62,7 +62,7 @@ def served(family: str, device: Any = "cpu", dtype: str = "float64", **serving: 
 
 @pytest.mark.parametrize("slots", range(25))
 def test_the_text_is_the_models_at_every_capacity(slots: int) -> None:
-    policies = ("lru", "lfu", "fifo", "random", "lfu_decay", "lfu_in_cache")
+    policies: tuple[str, ...] = ("lru", "lfu", "fifo", "random", "lfu_decay", "lfu_in_cache")
     policies += ("activation_matrix", "arc", "least_stale", "lfru", "lirs", "s3_fifo", "sieve")
     ours = served(
         "qwen3_moe",
@@ -74,6 +74,20 @@ def test_the_text_is_the_models_at_every_capacity(slots: int) -> None:
         prefetch=("none", "predicted")[slots // 3 % 2],
     )
     check(ours, plain("qwen3_moe"), 1e-9)
+
+
+@pytest.mark.parametrize("slots", [0, 3, 11, 20])
+def test_the_text_is_the_models_with_prefetch_buffers(slots: int) -> None:
+    used = 0
+    for buffers in (1, 3):
+        ours = served(
+            "qwen3_moe", slots=slots, prefetch="predicted", prefetch_buffers=buffers, staging=1
+        )
+        check(ours, plain("qwen3_moe"), 1e-9)
+        ledger = ours.server.ledger
+        assert ledger.prefetch_pollution == 0
+        used += ledger.prefetch_useful + ledger.prefetch_late
+    assert used > 0
 
 
 @pytest.mark.parametrize("family", FAMILIES)

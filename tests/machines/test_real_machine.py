@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from late_clock import LateClock
-from workloads import decisions, plan_of, random_case, run_on
+from workloads import buffered_case, decisions, plan_of, random_case, run_on
 
 from moesim.errors import DeviceError, InvariantError, UsageError
 from moesim.hardware.hardware import Link
@@ -60,8 +60,7 @@ class Blocks:
 
 def run_real(plan: Plan, device: Device, blocks: Blocks | None = None) -> Outcome:
     keys = plan.trace.num_layers * plan.trace.num_experts
-    buffers = sum(plan.slots) + plan.scenario.memory.staging
-    executor: Any = blocks or Blocks(buffers, keys, device.torch_device)
+    executor: Any = blocks or Blocks(plan.buffers, keys, device.torch_device)
     machine = RealMachine(executor, device, chunk_bytes=1000, patience_s=PATIENCE_S)
     server = build_server(plan, machine)
     for cache in server.caches:
@@ -79,6 +78,24 @@ def run_real(plan: Plan, device: Device, blocks: Blocks | None = None) -> Outcom
 def test_it_decides_as_the_simulated_machine_does(seed: int, device: Device) -> None:
     plan = plan_of(*random_case(7000 + seed, at_once=True))
     assert decisions(run_real(plan, device)) == decisions(run_on(plan))
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3, 4, 6, 7, 8, 9])
+def test_it_decides_the_same_with_prefetch_buffers(seed: int, device: Device) -> None:
+    plan = plan_of(*buffered_case(seed, at_once=True))
+    assert decisions(run_real(plan, device)) == decisions(run_on(plan))
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3, 4, 6, 7, 8, 9])
+def test_cancelled_copies_ahead_keep_the_rules(seed: int, device: Device) -> None:
+    """With buffers no decision depends on what could be cancelled; without them slots may."""
+    scenario, trace = buffered_case(seed, at_once=True)
+    plain = decisions(run_on(plan_of(scenario, trace)))
+    scenario["prefetch"]["cancel"] = True
+    again = decisions(run_real(plan_of(scenario, trace), device))
+    assert [plain[place] for place in (0, 2, 4)] == [again[place] for place in (0, 2, 4)]
+    del scenario["prefetch"]["buffers"]
+    run_real(plan_of(scenario, trace), device)
 
 
 def test_arrivals_are_waited_for_in_real_time() -> None:

@@ -6,7 +6,7 @@ import threading
 from typing import Any
 
 import pytest
-from workloads import decisions, plan_of, random_case, run_on
+from workloads import buffered_case, decisions, plan_of, random_case, run_on
 
 from moesim.errors import InvariantError
 from moesim.hardware.ops import Copy
@@ -29,6 +29,12 @@ def run_on_threads(plan: Plan, speed: float = 200.0) -> Outcome:
 @pytest.mark.parametrize("seed", range(12))
 def test_threads_decide_as_the_simulated_machine_does(seed: int) -> None:
     plan = plan_of(*random_case(3000 + seed, at_once=True))
+    assert decisions(run_on_threads(plan)) == decisions(run_on(plan))
+
+
+@pytest.mark.parametrize("seed", [1, 3, 7, 9])
+def test_threads_decide_the_same_with_prefetch_buffers(seed: int) -> None:
+    plan = plan_of(*buffered_case(3000 + seed, at_once=True))
     assert decisions(run_on_threads(plan)) == decisions(run_on(plan))
 
 

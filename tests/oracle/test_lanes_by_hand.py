@@ -16,13 +16,17 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 from costed_traces import costed_trace
 from random_lanes import Walking
 from round_figures import FIGURES, same_experts
+from watched_machines import enlist
 from workloads import everything, plan_of, run_on, tiny_scenario
 
 from moesim.machine.events import EventMachine
+from moesim.policies.prefetch import Prefetch
+from moesim.policies.view import View
 from moesim.serving.stalls import CAUSES
 from moesim.simulate import Outcome
 
@@ -271,3 +275,48 @@ def test_copies_for_later_are_overtaken_at_their_chunks() -> None:
     assert spans(outcome, "h2d", "states")[0] == (begin + 132_000, begin + event)
     # The last chunk follows, 16,000 ns.
     assert spans(outcome, "h2d", "prefetch")[1][1] == begin + event + 16_000
+
+
+class Guesses(Prefetch):
+    """Guesses experts 7, 6 and 5 of layer 1 when the first step starts."""
+
+    def wanted(self, view: View) -> Any:
+        self.steps = getattr(self, "steps", 0) + (view.layer < 0)
+        return [15, 14, 13] if view.layer < 0 and self.steps == 1 else ()
+
+
+@pytest.mark.parametrize("buffers", [0, 3])
+@pytest.mark.parametrize("cancel", [False, True])
+def test_chunked_prefetches_are_overtaken_and_the_one_that_is_missing_is_raised(
+    monkeypatch: pytest.MonkeyPatch, buffers: int, cancel: bool
+) -> None:
+    """Two layers, top-1. The first chunk of a copy takes 26,000 ns, each further one 16,000 ns.
+
+    Layer 0 wants expert 2, and its ids are known at 18,113. The copy of key 15 has started at 0;
+    its first chunk ends at 26,000. There the demand copy overtakes it and the two behind it, until
+    100,000. Layer 1 wants expert 5, key 13, and its ids are known at 126,259. Key 15 is in the
+    chunk that ends at 132,000. There key 13 goes next, though key 14 was queued before it. Key 15
+    lands at 222,000. Then key 14 is copied, unless it was cancelled at 126,259.
+    """
+    name = enlist(monkeypatch, "prefetch", Guesses)
+    hardware = {**FIGURES, "h2d": {**FIGURES["h2d"], "chunk": 786_432}}
+    prefetch = {"policy": name, "buffers": buffers, "cancel": cancel}
+    scenario = tiny_scenario(
+        timeline={"steps": 1000}, hardware=hardware, prefetch=prefetch, cache={"slots": 8}
+    )
+    # A second row, so that the run lasts until all copies have landed.
+    rows = np.array([[[2], [5]], [[2], [5]]])
+    plan = plan_of(scenario, costed_trace(rows, prompt=1))
+    outcome = run_on(plan)
+    assert everything(outcome) == everything(run_on(plan, EventMachine))
+    compute = GPU_CALL + EXPERT
+    assert FRONT + IDS == 18_113
+    assert 100_000 + compute + FRONT + IDS == 126_259
+    assert spans(outcome, "h2d", "demand") == [(26_000, 100_000)]
+    seventh, fifth = (0, 222_000), (132_000, 206_000)
+    sixth = [] if cancel else [(222_000, 296_000)]
+    assert spans(outcome, "h2d", "prefetch") == [seventh, fifth, *sixth]
+    assert outcome.requests[0].token_ns[0] == 206_000 + compute + TAIL + TOKEN
+    ledger = outcome.ledger
+    assert (sum(ledger.late_hits), ledger.prefetch_late) == (1, 1)
+    assert ledger.prefetch_cancelled == cancel

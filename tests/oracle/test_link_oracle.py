@@ -23,6 +23,7 @@ from scripted_servers import (
     H2D,
     PREFETCH,
     Await,
+    Cancel,
     Issue,
     Promote,
     Tariff,
@@ -113,9 +114,10 @@ def test_lanes_in_a_row_are_a_tandem_queue(make: Any, jobs: list[tuple[int, int,
 
 @st.composite
 def scripts(draw: Any, *, free: bool = False) -> list[Any]:
-    """Draw random servers, with copies of both priorities, computations, promotions and waits.
+    """Draw random servers: copies of both priorities, computations, promotions, cancels and waits.
 
-    Jobs may wait for others. On a `free` link, copies to the device take no time.
+    Jobs may wait for others, but not for one that may be cancelled. On a `free` link, copies to the
+    device take no time.
     """
     sizes = {
         H2D: st.just(0) if free else st.integers(1, 9),
@@ -126,9 +128,12 @@ def scripts(draw: Any, *, free: bool = False) -> list[Any]:
     script: list[Any] = []
     jobs = 0
     needed: set[int] = set()  # a job that is promoted behind one that waits for it would never run
-    for kind in draw(st.lists(st.integers(0, 9), min_size=3, max_size=30)):
+    dropped: set[int] = set()
+    for kind in draw(st.lists(st.integers(0, 10), min_size=3, max_size=30)):
         one = st.integers(0, max(0, jobs - 1))
-        some = st.lists(one, max_size=2 * bool(jobs), unique=True).map(tuple)
+        some = st.lists(one, max_size=2 * bool(jobs), unique=True).map(
+            lambda numbers: tuple(number for number in numbers if number not in dropped)
+        )
         if kind <= 4:
             lane, priority = draw(st.sampled_from(kinds))
             after = draw(some)
@@ -137,8 +142,13 @@ def scripts(draw: Any, *, free: bool = False) -> list[Any]:
             script.append(Issue(lane, draw(sizes[lane]), priority, after))
         elif kind <= 6 and jobs:
             number = draw(one)
-            if number not in needed:
+            if number not in needed and number not in dropped:
                 script.append(Promote(number))
+        elif kind == 7 and jobs:
+            number = draw(one)
+            if number not in needed:
+                dropped.add(number)
+                script.append(Cancel(number))
         else:
             wanted = draw(some)
             for_ns = draw(st.integers(0, 8)) if not wanted or draw(st.booleans()) else None
@@ -190,6 +200,40 @@ def test_a_promoted_prefetch_goes_behind_the_demand_issued_so_far(make: Any) -> 
     ]
     times, _ = play(make, Tariff(), script)
     assert [start for start, _ in times] == [0, 40, 20, 10, 30]
+
+
+@both_machines
+def test_a_cancelled_prefetch_frees_the_link_and_one_that_has_started_continues(make: Any) -> None:
+    """Of three prefetches the first runs at 5 ns; the second is cancelled, at the last instant."""
+    script: list[Any] = [
+        *[Issue(H2D, 10, PREFETCH)] * 3,
+        Await((), 5),
+        Cancel(0),
+        Await((), 5),
+        Cancel(1),
+        Cancel(1),
+    ]
+    times, _ = play(make, Tariff(), script)
+    assert times == [(0, 10), (-1, -1), (10, 20)]
+    cut, _ = play(make, Tariff(0, 5), script)  # it is not cancelled between its chunks either
+    assert cut == [(0, 10), (-1, -1), (10, 20)]
+
+
+@both_machines
+def test_a_promoted_prefetch_and_a_demand_copy_are_not_cancelled(make: Any) -> None:
+    script: list[Any] = [
+        Issue(H2D, 10),
+        Issue(H2D, 10),
+        Issue(H2D, 10, PREFETCH),
+        Promote(2),
+        Cancel(1),
+        Cancel(2),
+    ]
+    times, _ = play(make, Tariff(), script)
+    assert times == [(0, 10), (10, 20), (20, 30)]
+    script = [Issue(GPU, 25), Issue(H2D, 10, PREFETCH, after=(0,)), Promote(1), Cancel(1)]
+    times, _ = play(make, Tariff(), script)
+    assert times == [(0, 25), (25, 35)]
 
 
 @both_machines

@@ -13,6 +13,7 @@ import pytest
 from paths import ROOT
 from study_scripts import study
 
+from moesim.model.hf_config import shape_from_config
 from moesim.report.tabular import with_tables
 from moesim.simulate.curve import Scope, curve
 from moesim.trace.synthetic import SyntheticKnobs, synthesize
@@ -23,6 +24,8 @@ replay = study("published", "cache_replay")
 offloading = study("published", "mixtral_offloading")
 systems = study("published", "system_hits")
 recent = study("published", "recent_models")
+pre_gated = study("published", "pre_gated")
+infinity = study("published", "moe_infinity")
 tables = study("published", "tables")
 
 COMMITTED = results.read_results(ROOT / "studies/published/rows.json")
@@ -132,6 +135,21 @@ def test_a_misprint_is_not_fitted() -> None:
     assert offloading._by_bits(entries, "no_lru_no_preload") == {"3bit": 1.5}
 
 
+def test_prefetch_and_demand_share_the_four_buffers_of_the_open_code() -> None:
+    for algorithm, ahead in (("full", 2), ("no_preload", 0)):
+        scenario = offloading._scenario(algorithm, 3.0, MADE_UP, TRUE, 4)
+        assert scenario["prefetch"]["buffers"] == ahead
+        assert scenario["memory"]["staging"] + ahead == 4
+
+
+def test_prefetch_helps_in_each_row_where_it_helped_there() -> None:
+    ours = {r.what: r.ours for r in COMMITTED.rows if r.table == "offloading"}
+    gains = [(what, what.replace("full", "LRU")) for what in ours if what.endswith("full")]
+    assert len(gains) == 8
+    for full, lru in gains:
+        assert ours[full] > ours[lru]
+
+
 def test_knobs_are_found_again_from_the_hit_rates_that_they_give() -> None:
     true = replay.Locality(0.9, 0.25)
 
@@ -211,3 +229,98 @@ def test_one_table_can_be_written_without_the_others(shared: Path) -> None:
     ours = {each.what: each.ours for each in COMMITTED.rows if each.table == "resident"}
     again = {each.what: each.ours for each in found.rows if each.table == "resident"}
     assert again == pytest.approx(ours, rel=1e-5), "write them with tables.py --only resident"
+
+
+SMALL = pre_gated.Switch("small", 1024, 3072, 16, 3, 8)
+LINK_BYTES_PER_S = 24.6e9
+LAYER_NS = 3e6
+
+
+def decoded(design: str) -> float:
+    """Return the seconds of a decoded token of the small model."""
+    return pre_gated.times(design, SMALL, LAYER_NS).token_s
+
+
+def test_the_bytes_of_a_switch_expert_are_those_of_two_matrices() -> None:
+    for model in pre_gated.SWITCH:
+        shape = shape_from_config(model.config)
+        assert shape.expert_params == pytest.approx(2 * model.hidden * model.ffn, rel=1e-3)
+        assert len(shape.moe_layers) == model.moe_layers
+        assert shape.num_layers == 2 * model.moe_layers
+
+
+def test_switch_models_have_the_published_numbers_of_weights() -> None:
+    billions = {8: 0.7, 64: 3.8, 128: 7.5}  # encoder and decoder, which share the embeddings
+    for model in pre_gated.BASE:
+        expert = 2 * model.hidden * model.ffn
+        dense = 0.25e9
+        total = dense + 2 * model.moe_layers * model.experts * expert
+        assert total / 1e9 == pytest.approx(billions[model.experts], rel=0.02)
+
+
+def test_on_demand_waits_for_one_expert_in_each_layer() -> None:
+    expert_s = 4 * 2 * SMALL.hidden * SMALL.ffn / LINK_BYTES_PER_S
+    extra = decoded("on-demand") - decoded("GPU-only")
+    assert extra == pytest.approx(SMALL.moe_layers * expert_s, rel=0.05)
+
+
+def test_pre_gated_waits_for_the_first_layer_only() -> None:
+    expert_s = 4 * 2 * SMALL.hidden * SMALL.ffn / LINK_BYTES_PER_S
+    assert 2 * expert_s < LAYER_NS / 1e9, "copies are hidden behind a layer"
+    extra = decoded("pre-gated") - decoded("GPU-only")
+    assert extra == pytest.approx(expert_s, rel=0.05)
+
+
+def test_prefetch_all_copies_all_experts_of_all_layers() -> None:
+    model = replace(SMALL, experts=64)
+    layers_s = (
+        model.moe_layers * model.experts * 4 * 2 * model.hidden * model.ffn / LINK_BYTES_PER_S
+    )
+    found = pre_gated.times("prefetch-all", model, 1e3).token_s
+    assert found == pytest.approx(layers_s, rel=0.1)
+
+
+def test_the_fit_of_a_layer_reaches_the_published_throughput() -> None:
+    layer_ns = pre_gated.fit_layer(100.0, [SMALL])
+    assert pre_gated.times("GPU-only", SMALL, layer_ns).tokens_per_s == pytest.approx(100, rel=1e-3)
+
+
+def test_one_figure_of_pre_gated_moe_is_fitted_and_it_is_of_gpu_only() -> None:
+    own = [each for each in COMMITTED.rows if each.table == "pre_gated"]
+    fitted = [each.what for each in own if each.kind == "fitted"]
+    assert len([what for what in fitted if "raw data" not in what]) == 1
+    assert all("GPU-only" in what for what in fitted)
+
+
+def test_ratios_of_pre_gated_moe_are_close_but_where_the_figure_itself_is_in_doubt() -> None:
+    own = [r for r in COMMITTED.rows if r.table == "pre_gated" and r.kind == "predicted"]
+    far = [r.what for r in own if abs(r.error) > 20]
+    assert all("prefetch-all" in what or "memory" in what for what in far)
+    assert not any("block" in what or "raw data" in what for what in far)
+
+
+def test_mrs_is_missing_where_the_routing_has_no_scores() -> None:
+    own = [r for r in COMMITTED.rows if r.table == "systems" and "MRS" in r.what]
+    kinds = {r.what.startswith("DeepSeek-V2-Lite"): r.kind for r in own}
+    assert kinds == {True: "predicted", False: "missing"}
+
+
+def test_a_gain_is_the_difference_of_two_rows_in_points() -> None:
+    def entry(policy: str) -> dict[str, Any]:
+        return {"model": "m", "config": {"cache_fraction": 0.25, "policy": policy}}
+
+    rows = [row(unit="%", published=40.0, ours=42.0), row(unit="%", published=45.0, ours=43.5)]
+    (gain,) = systems._gains([entry("LRU"), entry("MRS")], rows)
+    assert (gain.unit, gain.published, gain.ours) == ("points", 5.0, 1.5)
+    assert gain.error_text == "-3.5 points"
+    unknown = [rows[0], row(unit="%", published=45.0, ours=None, kind="missing")]
+    assert systems._gains([entry("LRU"), entry("MRS")], unknown)[0].ours is None
+
+
+def test_a_token_without_misses_takes_the_times_of_its_layers() -> None:
+    trace = synthesize(SyntheticKnobs(
+        requests=6, prompt_tokens=16, output_tokens=30, num_layers=16, num_experts=64, top_k=8,
+        stickiness=1.0,
+    ))  # fmt: skip
+    few, more = (infinity.token_seconds(trace, "olmoe-1b-7b", ns, slots="8GiB") for ns in (0, 1e6))
+    assert more - few == pytest.approx(16e-3, rel=0.03)

@@ -16,7 +16,8 @@ from moesim.policies.placement import Placement, PlacementContext
 class PricedExperts:
     """Durations in nanoseconds: a fixed part for each call, and a part for each row.
 
-    `copies` and `reads` give the durations of single keys that differ from `copy` and 0.
+    `copies` and `reads` give the durations of single keys that differ from `copy` and 0. `front`
+    is that of a layer without its experts, times the layer's number from 1 on.
     """
 
     rows: int = 1
@@ -27,6 +28,11 @@ class PricedExperts:
     copy: int = 100
     copies: Mapping[int, int] = field(default_factory=dict)
     reads: Mapping[int, int] = field(default_factory=dict)
+    has_cpu: bool = True
+    front: int = 0
+
+    def front_ns(self, layer: int, rows: int) -> int:
+        return self.front * (layer + 1) + rows
 
     def copy_ns(self, key: int) -> int:
         return self.copies.get(key, self.copy)

@@ -95,7 +95,7 @@ def run_directory(
         "tiled_share": 0.0, "min_hit_rate": best, "infinite_cache_hit_rate": 0.992,
         "infinite_cache_makespan_s": makespan / 1e9 * 0.3, "infinite_cache_e2e_p95_ms": 900.0,
         "infinite_link_makespan_s": makespan / 1e9 * 0.25, "infinite_link_e2e_p95_ms": 800.0,
-        "verdict": "memory",
+        "verdict": "working set",
         "verdict_reason": "even MIN misses 21 % of accesses at this capacity",
         "wait_max_ms": 0.0, "wait_max_steps": 0, "pause_max_ms": 0.0, "pause_max_steps": 0,
         "cost_kind": "assumed", "notes": ["trace of shallow costed as mixtral-8x7b"],

@@ -1,6 +1,6 @@
 """Servers that follow a script, and a literal simulation of the rules as their oracle.
 
-A script is a list of actions of a server: copy, compute, promote, wait. `play` runs it on a
+A script is a list of actions of a server: copy, compute, promote, cancel, wait. `play` runs it on a
 machine. `read_out` simulates it nanosecond by nanosecond from the rules alone. At each instant
 work completes first, then the server acts, then lanes start work. A lane starts the head of its
 demand queue if all that the job waits for is done, otherwise the head of its prefetch queue. A
@@ -121,6 +121,13 @@ class Promote:
 
 
 @dataclass(frozen=True)
+class Cancel:
+    """Cancel a prefetch that no other job waits for. The host must not be busy then."""
+
+    job: int
+
+
+@dataclass(frozen=True)
 class Await:
     """Wait until one of `jobs` is done, or for `for_ns` at most."""
 
@@ -128,7 +135,7 @@ class Await:
     for_ns: int | None = None
 
 
-Script = Sequence[Issue | Promote | Await]
+Script = Sequence[Issue | Promote | Cancel | Await]
 Times = list[tuple[int, int]]
 
 
@@ -136,7 +143,7 @@ class Played(NamedTuple):
     """What a script did on a machine."""
 
     times: Times
-    """Start and finish of every issue."""
+    """Start and finish of every issue; -1 where it was cancelled."""
     resumed: list[int]
     """When the server resumed from each wait."""
     seen: list[list[bool]]
@@ -169,6 +176,7 @@ def play_all(
     tickets: list[Any] = []
     resumed: list[int] = []
     seen: list[list[bool]] = []
+    cancelled: set[Any] = set()
 
     def server() -> Any:
         for action in script:
@@ -183,20 +191,26 @@ def play_all(
                 machine.submit(tickets[-1])
             elif isinstance(action, Promote):
                 machine.promote(tickets[action.job])
+            elif isinstance(action, Cancel):
+                if machine.cancel(tickets[action.job]):
+                    cancelled.add(tickets[action.job])
             else:
                 until = None if action.for_ns is None else machine.now_ns + action.for_ns
                 yield from machine.wait_any(tuple(tickets[job] for job in action.jobs), until)
                 resumed.append(machine.now_ns)
                 if looks:
                     seen.append([machine.done(ticket) for ticket in tickets])
-        pending = list(tickets)
+        pending = [ticket for ticket in tickets if ticket not in cancelled]
         while pending:
             yield from machine.wait_any(pending)
             pending = [ticket for ticket in pending if not machine.done(ticket)]
         machine.close()
 
     env.run(until=env.process(server()))
-    times = [(ticket.start_ns, ticket.finish_ns) for ticket in tickets]
+    times = [
+        (-1, -1) if ticket in cancelled else (ticket.start_ns, ticket.finish_ns)
+        for ticket in tickets
+    ]
     return Played(times, resumed, seen, [ticket.busy_ns for ticket in tickets])
 
 
@@ -208,6 +222,8 @@ class _Job:
     order: int
     start: int = -1
     finish: int = -1
+    cancelled: bool = False
+    promoted: bool = False
     busy: int = 0
 
 
@@ -239,7 +255,7 @@ class _ReadOut:
         self.issuing = False  # the next action's issue time is already in `host`
 
     def run(self) -> Played:
-        while self.todo or self.waiting or any(job.finish < 0 for job in self.jobs):
+        while self.todo or self.waiting or any(map(pending, self.jobs)):
             for lane in self.lanes.values():
                 if lane.current is not None:
                     lane.current.busy += 1
@@ -305,10 +321,17 @@ class _ReadOut:
             self.lanes[action.lane].queues[action.priority].append(self.jobs[-1])
         elif isinstance(action, Promote):
             job = self.jobs[action.job]
+            job.promoted = True
             urgent, others = self.lanes[job.lane].queues
             if job in others:
                 others.remove(job)
                 urgent.append(job)
+        elif isinstance(action, Cancel):
+            job = self.jobs[action.job]
+            others = self.lanes[job.lane].queues[PREFETCH]
+            if job in others and job.start < 0 and not job.promoted:
+                others.remove(job)
+                job.cancelled = True
         else:
             # The server reads the time of its last wait, whatever it has issued since.
             seen = self.resumed[-1] if self.resumed else 0
@@ -367,6 +390,10 @@ class _ReadOut:
         return min(bounds)
 
 
+def pending(job: _Job) -> bool:
+    return job.finish < 0 and not job.cancelled
+
+
 def read_out(tariff: Tariff, script: Script) -> tuple[Times, list[int]]:
     """Return what `play` returns, simulated nanosecond by nanosecond."""
     return read_out_all(tariff, script)[:2]
@@ -386,6 +413,7 @@ __all__ = [
     "H2D",
     "PREFETCH",
     "Await",
+    "Cancel",
     "Issue",
     "Promote",
     "Tariff",

@@ -77,6 +77,7 @@ class Watched:
         self.machine = machine
         self.log: list[Asked] = []
         self.promoted: list[Work] = []
+        self.cancelled: list[Work] = []
 
     @property
     def now_ns(self) -> int:
@@ -89,6 +90,11 @@ class Watched:
     def promote(self, work: Work) -> None:
         self.promoted.append(work)
         self.machine.promote(work)
+
+    def cancel(self, work: Work) -> bool:
+        done = bool(self.machine.cancel(work))
+        self.cancelled += [work] * done
+        return done
 
     def done(self, work: Work) -> bool:
         return bool(self.machine.done(work))
@@ -144,3 +150,35 @@ def experts_alive(machine: Watched, horizon_ns: int) -> list[tuple[int, int]]:
                 if key in last:
                     spans[last[key]][1] = max(spans[last[key]][1], work.finish)
     return [(start, min(end, horizon_ns)) for start, end in spans]
+
+
+def check_buffers(machine: Watched) -> int:
+    """Check each buffer by the log alone; return how many copies follow a cancelled one.
+
+    A copy into a buffer starts when all earlier work on it is over. An expert leaves for the host
+    from where it has landed.
+    """
+    users: dict[int, list[Any]] = {}
+    place: dict[int, int] = {}
+    holds: dict[int, int] = {}
+    emptied: set[int] = set()
+    follow = 0
+    for asked in machine.log:
+        buffer, work = asked.work.buffer, asked.work
+        if asked.lane == "h2d" and work in machine.cancelled:
+            emptied.add(buffer)
+        elif asked.lane == "h2d":
+            (key,) = asked.keys
+            assert all(user.finish_ns <= work.start_ns for user in users.pop(buffer, ()))
+            follow += buffer in emptied
+            emptied.discard(buffer)
+            place[key], holds[buffer] = buffer, key
+            users[buffer] = [work]
+        elif asked.kind == "copy":
+            assert buffer not in emptied
+            assert holds[buffer] == asked.keys[0]
+            users[buffer].append(work)
+        elif asked.kind == "experts":
+            for key in asked.keys:
+                users[place[key]].append(work)
+    return follow

@@ -55,6 +55,8 @@ def tiny_trace(**knobs: Any) -> Trace:
 
 def scored_trace(trace: Trace, seed: int = 0) -> Trace:
     """Return the trace with random probabilities of all experts."""
+    assert trace.predictions is not None
+    assert trace.gate_weights is not None
     ids, guesses = np.asarray(trace.expert_ids[:]).astype(int), np.asarray(trace.predictions[:])
     shape = (trace.num_rows, trace.num_layers, trace.num_experts)
     return Trace.from_arrays(
@@ -64,7 +66,7 @@ def scored_trace(trace: Trace, seed: int = 0) -> Trace:
         probabilities=np.random.default_rng(seed).random(shape),
         seq_len=trace.requests["num_rows"],
         prompt_tokens=trace.requests["prompt_tokens"],
-        domain=trace.requests["domain"],
+        domain=trace.requests["domain"].tolist(),
         arrival_s=trace.requests["arrival_s"],
         num_experts=trace.num_experts,
         model_config=trace.meta.model_config,
@@ -202,6 +204,19 @@ def random_case(
     return scenario, trace
 
 
+def buffered_case(seed: int, *, at_once: bool = False) -> tuple[dict[str, Any], Trace]:
+    """Return a random case whose copies ahead go to one to five buffers of their own."""
+    scenario, trace = random_case(7000 + seed, at_once=at_once, newer=seed % 2 == 0)
+    if scenario["prefetch"]["policy"] == "none":
+        guesses = {"depth": 1 + seed % 3, "recall": 0.6, "precision": 0.5}
+        scenario["prefetch"] = {"policy": "dial", "options": guesses}
+    scenario["prefetch"]["buffers"] = random.Random(seed).randint(1, 5)
+    if seed % 5 == 0:
+        by_layer = {"shape": "trace", "expert_bits_by": {"layer": {"0": 8}}}
+        scenario |= {"model": by_layer, "cache": scenario["cache"] | {"policy": "lru"}}
+    return scenario, trace
+
+
 def everything(outcome: Outcome) -> tuple[Any, ...]:
     """Return all that a run records, times included."""
     ledger = outcome.ledger
@@ -217,6 +232,7 @@ def everything(outcome: Outcome) -> tuple[Any, ...]:
         ledger.busy_ns,
         ledger.moved_bytes,
         (ledger.prefetch_useful, ledger.prefetch_late, ledger.prefetch_wasted),
+        ledger.prefetch_cancelled,
     )
 
 

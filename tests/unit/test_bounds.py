@@ -12,7 +12,8 @@ from moesim.config.units import format_bytes
 from moesim.errors import ScenarioError
 from moesim.policies import find, names
 from moesim.simulate import Outcome, Plan, bounds_of, result_of, simulate, summarise
-from moesim.simulate.bounds import BOUND_KEYS, min_hits, verdict
+from moesim.simulate.bounds import BOUND_KEYS, min_hits
+from moesim.simulate.verdict import verdict
 from moesim.trace import Trace
 
 # Policies that load only what is asked for; `static` starts loaded, and is none of them.
@@ -330,80 +331,84 @@ def test_remedies_are_not_charged_for_steps_that_a_faster_run_would_split() -> N
 # --- the verdict ----------------------------------------------------------------------------------
 
 
-def judged(now: int = 100, **then: int) -> str:
-    return verdict(now, {"policy": 100, "memory": 100, "link": 100, **then})[0]
+def judged(now: int = 100, *, policy: int = 100, slots: int = 100, link: int = 100) -> str:
+    return verdict(now, {"policy": policy, "working set": slots, "link": link})[0]
 
 
 def test_the_verdict_names_the_remedy_that_gains_most() -> None:
-    assert judged(policy=40, memory=100, link=100) == "policy"
-    assert judged(policy=90, memory=40, link=100) == "memory"
-    assert judged(policy=96, memory=91, link=33) == "link"
+    assert judged(policy=40, slots=100, link=100) == "policy"
+    assert judged(policy=90, slots=40, link=100) == "working set"
+    assert judged(policy=96, slots=91, link=33) == "link"
 
 
 def test_no_remedy_is_named_that_saves_no_more_than_a_tenth() -> None:
     assert judged() == "compute"
-    assert judged(policy=90, memory=90, link=90) == "compute"
-    assert judged(policy=89, memory=89, link=89) == "policy"
+    assert judged(policy=90, slots=90, link=90) == "compute"
+    assert judged(policy=89, slots=89, link=89) == "policy"
     assert judged(link=90) == "compute"
     assert judged(link=89) == "link"
-    assert judged(memory=90) == "compute"
-    assert judged(memory=89) == "memory"
+    assert judged(slots=90) == "compute"
+    assert judged(slots=89) == "working set"
 
 
 def test_a_dearer_remedy_must_save_a_tenth_more_than_a_cheaper_one() -> None:
-    assert judged(policy=30, memory=20, link=20) == "policy"
-    assert judged(policy=31, memory=20, link=20) == "memory"
-    assert judged(policy=90, memory=30, link=20) == "memory"
-    assert judged(policy=90, memory=31, link=20) == "link"
-    assert judged(policy=30, memory=90, link=20) == "policy"
+    assert judged(policy=30, slots=20, link=20) == "policy"
+    assert judged(policy=31, slots=20, link=20) == "working set"
+    assert judged(policy=90, slots=30, link=20) == "working set"
+    assert judged(policy=90, slots=31, link=20) == "link"
+    assert judged(policy=30, slots=90, link=20) == "policy"
 
 
 def test_a_remedy_that_only_costs_time_is_never_named() -> None:
-    assert judged(policy=120, memory=110, link=101) == "compute"
-    assert judged(policy=50, memory=110, link=120) == "policy"
-    assert verdict(0, {"policy": 0, "memory": 0, "link": 0})[0] == "compute"
+    assert judged(policy=120, slots=110, link=101) == "compute"
+    assert judged(policy=50, slots=110, link=120) == "policy"
+    assert verdict(0, {"policy": 0, "working set": 0, "link": 0})[0] == "compute"
 
 
 def test_a_tenth_is_of_the_time_now_exactly() -> None:
     """In whole nanoseconds: no rounding decides a verdict."""
-    assert judged(10**18 + 1, policy=2 * 10**18, memory=2 * 10**18, link=9 * 10**17) == "link"
-    assert judged(10**18, policy=2 * 10**18, memory=2 * 10**18, link=9 * 10**17) == "compute"
+    assert judged(10**18 + 1, policy=2 * 10**18, slots=2 * 10**18, link=9 * 10**17) == "link"
+    assert judged(10**18, policy=2 * 10**18, slots=2 * 10**18, link=9 * 10**17) == "compute"
 
 
 def test_the_reason_gives_the_time_now_and_with_each_remedy() -> None:
-    then = {"policy": 1_010_000_000, "memory": 1_000_000_000, "link": 358_541_540}
+    then = {"policy": 1_010_000_000, "working set": 1_000_000_000, "link": 358_541_540}
     assert verdict(1_100_000_000, then) == (
         "link",
         "copies that take no time would cut the time in steps from 1.10 s to 0.359 s (-67%); "
         "MIN's evictions: 1.01 s (-8%); a slot for every expert (filled at first use): "
         "1.00 s (-9%)",
     )
-    then = {"policy": 1_630 * 10**9, "memory": 129 * 10**9, "link": 1_600 * 10**9}
+    then = {"policy": 1_630 * 10**9, "working set": 129 * 10**9, "link": 1_600 * 10**9}
     assert verdict(1_632 * 10**9, then)[1] == (
         "a slot for every expert (filled at first use) would cut the time in steps from 1,632 s "
         "to 129 s (-92%); MIN's evictions: 1,630 s (-0%); copies that take no time: 1,600 s (-2%)"
     )
-    assert verdict(100, {"policy": 110, "memory": 95, "link": 92})[1] == (
+    assert verdict(100, {"policy": 110, "working set": 95, "link": 92})[1] == (
         "no remedy would save more than a tenth of the 1.00e-07 s in steps; MIN's evictions: "
         "1.10e-07 s (+10%); a slot for every expert (filled at first use): 9.50e-08 s (-5%); "
         "copies that take no time: 9.20e-08 s (-8%)"
     )
 
 
+NO_READBACK = {"readback_latency": "0us", "d2h": {"latency": "0us"}}
+
+
 def test_a_verdict_rests_on_the_times_of_the_run() -> None:
     slow = {"profile": "rtx-4090", "h2d": {"bandwidth": "1GB/s"}}
     fast = {"profile": "rtx-4090", "h2d": {"bandwidth": "900GB/s", "latency": "0us"}}
     for hardware, slots, expected in (
-        (slow, 12, "memory"),
+        (slow, 12, "working set"),
         (slow, 32, "link"),
-        (fast, 32, "compute"),
+        (fast, 32, "host"),  # a layer waits for the router's choices on their way to the host
+        ({**fast, **NO_READBACK}, 32, "compute"),
     ):
         scenario = tiny_scenario(hardware=hardware, cache={"slots": slots})
         _, found = bounds(plan_of(scenario, tiny_trace(output_tokens=200)))
         assert found["verdict"] == expected, (slots, found["verdict_reason"])
 
 
-def test_a_verdict_of_memory_says_what_the_unused_memory_holds() -> None:
+def test_a_verdict_of_the_working_set_says_what_the_unused_memory_holds() -> None:
     """And `cache.slots: rest` gives just that many slots."""
     long = tiny_trace(output_tokens=200)
     slow = {"profile": "rtx-4090", "h2d": {"bandwidth": "1GB/s"}}
@@ -411,8 +416,10 @@ def test_a_verdict_of_memory_says_what_the_unused_memory_holds() -> None:
     def reason(slots: Any, **memory: Any) -> str:
         scenario = tiny_scenario(hardware=slow, cache={"slots": slots}, memory=memory)
         _, found = bounds(plan_of(scenario, long))
-        assert found["verdict"] == "memory"
-        return str(found["verdict_reason"])
+        assert found["verdict"] == "working set"
+        reason, _, source = str(found["verdict_reason"]).rpartition("; ")
+        assert source.startswith("synthetic routing")
+        return reason
 
     assert "is unused: cache.slots: rest would give 32 of 32 slots" in reason(12)
     assert reason(12).endswith("a slot for every expert fits in 24 GiB")

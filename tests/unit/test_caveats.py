@@ -278,7 +278,7 @@ def test_a_depth_of_which_no_prediction_is_recorded_is_refused_where_it_stands(
         (
             "prefetch: predicted",
             "3:11: prefetch.policy: predicted needs predictions, and the trace holds none; record "
-            "it with `moesim record --depth 1`, or choose another policy",
+            "it with `moesim record --depth 1`, or choose another policy, like `prefetch: none`",
         ),
         (
             "cache: {slots: 9/layer}",

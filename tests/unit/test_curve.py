@@ -234,7 +234,9 @@ def test_the_default_is_every_capacity_and_the_last_misses_only_what_is_new(name
     assert list(found) == [1, 2, 3, 4, 5]
     used = [set(np.unique(trace.expert_ids[:, layer])) - {255} for layer in range(2)]
     accesses = int((trace.expert_ids[:] != 255).sum())
-    new = 0 if name == "static" else sum(map(len, used))
+    # One never changes, and one keeps nothing.
+    never = {"static": 0, "drop_after_use": accesses}
+    new = never.get(name, sum(map(len, used)))
     assert found[5] == pytest.approx(1 - new / accesses)
 
 
@@ -310,6 +312,11 @@ def test_options_reach_the_policy() -> None:
     steep, flat = (curve(trace, [("lfu_decay", {"decay": d})])["lfu_decay"] for d in (0.01, 1.0))
     assert steep != flat
     assert flat == curve(trace, ["lfu"])["lfu"]
+
+
+def test_a_part_of_the_replayed_trace_to_learn_from_is_refused() -> None:
+    with pytest.raises(UsageError, match="static learns from a part of a trace, and a curve"):
+        curve(tiny_trace(), [("static", {"train": 0.5})])
 
 
 def test_a_static_placement_may_learn_from_another_trace(tmp_path: Path) -> None:

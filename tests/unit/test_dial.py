@@ -52,7 +52,7 @@ def dial(layers: int = LAYERS, experts: int = EXPERTS, **options: Any) -> Any:
 def random_steps(steps: int, layers: int = LAYERS, seed: int = 1) -> list[list[list[int]]]:
     rng = np.random.default_rng(seed)
     ids = rng.random((steps, layers, EXPERTS)).argsort(axis=-1)[..., :TOP_K]
-    return (ids + (np.arange(layers) * EXPERTS)[:, None]).tolist()  # type: ignore[no-any-return]
+    return (ids + (np.arange(layers) * EXPERTS)[:, None]).tolist()
 
 
 def realised(policy: Any, steps: list[list[list[int]]]) -> tuple[np.ndarray, np.ndarray]:

@@ -6,6 +6,7 @@ import ast
 import importlib.util
 import io
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +102,7 @@ def test_labels_that_the_results_quote_are_printed(tmp_path: Path) -> None:
     from run_directories import run_directory
 
     from moesim.report import print_summary
-    from moesim.report.metrics import HEADLINE
+    from moesim.report.metrics import HEADLINE, SAVED
 
     stream = io.StringIO()
     print_summary(run_directory(tmp_path / "run"), stream)
@@ -109,8 +110,10 @@ def test_labels_that_the_results_quote_are_printed(tmp_path: Path) -> None:
     shares = {"cpu_busy_share": 0.5, "disk_busy_share": 0.5, "stall_host_s": 1.0}
     print_summary(run_directory(tmp_path / "whole", summary=shares), stream)
     ahead = {"prefetch_policy": "oracle", "prefetch_pollution": 3}
+    ahead |= {"no_prefetch_time_in_steps_s": 9.0, "prefetch_saved_share": 0.1}
+    ahead |= {"regret_policy_s": 1.0}
     print_summary(run_directory(tmp_path / "ahead", summary=ahead), stream)
-    printed = stream.getvalue() + "".join(metric.title for metric in HEADLINE)
+    printed = stream.getvalue() + "".join(metric.title for metric in (*HEADLINE, SAVED))
     _, results = (ROOT / "docs/results.md").read_text().split("## summary.json")
     labels = re.findall(r'"([^"]+?)[ .]*"', " ".join(results.split()))
     assert len(labels) > 20
@@ -136,6 +139,31 @@ def test_the_page_on_placement_lists_every_policy_with_its_options() -> None:
         options = getattr(find("placement", name), "Options", None)
         for option in getattr(options, "__dataclass_fields__", ()):
             assert f"`{option}`" in rows[name]
+
+
+def test_the_page_on_prefetch_lists_every_policy() -> None:
+    from moesim.policies import names
+
+    table = (ROOT / "docs/prefetch.md").read_text().split("\n## ")[0]
+    listed = re.findall(r"^\| `(\w+)` \|", table, re.M)
+    assert sorted(listed) == sorted(names("prefetch"))
+
+
+def test_the_example_of_the_page_on_prefetch_says_what_the_command_prints(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from typer.testing import CliRunner
+
+    from moesim.cli import app
+
+    text = (ROOT / "docs/prefetch.md").read_text()
+    (command,) = commands(text)
+    (quoted,) = re.findall(r"^> (.*)$", text, re.M)
+    monkeypatch.chdir(ROOT)
+    arguments = [*shlex.split(command)[1:], "--out", str(tmp_path), "--no-plots"]
+    done = CliRunner().invoke(app, [*arguments, "--workers", "1"])
+    assert done.exit_code == 0, done.output
+    assert quoted in done.stdout.splitlines()
 
 
 def test_every_key_of_a_summary_is_explained() -> None:

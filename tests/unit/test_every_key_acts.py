@@ -41,6 +41,10 @@ BASE: dict[str, Any] = {
     "batching": {"token_budget": 4, "max_sequences": 3},
     "bounds": False,
 }
+BY_DEMAND: dict[str, Any] = {"cache": {"slots": 12, "split": "demand"}}
+BY_ACCURACY: dict[str, Any] = {
+    "cache": {"slots": 12, "split": "adapmoe", "split_options": {"accuracy": [0.5, 0.5, 0.9, 0.1]}}
+}
 WRITE_BACK = {"cache": {"policy": "lru", "slots": 6, "write_back": True}}
 POISSON: dict[str, Any] = {"workload": {"arrivals": {"kind": "poisson", "rate_per_s": 5000}}}
 GAMMA: dict[str, Any] = {
@@ -60,6 +64,7 @@ ARRIVALS: dict[str, dict[str, Any]] = {
     "closed": CLOSED,
 }
 LENGTHS = {"workload": {"lengths": {"prompt": 3, "output": 3}}}
+GUESSES = {"prefetch": {"policy": "dial", "options": {"recall": 0.5, "precision": 0.2}}}
 ORACLE = {"prefetch": {"policy": "oracle", "options": {"depth": 1}}}
 DISK = {"hardware": {**SLOW_LINK, "disk": {"latency": "90us", "bandwidth": "2GB/s"}}}
 FROM_DISK: dict[str, Any] = {**DISK, "memory": {"kv": "auto", "host": "31MiB"}}
@@ -183,12 +188,20 @@ CASES: dict[str, tuple[dict[str, Any], Any]] = {
     "Cache.options": ({"cache": {"policy": "lfu_decay", "slots": 12}}, {"decay": 0.01}),
     "Cache.scope": ({}, "global"),
     "Cache.slots": ({}, 9),
+    "Cache.split": ({}, [0, 3, 4, 5]),
+    "SplitOptions.profile": (BY_DEMAND, "other"),
+    "SplitOptions.train": (BY_DEMAND, 0.5),
+    "SplitOptions.need": (BY_DEMAND, "popularity"),
+    "SplitOptions.accuracy": (BY_ACCURACY, 1),
+    "SplitOptions.single": (BY_ACCURACY, 1),
     "Cache.initial_layers": ({}, 1),
     "Cache.admission": ({"cache": {"policy": "lfu", "slots": 6}}, "always"),
     "Cache.write_back": ({}, True),
+    "Metrics.without_prefetch": (ORACLE, True),
     "Prefetch.policy": ({}, "oracle"),
     "Prefetch.options": (ORACLE, {"depth": 3}),
-    "Prefetch.cancel": ({}, True),
+    "Prefetch.buffers": (ORACLE, 4),
+    "Prefetch.cancel": (GUESSES, True),
     "Placement.policy": ({}, "cost"),
     "Placement.options": ({"placement": {"policy": "cpu_layers"}}, {"whole_layers": 3}),
     "EngineChoice.profile": ({}, "llama.cpp"),
@@ -214,6 +227,7 @@ UNUSED: list[tuple[str, dict[str, Any], Any]] = [
         True,
     ),
     ("hardware.host_memory_bandwidth", {}, "1GB/s"),
+    ("metrics.without_prefetch", {}, True),
     ("hardware.host_memory", {}, "8GiB"),
     ("hardware.memory", OF_PARTS, "DDR4-2133 1ch"),
     ("hardware.host_memory_efficiency", {}, "50%"),
@@ -235,6 +249,11 @@ UNUSED: list[tuple[str, dict[str, Any], Any]] = [
     ("hardware.disk.queue_depth", DISK, 8),
     ("cache.policy", FIXED, "fifo"),
     ("cache.scope", FIXED, "global"),
+    ("cache.split", FIXED, [3, 3, 3, 3]),
+    ("cache.split_options.need", FIXED, "popularity"),
+    ("cache.split_options.need", {}, "popularity"),
+    ("cache.split_options.accuracy", BY_DEMAND, 0.5),
+    ("cache.split_options.train", BY_ACCURACY, 0.5),
     ("cache.initial_layers", FIXED, 1),
     ("cache.admission", FIXED, "always"),
     ("cache.write_back", FIXED, True),
@@ -256,6 +275,8 @@ UNUSED: list[tuple[str, dict[str, Any], Any]] = [
     ("workload.arrivals.think", NO_LOOP, "2s"),
     ("batching.long_prompts", {}, "refuse"),
     ("memory.host_cache", {}, "expert"),
+    ("prefetch.buffers", {}, 4),
+    ("prefetch.cancel", {}, True),
 ]
 
 

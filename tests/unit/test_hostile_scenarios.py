@@ -47,7 +47,9 @@ def everything(trace: Trace, *, swept: bool = True) -> dict[str, Any]:
         },
         "batching": {"policy": "decode_first", "token_budget": 16, "max_sequences": 2},
         "cache": {"policy": "lfu_decay", "slots": "4/layer", "options": {}, "write_back": False},
-        "prefetch": {"policy": "predicted", "options": {"depth": 1}},
+        "prefetch": {
+            "policy": "predicted", "options": {"depth": 1}, "buffers": 2, "cancel": True,
+        },
         "timeline": {"first_step": 1, "steps": 2}, "seed": 3, "bounds": False,
     }  # fmt: skip
 

@@ -120,6 +120,27 @@ def test_a_table_ranks_as_its_plain_version(name: str, rule: str, case: Any) -> 
         assert rest == []
 
 
+@pytest.mark.parametrize("rule", RULES)
+@settings(max_examples=40, deadline=None)
+@given(case=cases(), stride=st.integers(1, LAYERS - 1))
+def test_a_stride_ranks_one_later_layer_as_the_plain_version_does(
+    rule: str, case: Any, stride: int
+) -> None:
+    options, scenario, trace = case
+    del options["depth"]
+    options |= {"combine": rule, "stride": stride}
+    scenario["prefetch"]["policy"] = "stride"
+    table = table_of(trace, 0.5)
+    for looks, answer in watched(scenario, trace):
+        layer = looks[-1].layer + stride
+        if looks[-1].layer < 0 or layer >= LAYERS:
+            assert answer == []
+            continue
+        assert {key // EXPERTS for key in answer} <= {layer}
+        scores = BY_SCORE["previous_layer"](table, looks, layer, rule)
+        assert is_ranking([key % EXPERTS for key in answer], scores, most_of(options, looks))
+
+
 @settings(max_examples=40, deadline=None)
 @given(case=cases())
 def test_the_nearest_activation_matrix_is_that_of_the_plain_version(case: Any) -> None:
@@ -174,7 +195,7 @@ def test_a_table_of_a_trace_that_repeats_itself_predicts_all_of_it(name: str) ->
     calls = watched(scenario, trace)
     for looks, answer in calls[LAYERS + 1 :]:
         layer = looks[-1].layer + 1
-        if layer == 0 and name in ("previous_layer", "trajectory"):
+        if layer == 0 and name in ("previous_layer", "stride", "trajectory"):
             assert answer == []  # nothing of the step is known
         else:
             expected = [] if layer == LAYERS else (layer * EXPERTS + ids[0, layer]).tolist()
@@ -197,6 +218,40 @@ def test_a_running_matrix_starts_anew_with_another_request() -> None:
     Shows.requests = (8,)
     assert policy.wanted(Shows(-1, ())) == ()
     assert policy._running.sum() == 0
+
+
+def test_a_stride_of_recorded_predictions_fetches_for_one_layer_and_learns_nothing() -> None:
+    class Guesses(View):
+        def predicted(self, depth: int) -> list[int]:
+            return {1: [8, 9], 2: [17, 16]}.get(depth, [])
+
+    stride = find("prefetch", "stride")
+    for number, experts, expected in [(1, None, [8, 9]), (2, None, [17, 16]), (2, 1, [17])]:
+        options = stride.Options(number, "recorded", experts=experts)
+        policy = stride(options)
+        policy.prepare(PrefetchContext(LAYERS, EXPERTS, TOP_K, np.random.default_rng(0)))
+        assert list(policy.wanted(Guesses(0, [1, 2], [1, 1]))) == expected
+        assert list(stride.inputs(options)) == []
+        assert policy.needs_predictions
+
+
+@pytest.mark.parametrize("name", [name for name in LEARNED if name != "stride"])
+def test_all_layers_are_as_many_as_there_are(name: str) -> None:
+    trace = tiny_trace(requests=4, prompt_tokens=2, output_tokens=3)
+    scenario = tiny_scenario(workload={"part": [0.5, 1]})
+    answers = [
+        [answer for _, answer in watched({**scenario, "prefetch": {"policy": name, **how}}, trace)]
+        for how in ({"options": {"depth": "all"}}, {"options": {"depth": LAYERS}})
+    ]
+    assert answers[0] == answers[1]
+
+
+def test_a_policy_without_a_trace_to_learn_from_says_so() -> None:
+    for name in LEARNED:
+        with pytest.raises(UsageError, match=f"{name} learns from a trace, and there is none"):
+            find("prefetch", name)().prepare(
+                PrefetchContext(LAYERS, EXPERTS, TOP_K, np.random.default_rng(0))
+            )
 
 
 def context(trace: Trace) -> PrefetchContext:

@@ -53,7 +53,7 @@ workload:
 batching:
   policy: expert_aware
   options: {sise: 3}
-prefetch: {policy: layer_ahead, options: {depth: 3}, cancel: true}
+prefetch: {policy: layer_ahead, options: {depth: 3}}
 placement: {policy: cpu}
 sed: 1
 """
@@ -69,7 +69,6 @@ sed: 1
         ("7:13: workload.requests: ", "must be at least 1, not 0"),
         ("12:13: batching.options.sise: ", "has no option 'sise'"),
         ("13:20: prefetch.policy: ", "which reveals routing to depth 0; choose predicted"),
-        ("13:62: prefetch.cancel: ", "leave the key out"),
         ("14:21: placement.policy: ", "unknown placement policy 'cpu'"),
         ("15:1: sed: ", "did you mean 'seed'?"),
     ]

@@ -21,7 +21,7 @@ from moesim.scenario import Scenario, load_scenario
 from moesim.scenario.unused import unused_keys
 from moesim.serving.stalls import CAUSES
 from moesim.simulate import bounds_of, prepare, result_of, simulate, summarise
-from moesim.simulate.bounds import longest_wait, more_slots, verdict
+from moesim.simulate.verdict import more_slots, spent_of, verdict
 from moesim.sweep import check_points, points_of
 from moesim.workload.workload import build_workload
 
@@ -419,19 +419,21 @@ def test_without_a_remedy_the_longest_wait_limits_the_run() -> None:
         bounds=True,
     )
     assert found["verdict"] == "cpu"
-    assert found["verdict_reason"].endswith("the GPU waits 100% of this time for the CPU")
+    lead = found["verdict_reason"].split("; ")[0]
+    assert lead.startswith(f"of the {found['regret_cpu_s']:#.3g} s in steps, the GPU waits")
+    assert lead.endswith("(100%) for the CPU")
 
 
 def test_a_slow_host_limits_a_run_that_no_remedy_helps() -> None:
     found = summary(cache={"slots": "100%"}, engine={"launch": "5ms"}, bounds=True)
-    plain = summary(cache={"slots": "100%", "policy": "static"}, bounds=True)
+    prompt = {"profile": "rtx-4090", "readback_latency": "0us", "d2h": {"latency": "0us"}}
+    loaded = {"slots": "100%", "policy": "static"}
+    plain = summary(cache=loaded, hardware=prompt, bounds=True)
     assert plain["verdict"] == "compute"
-    slow = summary(
-        cache={"slots": "100%", "policy": "static"}, engine={"launch": "5ms"}, bounds=True
-    )
+    slow = summary(cache=loaded, hardware=prompt, engine={"launch": "5ms"}, bounds=True)
     assert slow["verdict"] == "host"
     assert "for the host to issue work" in slow["verdict_reason"]
-    assert found["verdict"] in ("host", "memory", "link")
+    assert found["verdict"] in ("host", "working set", "link")
 
 
 @pytest.mark.parametrize(
@@ -450,12 +452,13 @@ def test_a_wait_limits_a_run_if_it_takes_more_than_a_tenth(
 ) -> None:
     stalls = [[waits.get(cause, 0) // 2, -(-waits.get(cause, 0) // 2)] for cause in CAUSES]
     logged: Any = SimpleNamespace(stall_ns=stalls, stepping_ns=1000)
-    assert longest_wait(logged)[0] == word
+    useless = {"policy": 1000, "working set": 1000, "link": 1000}
+    assert verdict(1000, useless, spent_of(logged))[0] == word
 
 
 def test_a_remedy_that_is_no_choice_is_no_verdict() -> None:
-    assert verdict(1000, {"policy": 100, "memory": 900, "link": 1000})[0] == "policy"
-    assert verdict(1000, {"memory": 900, "link": 1000})[0] == "compute"
+    assert verdict(1000, {"policy": 100, "working set": 900, "link": 1000})[0] == "policy"
+    assert verdict(1000, {"working set": 900, "link": 1000})[0] == "compute"
 
 
 def test_with_a_free_link_placements_know_that_copies_take_no_time() -> None:

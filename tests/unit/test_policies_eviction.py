@@ -431,6 +431,72 @@ def test_a_demand_policy_decides_without_the_future(
     assert outcomes(promised, events) == outcomes(replaced, events)
 
 
+class Serving(View):
+    """Shows the requests of its step."""
+
+    def __init__(self, event: list[int], requests: set[int]) -> None:
+        super().__init__(0, event, [1] * len(event))
+        self._requests = tuple(sorted(requests))
+
+    @property
+    def requests(self) -> tuple[int, ...]:
+        return self._requests
+
+
+@given(
+    events=unions(),
+    capacity=st.integers(0, EXPERTS),
+    served=st.lists(st.sets(st.integers(0, 3), min_size=1, max_size=2), min_size=25, max_size=25),
+)
+def test_an_activation_matrix_starts_anew_where_no_request_goes_on(
+    events: Events, capacity: int, served: list[set[int]]
+) -> None:
+    def starts(now: int) -> int:
+        anew = [at for at in range(1, now + 1) if served[at].isdisjoint(served[at - 1])]
+        return anew[-1] if anew else 0
+
+    policy = build("activation_matrix", events, capacity, fade=1.0)
+    expected = naive.replay(naive.activation_share(1.0, starts), events, capacity)
+    resident: set[int] = set()
+    for event, requests, (hits, after) in zip(events, served, expected, strict=False):
+        assert resident.intersection(event) == hits
+        resident = resident.union(event).difference(policy.decide(Serving(event, requests)))
+        assert resident == after
+
+
+@given(
+    capacity=st.integers(0, 6),
+    moves=st.lists(st.tuples(st.booleans(), st.sets(st.integers(0, 11), min_size=1)), max_size=20),
+)
+def test_drop_after_use_keeps_what_was_prefetched_until_its_layer_is_computed(
+    capacity: int, moves: list[tuple[bool, set[int]]]
+) -> None:
+    """Three layers of four experts; a move prefetches keys, or is an event of one layer."""
+    policy = build("drop_after_use", [], capacity)
+    policy._experts = 4  # type: ignore[attr-defined]
+    kept: list[int] = []
+    for prefetches, keys in moves:
+        if not prefetches:
+            layer = min(keys) // 4
+            union = [key for key in keys if key // 4 == layer]
+            gone = {key for key in kept if key // 4 == layer}
+            assert set(policy.decide(View(layer, union))) == gone | set(union)
+            kept = [key for key in kept if key not in gone]
+        for key in sorted(keys) if prefetches else ():
+            if key in kept:
+                continue
+            if len(kept) == capacity:
+                victim = policy.victim(keys)
+                assert victim == next((old for old in kept if old not in keys), None)
+                if victim is None:
+                    continue
+                policy.remove(victim)
+                kept.remove(victim)
+            policy.insert(key)
+            kept.append(key)
+        assert list(policy.book) == kept
+
+
 def test_the_document_lists_every_policy() -> None:
     table = (ROOT / "docs/eviction.md").read_text(encoding="utf-8").split("\n## ")[0]
     listed = re.findall(r"`(\w+)`", "".join(re.findall(r"^\| (`.*?) \|", table, re.MULTILINE)))
@@ -438,4 +504,4 @@ def test_the_document_lists_every_policy() -> None:
 
 
 def test_every_policy_has_an_oracle() -> None:
-    assert set(names("eviction")) == {*ORACLES, *REPLACING, "static", "random"}
+    assert set(names("eviction")) == {*ORACLES, *REPLACING, "static", "random", "drop_after_use"}

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from oracles.two_queue import Absent, Loads, greedy, makespan, queue_of
 from priced_experts import PricedExperts, context, event, placement
 
 from moesim.errors import UsageError
@@ -19,9 +20,6 @@ from moesim.policies import find, names
 from moesim.policies.guard import has_hindsight
 from moesim.policies.placement import Placement
 from moesim.policies.placement.base import ARRIVING
-
-Loads = dict[int, int]
-Absent = dict[int, str]
 
 
 def on_cpu(answer: Mapping[int, str]) -> set[int]:
@@ -337,52 +335,6 @@ def test_a_copy_under_way_is_used_whatever_it_costs() -> None:
 
 
 # --- two_queue ------------------------------------------------------------------------------------
-
-
-def greedy(loads: Loads, absent: Absent, prices: PricedExperts) -> list[int]:
-    """Return the copied keys in order: HybriMoE's rule, task by task on three resources."""
-    arriving = sorted(key for key in loads if absent.get(key) == ARRIVING)
-    waiting = [key for key in loads if absent.get(key, ARRIVING) != ARRIVING]
-    free = {"cpu": prices.cpu_call_ns, "link": sum(map(prices.copy_ns, arriving))}
-    copied = []
-    while waiting:
-        light = max(waiting, key=lambda key: (-loads[key], key))
-        heavy = min(waiting, key=lambda key: (-loads[key], key))
-        cpu_task = prices.cpu_ns(light, loads[light]) - prices.cpu_call_ns
-        computed = free["cpu"] + prices.read_ns(light) + cpu_task
-        landed = free["link"] + prices.read_ns(heavy) + prices.copy_ns(heavy)
-        if landed < computed:
-            copied.append(heavy)
-            waiting.remove(heavy)
-            free["link"] = landed
-        else:
-            waiting.remove(light)
-            free["cpu"] = computed
-    return copied
-
-
-def makespan(loads: Loads, absent: Absent, prices: PricedExperts, copied: list[int]) -> int:
-    """Return when CPU and GPU are done. The GPU takes the first landed of the tasks left."""
-    arriving = sorted(key for key in loads if absent.get(key) == ARRIVING)
-    cpu = [key for key in absent if key not in (*arriving, *copied)]
-    reads = sum(map(prices.read_ns, cpu))
-    each = [prices.cpu_ns(key, loads[key]) - prices.cpu_call_ns for key in cpu]
-    cpu_ns = prices.cpu_call_ns + sum(each) + reads if cpu else 0
-    landed, link = {}, 0
-    for key in (*arriving, *copied):
-        link += prices.copy_ns(key) + (prices.read_ns(key) if key in copied else 0)
-        landed[key] = link
-    residents = [prices.gpu_row * rows for key, rows in loads.items() if key not in absent]
-    now = prices.gpu_call_ns + sum(residents) if residents else 0
-    while landed:
-        key = min(landed, key=landed.__getitem__)
-        now = max(now, landed.pop(key)) + prices.gpu_ns(key, loads[key])
-    return max(cpu_ns, now)
-
-
-def queue_of(loads: Loads, absent: Absent) -> list[int]:
-    waiting = [key for key, place in absent.items() if place != ARRIVING]
-    return sorted(waiting, key=lambda key: (-loads[key], key))
 
 
 @given(events(), prices)

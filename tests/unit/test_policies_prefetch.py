@@ -12,7 +12,7 @@ from workloads import plan_of, run_on, tiny_scenario
 
 from moesim.errors import UsageError
 from moesim.policies import View, find, parse_options
-from moesim.policies.prefetch import Prefetch
+from moesim.policies.prefetch import Prefetch, PrefetchContext
 
 
 class Window(View):
@@ -47,6 +47,27 @@ def test_the_nearest_layer_comes_first(name: str, depth: int, expected: list[int
     assert policy(policy.Options(depth)).wanted(window) == expected
     kind = "exact" if name == "oracle" else "predicted"
     assert window.looks == [(kind, ahead) for ahead in range(1, depth + 1)]
+
+
+@pytest.mark.parametrize(
+    ("depth", "experts", "expected"), [(1, 1, [40]), (2, 1, [40, 50]), (2, 2, [40, 41, 50])]
+)
+def test_predicted_fetches_at_most_so_many_experts_of_a_layer(
+    depth: int, experts: int, expected: list[int]
+) -> None:
+    policy = find("prefetch", "predicted")
+    assert policy(policy.Options(depth, experts)).wanted(Window()) == expected
+
+
+@pytest.mark.parametrize("depth", [1, 2, 5])
+def test_all_streams_every_expert_of_the_next_layers_and_goes_round(depth: int) -> None:
+    policy = find("prefetch", "all")
+    streaming = policy(policy.Options(depth))
+    streaming.prepare(PrefetchContext(3, 2, 1, np.random.default_rng(0)))
+    for layer in range(-1, 3):
+        later = [(layer + ahead) % 3 for ahead in range(1, min(depth, 2) + 1)]
+        expected = [each * 2 + expert for each in later for expert in range(2)]
+        assert list(streaming.wanted(View(layer, ()))) == expected
 
 
 @pytest.mark.parametrize("depth", [0, 10**9])

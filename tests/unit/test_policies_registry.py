@@ -18,10 +18,10 @@ from moesim.policies import FAMILIES, find, names, parse_options, register, regi
 from moesim.policies.registry import NoOptions, option_mistakes
 
 EXPECTED = {
-    "eviction": "activation_matrix arc fifo fmoe least_stale lfru lfu lfu_decay lfu_in_cache lirs "
-    "lookahead lru min min_window mrs random s3_fifo sieve static",
-    "prefetch": "activation_matrix dial layer_ahead none oracle popularity predicted "
-    "previous_layer previous_token trajectory",
+    "eviction": "activation_matrix arc drop_after_use fifo fmoe least_stale lfru lfu lfu_decay "
+    "lfu_in_cache lirs lookahead lru min min_window mrs random s3_fifo sieve static",
+    "prefetch": "activation_matrix all dial gain layer_ahead none oracle popularity predicted "
+    "previous_layer previous_token stride trajectory",
     "batching": "decode_first expert_aware fcfs prefill_first task_aware",
     "placement": "copy cost cpu_experts cpu_layers two_queue",
 }
@@ -76,8 +76,8 @@ def test_a_name_has_other_spellings(spelling: str, name: str) -> None:
     [
         ("lfu_deca", "did you mean 'lfu_decay'"),
         ("lruu", "did you mean 'lru'"),
-        ("", "there are activation_matrix, arc, fifo, .*static"),
-        ("something else", "there are activation_matrix, arc, fifo, .*static"),
+        ("", "there are activation_matrix, arc, drop_after_use, .*static"),
+        ("something else", "there are activation_matrix, arc, drop_after_use, .*static"),
     ],
 )
 def test_an_unknown_name_is_answered_with_near_matches_or_all(name: str, answer: str) -> None:

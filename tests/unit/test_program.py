@@ -23,6 +23,9 @@ class Idle:
 
     def promote(self, work: Work) -> None: ...
 
+    def cancel(self, work: Work) -> bool:
+        return False
+
     def done(self, work: Work) -> bool:
         return True
 

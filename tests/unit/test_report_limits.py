@@ -7,18 +7,30 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from run_directories import run_directory
 from workloads import random_case, tiny_scenario, tiny_trace
 
 from moesim.policies import find
 from moesim.report.capacity import hit_rate_against_capacity, metrics_against_capacity
 from moesim.report.comparison import Comparison, Row, compare_runs
-from moesim.report.limits import HIT_LIMITS, INFINITE_LINK, MIN_BOUND, TIME_LIMITS, limit
-from moesim.report.metrics import HIT_RATE
+from moesim.report.limits import (
+    HIT_LIMITS,
+    INFINITE_CACHE,
+    INFINITE_LINK,
+    MIN_BOUND,
+    TIME_LIMITS,
+    limit,
+)
+from moesim.report.metrics import HITS, Metric
 from moesim.report.runs import load_run
+from moesim.report.several import side_by_side
 from moesim.report.style import house_style
-from moesim.report.tables import tables
+from moesim.report.tables import NO_BOUND, tables
 from moesim.simulate import run
 
+HIT_RATE = Metric("expert_hit_rate", "hits and late hits", "%", 100, is_share=True)
+"""What bounds on hits count. No report shows it beside a bound, because copies that arrive late
+would seem to beat it."""
 VARIANTS: tuple[dict[str, Any], ...] = (
     {"cache.policy": "lru"},
     {"cache.policy": "static"},
@@ -134,3 +146,90 @@ def test_throughput_is_bounded_only_where_all_requests_arrive_at_once(tmp_path: 
     assert limit(row, HIT_LIMITS[MIN_BOUND]) >= row.estimate(HIT_RATE).mean
     (row,) = written(base, tmp_path / "at once", [{}]).rows
     assert limit(row, TIME_LIMITS[INFINITE_LINK]) > throughput(row)
+
+
+def test_min_bounds_no_hits_of_experts_of_unequal_sizes(tmp_path: Path) -> None:
+    """MIN weighs no sizes, so a policy that keeps small experts may hit more often."""
+    tiny_trace(requests=4).save(tmp_path / "trace")
+    sized = {"shape": "trace", "expert_bits_by": {"layer": {"0": 8}}}
+    base = tiny_scenario(trace=str(tmp_path / "trace"), bounds=True, cache={"slots": 12})
+    (row,) = written({**base, "model": sized}, tmp_path / "sized", [{}]).rows
+    assert row.mean("min_hit_rate") > 0
+    assert math.isnan(limit(row, HIT_LIMITS[MIN_BOUND]))
+    assert not math.isnan(limit(row, HIT_LIMITS[INFINITE_CACHE]))
+    bits = {"model.expert_bits_by": sized["expert_bits_by"]}
+    (table, *_) = tables(written(base, tmp_path / "both", [{}, bits]))
+    assert [cells[-1].text == NO_BOUND for cells in table.rows] == [False, True]
+
+
+@pytest.mark.parametrize("placement", ["cost", "two_queue", "cpu_layers", "cpu_experts"])
+def test_no_run_with_experts_on_the_cpu_beats_a_bound_that_holds_for_it(
+    placement: str, tmp_path: Path
+) -> None:
+    """A slot is filled by a copy, which can take longer than the CPU: it bounds no such run."""
+    slower = 0
+    for seed in range(12):
+        scenario, trace = random_case(7500 + seed, at_once=True)
+        scenario |= {"placement": placement, "prefetch": "none", "bounds": True}
+        scenario["cache"]["policy"] = "lru"
+        trace.save(tmp_path / f"trace {seed}")
+        scenario["trace"] = str(tmp_path / f"trace {seed}")
+        (row,) = written(scenario, tmp_path / str(seed), [{}]).rows
+        assert beaten(row) == [], seed
+        assert math.isnan(limit(row, TIME_LIMITS[INFINITE_CACHE]))
+        slower += row.mean("infinite_cache_makespan_s") > row.mean("makespan_s")
+    assert slower > 0 or placement in ("cost", "two_queue")
+
+
+def test_a_row_has_a_bound_only_if_each_of_its_seeds_has_it(tmp_path: Path) -> None:
+    """The mean bound of some seeds does not bound the mean of all."""
+    runs = [
+        load_run(
+            run_directory(
+                tmp_path / str(seed), seed=seed, summary={"hits": 90 - 60 * seed, "accesses": 100,
+                "min_hit_rate": None if seed == 0 else 0.4},
+            )
+        )
+        for seed in range(2)
+    ]  # fmt: skip
+    (row,) = compare_runs(runs).rows
+    assert row.estimate(HITS).mean == 60
+    assert math.isnan(limit(row, HIT_LIMITS[MIN_BOUND]))
+    assert limit(compare_runs(runs[1:]).rows[0], HIT_LIMITS[MIN_BOUND]) == 40
+
+
+def test_two_rows_of_one_size_share_the_bound_that_holds_for_both(tmp_path: Path) -> None:
+    """A size of the memory and a number of slots can give the same number of slots."""
+    runs = [
+        load_run(
+            run_directory(
+                tmp_path / str(number), slots_per_layer=slots, summary={"min_hit_rate": bound},
+                point={"cache.slots": slots, "memory.capacity": capacity},
+            )
+        )
+        for number, (slots, capacity, bound) in enumerate(
+            [(4, "10GiB", 0.9), (4, "20GiB", 0.5), (8, "20GiB", 0.95)]
+        )
+    ]  # fmt: skip
+    with house_style():
+        chart = hit_rate_against_capacity(compare_runs(runs))
+    assert chart is not None
+    drawn = {row[2]: row[4] for row in chart.rows if row[1] == MIN_BOUND}
+    assert drawn == {4: pytest.approx(90), 8: pytest.approx(95)}
+
+
+def test_a_bound_is_drawn_beside_its_own_variant_and_is_no_mean_over_variants(
+    compared: Comparison,
+) -> None:
+    """In the panels side by side, each tick is the bound of the row it stands in."""
+    with house_style():
+        chart = side_by_side(compared)
+    ticks = {(row[0], row[3]): row[4] for row in chart.rows if row[1] == MIN_BOUND}
+    bounded = [row for row in compared.rows if not row.prefetches]
+    shown = {setting for setting, _ in ticks}
+    assert ticks == {
+        (row.setting, row.variant): pytest.approx(row.mean("min_hit_rate") * 100)
+        for row in bounded
+        if row.setting in shown
+    }
+    assert len({value for (setting, _), value in ticks.items() if setting in shown}) > len(shown)

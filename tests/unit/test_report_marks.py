@@ -8,6 +8,7 @@ import io
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from run_directories import run_directory
 
@@ -77,7 +78,7 @@ def test_every_table_of_results_and_the_verdict_carry_the_mark(
     results = [table for table in shown if table.title not in no_results]
     assert [f"[{mark}]" in table.title for table in results] == [bool(mark)] * len(results)
     (verdict,) = (table.title for table in shown if table.title.startswith("limited by"))
-    where = f"limited by the memory [{mark}]: " if mark else "limited by the memory: "
+    where = f"limited by the working set [{mark}]: " if mark else "limited by the working set: "
     assert verdict.startswith(where)
 
 
@@ -299,9 +300,14 @@ def test_min_bounds_hits_only_where_nothing_is_prefetched(tmp_path: Path) -> Non
     with house_style():
         chart = side_by_side(comparison)
     bounds = {row[3] for row in chart.rows if row[1] == "MIN bound (misses)"}
-    together = {row[3]: row[4] for row in chart.rows if row[1] == "hits and late hits"}
     assert bounds == {"no prefetch"}
-    assert together == {"predicted prefetch": 90}
+    shares = {key: {row[3]: row[4] for row in chart.rows if row[1] == key} for key in
+              ("hits", "late hits", "misses")}  # fmt: skip
+    assert shares == {
+        "hits": {"no prefetch": 57, "predicted prefetch": 57},
+        "late hits": {"no prefetch": 0, "predicted prefetch": 33},
+        "misses": {"no prefetch": 43, "predicted prefetch": 10},
+    }
     (title,) = (t.title for t in summary_tables(fetched) if t.title.startswith("bounds"))
     assert title == "bounds; the hits of this run have none, because it prefetches"
     (title,) = (t.title for t in summary_tables(demand) if t.title.startswith("bounds"))
@@ -316,10 +322,37 @@ def test_the_curve_of_hits_shows_late_hits_apart_and_no_bound_over_a_prefetch(
         chart = hit_rate_against_capacity(prefetched)
     assert chart is not None
     assert {row[1] for row in chart.rows} == {
-        "LRU", "LFU", "LRU: hits and late hits", "LFU: hits and late hits",
+        "LRU", "LFU", "LRU: late hits", "LFU: late hits",
     }  # fmt: skip
     assert {row[4] for row in chart.rows if row[1] == "LRU"} == {57}
+    assert {row[4] for row in chart.rows if row[1] == "LRU: late hits"} == {33}
     assert "No bound holds for runs that prefetch." in chart.caption
+
+
+def test_no_chart_shows_a_sum_of_hits_and_late_hits(tmp_path: Path) -> None:
+    """With late hits, 90 % would lie above the 80 % of MIN."""
+    demand = made(tmp_path / "demand", summary={**LATE, "late_hits": 0, "misses": 43},
+                  point={"prefetch.policy": "none", "cache.slots": 8})  # fmt: skip
+    runs = [demand]
+    for slots in (4, 8):
+        point = {"prefetch.policy": "predicted", "cache.slots": slots}
+        runs.append(made(tmp_path / f"{slots}", prefetch="predicted", summary=LATE, point=point,
+                         slots_per_layer=slots))  # fmt: skip
+    comparison = compare_runs(runs)
+    with house_style():
+        charts = (side_by_side(comparison), hit_rate_against_capacity(comparison))
+    for chart in charts:
+        assert chart is not None
+        place = chart.columns.index("mean")
+        assert pytest.approx(90) not in [row[place] for row in chart.rows]
+        panels = [axes for row in chart.axes for axes in row]
+        assert not [
+            value
+            for axes in panels
+            for line in axes.get_lines()
+            for value in [*np.ravel(line.get_xdata()), *np.ravel(line.get_ydata())]
+            if value == pytest.approx(90)
+        ]
 
 
 # --- surfaces that show routing without a run ---

@@ -14,7 +14,7 @@ from run_directories import run_directory
 
 from moesim.report import compare_runs, load_run, print_summary, write_comparison
 from moesim.report.comparison import Comparison
-from moesim.report.metrics import HIT_RATE, Metric, number
+from moesim.report.metrics import HITS, Metric, number
 from moesim.report.statistics import Estimate
 from moesim.report.summary import summary_tables
 from moesim.report.tables import as_json, signs, tables
@@ -316,7 +316,7 @@ def test_the_summary_shows_every_block(tmp_path: Path, capsys: pytest.CaptureFix
         "bytes moved",
         "where the GPU's time went",
         "MIN (misses)",
-        "limited by the memory: even MIN misses 21 %",
+        "limited by the working set: even MIN misses 21 %",
         "GPU memory",
         "- trace of shallow costed as mixtral-8x7b",
     ):
@@ -357,4 +357,4 @@ def test_a_summary_on_a_terminal_does_not_fail(tmp_path: Path) -> None:
 
 
 def test_the_hit_rate_is_a_share_of_a_hundred() -> None:
-    assert (HIT_RATE.scale, HIT_RATE.is_share) == (100, True)
+    assert (HITS.scale, HITS.is_share) == (100, True)

@@ -34,6 +34,13 @@ def test_two_queues_decide_by_time_where_experts_come_and_go() -> None:
         assert summary_of(other)["decisions_timed"] is False
 
 
+def test_cancelled_copies_ahead_decide_by_time_where_they_give_back_slots() -> None:
+    cancel: dict[str, Any] = {"policy": "oracle", "cancel": True}
+    assert summary_of("copy", prefetch=cancel)["decisions_timed"] is True
+    assert summary_of("copy", prefetch={**cancel, "buffers": 2})["decisions_timed"] is False
+    assert summary_of("copy", prefetch={"cancel": True})["decisions_timed"] is False
+
+
 def test_their_answers_do_change_with_the_speed_of_the_link() -> None:
     """What the declaration says happens; with `cost` it does not."""
 
@@ -66,6 +73,9 @@ def test_the_report_says_why_decisions_differ_and_what_was_not_measured() -> Non
     shown = rows_of({**summary_of("two_queue"), "decisions_equal": False})
     assert shown["decisions"] == "different: two_queue decides by which copies are under way"
     assert shown["costs of the CPU"].startswith("assumed: from the hardware profile")
+    cancels = summary_of("copy", prefetch={"policy": "oracle", "cancel": True})
+    shown = rows_of({**cancels, "decisions_equal": False})
+    assert shown["decisions"] == "different: prefetch.cancel decides by which copies are under way"
     shown = rows_of({**summary_of("copy"), "decisions_equal": False})
     assert shown["decisions"] == "DIFFERENT"
     assert "costs of the CPU" not in shown

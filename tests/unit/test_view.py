@@ -139,6 +139,8 @@ def diary_of(scenario: Any, trace: Trace, make: Any = SimMachine) -> Diary:
 def scenario_of(eviction: str, prefetch: str, scope: str, profile: Path) -> dict[str, Any]:
     options = {"profile": str(profile)} if eviction == "static" else {}
     ahead: dict[str, Any] = {} if prefetch == "none" else {"depth": 2}
+    if prefetch == "stride":
+        ahead = {"stride": 2}
     if issubclass(find("prefetch", prefetch), Learned):  # from requests that are not replayed
         ahead["profile"] = str(profile.with_name("lessons"))
     return tiny_scenario(
@@ -194,6 +196,47 @@ def test_clairvoyant_policies_do_look_beyond(recorded: Trace, eviction: str, pre
         looked += diary_of(scenario, changed).until(cut) != known.until(cut)
     assert looked > 0
     assert find("eviction", eviction).clairvoyant or find("prefetch", prefetch).clairvoyant
+
+
+def test_a_prefetch_policy_sees_which_experts_are_resident_and_for_how_many_rows_they_are_predicted(
+    recorded: Trace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[int, set[int], dict[int, int]]] = []
+
+    class Notes(Prefetch):
+        """Fetches nothing, and notes what it sees."""
+
+        def wanted(self, view: View) -> Any:
+            assert not any(view.resident(key) for key in (-1, LAYERS * EXPERTS))
+            keys = {key for key in range(LAYERS * EXPERTS) if view.resident(key)}
+            both = zip(view.predicted(1), view.predicted_tokens(1), strict=True)
+            seen.append((view.layer, keys, dict(both)))
+            return ()
+
+    name = enlist(monkeypatch, "prefetch", Notes)
+    scenario = scenario_of("lru", name, "per_layer", Path())
+    scenario["prefetch"] = {"policy": name}
+    diary = diary_of(scenario, recorded)
+    kept: list[dict[int, None]] = [{} for _ in range(LAYERS)]  # by last use
+    slots = [4, 4, 3, 3]
+    number = 0
+    for rows in diary.steps:
+        assert seen[number] == (-1, {key for layer in kept for key in layer}, {})
+        for layer in range(LAYERS):
+            number += 1
+            ids = np.asarray(recorded.expert_ids[rows])[:, layer].reshape(-1).tolist()
+            for expert in dict.fromkeys(ids):
+                kept[layer].pop(layer * EXPERTS + expert, None)
+                kept[layer][layer * EXPERTS + expert] = None
+            kept[layer] = dict.fromkeys(list(kept[layer])[-slots[layer] :])
+            counts: dict[int, int] = {}
+            if layer < LAYERS - 1:
+                guesses = np.asarray(recorded.predictions)[rows][:, layer, 0].reshape(-1).tolist()
+                for expert in guesses:
+                    key = (layer + 1) * EXPERTS + expert
+                    counts[key] = counts.get(key, 0) + 1
+            assert seen[number] == (layer, {key for each in kept for key in each}, counts)
+        number += 1
 
 
 def test_predictions_become_visible_at_their_layer_and_not_at_the_start_of_a_step() -> None:

@@ -3,6 +3,7 @@
 from moesim.policies.eviction.activation_matrix import ActivationMatrix
 from moesim.policies.eviction.arc import ARC
 from moesim.policies.eviction.base import CacheContext, Eviction, Ranked
+from moesim.policies.eviction.drop_after_use import DropAfterUse
 from moesim.policies.eviction.fifo import FIFO
 from moesim.policies.eviction.fmoe import FMoE
 from moesim.policies.eviction.least_stale import LeastStale
@@ -32,6 +33,7 @@ __all__ = [
     "S3FIFO",
     "ActivationMatrix",
     "CacheContext",
+    "DropAfterUse",
     "Eviction",
     "FMoE",
     "LFUDecay",

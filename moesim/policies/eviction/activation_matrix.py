@@ -6,8 +6,9 @@ nothing can hide the copies of the first layers. Keys without tokens are ordered
 Keys of the layer that is computed leave last. The open code also multiplies by the uses since the
 key was admitted (`visits`).
 
-MoE-Infinity clears the matrix for each sequence. A view does not say where sequences begin, and
-several run at once, so counts fade by `fade` at each event of their layer instead.
+MoE-Infinity clears the matrix for each sequence. Here it starts anew where an event serves no
+request of the event before. Requests that overlap share one matrix, whose counts can fade by `fade`
+at each event of their layer. Sequential replay shows no requests, so the matrix is never cleared.
 
 Hits and missing keys of an event are weighed alike. Ties: the least recently used, and keys of one
 event in the order of `View.union`.
@@ -41,6 +42,7 @@ class ActivationMatrixOptions:
 class ActivationMatrix(Scored):
     """The key with the lowest share of its layer's tokens, weighed by depth, leaves first."""
 
+    sees_requests = True
     Options = ActivationMatrixOptions
 
     def __init__(self, context: CacheContext, options: Any = None) -> None:
@@ -51,8 +53,15 @@ class ActivationMatrix(Scored):
         self._matrix: dict[int, dict[Key, float]] = {}
         self._totals: dict[int, float] = {}
         self._visits: dict[Key, int] = {}
+        self._requests: frozenset[int] = frozenset()
 
     def record(self, view: View) -> None:
+        requests = frozenset(view.requests)
+        if requests and requests.isdisjoint(self._requests):
+            self._matrix.clear()
+            self._totals.clear()
+            self._visits = dict.fromkeys(self._visits, 0)
+        self._requests = requests
         self._now = view.layer
         row = self._matrix.setdefault(view.layer, {})
         for key in row:

@@ -64,6 +64,7 @@ class Eviction(Policy, ABC):
     - `looks_ahead`: calls `View.next_use`;
     - `recent_rows`: number of a request's last rows that stand for its next ones in `View.next_use`
       while its next token does not exist; by default none. Options may set it for an instance;
+    - `sees_requests`: reads `View.requests`, which is empty for other policies;
     - `stack`: ranks keys independently of capacity, so one pass over a trace gives the hit rate at
       every capacity (Mattson et al. 1970). Subclasses do not inherit this claim;
     - `by_bytes`: `decide` handles a capacity in bytes; other policies are refused where sizes are
@@ -74,6 +75,7 @@ class Eviction(Policy, ABC):
     """
 
     looks_ahead: ClassVar[bool] = False
+    sees_requests: ClassVar[bool] = False
     recent_rows: int = 0
     stack: ClassVar[bool] = False
     by_bytes: ClassVar[bool] = False

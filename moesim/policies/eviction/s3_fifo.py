@@ -102,7 +102,7 @@ class S3FIFO(Replacing):
                         return key, small, main
                     del small[key]
                     main[key] = 0
-        for _ in range(_MOST_USES + 1):  # after so many rounds, no count is above 0
+        for _ in range(_MOST_USES + 1):  # after these rounds, no count is above 0
             for key, uses in [*main.items()]:
                 if key not in protected:
                     if not uses:

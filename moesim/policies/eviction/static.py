@@ -3,7 +3,8 @@
 All other experts are computed by bypass. Where sizes are unequal, an expert that no longer fits is
 passed over for less popular ones that do. Popularity is counted in a profile trace, as in Fiddler
 (arXiv 2402.07033) and in KTransformers' `frequency` placement. Without a profile it is counted in
-the replayed trace itself. That is hindsight, so reports label such a run an oracle.
+the replayed trace itself. That is hindsight, so reports label such a run an oracle. With `train` it
+is counted in requests that the run may not serve, which is none.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from annotated_types import Gt, Le
 
 from moesim.errors import UsageError
 from moesim.policies.base import Input, hindsight_note
@@ -22,9 +25,14 @@ from moesim.policies.view import Key, View
 
 @dataclass(frozen=True, slots=True)
 class StaticOptions:
-    """`profile`: trace folder in which uses are counted; by default the replayed trace."""
+    """`profile`: trace folder in which uses are counted; by default the replayed trace.
+
+    `train`: the share of its requests to count in, the first ones; the run may not serve these. By
+    default all count, and a run may serve them.
+    """
 
     profile: Path | None = None
+    train: Annotated[float, Gt(0), Le(1)] | None = None
 
 
 @register("eviction", "static")
@@ -38,13 +46,19 @@ class Static(Eviction):
 
     @classmethod
     def inputs(cls, options: Any) -> Sequence[Input]:
-        return [Input(options.profile, "profile", trace=True)]
+        part = None if options.train is None else (0.0, options.train)
+        return [Input(options.profile, "profile", trace=True, part=part)]
 
     @classmethod
     def note(cls, options: Any) -> str | None:
-        if options.profile is None:
+        if options.train is None and options.profile is None:
             return hindsight_note(cls.name)
-        return f"{cls.name} was learnt on the trace {options.profile}"
+        trace = "replayed trace" if options.profile is None else f"trace {options.profile}"
+        if options.train is None:
+            return f"{cls.name} was learnt on the {trace}"
+        return (
+            f"{cls.name} was learnt on the first {options.train:.0%} of the requests of the {trace}"
+        )
 
     def __init__(self, context: CacheContext, options: Any = None) -> None:
         super().__init__(context, options)

@@ -11,6 +11,7 @@ alone or copies alone would; then the best of the three is used.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from itertools import accumulate
 
 from moesim.policies.placement.base import ARRIVING, CPU, GPU, Estimate, Placement
@@ -26,22 +27,22 @@ class TwoQueue(Placement):
     sees_arriving = True
 
     def place(self, view: View, absent: Mapping[Key, str], estimate: Estimate) -> Mapping[Key, str]:
-        event = _Event(view, absent, estimate)
-        queue = event.queue
-        # `min` returns the first of equals: the greedy division, then the CPU, then copies.
-        divisions = (event.greedy(), 0, len(queue))
-        num_copied = min(divisions, key=event.makespan_ns)
-        return {key: CPU if place >= num_copied else GPU for place, key in enumerate(queue)}
+        rows = dict(zip(view.union, view.tokens, strict=True))
+        event = QueuedEvent(rows, absent, estimate)
+        num_copied = event.best()
+        return {key: CPU if place >= num_copied else GPU for place, key in enumerate(event.queue)}
 
 
-class _Event:
+class QueuedEvent:
     """One layer event with its estimated durations in nanoseconds.
 
-    `queue` holds the experts to divide, those with most rows first; ties: the lower key.
+    `rows` are the rows of each wanted key; `absent` is as in `Placement.place`. `queue` holds the
+    experts to divide, those with most rows first; ties: the lower key.
     """
 
-    def __init__(self, view: View, absent: Mapping[Key, str], estimate: Estimate) -> None:
-        rows = dict(zip(view.union, view.tokens, strict=True))
+    def __init__(
+        self, rows: Mapping[Key, int], absent: Mapping[Key, str], estimate: Estimate
+    ) -> None:
         host = [key for key in rows if absent.get(key, ARRIVING) != ARRIVING]
         queue = self.queue = sorted(host, key=lambda key: (-rows[key], key))
         # A read from disk delays the task that needs it, and no other read.
@@ -50,9 +51,8 @@ class _Event:
         self._gpu_ns = [estimate.gpu_ns(key, rows[key]) for key in queue]
         # The CPU computes its experts in one call. Copied experts are computed in calls of their
         # own, because each starts when it has landed.
-        self._call_ns = call = estimate.cpu_call_ns
-        cpu = [estimate.cpu_ns(key, rows[key]) - call for key in queue]
-        self._cpu_ns = [own + ns for own, ns in zip(cpu, read, strict=True)]
+        self._call_ns = estimate.cpu_call_ns
+        self._rows, self._read_ns, self._estimate = rows, read, estimate
         # How much is left of a copy under way is not known, so a whole copy is counted: it delays
         # the copies behind it by no more.
         arriving = sorted(key for key in rows if absent.get(key) == ARRIVING)
@@ -61,6 +61,25 @@ class _Event:
             [estimate.gpu_ns(key, n) for key, n in rows.items() if key not in absent],
             estimate.gpu_call_ns,
         )
+
+    @cached_property
+    def _cpu_ns(self) -> list[int]:
+        # Not asked where all experts are copied, because there may be no CPU.
+        cpu_ns, rows, call = self._estimate.cpu_ns, self._rows, self._call_ns
+        return [
+            cpu_ns(key, rows[key]) - call + read
+            for key, read in zip(self.queue, self._read_ns, strict=True)
+        ]
+
+    def best(self) -> int:
+        """Return how many experts of the queue are copied where that ends first."""
+        # `min` returns the first of equals: the greedy division, then the CPU, then copies.
+        divisions = (self.greedy(), 0, len(self.queue))
+        return min(divisions, key=self.makespan_ns)
+
+    def link_ns(self, num_copied: int) -> int:
+        """Return how long the link copies, if the first experts of the queue are copied."""
+        return sum([copy for copy, _ in self._arriving] + self._copy_ns[:num_copied])
 
     def greedy(self) -> int:
         """Return how many experts of the queue are copied; the CPU computes the others."""
@@ -77,7 +96,7 @@ class _Event:
 
     def makespan_ns(self, num_copied: int) -> int:
         """Return when CPU and GPU are both done, if the first experts of the queue are copied."""
-        on_cpu = self._cpu_ns[num_copied:]
+        on_cpu = self._cpu_ns[num_copied:] if num_copied < len(self.queue) else []
         cpu_ns = self._call_ns + sum(on_cpu) if on_cpu else 0
         copies = [copy for copy, _ in self._arriving] + self._copy_ns[:num_copied]
         computes = [gpu for _, gpu in self._arriving] + self._gpu_ns[:num_copied]

@@ -30,8 +30,8 @@ class MatrixOptions(LearnedOptions):
     """`profile`: trace folder to learn from; by default the replayed trace.
 
     `train`: the share of its requests to learn from; see `LearnedOptions`.
-    `depth`: number of later layers to prefetch for. `experts`: number of experts to fetch for each
-    of these layers on average; by default as many as the last layer event wanted.
+    `depth`: number of later layers to prefetch for, or `all`. `experts`: number of experts to
+    fetch for each of these layers on average; by default as many as the last layer event wanted.
     `stored`: largest number of matrices; the first ones are stored.
     """
 
@@ -69,7 +69,7 @@ class ActivationMatrix(Learned):
         self._requests = requests
 
     def ranked(self, view: View) -> Sequence[Key]:
-        last = min(view.layer + self.options.depth, self.num_layers - 1)
+        last = min(view.layer + self.options.ahead, self.num_layers - 1)
         if not self._running.any() or last <= view.layer:
             return ()
         # The cosine of each row; an empty row is similar to none.

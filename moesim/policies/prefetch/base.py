@@ -13,13 +13,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Protocol
 
 import numpy as np
 import numpy.typing as npt
 from annotated_types import Ge, Le
 
 from moesim.policies.base import Input, Policy
+from moesim.policies.placement.base import Estimate
 from moesim.policies.view import Key, View
 
 
@@ -44,12 +45,24 @@ class Lessons:
     requests: npt.NDArray[np.int64]
 
 
+class Prices(Estimate, Protocol):
+    """Durations on otherwise idle lanes in nanoseconds, the same on every machine."""
+
+    has_cpu: bool
+    """Whether missing experts may run on the CPU; without it, `cpu_ns` must not be called."""
+
+    def front_ns(self, layer: int, rows: int) -> int:
+        """Return the duration of an MoE layer without its routed experts, for a step's rows."""
+
+
 @dataclass(frozen=True, slots=True)
 class PrefetchContext:
     """What a prefetch policy may know of the model and of its lessons before a run.
 
     `rng` is the policy's own random stream. `lessons` reads the rows of an input, which must be one
-    of the policy's `inputs`; it is None where options are checked.
+    of the policy's `inputs`. `recorded_depth` is the number of later layers for which the trace
+    holds predictions. `prices` tells how long an expert takes in each place. `lessons` and `prices`
+    are None where options are checked, and where text is generated.
     """
 
     num_layers: int
@@ -57,6 +70,8 @@ class PrefetchContext:
     top_k: int
     rng: np.random.Generator
     lessons: Callable[[Input], Lessons] | None = None
+    recorded_depth: int = 0
+    prices: Prices | None = None
 
 
 class Prefetch(Policy, ABC):
@@ -73,6 +88,12 @@ class Prefetch(Policy, ABC):
     needs_routing: ClassVar[bool] = False
     needs_predictions: ClassVar[bool] = False
     active: ClassVar[bool] = True
+
+    @classmethod
+    def prediction_depth(cls, options: Any) -> int:
+        """Return how many layers ahead a policy with these options reads predictions; 0: none."""
+        depth: int = getattr(options, "depth", 1)  # a plug-in need not have this option
+        return depth if cls.needs_predictions else 0
 
     @classmethod
     def mistakes(cls, options: Any, context: PrefetchContext) -> Sequence[tuple[str, str]]:

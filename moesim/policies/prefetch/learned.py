@@ -10,12 +10,13 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
 from annotated_types import Ge, Gt, Le
 
+from moesim.errors import UsageError
 from moesim.policies.base import Input
 from moesim.policies.prefetch.base import Lessons, Prefetch, PrefetchContext
 from moesim.policies.view import Key, View
@@ -29,14 +30,20 @@ class LearnedOptions:
 
     `train`: the share of its requests to learn from, the first ones. The default is 0.5 of the
     replayed trace, or 1 of a profile. The run may not serve these requests.
-    `depth`: number of later layers to prefetch for. `experts`: number of experts to fetch for each
-    layer; by default as many as the last layer event wanted, and the model's top-k at first.
+    `depth`: number of later layers to prefetch for, or `all`. `experts`: number of experts to
+    fetch for each layer; by default as many as the last layer event wanted, and the model's top-k
+    at first.
     """
 
     profile: Path | None = None
     train: Annotated[float, Gt(0), Le(1)] | None = None
-    depth: Annotated[int, Ge(1), Le(1000)] = 1
+    depth: Annotated[int, Ge(1), Le(1000)] | Literal["all"] = 1
     experts: Annotated[int, Ge(1)] | None = None
+
+    @property
+    def ahead(self) -> int:
+        """The number of later layers to prefetch for; more than any model has stands for all."""
+        return 1000 if self.depth == "all" else self.depth
 
     @property
     def share(self) -> float:
@@ -47,7 +54,7 @@ class LearnedOptions:
 class Learned(Prefetch):
     """Base class of policies that learn from a trace and rank the experts of later layers."""
 
-    Options = LearnedOptions
+    Options: ClassVar[type[Any]] = LearnedOptions
 
     @classmethod
     def inputs(cls, options: Any) -> Sequence[Input]:
@@ -59,7 +66,8 @@ class Learned(Prefetch):
         return f"{cls.name} was learnt on the first {options.share:.0%} of the requests of {where}"
 
     def prepare(self, context: PrefetchContext) -> None:
-        assert context.lessons is not None
+        if context.lessons is None:
+            raise UsageError(f"{self.name} learns from a trace, and there is none to learn from")
         self.num_layers, self.num_experts = context.num_layers, context.num_experts
         self._most = self.options.experts or context.top_k
         self.learn(context.lessons(self.inputs(self.options)[0]))
@@ -79,7 +87,7 @@ class Learned(Prefetch):
 
     def ranked(self, view: View) -> Sequence[Key]:
         """Return the best-scored keys of the next layers of the step, nearest layer first."""
-        last = min(view.layer + self.options.depth, self.num_layers - 1)
+        last = min(view.layer + self.options.ahead, self.num_layers - 1)
         return [
             layer * self.num_experts + expert
             for layer in range(view.layer + 1, last + 1)

@@ -9,10 +9,26 @@ Predictions may be wrong. The view shows those of a layer from its layer event o
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated
 
-from moesim.policies.prefetch.base import DepthOptions, Prefetch
+from annotated_types import Ge, Le
+
+from moesim.policies.prefetch.base import Prefetch
 from moesim.policies.registry import register
 from moesim.policies.view import Key, View
+
+
+@dataclass(frozen=True, slots=True)
+class PredictedOptions:
+    """`depth`: number of later layers to prefetch for.
+
+    `experts`: largest number of experts to fetch for each layer, in the order in which the trace
+    names them; by default all.
+    """
+
+    depth: Annotated[int, Ge(1), Le(1000)] = 1  # more layers than any model has
+    experts: Annotated[int, Ge(1)] | None = None
 
 
 @register("prefetch", "predicted")
@@ -20,9 +36,10 @@ class Predicted(Prefetch):
     """Fetch the experts that the trace predicts for the next `depth` layers, nearest first."""
 
     needs_predictions = True
-    Options = DepthOptions
+    Options = PredictedOptions
 
     def wanted(self, view: View) -> Sequence[Key]:
-        if self.options.depth == 1:  # the usual case, without a copy of the keys
+        depth, most = self.options.depth, self.options.experts
+        if depth == 1 and most is None:  # the usual case, without a copy of the keys
             return view.predicted(1)
-        return [key for depth in range(1, self.options.depth + 1) for key in view.predicted(depth)]
+        return [key for ahead in range(1, depth + 1) for key in view.predicted(ahead)[:most]]

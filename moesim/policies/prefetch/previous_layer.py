@@ -29,7 +29,7 @@ class PreviousLayer(Learned):
                 ids_BLK[:, before], ids_BLK[:, after], self.num_experts, rule
             )
             for before in range(self.num_layers)
-            for after in range(before + 1, min(before + self.options.depth + 1, self.num_layers))
+            for after in range(before + 1, min(before + self.options.ahead + 1, self.num_layers))
         }
 
     def scores(self, layer: int, view: View) -> Scores:

@@ -30,8 +30,8 @@ class TrajectoryOptions(LearnedOptions):
     """`profile`: trace folder to learn from; by default the replayed trace.
 
     `train`: the share of its requests to learn from; see `LearnedOptions`.
-    `depth`: number of later layers to prefetch for. `experts`: least number of experts to fetch for
-    each layer; by default as many as the last layer event wanted.
+    `depth`: number of later layers to prefetch for, or `all`. `experts`: least number of experts to
+    fetch for each layer; by default as many as the last layer event wanted.
     `stored`: largest number of maps; the last rows are stored.
     """
 
@@ -75,7 +75,7 @@ class Trajectory(Learned):
         cosine_S = self._products_S / np.maximum(length_S, 1e-300)
         match = int(np.argmax(cosine_S))
         threshold = min(1.0, max(0.0, 1 - float(cosine_S[match])))
-        last = min(view.layer + self.options.depth, self.num_layers - 1)
+        last = min(view.layer + self.options.ahead, self.num_layers - 1)
         return [
             layer * self.num_experts + expert
             for layer in range(view.layer + 1, last + 1)

@@ -27,8 +27,8 @@ class TableOptions(LearnedOptions):
     """`profile`: trace folder to learn from; by default the replayed trace.
 
     `train`: the share of its requests to learn from; see `LearnedOptions`.
-    `depth`: number of later layers to prefetch for. `experts`: number of experts to fetch for each
-    layer; by default as many as the last layer event wanted.
+    `depth`: number of later layers to prefetch for, or `all`. `experts`: number of experts to
+    fetch for each layer; by default as many as the last layer event wanted.
     `combine`: `sum` over the rows of an event, or `bayes`, which is better for one row at a time.
     """
 
@@ -48,11 +48,13 @@ class Transitions:
         num_experts: int,
         rule: Rule,
     ) -> None:
-        pairs_EE = np.zeros((num_experts, num_experts))
+        pairs = np.zeros(num_experts**2)
         for before_B in before_BK.T:
             for after_B in after_BK.T:
                 both = (before_B >= 0) & (after_B >= 0)
-                np.add.at(pairs_EE, (before_B[both], after_B[both]), 1)
+                pair_B = before_B[both] * num_experts + after_B[both]
+                pairs += np.bincount(pair_B, minlength=num_experts**2)
+        pairs_EE = pairs.reshape(num_experts, num_experts)
         before_E, after_E = (
             np.bincount(ids[ids >= 0], minlength=num_experts) for ids in (before_BK, after_BK)
         )

@@ -4,6 +4,10 @@ A slot belongs to a key as soon as the key's copy is issued, and not only when t
 So decisions do not depend on the speed of the link. An expert that must leave while its copy is
 under way lands first; the copy gets demand priority.
 
+With prefetch buffers (`moesim/serving/experts/prefetch_buffers.py`), a copy ahead takes no slot. A
+wanted expert in such a buffer is a hit, but for the eviction policy it is absent: `decide` admits
+it and chooses who leaves, or bypasses it.
+
 `ExpertCache.decide` decides a layer event once for the whole union, as a `Decision`. It moves slots
 between keys and issues no work. `moesim/serving/experts/program.py` turns a decision into work.
 """
@@ -15,13 +19,14 @@ from itertools import count
 from typing import Final
 
 from moesim.errors import InvariantError, PolicyViolation
-from moesim.hardware.topology import GPU
+from moesim.hardware.topology import DISK, GPU
 from moesim.machine.protocol import Machine
 from moesim.policies.eviction.base import Eviction
 from moesim.policies.view import Key, View
 from moesim.serving.experts.decision import NO_READS, Decision, Place, Placed
 from moesim.serving.experts.free_bytes import FreeBytes
 from moesim.serving.experts.host_memory import HostMemory
+from moesim.serving.experts.prefetch_buffers import PrefetchBuffers
 from moesim.serving.experts.slots import ExpertSizes, Slot, Staging
 from moesim.serving.ledger import Ledger
 
@@ -34,6 +39,7 @@ _Assigned = tuple[Sequence[tuple[Key, int, Slot]], Sequence[tuple[Key, Slot]]]
 _NO_EXPERTS: Final[Sequence[tuple[Key, int, str]]] = ()
 _NO_LEAVERS: Final[_Released] = ((), ())
 _NO_LOADS: Final[_Assigned] = ((), ())
+_NONE_ARRIVED: Final[Mapping[Key, Slot]] = {}
 
 
 class ExpertCache:
@@ -52,11 +58,14 @@ class ExpertCache:
         *,
         place: Place | None = None,
         host: HostMemory | None = None,
+        buffers: PrefetchBuffers | None = None,
+        cancels: bool = False,
     ) -> None:
         """Build the cache, with the keys that its policy preloads.
 
         `place` gives the lanes of absent keys; None: all run on the GPU. `host` is the host memory
-        if it cannot hold all experts.
+        if it cannot hold all experts. `buffers` take the copies ahead; None: a copy ahead takes a
+        slot when it is issued. `cancels`: useless copies ahead that are queued are removed.
         """
         self.policy = policy
         self.host = host
@@ -69,6 +78,10 @@ class ExpertCache:
         self._done = machine.done
         self._ledger = ledger
         self._staging = staging
+        self.buffers = buffers
+        self._cancel = machine.cancel if cancels else None
+        # Keys copied ahead whose layer event has not come. Not needed with neither option.
+        self.guesses: dict[Key, Slot] = {} if buffers is None else buffers.held
         self._issues = count()
         self._sizes = sizes.by_key
         self._memory: FreeBytes | None = None
@@ -113,6 +126,8 @@ class ExpertCache:
             raise InvariantError(
                 2, f"{len(self.slots)} used + {len(self._free)} free slots are not {self.capacity}"
             )
+        if self.buffers is not None:
+            self.buffers.audit()
 
     def holds(self, layer: int, num_experts: int) -> bool:
         """Return whether all experts of a layer have a slot, with no copy under way."""
@@ -142,17 +157,22 @@ class ExpertCache:
                 late.append((key, tokens[place], slot))
         if self._displaced:
             self._count_pollution(view.union)
+        arrived = _NONE_ARRIVED
+        if missing and self.buffers is not None and self.guesses:
+            missing, arrived = self._find_buffered(missing, ready, counts, held, late)
         placed, elsewhere = _NOWHERE_ELSE, _NO_EXPERTS
         if self._place is not None and (missing or late):
             placed = self._place(view, [k for k, _ in missing], [k for k, *_ in late], rows_of_step)
             if placed:
                 missing, late, elsewhere = _divide(placed, missing, late)
         leavers = self._leavers(view)
-        if not (missing or late or elsewhere or leavers):
+        if not (missing or late or elsewhere or leavers or arrived):
             return Decision(layer, ready, counts, held)
         if late:
             self._count_late(late)
-        bypass, vacated = self._release(missing, leavers, held, late) if leavers else _NO_LEAVERS
+        bypass, vacated = _NO_LEAVERS
+        if leavers:
+            bypass, vacated = self._release(missing, leavers, held, late, arrived)
         loads, later = self._assign(missing, bypass, placed) if missing else _NO_LOADS
         if self._memory is not None:
             for key, _, slot in loads:
@@ -160,6 +180,8 @@ class ExpertCache:
                     self._fit(key, slot)
             for key, slot in later:
                 self._fit(key, slot)
+        if arrived:
+            self._admit(arrived, bypass)
         return Decision(
             layer,
             ready,
@@ -175,6 +197,89 @@ class ExpertCache:
             self.write_back,
             leavers,
         )
+
+    def _find_buffered(
+        self,
+        missing: Sequence[tuple[Key, int]],
+        ready: list[Key],
+        counts: list[int],
+        held: list[Slot],
+        late: list[tuple[Key, int, Slot]],
+    ) -> tuple[list[tuple[Key, int]], Mapping[Key, Slot]]:
+        """Add wanted keys in prefetch buffers to the ready or late ones.
+
+        Return the keys that are still missing, and those in buffers.
+        """
+        absent: list[tuple[Key, int]] = []
+        arrived: dict[Key, Slot] = {}
+        for key, rows in missing:
+            slot = self.guesses.get(key)
+            if slot is None:
+                absent.append((key, rows))
+                continue
+            arrived[key] = slot
+            if self._landed(slot):
+                ready.append(key)
+                counts.append(rows)
+                held.append(slot)
+            else:
+                late.append((key, rows, slot))
+        return absent, arrived
+
+    def _admit(self, arrived: Mapping[Key, Slot], bypass: Collection[Key]) -> None:
+        """Make wanted keys in prefetch buffers resident, or free the buffers of bypassed ones."""
+        assert self.buffers is not None
+        for key, slot in arrived.items():
+            if key in bypass:
+                self._drop(key, self.buffers)
+                continue
+            if not self._free:
+                raise self._violation(key, self._too_many)
+            left = self._free.pop()
+            self._fit(key, left)  # the buffer's bytes become the cache's, and these the buffer's
+            self.slots[key] = slot
+            self.buffers.swap(key, left)
+
+    def drop_wrong(self, layer: int, union: Collection[Key]) -> None:
+        """End the guesses for a layer, whose event wants `union`.
+
+        A wrong guess leaves its prefetch buffer. In a slot it stays, unless its copy is cancelled.
+        """
+        experts, guesses = self._ledger.num_experts, self.guesses
+        keys = range(layer * experts, (layer + 1) * experts)
+        due = [key for key in guesses if key in keys]
+        if self.buffers is not None:
+            for key in due:
+                if key not in union:
+                    self._drop(key, self.buffers)
+            return
+        for key in due:
+            slot = guesses.pop(key)
+            if key not in union and self._cancelled(slot):
+                del self.slots[key]
+                self.policy.remove(key)
+                self._free.append(slot)
+
+    def _drop(self, key: Key, buffers: PrefetchBuffers) -> None:
+        slot = buffers.release(key)
+        if slot.fresh and not self._cancelled(slot):
+            self._waste(slot)
+
+    def _cancelled(self, slot: Slot) -> bool:
+        """Cancel the copy that fills a slot, if that is possible; return whether it was.
+
+        The slot then waits for what the copy waited for. It remembers one work, so a copy that
+        waits for several is not cancelled.
+        """
+        landing = slot.landing
+        if self._cancel is None or landing is None:
+            return False
+        before = [work for work in landing.after if work.lane != DISK and not self._done(work)]
+        if len(before) > 1 or not self._cancel(landing):
+            return False
+        slot.landing, slot.reader, slot.fresh = None, before[0] if before else None, False
+        self._ledger.cancelled(landing)
+        return True
 
     def _waves(self, loads: Sequence[tuple[Key, int, Slot]], bypass: Collection[Key]) -> int:
         """Return the rounds through the staging buffers that some copies need."""
@@ -241,10 +346,12 @@ class ExpertCache:
         return {key: nbytes for key in keys if (nbytes := host.read(key))}
 
     def prefetch(self, layer: int, key: Key, protected: Collection[Key]) -> Decision | None:
-        """Decide the copy ahead of an absent key; return None if the policy gives it no slot.
+        """Decide the copy ahead of an absent key; return None if there is no slot or buffer for it.
 
         The decision has the key in `later`, and its victim in `vacated` if there is one.
         """
+        if self.buffers is not None:
+            return self._prefetch_to_buffer(layer, key, self.buffers)
         policy, slots = self.policy, self.slots
         vacated: Sequence[tuple[Key, Slot]] = ()
         leavers: Sequence[Key] = ()
@@ -252,8 +359,8 @@ class ExpertCache:
             left = self._make_room(key, protected, self._memory)
             if left is None:
                 return None
-            vacated, slot = self._vacated(left), self._memory.pop()
-            leavers = [victim for victim, _ in left]
+            leavers, vacated = left
+            slot = self._memory.pop()
             self._fit(key, slot)
         elif self._free:
             slot = self._free.pop()
@@ -261,47 +368,82 @@ class ExpertCache:
             victim = policy.victim(protected) if self.capacity else None
             if victim is None:
                 return None
-            slot = self._evict(victim, protected)
+            slot, vacated = self._evict(victim, protected)
             leavers = (victim,)
-            vacated = self._vacated([(victim, slot)])
         for victim in leavers:
             self._displaced.setdefault(victim, []).append(key)
             self._displacers.setdefault(key, []).append(victim)
         policy.insert(key)
         slots[key] = slot
+        if self._cancel is not None:
+            self.guesses[key] = slot
+        return self._copied_ahead(layer, key, slot, vacated, self.write_back, leavers)
+
+    def _copied_ahead(
+        self,
+        layer: int,
+        key: Key,
+        slot: Slot,
+        vacated: Sequence[tuple[Key, Slot]],
+        write_back: bool,
+        leavers: Sequence[Key],
+    ) -> Decision:
         slot.issued = next(self._issues)
         later = [(key, slot)]
         reads = NO_READS if self.host is None else self._reads(self.host, (), (), later)
-        back = self.write_back
-        return Decision(layer, (), (), (), (), vacated, (), (), later, reads, 0, back, leavers)
+        return Decision(
+            layer, (), (), (), (), vacated, (), (), later, reads, 0, write_back, leavers
+        )
+
+    def _prefetch_to_buffer(
+        self, layer: int, key: Key, buffers: PrefetchBuffers
+    ) -> Decision | None:
+        """Decide the copy ahead of a key to a buffer; return None if all hold other guesses.
+
+        A wrong guess may have left the buffer with its copy under way. That copy lands first.
+        """
+        slot = buffers.take(key, self._is_idle)
+        if slot is None:
+            return None
+        # Without a write-back only the slot matters here: it has no expert of its own.
+        vacated = [] if slot.landing is None else [(key, slot)]
+        if self._sizes is not None:
+            slot.units = self._sizes[key]
+        return self._copied_ahead(layer, key, slot, vacated, False, ())
+
+    def _is_idle(self, slot: Slot) -> bool:
+        """Return whether a copy into a free buffer need not wait for its last copy or reader."""
+        return self._is_here(slot) and (slot.reader is None or self._done(slot.reader))
 
     @property
     def places(self) -> bool:
         """Whether a placement policy may run experts on other lanes than the GPU."""
         return self._place is not None
 
-    def _evict(self, victim: Key, protected: Collection[Key]) -> Slot:
-        """Remove a resident for a prefetched key; return its slot."""
+    def _evict(
+        self, victim: Key, protected: Collection[Key]
+    ) -> tuple[Slot, Sequence[tuple[Key, Slot]]]:
+        """Remove a resident for a prefetched key; return its slot.
+
+        Return it also with its key if the resident needs a copy to leave, or has one under way.
+        """
         if victim not in self.slots or victim in protected:
             raise self._violation(
                 victim, "cannot leave for a prefetch: it is not resident, or is protected"
             )
         slot = self.slots.pop(victim)
         self.policy.remove(victim)
-        if slot.fresh:
-            self._waste(slot)
-        return slot
-
-    def _vacated(self, left: Sequence[tuple[Key, Slot]]) -> Sequence[tuple[Key, Slot]]:
-        """Return the leavers that need a copy to leave, or whose copy is under way."""
-        if self.write_back:
-            return left
-        return [(key, slot) for key, slot in left if slot.landing is not None]
+        if slot.fresh and self._leaves_unused(victim, slot):
+            return slot, ()
+        return slot, [(victim, slot)] if slot.landing is not None or self.write_back else ()
 
     def _make_room(
         self, key: Key, protected: Collection[Key], memory: FreeBytes
-    ) -> list[tuple[Key, Slot]] | None:
-        """Free the bytes of a prefetched key; return who left, or None if the policy refuses."""
+    ) -> tuple[Sequence[Key], Sequence[tuple[Key, Slot]]] | None:
+        """Free the bytes of a prefetched key; return None if the policy refuses.
+
+        Else return who left, and those of them that need a copy to leave or have one under way.
+        """
         assert self._sizes is not None
         nbytes = self._sizes[key]
         victims: Sequence[Key] | None = ()
@@ -309,10 +451,10 @@ class ExpertCache:
             victims = self.policy.victims(protected, nbytes - memory.nbytes)
         if victims is None:
             return None
-        left = [(victim, self._evict(victim, protected)) for victim in victims]
-        for _, slot in left:
+        left = [self._evict(victim, protected) for victim in victims]
+        for slot, _ in left:
             memory.append(slot)
-        return left
+        return victims, [pair for _, vacated in left for pair in vacated]
 
     def _fit(self, key: Key, slot: Slot) -> None:
         """Give a slot memory where sizes are unequal. Raise PolicyViolation without enough."""
@@ -346,11 +488,12 @@ class ExpertCache:
         leavers: Collection[Key],
         held: Sequence[Slot],
         late: Sequence[tuple[Key, int, Slot]],
+        arrived: Collection[Key],
     ) -> _Released:
         """Free the slots of resident leavers.
 
-        Return the missing keys that get no slot, and the leavers that need a copy to leave. Slots
-        that are still being read are used last.
+        Return the keys, missing or `arrived` in a prefetch buffer, that get no slot, and the
+        leavers that need a copy to leave. Slots that are still being read are used last.
         """
         slots, free, write_back = self.slots, self._free, self.write_back
         bypass, vacated = [], []
@@ -359,13 +502,13 @@ class ExpertCache:
             if slot is None:
                 bypass.append(key)
                 continue
-            if slot.fresh:
-                self._waste(slot)
+            free.append(slot)
+            if slot.fresh and self._leaves_unused(key, slot):
+                continue
             if slot.landing is not None or write_back:
                 vacated.append((key, slot))
-            free.append(slot)
         if bypass:
-            absent = {key for key, _ in missing}
+            absent = {key for key, _ in missing}.union(arrived)
             if len(set(bypass)) < len(bypass) or not absent.issuperset(bypass):
                 raise self._violation(bypass, _STRAY_LEAVER)
         if len(free) > 1:
@@ -379,6 +522,15 @@ class ExpertCache:
         self._free.sort(
             key=lambda slot: slot not in busy and (slot.reader is None or done(slot.reader))
         )
+
+    def _leaves_unused(self, key: Key, slot: Slot) -> bool:
+        """Cancel the copy ahead of a leaver and return True, or count it as wasted."""
+        if self._cancel is not None:
+            self.guesses.pop(key, None)
+            if self._cancelled(slot):
+                return True
+        self._waste(slot)
+        return False
 
     def _waste(self, slot: Slot) -> None:
         """Count a prefetched expert that leaves before any use."""

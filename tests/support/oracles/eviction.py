@@ -132,15 +132,15 @@ def least_stale(age: Callable[..., Any]) -> Worth:
     return worth
 
 
-def activation_share(fade: float) -> Worth:
-    """The matrix has one row, and each use is a token."""
+def activation_share(fade: float, starts: Callable[[int], int] = lambda now: 0) -> Worth:
+    """The matrix has one row, and each use is a token. It counts from event `starts(now)` on."""
     shrink = Fraction(fade)
 
     def worth(key: int, past: Sequence[Event], _: Any) -> Any:
-        ages = list(enumerate(reversed(past)))
+        ages = list(enumerate(reversed(past[starts(len(past) - 1) :])))
         tokens = sum(shrink**age * len(event) for age, event in ages)
         own = sum(shrink**age for age, event in ages if key in event)
-        return (own / tokens, lru(key, past))
+        return (own / tokens if own else 0, lru(key, past))
 
     return worth
 

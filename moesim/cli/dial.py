@@ -1,0 +1,154 @@
+"""`moesim dial`: what accuracy a predictor needs, so that prefetch pays on a machine."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from moesim.cli.output import echo_json
+from moesim.cli.points import check_writable, echo_failures, exit_code, run_points
+from moesim.files import clean_up
+from moesim.locks import exclusive
+
+if TYPE_CHECKING:
+    from moesim.dial import DialPoint, Grid, Link, Page
+    from moesim.scenario import Scenario
+
+__all__ = ["register"]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command of this file to the application."""
+    app.command()(dial)
+
+
+def dial(
+    scenario: Annotated[Path, typer.Argument(help="A scenario of one run.")],
+    recall: Annotated[
+        str, typer.Option(help="Shares of the needed experts that are predicted.")
+    ] = "0,0.25,0.5,0.75,1",
+    precision: Annotated[
+        str, typer.Option(help="Shares of the predicted experts that are needed.")
+    ] = "0.25,0.5,0.75,0.9,1",
+    depth: Annotated[str, typer.Option(help="Numbers of layers ahead.")] = "1,2,3",
+    link: Annotated[
+        str, typer.Option(help="Speeds of the link: factors of its own, or like 16GB/s.")
+    ] = "0.5x,1x,2x",
+    seeds: Annotated[
+        int, typer.Option(min=1, help="Seeds, from the scenario's own on; 2 or more for intervals.")
+    ] = 3,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Override a key, like cache.policy=lru."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The folder to write into (default: runs/NAME-dial).")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Worker processes (default: one per processor).")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Run finished points again.")] = False,
+    plots: Annotated[bool, typer.Option("--plots/--no-plots", help="Draw the figure.")] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
+) -> None:
+    """Say what recall and precision a predictor needs, so that prefetch saves time.
+
+    A synthetic predictor, the dial, takes the place of the scenario's prefetch policy. It spoils
+    the true routing at random. Each accuracy is compared with the same run without prefetch, and
+    the line between time saved and time lost is drawn. Finished points are not run again. The last
+    line printed is the folder with dial.csv, dial.json, dial.md and plots/.
+    """
+    from moesim.dial import Grid, dial_points, parse_depths, parse_links, parse_shares, refuse
+    from moesim.scenario import load_scenario
+
+    grid = Grid(
+        parse_shares("--recall", recall, zero=True),
+        parse_shares("--precision", precision, zero=False),
+        parse_depths("--depth", depth),
+        parse_links("--link", link),
+        seeds,
+    )
+    loaded = load_scenario(scenario, overrides or ())
+    refuse(loaded)
+    folder = out or Path("runs") / f"{loaded.name}-dial"
+    points = dial_points(loaded, grid, folder / "runs")
+    command = _command(scenario, overrides or (), grid, out, plots=plots)
+    page = _simulated(loaded, grid, points, folder, command, workers, force=force, plots=plots)
+    if as_json:
+        echo_json({"out": str(folder), **page.as_plain()})
+        return
+    from moesim.report.tabular import write_tables
+
+    typer.echo(f"{page.caption}\n")
+    write_tables([page.table()])
+    typer.echo(f"\n{page.sentence}\n\n{folder}")
+
+
+def _simulated(
+    loaded: Scenario,
+    grid: Grid,
+    points: Sequence[DialPoint],
+    folder: Path,
+    command: str,
+    workers: int | None,
+    *,
+    force: bool,
+    plots: bool,
+) -> Page:
+    """Simulate the points that are missing, and write the page. Exit where points fail."""
+    from moesim.dial import Page, planes_of, write_page
+    from moesim.dial.points import check
+    from moesim.report import load_run
+    from moesim.sweep import unfinished
+
+    every = [each.point for each in points]
+    missing = every if force else unfinished(every)
+    check(points)
+    check_writable(folder / "runs")
+    with exclusive(folder, inside=True):
+        clean_up(folder / "runs")
+        try:
+            failures = run_points(missing, len(every), workers or os.cpu_count() or 1, force=force)
+        finally:
+            clean_up(folder / "runs")  # a worker that was killed could not do this itself
+        if failures:
+            echo_failures(failures, len(every))
+            raise typer.Exit(exit_code(failures, wrote=False))
+        runs = {each: load_run(each.point.folder) for each in points}
+        page = Page(loaded.name, planes_of(runs, grid), _speeds(loaded, grid.links), command)
+        write_page(page, folder, plots=plots)
+    return page
+
+
+def _speeds(loaded: Scenario, links: Sequence[Link]) -> dict[Link, str]:
+    hardware, pinned = loaded.load_hardware(), loaded.hardware.pinned
+    return {link: link.name(hardware, pinned=pinned) for link in links}
+
+
+def _command(
+    scenario: Path, overrides: Sequence[str], grid: Grid, out: Path | None, *, plots: bool
+) -> str:
+    """Return the command line that makes this page; options that change nothing are left out."""
+    from moesim.dial import Grid
+
+    plain = Grid()
+    options = {
+        "--recall": (grid.recalls, plain.recalls, "{:g}"),
+        "--precision": (grid.precisions, plain.precisions, "{:g}"),
+        "--depth": (grid.depths, plain.depths, "{}"),
+        "--link": (grid.links, plain.links, "{0.text}"),
+    }
+    parts = ["moesim", "dial", str(scenario)]
+    parts += [part for override in overrides for part in ("--set", override)]
+    for name, (values, default, form) in options.items():
+        if values != default:
+            parts += [name, ",".join(form.format(value) for value in values)]
+    if grid.seeds != plain.seeds:
+        parts += ["--seeds", str(grid.seeds)]
+    parts += [] if out is None else ["--out", str(out)]
+    return shlex.join([*parts, *([] if plots else ["--no-plots"])])
