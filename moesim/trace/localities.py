@@ -32,6 +32,7 @@ __all__ = [
     "distance",
     "fitted_knobs",
     "hit_rates_like",
+    "known_model",
     "known_models",
     "middle_trace",
     "similar_models",
@@ -39,7 +40,7 @@ __all__ = [
 
 FACTS: Final = Path(__file__).with_name("localities.yaml")
 FITTED: Final = Path(__file__).with_name("localities_fitted.yaml")
-_FEWEST: Final = 3  # models in a range
+_FEWEST: Final = 3  # models in a range, and traces of a model that give a range
 _FACTORS: Final = (2, 4, 8, inf)
 """How many times more or fewer experts, and a k per expert, a similar model may have."""
 _MIDDLE_SHARE: Final = 0.25
@@ -126,8 +127,8 @@ def hit_rates_like(name: str, share_of_slots: float, sizes: Sizes | None = None)
 
     `name` is that of a shape. A model of the same `sizes` stands for one that is not known by name.
     For others, the range over known models with similar `sizes` is returned, or over all of them if
-    `sizes` is None. Where one trace of a model is published, the range is as wide as that of the
-    model whose traces differ most.
+    `sizes` is None. Where fewer than three traces of a model are published, the range is as wide as
+    that of the model whose traces differ most.
 
     Raises:
         UsageError: the share does not lie between 0 and 1.
@@ -137,10 +138,11 @@ def hit_rates_like(name: str, share_of_slots: float, sizes: Sizes | None = None)
         raise UsageError(f"share_of_slots must lie between 0 and 1, not {share}")
     if share in (0, 1):
         return HitRates(share, share, share, "no cache" if not share else "all experts", True)
-    if (model := _known(name, sizes)) is not None:
+    if (model := known_model(name, sizes)) is not None:
         odds = model.log_odds(share)
-        spread = _widest_spread(share) if len(odds) == 1 else 0.0
-        low, value, high = odds[0] - spread, median(odds), odds[-1] + spread
+        value = median(odds)
+        spread = _widest_spread(share) if len(odds) < _FEWEST else 0.0
+        low, high = min(odds[0], value - spread), max(odds[-1], value + spread)
         return HitRates(*_rates((low, value, high), share), _source_of(model), True)
     models = similar_models(sizes)
     odds = sorted(value for each in models for value in each.log_odds(share))
@@ -148,6 +150,14 @@ def hit_rates_like(name: str, share_of_slots: float, sizes: Sizes | None = None)
     names = ", ".join(each.name for each in models)
     source = f"no hit rates of {name} are published: the range over {names}"
     return HitRates(*_rates((odds[0], middle, odds[-1]), share), source, False)
+
+
+def known_model(name: str, sizes: Sizes | None = None) -> KnownModel | None:
+    """Return the model with published hit rates of this name, or else of these sizes, or None."""
+    models = known_models()
+    if name in models:
+        return models[name]
+    return next((each for each in models.values() if each.sizes == sizes), None)
 
 
 def similar_models(sizes: Sizes | None) -> tuple[KnownModel, ...]:
@@ -208,13 +218,6 @@ def _trace(entry: Mapping[str, Any], layers: int) -> KnownTrace:
     )
 
 
-def _known(name: str, sizes: Sizes | None) -> KnownModel | None:
-    models = known_models()
-    if name in models:
-        return models[name]
-    return next((each for each in models.values() if each.sizes == sizes), None)
-
-
 @cache
 def _widest_spread(share: float) -> float:
     """Return how far, in log odds, a trace is from the median of its model at most."""
@@ -243,6 +246,7 @@ def _log_odds(share: float) -> float:
 def _source_of(model: KnownModel) -> str:
     sources: Sequence[str] = tuple(dict.fromkeys(each.source for each in model.single))
     text = f"hit rates of LRU on {model.name}: {'; '.join(sources)}"
-    if len(model.single) == 1:
-        text += " (one trace; the range is as wide as that of the model whose traces differ most)"
+    if (number := len(model.single)) < _FEWEST:
+        traces = "one trace" if number == 1 else f"{number} traces"
+        text += f" ({traces}; the range is as wide as that of the model whose traces differ most)"
     return text

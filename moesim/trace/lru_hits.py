@@ -25,6 +25,7 @@ Floats = npt.NDArray[np.float64]
 _STARTS: Final = ((1.0, 0.1, 1.0), (0.3, 0.1, 4.0), (1.5, 0.0, 0.2))
 _BOUNDS: Final = ((0.0, 0.0, 0.0), (6.0, 0.95, 60.0))
 _HALVINGS: Final = 80
+_EXACT: Final = 1e-8  # half a sum of squares: within 0.02 points at each target
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +57,7 @@ def lru_hit_rates(
         window = _window(log_spared_E, min(count, experts))
         missed_E = _mean_spared(log_spared_E, window, fresh_steps)
         rates.append(1 - float(chosen_E @ missed_E) / top_k)
-    return knobs.stickiness + (1 - knobs.stickiness) * np.asarray(rates)
+    return np.asarray(knobs.stickiness + (1 - knobs.stickiness) * np.asarray(rates))
 
 
 def fit_knobs(
@@ -83,7 +84,9 @@ def fit_knobs(
         return LocalityKnobs(**held, **found)
 
     def misfit(point: Floats) -> Floats:
-        return lru_hit_rates(knobs(point), experts, top_k, list(targets), steps) - wanted
+        return np.asarray(
+            lru_hit_rates(knobs(point), experts, top_k, list(targets), steps) - wanted
+        )
 
     bounds = tuple([each[number] for number in free] for each in _BOUNDS)
     best = None
@@ -99,9 +102,6 @@ def fit_knobs(
     return knobs(best.x)
 
 
-_EXACT: Final = 1e-8  # half a sum of squares: within 0.02 points at each target
-
-
 def _chosen(log_popularity_E: Floats, top_k: int) -> Floats:
     """Return the chance of each expert to be among the k of one draw without replacement."""
     weights_E = np.exp(log_popularity_E - log_popularity_E.max())
@@ -113,7 +113,8 @@ def _chosen(log_popularity_E: Floats, top_k: int) -> Floats:
         return float(-np.expm1(-weights_E * np.exp(log_scale)).sum()) - top_k
 
     # The k first arrivals of independent Poisson processes: about those before a common time.
-    return np.clip(-np.expm1(-weights_E * np.exp(_root(excess))), 1e-300, 1 - 1e-12)
+    chosen_E = -np.expm1(-weights_E * np.exp(_root(excess)))
+    return np.asarray(np.clip(chosen_E, 1e-300, 1 - 1e-12))
 
 
 def _window(log_spared_E: Floats, slots: float) -> float:
@@ -130,7 +131,8 @@ def _window(log_spared_E: Floats, slots: float) -> float:
 def _mean_spared(log_spared_E: Floats, window: float, steps: float) -> Floats:
     """Return the chance of no use in the window before a step, a mean over the steps."""
     if np.isinf(steps):
-        return np.exp(log_spared_E * window) if np.isfinite(window) else 0 * log_spared_E
+        spared_E = np.exp(log_spared_E * window) if np.isfinite(window) else 0 * log_spared_E
+        return np.asarray(spared_E)
     full = min(window, steps)  # early steps have only the steps before them in their window
     cold_E = np.expm1(log_spared_E * full) / np.expm1(log_spared_E)
     return np.asarray((cold_E + (steps - full) * np.exp(log_spared_E * full)) / steps)

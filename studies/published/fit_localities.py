@@ -3,10 +3,10 @@
     python studies/published/fit_localities.py
 
 For each trace of `moesim/trace/localities.yaml` with fitted capacities, three knobs are fitted to
-three capacities. With two, the cut-off is 0. With one, stickiness and cut-off are the medians of the
-traces with three of the most similar models. The fit is by formula (`moesim.trace.lru_hits`). Then synthetic routing is drawn
-and LRU is replayed on it, and the formula's error there corrects the targets. The replay's hit rates
-are stored, those of capacities that were not fitted too.
+three capacities. With two, the cut-off is 0. With one, stickiness and cut-off are the medians of
+the traces with three of the most similar models. The fit is by formula (`moesim.trace.lru_hits`).
+Then synthetic routing is drawn and LRU is replayed on it, and the formula's error there corrects
+the targets. The hit rates of that replay are stored, also at capacities that were held out.
 """
 
 from __future__ import annotations
