@@ -150,8 +150,8 @@ def synth(
 ) -> None:
     """Draw a synthetic trace at random; its header marks it as synthetic."""
     from moesim.cli.progress import progress
-    from moesim.progress import counter
     from moesim.errors import UsageError
+    from moesim.progress import counter
     from moesim.trace import SyntheticKnobs, synthesize
     from moesim.trace.like import synthesize_like
 
@@ -177,11 +177,11 @@ def synth(
             drawn = synthesize(knobs)
         else:
             stated = _stated(context)
-            layer_map, found = _likeness(like, locality, stated)
+            moe_layers, found = _likeness(like, locality, stated)
             if "layers" not in stated:
                 knobs = replace(knobs, num_layers=found.sizes.layers)
-            elif layers != found.sizes.layers:
-                layer_map = None
+            own = knobs.num_layers == found.sizes.layers
+            layer_map = moe_layers if own else None
             drawn = synthesize_like(found, knobs, layer_map)
             typer.echo("\n".join(found.lines()))
         trace = drawn.save(out, force=force, progress=counter(show, "requests"))

@@ -27,6 +27,7 @@ __all__ = ["LOCALITIES", "Likeness", "likeness", "synthesize_like"]
 LocalityName = Literal["published", "low", "middle", "high"]
 LOCALITIES: Final[tuple[str, ...]] = get_args(LocalityName)
 _SHARES: Final = (0.125, 0.25, 0.5)
+_PLACES: Final = {"low": "low end", "middle": "middle", "high": "high end"}
 _STEPS: Final = 1000  # tokens that fill an empty cache where no trace says how many
 
 
@@ -170,8 +171,8 @@ def _fitted_to_range(name: str, model: str, sizes: Sizes) -> tuple[LocalityKnobs
     worst = max(abs(rate - wanted) for rate, wanted in zip(rates, targets.values(), strict=True))
     shares = ", ".join(f"{slots / experts:.2g}" for slots in targets)
     basis = (
-        f"fitted to the {name} of the known range of LRU's hit rates with slots for {shares} of "
-        f"the experts, within {100 * float(worst):.1f} points"
+        f"fitted to the {_PLACES[name]} of the known range of LRU's hit rates, with slots for "
+        f"{shares} of the experts, within {100 * float(worst):.1f} points"
     )
     return knobs, basis
 
