@@ -10,7 +10,7 @@ from math import exp
 
 import pytest
 import yaml
-from paths import SHARED
+from paths import ROOT, SHARED
 
 from moesim.errors import UsageError
 from moesim.model.shapes import named_shape
@@ -238,3 +238,19 @@ def test_hit_rates_of_several_tokens_a_step_are_not_those_of_one() -> None:
 def test_a_share_that_is_none_is_refused(share: float) -> None:
     with pytest.raises(UsageError, match="share_of_slots must lie between 0 and 1"):
         hit_rates_like("gpt-oss-120b", share)
+
+
+@pytest.mark.parametrize("name", STORED)
+def test_the_document_has_the_knobs_and_the_errors_held_out(name: str) -> None:
+    document = (ROOT / "docs/trace-format.md").read_text(encoding="utf-8")
+    for entry in STORED[name]:
+        held_out = {
+            slots: ours - published
+            for slots, (published, ours) in entry["hits_pct"].items()
+            if slots not in entry["fitted"]
+        }
+        worst = max(held_out, key=lambda slots: abs(held_out[slots]), default=None)
+        error = f"{held_out[worst]:+.1f} points at {worst} slots" if worst else "none held out"
+        knobs = " | ".join(f"{value:.2f}" for value in entry["knobs"].values())
+        fitted = ", ".join(map(str, entry["fitted"]))
+        assert f"| {name}, {entry['trace']} | {knobs} | {fitted} | {error} |\n" in document
