@@ -55,6 +55,7 @@ def split(
     last line printed is the folder with split.csv, plots/ and runs/.
     """
     from moesim.report.division import division_records, division_table, write_division
+    from moesim.report.metrics import run_caption
     from moesim.report.tabular import write_tables
     from moesim.scenario import load_scenario
     from moesim.sweep.division import GOALS, remarks, room_of
@@ -75,12 +76,14 @@ def split(
         rows, best, found = _searched(loaded, room, folder / "runs", (key, sign), runs, force=force)
         write_division(folder, rows, best, key, name=loaded.name, plots=plots)
     values = room.values(found.best)
+    caption = run_caption(best.run)
     notes = [*_against_own(rows, best, key, sign), *remarks(room, found)]
     if as_json:
         echo_json(
             {
                 "out": str(folder),
                 "goal": key,
+                "caption": caption,
                 "best": values,
                 "divisions": division_records(rows),
                 "peaks": found.peaks,
@@ -88,6 +91,7 @@ def split(
             }
         )
         return
+    typer.echo(f"Of the best: {caption}\n")
     write_tables([division_table(rows, best, key)])
     typer.echo(f"\nbest {key}:")
     for name, value in values.items():

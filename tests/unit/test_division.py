@@ -276,6 +276,13 @@ def test_the_command_writes_its_divisions_and_runs_none_again(folder: Path, tmp_
     assert manifests == {file: file.stat().st_mtime_ns for file in tmp_path.rglob("manifest.json")}
 
 
+def test_what_is_printed_names_routing_that_no_model_made(folder: Path, tmp_path: Path) -> None:
+    path = scenario_in(folder)
+    options = ("--out", tmp_path, "--no-plots", "--runs", 3)
+    assert "SYNTHETIC ROUTING: drawn at random" in split(path, *options).stdout
+    assert "SYNTHETIC ROUTING" in json.loads(split(path, *options, "--json").stdout)["caption"]
+
+
 def test_a_division_that_does_not_fit_is_no_obstacle(folder: Path, tmp_path: Path) -> None:
     path = scenario_in(folder, "cache: {slots: 32}\n")
     with pytest.raises(BudgetError):

@@ -4,7 +4,8 @@ Xue et al. (arXiv 2401.14361) count the uses of each expert in each layer by a r
 activation matrix, of shape [layers, experts]. The matrix of the running requests is compared with
 those of a profile. The distance is the mean over layers of one minus the cosine of the two rows. Of
 the nearest matrix, the experts of later layers are fetched by uses, scaled by
-1 - (distance in layers) / (layers + 1).
+1 - (distance in layers) / (layers + 1), as in the code (github.com/EfficientMoE/MoE-Infinity). The
+paper divides by the number of layers.
 
 The running matrix starts anew where a step serves no request of the step before. With several
 requests at once it is that of all.
