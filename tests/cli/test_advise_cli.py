@@ -263,7 +263,11 @@ def _write_gguf(path: Path, *, experts: bool) -> None:
     writer.add_block_count(2)
     writer.add_embedding_length(256)
     writer.add_head_count(4)
-    names = {"attn_q": (256, 256), "attn_k": (128, 256), "attn_v": (128, 256)}
+    names: dict[str, tuple[int, ...]] = {
+        "attn_q": (256, 256),
+        "attn_k": (128, 256),
+        "attn_v": (128, 256),
+    }
     if experts:
         writer.add_expert_used_count(2)
         names |= {f"ffn_{part}_exps": (4, 512, 256) for part in ("gate", "up")}

@@ -73,7 +73,7 @@ def test_the_errors_by_kind_are_of_both_halves_and_of_the_exam_half() -> None:
         Measured(row(gpu="RTX 4090", setting="resident", model="OLMoE-1B-7B", index=2), None),
     ]
     answered = answer_rows(rows, Simulated().predict)
-    errors = [each.error_pct for each in answered[:2]]
+    errors = [each.error_pct or 0.0 for each in answered[:2]]
     any_engine, own = scoreboard.scores_by_kind(answered)
     assert (any_engine["engine"], own["engine"], own["backend"]) == ("", "llama.cpp", "CUDA")
     for kind in (any_engine, own):

@@ -13,7 +13,6 @@ from paths import ROOT
 
 from moesim.errors import UsageError
 from moesim.measured.predict import read
-from moesim.twin import log as log_module
 from moesim.twin.bench import format_of_type, split_type
 from moesim.twin.command import used_options
 from moesim.twin.devices import devices_text
@@ -168,7 +167,7 @@ def test_the_sign_before_the_deviation_may_be_damaged(sign: str) -> None:
 
 def test_the_standard_input_is_a_log(monkeypatch: pytest.MonkeyPatch) -> None:
     data = (LOGS / "sweep.md").read_bytes()
-    monkeypatch.setattr(log_module.sys, "stdin", SimpleNamespace(buffer=io.BytesIO(data)))
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(data)))
     entries = read_logs(["-"])
     assert len(entries) == 6
     assert entries[0].place == "standard input:7"
