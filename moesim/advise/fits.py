@@ -26,8 +26,11 @@ __all__ = [
     "Sample",
     "Space",
     "candidates_of",
+    "corners_of",
     "fitted",
     "layers_table",
+    "middle_of",
+    "more_knots",
     "range_of",
     "shifted",
 ]
@@ -186,3 +189,34 @@ def candidates_of(value: float, most: float | None = None) -> list[Range]:
         ranges.append((value / factor, high))
     least, most = ranges[0]
     return [*ranges, (least, value), (value, most)]
+
+
+def middle_of(space: Space) -> dict[str, float]:
+    """Return a setting between the ends of all ranges."""
+    found = dict(space.base)
+    for name, (low, high) in space.ranges.items():
+        if space.varies(name):
+            middle = (low * high) ** 0.5 if name in BANDWIDTHS else low + (high - low) // 3
+            found[name] = middle
+    return found
+
+
+def corners_of(space: Space) -> list[dict[str, float]]:
+    """Return two settings at the ends of all ranges, and some layers on the CPU in each."""
+    low, high = space.ranges["n"]
+    layers = [low + (high - low) // 3, low + 2 * (high - low) // 3]
+    ends: list[dict[str, float]] = [{}, {}]
+    for number, (name, (least, most)) in enumerate(space.ranges.items()):
+        for corner, end in zip(ends, (number, number + 1), strict=True):
+            corner[name] = most if end % 2 else least
+    return [{**space.base, **end, "n": n} for end, n in zip(ends, layers, strict=True)]
+
+
+def more_knots(knots: Sequence[float]) -> list[float]:
+    """Return contexts with others between them, about twice as long each."""
+    found = list(knots[:1])
+    for end in knots[1:]:
+        while found[-1] * 2 < end:
+            found.append(found[-1] * 2)
+        found.append(end)
+    return found

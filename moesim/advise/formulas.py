@@ -7,9 +7,8 @@ further ones. Where it does not hold, its range is narrower.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Final
+from typing import Final
 
 from moesim.advise.advice import Advice
 from moesim.advise.choice import UBATCHES
@@ -21,14 +20,17 @@ from moesim.advise.fits import (
     Sample,
     Space,
     candidates_of,
+    corners_of,
     fitted,
     layers_table,
+    middle_of,
+    more_knots,
     range_of,
     shifted,
 )
+from moesim.advise.formula_set import Formulas, Key
 from moesim.advise.memory_formulas import memory_formula
 from moesim.advise.price import Priced
-from moesim.advise.question import GOALS, Question
 from moesim.advise.samples import BANDWIDTHS, Samples, Setting, base_of
 from moesim.errors import MoesimError, UsageError
 
@@ -36,51 +38,8 @@ __all__ = ["Formulas", "formulas_of"]
 
 _LEAST_CONTEXT: Final = 4096
 _MOST_CONTEXT: Final = 131072
-Key = tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Formulas:
-    """The formulas of an advice.
-
-    `decode_s` is the time between tokens of a sequence, by format and KV entries. `prompt_s` is
-    that of a token of a prompt, by format, KV entries and physical batch; `usual_s` that of a usual
-    prompt that is shorter than a batch. `memory` has the bytes of each part by the same three.
-    Intervals are factors of speeds, with none and with some layers on the CPU. `refused` says what
-    is not offered, and why.
-    """
-
-    question: Question
-    space: Space
-    decode_s: Mapping[Key, Formula]
-    prompt_s: Mapping[Key, Formula]
-    usual_s: Mapping[Key, Formula]
-    memory: Mapping[Key, Mapping[str, Mapping[str, Expression]]]
-    intervals: Mapping[str, Sequence[Range]]
-    refused: tuple[str, ...] = ()
-    divides: bool = True
-    """Whether the number of layers on the CPU may change."""
-
-    @property
-    def checks(self) -> tuple[int, float]:
-        """The number of simulations that formulas were checked against, and the largest error."""
-        every = [*self.decode_s.values(), *self.prompt_s.values(), *self.usual_s.values()]
-        errors = [error for each in every for error in each.errors]
-        return len(errors), max(errors, default=0.0)
-
-    def plain(self) -> dict[str, Any]:
-        """Return the formulas as plain data."""
-        number, error = self.checks
-        return {
-            "decode_s": {" ".join(key): each.plain() for key, each in self.decode_s.items()},
-            "prompt_s": {" ".join(key): each.plain() for key, each in self.prompt_s.items()},
-            "usual_s": {" ".join(key): each.plain() for key, each in self.usual_s.items()},
-            "memory": {" ".join(key): each for key, each in self.memory.items()},
-            "intervals": {name: list(map(list, each)) for name, each in self.intervals.items()},
-            "prompt_tokens": _prompt_tokens(self.question),
-            "checked": {"simulations": number, "largest_error": error},
-            "refused": list(self.refused),
-        }
+_FAR: Final = 3
+"""One over the share of all layers that two numbers of layers differ by, for a slope."""
 
 
 def formulas_of(advice: Advice) -> Formulas:
@@ -92,14 +51,6 @@ def formulas_of(advice: Advice) -> Formulas:
     if advice.best.choice.disk:
         raise UsageError("the time of reads from a disk has no formula")
     return _Maker(advice).formulas()
-
-
-def _prompt_tokens(question: Question) -> Expression:
-    """Return the tokens of a usual prompt, as `Question.prompt`."""
-    wanted: Expression | None = GOALS[question.goal].prompt
-    if wanted is None:
-        wanted = ["floor", ["/", ["*", 3, "context"], 4]]
-    return ["min", wanted, ["+", "context", -question.output]]
 
 
 class _Maker:
@@ -181,7 +132,7 @@ class _Maker:
         shift = shifted(sample, sample, space, self._knots(space), self.kv_memory)
         terms = [*fitted(sample, space, self._monomials), *self._link_terms(sample, space), *shift]
         formula = Formula(["+", *terms], space.ranges)
-        points = [_middle(space), *_corners(space)]
+        points = [middle_of(space), *corners_of(space)]
         return all(formula.check(point, sample(point)) <= TOLERANCE for point in points)
 
     def _narrowed(
@@ -281,7 +232,7 @@ class _Maker:
                 (form, kv): Formula(["+", *terms, *shift], local.ranges)
                 for kv, shift in shifts.items()
             }
-            if self._decode_holds(form, formulas, _corners(local)[number % 2]):
+            if self._decode_holds(form, formulas, corners_of(local)[number % 2]):
                 found |= formulas
         return found
 
@@ -371,13 +322,15 @@ class _Maker:
         """Return the formulas of prompts of a format that hold, or none."""
         local = self._local(form)
         local = Space(local.base, {**self._prompt_space.ranges, "n": local.ranges["n"]})
-        terms = fitted(self._prompting(form, self.first, ubatch, tokens), local, [(), ("n",)])
+        sample = self._prompting(form, self.first, ubatch, tokens)
+        terms = self._known_terms(form, ubatch, sample, local) if tokens == ubatch else None
+        terms = terms or fitted(sample, local, [(), ("n",)])
         knots = self._knots(local)
         faster = self._faster_host(local)
         # What a context adds is mostly the same in all formats. Where it is not, it has more knots.
         shared = (self.best.format, self.best.ubatch, self.best.ubatch, knots)
         tried = [(faster, shared)] if faster is not local else []
-        tried += [(local, shared), (local, (form, ubatch, tokens, _more(knots)))]
+        tried += [(local, shared), (local, (form, ubatch, tokens, more_knots(knots)))]
         formulas: dict[Key, Formula] = {}
         for space, source in tried:
             formulas = {
@@ -386,7 +339,7 @@ class _Maker:
                 )
                 for kv in self.question.kv
             }
-            kv, point = self.other_kv, _middle(space)
+            kv, point = self.other_kv, middle_of(space)
             if space is faster and "host" in space.ranges:
                 point["host"] = space.ranges["host"][1]
             simulated = self._prompting(form, kv, ubatch, tokens)(point)
@@ -395,6 +348,23 @@ class _Maker:
                 break
         what = f"prompts in batches of {ubatch}"
         return formulas if self._holds(form, formulas, what) else {}
+
+    def _known_terms(
+        self, form: str, ubatch: int, sample: Sample, space: Space
+    ) -> list[Expression] | None:
+        """Return the terms of a prompt with a price as one of two samples, or None without one.
+
+        Simulating prompts takes most of the time of a page.
+        """
+        every = round(space.ranges["n"][1])
+        for one in self._priced_here():
+            choice = one.choice
+            known = (choice.format, choice.kv, choice.ubatch) == (form, self.first, ubatch)
+            if known and space.varies("n") and every - choice.cpu_layers >= every / _FAR:
+                near = 1 / one.prefill.value
+                slope = (sample({**space.base, "n": every}) - near) / (every - choice.cpu_layers)
+                return [near - choice.cpu_layers * slope, ["*", slope, "n"]]
+        return None
 
     def _faster_host(self, space: Space) -> Space:
         """Return the space with faster host memory too, which changes no prompt that copies bound.
@@ -433,34 +403,3 @@ class _Maker:
                 self.samples.prompt_interval(form, kv, ubatch, each) for each in settings
             ]
         return {name: tuple(each) for name, each in found.items()}
-
-
-def _middle(space: Space) -> dict[str, float]:
-    """Return a setting between the ends of all ranges."""
-    found = dict(space.base)
-    for name, (low, high) in space.ranges.items():
-        if space.varies(name):
-            middle = (low * high) ** 0.5 if name in BANDWIDTHS else low + (high - low) // 3
-            found[name] = middle
-    return found
-
-
-def _corners(space: Space) -> list[dict[str, float]]:
-    """Return two settings at the ends of all ranges, and some layers on the CPU in each."""
-    low, high = space.ranges["n"]
-    layers = [low + (high - low) // 3, low + 2 * (high - low) // 3]
-    ends: list[dict[str, float]] = [{}, {}]
-    for number, (name, (least, most)) in enumerate(space.ranges.items()):
-        for corner, end in zip(ends, (number, number + 1), strict=True):
-            corner[name] = most if end % 2 else least
-    return [{**space.base, **end, "n": n} for end, n in zip(ends, layers, strict=True)]
-
-
-def _more(knots: Sequence[float]) -> list[float]:
-    """Return contexts with others between them, about twice as long each."""
-    found = list(knots[:1])
-    for end in knots[1:]:
-        while found[-1] * 2 < end:
-            found.append(found[-1] * 2)
-        found.append(end)
-    return found
