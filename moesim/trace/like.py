@@ -13,6 +13,7 @@ from moesim.trace.localities import (
     HitRates,
     KnownModel,
     Sizes,
+    caveat_of_fit,
     fitted_knobs,
     hit_rates_like,
     known_model,
@@ -184,5 +185,5 @@ def _basis(known: KnownModel) -> str:
     slots = ", ".join(str(round(count * per)) for count in trace.fitted)
     return (
         f"fitted to {trace.kind} hit rates of LRU at {slots} {of} ({trace.source}; "
-        f"text: {trace.trace}; model: {known.name})"
+        f"text: {trace.trace}; model: {known.name}); {caveat_of_fit(known, trace)}"
     )

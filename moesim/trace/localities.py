@@ -29,6 +29,7 @@ __all__ = [
     "KnownModel",
     "KnownTrace",
     "Sizes",
+    "caveat_of_fit",
     "distance",
     "fitted_knobs",
     "hit_rates_like",
@@ -185,10 +186,31 @@ def middle_trace(model: KnownModel) -> KnownTrace:
 
 def fitted_knobs(model: KnownModel, trace: KnownTrace) -> LocalityKnobs:
     """Return the stored knobs with which synthetic routing hits as a trace of a model does."""
-    for entry in _fitted()[model.name]:
-        if (entry["trace"], entry["source"]) == (trace.trace, trace.source):
-            return LocalityKnobs(**entry["knobs"])
-    raise KeyError((model.name, trace.trace))
+    return LocalityKnobs(**_entry(model, trace)["knobs"])
+
+
+def caveat_of_fit(model: KnownModel, trace: KnownTrace) -> str:
+    """Return which knobs are assumed, and the largest error at a capacity that was held out."""
+    entry = _entry(model, trace)
+    held_out = {
+        slots: ours - published
+        for slots, (published, ours) in entry["hits_pct"].items()
+        if slots not in entry["fitted"]
+    }
+    worst = max(held_out, key=lambda slots: abs(held_out[slots]), default=None)
+    error = "no capacity was held out"
+    if worst is not None:
+        error = f"largest error at capacities held out: {held_out[worst]:+.1f} points at {worst}"
+    assumed = " and ".join(entry["assumed"])
+    return f"assumed: {assumed}; {error}" if assumed else error
+
+
+def _entry(model: KnownModel, trace: KnownTrace) -> Mapping[str, Any]:
+    return next(
+        each
+        for each in _fitted()[model.name]
+        if (each["trace"], each["source"]) == (trace.trace, trace.source)
+    )
 
 
 @cache

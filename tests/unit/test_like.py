@@ -55,6 +55,7 @@ def test_the_trace_has_the_sizes_of_the_model_and_says_what_it_is_like(tmp_path:
     assert trace.meta.provenance["knobs"]["cutoff"] > 0
     assert like["basis"] in said
     assert "known 48 to 62 %" in said
+    assert "largest error at capacities held out: -0.8 points at 16" in said
     assert "(synthetic)" in said
 
 
@@ -137,6 +138,11 @@ def test_each_known_model_gives_routing_within_its_known_range(name: str) -> Non
     for share, expected in like.expected.items():
         known = like.ranges[share]
         assert known.low - 0.02 <= expected <= known.high + 0.02, share
+
+
+def test_knobs_that_no_figure_gives_are_said_to_be_assumed() -> None:
+    basis = likeness("qwen2-57b-a14b", Sizes(28, 64, 8)).basis
+    assert basis.endswith("; assumed: cutoff and stickiness; no capacity was held out")
 
 
 def test_a_model_whose_tokens_use_all_experts_has_a_likeness() -> None:
