@@ -3,7 +3,8 @@
 A choice is on the front if no other has as many bits a weight and is as fast, in decoding and in
 reading prompts. Bits stand for the quality of answers, which is not simulated. Recommended is, of
 the choices with at least four bits, the one with the most bits that takes at most a tenth longer
-than the fastest; below four bits answers get noticeably worse (assumed).
+than the fastest; below four bits answers get noticeably worse (assumed). Where experts are read
+from a disk, it is the fastest.
 """
 
 from __future__ import annotations
@@ -48,7 +49,9 @@ class Advice:
         """Return the choice that would be recommended of each format, the most bits first."""
         formats = dict.fromkeys(one.choice.format for one in self.front)
         return [
-            recommended([one for one in self.priced if one.choice.format == name])
+            self.best
+            if name == self.best.choice.format
+            else recommended([one for one in self.priced if one.choice.format == name])
             for name in formats
         ]
 
@@ -182,6 +185,8 @@ def _exactness(one: Priced) -> int:
 def recommended(priced: Sequence[Priced]) -> Priced:
     """Return the recommended choice: see the module."""
     good = [one for one in priced if one.bits >= _LEAST_BITS]
+    if any(one.choice.disk for one in priced):  # reads from a disk are so slow that fewer bits pay
+        return min(priced, key=lambda one: one.request_s.value)
     if not good:  # the most exact that there is
         most = max(one.bits for one in priced)
         good = [one for one in priced if one.bits >= most * (1 - _CLOSE)]
@@ -223,7 +228,7 @@ def _too_large(question: Question, asked: Sequence[Choice]) -> str:
         )
     form = f" in {choice.format}" if choice.format else ""
     return (
-        f"{question.model.name} does not fit: the smallest choice{form} needs "
+        f"{question.model.title} does not fit: the smallest choice{form} needs "
         f"{' and '.join(parts)}; {format_bytes(lacking)} are missing"
     )
 

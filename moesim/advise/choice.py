@@ -157,10 +157,10 @@ def memory_of(question: Question, choice: Choice) -> Memory:
         }
         host = {"weights": table, "experts": sum(experts[:on_cpu])}
     has = hardware.vram_bytes if hardware.has_gpu else 0
-    if hardware.unified:
-        gpu, host = {**gpu, "embeddings": host["weights"]} if gpu else host, {}
-        return Memory(gpu, host, has, None)
     host["system"] = _SYSTEM_BYTES
+    if hardware.unified:  # one memory holds all
+        parts = dict.fromkeys((*gpu, *host))
+        return Memory({part: gpu.get(part, 0) + host.get(part, 0) for part in parts}, {}, has, None)
     memory = Memory(gpu, host, has, hardware.host_memory_bytes)
     return _with_disk(memory, experts[0]) if choice.disk else memory
 
@@ -234,11 +234,13 @@ def choices(question: Question, ubatches: Sequence[int] = UBATCHES) -> Iterator[
                 if hardware.has_gpu:
                     for ubatch in ubatches:
                         start = Choice(engine, form, ubatch=ubatch, kv=kv)
+                        if hardware.unified:  # experts on the CPU would take the same memory
+                            yield start
+                            continue
                         fewest = fewest_on_cpu(question, start)
                         if fewest is None:
                             continue
-                        ends = {fewest} if hardware.unified else {fewest, every}
-                        for layers in sorted(ends):
+                        for layers in sorted({fewest, every}):
                             yield replace(start, cpu_layers=layers)
                 if not hardware.unified:
                     yield Choice(engine, form, every, whole=True, kv=kv)

@@ -26,6 +26,7 @@ __all__ = ["SCORES", "Grounds", "Score", "grounds_of", "score_of"]
 SCORES: Final = Path(__file__).parent / "scores.json"
 _LEAST_ROWS: Final = 5
 """Rows that a median needs; with fewer, those of all engines are taken."""
+_HALF: Final = 0.5
 _INTERFACES: Final = {"rocm": "hip"}
 _PLACES: Final = {
     "offload": "experts on the CPU",
@@ -84,6 +85,16 @@ class Grounds:
             yield "no measured rows are like this one: its error is not known"
         for text in self.assumed:
             yield f"assumed: {text}"
+
+    def caution(self) -> Iterator[str]:
+        """Yield what to know of the interval: how few of such rows were within theirs."""
+        for score in self.scores:
+            if score.inside < _HALF:
+                yield (
+                    f"caution: {score.group} like this was within its interval for "
+                    f"{score.inside:.0%} of {score.rows} measured rows only, so the interval is "
+                    "too narrow"
+                )
 
     def plain(self) -> dict[str, Any]:
         """Return the grounds as plain data."""

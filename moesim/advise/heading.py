@@ -14,7 +14,7 @@ def heading(question: Question) -> str:
     parts = [card, machine.cpu or "a processor that is not named"]
     load = f", {question.load} at once" if question.load > 1 else ""
     return (
-        f"{question.model.name} on {', '.join(parts)}\n"
+        f"{question.model.title} on {', '.join(parts)}\n"
         f"goal {question.goal} ({goal.about}): prompts of {question.prompt} tokens, answers of "
         f"{question.output}, a context of {question.context}{load}"
     )

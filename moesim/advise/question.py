@@ -140,6 +140,7 @@ class Model:
 
     `format` is None where weights may have any format; "" where the file or the shape says it.
     `longest` is the longest context that the model was made for; None where it is not known.
+    `asked` is the name that was asked for, where it is another.
     """
 
     name: str
@@ -147,6 +148,12 @@ class Model:
     shape: ModelShape
     format: str | None = None
     longest: int | None = None
+    asked: str = ""
+
+    @property
+    def title(self) -> str:
+        """Return the name that was asked for, with that of the shape where it is another."""
+        return f"{self.asked} (the shape of {self.name})" if self.asked else self.name
 
     @classmethod
     def of(cls, text: str) -> Model:
@@ -166,7 +173,8 @@ class Model:
             raise UsageError(f"{text} {_DENSE}")
         file = text.endswith(".gguf")
         own = "" if file else _NATIVE if shape.expert_bits < _NATIVE_BITS else None
-        return cls(shape.name, {"shape": text}, shape, own, _longest(text))
+        named = text.endswith((".json", ".gguf")) or text.lower() == shape.name
+        return cls(shape.name, {"shape": text}, shape, own, _longest(text), "" if named else text)
 
     def stored(self, form: str, kv: str) -> ModelShape:
         """Return the shape with weights in a format ("": its own) and KV entries in another."""

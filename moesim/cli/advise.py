@@ -121,6 +121,8 @@ def advise(
     write_tables([*shown, tables.terms_table(terms)] if explain else shown)
     typer.echo()
     typer.echo("\n".join(tables.recommendation(advice)))
+    for line in grounds.caution():
+        typer.echo(line)
     typer.echo(f"limited by: {terms[0].name} ({terms[0].share:.0%} of the time of a token)")
     cliff = cliff_of(advice, pricer)
     typer.echo("\n".join(tables.cliff_lines(advice, cliff)))
