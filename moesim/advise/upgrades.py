@@ -103,8 +103,8 @@ def _figures(hardware: Hardware) -> Iterator[tuple[str, dict[str, Any]]]:
         yield "8 GiB more GPU memory", {"vram": hardware.vram_bytes + _MORE_VRAM}
         links = {
             way: {
-                "pinned": 2 * link.pinned_bytes_per_s,
-                "pageable": 2 * link.pageable_bytes_per_s,
+                "pinned_bandwidth": 2 * link.pinned_bytes_per_s,
+                "pageable_bandwidth": 2 * link.pageable_bytes_per_s,
             }
             for way, link in (("h2d", hardware.h2d), ("d2h", hardware.d2h))
         }
