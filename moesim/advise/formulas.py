@@ -395,7 +395,7 @@ class _Maker:
     def _intervals(self, prompts: bool) -> dict[str, Sequence[Range]]:
         """Return the factors of intervals without and with layers on the CPU."""
         form, kv, ubatch = self.best.format, self.first, self.best.ubatch
-        numbers = [0, 1] if self.space.varies("n") else [self.space.base["n"]] * 2
+        numbers = [0, self.space.far("n")] if self.space.varies("n") else [self.space.base["n"]] * 2
         settings = [{**self.space.base, "n": number} for number in numbers]
         found = {"decode": [self.samples.interval(form, kv, each) for each in settings]}
         if prompts:

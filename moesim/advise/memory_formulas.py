@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import cache
 from typing import Final
 
 from moesim.advise.choice import Choice, memory_of
@@ -81,15 +82,20 @@ def _edges(question: Question, space: Space, ubatch: int) -> list[float]:
 
 def _asker(question: Question, choice: Choice) -> Callable[[Mapping[str, float]], Parts]:
     """Return what gives the bytes of all parts at a setting."""
-    has_gpu = question.machine.hardware.has_gpu
+    has_gpu, own = question.machine.hardware.has_gpu, _vram(question)
+
+    @cache  # a machine takes long to assemble
+    def asked(context: float, vram: float) -> Question:
+        figures = dict(question.parts.figures)
+        if has_gpu and vram != own:
+            figures["vram"] = round(vram * _GIB)
+        parts = replace(question.parts, figures=figures)
+        return replace(question, context=round(context), parts=parts)
 
     def ask(setting: Mapping[str, float]) -> Parts:
-        figures = dict(question.parts.figures)
-        if has_gpu and setting["vram"] != _vram(question):
-            figures["vram"] = round(setting["vram"] * _GIB)
-        parts = replace(question.parts, figures=figures)
-        asked = replace(question, context=round(setting["context"]), parts=parts)
-        memory = memory_of(asked, replace(choice, cpu_layers=round(setting["n"])))
+        layers = round(setting["n"])
+        changed = asked(setting["context"], setting["vram"])
+        memory = memory_of(changed, replace(choice, cpu_layers=layers))
         places = {"gpu": memory.gpu, "host": memory.host}
         return {(place, part): size for place in places for part, size in places[place].items()}
 
