@@ -98,8 +98,7 @@ function flagsOf(data, engine, settings) {
 
 // Three digits, and all before the point.
 function short(value) {
-  const rounded = Number(value.toPrecision(3));
-  return rounded >= 1000 ? Math.round(value).toLocaleString("en-US") : String(rounded);
+  return value >= 100 ? Math.round(value).toLocaleString("en-US") : value.toPrecision(3);
 }
 
 function gib(bytes) {
@@ -199,7 +198,7 @@ if (typeof document !== "undefined") {
       field("n").value = settings.n;
     }
     for (const output of form.querySelectorAll("output[data-of]")) {
-      output.textContent = short(settings[output.dataset.of]);
+      output.textContent = String(settings[output.dataset.of]);
     }
     const found = answer(data, settings);
     showSpan("decode", found.decode, "tokens/s");

@@ -431,6 +431,11 @@ def test_the_script_has_the_numbers_of_the_formulas(tmp_path: Path) -> None:
             continue
         seconds = value_of(prompt["expression"], setting)
         assert shown["prompt"]["value"] == pytest.approx(1 / seconds, rel=1e-9)
+        asked, choice = asked_again(setting)
+        first = Pricer(asked).price(choice).first_token_s
+        for end in ("value", "low", "high"):
+            seconds = getattr(first, end)
+            assert shown["first"][end] == pytest.approx(seconds, rel=fits.TOLERANCE)
         parts = made().data["memory"][f"{key} {setting['ubatch']}"]["gpu"]
         used = sum(value_of(each, setting) for each in parts.values())
         assert shown["memory"]["gpuLeft"] == pytest.approx(setting["vram"] * 2**30 - used, abs=1)
