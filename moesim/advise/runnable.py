@@ -37,7 +37,9 @@ def _ik_llama(question: Question, choice: Choice) -> str:
 def _ktransformers(question: Question, choice: Choice) -> str:
     if vendor_of(question.machine.hardware) != "NVIDIA":
         return "it needs an NVIDIA card"
-    if choice.whole or not choice.cpu_layers:
+    if choice.whole:
+        return "it keeps all other weights on the card, and here they are on the CPU"
+    if not choice.cpu_layers:
         return "it is made for experts on the CPU beside a card, and here there are none"
     missing = ktransformers_bytes(question) - question.machine.hardware.vram_bytes
     if missing > 0:

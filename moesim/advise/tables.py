@@ -130,9 +130,10 @@ def cliff_lines(advice: Advice, cliff: Cliff) -> Iterator[str]:
     else:
         yield f"this choice holds contexts of {cliff.context:,} tokens and more"
     if cliff.decode is None:
-        yield f"a context of {cliff.doubled:,} does not fit in this format"
+        yield f"a context of {cliff.doubled:,} does not fit with this format, KV cache and batch"
     elif cliff.moved is not None:
-        moved = f"{cliff.moved} more layers on the CPU" if cliff.moved else "the same layers"
+        layers = "layer" if cliff.moved == 1 else "layers"
+        moved = f"{cliff.moved} more {layers} on the CPU" if cliff.moved else "the same layers"
         speed = f"{span(cliff.decode)} tokens/s at its end"
         yield f"a context of {cliff.doubled:,} needs {moved}: {speed}"
 

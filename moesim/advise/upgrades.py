@@ -19,6 +19,8 @@ __all__ = ["MOST_CONTEXT", "Cliff", "Upgrade", "cliff_of", "upgrades"]
 
 _MORE_VRAM: Final = 8 * 2**30
 _MOST: Final = 3
+_LEAST_GAIN: Final = 0.005
+"""Smaller gains would be shown as 0%."""
 _SIZE: Final = re.compile(r"\b(\d{1,6})\s*GB\b(?!/)", re.IGNORECASE)
 _BLOCK: Final = 256
 MOST_CONTEXT: Final = 1 << 20
@@ -71,7 +73,7 @@ def upgrades(advice: Advice) -> list[Upgrade]:
         except MoesimError:
             continue  # such a machine cannot be priced either
         gain = 1 - then.request_s.value / now.value
-        if gain > 0:
+        if gain >= _LEAST_GAIN:
             found.append(Upgrade(name, then, gain, factor))
     return sorted(found, key=lambda each: -each.gain)[:_MOST]
 
@@ -136,17 +138,17 @@ def cliff_of(advice: Advice, pricer: Pricer) -> Cliff:
 
 
 def _longest(question: Question, choice: Choice) -> int:
-    """Return the longest context with which a choice fits, to 256 tokens."""
+    """Return the longest context with which a choice fits, to 256 tokens above the asked one."""
 
     def fits(blocks: int) -> bool:
         return memory_of(replace(question, context=_BLOCK * blocks), choice).fits
 
-    low = -(-question.context // _BLOCK)
+    low = question.context // _BLOCK
     high = max(low, MOST_CONTEXT // _BLOCK)
     while low < high:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if fits(middle) else (low, middle - 1)
-    return low * _BLOCK
+    return max(question.context, low * _BLOCK)  # the asked one may be no multiple
 
 
 def _at(question: Question, choice: Choice) -> tuple[int | None, Span | None]:

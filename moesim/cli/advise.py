@@ -77,8 +77,9 @@ def advise(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
     html: Annotated[
-        str, typer.Option(help="Also write the answer as one page, which computes other settings.")
-    ] = "",
+        str | None,
+        typer.Option(help="Also write the answer as one page, which computes other settings."),
+    ] = None,
 ) -> None:
     """Say whether a model runs on a machine, how fast, and with which flags.
 
@@ -92,7 +93,7 @@ def advise(
         question = own.probed(question)
     from moesim.advise.heading import heading
 
-    if html:
+    if html is not None:
         from moesim.advise.page import Shown, check_page_path, write_page
 
         check_page_path(html)

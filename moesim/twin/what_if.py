@@ -36,6 +36,8 @@ _CACHE: Final = (
 _FEWEST_CHANNELS: Final = 1
 _MOST_CHANNELS: Final = 32
 _MOST: Final = 1 << 24
+_COUNTS: Final = ("ub", "t")
+"""Options whose values are numbers of at least 1."""
 _PLAIN: Final = ("gpu", "cpu", "ram", "pcie")
 
 
@@ -274,6 +276,8 @@ def _option(name: str) -> Callable[[Change, str], Change]:
     def put(change: Change, text: str) -> Change:
         if not re.fullmatch(r"[\w./]{1,20}", text):
             raise UsageError(f"--what-if {name}={text}: the value is not understood")
+        if name in _COUNTS:
+            _number(text, 1, _MOST)
         return replace(change, settings={**change.settings, name: text})
 
     return put

@@ -29,6 +29,11 @@ def test_html_writes_a_page_beside_the_printed_answer(tmp_path: Path, also: list
         assert f"page: {path}" in done.stdout
 
 
+def test_an_empty_name_of_a_page_is_refused() -> None:
+    done = CliRunner().invoke(app, [*QUESTION, "--html", ""])
+    assert "--html" in str(done.exception)
+
+
 def test_a_model_is_not_overwritten_by_a_page(tmp_path: Path) -> None:
     model = tmp_path / "model.gguf"
     model.write_bytes(b"weights")

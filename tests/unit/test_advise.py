@@ -24,8 +24,9 @@ from moesim.advise.choice import (
 from moesim.advise.flags import flags_of, left_out
 from moesim.advise.price import Priced, Pricer, Span
 from moesim.advise.question import GOALS, Question, tokens_of
+from moesim.advise.tables import cliff_lines
 from moesim.advise.terms import OVERLAP, terms_of
-from moesim.advise.upgrades import cliff_of, upgrades
+from moesim.advise.upgrades import Cliff, cliff_of, upgrades
 from moesim.errors import UsageError
 from moesim.measured.answers import answer_rows
 from moesim.measured.grammar import read_setting
@@ -398,6 +399,12 @@ def test_vllm_gets_flags_where_all_weights_are_on_the_card_in_a_format_it_reads(
         ("rx-7900-xtx", Choice("llama.cpp", "Q4_K_M"), "ik_llama.cpp", "NVIDIA cards"),
         ("rx-7900-xtx", Choice("llama.cpp", "Q4_K_M", 3), "KTransformers", "NVIDIA card"),
         ("rtx-4090", Choice("llama.cpp", "Q4_K_M"), "KTransformers", "here there are none"),
+        (
+            "rtx-4090",
+            Choice("llama.cpp", "Q4_K_M", 16, whole=True),
+            "KTransformers",
+            "all other weights on the card",
+        ),
     ],
 )
 def test_an_engine_that_cannot_run_a_choice_is_left_out_with_the_reason(
@@ -432,6 +439,32 @@ def test_the_interval_of_a_gain_is_that_of_the_ratio_of_saved_to_remaining_time(
         assert each.gain_span.high == pytest.approx(saved * wrong / (saved * wrong + left))
         assert each.gain_span.low == pytest.approx(saved / (saved + left * wrong))
         assert 0 < each.gain_span.low < each.gain < each.gain_span.high < 1
+
+
+def test_an_upgrade_that_would_be_shown_as_no_gain_is_left_out() -> None:
+    asked = question(model="gpt-oss-20b", vram=None, context=131072)
+    found = upgrades(advise(asked))
+    assert found
+    assert all(f"{each.gain:.0%}" != "0%" for each in found)
+
+
+def test_the_longest_context_is_no_longer_than_what_fits_where_the_asked_one_is_no_block() -> None:
+    made = given_advice()
+    advice = made.advice
+    longest = cliff_of(advice, made.pricer).context
+    # One block more does not fit, so a context within the last block must not be rounded up.
+    asked = replace(advice.question, context=longest + 1)
+    while not memory_of(asked, advice.best.choice).fits:
+        asked = replace(asked, context=asked.context - 1)
+    cliff = cliff_of(replace(advice, question=asked), made.pricer)
+    assert memory_of(replace(asked, context=cliff.context), advice.best.choice).fits
+
+
+@pytest.mark.parametrize(("moved", "said"), [(1, "1 more layer on"), (2, "2 more layers on")])
+def test_one_layer_is_said_in_the_singular(moved: int, said: str) -> None:
+    advice = given_advice().advice
+    cliff = Cliff(4096, 8192, moved, advice.best.decode)
+    assert any(said in line for line in cliff_lines(advice, cliff))
 
 
 def test_the_longest_context_fits_and_one_block_more_does_not() -> None:

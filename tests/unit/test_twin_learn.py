@@ -209,6 +209,9 @@ def test_what_is_not_answered_is_declined_by_name(two: tuple[Samples, Learned]) 
         ("gpu=RTX 9999", "no graphics card"),
         ("colour=red", "not known"),
         ("kv=$(x)", "not understood"),
+        ("ubatch=0", "no number"),
+        ("threads=0", "no number"),
+        ("threads=all", "no number"),
     ],
 )
 def test_a_wrong_what_if_is_refused(text: str, said: str) -> None:
