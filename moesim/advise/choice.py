@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from moesim.advise.question import Question
+from moesim.hardware.hardware import Hardware
 from moesim.model.shapes import ModelShape
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "disk_choices",
     "fewest_on_cpu",
     "formats_of",
+    "free_share",
     "memory_of",
 ]
 
@@ -36,6 +38,8 @@ _ENGINE_BYTES: Final = 600 * 10**6
 """Assumed: the context of the GPU's driver and the libraries of an engine."""
 FREE_SHARE: Final = 0.03
 """Assumed: share of GPU memory that is kept free, for the screen and for fragments."""
+_APPLE_FREE_SHARE: Final = 0.25
+"""Assumed: macOS lets the GPU use about three quarters of the memory, unless told otherwise."""
 _DISK_FORMATS: Final = 3
 _LOGIT_BYTES: Final = 4
 _ROW_BYTES: Final = 4  # activations have 32 bits in ggml
@@ -128,6 +132,11 @@ class Memory:
         return self.gpu_left >= 0 and (self.host_left is None or self.host_left >= 0)
 
 
+def free_share(hardware: Hardware) -> float:
+    """Return the share of GPU memory that is kept free."""
+    return _APPLE_FREE_SHARE if hardware.architecture == "apple" else FREE_SHARE
+
+
 def memory_of(question: Question, choice: Choice) -> Memory:
     """Return the memory that a choice takes."""
     hardware = question.machine.hardware
@@ -136,7 +145,8 @@ def memory_of(question: Question, choice: Choice) -> Memory:
     # The table of embeddings is read a row a token, and stays in host memory.
     table, rest, experts = weights.table, weights.rest, weights.experts
     on_cpu = choice.cpu_layers
-    kv = question.load * _cache_bytes(shape, question.context, choice.ubatch)
+    kv = shape.cache_bytes(question.context, choice.ubatch) + shape.state_bytes_per_sequence
+    kv *= question.load
     buffers = _buffer_bytes(shape, choice, max(experts[:on_cpu], default=0))
     if choice.whole:
         host = {
@@ -153,7 +163,7 @@ def memory_of(question: Question, choice: Choice) -> Memory:
             "KV cache": kv,
             "buffers": buffers,
             "engine": _ENGINE_BYTES,
-            "kept free": round(FREE_SHARE * hardware.vram_bytes),
+            "kept free": round(free_share(hardware) * hardware.vram_bytes),
         }
         host = {"weights": table, "experts": sum(experts[:on_cpu])}
     has = hardware.vram_bytes if hardware.has_gpu else 0
@@ -174,19 +184,6 @@ def _with_disk(memory: Memory, least_bytes: int) -> Memory:
     missing = min(max(0, -(left or 0)), max(0, experts - least_bytes))
     host = {**memory.host, "experts": experts - missing}
     return replace(memory, host=host, disk_bytes=missing)
-
-
-def _cache_bytes(shape: ModelShape, context: int, ubatch: int) -> int:
-    """Return the bytes of KV entries and recurrent states of one sequence.
-
-    A layer with a window keeps the window and the batch that is computed, as in llama.cpp.
-    """
-    tokens_by_layer = [
-        min(context, kind.window + ubatch) if kind.window else context for kind in shape.all_kinds()
-    ]
-    layers = sum(tokens * shape.kv_bytes_of(layer) for layer, tokens in enumerate(tokens_by_layer))
-    router = context * shape.router_kv_bytes_per_token
-    return layers + router + shape.state_bytes_per_sequence
 
 
 def _buffer_bytes(shape: ModelShape, choice: Choice, layer_bytes: int) -> int:

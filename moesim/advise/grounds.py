@@ -126,6 +126,8 @@ def _assumed(advice: Advice) -> Iterator[str]:
     if choice.format:
         yield f"{choice.format} stores each tensor as llama.cpp's rules say (docs/formats.md)"
     yield from MEMORY_ASSUMED
+    if question.machine.hardware.architecture == "apple":
+        yield "macOS lets the GPU use 75% of the memory (iogpu.wired_limit_mb changes it)"
     yield f"lengths of goal {question.goal}: {question.prompt} new tokens, {question.output} out"
     if question.load > 1:
         yield f"{question.load} sequences decode together, and a prompt waits for no other one"

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from moesim.errors import MoesimError, UsageError, shown
-from moesim.hardware.parts import Machine, assemble, gpu_named
+from moesim.hardware.parts import Machine, assemble, gpu_named, memory_named
 from moesim.model.format_bits import bits_for, with_bits_of
 from moesim.model.formats import block_named, check_format_name, format_named
 from moesim.model.hf_config import load_config, load_shape
@@ -40,7 +40,9 @@ _MOST_TOKENS: Final = 1 << 24
 _MOST_TEXT: Final = 200
 """Characters of the longest text of a part."""
 _TOKENS: Final = re.compile(r"(\d{1,9})\s*([kK]?)")
-_USUAL_CPU: Final = "6 cores"
+_USUAL_CORES: Final = 6
+_CORES_A_CHANNEL: Final = 4
+"""Assumed: cores of servers and workstations, by their channels of memory."""
 _USUAL_RAM: Final = "32 GB DDR4-3200 dual channel"
 _NATIVE: Final = "MXFP4_MOE"
 _NATIVE_BITS: Final = 8
@@ -100,8 +102,9 @@ class Parts:
         if self.own_card:
             notes.append(f"overheads of {self.own_card} are those of {self.gpu}")
         if not self.cpu.strip():
-            given = replace(given, cpu=_USUAL_CPU)
-            notes.append(f"the processor has {_USUAL_CPU} with AVX2, because none is named")
+            cpu = _usual_cpu(self.ram)
+            given = replace(given, cpu=cpu)
+            notes.append(f"the processor has {cpu} with AVX2, because none is named")
             if not self.ram.strip():
                 given = replace(given, ram=_USUAL_RAM)
                 notes.append(f"host memory is {_USUAL_RAM}, because no text says it")
@@ -390,6 +393,12 @@ def unreadable(form: str, engine: str) -> str:
     if engine != "ik_llama.cpp" and _OF_IK.fullmatch(name):
         return "only ik_llama.cpp reads it (--engine ik_llama.cpp)"
     return ""
+
+
+def _usual_cpu(ram: str) -> str:
+    """Return the text of a usual processor, with more cores beside more channels of memory."""
+    channels = memory_named(ram).channels or 2
+    return f"{_USUAL_CORES if channels <= 2 else _CORES_A_CHANNEL * channels} cores"
 
 
 def tokens_of(text: str) -> int:

@@ -74,7 +74,8 @@ def memory_table(memory: Memory) -> Table:
         table.add(part, *(format_bytes(each.get(part, 0)) for each in (memory.gpu, memory.host)))
     if memory.disk_bytes:
         table.add("experts on disk", "", format_bytes(memory.disk_bytes))
-    left = "?" if memory.host_left is None else format_bytes(memory.host_left)
+    unknown = "not known" if memory.host else "-"
+    left = unknown if memory.host_left is None else format_bytes(memory.host_left)
     table.add("left", format_bytes(memory.gpu_left), left)
     return table
 
@@ -126,9 +127,9 @@ def upgrade_table(advice: Advice, found: Sequence[Upgrade]) -> Table:
 def cliff_lines(advice: Advice, cliff: Cliff) -> Iterator[str]:
     """Yield what happens with longer contexts than asked."""
     if cliff.context < MOST_CONTEXT:
-        yield f"this choice holds contexts of up to {cliff.context:,} tokens; then memory is full"
+        yield f"memory holds contexts of up to {cliff.context:,} tokens"
     else:
-        yield f"this choice holds contexts of {cliff.context:,} tokens and more"
+        yield f"memory holds contexts of {cliff.context:,} tokens and more"
     if cliff.decode is None:
         yield f"a context of {cliff.doubled:,} does not fit with this format, KV cache and batch"
     elif cliff.moved is not None:

@@ -50,6 +50,7 @@ _MOST_SEQUENCES: Final = 64  # with routing of their own; others share it
 _SECOND_NS: Final = 10**9
 _ROOMY: Final = 0.85
 _TOO_MUCH: Final = 1.1
+_UBATCH: Final = 512  # the default of llama.cpp
 _Q8_KV_BITS: Final = 8  # one scale a row, which hardly counts
 
 
@@ -230,15 +231,18 @@ def _make_room(
     tokens = max(used, row.allocated or 0, reading.setting.context or 0)
     on_gpu = range(layers.whole, shape.num_layers + 1)
     experts = (len(shape.moe_layers) - layers.experts) * shape.num_experts
-    needed = shape.layers_bytes(on_gpu) + experts * shape.expert_bytes
-    needed += tokens * shape.kv_bytes_per_token
+    weights = shape.layers_bytes(on_gpu) + experts * shape.expert_bytes
+    # The simulator keeps all KV entries; an engine drops those that have left a layer's window.
+    planned = weights + tokens * shape.kv_bytes_per_token
+    sequences, ubatch = max(1, row.batch), reading.setting.ubatch or _UBATCH
+    needed = weights + sequences * shape.cache_bytes(-(-tokens // sequences), ubatch)
     has = machine.hardware.vram_bytes
     if needed > _TOO_MUCH * has:
         raise UsageError(
             f"spill: {needed / 1e9:.1f} GB are needed and the GPU has {has / 1e9:.1f} GB"
         )
-    if needed > _ROOMY * has:
-        scenario["hardware"]["vram"] = round(needed / _ROOMY)
+    if planned > _ROOMY * has:
+        scenario["hardware"]["vram"] = round(planned / _ROOMY)
     if needed > has:
         yield (
             f"{needed / 1e9:.1f} GB are needed and the GPU has {has / 1e9:.1f} GB: as the row ran, "

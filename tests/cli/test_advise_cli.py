@@ -52,7 +52,7 @@ def test_the_answer_names_a_choice_its_flags_and_what_limits_it() -> None:
     assert "▲" in text
     assert "--n-cpu-moe" in text
     assert "limited by: " in text
-    assert "this choice holds contexts of up to " in text
+    assert "memory holds contexts of up to " in text
     assert "what would help most" in text
     assert "what the answer rests on" in text
     assert "a step that decodes" in text

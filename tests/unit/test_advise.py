@@ -22,8 +22,9 @@ from moesim.advise.choice import (
     memory_of,
 )
 from moesim.advise.flags import flags_of, left_out
+from moesim.advise.grounds import grounds_of
 from moesim.advise.price import Priced, Pricer, Span
-from moesim.advise.question import GOALS, Question, tokens_of
+from moesim.advise.question import GOALS, Model, Parts, Question, tokens_of
 from moesim.advise.tables import cliff_lines
 from moesim.advise.terms import OVERLAP, terms_of
 from moesim.advise.upgrades import Cliff, cliff_of, upgrades
@@ -509,3 +510,31 @@ def test_prompt_and_answer_are_within_the_context(goal: Any, context: int) -> No
     asked = question(goal=goal, context=context)
     assert asked.prompt > 0
     assert asked.prompt + asked.output <= context
+
+
+def ask(model: str, gpu: str, ram: str = "", context: int = 8192) -> Question:
+    return Question(Model.of(model), Parts(gpu, ram=ram), context)
+
+
+def test_macos_keeps_a_quarter_of_the_memory() -> None:
+    asked = replace(ask("olmoe-1b-7b", "m4-max", "36GB"), formats=("Q4_K_M",))
+    memory = memory_of(asked, Choice("llama.cpp", "Q4_K_M"))
+    assert memory.gpu["kept free"] == memory.gpu_has // 4
+    assert any("macOS" in text for text in grounds_of(advise(asked), Pricer(asked)).assumed)
+
+
+@pytest.mark.parametrize(
+    ("ram", "cores"), [("", 6), ("64GB-ddr5-5600-2ch", 6), ("768GB-ddr5-4800-12ch", 48)]
+)
+def test_an_unnamed_processor_has_more_cores_beside_more_channels(ram: str, cores: int) -> None:
+    parts, notes = Parts("rtx-4090", ram=ram).filled()
+    assert parts.cpu == f"{cores} cores"
+    assert any(f"{cores} cores" in note for note in notes)
+
+
+def test_what_fits_with_windows_is_priced() -> None:
+    """Layers with a window keep few KV entries: in a choice's memory, and where it is priced."""
+    asked = ask("gpt-oss-20b", "rtx-3060-12gb", context=1 << 18)
+    choice = Choice("llama.cpp", "MXFP4_MOE", cpu_layers=10, kv="q8_0")
+    assert memory_of(asked, choice).gpu_left >= 0
+    assert isinstance(Pricer(asked).price(choice), Priced)
