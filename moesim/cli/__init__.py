@@ -14,6 +14,7 @@ from typing import Annotated
 import typer
 
 from moesim.cli import (
+    advise,
     calibrate,
     compare,
     dial,
@@ -26,6 +27,7 @@ from moesim.cli import (
     split,
     systems,
     trace,
+    twin,
     validate,
 )
 from moesim.cli.ending import run_to_its_end
@@ -67,6 +69,8 @@ def moesim(
 
 # The order of the commands in `moesim --help`.
 for group in (
+    advise,
+    twin,
     run,
     compare,
     split,

@@ -95,7 +95,8 @@ def split(
     write_tables([division_table(rows, best, key)])
     typer.echo(f"\nbest {key}:")
     for name, value in values.items():
-        typer.echo(f"  {name}: {value}")
+        section, _, entry = name.partition(".")
+        typer.echo(f"  {section}: {{{entry}: {value}}}")
     typer.echo()
     for note in notes:
         typer.echo(f"- {note}")

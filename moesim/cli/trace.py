@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
 from moesim.cli.paths import App
 from moesim.cli.routing import locality, redundancy
+
+if TYPE_CHECKING:
+    from moesim.trace.like import Likeness
 
 __all__ = ["register"]
 
@@ -94,8 +98,28 @@ def convert(
     typer.echo(f"{trace}\n{out}")
 
 
+_OF_LIKENESS: Final = ("experts", "top_k", "skew", "cutoff", "stickiness", "layer_correlation")
+"""The options of `trace synth` that --like decides."""
+
+
 def synth(
+    context: typer.Context,
     out: Annotated[Path, typer.Argument(help="The trace folder to write.")],
+    like: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="Give the trace the sizes of this model and hit rates as published for it: a "
+            "shipped name, a config.json or a GGUF file.",
+        ),
+    ] = None,
+    locality: Annotated[
+        str | None,
+        typer.Option(
+            help="With --like: published, or low, middle or high of the known range of hit rates. "
+            "[default: published, or middle where nothing is published]",
+        ),
+    ] = None,
     requests: Annotated[int, typer.Option(help="Number of requests.")] = 32,
     prompt_tokens: Annotated[int, typer.Option(help="Prompt tokens per request.")] = 32,
     output_tokens: Annotated[int, typer.Option(help="Generated tokens per request.")] = 32,
@@ -105,6 +129,10 @@ def synth(
     skew: Annotated[
         float, typer.Option(help="Zipf exponent of expert popularity; 0 is uniform.")
     ] = 0.8,
+    cutoff: Annotated[
+        float,
+        typer.Option(help="How fast popularity falls below Zipf's law in its tail; 0 is Zipf's."),
+    ] = 0.0,
     stickiness: Annotated[
         float, typer.Option(help="Probability that a token repeats the previous token's experts.")
     ] = 0.2,
@@ -122,9 +150,13 @@ def synth(
 ) -> None:
     """Draw a synthetic trace at random; its header marks it as synthetic."""
     from moesim.cli.progress import progress
+    from moesim.errors import UsageError
     from moesim.progress import counter
     from moesim.trace import SyntheticKnobs, synthesize
+    from moesim.trace.like import synthesize_like
 
+    if like is None and locality is not None:
+        raise UsageError("--locality is that of a model; name it with --like MODEL")
     knobs = SyntheticKnobs(
         requests=requests,
         prompt_tokens=prompt_tokens,
@@ -138,7 +170,53 @@ def synth(
         prediction_depth=prediction_depth,
         prediction_accuracy=prediction_accuracy,
         seed=seed,
+        cutoff=cutoff,
     )
     with progress() as show:
-        trace = synthesize(knobs).save(out, force=force, progress=counter(show, "requests"))
+        if like is None:
+            drawn = synthesize(knobs)
+        else:
+            stated = _stated(context)
+            moe_layers, found = _likeness(like, locality, stated)
+            if "layers" not in stated:
+                knobs = replace(knobs, num_layers=found.sizes.layers)
+            own = knobs.num_layers == found.sizes.layers
+            layer_map = moe_layers if own else None
+            drawn = synthesize_like(found, knobs, layer_map)
+            typer.echo("\n".join(found.lines()))
+        trace = drawn.save(out, force=force, progress=counter(show, "requests"))
     typer.echo(f"{trace}\n{out}")
+
+
+def _stated(context: typer.Context) -> set[str]:
+    """Return the names of the options that the command line states."""
+    names = context.params
+    return {
+        name
+        for name in names
+        if getattr(context.get_parameter_source(name), "name", "") != "DEFAULT"
+    }
+
+
+def _likeness(
+    model: str, locality: str | None, stated: set[str]
+) -> tuple[tuple[int, ...], Likeness]:
+    """Return the model layer of each MoE layer, and the likeness of a model.
+
+    Raises:
+        UsageError: an option is stated that the likeness decides, there is no such model, or it has
+            no routed experts.
+    """
+    from moesim.errors import UsageError
+    from moesim.model.hf_config import load_shape
+    from moesim.trace.like import likeness
+    from moesim.trace.localities import Sizes
+
+    if wrong := [name for name in _OF_LIKENESS if name in stated]:
+        option = "--" + wrong[0].replace("_", "-")
+        raise UsageError(f"{option} and --like {model}: --like decides it; leave one of them away")
+    shape = load_shape(model)
+    if not shape.moe_layers:
+        raise UsageError(f"--like {model}: the model has no routed experts")
+    sizes = Sizes(len(shape.moe_layers), shape.num_experts, shape.top_k)
+    return shape.moe_layers, likeness(shape.name, sizes, locality)

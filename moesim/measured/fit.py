@@ -27,13 +27,16 @@ __all__ = [
     "fit_two",
     "machine_of",
     "owned_by",
+    "parts_of",
 ]
 
 Number = Literal["read_bandwidth", "layer_ns"]
 NUMBERS: Final[tuple[Number, Number]] = ("read_bandwidth", "layer_ns")
 _MOST: Final = (50.0, 5.0)
 """The most by which a fitted number, reads and layer, is above or below the assumed one."""
-_ROUNDS: Final = 6
+_ROUNDS: Final = 8
+_STILL: Final = 1e-4
+"""A smaller change of both logarithms ends the search."""
 _CLOSE: Final = 1e-6
 _NEAR: Final = 0.001
 """Weight of the distance from the assumed numbers: one e-fold counts as an error of 0.1 %."""
@@ -123,14 +126,21 @@ def fit_two(rows: Sequence[tuple[Reading, float]], model: TimeModel) -> Fitted:
     numbers, note = _numbers(readings, model, bandwidth, layer_ns)
     free = np.array([number in numbers for number in NUMBERS])
     values = np.array([value for _, value in rows])
-    logs = np.zeros(2)
-    for _ in range(_ROUNDS):  # one is enough where times are affine, as those of decode mostly are
-        factors = np.exp(logs)
-        parts = _parts(readings, model, bandwidth * factors[0], layer_ns * factors[1])
-        step = _least_squares(parts, values, free, logs)
-        logs = logs + step
-        if np.max(np.abs(step)) < _CLOSE:
+    logs, best = np.zeros(2), np.inf
+    step, tried = np.zeros(2), logs
+    for _ in range(_ROUNDS):
+        numbers_tried = bandwidth * np.exp(tried[0]), layer_ns * np.exp(tried[1])
+        whole = [model.seconds(reading, *numbers_tried) for reading in readings]
+        error = float(np.sum(np.log(whole * values) ** 2) + _NEAR**2 * tried @ tried)
+        if error < best:
+            logs, best = tried, error
+            parts = parts_of(readings, model, *numbers_tried, whole)
+            step = _least_squares(parts, values, free, logs)
+        else:  # times are not affine there: reads may be as fast as the memory is
+            step = step / 2
+        if np.max(np.abs(step)) < _STILL:
             break
+        tried = logs + step
     factors = np.exp(logs)
     ends = [
         name
@@ -152,24 +162,30 @@ def _numbers(
     """Return which numbers are fitted, and why not both."""
     if len(readings) > 1:
         return NUMBERS, ""
-    fixed, reads, host = _parts(readings, model, bandwidth, layer_ns)[0]
+    fixed, reads, host = parts_of(readings, model, bandwidth, layer_ns)[0]
     whole = fixed + reads + host
     chosen = NUMBERS[0] if reads >= host else NUMBERS[1]
     shares = f"reads take {reads / whole:.0%} of its time and layers {host / whole:.0%}"
     return (chosen,), f"one row, so only {chosen} is fitted: {shares}"
 
 
-def _parts(
-    readings: Sequence[Reading], model: TimeModel, bandwidth: float, layer_ns: float
+def parts_of(
+    readings: Sequence[Reading],
+    model: TimeModel,
+    bandwidth: float,
+    layer_ns: float,
+    whole_s: Sequence[float] | None = None,
 ) -> _Floats:
     """Return for each row the seconds that neither number changes, of reads, and of layers (n, 3).
 
     Decode time is affine in 1 / bandwidth and in the time of a layer, so three prices tell them.
-    Half the bandwidth is asked for, because twice as much may exceed what the memory has.
+    Half the bandwidth is asked for, because twice as much may exceed what the memory has. `whole_s`
+    are the times at these numbers, if they are known.
     """
     parts = []
-    for reading in readings:
-        whole = model.seconds(reading, bandwidth, layer_ns)
+    if whole_s is None:
+        whole_s = [model.seconds(reading, bandwidth, layer_ns) for reading in readings]
+    for reading, whole in zip(readings, whole_s, strict=True):
         reads = model.seconds(reading, bandwidth / 2, layer_ns) - whole
         host = whole - model.seconds(reading, bandwidth, 0.0)
         parts.append((whole - reads - host, reads, host))

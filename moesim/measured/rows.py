@@ -19,7 +19,7 @@ from moesim.errors import UsageError
 from moesim.files import as_path
 from moesim.inputs import read_bytes
 
-__all__ = ["Measured", "Row", "read_measured", "read_rows"]
+__all__ = ["Measured", "Row", "measured_rows", "read_measured", "read_rows"]
 
 MOST_BYTES: Final = 256 << 20
 """Bytes of the largest file that is read; a row takes about 500."""
@@ -91,12 +91,21 @@ def read_measured(path: str | os.PathLike[str]) -> list[Measured]:
         raise UsageError(f"{file}: {error.strerror or error}") from None
     except ValueError as error:
         raise UsageError(f"{file}: is no JSON: {error}") from None
+    return measured_rows(raw, str(file))
+
+
+def measured_rows(raw: Any, name: str) -> list[Measured]:
+    """Return the rows of a JSON list that was read from the file `name`.
+
+    Raises:
+        UsageError: it is no such list, or a field has the wrong kind.
+    """
     if not isinstance(raw, list):
-        raise UsageError(f"{file}: expected a JSON list of rows, found {type(raw).__name__}")
+        raise UsageError(f"{name}: expected a JSON list of rows, found {type(raw).__name__}")
     try:
         checked = _ROWS.validate_python(raw)
     except ValidationError as error:
-        raise UsageError("\n  ".join(_mistakes(str(file), error))) from None
+        raise UsageError("\n  ".join(_mistakes(name, error))) from None
     return [_measured(index, fields_) for index, fields_ in enumerate(checked)]
 
 

@@ -33,10 +33,11 @@ if TYPE_CHECKING:
     from moesim.measured.rows import Row
     from moesim.measured.setting import Setting
     from moesim.model.shapes import ModelShape
+    from moesim.serving.ledger import Ledger
     from moesim.simulate.build import Plan
     from moesim.trace import Trace
 
-__all__ = ["Simulated"]
+__all__ = ["NamedModel", "Simulated", "case_of", "timeline_of"]
 
 _DECODED: Final = 4  # tokens of a decode row that are simulated; their times hardly differ
 _SEED: Final = 0
@@ -49,7 +50,15 @@ _MOST_SEQUENCES: Final = 64  # with routing of their own; others share it
 _SECOND_NS: Final = 10**9
 _ROOMY: Final = 0.85
 _TOO_MUCH: Final = 1.1
+_UBATCH: Final = 512  # the default of llama.cpp
 _Q8_KV_BITS: Final = 8  # one scale a row, which hardly counts
+
+
+class NamedModel(NamedTuple):
+    """A model by the `model` section of a scenario, and its shape."""
+
+    section: Mapping[str, str]
+    shape: ModelShape
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,16 +74,32 @@ class Case:
 
 
 class Simulated:
-    """A `Predictor` and a `TimeModel`. `fits` replaces two numbers of the machines it names."""
+    """A `Predictor` and a `TimeModel`. `fits` replaces two numbers of the machines it names.
 
-    def __init__(self, fits: Sequence[Fitted] = ()) -> None:
+    `models` are models that rows name and moesim does not ship: a scenario's `model` section and
+    the shape, by name. The section may lack the format, which a row without `quant` then lacks too.
+    `overrides` are figures of every row's machine that replace those of its parts. `memory` is the
+    `memory` section of every row's scenario: with `host` and a disk in `overrides`, experts are
+    read from disk.
+    """
+
+    def __init__(
+        self,
+        fits: Sequence[Fitted] = (),
+        models: Mapping[str, NamedModel] | None = None,
+        overrides: Mapping[str, Any] | None = None,
+        memory: Mapping[str, Any] | None = None,
+    ) -> None:
         self._fits = {(fit.machine, fit.engine, fit.owner): fit for fit in fits}
+        self._models = models or {}
+        self._overrides = overrides or {}
+        self._memory = memory or {}
 
     def predict(self, reading: Reading) -> Answer:
         """Return the simulated tokens per second, or why there are none."""
         fit = self._fits.get(owned_by(reading))
         try:
-            case = case_of(reading)
+            case = self.case_of(reading)
             if fit is None:
                 seconds = _seconds(case)
             else:
@@ -95,21 +120,34 @@ class Simulated:
         Layers differ between models and placements. So a layer stands here for 40 kernels on the
         GPU, or on the CPU without one, and a fit multiplies all fixed times by the same factor.
         """
-        return _assumed(case_of(reading), reading)
+        return _assumed(self.case_of(reading), reading)
 
     def seconds(self, reading: Reading, read_bandwidth: float, layer_ns: float) -> float:
         """Return the seconds of a token at another bandwidth of reads and time of a layer."""
-        case = case_of(reading)
+        case = self.case_of(reading)
         bandwidth, assumed_ns = _assumed(case, reading)
         return _seconds(case, reads=read_bandwidth / bandwidth, kernels=layer_ns / assumed_ns)
 
     def with_fitted(self, fits: Sequence[Fitted]) -> Simulated:
         """Return the model with the fitted numbers of some machines."""
-        return Simulated(fits)
+        return Simulated(fits, self._models, self._overrides, self._memory)
+
+    def case_of(self, reading: Reading) -> Case:
+        """Return the scenario of a row. Raise UsageError as the function `case_of`."""
+        model = self._models.get(reading.row.model)
+        return case_of(reading, model, self._overrides, self._memory)
 
 
-def case_of(reading: Reading) -> Case:
-    """Return the scenario of a row.
+def case_of(
+    reading: Reading,
+    model: NamedModel | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    memory: Mapping[str, Any] | None = None,
+) -> Case:
+    """Return the scenario of a row, of a shipped model or of `model`.
+
+    `overrides` are figures of the machine that replace those of its parts. `memory` is the section
+    of the scenario with this name.
 
     Raises:
         UsageError: a part of the row is not known, or is not simulated.
@@ -123,24 +161,29 @@ def case_of(reading: Reading) -> Case:
         raise UsageError("KV entries in host memory, with layers on the GPU, are not simulated")
     if reading.engine.name not in engine_names():
         raise UsageError(f"no figures of the engine {reading.engine.name} are known")
-    shape = named_shape(row.model)
-    machine = assemble(row.gpu or None, row.cpu, row.ram, row.pcie)
+    section: dict[str, Any] = {"shape": row.model} if model is None else {**model.section}
+    shape = named_shape(row.model) if model is None else model.shape
+    machine = assemble(row.gpu or None, row.cpu, row.ram, row.pcie, overrides=overrides)
     named = format_named(row.quant)
-    if named.format is None:
-        raise UsageError(f"no format of weights is called {row.quant!r}")
+    if row.quant or model is None:
+        if named.format is None:
+            raise UsageError(f"no format of weights is called {row.quant!r}")
+        section["format"] = row.quant
     layers = _layers(reading, shape)
     prompt, depth = (0, row.depth or 0) if reading.decodes else _prompt(row)
     scenario: dict[str, Any] = {
         "name": f"row-{row.index}",
         "trace": ".",
-        "model": {"shape": row.model, "format": row.quant},
-        "hardware": _hardware(reading, machine),
+        "model": section,
+        "hardware": {**_hardware(reading, machine), **(overrides or {})},
         "engine": {"profile": reading.engine.name, "interface": _interface(reading)},
         "batching": {"max_sequences": max(1, row.batch)},
         "workload": {"requests": max(1, row.batch)},
         "bounds": False,
         "seed": _SEED,
     }
+    if memory:
+        scenario["memory"] = dict(memory)
     if setting.kv_keys or setting.kv_values:
         scenario["model"]["kv_bits"] = _kv_bits(setting)
     if setting.ubatch is not None:
@@ -188,15 +231,18 @@ def _make_room(
     tokens = max(used, row.allocated or 0, reading.setting.context or 0)
     on_gpu = range(layers.whole, shape.num_layers + 1)
     experts = (len(shape.moe_layers) - layers.experts) * shape.num_experts
-    needed = shape.layers_bytes(on_gpu) + experts * shape.expert_bytes
-    needed += tokens * shape.kv_bytes_per_token
+    weights = shape.layers_bytes(on_gpu) + experts * shape.expert_bytes
+    # The simulator keeps all KV entries; an engine drops those that have left a layer's window.
+    planned = weights + tokens * shape.kv_bytes_per_token
+    sequences, ubatch = max(1, row.batch), reading.setting.ubatch or _UBATCH
+    needed = weights + sequences * shape.cache_bytes(-(-tokens // sequences), ubatch)
     has = machine.hardware.vram_bytes
     if needed > _TOO_MUCH * has:
         raise UsageError(
             f"spill: {needed / 1e9:.1f} GB are needed and the GPU has {has / 1e9:.1f} GB"
         )
-    if needed > _ROOMY * has:
-        scenario["hardware"]["vram"] = round(needed / _ROOMY)
+    if planned > _ROOMY * has:
+        scenario["hardware"]["vram"] = round(planned / _ROOMY)
     if needed > has:
         yield (
             f"{needed / 1e9:.1f} GB are needed and the GPU has {has / 1e9:.1f} GB: as the row ran, "
@@ -300,6 +346,15 @@ def _prompt_case(case: Case, prompt: int, depth: int) -> Case:
     return replace(case, scenario={**case.scenario, "workload": workload}, prompt=prompt)
 
 
+def timeline_of(case: Case) -> Ledger:
+    """Return the ledger of a row's run, with the times of all work in its timeline."""
+    from moesim.simulate.build import serve
+
+    kept = {**case.scenario, "timeline": {"first_step": 0, "steps": _MOST_STEPS}}
+    server, _ = serve(_plan(replace(case, scenario=kept)))
+    return server.ledger
+
+
 def _run_s(case: Case, reads: float, kernels: float) -> float:
     """Return the seconds until all sequences are done."""
     from moesim.simulate.build import serve
@@ -344,12 +399,18 @@ def _trace_of(case: Case) -> Trace:
     shape = case.shape
     rows = max(_DECODED + 1, min(case.prompt, _MOST_ROWS) + 1)
     sequences = min(case.scenario["batching"]["max_sequences"], _MOST_SEQUENCES)
-    return _trace(len(shape.moe_layers), shape.num_experts, shape.top_k, sequences, rows)
+    prompt = rows - 1
+    if "memory" in case.scenario and not case.prompt:
+        prompt = 1  # generated tokens repeat no expert by design, which counts behind a cache
+    return _trace(len(shape.moe_layers), shape.num_experts, shape.top_k, sequences, rows, prompt)
 
 
 @lru_cache(maxsize=4)
-def _trace(layers: int, experts: int, top_k: int, sequences: int, rows: int) -> Trace:
-    """Return requests of `rows` rows whose tokens choose their experts at random, all alike."""
+def _trace(layers: int, experts: int, top_k: int, sequences: int, rows: int, prompt: int) -> Trace:
+    """Return requests of `rows` rows whose tokens choose their experts at random, all alike.
+
+    The first `prompt` rows are those of prompts. Rows beyond the last repeat generated ones.
+    """
     import numpy as np
 
     from moesim.trace import Trace
@@ -360,7 +421,7 @@ def _trace(layers: int, experts: int, top_k: int, sequences: int, rows: int) -> 
     ids = [np.argpartition(keys, top_k - 1, axis=2)[:, :, :top_k] for keys in draws]
     return Trace.from_arrays(
         expert_ids=np.concatenate(ids), seq_len=[rows] * sequences, num_experts=experts,
-        prompt_tokens=[rows - 1] * sequences, model="uniform routing",
+        prompt_tokens=[prompt] * sequences, model="uniform routing",
     )  # fmt: skip
 
 

@@ -314,6 +314,18 @@ class ModelShape:
         layers = sum(stored_bytes(kind.cached_numbers, self.kv_bits) for kind in self.all_kinds())
         return layers + self.router_kv_bytes_per_token
 
+    def cache_bytes(self, tokens: int, batch: int) -> int:
+        """Return the bytes of KV entries that an engine keeps of a sequence of some tokens.
+
+        A layer with a window keeps the window, and a batch of tokens that are computed together.
+        """
+        layers = sum(
+            (min(tokens, kind.window + batch) if kind.window else tokens)
+            * stored_bytes(kind.cached_numbers, self.kv_bits)
+            for kind in self.all_kinds()
+        )
+        return layers + tokens * self.router_kv_bytes_per_token
+
     @property
     def state_bytes_per_sequence(self) -> int:
         """Bytes of the recurrent states of one sequence, whatever its length."""

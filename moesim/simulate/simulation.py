@@ -12,7 +12,7 @@ import numpy as np
 
 from moesim.config.units import format_bytes
 from moesim.cost.prices import SimPrices
-from moesim.errors import OutputError, ScenarioError
+from moesim.errors import OutputError, ScenarioError, shown
 from moesim.files import as_path
 from moesim.model.shapes import ModelShape
 from moesim.policies import find, parse_options
@@ -469,6 +469,10 @@ def _notes(plan: Plan, outcome: Outcome) -> list[str]:
         notes.append(f"a trace of {trace.meta.model} is costed with the sizes of {shape.name}")
     if trace.meta.synthetic:
         notes.append("the trace is synthetic")
+        like = trace.meta.provenance.get("like")
+        if isinstance(like, dict):  # written by `moesim trace synth --like`
+            locality = shown(like.get("locality"), 20)
+            notes.append(f"its routing is like {shown(like.get('model'))}, locality {locality}")
     notes += _foresight(scenario, hindsight=outcome.ledger.hindsight)
     notes += _placement_notes(plan)
     if (sizes := plan.sizes) is not None:

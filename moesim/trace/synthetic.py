@@ -22,6 +22,8 @@ class SyntheticKnobs:
     """The properties of a synthetic trace.
 
     `skew`: exponent of a Zipf law over experts, in a different order for each layer.
+    `cutoff`: how fast the law's tail falls below Zipf's: the popularity of rank r (from 1) is in
+    proportion to r^-skew × exp(-cutoff × r / experts); 0 is Zipf's law.
     `stickiness`: chance that a token repeats the previous token's experts at a layer.
     `layer_correlation`: chance that a layer's experts follow, through a fixed permutation, from
     the layer before, for tokens that do not repeat. `prediction_accuracy`: chance that a recorded
@@ -41,6 +43,7 @@ class SyntheticKnobs:
     prediction_depth: int = 0
     prediction_accuracy: float = 0.9
     seed: int = 0
+    cutoff: float = 0.0
 
     def problem(self) -> str | None:
         """Return the first rule that these knobs break, or None."""
@@ -56,6 +59,8 @@ class SyntheticKnobs:
             return f"num_experts ({self.num_experts}) exceeds 65535"
         if not 0 <= self.skew < 100:
             return f"skew must lie between 0 and 100, not {self.skew}"
+        if not 0 <= self.cutoff < 1000:
+            return f"cutoff must lie between 0 and 1000, not {self.cutoff}"
         for name in ("prediction_depth", "seed"):
             if getattr(self, name) < 0:
                 return f"{name} must not be negative, not {getattr(self, name)}"
@@ -92,11 +97,17 @@ def synthesize(knobs: SyntheticKnobs) -> Trace:
     )
 
 
+def log_popularity(experts: int, skew: float, cutoff: float) -> npt.NDArray[np.float64]:
+    """Return the logarithm of each rank's popularity, (experts,), the most popular first."""
+    ranks = np.arange(1, experts + 1)
+    return np.asarray(-skew * np.log(ranks) - cutoff * ranks / experts)
+
+
 def _sequence(knobs: SyntheticKnobs, rng: np.random.Generator, rows: int) -> npt.NDArray[np.int64]:
     layers, experts, k = knobs.num_layers, knobs.num_experts, knobs.top_k
     # The same for each sequence: an order of popularity belongs to the model, not to the text.
     world = np.random.default_rng(knobs.seed)
-    popularity = -knobs.skew * np.log(np.arange(1, experts + 1))
+    popularity = log_popularity(experts, knobs.skew, knobs.cutoff)
     ids_LTK = np.empty((layers, rows, k), np.int64)
     for layer in range(layers):
         order, follow = world.permutation(experts), world.permutation(experts)

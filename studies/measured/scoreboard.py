@@ -3,8 +3,8 @@
     python studies/measured/scoreboard.py [ROWS.json]
 
 It predicts all rows, without a fit and with two numbers fitted for each machine. It writes
-`reports/measured/` (scores, a figure) and the tables of `docs/measured.md`. The default file is
-`../shared/data/measured/throughput.json`.
+`reports/measured/` (scores, a figure), the tables of `docs/measured.md`, and the errors by kind of
+row that `moesim advise` shows. The default file is `../shared/data/measured/throughput.json`.
 
 The figures of the engine profiles come from rows of the forming half. The other half is the exam.
 """
@@ -24,7 +24,7 @@ from moesim.cli.progress import progress
 from moesim.files import whole_file, write_json
 from moesim.measured.answers import Answered, answer_fitted, answer_rows
 from moesim.measured.baseline import decode_tokens_per_s
-from moesim.measured.fit import Fitted
+from moesim.measured.fit import Fitted, machine_of, owned_by
 from moesim.measured.rows import Measured, Row, read_measured
 from moesim.measured.scatter import draw_scatter
 from moesim.measured.score import GROUPS, error_pct, summary
@@ -36,6 +36,7 @@ ROOT: Final = Path(__file__).resolve().parents[2]
 ROWS: Final = ROOT.parent / "shared/data/measured/throughput.json"
 REPORT: Final = ROOT / "reports/measured"
 DOCUMENT: Final = ROOT / "docs/measured.md"
+BY_KIND: Final = ROOT / "moesim/advise/scores.json"
 COMMAND: Final = "python studies/measured/scoreboard.py"
 HALVES: Final = ("exam", "forming")
 FITS: Final = ("none", "two")
@@ -73,6 +74,47 @@ def baseline_errors(rows: Iterable[Answered]) -> dict[str, list[float]]:
             error = error_pct(_roofline(row), row.value)
             errors[half_of(row.reading.row)].append(error)
     return errors
+
+
+def scores_by_kind(rows: Iterable[Answered]) -> list[dict[str, Any]]:
+    """Return the errors by engine, backend, placement and group, without any measured value.
+
+    `exam` has the rows of the exam half, `all` those of both halves. An engine "" is any engine.
+    """
+    parts: dict[tuple[str, str, str, str], list[Answered]] = {}
+    for row in rows:
+        reading = row.reading
+        if row.error_pct is None or reading.group is None or not reading.kind.counted:
+            continue
+        engine = reading.engine
+        for names in ((engine.name, engine.backend), ("", "")):
+            key = (*names, reading.kind.name, str(reading.group))
+            parts.setdefault(key, []).append(row)
+    return [
+        {
+            **dict(zip(("engine", "backend", "placement", "group"), key, strict=True)),
+            "exam": _errors([row for row in part if half_of(row.reading.row) == "exam"]),
+            "all": _errors(part),
+        }
+        for key, part in sorted(parts.items())
+    ]
+
+
+def _errors(rows: Sequence[Answered]) -> dict[str, Any]:
+    """Return counts and the median error of rows; None where there are none."""
+    errors = [abs(row.error_pct) for row in rows if row.error_pct is not None]
+    within = [
+        row.prediction.low <= row.value <= row.prediction.high
+        for row in rows
+        if row.prediction is not None and row.value is not None
+    ]
+    owners = {(machine_of(row.reading), owned_by(row.reading)[2]) for row in rows}
+    return {
+        "rows": len(rows),
+        "machines": len(owners),
+        "median_abs_error_pct": round(float(np.median(errors)), 1) if errors else None,
+        "inside": round(float(np.mean(within)), 3) if within else None,
+    }
 
 
 def _roofline(row: Answered) -> float:
@@ -248,6 +290,7 @@ def main() -> None:
     for name in ("measured.csv", "measured.svg"):  # the rows are their authors' to publish
         (REPORT / name).unlink()
     write_json(REPORT / "scores.json", scores)
+    write_json(BY_KIND, {"command": COMMAND, "kinds": scores_by_kind(plain)})
     text = with_tables(DOCUMENT.read_text(encoding="utf-8"), tables_of(scores))
     with whole_file(DOCUMENT) as partial:
         partial.write_text(text, encoding="utf-8")

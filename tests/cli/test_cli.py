@@ -265,6 +265,7 @@ def test_help_loads_nothing_heavy() -> None:
         "try: moesim.cli.main()\n"
         "except SystemExit: pass\n"
         "heavy = {'torch', 'pandas', 'matplotlib', 'scipy', 'transformers', 'numpy', 'pyarrow'}\n"
+        "heavy |= {'psutil', 'pynvml'}\n"
         "print(sorted(heavy & set(sys.modules)), file=sys.stderr)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

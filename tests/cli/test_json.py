@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import typer
+from paths import ROOT
 from stand_in_machines import PretendBench
 from typer.testing import CliRunner
 from workloads import TINY_CONFIG, tiny_trace
@@ -22,6 +23,7 @@ DIAL = [
     *("--recall", "1", "--precision", "1", "--depth", "1", "--link", "1x", "--seeds", "1"),
     *("--no-plots", "--workers", "1"),
 ]
+LOGS = ROOT / "tests/support/twin_logs"
 SUCCEED: dict[str, list[list[str]]] = {
     "run": [["{home}/x.yaml", "--out", "{out}", "--no-plots"]],
     "compare": [["{home}/sweep.yaml", "--out", "{out}", "--no-plots", "--workers", "1"]],
@@ -31,6 +33,11 @@ SUCCEED: dict[str, list[list[str]]] = {
     "calibrate": [["--model", "{home}/config.json", "--budget", "2s", "--out", "{out}.yaml"]],
     "validate": [["{home}/x.yaml", "--out", "{out}", "--no-plots", "--runs", "1"]],
     "measured": [["{home}/rows.json", "--fit", "two", "--out", "{out}"]],
+    "advise": [
+        ["olmoe-1b-7b", "--gpu", "rtx-3060-12gb", "--format", "Q4_K_M"],
+        ["olmoe-1b-7b", "--format", "Q4_K_M", "--all", "--explain"],
+    ],
+    "twin": [["{logs}/rows.json", "--what-if", "ncmoe=12", "--what-if", "cache=lru"]],
     "curve": [["{home}/trace", "--policy", "lru"]],
     "list": [["gpus"], ["models"], ["policies"]],
     "policies": [[]],
@@ -61,6 +68,12 @@ FAIL: dict[str, list[list[str]]] = {
         ["{home}/x.yaml", "--out", "{out}", "--no-plots", "--runs", "1", "--max-total-error", "0"],
     ],
     "measured": [["{home}/absent"], ["{home}/config.json"], ["{home}/rows.json", "--fit", "3"]],
+    "advise": [
+        ["absent"],
+        ["{home}/config.json", "--gpu", "rtx-9999"],
+        ["deepseek-v3", "--gpu", "rtx-4090", "--ram", "64GB-ddr5-6000-2ch", "--goal", "art"],
+    ],
+    "twin": [["{home}/absent"], ["{home}/x.yaml"], ["{logs}/rows.json", "--what-if", "n"]],
     "curve": [["{home}/trace", "--policy", "lruu"], ["{home}/trace"]],
     "list": [[], ["model"]],
     "policies": [["eviction"]],
@@ -123,7 +136,7 @@ def with_json() -> dict[str, set[str]]:
 def invoke(command: str, arguments: list[str], home: Path, out: Path) -> Any:
     if command == "calibrate":
         pytest.importorskip("torch").set_num_threads(1)
-    spelled = [argument.format(home=home, out=out) for argument in arguments]
+    spelled = [argument.format(home=home, out=out, logs=LOGS) for argument in arguments]
     return CliRunner().invoke(app, [*command.split(), *spelled, "--json"])
 
 

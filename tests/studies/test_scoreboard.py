@@ -66,6 +66,22 @@ def test_the_scores_are_of_the_half_alone() -> None:
         assert scoreboard.half_summary(answered, half)["rows"] == 1
 
 
+def test_the_errors_by_kind_are_of_both_halves_and_of_the_exam_half() -> None:
+    rows = [
+        Measured(row(gpu="RTX 3090", setting="resident", model="OLMoE-1B-7B", index=0), 1.0),
+        Measured(row(gpu="RTX 4090", setting="resident", model="OLMoE-1B-7B", index=1), 2.0),
+        Measured(row(gpu="RTX 4090", setting="resident", model="OLMoE-1B-7B", index=2), None),
+    ]
+    answered = answer_rows(rows, Simulated().predict)
+    errors = [each.error_pct or 0.0 for each in answered[:2]]
+    any_engine, own = scoreboard.scores_by_kind(answered)
+    assert (any_engine["engine"], own["engine"], own["backend"]) == ("", "llama.cpp", "CUDA")
+    for kind in (any_engine, own):
+        assert (kind["exam"]["rows"], kind["all"]["rows"], kind["all"]["machines"]) == (1, 2, 2)
+        assert kind["exam"]["median_abs_error_pct"] == round(errors[1], 1)
+        assert kind["all"]["median_abs_error_pct"] == round(sum(errors) / 2, 1)
+
+
 @pytest.mark.slow
 def test_the_committed_scores_are_made_again_and_no_prediction_needs_a_value(shared: Path) -> None:
     rows = read_measured(shared / "data/measured/throughput.json")
@@ -73,6 +89,9 @@ def test_the_committed_scores_are_made_again_and_no_prediction_needs_a_value(sha
     for half in scoreboard.HALVES:
         made = scoreboard.rounded(scoreboard.half_summary(answered, half))
         assert made == committed()["summaries"]["none"][half]
+    by_kind = json.loads(scoreboard.BY_KIND.read_text(encoding="utf-8"))
+    assert scoreboard.scores_by_kind(answered) == by_kind["kinds"]
+    assert by_kind["command"] == scoreboard.COMMAND
     some = [replace(each, value=None) for each in rows[::25]]
     for before, after in zip(answered[::25], answer_rows(some, Simulated().predict), strict=True):
         assert after.answer == before.answer

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
@@ -281,6 +282,15 @@ def test_what_is_printed_names_routing_that_no_model_made(folder: Path, tmp_path
     options = ("--out", tmp_path, "--no-plots", "--runs", 3)
     assert "SYNTHETIC ROUTING: drawn at random" in split(path, *options).stdout
     assert "SYNTHETIC ROUTING" in json.loads(split(path, *options, "--json").stdout)["caption"]
+
+
+def test_the_best_division_is_printed_as_a_scenario_has_it(folder: Path, tmp_path: Path) -> None:
+    options = ("--out", tmp_path, "--no-plots", "--runs", 3)
+    printed = split(scenario_in(folder), *options).stdout
+    best = json.loads(split(scenario_in(folder), *options, "--json").stdout)["best"]
+    lines = printed.partition("best ")[2].splitlines()[1 : 1 + len(best)]
+    read = yaml.safe_load("\n".join(line.strip() for line in lines))
+    assert {f"{part}.{key}": value for part in read for key, value in read[part].items()} == best
 
 
 def test_a_division_that_does_not_fit_is_no_obstacle(folder: Path, tmp_path: Path) -> None:

@@ -171,3 +171,18 @@ def test_without_rows_to_fit_nothing_changes() -> None:
     answered, fits = answer_fitted([Measured(row(), 1.0)], Affine())
     assert fits == []
     assert answered[0].prediction is not None
+
+
+@pytest.mark.parametrize(("bandwidth", "layer_ns"), [(60e9, 50e3), (70e9, 70e3)])
+def test_a_cap_of_the_memory_does_not_spoil_the_fit(bandwidth: float, layer_ns: float) -> None:
+    class Capped(Affine):
+        """A model whose reads are at most as fast as the assumed memory."""
+
+        def seconds(self, given: Reading, read_bandwidth: float, layer_ns: float) -> float:
+            return super().seconds(given, min(read_bandwidth, self.bandwidth), layer_ns)
+
+    rows = measured_by(Affine(bandwidth, layer_ns), 0, 10, 20, 30, 40)
+    model = Capped(bandwidth=50e9, layer_ns=60e3)
+    fit = fit_two(rows, model)
+    times = [model.seconds(given, fit.read_bandwidth, fit.layer_ns) for given, _ in rows]
+    assert times == pytest.approx([1 / value for _, value in rows], rel=0.01)

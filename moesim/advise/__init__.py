@@ -1,0 +1,1 @@
+"""Advice: will a model run on a machine, how fast, and with which flags?"""
