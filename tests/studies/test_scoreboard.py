@@ -68,9 +68,15 @@ def test_the_scores_are_of_the_half_alone() -> None:
 
 def test_the_errors_by_kind_are_of_both_halves_and_of_the_exam_half() -> None:
     rows = [
-        Measured(row(gpu="RTX 3090", setting="resident", model="OLMoE-1B-7B", index=0), 1.0),
-        Measured(row(gpu="RTX 4090", setting="resident", model="OLMoE-1B-7B", index=1), 2.0),
-        Measured(row(gpu="RTX 4090", setting="resident", model="OLMoE-1B-7B", index=2), None),
+        Measured(
+            row(gpu="RTX 3090", setting="resident", model="OLMoE-1B-7B", cpu="", index=0), 1.0
+        ),
+        Measured(
+            row(gpu="RTX 4090", setting="resident", model="OLMoE-1B-7B", cpu="", index=1), 2.0
+        ),
+        Measured(
+            row(gpu="RTX 4090", setting="resident", model="OLMoE-1B-7B", cpu="", index=2), None
+        ),
     ]
     answered = answer_rows(rows, Simulated().predict)
     errors = [each.error_pct or 0.0 for each in answered[:2]]
