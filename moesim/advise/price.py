@@ -45,6 +45,10 @@ class Span:
         """Return the span of a prediction, in tokens per second."""
         return cls(prediction.value, prediction.low, prediction.high)
 
+    def divided(self, number: int) -> Span:
+        """Return the span of one of some equal parts."""
+        return Span(self.value / number, self.low / number, self.high / number)
+
     def over(self, work: float) -> Span:
         """Return the seconds that `work` tokens take at this rate."""
         return Span(work / self.value, work / self.high, work / self.low)
@@ -133,11 +137,10 @@ class Pricer:
             return usual
         shape = question.model.stored(choice.format, choice.kv)
         nbytes = shape.fixed_bytes + sum(question.model.weights(choice.format).experts)
-        every, load = Span.of(decode), question.load
         return Priced(
             choice,
             memory_of(question, choice),
-            Span(every.value / load, every.low / load, every.high / load),
+            Span.of(decode).divided(question.load),
             Span.of(prefill),
             8 * nbytes / shape.total_params,
             question.prompt,

@@ -15,6 +15,7 @@ from moesim.advise.choice import UBATCHES, Choice
 from moesim.advise.price import PREFILL, Pricer
 from moesim.advise.question import Question
 from moesim.errors import UsageError
+from moesim.hardware.overrides import faster_link
 from moesim.measured.predict import Answer, Declined, Prediction
 
 __all__ = ["BANDWIDTHS", "Samples", "Setting", "base_of", "with_bandwidths"]
@@ -52,12 +53,8 @@ def with_bandwidths(question: Question, setting: Setting) -> dict[str, Any]:
         figures["host_memory_bandwidth"] = round(setting["host"] * GIGA)
     if "link" in changed & setting.keys():
         factor = setting["link"] / base["link"]
-        for way, link in (("h2d", hardware.h2d), ("d2h", hardware.d2h)):
-            figures[way] = {
-                **figures.get(way, {}),
-                "pinned_bandwidth": round(link.pinned_bytes_per_s * factor),
-                "pageable_bandwidth": round(link.pageable_bytes_per_s * factor),
-            }
+        for way, rates in faster_link(hardware, factor).items():
+            figures[way] = {**figures.get(way, {}), **rates}
     return figures
 
 

@@ -13,6 +13,7 @@ from moesim.advise.price import Priced, Pricer, Span
 from moesim.advise.question import Question
 from moesim.errors import MoesimError
 from moesim.hardware.hardware import Hardware
+from moesim.hardware.overrides import faster_link
 from moesim.measured.predict import Declined
 
 __all__ = ["MOST_CONTEXT", "Cliff", "Upgrade", "cliff_of", "upgrades"]
@@ -103,14 +104,7 @@ def _figures(hardware: Hardware) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield machines with one better part, as changed figures."""
     if hardware.has_gpu and not hardware.unified:
         yield "8 GiB more GPU memory", {"vram": hardware.vram_bytes + _MORE_VRAM}
-        links = {
-            way: {
-                "pinned_bandwidth": 2 * link.pinned_bytes_per_s,
-                "pageable_bandwidth": 2 * link.pageable_bytes_per_s,
-            }
-            for way, link in (("h2d", hardware.h2d), ("d2h", hardware.d2h))
-        }
-        yield "twice the link", links
+        yield "twice the link", dict(faster_link(hardware, 2))
     host = hardware.host_memory_bytes_per_s
     if host is not None and not hardware.unified:
         figures: dict[str, Any] = {"host_memory_bandwidth": host * 3 // 2}
@@ -165,6 +159,4 @@ def _at(question: Question, choice: Choice) -> tuple[int | None, Span | None]:
     answer = Pricer(question).decode(then)
     if isinstance(answer, Declined):
         return None, None
-    load = question.load
-    span = Span(answer.value / load, answer.low / load, answer.high / load)
-    return layers - choice.cpu_layers, span
+    return layers - choice.cpu_layers, Span.of(answer).divided(question.load)

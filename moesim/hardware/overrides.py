@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
@@ -18,7 +18,10 @@ from moesim.config.units import (
 )
 from moesim.config.validation import Strict
 
-__all__ = ["DiskOverrides", "HardwareOverrides", "LinkOverrides", "spelled_figures"]
+if TYPE_CHECKING:
+    from moesim.hardware.hardware import Hardware
+
+__all__ = ["DiskOverrides", "HardwareOverrides", "LinkOverrides", "faster_link", "spelled_figures"]
 
 
 class LinkOverrides(Strict):
@@ -131,6 +134,17 @@ class HardwareOverrides(Strict):
     disk: DiskOverrides | None = Field(
         None, description="The disk from which experts are read into host memory."
     )
+
+
+def faster_link(hardware: Hardware, factor: float) -> dict[str, dict[str, int]]:
+    """Return the figures of a machine whose link is faster by a factor, in both directions."""
+    return {
+        way: {
+            "pinned_bandwidth": round(factor * link.pinned_bytes_per_s),
+            "pageable_bandwidth": round(factor * link.pageable_bytes_per_s),
+        }
+        for way, link in (("h2d", hardware.h2d), ("d2h", hardware.d2h))
+    }
 
 
 def spelled_figures(figures: Mapping[str, Any], *, without: Collection[str] = ()) -> str:

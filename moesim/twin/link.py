@@ -9,15 +9,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import exp, log
-from typing import Any, Final
+from typing import Final
 
 from moesim.hardware.hardware import Hardware
+from moesim.hardware.overrides import faster_link
 from moesim.measured.kinds import OFFLOAD
 from moesim.measured.predict import Reading
 from moesim.twin.model import OpenMachine
 from moesim.twin.samples import Sample, Samples
 
-__all__ = ["Link", "learn_link", "link_figures"]
+__all__ = ["Link", "learn_link"]
 
 _LEAST_SHARE: Final = 0.3
 _MOST: Final = 8.0
@@ -53,18 +54,6 @@ class Link:
         return self.factor * self.assumed
 
 
-def link_figures(hardware: Hardware, factor: float) -> dict[str, Any]:
-    """Return the figures of a machine whose link is faster by a factor."""
-    ways = (("h2d", hardware.h2d), ("d2h", hardware.d2h))
-    return {
-        way: {
-            "pinned_bandwidth": round(factor * link.pinned_bytes_per_s),
-            "pageable_bandwidth": round(factor * link.pageable_bytes_per_s),
-        }
-        for way, link in ways
-    }
-
-
 class _Times:
     """Seconds of a token of a prompt at the fitted numbers, and another link."""
 
@@ -78,7 +67,7 @@ class _Times:
 
     def seconds(self, reading: Reading, factor: float) -> float:
         """Return the seconds of a token with a link that is faster by a factor."""
-        figures = link_figures(self.hardware(reading), factor)
+        figures = faster_link(self.hardware(reading), factor)
         return OpenMachine(self._models, figures).seconds(reading, *self._numbers)
 
 

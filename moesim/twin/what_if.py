@@ -14,6 +14,7 @@ from math import exp, log, sqrt
 from typing import Any, Final
 
 from moesim.errors import MoesimError, UsageError
+from moesim.hardware.overrides import faster_link
 from moesim.hardware.parts import assemble, memory_named
 from moesim.measured.engine_text import gpu_vendor
 from moesim.measured.fit import engine_of, machine_of, owned_by, parts_of
@@ -23,7 +24,7 @@ from moesim.measured.rows import Row
 from moesim.measured.setting import Setting
 from moesim.model.formats import check_format_name
 from moesim.twin.learn import Learned, slopes_of
-from moesim.twin.link import Link, link_figures
+from moesim.twin.link import Link
 from moesim.twin.model import OpenMachine, memory_figures
 from moesim.twin.samples import Sample, Samples
 
@@ -134,7 +135,7 @@ def _predicted(
     if change.channels is not None:
         figures |= memory_figures(plain.hardware(new), _more_channels(change, new))
     if link.seen and plain.hardware(new).has_gpu:
-        figures |= link_figures(plain.hardware(new), link.factor)
+        figures |= faster_link(plain.hardware(new), link.factor)
     model = OpenMachine(samples.models, figures)
     alike = plain.hardware(old).unified == model.hardware(new).unified
     numbers = _carried(learned, model.assumed(new), alike=alike, engine=engine_of(new))

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from moesim.errors import UsageError
+from moesim.hardware.overrides import faster_link
 from moesim.measured.predict import Declined, Prediction, read
 from moesim.measured.rows import Row
 from moesim.twin.learn import SPREAD, Learned, learn
-from moesim.twin.link import Link, learn_link, link_figures
+from moesim.twin.link import Link, learn_link
 from moesim.twin.log import Entry
 from moesim.twin.model import OpenMachine
 from moesim.twin.samples import Options, Samples, samples_of
@@ -121,7 +122,7 @@ def prompts(factor: float, counts: Sequence[int] = (16, 8)) -> list[Entry]:
     for count in counts:
         setting = f"ngl=99 ncmoe={count} fa=1"
         row = replace(BASE, setting=setting, metric="prefill_tok_s", prompt=512)
-        figures = link_figures(plain.hardware(read(row)), factor)
+        figures = faster_link(plain.hardware(read(row)), factor)
         seconds = OpenMachine({}, figures).seconds(read(row), *plain.assumed(read(row)))
         entries.append(Entry(row, 1 / seconds, None, f"a.md:{count}"))
     return entries
