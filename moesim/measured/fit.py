@@ -22,6 +22,7 @@ from moesim.measured.predict import Answer, Declined, Reading
 __all__ = [
     "Fitted",
     "TimeModel",
+    "Times",
     "engine_of",
     "fit_machines",
     "fit_two",
@@ -61,17 +62,21 @@ class Fitted:
     owner: str = ""
 
 
-class TimeModel(Protocol):
-    """What predicts rows, and can do so with other numbers for a machine."""
-
-    def predict(self, reading: Reading, /) -> Answer:
-        """Return a prediction, or why there is none."""
+class Times(Protocol):
+    """The times of rows at two numbers of their machine: all that a fit asks for."""
 
     def assumed(self, reading: Reading, /) -> tuple[float, float]:
         """Return the read bandwidth (bytes per second) and the host time of a layer (ns)."""
 
     def seconds(self, reading: Reading, read_bandwidth: float, layer_ns: float, /) -> float:
         """Return the seconds of one token of a row at these two numbers."""
+
+
+class TimeModel(Times, Protocol):
+    """What predicts rows, and can do so with other numbers for a machine."""
+
+    def predict(self, reading: Reading, /) -> Answer:
+        """Return a prediction, or why there is none."""
 
     def with_fitted(self, fits: Sequence[Fitted], /) -> TimeModel:
         """Return the model that predicts the fitted machines with their fitted numbers."""
@@ -119,7 +124,7 @@ def fit_machines(
     return [fit_two(rows, model) for rows in parts.values()]
 
 
-def fit_two(rows: Sequence[tuple[Reading, float]], model: TimeModel) -> Fitted:
+def fit_two(rows: Sequence[tuple[Reading, float]], model: Times) -> Fitted:
     """Fit one or two numbers to rows of one machine with their measured tokens per second."""
     readings = [reading for reading, _ in rows]
     bandwidth, layer_ns = model.assumed(readings[0])
@@ -157,7 +162,7 @@ def fit_two(rows: Sequence[tuple[Reading, float]], model: TimeModel) -> Fitted:
 
 
 def _numbers(
-    readings: Sequence[Reading], model: TimeModel, bandwidth: float, layer_ns: float
+    readings: Sequence[Reading], model: Times, bandwidth: float, layer_ns: float
 ) -> tuple[tuple[Number, ...], str]:
     """Return which numbers are fitted, and why not both."""
     if len(readings) > 1:
@@ -171,7 +176,7 @@ def _numbers(
 
 def parts_of(
     readings: Sequence[Reading],
-    model: TimeModel,
+    model: Times,
     bandwidth: float,
     layer_ns: float,
     whole_s: Sequence[float] | None = None,

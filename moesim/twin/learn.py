@@ -20,12 +20,13 @@ from moesim.errors import UsageError
 from moesim.measured.fit import (
     Fitted,
     TimeModel,
+    Times,
     fit_machines,
     fit_two,
     owned_by,
     parts_of,
 )
-from moesim.measured.predict import Answer, Reading
+from moesim.measured.predict import Reading
 from moesim.twin.samples import Sample, Samples
 
 __all__ = ["SPREAD", "Learned", "Number", "Residual", "learn"]
@@ -82,20 +83,17 @@ class Residual:
 class _Around:
     """Simulated times near the fitted numbers: affine in 1 / bandwidth and in the layer's time.
 
-    It is a `TimeModel` of the samples only, for fits that leave one out.
+    They are `Times` of the samples only, for fits that leave one out.
     """
 
     def __init__(
-        self, model: TimeModel, readings: Sequence[Reading], fit: Fitted, parts: _Floats
+        self, model: Times, readings: Sequence[Reading], fit: Fitted, parts: _Floats
     ) -> None:
         self._assumed = model.assumed(readings[0])
         self._fit = fit
         self._parts = {
             reading.row.index: part for reading, part in zip(readings, parts, strict=True)
         }
-
-    def predict(self, reading: Reading) -> Answer:
-        raise NotImplementedError  # a fit asks for seconds only
 
     def assumed(self, reading: Reading) -> tuple[float, float]:
         return self._assumed
@@ -104,9 +102,6 @@ class _Around:
         fixed, reads, host = self._parts[reading.row.index]
         slower = self._fit.read_bandwidth / read_bandwidth
         return float(fixed + reads * slower + host * layer_ns / self._fit.layer_ns)
-
-    def with_fitted(self, fits: Sequence[Fitted]) -> TimeModel:
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)
