@@ -24,8 +24,21 @@ from moesim.policies.view import Key, View
 Scores = npt.NDArray[np.float64]
 
 
+class TrainingPart:
+    """Options that name the part of a trace to learn from: `profile` and `train`."""
+
+    __slots__ = ()
+    profile: Path | None
+    train: float | None
+
+    @property
+    def share(self) -> float:
+        """The share of the requests to learn from."""
+        return self.train or (0.5 if self.profile is None else 1.0)
+
+
 @dataclass(frozen=True, slots=True)
-class LearnedOptions:
+class LearnedOptions(TrainingPart):
     """`profile`: trace folder to learn from; by default the replayed trace.
 
     `train`: the share of its requests to learn from, the first ones. The default is 0.5 of the
@@ -45,14 +58,9 @@ class LearnedOptions:
         """The number of later layers to prefetch for; more than any model has stands for all."""
         return 1000 if self.depth == "all" else self.depth
 
-    @property
-    def share(self) -> float:
-        """The share of the requests to learn from."""
-        return self.train or (0.5 if self.profile is None else 1.0)
-
 
 class Learned(Prefetch):
-    """Base class of policies that learn from a trace and rank the experts of later layers."""
+    """Base class of policies that learn from a trace and name the keys of later layers."""
 
     Options: ClassVar[type[Any]] = LearnedOptions
 
@@ -85,6 +93,14 @@ class Learned(Prefetch):
         self.observe(view)
         return self.ranked(view)
 
+    @abstractmethod
+    def ranked(self, view: View) -> Sequence[Key]:
+        """Return the keys to fetch now, most urgent first."""
+
+
+class ScoredLayers(Learned):
+    """Base class of learned policies that score the experts of each later layer."""
+
     def ranked(self, view: View) -> Sequence[Key]:
         """Return the best-scored keys of the next layers of the step, nearest layer first."""
         last = min(view.layer + self.options.ahead, self.num_layers - 1)
@@ -94,9 +110,9 @@ class Learned(Prefetch):
             for expert in best(self.scores(layer, view), self._most)
         ]
 
+    @abstractmethod
     def scores(self, layer: int, view: View) -> Scores:
         """Return a score of each expert of a later layer, of shape [experts]; 0 fetches none."""
-        raise NotImplementedError
 
 
 def best(scores: Scores, most: int) -> list[int]:

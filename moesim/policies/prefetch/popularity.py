@@ -9,13 +9,13 @@ from __future__ import annotations
 import numpy as np
 
 from moesim.policies.prefetch.base import Lessons
-from moesim.policies.prefetch.learned import Learned, Scores
+from moesim.policies.prefetch.learned import ScoredLayers, Scores
 from moesim.policies.registry import register
 from moesim.policies.view import View
 
 
 @register("prefetch", "popularity")
-class Popularity(Learned):
+class Popularity(ScoredLayers):
     """Fetch the experts of the next layers that a profile uses most."""
 
     def learn(self, lessons: Lessons) -> None:

@@ -8,14 +8,14 @@ EdgeMoE (arXiv 2308.14352) uses such a table, of the two layers before.
 from __future__ import annotations
 
 from moesim.policies.prefetch.base import Lessons
-from moesim.policies.prefetch.learned import Learned, Scores, rows_of
+from moesim.policies.prefetch.learned import ScoredLayers, Scores, rows_of
 from moesim.policies.prefetch.transitions import TableOptions, Transitions
 from moesim.policies.registry import register
 from moesim.policies.view import View
 
 
 @register("prefetch", "previous_layer")
-class PreviousLayer(Learned):
+class PreviousLayer(ScoredLayers):
     """Fetch the experts that most often follow those of this layer.
     Nothing is fetched for the first layer.
     """

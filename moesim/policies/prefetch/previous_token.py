@@ -13,14 +13,14 @@ from __future__ import annotations
 import numpy as np
 
 from moesim.policies.prefetch.base import Lessons
-from moesim.policies.prefetch.learned import Learned, Scores, rows_of
+from moesim.policies.prefetch.learned import ScoredLayers, Scores, rows_of
 from moesim.policies.prefetch.transitions import TableOptions, Transitions
 from moesim.policies.registry import register
 from moesim.policies.view import View
 
 
 @register("prefetch", "previous_token")
-class PreviousToken(Learned):
+class PreviousToken(ScoredLayers):
     """Fetch the experts that most often follow those of the same layer in the step before."""
 
     Options = TableOptions

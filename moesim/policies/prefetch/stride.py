@@ -23,14 +23,14 @@ from annotated_types import Ge, Gt, Le
 
 from moesim.policies.base import Input
 from moesim.policies.prefetch.base import Lessons, PrefetchContext
-from moesim.policies.prefetch.learned import Learned, best, rows_of
+from moesim.policies.prefetch.learned import Learned, TrainingPart, best, rows_of
 from moesim.policies.prefetch.transitions import Rule, Transitions
 from moesim.policies.registry import register
 from moesim.policies.view import Key, View
 
 
 @dataclass(frozen=True, slots=True)
-class StrideOptions:
+class StrideOptions(TrainingPart):
     """`stride`: number of layers from a layer to the one that is predicted at it.
 
     `predictor`: `table` is learnt from a trace; `recorded` uses the predictions of the trace.
@@ -52,11 +52,6 @@ class StrideOptions:
         learns = [name for name in ("profile", "train") if getattr(self, name) is not None]
         if self.predictor == "recorded" and learns:
             raise ValueError(f"{learns[0]} is of predictor: table; recorded predictions need none")
-
-    @property
-    def share(self) -> float:
-        """The share of the requests to learn from."""
-        return self.train or (0.5 if self.profile is None else 1.0)
 
 
 @register("prefetch", "stride", "promoe")
