@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,9 +13,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from moesim.cli.output import echo_json
-from moesim.cli.points import check_writable, described, echo_failures, exit_code, run_points
+from moesim.cli.points import check_writable, described, echo_failures, exit_code, run_into
 from moesim.errors import UsageError
-from moesim.files import clean_up
 from moesim.locks import exclusive
 
 if TYPE_CHECKING:
@@ -76,7 +74,6 @@ def compare(
         )
     if taken_out:
         typer.echo(f"--set takes {taken_out} out of the sweep", err=True)
-    workers = workers or os.cpu_count() or 1
     folder = out or Path("runs") / f"{loaded.name}-compare"
     points = points_of(loaded, folder / "runs")
     missing = points if force else unfinished(points)
@@ -85,11 +82,7 @@ def compare(
     check_writable(folder / "runs")
     # Inside the folder, which stays while its runs come and go. The lock also keeps `report` out.
     with exclusive(folder, inside=True):
-        clean_up(folder / "runs")
-        try:
-            failures = run_points(missing, len(points), workers or os.cpu_count() or 1, force=force)
-        finally:
-            clean_up(folder / "runs")  # a worker that was killed could not do this itself
+        failures = run_into(folder / "runs", missing, len(points), workers, force=force)
         # Points that worked are reported although others failed.
         failed = {point.folder for point, _ in failures}
         runs = [load_run(point.folder) for point in points if point.folder not in failed]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,8 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from moesim.cli.output import echo_json
-from moesim.cli.points import check_writable, echo_failures, exit_code, run_points
-from moesim.files import clean_up
+from moesim.cli.points import check_writable, echo_failures, exit_code, run_into
 from moesim.locks import exclusive
 
 if TYPE_CHECKING:
@@ -111,11 +109,7 @@ def _simulated(
     check(points)
     check_writable(folder / "runs")
     with exclusive(folder, inside=True):
-        clean_up(folder / "runs")
-        try:
-            failures = run_points(missing, len(every), workers or os.cpu_count() or 1, force=force)
-        finally:
-            clean_up(folder / "runs")  # a worker that was killed could not do this itself
+        failures = run_into(folder / "runs", missing, len(every), workers, force=force)
         if failures:
             echo_failures(failures, len(every))
             raise typer.Exit(exit_code(failures, wrote=False))

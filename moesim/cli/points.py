@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import traceback
 from collections.abc import Sequence
 from contextlib import closing
@@ -13,12 +14,12 @@ import typer
 
 from moesim.cli.progress import progress
 from moesim.errors import MoesimError, UsageError
-from moesim.files import output_errors
+from moesim.files import clean_up, output_errors
 
 if TYPE_CHECKING:
     from moesim.sweep import Point
 
-__all__ = ["check_writable", "described", "echo_failures", "exit_code", "run_points"]
+__all__ = ["check_writable", "described", "echo_failures", "exit_code", "run_into"]
 
 _MOST_FAILURES: Final = 20  # a sweep has hundreds of points, and they often fail for one reason
 
@@ -65,6 +66,20 @@ def run_points(
         )
         raise
     return [(points[index], error) for index, error in sorted(failures.items())]
+
+
+def run_into(
+    folder: Path, points: Sequence[Point], total: int, workers: int | None, *, force: bool
+) -> list[tuple[Point, Exception]]:
+    """Simulate points whose runs lie in a locked folder, as `run_points`; remove partial runs.
+
+    `workers` None is one for each processor.
+    """
+    clean_up(folder)
+    try:
+        return run_points(points, total, workers or os.cpu_count() or 1, force=force)
+    finally:
+        clean_up(folder)  # a worker that was killed could not do this itself
 
 
 def echo_failures(failures: Sequence[tuple[Point, Exception]], total: int) -> None:
