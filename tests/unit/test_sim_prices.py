@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from measured_profiles import random_times, tiny_shape
+from tiny_shapes import three_layers
 
 from moesim.cost.cpu import CpuCost, topology_of
 from moesim.cost.estimate import CostEstimate
@@ -21,7 +22,6 @@ from moesim.hardware.measurement import OperationTimes
 from moesim.hardware.ops import Copy, Op, Readback, States
 from moesim.hardware.topology import CPU, D2H, DISK, GPU, H2D, HOST_BANDWIDTH
 from moesim.machine.work import Cost
-from moesim.model.shapes import ModelShape
 from moesim.policies.placement import Estimate
 
 # The CPU reaches 10 operations and 1 byte a nanosecond, the GPU ten times as many.
@@ -42,20 +42,7 @@ HARDWARE = Hardware(
     disk=Disk(latency_ns=902, bytes_per_s=5 * 10**8, queue_depth=4),
 )
 # An expert has 3 * 8 * 10 = 240 weights, 480 bytes, and 480 operations a row.
-SHAPE = ModelShape(
-    name="tiny",
-    num_layers=3,
-    hidden=8,
-    expert_ffn=10,
-    num_experts=4,
-    top_k=2,
-    num_heads=2,
-    num_kv_heads=1,
-    head_dim=4,
-    vocabulary=100,
-    dense_layers=(0,),
-    dense_ffn=20,
-)
+SHAPE = dataclasses.replace(three_layers(), shared_ffn=0, windowed_layers=(), window=None)
 COST = CostModel(HARDWARE, SHAPE)
 TOPOLOGY = topology_of(HARDWARE, cpu=True, disk=True)
 ALONE = SimPrices(COST)
