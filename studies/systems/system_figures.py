@@ -47,11 +47,12 @@ def tokens(rows: Sequence[Row], seeds: int) -> Chart:
     models = list(dict.fromkeys(cell.model for cell in cells))
     machines = list(dict.fromkeys(cell.machine for cell in cells))
     systems = order_of(rows)
+    bars = f"bars: 95 % over seeds (n = {seeds})" if seeds > 1 else "one seed, so no intervals"
     chart = grid(
         "tokens",
         "Tokens a second of offloading systems",
         "Output tokens/s of each preset under the ideal engine, by batch, in steady state with as "
-        f"many closed clients as the batch; bars: 95 % over seeds (n = {seeds}). Hollow: knows the "
+        f"many closed clients as the batch; {bars}. Hollow: knows the "
         "future, or needs a model whose router reveals its choices early; neither is ranked. "
         f"~: runs with a predictor that the trace allows, not with the preset's. {_about(rows)}.",
         ("model", "machine", "batch", "system", "status", "tokens_per_s", "half"),
