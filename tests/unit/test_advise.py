@@ -23,6 +23,7 @@ from moesim.advise.choice import (
 )
 from moesim.advise.flags import flags_of, left_out
 from moesim.advise.grounds import grounds_of
+from moesim.advise.heading import heading
 from moesim.advise.price import Priced, Pricer, Span
 from moesim.advise.question import GOALS, Model, Parts, Question, tokens_of
 from moesim.advise.tables import cliff_lines
@@ -538,3 +539,33 @@ def test_what_fits_with_windows_is_priced() -> None:
     choice = Choice("llama.cpp", "MXFP4_MOE", cpu_layers=10, kv="q8_0")
     assert memory_of(asked, choice).gpu_left >= 0
     assert isinstance(Pricer(asked).price(choice), Priced)
+
+
+def test_one_memory_holds_all_of_a_model() -> None:
+    """Experts on the CPU would take the same memory, so no choice has any there."""
+    asked = ask("qwen3-235b-a22b", "strix halo")
+    choice = Choice("llama.cpp", "Q8_0")
+    shape = asked.model.stored("Q8_0", "f16")
+    weights = shape.layers_bytes(range(shape.num_layers + 1)) + sum(shape.sizes())
+    for layers in (0, 40):
+        memory = memory_of(asked, replace(choice, cpu_layers=layers))
+        assert memory.gpu["weights"] + memory.gpu["experts"] == weights
+        assert not memory.fits
+        assert not memory.host
+    assert {each.cpu_layers for each in choices(asked)} == {0}
+    assert not any(each.whole for each in choices(asked))
+
+
+def test_the_recommended_choice_is_the_one_of_its_format() -> None:
+    """Of its format alone another might be chosen, which is exact and a tenth slower."""
+    asked = replace(ask("olmoe-1b-7b", "none", "32GB-ddr4-3200-2ch"), formats=("Q8_0", "Q4_K_M"))
+    advice = advise(asked, thorough=True)
+    for best in advice.priced:
+        assert best in replace(advice, best=best).by_format()
+
+
+def test_a_model_of_another_name_is_called_by_both() -> None:
+    assert heading(ask("deepseek-r1", "rtx-4090")).startswith(
+        "deepseek-r1 (the shape of deepseek-v3) on "
+    )
+    assert heading(ask("DeepSeek-V3", "rtx-4090")).startswith("deepseek-v3 on ")

@@ -12,7 +12,7 @@ from paths import ROOT
 
 from moesim.advise.advice import advise
 from moesim.advise.choice import MEMORY_ASSUMED
-from moesim.advise.grounds import SCORES, grounds_of, score_of
+from moesim.advise.grounds import SCORES, Grounds, Score, grounds_of, score_of
 from moesim.advise.price import Pricer
 from moesim.measured.score import GROUPS
 
@@ -128,3 +128,11 @@ def test_the_figures_are_those_of_the_processors_that_are_used() -> None:
 def test_rows_without_a_class_have_no_score() -> None:
     assert row().placement == ""
     assert score_of(reading(setting="ncmoe=5"), "absent") is None
+
+
+@pytest.mark.parametrize(("inside", "cautions"), [(0.2, 1), (0.5, 0), (0.8, 0)])
+def test_an_interval_that_held_for_few_rows_is_cautioned(inside: float, cautions: int) -> None:
+    score = Score("decode", "llama.cpp CPU", "cpu-only", 10, 3, 50.0, inside, False)
+    lines = list(Grounds({}, (), (score,)).caution())
+    assert len(lines) == cautions
+    assert all("20% of 10 measured rows" in line for line in lines)
