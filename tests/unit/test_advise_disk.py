@@ -106,7 +106,7 @@ def test_beside_a_card_all_experts_are_in_front_of_the_disk() -> None:
 
 
 def test_of_choices_that_read_from_a_disk_the_fastest_is_recommended() -> None:
-    asked = replace(small("3GB DDR4-3200 2ch"), formats=("Q4_K_M", "Q2_K"))
+    asked = replace(small(), formats=("Q4_K_M", "Q2_K"))
     found = advise(asked)
     assert found.best.choice.disk
     assert {one.choice.format for one in found.priced} == {"Q4_K_M", "Q2_K"}
