@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import numpy as np
 
@@ -13,7 +13,9 @@ from moesim.report.statistics import Estimate
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["PLANE_LEGEND", "draw_plane", "side", "spread"]
+__all__ = ["PLANE_LEGEND", "by_side", "draw_plane", "side", "spread"]
+
+_T = TypeVar("_T")
 
 PLANE_LEGEND: Final = (
     "Blue: above zero. Red: below. Hatched: the 95 % interval contains zero. The black line "
@@ -26,6 +28,18 @@ def side(value: Estimate | None) -> int:
     if value is None or not value.defined or value.half is None:
         return 0
     return int(value.low > 0) - int(value.high < 0)
+
+
+def by_side(
+    values: Sequence[_T], estimates: Sequence[Estimate | None]
+) -> tuple[list[_T], list[_T]]:
+    """Return the values whose interval lies below zero, and those whose interval lies above."""
+    sides = [side(estimate) for estimate in estimates]
+    below, above = (
+        [value for value, where in zip(values, sides, strict=True) if where == wanted]
+        for wanted in (-1, 1)
+    )
+    return below, above
 
 
 def spread(value: Estimate, digits: int = 1) -> str:

@@ -18,7 +18,7 @@ from routing import SHARED, synthetic, task
 from times import serve
 
 from moesim.report.chart import Chart, grid
-from moesim.report.planes import PLANE_LEGEND, draw_plane, side
+from moesim.report.planes import PLANE_LEGEND, by_side, draw_plane
 from moesim.report.statistics import Estimate, estimate
 from moesim.trace.synthetic import SyntheticKnobs
 
@@ -174,8 +174,7 @@ def find(on: Grid = Grid()) -> tuple[Finding, Chart]:
 def _borders(on: Grid, found: Found) -> str:
     parts = []
     for host, row in zip(on.hosts_us, found.excess, strict=True):
-        copies = [hit for hit, value in zip(found.hits, row, strict=True) if side(value) > 0]
-        other = [hit for hit, value in zip(found.hits, row, strict=True) if side(value) < 0]
+        other, copies = by_side(found.hits, row)
         if host and copies and other:
             parts.append(f"{host} µs: {max(copies):.0f} to {min(other):.0f} %")
         elif host:

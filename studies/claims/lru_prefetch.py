@@ -19,7 +19,7 @@ from routing import SHARED, task
 from times import Served, change, serve
 
 from moesim.report.chart import Chart, grid
-from moesim.report.planes import PLANE_LEGEND, draw_plane, side, spread
+from moesim.report.planes import PLANE_LEGEND, by_side, draw_plane, side, spread
 from moesim.report.statistics import Estimate, estimate
 
 KEY: Final = "output_tokens_per_s"
@@ -171,8 +171,7 @@ def find(on: Grid = Grid()) -> tuple[Finding, Chart]:
 
 def needed(accuracies: Sequence[float], column: Sequence[Estimate | None]) -> str:
     """Return between which accuracies prefetch begins to pay, in per cent."""
-    pays = [a for a, value in zip(accuracies, column, strict=True) if side(value) > 0]
-    hurts = [a for a, value in zip(accuracies, column, strict=True) if side(value) < 0]
+    hurts, pays = by_side(accuracies, column)
     if not pays:
         return "never"
     if not hurts:

@@ -17,7 +17,7 @@ from finding import Finding
 from routing import HEAD, SHARED, TASKS, task
 
 from moesim.report.chart import Chart, grid
-from moesim.report.planes import PLANE_LEGEND, draw_plane, side
+from moesim.report.planes import PLANE_LEGEND, by_side, draw_plane
 from moesim.report.statistics import Estimate
 from moesim.simulate.step_hits import points, step_hits
 from moesim.trace.parts import pick
@@ -79,8 +79,7 @@ def find(on: Grid = Grid()) -> tuple[Finding, Chart]:
 
 def _border(on: Grid, row: Sequence[Estimate | None]) -> str:
     percent = [100 * c / 64 for c in on.capacities]
-    worse = [p for p, value in zip(percent, row, strict=True) if side(value) < 0]
-    better = [p for p, value in zip(percent, row, strict=True) if side(value) > 0]
+    worse, better = by_side(percent, row)
     if not better:
         return f"worse up to {max(worse):.0f} %, never better" if worse else "undecided"
     return f"{max((p for p in worse if p < min(better)), default=0):.0f} to {min(better):.0f} %"

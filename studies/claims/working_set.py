@@ -18,7 +18,7 @@ from finding import Finding
 from routing import SHARED, TASKS, counts, thinned
 
 from moesim.report.chart import Chart, grid
-from moesim.report.planes import PLANE_LEGEND, draw_plane, side, spread
+from moesim.report.planes import PLANE_LEGEND, by_side, draw_plane, spread
 from moesim.report.statistics import Estimate, estimate
 from moesim.simulate.step_hits import BLOCKS, points, step_hits
 from moesim.trace.parts import halves
@@ -123,8 +123,7 @@ def find(on: Grid = Grid()) -> tuple[Finding, Chart]:
 def _border(on: Grid, row: Sequence[Estimate | None]) -> str:
     """Return between which shares of experts in slots the policy part becomes the larger one."""
     percent = [100 * c / 64 for c in on.capacities]
-    below = [p for p, value in zip(percent, row, strict=True) if side(value) < 0]
-    above = [p for p, value in zip(percent, row, strict=True) if side(value) > 0]
+    below, above = by_side(percent, row)
     if not above:
         return f"above {max(below):.0f} %" if below else "undecided"
     return f"{max(below):.0f} to {min(above):.0f} %" if below else f"below {min(above):.0f} %"

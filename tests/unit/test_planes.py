@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from moesim.report.planes import _border, draw_plane, side, spread
+from moesim.report.planes import _border, by_side, draw_plane, side, spread
 from moesim.report.statistics import Estimate
 
 
@@ -23,6 +23,11 @@ from moesim.report.statistics import Estimate
 )
 def test_a_side_needs_an_interval_without_zero(value: Estimate | None, expected: int) -> None:
     assert side(value) == expected
+
+
+def test_undecided_settings_lie_on_neither_side() -> None:
+    estimates = [Estimate(-2, 1, 3), Estimate(2, 2.5, 3), Estimate(2, 1, 3), None]
+    assert by_side([12, 25, 50, 75], estimates) == ([12], [50])
 
 
 def test_the_border_runs_in_the_middle_of_undecided_settings() -> None:
