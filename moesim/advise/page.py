@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from importlib.resources import files
@@ -19,6 +19,7 @@ from typing import Any, Final
 
 from moesim import __version__
 from moesim.advise.advice import Advice
+from moesim.advise.cached import Cached
 from moesim.advise.flags import flags_of, left_out
 from moesim.advise.formulas import Formulas, formulas_of
 from moesim.advise.grounds import Grounds
@@ -26,6 +27,7 @@ from moesim.advise.heading import heading
 from moesim.advise.page_controls import control_names, controls
 from moesim.advise.page_flags import flag_forms
 from moesim.advise.tables import (
+    cache_lines,
     cliff_lines,
     front_table,
     memory_table,
@@ -38,6 +40,7 @@ from moesim.advise.terms import Term
 from moesim.advise.upgrades import Cliff, Upgrade
 from moesim.errors import MoesimError, UsageError, shown
 from moesim.files import as_path, whole_file
+from moesim.measured.predict import Declined
 from moesim.report.tabular import Table
 
 __all__ = ["Shown", "check_page_path", "page_of", "write_page"]
@@ -59,6 +62,7 @@ class Shown:
     cliff: Cliff
     upgrades: Sequence[Upgrade]
     grounds: Grounds
+    cached: Cached | Declined
 
 
 def check_page_path(path: str) -> None:
@@ -197,7 +201,8 @@ def _answer_parts(advice: Advice, facts: Shown) -> dict[str, str]:
         "front_title": escape(front.title.capitalize()),
         "front": _table(front),
         "terms": _table(terms_table(facts.terms)),
-        "cliff": "".join(f"<p>{escape(_sentence(line))}</p>" for line in _cliff(advice, facts)),
+        "cliff": _lines(cliff_lines(advice, facts.cliff)),
+        "cache": _lines(cache_lines(facts.cached)),
         "upgrades": _upgrades(advice, facts),
         "grounds": _list(facts.grounds.lines()),
         "made": escape(f"Made by moesim {__version__}."),
@@ -208,12 +213,10 @@ def _place(advice: Advice) -> str:
     return place_of(advice.best.choice, advice.question.model.shape)
 
 
-def _cliff(advice: Advice, facts: Shown) -> Iterator[str]:
-    return cliff_lines(advice, facts.cliff)
-
-
-def _sentence(line: str) -> str:
-    return line[:1].upper() + line[1:] + "."
+def _lines(lines: Iterable[str]) -> str:
+    """Return lines as sentences, a paragraph each."""
+    texts = (line.strip() for line in lines)
+    return "".join(f"<p>{escape(text[:1].upper() + text[1:])}.</p>" for text in texts)
 
 
 def _upgrades(advice: Advice, facts: Shown) -> str:

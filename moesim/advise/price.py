@@ -12,6 +12,7 @@ from typing import Final
 from moesim.advise.choice import UBATCHES, Choice, Memory, memory_of
 from moesim.advise.question import Question
 from moesim.advise.terms import Term, terms_of
+from moesim.measured.cached import ExpertCache
 from moesim.measured.predict import Answer, Declined, Prediction, Reading, read
 from moesim.measured.rows import Row
 from moesim.measured.simulated import NamedModel, Simulated, timeline_of
@@ -48,6 +49,10 @@ class Span:
     def divided(self, number: int) -> Span:
         """Return the span of one of some equal parts."""
         return Span(self.value / number, self.low / number, self.high / number)
+
+    def plain(self) -> dict[str, float]:
+        """Return the span as plain data."""
+        return {"value": self.value, "low": self.low, "high": self.high}
 
     def over(self, work: float) -> Span:
         """Return the seconds that `work` tokens take at this rate."""
@@ -91,14 +96,17 @@ class Priced:
 
 
 class Pricer:
-    """Prices the choices of a question. A price is computed once."""
+    """Prices the choices of a question. A price is computed once.
 
-    def __init__(self, question: Question) -> None:
+    With `cache`, experts of layers on the CPU are in that cache instead.
+    """
+
+    def __init__(self, question: Question, cache: ExpertCache | None = None) -> None:
         self.question = question
         model = question.model
         named = {model.name: NamedModel(model.section, model.shape)}
         self._named = named
-        self._simulated = Simulated(models=named, overrides=question.parts.figures)
+        self._simulated = Simulated(models=named, overrides=question.parts.figures, cache=cache)
         self._answers: dict[tuple[Row, int | None], Answer] = {}
 
     def decode(self, choice: Choice) -> Answer:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from moesim.advise.advice import Advice
+from moesim.advise.cached import Cached
 from moesim.advise.choice import Choice, Memory
 from moesim.advise.flags import flags_of, left_out
 from moesim.advise.grounds import Grounds
@@ -14,11 +15,13 @@ from moesim.advise.price import Priced, Span
 from moesim.advise.terms import Term
 from moesim.advise.upgrades import MOST_CONTEXT, Cliff, Upgrade
 from moesim.config.units import format_bytes
+from moesim.measured.predict import Declined
 from moesim.model.shapes import ModelShape
 from moesim.report.tabular import Cell, Table
 
 __all__ = [
     "as_plain",
+    "cache_lines",
     "cliff_lines",
     "extras_as_plain",
     "front_table",
@@ -139,6 +142,21 @@ def cliff_lines(advice: Advice, cliff: Cliff) -> Iterator[str]:
         yield f"a context of {cliff.doubled:,} needs {moved}: {speed}"
 
 
+def cache_lines(cached: Cached | Declined) -> Iterator[str]:
+    """Yield what an expert cache on the GPU would give, or why none is priced."""
+    if isinstance(cached, Declined):
+        yield f"expert cache: none, because {cached.reason}"
+        return
+    one, hits = cached.priced, cached.hits
+    rates = f"{hits.value:.0%} ({hits.low:.0%} to {hits.high:.0%})"
+    yield (
+        f"expert cache: an engine with one (LRU, slots for {cached.slots} of {cached.experts} "
+        f"experts of each layer, missing ones copied) would hit {rates} of the time: "
+        f"{span(one.decode)} tokens/s, first token after {span(one.first_token_s)} s"
+    )
+    yield f"  {hits.source}"
+
+
 def span(value: Span) -> str:
     """Return a value and its interval, like `34 (25 to 47)`."""
     return f"{_short(value.value)} ({_short(value.low)} to {_short(value.high)})"
@@ -168,17 +186,20 @@ def as_plain(advice: Advice, grounds: Grounds | None = None) -> dict[str, Any]:
 
 
 def extras_as_plain(
-    terms: Sequence[Term], found: Sequence[Upgrade], cliff: Cliff
+    terms: Sequence[Term], found: Sequence[Upgrade], cliff: Cliff, cached: Cached | Declined
 ) -> dict[str, Any]:
-    """Return the terms of a step, the upgrades and the cliff as plain data."""
+    """Return the terms of a step, the upgrades, the cliff and an expert cache as plain data."""
     return {
+        "expert_cache": (
+            {"reason": cached.reason} if isinstance(cached, Declined) else cached.plain()
+        ),
         "terms": [{"name": term.name, "ms": term.ms, "share": term.share} for term in terms],
         "upgrades": [
             {
                 "name": each.name,
-                "saves": _span(each.gain_span),
-                "decode_tok_s": _span(each.then.decode),
-                "first_token_s": _span(each.then.first_token_s),
+                "saves": each.gain_span.plain(),
+                "decode_tok_s": each.then.decode.plain(),
+                "first_token_s": each.then.first_token_s.plain(),
             }
             for each in found
         ],
@@ -186,7 +207,7 @@ def extras_as_plain(
             "longest_context": cliff.context,
             "twice_the_context": cliff.doubled,
             "more_layers_on_cpu": cliff.moved,
-            "decode_tok_s": None if cliff.decode is None else _span(cliff.decode),
+            "decode_tok_s": None if cliff.decode is None else cliff.decode.plain(),
         },
     }
 
@@ -204,16 +225,12 @@ def _plain(one: Priced) -> dict[str, Any]:
         "decode_tok_s": one.decode.value,
         "low": one.decode.low,
         "high": one.decode.high,
-        "prefill_tok_s": _span(one.prefill),
-        "first_token_s": _span(one.first_token_s),
-        "request_s": _span(one.request_s),
+        "prefill_tok_s": one.prefill.plain(),
+        "first_token_s": one.first_token_s.plain(),
+        "request_s": one.request_s.plain(),
         "gpu_bytes": memory.gpu,
         "gpu_left_bytes": memory.gpu_left,
         "host_bytes": memory.host,
         "host_left_bytes": memory.host_left,
         "disk_bytes": memory.disk_bytes,
     }
-
-
-def _span(value: Span) -> dict[str, float]:
-    return {"value": value.value, "low": value.low, "high": value.high}

@@ -101,6 +101,7 @@ def advise(
         typer.echo(f"{heading(question)}\n")
     from moesim.advise import tables
     from moesim.advise.advice import advise as advise_on
+    from moesim.advise.cached import cached_of
     from moesim.advise.grounds import grounds_of
     from moesim.advise.price import Pricer
     from moesim.advise.upgrades import cliff_of, upgrades
@@ -111,10 +112,10 @@ def advise(
     advice = advise_on(question, pricer, thorough=every)
     terms, grounds = pricer.terms(advice.best.choice), grounds_of(advice, pricer)
     if as_json:
-        cliff, better = cliff_of(advice, pricer), upgrades(advice)
+        cliff, better, cached = cliff_of(advice, pricer), upgrades(advice), cached_of(advice)
         if html:
-            write_page(html, advice, Shown(terms, cliff, better, grounds))
-        extras = tables.extras_as_plain(terms, better, cliff)
+            write_page(html, advice, Shown(terms, cliff, better, grounds, cached))
+        extras = tables.extras_as_plain(terms, better, cliff, cached)
         machine = {"this_machine": own.plain()} if own else {}
         echo_json({**tables.as_plain(advice, grounds), **extras, **machine})
         return
@@ -127,6 +128,8 @@ def advise(
     typer.echo(f"limited by: {terms[0].name} ({terms[0].share:.0%} of the time of a token)")
     cliff = cliff_of(advice, pricer)
     typer.echo("\n".join(tables.cliff_lines(advice, cliff)))
+    cached = cached_of(advice)
+    typer.echo("\n".join(tables.cache_lines(cached)))
     typer.echo()
     better = upgrades(advice)
     if better:
@@ -137,7 +140,7 @@ def advise(
     for line in grounds.lines():
         typer.echo(f"  {line}")
     if html:
-        write_page(html, advice, Shown(terms, cliff, better, grounds))
+        write_page(html, advice, Shown(terms, cliff, better, grounds, cached))
         typer.echo(f"\npage: {html}")
 
 

@@ -26,10 +26,12 @@ from moesim.measured.predict import (
     Reading,
 )
 from moesim.measured.setting import placed
+from moesim.trace.localities import Sizes
 
 if TYPE_CHECKING:
     from moesim.hardware.hardware import Hardware
     from moesim.hardware.parts import Machine
+    from moesim.measured.cached import ExpertCache
     from moesim.measured.rows import Row
     from moesim.measured.setting import Setting
     from moesim.model.shapes import ModelShape
@@ -50,6 +52,7 @@ _MOST_SEQUENCES: Final = 64  # with routing of their own; others share it
 _SECOND_NS: Final = 10**9
 _ROOMY: Final = 0.85
 _TOO_MUCH: Final = 1.1
+_ROOM_FOR_CACHE: Final = 4
 _UBATCH: Final = 512  # the default of llama.cpp
 _Q8_KV_BITS: Final = 8  # one scale a row, which hardly counts
 
@@ -71,6 +74,13 @@ class Case:
     prompt: int
     """Tokens of each sequence's prompt whose time is asked for, or 0 for decode."""
     notes: tuple[str, ...]
+    cache: ExpertCache | None = None
+    """An expert cache on the GPU, whose hit rate is given."""
+
+    @property
+    def sizes(self) -> Sizes:
+        """The MoE layers, experts and k of the model."""
+        return Sizes(len(self.shape.moe_layers), self.shape.num_experts, self.shape.top_k)
 
 
 class Simulated:
@@ -80,7 +90,8 @@ class Simulated:
     the shape, by name. The section may lack the format, which a row without `quant` then lacks too.
     `overrides` are figures of every row's machine that replace those of its parts. `memory` is the
     `memory` section of every row's scenario: with `host` and a disk in `overrides`, experts are
-    read from disk.
+    read from disk. With `cache`, rows that leave experts on the CPU have a cache of experts on the
+    GPU instead.
     """
 
     def __init__(
@@ -89,11 +100,13 @@ class Simulated:
         models: Mapping[str, NamedModel] | None = None,
         overrides: Mapping[str, Any] | None = None,
         memory: Mapping[str, Any] | None = None,
+        cache: ExpertCache | None = None,
     ) -> None:
         self._fits = {(fit.machine, fit.engine, fit.owner): fit for fit in fits}
         self._models = models or {}
         self._overrides = overrides or {}
         self._memory = memory or {}
+        self._cache = cache
 
     def predict(self, reading: Reading) -> Answer:
         """Return the simulated tokens per second, or why there are none."""
@@ -130,12 +143,13 @@ class Simulated:
 
     def with_fitted(self, fits: Sequence[Fitted]) -> Simulated:
         """Return the model with the fitted numbers of some machines."""
-        return Simulated(fits, self._models, self._overrides, self._memory)
+        return Simulated(fits, self._models, self._overrides, self._memory, self._cache)
 
     def case_of(self, reading: Reading) -> Case:
         """Return the scenario of a row. Raise UsageError as the function `case_of`."""
         model = self._models.get(reading.row.model)
-        return case_of(reading, model, self._overrides, self._memory)
+        case = case_of(reading, model, self._overrides, self._memory)
+        return case if self._cache is None else _with_cache(case, self._cache)
 
 
 def case_of(
@@ -208,6 +222,26 @@ def case_of(
     notes = [*machine.supposed, *(f"not understood: {part!r}" for part in machine.unknown)]
     notes += [*named.rest, *layers.notes, *_make_room(reading, scenario, machine, layers)]
     return Case(scenario, shape, machine, prompt, tuple(notes))
+
+
+def _with_cache(case: Case, cache: ExpertCache) -> Case:
+    """Return the case with a cache of experts on the GPU, instead of layers on the CPU.
+
+    Raises:
+        UsageError: a batch decodes, for which no hit rates are published.
+    """
+    scenario = {**case.scenario, **cache.sections()}
+    if scenario["batching"]["max_sequences"] > 1:
+        raise UsageError("hit rates of a cache are published for one sequence at a time")
+    workload = {**scenario["workload"], "requests": 2}  # the first one fills the cache
+    if not case.prompt:
+        steps = cache.steps(case.sizes)
+        workload["lengths"] = {**workload["lengths"], "output": 1 + steps}
+    scenario["workload"] = workload
+    # Who asks knows that the slots fit. The simulator counts other buffers.
+    vram = case.machine.hardware.vram_bytes
+    scenario["hardware"] = {**scenario["hardware"], "vram": _ROOM_FOR_CACHE * vram}
+    return replace(case, scenario=scenario, cache=cache)
 
 
 def _make_room(
@@ -325,7 +359,8 @@ def _seconds(case: Case, *, reads: float = 1.0, kernels: float = 1.0) -> float:
     budget = Scenario.model_validate(case.scenario).batching.token_budget
     batch = case.scenario["batching"]["max_sequences"]
     if not case.prompt:
-        return _run_s(case, reads, kernels) / float(batch * (_DECODED - 1))
+        steps = _DECODED - 1 if case.cache is None else case.cache.steps(case.sizes)
+        return _run_s(case, reads, kernels) / float(batch * steps)
     if case.prompt * batch <= _MOST_STEPS * budget:
         return _run_s(case, reads, kernels) / float(batch * case.prompt)
     rows = max(1, budget // batch)
@@ -356,11 +391,16 @@ def timeline_of(case: Case) -> Ledger:
 
 
 def _run_s(case: Case, reads: float, kernels: float) -> float:
-    """Return the seconds until all sequences are done."""
+    """Return the seconds until all sequences are done; with a cache, those of the second one."""
+    from moesim.serving.ledger import STEP_COLUMNS
     from moesim.simulate.build import serve
 
-    _, end_ns = serve(_plan(case, reads=reads, kernels=kernels))
-    return float(end_ns) / _SECOND_NS
+    server, end_ns = serve(_plan(case, reads=reads, kernels=kernels))
+    start_ns = 0
+    if case.cache is not None:
+        steps = server.ledger.steps
+        start_ns = steps[len(steps) // 2][STEP_COLUMNS.index("start_ns")]
+    return float(end_ns - start_ns) / _SECOND_NS
 
 
 def _plan(case: Case, *, reads: float = 1.0, kernels: float = 1.0) -> Plan:
@@ -396,13 +436,20 @@ def _peak_of_reads(hardware: Hardware) -> int:
 
 
 def _trace_of(case: Case) -> Trace:
+    if case.cache is not None and not case.prompt:
+        return _cached_routing(case.cache, case.sizes)
     shape = case.shape
     rows = max(_DECODED + 1, min(case.prompt, _MOST_ROWS) + 1)
-    sequences = min(case.scenario["batching"]["max_sequences"], _MOST_SEQUENCES)
+    sequences = min(case.scenario["workload"]["requests"], _MOST_SEQUENCES)
     prompt = rows - 1
     if "memory" in case.scenario and not case.prompt:
         prompt = 1  # generated tokens repeat no expert by design, which counts behind a cache
     return _trace(len(shape.moe_layers), shape.num_experts, shape.top_k, sequences, rows, prompt)
+
+
+@lru_cache(maxsize=8)
+def _cached_routing(cache: ExpertCache, sizes: Sizes) -> Trace:
+    return cache.routing(sizes)
 
 
 @lru_cache(maxsize=4)

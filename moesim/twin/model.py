@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from moesim.hardware.hardware import Hardware
+from moesim.measured.cached import ExpertCache
 from moesim.measured.fit import Fitted
 from moesim.measured.predict import Answer, Reading
 from moesim.measured.simulated import NamedModel, Simulated
@@ -57,9 +58,10 @@ class OpenMachine:
         self,
         models: Mapping[str, NamedModel] | None = None,
         overrides: Mapping[str, Any] | None = None,
+        cache: ExpertCache | None = None,
     ) -> None:
-        self._models, self._overrides = models or {}, overrides or {}
-        self._plain = Simulated(models=self._models, overrides=self._overrides)
+        self._models, self._overrides, self._cache = models or {}, overrides or {}, cache
+        self._plain = Simulated(models=self._models, overrides=self._overrides, cache=cache)
 
     def predict(self, reading: Reading) -> Answer:
         """Return the simulated tokens per second without a fit, or why there are none."""
@@ -84,7 +86,8 @@ class OpenMachine:
         if factor <= 1:
             return self._plain
         figures = reading_figures(self.hardware(reading), factor)
-        return Simulated(models=self._models, overrides={**self._overrides, **figures})
+        overrides = {**self._overrides, **figures}
+        return Simulated(models=self._models, overrides=overrides, cache=self._cache)
 
     def with_fitted(self, fits: Sequence[Fitted]) -> Simulated:
         """Return the model that predicts the fitted machines with their fitted numbers."""

@@ -75,6 +75,10 @@ class Twin:
         if not self.link.seen:
             lines.append(f"link: cannot be seen: {self.link.reason}")
         lines += [f"left out: {place}: {why}" for place, why in self.samples.left_out]
+        cached = [each for each in self.imagined if each.change.cache]
+        lines += [
+            f"what if {e.change.text}: {note}" for e in cached for note in _last_note(e.decode)
+        ]
         declined = [each for each in self.imagined if isinstance(each.decode, Declined)]
         lines += [f"what if {e.change.text}: no answer: {e.decode.reason}" for e in declined]  # type: ignore[union-attr]
         return lines + [f"note: {note}" for note in self.samples.notes]
@@ -182,6 +186,11 @@ def twin_of(paths: Sequence[str], options: Options, what_ifs: Sequence[str] = ()
     link = learn_link(samples, (learned.fit.read_bandwidth, learned.fit.layer_ns))
     imagined = tuple(imagine(change, learned, samples, link) for change in changes)
     return Twin(samples, learned, residuals, link, imagined)
+
+
+def _last_note(answer: Answer) -> Sequence[str]:
+    """Return the last note of a prediction, which says what the cache hits; () if declined."""
+    return () if isinstance(answer, Declined) else answer.notes[-1:]
 
 
 def _cells(answer: Answer | None) -> tuple[str, str]:

@@ -16,13 +16,17 @@ from typing import Any, Final
 from moesim.errors import MoesimError, UsageError
 from moesim.hardware.overrides import faster_link
 from moesim.hardware.parts import assemble, memory_named
+from moesim.measured.cached import ExpertCache, over_hit_rates
 from moesim.measured.engine_text import gpu_vendor
 from moesim.measured.fit import engine_of, machine_of, owned_by, parts_of
 from moesim.measured.intervals import interval_of
+from moesim.measured.kinds import OFFLOAD
 from moesim.measured.predict import Answer, Declined, Prediction, Reading, read
 from moesim.measured.rows import Row
 from moesim.measured.setting import Setting
+from moesim.measured.simulated import Simulated
 from moesim.model.formats import check_format_name
+from moesim.trace.localities import hit_rates_like
 from moesim.twin.learn import Learned, slopes_of
 from moesim.twin.link import Link
 from moesim.twin.model import OpenMachine, memory_figures
@@ -30,10 +34,6 @@ from moesim.twin.samples import Sample, Samples
 
 __all__ = ["Change", "Imagined", "change_of", "imagine"]
 
-_CACHE: Final = (
-    "an expert cache is not priced from a log: how often it hits follows from the routing, which a "
-    "log does not say; simulate one with a trace (`moesim run`)"
-)
 _FEWEST_CHANNELS: Final = 1
 _MOST_CHANNELS: Final = 32
 _MOST: Final = 1 << 24
@@ -46,7 +46,7 @@ _PLAIN: Final = ("gpu", "cpu", "ram", "pcie")
 class Change:
     """What a what-if changes: fields of rows, parts of settings, and the memory's channels.
 
-    `declined` names what cannot be answered, "" if all can.
+    With `cache`, the experts that a setting has on the GPU become the slots of an expert cache.
     """
 
     text: str
@@ -54,7 +54,7 @@ class Change:
     settings: Mapping[str, str] = field(default_factory=dict)
     experts: int | None = None
     channels: int | None = None
-    declined: str = ""
+    cache: bool = False
 
     @property
     def of_machine(self) -> bool:
@@ -84,9 +84,6 @@ def change_of(text: str) -> Change:
     change = Change(text)
     for pair in re.split(r",(?=\s*[\w-]+\s*=)", text):
         key, equals, value = (part.strip() for part in pair.partition("="))
-        if key.casefold() in ("cache", "expert-cache", "policy"):
-            change = replace(change, declined=_CACHE)
-            continue
         if not (equals and value):
             raise UsageError(f"--what-if {text!r}: write KEY=VALUE, like ncmoe=20")
         handler = _KEYS.get(key.casefold().replace("_", "-"))
@@ -101,8 +98,6 @@ def imagine(change: Change, learned: Learned, samples: Samples, link: Link) -> I
     """Return the answer to a what-if, from the fastest measured setting."""
     base = max(learned.samples, key=lambda sample: sample.value)
     prompts = [each for each in samples.prompts if _alike(each, base)] or samples.prompts
-    if change.declined:
-        return Imagined(change, base, Declined(change.declined))
     decode = _answered(change, base, learned, samples, link)
     if not prompts:
         return Imagined(change, base, decode)
@@ -121,13 +116,54 @@ def _answered(
     if reading.reason:
         return Declined(reading.reason)
     try:
+        if change.cache:
+            return _cached(change, base.reading, reading, learned, samples, link)
         return _predicted(change, base.reading, reading, learned, samples, link)
     except (MoesimError, ValueError) as error:
         return Declined(" ".join(str(error).split()))
 
 
-def _predicted(
+def _cached(
     change: Change, old: Reading, new: Reading, learned: Learned, samples: Samples, link: Link
+) -> Answer:
+    """Return the speed with an expert cache in the GPU memory of the experts that are there now.
+
+    LRU hits at published rates (`moesim.trace.localities`), whose range widens the interval.
+    """
+    case = Simulated(models=samples.models).case_of(new)
+    sizes = case.sizes
+    on_cpu = case.scenario.get("placement", {}).get("options", {}).get("layers", 0)
+    if not on_cpu:
+        return Declined("all experts are in GPU memory: a cache has nothing to do")
+    if new.kind.name != OFFLOAD:
+        return Declined("everything runs on the CPU: a cache needs experts on the GPU; add ncmoe=N")
+    slots = sizes.experts * (sizes.layers - on_cpu) // sizes.layers
+    hits = hit_rates_like(case.shape.name, slots / sizes.experts, sizes)
+    whole = replace(change, experts=case.shape.moe_layers[-1] + 1)
+    reading = read(_changed(old, whole))
+    predictions = []
+    for rate in (hits.low, hits.value, hits.high):
+        cache = ExpertCache(slots, rate)
+        answer = _predicted(whole, old, reading, learned, samples, link, cache)
+        if isinstance(answer, Declined):
+            return answer
+        predictions.append(answer)
+    both = over_hit_rates(*predictions)
+    note = (
+        f"LRU with {slots} of {sizes.experts} experts of each layer hits {hits.value:.0%} "
+        f"({hits.low:.0%} to {hits.high:.0%}): {hits.source}"
+    )
+    return replace(both, notes=(*both.notes, note))
+
+
+def _predicted(
+    change: Change,
+    old: Reading,
+    new: Reading,
+    learned: Learned,
+    samples: Samples,
+    link: Link,
+    cache: ExpertCache | None = None,
 ) -> Answer:
     """Return the speed of a changed row, with an interval that holds the fit's uncertainty."""
     plain = OpenMachine(samples.models)
@@ -136,7 +172,7 @@ def _predicted(
         figures |= memory_figures(plain.hardware(new), _more_channels(change, new))
     if link.seen and plain.hardware(new).has_gpu:
         figures |= faster_link(plain.hardware(new), link.factor)
-    model = OpenMachine(samples.models, figures)
+    model = OpenMachine(samples.models, figures, cache)
     alike = plain.hardware(old).unified == model.hardware(new).unified
     numbers = _carried(learned, model.assumed(new), alike=alike, engine=engine_of(new))
     machine, owner = machine_of(new), owned_by(new)[2]
@@ -243,6 +279,12 @@ def _number(text: str, least: int, most: int) -> int:
     return number
 
 
+def _cache(change: Change, text: str) -> Change:
+    if text.casefold() != "lru":
+        raise UsageError(f"--what-if cache={text}: hit rates are published for lru only")
+    return replace(change, cache=True)
+
+
 def _experts(change: Change, text: str) -> Change:
     return replace(change, experts=_number(text, 0, 10_000))
 
@@ -293,4 +335,5 @@ _KEYS: Final[Mapping[str, Callable[[Change, str], Change]]] = {
     "kv": _option("kv"),
     **dict.fromkeys(("threads", "t"), _option("t")),
     "channels": _channels,
+    **dict.fromkeys(("cache", "expert-cache"), _cache),
 }

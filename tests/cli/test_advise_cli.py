@@ -83,6 +83,9 @@ def test_json_has_what_the_tables_have() -> None:
         assert each["saves"]["low"] < each["saves"]["value"] < each["saves"]["high"]
         assert f"{each['name']} " in text
     assert f"{document['cliff']['longest_context']:,} tokens" in text
+    cached = document["expert_cache"]
+    assert f"slots for {cached['slots_per_layer']} of {cached['experts_per_layer']} exp" in text
+    assert cached["hit_rate_source"] in text
     for line in document["grounds"]["assumed"]:
         assert line in text
 

@@ -26,7 +26,7 @@ def test_a_sweep_gives_numbers_residuals_and_what_ifs() -> None:
     assert "RTX 3090 / Ryzen 7 5800X" in done.stdout
     for text in ("read bandwidth (GB/s)", "layer (us)", "ncmoe=10", "each row predicted from the"):
         assert text in done.stdout, text
-    assert "cache=lru: no answer: an expert cache is not priced from a log" in done.stdout
+    assert "what if cache=lru: LRU with " in done.stdout
 
 
 def test_json_holds_all_that_is_printed() -> None:

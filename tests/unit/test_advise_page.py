@@ -25,6 +25,7 @@ from hypothesis import strategies as st
 
 from moesim.advise import fits
 from moesim.advise.advice import Advice, advise
+from moesim.advise.cached import cached_of
 from moesim.advise.choice import memory_of
 from moesim.advise.expression import affine, evaluate, table, variables_of
 from moesim.advise.formulas import Formulas, formulas_of
@@ -76,7 +77,7 @@ class Made:
 
 def shown_of(advice: Advice, pricer: Pricer) -> Shown:
     terms = pricer.terms(advice.best.choice)
-    return Shown(terms, Cliff(9216, 16384), (), grounds_of(advice, pricer))
+    return Shown(terms, Cliff(9216, 16384), (), grounds_of(advice, pricer), cached_of(advice))
 
 
 @cache

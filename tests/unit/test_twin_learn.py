@@ -189,10 +189,27 @@ def test_a_new_part_has_the_wide_interval(two: tuple[Samples, Learned]) -> None:
     assert isinstance(other, Prediction)
 
 
-def test_what_is_not_answered_is_declined_by_name(two: tuple[Samples, Learned]) -> None:
-    answer = answered(two, "cache=lru").decode
+def test_a_cache_has_the_slots_of_the_experts_on_the_gpu(two: tuple[Samples, Learned]) -> None:
+    answer, split = (answered(two, text).decode for text in ("cache=lru,ncmoe=8", "ncmoe=8"))
+    assert isinstance(answer, Prediction)
+    assert isinstance(split, Prediction)
+    assert "LRU with 32 of 64 experts of each layer hits" in answer.notes[-1]
+    assert answer.high / answer.low > split.high / split.low  # the hit rate is not known either
+    more = answered(two, "cache=lru,ncmoe=4").decode
+    assert isinstance(more, Prediction)
+    assert more.value > answer.value
+
+
+@pytest.mark.parametrize(("text", "why"), [("cache=lru,ncmoe=0", "all experts are in GPU memory")])
+def test_a_cache_that_has_nothing_to_do_is_declined(
+    two: tuple[Samples, Learned], text: str, why: str
+) -> None:
+    answer = answered(two, text).decode
     assert isinstance(answer, Declined)
-    assert "expert cache" in answer.reason
+    assert why in answer.reason
+
+
+def test_what_is_not_answered_is_declined_by_name(two: tuple[Samples, Learned]) -> None:
     answer = answered(two, "gpu=2x RTX 4090").decode
     assert isinstance(answer, Declined)
     assert "several GPUs" in answer.reason
@@ -213,6 +230,7 @@ def test_what_is_not_answered_is_declined_by_name(two: tuple[Samples, Learned]) 
         ("ubatch=0", "no number"),
         ("threads=0", "no number"),
         ("threads=all", "no number"),
+        ("cache=lfu", "for lru only"),
     ],
 )
 def test_a_wrong_what_if_is_refused(text: str, said: str) -> None:
