@@ -30,8 +30,8 @@ from moesim.serving.experts.program import Hidden, Program
 from moesim.serving.issue import HostTimes, Issuer
 from moesim.serving.ledger import MOVES, Ledger, StepFacts
 from moesim.serving.stalls import CAUSES, READBACK, Entry, account
+from moesim.serving.step_sums import COUNTS, StepSums
 from moesim.serving.too_early import too_early
-from moesim.serving.totals import counter_names
 
 __all__ = ["EventTimes", "StepBytes", "StepMemo", "Twinned"]
 
@@ -64,7 +64,7 @@ class EventTimes:
     """The work of an event of one shape, with times in ns from the instant its ids are known.
 
     `union` are the keys of the event that was issued; `sums` are what an event adds to the
-    counters, in the order of the columns of `_Sums`.
+    counters, in the order of the names in `_sums_of`.
     """
 
     __slots__ = ("duration_ns", "entries", "sums", "union")
@@ -76,9 +76,6 @@ class EventTimes:
         self.entries = entries
         self.duration_ns = duration_ns
         self.sums = sums
-
-
-_COUNTS = ("hits", "demand_copies", "elsewhere", "missed_rows", "demand_bytes")
 
 
 class _Logged(NamedTuple):
@@ -253,151 +250,40 @@ class StepMemo:
     def flush(self) -> None:
         """Add the logged steps to the ledger. Raise `InvariantError` for impossible times."""
         if self._log:
-            _Sums(self._log, self._lanes).add_to(self._ledger)
+            _sums_of(self._log, self._lanes).add_to(self._ledger)
             self._log = []
 
 
-class _Sums:
-    """The sums of some logged steps; each name ends with the axes of its array."""
-
-    def __init__(self, log: Sequence[_Logged], lanes: Sequence[str]) -> None:
-        self.log = log
-        names = [*_COUNTS, "rows", "waves", *(f"stall {cause}" for cause in CAUSES)]
-        names += [*(f"busy {lane}" for lane in lanes), *(f"moved {kind}" for kind in MOVES)]
-        self._place = {name: place for place, name in enumerate(names)}
-        self.events_SLC = _measure([step.events for step in log])
-        self.by_step_SC = self.events_SLC.sum(axis=1)
-        self.layers = self.events_SLC.shape[1]
-        self.start_S = _column([step.start_ns for step in log])
-        self.finish_S = _column([step.finish_ns for step in log])
-        self.fixed_S = _column([step.fixed_ns for step in log])
-        self.ids_S = _column([step.ids_ns for step in log])
-        self.sampled_S = _column([step.sampled_ns for step in log])
-        self.readback_S = self.ids_S * self.layers + self.sampled_S
-        self.readback_bytes_S = _column(
-            [step.sizes.ids * self.layers + step.sizes.sampled for step in log]
-        )
-        self.stall_S = self.readback_S + sum(self.of(f"stall {cause}") for cause in CAUSES)
-
-    def of(self, name: str) -> npt.NDArray[np.int64]:
-        """Return a column by step, [S]."""
-        column: npt.NDArray[np.int64] = self.by_step_SC[:, self._place[name]]
-        return column
-
-    def by_layer(self, name: str) -> list[int]:
-        """Return a column summed by layer."""
-        summed: list[int] = self.events_SLC[:, :, self._place[name]].sum(axis=0).tolist()
-        return summed
-
-    def check(self, ended_ns: int) -> None:
-        """Check that the clock never goes back, and that steps last as long as work and stalls.
-
-        Raise `InvariantError` otherwise.
-        """
-        before = np.concatenate([[ended_ns], self.finish_S[:-1]])
-        backwards = np.flatnonzero(self.start_S < before)
-        if backwards.size:
-            at = int(self.start_S[backwards[0]])
-            raise InvariantError(15, f"the clock went back to {at} ns")
-        accounted_S = self.fixed_S + self.of("busy gpu") + self.stall_S
-        wrong = np.flatnonzero(self.finish_S - self.start_S != accounted_S)
-        if wrong.size:
-            first = int(wrong[0])
-            lasts_ns = int(self.finish_S[first] - self.start_S[first])
-            raise InvariantError(
-                9,
-                f"step {self.log[first].number} lasts {lasts_ns} ns, "
-                f"its work and stalls {int(accounted_S[first])} ns",
-            )
-
-    def add_to(self, ledger: Ledger) -> None:
-        """Add everything to the ledger's counters and rows."""
-        self.check(ledger.ended_ns)
-        for name in (*_COUNTS, "rows"):
-            _add(getattr(ledger, name), self.by_layer(name))
-        for cause, name in enumerate(CAUSES):
-            _add(ledger.stall_ns[cause], self.by_layer(f"stall {name}"))
-        _add(ledger.stall_ns[READBACK], self._readback_stalls())
-        waves_SL = self.events_SLC[:, :, self._place["waves"]]
-        ledger.waves_events += int(np.count_nonzero(waves_SL))
-        ledger.waves_sum += int(waves_SL.sum())
-        ledger.waves_max = max(ledger.waves_max, int(waves_SL.max()))
-        added = self._added(ledger, waves_SL)
-        for lane in ledger.busy_ns:
-            ledger.busy_ns[lane] += int(added[f"busy {lane}"].sum())
-        for kind in ledger.moved_bytes:
-            ledger.moved_bytes[kind] += int(added[f"moved {kind}"].sum())
-        ledger.stepping_ns += int((self.finish_S - self.start_S).sum())
-        ledger.steps += self._rows()
-        ledger.ended_ns = int(self.finish_S[-1])
-        if ledger.per_step is not None:
-            columns = [added[name] for name in counter_names(ledger)]
-            ledger.per_step.extend(np.stack(columns, axis=1), waves_SL.max(axis=1).tolist())
-
-    def _added(
-        self, ledger: Ledger, waves_SL: npt.NDArray[np.int64]
-    ) -> dict[str, npt.NDArray[np.int64]]:
-        """Return what each step adds to each counter of a ledger, [S] by name."""
-        nothing = np.zeros(len(self.log), np.int64)  # for all that was copied ahead
-        added = {
-            name: self.of(name) if name in self._place else nothing
-            for name in counter_names(ledger)
-        }
-        added["waves_sum"] = self.of("waves")
-        added["waves_events"] = np.count_nonzero(waves_SL, axis=1)
-        added["stepping_ns"] = self.finish_S - self.start_S
-        added["busy gpu"] = added["busy gpu"] + self.fixed_S
-        added["busy d2h"] = added["busy d2h"] + self.readback_S
-        added["stall readback"] = added["stall readback"] + self.readback_S
-        added["moved readback"] = added["moved readback"] + self.readback_bytes_S
-        return added
-
-    def _rows(self) -> list[tuple[int, ...]]:
-        """Return the rows of `steps.parquet`, in the order of `STEP_COLUMNS`."""
-        columns = [
-            self.of(name).tolist()
-            for name in ("hits", "demand_copies", "elsewhere", "demand_bytes", "waves")
-        ]
-        return [
-            (
-                step.number,
-                step.start_ns,
-                step.finish_ns,
-                step.facts.prefill_tokens + step.facts.decode_tokens,
-                step.facts.prefill_tokens,
-                step.facts.decode_tokens,
-                step.facts.sequences,
-                hits + copies + elsewhere,
-                hits,
-                0,  # late hits: nothing is copied ahead
-                copies + elsewhere,
-                copied_bytes,
-                stall,
-                waves,
-                step.facts.blocks,
-            )
-            for step, hits, copies, elsewhere, copied_bytes, waves, stall in zip(
-                self.log, *columns, self.stall_S.tolist(), strict=True
-            )
-        ]
-
-    def _readback_stalls(self) -> list[int]:
-        """Return the time in ns that the GPU waits for ids, by layer, of shape [layers + 1].
-
-        The time counts for the layer of the next GPU work. That is the event's own layer, or the
-        next layer where no expert runs on the GPU. The last entry also has the wait for the sampled
-        tokens.
-        """
-        ids_SL = np.repeat(self.ids_S[:, None], self.layers, axis=1)
-        on_gpu_SL = self.events_SLC[:, :, self._place["busy gpu"]] > 0
-        counted = ("hits", "demand_copies")
-        on_gpu_SL |= sum(self.events_SLC[:, :, self._place[name]] for name in counted) > 0
-        stalls = np.zeros(self.layers + 1, np.int64)
-        stalls[:-1] += np.where(on_gpu_SL, ids_SL, 0).sum(axis=0)
-        stalls[1:] += np.where(on_gpu_SL, 0, ids_SL).sum(axis=0)
-        stalls[-1] += self.sampled_S.sum()
-        result: list[int] = stalls.tolist()
-        return result
+def _sums_of(log: Sequence[_Logged], lanes: Sequence[str]) -> StepSums:
+    """Return the sums of some logged steps."""
+    names = [*COUNTS, "waves", *(f"stall {cause}" for cause in CAUSES)]
+    names += [*(f"busy {lane}" for lane in lanes), *(f"moved {kind}" for kind in MOVES)]
+    events_SLC = _measure([step.events for step in log])
+    by_step_CS = events_SLC.sum(axis=1).T
+    by_layer_CL = events_SLC.sum(axis=0).T
+    place = {name: place for place, name in enumerate(names)}
+    waves_SL = events_SLC[:, :, place["waves"]]
+    on_gpu_SL = events_SLC[:, :, place["busy gpu"]] > 0
+    counted = ("hits", "demand_copies")
+    on_gpu_SL |= sum(events_SLC[:, :, place[name]] for name in counted) > 0
+    ids_SL = np.repeat(_column([step.ids_ns for step in log])[:, None], events_SLC.shape[1], axis=1)
+    return StepSums(
+        number=_column([step.number for step in log]),
+        start=_column([step.start_ns for step in log]),
+        finish=_column([step.finish_ns for step in log]),
+        fixed=_column([step.fixed_ns for step in log]),
+        ids=_column([step.ids_ns for step in log]),
+        sampled=_column([step.sampled_ns for step in log]),
+        ids_bytes=_column([step.sizes.ids for step in log]),
+        sampled_bytes=_column([step.sizes.sampled for step in log]),
+        facts=_column([step.facts for step in log]),
+        by_step=dict(zip(names, by_step_CS, strict=True)),
+        by_layer=dict(zip(names, by_layer_CL, strict=True)),
+        waves_events=np.count_nonzero(waves_SL, axis=1),
+        waves_max=waves_SL.max(axis=1),
+        ids_stall=np.where(on_gpu_SL, ids_SL, 0).sum(axis=0),
+        late_stall=np.where(on_gpu_SL, 0, ids_SL).sum(axis=0),
+    )
 
 
 def _shape(
@@ -449,10 +335,5 @@ def _measure(events: Sequence[Sequence[EventTimes]]) -> npt.NDArray[np.int64]:
     return table[rows].reshape(len(events), -1, table.shape[1])
 
 
-def _column(values: Sequence[int]) -> npt.NDArray[np.int64]:
+def _column(values: Sequence[int] | Sequence[tuple[int, ...]]) -> npt.NDArray[np.int64]:
     return np.array(values, np.int64)
-
-
-def _add(counts: list[int], added: Sequence[int]) -> None:
-    for index, number in enumerate(added):
-        counts[index] += number
