@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import ceil
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from moesim.cost.cpu import Call, CpuCost
 from moesim.cost.parts import Part, Parts
@@ -80,6 +80,8 @@ class KernelTimes:
 
 class EngineCost(CostModel):
     """Durations of the operations and copies of one model on one machine under an engine."""
+
+    sums_experts: ClassVar[bool] = False
 
     def __init__(
         self,

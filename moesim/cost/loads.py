@@ -10,7 +10,10 @@ Activations are small beside weights and are left out.
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
 
 from moesim.hardware.ops import BatchShape, Dense, Experts, Front, Op, Tail
 from moesim.model.layers import LayerKind
@@ -19,6 +22,7 @@ from moesim.model.shapes import ModelShape, stored_bytes
 __all__ = ["Load", "Loads", "Rates"]
 
 _SECOND_NS: Final = 10**9
+_MOST_RATE: Final = 2**63 // 1000
 
 
 class Load(NamedTuple):
@@ -40,6 +44,11 @@ class Rates(NamedTuple):
         compute = -(-load.flops * _SECOND_NS // self.flops_per_s)
         memory = -(-load.nbytes * _SECOND_NS // self.bytes_per_s)
         return max(compute, memory)
+
+    def durations_ns(self, load: Load) -> npt.NDArray[np.int64]:
+        """Return the durations of loads that are arrays; each is that of `duration_ns`."""
+        compute = _ceil_ns(load.flops, self.flops_per_s)
+        return np.maximum(compute, _ceil_ns(load.nbytes, self.bytes_per_s))
 
 
 class Loads:
@@ -141,21 +150,43 @@ class Loads:
         return Load(flops, nbytes + 2 * batch.sequences * kind.state_bytes)
 
 
-def _entries(kind: LayerKind, batch: BatchShape) -> int:
+def _ceil_ns(work: npt.ArrayLike, rate: int) -> npt.NDArray[np.int64]:
+    """Return work · 10^9 / rate, rounded up, exactly.
+
+    The product may not fit into 64 bits, so the division goes by three digits at a time.
+    """
+    assert rate < _MOST_RATE, "the remainder times 1000 has 63 bits"
+    whole, rest = np.divmod(np.asarray(work, np.int64), rate)
+    for _ in range(3):
+        digits, rest = np.divmod(rest * 1000, rate)
+        whole = whole * 1000 + digits
+    return np.asarray(whole + (rest > 0))
+
+
+def _least(one: Any, other: Any) -> Any:
+    """Return the lower of two numbers, or of each pair of two arrays."""
+    if isinstance(one, int) and isinstance(other, int):
+        return min(one, other)
+    return np.minimum(one, other)
+
+
+def _entries(kind: LayerKind, batch: BatchShape) -> Any:
     """Return the KV entries that a layer reads."""
     # An upper bound: tokens of one sequence share most of their windows.
     return (
-        batch.kv_tokens if kind.window is None else min(batch.kv_tokens, batch.tokens * kind.window)
+        batch.kv_tokens
+        if kind.window is None
+        else _least(batch.kv_tokens, batch.tokens * kind.window)
     )
 
 
-def _pair_flops(kind: LayerKind, batch: BatchShape) -> int:
+def _pair_flops(kind: LayerKind, batch: BatchShape) -> Any:
     """Return the operations of a layer's (query, key) pairs.
 
     Latent attention either folds the up-projections into the query (DeepSeek-V2, section 2.1.2) or
     expands the entries first; the cheaper of the two counts.
     """
-    pairs = batch.pairs if kind.window is None else min(batch.pairs, batch.tokens * kind.window)
+    pairs = batch.pairs if kind.window is None else _least(batch.pairs, batch.tokens * kind.window)
     mla, heads = kind.mla, kind.heads
     if mla is None:
         return 2 * pairs * heads * (kind.key_dim + kind.value_dim)
@@ -163,7 +194,7 @@ def _pair_flops(kind: LayerKind, batch: BatchShape) -> int:
     entries = _entries(kind, batch)
     expand = 2 * entries * mla.kv_rank * heads * (mla.nope_dim + mla.value_dim)
     expanded = expand + 2 * pairs * heads * (mla.nope_dim + mla.rope_dim + mla.value_dim)
-    return min(folded, expanded)
+    return _least(folded, expanded)
 
 
 class _Weights(NamedTuple):

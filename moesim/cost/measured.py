@@ -10,7 +10,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from fractions import Fraction
 from math import ceil
-from typing import Final, NamedTuple
+from typing import ClassVar, Final, NamedTuple
 
 from moesim.cost.roofline import CostModel, remember
 from moesim.engines.engine import IDEAL, Engine
@@ -55,6 +55,8 @@ class OperationCost(CostModel):
     Copies follow the figures of the link. Copies to the GPU also take the measured factor by which
     computations at the same time slow them down.
     """
+
+    sums_experts: ClassVar[bool] = False
 
     def __init__(
         self,

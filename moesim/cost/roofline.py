@@ -7,7 +7,10 @@ Results are integers, rounded up, so that a sum does not depend on the order of 
 
 from __future__ import annotations
 
-from typing import Final, TypeVar
+from typing import ClassVar, Final, TypeVar
+
+import numpy as np
+import numpy.typing as npt
 
 from moesim.cost.loads import Loads, Rates
 from moesim.engines.engine import IDEAL, Engine
@@ -31,6 +34,8 @@ class CostModel:
     Durations depend on the arguments alone; the memos change none.
     """
 
+    sums_experts: ClassVar[bool] = True
+    """Whether a grouped call takes `call_ns` and the sum of `expert_ns`, in whole nanoseconds."""
     landing_ns: int = 0
     """Nanoseconds from the end of a copy until a computation that waited for it may start."""
 
@@ -94,7 +99,7 @@ class CostModel:
             return sum(map(self.rates.duration_ns, loads)) + self.call_ns if tokens else 0
         duration_ns = self._experts_memo.get(tokens)
         if duration_ns is None:
-            sum_ns = sum(self._expert_ns(count) for count in tokens)
+            sum_ns = sum(self.expert_ns(count) for count in tokens)
             duration_ns = sum_ns + self.call_ns if tokens else 0
             remember(self._experts_memo, tokens, duration_ns)
         return duration_ns
@@ -124,6 +129,22 @@ class CostModel:
                 self.dense_ns(first, batch) if dense else self.front_ns(first, batch)
             )
         return [durations_ns[first] for first in self._first_of_kind]
+
+    def steps_ns(self, batch: BatchShape) -> npt.NDArray[np.int64]:
+        """Return the nanoseconds of steps outside of their layer events, [steps].
+
+        KV entries and pairs of the batch are arrays [steps]. Each value is the sum of `layers_ns`
+        and `tail_ns`.
+        """
+        overhead_ns, rates, loads = self.hardware.kernel_overhead_ns, self.rates, self.loads
+        total = rates.durations_ns(loads.tail(batch)) + overhead_ns + self.engine.step_ns
+        router = loads.router(batch)
+        if router is not None:
+            total = total + rates.durations_ns(router) + overhead_ns
+        for first in self._first_layers:
+            layer_ns = rates.durations_ns(loads.layer(first, batch)) + overhead_ns
+            total = total + self._first_of_kind.count(first) * layer_ns
+        return np.broadcast_to(total, np.shape(batch.kv_tokens))
 
     def tail_ns(self, batch: BatchShape) -> int:
         """Return the nanoseconds of the work that a step does once.
@@ -199,7 +220,8 @@ class CostModel:
             remember(self._layer_memo, key, duration_ns)
         return duration_ns
 
-    def _expert_ns(self, count: int) -> int:
+    def expert_ns(self, count: int) -> int:
+        """Return the nanoseconds of one expert with `count` rows, within a call."""
         duration_ns = self._expert_memo.get(count)
         if duration_ns is None:
             duration_ns = self.rates.duration_ns(self.loads.expert(count))

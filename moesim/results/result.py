@@ -24,13 +24,15 @@ class Result:
 
     Attributes: `summary`, flat, with units in its keys and None where undefined; `columns`, the
     tables by name, each from column to values; `path`, the run directory, or None if the result
-    was not written. docs/results.md explains every key and column.
+    was not written; `simulation`, the back end of the run. docs/results.md explains every key and
+    column.
     """
 
     scenario: Scenario
     summary: dict[str, Any]
     columns: Mapping[str, Mapping[str, Any]]
     path: Path | None = None
+    simulation: str = "reference"
 
     def __repr__(self) -> str:
         return f"<Result {in_short(self.summary)}; {self.path or 'not written'}>"

@@ -101,6 +101,11 @@ class Scenario(Strict):
         description="How the cache sees a layer's experts: atomic (all at once, as a step uses "
         "them) or sequential (one by one, for comparison; it inflates misses).",
     )
+    simulation: Literal["auto", "reference", "compiled"] = Field(
+        "auto",
+        description="The back end: reference, compiled (of the extra fast), or auto, which takes "
+        "the compiled one for long runs that it knows. Results are the same.",
+    )
     seed: Count = Field(0, description="Seed of all random streams.", examples=[0])
     bounds: bool = Field(
         True,

@@ -252,6 +252,23 @@ class Ledger:
         if len(self._union_keys) >= _LOG_CHUNK:
             self._pack()
 
+    def log_arrays(
+        self,
+        sizes: npt.NDArray[np.int32],
+        keys: npt.NDArray[np.int32],
+        events: Sequence[int],
+    ) -> None:
+        """Record the unions of the layer events of some steps, as arrays.
+
+        `sizes` are the numbers of keys of each event, and `keys` all of them in order. `events` are
+        the events of each step that want any.
+        """
+        if self._union_sizes:
+            self._pack()
+        self._packed.append((sizes, keys))
+        if self.per_step is not None:
+            self.per_step.events += events
+
     def _collect(self, now_ns: int, step: int) -> None:
         """Add the work that is finished; the rest stays for a later step."""
         in_flight = []

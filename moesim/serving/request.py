@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 
@@ -137,6 +139,14 @@ class Request:
             self.wait_steps = passed_over
         elif passed_over > self.pause_steps:
             self.pause_steps = passed_over
+
+    def decode(self, steps: int, finish_ns: Sequence[int]) -> None:
+        """Record that steps in a row each decoded one token, without a pause before the first."""
+        self.position += steps
+        self.emitted += steps
+        self.due += steps
+        self.served_ns = finish_ns[-1]
+        self.token_ns += finish_ns
 
     def serve(self, start_ns: int, finish_ns: int) -> None:
         """Record that a step that serves the request ran from `start_ns` to `finish_ns`."""

@@ -19,11 +19,13 @@ from typing import NoReturn
 
 from moesim.errors import InvariantError, PolicyViolation
 from moesim.policies.batching.base import Batching, Candidate, ClairvoyantCandidate, Queue
+from moesim.policies.batching.fixed_order import DecodeFirst, FirstComeFirstServed, PrefillFirst
 from moesim.policies.view import Key
 from moesim.serving.kv import BlockPool
 from moesim.serving.request import Request
 from moesim.serving.run_log import Observer, Planned, listener
 
+_FIXED_ORDERS = (DecodeFirst, PrefillFirst, FirstComeFirstServed)
 _NOT_QUEUED = "is not queued, so nothing is known of it; pass a candidate of the queue"
 
 Batch = list[tuple[Request, int]]
@@ -107,6 +109,23 @@ class Scheduler:
             # Blocks ran out for all planned requests. Without waiting requests, each further round
             # preempts at least one running request, and the last one left always fits.
             waiting = []
+
+    def decodes_that_repeat(self, planned: int) -> Sequence[Request]:
+        """Return the requests of the next steps in their order, if all steps decode just these.
+
+        That holds until a request arrives or ends, or KV blocks run out. The last step emitted
+        tokens of `planned` requests, and of no others. Empty if more may change: a policy without a
+        fixed order, a running request that was not served, or a waiting one that is admissible.
+        More decoding takes more blocks, so none becomes so.
+        """
+        kind = type(self._policy)
+        if kind not in _FIXED_ORDERS or planned != len(self.running) or self._admissible():
+            return ()
+        if planned > self._token_budget:
+            return ()
+        if kind is FirstComeFirstServed:
+            return sorted(self.running, key=lambda request: request.index)
+        return tuple(self.running)
 
     def finish(self, request: Request) -> None:
         """Remove a request that emitted its last token, and free its blocks."""
@@ -192,10 +211,19 @@ class Scheduler:
                 f"has {total} tokens, over the budget of {self._token_budget}; `fill` plans within "
                 "the budget",
             )
-        if self._tell_planned is not None:
-            plan = [(request.index, request.position, tokens) for request, tokens in batch]
-            self._tell_planned(Planned(tuple(plan)))
+        self.record(batch)
         return batch
+
+    @property
+    def observed(self) -> bool:
+        """Whether an observer wants plans."""
+        return self._tell_planned is not None
+
+    def record(self, batch: Batch, later: int = 0) -> None:
+        """Pass a plan to the observers, whose requests are `later` rows behind it."""
+        if self._tell_planned is not None:
+            plan = [(request.index, request.position - later, tokens) for request, tokens in batch]
+            self._tell_planned(Planned(tuple(plan)))
 
     def _may_exceed(self, batch: Batch) -> bool:
         """Return whether the last request of a batch is a prompt that may exceed the budget.

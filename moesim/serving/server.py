@@ -16,6 +16,7 @@ of all this (`moesim/serving/run_log.py`).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -51,6 +52,9 @@ from moesim.serving.run_log import (
 from moesim.serving.scheduler import Scheduler
 from moesim.serving.step import Step
 from moesim.serving.step_memo import EventTimes, StepBytes, StepMemo, Twinned
+
+if TYPE_CHECKING:
+    from moesim.serving.compiled.stretch import Stretches
 
 _ID_BYTES = 4  # an expert id or a sampled token on its way to the host
 # Layer events decided together: enough to share the fixed work of several steps, and few enough to
@@ -115,11 +119,13 @@ class Server:
         self._tell_ended = listener(observers, StepEnded)
         self._hidden = Hidden(GPU)
         # Whether hidden states move between lanes; else what the GPU waits for need not be known.
-        self._moves = bool(execution.lanes) or any(cache.places for cache in caches)
+        self.moves_states = bool(execution.lanes) or any(cache.places for cache in caches)
         self._memo = self._make_memo(machine)
         # Policies that read the queue must run before later steps are formed.
         together = self._memo is not None and not self._eviction.looks_ahead
         self._most_steps = max(1, _EVENTS_TOGETHER // self._num_layers) if together else 1
+        # Times steps in place of the memo, where it can; set before the run.
+        self.compiled: Stretches | None = None
         self._rows = sum(request.max_kv_tokens for request in requests)
         self._progress = progress
         self._to_serve = sum(r.max_kv_tokens - r.position for r in requests)
@@ -127,11 +133,21 @@ class Server:
         self._place: tuple[int, int | None] = 0, None  # step and layer, for messages
         self._distinct_caches = list({id(cache): cache for cache in caches}.values())
         numbers = {id(cache): number for number, cache in enumerate(self._distinct_caches)}
-        self._cache_numbers = [numbers[id(cache)] for cache in caches]
+        self.cache_numbers = [numbers[id(cache)] for cache in caches]
 
     def _program_on(self, machine: Machine) -> Program:
         it = self._execution
         return Program(machine, it.topology, it.nbytes, it.state_bytes, self._routing.num_experts)
+
+    @property
+    def times_steps(self) -> bool:
+        """Whether whole steps are timed at once, since each layer event begins on idle lanes."""
+        return self._memo is not None
+
+    @property
+    def observed(self) -> bool:
+        """Whether an observer wants records of steps or decisions."""
+        return any((self._tell_started, self._tell_decided, self._tell_ended))
 
     def _make_memo(self, machine: Machine) -> StepMemo | None:
         """Return a memo of whole steps where it may be used.
@@ -168,7 +184,9 @@ class Server:
         while True:
             self._receive()
             steps = self._form_steps()
-            if steps and self._memo is not None:
+            if steps and self.compiled is not None:
+                yield from self._run_compiled(steps[0], self.compiled)
+            elif steps and self._memo is not None:
                 yield from self._run_timed(steps, self._memo)
             elif steps:
                 yield from self._run_layers(steps[0])
@@ -184,6 +202,8 @@ class Server:
                 self._report(steps, self._progress)
         if self._memo is not None:
             self._memo.flush()
+        if self.compiled is not None:
+            self.compiled.flush()
         for number in range(len(self._distinct_caches)):
             self._audit_cache(number)
         machine.close()
@@ -212,7 +232,8 @@ class Server:
         """Form the next step, and further ones if no request can arrive before them."""
         scheduler, pool, arrivals = self.scheduler, self.scheduler.pool, self.arrivals
         steps: list[Step] = []
-        while len(steps) < self._most_steps:
+        most = self._most_steps if self.compiled is None else 1
+        while len(steps) < most:
             number = self._steps + len(steps)
             self._place = number, None
             plan = scheduler.next_step()
@@ -247,6 +268,37 @@ class Server:
             start = finish
         yield from self.machine.wait_any((), until_ns=finish)
 
+    def _run_compiled(self, step: Step, compiled: Stretches) -> Wait:
+        """Run a step, and the decode steps after it that repeat it, by the compiled back end."""
+        start, due_ns = self.machine.now_ns, self.arrivals.due_ns
+        requests, more = compiled.repeats(step, self.scheduler)
+        until = FAR if due_ns is None else due_ns
+        sizes, later = self._sizes(step), self._sizes_of(len(step.parts), len(step.parts))
+        finish_ns = compiled.run(step, requests, more, start, until, sizes, later)
+        if finish_ns[-1] < FAR:
+            step.stamp(start, int(finish_ns[0]))
+            self._steps += len(finish_ns)
+            self._check_progress()
+            self._repeat(requests, finish_ns[1:].tolist())
+        yield from self.machine.wait_any((), until_ns=int(finish_ns[-1]))
+
+    def _repeat(self, requests: Sequence[Request], finish_ns: Sequence[int]) -> None:
+        """Bring requests behind decode steps of all of them, which end at `finish_ns`."""
+        if not finish_ns:
+            return
+        scheduler, steps = self.scheduler, len(finish_ns)
+        batch = [(request, 1) for request in requests]
+        for request, _ in batch:
+            scheduler.pool.grow(request, steps)
+            request.decode(steps, finish_ns)
+        if scheduler.observed:
+            for later in range(steps, 0, -1):
+                scheduler.record(batch, later)
+        for request, _ in batch:
+            if request.finished:
+                scheduler.finish(request)
+                self.arrivals.end(request, finish_ns[-1])
+
     def _record_step(self, number: int, step: Step, start_ns: int, finish_ns: int) -> None:
         """Pass the start and end of a step that was timed at once to the observers."""
         if self._tell_started is not None:
@@ -263,7 +315,7 @@ class Server:
             self._place = self._steps, layer
             decision = cache.decide(layer, view, total)
             if tell is not None:
-                tell(Decided(self._steps, self._cache_numbers[layer], decision))
+                tell(Decided(self._steps, self.cache_numbers[layer], decision))
             events.append(memo.event(decision, view.union, view.tokens, total))
         self._audit()
         return events
@@ -273,10 +325,11 @@ class Server:
 
         At least one token returns, even if none is sampled, since the host must learn the end.
         """
-        return StepBytes(
-            0 if self._knowledge.queued else _ID_BYTES * len(step.rows) * self._routing.top_k,
-            _ID_BYTES * max(1, step.batch.sampled),
-        )
+        return self._sizes_of(len(step.rows), step.batch.sampled)
+
+    def _sizes_of(self, rows: int, sampled: int) -> StepBytes:
+        ids = 0 if self._knowledge.queued else _ID_BYTES * rows * self._routing.top_k
+        return StepBytes(ids, _ID_BYTES * max(1, sampled))
 
     def _view(self, step: Step, routing: StepRouting) -> StepView:
         """Return the view of a step for eviction policies."""
@@ -385,7 +438,7 @@ class Server:
 
     def _run_layer(self, op: Dense | Front | Tail, model_layer: int, kind: str, layer: int) -> Work:
         """Issue a layer without its routed experts on its lane, where the hidden states go too."""
-        if not self._moves:  # the GPU is first in first out
+        if not self.moves_states:  # the GPU is first in first out
             return self._issue(Work(GPU, op), kind, layer)
         lane = self._execution.lane(model_layer)
         hidden = self._hidden
@@ -452,7 +505,7 @@ class Server:
         decision = cache.decide(layer, view, rows)
         self.ledger.decided(decision)
         if self._tell_decided is not None:
-            self._tell_decided(Decided(self._steps, self._cache_numbers[layer], decision))
+            self._tell_decided(Decided(self._steps, self.cache_numbers[layer], decision))
         if decides and not self._issue.free:
             self._issue.event_decided()
         return self._program.event(decision, inputs, rows, self._issue)
@@ -492,7 +545,7 @@ class Server:
                 protected = frozenset((*keys, *view.union))
             decision = cache.prefetch(layer, key, protected)
             if self._tell_ahead is not None:
-                number = self._cache_numbers[layer]
+                number = self.cache_numbers[layer]
                 self._tell_ahead(DecidedAhead(self._steps, number, key, decision))
             if decision is None:
                 ledger.prefetch_refused += 1
@@ -505,6 +558,9 @@ class Server:
         # One cache a step, in turn: an audit of all after every step would take much of a run.
         self._steps += 1
         self._audit_cache(self._steps % len(self._distinct_caches))
+        self._check_progress()
+
+    def _check_progress(self) -> None:
         # Each step computes at least one row, and a preemption loses at most all of them.
         if self._steps > self._rows * (2 + self.scheduler.preemptions):
             raise InvariantError(14, f"{self._steps} steps without an end in sight")

@@ -61,6 +61,7 @@ from moesim.serving.routing import RoutingSource, TraceRouting
 from moesim.serving.run_log import Observer
 from moesim.serving.scheduler import Scheduler
 from moesim.serving.server import Server
+from moesim.simulate.backend import choose_back_end
 from moesim.simulate.checks import check_parts, policy_of, prefetch_context, profile_trace
 from moesim.simulate.lessons import lessons_of
 from moesim.simulate.places import (
@@ -711,6 +712,7 @@ def serve(
         progress=progress,
         observers=observers,
     )
+    choose_back_end(plan, server, free_link=free_link, main=eviction is None and evictions is None)
     # Until the last token, not until the last event: a copy in flight must not prolong the run.
     try:
         env.run(until=env.process(server.run()))

@@ -14,6 +14,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -215,7 +216,8 @@ def _read(scenario: Scenario, out: Path) -> Result:
 
     run = load_run(out)
     columns = {name: run.arrow(name).to_pydict() for name in TABLES}
-    return Result(scenario, dict(run.summary), columns, out)
+    simulation = read_json(out / MANIFEST)["simulation"]
+    return Result(scenario, dict(run.summary), columns, out, simulation)
 
 
 def write(
@@ -257,6 +259,7 @@ def write(
                     "fingerprint": print_of_run,
                     "point": dict(point or {}),
                     "seed": scenario.seed,
+                    "simulation": result.simulation,
                     "versions": {
                         "moesim": __version__,
                         "python": platform.python_version(),
@@ -272,7 +275,7 @@ def write(
         # After the manifest: figures are no outputs of the run, and have no hashes in it.
         if draw:
             _draw(folder, progress)
-    return Result(result.scenario, result.summary, result.columns, out)
+    return replace(result, path=out)
 
 
 def _write_files(result: Result, folder: Path, out: Path) -> None:

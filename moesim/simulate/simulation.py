@@ -97,6 +97,8 @@ class Outcome:
 
     Bounds and the run without prefetch repeat them if requests may arrive at different times.
     """
+    simulation: str = "reference"
+    """The back end that served it."""
 
     @property
     def distinct_caches(self) -> list[ExpertCache]:
@@ -221,7 +223,9 @@ def finish(plan: Plan, server: Server, now_ns: int) -> Outcome:
     in_flight = server.ledger.finish(now_ns)
     check_run(server.requests, server.ledger, pool, in_flight)
     check_arrivals(server.requests, server.arrivals.clients)
-    return Outcome(plan, server.requests, server.ledger, server.caches, pool, now_ns)
+    simulation = "reference" if server.compiled is None else "compiled"
+    outcome = Outcome(plan, server.requests, server.ledger, server.caches, pool, now_ns)
+    return replace(outcome, simulation=simulation)
 
 
 def result_of(plan: Plan, progress: Progress | None = None) -> Result:
@@ -246,7 +250,7 @@ def result_from(outcome: Outcome, progress: Progress | None = None) -> Result:
         "layers": layer_columns(outcome.ledger, plan.layers.model_layers),
         "timeline": outcome.ledger.timeline_columns(),
     }
-    return Result(plan.scenario, summary, columns)
+    return Result(plan.scenario, summary, columns, simulation=outcome.simulation)
 
 
 def bounds_of(outcome: Outcome, progress: Progress | None = None) -> dict[str, Any]:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import pytest
 import simpy
 from costed_traces import costed_trace
@@ -19,7 +17,16 @@ from layer_events import (
     program_on,
     run_on_five_lanes,
 )
-from workloads import decisions, everything, plan_of, random_case, run_on, tiny_scenario, tiny_trace
+from timed_cases import timed_at_once, with_gaps
+from workloads import (
+    decisions,
+    everything,
+    plan_of,
+    random_case,
+    run_on,
+    tiny_scenario,
+    tiny_trace,
+)
 
 from moesim.cost.roofline import CostModel
 from moesim.errors import InvariantError
@@ -47,31 +54,6 @@ class Walking(SimMachine):
     """The simulated machine without a twin, so that no step can be timed at once."""
 
     twin = None  # type: ignore[assignment]
-
-
-def timed_at_once(seed: int) -> tuple[dict[str, Any], Trace]:
-    """Return a random case in which no copy is in flight when a layer event begins."""
-    scenario, trace = random_case(seed)
-    scenario |= {"prefetch": {"policy": "none"}, "replay": "atomic"}
-    scenario["cache"].pop("write_back", None)
-    scenario["timeline"] = {"steps": random.Random(seed).choice([0, 3, 1000])}
-    if seed % 3 == 0 and scenario["cache"]["policy"] != "min":
-        trace = with_gaps(trace, seed)
-    return scenario, trace
-
-
-def with_gaps(trace: Trace, seed: int) -> Trace:
-    """Return such a case with unused places, sometimes all of a layer, and with dense layers."""
-    rng = np.random.default_rng(seed)
-    ids = np.asarray(trace.expert_ids[:]).astype(int)
-    ids[rng.random(ids.shape) < 0.2] = -1
-    ids[rng.random(ids.shape[:2]) < 0.3] = -1
-    return costed_trace(
-        ids,
-        dense=(0, 3) if seed % 2 else (),
-        seq_len=trace.requests["num_rows"],
-        prompt_tokens=trace.requests["prompt_tokens"],
-    )
 
 
 @pytest.mark.parametrize("block", range(BLOCKS))

@@ -23,6 +23,7 @@ from moesim.trace import Trace
 
 EXPLAINED = {
     "Scenario.name": "names the run and changes no number",
+    "Scenario.simulation": "names the back end; test_compiled shows that no number changes",
 }
 ECHOES = {
     *("name", "trace", "model", "hardware", "hardware_changes", "seed", "cost_kind", "notes"),

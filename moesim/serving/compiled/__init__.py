@@ -1,0 +1,1 @@
+"""The compiled back end: stretches of steps, decided and timed by one compiled function."""

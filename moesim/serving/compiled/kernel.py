@@ -1,0 +1,338 @@
+"""The compiled function: layer events of a stretch of steps, decided and timed one after another.
+
+It does what `ExpertCache.decide`, `Program.event` and the simulated machine do together where each
+layer event begins and ends on idle lanes, and missing experts are copied to the GPU. Experts in GPU
+memory run in one call; each missing one is copied, and runs when it has landed.
+
+Shapes: S steps, L layers, K experts per row, N rows, C columns of sums.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from hashlib import sha256
+from pathlib import Path
+from types import FunctionType
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+from numba import njit
+
+from moesim.serving.compiled import policies
+from moesim.serving.compiled.policies import KERNELS, Kernel
+
+__all__ = ["COLUMNS", "Books", "Costs", "Out", "Steps", "stretch_of"]
+
+COLUMNS: Final = (
+    "hits", "demand_copies", "missed_rows", "rows", "waves", "waves_events", "stall_demand",
+    "busy_gpu", "busy_h2d", "nonempty", "duration",
+)  # fmt: skip
+"""What is summed, in the order of the last axis of the sums."""
+_RESIDENTS, _COPY, _LOADED = range(3)  # kinds of shown work
+
+
+class Steps(NamedTuple):
+    """The steps of a stretch: rows of expert ids, and the times outside of layer events.
+
+    `ids` [N, L, K]; step s has the rows `ends[s]` to before `ends[s + 1]`. `unused` marks a place
+    without an expert. `fixed_ns` [S] is the time of a step beside its layer events. `shown` [S].
+    """
+
+    ids: Any
+    ends: Any
+    unused: int
+    fixed_ns: Any
+    shown: Any
+    experts: int
+
+
+class Costs(NamedTuple):
+    """Durations in ns: of a call without its experts, of an expert with c rows, of what follows the
+    copies of n experts, of a copy, and from the landing of a copy to the computation."""
+
+    call_ns: int
+    expert_ns: Any
+    fetch_ns: Any
+    copy_ns: int
+    landing_ns: int
+
+
+class Books(NamedTuple):
+    """The caches: which keys have slots. `cache_of` [L], `members` [N, slots + union], others [N].
+
+    With `fixed`, a cache never changes. `always` is the admission, `staging` the number of buffers.
+    """
+
+    cache_of: Any
+    capacity: Any
+    fixed: Any
+    held: Any
+    members: Any
+    always: bool
+    staging: int
+
+
+class Out(NamedTuple):
+    """What the function writes.
+
+    `finish_ns` [S], sums [S, C] and [L, C], `waves_max` [S], and the unions of all layer events.
+    Shown works are rows (step, layer, kind, key, start, finish), with times from the start of their
+    layer event.
+    """
+
+    finish_ns: Any
+    by_step: Any
+    by_layer: Any
+    waves_max: Any
+    union_keys: Any
+    union_sizes: Any
+    works: Any
+
+
+# In the place of these, `stretch_of` puts the functions of each policy.
+observe, score, left, _ = KERNELS["lru"]
+
+
+@njit(cache=True)
+def _swap(array, one, other):  # type: ignore[no-untyped-def]
+    array[one], array[other] = array[other], array[one]
+
+
+def _stretch(steps, start_ns, due_ns, costs, books, state, out):  # type: ignore[no-untyped-def]
+    """Run steps; return the number of those that ran, of union keys, and of shown works.
+
+    It stops behind the first step that ends at `due_ns` or later, because a request may arrive
+    then.
+    """
+    ids, ends, experts = steps.ids, steps.ends, steps.experts
+    layers, top_k = ids.shape[1], ids.shape[2]
+    counts = np.zeros(experts, np.int64)
+    wanted = np.zeros(layers * experts, np.bool_)
+    union = np.empty(experts, np.int64)
+    absent = np.empty(experts, np.int64)
+    bypassed = np.zeros(layers * experts, np.bool_)
+    staged_until = np.zeros(books.staging, np.int64)
+    worst = np.empty(experts, np.int64)  # leavers, the first one first
+    most = books.members.shape[1]
+    candidates = np.empty(most, np.int64)
+    first = np.empty(most, np.float64)
+    second = np.empty(most, np.int64)
+    late = np.zeros(most, np.bool_)
+    now, num_keys, num_works = start_ns, 0, 0
+    for step in range(len(steps.fixed_ns)):
+        sum_0 = sum_1 = sum_2 = sum_3 = sum_4 = sum_5 = 0
+        sum_6 = sum_7 = sum_8 = sum_9 = sum_10 = 0
+        now += steps.fixed_ns[step]
+        for layer in range(layers):
+            base = layer * experts
+            by_layer = out.by_layer[layer]
+            # The union, in order of first appearance.
+            size = 0
+            for row in range(ends[step], ends[step + 1]):
+                for place in range(top_k):
+                    expert = ids[row, layer, place]
+                    if expert == steps.unused:
+                        continue
+                    if counts[expert] == 0:
+                        union[size] = base + expert
+                        size += 1
+                    counts[expert] += 1
+            number = books.cache_of[layer]
+            capacity = books.capacity[number]
+            members = books.members[number]
+            held = books.held[number]
+            missing = 0
+            rows = 0
+            resident_ns = 0
+            for place in range(size):
+                key = union[place]
+                out.union_keys[num_keys + place] = key
+                wanted[key] = True
+                count = counts[key - base]
+                rows += count
+                if state.resident[key]:
+                    resident_ns += costs.expert_ns[count]
+                else:
+                    absent[missing] = key
+                    missing += 1
+            num_keys += size
+            out.union_sizes[step * layers + layer] = size
+            hits = size - missing
+            if hits:
+                resident_ns += costs.call_ns
+            # Who leaves?
+            leaving = 0
+            if books.fixed[number]:
+                for place in range(missing):
+                    bypassed[absent[place]] = True
+            else:
+                observe(union, size, layer, number, state)
+                excess = held + missing - capacity
+                if excess > 0:
+                    rivals = held + missing
+                    for turn in range(held):
+                        candidates[turn] = members[turn]
+                    for place in range(missing):
+                        candidates[held + place] = absent[place]
+                    for turn in range(rivals):
+                        first[turn], second[turn] = score(candidates[turn], number, state)
+                    if books.always:
+                        for turn in range(rivals):
+                            late[turn] = wanted[candidates[turn]]  # these leave last
+                    # Leavers are picked one by one, or those that stay, whichever are fewer.
+                    leave = excess <= capacity
+                    for turn in range(excess if leave else capacity):
+                        best = turn
+                        for other in range(turn + 1, rivals):
+                            if late[other] != late[best]:
+                                less = late[best]
+                            elif first[other] != first[best]:
+                                less = first[other] < first[best]
+                            else:
+                                less = second[other] < second[best]
+                            if less == leave:
+                                best = other
+                        if best != turn:
+                            _swap(candidates, turn, best)
+                            _swap(first, turn, best)
+                            _swap(second, turn, best)
+                            _swap(late, turn, best)
+                    leaving = excess
+                    skip = 0 if leave else capacity
+                    for place in range(leaving):
+                        worst[place] = candidates[skip + place]
+            idle = capacity - held  # slots that can be filled at once
+            busy = 0  # slots that the GPU reads in this event
+            for place in range(leaving):
+                key = worst[place]
+                if state.resident[key]:
+                    if wanted[key]:
+                        busy += 1
+                    else:
+                        idle += 1
+                else:
+                    bypassed[key] = True
+            # The GPU computes residents; the link copies, and each copied expert follows.
+            gpu_ns, link_ns, stall_ns, staged = resident_ns, 0, 0, 0
+            missed_rows, busy_ns = 0, resident_ns
+            shows = steps.shown[step]
+            if shows and hits:
+                _show(out.works, num_works, step, layer, 0, -1, 0, resident_ns)
+                num_works += 1
+            for place in range(missing):
+                key = absent[place]
+                count = counts[key - base]
+                missed_rows += count
+                free_ns = 0
+                if bypassed[key]:
+                    buffer = staged % books.staging
+                    if staged >= books.staging:
+                        free_ns = staged_until[buffer]
+                elif idle > 0:
+                    idle -= 1
+                else:
+                    busy -= 1
+                    free_ns = resident_ns
+                begins = max(link_ns, free_ns)
+                link_ns = begins + costs.copy_ns
+                starts = max(gpu_ns, link_ns + costs.landing_ns)
+                stall_ns += starts - gpu_ns
+                fetched = missing if place == missing - 1 else 0
+                lasts = costs.call_ns + costs.expert_ns[count] + costs.fetch_ns[fetched]
+                gpu_ns = starts + lasts
+                busy_ns += lasts
+                if bypassed[key]:
+                    staged_until[staged % books.staging] = gpu_ns
+                    staged += 1
+                if shows:
+                    _show(out.works, num_works, step, layer, 1, key, begins, link_ns)
+                    _show(out.works, num_works + 1, step, layer, 2, -1, starts, gpu_ns)
+                    num_works += 2
+            # The slots change hands.
+            for place in range(leaving):
+                key = worst[place]
+                state.resident[key] = False
+                left(key, state)
+            if leaving and held:
+                kept = 0
+                for turn in range(held):
+                    if state.resident[members[turn]]:
+                        members[kept] = members[turn]
+                        kept += 1
+                held = kept
+            for place in range(size):
+                key = union[place]
+                wanted[key] = False
+                counts[key - base] = 0
+            waves = 0
+            if missing:
+                waves = max(1, -(-staged // books.staging))
+            for place in range(missing):
+                key = absent[place]
+                if bypassed[key]:
+                    bypassed[key] = False
+                else:
+                    state.resident[key] = True
+                    members[held] = key
+                    held += 1
+            books.held[number] = held
+            now += gpu_ns
+            copied_ns = missing * costs.copy_ns
+            by_layer[0] += hits
+            by_layer[1] += missing
+            by_layer[2] += missed_rows
+            by_layer[3] += rows
+            by_layer[4] += waves
+            by_layer[5] += missing > 0
+            by_layer[6] += stall_ns
+            by_layer[7] += busy_ns
+            by_layer[8] += copied_ns
+            by_layer[9] += size > 0
+            by_layer[10] += gpu_ns
+            sum_0 += hits
+            sum_1 += missing
+            sum_2 += missed_rows
+            sum_3 += rows
+            sum_4 += waves
+            sum_5 += missing > 0
+            sum_6 += stall_ns
+            sum_7 += busy_ns
+            sum_8 += copied_ns
+            sum_9 += size > 0
+            sum_10 += gpu_ns
+            if waves > out.waves_max[step]:
+                out.waves_max[step] = waves
+        out.finish_ns[step] = now
+        by_step = out.by_step[step]
+        by_step[0], by_step[1], by_step[2], by_step[3] = sum_0, sum_1, sum_2, sum_3
+        by_step[4], by_step[5], by_step[6], by_step[7] = sum_4, sum_5, sum_6, sum_7
+        by_step[8], by_step[9], by_step[10] = sum_8, sum_9, sum_10
+        if now >= due_ns:
+            return step + 1, num_keys, num_works
+    return len(steps.fixed_ns), num_keys, num_works
+
+
+@cache
+def stretch_of(kernel: Kernel) -> Callable[..., Any]:
+    """Return the compiled function of a policy. That of moesim's own policies is kept on disk.
+
+    Each policy has a function of its own, into which its three functions are put. A function on
+    disk is known by its name, so the name has a hash of what it is made of.
+    """
+    names = {"observe": kernel.observe, "score": kernel.score, "left": kernel.left}
+    function = FunctionType(_stretch.__code__, {**globals(), **names}, "stretch")
+    name = next((name for name, own in KERNELS.items() if own is kernel), None)
+    source = Path(policies.__file__).read_bytes()
+    function.__qualname__ = f"stretch_{name}_{sha256(source).hexdigest()[:12]}"
+    return njit(function, cache=name is not None, error_model="numpy")
+
+
+@njit(cache=True)
+def _show(works, place, step, layer, kind, key, start, finish):  # type: ignore[no-untyped-def]
+    works[place, 0] = step
+    works[place, 1] = layer
+    works[place, 2] = kind
+    works[place, 3] = key
+    works[place, 4] = start
+    works[place, 5] = finish

@@ -1,0 +1,303 @@
+"""Stretches: steps in a row that are decided and timed by one compiled call.
+
+A step and the decode steps after it that serve the same requests make one stretch. The kernel has
+the state of all caches as arrays, so the `ExpertCache`s of the server stay as they were.
+
+Shapes: S steps, B rows of a step, L trace layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from moesim.cost.roofline import CostModel
+from moesim.errors import TraceError
+from moesim.hardware.ops import BatchShape, Copy, Readback, Tail
+from moesim.hardware.topology import D2H, GPU, H2D
+from moesim.machine.prices import Prices
+from moesim.machine.work import FAR
+from moesim.policies.eviction.base import Eviction
+from moesim.policies.eviction.resident import Resident
+from moesim.policies.eviction.static import Static
+from moesim.serving.compiled.kernel import COLUMNS, Books, Costs, Out, Steps, stretch_of
+from moesim.serving.compiled.log import Readbacks, StretchLog
+from moesim.serving.compiled.policies import KERNELS, Kernel, State
+from moesim.serving.experts.residency import ExpertCache
+from moesim.serving.ledger import Ledger
+from moesim.serving.request import Request
+from moesim.serving.scheduler import Scheduler
+from moesim.serving.step import Step
+from moesim.serving.step_memo import StepBytes
+from moesim.trace import Trace
+
+__all__ = ["Stretches", "kernel_of"]
+
+_MOST_STEPS: Final = 2048
+_MOST_ROWS: Final = 1 << 15  # of a stretch, so that its ids fit into the caches of a processor
+_KINDS: Final = ((GPU, "experts"), (H2D, "demand"), (GPU, "experts"))
+
+
+def kernel_of(policy: Eviction) -> Kernel | None:
+    """Return the compiled functions of a policy, or None if it has none."""
+    if type(policy) in (Resident, Static):
+        return KERNELS["lru"]  # it is not asked
+    own = vars(type(policy)).get("kernel")
+    if own is not None:
+        return own  # type: ignore[no-any-return]
+    return KERNELS.get(policy.name) if type(policy).__module__.startswith("moesim.") else None
+
+
+class Stretches:
+    """The compiled back end of one server. Arguments are those of the server and its memo."""
+
+    def __init__(
+        self,
+        trace: Trace,
+        caches: Sequence[ExpertCache],
+        numbers: Sequence[int],
+        prices: Prices,
+        cost: CostModel,
+        ledger: Ledger,
+        *,
+        staging: int,
+        block_tokens: int,
+    ) -> None:
+        """Take over the caches, which no step has changed."""
+        layers, experts = trace.num_layers, trace.num_experts
+        self._trace, self._prices, self._ledger = trace, prices, ledger
+        self._ids = trace.expert_ids
+        self._log = StretchLog(ledger, layers, caches[0].expert_bytes, block_tokens)
+        self._unused = -1 if trace.meta.unused is None else int(trace.meta.unused)
+        distinct = dict(zip(numbers, caches, strict=True))
+        self._nbytes = caches[0].expert_bytes
+        policies = [distinct[number].policy for number in range(len(distinct))]
+        self._fixed = [type(policy) in (Resident, Static) for policy in policies]
+        main = policies[-1]
+        kernel = kernel_of(main)
+        assert kernel is not None, "the caller has asked `kernel_of`"
+        self._stretch = stretch_of(kernel)
+        option = 0.0 if all(self._fixed) else float(kernel.option(main.options))
+        first = [numbers.index(number) * experts for number in range(len(policies))]
+        width = max(1, max(cache.capacity for cache in caches)) + experts
+        self._books = Books(
+            np.array(numbers, np.int64),
+            np.array([distinct[n].capacity for n in range(len(policies))], np.int64),
+            np.array(self._fixed),
+            np.zeros(len(policies), np.int64),
+            np.zeros((len(policies), width), np.int64),
+            main.always,
+            staging,
+        )
+        self._state = State(
+            np.zeros(layers * experts, np.bool_),
+            np.zeros((layers * experts, 3), np.int64),
+            np.zeros(layers * experts, np.float64),
+            np.zeros((len(policies), 4), np.int64),
+            np.ones(len(policies), np.float64),
+            np.array(first, np.int64),
+            np.array([*first[1:], layers * experts], np.int64),
+            option,
+        )
+        for number in range(len(policies)):
+            for key in distinct[number].slots:
+                self._books.members[number, self._books.held[number]] = key
+                self._books.held[number] += 1
+                self._state.resident[key] = True
+        self._cost = cost
+        self._costs = self._costs_for(1)
+
+    def _costs_for(self, rows: int) -> Costs:
+        """Return the durations of experts with up to `rows` rows."""
+        cost, prices = self._cost, self._prices
+        expert = [0, *(cost.expert_ns(count) for count in range(1, rows + 1))]
+        fetch = [cost.fetch_ns(copied) for copied in range(self._trace.num_experts + 1)]
+        copy = sum(piece.alone_ns for piece in prices.pieces(H2D, Copy(0, self._nbytes)))
+        landing_ns = prices.landing_ns
+        return Costs(
+            cost.call_ns, np.array(expert, np.int64), np.array(fetch, np.int64), copy, landing_ns
+        )
+
+    def repeats(self, step: Step, scheduler: Scheduler) -> tuple[Sequence[Request], int]:
+        """Return the requests that the steps after a formed one decode, and how many steps.
+
+        No request may arrive meanwhile. The last of the steps may be the last one of some requests.
+        """
+        if step.finished or len(step.emitting) < len(step.parts):
+            return (), 0
+        requests = scheduler.decodes_that_repeat(len(step.parts))
+        if not requests:
+            return (), 0
+        most = min(request.output_tokens - request.emitted for request in requests)
+        most = min(most, _MOST_STEPS, _MOST_ROWS // len(requests))
+        pool = scheduler.pool
+        while most > 0 and sum(pool.missing(each, most) for each in requests) > pool.free:
+            most //= 2
+        return requests, most
+
+    def run(
+        self,
+        step: Step,
+        requests: Sequence[Request],
+        more: int,
+        start_ns: int,
+        due_ns: int,
+        sizes: StepBytes,
+        later: StepBytes,
+    ) -> npt.NDArray[np.int64]:
+        """Run a step and up to `more` that decode `requests`; return when each that ran has ended.
+
+        `sizes` are the bytes of the step's readbacks, `later` those of each step after it.
+        It stops behind a step that ends at `due_ns` or later. Where the last step would end at FAR
+        or later, it is not logged: the wait for it is refused.
+        """
+        ledger, number = self._ledger, self._ledger.num_steps
+        rows, ends = _rows(step, requests, more)
+        ids = np.ascontiguousarray(self._ids[rows])
+        self._check(ids, rows)
+        if len(self._costs.expert_ns) <= step.batch.tokens:
+            self._costs = self._costs_for(2 * step.batch.tokens)
+        gpu_ns = self._fixed_ns(step, more)
+        backs = Readbacks(sizes, later, more, self._alone_ns)
+        layers = self._trace.num_layers
+        shown = _within(ledger.timeline_steps, number, more + 1)
+        steps = Steps(
+            ids, ends, self._unused, gpu_ns + layers * backs.ids_ns + backs.sampled_ns, shown,
+            self._trace.num_experts,
+        )  # fmt: skip
+        out = self._out(steps)
+        ran, num_keys, num_works = self._stretch(
+            steps, start_ns, min(due_ns, FAR), self._costs, self._books, self._state, out
+        )
+        finish = out.finish_ns[:ran]
+        if finish[-1] >= FAR:
+            ran -= 1  # its wait refuses it
+        if ran:
+            self._log.add(step, ran, start_ns, gpu_ns, backs, out, num_keys)
+            for place in np.flatnonzero(shown[:ran]).tolist():
+                begins = start_ns if place == 0 else int(finish[place - 1])
+                works = out.works[:num_works]
+                self._show(number + place, begins, _batch(step, place), works[works[:, 0] == place],
+                           int(backs.ids_ns[place]), int(backs.sampled_ns[place]))  # fmt: skip
+        return np.asarray(finish)
+
+    def _check(self, ids: npt.NDArray[Any], rows: npt.NDArray[np.int64]) -> None:
+        """Raise `TraceError` for ids out of range."""
+        experts = self._trace.num_experts
+        if int(ids.max(initial=0)) < experts:
+            return
+        wrong = (ids >= experts) & (ids != self._unused)
+        if wrong.any():
+            row, layer, place = np.argwhere(wrong)[0].tolist()
+            raise TraceError(
+                self._trace.path or "trace",
+                f"row {int(rows[row])}",
+                f"expert id {int(ids[row, layer, place])} is out of range for {experts} experts",
+            )
+
+    def _fixed_ns(self, step: Step, more: int) -> npt.NDArray[np.int64]:
+        """Return the GPU's time of each step outside of layer events, [S]."""
+        batch = step.batch
+        first = sum(self._prices.layers_ns(batch)) + self._alone_ns(GPU, Tail(batch))
+        later = self._cost.steps_ns(_later(step, more)) if more else ()
+        return np.array([first, *later], np.int64)
+
+    def _alone_ns(self, lane: str, op: Tail | Readback) -> int:
+        return sum([piece.alone_ns for piece in self._prices.pieces(lane, op)])
+
+    def _out(self, steps: Steps) -> Out:
+        number, layers = len(steps.fixed_ns), self._trace.num_layers
+        experts, top_k = self._trace.num_experts, self._trace.top_k
+        most = int(np.minimum(np.diff(steps.ends) * top_k, experts).sum()) * layers
+        works = int(steps.shown.sum()) * layers * (1 + 2 * experts)
+        return Out(
+            np.zeros(number, np.int64),
+            np.zeros((number, len(COLUMNS)), np.int64),
+            np.zeros((layers, len(COLUMNS)), np.int64),
+            np.zeros(number, np.int64),
+            np.empty(most, np.int32),
+            np.empty(number * layers, np.int32),
+            np.empty((works, 6), np.int64),
+        )
+
+    def flush(self) -> None:
+        """Add all steps so far to the ledger."""
+        self._log.flush()
+
+    def _show(
+        self,
+        number: int,
+        start_ns: int,
+        batch: BatchShape,
+        works: npt.NDArray[np.int64],
+        ids_ns: int,
+        sampled_ns: int,
+    ) -> None:
+        """Add a step to the timeline, as `StepMemo.show` does."""
+        ledger, plan = self._ledger, self._ledger.layers
+        layers_ns = self._prices.layers_ns(batch)
+        clock = start_ns
+
+        def lasts(lane: str, kind: str, duration_ns: int, layer: int) -> int:
+            ledger.timeline.append((lane, kind, clock, clock + duration_ns, number, layer, -1))
+            return clock + duration_ns
+
+        for layer in range(self._trace.num_layers):
+            for dense in plan.dense_before[layer]:
+                clock = lasts(GPU, "dense", layers_ns[dense], layer)
+            clock = lasts(GPU, "front", layers_ns[plan.model_layers[layer]], layer)
+            if ids_ns:
+                clock = lasts(D2H, "readback", ids_ns, layer)
+            end = clock
+            for _, _, kind, key, start, finish in works[works[:, 1] == layer].tolist():
+                lane, name = _KINDS[kind]
+                expert = key % ledger.num_experts if key >= 0 else -1
+                span = clock + start, clock + finish
+                ledger.timeline.append((lane, name, *span, number, layer, expert))
+                end = max(end, span[1])
+            clock = end
+        for dense in plan.dense_before[-1]:
+            clock = lasts(GPU, "dense", layers_ns[dense], ledger.num_layers)
+        clock = lasts(GPU, "tail", self._alone_ns(GPU, Tail(batch)), ledger.num_layers)
+        lasts(D2H, "readback", sampled_ns, ledger.num_layers)
+
+
+def _rows(
+    step: Step, requests: Sequence[Request], more: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Return the trace rows of all steps, and where each step's rows begin and end."""
+    first = len(step.rows)
+    if not more:
+        return step.rows, np.array([0, first], np.int64)
+    later = np.stack([request.next_rows(more) for request in requests], axis=1).reshape(-1)
+    ends = first + len(requests) * np.arange(more + 1, dtype=np.int64)
+    return np.concatenate([step.rows, later]), np.concatenate([[0], ends])
+
+
+def _within(steps: range, first: int, number: int) -> npt.NDArray[np.bool_]:
+    """Return which of `number` steps from `first` on are in a range."""
+    inside = np.zeros(number, np.bool_)
+    inside[max(0, steps.start - first) : max(0, steps.stop - first)] = True
+    return inside
+
+
+def _later(step: Step, more: int) -> BatchShape:
+    """Return the batches of the steps behind a step, with their KV entries and pairs as arrays.
+
+    Each sequence is longer by 1 in each.
+    """
+    size = len(step.parts)
+    entries = sum(before + tokens for _, before, tokens, _ in step.parts)
+    kv = entries + size * np.arange(1, more + 1)
+    return BatchShape(size, kv, kv, size, size)  # type: ignore[arg-type]
+
+
+def _batch(step: Step, later: int) -> BatchShape:
+    """Return the batch of a step that is `later` steps behind a step."""
+    if not later:
+        return step.batch
+    size, kv, *_ = _later(step, later)
+    return BatchShape(size, int(kv[-1]), int(kv[-1]), size, size)  # type: ignore[index]

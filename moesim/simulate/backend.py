@@ -1,0 +1,111 @@
+"""Which back end serves a scenario: the reference, or the compiled one where it knows all of it.
+
+The results are the same to the byte. The compiled back end needs the extra `fast` (numba).
+"""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Final
+
+from moesim.errors import MissingExtra, ScenarioError
+from moesim.hardware.ops import BatchShape
+from moesim.hardware.topology import H2D
+
+if TYPE_CHECKING:
+    from moesim.serving.server import Server
+    from moesim.simulate.build import Plan
+
+__all__ = ["AUTO_EVENTS", "choose_back_end", "why_not_compiled"]
+
+AUTO_EVENTS: Final = 200_000
+"""Layer events from which `auto` takes the compiled back end: loading it takes about a second."""
+_LONGEST_NS: Final = 1 << 42
+"""Sums of a step stay within 64 bits up to this time of one work: 73 minutes."""
+_KNOWN: Final = (
+    "lru", "fifo", "lfu", "lfu_in_cache", "lfu_decay", "lfru", "least_stale", "static", "resident",
+)  # fmt: skip
+
+
+def choose_back_end(plan: Plan, server: Server, *, free_link: bool, main: bool) -> None:
+    """Give a server the compiled back end, if the scenario asks for it or it repays.
+
+    `main`: the run is the scenario's own. A bound has other policies, so it may need the reference.
+
+    Raises:
+        ScenarioError: `simulation` is compiled, and the scenario needs the reference.
+        MissingExtra: the same, and numba is not installed.
+    """
+    wanted = plan.scenario.simulation
+    if wanted == "reference":
+        return
+    reason = why_not_compiled(plan, server)
+    missing = find_spec("numba") is None
+    if wanted == "compiled" and main and reason:
+        raise ScenarioError.at(
+            plan.scenario, "simulation", f"cannot be compiled: {reason}; write auto"
+        )
+    if wanted == "compiled" and missing:
+        raise MissingExtra("fast", "the compiled back end")
+    if reason or missing or (wanted == "auto" and _events(server) < AUTO_EVENTS):
+        return
+    from moesim.serving.compiled.stretch import Stretches
+
+    scenario = plan.scenario
+    server.compiled = Stretches(
+        plan.trace,
+        server.caches,
+        server.cache_numbers,
+        plan.prices(free_link=free_link),
+        plan.cost,
+        server.ledger,
+        staging=scenario.memory.staging,
+        block_tokens=server.scheduler.pool.block_tokens,
+    )
+
+
+def why_not_compiled(plan: Plan, server: Server) -> str:
+    """Return what of a scenario the compiled back end does not know, or ""."""
+    cache = server.caches[-1]
+    reasons = {
+        "layer events overlap (prefetch, write-back, disk, or work that takes host time)": (
+            not server.times_steps
+        ),
+        "experts run on the CPU": bool(server.moves_states),
+        "host memory does not hold all experts": cache.host is not None,
+        "experts differ in size": plan.sizes is not None,
+        "experts differ in how fast they are copied": plan.places.host.mixed,
+        "processors share bandwidth": bool(plan.places.topology.resources),
+        "the engine's calls are no sums over experts": not plan.cost.sums_experts,
+        "the policy is not compiled": _unknown(server),
+        "an observer reads steps": server.observed,
+        "one work takes over an hour": _slowest_ns(plan) > _LONGEST_NS,
+    }
+    return next((reason for reason, holds in reasons.items() if holds), "")
+
+
+def _slowest_ns(plan: Plan) -> int:
+    """Return the longest of a copy, a readback, and the computation of an expert or a step."""
+    cost, nbytes = plan.cost, plan.cost.expert_bytes
+    batch = BatchShape(1, 1, 1, 1)
+    copies = cost.copy_ns(H2D, nbytes), cost.readback_ns(nbytes)
+    return max(
+        *copies, cost.call_ns, cost.expert_ns(1), *cost.layers_ns(batch), cost.tail_ns(batch)
+    )
+
+
+def _unknown(server: Server) -> bool:
+    """Return whether a cache has a policy without compiled functions."""
+    policies = [cache.policy for cache in server.caches]
+    if any(policy.looks_ahead or policy.sees_requests for policy in policies):
+        return True
+    return not all(
+        "kernel" in vars(type(policy))
+        or (policy.name in _KNOWN and type(policy).__module__.startswith("moesim."))
+        for policy in policies
+    )
+
+
+def _events(server: Server) -> int:
+    """Return how many layer events a run has at most, if no prompt is cut."""
+    return sum(request.output_tokens for request in server.requests) * len(server.caches)

@@ -1,0 +1,315 @@
+"""The compiled back end equals the reference to the byte, in all that a run records."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from timed_cases import timed_at_once
+from workloads import everything, plan_of, tiny_scenario, tiny_trace
+
+from moesim.errors import ScenarioError
+from moesim.policies.eviction.lru import LRU
+from moesim.scenario import Scenario
+from moesim.serving.ledger import STEP_COLUMNS, TIMELINE_COLUMNS
+from moesim.simulate import Outcome, Plan, finish, summarise
+from moesim.simulate.backend import AUTO_EVENTS, why_not_compiled
+from moesim.simulate.build import build_server, serve
+from moesim.simulate.rundir import TABLES
+from moesim.simulate.simulation import result_of, run
+
+numba = pytest.importorskip("numba", reason="the extra `fast` is not installed")
+
+from moesim.serving.compiled import stretch  # noqa: E402
+from moesim.serving.compiled.policies import KERNELS, Kernel  # noqa: E402
+
+BLOCKS = 8
+QUIET = {
+    "profile": "llama.cpp", "launch": 0, "layer_event": 0, "copy_launch": 0, "sorting": "host",
+}  # fmt: skip
+KNOWN = ("lru", "fifo", "lfu", "lfu_in_cache", "lfu_decay", "lfru", "least_stale", "static")
+
+
+def case(seed: int, **changes: Any) -> Plan:
+    """Return the plan of a random case that the compiled back end knows."""
+    scenario, trace = timed_at_once(seed)
+    rng = random.Random(-seed)
+    cache = scenario["cache"]
+    cache["policy"] = policy = rng.choice(KNOWN)
+    if policy == "static":
+        cache["admission"] = "bypass"
+    if policy == "lfu_decay":
+        cache["options"] = {"decay": rng.choice([0.5, 0.9, 1.0])}
+    if policy == "lfru":
+        cache["options"] = {"ticks": rng.randint(1, 9)}
+    if policy == "least_stale":
+        cache["options"] = {"age": rng.choice(["load", "use"])}
+    if rng.random() < 0.2:
+        cache["initial_layers"] = 1
+        cache["slots"] = min(32, 8 + cache["slots"])
+    return plan_of({**scenario, **changes}, trace)
+
+
+def both(plan: Plan, **options: Any) -> tuple[Outcome, Outcome]:
+    """Return the outcomes of the reference and of the compiled back end."""
+    found = []
+    for name in ("reference", "compiled"):
+        chosen = replace(plan, scenario=plan.scenario.model_copy(update={"simulation": name}))
+        server, now_ns = serve(chosen, **options)
+        assert (server.compiled is not None) == (name == "compiled")
+        found.append(finish(chosen, server, now_ns))
+    return found[0], found[1]
+
+
+def first_difference(one: Outcome, other: Outcome) -> str:
+    """Return the first event that differs, "" if none does."""
+    for names, rows in (
+        (TIMELINE_COLUMNS, [sorted(each.ledger.timeline) for each in (one, other)]),
+        (STEP_COLUMNS, [each.ledger.steps for each in (one, other)]),
+    ):
+        for pair in zip_longest(*rows):
+            if pair[0] != pair[1]:
+                shown = [row and dict(zip(names, row, strict=True)) for row in pair]
+                return f"reference {shown[0]}, compiled {shown[1]}"
+    return ""
+
+
+def check(plan: Plan, seed: int, **options: Any) -> None:
+    one, other = both(plan, **options)
+    assert everything(one) == everything(other), f"seed {seed}: {first_difference(one, other)}"
+    assert summarise(one) == summarise(other), seed
+    assert one.ledger.layer_events() == other.ledger.layer_events(), seed
+    for name in ("demand_bytes", "demand_copies", "missed_rows", "rows", "waves_sum", "waves_max"):
+        assert getattr(one.ledger, name) == getattr(other.ledger, name), (seed, name)
+    assert one.pool.peak == other.pool.peak, seed
+
+
+@pytest.mark.parametrize("block", range(BLOCKS))
+def test_it_equals_the_reference_on_random_cases(block: int) -> None:
+    for seed in range(7000 + block, 7200, BLOCKS):
+        check(case(seed), seed)
+
+
+@pytest.mark.parametrize("block", range(2))
+def test_it_equals_the_reference_where_many_tokens_are_decoded(block: int) -> None:
+    """Long answers, so that stretches have many steps and are cut by arrivals and full memory."""
+    repeated = 0
+    for seed in range(7300 + block, 7340, 2):
+        rng = random.Random(seed)
+        trace = tiny_trace(requests=4, prompt_tokens=3, output_tokens=40, seed=seed)
+        arrivals: Any = {"kind": "poisson", "rate_per_s": rng.choice([30, 3000])}
+        plan = plan_of(
+            tiny_scenario(
+                cache={"policy": rng.choice(KNOWN[:-1]), "slots": rng.randint(0, 20)},
+                batching={
+                    "policy": rng.choice(["decode_first", "prefill_first", "fcfs"]),
+                    "max_sequences": rng.randint(1, 4),
+                },
+                memory={"kv_block_tokens": 4, "kv": rng.randint(22, 60) * 16384},
+                workload={"arrivals": rng.choice([arrivals, "all_at_once"])},
+                timeline={"first_step": rng.randint(0, 30), "steps": rng.choice([0, 1, 9])},
+            ),
+            trace,
+        )
+        calls = count_repeats()
+        with calls as numbers:
+            check(plan, seed)
+        repeated += max(numbers)
+    assert repeated > 100  # else no stretch was longer than a step
+
+
+class count_repeats:  # noqa: N801
+    """Record how many steps repeat the first one of each stretch."""
+
+    def __enter__(self) -> list[int]:
+        numbers: list[int] = [0]
+        self.original = original = stretch.Stretches.repeats
+
+        def counted(own: stretch.Stretches, *given: Any) -> Any:
+            requests, more = original(own, *given)
+            numbers.append(more)
+            return requests, more
+
+        stretch.Stretches.repeats = counted  # type: ignore[method-assign, assignment]
+        return numbers
+
+    def __exit__(self, *_: object) -> None:
+        stretch.Stretches.repeats = self.original  # type: ignore[method-assign]
+
+
+def test_results_have_the_same_bounds_and_verdict() -> None:
+    for seed in (7001, 7004, 7013, 7021):
+        plan = case(seed, bounds=True)
+        results = [
+            result_of(replace(plan, scenario=plan.scenario.model_copy(update={"simulation": name})))
+            for name in ("reference", "compiled")
+        ]
+        assert repr(results[0].summary) == repr(results[1].summary), seed
+        for name, table in results[0].columns.items():
+            for column, values in table.items():
+                assert list(values) == list(results[1].columns[name][column]), (seed, name, column)
+
+
+def test_written_runs_are_the_same_but_for_what_the_manifest_says(tmp_path: Path) -> None:
+    tiny_trace(requests=3, output_tokens=9).save(tmp_path / "trace")
+    files = []
+    for name in ("reference", "compiled"):
+        scenario = tiny_scenario(trace=str(tmp_path / "trace"), simulation=name)
+        result = run(Scenario.model_validate(scenario), out=tmp_path / name)
+        again = run(Scenario.model_validate(scenario), out=tmp_path / name)
+        assert result.simulation == again.simulation == name
+        assert json.loads((tmp_path / name / "manifest.json").read_text())["simulation"] == name
+        names = ("summary.json", *(f"{table}.parquet" for table in TABLES))
+        files.append([(tmp_path / name / file).read_bytes() for file in names])
+    assert files[0] == files[1]
+
+
+def test_windows_and_observed_plans_are_the_same() -> None:
+    checked = 0
+    for seed in range(7400, 7420):
+        if timed_at_once(seed)[1].num_requests > 2:
+            check(case(seed, metrics={"window": {"skip_requests": 1}}), seed)
+            checked += 1
+    assert checked > 5
+
+
+# What a policy brings
+
+
+class Newest(LRU):
+    """The key that was used last leaves first."""
+
+    name = "newest"
+    stack = False
+
+    def decide(self, view: Any) -> Sequence[int]:
+        excess = len({*self.book, *view.union}) - self.capacity
+        for key in view.union:
+            self.book.pop(key, None)
+            self.book[key] = None
+        return [self.book.popitem()[0] for _ in range(max(0, excess))]
+
+
+def newest_kernel() -> Kernel:
+    observe, _, left, option = KERNELS["lru"]
+
+    @numba.njit
+    def score(key, cache, state):  # type: ignore[no-untyped-def]
+        return 0.0, -state.ints[key, 0]
+
+    return Kernel(observe, score, left, option)
+
+
+def policies_of(plan: Plan, policy: type[LRU]) -> Iterator[LRU]:
+    from moesim.policies.eviction.base import CacheContext
+    from moesim.simulate.build import universe_of
+
+    for number in range(len(plan.slots)):
+        universe = universe_of(plan, number)
+        rng = np.random.default_rng(0)
+        yield policy(CacheContext(plan.capacity(number), universe, "bypass", rng))
+
+
+def test_a_policy_may_bring_its_own_functions() -> None:
+    plan = plan_of(
+        tiny_scenario(cache={"slots": 9}, batching={"max_sequences": 2}, simulation="compiled"),
+        tiny_trace(requests=3, output_tokens=20),
+    )
+    server, now_ns = serve(plan, evictions=list(policies_of(plan, Newest)))
+    assert server.compiled is None
+    reference = finish(plan, server, now_ns)
+    fast = type("Fast", (Newest,), {"kernel": newest_kernel(), "name": "newest"})
+    server, now_ns = serve(plan, evictions=list(policies_of(plan, fast)))
+    assert server.compiled is not None
+    assert everything(finish(plan, server, now_ns)) == everything(reference)
+
+
+def test_a_subclass_does_not_inherit_the_functions() -> None:
+    assert stretch.kernel_of(next(policies_of(case(7001), LRU))) is KERNELS["lru"]
+    assert stretch.kernel_of(next(policies_of(case(7001), Newest))) is None
+
+
+# What is compiled
+
+
+def reason(**changes: Any) -> str:
+    plan = plan_of(tiny_scenario(**changes), tiny_trace())
+    import simpy
+
+    from moesim.machine.sim import SimMachine
+
+    machine = SimMachine(simpy.Environment(), plan.prices(), plan.places.topology)
+    return why_not_compiled(plan, build_server(plan, machine))
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({}, ""),
+        ({"cache": {"policy": "min"}}, "policy"),
+        ({"cache": {"policy": "random"}}, "policy"),
+        ({"prefetch": {"policy": "oracle"}}, "overlap"),
+        ({"cache": {"write_back": True}}, "overlap"),
+        ({"replay": "sequential"}, "overlap"),
+        ({"engine": "llama.cpp"}, "overlap"),
+        ({"engine": QUIET}, "sums"),
+        ({"engine": {"launch": "1us"}}, "overlap"),
+    ],
+)
+def test_what_is_not_known_has_a_reason(changes: dict[str, Any], why: str) -> None:
+    found = reason(**changes)
+    assert why in found
+    assert bool(why) == bool(found)
+
+
+def test_asking_for_it_where_it_cannot_be_is_refused() -> None:
+    plan = plan_of(tiny_scenario(simulation="compiled", cache={"policy": "min"}), tiny_trace())
+    with pytest.raises(ScenarioError, match=r"simulation.*cannot be compiled: the policy"):
+        serve(plan)
+
+
+def test_auto_takes_it_for_long_runs_alone() -> None:
+    trace = tiny_trace(requests=2, output_tokens=5)
+    scenario = tiny_scenario(workload={"requests": 2}, bounds=False)
+    server, _ = serve(plan_of(scenario, trace))
+    assert server.compiled is None
+    layers, each = trace.num_layers, 5
+    requests = AUTO_EVENTS // (layers * each) + 1
+    scenario["workload"] = {"requests": requests, "order": "resampled"}
+    scenario["batching"] = {"max_sequences": 64, "token_budget": 512}
+    server, _ = serve(plan_of(scenario, trace))
+    assert server.compiled is not None
+
+
+@pytest.mark.parametrize("figures", [{"kernel_overhead": 10**17}, {"h2d": {"latency": 10**18}}])
+def test_times_that_cannot_be_counted_are_left_to_the_reference(figures: dict[str, Any]) -> None:
+    hardware = {"profile": "rtx-4090", **figures}
+    assert "takes over an hour" in reason(hardware=hardware)
+
+
+def test_a_run_that_is_too_long_is_refused_as_by_the_reference() -> None:
+    raised = []
+    trace = tiny_trace(requests=1, prompt_tokens=1, output_tokens=8)
+    for name in ("reference", "compiled"):
+        # Each of 4 layers of 7 steps copies 2 experts, and waits for 73 minutes: too short. A
+        # slot for every expert, and a pause of the only client, make no difference.
+        hardware = {"profile": "rtx-4090", "h2d": {"latency": (1 << 42) - 10**10}}
+        arrivals = {"kind": "closed", "clients": 1, "think": {"mean": "4000000000s"}}
+        workload = {"arrivals": arrivals, "requests": 3, "order": "resampled"}
+        plan = plan_of(tiny_scenario(hardware=hardware, workload=workload, simulation=name), trace)
+        with pytest.raises(ScenarioError) as caught:
+            serve(plan)
+        raised.append(str(caught.value))
+    assert raised[0] == raised[1]
+    assert "146 years" in raised[0]
+
+
+def test_the_schema_knows_the_key() -> None:
+    assert Scenario.model_validate(tiny_scenario()).simulation == "auto"
