@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from costed_traces import costed_trace
 from timed_cases import timed_at_once
 from workloads import everything, plan_of, tiny_scenario, tiny_trace
 
@@ -123,6 +124,27 @@ def test_it_equals_the_reference_where_many_tokens_are_decoded(block: int) -> No
             check(plan, seed)
         repeated += max(numbers)
     assert repeated > 100  # else no stretch was longer than a step
+
+
+def test_a_request_that_arrives_as_a_step_ends_belongs_to_the_next_step() -> None:
+    first = tiny_trace(requests=2, prompt_tokens=2, output_tokens=20)
+    alone = plan_of(tiny_scenario(workload={"requests": 1}), first)
+    ends = [row[2] for row in both(alone)[0].ledger.steps]
+    for end_ns in (ends[5] - 1, ends[5], ends[5] + 1):
+        trace = costed_trace(
+            first.expert_ids[:],
+            seq_len=first.requests["num_rows"],
+            prompt_tokens=first.requests["prompt_tokens"],
+            arrival_s=[0.0, end_ns / 1e9],
+        )
+        scenario = tiny_scenario(
+            workload={"arrivals": {"kind": "recorded"}}, batching={"max_sequences": 2}
+        )
+        plan = plan_of(scenario, trace)
+        check(plan, end_ns)
+        served = both(plan)[1].requests[1]
+        assert served.arrival_ns == end_ns
+        assert served.scheduled_ns == (ends[5] if end_ns <= ends[5] else ends[6])
 
 
 class count_repeats:  # noqa: N801
