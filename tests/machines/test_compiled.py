@@ -220,13 +220,13 @@ class Newest(LRU):
 
 
 def newest_kernel() -> Kernel:
-    observe, _, left, option = KERNELS["lru"]
+    observe, _, left, *_ = KERNELS["lfu"]
 
     @numba.njit
-    def score(key, cache, state):  # type: ignore[no-untyped-def]
-        return 0.0, -state.ints[key, 0]
+    def score(key, cache, ints, floats):  # type: ignore[no-untyped-def]
+        return 0.0, -ints[key, 0]
 
-    return Kernel(observe, score, left, option)
+    return Kernel(observe, score, left)
 
 
 def policies_of(plan: Plan, policy: type[LRU]) -> Iterator[LRU]:

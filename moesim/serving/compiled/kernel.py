@@ -20,7 +20,7 @@ import numpy as np
 from numba import njit
 
 from moesim.serving.compiled import policies
-from moesim.serving.compiled.policies import KERNELS, Kernel
+from moesim.serving.compiled.policies import KERNELS, RESIDENT, Kernel
 
 __all__ = ["COLUMNS", "Books", "Costs", "Out", "Steps", "stretch_of"]
 
@@ -91,15 +91,74 @@ class Out(NamedTuple):
 
 
 # In the place of these, `stretch_of` puts the functions of each policy.
-observe, score, left, _ = KERNELS["lru"]
+observe, score, left = KERNELS["lru"][:3]
+head: Any = KERNELS["lru"].head
+following: Any = KERNELS["lru"].following
+IN_ORDER = True
 
 
 @njit(cache=True)
-def _swap(array, one, other):  # type: ignore[no-untyped-def]
-    array[one], array[other] = array[other], array[one]
+def _swap(keys, first, second, one, other):  # type: ignore[no-untyped-def]
+    keys[one], keys[other] = keys[other], keys[one]
+    first[one], first[other] = first[other], first[one]
+    second[one], second[other] = second[other], second[one]
 
 
-def _stretch(steps, start_ns, due_ns, costs, books, state, out):  # type: ignore[no-untyped-def]
+@njit(cache=True)
+def _part_wanted(keys, first, second, number, wanted):  # type: ignore[no-untyped-def]
+    """Move wanted keys behind the others, and return how many others there are."""
+    others = 0
+    for place in range(number):
+        if not wanted[keys[place]]:
+            _swap(keys, first, second, others, place)
+            others += 1
+    return others
+
+
+@njit(cache=True)
+def _lowest(keys, first, second, start, stop, number):  # type: ignore[no-untyped-def]
+    """Move the `number` keys with the lowest scores to the front of `start` to before `stop`.
+
+    Hoare's selection (1961): parts are divided by a pivot until the border is at `number`.
+    """
+    if number <= 0 or number >= stop - start:
+        return
+    if number == 1:
+        best = start
+        for place in range(start + 1, stop):
+            if first[place] < first[best] or (
+                first[place] == first[best] and second[place] < second[best]
+            ):
+                best = place
+        _swap(keys, first, second, start, best)
+        return
+    low, high, border = start, stop - 1, start + number - 1
+    while low < high:
+        middle = (low + high) >> 1
+        pivot_first, pivot_second = first[middle], second[middle]
+        left, right = low, high
+        while left <= right:
+            while first[left] < pivot_first or (
+                first[left] == pivot_first and second[left] < pivot_second
+            ):
+                left += 1
+            while first[right] > pivot_first or (
+                first[right] == pivot_first and second[right] > pivot_second
+            ):
+                right -= 1
+            if left <= right:
+                _swap(keys, first, second, left, right)
+                left += 1
+                right -= 1
+        if border <= right:
+            high = right
+        elif border >= left:
+            low = left
+        else:
+            return
+
+
+def _stretch(steps, start_ns, due_ns, costs, books, ints, floats, out):  # type: ignore[no-untyped-def]
     """Run steps; return the number of those that ran, of union keys, and of shown works.
 
     It stops behind the first step that ends at `due_ns` or later, because a request may arrive
@@ -118,7 +177,6 @@ def _stretch(steps, start_ns, due_ns, costs, books, state, out):  # type: ignore
     candidates = np.empty(most, np.int64)
     first = np.empty(most, np.float64)
     second = np.empty(most, np.int64)
-    late = np.zeros(most, np.bool_)
     now, num_keys, num_works = start_ns, 0, 0
     for step in range(len(steps.fixed_ns)):
         sum_0 = sum_1 = sum_2 = sum_3 = sum_4 = sum_5 = 0
@@ -139,6 +197,7 @@ def _stretch(steps, start_ns, due_ns, costs, books, state, out):  # type: ignore
                         size += 1
                     counts[expert] += 1
             number = books.cache_of[layer]
+            cache = layers * experts + number  # its row
             capacity = books.capacity[number]
             members = books.members[number]
             held = books.held[number]
@@ -151,7 +210,7 @@ def _stretch(steps, start_ns, due_ns, costs, books, state, out):  # type: ignore
                 wanted[key] = True
                 count = counts[key - base]
                 rows += count
-                if state.resident[key]:
+                if ints[key, RESIDENT]:
                     resident_ns += costs.expert_ns[count]
                 else:
                     absent[missing] = key
@@ -167,46 +226,40 @@ def _stretch(steps, start_ns, due_ns, costs, books, state, out):  # type: ignore
                 for place in range(missing):
                     bypassed[absent[place]] = True
             else:
-                observe(union, size, layer, number, state)
+                observe(union, size, layer, cache, ints, floats)
                 excess = held + missing - capacity
-                if excess > 0:
+                if excess > 0 and IN_ORDER:
+                    for turn in range(2):  # `always`: wanted keys leave in the second turn
+                        key = head(cache, ints)
+                        while leaving < excess and key >= 0:
+                            if not books.always or wanted[key] == turn:
+                                worst[leaving] = key
+                                leaving += 1
+                            key = following(key, ints)
+                elif excess > 0:
+                    leaving = excess
                     rivals = held + missing
                     for turn in range(held):
                         candidates[turn] = members[turn]
                     for place in range(missing):
                         candidates[held + place] = absent[place]
                     for turn in range(rivals):
-                        first[turn], second[turn] = score(candidates[turn], number, state)
+                        first[turn], second[turn] = score(candidates[turn], cache, ints, floats)
+                    others = rivals
                     if books.always:
-                        for turn in range(rivals):
-                            late[turn] = wanted[candidates[turn]]  # these leave last
-                    # Leavers are picked one by one, or those that stay, whichever are fewer.
-                    leave = excess <= capacity
-                    for turn in range(excess if leave else capacity):
-                        best = turn
-                        for other in range(turn + 1, rivals):
-                            if late[other] != late[best]:
-                                less = late[best]
-                            elif first[other] != first[best]:
-                                less = first[other] < first[best]
-                            else:
-                                less = second[other] < second[best]
-                            if less == leave:
-                                best = other
-                        if best != turn:
-                            _swap(candidates, turn, best)
-                            _swap(first, turn, best)
-                            _swap(second, turn, best)
-                            _swap(late, turn, best)
-                    leaving = excess
-                    skip = 0 if leave else capacity
-                    for place in range(leaving):
-                        worst[place] = candidates[skip + place]
+                        others = _part_wanted(candidates, first, second, rivals, wanted)
+                    early = min(excess, others)
+                    _lowest(candidates, first, second, 0, others, early)
+                    _lowest(candidates, first, second, others, rivals, excess - early)
+                    for place in range(early):
+                        worst[place] = candidates[place]
+                    for place in range(excess - early):
+                        worst[early + place] = candidates[others + place]
             idle = capacity - held  # slots that can be filled at once
             busy = 0  # slots that the GPU reads in this event
             for place in range(leaving):
                 key = worst[place]
-                if state.resident[key]:
+                if ints[key, RESIDENT]:
                     if wanted[key]:
                         busy += 1
                     else:
@@ -214,7 +267,7 @@ def _stretch(steps, start_ns, due_ns, costs, books, state, out):  # type: ignore
                 else:
                     bypassed[key] = True
             # The GPU computes residents; the link copies, and each copied expert follows.
-            gpu_ns, link_ns, stall_ns, staged = resident_ns, 0, 0, 0
+            gpu_ns, link_ns, stall_ns, staged, buffer = resident_ns, 0, 0, 0, 0
             missed_rows, busy_ns = 0, resident_ns
             shows = steps.shown[step]
             if shows and hits:
@@ -226,7 +279,6 @@ def _stretch(steps, start_ns, due_ns, costs, books, state, out):  # type: ignore
                 missed_rows += count
                 free_ns = 0
                 if bypassed[key]:
-                    buffer = staged % books.staging
                     if staged >= books.staging:
                         free_ns = staged_until[buffer]
                 elif idle > 0:
@@ -243,21 +295,29 @@ def _stretch(steps, start_ns, due_ns, costs, books, state, out):  # type: ignore
                 gpu_ns = starts + lasts
                 busy_ns += lasts
                 if bypassed[key]:
-                    staged_until[staged % books.staging] = gpu_ns
+                    staged_until[buffer] = gpu_ns
                     staged += 1
+                    buffer += 1
+                    if buffer == books.staging:
+                        buffer = 0
                 if shows:
                     _show(out.works, num_works, step, layer, 1, key, begins, link_ns)
                     _show(out.works, num_works + 1, step, layer, 2, -1, starts, gpu_ns)
                     num_works += 2
             # The slots change hands.
+            lost = 0
             for place in range(leaving):
                 key = worst[place]
-                state.resident[key] = False
-                left(key, state)
-            if leaving and held:
+                if ints[key, RESIDENT]:
+                    ints[key, RESIDENT] = 0
+                    lost += 1
+                left(key, cache, ints)
+            if IN_ORDER:
+                held -= lost
+            elif lost:
                 kept = 0
                 for turn in range(held):
-                    if state.resident[members[turn]]:
+                    if ints[members[turn], RESIDENT]:
                         members[kept] = members[turn]
                         kept += 1
                 held = kept
@@ -273,8 +333,9 @@ def _stretch(steps, start_ns, due_ns, costs, books, state, out):  # type: ignore
                 if bypassed[key]:
                     bypassed[key] = False
                 else:
-                    state.resident[key] = True
-                    members[held] = key
+                    ints[key, RESIDENT] = 1
+                    if not IN_ORDER:
+                        members[held] = key
                     held += 1
             books.held[number] = held
             now += gpu_ns
@@ -320,7 +381,9 @@ def stretch_of(kernel: Kernel) -> Callable[..., Any]:
     Each policy has a function of its own, into which its three functions are put. A function on
     disk is known by its name, so the name has a hash of what it is made of.
     """
-    names = {"observe": kernel.observe, "score": kernel.score, "left": kernel.left}
+    own = kernel._asdict()
+    own |= {"head": kernel.head or head, "following": kernel.following or following}
+    names = {**own, "IN_ORDER": kernel.head is not None}
     function = FunctionType(_stretch.__code__, {**globals(), **names}, "stretch")
     name = next((name for name, own in KERNELS.items() if own is kernel), None)
     source = Path(policies.__file__).read_bytes()

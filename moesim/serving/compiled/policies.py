@@ -1,16 +1,27 @@
-"""Eviction policies as compiled functions, which give every key a score.
+"""Eviction policies as compiled functions.
 
-A policy is three functions of plain arrays. They know one cache, whose number is `cache`:
+A policy is some functions of two arrays, which remember `WORDS` integers and two floats of every
+key and of every cache. `ints[key]` are those of a key, and `ints[cache]` those of a cache: caches
+have the rows behind all keys. The kernel sets some of them:
 
-- `observe(keys, number, layer, cache, state)` learns from a layer event that wants `keys[:number]`,
-  before the caches change;
-- `score(key, cache, state)` returns a pair (float, int). The key with the lowest pair leaves first.
-  No two keys may have equal pairs;
-- `left(key, state)` is told of a key that has no slot after an event.
+- `ints[key, RESIDENT]`: 1 while the key has a slot;
+- `ints[cache, FIRST]`, `ints[cache, LAST]`: the keys of a cache are from one to before the other;
+- `floats[cache, OPTION]`: the number that the policy's options set.
 
-`state` is a `State`. Its arrays are zero at the start, and what they hold is the policy's own
-business. numba compiles the functions, so they use numbers and arrays alone. A policy of another
-package has the class attribute `kernel`, a `Kernel` of such functions.
+All others are zero at the start, and belong to the policy. Its functions are:
+
+- `observe(keys, number, layer, cache, ints, floats)` learns from a layer event that wants
+  `keys[:number]`, before the cache changes;
+- `left(key, cache, ints)` is told of a key that has no slot after an event;
+- `score(key, cache, ints, floats)` returns a pair (float, int). The key with the lowest pair leaves
+  first. No two keys may have equal pairs.
+
+A policy with a list of its keys in the order in which they leave is faster. Instead of scores it
+has `head(cache, ints)`, the first key of the list or -1, and `following(key, ints)`. After
+`observe`, the list must have all residents and all keys of the event.
+
+numba compiles the functions, so they use numbers and arrays alone. A policy of another package has
+the class attribute `kernel`, a `Kernel` of such functions.
 """
 
 from __future__ import annotations
@@ -20,27 +31,10 @@ from typing import Any, Final, NamedTuple
 
 from numba import njit
 
-__all__ = ["KERNELS", "Kernel", "State"]
+__all__ = ["FIRST", "KERNELS", "LAST", "OPTION", "RESIDENT", "WORDS", "Kernel"]
 
-
-class State(NamedTuple):
-    """What policies remember, as arrays. Shapes: K keys of all layers, N caches.
-
-    - `resident` [K]: whether a key has a slot; policies only read it;
-    - `ints` [K, 3], `floats` [K]: what is remembered of a key;
-    - `own` [N, 4], `weight` [N]: what is remembered of a cache; `weight` is 1 at the start;
-    - `first`, `last` [N]: the keys of a cache are from `first` to before `last`;
-    - `option`: the number that the policy's options set.
-    """
-
-    resident: Any
-    ints: Any
-    floats: Any
-    own: Any
-    weight: Any
-    first: Any
-    last: Any
-    option: float
+WORDS: Final = 4
+RESIDENT, FIRST, LAST, OPTION = 3, 2, 3, 1
 
 
 class Kernel(NamedTuple):
@@ -50,115 +44,158 @@ class Kernel(NamedTuple):
     score: Callable[..., Any]
     left: Callable[..., Any]
     option: Callable[[Any], float] = lambda _: 0.0
+    head: Callable[..., Any] | None = None
+    following: Callable[..., Any] | None = None
 
 
 @njit(cache=True)
-def _forget_nothing(key, state):  # type: ignore[no-untyped-def]
+def _keep_all(key, cache, ints):  # type: ignore[no-untyped-def]
     pass
 
 
 @njit(cache=True)
-def _used(keys, number, layer, cache, state):  # type: ignore[no-untyped-def]
+def _no_score(key, cache, ints, floats):  # type: ignore[no-untyped-def]
+    return 0.0, 0
+
+
+# A list in the order of leaving. A key has the key before it and the key after it, each plus 1 (0
+# for none), and whether it is in the list. A cache has the first and the last key.
+
+
+@njit(cache=True)
+def _append(key, cache, ints):  # type: ignore[no-untyped-def]
+    last = ints[cache, 1]
+    ints[key, 0], ints[key, 1], ints[key, 2] = last, 0, 1
+    if last:
+        ints[last - 1, 1] = key + 1
+    else:
+        ints[cache, 0] = key + 1
+    ints[cache, 1] = key + 1
+
+
+@njit(cache=True)
+def _unlink(key, cache, ints):  # type: ignore[no-untyped-def]
+    before, after = ints[key, 0], ints[key, 1]
+    if before:
+        ints[before - 1, 1] = after
+    else:
+        ints[cache, 0] = after
+    if after:
+        ints[after - 1, 0] = before
+    else:
+        ints[cache, 1] = before
+    ints[key, 2] = 0
+
+
+@njit(cache=True)
+def _used(keys, number, layer, cache, ints, floats):  # type: ignore[no-untyped-def]
     for place in range(number):
-        state.own[cache, 0] += 1
-        state.ints[keys[place], 0] = state.own[cache, 0]
+        if ints[keys[place], 2]:
+            _unlink(keys[place], cache, ints)
+        _append(keys[place], cache, ints)
 
 
 @njit(cache=True)
-def _oldest(key, cache, state):  # type: ignore[no-untyped-def]
-    return 0.0, state.ints[key, 0]
-
-
-@njit(cache=True)
-def _admitted(keys, number, layer, cache, state):  # type: ignore[no-untyped-def]
+def _admitted(keys, number, layer, cache, ints, floats):  # type: ignore[no-untyped-def]
     for place in range(number):
-        if not state.resident[keys[place]]:
-            state.own[cache, 0] += 1
-            state.ints[keys[place], 0] = state.own[cache, 0]
+        if not ints[keys[place], 2]:
+            _append(keys[place], cache, ints)
 
 
 @njit(cache=True)
-def _counted(keys, number, layer, cache, state):  # type: ignore[no-untyped-def]
+def _head(cache, ints):  # type: ignore[no-untyped-def]
+    return ints[cache, 0] - 1
+
+
+@njit(cache=True)
+def _following(key, ints):  # type: ignore[no-untyped-def]
+    return ints[key, 1] - 1
+
+
+# Scores. A key has the clock of its last use, and its uses; a cache has the clock.
+
+
+@njit(cache=True)
+def _counted(keys, number, layer, cache, ints, floats):  # type: ignore[no-untyped-def]
     for place in range(number):
-        state.own[cache, 0] += 1
-        state.ints[keys[place], 0] = state.own[cache, 0]
-        state.ints[keys[place], 1] += 1
+        ints[cache, 0] += 1
+        ints[keys[place], 0] = ints[cache, 0]
+        ints[keys[place], 1] += 1
 
 
 @njit(cache=True)
-def _fewest(key, cache, state):  # type: ignore[no-untyped-def]
-    return float(state.ints[key, 1]), state.ints[key, 0]
+def _fewest(key, cache, ints, floats):  # type: ignore[no-untyped-def]
+    return float(ints[key, 1]), ints[key, 0]
 
 
 @njit(cache=True)
-def _forget_count(key, state):  # type: ignore[no-untyped-def]
-    state.ints[key, 1] = 0
+def _forget_count(key, cache, ints):  # type: ignore[no-untyped-def]
+    ints[key, 1] = 0
 
 
 @njit(cache=True)
-def _faded(keys, number, layer, cache, state):  # type: ignore[no-untyped-def]
+def _faded(keys, number, layer, cache, ints, floats):  # type: ignore[no-untyped-def]
+    weight = floats[cache, 0] if ints[cache, 1] else 1.0  # of a use; before the first event 1
+    ints[cache, 1] = 1
     for place in range(number):
-        state.own[cache, 0] += 1
-        state.ints[keys[place], 0] = state.own[cache, 0]
-        state.floats[keys[place]] += state.weight[cache]
-    state.weight[cache] /= state.option
-    if state.weight[cache] > 1e200:  # as in LFUDecay
-        for key in range(state.first[cache], state.last[cache]):
-            state.floats[key] /= state.weight[cache]
-        state.weight[cache] = 1.0
+        ints[cache, 0] += 1
+        ints[keys[place], 0] = ints[cache, 0]
+        floats[keys[place], 0] += weight
+    weight /= floats[cache, OPTION]
+    if weight > 1e200:  # as in LFUDecay
+        for key in range(ints[cache, FIRST], ints[cache, LAST]):
+            floats[key, 0] /= weight
+        weight = 1.0
+    floats[cache, 0] = weight
 
 
 @njit(cache=True)
-def _lightest(key, cache, state):  # type: ignore[no-untyped-def]
-    return state.floats[key], state.ints[key, 0]
+def _lightest(key, cache, ints, floats):  # type: ignore[no-untyped-def]
+    return floats[key, 0], ints[key, 0]
 
 
 @njit(cache=True)
-def _aged(keys, number, layer, cache, state):  # type: ignore[no-untyped-def]
-    state.own[cache, 1] += int(state.option)
+def _aged(keys, number, layer, cache, ints, floats):  # type: ignore[no-untyped-def]
+    ints[cache, 1] += int(floats[cache, OPTION])
     for place in range(number):
-        key = keys[place]
-        state.own[cache, 0] += 1
-        state.ints[key, 0] = state.own[cache, 0]
-        state.ints[key, 1] += 1
-        state.ints[key, 2] = state.own[cache, 1]
+        ints[cache, 0] += 1
+        ints[keys[place], 0] = ints[cache, 0]
+        ints[keys[place], 1] += 1
+        ints[keys[place], 2] = ints[cache, 1]
 
 
 @njit(cache=True)
-def _rarest(key, cache, state):  # type: ignore[no-untyped-def]
-    age = state.own[cache, 1] - state.ints[key, 2] + 1
-    return state.ints[key, 1] / age, state.ints[key, 0]
+def _rarest(key, cache, ints, floats):  # type: ignore[no-untyped-def]
+    age = ints[cache, 1] - ints[key, 2] + 1
+    return ints[key, 1] / age, ints[key, 0]
 
 
 @njit(cache=True)
-def _touched(keys, number, layer, cache, state):  # type: ignore[no-untyped-def]
-    own = state.own
-    if layer < own[cache, 1]:  # stored as the next layer, because arrays start at zero
-        own[cache, 2] += 1
-    own[cache, 1] = layer + 1
+def _touched(keys, number, layer, cache, ints, floats):  # type: ignore[no-untyped-def]
+    # `floats[cache, 0]` is the number of the pass; the layer is stored plus 1.
+    if layer < ints[cache, 1]:
+        floats[cache, 0] += 1.0
+    ints[cache, 1] = layer + 1
     for place in range(number):
-        key = keys[place]
-        own[cache, 0] += 1
-        state.ints[key, 1] = own[cache, 2]
-        if state.option or not state.resident[key]:
-            state.ints[key, 0] = own[cache, 0]
+        ints[cache, 0] += 1
+        floats[keys[place], 0] = floats[cache, 0]
+        if floats[cache, OPTION] or not ints[keys[place], RESIDENT]:
+            ints[keys[place], 0] = ints[cache, 0]
 
 
 @njit(cache=True)
-def _stalest(key, cache, state):  # type: ignore[no-untyped-def]
-    fresh = 1.0 if state.ints[key, 1] == state.own[cache, 2] else 0.0
-    return fresh, state.ints[key, 0]
+def _stalest(key, cache, ints, floats):  # type: ignore[no-untyped-def]
+    fresh = 1.0 if floats[key, 0] == floats[cache, 0] else 0.0
+    return fresh, ints[key, 0]
 
 
 KERNELS: Final[dict[str, Kernel]] = {
-    "lru": Kernel(_used, _oldest, _forget_nothing),
-    "fifo": Kernel(_admitted, _oldest, _forget_nothing),
-    "lfu": Kernel(_counted, _fewest, _forget_nothing),
+    "lru": Kernel(_used, _no_score, _unlink, head=_head, following=_following),
+    "fifo": Kernel(_admitted, _no_score, _unlink, head=_head, following=_following),
+    "lfu": Kernel(_counted, _fewest, _keep_all),
     "lfu_in_cache": Kernel(_counted, _fewest, _forget_count),
-    "lfu_decay": Kernel(_faded, _lightest, _forget_nothing, lambda options: options.decay),
-    "lfru": Kernel(_aged, _rarest, _forget_nothing, lambda options: options.ticks),
-    "least_stale": Kernel(
-        _touched, _stalest, _forget_nothing, lambda options: options.age == "use"
-    ),
+    "lfu_decay": Kernel(_faded, _lightest, _keep_all, lambda options: options.decay),
+    "lfru": Kernel(_aged, _rarest, _keep_all, lambda options: options.ticks),
+    "least_stale": Kernel(_touched, _stalest, _keep_all, lambda options: options.age == "use"),
 }
 """The kernels of moesim's own policies, by name. A fixed set of residents needs none."""

@@ -25,7 +25,15 @@ from moesim.policies.eviction.resident import Resident
 from moesim.policies.eviction.static import Static
 from moesim.serving.compiled.kernel import COLUMNS, Books, Costs, Out, Steps, stretch_of
 from moesim.serving.compiled.log import Readbacks, StretchLog
-from moesim.serving.compiled.policies import KERNELS, Kernel, State
+from moesim.serving.compiled.policies import (
+    FIRST,
+    KERNELS,
+    LAST,
+    OPTION,
+    RESIDENT,
+    WORDS,
+    Kernel,
+)
 from moesim.serving.experts.residency import ExpertCache
 from moesim.serving.ledger import Ledger
 from moesim.serving.request import Request
@@ -92,21 +100,17 @@ class Stretches:
             main.always,
             staging,
         )
-        self._state = State(
-            np.zeros(layers * experts, np.bool_),
-            np.zeros((layers * experts, 3), np.int64),
-            np.zeros(layers * experts, np.float64),
-            np.zeros((len(policies), 4), np.int64),
-            np.ones(len(policies), np.float64),
-            np.array(first, np.int64),
-            np.array([*first[1:], layers * experts], np.int64),
-            option,
-        )
+        keys = layers * experts
+        self._ints = np.zeros((keys + len(policies), WORDS), np.int64)
+        self._ints[keys:, FIRST] = first
+        self._ints[keys:, LAST] = [*first[1:], keys]
+        self._floats = np.zeros((keys + len(policies), 2), np.float64)
+        self._floats[keys:, OPTION] = option
         for number in range(len(policies)):
             for key in distinct[number].slots:
                 self._books.members[number, self._books.held[number]] = key
                 self._books.held[number] += 1
-                self._state.resident[key] = True
+                self._ints[key, RESIDENT] = 1
         self._cost = cost
         self._costs = self._costs_for(1)
 
@@ -170,7 +174,14 @@ class Stretches:
         )  # fmt: skip
         out = self._out(steps)
         ran, num_keys, num_works = self._stretch(
-            steps, start_ns, min(due_ns, FAR), self._costs, self._books, self._state, out
+            steps,
+            start_ns,
+            min(due_ns, FAR),
+            self._costs,
+            self._books,
+            self._ints,
+            self._floats,
+            out,
         )
         finish = out.finish_ns[:ran]
         if finish[-1] >= FAR:
