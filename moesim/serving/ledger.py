@@ -328,11 +328,15 @@ class Ledger:
         self._packed.append((sizes, keys))
         self._union_sizes, self._union_keys = [], []
 
+    def logged(self) -> Sequence[tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]]:
+        """Return the sizes of unions and their keys, in parts, in the order of the layer events."""
+        self._pack()
+        return self._packed
+
     def layer_events(self) -> list[list[Key]]:
         """Return the unions of all layer events in order. A key's layer is key // num_experts."""
-        self._pack()
         result: list[list[Key]] = []
-        for sizes, keys in self._packed:
+        for sizes, keys in self.logged():
             ends = np.cumsum(sizes).tolist()
             flat = keys.tolist()
             result += [flat[s:e] for s, e in zip([0, *ends], ends, strict=False)]

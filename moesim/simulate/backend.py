@@ -23,7 +23,8 @@ AUTO_EVENTS: Final = 200_000
 _LONGEST_NS: Final = 1 << 42
 """Sums of a step stay within 64 bits up to this time of one work: 73 minutes."""
 _KNOWN: Final = (
-    "lru", "fifo", "lfu", "lfu_in_cache", "lfu_decay", "lfru", "least_stale", "static", "resident",
+    "lru", "fifo", "lfu", "lfu_in_cache", "lfu_decay", "lfru", "least_stale", "min", "static",
+    "resident", "infinite",
 )  # fmt: skip
 
 

@@ -16,12 +16,13 @@ from costed_traces import costed_trace
 from timed_cases import timed_at_once
 from workloads import everything, plan_of, tiny_scenario, tiny_trace
 
-from moesim.errors import ScenarioError
+from moesim.errors import InvariantError, ScenarioError
 from moesim.policies.eviction.lru import LRU
 from moesim.scenario import Scenario
 from moesim.serving.ledger import STEP_COLUMNS, TIMELINE_COLUMNS
 from moesim.simulate import Outcome, Plan, finish, summarise
 from moesim.simulate.backend import AUTO_EVENTS, why_not_compiled
+from moesim.simulate.bounds import hindsight
 from moesim.simulate.build import build_server, serve
 from moesim.simulate.rundir import TABLES
 from moesim.simulate.simulation import result_of, run
@@ -35,7 +36,7 @@ BLOCKS = 8
 QUIET = {
     "profile": "llama.cpp", "launch": 0, "layer_event": 0, "copy_launch": 0, "sorting": "host",
 }  # fmt: skip
-KNOWN = ("lru", "fifo", "lfu", "lfu_in_cache", "lfu_decay", "lfru", "least_stale", "static")
+KNOWN = ("lru", "fifo", "lfu", "lfu_in_cache", "lfu_decay", "lfru", "least_stale", "min", "static")
 
 
 def case(seed: int, **changes: Any) -> Plan:
@@ -44,6 +45,8 @@ def case(seed: int, **changes: Any) -> Plan:
     rng = random.Random(-seed)
     cache = scenario["cache"]
     cache["policy"] = policy = rng.choice(KNOWN)
+    if policy == "min":
+        scenario["workload"]["arrivals"] = "all_at_once"
     if policy == "static":
         cache["admission"] = "bypass"
     if policy == "lfu_decay":
@@ -108,7 +111,7 @@ def test_it_equals_the_reference_where_many_tokens_are_decoded(block: int) -> No
         arrivals: Any = {"kind": "poisson", "rate_per_s": rng.choice([30, 3000])}
         plan = plan_of(
             tiny_scenario(
-                cache={"policy": rng.choice(KNOWN[:-1]), "slots": rng.randint(0, 20)},
+                cache={"policy": rng.choice(KNOWN[:-2]), "slots": rng.randint(0, 20)},
                 batching={
                     "policy": rng.choice(["decode_first", "prefill_first", "fcfs"]),
                     "max_sequences": rng.randint(1, 4),
@@ -193,6 +196,21 @@ def test_written_runs_are_the_same_but_for_what_the_manifest_says(tmp_path: Path
     assert files[0] == files[1]
 
 
+def test_min_refuses_a_future_that_does_not_come() -> None:
+    plan = plan_of(tiny_scenario(cache={"policy": "min", "slots": 9}), tiny_trace(requests=2))
+    one, _ = both(plan)
+    events = one.ledger.layer_events()
+    for wrong in (events[::-1], [*events[:6], events[5], *events[6:]], events[:-3]):
+        raised = []
+        for name in ("reference", "compiled"):
+            chosen = replace(plan, scenario=plan.scenario.model_copy(update={"simulation": name}))
+            with pytest.raises(InvariantError) as caught:
+                serve(chosen, evictions=hindsight(replace(one, plan=chosen), wrong))
+            raised.append(str(caught.value))
+        assert raised[0] == raised[1]
+        assert "promised" in raised[0]
+
+
 def test_windows_and_observed_plans_are_the_same() -> None:
     checked = 0
     for seed in range(7400, 7420):
@@ -275,7 +293,7 @@ def reason(**changes: Any) -> str:
     ("changes", "why"),
     [
         ({}, ""),
-        ({"cache": {"policy": "min"}}, "policy"),
+        ({"cache": {"policy": "arc"}}, "policy"),
         ({"cache": {"policy": "random"}}, "policy"),
         ({"prefetch": {"policy": "oracle"}}, "overlap"),
         ({"cache": {"write_back": True}}, "overlap"),
@@ -292,7 +310,7 @@ def test_what_is_not_known_has_a_reason(changes: dict[str, Any], why: str) -> No
 
 
 def test_asking_for_it_where_it_cannot_be_is_refused() -> None:
-    plan = plan_of(tiny_scenario(simulation="compiled", cache={"policy": "min"}), tiny_trace())
+    plan = plan_of(tiny_scenario(simulation="compiled", cache={"policy": "arc"}), tiny_trace())
     with pytest.raises(ScenarioError, match=r"simulation.*cannot be compiled: the policy"):
         serve(plan)
 

@@ -39,9 +39,9 @@ class MIN(Ranked):
                 "requests arrive at once; set workload.arrivals to all_at_once, or run another "
                 "policy and read min_hit_rate"
             )
-        self._future = [union for union in context.future if union]
+        self.future = [union for union in context.future if union]
         self._event = 0
-        self._next, first = next_uses(self._future)
+        self.following, first = next_uses(self.future)
         self.rank = {key: (first.get(key, _NEVER), key) for key in context.universe}
 
     def observe(self, view: View) -> None:
@@ -49,10 +49,10 @@ class MIN(Ranked):
             return
         index = self._event
         # Ranks of another future would be wrong without any sign, so every event is compared.
-        if index >= len(self._future) or list(self._future[index]) != list(view.union):
+        if index >= len(self.future) or list(self.future[index]) != list(view.union):
             raise InvariantError(13, f"layer event {index} is not the one MIN was promised")
         self._event = index + 1
-        for key, following in zip(view.union, self._next[index], strict=True):
+        for key, following in zip(view.union, self.following[index], strict=True):
             self.rank[key] = (following, key)
 
 

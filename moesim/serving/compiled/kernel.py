@@ -158,7 +158,7 @@ def _lowest(keys, first, second, start, stop, number):  # type: ignore[no-untype
             return
 
 
-def _stretch(steps, start_ns, due_ns, costs, books, ints, floats, out):  # type: ignore[no-untyped-def]
+def _stretch(steps, start_ns, due_ns, costs, books, ints, floats, given, out):  # type: ignore[no-untyped-def]
     """Run steps; return the number of those that ran, of union keys, and of shown works.
 
     It stops behind the first step that ends at `due_ns` or later, because a request may arrive
@@ -226,7 +226,7 @@ def _stretch(steps, start_ns, due_ns, costs, books, ints, floats, out):  # type:
                 for place in range(missing):
                     bypassed[absent[place]] = True
             else:
-                observe(union, size, layer, cache, ints, floats)
+                observe(union, size, layer, cache, ints, floats, given)
                 excess = held + missing - capacity
                 if excess > 0 and IN_ORDER:
                     for turn in range(2):  # `always`: wanted keys leave in the second turn

@@ -10,8 +10,8 @@ have the rows behind all keys. The kernel sets some of them:
 
 All others are zero at the start, and belong to the policy. Its functions are:
 
-- `observe(keys, number, layer, cache, ints, floats)` learns from a layer event that wants
-  `keys[:number]`, before the cache changes;
+- `observe(keys, number, layer, cache, ints, floats, given)` learns from a layer event that wants
+  `keys[:number]`, before the cache changes. `given` is the array of its `lessons`;
 - `left(key, cache, ints)` is told of a key that has no slot after an event;
 - `score(key, cache, ints, floats)` returns a pair (float, int). The key with the lowest pair leaves
   first. No two keys may have equal pairs.
@@ -26,19 +26,37 @@ the class attribute `kernel`, a `Kernel` of such functions.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from itertools import chain
 from typing import Any, Final, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 from numba import njit
 
-__all__ = ["FIRST", "KERNELS", "LAST", "OPTION", "RESIDENT", "WORDS", "Kernel"]
+__all__ = ["FIRST", "KERNELS", "LAST", "OPTION", "RESIDENT", "WORDS", "Kernel", "Lessons"]
 
 WORDS: Final = 4
 RESIDENT, FIRST, LAST, OPTION = 3, 2, 3, 1
 
 
+class Lessons(NamedTuple):
+    """What a policy knows before the run: `floats[key, 0]` of some keys, and an array of its own.
+
+    With several caches, the arrays follow one another, and `ints[cache, 0]` is where a cache's own
+    begins.
+    """
+
+    first: Mapping[int, float]
+    given: npt.NDArray[np.float64]
+
+
 class Kernel(NamedTuple):
-    """The functions of a policy, and the number that its options set for them."""
+    """The functions of a policy.
+
+    `option` returns the number that its options set for them. `lessons` returns what a policy knows
+    before the run; most know nothing.
+    """
 
     observe: Callable[..., Any]
     score: Callable[..., Any]
@@ -46,6 +64,7 @@ class Kernel(NamedTuple):
     option: Callable[[Any], float] = lambda _: 0.0
     head: Callable[..., Any] | None = None
     following: Callable[..., Any] | None = None
+    lessons: Callable[[Any], Lessons] | None = None
 
 
 @njit(cache=True)
@@ -88,7 +107,7 @@ def _unlink(key, cache, ints):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def _used(keys, number, layer, cache, ints, floats):  # type: ignore[no-untyped-def]
+def _used(keys, number, layer, cache, ints, floats, given):  # type: ignore[no-untyped-def]
     for place in range(number):
         if ints[keys[place], 2]:
             _unlink(keys[place], cache, ints)
@@ -96,7 +115,7 @@ def _used(keys, number, layer, cache, ints, floats):  # type: ignore[no-untyped-
 
 
 @njit(cache=True)
-def _admitted(keys, number, layer, cache, ints, floats):  # type: ignore[no-untyped-def]
+def _admitted(keys, number, layer, cache, ints, floats, given):  # type: ignore[no-untyped-def]
     for place in range(number):
         if not ints[keys[place], 2]:
             _append(keys[place], cache, ints)
@@ -116,7 +135,7 @@ def _following(key, ints):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def _counted(keys, number, layer, cache, ints, floats):  # type: ignore[no-untyped-def]
+def _counted(keys, number, layer, cache, ints, floats, given):  # type: ignore[no-untyped-def]
     for place in range(number):
         ints[cache, 0] += 1
         ints[keys[place], 0] = ints[cache, 0]
@@ -134,7 +153,7 @@ def _forget_count(key, cache, ints):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def _faded(keys, number, layer, cache, ints, floats):  # type: ignore[no-untyped-def]
+def _faded(keys, number, layer, cache, ints, floats, given):  # type: ignore[no-untyped-def]
     weight = floats[cache, 0] if ints[cache, 1] else 1.0  # of a use; before the first event 1
     ints[cache, 1] = 1
     for place in range(number):
@@ -155,7 +174,7 @@ def _lightest(key, cache, ints, floats):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def _aged(keys, number, layer, cache, ints, floats):  # type: ignore[no-untyped-def]
+def _aged(keys, number, layer, cache, ints, floats, given):  # type: ignore[no-untyped-def]
     ints[cache, 1] += int(floats[cache, OPTION])
     for place in range(number):
         ints[cache, 0] += 1
@@ -171,7 +190,7 @@ def _rarest(key, cache, ints, floats):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def _touched(keys, number, layer, cache, ints, floats):  # type: ignore[no-untyped-def]
+def _touched(keys, number, layer, cache, ints, floats, given):  # type: ignore[no-untyped-def]
     # `floats[cache, 0]` is the number of the pass; the layer is stored plus 1.
     if layer < ints[cache, 1]:
         floats[cache, 0] += 1.0
@@ -189,6 +208,25 @@ def _stalest(key, cache, ints, floats):  # type: ignore[no-untyped-def]
     return fresh, ints[key, 0]
 
 
+@njit(cache=True)
+def _promised(keys, number, layer, cache, ints, floats, given):  # type: ignore[no-untyped-def]
+    for place in range(number):
+        if ints[cache, 0] < len(given):  # else the future is another, which is refused at the end
+            floats[keys[place], 0] = -given[ints[cache, 0]]
+        ints[cache, 0] += 1
+
+
+@njit(cache=True)
+def _furthest(key, cache, ints, floats):  # type: ignore[no-untyped-def]
+    return floats[key, 0], -key
+
+
+def _next_uses(policy: Any) -> Lessons:
+    """Return the next uses of MIN: of each key at the start, and of each key of each event."""
+    first = {key: -following for key, (following, _) in policy.rank.items()}
+    return Lessons(first, np.fromiter(chain.from_iterable(policy.following), np.float64))
+
+
 KERNELS: Final[dict[str, Kernel]] = {
     "lru": Kernel(_used, _no_score, _unlink, head=_head, following=_following),
     "fifo": Kernel(_admitted, _no_score, _unlink, head=_head, following=_following),
@@ -196,6 +234,7 @@ KERNELS: Final[dict[str, Kernel]] = {
     "lfu_in_cache": Kernel(_counted, _fewest, _forget_count),
     "lfu_decay": Kernel(_faded, _lightest, _keep_all, lambda options: options.decay),
     "lfru": Kernel(_aged, _rarest, _keep_all, lambda options: options.ticks),
+    "min": Kernel(_promised, _furthest, _keep_all, lessons=_next_uses),
     "least_stale": Kernel(_touched, _stalest, _keep_all, lambda options: options.age == "use"),
 }
 """The kernels of moesim's own policies, by name. A fixed set of residents needs none."""

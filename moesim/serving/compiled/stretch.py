@@ -9,18 +9,20 @@ Shapes: S steps, B rows of a step, L trace layers.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from moesim.cost.roofline import CostModel
-from moesim.errors import TraceError
+from moesim.errors import InvariantError, TraceError
 from moesim.hardware.ops import BatchShape, Copy, Readback, Tail
 from moesim.hardware.topology import D2H, GPU, H2D
 from moesim.machine.prices import Prices
 from moesim.machine.work import FAR
 from moesim.policies.eviction.base import Eviction
+from moesim.policies.eviction.min import MIN
 from moesim.policies.eviction.resident import Resident
 from moesim.policies.eviction.static import Static
 from moesim.serving.compiled.kernel import COLUMNS, Books, Costs, Out, Steps, stretch_of
@@ -33,6 +35,7 @@ from moesim.serving.compiled.policies import (
     RESIDENT,
     WORDS,
     Kernel,
+    Lessons,
 )
 from moesim.serving.experts.residency import ExpertCache
 from moesim.serving.ledger import Ledger
@@ -56,7 +59,9 @@ def kernel_of(policy: Eviction) -> Kernel | None:
     own = vars(type(policy)).get("kernel")
     if own is not None:
         return own  # type: ignore[no-any-return]
-    return KERNELS.get(policy.name) if type(policy).__module__.startswith("moesim.") else None
+    if not type(policy).__module__.startswith("moesim."):
+        return None
+    return KERNELS.get("lru" if policy.name == "infinite" else policy.name)
 
 
 class Stretches:
@@ -106,6 +111,17 @@ class Stretches:
         self._ints[keys:, LAST] = [*first[1:], keys]
         self._floats = np.zeros((keys + len(policies), 2), np.float64)
         self._floats[keys:, OPTION] = option
+        self._given = np.zeros(0, np.float64)
+        self._policies, self._numbers = policies, np.array(numbers)
+        if kernel.lessons is not None:
+            nothing = Lessons({}, np.zeros(0))
+            self._learn(
+                [
+                    nothing if fixed else kernel.lessons(each)
+                    for each, fixed in zip(policies, self._fixed, strict=True)
+                ],
+                keys,
+            )
         for number in range(len(policies)):
             for key in distinct[number].slots:
                 self._books.members[number, self._books.held[number]] = key
@@ -113,6 +129,16 @@ class Stretches:
                 self._ints[key, RESIDENT] = 1
         self._cost = cost
         self._costs = self._costs_for(1)
+
+    def _learn(self, lessons: Sequence[Lessons], keys: int) -> None:
+        """Put what the policy of each cache knows into the arrays."""
+        begin = 0
+        for number, (first, given) in enumerate(lessons):
+            for key, value in first.items():
+                self._floats[key, 0] = value
+            self._ints[keys + number, 0] = begin
+            begin += len(given)
+        self._given = np.concatenate([given for _, given in lessons])
 
     def _costs_for(self, rows: int) -> Costs:
         """Return the durations of experts with up to `rows` rows."""
@@ -181,6 +207,7 @@ class Stretches:
             self._books,
             self._ints,
             self._floats,
+            self._given,
             out,
         )
         finish = out.finish_ns[:ran]
@@ -235,8 +262,28 @@ class Stretches:
         )
 
     def flush(self) -> None:
-        """Add all steps so far to the ledger."""
+        """Add all steps to the ledger, when the last one has run.
+
+        Raise `InvariantError` for impossible times, or for layer events that MIN was not promised.
+        """
         self._log.flush()
+        for number, policy in enumerate(self._policies):
+            if isinstance(policy, MIN):
+                self._check_future(number, policy)
+
+    def _check_future(self, number: int, policy: MIN) -> None:
+        experts = self._trace.num_experts
+        every = [keys for _, keys in self._ledger.logged()]
+        wanted = np.concatenate(every) if every else np.zeros(0, np.int32)
+        wanted = wanted[self._numbers[wanted // experts] == number]
+        promised = np.fromiter(chain.from_iterable(policy.future), np.int64)
+        same = min(len(wanted), len(promised))
+        wrong = np.flatnonzero(wanted[:same] != promised[:same])
+        if wrong.size or same < len(wanted):
+            place = int(wrong[0]) if wrong.size else same
+            sizes = np.cumsum([len(union) for union in policy.future])
+            event = int(np.searchsorted(sizes, place, side="right"))
+            raise InvariantError(13, f"layer event {event} is not the one MIN was promised")
 
     def _show(
         self,
