@@ -12,15 +12,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+import simpy
 from costed_traces import costed_trace
+from paths import ROOT
 from timed_cases import timed_at_once
 from workloads import everything, plan_of, tiny_scenario, tiny_trace
 
 from moesim.errors import InvariantError, ScenarioError
+from moesim.machine.sim import SimMachine
 from moesim.policies.eviction.lru import LRU
-from moesim.scenario import Scenario
+from moesim.scenario import Scenario, load_scenario
+from moesim.scenario.sweep import expand_sweep
 from moesim.serving.ledger import STEP_COLUMNS, TIMELINE_COLUMNS
-from moesim.simulate import Outcome, Plan, finish, summarise
+from moesim.simulate import Outcome, Plan, finish, prepare, summarise
 from moesim.simulate.backend import AUTO_EVENTS, why_not_compiled
 from moesim.simulate.bounds import hindsight
 from moesim.simulate.build import build_server, serve
@@ -98,6 +102,13 @@ def check(plan: Plan, seed: int, **options: Any) -> None:
 @pytest.mark.parametrize("block", range(BLOCKS))
 def test_it_equals_the_reference_on_random_cases(block: int) -> None:
     for seed in range(7000 + block, 7200, BLOCKS):
+        check(case(seed), seed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("block", range(BLOCKS))
+def test_it_equals_the_reference_on_thousands_of_random_cases(block: int) -> None:
+    for seed in range(10_000 + block, 12_000, BLOCKS):
         check(case(seed), seed)
 
 
@@ -279,14 +290,13 @@ def test_a_subclass_does_not_inherit_the_functions() -> None:
 # What is compiled
 
 
-def reason(**changes: Any) -> str:
-    plan = plan_of(tiny_scenario(**changes), tiny_trace())
-    import simpy
-
-    from moesim.machine.sim import SimMachine
-
+def reason_of(plan: Plan) -> str:
     machine = SimMachine(simpy.Environment(), plan.prices(), plan.places.topology)
     return why_not_compiled(plan, build_server(plan, machine))
+
+
+def reason(**changes: Any) -> str:
+    return reason_of(plan_of(tiny_scenario(**changes), tiny_trace()))
 
 
 @pytest.mark.parametrize(
@@ -353,3 +363,21 @@ def test_a_run_that_is_too_long_is_refused_as_by_the_reference() -> None:
 
 def test_the_schema_knows_the_key() -> None:
     assert Scenario.model_validate(tiny_scenario()).simulation == "auto"
+
+
+# The shipped scenarios
+
+SHIPPED = sorted((ROOT / "scenarios").glob("*.yaml"))
+_FEW = 4
+
+
+@pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.stem)
+def test_it_equals_the_reference_on_the_shipped_scenarios(file: Path) -> None:
+    scenario = load_scenario(file)
+    points = [point for _, point in expand_sweep(scenario)] if scenario.sweep else [scenario]
+    plans = [prepare(point.model_copy(update={"bounds": False})) for point in points]
+    known = [plan for plan in plans if not reason_of(plan)]
+    if not known:
+        pytest.skip("each point has experts on the CPU, prefetch, or host time")
+    for number, plan in enumerate(known[:: -(-len(known) // _FEW)]):
+        check(plan, number)
