@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from moesim.serving.ledger import Ledger
 from moesim.serving.stalls import CAUSES
@@ -35,7 +36,7 @@ def latency_summary(requests: Sequence[Request]) -> dict[str, float | None]:
     done = [request for request in requests if request.status == "finished"]
     started = [request for request in requests if request.token_ns]
     gaps = [np.diff(request.token_ns) for request in started if len(request.token_ns) > 1]
-    samples = {
+    samples: dict[str, npt.ArrayLike] = {
         "ttft": [request.token_ns[0] - request.arrival_ns for request in started],
         "tpot": [
             (request.token_ns[-1] - request.token_ns[0]) / (len(request.token_ns) - 1)
@@ -51,12 +52,17 @@ def latency_summary(requests: Sequence[Request]) -> dict[str, float | None]:
     result: dict[str, float | None] = {}
     for name, values in samples.items():
         array = np.asarray(values, dtype=float) / _MS
-        empty = not array.size
-        result[f"{name}_mean_ms"] = None if empty else float(array.mean())
-        points = [None] * 4 if empty else np.percentile(array, _PERCENTILES).tolist()
-        for percentile, value in zip(_PERCENTILES, points, strict=True):
+        result[f"{name}_mean_ms"] = float(array.mean()) if array.size else None
+        for percentile, value in percentiles_ms(values).items():
             result[f"{name}_p{percentile}_ms"] = value
     return result
+
+
+def percentiles_ms(times_ns: npt.ArrayLike) -> dict[int, float | None]:
+    """Return the percentiles of some times in ms; None without any."""
+    array = np.asarray(times_ns, dtype=float) / _MS
+    points = np.percentile(array, _PERCENTILES).tolist() if array.size else [None] * 4
+    return dict(zip(_PERCENTILES, points, strict=True))
 
 
 def starvation_summary(requests: Sequence[Request]) -> dict[str, float | None]:
