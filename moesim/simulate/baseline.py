@@ -80,6 +80,7 @@ def _time_without_ns(outcome: Outcome, progress: Progress | None) -> int:
         at_once=schedule is not None,
         what="no prefetch",
         progress=progress,
+        unions=outcome.unions,
     )
     if key is not None:
         if len(_TIMES_NS) >= _MOST:

@@ -688,6 +688,7 @@ def serve(
     what: str = "run",
     progress: Progress | None = None,
     observers: Sequence[Observer] = (),
+    routing: RoutingSource | None = None,
 ) -> tuple[Server, int]:
     """Run a plan's server on the simulated machine; return it and the time of its end in ns.
 
@@ -705,6 +706,7 @@ def serve(
         eviction=eviction,
         evictions=evictions,
         batching=batching,
+        routing=routing,
         at_once=at_once,
         free_link=free_link,
         what=what,

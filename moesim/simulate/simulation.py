@@ -43,8 +43,10 @@ from moesim.serving.invariants import check_arrivals, check_lanes, check_run
 from moesim.serving.kv import BlockPool
 from moesim.serving.ledger import Ledger
 from moesim.serving.request import Request
+from moesim.serving.routing import TraceRouting
 from moesim.serving.run_log import Planned, PlanRecord, RunLog
 from moesim.serving.server import Server
+from moesim.serving.unions import UnionMemo
 from moesim.simulate.baseline import BASELINE_KEYS, baseline_of, has_baseline
 from moesim.simulate.bounds import (
     BOUND_KEYS,
@@ -91,6 +93,9 @@ __all__ = [
 ]
 
 
+_UNION_BYTES = 256 << 20  # of the unions that a run and its bounds share
+
+
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """One finished simulation: its requests, caches and ledger, and its end time in ns."""
@@ -106,6 +111,8 @@ class Outcome:
 
     Bounds and the run without prefetch repeat them if requests may arrive at different times.
     """
+    unions: UnionMemo | None = None
+    """The unions of the steps, for other runs of the same rows; None if there are no such runs."""
 
     @property
     def distinct_caches(self) -> list[ExpertCache]:
@@ -193,13 +200,16 @@ def simulate(
     at_once: bool = False,
     what: str = "run",
     progress: Progress | None = None,
+    unions: UnionMemo | None = None,
 ) -> Outcome:
     """Serve the plan's workload on the simulated machine, and check the invariants of the run.
 
-    Arguments are those of `moesim.simulate.build.serve`.
+    `unions` are those of earlier runs. Other arguments are those of `moesim.simulate.build.serve`.
     """
     log = None
     compared = plan.scenario.bounds or has_baseline(plan.scenario)
+    if compared and unions is None:
+        unions = UnionMemo(_UNION_BYTES)
     # A run with other evictions is itself a bound, and needs no bounds.
     if compared and evictions is None and _is_spread(plan.scenario):
         log = RunLog(Planned)
@@ -212,9 +222,10 @@ def simulate(
         what=what,
         progress=progress,
         observers=() if log is None else (log,),
+        routing=None if unions is None else TraceRouting(plan.trace, unions),
     )
     schedule = None if log is None else [it.plan for it in log.of(Planned)]
-    outcome = replace(finish(plan, server, now_ns), schedule=schedule)
+    outcome = replace(finish(plan, server, now_ns), schedule=schedule, unions=unions)
     check_lanes(outcome.ledger, outcome.now_ns)
     return outcome
 
@@ -281,6 +292,7 @@ def bounds_of(outcome: Outcome, progress: Progress | None = None) -> dict[str, A
             at_once=steps is not None,
             what=what,
             progress=progress,
+            unions=outcome.unions,
         )
 
     steps_ns: dict[str, int] = {}
@@ -301,7 +313,13 @@ def bounds_of(outcome: Outcome, progress: Progress | None = None) -> dict[str, A
     linked = without_copies(outcome)
     if linked is None:
         linked = BoundTimes.of(
-            simulate(plan, free_link=True, what="infinite link", progress=progress)
+            simulate(
+                plan,
+                free_link=True,
+                what="infinite link",
+                progress=progress,
+                unions=outcome.unions,
+            )
         )
     steps_ns |= {"working set": cached.stepping_ns, "link": linked.stepping_ns}
     if schedule is not None:
