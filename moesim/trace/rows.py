@@ -19,9 +19,10 @@ class Rows:
     shard (the usual case) is as fast as numpy itself. `np.asarray(rows)` loads everything.
     """
 
-    __slots__ = ("_borders", "_shards", "_starts", "dtype", "shape")
+    __slots__ = ("_borders", "_shards", "_starts", "_stored", "dtype", "shape")
 
     def __init__(self, shards: Sequence[Array]) -> None:
+        self._stored = list(shards)
         # Plain views: each use of numpy's own type of a mapped file calls Python code.
         self._shards = [np.asarray(shard) for shard in shards]
         sizes = [len(shard) for shard in shards]
@@ -72,4 +73,4 @@ class Rows:
 
     def pieces(self) -> list[tuple[int, Array]]:
         """Return (first row, shard) pairs, for one pass over all rows in bounded memory."""
-        return list(zip(self._starts[:-1].tolist(), self._shards, strict=True))
+        return list(zip(self._starts[:-1].tolist(), self._stored, strict=True))
