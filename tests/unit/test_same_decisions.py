@@ -7,9 +7,10 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from workloads import plan_of, random_case, tiny_scenario, tiny_trace
+from workloads import TINY_CONFIG, plan_of, random_case, tiny_scenario, tiny_trace
 
 import moesim.simulate.simulation as simulation
+from moesim.policies.batching import Batching
 from moesim.simulate import Outcome, Plan, bounds_of, simulate
 from moesim.simulate.bounds import ReplayAtOnce, min_hits, used_keys
 from moesim.simulate.same_decisions import (
@@ -141,6 +142,18 @@ def test_steps_are_replayed_at_once_without_a_look_at_the_queue() -> None:
 
     schedule = outcome.repeated
     assert schedule is not None
+    # The scheduler shows the whole queue to a policy whose `ready` is its own.
+    assert ReplayAtOnce(schedule).ready.__func__ is Batching.ready  # type: ignore[attr-defined]
     again = simulate(plan, batching=Watched(schedule), at_once=True)
     assert [row[3:7] for row in again.ledger.steps] == [row[3:7] for row in outcome.ledger.steps]
     assert len(asked) == len(schedule)
+
+
+def test_equal_keys_of_layer_events_are_one_object() -> None:
+    trace = tiny_trace(requests=4, num_experts=100)
+    config = {**TINY_CONFIG, "num_local_experts": 100}
+    plan = plan_of(tiny_scenario(), trace.with_meta(model_config=config))
+    events = simulate(plan).ledger.layer_events()
+    keys = [key for union in events for key in union]
+    assert max(keys) > 256  # Python itself has one object for each smaller number
+    assert len(set(map(id, keys))) == len(set(keys))
