@@ -16,6 +16,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from figures import Figure, main
+
 ROUNDS = 5
 TIMEOUTS = 500_000
 SCENARIO = """
@@ -81,8 +83,8 @@ def beside_the_loop_s(folder: Path, *, draw: bool = False) -> tuple[float, float
 
     Building a server and its final checks count as outside.
     """
-    import moesim.simulate as running
     from moesim.simulate import build as wiring
+    from moesim.simulate import simulation as running
 
     parts = (running.simulate, wiring.build_server, running.finish)
     simulate, build, finish = map(Stopwatch, parts)
@@ -117,27 +119,29 @@ def prepare(folder: Path) -> None:
     (folder / "files.yaml").write_text(SCENARIO, encoding="utf-8")
 
 
-def main() -> None:
-    """Measure and print; the ratio first."""
+def measure(quick: bool) -> list[Figure]:
+    """Return the ratio to raw SimPy, and the CPU seconds of each part."""
     imports = import_everything()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         prepare(folder)
         beside, inside, unit = [], [], []
-        for _ in range(ROUNDS):
+        for _ in range(2 if quick else ROUNDS):
             unit.append(timeouts_s())
             outside, loop = beside_the_loop_s(folder)
             beside.append(outside)
             inside.append(loop)
         plots = beside_the_loop_s(folder, draw=True)[0] - statistics.median(beside)
     ratios = [spent / timeouts for spent, timeouts in zip(beside, unit, strict=True)]
-    print(f"ratio {statistics.median(ratios):.3f}")
-    print(f"ratio over {ROUNDS} rounds: {min(ratios):.3f} to {max(ratios):.3f}")
-    print(f"beside the event loop: {statistics.median(beside):.3f} s of CPU time")
-    print(f"{TIMEOUTS:,} raw SimPy timeouts: {statistics.median(unit):.3f} s")
-    print(f"event loops, of the run and its bounds: {statistics.median(inside):.3f} s")
-    print(f"imports, once: {imports:.3f} s; plots, with their imports: {plots:.3f} s")
+    of = "a run of 1,000 short requests"
+    return [
+        Figure.of(f"{of}, beside its event loops, over {TIMEOUTS:,} SimPy timeouts", ratios),
+        Figure.of(f"{of}, beside its event loops", beside, "CPU s"),
+        Figure.of(f"{of}, event loops of the run and its bounds", inside, "CPU s"),
+        Figure.of("imports of a run, once", [imports], "CPU s"),
+        Figure.of(f"plots of {of}, with their imports", [plots], "CPU s"),
+    ]
 
 
 if __name__ == "__main__":
-    main()
+    main(__doc__, measure)

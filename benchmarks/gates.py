@@ -14,12 +14,15 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 import time
 import weakref
 from collections.abc import Callable
 from typing import Any
 
+import figures
 import torch
+from figures import Figure
 from torch import Tensor
 
 from moesim.training.gates import DSelectK, Gate, TopK
@@ -66,16 +69,20 @@ def saved_bytes(gate: Gate, inputs: Tensor) -> int:
     return sum(size for place, size in storages.items() if place not in known)
 
 
-def ratios(n: int, k: int, features: int | None, rounds: int) -> list[str]:
-    """Return Top-k's median milliseconds, and both ratios with their quartiles."""
-    gates = gates_of(n, k, features)
+def rounds_s(gates: list[Gate], n: int, features: int | None, rounds: int) -> list[list[float]]:
+    """Return the CPU seconds of each gate in each round, after three rounds to warm up."""
     inputs = None if features is None else torch.randn(ROWS, features)
     slope = torch.randn(ROWS, n)
     times = []
     for _ in range(rounds + 3):
         # In turn, so that a busy machine disturbs all alike.
         times.append([cpu_s(gate.train(), inputs, slope) for gate in gates])
-    times = times[3:]
+    return times[3:]
+
+
+def ratios(n: int, k: int, features: int | None, rounds: int) -> list[str]:
+    """Return Top-k's median milliseconds, and both ratios with their quartiles."""
+    times = rounds_s(gates_of(n, k, features), n, features, rounds)
     columns = [f"{statistics.median(row[0] for row in times) * 1e3:.1f}"]
     for place in (1, 2):
         low, middle, high = statistics.quantiles([row[place] / row[0] for row in times], n=4)
@@ -99,8 +106,25 @@ def show(title: str, unit: str, row: Callable[[int, int], list[str]]) -> None:
         print(f"| {n}, {k} | {' | '.join(row(n, k))} |", flush=True)
 
 
+def measure(quick: bool) -> list[Figure]:
+    """Return the figures of one size, with DSelect-k as by default."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    n, k = 128, 8
+    found = []
+    for name, features in (("alone", None), ("with linear layers", FEATURES)):
+        spent = rounds_s(gates_of(n, k, features), n, features, 3 if quick else ROUNDS)
+        ratios = [ours / top_k for top_k, ours, _ in spent]
+        found.append(Figure.of(f"DSelect-k over Top-k, {n} experts, top-{k}, {name}", ratios))
+    kept = float(memory(n, k)[1])
+    return [*found, Figure.of("memory kept for backward, DSelect-k over Top-k", [kept])]
+
+
 def main() -> None:
-    """Print the three tables."""
+    """Print the three tables, or figures of one size as JSON."""
+    if "--json" in sys.argv:
+        figures.main(__doc__, measure)
+        return
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="Rounds of each size.")
     rounds = parser.parse_args().rounds

@@ -2,25 +2,27 @@
 
 python benchmarks/real_time.py
 
-Prints how much longer than its emulated link copies take, and the time and the error of one
-validation of `scenarios/validate.yaml`. Tests assert neither: both depend on the machine's load.
+Prints how much longer than its emulated link copies take, and the time and the error of
+validations of `scenarios/validate.yaml`. Tests assert neither: both depend on the machine's load.
 """
 
 from __future__ import annotations
 
 import json
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
+from figures import Figure, main
+
 from moesim.executor.cpu import CpuDevice
 from moesim.hardware.hardware import Link
 from moesim.hardware.topology import H2D
 
 SCENARIO = Path(__file__).resolve().parents[1] / "scenarios/validate.yaml"
+ROUNDS = 3
 COPIES = 40
 COPY_NS = 5_000_000
 
@@ -49,16 +51,16 @@ def validation() -> tuple[float, float]:
     return spent_s, float(json.loads(done.stdout)["total_time_error_pct"])
 
 
-def main() -> None:
-    """Measure both and print them."""
-    late = lateness_ns()
-    print(f"copies of {COPY_NS / 1e6:g} ms over an emulated link land late by")
-    print(
-        f"  {statistics.median(late) / 1e3:.0f} us in the median, {max(late) / 1e3:.0f} us at most"
-    )
-    spent_s, error_pct = validation()
-    print(f"moesim validate: {spent_s:.1f} s, its total time is off by {error_pct:.1f} %")
+def measure(quick: bool) -> list[Figure]:
+    """Return how late copies land, and the time and the error of validations."""
+    late_us = [late / 1e3 for late in lateness_ns()]
+    runs = [validation() for _ in range(1 if quick else ROUNDS)]
+    return [
+        Figure.of(f"delay of a {COPY_NS / 1e6:g} ms copy over an emulated link", late_us, "us"),
+        Figure.of("`moesim validate scenarios/validate.yaml`", [spent for spent, _ in runs], "s"),
+        Figure.of("error of its total time", [error for _, error in runs], "%"),
+    ]
 
 
 if __name__ == "__main__":
-    main()
+    main(__doc__, measure)

@@ -152,8 +152,8 @@ def synth(
     from moesim.cli.progress import progress
     from moesim.errors import UsageError
     from moesim.progress import counter
-    from moesim.trace import SyntheticKnobs, synthesize
-    from moesim.trace.like import synthesize_like
+    from moesim.trace import SyntheticKnobs, write_synthetic
+    from moesim.trace.like import header_like, knobs_like
 
     if like is None and locality is not None:
         raise UsageError("--locality is that of a model; name it with --like MODEL")
@@ -173,18 +173,19 @@ def synth(
         cutoff=cutoff,
     )
     with progress() as show:
-        if like is None:
-            drawn = synthesize(knobs)
-        else:
+        header = {}
+        if like is not None:
             stated = _stated(context)
             moe_layers, found = _likeness(like, locality, stated)
             if "layers" not in stated:
                 knobs = replace(knobs, num_layers=found.sizes.layers)
             own = knobs.num_layers == found.sizes.layers
-            layer_map = moe_layers if own else None
-            drawn = synthesize_like(found, knobs, layer_map)
+            knobs = knobs_like(found, knobs)
+            header = header_like(found, knobs, moe_layers if own else None)
             typer.echo("\n".join(found.lines()))
-        trace = drawn.save(out, force=force, progress=counter(show, "requests"))
+        trace = write_synthetic(
+            out, knobs, meta=header, force=force, progress=counter(show, "requests")
+        )
     typer.echo(f"{trace}\n{out}")
 
 

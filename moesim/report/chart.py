@@ -23,6 +23,7 @@ from moesim.files import whole_file, whole_folder
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.textpath import TextPath
 
 __all__ = [
     "WIDTH_IN",
@@ -107,9 +108,18 @@ def _caption_lines(caption: str) -> list[str]:
     for characters in range(_CHARACTERS, _CHARACTERS // 3, -5):
         lines = textwrap.wrap(caption, characters)
         paths = [TextPath((0, 0), drawn(line), prop=font) for line in lines]
-        if all(path.get_extents().width <= room for path in paths):
+        if all(_narrow(path, room) for path in paths):
             break
     return lines
+
+
+def _narrow(path: TextPath, room: float) -> bool:
+    """Return whether the outline of a text is at most `room` wide."""
+    # Curves lie between their control points, so most lines need no exact extent, which is slow.
+    across = path.vertices[:, 0]
+    if len(across) and float(across.max() - across.min()) <= room:
+        return True
+    return bool(path.get_extents().width <= room)
 
 
 def drawn(text: str, width: int = 0) -> str:

@@ -7,9 +7,11 @@ docs/results.md defines every key.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from moesim.serving.ledger import Ledger
 from moesim.serving.stalls import CAUSES
@@ -34,15 +36,14 @@ def latency_summary(requests: Sequence[Request]) -> dict[str, float | None]:
     # Unfinished requests may have first tokens and gaps, but no last token.
     done = [request for request in requests if request.status == "finished"]
     started = [request for request in requests if request.token_ns]
-    gaps = [np.diff(request.token_ns) for request in started if len(request.token_ns) > 1]
-    samples = {
+    samples: dict[str, npt.ArrayLike] = {
         "ttft": [request.token_ns[0] - request.arrival_ns for request in started],
         "tpot": [
             (request.token_ns[-1] - request.token_ns[0]) / (len(request.token_ns) - 1)
             for request in done
             if len(request.token_ns) > 1
         ],
-        "itl": np.concatenate(gaps) if gaps else [],
+        "itl": _gaps([request.token_ns for request in started]),
         "e2e": [request.token_ns[-1] - request.arrival_ns for request in done],
         "normalised": [
             (request.token_ns[-1] - request.arrival_ns) / request.output_tokens for request in done
@@ -51,12 +52,25 @@ def latency_summary(requests: Sequence[Request]) -> dict[str, float | None]:
     result: dict[str, float | None] = {}
     for name, values in samples.items():
         array = np.asarray(values, dtype=float) / _MS
-        empty = not array.size
-        result[f"{name}_mean_ms"] = None if empty else float(array.mean())
-        points = [None] * 4 if empty else np.percentile(array, _PERCENTILES).tolist()
-        for percentile, value in zip(_PERCENTILES, points, strict=True):
+        result[f"{name}_mean_ms"] = float(array.mean()) if array.size else None
+        for percentile, value in percentiles_ms(values).items():
             result[f"{name}_p{percentile}_ms"] = value
     return result
+
+
+def _gaps(token_ns: Sequence[Sequence[int]]) -> npt.NDArray[np.int64]:
+    """Return the gaps between consecutive tokens of each request, in their order."""
+    flat = np.fromiter(chain.from_iterable(token_ns), np.int64)
+    ends = np.cumsum([len(times) for times in token_ns], dtype=np.int64)
+    # The step from one request to the next is no gap.
+    return np.delete(np.diff(flat), ends[:-1] - 1)
+
+
+def percentiles_ms(times_ns: npt.ArrayLike) -> dict[int, float | None]:
+    """Return the percentiles of some times in ms; None without any."""
+    array = np.asarray(times_ns, dtype=float) / _MS
+    points = np.percentile(array, _PERCENTILES).tolist() if array.size else [None] * 4
+    return dict(zip(_PERCENTILES, points, strict=True))
 
 
 def starvation_summary(requests: Sequence[Request]) -> dict[str, float | None]:

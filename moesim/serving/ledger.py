@@ -336,9 +336,11 @@ class Ledger:
     def layer_events(self) -> list[list[Key]]:
         """Return the unions of all layer events in order. A key's layer is key // num_experts."""
         result: list[list[Key]] = []
+        # One object for each key: an object for each use would take most of a long run's memory.
+        names = np.arange(self.num_layers * self.num_experts).astype(object)
         for sizes, keys in self.logged():
             ends = np.cumsum(sizes).tolist()
-            flat = keys.tolist()
+            flat = names[keys].tolist()
             result += [flat[s:e] for s, e in zip([0, *ends], ends, strict=False)]
         return result
 

@@ -19,6 +19,7 @@ import numpy.typing as npt
 from moesim.errors import PolicyViolation, TraceError
 from moesim.policies.view import Key, View
 from moesim.serving.knowledge import EVERYTHING
+from moesim.serving.unions import UnionMemo, Unions, unions_of
 
 if TYPE_CHECKING:
     from moesim.serving.request import Request
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from moesim.trace import Trace
 
 _BLOCK_ROWS = 8  # rows that are read together for a sequence that is decoded alone
-_VECTORISE_ABOVE = 96  # assignments a layer; below, plain lists are faster
+_VECTORISE_ABOVE = 700  # assignments of all layers; below, plain lists are faster
 
 
 class StepRouting(Protocol):
@@ -235,9 +236,13 @@ class StepView(View):
 
 
 class TraceRouting:
-    """Reads rows of a trace as keys, `layer * num_experts + expert`."""
+    """Reads rows of a trace as keys, `layer * num_experts + expert`.
 
-    def __init__(self, trace: Trace) -> None:
+    With a `memo`, runs that compute the same rows share the unions of large steps.
+    """
+
+    def __init__(self, trace: Trace, memo: UnionMemo | None = None) -> None:
+        self._memo = memo
         self.num_layers = trace.num_layers
         self.num_experts = trace.num_experts
         self.top_k = trace.top_k
@@ -277,12 +282,23 @@ class TraceRouting:
         """Return, for each layer, the distinct keys of `rows` and the rows that want each."""
         if len(rows) == 1 and (alone := self._alone(int(rows[0]))) is not None:
             return alone, self._each_one_row
+        if len(rows) * self.num_layers * self.top_k > _VECTORISE_ABOVE:
+            return self._columns(rows).by_layer()
         keys_BLK = self._keys(rows)
-        if len(rows) * self.top_k > _VECTORISE_ABOVE:
-            return self._vectorised(keys_BLK)
         flat_LN = keys_BLK.transpose(1, 0, 2).reshape(self.num_layers, -1).tolist()
         counts = [count_keys(keys) for keys in flat_LN]
         return [tuple(c) for c in counts], [tuple(c.values()) for c in counts]
+
+    def _columns(self, rows: npt.NDArray[np.int64]) -> Unions:
+        """Return the unions of `rows` as columns."""
+        if self._memo is None:
+            return unions_of(self._keys(rows), self.num_experts)
+        name = self._memo.name_of(rows)
+        unions = self._memo.get(name)
+        if unions is None:
+            unions = unions_of(self._keys(rows), self.num_experts)
+            self._memo.keep(name, unions)
+        return unions
 
     def _alone(self, row: int) -> list[tuple[Key, ...]] | None:
         """Return the keys of one row by layer, or None if its block has unused places."""
@@ -327,26 +343,6 @@ class TraceRouting:
                 f"expert id {int(worst_B[row])} is out of range for {self.num_experts} experts",
             )
         return np.where(unused, -1, ids_BLK + self._base_L1)
-
-    def _vectorised(
-        self, keys_BLK: npt.NDArray[np.int64]
-    ) -> tuple[list[tuple[Key, ...]], list[tuple[int, ...]]]:
-        """Return unions and token counts of all layers at once, for large batches."""
-        layers, experts = self.num_layers, self.num_experts
-        flat_LN = keys_BLK.transpose(1, 0, 2).reshape(layers, -1)
-        flat = flat_LN.reshape(-1)
-        used = np.flatnonzero(flat >= 0)
-        counts_LE = np.bincount(flat[used], minlength=layers * experts).reshape(layers, experts)
-        first = np.full(layers * experts, flat.size, np.int64)
-        first[flat[used[::-1]]] = used[::-1]  # the last write wins: the first appearance
-        order_LE = np.argsort(first.reshape(layers, experts), axis=1, kind="stable")
-        sizes = (counts_LE > 0).sum(axis=1).tolist()
-        tokens_LE = np.take_along_axis(counts_LE, order_LE, axis=1).tolist()
-        keys_LE = (order_LE + self._base_L1).tolist()
-        return (
-            [tuple(keys[:size]) for keys, size in zip(keys_LE, sizes, strict=True)],
-            [tuple(tokens[:size]) for tokens, size in zip(tokens_LE, sizes, strict=True)],
-        )
 
     def predictions(self, rows: npt.NDArray[np.int64], depth: int) -> list[tuple[Key, ...]]:
         """Return, for each layer that has a prediction, the distinct keys of layer + depth.

@@ -14,7 +14,6 @@ from moesim.progress import Progress
 from moesim.results.metrics import ratio
 from moesim.scenario.metrics import Metrics
 from moesim.scenario.sections import Prefetch, Timeline
-from moesim.serving.replay import Replay
 
 if TYPE_CHECKING:
     from moesim.scenario import Scenario
@@ -60,6 +59,7 @@ def baseline_of(outcome: Outcome, progress: Progress | None = None) -> dict[str,
 
 def _time_without_ns(outcome: Outcome, progress: Progress | None) -> int:
     """Return the time in steps of a run without its prefetch policy."""
+    from moesim.simulate.bounds import ReplayAtOnce
     from moesim.simulate.build import prepare
     from moesim.simulate.rundir import fingerprint
     from moesim.simulate.simulation import simulate
@@ -76,10 +76,11 @@ def _time_without_ns(outcome: Outcome, progress: Progress | None) -> int:
     # Planned anew, because the prefetch policy may take memory of its own.
     served = simulate(
         prepare(scenario, plan.trace, engine=plan.engine),
-        batching=None if schedule is None else Replay(schedule),
+        batching=None if schedule is None else ReplayAtOnce(schedule),
         at_once=schedule is not None,
         what="no prefetch",
         progress=progress,
+        unions=outcome.unions,
     )
     if key is not None:
         if len(_TIMES_NS) >= _MOST:

@@ -4,7 +4,8 @@ A run waits for experts because its policy evicts the wrong ones, because slots 
 the link is slow. Each of three remedies removes one cause: MIN's evictions in the same slots, a
 slot for every expert, and copies that take no time. A remedy starts with the run's own first
 experts. It is judged by time in steps, which leaves out the wait for arrivals
-(`moesim.simulate.verdict`).
+(`moesim.simulate.verdict`). A remedy that changes no decision is not simulated
+(`moesim.simulate.same_decisions`).
 
 `min_hit_rate` scores the run's own layer events again with hindsight (Belady, IBM Systems Journal
 1966). It bounds the hits of runs that prefetch nothing, where all experts have the same size. It
@@ -18,9 +19,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from moesim.policies.batching import Batching
 from moesim.policies.eviction import MIN, CacheContext, Eviction
-from moesim.results.metrics import latency_summary, ratio
+from moesim.results.metrics import ratio
+from moesim.serving.replay import Replay
 from moesim.simulate.facts import provenance
+from moesim.simulate.same_decisions import BoundTimes
 from moesim.simulate.verdict import REGRET_KEYS, more_slots, regrets, spent_of, verdict
 
 if TYPE_CHECKING:
@@ -98,32 +102,44 @@ def endless(plan: Plan, loaded: Loaded) -> list[Endless]:
     return [Endless(_context(plan, number, ()), keys) for number, keys in enumerate(loaded)]
 
 
+class ReplayAtOnce(Replay):
+    """Steps of an earlier run, where all requests are present from the start.
+
+    No step has to wait for its requests. So the scheduler need not show the whole queue, which may
+    be long, before each step.
+    """
+
+    ready = Batching.ready
+
+
 def bounds_summary(
     outcome: Outcome,
     *,
-    cached: Outcome,
-    linked: Outcome,
+    unions: Sequence[list[Key]],
+    min_hits: int,
+    cached: BoundTimes,
+    linked: BoundTimes,
     steps_ns: Mapping[str, int],
 ) -> dict[str, Any]:
     """Return the bounds and the verdict for `summary.json`, under `BOUND_KEYS`.
 
-    `cached` is the run with a slot for every expert, `linked` with copies that take no time.
-    `steps_ns` is the time in steps with each remedy, by the remedy's word in the verdict. It lacks
-    `policy` where the placement fixes which experts are in GPU memory. The reason ends with where
-    routing and sizes are from, unless both are one model's.
+    `unions` are the run's layer events and `min_hits` the hits of MIN in them. `cached` is the run
+    with a slot for every expert, `linked` with copies that take no time. `steps_ns` is the time in
+    steps with each remedy, by the remedy's word in the verdict. It lacks `policy` where the
+    placement fixes which experts are in GPU memory. The reason ends with where routing and sizes
+    are from, unless both are one model's.
     """
-    unions = outcome.ledger.layer_events()
     accesses = sum(map(len, unions))
     # A cache that never evicts misses each key at its first use only.
     loaded = {key for keys in outcome.loaded for key in keys}
-    first_uses = len({key for union in unions for key in union} - loaded)
+    first_uses = len(used_keys(unions) - loaded)
     result: dict[str, Any] = {
-        "min_hit_rate": ratio(min_hits(outcome, unions), accesses),
+        "min_hit_rate": ratio(min_hits, accesses),
         "infinite_cache_hit_rate": ratio(accesses - first_uses, accesses),
     }
     for name, bound in (("infinite_cache", cached), ("infinite_link", linked)):
         result[f"{name}_makespan_s"] = bound.now_ns / 1e9
-        result[f"{name}_e2e_p95_ms"] = latency_summary(bound.requests)["e2e_p95_ms"]
+        result[f"{name}_e2e_p95_ms"] = bound.e2e_p95_ms
     for word, name in _RUNS.items():
         result[f"{name}_time_in_steps_s"] = steps_ns[word] / 1e9 if word in steps_ns else None
     now_ns, spent_ns = outcome.ledger.stepping_ns, spent_of(outcome.ledger)
@@ -138,6 +154,11 @@ def bounds_summary(
         "verdict_reason": "; ".join(texts),
         **regrets(now_ns, steps_ns, spent_ns),
     }
+
+
+def used_keys(unions: Sequence[list[Key]]) -> set[Key]:
+    """Return the keys of some layer events."""
+    return set().union(*unions)
 
 
 def min_hits(outcome: Outcome, unions: Sequence[list[Key]]) -> int:

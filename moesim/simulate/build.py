@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
 from types import MappingProxyType
@@ -75,7 +75,7 @@ from moesim.simulate.split import SPLIT, slots_by_layer
 from moesim.streams import stream
 from moesim.trace import Trace, load_trace
 from moesim.trace.health import check_static
-from moesim.workload.workload import build_workload
+from moesim.workload.workload import Workload, build_workload
 
 if TYPE_CHECKING:
     from moesim.machine.protocol import Machine
@@ -113,6 +113,8 @@ class Plan:
     """Which of the engine's kernels run on the GPU; None without any."""
     as_named: bool = False
     """Whether trace and engine are what the scenario names, so that its fingerprint tells them."""
+    workload: Workload | None = field(default=None, compare=False)
+    """The requests of the scenario, drawn when it was checked; None: each run draws them."""
 
     def __repr__(self) -> str:
         shape, hardware = self.cost.shape.name, self.cost.hardware.name
@@ -279,6 +281,7 @@ def prepare(
         engine=engine or parts.engine,
         interface=parts.interface,
         as_named=as_named,
+        workload=Workload(scenario, trace, parts.requests),
     )
 
 
@@ -405,7 +408,11 @@ def build_server(
         ScenarioError: a policy refuses its options.
     """
     scenario, trace = plan.scenario, plan.trace
-    requests = build_workload(scenario, trace)
+    drawn = plan.workload
+    if drawn is not None and drawn.fits(scenario, trace):
+        requests = drawn.fresh()
+    else:
+        requests = build_workload(scenario, trace)
     if at_once:
         for request in requests:
             request.arrival_ns = 0
@@ -689,6 +696,7 @@ def serve(
     what: str = "run",
     progress: Progress | None = None,
     observers: Sequence[Observer] = (),
+    routing: RoutingSource | None = None,
 ) -> tuple[Server, int]:
     """Run a plan's server on the simulated machine; return it and the time of its end in ns.
 
@@ -706,6 +714,7 @@ def serve(
         eviction=eviction,
         evictions=evictions,
         batching=batching,
+        routing=routing,
         at_once=at_once,
         free_link=free_link,
         what=what,

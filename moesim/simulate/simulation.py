@@ -42,12 +42,22 @@ from moesim.serving.experts.residency import ExpertCache
 from moesim.serving.invariants import check_arrivals, check_lanes, check_run
 from moesim.serving.kv import BlockPool
 from moesim.serving.ledger import Ledger
-from moesim.serving.replay import Replay
 from moesim.serving.request import Request
+from moesim.serving.routing import TraceRouting
 from moesim.serving.run_log import Planned, PlanRecord, RunLog
 from moesim.serving.server import Server
+from moesim.serving.unions import UnionMemo
 from moesim.simulate.baseline import BASELINE_KEYS, baseline_of, has_baseline
-from moesim.simulate.bounds import BOUND_KEYS, Loaded, bounds_summary, endless, hindsight
+from moesim.simulate.bounds import (
+    BOUND_KEYS,
+    Loaded,
+    ReplayAtOnce,
+    bounds_summary,
+    endless,
+    hindsight,
+    min_hits,
+    used_keys,
+)
 from moesim.simulate.build import Plan, build_server, group_by_cache, prepare, serve
 from moesim.simulate.caveats import caveats
 from moesim.simulate.checks import policy_of
@@ -59,6 +69,7 @@ from moesim.simulate.facts import (
     knows_the_future,
     routing_facts,
 )
+from moesim.simulate.same_decisions import BoundTimes, decides_alike, keeps_all, without_copies
 from moesim.simulate.split import SPLIT, split_note
 from moesim.simulate.unread import unread_keys
 from moesim.trace.statistics import prediction_recall
@@ -82,6 +93,9 @@ __all__ = [
 ]
 
 
+_UNION_BYTES = 256 << 20  # of the unions that a run and its bounds share
+
+
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """One finished simulation: its requests, caches and ledger, and its end time in ns."""
@@ -99,6 +113,8 @@ class Outcome:
     """
     simulation: str = "reference"
     """The back end that served it."""
+    unions: UnionMemo | None = None
+    """The unions of the steps, for other runs of the same rows; None if there are no such runs."""
 
     @property
     def distinct_caches(self) -> list[ExpertCache]:
@@ -186,13 +202,16 @@ def simulate(
     at_once: bool = False,
     what: str = "run",
     progress: Progress | None = None,
+    unions: UnionMemo | None = None,
 ) -> Outcome:
     """Serve the plan's workload on the simulated machine, and check the invariants of the run.
 
-    Arguments are those of `moesim.simulate.build.serve`.
+    `unions` are those of earlier runs. Other arguments are those of `moesim.simulate.build.serve`.
     """
     log = None
     compared = plan.scenario.bounds or has_baseline(plan.scenario)
+    if compared and unions is None:
+        unions = UnionMemo(_UNION_BYTES)
     # A run with other evictions is itself a bound, and needs no bounds.
     if compared and evictions is None and _is_spread(plan.scenario):
         log = RunLog(Planned)
@@ -205,9 +224,10 @@ def simulate(
         what=what,
         progress=progress,
         observers=() if log is None else (log,),
+        routing=None if unions is None else TraceRouting(plan.trace, unions),
     )
     schedule = None if log is None else [it.plan for it in log.of(Planned)]
-    outcome = replace(finish(plan, server, now_ns), schedule=schedule)
+    outcome = replace(finish(plan, server, now_ns), schedule=schedule, unions=unions)
     check_lanes(outcome.ledger, outcome.now_ns)
     return outcome
 
@@ -263,11 +283,12 @@ def bounds_of(outcome: Outcome, progress: Progress | None = None) -> dict[str, A
     plan, ledger, loaded = outcome.plan, outcome.ledger, outcome.loaded
     # A slot for every expert, whatever memory holds.
     roomy, schedule = plan.with_all_slots(), outcome.repeated
+    unions = ledger.layer_events()
 
     def remedied(
         what: str, plan: Plan, evictions: Sequence[Eviction], steps: Sequence[PlanRecord] | None
     ) -> Outcome:
-        batching = None if steps is None else Replay(steps)
+        batching = None if steps is None else ReplayAtOnce(steps)
         return simulate(
             plan,
             evictions=evictions,
@@ -275,22 +296,46 @@ def bounds_of(outcome: Outcome, progress: Progress | None = None) -> dict[str, A
             at_once=steps is not None,
             what=what,
             progress=progress,
+            unions=outcome.unions,
         )
 
     steps_ns: dict[str, int] = {}
+    hits: int | None = None
     if plan.places.residents is None:  # otherwise no eviction policy is asked
-        best = remedied("MIN", plan, hindsight(outcome, ledger.layer_events()), schedule)
+        best = remedied("MIN", plan, hindsight(outcome, unions), schedule)
         steps_ns["policy"] = best.ledger.stepping_ns
-    cached = remedied("infinite cache", roomy, endless(roomy, loaded), None)
-    linked = simulate(plan, free_link=True, what="infinite link", progress=progress)
-    steps_ns |= {"working set": cached.ledger.stepping_ns, "link": linked.ledger.stepping_ns}
+        # MIN made these very decisions, unless copies ahead or other lanes left it fewer.
+        hits = sum(best.ledger.hits) if decides_alike(plan) else None
+        del best
+    if hits is None:
+        hits = min_hits(outcome, unions)
+    kept = keeps_all(outcome, used_keys(unions))
+    if kept:
+        cached = BoundTimes.of(outcome)
+    else:
+        cached = BoundTimes.of(remedied("infinite cache", roomy, endless(roomy, loaded), None))
+    linked = without_copies(outcome)
+    if linked is None:
+        linked = BoundTimes.of(
+            simulate(
+                plan,
+                free_link=True,
+                what="infinite link",
+                progress=progress,
+                unions=outcome.unions,
+            )
+        )
+    steps_ns |= {"working set": cached.stepping_ns, "link": linked.stepping_ns}
     if schedule is not None:
         # Above, these two waited for arrivals and formed steps of their own. The run with a free
         # link is not repeated: its time in the same steps is the run's own, less its copy stalls.
-        same_steps = remedied("infinite cache", roomy, endless(roomy, loaded), schedule)
-        steps_ns["working set"] = same_steps.ledger.stepping_ns
+        if not kept:
+            same_steps = remedied("infinite cache", roomy, endless(roomy, loaded), schedule)
+            steps_ns["working set"] = same_steps.ledger.stepping_ns
         steps_ns["link"] = ledger.stepping_ns - sum(map(sum, ledger.copy_stalls_ns))
-    return bounds_summary(outcome, cached=cached, linked=linked, steps_ns=steps_ns)
+    return bounds_summary(
+        outcome, unions=unions, min_hits=hits, cached=cached, linked=linked, steps_ns=steps_ns
+    )
 
 
 def summarise(outcome: Outcome) -> dict[str, Any]:

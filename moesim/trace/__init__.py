@@ -4,7 +4,7 @@ from moesim.trace.decoupled import DecoupledKnobs, synthesize_decoupled
 from moesim.trace.importers import IMPORTERS, from_esft, from_npz
 from moesim.trace.meta import TraceMeta
 from moesim.trace.reader import load_trace, validate_trace
-from moesim.trace.synthetic import SyntheticKnobs, synthesize
+from moesim.trace.synthetic import SyntheticKnobs, synthesize, write_synthetic
 from moesim.trace.trace import Trace
 from moesim.trace.writer import TraceWriter
 
@@ -21,4 +21,5 @@ __all__ = [
     "synthesize",
     "synthesize_decoupled",
     "validate_trace",
+    "write_synthetic",
 ]

@@ -23,7 +23,14 @@ from moesim.trace.lru_hits import LocalityKnobs, fit_knobs, lru_hit_rates
 from moesim.trace.synthetic import SyntheticKnobs, synthesize
 from moesim.trace.trace import Trace
 
-__all__ = ["LOCALITIES", "Likeness", "likeness", "synthesize_like"]
+__all__ = [
+    "LOCALITIES",
+    "Likeness",
+    "header_like",
+    "knobs_like",
+    "likeness",
+    "synthesize_like",
+]
 
 LocalityName = Literal["published", "low", "middle", "high"]
 LOCALITIES: Final[tuple[str, ...]] = get_args(LocalityName)
@@ -121,20 +128,30 @@ def synthesize_like(
     Of `knobs`, lengths, number of layers, predictions and seed count. `layer_map` is the model
     layer of each trace layer.
     """
-    drawn = synthesize(
-        replace(
-            knobs,
-            num_experts=like.sizes.experts,
-            top_k=like.sizes.top_k,
-            layer_correlation=0.0,
-            **asdict(like.knobs),
-        )
+    own = knobs_like(like, knobs)
+    return synthesize(own).with_meta(**header_like(like, own, layer_map))
+
+
+def knobs_like(like: Likeness, knobs: SyntheticKnobs) -> SyntheticKnobs:
+    """Return knobs with the sizes and the locality of a likeness."""
+    return replace(
+        knobs,
+        num_experts=like.sizes.experts,
+        top_k=like.sizes.top_k,
+        layer_correlation=0.0,
+        **asdict(like.knobs),
     )
-    return drawn.with_meta(
-        model=f"routing like {like.model}",
-        layer_map=layer_map,
-        provenance={**drawn.meta.provenance, "like": like.plain()},
-    )
+
+
+def header_like(
+    like: Likeness, knobs: SyntheticKnobs, layer_map: tuple[int, ...] | None = None
+) -> dict[str, Any]:
+    """Return the fields of a header that say what a trace with these knobs is like."""
+    return {
+        "model": f"routing like {like.model}",
+        "layer_map": layer_map,
+        "provenance": {"knobs": asdict(knobs), "like": like.plain()},
+    }
 
 
 def _checked(

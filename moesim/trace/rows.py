@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,12 +19,15 @@ class Rows:
     shard (the usual case) is as fast as numpy itself. `np.asarray(rows)` loads everything.
     """
 
-    __slots__ = ("_shards", "_starts", "dtype", "shape")
+    __slots__ = ("_borders", "_shards", "_starts", "_stored", "dtype", "shape")
 
     def __init__(self, shards: Sequence[Array]) -> None:
-        self._shards = list(shards)
+        self._stored = list(shards)
+        # Plain views: each use of numpy's own type of a mapped file calls Python code.
+        self._shards = [np.asarray(shard) for shard in shards]
         sizes = [len(shard) for shard in shards]
         self._starts = np.concatenate(([0], np.cumsum(sizes))).astype(np.int64)
+        self._borders: list[int] = self._starts.tolist()
         self.shape: tuple[int, ...] = (int(self._starts[-1]), *shards[0].shape[1:])
         self.dtype = shards[0].dtype
 
@@ -48,6 +52,12 @@ class Rows:
         return taken.reshape(*rows.shape, *self.shape[1:])
 
     def _take(self, rows: npt.NDArray[np.int64]) -> Array:
+        if len(rows):
+            # The rows of a request follow each other, so they are mostly in one shard.
+            low, high = int(rows.min()), int(rows.max())
+            number = bisect_right(self._borders, low) - 1
+            if low >= 0 and number < len(self._shards) and high < self._borders[number + 1]:
+                return np.asarray(self._shards[number][rows - self._borders[number]])
         rows = np.where(rows < 0, rows + len(self), rows)
         out = np.empty((len(rows), *self.shape[1:]), self.dtype)
         # Shard by shard, so that each is read in one indexing operation.
@@ -63,4 +73,4 @@ class Rows:
 
     def pieces(self) -> list[tuple[int, Array]]:
         """Return (first row, shard) pairs, for one pass over all rows in bounded memory."""
-        return list(zip(self._starts[:-1].tolist(), self._shards, strict=True))
+        return list(zip(self._starts[:-1].tolist(), self._stored, strict=True))

@@ -50,6 +50,41 @@ class Arrivals:
     think_ns: Ints | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """The requests of a scenario before any run, so that several runs draw them once.
+
+    They were built for `scenario` and `trace`, and no run has served them.
+    """
+
+    scenario: Scenario
+    trace: Trace
+    requests: Sequence[Request]
+
+    def fits(self, scenario: Scenario, trace: Trace) -> bool:
+        """Return whether a scenario has these requests."""
+        ours = self.scenario
+        same = (ours.workload, ours.seed) == (scenario.workload, scenario.seed)
+        return same and trace is self.trace
+
+    def fresh(self) -> list[Request]:
+        """Return new requests for a run. They share the arrays of rows, which no run changes."""
+        return [
+            Request(
+                it.index,
+                arrival_ns=it.arrival_ns,
+                prompt_tokens=it.prompt_tokens,
+                output_tokens=it.output_tokens,
+                rows=it.rows,
+                domain=it.domain,
+                tiled_rows=it.tiled_rows,
+                cached_tokens=it.first_row_position,
+                think_ns=it.think_ns,
+            )
+            for it in self.requests
+        ]
+
+
 def build_workload(scenario: Scenario, trace: Trace) -> list[Request]:
     """Return the requests of a scenario in order of arrival.
 

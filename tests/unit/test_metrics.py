@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from workloads import plan_of, run_on, tiny_scenario, tiny_trace
 
+from moesim.results import metrics
 from moesim.results.metrics import latency_summary, time_summary
 from moesim.serving.request import Request
 from moesim.serving.totals import totals_of
@@ -32,3 +35,10 @@ def test_idle_time_is_what_no_step_takes() -> None:
     idle_s = time_summary(totals_of(outcome.ledger), outcome.now_ns)["idle_s"]
     assert idle_s == pytest.approx((outcome.now_ns - in_steps_ns) / 1e9)
     assert 0 < idle_s < outcome.now_ns / 1e9
+
+
+@settings(max_examples=60)
+@given(st.lists(st.lists(st.integers(0, 10**12), min_size=1, max_size=5).map(sorted), max_size=6))
+def test_gaps_of_all_requests_are_those_of_each(times: list[list[int]]) -> None:
+    expected = [gap for each in times for gap in np.diff(each).tolist()]
+    assert metrics._gaps(times).tolist() == expected

@@ -17,7 +17,7 @@ import pytest
 from run_directories import LAYERS, SKILL, run_directory
 
 from moesim.errors import OutputError
-from moesim.report import compare_runs, load_run, load_runs, plots_for_run
+from moesim.report import chart, compare_runs, load_run, load_runs, plots_for_run
 from moesim.report.capacity import hit_rate_against_capacity, metrics_against_capacity
 from moesim.report.chart import save_charts, write_csv
 from moesim.report.comparison import Comparison, _rounded
@@ -390,3 +390,14 @@ def test_sizes_of_the_cache_have_three_digits_while_they_stay_distinct() -> None
     assert _rounded([59.7292, 59.6604]) == ["59.73", "59.66"]
     assert _rounded([1234.5, 7.0]) == ["1230", "7"]
     assert _rounded([1.000001, 1.0000011]) == ["1", "1"], "equal but for the last bits"
+
+
+@pytest.mark.parametrize("letters", ["i", "W", "one WORD in a line, ", "§ and Ω "])
+@pytest.mark.parametrize("length", [1, 90, 400])
+def test_captions_are_cut_as_exact_extents_say(
+    letters: str, length: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caption = " ".join([letters * (1 + number % 7) for number in range(length)])[: 8 * length]
+    lines = chart._caption_lines(caption)
+    monkeypatch.setattr(chart, "_narrow", lambda path, room: path.get_extents().width <= room)
+    assert chart._caption_lines(caption) == lines

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from dataclasses import asdict, replace
 from math import sqrt
 from pathlib import Path
@@ -16,7 +17,7 @@ from tiny_traces import assert_same
 
 from moesim.errors import UsageError
 from moesim.simulate.curve import curve
-from moesim.trace import SyntheticKnobs, Trace, synthesize, validate_trace
+from moesim.trace import SyntheticKnobs, Trace, synthesize, validate_trace, write_synthetic
 
 # Choices that agree by chance are rare among 64 experts, so that shares measure the knobs.
 FLAT = SyntheticKnobs(
@@ -265,3 +266,64 @@ def test_any_knobs_give_a_trace_that_obeys_the_format(knobs: SyntheticKnobs) -> 
     assert trace.num_rows == knobs.requests * (knobs.prompt_tokens + knobs.output_tokens - 1)
     assert asdict(knobs) == trace.meta.provenance["knobs"]
     assert (trace.expert_ids[:] != trace.meta.unused).all()
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("depth", [0, 1])
+def test_a_trace_written_request_by_request_has_the_same_bytes(depth: int, tmp_path: Path) -> None:
+    knobs = replace(FLAT, requests=7, num_layers=3, stickiness=0.5, prediction_depth=depth)
+    header = {"model": "other", "layer_map": (1, 2, 5)}
+    synthesize(knobs).with_meta(**header).save(tmp_path / "whole")
+    counted: list[tuple[int, int]] = []
+    trace = write_synthetic(
+        tmp_path / "streamed", knobs, meta=header, progress=lambda *it: counted.append(it)
+    )
+    assert files_of(tmp_path / "streamed") == files_of(tmp_path / "whole")
+    assert trace.path == tmp_path / "streamed"
+    assert counted == [(number, 7) for number in range(1, 8)]
+
+
+def test_a_trace_is_written_in_the_memory_of_one_shard(tmp_path: Path) -> None:
+    # Eight shards of ids, and of weights of two bytes; a shard is held twice while it is written.
+    rows, shard_bytes = 8 * 65_536, 3 * 65_536
+    knobs = replace(FLAT, requests=rows // 512, prompt_tokens=512, output_tokens=1)
+    knobs = replace(knobs, num_layers=1, num_experts=2, top_k=1)
+    peaks: list[int] = []
+    tracemalloc.start()
+    try:
+        trace = write_synthetic(
+            tmp_path / "trace",
+            knobs,
+            progress=lambda done, total: peaks.append(tracemalloc.get_traced_memory()[1]),
+        )
+    finally:
+        tracemalloc.stop()
+    assert trace.num_rows == rows
+    assert peaks[-1] < 4 * shard_bytes
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"requests": 10**10}, "at most 10,000,000,000 are drawn"),
+        ({"requests": 1, "output_tokens": 10**8}, "in one request; .* more and shorter requests"),
+        ({"num_layers": 10**9}, "at most 10,000,000,000 are drawn"),
+        ({"requests": 10**9, "prediction_depth": 1}, "at most 100,000,000 are drawn"),
+        ({"top_k": 0}, "top_k must be at least 1"),
+    ],
+)
+def test_a_trace_too_large_to_write_is_refused_before_anything_is(
+    changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        write_synthetic(tmp_path / "trace", replace(FLAT, **changes))
+    assert not list(tmp_path.iterdir())
+
+
+def test_more_choices_than_fit_the_memory_may_be_written() -> None:
+    knobs = replace(FLAT, requests=10**4, num_layers=32, num_experts=64, top_k=8)
+    assert knobs.problem() is not None
+    assert knobs.problem(in_memory=False) is None

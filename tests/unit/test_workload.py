@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import math
 import os
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -24,7 +25,7 @@ from moesim.policies.view import View
 from moesim.scenario import Scenario
 from moesim.serving.request import Request
 from moesim.serving.step import Step
-from moesim.simulate import summarise
+from moesim.simulate import simulate, summarise
 from moesim.streams import stream
 from moesim.trace import Trace
 from moesim.workload import arrivals_csv
@@ -741,3 +742,37 @@ def test_the_random_eviction_of_another_seed_meets_other_arrivals_but_one_seed_i
     changes = {"cache": {"policy": "random", "slots": 8}}
     assert lives(**changes, seed=3) == lives(**changes, seed=3)
     assert lives(**changes, seed=3) != lives(**changes, seed=4)
+
+
+def test_a_plan_draws_its_requests_once_and_each_run_serves_new_ones() -> None:
+    plan = plan_of(
+        tiny_scenario(
+            workload={"requests": 5, "lengths": {"prompt": 7, "output": 3}, "cached_prefix": 2}
+        ),
+        tiny_trace(requests=3),
+    )
+    assert plan.workload is not None
+    first, second = simulate(plan).requests, simulate(plan).requests
+    for one, other, drawn in zip(first, second, plan.workload.requests, strict=True):
+        assert one is not other
+        assert one.rows is other.rows is drawn.rows
+        assert one.status == other.status == "finished"
+        assert drawn.status == "waiting"
+        assert not drawn.token_ns
+    again = build_workload(plan.scenario, plan.trace)
+    for one, drawn in zip(again, plan.workload.fresh(), strict=True):
+        for name in Request.__slots__:
+            assert np.array_equal(getattr(one, name, None), getattr(drawn, name, None)), name
+
+
+@pytest.mark.parametrize("changes", [{"seed": 9}, {"workload": {"requests": 2}}])
+def test_requests_that_were_drawn_for_another_workload_are_not_served(changes: Any) -> None:
+    trace = tiny_trace(requests=4)
+    plan = plan_of(tiny_scenario(), trace)
+    other = plan_of(tiny_scenario(**changes), trace)
+    assert plan.workload is not None
+    assert plan.workload.fits(plan.scenario, trace)
+    assert not plan.workload.fits(other.scenario, trace)
+    assert not plan.workload.fits(plan.scenario, tiny_trace(requests=4))
+    served = simulate(replace(plan, scenario=other.scenario)).requests
+    assert len(served) == len(simulate(other).requests)
