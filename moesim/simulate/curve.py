@@ -274,7 +274,7 @@ class _Replay:
         steps = np.unique(slots)
         # By depth: how many of the capacities are too small.
         too_small = np.searchsorted(steps, np.arange(accesses.num_keys + 1), side="right")
-        column = too_small[np.minimum(depths, accesses.num_keys)]
+        column = too_small[depths]
         if self._requests > 1:
             column += np.asarray(accesses.owners) * (len(steps) + 1)
         counts = np.bincount(column, minlength=self._requests * (len(steps) + 1))

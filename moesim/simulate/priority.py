@@ -16,9 +16,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from itertools import pairwise
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -67,16 +66,17 @@ def priority_depths(
 ) -> list[Ints] | None:
     """Return the stack depth of each access of each cache; `deepest` where it is deeper or new.
 
-    `compiled` chooses the way; by default it is the faster one of those installed. Return None
-    where numpy cannot rank: the policy scales its fading counts down, which rounds them.
+    `compiled` asks for the compiled loop or refuses it; by default it runs where it is faster. It
+    is never used if numba is missing. Return None where numpy cannot rank: the policy scales its
+    fading counts down, which rounds them.
     """
     scaled = any(_rescales(each, ranking) for each in caches)
-    if compiled is None:
-        compiled = _installed() and (scaled or _pays(caches, deepest))
-    if scaled and not compiled:
+    wanted = scaled or _pays(caches, deepest) if compiled is None else compiled
+    loop = _compiled_loop() if wanted else None
+    if loop is not None:
+        return list(_one_by_one(loop, caches, ranking, deepest, told))
+    if scaled:
         return None
-    if compiled:
-        return list(_one_by_one(caches, ranking, deepest, told))
     depths: list[Ints] = []
     for group in _groups(caches):
         depths += _Cascade(group, ranking, deepest).depths(_part(told, len(depths), len(group)))
@@ -88,8 +88,13 @@ def _part(told: Told | None, done: int, caches: int) -> Callable[[float], None] 
     return None if told is None else lambda share: told(done + int(share * caches))
 
 
-def _installed() -> bool:
-    return "numba" in sys.modules or find_spec("numba") is not None
+def _compiled_loop() -> Any:
+    """Return the compiled loop, or None where numba is missing or does not fit."""
+    try:
+        from moesim.simulate.compiled_stack import stack_depths
+    except (ImportError, OSError):  # numba refuses a numpy that is newer than itself
+        return None
+    return stack_depths
 
 
 def _pays(caches: Sequence[Accesses], deepest: int) -> bool:
@@ -109,15 +114,13 @@ def _rescales(accesses: Accesses, ranking: Ranking) -> bool:
 
 
 def _one_by_one(
-    caches: Sequence[Accesses], ranking: Ranking, deepest: int, told: Told | None
+    loop: Any, caches: Sequence[Accesses], ranking: Ranking, deepest: int, told: Told | None
 ) -> Iterator[Ints]:
-    from moesim.simulate.compiled_stack import stack_depths
-
     for number, each in enumerate(caches):
         keys = each.keys.astype(np.int64)
         following = _events_of(each, _following(each))
         decay = 0.0 if ranking.decay is None else ranking.decay
-        yield stack_depths(
+        yield loop(
             keys, each.starts, following, decay, each.num_keys, min(deepest, each.num_keys), deepest
         )
         if told is not None:

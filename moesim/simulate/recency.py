@@ -24,7 +24,7 @@ Ints = npt.NDArray[Any]
 
 _MOST_COMPARED: Final = 512
 """Keys up to which comparing is faster than counting."""
-_CHUNK: Final = 2**19
+_CHUNK: Final = 2**20
 """Last uses (keys x events) that are compared at once: they fit into a processor's cache."""
 
 
@@ -60,16 +60,22 @@ def _chunk_depths(keys: Ints, starts: npt.NDArray[np.int64], ages: Ints) -> tupl
     # Times are small, and small integers are compared many at once.
     kind = np.int16 if num_keys + len(keys) < 2**15 - 1 else np.int32
     last_ET, before = _last_uses(keys, event, num_events, ages, kind)
-    place = np.arange(len(keys)) - np.repeat(starts[:-1], sizes)
-    own_WT = np.zeros((width, num_events), kind)
-    own_WT[place, event] = before
+    if len(keys) == width * num_events:  # all events have the same size
+        own_WT = np.ascontiguousarray(before.reshape(num_events, width).T)
+    else:
+        place = np.arange(len(keys)) - np.repeat(starts[:-1], sizes)
+        own_WT = np.zeros((width, num_events), kind)
+        own_WT[place, event] = before
     depth_WT = np.zeros((width, num_events), np.uint8 if num_keys < 256 else np.uint16)
     later_WT = np.empty((width, num_events), np.bool_)
     for last_T in last_ET[:, :num_events]:
         np.greater(last_T, own_WT, out=later_WT)
         np.add(depth_WT, later_WT, out=depth_WT)
-    depths = depth_WT[place, event].astype(np.uint16)
-    depths[before == 0] = num_keys
+    depth_WT[own_WT == 0] = num_keys
+    if len(keys) == width * num_events:
+        depths = depth_WT.T.reshape(-1)
+    else:
+        depths = depth_WT[place, event]
     after = last_ET[:, num_events]
     ranks = np.empty(num_keys, np.int64)
     ranks[np.argsort(after, kind="stable")] = np.arange(1, num_keys + 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -56,7 +57,7 @@ def recency_by_hand(unions: Unions) -> list[int]:
     return depths
 
 
-@given(unions=unions_of_a_cache, chunk=st.sampled_from([1, 3 * KEYS, 2**19]))
+@given(unions=unions_of_a_cache, chunk=st.sampled_from([1, 3 * KEYS, 2**20]))
 def test_depths_of_lru_are_places_in_a_list_by_last_use(unions: Unions, chunk: int) -> None:
     accesses, expected = from_unions(unions, range(KEYS)), recency_by_hand(unions)
     with pytest.MonkeyPatch.context() as patch:
@@ -146,7 +147,8 @@ def test_counts_that_were_scaled_down_rank_as_those_of_the_policy(
     compiled: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     needs_numba(compiled)
-    monkeypatch.setattr(priority, "_installed", lambda: compiled)
+    if not compiled:
+        monkeypatch.setattr(priority, "_compiled_loop", lambda: None)
     trace, policy = steep_trace(), ("lfu_decay", {"decay": 0.2})
     accesses = cache_accesses(trace, "per_layer", 1, "atomic")
     assert (priority_depths(accesses, Ranking(0.2), 6) is None) is not compiled
@@ -161,13 +163,18 @@ def test_a_curve_without_numba_is_that_with_numba(monkeypatch: pytest.MonkeyPatc
     policies = ["lru", "lfu", "lfu_decay", "static", "min"]
     monkeypatch.setattr(priority, "_pays", lambda *_: True)
     compiled = curve(tiny_trace(), policies)
-    monkeypatch.setattr(priority, "_installed", lambda: False)
+    monkeypatch.setattr(priority, "_compiled_loop", lambda: None)
     assert curve(tiny_trace(), policies) == compiled
 
 
-def test_a_short_replay_does_not_load_numba(monkeypatch: pytest.MonkeyPatch) -> None:
-    import sys
+def test_a_numba_that_cannot_be_loaded_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "moesim.simulate.compiled_stack", None)
+    assert priority._compiled_loop() is None
+    assert priority._pays([], 5)  # as if it was loaded before
+    assert curve(tiny_trace(), ["min"])["min"][5] > 0
 
+
+def test_a_short_replay_does_not_load_numba(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "moesim.simulate.compiled_stack", raising=False)
     short = cache_accesses(tiny_trace(), "per_layer", 1, "atomic")
     assert not priority._pays(short, 5)
