@@ -60,7 +60,8 @@ def _chunk_depths(keys: Ints, starts: npt.NDArray[np.int64], ages: Ints) -> tupl
     # Times are small, and small integers are compared many at once.
     kind = np.int16 if num_keys + len(keys) < 2**15 - 1 else np.int32
     last_ET, before = _last_uses(keys, event, num_events, ages, kind)
-    if len(keys) == width * num_events:  # all events have the same size
+    equal = len(keys) == width * num_events  # all events have the same size
+    if equal:
         own_WT = np.ascontiguousarray(before.reshape(num_events, width).T)
     else:
         place = np.arange(len(keys)) - np.repeat(starts[:-1], sizes)
@@ -72,10 +73,7 @@ def _chunk_depths(keys: Ints, starts: npt.NDArray[np.int64], ages: Ints) -> tupl
         np.greater(last_T, own_WT, out=later_WT)
         np.add(depth_WT, later_WT, out=depth_WT)
     depth_WT[own_WT == 0] = num_keys
-    if len(keys) == width * num_events:
-        depths = depth_WT.T.reshape(-1)
-    else:
-        depths = depth_WT[place, event]
+    depths = depth_WT.T.reshape(-1) if equal else depth_WT[place, event]
     after = last_ET[:, num_events]
     ranks = np.empty(num_keys, np.int64)
     ranks[np.argsort(after, kind="stable")] = np.arange(1, num_keys + 1)
