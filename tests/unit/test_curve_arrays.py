@@ -136,10 +136,10 @@ def test_caches_are_taken_in_groups_that_memory_has_room_for(
     assert told[-1] == len(caches)
 
 
-def steep_trace() -> Trace:
-    """Return a trace of more events than a count that fades fast can take without scaling."""
-    ids = np.random.default_rng(5).integers(0, 6, (400, 1, 1))
-    return Trace.from_arrays(expert_ids=ids, seq_len=[400], num_experts=6)
+def long_trace() -> Trace:
+    """Return a trace so long that weights of uses that grow by 1/0.9 an event would overflow."""
+    ids = np.random.default_rng(5).zipf(1.4, (8000, 1, 1)) % 6
+    return Trace.from_arrays(expert_ids=ids, seq_len=[8000], num_experts=6)
 
 
 @compiled_or_not
@@ -149,9 +149,9 @@ def test_counts_that_were_scaled_down_rank_as_those_of_the_policy(
     needs_numba(compiled)
     if not compiled:
         monkeypatch.setattr(priority, "_compiled_loop", lambda: None)
-    trace, policy = steep_trace(), ("lfu_decay", {"decay": 0.2})
+    trace, policy = long_trace(), ("lfu_decay", {"decay": 0.9})
     accesses = cache_accesses(trace, "per_layer", 1, "atomic")
-    assert (priority_depths(accesses, Ranking(0.2), 6) is None) is not compiled
+    assert (priority_depths(accesses, Ranking(0.9), 6) is None) is not compiled
     found = curve(trace, [policy])["lfu_decay"]
     monkeypatch.setattr("moesim.simulate.curve.array_depths", lambda *_: None)
     monkeypatch.setattr("moesim.simulate.curve._REPLAYS_PER_STACK_PASS", 0)
