@@ -42,7 +42,7 @@ def stack_depths(
     `following`: the event of each access's next use, which is its rank if `decay` is 0. Otherwise
     the rank is minus the count of uses, which fades by `decay` per event; ties go to the later use.
     """
-    depths = np.full(len(keys), new, np.int64)
+    depths = np.full(len(keys), new, np.int32)
     rank, tie = np.zeros(num_keys), np.zeros(num_keys, np.int64)
     stack, height = np.zeros(levels, np.int64), 0
     wanted = np.full(num_keys, -1, np.int64)  # the access of this event that wants a key

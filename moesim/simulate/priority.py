@@ -26,7 +26,7 @@ from moesim.simulate.accesses import Accesses
 
 __all__ = ["Ranking", "counted_uses", "next_use", "priority_depths"]
 
-Ints = npt.NDArray[np.int64]
+Ints = npt.NDArray[Any]
 Told = Callable[[int], None]
 """`told(done)`: the caches that are done, from 0 to all."""
 
@@ -215,7 +215,7 @@ class _Cascade:
 
     def depths(self, told: Callable[[float], None] | None) -> list[Ints]:
         """Return the depths of the accesses of each cache."""
-        depths = np.full(self.void, self._deepest, np.int64)
+        depths = np.full(self.void, self._deepest, np.int32)
         ranks, levels = self._hits(told)
         depths[self._next[ranks]] = levels
         ends = np.cumsum([len(each.keys) for each in self._caches])

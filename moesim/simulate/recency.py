@@ -24,6 +24,8 @@ Ints = npt.NDArray[Any]
 
 _MOST_COMPARED: Final = 512
 """Keys up to which comparing is faster than counting."""
+_COUNTED: Final = 2**16
+"""Accesses that are counted at once."""
 _CHUNK: Final = 2**20
 """Last uses (keys x events) that are compared at once: they fit into a processor's cache."""
 
@@ -108,19 +110,43 @@ def _last_uses(
 
 
 def _counted(accesses: Accesses) -> Ints:
-    keys, starts = accesses.keys, accesses.starts
+    keys, starts, num_keys = accesses.keys, accesses.starts, accesses.num_keys
+    depths = np.empty(len(keys), np.int32)
+    recent = keys[:0]  # the keys that were used, from the oldest last use
+    first = 0
+    while first < accesses.num_events:
+        # At least one event, and others as long as they fit.
+        end = int(np.searchsorted(starts, starts[first] + _COUNTED, side="right")) - 1
+        bounds = starts[first : max(first + 1, end) + 1]
+        chunk = slice(bounds[0], bounds[-1])
+        # What was used before stands in front, each use as an event of its own.
+        before = len(recent)
+        own_keys = np.concatenate([recent, keys[chunk]])
+        own_starts = np.concatenate([np.arange(before), bounds - bounds[0] + before])
+        depths[chunk] = _count_distinct(own_keys, own_starts, num_keys)[before:]
+        last = np.full(num_keys, -1, np.int64)
+        last[own_keys] = np.arange(len(own_keys))
+        used = np.flatnonzero(last >= 0)
+        recent = used[np.argsort(last[used])].astype(keys.dtype)
+        first += len(bounds) - 1
+    return depths
+
+
+def _count_distinct(keys: Ints, starts: npt.NDArray[np.int64], num_keys: int) -> Ints:
+    """Return the distinct keys between each access and its key's last one, `num_keys` for none."""
     order = np.argsort(keys, kind="stable")
     again = keys[order[1:]] == keys[order[:-1]]
     last = np.full(len(keys), -1, np.int64)
     last[order[1:][again]] = order[:-1][again]
     hits = np.flatnonzero(last >= 0)
-    event, last = accesses.events()[hits], last[hits]
+    sizes = np.diff(starts)
+    event, last = np.repeat(np.arange(len(sizes)), sizes)[hits], last[hits]
     repeated = _larger_before(last)
     # Uses of this very event do not count, because all its keys are looked up together.
-    for gap in range(1, int(np.diff(starts).max(initial=0))):
+    for gap in range(1, int(sizes.max(initial=0))):
         together = (event[gap:] == event[:-gap]) & (last[:-gap] > last[gap:])
         repeated[gap:] -= together
-    depths = np.full(len(keys), accesses.num_keys, np.int64)
+    depths = np.full(len(keys), num_keys, np.int64)
     depths[hits] = starts[event] - 1 - last - repeated
     return depths
 

@@ -63,6 +63,7 @@ def test_depths_of_lru_are_places_in_a_list_by_last_use(unions: Unions, chunk: i
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(recency, "_CHUNK", chunk)
         assert recency.recency_depths(accesses).tolist() == expected
+        patch.setattr(recency, "_COUNTED", chunk)
         patch.setattr(recency, "_MOST_COMPARED", 0)
         assert recency.recency_depths(accesses).tolist() == expected
 
@@ -74,6 +75,7 @@ def test_both_ways_to_the_depths_of_lru_agree_on_real_routing(
     found = recency.recency_depths(accesses)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(recency, "_MOST_COMPARED", 0)
+        patch.setattr(recency, "_COUNTED", 10_000)
         assert (recency.recency_depths(accesses) == found).all()
 
 
