@@ -10,94 +10,61 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from heapq import heapify, heappop, heappushpop
-from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from moesim.errors import PolicyViolation, UsageError
 from moesim.policies import Key, View, parse_options
 from moesim.policies.blame import blamed
-from moesim.policies.eviction.base import CacheContext, Eviction, Ranked
-from moesim.policies.guard import find_policy, inputs_of, make_eviction, without_foresight
+from moesim.policies.eviction import LRU
+from moesim.policies.eviction.base import Eviction
+from moesim.policies.guard import find_policy, inputs_of, make_eviction
 from moesim.progress import Progress
+from moesim.simulate.accesses import Accesses, Scope, cache_accesses, lock_step
+from moesim.simulate.popularity import (
+    Popularity,
+    part_popularity,
+    popularity_of,
+    trace_popularity,
+)
+from moesim.simulate.stack import Told, array_depths, stack_hits, walked_depths
+from moesim.simulate.streams import Stream, Streams, Union, cache_context, event_streams
 from moesim.trace.health import check_shard
 
 if TYPE_CHECKING:
-    from moesim.serving.routing import TraceRouting
     from moesim.trace import Trace
 
-Union = Sequence[Key]
+__all__ = [
+    "CurveHits", "Scope", "Stream", "curve", "curve_hits", "event_streams", "lock_step",
+    "part_popularity", "replay_hits", "replay_views", "stack_hits", "trace_popularity",
+]  # fmt: skip
+
+Ints = npt.NDArray[np.int64]
+
 # A pass over the stack walks down many keys, a replay does not. So few capacities of a large cache
 # are cheaper to replay.
 _REPLAYS_PER_STACK_PASS = 64
-Scope = Literal["per_layer", "global"]
 
 
 @dataclass(frozen=True, slots=True)
-class Stream:
-    """The layer events of one cache, in order, and the keys that may occur in them.
+class CurveHits:
+    """What each policy hits at each capacity, by request.
 
-    `rows` are the trace rows of each event, of which `routing` knows the scores and `owners` the
-    requests. Sequential replay has other events, to which they do not apply.
+    `capacities`: slots per layer. `hits[policy]`: int64 (requests, capacities). `accesses`: int64
+    (requests,). An access that several requests of a step share belongs to the first. Without
+    requests apart, all of them are one row. `rows`: the rows of each request, int64 (requests,).
     """
 
-    unions: Sequence[Union]
-    universe: Sequence[Key]
-    seed: int
-    shape: tuple[int, int] | None = None  # layers and experts, which a profile must share
-    rows: Sequence[Sequence[int]] = ()
-    routing: TraceRouting | None = None
-    owners: Sequence[int] = ()
+    capacities: tuple[int, ...]
+    hits: Mapping[str, Ints]
+    accesses: Ints
+    rows: Ints
 
-    def views(self, scored: bool, owned: bool = False) -> Iterator[View]:
-        """Yield the view of each event; with `scored`, it shows the router's scores.
-
-        With `owned`, it shows the requests that are served.
-        """
-        experts = 0 if self.shape is None else self.shape[1]
-        for number, union in enumerate(self.unions):
-            layer = union[0] // experts if experts and union else 0
-            if scored and self.routing is not None:
-                yield _ScoredView(layer, union, self.routing, self.rows[number])
-            elif owned and self.owners:
-                requests = dict.fromkeys(self.owners[row] for row in self.rows[number])
-                yield _OwnedView(layer, union, tuple(requests))
-            else:
-                yield View(layer, union)
-
-
-class _ScoredView(View):
-    """The view of one event, with the scores that a trace records of its rows."""
-
-    __slots__ = ("_routing", "_rows")
-
-    def __init__(self, layer: int, union: Union, routing: TraceRouting, rows: Sequence[int]):
-        super().__init__(layer, union)
-        self._routing = routing
-        self._rows = np.array(rows, np.int64)
-
-    def gate_weights(self) -> tuple[float, ...]:
-        return self._routing.gate_weights(self._rows, self.layer, self.union)
-
-    def probabilities(self) -> tuple[float, ...]:
-        return self._routing.probabilities(self._rows, self.layer)
-
-
-class _OwnedView(View):
-    """The view of one event, with the requests that are served."""
-
-    __slots__ = ("_requests",)
-
-    def __init__(self, layer: int, union: Union, requests: Sequence[int]):
-        super().__init__(layer, union)
-        self._requests = requests
-
-    @property
-    def requests(self) -> Sequence[int]:
-        return self._requests
+    def rates(self, policy: str) -> npt.NDArray[np.float64]:
+        """Return the hit rate at each capacity, over all requests, (capacities,)."""
+        return np.asarray(self.hits[policy].sum(axis=0) / self.accesses.sum(), np.float64)
 
 
 def curve(
@@ -124,17 +91,47 @@ def curve(
         TraceError: the trace holds ids that no trace may hold.
         PolicyViolation: a policy keeps more keys than its capacity.
     """
+    found = curve_hits(
+        trace, policies, scope=scope, capacities=capacities, batch=batch, replay=replay,
+        admission=admission, seed=seed, progress=progress,
+    )  # fmt: skip
+    return {
+        name: dict(zip(found.capacities, found.rates(name).tolist(), strict=True))
+        for name in found.hits
+    }
+
+
+def curve_hits(
+    trace: Trace,
+    policies: Sequence[str | tuple[str, Mapping[str, Any]]],
+    *,
+    scope: Scope = "per_layer",
+    capacities: Iterable[int] | None = None,
+    batch: int = 1,
+    replay: Literal["atomic", "sequential"] = "atomic",
+    admission: str = "bypass",
+    seed: int = 0,
+    by_request: bool = False,
+    progress: Progress | None = None,
+) -> CurveHits:
+    """Return the hits of each policy at each capacity; with `by_request`, of each request apart.
+
+    Arguments and errors are those of `curve`.
+    """
     sizes = list(capacities) if capacities is not None else list(range(1, trace.num_experts + 1))
     _check_arguments(sizes, trace.num_experts, batch, admission, seed)
     # Loading a trace checks no ids, because that would read all of them. Here all are read anyway.
     for first_row, shard in trace.expert_ids.pieces():
         check_shard(trace.meta, "expert_ids", shard, file=str(trace.path), first_row=first_row)
-    streams = list(event_streams(trace, scope, batch, replay, seed))
+    caches = cache_accesses(trace, scope, batch, replay, owned=by_request)
     slots = [c if scope == "per_layer" else c * trace.num_layers for c in sizes]
-    accesses = sum(len(union) for stream in streams for union in stream.unions)
-    if not accesses:
+    requests = trace.num_requests if by_request else 1
+    accesses = sum(_counted(each.owners, len(each.keys), requests) for each in caches)
+    if not np.sum(accesses):
         raise UsageError("no row of the trace uses any expert, so it has no hit rate")
-    result = {}
+    streams = Streams(trace, scope, batch, replay, seed, caches)
+    replaying = _Replay(caches, streams, slots, admission, requests)
+    hits = {}
     for entry in policies:
         name, options = (entry, {}) if isinstance(entry, str) else entry
         policy = find_policy("eviction", name)
@@ -146,15 +143,28 @@ def curve(
             )
         if policy.needs_scores:
             _check_scores(name, trace, replay)
-        hits = np.zeros(len(slots), np.int64)
-        for done, stream in enumerate(streams):
-            if progress is not None:
-                progress(name, done, len(streams))
-            hits += _hits(policy, parsed, stream, slots, admission)
-        if progress is not None:
-            progress(name, len(streams), len(streams))
-        result[name] = {c: int(h) / accesses for c, h in zip(sizes, hits, strict=True)}
-    return result
+        hits[name] = replaying.hits(policy, parsed, _teller(name, len(caches), progress))
+    rows = trace.requests["num_rows"]
+    return CurveHits(
+        tuple(sizes), hits, np.asarray(accesses, np.int64),
+        np.asarray(rows if by_request else [rows.sum()], np.int64),
+    )  # fmt: skip
+
+
+def _teller(name: str, total: int, progress: Progress | None) -> Told:
+    """Return a function that reports each number of caches that are done, from 0 on, once."""
+    if progress is None:
+        return None
+    progress(name, 0, total)
+    said = 0
+
+    def told(done: int) -> None:
+        nonlocal said
+        while said < done:
+            said += 1
+            progress(name, said, total)
+
+    return told
 
 
 def _check_scores(name: str, trace: Trace, replay: str) -> None:
@@ -202,11 +212,15 @@ def replay_views(policy: Eviction, views: Iterable[View]) -> int:
     Raises:
         PolicyViolation: the policy keeps more keys than its capacity.
     """
+    return sum(map(sum, _outcomes(policy, views)))
+
+
+def _outcomes(policy: Eviction, views: Iterable[View]) -> Iterator[list[bool]]:
+    """Yield for each event which of its keys hit."""
     resident: set[Key] = set(policy.preload())
-    hits = 0
     for view in views:
         union = view.union
-        hits += sum(key in resident for key in union)
+        yield [key in resident for key in union]
         leavers = policy.decide(view)
         # In this order, because a bypassed key enters and leaves within the event.
         resident.update(union)
@@ -216,210 +230,82 @@ def replay_views(policy: Eviction, views: Iterable[View]) -> int:
         if held > policy.capacity:
             unit = "keys" if sizes is None else "bytes"
             raise PolicyViolation(policy.name, union, f"keeps more than {policy.capacity} {unit}")
-    return hits
 
 
-def _hits(
-    policy: type[Eviction], options: Any, stream: Stream, slots: Sequence[int], admission: str
-) -> np.ndarray[Any, np.dtype[np.int64]]:
-    worth_it = len(slots) * _REPLAYS_PER_STACK_PASS >= len(stream.universe)
-    # Only a class that says so itself: one that inherits from it may decide otherwise.
-    if vars(policy).get("stack", False) and admission == "bypass" and worth_it:
-        deepest = len(stream.universe)  # more slots than keys are of no use
-        with blamed(policy, "observe"):
-            by_capacity = stack_hits(policy, options, stream, min(deepest, max(slots)))
-        return np.array([by_capacity[min(deepest, c)] for c in slots])
-    hits = []
-    for capacity in slots:
-        cache = make_eviction(policy, _context(stream, capacity, admission), options)
-        hits.append(replay_views(cache, stream.views(policy.needs_scores, policy.sees_requests)))
-    return np.array(hits)
+class _Replay:
+    """The caches of a curve, and the capacities at which policies are replayed over them."""
 
+    def __init__(
+        self, caches: Sequence[Accesses], streams: Streams, slots: Sequence[int], admission: str,
+        requests: int,
+    ) -> None:  # fmt: skip
+        self._caches, self._streams, self._slots = caches, streams, slots
+        self._admission, self._requests = admission, requests
 
-def _context(stream: Stream, capacity: int, admission: str) -> CacheContext:
-    def popularity(profile: Path | None) -> dict[Key, int]:
-        if profile is not None:
-            from moesim.trace import load_trace
-
-            profile_trace = load_trace(profile)
-            layers, experts = profile_trace.num_layers, profile_trace.num_experts
-            if stream.shape is not None and stream.shape != (layers, experts):
-                raise UsageError(
-                    f"the profile {str(profile)!r} has {layers} layers of {experts} experts, but "
-                    f"the trace has {stream.shape[0]} layers of {stream.shape[1]}; name a profile "
-                    "of the same model"
-                )
-            return trace_popularity(profile_trace)
-        # Without a profile the policy learns on the stream itself, which is hindsight.
-        counts: dict[Key, int] = {}
-        for union in stream.unions:
-            for key in union:
-                counts[key] = counts.get(key, 0) + 1
-        return counts
-
-    return CacheContext(
-        capacity=capacity,
-        universe=stream.universe,
-        admission=admission,
-        # One generator per capacity: hits at one do not depend on which others are replayed.
-        rng=np.random.default_rng(np.random.SeedSequence(stream.seed, spawn_key=(capacity,))),
-        popularity=popularity,
-        future=stream.unions,
-        experts_per_layer=0 if stream.shape is None else stream.shape[1],
-        top_k=0 if stream.routing is None else stream.routing.top_k,
-    )
-
-
-def part_popularity(trace: Trace, part: Sequence[float]) -> dict[Key, int]:
-    """Return how many rows of a part of a trace's requests use each key."""
-    from moesim.simulate.lessons import lessons_of
-
-    ids_BLK = lessons_of(trace, (part[0], part[1])).ids
-    keys_BLK = ids_BLK + (np.arange(trace.num_layers) * trace.num_experts)[:, None]
-    keys = trace.num_layers * trace.num_experts
-    return dict(enumerate(np.bincount(keys_BLK[ids_BLK >= 0], minlength=keys).tolist()))
-
-
-def trace_popularity(trace: Trace) -> dict[Key, int]:
-    """Return how many rows of a trace use each key (layer × experts + expert)."""
-    counts = np.zeros(trace.num_layers * trace.num_experts, np.int64)
-    base = np.arange(trace.num_layers)[None, :, None] * trace.num_experts
-    for _, shard in trace.expert_ids.pieces():
-        ids = np.asarray(shard)
-        used = ids != trace.meta.unused
-        counts += np.bincount((ids + base)[used], minlength=len(counts))
-    return dict(enumerate(counts.tolist()))
-
-
-def stack_hits(policy: type[Eviction], options: Any, stream: Stream, deepest: int) -> list[int]:
-    """Return the hits at every capacity from 0 to `deepest`, in one pass.
-
-    The first c keys of the stack are those that a cache of c slots holds. Walking down, level c
-    adds one key to the candidates (residents of c ∪ union). The best candidate left takes level c.
-    """
-    # LRU's stack is the order of last use, which needs no ranks.
-    if policy.name == "lru":
-        depths = _recency_depths(stream)
-    else:
-        context = _context(stream, len(stream.universe), "bypass")
-        full = policy(without_foresight(policy, context), options)
-        depths = _rank_depths(full, stream) if isinstance(full, Ranked) else _fixed(full, stream)
-    counts = np.bincount(np.fromiter(depths, np.int64), minlength=deepest + 1)
-    return [0, *np.cumsum(counts)[:deepest].tolist()]
-
-
-def _recency_depths(stream: Stream) -> Iterator[int]:
-    """Yield the stack depth of each use under LRU; first uses have none."""
-    stack: list[Key] = []
-    used: set[Key] = set()
-    for union in stream.unions:
-        depths = [stack.index(key) for key in union if key in used]
-        yield from depths
-        # From the deepest, so that a deletion moves none of the depths still to delete.
-        for depth in sorted(depths, reverse=True):
-            del stack[depth]
-        stack[:0] = union[::-1]  # within an event, the last key counts as used last
-        used.update(union)
-
-
-def _fixed(policy: Eviction, stream: Stream) -> Iterator[int]:
-    """Return the stack depth of each use under a policy that keeps the keys it starts with."""
-    # Its `preload` lists the best key first, so c slots hold the first c keys.
-    depth = {key: place for place, key in enumerate(policy.preload())}
-    return (depth[key] for union in stream.unions for key in union)
-
-
-def _rank_depths(policy: Ranked, stream: Stream) -> Iterator[int]:
-    """Yield the stack depth of each use under a policy whose ranks do not depend on capacity."""
-    stack: list[Key] = []
-    for union in stream.unions:
-        policy.observe(View(0, union))
-        rank = policy.rank  # again, because a policy may replace its ranks when it observes
-        left = [(rank[key], key) for key in union]
-        heapify(left)
-        wanted = set(union)
-        for depth, key in enumerate(stack):
-            if key in wanted:
-                yield depth
-                stack[depth] = heappop(left)[1]
-                if not left:
-                    break
+    def hits(self, policy: type[Eviction], options: Any, told: Told) -> Ints:
+        """Return the hits of all caches together, (requests, capacities)."""
+        # Only a class that says so itself: one that inherits from it may decide otherwise.
+        stack = vars(policy).get("stack", False) and self._admission == "bypass"
+        most_keys = max(each.num_keys for each in self._caches)
+        worth_it = len(self._slots) * _REPLAYS_PER_STACK_PASS >= most_keys
+        depths = None
+        # LRU admits every key, so it has one stack for both admissions.
+        if stack or policy is LRU:
+            deepest = min(max(self._slots), most_keys)
+            depths = array_depths(policy, options, self._caches, deepest, self._popularity, told)
+        total = np.zeros((self._requests, len(self._slots)), np.int64)
+        for number, accesses in enumerate(self._caches):
+            if depths is not None:
+                total += self._above(accesses, depths[number])
+            elif stack and worth_it:
+                with blamed(policy, "observe"):
+                    walked = walked_depths(policy, options, self._streams[number])
+                    total += self._above(accesses, np.fromiter(walked, np.int64))
             else:
-                stack[depth] = heappushpop(left, (rank[key], key))[1]
-        while left:
-            stack.append(heappop(left)[1])
+                total += self._replayed(policy, options, number)
+            if told is not None:
+                told(number + 1)
+        return total
+
+    def _above(self, accesses: Accesses, depths: npt.NDArray[Any]) -> Ints:
+        """Return the hits of a cache whose accesses have these stack depths."""
+        # More slots than keys are of no use.
+        slots = np.minimum(self._slots, accesses.num_keys)
+        steps = np.unique(slots)
+        # By depth: how many of the capacities are too small.
+        too_small = np.searchsorted(steps, np.arange(accesses.num_keys + 1), side="right")
+        column = too_small[depths]
+        if self._requests > 1:
+            column += np.asarray(accesses.owners) * (len(steps) + 1)
+        counts = np.bincount(column, minlength=self._requests * (len(steps) + 1))
+        hits = counts.reshape(self._requests, -1).cumsum(axis=1)
+        return np.asarray(hits[:, np.searchsorted(steps, slots)], np.int64)
+
+    def _replayed(self, policy: type[Eviction], options: Any, number: int) -> Ints:
+        """Return the hits of a cache, replayed at each capacity."""
+        accesses, stream = self._caches[number], self._streams[number]
+        owners = accesses.owners if self._requests > 1 else None
+        columns = []
+        for capacity in self._slots:
+            cache = make_eviction(policy, cache_context(stream, capacity, self._admission), options)
+            outcomes = _outcomes(cache, stream.views(policy.needs_scores, policy.sees_requests))
+            if owners is None:
+                columns.append(np.array([sum(map(sum, outcomes))]))
+                continue
+            hit = np.fromiter((each for event in outcomes for each in event), np.bool_)
+            columns.append(np.bincount(owners[hit], minlength=self._requests))
+        return np.stack(columns, axis=1)
+
+    def _popularity(self, accesses: Accesses) -> Popularity:
+        def counts() -> dict[Key, int]:
+            uses = np.bincount(accesses.keys, minlength=accesses.num_keys)
+            return dict(enumerate(uses.tolist(), start=accesses.first_key))
+
+        return popularity_of(self._streams.shape, counts)
 
 
-def event_streams(
-    trace: Trace, scope: Scope, batch: int, replay: str, seed: int
-) -> Iterator[Stream]:
-    """Yield the events of each cache. Raise `UsageError` for a scope or replay that is none."""
-    from moesim.serving.routing import TraceRouting  # slow to import
-
-    unused, experts, routing = trace.meta.unused, trace.num_experts, TraceRouting(trace)
-    order = lock_step(trace, batch)
-    layers = []
-    for layer in range(trace.num_layers):
-        base = layer * experts
-        ids = np.asarray(trace.expert_ids[:])[:, layer].astype(np.int64)
-        ids = np.where(ids == unused, -1, ids + base)
-        rows = ids.tolist()
-        if batch == 1 and not (ids < 0).any():
-            layers.append([rows[step[0]] for step in order])
-        else:
-            layers.append(
-                [
-                    [key for key in dict.fromkeys(k for row in step for k in rows[row]) if key >= 0]
-                    for step in order
-                ]
-            )
-    if scope == "per_layer":
-        groups = [
-            (unions, range(i * experts, (i + 1) * experts)) for i, unions in enumerate(layers)
-        ]
-        rows = order
-    elif scope == "global":
-        every = [union for step in zip(*layers, strict=True) for union in step]
-        groups = [(every, range(trace.num_layers * experts))]
-        rows = [step for step in order for _ in layers]
-    else:
-        raise UsageError(f"scope must be per_layer or global, not {scope!r}")
-    lengths = [each.stop - each.start for each in map(trace.slice, range(trace.num_requests))]
-    owners = np.repeat(np.arange(trace.num_requests), lengths).tolist()
-    for number, (unions, universe) in enumerate(groups):
-        if replay == "sequential":
-            unions, owners = [[key] for union in unions for key in union], []
-        elif replay != "atomic":
-            raise UsageError(f"replay must be atomic or sequential, not {replay!r}")
-        shape = trace.num_layers, experts
-        yield Stream(unions, universe, seed * 100_003 + number, shape, rows, routing, owners)
-
-
-def lock_step(trace: Trace, batch: int) -> list[list[int]]:
-    """Return the rows of each step when `batch` requests advance together, one token each.
-
-    When a request ends, the next one takes its place.
-    """
-    rows = [range(s.start, s.stop) for s in map(trace.slice, range(trace.num_requests))]
-    if batch == 1:
-        return [[row] for request in rows for row in request]
-    queue = iter([iter(request) for request in rows if len(request)])
-    active = list(islice(queue, min(batch, len(rows))))
-    steps = []
-    while active:
-        step, going = [], []
-        for request in active:
-            row: int | None = next(request, None)
-            while row is None:
-                follower = next(queue, None)
-                if follower is None:
-                    break
-                request = follower
-                row = next(request, None)
-            if row is not None:
-                step.append(row)
-                going.append(request)
-        active = going
-        if step:
-            steps.append(step)
-    return steps
+def _counted(owners: npt.NDArray[Any] | None, accesses: int, requests: int) -> Ints:
+    """Return the accesses of each request."""
+    if owners is None or requests == 1:
+        return np.array([accesses])
+    return np.bincount(owners, minlength=requests)

@@ -20,7 +20,9 @@ from moesim.policies import Key, View, parse_options
 from moesim.policies.eviction.base import CacheContext
 from moesim.policies.guard import find_policy, make_eviction
 from moesim.report.statistics import Estimate, difference
+from moesim.simulate.accesses import from_unions
 from moesim.simulate.curve import Scope, Stream, event_streams, lock_step
+from moesim.simulate.recency import recency_depths
 
 if TYPE_CHECKING:
     from moesim.trace import Trace
@@ -160,32 +162,21 @@ class _Replay:
     def _by_depth(self, slots: Sequence[int], num_steps: int) -> npt.NDArray[np.int64]:
         """Return the hits of a policy whose caches of all sizes are the tops of one stack."""
         deepest = len(self.stream.universe)
-        depths = self._recency() if self.name == "lru" else self._fixed()
-        numbers = [(step, depth) for step, own in zip(self.steps, depths, strict=True)
-                   for depth in own]  # fmt: skip
-        table = np.zeros((num_steps, deepest + 1), np.int64)
-        if numbers:
-            step_N, depth_N = np.array(numbers).T
-            np.add.at(table, (step_N, depth_N + 1), 1)
-        return table.cumsum(axis=1)[:, [min(c, deepest) for c in slots]]
-
-    def _recency(self) -> Iterator[list[int]]:
-        """Yield for each event the stack depths of its keys under LRU; first uses have none."""
-        stack: list[Key] = []
-        used: set[Key] = set()
-        for union in self.unions:
-            depths = [stack.index(key) for key in union if key in used]
-            yield depths
-            for depth in sorted(depths, reverse=True):
-                del stack[depth]
-            stack[:0] = union[::-1]
-            used.update(union)
-
-    def _fixed(self) -> Iterator[list[int]]:
-        """Yield for each event the places of its keys in the order of popularity."""
-        policy = self._policy(len(self.stream.universe))
-        place = {key: number for number, key in enumerate(policy.preload())}
-        return ([place[key] for key in union] for union in self.unions)
+        accesses = from_unions(self.unions, self.stream.universe)
+        if self.name == "lru":
+            depths = recency_depths(accesses)
+        else:
+            # The best key first, so c slots hold the first c keys.
+            best = np.array(self._policy(deepest).preload(), np.int64) - accesses.first_key
+            place = np.empty(deepest, np.int64)
+            place[best] = np.arange(deepest)
+            depths = place[accesses.keys]
+        step = self.steps[accesses.events()]
+        # One more than the depth: in c slots, those of less than c hit.
+        column = step * (deepest + 2) + np.minimum(depths, deepest) + 1
+        counts = np.bincount(column, minlength=num_steps * (deepest + 2))
+        table = counts.reshape(num_steps, deepest + 2).cumsum(axis=1)
+        return np.asarray(table[:, [min(c, deepest) for c in slots]], np.int64)
 
     def _replayed(self, capacity: int) -> Iterator[int]:
         policy = self._policy(capacity)

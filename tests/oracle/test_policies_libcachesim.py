@@ -29,6 +29,7 @@ from oracles import replacing
 
 from moesim.policies import View, find, parse_options
 from moesim.policies.eviction import CacheContext
+from moesim.simulate.curve import curve
 from moesim.trace import Trace
 
 lib = pytest.importorskip("libcachesim", reason="the oracle libcachesim is not installed")
@@ -97,6 +98,20 @@ def test_a_policy_equals_libcachesim_on_real_routing(
     keys = esft("law").expert_ids[:1000, 7].ravel().tolist()
     for capacity in (4, 16, 48):
         assert our_hits(name, keys, capacity) == their_hits(cache(name, capacity), keys)
+
+
+def test_a_curve_of_ids_one_by_one_equals_libcachesim_at_every_capacity(
+    esft: Callable[[str], Trace],
+) -> None:
+    ids = esft("law").expert_ids[:300, 5:7]
+    trace = Trace.from_arrays(expert_ids=ids, seq_len=[300], num_experts=64)
+    rates = curve(trace, ["lru"], replay="sequential")["lru"]
+    for capacity in range(1, 65):
+        hits = sum(
+            sum(their_hits(cache("lru", capacity), ids[:, layer].ravel().tolist()))
+            for layer in range(2)
+        )
+        assert rates[capacity] * ids.size == pytest.approx(hits)
 
 
 def test_libcachesim_forgets_the_counts_of_what_left() -> None:
