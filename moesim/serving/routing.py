@@ -242,7 +242,7 @@ class TraceRouting:
     """
 
     def __init__(self, trace: Trace, memo: UnionMemo | None = None) -> None:
-        self._memo = memo
+        self.memo = memo
         self.num_layers = trace.num_layers
         self.num_experts = trace.num_experts
         self.top_k = trace.top_k
@@ -291,13 +291,13 @@ class TraceRouting:
 
     def _columns(self, rows: npt.NDArray[np.int64]) -> Unions:
         """Return the unions of `rows` as columns."""
-        if self._memo is None:
+        if self.memo is None:
             return unions_of(self._keys(rows), self.num_experts)
-        name = self._memo.name_of(rows)
-        unions = self._memo.get(name)
+        name = self.memo.name_of(rows)
+        unions = self.memo.get(name)
         if unions is None:
             unions = unions_of(self._keys(rows), self.num_experts)
-            self._memo.keep(name, unions)
+            self.memo.keep(name, unions)
         return unions
 
     def _alone(self, row: int) -> list[tuple[Key, ...]] | None:

@@ -271,8 +271,8 @@ class Server:
     def _run_compiled(self, step: Step, compiled: Stretches) -> Wait:
         """Run a step, and the decode steps after it that repeat it, by the compiled back end."""
         start, due_ns = self.machine.now_ns, self.arrivals.due_ns
-        requests, more = compiled.repeats(step, self.scheduler)
         until = FAR if due_ns is None else due_ns
+        requests, more = compiled.repeats(step, self.scheduler, until - start)
         sizes, later = self._sizes(step), self._sizes_of(len(step.parts), len(step.parts))
         finish_ns = compiled.run(step, requests, more, start, until, sizes, later)
         if finish_ns[-1] < FAR:

@@ -14,6 +14,7 @@ from moesim.hardware.topology import H2D
 
 if TYPE_CHECKING:
     from moesim.serving.server import Server
+    from moesim.serving.unions import UnionMemo
     from moesim.simulate.build import Plan
 
 __all__ = ["AUTO_EVENTS", "choose_back_end", "why_not_compiled"]
@@ -28,10 +29,13 @@ _KNOWN: Final = (
 )  # fmt: skip
 
 
-def choose_back_end(plan: Plan, server: Server, *, free_link: bool, main: bool) -> None:
+def choose_back_end(
+    plan: Plan, server: Server, *, free_link: bool, main: bool, memo: UnionMemo | None = None
+) -> None:
     """Give a server the compiled back end, if the scenario asks for it or it repays.
 
-    `main`: the run is the scenario's own. A bound has other policies, so it may need the reference.
+    `memo` keeps unions for other runs of the same rows. `main`: the run is the scenario's own. A
+    bound has other policies, so it may need the reference.
 
     Raises:
         ScenarioError: `simulation` is compiled, and the scenario needs the reference.
@@ -62,6 +66,7 @@ def choose_back_end(plan: Plan, server: Server, *, free_link: bool, main: bool) 
         server.ledger,
         staging=scenario.memory.staging,
         block_tokens=server.scheduler.pool.block_tokens,
+        memo=memo,
     )
 
 

@@ -721,7 +721,13 @@ def serve(
         progress=progress,
         observers=observers,
     )
-    choose_back_end(plan, server, free_link=free_link, main=eviction is None and evictions is None)
+    choose_back_end(
+        plan,
+        server,
+        free_link=free_link,
+        main=eviction is None and evictions is None,
+        memo=routing.memo if isinstance(routing, TraceRouting) else None,
+    )
     # Until the last token, not until the last event: a copy in flight must not prolong the run.
     try:
         env.run(until=env.process(server.run()))

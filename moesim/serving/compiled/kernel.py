@@ -22,7 +22,7 @@ from numba import njit
 from moesim.serving.compiled import policies
 from moesim.serving.compiled.policies import KERNELS, RESIDENT, Kernel
 
-__all__ = ["COLUMNS", "Books", "Costs", "Out", "Steps", "stretch_of"]
+__all__ = ["COLUMNS", "Books", "Costs", "Out", "Steps", "stretch_of", "unions_of_steps"]
 
 COLUMNS: Final = (
     "hits", "demand_copies", "missed_rows", "rows", "waves", "waves_events", "stall_demand",
@@ -33,15 +33,16 @@ _RESIDENTS, _COPY, _LOADED = range(3)  # kinds of shown work
 
 
 class Steps(NamedTuple):
-    """The steps of a stretch: rows of expert ids, and the times outside of layer events.
+    """The steps of a stretch: the unions of their layer events, and the times outside of these.
 
-    `ids` [N, L, K]; step s has the rows `ends[s]` to before `ends[s + 1]`. `unused` marks a place
-    without an expert. `fixed_ns` [S] is the time of a step beside its layer events. `shown` [S].
+    `sizes` [S · L] are the numbers of keys of each union, `keys` and `counts` all keys one after
+    another and the rows that want each. `fixed_ns` [S] is the time of a step beside its layer
+    events; `shown` [S].
     """
 
-    ids: Any
-    ends: Any
-    unused: int
+    keys: Any
+    counts: Any
+    sizes: Any
     fixed_ns: Any
     shown: Any
     experts: int
@@ -76,7 +77,7 @@ class Books(NamedTuple):
 class Out(NamedTuple):
     """What the function writes.
 
-    `finish_ns` [S], sums [S, C] and [L, C], `waves_max` [S], and the unions of all layer events.
+    `finish_ns` [S], sums [S, C] and [L, C], and `waves_max` [S].
     Shown works are rows (step, layer, kind, key, start, finish), with times from the start of their
     layer event.
     """
@@ -85,8 +86,6 @@ class Out(NamedTuple):
     by_step: Any
     by_layer: Any
     waves_max: Any
-    union_keys: Any
-    union_sizes: Any
     works: Any
 
 
@@ -158,14 +157,43 @@ def _lowest(keys, first, second, start, stop, number):  # type: ignore[no-untype
             return
 
 
+@njit(cache=True)
+def unions_of_steps(ids, ends, unused, experts, keys, counts, sizes):  # type: ignore[no-untyped-def]
+    """Write the unions of steps, in order of first appearance; return the number of their keys.
+
+    `ids` [N, L, K]; step s has the rows `ends[s]` to before `ends[s + 1]`. `unused` marks a place
+    without an expert. `keys`, `counts` and `sizes` are as in `Steps`.
+    """
+    layers, top_k = ids.shape[1], ids.shape[2]
+    places = np.empty(experts, np.int64)
+    seen = np.full(experts, -1, np.int64)  # the last event in which an expert was wanted
+    number = event = 0
+    for step in range(len(ends) - 1):
+        for layer in range(layers):
+            first = number
+            for row in range(ends[step], ends[step + 1]):
+                for place in range(top_k):
+                    expert = ids[row, layer, place]
+                    if expert == unused:
+                        continue
+                    if seen[expert] == event:
+                        counts[places[expert]] += 1
+                    else:
+                        seen[expert], places[expert] = event, number
+                        keys[number], counts[number] = layer * experts + expert, 1
+                        number += 1
+            sizes[event] = number - first
+            event += 1
+    return number
+
+
 def _stretch(steps, start_ns, due_ns, costs, books, ints, floats, given, out):  # type: ignore[no-untyped-def]
     """Run steps; return the number of those that ran, of union keys, and of shown works.
 
     It stops behind the first step that ends at `due_ns` or later, because a request may arrive
     then.
     """
-    ids, ends, experts = steps.ids, steps.ends, steps.experts
-    layers, top_k = ids.shape[1], ids.shape[2]
+    experts, layers = steps.experts, len(books.cache_of)
     counts = np.zeros(experts, np.int64)
     wanted = np.zeros(layers * experts, np.bool_)
     union = np.empty(experts, np.int64)
@@ -185,17 +213,7 @@ def _stretch(steps, start_ns, due_ns, costs, books, ints, floats, given, out):  
         for layer in range(layers):
             base = layer * experts
             by_layer = out.by_layer[layer]
-            # The union, in order of first appearance.
-            size = 0
-            for row in range(ends[step], ends[step + 1]):
-                for place in range(top_k):
-                    expert = ids[row, layer, place]
-                    if expert == steps.unused:
-                        continue
-                    if counts[expert] == 0:
-                        union[size] = base + expert
-                        size += 1
-                    counts[expert] += 1
+            size = steps.sizes[step * layers + layer]
             number = books.cache_of[layer]
             cache = layers * experts + number  # its row
             capacity = books.capacity[number]
@@ -205,10 +223,10 @@ def _stretch(steps, start_ns, due_ns, costs, books, ints, floats, given, out):  
             rows = 0
             resident_ns = 0
             for place in range(size):
-                key = union[place]
-                out.union_keys[num_keys + place] = key
+                key = steps.keys[num_keys + place]
+                count = steps.counts[num_keys + place]
+                union[place], counts[key - base] = key, count
                 wanted[key] = True
-                count = counts[key - base]
                 rows += count
                 if ints[key, RESIDENT]:
                     resident_ns += costs.expert_ns[count]
@@ -216,7 +234,6 @@ def _stretch(steps, start_ns, due_ns, costs, books, ints, floats, given, out):  
                     absent[missing] = key
                     missing += 1
             num_keys += size
-            out.union_sizes[step * layers + layer] = size
             hits = size - missing
             if hits:
                 resident_ns += costs.call_ns

@@ -18,6 +18,7 @@ from moesim.serving.ledger import Ledger
 from moesim.serving.step import Step
 from moesim.serving.step_memo import StepBytes
 from moesim.serving.step_sums import StepSums
+from moesim.serving.unions import Unions
 
 __all__ = ["Readbacks", "StretchLog"]
 
@@ -86,9 +87,12 @@ class StretchLog:
         gpu_ns: npt.NDArray[np.int64],
         backs: Readbacks,
         out: Out,
-        num_keys: int,
+        unions: Unions,
     ) -> None:
-        """Add the first `ran` steps of a stretch, which began with `step` at `start_ns`."""
+        """Add the first `ran` steps of a stretch, which began with `step` at `start_ns`.
+
+        `unions` has the keys of these steps alone, and the sizes of all.
+        """
         ledger, layers = self._ledger, self._layers
         times = np.empty((len(_TIMES), ran), np.int64)
         times[0] = ledger.num_steps + np.arange(ran)
@@ -101,14 +105,14 @@ class StretchLog:
         self._facts.append(_facts(step, ran, self._block_tokens))
         self._by_step.append(out.by_step[:ran])
         self._by_layer += out.by_layer
-        sizes = out.union_sizes[: ran * layers]
+        sizes = unions.sizes[: ran * layers]
         first_wants = (sizes[:layers] > 0).astype(np.int64)
         later_want = out.by_layer[:, COLUMNS.index("nonempty")] - first_wants
         self._waits += times[4, 0] * first_wants + times[4, -1] * later_want
         self._waits_all += int(times[4].sum())
         ledger.num_steps += ran
         wants = out.by_step[:ran, COLUMNS.index("nonempty")]
-        ledger.log_arrays(sizes, out.union_keys[:num_keys], wants.tolist())
+        ledger.log_arrays(sizes, unions.keys, wants.tolist())
         self._steps += ran
         if self._steps >= _ADD_EVERY:
             self.flush()

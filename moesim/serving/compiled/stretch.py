@@ -25,7 +25,15 @@ from moesim.policies.eviction.base import Eviction
 from moesim.policies.eviction.min import MIN
 from moesim.policies.eviction.resident import Resident
 from moesim.policies.eviction.static import Static
-from moesim.serving.compiled.kernel import COLUMNS, Books, Costs, Out, Steps, stretch_of
+from moesim.serving.compiled.kernel import (
+    COLUMNS,
+    Books,
+    Costs,
+    Out,
+    Steps,
+    stretch_of,
+    unions_of_steps,
+)
 from moesim.serving.compiled.log import Readbacks, StretchLog
 from moesim.serving.compiled.policies import (
     FIRST,
@@ -43,6 +51,7 @@ from moesim.serving.request import Request
 from moesim.serving.scheduler import Scheduler
 from moesim.serving.step import Step
 from moesim.serving.step_memo import StepBytes
+from moesim.serving.unions import UnionMemo, Unions
 from moesim.trace import Trace
 
 __all__ = ["Stretches", "kernel_of"]
@@ -78,11 +87,13 @@ class Stretches:
         *,
         staging: int,
         block_tokens: int,
+        memo: UnionMemo | None = None,
     ) -> None:
         """Take over the caches, which no step has changed."""
         layers, experts = trace.num_layers, trace.num_experts
         self._trace, self._prices, self._ledger = trace, prices, ledger
-        self._ids = trace.expert_ids
+        self._ids, self._memo = trace.expert_ids, memo
+        self._step_ns = 0  # the time of the last step
         self._log = StretchLog(ledger, layers, caches[0].expert_bytes, block_tokens)
         self._unused = -1 if trace.meta.unused is None else int(trace.meta.unused)
         distinct = dict(zip(numbers, caches, strict=True))
@@ -151,10 +162,13 @@ class Stretches:
             cost.call_ns, np.array(expert, np.int64), np.array(fetch, np.int64), copy, landing_ns
         )
 
-    def repeats(self, step: Step, scheduler: Scheduler) -> tuple[Sequence[Request], int]:
+    def repeats(
+        self, step: Step, scheduler: Scheduler, left_ns: int
+    ) -> tuple[Sequence[Request], int]:
         """Return the requests that the steps after a formed one decode, and how many steps.
 
-        No request may arrive meanwhile. The last of the steps may be the last one of some requests.
+        The last of the steps may be the last one of some requests. In `left_ns` a request arrives;
+        so no more steps are prepared than probably run until then.
         """
         if step.finished or len(step.emitting) < len(step.parts):
             return (), 0
@@ -163,6 +177,8 @@ class Stretches:
             return (), 0
         most = min(request.output_tokens - request.emitted for request in requests)
         most = min(most, _MOST_STEPS, _MOST_ROWS // len(requests))
+        if self._step_ns:
+            most = min(most, left_ns // self._step_ns + 1)
         pool = scheduler.pool
         while most > 0 and sum(pool.missing(each, most) for each in requests) > pool.free:
             most //= 2
@@ -185,9 +201,7 @@ class Stretches:
         or later, it is not logged: the wait for it is refused.
         """
         ledger, number = self._ledger, self._ledger.num_steps
-        rows, ends = _rows(step, requests, more)
-        ids = np.ascontiguousarray(self._ids[rows])
-        self._check(ids, rows)
+        unions = self._unions(*_rows(step, requests, more))
         if len(self._costs.expert_ns) <= step.batch.tokens:
             self._costs = self._costs_for(2 * step.batch.tokens)
         gpu_ns = self._fixed_ns(step, more)
@@ -195,7 +209,7 @@ class Stretches:
         layers = self._trace.num_layers
         shown = _within(ledger.timeline_steps, number, more + 1)
         steps = Steps(
-            ids, ends, self._unused, gpu_ns + layers * backs.ids_ns + backs.sampled_ns, shown,
+            *unions, gpu_ns + layers * backs.ids_ns + backs.sampled_ns, shown,
             self._trace.num_experts,
         )  # fmt: skip
         out = self._out(steps)
@@ -214,13 +228,35 @@ class Stretches:
         if finish[-1] >= FAR:
             ran -= 1  # its wait refuses it
         if ran:
-            self._log.add(step, ran, start_ns, gpu_ns, backs, out, num_keys)
+            self._step_ns = int(finish[-1] - (finish[-2] if len(finish) > 1 else start_ns))
+            logged = Unions(unions.keys[:num_keys], unions.tokens, unions.sizes)
+            self._log.add(step, ran, start_ns, gpu_ns, backs, out, logged)
             for place in np.flatnonzero(shown[:ran]).tolist():
                 begins = start_ns if place == 0 else int(finish[place - 1])
                 works = out.works[:num_works]
                 self._show(number + place, begins, _batch(step, place), works[works[:, 0] == place],
                            int(backs.ids_ns[place]), int(backs.sampled_ns[place]))  # fmt: skip
         return np.asarray(finish)
+
+    def _unions(self, rows: npt.NDArray[np.int64], ends: npt.NDArray[np.int64]) -> Unions:
+        """Return the unions of steps. Those of one step are kept for other runs of its rows."""
+        memo = self._memo if len(ends) == 2 else None
+        name = b"" if memo is None else memo.name_of(rows)
+        known = None if memo is None else memo.get(name)
+        if known is not None:
+            return known
+        experts, top_k = self._trace.num_experts, self._trace.top_k
+        ids = np.ascontiguousarray(self._ids[rows])
+        self._check(ids, rows)
+        layers = ids.shape[1]
+        most = int(np.minimum(np.diff(ends) * top_k, experts).sum()) * layers
+        keys, counts = np.empty(most, np.int32), np.empty(most, np.int32)
+        sizes = np.empty((len(ends) - 1) * layers, np.int32)
+        number = unions_of_steps(ids, ends, self._unused, experts, keys, counts, sizes)
+        unions = Unions(keys[:number], counts[:number], sizes)
+        if memo is not None:
+            memo.keep(name, Unions(keys[:number].copy(), counts[:number].copy(), sizes))
+        return unions
 
     def _check(self, ids: npt.NDArray[Any], rows: npt.NDArray[np.int64]) -> None:
         """Raise `TraceError` for ids out of range."""
@@ -248,16 +284,12 @@ class Stretches:
 
     def _out(self, steps: Steps) -> Out:
         number, layers = len(steps.fixed_ns), self._trace.num_layers
-        experts, top_k = self._trace.num_experts, self._trace.top_k
-        most = int(np.minimum(np.diff(steps.ends) * top_k, experts).sum()) * layers
-        works = int(steps.shown.sum()) * layers * (1 + 2 * experts)
+        works = int(steps.shown.sum()) * layers * (1 + 2 * self._trace.num_experts)
         return Out(
             np.zeros(number, np.int64),
             np.zeros((number, len(COLUMNS)), np.int64),
             np.zeros((layers, len(COLUMNS)), np.int64),
             np.zeros(number, np.int64),
-            np.empty(most, np.int32),
-            np.empty(number * layers, np.int32),
             np.empty((works, 6), np.int64),
         )
 
