@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["register"]
 
 _MOST_FAILURES: Final = 20
+_START_S: Final = 2.0  # worker processes import moesim anew for each batch
 
 
 def register(app: typer.Typer) -> None:
@@ -65,7 +66,7 @@ def search(
         typer.Option(
             metavar="KEY[=VALUES]",
             help="Search this key: A,B,C or A..B or A..B..STEP or A..B..2x; may be repeated. "
-            "Without values: the key of the sweep that --until is about.",
+            "A key of the sweep needs no values. --until is about the first one.",
         ),
     ] = None,
     runs: Annotated[
@@ -179,7 +180,8 @@ def _asked(
 class _Job:
     """One search on this machine: it simulates what is missing, and shows progress.
 
-    `made` counts the runs that this command simulated, `done` also those that it read.
+    `made` counts the runs that this command simulated, which took `wall_s` seconds; `done` also
+    counts those that it read.
     """
 
     grid: Grid
@@ -188,6 +190,7 @@ class _Job:
     made: int = 0
     done: int = 0
     planned: int = 0
+    wall_s: float = 0.0
     show: Show | None = None
 
     def page(
@@ -254,24 +257,41 @@ class _Job:
         self.done += kept
         self.planned = max(self.planned, self.done + len(points))
         errors = {}
+        backend = LocalProcesses(self._workers(len(points)))
         # Closing ends the workers at once, also after an interrupt.
-        results = simulate_points(points, LocalProcesses(self.workers), force=self.force)
-        with closing(results):
+        with closing(simulate_points(points, backend, force=self.force)) as results:
             for result in results:
                 self.done += 1
+                folder = points[result.index].folder
                 if result.error is None:
                     self.made += 1
+                    self.wall_s += _wall_s(folder)
                 else:
-                    errors[points[result.index].folder] = result.error
+                    errors[folder] = result.error
                 if self.show is not None:
                     self.show("runs", self.done, self.planned)
         return errors
+
+    def _workers(self, count: int) -> int:
+        """Return the number of processes for `count` runs: one where starting more costs more."""
+        if not self.made:
+            return self.workers
+        saved_s = self.wall_s / self.made * (count - -(-count // self.workers))
+        return self.workers if saved_s > _START_S else 1
 
     def _clean_up(self) -> None:
         """Remove what killed writers left in the folders of runs."""
         folder = self.grid.folder
         for runs in (folder / "runs", *sorted((folder / "prefix").glob("requests=*"))):
             clean_up(runs)
+
+
+def _wall_s(folder: Path) -> float:
+    """Return the seconds that a run took; 0 if its manifest does not say."""
+    from moesim.inputs import read_json
+
+    wall_s = read_json(folder / "manifest.json").get("wall_s")
+    return wall_s if isinstance(wall_s, int | float) else 0.0
 
 
 def _print(page: Page, made: int) -> None:

@@ -63,7 +63,7 @@ class Chooser:
     def answered(self) -> list[Place]:
         """Return the places of the trials that have an answer, in their order."""
         finished = [each for each in self._trials() if each.state.is_finished()]
-        return [place for each in finished if (place := _place(each, self.keys)) is not None]
+        return [self._place(each) for each in finished]
 
     def next_batch(self, most: int) -> list[tuple[int, Place]]:
         """Return up to BATCH trials without an answer, as number and place; [] at `most` trials.
@@ -80,7 +80,8 @@ class Chooser:
             else:
                 trial = self.study.ask()
             self._open[number] = trial
-            batch.append((number, self._choose(trial)))
+            self._choose(trial)
+            batch.append((number, self._place(trial)))
         return batch
 
     def tell(self, number: int, answer: Answer) -> None:
@@ -95,13 +96,16 @@ class Chooser:
                 trial.set_constraint(f"condition {at}", miss)
         self.study.tell(trial, answer.objectives)
 
-    def _choose(self, trial: Trial) -> Place:
+    def _choose(self, trial: Trial) -> None:
         for name, distribution in self.space.items():
             if isinstance(distribution, IntDistribution):
                 trial.suggest_int(name, distribution.low, distribution.high)
             elif isinstance(distribution, CategoricalDistribution):
                 trial.suggest_categorical(name, distribution.choices)
-        return tuple(int(trial.params[key]) for key in self.keys)
+
+    def _place(self, trial: Trial | FrozenTrial) -> Place:
+        """Return the place of a trial; a key with one value is not chosen, and has the number 0."""
+        return tuple(int(trial.params.get(key, 0)) for key in self.keys)
 
     def _trials(self) -> list[FrozenTrial]:
         return self.study.get_trials(deepcopy=False)
@@ -140,7 +144,7 @@ def open_chooser(
         directions=["maximize" if more else "minimize" for more in maximize],
         load_if_exists=True,
     )
-    return Chooser(study, tuple(space), space)
+    return Chooser(study, grid.keys, space)
 
 
 def _distribution(grid: Grid, key: str) -> BaseDistribution:
@@ -148,12 +152,6 @@ def _distribution(grid: Grid, key: str) -> BaseDistribution:
     if key in grid.ordered:
         return IntDistribution(0, count - 1)
     return CategoricalDistribution(range(count))
-
-
-def _place(trial: FrozenTrial, keys: Sequence[str]) -> Place | None:
-    """Return the place of a trial; None if it is not chosen yet."""
-    params = trial.params
-    return tuple(int(params[key]) for key in keys) if set(keys) <= set(params) else None
 
 
 class _Unlocked(JournalFileSymlinkLock):
@@ -226,7 +224,7 @@ class _GridSampler(BaseSampler):
 
     def _taken(self, study: optuna.Study, trial: FrozenTrial) -> list[Place]:
         others = study.get_trials(deepcopy=False)[: trial.number]
-        return [place for each in others if (place := _place(each, self._keys)) is not None]
+        return [tuple(int(each.params[key]) for key in self._keys) for each in others]
 
     def _of_tpe(self, study: optuna.Study, trial: FrozenTrial, seed: int) -> Place:
         tpe = TPESampler(seed=seed, n_startup_trials=1, multivariate=True)

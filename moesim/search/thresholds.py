@@ -51,20 +51,17 @@ class Thresholds:
 
 
 def searched_key(grid: Grid, named: Sequence[str]) -> str:
-    """Return the key whose threshold is searched: the one that `--over` names, or the only one.
+    """Return the key whose threshold is searched: the first that `--over` names, or the only one.
 
-    Raise UsageError if there are several.
+    Raise UsageError if there are several and none is named.
     """
-    keys = [key for key in named if key in grid.keys]
-    if len(keys) == 1:
+    if keys := [key for key in named if key in grid.keys]:
         return keys[0]
     if len(grid.keys) == 1:
         return grid.keys[0]
-    several = ", ".join(keys or grid.keys)
     raise UsageError(
-        f"--until: a threshold is searched over one key, and there are {several}; name it with "
-        f"--over {(keys or grid.keys)[-1]}; the others may be in `sweep:`, or set one value of "
-        "each with --set"
+        f"--until: a threshold is searched over one key, and the sweep has {', '.join(grid.keys)}; "
+        f"name it, like --over {grid.keys[-1]}; each combination of the others has its threshold"
     )
 
 
