@@ -208,7 +208,7 @@ class _Job:
         folder = self.grid.folder
         search = self._search(asked, named, probes, tolerance)
         # A mistake in the last value, or a read-only folder, must show before hours of simulation.
-        check_points(self.grid.one_by_one())
+        check_points([p for at in self.grid.one_by_one() for p in self.grid.points[at]])
         check_writable(folder / "runs")
         with exclusive(folder, inside=True):
             self._clean_up()

@@ -85,15 +85,15 @@ class Grid:
             for point in self.points[place]
         )
 
-    def one_by_one(self) -> list[Point]:
-        """Return few points that hold every value: each differs from the first in one key."""
+    def one_by_one(self) -> list[Place]:
+        """Return few places that hold every value: each differs from the first in one key."""
         first = (0,) * len(self.values)
         places = [
             (*first[:at], number, *first[at + 1 :])
             for at, key in enumerate(self.values)
             for number in range(len(self.values[key]))
         ]
-        return [point for place in dict.fromkeys([first, *places]) for point in self.points[place]]
+        return list(dict.fromkeys([first, *places]))
 
 
 def load_grid(

@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from moesim.errors import MissingExtra, UsageError, shown
+from moesim.errors import MissingExtra, ScenarioError, UsageError, shown
 from moesim.search.front import better_part, front_of
 from moesim.search.grid import Grid, Place
 from moesim.search.metrics import Condition, Objective
@@ -126,6 +126,8 @@ def find_optimum(grid: Grid, goal: Goal, trier: Trier, *, anew: bool = False) ->
     free, left_out = _real(grid)
     whole = _whole_requests(grid, free) if goal.shares else {}
     steps = _steps(whole, goal.shares)
+    if steps:
+        _check_prefix(grid, goal.shares[0], steps[0])
     first = trier.try_whole if not steps else lambda places: trier.try_prefix(places, steps[0])
     if len(free) <= goal.most:
         chosen = list(free)
@@ -164,6 +166,23 @@ def _steps(whole: Mapping[Place, int], shares: Sequence[float]) -> list[dict[Pla
                 "share, or leave --prefix out"
             )
     return steps
+
+
+def _check_prefix(grid: Grid, share: float, requests: Mapping[Place, int]) -> None:
+    """Raise UsageError if a prefix makes a scenario wrong, like a window without requests."""
+    from moesim.sweep import check_points
+
+    try:
+        check_points(
+            [
+                p
+                for at in grid.one_by_one()
+                if at in requests
+                for p in grid.shortened(at, requests[at])
+            ]
+        )
+    except ScenarioError as error:
+        raise UsageError(f"--prefix {share:g}: {error.problems[0]}") from None
 
 
 def _whole_requests(grid: Grid, places: Sequence[Place]) -> dict[Place, int]:

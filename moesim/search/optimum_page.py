@@ -12,7 +12,7 @@ from moesim.report.tabular import Cell, Table
 from moesim.search.grid import Grid
 from moesim.search.metrics import Objective
 from moesim.search.optimum import KEEP, Goal, Optimum
-from moesim.search.page import Finding, Saved, plain_estimate, value_text
+from moesim.search.page import Finding, Saved, plain_estimate, undefined, value_text
 from moesim.search.tried import Tried
 
 __all__ = ["optimum_finding"]
@@ -37,7 +37,8 @@ def optimum_finding(grid: Grid, found: Optimum) -> Finding:
         notes=_notes(grid, found),
         prefixes=[each for rung in found.rungs[:-1] for each in rung],
         reached=bool(found.best) or not goal.conditions,
-        refused="" if found.best or goal.conditions else _sentences(grid, found)[0],
+        refused=undefined(found.whole, goal.metrics)
+        or ("" if found.best or goal.conditions else _sentences(grid, found)[0]),
     )
 
 
@@ -111,7 +112,7 @@ def _notes(grid: Grid, found: Optimum) -> list[str]:
         notes.append(f"all {many} points of the grid were tried")
     else:
         notes.append(
-            f"{len(found.chosen)} of {many} points were tried, as Optuna's TPE chose them (seed "
+            f"{len(found.chosen)} of {many} points were tried, as Optuna chose them (seed "
             f"{goal.seed}); a better point may be among the others, and --runs allows more"
         )
     if found.left_out:

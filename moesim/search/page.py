@@ -14,7 +14,7 @@ from typing import Any
 
 from moesim.config.spelling import exact
 from moesim.report.chart import write_csv, write_whole
-from moesim.report.comparison import compare_runs
+from moesim.report.comparison import Comparison, compare_runs
 from moesim.report.marks import FORESEES, marked
 from moesim.report.metrics import number
 from moesim.report.statistics import Estimate
@@ -22,7 +22,7 @@ from moesim.report.tabular import Table, escaped, markdown
 from moesim.search.grid import Grid, Place
 from moesim.search.tried import Tried
 
-__all__ = ["Finding", "Page", "Saved", "estimate_text", "value_text", "write_page"]
+__all__ = ["Finding", "Page", "Saved", "estimate_text", "undefined", "value_text", "write_page"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,10 +84,15 @@ class Page:
     command: str
 
     @property
+    def comparison(self) -> Comparison | None:
+        """The comparison of all whole runs; None without any."""
+        runs = [run for each in self.finding.tried for run in each.runs]
+        return compare_runs(runs) if runs else None
+
+    @property
     def caption(self) -> str:
         """What was simulated: requests, seeds, trace, model, machine, costs and caveats."""
-        runs = [run for each in self.finding.tried for run in each.runs]
-        return compare_runs(runs).caption() if runs else ""
+        return "" if (comparison := self.comparison) is None else comparison.caption()
 
     @property
     def failures(self) -> list[str]:
@@ -98,8 +103,8 @@ class Page:
     @property
     def notes(self) -> list[str]:
         """The notes of the search, then those of the runs."""
-        runs = [run for each in self.finding.tried for run in each.runs]
-        return list(dict.fromkeys([*self.finding.notes, *(n for run in runs for n in run.notes)]))
+        comparison = self.comparison
+        return [*self.finding.notes, *(() if comparison is None else comparison.notes)]
 
     def as_plain(self) -> dict[str, Any]:
         """Return everything as plain data, undefined numbers as None."""
@@ -192,6 +197,18 @@ def value_text(tried: Tried, metric: str) -> str:
     if tried.error:
         return "does not fit" if tried.too_large else "failed"
     return marked(estimate_text(tried.estimate(metric)), FORESEES if tried.seers else "")
+
+
+def undefined(tried: Sequence[Tried], metrics: Sequence[str]) -> str:
+    """Return which metric no run defines, and what to do; "" if some run defines each."""
+    runs = [run for each in tried for run in each.runs]
+    for metric in metrics:
+        if runs and all(math.isnan(run.value(metric)) for run in runs):
+            return (
+                f"{metric}: is undefined in every run, so nothing can be found; numbers of bounds "
+                "need `bounds: true`, and docs/results.md says what the others need"
+            )
+    return ""
 
 
 def write_page(page: Page) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from moesim.config.spelling import spelled
 from moesim.report.tabular import Table
 from moesim.search.grid import Grid, Place
-from moesim.search.page import Finding, Saved, estimate_text, plain_estimate, value_text
+from moesim.search.page import Finding, Saved, estimate_text, plain_estimate, undefined, value_text
 from moesim.search.thresholds import Line, Thresholds
 from moesim.search.tried import Tried
 
@@ -30,7 +30,7 @@ def threshold_finding(grid: Grid, found: Thresholds) -> Finding:
         saved=Saved(runs, 0, runs, grid.runs),
         marks={each.place: "found" for line in found.lines if (each := line.at(line.search.found))},
         notes=_notes(grid, found),
-        refused=_refused(grid, found),
+        refused=undefined(found.tried, [metric]) or _refused(grid, found),
         reached=any(line.search.status in ("found", "met everywhere") for line in found.lines),
     )
 

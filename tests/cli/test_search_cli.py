@@ -29,6 +29,7 @@ sweep:
   batching.max_sequences: [1, 2, 8]
 """
 LINK = ("--over", "hardware.h2d.bandwidth=1GB/s..64GB/s")
+WINDOW = ("--set", "metrics.window={skip_requests: 2, last: 2}")
 OUTPUT = ("search.json", "search.csv", "search.md")
 
 
@@ -184,6 +185,14 @@ def test_a_condition_that_no_value_meets_ends_with_exit_code_3(home: Path, tmp_p
     assert isinstance(result.exception, ThresholdError)
     assert json.loads((out / "search.json").read_text())["found"][0]["status"] == "met nowhere"
     assert "no tried value of hardware.h2d.bandwidth from 1GB/s to 64GB/s has" in result.stdout
+
+
+def test_a_metric_that_no_run_defines_is_named(home: Path, tmp_path: Path) -> None:
+    for wanted in (("--until", "min_hit_rate > 0.5"), ("--maximize", "min_hit_rate")):
+        result = search(home / "seeds.yaml", *wanted, "--out", tmp_path / "o")
+        assert isinstance(result.exception, MoesimError)
+        assert "min_hit_rate: is undefined in every run" in str(result.exception)
+        assert "bounds: true" in str(result.exception)
 
 
 def test_a_size_that_does_not_fit_misses_the_condition(home: Path, tmp_path: Path) -> None:
@@ -485,6 +494,7 @@ def test_the_page_names_its_command_which_repeats_it(
         (("--until", "ttft_p99_ms < 1", "--prefix", "0.5"), "has another threshold"),
         (("--maximize", "hits", "--prefix", "2"), "above 0 and below 1"),
         (("--maximize", "hits", "--prefix", "0.95"), "is all of the 8 requests"),
+        (("--maximize", "hits", "--prefix", "0.5", *WINDOW), "--prefix 0.5: --set metrics.window"),
         (("--maximize", "hits", "--minimize", "hits"), "is an objective twice"),
         (("--maximize", "hit"), "the nearest are"),
         (("--maximize", "hits", "--over", "cache.slots", "--over", "cache.slots"), "given twice"),
