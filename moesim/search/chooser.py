@@ -31,6 +31,7 @@ from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from moesim.errors import OutputError
 from moesim.files import output_errors
 from moesim.search.front import better_part, front_of
 from moesim.search.grid import Grid, Place
@@ -130,25 +131,37 @@ def open_chooser(
     forgets the study's earlier trials. The caller holds the lock of the folder.
 
     Raises:
-        OutputError: the journal cannot be written.
+        OutputError: the journal cannot be written, or is damaged.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     file = grid.folder / JOURNAL
-    with output_errors(file):
-        _mend(file)
-        storage = JournalStorage(JournalFileBackend(str(file), lock_obj=_Unlocked(str(file))))
-    if anew and name in optuna.get_all_study_names(storage):
-        optuna.delete_study(study_name=name, storage=storage)
     # A key with one value leaves nothing to choose.
     space = {key: _distribution(grid, key) for key in grid.keys if len(grid.values[key]) > 1}
-    study = optuna.create_study(
-        storage=storage,
-        sampler=_GridSampler(grid, free, space, seed),
-        study_name=name,
-        directions=["maximize" if more else "minimize" for more in maximize],
-        load_if_exists=True,
-    )
+    try:
+        storage = _storage(file)
+        if anew and name in optuna.get_all_study_names(storage):
+            optuna.delete_study(study_name=name, storage=storage)
+        study = optuna.create_study(
+            storage=storage,
+            sampler=_GridSampler(grid, free, space, seed),
+            study_name=name,
+            directions=["maximize" if more else "minimize" for more in maximize],
+            load_if_exists=True,
+        )
+    except (ValueError, LookupError, TypeError, AssertionError) as error:
+        # Its lines are read by Optuna, which checks none of them.
+        raise OutputError(
+            file,
+            f"it is no whole journal of Optuna ({type(error).__name__}); remove it, and the same "
+            "command chooses anew; finished runs are kept",
+        ) from None
     return Chooser(study, grid.keys, space)
+
+
+def _storage(file: Path) -> JournalStorage:
+    with output_errors(file):
+        _mend(file)
+        return JournalStorage(JournalFileBackend(str(file), lock_obj=_Unlocked(str(file))))
 
 
 def _distribution(grid: Grid, key: str) -> BaseDistribution:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shlex
 import shutil
 import sys
@@ -12,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
+from paths import ROOT
 from typer.testing import CliRunner, Result
 from workloads import tiny_trace
 
 from moesim.cli import app
-from moesim.errors import MissingExtra, MoesimError, ThresholdError, UsageError
+from moesim.errors import MissingExtra, MoesimError, OutputError, ThresholdError, UsageError
 from moesim.report import Run, load_runs
 from moesim.search.front import dominates, front_of
 from moesim.search.threshold import most_steps
@@ -527,3 +530,68 @@ def test_runs_of_another_scenario_in_the_folder_are_refused(home: Path, tmp_path
     result = search(home / "x.yaml", *wanted, "--set", "batching.token_budget=8")
     assert isinstance(result.exception, MoesimError)
     assert "made from another scenario" in str(result.exception)
+
+
+def test_more_runs_continue_a_search_to_what_all_of_them_would_find(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    written = []
+    for steps in ((16,), (8, 16)):
+        shutil.copytree(home / "full/runs", "o/runs")
+        for runs in steps:
+            wanted = ("--maximize", "expert_hit_rate", "--minimize", "tpot_mean_ms", "--runs", runs)
+            assert search(home / "x.yaml", *wanted, "--out", "o").exit_code == 0
+        written.append(files(Path("o")))
+        shutil.rmtree("o")
+    assert written[0] == written[1]
+
+
+@pytest.mark.parametrize("line", ["no JSON", "[]", '{"op_code": 99}', '{"op_code": 5}', "7"])
+def test_a_damaged_journal_is_refused_and_says_what_to_do(
+    home: Path, tmp_path: Path, line: str
+) -> None:
+    shutil.copytree(home / "full/runs", tmp_path / "o/runs")
+    journal = tmp_path / "o/optuna.journal"
+    journal.write_text(f"{line}\n{line}\n")
+    wanted = ("--maximize", "expert_hit_rate", "--runs", 4, "--out", tmp_path / "o")
+    result = search(home / "x.yaml", *wanted)
+    assert isinstance(result.exception, OutputError), result.exception
+    assert "remove it, and the same command chooses anew" in str(result.exception)
+    journal.unlink()
+    assert search(home / "x.yaml", *wanted).exit_code == 0
+
+
+def documented() -> list[list[str]]:
+    """Return the commands of docs/search.md as arguments."""
+    text = (ROOT / "docs/search.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```sh\n(.*?)```", text, re.S)
+    return [shlex.split(line)[1:] for block in blocks for line in block.splitlines()]
+
+
+def test_the_options_of_the_document_exist() -> None:
+    command = typer.main.get_command(app).commands["search"]  # type: ignore[attr-defined]
+    assert len(documented()) == 3
+    for _, *arguments in documented():
+        scenario = command.make_context("search", arguments).params["scenario"]
+        assert (ROOT / scenario).exists()
+
+
+@pytest.mark.slow
+def test_the_first_example_of_the_document_says_what_the_command_finds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    _, *arguments = documented()[0]
+    data = answer(*arguments, "--out", tmp_path / "o")
+    text = (ROOT / "docs/search.md").read_text(encoding="utf-8")
+    assert f"It took {data['runs']} runs of the {data['grid_runs']} of the grid" in text
+    for line in data["found"]:
+        value, beyond = line["value"], line["neighbour"]
+        cells = [
+            line["of"]["hardware.disk.bandwidth"].replace("MB", " MB").replace("GB", " GB"),
+            value["value"].replace("GiB", " GiB"), f"{value['mean']:.1f} ms",
+            beyond["value"].replace("GiB", " GiB"), f"{beyond['mean']:.1f} ms",
+            f"{line['tried']} of 21",
+        ]  # fmt: skip
+        assert f"| {' | '.join(cells)} |" in text
