@@ -150,14 +150,15 @@ def test_the_first_key_of_several_is_searched_for_each_value_of_the_others(
 def test_numbers_are_put_in_order_and_other_values_keep_theirs(home: Path, tmp_path: Path) -> None:
     data = answer(
         home / "plain.yaml", "--over", "cache.slots=7/layer,1/layer,10%,60%", "--over",
-        "memory.capacity=8GiB,6144MiB", "--maximize", "output_tokens_per_s", "--out", tmp_path / "o",
+        "memory.capacity=8GiB,6144MiB", "--maximize", "output_tokens_per_s",
+        "--out", tmp_path / "o",
     )  # fmt: skip
     assert data["grid"] == {
         "cache.slots": ["7/layer", "1/layer", "10%", "60%"], "memory.capacity": ["6144MiB", "8GiB"]
     }  # fmt: skip
     data = answer(
         home / "plain.yaml", "--over", "cache.slots=7/layer,2/layer,5/layer", "--until",
-        "output_tokens_per_s >= 1200", "--out", tmp_path / "o",
+        "expert_hit_rate >= 0.5", "--out", tmp_path / "o",
     )  # fmt: skip
     assert data["grid"] == {"cache.slots": ["2/layer", "5/layer", "7/layer"]}
     assert data["found"][0]["value"]["value"] == "5/layer"
