@@ -8,6 +8,7 @@ import operator
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 from moesim.errors import UsageError, shown
@@ -145,6 +146,13 @@ def _near(name: str) -> list[str]:
     alike = difflib.get_close_matches(plain, METRICS, 3, 0.6)
     # The units and statistics at the end say little of what is meant.
     words = set(plain.split("_")) - {"ms", "s", "per", "share", "mean", ""}
-    sharing = sorted(METRICS, key=lambda each: -len(words & set(each.split("_"))))
-    sharing = [each for each in sharing[:3] if words & set(each.split("_"))]
+    shared = {each: sum(map(partial(_is_in, each), words)) for each in METRICS}
+    sharing = [each for each in sorted(METRICS, key=lambda each: -shared[each])[:3] if shared[each]]
     return list(dict.fromkeys([*alike, *sharing]))[:5]
+
+
+def _is_in(metric: str, word: str) -> bool:
+    """Return whether a metric has a word, or one that begins with it, like `tok`."""
+    return any(
+        part == word or (len(word) > 2 and part.startswith(word)) for part in metric.split("_")
+    )

@@ -117,11 +117,13 @@ def _notes(grid: Grid, found: Optimum) -> list[str]:
         )
     if found.left_out:
         notes.append(
-            f"{len(found.left_out)} points have a policy that knows the future; they were not "
-            "tried, because they are bounds"
+            f"not tried: {len(found.left_out)} of the grid's points, whose policies know the "
+            "future; they are bounds"
         )
     if seers := [each for each in found.whole if each.seers]:
-        notes.append(f"{len(seers)} tried points know the future; they are bounds and not ranked")
+        notes.append(
+            f"not ranked: {len(seers)} of the tried points, which know the future; they are bounds"
+        )
     for share, (rung, after) in zip(goal.shares, itertools.pairwise(found.rungs), strict=True):
         notes.append(
             f"ended early: {len(rung) - len(after)} of {len(rung)} points after the first "
