@@ -305,7 +305,8 @@ def test_a_grid_that_is_small_enough_is_tried_whole_and_needs_no_optuna(
 
 def without_optuna(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "optuna", None)
-    monkeypatch.delitem(sys.modules, "moesim.search.chooser", raising=False)
+    for name in ("chooser", "sampler"):
+        monkeypatch.delitem(sys.modules, f"moesim.search.{name}", raising=False)
 
 
 def test_a_search_that_needs_optuna_names_the_extra(
