@@ -39,7 +39,9 @@ SUMMARY = "summary.json"
 TABLES = ("requests", "steps", "layers", "timeline")
 # Packages that cannot change a result: editing them must not invalidate finished runs.
 _PACKAGE = Path(__file__).parents[1]
-_DECIDES_NOTHING = ("cli", "dial", "measured", "record", "report", "results", "sweep", "training")
+_DECIDES_NOTHING = (
+    "cli", "dial", "measured", "record", "report", "results", "search", "sweep", "training",
+)  # fmt: skip
 _VERSIONS = ("simpy", "numpy", "pyarrow")
 
 

@@ -23,10 +23,15 @@ DIAL = [
     *("--recall", "1", "--precision", "1", "--depth", "1", "--link", "1x", "--seeds", "1"),
     *("--no-plots", "--workers", "1"),
 ]
+SEARCH = ["--over", "cache.slots=2/layer..5/layer", "--workers", "1"]
 LOGS = ROOT / "tests/support/twin_logs"
 SUCCEED: dict[str, list[list[str]]] = {
     "run": [["{home}/x.yaml", "--out", "{out}", "--no-plots"]],
     "compare": [["{home}/sweep.yaml", "--out", "{out}", "--no-plots", "--workers", "1"]],
+    "search": [
+        ["{home}/x.yaml", *SEARCH, "--until", "output_tokens_per_s > 0", "--out", "{out}"],
+        ["{home}/x.yaml", *SEARCH, "--maximize", "cache_slots", "--runs", "2", "--out", "{out}"],
+    ],
     "split": [["{home}/x.yaml", "--out", "{out}", "--no-plots", "--runs", "3"]],
     "dial": [["{home}/x.yaml", *DIAL, "--out", "{out}"]],
     "report": [["{home}/run", "--no-plots"], ["{home}/run", "{home}/run", "--out", "{out}"]],
@@ -67,6 +72,11 @@ FAIL: dict[str, list[list[str]]] = {
         ["{home}/x.yaml", "--out", "{out}"],
         ["{home}/half.yaml", "--out", "{out}", "--no-plots", "--workers", "1"],
         ["{home}/none.yaml", "--out", "{out}", "--no-plots", "--workers", "1"],
+    ],
+    "search": [
+        ["{home}/x.yaml", *SEARCH, "--out", "{out}"],
+        ["{home}/x.yaml", *SEARCH, "--until", "output_tokens_per_s < 0", "--out", "{out}"],
+        ["{home}/none.yaml", "--maximize", "hits", "--workers", "1", "--out", "{out}"],
     ],
     "split": [["{home}/sweep.yaml", "--out", "{out}"], ["{home}/x.yaml", "--goal", "speed"]],
     "dial": [

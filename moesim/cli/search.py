@@ -1,0 +1,212 @@
+"""`moesim search`: a threshold or an optimum over the keys of a scenario, from few runs."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+from moesim.cli.output import echo_json
+from moesim.cli.search_job import SearchJob
+from moesim.errors import MoesimError, ThresholdError, UsageError
+
+if TYPE_CHECKING:
+    from moesim.search.metrics import Condition
+    from moesim.search.optimum import Goal
+    from moesim.search.page import Page
+
+__all__ = ["register"]
+
+_MOST_FAILURES: Final = 20
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command of this file to the application."""
+    app.command()(search)
+
+
+def search(
+    scenario: Annotated[
+        Path, typer.Argument(help="A scenario, with a `sweep:` unless --over names all values.")
+    ],
+    until: Annotated[
+        str | None,
+        typer.Option(help='Find the threshold of a condition, like "output_tokens_per_s >= 20".'),
+    ] = None,
+    minimize: Annotated[
+        list[str] | None,
+        typer.Option(metavar="METRIC", help="Find the least of this metric; may be repeated."),
+    ] = None,
+    maximize: Annotated[
+        list[str] | None,
+        typer.Option(metavar="METRIC", help="Find the most of this metric; may be repeated."),
+    ] = None,
+    where: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="CONDITION",
+            help='The optimum must meet this, like "ttft_p99_ms <= 500"; may be repeated.',
+        ),
+    ] = None,
+    over: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY[=VALUES]",
+            help="Search this key: A,B,C or A..B or A..B..STEP or A..B..2x; may be repeated. "
+            "A key of the sweep needs no values. --until is about the first one.",
+        ),
+    ] = None,
+    runs: Annotated[
+        int, typer.Option(min=1, help="The most points that a search for an optimum tries.")
+    ] = 24,
+    prefix: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SHARES",
+            help="End early on bad points: serve this share of the requests first, like 0.25.",
+        ),
+    ] = None,
+    probes: Annotated[
+        int, typer.Option(min=0, help="Values between both ends that check for a single threshold.")
+    ] = 2,
+    tolerance: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            max=1,
+            help="How far a metric may move against its trend, as a share of its range.",
+        ),
+    ] = 0.02,
+    seed: Annotated[int, typer.Option(help="Seed of the choice of points.")] = 0,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Override a key, like cache.policy=lru."),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="The folder to write into (default: runs/NAME-search). That of a `moesim "
+            "compare` shares its runs."
+        ),
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Worker processes (default: one per processor).")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Run finished points again.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
+) -> None:
+    """Find a threshold or an optimum of a scenario's sweep from few of its runs.
+
+    --until finds from which value of one key on a condition is met, by bisection. --minimize and
+    --maximize find the best point, or the Pareto front of several metrics. Finished points are not
+    run again, and an interrupted search continues. The last line printed is the folder with
+    search.json, search.csv and search.md.
+    """
+    from moesim.search.grid import load_grid
+
+    asked = _asked(until, minimize or (), maximize or (), where or (), runs, prefix, seed)
+    grid, named = load_grid(scenario, overrides or (), over or (), out, "search")
+    command = _command(
+        scenario,
+        {"--until": until, "--minimize": minimize, "--maximize": maximize, "--where": where,
+         "--over": over, "--runs": runs if until is None and runs != 24 else None,
+         "--prefix": prefix, "--probes": probes if until and probes != 2 else None,
+         "--tolerance": tolerance if until and tolerance != 0.02 else None,
+         "--seed": seed or None, "--set": overrides, "--out": out},
+    )  # fmt: skip
+    job = SearchJob(grid, workers or os.cpu_count() or 1, force)
+    page = job.page(asked, named, probes, tolerance, command)
+    if as_json:
+        echo_json({"out": str(grid.folder), "made": job.made, **page.as_plain()})
+    else:
+        _print(page, job.made)
+    _end(page)
+
+
+def _asked(
+    until: str | None,
+    minimize: Sequence[str],
+    maximize: Sequence[str],
+    where: Sequence[str],
+    runs: int,
+    prefix: str | None,
+    seed: int,
+) -> Condition | Goal:
+    """Return what is asked for: a condition of a threshold, or the goal of an optimum."""
+    from moesim.search.metrics import parse_condition, parse_objective
+    from moesim.search.optimum import Goal, parse_prefix
+
+    objectives = [parse_objective("--minimize", text) for text in minimize]
+    objectives += [parse_objective("--maximize", text) for text in maximize]
+    if until is None and not objectives:
+        raise UsageError(
+            'say what to search for: --until "METRIC >= NUMBER" for a threshold, or --minimize '
+            "METRIC or --maximize METRIC for an optimum"
+        )
+    if until is not None:
+        if objectives or where:
+            raise UsageError(
+                "--until finds a threshold, the other options an optimum; to find the best point "
+                f"that meets a condition, write --where {shlex.quote(until)}"
+            )
+        if prefix is not None:
+            raise UsageError(
+                "--prefix is of a search for an optimum: a prefix of the requests has another "
+                "threshold; leave it out"
+            )
+        return parse_condition("--until", until)
+    metrics = [objective.metric for objective in objectives]
+    if twice := [metric for metric in metrics if metrics.count(metric) > 1]:
+        raise UsageError(f"{twice[0]} is an objective twice; name it once")
+    conditions = tuple(parse_condition("--where", text) for text in where)
+    shares = () if prefix is None else parse_prefix(prefix)
+    return Goal(tuple(objectives), conditions, runs, shares, seed)
+
+
+def _print(page: Page, made: int) -> None:
+    """Print the page as text; the last line is its folder."""
+    from moesim.report.tabular import write_tables
+
+    finding, caption = page.finding, page.caption
+    if caption:
+        typer.echo(f"{caption}\n")
+    write_tables(finding.tables)
+    typer.echo()
+    for sentence in finding.sentences:
+        typer.echo(sentence)
+    saved = finding.saved
+    kept = saved.whole + saved.prefix - made - len(page.failures)
+    typer.echo(f"runs: {saved}" + (f" ({kept} lay in the folder)" if kept > 0 else ""))
+    for note in page.notes:
+        typer.echo(f"- {note}")
+    typer.echo(f"\n{page.grid.folder}")
+
+
+def _end(page: Page) -> None:
+    """End with an error where points failed, or nothing was found."""
+    finding = page.finding
+    if page.failures:
+        typer.echo(f"{len(page.failures)} of the tried points failed:", err=True)
+        for line in page.failures[:_MOST_FAILURES]:
+            typer.echo(f"  {line}", err=True)
+        if len(page.failures) > _MOST_FAILURES:
+            typer.echo(f"  and {len(page.failures) - _MOST_FAILURES} more", err=True)
+    if finding.refused:
+        raise MoesimError(finding.refused)
+    if not finding.reached:
+        raise ThresholdError(f"{finding.asked}: no tried point meets it")
+    if any(each.error and not each.too_large for each in (*finding.prefixes, *finding.tried)):
+        raise typer.Exit(1)
+
+
+def _command(scenario: Path, options: Mapping[str, Any]) -> str:
+    """Return the command line that makes this page; options that change nothing are left out."""
+    parts = ["moesim", "search", str(scenario)]
+    for name, value in options.items():
+        for each in value if isinstance(value, list) else [value]:
+            parts += [] if each is None else [name, str(each)]
+    return shlex.join(parts)
