@@ -114,10 +114,14 @@ class Ledger:
         self.waves_events = 0
         self.stepping_ns = 0
         self.num_steps = 0
-        self.steps: list[tuple[int, ...]] = []
+        self._step_rows: list[tuple[int, ...]] = []
+        self._step_tables: list[npt.NDArray[np.int64]] = []  # [steps, columns], before the rows
         self.timeline: list[tuple[str, str, int, int, int, int, int]] = []
         self.timeline_steps = range(first_step, first_step + steps)
         self._packed: list[tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]] = []
+        self._lists: list[tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]] = []
+        self._array_events = np.zeros(num_layers, np.int64)  # of what came as arrays
+        self._array_accesses = np.zeros(num_layers, np.int64)
         self._last_demand_ns = 0
         self._step_start_ns = 0
         self.ended_ns = 0
@@ -214,7 +218,7 @@ class Ledger:
         self.ended_ns = now_ns
         hits, late, copied, waves = map(sub, self._step_sums(), self._step_base)
         self.stepping_ns += now_ns - self._step_start_ns
-        self.steps.append(
+        self._step_rows.append(
             (
                 number,
                 self._step_start_ns,
@@ -242,6 +246,16 @@ class Ledger:
         for work, kind, layer, *_ in [entry for entry in self.log if entry[1] in counted]:
             counted[kind][layer] += work.op.nbytes  # type: ignore[union-attr]
 
+    @property
+    def steps(self) -> list[tuple[int, ...]]:
+        """The rows of `steps.parquet`, in the order of `STEP_COLUMNS`."""
+        return list(map(tuple, self._table_of_steps().tolist()))
+
+    def add_steps(self, table: npt.NDArray[np.int64]) -> None:
+        """Add rows of `steps.parquet` as an array, of shape [steps, columns]."""
+        self._tabulate_steps()
+        self._step_tables.append(table)
+
     def log_unions(self, unions: Sequence[Sequence[Key]]) -> None:
         """Record the unions of the next layer events."""
         # In one flat list: a list for each would slow down Python's garbage collector.
@@ -266,6 +280,9 @@ class Ledger:
         if self._union_sizes:
             self._pack()
         self._packed.append((sizes, keys))
+        by_step = sizes.reshape(-1, self.num_layers)
+        self._array_events += np.count_nonzero(by_step, axis=0)
+        self._array_accesses += by_step.sum(axis=0)
         if self.per_step is not None:
             self.per_step.events += events
 
@@ -299,7 +316,7 @@ class Ledger:
     def finish(self, now_ns: int) -> int:
         """Add all that is left, and return the bytes of expert copies still in flight."""
         self._count_bytes()
-        self._collect(now_ns, len(self.steps) - 1)
+        self._collect(now_ns, self.num_steps - 1)
         self._pack()
         if self.per_step is not None:
             self.per_step.close(self)
@@ -326,6 +343,7 @@ class Ledger:
         """Move the log of unions from lists into arrays, which take much less memory."""
         sizes, keys = (np.array(log, np.int32) for log in (self._union_sizes, self._union_keys))
         self._packed.append((sizes, keys))
+        self._lists.append((sizes, keys))
         self._union_sizes, self._union_keys = [], []
 
     def logged(self) -> Sequence[tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]]:
@@ -349,9 +367,8 @@ class Ledger:
 
         Both are counted from the log of unions.
         """
-        events = np.zeros(self.num_layers, np.int64)
-        accesses = np.zeros(self.num_layers, np.int64)
-        for sizes, keys in self._packed:
+        events, accesses = self._array_events.copy(), self._array_accesses.copy()
+        for sizes, keys in self._lists:
             layers = keys // self.num_experts
             accesses += np.bincount(layers, minlength=self.num_layers)
             # The layer of an event is that of its last key; an empty union has none.
@@ -359,9 +376,23 @@ class Ledger:
             events += np.bincount(layers[lasts], minlength=self.num_layers)
         return events, accesses
 
+    def _tabulate_steps(self) -> None:
+        """Move the rows of steps from a list into an array."""
+        if self._step_rows:
+            self._step_tables.append(np.array(self._step_rows, np.int64))
+            self._step_rows = []
+
+    def _table_of_steps(self) -> npt.NDArray[np.int64]:
+        """Return the rows of all steps, [steps, columns]."""
+        self._tabulate_steps()
+        if len(self._step_tables) != 1:
+            nothing = np.zeros((0, len(STEP_COLUMNS)), np.int64)
+            self._step_tables = [np.concatenate([nothing, *self._step_tables])]
+        return self._step_tables[0]
+
     def step_columns(self) -> dict[str, Any]:
         """Return the columns of `steps.parquet`."""
-        table = np.array(self.steps, np.int64).reshape(-1, len(STEP_COLUMNS))
+        table = self._table_of_steps()
         return {name: table[:, i] for i, name in enumerate(STEP_COLUMNS)}
 
     def timeline_columns(self) -> dict[str, Any]:

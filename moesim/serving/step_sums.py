@@ -110,7 +110,7 @@ class StepSums:
         for kind in ledger.moved_bytes:
             ledger.moved_bytes[kind] += int(added[f"moved {kind}"].sum())
         ledger.stepping_ns += int((self.finish - self.start).sum())
-        ledger.steps += self._rows()
+        ledger.add_steps(self._rows())
         ledger.ended_ns = int(self.finish[-1])
         if ledger.per_step is not None:
             columns = [added[name] for name in counter_names(ledger)]
@@ -134,8 +134,8 @@ class StepSums:
         added["moved readback"] = added["moved readback"] + readback_bytes_S
         return added
 
-    def _rows(self) -> list[tuple[int, ...]]:
-        """Return the rows of `steps.parquet`, in the order of `STEP_COLUMNS`."""
+    def _rows(self) -> Column:
+        """Return the rows of `steps.parquet`, [S, columns], in the order of `STEP_COLUMNS`."""
         prefill_S, decode_S, sequences_S, blocks_S = self.facts.T
         hits_S = self.of("hits")
         missed_S = self.of("demand_copies") + self.of("elsewhere")
@@ -156,7 +156,7 @@ class StepSums:
             self.of("waves"),
             blocks_S,
         )
-        return list(zip(*[column.tolist() for column in columns], strict=True))
+        return np.stack(columns, axis=1)
 
     def _readback_stalls(self) -> list[int]:
         """Return the time in ns that the GPU waits for ids, by layer, of shape [layers + 1].

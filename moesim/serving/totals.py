@@ -117,7 +117,7 @@ def totals_of(ledger: Ledger) -> Totals:
     """Return the sums of the whole run. Events and accesses are those of the log of unions."""
     events, accesses = (int(column.sum()) for column in ledger.accesses_by_layer())
     counts = _counters(ledger)
-    return _totals(ledger, counts, len(ledger.steps), events, accesses, ledger.waves_max)
+    return _totals(ledger, counts, ledger.num_steps, events, accesses, ledger.waves_max)
 
 
 class StepTotals:
