@@ -42,6 +42,7 @@ def test_a_figure_is_the_median_of_its_rounds_with_the_spread() -> None:
     figure = Figure.of("speed", [3.0, 1.0, 8.0], "s", "under 4")
     assert figure.cells == ("speed", "3.00 s", "1.00 to 8.00 (3 rounds)", "under 4")
     assert Figure.of("once", [12345.6]).cells == ("once", "12,346", "one round", "–")
+    assert Figure.of("no wait", [1e-15]).cells[1] == "0"
 
 
 def test_the_table_and_the_history_hold_all_figures(
