@@ -57,7 +57,6 @@ def unions_of(keys_BLK: Ints, num_experts: int) -> Unions:
     if flat.size and int(flat.min()) < 0:
         flat = np.where(flat < 0, total, flat)  # a last bin for unused places
     counts = np.bincount(flat, minlength=total + 1)
-    counts[total] = 0
     first = _first_places(flat, counts, _PREFIX_ROWS * layers * keys_BLK.shape[2])
     order_LE = np.argsort(first[:total].reshape(layers, num_experts), axis=1)
     sizes_L = np.count_nonzero(counts[:total].reshape(layers, num_experts), axis=1)
