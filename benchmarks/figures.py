@@ -64,6 +64,8 @@ Measure = Callable[[bool], list[Figure]]
 
 
 def _short(value: float) -> str:
+    if abs(value) < 0.0005:  # below what clocks resolve
+        return "0"
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:#.3g}".rstrip(".")
 
 

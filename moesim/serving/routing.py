@@ -254,6 +254,7 @@ class TraceRouting:
         self._block: list[list[tuple[Key, ...]]] | None = None
         self._wants: dict[int, frozenset[Key]] = {}  # by row, since batching reads them every step
         self._base_L1 = (np.arange(self.num_layers) * self.num_experts)[:, None]
+        self._base_N = np.repeat(self._base_L1, self.top_k)
 
     def step(self, step: Step) -> StepRouting:
         return TracedStep(self, step.rows)
@@ -326,7 +327,9 @@ class TraceRouting:
         # The marker of unused places is larger than every id, so one maximum finds both cases.
         ids_BLK: Any = self._ids[rows]
         if int(ids_BLK.max()) < self.num_experts:
-            return np.asarray(ids_BLK + self._base_L1)
+            # Along one long axis, because a loop over K places alone is slow.
+            keys_BN = ids_BLK.reshape(len(ids_BLK), -1) + self._base_N
+            return np.asarray(keys_BN.reshape(ids_BLK.shape))
         return self._keys_with_gaps(ids_BLK, rows)
 
     def _keys_with_gaps(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from hashlib import blake2b
 from itertools import accumulate, pairwise
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -27,12 +27,12 @@ class Unions(NamedTuple):
     """The unions of all layers, one after another.
 
     `keys` and `tokens`, both [N], are the distinct keys and the number of rows that want each.
-    `sizes`, [L], is the number of keys of each layer.
+    `sizes`, [L], is the number of keys of each layer. Small numbers take two bytes each.
     """
 
-    keys: npt.NDArray[np.int32]
-    tokens: npt.NDArray[np.int32]
-    sizes: npt.NDArray[np.int32]
+    keys: npt.NDArray[Any]
+    tokens: npt.NDArray[Any]
+    sizes: npt.NDArray[Any]
 
     @property
     def nbytes(self) -> int:
@@ -57,14 +57,15 @@ def unions_of(keys_BLK: Ints, num_experts: int) -> Unions:
     if flat.size and int(flat.min()) < 0:
         flat = np.where(flat < 0, total, flat)  # a last bin for unused places
     counts = np.bincount(flat, minlength=total + 1)
-    counts[total] = 0
     first = _first_places(flat, counts, _PREFIX_ROWS * layers * keys_BLK.shape[2])
     order_LE = np.argsort(first[:total].reshape(layers, num_experts), axis=1)
     sizes_L = np.count_nonzero(counts[:total].reshape(layers, num_experts), axis=1)
     order_LE += np.arange(0, total, num_experts)[:, None]
     # Keys without rows have the last place of all, so they are behind the others.
     keys = order_LE[np.arange(num_experts) < sizes_L[:, None]]
-    return Unions(keys.astype(np.int32), counts[keys].astype(np.int32), sizes_L.astype(np.int32))
+    small = max(total, keys_BLK.shape[0] * keys_BLK.shape[2]) <= np.iinfo(np.uint16).max
+    kind = np.uint16 if small else np.int32
+    return Unions(keys.astype(kind), counts[keys].astype(kind), sizes_L.astype(kind))
 
 
 def _first_places(flat: Ints, counts: Ints, prefix: int) -> Ints:

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from itertools import accumulate
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 
 _SECOND_NS = 1_000_000_000
 _EVEN = 1e-9  # below this coefficient of variation gaps are equal, and its square may become 0
+
+_SHARED_ROWS = 4_000_000  # rows of a domain that are held a second time, for requests to share
 
 Ints = npt.NDArray[np.int64]
 
@@ -320,6 +323,7 @@ class _Supply:
         self._resample = prefill == "resample"
         self._skip = prefill == "skip"
         self._absent = trace.meta.prompt_rows == "absent"
+        self._rings: dict[tuple[str, bool], _Ring] = {}
         self._by_domain: dict[str, list[int]] = {}
         for request in pool.tolist():
             self._by_domain.setdefault(str(trace.requests["domain"][request]), []).append(request)
@@ -351,20 +355,52 @@ class _Supply:
         own = self._own(source, decode_only)
         if len(own) >= count:
             return own[:count], 0
-        others = self._by_domain[str(self._trace.requests["domain"][source])]
-        if not any(len(self._own(other, decode_only)) for other in others):
+        ring = self._ring(source, decode_only)
+        if not len(ring.rows):
             # No request of the domain has decoded rows, so this one's prompt rows replace them.
-            others, decode_only = [source], False
-        at = others.index(source)
-        pieces, length = [own], len(own)
-        while length < count:
-            at = (at + 1) % len(others)
-            pieces.append(self._own(others[at], decode_only))
-            length += len(pieces[-1])
-        return np.concatenate(pieces)[:count], count - len(own)
+            return np.resize(self._own(source, decode_only=False), count), count
+        return ring.take(ring.starts[source], count), count - len(own)
 
     def _decode_rows(self, source: int) -> Ints:
         """Return all decoded rows of the domain of `source`, or its own rows if there are none."""
-        others = self._by_domain[str(self._trace.requests["domain"][source])]
-        rows = np.concatenate([self._own(other, not self._absent) for other in others])
+        rows = self._ring(source, not self._absent).rows
         return rows if len(rows) else self._own(source, decode_only=False)
+
+    def _ring(self, source: int, decode_only: bool) -> _Ring:
+        """Return the rows of the domain of `source`."""
+        domain = str(self._trace.requests["domain"][source])
+        ring = self._rings.get((domain, decode_only))
+        if ring is None:
+            requests = self._by_domain[domain]
+            pieces = [self._own(request, decode_only) for request in requests]
+            ring = _Ring.of(dict(zip(requests, pieces, strict=True)))
+            self._rings[domain, decode_only] = ring
+        return ring
+
+
+class _Ring(NamedTuple):
+    """The rows of all requests of a domain, one after another, and where each request begins.
+
+    `rows` are read-only. `twice` holds them two times, so that requests share its memory. It is
+    empty for a long ring.
+    """
+
+    rows: Ints
+    twice: Ints
+    starts: dict[int, int]
+
+    @classmethod
+    def of(cls, pieces: dict[int, Ints]) -> _Ring:
+        """Return the ring of the rows of each request."""
+        rows = np.concatenate(list(pieces.values()))
+        rows.flags.writeable = False
+        twice = np.concatenate((rows, rows)) if len(rows) <= _SHARED_ROWS else rows[:0]
+        twice.flags.writeable = False
+        starts = accumulate(map(len, pieces.values()), initial=0)
+        return cls(rows, twice, dict(zip(pieces, starts, strict=False)))
+
+    def take(self, first: int, count: int) -> Ints:
+        """Return `count` rows from place `first` on, round and round."""
+        if first + count <= len(self.twice):
+            return self.twice[first : first + count]
+        return np.take(self.rows, np.arange(first, first + count), mode="wrap")

@@ -122,6 +122,23 @@ def test_a_policy_that_drops_what_it_used_is_not_its_own_bound() -> None:
     assert not keeps_all(outcome, used_keys(outcome.ledger.layer_events()))
 
 
+@pytest.mark.parametrize(
+    ("cache", "kept"),
+    [
+        ({"slots": "100%"}, True),
+        ({"slots": "100%", "policy": "drop_after_use"}, False),  # it misses no key twice, either
+        ({"slots": "7/layer"}, False),  # enough for this run, and not a slot for every expert
+    ],
+)
+def test_a_run_of_one_step_is_its_own_bound_if_it_has_all_slots_and_uses_them(
+    cache: dict[str, Any], kept: bool
+) -> None:
+    scenario = tiny_scenario(cache=cache, bounds=True)
+    outcome = simulate(plan_of(scenario, tiny_trace(requests=1, prompt_tokens=3, output_tokens=1)))
+    assert outcome.ledger.num_steps == 1
+    assert keeps_all(outcome, used_keys(outcome.ledger.layer_events())) is kept
+
+
 def test_min_hits_as_often_as_its_run() -> None:
     outcome = simulate(served())
     assert decides_alike(outcome.plan)

@@ -54,6 +54,15 @@ def test_unions_are_in_order_of_first_appearance_with_their_counts(
     assert unions_of(keys, experts).by_layer() == counted(keys)
 
 
+@pytest.mark.parametrize(("experts", "rows"), [(40_000, 3), (9, 40_000)])
+def test_large_keys_and_counts_are_held_whole(experts: int, rows: int) -> None:
+    keys = np.array([[[experts - 1, 0], [2 * experts - 1, experts]]] * rows)
+    unions = unions_of(keys, experts)
+    assert unions.by_layer() == counted(keys)
+    assert unions.keys.dtype == np.int32
+    assert unions_of(keys_of(0, 4, 2, 8, 2, 0, False), 8).keys.dtype == np.uint16
+
+
 @pytest.mark.parametrize("rows", [2, 30, 500])
 def test_few_and_many_rows_of_a_trace_give_the_same_unions(
     rows: int, monkeypatch: pytest.MonkeyPatch

@@ -29,6 +29,7 @@ from moesim.simulate import simulate, summarise
 from moesim.streams import stream
 from moesim.trace import Trace
 from moesim.workload import arrivals_csv
+from moesim.workload import workload as workload_module
 from moesim.workload.workload import build_workload
 
 
@@ -762,7 +763,8 @@ def test_a_plan_draws_its_requests_once_and_each_run_serves_new_ones() -> None:
     again = build_workload(plan.scenario, plan.trace)
     for one, drawn in zip(again, plan.workload.fresh(), strict=True):
         for name in Request.__slots__:
-            assert np.array_equal(getattr(one, name, None), getattr(drawn, name, None)), name
+            found, expected = (np.asarray(getattr(each, name, None)) for each in (one, drawn))
+            assert np.array_equal(found, expected), name
 
 
 @pytest.mark.parametrize("changes", [{"seed": 9}, {"workload": {"requests": 2}}])
@@ -776,3 +778,43 @@ def test_requests_that_were_drawn_for_another_workload_are_not_served(changes: A
     assert not plan.workload.fits(plan.scenario, tiny_trace(requests=4))
     served = simulate(replace(plan, scenario=other.scenario)).requests
     assert len(served) == len(simulate(other).requests)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("prefill", ["recorded", "skip"])
+def test_tiled_requests_continue_with_the_next_ones_of_their_domain_round_and_round(
+    shared: bool, prefill: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not shared:
+        monkeypatch.setattr(workload_module, "_SHARED_ROWS", 0)
+    trace = tiny_trace(requests=5, prompt_tokens=3, output_tokens=4)
+    names = np.array(["a", "b", "a", "a", "b"], object)
+    trace = Trace(trace.meta, {**trace.requests, "domain": names}, {"expert_ids": trace.expert_ids})
+    skipped = 3 if prefill == "skip" else 0
+    for output in (2, 20, 90):
+        lengths = {"prompt": 5, "output": output}
+        for source, request in enumerate(workload(trace, prefill=prefill, lengths=lengths)):
+            ring = [row for other in _from(source, names) for row in _own(trace, other, skipped)]
+            count = output - 1 + (0 if skipped else 5)
+            expected = (ring * (1 + count // len(ring)))[:count]
+            assert request.rows.tolist() == expected
+            assert request.tiled_rows == max(0, count - (6 - skipped))
+
+
+def _from(source: int, names: Any) -> list[int]:
+    """Return the requests of a domain, from one of them on."""
+    others = [number for number, name in enumerate(names) if name == names[source]]
+    at = others.index(source)
+    return others[at:] + others[:at]
+
+
+def _own(trace: Trace, request: int, skipped: int) -> range:
+    rows = trace.slice(request)
+    return range(rows.start + skipped, rows.stop)
+
+
+def test_rows_that_requests_share_cannot_be_changed() -> None:
+    lengths = {"prompt": 50, "output": 50}
+    for request in workload(tiny_trace(requests=3), lengths=lengths):
+        with pytest.raises(ValueError, match="read-only"):
+            request.rows[0] = 0
