@@ -14,7 +14,8 @@ import errno
 import io
 import os
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Final
 
 __all__ = [
@@ -46,9 +47,16 @@ _KINDS: Final = (
 _copies: dict[str, str] = {}
 
 
-def read_copies(copies: Mapping[str, str]) -> None:
-    """Read each of these paths of a scenario at another place, from now on in this process."""
+@contextmanager
+def read_copies(copies: Mapping[str, str]) -> Iterator[None]:
+    """Read each of these paths of a scenario at another place while the block runs."""
+    before = dict(_copies)
     _copies.update(copies)
+    try:
+        yield
+    finally:
+        _copies.clear()
+        _copies.update(before)
 
 
 def copy_of(path: str) -> str:

@@ -95,7 +95,7 @@ def backend_of(on: str, workers: int | None) -> AbstractContextManager[Backend |
         return nullcontext(LocalProcesses(workers or os.cpu_count() or 1))
     from moesim.sweep.ray_tasks import RayTasks, require_ray
 
-    require_ray()
+    require_ray(address)
     return RayTasks(address, workers)
 
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from moesim import __version__
 from moesim.errors import MoesimError
 from moesim.files import clean_up
-from moesim.inputs import parse_json
+from moesim.inputs import parse_json, read_copies
 from moesim.scenario import Scenario
 from moesim.simulate import prepare, result_of
 from moesim.simulate.rundir import MANIFEST, code_hash, fingerprint, put, write
@@ -136,9 +136,15 @@ def simulate_order(order: Order) -> dict[str, bytes] | Lacking:
             f"a machine of the cluster has another moesim ({__version__} in "
             f"{Path(__file__).parents[1]}); install the same version on all machines"
         )
-    if lacking := settle(order.inputs, order.shared):
+    copies, lacking = settle(order.inputs, order.shared)
+    if lacking:
         return Lacking(lacking)
-    out = _runs_folder() / secrets.token_hex(8)
+    with read_copies(copies):
+        return _files_of_run(order, _runs_folder() / secrets.token_hex(8))
+
+
+def _files_of_run(order: Order, out: Path) -> dict[str, bytes]:
+    """Simulate an order into the temporary folder `out`; return the files."""
     plan = prepare(order.scenario)
     try:
         write(order.scenario, out, partial(result_of, plan), point=order.values, text=order.text)

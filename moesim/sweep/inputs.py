@@ -19,7 +19,6 @@ import numpy as np
 
 from moesim.errors import UsageError
 from moesim.files import whole_folder
-from moesim.inputs import read_copies
 from moesim.locks import exclusive
 from moesim.scenario import Scenario
 from moesim.simulate.rundir import hash_of, named_paths, policy_inputs
@@ -74,8 +73,10 @@ def packed(given: Input) -> list[tuple[str, Any]]:
     ]
 
 
-def settle(inputs: Iterable[Input], shared: Mapping[str, Shared]) -> list[Input]:
-    """Make this process read its own copies of inputs; return those of which it has none.
+def settle(
+    inputs: Iterable[Input], shared: Mapping[str, Shared]
+) -> tuple[dict[str, str], list[Input]]:
+    """Return where this machine has each input, by its path, and the inputs that it lacks.
 
     `shared` holds the files of inputs by hash. What is in it is fetched once for each machine.
     """
@@ -87,8 +88,7 @@ def settle(inputs: Iterable[Input], shared: Mapping[str, Shared]) -> list[Input]
             lacking.append(given)
         else:
             copies[given.path] = copy
-    read_copies(copies)
-    return lacking
+    return copies, lacking
 
 
 def _here(place: str, digest: str) -> str | None:

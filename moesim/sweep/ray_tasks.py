@@ -10,15 +10,17 @@ Ray is imported inside functions, because its import takes half a second.
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
 import pickle
 import queue
 import secrets
 import signal
+import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -42,18 +44,16 @@ _SILENT: Final = {
     "RAY_USAGE_STATS_ENABLED": "0",  # nothing is reported to Ray's authors
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # else Ray prints a warning about GPUs
 }
-# It listens on the network; without the token, others could send tasks to it.
-_PRIVATE: Final = {
-    **_SILENT,
-    "RAY_AUTH_MODE": "token",
-    "RAY_AUTH_TOKEN": secrets.token_hex(32),
-}
+# It listens on the network; without a token, others could send tasks to it. Ray takes the token
+# from here instead of writing one into the home folder.
+_PRIVATE: Final = {**_SILENT, "RAY_AUTH_TOKEN": secrets.token_hex(32)}
 
 
-def require_ray() -> None:
-    """Raise `MissingExtra` where Ray is not installed."""
-    if importlib.util.find_spec("ray") is None:
-        raise MissingExtra("ray", "--on ray")
+def require_ray(address: Address) -> None:
+    """Raise `MissingExtra` where Ray, or what it needs to join this cluster, is not installed."""
+    needed = ("ray", "grpc") if address.host else ("ray",)
+    if any(importlib.util.find_spec(name) is None for name in needed):
+        raise MissingExtra("ray", f"--on {address}")
 
 
 @dataclass(slots=True)
@@ -94,9 +94,9 @@ class RayTasks:
         self._looked_s = float("-inf")
 
     def __enter__(self) -> Self:
-        require_ray()
+        require_ray(self.address)
         with ExitStack() as left:
-            left.enter_context(_environment(_PRIVATE if self.address.starts else _SILENT))
+            left.enter_context(_environment(private=self.address.starts))
             left.callback(_leave)
             with _signals_kept(), _said_plainly(self.address):
                 if self.address.starts:
@@ -112,6 +112,7 @@ class RayTasks:
     def _start(self) -> None:
         import ray
 
+        logging.getLogger("ray").setLevel(logging.ERROR)  # else it warns of its own settings
         ray.init(
             address="local",
             num_cpus=self.workers or os.cpu_count() or 1,
@@ -271,15 +272,23 @@ def _leave() -> None:
 
 
 @contextmanager
-def _environment(settings: Mapping[str, str]) -> Iterator[None]:
-    """Set variables that are not set, until the block ends: Ray's processes inherit them."""
-    added = {name: value for name, value in settings.items() if name not in os.environ}
-    os.environ.update(added)
+def _environment(*, private: bool) -> Iterator[None]:
+    """Set the variables that Ray's processes inherit, until the block ends.
+
+    What the user has set stays, except for the path of modules of a `private` cluster: its workers
+    import what this process can import.
+    """
+    before = dict(os.environ)
+    os.environ.update({**(_PRIVATE if private else _SILENT), **before})
+    if private:
+        os.environ["PYTHONPATH"] = os.pathsep.join(place or os.getcwd() for place in sys.path)
     try:
         yield
     finally:
-        for name in added:
-            os.environ.pop(name, None)
+        for name in [name for name in os.environ if name.startswith("RAY_")]:
+            del os.environ[name]  # Ray sets some itself
+        os.environ.pop("PYTHONPATH", None)
+        os.environ.update(before)
 
 
 @contextmanager
@@ -304,8 +313,8 @@ def _said_plainly(address: Address) -> Iterator[None]:
         raise
     except (RuntimeError, ConnectionError, ValueError, ImportError, OSError) as error:
         text = " ".join(str(error).split())
-        if "grpc" in text or "Ray Client requires" in text:
-            raise MissingExtra("ray", f"--on {address}") from None
+        if "connection timeout" in text:
+            text += "; the port must be that of Ray's client server, 10001 by default"
         if "ersion" in text:
             raise UsageError(
                 f"--on {address}: the cluster has another version of Ray or Python than this "
