@@ -29,6 +29,7 @@ from typing import Any, Final, Self, TypeVar
 from moesim.errors import MissingExtra, MoesimError, UsageError
 from moesim.sweep.addresses import Address, check_reachable
 from moesim.sweep.backend import Again, TaskResult, UnlikeMachine, WorkerDied
+from moesim.sweep.local import interrupts_blocked
 
 __all__ = ["RayTasks", "require_ray"]
 
@@ -267,7 +268,8 @@ def _leave() -> None:
     """End the cluster that was started, or leave the one that was joined."""
     import ray
 
-    with _signals_kept():
+    # Ray removes handlers here, and a signal that ended the command may be raised again meanwhile.
+    with interrupts_blocked(), _signals_kept():
         ray.shutdown()
 
 
