@@ -1,4 +1,4 @@
-"""What a sweep costs: 96 short runs alone, by two independent processes, by two workers, and on Ray.
+"""What a sweep costs: 96 short runs alone, by two processes, by two workers, and on Ray.
 
     python benchmarks/sweep.py
 

@@ -78,6 +78,8 @@ def run_points(
             err=True,
         )
         raise
+    if repeated := getattr(backend, "repeated", 0):
+        typer.echo(f"runs that began again, as a worker or machine had died: {repeated}", err=True)
     return [(points[index], error) for index, error in sorted(failures.items())]
 
 

@@ -78,6 +78,9 @@ class Shared(Protocol):
 class Cluster(Protocol):
     """A place that runs tasks on machines which may share no disk with the caller."""
 
+    repeated: int
+    """How often a task was started again, because its worker or machine had died."""
+
     def answers(
         self, work: Callable[[Task], object], tasks: Iterable[Task], again: Again
     ) -> Generator[TaskResult]:

@@ -91,6 +91,8 @@ class RayTasks:
             raise ValueError(f"workers ({workers}) must be at least 1")
         self.address = address
         self.workers = workers
+        self.repeated = 0
+        """How often a task was started again, because its worker or machine had died."""
         self._processors = 0
         self._looked_s = float("-inf")
 
@@ -162,6 +164,7 @@ class RayTasks:
                 error, value = _answer(future)
                 if isinstance(error, _Lost):
                     if flight.attempt < ATTEMPTS:
+                        self.repeated += 1
                         start(flight.index, flight.task, flight.attempt + 1)
                     else:
                         yield TaskResult(flight.index, _died(error, flight.attempt))

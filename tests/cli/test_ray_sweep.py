@@ -105,6 +105,7 @@ def test_every_task_has_one_result_and_a_worker_that_dies_costs_no_task(
     tasks = [(tmp_path, number) for number in range(7)]
     results = {each.index: each for each in cluster.answers(square, tasks, ended)}
     assert sorted(results) == list(range(7))
+    assert cluster.repeated == 1
     values = [results[number].value for number in range(7)]
     assert values == [0, 1, None, None, 16, 25, 36]
     assert isinstance(results[2].error, TraceError)

@@ -34,6 +34,7 @@ class FakeCluster:
         backwards: bool = False,
     ) -> None:
         self.around = around
+        self.repeated = 0
         self.backwards = backwards
         self.shared: list[Held] = []
 

@@ -181,7 +181,9 @@ def test_a_copy_that_a_machine_has_is_not_fetched_again(home: Path) -> None:
     assert second.shared == []
 
 
-@pytest.mark.parametrize("text", ["", "Ray", "ray:", "ray://", "ray://a b", "ray://h:0", "ray://h:x"])
+@pytest.mark.parametrize(
+    "text", ["", "Ray", "ray:", "ray://", "ray://a b", "ray://h:0", "ray://h:x"]
+)
 def test_what_is_no_address_is_refused_with_those_that_are(text: str) -> None:
     with pytest.raises(UsageError, match="write local, ray"):
         Address.of(text)
