@@ -27,7 +27,7 @@ from moesim.simulate import run
 from moesim.sweep import LocalProcesses, Point, points_of, simulate_points
 from moesim.sweep.points import _simulate
 
-ROUNDS = 2
+ROUNDS = 5
 RUNS = 96
 SCENARIO = Path(__file__).resolve().parents[1] / "scenarios/quickstart.yaml"
 CHANGES = (
@@ -125,9 +125,8 @@ def told(name: str, values: Sequence[float], form: str = ".2f") -> None:
 
 def measure() -> None:
     """Measure all four in turn and print the figures."""
-    speed, beside, alone_ratio, start_s, ray_speed, added = [], [], [], [], [], []
-    gains = []
-    loads = []
+    speed, beside, alone_ratio, whole, start_s, ray_speed = [], [], [], [], [], []
+    gains, added, loads = [], [], []
     for _ in range(ROUNDS):
         loads.append(os.getloadavg()[0])
         with tempfile.TemporaryDirectory() as folder:
@@ -144,6 +143,7 @@ def measure() -> None:
         speed.append(two_s / worked[2])
         beside.append(worked[0] / sum(each[0] for each in two))
         alone_ratio.append(worked[0] / alone[0])
+        whole.append(sum(worked[:2]) / sum(sum(each) for each in two))
         start_s.append(worked[1] / 2)
         ray_speed.append(two_s / rayed[0])
         added += rayed[1:]
@@ -152,6 +152,7 @@ def measure() -> None:
     told("speed-up of two workers, as a share of that", speed)
     told("speed-up of two workers of Ray, as a share of that", ray_speed)
     told("CPU per run in a worker, to an independent process beside another", beside, ".3f")
+    told("the same with the starts of all", whole, ".3f")
     told("CPU per run in a worker, to a process alone", alone_ratio, ".3f")
     told("CPU of the start of a worker in s", start_s)
     told("ms that Ray adds to a run", added, ".1f")

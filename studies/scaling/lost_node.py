@@ -14,11 +14,12 @@ import argparse
 import json
 import os
 import secrets
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
@@ -58,7 +59,7 @@ def two_nodes() -> Iterator[tuple[Any, Any]]:
     try:
         yield cluster, cluster.add_node(num_cpus=1)
     finally:
-        cluster.shutdown()
+        cluster.shutdown()  # type: ignore[no-untyped-call]
 
 
 def runs(out: Path) -> list[Path]:
@@ -66,13 +67,44 @@ def runs(out: Path) -> list[Path]:
     return sorted(out.glob("runs/*/manifest.json"))
 
 
-def wait_for(out: Path, number: int, sweep: subprocess.Popen[str]) -> None:
-    """Wait until so many runs are there. Raise where the sweep ends before."""
+def workers(node: Any) -> dict[int, bytes]:
+    """Return the worker processes of a node, with what each is called: the function it runs."""
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            after_name = (folder / "stat").read_text().rpartition(")")[2].split()
+            name = (folder / "cmdline").read_bytes()
+        except OSError:
+            continue  # it has ended meanwhile
+        if int(after_name[1]) == raylet(node):
+            found[int(folder.name)] = name
+    return found
+
+
+def raylet(node: Any) -> int:
+    """Return the process of a node that starts its workers."""
+    return int(node.all_processes["raylet"][0].process.pid)
+
+
+def is_busy(node: Any) -> bool:
+    """Return whether a node runs a task."""
+    return any(name.startswith(b"ray::_call") for name in workers(node).values())
+
+
+def kill(node: Any) -> None:
+    """Kill all processes of a node at once, as when its machine loses power."""
+    for process in (raylet(node), *workers(node)):
+        with suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
+
+
+def wait_for(out: Path, number: int, node: Any, sweep: subprocess.Popen[str]) -> None:
+    """Wait until so many runs are there and the node is busy. Raise where the sweep ends before."""
     deadline = time.monotonic() + PATIENCE_S
-    while len(runs(out)) < number:
+    while len(runs(out)) < number or not is_busy(node):
         if sweep.poll() is not None or time.monotonic() > deadline:
             raise RuntimeError(f"the sweep ended before {number} runs were there")
-        time.sleep(0.02)
+        time.sleep(0.01)
 
 
 def content(out: Path) -> dict[str, str]:
@@ -93,8 +125,9 @@ def with_lost_node(out: Path, seeds: int, env: Mapping[str, str]) -> tuple[int, 
         line = command(out, seeds, "--on", "ray://auto")
         pipes: Any = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
         with subprocess.Popen(line, env=there, text=True, **pipes) as sweep:
-            wait_for(out, 4 * seeds // 3, sweep)
+            wait_for(out, 4 * seeds // 3, second, sweep)
             before = len(runs(out))
+            kill(second)
             cluster.remove_node(second, allow_graceful=False)
             _, messages = sweep.communicate()
         if sweep.returncode:
