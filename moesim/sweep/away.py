@@ -8,6 +8,7 @@ compares the fingerprint of each run with its own, so that other code or another
 
 from __future__ import annotations
 
+import platform
 import secrets
 import shutil
 from collections.abc import Generator, Iterator, Mapping, Sequence
@@ -133,7 +134,7 @@ def simulate_order(order: Order) -> dict[str, bytes] | Lacking:
     """
     if order.code != code_hash():
         raise UnlikeMachine(
-            f"a machine of the cluster has another moesim ({__version__} in "
+            f"{platform.node()}, a machine of the cluster, has another moesim ({__version__} in "
             f"{Path(__file__).parents[1]}); install the same version on all machines"
         )
     copies, lacking = settle(order.inputs, order.shared)

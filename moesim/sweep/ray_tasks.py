@@ -195,7 +195,7 @@ class RayTasks:
 
 
 def _some(waiting: Iterator[tuple[int, Task]], most: int) -> Iterator[tuple[int, Task]]:
-    """Yield the next tasks, at most so many."""
+    """Yield the next `most` tasks, or those that are left."""
     for _ in range(most):
         numbered = next(waiting, None)
         if numbered is None:

@@ -99,7 +99,7 @@ def kill(node: Any) -> None:
 
 
 def wait_for(out: Path, number: int, node: Any, sweep: subprocess.Popen[str]) -> None:
-    """Wait until so many runs are there and the node is busy. Raise where the sweep ends before."""
+    """Wait until a number of runs is there and the node is busy. Raise if the sweep ends first."""
     deadline = time.monotonic() + PATIENCE_S
     while len(runs(out)) < number or not is_busy(node):
         if sweep.poll() is not None or time.monotonic() > deadline:
