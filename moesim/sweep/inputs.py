@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from moesim.errors import UsageError
+from moesim.errors import MoesimError, UsageError
 from moesim.files import whole_folder
 from moesim.locks import exclusive
 from moesim.scenario import Scenario
@@ -109,6 +109,8 @@ def _stored(given: Input, shared: Mapping[str, Shared]) -> str | None:
             if not copy.exists():
                 with whole_folder(folder, force=True) as partial:
                     _unpack(shared[given.digest].get(), partial / copy.name)
+                    if hash_of(partial / copy.name, whole=True) != given.digest:
+                        raise MoesimError(f"{given.place} has changed since the sweep began")
     return str(copy) if copy.exists() else None
 
 

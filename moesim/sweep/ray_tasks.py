@@ -175,6 +175,11 @@ class RayTasks:
                 if isinstance(error, UnlikeMachine):
                     raise error
                 yield TaskResult(flight.index, error, value)
+        except ConnectionError as reason:
+            raise MoesimError(
+                f"lost the connection to the Ray cluster ({reason}); what is done is kept, and the "
+                "same command continues"
+            ) from None
         finally:
             for flight in flying.values():
                 with suppress(Exception):  # the cluster may be gone
@@ -229,8 +234,6 @@ def _answer(future: Future[Any]) -> tuple[Exception | None, Any]:
         error, value = future.result()
     except lost as reason:
         return _Lost(type(reason).__name__), None
-    except ConnectionError as reason:
-        raise MoesimError(f"lost the connection to the Ray cluster: {reason}") from None
     except exceptions.RayError as reason:
         return _unlike(reason), None
     return error, value

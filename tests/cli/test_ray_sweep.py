@@ -18,11 +18,11 @@ from typer.testing import CliRunner, Result
 from waiting import wait_until
 
 from moesim.cli import app
-from moesim.errors import MissingExtra, TraceError, UsageError
+from moesim.errors import MissingExtra, MoesimError, TraceError, UsageError
 from moesim.scenario import load_scenario
 from moesim.sweep import LocalProcesses, points_of, simulate_points
 from moesim.sweep.addresses import Address
-from moesim.sweep.backend import WorkerDied
+from moesim.sweep.backend import Shared, WorkerDied
 from moesim.sweep.ray_tasks import ATTEMPTS, RayTasks
 from moesim.trace.synthetic import SyntheticKnobs, synthesize
 
@@ -129,6 +129,27 @@ def test_a_task_is_replaced_until_it_needs_nothing_more(cluster: RayTasks) -> No
 
     results = {each.index: each.value for each in cluster.answers(abs, [0, -13, 27], again)}
     assert results == {0: 5, 1: 15, 2: 27}
+
+
+def total(numbers: Shared) -> int:
+    return int(sum(numbers.get()))
+
+
+def test_every_worker_reads_what_the_caller_shares(cluster: RayTasks) -> None:
+    shared = [cluster.share([number, 1]) for number in range(3)]
+    results = {each.index: each.value for each in cluster.answers(total, shared, ended)}
+    assert results == {0: 1, 1: 2, 2: 3}
+
+
+def test_a_lost_connection_is_said_to_be_one(
+    cluster: RayTasks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lost(_: object) -> None:
+        raise ConnectionError("Client is shutting down.")
+
+    monkeypatch.setattr("moesim.sweep.ray_tasks._answer", lost)
+    with pytest.raises(MoesimError, match=r"lost the connection .*the same command continues"):
+        list(cluster.answers(abs, [1], ended))
 
 
 def test_no_tasks_give_no_results(cluster: RayTasks) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_cluster import FakeCluster
+from fake_cluster import FakeCluster, Held
 
 from moesim.errors import MoesimError, OutputError, UsageError
 from moesim.scenario import load_scenario
@@ -124,6 +124,17 @@ def test_an_input_that_is_too_large_to_send_is_named(
     monkeypatch.setattr("moesim.sweep.inputs.MOST_SHIPPED", 1)
     with pytest.raises(UsageError, match=r"home/trace: has .* bytes, and a worker's machine lacks"):
         list(simulate_points(points(home, "cloud"), FakeCluster(without_disk(home))))
+
+
+def test_an_input_that_changes_during_a_sweep_is_stored_nowhere(home: Path) -> None:
+    class Slow(FakeCluster):
+        def share(self, value: Any) -> Held:
+            (home / "trace" / "trace.json").write_text("{}")  # too late for the hash
+            return super().share([(name, content[:-1]) for name, content in value])
+
+    (result,) = simulate_points(points(home, "cloud")[:1], Slow(without_disk(home)))
+    assert "has changed since the sweep began" in str(result.error)
+    assert [path.name for path in (home.parent / "store").iterdir() if path.is_dir()] == []
 
 
 def test_a_machine_with_another_moesim_makes_no_run(home: Path) -> None:
