@@ -4,6 +4,8 @@ A device or a named pipe has no end. A file of gigabytes fills the memory before
 its content can run. Errors of the file are `OSError`, errors of its content `ValueError`; each
 reader turns them into its own message. Arrow never gets a name to interpret, because
 it reads a name like `s3:run` as an address.
+
+A worker of a sweep may lack the paths that a scenario names. It then reads copies (`read_copies`).
 """
 
 from __future__ import annotations
@@ -12,10 +14,21 @@ import errno
 import io
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Final
 
-__all__ = ["MOST_TEXT", "check_regular", "open_regular", "read_bytes", "read_json", "read_table"]
+__all__ = [
+    "MOST_TEXT",
+    "check_regular",
+    "copy_of",
+    "open_regular",
+    "parse_json",
+    "read_bytes",
+    "read_copies",
+    "read_json",
+    "read_table",
+]
 
 MOST_TEXT: Final = 16 << 20
 """Bytes of the largest text file that is read: JSON of this size takes about a second."""
@@ -30,6 +43,25 @@ _KINDS: Final = (
     (stat.S_ISCHR, "is a device"),
     (stat.S_ISBLK, "is a device"),
 )
+
+_copies: dict[str, str] = {}
+
+
+@contextmanager
+def read_copies(copies: Mapping[str, str]) -> Iterator[None]:
+    """Read each of these paths of a scenario at another place while the block runs."""
+    before = dict(_copies)
+    _copies.update(copies)
+    try:
+        yield
+    finally:
+        _copies.clear()
+        _copies.update(before)
+
+
+def copy_of(path: str) -> str:
+    """Return the place at which a path of a scenario is read: its copy, or the path itself."""
+    return _copies.get(path, path)
 
 
 def check_regular(status: os.stat_result) -> None:
@@ -69,10 +101,15 @@ def read_json(path: str | os.PathLike[str]) -> Any:
 
     Raise `OSError` where the file cannot be read and `ValueError` where it holds no such JSON.
     """
+    return parse_json(read_bytes(path))
+
+
+def parse_json(text: bytes) -> Any:
+    """Return the JSON value in a text, nested at most 200 deep. Raise `ValueError` otherwise."""
     from pydantic_core import from_json
 
     # The json module of Python fails on deep nesting with a RecursionError.
-    return from_json(read_bytes(path))
+    return from_json(text)
 
 
 def read_table(path: str | os.PathLike[str], columns: Sequence[str] | None = None) -> Any:

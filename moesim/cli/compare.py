@@ -7,19 +7,29 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from moesim.cli.output import echo_json
-from moesim.cli.points import check_writable, described, echo_failures, exit_code, run_into
+from moesim.cli.outputs import Output, opened, path_or_url
+from moesim.cli.points import (
+    backend_of,
+    check_writable,
+    described,
+    echo_failures,
+    exit_code,
+    run_into,
+)
 from moesim.errors import UsageError
 from moesim.locks import exclusive
 
 if TYPE_CHECKING:
     from moesim.report import Comparison, Run
     from moesim.scenario import Scenario
+    from moesim.sweep import Backend, Cluster, Point
 
 __all__ = ["register"]
 
@@ -45,8 +55,20 @@ def compare(
     scenario: Annotated[Path, typer.Argument(help="A scenario with a `sweep:`.")],
     overrides: Overrides = None,
     out: Annotated[
-        Path | None, typer.Option(help="The folder to write into (default: runs/NAME-compare).")
+        Any,
+        typer.Option(
+            parser=path_or_url,
+            metavar="PATH|URL",
+            help="The folder or fsspec URL to write into (default: runs/NAME-compare).",
+        ),
     ] = None,
+    on: Annotated[
+        str,
+        typer.Option(
+            help="Where runs are simulated: local, ray, ray://auto or ray://HOST:PORT "
+            "(docs/scaling.md)."
+        ),
+    ] = "local",
     workers: Annotated[
         int | None, typer.Option(min=1, help="Worker processes (default: one per processor).")
     ] = None,
@@ -56,13 +78,12 @@ def compare(
 ) -> None:
     """Run every point of a scenario's sweep and compare them in tables and figures.
 
-    Finished points are not run again. Several seeds in the sweep give 95 % intervals. The command
-    fails if another process is writing the same folder. The last line printed is the folder with
-    compare.csv, compare.md and plots/.
+    Finished points are not run again. Several seeds in the sweep give 95 % intervals. Results do
+    not depend on where, or by how many workers, they are simulated. The command fails if another
+    process is writing the same folder. The last line printed is the folder with compare.csv,
+    compare.md and plots/.
     """
-    from moesim.report import compare_runs, load_run, write_comparison
     from moesim.scenario import load_scenario
-    from moesim.sweep import check_points, points_of, unfinished
 
     loaded = load_scenario(scenario, overrides or ())
     taken_out = _taken_out(scenario, loaded)
@@ -74,15 +95,43 @@ def compare(
         )
     if taken_out:
         typer.echo(f"--set takes {taken_out} out of the sweep", err=True)
-    folder = out or Path("runs") / f"{loaded.name}-compare"
-    points = points_of(loaded, folder / "runs")
+    backend = backend_of(on, workers)
+    command = _command(scenario, overrides or (), out, plots=plots)
+    with opened(out or Path("runs") / f"{loaded.name}-compare") as output:
+        failures, wrote = _compared(loaded, output, backend, command, force, plots, as_json)
+    if failures:
+        raise typer.Exit(exit_code(failures, wrote=wrote))
+
+
+def _compared(
+    loaded: Scenario,
+    output: Output,
+    backend: AbstractContextManager[Backend | Cluster],
+    command: str,
+    force: bool,
+    plots: bool,
+    as_json: bool,
+) -> tuple[list[tuple[Point, Exception]], bool]:
+    """Simulate the points that are missing, write the comparison and print it.
+
+    Return the points that failed, and whether any succeeded.
+    """
+    from moesim.report import compare_runs, load_run, write_comparison
+    from moesim.sweep import check_points, points_of, unfinished
+
+    folder = output.folder
+    points = points_of(loaded, folder / "runs", copied=output.store is not None)
+    if not force:
+        output.fetch(points)
     missing = points if force else unfinished(points)
     # A mistake in the last point, or a read-only folder, must show before hours of simulation.
     check_points(missing)
-    check_writable(folder / "runs")
+    output.check()
     # Inside the folder, which stays while its runs come and go. The lock also keeps `report` out.
     with exclusive(folder, inside=True):
-        failures = run_into(folder / "runs", missing, len(points), workers, force=force)
+        failures = run_into(
+            folder / "runs", missing, len(points), backend, force=force, saved=output.save_run
+        )
         # Points that worked are reported although others failed.
         failed = {point.folder for point, _ in failures}
         runs = [load_run(point.folder) for point in points if point.folder not in failed]
@@ -93,15 +142,16 @@ def compare(
                 comparison,
                 folder,
                 name=loaded.name,
-                command=_command(scenario, overrides or (), out, plots=plots),
+                command=command,
                 failures=lines,
                 plots=plots,
             )
+    output.save_rest()
     if runs:
-        _print(comparison, folder, lines, as_json=as_json)
+        _print(comparison, output.shown, lines, as_json=as_json)
     if failures:
         echo_failures(failures, len(points))
-        raise typer.Exit(exit_code(failures, wrote=bool(runs)))
+    return failures, bool(runs)
 
 
 def _taken_out(file: Path, loaded: Scenario) -> str:
@@ -150,7 +200,7 @@ def report(
             command=shlex.join(["moesim", "report", *map(str, paths), *_out_option(out)]),
             plots=plots,
         )
-    _print(comparison, folder, [], as_json=as_json)
+    _print(comparison, str(folder), [], as_json=as_json)
 
 
 def _report_one(run: Run, out: Path | None, *, plots: bool, as_json: bool) -> None:
@@ -167,14 +217,14 @@ def _report_one(run: Run, out: Path | None, *, plots: bool, as_json: bool) -> No
     typer.echo(f"\n{folder}")
 
 
-def _print(comparison: Comparison, folder: Path, failures: Sequence[str], *, as_json: bool) -> None:
+def _print(comparison: Comparison, folder: str, failures: Sequence[str], *, as_json: bool) -> None:
     """Print a comparison and the folder that holds it, as tables or as JSON."""
     from moesim.report.tables import as_json as plain_data
     from moesim.report.tables import signs, tables
     from moesim.report.tabular import write_tables
 
     if as_json:
-        echo_json({"out": str(folder), **plain_data(comparison), "failures": list(failures)})
+        echo_json({"out": folder, **plain_data(comparison), "failures": list(failures)})
         return
     typer.echo(f"{comparison.caption(hits=True)}\n")
     write_tables(tables(comparison))
@@ -184,7 +234,9 @@ def _print(comparison: Comparison, folder: Path, failures: Sequence[str], *, as_
     typer.echo(f"\n{folder}")
 
 
-def _command(scenario: Path, overrides: Sequence[str], out: Path | None, *, plots: bool) -> str:
+def _command(
+    scenario: Path, overrides: Sequence[str], out: Path | str | None, *, plots: bool
+) -> str:
     """Return the command line that makes this comparison; options that change nothing are left out.
 
     compare.md quotes it. The number of workers, for example, does not change a result.
@@ -198,5 +250,5 @@ def _sets(overrides: Sequence[str]) -> list[str]:
     return [part for override in overrides for part in ("--set", override)]
 
 
-def _out_option(out: Path | None) -> list[str]:
+def _out_option(out: Path | str | None) -> list[str]:
     return [] if out is None else ["--out", str(out)]

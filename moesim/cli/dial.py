@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from moesim.cli.output import echo_json
-from moesim.cli.points import check_writable, echo_failures, exit_code, run_into
+from moesim.cli.points import backend_of, check_writable, echo_failures, exit_code, run_into
 from moesim.locks import exclusive
 
 if TYPE_CHECKING:
@@ -109,7 +109,8 @@ def _simulated(
     check(points)
     check_writable(folder / "runs")
     with exclusive(folder, inside=True):
-        failures = run_into(folder / "runs", missing, len(every), workers, force=force)
+        backend = backend_of("local", workers)
+        failures = run_into(folder / "runs", missing, len(every), backend, force=force)
         if failures:
             echo_failures(failures, len(every))
             raise typer.Exit(exit_code(failures, wrote=False))

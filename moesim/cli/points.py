@@ -4,22 +4,29 @@ from __future__ import annotations
 
 import os
 import traceback
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Final
 
 import typer
 
-from moesim.cli.progress import progress
+from moesim.cli.progress import sweep_progress
 from moesim.errors import MoesimError, UsageError
 from moesim.files import clean_up, output_errors
 
 if TYPE_CHECKING:
-    from moesim.sweep import Point
+    from moesim.sweep import Backend, Cluster, Point
 
-__all__ = ["check_writable", "described", "echo_failures", "exit_code", "run_into"]
+__all__ = [
+    "backend_of",
+    "check_writable",
+    "described",
+    "echo_failures",
+    "exit_code",
+    "run_into",
+]
 
 _MOST_FAILURES: Final = 20  # a sweep has hundreds of points, and they often fail for one reason
 
@@ -34,50 +41,85 @@ def check_writable(folder: Path) -> None:
 
 
 def run_points(
-    points: Sequence[Point], total: int, workers: int, *, force: bool
+    points: Sequence[Point],
+    total: int,
+    backend: Backend | Cluster,
+    *,
+    force: bool,
+    saved: Callable[[Path], None] | None = None,
 ) -> list[tuple[Point, Exception]]:
     """Simulate points; return those that failed, in order, with their errors.
 
-    `total` also counts the points that were finished before.
+    `total` also counts the points that were finished before. `saved` is called with the folder of
+    each run that ends.
     """
-    from moesim.sweep import LocalProcesses, simulate_points
+    from moesim.sweep import simulate_points
 
     failures: dict[int, Exception] = {}
     done = total - len(points)
     try:
         with (
             # Closing ends the workers at once, also after an interrupt.
-            closing(simulate_points(points, LocalProcesses(workers), force=force)) as results,
-            progress() as show,
+            closing(simulate_points(points, backend, force=force)) as results,
+            sweep_progress("points", total) as show,
         ):
-            if show is not None:
-                show("points", done, total)
+            show(done)
             for result in results:
                 if result.error is None:
                     done += 1
+                    if saved is not None:
+                        saved(points[result.index].folder)
                 else:
                     failures[result.index] = result.error
-                if show is not None:
-                    show("points", done + len(failures), total)
+                show(done + len(failures))
     except KeyboardInterrupt:
         typer.echo(
             f"{done} of {total} points are done and kept; the same command continues from there",
             err=True,
         )
         raise
+    if repeated := getattr(backend, "repeated", 0):
+        typer.echo(f"runs that began again, as a worker or machine had died: {repeated}", err=True)
     return [(points[index], error) for index, error in sorted(failures.items())]
 
 
+def backend_of(on: str, workers: int | None) -> AbstractContextManager[Backend | Cluster]:
+    """Return the backend of an `--on`, as a context; `workers` None is one for each processor.
+
+    Raises:
+        UsageError: `on` is no address, or its packages are not installed.
+    """
+    from moesim.sweep import LocalProcesses
+    from moesim.sweep.addresses import Address
+
+    address = Address.of(on)
+    if address.is_local:
+        return nullcontext(LocalProcesses(workers or os.cpu_count() or 1))
+    from moesim.sweep.ray_tasks import RayTasks, require_ray
+
+    require_ray(address)
+    return RayTasks(address, workers)
+
+
 def run_into(
-    folder: Path, points: Sequence[Point], total: int, workers: int | None, *, force: bool
+    folder: Path,
+    points: Sequence[Point],
+    total: int,
+    backend: AbstractContextManager[Backend | Cluster],
+    *,
+    force: bool,
+    saved: Callable[[Path], None] | None = None,
 ) -> list[tuple[Point, Exception]]:
     """Simulate points whose runs lie in a locked folder, as `run_points`; remove partial runs.
 
-    `workers` None is one for each processor.
+    No cluster is started or joined if there is nothing to simulate.
     """
     clean_up(folder)
     try:
-        return run_points(points, total, workers or os.cpu_count() or 1, force=force)
+        if not points:
+            return []
+        with backend as place:
+            return run_points(points, total, place, force=force, saved=saved)
     finally:
         clean_up(folder)  # a worker that was killed could not do this itself
 

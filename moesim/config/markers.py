@@ -192,14 +192,17 @@ def file_under(folder: str | os.PathLike[str], path: str) -> str:
     return os.path.join(folder, os.path.expanduser(path))
 
 
-def seen_from(folder: str | os.PathLike[str], path: str | os.PathLike[str]) -> str:
+def seen_from(folder: str | os.PathLike[str] | None, path: str | os.PathLike[str]) -> str:
     """Return a path that starts at the working directory as one that starts at `folder`.
 
-    Links are resolved first, because `..` after a link leads to the parent of its target. The last
-    name is not resolved, because its ending may say what the file is.
+    Without a folder, the path is absolute. Links are resolved first, because `..` after a link
+    leads to the parent of its target. The last name is not resolved, because its ending may say
+    what the file is.
     """
     outside, name = os.path.split(os.fspath(path))
     real = os.path.join(os.path.realpath(outside), name)
+    if folder is None:
+        return Path(real).as_posix()
     return Path(os.path.relpath(real, os.path.realpath(folder))).as_posix()
 
 

@@ -24,6 +24,7 @@ from typing import Any, Final
 from moesim.config.suggest import suggest
 from moesim.errors import MoesimError, UsageError
 from moesim.files import sha256
+from moesim.inputs import copy_of
 from moesim.policies.blame import CAUGHT, is_foreign, one_line
 from moesim.policies.sources import note_loaded
 
@@ -33,7 +34,7 @@ _ENDING: Final = ".py"
 _loaded: dict[str, type[Any]] = {}
 """Each loaded class, by its reference with an absolute path."""
 _hashes: dict[str, str] = {}
-"""The hash of each loaded file, by its absolute path."""
+"""The hash of each loaded file, by the absolute path that it was read at."""
 
 
 def is_reference(name: str) -> bool:
@@ -77,10 +78,12 @@ def load_reference(name: str) -> type[Any]:
     if file is not None:
         file = os.path.abspath(os.path.expanduser(file))
         name = with_file(name, file)
-        _check_unchanged(file)
+        _check_unchanged(copy_of(file))
     if name not in _loaded:
         place, named = _split(name)
-        module = _module_of_file(Path(place)) if file is not None else _module_named(place, name)
+        module = (
+            _module_named(place, name) if file is None else _module_of_file(Path(copy_of(file)))
+        )
         policy = _class_in(module, named, place)
         if is_foreign(policy) and issubclass(policy, _base()):
             _prepare(policy, named, module)

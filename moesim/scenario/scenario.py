@@ -21,6 +21,7 @@ from moesim.errors import ScenarioError, UsageError
 from moesim.files import as_path
 from moesim.hardware.hardware import Hardware, IncompleteDisk, TooManyThreads, load_hardware
 from moesim.hardware.parts import Machine, assemble
+from moesim.inputs import copy_of
 from moesim.model.format_bits import Bits, bits_for, bits_of_file, with_bits_of
 from moesim.model.formats import format_named
 from moesim.model.gguf_file import read_header
@@ -191,8 +192,11 @@ class Scenario(Strict):
         return self._base_dir
 
     def path(self, text: str) -> Path:
-        """Return a path of this scenario, with the folder of its file in front if relative."""
-        return self._base_dir / as_path(text)
+        """Return a path of this scenario, with the folder of its file in front if relative.
+
+        In a worker of a sweep, it is the path of the copy that this machine has.
+        """
+        return Path(copy_of(str(self._base_dir / as_path(text))))
 
     @property
     def trace_path(self) -> Path:
@@ -265,8 +269,8 @@ class Scenario(Strict):
             for path, number in self.without_unit().items()
         }
 
-    def resolved_in(self, folder: Path) -> dict[str, Any]:
-        """Return `resolved()` with relative paths that start at `folder`."""
+    def resolved_in(self, folder: Path | None) -> dict[str, Any]:
+        """Return `resolved()` with relative paths that start at `folder`; absolute ones if None."""
         return self.resolved(lambda _, path: seen_from(folder, self.path(path)))
 
     def paths(self) -> dict[str, Path]:
@@ -278,10 +282,16 @@ class Scenario(Strict):
         self.resolved(lambda key, text: str(paths.setdefault(key, self.path(text))))
         return paths
 
+    def text_for(self, reader: Path | None) -> str:
+        """Return the resolved scenario as YAML, with relative paths that start at `reader`.
+
+        Without a reader, paths are absolute.
+        """
+        return dump_document(self.resolved_in(reader))
+
     def write(self, file: Path, *, reader: Path) -> None:
         """Write the resolved scenario to `file`, with relative paths that start at `reader`."""
-        text = dump_document(self.resolved_in(reader))
-        file.write_text(text, encoding="utf-8", newline="\n")
+        file.write_text(self.text_for(reader), encoding="utf-8", newline="\n")
 
     def load_hardware(self) -> Hardware:
         """Return the machine of the profile or of the parts, with this scenario's changes to it.
@@ -355,7 +365,7 @@ class Scenario(Strict):
         profile = self.engine.profile
         if base_dir is None or not profile.endswith((".yaml", ".yml")):
             return profile
-        return str(base_dir / as_path(profile))
+        return copy_of(str(base_dir / as_path(profile)))
 
     def load_shape(self, trace_config: Mapping[str, Any] | None) -> ModelShape:
         """Return the model's sizes; `trace_config` is the Hugging Face config of the trace.

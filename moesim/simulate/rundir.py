@@ -75,17 +75,23 @@ def input_hashes(scenario: Scenario) -> dict[str, str]:
     A trace folder counts by its header. The inputs that policies name count. So does every text in
     an option of a policy that names an existing file or trace, whatever its type and depth.
     """
-    named = {key: path for key, path in scenario.paths().items() if key != "trace"}
+    named = {key: path for key, path in named_paths(scenario).items() if key != "trace"}
+    hashes = {key: hash_of(path) for key, path in named.items()}
+    hashes |= {key: hash_of(path, whole=True) for key, path in policy_inputs(scenario)}
+    return {key: text for key, text in hashes.items() if text is not None}
+
+
+def named_paths(scenario: Scenario) -> dict[str, Path]:
+    """Return the paths of a scenario by key: also texts of policies' options, which may be none."""
+    named = scenario.paths()
     for section in FAMILIES:
         options = getattr(scenario, section).options
         for key, text in _texts(f"{section}.options", options):
             named.setdefault(key, scenario.path(text))
-    hashes = {key: _hash_of(path) for key, path in named.items()}
-    hashes |= {key: _hash_of(path, whole=True) for key, path in _policy_inputs(scenario)}
-    return {key: text for key, text in hashes.items() if text is not None}
+    return named
 
 
-def _policy_inputs(scenario: Scenario) -> Iterator[tuple[str, Path]]:
+def policy_inputs(scenario: Scenario) -> Iterator[tuple[str, Path]]:
     """Yield the files and folders that policies name as inputs, each with a key of its own.
 
     Policies that do not exist or refuse their options have none; `prepare` refuses them.
@@ -102,7 +108,7 @@ def _policy_inputs(scenario: Scenario) -> Iterator[tuple[str, Path]]:
                 yield f"{section}.{name}", given.path
 
 
-def _hash_of(path: Path, *, whole: bool = False) -> str | None:
+def hash_of(path: Path, *, whole: bool = False) -> str | None:
     """Return the hash of a file or trace; None if there is none.
 
     With `whole`, a folder that is no trace counts by the content of all its files.
@@ -231,10 +237,12 @@ def write(
     draw: bool = False,
     point: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
+    text: str | None = None,
 ) -> Result:
     """Simulate and write a run; `out` appears when it is complete, plots included.
 
-    `point` holds the sweep values of the run. `wall_s` in the manifest is the time of `simulate`
+    `point` holds the sweep values of the run. `text` is the content of `scenario.yaml`; None makes
+    it with paths that start at `out`. `wall_s` in the manifest is the time of `simulate`
     alone.
 
     Raises:
@@ -253,7 +261,7 @@ def write(
         started = time.perf_counter()
         result = simulate()
         simulated = time.perf_counter() - started
-        _write_files(result, folder, out)
+        _write_files(result, folder, out, text)
         with output_errors(out):
             write_json(
                 folder / MANIFEST,
@@ -280,9 +288,23 @@ def write(
     return replace(result, path=out)
 
 
-def _write_files(result: Result, folder: Path, out: Path) -> None:
+def put(files: Mapping[str, bytes], out: Path, *, force: bool = False) -> None:
+    """Make the run directory `out` from the files of a run that another machine wrote.
+
+    Raises:
+        OutputError: `out` cannot be written, or exists without `force`.
+    """
+    with whole_folder(out, force=force, ours=(MANIFEST, SUMMARY)) as folder, output_errors(out):
+        for name, content in files.items():
+            if Path(name).name != name:
+                raise OutputError(out, f"a worker sent a file with the name {name!r}")
+            (folder / name).write_bytes(content)
+
+
+def _write_files(result: Result, folder: Path, out: Path, text: str | None) -> None:
     with output_errors(out):
-        result.scenario.write(folder / "scenario.yaml", reader=out)
+        text = result.scenario.text_for(out) if text is None else text
+        (folder / "scenario.yaml").write_text(text, encoding="utf-8", newline="\n")
         write_json(folder / SUMMARY, result.summary)
         for name in TABLES:
             write_parquet(folder / f"{name}.parquet", result.columns[name])

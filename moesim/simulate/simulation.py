@@ -151,12 +151,14 @@ def run(
     draw: bool = False,
     point: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
+    text: str | None = None,
 ) -> Result:
     """Simulate a scenario, given as an object, a file, or plain data; return its result.
 
     With `out`, write the result to that run directory. If `out` already holds the same run (same
     scenario, trace, code and policies), read it instead of simulating again. `draw` adds the plots.
-    `point` holds the sweep values of the run. `progress(what, done, total)` is called after each
+    `point` holds the sweep values of the run, and `text` its `scenario.yaml` if its paths must not
+    start at `out`. `progress(what, done, total)` is called after each
     step with the number of served rows, for the run and for each of its bounds.
 
     Raises:
@@ -183,7 +185,14 @@ def run(
     simulated = partial(result_of, prepare(scenario), progress)
     try:
         return write(
-            scenario, out, simulated, force=force, draw=draw, point=point, progress=progress
+            scenario,
+            out,
+            simulated,
+            force=force,
+            draw=draw,
+            point=point,
+            progress=progress,
+            text=text,
         )
     except OutputError:
         # Another process may have written the same run in the meantime; its result is as good.

@@ -92,7 +92,7 @@ def _pool(
     )
     done = False
     try:
-        with _interrupts_blocked():  # workers start here and inherit the blocked signals
+        with interrupts_blocked():  # workers start here and inherit the blocked signals
             futures = {executor.submit(_call, work, task): i for i, task in tasks.items()}
         for future in as_completed(futures):
             error = future.exception()
@@ -103,7 +103,7 @@ def _pool(
             yield TaskResult(futures[future], error)
         done = True
     finally:
-        with _interrupts_blocked():  # a second Ctrl-C must not leave workers behind
+        with interrupts_blocked():  # a second Ctrl-C must not leave workers behind
             executor.shutdown(wait=False, cancel_futures=True)
             if not done:
                 _end(set(multiprocessing.active_children()) - before)
@@ -123,7 +123,7 @@ def _end(processes: set[BaseProcess]) -> None:
 
 
 @contextmanager
-def _interrupts_blocked() -> Iterator[None]:
+def interrupts_blocked() -> Iterator[None]:
     """Delay Ctrl-C, SIGTERM and SIGHUP until the block is left.
 
     Processes started inside begin with all three blocked. The mask alone delays nothing here: other
@@ -156,7 +156,7 @@ def _start_tracker() -> None:
     print a complaint after the last line. Starting it also unblocks signals.
     """
     if hasattr(signal, "pthread_sigmask"):
-        with _interrupts_blocked():
+        with interrupts_blocked():
             resource_tracker.ensure_running()
 
 

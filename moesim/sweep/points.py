@@ -19,7 +19,7 @@ from moesim.config.spelling import looks_like_data, spelled
 from moesim.config.validation import order
 from moesim.errors import BudgetError, OutputError, ScenarioError
 from moesim.inputs import read_json
-from moesim.sweep.backend import Backend, TaskResult
+from moesim.sweep.backend import Backend, Cluster, TaskResult
 
 if TYPE_CHECKING:
     from moesim.scenario import Scenario
@@ -31,27 +31,40 @@ _LONGEST: Final = 120  # most file systems take 255 bytes, and temporary names a
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One point: its values, its scenario (without a sweep) and its run directory."""
+    """One point: its values, its scenario (without a sweep) and its run directory.
+
+    `copied` says that the folder is a copy of one elsewhere. Paths in its files are then absolute.
+    """
 
     values: Mapping[str, Any]
     scenario: Scenario
     folder: Path
+    copied: bool = False
 
     @property
     def label(self) -> str:
         """The values for a message: `cache.policy=lru, seed=0`."""
         return ", ".join(f"{key}={spelled(value)}" for key, value in self.values.items())
 
+    def text(self) -> str:
+        """Return the content of the run's `scenario.yaml`."""
+        return self.scenario.text_for(None if self.copied else self.folder)
 
-def points_of(scenario: Scenario, folder: Path) -> list[Point]:
+
+def points_of(scenario: Scenario, folder: Path, *, copied: bool = False) -> list[Point]:
     """Return the points of a scenario's sweep in order, with run directories inside `folder`.
+
+    `copied` says that the folder is a copy of one elsewhere.
 
     Raises:
         ScenarioError: a value of the sweep is wrong.
     """
     from moesim.scenario import expand_sweep
 
-    return [Point(values, each, folder / slug(values)) for values, each in expand_sweep(scenario)]
+    return [
+        Point(values, each, folder / slug(values), copied)
+        for values, each in expand_sweep(scenario)
+    ]
 
 
 def check_points(points: Sequence[Point]) -> None:
@@ -102,12 +115,16 @@ def unfinished(points: Sequence[Point]) -> list[Point]:
 
 
 def simulate_points(
-    points: Sequence[Point], backend: Backend, *, force: bool = False
+    points: Sequence[Point], backend: Backend | Cluster, *, force: bool = False
 ) -> Generator[TaskResult]:
     """Simulate every point into its folder; yield results as they end, by index into `points`.
 
     `force` replaces existing runs.
     """
+    if isinstance(backend, Cluster):
+        from moesim.sweep.away import simulate_away
+
+        return simulate_away(points, backend, force=force)
     return backend.results(_simulate, [(point, force) for point in points])
 
 
@@ -147,4 +164,5 @@ def _simulate(task: tuple[Point, bool]) -> None:
     from moesim.simulate import run
 
     point, force = task
-    run(point.scenario, out=point.folder, force=force, point=point.values)
+    text = point.text() if point.copied else None
+    run(point.scenario, out=point.folder, force=force, point=point.values, text=text)

@@ -19,7 +19,7 @@ from waiting import wait_until
 from moesim.errors import TraceError
 from moesim.sweep import LocalProcesses
 from moesim.sweep.backend import WorkerDied
-from moesim.sweep.local import _interrupts_blocked
+from moesim.sweep.local import interrupts_blocked
 from moesim.sweep.points import slug
 
 TESTS = Path(__file__).parents[1]
@@ -109,7 +109,7 @@ def test_signals_wait_while_workers_start_and_end_whichever_thread_takes_them() 
     left = []
 
     def start_and_end() -> None:
-        with _interrupts_blocked():
+        with interrupts_blocked():
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(0.1)
             left.append("in order")
