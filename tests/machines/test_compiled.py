@@ -18,7 +18,7 @@ from paths import ROOT
 from timed_cases import timed_at_once
 from workloads import everything, plan_of, tiny_scenario, tiny_trace
 
-from moesim.errors import InvariantError, ScenarioError
+from moesim.errors import InvariantError, PolicyViolation, ScenarioError
 from moesim.machine.sim import SimMachine
 from moesim.policies.eviction.lru import LRU
 from moesim.scenario import Scenario, load_scenario
@@ -285,6 +285,99 @@ def test_a_policy_may_bring_its_own_functions() -> None:
 def test_a_subclass_does_not_inherit_the_functions() -> None:
     assert stretch.kernel_of(next(policies_of(case(7001), LRU))) is KERNELS["lru"]
     assert stretch.kernel_of(next(policies_of(case(7001), Newest))) is None
+
+
+SCORED = """
+from numba import njit
+from moesim.policies.eviction.lru import LRU
+from moesim.serving.compiled.policies import KERNELS, Kernel
+
+fed = KERNELS["lfu"]
+
+
+@njit
+def score(key, cache, ints, floats):
+    {score}
+
+
+class Mine(LRU):
+    kernel = {kernel}
+"""
+
+
+def in_file(folder: Path, score: str = "return 0.0, ints[key, 0]", kernel: str = "") -> str:
+    """Return the place of a class in a file, with a score and a kernel of its own."""
+    text = SCORED.format(score=score, kernel=kernel or "Kernel(fed.observe, score, fed.left)")
+    (folder / "own.py").write_text(text)
+    return f"{folder / 'own.py'}:Mine"
+
+
+def served_by(policy: str, simulation: str) -> Outcome:
+    scenario = tiny_scenario(cache={"policy": policy, "slots": 9}, simulation=simulation)
+    plan = plan_of(scenario, tiny_trace(requests=3, output_tokens=20))
+    return finish(plan, *serve(plan))
+
+
+def test_a_policy_in_a_file_is_compiled_by_its_own_functions(tmp_path: Path) -> None:
+    policy = in_file(tmp_path)
+    one, other = served_by(policy, "reference"), served_by(policy, "compiled")
+    assert (one.simulation, other.simulation) == ("reference", "compiled")
+    assert everything(one) == everything(other)
+
+
+def test_the_example_in_the_documentation_runs(tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "back-ends.md").read_text()
+    (tmp_path / "example.py").write_text(text.split("```python")[1].split("```")[0])
+    policy = f"{tmp_path / 'example.py'}:MyPolicy"
+    one, other = served_by(policy, "reference"), served_by(policy, "compiled")
+    assert other.simulation == "compiled"
+    assert everything(one) == everything(other)
+
+
+@pytest.mark.parametrize("name", ["infinite", "resident"])
+def test_a_policy_in_a_file_is_not_taken_for_one_of_moesim(name: str, tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(
+        f"from moesim.policies.eviction.fifo import FIFO\nclass {name}(FIFO): pass\n"
+    )
+    with pytest.raises(ScenarioError, match="policy is not compiled"):
+        served_by(f"{tmp_path / 'own.py'}:{name}", "compiled")
+
+
+@pytest.mark.parametrize(
+    ("own", "why"),
+    [
+        ({"score": "return 0.0"}, "TypingError"),
+        ({"score": "assert ints[key, 0] < 9, 'no score'; return 0.0, ints[key, 0]"}, "no score"),
+        ({"kernel": "{'score': score}"}, "must be a Kernel"),
+        ({"kernel": "Kernel(fed.observe, score, fed.left, lambda _: {}['x'])"}, "KeyError"),
+        ({"kernel": "Kernel(fed.observe, score, fed.left, head=score)"}, "TypingError"),
+    ],
+)
+def test_a_mistake_in_the_functions_of_a_policy_names_it(
+    own: dict[str, str], why: str, tmp_path: Path
+) -> None:
+    with pytest.raises(PolicyViolation, match=rf"'Mine'.*kernel.*{why}"):
+        served_by(in_file(tmp_path, **own), "compiled")
+
+
+def test_a_list_that_lacks_keys_is_refused(tmp_path: Path) -> None:
+    kernel = "Kernel(fed.observe, score, fed.left, head=head, following=following)"
+    text = SCORED.format(score="return 0.0, 0", kernel=kernel)
+    lists = """
+@njit
+def head(cache, ints):
+    return -1
+
+
+@njit
+def following(key, ints):
+    return -1
+
+
+class Mine"""
+    (tmp_path / "own.py").write_text(text.replace("class Mine", lists))
+    with pytest.raises(PolicyViolation, match=r"'Mine'.*keeps more than \d+ keys"):
+        served_by(f"{tmp_path / 'own.py'}:Mine", "compiled")
 
 
 # What is compiled

@@ -16,15 +16,17 @@ import numpy as np
 import numpy.typing as npt
 
 from moesim.cost.roofline import CostModel
-from moesim.errors import InvariantError, TraceError
+from moesim.errors import InvariantError, PolicyViolation, TraceError
 from moesim.hardware.ops import BatchShape, Copy, Readback, Tail
 from moesim.hardware.topology import D2H, GPU, H2D
 from moesim.machine.prices import Prices
 from moesim.machine.work import FAR
+from moesim.policies.blame import blamed, is_foreign
 from moesim.policies.eviction.base import Eviction
 from moesim.policies.eviction.min import MIN
 from moesim.policies.eviction.resident import Resident
 from moesim.policies.eviction.static import Static
+from moesim.policies.guard import unguarded
 from moesim.serving.compiled.kernel import (
     COLUMNS,
     Books,
@@ -62,13 +64,19 @@ _KINDS: Final = ((GPU, "experts"), (H2D, "demand"), (GPU, "experts"))
 
 
 def kernel_of(policy: Eviction) -> Kernel | None:
-    """Return the compiled functions of a policy, or None if it has none."""
-    if type(policy) in (Resident, Static):
+    """Return the compiled functions of a policy, or None if it has none.
+
+    Raise `PolicyViolation` where the `kernel` of its class is no `Kernel`.
+    """
+    kind = type(unguarded(policy))
+    if kind in (Resident, Static):
         return KERNELS["lru"]  # it is not asked
-    own = vars(type(policy)).get("kernel")
+    own = vars(kind).get("kernel")
+    if isinstance(own, Kernel):
+        return own
     if own is not None:
-        return own  # type: ignore[no-any-return]
-    if not type(policy).__module__.startswith("moesim."):
+        raise PolicyViolation(policy.name, "kernel", f"is {own!r:.60}; it must be a Kernel")
+    if is_foreign(kind):
         return None
     return KERNELS.get("lru" if policy.name == "infinite" else policy.name)
 
@@ -103,8 +111,10 @@ class Stretches:
         main = policies[-1]
         kernel = kernel_of(main)
         assert kernel is not None, "the caller has asked `kernel_of`"
-        self._stretch = stretch_of(kernel)
-        option = 0.0 if all(self._fixed) else float(kernel.option(main.options))
+        self._kind = type(unguarded(main))  # to blame
+        with blamed(self._kind, "kernel"):
+            self._stretch = stretch_of(kernel)
+            option = 0.0 if all(self._fixed) else float(kernel.option(main.options))
         first = [numbers.index(number) * experts for number in range(len(policies))]
         width = max(1, max(cache.capacity for cache in caches)) + experts
         self._books = Books(
@@ -126,13 +136,14 @@ class Stretches:
         self._policies, self._numbers = policies, np.array(numbers)
         if kernel.lessons is not None:
             nothing = Lessons({}, np.zeros(0))
-            self._learn(
-                [
-                    nothing if fixed else kernel.lessons(each)
-                    for each, fixed in zip(policies, self._fixed, strict=True)
-                ],
-                keys,
-            )
+            with blamed(self._kind, "kernel"):
+                self._learn(
+                    [
+                        nothing if fixed else kernel.lessons(unguarded(each))
+                        for each, fixed in zip(policies, self._fixed, strict=True)
+                    ],
+                    keys,
+                )
         for number in range(len(policies)):
             for key in distinct[number].slots:
                 self._books.members[number, self._books.held[number]] = key
@@ -213,17 +224,19 @@ class Stretches:
             self._trace.num_experts,
         )  # fmt: skip
         out = self._out(steps)
-        ran, num_keys, num_works = self._stretch(
-            steps,
-            start_ns,
-            min(due_ns, FAR),
-            self._costs,
-            self._books,
-            self._ints,
-            self._floats,
-            self._given,
-            out,
-        )
+        with blamed(self._kind, "kernel"):
+            ran, num_keys, num_works = self._stretch(
+                steps,
+                start_ns,
+                min(due_ns, FAR),
+                self._costs,
+                self._books,
+                self._ints,
+                self._floats,
+                self._given,
+                out,
+            )
+        self._check_capacity()
         finish = out.finish_ns[:ran]
         if finish[-1] >= FAR:
             ran -= 1  # its wait refuses it
@@ -257,6 +270,16 @@ class Stretches:
         if memo is not None:
             memo.keep(name, Unions(keys[:number].copy(), counts[:number].copy(), sizes))
         return unions
+
+    def _check_capacity(self) -> None:
+        """Raise `PolicyViolation` where the list of a policy lacks keys that should leave."""
+        books = self._books
+        for number in np.flatnonzero(books.held > books.capacity).tolist():
+            raise PolicyViolation(
+                self._policies[number].name,
+                "kernel",
+                f"keeps more than {books.capacity[number]} keys; its list must have all residents",
+            )
 
     def _check(self, ids: npt.NDArray[Any], rows: npt.NDArray[np.int64]) -> None:
         """Raise `TraceError` for ids out of range."""
