@@ -40,21 +40,25 @@ def choose_back_end(
     bound has other policies, so it may need the reference.
 
     Raises:
-        ScenarioError: `simulation` is compiled, and the scenario needs the reference.
+        ScenarioError: `simulation` is compiled, and the scenario needs the reference, or numba
+            cannot be imported.
         MissingExtra: the same, and numba is not installed.
     """
     wanted = plan.scenario.simulation
     if wanted == "reference":
         return
     reason = why_not_compiled(plan, server)
-    missing = find_spec("numba") is None
     if wanted == "compiled" and main and reason:
-        raise ScenarioError.at(
-            plan.scenario, "simulation", f"cannot be compiled: {reason}; write auto"
-        )
-    if wanted == "compiled" and missing:
-        raise MissingExtra("fast", "the compiled back end")
-    if reason or missing or (wanted == "auto" and _events(server) < AUTO_EVENTS):
+        raise _refusal(plan, reason)
+    if reason or (wanted == "auto" and _events(server) < AUTO_EVENTS):
+        return
+    if find_spec("numba") is None:
+        if wanted == "compiled":
+            raise MissingExtra("fast", "the compiled back end")
+        return
+    if why := _fails_to_import():
+        if wanted == "compiled":
+            raise _refusal(plan, why)
         return
     from moesim.serving.compiled.stretch import Stretches
 
@@ -70,6 +74,20 @@ def choose_back_end(
         block_tokens=server.scheduler.pool.block_tokens,
         memo=memo,
     )
+
+
+def _refusal(plan: Plan, reason: str) -> ScenarioError:
+    text = f"cannot be compiled: {reason}; write auto"
+    return ScenarioError.at(plan.scenario, "simulation", text)
+
+
+def _fails_to_import() -> str:
+    """Return why numba, which is installed, cannot be imported; "" if it can."""
+    try:
+        import numba  # noqa: F401
+    except (ImportError, OSError) as error:  # numba refuses a numpy that is newer than itself
+        return f"numba cannot be imported: {error}"
+    return ""
 
 
 def why_not_compiled(plan: Plan, server: Server) -> str:

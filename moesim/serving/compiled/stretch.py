@@ -266,6 +266,12 @@ class Stretches:
         keys, counts = np.empty(most, np.int32), np.empty(most, np.int32)
         sizes = np.empty((len(ends) - 1) * layers, np.int32)
         number = unions_of_steps(ids, ends, self._unused, experts, keys, counts, sizes)
+        if number < 0:
+            row, layer = divmod(-1 - number, layers)
+            where = f"row {int(rows[row])}, layer {layer}"
+            raise TraceError(
+                self._trace.path or "trace", where, "an expert id is repeated in a row"
+            )
         unions = Unions(keys[:number], counts[:number], sizes)
         if memo is not None:
             memo.keep(name, Unions(keys[:number].copy(), counts[:number].copy(), sizes))
@@ -307,7 +313,8 @@ class Stretches:
 
     def _out(self, steps: Steps) -> Out:
         number, layers = len(steps.fixed_ns), self._trace.num_layers
-        works = int(steps.shown.sum()) * layers * (1 + 2 * self._trace.num_experts)
+        sizes = steps.sizes.reshape(number, layers)[steps.shown]
+        works = sizes.size + 2 * int(sizes.sum())  # residents, and a copy and a call for each other
         return Out(
             np.zeros(number, np.int64),
             np.zeros((number, len(COLUMNS)), np.int64),
