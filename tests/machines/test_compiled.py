@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import zip_longest
@@ -18,18 +19,19 @@ from paths import ROOT
 from timed_cases import timed_at_once
 from workloads import everything, plan_of, tiny_scenario, tiny_trace
 
-from moesim.errors import InvariantError, PolicyViolation, ScenarioError
+from moesim.errors import InvariantError, PolicyViolation, ScenarioError, TraceError
 from moesim.machine.sim import SimMachine
 from moesim.policies.eviction.lru import LRU
 from moesim.scenario import Scenario, load_scenario
 from moesim.scenario.sweep import expand_sweep
 from moesim.serving.ledger import STEP_COLUMNS, TIMELINE_COLUMNS
-from moesim.simulate import Outcome, Plan, finish, prepare, summarise
+from moesim.simulate import Outcome, Plan, backend, finish, prepare, summarise
 from moesim.simulate.backend import AUTO_EVENTS, why_not_compiled
 from moesim.simulate.bounds import hindsight
 from moesim.simulate.build import build_server, serve
 from moesim.simulate.rundir import TABLES
 from moesim.simulate.simulation import result_of, run
+from moesim.trace import load_trace
 
 numba = pytest.importorskip("numba", reason="the extra `fast` is not installed")
 
@@ -431,10 +433,58 @@ def test_auto_takes_it_for_long_runs_alone() -> None:
     assert server.compiled is not None
 
 
+def test_a_numba_that_cannot_be_imported_is_named_or_done_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "numba").mkdir()
+    (tmp_path / "numba" / "__init__.py").write_text("raise ImportError('needs NumPy 2.3 or less')")
+    monkeypatch.delitem(sys.modules, "numba")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(backend, "AUTO_EVENTS", 1)
+    server, _ = serve(plan_of(tiny_scenario(), tiny_trace()))
+    assert server.compiled is None
+    with pytest.raises(ScenarioError, match=r"numba cannot be imported: needs NumPy 2\.3"):
+        serve(plan_of(tiny_scenario(simulation="compiled"), tiny_trace()))
+
+
+def test_progress_counts_the_rows_of_all_steps() -> None:
+    last = []
+    for name in ("reference", "compiled"):
+        plan = plan_of(tiny_scenario(simulation=name), tiny_trace(requests=3, output_tokens=90))
+        told: dict[str, tuple[int, int]] = {}
+        serve(plan, progress=lambda what, *numbers, told=told: told.update({what: numbers}))
+        last.append(told["run"])
+    assert last[0] == last[1] == (last[0][1], last[0][1])
+
+
 @pytest.mark.parametrize("figures", [{"kernel_overhead": 10**17}, {"h2d": {"latency": 10**18}}])
 def test_times_that_cannot_be_counted_are_left_to_the_reference(figures: dict[str, Any]) -> None:
     hardware = {"profile": "rtx-4090", **figures}
     assert "takes over an hour" in reason(hardware=hardware)
+
+
+def test_a_row_with_an_expert_twice_is_refused(tmp_path: Path) -> None:
+    """Its time would be read from behind the last entry of a table. Reading checks no values."""
+    costed_trace(np.tile(np.arange(6), (9, 2, 1))).save(tmp_path / "trace")
+    (file,) = (tmp_path / "trace").glob("**/*expert_ids*.npy")
+    stored = np.load(file, mmap_mode="r+")
+    stored[7, 1] = 3
+    stored.flush()
+    plan = plan_of(tiny_scenario(simulation="compiled"), load_trace(tmp_path / "trace"))
+    with pytest.raises(TraceError, match=r"row 7, layer 1.*repeated"):
+        serve(plan)
+
+
+def test_the_ticks_of_lfru_are_numbers_that_both_can_count() -> None:
+    with pytest.raises(ScenarioError, match="number up to 1000000"):
+        case(7001, cache={"policy": "lfru", "options": {"ticks": 10**400}})
+
+
+def test_rates_of_any_size_are_timed_alike() -> None:
+    trace = tiny_trace(requests=2, output_tokens=30)
+    for flops in ("9PFLOPS", "20PFLOPS", "9000PFLOPS"):
+        hardware = {"profile": "rtx-4090", "flops": flops}
+        check(plan_of(tiny_scenario(hardware=hardware, cache={"slots": 9}), trace), 0)
 
 
 def test_a_run_that_is_too_long_is_refused_as_by_the_reference() -> None:
