@@ -105,19 +105,25 @@ def why_not_compiled(plan: Plan, server: Server) -> str:
         "the engine's calls are no sums over experts": not plan.cost.sums_experts,
         "the policy is not compiled": _unknown(server),
         "an observer reads steps": server.observed,
-        "one work takes over an hour": _slowest_ns(plan) > _LONGEST_NS,
+        "one work takes over an hour": _slowest_ns(plan, server) > _LONGEST_NS,
     }
     return next((reason for reason, holds in reasons.items() if holds), "")
 
 
-def _slowest_ns(plan: Plan) -> int:
-    """Return the longest of a copy, a readback, and the computation of an expert or a step."""
-    cost, nbytes = plan.cost, plan.cost.expert_bytes
-    batch = BatchShape(1, 1, 1, 1)
+def _slowest_ns(plan: Plan, server: Server) -> int:
+    """Return the longest of a copy, a readback, and the computation of an expert or a layer.
+
+    More rows than any step can have want the expert, as in the table of a stretch.
+    """
+    cost, nbytes, batching = plan.cost, plan.cost.expert_bytes, plan.scenario.batching
+    tokens = [request.max_kv_tokens for request in server.requests]
+    longest, sequences = max(tokens), min(batching.max_sequences, len(tokens))
+    exceeding = 0 if batching.chunked_prefill else longest  # one whole prompt may exceed the budget
+    rows = min(sum(tokens), batching.token_budget + exceeding)
+    batch = BatchShape(rows, sequences * longest, rows * longest, rows, sequences)
     copies = cost.copy_ns(H2D, nbytes), cost.readback_ns(nbytes)
-    return max(
-        *copies, cost.call_ns, cost.expert_ns(1), *cost.layers_ns(batch), cost.tail_ns(batch)
-    )
+    computed = cost.expert_ns(2 * rows), *cost.layers_ns(batch), cost.tail_ns(batch)
+    return max(*copies, cost.call_ns, *computed)
 
 
 def _unknown(server: Server) -> bool:

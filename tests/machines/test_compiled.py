@@ -487,6 +487,14 @@ def test_rates_of_any_size_are_timed_alike() -> None:
         check(plan_of(tiny_scenario(hardware=hardware, cache={"slots": 9}), trace), 0)
 
 
+def test_works_that_only_large_steps_have_are_left_to_the_reference() -> None:
+    trace = tiny_trace(requests=8, prompt_tokens=90, output_tokens=2)
+    hardware = {"profile": "rtx-4090", "flops": "160000FLOPS"}  # half a minute a row
+    for budget, why in ((1, ""), (512, "one work takes over an hour")):
+        scenario = tiny_scenario(hardware=hardware, batching={"token_budget": budget})
+        assert reason_of(plan_of(scenario, trace)) == why
+
+
 def test_a_run_that_is_too_long_is_refused_as_by_the_reference() -> None:
     raised = []
     trace = tiny_trace(requests=1, prompt_tokens=1, output_tokens=8)
