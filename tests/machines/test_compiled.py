@@ -476,7 +476,7 @@ def test_a_row_with_an_expert_twice_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_ticks_of_lfru_are_numbers_that_both_can_count() -> None:
-    with pytest.raises(ScenarioError, match="number up to 1000000"):
+    with pytest.raises(ScenarioError, match=r"less than or equal to 1000000"):
         case(7001, cache={"policy": "lfru", "options": {"ticks": 10**400}})
 
 
