@@ -13,6 +13,7 @@ from moesim.hardware.ops import BatchShape
 from moesim.hardware.topology import H2D
 from moesim.policies.blame import is_foreign
 from moesim.policies.guard import unguarded
+from moesim.serving.knowledge import KNOWLEDGE
 
 if TYPE_CHECKING:
     from moesim.serving.server import Server
@@ -91,17 +92,22 @@ def _fails_to_import() -> str:
 
 
 def why_not_compiled(plan: Plan, server: Server) -> str:
-    """Return what of a scenario the compiled back end does not know, or ""."""
+    """Return what of a scenario the compiled back end does not know, or "".
+
+    Special reasons come first, because several of them make layer events overlap, too.
+    """
     cache = server.caches[-1]
     reasons = {
-        "layer events overlap (prefetch, write-back, disk, or work that takes host time)": (
-            not server.times_steps
-        ),
         "experts run on the CPU": bool(server.moves_states),
         "host memory does not hold all experts": cache.host is not None,
         "experts differ in size": plan.sizes is not None,
         "experts differ in how fast they are copied": plan.places.host.mixed,
         "processors share bandwidth": bool(plan.places.topology.resources),
+        "a pre-gated router's ids return in the first layer alone": (
+            not KNOWLEDGE[plan.trace.meta.router].uniform
+        ),
+        "layer events overlap (prefetch, write-back, sequential replay, or work that takes host "
+        "time)": not server.times_steps,
         "the engine's calls are no sums over experts": not plan.cost.sums_experts,
         "the policy is not compiled": _unknown(server),
         "an observer reads steps": server.observed,

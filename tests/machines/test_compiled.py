@@ -406,12 +406,19 @@ def reason(**changes: Any) -> str:
         ({"engine": "llama.cpp"}, "overlap"),
         ({"engine": QUIET}, "sums"),
         ({"engine": {"launch": "1us"}}, "overlap"),
+        ({"model": {"expert_bits_by": {"layer": {"0": 8}}}}, "size"),
+        ({"placement": {"policy": "cpu_experts"}}, "on the CPU"),
     ],
 )
 def test_what_is_not_known_has_a_reason(changes: dict[str, Any], why: str) -> None:
     found = reason(**changes)
     assert why in found
     assert bool(why) == bool(found)
+
+
+def test_a_pre_gated_router_has_a_reason_of_its_own() -> None:
+    trace = tiny_trace().with_meta(router="pregated")
+    assert "pre-gated" in reason_of(plan_of(tiny_scenario(), trace))
 
 
 def test_asking_for_it_where_it_cannot_be_is_refused() -> None:
