@@ -209,6 +209,14 @@ def test_written_runs_are_the_same_but_for_what_the_manifest_says(tmp_path: Path
     assert files[0] == files[1]
 
 
+def test_the_residents_at_the_end_are_the_same() -> None:
+    """Where no expert left, a run is its own bound, and is not simulated again."""
+    for seed in range(7500, 7530):
+        one, other = both(case(seed))
+        for pair in zip(one.distinct_caches, other.distinct_caches, strict=True):
+            assert sorted(pair[0].residents) == sorted(pair[1].residents), seed
+
+
 def test_min_refuses_a_future_that_does_not_come() -> None:
     plan = plan_of(tiny_scenario(cache={"policy": "min", "slots": 9}), tiny_trace(requests=2))
     one, _ = both(plan)

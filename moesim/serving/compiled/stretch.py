@@ -105,6 +105,7 @@ class Stretches:
         self._log = StretchLog(ledger, layers, caches[0].expert_bytes, block_tokens)
         self._unused = -1 if trace.meta.unused is None else int(trace.meta.unused)
         distinct = dict(zip(numbers, caches, strict=True))
+        self._caches = [distinct[number] for number in range(len(distinct))]
         self._nbytes = caches[0].expert_bytes
         policies = [distinct[number].policy for number in range(len(distinct))]
         self._fixed = [type(policy) in (Resident, Static) for policy in policies]
@@ -329,6 +330,10 @@ class Stretches:
         Raise `InvariantError` for impossible times, or for layer events that MIN was not promised.
         """
         self._log.flush()
+        experts, layers = self._trace.num_experts, np.array(self._numbers)
+        residents = np.flatnonzero(self._ints[: len(layers) * experts, RESIDENT])
+        for number, cache in enumerate(self._caches):
+            cache.left_by_kernel = residents[layers[residents // experts] == number].tolist()
         for number, policy in enumerate(self._policies):
             if isinstance(policy, MIN):
                 self._check_future(number, policy)
