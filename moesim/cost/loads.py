@@ -155,7 +155,9 @@ def _ceil_ns(work: npt.ArrayLike, rate: int) -> npt.NDArray[np.int64]:
 
     The product may not fit into 64 bits, so the division goes by three digits at a time.
     """
-    assert rate < _MOST_RATE, "the remainder times 1000 has 63 bits"
+    if rate >= _MOST_RATE:  # the remainder times 1000 may have over 63 bits
+        exact = -(-np.asarray(work, object) * _SECOND_NS // rate)
+        return np.asarray(exact, np.int64)
     whole, rest = np.divmod(np.asarray(work, np.int64), rate)
     for _ in range(3):
         digits, rest = np.divmod(rest * 1000, rate)

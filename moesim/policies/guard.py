@@ -39,6 +39,7 @@ __all__ = [
     "placement_lanes",
     "placement_mistakes",
     "prefetch_mistakes",
+    "unguarded",
     "without_foresight",
 ]
 
@@ -102,6 +103,11 @@ def make_eviction(policy: type[Eviction], context: CacheContext, options: Any) -
         return policy(context, options)
     with blamed(policy, "__init__"):
         return _GuardedEviction(policy(without_foresight(policy, context), options), context)
+
+
+def unguarded(policy: Eviction) -> Eviction:
+    """Return the policy inside a guard, or the policy itself where it has none."""
+    return policy._policy if isinstance(policy, _GuardedEviction) else policy
 
 
 def make_prefetch(

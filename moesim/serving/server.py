@@ -279,6 +279,7 @@ class Server:
             step.stamp(start, int(finish_ns[0]))
             self._steps += len(finish_ns)
             self._check_progress()
+            self._served += (len(finish_ns) - 1) * len(requests)
             self._repeat(requests, finish_ns[1:].tolist())
         yield from self.machine.wait_any((), until_ns=int(finish_ns[-1]))
 

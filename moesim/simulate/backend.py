@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING, Final
 from moesim.errors import MissingExtra, ScenarioError
 from moesim.hardware.ops import BatchShape
 from moesim.hardware.topology import H2D
+from moesim.policies.blame import is_foreign
+from moesim.policies.guard import unguarded
+from moesim.serving.knowledge import KNOWLEDGE
 
 if TYPE_CHECKING:
     from moesim.serving.server import Server
@@ -19,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["AUTO_EVENTS", "choose_back_end", "why_not_compiled"]
 
-AUTO_EVENTS: Final = 200_000
+AUTO_EVENTS: Final = 500_000
 """Layer events from which `auto` takes the compiled back end: loading it takes about a second."""
 _LONGEST_NS: Final = 1 << 42
 """Sums of a step stay within 64 bits up to this time of one work: 73 minutes."""
@@ -38,21 +41,25 @@ def choose_back_end(
     bound has other policies, so it may need the reference.
 
     Raises:
-        ScenarioError: `simulation` is compiled, and the scenario needs the reference.
+        ScenarioError: `simulation` is compiled, and the scenario needs the reference, or numba
+            cannot be imported.
         MissingExtra: the same, and numba is not installed.
     """
     wanted = plan.scenario.simulation
     if wanted == "reference":
         return
     reason = why_not_compiled(plan, server)
-    missing = find_spec("numba") is None
     if wanted == "compiled" and main and reason:
-        raise ScenarioError.at(
-            plan.scenario, "simulation", f"cannot be compiled: {reason}; write auto"
-        )
-    if wanted == "compiled" and missing:
-        raise MissingExtra("fast", "the compiled back end")
-    if reason or missing or (wanted == "auto" and _events(server) < AUTO_EVENTS):
+        raise _refusal(plan, reason)
+    if reason or (wanted == "auto" and _events(server) < AUTO_EVENTS):
+        return
+    if find_spec("numba") is None:
+        if wanted == "compiled":
+            raise MissingExtra("fast", "the compiled back end")
+        return
+    if why := _fails_to_import():
+        if wanted == "compiled":
+            raise _refusal(plan, why)
         return
     from moesim.serving.compiled.stretch import Stretches
 
@@ -70,44 +77,70 @@ def choose_back_end(
     )
 
 
+def _refusal(plan: Plan, reason: str) -> ScenarioError:
+    text = f"cannot be compiled: {reason}; write auto"
+    return ScenarioError.at(plan.scenario, "simulation", text)
+
+
+def _fails_to_import() -> str:
+    """Return why numba, which is installed, cannot be imported; "" if it can."""
+    try:
+        import numba  # noqa: F401
+    except (ImportError, OSError) as error:  # numba refuses a numpy that is newer than itself
+        return f"numba cannot be imported: {error}"
+    return ""
+
+
 def why_not_compiled(plan: Plan, server: Server) -> str:
-    """Return what of a scenario the compiled back end does not know, or ""."""
+    """Return what of a scenario the compiled back end does not know, or "".
+
+    Special reasons come first, because several of them make layer events overlap, too.
+    """
     cache = server.caches[-1]
     reasons = {
-        "layer events overlap (prefetch, write-back, disk, or work that takes host time)": (
-            not server.times_steps
-        ),
         "experts run on the CPU": bool(server.moves_states),
         "host memory does not hold all experts": cache.host is not None,
         "experts differ in size": plan.sizes is not None,
         "experts differ in how fast they are copied": plan.places.host.mixed,
         "processors share bandwidth": bool(plan.places.topology.resources),
+        "a pre-gated router's ids return in the first layer alone": (
+            not KNOWLEDGE[plan.trace.meta.router].uniform
+        ),
+        "layer events overlap (prefetch, write-back, sequential replay, or work that takes host "
+        "time)": not server.times_steps,
         "the engine's calls are no sums over experts": not plan.cost.sums_experts,
         "the policy is not compiled": _unknown(server),
         "an observer reads steps": server.observed,
-        "one work takes over an hour": _slowest_ns(plan) > _LONGEST_NS,
+        "one work takes over an hour": _slowest_ns(plan, server) > _LONGEST_NS,
     }
     return next((reason for reason, holds in reasons.items() if holds), "")
 
 
-def _slowest_ns(plan: Plan) -> int:
-    """Return the longest of a copy, a readback, and the computation of an expert or a step."""
-    cost, nbytes = plan.cost, plan.cost.expert_bytes
-    batch = BatchShape(1, 1, 1, 1)
+def _slowest_ns(plan: Plan, server: Server) -> int:
+    """Return the longest of a copy, a readback, and the computation of an expert or a layer.
+
+    More rows than any step can have want the expert, as in the table of a stretch.
+    """
+    cost, nbytes, batching = plan.cost, plan.cost.expert_bytes, plan.scenario.batching
+    tokens = [request.max_kv_tokens for request in server.requests]
+    longest, sequences = max(tokens), min(batching.max_sequences, len(tokens))
+    exceeding = 0 if batching.chunked_prefill else longest  # one whole prompt may exceed the budget
+    rows = min(sum(tokens), batching.token_budget + exceeding)
+    batch = BatchShape(rows, sequences * longest, rows * longest, rows, sequences)
     copies = cost.copy_ns(H2D, nbytes), cost.readback_ns(nbytes)
-    return max(
-        *copies, cost.call_ns, cost.expert_ns(1), *cost.layers_ns(batch), cost.tail_ns(batch)
-    )
+    computed = cost.expert_ns(2 * rows), *cost.layers_ns(batch), cost.tail_ns(batch)
+    return max(*copies, cost.call_ns, *computed)
 
 
 def _unknown(server: Server) -> bool:
     """Return whether a cache has a policy without compiled functions."""
-    policies = [cache.policy for cache in server.caches]
+    policies = [unguarded(cache.policy) for cache in server.caches]
     if any(policy.looks_ahead or policy.sees_requests for policy in policies):
         return True
+    # A class of another package may have the name of one of moesim's own bounds.
     return not all(
-        "kernel" in vars(type(policy))
-        or (policy.name in _KNOWN and type(policy).__module__.startswith("moesim."))
+        vars(type(policy)).get("kernel") is not None
+        or (policy.name in _KNOWN and not is_foreign(type(policy)))
         for policy in policies
     )
 

@@ -1,39 +1,28 @@
 """The priority stack of one cache as a compiled loop, for long replays; needs numba.
 
-`moesim/simulate/priority.py` says what it computes, and has the way without numba. The machine code
-is kept on disk: beside this file or, where that folder cannot be written, in the user's cache
-folder (`NUMBA_CACHE_DIR` names another). Where no folder can be written, it is compiled again in
-each process.
+`moesim/simulate/priority.py` says what it computes, and has the way without numba.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Final
 
 import numpy as np
-from numba import njit
+
+from moesim.serving.compiled.keep import kept
 
 __all__ = ["stack_depths"]
 
 _RESCALE_ABOVE: Final = 1e200  # as the policy does
 
 
-def _kept(function: Callable[..., Any]) -> Any:
-    """Compile a function at its first call, from disk if possible."""
-    try:
-        return njit(cache=True)(function)
-    except RuntimeError:  # no folder for the machine code can be written
-        return njit(function)
-
-
-@_kept
+@kept
 def _worse(first: Any, first_tie: Any, second: Any, second_tie: Any) -> Any:
     """Return whether the first rank is worse: later by its number, or by its tie."""
     return first > second or (first == second and first_tie > second_tie)
 
 
-@_kept
+@kept
 def stack_depths(
     keys: Any, starts: Any, following: Any, decay: Any, num_keys: Any, levels: Any, new: Any
 ) -> Any:

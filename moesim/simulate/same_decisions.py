@@ -70,7 +70,7 @@ def compulsory_only(outcome: Outcome, used: set[int], misses: int) -> bool:
     """
     caches = outcome.distinct_caches
     loaded = {key for cache in caches for key in cache.preloaded}
-    resident = {key for cache in caches for key in cache.slots}
+    resident = {key for cache in caches for key in cache.residents}
     return misses == len(used - loaded) and resident == used | loaded
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import zip_longest
@@ -18,18 +19,19 @@ from paths import ROOT
 from timed_cases import timed_at_once
 from workloads import everything, plan_of, tiny_scenario, tiny_trace
 
-from moesim.errors import InvariantError, ScenarioError
+from moesim.errors import InvariantError, PolicyViolation, ScenarioError, TraceError
 from moesim.machine.sim import SimMachine
 from moesim.policies.eviction.lru import LRU
 from moesim.scenario import Scenario, load_scenario
 from moesim.scenario.sweep import expand_sweep
 from moesim.serving.ledger import STEP_COLUMNS, TIMELINE_COLUMNS
-from moesim.simulate import Outcome, Plan, finish, prepare, summarise
-from moesim.simulate.backend import AUTO_EVENTS, why_not_compiled
+from moesim.simulate import Outcome, Plan, backend, finish, prepare, summarise
+from moesim.simulate.backend import why_not_compiled
 from moesim.simulate.bounds import hindsight
 from moesim.simulate.build import build_server, serve
 from moesim.simulate.rundir import TABLES
 from moesim.simulate.simulation import result_of, run
+from moesim.trace import load_trace
 
 numba = pytest.importorskip("numba", reason="the extra `fast` is not installed")
 
@@ -207,6 +209,14 @@ def test_written_runs_are_the_same_but_for_what_the_manifest_says(tmp_path: Path
     assert files[0] == files[1]
 
 
+def test_the_residents_at_the_end_are_the_same() -> None:
+    """Where no expert left, a run is its own bound, and is not simulated again."""
+    for seed in range(7500, 7530):
+        one, other = both(case(seed))
+        for pair in zip(one.distinct_caches, other.distinct_caches, strict=True):
+            assert sorted(pair[0].residents) == sorted(pair[1].residents), seed
+
+
 def test_min_refuses_a_future_that_does_not_come() -> None:
     plan = plan_of(tiny_scenario(cache={"policy": "min", "slots": 9}), tiny_trace(requests=2))
     one, _ = both(plan)
@@ -287,6 +297,99 @@ def test_a_subclass_does_not_inherit_the_functions() -> None:
     assert stretch.kernel_of(next(policies_of(case(7001), Newest))) is None
 
 
+SCORED = """
+from numba import njit
+from moesim.policies.eviction.lru import LRU
+from moesim.serving.compiled.policies import KERNELS, Kernel
+
+fed = KERNELS["lfu"]
+
+
+@njit
+def score(key, cache, ints, floats):
+    {score}
+
+
+class Mine(LRU):
+    kernel = {kernel}
+"""
+
+
+def in_file(folder: Path, score: str = "return 0.0, ints[key, 0]", kernel: str = "") -> str:
+    """Return the place of a class in a file, with a score and a kernel of its own."""
+    text = SCORED.format(score=score, kernel=kernel or "Kernel(fed.observe, score, fed.left)")
+    (folder / "own.py").write_text(text)
+    return f"{folder / 'own.py'}:Mine"
+
+
+def served_by(policy: str, simulation: str) -> Outcome:
+    scenario = tiny_scenario(cache={"policy": policy, "slots": 9}, simulation=simulation)
+    plan = plan_of(scenario, tiny_trace(requests=3, output_tokens=20))
+    return finish(plan, *serve(plan))
+
+
+def test_a_policy_in_a_file_is_compiled_by_its_own_functions(tmp_path: Path) -> None:
+    policy = in_file(tmp_path)
+    one, other = served_by(policy, "reference"), served_by(policy, "compiled")
+    assert (one.simulation, other.simulation) == ("reference", "compiled")
+    assert everything(one) == everything(other)
+
+
+def test_the_example_in_the_documentation_runs(tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "back-ends.md").read_text()
+    (tmp_path / "example.py").write_text(text.split("```python")[1].split("```")[0])
+    policy = f"{tmp_path / 'example.py'}:MyPolicy"
+    one, other = served_by(policy, "reference"), served_by(policy, "compiled")
+    assert other.simulation == "compiled"
+    assert everything(one) == everything(other)
+
+
+@pytest.mark.parametrize("name", ["infinite", "resident"])
+def test_a_policy_in_a_file_is_not_taken_for_one_of_moesim(name: str, tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(
+        f"from moesim.policies.eviction.fifo import FIFO\nclass {name}(FIFO): pass\n"
+    )
+    with pytest.raises(ScenarioError, match="policy is not compiled"):
+        served_by(f"{tmp_path / 'own.py'}:{name}", "compiled")
+
+
+@pytest.mark.parametrize(
+    ("own", "why"),
+    [
+        ({"score": "return 0.0"}, "TypingError"),
+        ({"score": "assert ints[key, 0] < 9, 'no score'; return 0.0, ints[key, 0]"}, "no score"),
+        ({"kernel": "{'score': score}"}, "must be a Kernel"),
+        ({"kernel": "Kernel(fed.observe, score, fed.left, lambda _: {}['x'])"}, "KeyError"),
+        ({"kernel": "Kernel(fed.observe, score, fed.left, head=score)"}, "TypingError"),
+    ],
+)
+def test_a_mistake_in_the_functions_of_a_policy_names_it(
+    own: dict[str, str], why: str, tmp_path: Path
+) -> None:
+    with pytest.raises(PolicyViolation, match=rf"'Mine'.*kernel.*{why}"):
+        served_by(in_file(tmp_path, **own), "compiled")
+
+
+def test_a_list_that_lacks_keys_is_refused(tmp_path: Path) -> None:
+    kernel = "Kernel(fed.observe, score, fed.left, head=head, following=following)"
+    text = SCORED.format(score="return 0.0, 0", kernel=kernel)
+    lists = """
+@njit
+def head(cache, ints):
+    return -1
+
+
+@njit
+def following(key, ints):
+    return -1
+
+
+class Mine"""
+    (tmp_path / "own.py").write_text(text.replace("class Mine", lists))
+    with pytest.raises(PolicyViolation, match=r"'Mine'.*keeps more than \d+ keys"):
+        served_by(f"{tmp_path / 'own.py'}:Mine", "compiled")
+
+
 # What is compiled
 
 
@@ -311,6 +414,8 @@ def reason(**changes: Any) -> str:
         ({"engine": "llama.cpp"}, "overlap"),
         ({"engine": QUIET}, "sums"),
         ({"engine": {"launch": "1us"}}, "overlap"),
+        ({"model": {"expert_bits_by": {"layer": {"0": 8}}}}, "size"),
+        ({"placement": {"policy": "cpu_experts"}}, "on the CPU"),
     ],
 )
 def test_what_is_not_known_has_a_reason(changes: dict[str, Any], why: str) -> None:
@@ -319,29 +424,92 @@ def test_what_is_not_known_has_a_reason(changes: dict[str, Any], why: str) -> No
     assert bool(why) == bool(found)
 
 
+def test_a_pre_gated_router_has_a_reason_of_its_own() -> None:
+    trace = tiny_trace().with_meta(router="pregated")
+    assert "pre-gated" in reason_of(plan_of(tiny_scenario(), trace))
+
+
 def test_asking_for_it_where_it_cannot_be_is_refused() -> None:
     plan = plan_of(tiny_scenario(simulation="compiled", cache={"policy": "arc"}), tiny_trace())
     with pytest.raises(ScenarioError, match=r"simulation.*cannot be compiled: the policy"):
         serve(plan)
 
 
-def test_auto_takes_it_for_long_runs_alone() -> None:
+def test_auto_takes_it_for_long_runs_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert backend.AUTO_EVENTS >= 100_000  # loading it takes as long as some ten thousand events
+    monkeypatch.setattr(backend, "AUTO_EVENTS", 5000)
     trace = tiny_trace(requests=2, output_tokens=5)
     scenario = tiny_scenario(workload={"requests": 2}, bounds=False)
     server, _ = serve(plan_of(scenario, trace))
     assert server.compiled is None
     layers, each = trace.num_layers, 5
-    requests = AUTO_EVENTS // (layers * each) + 1
+    requests = 5000 // (layers * each) + 1
     scenario["workload"] = {"requests": requests, "order": "resampled"}
     scenario["batching"] = {"max_sequences": 64, "token_budget": 512}
     server, _ = serve(plan_of(scenario, trace))
     assert server.compiled is not None
 
 
+def test_a_numba_that_cannot_be_imported_is_named_or_done_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "numba").mkdir()
+    (tmp_path / "numba" / "__init__.py").write_text("raise ImportError('needs NumPy 2.3 or less')")
+    monkeypatch.delitem(sys.modules, "numba")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(backend, "AUTO_EVENTS", 1)
+    server, _ = serve(plan_of(tiny_scenario(), tiny_trace()))
+    assert server.compiled is None
+    with pytest.raises(ScenarioError, match=r"numba cannot be imported: needs NumPy 2\.3"):
+        serve(plan_of(tiny_scenario(simulation="compiled"), tiny_trace()))
+
+
+def test_progress_counts_the_rows_of_all_steps() -> None:
+    last = []
+    for name in ("reference", "compiled"):
+        plan = plan_of(tiny_scenario(simulation=name), tiny_trace(requests=3, output_tokens=90))
+        told: dict[str, tuple[int, int]] = {}
+        serve(plan, progress=lambda what, *numbers, told=told: told.update({what: numbers}))
+        last.append(told["run"])
+    assert last[0] == last[1] == (last[0][1], last[0][1])
+
+
 @pytest.mark.parametrize("figures", [{"kernel_overhead": 10**17}, {"h2d": {"latency": 10**18}}])
 def test_times_that_cannot_be_counted_are_left_to_the_reference(figures: dict[str, Any]) -> None:
     hardware = {"profile": "rtx-4090", **figures}
     assert "takes over an hour" in reason(hardware=hardware)
+
+
+def test_a_row_with_an_expert_twice_is_refused(tmp_path: Path) -> None:
+    """Its time would be read from behind the last entry of a table. Reading checks no values."""
+    costed_trace(np.tile(np.arange(6), (9, 2, 1))).save(tmp_path / "trace")
+    (file,) = (tmp_path / "trace").glob("**/*expert_ids*.npy")
+    stored = np.load(file, mmap_mode="r+")
+    stored[7, 1] = 3
+    stored.flush()
+    plan = plan_of(tiny_scenario(simulation="compiled"), load_trace(tmp_path / "trace"))
+    with pytest.raises(TraceError, match=r"row 7, layer 1.*repeated"):
+        serve(plan)
+
+
+def test_the_ticks_of_lfru_are_numbers_that_both_can_count() -> None:
+    with pytest.raises(ScenarioError, match=r"less than or equal to 1000000"):
+        case(7001, cache={"policy": "lfru", "options": {"ticks": 10**400}})
+
+
+def test_rates_of_any_size_are_timed_alike() -> None:
+    trace = tiny_trace(requests=2, output_tokens=30)
+    for flops in ("9PFLOPS", "20PFLOPS", "9000PFLOPS"):
+        hardware = {"profile": "rtx-4090", "flops": flops}
+        check(plan_of(tiny_scenario(hardware=hardware, cache={"slots": 9}), trace), 0)
+
+
+def test_works_that_only_large_steps_have_are_left_to_the_reference() -> None:
+    trace = tiny_trace(requests=8, prompt_tokens=90, output_tokens=2)
+    hardware = {"profile": "rtx-4090", "flops": "160000FLOPS"}  # half a minute a row
+    for budget, why in ((1, ""), (512, "one work takes over an hour")):
+        scenario = tiny_scenario(hardware=hardware, batching={"token_budget": budget})
+        assert reason_of(plan_of(scenario, trace)) == why
 
 
 def test_a_run_that_is_too_long_is_refused_as_by_the_reference() -> None:

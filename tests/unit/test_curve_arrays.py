@@ -185,15 +185,17 @@ def test_a_short_replay_does_not_load_numba(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_a_loop_is_compiled_where_no_folder_can_keep_it(monkeypatch: pytest.MonkeyPatch) -> None:
     needs_numba(True)
-    from moesim.simulate import compiled_stack
+    from moesim.serving.compiled import keep
 
-    def njit(*functions: Any, cache: bool = False) -> Any:
+    def njit(*functions: Any, cache: bool = False, **options: Any) -> Any:
         if cache:
             raise RuntimeError("cannot cache function: no locator available")
+        assert options in ({}, {"error_model": "numpy"})
         return functions[0]
 
-    monkeypatch.setattr(compiled_stack, "njit", njit)
-    assert compiled_stack._kept(len)([1, 2]) == 2
+    monkeypatch.setattr(keep, "njit", njit)
+    assert keep.kept(len, error_model="numpy")([1, 2]) == 2
+    assert keep.kept(len)([1, 2]) == 2
 
 
 # --- against replay and runs ----------------------------------------------------------------------

@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from annotated_types import Ge
+from annotated_types import Ge, Le
 
 from moesim.policies.eviction.base import CacheContext
 from moesim.policies.eviction.scored import Scored
@@ -28,7 +28,7 @@ class LFRUOptions:
     With one cache per layer, the number of layers gives the ages of moe-cache-eval.
     """
 
-    ticks: Annotated[int, Ge(1)] = 1
+    ticks: Annotated[int, Ge(1), Le(1_000_000)] = 1
 
 
 @register("eviction", "lfru")

@@ -20,6 +20,7 @@ import numpy as np
 from numba import njit
 
 from moesim.serving.compiled import policies
+from moesim.serving.compiled.keep import kept
 from moesim.serving.compiled.policies import KERNELS, RESIDENT, Kernel
 
 __all__ = ["COLUMNS", "Books", "Costs", "Out", "Steps", "stretch_of", "unions_of_steps"]
@@ -96,14 +97,14 @@ following: Any = KERNELS["lru"].following
 IN_ORDER = True
 
 
-@njit(cache=True)
+@kept
 def _swap(keys, first, second, one, other):  # type: ignore[no-untyped-def]
     keys[one], keys[other] = keys[other], keys[one]
     first[one], first[other] = first[other], first[one]
     second[one], second[other] = second[other], second[one]
 
 
-@njit(cache=True)
+@kept
 def _part_wanted(keys, first, second, number, wanted):  # type: ignore[no-untyped-def]
     """Move wanted keys behind the others, and return how many others there are."""
     others = 0
@@ -114,7 +115,7 @@ def _part_wanted(keys, first, second, number, wanted):  # type: ignore[no-untype
     return others
 
 
-@njit(cache=True)
+@kept
 def _lowest(keys, first, second, start, stop, number):  # type: ignore[no-untyped-def]
     """Move the `number` keys with the lowest scores to the front of `start` to before `stop`.
 
@@ -157,9 +158,12 @@ def _lowest(keys, first, second, start, stop, number):  # type: ignore[no-untype
             return
 
 
-@njit(cache=True)
+@kept
 def unions_of_steps(ids, ends, unused, experts, keys, counts, sizes):  # type: ignore[no-untyped-def]
     """Write the unions of steps, in order of first appearance; return the number of their keys.
+
+    Where a row has an expert twice, return -1 - its place among the rows and layers. Costs have
+    entries for as many rows of an expert as a step has.
 
     `ids` [N, L, K]; step s has the rows `ends[s]` to before `ends[s + 1]`. `unused` marks a place
     without an expert. `keys`, `counts` and `sizes` are as in `Steps`.
@@ -167,6 +171,7 @@ def unions_of_steps(ids, ends, unused, experts, keys, counts, sizes):  # type: i
     layers, top_k = ids.shape[1], ids.shape[2]
     places = np.empty(experts, np.int64)
     seen = np.full(experts, -1, np.int64)  # the last event in which an expert was wanted
+    last = np.empty(experts, np.int64)  # and its last row there
     number = event = 0
     for step in range(len(ends) - 1):
         for layer in range(layers):
@@ -177,11 +182,14 @@ def unions_of_steps(ids, ends, unused, experts, keys, counts, sizes):  # type: i
                     if expert == unused:
                         continue
                     if seen[expert] == event:
+                        if last[expert] == row:
+                            return -1 - (row * layers + layer)
                         counts[places[expert]] += 1
                     else:
                         seen[expert], places[expert] = event, number
                         keys[number], counts[number] = layer * experts + expert, 1
                         number += 1
+                    last[expert] = row
             sizes[event] = number - first
             event += 1
     return number
@@ -405,10 +413,11 @@ def stretch_of(kernel: Kernel) -> Callable[..., Any]:
     name = next((name for name, own in KERNELS.items() if own is kernel), None)
     source = Path(policies.__file__).read_bytes()
     function.__qualname__ = f"stretch_{name}_{sha256(source).hexdigest()[:12]}"
-    return njit(function, cache=name is not None, error_model="numpy")
+    compile_it = njit if name is None else kept
+    return compile_it(function, error_model="numpy")
 
 
-@njit(cache=True)
+@kept
 def _show(works, place, step, layer, kind, key, start, finish):  # type: ignore[no-untyped-def]
     works[place, 0] = step
     works[place, 1] = layer

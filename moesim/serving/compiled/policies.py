@@ -32,7 +32,8 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
+
+from moesim.serving.compiled.keep import kept
 
 __all__ = ["FIRST", "KERNELS", "LAST", "OPTION", "RESIDENT", "WORDS", "Kernel", "Lessons"]
 
@@ -67,12 +68,12 @@ class Kernel(NamedTuple):
     lessons: Callable[[Any], Lessons] | None = None
 
 
-@njit(cache=True)
+@kept
 def _keep_all(key, cache, ints):  # type: ignore[no-untyped-def]
     pass
 
 
-@njit(cache=True)
+@kept
 def _no_score(key, cache, ints, floats):  # type: ignore[no-untyped-def]
     return 0.0, 0
 
@@ -81,7 +82,7 @@ def _no_score(key, cache, ints, floats):  # type: ignore[no-untyped-def]
 # for none), and whether it is in the list. A cache has the first and the last key.
 
 
-@njit(cache=True)
+@kept
 def _append(key, cache, ints):  # type: ignore[no-untyped-def]
     last = ints[cache, 1]
     ints[key, 0], ints[key, 1], ints[key, 2] = last, 0, 1
@@ -92,7 +93,7 @@ def _append(key, cache, ints):  # type: ignore[no-untyped-def]
     ints[cache, 1] = key + 1
 
 
-@njit(cache=True)
+@kept
 def _unlink(key, cache, ints):  # type: ignore[no-untyped-def]
     before, after = ints[key, 0], ints[key, 1]
     if before:
@@ -106,7 +107,7 @@ def _unlink(key, cache, ints):  # type: ignore[no-untyped-def]
     ints[key, 2] = 0
 
 
-@njit(cache=True)
+@kept
 def _used(keys, number, layer, cache, ints, floats, given):  # type: ignore[no-untyped-def]
     for place in range(number):
         if ints[keys[place], 2]:
@@ -114,19 +115,19 @@ def _used(keys, number, layer, cache, ints, floats, given):  # type: ignore[no-u
         _append(keys[place], cache, ints)
 
 
-@njit(cache=True)
+@kept
 def _admitted(keys, number, layer, cache, ints, floats, given):  # type: ignore[no-untyped-def]
     for place in range(number):
         if not ints[keys[place], 2]:
             _append(keys[place], cache, ints)
 
 
-@njit(cache=True)
+@kept
 def _head(cache, ints):  # type: ignore[no-untyped-def]
     return ints[cache, 0] - 1
 
 
-@njit(cache=True)
+@kept
 def _following(key, ints):  # type: ignore[no-untyped-def]
     return ints[key, 1] - 1
 
@@ -134,7 +135,7 @@ def _following(key, ints):  # type: ignore[no-untyped-def]
 # Scores. A key has the clock of its last use, and its uses; a cache has the clock.
 
 
-@njit(cache=True)
+@kept
 def _counted(keys, number, layer, cache, ints, floats, given):  # type: ignore[no-untyped-def]
     for place in range(number):
         ints[cache, 0] += 1
@@ -142,17 +143,17 @@ def _counted(keys, number, layer, cache, ints, floats, given):  # type: ignore[n
         ints[keys[place], 1] += 1
 
 
-@njit(cache=True)
+@kept
 def _fewest(key, cache, ints, floats):  # type: ignore[no-untyped-def]
     return float(ints[key, 1]), ints[key, 0]
 
 
-@njit(cache=True)
+@kept
 def _forget_count(key, cache, ints):  # type: ignore[no-untyped-def]
     ints[key, 1] = 0
 
 
-@njit(cache=True)
+@kept
 def _faded(keys, number, layer, cache, ints, floats, given):  # type: ignore[no-untyped-def]
     weight = floats[cache, 0] if ints[cache, 1] else 1.0  # of a use; before the first event 1
     ints[cache, 1] = 1
@@ -168,12 +169,12 @@ def _faded(keys, number, layer, cache, ints, floats, given):  # type: ignore[no-
     floats[cache, 0] = weight
 
 
-@njit(cache=True)
+@kept
 def _lightest(key, cache, ints, floats):  # type: ignore[no-untyped-def]
     return floats[key, 0], ints[key, 0]
 
 
-@njit(cache=True)
+@kept
 def _aged(keys, number, layer, cache, ints, floats, given):  # type: ignore[no-untyped-def]
     ints[cache, 1] += int(floats[cache, OPTION])
     for place in range(number):
@@ -183,13 +184,13 @@ def _aged(keys, number, layer, cache, ints, floats, given):  # type: ignore[no-u
         ints[keys[place], 2] = ints[cache, 1]
 
 
-@njit(cache=True)
+@kept
 def _rarest(key, cache, ints, floats):  # type: ignore[no-untyped-def]
     age = ints[cache, 1] - ints[key, 2] + 1
     return ints[key, 1] / age, ints[key, 0]
 
 
-@njit(cache=True)
+@kept
 def _touched(keys, number, layer, cache, ints, floats, given):  # type: ignore[no-untyped-def]
     # `floats[cache, 0]` is the number of the pass; the layer is stored plus 1.
     if layer < ints[cache, 1]:
@@ -202,13 +203,13 @@ def _touched(keys, number, layer, cache, ints, floats, given):  # type: ignore[n
             ints[keys[place], 0] = ints[cache, 0]
 
 
-@njit(cache=True)
+@kept
 def _stalest(key, cache, ints, floats):  # type: ignore[no-untyped-def]
     fresh = 1.0 if floats[key, 0] == floats[cache, 0] else 0.0
     return fresh, ints[key, 0]
 
 
-@njit(cache=True)
+@kept
 def _promised(keys, number, layer, cache, ints, floats, given):  # type: ignore[no-untyped-def]
     for place in range(number):
         if ints[cache, 0] < len(given):  # else the future is another, which is refused at the end
@@ -216,7 +217,7 @@ def _promised(keys, number, layer, cache, ints, floats, given):  # type: ignore[
         ints[cache, 0] += 1
 
 
-@njit(cache=True)
+@kept
 def _furthest(key, cache, ints, floats):  # type: ignore[no-untyped-def]
     return floats[key, 0], -key
 

@@ -16,15 +16,17 @@ import numpy as np
 import numpy.typing as npt
 
 from moesim.cost.roofline import CostModel
-from moesim.errors import InvariantError, TraceError
+from moesim.errors import InvariantError, PolicyViolation, TraceError
 from moesim.hardware.ops import BatchShape, Copy, Readback, Tail
 from moesim.hardware.topology import D2H, GPU, H2D
 from moesim.machine.prices import Prices
 from moesim.machine.work import FAR
+from moesim.policies.blame import blamed, is_foreign
 from moesim.policies.eviction.base import Eviction
 from moesim.policies.eviction.min import MIN
 from moesim.policies.eviction.resident import Resident
 from moesim.policies.eviction.static import Static
+from moesim.policies.guard import unguarded
 from moesim.serving.compiled.kernel import (
     COLUMNS,
     Books,
@@ -62,13 +64,19 @@ _KINDS: Final = ((GPU, "experts"), (H2D, "demand"), (GPU, "experts"))
 
 
 def kernel_of(policy: Eviction) -> Kernel | None:
-    """Return the compiled functions of a policy, or None if it has none."""
-    if type(policy) in (Resident, Static):
+    """Return the compiled functions of a policy, or None if it has none.
+
+    Raise `PolicyViolation` where the `kernel` of its class is no `Kernel`.
+    """
+    kind = type(unguarded(policy))
+    if kind in (Resident, Static):
         return KERNELS["lru"]  # it is not asked
-    own = vars(type(policy)).get("kernel")
+    own = vars(kind).get("kernel")
+    if isinstance(own, Kernel):
+        return own
     if own is not None:
-        return own  # type: ignore[no-any-return]
-    if not type(policy).__module__.startswith("moesim."):
+        raise PolicyViolation(policy.name, "kernel", f"is {own!r:.60}; it must be a Kernel")
+    if is_foreign(kind):
         return None
     return KERNELS.get("lru" if policy.name == "infinite" else policy.name)
 
@@ -97,14 +105,17 @@ class Stretches:
         self._log = StretchLog(ledger, layers, caches[0].expert_bytes, block_tokens)
         self._unused = -1 if trace.meta.unused is None else int(trace.meta.unused)
         distinct = dict(zip(numbers, caches, strict=True))
+        self._caches = [distinct[number] for number in range(len(distinct))]
         self._nbytes = caches[0].expert_bytes
         policies = [distinct[number].policy for number in range(len(distinct))]
         self._fixed = [type(policy) in (Resident, Static) for policy in policies]
         main = policies[-1]
         kernel = kernel_of(main)
         assert kernel is not None, "the caller has asked `kernel_of`"
-        self._stretch = stretch_of(kernel)
-        option = 0.0 if all(self._fixed) else float(kernel.option(main.options))
+        self._kind = type(unguarded(main))  # to blame
+        with blamed(self._kind, "kernel"):
+            self._stretch = stretch_of(kernel)
+            option = 0.0 if all(self._fixed) else float(kernel.option(main.options))
         first = [numbers.index(number) * experts for number in range(len(policies))]
         width = max(1, max(cache.capacity for cache in caches)) + experts
         self._books = Books(
@@ -126,13 +137,14 @@ class Stretches:
         self._policies, self._numbers = policies, np.array(numbers)
         if kernel.lessons is not None:
             nothing = Lessons({}, np.zeros(0))
-            self._learn(
-                [
-                    nothing if fixed else kernel.lessons(each)
-                    for each, fixed in zip(policies, self._fixed, strict=True)
-                ],
-                keys,
-            )
+            with blamed(self._kind, "kernel"):
+                self._learn(
+                    [
+                        nothing if fixed else kernel.lessons(unguarded(each))
+                        for each, fixed in zip(policies, self._fixed, strict=True)
+                    ],
+                    keys,
+                )
         for number in range(len(policies)):
             for key in distinct[number].slots:
                 self._books.members[number, self._books.held[number]] = key
@@ -213,17 +225,19 @@ class Stretches:
             self._trace.num_experts,
         )  # fmt: skip
         out = self._out(steps)
-        ran, num_keys, num_works = self._stretch(
-            steps,
-            start_ns,
-            min(due_ns, FAR),
-            self._costs,
-            self._books,
-            self._ints,
-            self._floats,
-            self._given,
-            out,
-        )
+        with blamed(self._kind, "kernel"):
+            ran, num_keys, num_works = self._stretch(
+                steps,
+                start_ns,
+                min(due_ns, FAR),
+                self._costs,
+                self._books,
+                self._ints,
+                self._floats,
+                self._given,
+                out,
+            )
+        self._check_capacity()
         finish = out.finish_ns[:ran]
         if finish[-1] >= FAR:
             ran -= 1  # its wait refuses it
@@ -253,10 +267,26 @@ class Stretches:
         keys, counts = np.empty(most, np.int32), np.empty(most, np.int32)
         sizes = np.empty((len(ends) - 1) * layers, np.int32)
         number = unions_of_steps(ids, ends, self._unused, experts, keys, counts, sizes)
+        if number < 0:
+            row, layer = divmod(-1 - number, layers)
+            where = f"row {int(rows[row])}, layer {layer}"
+            raise TraceError(
+                self._trace.path or "trace", where, "an expert id is repeated in a row"
+            )
         unions = Unions(keys[:number], counts[:number], sizes)
         if memo is not None:
             memo.keep(name, Unions(keys[:number].copy(), counts[:number].copy(), sizes))
         return unions
+
+    def _check_capacity(self) -> None:
+        """Raise `PolicyViolation` where the list of a policy lacks keys that should leave."""
+        books = self._books
+        for number in np.flatnonzero(books.held > books.capacity).tolist():
+            raise PolicyViolation(
+                self._policies[number].name,
+                "kernel",
+                f"keeps more than {books.capacity[number]} keys; its list must have all residents",
+            )
 
     def _check(self, ids: npt.NDArray[Any], rows: npt.NDArray[np.int64]) -> None:
         """Raise `TraceError` for ids out of range."""
@@ -284,7 +314,8 @@ class Stretches:
 
     def _out(self, steps: Steps) -> Out:
         number, layers = len(steps.fixed_ns), self._trace.num_layers
-        works = int(steps.shown.sum()) * layers * (1 + 2 * self._trace.num_experts)
+        sizes = steps.sizes.reshape(number, layers)[steps.shown]
+        works = sizes.size + 2 * int(sizes.sum())  # residents, and a copy and a call for each other
         return Out(
             np.zeros(number, np.int64),
             np.zeros((number, len(COLUMNS)), np.int64),
@@ -299,6 +330,10 @@ class Stretches:
         Raise `InvariantError` for impossible times, or for layer events that MIN was not promised.
         """
         self._log.flush()
+        experts, layers = self._trace.num_experts, np.array(self._numbers)
+        residents = np.flatnonzero(self._ints[: len(layers) * experts, RESIDENT])
+        for number, cache in enumerate(self._caches):
+            cache.left_by_kernel = residents[layers[residents // experts] == number].tolist()
         for number, policy in enumerate(self._policies):
             if isinstance(policy, MIN):
                 self._check_future(number, policy)

@@ -103,6 +103,8 @@ class ExpertCache:
             self.slots[key] = slot = self._free.pop()
             self._fit(key, slot)
         self.preloaded = tuple(self.slots)
+        self.left_by_kernel: Collection[Key] | None = None
+        """The residents that a compiled run left, which does not change this object otherwise."""
 
     def audit(self) -> None:
         """Check that the policy's book equals the residency, and that no slot is lost.
@@ -128,6 +130,11 @@ class ExpertCache:
             )
         if self.buffers is not None:
             self.buffers.audit()
+
+    @property
+    def residents(self) -> Collection[Key]:
+        """The keys that have a slot, also after a compiled run."""
+        return self.slots.keys() if self.left_by_kernel is None else self.left_by_kernel
 
     def holds(self, layer: int, num_experts: int) -> bool:
         """Return whether all experts of a layer have a slot, with no copy under way."""
