@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import operator
 import re
@@ -11,10 +10,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
+from moesim.config.suggest import near_names
 from moesim.errors import UsageError, shown
 
 __all__ = ["METRICS", "Condition", "Objective", "parse_condition", "parse_objective"]
 
+_ALIKE: Final = 0.6  # the least similarity of a name that is suggested
 _LATENCIES: Final = tuple(
     f"{name}_{part}_ms"
     for name in ("ttft", "tpot", "itl", "e2e", "normalised")
@@ -143,7 +144,7 @@ def _metric(option: str, name: str) -> str:
 def _near(name: str) -> list[str]:
     """Return up to five metrics like a name: those that are spelled alike, or share its words."""
     plain = name.lower().replace("-", "_")
-    alike = difflib.get_close_matches(plain, METRICS, 3, 0.6)
+    alike = near_names(name, METRICS, 3, _ALIKE)
     # The units and statistics at the end say little of what is meant.
     words = set(plain.split("_")) - {"ms", "s", "per", "share", "mean", ""}
     shared = {each: sum(map(partial(_is_in, each), words)) for each in METRICS}
