@@ -46,12 +46,13 @@ def choose_back_end(
         MissingExtra: the same, and numba is not installed.
     """
     wanted = plan.scenario.simulation
-    if wanted == "reference":
+    short = wanted == "auto" and _events(server) < AUTO_EVENTS
+    if wanted == "reference" or short:  # most runs are short, so no reason is sought for them
         return
     reason = why_not_compiled(plan, server)
     if wanted == "compiled" and main and reason:
         raise _refusal(plan, reason)
-    if reason or (wanted == "auto" and _events(server) < AUTO_EVENTS):
+    if reason:
         return
     if find_spec("numba") is None:
         if wanted == "compiled":

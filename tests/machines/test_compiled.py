@@ -429,6 +429,11 @@ def test_a_pre_gated_router_has_a_reason_of_its_own() -> None:
     assert "pre-gated" in reason_of(plan_of(tiny_scenario(), trace))
 
 
+def test_the_known_policies_are_those_with_functions_and_those_that_need_none() -> None:
+    needing_none = {"static", "resident", "infinite"}  # nothing leaves, or all that is missing
+    assert set(backend._KNOWN) == {*KERNELS, *needing_none}
+
+
 def test_asking_for_it_where_it_cannot_be_is_refused() -> None:
     plan = plan_of(tiny_scenario(simulation="compiled", cache={"policy": "arc"}), tiny_trace())
     with pytest.raises(ScenarioError, match=r"simulation.*cannot be compiled: the policy"):
