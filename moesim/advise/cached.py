@@ -15,7 +15,7 @@ from moesim.advise.choice import Choice, Memory, memory_of
 from moesim.advise.price import Priced, Pricer, Span
 from moesim.advise.question import Question
 from moesim.measured.cached import ExpertCache, over_hit_rates
-from moesim.measured.predict import Declined, Prediction
+from moesim.measured.predict import Declined
 from moesim.trace.localities import HitRates, Sizes, hit_rates_like
 
 __all__ = ["Cached", "cached_of", "slots_of"]
@@ -75,10 +75,15 @@ def cached_of(advice: Advice) -> Cached | Declined:
     low, middle, high = (
         Pricer(question, ExpertCache(slots, rate)) for rate in (hits.low, hits.value, hits.high)
     )
-    priced, answers = middle.price(choice), [each.decode(choice) for each in (low, middle, high)]
-    predictions = [answer for answer in answers if isinstance(answer, Prediction)]
+    priced = middle.price(choice)
     if isinstance(priced, Declined):
         return priced
+    predictions = []
+    for each in (low, middle, high):
+        answer = each.decode(choice)
+        if isinstance(answer, Declined):
+            return answer
+        predictions.append(answer)
     decode = Span.of(over_hit_rates(*predictions))
     return Cached(replace(priced, memory=memory, decode=decode), slots, sizes.experts, hits)
 

@@ -7,10 +7,10 @@ outside. What is owed of a hit is carried to the next layer.
 
 from __future__ import annotations
 
-from math import exp, log, sqrt
 from typing import Any, Final, NamedTuple
 
 from moesim.errors import UsageError
+from moesim.measured.intervals import joined
 from moesim.measured.predict import Prediction
 from moesim.trace import Trace
 from moesim.trace.localities import Sizes
@@ -88,12 +88,9 @@ def over_hit_rates(low: Prediction, middle: Prediction, high: Prediction) -> Pre
     """Return a prediction whose interval holds the errors of the model and of the hit rate.
 
     The three are predictions at the lowest, the middle and the highest hit rate. Both causes are
-    taken to be independent, so the squares of their logarithms add.
+    taken to be independent.
     """
-
-    def factor(end: float, other: float) -> float:
-        return exp(sqrt(log(end / middle.value) ** 2 + log(other / middle.value) ** 2))
-
     value = middle.value
-    least, most = value / factor(middle.low, low.value), value * factor(middle.high, high.value)
+    least = value / joined(middle.low / value, low.value / value)
+    most = value * joined(middle.high / value, high.value / value)
     return Prediction(value, least, most, middle.notes)

@@ -12,7 +12,7 @@ from typing import Final
 
 from moesim.measured.predict import Reading
 
-__all__ = ["interval_of"]
+__all__ = ["interval_of", "joined"]
 
 _MODEL: Final = 1.38
 """The factor of the model itself."""
@@ -43,8 +43,13 @@ def interval_of(
     factors = [_FITTED] if known else [_MODEL, *map(_factor_of, supposed)]
     if not known and reading.engine.backend.casefold() not in _SEVERAL_MACHINES:
         factors.append(_FEW_MACHINES[group])
-    factor = exp(sqrt(sum(log(each) ** 2 for each in factors)))
+    factor = joined(*factors)
     return 1 / factor, factor
+
+
+def joined(*factors: float) -> float:
+    """Return the factor, at least 1, of independent causes: squares of logarithms add."""
+    return exp(sqrt(sum(log(each) ** 2 for each in factors)))
 
 
 def _factor_of(supposed: str) -> float:

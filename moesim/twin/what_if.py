@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from math import exp, log, sqrt
+from math import exp
 from typing import Any, Final
 
 from moesim.errors import MoesimError, UsageError
@@ -19,7 +19,7 @@ from moesim.hardware.parts import assemble, memory_named
 from moesim.measured.cached import ExpertCache, over_hit_rates
 from moesim.measured.engine_text import gpu_vendor
 from moesim.measured.fit import engine_of, machine_of, owned_by, parts_of
-from moesim.measured.intervals import interval_of
+from moesim.measured.intervals import interval_of, joined
 from moesim.measured.kinds import OFFLOAD
 from moesim.measured.predict import Answer, Declined, Prediction, Reading, read
 from moesim.measured.rows import Row
@@ -191,7 +191,7 @@ def _predicted(
         new.group == "decode" and alike
     ):  # the interval of prompts is much wider than what the fit leaves open
         own = learned.uncertainty(slopes_of(parts_of([new], model, *numbers))[0])
-    factor = exp(sqrt(max(log(high), -log(low)) ** 2 + own**2))
+    factor = joined(max(high, 1 / low), exp(own))
     notes = answer.notes if alike else (*answer.notes, "its memory is of another kind: not fitted")
     return Prediction(answer.value, answer.value / factor, answer.value * factor, notes)
 
