@@ -10,7 +10,7 @@ from typing import Protocol
 from moesim.hardware.ops import BatchShape, Copy, Op, Readback, States
 from moesim.machine.work import Cost
 
-__all__ = ["Durations", "Prices"]
+__all__ = ["Durations", "Prices", "alone_ns"]
 
 
 class Prices(Protocol):
@@ -31,6 +31,11 @@ class Prices(Protocol):
 
     def layers_ns(self, batch: BatchShape) -> Sequence[int]:
         """Return the duration of each model layer on the GPU without its routed experts."""
+
+
+def alone_ns(prices: Prices, lane: str, op: Op) -> int:
+    """Return the duration of a work on a lane that is otherwise idle."""
+    return sum([piece.alone_ns for piece in prices.pieces(lane, op)])
 
 
 class Durations(ABC):

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from moesim.errors import InvariantError
 from moesim.hardware.ops import BatchShape, Readback, Tail
 from moesim.hardware.topology import D2H, GPU, Topology
-from moesim.machine.prices import Prices
+from moesim.machine.prices import Prices, alone_ns
 from moesim.machine.protocol import Machine
 from moesim.machine.work import FAR, Work
 from moesim.policies.view import Key
@@ -31,6 +31,7 @@ from moesim.serving.issue import HostTimes, Issuer
 from moesim.serving.ledger import MOVES, Ledger, StepFacts
 from moesim.serving.stalls import CAUSES, READBACK, Entry, account
 from moesim.serving.step_sums import COUNTS, StepSums
+from moesim.serving.step_timeline import show_step
 from moesim.serving.too_early import too_early
 
 __all__ = ["EventTimes", "StepBytes", "StepMemo", "Twinned"]
@@ -200,9 +201,9 @@ class StepMemo:
         Return its finish, or FAR if that is later than can be counted; then nothing is logged.
         """
         prices = self._prices
-        ids_ns = self._alone_ns(D2H, Readback(sizes.ids)) if sizes.ids else 0
-        sampled_ns = self._alone_ns(D2H, Readback(sizes.sampled))
-        fixed_ns = sum(prices.layers_ns(batch)) + self._alone_ns(GPU, Tail(batch))
+        ids_ns = alone_ns(prices, D2H, Readback(sizes.ids)) if sizes.ids else 0
+        sampled_ns = alone_ns(prices, D2H, Readback(sizes.sampled))
+        fixed_ns = sum(prices.layers_ns(batch)) + alone_ns(prices, GPU, Tail(batch))
         finish = start_ns + fixed_ns + len(events) * ids_ns + sampled_ns
         finish += sum([event.duration_ns for event in events])
         if finish >= FAR:
@@ -215,37 +216,24 @@ class StepMemo:
             self.flush()
         return finish
 
-    def _alone_ns(self, lane: str, op: Tail | Readback) -> int:
-        return sum([piece.alone_ns for piece in self._prices.pieces(lane, op)])
-
     def show(
         self, number: int, start_ns: int, batch: BatchShape, unions: Sequence[Sequence[Key]]
     ) -> None:
         """Add the rows of the last timed step to the timeline."""
         step, ledger = self._last, self._ledger
         assert step is not None
-        layers_ns, layers = self._prices.layers_ns(batch), ledger.layers
-        clock = start_ns
 
-        def lasts(lane: str, kind: str, duration_ns: int, layer: int) -> int:
-            ledger.timeline.append((lane, kind, clock, clock + duration_ns, number, layer, -1))
-            return clock + duration_ns
-
-        for layer, (times, union) in enumerate(zip(step.events, unions, strict=True)):
-            for dense in layers.dense_before[layer]:
-                clock = lasts(GPU, "dense", layers_ns[dense], layer)
-            clock = lasts(GPU, "front", layers_ns[layers.model_layers[layer]], layer)
-            if step.sizes.ids:
-                clock = lasts(D2H, "readback", step.ids_ns, layer)
-            own = dict(zip(times.union, union, strict=True))
+        def event(layer: int, clock: int) -> int:
+            times = step.events[layer]
+            own = dict(zip(times.union, unions[layer], strict=True))
             for work, kind, *_ in times.entries:
                 key = own.get(getattr(work.op, "key", -1), -1)
                 ledger.show_at(work, kind, layer, number, clock, key)
-            clock += times.duration_ns
-        for dense in layers.dense_before[-1]:
-            clock = lasts(GPU, "dense", layers_ns[dense], ledger.num_layers)
-        clock = lasts(GPU, "tail", self._alone_ns(GPU, Tail(batch)), ledger.num_layers)
-        lasts(D2H, "readback", step.sampled_ns, ledger.num_layers)
+            return times.duration_ns
+
+        show_step(
+            ledger, self._prices, number, start_ns, batch, step.ids_ns, step.sampled_ns, event
+        )
 
     def flush(self) -> None:
         """Add the logged steps to the ledger. Raise `InvariantError` for impossible times."""

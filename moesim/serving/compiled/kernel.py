@@ -27,7 +27,7 @@ __all__ = ["COLUMNS", "Books", "Costs", "Out", "Steps", "stretch_of", "unions_of
 
 COLUMNS: Final = (
     "hits", "demand_copies", "missed_rows", "rows", "waves", "waves_events", "stall_demand",
-    "busy_gpu", "busy_h2d", "nonempty", "duration",
+    "busy_gpu", "busy_h2d", "nonempty",
 )  # fmt: skip
 """What is summed, in the order of the last axis of the sums."""
 _RESIDENTS, _COPY, _LOADED = range(3)  # kinds of shown work
@@ -216,7 +216,7 @@ def _stretch(steps, start_ns, due_ns, costs, books, ints, floats, given, out):  
     now, num_keys, num_works = start_ns, 0, 0
     for step in range(len(steps.fixed_ns)):
         sum_0 = sum_1 = sum_2 = sum_3 = sum_4 = sum_5 = 0
-        sum_6 = sum_7 = sum_8 = sum_9 = sum_10 = 0
+        sum_6 = sum_7 = sum_8 = sum_9 = 0
         now += steps.fixed_ns[step]
         for layer in range(layers):
             base = layer * experts
@@ -296,7 +296,7 @@ def _stretch(steps, start_ns, due_ns, costs, books, ints, floats, given, out):  
             missed_rows, busy_ns = 0, resident_ns
             shows = steps.shown[step]
             if shows and hits:
-                _show(out.works, num_works, step, layer, 0, -1, 0, resident_ns)
+                _show(out.works, num_works, step, layer, _RESIDENTS, -1, 0, resident_ns)
                 num_works += 1
             for place in range(missing):
                 key = absent[place]
@@ -326,8 +326,8 @@ def _stretch(steps, start_ns, due_ns, costs, books, ints, floats, given, out):  
                     if buffer == books.staging:
                         buffer = 0
                 if shows:
-                    _show(out.works, num_works, step, layer, 1, key, begins, link_ns)
-                    _show(out.works, num_works + 1, step, layer, 2, -1, starts, gpu_ns)
+                    _show(out.works, num_works, step, layer, _COPY, key, begins, link_ns)
+                    _show(out.works, num_works + 1, step, layer, _LOADED, -1, starts, gpu_ns)
                     num_works += 2
             # The slots change hands.
             lost = 0
@@ -375,7 +375,6 @@ def _stretch(steps, start_ns, due_ns, costs, books, ints, floats, given, out):  
             by_layer[7] += busy_ns
             by_layer[8] += copied_ns
             by_layer[9] += size > 0
-            by_layer[10] += gpu_ns
             sum_0 += hits
             sum_1 += missing
             sum_2 += missed_rows
@@ -386,14 +385,13 @@ def _stretch(steps, start_ns, due_ns, costs, books, ints, floats, given, out):  
             sum_7 += busy_ns
             sum_8 += copied_ns
             sum_9 += size > 0
-            sum_10 += gpu_ns
             if waves > out.waves_max[step]:
                 out.waves_max[step] = waves
         out.finish_ns[step] = now
         by_step = out.by_step[step]
         by_step[0], by_step[1], by_step[2], by_step[3] = sum_0, sum_1, sum_2, sum_3
         by_step[4], by_step[5], by_step[6], by_step[7] = sum_4, sum_5, sum_6, sum_7
-        by_step[8], by_step[9], by_step[10] = sum_8, sum_9, sum_10
+        by_step[8], by_step[9] = sum_8, sum_9
         if now >= due_ns:
             return step + 1, num_keys, num_works
     return len(steps.fixed_ns), num_keys, num_works

@@ -5,7 +5,6 @@ Shapes: S steps, L trace layers, C columns of sums.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Final
 
 import numpy as np
@@ -13,6 +12,7 @@ import numpy.typing as npt
 
 from moesim.hardware.ops import Readback
 from moesim.hardware.topology import D2H
+from moesim.machine.prices import Prices, alone_ns
 from moesim.serving.compiled.kernel import COLUMNS, Out
 from moesim.serving.ledger import Ledger
 from moesim.serving.step import Step
@@ -44,20 +44,14 @@ class Readbacks:
     The first step of a stretch may have prompts, so its readbacks differ from those of the others.
     """
 
-    def __init__(
-        self,
-        first: StepBytes,
-        later: StepBytes,
-        more: int,
-        alone_ns: Callable[[str, Readback], int],
-    ) -> None:
+    def __init__(self, first: StepBytes, later: StepBytes, more: int, prices: Prices) -> None:
         def each(one: int, other: int) -> npt.NDArray[np.int64]:
             column = np.full(more + 1, other, np.int64)
             column[0] = one
             return column
 
         def lasts_ns(nbytes: int) -> int:
-            return alone_ns(D2H, Readback(nbytes)) if nbytes else 0
+            return alone_ns(prices, D2H, Readback(nbytes)) if nbytes else 0
 
         self.ids_bytes = each(first.ids, later.ids)
         self.sampled_bytes = each(first.sampled, later.sampled)

@@ -17,9 +17,9 @@ import numpy.typing as npt
 
 from moesim.cost.roofline import CostModel
 from moesim.errors import InvariantError, PolicyViolation, TraceError
-from moesim.hardware.ops import BatchShape, Copy, Readback, Tail
-from moesim.hardware.topology import D2H, GPU, H2D
-from moesim.machine.prices import Prices
+from moesim.hardware.ops import BatchShape, Copy, Tail
+from moesim.hardware.topology import GPU, H2D
+from moesim.machine.prices import Prices, alone_ns
 from moesim.machine.work import FAR
 from moesim.policies.blame import blamed, is_foreign
 from moesim.policies.eviction.base import Eviction
@@ -53,6 +53,7 @@ from moesim.serving.request import Request
 from moesim.serving.scheduler import Scheduler
 from moesim.serving.step import Step
 from moesim.serving.step_memo import StepBytes
+from moesim.serving.step_timeline import show_step
 from moesim.serving.unions import UnionMemo, Unions
 from moesim.trace import Trace
 
@@ -107,7 +108,7 @@ class Stretches:
         distinct = dict(zip(numbers, caches, strict=True))
         self._caches = [distinct[number] for number in range(len(distinct))]
         self._nbytes = caches[0].expert_bytes
-        policies = [distinct[number].policy for number in range(len(distinct))]
+        policies = [cache.policy for cache in self._caches]
         self._fixed = [type(policy) in (Resident, Static) for policy in policies]
         main = policies[-1]
         kernel = kernel_of(main)
@@ -120,7 +121,7 @@ class Stretches:
         width = max(1, max(cache.capacity for cache in caches)) + experts
         self._books = Books(
             np.array(numbers, np.int64),
-            np.array([distinct[n].capacity for n in range(len(policies))], np.int64),
+            np.array([cache.capacity for cache in self._caches], np.int64),
             np.array(self._fixed),
             np.zeros(len(policies), np.int64),
             np.zeros((len(policies), width), np.int64),
@@ -145,8 +146,8 @@ class Stretches:
                     ],
                     keys,
                 )
-        for number in range(len(policies)):
-            for key in distinct[number].slots:
+        for number, cache in enumerate(self._caches):
+            for key in cache.slots:
                 self._books.members[number, self._books.held[number]] = key
                 self._books.held[number] += 1
                 self._ints[key, RESIDENT] = 1
@@ -168,7 +169,7 @@ class Stretches:
         cost, prices = self._cost, self._prices
         expert = [0, *(cost.expert_ns(count) for count in range(1, rows + 1))]
         fetch = [cost.fetch_ns(copied) for copied in range(self._trace.num_experts + 1)]
-        copy = sum(piece.alone_ns for piece in prices.pieces(H2D, Copy(0, self._nbytes)))
+        copy = alone_ns(prices, H2D, Copy(0, self._nbytes))
         landing_ns = prices.landing_ns
         return Costs(
             cost.call_ns, np.array(expert, np.int64), np.array(fetch, np.int64), copy, landing_ns
@@ -217,7 +218,7 @@ class Stretches:
         if len(self._costs.expert_ns) <= step.batch.tokens:
             self._costs = self._costs_for(2 * step.batch.tokens)
         gpu_ns = self._fixed_ns(step, more)
-        backs = Readbacks(sizes, later, more, self._alone_ns)
+        backs = Readbacks(sizes, later, more, self._prices)
         layers = self._trace.num_layers
         shown = _within(ledger.timeline_steps, number, more + 1)
         steps = Steps(
@@ -305,12 +306,9 @@ class Stretches:
     def _fixed_ns(self, step: Step, more: int) -> npt.NDArray[np.int64]:
         """Return the GPU's time of each step outside of layer events, [S]."""
         batch = step.batch
-        first = sum(self._prices.layers_ns(batch)) + self._alone_ns(GPU, Tail(batch))
+        first = sum(self._prices.layers_ns(batch)) + alone_ns(self._prices, GPU, Tail(batch))
         later = self._cost.steps_ns(_later(step, more)) if more else ()
         return np.array([first, *later], np.int64)
-
-    def _alone_ns(self, lane: str, op: Tail | Readback) -> int:
-        return sum([piece.alone_ns for piece in self._prices.pieces(lane, op)])
 
     def _out(self, steps: Steps) -> Out:
         number, layers = len(steps.fixed_ns), self._trace.num_layers
@@ -361,33 +359,20 @@ class Stretches:
         ids_ns: int,
         sampled_ns: int,
     ) -> None:
-        """Add a step to the timeline, as `StepMemo.show` does."""
-        ledger, plan = self._ledger, self._ledger.layers
-        layers_ns = self._prices.layers_ns(batch)
-        clock = start_ns
+        """Add a step to the timeline."""
+        ledger = self._ledger
 
-        def lasts(lane: str, kind: str, duration_ns: int, layer: int) -> int:
-            ledger.timeline.append((lane, kind, clock, clock + duration_ns, number, layer, -1))
-            return clock + duration_ns
-
-        for layer in range(self._trace.num_layers):
-            for dense in plan.dense_before[layer]:
-                clock = lasts(GPU, "dense", layers_ns[dense], layer)
-            clock = lasts(GPU, "front", layers_ns[plan.model_layers[layer]], layer)
-            if ids_ns:
-                clock = lasts(D2H, "readback", ids_ns, layer)
-            end = clock
+        def event(layer: int, clock: int) -> int:
+            duration_ns = 0
             for _, _, kind, key, start, finish in works[works[:, 1] == layer].tolist():
                 lane, name = _KINDS[kind]
                 expert = key % ledger.num_experts if key >= 0 else -1
                 span = clock + start, clock + finish
                 ledger.timeline.append((lane, name, *span, number, layer, expert))
-                end = max(end, span[1])
-            clock = end
-        for dense in plan.dense_before[-1]:
-            clock = lasts(GPU, "dense", layers_ns[dense], ledger.num_layers)
-        clock = lasts(GPU, "tail", self._alone_ns(GPU, Tail(batch)), ledger.num_layers)
-        lasts(D2H, "readback", sampled_ns, ledger.num_layers)
+                duration_ns = max(duration_ns, finish)
+            return duration_ns
+
+        show_step(ledger, self._prices, number, start_ns, batch, ids_ns, sampled_ns, event)
 
 
 def _rows(
