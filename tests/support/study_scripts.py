@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import sys
+from pathlib import Path
 from typing import Any
 
 from paths import ROOT
@@ -22,3 +24,13 @@ def script(folder: str, name: str) -> Any:
         return importlib.import_module(name)
     finally:
         sys.path.remove(directory)
+
+
+def module_at(file: Path) -> Any:
+    """Return a file as a module, whatever its name and folder are called."""
+    spec = importlib.util.spec_from_file_location(file.stem.strip("_"), file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

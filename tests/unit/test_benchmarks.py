@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 import pytest
 from paths import ROOT
-from study_scripts import script
+from study_scripts import module_at, script
 
 from moesim import __version__
 
@@ -21,12 +20,7 @@ Figure = figures.Figure
 
 def command() -> Any:
     """Return `benchmarks/__main__.py` as a module."""
-    spec = importlib.util.spec_from_file_location("command", ROOT / "benchmarks/__main__.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return module_at(ROOT / "benchmarks/__main__.py")
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
 import io
 import re
 import shlex
@@ -13,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 from paths import ROOT
+from study_scripts import module_at
 
 import moesim
 
@@ -243,12 +243,7 @@ def test_every_shipped_report_and_trace_is_named_in_its_list(folder: str) -> Non
 
 @pytest.fixture
 def words() -> Any:
-    spec = importlib.util.spec_from_file_location("words", ROOT / ".ci/words.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return module_at(ROOT / ".ci/words.py")
 
 
 def test_the_word_check_reads_comments_and_strings_but_no_code(words: Any, tmp_path: Path) -> None:
