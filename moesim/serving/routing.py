@@ -336,16 +336,8 @@ class TraceRouting:
         self, ids_BLK: npt.NDArray[Any], rows: npt.NDArray[np.int64]
     ) -> npt.NDArray[np.int64]:
         """Return keys where some places may be unused or out of range; see `_keys`."""
-        unused = ids_BLK == self._unused
-        worst_B = np.where(unused, 0, ids_BLK).max(axis=(1, 2))
-        row = int(np.argmax(worst_B))
-        if worst_B[row] >= self.num_experts:
-            raise TraceError(
-                self._trace.path or "trace",
-                f"row {int(rows[row])}",
-                f"expert id {int(worst_B[row])} is out of range for {self.num_experts} experts",
-            )
-        return np.where(unused, -1, ids_BLK + self._base_L1)
+        check_ids(self._trace, ids_BLK, rows)
+        return np.where(ids_BLK == self._unused, -1, ids_BLK + self._base_L1)
 
     def predictions(self, rows: npt.NDArray[np.int64], depth: int) -> list[tuple[Key, ...]]:
         """Return, for each layer that has a prediction, the distinct keys of layer + depth.
@@ -396,6 +388,18 @@ class TraceRouting:
             return ()
         scores_BE: Any = recorded[rows][:, layer].astype(np.float64)
         return tuple(scores_BE.sum(axis=0).tolist())
+
+
+def check_ids(trace: Trace, ids_BLK: npt.NDArray[Any], rows: npt.NDArray[np.int64]) -> None:
+    """Raise `TraceError` for the highest expert id of some rows, if it is out of range."""
+    worst_B = np.where(ids_BLK == trace.meta.unused, 0, ids_BLK).max(axis=(1, 2))
+    row = int(np.argmax(worst_B))
+    if worst_B[row] >= trace.num_experts:
+        raise TraceError(
+            trace.path or "trace",
+            f"row {int(rows[row])}",
+            f"expert id {int(worst_B[row])} is out of range for {trace.num_experts} experts",
+        )
 
 
 def count_keys(keys: list[Key]) -> dict[Key, int]:

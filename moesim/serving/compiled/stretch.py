@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import chain
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -50,6 +50,7 @@ from moesim.serving.compiled.policies import (
 from moesim.serving.experts.residency import ExpertCache
 from moesim.serving.ledger import Ledger
 from moesim.serving.request import Request
+from moesim.serving.routing import check_ids
 from moesim.serving.scheduler import Scheduler
 from moesim.serving.step import Step
 from moesim.serving.step_memo import StepBytes
@@ -104,7 +105,7 @@ class Stretches:
         self._ids, self._memo = trace.expert_ids, memo
         self._step_ns = 0  # the time of the last step
         self._log = StretchLog(ledger, layers, caches[0].expert_bytes, block_tokens)
-        self._unused = -1 if trace.meta.unused is None else int(trace.meta.unused)
+        self._unused = trace.meta.unused
         distinct = dict(zip(numbers, caches, strict=True))
         self._caches = [distinct[number] for number in range(len(distinct))]
         self._nbytes = caches[0].expert_bytes
@@ -262,7 +263,8 @@ class Stretches:
             return known
         experts, top_k = self._trace.num_experts, self._trace.top_k
         ids = np.ascontiguousarray(self._ids[rows])
-        self._check(ids, rows)
+        if int(ids.max(initial=0)) >= experts:  # unused places have the highest id of all
+            check_ids(self._trace, ids, rows)
         layers = ids.shape[1]
         most = int(np.minimum(np.diff(ends) * top_k, experts).sum()) * layers
         keys, counts = np.empty(most, np.int32), np.empty(most, np.int32)
@@ -287,20 +289,6 @@ class Stretches:
                 self._policies[number].name,
                 "kernel",
                 f"keeps more than {books.capacity[number]} keys; its list must have all residents",
-            )
-
-    def _check(self, ids: npt.NDArray[Any], rows: npt.NDArray[np.int64]) -> None:
-        """Raise `TraceError` for ids out of range."""
-        experts = self._trace.num_experts
-        if int(ids.max(initial=0)) < experts:
-            return
-        wrong = (ids >= experts) & (ids != self._unused)
-        if wrong.any():
-            row, layer, place = np.argwhere(wrong)[0].tolist()
-            raise TraceError(
-                self._trace.path or "trace",
-                f"row {int(rows[row])}",
-                f"expert id {int(ids[row, layer, place])} is out of range for {experts} experts",
             )
 
     def _fixed_ns(self, step: Step, more: int) -> npt.NDArray[np.int64]:
