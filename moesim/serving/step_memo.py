@@ -231,9 +231,8 @@ class StepMemo:
                 ledger.show_at(work, kind, layer, number, clock, key)
             return times.duration_ns
 
-        show_step(
-            ledger, self._prices, number, start_ns, batch, step.ids_ns, step.sampled_ns, event
-        )
+        ids_ns = step.ids_ns if step.sizes.ids else None
+        show_step(ledger, self._prices, number, start_ns, batch, ids_ns, step.sampled_ns, event)
 
     def flush(self) -> None:
         """Add the logged steps to the ledger. Raise `InvariantError` for impossible times."""

@@ -18,13 +18,13 @@ def show_step(
     number: int,
     start_ns: int,
     batch: BatchShape,
-    ids_ns: int,
+    ids_ns: int | None,
     sampled_ns: int,
     event: Callable[[int, int], int],
 ) -> None:
     """Add the works of step `number` to the timeline.
 
-    `ids_ns` is the time until the ids of a layer are on the host, 0 if none return; `sampled_ns`
+    `ids_ns` is the time until the ids of a layer are on the host, None if none return; `sampled_ns`
     that of the sampled tokens. `event(layer, start)` adds the works of a layer event, and returns
     its duration.
     """
@@ -39,7 +39,7 @@ def show_step(
         for dense in layers.dense_before[layer]:
             clock = lasts(GPU, "dense", layers_ns[dense], layer)
         clock = lasts(GPU, "front", layers_ns[model_layer], layer)
-        if ids_ns:
+        if ids_ns is not None:
             clock = lasts(D2H, "readback", ids_ns, layer)
         clock += event(layer, clock)
     for dense in layers.dense_before[-1]:

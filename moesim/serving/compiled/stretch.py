@@ -250,8 +250,9 @@ class Stretches:
             for place in np.flatnonzero(shown[:ran]).tolist():
                 begins = start_ns if place == 0 else int(finish[place - 1])
                 works = out.works[:num_works]
+                ids_ns = int(backs.ids_ns[place]) if backs.ids_bytes[place] else None
                 self._show(number + place, begins, _batch(step, place), works[works[:, 0] == place],
-                           int(backs.ids_ns[place]), int(backs.sampled_ns[place]))  # fmt: skip
+                           ids_ns, int(backs.sampled_ns[place]))  # fmt: skip
         return np.asarray(finish)
 
     def _unions(self, rows: npt.NDArray[np.int64], ends: npt.NDArray[np.int64]) -> Unions:
@@ -344,7 +345,7 @@ class Stretches:
         start_ns: int,
         batch: BatchShape,
         works: npt.NDArray[np.int64],
-        ids_ns: int,
+        ids_ns: int | None,
         sampled_ns: int,
     ) -> None:
         """Add a step to the timeline."""
