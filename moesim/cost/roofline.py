@@ -7,6 +7,7 @@ Results are integers, rounded up, so that a sum does not depend on the order of 
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import ClassVar, Final, TypeVar
 
 import numpy as np
@@ -136,15 +137,35 @@ class CostModel:
         KV entries and pairs of the batch are arrays [steps]. Each value is the sum of `layers_ns`
         and `tail_ns`.
         """
+        total = self.tails_ns(batch)
+        for number, layer_ns in enumerate(self.kinds_ns(batch)):
+            total = total + self.kind_of_layer.count(number) * layer_ns
+        return np.broadcast_to(total, np.shape(batch.kv_tokens))
+
+    @cached_property
+    def kind_of_layer(self) -> list[int]:
+        """The kind of each model layer: layers of one kind take the same time."""
+        return [self._first_layers.index(first) for first in self._first_of_kind]
+
+    def kinds_ns(self, batch: BatchShape) -> list[npt.NDArray[np.int64]]:
+        """Return the nanoseconds of a layer of each kind, without its routed experts, in each step.
+
+        The batch is as in `steps_ns`; so is the shape of each array, or () if the steps are alike.
+        """
+        overhead_ns, rates, loads = self.hardware.kernel_overhead_ns, self.rates, self.loads
+        return [
+            rates.durations_ns(loads.layer(first, batch)) + overhead_ns
+            for first in self._first_layers
+        ]
+
+    def tails_ns(self, batch: BatchShape) -> npt.NDArray[np.int64]:
+        """Return `tail_ns` of each step; the batch is as in `steps_ns`."""
         overhead_ns, rates, loads = self.hardware.kernel_overhead_ns, self.rates, self.loads
         total = rates.durations_ns(loads.tail(batch)) + overhead_ns + self.engine.step_ns
         router = loads.router(batch)
         if router is not None:
             total = total + rates.durations_ns(router) + overhead_ns
-        for first in self._first_layers:
-            layer_ns = rates.durations_ns(loads.layer(first, batch)) + overhead_ns
-            total = total + self._first_of_kind.count(first) * layer_ns
-        return np.broadcast_to(total, np.shape(batch.kv_tokens))
+        return total
 
     def tail_ns(self, batch: BatchShape) -> int:
         """Return the nanoseconds of the work that a step does once.

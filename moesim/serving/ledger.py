@@ -10,7 +10,7 @@ A `StepMemo` adds the steps that it timed at once itself, as sums.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import chain
 from operator import add, sub
 from typing import Any, Final, NamedTuple
@@ -312,6 +312,10 @@ class Ledger:
                 self.show(entry, step)
         self._in_flight = in_flight
         self.log.clear()
+
+    def leave_in_flight(self, entries: Iterable[Entry]) -> None:
+        """Add work that was issued in steps that were timed at once, and is not counted yet."""
+        self._in_flight += entries
 
     def finish(self, now_ns: int) -> int:
         """Add all that is left, and return the bytes of expert copies still in flight."""

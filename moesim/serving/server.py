@@ -94,21 +94,21 @@ class Server:
         self.scheduler = scheduler
         self.caches = caches
         self.ledger = ledger
-        self._prefetch = prefetch
+        self.prefetch = prefetch
         self._routing = routing
         self._layers = layers
         self._num_layers = routing.num_layers
-        self._knowledge = knowledge
+        self.knowledge = knowledge
         self._ids_return = [knowledge.comes_back(layer) for layer in range(self._num_layers)]
         self._foresight = EVERYTHING if prefetch.clairvoyant else knowledge.reach
         # Whether prefetches depend on what a layer's front computes: its ids, or predictions.
         revealed = prefetch.clairvoyant or (knowledge.queued and not prefetch.needs_predictions)
         self._fetches_by_front = prefetch.active and not revealed
-        self._sequential = sequential
+        self.sequential = sequential
         self.arrivals = Arrivals(requests)
         self._steps = 0
         self._eviction = caches[-1].policy  # the first caches may hold resident initial layers
-        self._execution = execution
+        self.execution = execution
         self._program = self._program_on(machine)
         issuing = machine.submit, ledger.log, execution.topology, execution.host
         tell = listener(observers, Issued)
@@ -136,7 +136,7 @@ class Server:
         self.cache_numbers = [numbers[id(cache)] for cache in caches]
 
     def _program_on(self, machine: Machine) -> Program:
-        it = self._execution
+        it = self.execution
         return Program(machine, it.topology, it.nbytes, it.state_bytes, self._routing.num_experts)
 
     @property
@@ -146,8 +146,9 @@ class Server:
 
     @property
     def observed(self) -> bool:
-        """Whether an observer wants records of steps or decisions."""
-        return any((self._tell_started, self._tell_decided, self._tell_ended))
+        """Whether an observer wants records of steps, decisions or issued work."""
+        issued = isinstance(self._issue, ObservedIssuer) or self._tell_ahead
+        return any((self._tell_started, self._tell_decided, self._tell_ended, issued))
 
     def _make_memo(self, machine: Machine) -> StepMemo | None:
         """Return a memo of whole steps where it may be used.
@@ -156,9 +157,9 @@ class Server:
         or in none. Copies ahead and write-backs leave copies under way; a host that takes time to
         issue work may fall behind the lanes. An observer may want each work.
         """
-        it, knowledge = self._execution, self._knowledge
-        ahead = self._prefetch.active or it.copies_later or self.caches[0].write_back
-        layerwise = self._sequential or bool(it.lanes) or it.sorts_on_device
+        it, knowledge = self.execution, self.knowledge
+        ahead = self.prefetch.active or it.copies_later or self.caches[0].write_back
+        layerwise = self.sequential or bool(it.lanes) or it.sorts_on_device
         # A memo knows copies by slots that are used again, not by bytes.
         unequal = self.caches[0].policy.sizes is not None
         if ahead or layerwise or unequal or not knowledge.uniform or not self._issue.free:
@@ -203,7 +204,7 @@ class Server:
         if self._memo is not None:
             self._memo.flush()
         if self.compiled is not None:
-            self.compiled.flush()
+            self.compiled.flush(machine.now_ns)
         for number in range(len(self._distinct_caches)):
             self._audit_cache(number)
         machine.close()
@@ -240,7 +241,7 @@ class Server:
             if not plan:
                 break
             blocks = pool.total - pool.free
-            step = Step(plan, number, blocks, future_tokens=self._knowledge.future_tokens)
+            step = Step(plan, number, blocks, future_tokens=self.knowledge.future_tokens)
             steps.append(step)
             for request in step.finished:
                 scheduler.finish(request)
@@ -329,16 +330,16 @@ class Server:
         return self._sizes_of(len(step.rows), step.batch.sampled)
 
     def _sizes_of(self, rows: int, sampled: int) -> StepBytes:
-        ids = 0 if self._knowledge.queued else _ID_BYTES * rows * self._routing.top_k
+        ids = 0 if self.knowledge.queued else _ID_BYTES * rows * self._routing.top_k
         return StepBytes(ids, _ID_BYTES * max(1, sampled))
 
     def _view(self, step: Step, routing: StepRouting) -> StepView:
         """Return the view of a step for eviction policies."""
         policy = self._eviction
-        looks = policy.looks_ahead and self._knowledge.queued
+        looks = policy.looks_ahead and self.knowledge.queued
         queue = self._routing.first_uses(self._queued(step)) if looks else None
         requests = _requests(step) if policy.sees_requests else ()
-        return StepView(routing, self._knowledge.reach, policy.name, queue=queue, requests=requests)
+        return StepView(routing, self.knowledge.reach, policy.name, queue=queue, requests=requests)
 
     def _queued(self, step: Step) -> npt.NDArray[np.int64]:
         """Return the rows queued behind a step: of running requests, then of waiting ones.
@@ -348,7 +349,7 @@ class Server:
         all rows of its request.
         """
         scheduler = self.scheduler
-        if self._knowledge.future_tokens:
+        if self.knowledge.future_tokens:
             rows = [request.first_row for request in (*scheduler.running, *scheduler.waiting)]
         else:
             sampling = set(map(id, step.emitting))
@@ -373,13 +374,13 @@ class Server:
         For clairvoyant policies, and where the router routes queued tokens, it includes the rows
         of the next step whose tokens exist.
         """
-        sees_next = self._prefetch.clairvoyant or self._knowledge.queued
-        next_rows = step.known_ahead if sees_next and self._prefetch.active else ()
+        sees_next = self.prefetch.clairvoyant or self.knowledge.queued
+        next_rows = step.known_ahead if sees_next and self.prefetch.active else ()
         next_unions = self._routing.unions(step.known_ahead)[0] if len(next_rows) else ()
         return StepView(
             routing,
             self._foresight,
-            self._prefetch.name,
+            self.prefetch.name,
             next_unions,
             requests=_requests(step),
             is_resident=self._is_resident,
@@ -404,14 +405,14 @@ class Server:
             self._tell_started(StepStarted(self._steps, started_ns, _parts(step)))
         issue.step = self._steps
         issue.decided_ns, issue.waited = started_ns, stalls.READBACK
-        prefetching = self._prefetch.active
+        prefetching = self.prefetch.active
         self._place = self._steps, None
         # Two views, because the prefetch policy may see further ahead than the eviction policy.
         view = self._view(step, routing)
         ahead = self._view_ahead(step, routing)
         if prefetching:
             self._issue_prefetches(ahead)
-        self._hidden = Hidden(self._execution.lane(0))
+        self._hidden = Hidden(self.execution.lane(0))
         for layer, cache in enumerate(self.caches):
             for dense in self._layers.dense_before[layer]:
                 self._run_layer(Dense(dense, batch), dense, "dense", layer)
@@ -434,14 +435,14 @@ class Server:
             self._tell_ended(StepEnded(self._steps, machine.now_ns))
         unions = routing.unions
         ledger.end_step(machine.now_ns, step.facts, unions, routing.tokens, issue.waited)
-        ledger.log_unions([[k] for union in unions for k in union] if self._sequential else unions)
+        ledger.log_unions([[k] for union in unions for k in union] if self.sequential else unions)
         self._audit()
 
     def _run_layer(self, op: Dense | Front | Tail, model_layer: int, kind: str, layer: int) -> Work:
         """Issue a layer without its routed experts on its lane, where the hidden states go too."""
         if not self.moves_states:  # the GPU is first in first out
             return self._issue(Work(GPU, op), kind, layer)
-        lane = self._execution.lane(model_layer)
+        lane = self.execution.lane(model_layer)
         hidden = self._hidden
         if hidden.lane != lane:
             tokens = op.batch.tokens
@@ -458,7 +459,7 @@ class Server:
         The engine must sort on the GPU, all experts must be there, and no prefetch may depend on
         what the front computes.
         """
-        if not self._execution.sorts_on_device or self._fetches_by_front:
+        if not self.execution.sorts_on_device or self._fetches_by_front:
             return False
         return self._hidden.lane == GPU and cache.holds(layer, self._routing.num_experts)
 
@@ -482,7 +483,7 @@ class Server:
         `decides`: the host decides it, which takes the host's time. Else the engine needs no
         decision, since the GPU sorts the tokens and has all experts.
         """
-        if not self._sequential:
+        if not self.sequential:
             self._hidden = self._decide_and_issue(layer, cache, view, rows, self._hidden, decides)
             return
         inputs, pairs = self._hidden, zip(view.union, view.tokens, strict=True)
@@ -527,7 +528,7 @@ class Server:
 
     def _issue_prefetches(self, view: StepView) -> None:
         """Copy the absent keys that the prefetch policy returns, most urgent first."""
-        keys = self._prefetch.wanted(view)
+        keys = self.prefetch.wanted(view)
         if not keys:
             return
         protected: frozenset[Key] | None = None
@@ -537,7 +538,7 @@ class Server:
             if not 0 <= layer < self._num_layers:
                 most = self._num_layers * experts - 1
                 reason = f"is not a key of this model; keys are 0 to {most}"
-                raise PolicyViolation(self._prefetch.name, key, reason)
+                raise PolicyViolation(self.prefetch.name, key, reason)
             cache = self.caches[layer]
             if key in cache.slots or key in cache.guesses:
                 continue

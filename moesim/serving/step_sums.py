@@ -23,17 +23,23 @@ Column = npt.NDArray[np.int64]
 
 COUNTS: Final = ("hits", "demand_copies", "elsewhere", "missed_rows", "demand_bytes", "rows")
 """Counters that the ledger keeps by layer."""
+_AHEAD_COUNTS: Final = ("late_hits", "prefetch_copies", "prefetch_bytes")
+_AHEAD_TOTALS: Final = (
+    "prefetch_useful", "prefetch_late", "prefetch_wasted", "prefetch_refused",
+    "prefetch_pollution",
+)  # fmt: skip
+"""What the ledger counts where experts are copied ahead, by layer and in all."""
 
 
 @dataclass(frozen=True, slots=True)
 class StepSums:
-    """What some steps add to a ledger. Each starts and ends on idle lanes.
+    """What some steps add to a ledger. Each starts and ends with an idle GPU.
 
     - `fixed`: the GPU's time outside of layer events; `ids`, `sampled`: the time until the
       ids of a layer, and the sampled tokens, are on the host, with their bytes.
     - `facts`: prefill tokens, decode tokens, sequences and KV blocks.
     - `by_step`, `by_layer`: sums over layers or steps, by name: `COUNTS`, `waves`, `stall CAUSE`,
-      `busy LANE`, `moved KIND`. A missing name is 0.
+      `busy LANE`, `moved KIND`, and the ledger's counters of copies ahead. A missing name is 0.
     - `waves_events`, `waves_max`: layer events that copied experts, and the most rounds of one.
     - `ids_stall`, `late_stall`: the GPU's waits for ids in layers with GPU work and without.
     """
@@ -96,8 +102,10 @@ class StepSums:
     def add_to(self, ledger: Ledger) -> None:
         """Add everything to the ledger's counters and rows."""
         self.check(ledger.ended_ns)
-        for name in COUNTS:
+        for name in (*COUNTS, *_AHEAD_COUNTS):
             _add(getattr(ledger, name), self._by_layer(name))
+        for name in _AHEAD_TOTALS:
+            setattr(ledger, name, getattr(ledger, name) + int(self.of(name).sum()))
         for cause, name in enumerate(CAUSES):
             _add(ledger.stall_ns[cause], self._by_layer(f"stall {name}"))
         _add(ledger.stall_ns[READBACK], self._readback_stalls())
@@ -137,7 +145,7 @@ class StepSums:
     def _rows(self) -> Column:
         """Return the rows of `steps.parquet`, [S, columns], in the order of `STEP_COLUMNS`."""
         prefill_S, decode_S, sequences_S, blocks_S = self.facts.T
-        hits_S = self.of("hits")
+        hits_S, late_S = self.of("hits"), self.of("late_hits")
         missed_S = self.of("demand_copies") + self.of("elsewhere")
         columns = (
             self.number,
@@ -147,11 +155,11 @@ class StepSums:
             prefill_S,
             decode_S,
             sequences_S,
-            hits_S + missed_S,
+            hits_S + late_S + missed_S,
             hits_S,
-            np.zeros_like(hits_S),  # late hits: nothing is copied ahead
+            late_S,
             missed_S,
-            self.of("demand_bytes"),
+            self.of("demand_bytes") + self.of("prefetch_bytes"),
             self.stall,
             self.of("waves"),
             blocks_S,

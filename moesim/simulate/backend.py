@@ -5,17 +5,23 @@ The results are the same to the byte. The compiled back end needs the extra `fas
 
 from __future__ import annotations
 
+from functools import partial
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from moesim.errors import MissingExtra, ScenarioError
 from moesim.hardware.ops import BatchShape
 from moesim.hardware.topology import H2D
 from moesim.policies.blame import is_foreign
 from moesim.policies.guard import unguarded
-from moesim.serving.knowledge import KNOWLEDGE
+from moesim.policies.prefetch.layer_ahead import LayerAhead
+from moesim.policies.prefetch.none import NoPrefetch
+from moesim.policies.prefetch.oracle import Oracle
+from moesim.policies.prefetch.predicted import Predicted
+from moesim.serving.knowledge import EVERYTHING
 
 if TYPE_CHECKING:
+    from moesim.policies.eviction.base import Eviction
     from moesim.serving.server import Server
     from moesim.serving.unions import UnionMemo
     from moesim.simulate.build import Plan
@@ -30,6 +36,7 @@ _KNOWN: Final = (
     "lru", "fifo", "lfu", "lfu_in_cache", "lfu_decay", "lfru", "least_stale", "min", "static",
     "resident", "infinite",
 )  # fmt: skip
+_KNOWN_AHEAD: Final = (NoPrefetch, Predicted, Oracle, LayerAhead)
 
 
 def choose_back_end(
@@ -62,17 +69,21 @@ def choose_back_end(
         if wanted == "compiled":
             raise _refusal(plan, why)
         return
+    from moesim.serving.compiled.overlaps import Issue, Overlaps
     from moesim.serving.compiled.stretch import Stretches
 
-    scenario = plan.scenario
-    server.compiled = Stretches(
+    kind: Any = Stretches
+    if not server.times_steps:
+        host, ahead = server.execution.host, plan.trace.predictions
+        kind = partial(Overlaps, issue=Issue(server.prefetch, server.knowledge, host, ahead))
+    server.compiled = kind(
         plan.trace,
         server.caches,
         server.cache_numbers,
         plan.prices(free_link=free_link),
         plan.cost,
         server.ledger,
-        staging=scenario.memory.staging,
+        staging=plan.scenario.memory.staging,
         block_tokens=server.scheduler.pool.block_tokens,
         memo=memo,
     )
@@ -104,17 +115,30 @@ def why_not_compiled(plan: Plan, server: Server) -> str:
         "experts differ in size": plan.sizes is not None,
         "experts differ in how fast they are copied": plan.places.host.mixed,
         "processors share bandwidth": bool(plan.places.topology.resources),
-        "a pre-gated router's ids return in the first layer alone": (
-            not KNOWLEDGE[plan.trace.meta.router].uniform
-        ),
-        "layer events overlap (prefetch, write-back, sequential replay, or work that takes host "
-        "time)": not server.times_steps,
+        "experts are written back to the host": cache.write_back,
+        "experts are copied ahead to buffers of their own": cache.buffers is not None,
+        "copies ahead are cancelled": server.prefetch.active and plan.scenario.prefetch.cancel,
+        "each expert is an event of its own (sequential replay)": server.sequential,
+        "the engine sorts tokens on the GPU": server.execution.sorts_on_device,
+        "the prefetch policy is not compiled": not _knows_prefetch(plan, server),
         "the engine's calls are no sums over experts": not plan.cost.sums_experts,
         "the policy is not compiled": _unknown(server),
+        "the policy's kernel has no function `insert`": _cannot_insert(server),
         "an observer reads steps": server.observed,
         "one work takes over an hour": _slowest_ns(plan, server) > _LONGEST_NS,
     }
     return next((reason for reason, holds in reasons.items() if holds), "")
+
+
+def _knows_prefetch(plan: Plan, server: Server) -> bool:
+    """Return whether the compiled back end knows what the prefetch policy wants."""
+    policy, reach, depth = server.prefetch, server.knowledge.reach, 0
+    kind = type(policy)
+    if kind in (Oracle, LayerAhead):
+        depth = policy.options.depth
+        reach = EVERYTHING if kind is Oracle else reach
+    # Further ahead than a step has layers, a layer of the next step is one of this step again.
+    return kind in _KNOWN_AHEAD and depth <= min(reach, plan.trace.num_layers)
 
 
 def _slowest_ns(plan: Plan, server: Server) -> int:
@@ -138,11 +162,21 @@ def _unknown(server: Server) -> bool:
     policies = [unguarded(cache.policy) for cache in server.caches]
     if any(policy.looks_ahead or policy.sees_requests for policy in policies):
         return True
+    return not all(map(_has_functions, policies))
+
+
+def _has_functions(policy: Eviction) -> bool:
+    """Return whether a policy has compiled functions, or needs none."""
     # A class of another package may have the name of one of moesim's own bounds.
-    return not all(
-        vars(type(policy)).get("kernel") is not None
-        or (policy.name in _KNOWN and not is_foreign(type(policy)))
-        for policy in policies
+    own = policy.name in _KNOWN and not is_foreign(type(policy))
+    return own or vars(type(policy)).get("kernel") is not None
+
+
+def _cannot_insert(server: Server) -> bool:
+    """Return whether experts are copied ahead, and a policy's own functions do not know of it."""
+    kernels = [vars(type(unguarded(cache.policy))).get("kernel") for cache in server.caches]
+    return server.prefetch.active and any(
+        kernel is not None and getattr(kernel, "insert", None) is None for kernel in kernels
     )
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import simpy
 from costed_traces import costed_trace
+from overlapping_cases import KNOWN, OPTIONS, overlapping
 from paths import ROOT
 from timed_cases import timed_at_once
 from workloads import everything, plan_of, tiny_scenario, tiny_trace
@@ -42,7 +43,6 @@ BLOCKS = 8
 QUIET = {
     "profile": "llama.cpp", "launch": 0, "layer_event": 0, "copy_launch": 0, "sorting": "host",
 }  # fmt: skip
-KNOWN = ("lru", "fifo", "lfu", "lfu_in_cache", "lfu_decay", "lfru", "least_stale", "min", "static")
 
 
 def case(seed: int, **changes: Any) -> Plan:
@@ -55,12 +55,7 @@ def case(seed: int, **changes: Any) -> Plan:
         scenario["workload"]["arrivals"] = "all_at_once"
     if policy == "static":
         cache["admission"] = "bypass"
-    if policy == "lfu_decay":
-        cache["options"] = {"decay": rng.choice([0.5, 0.9, 1.0])}
-    if policy == "lfru":
-        cache["options"] = {"ticks": rng.randint(1, 9)}
-    if policy == "least_stale":
-        cache["options"] = {"age": rng.choice(["load", "use"])}
+    cache["options"] = OPTIONS.get(policy, lambda _: {})(rng)
     if rng.random() < 0.2:
         cache["initial_layers"] = 1
         cache["slots"] = min(32, 8 + cache["slots"])
@@ -99,6 +94,13 @@ def check(plan: Plan, seed: int, **options: Any) -> None:
     for name in ("demand_bytes", "demand_copies", "missed_rows", "rows", "waves_sum", "waves_max"):
         assert getattr(one.ledger, name) == getattr(other.ledger, name), (seed, name)
     assert one.pool.peak == other.pool.peak, seed
+    assert_same_residents(one, other)
+
+
+def assert_same_residents(one: Outcome, other: Outcome) -> None:
+    for pair in zip(one.caches, other.caches, strict=True):
+        assert len({frozenset(cache.residents) for cache in pair}) == 1
+        assert len({cache.unused_prefetches for cache in pair}) == 1
 
 
 @pytest.mark.parametrize("block", range(BLOCKS))
@@ -112,6 +114,19 @@ def test_it_equals_the_reference_on_random_cases(block: int) -> None:
 def test_it_equals_the_reference_on_thousands_of_random_cases(block: int) -> None:
     for seed in range(10_000 + block, 12_000, BLOCKS):
         check(case(seed), seed)
+
+
+@pytest.mark.parametrize("block", range(BLOCKS))
+def test_it_equals_the_reference_where_layer_events_overlap(block: int) -> None:
+    for seed in range(block, 240, BLOCKS):
+        check(plan_of(*overlapping(seed)), seed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("block", range(BLOCKS))
+def test_it_equals_the_reference_on_thousands_of_cases_that_overlap(block: int) -> None:
+    for seed in range(1000 + block, 4000, BLOCKS):
+        check(plan_of(*overlapping(seed)), seed)
 
 
 @pytest.mark.parametrize("block", range(2))
@@ -408,12 +423,16 @@ def reason(**changes: Any) -> str:
         ({}, ""),
         ({"cache": {"policy": "arc"}}, "policy"),
         ({"cache": {"policy": "random"}}, "policy"),
-        ({"prefetch": {"policy": "oracle"}}, "overlap"),
-        ({"cache": {"write_back": True}}, "overlap"),
-        ({"replay": "sequential"}, "overlap"),
-        ({"engine": "llama.cpp"}, "overlap"),
+        ({"prefetch": {"policy": "oracle"}}, ""),
+        ({"prefetch": {"policy": "oracle", "options": {"depth": 5}}}, "prefetch"),
+        ({"prefetch": {"policy": "previous_layer"}}, "prefetch"),
+        ({"prefetch": {"policy": "oracle", "buffers": 2}}, "buffers"),
+        ({"prefetch": {"policy": "oracle", "cancel": True}}, "cancelled"),
+        ({"cache": {"write_back": True}}, "written back"),
+        ({"replay": "sequential"}, "sequential"),
+        ({"engine": "llama.cpp"}, "sorts"),
         ({"engine": QUIET}, "sums"),
-        ({"engine": {"launch": "1us"}}, "overlap"),
+        ({"engine": {"launch": "1us"}}, ""),
         ({"model": {"expert_bits_by": {"layer": {"0": 8}}}}, "size"),
         ({"placement": {"policy": "cpu_experts"}}, "on the CPU"),
     ],
@@ -422,11 +441,6 @@ def test_what_is_not_known_has_a_reason(changes: dict[str, Any], why: str) -> No
     found = reason(**changes)
     assert why in found
     assert bool(why) == bool(found)
-
-
-def test_a_pre_gated_router_has_a_reason_of_its_own() -> None:
-    trace = tiny_trace().with_meta(router="pregated")
-    assert "pre-gated" in reason_of(plan_of(tiny_scenario(), trace))
 
 
 def test_the_known_policies_are_those_with_functions_and_those_that_need_none() -> None:

@@ -20,7 +20,7 @@ from moesim.serving.step_memo import StepBytes
 from moesim.serving.step_sums import StepSums
 from moesim.serving.unions import Unions
 
-__all__ = ["Readbacks", "StretchLog"]
+__all__ = ["Readbacks", "StretchLog", "facts_of"]
 
 _ADD_EVERY: Final = 4096  # steps: the fixed costs of NumPy are shared
 _TIMES: Final = ("number", "start", "finish", "fixed", "ids", "sampled", "ids_bytes",
@@ -96,7 +96,7 @@ class StretchLog:
         times[6], times[7] = backs.ids_bytes[:ran], backs.sampled_bytes[:ran]
         times[8] = out.waves_max[:ran]
         self._times.append(times)
-        self._facts.append(_facts(step, ran, self._block_tokens))
+        self._facts.append(facts_of(step, ran, self._block_tokens))
         self._by_step.append(out.by_step[:ran])
         self._by_layer += out.by_layer
         sizes = unions.sizes[: ran * layers]
@@ -137,7 +137,7 @@ class StretchLog:
         return {**named, "demand_bytes": copied, "moved demand": copied}
 
 
-def _facts(step: Step, ran: int, block_tokens: int) -> npt.NDArray[np.int64]:
+def facts_of(step: Step, ran: int, block_tokens: int) -> npt.NDArray[np.int64]:
     """Return the facts of each step, [S, 4]: those of the first, with more KV blocks."""
     facts = np.tile(np.array(step.facts, np.int64), (ran, 1))
     if ran == 1:

@@ -14,7 +14,9 @@ All others are zero at the start, and belong to the policy. Its functions are:
   `keys[:number]`, before the cache changes. `given` is the array of its `lessons`;
 - `left(key, cache, ints)` is told of a key that has no slot after an event;
 - `score(key, cache, ints, floats)` returns a pair (float, int). The key with the lowest pair leaves
-  first. No two keys may have equal pairs.
+  first. No two keys may have equal pairs;
+- `insert(key, cache, ints, floats)` is told of a key that a copy ahead gives a slot. Only runs with
+  prefetch need it. The key may never have been wanted. `left` is told of the key that makes room.
 
 A policy with a list of its keys in the order in which they leave is faster. Instead of scores it
 has `head(cache, ints)`, the first key of the list or -1, and `following(key, ints)`. After
@@ -66,6 +68,7 @@ class Kernel(NamedTuple):
     head: Callable[..., Any] | None = None
     following: Callable[..., Any] | None = None
     lessons: Callable[[Any], Lessons] | None = None
+    insert: Callable[..., Any] | None = None
 
 
 @kept
@@ -76,6 +79,11 @@ def _keep_all(key, cache, ints):  # type: ignore[no-untyped-def]
 @kept
 def _no_score(key, cache, ints, floats):  # type: ignore[no-untyped-def]
     return 0.0, 0
+
+
+@kept
+def _admit(key, cache, ints, floats):  # type: ignore[no-untyped-def]
+    pass
 
 
 # A list in the order of leaving. A key has the key before it and the key after it, each plus 1 (0
@@ -123,6 +131,11 @@ def _admitted(keys, number, layer, cache, ints, floats, given):  # type: ignore[
 
 
 @kept
+def _enlist(key, cache, ints, floats):  # type: ignore[no-untyped-def]
+    _append(key, cache, ints)
+
+
+@kept
 def _head(cache, ints):  # type: ignore[no-untyped-def]
     return ints[cache, 0] - 1
 
@@ -132,7 +145,20 @@ def _following(key, ints):  # type: ignore[no-untyped-def]
     return ints[key, 1] - 1
 
 
-# Scores. A key has the clock of its last use, and its uses; a cache has the clock.
+# Scores. A key has the clock of its last use, and its uses; a cache has the clock. A key that was
+# copied ahead may have no use: then the one that was admitted first leaves first.
+_BEFORE_ALL = -(1 << 40)
+
+
+@kept
+def _age(key, ints):  # type: ignore[no-untyped-def]
+    return ints[key, 0] if ints[key, 0] else _BEFORE_ALL + ints[key, 2]
+
+
+@kept
+def _number(key, cache, ints, floats):  # type: ignore[no-untyped-def]
+    ints[cache, 1] += 2  # its lowest bit belongs to `_faded`
+    ints[key, 2] = ints[cache, 1]
 
 
 @kept
@@ -145,7 +171,7 @@ def _counted(keys, number, layer, cache, ints, floats, given):  # type: ignore[n
 
 @kept
 def _fewest(key, cache, ints, floats):  # type: ignore[no-untyped-def]
-    return float(ints[key, 1]), ints[key, 0]
+    return float(ints[key, 1]), _age(key, ints)
 
 
 @kept
@@ -155,8 +181,8 @@ def _forget_count(key, cache, ints):  # type: ignore[no-untyped-def]
 
 @kept
 def _faded(keys, number, layer, cache, ints, floats, given):  # type: ignore[no-untyped-def]
-    weight = floats[cache, 0] if ints[cache, 1] else 1.0  # of a use; before the first event 1
-    ints[cache, 1] = 1
+    weight = floats[cache, 0] if ints[cache, 1] & 1 else 1.0  # of a use; before the first event 1
+    ints[cache, 1] |= 1
     for place in range(number):
         ints[cache, 0] += 1
         ints[keys[place], 0] = ints[cache, 0]
@@ -171,7 +197,7 @@ def _faded(keys, number, layer, cache, ints, floats, given):  # type: ignore[no-
 
 @kept
 def _lightest(key, cache, ints, floats):  # type: ignore[no-untyped-def]
-    return floats[key, 0], ints[key, 0]
+    return floats[key, 0], _age(key, ints)
 
 
 @kept
@@ -187,7 +213,7 @@ def _aged(keys, number, layer, cache, ints, floats, given):  # type: ignore[no-u
 @kept
 def _rarest(key, cache, ints, floats):  # type: ignore[no-untyped-def]
     age = ints[cache, 1] - ints[key, 2] + 1
-    return ints[key, 1] / age, ints[key, 0]
+    return ints[key, 1] / age, ints[key, 0] if ints[key, 0] else -key
 
 
 @kept
@@ -201,6 +227,13 @@ def _touched(keys, number, layer, cache, ints, floats, given):  # type: ignore[n
         floats[keys[place], 0] = floats[cache, 0]
         if floats[cache, OPTION] or not ints[keys[place], RESIDENT]:
             ints[keys[place], 0] = ints[cache, 0]
+
+
+@kept
+def _loaded(key, cache, ints, floats):  # type: ignore[no-untyped-def]
+    ints[cache, 0] += 1
+    floats[key, 0] = floats[cache, 0]
+    ints[key, 0] = ints[cache, 0]
 
 
 @kept
@@ -229,13 +262,17 @@ def _next_uses(policy: Any) -> Lessons:
 
 
 KERNELS: Final[dict[str, Kernel]] = {
-    "lru": Kernel(_used, _no_score, _unlink, head=_head, following=_following),
-    "fifo": Kernel(_admitted, _no_score, _unlink, head=_head, following=_following),
-    "lfu": Kernel(_counted, _fewest, _keep_all),
-    "lfu_in_cache": Kernel(_counted, _fewest, _forget_count),
-    "lfu_decay": Kernel(_faded, _lightest, _keep_all, lambda options: options.decay),
-    "lfru": Kernel(_aged, _rarest, _keep_all, lambda options: options.ticks),
-    "min": Kernel(_promised, _furthest, _keep_all, lessons=_next_uses),
-    "least_stale": Kernel(_touched, _stalest, _keep_all, lambda options: options.age == "use"),
+    "lru": Kernel(_used, _no_score, _unlink, head=_head, following=_following, insert=_enlist),
+    "fifo": Kernel(_admitted, _no_score, _unlink, head=_head, following=_following, insert=_enlist),
+    "lfu": Kernel(_counted, _fewest, _keep_all, insert=_number),
+    "lfu_in_cache": Kernel(_counted, _fewest, _forget_count, insert=_number),
+    "lfu_decay": Kernel(
+        _faded, _lightest, _keep_all, lambda options: options.decay, insert=_number
+    ),
+    "lfru": Kernel(_aged, _rarest, _keep_all, lambda options: options.ticks, insert=_admit),
+    "min": Kernel(_promised, _furthest, _keep_all, lessons=_next_uses, insert=_admit),
+    "least_stale": Kernel(
+        _touched, _stalest, _keep_all, lambda options: options.age == "use", insert=_loaded
+    ),
 }
 """The kernels of moesim's own policies, by name. A fixed set of residents needs none."""

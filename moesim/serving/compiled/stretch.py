@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import chain
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -58,7 +58,7 @@ from moesim.serving.step_timeline import show_step
 from moesim.serving.unions import UnionMemo, Unions
 from moesim.trace import Trace
 
-__all__ = ["Stretches", "kernel_of"]
+__all__ = ["Stretches", "kernel_of", "later_batch", "rows_of", "within"]
 
 _MOST_STEPS: Final = 2048
 _MOST_ROWS: Final = 1 << 15  # of a stretch, so that its ids fit into the caches of a processor
@@ -105,7 +105,7 @@ class Stretches:
         self._ids, self._memo = trace.expert_ids, memo
         self._step_ns = 0  # the time of the last step
         self._log = StretchLog(ledger, layers, caches[0].expert_bytes, block_tokens)
-        self._unused = trace.meta.unused
+        self._unused, self._block_tokens = trace.meta.unused, block_tokens
         distinct = dict(zip(numbers, caches, strict=True))
         self._caches = [distinct[number] for number in range(len(distinct))]
         self._nbytes = caches[0].expert_bytes
@@ -116,7 +116,7 @@ class Stretches:
         assert kernel is not None, "the caller has asked `kernel_of`"
         self._kind = type(unguarded(main))  # to blame
         with blamed(self._kind, "kernel"):
-            self._stretch = stretch_of(kernel)
+            self._stretch = self._compile(kernel)
             option = 0.0 if all(self._fixed) else float(kernel.option(main.options))
         first = [numbers.index(number) * experts for number in range(len(policies))]
         width = max(1, max(cache.capacity for cache in caches)) + experts
@@ -154,6 +154,10 @@ class Stretches:
                 self._ints[key, RESIDENT] = 1
         self._cost = cost
         self._costs = self._costs_for(1)
+
+    def _compile(self, kernel: Kernel) -> Any:
+        """Return the compiled function of a policy."""
+        return stretch_of(kernel)
 
     def _learn(self, lessons: Sequence[Lessons], keys: int) -> None:
         """Put what the policy of each cache knows into the arrays."""
@@ -215,13 +219,13 @@ class Stretches:
         or later, it is not logged: the wait for it is refused.
         """
         ledger, number = self._ledger, self._ledger.num_steps
-        unions = self._unions(*_rows(step, requests, more))
+        unions = self._unions(*rows_of(step, requests, more))
         if len(self._costs.expert_ns) <= step.batch.tokens:
             self._costs = self._costs_for(2 * step.batch.tokens)
         gpu_ns = self._fixed_ns(step, more)
         backs = Readbacks(sizes, later, more, self._prices)
         layers = self._trace.num_layers
-        shown = _within(ledger.timeline_steps, number, more + 1)
+        shown = within(ledger.timeline_steps, number, more + 1)
         steps = Steps(
             *unions, gpu_ns + layers * backs.ids_ns + backs.sampled_ns, shown,
             self._trace.num_experts,
@@ -296,7 +300,7 @@ class Stretches:
         """Return the GPU's time of each step outside of layer events, [S]."""
         batch = step.batch
         first = sum(self._prices.layers_ns(batch)) + alone_ns(self._prices, GPU, Tail(batch))
-        later = self._cost.steps_ns(_later(step, more)) if more else ()
+        later = self._cost.steps_ns(later_batch(step, more)) if more else ()
         return np.array([first, *later], np.int64)
 
     def _out(self, steps: Steps) -> Out:
@@ -311,8 +315,8 @@ class Stretches:
             np.empty((works, 6), np.int64),
         )
 
-    def flush(self) -> None:
-        """Add all steps to the ledger, when the last one has run.
+    def flush(self, now_ns: int) -> None:
+        """Add all steps to the ledger, when the last one has run and it is `now_ns`.
 
         Raise `InvariantError` for impossible times, or for layer events that MIN was not promised.
         """
@@ -364,7 +368,7 @@ class Stretches:
         show_step(ledger, self._prices, number, start_ns, batch, ids_ns, sampled_ns, event)
 
 
-def _rows(
+def rows_of(
     step: Step, requests: Sequence[Request], more: int
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Return the trace rows of all steps, and where each step's rows begin and end."""
@@ -376,14 +380,14 @@ def _rows(
     return np.concatenate([step.rows, later]), np.concatenate([[0], ends])
 
 
-def _within(steps: range, first: int, number: int) -> npt.NDArray[np.bool_]:
+def within(steps: range, first: int, number: int) -> npt.NDArray[np.bool_]:
     """Return which of `number` steps from `first` on are in a range."""
     inside = np.zeros(number, np.bool_)
     inside[max(0, steps.start - first) : max(0, steps.stop - first)] = True
     return inside
 
 
-def _later(step: Step, more: int) -> BatchShape:
+def later_batch(step: Step, more: int) -> BatchShape:
     """Return the batches of the steps behind a step, with their KV entries and pairs as arrays.
 
     Each sequence is longer by 1 in each.
@@ -398,5 +402,5 @@ def _batch(step: Step, later: int) -> BatchShape:
     """Return the batch of a step that is `later` steps behind a step."""
     if not later:
         return step.batch
-    size, kv, *_ = _later(step, later)
+    size, kv, *_ = later_batch(step, later)
     return BatchShape(size, int(kv[-1]), int(kv[-1]), size, size)  # type: ignore[index]

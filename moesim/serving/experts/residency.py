@@ -105,6 +105,8 @@ class ExpertCache:
         self.preloaded = tuple(self.slots)
         self.left_by_kernel: Collection[Key] | None = None
         """The residents that a compiled run left, which does not change this object otherwise."""
+        self.unused_by_kernel: int | None = None
+        """How many of these were copied ahead and not used; None: see the slots."""
 
     def audit(self) -> None:
         """Check that the policy's book equals the residency, and that no slot is lost.
@@ -475,6 +477,8 @@ class ExpertCache:
 
         Where sizes are unequal, it is their bytes.
         """
+        if self.unused_by_kernel is not None:
+            return self.unused_by_kernel
         return sum([slot.units for slot in self.slots.values() if slot.fresh])
 
     def _landed(self, slot: Slot) -> bool:
