@@ -425,7 +425,7 @@ def reason(**changes: Any) -> str:
         ({"cache": {"policy": "random"}}, "policy"),
         ({"prefetch": {"policy": "oracle"}}, ""),
         ({"prefetch": {"policy": "oracle", "options": {"depth": 5}}}, "prefetch"),
-        ({"prefetch": {"policy": "previous_layer"}}, "prefetch"),
+        ({"prefetch": {"policy": "all"}}, "prefetch"),
         ({"prefetch": {"policy": "oracle", "buffers": 2}}, "buffers"),
         ({"prefetch": {"policy": "oracle", "cancel": True}}, "cancelled"),
         ({"cache": {"write_back": True}}, "written back"),
