@@ -6,7 +6,7 @@ adjacent tokens that real ones have, except for the last:
 - one user, Mixtral's shape (32 layers of 8 experts, top-2), 4 of 8 slots: a million layer events.
   This is the ratio on the first line. Beside it, the same loop of LRU look-ups in bare Python;
 - one user, OLMoE's shape (64 experts, top-8), half of the slots;
-- as the first, with predicted prefetch, which the reference back end runs;
+- as the first, with predicted prefetch;
 - a batch of 32 on routing of DeepSeek-V2-Lite (deepseek-ai/ESFT), 16 of 64 slots. The variable
   LAW_NPZ gives the file `law.npz`, else it is in `../shared`. Without it the figure is left out.
 
@@ -139,11 +139,11 @@ def plans(folder: Path, quick: bool) -> dict[str, tuple[Plan, str]]:
             ),
             "at least 1",
         ),
-        "one user, predicted prefetch, reference": (
+        f"one user, predicted prefetch, {BACK_END}": (
             plan_of(
-                decode({**MIXTRAL, "prediction_depth": 1}, few),
+                decode({**MIXTRAL, "prediction_depth": 1}, many if find_spec("numba") else few),
                 folder / "predicted",
-                "reference",
+                BACK_END,
                 prefetch=prefetch,
                 **mixtral,
             ),

@@ -14,10 +14,14 @@ from moesim.hardware.ops import BatchShape
 from moesim.hardware.topology import H2D
 from moesim.policies.blame import is_foreign
 from moesim.policies.guard import unguarded
+from moesim.policies.placement.cost import Cost
+from moesim.policies.placement.cpu_experts import CPUExperts
+from moesim.policies.placement.cpu_layers import CPULayers
 from moesim.policies.prefetch.layer_ahead import LayerAhead
 from moesim.policies.prefetch.none import NoPrefetch
 from moesim.policies.prefetch.oracle import Oracle
 from moesim.policies.prefetch.predicted import Predicted
+from moesim.serving.experts.placing import Placing
 from moesim.serving.knowledge import EVERYTHING
 
 if TYPE_CHECKING:
@@ -32,6 +36,7 @@ AUTO_EVENTS: Final = 500_000
 """Layer events from which `auto` takes the compiled back end: loading it takes about a second."""
 _LONGEST_NS: Final = 1 << 42
 """Sums of a step stay within 64 bits up to this time of one work: 73 minutes."""
+_MOST_BYTES: Final = 9 * 10**9
 _KNOWN: Final = (
     "lru", "fifo", "lfu", "lfu_in_cache", "lfu_decay", "lfru", "least_stale", "min", "static",
     "resident", "infinite",
@@ -73,9 +78,15 @@ def choose_back_end(
     from moesim.serving.compiled.stretch import Stretches
 
     kind: Any = Stretches
-    if not server.times_steps:
-        host, ahead = server.execution.host, plan.trace.predictions
-        kind = partial(Overlaps, issue=Issue(server.prefetch, server.knowledge, host, ahead))
+    if server.moves_states or not server.times_steps:
+        issue = Issue(
+            server.prefetch,
+            server.knowledge,
+            server.execution,
+            server.caches[-1].place,
+            plan.trace.predictions,
+        )
+        kind = partial(Overlaps, issue=issue)
     server.compiled = kind(
         plan.trace,
         server.caches,
@@ -110,24 +121,46 @@ def why_not_compiled(plan: Plan, server: Server) -> str:
     """
     cache = server.caches[-1]
     reasons = {
-        "experts run on the CPU": bool(server.moves_states),
+        "whole layers run on the CPU": bool(server.execution.lanes),
+        "the placement policy is not compiled": not _knows_placement(server),
         "host memory does not hold all experts": cache.host is not None,
         "experts differ in size": plan.sizes is not None,
         "experts differ in how fast they are copied": plan.places.host.mixed,
-        "processors share bandwidth": bool(plan.places.topology.resources),
+        "GPU and CPU share one memory": (
+            bool(plan.places.topology.resources) and plan.cost.hardware.unified
+        ),
         "experts are written back to the host": cache.write_back,
         "experts are copied ahead to buffers of their own": cache.buffers is not None,
         "copies ahead are cancelled": server.prefetch.active and plan.scenario.prefetch.cancel,
         "each expert is an event of its own (sequential replay)": server.sequential,
         "the engine sorts tokens on the GPU": server.execution.sorts_on_device,
         "the prefetch policy is not compiled": not _knows_prefetch(plan, server),
-        "the engine's calls are no sums over experts": not plan.cost.sums_experts,
+        "the engine's calls are no sums over experts": (
+            not plan.cost.sums_experts or (server.moves_states and plan.engine.cpu is not None)
+        ),
         "the policy is not compiled": _unknown(server),
         "the policy's kernel has no function `insert`": _cannot_insert(server),
         "an observer reads steps": server.observed,
+        "a layer's experts exceed 9 GB": _shares_much(plan),
         "one work takes over an hour": _slowest_ns(plan, server) > _LONGEST_NS,
     }
     return next((reason for reason, holds in reasons.items() if holds), "")
+
+
+def _knows_placement(server: Server) -> bool:
+    """Return whether the compiled back end knows where a placement policy runs experts."""
+    places = [cache.place for cache in server.caches]
+    return all(
+        place is None
+        or (isinstance(place, Placing) and type(place.policy) in (CPULayers, CPUExperts, Cost))
+        for place in places
+    )
+
+
+def _shares_much(plan: Plan) -> bool:
+    """Return whether bytes of shared memory times 10^9 may exceed 64 bits in one layer event."""
+    nbytes = plan.cost.expert_bytes * plan.trace.num_experts
+    return bool(plan.places.topology.resources) and nbytes > _MOST_BYTES
 
 
 def _knows_prefetch(plan: Plan, server: Server) -> bool:

@@ -40,6 +40,7 @@ from moesim.serving.compiled import stretch  # noqa: E402
 from moesim.serving.compiled.policies import KERNELS, Kernel  # noqa: E402
 
 BLOCKS = 8
+UNIFIED = {"gpu": "Radeon 8060S", "cpu": "Ryzen AI MAX+ 395", "memory": "128GB LPDDR5X-8000"}
 QUIET = {
     "profile": "llama.cpp", "launch": 0, "layer_event": 0, "copy_launch": 0, "sorting": "host",
 }  # fmt: skip
@@ -434,7 +435,10 @@ def reason(**changes: Any) -> str:
         ({"engine": QUIET}, "sums"),
         ({"engine": {"launch": "1us"}}, ""),
         ({"model": {"expert_bits_by": {"layer": {"0": 8}}}}, "size"),
-        ({"placement": {"policy": "cpu_experts"}}, "on the CPU"),
+        ({"placement": {"policy": "cpu_experts"}}, ""),
+        ({"placement": {"policy": "two_queue"}}, "placement"),
+        ({"placement": {"policy": "cpu_layers", "options": {"whole_layers": 1}}}, "whole"),
+        ({"placement": {"policy": "cost"}, "hardware": UNIFIED}, "one memory"),
     ],
 )
 def test_what_is_not_known_has_a_reason(changes: dict[str, Any], why: str) -> None:

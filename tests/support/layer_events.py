@@ -186,7 +186,7 @@ def run_on_five_lanes(
         nbytes = plan.cost.expert_bytes
         host: Any = None if in_host is None else LeastRecent(in_host, nbytes)
         for cache in caches:
-            cache._place, cache.host = some_on_the_cpu, host
+            cache.place, cache.host = some_on_the_cpu, host
         rest["ledger"].busy_ns = dict.fromkeys(FIVE_LANES.names, 0)
         rest["execution"] = replace(
             rest["execution"], topology=FIVE_LANES, state_bytes=1024, **execution

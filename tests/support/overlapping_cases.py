@@ -45,12 +45,36 @@ def overlapping(seed: int) -> tuple[dict[str, Any], Trace]:
         trace = with_gaps(trace, seed)
     trace = trace.with_meta(router=router)
     scenario["prefetch"] = _prefetch(rng, router, trace)
+    on_cpu = rng.random() < 0.5
+    if on_cpu:
+        _place_on_cpu(rng, scenario)
     if rng.random() < 0.3:
         names = rng.sample(["launch", "copy_launch", "layer_event"], rng.randint(1, 3))
         scenario["engine"] = {name: f"{rng.randint(1, 90)}us" for name in names}
-    elif scenario["prefetch"]["policy"] == "none" and router != "pregated":
+    elif not on_cpu and scenario["prefetch"]["policy"] == "none" and router != "pregated":
         scenario["engine"] = {"launch": "1us"}
     return scenario, trace
+
+
+def _place_on_cpu(rng: random.Random, scenario: dict[str, Any]) -> None:
+    """Let experts run on the CPU, which is from far slower to far faster than the link."""
+    policy, options = rng.choice(["cost", "cost", "cpu_layers", "cpu_experts"]), {}
+    if policy == "cpu_layers":
+        options = {"layers": "auto", "copy_rows": rng.choice([None, 1, 3, 6, 32])}
+    if policy == "cpu_experts":
+        options = {"by": rng.choice(["uniform", "front", "random", "frequency"])}
+    if policy != "cost":  # experts do not move
+        scenario["prefetch"] = {"policy": "none"}
+    scenario["placement"] = {"policy": policy, "options": options}
+    scenario["hardware"] |= {
+        "cpu_flops": f"{rng.choice([2, 50, 700, 20_000])}GFLOPS",
+        "cpu_cores": 8,
+        "cpu_threads": rng.choice([1, 3, 8]),
+        "cpu_overhead": f"{rng.choice([0, 3, 20])}us",
+        "host_memory_bandwidth": f"{rng.choice([2, 11, 60, 500])}GB/s",
+        "host_memory_efficiency": rng.choice(["73%", "100%"]),
+        "pinned": rng.random() < 0.5,
+    }
 
 
 def _prefetch(rng: random.Random, router: str, trace: Trace) -> dict[str, Any]:

@@ -60,7 +60,7 @@ class CPULayers(Placement):
     def __init__(self, context: PlacementContext, options: Any = None) -> None:
         super().__init__(context, options)
         self._whole, self._in_whole = _whole_layers(self.options, context)
-        self._on_cpu = self._cpu_layers(slots=0)
+        self.on_cpu = self._cpu_layers(slots=0)
 
     @classmethod
     def mistakes(cls, options: Any, context: PlacementContext) -> Sequence[tuple[str, str]]:
@@ -95,22 +95,22 @@ class CPULayers(Placement):
 
     def residents(self, slots: int) -> Collection[Key]:
         layers, experts = self.context.num_layers, self.context.num_experts
-        self._on_cpu = self._cpu_layers(slots)
-        needed = (layers - self._on_cpu) * experts
+        self.on_cpu = self._cpu_layers(slots)
+        needed = (layers - self.on_cpu) * experts
         if needed > slots:
             raise UsageError(
-                f"{self.name}: with the experts of {self._on_cpu} layers on the CPU, the other "
-                f"{layers - self._on_cpu} layers of {experts} experts need {needed} slots; there "
+                f"{self.name}: with the experts of {self.on_cpu} layers on the CPU, the other "
+                f"{layers - self.on_cpu} layers of {experts} experts need {needed} slots; there "
                 f"are {slots}; write layers: {layers - slots // experts} or auto, or give the "
                 "slots more memory"
             )
-        return range(self._on_cpu * experts, layers * experts)
+        return range(self.on_cpu * experts, layers * experts)
 
     def place(self, view: View, absent: Mapping[Key, str], estimate: Estimate) -> Mapping[Key, str]:
-        end = 0 if self._copies(estimate.rows) else self._on_cpu
+        end = 0 if self.copies(estimate.rows) else self.on_cpu
         return {key: CPU for key in absent if key < end * self.context.num_experts}
 
-    def _copies(self, rows: int) -> bool:
+    def copies(self, rows: int) -> bool:
         """Return whether a step of this many rows copies the experts of CPU layers."""
         least: int | None = self.options.copy_rows
         if least is None or not self.context.has_gpu:

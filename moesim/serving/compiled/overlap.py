@@ -1,9 +1,10 @@
-"""The compiled function for layer events that overlap: copies ahead, and a host that takes time.
+"""The compiled function for layer events that overlap: copies ahead, CPU experts, host time.
 
-It does what `Server._run_layers` and the simulated machine do together on a GPU, its link and a
-host. Experts are copied to the GPU, on demand or ahead. A copy may wait for the call that reads its
-slot, or for the copy that fills it; a call waits for the copy of its expert. So times are settled
-start by start, in order of time, as in `moesim/machine/sim.py`.
+It does what `Server._run_layers` and the simulated machine do together on a GPU, its link, a CPU
+and a host. Experts are copied to the GPU, on demand or ahead, or run on the CPU. A copy may wait
+for the call that reads its slot, or for the copy that fills it; a call waits for the copy of its
+expert. So times are settled start by start, in order of time, as in `moesim/machine/sim.py`. Where
+the CPU computes, it shares the bandwidth of host memory with the link.
 
 Calls on the GPU that were issued before a wait are done when it ends. So a *period*, from one wait
 to the next, knows its own calls alone.
@@ -27,6 +28,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numba import njit
 
+from moesim.hardware.topology import CPU, D2H, GPU, H2D
 from moesim.machine.work import FAR
 from moesim.serving.compiled import kernel as kernels
 from moesim.serving.compiled import policies
@@ -35,27 +37,36 @@ from moesim.serving.compiled.kernel import _lowest, _part_wanted, _show, _swap
 from moesim.serving.compiled.policies import KERNELS, RESIDENT, Kernel
 
 __all__ = [
-    "AHEAD_HEAD", "AHEAD_TAIL", "CALL_WORDS", "COLUMNS", "FREE_JOBS", "FREE_PAIRS", "JOB_KEY",
-    "JOB_START", "JOB_WORDS", "LANDED_WORDS", "NUM_LANDED", "PAIR_WORDS", "SHOWN_KINDS",
-    "SLOT_FRESH", "SLOT_JOB", "SLOT_READER", "SLOT_WORDS", "STATE_WORDS", "URGENT_HEAD",
-    "URGENT_TAIL", "Ahead", "Host", "Layers", "Places", "Sums", "guesses_of_steps", "overlap_of",
+    "AHEAD_HEAD", "AHEAD_TAIL", "CALL_WORDS", "COLUMNS", "CPU_READY", "FLOW_JOB", "FLOW_ON",
+    "FLOW_WORDS", "FREE_JOBS", "FREE_PAIRS",
+    "JOB_BUSY", "JOB_KEY", "JOB_START", "JOB_WORDS", "LANDED_WORDS", "L_BUSY", "L_FINISH", "L_KEY",
+    "L_START", "NUM_LANDED", "PAIR_WORDS", "SHOWN_KINDS", "SLOT_FRESH", "SLOT_JOB", "SLOT_READER",
+    "SLOT_WORDS", "STATE_WORDS", "UP", "URGENT_HEAD", "URGENT_TAIL", "Ahead", "Elsewhere", "Host",
+    "Layers", "Places", "Sums", "guesses_of_steps", "overlap_of",
 ]  # fmt: skip
 
 COLUMNS: Final = (
     "hits", "late_hits", "demand_copies", "missed_rows", "rows", "waves", "waves_events",
     "nonempty", "prefetch_copies", "prefetch_useful", "prefetch_late", "prefetch_wasted",
     "prefetch_refused", "prefetch_pollution", "landed", "busy gpu", "busy d2h", "stall readback",
-    "stall demand", "stall late", "stall host", "stall other", "fixed",
+    "stall demand", "stall late", "stall cpu", "stall host", "stall other", "fixed", "elsewhere",
+    "states", "busy cpu", "busy h2d",
 )  # fmt: skip
 """What is summed, in the order of the last axis of the sums."""
 (
     _HITS, _LATE_HITS, _COPIES, _MISSED, _ROWS, _WAVES, _WAVES_EVENTS, _NONEMPTY, _AHEAD, _USEFUL,
     _LATE, _WASTED, _REFUSED, _POLLUTION, _LANDED, _BUSY, _BUSY_D2H, _READBACK, _STALL_DEMAND,
-    _STALL_LATE, _STALL_HOST, _OTHER, _FIXED, _COLUMNS,
+    _STALL_LATE, _STALL_CPU, _STALL_HOST, _OTHER, _FIXED, _ELSEWHERE, _STATES, _BUSY_CPU, _BUSY_H2D,
+    _COLUMNS,
 ) = range(len(COLUMNS) + 1)  # fmt: skip
-SHOWN_KINDS: Final = ("dense", "front", "experts", "tail", "readback", "demand", "prefetch")
-"""The kinds of shown works, by number."""
-_DENSE, _FRONT, _EXPERTS, _TAIL, _BACK, _DEMAND, _PREFETCH = range(len(SHOWN_KINDS))
+SHOWN_KINDS: Final = (
+    (GPU, "dense"), (GPU, "front"), (GPU, "experts"), (GPU, "tail"), (D2H, "readback"),
+    (H2D, "demand"), (H2D, "prefetch"), (D2H, "states"), (CPU, "experts"), (H2D, "states"),
+)  # fmt: skip
+"""Lanes and kinds of shown works, by number."""
+(
+    _DENSE, _FRONT, _EXPERTS, _TAIL, _BACK, _DEMAND, _PREFETCH, _STATES_DOWN, _ON_CPU, _STATES_UP,
+) = range(len(SHOWN_KINDS))  # fmt: skip
 
 # What is remembered of a slot: when its copy lands (FAR: not known), the job of that copy, the last
 # call that reads it, whether its expert was copied ahead and not used, the number of that copy, and
@@ -63,24 +74,36 @@ _DENSE, _FRONT, _EXPERTS, _TAIL, _BACK, _DEMAND, _PREFETCH = range(len(SHOWN_KIN
 _LAND, SLOT_JOB, SLOT_READER, SLOT_FRESH, _ISSUED, _MARK, SLOT_WORDS = range(7)
 # Of a job: when it may start, the call that it waits for, whether it waits for a job, the job that
 # waits for it, pieces left, when it was promoted, its slot, the call that waits for it, when it
-# started, its key, whether it is ahead, and its places in both queues.
+# started, its key, whether it is ahead, its places in both queues, its number in the order of
+# issue, how long the link worked on it, and the shown kind. A job without a slot brings hidden
+# states; its key is its duration.
 (
     _READY, _AFTER_CALL, _AFTER_JOB, _NEXT, _LEFT, _PROMOTED, _SLOT, _CALL, JOB_START, JOB_KEY,
-    _IS_AHEAD, _PLACE, _TURN, JOB_WORDS,
-) = range(14)  # fmt: skip
-# Of a call: when it may start (FAR: not known), duration, release, the cause of a wait, when what
-# it waits for landed, layer, finish and kind.
-_MAY, _LASTS, _RELEASE, _CAUSE, _LANDED_NS, _LAYER, _FINISH, _KIND, CALL_WORDS = range(9)
-# Of a copy that landed and is not counted: key, start, finish, and whether it is ahead.
-_L_KEY, _L_START, _L_FINISH, _L_AHEAD, LANDED_WORDS = range(5)
+    _IS_AHEAD, _PLACE, _TURN, _ORDER, JOB_BUSY, _SHOWN_AS, JOB_WORDS,
+) = range(17)  # fmt: skip
+# Of a call: when it may start (FAR: not known), duration, release, the cause of a wait and the
+# layer that it counts for, when what it waits for landed, its own layer, finish and kind.
+(
+    _MAY, _LASTS, _RELEASE, _CAUSE, _CAUSE_LAYER, _LANDED_NS, _LAYER, _FINISH, _KIND, CALL_WORDS,
+) = range(10)  # fmt: skip
+# Of a copy that landed and is not counted: layer, key, start, finish, whether it is ahead, how long
+# the link worked on it, and the shown kind.
+_L_LAYER, L_KEY, L_START, L_FINISH, _L_AHEAD, L_BUSY, _L_KIND, LANDED_WORDS = range(8)
+# Of what moves bytes through host memory, the piece on the link and the call on the CPU: when its
+# fixed part or its bytes end (FAR: not known), whether its bytes move, bytes left times 10^9, rate,
+# its own rate, since when, bytes, its number in the order of issue, start, and its job (that which
+# waits for the CPU).
+(
+    FLOW_ON, _MOVES, _REST, _RATE, _OWN, _SINCE, _NBYTES, _FLOW_ORDER, _BEGAN, FLOW_JOB, FLOW_WORDS,
+) = range(11)  # fmt: skip
 # Of a key that left for another one, which took its slot: both, and its neighbours in two lists.
 _VICTIM, _TAKER, _BEFORE_V, _AFTER_V, _BEFORE_T, _AFTER_T, PAIR_WORDS = range(7)
 # Of the machine; the number of calls that earlier periods had is `_BASE`.
 (
     _NOW, _HOST, _EXTRA, _LINK, _GPU, _BASE, _CALLS, _SETTLED, URGENT_HEAD, URGENT_TAIL, AHEAD_HEAD,
     AHEAD_TAIL, _ISSUES, FREE_JOBS, _WAITING, NUM_LANDED, _PAIRS, FREE_PAIRS, _BUFFER, _SHOWN,
-    _DECIDED, _EVENT, STATE_WORDS,
-) = range(23)  # fmt: skip
+    _DECIDED, _EVENT, _ISSUED_ALL, CPU_READY, _CPU_FIXED, UP, _UP_LAYER, STATE_WORDS,
+) = range(28)  # fmt: skip
 
 
 class Layers(NamedTuple):
@@ -122,13 +145,31 @@ class Host(NamedTuple):
     event_ns: int
 
 
+class Elsewhere(NamedTuple):
+    """The experts that run on the CPU.
+
+    `modes` [S, L]: 0: none, 1: all that are missing, 2: missing ones with c rows where `chosen[c]`.
+    An expert with c rows takes `moving_ns[c]` and moves `nbytes[c]`; a call takes `call_ns` more.
+    `down_ns` and `up_ns` [S] bring the hidden states of a step to the CPU and back.
+    """
+
+    modes: Any
+    chosen: Any
+    moving_ns: Any
+    nbytes: Any
+    call_ns: int
+    down_ns: Any
+    up_ns: Any
+
+
 class Places(NamedTuple):
     """Where in the memory each table begins; the state of the machine is at 0.
 
     `slot_of`, `by_victim` and `by_taker` have an entry for each key. `free` has `width` free slots
-    for each cache, and `num_free` their numbers. `buffers` are the staging buffers' slots, `pieces`
-    the durations of a copy's `num_pieces` pieces, `rest` at n that of its last n. Both queues have
-    `mask` + 1 places.
+    for each cache, and `num_free` their numbers. `buffers` are the staging buffers' slots. Both
+    queues have `mask` + 1 places. A copy has `num_pieces` pieces, whose durations are `pieces`.
+    Where `capacity`, in bytes/s, is not 0, host memory is shared: a piece then moves its
+    `piece_bytes` at its `piece_rates` or slower.
     """
 
     slot_of: int
@@ -141,7 +182,10 @@ class Places(NamedTuple):
     calls: int
     pieces: int
     num_pieces: int
-    rest: int
+    piece_bytes: int
+    piece_rates: int
+    capacity: int
+    flows: int
     sums: int
     by_layer: int
     idle_jobs: int
@@ -185,6 +229,7 @@ def _call(mem, at, lasts_ns, issue_ns, cause, layer, kind):  # type: ignore[no-u
     call = at.calls + number * CALL_WORDS
     mem[call + _MAY] = mem[call + _RELEASE] = mem[_HOST]
     mem[call + _LASTS], mem[call + _CAUSE], mem[call + _LANDED_NS] = lasts_ns, cause, 0
+    mem[call + _CAUSE_LAYER] = layer
     mem[call + _LAYER], mem[call + _FINISH], mem[call + _KIND] = layer, FAR, kind
     return mem[_BASE] + number
 
@@ -199,6 +244,18 @@ def _await(mem, at, number, slot, landing_ns):  # type: ignore[no-untyped-def]
     else:
         mem[call + _LANDED_NS] = mem[slot + _LAND]
         mem[call + _MAY] = max(mem[call + _MAY], mem[slot + _LAND] + landing_ns)
+
+
+@kept
+def _await_states(mem, at, number):  # type: ignore[no-untyped-def]
+    """Let a call wait for the hidden states from the CPU, if they are on their way."""
+    if mem[UP] >= 0:
+        call = at.calls + (number - mem[_BASE]) * CALL_WORDS
+        mem[call + _MAY], mem[call + _CAUSE], mem[call + _CAUSE_LAYER] = (
+            FAR, _STALL_CPU, mem[_UP_LAYER],
+        )  # fmt: skip
+        mem[mem[UP] + _CALL] = call
+        mem[UP] = -1
 
 
 @kept
@@ -219,19 +276,28 @@ def _push(mem, queue, mask, first, last, job, column):  # type: ignore[no-untype
 
 
 @kept
-def _copy(mem, at, key, slot, is_ahead, issue_ns):  # type: ignore[no-untyped-def]
-    """Issue a copy into a slot that may still be in use."""
+def _job(mem, at, key, slot, issue_ns, kind):  # type: ignore[no-untyped-def]
+    """Return a new job of the link that waits for nothing."""
     mem[_HOST] += issue_ns + mem[_EXTRA]
     mem[_EXTRA] = 0
     mem[FREE_JOBS] -= 1
     job = mem[at.idle_jobs + mem[FREE_JOBS]]
     mem[job + _READY] = mem[_HOST]
     mem[job + _AFTER_CALL] = mem[job + _NEXT] = mem[job + _CALL] = -1
-    mem[job + _AFTER_JOB] = 0
+    mem[job + _AFTER_JOB] = mem[job + JOB_BUSY] = 0
     mem[job + _LEFT], mem[job + _SLOT], mem[job + JOB_KEY] = at.num_pieces, slot, key
     mem[job + _PROMOTED] = mem[job + JOB_START] = FAR
-    mem[job + _IS_AHEAD] = is_ahead
+    mem[job + _IS_AHEAD], mem[job + _SHOWN_AS] = kind == _PREFETCH, kind
     mem[job + _PLACE] = mem[job + _TURN] = -1
+    mem[job + _ORDER] = mem[_ISSUED_ALL]
+    mem[_ISSUED_ALL] += 1
+    return job
+
+
+@kept
+def _copy(mem, at, key, slot, kind, issue_ns):  # type: ignore[no-untyped-def]
+    """Issue a copy into a slot that may still be in use."""
+    job = _job(mem, at, key, slot, issue_ns, kind)
     if mem[slot + SLOT_READER] >= mem[_BASE]:
         mem[job + _AFTER_CALL] = at.calls + (mem[slot + SLOT_READER] - mem[_BASE]) * CALL_WORDS
         mem[at.waiting + mem[_WAITING]] = job
@@ -242,7 +308,7 @@ def _copy(mem, at, key, slot, is_ahead, issue_ns):  # type: ignore[no-untyped-de
     else:
         mem[job + _READY] = max(mem[job + _READY], mem[slot + _LAND])
     mem[slot + SLOT_JOB], mem[slot + _LAND] = job, FAR
-    if is_ahead:
+    if kind == _PREFETCH:
         _push(mem, at.ahead, at.mask, AHEAD_HEAD, AHEAD_TAIL, job, _PLACE)
     else:
         _push(mem, at.urgent, at.mask, URGENT_HEAD, URGENT_TAIL, job, _TURN)
@@ -274,7 +340,7 @@ def _ready_ns(mem, job):  # type: ignore[no-untyped-def]
 def _landed(mem, at, job, finish_ns, landing_ns):  # type: ignore[no-untyped-def]
     """End a job whose finish is known: tell all that wait for it."""
     slot, after, call = mem[job + _SLOT], mem[job + _NEXT], mem[job + _CALL]
-    if mem[slot + SLOT_JOB] == job:
+    if slot >= 0 and mem[slot + SLOT_JOB] == job:
         mem[slot + SLOT_JOB], mem[slot + _LAND] = -1, finish_ns
     if after >= 0:
         mem[after + _AFTER_JOB] = 0
@@ -284,9 +350,13 @@ def _landed(mem, at, job, finish_ns, landing_ns):  # type: ignore[no-untyped-def
         mem[call + _MAY] = max(mem[call + _RELEASE], finish_ns + landing_ns)
     if mem[job + _IS_AHEAD] or mem[_SHOWN]:
         row = at.landed + mem[NUM_LANDED] * LANDED_WORDS
-        mem[row + _L_KEY], mem[row + _L_START] = mem[job + JOB_KEY], mem[job + JOB_START]
-        mem[row + _L_FINISH], mem[row + _L_AHEAD] = finish_ns, mem[job + _IS_AHEAD]
+        mem[row + _L_LAYER], mem[row + L_KEY] = mem[_UP_LAYER], mem[job + JOB_KEY]
+        mem[row + L_START], mem[row + L_FINISH] = mem[job + JOB_START], finish_ns
+        mem[row + _L_AHEAD], mem[row + L_BUSY] = mem[job + _IS_AHEAD], mem[job + JOB_BUSY]
+        mem[row + _L_KIND] = mem[job + _SHOWN_AS]
         mem[NUM_LANDED] += 1
+    if not mem[job + _IS_AHEAD]:
+        mem[at.sums + _BUSY_H2D] += mem[job + JOB_BUSY]
     if mem[job + _PLACE] >= 0:
         mem[at.ahead + (mem[job + _PLACE] & at.mask)] = -1
     if mem[job + _TURN] >= 0:
@@ -320,12 +390,12 @@ def _settle_calls(mem, at, works, num_works, step):  # type: ignore[no-untyped-d
                 clock = until
             cause, until = mem[call + _CAUSE], min(mem[call + _LANDED_NS], start)
             if until > clock:
-                _count(mem, at, layer, cause, until - clock)
+                _count(mem, at, mem[call + _CAUSE_LAYER], cause, until - clock)
                 clock = until
             if clock < mem[call + _RELEASE] <= start:
                 _count(mem, at, layer, _STALL_HOST, mem[call + _RELEASE] - clock)
                 clock = mem[call + _RELEASE]
-            _count(mem, at, layer, cause, start - clock)
+            _count(mem, at, mem[call + _CAUSE_LAYER], cause, start - clock)
         mem[call + _FINISH] = mem[_GPU] = finish
         if mem[_SHOWN]:
             _show(works, num_works, step, layer, mem[call + _KIND], -1, start, finish)
@@ -335,64 +405,74 @@ def _settle_calls(mem, at, works, num_works, step):  # type: ignore[no-untyped-d
 
 
 @kept
+def _next_start(mem, at):  # type: ignore[no-untyped-def]
+    """Return when an idle link starts its next piece, of which job, and until when others may not
+    come between the pieces of that job.
+    """
+    mask, free = at.mask, max(mem[_LINK], mem[_NOW])
+    soonest, chosen, before = FAR, -1, FAR
+    place, last = mem[URGENT_HEAD], mem[URGENT_TAIL]
+    while place < last and mem[at.urgent + (place & mask)] < 0:
+        place += 1
+    mem[URGENT_HEAD] = place
+    if place < last:
+        job = mem[at.urgent + (place & mask)]
+        start = max(_ready_ns(mem, job), free)
+        if mem[job + _PROMOTED] < FAR:
+            start = max(start, mem[job + _PROMOTED])
+        if start < soonest:
+            soonest, chosen = start, job
+    urgent_ns = soonest
+    place, last = mem[AHEAD_HEAD], mem[AHEAD_TAIL]
+    while place < last and mem[at.ahead + (place & mask)] < 0:
+        place += 1
+    mem[AHEAD_HEAD] = place
+    while place < last:
+        job = mem[at.ahead + (place & mask)]
+        place += 1
+        if job < 0:
+            continue
+        start, promoted = max(_ready_ns(mem, job), free), mem[job + _PROMOTED]
+        if start < promoted:
+            if start < soonest:
+                soonest, chosen, before = start, job, min(urgent_ns, promoted)
+            break
+        free = max(free, promoted)  # until then the next one is not the head
+    return soonest, chosen, before
+
+
+@kept
 def _run_link(mem, at, until_ns, landing_ns, after_ns, release_ns, works, num_works, step):  # type: ignore[no-untyped-def]
     """Settle all calls, and starts of copies before a wait ends; return the number of shown works.
 
     The wait is until `until_ns`; or, if that is FAR, until `after_ns` after the last call, or after
     `release_ns` if that is later. Its end is then the machine's time.
     """
-    mask = at.mask
     while True:
         target = until_ns
         if until_ns >= FAR:
             num_works = _settle_calls(mem, at, works, num_works, step)
             if mem[_SETTLED] == mem[_CALLS]:
                 target = max(max(mem[_GPU], release_ns) + after_ns, mem[_HOST])
-        free = max(mem[_LINK], mem[_NOW])
-        soonest, chosen, is_urgent = FAR, -1, False
-        before = target  # pieces of a copy ahead that start before then follow one another
-        place, last = mem[URGENT_HEAD], mem[URGENT_TAIL]
-        while place < last and mem[at.urgent + (place & mask)] < 0:
-            place += 1
-        mem[URGENT_HEAD] = place
-        if place < last:
-            job = mem[at.urgent + (place & mask)]
-            start = max(_ready_ns(mem, job), free)
-            if mem[job + _PROMOTED] < FAR:
-                start = max(start, mem[job + _PROMOTED])
-            if start < soonest:
-                soonest, chosen, is_urgent = start, job, True
-                before = min(before, start)
-        place, last = mem[AHEAD_HEAD], mem[AHEAD_TAIL]
-        while place < last and mem[at.ahead + (place & mask)] < 0:
-            place += 1
-        mem[AHEAD_HEAD] = place
-        while place < last:
-            job = mem[at.ahead + (place & mask)]
-            place += 1
-            if job < 0:
+        if at.capacity:
+            going, num_works = _share(mem, at, target, landing_ns, works, num_works, step)
+            if going:
                 continue
-            start, promoted = max(_ready_ns(mem, job), free), mem[job + _PROMOTED]
-            if start < promoted:
-                if start < soonest:
-                    soonest, chosen, is_urgent = start, job, False
-                    before = min(before, promoted)
-                break
-            free = max(free, promoted)  # until then the next one is not the head
-        if soonest >= target:
             break
-        if mem[chosen + JOB_START] == FAR:
-            mem[chosen + JOB_START] = soonest
-        pieces, clock = mem[chosen + _LEFT], soonest
-        if is_urgent:  # nothing comes between its pieces
-            clock += mem[at.rest + pieces]
-            pieces = 0
-        while pieces and clock < before:  # until then nothing else gets ready
+        start_ns, job, before = _next_start(mem, at)
+        if start_ns >= target:
+            break
+        if mem[job + JOB_START] == FAR:
+            mem[job + JOB_START] = start_ns
+        pieces, clock = mem[job + _LEFT], start_ns
+        before = min(before, target)  # until then nothing else gets ready
+        while pieces and clock < before:
             clock += mem[at.pieces + at.num_pieces - pieces]
             pieces -= 1
-        mem[chosen + _LEFT], mem[_LINK] = pieces, clock
+        mem[job + JOB_BUSY] += clock - start_ns
+        mem[job + _LEFT], mem[_LINK] = pieces, clock
         if not pieces:
-            _landed(mem, at, chosen, clock, landing_ns)
+            _landed(mem, at, job, clock, landing_ns)
     mem[_NOW] = mem[_HOST] = target
     for place in range(mem[_WAITING]):
         job = mem[at.waiting + place]
@@ -404,6 +484,104 @@ def _run_link(mem, at, until_ns, landing_ns, after_ns, release_ns, works, num_wo
     mem[_BASE] += mem[_CALLS]
     mem[_CALLS] = mem[_SETTLED] = 0
     return num_works
+
+
+@kept
+def _share(mem, at, target, landing_ns, works, num_works, step):  # type: ignore[no-untyped-def]
+    """Do what comes next on a link and a CPU that share host memory, if it comes before `target`.
+
+    Return whether anything did, and the number of shown works.
+    """
+    link, cpu = at.flows, at.flows + FLOW_WORDS
+    start_ns, job = FAR, -1
+    if mem[link + FLOW_JOB] < 0:
+        start_ns, job, _ = _next_start(mem, at)
+    starts = min(start_ns, mem[CPU_READY])
+    on = min(mem[link + FLOW_ON], mem[cpu + FLOW_ON])
+    if on <= starts and on <= target and on < FAR:
+        if mem[link + FLOW_ON] == on and not _moves_on(mem, link, on):
+            job = mem[link + FLOW_JOB]
+            mem[link + FLOW_JOB] = -1
+            mem[_LINK] = on
+            mem[job + JOB_BUSY] += on - mem[link + _BEGAN]
+            if not mem[job + _LEFT]:
+                _landed(mem, at, job, on, landing_ns)
+        if mem[cpu + FLOW_ON] == on and not _moves_on(mem, cpu, on):
+            job = mem[cpu + FLOW_JOB]
+            mem[job + _AFTER_JOB] = 0
+            mem[job + _READY] = max(mem[job + _READY], on)
+            mem[at.sums + _BUSY_CPU] += on - mem[cpu + _BEGAN]
+            if mem[_SHOWN]:
+                _show(works, num_works, step, mem[_UP_LAYER], _ON_CPU, -1, mem[cpu + _BEGAN], on)
+                num_works += 1
+        _change_rates(mem, at, on)
+        return True, num_works
+    if starts >= target:
+        return False, num_works
+    if mem[CPU_READY] == starts:
+        mem[cpu + _BEGAN], mem[cpu + FLOW_ON] = starts, starts + mem[_CPU_FIXED]
+        mem[CPU_READY] = FAR
+    if start_ns == starts:
+        if mem[job + JOB_START] == FAR:
+            mem[job + JOB_START] = starts
+        piece = at.num_pieces - mem[job + _LEFT]
+        fixed_ns, nbytes, own = (
+            mem[at.pieces + piece], mem[at.piece_bytes + piece], mem[at.piece_rates + piece]
+        )  # fmt: skip
+        if mem[job + _SLOT] < 0:  # hidden states share nothing
+            fixed_ns, nbytes, own = mem[job + JOB_KEY], 0, 0
+            mem[job + _LEFT] = 1
+        mem[job + _LEFT] -= 1
+        mem[link + FLOW_JOB], mem[link + _BEGAN] = job, starts
+        mem[link + FLOW_ON], mem[link + _NBYTES], mem[link + _OWN] = starts + fixed_ns, nbytes, own
+        mem[link + _FLOW_ORDER] = mem[job + _ORDER]
+    return True, num_works
+
+
+@kept
+def _moves_on(mem, flow, now):  # type: ignore[no-untyped-def]
+    """End the fixed part of a flow, so that its bytes move; return False if it is over instead."""
+    mem[flow + FLOW_ON] = FAR
+    if mem[flow + _MOVES] or not mem[flow + _NBYTES]:
+        mem[flow + _MOVES] = 0
+        return False
+    mem[flow + _MOVES], mem[flow + _RATE], mem[flow + _SINCE] = 1, 0, now
+    mem[flow + _REST] = mem[flow + _NBYTES] * 1_000_000_000
+    return True
+
+
+@kept
+def _change_rates(mem, at, now):  # type: ignore[no-untyped-def]
+    """Give both flows their fair rates, as `flows.fair_rates`."""
+    one, other, capacity = at.flows, at.flows + FLOW_WORDS, at.capacity
+    if not mem[other + _MOVES]:
+        if mem[one + _MOVES]:
+            _set_rate(mem, one, now, min(mem[one + _OWN], capacity))
+        return
+    if not mem[one + _MOVES]:
+        _set_rate(mem, other, now, min(mem[other + _OWN], capacity))
+        return
+    half = capacity // 2
+    low_one, low_other = min(mem[one + _OWN], half), min(mem[other + _OWN], half)
+    later = low_other < low_one
+    if low_other == low_one:
+        later = mem[other + _OWN] < mem[one + _OWN] or (
+            mem[other + _OWN] == mem[one + _OWN]
+            and mem[other + _FLOW_ORDER] < mem[one + _FLOW_ORDER]
+        )
+    if later:
+        one, other, low_one = other, one, low_other
+    low_one = max(1, low_one)
+    _set_rate(mem, one, now, low_one)
+    _set_rate(mem, other, now, min(mem[other + _OWN], capacity - low_one))
+
+
+@kept
+def _set_rate(mem, flow, now, rate):  # type: ignore[no-untyped-def]
+    rate = max(1, rate)
+    mem[flow + _REST] -= mem[flow + _RATE] * (now - mem[flow + _SINCE])
+    mem[flow + _SINCE], mem[flow + _RATE] = now, rate
+    mem[flow + FLOW_ON] = now - (-mem[flow + _REST] // rate)
 
 
 @kept
@@ -574,8 +752,19 @@ def _sort_free(mem, free, count):  # type: ignore[no-untyped-def]
             first += 1
 
 
+@kept
+def _ahead_of(mem, at, key, slot, layer, issue_ns):  # type: ignore[no-untyped-def]
+    """Copy an expert for a later event."""
+    _copy(mem, at, key, slot, _PREFETCH, issue_ns)
+    mem[slot + SLOT_READER], mem[slot + SLOT_FRESH] = -1, 1
+    mem[slot + _ISSUED] = mem[_ISSUES]
+    mem[_ISSUES] += 1
+    _count(mem, at, layer, _AHEAD, 1)
+
+
 def _overlap(  # type: ignore[no-untyped-def]
-    steps, layers, ahead, start_ns, due_ns, costs, host, books, mem, at, ints, floats, given, out
+    steps, layers, ahead, elsewhere, start_ns, due_ns, costs, host, books, mem, at, ints, floats,
+    given, out,
 ):  # fmt: skip
     """Run steps; return the number of those that ran, of union keys, and of shown works.
 
@@ -589,6 +778,8 @@ def _overlap(  # type: ignore[no-untyped-def]
     kinds_ns, order, ends, returns = layers.kinds_ns, layers.order, layers.ends, layers.returns
     ahead_keys, begins, numbers, needs = ahead.keys, ahead.begins, ahead.sizes, ahead.needs
     works, by_step, waves_max = out.works, out.by_step, out.waves_max
+    modes, chosen, on_cpu = elsewhere.modes, elsewhere.chosen, at.flows + FLOW_WORDS
+    moving_ns, nbytes_of = elsewhere.moving_ns, elsewhere.nbytes
     experts, num_layers, num_steps = steps.experts, len(cache_of), len(shown)
     call_ns, landing_ns, staging = costs.call_ns, costs.landing_ns, books.staging
     num_keys, num_works, most = num_layers * experts, 0, members_of.shape[1]
@@ -598,7 +789,9 @@ def _overlap(  # type: ignore[no-untyped-def]
     counts, union, absent = (
         np.zeros(experts, np.int64), np.empty(experts, np.int64), np.empty(experts, np.int64)
     )  # fmt: skip
-    late, read_slots = np.empty(experts, np.int64), np.empty(2 * experts, np.int64)
+    late, later, read_slots = (
+        np.empty(experts, np.int64), np.empty(experts, np.int64), np.empty(2 * experts, np.int64)
+    )  # fmt: skip
     worst, vacated = np.empty(most, np.int64), np.empty(most, np.int64)
     room, first, second = (
         np.empty(most, np.int64), np.empty(most, np.float64), np.empty(most, np.int64)
@@ -620,7 +813,8 @@ def _overlap(  # type: ignore[no-untyped-def]
                 for place in range(ends[layer], last + 1):
                     lasts_ns = kinds_ns[step, order[place]]
                     kind = _FRONT if place == last else _DENSE
-                    _call(mem, at, lasts_ns, host.launch_ns, _OTHER, layer, kind)
+                    call = _call(mem, at, lasts_ns, host.launch_ns, _OTHER, layer, kind)
+                    _await_states(mem, at, call)
                     mem[at.sums + _FIXED] += lasts_ns
                 after_ns, release_ns = 0, 0
                 if returns[layer]:
@@ -740,15 +934,53 @@ def _overlap(  # type: ignore[no-untyped-def]
                     call = _call(mem, at, lasts_ns, host.launch_ns, _STALL_LATE, layer, _EXPERTS)
                     _await(mem, at, call, slot, landing_ns)
                     mem[slot + SLOT_READER] = call
+                num_cpu = 0
+                mode = modes[step, layer]
+                if mode and missing:
+                    for place in range(missing):  # those on the CPU come first
+                        key = absent[place]
+                        if mode == 1 or chosen[counts[key - base]]:
+                            for turn in range(place, num_cpu, -1):
+                                absent[turn] = absent[turn - 1]
+                            absent[num_cpu] = key
+                            num_cpu += 1
+                if num_cpu:
+                    sum_ns = sum_bytes = 0
+                    for place in range(num_cpu):
+                        sum_ns += moving_ns[counts[absent[place] - base]]
+                        sum_bytes += nbytes_of[counts[absent[place] - base]]
+                    mem[_HOST] += host.copy_ns + mem[_EXTRA]
+                    mem[_EXTRA] = 0
+                    begin_ns, down_ns = mem[_HOST], elsewhere.down_ns[step]
+                    mem[at.sums + _BUSY_D2H] += down_ns
+                    if mem[_SHOWN]:
+                        _show(works, num_works, step, layer, _STATES_DOWN, -1, begin_ns,
+                              begin_ns + down_ns)  # fmt: skip
+                        num_works += 1
+                    mem[_HOST] += host.launch_ns
+                    mem[CPU_READY] = max(mem[_HOST], begin_ns + down_ns)
+                    fixed_ns, own = elsewhere.call_ns + sum_ns, 0
+                    if sum_ns and sum_bytes:  # as `cost.prices.flow`
+                        own = -(-sum_bytes * 1_000_000_000 // sum_ns)
+                        fixed_ns -= -(-sum_bytes * 1_000_000_000 // own)
+                    mem[_CPU_FIXED] = fixed_ns
+                    mem[on_cpu + _NBYTES] = sum_bytes if own else 0
+                    mem[on_cpu + _OWN] = own
+                    mem[on_cpu + _FLOW_ORDER] = mem[_ISSUED_ALL]
+                    mem[_ISSUED_ALL] += 1
+                    mem[_UP_LAYER] = layer
                 for place in range(num_vacated):
                     _promote(mem, at, vacated[place])
-                staged = missed_rows = 0
+                staged = missed_rows = num_later = 0
+                loads = missing - num_cpu
                 for place in range(missing):
                     key = absent[place]
                     count = counts[key - base]
                     missed_rows += count
                     if bypassed[key]:
                         bypassed[key] = False
+                        if place < num_cpu:
+                            continue
                         slot = at.buffers + mem[_BUFFER] * SLOT_WORDS
                         mem[_BUFFER] += 1
                         if mem[_BUFFER] == staging:
@@ -764,8 +996,12 @@ def _overlap(  # type: ignore[no-untyped-def]
                         if not IN_ORDER:
                             members[held] = key
                         held += 1
-                    _copy(mem, at, key, slot, 0, host.copy_ns)
-                    fetched = missing if place == missing - 1 else 0
+                        if place < num_cpu:
+                            later[num_later] = key
+                            num_later += 1
+                            continue
+                    _copy(mem, at, key, slot, _DEMAND, host.copy_ns)
+                    fetched = loads if place == missing - 1 else 0
                     lasts_ns = call_ns + expert_ns[count] + fetch_ns[fetched]
                     mem[at.sums + _BUSY] += lasts_ns
                     call = _call(mem, at, lasts_ns, host.launch_ns, _STALL_DEMAND, layer, _EXPERTS)
@@ -774,8 +1010,17 @@ def _overlap(  # type: ignore[no-untyped-def]
                     mem[slot + SLOT_JOB], mem[slot + _LAND] = -1, 0
                 held_in[number] = held
                 mem[at.num_free + number] = num_free
+                if num_cpu:  # not before the copies of experts, which it would keep waiting
+                    job = _job(mem, at, elsewhere.up_ns[step], -1, host.copy_ns, _STATES_UP)
+                    mem[job + _AFTER_JOB] = 1
+                    _push(mem, at.urgent, at.mask, URGENT_HEAD, URGENT_TAIL, job, _TURN)
+                    mem[UP] = mem[on_cpu + FLOW_JOB] = job
+                    mem[at.sums + _STATES] += 1
+                for place in range(num_later):
+                    key = later[place]
+                    _ahead_of(mem, at, key, mem[at.slot_of + key], layer, host.copy_ns)
                 waves = 0
-                if missing:
+                if loads:
                     waves = max(1, -(-staged // staging))
                     mem[at.sums + _WAVES] += waves
                     mem[at.sums + _WAVES_EVENTS] += 1
@@ -784,7 +1029,8 @@ def _overlap(  # type: ignore[no-untyped-def]
                 mem[at.sums + _NONEMPTY] += size > 0
                 _count(mem, at, layer, _HITS, ready)
                 _count(mem, at, layer, _LATE_HITS, num_late)
-                _count(mem, at, layer, _COPIES, missing)
+                _count(mem, at, layer, _COPIES, loads)
+                _count(mem, at, layer, _ELSEWHERE, num_cpu)
                 _count(mem, at, layer, _MISSED, missed_rows)
                 _count(mem, at, layer, _ROWS, rows)
             # What is copied ahead?
@@ -834,11 +1080,7 @@ def _overlap(  # type: ignore[no-untyped-def]
                         while members_of[number, last] != loser:
                             last += 1
                     members_of[number, last] = key
-                _copy(mem, at, key, slot, 1, host.copy_ns)
-                mem[slot + SLOT_READER], mem[slot + SLOT_FRESH] = -1, 1
-                mem[slot + _ISSUED] = mem[_ISSUES]
-                mem[_ISSUES] += 1
-                _count(mem, at, key // experts, _AHEAD, 1)
+                _ahead_of(mem, at, key, slot, key // experts, host.copy_ns)
             if shields:
                 for turn in range(begin, stop):
                     shielded[ahead_keys[turn]] = False
@@ -850,9 +1092,11 @@ def _overlap(  # type: ignore[no-untyped-def]
                 counts[key - layer * experts] = 0
         for place in range(ends[num_layers], ends[num_layers + 1]):
             lasts_ns = kinds_ns[step, order[place]]
-            _call(mem, at, lasts_ns, host.launch_ns, _OTHER, num_layers, _DENSE)
+            call = _call(mem, at, lasts_ns, host.launch_ns, _OTHER, num_layers, _DENSE)
+            _await_states(mem, at, call)
             mem[at.sums + _FIXED] += lasts_ns
-        _call(mem, at, layers.tail_ns[step], host.launch_ns, _OTHER, num_layers, _TAIL)
+        call = _call(mem, at, layers.tail_ns[step], host.launch_ns, _OTHER, num_layers, _TAIL)
+        _await_states(mem, at, call)
         mem[at.sums + _FIXED] += layers.tail_ns[step]
         after_ns = layers.sampled_ns[step]
         mem[_HOST] += host.copy_ns
@@ -885,17 +1129,22 @@ def _collect(mem, at, now, step, experts, works, num_works):  # type: ignore[no-
     kept_rows = 0
     for place in range(mem[NUM_LANDED]):
         row = at.landed + place * LANDED_WORDS
-        if mem[row + _L_FINISH] > now:
+        if mem[row + L_FINISH] > now:
             other = at.landed + kept_rows * LANDED_WORDS
             for word in range(LANDED_WORDS):
                 mem[other + word] = mem[row + word]
             kept_rows += 1
             continue
-        mem[at.sums + _LANDED] += mem[row + _L_AHEAD]
+        if mem[row + _L_AHEAD]:
+            mem[at.sums + _LANDED] += 1
+            mem[at.sums + _BUSY_H2D] += mem[row + L_BUSY]
         if mem[_SHOWN]:
-            key, kind = mem[row + _L_KEY], _PREFETCH if mem[row + _L_AHEAD] else _DEMAND
-            start, finish = mem[row + _L_START], mem[row + _L_FINISH]
-            _show(works, num_works, step, key // experts, kind, key, start, finish)
+            kind, key, layer = mem[row + _L_KIND], mem[row + L_KEY], mem[row + _L_LAYER]
+            if kind == _STATES_UP:
+                key = -1
+            else:
+                layer = key // experts
+            _show(works, num_works, step, layer, kind, key, mem[row + L_START], mem[row + L_FINISH])
             num_works += 1
     mem[NUM_LANDED] = kept_rows
     return num_works

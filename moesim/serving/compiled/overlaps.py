@@ -1,4 +1,4 @@
-"""Stretches whose layer events overlap: copies ahead are under way, or the host takes time.
+"""Stretches whose layer events overlap: copies ahead, experts on the CPU, or the host's own time.
 
 The kernel (`moesim/serving/compiled/overlap.py`) has the slots and the copies under way as arrays,
 which last from stretch to stretch.
@@ -15,12 +15,16 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from moesim.cost.cpu import CpuCost
+from moesim.cost.prices import SimPrices
 from moesim.errors import PolicyViolation, TraceError
-from moesim.hardware.ops import Copy, Readback
-from moesim.hardware.topology import D2H, GPU, H2D
+from moesim.hardware.ops import Copy, Readback, States
+from moesim.hardware.topology import D2H, H2D, HOST_BANDWIDTH
 from moesim.machine.prices import Prices, alone_ns
 from moesim.machine.work import FAR, PREFETCH, Work
 from moesim.policies.blame import blamed
+from moesim.policies.placement.cost import Cost
+from moesim.policies.placement.cpu_layers import CPULayers
 from moesim.policies.prefetch import Prefetch
 from moesim.policies.prefetch.predicted import Predicted
 from moesim.serving.compiled import overlap
@@ -30,6 +34,7 @@ from moesim.serving.compiled.overlap import (
     COLUMNS,
     SHOWN_KINDS,
     Ahead,
+    Elsewhere,
     Host,
     Layers,
     Places,
@@ -39,7 +44,9 @@ from moesim.serving.compiled.overlap import (
 )
 from moesim.serving.compiled.policies import Kernel
 from moesim.serving.compiled.stretch import Stretches, later_batch, rows_of, within
-from moesim.serving.issue import HostTimes
+from moesim.serving.experts.decision import Place
+from moesim.serving.experts.placing import Placing
+from moesim.serving.issue import Execution
 from moesim.serving.knowledge import EVERYTHING, Knowledge
 from moesim.serving.ledger import Ledger
 from moesim.serving.request import Request
@@ -53,19 +60,19 @@ from moesim.serving.unions import Unions
 __all__ = ["Issue", "Overlaps"]
 
 _ADD_EVERY: Final = 4096  # steps: the fixed costs of NumPy are shared
-_LANES: Final = {"readback": D2H, "demand": H2D, "prefetch": H2D}
 
 
 @dataclass(frozen=True, slots=True)
 class Issue:
-    """What is issued beside the experts of an event: copies ahead, and the host's own time.
+    """What overlaps: copies ahead, experts on the CPU (None: none), and the host's own time.
 
     The trace has `predictions` [B, L, D, K], or None.
     """
 
     prefetch: Prefetch
     knowledge: Knowledge
-    host: HostTimes
+    execution: Execution
+    place: Place | None = None
     predictions: Any = None
 
 
@@ -87,8 +94,10 @@ class Overlaps(Stretches):
         self._order = np.array([cost.kind_of_layer[m] for each in groups for m in each], np.int64)
         self._ends = np.cumsum([0, *map(len, groups)])
         self._returns = np.array([issue.knowledge.comes_back(layer) for layer in range(layers)])
-        pieces = [piece.fixed_ns for piece in self._prices.pieces(H2D, Copy(0, self._nbytes))]
-        rest = np.cumsum([0, *pieces[::-1]])
+        pieces = self._prices.pieces(H2D, Copy(0, self._nbytes))
+        shared = [(cost.nbytes, cost.rate) if cost.uses else (0, 0) for cost in pieces]
+        flows = np.zeros((2, overlap.FLOW_WORDS), np.int64)
+        flows[:, overlap.FLOW_ON], flows[:, overlap.FLOW_JOB] = FAR, -1
         self._mem = np.zeros(overlap.STATE_WORDS, np.int64)
         keys, caches = layers * experts, len(self._caches)
         width = max(1, *(cache.capacity for cache in self._caches), 1)
@@ -103,9 +112,12 @@ class Overlaps(Stretches):
             num_free=self._table(np.array([cache.capacity for cache in self._caches])),
             buffers=buffers,
             calls=self._table(np.zeros(calls)),
-            pieces=self._table(np.array(pieces)),
+            pieces=self._table(np.array([piece.fixed_ns for piece in pieces])),
             num_pieces=len(pieces),
-            rest=self._table(rest),
+            piece_bytes=self._table(np.array([nbytes for nbytes, _ in shared])),
+            piece_rates=self._table(np.array([rate for _, rate in shared])),
+            capacity=issue.execution.topology.resources.get(HOST_BANDWIDTH, 0),
+            flows=self._table(flows.reshape(-1)),
             sums=self._table(np.zeros(len(COLUMNS))),
             by_layer=self._table(np.zeros((layers + 1) * len(COLUMNS))),
             **dict.fromkeys(
@@ -113,6 +125,7 @@ class Overlaps(Stretches):
             ),
         )
         mem, at = self._mem, self._at
+        mem[overlap.CPU_READY], mem[overlap.UP] = FAR, -1
         for number, cache in enumerate(self._caches):
             free = at.free + number * width
             mem[free : free + cache.capacity] = slots[number]
@@ -121,9 +134,12 @@ class Overlaps(Stretches):
                 mem[at.slot_of + key] = mem[free + mem[at.num_free + number]]
         self._jobs = 0  # how many there is room for; there is room for as many pairs
         self._grow(1)
-        times = issue.host
+        times = issue.execution.host
         self._host = Host(times.launch_ns, times.copy_ns, times.event_ns)
-        self._sums = _Sums(self._ledger, layers, self._nbytes, int(rest[-1]), self._block_tokens)
+        self._sums = _Sums(
+            self._ledger, layers, self._nbytes, issue.execution.state_bytes, self._block_tokens
+        )
+        self._on_cpu = _OnCPU(self._prices, issue, layers)
 
     def _table(self, values: npt.NDArray[Any]) -> int:
         """Add values to the memory; return where they begin."""
@@ -213,11 +229,14 @@ class Overlaps(Stretches):
             self._costs = self._costs_for(2 * step.batch.tokens)
         ahead = self._ahead(step, rows, ends, unions)
         self._grow(2 * int(ahead.needs.max()))
+        elsewhere = self._on_cpu.of(step.batch.tokens, len(requests), more)
         shown = within(ledger.timeline_steps, number, more + 1)
         steps = Steps(*unions, np.zeros(0, np.int64), shown, self._trace.num_experts)
         layers = self._layers(step, more, sizes, later)
         out = self._room(steps, ahead)
-        ran, num_keys, num_works = self._call(steps, layers, ahead, start_ns, due_ns, out)
+        ran, num_keys, num_works = self._call(
+            steps, layers, ahead, elsewhere, start_ns, due_ns, out
+        )
         finish = out.finish_ns[:ran]
         if finish[-1] >= FAR:
             ran -= 1  # its wait refuses it
@@ -228,19 +247,26 @@ class Overlaps(Stretches):
             if self._sums.steps >= _ADD_EVERY:
                 self._sums.flush(self._take_layers())
             for at, layer, kind, key, begin, end in out.works[:num_works].tolist():
-                name = SHOWN_KINDS[kind]
+                lane, name = SHOWN_KINDS[kind]
                 expert = key % self._trace.num_experts if key >= 0 else -1
-                lane = _LANES.get(name, GPU)
                 ledger.timeline.append((lane, name, begin, end, number + at, layer, expert))
         return np.asarray(finish)
 
     def _call(
-        self, steps: Steps, layers: Layers, ahead: Ahead, start_ns: int, due_ns: int, out: Sums
+        self,
+        steps: Steps,
+        layers: Layers,
+        ahead: Ahead,
+        elsewhere: Elsewhere,
+        start_ns: int,
+        due_ns: int,
+        out: Sums,
     ) -> tuple[int, int, int]:
         with blamed(self._kind, "kernel"):
             ran, num_keys, num_works = self._stretch(
-                steps, layers, ahead, start_ns, min(due_ns, FAR), self._costs, self._host,
-                self._books, self._mem, self._at, self._ints, self._floats, self._given, out,
+                steps, layers, ahead, elsewhere, start_ns, min(due_ns, FAR), self._costs,
+                self._host, self._books, self._mem, self._at, self._ints, self._floats,
+                self._given, out,
             )  # fmt: skip
         if ran < 0:
             raise PolicyViolation(
@@ -260,7 +286,8 @@ class Overlaps(Stretches):
     ) -> Ahead:
         """Return what the prefetch policy wants in some steps."""
         layers, prefetch = self._trace.num_layers, self._issue.prefetch
-        wanted = unions.sizes.reshape(-1, layers).sum(axis=1, dtype=np.int64)
+        # Of each expert, and of the hidden states that come back from the CPU.
+        wanted = unions.sizes.reshape(-1, layers).sum(axis=1, dtype=np.int64) + layers
         if not prefetch.active:
             nothing = np.zeros(len(wanted) * (layers + 1), np.int64)
             return Ahead(unions.keys[:0], nothing, nothing, wanted)
@@ -338,7 +365,7 @@ class Overlaps(Stretches):
         shown = int(np.count_nonzero(steps.shown))
         works = 0
         if shown:
-            works = shown * (len(self._order) + 3 * layers + 4) + self._jobs
+            works = shown * (len(self._order) + 6 * layers + 4) + self._jobs
             works += 2 * int(ahead.needs[steps.shown].sum())
         return Sums(
             np.zeros(number, np.int64),
@@ -355,7 +382,9 @@ class Overlaps(Stretches):
             np.zeros((0, 1), np.int64), self._order, self._ends, zeros, zeros, zeros, self._returns
         )
         nothing = Ahead(none, zeros, zeros, zeros)
-        self._call(steps, table, nothing, now_ns, FAR, self._room(steps, nothing))
+        elsewhere = self._on_cpu.of(1, 1, 0)
+        out = self._room(steps, nothing)
+        self._call(steps, table, nothing, elsewhere, now_ns, FAR, out)
         mem, at = self._mem, self._at
         slots = mem[at.slot_of : at.slot_of + len(self._numbers) * self._trace.num_experts]
         held = np.flatnonzero(slots >= 0)
@@ -377,32 +406,91 @@ class Overlaps(Stretches):
         """Return the copies ahead that no step has counted, in the order of their start."""
         mem, at = self._mem, self._at
         landed = mem[at.landed :][: mem[overlap.NUM_LANDED] * overlap.LANDED_WORDS]
-        rows = landed.reshape(-1, overlap.LANDED_WORDS)[:, :3].tolist()
+        columns = [overlap.L_KEY, overlap.L_START, overlap.L_FINISH, overlap.L_BUSY]
+        rows = landed.reshape(-1, overlap.LANDED_WORDS)[:, columns].tolist()
         jobs: dict[int, None] = {}  # a promoted one may stand in both queues
         for queue, first in ((at.urgent, overlap.URGENT_HEAD), (at.ahead, overlap.AHEAD_HEAD)):
             places = np.arange(mem[first], mem[first + 1])
             jobs |= dict.fromkeys(mem[queue + (places & at.mask)].tolist())
         jobs.pop(-1, None)
         for job in jobs:
-            rows.append((int(mem[job + overlap.JOB_KEY]), int(mem[job + overlap.JOB_START]), FAR))
+            key, start = mem[job + overlap.JOB_KEY], mem[job + overlap.JOB_START]
+            rows.append([int(key), int(start), FAR, 0])
         entries = []
-        for key, start, finish in rows:
+        for key, start, finish, busy in rows:
             work = Work(H2D, Copy(key, self._nbytes), urgency=PREFETCH)
             work.start_ns, work.finish_ns = start, finish
-            work.busy_ns = int(mem[at.rest + at.num_pieces])
+            work.busy_ns = busy
             layer = key // self._trace.num_experts
             entries.append(Entry(work, "prefetch", layer, 0, DEMAND, ()))
         return entries
+
+
+class _OnCPU:
+    """Which missing experts run on the CPU, and how long that takes."""
+
+    def __init__(self, prices: Prices, issue: Issue, layers: int) -> None:
+        self._prices, self._layers = prices, layers
+        self._state_bytes = issue.execution.state_bytes
+        self._placing = issue.place if isinstance(issue.place, Placing) else None
+        self._tables = np.zeros((3, 1), np.int64)  # chosen, durations and bytes, by rows
+
+    def of(self, rows: int, later_rows: int, more: int) -> Elsewhere:
+        """Return it for a step of some rows, and `more` steps of `later_rows` after it."""
+        modes = np.zeros((more + 1, self._layers), np.int64)
+        states_ns = np.zeros((2, more + 1), np.int64)
+        if self._placing is None:
+            return Elsewhere(modes, *self._split(), 0, states_ns[0], states_ns[1])
+        if len(self._tables[0]) <= rows:
+            self._tables = self._tabulate(2 * rows, self._placing)
+        for steps, number in ((slice(1, None), later_rows), (slice(1), rows)):
+            modes[steps] = self._modes(number, self._placing)
+            op = States(0, number, number * self._state_bytes)
+            states_ns[:, steps] = [[alone_ns(self._prices, lane, op)] for lane in (D2H, H2D)]
+        call_ns = self._cpu.call_ns
+        return Elsewhere(modes, *self._split(), call_ns, states_ns[0], states_ns[1])
+
+    def _split(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        chosen, moving_ns, nbytes = self._tables
+        return chosen, moving_ns, nbytes
+
+    @property
+    def _cpu(self) -> CpuCost:
+        assert isinstance(self._prices, SimPrices)
+        assert self._prices.cpu is not None, "the machine has a CPU where experts run on it"
+        return self._prices.cpu
+
+    def _modes(self, rows: int, placing: Placing) -> npt.NDArray[np.int64]:
+        """Return the modes of the layers in a step of some rows, [L]; see `Elsewhere`."""
+        policy = placing.policy
+        if isinstance(policy, CPULayers):
+            end = 0 if policy.copies(rows) else policy.on_cpu
+            return (np.arange(self._layers) < end).astype(np.int64)
+        return np.full(self._layers, 2 if isinstance(policy, Cost) else 1)
+
+    def _tabulate(self, rows: int, placing: Placing) -> npt.NDArray[np.int64]:
+        cpu, estimate = self._cpu, placing.estimate
+        loads = [cpu.loads.expert(count) for count in range(1, rows + 1)]
+        chosen = [0] * rows
+        if isinstance(placing.policy, Cost):
+            copy_ns = estimate.copy_ns(0)
+            chosen = [
+                estimate.cpu_ns(0, count) <= copy_ns + estimate.gpu_ns(0, count)
+                for count in range(1, rows + 1)
+            ]
+        moving_ns = map(cpu.rates.duration_ns, loads)
+        nbytes = [load.nbytes for load in loads]
+        return np.array([[0, *chosen], [0, *moving_ns], [0, *nbytes]], np.int64)
 
 
 class _Sums:
     """The sums of stretches that the ledger of a run does not have yet."""
 
     def __init__(
-        self, ledger: Ledger, layers: int, nbytes: int, copy_ns: int, block_tokens: int
+        self, ledger: Ledger, layers: int, nbytes: int, state_bytes: int, block_tokens: int
     ) -> None:
         self._ledger, self._layers, self._nbytes = ledger, layers, nbytes
-        self._copy_ns, self._block_tokens = copy_ns, block_tokens
+        self._state_bytes, self._block_tokens = state_bytes, block_tokens
         self._clear()
 
     def _clear(self) -> None:
@@ -453,10 +541,12 @@ class _Sums:
         for sums in (by_step, by_layer):
             for kind in ("demand", "prefetch"):
                 sums[f"{kind}_bytes"] = sums[f"{kind}_copies"] * self._nbytes
-        by_step["busy h2d"] = (by_step["demand_copies"] + by_step["landed"]) * self._copy_ns
         by_step["moved demand"] = by_step["demand_bytes"]
         by_step["moved prefetch"] = by_step["landed"] * self._nbytes
         by_step["moved readback"] = back
+        facts = np.concatenate(self._facts)
+        rows = facts[:, 0] + facts[:, 1]
+        by_step["moved states"] = 2 * self._state_bytes * rows * by_step["states"]
         nothing, layers = np.zeros_like(number), np.zeros(self._layers, np.int64)
         StepSums(
             number=number,
@@ -467,7 +557,7 @@ class _Sums:
             sampled=nothing,
             ids_bytes=nothing,
             sampled_bytes=nothing,
-            facts=np.concatenate(self._facts),
+            facts=facts,
             by_step=by_step,
             by_layer={
                 name: column if name.startswith("stall") else column[:-1]

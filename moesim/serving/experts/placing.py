@@ -32,8 +32,8 @@ class Placing:
         lanes: Sequence[str],
         place_of: Callable[[Key], str] | None = None,
     ) -> None:
-        self._policy = policy
-        self._estimate = estimate
+        self.policy = policy
+        self.estimate = estimate
         self._lanes = lanes
         self._place_of = place_of
 
@@ -47,7 +47,7 @@ class Placing:
         place_of = self._place_of
         absent = {key: HOST if place_of is None else place_of(key) for key in missing}
         absent.update(dict.fromkeys(arriving, ARRIVING))
-        self._estimate.rows = rows
-        answer = self._policy.place(view, absent, self._estimate)
-        check_placement(self._policy.name, answer, absent, self._lanes)
+        self.estimate.rows = rows
+        answer = self.policy.place(view, absent, self.estimate)
+        check_placement(self.policy.name, answer, absent, self._lanes)
         return answer

@@ -69,7 +69,7 @@ class ExpertCache:
         """
         self.policy = policy
         self.host = host
-        self._place = place
+        self.place = place
         self.capacity = policy.capacity
         self.expert_bytes = sizes.nbytes
         self.write_back = sizes.write_back
@@ -170,8 +170,8 @@ class ExpertCache:
         if missing and self.buffers is not None and self.guesses:
             missing, arrived = self._find_buffered(missing, ready, counts, held, late)
         placed, elsewhere = _NOWHERE_ELSE, _NO_EXPERTS
-        if self._place is not None and (missing or late):
-            placed = self._place(view, [k for k, _ in missing], [k for k, *_ in late], rows_of_step)
+        if self.place is not None and (missing or late):
+            placed = self.place(view, [k for k, _ in missing], [k for k, *_ in late], rows_of_step)
             if placed:
                 missing, late, elsewhere = _divide(placed, missing, late)
         leavers = self._leavers(view)
@@ -427,7 +427,7 @@ class ExpertCache:
     @property
     def places(self) -> bool:
         """Whether a placement policy may run experts on other lanes than the GPU."""
-        return self._place is not None
+        return self.place is not None
 
     def _evict(
         self, victim: Key, protected: Collection[Key]
