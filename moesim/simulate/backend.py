@@ -9,6 +9,7 @@ from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Final
 
+from moesim.cost.choice import cpu_cost_of
 from moesim.errors import MissingExtra, ScenarioError
 from moesim.hardware.ops import BatchShape
 from moesim.hardware.topology import H2D
@@ -187,7 +188,19 @@ def _slowest_ns(plan: Plan, server: Server) -> int:
     batch = BatchShape(rows, sequences * longest, rows * longest, rows, sequences)
     copies = cost.copy_ns(H2D, nbytes), cost.readback_ns(nbytes)
     computed = cost.expert_ns(2 * rows), *cost.layers_ns(batch), cost.tail_ns(batch)
-    return max(*copies, cost.call_ns, *computed)
+    return max(*copies, cost.call_ns, *computed, _slowest_sharing_ns(plan, 2 * rows))
+
+
+def _slowest_sharing_ns(plan: Plan, rows: int) -> int:
+    """Return how long all experts of a layer take on the CPU at most, or their bytes at half of the
+    shared bandwidth; 0 where nothing runs on the CPU.
+    """
+    resources, experts = plan.places.topology.resources, plan.trace.num_experts
+    if not resources:
+        return 0
+    nbytes = experts * plan.cost.expert_bytes
+    on_cpu = cpu_cost_of(plan.cost).experts((rows,) * experts).duration_ns
+    return max(on_cpu, *(2 * nbytes * 10**9 // capacity for capacity in resources.values()))
 
 
 def _unknown(server: Server) -> bool:

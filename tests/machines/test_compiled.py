@@ -6,6 +6,7 @@ import json
 import random
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
@@ -255,6 +256,41 @@ def test_windows_and_observed_plans_are_the_same() -> None:
             check(case(seed, metrics={"window": {"skip_requests": 1}}), seed)
             checked += 1
     assert checked > 5
+    for seed in range(80):
+        scenario, trace = overlapping(seed)
+        scenario["metrics"] = {"window": {"skip_requests": 1}}
+        with suppress(ScenarioError):  # no request or no step is in the window
+            plan = plan_of(scenario, trace)
+            summarise(both(plan)[0])
+            check(plan, seed)
+            checked += 1
+    assert checked > 25
+
+
+def test_results_of_runs_that_overlap_have_the_same_bounds_and_baseline() -> None:
+    for seed in range(3000, 3012):
+        plan = plan_of(*overlapping(seed))
+        found = []
+        for name in ("reference", "compiled"):
+            scenario = plan.scenario.model_copy(update={"simulation": name, "bounds": True})
+            found.append(result_of(replace(plan, scenario=scenario)).summary)
+        assert found[0] == found[1], seed
+
+
+def test_copies_ahead_may_queue_up_without_limit() -> None:
+    """A link so slow that most copies ahead are still queued when their slots are given away."""
+    link = {"bandwidth": "300MB/s", "latency": "1us", "chunk": "100kB"}
+    trace = tiny_trace(requests=3, prompt_tokens=9, output_tokens=40)
+    plan = plan_of(
+        tiny_scenario(
+            hardware={"profile": "rtx-4090", "h2d": link},
+            cache={"policy": "lru", "scope": "global", "slots": 16},
+            prefetch={"policy": "oracle", "options": {"depth": 4}},
+            placement={"policy": "cost"},
+        ),
+        trace,
+    )
+    check(plan, 0)
 
 
 # What a policy brings
@@ -535,16 +571,19 @@ def test_works_that_only_large_steps_have_are_left_to_the_reference() -> None:
         assert reason_of(plan_of(scenario, trace)) == why
 
 
-def test_a_run_that_is_too_long_is_refused_as_by_the_reference() -> None:
+@pytest.mark.parametrize("overlaps", [False, True])
+def test_a_run_that_is_too_long_is_refused_as_by_the_reference(overlaps: bool) -> None:
     raised = []
     trace = tiny_trace(requests=1, prompt_tokens=1, output_tokens=8)
+    engine = {"launch": "1us"} if overlaps else "ideal"
     for name in ("reference", "compiled"):
         # Each of 4 layers of 7 steps copies 2 experts, and waits for 73 minutes: too short. A
         # slot for every expert, and a pause of the only client, make no difference.
         hardware = {"profile": "rtx-4090", "h2d": {"latency": (1 << 42) - 10**10}}
         arrivals = {"kind": "closed", "clients": 1, "think": {"mean": "4000000000s"}}
         workload = {"arrivals": arrivals, "requests": 3, "order": "resampled"}
-        plan = plan_of(tiny_scenario(hardware=hardware, workload=workload, simulation=name), trace)
+        sections = {"hardware": hardware, "workload": workload, "engine": engine}
+        plan = plan_of(tiny_scenario(**sections, simulation=name), trace)
         with pytest.raises(ScenarioError) as caught:
             serve(plan)
         raised.append(str(caught.value))
