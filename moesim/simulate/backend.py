@@ -200,7 +200,8 @@ def _slowest_sharing_ns(plan: Plan, rows: int) -> int:
         return 0
     nbytes = experts * plan.cost.expert_bytes
     on_cpu = cpu_cost_of(plan.cost).experts((rows,) * experts).duration_ns
-    return max(on_cpu, 2 * nbytes * 10**9 // min(resources.values()))
+    shared_ns: int = 2 * nbytes * 10**9 // min(resources.values())
+    return max(on_cpu, shared_ns)
 
 
 def _unknown(server: Server) -> bool:
