@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from moesim.cost.choice import cpu_cost_of
 from moesim.errors import MissingExtra, ScenarioError
 from moesim.hardware.ops import BatchShape
-from moesim.hardware.topology import H2D
+from moesim.hardware.topology import CPU, H2D
 from moesim.policies.blame import is_foreign
 from moesim.policies.guard import unguarded
 from moesim.policies.placement.cost import Cost
@@ -196,7 +196,7 @@ def _slowest_sharing_ns(plan: Plan, rows: int) -> int:
     shared bandwidth; 0 where nothing runs on the CPU.
     """
     resources, experts = plan.places.topology.resources, plan.trace.num_experts
-    if not resources:
+    if CPU not in plan.places.topology.names:
         return 0
     nbytes = experts * plan.cost.expert_bytes
     on_cpu = cpu_cost_of(plan.cost).experts((rows,) * experts).duration_ns
