@@ -63,39 +63,68 @@ def validate(trace: Annotated[Path, typer.Argument(help="The trace's folder.")])
 
 
 def convert(
-    source: Annotated[Path, typer.Argument(help="The file to read.")],
+    source: Annotated[Path, typer.Argument(help="The file to read (of esft: or a folder).")],
     out: Annotated[Path, typer.Argument(help="The trace folder to write.")],
     kind: Annotated[
-        str,
+        str | None,
         typer.Option(
+            "--from",
             "--format",
-            help="Format of SOURCE: npz (arrays expert_ids and seq_len; optional prompt_tokens, "
-            "gate_weights, ...) or esft (routing that deepseek-ai/ESFT published, as npz).",
+            metavar="NAME",
+            help="Format of SOURCE: npz, esft, sglang, sglang_routed, vllm, llama_cpp, moearc, "
+            "jsonl, csv or counts. [default: found from the content]",
         ),
-    ] = "npz",
+    ] = None,
     num_experts: Annotated[
-        int | None, typer.Option(help="Experts per layer (default: the highest id + 1).")
+        int | None, typer.Option(min=1, help="Experts per layer (default: the highest id + 1).")
+    ] = None,
+    top_k: Annotated[
+        int | None,
+        typer.Option(min=1, help="Experts of a token at a layer, where SOURCE does not say."),
+    ] = None,
+    layers: Annotated[
+        int | None, typer.Option(min=1, help="Layers of SOURCE, to check it (sglang_routed).")
+    ] = None,
+    prompt_tokens: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Prompt tokens of each request, where SOURCE does not say; or to draw."
+        ),
     ] = None,
     model: Annotated[
         str | None, typer.Option(help="The model's name (default: by the file).")
     ] = None,
+    requests: Annotated[
+        int, typer.Option(min=1, help="Requests to draw, where SOURCE holds statistics only.")
+    ] = 32,
+    output_tokens: Annotated[
+        int, typer.Option(min=1, help="Output tokens of each request that is drawn.")
+    ] = 32,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of requests that are drawn.")] = 0,
     force: ForceOption = False,
 ) -> None:
-    """Convert another program's recording into a trace."""
-    from moesim.cli.progress import progress
-    from moesim.errors import UsageError
-    from moesim.progress import counter
-    from moesim.trace import IMPORTERS
+    """Convert another program's recording into a trace.
 
-    if kind not in IMPORTERS:
-        raise UsageError(f"--format {kind!r} is none of {', '.join(IMPORTERS)}")
-    named = {"num_experts": num_experts, "model": model}
-    # An option that is not stated keeps the importer's own default.
-    options = {key: value for key, value in named.items() if value is not None}
+    Statistics (counts of experts) become a synthetic trace that is fitted to them and marked so.
+
+    Example: moesim trace convert moe_trace.csv traces/mine --from llama_cpp --top-k 8
+    """
+    from moesim.cli.progress import progress
+    from moesim.progress import counter
+    from moesim.trace import import_trace
+    from moesim.trace.importers import Options
+
+    options = Options(
+        num_experts=num_experts, top_k=top_k, num_layers=layers, model=model,
+        prompt_tokens=prompt_tokens, requests=requests, output_tokens=output_tokens, seed=seed,
+    )  # fmt: skip
+    found, imported = import_trace(source, kind, options)
     with progress() as show:
-        imported = IMPORTERS[kind](source, **options)
-        trace = imported.save(out, force=force, progress=counter(show, "requests"))
-    typer.echo(f"{trace}\n{out}")
+        trace = imported.trace.save(out, force=force, progress=counter(show, "requests"))
+    typer.echo(f"{trace}\nread as {found.name}: {found.expects}")
+    for note in imported.notes:
+        typer.echo(f"- {note}")
+    typer.echo(out)
 
 
 _OF_LIKENESS: Final = ("experts", "top_k", "skew", "cutoff", "stickiness", "layer_correlation")

@@ -1,0 +1,261 @@
+"""CSV logs of llama.cpp, of one sequence: which experts each pass chose at each layer.
+
+Four forms are in use. `layer,expert` has one line per use (examples/moe-trace, ggml-org/llama.cpp
+pull request 28544), and `layer_id,expert_ids` one line per token and layer (okuvshynov's fork).
+Both leave out tokens: they are found from the order, because a layer that does not rise begins a
+new pass. `phase,token,layer,rank,expert` and `call,phase,row,layer,expert` name their tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from moesim.errors import SourceError
+from moesim.trace.importers.base import Format, Imported, Options
+from moesim.trace.importers.build import built, most_id
+from moesim.trace.importers.columns import Row, rows_of, split_header
+from moesim.trace.importers.source import Glimpse
+from moesim.trace.importers.uses import Uses
+
+__all__ = ["FORMAT"]
+
+_PLAIN: Final = ("layer", "expert")
+_LISTS: Final = ("layer_id", "expert_ids")
+_NUMBERED: Final = ("phase", "token", "layer", "rank", "expert")
+_CALLS: Final = ("call", "phase", "row", "layer", "expert")
+_FORMS: Final = (_PLAIN, _LISTS, _NUMBERED, _CALLS)
+_UNLIKELY: Final = math.log(1e-6)
+
+
+def _sniff(glimpse: Glimpse) -> bool:
+    return split_header(glimpse.first_line) in _FORMS
+
+
+def _read(path: Path, options: Options) -> Imported:
+    header = split_header(Glimpse(path).first_line)
+    if header in (_NUMBERED, _CALLS):
+        return _read_numbered(path, options, header == _CALLS)
+    bare = all(cell.isdigit() for cell in header) and len(header) == 2
+    if header not in (_PLAIN, _LISTS) and not bare:
+        next(rows_of(path), None)  # whatever else the file is, its own error comes first
+        raise SourceError(path, "line 1", f"is no header of {FORMAT.expects}")
+    return _read_passes(path, options, _LISTS if header == _LISTS else _PLAIN, bare)
+
+
+@dataclass(slots=True)
+class _Run:
+    """Consecutive lines of one layer: its ids in order, and the line of each."""
+
+    layer: int
+    ids: list[int]
+    lines: list[int]
+    width: int | None = None  # experts of a token, where a line lists them
+
+
+def _runs(path: Path, form: tuple[str, ...], bare: bool) -> Iterator[_Run]:
+    run: _Run | None = None
+    for row in rows_of(path, _PLAIN if bare else None):
+        layer = row.whole(form[0])
+        ids = row.wholes(form[1]) if form == _LISTS else [row.whole(form[1])]
+        if not ids:
+            raise row.error("lists no expert")
+        if run is None or run.layer != layer:
+            if run is not None:
+                yield run
+            run = _Run(layer, [], [], len(ids) if form == _LISTS else None)
+        if run.width not in (None, len(ids)):
+            raise row.error(f"lists {len(ids)} experts, and the line before {run.width}")
+        run.ids += ids
+        run.lines += [row.line] * len(ids)
+    if run is not None:
+        yield run
+
+
+def _read_passes(path: Path, options: Options, form: tuple[str, ...], bare: bool) -> Imported:
+    runs = list(_runs(path, form, bare))
+    if not runs:
+        raise SourceError(path, "", "lists no use of an expert")
+    notes: list[str] = []
+    k = _top_k(path, runs, options, notes)
+    uses = Uses(path, most_id(path, options))
+    passes: list[int] = []  # tokens of each pass
+    tokens = 0
+    previous: _Run | None = None
+    for run in runs:
+        count, rest = divmod(len(run.ids), k)
+        if rest:
+            raise uses.error(
+                run.lines[-1],
+                f"layer {run.layer} has {len(run.ids)} uses in this pass, no multiple of the {k} "
+                "experts of a token",
+            )
+        if previous is None or run.layer <= previous.layer:
+            tokens += passes[-1] if passes else 0
+            if len(passes) > 1 and count > 1 and passes[-1] == 1:
+                raise uses.error(
+                    run.lines[0],
+                    "a pass of several tokens follows single ones: the log holds several requests "
+                    "and does not say which token is whose; log one request in a file",
+                )
+            passes.append(count)
+        elif count != passes[-1]:
+            raise uses.error(
+                run.lines[0],
+                f"layer {run.layer} has {count} tokens in a pass of {passes[-1]}",
+            )
+        for place, (expert, line) in enumerate(zip(run.ids, run.lines, strict=True)):
+            uses.add(line, "", tokens + place // k, run.layer, expert)
+        previous = run
+    _check_strides(uses, runs, k, passes)
+    arrays = uses.arrays(k)
+    return built(
+        path, FORMAT.name, arrays, options, notes=notes,
+        **_prompt(passes, options, notes),
+    )  # fmt: skip
+
+
+def _top_k(path: Path, runs: list[_Run], options: Options, notes: list[str]) -> int:
+    """Return the experts of a token: as listed, as stated, or those of the passes of one token."""
+    widths = {run.width for run in runs}
+    if None not in widths:
+        if len(widths) > 1:
+            wrong = next(run for run in runs if run.width != runs[0].width)
+            raise SourceError(
+                path,
+                f"line {wrong.lines[0]}",
+                f"lists {wrong.width} experts, and the lines before {runs[0].width}",
+            )
+        own = int(runs[0].width or 0)
+        if options.top_k not in (None, own):
+            raise SourceError(path, "", f"lists {own} experts, and --top-k says {options.top_k}")
+        return own
+    if options.top_k is not None:
+        return options.top_k
+    lengths = np.array([len(run.ids) for run in runs])
+    least = int(lengths.min())
+    # Passes of one token are the shortest, and in a log of generated text most are such.
+    if (lengths == least).mean() <= 0.5 or len({run.layer for run in runs}) == len(runs):
+        raise SourceError(
+            path, "", "does not say how many experts a token uses; state it with --top-k"
+        )
+    notes.append(
+        f"{least} experts a token: the uses of one layer in most passes, because the log does not "
+        "say; state it with --top-k"
+    )
+    return least
+
+
+def _prompt(passes: list[int], options: Options, notes: list[str]) -> dict[str, Any]:
+    """Return the prompt's length: the tokens of the passes before the first of one token."""
+    if options.prompt_tokens is not None:
+        return {}
+    single = passes.index(1) if 1 in passes else len(passes)
+    prompt = sum(passes[:single])
+    if not prompt:
+        notes.append(
+            "all tokens count as prompt, because the log does not say where the prompt ends; state "
+            "it with --prompt-tokens"
+        )
+        return {}
+    notes.append(f"{prompt} prompt tokens: those of the passes before the first of one token")
+    return {"prompt_tokens": [prompt]}
+
+
+def _check_strides(uses: Uses, runs: list[_Run], k: int, passes: list[int]) -> None:
+    """Refuse a log whose passes of several tokens list a ranking of experts, not choices.
+
+    An early version of the example read a strided view as if it were dense: the first token's whole
+    ranking of the experts, cut into tokens. Within it no expert occurs twice, at any layer.
+    """
+    experts = 1 + max(max(run.ids) for run in runs)
+    chance = 0.0
+    first = next((run for run in runs if len(run.ids) > k), None)
+    for run in runs:
+        if len(run.ids) <= k:
+            continue
+        ids = run.ids[:experts]
+        if len(set(ids)) < len(ids):
+            return
+        chance += _chance_apart(len(ids), k, experts)
+    if first is not None and chance < _UNLIKELY:
+        raise uses.error(
+            first.lines[0],
+            "no expert occurs twice among the tokens of a pass, at any layer: an early "
+            "llama-moe-trace wrote the first token's ranking here; record again with a later one",
+        )
+
+
+def _chance_apart(count: int, k: int, experts: int) -> float:
+    """Return the log of the chance that uniform draws of k experts, `count` in all, never meet."""
+    total = 0.0
+    for used in range(k, count, k):
+        size = min(k, count - used)
+        free = experts - used
+        if free < size:
+            return 10 * _UNLIKELY
+        total += math.lgamma(free + 1) - math.lgamma(free - size + 1)
+        total -= math.lgamma(experts + 1) - math.lgamma(experts - size + 1)
+    return total
+
+
+def _read_numbered(path: Path, options: Options, by_call: bool) -> Imported:
+    uses = Uses(path, most_id(path, options))
+    prompt, decoded = 0, False
+    last, call, base = -1, -1, 0
+    for row in rows_of(path):
+        decoding = _is_decoding(row)
+        if by_call:
+            number = row.whole("call")
+            if number < call:
+                raise row.error(f"call {number} follows call {call}")
+            if number != call:
+                call, base = number, last + 1
+            token = base + row.whole("row")
+        else:
+            token = row.whole("token")
+        if decoded and not decoding:
+            raise row.error("a prefill follows decoding: log one request in a file")
+        if decoding and by_call and row.whole("row"):
+            raise row.error("a decoding call has several rows: log one request in a file")
+        if not by_call:
+            row.whole("rank")
+        decoded |= decoding
+        prompt = prompt if decoding else max(prompt, token + 1)
+        last = max(last, token)
+        uses.add(row.line, "", token, row.whole("layer"), row.whole("expert"))
+    arrays = uses.arrays(options.top_k)
+    notes: list[str] = []
+    if not prompt:
+        if options.prompt_tokens is None:
+            raise SourceError(
+                path, "", "holds decoding only: state the prompt's length with --prompt-tokens"
+            )
+        return built(path, FORMAT.name, arrays, options, notes=notes, prompt_rows="absent")
+    prompt_tokens: dict[str, Any] = (
+        {} if options.prompt_tokens is not None else {"prompt_tokens": [prompt]}
+    )
+    return built(path, FORMAT.name, arrays, options, notes=notes, **prompt_tokens)
+
+
+def _is_decoding(row: Row) -> bool:
+    phase = row.cells["phase"]
+    if phase in ("prefill", "p", "prompt"):
+        return False
+    if phase in ("decode", "d"):
+        return True
+    raise row.error(f"phase must be prefill or decode, not {phase!r}")
+
+
+FORMAT = Format(
+    "llama_cpp",
+    "a CSV log of llama.cpp with the columns layer,expert or layer_id,expert_ids or "
+    "phase,token,layer,rank,expert or call,phase,row,layer,expert",
+    _sniff,
+    _read,
+)

@@ -1,0 +1,143 @@
+"""`routed_experts` of vLLM: (tokens, layers, k) ids of one completion.
+
+A server started with `--enable-return-routed-experts` adds them to each choice, as base64 of a
+`.npy` file or as lists; older ones keep the prompt's apart in `prompt_routed_experts`. In Python
+they are `CompletionOutput.routed_experts`, whose arrays can be saved as `.npy` or `.npz`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from moesim.errors import SourceError, shown
+from moesim.trace.importers.base import Format, Imported, Options, small_number
+from moesim.trace.importers.routed import Answer, Ids, decoded, ids_of, imported, nested, npy_ids
+from moesim.trace.importers.source import Glimpse, arrays_in_zip, npy_array, read_document
+
+__all__ = ["FORMAT"]
+
+
+def _sniff(glimpse: Glimpse) -> bool:
+    if len(glimpse.npy_shape) == 3:
+        return True
+    if glimpse.arrays:
+        return all(name.startswith("routed_experts") for name in glimpse.arrays)
+    first = glimpse.first_object
+    return "meta_info" not in first and bool(_completions(first, ""))
+
+
+def _read(path: Path, options: Options) -> Imported:
+    glimpse = Glimpse(path)
+    if glimpse.npy_shape:
+        answers = [Answer("", ids_of(npy_array(path), path, ""), None)]
+    elif glimpse.members or glimpse.head.startswith(b"PK"):
+        arrays = arrays_in_zip(path)
+        answers = [Answer(name, ids_of(array, path, name), None) for name, array in arrays.items()]
+    else:
+        answers = [
+            answer
+            for where, record in read_document(path)
+            for answer in _answers(path, where, record)
+        ]
+    made = imported(path, FORMAT.name, answers, options)
+    if answers[0].prompt_tokens is None and options.prompt_tokens is None:
+        made.notes.append(
+            "all tokens count as prompt, because the file does not say where a prompt ends; state "
+            "it with --prompt-tokens"
+        )
+    return made
+
+
+def _completions(record: Any, where: str) -> list[tuple[str, dict[str, Any]]]:
+    """Return place and content of each completion of an answer that has routed experts."""
+    if not isinstance(record, dict):
+        return []
+    if "routed_experts" in record:
+        return [(where, record)]
+    for key in ("choices", "outputs"):
+        if isinstance(record.get(key), list):
+            return [
+                (f"{where} {key[:-1]} {number}".strip(), choice)
+                for number, choice in enumerate(record[key])
+                if isinstance(choice, dict) and "routed_experts" in choice
+            ]
+    return []
+
+
+def _answers(path: Path, where: str, record: Any) -> list[Answer]:
+    completions = _completions(record, where)
+    if not completions:
+        raise SourceError(path, where, f"has no routed_experts: {shown(record)}")
+    prompt = record.get("prompt_routed_experts")
+    ahead = None if prompt is None else _ids(path, where, prompt)
+    stated = _prompt_tokens(path, where, record)
+    answers = []
+    for place, completion in completions:
+        ids = _ids(path, place, completion["routed_experts"])
+        count = stated
+        if ahead is not None:
+            if ahead.shape[1:] != ids.shape[1:]:
+                raise SourceError(
+                    path, place, "has other layers or experts than prompt_routed_experts"
+                )
+            if stated not in (None, len(ahead)):
+                raise SourceError(
+                    path, place, f"has {len(ahead)} prompt tokens with routing, not {stated}"
+                )
+            count, ids = len(ahead), np.concatenate([ahead, ids])
+        _check_length(path, place, record, completion, ids, count)
+        answers.append(Answer(place, ids, count))
+    return answers
+
+
+def _check_length(
+    path: Path, where: str, record: dict[str, Any], completion: dict[str, Any], ids: Ids,
+    prompt: int | None,
+) -> None:  # fmt: skip
+    """Compare the rows with the counts of tokens: the last token has been fed back or not."""
+    if prompt is not None and prompt > len(ids):
+        raise SourceError(
+            path, where, f"has routing of {len(ids)} tokens, fewer than its {prompt} prompt tokens"
+        )
+    usage = record.get("usage")
+    count = None
+    if isinstance(completion.get("token_ids"), list):
+        count = len(completion["token_ids"])
+    elif isinstance(usage, dict) and len(record.get("choices", ())) == 1:
+        count = usage.get("completion_tokens")
+    if count is None or prompt is None:
+        return
+    output = small_number(count, path, where, "completion_tokens")
+    if len(ids) not in (prompt + output - 1, prompt + output):
+        raise SourceError(
+            path,
+            where,
+            f"has routing of {len(ids)} tokens, and {prompt} prompt and {output} output tokens",
+        )
+
+
+def _prompt_tokens(path: Path, where: str, record: dict[str, Any]) -> int | None:
+    ids = record.get("prompt_token_ids")
+    if isinstance(ids, list):
+        return len(ids)
+    usage = record.get("usage")
+    if isinstance(usage, dict) and "prompt_tokens" in usage:
+        return small_number(usage["prompt_tokens"], path, where, "usage.prompt_tokens")
+    return None
+
+
+def _ids(path: Path, where: str, value: Any) -> Ids:
+    if isinstance(value, str):
+        return npy_ids(decoded(value, path, where), path, where)
+    return nested(value, path, where)
+
+
+FORMAT = Format(
+    "vllm",
+    "vLLM's answers (JSON or JSON lines) with routed_experts, or such arrays as .npy or .npz",
+    _sniff,
+    _read,
+)
