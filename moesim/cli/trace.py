@@ -10,6 +10,7 @@ import typer
 
 from moesim.cli.paths import App
 from moesim.cli.routing import locality, redundancy
+from moesim.cli.trace_info import info
 
 if TYPE_CHECKING:
     from moesim.trace.like import Likeness
@@ -29,30 +30,6 @@ def register(app: typer.Typer) -> None:
     group.command()(redundancy)
     group.command()(locality)
     app.add_typer(group, name="trace")
-
-
-def info(
-    trace: Annotated[Path, typer.Argument(help="The trace's folder.")],
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print JSON, with long lists in full.")
-    ] = False,
-) -> None:
-    """Show what a trace holds, where it comes from, and statistics of its routing."""
-    import json
-
-    from moesim.cli.output import echo_json
-    from moesim.trace import load_trace
-    from moesim.trace.statistics import describe
-
-    about = describe(load_trace(trace))
-    if as_json:
-        echo_json(about)
-        return
-    for key, value in about.items():
-        text = json.dumps(value) if isinstance(value, dict | list) else value
-        if len(str(text)) > 400:  # a recorded configuration can fill several screens
-            text = f"{text[:400]} ... (cut; use --json for all of it)"
-        typer.echo(f"{key:<24} {text}")
 
 
 def validate(trace: Annotated[Path, typer.Argument(help="The trace's folder.")]) -> None:
