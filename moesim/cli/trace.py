@@ -91,12 +91,13 @@ def convert(
     from moesim.trace import import_trace
     from moesim.trace.importers import Options
 
-    options = Options(
-        num_experts=num_experts, top_k=top_k, num_layers=layers, model=model,
-        prompt_tokens=prompt_tokens, requests=requests, output_tokens=output_tokens, seed=seed,
-    )  # fmt: skip
-    found, imported = import_trace(source, kind, options)
     with progress() as show:
+        options = Options(
+            num_experts=num_experts, top_k=top_k, num_layers=layers, model=model,
+            prompt_tokens=prompt_tokens, requests=requests, output_tokens=output_tokens, seed=seed,
+            progress=counter(show, "lines"),
+        )  # fmt: skip
+        found, imported = import_trace(source, kind, options)
         trace = imported.trace.save(out, force=force, progress=counter(show, "requests"))
     typer.echo(f"{trace}\nread as {found.name}: {found.expects}")
     for note in imported.notes:

@@ -228,10 +228,14 @@ def vllm_answers() -> bytes:
 
 
 def read_vllm_answers(data: bytes) -> np.ndarray:
-    parts = [
-        np.load(io.BytesIO(base64.b64decode(json.loads(line)["choices"][0]["routed_experts"])))
-        for line in lines(data)
-    ]
+    parts = []
+    for line in lines(data):
+        answer = json.loads(line)
+        ids = np.load(io.BytesIO(base64.b64decode(answer["choices"][0]["routed_experts"])))
+        usage = answer.get("usage", {})
+        if {"prompt_tokens", "completion_tokens"} <= set(usage):  # the last token is not fed back
+            ids = ids[: usage["prompt_tokens"] + usage["completion_tokens"] - 1]
+        parts.append(ids)
     return np.concatenate(parts)
 
 

@@ -162,6 +162,35 @@ def test_older_answers_of_vllm_keep_the_prompt_apart(tmp_path: Path) -> None:
     assert trace.requests["prompt_tokens"].tolist() == [5]
 
 
+def test_a_row_of_the_last_generated_token_is_left_out(tmp_path: Path) -> None:
+    """It is never fed back, and some versions fill it with zeros."""
+    path = tmp_path / "answer.json"
+    padded = np.concatenate([FIRST, np.zeros_like(FIRST[:1])])
+    one = {
+        "choices": [{"routed_experts": padded.tolist()}],
+        "usage": {"prompt_tokens": 3, "completion_tokens": 3},
+    }
+    path.write_text(json.dumps(one))
+    trace = read(path, num_experts=EXPERTS).trace
+    assert np.array_equal(trace.expert_ids[:], FIRST)
+    assert trace.requests["output_tokens"].tolist() == [3]
+
+
+def test_a_repeated_or_wrong_id_is_named_with_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "uses.csv"
+    for third, words in (
+        ("0,0,3", "line 3: expert id 3 is repeated for one token and layer"),
+        ("0,0,8", "line 3: expert id 8 is out of range for 8 experts"),
+        ("1,0,6", "line 2: token 0 uses 1 experts at layer 0, and 2 were expected"),
+        ("0,1,4", "line 2: token 0 uses 1 experts"),
+    ):
+        rest = [f"{token},0,{expert}" for token in (1, 2, 3) for expert in (4, 5)]
+        rows = ["token,layer,expert", "0,0,3", third, *rest]
+        path.write_text("\n".join(rows))
+        with pytest.raises(SourceError, match=words):
+            read(path, num_experts=EXPERTS)
+
+
 def test_a_cached_prefix_without_routing_is_refused(tmp_path: Path) -> None:
     ids = FIRST.copy()
     ids[0] = -1

@@ -120,6 +120,19 @@ def test_requests_and_logical_ids_are_found_again(chunk: int, tmp_path: Path) ->
     assert "layers without routing are left out: 0" in imported.notes
 
 
+def test_idle_passes_of_a_rank_hold_no_token(tmp_path: Path) -> None:
+    server = Server([(5, 4), (2, 6)])
+    idle = {
+        **server.records[0], "forward_mode": 4, "input_ids": [], "positions": [],
+        "extend_seq_lens": None,
+        "topk_ids_of_layer": torch.zeros((LAYERS, 0, PLACES), dtype=torch.int32),
+        "global_physical_count": torch.zeros((LAYERS, PHYSICAL), dtype=torch.int32),
+    }  # fmt: skip
+    plain = read(tmp_path, server.dump()).trace
+    server.records.insert(3, idle)
+    assert np.array_equal(read(tmp_path, server.dump()).trace.expert_ids[:], plain.expert_ids[:])
+
+
 def test_requests_that_cannot_be_told_apart_are_refused(tmp_path: Path) -> None:
     server = Server([(4, 5), (4, 3)])
     for record in server.records:  # as if both prompts had come in one pass

@@ -344,10 +344,14 @@ def test_findings_are_plain_data_and_the_same_each_time() -> None:
     ],
     ids=["tiny", "one of each", "unused places only", "all experts", "no prompt rows"],
 )
-def test_the_smallest_traces_have_verdicts_too(make: Callable[[], Trace], tmp_path: Path) -> None:
+def test_the_smallest_traces_have_verdicts_too(make: Callable[[], Trace]) -> None:
     found = examine(make())
     assert len(verdicts(found)) >= 9
     assert "nan" not in " ".join(said(found).values())
+
+
+def test_figures_of_a_trace_without_any_use_are_drawn(tmp_path: Path) -> None:
+    found = examine(trace_of(np.full((3, 2, 2), -1), [1, 1, 1], 4))
     plots_for_findings(tmp_path / "plots", found, about="A small trace.")
     assert (tmp_path / "plots/layers.csv").is_file()
 

@@ -43,7 +43,7 @@ __all__ = [
 ]
 
 _UNIFORM: Final = 0.1  # variation of popularity below which it counts as uniform
-_CHANCE: Final = 0.01  # overlap this near to chance counts as chance
+_CHANCE: Final = 0.01  # overlap this near to chance counts as chance, or within a tenth of it
 _PER_EXPERT: Final = 30  # uses of an expert from which its share is known well enough
 _PARTS: Final = ("usage", "reuse", "prediction", "unions", "domains", "prompts", "length")
 
@@ -111,7 +111,7 @@ class Findings:
         if math.isnan(self.overlap):
             return None
         excess = self.overlap - self.chance_overlap
-        if abs(excess) < _CHANCE:
+        if abs(excess) < min(_CHANCE, 0.1 * self.chance_overlap):
             return True
         one = self.overlap_interval
         return False if math.isnan(one.low) else bool(one.low <= self.chance_overlap <= one.high)

@@ -19,7 +19,7 @@ from moesim.trace.findings.sample import Sample
 __all__ = ["Duplicates", "duplicates"]
 
 _MOST_REQUESTS: Final = 1000
-_MOST_POSITIONS: Final = 256
+_MOST_POSITIONS: Final = 128
 _LEAST_ROWS: Final = 4
 _ALIKE: Final = 0.8
 _AMBIGUOUS: Final = 0.3

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from moesim.errors import SourceError
+from moesim.progress import Counter
 from moesim.trace.importers.source import Glimpse
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ class Options:
 
     `prompt_tokens` is the number of prompt tokens of every request, or of every synthetic one.
     `requests`, `output_tokens` and `seed` are those of a synthetic trace that is fitted to
-    statistics.
+    statistics. `progress(done, total)` counts lines of long texts.
     """
 
     num_experts: int | None = None
@@ -36,6 +37,7 @@ class Options:
     requests: int = 32
     output_tokens: int = 32
     seed: int = 0
+    progress: Counter | None = None
 
 
 @dataclass(frozen=True, slots=True)

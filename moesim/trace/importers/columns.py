@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from moesim.errors import SourceError, shown
+from moesim.progress import Counter
 from moesim.trace.importers.source import lines_of
 
 __all__ = ["Row", "rows_of", "split_header"]
@@ -66,14 +67,18 @@ def split_header(line: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in line.split(","))
 
 
-def rows_of(path: Path, columns: tuple[str, ...] | None = None) -> Iterator[Row]:
+def rows_of(
+    path: Path, columns: tuple[str, ...] | None = None, progress: Counter | None = None
+) -> Iterator[Row]:
     """Yield the rows of a table after its header, or from the first line if `columns` names them.
+
+    `progress(done, total)` counts lines.
 
     Raises:
         SourceError: the file is no text, or a line has more or fewer cells than there are columns.
     """
     names = columns
-    for line, text in lines_of(path):
+    for line, text in lines_of(path, progress):
         cells = text.split(",")
         if names is None:
             names = split_header(text)

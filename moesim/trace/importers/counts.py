@@ -36,7 +36,7 @@ def _read(path: Path, options: Options) -> Imported:
 def _read_csv(path: Path, options: Options) -> Imported:
     most = most_id(path, options)
     counts: dict[int, dict[int, int]] = {}
-    for row in rows_of(path):
+    for row in rows_of(path, progress=options.progress):
         if tuple(row.cells)[:3] != _COLUMNS:
             raise SourceError(path, "line 1", f"is no header of {FORMAT.expects}")
         layer, expert = row.whole("layer"), row.whole("expert")

@@ -40,7 +40,7 @@ def _read(path: Path, options: Options) -> Imported:
     if odd := sorted(names - needed - {"request", weights}):
         raise SourceError(path, "line 1", f"has the unknown column {odd[0]!r}")
     uses = Uses(path, most_id(path, options), weighted=weights in names)
-    for row in rows_of(path):
+    for row in rows_of(path, progress=options.progress):
         _add(uses, row, wide)
     return built(path, FORMAT.name, uses.arrays(options.top_k), options)
 

@@ -17,6 +17,7 @@ from typing import Any, Final
 import numpy as np
 
 from moesim.errors import SourceError
+from moesim.progress import Counter
 from moesim.trace.importers.base import Format, Imported, Options
 from moesim.trace.importers.build import built, most_id
 from moesim.trace.importers.columns import Row, rows_of, split_header
@@ -58,9 +59,11 @@ class _Run:
     width: int | None = None  # experts of a token, where a line lists them
 
 
-def _runs(path: Path, form: tuple[str, ...], bare: bool) -> Iterator[_Run]:
+def _runs(
+    path: Path, form: tuple[str, ...], bare: bool, progress: Counter | None
+) -> Iterator[_Run]:
     run: _Run | None = None
-    for row in rows_of(path, _PLAIN if bare else None):
+    for row in rows_of(path, _PLAIN if bare else None, progress):
         layer = row.whole(form[0])
         ids = row.wholes(form[1]) if form == _LISTS else [row.whole(form[1])]
         if not ids:
@@ -78,7 +81,7 @@ def _runs(path: Path, form: tuple[str, ...], bare: bool) -> Iterator[_Run]:
 
 
 def _read_passes(path: Path, options: Options, form: tuple[str, ...], bare: bool) -> Imported:
-    runs = list(_runs(path, form, bare))
+    runs = list(_runs(path, form, bare, options.progress))
     if not runs:
         raise SourceError(path, "", "lists no use of an expert")
     notes: list[str] = []
@@ -208,7 +211,7 @@ def _read_numbered(path: Path, options: Options, by_call: bool) -> Imported:
     uses = Uses(path, most_id(path, options))
     prompt, decoded = 0, False
     last, call, base = -1, -1, 0
-    for row in rows_of(path):
+    for row in rows_of(path, progress=options.progress):
         decoding = _is_decoding(row)
         if by_call:
             number = row.whole("call")

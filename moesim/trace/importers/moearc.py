@@ -28,7 +28,7 @@ def _sniff(glimpse: Glimpse) -> bool:
 
 
 def _read(path: Path, options: Options) -> Imported:
-    lines = lines_of(path)
+    lines = lines_of(path, options.progress)
     header = _object(path, *next(lines))
     if header.get("format") != _NAME:
         raise SourceError(

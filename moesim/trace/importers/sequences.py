@@ -55,6 +55,8 @@ def joined(path: Path, passes: list[Pass]) -> list[Sequence]:
     running: list[Sequence] = []
     row = 0
     for one in passes:
+        if not one.positions:  # an idle rank of a server with several
+            continue
         if one.lengths is None:
             running = _decode(path, one, running, row)
         else:

@@ -236,6 +236,8 @@ def _pass(path: Path, where: str, record: dict[str, Any], tokens: int) -> Pass:
         raise SourceError(
             path, where, f"has {len(positions)} positions and routing of {tokens} tokens"
         )
+    if not tokens:
+        return Pass(where, [], None)
     lengths = record.get("extend_seq_lens")
     mode = record.get("forward_mode")
     if type(mode) is not int or mode not in (_MODES if lengths is None else _MODES[:2]):

@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from moesim.errors import SourceError
 from moesim.inputs import open_regular, parse_json, read_bytes
+from moesim.progress import Counter
 
 __all__ = [
     "MOST_BYTES",
@@ -37,6 +38,8 @@ MOST_BYTES: Final = 1 << 30
 _MOST_MEMBERS: Final = 100_000
 _MOST_LINE: Final = 1 << 26
 _HEAD: Final = 1 << 16
+_LINES_AT_ONCE: Final = 1 << 16
+HEADER: Final = "trace.json"
 _MAGIC: Final = (
     (b"\x1f\x8b", "gzip data (unpack it first)"),
     (b"\xfd7zXZ", "xz data (unpack it first)"),
@@ -140,7 +143,7 @@ def nature(path: Path) -> str:
     """Return what a file is, in words that complete "it is ..."."""
     glimpse = Glimpse(path)
     if path.is_dir():
-        return "a folder"
+        return "a trace already" if (path / HEADER).is_file() else "a folder"
     if not path.exists():
         return "missing (no such file)"
     head = glimpse.head
@@ -175,8 +178,10 @@ def _text_nature(glimpse: Glimpse) -> str:
     return f"text that starts with {short!r}"
 
 
-def lines_of(path: Path) -> Iterator[tuple[int, str]]:
+def lines_of(path: Path, progress: Counter | None = None) -> Iterator[tuple[int, str]]:
     """Yield number (from 1) and text of each line of a UTF-8 text, without its line end.
+
+    `progress(done, total)` counts lines.
 
     Raises:
         SourceError: the file is no such text, or a line is empty.
@@ -190,6 +195,8 @@ def lines_of(path: Path) -> Iterator[tuple[int, str]]:
     if not lines[-1]:
         lines.pop()
     for number, raw in enumerate(lines, start=1):
+        if progress is not None and number % _LINES_AT_ONCE == 0:
+            progress(number, len(lines))
         if b"\0" in raw:
             raise SourceError(path, f"line {number}", "holds a zero byte: this is no text")
         try:

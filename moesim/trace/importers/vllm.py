@@ -88,16 +88,20 @@ def _answers(path: Path, where: str, record: Any) -> list[Answer]:
                     path, place, f"has {len(ahead)} prompt tokens with routing, not {stated}"
                 )
             count, ids = len(ahead), np.concatenate([ahead, ids])
-        _check_length(path, place, record, completion, ids, count)
-        answers.append(Answer(place, ids, count))
+        rows = _fed_back(path, place, record, completion, ids, count)
+        answers.append(Answer(place, ids[:rows], count))
     return answers
 
 
-def _check_length(
+def _fed_back(
     path: Path, where: str, record: dict[str, Any], completion: dict[str, Any], ids: Ids,
     prompt: int | None,
-) -> None:  # fmt: skip
-    """Compare the rows with the counts of tokens: the last token has been fed back or not."""
+) -> int:  # fmt: skip
+    """Return the rows of tokens that were fed back, which leaves out the last generated one.
+
+    Some versions add a row for it, which may be filled with zeros. Raise `SourceError` where the
+    rows disagree with the counts of tokens.
+    """
     if prompt is not None and prompt > len(ids):
         raise SourceError(
             path, where, f"has routing of {len(ids)} tokens, fewer than its {prompt} prompt tokens"
@@ -109,7 +113,7 @@ def _check_length(
     elif isinstance(usage, dict) and len(record.get("choices", ())) == 1:
         count = usage.get("completion_tokens")
     if count is None or prompt is None:
-        return
+        return len(ids)
     output = small_number(count, path, where, "completion_tokens")
     if len(ids) not in (prompt + output - 1, prompt + output):
         raise SourceError(
@@ -117,6 +121,7 @@ def _check_length(
             where,
             f"has routing of {len(ids)} tokens, and {prompt} prompt and {output} output tokens",
         )
+    return prompt + output - 1
 
 
 def _prompt_tokens(path: Path, where: str, record: dict[str, Any]) -> int | None:
