@@ -68,6 +68,9 @@ def convert(
             min=1, help="Prompt tokens of each request, where SOURCE does not say; or to draw."
         ),
     ] = None,
+    decoded_only: Annotated[
+        bool, typer.Option("--decoded-only", help="Leave out the rows of prompts (llama_cpp).")
+    ] = False,
     model: Annotated[
         str | None, typer.Option(help="The model's name (default: by the file).")
     ] = None,
@@ -94,8 +97,8 @@ def convert(
     with progress() as show:
         options = Options(
             num_experts=num_experts, top_k=top_k, num_layers=layers, model=model,
-            prompt_tokens=prompt_tokens, requests=requests, output_tokens=output_tokens, seed=seed,
-            progress=counter(show, "lines"),
+            prompt_tokens=prompt_tokens, decoded_only=decoded_only, requests=requests,
+            output_tokens=output_tokens, seed=seed, progress=counter(show, "lines"),
         )  # fmt: skip
         found, imported = import_trace(source, kind, options)
         trace = imported.trace.save(out, force=force, progress=counter(show, "requests"))

@@ -73,29 +73,69 @@ def test_a_log_of_two_requests_is_refused_at_the_second(tmp_path: Path) -> None:
         read(path, top_k=K)
 
 
-def test_a_ranking_that_was_written_for_choices_is_refused(tmp_path: Path) -> None:
-    """As examples/moe-trace did at first: the whole ranking of the first token."""
+def ranking_log(path: Path) -> np.ndarray:
+    """Write a log as examples/moe-trace does, and return the ids of its decoded tokens.
+
+    It has no header. A prompt's pass holds the whole ranking of the first token, and the last layer
+    only one token.
+    """
     rng = np.random.default_rng(1)
-    rows, truth = ["layer,expert"], ["layer,expert"]
+    rows = []
     for layer in range(6):
-        ranking = rng.permutation(32)
-        rows += [f"{layer},{expert}" for expert in ranking[:24]]
-        chosen = [rng.permutation(32)[:4] for _ in range(6)]
-        truth += [f"{layer},{expert}" for token in chosen for expert in token]
+        rows += [f"{layer},{expert}" for expert in rng.permutation(32)[: 24 if layer < 5 else 4]]
+    decoded = np.array([[rng.permutation(32)[:4] for _ in range(6)] for _ in range(8)])
+    for token in decoded:
+        rows += [f"{layer},{expert}" for layer in range(6) for expert in token[layer]]
+    path.write_text("\n".join(rows) + "\n")
+    return decoded
+
+
+def test_a_prompt_as_llama_moe_trace_writes_it_is_refused_and_its_decoding_read(
+    tmp_path: Path,
+) -> None:
     path = tmp_path / "log.csv"
+    decoded = ranking_log(path)
+    with pytest.raises(SourceError, match=r"line 121: layer 5 has 1 tokens in a pass of 6.*only\)"):
+        read(path, num_experts=32)
+    trace = read(path, num_experts=32, decoded_only=True).trace
+    assert np.array_equal(trace.expert_ids[:], decoded)
+    assert trace.meta.prompt_rows == "absent"
+    assert trace.requests["prompt_tokens"].tolist() == [6]
+    assert trace.requests["output_tokens"].tolist() == [9]
+
+
+def test_a_ranking_that_was_written_for_choices_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "log.csv"
+    ranking_log(path)
+    rows = path.read_text().split("\n")
+    path.write_text("\n".join([*rows[:120], *rows[124:]]))  # as if the last layer had no experts
+    rows = [row for row in path.read_text().split("\n") if not row.startswith("5,")]
     path.write_text("\n".join(rows))
-    with pytest.raises(SourceError, match=r"line 2: .*ranking"):
-        read(path, num_experts=32, top_k=4)
+    with pytest.raises(SourceError, match=r"line 1: .*ranking.*--decoded-only"):
+        read(path, num_experts=32)
+    rng = np.random.default_rng(2)
+    chosen = [rng.permutation(32)[:4] for _ in range(6 * 6)]
+    truth = [f"{n // 6},{expert}" for n, token in enumerate(chosen) for expert in token]
     path.write_text("\n".join(truth))
     assert read(path, num_experts=32, top_k=4).trace.num_rows == 6
 
 
-def test_a_log_without_a_header_needs_its_name(tmp_path: Path) -> None:
+def test_a_log_without_a_header_is_known_too(tmp_path: Path) -> None:
     path = tmp_path / "log.csv"
     path.write_text("\n".join(SAMPLES["llama_cpp"].content.decode().split("\n")[1:]))
+    assert np.array_equal(read(path, top_k=K).trace.expert_ids[:], IDS)
+    path.write_text("374,44\n396,109\n")  # lengths of requests
     with pytest.raises(SourceError, match=r"--from NAME \(npz, .*llama_cpp"):
         read(path)
-    assert np.array_equal(read(path, "llama.cpp", top_k=K).trace.expert_ids[:], IDS)
+
+
+@pytest.mark.parametrize("name", ["llama_cpp lists", "llama_cpp numbered", "llama_cpp calls"])
+def test_the_prompt_of_any_log_can_be_left_out(name: str, tmp_path: Path) -> None:
+    path = SAMPLES[name].write(tmp_path)
+    trace = read(path, num_experts=EXPERTS, decoded_only=True).trace
+    assert np.array_equal(trace.expert_ids[:], IDS[4:])
+    assert trace.requests["prompt_tokens"].tolist() == [4]
+    assert trace.requests["output_tokens"].tolist() == [6]
 
 
 def test_a_decode_file_has_its_prompt_but_not_its_rows(tmp_path: Path) -> None:
@@ -189,6 +229,21 @@ def test_a_repeated_or_wrong_id_is_named_with_its_line(tmp_path: Path) -> None:
         path.write_text("\n".join(rows))
         with pytest.raises(SourceError, match=words):
             read(path, num_experts=EXPERTS)
+
+
+def test_ids_with_their_shape_are_read_and_null_is_explained(tmp_path: Path) -> None:
+    path = tmp_path / "answer.json"
+    for kind in ("int16", "int32", "uint8"):
+        data = b64(FIRST.astype(kind).tobytes())
+        shaped = {"data": data, "shape": list(FIRST.shape), "dtype": kind}
+        path.write_text(json.dumps({"choices": [{"routed_experts": shaped}]}))
+        assert np.array_equal(read(path, num_experts=EXPERTS).trace.expert_ids[:], FIRST)
+    path.write_text(json.dumps({"choices": [{"routed_experts": {**shaped, "shape": [5, 2, 3]}}]}))
+    with pytest.raises(SourceError, match="holds 20 bytes, and the shape is"):
+        read(path)
+    path.write_text(json.dumps({"choices": [{"routed_experts": None}]}))
+    with pytest.raises(SourceError, match="null: start the server with --enable-return-routed"):
+        read(path)
 
 
 def test_a_cached_prefix_without_routing_is_refused(tmp_path: Path) -> None:

@@ -35,11 +35,20 @@ _UNLIKELY: Final = math.log(1e-6)
 
 
 def _sniff(glimpse: Glimpse) -> bool:
-    return split_header(glimpse.first_line) in _FORMS
+    return split_header(glimpse.first_line) in _FORMS or _bare(glimpse)
+
+
+def _bare(glimpse: Glimpse) -> bool:
+    """Return whether a file starts with two lines of a layer and an expert, without a header."""
+    lines = glimpse.head.split(b"\n", 2)[:2]
+    cells = [line.strip().split(b",") for line in lines]
+    numbers = [cell.isdigit() for pair in cells for cell in pair]
+    return len(numbers) == 4 and all(numbers) and cells[0][0] == cells[1][0]
 
 
 def _read(path: Path, options: Options) -> Imported:
-    header = split_header(Glimpse(path).first_line)
+    glimpse = Glimpse(path)
+    header = split_header(glimpse.first_line)
     if header in (_NUMBERED, _CALLS):
         return _read_numbered(path, options, header == _CALLS)
     bare = all(cell.isdigit() for cell in header) and len(header) == 2
@@ -87,40 +96,61 @@ def _read_passes(path: Path, options: Options, form: tuple[str, ...], bare: bool
     notes: list[str] = []
     k = _top_k(path, runs, options, notes)
     uses = Uses(path, most_id(path, options))
-    passes: list[int] = []  # tokens of each pass
+    passes = _passes(uses, runs, k)
+    sizes = [max(len(run.ids) // k for run in one) for one in passes]
+    single = sizes.index(1) if 1 in sizes else len(sizes)
+    if any(size > 1 for size in sizes[single:]):
+        late = next(n for n in range(single, len(sizes)) if sizes[n] > 1)
+        raise uses.error(
+            passes[late][0].lines[0],
+            "a pass of several tokens follows single ones: the log holds several requests and does "
+            "not say which token is whose; log one request in a file",
+        )
+    prompt = sum(sizes[:single])
+    if options.decoded_only:
+        passes, sizes = passes[single:], sizes[single:]
+    else:
+        _check_whole(uses, passes, sizes, k)
+        _check_strides(uses, runs, k)
     tokens = 0
-    previous: _Run | None = None
+    for one, size in zip(passes, sizes, strict=True):
+        for run in one:
+            for place, (expert, line) in enumerate(zip(run.ids, run.lines, strict=True)):
+                uses.add(line, "", tokens + place // k, run.layer, expert)
+        tokens += size
+    arrays = uses.arrays(k)
+    return built(
+        path, FORMAT.name, arrays, options, notes=notes,
+        **_prompt(path, prompt, options, notes),
+    )  # fmt: skip
+
+
+def _passes(uses: Uses, runs: list[_Run], k: int) -> list[list[_Run]]:
+    """Return the runs of each pass: a layer that does not rise begins one."""
+    passes: list[list[_Run]] = []
     for run in runs:
-        count, rest = divmod(len(run.ids), k)
-        if rest:
+        if len(run.ids) % k:
             raise uses.error(
                 run.lines[-1],
                 f"layer {run.layer} has {len(run.ids)} uses in this pass, no multiple of the {k} "
                 "experts of a token",
             )
-        if previous is None or run.layer <= previous.layer:
-            tokens += passes[-1] if passes else 0
-            if len(passes) > 1 and count > 1 and passes[-1] == 1:
+        if not passes or run.layer <= passes[-1][-1].layer:
+            passes.append([])
+        passes[-1].append(run)
+    return passes
+
+
+def _check_whole(uses: Uses, passes: list[list[_Run]], sizes: list[int], k: int) -> None:
+    for one, size in zip(passes, sizes, strict=True):
+        for run in one:
+            if len(run.ids) != size * k:
                 raise uses.error(
                     run.lines[0],
-                    "a pass of several tokens follows single ones: the log holds several requests "
-                    "and does not say which token is whose; log one request in a file",
+                    f"layer {run.layer} has {len(run.ids) // k} tokens in a pass of {size} "
+                    "(llama.cpp computes a prompt's last layer for its last token only); import "
+                    "what was decoded with --decoded-only",
                 )
-            passes.append(count)
-        elif count != passes[-1]:
-            raise uses.error(
-                run.lines[0],
-                f"layer {run.layer} has {count} tokens in a pass of {passes[-1]}",
-            )
-        for place, (expert, line) in enumerate(zip(run.ids, run.lines, strict=True)):
-            uses.add(line, "", tokens + place // k, run.layer, expert)
-        previous = run
-    _check_strides(uses, runs, k, passes)
-    arrays = uses.arrays(k)
-    return built(
-        path, FORMAT.name, arrays, options, notes=notes,
-        **_prompt(passes, options, notes),
-    )  # fmt: skip
 
 
 def _top_k(path: Path, runs: list[_Run], options: Options, notes: list[str]) -> int:
@@ -154,12 +184,18 @@ def _top_k(path: Path, runs: list[_Run], options: Options, notes: list[str]) -> 
     return least
 
 
-def _prompt(passes: list[int], options: Options, notes: list[str]) -> dict[str, Any]:
-    """Return the prompt's length: the tokens of the passes before the first of one token."""
+def _prompt(path: Path, prompt: int, options: Options, notes: list[str]) -> dict[str, Any]:
+    """Return the fields of the prompt: its tokens, and whether their rows are there."""
+    known = prompt if options.prompt_tokens is None else options.prompt_tokens
+    if options.decoded_only:
+        if not known:
+            raise SourceError(
+                path, "", "does not say where the prompt ends; state it with --prompt-tokens"
+            )
+        notes.append(f"decoded tokens only, after {known} prompt tokens")
+        return {"prompt_rows": "absent", "prompt_tokens": [known]}
     if options.prompt_tokens is not None:
         return {}
-    single = passes.index(1) if 1 in passes else len(passes)
-    prompt = sum(passes[:single])
     if not prompt:
         notes.append(
             "all tokens count as prompt, because the log does not say where the prompt ends; state "
@@ -170,11 +206,11 @@ def _prompt(passes: list[int], options: Options, notes: list[str]) -> dict[str, 
     return {"prompt_tokens": [prompt]}
 
 
-def _check_strides(uses: Uses, runs: list[_Run], k: int, passes: list[int]) -> None:
+def _check_strides(uses: Uses, runs: list[_Run], k: int) -> None:
     """Refuse a log whose passes of several tokens list a ranking of experts, not choices.
 
-    An early version of the example read a strided view as if it were dense: the first token's whole
-    ranking of the experts, cut into tokens. Within it no expert occurs twice, at any layer.
+    The example reads a strided view as if it were dense: the first token's whole ranking of the
+    experts, cut into tokens. Within it no expert occurs twice, at any layer.
     """
     experts = 1 + max(max(run.ids) for run in runs)
     chance = 0.0
@@ -189,8 +225,8 @@ def _check_strides(uses: Uses, runs: list[_Run], k: int, passes: list[int]) -> N
     if first is not None and chance < _UNLIKELY:
         raise uses.error(
             first.lines[0],
-            "no expert occurs twice among the tokens of a pass, at any layer: an early "
-            "llama-moe-trace wrote the first token's ranking here; record again with a later one",
+            "no expert occurs twice among the tokens of a pass, at any layer: llama-moe-trace "
+            "wrote the first token's ranking here; import what was decoded with --decoded-only",
         )
 
 
@@ -229,17 +265,24 @@ def _read_numbered(path: Path, options: Options, by_call: bool) -> Imported:
         if not by_call:
             row.whole("rank")
         decoded |= decoding
+        if options.decoded_only and not decoding:
+            prompt, last = max(prompt, token + 1), max(last, token)
+            continue
         prompt = prompt if decoding else max(prompt, token + 1)
         last = max(last, token)
         uses.add(row.line, "", token, row.whole("layer"), row.whole("expert"))
     arrays = uses.arrays(options.top_k)
     notes: list[str] = []
-    if not prompt:
-        if options.prompt_tokens is None:
+    if not prompt or options.decoded_only:
+        known = prompt or options.prompt_tokens
+        if not known:
             raise SourceError(
                 path, "", "holds decoding only: state the prompt's length with --prompt-tokens"
             )
-        return built(path, FORMAT.name, arrays, options, notes=notes, prompt_rows="absent")
+        return built(
+            path, FORMAT.name, arrays, options, notes=notes, prompt_rows="absent",
+            prompt_tokens=[known],
+        )  # fmt: skip
     prompt_tokens: dict[str, Any] = (
         {} if options.prompt_tokens is not None else {"prompt_tokens": [prompt]}
     )

@@ -7,6 +7,7 @@ they are `CompletionOutput.routed_experts`, whose arrays can be saved as `.npy` 
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -135,9 +136,36 @@ def _prompt_tokens(path: Path, where: str, record: dict[str, Any]) -> int | None
 
 
 def _ids(path: Path, where: str, value: Any) -> Ids:
+    """Return ids as base64 of a `.npy`, as base64 of numbers with their shape, or as lists."""
+    if value is None:
+        raise SourceError(
+            path,
+            where,
+            "routed_experts is null: start the server with --enable-return-routed-experts",
+        )
     if isinstance(value, str):
         return npy_ids(decoded(value, path, where), path, where)
+    if isinstance(value, dict):
+        return _shaped(path, where, value)
     return nested(value, path, where)
+
+
+def _shaped(path: Path, where: str, value: dict[str, Any]) -> Ids:
+    """Return ids that a client keeps as `data` (base64), `shape` and perhaps `dtype`."""
+    text, shape = value.get("data"), value.get("shape")
+    if not isinstance(text, str) or not isinstance(shape, list) or len(shape) != 3:
+        raise SourceError(path, where, "routed_experts must have data (base64) and a shape of 3")
+    sizes = [small_number(size, path, where, "shape", 2**24) for size in shape]
+    data, count = decoded(text, path, where), math.prod(sizes)
+    width = {1: "u1", 2: "<i2", 4: "<i4"}.get(len(data) // count if count else 0)
+    if width is None or len(data) % count:
+        raise SourceError(path, where, f"holds {len(data)} bytes, and the shape is {shape}")
+    name = value.get("dtype", np.dtype(width).name)
+    if name not in (np.dtype(width).name, f"torch.{np.dtype(width).name}"):
+        raise SourceError(
+            path, where, f"dtype is {shown(name)}, and ids have {len(data) // count} bytes"
+        )
+    return ids_of(np.frombuffer(data, width).reshape(sizes), path, where)
 
 
 FORMAT = Format(
