@@ -113,13 +113,12 @@ def _collapse(found: Findings) -> Verdict:
     text = "no layer has collapsed"
     if layers := found.collapsed:
         named = ", ".join(map(str, layers[:12])) + (" ..." if len(layers) > 12 else "")
-        text = (
-            f"COLLAPSED: layers {named} use little more than {found.top_k} experts for all tokens"
-        )
+        whose = f"layer {named} uses" if len(layers) == 1 else f"layers {named} use"
+        text = f"COLLAPSED: {whose} little more than {found.top_k} experts for all tokens"
     if found.repeated_rows > _REPEATS:
         text += (
             f"; REPEATS: {_percent(found.repeated_rows)} of the tokens choose as the token before "
-            "at all layers (a loop of text?)"
+            "at all layers (a loop of text, or a router that looks at little of a token)"
         )
     return Verdict("collapse", text, alarm=bool(layers) or found.repeated_rows > _REPEATS)
 
@@ -217,7 +216,7 @@ def _prompts(found: Findings) -> Verdict:
     one = found.duplicates
     if one is None:
         return Verdict("prompts", "fewer than two recorded prompts of four tokens: none compared")
-    if not one.telling:
+    if not one.telling or found.repeated_rows > _REPEATS:
         return Verdict(
             "prompts", "routing cannot tell unlike prompts apart here, so none are compared"
         )

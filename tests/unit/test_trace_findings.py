@@ -260,13 +260,22 @@ def test_routing_that_hides_the_token_finds_no_duplicates() -> None:
     assert "cannot tell" in said(examine(trace_of(ids, [20] * 10, 2)))["prompts"]
 
 
+def test_a_router_that_repeats_itself_finds_no_duplicates() -> None:
+    """All tokens of a static router choose alike, so all prompts look alike."""
+    found = examine(trace_of(np.tile([[2, 5], [1, 3]], (200, 1, 1)), [20] * 10, 8))
+    assert "cannot tell" in said(found)["prompts"]
+    assert "prompts" not in alarms(found)
+    assert "REPEATS: 100 %" in said(found)["collapse"]
+    assert "layers 0, 1 use" in said(found)["collapse"]
+
+
 def test_a_collapsed_layer_and_a_loop_are_named() -> None:
     rng = np.random.default_rng(1)
     ids = choose(rng, 800, 3, 32, 2)
     ids[:, 1] = [3, 4]
     found = examine(trace_of(ids, [80] * 10, 32))
     assert found.collapsed == [1]
-    assert "COLLAPSED: layers 1 use" in said(found)["collapse"]
+    assert "COLLAPSED: layer 1 uses" in said(found)["collapse"]
     assert "collapse" in alarms(found)
     loop = np.repeat(choose(rng, 200, 3, 32, 2), 4, axis=0)
     found = examine(trace_of(loop, [80] * 10, 32))
