@@ -231,11 +231,12 @@ def read_vllm_answers(data: bytes) -> np.ndarray:
     parts = []
     for line in lines(data):
         answer = json.loads(line)
-        ids = np.load(io.BytesIO(base64.b64decode(answer["choices"][0]["routed_experts"])))
         usage = answer.get("usage", {})
-        if {"prompt_tokens", "completion_tokens"} <= set(usage):  # the last token is not fed back
-            ids = ids[: usage["prompt_tokens"] + usage["completion_tokens"] - 1]
-        parts.append(ids)
+        for choice in answer["choices"]:
+            ids = np.load(io.BytesIO(base64.b64decode(choice["routed_experts"])))
+            if len(answer["choices"]) == 1 and {"prompt_tokens", "completion_tokens"} <= set(usage):
+                ids = ids[: usage["prompt_tokens"] + usage["completion_tokens"] - 1]
+            parts.append(ids)  # without the last token, which is not fed back
     return np.concatenate(parts)
 
 

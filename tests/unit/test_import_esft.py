@@ -94,6 +94,7 @@ def test_200_broken_folders_are_refused_with_file_and_line(tmp_path: Path) -> No
         with pytest.raises(SourceError) as caught:
             pytest.fail(f"{turn}: {import_trace(tmp_path, 'esft')[1].trace} {data!r}")
         assert "expert_weights_" in str(caught.value)
+        assert "cannot be read as" not in str(caught.value)
         placed += caught.value.where.startswith("line")
     assert placed > 120
 
@@ -146,5 +147,6 @@ def test_200_broken_tables_of_counts_are_refused(tmp_path: Path) -> None:
         with pytest.raises(SourceError) as caught:
             pytest.fail(f"{turn}: {import_trace(path, 'counts', options)} {path.read_bytes()!r}")
         assert str(path) in str(caught.value)
+        assert "cannot be read as" not in str(caught.value)
         placed += "line" in caught.value.where or "layer" in caught.value.where
     assert placed > 120

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import gzip
 import io
+import json
 import re
 import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -183,11 +185,16 @@ def mutators(name: str) -> list[Callable[[Random, bytes], bytes]]:
     return kinds
 
 
+def check_named(error: SourceError) -> None:
+    """Fail where an importer met a fault that none of its checks names."""
+    assert "cannot be read as" not in str(error)
+
+
 def read(sample: Sample, folder: Path, content: bytes) -> np.ndarray:
     path = sample.write(folder, content)
-    return np.asarray(
-        import_trace(path, sample.format, sample.options)[1].trace.expert_ids[:], np.int64
-    )
+    trace = import_trace(path, sample.format, sample.options)[1].trace
+    ids = np.asarray(trace.expert_ids[:], np.int64)
+    return np.where(ids == trace.meta.unused, -1, ids)
 
 
 @pytest.mark.parametrize("name", SAMPLES)
@@ -204,6 +211,7 @@ def test_files_that_break_a_rule_are_refused_in_one_line_with_their_place(
         message = str(caught.value)
         assert message.startswith(str(tmp_path / f"sample{sample.suffix}"))
         assert "\n" not in message
+        check_named(caught.value)
         assert caught.value.exit_code == 2
         assert caught.value.where or "other formats: --from" in message or "--" in message, message
         placed += "line" in caught.value.where or "record" in caught.value.where
@@ -224,11 +232,70 @@ def test_what_is_accepted_of_random_damage_is_what_the_file_says(name: str, tmp_
             del data[int(rng.integers(len(data) // 2, len(data))) :]
         try:
             ids = read(sample, tmp_path, bytes(data))
-        except SourceError:
+        except SourceError as error:
+            check_named(error)
             continue
         assert np.array_equal(ids, sample.oracle(bytes(data))), bytes(data)
         accepted += 1
     assert accepted < MUTANTS
+
+
+VALUES: tuple[Any, ...] = (
+    None,
+    True,
+    -1,
+    0,
+    7,
+    10**9,
+    2.5,
+    "x",
+    "",
+    [],
+    {},
+    [[]],
+    [[[]]],
+    [[[1]]],
+    {"a": 1},
+)
+
+
+def spoiled(rng: Random, value: Any) -> Any:
+    """Return a JSON value with one of its parts replaced, left out or given twice."""
+    if isinstance(value, dict) and value and rng.random() < 0.9:
+        key = list(value)[int(rng.integers(len(value)))]
+        if rng.random() < 0.15:
+            return {name: item for name, item in value.items() if name != key}
+        return {**value, key: spoiled(rng, value[key])}
+    if isinstance(value, list) and value and rng.random() < 0.9:
+        at = int(rng.integers(len(value)))
+        if rng.random() < 0.15:
+            return value[:at] + value[at + 1 :]
+        if rng.random() < 0.15:
+            return [*value[:at], value[at], *value[at:]]
+        return [*value[:at], spoiled(rng, value[at]), *value[at + 1 :]]
+    return VALUES[int(rng.integers(len(VALUES)))]
+
+
+@pytest.mark.parametrize("name", [name for name in SAMPLES if "json" in SAMPLES[name].suffix])
+def test_json_of_another_structure_is_refused_or_read_as_it_stands(
+    name: str, tmp_path: Path
+) -> None:
+    sample = SAMPLES[name]
+    rng = np.random.default_rng(11)
+    records = [json.loads(line) for line in sample.content.splitlines()]
+    refused = 0
+    for _ in range(MUTANTS):
+        at = int(rng.integers(len(records)))
+        some = [*records[:at], spoiled(rng, records[at]), *records[at + 1 :]]
+        data = b"\n".join(json.dumps(one).encode() for one in some)
+        try:
+            ids = read(sample, tmp_path, data)
+        except SourceError as error:
+            check_named(error)
+            refused += 1
+            continue
+        assert np.array_equal(ids, sample.oracle(data)), some[at]
+    assert refused > MUTANTS / 4
 
 
 def test_a_zip_bomb_is_refused_before_it_is_unpacked(

@@ -77,9 +77,9 @@ def import_trace(
         raise SourceError(file, where, error.reason) from None
     except (UsageError, MissingExtra):
         raise
-    except (MemoryError, OverflowError, RecursionError) as error:
-        reason = f"is too large or too deeply nested to read ({type(error).__name__})"
-        raise SourceError(file, "", reason) from None
+    except Exception as error:  # a file must not end in a traceback, whatever it holds
+        reason = f"cannot be read as {found.name} ({type(error).__name__}: {error})"
+        raise SourceError(file, "", reason) from error
 
 
 def find_format(name: str) -> Format:

@@ -60,14 +60,14 @@ def nested(value: Any, path: Path, where: str) -> Ids:
         if not isinstance(row, list):
             raise SourceError(path, where, f"token {number} must be a list, not {shown(row)}")
         rows.append([integers(one, path, where, f"token {number}", MOST_EXPERTS) for one in row])
-    shapes = {(len(row), len(one)) for row in rows for one in row} | {
-        (0, 0) for row in rows if not row
-    }
-    if len(shapes) != 1 or (0, 0) in shapes:
-        odd = next((n for n, row in enumerate(rows) if len(row) != len(rows[0]) or not row), 0)
-        raise SourceError(
-            path, where, f"tokens must have equally many layers and experts, unlike token {odd}"
-        )
+    if not rows or not rows[0] or not rows[0][0]:
+        raise SourceError(path, where, "must hold at least one token, one layer and one expert")
+    layers, k = len(rows[0]), len(rows[0][0])
+    for number, row in enumerate(rows):
+        if len(row) != layers or any(len(one) != k for one in row):
+            raise SourceError(
+                path, where, f"token {number} must have {layers} layers of {k} experts as token 0"
+            )
     return np.array(rows, np.int64)
 
 

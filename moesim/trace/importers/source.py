@@ -173,7 +173,7 @@ def _text_nature(glimpse: Glimpse) -> str:
     if glimpse.first_object:
         return f"JSON with the keys {', '.join(map(repr, list(glimpse.first_object)[:6]))}"
     if line[:1] in ("{", "["):
-        return "text like JSON that cannot be read as such"
+        return "text like JSON, without an object that can be read"
     short = line if len(line) <= 60 else f"{line[:57]}..."
     return f"text that starts with {short!r}"
 
@@ -250,7 +250,7 @@ def read_document(path: Path) -> list[tuple[str, Any]]:
     check_keys(path, "", whole)
     if isinstance(value, list):
         return [(f"item {number}", item) for number, item in enumerate(value)]
-    return [("", value)]
+    return [("line 1" if len(lines) == 1 else "", value)]
 
 
 def _bad_json(path: Path, line: int | None, error: ValueError) -> SourceError:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
@@ -19,6 +19,8 @@ from moesim.trace.importers.routed import Answer, Ids, decoded, ids_of, imported
 from moesim.trace.importers.source import Glimpse, arrays_in_zip, npy_array, read_document
 
 __all__ = ["FORMAT"]
+
+_UNSAID: Final = object()
 
 
 def _sniff(glimpse: Glimpse) -> bool:
@@ -108,12 +110,13 @@ def _fed_back(
             path, where, f"has routing of {len(ids)} tokens, fewer than its {prompt} prompt tokens"
         )
     usage = record.get("usage")
-    count = None
     if isinstance(completion.get("token_ids"), list):
-        count = len(completion["token_ids"])
+        count: Any = len(completion["token_ids"])
     elif isinstance(usage, dict) and len(record.get("choices", ())) == 1:
-        count = usage.get("completion_tokens")
-    if count is None or prompt is None:
+        count = usage.get("completion_tokens", _UNSAID)
+    else:
+        count = _UNSAID
+    if count is _UNSAID or prompt is None:
         return len(ids)
     output = small_number(count, path, where, "completion_tokens")
     if len(ids) not in (prompt + output - 1, prompt + output):
