@@ -13,6 +13,7 @@ from moesim.cli.routing import locality, redundancy
 from moesim.cli.trace_info import info
 
 if TYPE_CHECKING:
+    from moesim.trace import Trace
     from moesim.trace.like import Likeness
 
 __all__ = ["register"]
@@ -71,8 +72,20 @@ def convert(
     decoded_only: Annotated[
         bool, typer.Option("--decoded-only", help="Leave out the rows of prompts (llama_cpp).")
     ] = False,
+    guess_requests: Annotated[
+        bool,
+        typer.Option(
+            "--guess-requests",
+            help="Where a dump leaves open which of two requests continues, take the first "
+            "(sglang).",
+        ),
+    ] = False,
     model: Annotated[
-        str | None, typer.Option(help="The model's name (default: by the file).")
+        str | None,
+        typer.Option(
+            help="The model's name (default: by the file). The sizes of a shipped model are used "
+            "where SOURCE does not say them."
+        ),
     ] = None,
     requests: Annotated[
         int, typer.Option(min=1, help="Requests to draw, where SOURCE holds statistics only.")
@@ -94,18 +107,49 @@ def convert(
     from moesim.trace import import_trace
     from moesim.trace.importers import Options
 
+    sizes = None if model is None else _shipped_sizes(model)
+    if sizes is not None:
+        num_experts, top_k = num_experts or sizes[0], top_k or sizes[1]
     with progress() as show:
         options = Options(
             num_experts=num_experts, top_k=top_k, num_layers=layers, model=model,
-            prompt_tokens=prompt_tokens, decoded_only=decoded_only, requests=requests,
-            output_tokens=output_tokens, seed=seed, progress=counter(show, "lines"),
+            prompt_tokens=prompt_tokens, decoded_only=decoded_only, guess_requests=guess_requests,
+            requests=requests, output_tokens=output_tokens, seed=seed,
+            progress=counter(show, "lines"),
         )  # fmt: skip
         found, imported = import_trace(source, kind, options)
+        if sizes is not None:
+            _check_sizes(str(model), (num_experts, top_k), imported.trace)
         trace = imported.trace.save(out, force=force, progress=counter(show, "requests"))
     typer.echo(f"{trace}\nread as {found.name}: {found.expects}")
+    if sizes is not None:
+        typer.echo(f"- {num_experts} experts, and {top_k} a token: those of {model}")
     for note in imported.notes:
         typer.echo(f"- {note}")
     typer.echo(out)
+
+
+def _check_sizes(model: str, sizes: tuple[int | None, int | None], trace: Trace) -> None:
+    from moesim.errors import UsageError
+
+    if sizes != (trace.num_experts, trace.top_k):
+        raise UsageError(
+            f"--model {model}: the source has {trace.num_experts} experts, {trace.top_k} a token, "
+            f"and {sizes[0]}, {sizes[1]} a token were expected; name another model, or state "
+            "--num-experts and --top-k"
+        )
+
+
+def _shipped_sizes(model: str) -> tuple[int, int] | None:
+    """Return the experts a layer and a token of a shipped model; None for any other name."""
+    from moesim.errors import UsageError
+    from moesim.model.hf_config import load_shape
+
+    try:
+        shape = load_shape(model)
+    except UsageError:
+        return None  # the name of a model of one's own
+    return (shape.num_experts, shape.top_k) if shape.moe_layers else None
 
 
 _OF_LIKENESS: Final = ("experts", "top_k", "skew", "cutoff", "stickiness", "layer_correlation")

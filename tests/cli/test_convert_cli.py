@@ -42,6 +42,26 @@ def test_counts_are_announced_as_synthetic(tmp_path: Path) -> None:
     assert load_trace(tmp_path / "out").meta.synthetic
 
 
+def test_a_shipped_model_says_its_sizes(tmp_path: Path) -> None:
+    source = tmp_path / "counts.csv"
+    rows = [f"0,{expert},{10 + expert % 7}" for expert in range(60)]
+    source.write_text("\n".join(["layer,expert,count", *rows]))
+    code, output = convert(source, tmp_path / "out", "--model", "olmoe-1b-7b")
+    assert code == 0, output
+    assert "- 64 experts, and 8 a token: those of olmoe-1b-7b" in output
+    trace = load_trace(tmp_path / "out")
+    assert (trace.num_experts, trace.top_k) == (64, 8)
+    log = SAMPLES["csv"].write(tmp_path)
+    code, output = convert(log, tmp_path / "other", "--model", "olmoe-1b-7b", "--top-k", "2")
+    assert code == 0, output
+    code, output = convert(log, tmp_path / "third", "--model", "olmoe-1b-7b")
+    assert code == 2
+    assert "were expected" in output
+    code, output = convert(source, tmp_path / "own", "--model", "mine", "--top-k", "2")
+    assert code == 0, output
+    assert load_trace(tmp_path / "own").num_experts == 60
+
+
 def test_bad_input_ends_with_code_2_in_one_line(tmp_path: Path) -> None:
     source = tmp_path / "odd.csv"
     for content, arguments, words in (

@@ -149,8 +149,12 @@ def test_requests_that_cannot_be_told_apart_are_refused(tmp_path: Path) -> None:
         "global_physical_count": first["global_physical_count"] + second["global_physical_count"],
     }
     dump = {**server.dump(), "records": [both, *server.records[2:]]}
-    with pytest.raises(SourceError, match="two requests stand at position 6 and one of them ends"):
+    with pytest.raises(SourceError, match=r"two requests stand at position 6 .*--guess-requests"):
         read(tmp_path, dump)
+    imported = read(tmp_path, dump, guess_requests=True)
+    assert any(note.startswith("GUESSED: in 1 passes") for note in imported.notes)
+    truth = [logical[:, list(ROUTED)] for logical in server.logical]
+    assert np.array_equal(imported.trace.expert_ids[:], np.concatenate(truth))
 
 
 def test_a_cached_prefix_is_refused(tmp_path: Path) -> None:
@@ -281,6 +285,17 @@ BREAKS: list[Callable[[Any, Any], Any]] = [
     put("forward_mode", 5),
     put("odd", 1),
     record(lambda rng, one: one.pop("positions")),
+    lambda rng, dump: {
+        **dump,
+        "records": [
+            {
+                key: item
+                for key, item in one.items()
+                if key not in ("global_physical_count", "topk_ids_of_layer")
+            }
+            for one in dump["records"]
+        ],
+    },
     record(lambda rng, one: one.pop("global_physical_count")),
     poke("topk_ids_of_layer", 99),
     poke("topk_ids_of_layer", -7),

@@ -25,7 +25,8 @@ class Options:
     """What a file does not say, and its owner may; None: not stated.
 
     `prompt_tokens` is the number of prompt tokens of every request, or of every synthetic one.
-    `decoded_only` leaves out the rows of prompts.
+    `decoded_only` leaves out the rows of prompts. `guess_requests` joins the tokens of requests
+    where a dump leaves two readings.
     `requests`, `output_tokens` and `seed` are those of a synthetic trace that is fitted to
     statistics. `progress(done, total)` counts lines of long texts.
     """
@@ -36,6 +37,7 @@ class Options:
     model: str | None = None
     prompt_tokens: int | None = None
     decoded_only: bool = False
+    guess_requests: bool = False
     requests: int = 32
     output_tokens: int = 32
     seed: int = 0

@@ -2,7 +2,8 @@
 
 SGLang's dumps have no request ids. A request starts at position 0, and its next token is at the
 position after its last. Batches keep the order of their requests. Where two readings remain, the
-dump is refused, because a wrong one would join halves of two requests.
+dump is refused, because a wrong one would join halves of two requests. On demand, the first reading
+is taken and counted.
 """
 
 from __future__ import annotations
@@ -45,12 +46,16 @@ class Sequence:
         return len(self.rows) > self.prompt_tokens
 
 
-def joined(path: Path, passes: list[Pass]) -> list[Sequence]:
-    """Return the requests of the passes in the order of their first tokens.
+def joined(path: Path, passes: list[Pass], *, guess: bool = False) -> tuple[list[Sequence], int]:
+    """Return the requests of the passes in the order of their first tokens, and passes guessed.
+
+    `guess`: where two requests stand at one position and one ends, let the first in the batch
+    continue.
 
     Raises:
-        SourceError: a token follows no request, or more than one.
+        SourceError: a token follows no request, or more than one without `guess`.
     """
+    guesses = 0
     found: list[Sequence] = []
     running: list[Sequence] = []
     row = 0
@@ -58,11 +63,12 @@ def joined(path: Path, passes: list[Pass]) -> list[Sequence]:
         if not one.positions:  # an idle rank of a server with several
             continue
         if one.lengths is None:
-            running = _decode(path, one, running, row)
+            running, certain = _decode(path, one, running, row, guess)
+            guesses += not certain
         else:
             _extend(path, one, found, running, row)
         row += len(one.positions)
-    return found
+    return found, guesses
 
 
 def _extend(
@@ -106,8 +112,13 @@ def _extended(
     return fits[0]
 
 
-def _decode(path: Path, one: Pass, running: list[Sequence], row: int) -> list[Sequence]:
-    """Add one token to each request that continues, and return those, in the order of the batch."""
+def _decode(
+    path: Path, one: Pass, running: list[Sequence], row: int, guess: bool
+) -> tuple[list[Sequence], bool]:
+    """Add one token to each request that continues.
+
+    Return these requests in the order of the batch, and whether no other reading is possible.
+    """
     early = _matched(one.positions, running)
     late = _matched(one.positions[::-1], running[::-1])
     if early is None or late is None:
@@ -115,18 +126,19 @@ def _decode(path: Path, one: Pass, running: list[Sequence], row: int) -> list[Se
             path, one.where, "decodes a token at a position where no request of the batch stands"
         )
     late = [len(running) - 1 - place for place in late[::-1]]
-    if early != late:
+    if early != late and not guess:
         place = next(n for n, (a, b) in enumerate(zip(early, late, strict=True)) if a != b)
         raise SourceError(
             path,
             one.where,
             f"two requests stand at position {one.positions[place]} and one of them ends: the dump "
-            "does not say which; record with --max-running-requests 1, or ask for routed_experts",
+            "does not say which; --guess-requests lets the first continue, and routed_experts of "
+            "each answer would tell",
         )
     chosen = [running[place] for place in early]
     for offset, sequence in enumerate(chosen):
         sequence.rows.append(row + offset)
-    return chosen
+    return chosen, early == late
 
 
 def _matched(positions: list[int], running: list[Sequence]) -> list[int] | None:

@@ -81,8 +81,11 @@ def _read_records(path: Path, dump: dict[str, Any], options: Options) -> Importe
 
 def _check_record(path: Path, number: int, record: Any, first: Any) -> None:
     where = f"record {number}"
-    if not isinstance(record, dict) or "global_physical_count" not in record:
-        raise SourceError(path, where, "must be a dict with global_physical_count")
+    needed = {"global_physical_count", "topk_ids_of_layer"}
+    if not isinstance(record, dict) or not needed & set(record):
+        raise SourceError(
+            path, where, "must be a dict with topk_ids_of_layer or global_physical_count"
+        )
     if set(record) != set(first):
         raise SourceError(path, where, "has other keys than the first record")
     if record.get("gatherer_key", _PRIMARY) != _PRIMARY:
@@ -110,7 +113,8 @@ def _map(path: Path, value: Any) -> Array:
     return logical_LP
 
 
-def _logical_counts(path: Path, where: str, record: dict[str, Any], logical_LP: Array) -> Array:
+def _physical_counts(path: Path, where: str, record: dict[str, Any], logical_LP: Array) -> Array:
+    """Return the counts of physical experts of a pass, (layers, physical experts)."""
     counts_LP = _integers(path, f"{where}, global_physical_count", record["global_physical_count"])
     if counts_LP.shape != logical_LP.shape or counts_LP.min() < 0:
         raise SourceError(
@@ -125,7 +129,7 @@ def _logical_counts(path: Path, where: str, record: dict[str, Any], logical_LP: 
 def _read_passes(path: Path, records: list[Any], logical_LP: Array, options: Options) -> Imported:
     total_LP = np.zeros(logical_LP.shape, np.int64)
     for number, record in enumerate(records):
-        total_LP += _logical_counts(path, f"record {number}", record, logical_LP)
+        total_LP += _physical_counts(path, f"record {number}", record, logical_LP)
     counts_LE = np.zeros((len(logical_LP), int(logical_LP.max()) + 1), np.int64)
     np.add.at(counts_LE, (np.arange(len(logical_LP))[:, None], logical_LP), total_LP)
     return fitted_to_counts(path, FORMAT.name, counts_LE, options, provenance={"mode": "per_pass"})
@@ -149,9 +153,14 @@ def _read_tokens(path: Path, records: list[Any], logical_LP: Array, options: Opt
     rows = []
     for number, ids in enumerate(blocks):
         rows.append(_logical(path, f"record {number}", ids[layers], k, logical_LP[layers], layers))
-    sequences = joined(path, passes)
+    sequences, guesses = joined(path, passes, guess=options.guess_requests)
     order = np.concatenate([np.array(sequence.rows) for sequence in sequences])
     notes = [f"{len(sequences)} requests, found from the positions of tokens"]
+    if guesses:
+        notes.append(
+            f"GUESSED: in {guesses} passes two requests stood at one position and one of them "
+            "ended; the first continues, so these may have swapped their later tokens"
+        )
     if len(layers) < len(logical_LP):
         left = ", ".join(map(str, np.flatnonzero(~used_L)))
         notes.append(f"layers without routing are left out: {left}")
@@ -191,7 +200,9 @@ def _physical(path: Path, where: str, record: dict[str, Any], logical_LP: Array)
             f"layer {layer}, token {token}: physical expert {ids[layer, token, place]} is out of "
             f"range for {physical}",
         )
-    counts = _logical_counts(path, where, record, logical_LP)
+    if "global_physical_count" not in record:
+        return ids
+    counts = _physical_counts(path, where, record, logical_LP)
     for layer in range(layers):
         own = ids[layer][ids[layer] != -1]
         if (np.bincount(own, minlength=physical) != counts[layer]).any():
@@ -239,7 +250,7 @@ def _pass(path: Path, where: str, record: dict[str, Any], tokens: int) -> Pass:
     if not tokens:
         return Pass(where, [], None)
     lengths = record.get("extend_seq_lens")
-    mode = record.get("forward_mode")
+    mode = record.get("forward_mode", _MODES[1])
     if type(mode) is not int or mode not in (_MODES if lengths is None else _MODES[:2]):
         raise SourceError(
             path,
