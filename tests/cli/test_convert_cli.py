@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+from paths import ROOT
 from routing_files import IDS, SAMPLES
 from typer.testing import CliRunner
 
 from moesim.cli import app
 from moesim.errors import MoesimError
 from moesim.trace import load_trace
+from moesim.trace.importers import FORMATS
 
 
 def convert(*arguments: str | Path) -> tuple[int, str]:
@@ -75,6 +78,14 @@ def test_bad_input_ends_with_code_2_in_one_line(tmp_path: Path) -> None:
         assert code == 2, output
         assert words in output
         assert not (tmp_path / "out").exists()
+
+
+def test_the_help_and_the_page_list_every_format() -> None:
+    _, output = convert("--help")
+    table = (ROOT / "docs/imports.md").read_text()
+    for name in FORMATS:
+        assert re.search(rf"\b{name}\b", output), name
+        assert f"| `{name}` |" in table
 
 
 def test_the_help_has_an_example() -> None:
