@@ -300,6 +300,15 @@ def test_counts_become_a_synthetic_trace_of_their_popularity(tmp_path: Path) -> 
         assert (abs(uses - trace.num_rows * K * share) < 4.5 * spread).all()
 
 
+def test_experts_of_a_synthetic_token_meet_as_by_chance(tmp_path: Path) -> None:
+    trace = popularity(tmp_path / "counts.csv", np.full((1, 8), 10)).trace
+    pairs = np.sort(np.asarray(trace.expert_ids[:, 0], np.int64), axis=1)
+    _, counts = np.unique(pairs @ [8, 1], return_counts=True)
+    expected = trace.num_rows / 28
+    assert len(counts) == 28
+    assert abs(counts - expected).max() < 5 * np.sqrt(expected)
+
+
 def test_an_array_of_counts_is_read_like_their_csv(tmp_path: Path) -> None:
     counts = np.arange(1, 17).reshape(2, 8)
     as_csv = popularity(tmp_path / "counts.csv", counts).trace

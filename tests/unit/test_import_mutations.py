@@ -361,6 +361,18 @@ def test_an_unknown_file_is_said_to_be_what_it_is(
     assert "\n" not in message
 
 
+@pytest.mark.parametrize("name", [name for name in SAMPLES if SAMPLES[name].text])
+def test_text_in_another_encoding_is_named_as_such(name: str, tmp_path: Path) -> None:
+    sample = SAMPLES[name]
+    for content, words in (
+        (b"\xef\xbb\xbf" + sample.content, "is text with a byte-order mark"),
+        (sample.content.decode().encode("utf-16"), "is UTF-16 text"),
+        (gzip.compress(sample.content), "is gzip data"),
+    ):
+        with pytest.raises(SourceError, match=words):
+            import_trace(sample.write(tmp_path, content), sample.format, sample.options)
+
+
 def test_a_missing_file_and_a_foreign_zip_are_named(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"missing \(no such file\)"):
         import_trace(tmp_path / "absent.csv")
