@@ -147,6 +147,63 @@ def test_a_decode_file_has_its_prompt_but_not_its_rows(tmp_path: Path) -> None:
     assert trace.requests["domain"].tolist() == ["prose"]
 
 
+def moearc(ids: np.ndarray, phase: str, **changes: Any) -> str:
+    """Return the lines of one file of a request with four prompt tokens."""
+    header = {
+        "format": "moearc-trace-v1",
+        "phase": phase,
+        "n_expert": EXPERTS,
+        "n_expert_used": K,
+        "n_prompt_tokens": 4,
+        f"n_{phase}_steps": len(ids),
+        "prompt_name": "one",
+        **changes,
+    }
+    steps = [
+        {"step": step, "phase": phase, "pos": step + (4 if phase == "decode" else 0),
+         "e": [int(n) for at, layer in enumerate(LAYERS) for e in row[at] for n in (layer, e)]}
+        for step, row in enumerate(ids)
+    ]  # fmt: skip
+    return "".join(f"{json.dumps(one)}\n" for one in (header, *steps))
+
+
+def test_files_of_prompts_and_decoding_make_requests_in_turn(tmp_path: Path) -> None:
+    path = tmp_path / "both.ndjson"
+    path.write_text(
+        moearc(FIRST[:4], "prefill")
+        + moearc(SECOND, "decode")
+        + moearc(SECOND, "prefill", prompt_name="two")
+        + moearc(FIRST, "decode", prompt_name="two")
+    )
+    trace = read(path).trace
+    assert np.array_equal(trace.expert_ids[:], np.concatenate([FIRST[:4], SECOND, SECOND, FIRST]))
+    assert trace.requests["num_rows"].tolist() == [8, 9]
+    assert trace.requests["prompt_tokens"].tolist() == [4, 4]
+    assert trace.requests["output_tokens"].tolist() == [5, 6]
+    assert trace.requests["domain"].tolist() == ["one", "two"]
+    assert trace.meta.prompt_rows == "recorded"
+
+
+def test_files_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "both.ndjson"
+    prefill = moearc(FIRST[:4], "prefill")
+    for second, words in (
+        (moearc(SECOND, "decode", prompt_name="two"), "line 6: decodes another prompt"),
+        (moearc(SECOND, "decode", n_expert=9), "line 6: n_expert is 9, and the header before"),
+        (moearc(SECOND, "decode", n_decode_steps=3), "line 6: says 3 steps, and 4 follow"),
+        (moearc(SECOND, "decode") + moearc(SECOND, "decode"), "line 11: starts a request with its"),
+    ):
+        path.write_text(prefill + second)
+        with pytest.raises(SourceError, match=words):
+            read(path)
+    path.write_text(prefill + moearc(FIRST[:0], "decode"))
+    with pytest.raises(SourceError, match="line 6: no step follows this header"):
+        read(path)
+    path.write_text(moearc(FIRST[:3], "prefill") + moearc(SECOND, "decode"))
+    with pytest.raises(SourceError, match="says 4 prompt tokens, and the prefill has 3"):
+        read(path)
+
+
 @pytest.mark.parametrize("name", ["sglang_routed", "vllm"])
 def test_answers_say_where_their_prompts_end(name: str, tmp_path: Path) -> None:
     sample = SAMPLES[name]
