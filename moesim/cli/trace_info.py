@@ -134,7 +134,7 @@ def _write(
     from moesim.cli.output import finite
     from moesim.cli.routing import caption_of
     from moesim.report.chart import write_whole
-    from moesim.report.findings import plots_for_findings, write_layers
+    from moesim.report.findings_charts import plots_for_findings, write_layers
 
     text = json.dumps(finite(plain), indent=1, allow_nan=False)
     write_whole(folder / "info.json", f"{text}\n")

@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_traces import tiny_trace
 
-from moesim.report.findings import plots_for_findings, verdicts
+from moesim.report.findings import verdicts
+from moesim.report.findings_charts import plots_for_findings
 from moesim.simulate.curve import curve_hits
 from moesim.trace import SyntheticKnobs, Trace, synthesize
 from moesim.trace.findings import Findings, Sample, examine, interval, overflow, sampled

@@ -12,11 +12,12 @@ from typing import Final
 import numpy as np
 
 from moesim.errors import SourceError
+from moesim.trace.importers.arrays import npy_array
 from moesim.trace.importers.base import Format, Imported, Options
 from moesim.trace.importers.build import most_id
 from moesim.trace.importers.columns import rows_of, split_header
 from moesim.trace.importers.fitted import fitted_to_counts
-from moesim.trace.importers.source import Glimpse, npy_array
+from moesim.trace.importers.source import Glimpse
 
 __all__ = ["FORMAT"]
 

@@ -10,8 +10,9 @@ import numpy.typing as npt
 
 from moesim.errors import SourceError, TraceError
 from moesim.files import as_path
+from moesim.trace.importers.arrays import arrays_in_zip
 from moesim.trace.importers.base import Format, Imported, Options
-from moesim.trace.importers.source import Glimpse, arrays_in_zip
+from moesim.trace.importers.source import Glimpse
 from moesim.trace.trace import Trace
 
 __all__ = ["FORMAT", "from_npz"]

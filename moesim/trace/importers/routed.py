@@ -18,10 +18,10 @@ import numpy as np
 import numpy.typing as npt
 
 from moesim.errors import SourceError, shown
+from moesim.trace.importers.arrays import read_npy
 from moesim.trace.importers.base import MOST_EXPERTS, Imported, Options
 from moesim.trace.importers.build import built, most_id
 from moesim.trace.importers.json_text import integers
-from moesim.trace.importers.source import read_npy
 from moesim.trace.importers.uses import Arrays
 
 __all__ = ["Answer", "Ids", "decoded", "ids_of", "imported", "nested", "npy_ids"]

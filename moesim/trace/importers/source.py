@@ -6,16 +6,12 @@ with a sentence that says so. Nothing is unpickled.
 
 from __future__ import annotations
 
-import math
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import IO, Any, Final
-
-import numpy as np
-import numpy.typing as npt
+from typing import Any, Final
 
 from moesim.errors import SourceError
 from moesim.inputs import open_regular, parse_json, read_bytes
@@ -23,19 +19,17 @@ from moesim.progress import Counter
 
 __all__ = [
     "MOST_BYTES",
+    "MOST_MEMBERS",
     "Glimpse",
-    "arrays_in_zip",
-    "check_zip",
     "lines_of",
     "nature",
-    "npy_array",
     "read_document",
-    "read_npy",
 ]
 
 MOST_BYTES: Final = 1 << 30
 """Bytes of the largest source that is read, as stored and as unpacked."""
-_MOST_MEMBERS: Final = 100_000
+MOST_MEMBERS: Final = 100_000
+"""Files of the largest archive that is read."""
 _MOST_LINE: Final = 1 << 26
 _HEAD: Final = 1 << 16
 _LINES_AT_ONCE: Final = 1 << 16
@@ -75,7 +69,7 @@ class Glimpse:
             return ()
         try:
             with open_regular(self.path) as file, zipfile.ZipFile(file) as archive:
-                return tuple(archive.namelist()[:_MOST_MEMBERS])
+                return tuple(archive.namelist()[:MOST_MEMBERS])
         except Exception:
             return ()
 
@@ -97,9 +91,11 @@ class Glimpse:
         """Return the shape of a `.npy` file; () where it is none."""
         if not self.head.startswith(b"\x93NUMPY"):
             return ()
+        from moesim.trace.importers.arrays import npy_header
+
         try:
             with open_regular(self.path) as file:
-                return _npy_header(file)[0]
+                return npy_header(file)[0]
         except Exception:
             return ()
 
@@ -256,111 +252,3 @@ def read_document(path: Path) -> list[tuple[str, Any]]:
 def _bad_json(path: Path, line: int | None, error: ValueError) -> SourceError:
     where = "" if line is None else f"line {line}"
     return SourceError(path, where, f"is not readable JSON ({error})")
-
-
-def check_zip(path: Path) -> None:
-    """Refuse a zip archive that is damaged or unpacks to more than `MOST_BYTES`.
-
-    Every member is read once, so that its checksum is known to hold.
-
-    Raises:
-        SourceError: it is damaged or too large.
-    """
-    try:
-        with open_regular(path) as file, zipfile.ZipFile(file) as archive:
-            _check_sizes(path, archive)
-            damaged = archive.testzip()
-    except SourceError:
-        raise
-    except Exception as error:  # zip, zlib and struct each raise their own on a damaged file
-        raise SourceError(path, "", f"is a damaged zip archive: {error}") from None
-    if damaged is not None:
-        raise SourceError(path, damaged, "is damaged: its checksum does not hold")
-
-
-def _check_sizes(path: Path, archive: zipfile.ZipFile) -> None:
-    members = archive.infolist()
-    total = sum(member.file_size for member in members)
-    if len(members) > _MOST_MEMBERS or total > MOST_BYTES:
-        raise SourceError(
-            path,
-            "",
-            f"unpacks to {total:,} bytes in {len(members):,} files; at most {MOST_BYTES:,} bytes "
-            f"in {_MOST_MEMBERS:,} files are read",
-        )
-    names = [member.filename for member in members]
-    if len(set(names)) < len(names):
-        raise SourceError(path, "", "is a damaged zip archive: it names a file twice")
-
-
-def arrays_in_zip(path: Path) -> dict[str, npt.NDArray[Any]]:
-    """Return the arrays of an `.npz` by name.
-
-    Raises:
-        SourceError: the file is no `.npz`, is damaged, too large, or holds Python objects.
-    """
-    try:
-        with open_regular(path) as file, zipfile.ZipFile(file) as archive:
-            _check_sizes(path, archive)
-            return {
-                member.filename.removesuffix(".npy"): _member(path, archive, member)
-                for member in archive.infolist()
-            }
-    except SourceError as error:
-        where = error.where
-        raise SourceError(path, where, f"is not a readable .npz: {error.reason}") from None
-    except Exception as error:  # zip, zlib and numpy each raise their own on a damaged file
-        reason = str(error) if path.is_file() and Glimpse(path).members else nature(path)
-        raise SourceError(path, "", f"is not a readable .npz: it is {reason}") from None
-
-
-def _member(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> npt.NDArray[Any]:
-    if not member.filename.endswith(".npy"):
-        raise SourceError(path, member.filename, "is no array (.npy)")
-    with archive.open(member) as file:
-        return read_npy(path, member.filename, file, member.file_size)
-
-
-def npy_array(path: Path) -> npt.NDArray[Any]:
-    """Return the array of a `.npy` file. Raise `SourceError` where it is none."""
-    try:
-        with open_regular(path) as file:
-            size = path.stat().st_size
-            if size > MOST_BYTES:
-                raise SourceError(path, "", f"has {size:,} bytes; at most {MOST_BYTES:,} are read")
-            return read_npy(path, "", file, size)
-    except SourceError:
-        raise
-    except Exception as error:
-        reason = str(error) if Glimpse(path).npy_shape else nature(path)
-        raise SourceError(path, "", f"is not a readable .npy: it is {reason}") from None
-
-
-def read_npy(path: Path, where: str, file: IO[bytes], size: int) -> npt.NDArray[Any]:
-    """Return the array of `size` bytes in the `.npy` format. Raise where they are none."""
-    shape, fortran, dtype = _npy_header(file)
-    if dtype.hasobject:
-        raise SourceError(path, where, "holds Python objects (a pickle), which could run code")
-    nbytes = math.prod(shape) * dtype.itemsize
-    if nbytes != size - file.tell():
-        raise SourceError(
-            path, where, f"must hold {nbytes:,} bytes of numbers, not {size - file.tell():,}"
-        )
-    data = file.read(nbytes)
-    if file.read(1) or len(data) != nbytes:  # also checks the sum of a zip's member
-        raise SourceError(path, where, "ends early or late")
-    array = np.frombuffer(data, dtype)
-    return array.reshape(shape, order="F" if fortran else "C")
-
-
-def _npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    from numpy.lib import format as npy
-
-    version = npy.read_magic(file)
-    if version not in ((1, 0), (2, 0)):
-        raise ValueError(f"version {version} of the .npy format is unknown")
-    read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-    shape, fortran, dtype = read(file)
-    if any(type(axis) is not int or axis < 0 for axis in shape):
-        raise ValueError(f"shape {shape} is impossible")
-    return shape, fortran, dtype

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from moesim.errors import MissingExtra, SourceError
-from moesim.trace.importers.source import Glimpse, check_zip, nature
+from moesim.trace.importers.arrays import check_zip
+from moesim.trace.importers.source import Glimpse, nature
 
 __all__ = ["load_torch"]
 

@@ -14,9 +14,10 @@ from typing import Any, Final
 import numpy as np
 
 from moesim.errors import SourceError, shown
+from moesim.trace.importers.arrays import arrays_in_zip, npy_array
 from moesim.trace.importers.base import Format, Imported, Options, small_number
 from moesim.trace.importers.routed import Answer, Ids, decoded, ids_of, imported, nested, npy_ids
-from moesim.trace.importers.source import Glimpse, arrays_in_zip, npy_array, read_document
+from moesim.trace.importers.source import Glimpse, read_document
 
 __all__ = ["FORMAT"]
 
