@@ -283,6 +283,7 @@ BREAKS: list[Callable[[Any, Any], Any]] = [
     put("gatherer_key", "child_a"),
     put("rank", 3),
     put("forward_mode", 5),
+    put("forward_mode", 3),
     put("odd", 1),
     record(lambda rng, one: one.pop("positions")),
     lambda rng, dump: {

@@ -27,8 +27,7 @@ __all__ = ["FORMAT"]
 
 Array = npt.NDArray[Any]
 _PRIMARY: Final = "primary"
-_MODES: Final = (1, 2, 3)
-"""Forward modes: extend and decode are 1 and 2 today, and were 2 and 3 once."""
+_EXTEND, _DECODE = 1, 2  # forward modes; 3 mixes them, and larger ones are for speculation
 
 
 def _sniff(glimpse: Glimpse) -> bool:
@@ -250,8 +249,9 @@ def _pass(path: Path, where: str, record: dict[str, Any], tokens: int) -> Pass:
     if not tokens:
         return Pass(where, [], None)
     lengths = record.get("extend_seq_lens")
-    mode = record.get("forward_mode", _MODES[1])
-    if type(mode) is not int or mode not in (_MODES if lengths is None else _MODES[:2]):
+    expected = _DECODE if lengths is None else _EXTEND
+    mode = record.get("forward_mode", expected)
+    if type(mode) is not int or mode != expected:
         raise SourceError(
             path,
             where,
