@@ -6,6 +6,7 @@
      │   ├─ BudgetError            the memory that is needed exceeds what there is
      │   └─ MissingExtra           an optional dependency is not installed
      ├─ TraceError             1   a trace is broken: which file, where, why
+     │   └─ SourceError        2   a file of another program is not readable as routing
      ├─ DamagedRun             1   a run directory is not as it was written: which file, why
      ├─ PolicyViolation        1   a policy returned what its contract forbids: which policy, key
      ├─ InvariantError         1   a rule of docs/invariants.md does not hold
@@ -37,6 +38,7 @@ __all__ = [
     "OutputError",
     "PolicyViolation",
     "ScenarioError",
+    "SourceError",
     "ThresholdError",
     "TraceError",
     "UsageError",
@@ -135,6 +137,12 @@ class TraceError(MoesimError):
 
     def __str__(self) -> str:
         return ": ".join(part for part in (self.file, self.where, self.reason) if part)
+
+
+class SourceError(TraceError):
+    """A file of another program cannot be read as routing: `file` is wrong at `where`."""
+
+    exit_code: ClassVar[int] = 2
 
 
 class DamagedRun(MoesimError):

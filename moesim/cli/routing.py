@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from moesim.report.tabular import Table
     from moesim.trace import Trace
 
-__all__ = ["locality", "redundancy"]
+__all__ = ["SYNTHETIC", "caption_of", "locality", "redundancy"]
 
 SYNTHETIC: Final = "SYNTHETIC ROUTING: drawn at random, made by no model. "
 TraceArgument = Annotated[Path, typer.Argument(help="The trace's folder.")]
@@ -73,7 +73,7 @@ def redundancy(
             return
         reports.write_redundancy(folder / "redundancy.csv", measured)
         if plots:
-            about = _about(trace, loaded, f"state: {state}; {shuffles} shuffles, seed {seed}")
+            about = caption_of(trace, loaded, f"state: {state}; {shuffles} shuffles, seed {seed}")
             reports.plots_for_redundancy(folder / "plots", measured, pair, about=about, seed=seed)
 
     _into(out, force, ("redundancy.csv",), work)
@@ -110,7 +110,7 @@ def locality(
             return
         reports.write_locality(folder / "locality.csv", measured)
         if plots:
-            about = _about(trace, loaded, f"{shuffles} shuffles, seed {seed}")
+            about = caption_of(trace, loaded, f"{shuffles} shuffles, seed {seed}")
             reports.plots_for_locality(folder / "plots", measured, reuse, about=about)
 
     _into(out, force, ("locality.csv",), work)
@@ -145,7 +145,7 @@ def _print(trace: Trace, table: Table, notes: Iterable[str]) -> None:
         typer.echo(f"- {note}")
 
 
-def _about(path: Path, trace: Trace, how: str) -> str:
+def caption_of(path: Path, trace: Trace, how: str) -> str:
     """Return the end of a figure's caption: the data and `how` they were treated."""
     name, model = path.resolve().name, trace.meta.model
     warning = SYNTHETIC if trace.meta.synthetic else ""

@@ -10,8 +10,10 @@ import typer
 
 from moesim.cli.paths import App
 from moesim.cli.routing import locality, redundancy
+from moesim.cli.trace_info import info
 
 if TYPE_CHECKING:
+    from moesim.trace import Trace
     from moesim.trace.like import Likeness
 
 __all__ = ["register"]
@@ -31,30 +33,6 @@ def register(app: typer.Typer) -> None:
     app.add_typer(group, name="trace")
 
 
-def info(
-    trace: Annotated[Path, typer.Argument(help="The trace's folder.")],
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print JSON, with long lists in full.")
-    ] = False,
-) -> None:
-    """Show what a trace holds, where it comes from, and statistics of its routing."""
-    import json
-
-    from moesim.cli.output import echo_json
-    from moesim.trace import load_trace
-    from moesim.trace.statistics import describe
-
-    about = describe(load_trace(trace))
-    if as_json:
-        echo_json(about)
-        return
-    for key, value in about.items():
-        text = json.dumps(value) if isinstance(value, dict | list) else value
-        if len(str(text)) > 400:  # a recorded configuration can fill several screens
-            text = f"{text[:400]} ... (cut; use --json for all of it)"
-        typer.echo(f"{key:<24} {text}")
-
-
 def validate(trace: Annotated[Path, typer.Argument(help="The trace's folder.")]) -> None:
     """Check every hash and every value of a trace; exit with 1 at the first that is wrong."""
     from moesim.trace import validate_trace
@@ -63,39 +41,115 @@ def validate(trace: Annotated[Path, typer.Argument(help="The trace's folder.")])
 
 
 def convert(
-    source: Annotated[Path, typer.Argument(help="The file to read.")],
+    source: Annotated[Path, typer.Argument(help="The file to read (of esft: or a folder).")],
     out: Annotated[Path, typer.Argument(help="The trace folder to write.")],
     kind: Annotated[
-        str,
+        str | None,
         typer.Option(
+            "--from",
             "--format",
-            help="Format of SOURCE: npz (arrays expert_ids and seq_len; optional prompt_tokens, "
-            "gate_weights, ...) or esft (routing that deepseek-ai/ESFT published, as npz).",
+            metavar="NAME",
+            help="Format of SOURCE: npz, esft, sglang, sglang_routed, vllm, llama_cpp, moearc, "
+            "jsonl, csv or counts. [default: found from the content]",
         ),
-    ] = "npz",
+    ] = None,
     num_experts: Annotated[
-        int | None, typer.Option(help="Experts per layer (default: the highest id + 1).")
+        int | None, typer.Option(min=1, help="Experts per layer (default: the highest id + 1).")
     ] = None,
+    top_k: Annotated[
+        int | None,
+        typer.Option(min=1, help="Experts of a token at a layer, where SOURCE does not say."),
+    ] = None,
+    layers: Annotated[
+        int | None, typer.Option(min=1, help="Layers of SOURCE, to check it (sglang_routed).")
+    ] = None,
+    prompt_tokens: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Prompt tokens of each request, where SOURCE does not say; or to draw."
+        ),
+    ] = None,
+    decoded_only: Annotated[
+        bool, typer.Option("--decoded-only", help="Leave out the rows of prompts (llama_cpp).")
+    ] = False,
+    guess_requests: Annotated[
+        bool,
+        typer.Option(
+            "--guess-requests",
+            help="Where a dump leaves open which of two requests continues, take the first "
+            "(sglang).",
+        ),
+    ] = False,
     model: Annotated[
-        str | None, typer.Option(help="The model's name (default: by the file).")
+        str | None,
+        typer.Option(
+            help="The model's name (default: by the file). The sizes of a shipped model are used "
+            "where SOURCE does not say them."
+        ),
     ] = None,
+    requests: Annotated[
+        int, typer.Option(min=1, help="Requests to draw, where SOURCE holds statistics only.")
+    ] = 32,
+    output_tokens: Annotated[
+        int, typer.Option(min=1, help="Output tokens of each request that is drawn.")
+    ] = 32,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of requests that are drawn.")] = 0,
     force: ForceOption = False,
 ) -> None:
-    """Convert another program's recording into a trace."""
-    from moesim.cli.progress import progress
-    from moesim.errors import UsageError
-    from moesim.progress import counter
-    from moesim.trace import IMPORTERS
+    """Convert another program's recording into a trace.
 
-    if kind not in IMPORTERS:
-        raise UsageError(f"--format {kind!r} is none of {', '.join(IMPORTERS)}")
-    named = {"num_experts": num_experts, "model": model}
-    # An option that is not stated keeps the importer's own default.
-    options = {key: value for key, value in named.items() if value is not None}
+    Statistics (counts of experts) become a synthetic trace that is fitted to them and marked so.
+
+    Example: moesim trace convert moe_trace.csv traces/mine --from llama_cpp --top-k 8
+    """
+    from moesim.cli.progress import progress
+    from moesim.progress import counter
+    from moesim.trace import import_trace
+    from moesim.trace.importers import Options
+
+    sizes = None if model is None else _shipped_sizes(model)
+    if sizes is not None:
+        num_experts, top_k = num_experts or sizes[0], top_k or sizes[1]
     with progress() as show:
-        imported = IMPORTERS[kind](source, **options)
-        trace = imported.save(out, force=force, progress=counter(show, "requests"))
-    typer.echo(f"{trace}\n{out}")
+        options = Options(
+            num_experts=num_experts, top_k=top_k, num_layers=layers, model=model,
+            prompt_tokens=prompt_tokens, decoded_only=decoded_only, guess_requests=guess_requests,
+            requests=requests, output_tokens=output_tokens, seed=seed,
+            progress=counter(show, "lines"),
+        )  # fmt: skip
+        found, imported = import_trace(source, kind, options)
+        if sizes is not None:
+            _check_sizes(str(model), (num_experts, top_k), imported.trace)
+        trace = imported.trace.save(out, force=force, progress=counter(show, "requests"))
+    typer.echo(f"{trace}\nread as {found.name}: {found.expects}")
+    if sizes is not None:
+        typer.echo(f"- {num_experts} experts, and {top_k} a token: those of {model}")
+    for note in imported.notes:
+        typer.echo(f"- {note}")
+    typer.echo(out)
+
+
+def _check_sizes(model: str, sizes: tuple[int | None, int | None], trace: Trace) -> None:
+    from moesim.errors import UsageError
+
+    if sizes != (trace.num_experts, trace.top_k):
+        raise UsageError(
+            f"--model {model}: the source has {trace.num_experts} experts, {trace.top_k} a token, "
+            f"and {sizes[0]}, {sizes[1]} a token were expected; name another model, or state "
+            "--num-experts and --top-k"
+        )
+
+
+def _shipped_sizes(model: str) -> tuple[int, int] | None:
+    """Return the experts a layer and a token of a shipped model; None for any other name."""
+    from moesim.errors import UsageError
+    from moesim.model.hf_config import load_shape
+
+    try:
+        shape = load_shape(model)
+    except UsageError:
+        return None  # the name of a model of one's own
+    return (shape.num_experts, shape.top_k) if shape.moe_layers else None
 
 
 _OF_LIKENESS: Final = ("experts", "top_k", "skew", "cutoff", "stickiness", "layer_correlation")

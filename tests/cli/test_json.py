@@ -60,7 +60,7 @@ SUCCEED: dict[str, list[list[str]]] = {
     "list": [["gpus"], ["models"], ["policies"]],
     "policies": [[]],
     "systems": [[], ["fiddler"]],
-    "trace info": [["{home}/trace"]],
+    "trace info": [["{home}/trace", "--no-plots", "--out", "{out}"]],
 }
 FAIL: dict[str, list[list[str]]] = {
     "run": [

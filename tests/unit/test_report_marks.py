@@ -394,11 +394,11 @@ def test_what_is_measured_on_a_synthetic_trace_says_so(tmp_path: Path, command: 
 def test_the_caption_of_a_measured_trace_says_that_it_is_synthetic() -> None:
     from workloads import tiny_trace
 
-    from moesim.cli.routing import _about
+    from moesim.cli.routing import caption_of
 
     trace = tiny_trace(requests=2)
-    assert _about(Path("x"), trace, "").startswith("SYNTHETIC ROUTING: drawn at random")
-    assert _about(Path("x"), trace.with_meta(synthetic=False), "").startswith("Trace x")
+    assert caption_of(Path("x"), trace, "").startswith("SYNTHETIC ROUTING: drawn at random")
+    assert caption_of(Path("x"), trace.with_meta(synthetic=False), "").startswith("Trace x")
 
 
 # --- figures that the scenario sets ---------------------------------------------------------------

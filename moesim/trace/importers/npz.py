@@ -1,20 +1,23 @@
-"""Importers: recordings in other formats, turned into traces. One function each."""
+"""Arrays in an `.npz` file, the recommended form for your own recordings."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from moesim.errors import TraceError
+from moesim.errors import SourceError, TraceError
 from moesim.files import as_path
-from moesim.inputs import open_regular
+from moesim.trace.importers.arrays import arrays_in_zip
+from moesim.trace.importers.base import Format, Imported, Options
+from moesim.trace.importers.source import Glimpse
 from moesim.trace.trace import Trace
 
-_OPTIONAL = ("prompt_tokens", "gate_weights", "predictions", "probabilities", "arrival_s")
+__all__ = ["FORMAT", "from_npz"]
+
+_OPTIONAL: Final = ("prompt_tokens", "gate_weights", "predictions", "probabilities", "arrival_s")
 
 
 def from_npz(path: str | Path, *, num_experts: int | None = None, **meta: Any) -> Trace:
@@ -22,19 +25,14 @@ def from_npz(path: str | Path, *, num_experts: int | None = None, **meta: Any) -
 
     It holds `expert_ids` (rows, layers, k), `seq_len` (requests,) and, optionally, `prompt_tokens`,
     `gate_weights`, `predictions`, `probabilities`, `arrival_s`. `Trace.from_arrays` defines them.
-    `num_experts` defaults to the highest id plus one. Raise `TraceError` for a missing array or one
-    that breaks the format.
+    `num_experts` defaults to the highest id plus one. Raise `SourceError` for a missing array or
+    one that breaks the format.
     """
     file = as_path(path)
-    try:
-        with open_regular(file) as handle, np.load(handle, allow_pickle=False) as arrays:
-            # Read at once: an array of an `.npz` is decompressed on each access.
-            data = {name: arrays[name] for name in arrays.files}
-    except Exception as error:  # zip, zlib and numpy each raise their own on a damaged file
-        raise TraceError(file, "", f"is not a readable .npz: {error}") from None
+    data = arrays_in_zip(file)
     for name in ("expert_ids", "seq_len"):
         if name not in data:
-            raise TraceError(file, name, f"missing; the file has {', '.join(sorted(data))}")
+            raise SourceError(file, name, f"missing; the file has {', '.join(sorted(data))}")
     ids = data["expert_ids"]
     provenance = {"imported_from": file.name, "format": "npz"}
     try:
@@ -48,7 +46,7 @@ def from_npz(path: str | Path, *, num_experts: int | None = None, **meta: Any) -
         )
     except TraceError as error:
         where = ", ".join(part for part in (error.file, error.where) if part)
-        raise TraceError(file, where, error.reason) from None
+        raise SourceError(file, where, error.reason) from None
 
 
 def _count_experts(ids: npt.NDArray[Any]) -> int:
@@ -64,20 +62,29 @@ def _count_experts(ids: npt.NDArray[Any]) -> int:
     return highest + 1
 
 
-def from_esft(path: str | Path, **meta: Any) -> Trace:
-    """Import routing of DeepSeek-V2-Lite, published by deepseek-ai/ESFT, packed as `.npz`.
+def _read(path: Path, options: Options) -> Imported:
+    named = {"num_experts": options.num_experts, "model": options.model}
+    meta: dict[str, Any] = {key: value for key, value in named.items() if value is not None}
+    if options.prompt_tokens is not None:
+        lengths = np.atleast_1d(arrays_in_zip(path).get("seq_len", np.zeros(1)))
+        meta["prompt_tokens"] = [options.prompt_tokens] * len(lengths)
+    trace = from_npz(path, **meta)
+    notes = []
+    if options.num_experts is None:
+        notes.append(
+            f"{trace.num_experts} experts: counted from the highest id, because the file does not "
+            "say; state it with --num-experts"
+        )
+    return Imported(trace, notes)
 
-    The source is `results/expert_scores`: 26 MoE layers (model layers 1-26) of 64 experts, top-6,
-    teacher-forced. Raise as `from_npz` does.
-    """
-    defaults: dict[str, Any] = {
-        "num_experts": 64,
-        "model": "deepseek-v2-lite",
-        "layer_map": tuple(range(1, 27)),
-        "num_shared_experts": 2,
-        "provenance": {"source": "deepseek-ai/ESFT results/expert_scores", "forced": True},
-    }
-    return from_npz(path, **{**defaults, **meta})
+
+def _sniff(glimpse: Glimpse) -> bool:
+    return {"expert_ids", "seq_len"} <= set(glimpse.arrays)
 
 
-IMPORTERS: dict[str, Callable[..., Trace]] = {"npz": from_npz, "esft": from_esft}
+FORMAT = Format(
+    "npz",
+    "an .npz with the arrays expert_ids (rows, layers, k) and seq_len (requests)",
+    _sniff,
+    _read,
+)
