@@ -46,8 +46,12 @@ class DialPoint:
     point: Point = field(kw_only=True, compare=False)
 
 
-def dial_points(scenario: Scenario, grid: Grid, folder: Path) -> list[DialPoint]:
+def dial_points(
+    scenario: Scenario, grid: Grid, folder: Path, *, copied: bool = False
+) -> list[DialPoint]:
     """Return the runs of a grid, with run directories inside `folder`.
+
+    `copied` says that the folder is a copy of one elsewhere.
 
     Raises:
         ScenarioError: the scenario cannot be built with these values.
@@ -65,6 +69,7 @@ def dial_points(scenario: Scenario, grid: Grid, folder: Path) -> list[DialPoint]
                     {key: value for key, value in values.items() if key not in _LEFT_OUT},
                     _with(scenario, values),
                     folder / slug(_named(link, seed, depth, recall, precision)),
+                    copied,
                 )
                 points.append(DialPoint(link, seed, depth, (recall, precision), point=point))
     return points
