@@ -86,7 +86,7 @@ class Endless(Eviction):
         return None  # with a slot for every key, a copy always has a free slot
 
 
-def hindsight(outcome: Outcome, unions: EventLists) -> list[LoadedMIN]:
+def hindsight(outcome: Outcome, unions: Sequence[Sequence[Key]]) -> list[LoadedMIN]:
     """Return MIN for each cache of a run, with its future: `unions`, the run's layer events."""
     from moesim.simulate.build import group_by_cache, universe_of
 

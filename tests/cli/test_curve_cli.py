@@ -48,7 +48,7 @@ def test_intervals_stand_beside_the_rates_and_say_what_they_keep(home: Path) -> 
 def test_the_caption_groups_the_digits_of_large_numbers(home: Path, tmp_path: Path) -> None:
     ids = np.tile(np.arange(8)[:, None, None], (1200, 1, 1))
     Trace.from_arrays(expert_ids=ids, seq_len=[8] * 1200, num_experts=8).save(tmp_path / "long")
-    options = ["--policy", "lru", "--batch", "2000", "--out", tmp_path / "o"]
+    options = ("--policy", "lru", "--batch", "2000", "--out", tmp_path / "o")
     done = curve(tmp_path / "long", *options)
     assert done.exit_code == 0, done.output
     data = json.loads((tmp_path / "o/curve.json").read_text())

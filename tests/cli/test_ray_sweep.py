@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sweeps import content, sweep_home
+from sweep_homes import content, sweep_home
 from typer.testing import CliRunner, Result
 from waiting import wait_until
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from fake_cluster import FakeCluster, Held
-from sweeps import KNOBS, content, sweep_home
+from sweep_homes import KNOBS, content, sweep_home
 
 from moesim.errors import MoesimError, OutputError, UsageError
 from moesim.scenario import load_scenario

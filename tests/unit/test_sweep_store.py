@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from sweeps import sweep_home
+from sweep_homes import sweep_home
 from typer.testing import CliRunner, Result
 
 from moesim.cli import app
