@@ -1,28 +1,33 @@
 """Speed of whole curves: all capacities in one pass, against libcachesim at eight capacities.
 
-The ratio says how many times faster LRU's curve at every capacity is. Ours is the whole call of
-`curve` on a trace in memory, checks of its ids included. libcachesim runs its own loop over an open
-binary trace of each layer, once for each of eight capacities; opening and writing these files is
-not counted. The other line compares MIN with libcachesim's Belady, by the compiled loop (numba, the
+The first ratio says how many times faster LRU's curve at every capacity is. Ours is the whole call
+of `curve` on a trace in memory, checks of its ids included. libcachesim runs its own loop over an
+open binary trace of each layer, once for each of eight capacities; opening and writing these files
+is not counted. The others compare MIN with libcachesim's Belady, by the compiled loop (numba, the
 extra `fast`) and by numpy alone. libcachesim replays ids one by one, which takes as many accesses.
 Rounds are interleaved in one process, and CPU time is counted, so that a busy machine disturbs all
-alike.
+alike. A first round, which loads numba, does not count.
 
-    python benchmarks/curve.py [ROUTING.npz or trace folder]
+The routing is that of DeepSeek-V2-Lite (`law.npz` of deepseek-ai/ESFT). The variable LAW_NPZ gives
+the file, or that of another routing or trace folder; else it is in `../shared`. Without it a
+synthetic trace of the same sizes is replayed.
+
+    python benchmarks/curve.py
 """
 
 from __future__ import annotations
 
-import argparse
-import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
 import libcachesim as lib
 import numpy as np
+from events import law_npz
+from figures import Figure, main
 
 from moesim.simulate import priority
 from moesim.simulate.curve import curve
@@ -90,13 +95,10 @@ def by_numpy(trace: Trace) -> None:
         priority._compiled_loop = loop
 
 
-def main() -> None:
-    """Measure and print; the ratio first."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("trace", type=Path, nargs="?", help="Routing in .npz, or a trace folder.")
-    parser.add_argument("--rounds", type=int, default=ROUNDS, help="Rounds of each.")
-    arguments = parser.parse_args()
-    trace = routing(arguments.trace)
+def measure(quick: bool) -> list[Figure]:
+    """Return the ratios of libcachesim's CPU time to ours, and the times."""
+    file = law_npz()
+    trace = routing(file)
     step = max(1, trace.num_experts // CAPACITIES)
     capacities = range(step, trace.num_experts + 1, step)
     with tempfile.TemporaryDirectory() as folder:
@@ -105,27 +107,44 @@ def main() -> None:
             "libcachesim LRU": lambda: replayed(lib.LRU, readers, capacities),
             "LRU": lambda: curve(trace, ["lru"]),
             "libcachesim Belady": lambda: replayed(lib.Belady, readers, capacities),
-            "MIN": lambda: curve(trace, ["min"]),
             "MIN by numpy": lambda: by_numpy(trace),
         }
-        first = {name: cpu_s(work) for name, work in works.items()}
-        times = {name: [] for name in works}  # type: dict[str, list[float]]
-        for _ in range(arguments.rounds):
+        if find_spec("numba"):
+            works["MIN"] = lambda: curve(trace, ["min"])
+        for work in works.values():
+            cpu_s(work)
+        times: dict[str, list[float]] = {name: [] for name in works}
+        for _ in range(2 if quick else ROUNDS):
             for name, work in works.items():
                 times[name].append(cpu_s(work))
+    of = "law.npz" if file is not None else "synthetic routing"
     pairs = {
-        "": ("libcachesim LRU", "LRU"),
-        "MIN ": ("libcachesim Belady", "MIN"),
-        "MIN by numpy ": ("libcachesim Belady", "MIN by numpy"),
-    }
-    for label, (theirs, ours) in pairs.items():
-        ratios = [their / our for their, our in zip(times[theirs], times[ours], strict=True)]
-        print(f"{label}ratio {statistics.median(ratios):.2f}")
-        print(f"{label}ratio over {len(ratios)} rounds: {min(ratios):.2f} to {max(ratios):.2f}")
-    print(f"{trace}; libcachesim {lib.__version__} at {len(capacities)} capacities, ours at all")
-    for name, spent in times.items():
-        print(f"{name}: {statistics.median(spent) * 1e3:.0f} ms; first {first[name] * 1e3:.0f} ms")
+        f"all capacities of LRU: libcachesim's time for {len(capacities)} over ours, {of}": (
+            "libcachesim LRU", "LRU", "at least 4",
+        ),
+        "all capacities of MIN: libcachesim's Belady over the compiled loop": (
+            "libcachesim Belady", "MIN", "more than 1",
+        ),
+        "all capacities of MIN: libcachesim's Belady over numpy alone": (
+            "libcachesim Belady", "MIN by numpy", "",
+        ),
+    }  # fmt: skip
+    ratios = [
+        Figure.of(
+            name,
+            [their / our for their, our in zip(times[theirs], times[ours], strict=True)],
+            "",
+            target,
+        )
+        for name, (theirs, ours, target) in pairs.items()
+        if ours in times
+    ]
+    ours = [name for name in works if not name.startswith("libcachesim")]
+    return ratios + [
+        Figure.of(f"all capacities of {name}", [s * 1e3 for s in times[name]], "CPU ms")
+        for name in ours
+    ]
 
 
 if __name__ == "__main__":
-    main()
+    main(__doc__, measure)

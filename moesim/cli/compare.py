@@ -16,6 +16,8 @@ import typer
 from moesim.cli.output import echo_json
 from moesim.cli.outputs import Output, opened, path_or_url
 from moesim.cli.points import (
+    OnOption,
+    WorkersOption,
     backend_of,
     check_writable,
     described,
@@ -62,16 +64,8 @@ def compare(
             help="The folder or fsspec URL to write into (default: runs/NAME-compare).",
         ),
     ] = None,
-    on: Annotated[
-        str,
-        typer.Option(
-            help="Where runs are simulated: local, ray, ray://auto or ray://HOST:PORT "
-            "(docs/scaling.md)."
-        ),
-    ] = "local",
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="Worker processes (default: one per processor).")
-    ] = None,
+    on: OnOption = "local",
+    workers: WorkersOption = None,
     force: Annotated[bool, typer.Option("--force", help="Run finished points again.")] = False,
     plots: PlotsOption = True,
     as_json: JsonOption = False,
@@ -120,7 +114,7 @@ def _compared(
     from moesim.sweep import check_points, points_of, unfinished
 
     folder = output.folder
-    points = points_of(loaded, folder / "runs", copied=output.store is not None)
+    points = points_of(loaded, folder / "runs", copied=output.copied)
     if not force:
         output.fetch(points)
     missing = points if force else unfinished(points)

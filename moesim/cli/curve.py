@@ -207,8 +207,8 @@ def _print(report: CurveReport, names: Sequence[str], *, intervals: bool, sizes:
     if intervals:
         made = about["intervals"]
         typer.echo(
-            f"# [low, high]: {made['confidence']:.0%} {made['method']}: {made['requests']} "
-            f"requests, {made['resamples']} resamples, seed {made['seed']}; {made['note']}"
+            f"# [low, high]: {made['confidence']:.0%} {made['method']}: {made['requests']:,} "
+            f"requests, {made['resamples']:,} resamples, seed {made['seed']}; {made['note']}"
         )
     if sizes and about["expert"] is not None:
         expert = about["expert"]
@@ -272,7 +272,7 @@ def _routing(trace: Trace) -> str:
     if trace.meta.synthetic:
         name = "SYNTHETIC ROUTING, drawn at random, made by no model"
     return (
-        f"{name}: {trace.num_requests} requests, {trace.num_rows} rows, "
+        f"{name}: {trace.num_requests:,} requests, {trace.num_rows:,} rows, "
         f"{trace.num_layers} layers of {trace.num_experts} experts, top-{trace.top_k}"
     )
 
@@ -281,8 +281,8 @@ def _replayed(trace: Trace, scope: str, batch: int, replay: str, admission: str)
     """Return in words how a trace is replayed and what a hit rate is."""
     parts = ["one cache per layer" if scope == "per_layer" else "one cache for all layers"]
     together = batch > trace.num_requests
-    requests = f" (the trace has {trace.num_requests} requests: all together)" if together else ""
-    parts.append(f"batch {batch}{requests}")
+    requests = f" (the trace has {trace.num_requests:,} requests: all together)" if together else ""
+    parts.append(f"batch {batch:,}{requests}")
     parts.append(
         "atomic replay: a layer's experts are looked up together"
         if replay == "atomic"

@@ -4,18 +4,28 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from moesim.cli.output import echo_json
-from moesim.cli.points import backend_of, check_writable, echo_failures, exit_code, run_into
+from moesim.cli.outputs import Output, opened, path_or_url
+from moesim.cli.points import (
+    OnOption,
+    WorkersOption,
+    backend_of,
+    echo_failures,
+    exit_code,
+    run_into,
+)
 from moesim.locks import exclusive
 
 if TYPE_CHECKING:
-    from moesim.dial import DialPoint, Grid, Link, Page
+    from moesim.dial import Grid, Link, Page
     from moesim.scenario import Scenario
+    from moesim.sweep import Backend, Cluster
 
 __all__ = ["register"]
 
@@ -45,11 +55,15 @@ def dial(
         typer.Option("--set", metavar="KEY=VALUE", help="Override a key, like cache.policy=lru."),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="The folder to write into (default: runs/NAME-dial).")
+        Any,
+        typer.Option(
+            parser=path_or_url,
+            metavar="PATH|URL",
+            help="The folder or fsspec URL to write into (default: runs/NAME-dial).",
+        ),
     ] = None,
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="Worker processes (default: one per processor).")
-    ] = None,
+    on: OnOption = "local",
+    workers: WorkersOption = None,
     force: Annotated[bool, typer.Option("--force", help="Run finished points again.")] = False,
     plots: Annotated[bool, typer.Option("--plots/--no-plots", help="Draw the figure.")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
@@ -58,10 +72,11 @@ def dial(
 
     A synthetic predictor, the dial, takes the place of the scenario's prefetch policy. It spoils
     the true routing at random. Each accuracy is compared with the same run without prefetch, and
-    the line between time saved and time lost is drawn. Finished points are not run again. The last
-    line printed is the folder with dial.csv, dial.json, dial.md and plots/.
+    the line between time saved and time lost is drawn. Finished points are not run again. Results
+    do not depend on where, or by how many workers, they are simulated. The last line printed is the
+    folder with dial.csv, dial.json, dial.md and plots/.
     """
-    from moesim.dial import Grid, dial_points, parse_depths, parse_links, parse_shares, refuse
+    from moesim.dial import Grid, parse_depths, parse_links, parse_shares, refuse
     from moesim.scenario import load_scenario
 
     grid = Grid(
@@ -73,12 +88,55 @@ def dial(
     )
     loaded = load_scenario(scenario, overrides or ())
     refuse(loaded)
-    folder = out or Path("runs") / f"{loaded.name}-dial"
-    points = dial_points(loaded, grid, folder / "runs")
+    backend = backend_of(on, workers)
     command = _command(scenario, overrides or (), grid, out, plots=plots)
-    page = _simulated(loaded, grid, points, folder, command, workers, force=force, plots=plots)
+    with opened(out or Path("runs") / f"{loaded.name}-dial") as output:
+        page = _simulated(loaded, grid, output, backend, command, force=force, plots=plots)
+        _print(page, output.shown, as_json=as_json)
+
+
+def _simulated(
+    loaded: Scenario,
+    grid: Grid,
+    output: Output,
+    backend: AbstractContextManager[Backend | Cluster],
+    command: str,
+    *,
+    force: bool,
+    plots: bool,
+) -> Page:
+    """Simulate the points that are missing, and write the page. Exit where points fail."""
+    from moesim.dial import Page, dial_points, planes_of, write_page
+    from moesim.dial.points import check
+    from moesim.report import load_run
+    from moesim.sweep import unfinished
+
+    folder = output.folder
+    points = dial_points(loaded, grid, folder / "runs", copied=output.copied)
+    every = [each.point for each in points]
+    if not force:
+        output.fetch(every)
+    missing = every if force else unfinished(every)
+    check(points)
+    output.check()
+    with exclusive(folder, inside=True):
+        failures = run_into(
+            folder / "runs", missing, len(every), backend, force=force, saved=output.save_run
+        )
+        if failures:
+            echo_failures(failures, len(every))
+            raise typer.Exit(exit_code(failures, wrote=False))
+        runs = {each: load_run(each.point.folder) for each in points}
+        page = Page(loaded.name, planes_of(runs, grid), _speeds(loaded, grid.links), command)
+        write_page(page, folder, plots=plots)
+    output.save_rest()
+    return page
+
+
+def _print(page: Page, folder: str, *, as_json: bool) -> None:
+    """Print the page and the folder that holds it, as text or as JSON."""
     if as_json:
-        echo_json({"out": str(folder), **page.as_plain()})
+        echo_json({"out": folder, **page.as_plain()})
         return
     from moesim.report.tabular import write_tables
 
@@ -87,46 +145,13 @@ def dial(
     typer.echo(f"\n{page.sentence}\n\n{folder}")
 
 
-def _simulated(
-    loaded: Scenario,
-    grid: Grid,
-    points: Sequence[DialPoint],
-    folder: Path,
-    command: str,
-    workers: int | None,
-    *,
-    force: bool,
-    plots: bool,
-) -> Page:
-    """Simulate the points that are missing, and write the page. Exit where points fail."""
-    from moesim.dial import Page, planes_of, write_page
-    from moesim.dial.points import check
-    from moesim.report import load_run
-    from moesim.sweep import unfinished
-
-    every = [each.point for each in points]
-    missing = every if force else unfinished(every)
-    check(points)
-    check_writable(folder / "runs")
-    with exclusive(folder, inside=True):
-        backend = backend_of("local", workers)
-        failures = run_into(folder / "runs", missing, len(every), backend, force=force)
-        if failures:
-            echo_failures(failures, len(every))
-            raise typer.Exit(exit_code(failures, wrote=False))
-        runs = {each: load_run(each.point.folder) for each in points}
-        page = Page(loaded.name, planes_of(runs, grid), _speeds(loaded, grid.links), command)
-        write_page(page, folder, plots=plots)
-    return page
-
-
 def _speeds(loaded: Scenario, links: Sequence[Link]) -> dict[Link, str]:
     hardware, pinned = loaded.load_hardware(), loaded.hardware.pinned
     return {link: link.name(hardware, pinned=pinned) for link in links}
 
 
 def _command(
-    scenario: Path, overrides: Sequence[str], grid: Grid, out: Path | None, *, plots: bool
+    scenario: Path, overrides: Sequence[str], grid: Grid, out: Path | str | None, *, plots: bool
 ) -> str:
     """Return the command line that makes this page; options that change nothing are left out."""
     from moesim.dial import Grid

@@ -30,10 +30,20 @@ class Output:
         """The folder or URL for a message."""
         return str(self.folder) if self.store is None else self.store.url
 
+    @property
+    def copied(self) -> bool:
+        """Whether the folder is a copy of one elsewhere."""
+        return self.store is not None
+
     def fetch(self, points: Sequence[Point]) -> None:
         """Copy finished runs of these points from the store."""
         if self.store is not None:
-            self.store.fetch(self.folder, {point.folder.name for point in points})
+            self.store.fetch(self.folder, {self._name(point.folder) for point in points})
+
+    def fetch_file(self, name: str) -> None:
+        """Copy one file from the store, if it is there."""
+        if self.store is not None:
+            self.store.fetch_file(self.folder, name)
 
     def check(self) -> None:
         """Raise `OutputError` where nothing can be written."""
@@ -44,12 +54,15 @@ class Output:
     def save_run(self, run: Path) -> None:
         """Copy a run that ended to the store."""
         if self.store is not None:
-            self.store.save_run(run)
+            self.store.save_run(run, self._name(run))
 
     def save_rest(self) -> None:
         """Copy tables and figures to the store."""
         if self.store is not None:
             self.store.save_rest(self.folder)
+
+    def _name(self, run: Path) -> str:
+        return run.relative_to(self.folder).as_posix()
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
@@ -20,15 +20,29 @@ if TYPE_CHECKING:
     from moesim.sweep import Backend, Cluster, Point
 
 __all__ = [
+    "OnOption",
+    "WorkersOption",
     "backend_of",
     "check_writable",
     "described",
     "echo_failures",
+    "echo_repeated",
     "exit_code",
     "run_into",
 ]
 
 _MOST_FAILURES: Final = 20  # a sweep has hundreds of points, and they often fail for one reason
+
+OnOption = Annotated[
+    str,
+    typer.Option(
+        help="Where runs are simulated: local, ray, ray://auto or ray://HOST:PORT "
+        "(docs/scaling.md)."
+    ),
+]
+WorkersOption = Annotated[
+    int | None, typer.Option(min=1, help="Worker processes (default: one per processor).")
+]
 
 
 def check_writable(folder: Path) -> None:
@@ -78,9 +92,14 @@ def run_points(
             err=True,
         )
         raise
+    echo_repeated(backend)
+    return [(points[index], error) for index, error in sorted(failures.items())]
+
+
+def echo_repeated(backend: Backend | Cluster) -> None:
+    """Print on stderr how many runs began again on a cluster, if any."""
     if repeated := getattr(backend, "repeated", 0):
         typer.echo(f"runs that began again, as a worker or machine had died: {repeated}", err=True)
-    return [(points[index], error) for index, error in sorted(failures.items())]
 
 
 def backend_of(on: str, workers: int | None) -> AbstractContextManager[Backend | Cluster]:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
 from moesim.cli.output import echo_json
+from moesim.cli.outputs import Output, opened, path_or_url
+from moesim.cli.points import OnOption, WorkersOption, backend_of
 from moesim.cli.search_job import SearchJob
 from moesim.errors import MoesimError, ThresholdError, UsageError
 
@@ -87,15 +89,16 @@ def search(
         typer.Option("--set", metavar="KEY=VALUE", help="Override a key, like cache.policy=lru."),
     ] = None,
     out: Annotated[
-        Path | None,
+        Any,
         typer.Option(
-            help="The folder to write into (default: runs/NAME-search). That of a `moesim "
-            "compare` shares its runs."
+            parser=path_or_url,
+            metavar="PATH|URL",
+            help="The folder or fsspec URL to write into (default: runs/NAME-search). That of a "
+            "`moesim compare` shares its runs.",
         ),
     ] = None,
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="Worker processes (default: one per processor).")
-    ] = None,
+    on: OnOption = "local",
+    workers: WorkersOption = None,
     force: Annotated[bool, typer.Option("--force", help="Run finished points again.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
 ) -> None:
@@ -103,13 +106,14 @@ def search(
 
     --until finds from which value of one key on a condition is met, by bisection. --minimize and
     --maximize find the best point, or the Pareto front of several metrics. Finished points are not
-    run again, and an interrupted search continues. The last line printed is the folder with
-    search.json, search.csv and search.md.
+    run again, and an interrupted search continues. Results do not depend on where, or by how many
+    workers, they are simulated. The last line printed is the folder with search.json, search.csv
+    and search.md.
     """
     from moesim.search.grid import load_grid
 
     asked = _asked(until, minimize or (), maximize or (), where or (), runs, prefix, seed)
-    grid, named = load_grid(scenario, overrides or (), over or (), out, "search")
+    backend = backend_of(on, workers)
     command = _command(
         scenario,
         {"--until": until, "--minimize": minimize, "--maximize": maximize, "--where": where,
@@ -118,12 +122,17 @@ def search(
          "--tolerance": tolerance if until and tolerance != 0.02 else None,
          "--seed": seed or None, "--set": overrides, "--out": out},
     )  # fmt: skip
-    job = SearchJob(grid, workers or os.cpu_count() or 1, force)
-    page = job.page(asked, named, probes, tolerance, command)
-    if as_json:
-        echo_json({"out": str(grid.folder), "made": job.made, **page.as_plain()})
-    else:
-        _print(page, job.made)
+    with nullcontext() if out is None else opened(out) as given:
+        folder, copied = (given.folder, given.copied) if given else (None, False)
+        changes = (overrides or (), over or ())
+        grid, named = load_grid(scenario, *changes, folder, "search", copied=copied)
+        output = given or Output(grid.folder)
+        job = SearchJob(grid, output, backend, force)
+        page = job.page(asked, named, probes, tolerance, command)
+        if as_json:
+            echo_json({"out": output.shown, "made": job.made, **page.as_plain()})
+        else:
+            _print(page, job.made, output.shown)
     _end(page)
 
 
@@ -167,7 +176,7 @@ def _asked(
     return Goal(tuple(objectives), conditions, runs, shares, seed)
 
 
-def _print(page: Page, made: int) -> None:
+def _print(page: Page, made: int, folder: str) -> None:
     """Print the page as text; the last line is its folder."""
     from moesim.report.tabular import write_tables
 
@@ -183,7 +192,7 @@ def _print(page: Page, made: int) -> None:
     typer.echo(f"runs: {saved}" + (f" ({kept} lay in the folder)" if kept > 0 else ""))
     for note in page.notes:
         typer.echo(f"- {note}")
-    typer.echo(f"\n{page.grid.folder}")
+    typer.echo(f"\n{folder}")
 
 
 def _end(page: Page) -> None:

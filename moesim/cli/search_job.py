@@ -1,27 +1,28 @@
-"""One search on this machine: what it simulates, its lock, its progress and its pages."""
+"""One search: what it simulates and where, its lock, its progress and its pages."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, ExitStack, closing
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import typer
 
-from moesim.cli.points import check_writable
+from moesim.cli.points import echo_repeated
 from moesim.cli.progress import progress
 from moesim.files import clean_up
 from moesim.locks import exclusive
 
 if TYPE_CHECKING:
+    from moesim.cli.outputs import Output
     from moesim.cli.progress import Show
     from moesim.search.grid import Grid
     from moesim.search.metrics import Condition
     from moesim.search.optimum import Goal
     from moesim.search.page import Finding, Page
-    from moesim.sweep import Point
+    from moesim.sweep import Backend, Cluster, Point
 
 __all__ = ["SearchJob"]
 
@@ -30,20 +31,24 @@ _START_S: Final = 2.0  # worker processes import moesim anew for each batch
 
 @dataclass(slots=True)
 class SearchJob:
-    """A search of a grid with processes of this machine.
+    """A search of a grid, whose runs are simulated by a backend.
 
-    `made` counts the runs that this command simulated, which took `wall_s` seconds; `done` also
-    counts those that it read.
+    The backend is entered at the first run that is missing, and left at the end. `made` counts the
+    runs that this command simulated, which took `wall_s` seconds; `done` also counts those that it
+    read.
     """
 
     grid: Grid
-    workers: int
+    output: Output
+    backend: AbstractContextManager[Backend | Cluster]
     force: bool
     made: int = 0
     done: int = 0
     planned: int = 0
     wall_s: float = 0.0
     show: Show | None = None
+    _place: Backend | Cluster | None = None
+    _left: ExitStack = field(default_factory=ExitStack)
 
     def page(
         self,
@@ -54,6 +59,7 @@ class SearchJob:
         command: str,
     ) -> Page:
         """Search, write the page into the grid's folder, and return it."""
+        from moesim.search.optimum import JOURNAL
         from moesim.search.page import Page, write_page
         from moesim.sweep import check_points
 
@@ -61,11 +67,12 @@ class SearchJob:
         search = self._search(asked, named, probes, tolerance)
         # A mistake in the last value, or a read-only folder, must show before hours of simulation.
         check_points([p for at in self.grid.one_by_one() for p in self.grid.points[at]])
-        check_writable(folder / "runs")
+        self.output.check()
+        self.output.fetch_file(JOURNAL)
         with exclusive(folder, inside=True):
             self._clean_up()
             try:
-                with progress() as self.show:
+                with self._left, progress() as self.show:
                     page = Page(self.grid, search(), command)
             except KeyboardInterrupt:
                 typer.echo(
@@ -77,6 +84,9 @@ class SearchJob:
             finally:
                 self._clean_up()  # a worker that was killed could not do this itself
             write_page(page)
+        self.output.save_rest()
+        if self._place is not None:
+            echo_repeated(self._place)
         return page
 
     def _search(
@@ -90,7 +100,7 @@ class SearchJob:
         from moesim.search.thresholds import find_thresholds, most_points, searched_key
         from moesim.search.tried import Trier
 
-        grid, trier = self.grid, Trier(self.grid, self._simulate, force=self.force)
+        grid, trier = self.grid, Trier(self.grid, self._simulate, self.output.fetch, self.force)
         seeds = max(1, len(grid.seeds))
         if isinstance(asked, Condition):
             key = searched_key(grid, named)
@@ -104,32 +114,39 @@ class SearchJob:
 
     def _simulate(self, points: Sequence[Point], kept: int) -> Mapping[Path, Exception]:
         """Simulate points, and return the errors by folder, as `moesim.search.tried` asks."""
-        from moesim.sweep import LocalProcesses, simulate_points
+        from moesim.sweep import simulate_points
 
         self.done += kept
         self.planned = max(self.planned, self.done + len(points))
-        errors = {}
-        backend = LocalProcesses(self._workers(len(points)))
+        errors: dict[Path, Exception] = {}
+        if not points:
+            return errors
         # Closing ends the workers at once, also after an interrupt.
-        with closing(simulate_points(points, backend, force=self.force)) as results:
+        with closing(simulate_points(points, self._at(len(points)), force=self.force)) as results:
             for result in results:
                 self.done += 1
                 folder = points[result.index].folder
                 if result.error is None:
                     self.made += 1
                     self.wall_s += _wall_s(folder)
+                    self.output.save_run(folder)
                 else:
                     errors[folder] = result.error
                 if self.show is not None:
                     self.show("runs", self.done, self.planned)
         return errors
 
-    def _workers(self, count: int) -> int:
-        """Return the number of processes for `count` runs: one where starting more costs more."""
-        if not self.made:
-            return self.workers
-        saved_s = self.wall_s / self.made * (count - -(-count // self.workers))
-        return self.workers if saved_s > _START_S else 1
+    def _at(self, count: int) -> Backend | Cluster:
+        """Return the place for `count` runs; of processes, one where starting more costs more."""
+        from moesim.sweep import LocalProcesses
+
+        if self._place is None:
+            self._place = self._left.enter_context(self.backend)
+        if not isinstance(self._place, LocalProcesses) or not self.made:
+            return self._place
+        workers = self._place.workers
+        saved_s = self.wall_s / self.made * (count - -(-count // workers))
+        return self._place if saved_s > _START_S else LocalProcesses(1)
 
     def _clean_up(self) -> None:
         """Remove what killed writers left in the folders of runs."""

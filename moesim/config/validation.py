@@ -15,6 +15,7 @@ from typing import Any, Final, TypeVar, get_args
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, model_validator
 
 from moesim.config.markers import NO_PATH, models_in
+from moesim.config.reasons import reason_of
 from moesim.config.suggest import suggest
 from moesim.config.yaml_document import Document, KeyPath, dotted
 from moesim.errors import ScenarioError, shown
@@ -148,7 +149,7 @@ def _message(
     kind, context, value = error["type"], error.get("ctx", {}), error["input"]
     owner = models.get(id(document.at(path[:-1])))
     if "at" in context:  # raised by a model's own check, whose value would be the whole section
-        return str(error["msg"])
+        return reason_of(error)
     match kind:
         case "extra_forbidden":
             names = sorted(owner.model_fields) if owner else []
@@ -159,7 +160,7 @@ def _message(
                 return _in_full(models.get(id(value)), path, value)
             return "is required and missing" + _example(owner, path)
         case "value_error":
-            return str(context["error"])
+            return reason_of(error)
         case "literal_error" | "union_tag_invalid":
             # Pydantic gives the choices as one text.
             expected = context.get("expected") or context.get("expected_tags")
@@ -172,7 +173,7 @@ def _message(
             kinds = ", ".join(_tags(owner, path, key))
             return f"needs the key {key!r}, which is one of {kinds} and decides the other keys"
     rule = _rule(kind, context)
-    return f"{rule or error['msg']}, not {shown(value)}{_example(owner, path)}"
+    return f"{rule or reason_of(error)}, not {shown(value)}{_example(owner, path)}"
 
 
 def _in_full(model: type[BaseModel] | None, path: KeyPath, given: Mapping[str, Any]) -> str:

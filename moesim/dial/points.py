@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from moesim.dial.grid import Grid, Link
-from moesim.errors import ScenarioError
+from moesim.errors import ScenarioError, UsageError
 from moesim.policies.placement import fixes_residents
 from moesim.scenario import Prefetch, Scenario
 from moesim.scenario.keys import key_path
@@ -46,8 +46,12 @@ class DialPoint:
     point: Point = field(kw_only=True, compare=False)
 
 
-def dial_points(scenario: Scenario, grid: Grid, folder: Path) -> list[DialPoint]:
+def dial_points(
+    scenario: Scenario, grid: Grid, folder: Path, *, copied: bool = False
+) -> list[DialPoint]:
     """Return the runs of a grid, with run directories inside `folder`.
+
+    `copied` says that the folder is a copy of one elsewhere.
 
     Raises:
         ScenarioError: the scenario cannot be built with these values.
@@ -65,6 +69,7 @@ def dial_points(scenario: Scenario, grid: Grid, folder: Path) -> list[DialPoint]
                     {key: value for key, value in values.items() if key not in _LEFT_OUT},
                     _with(scenario, values),
                     folder / slug(_named(link, seed, depth, recall, precision)),
+                    copied,
                 )
                 points.append(DialPoint(link, seed, depth, (recall, precision), point=point))
     return points
@@ -132,6 +137,7 @@ def check(points: Sequence[DialPoint]) -> None:
     """Check one run of each link with and without prefetch, before any is simulated.
 
     Raises:
+        UsageError: a depth exceeds the number of MoE layers.
         ScenarioError: the scenario is wrong, or every expert has a slot.
         BudgetError: the model does not fit the memory.
         TraceError: the trace cannot be used.
@@ -140,10 +146,20 @@ def check(points: Sequence[DialPoint]) -> None:
     traces: dict[Path, Trace] = {}
     for (_, ahead), scenario in first.items():
         if scenario.trace_path not in traces:
-            traces[scenario.trace_path] = load_trace(scenario.trace_path)
+            traces[scenario.trace_path] = trace = load_trace(scenario.trace_path)
+            _check_depths([each.depth for each in points], trace.num_layers)
         plan = prepare(scenario, traces[scenario.trace_path])
         if not ahead:
             _check_slots(plan)
+
+
+def _check_depths(depths: Sequence[int], layers: int) -> None:
+    """Raise UsageError where a depth reaches beyond the next token."""
+    if (deepest := max(depths)) > layers:
+        raise UsageError(
+            f"--depth {deepest}: the trace has {layers} MoE layers, so this predictor would look "
+            f"further than the next token; give at most {layers}"
+        )
 
 
 def _check_slots(plan: Plan) -> None:

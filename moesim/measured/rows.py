@@ -15,6 +15,7 @@ from typing import Annotated, Any, Final
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic_core import from_json
 
+from moesim.config.reasons import reason_of
 from moesim.errors import UsageError
 from moesim.files import as_path
 from moesim.inputs import read_bytes
@@ -183,7 +184,7 @@ def _mistakes(file: str, error: ValidationError) -> list[str]:
         # Other parts of the place are names of pydantic's validators.
         field = next((f", `{part}`" for part in rest if part in _Fields.model_fields), "")
         # Without a field, the row itself is wrong, and pydantic would name our class.
-        wrong = mistake["msg"] if field else "expected a JSON object"
+        wrong = reason_of(mistake) if field else "expected a JSON object"
         lines.append(f"{file}: row {index}{field}: {wrong}")
     left = len(mistakes) - len(lines)
     return lines + ([f"and {left} more mistakes"] if left > 0 else [])

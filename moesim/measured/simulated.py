@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
+from moesim.config.reasons import reason_of
 from moesim.engines.engine import engine_names, load_engine
 from moesim.errors import MoesimError, UsageError
 from moesim.measured.fit import Fitted, owned_by
@@ -478,5 +479,5 @@ def _one_line(error: Exception) -> str:
     text = str(error)
     if isinstance(error, ValidationError):
         found = error.errors()[0]
-        text = f"{'.'.join(map(str, found['loc']))}: {found['msg'].removeprefix('Value error, ')}"
+        text = f"{'.'.join(map(str, found['loc']))}: {reason_of(found)}"
     return " ".join(text.split())

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from moesim.config.reasons import reason_of
 from moesim.errors import shown
 
 __all__ = ["Where", "mistakes_in"]
@@ -28,7 +29,7 @@ def mistakes_in(
         if len(branches) == 1:
             error = branches[0]
             before, behind = _split(options, error)
-            yield (*before, *behind), f"{error['msg']} (got {error['input']!r})"
+            yield (*before, *behind), f"{reason_of(error)} (got {error['input']!r})"
             continue
         # By text: two branches may ask for the same.
         wanted = list(dict.fromkeys(each for error in branches for each in _wanted(options, error)))
@@ -78,7 +79,7 @@ def _wanted(options: Mapping[str, Any], error: Mapping[str, Any]) -> list[str]:
         choices = str(error["ctx"]["expected"]).replace(" or ", ", ").split(", ")
         return [choice.strip("'") + place for choice in choices]
     words = _words(error["type"], error.get("ctx", {}))
-    return [(words or f"a value that mends: {error['msg']}") + place]
+    return [(words or f"a value that mends: {reason_of(error)}") + place]
 
 
 def _words(kind: str, context: Mapping[str, Any]) -> str | None:

@@ -80,6 +80,8 @@ def _usual(run: Run, key: str, name: str, distinguishing: Distinguishing) -> str
     if key == "cache.policy":
         options = run.scenario.get("cache", {}).get("options")
         return policy_label(str(value or run.text("cache_policy")), options)
+    if value is None:
+        return f"{name} not set"
     if key.endswith(".policy"):
         family = key.split(".")[0]
         if isinstance(value, str) and is_reference(value):

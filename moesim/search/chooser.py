@@ -24,13 +24,13 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from moesim.errors import OutputError
 from moesim.files import output_errors
 from moesim.search.grid import Grid, Place
+from moesim.search.optimum import JOURNAL
 from moesim.search.sampler import GridSampler
 
-__all__ = ["BATCH", "JOURNAL", "Answer", "Chooser", "open_chooser"]
+__all__ = ["BATCH", "Answer", "Chooser", "open_chooser"]
 
 BATCH: Final = 4
 """The places that are chosen together: enough to keep a few processes busy."""
-JOURNAL: Final = "optuna.journal"
 
 
 @dataclass(frozen=True, slots=True)

@@ -81,6 +81,7 @@ class Grid:
                 point.values,
                 with_values(point.scenario, {"workload.requests": requests}),
                 folder / slug(point.values),
+                point.copied,
             )
             for point in self.points[place]
         )
@@ -97,12 +98,19 @@ class Grid:
 
 
 def load_grid(
-    file: Path, overrides: Sequence[str], over: Sequence[str], folder: Path | None, ending: str
+    file: Path,
+    overrides: Sequence[str],
+    over: Sequence[str],
+    folder: Path | None,
+    ending: str,
+    *,
+    copied: bool = False,
 ) -> tuple[Grid, list[str]]:
     """Return the grid of a scenario file, and the keys that `--over` names.
 
     `over` are the texts of `--over`; values in them replace those of the sweep. The default of
-    `folder`, which gets the runs, is `runs/NAME-ending`.
+    `folder`, which gets the runs, is `runs/NAME-ending`. `copied` says that the folder is a copy of
+    one elsewhere.
 
     Raises:
         ScenarioError: the scenario or a value is wrong.
@@ -131,10 +139,13 @@ def load_grid(
             f"{file}: {swept}, so there is nothing to search; name a key and its values, like "
             "--over cache.slots=1/layer..8/layer"
         )
-    return _grid(loaded, values, folder or Path("runs") / f"{loaded.name}-{ending}"), keys
+    folder = folder or Path("runs") / f"{loaded.name}-{ending}"
+    return _grid(loaded, values, folder, copied=copied), keys
 
 
-def _grid(loaded: Scenario, values: Mapping[str, tuple[Any, ...]], folder: Path) -> Grid:
+def _grid(
+    loaded: Scenario, values: Mapping[str, tuple[Any, ...]], folder: Path, *, copied: bool
+) -> Grid:
     """Return the grid of a scenario whose sweep has these values beside its seeds."""
     numbers = {key: numbers_of(each) for key, each in values.items()}
     ascending = {
@@ -149,7 +160,7 @@ def _grid(loaded: Scenario, values: Mapping[str, tuple[Any, ...]], folder: Path)
     }
     places = itertools.product(*(range(len(each)) for each in ranked.values()))
     points: dict[Place, tuple[Point, ...]] = dict.fromkeys(places, ())
-    for point in points_of(loaded, folder / "runs"):
+    for point in points_of(loaded, folder / "runs", copied=copied):
         place = tuple(rank[key][_spelling(point.values[key])] for key in ranked)
         points[place] += (point,)
     seeds = tuple(loaded.sweep.get(SEED, ()))

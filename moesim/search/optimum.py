@@ -27,8 +27,10 @@ from moesim.search.tried import Tried, Trier
 if TYPE_CHECKING:
     from moesim.search.chooser import Answer
 
-__all__ = ["Goal", "Optimum", "find_optimum", "parse_prefix"]
+__all__ = ["JOURNAL", "Goal", "Optimum", "find_optimum", "parse_prefix"]
 
+JOURNAL = "optuna.journal"
+"""The file of Optuna's study in the folder of a search."""
 KEEP = 3
 """One in KEEP points goes from a prefix to the next longer one."""
 

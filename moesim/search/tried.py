@@ -13,13 +13,16 @@ from moesim.report.statistics import Estimate, estimate
 from moesim.search.grid import Grid, Place
 from moesim.sweep import Point, unfinished
 
-__all__ = ["Simulate", "Tried", "Trier"]
+__all__ = ["Fetch", "Simulate", "Tried", "Trier"]
 
 Simulate = Callable[[Sequence[Point], int], Mapping[Path, Exception]]
 """`simulate(points, kept)`: simulate points into their folders; return the errors, by folder.
 
 `kept` further runs were wanted, and lie in the folder already.
 """
+
+Fetch = Callable[[Sequence[Point]], None]
+"""`fetch(points)`: copy the finished runs of points into their folders, if they lie elsewhere."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +55,13 @@ class Tried:
 class Trier:
     """Tries places of a grid, each once, and keeps what it found.
 
-    Runs that lie in the folder already are read. With `force`, all are simulated again.
+    Runs that lie in the folder already are read. With `force`, all are simulated again. `fetch` is
+    called before: it brings runs from elsewhere into the folder.
     """
 
     grid: Grid
     simulate: Simulate
+    fetch: Fetch
     force: bool = False
     whole: dict[Place, Tried] = field(default_factory=dict)
     prefixes: dict[tuple[Place, int], Tried] = field(default_factory=dict)
@@ -80,6 +85,8 @@ class Trier:
         self, points: Mapping[Place, Sequence[Point]], requests: Mapping[Place, int]
     ) -> list[Tried]:
         every = [point for several in points.values() for point in several]
+        if not self.force:
+            self.fetch(every)
         missing = every if self.force else unfinished(every)
         errors = self.simulate(missing, len(every) - len(missing))
         return [_tried(place, p, errors, requests.get(place)) for place, p in points.items()]

@@ -22,6 +22,7 @@ from moesim.errors import InvariantError
 from moesim.hardware.ops import Copy
 from moesim.hardware.topology import Topology
 from moesim.machine.work import Work
+from moesim.policies.event_lists import EventLists
 from moesim.policies.view import Key
 from moesim.serving.experts.decision import Decision
 from moesim.serving.layers import LayerPlan
@@ -118,10 +119,11 @@ class Ledger:
         self._step_tables: list[npt.NDArray[np.int64]] = []  # [steps, columns], before the rows
         self.timeline: list[tuple[str, str, int, int, int, int, int]] = []
         self.timeline_steps = range(first_step, first_step + steps)
-        self._packed: list[tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]] = []
-        self._lists: list[tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]] = []
-        self._array_events = np.zeros(num_layers, np.int64)  # of what came as arrays
-        self._array_accesses = np.zeros(num_layers, np.int64)
+        # Of some layer events each: the sizes of their unions, and the keys.
+        self._packed: list[tuple[npt.NDArray[np.int32], npt.NDArray[Any]]] = []
+        self._key_type = np.uint16 if num_layers * num_experts <= 1 << 16 else np.int32
+        self._events = np.zeros(num_layers, np.int64)  # of what is packed
+        self._accesses = np.zeros(num_layers, np.int64)
         self._last_demand_ns = 0
         self._step_start_ns = 0
         self.ended_ns = 0
@@ -279,10 +281,10 @@ class Ledger:
         """
         if self._union_sizes:
             self._pack()
-        self._packed.append((sizes, keys))
+        self._packed.append((sizes, keys.astype(self._key_type)))
         by_step = sizes.reshape(-1, self.num_layers)
-        self._array_events += np.count_nonzero(by_step, axis=0)
-        self._array_accesses += by_step.sum(axis=0)
+        self._events += np.count_nonzero(by_step, axis=0)
+        self._accesses += by_step.sum(axis=0)
         if self.per_step is not None:
             self.per_step.events += events
 
@@ -345,40 +347,40 @@ class Ledger:
 
     def _pack(self) -> None:
         """Move the log of unions from lists into arrays, which take much less memory."""
-        sizes, keys = (np.array(log, np.int32) for log in (self._union_sizes, self._union_keys))
-        self._packed.append((sizes, keys))
-        self._lists.append((sizes, keys))
+        if not self._union_sizes:
+            return
+        sizes = np.array(self._union_sizes, np.int32)
+        keys = np.array(self._union_keys, self._key_type)
         self._union_sizes, self._union_keys = [], []
+        self._packed.append((sizes, keys))
+        layers = keys // self.num_experts
+        self._accesses += np.bincount(layers, minlength=self.num_layers)
+        # The layer of an event is that of its last key; an empty union has none.
+        lasts = np.cumsum(sizes)[sizes > 0] - 1
+        self._events += np.bincount(layers[lasts], minlength=self.num_layers)
 
-    def logged(self) -> Sequence[tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]]:
+    def logged(self) -> Sequence[tuple[npt.NDArray[np.int32], npt.NDArray[Any]]]:
         """Return the sizes of unions and their keys, in parts, in the order of the layer events."""
         self._pack()
         return self._packed
 
-    def layer_events(self) -> list[list[Key]]:
+    def layer_events(self) -> EventLists:
         """Return the unions of all layer events in order. A key's layer is key // num_experts."""
-        result: list[list[Key]] = []
-        # One object for each key: an object for each use would take most of a long run's memory.
-        names = np.arange(self.num_layers * self.num_experts).astype(object)
-        for sizes, keys in self.logged():
-            ends = np.cumsum(sizes).tolist()
-            flat = names[keys].tolist()
-            result += [flat[s:e] for s, e in zip([0, *ends], ends, strict=False)]
-        return result
+        self._pack()
+        if len(self._packed) != 1:
+            nothing = np.zeros(0, np.int32), np.zeros(0, self._key_type)
+            sizes, keys = map(np.concatenate, zip(nothing, *self._packed, strict=True))
+            self._packed = [(sizes, keys)]
+        sizes, keys = self._packed[0]
+        return EventLists(keys, sizes)
 
     def accesses_by_layer(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Return the numbers of layer events and of accesses of each layer, each of shape [layers].
 
         Both are counted from the log of unions.
         """
-        events, accesses = self._array_events.copy(), self._array_accesses.copy()
-        for sizes, keys in self._lists:
-            layers = keys // self.num_experts
-            accesses += np.bincount(layers, minlength=self.num_layers)
-            # The layer of an event is that of its last key; an empty union has none.
-            lasts = np.cumsum(sizes)[sizes > 0] - 1
-            events += np.bincount(layers[lasts], minlength=self.num_layers)
-        return events, accesses
+        self._pack()
+        return self._events.copy(), self._accesses.copy()
 
     def _tabulate_steps(self) -> None:
         """Move the rows of steps from a list into an array."""

@@ -29,6 +29,7 @@ from moesim.simulate.verdict import REGRET_KEYS, more_slots, regrets, spent_of, 
 
 if TYPE_CHECKING:
     from moesim.policies import Key, View
+    from moesim.policies.event_lists import EventLists
     from moesim.simulate import Outcome
     from moesim.simulate.build import Plan
 
@@ -85,7 +86,7 @@ class Endless(Eviction):
         return None  # with a slot for every key, a copy always has a free slot
 
 
-def hindsight(outcome: Outcome, unions: Sequence[list[Key]]) -> list[LoadedMIN]:
+def hindsight(outcome: Outcome, unions: Sequence[Sequence[Key]]) -> list[LoadedMIN]:
     """Return MIN for each cache of a run, with its future: `unions`, the run's layer events."""
     from moesim.simulate.build import group_by_cache, universe_of
 
@@ -115,7 +116,7 @@ class ReplayAtOnce(Replay):
 def bounds_summary(
     outcome: Outcome,
     *,
-    unions: Sequence[list[Key]],
+    unions: EventLists,
     min_hits: int,
     cached: BoundTimes,
     linked: BoundTimes,
@@ -129,7 +130,7 @@ def bounds_summary(
     placement fixes which experts are in GPU memory. The reason ends with where routing and sizes
     are from, unless both are one model's.
     """
-    accesses = sum(map(len, unions))
+    accesses = len(unions.flat)
     # A cache that never evicts misses each key at its first use only.
     loaded = {key for keys in outcome.loaded for key in keys}
     first_uses = len(used_keys(unions) - loaded)
@@ -156,12 +157,12 @@ def bounds_summary(
     }
 
 
-def used_keys(unions: Sequence[list[Key]]) -> set[Key]:
+def used_keys(unions: EventLists) -> set[Key]:
     """Return the keys of some layer events."""
-    return set().union(*unions)
+    return set(np.flatnonzero(np.bincount(unions.flat)).tolist())
 
 
-def min_hits(outcome: Outcome, unions: Sequence[list[Key]]) -> int:
+def min_hits(outcome: Outcome, unions: EventLists) -> int:
     """Return MIN's hits over the run's layer events, with the run's slots and first experts."""
     from moesim.simulate.build import group_by_cache
     from moesim.simulate.curve import replay_hits

@@ -28,6 +28,7 @@ from moesim.machine.work import FAR
 from moesim.model.hf_config import load_config
 from moesim.policies import Key, find, parse_options
 from moesim.policies.base import Input
+from moesim.policies.event_lists import EventLists
 from moesim.policies.eviction import CacheContext, Resident
 from moesim.policies.guard import inputs_of, make_batching, make_eviction, make_prefetch
 from moesim.policies.placement import Copy
@@ -510,7 +511,7 @@ def _evictions(
     ledger: Ledger,
     requests: Sequence[Request],
     eviction: str | None,
-    rehearse: Callable[[], list[list[Key]]],
+    rehearse: Callable[[], EventLists],
 ) -> list[Eviction]:
     """Return the eviction policy of each cache, by cache number."""
     scenario, trace = plan.scenario, plan.trace
@@ -520,7 +521,7 @@ def _evictions(
         options = parse_options(policy, {})
     # If requests arrive over time, the steps depend on how fast the run is, so no rehearsal can
     # show the layer events. The policy then gets no future (`min` refuses to be built).
-    futures: list[list[list[Key]]] | None = None
+    futures: list[EventLists] | None = None
     moves = plan.places.residents is None
     if policy.clairvoyant and moves and all(request.arrival_ns == 0 for request in requests):
         futures = group_by_cache(plan, rehearse())
@@ -663,7 +664,7 @@ def _lessons(scenario: Scenario, trace: Trace, given: Input) -> Lessons:
     return lessons_of(profile_trace(scenario, trace, "prefetch", given), given.part)
 
 
-def _rehearse(plan: Plan, what: str, progress: Progress | None) -> list[list[Key]]:
+def _rehearse(plan: Plan, what: str, progress: Progress | None) -> EventLists:
     """Return all layer events, in order, of a workload that arrives at once.
 
     They come from a run with LRU: with all requests present from the start, layer events do not
@@ -673,16 +674,14 @@ def _rehearse(plan: Plan, what: str, progress: Progress | None) -> list[list[Key
     return server.ledger.layer_events()
 
 
-def group_by_cache(plan: Plan, unions: Sequence[list[Key]]) -> list[list[list[Key]]]:
-    """Return the layer events of each cache, in order, by cache number."""
+def group_by_cache(plan: Plan, unions: Sequence[Sequence[Key]]) -> list[EventLists]:
+    """Return the layer events of each cache that want any expert, in order, by cache number."""
+    unions = EventLists.of(unions)
     if plan.scenario.replay == "sequential":  # it looks up key by key, so each is an event
-        unions = [[key] for union in unions for key in union]
-    groups: list[list[list[Key]]] = [[] for _ in plan.slots]
-    for union in unions:
-        if union:
-            layer = union[0] // plan.trace.num_experts
-            groups[_cache_of(plan.scenario, layer)].append(union)
-    return groups
+        unions = unions.singles()
+    layers, experts = range(plan.trace.num_layers), plan.trace.num_experts
+    numbers = [_cache_of(plan.scenario, layer) for layer in layers for _ in range(experts)]
+    return unions.filled().grouped(numbers, len(plan.slots))
 
 
 def serve(

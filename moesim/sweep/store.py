@@ -1,25 +1,25 @@
 """A folder of runs behind an fsspec URL (`s3://bucket/sweep`), of which a local copy is used.
 
-The copy starts with the finished runs that are there. Each new run is copied there as it ends, its
-manifest last. So a run without a manifest is unfinished, as in a local folder.
+The copy gets finished runs from there. Each new run is copied there as it ends, its manifest last.
+So a run without a manifest is unfinished, as in a local folder.
 """
 
 from __future__ import annotations
 
 import posixpath
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from moesim.errors import MissingExtra, OutputError, UsageError
 from moesim.simulate.rundir import MANIFEST
 
 __all__ = ["Store", "is_url"]
 
-RUNS: Final = "runs"
+_RUNS: Final = ("runs", "prefix")  # the folders that hold run directories
 _COPIES: Final = 16  # a store takes as long for one small file as for some at a time
 
 
@@ -49,6 +49,7 @@ class Store:
             raise UsageError(f"--out {url}: {error}") from None
         self._pool = ThreadPoolExecutor(_COPIES)
         self._copies: list[Future[None]] = []
+        self._found: dict[str, list[str]] | None = None
 
     def close(self) -> None:
         """Wait for all copies. Raise `OutputError` if one failed."""
@@ -56,28 +57,39 @@ class Store:
         self._check()
 
     def fetch(self, folder: Path, names: Collection[str]) -> None:
-        """Copy the finished runs with these names into the local `folder`."""
+        """Copy the finished runs with these names into the local `folder`.
+
+        A name is like `runs/cache.policy=lru`. What the store held at the first call counts.
+        """
         with self._errors():
-            runs = self._listed()
-            wanted = [name for name in names if MANIFEST in runs.get(name, ())]
+            if self._found is None:
+                self._found = self._listed()
+            found = self._found
+            wanted = [name for name in names if MANIFEST in found.get(name, ())]
             for name in wanted:
-                (folder / RUNS / name).mkdir(parents=True)
-            pairs = [(f"{RUNS}/{name}/{file}", folder) for name in wanted for file in runs[name]]
+                (folder / name).mkdir(parents=True)
+            pairs = [(f"{name}/{file}", folder) for name in wanted for file in found[name]]
             list(self._pool.map(self._get, pairs))
 
-    def save_run(self, run: Path) -> None:
-        """Begin to copy a finished run to the store, and return at once.
+    def fetch_file(self, folder: Path, name: str) -> None:
+        """Copy one file into the local `folder`, if it is there."""
+        with self._errors():
+            if self._files.exists(f"{self._root}/{name}"):
+                self._get((name, folder))
+
+    def save_run(self, run: Path, name: str) -> None:
+        """Begin to copy a finished run to the store, and return at once; `name` as in `fetch`.
 
         Raise `OutputError` if an earlier copy failed.
         """
         self._check()
-        self._copies.append(self._pool.submit(self._put_run, run))
+        self._copies.append(self._pool.submit(self._put_run, run, name))
 
     def save_rest(self, folder: Path) -> None:
         """Copy the files of `folder` that belong to no run: tables and figures."""
         for file in sorted(folder.rglob("*")):
             inside = file.relative_to(folder)
-            if file.is_file() and inside.parts[0] != RUNS and not file.name.startswith("."):
+            if file.is_file() and inside.parts[0] not in _RUNS and not file.name.startswith("."):
                 self._put(file, inside.as_posix())
 
     def check_writable(self) -> None:
@@ -89,24 +101,23 @@ class Store:
             self._files.rm_file(name)
 
     def _listed(self) -> dict[str, list[str]]:
-        """Return the files of each run that is there."""
-        top = f"{self._root}/{RUNS}"
+        """Return the files of each folder with runs, by its name."""
         self._files.invalidate_cache()
-        runs: dict[str, list[str]] = defaultdict(list)
-        for path in self._files.find(top):
-            name, _, file = posixpath.relpath(path, top).partition("/")
-            if file and "/" not in file:
-                runs[name].append(file)
-        return runs
+        files: dict[str, list[str]] = defaultdict(list)
+        for top in _RUNS:
+            for path in self._files.find(f"{self._root}/{top}"):
+                name, _, file = posixpath.relpath(path, self._root).rpartition("/")
+                files[name].append(file)
+        return files
 
     def _get(self, pair: tuple[str, Path]) -> None:
         name, folder = pair
         self._files.get_file(f"{self._root}/{name}", str(folder / name))
 
-    def _put_run(self, run: Path) -> None:
+    def _put_run(self, run: Path, name: str) -> None:
         files = sorted(run.iterdir(), key=lambda file: (file.name == MANIFEST, file.name))
         for file in files:
-            self._put(file, f"{RUNS}/{run.name}/{file.name}")
+            self._put(file, f"{name}/{file.name}")
 
     def _put(self, file: Path, name: str) -> None:
         target = f"{self._root}/{name}"
@@ -128,7 +139,3 @@ class Store:
             yield
         except Exception as error:
             raise OutputError(self.url, f"{type(error).__name__}: {error}") from error
-
-
-Saved = Callable[[Path], Any]
-"""What is called with the folder of each run that ends."""

@@ -19,6 +19,7 @@ from typing import Any, Final, Literal, TypeVar, cast
 import numpy as np
 import numpy.typing as npt
 
+from moesim.config.reasons import reason_of
 from moesim.errors import TraceError, shown
 from moesim.inputs import read_json
 
@@ -292,7 +293,7 @@ def _parse(kind: type[Parsed], raw: dict[str, Any]) -> Parsed:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         got = "" if first["type"] == "missing" else f", not {shown(first['input'], 80)}"
-        raise _WrongTypeError(where, first["msg"].lower() + got) from None
+        raise _WrongTypeError(where, reason_of(first).lower() + got) from None
     return parsed
 
 

@@ -41,8 +41,20 @@ def test_intervals_stand_beside_the_rates_and_say_what_they_keep(home: Path) -> 
     assert [line.split()[0] for line in lines[2:4]] == ["2", "4"]
     rate, low, high = (float(text.strip("[],")) for text in lines[2].split()[1:])
     assert low <= rate <= high
-    assert "95% percentile bootstrap over requests: 4 requests, 1000 resamples" in lines[4]
+    assert "95% percentile bootstrap over requests: 4 requests, 1,000 resamples" in lines[4]
     assert "the cache state is not resampled" in lines[4]
+
+
+def test_the_caption_groups_the_digits_of_large_numbers(home: Path, tmp_path: Path) -> None:
+    ids = np.tile(np.arange(8)[:, None, None], (1200, 1, 1))
+    Trace.from_arrays(expert_ids=ids, seq_len=[8] * 1200, num_experts=8).save(tmp_path / "long")
+    options = ("--policy", "lru", "--batch", "2000", "--out", tmp_path / "o")
+    done = curve(tmp_path / "long", *options)
+    assert done.exit_code == 0, done.output
+    data = json.loads((tmp_path / "o/curve.json").read_text())
+    assert ": 1,200 requests, 9,600 rows, 1 layers" in data["routing"]
+    assert "batch 2,000 (the trace has 1,200 requests: all together)" in data["replay"]
+    assert "1,200 requests, 9,600 rows" in (tmp_path / "o/plots/curve.svg").read_text()
 
 
 def test_a_link_adds_missed_bytes_and_a_bound(home: Path) -> None:

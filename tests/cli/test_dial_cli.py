@@ -14,6 +14,7 @@ from workloads import TINY_CONFIG, tiny_trace
 
 from moesim.cli import app
 from moesim.dial import Grid, Link, dial_points
+from moesim.errors import UsageError
 from moesim.scenario import load_scenario
 from moesim.simulate import Result as Simulated
 from moesim.simulate import run
@@ -254,6 +255,16 @@ def test_scenarios_in_which_no_predictor_can_help_are_refused(
 def test_a_grid_that_is_none_is_refused(home: Path, option: str, value: str, problem: str) -> None:
     result = dial(home / "x.yaml", option, value, "--out", home / "refused")
     assert problem in str(result.exception)
+
+
+def test_a_depth_beyond_the_layers_of_the_trace_is_refused(home: Path) -> None:
+    arguments = ["--recall", "1", "--precision", "1", "--link", "1x", "--seeds", "1"]
+    result = dial(home / "x.yaml", *arguments, "--depth", "1,5", "--out", home / "deep")
+    assert isinstance(result.exception, UsageError)
+    assert str(result.exception).startswith("--depth 5: the trace has 4 MoE layers")
+    assert "give at most 4" in str(result.exception)
+    assert not (home / "deep").exists()
+    assert dial(home / "x.yaml", *arguments, "--depth", "4", "--out", home / "deep").exit_code == 0
 
 
 def test_each_seed_draws_other_predictions_and_has_a_baseline_of_its_own(home: Path) -> None:

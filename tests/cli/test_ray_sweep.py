@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from hashlib import sha256
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sweep_homes import content, sweep_home
 from typer.testing import CliRunner, Result
 from waiting import wait_until
 
@@ -24,7 +24,6 @@ from moesim.sweep import LocalProcesses, points_of, simulate_points
 from moesim.sweep.addresses import Address
 from moesim.sweep.backend import Shared, WorkerDied
 from moesim.sweep.ray_tasks import ATTEMPTS, RayTasks
-from moesim.trace.synthetic import SyntheticKnobs, synthesize
 
 pytest.importorskip("ray", reason="ray is in the extra `ray`")
 
@@ -36,44 +35,24 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning"),
 ]
 
-SCENARIO = """\
-trace: trace
-model: mixtral-8x7b
-hardware: {profile: rtx-4090, vram: 60GB}
-bounds: false
+KEYS = """\
 sweep:
   cache.policy: [lru, fifo]
   cache.slots: [2/layer, 8/layer]
   seed: [0, 1]
 """
-KNOBS = SyntheticKnobs(requests=3, prompt_tokens=2, output_tokens=3, num_layers=32, num_experts=8)
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a trace and a scenario, of which the points with 8 slots do not fit."""
-    folder = tmp_path_factory.mktemp("ray")
-    synthesize(KNOBS).save(folder / "trace")
-    (folder / "demo.yaml").write_text(SCENARIO)
-    return folder
+    return sweep_home(tmp_path_factory.mktemp("ray"), KEYS, vram="60GB")
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[RayTasks]:
     with RayTasks(Address.of("ray"), 2) as started:
         yield started
-
-
-def content(folder: Path) -> dict[str, str]:
-    """Return the hash of every file of every run, without the wall time of a manifest."""
-    digests = {}
-    for file in sorted(folder.rglob("*")):
-        if file.is_file():
-            text = file.read_bytes()
-            if file.name == "manifest.json":
-                text = json.dumps({**json.loads(text), "wall_s": None}).encode()
-            digests[file.relative_to(folder).as_posix()] = sha256(text).hexdigest()
-    return digests
 
 
 def square(task: tuple[Path, int]) -> int:
@@ -172,24 +151,80 @@ def moesim(*arguments: object) -> Result:
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
+SWEEPS: dict[str, tuple[object, ...]] = {
+    "compare": (),
+    "dial": ("--set", "sweep={}", "--recall", "0,1", "--precision", "0.5,1", "--depth", "1",
+             "--link", "0.5x", "--seeds", "2"),
+    "search": ("--maximize", "output_tokens_per_s", "--minimize", "tpot_mean_ms", "--runs", 9,
+               "--over", "cache.slots=1/layer..3/layer", "--over", "cache.policy=lru,lfu,fifo,min",
+               "--prefix", "0.5"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("command", SWEEPS)
+def test_each_command_writes_the_same_files_on_ray_and_resumes_without_it(
+    cluster: RayTasks, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    """One `--out` in two folders, because pages have the command with its `--out`."""
+
+    def place(on: str, workers: int | None) -> AbstractContextManager[RayTasks]:
+        assert (on, workers) == ("ray", 2)
+        return nullcontext(cluster)
+
+    monkeypatch.setattr(cluster, "repeated", 0)  # by earlier tests
+    arguments = [command, home / "demo.yaml", *SWEEPS[command], "--out", "o"]
+    (tmp_path / "here").mkdir()
+    (tmp_path / "there").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    here = moesim(*arguments, "--workers", 1)
+    monkeypatch.chdir(tmp_path / "there")
+    with monkeypatch.context() as patched:
+        patched.setattr(f"moesim.cli.{command}.backend_of", place)
+        there = moesim(*arguments, "--on", "ray", "--workers", 2)
+    assert (there.exit_code, there.stdout, there.stderr) == (
+        here.exit_code, here.stdout, here.stderr,
+    )  # fmt: skip
+    assert there.stdout.splitlines()[-1] == "o"
+    files = content(tmp_path / "there")
+    assert len([name for name in files if name.endswith("manifest.json")]) >= 4
+    # The journal has the time of each choice.
+    different = set(files.items()) ^ set(content(tmp_path / "here").items())
+    assert {name for name, _ in different} <= {"o/optuna.journal"}
+    if command == "compare":  # its points that do not fit are tried again
+        return
+
+    def none(**_: object) -> None:
+        raise AssertionError("a cluster is started though nothing is missing")
+
+    monkeypatch.setattr("ray.init", none)
+    again = moesim(*arguments, "--on", "ray")
+    assert again.exit_code == 0, again.output
+    assert content(tmp_path / "there") == files
+
+
+@pytest.mark.parametrize("command", SWEEPS)
 def test_ray_that_is_not_installed_is_named_before_anything_is_read(
-    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    refused = moesim("compare", home / "demo.yaml", "--on", "ray", "--out", tmp_path / "out")
+    refused = moesim(
+        command, home / "demo.yaml", *SWEEPS[command], "--on", "ray", "--out", tmp_path / "out"
+    )
     assert isinstance(refused.exception, MissingExtra)
     assert "pip install -c constraints.txt '.[ray]'" in str(refused.exception)
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("command", SWEEPS)
 def test_a_machine_that_belongs_to_no_cluster_is_told_so(
-    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
     def none(**_: object) -> None:
         raise ConnectionError("Could not find any running Ray instance.")
 
     monkeypatch.setattr("ray.init", none)
-    refused = moesim("compare", home / "demo.yaml", "--on", "ray://auto", "--out", tmp_path / "out")
+    options = (*SWEEPS[command], "--on", "ray://auto", "--out", tmp_path / "out")
+    refused = moesim(command, home / "demo.yaml", *options)
     assert isinstance(refused.exception, UsageError)
     assert "--on ray://auto: cannot join or start" in str(refused.exception)
 
@@ -230,7 +265,9 @@ def test_a_driver_that_is_ended_resumes_where_it_was(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     (home / "patient.py").write_text(PATIENT)
-    text = SCENARIO.replace("[lru, fifo]", "[lru, fifo, 'patient.py:Patient']")
+    text = (
+        (home / "demo.yaml").read_text().replace("[lru, fifo]", "[lru, fifo, 'patient.py:Patient']")
+    )
     text = text.replace("[2/layer, 8/layer]", "[2/layer]").replace("[0, 1]", "[0]")
     (home / "patient.yaml").write_text(text)  # one run waits, on one of two workers
     monkeypatch.setenv("GATE", str(tmp_path / "gate"))

@@ -66,7 +66,7 @@ def digest(outcome: Outcome) -> str:
         (ledger.prefetch_useful, ledger.prefetch_late, ledger.prefetch_wasted),
         ledger.prefetch_refused,
         [list(cache.slots) for cache in outcome.caches],
-        ledger.layer_events(),
+        list(ledger.layer_events()),
     )
     return hashlib.sha256(repr(recorded).encode()).hexdigest()[:16]
 

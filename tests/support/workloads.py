@@ -243,4 +243,4 @@ def decisions(outcome: Outcome) -> tuple[Any, ...]:
     steps = [(*row[3:8], row[10], row[11], row[14]) for row in ledger.steps]
     caches = [list(cache.slots) for cache in outcome.caches]
     copies = (ledger.demand_copies, ledger.prefetch_copies, ledger.prefetch_wasted)
-    return hits, steps, caches, copies, ledger.layer_events()
+    return hits, steps, caches, copies, list(ledger.layer_events())

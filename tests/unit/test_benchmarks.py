@@ -82,10 +82,42 @@ def test_a_name_that_is_no_script_is_refused(places: list[str]) -> None:
     assert caught.value.code == 2
 
 
-def test_each_script_of_the_command_exists_and_measures() -> None:
-    for name in command().SCRIPTS:
-        text = (ROOT / f"benchmarks/{name}.py").read_text(encoding="utf-8")
-        assert "def measure(quick: bool) -> list[Figure]:" in text, name
+def test_the_command_runs_every_script_of_the_folder_that_measures() -> None:
+    measure = "def measure(quick: bool) -> list[Figure]:"
+    files = (ROOT / "benchmarks").glob("*.py")
+    measuring = {file.stem for file in files if measure in file.read_text(encoding="utf-8")}
+    assert measuring == set(command().SCRIPTS)
+    assert measuring >= {"served", "scale", "events", "curve", "sweep", "real_time", "gates"}
+
+
+def test_the_help_says_what_scripts_need(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        command().main(["--help"])
+    text = capsys.readouterr().out
+    for word in (*command().SCRIPTS, "libcachesim", "torch", "AZURE_CODE_CSV", "LAW_NPZ"):
+        assert word in text
+
+
+def test_a_growth_has_an_exponent_of_all_runs_and_one_of_the_longer_ones() -> None:
+    """A constant part counts in the first alone."""
+    scale = script("benchmarks", "scale")
+    replays = {n: {"s": 1.0 + n / 10_000, "mb": 90.0 + n, "added": float(n)} for n in scale.SIZES}
+    figures = {each.name: each for each in scale.of_replays(replays, True)}
+    time, of_longer, memory, _ = list(figures.values())[2:]
+    assert 0.7 < time.median < of_longer.median < 1
+    assert memory.median == pytest.approx(1)
+    assert [each.target for each in (time, of_longer)] == ["at most 1.1", "0.9 to 1.1"]
+    assert list(figures)[:2] == [
+        "replaying 1,000,000 tokens with bounds", "replaying 1,000,000 tokens with bounds, memory"
+    ]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_the_figures_of_a_sweep_are_those_that_have_targets() -> None:
+    sweep = script("benchmarks", "sweep")
+    names = [each.name for each in sweep.measure(True)]
+    for name in sweep.TARGETS:
+        assert f"8 short runs: {name}" in names
 
 
 def test_a_stopwatch_counts_no_part_that_runs_inside_it() -> None:

@@ -11,7 +11,7 @@ import pytest
 from workloads import TINY_CONFIG, tiny_scenario
 
 from moesim.scenario import Scenario
-from moesim.simulate import prepare, result_of
+from moesim.simulate import bounds_of, prepare, result_of, simulate
 from moesim.trace import Trace, TraceMeta, TraceWriter, load_trace
 
 SMAPS = Path("/proc/self/smaps")
@@ -29,6 +29,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for _ in range(REQUESTS):
             writer.add_request(expert_ids=ids, prompt_tokens=ROWS_EACH, output_tokens=1)
     return folder
+
+
+@pytest.fixture(scope="module")
+def decoded(tmp_path_factory: pytest.TempPathFactory) -> Trace:
+    """A trace of 64 requests that decode 128 tokens each."""
+    folder = tmp_path_factory.mktemp("decoded") / "trace"
+    meta = TraceMeta(num_layers=4, num_experts=8, top_k=2, model_config=TINY_CONFIG)
+    rng = np.random.default_rng(0)
+    with TraceWriter(folder, meta) as writer:
+        for _ in range(64):
+            ids = rng.random((128, 4, 8)).argsort(axis=-1)[..., :2]
+            writer.add_request(expert_ids=ids, prompt_tokens=1, output_tokens=128)
+    return load_trace(folder)
 
 
 def resident_bytes(trace: Trace) -> int:
@@ -85,3 +98,29 @@ def test_a_run_of_few_requests_takes_memory_by_its_tokens_not_by_the_trace(folde
     finally:
         tracemalloc.stop()
     assert peak < shard_bytes(trace) // 2
+
+
+def peak_of_bounds(trace: Trace, requests: int) -> tuple[int, int]:
+    """Return the peak memory of the bounds of a run, and the run's accesses."""
+    scenario = tiny_scenario(
+        bounds=True, cache={"slots": 12}, workload={"requests": requests}, timeline={"steps": 0},
+        batching={"max_sequences": 1},
+    )  # fmt: skip
+    plan = prepare(Scenario.model_validate(scenario), trace)
+    bounds_of(simulate(plan))  # imports take memory, too
+    outcome = simulate(plan)
+    tracemalloc.start()
+    try:
+        bounds_of(outcome)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    return peak, int(outcome.ledger.accesses_by_layer()[1].sum())
+
+
+def test_bounds_take_some_dozen_bytes_for_each_further_access(
+    decoded: Trace,
+) -> None:
+    """As lists of Python, the layer events and what MIN knows of them take 140 bytes."""
+    (small, few), (large, many) = (peak_of_bounds(decoded, number) for number in (8, 32))
+    assert (large - small) / (many - few) < 80

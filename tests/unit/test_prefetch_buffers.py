@@ -215,7 +215,7 @@ def test_every_access_is_that_of_sets_and_a_list_of_guesses(
         log, residents = Recorder(), []
         outcome = run_on(plan_of(scenario, trace), observers=(log,))
     assert outcome.ledger.prefetch_pollution == 0
-    history = log.history(outcome.ledger.layer_events(), sequential=replay == "sequential")
+    history = log.history(list(outcome.ledger.layer_events()), sequential=replay == "sequential")
     residents = list(replay_staged(history, POLICIES[policy], outcome.plan.slots, buffers, EXPERTS))
     answers = [it for it in residents if isinstance(it, bool)]
     events = [it for it in residents if not isinstance(it, bool)]

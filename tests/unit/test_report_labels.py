@@ -38,11 +38,28 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> Comparison:
 
 
 def test_every_value_has_a_row_that_shows_it_whole(swept: Comparison) -> None:
-    assert [row.variant for row in swept.rows] == [f"bandwidth = {spelled(v)}" for v in VALUES]
+    expected = [
+        "bandwidth not set" if value is None else f"bandwidth = {spelled(value)}"
+        for value in VALUES
+    ]
+    assert swept.variants == expected
     assert len(set(swept.variants)) == len(VALUES)
     shown = plain(tables(swept)[0]).splitlines()
     assert len(shown) == 1 + len(VALUES)
     assert all(row.variant in line for row, line in zip(swept.rows, shown[1:], strict=True))
+
+
+def test_a_heading_says_that_a_key_is_not_set(tmp_path: Path) -> None:
+    """A key without a value keeps its default, which `null` would not say."""
+    points = [
+        {"workload.part": part, "cache.policy": policy}
+        for part in (None, [0, 0.5])
+        for policy in ("lru", "lfu")
+    ]
+    runs = [made(tmp_path / str(number), point) for number, point in enumerate(points)]
+    headings = [table.title for table in tables(compare_runs(runs))]
+    assert "part not set" in headings[0]
+    assert not any("null" in heading for heading in headings)
 
 
 def test_csv_and_markdown_show_every_value(swept: Comparison, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from workloads import TINY_CONFIG, plan_of, random_case, tiny_scenario, tiny_tra
 import moesim.simulate.simulation as simulation
 from moesim.policies.batching import Batching
 from moesim.simulate import Outcome, Plan, bounds_of, simulate
-from moesim.simulate.bounds import ReplayAtOnce, min_hits, used_keys
+from moesim.simulate.bounds import ReplayAtOnce, hindsight, min_hits, used_keys
 from moesim.simulate.same_decisions import (
     BoundTimes,
     decides_alike,
@@ -166,11 +166,15 @@ def test_steps_are_replayed_at_once_without_a_look_at_the_queue() -> None:
     assert len(asked) == len(schedule)
 
 
-def test_equal_keys_of_layer_events_are_one_object() -> None:
+def test_layer_events_and_what_min_knows_of_them_take_few_bytes_for_each_key() -> None:
     trace = tiny_trace(requests=4, num_experts=100)
     config = {**TINY_CONFIG, "num_local_experts": 100}
     plan = plan_of(tiny_scenario(), trace.with_meta(model_config=config))
-    events = simulate(plan).ledger.layer_events()
-    keys = [key for union in events for key in union]
-    assert max(keys) > 256  # Python itself has one object for each smaller number
-    assert len(set(map(id, keys))) == len(set(keys))
+    outcome = simulate(plan)
+    events = outcome.ledger.layer_events()
+    assert max(map(max, events)) > 256
+    assert events.flat.nbytes == 2 * len(events.flat)
+    assert outcome.ledger.layer_events().flat is events.flat  # not a copy for each reader
+    for policy in hindsight(outcome, events):
+        assert policy.future.flat.nbytes == 2 * len(policy.future.flat)
+        assert policy.following.flat.nbytes == 4 * len(policy.future.flat)

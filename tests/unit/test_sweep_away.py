@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from fake_cluster import FakeCluster, Held
+from sweep_homes import KNOBS, content, sweep_home
 
 from moesim.errors import MoesimError, OutputError, UsageError
 from moesim.scenario import load_scenario
@@ -18,14 +19,9 @@ from moesim.simulate.rundir import put
 from moesim.sweep import LocalProcesses, Point, points_of, simulate_points
 from moesim.sweep.addresses import Address, check_reachable
 from moesim.sweep.backend import UnlikeMachine
-from moesim.trace.synthetic import SyntheticKnobs, synthesize
+from moesim.trace.synthetic import synthesize
 
-KNOBS = SyntheticKnobs(requests=3, prompt_tokens=2, output_tokens=3, num_layers=32, num_experts=8)
-SCENARIO = """\
-trace: trace
-model: mixtral-8x7b
-hardware: {profile: rtx-4090, vram: 80GB}
-bounds: false
+KEYS = """\
 cache: {slots: 4/layer}
 prefetch: {policy: popularity, options: {profile: other}}
 sweep:
@@ -43,11 +39,9 @@ class Mine(LRU):
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with a scenario of two traces and a policy's file; no policy is loaded yet."""
-    folder = tmp_path / "home"
-    synthesize(KNOBS).save(folder / "trace")
+    folder = sweep_home(tmp_path / "home", KEYS)
     synthesize(dataclasses.replace(KNOBS, seed=5)).save(folder / "other")
     (folder / "mine.py").write_text(POLICY)
-    (folder / "demo.yaml").write_text(SCENARIO)
     store = tmp_path / "store"
     store.mkdir()
     monkeypatch.setattr("moesim.policies.references._loaded", {})
@@ -59,20 +53,6 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def points(home: Path, out: str) -> list[Point]:
     return points_of(load_scenario(home / "demo.yaml"), home.parent / out)
-
-
-def content(folder: Path) -> dict[str, Any]:
-    """Return every file of every run; of a manifest, all but the time that the run took."""
-    files: dict[str, Any] = {}
-    for file in sorted(folder.rglob("*")):
-        if file.name == "manifest.json":
-            files[file.relative_to(folder).as_posix()] = {
-                **json.loads(file.read_text()),
-                "wall_s": None,
-            }
-        elif file.is_file():
-            files[file.relative_to(folder).as_posix()] = file.read_bytes()
-    return files
 
 
 @pytest.fixture

@@ -7,34 +7,26 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from sweep_homes import sweep_home
 from typer.testing import CliRunner, Result
 
 from moesim.cli import app
 from moesim.errors import MissingExtra, OutputError, UsageError
 from moesim.sweep.store import Store, is_url
-from moesim.trace.synthetic import SyntheticKnobs, synthesize
 
 fsspec = pytest.importorskip("fsspec", reason="fsspec is in the extra `ray`")
 
-SCENARIO = """\
-trace: trace
-model: mixtral-8x7b
-hardware: {profile: rtx-4090, vram: 80GB}
-bounds: false
+KEYS = """\
 sweep:
   cache.policy: [lru, fifo]
   seed: [0, 1]
 """
-KNOBS = SyntheticKnobs(requests=2, prompt_tokens=2, output_tokens=2, num_layers=32, num_experts=8)
 URL = "memory://sweep"
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("store")
-    synthesize(KNOBS).save(folder / "trace")
-    (folder / "demo.yaml").write_text(SCENARIO)
-    return folder
+    return sweep_home(tmp_path_factory.mktemp("store"), KEYS)
 
 
 @pytest.fixture(autouse=True)
@@ -49,6 +41,52 @@ def _empty() -> Iterator[None]:
 def compare(home: Path, out: str | Path, *options: str) -> Result:
     command = ["compare", str(home / "demo.yaml"), "--no-plots", "--workers", "1"]
     return CliRunner().invoke(app, [*command, "--out", str(out), *options])
+
+
+SWEEPS: dict[str, tuple[str, ...]] = {
+    "dial": ("--set", "sweep={}", "--recall", "1", "--precision", "1", "--depth", "1", "--link",
+             "1x", "--seeds", "1"),
+    "search": ("--maximize", "output_tokens_per_s", "--runs", "5", "--prefix", "0.5", "--over",
+               "cache.slots=1/layer..3/layer", "--over", "cache.policy=lru,fifo"),
+}  # fmt: skip
+
+
+def ended(command: str, home: Path, out: str) -> Result:
+    arguments = [command, str(home / "demo.yaml"), *SWEEPS[command], "--workers", "1"]
+    result = CliRunner().invoke(app, [*arguments, "--out", out])
+    assert result.exit_code == 0, result.output
+    return result
+
+
+@pytest.mark.parametrize("command", SWEEPS)
+def test_other_sweeps_write_there_too_and_repeat_no_run(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    ended(command, home, str(tmp_path / "o"))
+    made = ended(command, home, URL)
+    assert made.stdout.splitlines()[-1] == URL
+    local = {
+        file.relative_to(tmp_path / "o").as_posix(): file
+        for file in (tmp_path / "o").rglob("*.*")
+        if file.is_file() and not file.name.startswith(".")
+    }
+    there = stored()
+    assert there.keys() == local.keys()
+    page = there[f"{command}.json"].decode()
+    assert page.replace(URL, str(tmp_path / "o")) == local[f"{command}.json"].read_text()
+
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("a run is repeated")
+
+    monkeypatch.setattr("moesim.simulate.run", never)
+    ended(command, home, URL)
+    again = stored()
+    assert {name for name in again if not again[name].startswith(there[name])} == set()
+    if command == "search":  # as where the machine of the command was lost
+        assert len(again["optuna.journal"]) < 1.5 * len(there["optuna.journal"])
+        fsspec.filesystem("memory").rm_file("/sweep/optuna.journal")
+        ended(command, home, URL)
+        assert stored()[f"{command}.json"] == there[f"{command}.json"]
 
 
 def stored() -> dict[str, bytes]:
@@ -113,7 +151,7 @@ def test_a_copy_that_fails_ends_the_sweep_with_the_url(
         raise OSError("quota exceeded")
 
     monkeypatch.setattr(store._files, "put_file", full)
-    store.save_run(tmp_path / "run")
+    store.save_run(tmp_path / "run", "runs/run")
     with pytest.raises(OutputError, match="memory://sweep: OSError: quota exceeded"):
         store.close()
 
@@ -124,7 +162,7 @@ def test_a_manifest_is_copied_last(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         (tmp_path / "run" / name).touch()
     store, order = Store(URL), []
     monkeypatch.setattr(store._files, "put_file", lambda _, target: order.append(target))
-    store.save_run(tmp_path / "run")
+    store.save_run(tmp_path / "run", "runs/run")
     store.close()
     assert [name.rpartition("/")[2] for name in order] == [
         "summary.json", "zz.parquet", "manifest.json",

@@ -11,14 +11,17 @@ only where all requests arrive at once. Otherwise the layer events depend on its
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
+
+import numpy as np
 
 from moesim.errors import InvariantError, UsageError
+from moesim.policies.event_lists import EventLists
 from moesim.policies.eviction.base import CacheContext, Ranked
 from moesim.policies.registry import register
 from moesim.policies.view import Key, View
 
-_NEVER = float("inf")
+_NEVER: Final = int(np.iinfo(np.int32).max)  # later than all events
 
 
 @register("eviction", "min", "belady")
@@ -39,7 +42,7 @@ class MIN(Ranked):
                 "requests arrive at once; set workload.arrivals to all_at_once, or run another "
                 "policy and read min_hit_rate"
             )
-        self.future = [union for union in context.future if union]
+        self.future = EventLists.of(context.future).filled()
         self._event = 0
         self.following, first = next_uses(self.future)
         self.rank = {key: (first.get(key, _NEVER), key) for key in context.universe}
@@ -49,25 +52,27 @@ class MIN(Ranked):
             return
         index = self._event
         # Ranks of another future would be wrong without any sign, so every event is compared.
-        if index >= len(self.future) or list(self.future[index]) != list(view.union):
+        if index >= len(self.future) or self.future[index] != list(view.union):
             raise InvariantError(13, f"layer event {index} is not the one MIN was promised")
         self._event = index + 1
         for key, following in zip(view.union, self.following[index], strict=True):
             self.rank[key] = (following, key)
 
 
-def next_uses(
-    events: Any,
-) -> tuple[list[list[float]], dict[Key, float]]:
+def next_uses(events: EventLists) -> tuple[EventLists, dict[Key, int]]:
     """Return the next use of every key at every event, and the first use of every key.
 
-    `following[e][i]` is the index of the next event with the i-th key of event e, or infinity.
+    `following[e][i]` is the index of the next event with the i-th key of event e, or `_NEVER`.
     """
-    upcoming: dict[Key, float] = {}
-    following: list[list[float]] = [[]] * len(events)
-    for index in range(len(events) - 1, -1, -1):
-        union = events[index]
-        following[index] = [upcoming.get(key, _NEVER) for key in union]
-        for key in union:
-            upcoming[key] = index
-    return following, upcoming
+    keys = events.flat
+    order = np.argsort(keys, kind="stable")
+    event = np.repeat(np.arange(len(events), dtype=np.int32), events.sizes)[order]
+    ranked = keys[order]
+    again = ranked[1:] == ranked[:-1]
+    upcoming = np.full(len(keys), _NEVER, np.int32)
+    upcoming[:-1][again] = event[1:][again]
+    following = np.empty(len(keys), np.int32)
+    following[order] = upcoming
+    first = np.flatnonzero(np.concatenate([[len(keys) > 0], ~again]))
+    uses = dict(zip(ranked[first].tolist(), event[first].tolist(), strict=True))
+    return EventLists(following, events.sizes), uses
