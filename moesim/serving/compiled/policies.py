@@ -29,7 +29,6 @@ the class attribute `kernel`, a `Kernel` of such functions.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from itertools import chain
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -258,7 +257,7 @@ def _furthest(key, cache, ints, floats):  # type: ignore[no-untyped-def]
 def _next_uses(policy: Any) -> Lessons:
     """Return the next uses of MIN: of each key at the start, and of each key of each event."""
     first = {key: -following for key, (following, _) in policy.rank.items()}
-    return Lessons(first, np.fromiter(chain.from_iterable(policy.following), np.float64))
+    return Lessons(first, policy.following.flat.astype(np.float64))
 
 
 KERNELS: Final[dict[str, Kernel]] = {

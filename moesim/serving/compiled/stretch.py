@@ -9,7 +9,6 @@ Shapes: S steps, B rows of a step, L trace layers.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import chain
 from typing import Any, Final
 
 import numpy as np
@@ -325,23 +324,12 @@ class Stretches:
         residents = np.flatnonzero(self._ints[: len(layers) * experts, RESIDENT])
         for number, cache in enumerate(self._caches):
             cache.left_by_kernel = residents[layers[residents // experts] == number].tolist()
-        for number, policy in enumerate(self._policies):
-            if isinstance(policy, MIN):
-                self._check_future(number, policy)
-
-    def _check_future(self, number: int, policy: MIN) -> None:
-        experts = self._trace.num_experts
-        every = [keys for _, keys in self._ledger.logged()]
-        wanted = np.concatenate(every) if every else np.zeros(0, np.int32)
-        wanted = wanted[self._numbers[wanted // experts] == number]
-        promised = np.fromiter(chain.from_iterable(policy.future), np.int64)
-        same = min(len(wanted), len(promised))
-        wrong = np.flatnonzero(wanted[:same] != promised[:same])
-        if wrong.size or same < len(wanted):
-            place = int(wrong[0]) if wrong.size else same
-            sizes = np.cumsum([len(union) for union in policy.future])
-            event = int(np.searchsorted(sizes, place, side="right"))
-            raise InvariantError(13, f"layer event {event} is not the one MIN was promised")
+        minima = {at: each for at, each in enumerate(self._policies) if isinstance(each, MIN)}
+        if minima:
+            keys = np.repeat(self._numbers, experts).tolist()
+            wanted = self._ledger.layer_events().filled().grouped(keys, len(self._policies))
+            for number, policy in minima.items():
+                _check_future(wanted[number].flat, policy)
 
     def _show(
         self,
@@ -366,6 +354,17 @@ class Stretches:
             return duration_ns
 
         show_step(ledger, self._prices, number, start_ns, batch, ids_ns, sampled_ns, event)
+
+
+def _check_future(wanted: npt.NDArray[np.int64], policy: MIN) -> None:
+    """Raise `InvariantError` where layer events wanted other keys than MIN was promised."""
+    promised = policy.future.flat
+    same = min(len(wanted), len(promised))
+    wrong = np.flatnonzero(wanted[:same] != promised[:same])
+    if wrong.size or same < len(wanted):
+        place = int(wrong[0]) if wrong.size else same
+        event = int(np.searchsorted(policy.future.ends, place, side="right"))
+        raise InvariantError(13, f"layer event {event} is not the one MIN was promised")
 
 
 def rows_of(
