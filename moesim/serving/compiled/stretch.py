@@ -28,10 +28,8 @@ from moesim.policies.eviction.resident import Resident
 from moesim.policies.eviction.static import Static
 from moesim.policies.guard import unguarded
 from moesim.serving.compiled.kernel import (
-    COLUMNS,
     Books,
     Costs,
-    Out,
     Steps,
     stretch_of,
     unions_of_steps,
@@ -104,6 +102,7 @@ class Stretches:
         self._trace, self._prices, self._ledger = trace, prices, ledger
         self._ids, self._memo = trace.expert_ids, memo
         self._step_ns = 0  # the time of the last step
+        self._backs: dict[StepBytes, Readbacks] = {}
         self._log = StretchLog(ledger, layers, caches[0].expert_bytes, block_tokens)
         self._unused = trace.meta.unused
         distinct = dict(zip(numbers, caches, strict=True))
@@ -214,19 +213,15 @@ class Stretches:
         It stops behind a step that ends at `due_ns` or later. Where the last step would end at FAR
         or later, it is not logged: the wait for it is refused.
         """
-        ledger, number = self._ledger, self._ledger.num_steps
+        number = self._ledger.num_steps
         unions = self._unions(*_rows(step, requests, more))
         if len(self._costs.expert_ns) <= step.batch.tokens:
             self._costs = self._costs_for(2 * step.batch.tokens)
-        gpu_ns = self._fixed_ns(step, more)
-        backs = Readbacks(sizes, later, more, self._prices)
-        layers = self._trace.num_layers
-        shown = _within(ledger.timeline_steps, number, more + 1)
-        steps = Steps(
-            *unions, gpu_ns + layers * backs.ids_ns + backs.sampled_ns, shown,
-            self._trace.num_experts,
-        )  # fmt: skip
-        out = self._out(steps)
+        first, others = self._readbacks(sizes), self._readbacks(later)
+        fixed_ns = self._log.begin(self._fixed_ns(step, more), first, others)
+        shown, works = self._shown(number, unions)
+        steps = Steps(*unions, fixed_ns, shown, self._trace.num_experts)
+        out = self._log.out(more + 1, works)
         with blamed(self._kind, "kernel"):
             ran, num_keys, num_works = self._stretch(
                 steps,
@@ -240,20 +235,43 @@ class Stretches:
                 out,
             )
         self._check_capacity()
-        finish = out.finish_ns[:ran]
+        finish = out.finish_ns[:ran].copy()
         if finish[-1] >= FAR:
             ran -= 1  # its wait refuses it
         if ran:
             self._step_ns = int(finish[-1] - (finish[-2] if len(finish) > 1 else start_ns))
-            logged = Unions(unions.keys[:num_keys], unions.tokens, unions.sizes)
-            self._log.add(step, ran, start_ns, gpu_ns, backs, out, logged)
+            sizes_of = unions.sizes[: ran * self._trace.num_layers]
+            logged = Unions(unions.keys[:num_keys], unions.tokens, sizes_of)
+            self._log.add(step, ran, start_ns, logged)
             for place in np.flatnonzero(shown[:ran]).tolist():
                 begins = start_ns if place == 0 else int(finish[place - 1])
-                works = out.works[:num_works]
-                ids_ns = int(backs.ids_ns[place]) if backs.ids_bytes[place] else None
-                self._show(number + place, begins, _batch(step, place), works[works[:, 0] == place],
-                           ids_ns, int(backs.sampled_ns[place]))  # fmt: skip
+                backs = others if place else first
+                works_of = out.works[:num_works]
+                self._show(number + place, begins, _batch(step, place),
+                           works_of[works_of[:, 0] == place],
+                           backs.ids_ns if backs.ids_bytes else None, backs.sampled_ns)  # fmt: skip
         return np.asarray(finish)
+
+    def _readbacks(self, sizes: StepBytes) -> Readbacks:
+        """Return the readbacks of these sizes; most steps have those of another one."""
+        found = self._backs.get(sizes)
+        if found is None:
+            found = self._backs[sizes] = Readbacks.of(sizes, self._prices)
+        return found
+
+    def _shown(self, first: int, unions: Unions) -> tuple[npt.NDArray[np.bool_], int]:
+        """Return which steps are shown, [S], and the number of their works.
+
+        `first` is the number of the first step.
+        """
+        timeline, layers = self._ledger.timeline_steps, self._trace.num_layers
+        number = len(unions.sizes) // layers
+        shown = np.zeros(number, np.bool_)
+        if first >= timeline.stop:
+            return shown, 0
+        shown[max(0, timeline.start - first) : max(0, timeline.stop - first)] = True
+        sizes = unions.sizes.reshape(number, layers)[shown]
+        return shown, sizes.size + 2 * int(sizes.sum())  # residents; a copy and a call for others
 
     def _unions(self, rows: npt.NDArray[np.int64], ends: npt.NDArray[np.int64]) -> Unions:
         """Return the unions of steps. Those of one step are kept for other runs of its rows."""
@@ -298,18 +316,6 @@ class Stretches:
         first = sum(self._prices.layers_ns(batch)) + alone_ns(self._prices, GPU, Tail(batch))
         later = self._cost.steps_ns(_later(step, more)) if more else ()
         return np.array([first, *later], np.int64)
-
-    def _out(self, steps: Steps) -> Out:
-        number, layers = len(steps.fixed_ns), self._trace.num_layers
-        sizes = steps.sizes.reshape(number, layers)[steps.shown]
-        works = sizes.size + 2 * int(sizes.sum())  # residents, and a copy and a call for each other
-        return Out(
-            np.zeros(number, np.int64),
-            np.zeros((number, len(COLUMNS)), np.int64),
-            np.zeros((layers, len(COLUMNS)), np.int64),
-            np.zeros(number, np.int64),
-            np.empty((works, 6), np.int64),
-        )
 
     def flush(self) -> None:
         """Add all steps to the ledger, when the last one has run.
@@ -374,13 +380,6 @@ def _rows(
     later = np.stack([request.next_rows(more) for request in requests], axis=1).reshape(-1)
     ends = first + len(requests) * np.arange(more + 1, dtype=np.int64)
     return np.concatenate([step.rows, later]), np.concatenate([[0], ends])
-
-
-def _within(steps: range, first: int, number: int) -> npt.NDArray[np.bool_]:
-    """Return which of `number` steps from `first` on are in a range."""
-    inside = np.zeros(number, np.bool_)
-    inside[max(0, steps.start - first) : max(0, steps.stop - first)] = True
-    return inside
 
 
 def _later(step: Step, more: int) -> BatchShape:
