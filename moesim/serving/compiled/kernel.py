@@ -169,30 +169,67 @@ def unions_of_steps(ids, ends, unused, experts, keys, counts, sizes):  # type: i
     without an expert. `keys`, `counts` and `sizes` are as in `Steps`.
     """
     layers, top_k = ids.shape[1], ids.shape[2]
-    places = np.empty(experts, np.int64)
-    seen = np.full(experts, -1, np.int64)  # the last event in which an expert was wanted
-    last = np.empty(experts, np.int64)  # and its last row there
+    order = np.empty(experts + 1, np.int64)  # the last place takes what is no news
+    rows_of = np.zeros(experts, np.int64)
+    last = np.full(experts, -1, np.int64)  # the last row and layer that wanted an expert
     number = event = 0
     for step in range(len(ends) - 1):
+        first, end = ends[step], ends[step + 1]
         for layer in range(layers):
-            first = number
-            for row in range(ends[step], ends[step + 1]):
+            size, row, twice = 0, first, False
+            if end - first == 1:  # the most frequent case, and no expert has appeared before
+                for place in range(top_k):
+                    expert = ids[first, layer, place]
+                    if expert == unused:
+                        continue
+                    twice |= last[expert] == first * layers + layer
+                    last[expert] = first * layers + layer
+                    keys[number + size], counts[number + size] = layer * experts + expert, 1
+                    size += 1
+                row = end
+            # Until all experts are found, without branches, which a processor could not predict.
+            while row < end and size < experts:
                 for place in range(top_k):
                     expert = ids[row, layer, place]
                     if expert == unused:
                         continue
-                    if seen[expert] == event:
-                        if last[expert] == row:
-                            return -1 - (row * layers + layer)
-                        counts[places[expert]] += 1
-                    else:
-                        seen[expert], places[expert] = event, number
-                        keys[number], counts[number] = layer * experts + expert, 1
-                        number += 1
-                    last[expert] = row
-            sizes[event] = number - first
+                    order[size] = expert
+                    size += rows_of[expert] == 0
+                    rows_of[expert] += 1
+                    twice |= last[expert] == row * layers + layer
+                    last[expert] = row * layers + layer
+                row += 1
+            for later in range(row, end):
+                for place in range(top_k):
+                    expert = ids[later, layer, place]
+                    if expert == unused:
+                        continue
+                    rows_of[expert] += 1
+                    twice |= last[expert] == later * layers + layer
+                    last[expert] = later * layers + layer
+            if twice:
+                return -1 - (_repeating(ids, first, layer, unused) * layers + layer)
+            for place in range(size if end - first > 1 else 0):
+                expert = order[place]
+                keys[number + place] = layer * experts + expert
+                counts[number + place] = rows_of[expert]
+                rows_of[expert] = 0
+            number += size
+            sizes[event] = size
             event += 1
     return number
+
+
+@kept
+def _repeating(ids, first, layer, unused):  # type: ignore[no-untyped-def]
+    """Return the first row from `first` on that has an expert of a layer twice."""
+    row = first
+    while True:
+        for place in range(ids.shape[2]):
+            for other in range(place):
+                if ids[row, layer, place] == ids[row, layer, other] != unused:
+                    return row
+        row += 1
 
 
 def _stretch(steps, start_ns, due_ns, costs, books, ints, floats, given, out):  # type: ignore[no-untyped-def]
