@@ -239,10 +239,10 @@ def _stretch(steps, start_ns, due_ns, costs, books, ints, floats, given, out):  
     then.
     """
     experts, layers = steps.experts, len(books.cache_of)
-    counts = np.zeros(experts, np.int64)
     wanted = np.zeros(layers * experts, np.bool_)
     union = np.empty(experts, np.int64)
     absent = np.empty(experts, np.int64)
+    counts = np.empty(experts, np.int64)  # the rows that want each of them
     bypassed = np.zeros(layers * experts, np.bool_)
     staged_until = np.zeros(books.staging, np.int64)
     worst = np.empty(experts, np.int64)  # leavers, the first one first
@@ -256,7 +256,6 @@ def _stretch(steps, start_ns, due_ns, costs, books, ints, floats, given, out):  
         sum_6 = sum_7 = sum_8 = sum_9 = 0
         now += steps.fixed_ns[step]
         for layer in range(layers):
-            base = layer * experts
             by_layer = out.by_layer[layer]
             size = steps.sizes[step * layers + layer]
             number = books.cache_of[layer]
@@ -270,14 +269,12 @@ def _stretch(steps, start_ns, due_ns, costs, books, ints, floats, given, out):  
             for place in range(size):
                 key = steps.keys[num_keys + place]
                 count = steps.counts[num_keys + place]
-                union[place], counts[key - base] = key, count
-                wanted[key] = True
+                union[place], wanted[key] = key, True
                 rows += count
-                if ints[key, RESIDENT]:
-                    resident_ns += costs.expert_ns[count]
-                else:
-                    absent[missing] = key
-                    missing += 1
+                resident = ints[key, RESIDENT]
+                resident_ns += resident * costs.expert_ns[count]
+                absent[missing], counts[missing] = key, count
+                missing += 1 - resident
             num_keys += size
             hits = size - missing
             if hits:
@@ -318,16 +315,21 @@ def _stretch(steps, start_ns, due_ns, costs, books, ints, floats, given, out):  
                     for place in range(excess - early):
                         worst[early + place] = candidates[others + place]
             idle = capacity - held  # slots that can be filled at once
-            busy = 0  # slots that the GPU reads in this event
             for place in range(leaving):
                 key = worst[place]
-                if ints[key, RESIDENT]:
-                    if wanted[key]:
-                        busy += 1
-                    else:
-                        idle += 1
-                else:
+                if not ints[key, RESIDENT]:
                     bypassed[key] = True
+                else:
+                    ints[key, RESIDENT] = 0
+                    held -= 1
+                    idle += not wanted[key]  # the GPU reads wanted ones in this event
+                left(key, cache, ints)
+            if leaving and not IN_ORDER:
+                kept = 0
+                for turn in range(books.held[number]):
+                    if ints[members[turn], RESIDENT]:
+                        members[kept] = members[turn]
+                        kept += 1
             # The GPU computes residents; the link copies, and each copied expert follows.
             gpu_ns, link_ns, stall_ns, staged, buffer = resident_ns, 0, 0, 0, 0
             missed_rows, busy_ns = 0, resident_ns
@@ -337,17 +339,23 @@ def _stretch(steps, start_ns, due_ns, costs, books, ints, floats, given, out):  
                 num_works += 1
             for place in range(missing):
                 key = absent[place]
-                count = counts[key - base]
+                count = counts[place]
                 missed_rows += count
                 free_ns = 0
-                if bypassed[key]:
+                passes = bypassed[key]
+                if passes:
+                    bypassed[key] = False
                     if staged >= books.staging:
                         free_ns = staged_until[buffer]
-                elif idle > 0:
-                    idle -= 1
                 else:
-                    busy -= 1
-                    free_ns = resident_ns
+                    ints[key, RESIDENT] = 1
+                    if not IN_ORDER:
+                        members[held] = key
+                    held += 1
+                    if idle > 0:
+                        idle -= 1
+                    else:
+                        free_ns = resident_ns
                 begins = max(link_ns, free_ns)
                 link_ns = begins + costs.copy_ns
                 starts = max(gpu_ns, link_ns + costs.landing_ns)
@@ -356,7 +364,7 @@ def _stretch(steps, start_ns, due_ns, costs, books, ints, floats, given, out):  
                 lasts = costs.call_ns + costs.expert_ns[count] + costs.fetch_ns[fetched]
                 gpu_ns = starts + lasts
                 busy_ns += lasts
-                if bypassed[key]:
+                if passes:
                     staged_until[buffer] = gpu_ns
                     staged += 1
                     buffer += 1
@@ -366,39 +374,9 @@ def _stretch(steps, start_ns, due_ns, costs, books, ints, floats, given, out):  
                     _show(out.works, num_works, step, layer, _COPY, key, begins, link_ns)
                     _show(out.works, num_works + 1, step, layer, _LOADED, -1, starts, gpu_ns)
                     num_works += 2
-            # The slots change hands.
-            lost = 0
-            for place in range(leaving):
-                key = worst[place]
-                if ints[key, RESIDENT]:
-                    ints[key, RESIDENT] = 0
-                    lost += 1
-                left(key, cache, ints)
-            if IN_ORDER:
-                held -= lost
-            elif lost:
-                kept = 0
-                for turn in range(held):
-                    if ints[members[turn], RESIDENT]:
-                        members[kept] = members[turn]
-                        kept += 1
-                held = kept
             for place in range(size):
-                key = union[place]
-                wanted[key] = False
-                counts[key - base] = 0
-            waves = 0
-            if missing:
-                waves = max(1, -(-staged // books.staging))
-            for place in range(missing):
-                key = absent[place]
-                if bypassed[key]:
-                    bypassed[key] = False
-                else:
-                    ints[key, RESIDENT] = 1
-                    if not IN_ORDER:
-                        members[held] = key
-                    held += 1
+                wanted[union[place]] = False
+            waves = max(1, -(-staged // books.staging)) if missing else 0
             books.held[number] = held
             now += gpu_ns
             copied_ns = missing * costs.copy_ns
