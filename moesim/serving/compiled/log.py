@@ -13,7 +13,7 @@ import numpy.typing as npt
 from moesim.hardware.ops import Readback
 from moesim.hardware.topology import D2H
 from moesim.machine.prices import Prices, alone_ns
-from moesim.serving.compiled.kernel import COLUMNS, Out
+from moesim.serving.compiled.kernel import COLUMNS, Out, Steps
 from moesim.serving.ledger import Ledger
 from moesim.serving.step import Step
 from moesim.serving.step_memo import StepBytes
@@ -25,8 +25,8 @@ __all__ = ["Readbacks", "StretchLog"]
 _ADD_EVERY: Final = 4096  # steps: the fixed costs of NumPy are shared
 _TIMES: Final = ("number", "start", "finish", "fixed", "ids", "sampled", "ids_bytes",
                  "sampled_bytes", "waves_max")  # fmt: skip
-_START, _FINISH, _FIXED, _IDS, _WAVES_MAX = (
-    _TIMES.index(name) for name in ("start", "finish", "fixed", "ids", "waves_max")
+_START, _FINISH, _FIXED, _IDS, _SAMPLED, _WAVES_MAX = (
+    _TIMES.index(name) for name in ("start", "finish", "fixed", "ids", "sampled", "waves_max")
 )
 _NAMES: Final = {
     "hits": "hits",
@@ -65,9 +65,13 @@ class StretchLog:
     kernel writes to the views that `out` returns, and `add` keeps the steps that have run.
     """
 
-    def __init__(self, ledger: Ledger, layers: int, nbytes: int, block_tokens: int) -> None:
+    def __init__(
+        self, ledger: Ledger, layers: int, nbytes: int, block_tokens: int, *, keep: bool
+    ) -> None:
+        """Build empty tables. With `keep`, `kept` gets all steps, to be run again."""
         self._ledger, self._layers, self._nbytes = ledger, layers, nbytes
         self._block_tokens = block_tokens
+        self.kept: list[Steps] | None = [] if keep else None
         self._steps = 0
         self._times = np.zeros((len(_TIMES), _ADD_EVERY), np.int64)
         self._facts = np.zeros((_ADD_EVERY, 4), np.int64)
@@ -142,6 +146,13 @@ class StretchLog:
         wants_ids = times[_IDS] @ (sizes.reshape(steps, self._layers) > 0)
         nonempty = by_step[:, COLUMNS.index("nonempty")]
         ledger.log_arrays(sizes, keys, nonempty.tolist())
+        if self.kept is not None:
+            counts = [unions.tokens[: len(unions.keys)] for unions in self._unions]
+            fixed_ns = times[_FIXED] + self._layers * times[_IDS] + times[_SAMPLED]
+            unshown = np.zeros(steps, np.bool_)
+            self.kept.append(
+                Steps(keys, np.concatenate(counts), sizes, fixed_ns, unshown, ledger.num_experts)
+            )
         StepSums(
             **dict(zip(_TIMES, times, strict=True)),
             facts=self._facts[:steps],

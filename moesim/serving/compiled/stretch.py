@@ -27,9 +27,12 @@ from moesim.policies.eviction.min import MIN
 from moesim.policies.eviction.resident import Resident
 from moesim.policies.eviction.static import Static
 from moesim.policies.guard import unguarded
+from moesim.serving.compiled.again import promises
 from moesim.serving.compiled.kernel import (
+    COLUMNS,
     Books,
     Costs,
+    Out,
     Steps,
     stretch_of,
     unions_of_steps,
@@ -96,18 +99,20 @@ class Stretches:
         staging: int,
         block_tokens: int,
         memo: UnionMemo | None = None,
+        keep: bool = False,
     ) -> None:
-        """Take over the caches, which no step has changed."""
+        """Take over the caches, which no step has changed. `keep` is that of the log."""
         layers, experts = trace.num_layers, trace.num_experts
         self._trace, self._prices, self._ledger = trace, prices, ledger
         self._ids, self._memo = trace.expert_ids, memo
         self._step_ns = 0  # the time of the last step
         self._backs: dict[StepBytes, Readbacks] = {}
-        self._log = StretchLog(ledger, layers, caches[0].expert_bytes, block_tokens)
+        nbytes = caches[0].expert_bytes
+        self._log = StretchLog(ledger, layers, nbytes, block_tokens, keep=keep)
         self._unused = trace.meta.unused
         distinct = dict(zip(numbers, caches, strict=True))
         self._caches = [distinct[number] for number in range(len(distinct))]
-        self._nbytes = caches[0].expert_bytes
+        self._nbytes = nbytes
         policies = [cache.policy for cache in self._caches]
         self._fixed = [type(policy) in (Resident, Static) for policy in policies]
         main = policies[-1]
@@ -251,6 +256,41 @@ class Stretches:
                            works_of[works_of[:, 0] == place],
                            backs.ids_ns if backs.ids_bytes else None, backs.sampled_ns)  # fmt: skip
         return np.asarray(finish)
+
+    @property
+    def kept(self) -> Sequence[Steps] | None:
+        """The steps that have run, in parts; None where they were not to be kept."""
+        return self._log.kept
+
+    def again(self, parts: Sequence[Steps]) -> tuple[npt.NDArray[np.int64], int] | None:
+        """Run the steps of another run, one after another; return when each ends, and all hits.
+
+        MIN is promised these very steps. None if the time exceeds FAR.
+        """
+        self._costs = self._costs_for(
+            max((int(part.counts.max(initial=1)) for part in parts), default=1)
+        )
+        layers = self._trace.num_layers
+        if isinstance(unguarded(self._policies[-1]), MIN):
+            keys = layers * self._trace.num_experts
+            first, self._given, begins = promises(parts, self._books.cache_of, keys)
+            self._floats[:keys, 0], self._ints[keys:, 0] = -first, begins
+        now, hits, ends = 0, 0, [np.zeros(0, np.int64)]
+        for part in parts:
+            number = len(part.fixed_ns)
+            sums = np.zeros((number, len(COLUMNS)), np.int64)
+            out = Out(
+                np.zeros(number, np.int64), sums, np.zeros((layers, len(COLUMNS)), np.int64),
+                np.zeros(number, np.int64), np.empty((0, 6), np.int64),
+            )  # fmt: skip
+            self._stretch(part, now, FAR, self._costs, self._books, self._ints, self._floats,
+                          self._given, out)  # fmt: skip
+            now = int(out.finish_ns.max())
+            if now >= FAR:
+                return None
+            hits += int(sums[:, COLUMNS.index("hits")].sum())
+            ends.append(out.finish_ns)
+        return np.concatenate(ends), hits
 
     def _readbacks(self, sizes: StepBytes) -> Readbacks:
         """Return the readbacks of these sizes; most steps have those of another one."""
