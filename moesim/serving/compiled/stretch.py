@@ -396,10 +396,13 @@ class Stretches:
     ) -> None:
         """Add a step to the timeline."""
         ledger = self._ledger
+        by_layer: list[list[list[int]]] = [[] for _ in range(self._trace.num_layers)]
+        for work in works.tolist():
+            by_layer[work[1]].append(work)
 
         def event(layer: int, clock: int) -> int:
             duration_ns = 0
-            for _, _, kind, key, start, finish in works[works[:, 1] == layer].tolist():
+            for _, _, kind, key, start, finish in by_layer[layer]:
                 lane, name = _KINDS[kind]
                 expert = key % ledger.num_experts if key >= 0 else -1
                 span = clock + start, clock + finish
