@@ -372,9 +372,9 @@ def timed_again(
     """Return the time and the hits of the very steps of a run with other evictions.
 
     `plan` and `evictions` are those of the other run. None if the compiled back end has not kept
-    the steps, or does not know the other run.
+    the steps, or does not know the other run, or if experts are copied ahead, too.
     """
-    if outcome.steps is None:
+    if outcome.steps is None or not decides_alike(plan):
         return None
     server = unserved(plan, evictions)
     if server.compiled is None or (found := server.compiled.again(outcome.steps)) is None:

@@ -119,7 +119,7 @@ def test_waiting_requests_beyond_the_budget_are_served_in_no_fixed_order(
     blocks: int,
     whole: bool,
 ) -> None:
-    """A fixed order sees only so many; another class sees all, and plans the same steps."""
+    """A fixed order does not see them; another class does, and plans the same steps."""
     fixed = find("batching", order)
     steps = []
     for policy in (fixed, type("Other", (fixed,), {})):
