@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from moesim.config.units import format_bytes
 from moesim.cost.prices import SimPrices
@@ -68,7 +69,13 @@ from moesim.simulate.facts import (
     knows_the_future,
     routing_facts,
 )
-from moesim.simulate.same_decisions import BoundTimes, decides_alike, keeps_all, without_copies
+from moesim.simulate.same_decisions import (
+    BoundTimes,
+    decides_alike,
+    ending_at,
+    keeps_all,
+    without_copies,
+)
 from moesim.simulate.split import SPLIT, split_note
 from moesim.simulate.unread import unread_keys
 from moesim.trace.statistics import prediction_recall
@@ -299,6 +306,7 @@ def bounds_of(outcome: Outcome, progress: Progress | None = None) -> dict[str, A
     roomy, schedule = plan.with_all_slots(), outcome.repeated
     layer_events = cache(ledger.layer_events)
     _, accesses = ledger.accesses_by_layer()
+    tell = progress or (lambda *_: None)
     used = ledger.used_keys()
 
     def remedied(
@@ -318,21 +326,28 @@ def bounds_of(outcome: Outcome, progress: Progress | None = None) -> dict[str, A
     steps_ns: dict[str, int] = {}
     hits: int | None = None
     if plan.places.residents is None:  # otherwise no eviction policy is asked
-        found = timed_again(outcome, plan, hindsight(outcome, ()), "MIN", progress)
-        if found is None:
-            best = remedied("MIN", plan, hindsight(outcome, layer_events()), schedule)
-            found = best.ledger.stepping_ns, sum(best.ledger.hits)
+        again = timed_again(outcome, plan, hindsight(outcome, ()))
+        if again is None:
+            best = remedied("MIN", plan, hindsight(outcome, layer_events()), schedule).ledger
+            steps_ns["policy"], best_hits = best.stepping_ns, sum(best.hits)
             del best
-        steps_ns["policy"], best_hits = found
+        else:
+            tell("MIN", 1, 1)
+            steps_ns["policy"], best_hits = int(again[0][-1]), again[1]
         # MIN made these very decisions, unless copies ahead or other lanes left it fewer.
         hits = best_hits if decides_alike(plan) else None
     if hits is None:
         hits = min_hits(outcome, layer_events())
     kept = keeps_all(outcome, used)
+    what, evictions = "infinite cache", endless(roomy, loaded)
+    again = None if kept else timed_again(outcome, roomy, evictions)
     if kept:
         cached = BoundTimes.of(outcome)
+    elif again is not None and schedule is None:
+        tell(what, 1, 1)
+        cached = ending_at(outcome, again[0])
     else:
-        cached = BoundTimes.of(remedied("infinite cache", roomy, endless(roomy, loaded), None))
+        cached = BoundTimes.of(remedied(what, roomy, endless(roomy, loaded), None))
     linked = without_copies(outcome)
     if linked is None:
         linked = BoundTimes.of(
@@ -348,13 +363,11 @@ def bounds_of(outcome: Outcome, progress: Progress | None = None) -> dict[str, A
     if schedule is not None:
         # Above, these two waited for arrivals and formed steps of their own. The run with a free
         # link is not repeated: its time in the same steps is the run's own, less its copy stalls.
-        if not kept:
-            what, evictions = "infinite cache", endless(roomy, loaded)
-            found = timed_again(outcome, roomy, evictions, what, progress)
-            if found is None:
-                same_steps = remedied(what, roomy, evictions, schedule)
-                found = same_steps.ledger.stepping_ns, 0
-            steps_ns["working set"], _ = found
+        if again is not None:
+            steps_ns["working set"] = int(again[0][-1])
+        elif not kept:
+            same_steps = remedied(what, roomy, evictions, schedule)
+            steps_ns["working set"] = same_steps.ledger.stepping_ns
         steps_ns["link"] = ledger.stepping_ns - sum(map(sum, ledger.copy_stalls_ns))
     return bounds_summary(
         outcome, accesses=int(accesses.sum()), used=used, min_hits=hits, cached=cached,
@@ -363,26 +376,18 @@ def bounds_of(outcome: Outcome, progress: Progress | None = None) -> dict[str, A
 
 
 def timed_again(
-    outcome: Outcome,
-    plan: Plan,
-    evictions: Sequence[Eviction],
-    what: str,
-    progress: Progress | None,
-) -> tuple[int, int] | None:
-    """Return the time and the hits of the very steps of a run with other evictions.
+    outcome: Outcome, plan: Plan, evictions: Sequence[Eviction]
+) -> tuple[npt.NDArray[np.int64], int] | None:
+    """Return the ends of the very steps of a run with other evictions, and its hits.
 
-    `plan` and `evictions` are those of the other run. None if the compiled back end has not kept
-    the steps, or does not know the other run, or if experts are copied ahead, too.
+    `plan` and `evictions` are those of the other run, and the ends are those of `Stretches.again`.
+    None if the compiled back end has not kept the steps, or does not know the other run, or if
+    experts are copied ahead, too.
     """
     if outcome.steps is None or not decides_alike(plan):
         return None
     server = unserved(plan, evictions)
-    if server.compiled is None or (found := server.compiled.again(outcome.steps)) is None:
-        return None
-    if progress is not None:
-        progress(what, 1, 1)
-    ends, hits = found
-    return int(ends[-1]) if len(ends) else 0, hits
+    return None if server.compiled is None else server.compiled.again(outcome.steps)
 
 
 def summarise(outcome: Outcome) -> dict[str, Any]:

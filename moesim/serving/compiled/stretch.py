@@ -263,9 +263,10 @@ class Stretches:
         return self._log.kept
 
     def again(self, parts: Sequence[Steps]) -> tuple[npt.NDArray[np.int64], int] | None:
-        """Run the steps of another run, one after another; return when each ends, and all hits.
+        """Run the steps of another run, one after another; return their ends, and all hits.
 
-        MIN is promised these very steps. None if the time exceeds FAR.
+        The ends [S + 1] begin with the start, 0. MIN is promised these very steps. None if the time
+        exceeds FAR.
         """
         self._costs = self._costs_for(
             max((int(part.counts.max(initial=1)) for part in parts), default=1)
@@ -275,7 +276,7 @@ class Stretches:
             keys = layers * self._trace.num_experts
             first, self._given, begins = promises(parts, self._books.cache_of, keys)
             self._floats[:keys, 0], self._ints[keys:, 0] = -first, begins
-        now, hits, ends = 0, 0, [np.zeros(0, np.int64)]
+        now, hits, ends = 0, 0, [np.zeros(1, np.int64)]
         for part in parts:
             number = len(part.fixed_ns)
             sums = np.zeros((number, len(COLUMNS)), np.int64)
