@@ -97,6 +97,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="Rounds of each.")
     arguments = parser.parse_args()
     trace = routing(arguments.trace)
+    priority._compiled_loop()  # where it is loaded already, it runs for short replays, too
     step = max(1, trace.num_experts // CAPACITIES)
     capacities = range(step, trace.num_experts + 1, step)
     with tempfile.TemporaryDirectory() as folder:
