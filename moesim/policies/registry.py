@@ -267,7 +267,7 @@ def _unknown(policy: type[Any], options: Mapping[str, Any]) -> list[tuple[Where,
 
 def _parse(policy: type[Any], options: Mapping[str, Any]) -> tuple[Any, list[tuple[Where, str]]]:
     """Return the parsed options without unknown ones, and every mistake as path and message."""
-    from pydantic import TypeAdapter, ValidationError
+    from pydantic import ValidationError
     from pydantic_core import PydanticSerializationError, to_json
 
     kind = _options_of(policy)
@@ -279,12 +279,20 @@ def _parse(policy: type[Any], options: Mapping[str, Any]) -> tuple[Any, list[tup
             inf_nan_mode="constants",
         )
         with blamed(policy, "Options"):
-            adapter = TypeAdapter(kind)
+            adapter = _adapter_of(kind)  # type: ignore[arg-type]  # classes are hashable
         return _validated(policy, adapter, plain), []
     except PydanticSerializationError as error:
         return None, [((), f"options: {error}")]
     except ValidationError as error:
         return None, list(mistakes_in(options, error.errors()))
+
+
+@cache
+def _adapter_of(kind: type[Any]) -> Any:
+    """Return what parses a dataclass of options; building it takes longer than its use."""
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(kind)
 
 
 def _validated(policy: type[Any], adapter: Any, plain: bytes) -> Any:

@@ -374,6 +374,14 @@ class Ledger:
         sizes, keys = self._packed[0]
         return EventLists(keys, sizes)
 
+    def used_keys(self) -> set[Key]:
+        """Return the keys of all layer events."""
+        total = self.num_layers * self.num_experts
+        uses = sum(
+            (np.bincount(keys, minlength=total) for _, keys in self.logged()), np.zeros(total)
+        )
+        return set(np.flatnonzero(uses).tolist())
+
     def accesses_by_layer(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Return the numbers of layer events and of accesses of each layer, each of shape [layers].
 

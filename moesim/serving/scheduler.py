@@ -156,8 +156,12 @@ class Scheduler:
         return tuple(candidates)
 
     def _admissible(self) -> list[Request]:
-        """Return the first waiting requests whose next rows all fit into free blocks."""
-        pool = self.pool
+        """Return the first waiting requests whose next rows all fit into free blocks.
+
+        A fixed order serves waiting requests one after another. So those are enough that want the
+        whole token budget.
+        """
+        pool, fixed, left = self.pool, type(self._policy) in _FIXED_ORDERS, self._token_budget
         free = pool.free - len(self.running)  # each running decode may need one more
         if not self.running:
             free = pool.free
@@ -171,6 +175,9 @@ class Scheduler:
             if free < 0:
                 break
             fitting.append(request)
+            left -= wanted
+            if fixed and left <= 0:
+                break
         return fitting
 
     def _plan(self, waiting: Sequence[Request]) -> Batch:

@@ -50,8 +50,9 @@ def choose_back_end(
 ) -> None:
     """Give a server the compiled back end, if the scenario asks for it or it repays.
 
-    `memo` keeps unions for other runs of the same rows. `main`: the run is the scenario's own. A
-    bound has other policies, so it may need the reference.
+    `memo` keeps unions for other runs of the same rows. `main`: the run is the scenario's own; with
+    a memo, its steps are kept for its bounds. A bound has other policies, so it may need the
+    reference.
 
     Raises:
         ScenarioError: `simulation` is compiled, and the scenario needs the reference, or numba
@@ -98,6 +99,7 @@ def choose_back_end(
         staging=plan.scenario.memory.staging,
         block_tokens=server.scheduler.pool.block_tokens,
         memo=memo,
+        keep=main and memo is not None,
     )
 
 

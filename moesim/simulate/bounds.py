@@ -116,7 +116,8 @@ class ReplayAtOnce(Replay):
 def bounds_summary(
     outcome: Outcome,
     *,
-    unions: EventLists,
+    accesses: int,
+    used: Collection[Key],
     min_hits: int,
     cached: BoundTimes,
     linked: BoundTimes,
@@ -124,16 +125,15 @@ def bounds_summary(
 ) -> dict[str, Any]:
     """Return the bounds and the verdict for `summary.json`, under `BOUND_KEYS`.
 
-    `unions` are the run's layer events and `min_hits` the hits of MIN in them. `cached` is the run
-    with a slot for every expert, `linked` with copies that take no time. `steps_ns` is the time in
-    steps with each remedy, by the remedy's word in the verdict. It lacks `policy` where the
-    placement fixes which experts are in GPU memory. The reason ends with where routing and sizes
-    are from, unless both are one model's.
+    The run's layer events have `accesses` to the `used` keys, and MIN has `min_hits` in them.
+    `cached` is the run with a slot for every expert, `linked` with copies that take no time.
+    `steps_ns` is the time in steps with each remedy, by the remedy's word in the verdict. It lacks
+    `policy` where the placement fixes which experts are in GPU memory. The reason ends with where
+    routing and sizes are from, unless both are one model's.
     """
-    accesses = len(unions.flat)
     # A cache that never evicts misses each key at its first use only.
     loaded = {key for keys in outcome.loaded for key in keys}
-    first_uses = len(used_keys(unions) - loaded)
+    first_uses = len(set(used) - loaded)
     result: dict[str, Any] = {
         "min_hit_rate": ratio(min_hits, accesses),
         "infinite_cache_hit_rate": ratio(accesses - first_uses, accesses),
@@ -155,11 +155,6 @@ def bounds_summary(
         "verdict_reason": "; ".join(texts),
         **regrets(now_ns, steps_ns, spent_ns),
     }
-
-
-def used_keys(unions: EventLists) -> set[Key]:
-    """Return the keys of some layer events."""
-    return set(np.flatnonzero(np.bincount(unions.flat)).tolist())
 
 
 def min_hits(outcome: Outcome, unions: EventLists) -> int:

@@ -735,6 +735,18 @@ def serve(
     return server, machine.now_ns
 
 
+def unserved(plan: Plan, evictions: Sequence[Eviction]) -> Server:
+    """Return a server with these evictions that has served nothing, with its back end."""
+    import simpy
+
+    from moesim.machine.sim import SimMachine
+
+    machine = SimMachine(simpy.Environment(), plan.prices(), plan.places.topology)
+    server = build_server(plan, machine, evictions=evictions, at_once=True)
+    choose_back_end(plan, server, free_link=False, main=False)
+    return server
+
+
 def _too_slow(plan: Plan, server: Server) -> ScenarioError:
     """Return the error about the key whose figure makes the simulated time exceed all limits."""
     last_ns = max(request.arrival_ns for request in server.requests)

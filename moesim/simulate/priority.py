@@ -5,10 +5,10 @@ Journal 1970). At a layer event the keys of the union become candidates, with th
 Walking down, each level adds one key to the candidates, and the best candidate left takes the
 level. A key of the union leaves its old level empty.
 
-There are two ways, with equal results. `numpy` steps through the events of all caches at once:
-the candidates are a cascade of running maxima down the stacks. A compiled loop (numba, of the extra
-`fast`) walks one cache after another. Loading numba takes longer than a short replay, so it is used
-for long ones, or where it is loaded already.
+There are two ways, with equal results. `numpy` takes the levels of all caches at once, each level
+with an event of its own: as in a pipeline, an event is one level further down in each step. A
+compiled loop (numba, of the extra `fast`) walks one cache after another. Loading numba takes longer
+than a short replay, so it is used for long ones, or where it is loaded already.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any, Final
 
 import numpy as np
@@ -30,9 +29,9 @@ Ints = npt.NDArray[Any]
 Told = Callable[[int], None]
 """`told(done)`: the caches that are done, from 0 to all."""
 
-_STEP_NS: Final = 20_000
+_STEP_NS: Final = 5_000
 """About what numpy takes for an event, without its levels."""
-_LEVEL_NS: Final = 20
+_LEVEL_NS: Final = 10
 """About what numpy takes for a level of a stack at an event."""
 _LOADING_NS: Final = 400_000_000
 """About what loading numba and the compiled loop takes."""
@@ -79,7 +78,7 @@ def priority_depths(
         return None
     depths: list[Ints] = []
     for group in _groups(caches):
-        depths += _Cascade(group, ranking, deepest).depths(_part(told, len(depths), len(group)))
+        depths += _Pipeline(group, ranking, deepest).depths(_part(told, len(depths), len(group)))
     return depths
 
 
@@ -183,8 +182,11 @@ def _counts(accesses: Accesses, decay: float) -> npt.NDArray[np.float64]:
     return counts
 
 
-class _Cascade:
+class _Pipeline:
     """The stacks of several caches, which step through their events together.
+
+    In step t, level l has event t - l, so all levels work at once. Each takes the best of its key
+    and of the candidates from the level above it, and passes the others on.
 
     A stack holds, from its top, the rank of each key's last access; ranks of all caches are
     numbered apart. `void` stands for an empty level and is worse than any rank.
@@ -193,25 +195,27 @@ class _Cascade:
     def __init__(self, caches: Sequence[Accesses], ranking: Ranking, deepest: int) -> None:
         self._caches, self._deepest = caches, deepest
         self._levels = min(deepest, max((each.num_keys for each in caches), default=0))
-        self._width = max(map(_width, caches), default=0)
+        width = max(map(_width, caches), default=0)
         events = max((each.num_events for each in caches), default=0)
         self.void = void = sum(len(each.keys) for each in caches)
         kind = np.int32 if void < 2**31 - 1 else np.int64
-        self._new_TCW = np.full((events, len(caches), self._width), void, kind)
-        # By rank: the event that uses the key again (-1: none), and the access that does.
-        self._until = np.full(void + 1, -1, kind)
+        self._new_TWC = np.full((events, width, len(caches)), void, kind)
+        # By rank: the event that uses the key again, and the access that does. -1 is the event
+        # of the second level in the first step, so the lowest number stands for none.
+        self._until = np.full(void + 1, np.iinfo(kind).min, kind)
         self._next = np.zeros(void + 1, kind)
         first = 0
         for number, each in enumerate(caches):
             ranks = first + _ranks(each, ranking)
             event = each.events()
             place = np.arange(len(each.keys)) - np.repeat(each.starts[:-1], np.diff(each.starts))
-            self._new_TCW[event, number, place] = ranks
+            self._new_TWC[event, place, number] = ranks
             following = _following(each)
             used = following < len(each.keys)
             self._until[ranks[used]] = event[following[used]]
             self._next[ranks[used]] = first + following[used]
             first += len(each.keys)
+        self._new_TWC.sort(axis=1)
 
     def depths(self, told: Callable[[float], None] | None) -> list[Ints]:
         """Return the depths of the accesses of each cache."""
@@ -223,39 +227,40 @@ class _Cascade:
 
     def _hits(self, told: Callable[[float], None] | None) -> tuple[Ints, Ints]:
         """Return the ranks of the last accesses of all hits, and the levels where they stood."""
-        caches, width, height = len(self._caches), self._width, self._levels
-        void, kind = self.void, self._new_TCW.dtype
-        until = np.empty((caches, height), self._until.dtype)
-        hit = np.empty((caches, height), np.bool_)
-        # Candidates stand before the stack. Each pass keeps the worst key so far back and lets the
-        # others rise: after one pass for each candidate, the stack has its keys.
-        low, high = (np.full((caches, width + height), void, kind) for _ in range(2))
-        sources = [(low, high)[n % 2][:, : width + height - n] for n in range(width + 1)]
-        worst = np.empty((caches, width + height), kind)
-        passes = [
-            (source, worst[:, : source.shape[1]], source[:, 1:], worst[:, : source.shape[1] - 1],
-             target)
-            for source, target in pairwise(sources)
-        ]  # fmt: skip
-        stack = np.full((caches, height), void, kind)
-        flat = stack.reshape(-1)
+        events, width, caches = self._new_TWC.shape
+        height, void, kind = self._levels, self.void, self._new_TWC.dtype
+        empty = np.empty(0, np.int64)
+        if not (width and height):
+            return empty, empty
+        # The candidates of each level, the best first; `later` are those of the next step.
+        now, later = (np.full((width, height + 1, caches), void, kind) for _ in range(2))
+        stack = np.full((height, caches), void, kind)
+        until, hit = np.empty((height, caches), self._until.dtype), np.empty((height, caches), bool)
+        other = np.empty((width - 1, height, caches), kind)
+        flat, flat_hit = stack.reshape(-1), hit.reshape(-1)
+        event_L1 = -np.arange(height, dtype=kind)[:, None]
         ranks, levels = [], []
-        events = len(self._new_TCW)
-        for event, new_CW in enumerate(self._new_TCW):
+        steps = events + height - 1
+        for step in range(steps):
+            now[:, 0] = self._new_TWC[step] if step < events else void
             self._until.take(stack, out=until, mode="clip")
-            np.equal(until, event, out=hit)
-            (places,) = hit.reshape(-1).nonzero()
+            np.equal(until, event_L1, out=hit)
+            event_L1 += 1
+            (places,) = flat_hit.nonzero()
             ranks.append(flat[places])
-            levels.append(places % height if height else places)
+            levels.append(places)
             flat[places] = void
-            low[:, :width], low[:, width:] = new_CW, stack
-            for source, running, others, before, target in passes:
-                np.maximum.accumulate(source, axis=1, out=running)
-                np.minimum(others, before, out=target)
-            stack[:] = sources[-1]
-            if told is not None and event % 64 == 0:
-                told(event / events)
+            here, below = now[:, :-1], later[:, 1:]
+            np.minimum(here[1:], stack, out=other)
+            np.maximum(here[:-1], other, out=below[:-1])
+            np.maximum(here[-1], stack, out=below[-1])
+            np.minimum(here[0], stack, out=stack)
+            now, later = later, now
+            if told is not None and step % 64 == 0:
+                told(step / steps)
         if told is not None:
             told(1.0)
-        empty = np.empty(0, np.int64)
-        return np.concatenate([empty, *ranks]).astype(np.int64), np.concatenate([empty, *levels])
+        return (
+            np.concatenate([empty, *ranks]).astype(np.int64),
+            np.concatenate([empty, *levels]) // caches,
+        )

@@ -33,7 +33,9 @@ if TYPE_CHECKING:
     from moesim.simulate import Outcome
     from moesim.simulate.build import Plan
 
-__all__ = ["BoundTimes", "compulsory_only", "decides_alike", "keeps_all", "without_copies"]
+__all__ = [
+    "BoundTimes", "compulsory_only", "decides_alike", "ending_at", "keeps_all", "without_copies",
+]  # fmt: skip
 
 Ints = npt.NDArray[np.int64]
 _ID_BYTES = 4  # as in the server: an expert id or a sampled token on its way to the host
@@ -109,10 +111,18 @@ def without_copies(outcome: Outcome) -> BoundTimes | None:
     if (start_S != ends[:-1]).any() or ends[0] or readback_S.sum() != causes[READBACK]:
         return None
     then_S = finish_S - start_S - steps["stall_ns"] + readback_S
-    then = np.concatenate(([0], np.cumsum(then_S)))
+    return ending_at(outcome, np.concatenate(([0], np.cumsum(then_S))))
+
+
+def ending_at(outcome: Outcome, ends: Ints) -> BoundTimes:
+    """Return the times of a run with the same steps, which end at other times.
+
+    All requests arrive at once. `ends` [S + 1] begins with the start, 0.
+    """
+    own_ends = np.concatenate(([0], outcome.ledger.step_columns()["finish_ns"]))
     done = [request.token_ns[-1] for request in outcome.requests if request.status == "finished"]
-    now_ns = int(then[-1])
-    e2e_p95_ms = percentiles_ms(then[np.searchsorted(ends, done)])[95]
+    now_ns = int(ends[-1])
+    e2e_p95_ms = percentiles_ms(ends[np.searchsorted(own_ends, done)])[95]
     return BoundTimes(now_ns, e2e_p95_ms, now_ns)
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from moesim.config.units import format_bytes
 from moesim.cost.prices import SimPrices
@@ -56,9 +57,8 @@ from moesim.simulate.bounds import (
     endless,
     hindsight,
     min_hits,
-    used_keys,
 )
-from moesim.simulate.build import Plan, build_server, group_by_cache, prepare, serve
+from moesim.simulate.build import Plan, build_server, group_by_cache, prepare, serve, unserved
 from moesim.simulate.caveats import caveats
 from moesim.simulate.checks import policy_of
 from moesim.simulate.facts import (
@@ -69,10 +69,19 @@ from moesim.simulate.facts import (
     knows_the_future,
     routing_facts,
 )
-from moesim.simulate.same_decisions import BoundTimes, decides_alike, keeps_all, without_copies
+from moesim.simulate.same_decisions import (
+    BoundTimes,
+    decides_alike,
+    ending_at,
+    keeps_all,
+    without_copies,
+)
 from moesim.simulate.split import SPLIT, split_note
 from moesim.simulate.unread import unread_keys
 from moesim.trace.statistics import prediction_recall
+
+if TYPE_CHECKING:
+    from moesim.serving.compiled.kernel import Steps
 
 __all__ = [
     "Outcome",
@@ -115,6 +124,8 @@ class Outcome:
     """The back end that served it."""
     unions: UnionMemo | None = None
     """The unions of the steps, for other runs of the same rows; None if there are no such runs."""
+    steps: Sequence[Steps] | None = None
+    """The steps, to be decided and timed again; None if no compiled run has kept them."""
 
     @property
     def distinct_caches(self) -> list[ExpertCache]:
@@ -252,9 +263,10 @@ def finish(plan: Plan, server: Server, now_ns: int) -> Outcome:
     in_flight = server.ledger.finish(now_ns)
     check_run(server.requests, server.ledger, pool, in_flight)
     check_arrivals(server.requests, server.arrivals.clients)
-    simulation = "reference" if server.compiled is None else "compiled"
     outcome = Outcome(plan, server.requests, server.ledger, server.caches, pool, now_ns)
-    return replace(outcome, simulation=simulation)
+    if server.compiled is None:
+        return outcome
+    return replace(outcome, simulation="compiled", steps=server.compiled.kept)
 
 
 def result_of(plan: Plan, progress: Progress | None = None) -> Result:
@@ -292,7 +304,10 @@ def bounds_of(outcome: Outcome, progress: Progress | None = None) -> dict[str, A
     plan, ledger, loaded = outcome.plan, outcome.ledger, outcome.loaded
     # A slot for every expert, whatever memory holds.
     roomy, schedule = plan.with_all_slots(), outcome.repeated
-    unions = ledger.layer_events()
+    layer_events = cache(ledger.layer_events)
+    _, accesses = ledger.accesses_by_layer()
+    tell = progress or (lambda *_: None)
+    used = ledger.used_keys()
 
     def remedied(
         what: str, plan: Plan, evictions: Sequence[Eviction], steps: Sequence[PlanRecord] | None
@@ -311,18 +326,28 @@ def bounds_of(outcome: Outcome, progress: Progress | None = None) -> dict[str, A
     steps_ns: dict[str, int] = {}
     hits: int | None = None
     if plan.places.residents is None:  # otherwise no eviction policy is asked
-        best = remedied("MIN", plan, hindsight(outcome, unions), schedule)
-        steps_ns["policy"] = best.ledger.stepping_ns
+        again = timed_again(outcome, plan, hindsight(outcome, ()))
+        if again is None:
+            best = remedied("MIN", plan, hindsight(outcome, layer_events()), schedule).ledger
+            steps_ns["policy"], best_hits = best.stepping_ns, sum(best.hits)
+            del best
+        else:
+            tell("MIN", 1, 1)
+            steps_ns["policy"], best_hits = int(again[0][-1]), again[1]
         # MIN made these very decisions, unless copies ahead or other lanes left it fewer.
-        hits = sum(best.ledger.hits) if decides_alike(plan) else None
-        del best
+        hits = best_hits if decides_alike(plan) else None
     if hits is None:
-        hits = min_hits(outcome, unions)
-    kept = keeps_all(outcome, used_keys(unions))
+        hits = min_hits(outcome, layer_events())
+    kept = keeps_all(outcome, used)
+    what, evictions = "infinite cache", endless(roomy, loaded)
+    again = None if kept else timed_again(outcome, roomy, evictions)
     if kept:
         cached = BoundTimes.of(outcome)
+    elif again is not None and schedule is None:
+        tell(what, 1, 1)
+        cached = ending_at(outcome, again[0])
     else:
-        cached = BoundTimes.of(remedied("infinite cache", roomy, endless(roomy, loaded), None))
+        cached = BoundTimes.of(remedied(what, roomy, endless(roomy, loaded), None))
     linked = without_copies(outcome)
     if linked is None:
         linked = BoundTimes.of(
@@ -338,13 +363,31 @@ def bounds_of(outcome: Outcome, progress: Progress | None = None) -> dict[str, A
     if schedule is not None:
         # Above, these two waited for arrivals and formed steps of their own. The run with a free
         # link is not repeated: its time in the same steps is the run's own, less its copy stalls.
-        if not kept:
-            same_steps = remedied("infinite cache", roomy, endless(roomy, loaded), schedule)
+        if again is not None:
+            steps_ns["working set"] = int(again[0][-1])
+        elif not kept:
+            same_steps = remedied(what, roomy, evictions, schedule)
             steps_ns["working set"] = same_steps.ledger.stepping_ns
         steps_ns["link"] = ledger.stepping_ns - sum(map(sum, ledger.copy_stalls_ns))
     return bounds_summary(
-        outcome, unions=unions, min_hits=hits, cached=cached, linked=linked, steps_ns=steps_ns
-    )
+        outcome, accesses=int(accesses.sum()), used=used, min_hits=hits, cached=cached,
+        linked=linked, steps_ns=steps_ns,
+    )  # fmt: skip
+
+
+def timed_again(
+    outcome: Outcome, plan: Plan, evictions: Sequence[Eviction]
+) -> tuple[npt.NDArray[np.int64], int] | None:
+    """Return the ends of the very steps of a run with other evictions, and its hits.
+
+    `plan` and `evictions` are those of the other run, and the ends are those of `Stretches.again`.
+    None if the compiled back end has not kept the steps, or does not know the other run, or if
+    experts are copied ahead, too.
+    """
+    if outcome.steps is None or not decides_alike(plan):
+        return None
+    server = unserved(plan, evictions)
+    return None if server.compiled is None else server.compiled.again(outcome.steps)
 
 
 def summarise(outcome: Outcome) -> dict[str, Any]:

@@ -27,7 +27,16 @@ from moesim.policies.eviction.lru import LRU
 from moesim.scenario import Scenario, load_scenario
 from moesim.scenario.sweep import expand_sweep
 from moesim.serving.ledger import STEP_COLUMNS, TIMELINE_COLUMNS
-from moesim.simulate import Outcome, Plan, backend, finish, prepare, summarise
+from moesim.simulate import (
+    Outcome,
+    Plan,
+    backend,
+    bounds_of,
+    finish,
+    prepare,
+    simulate,
+    summarise,
+)
 from moesim.simulate.backend import why_not_compiled
 from moesim.simulate.bounds import hindsight
 from moesim.simulate.build import build_server, serve
@@ -232,6 +241,30 @@ def test_the_residents_at_the_end_are_the_same() -> None:
         one, other = both(case(seed))
         for pair in zip(one.distinct_caches, other.distinct_caches, strict=True):
             assert sorted(pair[0].residents) == sorted(pair[1].residents), seed
+
+
+def told_bounds(outcome: Outcome) -> tuple[dict[str, Any], dict[str, tuple[int, int]]]:
+    """Return the bounds of a run, and what was last told of the progress of each."""
+    told: dict[str, tuple[int, int]] = {}
+    bounds = bounds_of(outcome, lambda what, *done: told.update({what: done}))
+    return bounds, told
+
+
+def test_bounds_of_the_steps_that_a_run_kept_are_those_that_are_simulated() -> None:
+    timed = {"MIN": 0, "infinite cache": 0}
+    for seed in range(7600, 7660):
+        plan = case(seed, bounds=True)
+        found = []
+        for name in ("reference", "compiled"):
+            scenario = plan.scenario.model_copy(update={"simulation": name})
+            outcome = simulate(replace(plan, scenario=scenario))
+            bounds, told = told_bounds(outcome)
+            found.append(bounds)
+        assert found[0] == found[1] == bounds_of(replace(outcome, steps=None)), seed
+        for name in timed:  # a run that is timed again alone is told of at its end alone
+            timed[name] += told.get(name) == (1, 1)
+    assert timed["MIN"] > 40
+    assert timed["infinite cache"] > 20
 
 
 def test_min_refuses_a_future_that_does_not_come() -> None:

@@ -12,7 +12,7 @@ from workloads import TINY_CONFIG, plan_of, random_case, tiny_scenario, tiny_tra
 import moesim.simulate.simulation as simulation
 from moesim.policies.batching import Batching
 from moesim.simulate import Outcome, Plan, bounds_of, simulate
-from moesim.simulate.bounds import ReplayAtOnce, hindsight, min_hits, used_keys
+from moesim.simulate.bounds import ReplayAtOnce, hindsight, min_hits
 from moesim.simulate.same_decisions import (
     BoundTimes,
     decides_alike,
@@ -56,7 +56,7 @@ def test_bounds_are_the_same_whether_they_are_read_or_simulated(
 
 def test_many_of_these_bounds_are_read() -> None:
     outcomes = [simulate(plan_of(*case(12_000 + seed, at_once=True))) for seed in range(40)]
-    kept = [keeps_all(each, used_keys(each.ledger.layer_events())) for each in outcomes]
+    kept = [keeps_all(each, each.ledger.used_keys()) for each in outcomes]
     assert sum(without_copies(each) is not None for each in outcomes) >= 20
     assert sum(kept) >= 5
 
@@ -119,7 +119,7 @@ def test_times_of_an_engine_that_takes_time_to_copy_are_simulated() -> None:
 
 def test_a_policy_that_drops_what_it_used_is_not_its_own_bound() -> None:
     outcome = simulate(served(cache={"slots": "100%", "policy": "drop_after_use"}))
-    assert not keeps_all(outcome, used_keys(outcome.ledger.layer_events()))
+    assert not keeps_all(outcome, outcome.ledger.used_keys())
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ def test_a_run_of_one_step_is_its_own_bound_if_it_has_all_slots_and_uses_them(
     scenario = tiny_scenario(cache=cache, bounds=True)
     outcome = simulate(plan_of(scenario, tiny_trace(requests=1, prompt_tokens=3, output_tokens=1)))
     assert outcome.ledger.num_steps == 1
-    assert keeps_all(outcome, used_keys(outcome.ledger.layer_events())) is kept
+    assert keeps_all(outcome, outcome.ledger.used_keys()) is kept
 
 
 def test_min_hits_as_often_as_its_run() -> None:

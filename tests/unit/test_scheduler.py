@@ -103,6 +103,35 @@ def test_prefill_first_puts_waiting_prompts_before_running_decodes() -> None:
     ]
 
 
+@every_order
+@given(
+    lengths=st.lists(st.tuples(st.integers(1, 12), st.integers(1, 6)), min_size=1, max_size=12),
+    budget=st.integers(1, 12),
+    cap=st.integers(1, 8),
+    blocks=st.integers(17, 60),
+    whole=st.booleans(),
+)
+def test_waiting_requests_beyond_the_budget_are_served_in_no_fixed_order(
+    order: str,
+    lengths: list[tuple[int, int]],
+    budget: int,
+    cap: int,
+    blocks: int,
+    whole: bool,
+) -> None:
+    """A fixed order does not see them; another class does, and plans the same steps."""
+    fixed = find("batching", order)
+    steps = []
+    for policy in (fixed, type("Other", (fixed,), {})):
+        pool = BlockPool(blocks, 1)
+        queue = Scheduler(
+            policy(), pool, token_budget=budget, max_sequences=cap, whole_prompts=whole
+        )
+        requests = [request_of(index, *each) for index, each in enumerate(lengths)]
+        steps.append((serve(queue, requests), queue.preemptions))
+    assert steps[0] == steps[1]
+
+
 def test_a_waiting_request_leaves_each_running_decode_a_block() -> None:
     """Of four blocks two are free, of which the running request may need one."""
     queue = scheduler("prefill_first", blocks=4)

@@ -169,30 +169,67 @@ def unions_of_steps(ids, ends, unused, experts, keys, counts, sizes):  # type: i
     without an expert. `keys`, `counts` and `sizes` are as in `Steps`.
     """
     layers, top_k = ids.shape[1], ids.shape[2]
-    places = np.empty(experts, np.int64)
-    seen = np.full(experts, -1, np.int64)  # the last event in which an expert was wanted
-    last = np.empty(experts, np.int64)  # and its last row there
+    order = np.empty(experts + 1, np.int64)  # the last place takes what is no news
+    rows_of = np.zeros(experts, np.int64)
+    last = np.full(experts, -1, np.int64)  # the last row and layer that wanted an expert
     number = event = 0
     for step in range(len(ends) - 1):
+        first, end = ends[step], ends[step + 1]
         for layer in range(layers):
-            first = number
-            for row in range(ends[step], ends[step + 1]):
+            size, row, twice = 0, first, False
+            if end - first == 1:  # the most frequent case, and no expert has appeared before
+                for place in range(top_k):
+                    expert = ids[first, layer, place]
+                    if expert == unused:
+                        continue
+                    twice |= last[expert] == first * layers + layer
+                    last[expert] = first * layers + layer
+                    keys[number + size], counts[number + size] = layer * experts + expert, 1
+                    size += 1
+                row = end
+            # Until all experts are found, without branches, which a processor could not predict.
+            while row < end and size < experts:
                 for place in range(top_k):
                     expert = ids[row, layer, place]
                     if expert == unused:
                         continue
-                    if seen[expert] == event:
-                        if last[expert] == row:
-                            return -1 - (row * layers + layer)
-                        counts[places[expert]] += 1
-                    else:
-                        seen[expert], places[expert] = event, number
-                        keys[number], counts[number] = layer * experts + expert, 1
-                        number += 1
-                    last[expert] = row
-            sizes[event] = number - first
+                    order[size] = expert
+                    size += rows_of[expert] == 0
+                    rows_of[expert] += 1
+                    twice |= last[expert] == row * layers + layer
+                    last[expert] = row * layers + layer
+                row += 1
+            for later in range(row, end):
+                for place in range(top_k):
+                    expert = ids[later, layer, place]
+                    if expert == unused:
+                        continue
+                    rows_of[expert] += 1
+                    twice |= last[expert] == later * layers + layer
+                    last[expert] = later * layers + layer
+            if twice:
+                return -1 - (_repeating(ids, first, layer, unused) * layers + layer)
+            for place in range(size if end - first > 1 else 0):
+                expert = order[place]
+                keys[number + place] = layer * experts + expert
+                counts[number + place] = rows_of[expert]
+                rows_of[expert] = 0
+            number += size
+            sizes[event] = size
             event += 1
     return number
+
+
+@kept
+def _repeating(ids, first, layer, unused):  # type: ignore[no-untyped-def]
+    """Return the first row from `first` on that has an expert of a layer twice."""
+    row = first
+    while True:
+        for place in range(ids.shape[2]):
+            for other in range(place):
+                if ids[row, layer, place] == ids[row, layer, other] != unused:
+                    return row
+        row += 1
 
 
 def _stretch(steps, start_ns, due_ns, costs, books, ints, floats, given, out):  # type: ignore[no-untyped-def]
@@ -202,10 +239,10 @@ def _stretch(steps, start_ns, due_ns, costs, books, ints, floats, given, out):  
     then.
     """
     experts, layers = steps.experts, len(books.cache_of)
-    counts = np.zeros(experts, np.int64)
     wanted = np.zeros(layers * experts, np.bool_)
     union = np.empty(experts, np.int64)
     absent = np.empty(experts, np.int64)
+    counts = np.empty(experts, np.int64)  # the rows that want each of them
     bypassed = np.zeros(layers * experts, np.bool_)
     staged_until = np.zeros(books.staging, np.int64)
     worst = np.empty(experts, np.int64)  # leavers, the first one first
@@ -219,7 +256,6 @@ def _stretch(steps, start_ns, due_ns, costs, books, ints, floats, given, out):  
         sum_6 = sum_7 = sum_8 = sum_9 = 0
         now += steps.fixed_ns[step]
         for layer in range(layers):
-            base = layer * experts
             by_layer = out.by_layer[layer]
             size = steps.sizes[step * layers + layer]
             number = books.cache_of[layer]
@@ -233,14 +269,12 @@ def _stretch(steps, start_ns, due_ns, costs, books, ints, floats, given, out):  
             for place in range(size):
                 key = steps.keys[num_keys + place]
                 count = steps.counts[num_keys + place]
-                union[place], counts[key - base] = key, count
-                wanted[key] = True
+                union[place], wanted[key] = key, True
                 rows += count
-                if ints[key, RESIDENT]:
-                    resident_ns += costs.expert_ns[count]
-                else:
-                    absent[missing] = key
-                    missing += 1
+                resident = ints[key, RESIDENT]
+                resident_ns += resident * costs.expert_ns[count]
+                absent[missing], counts[missing] = key, count
+                missing += 1 - resident
             num_keys += size
             hits = size - missing
             if hits:
@@ -281,16 +315,21 @@ def _stretch(steps, start_ns, due_ns, costs, books, ints, floats, given, out):  
                     for place in range(excess - early):
                         worst[early + place] = candidates[others + place]
             idle = capacity - held  # slots that can be filled at once
-            busy = 0  # slots that the GPU reads in this event
             for place in range(leaving):
                 key = worst[place]
-                if ints[key, RESIDENT]:
-                    if wanted[key]:
-                        busy += 1
-                    else:
-                        idle += 1
-                else:
+                if not ints[key, RESIDENT]:
                     bypassed[key] = True
+                else:
+                    ints[key, RESIDENT] = 0
+                    held -= 1
+                    idle += not wanted[key]  # the GPU reads wanted ones in this event
+                left(key, cache, ints)
+            if leaving and not IN_ORDER:
+                kept = 0
+                for turn in range(books.held[number]):
+                    if ints[members[turn], RESIDENT]:
+                        members[kept] = members[turn]
+                        kept += 1
             # The GPU computes residents; the link copies, and each copied expert follows.
             gpu_ns, link_ns, stall_ns, staged, buffer = resident_ns, 0, 0, 0, 0
             missed_rows, busy_ns = 0, resident_ns
@@ -300,17 +339,23 @@ def _stretch(steps, start_ns, due_ns, costs, books, ints, floats, given, out):  
                 num_works += 1
             for place in range(missing):
                 key = absent[place]
-                count = counts[key - base]
+                count = counts[place]
                 missed_rows += count
                 free_ns = 0
-                if bypassed[key]:
+                passes = bypassed[key]
+                if passes:
+                    bypassed[key] = False
                     if staged >= books.staging:
                         free_ns = staged_until[buffer]
-                elif idle > 0:
-                    idle -= 1
                 else:
-                    busy -= 1
-                    free_ns = resident_ns
+                    ints[key, RESIDENT] = 1
+                    if not IN_ORDER:
+                        members[held] = key
+                    held += 1
+                    if idle > 0:
+                        idle -= 1
+                    else:
+                        free_ns = resident_ns
                 begins = max(link_ns, free_ns)
                 link_ns = begins + costs.copy_ns
                 starts = max(gpu_ns, link_ns + costs.landing_ns)
@@ -319,7 +364,7 @@ def _stretch(steps, start_ns, due_ns, costs, books, ints, floats, given, out):  
                 lasts = costs.call_ns + costs.expert_ns[count] + costs.fetch_ns[fetched]
                 gpu_ns = starts + lasts
                 busy_ns += lasts
-                if bypassed[key]:
+                if passes:
                     staged_until[buffer] = gpu_ns
                     staged += 1
                     buffer += 1
@@ -329,39 +374,9 @@ def _stretch(steps, start_ns, due_ns, costs, books, ints, floats, given, out):  
                     _show(out.works, num_works, step, layer, _COPY, key, begins, link_ns)
                     _show(out.works, num_works + 1, step, layer, _LOADED, -1, starts, gpu_ns)
                     num_works += 2
-            # The slots change hands.
-            lost = 0
-            for place in range(leaving):
-                key = worst[place]
-                if ints[key, RESIDENT]:
-                    ints[key, RESIDENT] = 0
-                    lost += 1
-                left(key, cache, ints)
-            if IN_ORDER:
-                held -= lost
-            elif lost:
-                kept = 0
-                for turn in range(held):
-                    if ints[members[turn], RESIDENT]:
-                        members[kept] = members[turn]
-                        kept += 1
-                held = kept
             for place in range(size):
-                key = union[place]
-                wanted[key] = False
-                counts[key - base] = 0
-            waves = 0
-            if missing:
-                waves = max(1, -(-staged // books.staging))
-            for place in range(missing):
-                key = absent[place]
-                if bypassed[key]:
-                    bypassed[key] = False
-                else:
-                    ints[key, RESIDENT] = 1
-                    if not IN_ORDER:
-                        members[held] = key
-                    held += 1
+                wanted[union[place]] = False
+            waves = max(1, -(-staged // books.staging)) if missing else 0
             books.held[number] = held
             now += gpu_ns
             copied_ns = missing * costs.copy_ns

@@ -5,7 +5,7 @@ Shapes: S steps, L trace layers, C columns of sums.
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -13,18 +13,21 @@ import numpy.typing as npt
 from moesim.hardware.ops import Readback
 from moesim.hardware.topology import D2H
 from moesim.machine.prices import Prices, alone_ns
-from moesim.serving.compiled.kernel import COLUMNS, Out
+from moesim.serving.compiled.kernel import COLUMNS, Out, Steps
 from moesim.serving.ledger import Ledger
 from moesim.serving.step import Step
 from moesim.serving.step_memo import StepBytes
 from moesim.serving.step_sums import StepSums
 from moesim.serving.unions import Unions
 
-__all__ = ["Readbacks", "StretchLog", "facts_of"]
+__all__ = ["Readbacks", "StretchLog", "add_blocks"]
 
 _ADD_EVERY: Final = 4096  # steps: the fixed costs of NumPy are shared
 _TIMES: Final = ("number", "start", "finish", "fixed", "ids", "sampled", "ids_bytes",
                  "sampled_bytes", "waves_max")  # fmt: skip
+_START, _FINISH, _FIXED, _IDS, _SAMPLED, _WAVES_MAX = (
+    _TIMES.index(name) for name in ("start", "finish", "fixed", "ids", "sampled", "waves_max")
+)
 _NAMES: Final = {
     "hits": "hits",
     "demand_copies": "demand_copies",
@@ -38,96 +41,122 @@ _NAMES: Final = {
 """The names of `StepSums`, by those of the kernel's columns."""
 
 
-class Readbacks:
-    """Bytes and times of the readbacks of each step: its ids of a layer, and its sampled tokens.
+class Readbacks(NamedTuple):
+    """Times and bytes of the readbacks of a step: its ids of a layer, and its sampled tokens."""
 
-    The first step of a stretch may have prompts, so its readbacks differ from those of the others.
-    """
+    ids_ns: int
+    sampled_ns: int
+    ids_bytes: int
+    sampled_bytes: int
 
-    def __init__(self, first: StepBytes, later: StepBytes, more: int, prices: Prices) -> None:
-        def each(one: int, other: int) -> npt.NDArray[np.int64]:
-            column = np.full(more + 1, other, np.int64)
-            column[0] = one
-            return column
-
-        def lasts_ns(nbytes: int) -> int:
-            return alone_ns(prices, D2H, Readback(nbytes)) if nbytes else 0
-
-        self.ids_bytes = each(first.ids, later.ids)
-        self.sampled_bytes = each(first.sampled, later.sampled)
-        self.ids_ns = each(lasts_ns(first.ids), lasts_ns(later.ids))
-        self.sampled_ns = each(lasts_ns(first.sampled), lasts_ns(later.sampled))
+    @classmethod
+    def of(cls, sizes: StepBytes, prices: Prices) -> Readbacks:
+        """Return the readbacks of these sizes, where 0 bytes take no time."""
+        ids_ns, sampled_ns = (
+            alone_ns(prices, D2H, Readback(nbytes)) if nbytes else 0 for nbytes in sizes
+        )
+        return cls(ids_ns, sampled_ns, *sizes)
 
 
 class StretchLog:
-    """The sums of stretches that the ledger of a run does not have yet."""
+    """The steps of stretches that the ledger of a run does not have yet.
 
-    def __init__(self, ledger: Ledger, layers: int, nbytes: int, block_tokens: int) -> None:
+    They stand in tables, one row or column a step. `begin` takes the places of a stretch there, the
+    kernel writes to the views that `out` returns, and `add` keeps the steps that have run.
+    """
+
+    def __init__(
+        self, ledger: Ledger, layers: int, nbytes: int, block_tokens: int, *, keep: bool
+    ) -> None:
+        """Build empty tables. With `keep`, `kept` gets all steps, to be run again."""
         self._ledger, self._layers, self._nbytes = ledger, layers, nbytes
         self._block_tokens = block_tokens
+        self.kept: list[Steps] | None = [] if keep else None
         self._steps = 0
-        self._times: list[npt.NDArray[np.int64]] = []  # of _TIMES, [9, S]
-        self._facts: list[npt.NDArray[np.int64]] = []  # [S, 4]
-        self._by_step: list[npt.NDArray[np.int64]] = []  # [S, C]
+        self._times = np.zeros((len(_TIMES), _ADD_EVERY), np.int64)
+        self._facts = np.zeros((_ADD_EVERY, 4), np.int64)
+        self._by_step = np.zeros((_ADD_EVERY, len(COLUMNS)), np.int64)
         self._by_layer = np.zeros((layers, len(COLUMNS)), np.int64)
-        self._waits = np.zeros(layers, np.int64)  # for ids, where a layer wants experts
-        self._waits_all = 0
+        self._unions: list[Unions] = []
 
-    def add(
-        self,
-        step: Step,
-        ran: int,
-        start_ns: int,
-        gpu_ns: npt.NDArray[np.int64],
-        backs: Readbacks,
-        out: Out,
-        unions: Unions,
-    ) -> None:
-        """Add the first `ran` steps of a stretch, which began with `step` at `start_ns`.
+    def begin(
+        self, gpu_ns: npt.NDArray[np.int64], first: Readbacks, later: Readbacks
+    ) -> npt.NDArray[np.int64]:
+        """Start a stretch; return the time of each of its steps outside of layer events, [S].
 
-        `unions` has the keys of these steps alone, and the sizes of all.
+        `gpu_ns` [S] is that of the GPU. The first step may have prompts, so its readbacks differ
+        from those of the others.
         """
-        ledger, layers = self._ledger, self._layers
-        times = np.empty((len(_TIMES), ran), np.int64)
-        times[0] = ledger.num_steps + np.arange(ran)
-        times[1, 0], times[1, 1:] = start_ns, out.finish_ns[: ran - 1]
-        times[2], times[3] = out.finish_ns[:ran], gpu_ns[:ran]
-        times[4], times[5] = backs.ids_ns[:ran], backs.sampled_ns[:ran]
-        times[6], times[7] = backs.ids_bytes[:ran], backs.sampled_bytes[:ran]
-        times[8] = out.waves_max[:ran]
-        self._times.append(times)
-        self._facts.append(facts_of(step, ran, self._block_tokens))
-        self._by_step.append(out.by_step[:ran])
-        self._by_layer += out.by_layer
-        sizes = unions.sizes[: ran * layers]
-        first_wants = (sizes[:layers] > 0).astype(np.int64)
-        later_want = out.by_layer[:, COLUMNS.index("nonempty")] - first_wants
-        self._waits += times[4, 0] * first_wants + times[4, -1] * later_want
-        self._waits_all += int(times[4].sum())
-        ledger.num_steps += ran
-        wants = out.by_step[:ran, COLUMNS.index("nonempty")]
-        ledger.log_arrays(sizes, unions.keys, wants.tolist())
-        self._steps += ran
-        if self._steps >= _ADD_EVERY:
+        number = len(gpu_ns)
+        if self._steps + number > _ADD_EVERY:
             self.flush()
+        times = self._times[:, self._steps : self._steps + number]
+        times[_FIXED] = gpu_ns
+        times[_IDS:_WAVES_MAX, 0] = first
+        fixed_ns = gpu_ns + (self._layers * later.ids_ns + later.sampled_ns)
+        fixed_ns[0] = gpu_ns[0] + (self._layers * first.ids_ns + first.sampled_ns)
+        if number > 1:
+            times[_IDS:_WAVES_MAX, 1:] = np.array(later)[:, None]
+        return fixed_ns
+
+    def out(self, steps: int, works: int) -> Out:
+        """Return what the kernel writes for a stretch. `works` is the number of its shown works."""
+        first, end = self._steps, self._steps + steps
+        return Out(
+            self._times[_FINISH, first:end],
+            self._by_step[first:end],
+            self._by_layer,
+            self._times[_WAVES_MAX, first:end],
+            np.empty((works, 6), np.int64),
+        )
+
+    def add(self, step: Step, ran: int, start_ns: int, unions: Unions) -> None:
+        """Keep the first `ran` steps of a stretch, which began with `step` at `start_ns`.
+
+        `unions` are those of these steps alone.
+        """
+        first, end = self._steps, self._steps + ran
+        start = self._times[_START]
+        start[first] = start_ns
+        start[first + 1 : end] = self._times[_FINISH, first : end - 1]
+        self._facts[first:end] = step.facts
+        if ran > 1:
+            add_blocks(step, self._facts[first:end], self._block_tokens)
+        self._unions.append(unions)
+        self._steps = end
+        self._ledger.num_steps += ran
 
     def flush(self) -> None:
         """Add all steps to the ledger. Raise `InvariantError` for impossible times."""
-        if not self._steps:
+        steps, ledger = self._steps, self._ledger
+        if not steps:
             return
-        by_step = np.concatenate(self._by_step)
+        times, by_step = self._times[:, :steps], self._by_step[:steps]
+        times[_TIMES.index("number")] = ledger.num_steps - steps + np.arange(steps)
+        sizes = np.concatenate([unions.sizes for unions in self._unions])
+        keys = np.concatenate([unions.keys for unions in self._unions])
+        wants_ids = times[_IDS] @ (sizes.reshape(steps, self._layers) > 0)
+        nonempty = by_step[:, COLUMNS.index("nonempty")]
+        ledger.log_arrays(sizes, keys, nonempty.tolist())
+        if self.kept is not None:
+            counts = [unions.tokens[: len(unions.keys)] for unions in self._unions]
+            fixed_ns = times[_FIXED] + self._layers * times[_IDS] + times[_SAMPLED]
+            unshown = np.zeros(steps, np.bool_)
+            self.kept.append(
+                Steps(keys, np.concatenate(counts), sizes, fixed_ns, unshown, ledger.num_experts)
+            )
         StepSums(
-            **dict(zip(_TIMES, np.concatenate(self._times, axis=1), strict=True)),
-            facts=np.concatenate(self._facts),
+            **dict(zip(_TIMES, times, strict=True)),
+            facts=self._facts[:steps],
             by_step=self._named(by_step),
             by_layer=self._named(self._by_layer),
             waves_events=by_step[:, COLUMNS.index("waves_events")],
-            ids_stall=self._waits,
-            late_stall=self._waits_all - self._waits,
-        ).add_to(self._ledger)
-        self._steps, self._times, self._facts, self._by_step = 0, [], [], []
-        self._by_layer = np.zeros_like(self._by_layer)
-        self._waits, self._waits_all = np.zeros_like(self._waits), 0
+            ids_stall=wants_ids,
+            late_stall=times[_IDS].sum() - wants_ids,
+        ).add_to(ledger)
+        for table in (self._times, self._by_step, self._by_layer):
+            table[:] = 0
+        self._steps, self._unions = 0, []
 
     def _named(self, sums: npt.NDArray[np.int64]) -> dict[str, Any]:
         """Return columns of sums by the names of `StepSums`."""
@@ -137,14 +166,10 @@ class StretchLog:
         return {**named, "demand_bytes": copied, "moved demand": copied}
 
 
-def facts_of(step: Step, ran: int, block_tokens: int) -> npt.NDArray[np.int64]:
-    """Return the facts of each step, [S, 4]: those of the first, with more KV blocks."""
-    facts = np.tile(np.array(step.facts, np.int64), (ran, 1))
-    if ran == 1:
-        return facts
-    later = np.arange(ran)
-    facts[1:, 0], facts[1:, 1] = 0, len(step.parts)  # all decode
+def add_blocks(step: Step, facts: npt.NDArray[np.int64], block_tokens: int) -> None:
+    """Count the KV blocks of steps [S, 4] behind a step, which all decode."""
+    later = np.arange(len(facts))
+    facts[1:, 0], facts[1:, 1] = 0, len(step.parts)
     for _, before, tokens, _ in step.parts:
         held = before + tokens
         facts[:, 3] += -(-(held + later) // block_tokens) - -(-held // block_tokens)
-    return facts

@@ -29,7 +29,7 @@ from moesim.policies.prefetch import Prefetch
 from moesim.policies.prefetch.predicted import Predicted
 from moesim.serving.compiled import overlap
 from moesim.serving.compiled.kernel import Steps
-from moesim.serving.compiled.log import facts_of
+from moesim.serving.compiled.log import add_blocks
 from moesim.serving.compiled.overlap import (
     COLUMNS,
     SHOWN_KINDS,
@@ -43,7 +43,7 @@ from moesim.serving.compiled.overlap import (
     overlap_of,
 )
 from moesim.serving.compiled.policies import Kernel
-from moesim.serving.compiled.stretch import Stretches, later_batch, rows_of, within
+from moesim.serving.compiled.stretch import Stretches, later_batch, rows_of
 from moesim.serving.experts.decision import Place
 from moesim.serving.experts.placing import Placing
 from moesim.serving.issue import Execution
@@ -230,7 +230,7 @@ class Overlaps(Stretches):
         ahead = self._ahead(step, rows, ends, unions)
         self._grow(2 * int(ahead.needs.max()))
         elsewhere = self._on_cpu.of(step.batch.tokens, len(requests), more)
-        shown = within(ledger.timeline_steps, number, more + 1)
+        shown, _ = self._shown(number, unions)
         steps = Steps(*unions, np.zeros(0, np.int64), shown, self._trace.num_experts)
         layers = self._layers(step, more, sizes, later)
         out = self._room(steps, ahead)
@@ -395,6 +395,10 @@ class Overlaps(Stretches):
         self._ledger.leave_in_flight(self._left())
         super().flush(now_ns)
 
+    @property
+    def kept(self) -> Sequence[Steps] | None:
+        return None  # copies under way make steps depend on one another
+
     def _take_layers(self) -> npt.NDArray[np.int64]:
         """Return the sums of each layer since the last time; a row more has the ends of steps."""
         begin, size = self._at.by_layer, (self._trace.num_layers + 1) * len(COLUMNS)
@@ -521,7 +525,10 @@ class _Sums:
         back = [int(returns.sum()) * each.ids + each.sampled for each in sizes]
         times[3], times[3, 0] = back[1], back[0]
         self._times.append(times)
-        self._facts.append(facts_of(step, ran, self._block_tokens))
+        facts = np.tile(np.array(step.facts, np.int64), (ran, 1))
+        if ran > 1:
+            add_blocks(step, facts, self._block_tokens)
+        self._facts.append(facts)
         self._by_step.append(out.by_step[:ran])
         ledger.num_steps += ran
         wants = out.by_step[:ran, COLUMNS.index("nonempty")]

@@ -26,6 +26,7 @@ from moesim.policies.eviction.min import MIN
 from moesim.policies.eviction.resident import Resident
 from moesim.policies.eviction.static import Static
 from moesim.policies.guard import unguarded
+from moesim.serving.compiled.again import promises
 from moesim.serving.compiled.kernel import (
     COLUMNS,
     Books,
@@ -57,7 +58,7 @@ from moesim.serving.step_timeline import show_step
 from moesim.serving.unions import UnionMemo, Unions
 from moesim.trace import Trace
 
-__all__ = ["Stretches", "kernel_of", "later_batch", "rows_of", "within"]
+__all__ = ["Stretches", "kernel_of", "later_batch", "rows_of"]
 
 _MOST_STEPS: Final = 2048
 _MOST_ROWS: Final = 1 << 15  # of a stretch, so that its ids fit into the caches of a processor
@@ -97,17 +98,20 @@ class Stretches:
         staging: int,
         block_tokens: int,
         memo: UnionMemo | None = None,
+        keep: bool = False,
     ) -> None:
-        """Take over the caches, which no step has changed."""
+        """Take over the caches, which no step has changed. `keep` is that of the log."""
         layers, experts = trace.num_layers, trace.num_experts
         self._trace, self._prices, self._ledger = trace, prices, ledger
         self._ids, self._memo = trace.expert_ids, memo
         self._step_ns = 0  # the time of the last step
-        self._log = StretchLog(ledger, layers, caches[0].expert_bytes, block_tokens)
+        self._backs: dict[StepBytes, Readbacks] = {}
+        nbytes = caches[0].expert_bytes
+        self._log = StretchLog(ledger, layers, nbytes, block_tokens, keep=keep)
         self._unused, self._block_tokens = trace.meta.unused, block_tokens
         distinct = dict(zip(numbers, caches, strict=True))
         self._caches = [distinct[number] for number in range(len(distinct))]
-        self._nbytes = caches[0].expert_bytes
+        self._nbytes = nbytes
         policies = [cache.policy for cache in self._caches]
         self._fixed = [type(policy) in (Resident, Static) for policy in policies]
         main = policies[-1]
@@ -217,19 +221,15 @@ class Stretches:
         It stops behind a step that ends at `due_ns` or later. Where the last step would end at FAR
         or later, it is not logged: the wait for it is refused.
         """
-        ledger, number = self._ledger, self._ledger.num_steps
+        number = self._ledger.num_steps
         unions = self._unions(*rows_of(step, requests, more))
         if len(self._costs.expert_ns) <= step.batch.tokens:
             self._costs = self._costs_for(2 * step.batch.tokens)
-        gpu_ns = self._fixed_ns(step, more)
-        backs = Readbacks(sizes, later, more, self._prices)
-        layers = self._trace.num_layers
-        shown = within(ledger.timeline_steps, number, more + 1)
-        steps = Steps(
-            *unions, gpu_ns + layers * backs.ids_ns + backs.sampled_ns, shown,
-            self._trace.num_experts,
-        )  # fmt: skip
-        out = self._out(steps)
+        first, others = self._readbacks(sizes), self._readbacks(later)
+        fixed_ns = self._log.begin(self._fixed_ns(step, more), first, others)
+        shown, works = self._shown(number, unions)
+        steps = Steps(*unions, fixed_ns, shown, self._trace.num_experts)
+        out = self._log.out(more + 1, works)
         with blamed(self._kind, "kernel"):
             ran, num_keys, num_works = self._stretch(
                 steps,
@@ -243,20 +243,79 @@ class Stretches:
                 out,
             )
         self._check_capacity()
-        finish = out.finish_ns[:ran]
+        finish = out.finish_ns[:ran].copy()
         if finish[-1] >= FAR:
             ran -= 1  # its wait refuses it
         if ran:
             self._step_ns = int(finish[-1] - (finish[-2] if len(finish) > 1 else start_ns))
-            logged = Unions(unions.keys[:num_keys], unions.tokens, unions.sizes)
-            self._log.add(step, ran, start_ns, gpu_ns, backs, out, logged)
+            sizes_of = unions.sizes[: ran * self._trace.num_layers]
+            logged = Unions(unions.keys[:num_keys], unions.tokens, sizes_of)
+            self._log.add(step, ran, start_ns, logged)
             for place in np.flatnonzero(shown[:ran]).tolist():
                 begins = start_ns if place == 0 else int(finish[place - 1])
-                works = out.works[:num_works]
-                ids_ns = int(backs.ids_ns[place]) if backs.ids_bytes[place] else None
-                self._show(number + place, begins, _batch(step, place), works[works[:, 0] == place],
-                           ids_ns, int(backs.sampled_ns[place]))  # fmt: skip
+                backs = others if place else first
+                works_of = out.works[:num_works]
+                self._show(number + place, begins, _batch(step, place),
+                           works_of[works_of[:, 0] == place],
+                           backs.ids_ns if backs.ids_bytes else None, backs.sampled_ns)  # fmt: skip
         return np.asarray(finish)
+
+    @property
+    def kept(self) -> Sequence[Steps] | None:
+        """The steps that have run, in parts; None where they were not to be kept."""
+        return self._log.kept
+
+    def again(self, parts: Sequence[Steps]) -> tuple[npt.NDArray[np.int64], int] | None:
+        """Run the steps of another run, one after another; return their ends, and all hits.
+
+        The ends [S + 1] begin with the start, 0. MIN is promised these very steps. None if the time
+        exceeds FAR.
+        """
+        self._costs = self._costs_for(
+            max((int(part.counts.max(initial=1)) for part in parts), default=1)
+        )
+        layers = self._trace.num_layers
+        if isinstance(unguarded(self._policies[-1]), MIN):
+            keys = layers * self._trace.num_experts
+            first, self._given, begins = promises(parts, self._books.cache_of, keys)
+            self._floats[:keys, 0], self._ints[keys:, 0] = -first, begins
+        now, hits, ends = 0, 0, [np.zeros(1, np.int64)]
+        for part in parts:
+            number = len(part.fixed_ns)
+            sums = np.zeros((number, len(COLUMNS)), np.int64)
+            out = Out(
+                np.zeros(number, np.int64), sums, np.zeros((layers, len(COLUMNS)), np.int64),
+                np.zeros(number, np.int64), np.empty((0, 6), np.int64),
+            )  # fmt: skip
+            self._stretch(part, now, FAR, self._costs, self._books, self._ints, self._floats,
+                          self._given, out)  # fmt: skip
+            now = int(out.finish_ns.max())
+            if now >= FAR:
+                return None
+            hits += int(sums[:, COLUMNS.index("hits")].sum())
+            ends.append(out.finish_ns)
+        return np.concatenate(ends), hits
+
+    def _readbacks(self, sizes: StepBytes) -> Readbacks:
+        """Return the readbacks of these sizes; most steps have those of another one."""
+        found = self._backs.get(sizes)
+        if found is None:
+            found = self._backs[sizes] = Readbacks.of(sizes, self._prices)
+        return found
+
+    def _shown(self, first: int, unions: Unions) -> tuple[npt.NDArray[np.bool_], int]:
+        """Return which steps are shown, [S], and the number of their works.
+
+        `first` is the number of the first step.
+        """
+        timeline, layers = self._ledger.timeline_steps, self._trace.num_layers
+        number = len(unions.sizes) // layers
+        shown = np.zeros(number, np.bool_)
+        if first >= timeline.stop:
+            return shown, 0
+        shown[max(0, timeline.start - first) : max(0, timeline.stop - first)] = True
+        sizes = unions.sizes.reshape(number, layers)[shown]
+        return shown, sizes.size + 2 * int(sizes.sum())  # residents; a copy and a call for others
 
     def _unions(self, rows: npt.NDArray[np.int64], ends: npt.NDArray[np.int64]) -> Unions:
         """Return the unions of steps. Those of one step are kept for other runs of its rows."""
@@ -302,18 +361,6 @@ class Stretches:
         later = self._cost.steps_ns(later_batch(step, more)) if more else ()
         return np.array([first, *later], np.int64)
 
-    def _out(self, steps: Steps) -> Out:
-        number, layers = len(steps.fixed_ns), self._trace.num_layers
-        sizes = steps.sizes.reshape(number, layers)[steps.shown]
-        works = sizes.size + 2 * int(sizes.sum())  # residents, and a copy and a call for each other
-        return Out(
-            np.zeros(number, np.int64),
-            np.zeros((number, len(COLUMNS)), np.int64),
-            np.zeros((layers, len(COLUMNS)), np.int64),
-            np.zeros(number, np.int64),
-            np.empty((works, 6), np.int64),
-        )
-
     def flush(self, now_ns: int) -> None:
         """Add all steps to the ledger, when the last one has run and it is `now_ns`.
 
@@ -342,10 +389,13 @@ class Stretches:
     ) -> None:
         """Add a step to the timeline."""
         ledger = self._ledger
+        by_layer: list[list[list[int]]] = [[] for _ in range(self._trace.num_layers)]
+        for work in works.tolist():
+            by_layer[work[1]].append(work)
 
         def event(layer: int, clock: int) -> int:
             duration_ns = 0
-            for _, _, kind, key, start, finish in works[works[:, 1] == layer].tolist():
+            for _, _, kind, key, start, finish in by_layer[layer]:
                 lane, name = _KINDS[kind]
                 expert = key % ledger.num_experts if key >= 0 else -1
                 span = clock + start, clock + finish
@@ -377,13 +427,6 @@ def rows_of(
     later = np.stack([request.next_rows(more) for request in requests], axis=1).reshape(-1)
     ends = first + len(requests) * np.arange(more + 1, dtype=np.int64)
     return np.concatenate([step.rows, later]), np.concatenate([[0], ends])
-
-
-def within(steps: range, first: int, number: int) -> npt.NDArray[np.bool_]:
-    """Return which of `number` steps from `first` on are in a range."""
-    inside = np.zeros(number, np.bool_)
-    inside[max(0, steps.start - first) : max(0, steps.stop - first)] = True
-    return inside
 
 
 def later_batch(step: Step, more: int) -> BatchShape:
