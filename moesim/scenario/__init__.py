@@ -1,6 +1,15 @@
 """A scenario: the YAML file that describes one run, or with `sweep:` a grid of runs."""
 
-from moesim.scenario.arrivals import AllAtOnce, Closed, Csv, Gamma, Poisson, Recorded, Think
+from moesim.scenario.arrivals import (
+    AllAtOnce,
+    Closed,
+    Columns,
+    FromFile,
+    Gamma,
+    Poisson,
+    Recorded,
+    Think,
+)
 from moesim.scenario.loader import load_scenario
 from moesim.scenario.memory_share import MemoryShare
 from moesim.scenario.scenario import Scenario
@@ -24,7 +33,8 @@ __all__ = [
     "Batching",
     "Cache",
     "Closed",
-    "Csv",
+    "Columns",
+    "FromFile",
     "Gamma",
     "HardwareChoice",
     "Lengths",

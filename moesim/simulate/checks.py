@@ -46,9 +46,9 @@ from moesim.simulate.lessons import profile_at, refuse_served
 from moesim.simulate.split import check_split, check_split_apart
 from moesim.streams import stream
 from moesim.trace import Trace, load_trace
+from moesim.workload.arrivals import check_arrivals
 from moesim.workload.workload import (
     build_workload,
-    check_arrivals,
     check_domains,
     check_prefill,
 )
