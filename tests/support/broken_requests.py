@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 from random import Random
 
-__all__ = ["FORMATS", "broken", "whole"]
+from moesim.workload.formats import Columns
+from moesim.workload.request_file import Reading
+
+__all__ = ["FORMATS", "broken", "reading", "whole"]
 
 FORMATS = ("plain", "azure", "burstgpt", "vidur", "columns", "mooncake", "sharegpt")
 ROWS = 12
@@ -17,7 +20,15 @@ _HEADERS = {
     "vidur": "arrived_at,num_prefill_tokens,num_decode_tokens",
     "columns": "when,task,in,out",
 }
-_DATED = ("azure",)
+_OWN = Columns(arrival="when", unit="ms", prompt="in", output="out", domain="task")
+
+
+def reading(form: str, *, sniffed: bool = True) -> Reading:
+    """Return how a file of this module is read, with or without its format's name."""
+    if form == "columns":
+        return Reading(columns=_OWN)
+    tokens = 4.0 if form == "sharegpt" else None
+    return Reading("auto" if sniffed else form, characters_per_token=tokens)
 
 
 def whole(form: str) -> bytes:

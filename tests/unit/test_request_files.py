@@ -7,21 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from broken_requests import FORMATS, ROWS, broken, whole
+from broken_requests import FORMATS, ROWS, broken, reading, whole
 
 from moesim.errors import UsageError, WorkloadError
 from moesim.workload.formats import Columns
 from moesim.workload.request_file import Reading, RequestFile, read_requests
-
-OWN = Columns(arrival="when", unit="ms", prompt="in", output="out", domain="task")
-
-
-def reading(form: str, *, sniffed: bool = True) -> Reading:
-    """Return how a file of `broken_requests` is read, with or without its format's name."""
-    if form == "columns":
-        return Reading(columns=OWN)
-    tokens = 4.0 if form == "sharegpt" else None
-    return Reading("auto" if sniffed else form, characters_per_token=tokens)
 
 
 def read(folder: Path, data: bytes | str, how: Reading | None = None) -> RequestFile:
