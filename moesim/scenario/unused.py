@@ -180,6 +180,11 @@ def _unused(scenario: Scenario) -> Iterator[tuple[str, str]]:
     arrivals, requests = scenario.workload.arrivals, scenario.workload.requests
     if scenario.workload.lengths is not None and isinstance(arrivals, FromFile):
         yield "workload.lengths", "the file gives the lengths"
+    by = scenario.workload.pairing.by
+    if by == "length" and scenario.workload.order != "recorded":
+        yield "workload.order", "requests are paired by length"
+    if by == "length" and scenario.workload.lengths is None and not isinstance(arrivals, FromFile):
+        yield "workload.pairing.by", "requests have the lengths of their own sequences"
     if isinstance(arrivals, FromFile):
         yield from _unused_of_file(arrivals)
     if scenario.workload.cached_prefix and scenario.workload.prefill == "skip":

@@ -24,7 +24,8 @@ class Request:
     do not wait for ends.
 
     `rows` are trace rows, one for each computed position. `tiled_rows` of them come from other
-    requests. `token_ns` are the times of the emitted tokens.
+    requests than `source`, the recorded one that it replays. `token_ns` are the times of the
+    emitted tokens.
     """
 
     __slots__ = (
@@ -45,6 +46,7 @@ class Request:
         "rows",
         "scheduled_ns",
         "served_ns",
+        "source",
         "status",
         "think_ns",
         "tiled_rows",
@@ -64,6 +66,7 @@ class Request:
         tiled_rows: int = 0,
         cached_tokens: int = 0,
         think_ns: int | None = None,
+        source: int = -1,
     ) -> None:
         self.index = index
         self.arrival_ns = arrival_ns
@@ -73,6 +76,7 @@ class Request:
         self.domain = domain
         self.tiled_rows = tiled_rows
         self.think_ns = think_ns
+        self.source = source
         # The KV entries of these tokens exist from the start, and `rows` begins behind them.
         self.first_row_position = cached_tokens
         self.position = self.first_row_position

@@ -228,9 +228,11 @@ def _workload(outcome: Outcome) -> Iterator[Caveat]:
         )
     if tiled := sum(request.tiled_rows for request in requests):
         share = ratio(tiled, sum(len(request.rows) for request in requests)) or 0
+        drawn = scenario.workload.pairing.beyond == "resample"
+        origin = "drawn at random from" if drawn else "tiled from further sequences of"
         yield (
-            "rows are tiled beyond recorded sequences",
-            f"{share:.1%} of the rows are tiled from further sequences of the domain",
+            f"rows are {'drawn' if drawn else 'tiled'} beyond recorded sequences",
+            f"{share:.1%} of the rows are {origin} the domain",
         )
     if rejected := sum(request.status == "rejected" for request in requests):
         yield (

@@ -74,6 +74,7 @@ from moesim.simulate.split import SPLIT, split_note
 from moesim.simulate.unread import unread_keys
 from moesim.trace.statistics import prediction_recall
 from moesim.workload.arrivals import file_notes
+from moesim.workload.workload import pairing_notes
 
 __all__ = [
     "Outcome",
@@ -550,7 +551,7 @@ def _notes(plan: Plan, outcome: Outcome) -> list[str]:
         notes.append(note)
     if note := _recall_note(plan, outcome):
         notes.append(note)
-    notes += file_notes(scenario)
+    notes += pairing_notes(scenario, outcome.requests) + file_notes(scenario)
     if scenario.replay == "sequential":
         notes.append("sequential replay inflates misses; use it only for comparison")
     if scenario.workload.prefill != "recorded":

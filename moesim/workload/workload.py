@@ -19,10 +19,11 @@ import numpy.typing as npt
 from moesim.config.suggest import suggest
 from moesim.config.yaml_document import dotted
 from moesim.errors import ScenarioError
-from moesim.scenario.arrivals import Recorded
+from moesim.scenario.arrivals import FromFile, Recorded
 from moesim.serving.request import Request
 from moesim.streams import stream
-from moesim.workload.arrivals import arrivals_of
+from moesim.workload.arrivals import Arrivals, arrivals_of
+from moesim.workload.pairing import choose, pair
 from moesim.workload.request_file import MOST_REQUESTS
 from moesim.workload.supply import Supply
 
@@ -66,6 +67,7 @@ class Workload:
                 tiled_rows=it.tiled_rows,
                 cached_tokens=it.first_row_position,
                 think_ns=it.think_ns,
+                source=it.source,
             )
             for it in self.requests
         ]
@@ -80,30 +82,32 @@ def build_workload(scenario: Scenario, trace: Trace) -> list[Request]:
     pool = drawn_from(scenario, trace)
     wanted = plan.requests or len(pool)
     _check_size(scenario, "requests", wanted, MOST_REQUESTS)
-    chosen = _choose(scenario, pool, wanted)
+    chosen = choose(scenario, pool, wanted)
     arrivals = arrivals_of(scenario, trace, chosen)
-    if len(arrivals.times_ns) != wanted:  # those of a file
-        chosen = _choose(scenario, pool, len(arrivals.times_ns))
     if isinstance(plan.arrivals, Recorded):  # each request keeps the time recorded for it
         chosen = chosen[np.argsort(trace.requests["arrival_s"][chosen], kind="stable")]
-    # Lengths of a file come first, then those of the scenario, then the recorded ones.
-    prompts = arrivals.prompt_tokens
-    outputs = arrivals.output_tokens
-    if prompts is None or outputs is None:
-        if plan.lengths is not None:
-            prompts = np.full(len(chosen), plan.lengths.prompt)
-            outputs = np.full(len(chosen), plan.lengths.output)
-        else:
-            prompts = trace.requests["prompt_tokens"][chosen]
-            outputs = trace.requests["output_tokens"][chosen]
+    lengths = _lengths(scenario, arrivals, len(chosen))
+    prompts: Ints
+    outputs: Ints
+    prompts, outputs = lengths or (
+        trace.requests["prompt_tokens"][chosen],
+        trace.requests["output_tokens"][chosen],
+    )
     tokens = float(np.sum(prompts, dtype=float) + np.sum(outputs, dtype=float))
     _check_size(scenario, "tokens", tokens, MOST_TOKENS)
-    supply = Supply(trace, pool, plan.prefill, stream(scenario.seed, "resampled rows"))
+    # Else `chosen` stands already, in the order of the recorded times if these are wanted.
+    if lengths and (plan.pairing.by != "order" or isinstance(plan.arrivals, FromFile)):
+        replayed: Ints = outputs - 1 + (prompts if plan.prefill == "recorded" else 0)
+        chosen = pair(scenario, trace, pool, arrivals, replayed)
+    beyond = stream(scenario.seed, "rows beyond") if plan.pairing.beyond == "resample" else None
+    supply = Supply(trace, pool, plan.prefill, stream(scenario.seed, "resampled rows"), beyond)
     thinks = arrivals.think_ns
     requests = []
     for index, source in enumerate(chosen.tolist()):
         prompt, output = int(prompts[index]), int(outputs[index])
         rows, tiled = supply.rows(source, prompt, output)
+        if tiled and plan.pairing.beyond == "refuse":
+            raise _too_long(scenario, arrivals, index, len(rows), tiled)
         if plan.prefill == "skip":  # `rows` begin with the first decoded token
             cached = prompt
         else:
@@ -121,9 +125,47 @@ def build_workload(scenario: Scenario, trace: Trace) -> list[Request]:
                 tiled_rows=min(tiled, len(rows)),  # tiled rows are the last ones
                 cached_tokens=cached,
                 think_ns=None if thinks is None else int(thinks[index]),
+                source=source,
             )
         )
     return requests
+
+
+def _lengths(scenario: Scenario, arrivals: Arrivals, count: int) -> tuple[Ints, Ints] | None:
+    """Return prompt and output lengths of a file, else those of the scenario; None if recorded."""
+    if arrivals.prompt_tokens is not None and arrivals.output_tokens is not None:
+        return arrivals.prompt_tokens, arrivals.output_tokens
+    if (same := scenario.workload.lengths) is not None:
+        return np.full(count, same.prompt), np.full(count, same.output)
+    return None
+
+
+def _too_long(
+    scenario: Scenario, arrivals: Arrivals, index: int, rows: int, lacking: int
+) -> ScenarioError:
+    """Return the error about a request that is longer than its sequence."""
+    line = "" if arrivals.lines is None else f" (line {arrivals.lines[index]} of the file)"
+    return ScenarioError.at(
+        scenario,
+        "workload.pairing",
+        f"refuses request {index}{line}: it needs {rows:,} rows, and its sequence lacks "
+        f"{lacking:,} of them; write beyond: tile or beyond: resample, or pair by length",
+    )
+
+
+def pairing_notes(scenario: Scenario, requests: Sequence[Request]) -> list[str]:
+    """Return which sequences the requests of a file replay; nothing without one."""
+    how, pairing = scenario.workload.arrivals, scenario.workload.pairing
+    if not isinstance(how, FromFile):
+        return []
+    sequences = len({request.source for request in requests})
+    rows = sum(len(request.rows) for request in requests)
+    beyond = sum(request.tiled_rows for request in requests) / max(1, rows)
+    return [
+        f"the {len(requests):,} requests of {how.path} replay the routing of {sequences:,} "
+        f"recorded sequences, paired by {pairing.by}; {beyond:.1%} of their rows lie beyond a "
+        f"sequence (workload.pairing.beyond: {pairing.beyond})"
+    ]
 
 
 def drawn_from(scenario: Scenario, trace: Trace) -> Ints:
@@ -199,17 +241,3 @@ def _check_size(scenario: Scenario, what: str, count: float, most: int) -> None:
             f"asks for {count:.3g} {what} or more; at most {most:,} are simulated at once; "
             "lower workload.requests or workload.lengths",
         )
-
-
-def _choose(scenario: Scenario, pool: Ints, count: int) -> Ints:
-    """Return the recorded request that each of `count` arrivals replays.
-
-    The pool is repeated if it is too small.
-    """
-    order = scenario.workload.order
-    rng = stream(scenario.seed, "request order")
-    if order == "resampled":
-        return rng.choice(pool, size=count, replace=True)
-    if order == "shuffled":
-        pool = rng.permutation(pool)
-    return np.resize(pool, count)

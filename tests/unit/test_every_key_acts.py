@@ -58,6 +58,11 @@ DRAWN: dict[str, Any] = {
 }
 OWN: dict[str, Any] = {"workload": {"arrivals": {"kind": "file", "path": "own.csv"}}}
 OWN["workload"]["arrivals"]["columns"] = {"arrival": "t", "prompt": "in", "output": "out"}
+DOMAINS = copy.deepcopy(OWN)
+DOMAINS["workload"]["arrivals"]["columns"]["domain"] = "other"
+BY_DOMAIN = copy.deepcopy(OWN)
+BY_DOMAIN["workload"]["pairing"] = "domain"
+BY_DOMAIN["workload"]["arrivals"]["columns"]["domain"] = "task"
 MIXED: dict[str, Any] = {"workload": {"arrivals": {"kind": "file", "path": "mixed.csv"}}}
 MIXED["workload"]["arrivals"]["repair"] = ["sort"]
 HASHED: dict[str, Any] = {"workload": {"arrivals": {"kind": "file", "path": "hashed.jsonl"}}}
@@ -76,6 +81,7 @@ ARRIVALS: dict[str, dict[str, Any]] = {
     "closed": CLOSED,
 }
 LENGTHS = {"workload": {"lengths": {"prompt": 3, "output": 3}}}
+LONG = {"workload": {"lengths": {"prompt": 3, "output": 9}}}
 GUESSES = {"prefetch": {"policy": "dial", "options": {"recall": 0.5, "precision": 0.2}}}
 ORACLE = {"prefetch": {"policy": "oracle", "options": {"depth": 1}}}
 DISK = {"hardware": {**SLOW_LINK, "disk": {"latency": "90us", "bandwidth": "2GB/s"}}}
@@ -170,6 +176,8 @@ CASES: dict[str, tuple[dict[str, Any], Any]] = {
     "Workload.order": ({}, "shuffled"),
     "Workload.domains": ({}, ["code"]),
     "Workload.part": ({}, [0, 0.5]),
+    "Pairing.by": (DOMAINS, "domain"),
+    "Pairing.beyond": (LONG, "resample"),
     "Workload.prefill": ({}, "skip"),
     "Workload.cached_prefix": ({}, 2),
     "AllAtOnce.kind": (POISSON, "all_at_once"),
@@ -194,7 +202,7 @@ CASES: dict[str, tuple[dict[str, Any], Any]] = {
     "Columns.unit": (OWN, "ms"),
     "Columns.prompt": (OWN, "out"),
     "Columns.output": (OWN, "in"),
-    "Columns.domain": (OWN, "task"),
+    "Columns.domain": (BY_DOMAIN, "other"),
     "Closed.kind": (POISSON, "closed"),
     "Closed.clients": (CLOSED, 1),
     "Think.mean": (CLOSED, "2ms"),
@@ -338,7 +346,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, second in (("a", 0.001), ("b", 0.002)):
         text = f"arrival_s,prompt_tokens,output_tokens\n0,3,4\n{second},2,3\n"
         (made / f"{name}.csv").write_text(text, encoding="utf-8")
-    (made / "own.csv").write_text("t,later,in,out\n0,0,3,4\n0.001,0.002,2,3\n", encoding="utf-8")
+    text = "t,later,in,out,task,other\n0,0,3,4,code,prose\n0.001,0.002,2,3,code,code\n"
+    (made / "own.csv").write_text(text, encoding="utf-8")
     text = "arrival_s,prompt_tokens,output_tokens\n0.1,3,4\n0,2,3\n"
     (made / "mixed.csv").write_text(text, encoding="utf-8")
     hashed = {"timestamp": 0, "input_length": 4, "output_length": 2, "hash_ids": [7, 8]}
