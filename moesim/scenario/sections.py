@@ -257,6 +257,12 @@ class Memory(Strict):
         description="Memory of KV blocks: auto, rest, a size or a share of the capacity.",
     )
     kv_block_tokens: PositiveCount = Field(16, description="Tokens in one KV block.", examples=[16])
+    prefix_cache: bool = Field(
+        False,
+        description="Whether requests reuse KV blocks of earlier prompts with the same first "
+        "tokens. The workload must identify blocks of tokens, as a Mooncake file does.",
+        examples=[True],
+    )
     staging: PositiveCount = Field(
         2,
         description="Number of expert-sized buffers for experts that have no slot.",

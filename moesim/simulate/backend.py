@@ -101,6 +101,7 @@ def why_not_compiled(plan: Plan, server: Server) -> str:
     reasons = {
         "experts run on the CPU": bool(server.moves_states),
         "host memory does not hold all experts": cache.host is not None,
+        "requests share KV blocks": plan.scenario.memory.prefix_cache,
         "experts differ in size": plan.sizes is not None,
         "experts differ in how fast they are copied": plan.places.host.mixed,
         "processors share bandwidth": bool(plan.places.topology.resources),

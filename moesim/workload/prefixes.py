@@ -8,8 +8,26 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
 
-__all__ = ["Sharing", "nodes", "sharing"]
+import numpy as np
+import numpy.typing as npt
+
+from moesim.errors import ScenarioError
+
+if TYPE_CHECKING:
+    from moesim.scenario import Scenario
+    from moesim.trace import Trace
+    from moesim.workload.arrivals import Arrivals
+
+__all__ = ["Prefixes", "Sharing", "nodes", "prefixes_of", "sharing"]
+
+
+class Prefixes(NamedTuple):
+    """The tree nodes of each request's full blocks, of which each has `block_tokens` tokens."""
+
+    paths: Sequence[tuple[int, ...]]
+    block_tokens: int
 
 
 def nodes(blocks: Iterable[Sequence[int]]) -> list[tuple[int, ...]]:
@@ -52,3 +70,53 @@ def sharing(paths: Sequence[Sequence[int]], prompts: Sequence[int], block_tokens
         blocks += len(full)
         seen.update(full)
     return Sharing(blocks, len(seen), requests, tokens)
+
+
+def prefixes_of(
+    scenario: Scenario,
+    trace: Trace,
+    arrivals: Arrivals,
+    chosen: npt.NDArray[np.int64],
+    prompts: npt.NDArray[np.int64],
+) -> Prefixes | None:
+    """Return the prefixes of requests that replay `chosen`; None without a prefix cache.
+
+    Raise `ScenarioError` if the workload has no identities, or some that no prefix cache can use.
+    """
+    if not scenario.memory.prefix_cache:
+        return None
+    workload = scenario.workload
+    if workload.cached_prefix or workload.prefill == "skip":
+        key = "cached_prefix" if workload.cached_prefix else "prefill"
+        raise ScenarioError.at(
+            scenario,
+            f"workload.{key}",
+            "says which tokens are cached, and so does memory.prefix_cache; leave one of them out",
+        )
+    blocks, size = arrivals.blocks, arrivals.block_tokens
+    if arrivals.prompt_tokens is None and trace.prefix_blocks is not None:
+        if workload.lengths is not None:
+            raise ScenarioError.at(
+                scenario,
+                "workload.lengths",
+                "the trace identifies the blocks of its own prompts, so memory.prefix_cache needs "
+                "lengths: recorded",
+            )
+        blocks = [trace.prefix_blocks[request] for request in chosen.tolist()]
+        size = trace.meta.prefix_block_tokens
+    if blocks is None or size is None:
+        raise ScenarioError.at(
+            scenario,
+            "memory.prefix_cache",
+            "the workload identifies no blocks of tokens; use a file with block ids, like "
+            "Mooncake's, or a trace with prefix blocks",
+        )
+    if size % scenario.memory.kv_block_tokens:
+        raise ScenarioError.at(
+            scenario,
+            "memory.kv_block_tokens",
+            f"is {scenario.memory.kv_block_tokens}, and the workload identifies blocks of {size} "
+            "tokens, which must be whole KV blocks; write a divisor",
+        )
+    full = [ids[: prompt // size] for ids, prompt in zip(blocks, prompts.tolist(), strict=True)]
+    return Prefixes(nodes(full), size)

@@ -24,6 +24,7 @@ from moesim.serving.request import Request
 from moesim.streams import stream
 from moesim.workload.arrivals import Arrivals, arrivals_of
 from moesim.workload.pairing import choose, pair
+from moesim.workload.prefixes import prefixes_of
 from moesim.workload.request_file import MOST_REQUESTS
 from moesim.workload.supply import Supply
 
@@ -52,6 +53,7 @@ class Workload:
         """Return whether a scenario has these requests."""
         ours = self.scenario
         same = (ours.workload, ours.seed) == (scenario.workload, scenario.seed)
+        same = same and ours.memory.prefix_cache == scenario.memory.prefix_cache
         return same and trace is self.trace
 
     def fresh(self) -> list[Request]:
@@ -68,6 +70,8 @@ class Workload:
                 cached_tokens=it.first_row_position,
                 think_ns=it.think_ns,
                 source=it.source,
+                prefix=it.prefix,
+                unit_tokens=it.unit_tokens,
             )
             for it in self.requests
         ]
@@ -101,6 +105,7 @@ def build_workload(scenario: Scenario, trace: Trace) -> list[Request]:
         chosen = pair(scenario, trace, pool, arrivals, replayed)
     beyond = stream(scenario.seed, "rows beyond") if plan.pairing.beyond == "resample" else None
     supply = Supply(trace, pool, plan.prefill, stream(scenario.seed, "resampled rows"), beyond)
+    prefixes = prefixes_of(scenario, trace, arrivals, chosen, prompts)
     thinks = arrivals.think_ns
     requests = []
     for index, source in enumerate(chosen.tolist()):
@@ -126,6 +131,8 @@ def build_workload(scenario: Scenario, trace: Trace) -> list[Request]:
                 cached_tokens=cached,
                 think_ns=None if thinks is None else int(thinks[index]),
                 source=source,
+                prefix=() if prefixes is None else prefixes.paths[index],
+                unit_tokens=0 if prefixes is None else prefixes.block_tokens,
             )
         )
     return requests

@@ -67,6 +67,7 @@ MIXED: dict[str, Any] = {"workload": {"arrivals": {"kind": "file", "path": "mixe
 MIXED["workload"]["arrivals"]["repair"] = ["sort"]
 HASHED: dict[str, Any] = {"workload": {"arrivals": {"kind": "file", "path": "hashed.jsonl"}}}
 HASHED["workload"]["arrivals"]["block_tokens"] = 2
+SHARED = {**HASHED, "memory": {"kv": "auto", "kv_block_tokens": 2}}
 TEXTS: dict[str, Any] = {"workload": {"arrivals": {"kind": "file", "path": "talks.json"}}}
 TEXTS["workload"]["arrivals"] |= {"times": "all_at_once", "characters_per_token": 4}
 THINK = {"mean": "1ms", "distribution": "constant"}
@@ -167,6 +168,7 @@ CASES: dict[str, tuple[dict[str, Any], Any]] = {
     "Memory.capacity": ({}, "1GiB"),
     "Memory.kv": ({}, "1GiB"),
     "Memory.kv_block_tokens": ({}, 1),
+    "Memory.prefix_cache": (SHARED, True),
     "Memory.staging": ({}, 1),
     "Memory.activations": ({}, "1GiB"),
     "Memory.host": (FROM_DISK, "40MiB"),
@@ -351,7 +353,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     text = "arrival_s,prompt_tokens,output_tokens\n0.1,3,4\n0,2,3\n"
     (made / "mixed.csv").write_text(text, encoding="utf-8")
     hashed = {"timestamp": 0, "input_length": 4, "output_length": 2, "hash_ids": [7, 8]}
-    (made / "hashed.jsonl").write_text(json.dumps(hashed), encoding="utf-8")
+    (made / "hashed.jsonl").write_text(f"{json.dumps(hashed)}\n" * 3, encoding="utf-8")
     turns = [{"from": "human", "value": "a" * 12}, {"from": "gpt", "value": "b" * 8}]
     talks = json.dumps([{"conversations": turns}] * 3)
     (made / "talks.json").write_text(talks, encoding="utf-8")
