@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Supply"]
 
-_SHARED_ROWS = 4_000_000  # rows of a domain that are held a second time, for requests to share
+_SHARED_ROWS = 4_000_000  # half of the most rows that are held again, for requests to share
 
 Ints = npt.NDArray[np.int64]
 
@@ -32,8 +32,10 @@ class Supply:
         prefill: str,
         rng: np.random.Generator,
         beyond: np.random.Generator | None = None,
+        *,
+        longest: int = 0,
     ) -> None:
-        """Supply rows of the requests `pool`.
+        """Supply rows of the requests `pool`, at most `longest` to each.
 
         `rng` draws prompt rows, if `prefill` is `resample`. With `beyond`, rows that a sequence
         lacks are drawn from those of its domain and not tiled.
@@ -41,6 +43,7 @@ class Supply:
         self._trace = trace
         self._rng = rng
         self._beyond = beyond
+        self._longest = longest
         self._resample = prefill == "resample"
         self._skip = prefill == "skip"
         self._absent = trace.meta.prompt_rows == "absent"
@@ -97,7 +100,7 @@ class Supply:
         if ring is None:
             requests = self._by_domain[domain]
             pieces = [self._own(request, decode_only) for request in requests]
-            ring = _Ring.of(dict(zip(requests, pieces, strict=True)))
+            ring = _Ring.of(dict(zip(requests, pieces, strict=True)), self._longest)
             self._rings[domain, decode_only] = ring
         return ring
 
@@ -105,26 +108,27 @@ class Supply:
 class _Ring(NamedTuple):
     """The rows of all requests of a domain, one after another, and where each request begins.
 
-    `rows` are read-only. `twice` holds them two times, so that requests share its memory. It is
-    empty for a long ring.
+    `rows` are read-only. `round` repeats them until the longest request fits behind any place, so
+    that requests share its memory. It is empty for a long ring.
     """
 
     rows: Ints
-    twice: Ints
+    round: Ints
     starts: dict[int, int]
 
     @classmethod
-    def of(cls, pieces: dict[int, Ints]) -> _Ring:
-        """Return the ring of the rows of each request."""
+    def of(cls, pieces: dict[int, Ints], longest: int) -> _Ring:
+        """Return the ring of the rows of each request, for requests of at most `longest` rows."""
         rows = np.concatenate(list(pieces.values()))
         rows.flags.writeable = False
-        twice = np.concatenate((rows, rows)) if len(rows) <= _SHARED_ROWS else rows[:0]
-        twice.flags.writeable = False
+        length = len(rows) + longest
+        shared = np.resize(rows, length) if 0 < length <= 2 * _SHARED_ROWS else rows[:0]
+        shared.flags.writeable = False
         starts = accumulate(map(len, pieces.values()), initial=0)
-        return cls(rows, twice, dict(zip(pieces, starts, strict=False)))
+        return cls(rows, shared, dict(zip(pieces, starts, strict=False)))
 
     def take(self, first: int, count: int) -> Ints:
         """Return `count` rows from place `first` on, round and round."""
-        if first + count <= len(self.twice):
-            return self.twice[first : first + count]
+        if first + count <= len(self.round):
+            return self.round[first : first + count]
         return np.take(self.rows, np.arange(first, first + count), mode="wrap")

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from moesim.scenario import Scenario
     from moesim.trace import Trace
 
-MOST_TOKENS = 100_000_000
-"""The most tokens of a workload; each takes eight bytes before anything is simulated."""
+MOST_TOKENS = 250_000_000
+"""The most tokens of a workload; each takes up to eight bytes before anything is simulated."""
 
 Ints = npt.NDArray[np.int64]
 
@@ -104,7 +104,9 @@ def build_workload(scenario: Scenario, trace: Trace) -> list[Request]:
         replayed: Ints = outputs - 1 + (prompts if plan.prefill == "recorded" else 0)
         chosen = pair(scenario, trace, pool, arrivals, replayed)
     beyond = stream(scenario.seed, "rows beyond") if plan.pairing.beyond == "resample" else None
-    supply = Supply(trace, pool, plan.prefill, stream(scenario.seed, "resampled rows"), beyond)
+    longest = int((prompts + outputs).max())
+    drawn = stream(scenario.seed, "resampled rows")
+    supply = Supply(trace, pool, plan.prefill, drawn, beyond, longest=longest)
     prefixes = prefixes_of(scenario, trace, arrivals, chosen, prompts)
     thinks = arrivals.think_ns
     requests = []

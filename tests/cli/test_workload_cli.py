@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
+from workloads import tiny_trace
 
 from moesim.cli import app
 from moesim.errors import MoesimError, UsageError
@@ -71,3 +73,27 @@ def test_a_wrong_file_or_option_is_one_line_with_exit_code_2(
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
     assert caught.value.exit_code == 2
+
+
+def test_a_run_says_what_its_file_and_its_prefix_cache_did(tmp_path: Path) -> None:
+    tiny_trace(requests=4).save(tmp_path / "trace")
+    row = '{"timestamp": 7, "input_length": 9, "output_length": 2, "hash_ids": [1, 2]}\n'
+    write(tmp_path / "hashed.jsonl", row * 3)
+    write(
+        tmp_path / "s.yaml",
+        "trace: trace\n"
+        "hardware: rtx-4090\n"
+        "workload: {arrivals: {kind: file, path: hashed.jsonl, block_tokens: 4}}\n"
+        "memory: {kv: 1MiB, kv_block_tokens: 4, prefix_cache: true}\n"
+        "batching: {max_sequences: 1}\n",
+    )
+    out = tmp_path / "out"
+    done = CliRunner().invoke(
+        app, ["run", str(tmp_path / "s.yaml"), "--out", str(out), "--no-plots"]
+    )
+    assert done.exit_code == 0, done.output
+    lines = [" ".join(line.split()) for line in done.stdout.splitlines()]
+    assert "arrivals file hashed.jsonl" in lines
+    assert "prefix cache 16 prompt tokens found (59.3%)" in lines
+    columns = pq.read_table(out / "requests.parquet").column_names
+    assert "prefix_hit_tokens" in columns

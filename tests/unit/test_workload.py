@@ -294,7 +294,7 @@ def test_a_workload_that_no_memory_could_hold_is_refused() -> None:
         {"lengths": {"prompt": 2**62, "output": 2**62}},
     ]
     for section in too_many:
-        with pytest.raises(ScenarioError, match="at most 100,000,000 are simulated"):
+        with pytest.raises(ScenarioError, match="at most 250,000,000 are simulated"):
             workload(tiny_trace(requests=1), **section)
     for requests in (1_000_001, 4 * 10**18):
         with pytest.raises(ScenarioError, match="requests or more; at most 1,000,000 are simul"):
