@@ -207,6 +207,8 @@ def _unused_of_file(arrivals: FromFile) -> Iterator[tuple[str, str]]:
         yield "workload.arrivals.burstiness", "only times: gamma reads it"
     if arrivals.characters_per_token is not None and arrivals.format not in ("auto", "sharegpt"):
         yield "workload.arrivals.characters_per_token", "the file has numbers of tokens"
+    if arrivals.block_tokens is not None and arrivals.format not in ("auto", "mooncake"):
+        yield "workload.arrivals.block_tokens", "the format has no block ids"
 
 
 def _unread_rate(scenario: Scenario) -> tuple[str, str]:

@@ -83,6 +83,10 @@ ARRIVALS: dict[str, dict[str, Any]] = {
 }
 LENGTHS = {"workload": {"lengths": {"prompt": 3, "output": 3}}}
 LONG = {"workload": {"lengths": {"prompt": 3, "output": 9}}}
+BY_LENGTH = {"workload": {**LONG["workload"], "pairing": "length"}}
+PLAIN: dict[str, Any] = {
+    "workload": {"arrivals": {**FILE["workload"]["arrivals"], "format": "plain"}}
+}
 GUESSES = {"prefetch": {"policy": "dial", "options": {"recall": 0.5, "precision": 0.2}}}
 ORACLE = {"prefetch": {"policy": "oracle", "options": {"depth": 1}}}
 DISK = {"hardware": {**SLOW_LINK, "disk": {"latency": "90us", "bandwidth": "2GB/s"}}}
@@ -305,6 +309,12 @@ UNUSED: list[tuple[str, dict[str, Any], Any]] = [
     ("engine.interface", {**ALL_ON_CPU, "hardware": NO_GPU, "engine": {"profile": QUIET}}, "cuda"),
     ("workload.lengths", FILE, {"prompt": 3, "output": 3}),
     ("workload.cached_prefix", {"workload": {"prefill": "skip"}}, 2),
+    ("workload.order", BY_LENGTH, "shuffled"),
+    ("workload.pairing.by", {}, "length"),
+    ("workload.arrivals.time_scale", DRAWN, 3),
+    ("workload.arrivals.burstiness", FILE, 3),
+    ("workload.arrivals.characters_per_token", PLAIN, 4),
+    ("workload.arrivals.block_tokens", PLAIN, 16),
     ("workload.arrivals.think", NO_LOOP, "2s"),
     ("batching.long_prompts", {}, "refuse"),
     ("memory.host_cache", {}, "expert"),

@@ -13,7 +13,7 @@ import simpy
 from oracles.naive_prefixes import NaivePrefixes
 from workloads import TINY_CONFIG, plan_of, run_on, tiny_scenario, tiny_trace
 
-from moesim.errors import ScenarioError, TraceError
+from moesim.errors import InvariantError, ScenarioError, TraceError
 from moesim.machine.sim import SimMachine
 from moesim.serving.prefix import PrefixPool
 from moesim.serving.request import Request
@@ -171,6 +171,17 @@ def test_the_unit_that_was_released_first_is_evicted_first_and_deep_units_before
     pool.grow(big, 4)
     assert [*pool._idle] == [0, 3]
     assert pool.evicted_blocks == 2
+
+
+def test_blocks_given_back_twice_are_noticed() -> None:
+    pool = PrefixPool(6, 1, 2)
+    request = request_of(0, 3, 1, (0,))
+    pool.grow(request, 3)
+    request.position = 3
+    pool.release(request)
+    request.blocks = 3
+    with pytest.raises(InvariantError, match="more than all 6"):
+        pool.release(request)
 
 
 # --- runs -----------------------------------------------------------------------------------------
