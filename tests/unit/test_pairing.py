@@ -100,6 +100,7 @@ def test_rows_beyond_a_sequence_are_tiled_resampled_or_refused(tmp_path: Path) -
     assert drawn.tiled_rows == 4000
     counts = Counter(experts[drawn.rows[3:]].tolist())
     assert set(counts) == {0, 2, 3}  # never of `prose`
+    assert np.count_nonzero(np.diff(experts[drawn.rows[3:]].astype(int))) > 2000  # in no order
     for source, share in ((0, 3 / 16), (2, 5 / 16), (3, 8 / 16)):
         assert counts[source] == pytest.approx(4000 * share, rel=0.15)
     (again,) = requests_of(tmp_path, [(4003, 1)], pairing={"beyond": "resample"})

@@ -169,6 +169,9 @@ def test_each_repair_is_asked_for_and_counted_with_its_first_line(tmp_path: Path
             read(tmp_path, UNTIDY, Reading(repair=every - {left_out}))
         assert caught.value.line == line
     assert not read(tmp_path, whole("plain"), Reading(repair=every)).repaired
+    for line in ("0,1\n", "0,1,\n", "0,-1,1\n", "nan,1,1\n"):  # not among what is repaired
+        with pytest.raises(WorkloadError):
+            read(tmp_path, HEADER + line, Reading(repair=every))
 
 
 def test_a_limit_takes_the_first_requests_by_time(tmp_path: Path) -> None:
