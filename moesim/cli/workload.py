@@ -87,17 +87,16 @@ def info(
     )
     read = read_requests(file, reading)
     about = describe(read)
+    if out is not None:
+        with whole_folder(out, force=force, ours=FILES) as folder:
+            write_requests(folder, read, about, file.name, plots=plots)
     if as_json:
-        echo_json(about)
-    else:
-        write_tables(tables(about))
-        for note in remarks(about):
-            typer.echo(f"- {note}")
-    if out is None:
+        echo_json(about if out is None else {**about, "out": str(out)})
         return
-    with whole_folder(out, force=force, ours=FILES) as folder:
-        write_requests(folder, read, about, file.name, plots=plots)
-    if not as_json:
+    write_tables(tables(about))
+    for note in remarks(about):
+        typer.echo(f"- {note}")
+    if out is not None:
         typer.echo(f"\n{out}")
 
 

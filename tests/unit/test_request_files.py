@@ -169,9 +169,9 @@ def test_each_repair_is_asked_for_and_counted_with_its_first_line(tmp_path: Path
             read(tmp_path, UNTIDY, Reading(repair=every - {left_out}))
         assert caught.value.line == line
     assert not read(tmp_path, whole("plain"), Reading(repair=every)).repaired
-    for line in ("0,1\n", "0,1,\n", "0,-1,1\n", "nan,1,1\n"):  # not among what is repaired
+    for text in ("0,1\n", "0,1,\n", "0,-1,1\n", "nan,1,1\n"):  # not among what is repaired
         with pytest.raises(WorkloadError):
-            read(tmp_path, HEADER + line, Reading(repair=every))
+            read(tmp_path, HEADER + text, Reading(repair=every))
     with pytest.raises(WorkloadError, match=":2: has 3 cells, and the header has 4"):
         read(tmp_path, HEADER.replace("\n", ",note\n") + "0,1,1\n", Reading(repair=every))
 
