@@ -14,6 +14,7 @@ from oracles.naive_prefixes import NaivePrefixes
 from workloads import TINY_CONFIG, plan_of, run_on, tiny_scenario, tiny_trace
 
 from moesim.errors import InvariantError, ScenarioError, TraceError
+from moesim.machine.events import EventMachine
 from moesim.machine.sim import SimMachine
 from moesim.serving.prefix import PrefixPool
 from moesim.serving.request import Request
@@ -293,6 +294,19 @@ def test_runs_that_are_short_of_blocks_end_with_all_blocks_free(
     if not sum(request.preemptions for request in outcome.requests):
         reused = sum(request.reused_tokens for request in outcome.requests)
         assert computed(outcome) == rows - reused
+
+
+def test_machines_agree_on_a_run_with_a_prefix_cache(tmp_path: Path) -> None:
+    prompts = [([1, 2], 2), ([1, 3], 3), ([1, 2], 1), ([4], 2)] * 4
+    batching = {"max_sequences": 3, "token_budget": 24}
+    for prefetch in ("none", "oracle"):  # steps timed at once, and walked
+        options: dict[str, Any] = {"prefetch": prefetch, "cache": {"policy": "lru", "slots": 12}}
+        arrivals = hashed(tmp_path, prompts, gap_ms=1)
+        outcome = served(arrivals, batching=batching, **options)
+        events = run_on(outcome.plan, EventMachine)
+        assert outcome.pool.reused_tokens > 0
+        assert [it.token_ns for it in events.requests] == [it.token_ns for it in outcome.requests]
+        assert summarise(events) == summarise(outcome)
 
 
 @pytest.mark.parametrize("gap_ms", [0, 1])
