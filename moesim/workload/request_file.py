@@ -215,7 +215,7 @@ class _Reader:
                 if number > MOST_REQUESTS:
                     raise ValueError(
                         f"is request {number:,}; at most {MOST_REQUESTS:,} are simulated at once: "
-                        "give workload.requests a number"
+                        "give workload.requests (or --requests) a number"
                     )
             except ValueError as error:
                 raise BadLine(record.line, str(error)) from None
