@@ -142,7 +142,7 @@ class Runs:
     """Runs of settings, read from a folder if they are there, else simulated and kept in it."""
 
     def __init__(self, out: Path, azure: Path | None) -> None:
-        """Read the Azure trace. Raise `UsageError` if it cannot be read."""
+        """Read the Azure trace. Raise `WorkloadError` if it cannot be read."""
         if azure is not None:
             _scaled(azure)
         self.out = out
