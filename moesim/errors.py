@@ -3,6 +3,7 @@
     MoesimError                exit code 1
      ├─ UsageError             2   the input or the options are wrong
      │   ├─ ScenarioError          every mistake of a scenario, each with file:line:column
+     │   ├─ WorkloadError          a file of requests is wrong: file, line, why
      │   ├─ BudgetError            the memory that is needed exceeds what there is
      │   └─ MissingExtra           an optional dependency is not installed
      ├─ TraceError             1   a trace is broken: which file, where, why
@@ -42,6 +43,7 @@ __all__ = [
     "ThresholdError",
     "TraceError",
     "UsageError",
+    "WorkloadError",
 ]
 
 
@@ -104,6 +106,19 @@ class ScenarioError(UsageError):
     def at(cls, scenario: Scenario, key: str, message: str) -> ScenarioError:
         """Return the error about one dotted `key` of a loaded scenario, with the key's line."""
         return cls([f"{scenario.mark(key)}: {key}: {message}"])
+
+
+class WorkloadError(UsageError):
+    """A file of requests cannot be read: `line` (from 1) of `file` is wrong for `reason`."""
+
+    def __init__(self, file: str | os.PathLike[str], line: int, reason: str) -> None:
+        self.file = os.fspath(file)
+        self.line = line
+        self.reason = _line(reason)
+        super().__init__(self.file, self.line, self.reason)
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}: {self.reason}"
 
 
 class BudgetError(UsageError):

@@ -31,6 +31,7 @@ from moesim.cli import (
     trace,
     twin,
     validate,
+    workload,
 )
 from moesim.cli.ending import run_to_its_end
 from moesim.cli.paths import App
@@ -88,6 +89,7 @@ for group in (
     record,
     models,
     trace,
+    workload,
 ):
     group.register(app)
 

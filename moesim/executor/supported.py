@@ -32,6 +32,13 @@ def check_supported(plan: Plan) -> None:
             "the real machine has no KV entries of tokens that it did not compute. Leave the key "
             "out, or simulate the scenario with moesim run",
         )
+    if scenario.memory.prefix_cache:
+        raise ScenarioError.at(
+            scenario,
+            "memory.prefix_cache",
+            "the real machine shares no KV entries. Leave the key out, or simulate the scenario "
+            "with moesim run",
+        )
     away = [layer for layer, lane in enumerate(places.lanes) if lane != GPU]
     if away:
         options = scenario.placement.options

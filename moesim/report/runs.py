@@ -126,9 +126,12 @@ class Run:
         parts = [str(section.get("kind", "all_at_once")).replace("_", " ")]
         if "path" in section:
             parts.append(Path(str(section["path"])).name)
-        if "rate_per_s" in section:
+        if section.get("times") == "all_at_once":
+            parts.append("all at once")
+        drawn = section.get("times", "gamma") == "gamma"  # a file may have times of its own
+        if drawn and "rate_per_s" in section:
             parts.append(f"{section['rate_per_s']:g}/s")
-        if "burstiness" in section:
+        if drawn and "burstiness" in section:
             parts.append(f"(burstiness {section['burstiness']:g})")
         if section.get("time_scale", 1) != 1:
             parts.append(f"(times × {section['time_scale']:g})")

@@ -135,6 +135,9 @@ def _setup(run: Run) -> Table:
         f"{number(run.value('requests_per_s'))} requests/s "
         f"over {number(run.window_s)} s{_waiting(run)}",
     )
+    if "prefix_hit_tokens" in run.summary:
+        share = _share(run.value("prefix_hit_share"))
+        table.add("prefix cache", f"{run.text('prefix_hit_tokens')} prompt tokens found ({share})")
     if run.windowed:
         borders = (number(run.value(f"window_{end}_s")) for end in ("from", "to"))
         table.add(

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from moesim.serving.kv import BlockPool
 from moesim.serving.ledger import Ledger
+from moesim.serving.prefix import PrefixPool
 from moesim.serving.stalls import CAUSES
 
 if TYPE_CHECKING:
@@ -124,6 +126,23 @@ def throughput_summary(requests: Sequence[Request], now_ns: int, window: Window)
     }
 
 
+def prefix_summary(requests: Sequence[Request], pool: BlockPool) -> dict[str, Any]:
+    """Return what the prefix cache of a run held; nothing without one.
+
+    `prefix_hit_tokens` are the prompt tokens that requests found cached when they were admitted
+    first. `prefix_hit_share` divides them by all prompt tokens of requests that were not rejected.
+    """
+    if not isinstance(pool, PrefixPool):
+        return {}
+    hits = sum(request.reused_tokens for request in requests)
+    prompts = sum(request.prompt_tokens for request in requests if request.status != "rejected")
+    return {
+        "prefix_hit_tokens": hits,
+        "prefix_hit_share": ratio(hits, prompts),
+        "prefix_evicted_blocks": pool.evicted_blocks,
+    }
+
+
 def cache_summary(totals: Totals) -> dict[str, Any]:
     """Return accesses by outcome, hit rates, and distinct experts and waves per layer event.
 
@@ -229,7 +248,7 @@ def layer_columns(ledger: Ledger, model_layers: Sequence[int]) -> dict[str, Any]
     }
 
 
-def request_columns(requests: Sequence[Request]) -> dict[str, Any]:
+def request_columns(requests: Sequence[Request], pool: BlockPool) -> dict[str, Any]:
     """Return the columns of `requests.parquet`, one row per request; -1 for times that never came.
 
     Rejected and unfinished requests have rows, too.
@@ -250,6 +269,11 @@ def request_columns(requests: Sequence[Request]) -> dict[str, Any]:
         "pause_steps": [request.pause_steps for request in requests],
         "pause_ns": [request.pause_ns for request in requests],
         "tiled_rows": [request.tiled_rows for request in requests],
+        **(
+            {"prefix_hit_tokens": [request.reused_tokens for request in requests]}
+            if isinstance(pool, PrefixPool)
+            else {}
+        ),
         "status": [request.status for request in requests],
         "token_ns": [request.token_ns for request in requests],
     }

@@ -1,6 +1,15 @@
 """A scenario: the YAML file that describes one run, or with `sweep:` a grid of runs."""
 
-from moesim.scenario.arrivals import AllAtOnce, Closed, Csv, Gamma, Poisson, Recorded, Think
+from moesim.scenario.arrivals import (
+    AllAtOnce,
+    Closed,
+    Columns,
+    FromFile,
+    Gamma,
+    Poisson,
+    Recorded,
+    Think,
+)
 from moesim.scenario.loader import load_scenario
 from moesim.scenario.memory_share import MemoryShare
 from moesim.scenario.scenario import Scenario
@@ -12,6 +21,7 @@ from moesim.scenario.sections import (
     Lengths,
     Memory,
     ModelChoice,
+    Pairing,
     Placement,
     Prefetch,
     Timeline,
@@ -24,13 +34,15 @@ __all__ = [
     "Batching",
     "Cache",
     "Closed",
-    "Csv",
+    "Columns",
+    "FromFile",
     "Gamma",
     "HardwareChoice",
     "Lengths",
     "Memory",
     "MemoryShare",
     "ModelChoice",
+    "Pairing",
     "Placement",
     "Poisson",
     "Prefetch",

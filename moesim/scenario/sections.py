@@ -45,6 +45,7 @@ __all__ = [
     "Lengths",
     "Memory",
     "ModelChoice",
+    "Pairing",
     "Placement",
     "Prefetch",
     "Text",
@@ -256,6 +257,12 @@ class Memory(Strict):
         description="Memory of KV blocks: auto, rest, a size or a share of the capacity.",
     )
     kv_block_tokens: PositiveCount = Field(16, description="Tokens in one KV block.", examples=[16])
+    prefix_cache: bool = Field(
+        False,
+        description="Whether requests reuse KV blocks of earlier prompts with the same first "
+        "tokens. The workload must identify blocks of tokens, as a Mooncake file does.",
+        examples=[True],
+    )
     staging: PositiveCount = Field(
         2,
         description="Number of expert-sized buffers for experts that have no slot.",
@@ -298,6 +305,23 @@ class Lengths(Strict):
     output: PositiveCount = Field(description="Generated tokens of each request.", examples=[32])
 
 
+class Pairing(Strict):
+    """Which recorded sequence of routing a request replays, if its lengths are not recorded."""
+
+    by: Literal["order", "length", "domain"] = Field(
+        "order",
+        description="order (the trace's requests one after another, by workload.order), length "
+        "(the sequence nearest in length) or domain (the next one of the file's domain).",
+        examples=["length"],
+    )
+    beyond: Literal["tile", "resample", "refuse"] = Field(
+        "tile",
+        description="Rows of a request that is longer than its sequence: tile (those of the next "
+        "sequences of its domain), resample (drawn from the rows of its domain) or refuse.",
+        examples=["resample"],
+    )
+
+
 _PartEdge = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -336,6 +360,9 @@ class Workload(Strict):
         validate_default=True,
         description="Lengths of requests: `recorded`, or the same for all, like "
         "{prompt: 128, output: 32}.",
+    )
+    pairing: Annotated[Pairing, Short("by")] = Field(
+        Pairing(), description="Which recorded sequence each request of other lengths replays."
     )
     prefill: Literal["recorded", "skip", "resample"] = Field(
         "recorded",

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 from moesim.hardware.topology import CPU
 from moesim.policies import find
 from moesim.policies.placement import fixes_residents
-from moesim.scenario.arrivals import Closed, Csv
+from moesim.scenario.arrivals import Closed, FromFile
 from moesim.scenario.split import OPTIONS_OF, split_label
 
 if TYPE_CHECKING:
@@ -178,8 +178,15 @@ def _unused(scenario: Scenario) -> Iterator[tuple[str, str]]:
     if batching.chunked_prefill and batching.long_prompts != "exceed":
         yield "batching.long_prompts", "chunked prefill cuts prompts, so none exceeds the budget"
     arrivals, requests = scenario.workload.arrivals, scenario.workload.requests
-    if scenario.workload.lengths is not None and isinstance(arrivals, Csv):
-        yield "workload.lengths", "the CSV file gives the lengths"
+    if scenario.workload.lengths is not None and isinstance(arrivals, FromFile):
+        yield "workload.lengths", "the file gives the lengths"
+    by = scenario.workload.pairing.by
+    if by == "length" and scenario.workload.order != "recorded":
+        yield "workload.order", "requests are paired by length"
+    if by == "length" and scenario.workload.lengths is None and not isinstance(arrivals, FromFile):
+        yield "workload.pairing.by", "requests have the lengths of their own sequences"
+    if isinstance(arrivals, FromFile):
+        yield from _unused_of_file(arrivals)
     if scenario.workload.cached_prefix and scenario.workload.prefill == "skip":
         yield "workload.cached_prefix", "with prefill: skip, whole prompts are cached"
     # Without `requests`, their number is that of the trace, which is not known here.
@@ -190,6 +197,18 @@ def _unused(scenario: Scenario) -> Iterator[tuple[str, str]]:
         and arrivals.clients >= requests
     ):
         yield "workload.arrivals.think", "no client sends a second request"
+
+
+def _unused_of_file(arrivals: FromFile) -> Iterator[tuple[str, str]]:
+    """Yield the keys of a file of requests that its format or its times do not read."""
+    if arrivals.times != "file" and arrivals.time_scale != 1:
+        yield "workload.arrivals.time_scale", "the file's times are not used"
+    if arrivals.times != "gamma" and arrivals.burstiness != 1:
+        yield "workload.arrivals.burstiness", "only times: gamma reads it"
+    if arrivals.characters_per_token is not None and arrivals.format not in ("auto", "sharegpt"):
+        yield "workload.arrivals.characters_per_token", "the file has numbers of tokens"
+    if arrivals.block_tokens is not None and arrivals.format not in ("auto", "mooncake"):
+        yield "workload.arrivals.block_tokens", "the format has no block ids"
 
 
 def _unread_rate(scenario: Scenario) -> tuple[str, str]:

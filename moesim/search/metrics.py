@@ -52,6 +52,7 @@ METRICS: Final = (
     "unique_experts_per_event_mean", "waves_max", "waves_mean", "peak_kv_blocks",
     "requests", "finished", "rejected", "running", "queued", "preemptions", "output_tokens",
     "tiled_share", "cache_slots", "cache_slots_per_layer",
+    "prefix_hit_tokens", "prefix_hit_share", "prefix_evicted_blocks",
     *_BOUNDS, "no_prefetch_time_in_steps_s", "prefetch_saved_s", "prefetch_saved_share",
 )  # fmt: skip
 """The keys of `summary.json` that hold numbers which a run measures; docs/results.md explains."""

@@ -18,6 +18,7 @@ class BlockPool:
         self.block_tokens = block_tokens
         self.free = total
         self.peak = 0
+        self.reused_tokens = 0  # rows that requests found cached; none without a prefix cache
 
     def blocks_for(self, tokens: int) -> int:
         """Return the number of blocks that hold `tokens` entries."""
@@ -39,6 +40,12 @@ class BlockPool:
         request.blocks += need
         self.peak = max(self.peak, self.total - self.free)
         return True
+
+    def find_prefix(self, request: Request) -> None:
+        """Let a waiting request begin behind what is cached of its prompt: nothing here."""
+
+    def publish(self, request: Request) -> None:
+        """Cache what is computed of a running request's prompt: nothing here."""
 
     def release(self, request: Request) -> None:
         """Return all blocks of a request to the pool."""

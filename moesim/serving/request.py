@@ -24,7 +24,12 @@ class Request:
     do not wait for ends.
 
     `rows` are trace rows, one for each computed position. `tiled_rows` of them come from other
-    requests. `token_ns` are the times of the emitted tokens.
+    requests than `source`, the recorded one that it replays. `token_ns` are the times of the
+    emitted tokens.
+
+    With a prefix cache, `prefix` are the identities of the prompt's units of `unit_tokens` tokens.
+    `units` counts those that the request holds, and `reused_tokens` the rows that it found cached
+    when it was admitted first.
     """
 
     __slots__ = (
@@ -41,14 +46,19 @@ class Request:
         "pause_steps",
         "position",
         "preemptions",
+        "prefix",
         "prompt_tokens",
+        "reused_tokens",
         "rows",
         "scheduled_ns",
         "served_ns",
+        "source",
         "status",
         "think_ns",
         "tiled_rows",
         "token_ns",
+        "unit_tokens",
+        "units",
         "wait_steps",
     )
 
@@ -64,6 +74,9 @@ class Request:
         tiled_rows: int = 0,
         cached_tokens: int = 0,
         think_ns: int | None = None,
+        source: int = -1,
+        prefix: tuple[int, ...] = (),
+        unit_tokens: int = 0,
     ) -> None:
         self.index = index
         self.arrival_ns = arrival_ns
@@ -73,6 +86,11 @@ class Request:
         self.domain = domain
         self.tiled_rows = tiled_rows
         self.think_ns = think_ns
+        self.source = source
+        self.prefix = prefix
+        self.unit_tokens = unit_tokens
+        self.units = 0
+        self.reused_tokens = 0
         # The KV entries of these tokens exist from the start, and `rows` begins behind them.
         self.first_row_position = cached_tokens
         self.position = self.first_row_position

@@ -4,7 +4,8 @@ A batching policy plans a step, and the scheduler takes KV blocks for it. If a r
 no free block, the youngest running request that is not in the step yet is preempted. It loses its
 blocks and waits again (preemption by recompute, as in vLLM, arXiv 2309.06180).
 
-The policy sees only the waiting requests for which there are enough free blocks.
+The policy sees only the waiting requests for which there are enough free blocks. With a prefix
+cache, these begin behind what is cached of their prompts.
 
 With `whole_prompts` no prompt is cut: a step computes all wanted rows of a request, or none. The
 rows that a preemption lost count as a prompt, too.
@@ -95,6 +96,8 @@ class Scheduler:
             self._show(self.running), self._show(self.waiting)
         ):
             return []
+        for request in self.running:
+            self.pool.publish(request)
         waiting = self._admissible()
         while True:
             preemptions = self.preemptions
@@ -169,9 +172,10 @@ class Scheduler:
         # it, a long request might wait without end.
         fitting = []
         for request in self.waiting[: max(0, self._max_sequences - len(self.running))]:
+            pool.find_prefix(request)
             wanted = request.tokens_wanted
             tokens = wanted if self._whole_prompts else min(wanted, self._token_budget)
-            free -= pool.blocks_for(request.position + tokens)
+            free -= pool.missing(request, tokens)
             if free < 0:
                 break
             fitting.append(request)

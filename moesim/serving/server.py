@@ -213,7 +213,8 @@ class Server:
         """Call `progress` with the numbers of rows served and to serve."""
         # Rows that a preemption loses are served twice, so the count can exceed the total.
         self._served += sum(len(step.rows) for step in steps)
-        progress(min(self._served, self._to_serve), self._to_serve)
+        done = self._served + self.scheduler.pool.reused_tokens
+        progress(min(done, self._to_serve), self._to_serve)
 
     def _receive(self) -> None:
         """Pass every request that has arrived by now to the scheduler."""

@@ -127,6 +127,7 @@ def why_not_compiled(plan: Plan, server: Server) -> str:
         "whole layers run on the CPU": bool(server.execution.lanes),
         "the placement policy is not compiled": not _knows_placement(server),
         "host memory does not hold all experts": cache.host is not None,
+        "requests share KV blocks": plan.scenario.memory.prefix_cache,
         "experts differ in size": plan.sizes is not None,
         "experts differ in how fast they are copied": plan.places.host.mixed,
         "GPU and CPU share one memory": (

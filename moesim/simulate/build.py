@@ -57,6 +57,7 @@ from moesim.serving.kv import BlockPool
 from moesim.serving.layers import LayerPlan
 from moesim.serving.ledger import Ledger
 from moesim.serving.long_prompts import check_recomputes
+from moesim.serving.prefix import PrefixPool
 from moesim.serving.request import Request
 from moesim.serving.routing import RoutingSource, TraceRouting
 from moesim.serving.run_log import Observer
@@ -429,7 +430,7 @@ def build_server(
     prefetch, prefetch_options = policy_of(scenario, "prefetch")
     scheduler = Scheduler(
         batching or make_batching(*policy_of(scenario, "batching")),
-        BlockPool(plan.budget.kv_blocks, scenario.memory.kv_block_tokens),
+        _pool(plan, requests),
         token_budget=scenario.batching.token_budget,
         max_sequences=scenario.batching.max_sequences,
         whole_prompts=not scenario.batching.chunked_prefill,
@@ -467,6 +468,14 @@ def build_server(
         progress=counter(progress, what),
         observers=observers,
     )
+
+
+def _pool(plan: Plan, requests: Sequence[Request]) -> BlockPool:
+    """Return the KV blocks of a plan, with a prefix cache if the scenario wants one."""
+    memory, blocks = plan.scenario.memory, plan.budget.kv_blocks
+    if not memory.prefix_cache:
+        return BlockPool(blocks, memory.kv_block_tokens)
+    return PrefixPool(blocks, memory.kv_block_tokens, requests[0].unit_tokens)
 
 
 def _caches(

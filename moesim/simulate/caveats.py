@@ -13,7 +13,7 @@ from moesim.config.units import format_bytes, format_duration_ns
 from moesim.engines.interface import foreign_interface
 from moesim.policies import find
 from moesim.results.metrics import ratio
-from moesim.scenario.arrivals import Closed, Csv, Recorded
+from moesim.scenario.arrivals import Closed, FromFile, Recorded
 from moesim.scenario.metrics import Window
 from moesim.serving.knowledge import KNOWLEDGE
 from moesim.simulate.checks import policy_of
@@ -224,13 +224,15 @@ def _workload(outcome: Outcome) -> Iterator[Caveat]:
     if wanted is not None and len(requests) < wanted:
         yield (
             "fewer requests than asked for",
-            f"workload.requests is {wanted}; the CSV file has {len(requests)}",
+            f"workload.requests is {wanted}; the file has {len(requests)}",
         )
     if tiled := sum(request.tiled_rows for request in requests):
         share = ratio(tiled, sum(len(request.rows) for request in requests)) or 0
+        drawn = scenario.workload.pairing.beyond == "resample"
+        origin = "drawn at random from" if drawn else "tiled from further sequences of"
         yield (
-            "rows are tiled beyond recorded sequences",
-            f"{share:.1%} of the rows are tiled from further sequences of the domain",
+            f"rows are {'drawn' if drawn else 'tiled'} beyond recorded sequences",
+            f"{share:.1%} of the rows are {origin} the domain",
         )
     if rejected := sum(request.status == "rejected" for request in requests):
         yield (
@@ -238,14 +240,14 @@ def _workload(outcome: Outcome) -> Iterator[Caveat]:
             f"{rejected} {'request' if rejected == 1 else 'requests'} can never fit into KV memory "
             f"and {'was' if rejected == 1 else 'were'} rejected",
         )
-    recorded = isinstance(scenario.workload.arrivals, Recorded | Csv)
+    how = scenario.workload.arrivals
+    recorded = isinstance(how, Recorded) or (isinstance(how, FromFile) and how.times == "file")
     # Valid, but probably not what `recorded` was chosen for.
     if recorded and len(requests) > 1 and not any(request.arrival_ns for request in requests):
         yield (
             "all recorded arrivals are at zero",
             "all recorded arrivals are at zero, so all requests arrive at once",
         )
-    how = scenario.workload.arrivals
     if isinstance(how, Closed) and how.clients >= len(requests):
         yield (
             "at least as many clients as requests",

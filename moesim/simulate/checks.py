@@ -46,9 +46,9 @@ from moesim.simulate.lessons import profile_at, refuse_served
 from moesim.simulate.split import check_split, check_split_apart
 from moesim.streams import stream
 from moesim.trace import Trace, load_trace
+from moesim.workload.arrivals import check_arrivals
 from moesim.workload.workload import (
     build_workload,
-    check_arrivals,
     check_domains,
     check_prefill,
 )
@@ -203,6 +203,8 @@ class _Checks:
         on_cpu = placement is not None and CPU in placement_lanes(placement[0])
         if hardware is not None and shape is not None and not on_cpu:
             attempt("memory hardware model", _check_disk, scenario, hardware, shape)
+        if shape is not None:
+            attempt("memory.prefix_cache model", _check_prefix_cache, scenario, shape)
         fixed = placement is not None and fixes_residents(placement[0])
         if fixed and policies["prefetch"]:
             attempt(
@@ -273,6 +275,17 @@ def _open(scenario: Scenario, traces: dict[Path, Trace]) -> Trace:
     except TraceError as error:
         raise ScenarioError.at(scenario, "trace", str(error)) from None
     return traces[path]
+
+
+def _check_prefix_cache(scenario: Scenario, shape: ModelShape) -> None:
+    """Raise ScenarioError where a prefix cache would need states that no block holds."""
+    if scenario.memory.prefix_cache and shape.state_bytes_per_sequence:
+        raise ScenarioError.at(
+            scenario,
+            "memory.prefix_cache",
+            f"{shape.name} has recurrent layers, whose states belong to a sequence; only keys and "
+            "values are cached by prefix; leave the key out",
+        )
 
 
 def _check_paths(scenario: Scenario, section: str, policy: type[Any], parsed: Any) -> bool:

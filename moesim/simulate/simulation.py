@@ -28,6 +28,7 @@ from moesim.results.metrics import (
     cache_summary,
     latency_summary,
     layer_columns,
+    prefix_summary,
     request_columns,
     starvation_summary,
     throughput_summary,
@@ -79,6 +80,8 @@ from moesim.simulate.same_decisions import (
 from moesim.simulate.split import SPLIT, split_note
 from moesim.simulate.unread import unread_keys
 from moesim.trace.statistics import prediction_recall
+from moesim.workload.arrivals import file_notes
+from moesim.workload.workload import pairing_notes
 
 if TYPE_CHECKING:
     from moesim.serving.compiled.kernel import Steps
@@ -286,7 +289,7 @@ def result_from(outcome: Outcome, progress: Progress | None = None) -> Result:
     # Without these runs the keys are there as None, so that tables of runs have the same columns.
     summary.update({key: others.get(key) for key in (*BOUND_KEYS, *BASELINE_KEYS)})
     columns = {
-        "requests": request_columns(outcome.requests),
+        "requests": request_columns(outcome.requests, outcome.pool),
         "steps": outcome.ledger.step_columns(),
         "layers": layer_columns(outcome.ledger, plan.layers.model_layers),
         "timeline": outcome.ledger.timeline_columns(),
@@ -447,6 +450,7 @@ def summarise(outcome: Outcome) -> dict[str, Any]:
         "peak_vram_bytes": budget.used_bytes - budget.kv_bytes + outcome.pool.peak * block_bytes,
         "peak_kv_blocks": outcome.pool.peak,
         **_host_summary(plan),
+        **prefix_summary(outcome.requests, outcome.pool),
         "caveats": list(dict.fromkeys(short for short, _ in warnings)),
         "notes": [*_notes(plan, outcome), *(full for _, full in warnings)],
     }
@@ -592,6 +596,7 @@ def _notes(plan: Plan, outcome: Outcome) -> list[str]:
         notes.append(note)
     if note := _recall_note(plan, outcome):
         notes.append(note)
+    notes += pairing_notes(scenario, outcome.requests) + file_notes(scenario)
     if scenario.replay == "sequential":
         notes.append("sequential replay inflates misses; use it only for comparison")
     if scenario.workload.prefill != "recorded":
@@ -601,10 +606,16 @@ def _notes(plan: Plan, outcome: Outcome) -> list[str]:
             f"the first {prefix} prompt tokens of each request are cached, except its last one; "
             "tokens_per_s counts them"
         )
+    if scenario.memory.prefix_cache:
+        notes.append(
+            "tokens found in the prefix cache are not computed; tokens_per_s counts them, and KV "
+            "blocks that are cached only count as free"
+        )
     budget = plan.budget
     # A larger KV region takes memory from expert slots without any use.
     useful = useful_blocks(scenario, [request.max_kv_tokens for request in outcome.requests])
-    if scenario.memory.kv.kind in ("bytes", "share") and budget.kv_blocks > useful:
+    stated = scenario.memory.kv.kind in ("bytes", "share") and not scenario.memory.prefix_cache
+    if stated and budget.kv_blocks > useful:
         notes.append(
             f"memory.kv holds {budget.kv_blocks} KV blocks; these requests use at most {useful}"
         )

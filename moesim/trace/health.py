@@ -5,6 +5,7 @@ Each check raises `TraceError` with the file, the offset (row, layer, place) and
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -114,6 +115,40 @@ def check_requests(meta: TraceMeta, requests: dict[str, Array], num_rows: int, f
     bad = ~np.isnan(arrival) & ((arrival < 0) | np.isinf(arrival))
     if bad.any():
         raise TraceError(file, f"request {int(np.argmax(bad))}", "arrival_s must be ≥ 0 and finite")
+
+
+def check_prefixes(
+    meta: TraceMeta,
+    requests: dict[str, Array],
+    prefix_blocks: Sequence[Sequence[int]] | None,
+    file: str,
+) -> None:
+    """Check the identities of prompts' token blocks: one for each block, the last may be missing.
+
+    Raise `TraceError` for the first request that breaks this.
+    """
+    size = meta.prefix_block_tokens
+    if (prefix_blocks is None) != (size is None):
+        has, lacks = "prefix_block_tokens", "prefix_blocks"
+        if size is None:
+            has, lacks = lacks, has
+        raise TraceError(file, has, f"needs {lacks}, too")
+    if prefix_blocks is None or size is None:
+        return
+    if len(prefix_blocks) != len(requests["num_rows"]):
+        raise TraceError(file, "prefix_blocks", "must have one list of blocks a request")
+    for number, blocks in enumerate(prefix_blocks):
+        prompt = int(requests["prompt_tokens"][number])
+        if len(blocks) not in (prompt // size, -(-prompt // size)):
+            raise TraceError(
+                file,
+                f"request {number}",
+                f"has {len(blocks)} prefix blocks of {size} tokens for {prompt} prompt tokens",
+            )
+        if any(type(block) is not int or not 0 <= block < 2**63 for block in blocks):
+            raise TraceError(
+                file, f"request {number}", "prefix blocks must be whole numbers below 2^63"
+            )
 
 
 def check_static(trace: Trace) -> None:

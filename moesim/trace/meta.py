@@ -25,9 +25,13 @@ from moesim.inputs import read_json
 
 FORMAT = "moesim-trace"
 VERSION = "1.0"
+VERSION_WITH_PREFIXES = "1.1"
+"""The version of traces with `prefix_block_tokens`; others are as before, so they keep theirs."""
 HEADER = "trace.json"
 SELF_HASH = "header_sha256"
 REQUESTS = "requests.parquet"
+PREFIX_BLOCKS = "prefix_blocks"
+"""The column of the request table with the identities of prompts' token blocks."""
 MOST_LAYERS = 10_000
 MOST_REQUESTS = 10_000_000
 
@@ -45,6 +49,7 @@ class TraceMeta:
     same). `router` says what routing is known ahead (see `docs/design.md`). `prompt_rows` is
     `absent` if only decoded tokens were recorded. `normalised`: the gate weights of a row sum
     to one. `model_config` is the Hugging Face `config.json`, from which real sizes are costed.
+    `prefix_block_tokens` are the tokens of a block whose identity the request table holds.
     """
 
     num_layers: int
@@ -62,6 +67,7 @@ class TraceMeta:
     prediction_depth: int = 0
     synthetic: bool = False
     model_config: dict[str, Any] | None = None
+    prefix_block_tokens: int | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
 
     def problem(self) -> str | None:
@@ -94,6 +100,10 @@ class TraceMeta:
                 return f"{name} must lie between 0 and 65535, not {getattr(self, name)}"
         if self.expert_bytes is not None and not 1 <= self.expert_bytes <= 2**62:
             return f"expert_bytes must lie between 1 and 2**62, not {self.expert_bytes}"
+        if self.prefix_block_tokens is not None and not 1 <= self.prefix_block_tokens <= 2**31:
+            return (
+                f"prefix_block_tokens must lie between 1 and 2**31, not {self.prefix_block_tokens}"
+            )
         if self.layer_map is not None and (
             len(self.layer_map) != self.num_layers
             or self.layer_map[0] < 0
@@ -105,6 +115,11 @@ class TraceMeta:
                 "rising order"
             )
         return None
+
+    @property
+    def version(self) -> str:
+        """Return the version of the format that this header needs."""
+        return VERSION if self.prefix_block_tokens is None else VERSION_WITH_PREFIXES
 
     @property
     def id_dtype(self) -> npt.DTypeLike:
@@ -172,6 +187,8 @@ class Header:
             **asdict(self.meta),
             "files": files,
         }
+        if self.meta.prefix_block_tokens is None:  # as in version 1.0
+            del header["prefix_block_tokens"]
         header = json.loads(json.dumps(header))  # as a reader sees it, with string keys: hash that
         return {**header, SELF_HASH: _self_hash(header)}
 

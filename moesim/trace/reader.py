@@ -11,9 +11,10 @@ import numpy.typing as npt
 from moesim.errors import TraceError
 from moesim.files import as_path, sha256
 from moesim.inputs import check_regular, read_table
-from moesim.trace.health import check_requests, check_shard, check_static
+from moesim.trace.health import check_prefixes, check_requests, check_shard, check_static
 from moesim.trace.meta import (
     HEADER,
+    PREFIX_BLOCKS,
     REQUESTS,
     ROLES,
     FileEntry,
@@ -57,7 +58,11 @@ def load_trace(path: str | Path) -> Trace:
             f"has {len(requests['num_rows'])} requests, the header says {header.num_requests}",
         )
     check_requests(header.meta, requests, header.num_rows, str(folder / REQUESTS))
-    return Trace(header.meta, requests, arrays, folder)
+    blocks = None
+    if header.meta.prefix_block_tokens is not None:
+        blocks = _read_blocks(folder / REQUESTS)
+        check_prefixes(header.meta, requests, blocks, str(folder / REQUESTS))
+    return Trace(header.meta, requests, arrays, folder, blocks)
 
 
 def validate_trace(path: str | Path) -> Trace:
@@ -158,6 +163,17 @@ def _counts(column: npt.NDArray[Any], file: Path, name: str) -> npt.NDArray[np.i
         row = int(np.argmax(large))
         raise TraceError(file, f"request {row}", f"{name} is {column[row]}, which is too large")
     return column.astype(np.int64)
+
+
+def _read_blocks(file: Path) -> list[tuple[int, ...]]:
+    """Return the identities of the blocks of each request's prompt. Raise `TraceError`."""
+    try:
+        lists = read_table(file, [PREFIX_BLOCKS]).column(PREFIX_BLOCKS).to_pylist()
+        return [tuple(blocks) for blocks in lists]
+    except KeyError as error:
+        raise TraceError(file, "", f"has no column {error.args[0]!r}") from None
+    except Exception as error:  # pyarrow raises many kinds of error too
+        raise TraceError(file, PREFIX_BLOCKS, f"is not readable: {error}") from None
 
 
 def _read_requests(file: Path) -> dict[str, npt.NDArray[Any]]:

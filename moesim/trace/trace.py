@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from moesim.errors import TraceError, shown
 from moesim.progress import Counter
-from moesim.trace.health import check_requests, check_shard, check_static
+from moesim.trace.health import check_prefixes, check_requests, check_shard, check_static
 from moesim.trace.meta import ROLES, TraceMeta
 from moesim.trace.rows import Rows
 
@@ -47,7 +47,8 @@ class Trace:
     `expert_ids` uint (rows, layers, k), unused places hold `meta.unused`; `gate_weights` float16
     (rows, layers, k) or None; `predictions` uint (rows, layers, depth, k) or None, where
     `[t, l, d]` was guessed at layer l for layer l + 1 + d; `probabilities` (rows, layers,
-    experts) or None; `path`, the folder or None for a trace in memory.
+    experts) or None; `path`, the folder or None for a trace in memory; `prefix_blocks`, for each
+    request the identities of its prompt's blocks of `meta.prefix_block_tokens` tokens, or None.
     """
 
     def __init__(
@@ -56,10 +57,12 @@ class Trace:
         requests: dict[str, Array],
         arrays: Mapping[Any, Rows],
         path: Path | None = None,
+        prefix_blocks: Sequence[tuple[int, ...]] | None = None,
     ) -> None:
         self.meta = meta
         self.requests = requests
         self.path = path
+        self.prefix_blocks = prefix_blocks
         self.expert_ids = arrays["expert_ids"]
         self.gate_weights = arrays.get("gate_weights")
         self.predictions = arrays.get("predictions")
@@ -78,6 +81,7 @@ class Trace:
         probabilities: npt.ArrayLike | None = None,
         domain: Sequence[str] | str | None = None,
         arrival_s: npt.ArrayLike | None = None,
+        prefix_blocks: Sequence[Sequence[int]] | None = None,
         **meta: Any,
     ) -> Trace:
         """Make a trace from your own arrays.
@@ -85,8 +89,9 @@ class Trace:
         `expert_ids` (rows, layers, k) integers, -1 where a place is unused; `seq_len` (requests,):
         rows of each request, consecutive; `prompt_tokens` (requests,): how many of them are prompt
         rows (default: all, so that a request is a prompt and one output token). `predictions`
-        (rows, layers, depth, k); `probabilities` (rows, layers, experts). Further keywords are
-        fields of `TraceMeta` (`model`, `router`, `expert_bytes`, …).
+        (rows, layers, depth, k); `probabilities` (rows, layers, experts). `prefix_blocks`: for each
+        request the identities of its prompt's blocks; it needs `prefix_block_tokens`. Further
+        keywords are fields of `TraceMeta` (`model`, `router`, `expert_bytes`, …).
 
         Raise `TraceError` if the arrays disagree or break a rule of the format.
         """
@@ -132,7 +137,9 @@ class Trace:
             check_shard(header, role, array, file=role)
             arrays[role] = Rows([array])
         check_requests(header, requests, len(ids), "seq_len")
-        trace = cls(header, requests, arrays)
+        blocks = None if prefix_blocks is None else as_blocks(prefix_blocks)
+        check_prefixes(header, requests, blocks, "prefix_blocks")
+        trace = cls(header, requests, arrays, prefix_blocks=blocks)
         check_static(trace)
         return trace
 
@@ -179,6 +186,9 @@ class Trace:
                     output_tokens=int(columns["output_tokens"][number]),
                     arrival_s=None if np.isnan(arrival) else arrival,
                     domain=str(columns["domain"][number]) or None,
+                    prefix_blocks=None
+                    if self.prefix_blocks is None
+                    else self.prefix_blocks[number],
                 )
                 if progress is not None:
                     progress(number + 1, self.num_requests)
@@ -187,7 +197,8 @@ class Trace:
     def with_meta(self, **changes: Any) -> Trace:
         """Return the same rows under a changed header (a name, a router kind, …)."""
         arrays = {role: getattr(self, role) for role in ROLES if getattr(self, role) is not None}
-        return Trace(replace(self.meta, **changes), self.requests, arrays)
+        meta = replace(self.meta, **changes)
+        return Trace(meta, self.requests, arrays, prefix_blocks=self.prefix_blocks)
 
 
 def _header(
@@ -274,6 +285,16 @@ def _request_columns(
             raise TraceError(name, "", f"must have {count} entries (one a request)")
     recorded = prompt if meta.prompt_rows == "recorded" else 0
     return {**columns, "output_tokens": lengths + 1 - recorded}
+
+
+def as_blocks(prefix_blocks: Sequence[Sequence[int]]) -> list[tuple[int, ...]]:
+    """Return the identities of each request's blocks as plain integers. Raise `TraceError`."""
+    try:
+        return [tuple(index(block) for block in blocks) for blocks in prefix_blocks]
+    except Exception as error:  # what is given may convert itself
+        raise TraceError(
+            "prefix_blocks", "", f"must hold a list of whole numbers for each request: {error}"
+        ) from None
 
 
 def _domains(domain: Sequence[str] | str | None, count: int) -> list[str]:

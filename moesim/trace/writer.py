@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
@@ -14,18 +14,18 @@ import numpy.typing as npt
 
 from moesim.errors import TraceError
 from moesim.files import as_path, output_errors, sha256, whole_folder, write_json, write_parquet
-from moesim.trace.health import check_requests, check_shard
+from moesim.trace.health import check_prefixes, check_requests, check_shard
 from moesim.trace.meta import (
     HEADER,
+    PREFIX_BLOCKS,
     REQUESTS,
     ROLES,
-    VERSION,
     FileEntry,
     Header,
     Role,
     TraceMeta,
 )
-from moesim.trace.trace import REQUEST_COLUMNS, Trace, as_stored
+from moesim.trace.trace import REQUEST_COLUMNS, Trace, as_blocks, as_stored
 
 
 class TraceWriter:
@@ -54,6 +54,7 @@ class TraceWriter:
         self._num_rows = 0
         self._num_shards = 0
         self._requests: dict[str, list[Any]] = {name: [] for name in REQUEST_COLUMNS}
+        self._prefix_blocks: list[tuple[int, ...]] = []
         self._files: list[FileEntry] = []
         self._trace: Trace | None = None
         self._folder: AbstractContextManager[Path] | None = whole_folder(
@@ -72,8 +73,12 @@ class TraceWriter:
         output_tokens: int,
         arrival_s: float | None = None,
         domain: str | None = None,
+        prefix_blocks: Sequence[int] | None = None,
     ) -> None:
         """Append one request; arrays as in `Trace`, -1 for unused places, prompt rows first.
+
+        `prefix_blocks` are the identities of the prompt's blocks, if the header has
+        `prefix_block_tokens`.
 
         Raise `TraceError` for arrays or lengths that break the format.
         """
@@ -92,6 +97,9 @@ class TraceWriter:
             if sources[role] is not None
         }
         self._check_request(number, stored, prompt_tokens, output_tokens)
+        blocks = None if prefix_blocks is None else as_blocks([prefix_blocks])
+        one = {"num_rows": np.zeros(1), "prompt_tokens": np.array([prompt_tokens])}
+        check_prefixes(self.meta, one, blocks, f"{self.path}, request {number}")
         rows = len(stored["expert_ids"])
         # Only now, so that a request that is refused leaves nothing behind.
         for role, array in stored.items():
@@ -106,6 +114,8 @@ class TraceWriter:
         )
         for name, value in zip(REQUEST_COLUMNS, values, strict=True):
             self._requests[name].append(value)
+        if blocks is not None:
+            self._prefix_blocks += blocks
         self._num_rows += rows
         self._pending_rows += rows
         if self._pending_rows >= self._shard_rows:
@@ -173,10 +183,17 @@ class TraceWriter:
             self._flush()
             columns = {name: np.asarray(self._requests[name]) for name in REQUEST_COLUMNS}
             check_requests(self.meta, columns, self._num_rows, REQUESTS)
-            self._add_file(REQUESTS, lambda path: _write_requests(path, self._requests))
+            table = dict(self._requests)
+            if self.meta.prefix_block_tokens is not None:
+                table[PREFIX_BLOCKS] = self._prefix_blocks
+            self._add_file(REQUESTS, lambda path: _write_requests(path, table))
             # Last, because a folder with a header counts as complete.
             header = Header(
-                VERSION, self.meta, self._num_rows, len(columns["num_rows"]), tuple(self._files)
+                self.meta.version,
+                self.meta,
+                self._num_rows,
+                len(columns["num_rows"]),
+                tuple(self._files),
             )
             with output_errors(self.path):
                 write_json(self._partial / HEADER, header.as_dict())
@@ -242,7 +259,11 @@ def _write_array(path: Path, array: npt.NDArray[Any]) -> None:
 def _write_requests(path: Path, requests: dict[str, list[Any]]) -> None:
     import pyarrow as pa
 
-    types = {"arrival_s": pa.float64(), "domain": pa.string()}
+    types = {
+        "arrival_s": pa.float64(),
+        "domain": pa.string(),
+        PREFIX_BLOCKS: pa.list_(pa.int64()),
+    }
     columns = {
         name: pa.array(values, type=types.get(name, pa.int64()))
         for name, values in requests.items()

@@ -11,8 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -20,37 +19,23 @@ import numpy.typing as npt
 from moesim.config.suggest import suggest
 from moesim.config.yaml_document import dotted
 from moesim.errors import ScenarioError
-from moesim.machine.work import FAR
-from moesim.scenario.arrivals import Closed, Csv, Gamma, Poisson, Recorded
-from moesim.serving.arrivals import NOT_SENT
+from moesim.scenario.arrivals import FromFile, Recorded
 from moesim.serving.request import Request
 from moesim.streams import stream
-from moesim.workload.arrivals_csv import MOST_REQUESTS, MOST_TOKENS, CsvError, read_arrivals
+from moesim.workload.arrivals import Arrivals, arrivals_of
+from moesim.workload.pairing import choose, pair
+from moesim.workload.prefixes import prefixes_of
+from moesim.workload.request_file import MOST_REQUESTS
+from moesim.workload.supply import Supply
 
 if TYPE_CHECKING:
     from moesim.scenario import Scenario
     from moesim.trace import Trace
 
-_SECOND_NS = 1_000_000_000
-_EVEN = 1e-9  # below this coefficient of variation gaps are equal, and its square may become 0
-
-_SHARED_ROWS = 4_000_000  # rows of a domain that are held a second time, for requests to share
+MOST_TOKENS = 250_000_000
+"""The most tokens of a workload; each takes up to eight bytes before anything is simulated."""
 
 Ints = npt.NDArray[np.int64]
-
-
-@dataclass(frozen=True, slots=True)
-class Arrivals:
-    """Arrival times in nanoseconds, in ascending order, and lengths if the source has them.
-
-    Closed clients have `think_ns`, the time that follows each request. Their first requests arrive
-    at zero; the others have the time `NOT_SENT`, because it depends on the run.
-    """
-
-    times_ns: Ints
-    prompt_tokens: Ints | None = None
-    output_tokens: Ints | None = None
-    think_ns: Ints | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +53,7 @@ class Workload:
         """Return whether a scenario has these requests."""
         ours = self.scenario
         same = (ours.workload, ours.seed) == (scenario.workload, scenario.seed)
+        same = same and ours.memory.prefix_cache == scenario.memory.prefix_cache
         return same and trace is self.trace
 
     def fresh(self) -> list[Request]:
@@ -83,6 +69,9 @@ class Workload:
                 tiled_rows=it.tiled_rows,
                 cached_tokens=it.first_row_position,
                 think_ns=it.think_ns,
+                source=it.source,
+                prefix=it.prefix,
+                unit_tokens=it.unit_tokens,
             )
             for it in self.requests
         ]
@@ -97,28 +86,35 @@ def build_workload(scenario: Scenario, trace: Trace) -> list[Request]:
     pool = drawn_from(scenario, trace)
     wanted = plan.requests or len(pool)
     _check_size(scenario, "requests", wanted, MOST_REQUESTS)
-    arrivals = _arrivals(scenario, trace, pool, wanted)
-    chosen = _choose(scenario, pool, len(arrivals.times_ns))
+    chosen = choose(scenario, pool, wanted)
+    arrivals = arrivals_of(scenario, trace, chosen)
     if isinstance(plan.arrivals, Recorded):  # each request keeps the time recorded for it
         chosen = chosen[np.argsort(trace.requests["arrival_s"][chosen], kind="stable")]
-    # Lengths of a CSV file come first, then those of the scenario, then the recorded ones.
-    prompts = arrivals.prompt_tokens
-    outputs = arrivals.output_tokens
-    if prompts is None or outputs is None:
-        if plan.lengths is not None:
-            prompts = np.full(len(chosen), plan.lengths.prompt)
-            outputs = np.full(len(chosen), plan.lengths.output)
-        else:
-            prompts = trace.requests["prompt_tokens"][chosen]
-            outputs = trace.requests["output_tokens"][chosen]
+    lengths = _lengths(scenario, arrivals, len(chosen))
+    prompts: Ints
+    outputs: Ints
+    prompts, outputs = lengths or (
+        trace.requests["prompt_tokens"][chosen],
+        trace.requests["output_tokens"][chosen],
+    )
     tokens = float(np.sum(prompts, dtype=float) + np.sum(outputs, dtype=float))
     _check_size(scenario, "tokens", tokens, MOST_TOKENS)
-    supply = _Supply(trace, pool, plan.prefill, stream(scenario.seed, "resampled rows"))
+    # Else `chosen` stands already, in the order of the recorded times if these are wanted.
+    if lengths and (plan.pairing.by != "order" or isinstance(plan.arrivals, FromFile)):
+        replayed: Ints = outputs - 1 + (prompts if plan.prefill == "recorded" else 0)
+        chosen = pair(scenario, trace, pool, arrivals, replayed)
+    beyond = stream(scenario.seed, "rows beyond") if plan.pairing.beyond == "resample" else None
+    longest = int((prompts + outputs).max())
+    drawn = stream(scenario.seed, "resampled rows")
+    supply = Supply(trace, pool, plan.prefill, drawn, beyond, longest=longest)
+    prefixes = prefixes_of(scenario, trace, arrivals, chosen, prompts)
     thinks = arrivals.think_ns
     requests = []
     for index, source in enumerate(chosen.tolist()):
         prompt, output = int(prompts[index]), int(outputs[index])
         rows, tiled = supply.rows(source, prompt, output)
+        if tiled and plan.pairing.beyond == "refuse":
+            raise _too_long(scenario, arrivals, index, len(rows), tiled)
         if plan.prefill == "skip":  # `rows` begin with the first decoded token
             cached = prompt
         else:
@@ -136,9 +132,49 @@ def build_workload(scenario: Scenario, trace: Trace) -> list[Request]:
                 tiled_rows=min(tiled, len(rows)),  # tiled rows are the last ones
                 cached_tokens=cached,
                 think_ns=None if thinks is None else int(thinks[index]),
+                source=source,
+                prefix=() if prefixes is None else prefixes.paths[index],
+                unit_tokens=0 if prefixes is None else prefixes.block_tokens,
             )
         )
     return requests
+
+
+def _lengths(scenario: Scenario, arrivals: Arrivals, count: int) -> tuple[Ints, Ints] | None:
+    """Return prompt and output lengths of a file, else those of the scenario; None if recorded."""
+    if arrivals.prompt_tokens is not None and arrivals.output_tokens is not None:
+        return arrivals.prompt_tokens, arrivals.output_tokens
+    if (same := scenario.workload.lengths) is not None:
+        return np.full(count, same.prompt), np.full(count, same.output)
+    return None
+
+
+def _too_long(
+    scenario: Scenario, arrivals: Arrivals, index: int, rows: int, lacking: int
+) -> ScenarioError:
+    """Return the error about a request that is longer than its sequence."""
+    line = "" if arrivals.lines is None else f" (line {arrivals.lines[index]} of the file)"
+    return ScenarioError.at(
+        scenario,
+        "workload.pairing",
+        f"refuses request {index}{line}: it needs {rows:,} rows, and its sequence lacks "
+        f"{lacking:,} of them; write beyond: tile or beyond: resample, or pair by length",
+    )
+
+
+def pairing_notes(scenario: Scenario, requests: Sequence[Request]) -> list[str]:
+    """Return which sequences the requests of a file replay; nothing without one."""
+    how, pairing = scenario.workload.arrivals, scenario.workload.pairing
+    if not isinstance(how, FromFile):
+        return []
+    sequences = len({request.source for request in requests})
+    rows = sum(len(request.rows) for request in requests)
+    beyond = sum(request.tiled_rows for request in requests) / max(1, rows)
+    return [
+        f"the {len(requests):,} requests of {how.path} replay the routing of {sequences:,} "
+        f"recorded sequences, paired by {pairing.by}; {beyond:.1%} of their rows lie beyond a "
+        f"sequence (workload.pairing.beyond: {pairing.beyond})"
+    ]
 
 
 def drawn_from(scenario: Scenario, trace: Trace) -> Ints:
@@ -205,23 +241,6 @@ def check_domains(scenario: Scenario, trace: Trace) -> None:
         raise ScenarioError(mistakes)
 
 
-def check_arrivals(scenario: Scenario, trace: Trace) -> None:
-    """Raise `ScenarioError` for arrivals that cannot be read or that the trace does not record."""
-    how = scenario.workload.arrivals
-    if isinstance(how, Csv):
-        _from_csv(scenario, how)
-    elif isinstance(how, Recorded) and np.isnan(trace.requests["arrival_s"]).any():
-        raise _no_times(scenario)
-
-
-def _no_times(scenario: Scenario) -> ScenarioError:
-    return ScenarioError.at(
-        scenario,
-        "workload.arrivals",
-        "the trace records no arrival times; choose all_at_once, poisson, gamma, csv or closed",
-    )
-
-
 def _check_size(scenario: Scenario, what: str, count: float, most: int) -> None:
     """Raise `ScenarioError` for a workload that would fill the memory of the host."""
     if count > most:
@@ -231,176 +250,3 @@ def _check_size(scenario: Scenario, what: str, count: float, most: int) -> None:
             f"asks for {count:.3g} {what} or more; at most {most:,} are simulated at once; "
             "lower workload.requests or workload.lengths",
         )
-
-
-def _choose(scenario: Scenario, pool: Ints, count: int) -> Ints:
-    """Return the recorded request that each of `count` arrivals replays.
-
-    The pool is repeated if it is too small.
-    """
-    order = scenario.workload.order
-    rng = stream(scenario.seed, "request order")
-    if order == "resampled":
-        return rng.choice(pool, size=count, replace=True)
-    if order == "shuffled":
-        pool = rng.permutation(pool)
-    return np.resize(pool, count)
-
-
-def _arrivals(scenario: Scenario, trace: Trace, pool: Ints, count: int) -> Arrivals:
-    """Return `count` arrivals, or those of a CSV file."""
-    how = scenario.workload.arrivals
-    rng = stream(scenario.seed, "arrivals")
-    if isinstance(how, Csv):
-        return _from_csv(scenario, how)
-    if isinstance(how, Closed):
-        return _of_clients(scenario, how, count)
-    if isinstance(how, Recorded):
-        # `_choose` draws from its own stream, so this call chooses the same requests as the caller.
-        times = np.sort(trace.requests["arrival_s"][_choose(scenario, pool, count)])
-        if np.isnan(times).any():
-            raise _no_times(scenario)
-        return Arrivals(_whole_ns(scenario, (times - times[0]) * how.time_scale))
-    if isinstance(how, Poisson):
-        gaps = rng.exponential(1 / how.rate_per_s, count)
-    elif isinstance(how, Gamma):
-        # Gaps of a gamma distribution have the coefficient of variation 1 / sqrt(shape).
-        shape = 1 / max(how.burstiness, _EVEN) ** 2
-        with np.errstate(divide="ignore"):
-            gaps = rng.gamma(shape, np.divide(1, how.rate_per_s * shape), count)
-    else:
-        gaps = np.zeros(count)
-    return Arrivals(_whole_ns(scenario, np.cumsum(gaps)))
-
-
-def _of_clients(scenario: Scenario, how: Closed, count: int) -> Arrivals:
-    """Return the arrivals of closed clients, with the think time that follows each request."""
-    times_ns = np.full(count, NOT_SENT)
-    times_ns[: how.clients] = 0
-    if how.think.distribution == "constant":
-        return Arrivals(times_ns, think_ns=np.full(count, how.think.mean))
-    # A stream of its own, so that think times shift no other choice.
-    drawn = stream(scenario.seed, "think times").exponential(how.think.mean / _SECOND_NS, count)
-    return Arrivals(times_ns, think_ns=_whole_ns(scenario, drawn))
-
-
-def _whole_ns(scenario: Scenario, seconds: npt.NDArray[np.float64]) -> Ints:
-    """Return times in whole nanoseconds. Raise `ScenarioError` if one is too late to count."""
-    with np.errstate(over="ignore"):
-        times_ns = seconds * _SECOND_NS
-    if not times_ns.max() < FAR:  # written so that NaN is refused, too
-        raise ScenarioError.at(
-            scenario,
-            "workload.arrivals",
-            f"a request arrives after {seconds.max():g} s, too late to count in nanoseconds",
-        )
-    return np.rint(times_ns).astype(np.int64)
-
-
-def _from_csv(scenario: Scenario, how: Csv) -> Arrivals:
-    """Return the arrivals and lengths of a CSV file. Raise `ScenarioError` with a wrong line."""
-    path = scenario.path(how.path)
-    try:
-        lines = read_arrivals(path, how.format, scenario.workload.requests)
-    except CsvError as error:
-        raise ScenarioError.at(
-            scenario, "workload.arrivals", f"{path}:{error.line}: {error.reason}"
-        ) from None
-    moments = np.array([arrival.moment for arrival in lines])
-    if how.format == "azure":
-        moments = (moments - moments[0]).astype("timedelta64[ns]").astype(np.int64) / _SECOND_NS
-    times_ns = _whole_ns(scenario, moments * how.time_scale)
-    prompts = np.array([arrival.prompt_tokens for arrival in lines])
-    return Arrivals(times_ns, prompts, np.array([arrival.output_tokens for arrival in lines]))
-
-
-class _Supply:
-    """Finds trace rows for requests of any length."""
-
-    def __init__(self, trace: Trace, pool: Ints, prefill: str, rng: np.random.Generator) -> None:
-        self._trace = trace
-        self._rng = rng
-        self._resample = prefill == "resample"
-        self._skip = prefill == "skip"
-        self._absent = trace.meta.prompt_rows == "absent"
-        self._rings: dict[tuple[str, bool], _Ring] = {}
-        self._by_domain: dict[str, list[int]] = {}
-        for request in pool.tolist():
-            self._by_domain.setdefault(str(trace.requests["domain"][request]), []).append(request)
-
-    def rows(self, source: int, prompt: int, output: int) -> tuple[Ints, int]:
-        """Return the rows of a request that replays `source`, and how many of them are tiled.
-
-        A request computes one row less than it has tokens: its last token is never an input.
-        """
-        if self._skip:
-            return self._tile(source, output - 1, decode_only=not self._absent)
-        if self._resample:
-            decoded, tiled = self._tile(source, output - 1, decode_only=not self._absent)
-            domain_rows = self._decode_rows(source)
-            return np.concatenate((self._rng.choice(domain_rows, prompt), decoded)), tiled
-        return self._tile(source, prompt + output - 1, decode_only=False)
-
-    def _own(self, request: int, decode_only: bool) -> Ints:
-        """Return the recorded rows of a request, without those of its prompt if `decode_only`."""
-        rows = self._trace.slice(request)
-        skipped = int(self._trace.requests["prompt_tokens"][request]) if decode_only else 0
-        return np.arange(rows.start + skipped, rows.stop)
-
-    def _tile(self, source: int, count: int, *, decode_only: bool) -> tuple[Ints, int]:
-        """Return `count` rows and how many are tiled.
-
-        The request's own rows come first, then those of the next requests of its domain.
-        """
-        own = self._own(source, decode_only)
-        if len(own) >= count:
-            return own[:count], 0
-        ring = self._ring(source, decode_only)
-        if not len(ring.rows):
-            # No request of the domain has decoded rows, so this one's prompt rows replace them.
-            return np.resize(self._own(source, decode_only=False), count), count
-        return ring.take(ring.starts[source], count), count - len(own)
-
-    def _decode_rows(self, source: int) -> Ints:
-        """Return all decoded rows of the domain of `source`, or its own rows if there are none."""
-        rows = self._ring(source, not self._absent).rows
-        return rows if len(rows) else self._own(source, decode_only=False)
-
-    def _ring(self, source: int, decode_only: bool) -> _Ring:
-        """Return the rows of the domain of `source`."""
-        domain = str(self._trace.requests["domain"][source])
-        ring = self._rings.get((domain, decode_only))
-        if ring is None:
-            requests = self._by_domain[domain]
-            pieces = [self._own(request, decode_only) for request in requests]
-            ring = _Ring.of(dict(zip(requests, pieces, strict=True)))
-            self._rings[domain, decode_only] = ring
-        return ring
-
-
-class _Ring(NamedTuple):
-    """The rows of all requests of a domain, one after another, and where each request begins.
-
-    `rows` are read-only. `twice` holds them two times, so that requests share its memory. It is
-    empty for a long ring.
-    """
-
-    rows: Ints
-    twice: Ints
-    starts: dict[int, int]
-
-    @classmethod
-    def of(cls, pieces: dict[int, Ints]) -> _Ring:
-        """Return the ring of the rows of each request."""
-        rows = np.concatenate(list(pieces.values()))
-        rows.flags.writeable = False
-        twice = np.concatenate((rows, rows)) if len(rows) <= _SHARED_ROWS else rows[:0]
-        twice.flags.writeable = False
-        starts = accumulate(map(len, pieces.values()), initial=0)
-        return cls(rows, twice, dict(zip(pieces, starts, strict=False)))
-
-    def take(self, first: int, count: int) -> Ints:
-        """Return `count` rows from place `first` on, round and round."""
-        if first + count <= len(self.twice):
-            return self.twice[first : first + count]
-        return np.take(self.rows, np.arange(first, first + count), mode="wrap")

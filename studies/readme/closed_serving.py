@@ -28,7 +28,7 @@ from moesim.results.result import Result
 from moesim.scenario import Scenario
 from moesim.simulate import prepare, result_from, result_of, simulate
 from moesim.trace import DecoupledKnobs, Trace, synthesize_decoupled
-from moesim.workload.arrivals_csv import CsvError, read_arrivals
+from moesim.workload.request_file import Reading, read_requests
 
 ONE_LAYER: Final = Path(__file__).parents[2] / "scenarios/shapes/readme-one-layer.json"
 ALL_LAYERS: Final = 32
@@ -142,7 +142,7 @@ class Runs:
     """Runs of settings, read from a folder if they are there, else simulated and kept in it."""
 
     def __init__(self, out: Path, azure: Path | None) -> None:
-        """Read the Azure trace. Raise `UsageError` if it cannot be read."""
+        """Read the Azure trace. Raise `WorkloadError` if it cannot be read."""
         if azure is not None:
             _scaled(azure)
         self.out = out
@@ -249,10 +249,7 @@ def azure_lengths(
 
 @cache
 def _scaled(path: Path) -> npt.NDArray[np.int64]:
-    try:
-        rows = read_arrivals(path, "azure", None)
-    except CsvError as error:
-        raise UsageError(f"{path}, line {error.line}: {error.reason}") from None
+    rows = read_requests(path, Reading("azure")).requests
     recorded = np.array([[row.prompt_tokens, row.output_tokens] for row in rows], float)
     scaled = np.rint(recorded * (PROMPT, OUTPUT) / recorded.mean(axis=0)).astype(np.int64)
     prompts, outputs = np.maximum(scaled, 1).T

@@ -61,6 +61,7 @@ SUCCEED: dict[str, list[list[str]]] = {
     "policies": [[]],
     "systems": [[], ["fiddler"]],
     "trace info": [["{home}/trace", "--no-plots", "--out", "{out}"]],
+    "workload info": [["{home}/requests.csv", "--out", "{out}", "--no-plots"]],
 }
 FAIL: dict[str, list[list[str]]] = {
     "run": [
@@ -106,6 +107,7 @@ FAIL: dict[str, list[list[str]]] = {
     "policies": [["eviction"]],
     "systems": [["fidler"]],
     "trace info": [["{home}/absent"]],
+    "workload info": [["{home}/absent"], ["{home}/rows.json"]],
 }
 
 
@@ -123,6 +125,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny_trace(requests=3).save(home / "trace")
     (home / "config.json").write_text(json.dumps(TINY_CONFIG))
     (home / "rows.json").write_text('[{"model": "M", "metric": "decode_tok_s", "value": 2}]')
+    rows = "arrival_s,prompt_tokens,output_tokens\n0,3,2\n1,5,4\n"
+    (home / "requests.csv").write_text(rows)
     plain = "trace: trace\nhardware: rtx-4090\nbounds: false\n"
     for name, more in {
         "x": "cache: {slots: 4/layer}\n",

@@ -197,6 +197,18 @@ def test_prompts_that_nothing_computes_are_refused(tmp_path: Path, key: str, val
     assert not (tmp_path / "o").exists()
 
 
+def test_a_prefix_cache_is_refused(tmp_path: Path) -> None:
+    row = '{"timestamp": 0, "input_length": 4, "output_length": 2, "hash_ids": [1, 2]}\n'
+    (tmp_path / "r.jsonl").write_text(row * 2, encoding="utf-8")
+    arrivals = {"kind": "file", "path": str(tmp_path / "r.jsonl"), "block_tokens": 2}
+    memory = {"prefix_cache": True, "kv_block_tokens": 2}
+    file = write(tmp_path / "shared.yaml", workload={"arrivals": arrivals}, memory=memory)
+    done = validate(file, "--out", tmp_path / "o")
+    assert isinstance(done.exception, ScenarioError)
+    assert "memory.prefix_cache: the real machine shares no KV entries" in str(done.exception)
+    assert not (tmp_path / "o").exists()
+
+
 @pytest.mark.usefixtures("brief")
 @pytest.mark.parametrize(
     "arrivals",

@@ -318,7 +318,7 @@ def test_the_study_prints_all_its_tables_and_draws_its_chart(
 
 
 def test_a_missing_azure_trace_is_named_before_any_run(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"absent\.csv, line 1: cannot be read"):
+    with pytest.raises(UsageError, match=r"absent\.csv:1: cannot be read"):
         serving.Runs(tmp_path / "out", tmp_path / "absent.csv")
 
 

@@ -191,6 +191,14 @@ def test_caveats_begin_where_the_limit_is_passed() -> None:
         assert len(said(trace, **changes)[0]) == 1, changes
 
 
+def test_repaired_lines_of_a_file_are_said(tmp_path: Path) -> None:
+    file = tmp_path / "late.csv"
+    file.write_text("arrival_s,prompt_tokens,output_tokens\n1,3,2\n0,3,2\n", encoding="utf-8")
+    arrivals = {"kind": "file", "path": str(file), "repair": ["sort"]}
+    _, notes = said(tiny_trace(requests=4), workload={"arrivals": arrivals})
+    assert f"{file}: 1 requests out of order were sorted by time, the first on line 3" in notes
+
+
 def test_a_csv_file_with_fewer_requests_than_asked_for_is_said(tmp_path: Path) -> None:
     file = tmp_path / "two.csv"
     file.write_text("arrival_s,prompt_tokens,output_tokens\n0,3,2\n1,3,2\n", encoding="utf-8")
@@ -198,7 +206,7 @@ def test_a_csv_file_with_fewer_requests_than_asked_for_is_said(tmp_path: Path) -
     trace = tiny_trace(requests=4)
     caveats, notes = said(trace, workload={"arrivals": arrivals, "requests": 3})
     assert caveats == ["fewer requests than asked for"]
-    assert "workload.requests is 3; the CSV file has 2" in notes
+    assert "workload.requests is 3; the file has 2" in notes
     for requests in (1, 2, None):
         assert said(trace, workload={"arrivals": arrivals, "requests": requests})[0] == []
 

@@ -52,7 +52,24 @@ GAMMA: dict[str, Any] = {
     "workload": {"arrivals": {"kind": "gamma", "rate_per_s": 5000, "burstiness": 2}}
 }
 RECORDED = {"workload": {"arrivals": {"kind": "recorded"}}}
-CSV: dict[str, Any] = {"workload": {"arrivals": {"kind": "csv", "path": "a.csv"}}}
+FILE: dict[str, Any] = {"workload": {"arrivals": {"kind": "file", "path": "a.csv"}}}
+DRAWN: dict[str, Any] = {
+    "workload": {"arrivals": {**FILE["workload"]["arrivals"], "times": "gamma", "rate_per_s": 5000}}
+}
+OWN: dict[str, Any] = {"workload": {"arrivals": {"kind": "file", "path": "own.csv"}}}
+OWN["workload"]["arrivals"]["columns"] = {"arrival": "t", "prompt": "in", "output": "out"}
+DOMAINS = copy.deepcopy(OWN)
+DOMAINS["workload"]["arrivals"]["columns"]["domain"] = "other"
+BY_DOMAIN = copy.deepcopy(OWN)
+BY_DOMAIN["workload"]["pairing"] = "domain"
+BY_DOMAIN["workload"]["arrivals"]["columns"]["domain"] = "task"
+MIXED: dict[str, Any] = {"workload": {"arrivals": {"kind": "file", "path": "mixed.csv"}}}
+MIXED["workload"]["arrivals"]["repair"] = ["sort"]
+HASHED: dict[str, Any] = {"workload": {"arrivals": {"kind": "file", "path": "hashed.jsonl"}}}
+HASHED["workload"]["arrivals"]["block_tokens"] = 2
+SHARED = {**HASHED, "memory": {"kv": "auto", "kv_block_tokens": 2}}
+TEXTS: dict[str, Any] = {"workload": {"arrivals": {"kind": "file", "path": "talks.json"}}}
+TEXTS["workload"]["arrivals"] |= {"times": "all_at_once", "characters_per_token": 4}
 THINK = {"mean": "1ms", "distribution": "constant"}
 CLOSED: dict[str, Any] = {
     "workload": {"arrivals": {"kind": "closed", "clients": 2, "think": THINK}}
@@ -61,10 +78,15 @@ NO_LOOP = {"workload": {"requests": 2, "arrivals": {"kind": "closed", "clients":
 ARRIVALS: dict[str, dict[str, Any]] = {
     "poisson": POISSON,
     "gamma": GAMMA,
-    "csv": CSV,
+    "file": FILE,
     "closed": CLOSED,
 }
 LENGTHS = {"workload": {"lengths": {"prompt": 3, "output": 3}}}
+LONG = {"workload": {"lengths": {"prompt": 3, "output": 9}}}
+BY_LENGTH = {"workload": {**LONG["workload"], "pairing": "length"}}
+PLAIN: dict[str, Any] = {
+    "workload": {"arrivals": {**FILE["workload"]["arrivals"], "format": "plain"}}
+}
 GUESSES = {"prefetch": {"policy": "dial", "options": {"recall": 0.5, "precision": 0.2}}}
 ORACLE = {"prefetch": {"policy": "oracle", "options": {"depth": 1}}}
 DISK = {"hardware": {**SLOW_LINK, "disk": {"latency": "90us", "bandwidth": "2GB/s"}}}
@@ -150,6 +172,7 @@ CASES: dict[str, tuple[dict[str, Any], Any]] = {
     "Memory.capacity": ({}, "1GiB"),
     "Memory.kv": ({}, "1GiB"),
     "Memory.kv_block_tokens": ({}, 1),
+    "Memory.prefix_cache": (SHARED, True),
     "Memory.staging": ({}, 1),
     "Memory.activations": ({}, "1GiB"),
     "Memory.host": (FROM_DISK, "40MiB"),
@@ -159,6 +182,8 @@ CASES: dict[str, tuple[dict[str, Any], Any]] = {
     "Workload.order": ({}, "shuffled"),
     "Workload.domains": ({}, ["code"]),
     "Workload.part": ({}, [0, 0.5]),
+    "Pairing.by": (DOMAINS, "domain"),
+    "Pairing.beyond": (LONG, "resample"),
     "Workload.prefill": ({}, "skip"),
     "Workload.cached_prefix": ({}, 2),
     "AllAtOnce.kind": (POISSON, "all_at_once"),
@@ -169,10 +194,21 @@ CASES: dict[str, tuple[dict[str, Any], Any]] = {
     "Gamma.burstiness": (GAMMA, 5),
     "Recorded.kind": ({}, "recorded"),
     "Recorded.time_scale": (RECORDED, 3),
-    "Csv.kind": ({}, "csv"),
-    "Csv.path": (CSV, "b.csv"),
-    "Csv.format": (CSV, "azure"),
-    "Csv.time_scale": (CSV, 3),
+    "FromFile.kind": ({}, "file"),
+    "FromFile.path": (FILE, "b.csv"),
+    "FromFile.format": (FILE, "azure"),
+    "FromFile.times": (FILE, "all_at_once"),
+    "FromFile.rate_per_s": (DRAWN, 100),
+    "FromFile.burstiness": (DRAWN, 5),
+    "FromFile.time_scale": (FILE, 3),
+    "FromFile.repair": (MIXED, []),
+    "FromFile.block_tokens": (HASHED, 4),
+    "FromFile.characters_per_token": (TEXTS, 1),
+    "Columns.arrival": (OWN, "later"),
+    "Columns.unit": (OWN, "ms"),
+    "Columns.prompt": (OWN, "out"),
+    "Columns.output": (OWN, "in"),
+    "Columns.domain": (BY_DOMAIN, "other"),
     "Closed.kind": (POISSON, "closed"),
     "Closed.clients": (CLOSED, 1),
     "Think.mean": (CLOSED, "2ms"),
@@ -271,8 +307,14 @@ UNUSED: list[tuple[str, dict[str, Any], Any]] = [
     ("hardware.cpu_overhead", KERNELS_ON_CPU, "50us"),
     ("engine.interface", {}, "cuda"),
     ("engine.interface", {**ALL_ON_CPU, "hardware": NO_GPU, "engine": {"profile": QUIET}}, "cuda"),
-    ("workload.lengths", CSV, {"prompt": 3, "output": 3}),
+    ("workload.lengths", FILE, {"prompt": 3, "output": 3}),
     ("workload.cached_prefix", {"workload": {"prefill": "skip"}}, 2),
+    ("workload.order", BY_LENGTH, "shuffled"),
+    ("workload.pairing.by", {}, "length"),
+    ("workload.arrivals.time_scale", DRAWN, 3),
+    ("workload.arrivals.burstiness", FILE, 3),
+    ("workload.arrivals.characters_per_token", PLAIN, 4),
+    ("workload.arrivals.block_tokens", PLAIN, 16),
     ("workload.arrivals.think", NO_LOOP, "2s"),
     ("batching.long_prompts", {}, "refuse"),
     ("memory.host_cache", {}, "expert"),
@@ -316,6 +358,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, second in (("a", 0.001), ("b", 0.002)):
         text = f"arrival_s,prompt_tokens,output_tokens\n0,3,4\n{second},2,3\n"
         (made / f"{name}.csv").write_text(text, encoding="utf-8")
+    text = "t,later,in,out,task,other\n0,0,3,4,code,prose\n0.001,0.002,2,3,code,code\n"
+    (made / "own.csv").write_text(text, encoding="utf-8")
+    text = "arrival_s,prompt_tokens,output_tokens\n0.1,3,4\n0,2,3\n"
+    (made / "mixed.csv").write_text(text, encoding="utf-8")
+    hashed = {"timestamp": 0, "input_length": 4, "output_length": 2, "hash_ids": [7, 8]}
+    (made / "hashed.jsonl").write_text(f"{json.dumps(hashed)}\n" * 3, encoding="utf-8")
+    turns = [{"from": "human", "value": "a" * 12}, {"from": "gpt", "value": "b" * 8}]
+    talks = json.dumps([{"conversations": turns}] * 3)
+    (made / "talks.json").write_text(talks, encoding="utf-8")
     profile = load_document(QUIET).data
     cuda = profile["gpu"]["cuda"]
     slower = {"value": "9us", "kind": "assumed", "source": "a test"}
@@ -376,7 +427,8 @@ def test_every_key_changes_the_result_or_is_refused_or_noted_as_unused(
     before, _ = outcome(folder, base)
     changed = with_key(base, key, value)
     if refused := refusal(folder, changed):
-        assert f": {key.removesuffix('.format')}" in refused
+        of_file = key.startswith("workload.arrivals.")  # a wrong line is not of one key
+        assert (": workload.arrivals" if of_file else f": {key}") in refused
         return
     after, notes = outcome(folder, changed)
     unused = any(note.startswith(f"{key} is unused") for note in notes)

@@ -447,7 +447,9 @@ def test_a_run_of_too_many_years_names_the_slowest_figure(
 
 def test_a_run_of_too_many_years_names_late_arrivals(tmp_path: Path) -> None:
     file = tmp_path / "late.csv"
-    file.write_text("arrival_s,prompt_tokens,output_tokens\n4611686018.4,3,2\n", encoding="utf-8")
+    file.write_text(
+        "arrival_s,prompt_tokens,output_tokens\n0,3,2\n4611686018.4,3,2\n", encoding="utf-8"
+    )
     arrivals = {"kind": "csv", "path": str(file)}
     slow = {"profile": "t4", "kernel_overhead": "1s"}
     with pytest.raises(ScenarioError, match=r"workload\.arrivals: .*146 years: the last arrives"):

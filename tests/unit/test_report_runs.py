@@ -148,6 +148,19 @@ def test_the_hash_of_a_trace_is_its_identity(tmp_path: Path) -> None:
         ({"kind": "gamma", "rate_per_s": 2.0, "burstiness": 4.0}, "gamma 2/s (burstiness 4)"),
         ({"kind": "recorded", "time_scale": 1.0}, "recorded"),
         ({"kind": "csv", "path": "../x/day.csv", "time_scale": 0.5}, "csv day.csv (times × 0.5)"),
+        # As a finished run holds it, with all keys.
+        (
+            {"kind": "file", "path": "d.csv", "times": "file", "rate_per_s": None, "burstiness": 1},
+            "file d.csv",
+        ),
+        (
+            {"kind": "file", "path": "d.csv", "times": "all_at_once", "burstiness": 1},
+            "file d.csv all at once",
+        ),
+        (
+            {"kind": "file", "path": "d.csv", "times": "gamma", "rate_per_s": 3, "burstiness": 2},
+            "file d.csv 3/s (burstiness 2)",
+        ),
         ({"kind": "closed", "clients": 1}, "closed (1 client)"),
         ({"kind": "closed", "clients": 8, "think": {"mean": "0ns"}}, "closed (8 clients)"),
         (

@@ -236,7 +236,7 @@ timeline: 3
         ("workload: {arrivals: {kind: poisson, rate_per_s: 1, rate: 2}}", "unknown key"),
         (
             "workload: {arrivals: {rate_per_s: 1}}",
-            "is one of all_at_once, poisson, gamma, recorded, csv, closed",
+            "is one of all_at_once, poisson, gamma, recorded, file, closed",
         ),
         ("workload: {arrivals: {kind: csv, path: no.csv}}", "there is no file 'no.csv'"),
         ("workload: {lengths: record}", "did you mean 'recorded'?"),

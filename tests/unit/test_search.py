@@ -148,7 +148,10 @@ def test_the_metrics_are_the_numbers_of_a_summary(tmp_path: Path) -> None:
     }
     described = {"seed", "num_experts", "num_layers"}
     assert numbers - set(METRICS) == described
-    optional = {"prefetch_buffers_bytes", "recurrent_bytes"}
+    optional = {
+        *("prefetch_buffers_bytes", "recurrent_bytes"),
+        *("prefix_hit_tokens", "prefix_hit_share", "prefix_evicted_blocks"),
+    }
     assert set(METRICS) - set(result.summary) <= optional
     assert len(METRICS) == len(set(METRICS))
 

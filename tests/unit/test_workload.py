@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from watched_machines import enlist
 from workloads import plan_of, run_on, tiny_scenario, tiny_trace
 
-from moesim.errors import ScenarioError
+from moesim.errors import ScenarioError, WorkloadError
 from moesim.hardware import BatchShape
 from moesim.policies.eviction import Random
 from moesim.policies.view import View
@@ -28,8 +28,7 @@ from moesim.serving.step import Step
 from moesim.simulate import simulate, summarise
 from moesim.streams import stream
 from moesim.trace import Trace
-from moesim.workload import arrivals_csv
-from moesim.workload import workload as workload_module
+from moesim.workload import request_file, supply
 from moesim.workload.workload import build_workload
 
 
@@ -127,21 +126,20 @@ def test_a_plain_csv_gives_arrivals_and_lengths(tmp_path: Path) -> None:
     assert [
         (request.arrival_ns, request.prompt_tokens, request.output_tokens) for request in requests
     ] == [
-        (250_000_000, 3, 2),
-        (250_000_000, 1, 1),
-        (1_500_000_000, 40, 7),
+        (0, 3, 2),  # times count from the first arrival
+        (0, 1, 1),
+        (1_250_000_000, 40, 7),
     ]
     assert [len(request.rows) for request in requests] == [4, 1, 46]
 
 
 def test_columns_may_come_in_any_order_and_with_others(tmp_path: Path) -> None:
-    text = "note,output_tokens,arrival_s,prompt_tokens\r\nx,2,0.5,3\r\n"
-    (request,) = from_csv(tmp_path, "\ufeff" + text, time_scale=2.0)
-    assert (request.arrival_ns, request.prompt_tokens, request.output_tokens) == (
-        1_000_000_000,
-        3,
-        2,
-    )
+    text = "note,output_tokens,arrival_s,prompt_tokens\r\nx,2,0.5,3\r\ny,4,1.0,5\r\n"
+    requests = from_csv(tmp_path, "\ufeff" + text, time_scale=2.0)
+    assert [(it.arrival_ns, it.prompt_tokens, it.output_tokens) for it in requests] == [
+        (0, 3, 2),
+        (1_000_000_000, 5, 4),
+    ]
 
 
 def test_an_azure_csv_has_seven_digits_of_a_second(tmp_path: Path) -> None:
@@ -270,7 +268,7 @@ def test_times_of_the_later_azure_traces_carry_their_zone(tmp_path: Path) -> Non
 
 def test_an_arrival_too_late_to_count_in_nanoseconds_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ScenarioError, match=r"workload\.arrivals: .* after 1e\+12 s, too late"):
-        from_csv(tmp_path, PLAIN + "1e10,1,1\n", time_scale=100.0)
+        from_csv(tmp_path, PLAIN + "0,1,1\n1e9,1,1\n", time_scale=1000.0)
     with pytest.raises(ScenarioError, match="too late"):
         workload(tiny_trace(requests=1), arrivals={"kind": "poisson", "rate_per_s": 1e-12})
 
@@ -296,7 +294,7 @@ def test_a_workload_that_no_memory_could_hold_is_refused() -> None:
         {"lengths": {"prompt": 2**62, "output": 2**62}},
     ]
     for section in too_many:
-        with pytest.raises(ScenarioError, match="at most 100,000,000 are simulated"):
+        with pytest.raises(ScenarioError, match="at most 250,000,000 are simulated"):
             workload(tiny_trace(requests=1), **section)
     for requests in (1_000_001, 4 * 10**18):
         with pytest.raises(ScenarioError, match="requests or more; at most 1,000,000 are simul"):
@@ -306,14 +304,14 @@ def test_a_workload_that_no_memory_could_hold_is_refused() -> None:
 def test_a_csv_of_too_many_requests_is_refused_unless_few_of_them_are_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(arrivals_csv, "MOST_REQUESTS", 3)
+    monkeypatch.setattr(request_file, "MOST_REQUESTS", 3)
     with pytest.raises(ScenarioError, match=r"arrivals\.csv:5: is request 4; at most 3 .* once"):
         from_csv(tmp_path, PLAIN + "0,1,1\n" * 9)
     assert len(from_csv(tmp_path, PLAIN + "0,1,1\n" * 9, requests=2)) == 2
 
 
 def test_spaces_and_exponents_of_a_csv_are_read(tmp_path: Path) -> None:
-    (request,) = from_csv(tmp_path, PLAIN + " 1e-05,\t03, 2 \r\n")
+    _, request = from_csv(tmp_path, PLAIN + "0,1,1\n 1e-05,\t03, 2 \r\n")
     assert (request.arrival_ns, request.prompt_tokens, request.output_tokens) == (10_000, 3, 2)
 
 
@@ -341,13 +339,15 @@ def test_any_bytes_are_arrivals_or_one_line(data: bytes) -> None:
         path = Path(folder) / "arrivals.csv"
         path.write_bytes(PLAIN.encode() + data)
         try:
-            read = arrivals_csv.read_arrivals(path, "plain", None)
-        except arrivals_csv.CsvError as error:
+            read = request_file.read_requests(path, request_file.Reading("plain")).requests
+        except WorkloadError as error:
             said = error.reason
             assert said
             assert "\n" not in said
         else:
-            assert all(request.moment >= 0 and request.prompt_tokens >= 1 for request in read)
+            assert all(
+                (request.arrival_ns or 0) >= 0 and request.prompt_tokens >= 1 for request in read
+            )
 
 
 def test_a_csv_that_is_no_text_is_named(tmp_path: Path) -> None:
@@ -786,7 +786,7 @@ def test_tiled_requests_continue_with_the_next_ones_of_their_domain_round_and_ro
     shared: bool, prefill: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not shared:
-        monkeypatch.setattr(workload_module, "_SHARED_ROWS", 0)
+        monkeypatch.setattr(supply, "_SHARED_ROWS", 0)
     trace = tiny_trace(requests=5, prompt_tokens=3, output_tokens=4)
     names = np.array(["a", "b", "a", "a", "b"], object)
     trace = Trace(trace.meta, {**trace.requests, "domain": names}, {"expert_ids": trace.expert_ids})
