@@ -28,7 +28,7 @@ def load_model(
 
     `dtype` is `auto` (as stored) or a type of torch. Raise `UsageError` that says what is wrong.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+    from transformers import AutoConfig, AutoTokenizer
 
     if dtype not in DTYPES:
         raise UsageError(f"unknown dtype {dtype!r}: choose one of {', '.join(DTYPES)}")
@@ -43,10 +43,9 @@ def load_model(
     source = str(folder) if local else str(name)
     options: dict[str, Any] = {"revision": revision, "local_files_only": local}
     try:
-        # The configuration first: it says whether the model is an encoder-decoder.
+        # The configuration first: it says of which class the model is.
         config = AutoConfig.from_pretrained(source, **options)
-        factory = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-        model = factory.from_pretrained(
+        model = _class_for(config).from_pretrained(
             source, config=config, dtype=dtype, use_safetensors=True, **options
         )
     except (OSError, ValueError) as error:
@@ -56,6 +55,27 @@ def load_model(
     except (OSError, ValueError, KeyError):
         tokenizer = None
     return model.eval().to(target), tokenizer
+
+
+def _class_for(config: Any) -> Any:
+    """Return the class that generates text with a configuration.
+
+    It is the one that saved the model, if it generates. Otherwise it is the first auto class that
+    knows the configuration; models that read images or sound are known to others than text models.
+    """
+    import transformers
+
+    named = getattr(transformers, (getattr(config, "architectures", None) or [""])[0], None)
+    if named is not None and callable(getattr(named, "generate", None)):
+        return named
+    text = "Seq2SeqLM" if getattr(config, "is_encoder_decoder", False) else "CausalLM"
+    kinds = (text, "ImageTextToText", "MultimodalLM", "Seq2SeqLM", "CausalLM")
+    factories: list[Any] = [
+        getattr(transformers, f"AutoModelFor{kind}")
+        for kind in kinds
+        if hasattr(transformers, f"AutoModelFor{kind}")
+    ]
+    return next((f for f in factories if type(config) in f._model_mapping), factories[0])
 
 
 def know_own_kinds() -> None:

@@ -318,12 +318,12 @@ def test_a_model_that_cannot_generate_is_refused_by_its_class(tmp_path: Path) ->
     assert not list(tmp_path.iterdir())
 
 
-def test_a_router_that_returns_masks_is_refused_by_its_class(tmp_path: Path) -> None:
+def test_experts_that_are_called_with_masks_are_refused_by_their_class(tmp_path: Path) -> None:
     sizes: dict[str, Any] = {"layers": 2, "attention_heads": 2, "ffn_dim": 16, "sparse_step": 1}
     both: dict[str, Any] = {
         f"{part}_{name}": size for part in ("encoder", "decoder") for name, size in sizes.items()
     }
     config = hf.NllbMoeConfig(vocab_size=50, d_model=16, num_experts=4, **both)
     model = hf.NllbMoeForConditionalGeneration(config).eval()
-    with pytest.raises(UsageError, match=r"NllbMoeTop2Router at .*: it shows a mask over all 4"):
+    with pytest.raises(UsageError, match=r"NllbMoeExperts at model.decoder\S* cannot be recorded"):
         record(model, None, [Prompt(tokens=(3, 4, 5))], tmp_path / "t", max_new_tokens=3)

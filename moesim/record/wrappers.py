@@ -1,0 +1,84 @@
+"""Models in wrappers: the model inside runs the forward passes, so its hooks are the ones to set.
+
+torch.compile, PEFT and parallel wrappers hold one model and pass calls on to it. Compiled code
+skips hooks, so a model runs uncompiled while it is recorded; its choices are the same.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from moesim.errors import UsageError
+
+__all__ = ["Uncompiled", "check_generates", "unwrapped"]
+
+_NO_TEXT = {
+    "diffusion_gemma": "it denoises blocks of tokens again and again, so a token has no one row",
+    "openai_privacy_filter": "it labels the tokens of a text and generates none",
+}
+"""Families with routed experts that do not generate token by token, by `model_type`."""
+
+
+def check_generates(model: Any) -> None:
+    """Raise `UsageError` for a model that does not generate text token by token."""
+    kind = type(model).__name__
+    if (reason := _NO_TEXT.get(getattr(model.config, "model_type", ""))) is not None:
+        raise UsageError(f"{kind} cannot be recorded: {reason}")
+    if not callable(getattr(model, "generate", None)):
+        raise UsageError(
+            f"{kind} cannot generate: give a model with a language-model head, "
+            "like one of AutoModelForCausalLM"
+        )
+
+
+def unwrapped(model: Any) -> Any:
+    """Return the model inside of wrappers.
+
+    Raise `UsageError` for a wrapper that adds tokens of its own, like a learned prompt.
+    """
+    from transformers import PreTrainedModel
+
+    for _ in range(8):  # wrappers of wrappers
+        inner = getattr(model, "_orig_mod", None)
+        if inner is None and callable(getattr(model, "get_base_model", None)):
+            active: Any = getattr(model, "active_peft_config", None)
+            if getattr(active, "is_prompt_learning", False):
+                raise UsageError(
+                    f"{type(model).__name__} puts learned tokens before the prompt, which have no "
+                    "rows in a trace; pass the model inside (get_base_model())"
+                )
+            inner = model.get_base_model()
+        if inner is None and type(model).__name__ in ("DataParallel", "DistributedDataParallel"):
+            inner = model.module
+        if inner is None and not isinstance(model, PreTrainedModel):
+            held = list(model.children()) if isinstance(model, nn.Module) else []
+            if len(held) == 1 and isinstance(held[0], PreTrainedModel):
+                inner = held[0]
+        if inner is None:
+            return model
+        model = inner
+    return model
+
+
+class Uncompiled:
+    """Runs the modules of `model` uncompiled between `begin` and `end`."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._compiled: list[tuple[Any, Any]] = []
+
+    def begin(self) -> None:
+        """Set compiled calls aside."""
+        for module in self._model.modules():
+            compiled = getattr(module, "_compiled_call_impl", None)
+            if compiled is not None:
+                self._compiled.append((module, compiled))
+                module._compiled_call_impl = None
+
+    def end(self) -> None:
+        """Restore the compiled calls."""
+        for module, compiled in self._compiled:
+            module._compiled_call_impl = compiled
+        self._compiled = []
