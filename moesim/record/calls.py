@@ -141,10 +141,13 @@ def _switch_gate(output: Any) -> tuple[Tensor, Tensor]:
 
 def _masked_scores(output: Any) -> tuple[Tensor, Tensor]:
     """Read Llama 4's scores `[T, E]`, which are 0 but for the chosen experts."""
-    scores, _ = output
+    scores, logits = output
     k = int((scores > 0).sum(dim=-1).max())
-    weights, ids = scores.topk(max(1, k), dim=-1)
-    return ids.masked_fill(weights == 0, -1), weights
+    # Large logits have one and the same sigmoid, so they are ordered before it; ties by id.
+    chosen = logits.masked_fill(scores == 0, float("-inf"))
+    best, order = chosen.sort(dim=-1, descending=True, stable=True)
+    ids, best = order[:, : max(1, k)], best[:, : max(1, k)]
+    return ids.masked_fill(best == float("-inf"), -1), scores.gather(-1, ids)
 
 
 def _sorted_lists(output: Any) -> tuple[Tensor, Tensor]:
