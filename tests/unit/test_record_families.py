@@ -129,7 +129,7 @@ def test_a_trace_of_the_family_is_valid_and_holds_distributions(kind: str, tmp_p
         prediction_depth=1,
         probabilities=True,
     )
-    validate_trace(trace.path)
+    validate_trace(tmp_path / "t")
     assert trace.num_rows == sum(trace.requests["prompt_tokens"] + 2)
     assert trace.probabilities is not None
     sums = np.asarray(trace.probabilities[:], dtype=np.float32).sum(axis=-1)
