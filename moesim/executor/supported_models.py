@@ -10,19 +10,12 @@ from torch import nn
 
 from moesim.errors import UsageError
 from moesim.record.calls import ADAPTERS
+from moesim.record.header import TOP_K, stated_top_k
 from moesim.record.routers import MoeLayer, check_alike
 
 __all__ = ["check_run_by_layers", "top_k_of"]
 
 _INDEXED = re.compile(r"(Indexer|Compressor)$")
-_TOP_K = (
-    "num_experts_per_tok",
-    "num_experts_per_token",
-    "moe_topk",
-    "moe_k",
-    "moe_top_k",
-    "top_k_experts",
-)
 
 
 def check_run_by_layers(model: nn.Module, layers: Sequence[MoeLayer]) -> None:
@@ -54,14 +47,11 @@ def check_run_by_layers(model: nn.Module, layers: Sequence[MoeLayer]) -> None:
 
 def top_k_of(model: Any) -> int:
     """Return the number of experts of a token. Raise `UsageError` if no key says it."""
-    config = model.config
-    for part in (config, config.get_text_config(), getattr(config, "ffn_config", None)):
-        for key in _TOP_K:
-            if isinstance(value := getattr(part, key, None), int):
-                return value
+    if (top_k := stated_top_k(model)) is not None:
+        return top_k
     raise UsageError(
         f"{type(model).__name__} does not say how many experts a token gets (one of the keys "
-        f"{', '.join(_TOP_K)} in its configuration)"
+        f"{', '.join(TOP_K)} in its configuration)"
     )
 
 

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import json
 import os
+from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -26,6 +28,7 @@ from moesim.progress import Counter
 from moesim.record.calls import Adapter
 from moesim.record.header import describe, is_normalised, training_record
 from moesim.record.loading import load_model
+from moesim.record.plain_models import PlainModel
 from moesim.record.prompts import Prompt, read_prompts
 from moesim.record.recorder import Recorder, Recording
 from moesim.record.wrappers import check_generates, unwrapped
@@ -36,7 +39,7 @@ from moesim.trace import Trace, TraceMeta, TraceWriter
 class _Request:
     """A tokenized prompt. `limit` is the most tokens it may generate."""
 
-    tokens: tuple[int, ...]
+    tokens: Sequence[int]
     limit: int
     domain: str | None
 
@@ -102,7 +105,9 @@ def record(
     scores, as distributions. `temperature` 0 is greedy. Longer prompts are cut to
     `max_prompt_tokens`. With `ignore_end` no end token is ever drawn, and every request generates
     its limit. `provenance` is added to the header's. An `adapter` reads a model whose experts are
-    not those of transformers. Of the model's own generation settings only the special tokens count.
+    not those of transformers. With it, `model` may be any module from ids of tokens to logits,
+    which is recorded greedily, one request at a time. Of the model's own generation settings only
+    the special tokens count.
     torch's random generator, the model's mode, its settings and its hooks are restored afterwards.
 
     Raise `UsageError` for a model or prompts that cannot be recorded. Raise `OutputError` if `out`
@@ -124,6 +129,8 @@ def record(
     if isinstance(model, str | Path):
         model, own_tokenizer = load_model(model)
         tokenizer = tokenizer or own_tokenizer
+    if adapter is not None and not callable(getattr(model, "generate", None)):
+        model, batch_size = PlainModel(model), 1
     inner = unwrapped(model)
     check_generates(inner)
     requests = [_tokenize(p, tokenizer, max_new_tokens, max_prompt_tokens) for p in checked]
@@ -193,20 +200,63 @@ def _prompts(prompts: str | Path | Sequence[Prompt | str]) -> tuple[dict[str, An
     placed = [replace(p, where=p.where or f"prompt {n}") for n, p in enumerate(texts)]
     if not placed:
         raise UsageError("no prompts were given")
-    content = "\0".join(p.text if p.tokens is None else str(p.tokens) for p in placed)
+    content = "\0".join(map(_content, placed))
     source["sha256"] = hashlib.sha256(content.encode()).hexdigest()
     return source, placed
 
 
-def _tokenize(prompt: Prompt, tokenizer: Any, limit: int, longest: int | None) -> _Request:
+def _content(prompt: Prompt) -> str:
     if prompt.tokens is not None:
-        tokens = tuple(prompt.tokens)
+        return str(prompt.tokens)
+    return prompt.text if prompt.messages is None else json.dumps(prompt.messages)
+
+
+def tokens_of(prompt: Prompt, tokenizer: Any) -> Sequence[int]:
+    """Return the tokens of a prompt, by the chat template of the tokenizer if it is a chat.
+
+    Raise `UsageError` with the prompt's place if there are none.
+    """
+    if prompt.tokens is not None:
+        tokens = prompt.tokens
     elif tokenizer is None:
         raise UsageError(f"{prompt.where}: a text needs a tokenizer, and the model has none")
+    elif prompt.messages is None:
+        tokens = tokenizer(prompt.text)["input_ids"]
     else:
-        tokens = tuple(tokenizer(prompt.text)["input_ids"])
+        tokens = _chat_tokens(prompt, tokenizer)
     if not tokens:
         raise UsageError(f"{prompt.where}: the tokenizer makes no tokens of this prompt")
+    return array("q", tokens)  # a million tokens take 8 MB
+
+
+def _chat_tokens(prompt: Prompt, tokenizer: Any) -> Any:
+    if getattr(tokenizer, "chat_template", None) is None:
+        raise UsageError(
+            f"{prompt.where}: messages need a tokenizer with a chat template, and this one has "
+            "none. Give the whole text as 'prompt'"
+        )
+    try:
+        from jinja2 import TemplateError
+    except ImportError as error:
+        raise UsageError(
+            f"{prompt.where}: messages need the package jinja2 (pip install jinja2)"
+        ) from error
+    try:
+        return tokenizer.apply_chat_template(
+            [dict(message) for message in prompt.messages or ()],
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=False,
+        )
+    except (TemplateError, ValueError, TypeError) as error:  # templates refuse some orders of roles
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UsageError(
+            f"{prompt.where}: the chat template refuses these messages: {reason}"
+        ) from error
+
+
+def _tokenize(prompt: Prompt, tokenizer: Any, limit: int, longest: int | None) -> _Request:
+    tokens = tokens_of(prompt, tokenizer)
     return _Request(tokens[:longest], prompt.max_new_tokens or limit, prompt.domain)
 
 

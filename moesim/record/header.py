@@ -24,6 +24,12 @@ import moesim
 from moesim.record.routers import MoeLayer
 from moesim.trace import TraceMeta
 
+TOP_K = (
+    *("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "moe_top_k"),
+    "top_k_experts",
+)
+"""The keys of configurations for the number of experts of a token."""
+
 TRAINING_RECORD = "training.json"  # written by `moesim models train` beside the model
 
 
@@ -37,9 +43,7 @@ def describe(
     provenance: dict[str, Any],
 ) -> TraceMeta:
     """Return the header of a trace recorded from `model`."""
-    config = model_config(model)
-    if (loaded := experts_dtype(layers[0])) is not None and "quantization_config" not in config:
-        config = _with_dtype(config, loaded)
+    config = loaded_config(model, layers)
     # Sorted, so that the hash does not depend on the order of keys.
     canonical = json.dumps(config, sort_keys=True).encode()
     numbers = tuple(layer.model_layer for layer in layers)
@@ -61,6 +65,26 @@ def describe(
         model_config=config,
         provenance={**provenance, "dtype": _dtype(model), "versions": versions()},
     )
+
+
+def loaded_config(model: Any, layers: Sequence[MoeLayer]) -> dict[str, Any]:
+    """Return the model's configuration with the precision of the weights as loaded."""
+    config = model_config(model)
+    loaded = experts_dtype(layers[0])
+    if loaded is None or "quantization_config" in config:
+        return config
+    return _with_dtype(config, loaded)
+
+
+def stated_top_k(model: Any) -> int | None:
+    """Return the number of experts of a token that a configuration states; None if it does not."""
+    config = model.config
+    inner = getattr(config, "ffn_config", None)
+    for part in (config, getattr(config, "get_text_config", lambda: None)(), inner):
+        for key in TOP_K:
+            if isinstance(value := getattr(part, key, None), int):
+                return value
+    return None
 
 
 def model_config(model: Any) -> dict[str, Any]:

@@ -28,20 +28,12 @@ def load_model(
 
     `dtype` is `auto` (as stored) or a type of torch. Raise `UsageError` that says what is wrong.
     """
-    from transformers import AutoConfig, AutoTokenizer
+    from transformers import AutoConfig
 
     if dtype not in DTYPES:
         raise UsageError(f"unknown dtype {dtype!r}: choose one of {', '.join(DTYPES)}")
-    know_own_kinds()
     target = _device(device)
-    folder = Path(name).expanduser()
-    local = folder.is_dir()
-    if local and not (folder / "config.json").is_file():
-        raise UsageError(f"{name}: no config.json in this folder; is it a saved model?")
-    if not local and (folder.is_absolute() or str(name).startswith((".", "~"))):
-        raise UsageError(f"{name}: no such folder")
-    source = str(folder) if local else str(name)
-    options: dict[str, Any] = {"revision": revision, "local_files_only": local}
+    source, options = _source(name, revision)
     try:
         # The configuration first: it says of which class the model is.
         config = AutoConfig.from_pretrained(source, **options)
@@ -50,11 +42,51 @@ def load_model(
         )
     except (OSError, ValueError) as error:
         raise UsageError(f"{name}: cannot load this model: {_first_line(error)}") from error
+    return model.eval().to(target), _tokenizer(source, options)
+
+
+def load_empty(name: str | Path, *, revision: str | None = None) -> tuple[Any, Any]:
+    """Return (model without weights, tokenizer or None): what `load_model` would build.
+
+    Only the configuration and the tokenizer are read. Raise `UsageError` as `load_model` does.
+    """
+    from transformers import AutoConfig
+
+    source, options = _source(name, revision)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, **options)
+        config = AutoConfig.from_pretrained(source, **options)
+        kind = _class_for(config)
+        with torch.device("meta"):
+            build = getattr(kind, "from_config", None) or kind._from_config
+            model = build(config)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{name}: cannot build this model: {_first_line(error)}") from error
+    return model.eval(), _tokenizer(source, options)
+
+
+def _source(name: str | Path, revision: str | None) -> tuple[str, dict[str, Any]]:
+    """Return what transformers loads, and with which options.
+
+    Raise `UsageError` for a folder that is absent or holds no model.
+    """
+    know_own_kinds()
+    folder = Path(name).expanduser()
+    local = folder.is_dir()
+    if local and not (folder / "config.json").is_file():
+        raise UsageError(f"{name}: no config.json in this folder; is it a saved model?")
+    if not local and (folder.is_absolute() or str(name).startswith((".", "~"))):
+        raise UsageError(f"{name}: no such folder")
+    source = str(folder) if local else str(name)
+    return source, {"revision": revision, "local_files_only": local}
+
+
+def _tokenizer(source: str, options: dict[str, Any]) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(source, **options)
     except (OSError, ValueError, KeyError):
-        tokenizer = None
-    return model.eval().to(target), tokenizer
+        return None
 
 
 def _class_for(config: Any) -> Any:

@@ -81,6 +81,7 @@ class Recorder:
         self._handles: list[RemovableHandle] = []
         self._uncompiled = Uncompiled(self._model)
         self._shape = (0, 0)
+        self._open = False  # whether a forward pass of the model runs
         self._routing: dict[LayerState, Routing] = {}
         self._hidden: list[Tensor] = []  # what the gates of this pass saw, in order
         self._predictions: list[list[Tensor]] = []
@@ -120,7 +121,11 @@ class Recorder:
         """
         forwards, self._forwards = self._forwards, []
         if not forwards:
-            raise TraceError("", type(self._model).__name__, "no forward pass was recorded")
+            raise TraceError(
+                "",
+                type(self._model).__name__,
+                "no forward pass was recorded; give the module whose forward runs",
+            )
         return _concatenate(forwards)
 
     def _check_depth(self, layers: list[MoeLayer]) -> None:
@@ -148,6 +153,7 @@ class Recorder:
         self._forget()
 
     def _forget(self) -> None:
+        self._open = False
         self._routing, self._hidden, self._predictions = {}, [], []
         for state in self._states:
             state.call, state.handed = None, []
@@ -190,9 +196,15 @@ class Recorder:
         fed = [kwargs[name] for name in names if kwargs.get(name) is not None]
         batch, columns = (fed or args)[0].shape[:2]
         self._shape = (batch, columns)
+        self._open = True
 
     def _add(self, state: LayerState, called: Routing) -> None:
-        """Keep a layer's decision, and ask its gate about what earlier gates saw."""
+        """Keep a layer's decision, and ask its gate about what earlier gates saw.
+
+        Calls outside of a forward pass of the model are not its decisions.
+        """
+        if not self._open:
+            return
         if self._running is not None and state not in self._running:
             raise self._broken(state, "did not run in the first forward pass, but in a later one")
         if state in self._routing:

@@ -192,10 +192,11 @@ def _layers_at(name: str, block: nn.Module, adapter: Adapter | None) -> Iterator
                 yield _layer(name, block, router, experts, adapter)
         return
     known = ADAPTERS.get(type(gate).__name__)
-    experts = _experts_among(name, children)
+    found = _experts_among(name, children)
     if known is not None and known.at_gate:
-        yield _layer(name, block, gate, experts, known)
-    elif experts is not None:
+        yield _layer(name, block, gate, found[0] if len(found) == 1 else None, known)
+    elif found:
+        experts = found[0]
         kind = type(experts).__name__
         if kind in REFUSED_EXPERTS:
             raise UsageError(f"{kind} at {name} cannot be recorded: {REFUSED_EXPERTS[kind]}")
@@ -209,14 +210,17 @@ def _layers_at(name: str, block: nn.Module, adapter: Adapter | None) -> Iterator
         yield _layer(name, block, gate, experts, reads)
 
 
-def _experts_among(path: str, children: dict[str, nn.Module]) -> nn.Module | None:
-    """Return the routed experts of a block; shared ones have a class of the same ending."""
+def _experts_among(path: str, children: dict[str, nn.Module]) -> list[nn.Module]:
+    """Return the routed experts of a block; shared ones have a class of the same ending.
+
+    Several modules hold a matrix of each expert; none of them is called with ids.
+    """
     named = {k: c for k, c in children.items() if _EXPERTS.search(type(c).__name__)}
     routed = [c for c in named.values() if takes_ids(c)]
     if len(routed) > 1:
         raise UsageError(f"{path} holds {len(routed)} modules of routed experts; one is supported")
     others = [c for k, c in named.items() if "shared" not in k and not takes_ids(c)]
-    return next(iter([*routed, *others]), None)
+    return routed or others
 
 
 def _gate_among(children: dict[str, nn.Module]) -> nn.Module | None:

@@ -270,12 +270,14 @@ def tiny_family(kind: str, seed: int = 0) -> Any:
 
 
 def _text_model(kind: str) -> Any:
-    config = hf.CONFIG_MAPPING[kind](**_small(hf.CONFIG_MAPPING[kind], TEXT[kind]))
+    maker: Any = hf.CONFIG_MAPPING[kind]
+    config = maker(**_small(maker, TEXT[kind]))
     if kind == "mistral4":  # no auto class knows it
         from transformers.models.mistral4.modeling_mistral4 import Mistral4ForCausalLM
 
         return Mistral4ForCausalLM(config)
-    return hf.AutoModelForCausalLM.from_config(config)
+    auto: Any = hf.AutoModelForCausalLM
+    return auto.from_config(config)
 
 
 def _model_with_images(kind: str) -> Any:
@@ -358,7 +360,8 @@ def _switch() -> Any:
 
 def _privacy_filter() -> Any:
     maker: Any = hf.CONFIG_MAPPING["openai_privacy_filter"]
-    return hf.OpenAIPrivacyFilterForTokenClassification(maker(**_small(maker, {})))
+    kind: Any = hf.OpenAIPrivacyFilterForTokenClassification
+    return kind(maker(**_small(maker, {})))
 
 
 def _diffusion_gemma() -> Any:
