@@ -28,7 +28,7 @@ from figures import ROOT, Figure, device, table  # noqa: E402
 from moesim import __version__  # noqa: E402
 from moesim.files import whole_file, write_json  # noqa: E402
 
-SCRIPTS = ("served", "scale", "events", "files", "startup", "real_time", "gates")
+SCRIPTS = ("served", "scale", "events", "files", "startup", "real_time", "gates", "recording")
 BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
 
 

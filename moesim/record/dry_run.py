@@ -60,7 +60,7 @@ def plan_recording(
 ) -> Plan:
     """Return what recording `model` (which may have no weights) on `prompts` would give.
 
-    Raise `UsageError` for what `record` would refuse and can be known beforehand.
+    Raise `UsageError` for what `record` would refuse and the configuration shows.
     """
     from moesim.model.hf_config import shape_from_config
 

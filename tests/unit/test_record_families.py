@@ -16,6 +16,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="recording needs the torch extra")
 
 from expert_calls import ExpertCalls, generated  # noqa: E402
+from family_table import row  # noqa: E402
 from moe_families import (  # noqa: E402
     FAMILIES,
     PROMPTS,
@@ -24,6 +25,7 @@ from moe_families import (  # noqa: E402
     folder_of,
     tiny_family,
 )
+from paths import ROOT  # noqa: E402
 
 from moesim.errors import UsageError  # noqa: E402
 from moesim.record import Prompt, Recorder, record  # noqa: E402
@@ -167,3 +169,11 @@ def test_a_model_in_bfloat16_is_recorded_alike(kind: str) -> None:
         for layer in model.model.layers:
             layer.mlp.gate.float()
     compare(model, prediction_depth=1, probabilities=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [*FAMILIES, *REFUSED])
+def test_the_table_of_the_document_says_what_the_family_does(kind: str) -> None:
+    page = (ROOT / "docs/record.md").read_text(encoding="utf-8")
+    assert page.count(f"| `{kind}` |") == 1
+    assert row(kind) in page

@@ -70,11 +70,11 @@ def test_identity_experts_leave_places_unused_and_are_no_experts(tmp_path: Path)
 
 def test_experts_for_images_that_never_run_are_left_out(tmp_path: Path) -> None:
     model = tiny_family("ernie4_5_vl_moe")
-    assert len(find_moe_layers(model)) == 4
+    assert len(find_moe_layers(model)) == 6
     trace = record(model, None, ASKED, tmp_path / "t", max_new_tokens=3)
-    assert (trace.num_layers, trace.meta.layer_map) == (2, (1, 2))
+    assert (trace.num_layers, trace.meta.layer_map) == (3, (1, 2, 3))
     left_out = trace.meta.provenance["layers_left_out"]
-    assert [name.rpartition(".")[2] for name in left_out] == ["vision_moe"] * 2
+    assert [name.rpartition(".")[2] for name in left_out] == ["vision_moe"] * 3
 
 
 def test_a_bank_that_runs_only_later_is_an_error() -> None:
