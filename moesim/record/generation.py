@@ -31,7 +31,7 @@ from moesim.record.loading import load_model
 from moesim.record.plain_models import PlainModel
 from moesim.record.prompts import Prompt, read_prompts
 from moesim.record.recorder import Recorder, Recording
-from moesim.record.wrappers import check_generates, unwrapped
+from moesim.record.wrappers import check_generates, feels_padding, text_model, unwrapped
 from moesim.trace import Trace, TraceMeta, TraceWriter
 
 
@@ -129,6 +129,7 @@ def record(
     if isinstance(model, str | Path):
         model, own_tokenizer = load_model(model)
         tokenizer = tokenizer or own_tokenizer
+    model = text_model(model)
     if adapter is not None and not callable(getattr(model, "generate", None)):
         model, batch_size = PlainModel(model), 1
     inner = unwrapped(model)
@@ -147,8 +148,7 @@ def record(
         stack.enter_context(evaluating(inner))
         stack.enter_context(_seeded(inner.device, seed))
         writer: TraceWriter | None = None
-        for start in range(0, len(requests), batch_size):
-            batch = requests[start : start + batch_size]
+        for start, batch in _batches(requests, batch_size, equal=feels_padding(inner)):
             if progress is not None:
                 progress(start, len(requests))
             rows = _record_batch(recorder, model, batch, sampling, start)
@@ -166,6 +166,21 @@ def record(
             progress(len(requests), len(requests))
         assert writer is not None
         return writer.close()
+
+
+def _batches(
+    requests: Sequence[_Request], size: int, *, equal: bool
+) -> Iterator[tuple[int, Sequence[_Request]]]:
+    """Yield the first number and the requests of each batch, with `equal` prompts of one length."""
+    start = 0
+    while start < len(requests):
+        stop, length = start, len(requests[start].tokens)
+        while stop < min(start + size, len(requests)):
+            if equal and len(requests[stop].tokens) != length:
+                break
+            stop += 1
+        yield start, requests[start:stop]
+        start = stop
 
 
 def _header(
@@ -299,7 +314,7 @@ def _record_batch(
             f"{recording.expert_ids.shape[0]} x {recording.num_columns} were recorded",
         )
     outputs = generated[:, width:].tolist()
-    return [
+    rows = [
         _cut(
             recording,
             number,
@@ -312,6 +327,15 @@ def _record_batch(
             zip(batch, lengths, outputs, strict=True)
         )
     ]
+    for number, request in enumerate(rows, start=first):
+        if not np.isfinite(request.arrays["gate_weights"]).all():
+            raise TraceError(
+                "",
+                f"request {number}",
+                f"{type(inner).__name__} gave a gate weight that is no number. If it was padded to "
+                "the length of another prompt, record with a batch size of 1",
+            )
+    return rows
 
 
 @contextmanager
@@ -335,7 +359,7 @@ def _refusals(model: Any) -> Iterator[None]:
     kind = type(model).__name__
     try:
         yield
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         hint = (
             "; an encoder-decoder needs decoder_start_token_id in its configuration"

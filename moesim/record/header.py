@@ -63,7 +63,11 @@ def describe(
         layer_map=numbers if rising else None,
         prediction_depth=prediction_depth,
         model_config=config,
-        provenance={**provenance, "dtype": _dtype(model), "versions": versions()},
+        provenance={
+            **provenance,
+            "dtype": config.get("dtype", _dtype(model)),
+            "versions": versions(),
+        },
     )
 
 

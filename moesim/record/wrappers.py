@@ -6,19 +6,36 @@ skips hooks, so a model runs uncompiled while it is recorded; its choices are th
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from torch import nn
 
 from moesim.errors import UsageError
 
-__all__ = ["Uncompiled", "check_generates", "unwrapped"]
+__all__ = ["Uncompiled", "check_generates", "feels_padding", "text_model", "unwrapped"]
+
+_COMPRESSOR = re.compile(r"Compressor$")
 
 _NO_TEXT = {
     "diffusion_gemma": "it denoises blocks of tokens again and again, so a token has no one row",
     "openai_privacy_filter": "it labels the tokens of a text and generates none",
 }
 """Families with routed experts that do not generate token by token, by `model_type`."""
+
+
+def text_model(model: Any) -> Any:
+    """Return the part of a model that writes text, where another part speaks it."""
+    kind = getattr(getattr(model, "config", None), "model_type", "")
+    return model.thinker if kind == "qwen3_omni_moe" else model
+
+
+def feels_padding(model: nn.Module) -> bool:
+    """Return whether padding on the left changes what a model computes for a prompt.
+
+    It does where neighbouring tokens are compressed into one entry, counted from the first column.
+    """
+    return any(_COMPRESSOR.search(type(module).__name__) for module in model.modules())
 
 
 def check_generates(model: Any) -> None:

@@ -35,6 +35,9 @@ IMPLEMENTATIONS = ("eager", "batched_mm", "grouped_mm")
 SAMPLE = ("mixtral", "gpt_oss", "deepseek_v3", "nemotron_h", "zaya", "longcat_flash", "lfm2_moe")
 """Families whose experts have each kind of weights and interface, for what takes longer."""
 
+ALONE = ("deepseek_v4", "qwen3_next", "granitemoehybrid", "lfm2_moe", "zaya", "hy_v4")
+"""Families in which tokens meet outside of usual attention, so that padding might be felt."""
+
 CALLED_ALIKE = {
     "gemma4_text": "its block is the whole decoder layer",
     "deepseek_v4": "its first layers choose by the ids of tokens",
@@ -136,6 +139,17 @@ def test_a_trace_of_the_family_is_valid_and_holds_distributions(kind: str, tmp_p
     assert trace.probabilities is not None
     sums = np.asarray(trace.probabilities[:], dtype=np.float32).sum(axis=-1)
     np.testing.assert_allclose(sums, 1, atol=5e-3)
+
+
+@pytest.mark.parametrize(
+    "kind", [k if k in ALONE else pytest.param(k, marks=pytest.mark.slow) for k in FAMILIES]
+)
+def test_a_padded_batch_gives_each_request_what_it_gets_alone(kind: str, tmp_path: Path) -> None:
+    prompts = [Prompt(tokens=tokens) for tokens in PROMPTS]
+    model = tiny_family(kind)
+    together = record(model, None, prompts, tmp_path / "a", max_new_tokens=4, batch_size=3)
+    alone = record(model, None, prompts, tmp_path / "b", max_new_tokens=4, batch_size=1)
+    np.testing.assert_array_equal(together.expert_ids[:], alone.expert_ids[:])
 
 
 @pytest.mark.parametrize("kind", REFUSED)
