@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ def model_of(hidden: int, layers: int) -> Any:
 
     config: Any = transformers.Qwen3MoeConfig
     torch.manual_seed(0)
-    made = transformers.Qwen3MoeForCausalLM(
+    made: Any = transformers.Qwen3MoeForCausalLM(
         config(
             vocab_size=4096,
             hidden_size=hidden,
@@ -90,7 +91,7 @@ def measure(quick: bool) -> list[Figure]:
     with tempfile.TemporaryDirectory() as folder:
         for number in range(rounds + 1):
             bare = cpu_s(lambda: generated(record=False))
-            found = {name: cpu_s(lambda o=o: generated(**o)) for name, o in OPTIONS.items()}
+            found = {name: cpu_s(partial(generated, **o)) for name, o in OPTIONS.items()}
             found["whole, with its trace"] = cpu_s(lambda: whole(Path(folder) / "trace"))
             if number:  # the first round warms up
                 for name, spent in found.items():
